@@ -1,0 +1,210 @@
+// The kernel table: everything the engine asks of a device. Plain C, so that a backend can live in its own shared library.
+//
+// Conventions
+//   dt     the dtype of parameters and activations ("act"): LOOP_F32, LOOP_BF16 or LOOP_F64.
+//   real   the dtype of everything that accumulates (gradients, log-probabilities, gate logits): double when dt is LOOP_F64, else float.
+//   Pointers marked `host` are ordinary memory; every other pointer is device memory from `allocate`.
+//   All matrices are row-major and dense unless a leading dimension is given. A function returns 0, or non-zero after setting last_error.
+//   "+=" outputs accumulate. Sums run in a fixed order: the same inputs give the same bits whatever the number of threads.
+//   A row of a forward result never depends on the other rows of the call.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#define LOOPLM_BACKEND_ABI 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum LoopDType { LOOP_F32 = 0, LOOP_BF16 = 1, LOOP_F64 = 2, LOOP_I32 = 3, LOOP_F16 = 4 } LoopDType;
+
+enum { LOOP_GEMM_REAL_OUT = 1, LOOP_GEMM_ACCUMULATE = 2 };  // C is real instead of act; C += (implies REAL_OUT)
+
+// A run of packed tokens [begin, end) that attends causally to itself and to all of the prefix run [prefix_begin, prefix_end),
+// which holds the tokens just before it (a prompt that several responses share). An empty prefix means a whole sequence.
+// Segments of one group are consecutive; a group is a prefix segment followed by the segments that read it, or one segment alone.
+typedef struct LoopSegment {
+  int32_t begin, end, prefix_begin, prefix_end, group;
+} LoopSegment;
+
+typedef struct LoopAttention {
+  int64_t tokens;
+  int32_t heads, kv_heads, head_dim;
+  double scale;
+  const LoopSegment* segments;
+  int32_t segment_count, group_count;
+  int32_t max_context;  // the longest prefix + own length of a segment
+  const void* qkv;      // act [tokens, (heads + 2 kv_heads) * head_dim]: q heads, k heads, v heads; q and k already rotated
+  void* out;            // act [tokens, heads * head_dim]
+  void* lse;            // real [heads, tokens]: log-sum-exp of the scaled scores, written forward, read backward
+  const void* dout;     // act [tokens, heads * head_dim]   (backward only)
+  void* dqkv;           // act, shape of qkv, fully written  (backward only)
+} LoopAttention;
+
+// Where the keys of one decoded row lie in a cache plane: `prefix_length` slots from `prefix_begin`, then `length` slots from `begin`.
+typedef struct LoopCacheContext {
+  int32_t prefix_begin, prefix_length, begin, length;
+} LoopCacheContext;
+
+typedef struct LoopDecodeAttention {
+  int64_t rows;
+  int32_t heads, kv_heads, head_dim;
+  double scale;
+  const void* qkv;                     // act [rows, (heads + 2 kv_heads) * head_dim]
+  const void *keys, *values;           // act [slots, kv_heads * head_dim], the row's own key and value already written
+  const LoopCacheContext* contexts;    // [rows]
+  void* out;                           // act [rows, heads * head_dim]
+} LoopDecodeAttention;
+
+typedef enum LoopSurrogate { LOOP_GIVEN = 0, LOOP_REINFORCE = 1, LOOP_PPO = 2, LOOP_CISPO = 3 } LoopSurrogate;
+
+// How a row's log-probability ℓ becomes its coefficient c = ∂L/∂ℓ (math.md §2). Arrays are real, one entry per row.
+//   GIVEN      c = scale
+//   REINFORCE  c = -scale·A                        loss -scale·A·ℓ
+//   PPO        c = -scale·A·r·1[A>=0 ? r < 1+ε_hi : (r > 1-ε_lo and r < dual_clip)]
+//              loss: A>=0: -scale·A·min(r, 1+ε_hi); A<0: -scale·A·min(max(r, 1-ε_lo), dual_clip)          r = exp(ℓ - old)
+//   CISPO      c = -scale·A·min(r, cap)            loss -scale·A·sg(min(r, cap))·ℓ
+// and, when kl_scale is given, + kl_scale·(1 - e^d), loss + kl_scale·(e^d - d - 1), d = reference - ℓ.
+// scale is n·w: length normaliser times loop weight.
+typedef struct LoopLoss {
+  int32_t surrogate;
+  double epsilon_low, epsilon_high, dual_clip /* 0: none */, cap;
+  const void* scale;
+  const void* advantage;          // NULL with GIVEN
+  const void* old_logprob;        // NULL unless PPO or CISPO
+  const void* reference_logprob;  // NULL without KL
+  const void* kl_scale;           // NULL without KL
+} LoopLoss;
+
+typedef struct LoopLossSums {  // host doubles, summed over rows in row order
+  double loss;                 // surrogate + KL, as minimised
+  double policy_loss;
+  double kl;                   // Σ (e^d - d - 1) over the rows whose kl_scale is not 0
+  double kl_rows;
+  double ratio;                // Σ r over the rows whose scale is not 0 (1 where the surrogate has no ratio)
+  double clipped_low, clipped_high;  // rows whose surrogate gradient was cut
+  double rows;                 // rows whose scale is not 0
+} LoopLossSums;
+
+typedef struct LoopAdamW {
+  int64_t count;
+  void* parameter;   // act
+  void* master;      // real; the truth when dt is bf16, NULL otherwise
+  const void* gradient;
+  void *first_moment, *second_moment;  // real
+  double learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale;
+  int64_t step;  // 1-based, for bias correction
+} LoopAdamW;
+
+typedef struct LoopSample {
+  int64_t rows, vocabulary;
+  const void* logits;             // real [rows, vocabulary], may be overwritten
+  double temperature;             // 0: greedy, the lowest index wins a tie
+  int32_t top_k;                  // 0: off
+  double top_p, min_p;            // 1 and 0: off
+  uint64_t seed;
+  const int32_t *sequences, *positions;  // Philox counters: a draw depends on (seed, sequence, position) alone
+  int32_t* tokens;
+  void* logprobs;  // real: log softmax(logits / temperature)[token] over the full vocabulary (temperature 1 when greedy)
+} LoopSample;
+
+typedef enum LoopBinaryOp { LOOP_ADD = 0, LOOP_MULTIPLY = 1 } LoopBinaryOp;
+typedef enum LoopReduceOp { LOOP_SUM = 0, LOOP_MEAN = 1, LOOP_MAX = 2, LOOP_ARGMAX = 3 /* out: int32 */ } LoopReduceOp;
+#define LOOP_MAX_RANK 8
+
+typedef struct LoopBackend {
+  uint32_t abi;
+  const char* name;  // "cpu", "reference", "cuda"
+
+  // Contexts and memory. options: threads = 0 asks for the default.
+  void* (*open)(int32_t device, int32_t threads);
+  void (*close)(void* ctx);
+  const char* (*last_error)(void* ctx);
+  const char* (*describe)(void* ctx);  // e.g. "avx512_bf16, 2 threads"
+  int (*supports)(void* ctx, LoopDType dt);
+  void* (*allocate)(void* ctx, size_t bytes);  // 64-byte aligned, contents undefined; NULL when out of memory
+  void (*release)(void* ctx, void* p);
+  int (*copy_in)(void* ctx, void* dst, const void* host_src, size_t bytes);
+  int (*copy_out)(void* ctx, void* host_dst, const void* src, size_t bytes);
+  int (*copy)(void* ctx, void* dst, const void* src, size_t bytes);
+  int (*zero)(void* ctx, void* dst, size_t bytes);
+  int (*synchronize)(void* ctx);
+
+  // C[m,n] = op(A) op(B). A is [m,k] (lda) or, transposed, [k,m]; B is [k,n] or, transposed, [n,k] (a weight). A and B act.
+  // packed_b: NULL, or the result of pack_b for the same B.
+  int (*gemm)(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
+              const void* b, int64_t ldb, void* c, int64_t ldc, int flags, const void* packed_b);
+  // A device-friendly copy of B for many gemms with few rows; NULL when the backend has no use for one. Freed with release.
+  void* (*pack_b)(void* ctx, LoopDType dt, int transpose_b, int64_t n, int64_t k, const void* b, int64_t ldb);
+
+  // out[i] = table[ids[i]];   dtable[ids[i]] += dout[i] (dout, dtable real; rows of one id are added in order of i)
+  int (*embed)(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_t* ids, const void* table, void* out);
+  int (*embed_backward)(void* ctx, LoopDType dt, int64_t n, int64_t d, int64_t vocabulary, const int32_t* ids, const void* dout, void* dtable);
+
+  // h_out = h + RMS(branch; w_branch);  x = RMS(h_out; w_next).  RMS(v; w) = v · rsqrt(mean v² + eps) · w, float32 inside.
+  // branch NULL: h_out is not written and x = RMS(h; w_next).  w_next NULL: x is not written. h_out may be h.
+  int (*residual_norm)(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, const void* h, const void* branch, const void* w_branch,
+                       const void* w_next, void* h_out, void* x);
+  // Given ∂x (act) and dh (real, in: ∂h_out from elsewhere): dh += RMSᵀ(∂x) at h_out, and dbranch (act) = RMS_branchᵀ(dh).
+  // dw_branch, dw_next real +=. branch NULL: only the first half, h_out is then h. dx NULL: only the second half.
+  int (*residual_norm_backward)(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, const void* h_out, const void* branch,
+                                const void* w_branch, const void* w_next, const void* dx, void* dh, void* dbranch, void* dw_branch,
+                                void* dw_next);
+
+  // In place: rotates the first `heads` heads of each row (q, then k) by the row's position; inverse != 0 rotates back (the backward).
+  // cos_sin real [max position + 1, head_dim]: head_dim/2 cosines, then head_dim/2 sines. Pairs (j, j + head_dim/2).
+  int (*rope)(void* ctx, LoopDType dt, int64_t n, int32_t heads, int32_t head_dim, int64_t row_stride, const int32_t* positions,
+              const void* cos_sin, int inverse, void* qkv);
+
+  int (*attention)(void* ctx, LoopDType dt, const LoopAttention* a);
+  int (*attention_backward)(void* ctx, LoopDType dt, const LoopAttention* a);
+
+  // gate_up [n, 2f]: g then u. out [n,f] = silu(g)·u. Backward: dgate_up (may alias gate_up) and out, recomputed for the weight gradient.
+  int (*swiglu)(void* ctx, LoopDType dt, int64_t n, int64_t f, const void* gate_up, void* out);
+  int (*swiglu_backward)(void* ctx, LoopDType dt, int64_t n, int64_t f, const void* gate_up, const void* dout, void* dgate_up, void* out);
+
+  // Exit gate: a[i] = w·h[i] + b (a real). Backward: dh[i] += da[i]·w (real), dw += Σ da[i]·h[i], db += Σ da[i] (real).
+  int (*gate)(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* h, const void* w, const void* b, void* a);
+  int (*gate_backward)(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* da, const void* h, const void* w, void* dh, void* dw, void* db);
+  // Exit distribution over loops (math.md §1): gates, log_pdf, pdf real [loops, n]; either output may be NULL. Backward: dgates from dpdf.
+  int (*exit_pdf)(void* ctx, LoopDType dt, int64_t loops, int64_t n, const void* gates, void* log_pdf, void* pdf);
+  int (*exit_pdf_backward)(void* ctx, LoopDType dt, int64_t loops, int64_t n, const void* gates, const void* dpdf, void* dgates);
+
+  // dst[i] = src[index[i]], rows of d elements of `type`;   dst[index[i]] += src[i] (both real), every index at most once.
+  int (*gather_rows)(void* ctx, LoopDType type, int64_t n, int64_t d, const int32_t* index, const void* src, void* dst);
+  int (*scatter_add_rows)(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_t* index, const void* src, void* dst);
+
+  // The head's row kernel over real logits [rows, vocabulary] (a row per stride `vocabulary`), P = softmax(logits / temperature):
+  // logprob[i] = log P[target[i]], entropy[i] = -Σ P log P (each may be NULL). With a loss, the row becomes
+  // ∂L/∂logits = c·(onehot(target) - P)/temperature in act, in place, still at a stride of `vocabulary` real elements.
+  int (*head_rows)(void* ctx, LoopDType dt, int64_t rows, int64_t vocabulary, double temperature, void* logits, const int32_t* targets,
+                   const LoopLoss* loss, void* logprobs, void* entropies);
+  // The same coefficients from known log-probabilities, and the sums. coefficients may be NULL.
+  int (*policy_gradient)(void* ctx, LoopDType dt, int64_t rows, const void* logprobs, const LoopLoss* loss, void* coefficients,
+                         LoopLossSums* host_sums);
+
+  int (*sum_squares)(void* ctx, LoopDType dt, int64_t count, const void* x, double* host_out);  // x real
+  int (*adamw)(void* ctx, LoopDType dt, const LoopAdamW* a);
+
+  // Decoding. cache_write stores the k and v parts of qkv rows at slots of a plane.
+  int (*cache_write)(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim, const int32_t* slots,
+                     const void* qkv, void* keys, void* values);
+  int (*decode_attention)(void* ctx, LoopDType dt, const LoopDecodeAttention* a);
+  int (*sample)(void* ctx, LoopDType dt, const LoopSample* s);
+
+  // Tensor operations. Strides are in elements; a stride of 0 broadcasts. `out` is dense.
+  int (*binary)(void* ctx, LoopDType type, LoopBinaryOp op, int32_t rank, const int64_t* host_shape, const void* a,
+                const int64_t* host_a_strides, const void* b, const int64_t* host_b_strides, void* out);
+  int (*copy_strided)(void* ctx, LoopDType from, LoopDType to, int32_t rank, const int64_t* host_shape, const void* src,
+                      const int64_t* host_src_strides, void* dst, const int64_t* host_dst_strides);
+  int (*softmax)(void* ctx, LoopDType type, int64_t rows, int64_t n, int logarithm, const void* x, void* out);
+  int (*reduce)(void* ctx, LoopDType type, LoopReduceOp op, int64_t outer, int64_t n, int64_t inner, const void* x, void* out);
+} LoopBackend;
+
+#ifdef __cplusplus
+}
+
+inline size_t loop_dtype_size(LoopDType t) { return t == LOOP_F64 ? 8 : (t == LOOP_BF16 || t == LOOP_F16) ? 2 : 4; }
+inline LoopDType loop_real(LoopDType dt) { return dt == LOOP_F64 ? LOOP_F64 : LOOP_F32; }
+#endif

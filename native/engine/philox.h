@@ -1,0 +1,50 @@
+// Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC
+// 2011). A number depends on its key and counter alone, so a draw never depends on what else is in the batch or on how many
+// threads run.
+//
+// counter words  {position, sequence, stream, 0} for uniform,  {index / 2, b, a, 1} for normal: the two never meet.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+
+namespace looplm {
+
+using PhiloxBlock = std::array<uint32_t, 4>;
+
+inline PhiloxBlock philox4x32(PhiloxBlock counter, uint64_t key) {
+  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t(0xD2511F53u) * counter[0], p1 = uint64_t(0xCD9E8D57u) * counter[2];
+    counter = {uint32_t(p1 >> 32) ^ counter[1] ^ k0, uint32_t(p1), uint32_t(p0 >> 32) ^ counter[3] ^ k1, uint32_t(p0)};
+    k0 += 0x9E3779B9u;  // the golden ratio
+    k1 += 0xBB67AE85u;  // sqrt(3) - 1
+  }
+  return counter;
+}
+
+// A number in (0, 1) from 53 random bits; the one pattern that would give 0 becomes half the smallest step.
+inline double unit_interval(uint32_t high, uint32_t low) {
+  const uint64_t bits = (uint64_t(high) << 32 | low) >> 11;
+  return std::max(double(bits) * 0x1p-53, 0x1p-54);
+}
+
+inline double uniform(uint64_t seed, uint32_t sequence, uint32_t position, uint32_t stream = 0) {
+  const PhiloxBlock block = philox4x32({position, sequence, stream, 0}, seed);
+  return unit_interval(block[0], block[1]);
+}
+
+// Two independent standard normals by Box-Muller, elements 2·pair and 2·pair + 1 of the sequence (seed, a, b).
+inline std::array<double, 2> normal_pair(uint64_t seed, uint32_t a, uint32_t b, uint32_t pair) {
+  const PhiloxBlock block = philox4x32({pair, b, a, 1}, seed);
+  const double radius = std::sqrt(-2 * std::log(unit_interval(block[0], block[1])));
+  const double angle = 2 * 3.14159265358979323846 * unit_interval(block[2], block[3]);
+  return {radius * std::cos(angle), radius * std::sin(angle)};
+}
+
+inline double normal(uint64_t seed, uint32_t a, uint32_t b, uint32_t index) {
+  return normal_pair(seed, a, b, index / 2)[index % 2];
+}
+
+}  // namespace looplm

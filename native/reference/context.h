@@ -1,0 +1,55 @@
+// What the files of the reference backend share: the context, its errors, and the parts that fill the table.
+#pragma once
+#include <string>
+
+#include "../backend.h"
+
+namespace looplm::reference {
+
+struct Context {
+  std::string error;
+};
+
+// Sets last_error; the result is the status that a kernel returns.
+inline int fail(void* ctx, const std::string& message) {
+  static_cast<Context*>(ctx)->error = message;
+  return 1;
+}
+
+inline const char* dtype_name(LoopDType type) {
+  switch (type) {
+    case LOOP_F32:
+      return "float32";
+    case LOOP_BF16:
+      return "bfloat16";
+    case LOOP_F64:
+      return "float64";
+    case LOOP_I32:
+      return "int32";
+    case LOOP_F16:
+      return "float16";
+  }
+  return "an unknown dtype";
+}
+
+// The functions of the model are there in float64 alone.
+inline int require_float64(void* ctx, LoopDType dt, const char* operation) {
+  if (dt == LOOP_F64) return 0;
+  return fail(ctx, std::string(operation) + ": the reference backend computes in float64, not in " + dtype_name(dt));
+}
+
+void add_memory(LoopBackend& table);
+void add_gemm(LoopBackend& table);
+void add_rows(LoopBackend& table);
+void add_norm(LoopBackend& table);
+void add_rope(LoopBackend& table);
+void add_attention(LoopBackend& table);
+void add_decode(LoopBackend& table);
+void add_swiglu(LoopBackend& table);
+void add_exit(LoopBackend& table);
+void add_head(LoopBackend& table);
+void add_optimizer(LoopBackend& table);
+void add_sample(LoopBackend& table);
+void add_tensor(LoopBackend& table);
+
+}  // namespace looplm::reference

@@ -1,0 +1,31 @@
+#include "context.h"
+
+namespace looplm::reference {
+namespace {
+
+// C[m,n] (+)= Σ_k op(A)[m,k] · op(B)[k,n]
+int gemm(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a_, int64_t lda,
+         const void* b_, int64_t ldb, void* c_, int64_t ldc, int flags, const void*) {
+  if (int status = require_float64(ctx, dt, "gemm")) return status;
+  const auto *a = static_cast<const double*>(a_), *b = static_cast<const double*>(b_);
+  auto* c = static_cast<double*>(c_);
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0;
+      for (int64_t l = 0; l < k; ++l)
+        sum += (transpose_a ? a[l * lda + i] : a[i * lda + l]) * (transpose_b ? b[j * ldb + l] : b[l * ldb + j]);
+      c[i * ldc + j] = (flags & LOOP_GEMM_ACCUMULATE) ? c[i * ldc + j] + sum : sum;
+    }
+  return 0;
+}
+
+void* pack_b(void*, LoopDType, int, int64_t, int64_t, const void*, int64_t) { return nullptr; }
+
+}  // namespace
+
+void add_gemm(LoopBackend& table) {
+  table.gemm = gemm;
+  table.pack_b = pack_b;
+}
+
+}  // namespace looplm::reference

@@ -1,0 +1,26 @@
+#include "../engine/philox.h"
+#include "../engine/sampling.h"
+#include "context.h"
+
+namespace looplm::reference {
+namespace {
+
+int sample(void* ctx, LoopDType dt, const LoopSample* s) {
+  if (int status = require_float64(ctx, dt, "sample")) return status;
+  const SampleOptions options{s->temperature, s->top_k, s->top_p, s->min_p};
+  SampleScratch<double> scratch;
+  for (int64_t i = 0; i < s->rows; ++i) {
+    const double* logits = static_cast<const double*>(s->logits) + i * s->vocabulary;
+    const double draw = uniform(s->seed, uint32_t(s->sequences[i]), uint32_t(s->positions[i]));
+    const SampledToken<double> sampled = sample_row(logits, s->vocabulary, options, draw, scratch);
+    s->tokens[i] = sampled.token;
+    static_cast<double*>(s->logprobs)[i] = sampled.logprob;
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_sample(LoopBackend& table) { table.sample = sample; }
+
+}  // namespace looplm::reference

@@ -1,0 +1,154 @@
+// What every kernel test is made of: a registry, device buffers with a canary, random inputs, and the comparisons.
+//
+// A test calls one function of the table on the backend under test and on `reference` with the same inputs.
+//   float64   (the reference itself) against the test's own plain evaluation: relative error ≤ 1e-12
+//   float32   against reference: ≤ 1e-5
+//   bfloat16  against reference: ≤ 2 × the error of the plain evaluation, which rounds after every pass as eager PyTorch does;
+//             outputs in real that are made from act inputs by float32 arithmetic alone: ≤ 1e-5
+// The relative error of an array is ‖x - truth‖ / ‖truth‖. Every output starts as NaN.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../backend.h"
+
+namespace looplm::test {
+
+using Values = std::vector<double>;
+using Ints = std::vector<int32_t>;
+
+// The value that remains when x is stored as a dtype: round to nearest, ties to even.
+double rounded(LoopDType type, double x);
+Values rounded(LoopDType type, Values x);
+
+// An open backend and the dtype it is tested in.
+class Device {
+ public:
+  Device(const LoopBackend* table, LoopDType dt);
+  ~Device();
+  Device(const Device&) = delete;
+  void expect(int status, const char* operation) const;  // throws with last_error
+
+  const LoopBackend& table;
+  const LoopDType dt;
+  void* const ctx;
+  LoopDType real() const { return loop_real(dt); }
+};
+
+// Device memory. `values` checks that nothing was written behind the end.
+class Buffer {
+ public:
+  Buffer(const Device& device, LoopDType type, size_t count);          // NaN
+  Buffer(const Device& device, LoopDType type, const Values& values);  // rounded to the type
+  Buffer(const Device& device, const Ints& values);
+  Buffer(const Device& device, const void* host, size_t bytes);
+  Buffer(Buffer&& other) noexcept
+      : device_(other.device_), type_(other.type_), bytes_(other.bytes_), data_(std::exchange(other.data_, nullptr)) {}
+  ~Buffer();
+  Values values() const { return values_as(type_); }
+  Values values_as(LoopDType type) const;  // the same bytes read as another dtype
+  operator void*() const { return data_; }
+  void* when(bool given) const { return given ? data_ : nullptr; }  // an argument that may be NULL
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(data_);
+  }
+
+ private:
+  void fill(const void* host);
+  const Device& device_;
+  LoopDType type_;
+  size_t bytes_;
+  void* data_;
+};
+
+inline Buffer act(const Device& d, const Values& v) { return {d, d.dt, v}; }
+inline Buffer act(const Device& d, size_t count) { return {d, d.dt, count}; }
+inline Buffer real(const Device& d, const Values& v) { return {d, d.real(), v}; }
+inline Buffer real(const Device& d, size_t count) { return {d, d.real(), count}; }
+template <class T>
+Buffer structs(const Device& d, const std::vector<T>& v) {
+  return {d, v.data(), v.size() * sizeof(T)};
+}
+
+// The plain evaluation's arithmetic in the dtype under test: act() rounds as an activation is stored, real() as an accumulator.
+struct Plain {
+  LoopDType dt;
+  double act(double x) const { return rounded(dt, x); }
+  double real(double x) const { return rounded(loop_real(dt), x); }
+};
+
+double relative_error(const Values& got, const Values& truth);
+
+class Test {
+ public:
+  Test(std::string name, const Device& device, const Device& reference)
+      : device(device), reference(reference), name_(std::move(name)) {}
+
+  // Inputs. Each call draws new numbers; the order of the calls in a test decides them.
+  Values act_normal(size_t count, double scale = 1);   // rounded to act
+  Values real_normal(size_t count, double scale = 1);  // rounded to real
+  Ints integers(size_t count, int32_t below);
+  double uniform();
+  bool is_reference() const { return device.dt == LOOP_F64; }
+  Plain plain() const { return {device.dt}; }
+
+  // One line of output each.
+  void close(const std::string& what, const Values& got, const Values& truth, const Values& plain) {
+    close_as(device.dt, what, got, truth, plain);
+  }
+  void close_as(LoopDType type, const std::string& what, const Values& got, const Values& truth,
+                const Values& plain);  // the rule above
+  void close_real(const std::string& what, const Values& got, const Values& truth, const Values& plain, double tolerance = 1e-5);
+  void within(const std::string& what, const Values& got, const Values& truth, double tolerance);
+  void same_bits(const std::string& what, const Values& a, const Values& b);
+  void claim(const std::string& what, bool holds) { claim(what, holds, holds ? "holds" : "does not hold"); }
+  void claim(const std::string& what, bool holds, const std::string& detail);
+  // analytic = ∂loss/∂x by central differences; relative error ≤ 1e-6. loss reads x.
+  void gradient(const std::string& what, const Values& analytic, Values& x, const std::function<double()>& loss,
+                double step = 1e-5);
+
+  const Device& device;
+  const Device& reference;
+  int failures = 0, cases = 0;
+
+ private:
+  void line(const std::string& what, bool ok, const std::string& detail);
+  std::string name_;
+  uint32_t draws_ = 0;
+};
+
+enum class On { every_backend, reference_alone };  // gradient checks need float64 and are made of the truth itself
+
+struct Registration {
+  const char* name;
+  On on;
+  void (*run)(Test&);
+};
+std::vector<Registration>& registry();
+
+struct Register {
+  Register(const char* name, On on, void (*run)(Test&)) { registry().push_back({name, on, run}); }
+};
+
+#define LOOPLM_TEST_ON(identifier, name, on)                                             \
+  static void identifier(::looplm::test::Test&);                                         \
+  static const ::looplm::test::Register identifier##_registration(name, on, identifier); \
+  static void identifier(::looplm::test::Test& t)
+#define KERNEL_TEST(identifier, name) LOOPLM_TEST_ON(identifier, name, ::looplm::test::On::every_backend)
+#define REFERENCE_TEST(identifier, name) LOOPLM_TEST_ON(identifier, name, ::looplm::test::On::reference_alone)
+
+inline double dot(const Values& a, const Values& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+// The elements [begin, begin + count).
+inline Values slice(const Values& v, size_t begin, size_t count) {
+  return Values(v.begin() + ptrdiff_t(begin), v.begin() + ptrdiff_t(begin + count));
+}
+
+}  // namespace looplm::test

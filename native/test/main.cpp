@@ -1,0 +1,102 @@
+// looplm_kernel_tests [--backend reference|cpu] [--dtype f32|bf16|f64] [--list] [filter]
+// Without --dtype: every dtype that the backend supports. The filter is a part of a test's name.
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <string>
+
+#include "../reference/reference.h"
+#include "harness.h"
+#ifdef LOOPLM_WITH_CPU
+#include "../cpu/cpu.h"
+#endif
+
+namespace looplm::test {
+namespace {
+
+struct Options {
+  std::string backend = "reference", dtype, filter;
+  bool list = false;
+};
+
+struct Usage {
+  std::string message;
+};
+
+Options parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const auto value = [&]() -> std::string { return i + 1 < argc ? argv[++i] : throw Usage{argument + " needs a value"}; };
+    if (argument == "--backend") options.backend = value();
+    else if (argument == "--dtype") options.dtype = value();
+    else if (argument == "--list") options.list = true;
+    else if (argument.starts_with("-")) throw Usage{"unknown option " + argument};
+    else options.filter = argument;
+  }
+  return options;
+}
+
+const LoopBackend* find_backend(const std::string& name) {
+  if (name == "reference") return looplm_reference_backend();
+#ifdef LOOPLM_WITH_CPU
+  if (name == "cpu") return looplm_cpu_backend();
+#endif
+  throw Usage{"backend " + name + " is not in this program"};
+}
+
+const char* dtype_name(LoopDType dt) { return dt == LOOP_F64 ? "f64" : dt == LOOP_BF16 ? "bf16" : "f32"; }
+
+std::vector<LoopDType> find_dtypes(const LoopBackend* table, const std::string& name) {
+  std::vector<LoopDType> found;
+  void* ctx = table->open(0, 0);
+  for (LoopDType dt : {LOOP_F32, LOOP_BF16, LOOP_F64})
+    if (table->supports(ctx, dt) && (name.empty() || name == dtype_name(dt))) found.push_back(dt);
+  table->close(ctx);
+  if (found.empty()) throw Usage{std::string("backend ") + table->name + " does not support dtype " + name};
+  return found;
+}
+
+// Runs one test; an error of the backend is a failed case.
+bool run(const Registration& registration, const Device& device, const Device& reference, int& cases) {
+  Test test(std::string(registration.name) + " " + dtype_name(device.dt), device, reference);
+  try {
+    registration.run(test);
+  } catch (const std::exception& error) {
+    test.claim("", false, error.what());
+  }
+  cases += test.cases;
+  return test.failures == 0;
+}
+
+int run_all(const Options& options) {
+  const LoopBackend* table = find_backend(options.backend);
+  const bool is_reference = table == looplm_reference_backend();
+  Device reference(looplm_reference_backend(), LOOP_F64);
+  int cases = 0, failed = 0, tests = 0;
+  for (LoopDType dt : find_dtypes(table, options.dtype)) {
+    Device device(table, dt);
+    for (const Registration& registration : registry()) {
+      if (registration.on == On::reference_alone && !is_reference) continue;
+      if (std::string(registration.name).find(options.filter) == std::string::npos) continue;
+      ++tests;
+      if (options.list) std::printf("%s %s\n", registration.name, dtype_name(dt));
+      else failed += !run(registration, device, reference, cases);
+    }
+  }
+  if (!options.list) std::printf("%d tests, %d cases, %d tests failed\n", tests, cases, failed);
+  return failed > 0 || tests == 0;
+}
+
+}  // namespace
+}  // namespace looplm::test
+
+int main(int argc, char** argv) {
+  try {
+    return looplm::test::run_all(looplm::test::parse(argc, argv));
+  } catch (const looplm::test::Usage& usage) {
+    std::fprintf(stderr, "%s\nusage: looplm_kernel_tests [--backend reference|cpu] [--dtype f32|bf16|f64] [--list] [filter]\n",
+                 usage.message.c_str());
+    return 2;
+  }
+}
