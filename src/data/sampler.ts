@@ -1,0 +1,77 @@
+import { LoopLMError } from '../errors.js'
+import { Random } from './random.js'
+
+/** Where a {@link DatasetSampler} stands; plain JSON, stored in a checkpoint. */
+export interface SamplerState {
+  seed: number
+  /** Rows drawn so far, over all epochs. */
+  index: number
+}
+
+/**
+ * Endless, reproducible passes over a dataset: every epoch visits each row once, in an order that depends on the seed and the
+ * epoch alone. A sampler restored from its {@link DatasetSampler.state} goes on exactly where the other stopped.
+ *
+ * @example
+ * ```ts
+ * const sampler = new DatasetSampler(dataset, { seed: 1 })
+ * const batch = sampler.take(32)
+ * const resumed = new DatasetSampler(dataset, sampler.state)
+ * ```
+ */
+export class DatasetSampler<Row> {
+  readonly seed: number
+  readonly #rows: readonly Row[]
+  #index: number
+  #order: Uint32Array = new Uint32Array(0)
+  #orderEpoch = -1
+
+  /**
+   * @param rows at least one row
+   * @param state a seed for a new sampler, or another sampler's state to resume from
+   * @throws LoopLMError INVALID_ARGUMENT
+   */
+  constructor(rows: readonly Row[], state: { seed: number; index?: number }) {
+    const { seed, index = 0 } = state
+    if (rows.length === 0) {
+      throw new LoopLMError('INVALID_ARGUMENT', 'the dataset has no rows', { operation: 'DatasetSampler' })
+    }
+    if (!Number.isSafeInteger(index) || index < 0) {
+      const message = `index must be a natural number, got ${index}`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'DatasetSampler' })
+    }
+    this.seed = seed
+    this.#rows = rows
+    this.#index = index
+    this.#shuffle()
+  }
+
+  /** Seed and number of rows drawn: all that is needed to resume. */
+  get state(): SamplerState {
+    return { seed: this.seed, index: this.#index }
+  }
+
+  /** Whole passes finished. */
+  get epoch(): number {
+    return Math.floor(this.#index / this.#rows.length)
+  }
+
+  /** The next row. */
+  next(): Row {
+    if (this.#orderEpoch !== this.epoch) this.#shuffle()
+    const row = this.#rows[this.#order[this.#index % this.#rows.length]!]!
+    this.#index++
+    return row
+  }
+
+  /** The next `count` rows; a batch may span two epochs. */
+  take(count: number): Row[] {
+    return Array.from({ length: count }, () => this.next())
+  }
+
+  #shuffle(): void {
+    const order = Uint32Array.from(this.#rows.keys())
+    this.#order = new Random(this.seed, this.epoch).shuffle(order)
+    this.#orderEpoch = this.epoch
+  }
+}

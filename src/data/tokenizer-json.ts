@@ -1,0 +1,205 @@
+import { LoopLMError } from '../errors.js'
+
+/** Tokens with a role, by their text, for example `{ eos: '<eos>' }`. */
+export interface SpecialTokens {
+  bos?: string
+  eos?: string
+  pad?: string
+}
+
+/** A tokenizer.json as Python's `tokenizers` serialises it; parts that looplm does not look into are unknown. */
+export interface TokenizerJson {
+  version: string
+  truncation: unknown
+  padding: unknown
+  added_tokens: AddedToken[]
+  normalizer: unknown
+  pre_tokenizer: unknown
+  post_processor: unknown
+  decoder: unknown
+  model: {
+    type?: string
+    vocab: Record<string, number> | [string, number][]
+    unk_token?: string | null
+    [field: string]: unknown
+  }
+}
+
+interface AddedToken {
+  id: number
+  content: string
+  single_word: boolean
+  lstrip: boolean
+  rstrip: boolean
+  normalized: boolean
+  special: boolean
+}
+
+const maxTokenId = 2 ** 24
+
+/**
+ * The tokenizer.json of {@link Tokenizer.characters}: split into characters, look each up in a WordLevel vocabulary, join
+ * when decoding. WordLevel requires an `unk_token`; naming one that is not in the vocabulary makes an unknown character an
+ * error in Python instead of a silent replacement.
+ */
+export function characterTokenizerJson(alphabet: string, special: SpecialTokens): TokenizerJson {
+  const characters = Array.from(alphabet)
+  if (characters.length === 0) throw invalidAlphabet('the alphabet is empty')
+  const twice = characters.find((character, i) => characters.indexOf(character) !== i)
+  if (twice !== undefined) throw invalidAlphabet(`${JSON.stringify(twice)} occurs twice in the alphabet`)
+  if (/\p{Surrogate}/u.test(alphabet)) throw invalidAlphabet('the alphabet has half of a surrogate pair')
+  const { added_tokens, vocab } = vocabulary(characters, special, 'Tokenizer.characters')
+  return {
+    version: '1.0',
+    truncation: null,
+    padding: null,
+    added_tokens,
+    normalizer: null,
+    pre_tokenizer: { type: 'Split', pattern: { Regex: '[\\s\\S]' }, behavior: 'Isolated', invert: false },
+    post_processor: null,
+    decoder: { type: 'Fuse' },
+    model: { type: 'WordLevel', vocab, unk_token: '<unk>' },
+  }
+}
+
+/** The tokenizer.json of {@link Tokenizer.bytes}: byte-level BPE with the 256 bytes as its vocabulary and no merges. */
+export function byteTokenizerJson(special: SpecialTokens): TokenizerJson {
+  const { added_tokens, vocab } = vocabulary(byteCharacters(), special, 'Tokenizer.bytes')
+  return {
+    version: '1.0',
+    truncation: null,
+    padding: null,
+    added_tokens,
+    normalizer: null,
+    pre_tokenizer: { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: false },
+    post_processor: null,
+    decoder: { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true },
+    model: {
+      type: 'BPE',
+      dropout: null,
+      unk_token: null,
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: false,
+      byte_fallback: false,
+      ignore_merges: false,
+      vocab,
+      merges: [],
+    },
+  }
+}
+
+/**
+ * The printable character that stands for each byte in a byte-level vocabulary (GPT-2): printable Latin-1 bytes stand for
+ * themselves, the other 68 take U+0100, U+0101, … in order.
+ */
+function byteCharacters(): string[] {
+  let next = 0x100
+  return Array.from({ length: 256 }, (_, byte) => {
+    const printable = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae
+    return String.fromCharCode(printable ? byte : next++)
+  })
+}
+
+/** Ids 0, 1, … for the tokens, then for the special ones, which are listed as added tokens too. */
+function vocabulary(tokens: string[], special: SpecialTokens, operation: string) {
+  const all = [...tokens]
+  for (const [role, token] of Object.entries(special)) {
+    if (typeof token !== 'string' || token === '') {
+      throw new LoopLMError('INVALID_ARGUMENT', `special.${role} must be a text of at least one character`, { operation })
+    }
+    if (tokens.includes(token)) {
+      const message = `special.${role} ${JSON.stringify(token)} is already a token; use a text such as "<${role}>"`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
+    if (!all.includes(token)) all.push(token) // one token may have two roles
+  }
+  const added_tokens = all.slice(tokens.length).map((content, i) => ({
+    id: tokens.length + i,
+    content,
+    single_word: false,
+    lstrip: false,
+    rstrip: false,
+    normalized: false,
+    special: true,
+  }))
+  return { added_tokens, vocab: Object.fromEntries(all.map((token, id) => [token, id])) }
+}
+
+/**
+ * Checks a parsed tokenizer.json before anything is built from it.
+ *
+ * @param value the parsed file
+ * @param source how errors name it
+ * @returns the same content with absent optional parts as null, and the largest id + 1
+ * @throws LoopLMError INVALID_FILE naming the source and the field
+ */
+export function parseTokenizerJson(value: unknown, source: string): { tokenizer: TokenizerJson; vocabSize: number } {
+  const invalid = (field: string, problem: string): LoopLMError =>
+    new LoopLMError('INVALID_FILE', `${source}: field "${field}" ${problem}`, { operation: 'Tokenizer' })
+
+  if (!isObject(value)) {
+    throw new LoopLMError('INVALID_FILE', `${source} must hold a JSON object`, { operation: 'Tokenizer' })
+  }
+  const { model, added_tokens = [] } = value
+  if (!isObject(model)) throw invalid('model', 'must be an object')
+  const types = ['BPE', 'WordLevel', 'WordPiece', 'Unigram']
+  if (model.type !== undefined && !types.includes(model.type as string)) {
+    throw invalid('model.type', `must be one of ${types.join(', ')}, got ${JSON.stringify(model.type)}`)
+  }
+  if (model.type === 'BPE' && !Array.isArray(model.merges)) throw invalid('model.merges', 'must be an array')
+  if (!Array.isArray(added_tokens)) throw invalid('added_tokens', 'must be an array')
+
+  const ids = new Set<number>([...checkVocab(model.vocab, invalid), ...checkAddedTokens(added_tokens, invalid)])
+  if (ids.size === 0) throw invalid('model.vocab', 'has no tokens')
+  let vocabSize = 0
+  for (const id of ids) vocabSize = Math.max(vocabSize, id + 1)
+
+  const absent = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null }
+  return { tokenizer: { ...absent, ...value, added_tokens } as unknown as TokenizerJson, vocabSize }
+}
+
+type InvalidField = (field: string, problem: string) => LoopLMError
+
+/** A vocabulary maps tokens to ids, or (Unigram) lists pairs of a token and its score in the order of the ids. */
+function checkVocab(vocab: unknown, invalid: InvalidField): Iterable<number> {
+  if (Array.isArray(vocab)) {
+    const bad = vocab.findIndex((entry) => !Array.isArray(entry) || typeof entry[0] !== 'string')
+    if (bad !== -1) throw invalid(`model.vocab.${bad}`, 'must be a pair of a token and its score')
+    return vocab.keys()
+  }
+  if (!isObject(vocab)) throw invalid('model.vocab', 'must be an object or an array')
+  const ids = new Set<number>()
+  for (const [token, id] of Object.entries(vocab)) {
+    if (!isTokenId(id)) throw invalid(`model.vocab.${token}`, notAnId(id))
+    if (ids.has(id)) throw invalid(`model.vocab.${token}`, `has the id ${id}, which another token has`)
+    ids.add(id)
+  }
+  return ids
+}
+
+function checkAddedTokens(addedTokens: unknown[], invalid: InvalidField): number[] {
+  return addedTokens.map((token, i) => {
+    if (!isObject(token) || typeof token.content !== 'string' || token.content === '') {
+      throw invalid(`added_tokens.${i}.content`, 'must be a text of at least one character')
+    }
+    if (!isTokenId(token.id)) throw invalid(`added_tokens.${i}.id`, notAnId(token.id))
+    return token.id
+  })
+}
+
+function isTokenId(id: unknown): id is number {
+  return Number.isInteger(id) && (id as number) >= 0 && (id as number) < maxTokenId
+}
+
+function notAnId(value: unknown): string {
+  return `must be an id in [0, ${maxTokenId}), got ${JSON.stringify(value)}`
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+function invalidAlphabet(problem: string): LoopLMError {
+  return new LoopLMError('INVALID_ARGUMENT', problem, { operation: 'Tokenizer.characters' })
+}

@@ -1,0 +1,255 @@
+import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Tokenizer as Pipeline } from '@huggingface/tokenizers'
+import { LoopLMError } from '../errors.js'
+import {
+  byteTokenizerJson,
+  characterTokenizerJson,
+  parseTokenizerJson,
+  type SpecialTokens,
+  type TokenizerJson,
+} from './tokenizer-json.js'
+
+/** The fields of tokenizer_config.json that looplm reads; all others are kept and saved again. */
+export interface TokenizerConfig {
+  bos_token?: unknown
+  eos_token?: unknown
+  pad_token?: unknown
+  unk_token?: unknown
+  clean_up_tokenization_spaces?: unknown
+  chat_template?: unknown
+  [field: string]: unknown
+}
+
+const maxFileBytes = 256 * 2 ** 20
+
+/**
+ * Text to token ids and back: the tokenizer.json of a Hugging Face checkpoint, or a small character or byte tokenizer that
+ * Python's `tokenizers` loads as well.
+ *
+ * @example
+ * ```ts
+ * const tokenizer = Tokenizer.characters('0123456789+=')
+ * tokenizer.encode('12+30=') // [1, 2, 10, 3, 0, 11]
+ * tokenizer.decode([4, 2]) // '42'
+ * ```
+ */
+export class Tokenizer {
+  /** Largest token id + 1. A model's `vocab_size` must be at least this. */
+  readonly vocabSize: number
+  /** The content of tokenizer_config.json, for example its `chat_template`. */
+  readonly config: Readonly<TokenizerConfig>
+  /** Id of the token that begins a text, if the configuration names one. */
+  readonly bosTokenId: number | undefined
+  /** Id of the token that ends a text, if the configuration names one. */
+  readonly eosTokenId: number | undefined
+  /** Id of the token that fills batches, if the configuration names one. */
+  readonly padTokenId: number | undefined
+  readonly #json: TokenizerJson
+  readonly #pipeline: Pipeline
+
+  /**
+   * @param json the parsed content of a tokenizer.json
+   * @param config the parsed content of a tokenizer_config.json
+   * @param source how errors name the tokenizer, usually its path
+   * @throws LoopLMError INVALID_FILE naming the source and the field
+   */
+  constructor(json: unknown, config: TokenizerConfig = {}, source = 'tokenizer.json') {
+    const { tokenizer, vocabSize } = parseTokenizerJson(json, source)
+    this.#json = tokenizer
+    this.vocabSize = vocabSize
+    this.config = config
+    const unkToken = tokenContent(config.unk_token) ?? tokenizer.model.unk_token
+    const pipelineConfig = {
+      ...config,
+      // the pipeline looks a string up where transformers also writes an object
+      eos_token: tokenContent(config.eos_token),
+      unk_token: unkToken,
+      // as transformers does when the field is absent
+      clean_up_tokenization_spaces: config.clean_up_tokenization_spaces === true,
+    }
+    try {
+      this.#pipeline = new Pipeline(tokenizer, pipelineConfig)
+    } catch (cause) {
+      const message = `${source} describes a tokenizer that cannot be built: ${(cause as Error).message}`
+      throw new LoopLMError('INVALID_FILE', message, { operation: 'Tokenizer', cause })
+    }
+    this.bosTokenId = this.#configuredId('bos_token', source)
+    this.eosTokenId = this.#configuredId('eos_token', source)
+    this.padTokenId = this.#configuredId('pad_token', source)
+  }
+
+  /**
+   * Reads a tokenizer.json.
+   *
+   * @param path the file
+   * @param config what tokenizer_config.json would say, for example `{ eos_token: '<|endoftext|>' }`
+   * @throws LoopLMError NOT_FOUND, or INVALID_FILE naming the file and the field
+   */
+  static async fromFile(path: string, config: TokenizerConfig = {}): Promise<Tokenizer> {
+    return new Tokenizer(await readJson(path, 'Tokenizer.fromFile'), config, path)
+  }
+
+  /**
+   * Reads tokenizer.json and, where it exists, tokenizer_config.json from a checkpoint folder.
+   *
+   * @param folder a Hugging Face checkpoint folder
+   * @throws LoopLMError NOT_FOUND, or INVALID_FILE naming the file and the field
+   *
+   * @example
+   * ```ts
+   * const tokenizer = await Tokenizer.fromPretrained('checkpoints/ouro-1.4b')
+   * const ids = tokenizer.encode('Hello')
+   * ```
+   */
+  static async fromPretrained(folder: string): Promise<Tokenizer> {
+    const operation = 'Tokenizer.fromPretrained'
+    const path = join(folder, 'tokenizer.json')
+    const configPath = join(folder, 'tokenizer_config.json')
+    const json = await readJson(path, operation)
+    const config = await readJson(configPath, operation).catch((error) => {
+      if (error instanceof LoopLMError && error.code === 'NOT_FOUND') return {}
+      throw error
+    })
+    if (typeof config !== 'object' || config === null || Array.isArray(config)) {
+      throw new LoopLMError('INVALID_FILE', `${configPath} must hold a JSON object`, { operation })
+    }
+    return new Tokenizer(json, config as TokenizerConfig, path)
+  }
+
+  /**
+   * A tokenizer with one token per character. The i-th character of the alphabet has id i; special tokens follow. Its
+   * tokenizer.json is a WordLevel model without an unknown token, so a character outside the alphabet is an error in
+   * Python too.
+   *
+   * @param alphabet distinct characters (Unicode code points)
+   * @param options.special tokens that begin, end or pad a text, for example `{ eos: '<eos>' }`
+   * @throws LoopLMError INVALID_ARGUMENT when a character occurs twice or a special token is one of them
+   */
+  static characters(alphabet: string, options: { special?: SpecialTokens } = {}): Tokenizer {
+    const special = options.special ?? {}
+    return new Tokenizer(characterTokenizerJson(alphabet, special), savedConfig(special), 'Tokenizer.characters')
+  }
+
+  /**
+   * A tokenizer with one token per byte of UTF-8: the token's id is the byte, special tokens follow from 256. Its
+   * tokenizer.json is a byte-level BPE model without merges.
+   *
+   * @param options.special tokens that begin, end or pad a text, for example `{ eos: '<eos>' }`
+   *
+   * @example
+   * ```ts
+   * Tokenizer.bytes().encode('é') // [0xc3, 0xa9]
+   * ```
+   */
+  static bytes(options: { special?: SpecialTokens } = {}): Tokenizer {
+    const special = options.special ?? {}
+    return new Tokenizer(byteTokenizerJson(special), savedConfig(special), 'Tokenizer.bytes')
+  }
+
+  /**
+   * Text to token ids.
+   *
+   * @param text the content of an added token inside it becomes that token, as in Python
+   * @param options.addSpecialTokens apply the tokenizer's template, for example a leading bos token; default true
+   * @throws LoopLMError INVALID_ARGUMENT naming the first piece of text that the vocabulary lacks, unless the tokenizer has
+   *   an unknown token
+   */
+  encode(text: string, options: { addSpecialTokens?: boolean } = {}): number[] {
+    const { ids, tokens } = this.#pipeline.encode(text, { add_special_tokens: options.addSpecialTokens ?? true })
+    const unknown = (ids as (number | undefined)[]).indexOf(undefined)
+    if (unknown !== -1) throw this.#unknownText(text, tokens[unknown]!)
+    return ids
+  }
+
+  /**
+   * Token ids to text. Bytes that are not valid UTF-8, for example half a character, become U+FFFD.
+   *
+   * @param ids an empty list gives an empty text
+   * @param options.skipSpecialTokens leave special tokens out; default false
+   * @throws LoopLMError INVALID_ARGUMENT naming an id that the vocabulary lacks
+   */
+  decode(ids: ArrayLike<number>, options: { skipSpecialTokens?: boolean } = {}): string {
+    if (ids.length === 0) return ''
+    const list = Array.from(ids)
+    const unknown = list.find((id) => this.#pipeline.id_to_token(id) === undefined)
+    if (unknown !== undefined) {
+      const message = `no token has the id ${unknown}; the vocabulary has ${this.vocabSize} ids`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'Tokenizer.decode' })
+    }
+    return this.#pipeline.decode(list, { skip_special_tokens: options.skipSpecialTokens ?? false })
+  }
+
+  /** The id of a token as the vocabulary spells it, or undefined. */
+  tokenId(token: string): number | undefined {
+    return this.#pipeline.token_to_id(token)
+  }
+
+  /**
+   * Writes tokenizer.json and tokenizer_config.json, each to a temporary file that is then renamed.
+   *
+   * @param folder created when it does not exist
+   */
+  async save(folder: string): Promise<void> {
+    await mkdir(folder, { recursive: true })
+    await writeJson(join(folder, 'tokenizer.json'), this.#json)
+    await writeJson(join(folder, 'tokenizer_config.json'), this.config)
+  }
+
+  #configuredId(field: 'bos_token' | 'eos_token' | 'pad_token', source: string): number | undefined {
+    const content = tokenContent(this.config[field])
+    if (content === undefined) return undefined
+    const id = this.tokenId(content)
+    if (id !== undefined) return id
+    const message = `${field} ${JSON.stringify(content)} of the configuration is not in the vocabulary of ${source}`
+    throw new LoopLMError('INVALID_FILE', message, { operation: 'Tokenizer' })
+  }
+
+  #unknownText(text: string, piece: string): LoopLMError {
+    const alphabet = Object.keys(this.#json.model.vocab).slice(0, 128).join('')
+    const points = Array.from(piece, (character) => `U+${character.codePointAt(0)!.toString(16).toUpperCase().padStart(4, '0')}`)
+    const where = `${JSON.stringify(piece)} (${points.slice(0, 8).join(' ')}) at position ${text.indexOf(piece)}`
+    const message = `${where} is not in the alphabet ${JSON.stringify(alphabet)}; remove it or build a tokenizer that has it`
+    return new LoopLMError('INVALID_ARGUMENT', message, { operation: 'Tokenizer.encode' })
+  }
+}
+
+/** transformers writes a token as a string or as an object with its content. */
+function tokenContent(token: unknown): string | undefined {
+  if (typeof token === 'string') return token
+  const content = (token as { content?: unknown } | null | undefined)?.content
+  return typeof content === 'string' ? content : undefined
+}
+
+function savedConfig(special: SpecialTokens): TokenizerConfig {
+  const tokens = Object.entries(special).map(([role, token]) => [`${role}_token`, token])
+  return { tokenizer_class: 'PreTrainedTokenizerFast', clean_up_tokenization_spaces: false, ...Object.fromEntries(tokens) }
+}
+
+async function readJson(path: string, operation: string): Promise<unknown> {
+  let text: string
+  try {
+    const { size } = await stat(path)
+    if (size > maxFileBytes) {
+      const message = `${path} has ${size} bytes; looplm reads tokenizers up to ${maxFileBytes}`
+      throw new LoopLMError('INVALID_FILE', message, { operation })
+    }
+    text = await readFile(path, 'utf8')
+  } catch (cause) {
+    if (cause instanceof LoopLMError) throw cause
+    const missing = (cause as { code?: string }).code === 'ENOENT'
+    const message = missing ? `no file ${path}` : `cannot read ${path}: ${(cause as Error).message}`
+    throw new LoopLMError(missing ? 'NOT_FOUND' : 'INVALID_FILE', message, { operation, cause })
+  }
+  try {
+    return JSON.parse(text)
+  } catch (cause) {
+    const message = `${path} is not JSON: ${(cause as Error).message}`
+    throw new LoopLMError('INVALID_FILE', message, { operation, cause })
+  }
+}
+
+async function writeJson(path: string, value: unknown): Promise<void> {
+  await writeFile(`${path}.tmp`, `${JSON.stringify(value, null, 2)}\n`)
+  await rename(`${path}.tmp`, path)
+}

@@ -1,0 +1,86 @@
+import type { ZodError } from 'zod'
+
+const errorCodes = [
+  'INVALID_ARGUMENT', // a value passed by the caller is out of range or of the wrong type
+  'INVALID_SHAPE', // a tensor's or array's shape does not fit the operation
+  'INVALID_CONFIG', // a configuration or its combination of options is refused
+  'INVALID_FILE', // a file was read and its content is malformed
+  'NOT_FOUND', // a file, folder or name does not exist
+  'UNSUPPORTED', // valid, but not available on this device, dtype or build
+  'OUT_OF_MEMORY', // host or device memory could not be allocated
+  'ABORTED', // an AbortSignal fired
+  'DISPOSED', // an object was used after dispose()
+  'NON_FINITE', // a NaN or an infinity where a finite number is required
+  'NATIVE_LOAD', // the native addon or a device library could not be loaded
+  'INTERNAL', // a bug in looplm
+] as const
+
+/** Why an operation failed; stable across versions, meant for `switch`. */
+export type ErrorCode = (typeof errorCodes)[number]
+
+/** What is known about a failure beside its message. */
+export interface ErrorDetails {
+  /** The function that refused, as the caller knows it, for example `Tokenizer.fromFile`. */
+  operation?: string | undefined
+  /** Shapes of the operands by name, for INVALID_SHAPE. */
+  shapes?: Readonly<Record<string, readonly number[]>> | undefined
+  /** The underlying error. */
+  cause?: unknown
+}
+
+/**
+ * The one error class that looplm throws. The message names the operation, the cause and, where there is one, the remedy.
+ *
+ * @example
+ * ```ts
+ * try {
+ *   await Tokenizer.fromFile('missing.json')
+ * } catch (error) {
+ *   if (error instanceof LoopLMError && error.code === 'NOT_FOUND') console.error(error.message)
+ * }
+ * ```
+ */
+export class LoopLMError extends Error {
+  override readonly name = 'LoopLMError'
+  readonly code: ErrorCode
+  readonly operation: string | undefined
+  readonly shapes: Readonly<Record<string, readonly number[]>> | undefined
+
+  /**
+   * @param code the kind of failure
+   * @param message cause and remedy, without the operation, which is put in front of it
+   * @param details operation, shapes and underlying error
+   */
+  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
+    const text = details.operation === undefined ? message : `${details.operation}: ${message}`
+    super(text, details.cause === undefined ? undefined : { cause: details.cause })
+    this.code = code
+    this.operation = details.operation
+    this.shapes = details.shapes
+  }
+}
+
+/**
+ * Turns anything thrown, for example by the native addon, into a {@link LoopLMError}.
+ *
+ * @param error the thrown value; a `code` that looplm knows is kept, any other becomes INTERNAL
+ * @param operation the function that the caller called
+ * @returns the same object when it already is a LoopLMError
+ */
+export function toLoopLMError(error: unknown, operation?: string): LoopLMError {
+  if (error instanceof LoopLMError) return error
+  const message = error instanceof Error ? error.message : String(error)
+  const code = errorCodes.find((known) => known === (error as { code?: unknown } | null)?.code) ?? 'INTERNAL'
+  return new LoopLMError(code, message, { operation, cause: error })
+}
+
+/**
+ * An INVALID_CONFIG error that lists every field zod refused, one per line.
+ *
+ * @param operation the function or the file whose options were checked
+ * @param error what `schema.safeParse` returned
+ */
+export function configError(operation: string, error: ZodError): LoopLMError {
+  const lines = error.issues.map((issue) => `${issue.path.join('.') || 'options'}: ${issue.message}`)
+  return new LoopLMError('INVALID_CONFIG', lines.join('\n'), { operation, cause: error })
+}

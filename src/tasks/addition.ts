@@ -1,0 +1,54 @@
+import { z } from 'zod'
+import { parseOptions } from './options.js'
+import { defineTask, type Task } from './task.js'
+
+const schema = z
+  .strictObject({
+    digits: z.int().min(1).max(15).default(5),
+    minDigits: z.int().min(1).optional(),
+    width: z.int().min(1).max(15).optional(),
+  })
+  .refine(({ digits, minDigits = digits }) => minDigits <= digits, {
+    path: ['minDigits'],
+    message: 'must not exceed digits',
+  })
+  .refine(({ digits, width = digits }) => width >= digits, { path: ['width'], message: 'must be at least digits' })
+
+/** Options of {@link addition}. */
+export type AdditionOptions = z.input<typeof schema>
+
+/**
+ * `a+b=c`, zero-padded, most significant digit first, answered directly: `00123+04567=` → `004690`. Tokens are the ten digits,
+ * `+` and `=`; the answer has `width + 1` digits, so no end token is needed.
+ *
+ * @param options.digits largest number of digits of an operand; 1 to 15, default 5
+ * @param options.minDigits smallest number of digits: each problem first draws d from minDigits to digits, then both operands
+ *   from [0, 10^d); default `digits`. Stage I on addition uses 1.
+ * @param options.width digits that operands are padded to; default `digits`
+ * @throws LoopLMError INVALID_CONFIG naming the option
+ *
+ * @example
+ * ```ts
+ * const task = addition({ digits: 5, minDigits: 1 })
+ * const { prompt, answer } = task.sample('train', 0)
+ * task.reward(prompt, answer, { answer }) // 1
+ * ```
+ */
+export function addition(options: AdditionOptions = {}): Task {
+  const { digits, minDigits = digits, width = digits } = parseOptions('addition', schema, options)
+  return defineTask({
+    name: 'addition',
+    alphabet: '0123456789+=',
+    maxPromptLength: 2 * width + 2,
+    maxCompletionLength: width + 1,
+    problems: 10 ** (2 * digits) / 2, // a+b and b+a count once
+    draw(random) {
+      const range = 10 ** (minDigits + random.integer(digits - minDigits + 1))
+      const a = random.integer(range)
+      const b = random.integer(range)
+      const prompt = `${String(a).padStart(width, '0')}+${String(b).padStart(width, '0')}=`
+      const answer = String(a + b).padStart(width + 1, '0')
+      return { problem: { prompt, answer }, key: a < b ? `${a}+${b}` : `${b}+${a}` }
+    },
+  })
+}

@@ -1,0 +1,44 @@
+import { LoopLMError } from '../errors.js'
+import { addition } from './addition.js'
+import { mano } from './mano.js'
+import { pointerChasing } from './pointer-chasing.js'
+import { sorting } from './sorting.js'
+import type { Task } from './task.js'
+
+export { type AdditionOptions, addition } from './addition.js'
+export { type ManoOptions, mano } from './mano.js'
+export { type PointerChasingOptions, pointerChasing } from './pointer-chasing.js'
+export { type SortingOptions, sorting } from './sorting.js'
+export type { Problem, Split, Task } from './task.js'
+
+/** The built-in tasks by name. */
+export const tasks = { addition, mano, sorting, pointerChasing } as const
+
+/** Name of a built-in task. */
+export type TaskName = keyof typeof tasks
+
+/** A built-in task by name with its options beside it, as written in a configuration file. */
+export type TaskConfig = { [Name in TaskName]: { name: Name } & Parameters<(typeof tasks)[Name]>[0] }[TaskName]
+
+/**
+ * Builds a built-in task from a configuration, for example from YAML.
+ *
+ * @param config the task's name and, beside it, the task's options
+ * @throws LoopLMError NOT_FOUND for an unknown name, INVALID_CONFIG naming the refused options
+ *
+ * @example
+ * ```ts
+ * const task = createTask({ name: 'addition', digits: 5 })
+ * ```
+ */
+export function createTask(config: TaskConfig): Task {
+  if (typeof config !== 'object' || config === null) {
+    throw new LoopLMError('INVALID_CONFIG', 'a task is an object such as { name: "addition" }', { operation: 'createTask' })
+  }
+  const { name, ...options } = config
+  if (!Object.hasOwn(tasks, name)) {
+    const message = `no task ${JSON.stringify(name)}; the tasks are ${Object.keys(tasks).join(', ')}`
+    throw new LoopLMError('NOT_FOUND', message, { operation: 'createTask' })
+  }
+  return (tasks[name] as (options: object) => Task)(options)
+}

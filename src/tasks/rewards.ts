@@ -1,0 +1,139 @@
+import { stat } from 'node:fs/promises'
+import { basename, extname, resolve } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { LoopLMError } from '../errors.js'
+import { answersEqual, lastBoxed } from './answers.js'
+
+export { answersEqual, lastBoxed, normalizeAnswer } from './answers.js'
+
+/**
+ * Scores a completion. `columns` is the dataset row or the task's problem, with `answer` where there is one. `null` means no
+ * opinion: the reward is left out of a combination.
+ */
+export type RewardFunction = (
+  prompt: string,
+  completion: string,
+  columns: Record<string, unknown>,
+) => number | null | Promise<number | null>
+
+/** A reward function with the name that metrics and errors use and its weight, default 1. */
+export interface WeightedReward {
+  name: string
+  reward: RewardFunction
+  weight?: number
+}
+
+/**
+ * 1 when the completion is the column `answer`, apart from white space at both ends, else 0; null without an answer.
+ *
+ * @example
+ * ```ts
+ * exactMatch('2+2=', ' 4', { answer: '4' }) // 1
+ * ```
+ */
+export function exactMatch(_prompt: string, completion: string, columns: Record<string, unknown>): number | null {
+  if (typeof columns.answer !== 'string') return null
+  return completion.trim() === columns.answer.trim() ? 1 : 0
+}
+
+/**
+ * 1 when the last `\boxed{…}` of the completion equals the column `answer` by {@link answersEqual}, else 0; null without an
+ * answer. An answer that itself has a `\boxed{…}`, such as a worked solution, counts as the content of its last box.
+ *
+ * @example
+ * ```ts
+ * boxedMatch('…', 'so \\boxed{\\dfrac{1}{2}}', { answer: '0.5' }) // 1
+ * ```
+ */
+export function boxedMatch(_prompt: string, completion: string, columns: Record<string, unknown>): number | null {
+  if (typeof columns.answer !== 'string') return null
+  const given = lastBoxed(completion)
+  if (given === undefined) return 0
+  return answersEqual(given, lastBoxed(columns.answer) ?? columns.answer) ? 1 : 0
+}
+
+/**
+ * The weighted sum of several rewards. A reward that returns null is left out; when all do, the result is null.
+ *
+ * @param rewards at least one, with distinct names
+ * @throws LoopLMError INVALID_ARGUMENT for an empty list, a repeated name or a weight that is not finite; the combined function
+ *   throws INVALID_ARGUMENT or NON_FINITE naming a reward that returned neither a finite number nor null
+ *
+ * @example
+ * ```ts
+ * const reward = combineRewards([
+ *   { name: 'correct', reward: boxedMatch },
+ *   { name: 'short', reward: (_prompt, completion) => (completion.length < 500 ? 1 : 0), weight: 0.1 },
+ * ])
+ * ```
+ */
+export function combineRewards(rewards: readonly WeightedReward[]): RewardFunction {
+  const operation = 'combineRewards'
+  if (rewards.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'no rewards given', { operation })
+  for (const [i, { name, weight = 1 }] of rewards.entries()) {
+    if (!Number.isFinite(weight)) {
+      throw new LoopLMError('INVALID_ARGUMENT', `the weight of reward ${name} must be finite, got ${weight}`, { operation })
+    }
+    if (rewards.findIndex((other) => other.name === name) !== i) {
+      throw new LoopLMError('INVALID_ARGUMENT', `two rewards are named ${name}`, { operation })
+    }
+  }
+  return async (prompt, completion, columns) => {
+    const scores = await Promise.all(
+      rewards.map(async ({ name, reward, weight = 1 }) => {
+        const score = checkScore(name, await reward(prompt, completion, columns))
+        return score === null ? null : weight * score
+      }),
+    )
+    const opinions = scores.filter((score) => score !== null)
+    return opinions.length === 0 ? null : opinions.reduce((sum, score) => sum + score, 0)
+  }
+}
+
+/**
+ * Passes on what a reward function returned when it is a finite number or null.
+ *
+ * @param name how the error names the reward
+ * @throws LoopLMError INVALID_ARGUMENT or NON_FINITE
+ */
+export function checkScore(name: string, score: unknown): number | null {
+  if (score === null || Number.isFinite(score)) return score as number | null
+  const code = typeof score === 'number' ? 'NON_FINITE' : 'INVALID_ARGUMENT'
+  throw new LoopLMError(code, `reward ${name} must return a finite number or null, got ${String(score)}`)
+}
+
+/**
+ * Loads reward functions from a JavaScript module. A function exported as default is the only reward, named after the file;
+ * without one, every exported function is a reward under its name. The module's code runs with all rights of this
+ * process: load none that you do not trust.
+ *
+ * @param path an ES module or CommonJS file, relative to the working folder
+ * @returns at least one reward function by name
+ * @throws LoopLMError NOT_FOUND, or INVALID_FILE when the module fails to load or exports no function
+ *
+ * @example
+ * ```ts
+ * const { correct } = await loadRewards('rewards.mjs') // export function correct(prompt, completion, { answer }) { … }
+ * ```
+ */
+export async function loadRewards(path: string): Promise<Record<string, RewardFunction>> {
+  const operation = 'loadRewards'
+  await stat(path).catch((cause) => {
+    throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation, cause })
+  })
+  let exports: Record<string, unknown>
+  try {
+    exports = await import(pathToFileURL(resolve(path)).href)
+  } catch (cause) {
+    const message = `${path} does not load: ${cause instanceof Error ? cause.message : String(cause)}`
+    throw new LoopLMError('INVALID_FILE', message, { operation, cause })
+  }
+  if (typeof exports.default === 'function') return { [basename(path, extname(path))]: exports.default as RewardFunction }
+  const functions = Object.entries(exports).filter((entry): entry is [string, RewardFunction] => typeof entry[1] === 'function')
+  if (functions.length === 0) {
+    const found = Object.keys(exports).join(', ') || 'nothing'
+    const message = `${path} exports no function (found: ${found}); export default a function (prompt, completion, columns)`
+    throw new LoopLMError('INVALID_FILE', message, { operation })
+  }
+  return Object.fromEntries(functions)
+}
