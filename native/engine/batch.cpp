@@ -1,0 +1,107 @@
+#include "batch.h"
+
+#include <algorithm>
+
+namespace looplm {
+
+namespace {
+
+bool same_prompt(const Sequences& s, size_t a, size_t b) {
+  if (s.prompt(a) != s.prompt(b)) return false;
+  const int32_t *x = s.tokens.data() + s.offsets[a], *y = s.tokens.data() + s.offsets[b];
+  return std::equal(x, x + s.prompt(a), y);
+}
+
+struct Packer {
+  const Sequences& s;
+  const PackOptions& options;
+  PackedBatch out;
+
+  int64_t kept(size_t i) const { return s.length(i) - (options.keep_last_token ? 0 : 1); }
+
+  // Sequences [i, end) share a prompt of more than one token; one segment holds all but its last token.
+  size_t group_end(size_t i) const {
+    size_t end = i + 1;
+    if (!options.share_prompts || s.prompt(i) < 2) return end;
+    while (end < s.count() && same_prompt(s, i, end)) end++;
+    return end;
+  }
+
+  void add_tokens(size_t i, int64_t from, int64_t to) {
+    const int32_t* tokens = s.tokens.data() + s.offsets[i];
+    for (int64_t j = from; j < to; j++) {
+      out.ids.push_back(tokens[j]);
+      out.positions.push_back(int32_t(j));
+    }
+    out.max_position = std::max(out.max_position, int32_t(to - 1));
+    out.max_context = std::max(out.max_context, int32_t(to));
+  }
+  // Tokens [from, kept) of sequence i as a segment after a prefix, with the rows they predict.
+  void add_segment(size_t i, int64_t from, int32_t prefix_begin, int32_t prefix_end) {
+    int32_t begin = int32_t(out.ids.size());
+    add_tokens(i, from, kept(i));
+    out.segments.push_back({begin, int32_t(out.ids.size()), prefix_begin, prefix_end, out.group_count});
+    int64_t first = options.responses_only ? s.prompt(i) - 1 : 0;
+    for (int64_t j = std::max(first, from); j < s.length(i) - 1; j++)
+      out.rows.push_back({begin + int32_t(j - from), s.tokens[size_t(s.offsets[i] + j + 1)], int32_t(i), int32_t(j)});
+  }
+  void add_group(size_t i, size_t end) {
+    if (end - i == 1) {
+      out.first_token.push_back(int32_t(out.ids.size()));
+      if (kept(i) > 0) add_segment(i, 0, 0, 0);
+    } else {
+      int32_t begin = int32_t(out.ids.size());
+      add_tokens(i, 0, s.prompt(i) - 1);
+      int32_t prefix_end = int32_t(out.ids.size());
+      out.segments.push_back({begin, prefix_end, 0, 0, out.group_count});
+      for (; i < end; i++) {
+        out.first_token.push_back(begin);
+        if (kept(i) >= s.prompt(i)) add_segment(i, s.prompt(i) - 1, begin, prefix_end);
+      }
+    }
+    out.group_count++;
+  }
+  int64_t group_tokens(size_t i, size_t end) const {
+    if (end - i == 1) return kept(i);
+    int64_t n = s.prompt(i) - 1;
+    for (; i < end; i++) n += std::max<int64_t>(0, kept(i) - (s.prompt(i) - 1));
+    return n;
+  }
+};
+
+}  // namespace
+
+PackedBatch pack(const Sequences& sequences, size_t begin, const PackOptions& options) {
+  Packer packer{sequences, options, {}};
+  packer.out.begin = begin;
+  size_t i = begin;
+  while (i < sequences.count()) {
+    size_t end = packer.group_end(i);
+    if (i > begin && packer.out.tokens() + packer.group_tokens(i, end) > options.token_budget) break;
+    packer.add_group(i, end);
+    i = end;
+  }
+  packer.out.end = i;
+  return std::move(packer.out);
+}
+
+const int32_t* upload_ints(Workspace& workspace, const char* name, const std::vector<int32_t>& values) {
+  Buffer& buffer = workspace.get(name, values.size() * 4 + 4);
+  buffer.upload(values.data(), values.size() * 4);
+  return buffer.as<int32_t>();
+}
+
+DeviceBatch upload(const PackedBatch& batch, Workspace& workspace) {
+  Buffer& segments = workspace.get("batch.segments", batch.segments.size() * sizeof(LoopSegment));
+  segments.upload(batch.segments.data(), batch.segments.size() * sizeof(LoopSegment));
+  return {batch.tokens(),
+          upload_ints(workspace, "batch.ids", batch.ids),
+          upload_ints(workspace, "batch.positions", batch.positions),
+          segments.as<LoopSegment>(),
+          int32_t(batch.segments.size()),
+          batch.group_count,
+          batch.max_context,
+          batch.max_position};
+}
+
+}  // namespace looplm

@@ -1,0 +1,48 @@
+// Packed batches: sequences back to back without padding, equal prompts once.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "loss.h"
+#include "workspace.h"
+
+namespace looplm {
+
+struct PredictionRow {  // the prediction of one response token
+  int32_t token;     // index of the packed token whose state predicts it
+  int32_t target;    // the token id it predicts
+  int32_t sequence;  // index in Sequences
+  int32_t position;  // j: predicts tokens[j + 1] of the sequence
+};
+
+struct PackedBatch {
+  std::vector<int32_t> ids, positions;
+  std::vector<LoopSegment> segments;
+  std::vector<PredictionRow> rows;
+  std::vector<int32_t> first_token;  // per sequence of the range: packed index of its token 0 (only without shared prompts)
+  size_t begin = 0, end = 0;         // the range of sequences
+  int32_t group_count = 0, max_context = 0, max_position = 0;
+  int64_t tokens() const { return int64_t(ids.size()); }
+};
+
+struct PackOptions {
+  int64_t token_budget;      // a batch ends before the group of sequences that would exceed it, but holds at least one group
+  bool share_prompts;        // neighbours with equal prompts read one copy of all but its last token
+  bool responses_only;       // rows from the prompt length on; otherwise every prediction is a row
+  bool keep_last_token;      // the last token of a sequence predicts nothing; its gate may still be wanted
+};
+
+// Packs sequences from `begin` on; batch.end says where the next batch starts.
+PackedBatch pack(const Sequences& sequences, size_t begin, const PackOptions& options);
+
+// The device copies a stack reads.
+struct DeviceBatch {
+  int64_t tokens;
+  const int32_t *ids, *positions;
+  const LoopSegment* segments;
+  int32_t segment_count, group_count, max_context, max_position;
+};
+DeviceBatch upload(const PackedBatch& batch, Workspace& workspace);
+const int32_t* upload_ints(Workspace& workspace, const char* name, const std::vector<int32_t>& values);
+
+}  // namespace looplm

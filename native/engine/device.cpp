@@ -1,0 +1,108 @@
+#include "device.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "../cpu/cpu.h"
+#include "../reference/reference.h"
+
+namespace looplm {
+
+namespace {
+std::atomic<size_t> allocated{0}, peak{0}, buffers{0};
+
+void count_allocation(size_t bytes) {
+  size_t now = allocated.fetch_add(bytes) + bytes;
+  for (size_t seen = peak.load(); now > seen && !peak.compare_exchange_weak(seen, now);) {
+  }
+  buffers.fetch_add(1);
+}
+
+const LoopBackend* find_backend(const std::string& name) {
+  if (name == "cpu") return looplm_cpu_backend();
+  if (name == "reference") return looplm_reference_backend();
+  throw Error("UNSUPPORTED", "device", "unknown device \"" + name + "\": this build has \"cpu\" and \"reference\"");
+}
+}  // namespace
+
+MemoryStats memory_stats() { return {allocated.load(), peak.load(), buffers.load()}; }
+void reset_peak_memory() { peak = allocated.load(); }
+
+Device::Device(const std::string& name, int threads) : name_(name), table_(find_backend(name)), ctx_(table_->open(0, threads)) {
+  if (!ctx_) throw Error("INTERNAL", "device", "device \"" + name + "\" could not be opened");
+}
+Device::~Device() { table_->close(ctx_); }
+
+void* Device::pack_b(LoopDType dt, int transpose_b, int64_t n, int64_t k, const void* b, int64_t ldb) {
+  return table_->pack_b(ctx_, dt, transpose_b, n, k, b, ldb);
+}
+
+std::vector<DeviceInfo> list_devices() {
+  std::vector<DeviceInfo> out;
+  for (const char* name : {"cpu", "reference"}) out.push_back({name, Device(name, 0).description(), true});
+  return out;
+}
+
+Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
+  data_ = device_->table_->allocate(device_->ctx_, bytes);
+  if (!data_)
+    throw Error("OUT_OF_MEMORY", "allocate",
+                std::to_string(bytes) + " bytes were asked of device \"" + device_->name() + "\" while looplm holds " +
+                    std::to_string(allocated.load()) + " bytes: use a smaller batch, recompute 'layer', or dispose of models");
+  count_allocation(bytes_);
+}
+Buffer Buffer::adopt(std::shared_ptr<Device> device, void* data, size_t bytes) {
+  Buffer b;
+  b.device_ = std::move(device);
+  b.data_ = data;
+  b.bytes_ = bytes;
+  count_allocation(bytes);
+  return b;
+}
+Buffer::~Buffer() {
+  if (!data_) return;
+  device_->table_->release(device_->ctx_, data_);
+  allocated.fetch_sub(bytes_);
+  buffers.fetch_sub(1);
+}
+Buffer::Buffer(Buffer&& other) noexcept { *this = std::move(other); }
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(device_, other.device_);
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+void Buffer::reserve(const std::shared_ptr<Device>& device, size_t bytes) {
+  if (bytes <= bytes_) return;
+  *this = Buffer();  // first give back, then take: the two are never held together
+  *this = Buffer(device, bytes);
+}
+void Buffer::upload(const void* host, size_t bytes, size_t byte_offset) {
+  device_->run(&LoopBackend::copy_in, "copy_in", at(byte_offset), host, bytes);
+}
+void Buffer::download(void* host, size_t bytes, size_t byte_offset) const {
+  device_->run(&LoopBackend::copy_out, "copy_out", host, at(byte_offset), bytes);
+}
+void Buffer::zero(size_t bytes, size_t byte_offset) { device_->run(&LoopBackend::zero, "zero", at(byte_offset), bytes); }
+
+void upload_reals(Buffer& buffer, LoopDType dt, const double* values, size_t count, size_t element_offset) {
+  if (loop_real(dt) == LOOP_F64) {
+    buffer.upload(values, count * 8, element_offset * 8);
+    return;
+  }
+  std::vector<float> narrow(values, values + count);
+  buffer.upload(narrow.data(), count * 4, element_offset * 4);
+}
+std::vector<double> download_reals(const Buffer& buffer, LoopDType dt, size_t count, size_t element_offset) {
+  std::vector<double> out(count);
+  if (loop_real(dt) == LOOP_F64) {
+    buffer.download(out.data(), count * 8, element_offset * 8);
+    return out;
+  }
+  std::vector<float> narrow(count);
+  buffer.download(narrow.data(), count * 4, element_offset * 4);
+  std::copy(narrow.begin(), narrow.end(), out.begin());
+  return out;
+}
+
+}  // namespace looplm

@@ -1,0 +1,90 @@
+// A device context and its memory: the engine's only way to a backend.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../backend.h"
+#include "error.h"
+
+namespace looplm {
+
+struct MemoryStats {
+  size_t allocated_bytes = 0;  // in buffers now, over all devices of the process
+  size_t peak_bytes = 0;
+  size_t buffers = 0;
+};
+MemoryStats memory_stats();
+void reset_peak_memory();
+
+class Device {
+ public:
+  // name: "cpu", "reference". threads 0: one per available core.
+  Device(const std::string& name, int threads);
+  ~Device();
+  Device(const Device&) = delete;
+
+  std::string name() const { return name_; }
+  std::string description() const { return table_->describe(ctx_); }
+  bool supports(LoopDType dt) const { return table_->supports(ctx_, dt) != 0; }
+
+  // Calls one function of the table: device.run(&LoopBackend::rope, "rope", dt, n, ...). Throws ABORTED when a cancel flag is raised,
+  // so that a long call ends between two kernels.
+  template <class Function, class... Arguments>
+  void run(Function LoopBackend::* function, const char* operation, Arguments... arguments) {
+    if (cancel && cancel->load(std::memory_order_relaxed)) throw Error("ABORTED", operation, "the operation was aborted by its AbortSignal");
+    if ((table_->*function)(ctx_, arguments...) != 0) throw Error("INTERNAL", operation, table_->last_error(ctx_));
+  }
+  void* pack_b(LoopDType dt, int transpose_b, int64_t n, int64_t k, const void* b, int64_t ldb);
+
+  const std::atomic<bool>* cancel = nullptr;  // set by the caller for the length of one engine call
+
+ private:
+  friend class Buffer;
+  std::string name_;
+  const LoopBackend* table_;
+  void* ctx_;
+};
+
+// The device names this build knows, for `devices()`: name, whether it is usable here, and why not.
+struct DeviceInfo {
+  std::string name, description;
+  bool available;
+};
+std::vector<DeviceInfo> list_devices();
+
+// Device memory, owned. An empty buffer has data() == nullptr.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(std::shared_ptr<Device> device, size_t bytes);
+  static Buffer adopt(std::shared_ptr<Device> device, void* data, size_t bytes);  // memory the backend allocated
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+
+  template <class T = void>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  void* at(size_t byte_offset) const { return static_cast<char*>(data_) + byte_offset; }
+  size_t bytes() const { return bytes_; }
+  explicit operator bool() const { return data_ != nullptr; }
+  void reserve(const std::shared_ptr<Device>& device, size_t bytes);  // grows; contents are lost when it does
+  void upload(const void* host, size_t bytes, size_t byte_offset = 0);
+  void download(void* host, size_t bytes, size_t byte_offset = 0) const;
+  void zero(size_t bytes, size_t byte_offset = 0);
+
+ private:
+  std::shared_ptr<Device> device_;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Real numbers on their way between host and device: float32 everywhere, float64 on `reference`.
+void upload_reals(Buffer& buffer, LoopDType dt, const double* values, size_t count, size_t element_offset = 0);
+std::vector<double> download_reals(const Buffer& buffer, LoopDType dt, size_t count, size_t element_offset = 0);
+
+}  // namespace looplm

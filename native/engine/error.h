@@ -1,0 +1,15 @@
+// Errors cross the engine as one class: a code that programs read, the operation, and a message that names cause and remedy.
+#pragma once
+#include <stdexcept>
+#include <string>
+
+namespace looplm {
+
+struct Error : std::runtime_error {
+  Error(std::string code, std::string operation, const std::string& message)
+      : std::runtime_error(message), code(std::move(code)), operation(std::move(operation)) {}
+  std::string code;  // one of src/errors.ts: INVALID_ARGUMENT, INVALID_SHAPE, INVALID_FILE, OUT_OF_MEMORY, ABORTED, ...
+  std::string operation;
+};
+
+}  // namespace looplm

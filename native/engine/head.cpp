@@ -1,0 +1,65 @@
+#include "head.h"
+
+#include <algorithm>
+
+#include "workspace.h"
+
+namespace looplm {
+
+namespace {
+
+constexpr int64_t CHUNK_BYTES = 24 << 20;  // of logits; with their gradient in place this bounds the workspace at any T and N
+
+// Real arrays of a LoopLoss from row `first` on.
+LoopLoss from_row(const LoopLoss& loss, int64_t first, size_t real_bytes) {
+  auto at = [&](const void* p) -> const void* { return p ? static_cast<const char*>(p) + size_t(first) * real_bytes : nullptr; };
+  LoopLoss out = loss;
+  out.scale = at(loss.scale);
+  out.advantage = at(loss.advantage);
+  out.old_logprob = at(loss.old_logprob);
+  out.reference_logprob = at(loss.reference_logprob);
+  out.kl_scale = at(loss.kl_scale);
+  return out;
+}
+
+void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logprobs, void* entropies, void* d_hidden) {
+  Device& device = *model.device;
+  Workspace& workspace = model.workspace();
+  const LoopDType dt = model.dt;
+  const int64_t D = model.config.hidden, V = model.config.vocabulary;
+  const size_t act = loop_dtype_size(dt), real = loop_dtype_size(model.real());
+  const int64_t chunk = std::clamp<int64_t>(CHUNK_BYTES / (V * int64_t(real)), 16, std::max<int64_t>(in.rows, 16));
+  void* hidden = workspace.get("head.hidden", size_t(chunk * D) * act).as<>();
+  void* logits = workspace.get("head.logits", size_t(chunk * V) * real).as<>();
+  void* d_rows = loss ? workspace.get("head.d_rows", size_t(chunk * D) * real).as<>() : nullptr;
+  const void *weight = model.weights().head, *unpacked = nullptr;
+  void* d_weight = loss ? model.gradients().head : nullptr;
+  const int64_t row_stride = V * int64_t(real / act);  // of the gradient, which lies over the logits
+
+  for (int64_t first = 0; first < in.rows; first += chunk) {
+    const int64_t m = std::min(chunk, in.rows - first);
+    auto at = [&](void* p) -> void* { return p ? static_cast<char*>(p) + size_t(first) * real : nullptr; };
+    device.run(&LoopBackend::gather_rows, "gather rows", dt, m, D, in.index + first, in.hidden, hidden);
+    device.run(&LoopBackend::gemm, "head", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT), unpacked);
+    LoopLoss part{};
+    if (loss) part = from_row(*loss, first, real);
+    device.run(&LoopBackend::head_rows, "head rows", dt, m, V, in.temperature, logits, in.targets + first,
+               loss ? static_cast<const LoopLoss*>(&part) : nullptr, at(logprobs), at(entropies));
+    if (!loss) continue;
+    device.run(&LoopBackend::gemm, "head backward", dt, 0, 0, m, D, V, logits, row_stride, weight, D, d_rows, D, int(LOOP_GEMM_REAL_OUT), unpacked);
+    device.run(&LoopBackend::scatter_add_rows, "scatter rows", dt, m, D, in.index + first, d_rows, d_hidden);
+    device.run(&LoopBackend::gemm, "head gradient", dt, 1, 0, V, D, m, logits, row_stride, hidden, D, d_weight, D, int(LOOP_GEMM_ACCUMULATE),
+               unpacked);
+  }
+}
+
+}  // namespace
+
+void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entropies) {
+  run_head(model, in, nullptr, logprobs, entropies, nullptr);
+}
+void head_backward(Model& model, const HeadRows& in, const LoopLoss& loss, void* logprobs, void* entropies, void* d_hidden) {
+  run_head(model, in, &loss, logprobs, entropies, d_hidden);
+}
+
+}  // namespace looplm

@@ -1,0 +1,21 @@
+// The head: the T·N response rows are rows of one linear layer, run chunk by chunk, so that [T, N, V] never exists (math.md §2).
+#pragma once
+#include "model.h"
+
+namespace looplm {
+
+struct HeadRows {
+  int64_t rows;
+  const void* hidden;      // act [anything, D]
+  const int32_t* index;    // device [rows]: the row of `hidden` (and of d_hidden) each row reads
+  const int32_t* targets;  // device [rows]
+  double temperature;
+};
+
+// logprobs, entropies: real [rows], either may be NULL.
+void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entropies);
+
+// The same, and with each row's coefficient from `loss`: d_hidden (real) and the head's gradient are added to.
+void head_backward(Model& model, const HeadRows& in, const LoopLoss& loss, void* logprobs, void* entropies, void* d_hidden);
+
+}  // namespace looplm

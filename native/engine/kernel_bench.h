@@ -1,0 +1,27 @@
+// One kernel of the table on random inputs, with the work it must do: for `npm run bench`.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "device.h"
+
+namespace looplm {
+
+struct KernelShape {  // what a kernel has no use for is ignored
+  int64_t rows = 4096, hidden = 512, intermediate = 1408, vocabulary = 8192, length = 512;
+  int32_t heads = 8, kv_heads = 8;
+};
+
+struct KernelCase {
+  double flops = 0;  // floating-point operations of one run that any implementation must do
+  double bytes = 0;  // bytes it must move: every input read once, every output written once
+  std::function<void()> run;
+  std::vector<Buffer> buffers;
+};
+
+std::vector<std::string> kernel_names();
+// Throws NOT_FOUND for an unknown name.
+KernelCase make_kernel_case(const std::shared_ptr<Device>& device, LoopDType dt, const std::string& name, const KernelShape& shape);
+
+}  // namespace looplm
