@@ -1,0 +1,205 @@
+// One row per kernel of the table and per named kernel: the time of a run beside the least time that the roofs allow.
+import { Bench } from 'tinybench'
+import { kernels, tensor } from '../src/index.js'
+import { call, context, native } from '../src/native.js'
+import type { ModelDType } from '../src/model/types.js'
+
+/** What a kernel must do at the least, and how long it took. */
+export interface KernelRow {
+  kernel: string
+  dtype: ModelDType
+  shape: string
+  /** Median seconds of one run. */
+  seconds: number
+  /** Floating-point operations per second, in 1e9. */
+  gflops: number
+  /** Bytes per second that must move, in 1e9. */
+  gbps: number
+  /** The least time that both roofs allow, as a share of the time taken. */
+  share: number
+}
+
+/** Rates measured in this run. */
+export interface Roofs {
+  /** Product of two 2048 × 2048 matrices, in 1e9 operations per second. */
+  gflops: number
+  /** Reading (or copying, where that is faster) an array far larger than the caches, in 1e9 bytes per second. */
+  gbps: number
+}
+
+interface Shape {
+  label: string
+  rows: number
+  hidden: number
+  intermediate: number
+  vocabulary: number
+  length: number
+  heads: number
+  kvHeads: number
+}
+
+const large: Shape = { label: 'N 2048, D 512, F 1408, V 8192, S 512', rows: 2048, hidden: 512, intermediate: 1408, vocabulary: 8192, length: 512, heads: 8, kvHeads: 8 }
+const small: Shape = { label: 'N 4096, D 128, F 352, V 128, S 64', rows: 4096, hidden: 128, intermediate: 352, vocabulary: 128, length: 64, heads: 4, kvHeads: 4 }
+const square: Shape = { ...large, label: '2048³', hidden: 2048, intermediate: 2048, heads: 16, kvHeads: 16 }
+
+async function median(name: string, run: () => Promise<unknown>, milliseconds: number): Promise<number> {
+  const bench = new Bench({ time: milliseconds, iterations: 5, warmupTime: milliseconds / 4, warmupIterations: 2 })
+  bench.add(name, async () => {
+    await run()
+  })
+  const [task] = await bench.run()
+  const result = task!.result
+  if (!('latency' in result)) throw new Error(`${name} could not be timed`)
+  return result.latency.p50 / 1000
+}
+
+async function time(device: string, dtype: ModelDType, kernel: string, shape: Shape, milliseconds: number) {
+  const engine = native()
+  const { label: _, ...numbers } = shape
+  const made = await call('bench', () => engine.benchCreate(context(device, 0, 'bench'), dtype, kernel, numbers))
+  try {
+    // A call runs the kernel several times, so that the way to the executor and back does not count.
+    const once = await call('bench', () => engine.benchRun(made.handle, 1)).then(() => engine.benchRun(made.handle, 1))
+    const repeats = Math.max(1, Math.ceil(0.002 / once))
+    const bench = new Bench({ time: milliseconds, iterations: 5, warmupIterations: 1, warmupTime: 0 })
+    const seconds: number[] = []
+    bench.add(kernel, async () => {
+      seconds.push((await engine.benchRun(made.handle, repeats)) / repeats)
+    })
+    await bench.run()
+    seconds.sort((a, b) => a - b)
+    return { seconds: seconds[Math.floor(seconds.length / 2)]!, flops: made.flops, bytes: made.bytes }
+  } finally {
+    made.handle.dispose()
+  }
+}
+
+/** GEMM rate and memory bandwidth of the device, measured now. */
+export async function measureRoofs(device: string, dtype: ModelDType, milliseconds = 400): Promise<Roofs> {
+  const gemm = await time(device, dtype, 'gemm', square, milliseconds)
+  const read = await time(device, dtype, 'read', large, milliseconds)
+  const copy = await time(device, dtype, 'copy', large, milliseconds)
+  return { gflops: gemm.flops / gemm.seconds / 1e9, gbps: Math.max(read.bytes / read.seconds, copy.bytes / copy.seconds) / 1e9 }
+}
+
+/** All kernels that match the filter, at a large and a small shape. */
+export async function* kernelRows(device: string, dtype: ModelDType, roofs: Roofs, filter: RegExp, milliseconds = 200): AsyncGenerator<KernelRow> {
+  const row = (kernel: string, shape: string, seconds: number, flops: number, bytes: number): KernelRow => ({
+    kernel,
+    dtype,
+    shape,
+    seconds,
+    gflops: flops / seconds / 1e9,
+    gbps: bytes / seconds / 1e9,
+    share: Math.max(flops / roofs.gflops, bytes / roofs.gbps) / 1e9 / seconds,
+  })
+  for (const shape of [large, small])
+    for (const kernel of native().benchKernels()) {
+      if (!filter.test(kernel) || kernel === 'read' || kernel === 'copy') continue
+      const { seconds, flops, bytes } = await time(device, dtype, kernel, shape, milliseconds)
+      yield row(kernel, shape.label, seconds, flops, bytes)
+    }
+  if (device === 'reference' || dtype === 'float64') return
+  for (const named of namedKernels(dtype)) {
+    if (!filter.test(named.kernel)) continue
+    const made = await named.make()
+    const seconds = await median(named.kernel, made.run, milliseconds)
+    yield row(named.kernel, named.shape, seconds, named.flops, named.bytes)
+    made.dispose()
+  }
+}
+
+interface Named {
+  kernel: string
+  shape: string
+  flops: number
+  bytes: number
+  make(): Promise<{ run(): Promise<void>; dispose(): void }>
+}
+
+/** The three kernels that name the project, as a program calls them on Tensors. */
+function namedKernels(dtype: 'float32' | 'bfloat16'): Named[] {
+  const [N, D, F, V, T, L, H] = [2048, 512, 1408, 8192, 4, 1, 8]
+  const size = dtype === 'float32' ? 4 : 2
+  const noise = (count: number, scale = 0.05) => Float32Array.from({ length: count }, (_, i) => scale * Math.sin(1 + 12.9898 * i))
+  const matrix = (rows: number, columns: number, scale?: number) => tensor(noise(rows * columns, scale), [rows, columns], { dtype })
+  const vector = (n: number, value: number) => tensor(new Float32Array(n).fill(value), [n], { dtype })
+  return [
+    {
+      kernel: 'loopedBlockForward',
+      shape: `N ${N}, D ${D}, F ${F}, L ${L}, T ${T}, S 512`,
+      flops: T * L * (2 * N * (4 * D * D + 3 * D * F) + 2 * N * 512 * D),
+      bytes: T * N * D * size * 2,
+      async make() {
+        const block = {
+          qProj: matrix(D, D),
+          kProj: matrix(D, D),
+          vProj: matrix(D, D),
+          oProj: matrix(D, D),
+          gateProj: matrix(F, D),
+          upProj: matrix(F, D),
+          downProj: matrix(D, F),
+          inputLayernorm: vector(D, 1),
+          inputLayernorm2: vector(D, 1),
+          postAttentionLayernorm: vector(D, 1),
+          postAttentionLayernorm2: vector(D, 1),
+        }
+        const weights = { layers: [block], norm: vector(D, 1), gateWeight: vector(D, 0.01), gateBias: vector(1, 0), numAttentionHeads: H }
+        const hidden = matrix(N, D, 1)
+        const options = { loops: T, offsets: [0, 512, 1024, 1536, 2048], ropeTheta: 1e6, normEps: 1e-6 }
+        return {
+          async run() {
+            const out = await kernels.loopedBlockForward(hidden, weights, options)
+            out.hidden.dispose()
+            out.gateLogits.dispose()
+          },
+          dispose() {
+            for (const t of [hidden, weights.norm, weights.gateWeight, weights.gateBias, ...Object.values(block)]) t.dispose()
+          },
+        }
+      },
+    },
+    {
+      kernel: 'perLoopLogSoftmax',
+      shape: `T ${T}, N ${N / 2}, D ${D}, V ${V}`,
+      flops: T * N * D * V, // 2 · T · N/2 · D · V
+      bytes: (T * N * D * size) / 2 + V * D * size,
+      async make() {
+        const hidden = tensor(noise((T * N * D) / 2, 1), [T, N / 2, D], { dtype })
+        const head = matrix(V, D)
+        const targets = tensor(Int32Array.from({ length: N / 2 }, (_, i) => (i * 7919) % V))
+        return {
+          async run() {
+            const out = await kernels.perLoopLogSoftmax(hidden, head, targets, { temperature: 1 })
+            out.logprobs.dispose()
+            out.entropy.dispose()
+          },
+          dispose() {
+            for (const t of [hidden, head, targets]) t.dispose()
+          },
+        }
+      },
+    },
+    {
+      kernel: 'policyGradientReduction',
+      shape: `T ${T}, N ${16 * N}`,
+      flops: T * 16 * N * 10,
+      bytes: T * 16 * N * 4 * 5,
+      async make() {
+        const rows = 16 * N
+        const real = (shape: number[], value: number) => tensor(new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(value), shape)
+        const logprobs = real([T, rows], -1)
+        const inputs = { weights: real([T, rows], 1 / T), advantages: real([rows], 1), oldLogprobs: real([T, rows], -1.1), mask: real([rows], 1) }
+        return {
+          async run() {
+            const out = await kernels.policyGradientReduction(logprobs, { ...inputs, objective: { surrogate: 'ppo' } })
+            out.coefficients.dispose()
+          },
+          dispose() {
+            for (const t of [logprobs, ...Object.values(inputs)]) t.dispose()
+          },
+        }
+      },
+    },
+  ]
+}

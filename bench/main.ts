@@ -1,0 +1,86 @@
+// npm run bench: every kernel and the whole steps, each beside the roof measured in the same run.
+import { execFileSync } from 'node:child_process'
+import { cpus } from 'node:os'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { devices } from '../src/index.js'
+import { type KernelRow, kernelRows, measureRoofs, type Roofs } from './kernels.js'
+import { type StepRow, steps } from './steps.js'
+
+const usage = `npm run bench -- [--json] [--device cpu] [--dtype float32,bfloat16] [--filter REGEX] [--kernels | --steps]
+  --json     one JSON document on standard output, nothing else
+  --filter   only rows whose name matches
+  --kernels  only kernels; --steps: only whole steps`
+
+function options() {
+  try {
+    const { values } = parseArgs({
+      options: {
+        json: { type: 'boolean', default: false },
+        device: { type: 'string', default: 'cpu' },
+        dtype: { type: 'string', default: 'float32,bfloat16' },
+        filter: { type: 'string', default: '' },
+        kernels: { type: 'boolean', default: false },
+        steps: { type: 'boolean', default: false },
+        help: { type: 'boolean', default: false },
+      },
+    })
+    const dtypes = values.dtype.split(',').filter((d): d is 'float32' | 'bfloat16' => d === 'float32' || d === 'bfloat16')
+    if (dtypes.length === 0) throw new Error(`--dtype takes float32 and bfloat16, got ${values.dtype}`)
+    return { ...values, dtypes, pattern: new RegExp(values.filter, 'i') }
+  } catch (error) {
+    console.error(`${(error as Error).message}\n${usage}`)
+    process.exit(2)
+  }
+}
+
+const percent = (share: number | undefined) => (share === undefined ? '' : `${(100 * share).toFixed(0)} %`)
+function printTable(rows: string[][]): void {
+  const widths = rows[0]!.map((_, c) => Math.max(...rows.map((r) => r[c]!.length)))
+  for (const row of rows) console.log(row.map((cell, c) => (c < 2 ? cell.padEnd(widths[c]!) : cell.padStart(widths[c]!))).join('  '))
+}
+
+const given = options()
+if (given.help) {
+  console.log(usage)
+  process.exit(0)
+}
+const say = (text: string) => given.json || console.log(text)
+const both = given.kernels === given.steps
+const report = {
+  date: new Date().toISOString(),
+  cpu: cpus()[0]?.model.trim(),
+  node: process.version,
+  devices: devices(),
+  roofs: {} as Record<string, Roofs>,
+  kernels: [] as KernelRow[],
+  steps: [] as StepRow[],
+}
+say(`${report.cpu}, Node ${report.node}; ${report.devices.map((d) => `${d.name}: ${d.description}`).join('; ')}`)
+
+if (both || given.kernels)
+  for (const dtype of given.dtypes) {
+    const roofs = await measureRoofs(given.device, dtype)
+    report.roofs[dtype] = roofs
+    const table = [['kernel', `shape (${dtype})`, 'time', 'GFLOP/s', 'GB/s', 'of roof']]
+    for await (const row of kernelRows(given.device, dtype, roofs, given.pattern)) {
+      report.kernels.push(row)
+      table.push([row.kernel, row.shape, `${(1e3 * row.seconds).toFixed(3)} ms`, row.gflops.toFixed(0), row.gbps.toFixed(1), percent(row.share)])
+    }
+    say(`\n${dtype}: roofs of this run are ${roofs.gflops.toFixed(0)} GFLOP/s (2048³ product) and ${roofs.gbps.toFixed(1)} GB/s (memory)`)
+    if (!given.json) printTable(table)
+  }
+
+if (both || given.steps) {
+  const table = [['step', 'roof', 'time', 'tokens/s', 'of roof', 'peak MiB', 'loop delay p99']]
+  for (const name of Object.keys(steps).filter((n) => given.pattern.test(n))) {
+    const line = execFileSync(process.execPath, [fileURLToPath(new URL('./steps.js', import.meta.url)), name], { encoding: 'utf8' })
+    const row = JSON.parse(line) as StepRow
+    report.steps.push(row)
+    const delay = row.eventLoopDelayMs === undefined ? '' : `${row.eventLoopDelayMs.toFixed(1)} ms`
+    table.push([name, row.roof ?? '', `${row.seconds.toFixed(3)} s`, row.tokensPerSecond.toFixed(0), percent(row.share), String(row.peakMiB), delay])
+  }
+  say('')
+  if (!given.json) printTable(table)
+}
+if (given.json) console.log(JSON.stringify(report, null, 2))

@@ -1,0 +1,130 @@
+// Whole steps, each in a process of its own so that its resident peak is its own: node dist/bench/steps.js NAME prints one JSON line.
+import { monitorEventLoopDelay } from 'node:perf_hooks'
+import { addition, LoopLM, RLTTTrainer } from '../src/index.js'
+import type { ModelDType, Recompute } from '../src/model/types.js'
+import { measureRoofs } from './kernels.js'
+
+/** What a step row reports; `share` is of the roof it names. */
+export interface StepRow {
+  step: string
+  dtype: ModelDType
+  seconds: number
+  tokensPerSecond: number
+  share?: number
+  roof?: string
+  /** Resident peak of the process in MiB, before the roofs are measured. */
+  peakMiB: number
+  /** 99th percentile of the event loop's delay beyond its interval, in ms. */
+  eventLoopDelayMs?: number
+}
+
+const d512 = { vocab_size: 8192, hidden_size: 512, intermediate_size: 1408, num_hidden_layers: 6, num_attention_heads: 8, total_ut_steps: 4 }
+const d128 = { vocab_size: 128, hidden_size: 128, intermediate_size: 352, num_hidden_layers: 2, num_attention_heads: 4, total_ut_steps: 4 }
+const d768 = { vocab_size: 8192, hidden_size: 768, intermediate_size: 2048, num_hidden_layers: 12, num_attention_heads: 12, total_ut_steps: 4 }
+const d96 = { vocab_size: 12, hidden_size: 96, intermediate_size: 256, num_hidden_layers: 2, num_attention_heads: 4, total_ut_steps: 4 }
+type Config = typeof d512
+
+/** Weights of all blocks, of the head. */
+function weights(c: Config): { blocks: number; head: number } {
+  return { blocks: c.num_hidden_layers * (4 * c.hidden_size ** 2 + 3 * c.hidden_size * c.intermediate_size), head: c.hidden_size * c.vocab_size }
+}
+
+const peakMiB = () => Math.round(process.resourceUsage().maxRSS / 1024)
+const middle = (values: number[]) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)]!
+async function seconds(run: () => Promise<unknown>): Promise<number> {
+  const start = performance.now()
+  await run()
+  return (performance.now() - start) / 1000
+}
+
+async function rltt(step: string, config: Config, count: number, length: number, dtype: ModelDType, recompute: Recompute = 'none'): Promise<StepRow> {
+  const model = await LoopLM.create(config, { dtype, seed: 1 })
+  const trainer = new RLTTTrainer(model, { weights: 'exit-pdf', learningRate: 1e-5, recompute })
+  const sequences = Array.from({ length: count }, (_, i) => Array.from({ length }, (_, j) => (i * 7919 + j * 104729 + ((i * j) % 31)) % config.vocab_size))
+  const batch = { sequences, promptLengths: sequences.map(() => 1), advantages: sequences.map((_, i) => (i % 2 ? 1 : -1)) }
+  await trainer.update(batch)
+  const delay = monitorEventLoopDelay({ resolution: 5 })
+  delay.enable()
+  const times: number[] = []
+  for (let i = 0; i < 5 || times.reduce((a, b) => a + b) < 3; i++) times.push(await seconds(() => trainer.update(batch)))
+  delay.disable()
+  const peak = peakMiB()
+  const taken = middle(times)
+  const tokens = count * length
+  const { blocks, head } = weights(config)
+  const gflops = (6 * (blocks + head) * config.total_ut_steps * tokens) / taken / 1e9
+  const roofs = await measureRoofs('cpu', dtype)
+  return {
+    step,
+    dtype,
+    seconds: taken,
+    tokensPerSecond: tokens / taken,
+    share: gflops / roofs.gflops,
+    roof: `GEMM ${roofs.gflops.toFixed(0)} GFLOP/s`,
+    peakMiB: peak,
+    eventLoopDelayMs: Math.max(0, delay.percentile(99) / 1e6 - 5),
+  }
+}
+
+async function sampling(step: string, prompts: number, group: number): Promise<StepRow> {
+  const model = await LoopLM.create(d128, { seed: 1 })
+  const texts = Array.from({ length: prompts }, (_, i) => Array.from({ length: 16 }, (_, j) => (i * 31 + j * 17 + i * j) % 128))
+  const batch = texts.flatMap((text) => Array<number[]>(group).fill(text))
+  const run = (seed: number) => model.generate(batch, { maxNewTokens: 24, temperature: 1, seed, stop: [] })
+  await run(0)
+  const times: number[] = []
+  for (let i = 1; i < 10; i++) times.push(await seconds(() => run(i)))
+  const taken = middle(times)
+  return { step, dtype: 'float32', seconds: taken, tokensPerSecond: (batch.length * 24) / taken, peakMiB: peakMiB() }
+}
+
+async function decode(step: string): Promise<StepRow> {
+  const model = await LoopLM.create(d768, { dtype: 'bfloat16', seed: 1 })
+  const tokens = 32
+  const run = () => model.generate([[1, 2, 3, 4, 5, 6, 7, 8]], { maxNewTokens: tokens, temperature: 0, stop: [] })
+  await run()
+  const times: number[] = []
+  for (let i = 0; i < 7; i++) times.push(await seconds(run))
+  const taken = middle(times)
+  const { blocks, head } = weights(d768)
+  const peak = peakMiB()
+  const roofs = await measureRoofs('cpu', 'bfloat16')
+  // every new token streams the blocks once per loop and the head once
+  const gbps = (tokens * 2 * (blocks * d768.total_ut_steps + head)) / taken / 1e9
+  return { step, dtype: 'bfloat16', seconds: taken, tokensPerSecond: tokens / taken, share: gbps / roofs.gbps, roof: `memory ${roofs.gbps.toFixed(0)} GB/s`, peakMiB: peak }
+}
+
+async function addition5(step: string): Promise<StepRow> {
+  const model = await LoopLM.create(d96, { seed: 1 })
+  const task = addition({ digits: 5 })
+  // An untrained model earns nothing and its flat groups would be skipped; a reward by the last digit's parity keeps every group at work.
+  const reward = (_prompt: string, completion: string) => Number(completion.at(-1)) % 2
+  const trainer = new RLTTTrainer(model, { task, reward, promptsPerStep: 32, groupSize: 8, steps: 200, learningRate: 2e-4 })
+  const delay = monitorEventLoopDelay({ resolution: 5 })
+  delay.enable()
+  let tokens = 0
+  const taken = await seconds(async () => {
+    for await (const event of trainer.run()) if (event.type === 'step') tokens += 32 * 8 * 6
+  })
+  delay.disable()
+  return { step, dtype: 'float32', seconds: taken, tokensPerSecond: tokens / taken, peakMiB: peakMiB(), eventLoopDelayMs: Math.max(0, delay.percentile(99) / 1e6 - 5) }
+}
+
+/** Every row by name. */
+export const steps: Record<string, (name: string) => Promise<StepRow>> = {
+  'RLTT update D 512, 4 × 512': (name) => rltt(name, d512, 4, 512, 'float32'),
+  'RLTT update D 512, 4 × 512, recompute layer': (name) => rltt(name, d512, 4, 512, 'float32', 'layer'),
+  'RLTT update D 512, 4 × 512, bfloat16': (name) => rltt(name, d512, 4, 512, 'bfloat16'),
+  'RLTT update D 128, 64 × 64': (name) => rltt(name, d128, 64, 64, 'float32'),
+  'sampling 64 prompts × 8, 16 + 24 tokens': (name) => sampling(name, 64, 8),
+  'sampling 512 prompts, 16 + 24 tokens': (name) => sampling(name, 512, 1),
+  'decode batch 1, 98 M parameters, bfloat16': decode,
+  'RLTT on Add(5), 200 steps of 32 × 8': addition5,
+}
+
+const wanted = process.argv[2]
+if (process.argv[1]?.endsWith('steps.js') && wanted !== undefined) {
+  const run = steps[wanted]
+  if (run === undefined) throw new Error(`no step "${wanted}"; there are: ${Object.keys(steps).join('; ')}`)
+  process.stdout.write(`${JSON.stringify(await run(wanted))}\n`)
+}

@@ -1,0 +1,85 @@
+// The addon's entry: devices, memory, contexts and cancel flags.
+#include <napi.h>
+
+#include <utility>
+
+#include "functions.h"
+#include "input.h"
+
+namespace looplm::addon {
+
+namespace {
+
+Napi::Value devices(const Napi::CallbackInfo& info) {
+  const std::vector<DeviceInfo> found = list_devices();
+  Napi::Array array = Napi::Array::New(info.Env(), found.size());
+  for (uint32_t i = 0; i < found.size(); i++) {
+    Napi::Object device = Napi::Object::New(info.Env());
+    device.Set("name", found[i].name);
+    device.Set("available", found[i].available);
+    device.Set("description", found[i].description);
+    array.Set(i, device);
+  }
+  return array;
+}
+
+Napi::Value memory(const Napi::CallbackInfo& info) {
+  const MemoryStats stats = memory_stats();
+  Napi::Object out = Napi::Object::New(info.Env());
+  out.Set("bytes", double(stats.allocated_bytes));
+  out.Set("peak", double(stats.peak_bytes));
+  out.Set("buffers", double(stats.buffers));
+  return out;
+}
+
+Napi::Value reset_peak(const Napi::CallbackInfo& info) {
+  reset_peak_memory();
+  return info.Env().Undefined();
+}
+
+Napi::Value open_context(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::string name = Input(info, 0, "device").text();
+  const int threads = int(Input(info, 1, "threads").integer(0, 1024));
+  auto executor = std::make_shared<Executor>(env, std::make_shared<Device>(name, threads));
+  // Added after the executor's threadsafe function, so that this hook runs before that one's: no thread calls it once it is gone.
+  const auto stop = [](void* kept) {
+    const std::unique_ptr<std::shared_ptr<Executor>> owner(static_cast<std::shared_ptr<Executor>*>(kept));
+    (*owner)->stop();
+  };
+  napi_add_env_cleanup_hook(env, stop, new std::shared_ptr<Executor>(executor));
+  return make_handle(env, {Kind::context, executor, executor});
+}
+
+Napi::Value create_cancel(const Napi::CallbackInfo& info) {
+  return make_handle(info.Env(), {Kind::cancel, nullptr, std::make_shared<std::atomic<bool>>(false)});
+}
+
+Napi::Value cancel(const Napi::CallbackInfo& info) {
+  Input(info, 0, "flag").cancel()->store(true);
+  return info.Env().Undefined();
+}
+
+Napi::Object start(Napi::Env env, Napi::Object exports) {
+  auto* environment = new Environment{Napi::Persistent(Handle::define(env))};
+  env.SetInstanceData(environment);
+  add<devices>(env, exports, "devices");
+  add<memory>(env, exports, "memory");
+  add<reset_peak>(env, exports, "resetPeakMemory");
+  add<open_context>(env, exports, "openContext");
+  add<create_cancel>(env, exports, "createCancel");
+  add<cancel>(env, exports, "cancel");
+  add_tensor_functions(env, exports);
+  add_model_functions(env, exports);
+  add_loss_functions(env, exports);
+  add_optimizer_functions(env, exports);
+  add_generation_functions(env, exports);
+  add_kernel_functions(env, exports);
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(looplm, start)
+
+}  // namespace looplm::addon

@@ -1,0 +1,191 @@
+#include "executor.h"
+
+#include <cstdlib>
+#include <new>
+#include <set>
+#include <utility>
+#include <vector>
+
+namespace looplm::addon {
+
+namespace {
+
+// Every executor of the process: process.exit() ends without tearing environments down, and no thread may run kernels while the
+// static objects that these use are destroyed.
+struct Living {
+  std::mutex mutex;
+  std::set<Executor*> executors;
+};
+Living& living() {
+  static Living* instance = [] {
+    std::atexit([] {
+      std::lock_guard lock(living().mutex);
+      for (Executor* executor : living().executors) executor->stop();
+    });
+    return new Living;  // never destroyed: executors may outlive static objects
+  }();
+  return *instance;
+}
+
+}  // namespace
+
+Executor::Executor(Napi::Env env, std::shared_ptr<Device> device) : device_(std::move(device)) {
+  const Napi::String name = Napi::String::New(env, "looplm");
+  const napi_status status =
+      napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, settle, &wake_);
+  if (status != napi_ok) throw Napi::Error::New(env, "looplm: napi_create_threadsafe_function failed");
+  napi_unref_threadsafe_function(env, wake_);
+  thread_ = std::thread([this] { loop(); });
+  std::lock_guard lock(living().mutex);
+  living().executors.insert(this);
+}
+
+Executor::~Executor() {
+  {
+    std::lock_guard lock(living().mutex);
+    living().executors.erase(this);
+  }
+  stop();
+}
+
+Napi::Promise Executor::submit(Napi::Env env, CancelFlag cancel, Work work) {
+  auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
+  if (waiting_++ == 0) napi_ref_threadsafe_function(env, wake_);
+  if (!cancel) cancel = std::make_shared<std::atomic<bool>>(false);
+  push({std::move(cancel), std::move(work), deferred, nullptr, nullptr});
+  return deferred->Promise();
+}
+
+void Executor::post(std::function<void()> work) {
+  push({std::make_shared<std::atomic<bool>>(false), [work = std::move(work)]() -> Finish { return work(), nullptr; }, nullptr,
+        nullptr, nullptr});
+}
+
+void Executor::release(std::shared_ptr<void> object) {
+  {
+    std::lock_guard lock(mutex_);
+    if (unfinished_ == 0) return;  // only this thread submits: nothing can begin before `object` goes
+  }
+  post([object = std::move(object)] {});
+}
+
+void Executor::push(Task task) {
+  std::lock_guard lock(mutex_);
+  if (stopping_) return;
+  unfinished_++;
+  queue_.push_back(std::move(task));
+  changed_.notify_one();
+}
+
+void Executor::stop() {
+  std::lock_guard joining(joining_);
+  std::deque<Task> dropped;
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    if (running_) running_->store(true);
+    dropped.swap(queue_);
+    changed_.notify_one();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void Executor::loop() {
+  for (;;) {
+    Task task;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+      if (stopping_) return;
+      task = std::move(queue_.front());
+      queue_.pop_front();
+      running_ = task.cancel;
+    }
+    run(task);
+    task.work = nullptr;  // objects that the call kept alive go before it counts as finished
+    std::lock_guard lock(mutex_);
+    running_ = nullptr;
+    unfinished_--;
+    if (stopping_) return;
+    if (!task.deferred) continue;
+    finished_.push_back(std::move(task));
+    napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
+  }
+}
+
+void Executor::run(Task& task) {
+  try {
+    if (task.cancel->load()) throw Error("ABORTED", "executor", "the operation was aborted by its AbortSignal");
+    device_->cancel = task.cancel.get();
+    task.finish = task.work();
+  } catch (...) {
+    task.error = std::current_exception();
+  }
+  device_->cancel = nullptr;
+}
+
+void Executor::settle(napi_env env, napi_value, void* self, void*) {
+  if (env == nullptr) return;  // the environment is going away
+  static_cast<Executor*>(self)->settle_all(env);
+}
+
+void Executor::settle_all(Napi::Env env) {
+  std::deque<Task> tasks;
+  {
+    std::lock_guard lock(mutex_);
+    tasks.swap(finished_);
+  }
+  for (Task& task : tasks) {
+    if (--waiting_ == 0) napi_unref_threadsafe_function(env, wake_);
+    Napi::HandleScope scope(env);
+    try {
+      Napi::Value value;
+      try {
+        if (!task.error) value = task.finish(env);
+      } catch (const Napi::Error&) {
+        throw;
+      } catch (...) {  // out of memory while the result was made
+        task.error = std::current_exception();
+      }
+      if (task.error) task.deferred->Reject(to_js_error(env, task.error));
+      else task.deferred->Resolve(value);
+    } catch (const Napi::Error& error) {
+      if (env.IsExceptionPending()) env.GetAndClearPendingException();
+      try {
+        task.deferred->Reject(error.Value());
+      } catch (const Napi::Error&) {  // JavaScript can no longer run: a worker is being terminated
+      }
+    }
+  }
+}
+
+namespace {
+
+Napi::Value make_error(Napi::Env env, const std::string& code, const std::string& operation, const std::string& message) {
+  Napi::Object error = Napi::Error::New(env, message).Value();
+  error.Set("code", code);
+  error.Set("operation", operation);
+  return error;
+}
+
+}  // namespace
+
+Napi::Value to_js_error(Napi::Env env, std::exception_ptr error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& e) {
+    return make_error(env, e.code, e.operation, e.what());
+  } catch (const std::bad_alloc&) {
+    return make_error(env, "OUT_OF_MEMORY", "host", "host memory could not be allocated; use a smaller batch");
+  } catch (const std::exception& e) {
+    return make_error(env, "INTERNAL", "engine", e.what());
+  } catch (...) {
+    return make_error(env, "INTERNAL", "engine", "an unknown exception");
+  }
+}
+
+void throw_js(Napi::Env env, const char* code, const char* operation, const std::string& message) {
+  throw Napi::Error(env, make_error(env, code, operation, message));
+}
+
+}  // namespace looplm::addon

@@ -1,0 +1,172 @@
+// Models: creation, files, parameters and gradients.
+#include "../engine/safetensors.h"  // defines: load_parameters, save_parameters
+#include "functions.h"
+#include "input.h"
+#include "output.h"
+
+namespace looplm::addon {
+
+namespace {
+
+using HeldModel = Held<Model>;
+
+HeldModel read_model(const Napi::CallbackInfo& info, size_t index = 0) {
+  return Input(info, index, "model").object<Model>(Kind::model);
+}
+
+ModelConfig read_config(const Input& in) {
+  constexpr int64_t MANY = int64_t(1) << 30;
+  ModelConfig c;
+  c.vocabulary = in["vocabulary"].integer(1, MANY);
+  c.hidden = in["hidden"].integer(1, MANY);
+  c.intermediate = in["intermediate"].integer(1, MANY);
+  c.layers = int32_t(in["layers"].integer(1, 1 << 16));
+  c.heads = int32_t(in["heads"].integer(1, 1 << 16));
+  c.kv_heads = int32_t(in["kvHeads"].integer(1, 1 << 16));
+  c.head_dim = int32_t(in["headDim"].integer(2, 1 << 14));
+  c.loops = int32_t(in["loops"].integer(1, 1 << 10));
+  c.norm_eps = in["normEps"].number();
+  c.rope_theta = in["ropeTheta"].number();
+  c.tied = in["tied"].flag();
+  return c;
+}
+
+// A promise of the model that `make` returns on the executor's thread.
+template <class Make>
+Napi::Value promise(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>& executor, Make make) {
+  return executor->submit(info.Env(), nullptr, [executor, make = std::move(make)]() -> Executor::Finish {
+    return [executor, model = make()](Napi::Env env) { return make_handle(env, {Kind::model, executor, model}); };
+  });
+}
+
+// A promise of nothing.
+template <class Work>
+Napi::Value run(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>& executor, Work work) {
+  return executor->submit(info.Env(), nullptr, [work = std::move(work)]() -> Executor::Finish {
+    work();
+    return [](Napi::Env env) {
+      report_memory(env);
+      return env.Undefined();
+    };
+  });
+}
+
+Napi::Value create(const Napi::CallbackInfo& info) {
+  const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
+  const ModelConfig config = read_config(Input(info, 1, "config"));
+  const LoopDType dtype = Input(info, 2, "dtype").dtype();
+  const uint64_t seed = uint64_t(Input(info, 3, "seed").integer(0, int64_t(1) << 53));
+  const double range = Input(info, 4, "range").number();
+  return promise(info, context.object, [device = context->device(), config, dtype, seed, range] {
+    auto model = std::make_shared<Model>(device, dtype, config);
+    model->initialize(seed, range);
+    return model;
+  });
+}
+
+Napi::Value load(const Napi::CallbackInfo& info) {
+  const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
+  const ModelConfig config = read_config(Input(info, 1, "config"));
+  const LoopDType dtype = Input(info, 2, "dtype").dtype();
+  const Input list(info, 3, "paths");
+  std::vector<std::string> paths;
+  for (uint32_t i = 0; i < list.length(); i++) paths.push_back(list[i].text());
+  return promise(info, context.object, [device = context->device(), config, dtype, paths] {
+    auto model = std::make_shared<Model>(device, dtype, config);
+    load_parameters(*model, paths);
+    return model;
+  });
+}
+
+Napi::Value save(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  const std::string path = Input(info, 1, "path").text(), dtype = Input(info, 2, "dtype").text();
+  return run(info, model.executor, [model = model.object, path, dtype] { save_parameters(*model, path, dtype); });
+}
+
+Napi::Value clone(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  return promise(info, model.executor, [model = model.object] { return std::shared_ptr<Model>(model->clone()); });
+}
+
+Napi::Value copy_parameters(const Napi::CallbackInfo& info) {
+  const HeldModel to = read_model(info, 0), from = read_model(info, 1);
+  if (to.executor != from.executor) throw Error("INVALID_ARGUMENT", "looplm", "both models must be on the same device");
+  return run(info, to.executor, [to = to.object, from = from.object] { to->copy_parameters_from(*from); });
+}
+
+Napi::Value parameters(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  const std::vector<Parameter>& all = model->parameters();
+  Napi::Array array = Napi::Array::New(info.Env(), all.size());
+  for (uint32_t i = 0; i < all.size(); i++) {
+    Napi::Object parameter = Napi::Object::New(info.Env());
+    parameter.Set("name", all[i].name);
+    parameter.Set("shape", number_array(info.Env(), all[i].shape));
+    array.Set(i, parameter);
+  }
+  return array;
+}
+
+Napi::Value read(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  const std::string name = Input(info, 1, "name").text();
+  return model.executor->submit(info.Env(), nullptr, [model = model.object, name]() -> Executor::Finish {
+    return [values = Reals(model->read(model->parameter(name)), model->dt)](Napi::Env env) { return values.array(env); };
+  });
+}
+
+Napi::Value write(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  const std::string name = Input(info, 1, "name").text();
+  const std::vector<double> values = Input(info, 2, "values").doubles();
+  const Parameter& parameter = model->parameter(name);
+  if (values.size() != parameter.count)
+    throw Error("INVALID_SHAPE", "looplm",
+                name + " has " + std::to_string(parameter.count) + " elements, got " + std::to_string(values.size()));
+  return run(info, model.executor, [model = model.object, name, values] { model->write(model->parameter(name), values.data()); });
+}
+
+Napi::Value read_gradient(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  const std::string name = Input(info, 1, "name").text();
+  return model.executor->submit(info.Env(), nullptr, [model = model.object, name]() -> Executor::Finish {
+    return [values = Reals(model->read_gradient(model->parameter(name)), model->dt)](Napi::Env env) { return values.array(env); };
+  });
+}
+
+Napi::Value read_gradients(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  return model.executor->submit(info.Env(), nullptr, [model = model.object]() -> Executor::Finish {
+    auto gradients = std::make_shared<std::vector<Reals>>();
+    for (const Parameter& p : model->parameters()) gradients->emplace_back(model->read_gradient(p), model->dt);
+    return [gradients](Napi::Env env) {
+      Napi::Array array = Napi::Array::New(env, gradients->size());
+      for (uint32_t i = 0; i < gradients->size(); i++) array.Set(i, (*gradients)[i].array(env));
+      return array;
+    };
+  });
+}
+
+Napi::Value zero_gradients(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  return run(info, model.executor, [model = model.object] { model->zero_gradients(); });
+}
+
+}  // namespace
+
+void add_model_functions(Napi::Env env, Napi::Object exports) {
+  add<create>(env, exports, "modelCreate");
+  add<load>(env, exports, "modelLoad");
+  add<save>(env, exports, "modelSave");
+  add<clone>(env, exports, "modelClone");
+  add<copy_parameters>(env, exports, "modelCopyParameters");
+  add<parameters>(env, exports, "modelParameters");
+  add<read>(env, exports, "modelRead");
+  add<write>(env, exports, "modelWrite");
+  add<read_gradient>(env, exports, "modelReadGradient");
+  add<read_gradients>(env, exports, "modelReadGradients");
+  add<zero_gradients>(env, exports, "modelZeroGradients");
+}
+
+}  // namespace looplm::addon

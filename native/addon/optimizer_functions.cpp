@@ -1,0 +1,85 @@
+// AdamW on a model.
+#include "../engine/optimizer.h"
+
+#include <optional>
+
+#include "functions.h"
+#include "input.h"
+
+namespace looplm::addon {
+
+namespace {
+
+// The optimizer takes its memory on the executor's thread, at the first call.
+struct OptimizerSlot {
+  std::shared_ptr<Model> model;
+  std::optional<AdamW> optimizer;
+  AdamW& get() {
+    if (!optimizer) optimizer.emplace(model);
+    return *optimizer;
+  }
+};
+
+Held<OptimizerSlot> read_optimizer(const Napi::CallbackInfo& info) {
+  return Input(info, 0, "optimizer").object<OptimizerSlot>(Kind::optimizer);
+}
+
+Napi::Value create(const Napi::CallbackInfo& info) {
+  const auto model = Input(info, 0, "model").object<Model>(Kind::model);
+  return make_handle(
+      info.Env(), {Kind::optimizer, model.executor, std::make_shared<OptimizerSlot>(OptimizerSlot{model.object, std::nullopt})});
+}
+
+Napi::Value step(const Napi::CallbackInfo& info) {
+  const auto slot = read_optimizer(info);
+  const Input in(info, 1, "options");
+  AdamWOptions options;
+  options.learning_rate = in["learningRate"].number();
+  options.beta1 = in["beta1"].number();
+  options.beta2 = in["beta2"].number();
+  options.epsilon = in["epsilon"].number();
+  options.weight_decay = in["weightDecay"].number();
+  options.max_grad_norm = in["maxGradNorm"].number();
+  return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, options]() -> Executor::Finish {
+    const double norm = slot->get().step(options);
+    return [norm, steps = slot->get().steps()](Napi::Env env) {
+      Napi::Object out = Napi::Object::New(env);
+      out.Set("gradNorm", norm);
+      out.Set("steps", double(steps));
+      report_memory(env);
+      return out;
+    };
+  });
+}
+
+Napi::Value save(const Napi::CallbackInfo& info) {
+  const auto slot = read_optimizer(info);
+  const std::string path = Input(info, 1, "path").text();
+  return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, path]() -> Executor::Finish {
+    slot->get().save(path);
+    return [](Napi::Env env) { return env.Undefined(); };
+  });
+}
+
+Napi::Value load(const Napi::CallbackInfo& info) {
+  const auto slot = read_optimizer(info);
+  const std::string path = Input(info, 1, "path").text();
+  return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, path]() -> Executor::Finish {
+    slot->get().load(path);
+    return [steps = slot->get().steps()](Napi::Env env) {
+      report_memory(env);
+      return Napi::Number::New(env, double(steps));
+    };
+  });
+}
+
+}  // namespace
+
+void add_optimizer_functions(Napi::Env env, Napi::Object exports) {
+  add<create>(env, exports, "optimizerCreate");
+  add<step>(env, exports, "optimizerStep");
+  add<save>(env, exports, "optimizerSave");
+  add<load>(env, exports, "optimizerLoad");
+}
+
+}  // namespace looplm::addon

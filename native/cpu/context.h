@@ -1,0 +1,37 @@
+// The CPU backend's context: its threads and its error text. Kernels see nothing else of the process.
+#pragma once
+#include <stdint.h>
+
+#include "pool.h"
+
+namespace looplm::cpu {
+
+struct Context {
+  explicit Context(int threads) : pool(threads) {}
+  Pool pool;
+  char error[256] = "";
+  char description[64] = "";
+};
+
+// 64-byte aligned memory as the table's `allocate` gives; NULL when there is none. Freed with free.
+void* allocate_aligned(size_t bytes);
+
+// How many rows of d elements a task takes: enough that a task is some microseconds, few enough that threads share the work.
+inline int64_t rows_per_task(int64_t rows, int64_t d) {
+  int64_t n = 16384 / (d > 0 ? d : 1);
+  if (n < 1) n = 1;
+  return n < rows ? n : (rows > 0 ? rows : 1);
+}
+
+// Runs f(begin, end, thread) over [0, rows) in fixed blocks.
+template <class F>
+void for_rows(Context& ctx, int64_t rows, int64_t d, F&& f) {
+  if (rows <= 0) return;
+  int64_t block = rows_per_task(rows, d), tasks = (rows + block - 1) / block;
+  ctx.pool.run(tasks, [&](int64_t task, int thread) {
+    int64_t begin = task * block, end = begin + block < rows ? begin + block : rows;
+    f(begin, end, thread);
+  });
+}
+
+}  // namespace looplm::cpu

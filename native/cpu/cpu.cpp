@@ -1,0 +1,57 @@
+#include "cpu.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace looplm::cpu {
+
+#if defined(__x86_64__)
+namespace avx512_bf16 {
+extern const LoopBackend table;
+}
+namespace avx512 {
+extern const LoopBackend table;
+}
+namespace avx2 {
+extern const LoopBackend table;
+}
+#endif
+namespace baseline {
+extern const LoopBackend table;
+}
+
+namespace {
+struct Isa {
+  const char* name;
+  const LoopBackend* table;
+  bool runs;
+};
+}  // namespace
+
+}  // namespace looplm::cpu
+
+extern "C" const LoopBackend* looplm_cpu_backend(void) {
+  using namespace looplm::cpu;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool five = two && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512dq");
+  const Isa best_first[] = {{"avx512_bf16", &avx512_bf16::table, five && __builtin_cpu_supports("avx512bf16")},
+                            {"avx512", &avx512::table, five},
+                            {"avx2", &avx2::table, two},
+                            {"baseline", &baseline::table, true}};
+#else
+  const Isa best_first[] = {{"baseline", &baseline::table, true}};
+#endif
+  const char* limit = std::getenv("LOOPLM_CPU_ISA");
+  bool below = true;  // with a limit: false until its row is reached; an unknown name is no limit
+  if (limit)
+    for (auto& isa : best_first)
+      if (std::strcmp(isa.name, limit) == 0) below = false;
+  for (auto& isa : best_first) {
+    if (limit && std::strcmp(isa.name, limit) == 0) below = true;
+    if (below && isa.runs) return isa.table;
+  }
+  return &baseline::table;
+}

@@ -1,0 +1,302 @@
+// One new token per row: its key and value into the cache, attention over the cache, and the draw (math.md §7).
+#include <math.h>
+
+#include "filtered.h"
+#include "softmax.h"
+
+namespace looplm::cpu::LOOPLM_ISA {
+
+namespace {
+
+// Vectors of W groups of lanes: with N groups in each of a and b, group g holding the partial sums of one number, the result has
+// 2N groups of half the lanes, those of a first.
+template <int N, size_t... I>
+inline vf merge(vf a, vf b, std::index_sequence<I...>) {
+  constexpr int lanes = W / (2 * N);  // of a group of the result
+  constexpr auto source = [](int lane) { return lane / lanes / N * W + lane / lanes % N * 2 * lanes + lane % lanes; };
+  return __builtin_shufflevector(a, b, source(int(I))...) + __builtin_shufflevector(a, b, (source(int(I)) + lanes)...);
+}
+// Lane i of the result is the sum of the lanes of v[i], i < N (N groups of W / N lanes when N < W).
+template <int N>
+inline vf sums_of(const vf* v) {
+  if constexpr (N == 1) return v[0];
+  else return merge<N / 2>(sums_of<N / 2>(v), sums_of<N / 2>(v + N / 2), Lanes());
+}
+
+#if defined(__AVX512BF16__)
+inline __m512bh pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+#endif
+
+constexpr int64_t BLOCK = 64;  // keys whose values are added in one go; a multiple of W
+
+// The attention of one row and one key head, for all query heads that share it. Keys are taken in the order of the context in
+// fixed blocks, wherever they lie, so that a row's bits depend on its context alone. C: head_dim / W when that is a whole number
+// known here, else 0.
+template <class E, int C>
+struct DecodedRow {
+  int64_t head_dim, context;
+  int32_t group;           // query heads of a key head
+  const int64_t* offsets;  // [context] where in a plane a slot begins
+  const E *keys, *values;  // at the key head's columns
+  const E* q;              // [group, head_dim]
+  float scale;
+  float* scores;  // [group, context]
+  float* sums;    // [group, head_dim]
+  float* totals;  // [group]: Σ e^score
+
+  // Lane k: query · key[k]
+  static inline vf dots(const E* query, const E* const* key, int64_t head_dim) {
+    vf part[W];
+    for (int k = 0; k < W; k += 4) {
+      vf s0 = {}, s1 = {}, s2 = {}, s3 = {};
+      const E *k0 = key[k], *k1 = key[k + 1], *k2 = key[k + 2], *k3 = key[k + 3];
+#if defined(__AVX512BF16__)
+      if constexpr (sizeof(E) == 2 && C > 0 && C % 2 == 0) {
+#pragma GCC unroll 4
+        for (int j = 0; j < C * W; j += 2 * W) {
+          const __m512bh x = pairs(query + j);
+          s0 = (vf)_mm512_dpbf16_ps((__m512)s0, x, pairs(k0 + j));
+          s1 = (vf)_mm512_dpbf16_ps((__m512)s1, x, pairs(k1 + j));
+          s2 = (vf)_mm512_dpbf16_ps((__m512)s2, x, pairs(k2 + j));
+          s3 = (vf)_mm512_dpbf16_ps((__m512)s3, x, pairs(k3 + j));
+        }
+        part[k] = s0, part[k + 1] = s1, part[k + 2] = s2, part[k + 3] = s3;
+        continue;
+      }
+#endif
+      const auto add = [&](int64_t j, auto whole) __attribute__((always_inline)) {
+        const vf x = load(query + j, whole);
+        s0 += x * load(k0 + j, whole);
+        s1 += x * load(k1 + j, whole);
+        s2 += x * load(k2 + j, whole);
+        s3 += x * load(k3 + j, whole);
+      };
+      if constexpr (C > 0) {
+#pragma GCC unroll 8
+        for (int c = 0; c < C; c++) add(c * W, Whole{});
+      } else {
+        int64_t j = 0;
+        for (; j + W <= head_dim; j += W) add(j, Whole{});
+        if (j < head_dim) add(j, Part{int(head_dim - j)});
+      }
+      part[k] = s0, part[k + 1] = s1, part[k + 2] = s2, part[k + 3] = s3;
+    }
+    return sums_of<W>(part);
+  }
+
+  void score() const {
+    for (int64_t j = 0; j < context; j += W) {
+      const int64_t count = context - j < W ? context - j : W;
+      const E* key[W];
+      for (int64_t k = 0; k < W; k++) key[k] = keys + offsets[j + (k < count ? k : 0)];
+      for (int32_t g = 0; g < group; g++) {
+        const vf s = dots(q + g * head_dim, key, head_dim) * scale;
+        float* out = scores + g * context + j;
+        if (count == W) store(out, s);
+        else store_part(out, s, int(count));
+      }
+    }
+  }
+
+  // sum += Σ weight[k] values[k] for `count` keys. Short heads take several keys at a time, a chain of additions each.
+  static inline void add_values(const float* weight, const E* const* value, int64_t count, int64_t head_dim, float* sum) {
+    if constexpr (C > 0) {
+      constexpr int chains = C >= 8 ? 1 : 8 / C;
+      vf acc[chains][C] = {};
+      int64_t k = 0;
+      for (; k + chains <= count; k += chains)
+#pragma GCC unroll 8
+        for (int r = 0; r < chains; r++)
+#pragma GCC unroll 8
+          for (int c = 0; c < C; c++) acc[r][c] += splat(weight[k + r]) * load(value[k + r] + c * W);
+      for (; k < count; k++)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; c++) acc[0][c] += splat(weight[k]) * load(value[k] + c * W);
+#pragma GCC unroll 8
+      for (int c = 0; c < C; c++) {
+        vf total = load(sum + c * W);
+#pragma GCC unroll 8
+        for (int r = 0; r < chains; r++) total += acc[r][c];
+        store(sum + c * W, total);
+      }
+    } else {
+      for_vectors(
+          head_dim, LOOPLM_VECTORS(j, part, chain) {
+            vf total = load(sum + j, part);
+            for (int64_t k = 0; k < count; k++) total += splat(weight[k]) * load(value[k] + j, part);
+            store(sum + j, total, part);
+          });
+    }
+  }
+
+  // out [group, head_dim]
+  void run(E* out) const {
+    score();
+    for (int32_t g = 0; g < group; g++) {
+      float* row = scores + g * context;
+      totals[g] = exp_sums<true, false>(row, context, row_maximum(row, context), 1.0f, row).sum;
+    }
+    memset(sums, 0, size_t(group * head_dim) * sizeof(float));
+    for (int64_t j = 0; j < context; j += BLOCK) {
+      const int64_t count = context - j < BLOCK ? context - j : BLOCK;
+      const E* value[BLOCK];
+      for (int64_t k = 0; k < count; k++) value[k] = values + offsets[j + k];
+      for (int32_t g = 0; g < group; g++) add_values(scores + g * context + j, value, count, head_dim, sums + g * head_dim);
+    }
+    for (int32_t g = 0; g < group; g++) {
+      const float inverse = 1.0f / totals[g];
+      const float* sum = sums + g * head_dim;
+      E* row = out + g * head_dim;
+      for_vectors(
+          head_dim, LOOPLM_VECTORS(j, part, chain) { store(row + j, load(sum + j, part) * inverse, part); });
+    }
+  }
+};
+
+template <class E>
+void attend(const LoopDecodeAttention& a, int64_t row, int32_t kv_head, int64_t context, const int64_t* offsets, float* scratch) {
+  const int64_t head_dim = a.head_dim, group = a.heads / a.kv_heads, first = kv_head * group;
+  const E* q = static_cast<const E*>(a.qkv) + (row * (a.heads + 2 * a.kv_heads) + first) * head_dim;
+  float *sums = scratch, *totals = sums + group * head_dim, *scores = totals + group;
+  E* out = static_cast<E*>(a.out) + (row * a.heads + first) * head_dim;
+  const auto run = [&](auto c) {
+    DecodedRow<E, decltype(c)::value>{head_dim,
+                                      context,
+                                      int32_t(group),
+                                      offsets,
+                                      static_cast<const E*>(a.keys) + kv_head * head_dim,
+                                      static_cast<const E*>(a.values) + kv_head * head_dim,
+                                      q,
+                                      float(a.scale),
+                                      scores,
+                                      sums,
+                                      totals}
+        .run(out);
+  };
+  switch (head_dim % W ? 0 : head_dim / W) {
+    case 1:
+      return run(std::integral_constant<int, 1>());
+    case 2:
+      return run(std::integral_constant<int, 2>());
+    case 4:
+      return run(std::integral_constant<int, 4>());
+    case 8:
+      return run(std::integral_constant<int, 8>());
+    default:
+      return run(std::integral_constant<int, 0>());
+  }
+}
+
+// Where the slots of a row's context begin in a plane of `width` elements per slot.
+void slot_offsets(const LoopCacheContext& c, int64_t width, int64_t* offsets) {
+  for (int64_t j = 0; j < c.prefix_length; j++) offsets[j] = (c.prefix_begin + j) * width;
+  for (int64_t j = 0; j < c.length; j++) offsets[c.prefix_length + j] = (c.begin + j) * width;
+}
+
+template <class E>
+void decode_rows(Context& ctx, const LoopDecodeAttention& a) {
+  const int64_t group = a.heads / a.kv_heads, per_group = group * (a.head_dim + 1);
+  int64_t keys = 0, longest = 0;
+  for (int64_t i = 0; i < a.rows; i++) {
+    const int64_t context = int64_t(a.contexts[i].prefix_length) + a.contexts[i].length;
+    keys += context;
+    if (context > longest) longest = context;
+  }
+  // Units of one row and one key head, several to a task when contexts are short.
+  const int64_t units = a.rows * a.kv_heads, work = 2 * (keys / a.rows + 1) * group * a.head_dim;
+  for_rows(ctx, units, work, [&](int64_t begin, int64_t end, int thread) {
+    auto* offsets = static_cast<int64_t*>(ctx.pool.scratch(thread, size_t(longest * 8 + (per_group + group * longest) * 4)));
+    auto* rest = reinterpret_cast<float*>(offsets + longest);
+    for (int64_t u = begin; u < end; u++) {
+      const int64_t row = u / a.kv_heads;
+      const LoopCacheContext& c = a.contexts[row];
+      if (u == begin || u % a.kv_heads == 0) slot_offsets(c, int64_t(a.kv_heads) * a.head_dim, offsets);
+      attend<E>(a, row, int32_t(u % a.kv_heads), int64_t(c.prefix_length) + c.length, offsets, rest);
+    }
+  });
+}
+
+// The first token whose cumulative weight exceeds number · total, by spans and then within one. weights [n]
+int32_t draw(const float* weights, int64_t n, float total, double number) {
+  constexpr int64_t SPAN = 4 * W;
+  const double threshold = number * double(total);
+  double below = 0;
+  for (int64_t begin = 0; begin < n; begin += SPAN) {
+    const int64_t end = begin + SPAN < n ? begin + SPAN : n;
+    Sums span;
+    for_vectors(
+        end - begin, LOOPLM_VECTORS(j, part, chain) { span.chain[chain] += load(weights + begin + j, part); });
+    const double through = below + double(span.total());
+    if (through > threshold)
+      for (int64_t i = begin; i < end; i++) {
+        below += double(weights[i]);
+        if (weights[i] > 0 && below > threshold) return int32_t(i);
+      }
+    below = through;
+  }
+  while (n > 1 && !(weights[n - 1] > 0)) n--;  // rounding left the threshold above the sum
+  return int32_t(n - 1);
+}
+
+// The lowest index of `value`, which is in x.
+int32_t find_first(const float* x, int64_t n, float value) {
+  int64_t i = 0;
+  for (; i + W <= n; i += W)
+    if (maximum((vf)((load(x + i) == splat(value)) & (vi)splat(1.0f))) > 0) break;
+  while (i < n - 1 && x[i] != value) i++;
+  return int32_t(i);
+}
+
+void sample_row(const LoopSample& s, int64_t row, float* weights) {
+  const int64_t n = s.vocabulary;
+  const float* logits = static_cast<const float*>(s.logits) + row * n;
+  const bool greedy = s.temperature == 0, filtered = s.top_k > 0 || s.top_p < 1 || s.min_p > 0;
+  const double temperature = greedy ? 1 : s.temperature;
+  const float largest = row_maximum(logits, n), inverse_temperature = float(1 / temperature);
+  float total;
+  int32_t token;
+  if (greedy || filtered) {
+    total = exp_sums<false, false>(logits, n, largest, inverse_temperature, nullptr).sum;
+    token = greedy ? find_first(logits, n, largest)
+                   : draw_filtered(s, logits, draw_number(s.seed, s.sequences[row], s.positions[row]));
+  } else {
+    total = exp_sums<true, false>(logits, n, largest, inverse_temperature, weights).sum;
+    token = draw(weights, n, total, draw_number(s.seed, s.sequences[row], s.positions[row]));
+  }
+  s.tokens[row] = token;
+  static_cast<float*>(s.logprobs)[row] = float((double(logits[token]) - double(largest)) / temperature - log(double(total)));
+}
+
+}  // namespace
+
+int cache_write(void* context, LoopDType dt, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,
+                const int32_t* slots, const void* qkv, void* keys, void* values) {
+  const int64_t size = int64_t(loop_dtype_size(dt)), width = int64_t(kv_heads) * head_dim * size,
+                before = int64_t(heads) * head_dim * size;
+  const auto* from = static_cast<const char*>(qkv);
+  auto *k = static_cast<char*>(keys), *v = static_cast<char*>(values);
+  for_rows(*static_cast<Context*>(context), rows, 2 * int64_t(kv_heads) * head_dim, [=](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i++) {
+      const char* row = from + i * (before + 2 * width) + before;
+      memcpy(k + slots[i] * width, row, size_t(width));
+      memcpy(v + slots[i] * width, row + width, size_t(width));
+    }
+  });
+  return 0;
+}
+
+int decode_attention(void* context, LoopDType dt, const LoopDecodeAttention* a) {
+  if (a->rows > 0) (dt == LOOP_BF16 ? decode_rows<bf16> : decode_rows<float>)(*static_cast<Context*>(context), *a);
+  return 0;
+}
+
+int sample(void* context, LoopDType, const LoopSample* s) {
+  auto& ctx = *static_cast<Context*>(context);
+  for_rows(ctx, s->rows, 2 * s->vocabulary, [&](int64_t begin, int64_t end, int thread) {
+    auto* weights = static_cast<float*>(ctx.pool.scratch(thread, size_t(s->vocabulary) * sizeof(float)));
+    for (int64_t i = begin; i < end; i++) sample_row(*s, i, weights);
+  });
+  return 0;
+}
+
+}  // namespace looplm::cpu::LOOPLM_ISA

@@ -1,0 +1,186 @@
+// From logits to log-probabilities, and from a log-probability to its coefficient c = ∂L/∂ℓ (math.md §2).
+#include <math.h>
+#include <stdio.h>
+
+#include "softmax.h"
+
+namespace looplm::cpu::LOOPLM_ISA {
+
+namespace {
+
+inline double entry(const void* array, int64_t row) { return static_cast<const float*>(array)[row]; }
+
+// The coefficient of a row with log-probability `logprob`, and what the row adds to the sums. The one place where a loss is
+// defined.
+double row_coefficient(const LoopLoss& loss, int64_t row, float logprob, LoopLossSums& sums) {
+  const double l = logprob, scale = entry(loss.scale, row), kl_scale = loss.kl_scale ? entry(loss.kl_scale, row) : 0;
+  double coefficient = 0, policy_loss = 0;
+  if (scale != 0) {
+    const double weight = loss.surrogate == LOOP_GIVEN ? scale : -scale * entry(loss.advantage, row);
+    const bool has_ratio = loss.surrogate == LOOP_PPO || loss.surrogate == LOOP_CISPO;
+    const double ratio = has_ratio ? exp(l - entry(loss.old_logprob, row)) : 1;
+    if (loss.surrogate == LOOP_PPO) {
+      const bool gain = entry(loss.advantage, row) >= 0;
+      const double low = 1 - loss.epsilon_low, high = gain ? 1 + loss.epsilon_high : loss.dual_clip;
+      const bool cut_low = !gain && ratio <= low, cut_high = (gain || loss.dual_clip > 0) && ratio >= high;
+      coefficient = cut_low || cut_high ? 0 : weight * ratio;
+      policy_loss = weight * (cut_low ? low : cut_high ? high : ratio);
+      sums.clipped_low += cut_low;
+      sums.clipped_high += cut_high && weight != 0;
+    } else {
+      const bool cut = loss.surrogate == LOOP_CISPO && ratio > loss.cap;
+      coefficient = weight * (cut ? loss.cap : ratio);
+      policy_loss = coefficient * l;
+      sums.clipped_high += cut && weight != 0;
+    }
+    sums.ratio += ratio;
+    sums.rows += 1;
+  }
+  sums.policy_loss += policy_loss;
+  sums.loss += policy_loss;
+  if (kl_scale != 0) {  // + kl_scale (e^d - d - 1)
+    const double d = entry(loss.reference_logprob, row) - l, growth = expm1(d);
+    coefficient -= kl_scale * growth;
+    sums.loss += kl_scale * (growth - d);
+    sums.kl += growth - d;
+    sums.kl_rows += 1;
+  }
+  return coefficient;
+}
+
+inline bool has_coefficient(const LoopLoss& loss, int64_t row) {
+  return entry(loss.scale, row) != 0 || (loss.kl_scale && entry(loss.kl_scale, row) != 0);
+}
+
+struct Head {
+  int64_t vocabulary;
+  double temperature;
+  float* logits;           // [rows, vocabulary]
+  const int32_t* targets;  // [rows], NULL when only entropies are asked for
+  const LoopLoss* loss;
+  float *logprobs, *entropies;
+};
+
+constexpr int GROUP = 16;  // rows that go through each pass together: the short dependent steps between the passes overlap
+
+// The row e (exponentials with sum `total`) becomes c (onehot - e / total) / temperature as E, in place: a store never reaches a
+// float that is still to be read.
+template <class E>
+void write_gradient(const Head& head, float* e, int32_t target, float total, double coefficient) {
+  E* out = reinterpret_cast<E*>(e);
+  if (coefficient == 0) {
+    memset(static_cast<void*>(out), 0, size_t(head.vocabulary) * sizeof(E));
+    return;
+  }
+  const double c = coefficient / head.temperature;
+  const float at_target = float(c * (1 - double(e[target]) / double(total))), factor = float(-c / double(total));
+  for_vectors(
+      head.vocabulary, LOOPLM_VECTORS(j, part, chain) { store(out + j, load(e + j, part) * factor, part); });
+  set(out[target], at_target);
+}
+
+template <class E, bool Entropy>
+void head_group(const Head& head, int64_t begin, int64_t end) {
+  float largest[GROUP], at_target[GROUP];
+  ExpSums sums[GROUP] = {};
+  double coefficient[GROUP];
+  const int64_t v = head.vocabulary, count = end - begin;
+  float* rows = head.logits + begin * v;
+  const auto skipped = [&](int64_t i) {
+    return head.loss && !head.logprobs && !Entropy && !has_coefficient(*head.loss, begin + i);
+  };
+  const float inverse_temperature = float(1 / head.temperature);
+
+  for (int64_t i = 0; i < count; i++)
+    if (!skipped(i)) largest[i] = row_maximum(rows + i * v, v);
+  for (int64_t i = 0; i < count; i++) {
+    if (skipped(i)) continue;
+    at_target[i] = head.targets ? rows[i * v + head.targets[begin + i]] : 0;
+    float* row = rows + i * v;
+    sums[i] = head.loss ? exp_sums<true, Entropy>(row, v, largest[i], inverse_temperature, row)
+                        : exp_sums<false, Entropy>(row, v, largest[i], inverse_temperature, nullptr);
+  }
+  for (int64_t i = 0; i < count; i++) {
+    coefficient[i] = 0;
+    if (skipped(i)) continue;
+    const double log_total = log(double(sums[i].sum));
+    if (Entropy) head.entropies[begin + i] = float(log_total - double(sums[i].weighted) / double(sums[i].sum));
+    if (!head.targets) continue;
+    const float logprob = float((double(at_target[i]) - double(largest[i])) / head.temperature - log_total);
+    if (head.logprobs) head.logprobs[begin + i] = logprob;
+    LoopLossSums unused = {};
+    if (head.loss) coefficient[i] = row_coefficient(*head.loss, begin + i, logprob, unused);
+  }
+  if (head.loss)
+    for (int64_t i = 0; i < count; i++)
+      write_gradient<E>(head, rows + i * v, head.targets[begin + i], sums[i].sum, coefficient[i]);
+}
+
+template <class E>
+void run_head(Context& ctx, int64_t rows, const Head& head) {
+  const int64_t fit = 4096 / head.vocabulary, group = fit < 1 ? 1 : fit < GROUP ? fit : GROUP;  // a group stays in L1
+  for_rows(ctx, rows, head.vocabulary, [=](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i += group)
+      (head.entropies ? head_group<E, true> : head_group<E, false>)(head, i, i + group < end ? i + group : end);
+  });
+}
+
+void add(LoopLossSums& total, const LoopLossSums& part) {
+  total.loss += part.loss;
+  total.policy_loss += part.policy_loss;
+  total.kl += part.kl;
+  total.kl_rows += part.kl_rows;
+  total.ratio += part.ratio;
+  total.clipped_low += part.clipped_low;
+  total.clipped_high += part.clipped_high;
+  total.rows += part.rows;
+}
+
+}  // namespace
+
+int head_rows(void* context, LoopDType dt, int64_t rows, int64_t vocabulary, double temperature, void* logits,
+              const int32_t* targets, const LoopLoss* loss, void* logprobs, void* entropies) {
+  auto& ctx = *static_cast<Context*>(context);
+  if (rows <= 0 || vocabulary <= 0 || (!loss && !logprobs && !entropies)) return 0;
+  const bool needs_target = loss || logprobs;
+  for (int64_t i = 0; needs_target && i < rows; i++)
+    if (targets[i] < 0 || targets[i] >= vocabulary) {
+      snprintf(ctx.error, sizeof ctx.error, "head_rows: target %d outside a vocabulary of %lld", targets[i],
+               static_cast<long long>(vocabulary));
+      return 1;
+    }
+  const Head head = {vocabulary,
+                     temperature,
+                     static_cast<float*>(logits),
+                     needs_target ? targets : nullptr,
+                     loss,
+                     static_cast<float*>(logprobs),
+                     static_cast<float*>(entropies)};
+  (dt == LOOP_BF16 ? run_head<bf16> : run_head<float>)(ctx, rows, head);
+  return 0;
+}
+
+// Rows are summed in fixed blocks, and the blocks in order.
+int policy_gradient(void* context, LoopDType, int64_t rows, const void* logprobs_, const LoopLoss* loss, void* coefficients_,
+                    LoopLossSums* host_sums) {
+  auto& ctx = *static_cast<Context*>(context);
+  const auto* logprobs = static_cast<const float*>(logprobs_);
+  auto* coefficients = static_cast<float*>(coefficients_);
+  constexpr int64_t BLOCK = 512;
+  const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
+  auto* parts = static_cast<LoopLossSums*>(ctx.pool.scratch(ctx.pool.threads(), size_t(blocks) * sizeof(LoopLossSums)));
+  ctx.pool.run(blocks, [=](int64_t task, int) {
+    LoopLossSums sums = {};
+    const int64_t begin = task * BLOCK, end = begin + BLOCK < rows ? begin + BLOCK : rows;
+    for (int64_t i = begin; i < end; i++) {
+      const double c = row_coefficient(*loss, i, logprobs[i], sums);
+      if (coefficients) coefficients[i] = float(c);
+    }
+    parts[task] = sums;
+  });
+  *host_sums = {};
+  for (int64_t b = 0; b < blocks; b++) add(*host_sums, parts[b]);
+  return 0;
+}
+
+}  // namespace looplm::cpu::LOOPLM_ISA

@@ -1,0 +1,30 @@
+#include "memory.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "context.h"
+
+namespace looplm::cpu {
+
+void* allocate_aligned(size_t bytes) { return std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64); }
+
+void* open_context(int32_t threads, const char* isa) {
+  auto* ctx = new Context(threads);
+  std::snprintf(ctx->description, sizeof ctx->description, "%s, %d threads", isa, ctx->pool.threads());
+  return ctx;
+}
+void close_context(void* ctx) { delete static_cast<Context*>(ctx); }
+const char* last_error(void* ctx) { return static_cast<Context*>(ctx)->error; }
+const char* describe(void* ctx) { return static_cast<Context*>(ctx)->description; }
+int supports(void*, LoopDType dt) { return dt == LOOP_F32 || dt == LOOP_BF16; }
+void* allocate(void*, size_t bytes) { return allocate_aligned(bytes); }
+void release(void*, void* p) { std::free(p); }
+int copy_in(void*, void* dst, const void* src, size_t bytes) { return std::memcpy(dst, src, bytes), 0; }
+int copy_out(void*, void* dst, const void* src, size_t bytes) { return std::memcpy(dst, src, bytes), 0; }
+int copy(void*, void* dst, const void* src, size_t bytes) { return std::memmove(dst, src, bytes), 0; }
+int zero(void*, void* dst, size_t bytes) { return std::memset(dst, 0, bytes), 0; }
+int synchronize(void*) { return 0; }
+
+}  // namespace looplm::cpu

@@ -1,0 +1,107 @@
+// Loops over the vectors of a row, and sums over rows whose bits do not depend on the threads.
+#pragma once
+#include "kernels.h"
+
+namespace looplm::cpu::LOOPLM_ISA {
+
+// How much of a vector a row has at some place: all of it, or its first `count` lanes at the row's end.
+struct Whole {};
+struct Part {
+  int count;
+};
+template <class E>
+static inline vf load(const E* p, Whole) {
+  return load(p);
+}
+template <class E>
+static inline vf load(const E* p, Part part) {
+  return load_part(p, part.count);
+}
+template <class E>
+static inline void store(E* p, vf x, Whole) {
+  store(p, x);
+}
+template <class E>
+static inline void store(E* p, vf x, Part part) {
+  store_part(p, x, part.count);
+}
+// x in the lanes that the row has, `other` in the rest.
+static inline vf keep(vf x, vf, Whole) { return x; }
+static inline vf keep(vf x, vf other, Part part) {
+  const vi there = lane_numbers(Lanes()) < part.count;
+  return there ? x : other;
+}
+
+// Calls f(j, Whole or Part, chain) for the vectors of a row of d elements, j the first element. `chain` is a constant 0..3 that
+// changes from one vector to the next, so that a sum over the row can run in four independent chains.
+template <class F>
+static inline __attribute__((always_inline)) void for_vectors(int64_t d, F&& f) {
+  int64_t j = 0;
+  for (; j + 4 * W <= d; j += 4 * W) {
+    f(j, Whole{}, 0);
+    f(j + W, Whole{}, 1);
+    f(j + 2 * W, Whole{}, 2);
+    f(j + 3 * W, Whole{}, 3);
+  }
+  for (; j + W <= d; j += W) f(j, Whole{}, 0);
+  if (j < d) f(j, Part{int(d - j)}, 0);
+}
+#define LOOPLM_VECTORS(j, part, chain) [&](int64_t j, auto part, [[maybe_unused]] int chain) __attribute__((always_inline))
+
+// The same for work that takes several vectors in step, as vexp does: calls f(j, Whole or Part, N) with N a constant, 4 or 1, the
+// vectors that begin at element j.
+template <class F>
+static inline __attribute__((always_inline)) void for_batches(int64_t d, F&& f) {
+  int64_t j = 0;
+  for (; j + 4 * W <= d; j += 4 * W) f(j, Whole{}, std::integral_constant<int, 4>());
+  for (; j + W <= d; j += W) f(j, Whole{}, std::integral_constant<int, 1>());
+  if (j < d) f(j, Part{int(d - j)}, std::integral_constant<int, 1>());
+}
+#define LOOPLM_BATCHES(j, part, count) [&](int64_t j, auto part, auto count) __attribute__((always_inline))
+
+struct Sums {
+  vf chain[4] = {};
+  float total() const { return sum((chain[0] + chain[1]) + (chain[2] + chain[3])); }
+};
+
+// Gradients of weights are sums over rows. Rows are cut into fixed blocks; each task adds its block up in a part of its own, and
+// the parts are added in the order of the blocks.
+struct BlockSums {
+  Context& ctx;
+  int64_t rows, width;  // `width` sums per block
+  int64_t block, blocks, stride;
+  float* parts;
+
+  BlockSums(Context& context, int64_t n, int64_t d, int64_t sums) : ctx(context), rows(n), width(sums) {
+    block = 16384 / (d > 0 ? d : 1);
+    block = block < 32 ? 32 : block > 256 ? 256 : block;
+    blocks = (rows + block - 1) / block;
+    stride = (width + 15) / 16 * 16;
+    parts = static_cast<float*>(ctx.pool.scratch(ctx.pool.threads(), size_t(blocks * stride) * sizeof(float)));
+  }
+  // f(begin, end, sums of the block, zero at first)
+  template <class F>
+  void run(F&& f) const {
+    ctx.pool.run(blocks, [&](int64_t task, int) {
+      float* part = parts + task * stride;
+      memset(part, 0, size_t(width) * sizeof(float));
+      const int64_t begin = task * block, end = begin + block < rows ? begin + block : rows;
+      f(begin, end, part);
+    });
+  }
+  // out[j] += sum first + j, for j in [0, count)
+  void add_to(float* out, int64_t first, int64_t count) const {
+    constexpr int64_t COLUMNS = 64;
+    ctx.pool.run((count + COLUMNS - 1) / COLUMNS, [&](int64_t task, int) {
+      const int64_t begin = task * COLUMNS, columns = begin + COLUMNS < count ? COLUMNS : count - begin;
+      for_vectors(
+          columns, LOOPLM_VECTORS(j, part, chain) {
+            vf total = {};
+            for (int64_t b = 0; b < blocks; b++) total += load(parts + b * stride + first + begin + j, part);
+            store(out + begin + j, load(out + begin + j, part) + total, part);
+          });
+    });
+  }
+};
+
+}  // namespace looplm::cpu::LOOPLM_ISA

@@ -1,0 +1,226 @@
+// The model's parameters from and to safetensors files.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <set>
+
+#include "half.h"
+#include "json.h"  // defines: quote_briefly
+#include "model.h"
+#include "safetensors.h"
+
+namespace looplm {
+
+namespace {
+
+template <LoopDType>
+struct Element;
+template <>
+struct Element<LOOP_F32> {
+  using Bits = float;
+  static float value(Bits bits) { return bits; }
+  static Bits bits(double value) { return float(value); }
+};
+template <>
+struct Element<LOOP_F64> {
+  using Bits = double;
+  static double value(Bits bits) { return bits; }
+  static Bits bits(double value) { return value; }
+};
+template <>
+struct Element<LOOP_BF16> {
+  using Bits = uint16_t;
+  static float value(Bits bits) { return bf16_to_float(bits); }
+  static Bits bits(double value) { return float_to_bf16(float(value)); }  // through float32, as PyTorch does it
+};
+template <>
+struct Element<LOOP_F16> {
+  using Bits = uint16_t;
+  static float value(Bits bits) { return f16_to_float(bits); }
+  static Bits bits(double value) { return float_to_f16(float(value)); }
+};
+
+template <class From, class To>
+void convert_elements(const uint8_t* src, uint8_t* dst, size_t count) {
+  for (size_t i = 0; i < count; i++) {
+    typename From::Bits in;
+    std::memcpy(&in, src + i * sizeof in, sizeof in);  // a file's tensors need not be aligned
+    const typename To::Bits out = To::bits(From::value(in));
+    std::memcpy(dst + i * sizeof out, &out, sizeof out);
+  }
+}
+
+template <class From>
+void convert_from(LoopDType to, const uint8_t* src, uint8_t* dst, size_t count) {
+  switch (to) {
+    case LOOP_F32:
+      return convert_elements<From, Element<LOOP_F32>>(src, dst, count);
+    case LOOP_F64:
+      return convert_elements<From, Element<LOOP_F64>>(src, dst, count);
+    case LOOP_BF16:
+      return convert_elements<From, Element<LOOP_BF16>>(src, dst, count);
+    default:
+      throw Error("INTERNAL", "convert", "a model has no dtype " + std::to_string(int(to)));
+  }
+}
+
+void convert(LoopDType from, LoopDType to, const uint8_t* src, uint8_t* dst, size_t count) {
+  switch (from) {
+    case LOOP_F32:
+      return convert_from<Element<LOOP_F32>>(to, src, dst, count);
+    case LOOP_F64:
+      return convert_from<Element<LOOP_F64>>(to, src, dst, count);
+    case LOOP_BF16:
+      return convert_from<Element<LOOP_BF16>>(to, src, dst, count);
+    case LOOP_F16:
+      return convert_from<Element<LOOP_F16>>(to, src, dst, count);
+    default:
+      throw Error("INTERNAL", "convert", "not a floating-point dtype " + std::to_string(int(from)));
+  }
+}
+
+[[noreturn]] void refuse(const std::string& path, const std::string& what) {
+  throw Error("INVALID_FILE", "load", path + ": " + what);
+}
+[[noreturn]] void refuse(const std::string& path, const std::string& tensor, const std::string& what) {
+  refuse(path, "tensor " + json::quote_briefly(tensor) + ": " + what);
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string out = "[";
+  for (const int64_t n : shape) out += (out.size() > 1 ? ", " : "") + std::to_string(n);
+  return out + "]";
+}
+
+// The first few names, and how many more there are.
+std::string list_names(const std::vector<std::string>& names) {
+  constexpr size_t most = 5;
+  std::string out;
+  for (size_t i = 0; i < std::min(names.size(), most); i++) out += (i ? ", " : "") + json::quote_briefly(names[i]);
+  return names.size() > most ? out + " and " + std::to_string(names.size() - most) + " more" : out;
+}
+
+// One tensor and the file it lies in.
+struct Source {
+  const std::string* path;
+  const SafetensorsEntry* entry;
+};
+using Sources = std::map<std::string, Source>;
+
+Sources collect(const std::vector<std::string>& paths, const std::vector<std::unique_ptr<SafetensorsFile>>& files) {
+  Sources sources;
+  for (size_t i = 0; i < files.size(); i++)
+    for (const auto& [name, entry] : files[i]->tensors()) {
+      const auto [place, added] = sources.emplace(name, Source{&paths[i], &entry});
+      if (!added) refuse(paths[i], name, "is also in " + *place->second.path);
+    }
+  return sources;
+}
+
+// Some writers repeat the embedding under the head's name. It is the model's tensor only if it is the same tensor.
+void drop_tied_head(Sources& sources) {
+  const auto head = sources.find("lm_head.weight"), embedding = sources.find("model.embed_tokens.weight");
+  if (head == sources.end() || embedding == sources.end()) return;
+  const SafetensorsEntry &a = *head->second.entry, &b = *embedding->second.entry;
+  if (a.dtype != b.dtype || a.shape != b.shape || std::memcmp(a.data, b.data, a.bytes) != 0)
+    refuse(
+        *head->second.path, "lm_head.weight",
+        "differs from model.embed_tokens.weight although the model's embeddings are tied (tie_word_embeddings in config.json)");
+  sources.erase(head);
+}
+
+void check_names(const Model& model, const Sources& sources, const std::vector<std::string>& paths) {
+  std::vector<std::string> missing, unknown;
+  std::set<std::string> known;
+  for (const Parameter& p : model.parameters()) {
+    known.insert(p.name);
+    if (!sources.count(p.name)) missing.push_back(p.name);
+  }
+  for (const auto& source : sources)
+    if (!known.count(source.first)) unknown.push_back(source.first);
+  if (missing.empty() && unknown.empty()) return;
+  std::string what;
+  if (!missing.empty()) what = std::to_string(missing.size()) + " tensors are missing: " + list_names(missing);
+  if (!unknown.empty())
+    what += (what.empty() ? "" : "; ") + std::to_string(unknown.size()) + " tensors are not the model's: " + list_names(unknown);
+  refuse(paths.size() == 1 ? paths[0] : paths[0] + " and its other " + std::to_string(paths.size() - 1) + " files",
+         what + " (does config.json belong to this checkpoint?)");
+}
+
+LoopDType floating_dtype(const Source& source, const std::string& name) {
+  for (const LoopDType type : {LOOP_F32, LOOP_BF16, LOOP_F16, LOOP_F64})
+    if (source.entry->dtype == safetensors_dtype(type)) return type;
+  refuse(*source.path, name, "dtype " + source.entry->dtype + " cannot be a parameter; F32, BF16, F16 and F64 can");
+}
+
+// Calls visit(first, values, count) with the elements [first, first + count) as `to`. What needs no conversion comes at once and
+// uncopied.
+template <class Visit>
+void visit_blocks(const void* data, LoopDType from, LoopDType to, size_t total, Visit visit) {
+  if (from == to) return visit(size_t(0), data, total);
+  constexpr size_t longest = size_t(1) << 18;
+  std::vector<uint8_t> block(std::min(total, longest) * loop_dtype_size(to));
+  for (size_t first = 0; first < total; first += longest) {
+    const size_t count = std::min(longest, total - first);
+    convert(from, to, static_cast<const uint8_t*>(data) + first * loop_dtype_size(from), block.data(), count);
+    visit(first, static_cast<const void*>(block.data()), count);
+  }
+}
+
+void check_values(const Source& source, const Parameter& p, LoopDType from, LoopDType to) {
+  visit_blocks(source.entry->data, from, to, p.count, [&](size_t first, const void* values, size_t count) {
+    const size_t bad = first_not_finite(to, values, count);
+    if (bad < count)
+      refuse(*source.path, p.name,
+             "element " + std::to_string(first + bad) + " is not finite" +
+                 (from == to ? "" : std::string(" as ") + safetensors_dtype(to)));
+  });
+}
+
+}  // namespace
+
+void load_parameters(Model& model, const std::vector<std::string>& paths) {
+  if (paths.empty()) throw Error("INVALID_ARGUMENT", "load", "no file to load parameters from");
+  std::vector<std::unique_ptr<SafetensorsFile>> files;
+  for (const std::string& path : paths) files.push_back(std::make_unique<SafetensorsFile>(path));
+  Sources sources = collect(paths, files);
+  if (model.config.tied) drop_tied_head(sources);
+  check_names(model, sources, paths);
+  for (const Parameter& p : model.parameters()) {
+    const Source& source = sources.at(p.name);
+    if (source.entry->shape != p.shape)
+      refuse(*source.path, p.name,
+             "shape " + shape_text(source.entry->shape) + ", but the configuration asks for " + shape_text(p.shape));
+    check_values(source, p, floating_dtype(source, p.name), model.dt);
+  }
+
+  const size_t size = loop_dtype_size(model.dt);
+  for (const Parameter& p : model.parameters()) {
+    const Source& source = sources.at(p.name);
+    visit_blocks(source.entry->data, floating_dtype(source, p.name), model.dt, p.count,
+                 [&](size_t first, const void* values, size_t count) {
+                   void* to = static_cast<char*>(model.parameter_data(p)) + first * size;
+                   model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);
+                 });
+    model.touch();
+  }
+}
+
+void save_parameters(const Model& model, const std::string& path, const std::string& dtype) {
+  const LoopDType to = dtype == "F32" ? LOOP_F32 : dtype == "BF16" ? LOOP_BF16 : LOOP_F64;
+  if (dtype != safetensors_dtype(to) || (to == LOOP_F64 && model.dt != LOOP_F64))
+    throw Error(
+        "INVALID_ARGUMENT", "save",
+        "parameters are saved as F32 or BF16, those of a float64 model also as F64, not as " + json::quote_briefly(dtype));
+  std::vector<SafetensorsOutput> tensors;
+  for (const Parameter& p : model.parameters())
+    tensors.push_back({p.name, dtype, p.shape, [&model, &p, to](uint8_t* out) {
+                         if (model.dt == to) return model.read_raw(p, out);
+                         std::vector<uint8_t> raw(p.count * loop_dtype_size(model.dt));
+                         model.read_raw(p, raw.data());
+                         convert(model.dt, to, raw.data(), out, p.count);
+                       }});
+  write_safetensors(path, tensors, {{"format", "pt"}});
+}
+
+}  // namespace looplm

@@ -1,0 +1,210 @@
+#include "optimizer.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "half.h"
+#include "json.h"  // defines: quote_briefly
+#include "safetensors.h"
+
+namespace looplm {
+
+namespace {
+
+// Holds back the cancel flag: half a step would be neither the old model nor the new one.
+class Uninterrupted {
+ public:
+  explicit Uninterrupted(Device& device) : device_(device), cancel_(std::exchange(device.cancel, nullptr)) {}
+  ~Uninterrupted() { device_.cancel = cancel_; }
+  Uninterrupted(const Uninterrupted&) = delete;
+
+ private:
+  Device& device_;
+  const std::atomic<bool>* const cancel_;
+};
+
+struct Norm {
+  double value;
+  const Parameter* culprit;  // where the running sum stopped being finite
+};
+
+Norm measure(Model& model) {
+  Norm norm{0, nullptr};
+  if (!model.has_gradients()) return norm;
+  double total = 0;
+  for (const Parameter& p : model.parameters()) {
+    double sum = 0;
+    model.device->run(&LoopBackend::sum_squares, "sum_squares", model.dt, int64_t(p.count),
+                      static_cast<const void*>(model.gradient_data(p)), &sum);
+    total += sum;
+    if (!norm.culprit && !std::isfinite(total)) norm.culprit = &p;
+  }
+  norm.value = std::sqrt(total);
+  return norm;
+}
+
+}  // namespace
+
+double gradient_norm(Model& model) { return measure(model).value; }
+
+AdamW::AdamW(std::shared_ptr<Model> model) : model_(std::move(model)), version_(model_->version() - 1) {
+  const size_t bytes = model_->arena_elements() * loop_dtype_size(model_->real());
+  for (Buffer* moment : {&first_, &second_}) {
+    *moment = Buffer(model_->device, bytes);
+    moment->zero(bytes);
+  }
+  if (model_->dt == LOOP_BF16) master_ = Buffer(model_->device, bytes);
+  refresh_masters();
+}
+
+void AdamW::refresh_masters() const {
+  if (!master_ || version_ == model_->version()) return;
+  for (const Parameter& p : model_->parameters()) {
+    const int64_t count = int64_t(p.count), stride = 1;
+    model_->device->run(&LoopBackend::copy_strided, "copy_strided", LOOP_BF16, LOOP_F32, 1, &count,
+                        static_cast<const void*>(model_->parameter_data(p)), &stride, master_.at(p.offset * sizeof(float)),
+                        &stride);
+  }
+  version_ = model_->version();
+}
+
+double AdamW::step(const AdamWOptions& options) {
+  Model& model = *model_;
+  model.gradients();  // zeros when nothing was accumulated
+  const Norm norm = measure(model);
+  if (norm.culprit)
+    throw Error(
+        "NON_FINITE", "step",
+        "step " + std::to_string(steps_ + 1) + ": the gradient of " + norm.culprit->name +
+            " is not finite; nothing was changed. Clear the gradients to go on without this batch, or lower the learning rate");
+  const double scale = options.max_grad_norm > 0 ? std::min(1.0, options.max_grad_norm / (norm.value + 1e-6)) : 1.0;
+
+  const Uninterrupted uninterrupted(*model.device);
+  refresh_masters();
+  for (const Parameter& p : model.parameters()) {
+    const size_t offset = p.offset * loop_dtype_size(model.real());
+    const LoopAdamW update{
+        .count = int64_t(p.count),
+        .parameter = model.parameter_data(p),
+        .master = master_ ? master_.at(offset) : nullptr,
+        .gradient = model.gradient_data(p),
+        .first_moment = first_.at(offset),
+        .second_moment = second_.at(offset),
+        .learning_rate = options.learning_rate,
+        .beta1 = options.beta1,
+        .beta2 = options.beta2,
+        .epsilon = options.epsilon,
+        .weight_decay = p.decays() ? options.weight_decay : 0,
+        .gradient_scale = scale,
+        .step = steps_ + 1,
+    };
+    model.device->run(&LoopBackend::adamw, "adamw", model.dt, &update);
+  }
+  steps_++;
+  model.zero_gradients();
+  model.touch();
+  version_ = model.version();
+  return norm.value;
+}
+
+std::vector<AdamW::State> AdamW::states() const {
+  std::vector<State> out = {{"first.", &first_}, {"second.", &second_}};
+  if (master_) out.push_back({"master.", &master_});
+  return out;
+}
+
+void AdamW::save(const std::string& path) const {
+  refresh_masters();
+  const size_t size = loop_dtype_size(model_->real());
+  std::vector<SafetensorsOutput> tensors;
+  for (const State& state : states())
+    for (const Parameter& p : model_->parameters())
+      tensors.push_back(
+          {state.prefix + p.name, safetensors_dtype(model_->real()), p.shape,
+           [buffer = state.buffer, &p, size](uint8_t* out) { buffer->download(out, p.count * size, p.offset * size); }});
+  write_safetensors(path, tensors, {{"step", std::to_string(steps_)}, {"dtype", safetensors_dtype(model_->dt)}});
+}
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& path, const std::string& what) {
+  throw Error("INVALID_FILE", "load", path + ": " + what);
+}
+
+int64_t read_step(const std::string& path, const SafetensorsFile& file) {
+  const auto found = file.metadata().find("step");
+  if (found == file.metadata().end()) refuse(path, "__metadata__ has no \"step\"; is this an optimizer's file?");
+  const std::string& text = found->second;
+  int64_t step = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), step);
+  if (error != std::errc() || end != text.data() + text.size() || step < 0)
+    refuse(path, "__metadata__: \"step\": " + json::quote_briefly(text) + " is not a count");
+  return step;
+}
+
+bool any_negative(LoopDType type, const void* values, size_t count) {
+  const auto* bytes = static_cast<const uint8_t*>(values);
+  const size_t size = loop_dtype_size(type);
+  for (size_t i = 0; i < count; i++)
+    if (bytes[i * size + size - 1] & 0x80) return true;  // the sign bit
+  return false;
+}
+
+// A bfloat16 parameter is its master, rounded. Below the normal numbers a processor's own rounding may give zero.
+bool rounds_to_parameter(const Model& model, const Parameter& p, const void* master) {
+  std::vector<uint16_t> parameter(p.count);
+  model.read_raw(p, parameter.data());
+  for (size_t i = 0; i < p.count; i++) {
+    float value;
+    std::memcpy(&value, static_cast<const uint8_t*>(master) + i * sizeof value, sizeof value);
+    const bool normal = std::abs(value) >= FLT_MIN;
+    if (normal ? float_to_bf16(value) != parameter[i] : std::abs(bf16_to_float(parameter[i])) > FLT_MIN) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+void AdamW::load(const std::string& path) {
+  const Model& model = *model_;
+  const SafetensorsFile file(path);
+  const int64_t step = read_step(path, file);
+  const auto dtype = file.metadata().find("dtype");
+  if (dtype == file.metadata().end() || dtype->second != safetensors_dtype(model.dt))
+    refuse(path,
+           "__metadata__: \"dtype\": " + (dtype == file.metadata().end() ? "is missing" : json::quote_briefly(dtype->second)) +
+               ", but the model is " + safetensors_dtype(model.dt));
+
+  std::map<std::string, SafetensorsEntry> unknown = file.tensors();
+  for (const State& state : states())
+    for (const Parameter& p : model.parameters()) {
+      const std::string name = state.prefix + p.name;
+      const auto refuse_tensor = [&](const char* what) { refuse(path, "tensor " + json::quote_briefly(name) + ": " + what); };
+      const auto found = file.tensors().find(name);
+      if (found == file.tensors().end()) refuse_tensor("is missing");
+      unknown.erase(name);
+      const SafetensorsEntry& entry = found->second;
+      if (entry.dtype != safetensors_dtype(model.real())) refuse_tensor("its dtype is not that of the model's gradients");
+      if (entry.shape != p.shape) refuse_tensor("its shape is not the parameter's");
+      if (first_not_finite(model.real(), entry.data, p.count) < p.count) refuse_tensor("has a value that is not finite");
+      if (state.buffer == &second_ && any_negative(model.real(), entry.data, p.count)) refuse_tensor("has a negative value");
+      if (state.buffer == &master_ && !rounds_to_parameter(model, p, entry.data))
+        refuse_tensor("does not round to the model's parameter: load the checkpoint's parameters first, and from the same step");
+    }
+  if (!unknown.empty()) refuse(path, "tensor " + json::quote_briefly(unknown.begin()->first) + ": is not this model's");
+
+  const Uninterrupted uninterrupted(*model.device);
+  const size_t size = loop_dtype_size(model.real());
+  for (const auto& [prefix, buffer] : states())
+    for (const Parameter& p : model.parameters())
+      model.device->run(&LoopBackend::copy_in, "copy_in", buffer->at(p.offset * size), file.tensors().at(prefix + p.name).data,
+                        p.count * size);
+  steps_ = step;
+  version_ = model.version();
+}
+
+}  // namespace looplm

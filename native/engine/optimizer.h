@@ -1,0 +1,41 @@
+// AdamW with float32 masters and moments (math.md §6).
+#pragma once
+#include <memory>
+
+#include "model.h"
+
+namespace looplm {
+
+struct AdamWOptions {
+  double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0;
+  double max_grad_norm = 0;  // 0: no clipping. Factor min(1, max / (norm + 1e-6))
+};
+
+class AdamW {
+ public:
+  explicit AdamW(std::shared_ptr<Model> model);
+  // One step on the model's gradients, which are then zeroed. Returns the gradient's norm before clipping; a norm that is not
+  // finite changes nothing and throws NON_FINITE with the name of the first parameter whose gradient is not finite.
+  double step(const AdamWOptions& options);
+  int64_t steps() const { return steps_; }
+  // Moments, masters and the step count, exactly; `load` refuses a file of another model.
+  void save(const std::string& path) const;
+  void load(const std::string& path);  // after the model's own parameters, which the masters must round to
+
+ private:
+  struct State {
+    const char* prefix;  // of the tensor's name in a file
+    const Buffer* buffer;
+  };
+  std::vector<State> states() const;
+  void refresh_masters() const;
+
+  std::shared_ptr<Model> model_;
+  Buffer first_, second_, master_;  // real, laid out as the model's arena; masters only when the model is bfloat16
+  mutable uint64_t version_;        // of the parameters that the masters stand for: when the model's moved on, they are made anew
+  int64_t steps_ = 0;
+};
+
+double gradient_norm(Model& model);
+
+}  // namespace looplm

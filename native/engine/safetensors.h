@@ -1,0 +1,81 @@
+// The safetensors format: a JSON header of names, dtypes, shapes and offsets, then the bytes. Files are memory-mapped, and
+// everything in the header is checked against the file before a byte of data is read.
+//
+//   8 bytes   length of the header, little-endian, at most 100 MB
+//   header    {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ..., "__metadata__": {"key": "text"}}
+//   data      the tensors, row-major, without holes
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "../backend.h"  // defines: LoopDType
+
+namespace looplm {
+
+struct SafetensorsEntry {
+  std::string dtype;  // "F32", "BF16", "F16", "F64", "I64", ...
+  std::vector<int64_t> shape;
+  const void* data = nullptr;  // not necessarily aligned
+  size_t bytes = 0;
+};
+
+struct SafetensorsContents {
+  std::map<std::string, SafetensorsEntry> tensors;
+  std::map<std::string, std::string> metadata;
+};
+
+// The checks, on a file already in memory, which the entries point into. `path` is for the messages. Throws INVALID_FILE.
+SafetensorsContents parse_safetensors(const std::string& path, const void* file, size_t size);
+
+// A whole file, read-only. It must not be cut short while it is mapped: reading behind its end is a bus error.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::string& path);  // throws NOT_FOUND, INVALID_FILE
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  const void* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+class SafetensorsFile {
+ public:
+  explicit SafetensorsFile(const std::string& path)  // throws INVALID_FILE with the path and the field at fault, NOT_FOUND
+      : mapping_(path), contents_(parse_safetensors(path, mapping_.data(), mapping_.size())) {}
+  const std::map<std::string, SafetensorsEntry>& tensors() const { return contents_.tensors; }
+  const std::map<std::string, std::string>& metadata() const { return contents_.metadata; }
+
+ private:
+  MappedFile mapping_;
+  SafetensorsContents contents_;
+};
+
+struct SafetensorsOutput {
+  std::string name, dtype;
+  std::vector<int64_t> shape;
+  std::function<void(uint8_t* out)> fill;  // writes the tensor's bytes; called once, in the order of the tensors
+};
+// Writes to a temporary file beside `path`, syncs, renames. One tensor is in memory at a time. When it fails, with the system's
+// reason, `path` is as it was and no temporary file is left.
+void write_safetensors(const std::string& path, const std::vector<SafetensorsOutput>& tensors,
+                       const std::map<std::string, std::string>& metadata);
+
+const char* safetensors_dtype(LoopDType type);
+// The index of the first NaN or infinity among `count` floating-point values (which may be unaligned), or `count`.
+size_t first_not_finite(LoopDType type, const void* values, size_t count);
+
+class Model;
+// Fills every parameter from the files (together they must hold each exactly once and nothing unknown). F32, BF16, F16 and F64
+// convert. A tied model's files may repeat the embedding as lm_head.weight. Everything, NaN and infinity included, is checked
+// before the first parameter changes; only an abort leaves the model with some parameters of each.
+void load_parameters(Model& model, const std::vector<std::string>& paths);
+// dtype "F32" or "BF16" ("F64" from a float64 model).
+void save_parameters(const Model& model, const std::string& path, const std::string& dtype);
+
+}  // namespace looplm

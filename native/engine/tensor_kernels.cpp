@@ -1,0 +1,185 @@
+#include "tensor_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "stack.h"
+
+namespace looplm {
+
+namespace {
+
+constexpr int64_t LOGIT_BYTES = 24 << 20;  // of one chunk of logits
+
+void require_shape(const Tensor& x, const Shape& shape, const char* operation, const char* name) {
+  if (x.shape == shape) return;
+  throw Error("INVALID_SHAPE", operation,
+              std::string(name) + " must have shape " + to_string(shape) + ", got " + to_string(x.shape));
+}
+
+void require_like(const Tensor& x, const Tensor& like, const char* operation, const char* name) {
+  if (x.dtype != like.dtype || x.device != like.device)
+    throw Error("INVALID_ARGUMENT", operation,
+                std::string(name) + " must have the dtype (" + dtype_name(like.dtype) + ") and the device of the first tensor");
+}
+
+// The sizes that the weights themselves say, each weight checked against them.
+ModelConfig read_config(const Tensor& hidden, const LoopedStackTensors& w, const LoopedStackOptions& options) {
+  const char* const operation = "loopedBlockForward";
+  if (hidden.shape.size() != 2) throw Error("INVALID_SHAPE", operation, "hidden must be [N, D], got " + to_string(hidden.shape));
+  if (w.layers.empty()) throw Error("INVALID_ARGUMENT", operation, "there are no layers");
+  const LoopedLayerTensors& first = w.layers[0];
+  for (const Tensor* matrix : {&first.q, &first.k, &first.gate})
+    if (matrix->shape.size() != 2) throw Error("INVALID_SHAPE", operation, "qProj, kProj and gateProj must have two axes");
+  ModelConfig c;
+  c.vocabulary = 1;
+  c.tied = true;
+  c.hidden = hidden.shape[1];
+  c.intermediate = first.gate.shape[0];
+  c.layers = int32_t(w.layers.size());
+  c.heads = w.heads;
+  if (w.heads < 1 || first.q.shape[0] % w.heads != 0 || first.q.shape[0] / w.heads % 2 != 0)
+    throw Error(
+        "INVALID_SHAPE", operation,
+        "the rows of qProj " + to_string(first.q.shape) + " are not " + std::to_string(w.heads) + " heads of an even size");
+  c.head_dim = int32_t(first.q.shape[0] / w.heads);
+  if (first.k.shape[0] % c.head_dim != 0 || c.heads % int32_t(first.k.shape[0] / c.head_dim) != 0)
+    throw Error("INVALID_SHAPE", operation,
+                "the rows of kProj " + to_string(first.k.shape) + " are not heads of size " + std::to_string(c.head_dim) +
+                    " whose number divides " + std::to_string(c.heads));
+  c.kv_heads = int32_t(first.k.shape[0] / c.head_dim);
+  c.loops = options.loops;
+  c.norm_eps = options.norm_eps;
+  c.rope_theta = options.rope_theta;
+  return c;
+}
+
+struct NamedTensor {
+  const Tensor* tensor;
+  const char* name;
+  const char* parameter;
+};
+
+// Copies the weights into a model without a vocabulary, which lays them out as the stack reads them.
+void fill(Model& model, const LoopedStackTensors& w, const Tensor& hidden) {
+  const char* const operation = "loopedBlockForward";
+  auto copy = [&](const Tensor& x, const char* name, const std::string& parameter) {
+    const Parameter& p = model.parameter(parameter);
+    require_like(x, hidden, operation, name);
+    if (x.size() != int64_t(p.count)) require_shape(x, p.shape, operation, name);
+    if (p.decays() && p.shape[0] > 1) require_shape(x, p.shape, operation, name);
+    model.device->run(&LoopBackend::copy, operation, model.parameter_data(p), static_cast<const void*>(x.data()),
+                      x.buffer->bytes());
+  };
+  for (size_t l = 0; l < w.layers.size(); l++) {
+    const LoopedLayerTensors& t = w.layers[l];
+    const std::string prefix = "model.layers." + std::to_string(l) + ".";
+    for (const NamedTensor& each :
+         {NamedTensor{&t.q, "qProj", "self_attn.q_proj"}, NamedTensor{&t.k, "kProj", "self_attn.k_proj"},
+          NamedTensor{&t.v, "vProj", "self_attn.v_proj"}, NamedTensor{&t.output, "oProj", "self_attn.o_proj"},
+          NamedTensor{&t.gate, "gateProj", "mlp.gate_proj"}, NamedTensor{&t.up, "upProj", "mlp.up_proj"},
+          NamedTensor{&t.down, "downProj", "mlp.down_proj"}, NamedTensor{&t.attention_norm, "inputLayernorm", "input_layernorm"},
+          NamedTensor{&t.attention_norm_2, "inputLayernorm2", "input_layernorm_2"},
+          NamedTensor{&t.mlp_norm, "postAttentionLayernorm", "post_attention_layernorm"},
+          NamedTensor{&t.mlp_norm_2, "postAttentionLayernorm2", "post_attention_layernorm_2"}})
+      copy(*each.tensor, each.name, prefix + each.parameter + ".weight");
+  }
+  copy(w.norm, "norm", "model.norm.weight");
+  copy(w.gate_weight, "gateWeight", "model.early_exit_gate.weight");
+  copy(w.gate_bias, "gateBias", "model.early_exit_gate.bias");
+}
+
+}  // namespace
+
+LoopedStates looped_block_forward(const Tensor& hidden, const LoopedStackTensors& weights, const LoopedStackOptions& options) {
+  const char* const operation = "loopedBlockForward";
+  const ModelConfig config = read_config(hidden, weights, options);
+  const int64_t N = hidden.shape[0], T = options.loops;
+  Sequences sequences;
+  sequences.tokens.assign(size_t(N), 0);
+  sequences.offsets.assign(options.offsets.begin(), options.offsets.end());
+  for (size_t i = 0; i < sequences.count(); i++)
+    if (sequences.length(i) < 1) throw Error("INVALID_ARGUMENT", operation, "offsets must increase");
+  if (sequences.count() < 1 || sequences.offsets.front() != 0 || sequences.offsets.back() != N)
+    throw Error("INVALID_ARGUMENT", operation, "offsets must go from 0 to the " + std::to_string(N) + " rows of hidden");
+
+  Model model(hidden.device, hidden.dtype, config);
+  fill(model, weights, hidden);
+  LoopedStates out{allocate(hidden.device, hidden.dtype, {T, N, config.hidden}, operation),
+                   allocate(hidden.device, loop_real(hidden.dtype), {T, N}, operation)};
+  const PackedBatch batch = pack(sequences, 0, {N, false, false, true});
+  Stack stack(model.device, model.dt, model.config, model.weights(), model.workspace(), model.rope_table(batch.max_position + 1),
+              upload(batch, model.workspace()), options.loops, Stack::Keep::nothing);
+  stack.forward_states(hidden.data());
+  model.device->run(&LoopBackend::copy, operation, out.hidden.data(), static_cast<const void*>(stack.hidden()),
+                    out.hidden.buffer->bytes());
+  stack.gate_logits(out.gate_logits.data());
+  return out;
+}
+
+TokenScores per_loop_log_softmax(const Tensor& hidden, const Tensor& head, const Tensor& targets, double temperature) {
+  const char* const operation = "perLoopLogSoftmax";
+  if (hidden.shape.size() != 3)
+    throw Error("INVALID_SHAPE", operation, "hidden must be [T, N, D], got " + to_string(hidden.shape));
+  if (head.shape.size() != 2 || head.shape[1] != hidden.shape[2])
+    throw Error("INVALID_SHAPE", operation,
+                "headWeight must be [V, " + std::to_string(hidden.shape[2]) + "], got " + to_string(head.shape));
+  require_like(head, hidden, operation, "headWeight");
+  const int64_t T = hidden.shape[0], N = hidden.shape[1], D = hidden.shape[2], V = head.shape[0], rows = T * N;
+  require_shape(targets, {N}, operation, "targets");
+  if (!(temperature > 0) || std::isinf(temperature))
+    throw Error("INVALID_ARGUMENT", operation, "temperature must be a finite number above 0");
+  read_indices(targets, V, operation);
+
+  const std::shared_ptr<Device>& device = hidden.device;
+  const LoopDType dt = hidden.dtype, real = loop_real(dt);
+  const int64_t act_bytes = int64_t(loop_dtype_size(dt)), real_bytes = int64_t(loop_dtype_size(real));
+  const Tensor every_target = broadcast(targets, {T, N}, operation);
+  TokenScores out{allocate(device, real, {T, N}, operation), allocate(device, real, {T, N}, operation)};
+  const int64_t chunk = std::clamp<int64_t>(LOGIT_BYTES / (V * real_bytes), 1, rows);
+  const Buffer logits(device, size_t(chunk * V * real_bytes));
+  const void* unpacked = nullptr;
+  const LoopLoss* no_loss = nullptr;
+  for (int64_t first = 0; first < rows; first += chunk) {
+    const int64_t m = std::min(chunk, rows - first);
+    const void* from = static_cast<char*>(hidden.data()) + first * D * act_bytes;
+    device->run(&LoopBackend::gemm, operation, dt, 0, 1, m, V, D, from, D, static_cast<const void*>(head.data()), D,
+                logits.as<>(), V, int(LOOP_GEMM_REAL_OUT), unpacked);
+    device->run(&LoopBackend::head_rows, operation, dt, m, V, temperature, logits.as<>(),
+                static_cast<const int32_t*>(every_target.data()) + first, no_loss,
+                static_cast<void*>(static_cast<char*>(out.logprobs.data()) + first * real_bytes),
+                static_cast<void*>(static_cast<char*>(out.entropy.data()) + first * real_bytes));
+  }
+  return out;
+}
+
+PolicyGradient policy_gradient_reduction(const PolicyGradientTensors& in, LoopLoss loss) {
+  const char* const operation = "policyGradientReduction";
+  const Tensor& logprobs = in.logprobs;
+  if (logprobs.shape.size() != 2)
+    throw Error("INVALID_SHAPE", operation, "logprobs must be [T, N], got " + to_string(logprobs.shape));
+  if (logprobs.dtype != LOOP_F32 && logprobs.dtype != LOOP_F64)
+    throw Error("INVALID_ARGUMENT", operation, "logprobs must be float32, or float64 on device \"reference\"");
+  const Shape per_token{logprobs.shape[1]};
+  require_shape(in.weights, logprobs.shape, operation, "weights");
+  require_shape(in.advantages, per_token, operation, "advantages");
+  require_shape(in.mask, per_token, operation, "mask");
+  if (in.old_logprobs) require_shape(*in.old_logprobs, logprobs.shape, operation, "oldLogprobs");
+  for (const Tensor* x : {&in.weights, &in.advantages, &in.mask}) require_like(*x, logprobs, operation, "every input");
+  if (in.old_logprobs) require_like(*in.old_logprobs, logprobs, operation, "oldLogprobs");
+  if (loss.surrogate != LOOP_REINFORCE && !in.old_logprobs)
+    throw Error("INVALID_ARGUMENT", operation, "this surrogate needs oldLogprobs");
+
+  const Tensor scale = binary(LOOP_MULTIPLY, in.weights, in.mask);
+  const Tensor advantages = broadcast(in.advantages, logprobs.shape, operation);
+  PolicyGradient out{allocate(logprobs.device, logprobs.dtype, logprobs.shape, operation), {}};
+  loss.scale = scale.data();
+  loss.advantage = advantages.data();
+  loss.old_logprob = loss.surrogate == LOOP_REINFORCE ? nullptr : in.old_logprobs->data();
+  const LoopLoss* objective = &loss;
+  logprobs.device->run(&LoopBackend::policy_gradient, operation, logprobs.dtype, logprobs.size(),
+                       static_cast<const void*>(logprobs.data()), objective, out.coefficients.data(), &out.sums);
+  return out;
+}
+
+}  // namespace looplm
