@@ -1,8 +1,8 @@
 // One row per kernel of the table and per named kernel: the time of a run beside the least time that the roofs allow.
 import { Bench } from 'tinybench'
 import { kernels, tensor } from '../src/index.js'
-import { call, context, native } from '../src/native.js'
 import type { ModelDType } from '../src/model/types.js'
+import { call, context, native } from '../src/native.js'
 
 /** What a kernel must do at the least, and how long it took. */
 export interface KernelRow {
@@ -38,8 +38,26 @@ interface Shape {
   kvHeads: number
 }
 
-const large: Shape = { label: 'N 2048, D 512, F 1408, V 8192, S 512', rows: 2048, hidden: 512, intermediate: 1408, vocabulary: 8192, length: 512, heads: 8, kvHeads: 8 }
-const small: Shape = { label: 'N 4096, D 128, F 352, V 128, S 64', rows: 4096, hidden: 128, intermediate: 352, vocabulary: 128, length: 64, heads: 4, kvHeads: 4 }
+const large: Shape = {
+  label: 'N 2048, D 512, F 1408, V 8192, S 512',
+  rows: 2048,
+  hidden: 512,
+  intermediate: 1408,
+  vocabulary: 8192,
+  length: 512,
+  heads: 8,
+  kvHeads: 8,
+}
+const small: Shape = {
+  label: 'N 4096, D 128, F 352, V 128, S 64',
+  rows: 4096,
+  hidden: 128,
+  intermediate: 352,
+  vocabulary: 128,
+  length: 64,
+  heads: 4,
+  kvHeads: 4,
+}
 const square: Shape = { ...large, label: '2048³', hidden: 2048, intermediate: 2048, heads: 16, kvHeads: 16 }
 
 async function median(name: string, run: () => Promise<unknown>, milliseconds: number): Promise<number> {
@@ -83,7 +101,13 @@ export async function measureRoofs(device: string, dtype: ModelDType, millisecon
 }
 
 /** All kernels that match the filter, at a large and a small shape. */
-export async function* kernelRows(device: string, dtype: ModelDType, roofs: Roofs, filter: RegExp, milliseconds = 200): AsyncGenerator<KernelRow> {
+export async function* kernelRows(
+  device: string,
+  dtype: ModelDType,
+  roofs: Roofs,
+  filter: RegExp,
+  milliseconds = 200,
+): AsyncGenerator<KernelRow> {
   const row = (kernel: string, shape: string, seconds: number, flops: number, bytes: number): KernelRow => ({
     kernel,
     dtype,
@@ -122,7 +146,8 @@ function namedKernels(dtype: 'float32' | 'bfloat16'): Named[] {
   const [N, D, F, V, T, L, H] = [2048, 512, 1408, 8192, 4, 1, 8]
   const size = dtype === 'float32' ? 4 : 2
   const noise = (count: number, scale = 0.05) => Float32Array.from({ length: count }, (_, i) => scale * Math.sin(1 + 12.9898 * i))
-  const matrix = (rows: number, columns: number, scale?: number) => tensor(noise(rows * columns, scale), [rows, columns], { dtype })
+  const matrix = (rows: number, columns: number, scale?: number) =>
+    tensor(noise(rows * columns, scale), [rows, columns], { dtype })
   const vector = (n: number, value: number) => tensor(new Float32Array(n).fill(value), [n], { dtype })
   return [
     {
@@ -144,7 +169,13 @@ function namedKernels(dtype: 'float32' | 'bfloat16'): Named[] {
           postAttentionLayernorm: vector(D, 1),
           postAttentionLayernorm2: vector(D, 1),
         }
-        const weights = { layers: [block], norm: vector(D, 1), gateWeight: vector(D, 0.01), gateBias: vector(1, 0), numAttentionHeads: H }
+        const weights = {
+          layers: [block],
+          norm: vector(D, 1),
+          gateWeight: vector(D, 0.01),
+          gateBias: vector(1, 0),
+          numAttentionHeads: H,
+        }
         const hidden = matrix(N, D, 1)
         const options = { loops: T, offsets: [0, 512, 1024, 1536, 2048], ropeTheta: 1e6, normEps: 1e-6 }
         return {
@@ -187,9 +218,15 @@ function namedKernels(dtype: 'float32' | 'bfloat16'): Named[] {
       bytes: T * 16 * N * 4 * 5,
       async make() {
         const rows = 16 * N
-        const real = (shape: number[], value: number) => tensor(new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(value), shape)
+        const real = (shape: number[], value: number) =>
+          tensor(new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(value), shape)
         const logprobs = real([T, rows], -1)
-        const inputs = { weights: real([T, rows], 1 / T), advantages: real([rows], 1), oldLogprobs: real([T, rows], -1.1), mask: real([rows], 1) }
+        const inputs = {
+          weights: real([T, rows], 1 / T),
+          advantages: real([rows], 1),
+          oldLogprobs: real([T, rows], -1.1),
+          mask: real([rows], 1),
+        }
         return {
           async run() {
             const out = await kernels.policyGradientReduction(logprobs, { ...inputs, objective: { surrogate: 'ppo' } })

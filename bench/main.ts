@@ -37,7 +37,8 @@ function options() {
 const percent = (share: number | undefined) => (share === undefined ? '' : `${(100 * share).toFixed(0)} %`)
 function printTable(rows: string[][]): void {
   const widths = rows[0]!.map((_, c) => Math.max(...rows.map((r) => r[c]!.length)))
-  for (const row of rows) console.log(row.map((cell, c) => (c < 2 ? cell.padEnd(widths[c]!) : cell.padStart(widths[c]!))).join('  '))
+  for (const row of rows)
+    console.log(row.map((cell, c) => (c < 2 ? cell.padEnd(widths[c]!) : cell.padStart(widths[c]!))).join('  '))
 }
 
 const given = options()
@@ -65,20 +66,39 @@ if (both || given.kernels)
     const table = [['kernel', `shape (${dtype})`, 'time', 'GFLOP/s', 'GB/s', 'of roof']]
     for await (const row of kernelRows(given.device, dtype, roofs, given.pattern)) {
       report.kernels.push(row)
-      table.push([row.kernel, row.shape, `${(1e3 * row.seconds).toFixed(3)} ms`, row.gflops.toFixed(0), row.gbps.toFixed(1), percent(row.share)])
+      table.push([
+        row.kernel,
+        row.shape,
+        `${(1e3 * row.seconds).toFixed(3)} ms`,
+        row.gflops.toFixed(0),
+        row.gbps.toFixed(1),
+        percent(row.share),
+      ])
     }
-    say(`\n${dtype}: roofs of this run are ${roofs.gflops.toFixed(0)} GFLOP/s (2048³ product) and ${roofs.gbps.toFixed(1)} GB/s (memory)`)
+    say(
+      `\n${dtype}: roofs of this run are ${roofs.gflops.toFixed(0)} GFLOP/s (2048³ product) and ${roofs.gbps.toFixed(1)} GB/s (memory)`,
+    )
     if (!given.json) printTable(table)
   }
 
 if (both || given.steps) {
   const table = [['step', 'roof', 'time', 'tokens/s', 'of roof', 'peak MiB', 'loop delay p99']]
   for (const name of Object.keys(steps).filter((n) => given.pattern.test(n))) {
-    const line = execFileSync(process.execPath, [fileURLToPath(new URL('./steps.js', import.meta.url)), name], { encoding: 'utf8' })
+    const line = execFileSync(process.execPath, [fileURLToPath(new URL('./steps.js', import.meta.url)), name], {
+      encoding: 'utf8',
+    })
     const row = JSON.parse(line) as StepRow
     report.steps.push(row)
     const delay = row.eventLoopDelayMs === undefined ? '' : `${row.eventLoopDelayMs.toFixed(1)} ms`
-    table.push([name, row.roof ?? '', `${row.seconds.toFixed(3)} s`, row.tokensPerSecond.toFixed(0), percent(row.share), String(row.peakMiB), delay])
+    table.push([
+      name,
+      row.roof ?? '',
+      `${row.seconds.toFixed(3)} s`,
+      row.tokensPerSecond.toFixed(0),
+      percent(row.share),
+      String(row.peakMiB),
+      delay,
+    ])
   }
   say('')
   if (!given.json) printTable(table)

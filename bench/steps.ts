@@ -18,15 +18,46 @@ export interface StepRow {
   eventLoopDelayMs?: number
 }
 
-const d512 = { vocab_size: 8192, hidden_size: 512, intermediate_size: 1408, num_hidden_layers: 6, num_attention_heads: 8, total_ut_steps: 4 }
-const d128 = { vocab_size: 128, hidden_size: 128, intermediate_size: 352, num_hidden_layers: 2, num_attention_heads: 4, total_ut_steps: 4 }
-const d768 = { vocab_size: 8192, hidden_size: 768, intermediate_size: 2048, num_hidden_layers: 12, num_attention_heads: 12, total_ut_steps: 4 }
-const d96 = { vocab_size: 12, hidden_size: 96, intermediate_size: 256, num_hidden_layers: 2, num_attention_heads: 4, total_ut_steps: 4 }
+const d512 = {
+  vocab_size: 8192,
+  hidden_size: 512,
+  intermediate_size: 1408,
+  num_hidden_layers: 6,
+  num_attention_heads: 8,
+  total_ut_steps: 4,
+}
+const d128 = {
+  vocab_size: 128,
+  hidden_size: 128,
+  intermediate_size: 352,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  total_ut_steps: 4,
+}
+const d768 = {
+  vocab_size: 8192,
+  hidden_size: 768,
+  intermediate_size: 2048,
+  num_hidden_layers: 12,
+  num_attention_heads: 12,
+  total_ut_steps: 4,
+}
+const d96 = {
+  vocab_size: 12,
+  hidden_size: 96,
+  intermediate_size: 256,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  total_ut_steps: 4,
+}
 type Config = typeof d512
 
 /** Weights of all blocks, of the head. */
 function weights(c: Config): { blocks: number; head: number } {
-  return { blocks: c.num_hidden_layers * (4 * c.hidden_size ** 2 + 3 * c.hidden_size * c.intermediate_size), head: c.hidden_size * c.vocab_size }
+  return {
+    blocks: c.num_hidden_layers * (4 * c.hidden_size ** 2 + 3 * c.hidden_size * c.intermediate_size),
+    head: c.hidden_size * c.vocab_size,
+  }
 }
 
 const peakMiB = () => Math.round(process.resourceUsage().maxRSS / 1024)
@@ -37,10 +68,19 @@ async function seconds(run: () => Promise<unknown>): Promise<number> {
   return (performance.now() - start) / 1000
 }
 
-async function rltt(step: string, config: Config, count: number, length: number, dtype: ModelDType, recompute: Recompute = 'none'): Promise<StepRow> {
+async function rltt(
+  step: string,
+  config: Config,
+  count: number,
+  length: number,
+  dtype: ModelDType,
+  recompute: Recompute = 'none',
+): Promise<StepRow> {
   const model = await LoopLM.create(config, { dtype, seed: 1 })
   const trainer = new RLTTTrainer(model, { weights: 'exit-pdf', learningRate: 1e-5, recompute })
-  const sequences = Array.from({ length: count }, (_, i) => Array.from({ length }, (_, j) => (i * 7919 + j * 104729 + ((i * j) % 31)) % config.vocab_size))
+  const sequences = Array.from({ length: count }, (_, i) =>
+    Array.from({ length }, (_, j) => (i * 7919 + j * 104729 + ((i * j) % 31)) % config.vocab_size),
+  )
   const batch = { sequences, promptLengths: sequences.map(() => 1), advantages: sequences.map((_, i) => (i % 2 ? 1 : -1)) }
   await trainer.update(batch)
   const delay = monitorEventLoopDelay({ resolution: 5 })
@@ -91,7 +131,15 @@ async function decode(step: string): Promise<StepRow> {
   const roofs = await measureRoofs('cpu', 'bfloat16')
   // every new token streams the blocks once per loop and the head once
   const gbps = (tokens * 2 * (blocks * d768.total_ut_steps + head)) / taken / 1e9
-  return { step, dtype: 'bfloat16', seconds: taken, tokensPerSecond: tokens / taken, share: gbps / roofs.gbps, roof: `memory ${roofs.gbps.toFixed(0)} GB/s`, peakMiB: peak }
+  return {
+    step,
+    dtype: 'bfloat16',
+    seconds: taken,
+    tokensPerSecond: tokens / taken,
+    share: gbps / roofs.gbps,
+    roof: `memory ${roofs.gbps.toFixed(0)} GB/s`,
+    peakMiB: peak,
+  }
 }
 
 async function addition5(step: string): Promise<StepRow> {
@@ -107,7 +155,14 @@ async function addition5(step: string): Promise<StepRow> {
     for await (const event of trainer.run()) if (event.type === 'step') tokens += 32 * 8 * 6
   })
   delay.disable()
-  return { step, dtype: 'float32', seconds: taken, tokensPerSecond: tokens / taken, peakMiB: peakMiB(), eventLoopDelayMs: Math.max(0, delay.percentile(99) / 1e6 - 5) }
+  return {
+    step,
+    dtype: 'float32',
+    seconds: taken,
+    tokensPerSecond: tokens / taken,
+    peakMiB: peakMiB(),
+    eventLoopDelayMs: Math.max(0, delay.percentile(99) / 1e6 - 5),
+  }
 }
 
 /** Every row by name. */

@@ -75,6 +75,7 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   add_optimizer_functions(env, exports);
   add_generation_functions(env, exports);
   add_kernel_functions(env, exports);
+  add_bench_functions(env, exports);
   return exports;
 }
 

@@ -10,7 +10,7 @@
 
 namespace looplm::addon {
 
-enum class Kind { context, tensor, model, optimizer, generation, cancel };
+enum class Kind { context, tensor, model, optimizer, generation, bench, cancel };
 const char* kind_name(Kind kind);
 
 struct Content {

@@ -1,20 +1,21 @@
-// Causal attention over packed segments (math.md §1), forward and backward, float32 and bfloat16.
+// Causal attention over packed segments (math.md §1), forward and backward, float32 and bfloat16. The scale is positive.
 //
-// Everything is computed transposed: a vector lane is a query, so scores are [keys][lanes] tiles (Sᵀ = K Qᵀ, Oᵀ = Vᵀ Pᵀ). Row maxima and sums
-// are then plain vector operations, Pᵀ is already the right operand of the next product, and K and V are read by broadcast, which needs no
-// packing beyond one contiguous copy. A block is LANES queries of one key/value head: rows ascending, the query heads that share the key/value
-// head side by side. It meets its context (prefix, then own tokens) in blocks of KEYS keys cut at absolute positions. What lies above the diagonal is
-// skipped by strips of M keys and vectors of W lanes; where a strip is computed all the same, the masked keys add exact zeros. So a lane's
-// operations do not depend on the lanes beside it: a forward row has the same bits alone, in a batch, and behind a shared prefix.
+// Everything is computed transposed: a vector lane is a query, so scores are [keys][lanes] tiles (Sᵀ = K Qᵀ, Oᵀ = Vᵀ Pᵀ). Row
+// maxima and sums are then plain vector operations, Pᵀ is already the right operand of the next product, and K and V are read by
+// broadcast, which needs no packing beyond one contiguous copy. A block is LANES queries of one key/value head: rows ascending,
+// the query heads that share the key/value head side by side. It meets its context (prefix, then own tokens) in blocks of KEYS
+// keys cut at absolute positions. What lies above the diagonal is skipped by strips of M keys and vectors of W lanes; where a
+// strip is computed all the same, masked keys add exact zeros. So a lane's operations do not depend on the lanes beside it: a
+// forward row has the same bits alone, in a batch, and behind a shared prefix.
 //
-// Backward: P from the stored log-sum-exp; then, with δ = Σ dO∘O, c = scale:
+// Backward: P from the stored log-sum-exp; then, with δ = Σ dO∘O and c = scale,
 //   dV += Pᵀ dO    dSᵀ = Pᵀ∘(V dOᵀ - δ)    dQᵀ += c Kᵀ dSᵀ    dK += c dSᵀ Q
-// A task owns a (group, key/value head): dK and dV of its keys are summed in float32 over its blocks in order and rounded once. Long groups that
-// are too few to share among threads are cut into parts, as the shapes alone say; their sums are added in order of the part.
+// A task owns a (group, key/value head): dK and dV of its keys are summed in float32 over its blocks in order and rounded once.
+// Long groups too few to share among threads are cut into parts, as the shapes alone say, whose sums are added in order.
 //
 // Operands are made of units: a float, or, where the processor multiplies bfloat16, a pair along the summed dimension.
-#include <stdio.h>   // defines: snprintf
-#include <stdlib.h>  // defines: free
+#include <stdio.h>      // defines: snprintf
+#include <stdlib.h>     // defines: free
 #include <type_traits>  // defines: conditional_t
 
 #include "gemm.h"  // defines: KS, the elements in a unit
@@ -23,11 +24,7 @@ namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
 
-#if LOOPLM_WIDTH == 16
-constexpr int M = 8;  // rows of the register tile of M x 2 vectors
-#else
-constexpr int M = 4;
-#endif
+constexpr int M = W == 16 ? 8 : 4;  // rows of the register tile of M x 2 vectors
 constexpr int VECTORS = 4;
 constexpr int LANES = VECTORS * W;  // queries in a block
 constexpr int KEYS = 64;            // keys in a block: a tile of scores is 16 KiB and stays in L1
@@ -42,35 +39,16 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ---- Arithmetic ----
 
-// 2^x for x <= 0 (or a little above) to 2e-7; 0 below the float range. 2^0 is exactly 1.
-inline vf exp2_negative(vf x) {
-#if LOOPLM_WIDTH == 16
-  vf n = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-  const vi under = x < splat(-126.0f);
-  x = vmax(x, splat(-126.0f));
-  vf n = (x + 12582912.0f) - 12582912.0f;  // to the nearest integer
-#endif
-  vf r = x - n;
-  vf p = splat(1.3264727e-3f) * r + 9.6715127e-3f;
-  p = p * r + 5.5507337e-2f;
-  p = p * r + 2.4022242e-1f;
-  p = p * r + 6.9314698e-1f;
-  p = p * r + 1.0f;
-#if LOOPLM_WIDTH == 16
-  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-  vi power = (__builtin_convertvector(n, vi) + 127) << 23;
-  return (vf)((vi)(p * (vf)power) & ~under);
-#endif
-}
-
 inline vf broadcast(const float* p) { return splat(*p); }
-inline vf load_units(const float* p) { return load(p); }
-inline void store_units(float* p, vf x) { store(p, x); }
 inline vf broadcast(const int32_t* p) { return (vf)(*p - vi{}); }
-inline vf load_units(const int32_t* p) { return *(const vf_any*)p; }
-inline void store_units(int32_t* p, vf x) { *(vf_any*)p = x; }
+template <class U>
+inline vf load_units(const U* p) {
+  return *(const vf_any*)p;
+}
+template <class U>
+inline void store_units(U* p, vf x) {
+  *(vf_any*)p = x;
+}
 
 // acc + a·b, unit by unit.
 template <class U>
@@ -94,9 +72,11 @@ inline vf unite(vf first, [[maybe_unused]] vf second) {
   return first;
 }
 
-// acc[i][j] += Σ_s A(i, s) B(s, j) over units, j counting vectors. A(i, s) lies at a[i·a_stride + s], with Columns at a[s·a_stride + i].
+// acc[i][j] += Σ_s A(i, s) B(s, j) over units, j counting vectors. A(i, s) lies at a[i·a_stride + s], with Columns at
+// a[s·a_stride + i].
 template <bool Columns, class U, int V>
-inline __attribute__((always_inline)) void multiply(int64_t steps, const U* a, int64_t a_stride, const U* b, int64_t b_stride, vf (&acc)[M][V]) {
+inline __attribute__((always_inline)) void multiply(int64_t steps, const U* a, int64_t a_stride, const U* b, int64_t b_stride,
+                                                    vf (&acc)[M][V]) {
   constexpr int groups = (M + 2) / 3;
   const U* p[groups];  // a base per three rows: x86 addresses reach base, base + stride and base + 2·stride
   for (int g = 0; g < groups; g++) p[g] = a + 3 * g * a_stride;
@@ -110,29 +90,30 @@ inline __attribute__((always_inline)) void multiply(int64_t steps, const U* a, i
       for (int j = 0; j < V; j++) acc[i][j] = multiply_add<U>(y, x[j], acc[i][j]);
     }
     b += b_stride;
-    if (Columns)
-      a += a_stride;
+    if (Columns) a += a_stride;
     else
       for (int g = 0; g < groups; g++) p[g]++;
   }
 }
 
-// ---- Layout ----
+// out [M][V·W] = out + A B with A and B as in multiply. What was there counts as 0 when `fresh`, and shrinks by `factor` per
+// column if given.
+template <bool Columns, int V, class U>
+inline void accumulate(int64_t steps, const U* a, int64_t a_stride, const U* b, int64_t b_stride, float* out, int64_t out_stride,
+                       bool fresh, const float* factor) {
+  vf acc[M][V] = {};
+  if (!fresh)
+    for (int i = 0; i < M; i++)
+      for (int j = 0; j < V; j++) {
+        acc[i][j] = load(out + i * out_stride + j * W);
+        if (factor) acc[i][j] *= load(factor + j * W);
+      }
+  multiply<Columns>(steps, a, a_stride, b, b_stride, acc);
+  for (int i = 0; i < M; i++)
+    for (int j = 0; j < V; j++) store(out + i * out_stride + j * W, acc[i][j]);
+}
 
-template <int H, int... L>
-inline void exchange(vf& a, vf& b, std::integer_sequence<int, L...>) {
-  vf low = __builtin_shufflevector(a, b, ((L & H) ? W + L - H : L)...);
-  b = __builtin_shufflevector(a, b, ((L & H) ? W + L : L + H)...);
-  a = low;
-}
-// Transposes a square of W x W by exchanging ever smaller off-diagonal squares.
-template <int H = W / 2>
-inline __attribute__((always_inline)) void transpose(vf (&t)[W]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < W; i++)
-    if (!(i & H)) exchange<H>(t[i], t[i + H], std::make_integer_sequence<int, W>{});
-  if constexpr (H > 1) transpose<H / 2>(t);
-}
+// ---- Layout ----
 
 // W elements of a row from `at` on; those past the end read as 0.
 template <class E>
@@ -142,27 +123,25 @@ inline vf elements(const E* row, int64_t at, int64_t size) {
 // The same in units along the row.
 template <class E>
 inline vf row_units(const E* row, int64_t at, int64_t head_dim) {
-  if constexpr (KS<E> == 2)
-    return elements(reinterpret_cast<const float*>(row), at, head_dim / 2);
-  else
-    return elements(row, at, head_dim);
+  if constexpr (KS<E> == 2) return elements(reinterpret_cast<const float*>(row), at, head_dim / 2);
+  else return elements(row, at, head_dim);
 }
 
 // Lengths and strides of a call.
 template <class E>
 struct Shape {
-  explicit Shape(const LoopAttention& a)
-      : head_dim(a.head_dim), units(a.head_dim / KS<E>), row(round_up(units, W)), wide(round_up(a.head_dim, W)), ratio(a.heads / a.kv_heads),
-        stride(int64_t(a.heads + 2 * a.kv_heads) * a.head_dim), out_stride(int64_t(a.heads) * a.head_dim), context(round_up(a.max_context, M)) {}
-  int64_t head_dim;
-  int64_t units;               // of a row of head_dim elements
-  int64_t row, wide;           // units and elements of a row, padded with zeros to whole vectors
-  int64_t ratio;               // query heads per key/value head
-  int64_t stride, out_stride;  // elements between tokens of qkv and of out
-  int64_t context;             // keys, padded to whole strips
+  const LoopAttention& a;
+  int64_t head_dim = a.head_dim, ratio = a.heads / a.kv_heads;  // ratio: query heads per key/value head
+  int64_t units = head_dim / KS<E>;                             // of a row of head_dim elements
+  int64_t row = round_up(units, W);                             // units of a row in whole vectors, zeros at the end
+  int64_t wide = round_up(head_dim, W);                         // elements of a row in whole vectors
+  int64_t stride = (a.heads + 2 * a.kv_heads) * head_dim;       // elements between tokens of qkv
+  int64_t out_stride = a.heads * head_dim;                      // elements between tokens of out
+  int64_t context = round_up(a.max_context, M);                 // keys, in whole strips
 };
 
-// Rows [from, to) as units along the row: out [to][row], padded with rows of zeros to a whole strip. row(i) is where row i begins.
+// Rows [from, to) as units along the row: out [to][row], padded with rows of zeros to a whole strip. row(i) is where row i
+// begins.
 template <class E, class Row>
 void pack_rows(Shape<E> shape, int64_t from, int64_t to, Row row, Unit<E>* out) {
   for (int64_t i = from; i < to; i++) {
@@ -187,7 +166,8 @@ void pack_columns(Shape<E> shape, int64_t from, int64_t to, Row row, Unit<E>* ou
   memset(out + packed * shape.wide, 0, size_t((round_up(to, M) / KS<E> - packed) * shape.wide) * 4);
 }
 
-// A block of queries of one key/value head. Lanes past `count` fill the last vector: they repeat the last query and nothing of them is kept.
+// A block of queries of one key/value head. Lanes past `count` fill the last vector: they repeat the last query and nothing of
+// them is kept.
 struct Block {
   int count, vectors;
   alignas(64) int32_t limit[LANES] = {};  // the last key that a lane sees, ascending
@@ -245,9 +225,16 @@ void unpack_lanes(Shape<E> shape, int count, const float* in, const float* facto
     }
 }
 
+// A function that tells where the row of a key of a segment's context begins. first: the row of token 0.
+template <class E>
+auto context_row(const E* first, int64_t stride, const LoopSegment& s) {
+  const int64_t prefix = s.prefix_end - s.prefix_begin, prefix_begin = s.prefix_begin, own_begin = s.begin - prefix;
+  return [=](int64_t key) { return first + ((key < prefix ? prefix_begin : own_begin) + key) * stride; };
+}
+
 // Hands out pieces of a block of scratch; without a block it only measures.
 struct Arena {
-  char* base = nullptr;
+  uintptr_t base = 0;
   size_t used = 0;
   template <class T>
   T* take(int64_t count) {
@@ -257,20 +244,20 @@ struct Arena {
   }
 };
 
+// ---- Steps that forward and backward share ----
+
 template <int V>
 struct Width {};
 
-// Calls f(Width, v, from, to) so that together the calls cover keys [0, keys[v]) of every vector, two vectors at once where both want the keys.
+// Calls f(Width, v, from, to) so that together the calls cover the keys that each vector meets of the block of keys from `key`
+// on, two vectors at once where both meet them.
 template <class F>
-inline void over_pairs(int vectors, const int64_t* keys, F f) {
-  for (int v = 0; v < vectors; v += 2) {
-    int64_t common = keys[v] > 0 ? keys[v] : 0;
-    if (v + 1 == vectors) {
-      if (common > 0) f(Width<1>{}, v, int64_t(0), common);
-      continue;
-    }
-    if (common > 0) f(Width<2>{}, v, int64_t(0), common);
-    if (keys[v + 1] > common) f(Width<1>{}, v + 1, common, keys[v + 1]);
+inline void over_pairs(const Block& block, int64_t key, F f) {
+  for (int v = 0; v < block.vectors; v += 2) {
+    const bool pair = v + 1 < block.vectors;
+    const int64_t met = block.keys(v, key), common = met > 0 ? met : 0, more = pair ? block.keys(v + 1, key) : 0;
+    if (common > 0) pair ? f(Width<2>{}, v, int64_t(0), common) : f(Width<1>{}, v, int64_t(0), common);
+    if (more > common) f(Width<1>{}, v + 1, common, more);
   }
 }
 
@@ -285,15 +272,17 @@ inline void mask(const Block& block, int64_t key, int v, vf (&acc)[M][V]) {
   }
 }
 
-// Where the rows of a segment's context lie: base is the row of token 0.
-template <class E>
-struct ContextRow {
-  const E* base;
-  int64_t stride, prefix, prefix_begin, own_begin;
-  ContextRow(const E* base, int64_t stride, const LoopSegment& s)
-      : base(base), stride(stride), prefix(s.prefix_end - s.prefix_begin), prefix_begin(s.prefix_begin), own_begin(s.begin - prefix) {}
-  const E* operator()(int64_t key) const { return base + ((key < prefix ? prefix_begin : own_begin) + key) * stride; }
-};
+// sums [wide][LANES] += columnsᵀ tile over keys [from, to) of the block of keys from `key` on, for V vectors: columns [context /
+// KS][wide], tile [KEYS / KS][LANES]. The call that begins the block lets what was there decay first.
+template <class E, int V>
+void gather(Shape<E> shape, const Unit<E>* columns, const Unit<E>* tile, float* sums, const float* decay, int64_t key, int v,
+            int64_t from, int64_t to) {
+  columns += (key + from) / KS<E> * shape.wide;
+  tile += from / KS<E> * LANES + v * W;
+  for (int64_t d = 0; d < shape.head_dim; d += M)
+    accumulate<true, V>((to - from) / KS<E>, columns + d, shape.wide, tile, LANES, sums + d * LANES + v * W, LANES,
+                        key + from == 0, decay && from == 0 ? decay + v * W : nullptr);
+}
 
 // ---- Forward ----
 
@@ -301,46 +290,40 @@ template <class E>
 struct Forward {
   using U = Unit<E>;
   const LoopAttention& a;
-  const Shape<E> shape;
-  const E* qkv;
+  Arena arena;
   int kv_head = 0;
-  U *keys, *values;         // [context][row], [context / KS][wide]
-  U *queries, *probs;       // [units][LANES], [KEYS / KS][LANES]
-  float *scores, *sums;     // [KEYS][LANES], [wide][LANES]: Oᵀ before the division
-  float *top, *total, *decay;  // [LANES]: the largest scaled score in bits, Σ exp relative to it, and what the earlier sums shrink by
-
-  Forward(const LoopAttention& call, Arena& arena) : a(call), shape(call), qkv(static_cast<const E*>(call.qkv)) {
-    keys = arena.take<U>(shape.context * shape.row);
-    values = arena.take<U>(round_up(shape.context, KS<E>) / KS<E> * shape.wide);
-    queries = arena.take<U>(shape.units * LANES);
-    scores = arena.take<float>(KEYS * LANES);
-    probs = KS<E> == 2 ? arena.take<U>(KEYS / KS<E> * LANES) : reinterpret_cast<U*>(scores);
-    sums = arena.take<float>(shape.wide * LANES);
-    top = arena.take<float>(LANES);
-    total = arena.take<float>(LANES);
-    decay = arena.take<float>(LANES);
-  }
+  const Shape<E> shape{a};
+  const E* qkv = static_cast<const E*>(a.qkv);
+  U* keys = arena.take<U>(shape.context * shape.row);             // [context][row]
+  U* values = arena.take<U>(shape.context / KS<E> * shape.wide);  // [context / KS][wide]
+  U* queries = arena.take<U>(shape.units * LANES);                // [units][LANES]
+  float* scores = arena.take<float>(KEYS * LANES);                // [KEYS][LANES]
+  U* probs = arena.take<U>(KEYS / KS<E> * LANES);                 // [KEYS / KS][LANES]
+  float* sums = arena.take<float>(shape.wide * LANES);            // [wide][LANES]: Oᵀ before the division
+  float* top = arena.take<float>(LANES);                          // the largest scaled score so far, in bits
+  float* total = arena.take<float>(LANES);                        // Σ exp relative to it
+  float* decay = arena.take<float>(LANES);                        // what the sums before this block shrink by
 
   // Keys [from, length) of a segment's context; those before are in place.
   void open(const LoopSegment& s, int64_t from, int64_t length) {
     const E* base = qkv + (a.heads + kv_head) * shape.head_dim;
-    pack_rows(shape, from, length, ContextRow<E>(base, shape.stride, s), keys);
-    pack_columns(shape, from, length, ContextRow<E>(base + a.kv_heads * shape.head_dim, shape.stride, s), values);
+    pack_rows(shape, from, length, context_row(base, shape.stride, s), keys);
+    pack_columns(shape, from, length, context_row(base + a.kv_heads * shape.head_dim, shape.stride, s), values);
   }
-  void close(const LoopSegment&, int64_t, int64_t) {}
+  void close(int64_t, int64_t, int64_t) {}
 
   void run(const Block& block) {
     pack_lanes(shape, block.vectors, qkv, block.query, queries);
     for (int lane = 0; lane < LANES; lane++) top[lane] = MASKED, total[lane] = 0;
     for (int64_t key = 0; key <= block.limit[block.count - 1]; key += KEYS) {
-      int64_t met[VECTORS] = {};
-      for (int v = 0; v < block.vectors; v++) met[v] = block.keys(v, key);
       vf largest[VECTORS];
       for (vf& x : largest) x = splat(MASKED);
-      over_pairs(block.vectors, met, [&]<int V>(Width<V>, int v, int64_t from, int64_t to) { score<V>(block, key, v, from, to, largest + v); });
-      for (int v = 0; v < block.vectors; v++)
-        if (met[v] > 0) exponentiate(v, met[v], largest[v]);
-      over_pairs(block.vectors, met, [&]<int V>(Width<V>, int v, int64_t from, int64_t to) { gather<V>(key, v, from, to); });
+      over_pairs(block, key,
+                 [&]<int V>(Width<V>, int v, int64_t from, int64_t to) { score<V>(block, key, v, from, to, largest + v); });
+      for (int v = 0; v < block.vectors; v++) exponentiate(v, block.keys(v, key), largest[v]);
+      over_pairs(block, key, [&]<int V>(Width<V>, int v, int64_t from, int64_t to) {
+        gather<E, V>(shape, values, probs, sums, decay, key, v, from, to);
+      });
     }
     finish(block);
   }
@@ -362,42 +345,26 @@ struct Forward {
     for (int j = 0; j < V; j++) largest[j] = best[j];
   }
 
-  // Scores become probabilities relative to the largest score so far. A block that a lane does not see leaves it exactly as it was.
+  // Scores become probabilities relative to the largest score so far. A block that a lane does not see leaves it exactly as it
+  // was.
   void exponentiate(int v, int64_t count, vf largest) {
+    if (count <= 0) return;
     const float factor = float(a.scale * LOG2E);
     const float* in = scores + v * W;
     U* out = probs + v * W;
     const vf before = load(top + v * W), shift = vmax(before, largest * factor);
     vf sum{};
     for (int64_t k = 0; k < count; k += 2, in += 2 * LANES) {
-      vf first = exp2_negative(load(in) * factor - shift), second = exp2_negative(load(in + LANES) * factor - shift);
+      vf first = vexp2_negative(load(in) * factor - shift), second = vexp2_negative(load(in + LANES) * factor - shift);
       sum = (sum + first) + second;
       store_units(out, unite<U>(first, second));
       if constexpr (KS<E> == 1) store_units(out + LANES, second);
       out += 2 / KS<E> * LANES;
     }
-    vf shrink = exp2_negative(before - shift);
+    vf shrink = vexp2_negative(before - shift);
     store(total + v * W, load(total + v * W) * shrink + sum);
     store(decay + v * W, shrink);
     store(top + v * W, shift);
-  }
-
-  // sums = sums·decay + Vᵀ Pᵀ; the part of a block that begins it applies the decay.
-  template <int V>
-  void gather(int64_t key, int v, int64_t from, int64_t to) {
-    const U* b = probs + from / KS<E> * LANES + v * W;
-    for (int64_t d = 0; d < shape.head_dim; d += M) {
-      float* out = sums + d * LANES + v * W;
-      vf acc[M][V];
-      for (int i = 0; i < M; i++)
-        for (int j = 0; j < V; j++) {
-          acc[i][j] = key + from == 0 ? vf{} : load(out + i * LANES + j * W);
-          if (from == 0) acc[i][j] *= load(decay + (v + j) * W);
-        }
-      multiply<true>((to - from) / KS<E>, values + (key + from) / KS<E> * shape.wide + d, shape.wide, b, LANES, acc);
-      for (int i = 0; i < M; i++)
-        for (int j = 0; j < V; j++) store(out + i * LANES + j * W, acc[i][j]);
-    }
   }
 
   void finish(const Block& block) {
@@ -418,41 +385,31 @@ template <class E>
 struct Backward {
   using U = Unit<E>;
   const LoopAttention& a;
-  const Shape<E> shape;
-  const E *qkv, *dout;
+  Arena arena;
   int kv_head = 0;
-  float* partial = nullptr;  // [covered tokens][2][wide]: where a part leaves dK and dV; NULL when the task is not one of several
-  U *keys, *values, *key_columns;         // [context][row] twice, [context / KS][wide]
-  U *queries, *douts;                     // [units][LANES]
-  U *query_columns, *dout_columns;        // [LANES / KS][wide]
-  U *probs, *dscores, *dscore_columns;    // [KEYS][LANES / KS] twice, [KEYS / KS][LANES]
-  float *dqueries, *dkeys, *dvalues;      // [wide][LANES], [context][wide] twice
-  float *lse2, *delta, *factor;           // [LANES]: the log-sum-exp in bits, δ, the scale
-
-  Backward(const LoopAttention& call, Arena& arena)
-      : a(call), shape(call), qkv(static_cast<const E*>(call.qkv)), dout(static_cast<const E*>(call.dout)) {
-    const int64_t context_units = round_up(shape.context, KS<E>) / KS<E> * shape.wide;
-    keys = arena.take<U>(shape.context * shape.row);
-    values = arena.take<U>(shape.context * shape.row);
-    key_columns = KS<E> == 2 ? arena.take<U>(context_units) : keys;
-    queries = arena.take<U>(shape.units * LANES);
-    douts = arena.take<U>(shape.units * LANES);
-    query_columns = arena.take<U>(LANES / KS<E> * shape.wide);
-    dout_columns = arena.take<U>(LANES / KS<E> * shape.wide);
-    probs = arena.take<U>(KEYS * LANES / KS<E>);
-    dscores = arena.take<U>(KEYS * LANES / KS<E>);
-    dscore_columns = KS<E> == 2 ? arena.take<U>(KEYS / KS<E> * LANES) : dscores;
-    dqueries = arena.take<float>(shape.wide * LANES);
-    dkeys = arena.take<float>(shape.context * shape.wide);
-    dvalues = arena.take<float>(shape.context * shape.wide);
-    lse2 = arena.take<float>(LANES);
-    delta = arena.take<float>(LANES);
-    factor = arena.take<float>(LANES);
-  }
+  float* partial = nullptr;  // [tokens][2][wide]: where a part leaves dK and dV; NULL when the task is not one of several
+  const Shape<E> shape{a};
+  const E *qkv = static_cast<const E*>(a.qkv), *dout = static_cast<const E*>(a.dout);
+  U* keys = arena.take<U>(shape.context * shape.row);                                      // [context][row]
+  U* values = arena.take<U>(shape.context * shape.row);                                    // [context][row]
+  U* key_columns = KS<E> == 2 ? arena.take<U>(shape.context / KS<E> * shape.wide) : keys;  // [context / KS][wide]
+  U* queries = arena.take<U>(shape.units * LANES);                                         // [units][LANES]
+  U* douts = arena.take<U>(shape.units * LANES);                                           // [units][LANES]
+  U* query_columns = arena.take<U>(LANES / KS<E> * shape.wide);                            // [LANES / KS][wide]
+  U* dout_columns = arena.take<U>(LANES / KS<E> * shape.wide);                             // [LANES / KS][wide]
+  U* probs = arena.take<U>(KEYS * LANES / KS<E>);                                          // [KEYS][LANES / KS]
+  U* dscores = arena.take<U>(KEYS * LANES / KS<E>);                                        // [KEYS][LANES / KS]
+  U* dscore_columns = KS<E> == 2 ? arena.take<U>(KEYS / KS<E> * LANES) : dscores;          // [KEYS / KS][LANES]
+  float* dqueries = arena.take<float>(shape.wide * LANES);                                 // [wide][LANES]
+  float* dkeys = arena.take<float>(shape.context * shape.wide);                            // [context][wide]
+  float* dvalues = arena.take<float>(shape.context * shape.wide);                          // [context][wide]
+  float* lse = arena.take<float>(LANES);                                                   // the log-sum-exp in bits
+  float* delta = arena.take<float>(LANES);                                                 // δ
+  float* scale = arena.take<float>(LANES);                                                 // of dQ
 
   void open(const LoopSegment& s, int64_t from, int64_t length) {
     const E* base = qkv + (a.heads + kv_head) * shape.head_dim;
-    const ContextRow<E> key(base, shape.stride, s), value(base + a.kv_heads * shape.head_dim, shape.stride, s);
+    const auto key = context_row(base, shape.stride, s), value = context_row(base + a.kv_heads * shape.head_dim, shape.stride, s);
     pack_rows(shape, from, length, key, keys);
     pack_rows(shape, from, length, value, values);
     if (KS<E> == 2) pack_columns(shape, from, length, key, key_columns);
@@ -461,16 +418,16 @@ struct Backward {
     memset(dvalues + from * shape.wide, 0, bytes);
   }
 
-  // Writes dK and dV of keys [from, to), which are the tokens from `token` on and have `rank` covered tokens before them.
-  void close(int64_t from, int64_t to, int64_t token, int64_t rank) {
-    for (int64_t key = from; key < to; key++, token++, rank++) {
+  // Writes dK and dV of keys [from, to), which are the tokens from `token` on.
+  void close(int64_t from, int64_t to, int64_t token) {
+    for (int64_t key = from; key < to; key++, token++) {
       const float *dk = dkeys + key * shape.wide, *dv = dvalues + key * shape.wide;
-      if (partial) {
-        memcpy(partial + rank * 2 * shape.wide, dk, size_t(shape.wide) * 4);
-        memcpy(partial + (rank * 2 + 1) * shape.wide, dv, size_t(shape.wide) * 4);
-      } else {
+      if (!partial) {
         write(token, dk, dv);
+        continue;
       }
+      memcpy(partial + token * 2 * shape.wide, dk, size_t(shape.wide) * 4);
+      memcpy(partial + (token * 2 + 1) * shape.wide, dv, size_t(shape.wide) * 4);
     }
   }
   void write(int64_t token, const float* dk, const float* dv) const {
@@ -487,15 +444,16 @@ struct Backward {
   void run(const Block& block) {
     prepare(block);
     for (int64_t key = 0; key <= block.limit[block.count - 1]; key += KEYS) {
-      int64_t met[VECTORS] = {};
-      for (int v = 0; v < block.vectors; v++) met[v] = block.keys(v, key);
-      over_pairs(block.vectors, met, [&]<int V>(Width<V>, int v, int64_t from, int64_t to) { differentiate<V>(block, key, v, from, to); });
-      over_pairs(block.vectors, met, [&]<int V>(Width<V>, int v, int64_t from, int64_t to) { gather<V>(key, v, from, to); });
-      spread(block, key, met[block.vectors - 1], probs, dout_columns, dvalues);
-      spread(block, key, met[block.vectors - 1], dscores, query_columns, dkeys);
+      over_pairs(block, key,
+                 [&]<int V>(Width<V>, int v, int64_t from, int64_t to) { differentiate<V>(block, key, v, from, to); });
+      over_pairs(block, key, [&]<int V>(Width<V>, int v, int64_t from, int64_t to) {
+        gather<E, V>(shape, key_columns, dscore_columns, dqueries, nullptr, key, v, from, to);
+      });
+      spread(block, key, probs, dout_columns, dvalues);
+      spread(block, key, dscores, query_columns, dkeys);
     }
-    for (int lane = 0; lane < LANES; lane++) factor[lane] = float(a.scale);
-    unpack_lanes(shape, block.count, dqueries, factor, static_cast<E*>(a.dqkv), block.query);
+    for (int lane = 0; lane < LANES; lane++) scale[lane] = float(a.scale);
+    unpack_lanes(shape, block.count, dqueries, scale, static_cast<E*>(a.dqkv), block.query);
   }
 
   void prepare(const Block& block) {
@@ -508,10 +466,11 @@ struct Backward {
       store(delta + v * W, sum);
     }
     pack_lanes(shape, block.vectors, qkv, block.query, queries);
-    pack_columns(shape, 0, block.count, [&](int64_t lane) { return qkv + block.query[lane]; }, query_columns);
-    pack_columns(shape, 0, block.count, [&](int64_t lane) { return dout + block.out[lane]; }, dout_columns);
-    const float* lse = static_cast<const float*>(a.lse);
-    for (int lane = 0; lane < block.vectors * W; lane++) lse2[lane] = lse[block.lse[lane]] * LOG2E;
+    const auto query = [&](int64_t lane) { return qkv + block.query[lane]; };
+    const auto dout_row = [&](int64_t lane) { return dout + block.out[lane]; };
+    pack_columns(shape, 0, block.count, query, query_columns);
+    pack_columns(shape, 0, block.count, dout_row, dout_columns);
+    for (int lane = 0; lane < block.vectors * W; lane++) lse[lane] = static_cast<const float*>(a.lse)[block.lse[lane]] * LOG2E;
   }
 
   // P and dS of keys [from, to) of the block, unscaled.
@@ -524,7 +483,7 @@ struct Backward {
       mask(block, key + k, v, p);
       for (int i = 0; i < M; i++)
         for (int j = 0; j < V; j++) {
-          p[i][j] = exp2_negative(p[i][j] * c - load(lse2 + (v + j) * W));
+          p[i][j] = vexp2_negative(p[i][j] * c - load(lse + (v + j) * W));
           store_lanes(probs, k + i, v + j, p[i][j]);
         }
       multiply<false>(shape.units, values + (key + k) * shape.row, shape.row, douts + v * W, LANES, ds);
@@ -540,69 +499,37 @@ struct Backward {
   }
   // One vector of a [KEYS][LANES] tile, as units along the block.
   static void store_lanes(U* tile, int64_t k, int v, vf x) {
-    if constexpr (KS<E> == 2)
-      store(reinterpret_cast<bf16*>(tile) + k * LANES + v * W, x);
-    else
-      store(tile + k * LANES + v * W, x);
-  }
-
-  // dQᵀ += Kᵀ dSᵀ.
-  template <int V>
-  void gather(int64_t key, int v, int64_t from, int64_t to) {
-    const U* b = dscore_columns + from / KS<E> * LANES + v * W;
-    for (int64_t d = 0; d < shape.head_dim; d += M) {
-      float* out = dqueries + d * LANES + v * W;
-      vf acc[M][V];
-      for (int i = 0; i < M; i++)
-        for (int j = 0; j < V; j++) acc[i][j] = key + from == 0 ? vf{} : load(out + i * LANES + j * W);
-      multiply<true>((to - from) / KS<E>, key_columns + (key + from) / KS<E> * shape.wide + d, shape.wide, b, LANES, acc);
-      for (int i = 0; i < M; i++)
-        for (int j = 0; j < V; j++) store(out + i * LANES + j * W, acc[i][j]);
-    }
+    if constexpr (KS<E> == 2) store(reinterpret_cast<bf16*>(tile) + k * LANES + v * W, x);
+    else store(tile + k * LANES + v * W, x);
   }
 
   // out [context][wide] += tile [KEYS][LANES] · rows [LANES][wide], from the first lane on that sees a strip's keys.
-  void spread(const Block& block, int64_t key, int64_t count, const U* tile, const U* rows, float* out) {
+  void spread(const Block& block, int64_t key, const U* tile, const U* rows, float* out) const {
     int first = 0;
-    for (int64_t k = 0; k < count; k += M) {
-      while (block.limit[first] < key + k) first++;
+    for (int64_t k = 0; k < block.keys(block.vectors - 1, key); k += M) {
+      while (first + 1 < block.count && block.limit[first] < key + k) first++;
       const int64_t skip = first / KS<E>, steps = (block.count + KS<E> - 1) / KS<E> - skip;
-      const U* strip = tile + k * (LANES / KS<E>) + skip;
+      const U* strip = tile + k * LANES / KS<E> + skip;
       for (int64_t d = 0; d < shape.wide; d += 2 * W) {
         const U* b = rows + skip * shape.wide + d;
         float* c = out + (key + k) * shape.wide + d;
-        d + W < shape.wide ? spread_strip<2>(steps, strip, b, c) : spread_strip<1>(steps, strip, b, c);
+        if (d + W < shape.wide) accumulate<false, 2>(steps, strip, LANES / KS<E>, b, shape.wide, c, shape.wide, false, nullptr);
+        else accumulate<false, 1>(steps, strip, LANES / KS<E>, b, shape.wide, c, shape.wide, false, nullptr);
       }
     }
-  }
-  template <int V>
-  void spread_strip(int64_t steps, const U* strip, const U* rows, float* out) {
-    vf acc[M][V];
-    for (int i = 0; i < M; i++)
-      for (int j = 0; j < V; j++) acc[i][j] = load(out + i * shape.wide + j * W);
-    multiply<false>(steps, strip, LANES / KS<E>, rows, shape.wide, acc);
-    for (int i = 0; i < M; i++)
-      for (int j = 0; j < V; j++) store(out + i * shape.wide + j * W, acc[i][j]);
   }
 };
 
 // ---- Tasks ----
 
-// Where the groups of a call begin.
+// The first segment of every group, and the number of segments after the last.
 struct Groups {
-  int32_t count = 0;
-  int32_t* first;  // [count + 1] the first segment of a group
-  int64_t* rank;   // [segments + 1] the tokens of the segments before
+  int32_t count = 0, *first;
 
   Groups(Context& ctx, const LoopAttention& a) {
-    const size_t entries = size_t(a.segment_count) + 1;
-    rank = static_cast<int64_t*>(ctx.pool.scratch(ctx.pool.threads(), entries * (sizeof *rank + sizeof *first)));
-    first = reinterpret_cast<int32_t*>(rank + entries);
-    rank[0] = 0;
-    for (int32_t i = 0; i < a.segment_count; i++) {
+    first = static_cast<int32_t*>(ctx.pool.scratch(ctx.pool.threads(), (size_t(a.segment_count) + 1) * sizeof *first));
+    for (int32_t i = 0; i < a.segment_count; i++)
       if (i == 0 || a.segments[i].group != a.segments[i - 1].group) first[count++] = i;
-      rank[i + 1] = rank[i] + a.segments[i].end - a.segments[i].begin;
-    }
     first[count] = a.segment_count;
   }
 };
@@ -618,27 +545,23 @@ void run_group(const LoopAttention& a, const Groups& groups, int32_t group, int6
     kernel.open(s, i > begin ? prefix : 0, prefix + own);
     for (int64_t first = 0; first < queries; first += LANES)
       if (number++ % parts == part) kernel.run(Block(a, kernel.shape, s, first, kernel.kv_head));
-    if constexpr (requires { kernel.dkeys; })
-      if (i > begin || end == begin + 1) kernel.close(prefix, prefix + own, s.begin, groups.rank[i]);
+    if (i > begin || end == begin + 1) kernel.close(prefix, prefix + own, s.begin);
   }
-  if constexpr (requires { kernel.dkeys; }) {
-    const LoopSegment& shared = a.segments[begin];
-    if (end > begin + 1) kernel.close(0, shared.end - shared.begin, shared.begin, groups.rank[begin]);
-  }
+  const LoopSegment& shared = a.segments[begin];
+  if (end > begin + 1) kernel.close(0, shared.end - shared.begin, shared.begin);
 }
 
-// Calls body(group, kernel, part) for every group, key/value head and part. A task takes several heads where that leaves tasks enough: their
-// rows share cache lines.
+// Calls body(group, kernel, part) for every group, key/value head and part. A task takes several heads where that leaves tasks
+// enough: their rows share cache lines.
 template <class Kernel, class Body>
 void run_tasks(Context& ctx, const LoopAttention& a, const Groups& groups, int64_t parts, Body body) {
-  Arena size;
-  Kernel(a, size);
+  const size_t bytes = Kernel{a, {}}.arena.used;
   const int64_t spare = int64_t(groups.count) * a.kv_heads * parts / (8 * ctx.pool.threads());
   const int64_t heads = spare < 1 ? 1 : least(spare, a.kv_heads), head_tasks = (a.kv_heads + heads - 1) / heads;
   ctx.pool.run(parts * groups.count * head_tasks, [&](int64_t task, int thread) {
-    Arena arena{static_cast<char*>(ctx.pool.scratch(thread, size.used))};
-    Kernel kernel(a, arena);
-    const int64_t first = task % head_tasks * heads, group = task / head_tasks % groups.count, part = task / head_tasks / groups.count;
+    Kernel kernel{a, {reinterpret_cast<uintptr_t>(ctx.pool.scratch(thread, bytes))}};
+    const int64_t first = task % head_tasks * heads, group = task / head_tasks % groups.count,
+                  part = task / head_tasks / groups.count;
     for (int64_t head = first; head < least(first + heads, a.kv_heads); head++) {
       kernel.kv_head = int(head);
       body(int32_t(group), kernel, part);
@@ -661,15 +584,13 @@ int forward(Context& ctx, const LoopAttention& a) {
 template <class E>
 int backward(Context& ctx, const LoopAttention& a) {
   const Groups groups(ctx, a);
-  const int64_t units = int64_t(groups.count) * a.kv_heads, tokens = groups.rank[a.segment_count];
+  const Shape<E> shape{a};
   // Up to 16 tasks if each keeps some 8 blocks: by the shapes alone, for the sums depend on the cut.
-  const Shape<E> shape(a);
-  const int64_t wanted = (15 + units) / units, worthwhile = tokens * shape.ratio / groups.count / (8 * LANES);
-  const int64_t parts = wanted < worthwhile ? wanted : worthwhile > 1 ? worthwhile : 1;
-  const int64_t partial = parts > 1 ? tokens * 2 * shape.wide : 0;
+  const int64_t units = int64_t(groups.count) * a.kv_heads, fair = a.tokens * shape.ratio / groups.count / (8 * LANES);
+  const int64_t parts = least((15 + units) / units, fair > 1 ? fair : 1), partial = a.tokens * 2 * shape.wide;
   float* sums = nullptr;  // [parts][kv_heads][tokens][2][wide]
   if (parts > 1 && !(sums = static_cast<float*>(allocate_aligned(size_t(parts * a.kv_heads * partial) * 4)))) {
-    snprintf(ctx.error, sizeof ctx.error, "attention_backward: no memory for %lld partial sums", (long long)(parts * a.kv_heads * partial));
+    snprintf(ctx.error, sizeof ctx.error, "attention_backward: no memory for %d sums of %d tokens", int(parts), int(a.tokens));
     return 1;
   }
   run_tasks<Backward<E>>(ctx, a, groups, parts, [&](int32_t group, Backward<E>& kernel, int64_t part) {
@@ -678,15 +599,14 @@ int backward(Context& ctx, const LoopAttention& a) {
   });
   if (!sums) return 0;
   ctx.pool.run(int64_t(a.segment_count) * a.kv_heads, [&](int64_t task, int) {
-    Arena none;
-    Backward<E> kernel(a, none);
-    kernel.kv_head = int(task % a.kv_heads);
-    const int64_t segment = task / a.kv_heads;
-    for (int64_t rank = groups.rank[segment]; rank < groups.rank[segment + 1]; rank++) {
-      float* sum = sums + kernel.kv_head * partial + rank * 2 * shape.wide;
+    const Backward<E> kernel{a, {}, int(task % a.kv_heads)};
+    const LoopSegment& s = a.segments[task / a.kv_heads];
+    for (int64_t token = s.begin; token < s.end; token++) {
+      float* sum = sums + kernel.kv_head * partial + token * 2 * shape.wide;
       for (int64_t part = 1; part < parts; part++)
-        for (int64_t d = 0; d < 2 * shape.wide; d += W) store(sum + d, load(sum + d) + load(sum + part * a.kv_heads * partial + d));
-      kernel.write(a.segments[segment].begin + rank - groups.rank[segment], sum, sum + shape.wide);
+        for (int64_t d = 0; d < 2 * shape.wide; d += W)
+          store(sum + d, load(sum + d) + load(sum + part * a.kv_heads * partial + d));
+      kernel.write(token, sum, sum + shape.wide);
     }
   });
   free(sums);

@@ -50,9 +50,18 @@ static inline uint16_t float_to_bf16(float f) {  // to nearest, ties to even; a 
 static inline vf splat(float x) { return x - vf{}; }
 static inline vf load(const float* p) { return *(const vf_any*)p; }
 static inline void store(float* p, vf x) { *(vf_any*)p = x; }
+#if defined(__AVX512F__)
+// One permutation puts each word into the upper half of its lane: an operation fewer than widening and shifting.
+typedef uint16_t vwords __attribute__((vector_size(64)));
+template <size_t... I>
+static inline vf widened(vh bits, std::index_sequence<I...>) {
+  constexpr vwords source = {uint16_t(I / 2)...};
+  return (vf)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, (__m512i)source, _mm512_castsi256_si512((__m256i)bits));
+}
+#endif
 static inline vf widened(vh bits) {
-#if defined(__AVX512F__)  // GCC 12 would convert in halves
-  return (vf)((vu)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)bits) << 16);
+#if defined(__AVX512F__)
+  return widened(bits, std::make_index_sequence<32>());
 #elif defined(__AVX2__)
   return (vf)((vu)_mm256_cvtepu16_epi32((__m128i)bits) << 16);
 #else
@@ -180,6 +189,29 @@ static inline vf vexp(vf x) {
   return one[0];
 }
 
+// 2^x for x <= 0 (or a little above) to 2e-7; 0 below the float range. 2^0 is exactly 1.
+static inline vf vexp2_negative(vf x) {
+#if defined(__AVX512F__)
+  vf n = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const vi under = x < splat(-126.0f);
+  x = vmax(splat(-126.0f), x);             // in this order a NaN stays one
+  vf n = (x + 12582912.0f) - 12582912.0f;  // to the nearest integer
+#endif
+  vf r = x - n;
+  vf p = splat(1.3264727e-3f) * r + 9.6715127e-3f;
+  p = p * r + 5.5507337e-2f;
+  p = p * r + 2.4022242e-1f;
+  p = p * r + 6.9314698e-1f;
+  p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  vi power = (__builtin_convertvector(n, vi) + 127) << 23;
+  return (vf)((vi)(p * (vf)power) & ~under);
+#endif
+}
+
 // log x of normal positive numbers: x = 2^e · m with m in [sqrt(1/2), sqrt 2), degree-9 polynomial in m - 1.
 static inline vf vlog(vf x) {
   const vi e = ((vi)x - 0x3f3504f3) >> 23;
@@ -213,5 +245,20 @@ static inline __attribute__((always_inline)) void vsigmoid(vf (&x)[N]) {
   for (int i = 0; i < N; i++) x[i] = vreciprocal(1.0f + x[i]);
 }
 static inline vf vsigmoid(vf x) { return vreciprocal(1.0f + vexp(-x)); }
+
+// Transposes a square of W x W by exchanging ever smaller off-diagonal squares.
+template <int H, int... L>
+static inline void exchange(vf& a, vf& b, std::integer_sequence<int, L...>) {
+  const vf low = __builtin_shufflevector(a, b, ((L & H) ? W + L - H : L)...);
+  b = __builtin_shufflevector(a, b, ((L & H) ? W + L : L + H)...);
+  a = low;
+}
+template <int H = W / 2>
+static inline __attribute__((always_inline)) void transpose(vf (&t)[W]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i++)
+    if (!(i & H)) exchange<H>(t[i], t[i + H], std::make_integer_sequence<int, W>{});
+  if constexpr (H > 1) transpose<H / 2>(t);
+}
 
 }  // namespace looplm::cpu::LOOPLM_ISA

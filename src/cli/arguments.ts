@@ -1,0 +1,63 @@
+import { type Command, InvalidArgumentError } from 'commander'
+import { parse } from 'yaml'
+import type { LoadOptions } from '../model/types.js'
+import { createTask, type TaskConfig } from '../tasks/index.js'
+import type { Task } from '../tasks/task.js'
+
+/** Reads a natural number. */
+export function natural(text: string): number {
+  if (/^\d+$/.test(text) && Number.isSafeInteger(Number(text))) return Number(text)
+  throw new InvalidArgumentError('must be a natural number.')
+}
+
+/** Reads an integer of at least 1. */
+export function positiveInteger(text: string): number {
+  const value = natural(text)
+  if (value >= 1) return value
+  throw new InvalidArgumentError('must be at least 1.')
+}
+
+/** Reads a number of at least 0. */
+export function nonNegative(text: string): number {
+  const value = Number(text)
+  if (text.trim() !== '' && Number.isFinite(value) && value >= 0) return value
+  throw new InvalidArgumentError('must be a number of at least 0.')
+}
+
+/** Reads loop counts such as `1,2,4`. */
+export function loopCounts(text: string): number[] {
+  return text.split(',').map((part) => positiveInteger(part.trim()))
+}
+
+/** Collects the values of an option that may be repeated. */
+export function collect(value: string, previous: readonly string[] = []): string[] {
+  return [...previous, value]
+}
+
+/** Reads a task: its name, or YAML such as `{ name: addition, digits: 3 }`. */
+export function task(text: string): Task {
+  let config: unknown
+  try {
+    config = parse(text)
+  } catch {
+    throw new InvalidArgumentError('must be a task name or YAML such as "{ name: addition, digits: 3 }".')
+  }
+  return createTask((typeof config === 'string' ? { name: config } : config) as TaskConfig)
+}
+
+/** What {@link deviceOptions} adds. */
+export type DeviceFlags = Pick<LoadOptions, 'device' | 'dtype' | 'threads'>
+
+/** Adds --device, --dtype and --threads. */
+export function deviceOptions(command: Command): Command {
+  return command
+    .option('--device <name>', 'cpu, reference or cuda')
+    .option('--dtype <name>', 'float32 or bfloat16 (float64 on reference)')
+    .option('--threads <count>', 'threads of the device', positiveInteger)
+}
+
+/** The device flags that were given. */
+export function deviceFlags(flags: DeviceFlags): LoadOptions {
+  const given = Object.entries({ device: flags.device, dtype: flags.dtype, threads: flags.threads })
+  return Object.fromEntries(given.filter(([, value]) => value !== undefined))
+}

@@ -1,0 +1,64 @@
+import { type Command, Option } from 'commander'
+import { LoopLM } from '../model/model.js'
+import type { GenerateOptions } from '../model/types.js'
+import { collect, type DeviceFlags, deviceFlags, deviceOptions, natural, nonNegative, positiveInteger } from './arguments.js'
+import { interruptible, print, printJson } from './output.js'
+
+interface GenerateFlags extends DeviceFlags {
+  prompt: string[]
+  maxNewTokens: number
+  temperature: number
+  topK?: number
+  topP?: number
+  minP?: number
+  seed?: number
+  loops?: number
+  exitThreshold?: number
+  kv?: 'per-loop' | 'shared'
+  stop?: string[]
+  json?: boolean
+}
+
+/** Adds `looplm generate`. */
+export function addGenerate(program: Command): void {
+  const command = program
+    .command('generate')
+    .description('continue prompts with a checkpoint')
+    .argument('<model>', 'Hugging Face checkpoint folder with a tokenizer')
+    .requiredOption('--prompt <text>', 'prompt; may be repeated', collect)
+    .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, 64)
+    .option('--temperature <number>', '0 is greedy', nonNegative, 1)
+    .option('--top-k <count>', 'sample from the k likeliest tokens', natural)
+    .option('--top-p <share>', 'sample from the smallest set of tokens with this probability', nonNegative)
+    .option('--min-p <share>', 'sample from tokens with this share of the largest probability', nonNegative)
+    .option('--seed <number>', 'seed of the draws', natural)
+    .option('--loops <count>', "loops per token; default the model's", positiveInteger)
+    .option('--exit-threshold <share>', 'leave the loops when the exit probability reaches this; 1 is full depth', nonNegative)
+    .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
+    .option('--stop <text>', 'text that ends a continuation; may be repeated; replaces the end tokens of the model', collect)
+    .option('--json', 'write one JSON object per prompt to standard output and nothing else')
+  deviceOptions(command).action(generate)
+}
+
+async function generate(folder: string, flags: GenerateFlags): Promise<void> {
+  using model = await LoopLM.fromPretrained(folder, deviceFlags(flags))
+  await interruptible(async (signal) => {
+    const options = { ...generationOptions(flags), signal }
+    if (!flags.json && flags.prompt.length === 1) {
+      for await (const { text } of model.stream(flags.prompt[0]!, options)) process.stdout.write(text ?? '')
+      print('')
+      return
+    }
+    for (const [i, result] of (await model.generate(flags.prompt, options)).entries()) {
+      if (flags.json) printJson({ prompt: flags.prompt[i], ...result, logprobs: Array.from(result.logprobs) })
+      else print(`${flags.prompt[i]}${result.text}`)
+    }
+  })
+}
+
+function generationOptions(flags: GenerateFlags): GenerateOptions {
+  const { maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, exitThreshold } = flags
+  const exit = exitThreshold === undefined ? undefined : { rule: 'gate' as const, threshold: exitThreshold }
+  const given = Object.entries({ maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, exit })
+  return Object.fromEntries(given.filter(([, value]) => value !== undefined))
+}

@@ -1,0 +1,27 @@
+#!/usr/bin/env node
+import { Command, CommanderError } from 'commander'
+import { addEval } from './eval.js'
+import { addGenerate } from './generate.js'
+import { addInfo, version } from './info.js'
+import { addOptions } from './options.js'
+import { exitCodes, reportError } from './output.js'
+import { addTrain } from './train.js'
+
+const program = new Command('looplm')
+  .description('Train and run looped language models.')
+  .version(version())
+  .showHelpAfterError('(--help lists what is possible)')
+  .exitOverride()
+
+for (const add of [addTrain, addGenerate, addEval, addOptions, addInfo]) add(program)
+
+// a reader that has seen enough, such as head
+process.stdout.on('error', (error: { code?: string }) => {
+  if (error.code === 'EPIPE') process.exit(exitCodes.ok)
+  throw error
+})
+
+program.parseAsync().catch((error: unknown) => {
+  if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? exitCodes.ok : exitCodes.usage
+  else process.exitCode = reportError(error)
+})

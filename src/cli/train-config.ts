@@ -1,0 +1,73 @@
+import { readFile } from 'node:fs/promises'
+import { isMap, parseDocument } from 'yaml'
+import { z } from 'zod'
+import { LoopLMError } from '../errors.js'
+import { trainerSchemas } from '../rl/config-docs.js'
+import { checkOptions } from '../rl/validate.js'
+
+const rewardName = z.string().min(1)
+
+/** A training configuration file: what to train, on what, and the trainer's options. */
+export const trainConfigSchema = z.strictObject({
+  trainer: z.enum(['rltt', 'grpo', 'pretrain']),
+  model: z.union(
+    [z.string().min(1), z.record(z.string(), z.unknown())],
+    'must be the path of a checkpoint folder, or the fields of a config.json for a new model',
+  ),
+  device: z.enum(['cpu', 'reference', 'cuda']).optional(),
+  dtype: z.enum(['float32', 'bfloat16', 'float64']).optional(),
+  threads: z.int().min(1).optional(),
+  task: z
+    .union([z.string(), z.looseObject({ name: z.string() })], 'must be the name of a task, or { name, … } with its options')
+    .optional(),
+  dataset: z.string().min(1).optional(),
+  evalDataset: z.string().min(1).optional(),
+  tokenizer: z.string().min(1).optional(),
+  reward: z
+    .union(
+      [rewardName, z.array(z.strictObject({ reward: rewardName, weight: z.number().optional() })).min(1)],
+      'must be exactMatch, boxedMatch or the path of a module, or a list of { reward, weight }',
+    )
+    .optional(),
+  runDir: z.string().min(1).optional(),
+  resume: z.union([z.boolean(), z.string()]).optional(),
+  options: z.record(z.string(), z.unknown()).default({}),
+})
+
+/** A checked training configuration. */
+export type TrainConfig = z.output<typeof trainConfigSchema>
+
+/**
+ * Reads a training configuration and applies changes to it.
+ *
+ * @param path a YAML file
+ * @param changes `key=value` with a YAML value; a key is a field of the file (`runDir`, `task.digits`), or else an option of the trainer
+ * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the line, INVALID_CONFIG naming each field
+ */
+export async function readTrainConfig(path: string, changes: readonly string[]): Promise<TrainConfig> {
+  const operation = path
+  const text = await readFile(path, 'utf8').catch((cause) => {
+    throw new LoopLMError('NOT_FOUND', `cannot read the configuration: ${(cause as Error).message}`, { operation, cause })
+  })
+  const document = parseDocument(text)
+  const problem = document.errors[0]
+  if (problem !== undefined) throw new LoopLMError('INVALID_FILE', problem.message, { operation, cause: problem })
+  if (!isMap(document.contents)) throw new LoopLMError('INVALID_FILE', 'must hold fields such as "trainer: rltt"', { operation })
+  for (const change of changes) {
+    const [, key, value] = /^([\w.]+)=(.*)$/s.exec(change) ?? []
+    if (key === undefined || value === undefined) {
+      throw new LoopLMError('INVALID_ARGUMENT', `must be key=value, got ${JSON.stringify(change)}`, { operation: '--set' })
+    }
+    const names = key.split('.')
+    const parsed = parseDocument(value)
+    if (parsed.errors.length > 0)
+      throw new LoopLMError('INVALID_ARGUMENT', `${key}: ${parsed.errors[0]!.message}`, { operation: '--set' })
+    document.setIn(names[0]! in trainConfigSchema.shape ? names : ['options', ...names], parsed.toJS())
+  }
+  const config = checkOptions(path, trainConfigSchema, document.toJS())
+  checkOptions(`${path}, options`, trainerSchemas[config.trainer], config.options) // before a large model is loaded
+  if ((config.task === undefined) === (config.dataset === undefined)) {
+    throw new LoopLMError('INVALID_CONFIG', 'needs a task or a dataset, one of them', { operation })
+  }
+  return config
+}

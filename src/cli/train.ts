@@ -1,0 +1,173 @@
+import { mkdir, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Command } from 'commander'
+import { stringify } from 'yaml'
+import { type Dataset, loadDataset } from '../data/jsonl.js'
+import { Tokenizer } from '../data/tokenizer.js'
+import { LoopLMError } from '../errors.js'
+import type { LoopLMConfigInput } from '../model/config.js'
+import { LoopLM } from '../model/model.js'
+import { formatNumber, Progress } from '../monitor/progress.js'
+import { RunFolder } from '../monitor/run-folder.js'
+import type { PretrainOptions, RLTTOptions } from '../rl/config.js'
+import type { TrainerEvent } from '../rl/events.js'
+import { GRPOTrainer } from '../rl/grpo.js'
+import { PretrainTrainer } from '../rl/pretrain.js'
+import { RLTTTrainer } from '../rl/rltt.js'
+import { createTask, type TaskConfig } from '../tasks/index.js'
+import { boxedMatch, exactMatch, loadRewards, type WeightedReward } from '../tasks/rewards.js'
+import { collect, type DeviceFlags, deviceFlags, deviceOptions } from './arguments.js'
+import { exitCodes, interruptible, print, printJson } from './output.js'
+import { readTrainConfig, type TrainConfig } from './train-config.js'
+
+interface TrainFlags extends DeviceFlags {
+  runDir?: string
+  resume?: boolean | string
+  set?: string[]
+  json?: boolean
+}
+
+const builtInRewards = { exactMatch, boxedMatch }
+
+/** Adds `looplm train`. */
+export function addTrain(program: Command): void {
+  const command = program
+    .command('train')
+    .description('train a model as a YAML file says; Ctrl-C saves a checkpoint when there is a run folder')
+    .argument('<config>', 'YAML file with trainer, model, task or dataset, and options')
+    .option('--run-dir <folder>', 'folder of checkpoints and metrics (runDir of the file)')
+    .option('--resume [checkpoint]', 'continue from the newest checkpoint of the run folder, or from this one')
+    .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
+    .option('--json', 'write one JSON object per event to standard output and nothing else')
+  deviceOptions(command).action(async (path: string, flags: TrainFlags) => {
+    process.exitCode = await train(path, flags)
+  })
+}
+
+/** Trains, and returns the exit code. */
+async function train(path: string, flags: TrainFlags): Promise<number> {
+  const file = await readTrainConfig(path, flags.set ?? [])
+  const config: TrainConfig = { ...file, ...deviceFlags(flags) }
+  if (flags.runDir !== undefined) config.runDir = flags.runDir
+  if (flags.resume !== undefined) config.resume = flags.resume
+  if (config.resume === true && config.runDir === undefined) {
+    throw new LoopLMError(
+      'INVALID_CONFIG',
+      '--resume needs a run folder: give --run-dir, runDir in the file, or the path of a checkpoint',
+    )
+  }
+  const resources = await openResources(config)
+  using model = await openModel(config, resources.tokenizer ?? resources.task?.tokenizer)
+  const progress = new Progress(process.stderr)
+  const options = {
+    ...config.options,
+    ...resources,
+    ...(config.runDir === undefined ? {} : { runDir: config.runDir }),
+    ...(config.resume === undefined ? {} : { resume: config.resume }),
+    onWarning: (message: string) => progress.log(`warning: ${message}`),
+  }
+  using trainer = makeTrainer(config.trainer, model, options)
+  if (config.runDir !== undefined) await writeConfig(config.runDir, config)
+  let checkpoint: string | undefined
+  let last: TrainerEvent | undefined
+  await interruptible(async (signal) => {
+    for await (const event of trainer.run({ signal })) {
+      last = event
+      if (event.type === 'checkpoint') checkpoint = event.path
+      if (flags.json) printJson(event)
+      else show(event, trainer.config.steps, progress)
+    }
+  })
+  progress.end()
+  if (last?.type !== 'done' || !last.aborted) return exitCodes.ok
+  const how =
+    config.runDir === undefined
+      ? 'nothing was saved (no run folder)'
+      : `saved ${checkpoint}; continue with: ${resumeCommand(path, flags)}`
+  process.stderr.write(`stopped after step ${last.step}; ${how}\n`)
+  return exitCodes.interrupted
+}
+
+function makeTrainer(name: TrainConfig['trainer'], model: LoopLM, options: object): RLTTTrainer | GRPOTrainer | PretrainTrainer {
+  // the trainers check their options; a configuration file's are not typed
+  if (name === 'pretrain') return new PretrainTrainer(model, options as PretrainOptions)
+  return name === 'grpo' ? new GRPOTrainer(model, options) : new RLTTTrainer(model, options as RLTTOptions)
+}
+
+async function openModel(config: TrainConfig, tokenizer: Tokenizer | undefined): Promise<LoopLM> {
+  const place = deviceFlags(config as DeviceFlags)
+  if (typeof config.model === 'string') return LoopLM.fromPretrained(config.model, place)
+  const vocabulary = tokenizer === undefined ? {} : { vocab_size: tokenizer.vocabSize }
+  const seed = typeof config.options.seed === 'number' ? config.options.seed : 0
+  return LoopLM.create({ ...vocabulary, ...config.model } as LoopLMConfigInput, { ...place, seed })
+}
+
+async function openResources(config: TrainConfig) {
+  const resources: {
+    task?: ReturnType<typeof createTask>
+    dataset?: Dataset
+    evalDataset?: Dataset
+    tokenizer?: Tokenizer
+    reward?: WeightedReward[]
+  } = {}
+  if (config.task !== undefined) {
+    resources.task = createTask((typeof config.task === 'string' ? { name: config.task } : config.task) as TaskConfig)
+  }
+  if (config.dataset !== undefined) resources.dataset = await loadDataset(config.dataset)
+  if (config.evalDataset !== undefined) resources.evalDataset = await loadDataset(config.evalDataset)
+  if (config.tokenizer !== undefined) {
+    resources.tokenizer = config.tokenizer === 'bytes' ? Tokenizer.bytes() : await Tokenizer.fromPretrained(config.tokenizer)
+  }
+  if (config.reward !== undefined) resources.reward = await openRewards(config.reward)
+  return resources
+}
+
+/** Built-in rewards by name, others from modules. */
+export async function openRewards(rewards: NonNullable<TrainConfig['reward']>): Promise<WeightedReward[]> {
+  const list = typeof rewards === 'string' ? [{ reward: rewards }] : rewards
+  const opened = list.map(async ({ reward, weight = 1 }): Promise<WeightedReward[]> => {
+    const functions =
+      reward in builtInRewards ? { [reward]: builtInRewards[reward as keyof typeof builtInRewards] } : await loadRewards(reward)
+    return Object.entries(functions).map(([name, reward]) => ({ name, reward, weight }))
+  })
+  return (await Promise.all(opened)).flat()
+}
+
+/** The configuration as it was run; `looplm train RUN/config.yaml --resume` continues it. */
+async function writeConfig(runDir: string, config: TrainConfig): Promise<void> {
+  const { resume = false, ...rest } = config
+  if (resume === false) await RunFolder.requireNew(runDir)
+  await mkdir(runDir, { recursive: true })
+  await writeFile(join(runDir, 'config.yaml'), stringify(rest))
+}
+
+function show(event: TrainerEvent, steps: number, progress: Progress): void {
+  switch (event.type) {
+    case 'step':
+      progress.update({ step: event.step, steps, metrics: event.metrics })
+      break
+    case 'eval':
+      progress.log(`step ${event.step}  ${evaluationText(event.metrics)}`)
+      break
+    case 'checkpoint':
+      progress.log(`saved ${event.path}`)
+      break
+    case 'done': {
+      progress.end()
+      const { loss = 0, reward } = event.metrics
+      const earned = reward === undefined ? '' : `, reward ${formatNumber(reward)}`
+      if (!event.aborted) print(`done after ${event.step} steps: loss ${formatNumber(loss)}${earned}`)
+    }
+  }
+}
+
+function evaluationText(metrics: Readonly<Record<string, number>>): string {
+  const rewards = Object.entries(metrics).filter(([name]) => name.endsWith('/reward'))
+  return rewards.map(([name, value]) => `${name.split('/')[1]} ${formatNumber(value)}`).join('  ')
+}
+
+function resumeCommand(path: string, flags: TrainFlags): string {
+  const sets = (flags.set ?? []).map((change) => ` --set ${JSON.stringify(change)}`).join('')
+  const runDir = flags.runDir === undefined ? '' : ` --run-dir ${JSON.stringify(flags.runDir)}`
+  return `looplm train ${path}${runDir}${sets} --resume`
+}

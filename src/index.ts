@@ -1,0 +1,59 @@
+export { type Dataset, type Example, type JsonlLimits, loadDataset, readJsonl } from './data/jsonl.js'
+export { Random } from './data/random.js'
+export { Tokenizer, type TokenizerConfig } from './data/tokenizer.js'
+export { type ErrorCode, LoopLMError } from './errors.js'
+export {
+  kernels,
+  type LoopedBlockOptions,
+  type LoopedBlockWeights,
+  type LoopedLayerWeights,
+  type PolicyGradientInputs,
+  type PolicyGradientObjective,
+  type PolicyGradientStatistics,
+} from './kernels.js'
+export type { LoopLMConfig, LoopLMConfigInput } from './model/config.js'
+export { LoopLM } from './model/model.js'
+export { AdamW, type AdamWOptions } from './model/optimizer.js'
+export type {
+  BackwardOptions,
+  CreateOptions,
+  ExitRule,
+  GenerateChunk,
+  GenerateOptions,
+  GenerateResult,
+  LoadOptions,
+  LoopWeights,
+  ModelDType,
+  ParameterInfo,
+  Prompt,
+  RealArray,
+  Recompute,
+  SaveOptions,
+  ScoreOptions,
+  Scores,
+  Surrogate,
+  TokenSequence,
+} from './model/types.js'
+export type { RolloutBatch } from './rl/batch.js'
+export type { GRPOOptions, PretrainOptions, Rewards, RLTTOptions } from './rl/config.js'
+export { type EvaluateOptions, type Evaluation, evaluate } from './rl/evaluate.js'
+export type { Metrics, TrainerEvent } from './rl/events.js'
+export { GRPOTrainer } from './rl/grpo.js'
+export { type PretrainBatch, PretrainTrainer } from './rl/pretrain.js'
+export { RLTTTrainer } from './rl/rltt.js'
+export * from './tasks/index.js'
+export {
+  answersEqual,
+  boxedMatch,
+  combineRewards,
+  exactMatch,
+  lastBoxed,
+  loadRewards,
+  normalizeAnswer,
+  type RewardFunction,
+  type WeightedReward,
+} from './tasks/rewards.js'
+export { concat, full, ones, tensor, zeros } from './tensor/create.js'
+export { type DeviceStatus, devices, type MemoryStatistics, memory, resetPeakMemory } from './tensor/devices.js'
+export { Tensor } from './tensor/tensor.js'
+export type { DeviceName, DType, DTypeArrays, FloatDType, NestedNumbers, TensorOptions } from './tensor/types.js'

@@ -1,0 +1,257 @@
+import { LoopLMError } from './errors.js'
+import { checkNumber, checkWord } from './model/checks.js'
+import { maxLoops } from './model/config.js'
+import type { Surrogate } from './model/types.js'
+import { call, native } from './native.js'
+import { checkOperand, Tensor } from './tensor/tensor.js'
+import type { FloatDType } from './tensor/types.js'
+
+/** Weights of one block: matrices [out, in], norms [D]. H heads, K key-value heads of size S, F feed-forward width. */
+export interface LoopedLayerWeights<D extends FloatDType> {
+  /** [H·S, D] */
+  qProj: Tensor<D>
+  /** [K·S, D] */
+  kProj: Tensor<D>
+  /** [K·S, D] */
+  vProj: Tensor<D>
+  /** [D, H·S] */
+  oProj: Tensor<D>
+  /** [F, D] */
+  gateProj: Tensor<D>
+  /** [F, D] */
+  upProj: Tensor<D>
+  /** [D, F] */
+  downProj: Tensor<D>
+  /** [D], before attention */
+  inputLayernorm: Tensor<D>
+  /** [D], closes the attention branch */
+  inputLayernorm2: Tensor<D>
+  /** [D], before the feed-forward layer */
+  postAttentionLayernorm: Tensor<D>
+  /** [D], closes the feed-forward branch */
+  postAttentionLayernorm2: Tensor<D>
+}
+
+/** Weights of a looped stack. */
+export interface LoopedBlockWeights<D extends FloatDType> {
+  /** At least one block. */
+  layers: readonly LoopedLayerWeights<D>[]
+  /** H; the head size S is rows of qProj / H, the number of key-value heads rows of kProj / S. */
+  numAttentionHeads: number
+  /** [D], after every loop */
+  norm: Tensor<D>
+  /** [1, D] or [D] */
+  gateWeight: Tensor<D>
+  /** [1] */
+  gateBias: Tensor<D>
+}
+
+/** Options of `kernels.loopedBlockForward`. */
+export interface LoopedBlockOptions {
+  /** T, 1 to 64. */
+  loops: number
+  /** Where each packed sequence begins, then N: [0, …, N], increasing. Default one sequence, [0, N]. */
+  offsets?: readonly number[] | Int32Array
+  /** Base of the rotary embedding; default 1e6. */
+  ropeTheta?: number
+  /** Added to the mean square in every norm; default 1e-6. */
+  normEps?: number
+}
+
+/** Options of the surrogate; what a field means is in the table of `kernels.policyGradientReduction`. */
+export interface PolicyGradientObjective {
+  /** Default `reinforce`. */
+  surrogate?: Surrogate
+  /** Default 0.2. */
+  epsilonLow?: number
+  /** Default 0.2. */
+  epsilonHigh?: number
+  /** 0 (default): none. */
+  dualClip?: number
+  /** CISPO's cap on the ratio; default 5. */
+  cap?: number
+}
+
+/** Inputs of `kernels.policyGradientReduction` beside the log-probabilities. */
+export interface PolicyGradientInputs<R extends 'float32' | 'float64'> {
+  /** [T, N]: loop weights w, or whatever distributes credit over the loops. */
+  weights: Tensor<R>
+  /** [N]: the advantage A of each token's sequence. */
+  advantages: Tensor<R>
+  /** [T, N]: log-probabilities when the tokens were sampled; `ppo` and `cispo` need them. */
+  oldLogprobs?: Tensor<R>
+  /** [N]: the length normaliser n of each token, 0 where a token does not count. */
+  mask: Tensor<R>
+  objective?: PolicyGradientObjective
+}
+
+/** What `kernels.policyGradientReduction` counted over the rows with n·w ≠ 0. */
+export interface PolicyGradientStatistics {
+  /** Number of such rows. */
+  rows: number
+  /** Mean of exp(ℓ - ℓ_old); 1 without old log-probabilities. */
+  ratio: number
+  /** Shares of rows whose gradient was cut below and above. */
+  clipLow: number
+  clipHigh: number
+}
+
+/**
+ * A looped stack on given states: T times the same blocks, an RMS norm and an exit gate after every loop (Ouro, arXiv 2510.25741).
+ *
+ * @param hidden [N, D], packed sequences back to back
+ * @param blockWeights the blocks, the norm and the gate
+ * @returns hidden [T, N, D], the normed state after every loop, and gateLogits [T, N] (float32, or float64 on device `reference`)
+ * @throws LoopLMError INVALID_SHAPE naming the weight, UNSUPPORTED, OUT_OF_MEMORY
+ */
+async function loopedBlockForward<D extends FloatDType>(
+  hidden: Tensor<D>,
+  blockWeights: LoopedBlockWeights<NoInfer<D>>,
+  options: LoopedBlockOptions,
+): Promise<{ hidden: Tensor<D>; gateLogits: Tensor<RealOf<D>> }> {
+  const operation = 'kernels.loopedBlockForward'
+  const { layers, norm, gateWeight, gateBias } = blockWeights
+  const handleOf = (weight: Tensor<D>) => {
+    checkOperand(operation, hidden.device, hidden.dtype, weight)
+    return weight.handle(operation)
+  }
+  if (layers.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'blockWeights.layers is empty', { operation })
+  const blocks = layers.map((layer) => layerFields.map((field) => handleOf(layer[field])))
+  const end = [handleOf(norm), handleOf(gateWeight), handleOf(gateBias)] as const
+  const settings = {
+    heads: checkNumber(
+      blockWeights.numAttentionHeads,
+      'blockWeights.numAttentionHeads',
+      { min: 1, max: 1024, integer: true },
+      operation,
+    ),
+    loops: checkNumber(options.loops, 'loops', { min: 1, max: maxLoops, integer: true }, operation),
+    offsets: checkOffsets(options.offsets ?? [0, hidden.shape[0] ?? 0], hidden.shape[0] ?? 0, operation),
+    ropeTheta: checkNumber(options.ropeTheta ?? 1e6, 'ropeTheta', { min: 1 }, operation),
+    normEps: checkNumber(options.normEps ?? 1e-6, 'normEps', { above: 0 }, operation),
+  }
+  const states = hidden.handle(operation)
+  const out = await call(operation, () => native().kernelLoopedBlockForward(states, blocks, end, settings))
+  return {
+    hidden: new Tensor(out.hidden, hidden.dtype, hidden.device),
+    gateLogits: new Tensor(out.gateLogits, realOf(hidden.dtype), hidden.device),
+  }
+}
+
+/**
+ * Log-probability of each target, and entropy, after every loop, without ever holding [T, N, V]: the rows go through the head in chunks.
+ *
+ * @param hidden [T, N, D]
+ * @param headWeight [V, D]
+ * @param targets int32 [N], the same for every loop
+ * @param options.temperature of softmax(logits / temperature); default 1
+ * @returns logprobs and entropy (nats), each [T, N], float32 or on device `reference` float64
+ * @throws LoopLMError INVALID_SHAPE, INVALID_ARGUMENT naming a target outside the vocabulary
+ */
+async function perLoopLogSoftmax<D extends FloatDType>(
+  hidden: Tensor<D>,
+  headWeight: Tensor<NoInfer<D>>,
+  targets: Tensor<'int32'>,
+  options: { temperature?: number } = {},
+): Promise<{ logprobs: Tensor<RealOf<D>>; entropy: Tensor<RealOf<D>> }> {
+  const operation = 'kernels.perLoopLogSoftmax'
+  checkOperand(operation, hidden.device, hidden.dtype, headWeight)
+  checkOperand(operation, hidden.device, 'int32', targets)
+  const temperature = checkNumber(options.temperature ?? 1, 'temperature', { above: 0 }, operation)
+  const [states, head, wanted] = [hidden.handle(operation), headWeight.handle(operation), targets.handle(operation)]
+  const out = await call(operation, () => native().kernelPerLoopLogSoftmax(states, head, wanted, temperature))
+  const real = realOf(hidden.dtype)
+  return { logprobs: new Tensor(out.logprobs, real, hidden.device), entropy: new Tensor(out.entropy, real, hidden.device) }
+}
+
+/**
+ * The policy-gradient loss of T·N log-probabilities and its derivative, in one pass. With n the mask, w the weights, A the advantages and
+ * r = exp(ℓ - ℓ_old), the loss is Σ over loops and tokens of
+ *
+ * - `reinforce`: -n·w·A·ℓ (RLTT, arXiv 2602.10520, with w over the loops)
+ * - `ppo`: -n·w·A·min(r, 1 + epsilonHigh) where A >= 0, else -n·w·A·min(max(r, 1 - epsilonLow), dualClip)
+ * - `cispo`: -n·w·A·sg(min(r, cap))·ℓ (arXiv 2506.13585)
+ *
+ * @param logprobs [T, N], ℓ
+ * @returns loss, coefficients [T, N] = ∂loss/∂ℓ, and statistics
+ * @throws LoopLMError INVALID_SHAPE naming the input, INVALID_ARGUMENT when `oldLogprobs` is missing
+ */
+async function policyGradientReduction<R extends 'float32' | 'float64'>(
+  logprobs: Tensor<R>,
+  inputs: PolicyGradientInputs<NoInfer<R>>,
+): Promise<{ loss: number; coefficients: Tensor<R>; statistics: PolicyGradientStatistics }> {
+  const operation = 'kernels.policyGradientReduction'
+  const { weights, advantages, oldLogprobs, mask, objective = {} } = inputs
+  const handleOf = (input: Tensor<R>) => {
+    checkOperand(operation, logprobs.device, logprobs.dtype, input)
+    return input.handle(operation)
+  }
+  const surrogate = checkWord(objective.surrogate ?? 'reinforce', 'objective.surrogate', ['reinforce', 'ppo', 'cispo'], operation)
+  if (surrogate !== 'reinforce' && oldLogprobs === undefined) {
+    throw new LoopLMError('INVALID_ARGUMENT', `surrogate ${surrogate} needs oldLogprobs`, { operation })
+  }
+  const number = (name: keyof PolicyGradientObjective, fallback: number) =>
+    checkNumber(objective[name] ?? fallback, `objective.${name}`, { min: 0 }, operation)
+  const settings = {
+    surrogate,
+    epsilonLow: number('epsilonLow', 0.2),
+    epsilonHigh: number('epsilonHigh', 0.2),
+    dualClip: number('dualClip', 0),
+    cap: number('cap', 5),
+  }
+  const handles = {
+    weights: handleOf(weights),
+    advantages: handleOf(advantages),
+    oldLogprobs: oldLogprobs && handleOf(oldLogprobs),
+    mask: handleOf(mask),
+  }
+  const states = logprobs.handle(operation)
+  const out = await call(operation, () => native().kernelPolicyGradientReduction(states, handles, settings))
+  const share = (count: number) => (out.rows === 0 ? 0 : count / out.rows)
+  return {
+    loss: out.loss,
+    coefficients: new Tensor(out.coefficients, logprobs.dtype, logprobs.device),
+    statistics: { rows: out.rows, ratio: share(out.ratio), clipLow: share(out.clippedLow), clipHigh: share(out.clippedHigh) },
+  }
+}
+
+/**
+ * The kernels that looped language models are trained with, as functions of tensors, on every device.
+ *
+ * @example
+ * ```ts
+ * const { logprobs } = await kernels.perLoopLogSoftmax(hidden, headWeight, targets)
+ * const { loss, coefficients } = await kernels.policyGradientReduction(logprobs, { weights, advantages, mask })
+ * ```
+ */
+export const kernels = { loopedBlockForward, perLoopLogSoftmax, policyGradientReduction } as const
+
+/** The dtype of log-probabilities and gate logits. */
+type RealOf<D extends FloatDType> = D extends 'float64' ? 'float64' : 'float32'
+
+function realOf<D extends FloatDType>(dtype: D): RealOf<D> {
+  return (dtype === 'float64' ? 'float64' : 'float32') as RealOf<D>
+}
+
+/** In the order in which the addon reads them. */
+const layerFields = [
+  'qProj',
+  'kProj',
+  'vProj',
+  'oProj',
+  'gateProj',
+  'upProj',
+  'downProj',
+  'inputLayernorm',
+  'inputLayernorm2',
+  'postAttentionLayernorm',
+  'postAttentionLayernorm2',
+] as const satisfies readonly (keyof LoopedLayerWeights<FloatDType>)[]
+
+function checkOffsets(offsets: readonly number[] | Int32Array, tokens: number, operation: string): Int32Array {
+  const list = Array.from(offsets)
+  const increasing = list.every((offset, i) => Number.isInteger(offset) && (i === 0 ? offset === 0 : offset > list[i - 1]!))
+  if (list.length >= 2 && increasing && list.at(-1) === tokens) return Int32Array.from(list)
+  const message = `offsets must increase from 0 to the ${tokens} rows of hidden, got [${list.slice(0, 8).join(', ')}${list.length > 8 ? ', …' : ''}]`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}

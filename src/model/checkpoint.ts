@@ -1,0 +1,139 @@
+import { randomUUID } from 'node:crypto'
+import { mkdirSync } from 'node:fs'
+import { open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
+import { basename, dirname, join, resolve } from 'node:path'
+import { Tokenizer } from '../data/tokenizer.js'
+import { LoopLMError } from '../errors.js'
+import { type LoopLMConfig, parameterCount, parseConfig } from './config.js'
+import type { ModelDType } from './types.js'
+
+const maxJsonBytes = 64 * 2 ** 20
+
+/** The parts of a Hugging Face checkpoint folder. */
+export interface Checkpoint {
+  config: LoopLMConfig
+  /** Paths of the safetensors files. */
+  weights: string[]
+  /** What generation_config.json says, if there is one. */
+  generation: Record<string, unknown>
+  tokenizer: Tokenizer | undefined
+}
+
+/** Reads everything but the weights. */
+export async function readCheckpoint(folder: string, operation: string): Promise<Checkpoint> {
+  const configPath = join(folder, 'config.json')
+  const config = parseConfig(await readJson(configPath, operation), configPath, true)
+  const weights = await findWeights(folder, operation)
+  await checkSize(weights, config, operation)
+  const generationPath = join(folder, 'generation_config.json')
+  const generation = (await exists(generationPath)) ? await readJson(generationPath, operation) : {}
+  checkEndTokens(generation, generationPath, config, operation)
+  const tokenizer = (await exists(join(folder, 'tokenizer.json'))) ? await Tokenizer.fromPretrained(folder) : undefined
+  return { config, weights, generation, tokenizer }
+}
+
+/** model.safetensors, or the shards that model.safetensors.index.json names. */
+async function findWeights(folder: string, operation: string): Promise<string[]> {
+  const single = join(folder, 'model.safetensors')
+  if (await exists(single)) return [single]
+  const indexPath = join(folder, 'model.safetensors.index.json')
+  if (!(await exists(indexPath))) {
+    const message = `${folder} has neither model.safetensors nor model.safetensors.index.json`
+    throw new LoopLMError('NOT_FOUND', message, { operation })
+  }
+  const map = (await readJson(indexPath, operation)).weight_map
+  const invalid = (problem: string) =>
+    new LoopLMError('INVALID_FILE', `${indexPath}: field "weight_map" ${problem}`, { operation })
+  if (typeof map !== 'object' || map === null) throw invalid('must be an object')
+  const names = [...new Set(Object.values(map))]
+  if (names.length === 0) throw invalid('is empty')
+  for (const name of names) {
+    const plain = typeof name === 'string' && name === basename(name) && name.endsWith('.safetensors') && !name.includes('\\')
+    if (!plain) throw invalid(`names ${JSON.stringify(name)}, which is not a .safetensors file of the same folder`)
+  }
+  return names.map((name) => join(folder, name))
+}
+
+/** A small file cannot make us allocate a large model: a parameter takes at least two bytes in the file. */
+async function checkSize(weights: readonly string[], config: LoopLMConfig, operation: string): Promise<void> {
+  let bytes = 0
+  for (const path of weights) {
+    const found = await stat(path).catch(() => undefined)
+    if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
+    bytes += found.size
+  }
+  const needed = 2 * parameterCount(config)
+  if (bytes >= needed) return
+  const message = `${weights.join(', ')}: ${bytes} bytes cannot hold the ${needed / 2} parameters that config.json describes`
+  throw new LoopLMError('INVALID_FILE', message, { operation })
+}
+
+function checkEndTokens(generation: Record<string, unknown>, path: string, config: LoopLMConfig, operation: string): void {
+  const ids = [generation.eos_token_id ?? []].flat()
+  const bad = ids.find((id) => !Number.isInteger(id) || (id as number) < 0 || (id as number) >= config.vocab_size)
+  if (bad === undefined) return
+  const message = `${path}: field "eos_token_id" holds ${JSON.stringify(bad)}; token ids are integers from 0 to ${config.vocab_size - 1}`
+  throw new LoopLMError('INVALID_FILE', message, { operation })
+}
+
+/** The content of config.json for a model that looplm saves. transformers 4 calls the dtype torch_dtype, later ones dtype. */
+export function configJson(config: LoopLMConfig, dtype: ModelDType): Record<string, unknown> {
+  const dtypes = 'dtype' in config ? { dtype, torch_dtype: dtype } : { torch_dtype: dtype }
+  return { ...config, architectures: ['OuroForCausalLM'], model_type: 'ouro', hidden_act: 'silu', rope_scaling: null, ...dtypes }
+}
+
+/**
+ * Writes files so that a new folder is seen complete or not at all: into a temporary folder beside it, synced, renamed. In a folder that
+ * exists already each file is replaced in one step and every other file stays.
+ */
+export async function writeFolder(folder: string, operation: string, fill: (temporary: string) => Promise<void>): Promise<void> {
+  const target = resolve(folder)
+  const temporary = `${target}.tmp-${randomUUID()}`
+  try {
+    mkdirSync(temporary, { recursive: true }) // `fill` makes its first call before anyone else's next one
+    await fill(temporary)
+    const names = await readdir(temporary)
+    for (const name of names) await sync(join(temporary, name))
+    await sync(temporary)
+    if (await exists(target)) {
+      for (const name of names) await rename(join(temporary, name), join(target, name))
+      await rm(temporary, { recursive: true })
+      await sync(target)
+    } else {
+      await rename(temporary, target)
+    }
+    await sync(dirname(target))
+  } catch (cause) {
+    await rm(temporary, { recursive: true, force: true })
+    if (cause instanceof LoopLMError) throw cause
+    throw new LoopLMError('INVALID_ARGUMENT', `cannot write ${folder}: ${(cause as Error).message}`, { operation, cause })
+  }
+}
+
+async function sync(path: string): Promise<void> {
+  const file = await open(path, 'r')
+  await file.sync().finally(() => file.close())
+}
+
+async function exists(path: string): Promise<boolean> {
+  return stat(path).then(
+    () => true,
+    () => false,
+  )
+}
+
+async function readJson(path: string, operation: string): Promise<Record<string, unknown>> {
+  const found = await stat(path).catch(() => undefined)
+  if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
+  const invalid = (problem: string, cause?: unknown) =>
+    new LoopLMError('INVALID_FILE', `${path} ${problem}`, { operation, cause })
+  if (!found.isFile() || found.size > maxJsonBytes) throw invalid(`must be a file of at most ${maxJsonBytes} bytes`)
+  let value: unknown
+  try {
+    value = JSON.parse(await readFile(path, 'utf8'))
+  } catch (cause) {
+    throw invalid(`is not JSON: ${(cause as Error).message}`, cause)
+  }
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid('must hold a JSON object')
+  return value as Record<string, unknown>
+}

@@ -1,0 +1,170 @@
+import { LoopLMError } from '../errors.js'
+import type { NativeSequences } from '../native.js'
+import type { DeviceName } from '../tensor/types.js'
+import { maxLoops } from './config.js'
+import type { ModelDType, TokenSequence } from './types.js'
+
+interface Range {
+  min?: number
+  max?: number
+  /** The bound itself is refused. */
+  above?: number
+  /** The bound itself is refused. */
+  below?: number
+  integer?: boolean
+}
+
+/** A number in a range, or INVALID_ARGUMENT naming the argument, its value and what is allowed. */
+export function checkNumber(value: unknown, name: string, range: Range, operation: string): number {
+  const { min = -Infinity, max = Infinity, above = -Infinity, below = Infinity, integer = false } = range
+  const fits =
+    typeof value === 'number' && Number.isFinite(value) && value >= min && value <= max && value > above && value < below
+  if (fits && (!integer || Number.isSafeInteger(value))) return value
+  const bounds = [
+    above > -Infinity && `more than ${above}`,
+    min > -Infinity && `at least ${min}`,
+    max < Infinity && `at most ${max}`,
+    below < Infinity && `less than ${below}`,
+  ].filter((bound) => bound !== false)
+  const allowed = [integer ? 'an integer' : 'a finite number', bounds.join(' and ')].join(' ').trim()
+  throw new LoopLMError('INVALID_ARGUMENT', `${name} must be ${allowed}, got ${describe(value)}`, { operation })
+}
+
+/** One of a list of words, or INVALID_ARGUMENT. */
+export function checkWord<Word extends string>(value: unknown, name: string, words: readonly Word[], operation: string): Word {
+  const word = words.find((known) => known === value)
+  if (word !== undefined) return word
+  const allowed = words.map((known) => `'${known}'`).join(', ')
+  throw new LoopLMError('INVALID_ARGUMENT', `${name} must be one of ${allowed}, got ${describe(value)}`, { operation })
+}
+
+/** Loops to run; 0 in the engine's words is the model's own number. */
+export function checkLoops(loops: number | undefined, operation: string): number {
+  return loops === undefined ? 0 : checkNumber(loops, 'loops', { min: 1, max: maxLoops, integer: true }, operation)
+}
+
+export function checkTemperature(temperature: number | undefined, operation: string): number {
+  return checkNumber(temperature ?? 1, 'temperature', { above: 0 }, operation)
+}
+
+/** The dtype of a model on a device, with the device's default. */
+export function checkDType(dtype: unknown, device: DeviceName, operation: string): ModelDType {
+  const onReference = device === 'reference'
+  const word = checkWord(dtype ?? (onReference ? 'float64' : 'float32'), 'dtype', ['float32', 'bfloat16', 'float64'], operation)
+  if (onReference === (word === 'float64')) return word
+  const message = onReference
+    ? `a model on device reference computes in float64, not in ${word}`
+    : `float64 is computed on device reference only, not on ${device}`
+  throw new LoopLMError('UNSUPPORTED', message, { operation })
+}
+
+/** Checks token ids and lengths, and copies the sequences into one array. */
+export function packSequences(
+  sequences: readonly TokenSequence[],
+  limits: { vocabulary: number; minLength: number; promptLengths?: ArrayLike<number> | undefined; name?: string },
+  operation: string,
+): NativeSequences {
+  const { vocabulary, minLength, promptLengths, name = 'sequences' } = limits
+  const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  if (!Array.isArray(sequences)) throw refuse(`${name} must be an array of token id arrays, got ${describe(sequences)}`)
+  if (sequences.length === 0) throw refuse(`${name} is empty; give at least one sequence`)
+  let total = 0
+  for (const [i, sequence] of sequences.entries()) {
+    if (!Array.isArray(sequence) && !(sequence instanceof Int32Array)) {
+      throw refuse(`${name}[${i}] must be number[] or Int32Array, got ${describe(sequence)}`)
+    }
+    if (sequence.length < minLength) {
+      throw refuse(`${name}[${i}] has ${sequence.length} tokens; at least ${minLength} are needed`)
+    }
+    total += sequence.length
+  }
+  if (total >= 2 ** 31) throw refuse(`${name} hold ${total} tokens; at most ${2 ** 31 - 1} fit in one call`)
+
+  const tokens = new Int32Array(total)
+  let end = 0
+  for (const [i, sequence] of sequences.entries()) {
+    for (let j = 0; j < sequence.length; j++) {
+      const token = sequence[j]!
+      if (!Number.isInteger(token) || token < 0 || token >= vocabulary) {
+        throw refuse(`${name}[${i}][${j}] is ${describe(token)}; token ids are integers from 0 to ${vocabulary - 1}`)
+      }
+      tokens[end++] = token
+    }
+  }
+  const lengths = Int32Array.from(sequences, (sequence) => sequence.length)
+  return { tokens, lengths, promptLengths: checkPromptLengths(promptLengths, lengths, operation) }
+}
+
+function checkPromptLengths(promptLengths: ArrayLike<number> | undefined, lengths: Int32Array, operation: string): Int32Array {
+  if (promptLengths === undefined) return new Int32Array(0)
+  if (promptLengths.length !== lengths.length) {
+    const message = `promptLengths has ${promptLengths.length} entries for ${lengths.length} sequences`
+    throw new LoopLMError('INVALID_SHAPE', message, { operation })
+  }
+  return lengths.map((length, i) => {
+    const range = { min: 1, max: length - 1, integer: true }
+    return checkNumber(promptLengths[i], `promptLengths[${i}] (of a sequence of ${length} tokens)`, range, operation)
+  })
+}
+
+/**
+ * Per-sequence arrays back to back.
+ *
+ * @param allowed per sequence, the lengths that fit; all sequences must choose the same one
+ */
+export function packValues(
+  values: readonly ArrayLike<number>[] | undefined,
+  name: string,
+  allowed: (sequence: number) => { shape: string; length: number }[],
+  sequences: number,
+  operation: string,
+): Float64Array {
+  if (values === undefined) return new Float64Array(0)
+  if (!Array.isArray(values) || values.length !== sequences) {
+    const message = `${name} must be an array with one entry for each of the ${sequences} sequences, got ${describe(values)}`
+    throw new LoopLMError('INVALID_SHAPE', message, { operation })
+  }
+  let form: number | undefined
+  for (const [i, row] of values.entries()) {
+    const forms = allowed(i)
+    const found = forms.findIndex((candidate) => candidate.length === row?.length)
+    form ??= found
+    if (found === -1 || (found !== form && forms[form]!.length !== row.length)) {
+      const shapes = forms.map(({ shape, length }) => `${shape} = ${length}`).join(' or ')
+      const message = `${name}[${i}] must have ${shapes} entries (the same form for every sequence), got ${row?.length ?? describe(row)}`
+      throw new LoopLMError('INVALID_SHAPE', message, { operation })
+    }
+  }
+  return concatenate(values, name, operation)
+}
+
+/** One number per sequence. */
+export function packPerSequence(values: ArrayLike<number>, name: string, sequences: number, operation: string): Float64Array {
+  if (values?.length !== sequences) {
+    const message = `${name} must have one entry for each of the ${sequences} sequences, got ${values?.length ?? describe(values)}`
+    throw new LoopLMError('INVALID_SHAPE', message, { operation })
+  }
+  return concatenate([values], name, operation)
+}
+
+function concatenate(values: readonly ArrayLike<number>[], name: string, operation: string): Float64Array {
+  const packed = new Float64Array(values.reduce((sum, row) => sum + row.length, 0))
+  let end = 0
+  for (const row of values) {
+    packed.set(row, end)
+    end += row.length
+  }
+  const bad = packed.findIndex((value) => !Number.isFinite(value))
+  if (bad === -1) return packed
+  throw new LoopLMError('NON_FINITE', `${name} holds ${packed[bad]} (entry ${bad} of all)`, { operation })
+}
+
+/** A value in an error message: short, and never a whole array. */
+export function describe(value: unknown): string {
+  if (typeof value === 'string') return value.length > 60 ? `'${value.slice(0, 60)}…'` : `'${value}'`
+  if (Array.isArray(value) || ArrayBuffer.isView(value))
+    return `${value.constructor.name} of length ${(value as ArrayLike<unknown>).length}`
+  if (typeof value === 'object' && value !== null) return `an object`
+  if (typeof value === 'function') return 'a function'
+  return String(value)
+}

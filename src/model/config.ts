@@ -1,0 +1,175 @@
+import { z } from 'zod'
+import { configError, LoopLMError } from '../errors.js'
+import type { NativeModelConfig } from '../native.js'
+
+/** More loops than this are refused everywhere; published models use 4. */
+export const maxLoops = 64
+
+/** Every tensor of a model is addressed by 64-bit offsets; this many parameters (256 GiB in float32) is a typing error or an attack. */
+const maxParameters = 2 ** 36
+
+const size = (max: number) => z.int().min(1).max(max)
+const tokenId = z.int().min(0)
+
+const fields = {
+  vocab_size: size(2 ** 24),
+  hidden_size: size(2 ** 16),
+  intermediate_size: size(2 ** 18),
+  num_hidden_layers: size(1024),
+  num_attention_heads: size(1024),
+  num_key_value_heads: size(1024).nullish(),
+  head_dim: size(1024).nullish(),
+  total_ut_steps: size(maxLoops).default(4),
+  rms_norm_eps: z.number().positive().max(1).default(1e-6),
+  rope_theta: z.number().min(1).max(1e12).nullish(),
+  tie_word_embeddings: z.boolean().default(false),
+  early_exit_threshold: z.number().positive().default(1),
+  bos_token_id: tokenId.nullish(),
+  eos_token_id: z.union([tokenId, z.array(tokenId).max(1024)]).nullish(),
+  max_position_embeddings: size(2 ** 26).default(32768),
+  initializer_range: z.number().min(0).max(100).default(0.02),
+}
+
+/** What a config.json may say that looplm does not compute; the accepted value is the one that changes nothing. */
+const accepted = {
+  model_type: z.literal('ouro').optional(),
+  hidden_act: z.literal('silu', { error: 'must be "silu"; other activations are not supported' }).nullish(),
+  rope_scaling: z.null({ error: 'must be null; scaled rotary embeddings are not supported' }).optional(),
+  use_sliding_window: z.literal(false, { error: 'must be false; sliding-window attention is not supported' }).nullish(),
+  attention_dropout: z.literal(0, { error: 'must be 0; dropout is not supported' }).nullish(),
+  attention_bias: z.literal(false, { error: 'must be false; projections have no bias' }).nullish(),
+  mlp_bias: z.literal(false, { error: 'must be false; projections have no bias' }).nullish(),
+  layer_types: z
+    .array(z.literal('full_attention', { error: 'must be "full_attention"; no other attention is supported' }))
+    .max(1024)
+    .nullish(),
+  rope_parameters: z
+    .looseObject({
+      rope_theta: z.number().min(1).max(1e12).optional(),
+      rope_type: z.literal('default', { error: 'must be "default"; scaled rotary embeddings are not supported' }).nullish(),
+    })
+    .nullish(),
+}
+
+const schema = z.looseObject({ ...fields, ...accepted })
+
+/**
+ * A looped model's configuration, in the words of Hugging Face's config.json (Ouro, arXiv 2510.25741). Fields that looplm does not know
+ * are kept and saved again.
+ */
+export interface LoopLMConfig {
+  /** Token ids are 0 .. vocab_size-1. */
+  vocab_size: number
+  /** D, the width of the hidden state. */
+  hidden_size: number
+  /** F, the width of the feed-forward layer. */
+  intermediate_size: number
+  /** L, blocks per loop. */
+  num_hidden_layers: number
+  num_attention_heads: number
+  /** Fewer than num_attention_heads: grouped-query attention. */
+  num_key_value_heads: number
+  /** Even. */
+  head_dim: number
+  /** T, how often the same blocks run. */
+  total_ut_steps: number
+  rms_norm_eps: number
+  rope_theta: number
+  /** true: the LM head is the embedding. */
+  tie_word_embeddings: boolean
+  /** Cumulative exit probability at which generation leaves the loops; 1 is full depth. */
+  early_exit_threshold: number
+  bos_token_id: number | null
+  eos_token_id: number | number[] | null
+  max_position_embeddings: number
+  /** Standard deviation of the initial matrices. */
+  initializer_range: number
+  [field: string]: unknown
+}
+
+/** What {@link LoopLM.create} needs; every other field has Hugging Face's default. */
+export type LoopLMConfigInput = Pick<
+  LoopLMConfig,
+  'vocab_size' | 'hidden_size' | 'intermediate_size' | 'num_hidden_layers' | 'num_attention_heads'
+> &
+  Partial<LoopLMConfig>
+
+/**
+ * Checks a configuration and fills in defaults.
+ *
+ * @param value the parsed config.json, or the argument of `LoopLM.create`
+ * @param source how errors name it: the path of the file or the calling function
+ * @param fromFile a file must say its rope_theta (the Hugging Face class default is wrong for the checkpoints); `create` defaults to 1e6
+ * @throws LoopLMError INVALID_CONFIG with one line per field
+ */
+export function parseConfig(value: unknown, source: string, fromFile: boolean): LoopLMConfig {
+  const parsed = schema.safeParse(value)
+  if (!parsed.success) throw configError(source, parsed.error)
+  const { rope_parameters, ...config } = parsed.data
+  const refuse = (field: string, problem: string) =>
+    new LoopLMError('INVALID_CONFIG', `${field}: ${problem}`, { operation: source })
+
+  const heads = config.num_attention_heads
+  if (config.head_dim == null && config.hidden_size % heads !== 0) {
+    throw refuse('head_dim', `is absent and hidden_size ${config.hidden_size} is not a multiple of num_attention_heads ${heads}`)
+  }
+  const headDim = config.head_dim ?? config.hidden_size / heads
+  if (headDim % 2 !== 0) throw refuse('head_dim', `must be even for rotary embeddings, got ${headDim}`)
+  const kvHeads = config.num_key_value_heads ?? heads
+  if (heads % kvHeads !== 0) {
+    throw refuse('num_key_value_heads', `${kvHeads} does not divide num_attention_heads ${heads}`)
+  }
+  const theta = config.rope_theta ?? rope_parameters?.rope_theta
+  if (theta === undefined && fromFile) {
+    throw refuse(
+      'rope_theta',
+      'is missing; give rope_theta or rope_parameters.rope_theta (1000000 for the published Ouro models)',
+    )
+  }
+  const endTokens = [config.eos_token_id ?? []].flat()
+  const outside = [...endTokens, config.bos_token_id ?? 0].find((id) => id >= config.vocab_size)
+  if (outside !== undefined)
+    throw refuse('eos_token_id, bos_token_id', `${outside} is outside the vocabulary of ${config.vocab_size}`)
+
+  const complete: LoopLMConfig = {
+    ...config,
+    num_key_value_heads: kvHeads,
+    head_dim: headDim,
+    rope_theta: theta ?? 1e6,
+    bos_token_id: config.bos_token_id ?? null,
+    eos_token_id: config.eos_token_id ?? null,
+  }
+  const count = parameterCount(complete)
+  if (count > maxParameters)
+    throw refuse('vocab_size … num_hidden_layers', `${count} parameters are more than looplm handles (${maxParameters})`)
+  return complete
+}
+
+/** Parameters of the model that a configuration describes; a tied head counts once. */
+export function parameterCount(config: LoopLMConfig): number {
+  const { hidden_size: d, intermediate_size: f, vocab_size: v } = config
+  const attention = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim * d
+  const block = attention + 3 * d * f + 4 * d
+  return config.num_hidden_layers * block + v * d * (config.tie_word_embeddings ? 1 : 2) + d + d + 1
+}
+
+/** The end tokens that a configuration names. */
+export function endTokens(config: LoopLMConfig): number[] {
+  return [config.eos_token_id ?? []].flat()
+}
+
+export function nativeConfig(config: LoopLMConfig): NativeModelConfig {
+  return {
+    vocabulary: config.vocab_size,
+    hidden: config.hidden_size,
+    intermediate: config.intermediate_size,
+    layers: config.num_hidden_layers,
+    heads: config.num_attention_heads,
+    kvHeads: config.num_key_value_heads,
+    headDim: config.head_dim,
+    loops: config.total_ut_steps,
+    normEps: config.rms_norm_eps,
+    ropeTheta: config.rope_theta,
+    tied: config.tie_word_embeddings,
+  }
+}

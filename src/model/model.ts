@@ -1,0 +1,421 @@
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Tokenizer } from '../data/tokenizer.js'
+import { LoopLMError } from '../errors.js'
+import { call, context, type NativeModel, type NativeSequences, native } from '../native.js'
+import { checkDevice } from '../tensor/devices.js'
+import type { DeviceName } from '../tensor/types.js'
+import { configJson, readCheckpoint, writeFolder } from './checkpoint.js'
+import {
+  checkDType,
+  checkLoops,
+  checkNumber,
+  checkTemperature,
+  checkWord,
+  describe,
+  packSequences,
+  packValues,
+} from './checks.js'
+import { endTokens, type LoopLMConfig, type LoopLMConfigInput, nativeConfig, parameterCount, parseConfig } from './config.js'
+import { generate, stream } from './generate.js'
+import { accumulateLoss } from './loss.js'
+import type {
+  BackwardOptions,
+  CreateOptions,
+  GenerateChunk,
+  GenerateOptions,
+  GenerateResult,
+  LoadOptions,
+  LossBatch,
+  LossMetrics,
+  LossObjective,
+  ModelDType,
+  ParameterInfo,
+  Prompt,
+  RealArray,
+  SaveOptions,
+  ScoreOptions,
+  Scores,
+  TokenSequence,
+} from './types.js'
+
+const recomputes = ['none', 'loop', 'layer'] as const
+
+/**
+ * A looped language model: L blocks that run T times over the same hidden state, an exit gate, and a head that reads any loop (Ouro,
+ * arXiv 2510.25741). Everything that computes returns a promise and runs on the device's own thread; calls on one device run in the order
+ * in which they were made. On device `reference` every array of real numbers, in and out, is a `Float64Array`.
+ *
+ * @example
+ * ```ts
+ * const config = { vocab_size: 96, hidden_size: 32, intermediate_size: 88, num_hidden_layers: 2, num_attention_heads: 4 }
+ * using model = await LoopLM.create(config, { device: 'cpu', seed: 0 })
+ * const scores = await model.score([[1, 2, 3]])
+ * const [result] = await model.generate([[1, 2]], { maxNewTokens: 4, temperature: 0 })
+ * ```
+ */
+export class LoopLM {
+  /** The configuration with every default filled in. */
+  readonly config: Readonly<LoopLMConfig>
+  readonly device: DeviceName
+  readonly dtype: ModelDType
+  /** Token ids at which generation ends unless `stop` is given: generation_config.json's, else the configuration's. */
+  readonly endTokens: readonly number[]
+  readonly #handle: NativeModel
+  readonly #generation: Record<string, unknown>
+  readonly #threads: number
+  #tokenizer: Tokenizer | undefined
+  #scored: { sequences: NativeSequences; temperature: number; loops: number } | undefined
+
+  private constructor(handle: NativeModel, parts: ModelParts) {
+    this.#handle = handle
+    this.config = parts.config
+    this.device = parts.device
+    this.dtype = parts.dtype
+    this.#threads = parts.threads
+    this.#generation = parts.generation
+    const named = parts.generation.eos_token_id as number | number[] | null | undefined
+    this.endTokens = named == null ? endTokens(parts.config) : [named].flat()
+    this.#tokenizer = parts.tokenizer
+  }
+
+  /**
+   * A model with random parameters: Normal(0, initializer_range) for matrices and the gate, ones for norms, zero for the gate's bias.
+   *
+   * @param config at least vocab_size, hidden_size, intermediate_size, num_hidden_layers and num_attention_heads
+   * @param options device, dtype, threads and seed
+   * @throws LoopLMError INVALID_CONFIG naming each refused field, UNSUPPORTED, OUT_OF_MEMORY, NATIVE_LOAD
+   *
+   * @example
+   * ```ts
+   * const sizes = { vocab_size: 96, hidden_size: 32, intermediate_size: 88, num_hidden_layers: 2, num_attention_heads: 4 }
+   * const model = await LoopLM.create({ ...sizes, total_ut_steps: 4 }, { dtype: 'bfloat16', seed: 7 })
+   * ```
+   */
+  static async create(config: LoopLMConfigInput, options: CreateOptions = {}): Promise<LoopLM> {
+    const operation = 'LoopLM.create'
+    const complete = parseConfig(config, operation, false)
+    const place = checkPlace(options, operation)
+    const seed = checkNumber(options.seed ?? 0, 'seed', { min: 0, integer: true }, operation)
+    const on = context(place.device, place.threads, operation)
+    const handle = await call(operation, () =>
+      native().modelCreate(on, nativeConfig(complete), place.dtype, seed, complete.initializer_range),
+    )
+    return new LoopLM(handle, { ...place, config: complete, generation: {}, tokenizer: undefined })
+  }
+
+  /**
+   * Loads a Hugging Face checkpoint folder: config.json, model.safetensors (or its shards and model.safetensors.index.json),
+   * generation_config.json and, where it exists, the tokenizer.
+   *
+   * @param folder the checkpoint folder
+   * @param options device, dtype (the file's values are converted, rounding to nearest) and threads
+   * @throws LoopLMError NOT_FOUND, INVALID_FILE or INVALID_CONFIG naming the file and the field, UNSUPPORTED, OUT_OF_MEMORY
+   *
+   * @example
+   * ```ts
+   * const model = await LoopLM.fromPretrained('checkpoints/ouro-1.4b', { dtype: 'bfloat16' })
+   * ```
+   */
+  static async fromPretrained(folder: string, options: LoadOptions = {}): Promise<LoopLM> {
+    const operation = 'LoopLM.fromPretrained'
+    const place = checkPlace(options, operation)
+    const { config, weights, generation, tokenizer } = await readCheckpoint(folder, operation)
+    const on = context(place.device, place.threads, operation)
+    const handle = await call(operation, () => native().modelLoad(on, nativeConfig(config), place.dtype, weights))
+    return new LoopLM(handle, { ...place, config, generation, tokenizer })
+  }
+
+  /** Number of parameters; a tied head counts once. */
+  get parameterCount(): number {
+    return parameterCount(this.config)
+  }
+
+  /** The tokenizer of the checkpoint, or one that was assigned; it turns texts into prompts and is saved with the model. */
+  get tokenizer(): Tokenizer | undefined {
+    return this.#tokenizer
+  }
+
+  set tokenizer(tokenizer: Tokenizer | undefined) {
+    if (tokenizer !== undefined && tokenizer.vocabSize > this.config.vocab_size) {
+      const message = `the tokenizer has ${tokenizer.vocabSize} ids, the model's vocab_size is ${this.config.vocab_size}`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'LoopLM.tokenizer' })
+    }
+    this.#tokenizer = tokenizer
+  }
+
+  /**
+   * Writes a checkpoint that {@link LoopLM.fromPretrained} and Python load: config.json, generation_config.json, model.safetensors and the
+   * tokenizer's files. A new folder appears complete or not at all; in an existing one each file is replaced in one step and other files stay.
+   *
+   * @param folder created when it does not exist
+   * @param options.dtype dtype of the file; default the model's
+   * @throws LoopLMError INVALID_ARGUMENT when the folder cannot be written
+   */
+  async save(folder: string, options: SaveOptions = {}): Promise<void> {
+    const operation = 'LoopLM.save'
+    const handle = this.handle(operation)
+    const dtypes = (['float32', 'bfloat16', 'float64'] as const).filter((word) => word !== 'float64' || this.dtype === word)
+    const dtype = checkWord(options.dtype ?? this.dtype, 'dtype', dtypes, operation)
+    const { bos_token_id, eos_token_id } = this.config
+    await writeFolder(folder, operation, async (temporary) => {
+      await call(operation, () => native().modelSave(handle, join(temporary, 'model.safetensors'), fileDTypes[dtype]))
+      await writeJson(join(temporary, 'config.json'), configJson(this.config, dtype))
+      await writeJson(join(temporary, 'generation_config.json'), { bos_token_id, eos_token_id, ...this.#generation })
+      await this.#tokenizer?.save(temporary)
+    })
+  }
+
+  /**
+   * Scores sequences: after every loop, the log-probability of each token given the ones before it. A sequence's numbers do not depend on
+   * the rest of the batch.
+   *
+   * @param sequences at least one, each of at least two token ids
+   * @returns per sequence, arrays of T × (len-1) and T × len, row-major by loop
+   * @throws LoopLMError INVALID_ARGUMENT naming the argument, ABORTED
+   *
+   * @example
+   * ```ts
+   * const { loops, logprobs } = await model.score([[5, 3, 8, 1]])
+   * const lastLoop = logprobs[0].subarray((loops - 1) * 3) // log P of tokens 3, 8 and 1
+   * ```
+   */
+  async score(sequences: readonly TokenSequence[], options: ScoreOptions = {}): Promise<Scores> {
+    const operation = 'LoopLM.score'
+    const handle = this.handle(operation)
+    const limits = { vocabulary: this.config.vocab_size, minLength: 2, promptLengths: options.promptLengths }
+    const packed = packSequences(sequences, limits, operation)
+    const settings = {
+      temperature: checkTemperature(options.temperature, operation),
+      loops: checkLoops(options.loops, operation),
+      lastLoop: options.lastLoop ?? false,
+      responsesOnly: options.promptLengths !== undefined,
+    }
+    this.#scored = { sequences: packed, temperature: settings.temperature, loops: settings.loops }
+    return call(operation, (cancel) => native().modelScore(handle, packed, settings, cancel), options.signal)
+  }
+
+  /**
+   * Adds to the gradients those of any loss L of the log-probabilities, given ∂L/∂ℓ: score first, differentiate your loss, come back with
+   * its coefficients. Gradients accumulate until {@link LoopLM.zeroGradients} or an optimizer's step.
+   *
+   * @param sequences the sequences that were scored; left out, those of the last {@link LoopLM.score}, with its temperature and loops
+   * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
+   * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)
+   * @throws LoopLMError INVALID_SHAPE, NON_FINITE, ABORTED
+   *
+   * @example
+   * ```ts
+   * const { logprobs } = await model.score(sequences)
+   * await model.backward(logprobs.map((l) => l.map(() => -1 / l.length))) // the loss is the mean negative log-probability
+   * ```
+   */
+  backward(coefficients: readonly ArrayLike<number>[], options?: BackwardOptions): Promise<void>
+  backward(
+    sequences: readonly TokenSequence[],
+    coefficients: readonly ArrayLike<number>[],
+    options?: BackwardOptions,
+  ): Promise<void>
+  async backward(
+    first: readonly ArrayLike<number>[],
+    second?: readonly ArrayLike<number>[] | BackwardOptions,
+    third?: BackwardOptions,
+  ): Promise<void> {
+    const operation = 'LoopLM.backward'
+    const handle = this.handle(operation)
+    const explicit = Array.isArray(second)
+    const options = (explicit ? third : (second as BackwardOptions | undefined)) ?? {}
+    const limits = { vocabulary: this.config.vocab_size, minLength: 2 }
+    const scored = explicit ? undefined : this.#scored
+    if (!explicit && scored === undefined) {
+      throw new LoopLMError('INVALID_ARGUMENT', 'call score first, or give the sequences: backward(sequences, coefficients)', {
+        operation,
+      })
+    }
+    const sequences = scored?.sequences ?? packSequences(first as readonly TokenSequence[], limits, operation)
+    const loops = checkLoops(options.loops ?? (scored?.loops || undefined), operation)
+    const t = loops || this.config.total_ut_steps
+    const rows = (values: readonly ArrayLike<number>[] | undefined, name: string, shape: string, drop: number) =>
+      packValues(
+        values,
+        name,
+        (i) => [{ shape, length: t * (sequences.lengths[i]! - drop) }],
+        sequences.lengths.length,
+        operation,
+      )
+    const coefficients = rows(
+      (explicit ? second : first) as readonly ArrayLike<number>[],
+      'coefficients',
+      'loops × (length - 1)',
+      1,
+    )
+    const gateCoefficients = rows(options.gateCoefficients, 'gateCoefficients', 'loops × length', 0)
+    const settings = {
+      temperature: checkTemperature(options.temperature ?? scored?.temperature, operation),
+      loops,
+      recompute: checkWord(options.recompute ?? 'none', 'recompute', recomputes, operation),
+    }
+    await call(
+      operation,
+      (cancel) => native().modelBackward(handle, sequences, coefficients, gateCoefficients, settings, cancel),
+      options.signal,
+    )
+  }
+
+  /**
+   * Samples a continuation of every prompt. Equal prompts run once and share their cache; sequences that end leave the batch; tokens whose
+   * exit rule is met leave the loops. With texts in `stop` other calls on the model get a turn between two tokens.
+   *
+   * @param prompts token ids, or texts when the model has a tokenizer; repeat a prompt for several samples
+   * @returns one result per prompt; the same seed gives the same tokens, whatever else is in the batch as long as the index is the same
+   * @throws LoopLMError INVALID_ARGUMENT naming the argument, ABORTED
+   *
+   * @example
+   * ```ts
+   * const [result] = await model.generate(['12+30='], { maxNewTokens: 8, temperature: 0, stop: ['\n'] })
+   * ```
+   */
+  async generate(prompts: readonly Prompt[], options: GenerateOptions = {}): Promise<GenerateResult[]> {
+    return generate(this, this.handle('LoopLM.generate'), prompts, options)
+  }
+
+  /**
+   * Like {@link LoopLM.generate} for one prompt, token by token. Leaving the loop early ends the generation; other calls on the model get
+   * a turn between two tokens.
+   *
+   * @example
+   * ```ts
+   * for await (const { text } of model.stream('12+30=', { maxNewTokens: 8 })) process.stdout.write(text ?? '')
+   * ```
+   */
+  stream(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<GenerateChunk, void, undefined> {
+    return stream(this, () => this.handle('LoopLM.stream'), prompt, options)
+  }
+
+  /** Names (Hugging Face's) and shapes of all parameters. Matrices are [out, in]. */
+  parameters(): ParameterInfo[] {
+    return native().modelParameters(this.handle('LoopLM.parameters'))
+  }
+
+  /** A copy of one parameter's values. @throws LoopLMError NOT_FOUND for an unknown name */
+  async getParameter(name: string): Promise<RealArray> {
+    const handle = this.handle('LoopLM.getParameter')
+    return call('LoopLM.getParameter', () => native().modelRead(handle, name))
+  }
+
+  /** Overwrites one parameter; a bfloat16 model rounds to nearest. @throws LoopLMError NOT_FOUND, INVALID_SHAPE, NON_FINITE */
+  async setParameter(name: string, values: ArrayLike<number>): Promise<void> {
+    const operation = 'LoopLM.setParameter'
+    const handle = this.handle(operation)
+    const shape = this.#parameter(name, operation).shape
+    const length = shape.reduce((product, n) => product * n, 1)
+    const packed = packValues([values], name, () => [{ shape: `[${shape.join(', ')}]`, length }], 1, operation)
+    await call(operation, () => native().modelWrite(handle, name, packed))
+  }
+
+  /** One parameter's accumulated gradient; zeros when there is none yet. @throws LoopLMError NOT_FOUND for an unknown name */
+  async gradient(name: string): Promise<RealArray> {
+    const handle = this.handle('LoopLM.gradient')
+    return call('LoopLM.gradient', () => native().modelReadGradient(handle, name))
+  }
+
+  /** Every parameter's accumulated gradient by name. */
+  async gradients(): Promise<Map<string, RealArray>> {
+    const handle = this.handle('LoopLM.gradients')
+    const gradients = await call('LoopLM.gradients', () => native().modelReadGradients(handle))
+    return new Map(
+      native()
+        .modelParameters(handle)
+        .map(({ name }, i) => [name, gradients[i]!]),
+    )
+  }
+
+  /** Forgets the accumulated gradients. */
+  async zeroGradients(): Promise<void> {
+    const handle = this.handle('LoopLM.zeroGradients')
+    await call('LoopLM.zeroGradients', () => native().modelZeroGradients(handle))
+  }
+
+  /** A model of its own with the same parameters, tokenizer and device: a frozen reference, a teacher. */
+  async clone(): Promise<LoopLM> {
+    const handle = this.handle('LoopLM.clone')
+    const copy = await call('LoopLM.clone', () => native().modelClone(handle))
+    const { config, device, dtype } = this
+    const parts = { config, device, dtype, threads: this.#threads, generation: this.#generation, tokenizer: this.#tokenizer }
+    return new LoopLM(copy, parts)
+  }
+
+  /** Overwrites every parameter with another model's of the same configuration, dtype and device. @throws LoopLMError INVALID_ARGUMENT */
+  async copyParametersFrom(other: LoopLM): Promise<void> {
+    const operation = 'LoopLM.copyParametersFrom'
+    const [to, from] = [this.handle(operation), other.handle(operation)]
+    const same = (['device', 'dtype'] as const).every((field) => this[field] === other[field])
+    const sizes = JSON.stringify(nativeConfig(this.config)) === JSON.stringify(nativeConfig(other.config))
+    if (!same || !sizes || this.#threads !== other.#threads) {
+      throw new LoopLMError('INVALID_ARGUMENT', 'both models must have the same sizes, dtype, device and threads', { operation })
+    }
+    await call(operation, () => native().modelCopyParameters(to, from))
+  }
+
+  /**
+   * Adds the gradient of a trainer's loss to the gradients: the one core of every objective (math.md §2). Thin over the engine.
+   * @internal
+   */
+  async accumulateLoss(
+    batch: LossBatch,
+    objective: LossObjective,
+    options: { signal?: AbortSignal | undefined } = {},
+  ): Promise<LossMetrics> {
+    return accumulateLoss(this.config, this.handle('LoopLM.accumulateLoss'), batch, objective, options.signal)
+  }
+
+  /** Gives the model's memory back once the calls that were made before have ended. Later calls throw DISPOSED. */
+  dispose(): void {
+    this.#handle.dispose()
+  }
+
+  /** `using model = …` disposes at the end of the block. */
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  /**
+   * The engine's object, or DISPOSED.
+   * @internal
+   */
+  handle(operation: string): NativeModel {
+    if (!this.#handle.disposed) return this.#handle
+    throw new LoopLMError('DISPOSED', 'the model was disposed', { operation })
+  }
+
+  #parameter(name: string, operation: string): ParameterInfo {
+    const found = this.parameters().find((parameter) => parameter.name === name)
+    if (found !== undefined) return found
+    throw new LoopLMError('NOT_FOUND', `the model has no parameter ${describe(name)}; parameters() lists them`, { operation })
+  }
+}
+
+interface Place {
+  device: DeviceName
+  dtype: ModelDType
+  threads: number
+}
+
+interface ModelParts extends Place {
+  config: LoopLMConfig
+  generation: Record<string, unknown>
+  tokenizer: Tokenizer | undefined
+}
+
+const fileDTypes = { float32: 'F32', bfloat16: 'BF16', float64: 'F64' } as const
+
+function checkPlace(options: LoadOptions, operation: string): Place {
+  const device = checkDevice(options.device, operation)
+  const threads =
+    options.threads === undefined ? 0 : checkNumber(options.threads, 'threads', { min: 1, max: 1024, integer: true }, operation)
+  return { device, dtype: checkDType(options.dtype, device, operation), threads }
+}
+
+async function writeJson(path: string, value: unknown): Promise<void> {
+  await writeFile(path, `${JSON.stringify(value, null, 2)}\n`)
+}

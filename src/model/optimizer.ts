@@ -1,0 +1,114 @@
+import { LoopLMError } from '../errors.js'
+import { call, type NativeAdamWOptions, type NativeOptimizer, native } from '../native.js'
+import { checkNumber, describe } from './checks.js'
+import type { LoopLM } from './model.js'
+
+/** Options of {@link AdamW}; `step` takes them again to override them for one step. */
+export interface AdamWOptions {
+  /** Default 1e-3. */
+  learningRate?: number | undefined
+  /** Decay rates of the two moments; default [0.9, 0.999]. */
+  betas?: readonly [number, number] | undefined
+  /** Added after the square root; default 1e-8. */
+  eps?: number | undefined
+  /** Decoupled decay, learningRate · weightDecay · parameter, of tensors with two dimensions; default 0. */
+  weightDecay?: number | undefined
+  /** Gradients are scaled by min(1, maxGradNorm / (norm + 1e-6)); 0 (default) never. */
+  maxGradNorm?: number | undefined
+}
+
+/**
+ * AdamW (Loshchilov and Hutter, arXiv 1711.05101) with bias correction. Moments and, for a bfloat16 model, master parameters are float32
+ * (float64 on device `reference`), so that small steps move bfloat16 parameters too.
+ *
+ * @example
+ * ```ts
+ * using optimizer = new AdamW(model, { learningRate: 1e-3, weightDecay: 0.1 })
+ * await model.backward(sequences, coefficients)
+ * const { gradNorm } = await optimizer.step()
+ * ```
+ */
+export class AdamW {
+  readonly #handle: NativeOptimizer
+  readonly #options: AdamWOptions
+  #steps = 0
+
+  /**
+   * @param model whose gradients are stepped on
+   * @throws LoopLMError INVALID_ARGUMENT naming the option, DISPOSED
+   */
+  constructor(model: LoopLM, options: AdamWOptions = {}) {
+    nativeOptions(options, 'AdamW')
+    this.#options = { ...options }
+    this.#handle = native().optimizerCreate(model.handle('AdamW'))
+  }
+
+  /** Steps made so far, those of a loaded state included. */
+  get steps(): number {
+    return this.#steps
+  }
+
+  /**
+   * Moves the model's parameters by its accumulated gradients, which are then zero.
+   *
+   * @param overrides options that differ for this step, for example the learning rate of a schedule
+   * @returns gradNorm: the global norm of the gradients before clipping
+   * @throws LoopLMError NON_FINITE naming a parameter whose gradient is not finite; nothing has changed then
+   */
+  async step(overrides: AdamWOptions = {}): Promise<{ gradNorm: number }> {
+    const operation = 'AdamW.step'
+    const given = Object.fromEntries(Object.entries(overrides).filter(([, value]) => value !== undefined))
+    const options = nativeOptions({ ...this.#options, ...given }, operation)
+    const handle = this.#alive(operation)
+    const { gradNorm, steps } = await call(operation, () => native().optimizerStep(handle, options))
+    this.#steps = steps
+    return { gradNorm }
+  }
+
+  /** Writes moments, masters and the number of steps to a safetensors file, exactly, in one step. */
+  async save(path: string): Promise<void> {
+    const handle = this.#alive('AdamW.save')
+    await call('AdamW.save', () => native().optimizerSave(handle, path))
+  }
+
+  /**
+   * Reads what {@link AdamW.save} wrote, after the model's own parameters have been loaded.
+   *
+   * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the field, also for the state of another model
+   */
+  async load(path: string): Promise<void> {
+    const handle = this.#alive('AdamW.load')
+    this.#steps = await call('AdamW.load', () => native().optimizerLoad(handle, path))
+  }
+
+  /** Gives the memory back once the calls that were made before have ended. Later calls throw DISPOSED. */
+  dispose(): void {
+    this.#handle.dispose()
+  }
+
+  /** `using optimizer = …` disposes at the end of the block. */
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  #alive(operation: string): NativeOptimizer {
+    if (!this.#handle.disposed) return this.#handle
+    throw new LoopLMError('DISPOSED', 'the optimizer was disposed', { operation })
+  }
+}
+
+function nativeOptions(options: AdamWOptions, operation: string): NativeAdamWOptions {
+  const { learningRate = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, maxGradNorm = 0 } = options
+  if (!Array.isArray(betas) || betas.length !== 2) {
+    throw new LoopLMError('INVALID_ARGUMENT', `betas must be two numbers, got ${describe(betas)}`, { operation })
+  }
+  const beta = (i: 0 | 1) => checkNumber(betas[i], `betas[${i}]`, { min: 0, below: 1 }, operation)
+  return {
+    learningRate: checkNumber(learningRate, 'learningRate', { min: 0 }, operation),
+    beta1: beta(0),
+    beta2: beta(1),
+    epsilon: checkNumber(eps, 'eps', { above: 0 }, operation),
+    weightDecay: checkNumber(weightDecay, 'weightDecay', { min: 0 }, operation),
+    maxGradNorm: checkNumber(maxGradNorm, 'maxGradNorm', { min: 0 }, operation),
+  }
+}

@@ -1,0 +1,233 @@
+import type { DeviceName } from '../tensor/types.js'
+
+/** The dtypes of a model's parameters and activations. `float64` belongs to device `reference`, the other two to the rest. */
+export type ModelDType = 'float32' | 'bfloat16' | 'float64'
+
+/** Token ids of one sequence. */
+export type TokenSequence = readonly number[] | Int32Array
+
+/** Real numbers that looplm returns: `Float64Array` on device `reference`, `Float32Array` on every other. */
+export type RealArray = Float32Array | Float64Array
+
+/** What a trainer keeps of the forward pass: everything, the state after each loop, or the state before each layer. */
+export type Recompute = 'none' | 'loop' | 'layer'
+
+/** How a token's credit is shared among the loops (RLTT, arXiv 2602.10520): Σ over loops is 1. */
+export type LoopWeights = 'exit-pdf' | 'uniform' | 'progressive' | 'last'
+
+/** The policy-gradient surrogate of one token. */
+export type Surrogate = 'reinforce' | 'ppo' | 'cispo'
+
+/** Where and how a model lives. */
+export interface LoadOptions {
+  /** `cpu` (default), `reference` (slow float64 formulas) or `cuda`; `devices()` lists what works here. */
+  device?: DeviceName
+  /** Default: `float64` on device `reference`, else `float32`. */
+  dtype?: ModelDType
+  /** Threads of the device's own pool; default one per available core. Models with different counts use different pools. */
+  threads?: number
+}
+
+/** Options of {@link LoopLM.create}. */
+export interface CreateOptions extends LoadOptions {
+  /** Initial parameters are a pure function of the seed and the configuration. Default 0. */
+  seed?: number
+}
+
+/** Options of {@link LoopLM.save}. */
+export interface SaveOptions {
+  /** The dtype in the file; default the model's own. A float32 model may be saved as bfloat16 (rounded to nearest) and vice versa. */
+  dtype?: ModelDType
+}
+
+/** Options of {@link LoopLM.score}. */
+export interface ScoreOptions {
+  /** Log-probabilities are of softmax(logits / temperature); default 1, more than 0. */
+  temperature?: number
+  /** Loops to run, 1 to 64; default the model's `total_ut_steps`. */
+  loops?: number
+  /** Score the last loop alone: `logprobs` and `entropy` are then 1 × (len-1) per sequence. Default false. */
+  lastLoop?: boolean
+  /** Per sequence, how many tokens are prompt: rows before the response read as 0 and cost nothing in the head. */
+  promptLengths?: ArrayLike<number>
+  /** Rejects with code ABORTED, between two kernels. */
+  signal?: AbortSignal | undefined
+}
+
+/** What {@link LoopLM.score} returns: one array per sequence, row-major by loop. */
+export interface Scores {
+  /** T, the number of loops that ran. */
+  loops: number
+  /** T × (len-1): log P of token j+1 given tokens 0..j, after each loop. 1 × (len-1) with `lastLoop`. */
+  logprobs: RealArray[]
+  /** T × (len-1): entropy in nats of the same distributions. 1 × (len-1) with `lastLoop`. */
+  entropy: RealArray[]
+  /** T × len: logits of the exit gate. The last loop's is never used by the exit distribution. */
+  gateLogits: RealArray[]
+  /** T × len: probability of leaving after each loop; sums to 1 over the loops. */
+  exitPdf: RealArray[]
+}
+
+/** Options of {@link LoopLM.backward}. */
+export interface BackwardOptions {
+  /** Per sequence T × len, row-major by loop: ∂L/∂(gate logits). Absent: no gradient through the gate. */
+  gateCoefficients?: readonly ArrayLike<number>[]
+  /** Must be the temperature of the scores that the coefficients come from; default 1. */
+  temperature?: number
+  /** Must be the loops of the scores that the coefficients come from; default the model's. */
+  loops?: number
+  /** Trades time for memory and changes no number. Default `none`. */
+  recompute?: Recompute
+  /** Rejects with code ABORTED; gradients are then partly accumulated: call `zeroGradients()`. */
+  signal?: AbortSignal | undefined
+}
+
+/**
+ * Rollouts and what they earned, as the engine's loss core reads them.
+ * @internal
+ */
+export interface LossBatch {
+  sequences: readonly TokenSequence[]
+  /** Per sequence, tokens before the response; default 1 each (every prediction counts). */
+  promptLengths?: ArrayLike<number> | undefined
+  /** One per sequence. */
+  advantages: ArrayLike<number>
+  /** One per sequence: the length normaliser n of each of its response tokens (math.md §2). */
+  norms: ArrayLike<number>
+  /** Per sequence len-1 (last loop) or T × (len-1). */
+  oldLogprobs?: readonly ArrayLike<number>[] | undefined
+  /** Per sequence len-1 (last loop) or T × (len-1). */
+  referenceLogprobs?: readonly ArrayLike<number>[] | undefined
+}
+
+/**
+ * Fields of the engine's Objective; an absent field has the default in brackets.
+ * @internal
+ */
+export interface LossObjective {
+  /** [exit-pdf] */
+  weights?: LoopWeights
+  /** Exponent of `progressive` [1] */
+  alpha?: number
+  /** false: exit-pdf weights carry gradient into the gate [true] */
+  detachWeights?: boolean
+  /** [reinforce] */
+  surrogate?: Surrogate
+  /** [0.2] */
+  epsilonLow?: number
+  /** [0.2] */
+  epsilonHigh?: number
+  /** 0: none [0] */
+  dualClip?: number
+  /** CISPO's cap on the ratio [5] */
+  cap?: number
+  /** Weight of the k3 estimate of KL to the reference, last loop [0] */
+  beta?: number
+  /** Stage I: weight of the exit entropy bonus [0] */
+  exitEntropy?: number
+  /** [1] */
+  temperature?: number
+  /** [the model's] */
+  loops?: number
+  /** [none] */
+  recompute?: Recompute
+  /** 0: chosen from the model's size; never changes the loss [0] */
+  tokensPerMicroBatch?: number
+  /** Equal prompts of neighbouring sequences run once [true] */
+  sharePrompts?: boolean
+}
+
+/**
+ * What the engine measured while it accumulated a loss. Means are over response tokens.
+ * @internal
+ */
+export interface LossMetrics {
+  loss: number
+  policyLoss: number
+  /** Mean k3 estimate; 0 without a reference. */
+  kl: number
+  /** Mean token entropy in nats at the last scored loop. */
+  entropy: number
+  ratio: number
+  clipLow: number
+  clipHigh: number
+  responseTokens: number
+  /** Mean of Σ t·p_t, 1-based. */
+  exitLoop: number
+  exitEntropy: number
+  /** One per loop; NaN where a loop was not scored. */
+  loopLogprob: number[]
+  loopWeight: number[]
+  loopExit: number[]
+}
+
+/** A prompt: token ids, or text when the model has a tokenizer. */
+export type Prompt = TokenSequence | string
+
+/** When a token leaves the loops (Ouro, arXiv 2510.25741, §3). */
+export type ExitRule =
+  /** After the first loop whose cumulative exit probability reaches `threshold`; 1 or more is full depth. */
+  | { rule: 'gate'; threshold?: number }
+  /** Always after the last loop. */
+  | { rule: 'fixed' }
+
+/** Options of {@link LoopLM.generate} and {@link LoopLM.stream}. */
+export interface GenerateOptions {
+  /** Default 16. */
+  maxNewTokens?: number
+  /** 0 is greedy (the lowest id wins a tie). Default 1. */
+  temperature?: number
+  /** Keep the k most probable tokens; 0 (default) is off. */
+  topK?: number
+  /** Keep the smallest set of tokens with this much probability, more than 0 and at most 1 (default: off). */
+  topP?: number
+  /** Keep tokens with at least this share of the largest probability, less than 1; 0 (default) is off. */
+  minP?: number
+  /** A draw depends on (seed, index of the prompt, position) alone. Default 0. */
+  seed?: number
+  /** Loops to run at most, 1 to 64; default the model's. */
+  loops?: number
+  /** Default: `gate` with the configuration's `early_exit_threshold`, which is full depth when it is 1. */
+  exit?: ExitRule
+  /** Cache planes per loop (exact, default) or one that all loops share (a T-th of the memory). */
+  kv?: 'per-loop' | 'shared'
+  /**
+   * Token ids, or texts when the model has a tokenizer; they replace the model's end tokens, `[]` switches them off. The token that
+   * stops is part of `tokens`; `text` ends before the text that stops.
+   */
+  stop?: readonly number[] | readonly string[] | readonly (number | string)[]
+  /** Rejects with code ABORTED, between two kernels. */
+  signal?: AbortSignal | undefined
+}
+
+/** What {@link LoopLM.generate} returns per prompt. */
+export interface GenerateResult {
+  /** The new tokens, without the prompt. */
+  tokens: number[]
+  /** The new tokens decoded without special tokens, when the model has a tokenizer. */
+  text?: string
+  /** One per token: log softmax(logits / temperature) over the full vocabulary, whatever top-k, top-p and min-p (temperature 1 when greedy). */
+  logprobs: RealArray
+  /** One per token: the loop it was read from, 1-based. */
+  loops: number[]
+  /** `length`: maxNewTokens were made; `stop`: an end token or a stop text was found. */
+  finishReason: 'length' | 'stop'
+}
+
+/** One token of {@link LoopLM.stream}. */
+export interface GenerateChunk {
+  token: number
+  /** What this token adds to the text, when the model has a tokenizer; '' while a character or a possible stop text is incomplete. */
+  text?: string
+  logprob: number
+  /** The loop it was read from, 1-based. */
+  loop: number
+  /** On the last chunk only. */
+  finishReason?: 'length' | 'stop'
+}
+
+/** Name and shape of one parameter, with Hugging Face's tensor name. */
+export interface ParameterInfo {
+  readonly name: string
+  readonly shape: readonly number[]
+}

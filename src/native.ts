@@ -1,0 +1,308 @@
+/** The addon as TypeScript sees it: handles, and functions that validate again what must not crash. Only src/tensor, src/model and src/kernels call it. */
+import { existsSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { LoopLMError, toLoopLMError } from './errors.js'
+import type { RealArray } from './model/types.js'
+import type { DType } from './tensor/types.js'
+
+/** An object of the engine. `dispose` gives its memory back after the calls that still use it; the garbage collector is the fallback. */
+export interface NativeHandle<Kind extends string = string> {
+  readonly kind: Kind
+  readonly disposed: boolean
+  dispose(): void
+}
+export type NativeContext = NativeHandle<'context'>
+export type NativeTensor = NativeHandle<'tensor'>
+export type NativeModel = NativeHandle<'model'>
+export type NativeOptimizer = NativeHandle<'optimizer'>
+export type NativeGeneration = NativeHandle<'generation'>
+
+/** Ends one call between two kernels. */
+export type NativeCancel = NativeHandle<'cancel flag'>
+
+export interface NativeModelConfig {
+  vocabulary: number
+  hidden: number
+  intermediate: number
+  layers: number
+  heads: number
+  kvHeads: number
+  headDim: number
+  loops: number
+  normEps: number
+  ropeTheta: number
+  tied: boolean
+}
+
+/** Sequences back to back. */
+export interface NativeSequences {
+  tokens: Int32Array
+  lengths: Int32Array
+  /** Empty: 1 each. */
+  promptLengths: Int32Array
+}
+
+export interface NativeScores {
+  loops: number
+  logprobs: RealArray[]
+  entropy: RealArray[]
+  gateLogits: RealArray[]
+  exitPdf: RealArray[]
+}
+
+export interface NativeObjective {
+  weights: string
+  alpha: number
+  detachWeights: boolean
+  surrogate: string
+  epsilonLow: number
+  epsilonHigh: number
+  dualClip: number
+  cap: number
+  beta: number
+  exitEntropy: number
+  temperature: number
+  loops: number
+  recompute: string
+  tokensPerMicroBatch: number
+  sharePrompts: boolean
+}
+
+export interface NativeLossMetrics {
+  loss: number
+  policyLoss: number
+  kl: number
+  entropy: number
+  ratio: number
+  clipLow: number
+  clipHigh: number
+  responseTokens: number
+  exitLoop: number
+  exitEntropy: number
+  loopLogprob: number[]
+  loopWeight: number[]
+  loopExit: number[]
+}
+
+export interface NativeAdamWOptions {
+  learningRate: number
+  beta1: number
+  beta2: number
+  epsilon: number
+  weightDecay: number
+  maxGradNorm: number
+}
+
+export interface NativeGenerateOptions {
+  maxNewTokens: number
+  temperature: number
+  topK: number
+  topP: number
+  minP: number
+  seed: number
+  loops: number
+  exitThreshold: number
+  sharedCache: boolean
+  stopTokens: Int32Array
+}
+
+export interface NativeGenerated {
+  tokens: number[]
+  logprobs: RealArray
+  loops: number[]
+  finish: 'none' | 'length' | 'stop' | 'cancelled'
+}
+
+export interface NativeKernelShape {
+  rows: number
+  hidden: number
+  intermediate: number
+  vocabulary: number
+  length: number
+  heads: number
+  kvHeads: number
+}
+
+export interface NativeReduction {
+  loss: number
+  ratio: number
+  clippedLow: number
+  clippedHigh: number
+  rows: number
+  coefficients: NativeTensor
+}
+
+type Cancel = NativeCancel | undefined
+type Arrays = Float32Array | Float64Array | Int32Array | Uint16Array
+
+export interface NativeBinding {
+  devices(): { name: string; description: string; available: boolean }[]
+  memory(): { bytes: number; peak: number; buffers: number }
+  resetPeakMemory(): void
+  createCancel(): NativeCancel
+  cancel(flag: NativeCancel): void
+  openContext(device: string, threads: number): NativeContext
+
+  tensorCreate(context: NativeContext, dtype: DType, shape: readonly number[], data: Arrays): NativeTensor
+  tensorFill(context: NativeContext, dtype: DType, shape: readonly number[], value: number): NativeTensor
+  tensorShape(tensor: NativeTensor): number[]
+  tensorData(tensor: NativeTensor): Promise<Arrays>
+  tensorMatmul(a: NativeTensor, b: NativeTensor, transposeA: boolean, transposeB: boolean): Promise<NativeTensor>
+  tensorBinary(op: 'add' | 'mul', a: NativeTensor, b: NativeTensor): Promise<NativeTensor>
+  tensorRmsNorm(x: NativeTensor, weight: NativeTensor, eps: number): Promise<NativeTensor>
+  tensorSoftmax(x: NativeTensor, logarithm: boolean): Promise<NativeTensor>
+  tensorGather(x: NativeTensor, indices: NativeTensor): Promise<NativeTensor>
+  /** axis undefined: over all elements, to a tensor of rank 0. */
+  tensorReduce(op: 'sum' | 'mean' | 'max' | 'argmax', x: NativeTensor, axis: number | undefined): Promise<NativeTensor>
+  tensorReshape(x: NativeTensor, shape: readonly number[]): Promise<NativeTensor>
+  tensorSlice(x: NativeTensor, begin: readonly number[], end: readonly number[]): Promise<NativeTensor>
+  tensorConcat(tensors: readonly NativeTensor[], axis: number): Promise<NativeTensor>
+  tensorCast(x: NativeTensor, dtype: DType): Promise<NativeTensor>
+  tensorTranspose(x: NativeTensor, axes: readonly number[]): Promise<NativeTensor>
+
+  modelCreate(context: NativeContext, config: NativeModelConfig, dtype: DType, seed: number, range: number): Promise<NativeModel>
+  modelLoad(context: NativeContext, config: NativeModelConfig, dtype: DType, paths: readonly string[]): Promise<NativeModel>
+  modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64'): Promise<void>
+  modelClone(model: NativeModel): Promise<NativeModel>
+  modelCopyParameters(to: NativeModel, from: NativeModel): Promise<void>
+  modelParameters(model: NativeModel): { name: string; shape: number[] }[]
+  modelRead(model: NativeModel, name: string): Promise<RealArray>
+  modelWrite(model: NativeModel, name: string, values: Float64Array): Promise<void>
+  modelReadGradient(model: NativeModel, name: string): Promise<RealArray>
+  modelReadGradients(model: NativeModel): Promise<RealArray[]>
+  modelZeroGradients(model: NativeModel): Promise<void>
+  modelScore(
+    model: NativeModel,
+    sequences: NativeSequences,
+    options: { temperature: number; loops: number; lastLoop: boolean; responsesOnly: boolean },
+    cancel: Cancel,
+  ): Promise<NativeScores>
+  modelBackward(
+    model: NativeModel,
+    sequences: NativeSequences,
+    coefficients: Float64Array,
+    gateCoefficients: Float64Array,
+    options: { temperature: number; loops: number; recompute: string },
+    cancel: Cancel,
+  ): Promise<void>
+  modelAccumulateLoss(
+    model: NativeModel,
+    sequences: NativeSequences,
+    values: { advantages: Float64Array; norms: Float64Array; oldLogprobs: Float64Array; referenceLogprobs: Float64Array },
+    objective: NativeObjective,
+    cancel: Cancel,
+  ): Promise<NativeLossMetrics>
+
+  /** Memory is taken by the first call, so that creating one never waits. */
+  optimizerCreate(model: NativeModel): NativeOptimizer
+  optimizerStep(optimizer: NativeOptimizer, options: NativeAdamWOptions): Promise<{ gradNorm: number; steps: number }>
+  optimizerSave(optimizer: NativeOptimizer, path: string): Promise<void>
+  optimizerLoad(optimizer: NativeOptimizer, path: string): Promise<number>
+
+  /** The first step begins it, so that nothing can run between the two. */
+  generationCreate(model: NativeModel, prompts: NativeSequences, options: NativeGenerateOptions): NativeGeneration
+  /** Up to `tokens` more tokens per unfinished sequence; `added` holds what is new since the last call. */
+  generationStep(
+    generation: NativeGeneration,
+    tokens: number,
+    cancel: Cancel,
+  ): Promise<{ done: boolean; added: NativeGenerated[] }>
+  generationFinish(generation: NativeGeneration, sequences: readonly number[]): Promise<void>
+
+  kernelLoopedBlockForward(
+    hidden: NativeTensor,
+    layers: readonly (readonly NativeTensor[])[],
+    end: readonly [norm: NativeTensor, gateWeight: NativeTensor, gateBias: NativeTensor],
+    options: { heads: number; loops: number; offsets: Int32Array; ropeTheta: number; normEps: number },
+  ): Promise<{ hidden: NativeTensor; gateLogits: NativeTensor }>
+  kernelPerLoopLogSoftmax(
+    hidden: NativeTensor,
+    headWeight: NativeTensor,
+    targets: NativeTensor,
+    temperature: number,
+  ): Promise<{ logprobs: NativeTensor; entropy: NativeTensor }>
+  kernelPolicyGradientReduction(
+    logprobs: NativeTensor,
+    inputs: { weights: NativeTensor; advantages: NativeTensor; oldLogprobs: NativeTensor | undefined; mask: NativeTensor },
+    objective: { surrogate: string; epsilonLow: number; epsilonHigh: number; dualClip: number; cap: number },
+  ): Promise<NativeReduction>
+
+  benchKernels(): string[]
+  benchCreate(
+    context: NativeContext,
+    dtype: DType,
+    kernel: string,
+    shape: NativeKernelShape,
+  ): Promise<{ handle: NativeHandle; flops: number; bytes: number }>
+  /** Seconds that all runs together took. */
+  benchRun(kernel: NativeHandle, repeats: number): Promise<number>
+}
+
+let binding: NativeBinding | undefined
+const contexts = new Map<string, NativeContext>()
+
+/** The addon, loaded on first use so that importing looplm never fails. Throws NATIVE_LOAD with cause and remedy. */
+export function native(): NativeBinding {
+  binding ??= load()
+  return binding
+}
+
+/** One executor and thread pool per device and number of threads, kept until the environment ends. */
+export function context(device: string, threads: number, operation: string): NativeContext {
+  const key = `${device}/${threads}`
+  let opened = contexts.get(key)
+  if (opened === undefined) {
+    try {
+      opened = native().openContext(device, threads)
+    } catch (error) {
+      throw toLoopLMError(error, operation)
+    }
+    contexts.set(key, opened)
+  }
+  return opened
+}
+
+/** Runs one native call: its errors become LoopLMError, and a signal raises its cancel flag. */
+export async function call<T>(operation: string, run: (cancel: Cancel) => Promise<T>, signal?: AbortSignal): Promise<T> {
+  if (signal?.aborted) throw aborted(operation, signal)
+  const cancel = signal && native().createCancel()
+  const onAbort = () => cancel && native().cancel(cancel)
+  signal?.addEventListener('abort', onAbort, { once: true })
+  try {
+    return await run(cancel)
+  } catch (error) {
+    if (signal?.aborted && (error as { code?: unknown }).code === 'ABORTED') throw aborted(operation, signal)
+    throw toLoopLMError(error, operation)
+  } finally {
+    signal?.removeEventListener('abort', onAbort)
+  }
+}
+
+function aborted(operation: string, signal: AbortSignal): LoopLMError {
+  return new LoopLMError('ABORTED', 'the operation was aborted by its AbortSignal', { operation, cause: signal.reason })
+}
+
+function load(): NativeBinding {
+  const require = createRequire(import.meta.url)
+  const root = packageRoot()
+  try {
+    const nodeGypBuild = require('node-gyp-build') as (folder: string) => NativeBinding
+    return nodeGypBuild(root)
+  } catch (cause) {
+    const message = [
+      `the native engine could not be loaded for ${process.platform}-${process.arch}, Node ${process.version}: ${(cause as Error).message.trim()}`,
+      `  From a checkout: npm run build (in ${root}); it needs the packages cmake and g++.`,
+      `  Installed from the registry: there is no prebuilt engine for this platform, or a system library that it needs is missing.`,
+    ].join('\n')
+    throw new LoopLMError('NATIVE_LOAD', message, { operation: 'looplm', cause })
+  }
+}
+
+/** The folder of package.json: two levels up when compiled into dist/src, one when run from src. */
+function packageRoot(): string {
+  let folder = dirname(fileURLToPath(import.meta.url))
+  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) folder = dirname(folder)
+  return folder
+}

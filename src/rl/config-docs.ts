@@ -1,0 +1,71 @@
+import { z } from 'zod'
+import { grpoSchema, pretrainSchema, rlttSchema } from './config.js'
+
+/** The trainers by the names that configuration files and the command line use. */
+export const trainerSchemas = { rltt: rlttSchema, grpo: grpoSchema, pretrain: pretrainSchema } as const
+
+/** Name of a trainer in configuration files and on the command line. */
+export type TrainerName = keyof typeof trainerSchemas
+
+/** One option as the documentation shows it. */
+export interface OptionDoc {
+  name: string
+  /** The allowed values, for example `"group" | "none"` or `integer >= 1`. */
+  type: string
+  /** The default as JSON, or undefined. */
+  default: string | undefined
+  description: string
+}
+
+interface JsonSchema {
+  type?: string
+  enum?: unknown[]
+  const?: unknown
+  anyOf?: JsonSchema[]
+  items?: JsonSchema
+  prefixItems?: JsonSchema[]
+  minimum?: number
+  maximum?: number
+  exclusiveMinimum?: number
+  exclusiveMaximum?: number
+  default?: unknown
+  description?: string
+}
+
+/**
+ * The options of a trainer, read from its schema.
+ *
+ * @param trainer `rltt`, `grpo` or `pretrain`
+ *
+ * @example
+ * ```ts
+ * for (const { name, type, description } of trainerOptions('rltt')) console.log(name, type, description)
+ * ```
+ */
+export function trainerOptions(trainer: TrainerName): OptionDoc[] {
+  const schema = z.toJSONSchema(trainerSchemas[trainer], { io: 'input' })
+  return Object.entries(schema.properties ?? {}).map(([name, property]) => {
+    const field = property as JsonSchema
+    return {
+      name,
+      type: typeText(field),
+      default: field.default === undefined ? undefined : JSON.stringify(field.default),
+      description: field.description ?? '',
+    }
+  })
+}
+
+function typeText(field: JsonSchema): string {
+  if (field.anyOf !== undefined) return field.anyOf.map(typeText).join(' | ')
+  if (field.enum !== undefined) return field.enum.map((value) => JSON.stringify(value)).join(' | ')
+  if (field.const !== undefined) return JSON.stringify(field.const)
+  if (field.prefixItems !== undefined) return `[${field.prefixItems.map(typeText).join(', ')}]`
+  if (field.items !== undefined) return `list of ${typeText(field.items)}`
+  const bounds = [
+    field.minimum === undefined ? undefined : `>= ${field.minimum}`,
+    field.exclusiveMinimum === undefined ? undefined : `> ${field.exclusiveMinimum}`,
+    field.maximum === undefined || field.maximum === Number.MAX_SAFE_INTEGER ? undefined : `<= ${field.maximum}`,
+    field.exclusiveMaximum === undefined ? undefined : `< ${field.exclusiveMaximum}`,
+  ].filter((bound) => bound !== undefined)
+  return [field.type ?? 'any', bounds.join(', ')].filter((part) => part !== '').join(' ')
+}

@@ -1,0 +1,255 @@
+import { z } from 'zod'
+import type { Dataset } from '../data/jsonl.js'
+import type { Tokenizer } from '../data/tokenizer.js'
+import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
+import type { Task } from '../tasks/task.js'
+import type { TrainerEvent } from './events.js'
+
+/*
+ * One schema per trainer. Types, validation and the documentation of the options (config-docs.ts) are all read from here.
+ */
+
+const natural = z.int().min(0)
+const positiveInt = z.int().min(1)
+const positive = z.number().positive()
+const nonNegative = z.number().min(0)
+const share = z.number().min(0).max(1)
+
+/** The run: how long, which seed, what is saved and evaluated. */
+const run = {
+  steps: positiveInt
+    .default(100)
+    .describe('Steps of `run`. A step is one rollout (or one pre-training batch) with its optimizer steps.'),
+  seed: natural.default(0).describe('Seed of prompts, sampling and shuffling. Same seed and threads: same bits.'),
+  evalEvery: natural.default(0).describe('Steps between evaluations during `run`; 0: none.'),
+  evalProblems: positiveInt.default(256).describe('Held-out problems per evaluation.'),
+  evalLoops: z
+    .array(positiveInt)
+    .min(1)
+    .optional()
+    .describe('Loop counts that are evaluated; default 1 to the number of loops of the model.'),
+  saveEvery: natural.default(0).describe('Steps between checkpoints; 0: only when the run ends. Needs `runDir`.'),
+  keepCheckpoints: positiveInt.default(3).describe('How many of the newest checkpoints are kept.'),
+}
+
+/** The optimizer: AdamW, its schedule and its memory. */
+const optimizer = {
+  schedule: z
+    .enum(['constant', 'linear', 'cosine'])
+    .default('constant')
+    .describe('Course of the learning rate after the warm-up.'),
+  warmupSteps: natural.optional().describe('Steps of linear warm-up.'),
+  warmupRatio: share.optional().describe('Warm-up as a share of `steps`; not together with `warmupSteps`.'),
+  minLearningRate: nonNegative.default(0).describe('Where `linear` and `cosine` end.'),
+  adamEps: positive.default(1e-8).describe('Added to the square root in AdamW.'),
+  maxGradNorm: nonNegative.default(1).describe('Gradients are scaled down to this global norm; 0: never.'),
+  recompute: z
+    .enum(['none', 'loop', 'layer'])
+    .default('none')
+    .describe('Activations that the backward pass computes again instead of keeping them. Less memory, same numbers.'),
+  tokensPerMicroBatch: natural
+    .default(0)
+    .describe('Tokens per pass through the engine; 0: chosen from the size of the model. Never changes the loss.'),
+}
+
+const betas = (beta2: number) =>
+  z
+    .tuple([z.number().min(0).lt(1), z.number().min(0).lt(1)])
+    .default([0.9, beta2])
+    .describe('Decay rates of the two moments of AdamW.')
+
+/** Rollouts and advantages. */
+const rollouts = {
+  promptsPerStep: positiveInt.default(32).describe('Different prompts per generation call.'),
+  groupSize: z.int().min(2).default(8).describe('Completions per prompt; advantages are relative to this group.'),
+  gradientAccumulation: positiveInt
+    .default(1)
+    .describe('Generation calls whose rollouts make one logical batch: prompts per step are `promptsPerStep` times this.'),
+  updatesPerRollout: positiveInt
+    .default(1)
+    .describe('Passes over the rollouts of a step. More than 1 wants the surrogate `ppo` or `cispo`.'),
+  minibatches: positiveInt
+    .default(1)
+    .describe('Parts, in whole groups, that each pass is cut into; every part is one optimizer step.'),
+  maxNewTokens: positiveInt.optional().describe('Longest completion in tokens; default what the task says, 256 for a dataset.'),
+  temperature: positive.default(1).describe('Sampling temperature, also of all log-probabilities.'),
+  topK: natural
+    .default(0)
+    .describe('Sample from the k likeliest tokens; 0: all. Log-probabilities stay those of the full vocabulary.'),
+  topP: positive.max(1).default(1).describe('Sample from the smallest set of tokens with this probability.'),
+  scaleRewards: z
+    .enum(['group', 'none'])
+    .default('group')
+    .describe('Divide advantages by the standard deviation of the group, or not.'),
+  skipFlatGroups: z
+    .boolean()
+    .default(true)
+    .describe('Leave groups without spread of rewards out of the passes, since their gradient is zero. Never changes the loss.'),
+  logCompletions: natural.default(4).describe('Completions per step that are written to completions.jsonl of `runDir`.'),
+  logprobCheckEvery: natural
+    .default(10)
+    .describe('Steps between comparisons of the log-probabilities of sampling and of training; 0: never.'),
+}
+
+/** The objective of math.md §2–§4. */
+const objective = {
+  beta: nonNegative
+    .default(0)
+    .describe('Weight of the k3 estimate of the KL divergence to the frozen starting model, at the last loop.'),
+  normalizer: z
+    .enum(['response-mean', 'token-mean', 'constant'])
+    .default('response-mean')
+    .describe(
+      'Mean over tokens of each response and then over responses; mean over all tokens; or division by `maxCompletionLength`.',
+    ),
+  maxCompletionLength: positiveInt.optional().describe('Divisor of the normalizer `constant`; default `maxNewTokens`.'),
+  epsilon: nonNegative.default(0.2).describe('`ppo`: ratios below 1 - epsilon are clipped.'),
+  epsilonHigh: nonNegative
+    .optional()
+    .describe('`ppo`: ratios above 1 + epsilonHigh are clipped; default `epsilon`. `cispo`: cap of the ratio, default 5.'),
+  dualClip: z
+    .number()
+    .gt(1)
+    .optional()
+    .describe('`ppo`: bound of the ratio of sequences with a negative advantage; default none.'),
+}
+
+const surrogates = ['reinforce', 'ppo', 'cispo'] as const
+
+/** What is not plain data, and therefore not part of a configuration file. */
+export const resources = {
+  runDir: z.string().min(1).optional().describe('Folder of checkpoints, metrics and completions; without it nothing is written.'),
+  resume: z
+    .union([z.boolean(), z.string().min(1)], 'must be true, false or the path of a checkpoint')
+    .default(false)
+    .describe(
+      'Continue from the newest checkpoint of `runDir` (from the start where there is none), or from the checkpoint at this path.',
+    ),
+  task: object<Task>('a task, for example addition()', 'sample').describe(
+    'Source of prompts, tokenizer, reward and held-out problems.',
+  ),
+  dataset: object<Dataset>('an array of rows', 'length').describe('Rows with a `prompt`, instead of a task.'),
+  evalDataset: object<Dataset>('an array of rows', 'length').describe('Held-out rows for evaluations of a `dataset`.'),
+  tokenizer: object<Tokenizer>('a Tokenizer', 'encode').describe('Tokenizer of a `dataset`; default the one of the model.'),
+  onStep: callback().describe('Called after every step, awaited.'),
+  onEval: callback().describe('Called after every evaluation, awaited.'),
+  onWarning: fn<(message: string) => void>().describe('Receives warnings; default `process.emitWarning`.'),
+}
+
+/** A reward function, several with names and weights, or several by name. */
+export type Rewards = RewardFunction | readonly WeightedReward[] | Readonly<Record<string, RewardFunction>>
+
+const rewards = {
+  reward: z
+    .custom<Rewards>(
+      (value) => typeof value === 'function' || (typeof value === 'object' && value !== null),
+      'must be a function or functions',
+    )
+    .optional()
+    .describe(
+      'Replaces the reward of the task: a function, a list of { name, reward, weight } or functions by name. Several are added.',
+    ),
+}
+
+const policy = { ...run, ...optimizer, ...rollouts, ...objective }
+const learningRate = (value: number) => positive.default(value).describe('Peak learning rate.')
+const weightDecay = (value: number) => nonNegative.default(value).describe('Decoupled weight decay of matrices.')
+
+const oneWarmup = {
+  check: (options: { warmupSteps?: unknown; warmupRatio?: unknown }) =>
+    options.warmupSteps === undefined || options.warmupRatio === undefined,
+  params: { path: ['warmupRatio'], message: 'give warmupSteps or warmupRatio, not both' },
+}
+
+/** Options of `RLTTTrainer` that are plain data. */
+export const rlttSchema = z
+  .strictObject({
+    weights: z
+      .enum(['exit-pdf', 'uniform', 'progressive', 'last'])
+      .default('exit-pdf')
+      .describe(
+        'How the log-probabilities of the loops are weighted: by the probability of leaving at the loop, equally, by t^alpha, or the last alone.',
+      ),
+    alpha: nonNegative.default(1).describe('Exponent of `progressive`.'),
+    detachWeights: z.boolean().default(true).describe('No gradient through `exit-pdf` weights; false trains the gate as well.'),
+    surrogate: z
+      .enum(surrogates)
+      .default('reinforce')
+      .describe('`reinforce` has no ratio and wants one optimizer step per rollout.'),
+    learningRate: learningRate(1e-6),
+    weightDecay: weightDecay(0),
+    adamBetas: betas(0.999),
+    ...policy,
+  })
+  .refine(oneWarmup.check, oneWarmup.params)
+
+/** Options of `GRPOTrainer` that are plain data. */
+export const grpoSchema = z
+  .strictObject({
+    weights: z.literal('last').default('last').describe('GRPO trains the last loop.'),
+    surrogate: z.enum(surrogates).default('ppo').describe('`ppo` clips the ratio to the policy that made the rollout.'),
+    learningRate: learningRate(1e-6),
+    weightDecay: weightDecay(0),
+    adamBetas: betas(0.999),
+    ...policy,
+  })
+  .refine(oneWarmup.check, oneWarmup.params)
+
+/** Options of `PretrainTrainer` that are plain data. */
+export const pretrainSchema = z
+  .strictObject({
+    stage: z
+      .union([z.literal(1), z.literal(2)], 'must be 1 or 2')
+      .default(1)
+      .describe('Stage I trains everything on the expected cross-entropy. Stage II (the gate alone) is not available yet.'),
+    entropyCoefficient: nonNegative
+      .default(0.1)
+      .describe('Weight of the entropy of the exit distribution; keeps the gate from collapsing.'),
+    batchSize: positiveInt.default(32).describe('Sequences per step.'),
+    learningRate: learningRate(3e-4),
+    weightDecay: weightDecay(0.1),
+    adamBetas: betas(0.95),
+    ...run,
+    ...optimizer,
+  })
+  .refine(oneWarmup.check, oneWarmup.params)
+
+/** {@link rlttSchema} with the task, the rewards and the callbacks: everything that `RLTTTrainer` takes. */
+export const rlttOptions = rlttSchema.safeExtend({ ...resources, ...rewards })
+/** {@link grpoSchema} with the task, the rewards and the callbacks. */
+export const grpoOptions = grpoSchema.safeExtend({ ...resources, ...rewards })
+/** {@link pretrainSchema} with the task and the callbacks. */
+export const pretrainOptions = pretrainSchema.safeExtend(resources)
+
+/** Options of `RLTTTrainer`; `looplm options rltt` lists them with their defaults. */
+export type RLTTOptions = z.input<typeof rlttOptions>
+/** Options of `GRPOTrainer`; `looplm options grpo` lists them with their defaults. */
+export type GRPOOptions = z.input<typeof grpoOptions>
+/** Options of `PretrainTrainer`; `looplm options pretrain` lists them with their defaults. */
+export type PretrainOptions = z.input<typeof pretrainOptions>
+
+/** Checked options, defaults filled in, of a policy-gradient trainer. */
+export type PolicyConfig = z.output<typeof rlttOptions>
+/** Checked options of `PretrainTrainer`. */
+export type PretrainConfig = z.output<typeof pretrainOptions>
+/** What all trainers have in common. */
+export type TrainerConfig = Omit<PretrainConfig, 'stage' | 'entropyCoefficient' | 'batchSize'>
+
+/** The part of a trainer's configuration that is plain data, as stored in files. */
+export function plainConfig(config: object): Record<string, unknown> {
+  const entries = Object.entries(config).filter(([key, value]) => !(key in resources) && !(key in rewards) && value !== undefined)
+  return Object.fromEntries(entries)
+}
+
+function object<T>(what: string, member: string) {
+  const check = (value: unknown) => typeof value === 'object' && value !== null && member in value
+  return z.custom<T>(check, `must be ${what}`).optional()
+}
+
+function fn<T>() {
+  return z.custom<T>((value) => typeof value === 'function', 'must be a function').optional()
+}
+
+function callback() {
+  return fn<(event: TrainerEvent) => void | Promise<void>>()
+}

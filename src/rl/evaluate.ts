@@ -1,0 +1,99 @@
+import type { Dataset } from '../data/jsonl.js'
+import type { Tokenizer } from '../data/tokenizer.js'
+import type { LoopLM } from '../model/model.js'
+import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
+import type { Task } from '../tasks/task.js'
+import type { Rewards } from './config.js'
+import type { Metrics } from './events.js'
+import { openProblems, type ProblemSource } from './problems.js'
+import { namedRewards, scoreCompletions } from './rewards.js'
+import { completionOf, generation } from './rollout.js'
+
+/** Greedy answers to held-out problems with one loop count. */
+export interface Evaluation {
+  /** Loops that every token ran. */
+  loops: number
+  /** Mean reward; the accuracy when rewards are 0 and 1. */
+  reward: number
+  /** Mean tokens per completion. */
+  completionLength: number
+  /** Problems answered. */
+  problems: number
+}
+
+/** What {@link evaluate} answers, and how. */
+export interface EvaluateOptions {
+  /** Its held-out problems are answered. */
+  task?: Task | undefined
+  /** Rows to answer, instead of a task. */
+  dataset?: Dataset | undefined
+  /** Tokenizer of a dataset; default the model's. */
+  tokenizer?: Tokenizer | undefined
+  /** Default: the task's, `exactMatch` for a dataset. */
+  reward?: Rewards | undefined
+  /** How many problems; default 256. */
+  problems?: number | undefined
+  /** Loop counts; default 1 to the model's. */
+  loops?: readonly number[] | undefined
+  /** Longest answer in tokens; default what the task says, 256 for a dataset. */
+  maxNewTokens?: number | undefined
+  signal?: AbortSignal | undefined
+}
+
+const promptsPerCall = 1024 // bounds the cache of keys and values
+
+/**
+ * Answers held-out problems greedily, once per loop count; the same problems each time.
+ *
+ * @throws LoopLMError INVALID_CONFIG without a task, dataset or tokenizer, ABORTED
+ *
+ * @example
+ * ```ts
+ * const results = await evaluate(model, { task: addition({ digits: 3 }), problems: 1000, loops: [2, 4] })
+ * for (const { loops, reward } of results) console.log(loops, reward)
+ * ```
+ */
+export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise<Evaluation[]> {
+  const { task, dataset, tokenizer, problems = 256 } = options
+  const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, seed: 0 })
+  const reward = options.reward ?? (task === undefined ? exactMatch : [{ name: task.name, reward: task.reward }])
+  return answerProblems(model, source, namedRewards(reward), { ...options, problems })
+}
+
+/** The body of {@link evaluate}, for a source that is open already. */
+export async function answerProblems(
+  model: LoopLM,
+  source: ProblemSource,
+  rewards: readonly WeightedReward[],
+  options: Pick<EvaluateOptions, 'loops' | 'maxNewTokens' | 'signal'> & { problems: number },
+): Promise<Evaluation[]> {
+  const problems = source.heldOut(options.problems)
+  const prompts = problems.map(({ prompt }) => source.tokenizer.encode(prompt))
+  const settings = { ...generation(source, options.maxNewTokens), temperature: 0, signal: options.signal }
+  const evaluations: Evaluation[] = []
+  for (const loops of options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)) {
+    const results = []
+    for (let start = 0; start < prompts.length; start += promptsPerCall) {
+      results.push(...(await model.generate(prompts.slice(start, start + promptsPerCall), { ...settings, loops })))
+    }
+    const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
+    const known = (await scoreCompletions(rewards, completions)).rewards.filter((reward) => reward !== null)
+    evaluations.push({
+      loops,
+      reward: known.reduce((sum, reward) => sum + reward, 0) / Math.max(known.length, 1),
+      completionLength: results.reduce((sum, { tokens }) => sum + tokens.length, 0) / Math.max(results.length, 1),
+      problems: problems.length,
+    })
+  }
+  return evaluations
+}
+
+/** `eval/loop_<t>/reward` and `eval/loop_<t>/mean_length` for each loop count t. */
+export function evaluationMetrics(evaluations: readonly Evaluation[]): Metrics {
+  const metrics: Metrics = {}
+  for (const { loops, reward, completionLength } of evaluations) {
+    metrics[`eval/loop_${loops}/reward`] = reward
+    metrics[`eval/loop_${loops}/mean_length`] = completionLength
+  }
+  return metrics
+}

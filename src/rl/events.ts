@@ -1,0 +1,13 @@
+/** Numbers of a step by name. Names follow TRL where TRL has the quantity. */
+export type Metrics = Record<string, number>
+
+/** What `run` of a trainer yields. */
+export type TrainerEvent =
+  /** A step was made. */
+  | { type: 'step'; step: number; metrics: Metrics }
+  /** Held-out problems were answered greedily: `eval/loop_<t>/reward` for each loop count t. */
+  | { type: 'eval'; step: number; metrics: Metrics }
+  /** A checkpoint was written to `path`. */
+  | { type: 'checkpoint'; step: number; metrics: Metrics; path: string }
+  /** The run is over. `metrics` are those of the last step; `aborted` tells whether the AbortSignal ended it. */
+  | { type: 'done'; step: number; metrics: Metrics; aborted: boolean }

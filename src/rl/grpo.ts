@@ -1,0 +1,25 @@
+import type { LoopLM } from '../model/model.js'
+import { type GRPOOptions, grpoOptions } from './config.js'
+import { PolicyGradientTrainer } from './policy-gradient.js'
+import { checkOptions } from './validate.js'
+
+/**
+ * GRPO (DeepSeekMath, arXiv 2402.03300; math.md §3) on the last loop: RLTT's code with all weight on loop T and, unless told otherwise,
+ * the clipped ratio of PPO. With `surrogate: 'reinforce'` its numbers are those of `RLTTTrainer` with `weights: 'last'`.
+ *
+ * @example
+ * ```ts
+ * const trainer = new GRPOTrainer(model, { learningRate: 1e-5, epsilonHigh: 0.28, groupSize: 4 })
+ * const { loss } = await trainer.update({ sequences, promptLengths, rewards: [1, 0, 0, 1] })
+ * ```
+ */
+export class GRPOTrainer extends PolicyGradientTrainer {
+  /**
+   * @param model trained in place
+   * @param options see {@link GRPOOptions}; `looplm options grpo` lists them
+   * @throws LoopLMError INVALID_CONFIG naming every refused option
+   */
+  constructor(model: LoopLM, options: GRPOOptions = {}) {
+    super('grpo', model, { ...checkOptions('GRPOTrainer', grpoOptions, options), alpha: 1, detachWeights: true })
+  }
+}

@@ -1,0 +1,13 @@
+import { LoopLM } from '../model/model.js'
+
+/**
+ * Overwrites a model's parameters with those of a checkpoint of the same sizes.
+ *
+ * @param folder a Hugging Face checkpoint folder
+ * @throws LoopLMError NOT_FOUND or INVALID_FILE naming the file, INVALID_SHAPE naming a parameter that does not fit
+ */
+export async function loadParameters(model: LoopLM, folder: string): Promise<void> {
+  const { device, dtype } = model
+  using loaded = await LoopLM.fromPretrained(folder, { device, dtype })
+  for (const { name } of model.parameters()) await model.setParameter(name, await loaded.getParameter(name))
+}

@@ -1,0 +1,40 @@
+import type { LossMetrics } from '../model/types.js'
+import type { Metrics } from './events.js'
+
+/**
+ * The engine's measurements under TRL's names. A loop that was not scored has no entry.
+ *
+ * @param loss from `LoopLM.accumulateLoss`
+ * @param terms which optional terms the objective has
+ */
+export function lossMetrics(loss: LossMetrics, terms: { ratio: boolean; kl: boolean }): Metrics {
+  const metrics: Metrics = { loss: loss.loss, entropy: loss.entropy }
+  if (terms.kl) Object.assign(metrics, { policy_loss: loss.policyLoss, kl: loss.kl })
+  if (terms.ratio) {
+    metrics['ratio/mean'] = loss.ratio
+    metrics['clip_ratio/low_mean'] = loss.clipLow
+    metrics['clip_ratio/high_mean'] = loss.clipHigh
+    metrics['clip_ratio/region_mean'] = loss.clipLow + loss.clipHigh
+  }
+  metrics['exit_loop/mean'] = loss.exitLoop
+  metrics.exit_entropy = loss.exitEntropy
+  for (const [name, values] of [
+    ['logprob', loss.loopLogprob],
+    ['weight', loss.loopWeight],
+    ['exit_prob', loss.loopExit],
+  ] as const) {
+    for (const [loop, value] of values.entries()) metrics[`loop_${loop + 1}/${name}`] = value
+  }
+  return Object.fromEntries(Object.entries(metrics).filter(([, value]) => !Number.isNaN(value)))
+}
+
+/** The mean of each metric over the entries that have it. */
+export function meanMetrics(list: readonly Metrics[]): Metrics {
+  const names = new Set(list.flatMap((metrics) => Object.keys(metrics)))
+  const means: Metrics = {}
+  for (const name of names) {
+    const values = list.map((metrics) => metrics[name]).filter((value) => value !== undefined)
+    means[name] = values.reduce((sum, value) => sum + value, 0) / values.length
+  }
+  return means
+}

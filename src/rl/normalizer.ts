@@ -1,0 +1,41 @@
+import { LoopLMError } from '../errors.js'
+
+/** How token terms are averaged into a loss; see {@link sequenceNorms}. */
+export type Normalizer = 'response-mean' | 'token-mean' | 'constant'
+
+/**
+ * The factor n of every response token of a sequence (math.md §2). It depends on the logical batch (all sequences of an
+ * optimizer step) and never on how the engine cuts it into micro-batches.
+ *
+ * - `response-mean`: 1 / (B |y|), the mean over sequences of each one's mean (GRPO, arXiv 2402.03300; RLTT, arXiv 2602.10520)
+ * - `token-mean`: 1 / Σ |y|, the mean over all response tokens (DAPO, arXiv 2503.14476)
+ * - `constant`: 1 / (B · maxLength) (Dr. GRPO, arXiv 2503.20783)
+ *
+ * @param responseLengths response tokens |y| of each sequence; one without any gets the factor 0 and still counts in B
+ * @param normalizer which of the three
+ * @param maxLength tokens; needed by `constant`
+ * @throws LoopLMError INVALID_CONFIG when `constant` has no maxLength
+ *
+ * @example
+ * ```ts
+ * sequenceNorms([2, 4], 'response-mean') // [1/4, 1/8]
+ * ```
+ */
+export function sequenceNorms(responseLengths: readonly number[], normalizer: Normalizer, maxLength?: number): number[] {
+  const count = responseLengths.length
+  switch (normalizer) {
+    case 'response-mean':
+      return responseLengths.map((length) => (length === 0 ? 0 : 1 / (count * length)))
+    case 'token-mean': {
+      const total = responseLengths.reduce((sum, length) => sum + length, 0)
+      return responseLengths.map((length) => (length === 0 ? 0 : 1 / total))
+    }
+    case 'constant': {
+      if (maxLength === undefined) {
+        const message = 'normalizer "constant" needs maxCompletionLength (or maxNewTokens), the length it divides by'
+        throw new LoopLMError('INVALID_CONFIG', message, { operation: 'sequenceNorms' })
+      }
+      return responseLengths.map((length) => (length === 0 ? 0 : 1 / (count * maxLength)))
+    }
+  }
+}

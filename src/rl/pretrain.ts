@@ -1,0 +1,83 @@
+import { LoopLMError } from '../errors.js'
+import type { LoopLM } from '../model/model.js'
+import type { LossObjective, TokenSequence } from '../model/types.js'
+import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
+import { checkSequences } from './batch.js'
+import { type PretrainConfig, type PretrainOptions, pretrainOptions } from './config.js'
+import { sequenceNorms } from './normalizer.js'
+import { type ProblemSource, trainingSequence } from './problems.js'
+import { type Prepared, type StepWork, Trainer } from './trainer.js'
+import { checkOptions } from './validate.js'
+
+/** Sequences to learn, as `update` and `gradients` of {@link PretrainTrainer} take them. Other fields are ignored. */
+export interface PretrainBatch {
+  sequences: readonly TokenSequence[]
+  /** Per sequence, how many tokens are given and carry no loss; default 1 each, since the first token has no prediction. */
+  promptLengths?: ArrayLike<number>
+}
+
+/**
+ * Pre-training and supervised fine-tuning of a looped model, Stage I of Ouro (arXiv 2510.25741; math.md §6): the cross-entropy of every
+ * loop, expected under the exit distribution, minus `entropyCoefficient` times the entropy of that distribution; the mean over all
+ * response tokens of the batch. It teaches the trunk, the head and the gate.
+ *
+ * @example
+ * ```ts
+ * const trainer = new PretrainTrainer(model, { task: addition({ digits: 3 }), steps: 300, learningRate: 2e-3, batchSize: 192 })
+ * for await (const event of trainer.run()) console.log(event.step, event.metrics.loss)
+ * ```
+ */
+export class PretrainTrainer extends Trainer<PretrainConfig, PretrainBatch> {
+  protected readonly objective: LossObjective
+  protected readonly maxNewTokens = undefined
+
+  /**
+   * @param model trained in place
+   * @param options see {@link PretrainOptions}; `looplm options pretrain` lists them
+   * @throws LoopLMError INVALID_CONFIG naming every refused option, UNSUPPORTED for `stage: 2`
+   */
+  constructor(model: LoopLM, options: PretrainOptions = {}) {
+    const config = checkOptions('PretrainTrainer', pretrainOptions, options)
+    if (config.stage === 2) {
+      throw new LoopLMError('UNSUPPORTED', 'stage 2 (training the gate alone) is not available; stage 1 is', {
+        operation: 'PretrainTrainer',
+      })
+    }
+    super('pretrain', model, config)
+    this.objective = {
+      weights: 'exit-pdf',
+      detachWeights: false,
+      surrogate: 'reinforce',
+      exitEntropy: config.entropyCoefficient,
+      recompute: config.recompute,
+      tokensPerMicroBatch: config.tokensPerMicroBatch,
+    }
+  }
+
+  protected async prepare(batch: PretrainBatch, operation: string): Promise<Prepared> {
+    const promptLengths = batch.promptLengths ?? Array<number>(batch.sequences?.length ?? 0).fill(1)
+    const responseLengths = checkSequences(operation, batch.sequences, promptLengths)
+    const kept = [...responseLengths.keys()].filter((i) => responseLengths[i]! > 0)
+    if (kept.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'no sequence has a token after its prompt', { operation })
+    const norms = sequenceNorms(responseLengths, 'token-mean')
+    const loss = {
+      sequences: kept.map((i) => batch.sequences[i]!),
+      promptLengths: kept.map((i) => promptLengths[i]!),
+      advantages: kept.map(() => 1),
+      norms: kept.map((i) => norms[i]!),
+    }
+    return { loss, metrics: {} }
+  }
+
+  protected async work(source: ProblemSource): Promise<StepWork> {
+    const { batchSize } = this.config
+    const drawn = source.take(this.step * batchSize, batchSize).map((problem) => trainingSequence(source, problem))
+    const batch = { sequences: drawn.map(({ tokens }) => tokens), promptLengths: drawn.map(({ promptLength }) => promptLength) }
+    const { loss, metrics } = await this.prepare(batch, 'PretrainTrainer.run')
+    return { losses: [loss], metrics, tokens: drawn.reduce((sum, { tokens }) => sum + tokens.length, 0), completions: [] }
+  }
+
+  protected rewardFunctions({ task }: ProblemSource): readonly WeightedReward[] {
+    return task === undefined ? [{ name: 'exactMatch', reward: exactMatch }] : [{ name: task.name, reward: task.reward }]
+  }
+}

@@ -1,0 +1,27 @@
+import type { LoopLM } from '../model/model.js'
+import { type RLTTOptions, rlttOptions } from './config.js'
+import { PolicyGradientTrainer } from './policy-gradient.js'
+import { checkOptions } from './validate.js'
+
+/**
+ * RLTT, reinforcement learning on the thoughts of every loop (arXiv 2602.10520; math.md §4): the policy gradient of the log-probabilities
+ * after each loop, weighted by the probability of leaving there, so that early loops get credit as well.
+ *
+ * The constructor reads and writes nothing. `update` and `gradients` need neither task nor reward.
+ *
+ * @example
+ * ```ts
+ * const trainer = new RLTTTrainer(model, { task: addition({ digits: 3 }), steps: 200, learningRate: 2e-4, runDir: 'runs/addition' })
+ * for await (const event of trainer.run()) if (event.type === 'step') console.log(event.step, event.metrics.reward)
+ * ```
+ */
+export class RLTTTrainer extends PolicyGradientTrainer {
+  /**
+   * @param model trained in place
+   * @param options see {@link RLTTOptions}; `looplm options rltt` lists them
+   * @throws LoopLMError INVALID_CONFIG naming every refused option
+   */
+  constructor(model: LoopLM, options: RLTTOptions = {}) {
+    super('rltt', model, checkOptions('RLTTTrainer', rlttOptions, options))
+  }
+}

@@ -1,0 +1,107 @@
+import { Random } from '../data/random.js'
+import type { LoopLM } from '../model/model.js'
+import type { GenerateOptions, GenerateResult, RealArray } from '../model/types.js'
+import type { WeightedReward } from '../tasks/rewards.js'
+import type { PolicyConfig } from './config.js'
+import type { Metrics } from './events.js'
+import type { Problem, ProblemSource } from './problems.js'
+import { type Completion, scoreCompletions } from './rewards.js'
+
+/** Sampled completions with their rewards, `groupSize` consecutive ones per prompt. */
+export interface Rollouts {
+  sequences: Int32Array[]
+  promptLengths: number[]
+  rewards: (number | null)[]
+  /** Per sequence, one log-probability per response token as the sampler computed it. */
+  samplingLogprobs: RealArray[]
+  completions: Completion[]
+  /** Scores per reward name and completion, before weighting. */
+  scores: Record<string, (number | null)[]>
+  metrics: Metrics
+}
+
+const seedStream = 2 // substreams 0 and 1 of Random(seed, ·) draw the problems of tasks
+
+/**
+ * Samples and scores the completions of one step. Prompts and draws depend on (seed, step) alone.
+ *
+ * @param step 0-based
+ * @param signal stops between two kernels with ABORTED
+ */
+export async function rollOut(
+  model: LoopLM,
+  source: ProblemSource,
+  rewards: readonly WeightedReward[],
+  config: PolicyConfig,
+  step: number,
+  signal?: AbortSignal,
+): Promise<Rollouts> {
+  const { promptsPerStep, gradientAccumulation, groupSize, temperature, topK, topP } = config
+  const problems: Problem[] = []
+  const prompts: number[][] = []
+  const results: GenerateResult[] = []
+  const start = performance.now()
+  for (let call = 0; call < gradientAccumulation; call++) {
+    const position = (step * gradientAccumulation + call) * promptsPerStep
+    const drawn = source.take(position, promptsPerStep).flatMap((problem) => Array<Problem>(groupSize).fill(problem))
+    const encoded = drawn.map(({ prompt }) => source.tokenizer.encode(prompt))
+    const seed = new Random(config.seed, step, seedStream + call).word()
+    const options = { ...generation(source, config.maxNewTokens), temperature, topK, topP, seed, signal }
+    problems.push(...drawn)
+    prompts.push(...encoded)
+    results.push(...(await model.generate(encoded, options)))
+  }
+  const samplingTime = (performance.now() - start) / 1000
+  const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
+  const scored = await scoreCompletions(rewards, completions)
+  return {
+    sequences: results.map(({ tokens }, i) => Int32Array.from([...prompts[i]!, ...tokens])),
+    promptLengths: prompts.map((prompt) => prompt.length),
+    rewards: scored.rewards,
+    samplingLogprobs: results.map(({ logprobs }) => logprobs),
+    completions,
+    scores: scored.byName,
+    metrics: {
+      ...scored.metrics,
+      'completions/clipped_ratio': results.filter(({ finishReason }) => finishReason === 'length').length / results.length,
+      sampling_time: samplingTime,
+    },
+  }
+}
+
+/** Generation options that rollouts and evaluations share: full depth, and where a completion ends. */
+export function generation(source: ProblemSource, maxNewTokens: number | undefined): GenerateOptions {
+  return {
+    maxNewTokens: maxNewTokens ?? source.maxNewTokens,
+    exit: { rule: 'fixed' },
+    ...(source.stop === undefined ? {} : { stop: source.stop }),
+  }
+}
+
+/** What the reward functions see: the text without the token that ended it. */
+export function completionOf(source: ProblemSource, problem: Problem, result: GenerateResult): Completion {
+  const tokens = result.finishReason === 'stop' ? result.tokens.slice(0, -1) : result.tokens
+  return { prompt: problem.prompt, completion: source.tokenizer.decode(tokens), columns: problem }
+}
+
+/**
+ * How far the sampler's log-probabilities are from those of the training kernels.
+ *
+ * @param sampling per sequence, one per response token
+ * @param scored per sequence len-1, last loop
+ */
+export function logprobDifference(sampling: readonly RealArray[], scored: readonly ArrayLike<number>[]): Metrics {
+  let sum = 0
+  let max = 0
+  let count = 0
+  for (const [i, logprobs] of sampling.entries()) {
+    const start = scored[i]!.length - logprobs.length
+    for (let j = 0; j < logprobs.length; j++) {
+      const difference = Math.abs(logprobs[j]! - scored[i]![start + j]!)
+      sum += difference
+      max = Math.max(max, difference)
+      count++
+    }
+  }
+  return { 'sampling/logprob_difference/mean': count === 0 ? 0 : sum / count, 'sampling/logprob_difference/max': max }
+}

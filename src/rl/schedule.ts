@@ -1,0 +1,37 @@
+/** What {@link learningRateAt} needs; the fields of a trainer's configuration. */
+export interface Schedule {
+  schedule: 'constant' | 'linear' | 'cosine'
+  /** Peak, reached after the warm-up. */
+  learningRate: number
+  /** Where `linear` and `cosine` end. */
+  minLearningRate: number
+  /** Steps of the whole run. */
+  steps: number
+  /** Steps of linear warm-up; takes precedence over `warmupRatio`. */
+  warmupSteps?: number | undefined
+  /** Share of `steps` that is warm-up, rounded up. */
+  warmupRatio?: number | undefined
+}
+
+/**
+ * The learning rate of a step: linear warm-up from `learningRate / warmup` to `learningRate`, then constant, or falling
+ * along a line or half a cosine so that `minLearningRate` would be reached by the step after the last one, where it stays.
+ *
+ * @param schedule the schedule's fields of a configuration
+ * @param step 0-based: 0 is the run's first step
+ *
+ * @example
+ * ```ts
+ * learningRateAt({ schedule: 'linear', learningRate: 1, minLearningRate: 0, steps: 4 }, 3) // 0.25
+ * ```
+ */
+export function learningRateAt(schedule: Schedule, step: number): number {
+  const { learningRate, minLearningRate, steps } = schedule
+  const warmup = schedule.warmupSteps ?? Math.ceil((schedule.warmupRatio ?? 0) * steps)
+  if (step < warmup) return (learningRate * (step + 1)) / warmup
+  if (schedule.schedule === 'constant') return learningRate
+  const first = Math.max(warmup - 1, 0) // the step at which the peak is reached
+  const progress = Math.min((step - first) / (steps - first), 1)
+  const height = schedule.schedule === 'linear' ? 1 - progress : (1 + Math.cos(Math.PI * progress)) / 2
+  return minLearningRate + (learningRate - minLearningRate) * height
+}

@@ -1,0 +1,70 @@
+import type { z } from 'zod'
+import { LoopLMError } from '../errors.js'
+
+/**
+ * Checks options against a schema and fills in the defaults. Every refused field is named with its value and what is allowed;
+ * an unknown field is answered with the nearest known one.
+ *
+ * @param operation what the options belong to, for example `RLTTTrainer` or a file's path
+ * @param schema a zod object schema that refuses unknown keys
+ * @param options what the caller gave
+ * @throws LoopLMError INVALID_CONFIG with one line per problem
+ */
+export function checkOptions<Schema extends z.ZodObject>(operation: string, schema: Schema, options: unknown): z.output<Schema> {
+  const result = schema.safeParse(options, { reportInput: true })
+  if (result.success) return result.data
+  const known = Object.keys(schema.shape)
+  const lines = result.error.issues.flatMap((issue) => {
+    const field = issue.path.join('.')
+    if (issue.code === 'unrecognized_keys') {
+      return issue.keys.map((key) => unknownKey(field === '' ? key : `${field}.${key}`, field === '' ? known : []))
+    }
+    const where = field === '' ? 'options' : field
+    const value = 'input' in issue && issue.code !== 'custom' ? `, got ${show(issue.input)}` : ''
+    return [`${where}: ${issue.message}${value}`]
+  })
+  throw new LoopLMError('INVALID_CONFIG', lines.join('\n'), { operation, cause: result.error })
+}
+
+/** The known name nearest to a misspelt one, or undefined when none is near. */
+export function nearestName(name: string, known: readonly string[]): string | undefined {
+  let best: string | undefined
+  let bestDistance = Math.max(2, Math.floor(name.length / 3)) + 1
+  for (const candidate of known) {
+    const distance = editDistance(plain(name), plain(candidate))
+    if (distance < bestDistance) {
+      best = candidate
+      bestDistance = distance
+    }
+  }
+  return best
+}
+
+function unknownKey(key: string, known: readonly string[]): string {
+  const nearest = nearestName(key, known)
+  if (nearest !== undefined) return `${key}: unknown option; did you mean ${nearest}?`
+  return known.length === 0 ? `${key}: unknown option` : `${key}: unknown option; the options are ${known.join(', ')}`
+}
+
+function plain(name: string): string {
+  return name.replaceAll(/[-_]/g, '').toLowerCase()
+}
+
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j)
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i]
+    for (let j = 1; j <= b.length; j++) {
+      next.push(Math.min(next[j - 1]! + 1, row[j]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)))
+    }
+    row = next
+  }
+  return row[b.length]!
+}
+
+function show(value: unknown): string {
+  if (typeof value === 'function') return 'a function'
+  if (typeof value === 'number' || typeof value === 'bigint' || value === undefined) return String(value)
+  const text = JSON.stringify(value) ?? String(value)
+  return text.length > 80 ? `${text.slice(0, 77)}…` : text
+}

@@ -1,0 +1,207 @@
+import { LoopLMError, toLoopLMError } from '../errors.js'
+import { call, context, type NativeTensor, native } from '../native.js'
+import { checkDevice } from './devices.js'
+import { checkOperand, Tensor } from './tensor.js'
+import type { DeviceName, DType, NestedNumbers, TensorOptions } from './types.js'
+
+/** What a tensor is made from. */
+type Source = NestedNumbers | Float32Array | Float64Array | Int32Array | Uint16Array
+
+const dtypes: readonly DType[] = ['float32', 'bfloat16', 'float64', 'int32']
+
+/**
+ * A tensor with the given elements, copied before the call returns.
+ *
+ * @param data a typed array in row-major order, or numbers in nested arrays. A `Uint16Array` holds bfloat16 bits; other numbers are rounded
+ *   to nearest
+ * @param shape default: the nesting of the data, or one axis
+ * @param options dtype and device
+ * @throws LoopLMError INVALID_SHAPE, INVALID_ARGUMENT, UNSUPPORTED (float64 is on device `reference` only)
+ *
+ * @example
+ * ```ts
+ * const x = tensor(new Float32Array(6), [2, 3])
+ * const y = tensor([[1, 2, 3]], undefined, { dtype: 'bfloat16' })
+ * ```
+ */
+export function tensor<D extends DType>(
+  data: Source,
+  shape: readonly number[] | undefined,
+  options: TensorOptions<D> & { dtype: D },
+): Tensor<D>
+export function tensor(data: Int32Array, shape?: readonly number[], options?: { device?: DeviceName }): Tensor<'int32'>
+export function tensor(data: Uint16Array, shape?: readonly number[], options?: { device?: DeviceName }): Tensor<'bfloat16'>
+export function tensor(data: Source, shape: readonly number[] | undefined, options: { device: 'reference' }): Tensor<'float64'>
+export function tensor(
+  data: NestedNumbers | Float32Array,
+  shape?: readonly number[],
+  options?: { device?: 'cpu' | 'cuda' },
+): Tensor<'float32'>
+export function tensor(data: Source, shape?: readonly number[], options: TensorOptions = {}): Tensor {
+  const operation = 'tensor'
+  const device = checkDevice(options.device, operation)
+  const nested = ArrayBuffer.isView(data) ? undefined : flatten(data, operation)
+  const values = nested?.values ?? (data as Exclude<Source, NestedNumbers>)
+  const dtype = checkDType(options.dtype ?? defaultDType(data, device), operation)
+  const dimensions = shape ?? nested?.shape ?? [values.length]
+  return create(operation, device, dtype, (on) =>
+    native().tensorCreate(on, dtype, dimensions, elements(values, dtype, operation)),
+  )
+}
+
+/**
+ * A tensor of zeros.
+ *
+ * @param shape elements per axis, each at least 1
+ * @param options dtype and device
+ * @throws LoopLMError INVALID_SHAPE, UNSUPPORTED
+ *
+ * @example
+ * ```ts
+ * await zeros([2, 2]).toArray() // Float32Array [0, 0, 0, 0]
+ * ```
+ */
+export function zeros<D extends DType = 'float32'>(shape: readonly number[], options: TensorOptions<D> = {}): Tensor<D> {
+  return filled('zeros', shape, 0, options)
+}
+
+/**
+ * A tensor of ones.
+ *
+ * @param shape elements per axis, each at least 1
+ * @param options dtype and device
+ * @throws LoopLMError INVALID_SHAPE, UNSUPPORTED
+ *
+ * @example
+ * ```ts
+ * await ones([2], { dtype: 'int32' }).toArray() // Int32Array [1, 1]
+ * ```
+ */
+export function ones<D extends DType = 'float32'>(shape: readonly number[], options: TensorOptions<D> = {}): Tensor<D> {
+  return filled('ones', shape, 1, options)
+}
+
+/**
+ * A tensor whose elements are all `value`.
+ *
+ * @param shape elements per axis, each at least 1
+ * @param value rounded to nearest
+ * @param options dtype and device
+ * @throws LoopLMError INVALID_SHAPE, UNSUPPORTED
+ *
+ * @example
+ * ```ts
+ * await full([2], 0.5).toArray() // Float32Array [0.5, 0.5]
+ * ```
+ */
+export function full<D extends DType = 'float32'>(
+  shape: readonly number[],
+  value: number,
+  options: TensorOptions<D> = {},
+): Tensor<D> {
+  return filled('full', shape, value, options)
+}
+
+/**
+ * Tensors one after the other along an axis; all other axes must agree.
+ *
+ * @param tensors at least one, of one dtype and device
+ * @param axis negative counts from the end; default 0
+ * @throws LoopLMError INVALID_SHAPE naming both shapes
+ *
+ * @example
+ * ```ts
+ * using both = await concat([tensor([1, 2]), tensor([3])])
+ * await both.toArray() // Float32Array [1, 2, 3]
+ * ```
+ */
+export async function concat<D extends DType>(tensors: readonly Tensor<D>[], axis = 0): Promise<Tensor<D>> {
+  const operation = 'concat'
+  const first = tensors[0]
+  if (first === undefined) throw new LoopLMError('INVALID_ARGUMENT', 'give at least one tensor', { operation })
+  for (const other of tensors) checkOperand(operation, first.device, first.dtype, other)
+  const handles = tensors.map((each) => each.handle(operation))
+  return new Tensor(await call(operation, () => native().tensorConcat(handles, axis)), first.dtype, first.device)
+}
+
+function filled<D extends DType>(
+  operation: string,
+  shape: readonly number[],
+  value: number,
+  options: TensorOptions<D>,
+): Tensor<D> {
+  const device = checkDevice(options.device, operation)
+  const dtype = checkDType(options.dtype ?? (device === 'reference' ? 'float64' : 'float32'), operation) as D
+  return create(operation, device, dtype, (on) => native().tensorFill(on, dtype, shape, value))
+}
+
+function create<D extends DType>(
+  operation: string,
+  device: DeviceName,
+  dtype: D,
+  make: (on: ReturnType<typeof context>) => NativeTensor,
+): Tensor<D> {
+  const on = context(device, 0, operation)
+  try {
+    return new Tensor(make(on), dtype, device)
+  } catch (error) {
+    throw toLoopLMError(error, operation)
+  }
+}
+
+function defaultDType(data: Source, device: DeviceName): DType {
+  if (data instanceof Int32Array) return 'int32'
+  if (data instanceof Float64Array || device === 'reference') return 'float64'
+  return data instanceof Uint16Array ? 'bfloat16' : 'float32'
+}
+
+function checkDType(dtype: unknown, operation: string): DType {
+  const known = dtypes.find((word) => word === dtype)
+  if (known !== undefined) return known
+  throw new LoopLMError('INVALID_ARGUMENT', `dtype must be one of ${dtypes.join(', ')}, got ${String(dtype)}`, { operation })
+}
+
+/** The typed array that the addon takes for a dtype. */
+function elements(
+  values: ArrayLike<number>,
+  dtype: DType,
+  operation: string,
+): Float32Array | Float64Array | Int32Array | Uint16Array {
+  if (dtype === 'bfloat16') return values instanceof Uint16Array ? values : toFloat32(values)
+  if (values instanceof Uint16Array) {
+    throw new LoopLMError('INVALID_ARGUMENT', `a Uint16Array holds bfloat16 bits; it cannot become ${dtype}`, { operation })
+  }
+  if (dtype === 'float64') return values instanceof Float64Array ? values : Float64Array.from(values)
+  if (dtype === 'float32') return toFloat32(values)
+  if (values instanceof Int32Array) return values
+  const whole = Int32Array.from(values)
+  const bad = whole.findIndex((value, i) => value !== values[i])
+  if (bad === -1) return whole
+  throw new LoopLMError('INVALID_ARGUMENT', `element ${bad} is ${values[bad]}, which int32 cannot hold`, { operation })
+}
+
+function toFloat32(values: ArrayLike<number>): Float32Array {
+  return values instanceof Float32Array ? values : Float32Array.from(values)
+}
+
+/** Numbers of nested arrays in row-major order, and the shape; every level must be even. */
+function flatten(data: NestedNumbers, operation: string): { values: number[]; shape: number[] } {
+  const shape: number[] = []
+  for (let level: NestedNumbers | undefined = data; Array.isArray(level); level = level[0]) shape.push(level.length)
+  const values: number[] = []
+  const visit = (value: NestedNumbers, depth: number) => {
+    if (typeof value === 'number' && depth === shape.length) {
+      values.push(value)
+    } else if (Array.isArray(value) && value.length === shape[depth]) {
+      for (const inner of value) visit(inner, depth + 1)
+    } else {
+      const found = Array.isArray(value) ? `an array of ${value.length}` : `a ${typeof value}`
+      const wanted = depth < shape.length ? `an array of ${shape[depth]}` : 'a number'
+      throw new LoopLMError('INVALID_SHAPE', `nested arrays must be even: expected ${wanted} at depth ${depth}, got ${found}`, {
+        operation,
+      })
+    }
+  }
+  visit(data, 0)
+  return { values, shape }
+}

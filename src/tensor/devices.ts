@@ -1,0 +1,80 @@
+import { LoopLMError, toLoopLMError } from '../errors.js'
+import { native } from '../native.js'
+import type { DeviceName } from './types.js'
+
+const names: readonly DeviceName[] = ['cpu', 'reference', 'cuda']
+
+/** One entry of {@link devices}. */
+export interface DeviceStatus {
+  /** What the `device` option takes. */
+  name: string
+  /** Whether it can be used here. */
+  available: boolean
+  /** Instruction set and threads, or why the device cannot be used. */
+  description: string
+}
+
+/**
+ * The devices this build knows, and whether they work on this machine.
+ *
+ * @throws LoopLMError NATIVE_LOAD when the engine cannot be loaded
+ *
+ * @example
+ * ```ts
+ * for (const { name, available, description } of devices()) console.log(name, available, description)
+ * ```
+ */
+export function devices(): DeviceStatus[] {
+  const binding = native()
+  try {
+    return binding.devices()
+  } catch (error) {
+    throw toLoopLMError(error, 'devices')
+  }
+}
+
+/** What {@link memory} returns. */
+export interface MemoryStatistics {
+  /** Bytes of device memory in buffers now, over all devices of the process. */
+  bytes: number
+  /** The most there ever were, since the start or {@link resetPeakMemory}. */
+  peak: number
+  /** Number of buffers now. */
+  buffers: number
+}
+
+/**
+ * Memory that tensors, models and optimizers hold. The garbage collector does not see it: `dispose()` gives it back.
+ *
+ * @example
+ * ```ts
+ * const before = memory().bytes
+ * tensor([1, 2, 3]).dispose()
+ * memory().bytes === before // true
+ * ```
+ */
+export function memory(): MemoryStatistics {
+  return native().memory()
+}
+
+/**
+ * Sets the peak of {@link memory} to what is held now.
+ *
+ * @example
+ * ```ts
+ * resetPeakMemory()
+ * await model.score(sequences)
+ * console.log(memory().peak)
+ * ```
+ */
+export function resetPeakMemory(): void {
+  native().resetPeakMemory()
+}
+
+/** The device option, or INVALID_ARGUMENT naming the known ones. */
+export function checkDevice(device: unknown, operation: string): DeviceName {
+  const name = names.find((known) => known === (device ?? 'cpu'))
+  if (name !== undefined) return name
+  const known = names.map((word) => `'${word}'`).join(', ')
+  throw new LoopLMError('INVALID_ARGUMENT', `device must be one of ${known}, got ${JSON.stringify(device)}`, { operation })
+}

@@ -1,0 +1,198 @@
+import { LoopLMError } from '../errors.js'
+import { call, type NativeTensor, native } from '../native.js'
+import type { DeviceName, DType, DTypeArrays, FloatDType } from './types.js'
+
+/** Values of a tensor as JavaScript reads them. */
+type Values<D extends DType> = { float32: Float32Array; bfloat16: Float32Array; float64: Float64Array; int32: Int32Array }[D]
+
+/**
+ * An immutable dense array on a device. Operations return promises and run in the order in which they were called; mixing dtypes or
+ * devices is an error, for the compiler (dtypes) and at run time. Memory is given back by `dispose()` or `using`; the garbage collector is
+ * the fallback.
+ *
+ * @example
+ * ```ts
+ * using a = tensor([[1, 2], [3, 4]])
+ * using b = await a.matmul(a, { transposeB: true })
+ * await b.toArray() // Float32Array [5, 11, 11, 25]
+ * ```
+ */
+export class Tensor<D extends DType = DType> {
+  readonly dtype: D
+  readonly device: DeviceName
+  /** Elements per axis; [] is a single number. */
+  readonly shape: readonly number[]
+  readonly #handle: NativeTensor
+
+  /** @internal Use {@link tensor}, {@link zeros}, {@link ones} or {@link full}. */
+  constructor(handle: NativeTensor, dtype: D, device: DeviceName) {
+    this.#handle = handle
+    this.dtype = dtype
+    this.device = device
+    this.shape = Object.freeze(native().tensorShape(handle))
+  }
+
+  /** Number of elements. */
+  get size(): number {
+    return this.shape.reduce((product, n) => product * n, 1)
+  }
+
+  /**
+   * Matrix product of the last two axes, [m, k] × [k, n]; leading axes are batches and broadcast as in numpy. Accumulates in float32
+   * (float64 for float64).
+   *
+   * @param other same dtype and device
+   * @param options.transposeA this tensor's last two axes are [k, m]
+   * @param options.transposeB the other's are [n, k], as a linear layer's weight is
+   * @throws LoopLMError INVALID_SHAPE with both shapes
+   */
+  async matmul(
+    this: Tensor<D & FloatDType>,
+    other: Tensor<NoInfer<D & FloatDType>>,
+    options: { transposeA?: boolean; transposeB?: boolean } = {},
+  ): Promise<Tensor<D>> {
+    const { transposeA = false, transposeB = false } = options
+    return this.#result('matmul', [other], (a, b) => native().tensorMatmul(a, b!, transposeA, transposeB))
+  }
+
+  /** Element-wise sum with numpy's broadcasting. @throws LoopLMError INVALID_SHAPE with both shapes */
+  async add(other: Tensor<NoInfer<D>>): Promise<Tensor<D>> {
+    return this.#result('add', [other], (a, b) => native().tensorBinary('add', a, b!))
+  }
+
+  /** Element-wise product with numpy's broadcasting. @throws LoopLMError INVALID_SHAPE with both shapes */
+  async mul(other: Tensor<NoInfer<D>>): Promise<Tensor<D>> {
+    return this.#result('mul', [other], (a, b) => native().tensorBinary('mul', a, b!))
+  }
+
+  /**
+   * x · rsqrt(mean x² + eps) · weight over the last axis, computed in float32 (Zhang and Sennrich, arXiv 1910.07467).
+   *
+   * @param weight [n], where n is the last axis
+   * @param options.eps default 1e-6
+   */
+  async rmsNorm(
+    this: Tensor<D & FloatDType>,
+    weight: Tensor<NoInfer<D & FloatDType>>,
+    options: { eps?: number } = {},
+  ): Promise<Tensor<D>> {
+    return this.#result('rmsNorm', [weight], (x, w) => native().tensorRmsNorm(x, w!, options.eps ?? 1e-6))
+  }
+
+  /** exp(x) / Σ exp(x) over the last axis. */
+  async softmax(this: Tensor<D & FloatDType>): Promise<Tensor<D>> {
+    return this.#result('softmax', [], (x) => native().tensorSoftmax(x, false))
+  }
+
+  /** x - log Σ exp(x) over the last axis. */
+  async logSoftmax(this: Tensor<D & FloatDType>): Promise<Tensor<D>> {
+    return this.#result('logSoftmax', [], (x) => native().tensorSoftmax(x, true))
+  }
+
+  /**
+   * Rows along axis 0.
+   *
+   * @param indices int32, any shape; the result has the shape of indices followed by this tensor's other axes
+   * @throws LoopLMError INVALID_ARGUMENT naming an index outside axis 0
+   */
+  async gather(indices: Tensor<'int32'>): Promise<Tensor<D>> {
+    const operation = 'Tensor.gather'
+    const [x, at] = [this.handle(operation), indices.handle(operation)]
+    checkOperand(operation, this.device, 'int32', indices)
+    return new Tensor(await call(operation, () => native().tensorGather(x, at)), this.dtype, this.device)
+  }
+
+  /** Sum over an axis, which disappears, or over all elements. @param axis negative counts from the end */
+  async sum(axis?: number): Promise<Tensor<D>> {
+    return this.#result('sum', [], (x) => native().tensorReduce('sum', x, axis))
+  }
+
+  /** Mean over an axis, which disappears, or over all elements. @param axis negative counts from the end */
+  async mean(this: Tensor<D & FloatDType>, axis?: number): Promise<Tensor<D>> {
+    return this.#result('mean', [], (x) => native().tensorReduce('mean', x, axis))
+  }
+
+  /** Largest element along an axis, which disappears, or of all elements. @param axis negative counts from the end */
+  async max(axis?: number): Promise<Tensor<D>> {
+    return this.#result('max', [], (x) => native().tensorReduce('max', x, axis))
+  }
+
+  /** Index of the largest element along an axis, which disappears, or of all elements; the lowest index wins a tie. */
+  async argmax(axis?: number): Promise<Tensor<'int32'>> {
+    const handle = this.handle('Tensor.argmax')
+    return new Tensor(await call('Tensor.argmax', () => native().tensorReduce('argmax', handle, axis)), 'int32', this.device)
+  }
+
+  /** The same elements in row-major order under another shape: a view, whose memory lives until both are disposed. @param shape one entry may be -1 */
+  async reshape(shape: readonly number[]): Promise<Tensor<D>> {
+    return this.#result('reshape', [], (x) => native().tensorReshape(x, shape))
+  }
+
+  /** A copy of the elements from `begin` up to, not including, `end` on every axis. @param end default the tensor's shape */
+  async slice(begin: readonly number[], end: readonly number[] = this.shape): Promise<Tensor<D>> {
+    return this.#result('slice', [], (x) => native().tensorSlice(x, begin, end))
+  }
+
+  /** Swaps axes: axis i of the result is axis axes[i] of this tensor. @param axes default: all reversed */
+  async transpose(axes: readonly number[] = this.shape.map((_, i) => i).reverse()): Promise<Tensor<D>> {
+    return this.#result('transpose', [], (x) => native().tensorTranspose(x, axes))
+  }
+
+  /** A copy in another dtype: rounding to nearest, to int32 towards zero. float64 is on device `reference` only. */
+  async cast<To extends DType>(dtype: To): Promise<Tensor<To>> {
+    const handle = this.handle('Tensor.cast')
+    return new Tensor(await call('Tensor.cast', () => native().tensorCast(handle, dtype)), dtype, this.device)
+  }
+
+  /** The elements as they are, row-major; bfloat16 as its 16 bits. */
+  async data(): Promise<DTypeArrays[D]> {
+    const handle = this.handle('Tensor.data')
+    return (await call('Tensor.data', () => native().tensorData(handle))) as DTypeArrays[D]
+  }
+
+  /** The elements as numbers, row-major; bfloat16 widened to a Float32Array. */
+  async toArray(): Promise<Values<D>> {
+    const data = await this.data()
+    if (!(data instanceof Uint16Array)) return data as unknown as Values<D>
+    return new Float32Array(Uint32Array.from(data, (bits) => bits << 16).buffer) as unknown as Values<D>
+  }
+
+  /** Gives the memory back once the calls that were made before have ended. Later calls throw DISPOSED. */
+  dispose(): void {
+    this.#handle.dispose()
+  }
+
+  /** `using x = …` disposes at the end of the block. */
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  /** @internal The engine's object, or DISPOSED. */
+  handle(operation: string): NativeTensor {
+    if (!this.#handle.disposed) return this.#handle
+    throw new LoopLMError('DISPOSED', 'the tensor was disposed', { operation })
+  }
+
+  async #result(
+    name: string,
+    others: readonly Tensor[],
+    run: (x: NativeTensor, other?: NativeTensor) => Promise<NativeTensor>,
+  ): Promise<Tensor<D>> {
+    const operation = `Tensor.${name}`
+    const x = this.handle(operation)
+    for (const other of others) checkOperand(operation, this.device, this.dtype, other)
+    return new Tensor(await call(operation, () => run(x, others[0]?.handle(operation))), this.dtype, this.device)
+  }
+}
+
+/** Refuses an operand of another dtype or device. */
+export function checkOperand(operation: string, device: DeviceName, dtype: DType, other: Tensor): void {
+  if (other.dtype !== dtype) {
+    const message = `expected a tensor of dtype ${dtype}, got ${other.dtype}; dtypes do not mix: cast one of them`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  if (other.device !== device) {
+    const message = `expected a tensor on device ${device}, got one on ${other.device}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+}

@@ -1,0 +1,27 @@
+/** Devices that looplm knows; `devices()` says which work here. */
+export type DeviceName = 'cpu' | 'reference' | 'cuda'
+
+/** Element types of a {@link Tensor}. `float64` lives on device `reference`, `bfloat16` on the others. */
+export type DType = 'float32' | 'bfloat16' | 'float64' | 'int32'
+
+/** The dtypes that arithmetic other than `add`, `mul`, `sum` and `max` is defined for. */
+export type FloatDType = Exclude<DType, 'int32'>
+
+/** The typed array that holds a dtype's elements as they are: bfloat16 as its 16 bits. */
+export interface DTypeArrays {
+  float32: Float32Array
+  bfloat16: Uint16Array
+  float64: Float64Array
+  int32: Int32Array
+}
+
+/** Numbers in arrays nested to any depth; every level must be even. */
+export type NestedNumbers = number | readonly NestedNumbers[]
+
+/** Where a new tensor lives and what it holds. */
+export interface TensorOptions<D extends DType = DType> {
+  /** Default: by the data's type (`Int32Array` int32, `Float64Array` float64, `Uint16Array` bfloat16), else float32, on `reference` float64. */
+  dtype?: D
+  /** Default `cpu`. */
+  device?: DeviceName
+}

@@ -1,0 +1,215 @@
+// The command line as a user meets it: the built program in a process of its own.
+import { type ChildProcess, spawn } from 'node:child_process'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { stringify } from 'yaml'
+
+const program = join(import.meta.dirname, '..', 'dist', 'src', 'cli', 'main.js')
+let root: string
+beforeAll(async () => {
+  root = await mkdtemp(join(tmpdir(), 'looplm-cli-'))
+})
+afterAll(() => rm(root, { recursive: true }))
+
+interface Outcome {
+  code: number | null
+  stdout: string
+  stderr: string
+}
+
+function looplm(args: readonly string[], watch?: (process: ChildProcess, stdout: string) => void): Promise<Outcome> {
+  return new Promise((resolve) => {
+    const child = spawn(process.execPath, [program, ...args], { cwd: root })
+    let stdout = ''
+    let stderr = ''
+    child.stdout.on('data', (text) => {
+      stdout += text
+      watch?.(child, stdout)
+    })
+    child.stderr.on('data', (text) => {
+      stderr += text
+    })
+    child.on('close', (code) => resolve({ code, stdout, stderr }))
+  })
+}
+
+const jsonLines = (text: string) =>
+  text
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+
+const config = {
+  trainer: 'pretrain',
+  model: { hidden_size: 16, intermediate_size: 24, num_hidden_layers: 1, num_attention_heads: 2, total_ut_steps: 2 },
+  task: { name: 'addition', digits: 1 },
+  threads: 1,
+  options: { steps: 4, batchSize: 8, learningRate: 0.01 },
+}
+
+async function writeConfig(name: string, change: object = {}): Promise<string> {
+  const path = join(root, name)
+  await writeFile(path, stringify({ ...config, ...change }))
+  return path
+}
+
+function expectRefusal({ code, stdout, stderr }: Outcome, message: RegExp): void {
+  expect(stderr).toMatch(message)
+  expect(stderr).not.toMatch(/^\s+at /m)
+  expect(stdout).toBe('')
+  expect(code).toBe(2)
+}
+
+describe('looplm', () => {
+  it('says what works on this machine', async () => {
+    const { code, stdout } = await looplm(['info', '--json'])
+    const facts = JSON.parse(stdout)
+    expect(code).toBe(0)
+    expect(facts.node).toBe(process.version)
+    expect(facts.devices.map(({ name }: { name: string }) => name)).toEqual(expect.arrayContaining(['cpu', 'reference', 'cuda']))
+    for (const { description } of facts.devices) expect(description).not.toBe('')
+    expect((await looplm(['info'])).stdout).toContain(facts.looplm)
+  })
+
+  it('lists the options of a trainer', async () => {
+    const { stdout } = await looplm(['options', 'rltt', '--json'])
+    expect(JSON.parse(stdout)).toContainEqual(expect.objectContaining({ name: 'groupSize', default: '8' }))
+    expect((await looplm(['options', 'pretrain'])).stdout).toMatch(/^entropyCoefficient: number >= 0 = 0\.1$/m)
+  })
+
+  it('trains, evaluates and generates from one folder', async () => {
+    const path = await writeConfig('train.yaml')
+    const trained = await looplm(['train', path, '--run-dir', 'runs/a', '--set', 'steps=3', '--set', 'task.digits=2', '--json'])
+    expect(trained.stderr).toBe('')
+    expect(trained.code).toBe(0)
+    const events = jsonLines(trained.stdout)
+    expect(events.map(({ type }) => type)).toEqual(['step', 'step', 'step', 'checkpoint', 'done'])
+    const written = await readFile(join(root, 'runs/a/config.yaml'), 'utf8')
+    expect(written).toMatch(/digits: 2[\s\S]*steps: 3/)
+    expect(jsonLines(await readFile(join(root, 'runs/a/metrics.jsonl'), 'utf8'))).toHaveLength(3)
+
+    const model = 'runs/a/checkpoints/step-3'
+    const task = '{ name: addition, digits: 2 }'
+    const evaluated = await looplm(['eval', model, '--task', task, '--problems', '8', '--loops', '1,2', '--json'])
+    expect(JSON.parse(evaluated.stdout).results.map(({ loops }: { loops: number }) => loops)).toEqual([1, 2])
+
+    const generated = await looplm([
+      'generate',
+      model,
+      '--prompt',
+      '12+34=',
+      '--prompt',
+      '00+00=',
+      '--max-new-tokens',
+      '3',
+      '--temperature',
+      '0',
+      '--stop',
+      '+',
+      '--json',
+    ])
+    const results = jsonLines(generated.stdout)
+    expect(results.map(({ prompt }) => prompt)).toEqual(['12+34=', '00+00='])
+    const streamed = await looplm([
+      'generate',
+      model,
+      '--prompt',
+      '12+34=',
+      '--max-new-tokens',
+      '3',
+      '--temperature',
+      '0',
+      '--stop',
+      '+',
+    ])
+    expect(streamed.stdout).toBe(`${results[0].text}\n`)
+
+    const again = await looplm(['train', path, '--run-dir', 'runs/a'])
+    expectRefusal(again, /already holds a run; continue it with resume \(--resume\)/)
+    expect(await readFile(join(root, 'runs/a/config.yaml'), 'utf8')).toBe(written)
+  })
+
+  it('saves a checkpoint at Ctrl-C and says how to go on', async () => {
+    const path = await writeConfig('long.yaml', { options: { ...config.options, steps: 1e6 }, runDir: 'runs/b' })
+    let interrupted = false
+    const stopped = await looplm(['train', path, '--json'], (child, stdout) => {
+      if (interrupted || stdout.split('\n').length < 3) return
+      interrupted = true
+      child.kill('SIGINT')
+    })
+    expect(stopped.code).toBe(130)
+    const step = jsonLines(stopped.stdout).at(-1).step
+    expect(stopped.stderr).toContain(
+      `stopped after step ${step}; saved runs/b/checkpoints/step-${step}; continue with: looplm train ${path} --resume`,
+    )
+
+    const resumed = await looplm(['train', path, '--resume', '--set', `steps=${step + 2}`, '--json'])
+    expect(resumed.code).toBe(0)
+    const steps = jsonLines(resumed.stdout).filter(({ type }) => type === 'step')
+    expect(steps.map((event) => event.step)).toEqual([step + 1, step + 2])
+  })
+
+  it('shows progress on standard error and the outcome on standard output', async () => {
+    const { code, stdout, stderr } = await looplm(['train', await writeConfig('plain.yaml')])
+    expect(code).toBe(0)
+    expect(stderr).toMatch(/^step 4\/4 {2}loss /m)
+    expect(stdout).toMatch(/^done after 4 steps: loss [\d.]+\n$/)
+  })
+
+  it('trains on a dataset with a reward module', async () => {
+    const rows = Array.from({ length: 8 }, (_, i) => JSON.stringify({ prompt: `${i}+`, answer: String(i) }))
+    await writeFile(join(root, 'rows.jsonl'), rows.join('\n'))
+    await writeFile(join(root, 'rewards.mjs'), 'export const size = (prompt, completion) => completion.length\n')
+    const path = await writeConfig('rl.yaml', {
+      trainer: 'rltt',
+      task: undefined,
+      dataset: 'rows.jsonl',
+      tokenizer: 'bytes',
+      reward: [{ reward: 'rewards.mjs', weight: 0.5 }, { reward: 'exactMatch' }],
+      options: { steps: 1, promptsPerStep: 2, groupSize: 2, maxNewTokens: 2 },
+    })
+    const { code, stdout, stderr } = await looplm(['train', path, '--json'])
+    expect(stderr).toBe('')
+    expect(code).toBe(0)
+    expect(jsonLines(stdout)[0].metrics).toMatchObject({
+      'rewards/size/mean': expect.any(Number),
+      'rewards/exactMatch/mean': expect.any(Number),
+    })
+  })
+})
+
+describe('looplm refuses, with exit code 2 and no stack trace,', () => {
+  it.each([
+    [['trian'], /unknown command 'trian'[\s\S]*train/],
+    [['info', '--jsno'], /unknown option '--jsno'[\s\S]*--json/],
+    [['generate', 'nowhere'], /required option '--prompt <text>'/],
+    [['generate', 'nowhere', '--prompt', 'a', '--top-k', '-3'], /--top-k <count>.*natural number/],
+    [['generate', 'nowhere', '--prompt', 'a'], /nowhere/],
+    [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],
+    [['options', 'ppo'], /Allowed choices are rltt, grpo, pretrain/],
+    [['train', 'nowhere.yaml'], /nowhere\.yaml: cannot read the configuration/],
+  ])('%j', async (args, message) => {
+    expectRefusal(await looplm(args), message)
+  })
+
+  it.each([
+    [{ trainer: 'dpo' }, [], /trainer: .*"rltt"\|"grpo"\|"pretrain".*got "dpo"/],
+    [{ modle: 'x' }, [], /modle: unknown option; did you mean model\?/],
+    [{ options: { learning_rate: 1 } }, [], /learning_rate: unknown option; did you mean learningRate\?/],
+    [{}, ['--set', 'steps'], /--set: must be key=value, got "steps"/],
+    [{}, ['--set', 'steps=0'], /steps: .*>=1, got 0/],
+    [{ task: undefined }, [], /needs a task or a dataset, one of them/],
+    [{ model: { hidden_size: 16 } }, [], /intermediate_size/],
+    [{}, ['--device', 'tpu'], /device must be one of 'cpu', 'reference', 'cuda'/],
+    [{}, ['--resume'], /--resume needs a run folder/],
+  ])('a configuration with %j %j', async (change, args, message) => {
+    expectRefusal(await looplm(['train', await writeConfig('wrong.yaml', change), ...args]), message)
+  })
+
+  it('YAML that does not parse, naming the line', async () => {
+    await writeFile(join(root, 'broken.yaml'), 'trainer: rltt\nmodel: [1,\n')
+    expectRefusal(await looplm(['train', 'broken.yaml']), /broken\.yaml: .*line 3/)
+  })
+})

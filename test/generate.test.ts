@@ -1,0 +1,244 @@
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { type GenerateOptions, LoopLM, LoopLMError, memory, Tokenizer } from '../src/index.js'
+import { TextStream } from '../src/model/text-stream.js'
+
+const config = {
+  vocab_size: 20,
+  hidden_size: 16,
+  intermediate_size: 24,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  total_ut_steps: 3,
+  initializer_range: 0.4,
+}
+const alphabet = '0123456789+=abcdefg'
+const prompts = [[1, 2, 3], [4], [1, 2, 3], [5, 6, 7, 8, 9]]
+const open: GenerateOptions = { maxNewTokens: 8, stop: [], seed: 3 }
+
+async function refusal(run: () => unknown): Promise<LoopLMError> {
+  try {
+    await run()
+  } catch (error) {
+    expect(error).toBeInstanceOf(LoopLMError)
+    return error as LoopLMError
+  }
+  throw new Error('expected an error')
+}
+
+describe.each([
+  { device: 'cpu', dtype: 'float32', bound: 1e-4 },
+  { device: 'cpu', dtype: 'bfloat16', bound: 0.25 },
+  { device: 'reference', dtype: 'float64', bound: 1e-10 },
+] as const)('generation on $device in $dtype', ({ device, dtype, bound }) => {
+  let model: LoopLM
+  beforeAll(async () => {
+    model = await LoopLM.create(config, { device, dtype, seed: 11 })
+  })
+  afterAll(() => model.dispose())
+
+  it('is a function of the seed', async () => {
+    const [a, b] = [await model.generate(prompts, open), await model.generate(prompts, open)]
+    expect(a).toEqual(b)
+    const c = await model.generate(prompts, { ...open, seed: 4 })
+    expect(c.map(({ tokens }) => tokens)).not.toEqual(a.map(({ tokens }) => tokens))
+    expect(a[0]!.tokens).not.toEqual(a[2]!.tokens) // equal prompts are different samples
+  })
+
+  it('gives a prompt the same tokens alone and in a batch', async () => {
+    const batch = await model.generate(prompts, open)
+    const [first] = await model.generate([prompts[0]!], open)
+    expect(first).toEqual(batch[0])
+    const greedy = await model.generate(prompts, { ...open, temperature: 0 })
+    for (const [i, prompt] of prompts.entries()) {
+      const [alone] = await model.generate([prompt], { ...open, temperature: 0 })
+      expect(alone).toEqual(greedy[i])
+    }
+  })
+
+  it.each([1, 0.7])('returns the log-probabilities that score computes at temperature %s', async (temperature) => {
+    const results = await model.generate(prompts, { ...open, temperature, topK: 5, topP: 0.9 })
+    const s = await model.score(
+      prompts.map((prompt, i) => [...prompt, ...results[i]!.tokens]),
+      { temperature, lastLoop: true },
+    )
+    for (const [i, prompt] of prompts.entries()) {
+      const scored = s.logprobs[i]!.slice(prompt.length - 1)
+      for (const [j, l] of results[i]!.logprobs.entries()) expect(Math.abs(l - scored[j]!)).toBeLessThan(bound)
+    }
+  })
+
+  it('reads a token from the loop at which its gate says so, with the log-probability of that loop', async () => {
+    const [early] = await model.generate([prompts[0]!], { ...open, exit: { rule: 'gate', threshold: 1e-6 } })
+    expect(early!.loops).toEqual(Array(8).fill(1))
+    const s = await model.score([[...prompts[0]!, early!.tokens[0]!]])
+    expect(Math.abs(s.logprobs[0]![2]! - early!.logprobs[0]!)).toBeLessThan(bound)
+    const [fixed] = await model.generate([prompts[0]!], { ...open, exit: { rule: 'fixed' } })
+    expect(fixed!.loops).toEqual(Array(8).fill(3))
+    const [shared] = await model.generate([prompts[0]!], { ...open, exit: { rule: 'gate', threshold: 0.6 }, kv: 'shared' })
+    expect(shared!.loops.every((loop) => loop >= 1 && loop <= 3)).toBe(true)
+  })
+
+  it('streams the tokens that generate returns', async () => {
+    const [whole] = await model.generate([prompts[3]!], open)
+    const chunks = []
+    for await (const chunk of model.stream(prompts[3]!, open)) chunks.push(chunk)
+    expect(chunks.map(({ token }) => token)).toEqual(whole!.tokens)
+    expect(chunks.map(({ logprob }) => logprob)).toEqual(Array.from(whole!.logprobs))
+    expect(chunks.map(({ loop }) => loop)).toEqual(whole!.loops)
+    expect(chunks.map(({ finishReason }) => finishReason)).toEqual([...Array(7).fill(undefined), 'length'])
+  })
+})
+
+it('decoding in bfloat16 is as near to float32 as scoring in bfloat16 is', async () => {
+  using narrow = await LoopLM.create(config, { dtype: 'bfloat16', seed: 11 })
+  using wide = await LoopLM.create(config)
+  for (const { name } of narrow.parameters()) await wide.setParameter(name, await narrow.getParameter(name))
+  const results = await narrow.generate(prompts, open)
+  const whole = prompts.map((prompt, i) => [...prompt, ...results[i]!.tokens])
+  const [scored, truth] = [await narrow.score(whole, { lastLoop: true }), await wide.score(whole, { lastLoop: true })]
+  let [decoding, scoring] = [0, 0]
+  for (const [i, prompt] of prompts.entries())
+    for (const [j, l] of results[i]!.logprobs.entries()) {
+      const at = prompt.length - 1 + j
+      decoding += (l - truth.logprobs[i]![at]!) ** 2
+      scoring += (scored.logprobs[i]![at]! - truth.logprobs[i]![at]!) ** 2
+    }
+  expect(Math.sqrt(decoding)).toBeLessThan(2 * Math.sqrt(scoring))
+})
+
+describe('stopping', () => {
+  let model: LoopLM
+  beforeAll(async () => {
+    model = await LoopLM.create({ ...config, eos_token_id: 19 }, { seed: 11 })
+    model.tokenizer = Tokenizer.characters(alphabet, { special: { eos: '<eos>' } })
+  })
+  afterAll(() => model.dispose())
+  const long: GenerateOptions = { maxNewTokens: 40, seed: 1 }
+
+  it('at a token id keeps that token and says why', async () => {
+    const [all] = await model.generate([[1]], { ...long, stop: [] })
+    const stop = all!.tokens[5]!
+    const at = all!.tokens.indexOf(stop)
+    const [cut] = await model.generate([[1]], { ...long, stop: [stop] })
+    expect(cut!.tokens).toEqual(all!.tokens.slice(0, at + 1))
+    expect(cut!.finishReason).toBe('stop')
+    expect(all!.finishReason).toBe('length')
+  })
+
+  it("happens at the model's end tokens unless stop is given", async () => {
+    const results = await model.generate(Array(16).fill([1]), long)
+    const ended = results.filter(({ finishReason }) => finishReason === 'stop')
+    expect(ended.length).toBeGreaterThan(0)
+    for (const { tokens, text } of ended) {
+      expect(tokens.indexOf(19)).toBe(tokens.length - 1)
+      expect(text).toBe(
+        tokens
+          .slice(0, -1)
+          .map((id) => alphabet[id])
+          .join(''),
+      ) // special tokens are not text
+    }
+    const unstopped = await model.generate(Array(16).fill([1]), { ...long, stop: [] })
+    expect(unstopped.every(({ tokens }) => tokens.length === 40)).toBe(true)
+  })
+
+  it('at a text ends the text before it and keeps all tokens, in a batch and in a stream', async () => {
+    const [all] = await model.generate(['1+1='], { ...long, stop: [] })
+    const text = all!.text!
+    const stop = text.slice(6, 9)
+    const at = text.indexOf(stop)
+    const [cut, other] = await model.generate(['1+1=', 'a'], { ...long, stop: [stop, 'not in it'] })
+    expect(cut).toMatchObject({ text: text.slice(0, at), finishReason: 'stop', tokens: all!.tokens.slice(0, at + 3) })
+    expect(cut!.logprobs.length).toBe(at + 3)
+    expect(other!.text!.includes(stop)).toBe(false)
+    let streamed = ''
+    const tokens = []
+    for await (const chunk of model.stream('1+1=', { ...long, stop: [stop] })) {
+      streamed += chunk.text
+      tokens.push(chunk.token)
+    }
+    expect(streamed).toBe(cut!.text)
+    expect(tokens).toEqual(cut!.tokens)
+  })
+
+  it('at a special token may be asked for by its text', async () => {
+    const byId = await model.generate(Array(16).fill([1]), { ...long, stop: [19] })
+    const byText = await model.generate(Array(16).fill([1]), { ...long, stop: ['<eos>'] })
+    expect(byText).toEqual(byId)
+  })
+
+  it('by leaving a stream early gives its memory back', async () => {
+    const leave = async () => {
+      for await (const _ of model.stream([1, 2], { ...long, stop: [] })) break
+      await model.score([[1, 2]])
+      return memory()
+    }
+    const { bytes, buffers } = await leave() // workspaces stay with the model
+    expect(await leave()).toMatchObject({ bytes, buffers })
+  })
+
+  it('by a signal rejects with ABORTED', async () => {
+    const options = { ...long, maxNewTokens: 100_000, stop: [], signal: AbortSignal.timeout(30) }
+    expect((await refusal(() => model.generate([[1], [2]], options))).code).toBe('ABORTED')
+    const controller = new AbortController()
+    const stream = async () => {
+      for await (const _ of model.stream([1], { ...long, stop: [], signal: controller.signal })) controller.abort()
+    }
+    expect((await refusal(stream)).code).toBe('ABORTED')
+  })
+})
+
+describe('filters', () => {
+  it('of one token make sampling greedy', async () => {
+    using model = await LoopLM.create(config, { seed: 11 })
+    const greedy = await model.generate(prompts, { ...open, temperature: 0 })
+    for (const filter of [{ topK: 1 }, { topP: 1e-9 }, { minP: 0.999 }]) {
+      const sampled = await model.generate(prompts, { ...open, ...filter })
+      expect(
+        sampled.map(({ tokens }) => tokens),
+        JSON.stringify(filter),
+      ).toEqual(greedy.map(({ tokens }) => tokens))
+    }
+  })
+})
+
+describe('arguments', () => {
+  it('that are wrong are named with their value and what is allowed', async () => {
+    using model = await LoopLM.create(config)
+    const generate = async (options: object, batch: unknown = prompts) =>
+      (await refusal(() => model.generate(batch as number[][], options))).message
+    expect(await generate({}, [])).toMatch(/LoopLM\.generate: prompts is empty/)
+    expect(await generate({}, [[1], []])).toMatch(/prompts\[1\] has 0 tokens; at least 1/)
+    expect(await generate({}, [[20]])).toMatch(/prompts\[0\]\[0\] is 20.*0 to 19/)
+    expect(await generate({}, ['1'])).toMatch(/no tokenizer/)
+    expect(await generate({ stop: ['1'] })).toMatch(/stop\[0\].*no tokenizer/)
+    expect(await generate({ stop: [20] })).toMatch(/stop\[0\].*at most 19, got 20/)
+    expect(await generate({ maxNewTokens: 0 })).toMatch(/maxNewTokens.*at least 1/)
+    expect(await generate({ maxNewTokens: 2 ** 24 }, Array(256).fill([1]))).toMatch(/make several/)
+    expect(await generate({ temperature: -1 })).toMatch(/temperature.*at least 0.*got -1/)
+    expect(await generate({ temperature: Number.POSITIVE_INFINITY })).toMatch(/Infinity/)
+    expect(await generate({ topP: 0 })).toMatch(/topP.*more than 0/)
+    expect(await generate({ topK: 1.5 })).toMatch(/topK must be an integer/)
+    expect(await generate({ minP: 2 })).toMatch(/minP/)
+    expect(await generate({ seed: -1 })).toMatch(/seed/)
+    expect(await generate({ exit: { rule: 'never' } })).toMatch(/exit\.rule must be one of 'gate', 'fixed'/)
+    expect(await generate({ kv: 'none' })).toMatch(/kv must be one of/)
+    expect(await generate({ loops: 65 })).toMatch(/loops/)
+  })
+})
+
+describe('streamed text', () => {
+  it('waits for whole characters and for what may become a stop text', () => {
+    const bytes = Tokenizer.bytes()
+    const pieces = (text: string, stops: string[]) => {
+      const stream = new TextStream(bytes, stops)
+      const out = bytes.encode(text).map((token) => stream.push(token))
+      return { out: [...out, stream.flush()], stopped: stream.stopped }
+    }
+    expect(pieces('é!', [])).toEqual({ out: ['', 'é', '!', ''], stopped: false })
+    expect(pieces('a\n\nb', ['\n\n'])).toEqual({ out: ['a', '', '', '', ''], stopped: true })
+    expect(pieces('a\nb', ['\n\n'])).toEqual({ out: ['a', '', '\nb', ''], stopped: false })
+    expect(pieces('a\n', ['\n\n'])).toEqual({ out: ['a', '', '\n'], stopped: false })
+  })
+})

@@ -1,0 +1,102 @@
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { lineChart, ticks } from '../src/monitor/chart.js'
+import { formatDuration, formatNumber, Progress } from '../src/monitor/progress.js'
+import { RunFolder } from '../src/monitor/run-folder.js'
+
+let root: string
+beforeAll(async () => {
+  root = await mkdtemp(join(tmpdir(), 'looplm-monitor-'))
+})
+afterAll(() => rm(root, { recursive: true }))
+
+describe('run folder', () => {
+  it('appends lines and keeps those up to the step it is resumed from', async () => {
+    const path = join(root, 'run')
+    const folder = await RunFolder.open(path, { config: { trainer: 'rltt', steps: 3 }, step: 0 })
+    for (const step of [1, 2, 3]) await folder.metrics({ type: 'step', step, loss: step / 10 })
+    await folder.completions([{ step: 3, prompt: '1+1=', completion: '2' }])
+    await writeFile(join(path, 'metrics.jsonl'), '{"step":4,"lo', { flag: 'a' }) // a crash in the middle of a line
+
+    const resumed = await RunFolder.open(path, { config: { trainer: 'grpo' }, step: 2 })
+    await resumed.metrics({ type: 'step', step: 3, loss: 7 })
+    const lines = (await readFile(join(path, 'metrics.jsonl'), 'utf8')).trimEnd().split('\n')
+    expect(lines.map((line) => JSON.parse(line).loss)).toEqual([0.1, 0.2, 7])
+    expect(await readFile(join(path, 'completions.jsonl'), 'utf8')).toBe('')
+    expect(await readFile(join(path, 'config.yaml'), 'utf8')).toBe('trainer: rltt\nsteps: 3\n')
+  })
+
+  it('does not begin a new run over an old one', async () => {
+    await expect(RunFolder.requireNew(join(root, 'run'))).rejects.toThrow(/already holds a run; continue it with resume/)
+    await RunFolder.requireNew(join(root, 'other'))
+  })
+})
+
+describe('progress', () => {
+  const state = { step: 10, steps: 100, metrics: { loss: 0.12345, reward: 0.5 } }
+
+  it('redraws one line on a terminal, never wider than it', () => {
+    const written: string[] = []
+    const progress = new Progress({ isTTY: true, columns: 20, write: (text) => written.push(text) })
+    progress.update(state)
+    progress.end()
+    expect(written[0]).toBe('\r\x1b[2Kstep 10/100  loss 0')
+    expect(written.at(-1)).toBe('\n')
+  })
+
+  it('writes a plain line every tenth of the run elsewhere', () => {
+    const written: string[] = []
+    const progress = new Progress({ write: (text) => written.push(text) })
+    for (let step = 1; step <= 100; step++) progress.update({ ...state, step })
+    expect(written).toHaveLength(10)
+    expect(written[0]).toMatch(/^step 10\/100 {2}loss 0\.123 {2}reward 0\.500 {2}left /)
+  })
+
+  it('writes numbers and durations briefly', () => {
+    expect([0, 1234567, 0.5, 1e-5, -2].map(formatNumber)).toEqual(['0', '1,234,567', '0.500', '1.00e-5', '-2.00'])
+    expect([5, 190, 7500].map(formatDuration)).toEqual(['5s', '3m10s', '2h05m'])
+  })
+})
+
+describe('line chart', () => {
+  it('has ticks at round numbers inside the range', () => {
+    expect(ticks(0, 1, 5)).toEqual([0, 0.2, 0.4, 0.6, 0.8, 1])
+    expect(ticks(0.13, 0.87, 5)).toEqual([0.2, 0.4, 0.6, 0.8])
+    expect(ticks(0, 200, 6)).toEqual([0, 50, 100, 150, 200])
+  })
+
+  it('is one accessible SVG with a legend that escapes names', () => {
+    const points = [
+      [0, 0.1],
+      [1, Number.NaN],
+      [2, 0.3],
+    ] as const
+    const panel = { title: 'Reward', xLabel: 'step', yLabel: 'reward', series: [{ name: 'a < b & "c"', points }] }
+    const svg = lineChart({ title: 'T', description: 'D', panels: [panel, panel] })
+    expect(svg).toMatch(/^<svg [^>]*role="img" aria-labelledby="chart-title chart-description">/)
+    expect(svg).toContain('<title id="chart-title">T</title>')
+    expect(svg).toContain('prefers-color-scheme:dark')
+    expect(svg).toContain('a &lt; b &amp; &quot;c&quot;')
+    expect(svg).not.toContain('NaN')
+    expect(svg.match(/class="curve line0" d="M[\d. ]+M[\d. ]+"/g)).toHaveLength(2) // the gap breaks the line
+  })
+
+  it('draws a flat or empty series', () => {
+    const panel = (points: [number, number][]) => ({ title: '', xLabel: '', yLabel: '', series: [{ name: 'x', points }] })
+    expect(
+      lineChart({
+        title: '',
+        description: '',
+        panels: [
+          panel([]),
+          panel([
+            [3, 1],
+            [3, 1],
+          ]),
+        ],
+      }),
+    ).not.toContain('NaN')
+  })
+})

@@ -1,0 +1,78 @@
+import { describe, expect, it } from 'vitest'
+import { grpoOptions, pretrainOptions, rlttOptions } from '../src/rl/config.js'
+import { trainerOptions } from '../src/rl/config-docs.js'
+import { checkOptions } from '../src/rl/validate.js'
+
+const refusal = (options: unknown, schema: typeof rlttOptions | typeof grpoOptions | typeof pretrainOptions = rlttOptions) => {
+  try {
+    checkOptions('Trainer', schema, options)
+  } catch (error) {
+    return (error as Error).message
+  }
+  throw new Error('was accepted')
+}
+
+describe('trainer options', () => {
+  it('have the documented defaults', () => {
+    const defaults = {
+      normalizer: 'response-mean',
+      beta: 0,
+      adamEps: 1e-8,
+      maxGradNorm: 1,
+      temperature: 1,
+      groupSize: 8,
+      promptsPerStep: 32,
+    }
+    expect(checkOptions('x', rlttOptions, {})).toMatchObject({
+      ...defaults,
+      weights: 'exit-pdf',
+      detachWeights: true,
+      surrogate: 'reinforce',
+    })
+    expect(checkOptions('x', grpoOptions, {})).toMatchObject({
+      ...defaults,
+      weights: 'last',
+      surrogate: 'ppo',
+      epsilon: 0.2,
+      adamBetas: [0.9, 0.999],
+    })
+    expect(checkOptions('x', grpoOptions, {})).not.toHaveProperty('dualClip')
+    expect(checkOptions('x', pretrainOptions, {})).toMatchObject({ stage: 1, adamBetas: [0.9, 0.95] })
+  })
+
+  it('name the field, the value and what is allowed', () => {
+    expect(refusal({ weights: 'exit_pdf' })).toMatch(/weights: .*"exit-pdf"\|"uniform"\|"progressive"\|"last".* got "exit_pdf"/)
+    expect(refusal({ groupSize: 1 })).toMatch(/groupSize: .*>=2, got 1/)
+    expect(refusal({ learningRate: '1e-5' })).toMatch(/learningRate: .*number.*got "1e-5"/)
+    expect(refusal({ adamBetas: [0.9, 1] })).toMatch(/adamBetas\.1: .*<1, got 1/)
+    expect(refusal({ task: 3 })).toMatch(/task: must be a task/)
+    expect(refusal({ stage: 3 }, pretrainOptions)).toMatch(/stage: must be 1 or 2, got 3/)
+  })
+
+  it('refuse every wrong field at once', () => {
+    expect(refusal({ steps: 0, seed: -1, topP: 2 }).split('\n')).toHaveLength(3)
+  })
+
+  it('refuse unknown fields with the nearest known name', () => {
+    expect(refusal({ learning_rate: 1 })).toMatch(/learning_rate: unknown option; did you mean learningRate\?/)
+    expect(refusal({ epsilonhigh: 1 })).toMatch(/did you mean epsilonHigh\?/)
+    expect(refusal({ entropyCoeficient: 1 }, pretrainOptions)).toMatch(/did you mean entropyCoefficient\?/)
+    expect(refusal({ quux: 1 })).toMatch(/the options are weights, alpha/)
+  })
+
+  it('refuse two kinds of warm-up', () => {
+    for (const schema of [rlttOptions, grpoOptions, pretrainOptions]) {
+      expect(refusal({ warmupSteps: 1, warmupRatio: 0.1 }, schema)).toMatch(/give warmupSteps or warmupRatio, not both/)
+    }
+  })
+
+  it('are all documented with type and default', () => {
+    for (const trainer of ['rltt', 'grpo', 'pretrain'] as const) {
+      for (const option of trainerOptions(trainer)) {
+        expect(option.description, option.name).not.toBe('')
+        expect(option.type, option.name).not.toMatch(/any|object/)
+      }
+    }
+    expect(trainerOptions('rltt').find(({ name }) => name === 'groupSize')).toMatchObject({ type: 'integer >= 2', default: '8' })
+  })
+})
