@@ -145,8 +145,8 @@ async function decode(step: string): Promise<StepRow> {
 async function addition5(step: string): Promise<StepRow> {
   const model = await LoopLM.create(d96, { seed: 1 })
   const task = addition({ digits: 5 })
-  // An untrained model earns nothing and its flat groups would be skipped; a reward by the last digit's parity keeps every group at work.
-  const reward = (_prompt: string, completion: string) => Number(completion.at(-1)) % 2
+  // An untrained model earns nothing and its flat groups would be skipped; an odd last digit is rewarded instead, which keeps almost every group at work.
+  const reward = (_prompt: string, completion: string) => Number('13579'.includes(completion.at(-1) ?? '+'))
   const trainer = new RLTTTrainer(model, { task, reward, promptsPerStep: 32, groupSize: 8, steps: 200, learningRate: 2e-4 })
   const delay = monitorEventLoopDelay({ resolution: 5 })
   delay.enable()

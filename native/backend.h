@@ -2,9 +2,9 @@
 //
 // Conventions
 //   dt     the dtype of parameters and activations ("act"): LOOP_F32, LOOP_BF16 or LOOP_F64.
-//   real   the dtype of everything that accumulates (gradients, log-probabilities, gate logits): double when dt is LOOP_F64, else float.
-//   Pointers marked `host` are ordinary memory; every other pointer is device memory from `allocate`.
-//   All matrices are row-major and dense unless a leading dimension is given. A function returns 0, or non-zero after setting last_error.
+//   real   the dtype of everything that accumulates (gradients, log-probabilities, gate logits): double when dt is LOOP_F64, else
+//   float. Pointers marked `host` are ordinary memory; every other pointer is device memory from `allocate`. All matrices are
+//   row-major and dense unless a leading dimension is given. A function returns 0, or non-zero after setting last_error.
 //   "+=" outputs accumulate. Sums run in a fixed order: the same inputs give the same bits whatever the number of threads.
 //   A row of a forward result never depends on the other rows of the call.
 #pragma once
@@ -42,7 +42,8 @@ typedef struct LoopAttention {
   void* dqkv;           // act, shape of qkv, fully written  (backward only)
 } LoopAttention;
 
-// Where the keys of one decoded row lie in a cache plane: `prefix_length` slots from `prefix_begin`, then `length` slots from `begin`.
+// Where the keys of one decoded row lie in a cache plane: `prefix_length` slots from `prefix_begin`, then `length` slots from
+// `begin`.
 typedef struct LoopCacheContext {
   int32_t prefix_begin, prefix_length, begin, length;
 } LoopCacheContext;
@@ -51,10 +52,10 @@ typedef struct LoopDecodeAttention {
   int64_t rows;
   int32_t heads, kv_heads, head_dim;
   double scale;
-  const void* qkv;                     // act [rows, (heads + 2 kv_heads) * head_dim]
-  const void *keys, *values;           // act [slots, kv_heads * head_dim], the row's own key and value already written
-  const LoopCacheContext* contexts;    // [rows]
-  void* out;                           // act [rows, heads * head_dim]
+  const void* qkv;                   // act [rows, (heads + 2 kv_heads) * head_dim]
+  const void *keys, *values;         // act [slots, kv_heads * head_dim], the row's own key and value already written
+  const LoopCacheContext* contexts;  // [rows]
+  void* out;                         // act [rows, heads * head_dim]
 } LoopDecodeAttention;
 
 typedef enum LoopSurrogate { LOOP_GIVEN = 0, LOOP_REINFORCE = 1, LOOP_PPO = 2, LOOP_CISPO = 3 } LoopSurrogate;
@@ -80,17 +81,17 @@ typedef struct LoopLoss {
 typedef struct LoopLossSums {  // host doubles, summed over rows in row order
   double loss;                 // surrogate + KL, as minimised
   double policy_loss;
-  double kl;                   // Σ (e^d - d - 1) over the rows whose kl_scale is not 0
+  double kl;  // Σ (e^d - d - 1) over the rows whose kl_scale is not 0
   double kl_rows;
-  double ratio;                // Σ r over the rows whose scale is not 0 (1 where the surrogate has no ratio)
+  double ratio;                      // Σ r over the rows whose scale is not 0 (1 where the surrogate has no ratio)
   double clipped_low, clipped_high;  // rows whose surrogate gradient was cut
-  double rows;                 // rows whose scale is not 0
+  double rows;                       // rows whose scale is not 0
 } LoopLossSums;
 
 typedef struct LoopAdamW {
   int64_t count;
-  void* parameter;   // act
-  void* master;      // real; the truth when dt is bf16, NULL otherwise
+  void* parameter;  // act
+  void* master;     // real; the truth when dt is bf16, NULL otherwise
   const void* gradient;
   void *first_moment, *second_moment;  // real
   double learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale;
@@ -99,10 +100,10 @@ typedef struct LoopAdamW {
 
 typedef struct LoopSample {
   int64_t rows, vocabulary;
-  const void* logits;             // real [rows, vocabulary], may be overwritten
-  double temperature;             // 0: greedy, the lowest index wins a tie
-  int32_t top_k;                  // 0: off
-  double top_p, min_p;            // 1 and 0: off
+  const void* logits;   // real [rows, vocabulary], may be overwritten
+  double temperature;   // 0: greedy, the lowest index wins a tie
+  int32_t top_k;        // 0: off
+  double top_p, min_p;  // 1 and 0: off
   uint64_t seed;
   const int32_t *sequences, *positions;  // Philox counters: a draw depends on (seed, sequence, position) alone
   int32_t* tokens;
@@ -133,41 +134,46 @@ typedef struct LoopBackend {
 
   // C[m,n] = op(A) op(B). A is [m,k] (lda) or, transposed, [k,m]; B is [k,n] or, transposed, [n,k] (a weight). A and B act.
   // packed_b: NULL, or the result of pack_b for the same B.
-  int (*gemm)(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
-              const void* b, int64_t ldb, void* c, int64_t ldc, int flags, const void* packed_b);
+  int (*gemm)(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a,
+              int64_t lda, const void* b, int64_t ldb, void* c, int64_t ldc, int flags, const void* packed_b);
   // A device-friendly copy of B for many gemms with few rows; NULL when the backend has no use for one. Freed with release.
   void* (*pack_b)(void* ctx, LoopDType dt, int transpose_b, int64_t n, int64_t k, const void* b, int64_t ldb);
 
   // out[i] = table[ids[i]];   dtable[ids[i]] += dout[i] (dout, dtable real; rows of one id are added in order of i)
   int (*embed)(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_t* ids, const void* table, void* out);
-  int (*embed_backward)(void* ctx, LoopDType dt, int64_t n, int64_t d, int64_t vocabulary, const int32_t* ids, const void* dout, void* dtable);
+  int (*embed_backward)(void* ctx, LoopDType dt, int64_t n, int64_t d, int64_t vocabulary, const int32_t* ids, const void* dout,
+                        void* dtable);
 
   // h_out = h + RMS(branch; w_branch);  x = RMS(h_out; w_next).  RMS(v; w) = v · rsqrt(mean v² + eps) · w, float32 inside.
   // branch NULL: h_out is not written and x = RMS(h; w_next).  w_next NULL: x is not written. h_out may be h.
-  int (*residual_norm)(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, const void* h, const void* branch, const void* w_branch,
-                       const void* w_next, void* h_out, void* x);
+  int (*residual_norm)(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, const void* h, const void* branch,
+                       const void* w_branch, const void* w_next, void* h_out, void* x);
   // Given ∂x (act) and dh (real, in: ∂h_out from elsewhere): dh += RMSᵀ(∂x) at h_out, and dbranch (act) = RMS_branchᵀ(dh).
   // dw_branch, dw_next real +=. branch NULL: only the first half, h_out is then h. dx NULL: only the second half.
   int (*residual_norm_backward)(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, const void* h_out, const void* branch,
-                                const void* w_branch, const void* w_next, const void* dx, void* dh, void* dbranch, void* dw_branch,
-                                void* dw_next);
+                                const void* w_branch, const void* w_next, const void* dx, void* dh, void* dbranch,
+                                void* dw_branch, void* dw_next);
 
-  // In place: rotates the first `heads` heads of each row (q, then k) by the row's position; inverse != 0 rotates back (the backward).
-  // cos_sin real [max position + 1, head_dim]: head_dim/2 cosines, then head_dim/2 sines. Pairs (j, j + head_dim/2).
+  // In place: rotates the first `heads` heads of each row (q, then k) by the row's position; inverse != 0 rotates back (the
+  // backward). cos_sin real [max position + 1, head_dim]: head_dim/2 cosines, then head_dim/2 sines. Pairs (j, j + head_dim/2).
   int (*rope)(void* ctx, LoopDType dt, int64_t n, int32_t heads, int32_t head_dim, int64_t row_stride, const int32_t* positions,
               const void* cos_sin, int inverse, void* qkv);
 
   int (*attention)(void* ctx, LoopDType dt, const LoopAttention* a);
   int (*attention_backward)(void* ctx, LoopDType dt, const LoopAttention* a);
 
-  // gate_up [n, 2f]: g then u. out [n,f] = silu(g)·u. Backward: dgate_up (may alias gate_up) and out, recomputed for the weight gradient.
+  // gate_up [n, 2f]: g then u. out [n,f] = silu(g)·u. Backward: dgate_up (may alias gate_up) and out, recomputed for the weight
+  // gradient.
   int (*swiglu)(void* ctx, LoopDType dt, int64_t n, int64_t f, const void* gate_up, void* out);
-  int (*swiglu_backward)(void* ctx, LoopDType dt, int64_t n, int64_t f, const void* gate_up, const void* dout, void* dgate_up, void* out);
+  int (*swiglu_backward)(void* ctx, LoopDType dt, int64_t n, int64_t f, const void* gate_up, const void* dout, void* dgate_up,
+                         void* out);
 
   // Exit gate: a[i] = w·h[i] + b (a real). Backward: dh[i] += da[i]·w (real), dw += Σ da[i]·h[i], db += Σ da[i] (real).
   int (*gate)(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* h, const void* w, const void* b, void* a);
-  int (*gate_backward)(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* da, const void* h, const void* w, void* dh, void* dw, void* db);
-  // Exit distribution over loops (math.md §1): gates, log_pdf, pdf real [loops, n]; either output may be NULL. Backward: dgates from dpdf.
+  int (*gate_backward)(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* da, const void* h, const void* w, void* dh,
+                       void* dw, void* db);
+  // Exit distribution over loops (math.md §1): gates, log_pdf, pdf real [loops, n]; either output may be NULL. Backward: dgates
+  // from dpdf.
   int (*exit_pdf)(void* ctx, LoopDType dt, int64_t loops, int64_t n, const void* gates, void* log_pdf, void* pdf);
   int (*exit_pdf_backward)(void* ctx, LoopDType dt, int64_t loops, int64_t n, const void* gates, const void* dpdf, void* dgates);
 
@@ -178,8 +184,8 @@ typedef struct LoopBackend {
   // The head's row kernel over real logits [rows, vocabulary] (a row per stride `vocabulary`), P = softmax(logits / temperature):
   // logprob[i] = log P[target[i]], entropy[i] = -Σ P log P (each may be NULL). With a loss, the row becomes
   // ∂L/∂logits = c·(onehot(target) - P)/temperature in act, in place, still at a stride of `vocabulary` real elements.
-  int (*head_rows)(void* ctx, LoopDType dt, int64_t rows, int64_t vocabulary, double temperature, void* logits, const int32_t* targets,
-                   const LoopLoss* loss, void* logprobs, void* entropies);
+  int (*head_rows)(void* ctx, LoopDType dt, int64_t rows, int64_t vocabulary, double temperature, void* logits,
+                   const int32_t* targets, const LoopLoss* loss, void* logprobs, void* entropies);
   // The same coefficients from known log-probabilities, and the sums. coefficients may be NULL.
   int (*policy_gradient)(void* ctx, LoopDType dt, int64_t rows, const void* logprobs, const LoopLoss* loss, void* coefficients,
                          LoopLossSums* host_sums);
@@ -188,8 +194,8 @@ typedef struct LoopBackend {
   int (*adamw)(void* ctx, LoopDType dt, const LoopAdamW* a);
 
   // Decoding. cache_write stores the k and v parts of qkv rows at slots of a plane.
-  int (*cache_write)(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim, const int32_t* slots,
-                     const void* qkv, void* keys, void* values);
+  int (*cache_write)(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,
+                     const int32_t* slots, const void* qkv, void* keys, void* values);
   int (*decode_attention)(void* ctx, LoopDType dt, const LoopDecodeAttention* a);
   int (*sample)(void* ctx, LoopDType dt, const LoopSample* s);
 

@@ -161,14 +161,14 @@ describe('looplm', () => {
   it('trains on a dataset with a reward module', async () => {
     const rows = Array.from({ length: 8 }, (_, i) => JSON.stringify({ prompt: `${i}+`, answer: String(i) }))
     await writeFile(join(root, 'rows.jsonl'), rows.join('\n'))
-    await writeFile(join(root, 'rewards.mjs'), 'export const size = (prompt, completion) => completion.length\n')
+    await writeFile(join(root, 'rewards.mjs'), 'export const size = (prompt, completion) => completion.codePointAt(0) % 5\n')
     const path = await writeConfig('rl.yaml', {
       trainer: 'rltt',
       task: undefined,
       dataset: 'rows.jsonl',
       tokenizer: 'bytes',
       reward: [{ reward: 'rewards.mjs', weight: 0.5 }, { reward: 'exactMatch' }],
-      options: { steps: 1, promptsPerStep: 2, groupSize: 2, maxNewTokens: 2 },
+      options: { steps: 1, promptsPerStep: 2, groupSize: 4, maxNewTokens: 2 },
     })
     const { code, stdout, stderr } = await looplm(['train', path, '--json'])
     expect(stderr).toBe('')

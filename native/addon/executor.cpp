@@ -65,6 +65,10 @@ void Executor::release(std::shared_ptr<void> object) {
   {
     std::lock_guard lock(mutex_);
     if (unfinished_ == 0) return;  // only this thread submits: nothing can begin before `object` goes
+    if (object.use_count() > 1) {  // a call under way holds it too, and drops it under the lock before its promise is settled
+      object.reset();
+      return;
+    }
   }
   post([object = std::move(object)] {});
 }
@@ -79,15 +83,17 @@ void Executor::push(Task task) {
 
 void Executor::stop() {
   std::lock_guard joining(joining_);
-  std::deque<Task> dropped;
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
     if (running_) running_->store(true);
-    dropped.swap(queue_);
     changed_.notify_one();
   }
   if (thread_.joinable()) thread_.join();
+  std::deque<Task> queued, finished;  // results that nobody took may hold the executor itself
+  std::lock_guard lock(mutex_);
+  queued.swap(queue_);
+  finished.swap(finished_);
 }
 
 void Executor::loop() {
@@ -102,8 +108,8 @@ void Executor::loop() {
       running_ = task.cancel;
     }
     run(task);
-    task.work = nullptr;  // objects that the call kept alive go before it counts as finished
     std::lock_guard lock(mutex_);
+    task.work = nullptr;  // objects that the call kept alive go before it counts as finished
     running_ = nullptr;
     unfinished_--;
     if (stopping_) return;

@@ -41,14 +41,8 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 inline vf broadcast(const float* p) { return splat(*p); }
 inline vf broadcast(const int32_t* p) { return (vf)(*p - vi{}); }
-template <class U>
-inline vf load_units(const U* p) {
-  return *(const vf_any*)p;
-}
-template <class U>
-inline void store_units(U* p, vf x) {
-  *(vf_any*)p = x;
-}
+inline vf load_units(const void* p) { return *(const vf_any*)p; }
+inline void store_units(void* p, vf x) { *(vf_any*)p = x; }
 
 // acc + a·b, unit by unit.
 template <class U>
@@ -72,8 +66,7 @@ inline vf unite(vf first, [[maybe_unused]] vf second) {
   return first;
 }
 
-// acc[i][j] += Σ_s A(i, s) B(s, j) over units, j counting vectors. A(i, s) lies at a[i·a_stride + s], with Columns at
-// a[s·a_stride + i].
+// acc += A B over units, acc [M][V vectors]. A(i, s) lies at a[i·a_stride + s], with Columns at a[s·a_stride + i].
 template <bool Columns, class U, int V>
 inline __attribute__((always_inline)) void multiply(int64_t steps, const U* a, int64_t a_stride, const U* b, int64_t b_stride,
                                                     vf (&acc)[M][V]) {
@@ -96,8 +89,7 @@ inline __attribute__((always_inline)) void multiply(int64_t steps, const U* a, i
   }
 }
 
-// out [M][V·W] = out + A B with A and B as in multiply. What was there counts as 0 when `fresh`, and shrinks by `factor` per
-// column if given.
+// out += A B as in multiply. What was there counts as 0 when `fresh`, and first shrinks by `factor` per column if given.
 template <bool Columns, int V, class U>
 inline void accumulate(int64_t steps, const U* a, int64_t a_stride, const U* b, int64_t b_stride, float* out, int64_t out_stride,
                        bool fresh, const float* factor) {
@@ -140,10 +132,9 @@ struct Shape {
   int64_t context = round_up(a.max_context, M);                 // keys, in whole strips
 };
 
-// Rows [from, to) as units along the row: out [to][row], padded with rows of zeros to a whole strip. row(i) is where row i
-// begins.
+// Rows [from, to) as units along the row: out [to][row], with rows of zeros up to a whole strip. row(i) is where row i begins.
 template <class E, class Row>
-void pack_rows(Shape<E> shape, int64_t from, int64_t to, Row row, Unit<E>* out) {
+void pack_rows(Shape<E> shape, int64_t from, int64_t to, Unit<E>* out, Row row) {
   for (int64_t i = from; i < to; i++) {
     const E* x = row(i);
     for (int64_t at = 0; at < shape.row; at += W) store_units(out + i * shape.row + at, row_units(x, at, shape.head_dim));
@@ -153,7 +144,7 @@ void pack_rows(Shape<E> shape, int64_t from, int64_t to, Row row, Unit<E>* out) 
 
 // Rows [from, to) as units along the rows: out [to / KS][wide], padded like pack_rows.
 template <class E, class Row>
-void pack_columns(Shape<E> shape, int64_t from, int64_t to, Row row, Unit<E>* out) {
+void pack_columns(Shape<E> shape, int64_t from, int64_t to, Unit<E>* out, Row row) {
   for (int64_t i = from / KS<E> * KS<E>; i < to; i += KS<E>) {
     const E *x = row(i), *y = KS<E> == 2 && i + 1 < to ? row(i + 1) : nullptr;
     for (int64_t at = 0; at < shape.wide; at += W) {
@@ -166,13 +157,11 @@ void pack_columns(Shape<E> shape, int64_t from, int64_t to, Row row, Unit<E>* ou
   memset(out + packed * shape.wide, 0, size_t((round_up(to, M) / KS<E> - packed) * shape.wide) * 4);
 }
 
-// A block of queries of one key/value head. Lanes past `count` fill the last vector: they repeat the last query and nothing of
-// them is kept.
+// A block of queries of one key/value head. Lanes past `count` fill the last vector: copies of the last query, without effect.
 struct Block {
   int count, vectors;
-  alignas(64) int32_t limit[LANES] = {};  // the last key that a lane sees, ascending
-  int64_t query[LANES], out[LANES];       // where a lane's rows begin in qkv and in out, in elements
-  int64_t lse[LANES];
+  alignas(64) int32_t limit[LANES] = {};         // the last key that a lane sees, ascending
+  int64_t query[LANES], out[LANES], lse[LANES];  // where a lane's rows begin in qkv and in out, and its place in lse
 
   // Queries from `first` on, numbered row by row of the segment, and in a row by query head.
   template <class E>
@@ -246,18 +235,14 @@ struct Arena {
 
 // ---- Steps that forward and backward share ----
 
-template <int V>
-struct Width {};
-
-// Calls f(Width, v, from, to) so that together the calls cover the keys that each vector meets of the block of keys from `key`
-// on, two vectors at once where both meet them.
+// Calls f<V>(v, from, to) to cover the keys of the block at `key` that each vector meets: two vectors at once where both do.
 template <class F>
 inline void over_pairs(const Block& block, int64_t key, F f) {
   for (int v = 0; v < block.vectors; v += 2) {
     const bool pair = v + 1 < block.vectors;
     const int64_t met = block.keys(v, key), common = met > 0 ? met : 0, more = pair ? block.keys(v + 1, key) : 0;
-    if (common > 0) pair ? f(Width<2>{}, v, int64_t(0), common) : f(Width<1>{}, v, int64_t(0), common);
-    if (more > common) f(Width<1>{}, v + 1, common, more);
+    if (common > 0) pair ? f.template operator()<2>(v, 0, common) : f.template operator()<1>(v, 0, common);
+    if (more > common) f.template operator()<1>(v + 1, common, more);
   }
 }
 
@@ -266,14 +251,13 @@ template <int V>
 inline void mask(const Block& block, int64_t key, int v, vf (&acc)[M][V]) {
   if (key + M - 1 <= block.limit[v * W]) return;
   for (int j = 0; j < V; j++) {
-    vi limit;
-    memcpy(&limit, block.limit + (v + j) * W, sizeof limit);
+    const vi limit = (vi)load_units(block.limit + (v + j) * W);
     for (int i = 0; i < M; i++) acc[i][j] = int32_t(key + i) > limit ? splat(MASKED) : acc[i][j];
   }
 }
 
-// sums [wide][LANES] += columnsᵀ tile over keys [from, to) of the block of keys from `key` on, for V vectors: columns [context /
-// KS][wide], tile [KEYS / KS][LANES]. The call that begins the block lets what was there decay first.
+// sums [wide][LANES] += columnsᵀ [context / KS][wide] · tile [KEYS / KS][LANES] over keys [from, to) of the block at `key`, for V
+// vectors. The call that begins the block lets what was there decay first.
 template <class E, int V>
 void gather(Shape<E> shape, const Unit<E>* columns, const Unit<E>* tile, float* sums, const float* decay, int64_t key, int v,
             int64_t from, int64_t to) {
@@ -307,8 +291,8 @@ struct Forward {
   // Keys [from, length) of a segment's context; those before are in place.
   void open(const LoopSegment& s, int64_t from, int64_t length) {
     const E* base = qkv + (a.heads + kv_head) * shape.head_dim;
-    pack_rows(shape, from, length, context_row(base, shape.stride, s), keys);
-    pack_columns(shape, from, length, context_row(base + a.kv_heads * shape.head_dim, shape.stride, s), values);
+    pack_rows(shape, from, length, keys, context_row(base, shape.stride, s));
+    pack_columns(shape, from, length, values, context_row(base + a.kv_heads * shape.head_dim, shape.stride, s));
   }
   void close(int64_t, int64_t, int64_t) {}
 
@@ -318,10 +302,9 @@ struct Forward {
     for (int64_t key = 0; key <= block.limit[block.count - 1]; key += KEYS) {
       vf largest[VECTORS];
       for (vf& x : largest) x = splat(MASKED);
-      over_pairs(block, key,
-                 [&]<int V>(Width<V>, int v, int64_t from, int64_t to) { score<V>(block, key, v, from, to, largest + v); });
+      over_pairs(block, key, [&]<int V>(int v, int64_t from, int64_t to) { score<V>(block, key, v, from, to, largest + v); });
       for (int v = 0; v < block.vectors; v++) exponentiate(v, block.keys(v, key), largest[v]);
-      over_pairs(block, key, [&]<int V>(Width<V>, int v, int64_t from, int64_t to) {
+      over_pairs(block, key, [&]<int V>(int v, int64_t from, int64_t to) {
         gather<E, V>(shape, values, probs, sums, decay, key, v, from, to);
       });
     }
@@ -345,8 +328,7 @@ struct Forward {
     for (int j = 0; j < V; j++) largest[j] = best[j];
   }
 
-  // Scores become probabilities relative to the largest score so far. A block that a lane does not see leaves it exactly as it
-  // was.
+  // Scores become probabilities relative to the largest so far. A block that a lane does not see leaves it exactly as it was.
   void exponentiate(int v, int64_t count, vf largest) {
     if (count <= 0) return;
     const float factor = float(a.scale * LOG2E);
@@ -369,9 +351,8 @@ struct Forward {
 
   void finish(const Block& block) {
     for (int v = 0; v < block.vectors; v++) {
-      vf sum = load(total + v * W);
-      store(top + v * W, load(top + v * W) * LN2 + vlog(sum));
-      store(decay + v * W, 1.0f / sum);
+      store(top + v * W, load(top + v * W) * LN2 + vlog(load(total + v * W)));
+      store(decay + v * W, 1.0f / load(total + v * W));
     }
     float* lse = static_cast<float*>(a.lse);
     for (int lane = 0; lane < block.count; lane++) lse[block.lse[lane]] = top[lane];
@@ -401,8 +382,7 @@ struct Backward {
   U* dscores = arena.take<U>(KEYS * LANES / KS<E>);                                        // [KEYS][LANES / KS]
   U* dscore_columns = KS<E> == 2 ? arena.take<U>(KEYS / KS<E> * LANES) : dscores;          // [KEYS / KS][LANES]
   float* dqueries = arena.take<float>(shape.wide * LANES);                                 // [wide][LANES]
-  float* dkeys = arena.take<float>(shape.context * shape.wide);                            // [context][wide]
-  float* dvalues = arena.take<float>(shape.context * shape.wide);                          // [context][wide]
+  float* dcontext = arena.take<float>(shape.context * 2 * shape.wide);                     // [context][2][wide]: dK, dV
   float* lse = arena.take<float>(LANES);                                                   // the log-sum-exp in bits
   float* delta = arena.take<float>(LANES);                                                 // δ
   float* scale = arena.take<float>(LANES);                                                 // of dQ
@@ -410,30 +390,24 @@ struct Backward {
   void open(const LoopSegment& s, int64_t from, int64_t length) {
     const E* base = qkv + (a.heads + kv_head) * shape.head_dim;
     const auto key = context_row(base, shape.stride, s), value = context_row(base + a.kv_heads * shape.head_dim, shape.stride, s);
-    pack_rows(shape, from, length, key, keys);
-    pack_rows(shape, from, length, value, values);
-    if (KS<E> == 2) pack_columns(shape, from, length, key, key_columns);
-    const size_t bytes = size_t((round_up(length, M) - from) * shape.wide) * 4;
-    memset(dkeys + from * shape.wide, 0, bytes);
-    memset(dvalues + from * shape.wide, 0, bytes);
+    pack_rows(shape, from, length, keys, key);
+    pack_rows(shape, from, length, values, value);
+    if (KS<E> == 2) pack_columns(shape, from, length, key_columns, key);
+    memset(dcontext + from * 2 * shape.wide, 0, size_t((round_up(length, M) - from) * 2 * shape.wide) * 4);
   }
 
   // Writes dK and dV of keys [from, to), which are the tokens from `token` on.
   void close(int64_t from, int64_t to, int64_t token) {
     for (int64_t key = from; key < to; key++, token++) {
-      const float *dk = dkeys + key * shape.wide, *dv = dvalues + key * shape.wide;
-      if (!partial) {
-        write(token, dk, dv);
-        continue;
-      }
-      memcpy(partial + token * 2 * shape.wide, dk, size_t(shape.wide) * 4);
-      memcpy(partial + (token * 2 + 1) * shape.wide, dv, size_t(shape.wide) * 4);
+      const float* sum = dcontext + key * 2 * shape.wide;
+      if (!partial) write(token, sum);
+      else memcpy(partial + token * 2 * shape.wide, sum, size_t(2 * shape.wide) * 4);
     }
   }
-  void write(int64_t token, const float* dk, const float* dv) const {
+  void write(int64_t token, const float* sum) const {
     E* out = static_cast<E*>(a.dqkv) + token * shape.stride + (a.heads + kv_head) * shape.head_dim;
-    write_row(out, dk, float(a.scale));
-    write_row(out + a.kv_heads * shape.head_dim, dv, 1.0f);
+    write_row(out, sum, float(a.scale));
+    write_row(out + a.kv_heads * shape.head_dim, sum + shape.wide, 1.0f);
   }
   void write_row(E* out, const float* in, float scale) const {
     int64_t d = 0;
@@ -444,13 +418,12 @@ struct Backward {
   void run(const Block& block) {
     prepare(block);
     for (int64_t key = 0; key <= block.limit[block.count - 1]; key += KEYS) {
-      over_pairs(block, key,
-                 [&]<int V>(Width<V>, int v, int64_t from, int64_t to) { differentiate<V>(block, key, v, from, to); });
-      over_pairs(block, key, [&]<int V>(Width<V>, int v, int64_t from, int64_t to) {
+      over_pairs(block, key, [&]<int V>(int v, int64_t from, int64_t to) { differentiate<V>(block, key, v, from, to); });
+      over_pairs(block, key, [&]<int V>(int v, int64_t from, int64_t to) {
         gather<E, V>(shape, key_columns, dscore_columns, dqueries, nullptr, key, v, from, to);
       });
-      spread(block, key, probs, dout_columns, dvalues);
-      spread(block, key, dscores, query_columns, dkeys);
+      spread(block, key, probs, dout_columns, dcontext + shape.wide);
+      spread(block, key, dscores, query_columns, dcontext);
     }
     for (int lane = 0; lane < LANES; lane++) scale[lane] = float(a.scale);
     unpack_lanes(shape, block.count, dqueries, scale, static_cast<E*>(a.dqkv), block.query);
@@ -466,10 +439,8 @@ struct Backward {
       store(delta + v * W, sum);
     }
     pack_lanes(shape, block.vectors, qkv, block.query, queries);
-    const auto query = [&](int64_t lane) { return qkv + block.query[lane]; };
-    const auto dout_row = [&](int64_t lane) { return dout + block.out[lane]; };
-    pack_columns(shape, 0, block.count, query, query_columns);
-    pack_columns(shape, 0, block.count, dout_row, dout_columns);
+    pack_columns(shape, 0, block.count, query_columns, [&](int64_t lane) { return qkv + block.query[lane]; });
+    pack_columns(shape, 0, block.count, dout_columns, [&](int64_t lane) { return dout + block.out[lane]; });
     for (int lane = 0; lane < block.vectors * W; lane++) lse[lane] = static_cast<const float*>(a.lse)[block.lse[lane]] * LOG2E;
   }
 
@@ -503,7 +474,7 @@ struct Backward {
     else store(tile + k * LANES + v * W, x);
   }
 
-  // out [context][wide] += tile [KEYS][LANES] · rows [LANES][wide], from the first lane on that sees a strip's keys.
+  // out [context][2][wide] += tile [KEYS][LANES] · rows [LANES][wide], from the first lane on that sees a strip's keys.
   void spread(const Block& block, int64_t key, const U* tile, const U* rows, float* out) const {
     int first = 0;
     for (int64_t k = 0; k < block.keys(block.vectors - 1, key); k += M) {
@@ -512,9 +483,10 @@ struct Backward {
       const U* strip = tile + k * LANES / KS<E> + skip;
       for (int64_t d = 0; d < shape.wide; d += 2 * W) {
         const U* b = rows + skip * shape.wide + d;
-        float* c = out + (key + k) * shape.wide + d;
-        if (d + W < shape.wide) accumulate<false, 2>(steps, strip, LANES / KS<E>, b, shape.wide, c, shape.wide, false, nullptr);
-        else accumulate<false, 1>(steps, strip, LANES / KS<E>, b, shape.wide, c, shape.wide, false, nullptr);
+        float* c = out + (key + k) * 2 * shape.wide + d;
+        if (d + W < shape.wide)
+          accumulate<false, 2>(steps, strip, LANES / KS<E>, b, shape.wide, c, 2 * shape.wide, false, nullptr);
+        else accumulate<false, 1>(steps, strip, LANES / KS<E>, b, shape.wide, c, 2 * shape.wide, false, nullptr);
       }
     }
   }
@@ -525,7 +497,6 @@ struct Backward {
 // The first segment of every group, and the number of segments after the last.
 struct Groups {
   int32_t count = 0, *first;
-
   Groups(Context& ctx, const LoopAttention& a) {
     first = static_cast<int32_t*>(ctx.pool.scratch(ctx.pool.threads(), (size_t(a.segment_count) + 1) * sizeof *first));
     for (int32_t i = 0; i < a.segment_count; i++)
@@ -551,8 +522,8 @@ void run_group(const LoopAttention& a, const Groups& groups, int32_t group, int6
   if (end > begin + 1) kernel.close(0, shared.end - shared.begin, shared.begin);
 }
 
-// Calls body(group, kernel, part) for every group, key/value head and part. A task takes several heads where that leaves tasks
-// enough: their rows share cache lines.
+// Calls body(group, kernel, part) for all groups, heads and parts. A task takes several heads, which share cache lines, if it
+// can.
 template <class Kernel, class Body>
 void run_tasks(Context& ctx, const LoopAttention& a, const Groups& groups, int64_t parts, Body body) {
   const size_t bytes = Kernel{a, {}}.arena.used;
@@ -560,17 +531,17 @@ void run_tasks(Context& ctx, const LoopAttention& a, const Groups& groups, int64
   const int64_t heads = spare < 1 ? 1 : least(spare, a.kv_heads), head_tasks = (a.kv_heads + heads - 1) / heads;
   ctx.pool.run(parts * groups.count * head_tasks, [&](int64_t task, int thread) {
     Kernel kernel{a, {reinterpret_cast<uintptr_t>(ctx.pool.scratch(thread, bytes))}};
-    const int64_t first = task % head_tasks * heads, group = task / head_tasks % groups.count,
-                  part = task / head_tasks / groups.count;
+    const int64_t first = task % head_tasks * heads, group = task / head_tasks;
     for (int64_t head = first; head < least(first + heads, a.kv_heads); head++) {
       kernel.kv_head = int(head);
-      body(int32_t(group), kernel, part);
+      body(int32_t(group % groups.count), kernel, group / groups.count);
     }
   });
 }
 
 template <class E>
 int forward(Context& ctx, const LoopAttention& a) {
+  if (a.segment_count <= 0) return 0;
   const Groups groups(ctx, a);
   const int64_t units = int64_t(groups.count) * a.kv_heads;
   // Rows do not depend on the cut, so it may follow the number of threads.
@@ -583,6 +554,7 @@ int forward(Context& ctx, const LoopAttention& a) {
 
 template <class E>
 int backward(Context& ctx, const LoopAttention& a) {
+  if (a.segment_count <= 0) return 0;
   const Groups groups(ctx, a);
   const Shape<E> shape{a};
   // Up to 16 tasks if each keeps some 8 blocks: by the shapes alone, for the sums depend on the cut.
@@ -590,7 +562,7 @@ int backward(Context& ctx, const LoopAttention& a) {
   const int64_t parts = least((15 + units) / units, fair > 1 ? fair : 1), partial = a.tokens * 2 * shape.wide;
   float* sums = nullptr;  // [parts][kv_heads][tokens][2][wide]
   if (parts > 1 && !(sums = static_cast<float*>(allocate_aligned(size_t(parts * a.kv_heads * partial) * 4)))) {
-    snprintf(ctx.error, sizeof ctx.error, "attention_backward: no memory for %d sums of %d tokens", int(parts), int(a.tokens));
+    snprintf(ctx.error, sizeof ctx.error, "attention_backward: no memory for %d partial sums", int(parts));
     return 1;
   }
   run_tasks<Backward<E>>(ctx, a, groups, parts, [&](int32_t group, Backward<E>& kernel, int64_t part) {
@@ -602,11 +574,12 @@ int backward(Context& ctx, const LoopAttention& a) {
     const Backward<E> kernel{a, {}, int(task % a.kv_heads)};
     const LoopSegment& s = a.segments[task / a.kv_heads];
     for (int64_t token = s.begin; token < s.end; token++) {
-      float* sum = sums + kernel.kv_head * partial + token * 2 * shape.wide;
-      for (int64_t part = 1; part < parts; part++)
-        for (int64_t d = 0; d < 2 * shape.wide; d += W)
-          store(sum + d, load(sum + d) + load(sum + part * a.kv_heads * partial + d));
-      kernel.write(token, sum, sum + shape.wide);
+      float *sum = sums + kernel.kv_head * partial + token * 2 * shape.wide, *more = sum;
+      for (int64_t part = 1; part < parts; part++) {
+        more += a.kv_heads * partial;
+        for (int64_t d = 0; d < 2 * shape.wide; d += W) store(sum + d, load(sum + d) + load(more + d));
+      }
+      kernel.write(token, sum);
     }
   });
   free(sums);
@@ -616,13 +589,11 @@ int backward(Context& ctx, const LoopAttention& a) {
 }  // namespace
 
 int attention(void* context, LoopDType dt, const LoopAttention* a) {
-  if (a->segment_count <= 0) return 0;
   auto& ctx = *static_cast<Context*>(context);
   return dt == LOOP_BF16 ? forward<bf16>(ctx, *a) : forward<float>(ctx, *a);
 }
 
 int attention_backward(void* context, LoopDType dt, const LoopAttention* a) {
-  if (a->segment_count <= 0) return 0;
   auto& ctx = *static_cast<Context*>(context);
   return dt == LOOP_BF16 ? backward<bf16>(ctx, *a) : backward<float>(ctx, *a);
 }

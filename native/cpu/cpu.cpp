@@ -35,8 +35,8 @@ extern "C" const LoopBackend* looplm_cpu_backend(void) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool five = two && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                    __builtin_cpu_supports("avx512dq");
+  const bool five = two && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const Isa best_first[] = {{"avx512_bf16", &avx512_bf16::table, five && __builtin_cpu_supports("avx512bf16")},
                             {"avx512", &avx512::table, five},
                             {"avx2", &avx2::table, two},

@@ -2,5 +2,6 @@
 #pragma once
 #include "../backend.h"
 
-// LOOPLM_CPU_ISA in the environment (baseline, avx2, avx512, avx512_bf16) asks for a lesser instruction set than the processor has.
+// LOOPLM_CPU_ISA in the environment (baseline, avx2, avx512, avx512_bf16) asks for a lesser instruction set than the processor
+// has.
 extern "C" const LoopBackend* looplm_cpu_backend(void);

@@ -9,31 +9,31 @@
 namespace looplm::cpu::LOOPLM_ISA {
 
 #define LOOPLM_KERNEL(name) std::remove_pointer_t<decltype(LoopBackend::name)> name
-LOOPLM_KERNEL(gemm);                    // gemm.cpp
+LOOPLM_KERNEL(gemm);  // gemm.cpp
 LOOPLM_KERNEL(pack_b);
-LOOPLM_KERNEL(embed);                   // embed.cpp
+LOOPLM_KERNEL(embed);  // embed.cpp
 LOOPLM_KERNEL(embed_backward);
 LOOPLM_KERNEL(gather_rows);
 LOOPLM_KERNEL(scatter_add_rows);
-LOOPLM_KERNEL(residual_norm);           // norm.cpp
+LOOPLM_KERNEL(residual_norm);  // norm.cpp
 LOOPLM_KERNEL(residual_norm_backward);
-LOOPLM_KERNEL(rope);                    // rope.cpp
-LOOPLM_KERNEL(attention);               // attention.cpp
+LOOPLM_KERNEL(rope);       // rope.cpp
+LOOPLM_KERNEL(attention);  // attention.cpp
 LOOPLM_KERNEL(attention_backward);
-LOOPLM_KERNEL(swiglu);                  // swiglu.cpp
+LOOPLM_KERNEL(swiglu);  // swiglu.cpp
 LOOPLM_KERNEL(swiglu_backward);
-LOOPLM_KERNEL(gate);                    // gate.cpp
+LOOPLM_KERNEL(gate);  // gate.cpp
 LOOPLM_KERNEL(gate_backward);
 LOOPLM_KERNEL(exit_pdf);
 LOOPLM_KERNEL(exit_pdf_backward);
-LOOPLM_KERNEL(head_rows);               // head.cpp
+LOOPLM_KERNEL(head_rows);  // head.cpp
 LOOPLM_KERNEL(policy_gradient);
-LOOPLM_KERNEL(sum_squares);             // optimizer.cpp
+LOOPLM_KERNEL(sum_squares);  // optimizer.cpp
 LOOPLM_KERNEL(adamw);
-LOOPLM_KERNEL(cache_write);             // decode.cpp
+LOOPLM_KERNEL(cache_write);  // decode.cpp
 LOOPLM_KERNEL(decode_attention);
 LOOPLM_KERNEL(sample);
-LOOPLM_KERNEL(binary);                  // tensor.cpp
+LOOPLM_KERNEL(binary);  // tensor.cpp
 LOOPLM_KERNEL(copy_strided);
 LOOPLM_KERNEL(softmax);
 LOOPLM_KERNEL(reduce);

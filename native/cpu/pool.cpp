@@ -39,8 +39,9 @@ struct Pool::State {
   std::vector<Scratch> scratch;
   std::mutex mutex;
   std::condition_variable wake;
-  // A job is published by `open` and announced by raising `epoch`. A worker counts itself into `active` before it looks at `open`, so a
-  // worker that comes late finds the job closed and nobody waits for it; the job's fields change only while it is closed and active is 0.
+  // A job is published by `open` and announced by raising `epoch`. A worker counts itself into `active` before it looks at
+  // `open`, so a worker that comes late finds the job closed and nobody waits for it; the job's fields change only while it is
+  // closed and active is 0.
   std::atomic<uint64_t> epoch{0};
   std::atomic<bool> open{false};
   std::atomic<int> active{0};
@@ -108,10 +109,8 @@ void Pool::dispatch(int64_t tasks, Task task, void* context) {
   s.work(0);
   s.open.store(false);
   for (int spin = 0; s.active.load(std::memory_order_seq_cst) != 0; spin++) {
-    if (spin < 20000)
-      pause();
-    else
-      std::this_thread::yield();
+    if (spin < 20000) pause();
+    else std::this_thread::yield();
   }
 }
 

@@ -12,18 +12,19 @@ class Pool {
   Pool(const Pool&) = delete;
   int threads() const;
 
-  // Calls f(task, thread) for every task in [0, tasks), 0 <= thread < threads(). Which thread runs a task is not fixed, so a result must
-  // depend on the task alone. Returns when all are done. Not re-entrant.
+  // Calls f(task, thread) for every task in [0, tasks), 0 <= thread < threads(). Which thread runs a task is not fixed, so a
+  // result must depend on the task alone. Returns when all are done. Not re-entrant.
   template <class F>
   void run(int64_t tasks, F&& f) {
     if (tasks == 1 || threads() == 1) {
       for (int64_t i = 0; i < tasks; i++) f(i, 0);
       return;
     }
-    dispatch(tasks, [](void* context, int64_t task, int thread) { (*static_cast<F*>(context))(task, thread); }, &f);
+    dispatch(
+        tasks, [](void* context, int64_t task, int thread) { (*static_cast<F*>(context))(task, thread); }, &f);
   }
-  // Memory of one thread (or, with thread = threads(), of the caller) that grows and is kept; 64-byte aligned, contents undefined.
-  // Throws nothing: exhausted memory ends the process as any std::bad_alloc would.
+  // Memory of one thread (or, with thread = threads(), of the caller) that grows and is kept; 64-byte aligned, contents
+  // undefined. Throws nothing: exhausted memory ends the process as any std::bad_alloc would.
   void* scratch(int thread, size_t bytes);
 
  private:

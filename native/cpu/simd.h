@@ -192,7 +192,7 @@ static inline vf vexp(vf x) {
 // 2^x for x <= 0 (or a little above) to 2e-7; 0 below the float range. 2^0 is exactly 1.
 static inline vf vexp2_negative(vf x) {
 #if defined(__AVX512F__)
-  vf n = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  vf n = (vf)_mm512_maskz_roundscale_ps(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   const vi under = x < splat(-126.0f);
   x = vmax(splat(-126.0f), x);             // in this order a NaN stays one
@@ -205,7 +205,7 @@ static inline vf vexp2_negative(vf x) {
   p = p * r + 6.9314698e-1f;
   p = p * r + 1.0f;
 #if defined(__AVX512F__)
-  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+  return (vf)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
 #else
   vi power = (__builtin_convertvector(n, vi) + 127) << 23;
   return (vf)((vi)(p * (vf)power) & ~under);

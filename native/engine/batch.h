@@ -9,10 +9,10 @@
 namespace looplm {
 
 struct PredictionRow {  // the prediction of one response token
-  int32_t token;     // index of the packed token whose state predicts it
-  int32_t target;    // the token id it predicts
-  int32_t sequence;  // index in Sequences
-  int32_t position;  // j: predicts tokens[j + 1] of the sequence
+  int32_t token;        // index of the packed token whose state predicts it
+  int32_t target;       // the token id it predicts
+  int32_t sequence;     // index in Sequences
+  int32_t position;     // j: predicts tokens[j + 1] of the sequence
 };
 
 struct PackedBatch {
@@ -26,10 +26,10 @@ struct PackedBatch {
 };
 
 struct PackOptions {
-  int64_t token_budget;      // a batch ends before the group of sequences that would exceed it, but holds at least one group
-  bool share_prompts;        // neighbours with equal prompts read one copy of all but its last token
-  bool responses_only;       // rows from the prompt length on; otherwise every prediction is a row
-  bool keep_last_token;      // the last token of a sequence predicts nothing; its gate may still be wanted
+  int64_t token_budget;  // a batch ends before the group of sequences that would exceed it, but holds at least one group
+  bool share_prompts;    // neighbours with equal prompts read one copy of all but its last token
+  bool responses_only;   // rows from the prompt length on; otherwise every prediction is a row
+  bool keep_last_token;  // the last token of a sequence predicts nothing; its gate may still be wanted
 };
 
 // Packs sequences from `begin` on; batch.end says where the next batch starts.

@@ -30,11 +30,12 @@ class Device {
   std::string description() const { return table_->describe(ctx_); }
   bool supports(LoopDType dt) const { return table_->supports(ctx_, dt) != 0; }
 
-  // Calls one function of the table: device.run(&LoopBackend::rope, "rope", dt, n, ...). Throws ABORTED when a cancel flag is raised,
-  // so that a long call ends between two kernels.
+  // Calls one function of the table: device.run(&LoopBackend::rope, "rope", dt, n, ...). Throws ABORTED when a cancel flag is
+  // raised, so that a long call ends between two kernels.
   template <class Function, class... Arguments>
-  void run(Function LoopBackend::* function, const char* operation, Arguments... arguments) {
-    if (cancel && cancel->load(std::memory_order_relaxed)) throw Error("ABORTED", operation, "the operation was aborted by its AbortSignal");
+  void run(Function LoopBackend::*function, const char* operation, Arguments... arguments) {
+    if (cancel && cancel->load(std::memory_order_relaxed))
+      throw Error("ABORTED", operation, "the operation was aborted by its AbortSignal");
     if ((table_->*function)(ctx_, arguments...) != 0) throw Error("INTERNAL", operation, table_->last_error(ctx_));
   }
   void* pack_b(LoopDType dt, int transpose_b, int64_t n, int64_t k, const void* b, int64_t ldb);

@@ -11,7 +11,7 @@ namespace looplm {
 
 namespace {
 
-constexpr int64_t PROMPT_BUDGET = 4096;      // packed prompt tokens run at once
+constexpr int64_t PROMPT_BUDGET = 4096;    // packed prompt tokens run at once
 constexpr int64_t LOGIT_BYTES = 24 << 20;  // of one chunk of logits
 
 struct Prompt {
@@ -30,13 +30,16 @@ void check_options(const Model& model, const std::vector<std::vector<int32_t>>& 
   require(!prompts.empty(), "there are no prompts");
   require(o.max_new_tokens >= 1, "maxNewTokens must be at least 1");
   require(o.temperature >= 0 && std::isfinite(o.temperature), "temperature must be 0 (greedy) or positive");
-  require(o.top_k >= 0 && o.top_p > 0 && o.top_p <= 1 && o.min_p >= 0 && o.min_p < 1, "topK must be >= 0, topP in (0, 1], minP in [0, 1)");
+  require(o.top_k >= 0 && o.top_p > 0 && o.top_p <= 1 && o.min_p >= 0 && o.min_p < 1,
+          "topK must be >= 0, topP in (0, 1], minP in [0, 1)");
   require(o.exit_threshold > 0, "the exit threshold must be positive");
   for (size_t i = 0; i < prompts.size(); i++) {
-    require(!prompts[i].empty(), "prompt " + std::to_string(i) + " is empty: give at least one token (a beginning-of-text token, say)");
+    require(!prompts[i].empty(),
+            "prompt " + std::to_string(i) + " is empty: give at least one token (a beginning-of-text token, say)");
     for (int32_t id : prompts[i])
       require(id >= 0 && id < model.config.vocabulary, "token id " + std::to_string(id) + " of prompt " + std::to_string(i) +
-                                                           " is outside the vocabulary of " + std::to_string(model.config.vocabulary));
+                                                           " is outside the vocabulary of " +
+                                                           std::to_string(model.config.vocabulary));
   }
 }
 
@@ -88,8 +91,8 @@ struct Generation::State {
   }
 
   CacheUse cache_use(int first_loop, const std::vector<int32_t>& slot_of_row, const LoopCacheContext* contexts) {
-    return {keys.as<>(), values.as<>(), slots, options.shared_cache, first_loop, upload_ints(w, "decode.slots", slot_of_row), contexts,
-            &model.packed()};
+    return {keys.as<>(), values.as<>(),  slots, options.shared_cache, first_loop, upload_ints(w, "decode.slots", slot_of_row),
+            contexts,    &model.packed()};
   }
   Buffer& readout(size_t count) { return w.get("decode.readout", count * size_t(model.config.hidden) * act); }
 
@@ -122,8 +125,8 @@ struct Generation::State {
         for (int64_t j = 0; j < all.length(i); j++)
           slot_of_row[size_t(packed.first_token[i - packed.begin] + j)] = prompts[i].slot + int32_t(j);
       CacheUse cache = cache_use(0, slot_of_row, nullptr);
-      Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1), upload(packed, w), loops,
-                  Stack::Keep::nothing, &cache);
+      Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
+                  upload(packed, w), loops, Stack::Keep::nothing, &cache);
       stack.forward_tokens();
       std::vector<double> gates;
       if (early) {
@@ -140,7 +143,8 @@ struct Generation::State {
         index.push_back(int32_t(exits[i] * packed.tokens() + token));
       }
       model.device->run(&LoopBackend::gather_rows, "gather rows", model.dt, int64_t(index.size()), model.config.hidden,
-                        upload_ints(w, "decode.index", index), static_cast<const void*>(stack.hidden()), last.at(packed.begin * D * act));
+                        upload_ints(w, "decode.index", index), static_cast<const void*>(stack.hidden()),
+                        last.at(packed.begin * D * act));
       begin = packed.end;
     }
     std::vector<int32_t> index, loop_of_row;
@@ -172,10 +176,8 @@ struct Generation::State {
     const void* states = nullptr;
     for (int t = 0; t < loops; t++) {
       Stack stack = loop_stack(t, left);
-      if (t == 0)
-        stack.forward_tokens();
-      else
-        stack.forward_states(states);
+      if (t == 0) stack.forward_tokens();
+      else stack.forward_states(states);
       states = stack.hidden();
       if (t + 1 == loops) {
         scatter(states, left, out);
@@ -228,8 +230,11 @@ struct Generation::State {
     Buffer& where = w.get("decode.contexts", contexts.size() * sizeof(LoopCacheContext));
     where.upload(contexts.data(), contexts.size() * sizeof(LoopCacheContext));
     cache_ = cache_use(t, slot_of_row, where.as<LoopCacheContext>());
-    DeviceBatch batch{int64_t(left.size()), upload_ints(w, "batch.ids", ids), upload_ints(w, "batch.positions", positions), nullptr, 0, 0, 0, last_position};
-    return Stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(last_position + 1), batch, 1, Stack::Keep::nothing, &cache_);
+    DeviceBatch batch{
+        int64_t(left.size()), upload_ints(w, "batch.ids", ids), upload_ints(w, "batch.positions", positions), nullptr, 0, 0, 0,
+        last_position};
+    return Stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(last_position + 1), batch, 1,
+                 Stack::Keep::nothing, &cache_);
   }
 
   // Rows of `states` to the rows `left` of `out`.
@@ -244,7 +249,8 @@ struct Generation::State {
     }
   }
 
-  // A token that left at loop t lends its keys and values of loop t to the deeper planes, where later, deeper tokens look for them.
+  // A token that left at loop t lends its keys and values of loop t to the deeper planes, where later, deeper tokens look for
+  // them.
   void copy_up(size_t i, int t) {
     const size_t width = size_t(model.config.kv_heads * model.config.head_dim) * act, L = size_t(model.config.layers);
     const size_t slot = size_t(rows[i].slot) + results[i].tokens.size() - 1;
@@ -266,15 +272,27 @@ struct Generation::State {
       sequences.push_back(int32_t(i));
       positions.push_back(position(i) + 1);
     }
-    const int32_t *sequence_ids = upload_ints(w, "decode.sequences", sequences), *position_ids = upload_ints(w, "decode.positions", positions);
+    const int32_t *sequence_ids = upload_ints(w, "decode.sequences", sequences),
+                  *position_ids = upload_ints(w, "decode.positions", positions);
     const PackedWeights& packed = model.packed();
     for (int64_t first = 0; first < n; first += chunk) {
       const int64_t m = std::min(chunk, n - first);
-      model.device->run(&LoopBackend::gemm, "head", model.dt, 0, 1, m, V, D, static_cast<const void*>(readout(size_t(n)).at(size_t(first * D) * act)), D,
+      model.device->run(&LoopBackend::gemm, "head", model.dt, 0, 1, m, V, D,
+                        static_cast<const void*>(readout(size_t(n)).at(size_t(first * D) * act)), D,
                         static_cast<const void*>(model.weights().head), D, logits.as<>(), V, int(LOOP_GEMM_REAL_OUT),
                         static_cast<const void*>(packed.head.as<>()));
-      LoopSample s{m, V, logits.as<>(), options.temperature, options.top_k, options.top_p, options.min_p, options.seed, sequence_ids + first,
-                   position_ids + first, tokens.as<int32_t>() + first, logprobs.at(size_t(first) * real)};
+      LoopSample s{m,
+                   V,
+                   logits.as<>(),
+                   options.temperature,
+                   options.top_k,
+                   options.top_p,
+                   options.min_p,
+                   options.seed,
+                   sequence_ids + first,
+                   position_ids + first,
+                   tokens.as<int32_t>() + first,
+                   logprobs.at(size_t(first) * real)};
       model.device->run(&LoopBackend::sample, "sample", model.dt, static_cast<const LoopSample*>(&s));
     }
     std::vector<int32_t> made(static_cast<size_t>(n));
@@ -287,12 +305,9 @@ struct Generation::State {
       g.logprobs.push_back(values_of[r]);
       g.loops.push_back(loop_of_row[r]);
       const bool stop = std::find(options.stop_tokens.begin(), options.stop_tokens.end(), made[r]) != options.stop_tokens.end();
-      if (stop)
-        g.finish = Finish::stop;
-      else if (int(g.tokens.size()) >= options.max_new_tokens)
-        g.finish = Finish::length;
-      else
-        still.push_back(active[r]);
+      if (stop) g.finish = Finish::stop;
+      else if (int(g.tokens.size()) >= options.max_new_tokens) g.finish = Finish::length;
+      else still.push_back(active[r]);
     }
     active = std::move(still);
   }
@@ -307,10 +322,8 @@ Generation::~Generation() = default;
 bool Generation::step(int tokens) {
   State& s = *state_;
   for (int k = 0; k < tokens && !s.active.empty(); k++) {
-    if (s.started)
-      s.decode();
-    else
-      s.prefill();
+    if (s.started) s.decode();
+    else s.prefill();
     s.started = true;
   }
   return !s.active.empty();

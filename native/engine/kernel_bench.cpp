@@ -13,7 +13,11 @@ namespace {
 class Bench {
  public:
   Bench(std::shared_ptr<Device> device, LoopDType dt, const KernelShape& shape)
-      : device_(std::move(device)), dt_(dt), s_(shape), act_(double(loop_dtype_size(dt))), real_(double(loop_dtype_size(loop_real(dt)))) {}
+      : device_(std::move(device)),
+        dt_(dt),
+        s_(shape),
+        act_(double(loop_dtype_size(dt))),
+        real_(double(loop_dtype_size(loop_real(dt)))) {}
 
   KernelCase make(const std::string& name) {
     auto found = table().find(name);
@@ -78,7 +82,7 @@ class Bench {
     return static_cast<const int32_t*>(keep(host.data(), host.size() * 4));
   }
   template <class F, class... A>
-  void on_run(F LoopBackend::* f, A... arguments) {
+  void on_run(F LoopBackend::*f, A... arguments) {
     Device* device = device_.get();
     out_.run = [=] { device->run(f, "bench", arguments...); };
   }
@@ -115,13 +119,14 @@ class Bench {
     Device* device = device_.get();
     LoopDType real = loop_real(dt_);
     out_.run = [=] {
-      device->run(&LoopBackend::copy_strided, "bench", real, real, 1, static_cast<const int64_t*>(shape.get()), static_cast<const void*>(from),
-                  static_cast<const int64_t*>(&stride), to, static_cast<const int64_t*>(&stride));
+      device->run(&LoopBackend::copy_strided, "bench", real, real, 1, static_cast<const int64_t*>(shape.get()),
+                  static_cast<const void*>(from), static_cast<const int64_t*>(&stride), to, static_cast<const int64_t*>(&stride));
     };
   }
   void product(int ta, int tb, int64_t m, int64_t columns, int64_t k, int flags) {
     const double out_bytes = flags ? real_ : act_;
-    work(2.0 * double(m) * double(columns) * double(k), double(m * k + k * columns) * act_ + double(m * columns) * out_bytes * (flags == 2 ? 2 : 1));
+    work(2.0 * double(m) * double(columns) * double(k),
+         double(m * k + k * columns) * act_ + double(m * columns) * out_bytes * (flags == 2 ? 2 : 1));
     const void *a = acts(m * k), *b = acts(columns * k), *packed = nullptr;
     void* c = flags ? reals(m * columns) : acts(m * columns);
     on_run(&LoopBackend::gemm, dt_, ta, tb, m, columns, k, a, ta ? m : k, b, tb ? k : columns, c, columns, flags, packed);
@@ -149,7 +154,8 @@ class Bench {
   void residual_norm_backward() {
     work(20.0 * double(n() * d()), double(n() * d()) * (4 * act_ + 2 * real_));
     const void *h = acts(n() * d()), *branch = acts(n() * d()), *w1 = acts(d()), *w2 = acts(d()), *dx = acts(n() * d());
-    on_run(&LoopBackend::residual_norm_backward, dt_, n(), d(), 1e-6, h, branch, w1, w2, dx, reals(n() * d()), acts(n() * d()), reals(d()), reals(d()));
+    on_run(&LoopBackend::residual_norm_backward, dt_, n(), d(), 1e-6, h, branch, w1, w2, dx, reals(n() * d()), acts(n() * d()),
+           reals(d()), reals(d()));
   }
   void rope() {
     const int32_t heads = s_.heads + s_.kv_heads;
@@ -234,8 +240,8 @@ class Bench {
     LoopDType dt = dt_;
     const int64_t vocabulary = v();
     out_.run = [=] {
-      device->run(&LoopBackend::head_rows, "bench", dt, m, vocabulary, 1.0, logits, targets, gradient ? static_cast<const LoopLoss*>(loss.get()) : nullptr,
-                  logprobs, entropies);
+      device->run(&LoopBackend::head_rows, "bench", dt, m, vocabulary, 1.0, logits, targets,
+                  gradient ? static_cast<const LoopLoss*>(loss.get()) : nullptr, logprobs, entropies);
     };
   }
   void policy_gradient() {
@@ -253,7 +259,8 @@ class Bench {
     const int64_t rows = n();
     out_.run = [=] {
       LoopLossSums sums;
-      device->run(&LoopBackend::policy_gradient, "bench", dt, rows, logprobs, static_cast<const LoopLoss*>(loss.get()), coefficients, &sums);
+      device->run(&LoopBackend::policy_gradient, "bench", dt, rows, logprobs, static_cast<const LoopLoss*>(loss.get()),
+                  coefficients, &sums);
     };
   }
   void adamw() {
@@ -296,7 +303,9 @@ class Bench {
     work(4.0 * double(rows * s_.length * d()), 2.0 * double(rows * s_.length * kv) * act_);
     Device* device = device_.get();
     LoopDType dt = dt_;
-    out_.run = [=] { device->run(&LoopBackend::decode_attention, "bench", dt, static_cast<const LoopDecodeAttention*>(a.get())); };
+    out_.run = [=] {
+      device->run(&LoopBackend::decode_attention, "bench", dt, static_cast<const LoopDecodeAttention*>(a.get()));
+    };
   }
   void sample() {
     const int64_t m = std::min<int64_t>(n(), 512);
@@ -332,7 +341,8 @@ std::vector<std::string> kernel_names() {
   return names;
 }
 
-KernelCase make_kernel_case(const std::shared_ptr<Device>& device, LoopDType dt, const std::string& name, const KernelShape& shape) {
+KernelCase make_kernel_case(const std::shared_ptr<Device>& device, LoopDType dt, const std::string& name,
+                            const KernelShape& shape) {
   return Bench(device, dt, shape).make(name);
 }
 

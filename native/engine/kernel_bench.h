@@ -22,6 +22,7 @@ struct KernelCase {
 
 std::vector<std::string> kernel_names();
 // Throws NOT_FOUND for an unknown name.
-KernelCase make_kernel_case(const std::shared_ptr<Device>& device, LoopDType dt, const std::string& name, const KernelShape& shape);
+KernelCase make_kernel_case(const std::shared_ptr<Device>& device, LoopDType dt, const std::string& name,
+                            const KernelShape& shape);
 
 }  // namespace looplm

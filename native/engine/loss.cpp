@@ -18,20 +18,22 @@ void check_sequences(const Model& model, const Sequences& s, const char* operati
   for (size_t i = 0; i < s.count(); i++) {
     if (s.length(i) < 1 || s.prompt(i) < 1 || s.prompt(i) > s.length(i))
       throw Error("INVALID_ARGUMENT", operation,
-                  "sequence " + std::to_string(i) + " has " + std::to_string(s.length(i)) + " tokens and a prompt of " + std::to_string(s.prompt(i)) +
-                      ": a prompt has at least 1 token and at most all of them");
+                  "sequence " + std::to_string(i) + " has " + std::to_string(s.length(i)) + " tokens and a prompt of " +
+                      std::to_string(s.prompt(i)) + ": a prompt has at least 1 token and at most all of them");
     for (int64_t j = s.offsets[i]; j < s.offsets[i + 1]; j++)
       if (s.tokens[size_t(j)] < 0 || s.tokens[size_t(j)] >= model.config.vocabulary)
         throw Error("INVALID_ARGUMENT", operation,
-                    "token id " + std::to_string(s.tokens[size_t(j)]) + " of sequence " + std::to_string(i) + " is outside the vocabulary of " +
-                        std::to_string(model.config.vocabulary));
+                    "token id " + std::to_string(s.tokens[size_t(j)]) + " of sequence " + std::to_string(i) +
+                        " is outside the vocabulary of " + std::to_string(model.config.vocabulary));
   }
 }
 
-// So many tokens that the activations of a micro-batch stay near the last-level cache, and the products have rows enough to run at full rate.
+// So many tokens that the activations of a micro-batch stay near the last-level cache, and the products have rows enough to run
+// at full rate.
 int64_t default_budget(const Model& model, int loops) {
   const ModelConfig& c = model.config;
-  int64_t per_token = loops * c.layers * (c.qkv_width() + c.attention_width() + 4 * c.hidden + 2 * c.intermediate) * int64_t(loop_dtype_size(model.dt));
+  int64_t per_token = loops * c.layers * (c.qkv_width() + c.attention_width() + 4 * c.hidden + 2 * c.intermediate) *
+                      int64_t(loop_dtype_size(model.dt));
   return std::clamp<int64_t>((int64_t(64) << 20) / per_token, 2048, 8192);
 }
 
@@ -68,8 +70,10 @@ ExitTable exit_table(Model& model, Stack& stack, const PackedBatch& batch, int l
   Buffer &gates = w.get("exit.gates", size_t(count) * real), &pdf = w.get("exit.pdf", size_t(count) * real),
          &log_pdf = w.get("exit.log_pdf", size_t(count) * real);
   stack.gate_logits(all_gates);
-  model.device->run(&LoopBackend::gather_rows, "gather gates", model.real(), count, int64_t(1), out.index, all_gates, gates.as<>());
-  model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(loops), out.rows, gates.as<>(), log_pdf.as<>(), pdf.as<>());
+  model.device->run(&LoopBackend::gather_rows, "gather gates", model.real(), count, int64_t(1), out.index, all_gates,
+                    gates.as<>());
+  model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(loops), out.rows, gates.as<>(), log_pdf.as<>(),
+                    pdf.as<>());
   out.gates = gates.as<>();
   out.pdf = download_reals(pdf, model.dt, size_t(count));
   out.log_pdf = download_reals(log_pdf, model.dt, size_t(count));
@@ -79,17 +83,20 @@ ExitTable exit_table(Model& model, Stack& stack, const PackedBatch& batch, int l
 // ∂L/∂gate logits of all tokens, real [T·N], into ∂L/∂hidden and the gate's gradient.
 void gate_backward(Model& model, const Stack& stack, int64_t rows, const void* d_gates, void* d_hidden) {
   const Weights &w = model.weights(), &g = model.gradients();
-  model.device->run(&LoopBackend::gate_backward, "gate backward", model.dt, rows, model.config.hidden, d_gates, static_cast<const void*>(stack.hidden()),
-                    w.gate_weight, d_hidden, g.gate_weight, g.gate_bias);
+  model.device->run(&LoopBackend::gate_backward, "gate backward", model.dt, rows, model.config.hidden, d_gates,
+                    static_cast<const void*>(stack.hidden()), w.gate_weight, d_hidden, g.gate_weight, g.gate_bias);
 }
 
 class LossPass {
  public:
   LossPass(Model& model, const LossBatch& batch, const Objective& objective)
-      : model_(model), batch_(batch), o_(objective), loops_(objective.loops > 0 ? objective.loops : model.config.loops), totals_(loops_) {
+      : model_(model),
+        batch_(batch),
+        o_(objective),
+        loops_(objective.loops > 0 ? objective.loops : model.config.loops),
+        totals_(loops_) {
     check();
-    if (o_.weights == LoopCredit::last)
-      scored_ = {loops_ - 1};
+    if (o_.weights == LoopCredit::last) scored_ = {loops_ - 1};
     else
       for (int t = 0; t < loops_; t++) scored_.push_back(t);
     int64_t predictions = 0;
@@ -104,7 +111,8 @@ class LossPass {
 
   LossMetrics run() {
     model_.gradients();
-    PackOptions options{o_.tokens_per_micro_batch > 0 ? o_.tokens_per_micro_batch : default_budget(model_, loops_), o_.share_prompts, true, false};
+    PackOptions options{o_.tokens_per_micro_batch > 0 ? o_.tokens_per_micro_batch : default_budget(model_, loops_),
+                        o_.share_prompts, true, false};
     for (size_t begin = 0; begin < batch_.sequences.count();) {
       PackedBatch packed = pack(batch_.sequences, begin, options);
       if (!packed.rows.empty()) micro_batch(packed);
@@ -115,7 +123,8 @@ class LossPass {
 
  private:
   struct Totals {
-    explicit Totals(int loops) : logprob(size_t(loops), 0.0), weight(size_t(loops), 0.0), exit(size_t(loops), 0.0), scored(size_t(loops), 0.0) {}
+    explicit Totals(int loops)
+        : logprob(size_t(loops), 0.0), weight(size_t(loops), 0.0), exit(size_t(loops), 0.0), scored(size_t(loops), 0.0) {}
     LossMetrics m;
     double kl_rows = 0, rows = 0, entropy_rows = 0;
     std::vector<double> logprob, weight, exit, scored;
@@ -145,8 +154,10 @@ class LossPass {
     auto require = [](bool ok, const char* what) {
       if (!ok) throw Error("INVALID_ARGUMENT", "loss", what);
     };
-    require(batch_.advantages.size() == s.count() && batch_.norms.size() == s.count(), "a batch needs one advantage and one normaliser per sequence");
-    require(o_.surrogate == LOOP_REINFORCE || !batch_.old_logprobs.empty(), "a surrogate with a ratio needs oldLogprobs: score the batch before the first update");
+    require(batch_.advantages.size() == s.count() && batch_.norms.size() == s.count(),
+            "a batch needs one advantage and one normaliser per sequence");
+    require(o_.surrogate == LOOP_REINFORCE || !batch_.old_logprobs.empty(),
+            "a surrogate with a ratio needs oldLogprobs: score the batch before the first update");
     require(o_.beta == 0 || !batch_.reference_logprobs.empty(), "beta > 0 needs referenceLogprobs");
     require(o_.detach_weights || o_.weights != LoopCredit::exit_pdf || o_.surrogate == LOOP_REINFORCE,
             "attached exit-pdf weights are defined for the reinforce surrogate: use detachWeights: true with ppo or cispo");
@@ -155,13 +166,14 @@ class LossPass {
   bool per_loop(const std::vector<double>& values, int64_t predictions, const char* name) const {
     if (values.empty() || int64_t(values.size()) == predictions) {
       if (!values.empty() && scored_.size() > 1 && &values == &batch_.old_logprobs && o_.surrogate != LOOP_REINFORCE)
-        throw Error("INVALID_SHAPE", "loss", std::string(name) + " needs loops × (len-1) values per sequence when several loops are weighted");
+        throw Error("INVALID_SHAPE", "loss",
+                    std::string(name) + " needs loops × (len-1) values per sequence when several loops are weighted");
       return false;
     }
     if (int64_t(values.size()) == predictions * loops_) return true;
     throw Error("INVALID_SHAPE", "loss",
-                std::string(name) + " holds " + std::to_string(values.size()) + " values: expected len-1 per sequence (" + std::to_string(predictions) +
-                    " in all) or loops × (len-1)");
+                std::string(name) + " holds " + std::to_string(values.size()) + " values: expected len-1 per sequence (" +
+                    std::to_string(predictions) + " in all) or loops × (len-1)");
   }
   double given(const std::vector<double>& values, bool by_loop, const PredictionRow& row, int t) const {
     const size_t i = size_t(row.sequence);
@@ -171,10 +183,14 @@ class LossPass {
 
   double weight(const ExitTable& exits, int t, size_t r) const {
     switch (o_.weights) {
-      case LoopCredit::exit_pdf: return exits.pdf[size_t(t) * size_t(exits.rows) + r];
-      case LoopCredit::uniform: return 1.0 / loops_;
-      case LoopCredit::last: return t + 1 == loops_ ? 1 : 0;
-      case LoopCredit::progressive: break;
+      case LoopCredit::exit_pdf:
+        return exits.pdf[size_t(t) * size_t(exits.rows) + r];
+      case LoopCredit::uniform:
+        return 1.0 / loops_;
+      case LoopCredit::last:
+        return t + 1 == loops_ ? 1 : 0;
+      case LoopCredit::progressive:
+        break;
     }
     double sum = 0;
     for (int s = 1; s <= loops_; s++) sum += std::pow(double(s), o_.alpha);
@@ -191,7 +207,8 @@ class LossPass {
       const double progressive = weight(exits, t, 0);
       for (size_t r = 0; r < packed.rows.size(); r++) {
         const PredictionRow& row = packed.rows[r];
-        const double n = batch_.norms[size_t(row.sequence)], w = o_.weights == LoopCredit::exit_pdf ? weight(exits, t, r) : progressive;
+        const double n = batch_.norms[size_t(row.sequence)],
+                     w = o_.weights == LoopCredit::exit_pdf ? weight(exits, t, r) : progressive;
         totals_.weight[size_t(t)] += w;
         out.scale.push_back(n * w);
         out.advantage.push_back(batch_.advantages[size_t(row.sequence)]);
@@ -230,8 +247,8 @@ class LossPass {
     Workspace& w = model_.workspace();
     const size_t real = loop_dtype_size(model_.real());
     const int64_t D = model_.config.hidden, N = packed.tokens(), R = int64_t(packed.rows.size());
-    Stack stack(model_.device, model_.dt, model_.config, model_.weights(), w, model_.rope_table(packed.max_position + 1), upload(packed, w), loops_,
-                keep_for(o_.recompute));
+    Stack stack(model_.device, model_.dt, model_.config, model_.weights(), w, model_.rope_table(packed.max_position + 1),
+                upload(packed, w), loops_, keep_for(o_.recompute));
     stack.forward_tokens();
     ExitTable exits = exit_table(model_, stack, packed, loops_);
 
@@ -242,15 +259,17 @@ class LossPass {
       for (auto& row : packed.rows) targets.push_back(row.target);
     HeadRows head{int64_t(rows.scale.size()), stack.hidden(), upload_ints(w, "loss.index", row_index(packed, scored_)),
                   upload_ints(w, "loss.targets", targets), o_.temperature};
-    Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real), &entropies = w.get("loss.entropies", size_t(head.rows) * real);
+    Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
+           &entropies = w.get("loss.entropies", size_t(head.rows) * real);
     Buffer& d_hidden = w.get("loss.d_hidden", size_t(loops_ * N * D) * real);
     d_hidden.zero(size_t(loops_ * N * D) * real);
     head_backward(model_, head, loss, logprobs.as<>(), entropies.as<>(), d_hidden.as<>());
     std::vector<double> values = download_reals(logprobs, model_.dt, size_t(head.rows));
 
     LoopLossSums sums{};
-    model_.device->run(&LoopBackend::policy_gradient, "policy gradient", model_.dt, head.rows, static_cast<const void*>(logprobs.as<>()),
-                       static_cast<const LoopLoss*>(&loss), static_cast<void*>(nullptr), &sums);
+    model_.device->run(&LoopBackend::policy_gradient, "policy gradient", model_.dt, head.rows,
+                       static_cast<const void*>(logprobs.as<>()), static_cast<const LoopLoss*>(&loss),
+                       static_cast<void*>(nullptr), &sums);
     count(packed, exits, sums, values, download_reals(entropies, model_.dt, size_t(R), size_t(head.rows - R)));
     if ((o_.weights == LoopCredit::exit_pdf && !o_.detach_weights) || o_.exit_entropy != 0) {
       Buffer& d_gates = d_gate_logits(packed, exits, values);
@@ -259,7 +278,8 @@ class LossPass {
     stack.backward(model_.gradients(), d_hidden.as<>());
   }
 
-  // ∂L/∂p_t = -n A ℓ_t (attached weights) + exit_entropy · n (log p_t + 1), through the closed form of math.md §1, at every token.
+  // ∂L/∂p_t = -n A ℓ_t (attached weights) + exit_entropy · n (log p_t + 1), through the closed form of math.md §1, at every
+  // token.
   Buffer& d_gate_logits(const PackedBatch& packed, const ExitTable& exits, const std::vector<double>& logprobs) {
     Workspace& w = model_.workspace();
     const size_t real = loop_dtype_size(model_.real()), R = packed.rows.size();
@@ -275,7 +295,8 @@ class LossPass {
     void* d_rows = w.get("exit.d_rows", d_pdf.size() * real).as<>();
     Buffer& d_gates = w.get("exit.d_gates", size_t(loops_ * packed.tokens()) * real);
     d_gates.zero(size_t(loops_ * packed.tokens()) * real);
-    model_.device->run(&LoopBackend::exit_pdf_backward, "exit_pdf backward", model_.dt, int64_t(loops_), exits.rows, exits.gates, d, d_rows);
+    model_.device->run(&LoopBackend::exit_pdf_backward, "exit_pdf backward", model_.dt, int64_t(loops_), exits.rows, exits.gates,
+                       d, d_rows);
     model_.device->run(&LoopBackend::scatter_add_rows, "scatter gates", model_.dt, int64_t(d_pdf.size()), int64_t(1), exits.index,
                        static_cast<const void*>(d_rows), d_gates.as<>());
     return d_gates;
@@ -323,7 +344,9 @@ class LossPass {
 
 }  // namespace
 
-LossMetrics accumulate_loss(Model& model, const LossBatch& batch, const Objective& objective) { return LossPass(model, batch, objective).run(); }
+LossMetrics accumulate_loss(Model& model, const LossBatch& batch, const Objective& objective) {
+  return LossPass(model, batch, objective).run();
+}
 
 // One micro-batch of score or backward: its stack, and where its rows go in the concatenated results.
 namespace {
@@ -341,7 +364,8 @@ struct Rectangle {  // per sequence: offsets of its loops × (len-1) and loops �
   }
 };
 
-void place_scores(const Sequences& s, const PackedBatch& packed, const Rectangle& at, int rows_per, const std::vector<double>& from, std::vector<double>& to) {
+void place_scores(const Sequences& s, const PackedBatch& packed, const Rectangle& at, int rows_per,
+                  const std::vector<double>& from, std::vector<double>& to) {
   const size_t R = packed.rows.size();
   for (int k = 0; k < rows_per; k++)
     for (size_t r = 0; r < R; r++) {
@@ -351,11 +375,13 @@ void place_scores(const Sequences& s, const PackedBatch& packed, const Rectangle
     }
 }
 
-void place_gates(const Sequences& s, const PackedBatch& packed, const Rectangle& at, int loops, const std::vector<double>& from, std::vector<double>& to) {
+void place_gates(const Sequences& s, const PackedBatch& packed, const Rectangle& at, int loops, const std::vector<double>& from,
+                 std::vector<double>& to) {
   for (size_t i = packed.begin; i < packed.end; i++)
     for (int t = 0; t < loops; t++)
       for (int64_t j = 0; j < s.length(i); j++)
-        to[size_t(at.tokens[i] + t * s.length(i) + j)] = from[size_t(t * packed.tokens() + packed.first_token[i - packed.begin] + j)];
+        to[size_t(at.tokens[i] + t * s.length(i) + j)] =
+            from[size_t(t * packed.tokens() + packed.first_token[i - packed.begin] + j)];
 }
 
 struct Pass {
@@ -395,18 +421,19 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
   for (size_t begin = 0; begin < sequences.count();) {
     PackedBatch packed = pack(sequences, begin, pass.pack);
     const int64_t gates = pass.loops * packed.tokens();
-    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1), upload(packed, w), pass.loops,
-                Stack::Keep::nothing);
+    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
+                upload(packed, w), pass.loops, Stack::Keep::nothing);
     stack.forward_tokens();
     Buffer &gate_logits = w.get("exit.all_gates", size_t(gates) * real), &pdf = w.get("exit.pdf", size_t(gates) * real);
     stack.gate_logits(gate_logits.as<>());
-    model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(pass.loops), packed.tokens(), static_cast<const void*>(gate_logits.as<>()),
-                      static_cast<void*>(nullptr), pdf.as<>());
+    model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(pass.loops), packed.tokens(),
+                      static_cast<const void*>(gate_logits.as<>()), static_cast<void*>(nullptr), pdf.as<>());
     place_gates(sequences, packed, at, pass.loops, download_reals(gate_logits, model.dt, size_t(gates)), out.gate_logits);
     place_gates(sequences, packed, at, pass.loops, download_reals(pdf, model.dt, size_t(gates)), out.exit_pdf);
     if (!packed.rows.empty()) {
       HeadRows head = head_rows(model, stack, packed, pass, options.temperature);
-      Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real), &entropies = w.get("loss.entropies", size_t(head.rows) * real);
+      Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
+             &entropies = w.get("loss.entropies", size_t(head.rows) * real);
       head_forward(model, head, logprobs.as<>(), entropies.as<>());
       place_scores(sequences, packed, at, K, download_reals(logprobs, model.dt, size_t(head.rows)), out.logprobs);
       place_scores(sequences, packed, at, K, download_reals(entropies, model.dt, size_t(head.rows)), out.entropy);
@@ -416,22 +443,24 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
   return out;
 }
 
-void backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients, const std::vector<double>& gate_coefficients,
-              const ScoreOptions& options, Recompute recompute) {
+void backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients,
+              const std::vector<double>& gate_coefficients, const ScoreOptions& options, Recompute recompute) {
   check_sequences(model, sequences, "backward");
   Pass pass = plan(model, options);
   const Rectangle at(sequences, int(pass.scored.size()), pass.loops);
-  if (int64_t(coefficients.size()) != at.prediction_count || (!gate_coefficients.empty() && int64_t(gate_coefficients.size()) != at.token_count))
+  if (int64_t(coefficients.size()) != at.prediction_count ||
+      (!gate_coefficients.empty() && int64_t(gate_coefficients.size()) != at.token_count))
     throw Error("INVALID_SHAPE", "backward",
-                "coefficients must hold loops × (len-1) values per sequence (" + std::to_string(at.prediction_count) + " in all, got " +
-                    std::to_string(coefficients.size()) + "), gate coefficients loops × len (" + std::to_string(at.token_count) + ")");
+                "coefficients must hold loops × (len-1) values per sequence (" + std::to_string(at.prediction_count) +
+                    " in all, got " + std::to_string(coefficients.size()) + "), gate coefficients loops × len (" +
+                    std::to_string(at.token_count) + ")");
   Workspace& w = model.workspace();
   const size_t real = loop_dtype_size(model.real());
   for (size_t begin = 0; begin < sequences.count();) {
     PackedBatch packed = pack(sequences, begin, pass.pack);
     const int64_t N = packed.tokens();
-    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1), upload(packed, w), pass.loops,
-                keep_for(recompute));
+    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
+                upload(packed, w), pass.loops, keep_for(recompute));
     stack.forward_tokens();
     const size_t hidden_bytes = size_t(pass.loops * N * model.config.hidden) * real;
     Buffer& d_hidden = w.get("loss.d_hidden", hidden_bytes);
@@ -456,7 +485,8 @@ void backward(Model& model, const Sequences& sequences, const std::vector<double
       for (size_t i = packed.begin; i < packed.end; i++)
         for (int t = 0; t < pass.loops; t++)
           for (int64_t j = 0; j < sequences.length(i); j++)
-            d[size_t(t * N + packed.first_token[i - packed.begin] + j)] = gate_coefficients[size_t(at.tokens[i] + t * sequences.length(i) + j)];
+            d[size_t(t * N + packed.first_token[i - packed.begin] + j)] =
+                gate_coefficients[size_t(at.tokens[i] + t * sequences.length(i) + j)];
       Buffer& d_gates = w.get("exit.d_gates", d.size() * real);
       upload_reals(d_gates, model.dt, d.data(), d.size());
       gate_backward(model, stack, pass.loops * N, d_gates.as<>(), d_hidden.as<>());

@@ -1,5 +1,6 @@
-// Objectives on packed sequences: score them, or accumulate the gradient of a loss (math.md §2–§4, §6). One core for every trainer:
-// GRPO is `last` weights, RLTT any weights, Stage I attached exit-pdf weights with advantage 1 and an exit entropy bonus.
+// Objectives on packed sequences: score them, or accumulate the gradient of a loss (math.md §2–§4, §6). One core for every
+// trainer: GRPO is `last` weights, RLTT any weights, Stage I attached exit-pdf weights with advantage 1 and an exit entropy
+// bonus.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -29,7 +30,7 @@ struct Objective {
 // Sequences back to back. Response tokens are those from prompt_lengths[i] on (at least 1: the first token has no prediction).
 struct Sequences {
   std::vector<int32_t> tokens;
-  std::vector<int64_t> offsets;  // count + 1
+  std::vector<int64_t> offsets;         // count + 1
   std::vector<int32_t> prompt_lengths;  // empty: 1 each
   size_t count() const { return offsets.empty() ? 0 : offsets.size() - 1; }
   int64_t length(size_t i) const { return offsets[i + 1] - offsets[i]; }
@@ -40,19 +41,21 @@ struct LossBatch {
   Sequences sequences;
   std::vector<double> advantages;  // one per sequence
   std::vector<double> norms;       // one per sequence: the length normaliser n of each of its response tokens
-  // Per sequence, concatenated: len-1 entries (last loop) or loops × (len-1), row-major by loop. Empty when the objective needs none.
+  // Per sequence, concatenated: len-1 entries (last loop) or loops × (len-1), row-major by loop. Empty when the objective needs
+  // none.
   std::vector<double> old_logprobs, reference_logprobs;
 };
 
 struct LossMetrics {
   double loss = 0, policy_loss = 0;
-  double kl = 0;          // mean k3 over response tokens (0 without a reference)
-  double entropy = 0;     // mean token entropy at the last scored loop
+  double kl = 0;                                  // mean k3 over response tokens (0 without a reference)
+  double entropy = 0;                             // mean token entropy at the last scored loop
   double ratio = 0, clip_low = 0, clip_high = 0;  // mean ratio, shares of clipped rows
   double response_tokens = 0;
-  double exit_loop = 0;   // mean of Σ t p_t
+  double exit_loop = 0;  // mean of Σ t p_t
   double exit_entropy = 0;
-  std::vector<double> loop_logprob, loop_weight, loop_exit;  // per loop, means over response tokens; NaN where a loop was not scored
+  std::vector<double> loop_logprob, loop_weight,
+      loop_exit;  // per loop, means over response tokens; NaN where a loop was not scored
 };
 
 // Adds ∂L/∂θ to the model's gradients. L is Σ over all sequences of the batch, whatever the micro-batches.
@@ -60,8 +63,8 @@ LossMetrics accumulate_loss(Model& model, const LossBatch& batch, const Objectiv
 
 struct ScoreOptions {
   double temperature = 1;
-  int loops = 0;           // 0: the model's
-  bool last_loop = false;  // logprobs and entropy of the last loop alone: 1 × (len-1) per sequence
+  int loops = 0;                // 0: the model's
+  bool last_loop = false;       // logprobs and entropy of the last loop alone: 1 × (len-1) per sequence
   bool responses_only = false;  // rows before a response read as 0 and cost nothing in the head
 };
 struct Scores {  // per sequence, concatenated; logprobs and entropy loops × (len-1), gates and pdf loops × len, row-major by loop
@@ -70,8 +73,9 @@ struct Scores {  // per sequence, concatenated; logprobs and entropy loops × (l
 };
 Scores score(Model& model, const Sequences& sequences, const ScoreOptions& options);
 
-// Accumulates the gradient of any L given ∂L/∂ℓ (loops × (len-1) per sequence) and, when not empty, ∂L/∂gate logits (loops × len).
-void backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients, const std::vector<double>& gate_coefficients,
-              const ScoreOptions& options, Recompute recompute);
+// Accumulates the gradient of any L given ∂L/∂ℓ (loops × (len-1) per sequence) and, when not empty, ∂L/∂gate logits (loops ×
+// len).
+void backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients,
+              const std::vector<double>& gate_coefficients, const ScoreOptions& options, Recompute recompute);
 
 }  // namespace looplm

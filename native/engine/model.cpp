@@ -16,7 +16,8 @@ void check_config(const ModelConfig& c) {
   auto require = [](bool ok, const std::string& what) {
     if (!ok) throw Error("INVALID_CONFIG", "model", what);
   };
-  require(c.vocabulary >= 1 && c.hidden >= 1 && c.intermediate >= 1, "vocab_size, hidden_size and intermediate_size must be at least 1");
+  require(c.vocabulary >= 1 && c.hidden >= 1 && c.intermediate >= 1,
+          "vocab_size, hidden_size and intermediate_size must be at least 1");
   require(c.layers >= 1 && c.loops >= 1, "num_hidden_layers and total_ut_steps must be at least 1");
   require(c.head_dim >= 2 && c.head_dim % 2 == 0, "head_dim must be even and at least 2: rotary positions turn pairs");
   require(c.heads >= 1 && c.kv_heads >= 1 && c.heads % c.kv_heads == 0,
@@ -40,7 +41,8 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConf
     : config(config_in), dt(dt_in), device(std::move(device_in)), workspace_(std::make_unique<Workspace>(device)) {
   check_config(config);
   if (!device->supports(dt))
-    throw Error("UNSUPPORTED", "model", "device \"" + device->name() + "\" does not have this dtype: cpu has float32 and bfloat16, reference float64");
+    throw Error("UNSUPPORTED", "model",
+                "device \"" + device->name() + "\" does not have this dtype: cpu has float32 and bfloat16, reference float64");
   const int64_t D = config.hidden, F = config.intermediate, V = config.vocabulary, q = config.attention_width(),
                 kv = int64_t(config.kv_heads) * config.head_dim;
   Layout layout{parameters_};
@@ -180,8 +182,8 @@ const PackedWeights& Model::packed() {
     return p ? Buffer::adopt(device, p, size_t(n * k) * loop_dtype_size(dt)) : Buffer();
   };
   for (auto& layer : weights_.layers)
-    made->layers.push_back({pack(config.qkv_width(), D, layer.qkv), pack(D, config.attention_width(), layer.output), pack(2 * F, D, layer.gate_up),
-                            pack(D, F, layer.down)});
+    made->layers.push_back({pack(config.qkv_width(), D, layer.qkv), pack(D, config.attention_width(), layer.output),
+                            pack(2 * F, D, layer.gate_up), pack(D, F, layer.down)});
   made->head = pack(config.vocabulary, D, weights_.head);
   made->version = version_;
   packed_ = std::move(made);

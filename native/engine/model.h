@@ -26,7 +26,8 @@ struct Parameter {
   bool decays() const { return shape.size() > 1; }  // AdamW's weight decay is for matrices
 };
 
-// Pointers into one arena (parameters: act, gradients: real). q, k, v lie side by side as one [qkv_width, D] matrix, gate and up as [2F, D].
+// Pointers into one arena (parameters: act, gradients: real). q, k, v lie side by side as one [qkv_width, D] matrix, gate and up
+// as [2F, D].
 struct LayerWeights {
   void *qkv, *output, *gate_up, *down;
   void *attention_norm, *attention_norm_2, *mlp_norm, *mlp_norm_2;  // input_layernorm(_2), post_attention_layernorm(_2)
@@ -64,7 +65,8 @@ class Model {
   size_t arena_elements() const { return arena_elements_; }
   int64_t parameter_count() const;
 
-  // Normal(0, range) for matrices and the gate, ones for norms, zero for the gate's bias; a pure function of (seed, parameter, element).
+  // Normal(0, range) for matrices and the gate, ones for norms, zero for the gate's bias; a pure function of (seed, parameter,
+  // element).
   void initialize(uint64_t seed, double range);
   // A fresh model of the same configuration with the same parameters (a frozen reference, a teacher).
   std::unique_ptr<Model> clone() const;

@@ -4,8 +4,8 @@
 
 namespace looplm {
 
-Stack::Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, const Weights& weights, Workspace& workspace, const void* rope,
-             const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache)
+Stack::Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, const Weights& weights,
+             Workspace& workspace, const void* rope, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache)
     : device_(std::move(device)),
       dt_(dt),
       config_(config),
@@ -22,7 +22,8 @@ Stack::Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& co
 }
 
 void Stack::lay_out() {
-  const size_t N = size_t(batch_.tokens), D = size_t(config_.hidden), F = size_t(config_.intermediate), L = size_t(config_.layers), T = size_t(loops_);
+  const size_t N = size_t(batch_.tokens), D = size_t(config_.hidden), F = size_t(config_.intermediate),
+               L = size_t(config_.layers), T = size_t(loops_);
   const size_t qkv = size_t(config_.qkv_width()), width = size_t(config_.attention_width());
   auto get = [&](const char* name, size_t bytes) { return workspace_.get(name, bytes + 64).as<>(); };
   input_ = get("stack.input", N * D * act_);
@@ -64,7 +65,9 @@ Stack::Block Stack::block(int t, int l) const {
   return b;
 }
 
-void* Stack::hidden_at(int t) const { return static_cast<char*>(hidden_) + size_t(t) * size_t(batch_.tokens * config_.hidden) * act_; }
+void* Stack::hidden_at(int t) const {
+  return static_cast<char*>(hidden_) + size_t(t) * size_t(batch_.tokens * config_.hidden) * act_;
+}
 
 void* Stack::state(int t, int l) const {
   if (l == 0) return t == 0 ? input_ : hidden_at(t - 1);
@@ -72,19 +75,21 @@ void* Stack::state(int t, int l) const {
   return static_cast<char*>(states_) + index * size_t(batch_.tokens * config_.hidden) * act_;
 }
 
-void Stack::linear(const void* x, const void* w, int64_t in, int64_t out, void* y, const Buffer PackedLayer::* packed, int l) {
+void Stack::linear(const void* x, const void* w, int64_t in, int64_t out, void* y, const Buffer PackedLayer::*packed, int l) {
   const void* p = cache_ && cache_->packed ? (cache_->packed->layers[size_t(l)].*packed).as<>() : nullptr;
   run(&LoopBackend::gemm, "linear", 0, 1, batch_.tokens, out, in, x, in, w, in, y, out, 0, p);
 }
 void Stack::linear_backward(const void* dy, const void* x, const void* w, void* dw, int64_t in, int64_t out, void* dx) {
   const void* unpacked = nullptr;
   run(&LoopBackend::gemm, "linear backward", 0, 0, batch_.tokens, in, out, dy, out, w, in, dx, in, 0, unpacked);
-  run(&LoopBackend::gemm, "weight gradient", 1, 0, out, in, batch_.tokens, dy, out, x, in, dw, in, int(LOOP_GEMM_ACCUMULATE), unpacked);
+  run(&LoopBackend::gemm, "weight gradient", 1, 0, out, in, batch_.tokens, dy, out, x, in, dw, in, int(LOOP_GEMM_ACCUMULATE),
+      unpacked);
 }
 
 void Stack::normalise(const void* h, const void* weight, void* x) {
   const void* none = nullptr;
-  run(&LoopBackend::residual_norm, "norm", batch_.tokens, config_.hidden, config_.norm_eps, h, none, none, weight, static_cast<void*>(nullptr), x);
+  run(&LoopBackend::residual_norm, "norm", batch_.tokens, config_.hidden, config_.norm_eps, h, none, none, weight,
+      static_cast<void*>(nullptr), x);
 }
 
 LoopAttention Stack::attention_arguments(const Block& b) const {
@@ -110,9 +115,11 @@ void Stack::attend(int t, int l, const Block& b) {
     const size_t plane = size_t(cache_->shared ? l : (cache_->first_loop + t) * config_.layers + l);
     const size_t at = plane * size_t(cache_->slots) * size_t(config_.kv_heads * config_.head_dim) * act_;
     void *keys = static_cast<char*>(cache_->keys) + at, *values = static_cast<char*>(cache_->values) + at;
-    run(&LoopBackend::cache_write, "cache write", batch_.tokens, config_.heads, config_.kv_heads, config_.head_dim, cache_->rows, b.qkv, keys, values);
+    run(&LoopBackend::cache_write, "cache write", batch_.tokens, config_.heads, config_.kv_heads, config_.head_dim, cache_->rows,
+        b.qkv, keys, values);
     if (cache_->contexts) {
-      LoopDecodeAttention d{batch_.tokens, a.heads, a.kv_heads, a.head_dim, a.scale, b.qkv, keys, values, cache_->contexts, b.attention};
+      LoopDecodeAttention d{batch_.tokens, a.heads, a.kv_heads, a.head_dim,       a.scale,
+                            b.qkv,         keys,    values,     cache_->contexts, b.attention};
       run(&LoopBackend::decode_attention, "decode attention", static_cast<const LoopDecodeAttention*>(&d));
       return;
     }
@@ -121,7 +128,8 @@ void Stack::attend(int t, int l, const Block& b) {
 }
 
 void Stack::forward_tokens() {
-  run(&LoopBackend::embed, "embed", batch_.tokens, config_.hidden, batch_.ids, static_cast<const void*>(weights_.embedding), input_);
+  run(&LoopBackend::embed, "embed", batch_.tokens, config_.hidden, batch_.ids, static_cast<const void*>(weights_.embedding),
+      input_);
   for (int t = 0; t < loops_; t++) forward_loop(t);
 }
 void Stack::forward_states(const void* states) {
@@ -134,22 +142,25 @@ void Stack::forward_loop(int t) {
   for (int l = 0; l < config_.layers; l++) forward_block(t, l);
 }
 
-// x_ holds RMS(state(t, l); attention_norm) on entry, and the same of the next block on exit (the last block writes hidden instead).
+// x_ holds RMS(state(t, l); attention_norm) on entry, and the same of the next block on exit (the last block writes hidden
+// instead).
 void Stack::forward_block(int t, int l) {
   const LayerWeights& w = weights_.layers[size_t(l)];
   const Block b = block(t, l);
   const int64_t N = batch_.tokens, D = config_.hidden, F = config_.intermediate;
   void* middle = keep_ == Keep::nothing ? state(t, 1) : b.middle;
   linear(x_, w.qkv, D, config_.qkv_width(), b.qkv, &PackedLayer::qkv, l);
-  run(&LoopBackend::rope, "rope", N, config_.heads + config_.kv_heads, config_.head_dim, config_.qkv_width(), batch_.positions, rope_, 0, b.qkv);
+  run(&LoopBackend::rope, "rope", N, config_.heads + config_.kv_heads, config_.head_dim, config_.qkv_width(), batch_.positions,
+      rope_, 0, b.qkv);
   attend(t, l, b);
   linear(b.attention, w.output, config_.attention_width(), D, b.branch_1, &PackedLayer::output, l);
-  run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, state(t, l), b.branch_1, w.attention_norm_2, w.mlp_norm, middle, x_);
+  run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, state(t, l), b.branch_1, w.attention_norm_2, w.mlp_norm,
+      middle, x_);
   linear(x_, w.gate_up, D, 2 * F, b.gate_up, &PackedLayer::gate_up, l);
   run(&LoopBackend::swiglu, "swiglu", N, F, b.gate_up, activation_);
   linear(activation_, w.down, F, D, b.branch_2, &PackedLayer::down, l);
-  run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, middle, b.branch_2, w.mlp_norm_2, norm_after(l, weights_), state(t, l + 1),
-      l + 1 < config_.layers ? x_ : hidden_at(t));
+  run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, middle, b.branch_2, w.mlp_norm_2, norm_after(l, weights_),
+      state(t, l + 1), l + 1 < config_.layers ? x_ : hidden_at(t));
 }
 
 void Stack::gate_logits(void* out) {
@@ -167,16 +178,18 @@ void Stack::backward(const Weights& g, void* d_hidden) {
     device_->run(&LoopBackend::zero, "zero", d_h_, size_t(elements) * real_);
     if (keep_ == Keep::per_loop && t + 1 < loops_) forward_loop(t);
     for (int l = config_.layers - 1; l >= 0; l--) backward_block(t, l, g);
-    run(&LoopBackend::residual_norm_backward, "norm backward", batch_.tokens, config_.hidden, config_.norm_eps, state(t, 0), none, none,
-        weights_.layers[0].attention_norm, d_x_, d_h_, none, none, g.layers[0].attention_norm);
+    run(&LoopBackend::residual_norm_backward, "norm backward", batch_.tokens, config_.hidden, config_.norm_eps, state(t, 0), none,
+        none, weights_.layers[0].attention_norm, d_x_, d_h_, none, none, g.layers[0].attention_norm);
     if (t == 0) break;
     void* d_previous = static_cast<char*>(d_hidden) + size_t((t - 1) * elements) * real_;
     device_->run(&LoopBackend::binary, "add", real, LOOP_ADD, 1, &elements, d_previous, &stride, d_h_, &stride, d_previous);
   }
-  run(&LoopBackend::embed_backward, "embed backward", batch_.tokens, config_.hidden, config_.vocabulary, batch_.ids, d_h_, g.embedding);
+  run(&LoopBackend::embed_backward, "embed backward", batch_.tokens, config_.hidden, config_.vocabulary, batch_.ids, d_h_,
+      g.embedding);
 }
 
-// d_x_: gradient of the normed state after this block; d_h_: gradient of its residual state from elsewhere. On exit the same of the block before.
+// d_x_: gradient of the normed state after this block; d_h_: gradient of its residual state from elsewhere. On exit the same of
+// the block before.
 void Stack::backward_block(int t, int l, const Weights& g) {
   const LayerWeights &w = weights_.layers[size_t(l)], &d = g.layers[size_t(l)];
   const Block b = block(t, l);
@@ -186,25 +199,27 @@ void Stack::backward_block(int t, int l, const Weights& g) {
     normalise(state(t, l), w.attention_norm, x_);
     forward_block(t, l);
   }
-  run(&LoopBackend::residual_norm_backward, "norm backward", N, D, config_.norm_eps, state(t, l + 1), b.branch_2, w.mlp_norm_2, norm_after(l, weights_),
-      d_x_, d_h_, d_branch_, d.mlp_norm_2, const_cast<void*>(norm_after(l, g)));
+  run(&LoopBackend::residual_norm_backward, "norm backward", N, D, config_.norm_eps, state(t, l + 1), b.branch_2, w.mlp_norm_2,
+      norm_after(l, weights_), d_x_, d_h_, d_branch_, d.mlp_norm_2, const_cast<void*>(norm_after(l, g)));
 
   const void* unpacked = nullptr;
   run(&LoopBackend::gemm, "linear backward", 0, 0, N, F, D, d_branch_, D, w.down, F, d_activation_, F, 0, unpacked);
   run(&LoopBackend::swiglu_backward, "swiglu backward", N, F, b.gate_up, d_activation_, b.gate_up, activation_);
-  run(&LoopBackend::gemm, "weight gradient", 1, 0, D, F, N, d_branch_, D, activation_, F, d.down, F, int(LOOP_GEMM_ACCUMULATE), unpacked);
+  run(&LoopBackend::gemm, "weight gradient", 1, 0, D, F, N, d_branch_, D, activation_, F, d.down, F, int(LOOP_GEMM_ACCUMULATE),
+      unpacked);
 
   normalise(b.middle, w.mlp_norm, x_);
   linear_backward(b.gate_up, x_, w.gate_up, d.gate_up, D, 2 * F, d_x_);
-  run(&LoopBackend::residual_norm_backward, "norm backward", N, D, config_.norm_eps, b.middle, b.branch_1, w.attention_norm_2, w.mlp_norm, d_x_, d_h_,
-      d_branch_, d.attention_norm_2, d.mlp_norm);
+  run(&LoopBackend::residual_norm_backward, "norm backward", N, D, config_.norm_eps, b.middle, b.branch_1, w.attention_norm_2,
+      w.mlp_norm, d_x_, d_h_, d_branch_, d.attention_norm_2, d.mlp_norm);
 
   linear_backward(d_branch_, b.attention, w.output, d.output, config_.attention_width(), D, d_attention_);
   LoopAttention a = attention_arguments(b);
   a.dout = d_attention_;
   a.dqkv = d_qkv_;
   run(&LoopBackend::attention_backward, "attention backward", static_cast<const LoopAttention*>(&a));
-  run(&LoopBackend::rope, "rope", N, config_.heads + config_.kv_heads, config_.head_dim, config_.qkv_width(), batch_.positions, rope_, 1, d_qkv_);
+  run(&LoopBackend::rope, "rope", N, config_.heads + config_.kv_heads, config_.head_dim, config_.qkv_width(), batch_.positions,
+      rope_, 1, d_qkv_);
   normalise(state(t, l), w.attention_norm, x_);
   linear_backward(d_qkv_, x_, w.qkv, d.qkv, D, config_.qkv_width(), d_x_);
 }

@@ -1,17 +1,18 @@
-// The looped stack: T times the same L blocks with a norm after every loop (math.md §1), forward and backward. Which kernel runs on which
-// buffer, what is kept and what is computed again is decided here and nowhere else.
+// The looped stack: T times the same L blocks with a norm after every loop (math.md §1), forward and backward. Which kernel runs
+// on which buffer, what is kept and what is computed again is decided here and nowhere else.
 #pragma once
 #include "batch.h"
 
 namespace looplm {
 
-// Where a forward puts its keys and values, and, when decoding, reads those of earlier tokens: plane (t, l) of `keys` and `values`.
+// Where a forward puts its keys and values, and, when decoding, reads those of earlier tokens: plane (t, l) of `keys` and
+// `values`.
 struct CacheUse {
-  void *keys, *values;     // act [planes, slots, kv_heads · head_dim]
-  int64_t slots;           // of a plane
-  bool shared;             // one plane per layer, the last loop that writes wins
-  int first_loop;          // the stack's loop 0 is this one
-  const int32_t* rows;     // device [N]: the slot of each row
+  void *keys, *values;               // act [planes, slots, kv_heads · head_dim]
+  int64_t slots;                     // of a plane
+  bool shared;                       // one plane per layer, the last loop that writes wins
+  int first_loop;                    // the stack's loop 0 is this one
+  const int32_t* rows;               // device [N]: the slot of each row
   const LoopCacheContext* contexts;  // device [N] when decoding; NULL for a prompt, whose tokens attend within the batch
   const PackedWeights* packed;       // or NULL
 };
@@ -20,9 +21,10 @@ class Stack {
  public:
   enum class Keep { nothing, all, per_loop, per_layer };  // for the backward: nothing is forward only
 
-  // rope: Model::rope_table for at least the batch's positions. Buffers come from the workspace and are valid until the next Stack on it.
-  Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, const Weights& weights, Workspace& workspace, const void* rope,
-        const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache = nullptr);
+  // rope: Model::rope_table for at least the batch's positions. Buffers come from the workspace and are valid until the next
+  // Stack on it.
+  Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, const Weights& weights, Workspace& workspace,
+        const void* rope, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache = nullptr);
 
   // From token ids, or from given states act [N, D].
   void forward_tokens();
@@ -45,13 +47,15 @@ class Stack {
   void backward_block(int t, int l, const Weights& g);
   void normalise(const void* h, const void* weight, void* x);
   // y [N, out] = x [N, in] W^T;   dx = dy W and dW += dy^T x
-  void linear(const void* x, const void* w, int64_t in, int64_t out, void* y, const Buffer PackedLayer::* packed, int l);
+  void linear(const void* x, const void* w, int64_t in, int64_t out, void* y, const Buffer PackedLayer::*packed, int l);
   void attend(int t, int l, const Block& b);
   void linear_backward(const void* dy, const void* x, const void* w, void* dw, int64_t in, int64_t out, void* dx);
-  const void* norm_after(int l, const Weights& w) const { return l + 1 < config_.layers ? w.layers[size_t(l) + 1].attention_norm : w.norm; }
+  const void* norm_after(int l, const Weights& w) const {
+    return l + 1 < config_.layers ? w.layers[size_t(l) + 1].attention_norm : w.norm;
+  }
   LoopAttention attention_arguments(const Block& b) const;
   template <class F, class... A>
-  void run(F LoopBackend::* f, const char* name, A... a) {
+  void run(F LoopBackend::*f, const char* name, A... a) {
     device_->run(f, name, dt_, a...);
   }
   void* hidden_at(int t) const;
@@ -68,7 +72,7 @@ class Stack {
   const CacheUse* cache_;
   const size_t act_, real_;  // bytes of an element
   void *input_, *hidden_, *states_, *blocks_;
-  void *x_, *activation_;                                                // scratch of the forward
+  void *x_, *activation_;                                                 // scratch of the forward
   void *d_activation_, *d_branch_, *d_x_, *d_attention_, *d_qkv_, *d_h_;  // and of the backward
   size_t block_bytes_;
 };

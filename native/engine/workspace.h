@@ -1,4 +1,5 @@
-// Device buffers of a model that are kept from call to call, by name. They grow, and are given back with Model::release_workspace.
+// Device buffers of a model that are kept from call to call, by name. They grow, and are given back with
+// Model::release_workspace.
 #pragma once
 #include <map>
 #include <string>

@@ -22,11 +22,18 @@ export function addInfo(program: Command): void {
         node: process.version,
         platform: `${process.platform}-${process.arch}`,
         cores: availableParallelism(),
-        devices: devices(),
+        devices: allDevices(),
       }
       if (json) printJson(facts)
       else printFacts(facts)
     })
+}
+
+/** The devices of this build; a user who looks for CUDA learns that the build has none. */
+function allDevices(): DeviceStatus[] {
+  const known = devices()
+  if (known.some(({ name }) => name === 'cuda')) return known
+  return [...known, { name: 'cuda', available: false, description: 'not used: this version of looplm has no CUDA backend' }]
 }
 
 function printFacts(facts: { looplm: string; node: string; platform: string; cores: number; devices: DeviceStatus[] }): void {

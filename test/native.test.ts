@@ -1,0 +1,43 @@
+// The native test programs: every kernel of every table against the float64 reference, central differences of every backward, and the
+// reader of safetensors against malformed files.
+import { execFileSync, spawnSync } from 'node:child_process'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, it } from 'vitest'
+
+const build = join(import.meta.dirname, '..', 'build')
+const programs = ['looplm_kernel_tests', 'looplm_safetensors_tests']
+
+beforeAll(() => {
+  execFileSync('cmake', ['--build', build, '--target', ...programs], { stdio: 'pipe' })
+}, 600_000)
+
+/** Lines "not ok …" of a run, and how many were ok. */
+function run(program: string, args: string[], isa?: string): { failures: string[]; passed: number; status: number | null } {
+  const env = isa === undefined ? process.env : { ...process.env, LOOPLM_CPU_ISA: isa }
+  const { stdout, status } = spawnSync(join(build, program), args, { encoding: 'utf8', env, maxBuffer: 1 << 26 })
+  const lines = stdout.split('\n')
+  return { failures: lines.filter((l) => l.startsWith('not ok')), passed: lines.filter((l) => l.startsWith('ok')).length, status }
+}
+
+describe('native tests', () => {
+  it('the reference: formulas, gradients by central differences, worked numbers', () => {
+    const { failures, passed, status } = run(programs[0]!, ['--backend', 'reference'])
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(50)
+    expect(status).toBe(0)
+  })
+
+  it.each(['avx512_bf16', 'avx512', 'avx2', 'baseline'])('the CPU kernels against the reference, at most %s', { timeout: 240_000 }, (isa) => {
+    const { failures, passed, status } = run(programs[0]!, ['--backend', 'cpu'], isa)
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(50)
+    expect(status).toBe(0)
+  })
+
+  it('safetensors: malformed files, round trips, conversions', () => {
+    const { failures, passed, status } = run(programs[1]!, [])
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(100)
+    expect(status).toBe(0)
+  })
+})
