@@ -1,6 +1,8 @@
+import { fileURLToPath } from 'node:url'
 import { defineConfig } from 'vitest/config'
 
 export default defineConfig({
+  resolve: { alias: { looplm: fileURLToPath(new URL('./src/index.ts', import.meta.url)) } }, // examples import the package by name
   test: {
     pool: 'forks', // a native addon must not be unloaded between worker threads
     maxWorkers: 1, // the engine has its own thread pool; two test files at once would share two cores

@@ -11,7 +11,10 @@ export interface GoldenTensor {
 export function readGolden(folder: string): Map<string, GoldenTensor> {
   const bytes = readFileSync(join(folder, 'golden.safetensors'))
   const headerLength = Number(bytes.readBigUInt64LE(0))
-  const header = JSON.parse(bytes.subarray(8, 8 + headerLength).toString()) as Record<string, { shape: number[]; data_offsets: [number, number] }>
+  const header = JSON.parse(bytes.subarray(8, 8 + headerLength).toString()) as Record<
+    string,
+    { shape: number[]; data_offsets: [number, number] }
+  >
   const out = new Map<string, GoldenTensor>()
   for (const [name, entry] of Object.entries(header)) {
     const [begin, end] = entry.data_offsets

@@ -5,7 +5,7 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { type DeviceName, GRPOTrainer, LoopLM, PretrainTrainer, RLTTTrainer } from '../src/index.js'
 import { type GoldenTensor, norm, readGolden, relativeError } from './golden-files.js'
 
-const root = process.env['LOOPLM_FIXTURES'] ?? join(import.meta.dirname, 'fixtures')
+const root = process.env.LOOPLM_FIXTURES ?? join(import.meta.dirname, 'fixtures')
 const cases = readdirSync(root).filter((name) => existsSync(join(root, name, 'golden.safetensors')))
 const targets: { device: DeviceName; dtype: 'float32' | 'float64'; bound: number }[] = [
   { device: 'reference', dtype: 'float64', bound: 1e-9 },

@@ -17,13 +17,7 @@ const model = await LoopLM.create(config, { seed: 3 })
 const tokens = (length: number, seed: number) => Array.from({ length }, (_, j) => (seed * 31 + j * 17 + ((j * j) % 13)) % 61)
 const prompt = tokens(9, 1)
 // groups of two that share a prompt, and loners; lengths that cross the tiles of the kernels
-const sequences = [
-  [...prompt, ...tokens(5, 2)],
-  [...prompt, ...tokens(3, 3)],
-  tokens(70, 4),
-  tokens(2, 5),
-  tokens(33, 6),
-]
+const sequences = [[...prompt, ...tokens(5, 2)], [...prompt, ...tokens(3, 3)], tokens(70, 4), tokens(2, 5), tokens(33, 6)]
 const promptLengths = [9, 9, 4, 1, 30]
 const advantages = [1, -0.5, 0.75, -1, 0.25]
 const batch = { sequences, promptLengths, advantages }
@@ -33,7 +27,8 @@ function expectSame(a: Result, b: Result, bound: number): void {
   expect(Math.abs(a.loss - b.loss)).toBeLessThanOrEqual(bound * Math.max(1, Math.abs(a.loss)))
   const whole = Math.sqrt([...a.gradients.values()].reduce((s, g) => s + Array.from(g).reduce((q, x) => q + x * x, 0), 0))
   expect(whole).toBeGreaterThan(0)
-  for (const [name, gradient] of a.gradients) expect(relativeError(b.gradients.get(name)!, gradient, 1e-2 * whole), name).toBeLessThanOrEqual(bound)
+  for (const [name, gradient] of a.gradients)
+    expect(relativeError(b.gradients.get(name)!, gradient, 1e-2 * whole), name).toBeLessThanOrEqual(bound)
 }
 
 describe('a float32 score', () => {
@@ -67,7 +62,8 @@ describe('a bfloat16 score', () => {
 })
 
 describe('loss and gradients', () => {
-  const gradients = (options: object, m = model) => new RLTTTrainer(m, { weights: 'exit-pdf', detachWeights: false, ...options }).gradients(batch)
+  const gradients = (options: object, m = model) =>
+    new RLTTTrainer(m, { weights: 'exit-pdf', detachWeights: false, ...options }).gradients(batch)
 
   it('do not depend on micro-batches', async () => {
     expectSame(await gradients({}), await gradients({ tokensPerMicroBatch: 1 }), 1e-5)
@@ -95,16 +91,23 @@ describe('loss and gradients', () => {
     expectSame(await gradients({}), await gradients({}), 0)
   })
 
-  it.each(['response-mean', 'token-mean', 'constant'] as const)('do not depend on the order of the sequences (%s)', async (normalizer) => {
-    const options = { normalizer, maxCompletionLength: 64 }
-    const order = [4, 2, 0, 3, 1]
-    const shuffled = {
-      sequences: order.map((i) => sequences[i]!),
-      promptLengths: order.map((i) => promptLengths[i]!),
-      advantages: order.map((i) => advantages[i]!),
-    }
-    expectSame(await gradients(options), await new RLTTTrainer(model, { weights: 'exit-pdf', detachWeights: false, ...options }).gradients(shuffled), 1e-5)
-  })
+  it.each(['response-mean', 'token-mean', 'constant'] as const)(
+    'do not depend on the order of the sequences (%s)',
+    async (normalizer) => {
+      const options = { normalizer, maxCompletionLength: 64 }
+      const order = [4, 2, 0, 3, 1]
+      const shuffled = {
+        sequences: order.map((i) => sequences[i]!),
+        promptLengths: order.map((i) => promptLengths[i]!),
+        advantages: order.map((i) => advantages[i]!),
+      }
+      expectSame(
+        await gradients(options),
+        await new RLTTTrainer(model, { weights: 'exit-pdf', detachWeights: false, ...options }).gradients(shuffled),
+        1e-5,
+      )
+    },
+  )
 })
 
 describe('GRPO is RLTT with its weight on the last loop', () => {
@@ -124,6 +127,7 @@ describe('GRPO is RLTT with its weight on the last loop', () => {
   it('and on-policy ppo has the gradient of reinforce', async () => {
     const ppo = await new GRPOTrainer(model, { surrogate: 'ppo' }).gradients(batch)
     const reinforce = await new GRPOTrainer(model, { surrogate: 'reinforce' }).gradients(batch)
-    for (const [name, gradient] of reinforce.gradients) expect(relativeError(ppo.gradients.get(name)!, gradient, 1e-3), name).toBeLessThan(1e-5)
+    for (const [name, gradient] of reinforce.gradients)
+      expect(relativeError(ppo.gradients.get(name)!, gradient, 1e-3), name).toBeLessThan(1e-5)
   })
 })

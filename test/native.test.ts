@@ -27,12 +27,16 @@ describe('native tests', () => {
     expect(status).toBe(0)
   })
 
-  it.each(['avx512_bf16', 'avx512', 'avx2', 'baseline'])('the CPU kernels against the reference, at most %s', { timeout: 240_000 }, (isa) => {
-    const { failures, passed, status } = run(programs[0]!, ['--backend', 'cpu'], isa)
-    expect(failures).toEqual([])
-    expect(passed).toBeGreaterThan(50)
-    expect(status).toBe(0)
-  })
+  it.each(['avx512_bf16', 'avx512', 'avx2', 'baseline'])(
+    'the CPU kernels against the reference, at most %s',
+    { timeout: 240_000 },
+    (isa) => {
+      const { failures, passed, status } = run(programs[0]!, ['--backend', 'cpu'], isa)
+      expect(failures).toEqual([])
+      expect(passed).toBeGreaterThan(50)
+      expect(status).toBe(0)
+    },
+  )
 
   it('safetensors: malformed files, round trips, conversions', () => {
     const { failures, passed, status } = run(programs[1]!, [])

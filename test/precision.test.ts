@@ -7,7 +7,10 @@ import { LoopLM, RLTTTrainer } from '../src/index.js'
 import { readGolden, relativeError } from './golden-files.js'
 
 const root = join(import.meta.dirname, 'fixtures')
-const plain = JSON.parse(readFileSync(join(root, 'plain-bfloat16.json'), 'utf8')) as Record<string, { logprobs: number; gradient: number }>
+const plain = JSON.parse(readFileSync(join(root, 'plain-bfloat16.json'), 'utf8')) as Record<
+  string,
+  { logprobs: number; gradient: number }
+>
 const scratch = mkdtempSync(join(tmpdir(), 'looplm-precision-'))
 afterAll(() => rmSync(scratch, { recursive: true }))
 
@@ -44,7 +47,8 @@ describe.each(Object.keys(plain))('bfloat16 on fixture %s', (name) => {
       promptLengths: Array.from(gold.get('prompt_lengths')!.data),
       advantages: Array.from(gold.get('advantages')!.data),
     }
-    const gradient = async (model: LoopLM) => joined((await new RLTTTrainer(model, { weights: 'uniform' }).gradients(batch)).gradients.values())
+    const gradient = async (model: LoopLM) =>
+      joined((await new RLTTTrainer(model, { weights: 'uniform' }).gradients(batch)).gradients.values())
     expect(relativeError(await gradient(half), await gradient(truth))).toBeLessThan(2 * plain[name]!.gradient)
   })
 })

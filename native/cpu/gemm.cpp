@@ -235,7 +235,13 @@ struct Product {
     }
   }
   size_t strip_bytes() const { return transpose_a ? size_t(MC * KC<E>) * sizeof(E) : 0; }
-  int64_t task_columns() const { return transpose_a ? NC_TRANSPOSED : NC; }
+  // With few rows every thread gets several tasks of fewer columns; what a task holds never changes an element's bits.
+  int64_t task_columns() const {
+    if (transpose_a) return NC_TRANSPOSED;
+    if (m > MC) return NC;
+    const int64_t share = (n + 4 * ctx.pool.threads() - 1) / (4 * ctx.pool.threads());
+    return min64(NC, (share + NR - 1) / NR * NR);
+  }
 
   void run(const Packed<E>* packed) const {
     if (!packed) packed = pack_b();

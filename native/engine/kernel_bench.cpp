@@ -98,16 +98,12 @@ class Bench {
   int32_t head_dim() const { return int32_t(s_.hidden / s_.heads); }
   int64_t qkv_width() const { return int64_t(s_.heads + 2 * s_.kv_heads) * head_dim(); }
 
-  void read() {  // a large array, once through: the memory's read rate
-    const int64_t count = int64_t(64) << 20;
-    work(2.0 * double(count), double(count) * real_);
-    const void* x = reals(count);
-    Device* device = device_.get();
-    LoopDType dt = dt_;
-    out_.run = [=] {
-      double sum = 0;
-      device->run(&LoopBackend::sum_squares, "bench", dt, count, x, &sum);
-    };
+  void read() {  // the gate over an array far larger than the caches: the memory's read rate
+    const int64_t rows = int64_t(1) << 15, width = 2048;
+    work(2.0 * double(rows * width), double(rows * width) * real_);
+    const LoopDType real = loop_real(dt_);
+    const void *h = reals(rows * width), *w = reals(width), *b = reals(1);
+    on_run(&LoopBackend::gate, real, rows, width, h, w, b, reals(rows));
   }
   void copy() {
     const int64_t count = int64_t(48) << 20;
