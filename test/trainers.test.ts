@@ -335,6 +335,30 @@ describe('run', () => {
     expect(new Set(prompts).size).toBe(8)
   })
 
+  it('draws anew in every step, also for the same prompt', async () => {
+    using model = await tinyModel()
+    const drawn: string[] = []
+    const reward = (_prompt: string, completion: string) => {
+      drawn.push(completion)
+      return 0 // no update, so that only the draws can differ
+    }
+    const dataset = [{ prompt: '1+1=' }]
+    const { tokenizer } = tinyTask
+    using trainer = new RLTTTrainer(model, {
+      ...base,
+      dataset,
+      tokenizer,
+      reward,
+      promptsPerStep: 4,
+      steps: 2,
+      maxNewTokens: 4,
+      onWarning() {},
+    })
+    await collect(trainer.run())
+    expect(drawn.slice(0, 16)).not.toEqual(drawn.slice(16))
+    expect(drawn.slice(0, 4)).not.toEqual(drawn.slice(4, 8))
+  })
+
   it('stops between steps when it is aborted', async () => {
     using model = await tinyModel()
     const controller = new AbortController()
