@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_BACKEND_ABI 1
+#define LOOPLM_BACKEND_ABI 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -192,6 +192,14 @@ typedef struct LoopBackend {
 
   int (*sum_squares)(void* ctx, LoopDType dt, int64_t count, const void* x, double* host_out);  // x real
   int (*adamw)(void* ctx, LoopDType dt, const LoopAdamW* a);
+
+  // parameter = average = average + weight·(x - average): an exponential moving average kept in real, rounded to act in
+  // `parameter` (NULL: not written). x act.
+  int (*moving_average)(void* ctx, LoopDType dt, int64_t count, double weight, const void* x, void* average, void* parameter);
+  // x[i][k] += sigma · N(0, 1), a pure function of (seed, streams[i], positions[i], loop, k): native/engine/philox.h,
+  // latent_noise.
+  int (*add_noise)(void* ctx, LoopDType dt, int64_t n, int64_t d, double sigma, uint64_t seed, uint32_t loop,
+                   const int32_t* streams, const int32_t* positions, void* x);
 
   // Decoding. cache_write stores the k and v parts of qkv rows at slots of a plane.
   int (*cache_write)(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,

@@ -35,10 +35,11 @@ export type {
   TokenSequence,
 } from './model/types.js'
 export type { RolloutBatch } from './rl/batch.js'
-export type { GRPOOptions, PretrainOptions, Rewards, RLTTOptions } from './rl/config.js'
+export type { GRPOOptions, LoopRPTOptions, PretrainOptions, Rewards, RLTTOptions } from './rl/config.js'
 export { type EvaluateOptions, type Evaluation, evaluate } from './rl/evaluate.js'
 export type { Metrics, TrainerEvent } from './rl/events.js'
 export { GRPOTrainer } from './rl/grpo.js'
+export { type LoopRPTBatch, LoopRPTTrainer } from './rl/looprpt.js'
 export { type PretrainBatch, PretrainTrainer } from './rl/pretrain.js'
 export { RLTTTrainer } from './rl/rltt.js'
 export * from './tasks/index.js'

@@ -18,6 +18,7 @@ export type NativeTensor = NativeHandle<'tensor'>
 export type NativeModel = NativeHandle<'model'>
 export type NativeOptimizer = NativeHandle<'optimizer'>
 export type NativeGeneration = NativeHandle<'generation'>
+export type NativeAverage = NativeHandle<'moving average'>
 
 /** Ends one call between two kernels. */
 export type NativeCancel = NativeHandle<'cancel flag'>
@@ -93,6 +94,41 @@ export interface NativeAdamWOptions {
   epsilon: number
   weightDecay: number
   maxGradNorm: number
+  /** Names of the parameters that change; empty: all. */
+  only: readonly string[]
+}
+
+export interface NativeLoopRptOptions {
+  rho: number
+  tau: number
+  lambdaBase: number
+  lambdaScale: number
+  policyCoefficient: number
+  representationCoefficient: number
+  entropyCoefficient: number
+  klCoefficient: number
+  rollouts: number
+  sigma: number
+  seed: number
+  recompute: string
+  tokensPerMicroBatch: number
+}
+
+export interface NativeLoopRptMetrics {
+  loss: number
+  policyLoss: number
+  representationLoss: number
+  entropyLoss: number
+  kl: number
+  reward: number
+  rewardStd: number
+  referenceLoop: number
+  exitLoop: number
+  meanLoop: number
+  tokens: number
+  loopLogprob: number[]
+  loopWeight: number[]
+  loopExit: number[]
 }
 
 export interface NativeGenerateOptions {
@@ -194,6 +230,25 @@ export interface NativeBinding {
     objective: NativeObjective,
     cancel: Cancel,
   ): Promise<NativeLossMetrics>
+
+  modelAccumulateLoopRpt(
+    student: NativeModel,
+    teacher: NativeModel,
+    sequences: NativeSequences,
+    draws: { ids: Int32Array; noise: Float64Array; exits: Int32Array },
+    options: NativeLoopRptOptions,
+    cancel: Cancel,
+  ): Promise<NativeLoopRptMetrics>
+  modelAccumulateStage2(
+    model: NativeModel,
+    sequences: NativeSequences,
+    tokensPerMicroBatch: number,
+    cancel: Cancel,
+  ): Promise<number>
+  averageCreate(teacher: NativeModel, student: NativeModel): NativeAverage
+  averageUpdate(average: NativeAverage, decay: number): Promise<void>
+  averageSave(average: NativeAverage, path: string): Promise<void>
+  averageLoad(average: NativeAverage, path: string): Promise<void>
 
   /** Memory is taken by the first call, so that creating one never waits. */
   optimizerCreate(model: NativeModel): NativeOptimizer

@@ -188,14 +188,14 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [['generate', 'nowhere', '--prompt', 'a', '--top-k', '-3'], /--top-k <count>.*natural number/],
     [['generate', 'nowhere', '--prompt', 'a'], /nowhere/],
     [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],
-    [['options', 'ppo'], /Allowed choices are rltt, grpo, pretrain/],
+    [['options', 'ppo'], /Allowed choices are rltt, grpo, looprpt, pretrain/],
     [['train', 'nowhere.yaml'], /nowhere\.yaml: cannot read the configuration/],
   ])('%j', async (args, message) => {
     expectRefusal(await looplm(args), message)
   })
 
   it.each([
-    [{ trainer: 'dpo' }, [], /trainer: .*"rltt"\|"grpo"\|"pretrain".*got "dpo"/],
+    [{ trainer: 'dpo' }, [], /trainer: .*"rltt"\|"grpo"\|"looprpt"\|"pretrain".*got "dpo"/],
     [{ modle: 'x' }, [], /modle: unknown option; did you mean model\?/],
     [{ options: { learning_rate: 1 } }, [], /learning_rate: unknown option; did you mean learningRate\?/],
     [{}, ['--set', 'steps'], /--set: must be key=value, got "steps"/],

@@ -2,7 +2,7 @@
 import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
-import { type DeviceName, GRPOTrainer, LoopLM, PretrainTrainer, RLTTTrainer } from '../src/index.js'
+import { type DeviceName, GRPOTrainer, LoopLM, LoopRPTTrainer, PretrainTrainer, RLTTTrainer } from '../src/index.js'
 import { type GoldenTensor, norm, readGolden, relativeError } from './golden-files.js'
 
 const root = process.env.LOOPLM_FIXTURES ?? join(import.meta.dirname, 'fixtures')
@@ -82,28 +82,32 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
     })
 
     const losses = [...gold.keys()].filter((k) => k.startsWith('loss.')).map((k) => k.slice(5))
-    it.each(losses.filter((l) => !['stage2', 'looprpt'].includes(l)))('loss and gradients of %s', async (loss) => {
+    it.each(losses)('loss and gradients of %s', async (loss) => {
       const model = await load()
       const { sequences, promptLengths, advantages, perSequence } = goldenBatch(gold)
       const rltt = { sequences, promptLengths, advantages }
       const scheme = loss.split('_')[1] as 'exit-pdf' | 'uniform' | 'progressive' | 'last'
       const reference = { referenceLogprobs: perSequence('reference_logprobs', make) }
       const result =
-        loss === 'stage1'
-          ? await new PretrainTrainer(model, { stage: 1, entropyCoefficient: 0.05 }).gradients({ sequences, promptLengths })
-          : loss === 'grpo_clip_kl'
-            ? await new GRPOTrainer(model, { beta: 0.04, epsilon: 0.2, epsilonHigh: 0.28 }).gradients({
-                ...rltt,
-                ...reference,
-                oldLogprobs: perSequence('old_logprobs', make),
-              })
-            : loss === 'rltt_uniform_kl'
-              ? await new RLTTTrainer(model, { weights: 'uniform', beta: 0.1 }).gradients({ ...rltt, ...reference })
-              : await new RLTTTrainer(model, {
-                  weights: scheme,
-                  detachWeights: !loss.endsWith('attached'),
-                  normalizer: loss.endsWith('token-mean') ? 'token-mean' : 'response-mean',
-                }).gradients(rltt)
+        loss === 'looprpt'
+          ? await looprpt(model, sequences, promptLengths)
+          : loss === 'stage2'
+            ? await new PretrainTrainer(model, { stage: 2 }).gradients({ sequences, promptLengths })
+            : loss === 'stage1'
+              ? await new PretrainTrainer(model, { stage: 1, entropyCoefficient: 0.05 }).gradients({ sequences, promptLengths })
+              : loss === 'grpo_clip_kl'
+                ? await new GRPOTrainer(model, { beta: 0.04, epsilon: 0.2, epsilonHigh: 0.28 }).gradients({
+                    ...rltt,
+                    ...reference,
+                    oldLogprobs: perSequence('old_logprobs', make),
+                  })
+                : loss === 'rltt_uniform_kl'
+                  ? await new RLTTTrainer(model, { weights: 'uniform', beta: 0.1 }).gradients({ ...rltt, ...reference })
+                  : await new RLTTTrainer(model, {
+                      weights: scheme,
+                      detachWeights: !loss.endsWith('attached'),
+                      normalizer: loss.endsWith('token-mean') ? 'token-mean' : 'response-mean',
+                    }).gradients(rltt)
       const wantLoss = gold.get(`loss.${loss}`)!.data[0]!
       expect(Math.abs(result.loss - wantLoss) / Math.max(Math.abs(wantLoss), 0.1)).toBeLessThan(bound)
       const prefix = `grad.${loss}.`
@@ -115,6 +119,30 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
         expect(relativeError(result.gradients.get(parameter)!, want.data, 1e-2 * total), parameter).toBeLessThan(bound)
       }
     })
+
+    /** The golden draws, [G, T, B, S, D] and [G, B, S-1], per sequence. */
+    async function looprpt(model: LoopLM, sequences: number[][], promptLengths: number[]) {
+      const noise = gold.get('looprpt_noise')!
+      const exits = gold.get('looprpt_exits')!
+      const [G, , , , D] = noise.shape as [number, number, number, number, number]
+      const rows = (b: number, length: number) => {
+        const out = make(G * T * length * D)
+        for (let gt = 0; gt < G * T; gt++)
+          out.set(noise.data.subarray((gt * B + b) * S * D, ((gt * B + b) * S + length) * D), gt * length * D)
+        return out
+      }
+      const loops = (b: number, width: number) =>
+        Array.from({ length: G * width }, (_, i) => exits.data[(Math.floor(i / width) * B + b) * (S - 1) + (i % width)]!)
+      const teacher = await LoopLM.fromPretrained(join(folder, 'teacher'), { device, dtype })
+      models.push(teacher)
+      const trainer = new LoopRPTTrainer(model, { teacher, rho: 0.5, rollouts: G })
+      return trainer.gradients({
+        sequences,
+        promptLengths,
+        noise: sequences.map((s, b) => rows(b, s.length)),
+        exits: sequences.map((s, b) => loops(b, s.length - 1)),
+      })
+    }
 
     it('follows the oracle through AdamW steps', async () => {
       const model = await load()

@@ -414,13 +414,6 @@ describe('PretrainTrainer', () => {
     expect((await trainer.gradients({ sequences, promptLengths: Array(8).fill(4) })).loss).not.toBe(whole.loss)
   })
 
-  it('refuses stage 2 for now', async () => {
-    using model = await tinyModel()
-    expect(() => new PretrainTrainer(model, { stage: 2 })).toThrow(expect.objectContaining({ code: 'UNSUPPORTED' }))
-  })
-})
-
-describe('evaluate', () => {
   it('answers the same held-out problems greedily with each loop count', async () => {
     using model: LoopLM = await tinyModel('cpu')
     using trainer = new PretrainTrainer(model, { task: tinyTask, batchSize: 64, steps: 150, learningRate: 1e-2 })

@@ -72,6 +72,7 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   add_tensor_functions(env, exports);
   add_model_functions(env, exports);
   add_loss_functions(env, exports);
+  add_looprpt_functions(env, exports);
   add_optimizer_functions(env, exports);
   add_generation_functions(env, exports);
   add_kernel_functions(env, exports);

@@ -9,6 +9,7 @@ namespace looplm::addon {
 void add_tensor_functions(Napi::Env env, Napi::Object exports);
 void add_model_functions(Napi::Env env, Napi::Object exports);
 void add_loss_functions(Napi::Env env, Napi::Object exports);
+void add_looprpt_functions(Napi::Env env, Napi::Object exports);
 void add_optimizer_functions(Napi::Env env, Napi::Object exports);
 void add_generation_functions(Napi::Env env, Napi::Object exports);
 void add_kernel_functions(Napi::Env env, Napi::Object exports);

@@ -22,6 +22,8 @@ const char* kind_name(Kind kind) {
       return "optimizer";
     case Kind::generation:
       return "generation";
+    case Kind::average:
+      return "moving average";
     case Kind::bench:
       return "kernel under measurement";
     case Kind::cancel:

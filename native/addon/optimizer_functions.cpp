@@ -40,6 +40,8 @@ Napi::Value step(const Napi::CallbackInfo& info) {
   options.epsilon = in["epsilon"].number();
   options.weight_decay = in["weightDecay"].number();
   options.max_grad_norm = in["maxGradNorm"].number();
+  const Input only = in["only"];
+  for (uint32_t i = 0; i < only.length(); i++) options.only.push_back(only[i].text());
   return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, options]() -> Executor::Finish {
     const double norm = slot->get().step(options);
     return [norm, steps = slot->get().steps()](Napi::Env env) {

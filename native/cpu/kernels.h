@@ -30,6 +30,8 @@ LOOPLM_KERNEL(head_rows);  // head.cpp
 LOOPLM_KERNEL(policy_gradient);
 LOOPLM_KERNEL(sum_squares);  // optimizer.cpp
 LOOPLM_KERNEL(adamw);
+LOOPLM_KERNEL(moving_average);
+LOOPLM_KERNEL(add_noise);    // noise.cpp
 LOOPLM_KERNEL(cache_write);  // decode.cpp
 LOOPLM_KERNEL(decode_attention);
 LOOPLM_KERNEL(sample);

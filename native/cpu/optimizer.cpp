@@ -93,4 +93,34 @@ int adamw(void* context, LoopDType dt, const LoopAdamW* a) {
   return step(ctx, *a, static_cast<float*>(a->master), static_cast<bf16*>(a->parameter));
 }
 
+template <class E>
+static int average(Context& ctx, int64_t count, float weight, const E* x, float* mean, E* parameter) {
+  for_rows(ctx, (count + BLOCK - 1) / BLOCK, BLOCK, [=](int64_t begin, int64_t end, int) {
+    const int64_t first = begin * BLOCK, last = end * BLOCK < count ? end * BLOCK : count;
+    for (int64_t i = first; i < last; i += W) {
+      const int lanes = int(last - i < W ? last - i : W);
+      const vf old = lanes == W ? load(mean + i) : load_part(mean + i, lanes),
+               now = lanes == W ? load(x + i) : load_part(x + i, lanes);
+      const vf next = old + weight * (now - old);
+      if (lanes == W) {
+        store(mean + i, next);
+        if (parameter) store(parameter + i, next);
+      } else {
+        store_part(mean + i, next, lanes);
+        if (parameter) store_part(parameter + i, next, lanes);
+      }
+    }
+  });
+  return 0;
+}
+
+int moving_average(void* ctx, LoopDType dt, int64_t count, double weight, const void* x, void* mean, void* parameter) {
+  auto& context = *static_cast<Context*>(ctx);
+  if (dt == LOOP_BF16)
+    return average(context, count, float(weight), static_cast<const bf16*>(x), static_cast<float*>(mean),
+                   static_cast<bf16*>(parameter));
+  return average(context, count, float(weight), static_cast<const float*>(x), static_cast<float*>(mean),
+                 static_cast<float*>(parameter));
+}
+
 }  // namespace looplm::cpu::LOOPLM_ISA

@@ -3,89 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
-#include "batch.h"
-#include "head.h"
-#include "stack.h"
+#include "pass.h"
 
 namespace looplm {
 
 namespace {
-
-void check_sequences(const Model& model, const Sequences& s, const char* operation) {
-  if (s.count() == 0) throw Error("INVALID_ARGUMENT", operation, "the batch holds no sequences");
-  for (size_t i = 0; i < s.count(); i++) {
-    if (s.length(i) < 1 || s.prompt(i) < 1 || s.prompt(i) > s.length(i))
-      throw Error("INVALID_ARGUMENT", operation,
-                  "sequence " + std::to_string(i) + " has " + std::to_string(s.length(i)) + " tokens and a prompt of " +
-                      std::to_string(s.prompt(i)) + ": a prompt has at least 1 token and at most all of them");
-    for (int64_t j = s.offsets[i]; j < s.offsets[i + 1]; j++)
-      if (s.tokens[size_t(j)] < 0 || s.tokens[size_t(j)] >= model.config.vocabulary)
-        throw Error("INVALID_ARGUMENT", operation,
-                    "token id " + std::to_string(s.tokens[size_t(j)]) + " of sequence " + std::to_string(i) +
-                        " is outside the vocabulary of " + std::to_string(model.config.vocabulary));
-  }
-}
-
-// So many tokens that the activations of a micro-batch stay near the last-level cache, and the products have rows enough to run
-// at full rate.
-int64_t default_budget(const Model& model, int loops) {
-  const ModelConfig& c = model.config;
-  int64_t per_token = loops * c.layers * (c.qkv_width() + c.attention_width() + 4 * c.hidden + 2 * c.intermediate) *
-                      int64_t(loop_dtype_size(model.dt));
-  return std::clamp<int64_t>((int64_t(64) << 20) / per_token, 2048, 8192);
-}
-
-Stack::Keep keep_for(Recompute r) {
-  return r == Recompute::none ? Stack::Keep::all : r == Recompute::loop ? Stack::Keep::per_loop : Stack::Keep::per_layer;
-}
-
-// The exit distribution at the predicting positions, real [T, R] on the device and on the host.
-struct ExitTable {
-  int64_t rows;
-  int loops;
-  const void* gates;
-  const int32_t* index;  // device [T·R]: t·N + token
-  std::vector<double> pdf, log_pdf;
-};
-
-std::vector<int32_t> row_index(const PackedBatch& batch, const std::vector<int>& loops) {
-  std::vector<int32_t> index;
-  index.reserve(loops.size() * batch.rows.size());
-  for (int t : loops)
-    for (auto& row : batch.rows) index.push_back(int32_t(t * batch.tokens() + row.token));
-  return index;
-}
-
-ExitTable exit_table(Model& model, Stack& stack, const PackedBatch& batch, int loops) {
-  Workspace& w = model.workspace();
-  const size_t real = loop_dtype_size(model.real());
-  ExitTable out{int64_t(batch.rows.size()), loops, nullptr, nullptr, {}, {}};
-  const int64_t count = loops * out.rows;
-  std::vector<int> all(static_cast<size_t>(loops));
-  std::iota(all.begin(), all.end(), 0);
-  out.index = upload_ints(w, "exit.index", row_index(batch, all));
-  void* all_gates = w.get("exit.all_gates", size_t(loops * batch.tokens()) * real).as<>();
-  Buffer &gates = w.get("exit.gates", size_t(count) * real), &pdf = w.get("exit.pdf", size_t(count) * real),
-         &log_pdf = w.get("exit.log_pdf", size_t(count) * real);
-  stack.gate_logits(all_gates);
-  model.device->run(&LoopBackend::gather_rows, "gather gates", model.real(), count, int64_t(1), out.index, all_gates,
-                    gates.as<>());
-  model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(loops), out.rows, gates.as<>(), log_pdf.as<>(),
-                    pdf.as<>());
-  out.gates = gates.as<>();
-  out.pdf = download_reals(pdf, model.dt, size_t(count));
-  out.log_pdf = download_reals(log_pdf, model.dt, size_t(count));
-  return out;
-}
-
-// ∂L/∂gate logits of all tokens, real [T·N], into ∂L/∂hidden and the gate's gradient.
-void gate_backward(Model& model, const Stack& stack, int64_t rows, const void* d_gates, void* d_hidden) {
-  const Weights &w = model.weights(), &g = model.gradients();
-  model.device->run(&LoopBackend::gate_backward, "gate backward", model.dt, rows, model.config.hidden, d_gates,
-                    static_cast<const void*>(stack.hidden()), w.gate_weight, d_hidden, g.gate_weight, g.gate_bias);
-}
 
 class LossPass {
  public:
@@ -222,12 +145,6 @@ class LossPass {
     }
     return out;
   }
-  const void* device_reals(const char* name, const std::vector<double>& values) {
-    if (values.empty()) return nullptr;
-    Buffer& buffer = model_.workspace().get(name, values.size() * loop_dtype_size(model_.real()));
-    upload_reals(buffer, model_.dt, values.data(), values.size());
-    return buffer.as<>();
-  }
   LoopLoss row_loss(const Rows& rows) {
     LoopLoss loss{};
     loss.surrogate = o_.surrogate;
@@ -235,11 +152,11 @@ class LossPass {
     loss.epsilon_high = o_.epsilon_high;
     loss.dual_clip = o_.dual_clip;
     loss.cap = o_.cap;
-    loss.scale = device_reals("loss.scale", rows.scale);
-    loss.advantage = device_reals("loss.advantage", rows.advantage);
-    loss.old_logprob = device_reals("loss.old", rows.old);
-    loss.reference_logprob = device_reals("loss.reference", rows.reference);
-    loss.kl_scale = device_reals("loss.kl_scale", rows.kl_scale);
+    loss.scale = device_reals(model_, "loss.scale", rows.scale);
+    loss.advantage = device_reals(model_, "loss.advantage", rows.advantage);
+    loss.old_logprob = device_reals(model_, "loss.old", rows.old);
+    loss.reference_logprob = device_reals(model_, "loss.reference", rows.reference);
+    loss.kl_scale = device_reals(model_, "loss.kl_scale", rows.kl_scale);
     return loss;
   }
 
@@ -254,11 +171,7 @@ class LossPass {
 
     Rows rows = build_rows(packed, exits);
     LoopLoss loss = row_loss(rows);
-    std::vector<int32_t> targets;
-    for (size_t k = 0; k < scored_.size(); k++)
-      for (auto& row : packed.rows) targets.push_back(row.target);
-    HeadRows head{int64_t(rows.scale.size()), stack.hidden(), upload_ints(w, "loss.index", row_index(packed, scored_)),
-                  upload_ints(w, "loss.targets", targets), o_.temperature};
+    const HeadRows head = head_rows(model_, stack, packed, scored_, o_.temperature);
     Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
            &entropies = w.get("loss.entropies", size_t(head.rows) * real);
     Buffer& d_hidden = w.get("loss.d_hidden", size_t(loops_ * N * D) * real);
@@ -272,34 +185,22 @@ class LossPass {
                        static_cast<void*>(nullptr), &sums);
     count(packed, exits, sums, values, download_reals(entropies, model_.dt, size_t(R), size_t(head.rows - R)));
     if ((o_.weights == LoopCredit::exit_pdf && !o_.detach_weights) || o_.exit_entropy != 0) {
-      Buffer& d_gates = d_gate_logits(packed, exits, values);
-      gate_backward(model_, stack, loops_ * N, d_gates.as<>(), d_hidden.as<>());
+      exit_backward(model_, stack, packed, exits, d_pdf(packed, exits, values), d_hidden.as<>());
     }
     stack.backward(model_.gradients(), d_hidden.as<>());
   }
 
-  // ∂L/∂p_t = -n A ℓ_t (attached weights) + exit_entropy · n (log p_t + 1), through the closed form of math.md §1, at every
-  // token.
-  Buffer& d_gate_logits(const PackedBatch& packed, const ExitTable& exits, const std::vector<double>& logprobs) {
-    Workspace& w = model_.workspace();
-    const size_t real = loop_dtype_size(model_.real()), R = packed.rows.size();
+  // ∂L/∂p_t = -n A ℓ_t (attached weights) + exit_entropy · n (log p_t + 1).
+  std::vector<double> d_pdf(const PackedBatch& packed, const ExitTable& exits, const std::vector<double>& logprobs) const {
     const bool attached = o_.weights == LoopCredit::exit_pdf && !o_.detach_weights;
-    std::vector<double> d_pdf(exits.pdf.size(), 0.0);
-    for (size_t i = 0; i < d_pdf.size(); i++) {
-      const size_t sequence = size_t(packed.rows[i % R].sequence);
+    std::vector<double> d(exits.pdf.size(), 0.0);
+    for (size_t i = 0; i < d.size(); i++) {
+      const size_t sequence = size_t(packed.rows[i % packed.rows.size()].sequence);
       const double n = batch_.norms[sequence];
-      if (attached) d_pdf[i] -= n * batch_.advantages[sequence] * logprobs[i];
-      d_pdf[i] += o_.exit_entropy * n * (exits.log_pdf[i] + 1);
+      if (attached) d[i] -= n * batch_.advantages[sequence] * logprobs[i];
+      d[i] += o_.exit_entropy * n * (exits.log_pdf[i] + 1);
     }
-    const void* d = device_reals("exit.d_pdf", d_pdf);
-    void* d_rows = w.get("exit.d_rows", d_pdf.size() * real).as<>();
-    Buffer& d_gates = w.get("exit.d_gates", size_t(loops_ * packed.tokens()) * real);
-    d_gates.zero(size_t(loops_ * packed.tokens()) * real);
-    model_.device->run(&LoopBackend::exit_pdf_backward, "exit_pdf backward", model_.dt, int64_t(loops_), exits.rows, exits.gates,
-                       d, d_rows);
-    model_.device->run(&LoopBackend::scatter_add_rows, "scatter gates", model_.dt, int64_t(d_pdf.size()), int64_t(1), exits.index,
-                       static_cast<const void*>(d_rows), d_gates.as<>());
-    return d_gates;
+    return d;
   }
 
   void count(const PackedBatch& packed, const ExitTable& exits, const LoopLossSums& sums, const std::vector<double>& logprobs,
@@ -395,14 +296,6 @@ Pass plan(const Model& model, const ScoreOptions& options) {
   p.pack = {default_budget(model, p.loops), false, options.responses_only, true};
   return p;
 }
-HeadRows head_rows(Model& model, const Stack& stack, const PackedBatch& packed, const Pass& pass, double temperature) {
-  std::vector<int32_t> targets;
-  for (size_t k = 0; k < pass.scored.size(); k++)
-    for (auto& row : packed.rows) targets.push_back(row.target);
-  return {int64_t(targets.size()), stack.hidden(), upload_ints(model.workspace(), "loss.index", row_index(packed, pass.scored)),
-          upload_ints(model.workspace(), "loss.targets", targets), temperature};
-}
-
 }  // namespace
 
 Scores score(Model& model, const Sequences& sequences, const ScoreOptions& options) {
@@ -431,7 +324,7 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
     place_gates(sequences, packed, at, pass.loops, download_reals(gate_logits, model.dt, size_t(gates)), out.gate_logits);
     place_gates(sequences, packed, at, pass.loops, download_reals(pdf, model.dt, size_t(gates)), out.exit_pdf);
     if (!packed.rows.empty()) {
-      HeadRows head = head_rows(model, stack, packed, pass, options.temperature);
+      HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
       Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
              &entropies = w.get("loss.entropies", size_t(head.rows) * real);
       head_forward(model, head, logprobs.as<>(), entropies.as<>());
@@ -465,7 +358,7 @@ void backward(Model& model, const Sequences& sequences, const std::vector<double
     const size_t hidden_bytes = size_t(pass.loops * N * model.config.hidden) * real;
     Buffer& d_hidden = w.get("loss.d_hidden", hidden_bytes);
     d_hidden.zero(hidden_bytes);
-    HeadRows head = head_rows(model, stack, packed, pass, options.temperature);
+    HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
     std::vector<double> scale;
     for (size_t k = 0; k < pass.scored.size(); k++)
       for (auto& row : packed.rows) {

@@ -86,6 +86,7 @@ double AdamW::step(const AdamWOptions& options) {
   const Uninterrupted uninterrupted(*model.device);
   refresh_masters();
   for (const Parameter& p : model.parameters()) {
+    if (!options.only.empty() && std::find(options.only.begin(), options.only.end(), p.name) == options.only.end()) continue;
     const size_t offset = p.offset * loop_dtype_size(model.real());
     const LoopAdamW update{
         .count = int64_t(p.count),

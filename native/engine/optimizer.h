@@ -1,6 +1,8 @@
 // AdamW with float32 masters and moments (math.md §6).
 #pragma once
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "model.h"
 
@@ -8,7 +10,8 @@ namespace looplm {
 
 struct AdamWOptions {
   double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0;
-  double max_grad_norm = 0;  // 0: no clipping. Factor min(1, max / (norm + 1e-6))
+  std::vector<std::string> only;  // names of the parameters that change; empty: all
+  double max_grad_norm = 0;       // 0: no clipping. Factor min(1, max / (norm + 1e-6))
 };
 
 class AdamW {

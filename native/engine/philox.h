@@ -2,7 +2,8 @@
 // 2011). A number depends on its key and counter alone, so a draw never depends on what else is in the batch or on how many
 // threads run.
 //
-// counter words  {position, sequence, stream, 0} for uniform,  {index / 2, b, a, 1} for normal: the two never meet.
+// counter words  {position, sequence, stream, 0} for uniform,  {index / 2, b, a, 1} for normal,  {k / 4, position, stream, 2 +
+// 4·loop} for latent noise: they never meet.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -45,6 +46,19 @@ inline std::array<double, 2> normal_pair(uint64_t seed, uint32_t a, uint32_t b, 
 
 inline double normal(uint64_t seed, uint32_t a, uint32_t b, uint32_t index) {
   return normal_pair(seed, a, b, index / 2)[index % 2];
+}
+
+// Elements 4·block to 4·block + 3 of the noise of one position: Box-Muller on 32-bit uniforms, so that float32 follows closely.
+inline std::array<double, 4> latent_noise(uint64_t seed, uint32_t stream, uint32_t position, uint32_t loop, uint32_t block) {
+  const PhiloxBlock bits = philox4x32({block, position, stream, 2 + 4 * loop}, seed);
+  std::array<double, 4> out;
+  for (int pair = 0; pair < 2; ++pair) {
+    const double radius = std::sqrt(-2 * std::log((double(bits[2 * pair]) + 0.5) * 0x1p-32));
+    const double angle = 2 * 3.14159265358979323846 * double(bits[2 * pair + 1]) * 0x1p-32;
+    out[2 * pair] = radius * std::cos(angle);
+    out[2 * pair + 1] = radius * std::sin(angle);
+  }
+  return out;
 }
 
 }  // namespace looplm

@@ -5,7 +5,8 @@
 namespace looplm {
 
 Stack::Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, const Weights& weights,
-             Workspace& workspace, const void* rope, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache)
+             Workspace& workspace, const void* rope, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache,
+             const LatentNoise* noise)
     : device_(std::move(device)),
       dt_(dt),
       config_(config),
@@ -16,6 +17,7 @@ Stack::Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& co
       loops_(loops),
       keep_(keep),
       cache_(cache),
+      noise_(noise),
       act_(loop_dtype_size(dt)),
       real_(loop_dtype_size(loop_real(dt))) {
   lay_out();
@@ -161,6 +163,19 @@ void Stack::forward_block(int t, int l) {
   linear(activation_, w.down, F, D, b.branch_2, &PackedLayer::down, l);
   run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, middle, b.branch_2, w.mlp_norm_2, norm_after(l, weights_),
       state(t, l + 1), l + 1 < config_.layers ? x_ : hidden_at(t));
+  if (noise_ && l + 1 == config_.layers) disturb(t);
+}
+
+void Stack::disturb(int t) {
+  const int64_t elements = batch_.tokens * config_.hidden, stride = 1;
+  if (noise_->given) {
+    const void* own = static_cast<const char*>(noise_->given) + size_t(t * elements) * act_;
+    device_->run(&LoopBackend::binary, "noise", dt_, LOOP_ADD, 1, &elements, static_cast<const void*>(hidden_at(t)), &stride, own,
+                 &stride, hidden_at(t));
+    return;
+  }
+  run(&LoopBackend::add_noise, "noise", batch_.tokens, config_.hidden, noise_->sigma, noise_->seed, uint32_t(t), noise_->streams,
+      batch_.positions, hidden_at(t));
 }
 
 void Stack::gate_logits(void* out) {

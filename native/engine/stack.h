@@ -17,6 +17,15 @@ struct CacheUse {
   const PackedWeights* packed;       // or NULL
 };
 
+// Noise added to the normed state of every loop; gate, head and the next loop read the noisy state (LoopRPT, math.md §5). Its
+// gradient is the identity, and a recomputed state gets the same noise again.
+struct LatentNoise {
+  const void* given;  // act [T, N, D], or NULL: drawn by the backend from the fields below
+  double sigma;
+  uint64_t seed;
+  const int32_t* streams;  // device [N]: which draw a token belongs to
+};
+
 class Stack {
  public:
   enum class Keep { nothing, all, per_loop, per_layer };  // for the backward: nothing is forward only
@@ -24,7 +33,8 @@ class Stack {
   // rope: Model::rope_table for at least the batch's positions. Buffers come from the workspace and are valid until the next
   // Stack on it.
   Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, const Weights& weights, Workspace& workspace,
-        const void* rope, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache = nullptr);
+        const void* rope, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache = nullptr,
+        const LatentNoise* noise = nullptr);
 
   // From token ids, or from given states act [N, D].
   void forward_tokens();
@@ -49,6 +59,7 @@ class Stack {
   // y [N, out] = x [N, in] W^T;   dx = dy W and dW += dy^T x
   void linear(const void* x, const void* w, int64_t in, int64_t out, void* y, const Buffer PackedLayer::*packed, int l);
   void attend(int t, int l, const Block& b);
+  void disturb(int t);
   void linear_backward(const void* dy, const void* x, const void* w, void* dw, int64_t in, int64_t out, void* dx);
   const void* norm_after(int l, const Weights& w) const {
     return l + 1 < config_.layers ? w.layers[size_t(l) + 1].attention_norm : w.norm;
@@ -70,6 +81,7 @@ class Stack {
   const int loops_;
   const Keep keep_;
   const CacheUse* cache_;
+  const LatentNoise* noise_;
   const size_t act_, real_;  // bytes of an element
   void *input_, *hidden_, *states_, *blocks_;
   void *x_, *activation_;                                                 // scratch of the forward

@@ -41,6 +41,7 @@ inline int require_float64(void* ctx, LoopDType dt, const char* operation) {
 void add_memory(LoopBackend& table);
 void add_gemm(LoopBackend& table);
 void add_rows(LoopBackend& table);
+void add_noise(LoopBackend& table);
 void add_norm(LoopBackend& table);
 void add_rope(LoopBackend& table);
 void add_attention(LoopBackend& table);

@@ -30,9 +30,20 @@ int adamw(void* ctx, LoopDType dt, const LoopAdamW* a) {
   return 0;
 }
 
+int moving_average(void* ctx, LoopDType dt, int64_t count, double weight, const void* x, void* average, void* parameter) {
+  if (int status = require_float64(ctx, dt, "moving_average")) return status;
+  auto *mean = static_cast<double*>(average), *out = static_cast<double*>(parameter);
+  for (int64_t i = 0; i < count; ++i) {
+    mean[i] += weight * (static_cast<const double*>(x)[i] - mean[i]);
+    if (out) out[i] = mean[i];
+  }
+  return 0;
+}
+
 }  // namespace
 
 void add_optimizer(LoopBackend& table) {
+  table.moving_average = moving_average;
   table.sum_squares = sum_squares;
   table.adamw = adamw;
 }

@@ -12,6 +12,7 @@ LoopBackend make_table() {
   add_memory(table);
   add_gemm(table);
   add_rows(table);
+  add_noise(table);
   add_norm(table);
   add_rope(table);
   add_attention(table);

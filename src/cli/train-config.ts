@@ -2,14 +2,14 @@ import { readFile } from 'node:fs/promises'
 import { isMap, parseDocument } from 'yaml'
 import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
-import { trainerSchemas } from '../rl/config-docs.js'
+import { type TrainerName, trainerSchemas } from '../rl/config-docs.js'
 import { checkOptions } from '../rl/validate.js'
 
 const rewardName = z.string().min(1)
 
 /** A training configuration file: what to train, on what, and the trainer's options. */
 export const trainConfigSchema = z.strictObject({
-  trainer: z.enum(['rltt', 'grpo', 'pretrain']),
+  trainer: z.enum(Object.keys(trainerSchemas) as TrainerName[]),
   model: z.union(
     [z.string().min(1), z.record(z.string(), z.unknown())],
     'must be the path of a checkpoint folder, or the fields of a config.json for a new model',
@@ -64,10 +64,20 @@ export async function readTrainConfig(path: string, changes: readonly string[]):
       throw new LoopLMError('INVALID_ARGUMENT', `${key}: ${parsed.errors[0]!.message}`, { operation: '--set' })
     document.setIn(names[0]! in trainConfigSchema.shape ? names : ['options', ...names], parsed.toJS())
   }
-  const config = checkOptions(path, trainConfigSchema, document.toJS())
+  const given = document.toJS() as Record<string, unknown>
+  const misplaced = Object.keys(given).filter((key) => !(key in trainConfigSchema.shape) && isTrainerOption(key))
+  if (misplaced.length > 0) {
+    const message = `${misplaced.join(', ')}: an option of the trainer; write it below "options:"`
+    throw new LoopLMError('INVALID_CONFIG', message, { operation })
+  }
+  const config = checkOptions(path, trainConfigSchema, given)
   checkOptions(`${path}, options`, trainerSchemas[config.trainer], config.options) // before a large model is loaded
   if ((config.task === undefined) === (config.dataset === undefined)) {
     throw new LoopLMError('INVALID_CONFIG', 'needs a task or a dataset, one of them', { operation })
   }
   return config
+}
+
+function isTrainerOption(key: string): boolean {
+  return Object.values(trainerSchemas).some((schema) => key in schema.shape)
 }

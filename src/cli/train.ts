@@ -12,6 +12,7 @@ import { RunFolder } from '../monitor/run-folder.js'
 import type { PretrainOptions, RLTTOptions } from '../rl/config.js'
 import type { TrainerEvent } from '../rl/events.js'
 import { GRPOTrainer } from '../rl/grpo.js'
+import { LoopRPTTrainer } from '../rl/looprpt.js'
 import { PretrainTrainer } from '../rl/pretrain.js'
 import { RLTTTrainer } from '../rl/rltt.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
@@ -88,9 +89,14 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
   return exitCodes.interrupted
 }
 
-function makeTrainer(name: TrainConfig['trainer'], model: LoopLM, options: object): RLTTTrainer | GRPOTrainer | PretrainTrainer {
+function makeTrainer(
+  name: TrainConfig['trainer'],
+  model: LoopLM,
+  options: object,
+): RLTTTrainer | GRPOTrainer | LoopRPTTrainer | PretrainTrainer {
   // the trainers check their options; a configuration file's are not typed
   if (name === 'pretrain') return new PretrainTrainer(model, options as PretrainOptions)
+  if (name === 'looprpt') return new LoopRPTTrainer(model, options)
   return name === 'grpo' ? new GRPOTrainer(model, options) : new RLTTTrainer(model, options as RLTTOptions)
 }
 

@@ -15,6 +15,8 @@ export interface AdamWOptions {
   weightDecay?: number | undefined
   /** Gradients are scaled by min(1, maxGradNorm / (norm + 1e-6)); 0 (default) never. */
   maxGradNorm?: number | undefined
+  /** Names of the parameters that change (the others have neither step nor decay); default all. */
+  only?: readonly string[] | undefined
 }
 
 /**
@@ -98,7 +100,7 @@ export class AdamW {
 }
 
 function nativeOptions(options: AdamWOptions, operation: string): NativeAdamWOptions {
-  const { learningRate = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, maxGradNorm = 0 } = options
+  const { learningRate = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, maxGradNorm = 0, only = [] } = options
   if (!Array.isArray(betas) || betas.length !== 2) {
     throw new LoopLMError('INVALID_ARGUMENT', `betas must be two numbers, got ${describe(betas)}`, { operation })
   }
@@ -110,5 +112,6 @@ function nativeOptions(options: AdamWOptions, operation: string): NativeAdamWOpt
     epsilon: checkNumber(eps, 'eps', { above: 0 }, operation),
     weightDecay: checkNumber(weightDecay, 'weightDecay', { min: 0 }, operation),
     maxGradNorm: checkNumber(maxGradNorm, 'maxGradNorm', { min: 0 }, operation),
+    only,
   }
 }

@@ -1,8 +1,8 @@
 import { z } from 'zod'
-import { grpoSchema, pretrainSchema, rlttSchema } from './config.js'
+import { grpoSchema, looprptSchema, pretrainSchema, rlttSchema } from './config.js'
 
 /** The trainers by the names that configuration files and the command line use. */
-export const trainerSchemas = { rltt: rlttSchema, grpo: grpoSchema, pretrain: pretrainSchema } as const
+export const trainerSchemas = { rltt: rlttSchema, grpo: grpoSchema, looprpt: looprptSchema, pretrain: pretrainSchema } as const
 
 /** Name of a trainer in configuration files and on the command line. */
 export type TrainerName = keyof typeof trainerSchemas

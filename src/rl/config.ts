@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
+import type { LoopLM } from '../model/model.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import type { TrainerEvent } from './events.js'
@@ -201,7 +202,7 @@ export const pretrainSchema = z
     stage: z
       .union([z.literal(1), z.literal(2)], 'must be 1 or 2')
       .default(1)
-      .describe('Stage I trains everything on the expected cross-entropy. Stage II (the gate alone) is not available yet.'),
+      .describe('Stage I trains everything on the expected cross-entropy; Stage II the gate alone, to go on while a loop helps.'),
     entropyCoefficient: nonNegative
       .default(0.1)
       .describe('Weight of the entropy of the exit distribution; keeps the gate from collapsing.'),
@@ -214,12 +215,56 @@ export const pretrainSchema = z
   })
   .refine(oneWarmup.check, oneWarmup.params)
 
+/** Options of `LoopRPTTrainer` that are plain data. */
+export const looprptSchema = z
+  .strictObject({
+    rho: positive
+      .max(1)
+      .default(0.2)
+      .describe('Share of the predictions of each sequence that count: those of highest teacher entropy.'),
+    tau: share
+      .default(0.5)
+      .describe('The reference step of a token is the first loop where the exit CDF of the teacher reaches this.'),
+    lambdaBase: nonNegative.default(0.02).describe('Price of a loop, in nats.'),
+    lambdaScale: nonNegative.default(0.5).describe('How much dearer a loop is where the teacher is certain.'),
+    rollouts: z.int().min(2).default(8).describe('Noisy passes per sequence.'),
+    sigma: nonNegative.default(0.1).describe('Standard deviation of the noise on the state after every loop.'),
+    policyCoefficient: nonNegative.default(1).describe('Weight of the policy gradient of the exits.'),
+    representationCoefficient: nonNegative
+      .default(1)
+      .describe('Weight of the cross-entropy of the loops, by exit probability and reward.'),
+    entropyCoefficient: nonNegative.default(0.01).describe('Weight of the entropy of the exit distribution.'),
+    klCoefficient: nonNegative.default(1e-4).describe('Weight of the k3 estimate of the KL divergence to the teacher.'),
+    teacherDecay: share
+      .default(0.995)
+      .describe('The teacher becomes this share of itself and the rest of the model after every step; 1: frozen.'),
+    batchSize: positiveInt.default(32).describe('Sequences per step.'),
+    learningRate: learningRate(5e-6),
+    weightDecay: weightDecay(0.01),
+    adamBetas: betas(0.999),
+    ...run,
+    ...optimizer,
+  })
+  .refine(oneWarmup.check, oneWarmup.params)
+
 /** {@link rlttSchema} with the task, the rewards and the callbacks: everything that `RLTTTrainer` takes. */
 export const rlttOptions = rlttSchema.safeExtend({ ...resources, ...rewards })
 /** {@link grpoSchema} with the task, the rewards and the callbacks. */
 export const grpoOptions = grpoSchema.safeExtend({ ...resources, ...rewards })
 /** {@link pretrainSchema} with the task and the callbacks. */
 export const pretrainOptions = pretrainSchema.safeExtend(resources)
+
+/** {@link looprptSchema} with the task, the teacher and the callbacks. */
+export const looprptOptions = looprptSchema.safeExtend({
+  ...resources,
+  teacher: object<LoopLM>('a LoopLM', 'score').describe(
+    'The model that is followed and compared with; default a copy of the model.',
+  ),
+})
+/** Options of `LoopRPTTrainer`; `looplm options looprpt` lists them with their defaults. */
+export type LoopRPTOptions = z.input<typeof looprptOptions>
+/** Checked options of `LoopRPTTrainer`. */
+export type LoopRPTConfig = z.output<typeof looprptOptions>
 
 /** Options of `RLTTTrainer`; `looplm options rltt` lists them with their defaults. */
 export type RLTTOptions = z.input<typeof rlttOptions>
@@ -237,7 +282,9 @@ export type TrainerConfig = Omit<PretrainConfig, 'stage' | 'entropyCoefficient' 
 
 /** The part of a trainer's configuration that is plain data, as stored in files. */
 export function plainConfig(config: object): Record<string, unknown> {
-  const entries = Object.entries(config).filter(([key, value]) => !(key in resources) && !(key in rewards) && value !== undefined)
+  const entries = Object.entries(config).filter(
+    ([key, value]) => !(key in resources) && !(key in rewards) && key !== 'teacher' && value !== undefined,
+  )
   return Object.fromEntries(entries)
 }
 

@@ -2,12 +2,14 @@ import { resolve } from 'node:path'
 import { Random } from '../data/random.js'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
-import type { LossObjective } from '../model/types.js'
+import type { LossBatch, LossObjective } from '../model/types.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { lossBatch, type RatedBatch, type RolloutBatch, rateBatch } from './batch.js'
 import { writeFolder } from './checkpoint.js'
 import type { PolicyConfig } from './config.js'
+import type { Metrics } from './events.js'
 import { loadParameters } from './load-parameters.js'
+import { lossMetrics } from './metrics.js'
 import type { ProblemSource } from './problems.js'
 import { namedRewards } from './rewards.js'
 import { logprobDifference, type Rollouts, rollOut } from './rollout.js'
@@ -52,6 +54,11 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
   override dispose(): void {
     this.#reference?.dispose()
     super.dispose()
+  }
+
+  protected async accumulate(loss: LossBatch): Promise<Metrics> {
+    const terms = { ratio: this.config.surrogate !== 'reinforce', kl: this.config.beta > 0 }
+    return lossMetrics(await this.model.accumulateLoss(loss, this.objective), terms)
   }
 
   protected async prepare(batch: RolloutBatch, operation: string): Promise<Prepared> {

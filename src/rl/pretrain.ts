@@ -1,13 +1,18 @@
 import { LoopLMError } from '../errors.js'
+import { accumulateStage2 } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
-import type { LossObjective, TokenSequence } from '../model/types.js'
+import type { LossBatch, LossObjective, TokenSequence } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import { checkSequences } from './batch.js'
 import { type PretrainConfig, type PretrainOptions, pretrainOptions } from './config.js'
+import type { Metrics } from './events.js'
+import { lossMetrics } from './metrics.js'
 import { sequenceNorms } from './normalizer.js'
 import { type ProblemSource, trainingSequence } from './problems.js'
 import { type Prepared, type StepWork, Trainer } from './trainer.js'
 import { checkOptions } from './validate.js'
+
+const gate = ['model.early_exit_gate.weight', 'model.early_exit_gate.bias']
 
 /** Sequences to learn, as `update` and `gradients` of {@link PretrainTrainer} take them. Other fields are ignored. */
 export interface PretrainBatch {
@@ -19,7 +24,8 @@ export interface PretrainBatch {
 /**
  * Pre-training and supervised fine-tuning of a looped model, Stage I of Ouro (arXiv 2510.25741; math.md §6): the cross-entropy of every
  * loop, expected under the exit distribution, minus `entropyCoefficient` times the entropy of that distribution; the mean over all
- * response tokens of the batch. It teaches the trunk, the head and the gate.
+ * response tokens of the batch. It teaches the trunk, the head and the gate. With `stage: 2` the gate alone learns to go on exactly while
+ * another loop lowers the cross-entropy of the token.
  *
  * @example
  * ```ts
@@ -34,15 +40,10 @@ export class PretrainTrainer extends Trainer<PretrainConfig, PretrainBatch> {
   /**
    * @param model trained in place
    * @param options see {@link PretrainOptions}; `looplm options pretrain` lists them
-   * @throws LoopLMError INVALID_CONFIG naming every refused option, UNSUPPORTED for `stage: 2`
+   * @throws LoopLMError INVALID_CONFIG naming every refused option
    */
   constructor(model: LoopLM, options: PretrainOptions = {}) {
     const config = checkOptions('PretrainTrainer', pretrainOptions, options)
-    if (config.stage === 2) {
-      throw new LoopLMError('UNSUPPORTED', 'stage 2 (training the gate alone) is not available; stage 1 is', {
-        operation: 'PretrainTrainer',
-      })
-    }
     super('pretrain', model, config)
     this.objective = {
       weights: 'exit-pdf',
@@ -51,6 +52,19 @@ export class PretrainTrainer extends Trainer<PretrainConfig, PretrainBatch> {
       exitEntropy: config.entropyCoefficient,
       recompute: config.recompute,
       tokensPerMicroBatch: config.tokensPerMicroBatch,
+    }
+  }
+
+  protected override get trained(): readonly string[] | undefined {
+    return this.config.stage === 2 ? gate : undefined
+  }
+
+  protected async accumulate(loss: LossBatch): Promise<Metrics> {
+    if (this.config.stage === 1)
+      return lossMetrics(await this.model.accumulateLoss(loss, this.objective), { ratio: false, kl: false })
+    const { sequences, promptLengths } = loss
+    return {
+      loss: await accumulateStage2(this.model, { sequences, promptLengths: promptLengths! }, this.config.tokensPerMicroBatch),
     }
   }
 

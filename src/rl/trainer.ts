@@ -1,7 +1,7 @@
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import { AdamW } from '../model/optimizer.js'
-import type { LossBatch, LossObjective, RealArray } from '../model/types.js'
+import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
 import { RunFolder, type RunRecord } from '../monitor/run-folder.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { type CheckpointPart, newestCheckpoint, readTrainerState, saveCheckpoint } from './checkpoint.js'
@@ -9,20 +9,20 @@ import { plainConfig, type TrainerConfig } from './config.js'
 import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.js'
 import type { Metrics, TrainerEvent } from './events.js'
 import { loadParameters } from './load-parameters.js'
-import { lossMetrics, meanMetrics } from './metrics.js'
+import { meanMetrics } from './metrics.js'
 import { openProblems, type ProblemSource } from './problems.js'
 import { learningRateAt } from './schedule.js'
 
 /** One logical batch as the engine takes it, with what is already known about it. */
-export interface Prepared {
-  loss: LossBatch
+export interface Prepared<Loss = LossBatch> {
+  loss: Loss
   metrics: Metrics
 }
 
 /** The work of one step of `run`. */
-export interface StepWork {
+export interface StepWork<Loss = LossBatch> {
   /** One logical batch per optimizer step. */
-  losses: LossBatch[]
+  losses: Loss[]
   metrics: Metrics
   /** Tokens sampled or read, prompts included. */
   tokens: number
@@ -34,7 +34,11 @@ export interface StepWork {
  * What all trainers share: optimizer steps, the run with its evaluations and checkpoints, and resuming. A subclass says which loss
  * is minimised and where its batches come from.
  */
-export abstract class Trainer<Config extends TrainerConfig, Batch> {
+export abstract class Trainer<
+  Config extends TrainerConfig,
+  Batch,
+  Loss extends { sequences: readonly TokenSequence[] } = LossBatch,
+> {
   readonly model: LoopLM
   /** The options with all defaults filled in. */
   readonly config: Readonly<Config>
@@ -93,7 +97,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch> {
       const { loss: lossBatch } = await this.prepare(batch, `${this.constructor.name}.gradients`)
       await this.model.zeroGradients()
       try {
-        const loss = lossBatch.sequences.length === 0 ? 0 : (await this.model.accumulateLoss(lossBatch, this.objective)).loss
+        const loss = lossBatch.sequences.length === 0 ? 0 : (await this.accumulate(lossBatch)).loss!
         return { loss, gradients: await this.model.gradients() }
       } finally {
         await this.model.zeroGradients()
@@ -174,18 +178,28 @@ export abstract class Trainer<Config extends TrainerConfig, Batch> {
     this.dispose()
   }
 
-  /** What the engine minimises. */
-  protected abstract readonly objective: LossObjective
+  /** Adds the gradient of a logical batch to the model's and returns `loss` and the other metrics. */
+  protected abstract accumulate(loss: Loss): Promise<Metrics>
+  /** The parameters that an optimizer step changes; undefined: all. */
+  protected get trained(): readonly string[] | undefined {
+    return undefined
+  }
   /** Longest completion, where the options say so. */
   protected abstract readonly maxNewTokens: number | undefined
   /** Turns a caller's batch into the engine's. */
-  protected abstract prepare(batch: Batch, operation: string): Promise<Prepared>
+  protected abstract prepare(batch: Batch, operation: string): Promise<Prepared<Loss>>
   /** Finds the batches of the current step. */
-  protected abstract work(source: ProblemSource, signal: AbortSignal | undefined): Promise<StepWork>
+  protected abstract work(source: ProblemSource, signal: AbortSignal | undefined): Promise<StepWork<Loss>>
   /** Scores completions. */
   protected abstract rewardFunctions(source: ProblemSource): readonly WeightedReward[]
   /** Called once before a run's first step, with the checkpoint it resumes from. */
   protected async start(_checkpoint: string | undefined): Promise<void> {}
+  /** Called after every optimizer step. */
+  protected async afterUpdate(): Promise<void> {}
+  /** What a checkpoint holds beside the model, the optimizer and the state. */
+  protected checkpointParts(): CheckpointPart[] {
+    return []
+  }
 
   /** Tells the user something that is no error. */
   protected warn(message: string): void {
@@ -202,7 +216,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch> {
   ): Promise<Metrics | undefined> {
     return this.#exclusively('run', async () => {
       const start = performance.now()
-      let work: StepWork
+      let work: StepWork<Loss>
       try {
         work = await this.work(source, signal)
       } catch (error) {
@@ -218,7 +232,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch> {
   }
 
   /** Makes the optimizer steps of a step and completes its metrics. */
-  async #finishStep(work: StepWork, start: number): Promise<Metrics> {
+  async #finishStep(work: StepWork<Loss>, start: number): Promise<Metrics> {
     const learningRate = learningRateAt(this.config, this.#step)
     const made: Metrics[] = []
     for (const loss of work.losses) made.push(await this.#optimize(loss, learningRate))
@@ -237,17 +251,17 @@ export abstract class Trainer<Config extends TrainerConfig, Batch> {
   }
 
   /** One optimizer step; none when no sequence of the batch has a gradient. */
-  async #optimize(batch: LossBatch, learningRate: number): Promise<Metrics> {
+  async #optimize(batch: Loss, learningRate: number): Promise<Metrics> {
     if (batch.sequences.length === 0) {
       this.#skippedUpdates++
       this.#warnAboutFlatGroups()
       return { loss: 0, grad_norm: 0 }
     }
     try {
-      const loss = await this.model.accumulateLoss(batch, this.objective)
-      const { gradNorm } = await this.optimizer.step({ learningRate })
-      const terms = { ratio: this.objective.surrogate !== 'reinforce', kl: (this.objective.beta ?? 0) > 0 }
-      return { ...lossMetrics(loss, terms), grad_norm: gradNorm }
+      const metrics = await this.accumulate(batch)
+      const { gradNorm } = await this.optimizer.step({ learningRate, only: this.trained })
+      await this.afterUpdate()
+      return { ...metrics, grad_norm: gradNorm }
     } catch (cause) {
       await this.model.zeroGradients().catch(() => {}) // the first error is the one to report
       const { code, message } = toLoopLMError(cause)
@@ -313,6 +327,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch> {
       async (to) => {
         if (this.model.tokenizer === undefined) await source.tokenizer.save(to)
       },
+      ...this.checkpointParts(),
     ]
     const config = plainConfig(this.config)
     const state = {

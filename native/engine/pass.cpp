@@ -1,0 +1,105 @@
+#include "pass.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace looplm {
+
+void check_sequences(const Model& model, const Sequences& s, const char* operation) {
+  if (s.count() == 0) throw Error("INVALID_ARGUMENT", operation, "the batch holds no sequences");
+  for (size_t i = 0; i < s.count(); i++) {
+    if (s.length(i) < 1 || s.prompt(i) < 1 || s.prompt(i) > s.length(i))
+      throw Error("INVALID_ARGUMENT", operation,
+                  "sequence " + std::to_string(i) + " has " + std::to_string(s.length(i)) + " tokens and a prompt of " +
+                      std::to_string(s.prompt(i)) + ": a prompt has at least 1 token and at most all of them");
+    for (int64_t j = s.offsets[i]; j < s.offsets[i + 1]; j++)
+      if (s.tokens[size_t(j)] < 0 || s.tokens[size_t(j)] >= model.config.vocabulary)
+        throw Error("INVALID_ARGUMENT", operation,
+                    "token id " + std::to_string(s.tokens[size_t(j)]) + " of sequence " + std::to_string(i) +
+                        " is outside the vocabulary of " + std::to_string(model.config.vocabulary));
+  }
+}
+
+int64_t default_budget(const Model& model, int loops) {
+  const ModelConfig& c = model.config;
+  int64_t per_token = loops * c.layers * (c.qkv_width() + c.attention_width() + 4 * c.hidden + 2 * c.intermediate) *
+                      int64_t(loop_dtype_size(model.dt));
+  return std::clamp<int64_t>((int64_t(64) << 20) / per_token, 2048, 8192);
+}
+
+Stack::Keep keep_for(Recompute r) {
+  return r == Recompute::none ? Stack::Keep::all : r == Recompute::loop ? Stack::Keep::per_loop : Stack::Keep::per_layer;
+}
+
+std::vector<int32_t> row_index(const PackedBatch& batch, const std::vector<int>& loops) {
+  std::vector<int32_t> index;
+  index.reserve(loops.size() * batch.rows.size());
+  for (int t : loops)
+    for (auto& row : batch.rows) index.push_back(int32_t(t * batch.tokens() + row.token));
+  return index;
+}
+
+std::vector<int> all_loops(int loops) {
+  std::vector<int> all(static_cast<size_t>(loops));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
+const void* device_reals(Model& model, const char* name, const std::vector<double>& values) {
+  if (values.empty()) return nullptr;
+  Buffer& buffer = model.workspace().get(name, values.size() * loop_dtype_size(model.real()));
+  upload_reals(buffer, model.dt, values.data(), values.size());
+  return buffer.as<>();
+}
+
+ExitTable exit_table(Model& model, Stack& stack, const PackedBatch& batch, int loops) {
+  Workspace& w = model.workspace();
+  const size_t real = loop_dtype_size(model.real());
+  ExitTable out{int64_t(batch.rows.size()), loops, nullptr, nullptr, {}, {}};
+  const int64_t count = loops * out.rows;
+  out.index = upload_ints(w, "exit.index", row_index(batch, all_loops(loops)));
+  void* all_gates = w.get("exit.all_gates", size_t(loops * batch.tokens()) * real).as<>();
+  Buffer &gates = w.get("exit.gates", size_t(count) * real), &pdf = w.get("exit.pdf", size_t(count) * real),
+         &log_pdf = w.get("exit.log_pdf", size_t(count) * real);
+  stack.gate_logits(all_gates);
+  model.device->run(&LoopBackend::gather_rows, "gather gates", model.real(), count, int64_t(1), out.index, all_gates,
+                    gates.as<>());
+  model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(loops), out.rows, gates.as<>(), log_pdf.as<>(),
+                    pdf.as<>());
+  out.gates = gates.as<>();
+  out.pdf = download_reals(pdf, model.dt, size_t(count));
+  out.log_pdf = download_reals(log_pdf, model.dt, size_t(count));
+  return out;
+}
+
+HeadRows head_rows(Model& model, const Stack& stack, const PackedBatch& batch, const std::vector<int>& loops,
+                   double temperature) {
+  std::vector<int32_t> targets;
+  for (size_t k = 0; k < loops.size(); k++)
+    for (auto& row : batch.rows) targets.push_back(row.target);
+  return {int64_t(targets.size()), stack.hidden(), upload_ints(model.workspace(), "head.index", row_index(batch, loops)),
+          upload_ints(model.workspace(), "head.targets", targets), temperature};
+}
+
+void exit_backward(Model& model, const Stack& stack, const PackedBatch& batch, const ExitTable& exits,
+                   const std::vector<double>& d_pdf, void* d_hidden) {
+  Workspace& w = model.workspace();
+  const size_t real = loop_dtype_size(model.real()), tokens = size_t(exits.loops * batch.tokens());
+  const void* d = device_reals(model, "exit.d_pdf", d_pdf);
+  void* d_rows = w.get("exit.d_rows", d_pdf.size() * real).as<>();
+  Buffer& d_gates = w.get("exit.d_gates", tokens * real);
+  d_gates.zero(tokens * real);
+  model.device->run(&LoopBackend::exit_pdf_backward, "exit_pdf backward", model.dt, int64_t(exits.loops), exits.rows, exits.gates,
+                    d, d_rows);
+  model.device->run(&LoopBackend::scatter_add_rows, "scatter gates", model.dt, int64_t(d_pdf.size()), int64_t(1), exits.index,
+                    static_cast<const void*>(d_rows), d_gates.as<>());
+  gate_backward(model, stack, int64_t(tokens), d_gates.as<>(), d_hidden);
+}
+
+void gate_backward(Model& model, const Stack& stack, int64_t rows, const void* d_gates, void* d_hidden) {
+  const Weights &w = model.weights(), &g = model.gradients();
+  model.device->run(&LoopBackend::gate_backward, "gate backward", model.dt, rows, model.config.hidden, d_gates,
+                    static_cast<const void*>(stack.hidden()), w.gate_weight, d_hidden, g.gate_weight, g.gate_bias);
+}
+
+}  // namespace looplm

@@ -1,0 +1,82 @@
+import { call, type NativeAverage, type NativeLoopRptMetrics, type NativeLoopRptOptions, native } from '../native.js'
+import { packSequences, packValues } from './checks.js'
+import type { LoopLM } from './model.js'
+import type { TokenSequence } from './types.js'
+
+/**
+ * What the engine runs for one LoopRPT step.
+ * @internal
+ */
+export interface LoopRptBatch {
+  sequences: readonly TokenSequence[]
+  promptLengths: ArrayLike<number>
+  /** One per sequence: its number in the random draws. */
+  ids: readonly number[]
+  /** Per sequence rollouts × loops × len × hidden_size, in place of own draws. */
+  noise?: readonly ArrayLike<number>[] | undefined
+  /** Per sequence rollouts × (len-1), loops counted from 0, in place of own draws. */
+  exits?: readonly ArrayLike<number>[] | undefined
+}
+
+/** Adds the gradient of the LoopRPT loss (arXiv 2603.19714; math.md §5) to the student's gradients. */
+export async function accumulateLoopRpt(
+  student: LoopLM,
+  teacher: LoopLM,
+  batch: LoopRptBatch,
+  options: NativeLoopRptOptions,
+  signal?: AbortSignal,
+): Promise<NativeLoopRptMetrics> {
+  const operation = 'LoopRPT'
+  const { vocab_size, hidden_size, total_ut_steps } = student.config
+  const limits = { vocabulary: vocab_size, minLength: 2, promptLengths: batch.promptLengths }
+  const sequences = packSequences(batch.sequences, limits, operation)
+  const count = sequences.lengths.length
+  const noise = (i: number) => [
+    {
+      shape: 'rollouts × loops × length × hidden_size',
+      length: options.rollouts * total_ut_steps * sequences.lengths[i]! * hidden_size,
+    },
+  ]
+  const exits = (i: number) => [{ shape: 'rollouts × (length - 1)', length: options.rollouts * (sequences.lengths[i]! - 1) }]
+  const draws = {
+    ids: Int32Array.from(batch.ids),
+    noise: packValues(batch.noise, 'noise', noise, count, operation),
+    exits: Int32Array.from(packValues(batch.exits, 'exits', exits, count, operation)),
+  }
+  const [own, other] = [student.handle(operation), teacher.handle(operation)]
+  return call(operation, (cancel) => native().modelAccumulateLoopRpt(own, other, sequences, draws, options, cancel), signal)
+}
+
+/** Adds the gradient of the Stage II loss, which reaches the gate alone; returns the loss. */
+export async function accumulateStage2(
+  model: LoopLM,
+  batch: { sequences: readonly TokenSequence[]; promptLengths: ArrayLike<number> },
+  tokensPerMicroBatch: number,
+): Promise<number> {
+  const operation = 'Stage II'
+  const limits = { vocabulary: model.config.vocab_size, minLength: 2, promptLengths: batch.promptLengths }
+  const sequences = packSequences(batch.sequences, limits, operation)
+  const handle = model.handle(operation)
+  return call(operation, (cancel) => native().modelAccumulateStage2(handle, sequences, tokensPerMicroBatch, cancel))
+}
+
+/** A teacher that follows a student: teacher ← decay · teacher + (1 - decay) · student, in float32 even for bfloat16 models. */
+export class MovingAverage {
+  readonly #handle: NativeAverage
+
+  constructor(teacher: LoopLM, student: LoopLM) {
+    this.#handle = native().averageCreate(teacher.handle('LoopRPT'), student.handle('LoopRPT'))
+  }
+  async update(decay: number): Promise<void> {
+    await call('LoopRPT', () => native().averageUpdate(this.#handle, decay))
+  }
+  async save(path: string): Promise<void> {
+    await call('LoopRPT', () => native().averageSave(this.#handle, path))
+  }
+  async load(path: string): Promise<void> {
+    await call('LoopRPT', () => native().averageLoad(this.#handle, path))
+  }
+  dispose(): void {
+    this.#handle.dispose()
+  }
+}

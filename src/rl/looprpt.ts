@@ -1,0 +1,160 @@
+import { accumulateLoopRpt, type LoopRptBatch, MovingAverage } from '../model/looprpt.js'
+import type { LoopLM } from '../model/model.js'
+import type { TokenSequence } from '../model/types.js'
+import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
+import { checkSequences } from './batch.js'
+import type { CheckpointPart } from './checkpoint.js'
+import { type LoopRPTConfig, type LoopRPTOptions, looprptOptions } from './config.js'
+import type { Metrics } from './events.js'
+import { type ProblemSource, trainingSequence } from './problems.js'
+import { type Prepared, type StepWork, Trainer } from './trainer.js'
+import { checkOptions } from './validate.js'
+
+/** Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Other fields are ignored. */
+export interface LoopRPTBatch {
+  sequences: readonly TokenSequence[]
+  /** Per sequence, how many tokens are given and carry no loss; default 1 each. */
+  promptLengths?: ArrayLike<number>
+  /** Per sequence, rollouts × loops × len × hidden_size, in place of the trainer's own draws (for tests). */
+  noise?: readonly ArrayLike<number>[]
+  /** Per sequence, rollouts × (len-1), loops counted from 0, in place of the trainer's own draws (for tests). */
+  exits?: readonly ArrayLike<number>[]
+}
+
+/**
+ * LoopRPT (arXiv 2603.19714; math.md §5): reinforcement pre-training of the latent steps. On the hard tokens of each sequence, noisy rollouts
+ * of the loops earn what their exit gained over the teacher's reference step, less a price per loop; the gate and the trunk follow
+ * that reward, every loop learns the token by its weight, and the teacher follows the model in float32.
+ *
+ * @example
+ * ```ts
+ * const trainer = new LoopRPTTrainer(model, { task: addition({ digits: 3 }), steps: 50, learningRate: 1e-4, rollouts: 4 })
+ * for await (const event of trainer.run()) console.log(event.step, event.metrics.reward, event.metrics['exit_loop/mean'])
+ * ```
+ */
+export class LoopRPTTrainer extends Trainer<LoopRPTConfig, LoopRPTBatch, LoopRptBatch> {
+  protected readonly maxNewTokens = undefined
+  #teacher: LoopLM | undefined
+  #average: MovingAverage | undefined
+  #ownsTeacher = false
+
+  /**
+   * @param model trained in place
+   * @param options see {@link LoopRPTOptions}; `looplm options looprpt` lists them
+   * @throws LoopLMError INVALID_CONFIG naming every refused option
+   */
+  constructor(model: LoopLM, options: LoopRPTOptions = {}) {
+    super('looprpt', model, checkOptions('LoopRPTTrainer', looprptOptions, options))
+    this.#teacher = this.config.teacher
+  }
+
+  /** The teacher; undefined until the first step makes a copy of the model. */
+  get teacher(): LoopLM | undefined {
+    return this.#teacher
+  }
+
+  override dispose(): void {
+    this.#average?.dispose()
+    if (this.#ownsTeacher) this.#teacher?.dispose()
+    super.dispose()
+  }
+
+  protected async accumulate(batch: LoopRptBatch): Promise<Metrics> {
+    const { seed, recompute, tokensPerMicroBatch } = this.config
+    const m = await accumulateLoopRpt(this.model, await this.#followed(), batch, {
+      ...this.#coefficients(),
+      seed,
+      recompute,
+      tokensPerMicroBatch,
+    })
+    const metrics: Metrics = {
+      loss: m.loss,
+      policy_loss: m.policyLoss,
+      representation_loss: m.representationLoss,
+      exit_entropy: -m.entropyLoss,
+      kl: m.kl,
+      reward: m.reward,
+      reward_std: m.rewardStd,
+      hard_tokens: m.tokens,
+      'reference_loop/mean': m.referenceLoop,
+      'sampled_exit_loop/mean': m.exitLoop,
+      'exit_loop/mean': m.meanLoop,
+    }
+    for (const [name, values] of [
+      ['logprob', m.loopLogprob],
+      ['weight', m.loopWeight],
+      ['exit_prob', m.loopExit],
+    ] as const) {
+      for (const [loop, value] of values.entries()) metrics[`loop_${loop + 1}/${name}`] = value
+    }
+    return metrics
+  }
+
+  protected override async afterUpdate(): Promise<void> {
+    if (this.config.teacherDecay < 1) await (await this.#following()).update(this.config.teacherDecay)
+  }
+
+  protected async prepare(batch: LoopRPTBatch, operation: string): Promise<Prepared<LoopRptBatch>> {
+    return { loss: this.#batch(batch, this.step * this.config.batchSize, operation), metrics: {} }
+  }
+
+  protected async work(source: ProblemSource): Promise<StepWork<LoopRptBatch>> {
+    const { batchSize } = this.config
+    const first = this.step * batchSize
+    const drawn = source.take(first, batchSize).map((problem) => trainingSequence(source, problem))
+    const batch = { sequences: drawn.map(({ tokens }) => tokens), promptLengths: drawn.map(({ promptLength }) => promptLength) }
+    const loss = this.#batch(batch, first, 'LoopRPTTrainer.run')
+    return { losses: [loss], metrics: {}, tokens: drawn.reduce((sum, { tokens }) => sum + tokens.length, 0), completions: [] }
+  }
+
+  protected rewardFunctions({ task }: ProblemSource): readonly WeightedReward[] {
+    return task === undefined ? [{ name: 'exactMatch', reward: exactMatch }] : [{ name: task.name, reward: task.reward }]
+  }
+
+  /** The teacher continues from the checkpoint that the run resumes from. */
+  protected override async start(checkpoint: string | undefined): Promise<void> {
+    const average = await this.#following()
+    if (checkpoint !== undefined) await average.load(`${checkpoint}/teacher.safetensors`)
+  }
+
+  protected override checkpointParts(): CheckpointPart[] {
+    return [async (to) => (await this.#following()).save(`${to}/teacher.safetensors`)]
+  }
+
+  async #followed(): Promise<LoopLM> {
+    if (this.#teacher === undefined) {
+      this.#teacher = await this.model.clone()
+      this.#ownsTeacher = true
+    }
+    return this.#teacher
+  }
+
+  async #following(): Promise<MovingAverage> {
+    const teacher = await this.#followed()
+    this.#average ??= new MovingAverage(teacher, this.model)
+    return this.#average
+  }
+
+  #coefficients() {
+    const { rho, tau, lambdaBase, lambdaScale, rollouts, sigma } = this.config
+    const { policyCoefficient, representationCoefficient, entropyCoefficient, klCoefficient } = this.config
+    return {
+      ...{ rho, tau, lambdaBase, lambdaScale, rollouts, sigma },
+      ...{ policyCoefficient, representationCoefficient, entropyCoefficient, klCoefficient },
+    }
+  }
+
+  /** Leaves out sequences without a response; draws are numbered from `first`, so that a resumed run repeats them. */
+  #batch(batch: LoopRPTBatch, first: number, operation: string): LoopRptBatch {
+    const promptLengths = batch.promptLengths ?? Array<number>(batch.sequences?.length ?? 0).fill(1)
+    const lengths = checkSequences(operation, batch.sequences, promptLengths)
+    const kept = [...lengths.keys()].filter((i) => lengths[i]! > 0)
+    return {
+      sequences: kept.map((i) => batch.sequences[i]!),
+      promptLengths: kept.map((i) => promptLengths[i]!),
+      ids: kept.map((i) => (first + i) % 2 ** 24),
+      noise: batch.noise && kept.map((i) => batch.noise![i]!),
+      exits: batch.exits && kept.map((i) => batch.exits![i]!),
+    }
+  }
+}
