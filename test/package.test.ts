@@ -1,0 +1,139 @@
+// What a user gets: the tarball of `npm pack`, installed by npm without scripts and without a network into an empty project.
+import { spawnSync } from 'node:child_process'
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+
+const checkout = join(import.meta.dirname, '..')
+const manifest = JSON.parse(readFileSync(join(checkout, 'package.json'), 'utf8'))
+const root = realpathSync(mkdtempSync(join(tmpdir(), 'looplm-package-')))
+const project = join(root, 'project')
+const installed = join(project, 'node_modules', 'looplm')
+const prebuilds = `prebuilds/${process.platform}-${process.arch}`
+let tarball: string
+afterAll(() => rmSync(root, { recursive: true }))
+
+interface Outcome {
+  status: number | null
+  stdout: string
+  stderr: string
+}
+
+/** Runs a program in the project, as a user who has none of this checkout's settings. */
+function run(program: string, args: string[], extra: Record<string, string> = {}, cwd = project): Outcome {
+  const own = Object.entries(process.env).filter(([name]) => !/^(npm_|VITEST|NODE_ENV|NODE_OPTIONS|NODE_PATH|LOOPLM_)/.test(name))
+  const env = {
+    ...Object.fromEntries(own),
+    npm_config_cache: join(root, 'npm-cache'),
+    npm_config_update_notifier: 'false',
+    ...extra,
+  }
+  return spawnSync(program, args, { cwd, env, encoding: 'utf8' })
+}
+
+function succeed(program: string, args: string[], extra?: Record<string, string>, cwd?: string): string {
+  const { status, stdout, stderr } = run(program, args, extra, cwd)
+  if (status !== 0) throw new Error(`${program} ${args.join(' ')} ended with ${status}\n${stdout}${stderr}`)
+  return stdout
+}
+
+const node = (code: string, type: 'module' | 'commonjs', env?: Record<string, string>) =>
+  succeed(process.execPath, [`--input-type=${type}`, '-e', code], env)
+
+beforeAll(() => {
+  mkdirSync(project)
+  writeFileSync(join(project, 'package.json'), '{"private":true}')
+  succeed('npm', ['pack', '--pack-destination', root], {}, checkout)
+  tarball = join(root, `looplm-${manifest.version}.tgz`)
+  // The dependencies come from the checkout, packed and copied as if the registry had sent them: nothing is asked of a network or a cache.
+  const dependencies = Object.keys(manifest.dependencies).map((name) => join(checkout, 'node_modules', name))
+  const quiet = ['--offline', '--ignore-scripts', '--install-links', '--no-audit', '--no-fund']
+  succeed('npm', ['install', ...quiet, tarball, ...dependencies])
+}, 60_000)
+
+describe('the tarball', () => {
+  const below = (folder: string) =>
+    readdirSync(join(checkout, folder), { recursive: true, encoding: 'utf8', withFileTypes: true })
+      .filter((entry) => entry.isFile())
+      .map((entry) => join(entry.parentPath, entry.name).slice(checkout.length + 1))
+
+  it('holds what was compiled from src, the prebuilt addon and the documents, nothing else', () => {
+    const compiled = below('src').flatMap((name) => ['.js', '.d.ts'].map((end) => `dist/${name.replace(/\.ts$/, end)}`))
+    const files = succeed('tar', ['-tzf', tarball]).trimEnd().split('\n')
+    const expected = ['package.json', 'README.md', 'CHANGELOG.md', 'LICENSE', ...compiled, ...below('prebuilds')]
+    expect(files.map((name) => name.replace(/^package\//, '')).sort()).toEqual(expected.sort())
+    expect(below(prebuilds).map((name) => name.replace(/\.(glibc|musl)/, ''))).toEqual([`${prebuilds}/looplm.node`])
+  })
+
+  it('is below 50 MB and runs no script when it is installed', () => {
+    expect(statSync(tarball).size).toBeLessThan(50e6)
+    const scripts = Object.keys(JSON.parse(readFileSync(join(installed, 'package.json'), 'utf8')).scripts)
+    expect(scripts.filter((name) => /install|^prepare$/.test(name))).toEqual([])
+    expect(readdirSync(installed)).not.toContain('binding.gyp') // npm would run node-gyp on it
+  })
+})
+
+describe('the installed package', () => {
+  it('is imported and required, and both give the same module', () => {
+    const names =
+      'console.log(JSON.stringify([Object.keys(looplm).sort(), typeof looplm.LoopLM.create, looplm.devices()[0].name]))'
+    const imported = JSON.parse(node(`import * as looplm from 'looplm'; ${names}`, 'module'))
+    const required = JSON.parse(node(`const looplm = require('looplm'); ${names}`, 'commonjs'))
+    expect(imported.slice(1)).toEqual(['function', 'cpu'])
+    expect(required).toEqual(imported)
+  })
+
+  it('loads its own addon and no other library', () => {
+    const loaded = node(
+      `process.report.excludeNetwork = true
+      const libraries = () => process.report.getReport().sharedObjects
+      const before = new Set(libraries())
+      const { LoopLM } = await import('looplm')
+      await LoopLM.create({ vocab_size: 4, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1 })
+      console.log(JSON.stringify(libraries().filter((path) => !before.has(path))))`,
+      'module',
+    )
+    const libc = /\/(lib(c|m|pthread|dl|rt)\.so\.\d|ld-)[^/]*$/
+    const added = (JSON.parse(loaded) as string[]).filter((path) => !libc.test(path))
+    expect(added).toEqual([join(installed, prebuilds, readdirSync(join(installed, prebuilds))[0]!)])
+  })
+
+  it('answers looplm --version and looplm info --json', () => {
+    expect(succeed('npx', ['--offline', 'looplm', '--version']).trim()).toBe(manifest.version)
+    const facts = JSON.parse(succeed('npx', ['--offline', 'looplm', 'info', '--json']))
+    expect(facts).toMatchObject({ looplm: manifest.version, platform: `${process.platform}-${process.arch}` })
+    expect(facts.devices[0]).toMatchObject({ name: 'cpu', available: true })
+  })
+
+  const block = /^```ts\n([\s\S]*?)^```/m.exec(readFileSync(join(checkout, 'README.md'), 'utf8'))![1]!
+  const shorter = block.replace(/\bsteps: \d+/g, 'steps: 2').replace(/problems: \d+/g, 'problems: 8')
+
+  it.each(['the best', 'avx2', 'baseline'])("trains README's example with %s instruction set", (isa) => {
+    const env: Record<string, string> = isa === 'the best' ? {} : { LOOPLM_CPU_ISA: isa }
+    const facts = JSON.parse(succeed('npx', ['--offline', 'looplm', 'info', '--json'], env))
+    if (isa !== 'the best' && process.arch === 'x64') expect(facts.devices[0].description).toMatch(isa)
+    const said = node(shorter, 'module', env).trimEnd().split('\n')
+    expect(Number(/^loss (.*)$/.exec(said[0]!)![1])).toBeGreaterThan(0)
+    expect(said.filter((line) => / loops: /.test(line))).toHaveLength(4)
+    expect(readdirSync(join(project, 'my-model'))).toEqual(expect.arrayContaining(['config.json', 'model.safetensors']))
+  })
+
+  it('says why the engine cannot be loaded and what helps', () => {
+    const broken = join(root, 'broken')
+    cpSync(project, broken, { recursive: true, verbatimSymlinks: true })
+    const addon = join(broken, 'node_modules', 'looplm', prebuilds)
+    const info = () => run('npx', ['--offline', 'looplm', 'info'], {}, broken)
+    for (const name of readdirSync(addon)) writeFileSync(join(addon, name), 'not a library')
+    const unreadable = info()
+    rmSync(addon, { recursive: true })
+    const missing = info()
+    for (const { status, stderr } of [unreadable, missing]) {
+      expect(status).toBe(1)
+      expect(stderr).toMatch(`could not be loaded for ${process.platform}-${process.arch}, Node ${process.version}`)
+      expect(stderr).toMatch('there is no prebuilt engine for this platform')
+      expect(stderr).not.toMatch(/^\s+at /m)
+    }
+    expect(missing.stderr).toMatch('No native build was found')
+  })
+})

@@ -1,0 +1,66 @@
+// Builds the addon and puts it, stripped, where node-gyp-build looks for it in an installed package: prebuilds/<platform>-<arch>/.
+// Refuses an addon that would not run elsewhere, and says what it asks of the system: the oldest glibc and the libraries.
+import { spawnSync } from 'node:child_process'
+import { copyFileSync, mkdirSync, renameSync, statSync } from 'node:fs'
+import { dirname, join, relative } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..')
+const linux = process.platform === 'linux'
+// The tag keeps node-gyp-build from loading it on Alpine, where it then says "no native build" instead of an error of the linker.
+const libc = !linux ? '' : process.report.getReport().header.glibcVersionRuntime ? '.glibc' : '.musl'
+const name = `looplm${libc}.node`
+const system = linux ? /^(lib(c|m|pthread|dl|rt)\.so\.\d+|libc\.musl-.*|ld-.*\.so\.\d+)$/ : /^\/usr\/lib\/lib(System|c\+\+)\./
+const entries = /^_?(napi_register_module_v\d+|node_api_module_get_api_version_v\d+)$/
+
+function stop(message) {
+  console.error(`looplm: ${message}`)
+  process.exit(1)
+}
+
+/** Standard output of a program of binutils, or of Apple's. */
+function output(program, ...args) {
+  const { status, error, stdout, stderr } = spawnSync(program, args, { encoding: 'utf8', maxBuffer: 2 ** 28 })
+  if (status !== 0) stop(`${program} ${args.join(' ')} failed: ${error?.message ?? stderr}`)
+  return stdout
+}
+
+/** What the dynamic linker will do with the addon. */
+function inspect(addon) {
+  const all = (text, pattern) => [...text.matchAll(pattern)].map((match) => match[1])
+  if (!linux)
+    return {
+      libraries: all(output('otool', '-L', addon), /^\t(.*?) \(/gm).filter((path) => !path.endsWith('looplm.node')),
+      exported: [],
+    }
+  const versions = all(output('readelf', '-V', '-W', addon), /Name: GLIBC_([\d.]+)/g)
+  const number = (version) => version.split('.').reduce((sum, part, i) => sum + Number(part) / 1000 ** i, 0)
+  return {
+    libraries: all(output('readelf', '-d', '-W', addon), /\(NEEDED\).*\[(.*)\]/g),
+    exported: all(output('readelf', '--dyn-syms', '-W', addon), /(?:GLOBAL|WEAK|UNIQUE) +DEFAULT +\d+ (\S+)/g),
+    glibc: versions.sort((a, b) => number(a) - number(b)).at(-1),
+  }
+}
+
+const { status } = spawnSync(process.execPath, [join(root, 'tools', 'build-native.mjs')], { stdio: 'inherit' })
+if (status !== 0) process.exit(status ?? 1)
+
+const folder = join(root, 'prebuilds', `${process.platform}-${process.arch}`)
+const addon = join(folder, name)
+const unfinished = `${addon}.tmp`
+mkdirSync(folder, { recursive: true })
+copyFileSync(join(root, 'build', 'Release', 'looplm.node'), unfinished)
+output('strip', ...(linux ? [] : ['-x']), unfinished)
+const { libraries, exported, glibc } = inspect(unfinished)
+const foreign = libraries.filter((library) => !system.test(library))
+if (foreign.length > 0) stop(`the addon needs ${foreign.join(', ')}, which a user may not have`)
+// A symbol of a static libstdc++ that is visible is bound to the libstdc++ of the Node that loads the addon, whichever that is.
+const leaked = exported.filter((symbol) => !entries.test(symbol))
+if (leaked.length > 0)
+  stop(`the addon exports ${leaked.length} symbols that are its own affair, ${leaked.slice(0, 3).join(', ')} …`)
+renameSync(unfinished, addon) // a process that has mapped the old one keeps it
+
+const megabytes = (statSync(addon).size / 1e6).toFixed(1)
+console.log(
+  `looplm: ${relative(root, addon)}, ${megabytes} MB, needs ${libraries.join(', ')}${glibc ? `, glibc >= ${glibc}` : ''}`,
+)
