@@ -5,6 +5,7 @@ import { Worker } from 'node:worker_threads'
 import { describe, expect, it, vi } from 'vitest'
 import { LoopLM, type LoopLMError, memory } from '../src/index.js'
 import { type NativeBinding, native } from '../src/native.js'
+import { collectGarbage } from './garbage.js'
 
 const root = join(import.meta.dirname, '..')
 const addonPath = (createRequire(import.meta.url)('node-gyp-build') as { resolve(folder: string): string }).resolve(root)
@@ -37,6 +38,7 @@ describe('an environment that ends with work pending', () => {
       false,
     ],
   ])('as a worker by %s cancels it, and the engine works on', async (_, script, terminate) => {
+    await collectGarbage()
     const before = memory().bytes
     for (let round = 0; round < 2; round++) {
       const worker = new Worker(`const { parentPort } = require('node:worker_threads'); ${startLongWork}; ${script}`, {

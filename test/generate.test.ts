@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type GenerateOptions, LoopLM, LoopLMError, memory, Tokenizer } from '../src/index.js'
 import { TextStream } from '../src/model/text-stream.js'
+import { collectGarbage } from './garbage.js'
 
 const config = {
   vocab_size: 20,
@@ -174,6 +175,7 @@ describe('stopping', () => {
       await model.score([[1, 2]])
       return memory()
     }
+    await collectGarbage()
     const { bytes, buffers } = await leave() // workspaces stay with the model
     expect(await leave()).toMatchObject({ bytes, buffers })
   })

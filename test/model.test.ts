@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { AdamW, LoopLM, type LoopLMConfigInput, LoopLMError, memory, Tokenizer } from '../src/index.js'
+import { collectGarbage } from './garbage.js'
 
 const small: LoopLMConfigInput = {
   vocab_size: 29,
@@ -460,6 +461,7 @@ describe('checkpoints', () => {
     const config = JSON.parse(readFileSync(join(path, 'config.json'), 'utf8'))
     const load = async (fields: object) => {
       writeFileSync(join(path, 'config.json'), JSON.stringify({ ...config, ...fields }))
+      await collectGarbage()
       const before = memory().bytes
       const error = await refusal(() => LoopLM.fromPretrained(path))
       expect(memory().bytes).toBe(before)
@@ -485,6 +487,7 @@ describe('checkpoints', () => {
 
 describe('a disposed model', () => {
   it('gives its memory back, refuses calls, and lets calls under way end', async () => {
+    await collectGarbage()
     const before = memory().bytes
     const model = await LoopLM.create(small)
     const pending = model.score(sequences)

@@ -1,5 +1,6 @@
-import { describe, expect, it } from 'vitest'
+import { beforeEach, describe, expect, it } from 'vitest'
 import { concat, type DeviceName, devices, full, LoopLMError, memory, ones, Tensor, tensor, zeros } from '../src/index.js'
+import { collectGarbage } from './garbage.js'
 
 type Float = 'float32' | 'bfloat16' | 'float64'
 const targets: { device: DeviceName; dtype: Float; bound: number }[] = [
@@ -271,6 +272,8 @@ describe('errors', () => {
 })
 
 describe('memory', () => {
+  beforeEach(collectGarbage)
+
   it('is counted, and given back by dispose and using', async () => {
     const before = memory()
     const x = zeros([256, 256])

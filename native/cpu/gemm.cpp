@@ -18,9 +18,7 @@ constexpr int64_t KC = KC_BYTES / int64_t(sizeof(Packed<E>));
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-// acc += a(step)·b(step) for one step of k: a is broadcast, b is a vector.
-inline vf multiply_add(const float* a, const float* b, vf acc) { return splat(*a) * load(b) + acc; }
-
+// One step of k: A is broadcast, B is a vector, acc += a·b.
 template <class E>
 struct Step;
 template <>
