@@ -73,7 +73,7 @@ typedef struct LoopLoss {
   double epsilon_low, epsilon_high, dual_clip /* 0: none */, cap;
   const void* scale;
   const void* advantage;          // NULL with GIVEN
-  const void* old_logprob;        // NULL unless PPO or CISPO
+  const void* old_logprob;        // NULL: the row's own, r = 1 (the first step on fresh rollouts)
   const void* reference_logprob;  // NULL without KL
   const void* kl_scale;           // NULL without KL
 } LoopLoss;

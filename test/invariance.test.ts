@@ -124,6 +124,21 @@ describe('GRPO is RLTT with its weight on the last loop', () => {
       expectSame(await new RLTTTrainer(single, { weights }).gradients(batch), grpo, 0)
   })
 
+  it.each(['ppo', 'cispo'] as const)(
+    'and %s without old log-probabilities takes its own, the same as scored ones',
+    async (surrogate) => {
+      const { logprobs } = await model.score(sequences, { lastLoop: true, promptLengths })
+      const own = await new GRPOTrainer(model, { surrogate }).gradients(batch)
+      const scored = await new GRPOTrainer(model, { surrogate }).gradients({ ...batch, oldLogprobs: logprobs })
+      expectSame(own, scored, 1e-6)
+      const { gradients } = await new GRPOTrainer(model, { surrogate }).gradients({
+        ...batch,
+        oldLogprobs: logprobs.map((l) => l.map((x) => x - 0.1)),
+      })
+      expect(gradients).not.toEqual(own.gradients)
+    },
+  )
+
   it('and on-policy ppo has the gradient of reinforce', async () => {
     const ppo = await new GRPOTrainer(model, { surrogate: 'ppo' }).gradients(batch)
     const reinforce = await new GRPOTrainer(model, { surrogate: 'reinforce' }).gradients(batch)

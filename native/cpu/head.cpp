@@ -18,7 +18,7 @@ double row_coefficient(const LoopLoss& loss, int64_t row, float logprob, LoopLos
   if (scale != 0) {
     const double weight = loss.surrogate == LOOP_GIVEN ? scale : -scale * entry(loss.advantage, row);
     const bool has_ratio = loss.surrogate == LOOP_PPO || loss.surrogate == LOOP_CISPO;
-    const double ratio = has_ratio ? exp(l - entry(loss.old_logprob, row)) : 1;
+    const double ratio = has_ratio && loss.old_logprob ? exp(l - entry(loss.old_logprob, row)) : 1;
     if (loss.surrogate == LOOP_PPO) {
       const bool gain = entry(loss.advantage, row) >= 0;
       const double low = 1 - loss.epsilon_low, high = gain ? 1 + loss.epsilon_high : loss.dual_clip;

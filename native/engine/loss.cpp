@@ -79,8 +79,6 @@ class LossPass {
     };
     require(batch_.advantages.size() == s.count() && batch_.norms.size() == s.count(),
             "a batch needs one advantage and one normaliser per sequence");
-    require(o_.surrogate == LOOP_REINFORCE || !batch_.old_logprobs.empty(),
-            "a surrogate with a ratio needs oldLogprobs: score the batch before the first update");
     require(o_.beta == 0 || !batch_.reference_logprobs.empty(), "beta > 0 needs referenceLogprobs");
     require(o_.detach_weights || o_.weights != LoopCredit::exit_pdf || o_.surrogate == LOOP_REINFORCE,
             "attached exit-pdf weights are defined for the reinforce surrogate: use detachWeights: true with ppo or cispo");
@@ -135,7 +133,8 @@ class LossPass {
         totals_.weight[size_t(t)] += w;
         out.scale.push_back(n * w);
         out.advantage.push_back(batch_.advantages[size_t(row.sequence)]);
-        if (o_.surrogate != LOOP_REINFORCE) out.old.push_back(given(batch_.old_logprobs, old_per_loop_, row, t));
+        if (o_.surrogate != LOOP_REINFORCE && !batch_.old_logprobs.empty())
+          out.old.push_back(given(batch_.old_logprobs, old_per_loop_, row, t));
         if (o_.beta != 0) {
           const bool last = t + 1 == loops_;
           out.reference.push_back(last ? given(batch_.reference_logprobs, reference_per_loop_, row, t) : 0);

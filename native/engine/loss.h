@@ -42,7 +42,7 @@ struct LossBatch {
   std::vector<double> advantages;  // one per sequence
   std::vector<double> norms;       // one per sequence: the length normaliser n of each of its response tokens
   // Per sequence, concatenated: len-1 entries (last loop) or loops × (len-1), row-major by loop. Empty when the objective needs
-  // none.
+  // none; without old ones every ratio is 1.
   std::vector<double> old_logprobs, reference_logprobs;
 };
 

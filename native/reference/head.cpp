@@ -16,7 +16,7 @@ double entry(const void* array, int64_t row) { return static_cast<const double*>
 void add_surrogate(const LoopLoss& loss, int64_t row, double logprob, RowLoss& out) {
   const double scale = entry(loss.scale, row), advantage = loss.surrogate == LOOP_GIVEN ? 0 : entry(loss.advantage, row);
   const bool has_ratio = loss.surrogate == LOOP_PPO || loss.surrogate == LOOP_CISPO;
-  const double ratio = has_ratio ? std::exp(logprob - entry(loss.old_logprob, row)) : 1;
+  const double ratio = has_ratio && loss.old_logprob ? std::exp(logprob - entry(loss.old_logprob, row)) : 1;
   out.sums.rows = 1;
   out.sums.ratio = ratio;
   switch (loss.surrogate) {

@@ -15,7 +15,7 @@ export interface RolloutBatch {
   rewards?: ArrayLike<number | null>
   /** One per sequence, instead of rewards. */
   advantages?: ArrayLike<number>
-  /** Log-probabilities under the policy that made the rollouts: len-1 per sequence (last loop), or T × (len-1) when several loops are trained. */
+  /** Log-probabilities under the policy that made the rollouts: len-1 per sequence (last loop), or T × (len-1) when several loops are trained. Absent: the model's own, so that every ratio is 1. */
   oldLogprobs?: readonly ArrayLike<number>[]
   /** Log-probabilities of the frozen reference, len-1 per sequence (last loop). */
   referenceLogprobs?: readonly ArrayLike<number>[]

@@ -62,7 +62,7 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
   }
 
   protected async prepare(batch: RolloutBatch, operation: string): Promise<Prepared> {
-    const rated = await this.#addLogprobs(rateBatch(operation, batch, this.config))
+    const rated = await this.#addLogprobs(rateBatch(operation, batch, this.config), false)
     return { loss: lossBatch(rated, [...batch.sequences.keys()], this.config), metrics: rated.metrics }
   }
 
@@ -76,7 +76,8 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
       Object.assign(metrics, logprobDifference(rollouts.samplingLogprobs, logprobs))
       if (config.weights === 'last') batch.oldLogprobs = logprobs
     }
-    const rated = await this.#addLogprobs(rateBatch(this.constructor.name, batch, config), signal)
+    const several = config.updatesPerRollout * config.minibatches > 1
+    const rated = await this.#addLogprobs(rateBatch(this.constructor.name, batch, config), several, signal)
     return {
       losses: this.#parts(rated).map((part) => lossBatch(rated, part, config)),
       metrics: { ...rated.metrics, ...metrics },
@@ -105,8 +106,12 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
     if (folder !== undefined && folder !== saved) await writeFolder(folder, [(to) => reference.save(to)])
   }
 
-  /** Adds the log-probabilities that the objective needs and the batch does not bring. */
-  async #addLogprobs(rated: RatedBatch, signal?: AbortSignal): Promise<RatedBatch> {
+  /**
+   * Adds the log-probabilities that the objective needs and the batch does not bring.
+   *
+   * @param several whether more than one optimizer step is made on these rollouts; with one, every ratio is 1 and nothing is scored
+   */
+  async #addLogprobs(rated: RatedBatch, several: boolean, signal?: AbortSignal): Promise<RatedBatch> {
     const { batch, active } = rated
     const { surrogate, weights, beta } = this.config
     if (active.length === 0) return rated
@@ -118,7 +123,7 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
       return all
     }
     const complete = { ...batch }
-    if (surrogate !== 'reinforce' && batch.oldLogprobs === undefined) {
+    if (surrogate !== 'reinforce' && several && batch.oldLogprobs === undefined) {
       const { logprobs } = await this.model.score(sequences, this.#scoring(promptLengths, weights === 'last', signal))
       complete.oldLogprobs = scatter(logprobs)
     }
