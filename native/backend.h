@@ -220,5 +220,20 @@ typedef struct LoopBackend {
 }
 
 inline size_t loop_dtype_size(LoopDType t) { return t == LOOP_F64 ? 8 : (t == LOOP_BF16 || t == LOOP_F16) ? 2 : 4; }
+inline const char* loop_dtype_name(LoopDType type) {
+  switch (type) {
+    case LOOP_F32:
+      return "float32";
+    case LOOP_BF16:
+      return "bfloat16";
+    case LOOP_F64:
+      return "float64";
+    case LOOP_I32:
+      return "int32";
+    case LOOP_F16:
+      return "float16";
+  }
+  return "an unknown dtype";
+}
 inline LoopDType loop_real(LoopDType dt) { return dt == LOOP_F64 ? LOOP_F64 : LOOP_F32; }
 #endif

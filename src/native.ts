@@ -4,7 +4,7 @@ import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { LoopLMError, toLoopLMError } from './errors.js'
-import type { RealArray } from './model/types.js'
+import type { LossMetrics, RealArray } from './model/types.js'
 import type { DType } from './tensor/types.js'
 
 /** An object of the engine. `dispose` gives its memory back after the calls that still use it; the garbage collector is the fallback. */
@@ -71,22 +71,6 @@ export interface NativeObjective {
   sharePrompts: boolean
 }
 
-export interface NativeLossMetrics {
-  loss: number
-  policyLoss: number
-  kl: number
-  entropy: number
-  ratio: number
-  clipLow: number
-  clipHigh: number
-  responseTokens: number
-  exitLoop: number
-  exitEntropy: number
-  loopLogprob: number[]
-  loopWeight: number[]
-  loopExit: number[]
-}
-
 export interface NativeAdamWOptions {
   learningRate: number
   beta1: number
@@ -148,7 +132,7 @@ export interface NativeGenerated {
   tokens: number[]
   logprobs: RealArray
   loops: number[]
-  finish: 'none' | 'length' | 'stop' | 'cancelled'
+  finish: 'none' | 'length' | 'stop'
 }
 
 export interface NativeKernelShape {
@@ -229,7 +213,7 @@ export interface NativeBinding {
     values: { advantages: Float64Array; norms: Float64Array; oldLogprobs: Float64Array; referenceLogprobs: Float64Array },
     objective: NativeObjective,
     cancel: Cancel,
-  ): Promise<NativeLossMetrics>
+  ): Promise<LossMetrics>
 
   modelAccumulateLoopRpt(
     student: NativeModel,

@@ -1,7 +1,8 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type GenerateOptions, LoopLM, LoopLMError, memory, Tokenizer } from '../src/index.js'
+import { type GenerateOptions, LoopLM, memory, Tokenizer } from '../src/index.js'
 import { TextStream } from '../src/model/text-stream.js'
 import { collectGarbage } from './garbage.js'
+import { refusal } from './refusal.js'
 
 const config = {
   vocab_size: 20,
@@ -16,16 +17,6 @@ const config = {
 const alphabet = '0123456789+=abcdefg'
 const prompts = [[1, 2, 3], [4], [1, 2, 3], [5, 6, 7, 8, 9]]
 const open: GenerateOptions = { maxNewTokens: 8, stop: [], seed: 3 }
-
-async function refusal(run: () => unknown): Promise<LoopLMError> {
-  try {
-    await run()
-  } catch (error) {
-    expect(error).toBeInstanceOf(LoopLMError)
-    return error as LoopLMError
-  }
-  throw new Error('expected an error')
-}
 
 describe.each([
   { device: 'cpu', dtype: 'float32', bound: 1e-4 },

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest'
-import { kernels, LoopLM, LoopLMError, type Tensor, tensor, zeros } from '../src/index.js'
+import { kernels, LoopLM, type Tensor, tensor, zeros } from '../src/index.js'
+import { refusal } from './refusal.js'
 
 const config = {
   vocab_size: 13,
@@ -24,16 +25,6 @@ const places: (Place & { bound: number })[] = [
   { device: 'cpu', dtype: 'bfloat16', bound: 2e-2 },
   { device: 'reference', dtype: 'float64', bound: 1e-12 },
 ]
-
-async function refusal(run: () => unknown): Promise<LoopLMError> {
-  try {
-    await run()
-  } catch (error) {
-    expect(error).toBeInstanceOf(LoopLMError)
-    return error as LoopLMError
-  }
-  throw new Error('expected an error')
-}
 
 function expectClose(got: ArrayLike<number>, want: ArrayLike<number>, bound: number) {
   expect(got.length).toBe(want.length)

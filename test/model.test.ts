@@ -2,8 +2,9 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { AdamW, LoopLM, type LoopLMConfigInput, LoopLMError, memory, Tokenizer } from '../src/index.js'
+import { AdamW, LoopLM, type LoopLMConfigInput, memory, Tokenizer } from '../src/index.js'
 import { collectGarbage } from './garbage.js'
+import { refusal } from './refusal.js'
 
 const small: LoopLMConfigInput = {
   vocab_size: 29,
@@ -31,16 +32,6 @@ beforeAll(() => {
   folder = mkdtempSync(join(tmpdir(), 'looplm-model-'))
 })
 afterAll(() => rmSync(folder, { recursive: true }))
-
-async function refusal(run: () => unknown): Promise<LoopLMError> {
-  try {
-    await run()
-  } catch (error) {
-    expect(error).toBeInstanceOf(LoopLMError)
-    return error as LoopLMError
-  }
-  throw new Error('expected an error')
-}
 
 describe.each(places)('a model on $device in $dtype', (place) => {
   it('scores T × (len-1) log-probabilities and T × len exit probabilities per sequence', async () => {

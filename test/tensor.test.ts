@@ -1,6 +1,7 @@
 import { beforeEach, describe, expect, it } from 'vitest'
-import { concat, type DeviceName, devices, full, LoopLMError, memory, ones, Tensor, tensor, zeros } from '../src/index.js'
+import { concat, type DeviceName, devices, full, memory, ones, Tensor, tensor, zeros } from '../src/index.js'
 import { collectGarbage } from './garbage.js'
+import { refusal } from './refusal.js'
 
 type Float = 'float32' | 'bfloat16' | 'float64'
 const targets: { device: DeviceName; dtype: Float; bound: number }[] = [
@@ -18,16 +19,6 @@ function expectClose(got: ArrayLike<number>, want: ArrayLike<number>, bound: num
   expect(got.length).toBe(want.length)
   const scale = Math.max(1, ...Array.from(want, Math.abs))
   for (let i = 0; i < want.length; i++) expect(Math.abs(got[i]! - want[i]!), `element ${i}`).toBeLessThanOrEqual(bound * scale)
-}
-
-async function refusal(run: () => unknown): Promise<LoopLMError> {
-  try {
-    await run()
-  } catch (error) {
-    expect(error).toBeInstanceOf(LoopLMError)
-    return error as LoopLMError
-  }
-  throw new Error('expected an error')
 }
 
 describe.each(targets)('$dtype on $device', ({ device, dtype, bound }) => {

@@ -32,8 +32,6 @@ const char* finish_name(Finish finish) {
       return "length";
     case Finish::stop:
       return "stop";
-    case Finish::cancelled:
-      return "cancelled";
   }
   return "none";
 }

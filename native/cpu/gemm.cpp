@@ -5,6 +5,17 @@
 
 namespace looplm::cpu::LOOPLM_ISA {
 
+// Elements in the packed form of a [k, n] B.
+template <class E>
+inline int64_t packed_size(int64_t n, int64_t k) {
+  return (n + NR - 1) / NR * NR * ((k + KS<E> - 1) / KS<E> * KS<E>);
+}
+
+// Packs columns [NR·panel, NR·panel + NR) of B over all of k. panel_out has NR·round_up(k) elements. transposed: B is stored [n,
+// k].
+template <class E>
+static void pack_panel(bool transposed, int64_t n, int64_t k, const E* b, int64_t ldb, int64_t panel, Packed<E>* panel_out);
+
 namespace {
 
 constexpr int64_t KC_BYTES = 1024;  // a block of k: 256 floats, 512 bfloat16; a strip of A stays in L1, a block of B in L2
@@ -254,7 +265,7 @@ struct Product {
 }  // namespace
 
 template <class E>
-void pack_panel(bool transposed, int64_t n, int64_t k, const E* b, int64_t ldb, int64_t panel, Packed<E>* out) {
+static void pack_panel(bool transposed, int64_t n, int64_t k, const E* b, int64_t ldb, int64_t panel, Packed<E>* out) {
   constexpr int ks = KS<E>;
   using P = Packed<E>;
   const int64_t n0 = panel * NR, columns = min64(NR, n - n0), pk = padded<E>(k);
@@ -282,21 +293,6 @@ void pack_panel(bool transposed, int64_t n, int64_t k, const E* b, int64_t ldb, 
         for (int u = 0; u < ks; u++) out[s * NR + j * ks + u] = s + u < k ? convert(b[(s + u) * ldb + n0 + j]) : P{};
   }
 }
-
-template <class E, class Out>
-void gemm_packed(int64_t m, int64_t n, int64_t k, const E* a, int64_t lda, const Packed<E>* b, Out* c, int64_t ldc,
-                 bool accumulate) {
-  const int64_t pk = padded<E>(k);
-  for (int64_t k0 = 0; k0 < k; k0 += KC<E>)
-    k_block<E, Out, false>(m, n, k0, min64(KC<E>, k - k0), pk, a + k0, lda, b, c, ldc, accumulate);
-}
-
-template void pack_panel<float>(bool, int64_t, int64_t, const float*, int64_t, int64_t, Packed<float>*);
-template void pack_panel<bf16>(bool, int64_t, int64_t, const bf16*, int64_t, int64_t, Packed<bf16>*);
-template void gemm_packed<float, float>(int64_t, int64_t, int64_t, const float*, int64_t, const Packed<float>*, float*, int64_t,
-                                        bool);
-template void gemm_packed<bf16, float>(int64_t, int64_t, int64_t, const bf16*, int64_t, const Packed<bf16>*, float*, int64_t,
-                                       bool);
 
 template <class E>
 static int gemm_typed(Context& ctx, int ta, int tb, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda, const void* b,

@@ -21,7 +21,7 @@ struct GenerateOptions {
   std::vector<int32_t> stop_tokens;
 };
 
-enum class Finish { none, length, stop, cancelled };
+enum class Finish { none, length, stop };
 
 struct Generated {
   std::vector<int32_t> tokens;

@@ -29,7 +29,6 @@ class LossPass {
     }
     old_per_loop_ = per_loop(batch_.old_logprobs, predictions, "oldLogprobs");
     reference_per_loop_ = per_loop(batch_.reference_logprobs, predictions, "referenceLogprobs");
-    predictions_ = predictions;
   }
 
   LossMetrics run() {
@@ -238,7 +237,6 @@ class LossPass {
   Totals totals_;
   std::vector<int> scored_;
   std::vector<int64_t> prediction_offsets_;
-  int64_t predictions_ = 0;
   bool old_per_loop_ = false, reference_per_loop_ = false;
 };
 

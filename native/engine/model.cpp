@@ -101,11 +101,6 @@ const Parameter& Model::parameter(const std::string& name) const {
     if (p.name == name) return p;
   throw Error("NOT_FOUND", "parameter", "the model has no parameter \"" + name + "\"");
 }
-int64_t Model::parameter_count() const {
-  int64_t n = 0;
-  for (auto& p : parameters_) n += int64_t(p.count);
-  return n;
-}
 
 void Model::initialize(uint64_t seed, double range) {
   for (size_t i = 0; i < parameters_.size(); i++) {
@@ -189,8 +184,6 @@ const PackedWeights& Model::packed() {
   packed_ = std::move(made);
   return *packed_;
 }
-void Model::drop_packed() { packed_.reset(); }
-
 const void* Model::rope_table(int64_t positions) {
   if (positions > rope_positions_) {
     int64_t n = 64;
@@ -209,6 +202,5 @@ const void* Model::rope_table(int64_t positions) {
   }
   return rope_table_.as<>();
 }
-void Model::release_workspace() { workspace_->clear(); }
 
 }  // namespace looplm

@@ -63,7 +63,6 @@ class Model {
   const std::vector<Parameter>& parameters() const { return parameters_; }
   const Parameter& parameter(const std::string& name) const;  // throws NOT_FOUND
   size_t arena_elements() const { return arena_elements_; }
-  int64_t parameter_count() const;
 
   // Normal(0, range) for matrices and the gate, ones for norms, zero for the gate's bias; a pure function of (seed, parameter,
   // element).
@@ -91,12 +90,10 @@ class Model {
   uint64_t version() const { return version_; }
   void touch() { version_++; }
   const PackedWeights& packed();
-  void drop_packed();
 
   // cos and sin of every position below `positions`, real [positions, head_dim].
   const void* rope_table(int64_t positions);
   Workspace& workspace() { return *workspace_; }  // buffers that are kept from call to call
-  void release_workspace();
 
  private:
   Weights pointers(const Buffer& arena, LoopDType type) const;

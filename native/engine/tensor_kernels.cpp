@@ -19,8 +19,9 @@ void require_shape(const Tensor& x, const Shape& shape, const char* operation, c
 
 void require_like(const Tensor& x, const Tensor& like, const char* operation, const char* name) {
   if (x.dtype != like.dtype || x.device != like.device)
-    throw Error("INVALID_ARGUMENT", operation,
-                std::string(name) + " must have the dtype (" + dtype_name(like.dtype) + ") and the device of the first tensor");
+    throw Error(
+        "INVALID_ARGUMENT", operation,
+        std::string(name) + " must have the dtype (" + loop_dtype_name(like.dtype) + ") and the device of the first tensor");
 }
 
 // The sizes that the weights themselves say, each weight checked against them.

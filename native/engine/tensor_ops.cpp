@@ -50,7 +50,8 @@ std::optional<Shape> common_shape(const Shape& a, const Shape& b) {
 
 void check_pair(const Tensor& a, const Tensor& b, const char* operation) {
   if (a.dtype != b.dtype)
-    bad_argument(operation, std::string("the dtypes must be equal, got ") + dtype_name(a.dtype) + " and " + dtype_name(b.dtype));
+    bad_argument(operation,
+                 std::string("the dtypes must be equal, got ") + loop_dtype_name(a.dtype) + " and " + loop_dtype_name(b.dtype));
   if (a.device != b.device)
     bad_argument(operation, "the devices must be the same, got \"" + a.device->name() + "\" and \"" + b.device->name() + "\"");
 }
@@ -77,22 +78,6 @@ void copy_strided(const Tensor& x, size_t offset, const Shape& shape, const Shap
 
 int64_t Tensor::size() const { return product(shape); }
 
-const char* dtype_name(LoopDType dtype) {
-  switch (dtype) {
-    case LOOP_F32:
-      return "float32";
-    case LOOP_BF16:
-      return "bfloat16";
-    case LOOP_F64:
-      return "float64";
-    case LOOP_I32:
-      return "int32";
-    case LOOP_F16:
-      return "float16";
-  }
-  return "an unknown dtype";
-}
-
 std::string to_string(const Shape& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); i++) text += (i ? ", " : "") + std::to_string(shape[i]);
@@ -116,7 +101,7 @@ void check_dtype(const Device& device, LoopDType dtype, const char* operation) {
   if (dtype == LOOP_I32 || device.supports(dtype)) return;
   const std::string known = device.name() == "reference" ? "float64 and int32" : "float32, bfloat16 and int32";
   throw Error("UNSUPPORTED", operation,
-              std::string(dtype_name(dtype)) + " is not available on device \"" + device.name() + "\", which has " + known);
+              std::string(loop_dtype_name(dtype)) + " is not available on device \"" + device.name() + "\", which has " + known);
 }
 
 Tensor allocate(const std::shared_ptr<Device>& device, LoopDType dtype, const Shape& shape, const char* operation) {
@@ -233,7 +218,7 @@ Tensor softmax(const Tensor& x, bool logarithm) {
 }
 
 std::vector<int32_t> read_indices(const Tensor& x, int64_t limit, const char* operation) {
-  if (x.dtype != LOOP_I32) bad_argument(operation, std::string("indices must be int32, got ") + dtype_name(x.dtype));
+  if (x.dtype != LOOP_I32) bad_argument(operation, std::string("indices must be int32, got ") + loop_dtype_name(x.dtype));
   std::vector<int32_t> host(size_t(x.size()));
   x.buffer->download(host.data(), host.size() * sizeof(int32_t));
   for (size_t i = 0; i < host.size(); i++)

@@ -24,7 +24,6 @@ struct Tensor {
   int64_t size() const;
 };
 
-const char* dtype_name(LoopDType dtype);
 std::string to_string(const Shape& shape);  // "[2, 3]"
 // The number of elements. Refuses more than LOOP_MAX_RANK axes, axes below 1 and sizes that overflow.
 int64_t checked_size(const Shape& shape, const char* operation);

@@ -16,7 +16,6 @@ class Workspace {
     buffer.reserve(device_, bytes);
     return buffer;
   }
-  void clear() { buffers_.clear(); }
 
  private:
   std::shared_ptr<Device> device_;

@@ -16,26 +16,10 @@ inline int fail(void* ctx, const std::string& message) {
   return 1;
 }
 
-inline const char* dtype_name(LoopDType type) {
-  switch (type) {
-    case LOOP_F32:
-      return "float32";
-    case LOOP_BF16:
-      return "bfloat16";
-    case LOOP_F64:
-      return "float64";
-    case LOOP_I32:
-      return "int32";
-    case LOOP_F16:
-      return "float16";
-  }
-  return "an unknown dtype";
-}
-
 // The functions of the model are there in float64 alone.
 inline int require_float64(void* ctx, LoopDType dt, const char* operation) {
   if (dt == LOOP_F64) return 0;
-  return fail(ctx, std::string(operation) + ": the reference backend computes in float64, not in " + dtype_name(dt));
+  return fail(ctx, std::string(operation) + ": the reference backend computes in float64, not in " + loop_dtype_name(dt));
 }
 
 void add_memory(LoopBackend& table);
