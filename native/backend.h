@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_BACKEND_ABI 2
+#define LOOPLM_BACKEND_ABI 3
 
 #ifdef __cplusplus
 extern "C" {
@@ -67,7 +67,8 @@ typedef enum LoopSurrogate { LOOP_GIVEN = 0, LOOP_REINFORCE = 1, LOOP_PPO = 2, L
 //              loss: A>=0: -scale·A·min(r, 1+ε_hi); A<0: -scale·A·min(max(r, 1-ε_lo), dual_clip)          r = exp(ℓ - old)
 //   CISPO      c = -scale·A·min(r, cap)            loss -scale·A·sg(min(r, cap))·ℓ
 // and, when kl_scale is given, + kl_scale·(1 - e^d), loss + kl_scale·(e^d - d - 1), d = reference - ℓ.
-// scale is n·w: length normaliser times loop weight.
+// scale is n·w: length normaliser times loop weight. When entropy_scale is given, the head's row kernel also descends on
+// - entropy_scale·H, H the entropy of the row's distribution; the sums know nothing of it.
 typedef struct LoopLoss {
   int32_t surrogate;
   double epsilon_low, epsilon_high, dual_clip /* 0: none */, cap;
@@ -76,6 +77,7 @@ typedef struct LoopLoss {
   const void* old_logprob;        // NULL: the row's own, r = 1 (the first step on fresh rollouts)
   const void* reference_logprob;  // NULL without KL
   const void* kl_scale;           // NULL without KL
+  const void* entropy_scale;      // NULL without an entropy bonus; read by head_rows alone
 } LoopLoss;
 
 typedef struct LoopLossSums {  // host doubles, summed over rows in row order
@@ -183,7 +185,8 @@ typedef struct LoopBackend {
 
   // The head's row kernel over real logits [rows, vocabulary] (a row per stride `vocabulary`), P = softmax(logits / temperature):
   // logprob[i] = log P[target[i]], entropy[i] = -Σ P log P (each may be NULL). With a loss, the row becomes
-  // ∂L/∂logits = c·(onehot(target) - P)/temperature in act, in place, still at a stride of `vocabulary` real elements.
+  // ∂L/∂logits = (c·(onehot(target) - P) + entropy_scale·P·(log P + H))/temperature in act, in place, still at a stride of
+  // `vocabulary` real elements.
   int (*head_rows)(void* ctx, LoopDType dt, int64_t rows, int64_t vocabulary, double temperature, void* logits,
                    const int32_t* targets, const LoopLoss* loss, void* logprobs, void* entropies);
   // The same coefficients from known log-probabilities, and the sums. coefficients may be NULL.

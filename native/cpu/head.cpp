@@ -48,8 +48,10 @@ double row_coefficient(const LoopLoss& loss, int64_t row, float logprob, LoopLos
   return coefficient;
 }
 
-inline bool has_coefficient(const LoopLoss& loss, int64_t row) {
-  return entry(loss.scale, row) != 0 || (loss.kl_scale && entry(loss.kl_scale, row) != 0);
+inline double entropy_scale(const LoopLoss& loss, int64_t row) { return loss.entropy_scale ? entry(loss.entropy_scale, row) : 0; }
+
+inline bool has_gradient(const LoopLoss& loss, int64_t row) {
+  return entry(loss.scale, row) != 0 || (loss.kl_scale && entry(loss.kl_scale, row) != 0) || entropy_scale(loss, row) != 0;
 }
 
 struct Head {
@@ -79,6 +81,24 @@ void write_gradient(const Head& head, float* e, int32_t target, float total, dou
   set(out[target], at_target);
 }
 
+// The same from the logits x, with the entropy bonus: (c (onehot - P) + bonus P (log P + H)) / temperature.
+template <class E>
+void write_entropy_gradient(const Head& head, float* x, int32_t target, float largest, float total, double coefficient,
+                            double bonus, double entropy) {
+  E* out = reinterpret_cast<E*>(x);
+  const double c = coefficient / head.temperature, log_total = log(double(total));
+  const float inverse_temperature = float(1 / head.temperature), slope = float(bonus / head.temperature / double(total)),
+              offset = float(((entropy - log_total) * bonus - coefficient) / head.temperature / double(total));
+  const float y_target = (x[target] - largest) * inverse_temperature;
+  for_vectors(
+      head.vocabulary, LOOPLM_VECTORS(j, part, chain) {
+        const vf y = (load(x + j, part) - largest) * inverse_temperature;
+        store(out + j, vexp(y) * (y * slope + offset), part);
+      });
+  const double p = exp(double(y_target) - log_total);
+  set(out[target], float(c * (1 - p) + bonus / head.temperature * p * (double(y_target) - log_total + entropy)));
+}
+
 template <class E, bool Entropy>
 void head_group(const Head& head, int64_t begin, int64_t end) {
   float largest[GROUP], at_target[GROUP];
@@ -86,9 +106,7 @@ void head_group(const Head& head, int64_t begin, int64_t end) {
   double coefficient[GROUP];
   const int64_t v = head.vocabulary, count = end - begin;
   float* rows = head.logits + begin * v;
-  const auto skipped = [&](int64_t i) {
-    return head.loss && !head.logprobs && !Entropy && !has_coefficient(*head.loss, begin + i);
-  };
+  const auto skipped = [&](int64_t i) { return head.loss && !head.logprobs && !Entropy && !has_gradient(*head.loss, begin + i); };
   const float inverse_temperature = float(1 / head.temperature);
 
   for (int64_t i = 0; i < count; i++)
@@ -97,8 +115,11 @@ void head_group(const Head& head, int64_t begin, int64_t end) {
     if (skipped(i)) continue;
     at_target[i] = head.targets ? rows[i * v + head.targets[begin + i]] : 0;
     float* row = rows + i * v;
-    sums[i] = head.loss ? exp_sums<true, Entropy>(row, v, largest[i], inverse_temperature, row)
-                        : exp_sums<false, Entropy>(row, v, largest[i], inverse_temperature, nullptr);
+    if (head.loss && entropy_scale(*head.loss, begin + i) != 0)
+      sums[i] = exp_sums<false, true>(row, v, largest[i], inverse_temperature, nullptr);
+    else
+      sums[i] = head.loss ? exp_sums<true, Entropy>(row, v, largest[i], inverse_temperature, row)
+                          : exp_sums<false, Entropy>(row, v, largest[i], inverse_temperature, nullptr);
   }
   for (int64_t i = 0; i < count; i++) {
     coefficient[i] = 0;
@@ -113,7 +134,13 @@ void head_group(const Head& head, int64_t begin, int64_t end) {
   }
   if (head.loss)
     for (int64_t i = 0; i < count; i++)
-      write_gradient<E>(head, rows + i * v, head.targets[begin + i], sums[i].sum, coefficient[i]);
+      if (const double bonus = entropy_scale(*head.loss, begin + i); bonus != 0) {
+        const double entropy = log(double(sums[i].sum)) - double(sums[i].weighted) / double(sums[i].sum);
+        write_entropy_gradient<E>(head, rows + i * v, head.targets[begin + i], largest[i], sums[i].sum, coefficient[i], bonus,
+                                  entropy);
+      } else {
+        write_gradient<E>(head, rows + i * v, head.targets[begin + i], sums[i].sum, coefficient[i]);
+      }
 }
 
 template <class E>

@@ -19,6 +19,7 @@ LoopLoss from_row(const LoopLoss& loss, int64_t first, size_t real_bytes) {
   out.old_logprob = at(loss.old_logprob);
   out.reference_logprob = at(loss.reference_logprob);
   out.kl_scale = at(loss.kl_scale);
+  out.entropy_scale = at(loss.entropy_scale);
   return out;
 }
 

@@ -65,7 +65,8 @@ RowLoss row_loss(const LoopLoss& loss, int64_t row, double logprob) {
   return out;
 }
 
-// logprob = log P[target], entropy = -Σ P log P, and with a loss ∂L/∂logits = c (onehot(target) - P) / τ, P = softmax(logits / τ)
+// P = softmax(logits / τ): logprob = log P[target], entropy H = -Σ P log P, and with a loss
+// ∂L/∂logits = (c (onehot(target) - P) + entropy_scale P (log P + H)) / τ.
 int head_rows(void* ctx, LoopDType dt, int64_t rows, int64_t vocabulary, double temperature, void* logits_,
               const int32_t* targets, const LoopLoss* loss, void* logprobs, void* entropies) {
   if (int status = require_float64(ctx, dt, "head_rows")) return status;
@@ -81,15 +82,16 @@ int head_rows(void* ctx, LoopDType dt, int64_t rows, int64_t vocabulary, double 
     for (double& x : log_p) x -= lse;
 
     if (logprobs) static_cast<double*>(logprobs)[i] = log_p[size_t(targets[i])];
-    if (entropies) {
-      double entropy = 0;
-      for (double x : log_p) entropy -= std::exp(x) > 0 ? std::exp(x) * x : 0;
-      static_cast<double*>(entropies)[i] = entropy;
-    }
+    double entropy = 0;
+    for (double x : log_p) entropy -= std::exp(x) > 0 ? std::exp(x) * x : 0;
+    if (entropies) static_cast<double*>(entropies)[i] = entropy;
     if (loss) {
       const double c = row_loss(*loss, i, log_p[size_t(targets[i])]).coefficient;
-      for (int64_t v = 0; v < vocabulary; ++v)
-        logits[v] = c * ((v == targets[i] ? 1 : 0) - std::exp(log_p[size_t(v)])) / temperature;
+      const double bonus = loss->entropy_scale ? entry(loss->entropy_scale, i) : 0;
+      for (int64_t v = 0; v < vocabulary; ++v) {
+        const double x = log_p[size_t(v)], p = std::exp(x), pull = p > 0 ? bonus * p * (x + entropy) : 0;
+        logits[v] = (c * ((v == targets[i] ? 1 : 0) - p) + pull) / temperature;
+      }
     }
   }
   return 0;

@@ -17,7 +17,7 @@ struct Loss {
   LoopSurrogate surrogate;
   const char* name;
   double dual_clip = 0;
-  bool kl = false;
+  bool kl = false, entropy = false;
 };
 const std::vector<Loss> losses = {{LOOP_GIVEN, "given"},
                                   {LOOP_REINFORCE, "reinforce"},
@@ -27,7 +27,9 @@ const std::vector<Loss> losses = {{LOOP_GIVEN, "given"},
                                   {LOOP_GIVEN, "given + kl", 0, true},
                                   {LOOP_REINFORCE, "reinforce + kl", 0, true},
                                   {LOOP_PPO, "ppo with dual clip + kl", 1.5, true},
-                                  {LOOP_CISPO, "cispo + kl", 0, true}};
+                                  {LOOP_CISPO, "cispo + kl", 0, true},
+                                  {LOOP_GIVEN, "given + entropy", 0, false, true},
+                                  {LOOP_PPO, "ppo with dual clip + kl + entropy", 1.5, true, true}};
 
 struct Rows {
   Size size;
@@ -48,17 +50,19 @@ Rows rows(Test& t, const Size& s, double temperature) {
   return r;
 }
 
-// What a row needs beside its logits. Every fifth row has scale 0, every third no KL.
+// What a row needs beside its logits. Every fifth row has scale 0, every third no KL, every fourth no entropy bonus.
 struct Arrays {
-  Values scale, advantage, old_logprob, reference_logprob, kl_scale;
+  Values scale, advantage, old_logprob, reference_logprob, kl_scale, entropy_scale;
 };
 
 Arrays arrays(Test& t, const Values& logprobs) {
   const size_t n = logprobs.size();
-  Arrays a{t.real_normal(n, 0.2), t.real_normal(n), t.real_normal(n, 0.4), t.real_normal(n, 0.7), t.real_normal(n, 0.1)};
+  Arrays a{t.real_normal(n, 0.2), t.real_normal(n),      t.real_normal(n, 0.4),
+           t.real_normal(n, 0.7), t.real_normal(n, 0.1), t.real_normal(n, 0.1)};
   for (size_t i = 0; i < n; ++i) {
     a.scale[i] = i % 5 == 4 ? 0 : std::abs(a.scale[i]);
     a.kl_scale[i] = i % 3 == 2 ? 0 : std::abs(a.kl_scale[i]);
+    a.entropy_scale[i] = i % 4 == 3 ? 0 : std::abs(a.entropy_scale[i]);
     a.old_logprob[i] = rounded(t.device.real(), logprobs[i] + a.old_logprob[i]);
     a.reference_logprob[i] = rounded(t.device.real(), logprobs[i] + a.reference_logprob[i]);
   }
@@ -72,7 +76,8 @@ struct LossBuffers {
         advantage(real(d, a.advantage)),
         old_logprob(real(d, a.old_logprob)),
         reference_logprob(real(d, a.reference_logprob)),
-        kl_scale(real(d, a.kl_scale)) {
+        kl_scale(real(d, a.kl_scale)),
+        entropy_scale(real(d, a.entropy_scale)) {
     const bool has_ratio = l.surrogate == LOOP_PPO || l.surrogate == LOOP_CISPO;
     loss = {l.surrogate,
             0.2,
@@ -83,9 +88,10 @@ struct LossBuffers {
             advantage.when(l.surrogate != LOOP_GIVEN),
             old_logprob.when(has_ratio),
             reference_logprob.when(l.kl),
-            kl_scale.when(l.kl)};
+            kl_scale.when(l.kl),
+            entropy_scale.when(l.entropy)};
   }
-  Buffer scale, advantage, old_logprob, reference_logprob, kl_scale;
+  Buffer scale, advantage, old_logprob, reference_logprob, kl_scale, entropy_scale;
   LoopLoss loss;
 };
 
@@ -113,7 +119,7 @@ HeadResult run(const Device& d, const Rows& r, const Loss* loss, const Arrays& a
 
 Values no_loss_logprobs(const Device& d, const Rows& r) {
   const Values zero(size_t(r.size.rows), 0.0);
-  return run(d, r, nullptr, {zero, zero, zero, zero, zero}).logprobs;
+  return run(d, r, nullptr, {zero, zero, zero, zero, zero, zero}).logprobs;
 }
 
 // The loss and the coefficient of a row as trainers write them: minimum of two products, clamp, stop-gradient.
@@ -160,10 +166,13 @@ HeadResult plain_head(const Plain& p, const Rows& r, const Loss* loss, const Arr
     out.logprobs.push_back(logprob);
     out.entropies.push_back(entropy);
     if (!loss) continue;
-    const double c = plain_loss(*loss, a, i, logprob).coefficient;
-    for (size_t j = 0; j < v; ++j)
-      out.dlogits.push_back(
-          p.act(p.act(p.act(c) * ((int32_t(j) == r.targets[i]) - p.act(std::exp(p.act(x[j]))))) / r.temperature));
+    const double c = plain_loss(*loss, a, i, logprob).coefficient, bonus = loss->entropy ? a.entropy_scale[i] : 0;
+    for (size_t j = 0; j < v; ++j) {
+      const double log_p = p.act(x[j]), probability = p.act(std::exp(log_p));
+      const double by_target = p.act(p.act(c) * ((int32_t(j) == r.targets[i]) - probability)),
+                   by_entropy = p.act(p.act(bonus) * p.act(probability * p.act(log_p + p.act(entropy))));
+      out.dlogits.push_back(p.act(p.act(by_target + by_entropy) / r.temperature));
+    }
   }
   return out;
 }
@@ -199,7 +208,7 @@ KERNEL_TEST(head_backward, "head_rows: gradient of the logits") {
 }
 
 KERNEL_TEST(head_row_invariance, "head_rows: a row does not depend on the others") {
-  const Loss loss{LOOP_PPO, "ppo", 1.5, true};
+  const Loss loss{LOOP_PPO, "ppo", 1.5, true, true};
   for (const Size& s : {Size{64, 1031}, Size{129, 31}}) {
     const size_t v = size_t(s.vocabulary);
     const Rows r = rows(t, s, 0.7);
@@ -208,8 +217,9 @@ KERNEL_TEST(head_row_invariance, "head_rows: a row does not depend on the others
     HeadResult alone;
     for (size_t i = 0; i < size_t(s.rows); ++i) {
       const Rows one{{1, s.vocabulary}, r.temperature, slice(r.logits, i * v, v), {r.targets[i]}};
-      const HeadResult row = run(t.device, one, &loss,
-                                 {{a.scale[i]}, {a.advantage[i]}, {a.old_logprob[i]}, {a.reference_logprob[i]}, {a.kl_scale[i]}});
+      const HeadResult row = run(
+          t.device, one, &loss,
+          {{a.scale[i]}, {a.advantage[i]}, {a.old_logprob[i]}, {a.reference_logprob[i]}, {a.kl_scale[i]}, {a.entropy_scale[i]}});
       alone.logprobs.push_back(row.logprobs[0]);
       alone.entropies.push_back(row.entropies[0]);
       alone.dlogits.insert(alone.dlogits.end(), row.dlogits.begin(), row.dlogits.end());
@@ -281,9 +291,9 @@ KERNEL_TEST(policy, "policy_gradient") {
 // Rows that do not count must not even be looked at: their ratio would overflow.
 KERNEL_TEST(policy_masked, "policy_gradient: rows of scale 0 add nothing") {
   for (const Loss& loss : losses) {
-    const Arrays a{{0, 0.5}, {1, 1}, {-1e4, -1}, {1e4, -1}, {0, 0.25}};
+    const Arrays a{{0, 0.5}, {1, 1}, {-1e4, -1}, {1e4, -1}, {0, 0.25}, {0, 0}};
     const Reduction got = reduce(t.device, loss, a, {-1, -1});
-    const Reduction one = reduce(t.device, loss, {{0.5}, {1}, {-1}, {-1}, {0.25}}, {-1});
+    const Reduction one = reduce(t.device, loss, {{0.5}, {1}, {-1}, {-1}, {0.25}, {0}}, {-1});
     t.within(std::string(loss.name) + " coefficients", got.coefficients, {0, one.coefficients[0]}, 0);
     t.within(std::string(loss.name) + " totals", got.totals(), one.totals(), 0);
     t.within(std::string(loss.name) + " counts", got.counts(), one.counts(), 0);
@@ -296,8 +306,9 @@ KERNEL_TEST(policy_is_head, "policy_gradient: the coefficients of head_rows") {
     const Values logprobs = no_loss_logprobs(t.device, r);
     const Arrays a = arrays(t, logprobs);
     const Values c = reduce(t.device, loss, a, logprobs).coefficients, dlogits = run(t.device, r, &loss, a).dlogits;
-    const Arrays given{c, a.advantage, a.old_logprob, a.reference_logprob, a.kl_scale};
-    const Values from_coefficients = run(t.device, r, &losses[0], given).dlogits;
+    const Arrays given{c, a.advantage, a.old_logprob, a.reference_logprob, a.kl_scale, a.entropy_scale};
+    const Loss by_coefficient{LOOP_GIVEN, "given", 0, false, loss.entropy};
+    const Values from_coefficients = run(t.device, r, &by_coefficient, given).dlogits;
     t.within(loss.name, dlogits, from_coefficients, t.device.dt == LOOP_F64 ? 1e-14 : t.device.dt == LOOP_F32 ? 1e-6 : 4e-3);
   }
 }
@@ -315,8 +326,12 @@ REFERENCE_TEST(head_differences, "head_rows gradient by differences") {
       differentiable.surrogate = LOOP_GIVEN;
       held.scale = reduce(t.device, {LOOP_CISPO, "cispo"}, a, no_loss_logprobs(t.device, r)).coefficients;
     }
-    t.gradient(loss.name, analytic, r.logits,
-               [&] { return reduce(t.device, differentiable, held, no_loss_logprobs(t.device, r)).sums.loss; });
+    t.gradient(loss.name, analytic, r.logits, [&] {
+      const HeadResult now = run(t.device, r, nullptr, a);
+      double value = reduce(t.device, differentiable, held, now.logprobs).sums.loss;
+      for (size_t i = 0; loss.entropy && i < now.entropies.size(); ++i) value -= a.entropy_scale[i] * now.entropies[i];
+      return value;
+    });
   }
 }
 
