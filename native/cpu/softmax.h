@@ -18,24 +18,32 @@ struct ExpSums {
   float weighted;  // Σ y e^y; 0 unless Entropy
 };
 
-// With Store, weights[i] = e^y, the sums' terms; weights may be x.
+// With Store, weights[i] = e^y, the sums' terms; weights may be x. Blocks are added in double: beside a term of 1, a long float
+// sum would lose the many small ones of a peaked row.
 template <bool Store, bool Entropy>
 static inline ExpSums exp_sums(const float* x, int64_t n, float largest, float inverse_temperature, float* weights) {
-  Sums total, weighted;
-  for_batches(
-      n, LOOPLM_BATCHES(j, part, count) {
-        constexpr int N = count;
-        vf y[N], e[N];
-        for (int i = 0; i < N; i++) e[i] = y[i] = (load(x + j + i * W, part) - largest) * inverse_temperature;
-        vexp(e);
-        for (int i = 0; i < N; i++) {
-          e[i] = keep(e[i], vf{}, part);
-          total.chain[i] += e[i];
-          if constexpr (Entropy) weighted.chain[i] += e[i] * y[i];
-          if constexpr (Store) store(weights + j + i * W, e[i], part);
-        }
-      });
-  return {total.total(), Entropy ? weighted.total() : 0.0f};
+  constexpr int64_t BLOCK = 1024;
+  double sum = 0, weighted_sum = 0;
+  for (int64_t begin = 0; begin < n; begin += BLOCK) {
+    Sums total, weighted;
+    for_batches(
+        n - begin < BLOCK ? n - begin : BLOCK, LOOPLM_BATCHES(offset, part, count) {
+          constexpr int N = count;
+          const int64_t j = begin + offset;
+          vf y[N], e[N];
+          for (int i = 0; i < N; i++) e[i] = y[i] = (load(x + j + i * W, part) - largest) * inverse_temperature;
+          vexp(e);
+          for (int i = 0; i < N; i++) {
+            e[i] = keep(e[i], vf{}, part);
+            total.chain[i] += e[i];
+            if constexpr (Entropy) weighted.chain[i] += e[i] * y[i];
+            if constexpr (Store) store(weights + j + i * W, e[i], part);
+          }
+        });
+    sum += double(total.total());
+    if constexpr (Entropy) weighted_sum += double(weighted.total());
+  }
+  return {float(sum), float(weighted_sum)};
 }
 
 }  // namespace looplm::cpu::LOOPLM_ISA
