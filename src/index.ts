@@ -1,3 +1,4 @@
+export type { ChatMessage, ChatTemplateOptions } from './data/chat-template.js'
 export { type Dataset, type Example, type JsonlLimits, loadDataset, readJsonl } from './data/jsonl.js'
 export { Random } from './data/random.js'
 export { Tokenizer, type TokenizerConfig } from './data/tokenizer.js'

@@ -101,6 +101,23 @@ function byteCharacters(): string[] {
   })
 }
 
+const byteOfCharacter: ReadonlyMap<string, number> = new Map(byteCharacters().map((character, byte) => [character, byte]))
+
+/**
+ * The bytes of a token of a byte-level vocabulary, or of a byte-fallback token such as `<0xE2>`.
+ *
+ * @returns undefined when the token is text
+ */
+export function bytesOfToken(tokenizer: TokenizerJson, token: string): Uint8Array | undefined {
+  if (tokenizer.added_tokens.some(({ content }) => content === token)) return undefined
+  const decoder = tokenizer.decoder as { type?: string; decoders?: { type?: string }[] } | null
+  const types = [decoder, ...(decoder?.decoders ?? [])].map((step) => step?.type)
+  if (types.includes('ByteFallback') && /^<0x[\dA-F]{2}>$/.test(token)) return Uint8Array.of(Number(token.slice(1, -1)))
+  if (!types.includes('ByteLevel')) return undefined
+  const bytes = Array.from(token, (character) => byteOfCharacter.get(character))
+  return bytes.includes(undefined) ? undefined : Uint8Array.from(bytes as number[])
+}
+
 /** Ids 0, 1, … for the tokens, then for the special ones, which are listed as added tokens too. */
 function vocabulary(tokens: string[], special: SpecialTokens, operation: string) {
   const all = [...tokens]

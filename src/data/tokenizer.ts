@@ -3,6 +3,14 @@ import { join } from 'node:path'
 import { Tokenizer as Pipeline } from '@huggingface/tokenizers'
 import { LoopLMError } from '../errors.js'
 import {
+  type ChatMessage,
+  type ChatTemplateOptions,
+  type ChatTemplates,
+  compileChatTemplates,
+  renderChat,
+} from './chat-template.js'
+import {
+  bytesOfToken,
   byteTokenizerJson,
   characterTokenizerJson,
   parseTokenizerJson,
@@ -22,6 +30,9 @@ export interface TokenizerConfig {
 }
 
 const maxFileBytes = 256 * 2 ** 20
+
+/** Stands for an answer while the template shows what follows one. */
+const answerMark = 'answer'
 
 /**
  * Text to token ids and back: the tokenizer.json of a Hugging Face checkpoint, or a small character or byte tokenizer that
@@ -47,16 +58,25 @@ export class Tokenizer {
   readonly padTokenId: number | undefined
   readonly #json: TokenizerJson
   readonly #pipeline: Pipeline
+  readonly #templateSource: string
+  #templates: ChatTemplates | undefined
 
   /**
    * @param json the parsed content of a tokenizer.json
    * @param config the parsed content of a tokenizer_config.json
    * @param source how errors name the tokenizer, usually its path
+   * @param templateSource how errors name the chat template, usually its path and field
    * @throws LoopLMError INVALID_FILE naming the source and the field
    */
-  constructor(json: unknown, config: TokenizerConfig = {}, source = 'tokenizer.json') {
+  constructor(
+    json: unknown,
+    config: TokenizerConfig = {},
+    source = 'tokenizer.json',
+    templateSource = 'tokenizer_config.json, field "chat_template"',
+  ) {
     const { tokenizer, vocabSize } = parseTokenizerJson(json, source)
     this.#json = tokenizer
+    this.#templateSource = templateSource
     this.vocabSize = vocabSize
     this.config = config
     const unkToken = tokenContent(config.unk_token) ?? tokenizer.model.unk_token
@@ -91,7 +111,8 @@ export class Tokenizer {
   }
 
   /**
-   * Reads tokenizer.json and, where it exists, tokenizer_config.json from a checkpoint folder.
+   * Reads tokenizer.json and, where they exist, tokenizer_config.json and chat_template.jinja from a checkpoint folder. The latter wins
+   * over the former's `chat_template`, as in transformers.
    *
    * @param folder a Hugging Face checkpoint folder
    * @throws LoopLMError NOT_FOUND, or INVALID_FILE naming the file and the field
@@ -114,7 +135,14 @@ export class Tokenizer {
     if (typeof config !== 'object' || config === null || Array.isArray(config)) {
       throw new LoopLMError('INVALID_FILE', `${configPath} must hold a JSON object`, { operation })
     }
-    return new Tokenizer(json, config as TokenizerConfig, path)
+    const jinjaPath = join(folder, 'chat_template.jinja')
+    const jinja = await readText(jinjaPath, operation).catch((error) => {
+      if (error instanceof LoopLMError && error.code === 'NOT_FOUND') return undefined
+      throw error
+    })
+    return jinja === undefined
+      ? new Tokenizer(json, config as TokenizerConfig, path, `${configPath}, field "chat_template"`)
+      : new Tokenizer(json, { ...config, chat_template: jinja }, path, jinjaPath)
   }
 
   /**
@@ -180,9 +208,82 @@ export class Tokenizer {
     return this.#pipeline.decode(list, { skip_special_tokens: options.skipSpecialTokens ?? false })
   }
 
+  /** True when the configuration has a chat template. */
+  get hasChatTemplate(): boolean {
+    return this.config.chat_template != null
+  }
+
+  /**
+   * Renders a conversation with the checkpoint's own Jinja template. Encode the text with `addSpecialTokens: false`: the template has
+   * written them already.
+   *
+   * @param messages at least one; `role` and usually `content`
+   * @param options.addGenerationPrompt end with what begins an answer; default false
+   * @param options.enableThinking the template's `enable_thinking`; left out, the template decides
+   * @param options.tools JSON schemas of functions, for templates that show them
+   * @throws LoopLMError UNSUPPORTED without a template, INVALID_FILE when it does not parse, INVALID_ARGUMENT when it refuses the
+   *   messages; the latter two name the template's file and the cause
+   *
+   * @example
+   * ```ts
+   * const text = tokenizer.applyChatTemplate([{ role: 'user', content: 'Hi' }], { addGenerationPrompt: true })
+   * const prompt = tokenizer.encode(text, { addSpecialTokens: false })
+   * ```
+   */
+  applyChatTemplate(messages: readonly ChatMessage[], options: ChatTemplateOptions = {}): string {
+    const operation = 'Tokenizer.applyChatTemplate'
+    if (!this.hasChatTemplate) {
+      const message = 'the tokenizer has no chat template; add chat_template.jinja to the checkpoint folder'
+      throw new LoopLMError('UNSUPPORTED', message, { operation })
+    }
+    const source = this.#templateSource
+    this.#templates ??= compileChatTemplates({ template: this.config.chat_template, name: source }, operation)
+    const special = Object.entries(this.config).flatMap(([field, value]) => {
+      const content = field.endsWith('_token') ? tokenContent(value) : undefined
+      return content === undefined ? [] : [[field, content]]
+    })
+    return renderChat(this.#templates, source, messages, options, Object.fromEntries(special), operation)
+  }
+
+  /**
+   * The special token that the chat template writes after an answer, if it writes one: a turn ends there whatever the checkpoint's
+   * end tokens say.
+   */
+  chatEndToken(): number | undefined {
+    const messages = [
+      { role: 'user', content: 'question' },
+      { role: 'assistant', content: answerMark },
+    ]
+    let text: string
+    try {
+      text = this.applyChatTemplate(messages)
+    } catch {
+      return undefined // such messages do not fit the template
+    }
+    const at = text.lastIndexOf(answerMark)
+    const after = at === -1 ? '' : text.slice(at + answerMark.length)
+    const tokens = this.#json.added_tokens.filter(({ special, content }) => special && after.trimStart().startsWith(content))
+    return tokens.sort((a, b) => b.content.length - a.content.length)[0]?.id
+  }
+
   /** The id of a token as the vocabulary spells it, or undefined. */
   tokenId(token: string): number | undefined {
     return this.#pipeline.token_to_id(token)
+  }
+
+  /**
+   * The bytes of UTF-8 that one token stands for; a token may be a part of a character.
+   *
+   * @throws LoopLMError INVALID_ARGUMENT when no token has the id
+   *
+   * @example
+   * ```ts
+   * Tokenizer.bytes().tokenBytes(0xc3) // Uint8Array [0xc3], the first half of é
+   * ```
+   */
+  tokenBytes(id: number): Uint8Array {
+    const text = this.decode([id])
+    return bytesOfToken(this.#json, this.#pipeline.id_to_token(id)!) ?? new TextEncoder().encode(text)
   }
 
   /**
@@ -226,21 +327,24 @@ function savedConfig(special: SpecialTokens): TokenizerConfig {
   return { tokenizer_class: 'PreTrainedTokenizerFast', clean_up_tokenization_spaces: false, ...Object.fromEntries(tokens) }
 }
 
-async function readJson(path: string, operation: string): Promise<unknown> {
-  let text: string
+async function readText(path: string, operation: string): Promise<string> {
   try {
     const { size } = await stat(path)
     if (size > maxFileBytes) {
       const message = `${path} has ${size} bytes; looplm reads tokenizers up to ${maxFileBytes}`
       throw new LoopLMError('INVALID_FILE', message, { operation })
     }
-    text = await readFile(path, 'utf8')
+    return await readFile(path, 'utf8')
   } catch (cause) {
     if (cause instanceof LoopLMError) throw cause
     const missing = (cause as { code?: string }).code === 'ENOENT'
     const message = missing ? `no file ${path}` : `cannot read ${path}: ${(cause as Error).message}`
     throw new LoopLMError(missing ? 'NOT_FOUND' : 'INVALID_FILE', message, { operation, cause })
   }
+}
+
+async function readJson(path: string, operation: string): Promise<unknown> {
+  const text = await readText(path, operation)
   try {
     return JSON.parse(text)
   } catch (cause) {

@@ -24,10 +24,22 @@ export class TextStream {
   push(token: number): string {
     this.#tokens.push(token)
     const piece = this.#unread()
-    if (piece.endsWith('\uFFFD')) return ''
+    if (piece.endsWith('\uFFFD')) return this.#invalid(piece)
     this.#context = this.#read
     this.#read = this.#tokens.length
     return this.#release(piece, false)
+  }
+
+  /** A character has at most four bytes: what a longer row of tokens makes of its beginning stays, and is not decoded again and again. */
+  #invalid(piece: string): string {
+    const end = this.#tokens.length - 4
+    if (end - this.#read < 12) return ''
+    const before = this.#decode(this.#tokens.slice(this.#context, this.#read))
+    const settled = this.#decode(this.#tokens.slice(this.#context, end)).slice(before.length)
+    if (!piece.startsWith(settled)) return '' // it ends inside a character
+    this.#context = this.#read
+    this.#read = end
+    return this.#release(settled, false)
   }
 
   /** What is left when no token follows. */

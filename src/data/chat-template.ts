@@ -1,0 +1,92 @@
+import { Template } from '@huggingface/jinja'
+import { LoopLMError } from '../errors.js'
+
+/** One turn of a conversation. Fields beyond these, such as `tool_calls` or `name`, reach the template as they are. */
+export interface ChatMessage {
+  /** Usually system, user, assistant or tool; which ones there are is up to the template. */
+  role: string
+  content?: unknown
+  [field: string]: unknown
+}
+
+/** Options of {@link Tokenizer.applyChatTemplate}. */
+export interface ChatTemplateOptions {
+  /** End with what begins an answer of the assistant. Default false. */
+  addGenerationPrompt?: boolean
+  /** Sets the template's `enable_thinking`; left out, the template decides. */
+  enableThinking?: boolean | undefined
+  /** JSON schemas of functions, as the template expects them. */
+  tools?: readonly object[] | undefined
+}
+
+/** Where a template was read. */
+export interface TemplateSource {
+  /** A text, or Hugging Face's list of named templates. */
+  template: unknown
+  /** How errors name it: the file and, in JSON, the field. */
+  name: string
+}
+
+/** Compiled templates by name; a single template has the name `default`. */
+export type ChatTemplates = ReadonlyMap<string, Template>
+
+/**
+ * Compiles chat templates.
+ *
+ * @throws LoopLMError INVALID_FILE naming the file and what is wrong with the template
+ */
+export function compileChatTemplates({ template, name }: TemplateSource, operation: string): ChatTemplates {
+  const invalid = (problem: string, cause?: unknown) =>
+    new LoopLMError('INVALID_FILE', `${name}: ${problem}`, { operation, cause })
+  const named = typeof template === 'string' ? [{ name: 'default', template }] : template
+  if (!Array.isArray(named) || named.length === 0) throw invalid('the chat template must be a text or a list of named ones')
+  return new Map(
+    named.map((entry: { name?: unknown; template?: unknown } | null, i) => {
+      if (typeof entry?.name !== 'string' || typeof entry.template !== 'string') {
+        throw invalid(`entry ${i} of the chat template must have the texts "name" and "template"`)
+      }
+      try {
+        return [entry.name, new Template(entry.template)]
+      } catch (cause) {
+        throw invalid(`the chat template does not parse: ${(cause as Error).message}`, cause)
+      }
+    }),
+  )
+}
+
+/**
+ * Renders a conversation. With tools a template named `tool_use` is preferred, as transformers does.
+ *
+ * @param special texts of the special tokens by role: bos_token, eos_token, …
+ * @throws LoopLMError INVALID_ARGUMENT naming the message, or the template's file and why it refused the messages
+ */
+export function renderChat(
+  templates: ChatTemplates,
+  source: string,
+  messages: readonly ChatMessage[],
+  options: ChatTemplateOptions,
+  special: Readonly<Record<string, string>>,
+  operation: string,
+): string {
+  const refuse = (problem: string, cause?: unknown) => new LoopLMError('INVALID_ARGUMENT', problem, { operation, cause })
+  if (!Array.isArray(messages) || messages.length === 0) throw refuse('messages must be an array of at least one message')
+  const bad = messages.findIndex((message) => typeof message?.role !== 'string')
+  if (bad !== -1) throw refuse(`messages[${bad}].role must be a text such as "user"`)
+  const { addGenerationPrompt = false, enableThinking, tools } = options
+  const template = (tools === undefined ? undefined : templates.get('tool_use')) ?? templates.get('default')
+  if (template === undefined) {
+    throw refuse(`${source}: none of the templates ${[...templates.keys()].join(', ')} is named default`)
+  }
+  try {
+    return template.render({
+      ...special,
+      messages,
+      tools: tools ?? null,
+      documents: null,
+      add_generation_prompt: addGenerationPrompt,
+      ...(enableThinking === undefined ? {} : { enable_thinking: enableThinking }),
+    })
+  } catch (cause) {
+    throw refuse(`${source}: the chat template refused the messages: ${(cause as Error).message}`, cause)
+  }
+}
