@@ -1,0 +1,284 @@
+// What every .cu file is written against. nvcc compiles it to the GPU's instructions; g++ compiles the same files against
+// cuda/emulator, which runs a block as one fiber per thread and checks what a GPU would not tell. Kernels are ordinary CUDA:
+//
+//   threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, __shfl_*_sync, __any_sync …, atomicAdd …, __ldg, float4 …
+//   and the host's cudaMalloc, cudaMemcpyAsync, streams, graphs … keep CUDA's names (emulator/device.h and emulator/runtime.h
+//   list those that are there; add what you need). What follows here is the rest: shared memory, launches, bf16, cp.async,
+//   ldmatrix, mma.
+//
+// How to write a kernel
+//   * Shared memory is reached through Shared<T> alone: a plain T* with nvcc, a checked pointer in the emulator. Declare it with
+//     SHARED_ARRAY(float, tile, 64 * 65) or take a part of the dynamic memory with dynamic_shared<bf16>(byte_offset, count): each
+//     array has bounds of its own, so give every tile its own. Read an element into a variable of its type, never into `auto`;
+//     shared_cast<float4>(tile + i)[0] reads a vector (the address must be a multiple of its size).
+//   * Vectors of global memory: load<float4>(pointer), store(pointer, vector): aligned to their size.
+//   * Blocks are one-dimensional, a multiple of 32 threads wide where a warp function is used: lane_id(), warp_id().
+//   * Every thread of the block reaches every __syncthreads (return early only where no barrier follows), every lane of the mask
+//     every shuffle, and all 32 lanes load_matrix and mma.
+//   * Sums have a fixed order: warp_sum and block_sum do; there are no float atomics.
+//   * An empty grid launches nothing. launch raises the limit of dynamic shared memory by itself.
+//
+// One file with g++:   g++ -std=c++20 -O2 -Wall -Wextra -Wno-unknown-pragmas -x c++ -c cuda/norm.cu      (link
+// cuda/emulator/emulator.cpp) One file with nvcc:  nvcc -std=c++20 -O3 -gencode arch=compute_80,code=sm_80 -Xptxas -v -c
+// cuda/norm.cu
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#else
+#include "emulator/device.h"
+#endif
+
+namespace looplm::cuda {
+
+constexpr unsigned full_warp = 0xFFFFFFFFu;
+
+__device__ __forceinline__ int lane_id() { return int(threadIdx.x & 31); }
+__device__ __forceinline__ int warp_id() { return int(threadIdx.x >> 5); }
+
+#ifdef __CUDACC__
+
+// ---- launches
+// ---------------------------------------------------------------------------------------------------------------------
+
+namespace detail {
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   bool cooperative, Arguments&&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
+  if (shared_bytes > 48 * 1024) {
+    const cudaError_t raised = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+    if (raised != cudaSuccess) return raised;
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = cooperative ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+}  // namespace detail
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   Arguments&&... arguments) {
+  return detail::launch(kernel, grid, block, shared_bytes, stream, false, arguments...);
+}
+// All blocks at once, so that they may meet at grid_barrier(); the grid must fit the device.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                               Arguments&&... arguments) {
+  return detail::launch(kernel, grid, block, shared_bytes, stream, true, arguments...);
+}
+
+// ---- shared memory
+// ----------------------------------------------------------------------------------------------------------------
+
+template <class T>
+using Shared = T*;
+
+#define SHARED_ARRAY(T, name, count)                \
+  __shared__ __align__(16) T name##_storage[count]; \
+  T* const name = name##_storage
+
+template <class T>
+__device__ __forceinline__ Shared<T> dynamic_shared(size_t byte_offset, [[maybe_unused]] size_t count) {
+  extern __shared__ __align__(128) unsigned char looplm_dynamic_shared[];
+  return reinterpret_cast<T*>(looplm_dynamic_shared + byte_offset);
+}
+template <class U, class T>
+__device__ __forceinline__ U* shared_cast(T* pointer) {
+  return reinterpret_cast<U*>(pointer);
+}
+template <class T>
+__device__ __forceinline__ uint32_t shared_address(const T* pointer) {
+  return uint32_t(__cvta_generic_to_shared(pointer));
+}
+
+// ---- global memory
+// ----------------------------------------------------------------------------------------------------------------
+
+template <class V, class T>
+__device__ __forceinline__ V load(const T* pointer) {
+  return *reinterpret_cast<const V*>(pointer);
+}
+template <class T, class V>
+__device__ __forceinline__ void store(T* pointer, V value) {
+  *reinterpret_cast<V*>(pointer) = value;
+}
+
+// ---- barriers
+// ---------------------------------------------------------------------------------------------------------------------
+
+// `threads` threads of the block meet at barrier `id` (1 to 15; 0 is __syncthreads); whole warps take part.
+__device__ __forceinline__ void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+// Counts as arrived there and goes on.
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ---- cp.async
+// ---------------------------------------------------------------------------------------------------------------------
+
+// 16, 8 or 4 bytes from global to shared memory, without registers. The first `valid` bytes are read, the others become 0; with 0
+// nothing is read. Seen by the issuing thread after copy_async_wait, by others after a barrier that follows it.
+template <int bytes = 16, class T, class U>
+__device__ __forceinline__ void copy_async(T* to, const U* from, int valid = bytes) {
+  static_assert(bytes == 16 || bytes == 8 || bytes == 4);
+  if constexpr (bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(bytes), "r"(valid)
+                 : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most `groups` of this thread's committed groups are under way.
+template <int groups>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+}
+
+// ---- bf16
+// -------------------------------------------------------------------------------------------------------------------------
+
+struct __align__(2) bf16 {
+  uint16_t bits;
+};
+__device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+__device__ __forceinline__ bf16 to_bf16(float x) {  // to nearest, ties to even; a NaN stays a NaN
+  bf16 y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+// Two in one register, the first in the lower half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+// ---- tensor cores
+// -----------------------------------------------------------------------------------------------------------------
+
+// 8 × 8 matrices of 16-bit elements: lanes 8i to 8i + 7 give the addresses of the rows (16 bytes, aligned) of matrix i. Register
+// i of lane l then holds elements 2(l % 4) and 2(l % 4) + 1 of row l / 4 of matrix i, or with _transposed those rows of column l
+// / 4.
+template <class T>
+__device__ __forceinline__ void load_matrix(uint32_t (&r)[4], const T* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+template <class T>
+__device__ __forceinline__ void load_matrix(uint32_t (&r)[2], const T* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+template <class T>
+__device__ __forceinline__ void load_matrix_transposed(uint32_t (&r)[4], const T* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+template <class T>
+__device__ __forceinline__ void load_matrix_transposed(uint32_t (&r)[2], const T* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// c [16 × 8] += a [16 × 16] · b [16 × 8], bf16 products summed in float32. With g = lane / 4, p = 2 (lane % 4), lane holds
+//   a[0] = A[g][p, p+1]   a[1] = A[g+8][p, p+1]   a[2] = A[g][p+8, p+9]   a[3] = A[g+8][p+8, p+9]
+//   b0 = B[p, p+1][g]     b1 = B[p+8, p+9][g]     c[0, 1] = C[g][p, p+1]  c[2, 3] = C[g+8][p, p+1]
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#endif  // __CUDACC__
+
+// ---- the same in both worlds
+// ------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float bf16_low(uint32_t packed) { return __uint_as_float(packed << 16); }
+__device__ __forceinline__ float bf16_high(uint32_t packed) { return __uint_as_float(packed & 0xFFFF0000u); }
+
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float x) {
+  return to_bf16(x);
+}
+
+// Over groups of `width` neighbouring lanes, in a fixed order; every lane of the warp takes part and gets its group's result.
+template <int width = 32, class T>
+__device__ __forceinline__ T warp_sum(T x) {
+#pragma unroll
+  for (int distance = width / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(full_warp, x, distance);
+  return x;
+}
+template <int width = 32, class T>
+__device__ __forceinline__ T warp_max(T x) {
+#pragma unroll
+  for (int distance = width / 2; distance > 0; distance /= 2) {
+    const T other = __shfl_xor_sync(full_warp, x, distance);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+// Over the block, in a fixed order; every thread takes part and gets the result. scratch: one element for each warp, free again
+// when the function returns.
+template <class T>
+__device__ __forceinline__ T block_sum(T x, Shared<T> scratch) {
+  x = warp_sum(x);
+  if (lane_id() == 0) scratch[warp_id()] = x;
+  __syncthreads();
+  T sum = scratch[0];
+  for (int warp = 1; warp < int(blockDim.x / 32); ++warp) sum += T(scratch[warp]);
+  __syncthreads();
+  return sum;
+}
+template <class T>
+__device__ __forceinline__ T block_max(T x, Shared<T> scratch) {
+  x = warp_max(x);
+  if (lane_id() == 0) scratch[warp_id()] = x;
+  __syncthreads();
+  T largest = scratch[0];
+  for (int warp = 1; warp < int(blockDim.x / 32); ++warp) {
+    const T other = scratch[warp];
+    largest = other > largest ? other : largest;
+  }
+  __syncthreads();
+  return largest;
+}
+
+}  // namespace looplm::cuda
+
+// Blocks of a cooperative launch meet here: writes before it are seen by every block after it.
+#ifdef __CUDACC__
+#include <cooperative_groups.h>
+namespace looplm::cuda {
+__device__ __forceinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
+}  // namespace looplm::cuda
+#endif
