@@ -189,6 +189,9 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [['generate', 'nowhere', '--prompt', 'a'], /nowhere/],
     [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],
     [['options', 'ppo'], /Allowed choices are rltt, grpo, looprpt, pretrain/],
+    [['report', 'nowhere'], /report: no run folder .*nowhere/],
+    [['report', 'a', 'b'], /say where the comparison goes.*--out/],
+    [['watch', 'nowhere'], /report: no run folder .*nowhere/],
     [['train', 'nowhere.yaml'], /nowhere\.yaml: cannot read the configuration/],
   ])('%j', async (args, message) => {
     expectRefusal(await looplm(args), message)
@@ -211,5 +214,30 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
   it('YAML that does not parse, naming the line', async () => {
     await writeFile(join(root, 'broken.yaml'), 'trainer: rltt\nmodel: [1,\n')
     expectRefusal(await looplm(['train', 'broken.yaml']), /broken\.yaml: .*line 3/)
+  })
+})
+
+describe('reports', () => {
+  it('are written where the run is, or where the user says', async () => {
+    await looplm(['train', await writeConfig('reported.yaml', { options: { ...config.options, steps: 2 } }), '--run-dir', 'one'])
+    expect(await looplm(['report', 'one'])).toMatchObject({ code: 0, stdout: 'one/report.html\n' })
+    expect(await looplm(['report', 'one', 'one', '--out', 'both.html'])).toMatchObject({ code: 0, stdout: 'both.html\n' })
+    expect(await readFile(join(root, 'one', 'report.html'), 'utf8')).toMatch('<title>one – looplm</title>')
+    expect(await readFile(join(root, 'both.html'), 'utf8')).toMatch('<title>one (1), one (2) – looplm</title>')
+  })
+
+  it('are served until Ctrl-C', async () => {
+    const seen = new Set<string>()
+    const { code, stdout } = await looplm(['watch', 'one'], (child, said) => {
+      if (!said.endsWith('\n') || seen.has(said)) return
+      seen.add(said)
+      void fetch(said.trim()).then(async (answer) => {
+        seen.add((await answer.text()).slice(0, 15))
+        child.kill('SIGINT')
+      })
+    })
+    expect(stdout).toMatch(/^http:\/\/127\.0\.0\.1:\d+\/\n$/)
+    expect(seen).toContain('<!doctype html>')
+    expect(code).toBe(0)
   })
 })

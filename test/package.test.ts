@@ -59,7 +59,8 @@ describe('the tarball', () => {
       .map((entry) => join(entry.parentPath, entry.name).slice(checkout.length + 1))
 
   it('holds what was compiled from src, the prebuilt addon and the documents, nothing else', () => {
-    const compiled = below('src').flatMap((name) => ['.js', '.d.ts'].map((end) => `dist/${name.replace(/\.ts$/, end)}`))
+    const sources = below('src').filter((name) => /\.[jt]s$/.test(name))
+    const compiled = sources.flatMap((name) => ['.js', '.d.ts'].map((end) => `dist/${name.replace(/\.[jt]s$/, end)}`))
     const files = succeed('tar', ['-tzf', tarball]).trimEnd().split('\n')
     const expected = ['package.json', 'README.md', 'CHANGELOG.md', 'LICENSE', ...compiled, ...below('prebuilds')]
     expect(files.map((name) => name.replace(/^package\//, '')).sort()).toEqual(expected.sort())

@@ -36,10 +36,11 @@ ensure(
   [join(root, 'tools', 'build-native.mjs')],
 )
 
-const typescript = join(root, 'node_modules', 'typescript', 'bin', 'tsc')
+const compile = (...args) => [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', ...args]
 ensure(
   'TypeScript',
   'dist/src/index.js',
   ['src', 'bench', 'examples', 'tsconfig.json'],
-  [typescript, '-p', 'tsconfig.json', '--noEmitOnError'],
+  compile('tsconfig.json', '--noEmitOnError'),
 )
+ensure('page of reports', 'dist/src/monitor/page/page.js', ['src/monitor/page'], compile('src/monitor/page'))

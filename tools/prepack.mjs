@@ -14,7 +14,7 @@ function run(tool) {
 run('ensure-built.mjs')
 const compiled = join(root, 'dist', 'src')
 for (const name of readdirSync(compiled, { recursive: true })) {
-  const source = name.replace(/(\.d\.ts|\.js)$/, '.ts') // a folder keeps its name
-  if (!existsSync(join(root, 'src', source))) rmSync(join(compiled, name), { recursive: true, force: true })
+  const sources = ['.ts', '.js'].map((end) => join(root, 'src', name.replace(/(\.d\.ts|\.js)$/, end))) // a folder keeps its name
+  if (!sources.some(existsSync)) rmSync(join(compiled, name), { recursive: true, force: true })
 }
 run('prebuild.mjs')

@@ -29,9 +29,10 @@ export interface ChartOptions {
 const margin = { left: 56, right: 16, top: 56, bottom: 48 }
 const legendHeight = 18
 
-/** Colours that stay apart for colour-blind readers (Okabe and Ito, 2008), darker on light ground and lighter on dark. */
-const palette = ['#0072b2', '#d55e00', '#009e73', '#aa4499', '#b07c00', '#56606a']
-const darkPalette = ['#56b4e9', '#ff9a4d', '#3ddc97', '#f08fd0', '#f0e442', '#b8c0c8']
+/** Colours that stay apart for colour-blind readers (Okabe and Ito, 2008), on light ground. */
+export const palette = ['#0072b2', '#d55e00', '#009e73', '#aa4499', '#b07c00', '#56606a']
+/** The same, on dark ground. */
+export const darkPalette = ['#56b4e9', '#ff9a4d', '#3ddc97', '#f08fd0', '#f0e442', '#b8c0c8']
 
 const style = (colours: readonly string[], ink: string, faint: string, paper: string) =>
   [

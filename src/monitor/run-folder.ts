@@ -9,7 +9,8 @@ export interface RunRecord {
   [field: string]: unknown
 }
 
-const files = { metrics: 'metrics.jsonl', completions: 'completions.jsonl' } as const
+/** The files of a run's folder that grow by lines. */
+export const files = { metrics: 'metrics.jsonl', completions: 'completions.jsonl' } as const
 
 /**
  * The record of a run: metrics.jsonl (the truth), completions.jsonl and config.yaml in one folder. Every line is written at once,

@@ -1,0 +1,240 @@
+/*
+ * What every metric is: the report's charts and docs/metrics.md are both made from this list, and a test holds it against what the
+ * trainers write. `<t>` stands for a loop, counted from 1, and `<name>` for a reward.
+ */
+
+/** One metric, or one per loop or reward. */
+export interface MetricDoc {
+  name: string
+  /** Empty for a pure number. */
+  unit: string
+  description: string
+}
+
+/** Metrics that are looked at together. */
+export interface MetricGroup {
+  title: string
+  charts: readonly { title: string; metrics: readonly MetricDoc[] }[]
+}
+
+const metric = (name: string, unit: string, description: string): MetricDoc => ({ name, unit, description })
+
+/** All metrics of metrics.jsonl, in the order of the report. */
+export const metricGroups: readonly MetricGroup[] = [
+  {
+    title: 'Reward',
+    charts: [
+      {
+        title: 'Reward',
+        metrics: [
+          metric('reward', '', 'Mean reward of the completions of the step; of LoopRPT, the mean reward of an exit.'),
+          metric('reward_std', '', 'Standard deviation of the rewards within a group, averaged over the groups.'),
+        ],
+      },
+      {
+        title: 'Accuracy by loops',
+        metrics: [
+          metric(
+            'eval/loop_<t>/reward',
+            '',
+            'Mean reward of greedy answers to the held-out problems when every token runs t loops: the accuracy, when rewards are 0 and 1.',
+          ),
+        ],
+      },
+      {
+        title: 'Reward by function',
+        metrics: [
+          metric('rewards/<name>/mean', '', 'Mean score of one reward function, before its weight.'),
+          metric('rewards/<name>/std', '', 'Standard deviation of its scores (unbiased).'),
+        ],
+      },
+      {
+        title: 'Groups without a signal',
+        metrics: [
+          metric(
+            'frac_reward_zero_std',
+            'share',
+            'Share of the groups whose completions all earned the same reward; they have no gradient.',
+          ),
+        ],
+      },
+    ],
+  },
+  {
+    title: 'Completions',
+    charts: [
+      {
+        title: 'Completion length',
+        metrics: [
+          metric('completions/mean_length', 'tokens', 'Mean tokens per completion, the end token included.'),
+          metric('completions/min_length', 'tokens', 'Shortest completion.'),
+          metric('completions/max_length', 'tokens', 'Longest completion.'),
+        ],
+      },
+      {
+        title: 'Completions cut off',
+        metrics: [metric('completions/clipped_ratio', 'share', 'Share of the completions that ended at `maxNewTokens`.')],
+      },
+      {
+        title: 'Length of greedy answers',
+        metrics: [metric('eval/loop_<t>/mean_length', 'tokens', 'Mean tokens per greedy answer with t loops.')],
+      },
+    ],
+  },
+  {
+    title: 'Policy',
+    charts: [
+      {
+        title: 'Entropy',
+        metrics: [
+          metric('entropy', 'nats', 'Entropy of the next-token distribution at the last loop, mean over the response tokens.'),
+        ],
+      },
+      {
+        title: 'KL divergence',
+        metrics: [
+          metric(
+            'kl',
+            'nats',
+            'The k3 estimate of the KL divergence to the frozen starting model (`beta` > 0), or of LoopRPT to its teacher.',
+          ),
+        ],
+      },
+      {
+        title: 'Loss',
+        metrics: [
+          metric(
+            'loss',
+            '',
+            'The loss whose gradient was followed. Of a policy gradient it is near 0 and its course says little.',
+          ),
+          metric('policy_loss', '', 'The part of the loss that is the policy gradient.'),
+          metric('representation_loss', '', 'LoopRPT: the part that is the cross-entropy of the loops.'),
+        ],
+      },
+      {
+        title: 'Gradient norm',
+        metrics: [metric('grad_norm', '', 'Global norm of the gradient before clipping.')],
+      },
+      {
+        title: 'Ratio to the sampling policy',
+        metrics: [
+          metric('ratio/mean', '', '`ppo`, `cispo`: mean ratio of the probabilities under the policy and the one that sampled.'),
+        ],
+      },
+      {
+        title: 'Clipped ratios',
+        metrics: [
+          metric('clip_ratio/low_mean', 'share', 'Share of the tokens whose ratio was clipped from below.'),
+          metric('clip_ratio/high_mean', 'share', 'Share of the tokens whose ratio was clipped from above.'),
+          metric('clip_ratio/region_mean', 'share', 'Both together.'),
+        ],
+      },
+      {
+        title: 'Sampling against training',
+        metrics: [
+          metric(
+            'sampling/logprob_difference/mean',
+            'nats',
+            'Mean absolute difference of the log-probabilities of sampling and of training, every `logprobCheckEvery` steps.',
+          ),
+          metric('sampling/logprob_difference/max', 'nats', 'The largest such difference.'),
+        ],
+      },
+      {
+        title: 'Learning rate',
+        metrics: [metric('learning_rate', '', 'Learning rate of the step.')],
+      },
+    ],
+  },
+  {
+    title: 'Loops',
+    charts: [
+      {
+        title: 'Log-probability by loop',
+        metrics: [
+          metric('loop_<t>/logprob', 'nats', 'Mean log-probability of the trained tokens when they are read from loop t.'),
+        ],
+      },
+      {
+        title: 'Weight by loop',
+        metrics: [metric('loop_<t>/weight', 'share', 'Mean weight of the log-probability of loop t in the loss.')],
+      },
+      {
+        title: 'Exit distribution',
+        metrics: [metric('loop_<t>/exit_prob', 'share', 'Mean probability of leaving after loop t.')],
+      },
+      {
+        title: 'Mean exit loop',
+        metrics: [
+          metric('exit_loop/mean', 'loops', 'Expected loop at which a token leaves.'),
+          metric('sampled_exit_loop/mean', 'loops', 'LoopRPT: mean of the exits that were drawn.'),
+          metric(
+            'reference_loop/mean',
+            'loops',
+            'LoopRPT: mean reference step, where the exit CDF of the teacher reaches `tau`.',
+          ),
+        ],
+      },
+      {
+        title: 'Entropy of the exits',
+        metrics: [metric('exit_entropy', 'nats', 'Mean entropy of the exit distribution.')],
+      },
+      {
+        title: 'Hard tokens',
+        metrics: [metric('hard_tokens', 'tokens', 'LoopRPT: predictions that counted in the step.')],
+      },
+    ],
+  },
+  {
+    title: 'Speed and memory',
+    charts: [
+      {
+        title: 'Throughput',
+        metrics: [metric('tokens_per_second', 'tokens/s', 'Tokens sampled or read per second of the step, prompts included.')],
+      },
+      {
+        title: 'Time',
+        metrics: [
+          metric('step_time', 's', 'Seconds of the step.'),
+          metric('sampling_time', 's', 'Seconds of the step that went into sampling.'),
+        ],
+      },
+      {
+        title: 'Memory',
+        metrics: [
+          metric('memory/resident', 'MiB', 'Resident memory of the process after the step.'),
+          metric('memory/device', 'MiB', 'Memory that tensors, models and optimizers hold on their devices.'),
+        ],
+      },
+      {
+        title: 'Tokens so far',
+        metrics: [metric('num_tokens', 'tokens', 'Tokens since the beginning of the run.')],
+      },
+      {
+        title: 'Steps without an update',
+        metrics: [
+          metric(
+            'skipped_updates',
+            'steps',
+            'Updates since the beginning of the run that had no group with a gradient, and were not made.',
+          ),
+        ],
+      },
+    ],
+  },
+]
+
+/** Whether a documented name, with its `<t>` or `<name>`, means this metric; what stands in their place, or undefined. */
+export function matchMetric(pattern: string, name: string): { loop?: number; reward?: string } | undefined {
+  const loop = pattern.indexOf('<t>')
+  const reward = pattern.indexOf('<name>')
+  if (loop === -1 && reward === -1) return pattern === name ? {} : undefined
+  const start = Math.max(loop, reward)
+  const head = pattern.slice(0, start)
+  const tail = pattern.slice(pattern.indexOf('>') + 1)
+  if (name.length <= head.length + tail.length || !name.startsWith(head) || !name.endsWith(tail)) return undefined
+  const middle = name.slice(head.length, name.length - tail.length)
+  if (reward !== -1) return { reward: middle }
+  return /^[1-9]\d*$/.test(middle) ? { loop: Number(middle) } : undefined
+}

@@ -1,0 +1,246 @@
+import { constants } from 'node:fs'
+import { type FileHandle, open, readFile, stat } from 'node:fs/promises'
+import { basename, join, resolve } from 'node:path'
+import { parse } from 'yaml'
+import { LoopLMError } from '../errors.js'
+import type { CompletionGroup, Curve, RunData } from './report-data.js'
+import { files } from './run-folder.js'
+
+const limits = {
+  points: 2000, // of a curve; a screen has fewer
+  completionSteps: 40,
+  text: 4000, // characters of a prompt or a completion
+  names: 500, // different metrics
+  config: 2 ** 18, // bytes
+  line: 2 ** 24, // bytes
+}
+
+/**
+ * Reads a run's folder while another process may be writing to it: every call takes in what was added since the last one. The file
+ * metrics.jsonl is the truth; the line that is being written is left for the next call, and a line that is no JSON is passed over.
+ *
+ * @example
+ * ```ts
+ * const run = await new RunReader('runs/addition').read()
+ * console.log(run.step, run.curves.reward?.last)
+ * ```
+ */
+export class RunReader {
+  readonly path: string
+  readonly #metrics: LineFile
+  readonly #completions: LineFile
+  #series = new Map<string, { steps: number[]; values: number[] }>()
+  #samples = new Map<number, CompletionGroup[]>()
+  #step = 0
+
+  /** @param path the run's folder; it may be empty still, but must exist when {@link RunReader.read} is called */
+  constructor(path: string) {
+    this.path = resolve(path)
+    this.#metrics = new LineFile(join(this.path, files.metrics))
+    this.#completions = new LineFile(join(this.path, files.completions))
+  }
+
+  /** A text that changes when the run's files do. */
+  async version(): Promise<string> {
+    const names = [files.metrics, files.completions, 'config.yaml']
+    const parts = names.map((name) =>
+      stat(join(this.path, name)).then(
+        ({ ino, size, mtimeMs }) => `${ino}-${size}-${mtimeMs}`,
+        () => 'none',
+      ),
+    )
+    return (await Promise.all(parts)).join(' ')
+  }
+
+  /**
+   * @throws LoopLMError NOT_FOUND when the folder does not exist
+   */
+  async read(): Promise<RunData> {
+    const folder = await stat(this.path).catch(() => undefined)
+    if (!folder?.isDirectory()) throw new LoopLMError('NOT_FOUND', `no run folder ${this.path}`, { operation: 'report' })
+    await this.#metrics.read(
+      () => {
+        this.#series = new Map()
+        this.#step = 0
+      },
+      (record) => this.#addMetrics(record),
+    )
+    await this.#completions.read(
+      () => {
+        this.#samples = new Map()
+      },
+      (record) => this.#addCompletion(record),
+    )
+    const config = await readConfig(join(this.path, 'config.yaml'))
+    const longest = [...this.#series.values()].reduce((most, { steps }) => Math.max(most, steps.length), 0)
+    const stepsPerPoint = Math.max(1, Math.ceil(longest / limits.points))
+    return {
+      name: basename(this.path),
+      step: this.#step,
+      ...config,
+      curves: Object.fromEntries(
+        [...this.#series].map(([name, { steps, values }]) => [name, curve(steps, values, stepsPerPoint)]),
+      ),
+      completions: spread([...this.#samples.keys()].sort((a, b) => a - b)).map((step) => ({
+        step,
+        groups: this.#samples.get(step)!,
+      })),
+      stepsPerPoint,
+    }
+  }
+
+  #addMetrics(record: Record<string, unknown>): void {
+    const { step } = record
+    if (!isStep(step)) return
+    this.#step = Math.max(this.#step, step)
+    for (const [name, value] of Object.entries(record)) {
+      if (name === 'step' || typeof value !== 'number') continue
+      const known = this.#series.get(name)
+      if (known === undefined && this.#series.size >= limits.names) continue
+      const series = known ?? { steps: [], values: [] }
+      this.#series.set(name, series)
+      if (step <= (series.steps.at(-1) ?? -1)) continue // two processes that write one run
+      series.steps.push(step)
+      series.values.push(value)
+    }
+  }
+
+  #addCompletion({ step, prompt, completion, answer, reward, rewards }: Record<string, unknown>): void {
+    if (!isStep(step) || typeof prompt !== 'string' || typeof completion !== 'string') return
+    const groups = this.#samples.get(step) ?? []
+    if (groups.length === 0) this.#thinOut()
+    this.#samples.set(step, groups)
+    const shown = shorten(prompt)
+    if (groups.at(-1)?.prompt !== shown) groups.push({ prompt: shown, answer: answerText(answer), completions: [] })
+    const byName = Object.entries(typeof rewards === 'object' && rewards !== null ? rewards : {})
+    const scores = byName.filter((entry): entry is [string, number] => typeof entry[1] === 'number')
+    const total = typeof reward === 'number' ? reward : null
+    groups.at(-1)!.completions.push({ text: shorten(completion), reward: total, rewards: Object.fromEntries(scores) })
+  }
+
+  /** Keeps memory in bounds while a long file is read: steps that are spread evenly stay. */
+  #thinOut(): void {
+    if (this.#samples.size < 4 * limits.completionSteps) return
+    const kept = new Set(spread([...this.#samples.keys()]))
+    for (const step of this.#samples.keys()) if (!kept.has(step)) this.#samples.delete(step)
+  }
+}
+
+/** The complete lines of a file that grows. */
+class LineFile {
+  readonly #path: string
+  #inode: number | bigint | undefined
+  #offset = 0 // behind the last complete line
+
+  constructor(path: string) {
+    this.#path = path
+  }
+
+  /**
+   * Reads what was added.
+   *
+   * @param restart called first when the file is another one than before: a resumed run has dropped lines
+   */
+  async read(restart: () => void, line: (record: Record<string, unknown>) => void): Promise<void> {
+    const file = await open(this.#path, constants.O_RDONLY).catch(() => undefined)
+    try {
+      const now = await file?.stat()
+      if (now === undefined || now.ino !== this.#inode || now.size < this.#offset) {
+        this.#inode = now?.ino
+        this.#offset = 0
+        restart()
+      }
+      if (file !== undefined && now!.isFile()) await this.#readLines(file, line)
+    } finally {
+      await file?.close()
+    }
+  }
+
+  async #readLines(file: FileHandle, line: (record: Record<string, unknown>) => void): Promise<void> {
+    const chunk = Buffer.alloc(2 ** 16)
+    let pending: Buffer[] = []
+    let position = this.#offset
+    while (true) {
+      const { bytesRead } = await file.read(chunk, 0, chunk.length, position)
+      if (bytesRead === 0) return
+      let start = 0
+      for (let end = chunk.indexOf(10); end !== -1 && end < bytesRead; end = chunk.indexOf(10, start)) {
+        const record = parseLine(Buffer.concat([...pending, chunk.subarray(start, end)]))
+        if (record !== undefined) line(record)
+        pending = []
+        start = end + 1
+        this.#offset = position + start
+      }
+      const rest = Buffer.from(chunk.subarray(start, bytesRead))
+      if (pending.reduce((sum, { length }) => sum + length, rest.length) <= limits.line) pending.push(rest)
+      position += bytesRead
+    }
+  }
+}
+
+function parseLine(bytes: Buffer): Record<string, unknown> | undefined {
+  try {
+    const value: unknown = JSON.parse(bytes.toString('utf8'))
+    return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : undefined
+  } catch {
+    return undefined
+  }
+}
+
+async function readConfig(path: string): Promise<Pick<RunData, 'config' | 'options' | 'trainer' | 'steps'>> {
+  const size = (await stat(path).catch(() => undefined))?.size ?? 0
+  const config = size > limits.config ? '' : await readFile(path, 'utf8').catch(() => '')
+  let options: Record<string, string> = {}
+  try {
+    options = Object.fromEntries(flatten('', parse(config, { maxAliasCount: 100 })))
+  } catch {
+    // half written, or no YAML: shown as it is
+  }
+  const steps = Number(options['options.steps'] ?? options.steps)
+  return { config, options, trainer: options.trainer ?? null, steps: Number.isSafeInteger(steps) ? steps : null }
+}
+
+/** The leaves of nested fields by their path; lists are leaves. */
+function flatten(path: string, value: unknown): [name: string, text: string][] {
+  if (value === undefined) return []
+  if (value === null || typeof value !== 'object' || Array.isArray(value)) {
+    return path === '' ? [] : [[path, shorten(typeof value === 'string' ? value : JSON.stringify(value))]]
+  }
+  return Object.entries(value).flatMap(([name, inner]) => flatten(path === '' ? name : `${path}.${name}`, inner))
+}
+
+/** Means of `stride` neighbours; extremes of all. */
+function curve(steps: readonly number[], values: readonly number[], stride: number): Curve {
+  const drawn: Curve = { steps: [], values: [], last: values.at(-1)!, min: Infinity, max: -Infinity }
+  for (let start = 0; start < steps.length; start += stride) {
+    const end = Math.min(start + stride, steps.length)
+    let sum = 0
+    for (let i = start; i < end; i++) {
+      sum += values[i]!
+      drawn.min = Math.min(drawn.min, values[i]!)
+      drawn.max = Math.max(drawn.max, values[i]!)
+    }
+    drawn.steps.push(steps[end - 1]!)
+    drawn.values.push(sum / (end - start))
+  }
+  return drawn
+}
+
+/** The first, the last and evenly spread ones between them. */
+function spread(steps: readonly number[]): number[] {
+  const count = limits.completionSteps
+  if (steps.length <= count) return [...steps]
+  return Array.from({ length: count }, (_, i) => steps[Math.round((i * (steps.length - 1)) / (count - 1))]!)
+}
+
+function isStep(step: unknown): step is number {
+  return Number.isSafeInteger(step) && (step as number) >= 0
+}
+
+function answerText(answer: unknown): string | null {
+  return answer === undefined || answer === null ? null : shorten(typeof answer === 'string' ? answer : JSON.stringify(answer))
+}
+
+function shorten(text: string): string {
+  return text.length <= limits.text ? text : `${text.slice(0, limits.text)}… (${text.length} characters)`
+}
