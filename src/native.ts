@@ -4,7 +4,7 @@ import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { LoopLMError, toLoopLMError } from './errors.js'
-import type { LossMetrics, RealArray } from './model/types.js'
+import type { BeliefRewards, LossMetrics, LossTerm, RealArray } from './model/types.js'
 import type { DType } from './tensor/types.js'
 
 /** An object of the engine. `dispose` gives its memory back after the calls that still use it; the garbage collector is the fallback. */
@@ -53,22 +53,34 @@ export interface NativeScores {
   exitPdf: RealArray[]
 }
 
+/** LossObjective with every default filled in. */
 export interface NativeObjective {
-  weights: string
-  alpha: number
-  detachWeights: boolean
-  surrogate: string
-  epsilonLow: number
-  epsilonHigh: number
-  dualClip: number
-  cap: number
+  terms: readonly Required<Omit<LossTerm, 'belief'> & { belief: LossTerm['belief'] }>[]
   beta: number
+  betaLoops: string
+  tokenEntropy: number
   exitEntropy: number
+  lazy: { gate: string; loops: string } | undefined
   temperature: number
   loops: number
   recompute: string
   tokensPerMicroBatch: number
   sharePrompts: boolean
+}
+
+/** The arrays of a LossBatch, back to back; an empty one is absent. */
+export interface NativeLossValues {
+  terms: readonly { advantages: Float64Array; norms: Float64Array }[]
+  norms: Float64Array
+  oldLogprobs: Float64Array
+  referenceLogprobs: Float64Array
+  lazyLogprobs: Float64Array
+  lazyNorms: Float64Array
+  referenceEntropy: Float64Array
+  referenceExitPdf: Float64Array
+  exits: Int32Array
+  segments: Int32Array
+  mask: Int32Array
 }
 
 export interface NativeAdamWOptions {
@@ -210,10 +222,19 @@ export interface NativeBinding {
   modelAccumulateLoss(
     model: NativeModel,
     sequences: NativeSequences,
-    values: { advantages: Float64Array; norms: Float64Array; oldLogprobs: Float64Array; referenceLogprobs: Float64Array },
+    values: NativeLossValues,
     objective: NativeObjective,
     cancel: Cancel,
   ): Promise<LossMetrics>
+  modelResponseMeans(
+    model: NativeModel,
+    sequences: NativeSequences,
+    options: { temperature: number; loops: number },
+    cancel: Cancel,
+  ): Promise<{ loops: number; logprobs: number[]; exitLoop: number[] }>
+  modelEmbed(model: NativeModel, sequences: NativeSequences, loops: number, cancel: Cancel): Promise<RealArray[]>
+  segmentReduce(op: 'sum' | 'mean' | 'count' | 'deviation', values: Float64Array, ids: Int32Array, count: number): number[]
+  beliefReturns(rewards: BeliefRewards, logBelief: Float64Array, referenceLog: number, referenceLoop: number): number[]
 
   modelAccumulateLoopRpt(
     student: NativeModel,

@@ -79,7 +79,10 @@ describe('loss and gradients', () => {
     const norms = sequences.map((s, i) => 1 / (5 * (s.length - promptLengths[i]!)))
     const run = async (sharePrompts: boolean): Promise<Result> => {
       await model.zeroGradients()
-      const { loss } = await model.accumulateLoss({ ...batch, norms }, { weights: 'uniform', sharePrompts })
+      const { loss } = await model.accumulateLoss(
+        { sequences, promptLengths, terms: [{ advantages, norms }], norms },
+        { terms: [{ credit: { kind: 'uniform' } }], sharePrompts },
+      )
       const out = { loss, gradients: await model.gradients() }
       await model.zeroGradients()
       return out

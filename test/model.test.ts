@@ -149,16 +149,19 @@ describe('gradients', () => {
 })
 
 describe('the loss core', () => {
-  const batch = { sequences, promptLengths: [2, 1, 3], advantages: [1, -0.5, 2], norms: [0.1, 0.2, 0.3] }
+  const advantages = [1, -0.5, 2]
+  const norms = [0.1, 0.2, 0.3]
+  const batch = { sequences, promptLengths: [2, 1, 3], terms: [{ advantages, norms }], norms }
+  const last = { kind: 'one-hot' } as const
 
   it('of REINFORCE on the last loop is what its definition says', async () => {
     using model = await LoopLM.create(small, { device: 'reference' })
     const { logprobs } = await model.score(sequences)
-    const metrics = await model.accumulateLoss(batch, { weights: 'last' })
+    const metrics = await model.accumulateLoss(batch, { terms: [{ credit: last }] })
     let want = 0
     for (const [i, { length }] of sequences.entries())
       for (let j = batch.promptLengths[i]! - 1; j < length - 1; j++)
-        want -= batch.norms[i]! * batch.advantages[i]! * logprobs[i]![2 * (length - 1) + j]!
+        want -= norms[i]! * advantages[i]! * logprobs[i]![2 * (length - 1) + j]!
     expect(metrics.loss).toBeCloseTo(want, 10)
     expect(metrics.responseTokens).toBe(5 + 2 + 3)
     expect(metrics.loopExit.reduce((a, b) => a + b)).toBeCloseTo(1, 10)
@@ -167,13 +170,13 @@ describe('the loss core', () => {
 
   it('gives the same gradients as score and backward with the same coefficients', async () => {
     using model = await LoopLM.create(small, { device: 'reference' })
-    await model.accumulateLoss(batch, { weights: 'uniform' })
+    await model.accumulateLoss(batch, { terms: [{ credit: { kind: 'uniform' } }] })
     const wanted = await model.gradients()
     await model.zeroGradients()
     const { logprobs } = await model.score(sequences)
     const coefficients = logprobs.map((row, i) => {
       const width = sequences[i]!.length - 1
-      return row.map((_, k) => (k % width < batch.promptLengths[i]! - 1 ? 0 : (-batch.norms[i]! * batch.advantages[i]!) / 3))
+      return row.map((_, k) => (k % width < batch.promptLengths[i]! - 1 ? 0 : (-norms[i]! * advantages[i]!) / 3))
     })
     await model.backward(coefficients)
     for (const [name, gradient] of await model.gradients())
@@ -183,16 +186,18 @@ describe('the loss core', () => {
   it('takes reference and old log-probabilities of the last loop or of all loops, and nothing else', async () => {
     using model = await LoopLM.create(small, { device: 'reference' })
     const { logprobs } = await model.score(sequences)
-    const last = logprobs.map((row, i) => row.slice(2 * (sequences[i]!.length - 1)))
-    const ppo = { weights: 'last', surrogate: 'ppo', beta: 0.1 } as const
-    const one = await model.accumulateLoss({ ...batch, oldLogprobs: last, referenceLogprobs: last }, ppo)
+    const ofLast = logprobs.map((row, i) => row.slice(2 * (sequences[i]!.length - 1)))
+    const ppo = { terms: [{ credit: last, surrogate: 'ppo' }], beta: 0.1 } as const
+    const one = await model.accumulateLoss({ ...batch, oldLogprobs: ofLast, referenceLogprobs: ofLast }, ppo)
     const all = await model.accumulateLoss({ ...batch, oldLogprobs: logprobs, referenceLogprobs: logprobs }, ppo)
     expect(one.ratio).toBeCloseTo(1, 10)
     expect(one.kl).toBeCloseTo(0, 10)
     expect(all.loss).toBeCloseTo(one.loss, 12)
     const error = await refusal(() => model.accumulateLoss({ ...batch, oldLogprobs: logprobs.slice(1) }, ppo))
     expect(error.code).toBe('INVALID_SHAPE')
-    expect((await refusal(() => model.accumulateLoss({ ...batch, advantages: [Number.NaN, 1, 1] }, ppo))).code).toBe('NON_FINITE')
+    expect(
+      (await refusal(() => model.accumulateLoss({ ...batch, terms: [{ advantages: [Number.NaN, 1, 1], norms }] }, ppo))).code,
+    ).toBe('NON_FINITE')
   })
 })
 

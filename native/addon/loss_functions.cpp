@@ -1,5 +1,7 @@
 // Scores, gradients of given coefficients, and the trainers' loss core.
 #include "../engine/loss.h"
+#include "../engine/score.h"
+#include "../engine/segments.h"
 
 #include "functions.h"
 #include "input.h"
@@ -105,21 +107,78 @@ Napi::Value backward_of(const Napi::CallbackInfo& info) {
                                 });
 }
 
-Objective read_objective(const Input& in) {
+LoopSet read_loop_set(const Input& in) {
+  return in.word<LoopSet>({{"last", LoopSet::last}, {"uniform", LoopSet::uniform}, {"credit", LoopSet::credit}});
+}
+
+BeliefRewards read_belief(const Input& in) {
+  BeliefRewards b;
+  b.value = in["value"].word<BeliefValue>(
+      {{"probability", BeliefValue::probability}, {"log", BeliefValue::log}, {"best-of", BeliefValue::best_of}});
+  b.attempts = in["attempts"].number();
+  b.base = in["base"].word<BeliefBase>(
+      {{"none", BeliefBase::none}, {"previous", BeliefBase::previous}, {"teacher", BeliefBase::teacher}});
+  b.cost = in["cost"].number();
+  b.clip = !in["clip"].missing();
+  if (b.clip) b.clip_at = in["clip"].number();
+  b.delta = in["delta"].flag();
+  b.discount = in["discount"].number();
+  return b;
+}
+
+LossTerm read_term(const Input& in, const Input& values) {
+  LossTerm t;
+  t.channel = in["channel"].word<Channel>({{"token", Channel::token}, {"exit", Channel::exit}});
+  const Input credit = in["credit"];
+  t.credit.kind = credit["kind"].word<LoopCredit>({{"exit-pdf", LoopCredit::exit_pdf},
+                                                   {"uniform", LoopCredit::uniform},
+                                                   {"progressive", LoopCredit::progressive},
+                                                   {"one-hot", LoopCredit::one_hot}});
+  t.credit.temperature = credit["temperature"].number();
+  t.credit.alpha = credit["alpha"].number();
+  t.credit.loop = int(credit["loop"].integer(0, MAX_LOOPS));
+  t.credit.detach = credit["detach"].flag();
+  t.surrogate = in["surrogate"].word<Surrogate>({{"reinforce", Surrogate::reinforce},
+                                                 {"ppo", Surrogate::ppo},
+                                                 {"cispo", Surrogate::cispo},
+                                                 {"gspo", Surrogate::gspo},
+                                                 {"k15", Surrogate::k15}});
+  t.inner = in["inner"].flag();
+  t.epsilon_low = in["epsilonLow"].number();
+  t.epsilon_high = in["epsilonHigh"].number();
+  t.dual_clip = in["dualClip"].number();
+  t.cap = in["cap"].number();
+  t.tau = in["tau"].number();
+  if (const Input belief = in["belief"]; !belief.missing()) {
+    t.belief = read_belief(belief);
+    t.belief_norm =
+        belief["norm"].word<BeliefNorm>({{"none", BeliefNorm::none}, {"loops", BeliefNorm::loops}, {"gain", BeliefNorm::gain}});
+    t.belief_scale = belief["scale"].number();
+    t.reference_threshold = belief["threshold"].number();
+    t.cost_scale = belief["costScale"].number();
+  }
+  t.draws = int(in["draws"].integer(0, 1024));
+  t.seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
+  t.advantages = values["advantages"].doubles();
+  t.norms = values["norms"].doubles();
+  return t;
+}
+
+Objective read_objective(const Input& in, const Input& values) {
   Objective o;
-  o.weights = in["weights"].word<LoopCredit>({{"exit-pdf", LoopCredit::exit_pdf},
-                                              {"uniform", LoopCredit::uniform},
-                                              {"progressive", LoopCredit::progressive},
-                                              {"last", LoopCredit::last}});
-  o.alpha = in["alpha"].number();
-  o.detach_weights = in["detachWeights"].flag();
-  o.surrogate = in["surrogate"].word<LoopSurrogate>({{"reinforce", LOOP_REINFORCE}, {"ppo", LOOP_PPO}, {"cispo", LOOP_CISPO}});
-  o.epsilon_low = in["epsilonLow"].number();
-  o.epsilon_high = in["epsilonHigh"].number();
-  o.dual_clip = in["dualClip"].number();
-  o.cap = in["cap"].number();
+  const Input terms = in["terms"];
+  for (uint32_t i = 0; i < terms.length(); i++) o.terms.push_back(read_term(terms[i], values["terms"][i]));
   o.beta = in["beta"].number();
+  o.beta_loops = read_loop_set(in["betaLoops"]);
+  o.token_entropy = in["tokenEntropy"].number();
   o.exit_entropy = in["exitEntropy"].number();
+  if (const Input lazy = in["lazy"]; !lazy.missing()) {
+    using Gate = LazyLikelihood::Gate;
+    o.lazy = LazyLikelihood{
+        lazy["gate"].word<Gate>(
+            {{"token", Gate::token}, {"segment", Gate::segment}, {"response", Gate::response}, {"loop", Gate::loop}}),
+        read_loop_set(lazy["loops"]), values["lazyNorms"].doubles()};
+  }
   o.temperature = in["temperature"].number();
   o.loops = int(in["loops"].integer(0, MAX_LOOPS));
   o.recompute = read_recompute(in["recompute"]);
@@ -133,6 +192,7 @@ Napi::Value metrics_object(Napi::Env env, const LossMetrics& m) {
   out.Set("loss", m.loss);
   out.Set("policyLoss", m.policy_loss);
   out.Set("kl", m.kl);
+  out.Set("lazyLoss", m.lazy_loss);
   out.Set("entropy", m.entropy);
   out.Set("ratio", m.ratio);
   out.Set("clipLow", m.clip_low);
@@ -152,28 +212,80 @@ Napi::Value accumulate_loss_of(const Napi::CallbackInfo& info) {
   batch->sequences = Input(info, 1, "sequences").sequences();
   check_vocabulary(batch->sequences, *model);
   const Input values(info, 2, "values");
-  batch->advantages = values["advantages"].doubles();
   batch->norms = values["norms"].doubles();
   batch->old_logprobs = values["oldLogprobs"].doubles();
   batch->reference_logprobs = values["referenceLogprobs"].doubles();
-  const Objective objective = read_objective(Input(info, 3, "objective"));
-  const size_t count = batch->sequences.count(), predictions = batch->sequences.tokens.size() - count;
-  const size_t loops = size_t(objective.loops ? objective.loops : model->config.loops);
-  auto fits = [&](const std::vector<double>& v) {
-    return v.empty() || v.size() == predictions || v.size() == loops * predictions;
-  };
-  if (batch->advantages.size() != count || batch->norms.size() != count)
-    throw Error("INVALID_SHAPE", "looplm", "advantages and norms must have one entry per sequence");
-  if (!fits(batch->old_logprobs) || !fits(batch->reference_logprobs))
-    throw Error("INVALID_SHAPE", "looplm",
-                "oldLogprobs and referenceLogprobs must be (length - 1) or loops × (length - 1) per sequence");
+  batch->lazy_logprobs = values["lazyLogprobs"].doubles();
+  batch->reference_entropy = values["referenceEntropy"].doubles();
+  batch->reference_exit_pdf = values["referenceExitPdf"].doubles();
+  batch->exits = values["exits"].int32s();
+  batch->segments = values["segments"].int32s();
+  batch->mask = values["mask"].int32s();
+  auto objective = std::make_shared<Objective>(read_objective(Input(info, 3, "objective"), values));
   return model.executor->submit(info.Env(), Input(info, 4, "cancel").cancel(),
                                 [model = model.object, batch, objective]() -> Executor::Finish {
-                                  return [metrics = accumulate_loss(*model, *batch, objective)](Napi::Env env) {
+                                  return [metrics = accumulate_loss(*model, *batch, *objective)](Napi::Env env) {
                                     report_memory(env);
                                     return metrics_object(env, metrics);
                                   };
                                 });
+}
+
+Napi::Value response_means_of(const Napi::CallbackInfo& info) {
+  const auto model = Input(info, 0, "model").object<Model>(Kind::model);
+  auto sequences = std::make_shared<Sequences>(Input(info, 1, "sequences").sequences());
+  check_vocabulary(*sequences, *model);
+  const Input in(info, 2, "options");
+  ScoreOptions options;
+  options.temperature = in["temperature"].number();
+  options.loops = int(in["loops"].integer(0, MAX_LOOPS));
+  return model.executor->submit(info.Env(), Input(info, 3, "cancel").cancel(),
+                                [model = model.object, sequences, options]() -> Executor::Finish {
+                                  return [means = response_means(*model, *sequences, options)](Napi::Env env) {
+                                    Napi::Object out = Napi::Object::New(env);
+                                    out.Set("loops", double(means.loops));
+                                    out.Set("logprobs", number_array(env, means.logprobs));
+                                    out.Set("exitLoop", number_array(env, means.exit_loop));
+                                    report_memory(env);
+                                    return out;
+                                  };
+                                });
+}
+
+Napi::Value embed_of(const Napi::CallbackInfo& info) {
+  const auto model = Input(info, 0, "model").object<Model>(Kind::model);
+  auto sequences = std::make_shared<Sequences>(Input(info, 1, "sequences").sequences());
+  check_vocabulary(*sequences, *model);
+  const int loops = int(Input(info, 2, "loops").integer(0, MAX_LOOPS));
+  return model.executor->submit(info.Env(), Input(info, 3, "cancel").cancel(),
+                                [model = model.object, sequences, loops]() -> Executor::Finish {
+                                  auto states = std::make_shared<Reals>(embed_sequences(*model, *sequences, loops), model->dt);
+                                  const std::vector<int64_t> widths(sequences->count(), model->config.hidden);
+                                  return [states, widths](Napi::Env env) {
+                                    report_memory(env);
+                                    return split(env, *states, widths, 1, 0);
+                                  };
+                                });
+}
+
+// Sums over groups, strata and loops' beliefs for the trainers: host arithmetic, no model.
+Napi::Value segment_reduce_of(const Napi::CallbackInfo& info) {
+  const Reduce op =
+      Input(info, 0, "op")
+          .word<Reduce>(
+              {{"sum", Reduce::sum}, {"mean", Reduce::mean}, {"count", Reduce::count}, {"deviation", Reduce::deviation}});
+  const std::vector<double> values = Input(info, 1, "values").doubles();
+  const std::vector<int32_t> ids = Input(info, 2, "ids").int32s();
+  if (ids.size() != values.size()) Input(info, 2, "ids").fail("must have one entry per value");
+  return number_array(info.Env(), segment_reduce(op, values, ids, Input(info, 3, "count").integer(0, int64_t(1) << 31)));
+}
+
+Napi::Value belief_returns_of(const Napi::CallbackInfo& info) {
+  const std::vector<double> log_belief = Input(info, 1, "logBelief").doubles();
+  if (log_belief.size() < 2) Input(info, 1, "logBelief").fail("needs the belief before any loop and after at least one");
+  return number_array(info.Env(),
+                      belief_returns(read_belief(Input(info, 0, "rewards")), log_belief, Input(info, 2, "referenceLog").number(),
+                                     int(Input(info, 3, "referenceLoop").integer(1, MAX_LOOPS))));
 }
 
 }  // namespace
@@ -182,6 +294,10 @@ void add_loss_functions(Napi::Env env, Napi::Object exports) {
   add<score_of>(env, exports, "modelScore");
   add<backward_of>(env, exports, "modelBackward");
   add<accumulate_loss_of>(env, exports, "modelAccumulateLoss");
+  add<response_means_of>(env, exports, "modelResponseMeans");
+  add<embed_of>(env, exports, "modelEmbed");
+  add<segment_reduce_of>(env, exports, "segmentReduce");
+  add<belief_returns_of>(env, exports, "beliefReturns");
 }
 
 }  // namespace looplm::addon

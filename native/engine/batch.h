@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "loss.h"
+#include "sequences.h"
 #include "workspace.h"
 
 namespace looplm {

@@ -1,6 +1,6 @@
 // LoopRPT: reinforcement pre-training of the latent steps (math.md §5; arXiv 2603.19714), and Stage II, the gate alone (§6).
 #pragma once
-#include "loss.h"
+#include "score.h"
 
 namespace looplm {
 

@@ -5,10 +5,20 @@
 #include <limits>
 
 #include "pass.h"
+#include "philox.h"
+#include "segments.h"
 
 namespace looplm {
 
 namespace {
+
+constexpr uint32_t EXIT_STREAM = 4;  // of uniform(): 0 is sampling's, 3 LoopRPT's exits; one more per draw
+constexpr double STD_EPSILON = 1e-8;
+
+bool has_ratio(Surrogate s) { return s != Surrogate::reinforce; }
+
+// Per-row values of one kind, loop by loop: [k·R + r] for the k-th scored loop.
+using RowTable = std::vector<double>;
 
 class LossPass {
  public:
@@ -19,16 +29,37 @@ class LossPass {
         loops_(objective.loops > 0 ? objective.loops : model.config.loops),
         totals_(loops_) {
     check();
-    if (o_.weights == LoopCredit::last) scored_ = {loops_ - 1};
-    else
-      for (int t = 0; t < loops_; t++) scored_.push_back(t);
+    for (int t = 0; t < loops_; t++)
+      if (scores(t)) scored_.push_back(t);
     int64_t predictions = 0;
     for (size_t i = 0; i < batch_.sequences.count(); i++) {
       prediction_offsets_.push_back(predictions);
       predictions += batch_.sequences.length(i) - 1;
     }
-    old_per_loop_ = per_loop(batch_.old_logprobs, predictions, "oldLogprobs");
-    reference_per_loop_ = per_loop(batch_.reference_logprobs, predictions, "referenceLogprobs");
+    auto one_term = [&](Surrogate s) { return s == Surrogate::reinforce || s == Surrogate::ppo || s == Surrogate::cispo; };
+    int token_terms = 0;
+    one_pass_ = !o_.lazy;
+    for (const LossTerm& term : o_.terms) {
+      token_terms += term.channel == Channel::token;
+      one_pass_ = one_pass_ && one_term(term.surrogate) && !term.inner && !term.belief;
+    }
+    one_pass_ = one_pass_ && token_terms <= 1;
+    ratios_needed_ = o_.lazy.has_value();
+    for (const LossTerm& term : o_.terms) ratios_needed_ |= term.channel == Channel::token && has_ratio(term.surrogate);
+    if (ratios_needed_) old_per_loop_ = per_loop(batch_.old_logprobs, predictions, "oldLogprobs", true);
+    lazy_per_loop_ = per_loop(batch_.lazy_logprobs, predictions, "lazyLogprobs", true);
+    reference_per_loop_ =
+        per_loop(batch_.reference_logprobs, predictions, "referenceLogprobs", o_.beta_loops != LoopSet::last || teacher_belief());
+    auto fits = [&](size_t size, int64_t expected, const char* name) {
+      if (size != 0 && int64_t(size) != expected)
+        throw Error("INVALID_SHAPE", "loss",
+                    std::string(name) + " holds " + std::to_string(size) + " values, expected " + std::to_string(expected));
+    };
+    fits(batch_.exits.size(), predictions, "exits");
+    fits(batch_.segments.size(), predictions, "segments");
+    fits(batch_.mask.size(), predictions, "mask");
+    fits(batch_.reference_entropy.size(), predictions, "referenceEntropy");
+    fits(batch_.reference_exit_pdf.size(), predictions * loops_, "referenceExitPdf");
   }
 
   LossMetrics run() {
@@ -37,8 +68,9 @@ class LossPass {
                         o_.share_prompts, true, false};
     for (size_t begin = 0; begin < batch_.sequences.count();) {
       PackedBatch packed = pack(batch_.sequences, begin, options);
-      if (!packed.rows.empty()) micro_batch(packed);
       begin = packed.end;
+      if (!batch_.mask.empty()) std::erase_if(packed.rows, [&](const PredictionRow& row) { return batch_.mask[at(row)] == 0; });
+      if (!packed.rows.empty()) micro_batch(packed);
     }
     return totals_.means();
   }
@@ -68,6 +100,16 @@ class LossPass {
       }
       return m;
     }
+    void add(const LoopLossSums& sums) {
+      m.loss += sums.loss;
+      m.policy_loss += sums.policy_loss;
+      m.kl += sums.kl;
+      m.ratio += sums.ratio;
+      m.clip_low += sums.clipped_low;
+      m.clip_high += sums.clipped_high;
+      kl_rows += sums.kl_rows;
+      rows += sums.rows;
+    }
   };
 
   void check() const {
@@ -76,16 +118,61 @@ class LossPass {
     auto require = [](bool ok, const char* what) {
       if (!ok) throw Error("INVALID_ARGUMENT", "loss", what);
     };
-    require(batch_.advantages.size() == s.count() && batch_.norms.size() == s.count(),
-            "a batch needs one advantage and one normaliser per sequence");
+    require(!o_.terms.empty(), "an objective needs at least one term");
+    require(batch_.norms.size() == s.count(), "a batch needs one normaliser per sequence");
+    for (const LossTerm& term : o_.terms) {
+      require(term.norms.size() == s.count(), "a term needs one normaliser per sequence");
+      require(term.advantages.size() == s.count() || term.advantages.size() == s.count() * size_t(loops_),
+              "a term needs one advantage per sequence, or one per sequence and loop");
+      require(!attached(term) || (term.surrogate == Surrogate::reinforce && term.credit.temperature == 1),
+              "attached exit-pdf weights are defined for the reinforce surrogate at temperature 1: use detach: true otherwise");
+      require(term.channel == Channel::token || term.surrogate == Surrogate::reinforce,
+              "the exit channel knows the reinforce surrogate alone");
+      require(term.channel == Channel::token || term.draws > 0 || !batch_.exits.empty(),
+              "an exit term needs the batch's exits, or draws of its own");
+      require(!term.belief || term.belief->base != BeliefBase::teacher ||
+                  (!batch_.reference_logprobs.empty() && !batch_.reference_exit_pdf.empty() && !batch_.reference_entropy.empty()),
+              "a belief with base teacher needs the reference's logprobs, entropy and exit distribution");
+      require(term.surrogate != Surrogate::k15 || (term.advantages.size() == s.count() && !term.belief),
+              "k1.5 compares whole sequences: one advantage per sequence and no belief");
+      require(term.credit.loop >= 0 && term.credit.loop <= loops_, "one-hot credit names a loop that does not run");
+    }
     require(o_.beta == 0 || !batch_.reference_logprobs.empty(), "beta > 0 needs referenceLogprobs");
-    require(o_.detach_weights || o_.weights != LoopCredit::exit_pdf || o_.surrogate == LOOP_REINFORCE,
-            "attached exit-pdf weights are defined for the reinforce surrogate: use detachWeights: true with ppo or cispo");
+    require(!o_.lazy || o_.lazy->norms.size() == s.count(), "LLDS needs one normaliser per sequence");
   }
 
-  bool per_loop(const std::vector<double>& values, int64_t predictions, const char* name) const {
+  static bool attached(const LossTerm& term) {
+    return term.channel == Channel::token && term.credit.kind == LoopCredit::exit_pdf && !term.credit.detach;
+  }
+  bool teacher_belief() const {
+    return std::any_of(o_.terms.begin(), o_.terms.end(),
+                       [](const LossTerm& t) { return t.belief && t.belief->base == BeliefBase::teacher; });
+  }
+  int one_hot(const Credit& credit) const { return credit.loop > 0 ? credit.loop - 1 : loops_ - 1; }
+  bool weighs(const Credit& credit, int t) const { return credit.kind != LoopCredit::one_hot || one_hot(credit) == t; }
+  const LossTerm* first_token_term() const {
+    for (const LossTerm& term : o_.terms)
+      if (term.channel == Channel::token) return &term;
+    return nullptr;
+  }
+  bool in_set(LoopSet set, int t) const {
+    if (set == LoopSet::last) return t + 1 == loops_;
+    const LossTerm* term = first_token_term();
+    return set == LoopSet::uniform || !term || weighs(term->credit, t);
+  }
+  // Whether the head must run at loop t.
+  bool scores(int t) const {
+    if (o_.beta != 0 && in_set(o_.beta_loops, t)) return true;
+    if (o_.lazy && in_set(o_.lazy->loops, t)) return true;
+    if (o_.token_entropy != 0 && in_set(LoopSet::credit, t)) return true;
+    return std::any_of(o_.terms.begin(), o_.terms.end(), [&](const LossTerm& term) {
+      return term.belief.has_value() || (term.channel == Channel::token && weighs(term.credit, t));
+    });
+  }
+
+  bool per_loop(const std::vector<double>& values, int64_t predictions, const char* name, bool every_scored_loop) const {
     if (values.empty() || int64_t(values.size()) == predictions) {
-      if (!values.empty() && scored_.size() > 1 && &values == &batch_.old_logprobs && o_.surrogate != LOOP_REINFORCE)
+      if (!values.empty() && every_scored_loop && scored_.size() > 1)
         throw Error("INVALID_SHAPE", "loss",
                     std::string(name) + " needs loops × (len-1) values per sequence when several loops are weighted");
       return false;
@@ -95,138 +182,397 @@ class LossPass {
                 std::string(name) + " holds " + std::to_string(values.size()) + " values: expected len-1 per sequence (" +
                     std::to_string(predictions) + " in all) or loops × (len-1)");
   }
+  size_t at(const PredictionRow& row) const { return size_t(prediction_offsets_[size_t(row.sequence)] + row.position); }
   double given(const std::vector<double>& values, bool by_loop, const PredictionRow& row, int t) const {
     const size_t i = size_t(row.sequence);
     const int64_t width = batch_.sequences.length(i) - 1, base = prediction_offsets_[i];
     return values[size_t(by_loop ? base * loops_ + t * width + row.position : base + row.position)];
   }
 
-  double weight(const ExitTable& exits, int t, size_t r) const {
-    switch (o_.weights) {
-      case LoopCredit::exit_pdf:
-        return exits.pdf[size_t(t) * size_t(exits.rows) + r];
-      case LoopCredit::uniform:
-        return 1.0 / loops_;
-      case LoopCredit::last:
-        return t + 1 == loops_ ? 1 : 0;
-      case LoopCredit::progressive:
-        break;
+  // What one micro-batch knows.
+  struct Micro {
+    const PackedBatch& packed;
+    const ExitTable& exits;
+    size_t R() const { return packed.rows.size(); }
+    RowTable logprobs, entropies;  // [K·R]
+    std::vector<int32_t> sequence_of_row() const {
+      std::vector<int32_t> ids;
+      for (const PredictionRow& row : packed.rows) ids.push_back(int32_t(size_t(row.sequence) - packed.begin));
+      return ids;
     }
+  };
+
+  // w of the scored loops. Σ over all loops is 1; a loop that is not scored has no weight.
+  RowTable weights(const Micro& m, const Credit& credit) const {
+    const size_t R = m.R();
+    RowTable w(scored_.size() * R, 0.0);
     double sum = 0;
-    for (int s = 1; s <= loops_; s++) sum += std::pow(double(s), o_.alpha);
-    return std::pow(double(t + 1), o_.alpha) / sum;
+    for (int s = 1; s <= loops_; s++) sum += std::pow(double(s), credit.alpha);
+    for (size_t k = 0; k < scored_.size(); k++) {
+      const int t = scored_[k];
+      const double fixed = credit.kind == LoopCredit::uniform       ? 1.0 / loops_
+                           : credit.kind == LoopCredit::progressive ? std::pow(double(t + 1), credit.alpha) / sum
+                                                                    : double(weighs(credit, t));
+      for (size_t r = 0; r < R; r++) w[k * R + r] = credit.kind == LoopCredit::exit_pdf ? m.exits.pdf[size_t(t) * R + r] : fixed;
+    }
+    if (credit.kind == LoopCredit::exit_pdf && credit.temperature != 1)
+      for (size_t r = 0; r < R; r++) {
+        double largest = -std::numeric_limits<double>::infinity(), total = 0;
+        auto log_p = [&](size_t t) { return m.exits.log_pdf[t * R + r] / credit.temperature; };
+        for (size_t t = 0; t < size_t(loops_); t++) largest = std::max(largest, log_p(t));
+        for (size_t t = 0; t < size_t(loops_); t++) total += std::exp(log_p(t) - largest);
+        for (size_t k = 0; k < scored_.size(); k++) w[k * R + r] = std::exp(log_p(size_t(scored_[k])) - largest) / total;
+      }
+    return w;
+  }
+  RowTable set_weights(const Micro& m, LoopSet set) const {
+    if (set == LoopSet::uniform) return weights(m, {LoopCredit::uniform});
+    const LossTerm* term = first_token_term();
+    return weights(m, set == LoopSet::credit && term ? term->credit : Credit{LoopCredit::one_hot});
   }
 
-  // The row arrays of the objective for the scored loops, loop by loop, and their device copies.
-  struct Rows {
-    std::vector<double> scale, advantage, old, reference, kl_scale;
-  };
-  Rows build_rows(const PackedBatch& packed, const ExitTable& exits) {
-    Rows out;
-    for (int t : scored_) {
-      const double progressive = weight(exits, t, 0);
-      for (size_t r = 0; r < packed.rows.size(); r++) {
-        const PredictionRow& row = packed.rows[r];
-        const double n = batch_.norms[size_t(row.sequence)],
-                     w = o_.weights == LoopCredit::exit_pdf ? weight(exits, t, r) : progressive;
-        totals_.weight[size_t(t)] += w;
-        out.scale.push_back(n * w);
-        out.advantage.push_back(batch_.advantages[size_t(row.sequence)]);
-        if (o_.surrogate != LOOP_REINFORCE && !batch_.old_logprobs.empty())
-          out.old.push_back(given(batch_.old_logprobs, old_per_loop_, row, t));
-        if (o_.beta != 0) {
-          const bool last = t + 1 == loops_;
-          out.reference.push_back(last ? given(batch_.reference_logprobs, reference_per_loop_, row, t) : 0);
-          out.kl_scale.push_back(last ? o_.beta * n : 0);
-        }
+  // ℓ - ℓ_old at the scored loops; empty without old log-probabilities (every ratio is 1).
+  RowTable log_ratios(const Micro& m, const std::vector<double>& old, bool by_loop) const {
+    RowTable rho;
+    if (old.empty()) return rho;
+    for (size_t k = 0; k < scored_.size(); k++)
+      for (size_t r = 0; r < m.R(); r++)
+        rho.push_back(m.logprobs[k * m.R() + r] - given(old, by_loop, m.packed.rows[r], scored_[k]));
+    return rho;
+  }
+
+  // Σ_t w_t ρ_t of each token.
+  std::vector<double> weighted_sum(const Micro& m, const RowTable& w, const RowTable& rho) const {
+    std::vector<double> sum(m.R(), 0.0);
+    for (size_t i = 0; i < rho.size(); i++) sum[i % m.R()] += w[i] * rho[i];
+    return sum;
+  }
+
+  double advantage(const LossTerm& term, const PredictionRow& row, int t) const {
+    const size_t i = size_t(row.sequence);
+    return term.advantages.size() == batch_.sequences.count() ? term.advantages[i]
+                                                              : term.advantages[i * size_t(loops_) + size_t(t)];
+  }
+
+  // The belief's returns of a token, G_1..G_T; every loop is scored then.
+  std::vector<double> returns(const Micro& m, const LossTerm& term, size_t r) const {
+    const PredictionRow& row = m.packed.rows[r];
+    BeliefRewards rewards = *term.belief;
+    std::vector<double> log_belief{-std::log(double(model_.config.vocabulary))};  // before any loop: no token is likelier
+    for (size_t t = 0; t < size_t(loops_); t++) log_belief.push_back(m.logprobs[t * m.R() + r]);
+    double reference_log = 0;
+    int reference_loop = loops_;
+    if (rewards.base == BeliefBase::teacher) {
+      double cdf = 0;
+      for (int t = loops_ - 2; t >= 0; t--) {
+        cdf = 0;
+        for (int s = 0; s <= t; s++) cdf += given(batch_.reference_exit_pdf, true, row, s);
+        if (cdf >= term.reference_threshold) reference_loop = t + 1;
       }
+      reference_log = given(batch_.reference_logprobs, true, row, reference_loop - 1);
+      const double share = batch_.reference_entropy[at(row)] / std::log(double(model_.config.vocabulary));
+      rewards.cost *= 1 + term.cost_scale * (1 - std::clamp(share, 0.0, 1.0));
+    }
+    return belief_returns(rewards, log_belief, reference_log, reference_loop);
+  }
+  static void normalise(BeliefNorm norm, std::vector<double>& x) {
+    if (norm == BeliefNorm::none) return;
+    const std::vector<int32_t> one(x.size(), 0);
+    const double mean = segment_reduce(Reduce::mean, x, one, 1)[0], deviation = segment_reduce(Reduce::deviation, x, one, 1)[0];
+    for (double& v : x) {
+      v = (v - mean) / (deviation + STD_EPSILON);
+      if (norm == BeliefNorm::gain) v = std::max(0.0, v);
+    }
+  }
+
+  // The row arrays of a token term.
+  struct Rows {
+    RowTable scale, advantage, old, reference, kl_scale, entropy_scale;
+  };
+  Rows term_rows(const Micro& m, const LossTerm& term, const RowTable& w) const {
+    const size_t R = m.R();
+    Rows out;
+    for (size_t k = 0; k < scored_.size(); k++)
+      for (size_t r = 0; r < R; r++) {
+        out.scale.push_back(term.norms[size_t(m.packed.rows[r].sequence)] * w[k * R + r]);
+        out.advantage.push_back(advantage(term, m.packed.rows[r], scored_[k]));
+      }
+    if (term.belief)
+      for (size_t r = 0; r < R; r++) {
+        std::vector<double> g = returns(m, term, r);
+        normalise(term.belief_norm, g);
+        for (size_t t = 0; t < g.size(); t++) out.advantage[t * R + r] += term.belief_scale * g[t];
+      }
+    if (!has_ratio(term.surrogate) || batch_.old_logprobs.empty()) return out;
+    if (term.surrogate != Surrogate::gspo && term.surrogate != Surrogate::k15 && !term.inner) {
+      for (int t : scored_)
+        for (const PredictionRow& row : m.packed.rows) out.old.push_back(given(batch_.old_logprobs, old_per_loop_, row, t));
+      return out;
+    }
+    // One ratio for several rows: an "old" value that gives each of them that ratio.
+    std::vector<double> shared = weighted_sum(m, w, log_ratios(m, batch_.old_logprobs, old_per_loop_));
+    if (!term.inner) {
+      const std::vector<int32_t> ids = m.sequence_of_row();
+      const std::vector<double> of_sequence = segment_reduce(term.surrogate == Surrogate::gspo ? Reduce::mean : Reduce::sum,
+                                                             shared, ids, int64_t(m.packed.end - m.packed.begin));
+      for (size_t r = 0; r < R; r++) shared[r] = of_sequence[size_t(ids[r])];
+    }
+    for (size_t i = 0; i < out.scale.size(); i++) {
+      if (term.surrogate == Surrogate::k15) out.advantage[i] -= term.tau * shared[i % R];
+      else out.old.push_back(m.logprobs[i] - shared[i % R]);
     }
     return out;
   }
-  LoopLoss row_loss(const Rows& rows) {
+  void add_regularisers(const Micro& m, Rows& rows) const {
+    const size_t R = m.R();
+    if (o_.beta != 0) {
+      const RowTable v = set_weights(m, o_.beta_loops);
+      for (size_t k = 0; k < scored_.size(); k++)
+        for (size_t r = 0; r < R; r++) {
+          const PredictionRow& row = m.packed.rows[r];
+          const double scale = o_.beta * batch_.norms[size_t(row.sequence)] * v[k * R + r];
+          rows.kl_scale.push_back(scale);
+          rows.reference.push_back(scale != 0 ? given(batch_.reference_logprobs, reference_per_loop_, row, scored_[k]) : 0);
+        }
+    }
+    if (o_.token_entropy != 0) {
+      const RowTable v = set_weights(m, LoopSet::credit);
+      for (size_t i = 0; i < v.size(); i++)
+        rows.entropy_scale.push_back(o_.token_entropy * batch_.norms[size_t(m.packed.rows[i % R].sequence)] * v[i]);
+    }
+  }
+  LoopLoss row_loss(LoopSurrogate surrogate, const LossTerm* term, const Rows& rows) {
     LoopLoss loss{};
-    loss.surrogate = o_.surrogate;
-    loss.epsilon_low = o_.epsilon_low;
-    loss.epsilon_high = o_.epsilon_high;
-    loss.dual_clip = o_.dual_clip;
-    loss.cap = o_.cap;
+    loss.surrogate = surrogate;
+    if (term) {
+      loss.epsilon_low = term->epsilon_low;
+      loss.epsilon_high = term->epsilon_high;
+      loss.dual_clip = term->dual_clip;
+      loss.cap = term->cap;
+    }
     loss.scale = device_reals(model_, "loss.scale", rows.scale);
     loss.advantage = device_reals(model_, "loss.advantage", rows.advantage);
     loss.old_logprob = device_reals(model_, "loss.old", rows.old);
     loss.reference_logprob = device_reals(model_, "loss.reference", rows.reference);
     loss.kl_scale = device_reals(model_, "loss.kl_scale", rows.kl_scale);
+    loss.entropy_scale = device_reals(model_, "loss.entropy_scale", rows.entropy_scale);
     return loss;
+  }
+  static LoopSurrogate row_surrogate(const LossTerm& term) {
+    if (term.surrogate == Surrogate::cispo) return LOOP_CISPO;
+    return term.surrogate == Surrogate::ppo || term.surrogate == Surrogate::gspo ? LOOP_PPO : LOOP_REINFORCE;
   }
 
   void micro_batch(const PackedBatch& packed) {
     Workspace& w = model_.workspace();
     const size_t real = loop_dtype_size(model_.real());
-    const int64_t D = model_.config.hidden, N = packed.tokens(), R = int64_t(packed.rows.size());
+    const int64_t D = model_.config.hidden, N = packed.tokens();
+    const size_t R = packed.rows.size();
     Stack stack(model_.device, model_.dt, model_.config, model_.weights(), w, model_.rope_table(packed.max_position + 1),
                 upload(packed, w), loops_, keep_for(o_.recompute));
     stack.forward_tokens();
-    ExitTable exits = exit_table(model_, stack, packed, loops_);
+    const ExitTable exits = exit_table(model_, stack, packed, loops_);
+    Micro m{packed, exits, {}, {}};
+    const size_t hidden_bytes = size_t(loops_ * N * D) * real;
+    Buffer& d_hidden = w.get("loss.d_hidden", hidden_bytes);
+    d_hidden.zero(hidden_bytes);
 
-    Rows rows = build_rows(packed, exits);
-    LoopLoss loss = row_loss(rows);
-    const HeadRows head = head_rows(model_, stack, packed, scored_, o_.temperature);
-    Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
-           &entropies = w.get("loss.entropies", size_t(head.rows) * real);
-    Buffer& d_hidden = w.get("loss.d_hidden", size_t(loops_ * N * D) * real);
-    d_hidden.zero(size_t(loops_ * N * D) * real);
-    head_backward(model_, head, loss, logprobs.as<>(), entropies.as<>(), d_hidden.as<>());
-    std::vector<double> values = download_reals(logprobs, model_.dt, size_t(head.rows));
-
-    LoopLossSums sums{};
-    model_.device->run(&LoopBackend::policy_gradient, "policy gradient", model_.dt, head.rows,
-                       static_cast<const void*>(logprobs.as<>()), static_cast<const LoopLoss*>(&loss),
-                       static_cast<void*>(nullptr), &sums);
-    count(packed, exits, sums, values, download_reals(entropies, model_.dt, size_t(R), size_t(head.rows - R)));
-    if ((o_.weights == LoopCredit::exit_pdf && !o_.detach_weights) || o_.exit_entropy != 0) {
-      exit_backward(model_, stack, packed, exits, d_pdf(packed, exits, values), d_hidden.as<>());
+    std::vector<double> d_pdf(exits.pdf.size(), 0.0);
+    if (!scored_.empty()) {
+      const HeadRows head = head_rows(model_, stack, packed, scored_, o_.temperature);
+      Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
+             &entropies = w.get("loss.entropies", size_t(head.rows) * real);
+      auto download = [&] {
+        m.logprobs = download_reals(logprobs, model_.dt, size_t(head.rows));
+        m.entropies = download_reals(entropies, model_.dt, size_t(head.rows));
+      };
+      Rows rows;
+      if (one_pass_) {
+        const LossTerm* term = first_token_term();
+        if (term) {
+          const RowTable credit = weights(m, term->credit);
+          count_weights(credit, R);
+          rows = term_rows(m, *term, credit);
+        } else {
+          rows.scale.assign(size_t(head.rows), 0.0);
+        }
+        add_regularisers(m, rows);
+        const LoopLoss loss = row_loss(term ? row_surrogate(*term) : LOOP_GIVEN, term, rows);
+        head_backward(model_, head, loss, logprobs.as<>(), entropies.as<>(), d_hidden.as<>());
+        download();
+        totals_.add(reduce(logprobs, head.rows, loss, nullptr));
+        if (term && attached(*term)) add_weight_gradient(m, *term, rows.advantage, d_pdf);
+      } else {
+        head_forward(model_, head, logprobs.as<>(), entropies.as<>());
+        download();
+        rows.scale = coefficients(m, logprobs, d_pdf);
+        Rows regularisers;
+        regularisers.scale.assign(rows.scale.size(), 0.0);
+        add_regularisers(m, regularisers);
+        totals_.add(reduce(logprobs, head.rows, row_loss(LOOP_GIVEN, nullptr, regularisers), nullptr));
+        rows.reference = std::move(regularisers.reference);
+        rows.kl_scale = std::move(regularisers.kl_scale);
+        rows.entropy_scale = std::move(regularisers.entropy_scale);
+        head_backward(model_, head, row_loss(LOOP_GIVEN, nullptr, rows), nullptr, nullptr, d_hidden.as<>());
+      }
+      for (size_t i = 0; i < rows.entropy_scale.size(); i++) totals_.m.loss -= rows.entropy_scale[i] * m.entropies[i];
     }
+    bool exits_trained = o_.exit_entropy != 0;
+    for (const LossTerm& term : o_.terms) {
+      exits_trained |= attached(term) || term.channel == Channel::exit;
+      if (term.channel == Channel::exit) add_exit_term(m, term, d_pdf);
+    }
+    for (size_t i = 0; o_.exit_entropy != 0 && i < d_pdf.size(); i++)
+      d_pdf[i] += o_.exit_entropy * batch_.norms[size_t(packed.rows[i % R].sequence)] * (exits.log_pdf[i] + 1);
+    count(m);
+    if (exits_trained) exit_backward(model_, stack, packed, exits, d_pdf, d_hidden.as<>());
     stack.backward(model_.gradients(), d_hidden.as<>());
   }
 
-  // ∂L/∂p_t = -n A ℓ_t (attached weights) + exit_entropy · n (log p_t + 1).
-  std::vector<double> d_pdf(const PackedBatch& packed, const ExitTable& exits, const std::vector<double>& logprobs) const {
-    const bool attached = o_.weights == LoopCredit::exit_pdf && !o_.detach_weights;
-    std::vector<double> d(exits.pdf.size(), 0.0);
-    for (size_t i = 0; i < d.size(); i++) {
-      const size_t sequence = size_t(packed.rows[i % packed.rows.size()].sequence);
-      const double n = batch_.norms[sequence];
-      if (attached) d[i] -= n * batch_.advantages[sequence] * logprobs[i];
-      d[i] += o_.exit_entropy * n * (exits.log_pdf[i] + 1);
-    }
-    return d;
+  LoopLossSums reduce(const Buffer& logprobs, int64_t rows, const LoopLoss& loss, void* coefficients) {
+    LoopLossSums sums{};
+    model_.device->run(&LoopBackend::policy_gradient, "policy gradient", model_.dt, rows,
+                       static_cast<const void*>(logprobs.as<>()), static_cast<const LoopLoss*>(&loss), coefficients, &sums);
+    return sums;
   }
 
-  void count(const PackedBatch& packed, const ExitTable& exits, const LoopLossSums& sums, const std::vector<double>& logprobs,
-             const std::vector<double>& last_entropies) {
-    LossMetrics& m = totals_.m;
-    const size_t R = packed.rows.size();
-    m.loss += sums.loss;
-    m.policy_loss += sums.policy_loss;
-    m.kl += sums.kl;
-    m.ratio += sums.ratio;
-    m.clip_low += sums.clipped_low;
-    m.clip_high += sums.clipped_high;
-    totals_.kl_rows += sums.kl_rows;
-    totals_.rows += sums.rows;
-    m.response_tokens += double(R);
-    for (double e : last_entropies) m.entropy += e;
-    totals_.entropy_rows += double(last_entropies.size());
+  // ∂L/∂ℓ of all token terms and of LLDS, from known log-probabilities.
+  RowTable coefficients(const Micro& m, const Buffer& logprobs, std::vector<double>& d_pdf) {
+    const size_t rows = m.logprobs.size();
+    RowTable total(rows, 0.0);
+    Buffer& one = model_.workspace().get("loss.coefficients", rows * loop_dtype_size(model_.real()));
+    for (const LossTerm& term : o_.terms) {
+      if (term.channel != Channel::token) continue;
+      const RowTable w = weights(m, term.credit);
+      if (&term == first_token_term()) count_weights(w, m.R());
+      const Rows values = term_rows(m, term, w);
+      LoopLossSums sums = reduce(logprobs, int64_t(rows), row_loss(row_surrogate(term), &term, values), one.as<>());
+      if (term.surrogate == Surrogate::k15) sums.loss = sums.policy_loss = k15_loss(m, term, w);
+      totals_.add(sums);
+      const std::vector<double> c = download_reals(one, model_.dt, rows);
+      for (size_t i = 0; i < rows; i++) total[i] += c[i];
+      if (attached(term)) add_weight_gradient(m, term, values.advantage, d_pdf);
+    }
+    if (o_.lazy) add_lazy(m, total);
+    return total;
+  }
+
+  // -n (A S - τ/2 S²) per sequence, S = Σ_jt w ρ.
+  double k15_loss(const Micro& m, const LossTerm& term, const RowTable& w) const {
+    if (batch_.old_logprobs.empty()) return 0;
+    const std::vector<int32_t> ids = m.sequence_of_row();
+    const std::vector<double> sums =
+        segment_reduce(Reduce::sum, weighted_sum(m, w, log_ratios(m, batch_.old_logprobs, old_per_loop_)), ids,
+                       int64_t(m.packed.end - m.packed.begin));
+    double loss = 0;
+    for (size_t i = m.packed.begin; i < m.packed.end; i++) {
+      const double s = sums[i - m.packed.begin];
+      loss -= term.norms[i] * (term.advantages[i] * s - term.tau / 2 * s * s);
+    }
+    return loss;
+  }
+
+  // λ Σ v max(0, -ρ) over the segments whose Σ ρ is negative.
+  void add_lazy(const Micro& m, RowTable& c) {
+    const LazyLikelihood& lazy = *o_.lazy;
+    const bool own = !batch_.lazy_logprobs.empty();
+    const RowTable rho = log_ratios(m, own ? batch_.lazy_logprobs : batch_.old_logprobs, own ? lazy_per_loop_ : old_per_loop_);
+    if (rho.empty()) return;
+    const size_t R = m.R();
+    const RowTable v = set_weights(m, lazy.loops);
+    // Segments of rows: the sequence, or a run of equal action ids in it.
+    std::vector<int32_t> ids = m.sequence_of_row();
+    if (lazy.gate == LazyLikelihood::Gate::segment && !batch_.segments.empty()) {
+      int32_t next = -1;
+      for (size_t r = 0; r < R; r++) {
+        const bool same = r > 0 && m.packed.rows[r].sequence == m.packed.rows[r - 1].sequence &&
+                          batch_.segments[at(m.packed.rows[r])] == batch_.segments[at(m.packed.rows[r - 1])];
+        ids[r] = same ? next : ++next;
+      }
+    }
+    const std::vector<double> of_token = weighted_sum(m, v, rho),
+                              of_segment = segment_reduce(Reduce::sum, of_token, ids, int64_t(R));
     for (size_t k = 0; k < scored_.size(); k++) {
-      for (size_t r = 0; r < R; r++) totals_.logprob[size_t(scored_[k])] += logprobs[k * R + r];
+      const std::vector<double> at_loop(rho.begin() + ptrdiff_t(k * R), rho.begin() + ptrdiff_t((k + 1) * R));
+      const std::vector<double> of_loop = segment_reduce(Reduce::sum, at_loop, ids, int64_t(R));
+      for (size_t r = 0; r < R; r++) {
+        const double total = lazy.gate == LazyLikelihood::Gate::token  ? -1
+                             : lazy.gate == LazyLikelihood::Gate::loop ? of_loop[size_t(ids[r])]
+                                                                       : of_segment[size_t(ids[r])];
+        const double x = rho[k * R + r], scale = lazy.norms[size_t(m.packed.rows[r].sequence)] * v[k * R + r];
+        if (total >= 0 || x >= 0) continue;
+        c[k * R + r] -= scale;
+        totals_.m.lazy_loss -= scale * x;
+        totals_.m.loss -= scale * x;
+      }
+    }
+  }
+
+  // ∂L/∂p_t = -n A ℓ_t of attached weights.
+  void add_weight_gradient(const Micro& m, const LossTerm& term, const RowTable& advantages, std::vector<double>& d_pdf) const {
+    for (size_t i = 0; i < m.logprobs.size(); i++) {
+      const size_t r = i % m.R();
+      d_pdf[size_t(scored_[i / m.R()]) * m.R() + r] -=
+          term.norms[size_t(m.packed.rows[r].sequence)] * advantages[i] * m.logprobs[i];
+    }
+  }
+
+  // -n mean_g A_g log p_{t_g} over the exits of each token: the batch's, or draws from p.
+  void add_exit_term(const Micro& m, const LossTerm& term, std::vector<double>& d_pdf) {
+    const size_t R = m.R();
+    for (size_t r = 0; r < R; r++) {
+      const PredictionRow& row = m.packed.rows[r];
+      std::vector<int> exits;
+      if (!batch_.exits.empty()) exits.push_back(std::clamp(int(batch_.exits[at(row)]), 0, loops_ - 1));
+      for (int g = 0; batch_.exits.empty() && g < term.draws; g++) exits.push_back(draw_exit(m, term, r, g));
+      std::vector<double> advantages;
+      if (term.belief) {
+        const std::vector<double> g = returns(m, term, r);
+        for (int t : exits) advantages.push_back(g[size_t(t)]);
+        if (exits.size() > 1) normalise(BeliefNorm::loops, advantages);
+      }
+      for (size_t g = 0; g < exits.size(); g++) {
+        const size_t i = size_t(exits[g]) * R + r;
+        const double a = advantage(term, row, exits[g]) + (term.belief ? term.belief_scale * advantages[g] : 0);
+        const double c = -term.norms[size_t(row.sequence)] * a / double(exits.size());
+        totals_.m.loss += c * m.exits.log_pdf[i];
+        totals_.m.policy_loss += c * m.exits.log_pdf[i];
+        d_pdf[i] += c / std::max(m.exits.pdf[i], 1e-30);
+      }
+    }
+  }
+  int draw_exit(const Micro& m, const LossTerm& term, size_t r, int g) const {
+    const PredictionRow& row = m.packed.rows[r];
+    const double u = uniform(term.seed, uint32_t(row.sequence), uint32_t(row.position), EXIT_STREAM + uint32_t(g));
+    double cdf = 0;
+    for (int t = 0; t + 1 < loops_; t++) {
+      cdf += m.exits.pdf[size_t(t) * m.R() + r];
+      if (u < cdf) return t;
+    }
+    return loops_ - 1;
+  }
+
+  void count_weights(const RowTable& w, size_t R) {
+    for (size_t i = 0; i < w.size(); i++) totals_.weight[size_t(scored_[i / R])] += w[i];
+  }
+  void count(const Micro& m) {
+    LossMetrics& sums = totals_.m;
+    const size_t R = m.R();
+    sums.response_tokens += double(R);
+    for (size_t k = 0; k < scored_.size(); k++) {
+      for (size_t r = 0; r < R; r++) totals_.logprob[size_t(scored_[k])] += m.logprobs[k * R + r];
       totals_.scored[size_t(scored_[k])] += double(R);
     }
+    for (size_t i = m.entropies.size() - std::min(R, m.entropies.size()); i < m.entropies.size(); i++)
+      sums.entropy += m.entropies[i];
+    totals_.entropy_rows += m.entropies.empty() ? 0 : double(R);
     for (size_t t = 0; t < size_t(loops_); t++)
       for (size_t r = 0; r < R; r++) {
-        const double p = exits.pdf[t * R + r], log_p = exits.log_pdf[t * R + r], h = p > 0 ? -p * log_p : 0;
+        const double p = m.exits.pdf[t * R + r], log_p = m.exits.log_pdf[t * R + r], h = p > 0 ? -p * log_p : 0;
         totals_.exit[t] += p;
-        m.exit_loop += double(t + 1) * p;
-        m.exit_entropy += h;
-        m.loss -= o_.exit_entropy * batch_.norms[size_t(packed.rows[r].sequence)] * h;
+        sums.exit_loop += double(t + 1) * p;
+        sums.exit_entropy += h;
+        sums.loss -= o_.exit_entropy * batch_.norms[size_t(m.packed.rows[r].sequence)] * h;
       }
   }
 
@@ -235,155 +581,16 @@ class LossPass {
   const Objective& o_;
   const int loops_;
   Totals totals_;
-  std::vector<int> scored_;
+  std::vector<int> scored_;  // loops whose log-probabilities are needed
   std::vector<int64_t> prediction_offsets_;
-  bool old_per_loop_ = false, reference_per_loop_ = false;
+  bool one_pass_ = true;  // every coefficient follows from the row's own log-probability
+  bool ratios_needed_ = false, old_per_loop_ = false, lazy_per_loop_ = false, reference_per_loop_ = false;
 };
 
 }  // namespace
 
 LossMetrics accumulate_loss(Model& model, const LossBatch& batch, const Objective& objective) {
   return LossPass(model, batch, objective).run();
-}
-
-// One micro-batch of score or backward: its stack, and where its rows go in the concatenated results.
-namespace {
-
-struct Rectangle {  // per sequence: offsets of its loops × (len-1) and loops × len blocks
-  std::vector<int64_t> predictions, tokens;
-  int64_t prediction_count = 0, token_count = 0;
-  Rectangle(const Sequences& s, int prediction_loops, int token_loops) {
-    for (size_t i = 0; i < s.count(); i++) {
-      predictions.push_back(prediction_count);
-      tokens.push_back(token_count);
-      prediction_count += prediction_loops * (s.length(i) - 1);
-      token_count += token_loops * s.length(i);
-    }
-  }
-};
-
-void place_scores(const Sequences& s, const PackedBatch& packed, const Rectangle& at, int rows_per,
-                  const std::vector<double>& from, std::vector<double>& to) {
-  const size_t R = packed.rows.size();
-  for (int k = 0; k < rows_per; k++)
-    for (size_t r = 0; r < R; r++) {
-      const PredictionRow& row = packed.rows[r];
-      const size_t i = size_t(row.sequence);
-      to[size_t(at.predictions[i] + k * (s.length(i) - 1) + row.position)] = from[size_t(k) * R + r];
-    }
-}
-
-void place_gates(const Sequences& s, const PackedBatch& packed, const Rectangle& at, int loops, const std::vector<double>& from,
-                 std::vector<double>& to) {
-  for (size_t i = packed.begin; i < packed.end; i++)
-    for (int t = 0; t < loops; t++)
-      for (int64_t j = 0; j < s.length(i); j++)
-        to[size_t(at.tokens[i] + t * s.length(i) + j)] =
-            from[size_t(t * packed.tokens() + packed.first_token[i - packed.begin] + j)];
-}
-
-struct Pass {
-  int loops;
-  std::vector<int> scored;
-  PackOptions pack;
-};
-Pass plan(const Model& model, const ScoreOptions& options) {
-  Pass p{options.loops > 0 ? options.loops : model.config.loops, {}, {}};
-  for (int t = options.last_loop ? p.loops - 1 : 0; t < p.loops; t++) p.scored.push_back(t);
-  p.pack = {default_budget(model, p.loops), false, options.responses_only, true};
-  return p;
-}
-}  // namespace
-
-Scores score(Model& model, const Sequences& sequences, const ScoreOptions& options) {
-  check_sequences(model, sequences, "score");
-  const Pass pass = plan(model, options);
-  const int K = int(pass.scored.size());
-  const Rectangle at(sequences, K, pass.loops);
-  Workspace& w = model.workspace();
-  const size_t real = loop_dtype_size(model.real());
-  Scores out;
-  out.loops = pass.loops;
-  out.logprobs.resize(size_t(at.prediction_count));
-  out.entropy.resize(size_t(at.prediction_count));
-  out.gate_logits.resize(size_t(at.token_count));
-  out.exit_pdf.resize(size_t(at.token_count));
-  for (size_t begin = 0; begin < sequences.count();) {
-    PackedBatch packed = pack(sequences, begin, pass.pack);
-    const int64_t gates = pass.loops * packed.tokens();
-    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
-                upload(packed, w), pass.loops, Stack::Keep::nothing);
-    stack.forward_tokens();
-    Buffer &gate_logits = w.get("exit.all_gates", size_t(gates) * real), &pdf = w.get("exit.pdf", size_t(gates) * real);
-    stack.gate_logits(gate_logits.as<>());
-    model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(pass.loops), packed.tokens(),
-                      static_cast<const void*>(gate_logits.as<>()), static_cast<void*>(nullptr), pdf.as<>());
-    place_gates(sequences, packed, at, pass.loops, download_reals(gate_logits, model.dt, size_t(gates)), out.gate_logits);
-    place_gates(sequences, packed, at, pass.loops, download_reals(pdf, model.dt, size_t(gates)), out.exit_pdf);
-    if (!packed.rows.empty()) {
-      HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
-      Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
-             &entropies = w.get("loss.entropies", size_t(head.rows) * real);
-      head_forward(model, head, logprobs.as<>(), entropies.as<>());
-      place_scores(sequences, packed, at, K, download_reals(logprobs, model.dt, size_t(head.rows)), out.logprobs);
-      place_scores(sequences, packed, at, K, download_reals(entropies, model.dt, size_t(head.rows)), out.entropy);
-    }
-    begin = packed.end;
-  }
-  return out;
-}
-
-void backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients,
-              const std::vector<double>& gate_coefficients, const ScoreOptions& options, Recompute recompute) {
-  check_sequences(model, sequences, "backward");
-  Pass pass = plan(model, options);
-  const Rectangle at(sequences, int(pass.scored.size()), pass.loops);
-  if (int64_t(coefficients.size()) != at.prediction_count ||
-      (!gate_coefficients.empty() && int64_t(gate_coefficients.size()) != at.token_count))
-    throw Error("INVALID_SHAPE", "backward",
-                "coefficients must hold loops × (len-1) values per sequence (" + std::to_string(at.prediction_count) +
-                    " in all, got " + std::to_string(coefficients.size()) + "), gate coefficients loops × len (" +
-                    std::to_string(at.token_count) + ")");
-  Workspace& w = model.workspace();
-  const size_t real = loop_dtype_size(model.real());
-  for (size_t begin = 0; begin < sequences.count();) {
-    PackedBatch packed = pack(sequences, begin, pass.pack);
-    const int64_t N = packed.tokens();
-    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
-                upload(packed, w), pass.loops, keep_for(recompute));
-    stack.forward_tokens();
-    const size_t hidden_bytes = size_t(pass.loops * N * model.config.hidden) * real;
-    Buffer& d_hidden = w.get("loss.d_hidden", hidden_bytes);
-    d_hidden.zero(hidden_bytes);
-    HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
-    std::vector<double> scale;
-    for (size_t k = 0; k < pass.scored.size(); k++)
-      for (auto& row : packed.rows) {
-        const size_t i = size_t(row.sequence);
-        scale.push_back(coefficients[size_t(at.predictions[i] + int64_t(k) * (sequences.length(i) - 1) + row.position)]);
-      }
-    if (head.rows > 0) {
-      Buffer& scales = w.get("loss.scale", scale.size() * real);
-      upload_reals(scales, model.dt, scale.data(), scale.size());
-      LoopLoss loss{};
-      loss.surrogate = LOOP_GIVEN;
-      loss.scale = scales.as<>();
-      head_backward(model, head, loss, nullptr, nullptr, d_hidden.as<>());
-    }
-    if (!gate_coefficients.empty()) {
-      std::vector<double> d(size_t(pass.loops * N), 0.0);
-      for (size_t i = packed.begin; i < packed.end; i++)
-        for (int t = 0; t < pass.loops; t++)
-          for (int64_t j = 0; j < sequences.length(i); j++)
-            d[size_t(t * N + packed.first_token[i - packed.begin] + j)] =
-                gate_coefficients[size_t(at.tokens[i] + t * sequences.length(i) + j)];
-      Buffer& d_gates = w.get("exit.d_gates", d.size() * real);
-      upload_reals(d_gates, model.dt, d.data(), d.size());
-      gate_backward(model, stack, pass.loops * N, d_gates.as<>(), d_hidden.as<>());
-    }
-    stack.backward(model.gradients(), d_hidden.as<>());
-    begin = packed.end;
-  }
 }
 
 }  // namespace looplm

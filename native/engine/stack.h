@@ -2,6 +2,7 @@
 // on which buffer, what is kept and what is computed again is decided here and nowhere else.
 #pragma once
 #include "batch.h"
+#include "model.h"
 
 namespace looplm {
 

@@ -138,6 +138,20 @@ export function packValues(
   return concatenate(values, name, operation)
 }
 
+/** Per-sequence arrays of integers back to back. */
+export function packIntegers(
+  values: readonly ArrayLike<number>[] | undefined,
+  name: string,
+  allowed: Parameters<typeof packValues>[2],
+  range: Range,
+  sequences: number,
+  operation: string,
+): Int32Array {
+  const packed = packValues(values, name, allowed, sequences, operation)
+  const limits = { min: -(2 ** 31), max: 2 ** 31 - 1, ...range, integer: true }
+  return Int32Array.from(packed, (value, i) => checkNumber(value, `${name} (entry ${i} of all)`, limits, operation))
+}
+
 /** One number per sequence. */
 export function packPerSequence(values: ArrayLike<number>, name: string, sequences: number, operation: string): Float64Array {
   if (values?.length !== sequences) {

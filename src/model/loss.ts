@@ -1,7 +1,19 @@
 import { call, type NativeModel, native } from '../native.js'
-import { checkLoops, checkNumber, checkTemperature, checkWord, packPerSequence, packSequences, packValues } from './checks.js'
+import {
+  checkLoops,
+  checkNumber,
+  checkTemperature,
+  checkWord,
+  packIntegers,
+  packPerSequence,
+  packSequences,
+  packValues,
+} from './checks.js'
 import type { LoopLMConfig } from './config.js'
-import type { LossBatch, LossMetrics, LossObjective } from './types.js'
+import type { LossBatch, LossMetrics, LossObjective, LossTerm } from './types.js'
+
+const loopSets = ['last', 'uniform', 'credit'] as const
+type Check = Parameters<typeof checkNumber>[2]
 
 /** Checks a batch and an objective, fills in defaults and hands them to the engine. */
 export async function accumulateLoss(
@@ -17,34 +29,71 @@ export async function accumulateLoss(
   const count = sequences.lengths.length
   const loops = checkLoops(objective.loops, operation)
   const t = loops || config.total_ut_steps
-  const logprobForms = (i: number) => [
-    { shape: 'length - 1', length: sequences.lengths[i]! - 1 },
-    { shape: 'loops × (length - 1)', length: t * (sequences.lengths[i]! - 1) },
-  ]
+  const width = (i: number) => sequences.lengths[i]! - 1
+  const once = (i: number) => [{ shape: 'length - 1', length: width(i) }]
+  const byLoop = (i: number) => [{ shape: 'loops × (length - 1)', length: t * width(i) }]
+  const either = (i: number) => [...once(i), ...byLoop(i)]
   const values = {
-    advantages: packPerSequence(batch.advantages, 'advantages', count, operation),
+    terms: batch.terms.map(({ advantages, norms }) => ({
+      advantages: packPerSequence(advantages, 'advantages', advantages?.length === count * t ? count * t : count, operation),
+      norms: packPerSequence(norms, 'norms', count, operation),
+    })),
     norms: packPerSequence(batch.norms, 'norms', count, operation),
-    oldLogprobs: packValues(batch.oldLogprobs, 'oldLogprobs', logprobForms, count, operation),
-    referenceLogprobs: packValues(batch.referenceLogprobs, 'referenceLogprobs', logprobForms, count, operation),
+    oldLogprobs: packValues(batch.oldLogprobs, 'oldLogprobs', either, count, operation),
+    referenceLogprobs: packValues(batch.referenceLogprobs, 'referenceLogprobs', either, count, operation),
+    lazyLogprobs: packValues(batch.lazyLogprobs, 'lazyLogprobs', either, count, operation),
+    lazyNorms:
+      batch.lazyNorms === undefined ? new Float64Array(0) : packPerSequence(batch.lazyNorms, 'lazyNorms', count, operation),
+    referenceEntropy: packValues(batch.referenceEntropy, 'referenceEntropy', once, count, operation),
+    referenceExitPdf: packValues(batch.referenceExitPdf, 'referenceExitPdf', byLoop, count, operation),
+    exits: packIntegers(batch.exits, 'exits', once, { min: 0, max: t - 1 }, count, operation),
+    segments: packIntegers(batch.segments, 'segments', once, {}, count, operation),
+    mask: packIntegers(batch.mask, 'mask', once, { min: 0, max: 1 }, count, operation),
   }
-  const number = (name: keyof LossObjective, fallback: number, range: Parameters<typeof checkNumber>[2]) =>
-    checkNumber(objective[name] ?? fallback, name, range, operation)
+  const number = (value: number | undefined, name: string, fallback: number, range: Check) =>
+    checkNumber(value ?? fallback, name, range, operation)
+  const lazy = objective.lazy && {
+    gate: checkWord(objective.lazy.gate, 'lazy.gate', ['token', 'segment', 'response', 'loop'], operation),
+    loops: checkWord(objective.lazy.loops, 'lazy.loops', loopSets, operation),
+  }
   const settings = {
-    weights: checkWord(objective.weights ?? 'exit-pdf', 'weights', ['exit-pdf', 'uniform', 'progressive', 'last'], operation),
-    alpha: number('alpha', 1, {}),
-    detachWeights: objective.detachWeights ?? true,
-    surrogate: checkWord(objective.surrogate ?? 'reinforce', 'surrogate', ['reinforce', 'ppo', 'cispo'], operation),
+    terms: objective.terms.map((term) => termSettings(term, operation)),
+    beta: number(objective.beta, 'beta', 0, { min: 0 }),
+    betaLoops: checkWord(objective.betaLoops ?? 'last', 'betaLoops', loopSets, operation),
+    tokenEntropy: number(objective.tokenEntropy, 'tokenEntropy', 0, {}),
+    exitEntropy: number(objective.exitEntropy, 'exitEntropy', 0, {}),
+    lazy,
+    temperature: checkTemperature(objective.temperature, operation),
+    loops,
+    recompute: checkWord(objective.recompute ?? 'none', 'recompute', ['none', 'loop', 'layer'], operation),
+    tokensPerMicroBatch: number(objective.tokensPerMicroBatch, 'tokensPerMicroBatch', 0, { min: 0, integer: true }),
+    sharePrompts: objective.sharePrompts ?? true,
+  }
+  return call(operation, (cancel) => native().modelAccumulateLoss(model, sequences, values, settings, cancel), signal)
+}
+
+function termSettings(term: LossTerm, operation: string) {
+  const number = (name: keyof LossTerm & string, fallback: number, range: Check) =>
+    checkNumber(term[name] ?? fallback, name, range, operation)
+  const { kind, temperature = 1, alpha = 1, loop = 0, detach = true } = term.credit ?? { kind: 'exit-pdf' as const }
+  return {
+    channel: checkWord(term.channel ?? 'token', 'channel', ['token', 'exit'], operation),
+    credit: {
+      kind: checkWord(kind, 'credit', ['exit-pdf', 'uniform', 'progressive', 'one-hot'], operation),
+      temperature: checkNumber(temperature, 'credit.temperature', { above: 0 }, operation),
+      alpha: checkNumber(alpha, 'alpha', {}, operation),
+      loop: checkNumber(loop, 'credit.loop', { min: 0, integer: true }, operation),
+      detach,
+    },
+    surrogate: checkWord(term.surrogate ?? 'reinforce', 'surrogate', ['reinforce', 'ppo', 'cispo', 'gspo', 'k15'], operation),
+    inner: term.inner ?? false,
     epsilonLow: number('epsilonLow', 0.2, { min: 0 }),
     epsilonHigh: number('epsilonHigh', 0.2, { min: 0 }),
     dualClip: number('dualClip', 0, { min: 0 }),
     cap: number('cap', 5, { above: 0 }),
-    beta: number('beta', 0, { min: 0 }),
-    exitEntropy: number('exitEntropy', 0, {}),
-    temperature: checkTemperature(objective.temperature, operation),
-    loops,
-    recompute: checkWord(objective.recompute ?? 'none', 'recompute', ['none', 'loop', 'layer'], operation),
-    tokensPerMicroBatch: number('tokensPerMicroBatch', 0, { min: 0, integer: true }),
-    sharePrompts: objective.sharePrompts ?? true,
+    tau: number('tau', 0, { min: 0 }),
+    belief: term.belief,
+    draws: number('draws', 0, { min: 0, integer: true }),
+    seed: number('seed', 0, { min: 0, integer: true }),
   }
-  return call(operation, (cancel) => native().modelAccumulateLoss(model, sequences, values, settings, cancel), signal)
 }

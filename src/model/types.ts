@@ -83,36 +83,77 @@ export interface BackwardOptions {
 }
 
 /**
- * Rollouts and what they earned, as the engine's loss core reads them.
+ * Sequences with everything that an objective needs to know of them, as the engine's loss core reads it. Per prediction means len-1
+ * values per sequence, by loop T × (len-1), row-major by loop.
  * @internal
  */
 export interface LossBatch {
   sequences: readonly TokenSequence[]
   /** Per sequence, tokens before the response; default 1 each (every prediction counts). */
   promptLengths?: ArrayLike<number> | undefined
-  /** One per sequence. */
-  advantages: ArrayLike<number>
-  /** One per sequence: the length normaliser n of each of its response tokens (math.md §2). */
+  /** Per term of the objective. */
+  terms: readonly {
+    /** One per sequence, or T per sequence, loop by loop. */
+    advantages: ArrayLike<number>
+    /** One per sequence: the length normaliser n of each of its response tokens (math.md §2), times the weight of the term. */
+    norms: ArrayLike<number>
+  }[]
+  /** One per sequence: the normaliser of the regularisers. */
   norms: ArrayLike<number>
-  /** Per sequence len-1 (last loop) or T × (len-1). */
+  /** Per prediction (the one weighted loop), or by loop. */
   oldLogprobs?: readonly ArrayLike<number>[] | undefined
-  /** Per sequence len-1 (last loop) or T × (len-1). */
+  /** Per prediction (last loop), or by loop. */
   referenceLogprobs?: readonly ArrayLike<number>[] | undefined
+  /** What LLDS compares with instead of `oldLogprobs`. */
+  lazyLogprobs?: readonly ArrayLike<number>[] | undefined
+  /** One per sequence, λ over the token count of LLDS; 0 for sequences that may become less likely. */
+  lazyNorms?: ArrayLike<number> | undefined
+  /** Per prediction: entropy of the reference at the last loop. */
+  referenceEntropy?: readonly ArrayLike<number>[] | undefined
+  /** By loop: the exit distribution of the reference. */
+  referenceExitPdf?: readonly ArrayLike<number>[] | undefined
+  /** Per prediction: the loop that was left, counted from 0. */
+  exits?: readonly ArrayLike<number>[] | undefined
+  /** Per prediction: which action of the response a token belongs to. */
+  segments?: readonly ArrayLike<number>[] | undefined
+  /** Per prediction: 0 where it does not count. */
+  mask?: readonly ArrayLike<number>[] | undefined
 }
 
 /**
- * Fields of the engine's Objective; an absent field has the default in brackets.
+ * Rewards of the loops from a belief curve, as the engine computes them (native/engine/belief.h).
  * @internal
  */
-export interface LossObjective {
-  /** [exit-pdf] */
-  weights?: LoopWeights
-  /** Exponent of `progressive` [1] */
-  alpha?: number
-  /** false: exit-pdf weights carry gradient into the gate [true] */
-  detachWeights?: boolean
+export interface BeliefRewards {
+  value: 'probability' | 'log' | 'best-of'
+  attempts: number
+  base: 'none' | 'previous' | 'teacher'
+  cost: number
+  clip: number | undefined
+  delta: boolean
+  discount: number
+}
+
+/**
+ * One term of an objective; an absent field has the default in brackets.
+ * @internal
+ */
+export interface LossTerm {
+  /** [token] */
+  channel?: 'token' | 'exit'
+  /** [exit-pdf, detached] */
+  credit?: {
+    kind: 'exit-pdf' | 'uniform' | 'progressive' | 'one-hot'
+    temperature?: number | undefined
+    alpha?: number | undefined
+    /** 1-based; 0: the last */
+    loop?: number | undefined
+    detach?: boolean | undefined
+  }
   /** [reinforce] */
-  surrogate?: Surrogate
+  surrogate?: 'reinforce' | 'ppo' | 'cispo' | 'gspo' | 'k15'
+  /** [false] */
+  inner?: boolean
   /** [0.2] */
   epsilonLow?: number
   /** [0.2] */
@@ -121,14 +162,38 @@ export interface LossObjective {
   dualClip?: number
   /** CISPO's cap on the ratio [5] */
   cap?: number
-  /** Weight of the k3 estimate of KL to the reference, last loop [0] */
+  /** [0] */
+  tau?: number
+  belief?: (BeliefRewards & { norm: 'none' | 'loops' | 'gain'; scale: number; threshold: number; costScale: number }) | undefined
+  /** Exit channel: exits per token that are drawn where the batch has none [0] */
+  draws?: number
+  /** [0] */
+  seed?: number
+}
+
+/** Which loops a regulariser acts on: the last, all alike, or those of the first token term by their weights. */
+export type LoopSet = 'last' | 'uniform' | 'credit'
+
+/**
+ * Fields of the engine's Objective; an absent field has the default in brackets.
+ * @internal
+ */
+export interface LossObjective {
+  terms: readonly LossTerm[]
+  /** Weight of the k3 estimate of KL to the reference [0] */
   beta?: number
-  /** Stage I: weight of the exit entropy bonus [0] */
+  /** [last] */
+  betaLoops?: LoopSet
+  /** Weight of the entropy bonus of the tokens' distributions [0] */
+  tokenEntropy?: number
+  /** Weight of the exit entropy bonus [0] */
   exitEntropy?: number
+  /** LLDS [none] */
+  lazy?: { gate: 'token' | 'segment' | 'response' | 'loop'; loops: LoopSet } | undefined
   /** [1] */
   temperature?: number
   /** [the model's] */
-  loops?: number
+  loops?: number | undefined
   /** [none] */
   recompute?: Recompute
   /** 0: chosen from the model's size; never changes the loss [0] */
@@ -146,6 +211,8 @@ export interface LossMetrics {
   policyLoss: number
   /** Mean k3 estimate; 0 without a reference. */
   kl: number
+  /** The LLDS term, weighted. */
+  lazyLoss: number
   /** Mean token entropy in nats at the last scored loop. */
   entropy: number
   ratio: number

@@ -91,7 +91,7 @@ export function lossBatch(rated: RatedBatch, part: readonly number[], config: Po
   return {
     sequences: indices.map((i) => batch.sequences[i]!),
     promptLengths: indices.map((i) => batch.promptLengths[i]!),
-    advantages: indices.map((i) => advantages[i]!),
+    terms: [{ advantages: indices.map((i) => advantages[i]!), norms: positions.map((k) => norms[k]!) }],
     norms: positions.map((k) => norms[k]!),
     oldLogprobs: batch.oldLogprobs && indices.map((i) => batch.oldLogprobs![i]!),
     referenceLogprobs: batch.referenceLogprobs && indices.map((i) => batch.referenceLogprobs![i]!),

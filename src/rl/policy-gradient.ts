@@ -31,14 +31,20 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
     super(name, model, config)
     const { surrogate, epsilon, epsilonHigh } = config
     this.objective = {
-      weights: config.weights,
-      alpha: config.alpha,
-      detachWeights: config.detachWeights,
-      surrogate,
-      epsilonLow: epsilon,
-      epsilonHigh: epsilonHigh ?? epsilon,
-      dualClip: config.dualClip ?? 0,
-      cap: surrogate === 'cispo' ? (epsilonHigh ?? defaultCap) : defaultCap,
+      terms: [
+        {
+          credit: {
+            kind: config.weights === 'last' ? 'one-hot' : config.weights,
+            alpha: config.alpha,
+            detach: config.weights !== 'exit-pdf' || config.detachWeights,
+          },
+          surrogate,
+          epsilonLow: epsilon,
+          epsilonHigh: epsilonHigh ?? epsilon,
+          dualClip: config.dualClip ?? 0,
+          cap: surrogate === 'cispo' ? (epsilonHigh ?? defaultCap) : defaultCap,
+        },
+      ],
       beta: config.beta,
       temperature: config.temperature,
       recompute: config.recompute,

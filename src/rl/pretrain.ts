@@ -46,9 +46,7 @@ export class PretrainTrainer extends Trainer<PretrainConfig, PretrainBatch> {
     const config = checkOptions('PretrainTrainer', pretrainOptions, options)
     super('pretrain', model, config)
     this.objective = {
-      weights: 'exit-pdf',
-      detachWeights: false,
-      surrogate: 'reinforce',
+      terms: [{ credit: { kind: 'exit-pdf', detach: false } }],
       exitEntropy: config.entropyCoefficient,
       recompute: config.recompute,
       tokensPerMicroBatch: config.tokensPerMicroBatch,
@@ -73,12 +71,13 @@ export class PretrainTrainer extends Trainer<PretrainConfig, PretrainBatch> {
     const responseLengths = checkSequences(operation, batch.sequences, promptLengths)
     const kept = [...responseLengths.keys()].filter((i) => responseLengths[i]! > 0)
     if (kept.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'no sequence has a token after its prompt', { operation })
-    const norms = sequenceNorms(responseLengths, 'token-mean')
+    const all = sequenceNorms(responseLengths, 'token-mean')
+    const norms = kept.map((i) => all[i]!)
     const loss = {
       sequences: kept.map((i) => batch.sequences[i]!),
       promptLengths: kept.map((i) => promptLengths[i]!),
-      advantages: kept.map(() => 1),
-      norms: kept.map((i) => norms[i]!),
+      terms: [{ advantages: kept.map(() => 1), norms }],
+      norms,
     }
     return { loss, metrics: {} }
   }

@@ -1,0 +1,204 @@
+#include "score.h"
+
+#include "pass.h"
+
+namespace looplm {
+
+// One micro-batch of score or backward: its stack, and where its rows go in the concatenated results.
+namespace {
+
+struct Rectangle {  // per sequence: offsets of its loops × (len-1) and loops × len blocks
+  std::vector<int64_t> predictions, tokens;
+  int64_t prediction_count = 0, token_count = 0;
+  Rectangle(const Sequences& s, int prediction_loops, int token_loops) {
+    for (size_t i = 0; i < s.count(); i++) {
+      predictions.push_back(prediction_count);
+      tokens.push_back(token_count);
+      prediction_count += prediction_loops * (s.length(i) - 1);
+      token_count += token_loops * s.length(i);
+    }
+  }
+};
+
+void place_scores(const Sequences& s, const PackedBatch& packed, const Rectangle& at, int rows_per,
+                  const std::vector<double>& from, std::vector<double>& to) {
+  const size_t R = packed.rows.size();
+  for (int k = 0; k < rows_per; k++)
+    for (size_t r = 0; r < R; r++) {
+      const PredictionRow& row = packed.rows[r];
+      const size_t i = size_t(row.sequence);
+      to[size_t(at.predictions[i] + k * (s.length(i) - 1) + row.position)] = from[size_t(k) * R + r];
+    }
+}
+
+void place_gates(const Sequences& s, const PackedBatch& packed, const Rectangle& at, int loops, const std::vector<double>& from,
+                 std::vector<double>& to) {
+  for (size_t i = packed.begin; i < packed.end; i++)
+    for (int t = 0; t < loops; t++)
+      for (int64_t j = 0; j < s.length(i); j++)
+        to[size_t(at.tokens[i] + t * s.length(i) + j)] =
+            from[size_t(t * packed.tokens() + packed.first_token[i - packed.begin] + j)];
+}
+
+struct Pass {
+  int loops;
+  std::vector<int> scored;
+  PackOptions pack;
+};
+Pass plan(const Model& model, const ScoreOptions& options) {
+  Pass p{options.loops > 0 ? options.loops : model.config.loops, {}, {}};
+  for (int t = options.last_loop ? p.loops - 1 : 0; t < p.loops; t++) p.scored.push_back(t);
+  p.pack = {default_budget(model, p.loops), false, options.responses_only, true};
+  return p;
+}
+}  // namespace
+
+Scores score(Model& model, const Sequences& sequences, const ScoreOptions& options) {
+  check_sequences(model, sequences, "score");
+  const Pass pass = plan(model, options);
+  const int K = int(pass.scored.size());
+  const Rectangle at(sequences, K, pass.loops);
+  Workspace& w = model.workspace();
+  const size_t real = loop_dtype_size(model.real());
+  Scores out;
+  out.loops = pass.loops;
+  out.logprobs.resize(size_t(at.prediction_count));
+  out.entropy.resize(size_t(at.prediction_count));
+  out.gate_logits.resize(size_t(at.token_count));
+  out.exit_pdf.resize(size_t(at.token_count));
+  for (size_t begin = 0; begin < sequences.count();) {
+    PackedBatch packed = pack(sequences, begin, pass.pack);
+    const int64_t gates = pass.loops * packed.tokens();
+    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
+                upload(packed, w), pass.loops, Stack::Keep::nothing);
+    stack.forward_tokens();
+    Buffer &gate_logits = w.get("exit.all_gates", size_t(gates) * real), &pdf = w.get("exit.pdf", size_t(gates) * real);
+    stack.gate_logits(gate_logits.as<>());
+    model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(pass.loops), packed.tokens(),
+                      static_cast<const void*>(gate_logits.as<>()), static_cast<void*>(nullptr), pdf.as<>());
+    place_gates(sequences, packed, at, pass.loops, download_reals(gate_logits, model.dt, size_t(gates)), out.gate_logits);
+    place_gates(sequences, packed, at, pass.loops, download_reals(pdf, model.dt, size_t(gates)), out.exit_pdf);
+    if (!packed.rows.empty()) {
+      HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
+      Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
+             &entropies = w.get("loss.entropies", size_t(head.rows) * real);
+      head_forward(model, head, logprobs.as<>(), entropies.as<>());
+      place_scores(sequences, packed, at, K, download_reals(logprobs, model.dt, size_t(head.rows)), out.logprobs);
+      place_scores(sequences, packed, at, K, download_reals(entropies, model.dt, size_t(head.rows)), out.entropy);
+    }
+    begin = packed.end;
+  }
+  return out;
+}
+
+ResponseMeans response_means(Model& model, const Sequences& sequences, const ScoreOptions& options) {
+  ScoreOptions scoring = options;
+  scoring.responses_only = true;
+  scoring.last_loop = false;
+  const Scores s = score(model, sequences, scoring);
+  ResponseMeans out{s.loops, {}, {}};
+  size_t prediction = 0, token = 0;
+  for (size_t i = 0; i < sequences.count(); i++) {
+    const size_t length = size_t(sequences.length(i)), width = length - 1, first = size_t(sequences.prompt(i)) - 1;
+    const double share = width > first ? 1 / double(width - first) : 0;
+    double exit_loop = 0;
+    for (size_t t = 0; t < size_t(s.loops); t++) {
+      double logprob = 0;
+      for (size_t j = first; j < width; j++) {
+        logprob += share * s.logprobs[prediction + t * width + j];
+        exit_loop += share * double(t + 1) * s.exit_pdf[token + t * length + j];
+      }
+      out.logprobs.push_back(logprob);
+    }
+    out.exit_loop.push_back(exit_loop);
+    prediction += size_t(s.loops) * width;
+    token += size_t(s.loops) * length;
+  }
+  return out;
+}
+
+std::vector<double> embed_sequences(Model& model, const Sequences& sequences, int loops) {
+  check_sequences(model, sequences, "embed");
+  const Pass pass = plan(model, {1, loops, true, false});
+  const int64_t D = model.config.hidden;
+  const size_t real = loop_dtype_size(model.real()), act = loop_dtype_size(model.dt);
+  Workspace& w = model.workspace();
+  std::vector<double> out(sequences.count() * size_t(D), 0.0);
+  for (size_t begin = 0; begin < sequences.count();) {
+    const PackedBatch packed = pack(sequences, begin, pass.pack);
+    const int64_t N = packed.tokens();
+    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
+                upload(packed, w), pass.loops, Stack::Keep::nothing);
+    stack.forward_tokens();
+    Buffer& states = w.get("score.states", size_t(N * D) * real);
+    const int64_t shape[] = {N * D}, strides[] = {1};
+    const void* last = static_cast<const char*>(stack.hidden()) + size_t((pass.loops - 1) * N * D) * act;
+    model.device->run(&LoopBackend::copy_strided, "states", model.dt, model.real(), int32_t(1),
+                      static_cast<const int64_t*>(shape), last, static_cast<const int64_t*>(strides), states.as<>(),
+                      static_cast<const int64_t*>(strides));
+    const std::vector<double> h = download_reals(states, model.dt, size_t(N * D));
+    for (size_t i = packed.begin; i < packed.end; i++) {
+      const int64_t length = sequences.length(i), from = sequences.prompt(i) < length ? sequences.prompt(i) : 0;
+      for (int64_t j = from; j < length; j++)
+        for (int64_t d = 0; d < D; d++)
+          out[i * size_t(D) + size_t(d)] += h[size_t((packed.first_token[i - packed.begin] + j) * D + d)] / double(length - from);
+    }
+    begin = packed.end;
+  }
+  return out;
+}
+
+void backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients,
+              const std::vector<double>& gate_coefficients, const ScoreOptions& options, Recompute recompute) {
+  check_sequences(model, sequences, "backward");
+  Pass pass = plan(model, options);
+  const Rectangle at(sequences, int(pass.scored.size()), pass.loops);
+  if (int64_t(coefficients.size()) != at.prediction_count ||
+      (!gate_coefficients.empty() && int64_t(gate_coefficients.size()) != at.token_count))
+    throw Error("INVALID_SHAPE", "backward",
+                "coefficients must hold loops × (len-1) values per sequence (" + std::to_string(at.prediction_count) +
+                    " in all, got " + std::to_string(coefficients.size()) + "), gate coefficients loops × len (" +
+                    std::to_string(at.token_count) + ")");
+  Workspace& w = model.workspace();
+  const size_t real = loop_dtype_size(model.real());
+  for (size_t begin = 0; begin < sequences.count();) {
+    PackedBatch packed = pack(sequences, begin, pass.pack);
+    const int64_t N = packed.tokens();
+    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
+                upload(packed, w), pass.loops, keep_for(recompute));
+    stack.forward_tokens();
+    const size_t hidden_bytes = size_t(pass.loops * N * model.config.hidden) * real;
+    Buffer& d_hidden = w.get("loss.d_hidden", hidden_bytes);
+    d_hidden.zero(hidden_bytes);
+    HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
+    std::vector<double> scale;
+    for (size_t k = 0; k < pass.scored.size(); k++)
+      for (auto& row : packed.rows) {
+        const size_t i = size_t(row.sequence);
+        scale.push_back(coefficients[size_t(at.predictions[i] + int64_t(k) * (sequences.length(i) - 1) + row.position)]);
+      }
+    if (head.rows > 0) {
+      Buffer& scales = w.get("loss.scale", scale.size() * real);
+      upload_reals(scales, model.dt, scale.data(), scale.size());
+      LoopLoss loss{};
+      loss.surrogate = LOOP_GIVEN;
+      loss.scale = scales.as<>();
+      head_backward(model, head, loss, nullptr, nullptr, d_hidden.as<>());
+    }
+    if (!gate_coefficients.empty()) {
+      std::vector<double> d(size_t(pass.loops * N), 0.0);
+      for (size_t i = packed.begin; i < packed.end; i++)
+        for (int t = 0; t < pass.loops; t++)
+          for (int64_t j = 0; j < sequences.length(i); j++)
+            d[size_t(t * N + packed.first_token[i - packed.begin] + j)] =
+                gate_coefficients[size_t(at.tokens[i] + t * sequences.length(i) + j)];
+      Buffer& d_gates = w.get("exit.d_gates", d.size() * real);
+      upload_reals(d_gates, model.dt, d.data(), d.size());
+      gate_backward(model, stack, pass.loops * N, d_gates.as<>(), d_hidden.as<>());
+    }
+    stack.backward(model.gradients(), d_hidden.as<>());
+    begin = packed.end;
+  }
+}
+
+}  // namespace looplm

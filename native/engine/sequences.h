@@ -1,0 +1,22 @@
+// Token sequences as callers hand them over.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace looplm {
+
+// Sequences back to back. Response tokens are those from prompt_lengths[i] on (at least 1: the first token has no prediction).
+struct Sequences {
+  std::vector<int32_t> tokens;
+  std::vector<int64_t> offsets;         // count + 1
+  std::vector<int32_t> prompt_lengths;  // empty: 1 each
+  size_t count() const { return offsets.empty() ? 0 : offsets.size() - 1; }
+  int64_t length(size_t i) const { return offsets[i + 1] - offsets[i]; }
+  int64_t prompt(size_t i) const { return prompt_lengths.empty() ? 1 : prompt_lengths[i]; }
+};
+
+// What a training pass keeps of its forward pass: everything, the state after each loop, or the state before each layer.
+enum class Recompute { none, loop, layer };
+
+}  // namespace looplm
