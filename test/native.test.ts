@@ -1,11 +1,11 @@
 // The native test programs: every kernel of every table against the float64 reference, central differences of every backward, and the
-// reader of safetensors against malformed files.
+// reader of safetensors against malformed files, and the emulator against kernels with planted faults.
 import { execFileSync, spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 
 const build = join(import.meta.dirname, '..', 'build')
-const programs = ['looplm_kernel_tests', 'looplm_safetensors_tests']
+const programs = ['looplm_kernel_tests', 'looplm_safetensors_tests', 'looplm_emulator_tests']
 
 beforeAll(() => {
   execFileSync('cmake', ['--build', build, '--target', ...programs], { stdio: 'pipe' })
@@ -42,6 +42,13 @@ describe('native tests', () => {
     const { failures, passed, status } = run(programs[1]!, [])
     expect(failures).toEqual([])
     expect(passed).toBeGreaterThan(100)
+    expect(status).toBe(0)
+  })
+
+  it('the emulator: shared memory, barriers, shuffles, mma, and every planted fault found', () => {
+    const { failures, passed, status } = run(programs[2]!, [])
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(30)
     expect(status).toBe(0)
   })
 })

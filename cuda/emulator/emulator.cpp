@@ -570,8 +570,9 @@ void collective(Kind kind, uint32_t mask, const void* in, void* out, void (*comp
   const uint32_t bit = 1u << f.lane();
   if (!(mask & bit))
     fault("%s with the mask %08x, which leaves out its own lane, %s:%u", name(kind), mask, where.file_name(), where.line());
+  // A lane that other lanes wait for must come to them. Lanes that wait elsewhere, without this one, come later.
   size_t i = 0;
-  while (i < warp.collectives.size() && !(warp.collectives[i].mask & mask)) ++i;
+  while (i < warp.collectives.size() && !(warp.collectives[i].mask & bit)) ++i;
   if (i == warp.collectives.size()) {
     Collective& fresh = warp.collectives.emplace_back();
     fresh.mask = mask;
