@@ -43,6 +43,8 @@ export { GRPOTrainer } from './rl/grpo.js'
 export { type LoopRPTBatch, LoopRPTTrainer } from './rl/looprpt.js'
 export { type PretrainBatch, PretrainTrainer } from './rl/pretrain.js'
 export { RLTTTrainer } from './rl/rltt.js'
+export type { ServeOptions, ServeSettings } from './serve/options.js'
+export { createServer, LoopLMServer } from './serve/server.js'
 export * from './tasks/index.js'
 export {
   answersEqual,

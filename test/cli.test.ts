@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { stringify } from 'yaml'
+import { writeOuroFolder } from './ouro-folder.js'
 
 const program = join(import.meta.dirname, '..', 'dist', 'src', 'cli', 'main.js')
 let root: string
@@ -180,6 +181,26 @@ describe('looplm', () => {
   })
 })
 
+describe('looplm serve', () => {
+  it('serves a folder until Ctrl-C', async () => {
+    await writeOuroFolder(join(root, 'ouro'))
+    let url: string | undefined
+    let answer: Promise<unknown> | undefined
+    const { code, stdout, stderr } = await looplm(['serve', 'ouro', '--port', '0'], (child, stdout) => {
+      url ??= /^ouro at (http:\S+\/v1)\n$/.exec(stdout)?.[1]
+      if (url === undefined || answer !== undefined) return
+      const body = JSON.stringify({ model: 'ouro', prompt: 'the', max_tokens: 4 })
+      answer = fetch(`${url}/completions`, { method: 'POST', headers: { 'content-type': 'application/json' }, body })
+        .then((response) => response.json())
+        .finally(() => child.kill('SIGINT'))
+    })
+    expect(await answer).toMatchObject({ object: 'text_completion', model: 'ouro' })
+    expect(stdout).toBe(`ouro at ${url}\n`)
+    expect(stderr).toBe('\nstopping; press Ctrl-C again to end at once\n')
+    expect(code).toBe(0)
+  })
+})
+
 describe('looplm refuses, with exit code 2 and no stack trace,', () => {
   it.each([
     [['trian'], /unknown command 'trian'[\s\S]*train/],
@@ -188,6 +209,8 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [['generate', 'nowhere', '--prompt', 'a', '--top-k', '-3'], /--top-k <count>.*natural number/],
     [['generate', 'nowhere', '--prompt', 'a'], /nowhere/],
     [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],
+    [['serve', 'nowhere'], /nowhere/],
+    [['serve', 'ouro', '--host', '0.0.0.0'], /apiKey: is needed because host 0\.0\.0\.0 can be reached from other machines/],
     [['options', 'ppo'], /Allowed choices are rltt, grpo, looprpt, pretrain/],
     [['report', 'nowhere'], /report: no run folder .*nowhere/],
     [['report', 'a', 'b'], /say where the comparison goes.*--out/],

@@ -95,17 +95,18 @@ export const tinyOuro = {
  *
  * @param options.template where the chat template stands; default in chat_template.jinja
  * @param options.config fields of config.json that differ
+ * @param options.endTokens eos_token_id of generation_config.json; default 0 and 2
  */
 export async function writeOuroFolder(
   folder: string,
-  options: { template?: 'file' | 'field' | 'none'; config?: Partial<typeof tinyOuro>; seed?: number } = {},
+  options: { template?: 'file' | 'field' | 'none'; config?: Partial<typeof tinyOuro>; seed?: number; endTokens?: number[] } = {},
 ): Promise<string> {
-  const { template = 'file', config = {}, seed = 5 } = options
+  const { template = 'file', config = {}, seed = 5, endTokens = [0, 2] } = options
   using model = await LoopLM.create({ ...tinyOuro, ...config }, { seed })
   await mkdir(folder, { recursive: true })
   await model.save(folder, { dtype: 'bfloat16' })
   const write = (name: string, value: unknown) => writeFile(join(folder, name), JSON.stringify(value, null, 2))
-  await write('generation_config.json', { bos_token_id: 1, eos_token_id: [0, 2], pad_token_id: 0 })
+  await write('generation_config.json', { bos_token_id: 1, eos_token_id: endTokens, pad_token_id: 0 })
   await write('tokenizer.json', tokenizerJson())
   const token = (content: string) => ({
     content,

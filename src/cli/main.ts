@@ -6,6 +6,7 @@ import { addInfo, version } from './info.js'
 import { addOptions } from './options.js'
 import { exitCodes, reportError } from './output.js'
 import { addReport } from './report.js'
+import { addServe } from './serve.js'
 import { addTrain } from './train.js'
 
 const program = new Command('looplm')
@@ -14,7 +15,7 @@ const program = new Command('looplm')
   .showHelpAfterError('(--help lists what is possible)')
   .exitOverride()
 
-for (const add of [addTrain, addGenerate, addEval, addReport, addOptions, addInfo]) add(program)
+for (const add of [addTrain, addGenerate, addServe, addEval, addReport, addOptions, addInfo]) add(program)
 
 // a reader that has seen enough, such as head
 process.stdout.on('error', (error: { code?: string }) => {

@@ -1,0 +1,53 @@
+import { basename, resolve } from 'node:path'
+import type { Command } from 'commander'
+import { LoopLM } from '../model/model.js'
+import { checkServeOptions, type ServeOptions } from '../serve/options.js'
+import { createServer } from '../serve/server.js'
+import { collect, type DeviceFlags, deviceFlags, deviceOptions, natural, nonNegative, positiveInteger } from './arguments.js'
+import { interruptible, print } from './output.js'
+
+interface ServeFlags extends DeviceFlags, Omit<ServeOptions, 'corsOrigins' | 'log'> {
+  corsOrigin?: string[]
+}
+
+/** Adds `looplm serve`. */
+export function addServe(program: Command): void {
+  const command = program
+    .command('serve')
+    .description("serve a checkpoint over OpenAI's HTTP interface; Ctrl-C lets running answers end first")
+    .argument('<model>', 'Hugging Face checkpoint folder with a tokenizer')
+    .option('--host <address>', 'address to listen on; one that other machines reach needs an API key (default: 127.0.0.1)')
+    .option('--port <number>', 'port; 0 is any free one (default: 8000)', natural)
+    .option('--name <name>', "the model's name in requests; default the name of the folder")
+    .option('--api-key <key>', 'key that clients must send; better in the environment as LOOPLM_API_KEY')
+    .option('--cors-origin <origin>', 'origin of web pages that may call; may be repeated', collect)
+    .option('--max-running <count>', 'sequences generated at once (default: 32)', positiveInteger)
+    .option('--max-waiting <count>', 'sequences in the queue; more are refused (default: 128)', natural)
+    .option('--max-context <count>', "tokens of prompt and answer; default the model's", positiveInteger)
+    .option('--max-new-tokens <count>', 'tokens of an answer (default: 4096)', positiveInteger)
+    .option('--max-body-bytes <count>', 'size of a request (default: 1000000)', positiveInteger)
+    .option('--request-timeout <seconds>', 'for an answer, waiting included (default: 600)', nonNegative)
+    .option('--stop-timeout <seconds>', 'for running answers to end at Ctrl-C (default: 20)', nonNegative)
+  deviceOptions(command).action(serve)
+}
+
+async function serve(folder: string, flags: ServeFlags): Promise<void> {
+  const { device, dtype, threads, corsOrigin, ...rest } = flags
+  const apiKey = flags.apiKey ?? process.env.LOOPLM_API_KEY
+  const options: ServeOptions = {
+    name: basename(resolve(folder)),
+    ...rest,
+    ...(apiKey === undefined ? {} : { apiKey }),
+    ...(corsOrigin === undefined ? {} : { corsOrigins: corsOrigin }),
+    log: (line) => process.stderr.write(`error: ${line}\n`),
+  }
+  checkServeOptions(options) // before a large model is loaded
+  using model = await LoopLM.fromPretrained(folder, deviceFlags({ device, dtype, threads } as DeviceFlags))
+  const server = createServer(model, options)
+  await interruptible(async (signal) => {
+    const url = await server.listen()
+    print(`${server.settings.name} at ${url}/v1`)
+    await new Promise<void>((done) => signal.addEventListener('abort', () => done(), { once: true }))
+    await server.close()
+  })
+}

@@ -1,0 +1,63 @@
+import { LoopLMError } from '../errors.js'
+
+/** What an OpenAI client finds below `error` in a refusal. */
+export interface ErrorBody {
+  message: string
+  type: string
+  /** The request's field that is wrong. */
+  param: string | null
+  code: string | null
+}
+
+/** A request that is answered with a status of its own. */
+export class HttpError extends Error {
+  readonly status: number
+  readonly param: string | null
+  readonly code: string | null
+  readonly headers: Readonly<Record<string, string>>
+
+  constructor(
+    status: number,
+    message: string,
+    details: { param?: string | undefined; code?: string; headers?: Readonly<Record<string, string>> } = {},
+  ) {
+    super(message)
+    this.status = status
+    this.param = details.param ?? null
+    this.code = details.code ?? null
+    this.headers = details.headers ?? {}
+  }
+
+  /** The body in OpenAI's form. */
+  get body(): { error: ErrorBody } {
+    return { error: { message: this.message, type: errorType(this.status), param: this.param, code: this.code } }
+  }
+}
+
+function errorType(status: number): string {
+  if (status === 401) return 'authentication_error'
+  if (status === 429) return 'rate_limit_error'
+  return status < 500 ? 'invalid_request_error' : 'server_error'
+}
+
+const callersFault = new Set(['INVALID_ARGUMENT', 'INVALID_CONFIG', 'INVALID_SHAPE', 'UNSUPPORTED', 'NOT_FOUND'])
+
+/** What the client is told about anything thrown. Only what it can mend is told in full; the rest is for the log. */
+export function toHttpError(error: unknown): HttpError {
+  if (error instanceof HttpError) return error
+  if (!(error instanceof LoopLMError)) return new HttpError(500, 'internal error; the log of the server says more')
+  if (callersFault.has(error.code)) {
+    const message = error.message.slice(error.operation === undefined ? 0 : error.operation.length + 2)
+    const param = /^([a-z][\w.[\]]*)( \(|:| must| is| has)/i.exec(message)?.[1]
+    return new HttpError(400, message, { param: param === undefined ? undefined : snakeCase(param), code: 'invalid_value' })
+  }
+  if (error.code === 'OUT_OF_MEMORY') {
+    return new HttpError(503, 'out of memory; send less at once', { code: 'out_of_memory', headers: { 'retry-after': '5' } })
+  }
+  return new HttpError(500, 'internal error; the log of the server says more')
+}
+
+/** The name of a field as a request spells it. */
+export function snakeCase(name: string): string {
+  return name.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
+}

@@ -1,0 +1,132 @@
+// What the server needs of HTTP beyond node:http: bounded bodies, refusals that arrive, and server-sent events.
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
+import { HttpError } from './http-error.js'
+
+/** How long a refused client may go on sending before its connection is cut, so that it reads why. */
+const lingerMilliseconds = 1000
+
+/**
+ * Reads a body of JSON in UTF-8.
+ *
+ * @throws HttpError 400, 408, 413 or 415
+ */
+export async function readJson(request: IncomingMessage, maxBytes: number, milliseconds: number): Promise<unknown> {
+  const type = request.headers['content-type'] ?? ''
+  if (!/^application\/json(;\s*charset="?utf-8"?)?\s*$/i.test(type)) {
+    // a web page cannot send this type to a server that does not allow it to (CORS)
+    throw new HttpError(415, `content-type must be application/json, got ${JSON.stringify(type.slice(0, 80))}`)
+  }
+  if (request.headers['content-encoding'] !== undefined) throw new HttpError(415, 'content-encoding is not supported')
+  const bytes = await readBody(request, maxBytes, milliseconds)
+  try {
+    return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
+  } catch (cause) {
+    throw new HttpError(400, `the body is not JSON in UTF-8: ${(cause as Error).message}`, { code: 'invalid_json' })
+  }
+}
+
+function readBody(request: IncomingMessage, maxBytes: number, milliseconds: number): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    const tooLarge = () => new HttpError(413, `the body must have at most ${maxBytes} bytes`, { code: 'body_too_large' })
+    const parts: Buffer[] = []
+    let size = 0
+    const settle = (error?: Error) => {
+      clearTimeout(timer)
+      request.off('data', onData).off('end', onEnd).off('close', onClose)
+      if (error === undefined) resolve(Buffer.concat(parts, size))
+      else reject(error)
+    }
+    const timer = setTimeout(
+      () => settle(new HttpError(408, `the body did not arrive within ${milliseconds / 1000} s`, { code: 'body_timeout' })),
+      milliseconds,
+    )
+    const onData = (part: Buffer) => {
+      size += part.length
+      parts.push(part)
+      if (size > maxBytes) settle(tooLarge())
+    }
+    const onEnd = () => settle()
+    const onClose = () => settle(new HttpError(400, 'the body ended early'))
+    request.on('data', onData).on('end', onEnd).on('close', onClose)
+    if (Number(request.headers['content-length']) > maxBytes) settle(tooLarge())
+  })
+}
+
+/** Answers with JSON. */
+export function sendJson(response: ServerResponse, status: number, value: unknown): void {
+  const text = JSON.stringify(value)
+  response.writeHead(status, { 'content-type': 'application/json; charset=utf-8', 'content-length': Buffer.byteLength(text) })
+  response.end(text)
+}
+
+/** Answers with a refusal; a client that is still sending gets time to read it. */
+export function sendError(request: IncomingMessage, response: ServerResponse, error: HttpError): void {
+  if (response.destroyed) return
+  for (const [name, value] of Object.entries(error.headers)) response.setHeader(name, value)
+  if (request.complete) {
+    sendJson(response, error.status, error.body)
+    return
+  }
+  const text = JSON.stringify(error.body)
+  const headers = { 'content-type': 'application/json; charset=utf-8', 'content-length': Buffer.byteLength(text) }
+  response.writeHead(error.status, { ...headers, connection: 'close' })
+  response.write(text)
+  const end = () => {
+    clearTimeout(timer)
+    request.off('end', end).off('close', end)
+    response.end()
+  }
+  const timer = setTimeout(end, lingerMilliseconds)
+  request.on('end', end).on('close', end).resume()
+}
+
+/** Answers what is not HTTP, or comes too slowly or too large to be a request. */
+export function refuseSocket(error: NodeJS.ErrnoException, socket: Socket): void {
+  if (!socket.writable || error.code === 'ECONNRESET') {
+    socket.destroy()
+    return
+  }
+  const [status, reason, message] =
+    error.code === 'HPE_HEADER_OVERFLOW'
+      ? [431, 'Request Header Fields Too Large', 'the headers are too large']
+      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+        ? [408, 'Request Timeout', 'the request did not arrive in time']
+        : [400, 'Bad Request', 'this is not an HTTP request']
+  const text = JSON.stringify(new HttpError(status as number, message as string).body)
+  const head = `HTTP/1.1 ${status} ${reason}\r\ncontent-type: application/json; charset=utf-8\r\n`
+  socket.end(`${head}content-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`)
+}
+
+/** Server-sent events. The head is written with the first event, so that what fails before it is an ordinary refusal. */
+export class EventStream {
+  readonly #response: ServerResponse
+
+  constructor(response: ServerResponse) {
+    this.#response = response
+  }
+
+  /** Sends one event; resolves when the client has room for more. */
+  send(data: string): Promise<void> {
+    const response = this.#response
+    if (!response.headersSent) {
+      response.writeHead(200, {
+        'content-type': 'text/event-stream; charset=utf-8',
+        'cache-control': 'no-cache',
+        'x-accel-buffering': 'no', // proxies hand events on as they come
+      })
+    }
+    if (response.write(`data: ${data}\n\n`) || response.destroyed) return Promise.resolve()
+    return new Promise((resolve) => {
+      const done = () => {
+        response.off('drain', done).off('close', done)
+        resolve()
+      }
+      response.on('drain', done).on('close', done)
+    })
+  }
+
+  end(): void {
+    this.#response.end()
+  }
+}

@@ -1,0 +1,86 @@
+import { isIP } from 'node:net'
+import { z } from 'zod'
+import { LoopLMError } from '../errors.js'
+import { checkOptions } from '../rl/validate.js'
+
+const seconds = (fallback: number) => z.number().positive().max(86_400).default(fallback)
+const count = (fallback: number) => z.int().min(1).max(1_000_000).default(fallback)
+
+const schema = z.strictObject({
+  name: z.string().min(1).default('looplm'),
+  host: z.string().min(1).default('127.0.0.1'),
+  port: z.int().min(0).max(65_535).default(8000),
+  apiKey: z.string().min(1).optional(),
+  corsOrigins: z.array(z.string().min(1)).default([]),
+  maxRunning: count(32),
+  maxWaiting: z.int().min(0).max(1_000_000).default(128),
+  maxConnections: count(1024),
+  maxBodyBytes: count(1_000_000),
+  maxContext: count(1_000_000),
+  maxNewTokens: count(4096),
+  headerTimeout: seconds(10),
+  bodyTimeout: seconds(30),
+  requestTimeout: seconds(600),
+  stopTimeout: seconds(20),
+  log: z.custom<(line: string) => void>((value) => typeof value === 'function', 'must be a function').default(() => () => {}),
+})
+
+/** Options of {@link createServer}. Times are in seconds. */
+export interface ServeOptions {
+  /** The model's name in requests and answers. Default `looplm`. */
+  name?: string
+  /** Address to listen on; default 127.0.0.1. Any address that is not a loopback one needs an `apiKey`. */
+  host?: string
+  /** Default 8000; 0 is any free port. */
+  port?: number
+  /** When given, every path but /health needs `Authorization: Bearer KEY`. */
+  apiKey?: string
+  /** Origins of web pages that may call; `*` is any. Default none (CORS is off). */
+  corsOrigins?: readonly string[]
+  /** Sequences generated at once; default 32. */
+  maxRunning?: number
+  /** Sequences that may wait for a place; more are refused with 429. Default 128. */
+  maxWaiting?: number
+  /** Connections at once; default 1024. */
+  maxConnections?: number
+  /** Size of a request's body; default 1,000,000. */
+  maxBodyBytes?: number
+  /** Tokens of a prompt and its answer together; default and at most the model's `max_position_embeddings`. */
+  maxContext?: number
+  /** Tokens of an answer; default 4096. */
+  maxNewTokens?: number
+  /** For the headers of a request to arrive; default 10. */
+  headerTimeout?: number
+  /** For the body of a request to arrive; default 30. */
+  bodyTimeout?: number
+  /** For a request to be answered, waiting included; default 600. */
+  requestTimeout?: number
+  /** For running requests to end when the server stops; default 20. */
+  stopTimeout?: number
+  /** Receives a line for every internal error. */
+  log?: (line: string) => void
+}
+
+/** Options with their defaults. */
+export type ServeSettings = z.output<typeof schema>
+
+/**
+ * Checks options.
+ *
+ * @throws LoopLMError INVALID_CONFIG naming each field
+ */
+export function checkServeOptions(options: ServeOptions): ServeSettings {
+  const settings = checkOptions('createServer', schema, options)
+  if (!isLoopback(settings.host) && settings.apiKey === undefined) {
+    const message = `apiKey: is needed because host ${settings.host} can be reached from other machines`
+    throw new LoopLMError('INVALID_CONFIG', message, { operation: 'createServer' })
+  }
+  return settings
+}
+
+/** True for names and addresses that only this machine reaches. */
+export function isLoopback(host: string): boolean {
+  const name = host.replace(/^\[|\]$/g, '').toLowerCase()
+  if (name === 'localhost' || name === '::1') return true
+  return isIP(name) === 4 && name.startsWith('127.')
+}

@@ -1,0 +1,171 @@
+// A checked request in the model's words.
+import { randomInt } from 'node:crypto'
+import type { Tokenizer } from '../data/tokenizer.js'
+import type { LoopLM } from '../model/model.js'
+import type { ExitRule, GenerateOptions, TokenSequence } from '../model/types.js'
+import { HttpError } from './http-error.js'
+import type { ServeSettings } from './options.js'
+import type { ChatRequest, CompletionRequest } from './request.js'
+import { chatFormat, completionFormat, type Format } from './responses.js'
+
+/** What a request asks for. */
+export interface Plan {
+  /** One per choice. */
+  sequences: { prompt: TokenSequence; options: GenerateOptions }[]
+  /** Tokens of the prompts, each counted once. */
+  promptTokens: number
+  format: Format
+  stream: boolean
+  includeUsage: boolean
+}
+
+/** What is served. */
+export interface Served {
+  model: LoopLM
+  tokenizer: Tokenizer
+  settings: ServeSettings
+}
+
+/** @throws HttpError 400 or 404 naming the field */
+export function planCompletion(served: Served, request: CompletionRequest): Plan {
+  const { tokenizer } = served
+  const given = request.prompt
+  const single = typeof given === 'string' || typeof given[0] === 'number'
+  const prompts = (single ? [given] : given) as (string | number[])[]
+  const tokens = prompts.map((prompt, i) => {
+    const param = single ? 'prompt' : `prompt[${i}]`
+    return checkPrompt(served, typeof prompt === 'string' ? encode(tokenizer, prompt, true, param) : prompt, param)
+  })
+  const logprobs = request.logprobs ?? undefined
+  const format = completionFormat(request.model, tokenizer, logprobs !== undefined)
+  return plan(served, request, tokens, 'prompt', request.max_tokens ?? 16, logprobs ?? 0, format)
+}
+
+/** @throws HttpError 400 or 404 naming the field */
+export function planChat(served: Served, request: ChatRequest): Plan {
+  const { tokenizer } = served
+  if (!tokenizer.hasChatTemplate) {
+    throw new HttpError(400, 'messages: the model has no chat template; use /v1/completions', { param: 'messages' })
+  }
+  if (request.top_logprobs != null && request.logprobs !== true) {
+    throw new HttpError(400, 'top_logprobs: needs logprobs to be true', { param: 'top_logprobs', code: 'invalid_value' })
+  }
+  const messages = request.messages.map(({ content, ...message }) => ({
+    ...message,
+    content: Array.isArray(content) ? content.map(({ text }) => text).join('') : (content ?? ''),
+  }))
+  const text = tokenizer.applyChatTemplate(messages, {
+    addGenerationPrompt: true,
+    enableThinking: request.enable_thinking ?? request.chat_template_kwargs?.enable_thinking ?? undefined,
+    tools: request.tool_choice === 'none' ? undefined : (request.tools ?? undefined),
+  })
+  const tokens = checkPrompt(served, encode(tokenizer, text, false, 'messages'), 'messages')
+  const format = chatFormat(request.model, tokenizer, request.logprobs === true)
+  const longest = request.max_completion_tokens ?? request.max_tokens ?? undefined
+  return plan(served, request, [tokens], 'messages', longest, request.top_logprobs ?? 0, format)
+}
+
+function plan(
+  { model, tokenizer, settings }: Served,
+  request: CompletionRequest | ChatRequest,
+  prompts: number[][],
+  param: string,
+  longest: number | undefined,
+  alternatives: number,
+  format: Format,
+): Plan {
+  if (request.model !== settings.name) {
+    const message = `model: there is no model ${JSON.stringify(request.model.slice(0, 200))}; this server has ${JSON.stringify(settings.name)}`
+    throw new HttpError(404, message, { param: 'model', code: 'model_not_found' })
+  }
+  if (longest !== undefined && longest > settings.maxNewTokens) {
+    const name =
+      'max_completion_tokens' in request && request.max_completion_tokens != null ? 'max_completion_tokens' : 'max_tokens'
+    const message = `${name}: must be at most ${settings.maxNewTokens}, got ${longest}`
+    throw new HttpError(400, message, { param: name, code: 'invalid_value' })
+  }
+  const most = model.config.total_ut_steps
+  const loops = request.loops ?? undefined
+  if (loops !== undefined && loops > most) {
+    throw new HttpError(400, `loops: must be at most ${most}, got ${loops}`, { param: 'loops', code: 'invalid_value' })
+  }
+  const context = contextOf({ model, tokenizer, settings })
+  const options = given({
+    temperature: request.temperature,
+    topP: request.top_p,
+    topK: request.top_k,
+    minP: request.min_p,
+    loops,
+    exit: request.exit == null ? undefined : exitRule(request.exit),
+    logprobs: alternatives === 0 ? undefined : alternatives,
+    stop: [...endTokens(model, tokenizer, param === 'messages'), ...[request.stop ?? []].flat()],
+  })
+  const seed = request.seed == null ? randomInt(2 ** 47) : Number(BigInt.asUintN(53, BigInt(request.seed)))
+  const sequences = prompts.flatMap((prompt, p) => {
+    const room = context - prompt.length
+    if (room < (longest ?? 1)) {
+      const message = `${param}: ${prompt.length} tokens and ${longest ?? 1} new ones are more than the context of ${context} tokens`
+      throw new HttpError(400, message, { param, code: 'context_length_exceeded' })
+    }
+    const maxNewTokens = longest ?? Math.min(room, settings.maxNewTokens)
+    return Array.from({ length: request.n ?? 1 }, (_, i) => ({
+      prompt,
+      options: { ...options, maxNewTokens, seed: seedOf(seed, p * (request.n ?? 1) + i) },
+    }))
+  })
+  return {
+    sequences,
+    promptTokens: prompts.reduce((sum, { length }) => sum + length, 0),
+    format,
+    stream: request.stream ?? false,
+    includeUsage: request.stream_options?.include_usage ?? false,
+  }
+}
+
+/** Tokens that a prompt and its answer may have together. */
+export function contextOf({ model, settings }: Served): number {
+  return Math.min(settings.maxContext, model.config.max_position_embeddings)
+}
+
+/** Where a sequence ends beside its stop texts. A turn of a chat ends where the template ends it. */
+export function endTokens(model: LoopLM, tokenizer: Tokenizer, chat: boolean): number[] {
+  const turn = chat ? tokenizer.chatEndToken() : undefined
+  return [...new Set([...model.endTokens, ...(turn === undefined ? [] : [turn])])]
+}
+
+/** Choice 0 has the request's seed, as `model.generate` would use it; the others' are far away from it. */
+function seedOf(seed: number, choice: number): number {
+  return Number(BigInt.asUintN(53, BigInt(seed) + BigInt(choice) * 0x9e3779b97f4a7c15n))
+}
+
+/** `min_loops` of a request is `minLoops` of the model. */
+function exitRule(exit: Readonly<Record<string, unknown>>): ExitRule {
+  const camel = (name: string) => name.replaceAll(/_([a-z])/g, (_, letter: string) => letter.toUpperCase())
+  return Object.fromEntries(Object.entries(exit).map(([name, value]) => [camel(name), value])) as unknown as ExitRule
+}
+
+function encode(tokenizer: Tokenizer, text: string, addSpecialTokens: boolean, param: string): number[] {
+  try {
+    return tokenizer.encode(text, { addSpecialTokens })
+  } catch (error) {
+    throw new HttpError(400, `${param}: ${(error as Error).message}`, { param, code: 'invalid_value' })
+  }
+}
+
+function checkPrompt({ model }: Served, prompt: number[], param: string): number[] {
+  const size = model.config.vocab_size
+  const bad = prompt.findIndex((token) => token >= size)
+  if (bad !== -1) {
+    const message = `${param}[${bad}]: must be a token id from 0 to ${size - 1}, got ${prompt[bad]}`
+    throw new HttpError(400, message, { param: `${param}[${bad}]`, code: 'invalid_value' })
+  }
+  if (prompt.length === 0) throw new HttpError(400, `${param}: has no tokens`, { param, code: 'invalid_value' })
+  return prompt
+}
+
+/** Only the fields that are set. */
+function given<Fields extends object>(fields: Fields): { [Name in keyof Fields]?: NonNullable<Fields[Name]> } {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value != null)) as {
+    [Name in keyof Fields]?: NonNullable<Fields[Name]>
+  }
+}

@@ -1,0 +1,138 @@
+import { randomUUID } from 'node:crypto'
+import type { Tokenizer } from '../data/tokenizer.js'
+
+/** What is reported of one generated token. */
+export interface TokenReport {
+  token: number
+  logprob: number
+  /** 1-based. */
+  loop: number
+  /** The likeliest tokens, best first; as many as were asked for. */
+  alternatives: readonly { token: number; logprob: number }[]
+}
+
+/** A choice, or what is new in it. */
+export interface Piece {
+  index: number
+  text: string
+  tokens: TokenReport[]
+  finishReason: 'length' | 'stop' | null
+}
+
+/** Tokens of a request and what they cost. */
+export interface Usage {
+  prompt_tokens: number
+  completion_tokens: number
+  total_tokens: number
+  /** Loops per generated token. */
+  mean_loops: number | null
+}
+
+/** The objects of one endpoint. */
+export interface Format {
+  whole(pieces: readonly Piece[], usage: Usage): object
+  /** What opens a stream, if anything does. */
+  opening(index: number): object | undefined
+  delta(piece: Piece): object
+  usage(usage: Usage): object
+}
+
+/** Usage of the choices of a request. */
+export function usageOf(promptTokens: number, pieces: readonly Pick<Piece, 'tokens'>[]): Usage {
+  const loops = pieces.flatMap(({ tokens }) => tokens.map(({ loop }) => loop))
+  return {
+    prompt_tokens: promptTokens,
+    completion_tokens: loops.length,
+    total_tokens: promptTokens + loops.length,
+    mean_loops: loops.length === 0 ? null : loops.reduce((sum, loop) => sum + loop, 0) / loops.length,
+  }
+}
+
+const seconds = () => Math.floor(Date.now() / 1000)
+const loopsOf = ({ tokens }: Piece) => tokens.map(({ loop }) => loop)
+
+/** Objects of POST /v1/completions. */
+export function completionFormat(model: string, tokenizer: Tokenizer, logprobs: boolean): Format {
+  const head = { id: `cmpl-${randomUUID()}`, object: 'text_completion', created: seconds(), model }
+  const ends: number[] = [] // by choice: characters of the tokens so far
+  const choice = (piece: Piece) => ({
+    index: piece.index,
+    text: piece.text,
+    logprobs: logprobs ? completionLogprobs(tokenizer, piece, ends) : null,
+    finish_reason: piece.finishReason,
+    loops: loopsOf(piece),
+  })
+  return {
+    whole: (pieces, usage) => ({ ...head, choices: pieces.map(choice), usage }),
+    opening: () => undefined,
+    delta: (piece) => ({ ...head, choices: [choice(piece)] }),
+    usage: (usage) => ({ ...head, choices: [], usage }),
+  }
+}
+
+/** Objects of POST /v1/chat/completions. */
+export function chatFormat(model: string, tokenizer: Tokenizer, logprobs: boolean): Format {
+  const id = `chatcmpl-${randomUUID()}`
+  const head = { id, object: 'chat.completion', created: seconds(), model }
+  const chunk = { ...head, object: 'chat.completion.chunk' }
+  const rest = (piece: Piece) => ({
+    logprobs: logprobs ? { content: piece.tokens.map((report) => chatLogprob(tokenizer, report)), refusal: null } : null,
+    finish_reason: piece.finishReason,
+    loops: loopsOf(piece),
+  })
+  return {
+    whole: (pieces, usage) => ({
+      ...head,
+      choices: pieces.map((piece) => ({
+        index: piece.index,
+        message: { role: 'assistant', content: piece.text, refusal: null },
+        ...rest(piece),
+      })),
+      usage,
+    }),
+    opening: (index) => ({
+      ...chunk,
+      choices: [{ index, delta: { role: 'assistant', content: '' }, logprobs: null, finish_reason: null, loops: [] }],
+    }),
+    delta: (piece) => ({ ...chunk, choices: [{ index: piece.index, delta: { content: piece.text }, ...rest(piece) }] }),
+    usage: (usage) => ({ ...chunk, choices: [], usage }),
+  }
+}
+
+function chatLogprob(tokenizer: Tokenizer, { token, logprob, alternatives }: TokenReport) {
+  const entry = (token: number, logprob: number) => {
+    const bytes = tokenizer.tokenBytes(token)
+    return { token: new TextDecoder().decode(bytes), logprob, bytes: Array.from(bytes) }
+  }
+  return {
+    ...entry(token, logprob),
+    top_logprobs: alternatives.map((alternative) => entry(alternative.token, alternative.logprob)),
+  }
+}
+
+function completionLogprobs(tokenizer: Tokenizer, piece: Piece, ends: number[]) {
+  const tokens = piece.tokens.map(({ token }) => tokenText(tokenizer, token))
+  const offsets = tokens.map((text) => {
+    const start = ends[piece.index] ?? 0
+    ends[piece.index] = start + text.length
+    return start
+  })
+  return {
+    tokens,
+    token_logprobs: piece.tokens.map(({ logprob }) => logprob),
+    top_logprobs: piece.tokens.map(({ alternatives }) =>
+      Object.fromEntries(alternatives.map(({ token, logprob }) => [tokenText(tokenizer, token), logprob])),
+    ),
+    text_offset: offsets,
+  }
+}
+
+/** A token's text; one that is a part of a character is spelt as OpenAI does: `bytes:\xe2\x98`. */
+export function tokenText(tokenizer: Tokenizer, token: number): string {
+  const bytes = tokenizer.tokenBytes(token)
+  try {
+    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes)
+  } catch {
+    return `bytes:${Array.from(bytes, (byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('')}`
+  }
+}

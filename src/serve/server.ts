@@ -1,0 +1,358 @@
+import { createHash, randomUUID, timingSafeEqual } from 'node:crypto'
+import { setMaxListeners } from 'node:events'
+import { createServer as createHttpServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { LoopLMError } from '../errors.js'
+import type { LoopLM } from '../model/model.js'
+import type { GenerateChunk, GenerateOptions, TokenSequence } from '../model/types.js'
+import { Admission } from './admission.js'
+import { EventStream, readJson, refuseSocket, sendError, sendJson } from './http.js'
+import { HttpError, toHttpError } from './http-error.js'
+import { Metrics } from './metrics.js'
+import { checkServeOptions, isLoopback, type ServeOptions, type ServeSettings } from './options.js'
+import { contextOf, type Plan, planChat, planCompletion, type Served } from './plan.js'
+import { parseChat, parseCompletion } from './request.js'
+import { type Piece, type TokenReport, usageOf } from './responses.js'
+
+/** The client left: there is nobody to answer. */
+const clientGone = new HttpError(499, 'the client left')
+const stopped = () => new HttpError(503, 'the server is stopping; try another one', { code: 'stopping' })
+
+const paths: Readonly<Record<string, readonly string[]>> = {
+  '/health': ['GET', 'HEAD'],
+  '/metrics': ['GET', 'HEAD'],
+  '/v1/models': ['GET', 'HEAD'],
+  '/v1/completions': ['POST'],
+  '/v1/chat/completions': ['POST'],
+}
+
+/**
+ * An HTTP server with OpenAI's interface for one model; {@link createServer} makes it. Every sequence of every request runs in the
+ * model's own batch.
+ */
+export class LoopLMServer {
+  readonly settings: Readonly<ServeSettings>
+  readonly #served: Served
+  readonly #server: Server
+  readonly #admission: Admission
+  readonly #metrics: Metrics
+  readonly #open = new Set<AbortController>()
+  readonly #created = Math.floor(Date.now() / 1000)
+  #stopping: Promise<void> | undefined
+
+  /** @internal */
+  constructor(model: LoopLM, options: ServeOptions) {
+    const settings = checkServeOptions(options)
+    const { tokenizer } = model
+    if (tokenizer === undefined) {
+      const message = 'the model has no tokenizer; load a folder with tokenizer.json or set model.tokenizer'
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'createServer' })
+    }
+    this.settings = settings
+    this.#served = { model, tokenizer, settings }
+    this.#admission = new Admission(settings.maxRunning, settings.maxWaiting)
+    this.#metrics = new Metrics(model.config.total_ut_steps, {
+      running: () => this.#admission.running,
+      waiting: () => this.#admission.waiting,
+      requests: () => this.#open.size,
+    })
+    const header = settings.headerTimeout * 1000
+    this.#server = createHttpServer(
+      {
+        headersTimeout: header,
+        requestTimeout: header + settings.bodyTimeout * 1000 + 1000, // the body's own limit answers first
+        connectionsCheckingInterval: Math.min(1000, header),
+        keepAliveTimeout: 30_000,
+      },
+      (request, response) => this.handler(request, response),
+    )
+    this.#server.maxConnections = settings.maxConnections
+    this.#server.on('clientError', refuseSocket)
+  }
+
+  /**
+   * Begins to listen.
+   *
+   * @returns the address, for example `http://127.0.0.1:8000`
+   * @throws LoopLMError INVALID_ARGUMENT when the address cannot be used
+   */
+  async listen(): Promise<string> {
+    const { host, port } = this.settings
+    await new Promise<void>((resolve, reject) => {
+      const fail = (cause: Error) =>
+        reject(new LoopLMError('INVALID_ARGUMENT', `cannot listen on ${host}:${port}: ${cause.message}`, { cause }))
+      this.#server.once('error', fail).listen(port, host, () => {
+        this.#server.off('error', fail)
+        resolve()
+      })
+    })
+    const { address, port: actual } = this.#server.address() as AddressInfo
+    return `http://${address.includes(':') ? `[${address}]` : address}:${actual}`
+  }
+
+  /**
+   * Stops: new requests are refused, running ones may end within `stopTimeout` seconds and are then cut with a message.
+   *
+   * @returns when every connection is closed
+   */
+  close(): Promise<void> {
+    this.#stopping ??= this.#stop()
+    return this.#stopping
+  }
+
+  async #stop(): Promise<void> {
+    const closed = new Promise<void>((resolve) => {
+      if (this.#server.listening) this.#server.close(() => resolve())
+      else resolve()
+    })
+    const cut = () => {
+      for (const controller of this.#open) controller.abort(stopped())
+    }
+    const timers = [
+      setTimeout(cut, this.settings.stopTimeout * 1000),
+      setTimeout(() => this.#server.closeAllConnections(), this.settings.stopTimeout * 1000 + 2000),
+      setInterval(() => this.#server.closeIdleConnections(), 100),
+    ]
+    this.#server.closeIdleConnections()
+    await closed
+    while (this.#open.size > 0) await new Promise((resolve) => setTimeout(resolve, 10)) // of a handler mounted elsewhere
+    for (const timer of timers) clearTimeout(timer)
+  }
+
+  /** Answers one request; mounts into any server that has node:http's requests, for example `app.use(server.handler)`. */
+  readonly handler = (request: IncomingMessage, response: ServerResponse): void => {
+    const start = performance.now()
+    const path = (request.url ?? '').split('?', 1)[0]!
+    response.on('close', () => {
+      const known = path in paths ? path : 'other'
+      const status = response.headersSent ? response.statusCode : 499
+      this.#metrics.requests.add(1, { path: known, status: String(status) })
+      this.#metrics.duration.observe((performance.now() - start) / 1000)
+    })
+    response.on('error', () => {}) // the client left while something was written
+    response.setHeader('x-request-id', randomUUID())
+    if (this.#stopping !== undefined) response.setHeader('connection', 'close')
+    this.#route(request, response, path).catch((error: unknown) => this.#fail(request, response, error))
+  }
+
+  #fail(request: IncomingMessage, response: ServerResponse, error: unknown): void {
+    const refusal = toHttpError(error)
+    if (refusal.status === 500) {
+      const id = response.getHeader('x-request-id')
+      this.settings.log(`${request.method} ${request.url} (${id}): ${error instanceof Error ? error.stack : String(error)}`)
+    }
+    if (!response.headersSent) {
+      sendError(request, response, refusal)
+      return
+    }
+    if (!response.writableEnded && !response.destroyed) response.end(`data: ${JSON.stringify(refusal.body)}\n\n`)
+  }
+
+  async #route(request: IncomingMessage, response: ServerResponse, path: string): Promise<void> {
+    const { settings } = this
+    if (this.#crossOrigin(request, response)) return
+    const model = /^\/v1\/models\/(.+)$/.exec(path)?.[1]
+    const methods = model === undefined ? paths[path] : paths['/v1/models']
+    if (path !== '/health') this.#authorize(request)
+    if (methods === undefined) throw new HttpError(404, `there is no ${path.slice(0, 200)}`, { code: 'not_found' })
+    if (!methods.includes(request.method ?? '')) {
+      throw new HttpError(405, `${path} answers ${methods.join(' and ')}`, { headers: { allow: methods.join(', ') } })
+    }
+    if (model !== undefined) {
+      if (model !== settings.name && model !== encodeURIComponent(settings.name)) {
+        throw new HttpError(404, `there is no model ${model.slice(0, 200)}`, { param: 'model', code: 'model_not_found' })
+      }
+      sendJson(response, 200, this.#modelObject())
+      return
+    }
+    switch (path) {
+      case '/health':
+        this.#health(response)
+        return
+      case '/metrics': {
+        response.writeHead(200, { 'content-type': 'text/plain; version=0.0.4; charset=utf-8' })
+        response.end(this.#metrics.text())
+        return
+      }
+      case '/v1/models':
+        sendJson(response, 200, { object: 'list', data: [this.#modelObject()] })
+        return
+      default:
+        await this.#generate(request, response, path === '/v1/completions')
+    }
+  }
+
+  #health(response: ServerResponse): void {
+    const { running, waiting } = this.#admission
+    const stopping = this.#stopping !== undefined
+    const status = stopping ? 'stopping' : 'ok'
+    sendJson(response, stopping ? 503 : 200, { status, model: this.settings.name, running, waiting })
+  }
+
+  #modelObject(): object {
+    const { name } = this.settings
+    const { total_ut_steps: loops } = this.#served.model.config
+    return { id: name, object: 'model', created: this.#created, owned_by: 'looplm', loops, context: contextOf(this.#served) }
+  }
+
+  /** @throws HttpError 401 or 403 */
+  #authorize(request: IncomingMessage): void {
+    const { apiKey, host } = this.settings
+    if (apiKey !== undefined) {
+      const token = /^Bearer (.+)$/.exec(request.headers.authorization ?? '')?.[1] ?? ''
+      const digest = (text: string) => createHash('sha256').update(text).digest()
+      if (timingSafeEqual(digest(token), digest(apiKey))) return
+      throw new HttpError(401, 'the API key is missing or wrong; send "Authorization: Bearer KEY"', {
+        code: 'invalid_api_key',
+        headers: { 'www-authenticate': 'Bearer' },
+      })
+    }
+    // A web page whose host name was pointed at this machine shows itself by that name.
+    const named = (request.headers.host ?? host).replace(/:\d+$/, '')
+    if (isLoopback(named)) return
+    throw new HttpError(403, `host ${named.slice(0, 200)} is not this machine; set an API key to serve under other names`)
+  }
+
+  /** Answers a browser's question whether a page may call; true when that was the request. */
+  #crossOrigin(request: IncomingMessage, response: ServerResponse): boolean {
+    const { corsOrigins } = this.settings
+    const { origin } = request.headers
+    if (origin === undefined || !(corsOrigins.includes('*') || corsOrigins.includes(origin))) return false
+    response.setHeader('access-control-allow-origin', corsOrigins.includes('*') ? '*' : origin)
+    response.setHeader('vary', 'origin')
+    if (request.method !== 'OPTIONS') return false
+    response.writeHead(204, {
+      'access-control-allow-methods': 'GET, POST',
+      'access-control-allow-headers': request.headers['access-control-request-headers'] ?? 'authorization, content-type',
+      'access-control-max-age': '600',
+    })
+    response.end()
+    return true
+  }
+
+  async #generate(request: IncomingMessage, response: ServerResponse, completion: boolean): Promise<void> {
+    if (this.#stopping !== undefined) throw stopped()
+    const { settings } = this
+    const controller = new AbortController()
+    setMaxListeners(0, controller.signal) // every choice of the request listens
+    const leave = () => {
+      if (response.writableFinished) return
+      this.#metrics.disconnects.add()
+      controller.abort(clientGone)
+    }
+    response.once('close', leave)
+    this.#open.add(controller)
+    const late = new HttpError(504, `no answer within ${settings.requestTimeout} s`, { code: 'timeout' })
+    const timer = setTimeout(() => controller.abort(late), settings.requestTimeout * 1000)
+    try {
+      const body = await readJson(request, settings.maxBodyBytes, settings.bodyTimeout * 1000)
+      const plan = completion ? planCompletion(this.#served, parseCompletion(body)) : planChat(this.#served, parseChat(body))
+      this.#metrics.promptTokens.add(plan.promptTokens)
+      if (plan.stream) await this.#stream(plan, response, controller)
+      else sendJson(response, 200, await this.#whole(plan, controller))
+    } finally {
+      clearTimeout(timer)
+      this.#open.delete(controller)
+    }
+  }
+
+  async #whole(plan: Plan, controller: AbortController): Promise<object> {
+    const pieces: Piece[] = plan.sequences.map((_, index) => emptyPiece(index))
+    await this.#run(plan, controller, (index, chunk) => {
+      const piece = pieces[index]!
+      piece.text += chunk.text ?? ''
+      piece.tokens.push(report(chunk))
+      piece.finishReason = chunk.finishReason ?? null
+    })
+    return plan.format.whole(pieces, usageOf(plan.promptTokens, pieces))
+  }
+
+  async #stream(plan: Plan, response: ServerResponse, controller: AbortController): Promise<void> {
+    const events = new EventStream(response)
+    const { format, includeUsage } = plan
+    const send = (value: object) => events.send(JSON.stringify(includeUsage ? { usage: null, ...value } : value))
+    const pieces = plan.sequences.map((_, index) => emptyPiece(index))
+    const all: { tokens: TokenReport[] }[] = plan.sequences.map(() => ({ tokens: [] }))
+    await this.#run(plan, controller, async (index, chunk) => {
+      const piece = pieces[index]!
+      const opening = all[index]!.tokens.length === 0 ? format.opening(index) : undefined
+      if (opening !== undefined) await send(opening)
+      piece.text += chunk.text ?? ''
+      piece.tokens.push(report(chunk))
+      all[index]!.tokens.push(piece.tokens.at(-1)!)
+      piece.finishReason = chunk.finishReason ?? null
+      if (piece.text === '' && piece.finishReason === null) return // a character or a possible stop text is incomplete
+      pieces[index] = emptyPiece(index)
+      await send(format.delta(piece))
+    })
+    if (includeUsage) await send(format.usage(usageOf(plan.promptTokens, all)))
+    await events.send('[DONE]')
+    events.end()
+  }
+
+  /** Runs all sequences of a request; the first that fails ends the others, and all have ended when this returns or throws. */
+  async #run(
+    plan: Plan,
+    controller: AbortController,
+    take: (index: number, chunk: GenerateChunk) => void | Promise<void>,
+  ): Promise<void> {
+    const { signal } = controller
+    const places = this.#admission.admit(plan.sequences.length, signal)
+    const start = performance.now()
+    const run = async (index: number): Promise<void> => {
+      const { prompt, options } = plan.sequences[index]!
+      await places[index]!.granted
+      let before: number | undefined
+      for await (const chunk of this.#tokens(prompt, { ...options, signal })) {
+        const now = performance.now()
+        if (before === undefined) this.#metrics.firstToken.observe((now - start) / 1000)
+        else this.#metrics.interToken.observe((now - before) / 1000)
+        before = now
+        this.#metrics.newTokens.add()
+        this.#metrics.loops.observe(chunk.loop)
+        await take(index, chunk)
+        if (signal.aborted) throw signal.reason
+      }
+    }
+    const outcomes = await Promise.allSettled(
+      plan.sequences.map((_, index) =>
+        run(index)
+          .catch((error: unknown) => {
+            const reason = signal.aborted ? signal.reason : error
+            controller.abort(reason)
+            throw reason
+          })
+          .finally(() => places[index]!.release()),
+      ),
+    )
+    const failed = outcomes.find((outcome) => outcome.status === 'rejected')
+    if (failed !== undefined) throw failed.reason
+  }
+
+  #tokens(prompt: TokenSequence, options: GenerateOptions): AsyncIterable<GenerateChunk> {
+    return this.#served.model.stream(prompt, options)
+  }
+}
+
+const emptyPiece = (index: number): Piece => ({ index, text: '', tokens: [], finishReason: null })
+
+const report = ({ token, logprob, loop }: GenerateChunk): TokenReport => ({ token, logprob, loop, alternatives: [] })
+
+/**
+ * A server with OpenAI's HTTP interface: /v1/models, /v1/completions and /v1/chat/completions with streaming, /health and /metrics.
+ * Requests and answers carry `loops` and `exit` beside OpenAI's fields.
+ *
+ * @param model needs a tokenizer; a chat template serves chats. The server does not dispose of it
+ * @param options where to listen, who may call, and limits
+ * @throws LoopLMError INVALID_CONFIG naming each refused option, INVALID_ARGUMENT without a tokenizer
+ *
+ * @example
+ * ```ts
+ * const server = createServer(model, { name: 'ouro', port: 8000 })
+ * console.log(await server.listen()) // http://127.0.0.1:8000
+ * await server.close()
+ * ```
+ */
+export function createServer(model: LoopLM, options: ServeOptions = {}): LoopLMServer {
+  return new LoopLMServer(model, options)
+}

@@ -1,0 +1,404 @@
+// The server as OpenAI's own client meets it.
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import OpenAI, { APIError } from 'openai'
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
+import { createServer, LoopLM, type LoopLMServer, memory, type ServeOptions } from '../src/index.js'
+import { collectGarbage } from './garbage.js'
+import { writeOuroFolder } from './ouro-folder.js'
+import { refusal } from './refusal.js'
+
+let root: string
+let model: LoopLM
+let slow: LoopLM // without end tokens
+beforeAll(async () => {
+  root = await mkdtemp(join(tmpdir(), 'looplm-serve-'))
+  model = await LoopLM.fromPretrained(await writeOuroFolder(join(root, 'ouro')))
+  const config = { hidden_size: 128, intermediate_size: 256, num_hidden_layers: 8 }
+  slow = await LoopLM.fromPretrained(await writeOuroFolder(join(root, 'slow'), { config, endTokens: [] }))
+})
+afterAll(async () => {
+  model.dispose()
+  slow.dispose()
+  await rm(root, { recursive: true })
+})
+
+const servers: LoopLMServer[] = []
+async function serve(options: ServeOptions = {}, served = model) {
+  const server = createServer(served, { name: 'tiny', port: 0, ...options })
+  servers.push(server)
+  const url = await server.listen()
+  const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: options.apiKey ?? 'none', maxRetries: 0 })
+  const metric = async (name: string) => {
+    const headers: Record<string, string> = options.apiKey === undefined ? {} : { authorization: `Bearer ${options.apiKey}` }
+    const text = await (await fetch(`${url}/metrics`, { headers })).text()
+    return Number(new RegExp(`^${name.replaceAll(/[{}"]/g, '\\$&')} (.*)$`, 'm').exec(text)?.[1])
+  }
+  return { server, url, client, metric }
+}
+afterEach(async () => {
+  await Promise.all(servers.splice(0).map((server) => server.close()))
+})
+
+/** The refusal of a call of the client. */
+async function apiError(call: Promise<unknown>): Promise<APIError> {
+  const error = await call.then(
+    () => undefined,
+    (error: unknown) => error,
+  )
+  expect(error).toBeInstanceOf(APIError)
+  return error as APIError
+}
+
+/** Extra fields of looplm, which the client's types do not know. */
+type Extra = { loops: number[] }
+const loopsOf = (choice: unknown) => (choice as Extra).loops
+const meanLoops = (usage: unknown) => (usage as { mean_loops: number }).mean_loops
+
+/** More tokens of the slow model than any of these tests waits for. */
+const endless = { model: 'tiny', prompt: 'the', max_tokens: 4000 }
+const until = async (what: () => Promise<boolean> | boolean) => {
+  for (const end = Date.now() + 20_000; !(await what()); await new Promise((resolve) => setTimeout(resolve, 10)))
+    if (Date.now() > end) throw new Error('waited in vain')
+}
+
+describe("OpenAI's client", () => {
+  it('lists the model', async () => {
+    const { client } = await serve()
+    const { data } = await client.models.list()
+    expect(data).toEqual([expect.objectContaining({ id: 'tiny', object: 'model', loops: 4, context: 4096 })])
+    expect((await client.models.retrieve('tiny')).id).toBe('tiny')
+    expect((await apiError(client.models.retrieve('other'))).status).toBe(404)
+  })
+
+  it('gets the completion that the model generates', async () => {
+    const { client } = await serve()
+    const [expected] = await model.generate(['in the'], { maxNewTokens: 12, temperature: 0.7, topP: 0.9, seed: 3 })
+    const body = { model: 'tiny', prompt: 'in the', max_tokens: 12, temperature: 0.7, top_p: 0.9, seed: 3 }
+    const completion = await client.completions.create(body)
+    const [choice] = completion.choices
+    expect(choice).toMatchObject({ index: 0, text: expected!.text, finish_reason: expected!.finishReason, logprobs: null })
+    expect(loopsOf(choice)).toEqual(expected!.loops)
+    const { usage } = completion
+    const n = expected!.tokens.length
+    const p = model.tokenizer!.encode('in the').length
+    expect(usage).toMatchObject({ prompt_tokens: p, completion_tokens: n, total_tokens: p + n, mean_loops: 4 })
+    const tokens = model.tokenizer!.encode('in the')
+    expect((await client.completions.create({ ...body, prompt: tokens })).choices[0]!.text).toBe(expected!.text)
+  })
+
+  it('gets a chat answer for the rendered template, ended at the end of the turn', async () => {
+    const { client } = await serve()
+    const messages = [{ role: 'user' as const, content: 'Hi é😀' }]
+    const text = model.tokenizer!.applyChatTemplate(messages, { addGenerationPrompt: true })
+    const prompt = model.tokenizer!.encode(text, { addSpecialTokens: false })
+    const [expected] = await model.generate([prompt], { maxNewTokens: 30, seed: 8 })
+    const chat = { model: 'tiny', messages, max_completion_tokens: 30, seed: 8 }
+    const { choices, usage } = await client.chat.completions.create(chat)
+    expect(choices[0]).toMatchObject({
+      message: { role: 'assistant', content: expected!.text },
+      finish_reason: expected!.finishReason,
+    })
+    expect(usage!.prompt_tokens).toBe(prompt.length)
+    const parts = [
+      {
+        role: 'user' as const,
+        content: [
+          { type: 'text' as const, text: 'Hi ' },
+          { type: 'text' as const, text: 'é😀' },
+        ],
+      },
+    ]
+    expect((await client.chat.completions.create({ ...chat, messages: parts })).choices[0]!.message).toEqual(choices[0]!.message)
+    const plain = { ...chat, chat_template_kwargs: { enable_thinking: false } }
+    expect((await client.chat.completions.create(plain)).usage!.prompt_tokens).toBeGreaterThan(prompt.length)
+  })
+
+  it('streams what it gets whole, with the usage at the end', async () => {
+    const { client } = await serve()
+    const body = { model: 'tiny', prompt: 'é 漢', max_tokens: 40, seed: 2, n: 3, logprobs: 0 }
+    const whole = await client.completions.create(body)
+    const texts = ['', '', '']
+    const loops: number[][] = [[], [], []]
+    const offsets: number[][] = [[], [], []]
+    const reasons: unknown[] = []
+    let usage: unknown
+    const stream = await client.completions.create({ ...body, stream: true, stream_options: { include_usage: true } })
+    for await (const chunk of stream) {
+      for (const choice of chunk.choices) {
+        texts[choice.index] += choice.text
+        loops[choice.index]!.push(...loopsOf(choice))
+        offsets[choice.index]!.push(...choice.logprobs!.text_offset!)
+        if (choice.finish_reason !== null) reasons[choice.index] = choice.finish_reason
+      }
+      usage = chunk.usage ?? usage
+    }
+    expect(texts).toEqual(whole.choices.map(({ text }) => text))
+    expect(loops).toEqual(whole.choices.map(loopsOf))
+    expect(offsets).toEqual(whole.choices.map(({ logprobs }) => logprobs!.text_offset))
+    expect(reasons).toEqual(whole.choices.map(({ finish_reason }) => finish_reason))
+    expect(usage).toEqual(whole.usage)
+    expect(new Set(texts).size).toBe(3)
+  })
+
+  it('streams a chat: the role first, then the text, then [DONE]', async () => {
+    const { client, url } = await serve()
+    const body = { model: 'tiny', messages: [{ role: 'user' as const, content: 'a' }], max_tokens: 20, seed: 1 }
+    const whole = await client.chat.completions.create(body)
+    const deltas = []
+    for await (const chunk of await client.chat.completions.create({ ...body, stream: true })) {
+      expect(chunk.object).toBe('chat.completion.chunk')
+      deltas.push(chunk.choices[0]!.delta)
+    }
+    expect(deltas[0]).toEqual({ role: 'assistant', content: '' })
+    expect(deltas.map(({ content }) => content).join('')).toBe(whole.choices[0]!.message.content)
+    const headers = { 'content-type': 'application/json' }
+    const raw = await fetch(`${url}/v1/chat/completions`, {
+      method: 'POST',
+      headers,
+      body: JSON.stringify({ ...body, stream: true }),
+    })
+    expect(raw.headers.get('content-type')).toBe('text/event-stream; charset=utf-8')
+    expect((await raw.text()).endsWith('data: [DONE]\n\n')).toBe(true)
+  })
+
+  it('reads the log-probability of every token', async () => {
+    const { client } = await serve()
+    const prompt = model.tokenizer!.encode('the')
+    const [expected] = await model.generate([prompt], { maxNewTokens: 10, temperature: 0 })
+    const body = { model: 'tiny', prompt, max_tokens: 10, temperature: 0 }
+    const { logprobs } = (await client.completions.create({ ...body, logprobs: 0 })).choices[0]!
+    expect(logprobs!.token_logprobs).toEqual(Array.from(expected!.logprobs))
+    expect(logprobs!.tokens).toHaveLength(expected!.tokens.length)
+    const messages = [{ role: 'user' as const, content: 'b' }]
+    const chat = await client.chat.completions.create({ model: 'tiny', messages, max_tokens: 10, seed: 2, logprobs: true })
+    const content = chat.choices[0]!.logprobs!.content!
+    const bytes = Buffer.from(content.flatMap(({ bytes }) => bytes!))
+    const text = bytes.toString().replaceAll(/<\|\w+\|>/g, '') // special tokens are no text
+    expect(text).toBe(chat.choices[0]!.message.content)
+  })
+
+  it('chooses loops and the exit rule', async () => {
+    const { client } = await serve()
+    const extra = { loops: 3, exit: { rule: 'gate', threshold: 1e-6 } }
+    const { choices, usage } = await client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 5, ...extra })
+    expect(loopsOf(choices[0])).toEqual(Array(loopsOf(choices[0]).length).fill(1))
+    expect(meanLoops(usage)).toBe(1)
+    const two = await client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 5, ...{ loops: 2 } })
+    expect(meanLoops(two.usage)).toBe(2)
+  })
+
+  it('stops at a text, before it, and still at the end tokens', async () => {
+    const { client } = await serve()
+    const body = { model: 'tiny', prompt: 'the', max_tokens: 60, seed: 4 }
+    const { text } = (await client.completions.create(body)).choices[0]!
+    const stop = Array.from(text.replaceAll('\ufffd', ''))[3]!
+    const cut = (await client.completions.create({ ...body, stop })).choices[0]!
+    expect(cut).toMatchObject({ text: text.slice(0, text.indexOf(stop)), finish_reason: 'stop' })
+    const many = await client.completions.create({ ...body, n: 32, max_tokens: 200, temperature: 3, stop: 'not in any text' })
+    expect(many.choices.some(({ finish_reason }) => finish_reason === 'stop')).toBe(true)
+  })
+})
+
+describe('a refusal', () => {
+  let client: OpenAI
+  const chat = { model: 'tiny', messages: [{ role: 'user', content: 'a' }] }
+  const completion = { model: 'tiny', prompt: 'a' }
+
+  it.each([
+    ['chat', { messages: chat.messages }, 400, 'model', /model: is missing/],
+    ['chat', { ...chat, model: 'gpt' }, 404, 'model', /no model "gpt"; this server has "tiny"/],
+    ['chat', { ...chat, messages: [] }, 400, 'messages', /messages: /],
+    ['chat', { ...chat, messages: [{ content: 'a' }] }, 400, 'messages[0].role', /is missing/],
+    ['chat', { ...chat, messages: [{ role: 'owl', content: 'a' }] }, 400, null, /chat_template\.jinja: .*no role owl/],
+    ['chat', { ...chat, messages: [{ role: 'user', content: [{ type: 'image_url' }] }] }, 400, 'messages[0].content', /text/],
+    ['chat', { ...chat, temperature: -1 }, 400, 'temperature', />=0/],
+    ['chat', { ...chat, temprature: 1 }, 400, 'temprature', /did you mean temperature\?/],
+    ['chat', { ...chat, max_tokens: 5000 }, 400, 'max_tokens', /at most 4096/],
+    ['chat', { ...chat, max_completion_tokens: 4096 }, 400, 'messages', /context of 4096/],
+    ['chat', { ...chat, top_logprobs: 3 }, 400, 'top_logprobs', /needs logprobs/],
+    ['chat', { ...chat, response_format: { type: 'json_object' } }, 400, 'response_format.type', /text/],
+    ['chat', { ...chat, frequency_penalty: 1 }, 400, 'frequency_penalty', /must be 0: penalties are not supported/],
+    ['chat', { ...chat, n: 129 }, 400, 'n', /128/],
+    ['completions', { ...completion, prompt: [1, 5000] }, 400, 'prompt[1]', /got 5000/],
+    ['completions', { ...completion, prompt: '' }, 400, 'prompt', /no tokens/],
+    ['completions', { ...completion, stop: [''] }, 400, 'stop[0]', />=1 char/],
+    ['completions', { ...completion, echo: true }, 400, 'echo', /not repeated/],
+    ['completions', { ...completion, loops: 5 }, 400, 'loops', /at most 4/],
+    ['completions', { ...completion, exit: { rule: 'never' } }, 400, 'exit.rule', /never/],
+    ['completions', { ...completion, exit: 'gate' }, 400, 'exit', /"rule"/],
+    ['completions', { ...completion, stream_options: { includeUsage: true } }, 400, 'stream_options.includeUsage', /unknown/],
+  ] as const)('of %s %j has status %i and names %s', async (kind, body, status, param, message) => {
+    client ??= (await serve()).client
+    servers.length = 0 // this one serves all the cases
+    const path = kind === 'chat' ? '/chat/completions' : '/completions'
+    const error = await apiError(client.post(path, { body }))
+    expect(error.status).toBe(status)
+    expect(error.message).toMatch(message)
+    expect(error.param).toBe(param)
+    expect(error.type).toBe('invalid_request_error')
+  })
+
+  it('of a chat without a template says so', async () => {
+    using plain = await LoopLM.fromPretrained(await writeOuroFolder(join(root, 'plain'), { template: 'none' }))
+    const server = createServer(plain, { port: 0, name: 'tiny' })
+    servers.push(server)
+    const client = new OpenAI({ baseURL: `${await server.listen()}/v1`, apiKey: 'x', maxRetries: 0 })
+    const call = client.chat.completions.create({ model: 'tiny', messages: [{ role: 'user', content: 'a' }] })
+    expect((await apiError(call)).message).toMatch(/no chat template/)
+    await server.close()
+  })
+})
+
+describe('options', () => {
+  it('that are wrong are named, and other machines need a key', async () => {
+    expect((await refusal(() => createServer(model, { port: -1 }))).message).toMatch(/createServer: port: .*got -1/)
+    expect((await refusal(() => createServer(model, { prot: 1 } as never))).message).toMatch(/did you mean port/)
+    for (const host of ['0.0.0.0', '::', '192.168.0.7', 'example.com'])
+      expect((await refusal(() => createServer(model, { host }))).message).toMatch(/apiKey: is needed/)
+    createServer(model, { host: '0.0.0.0', apiKey: 'k' })
+    using bare = await LoopLM.create(model.config)
+    expect((await refusal(() => createServer(bare))).message).toMatch(/no tokenizer/)
+  })
+
+  it('such as a port in use are refused with the reason', async () => {
+    const { url } = await serve()
+    const second = createServer(model, { port: Number(new URL(url).port) })
+    expect((await refusal(() => second.listen())).message).toMatch(/cannot listen on 127\.0\.0\.1:\d+: .*EADDRINUSE/)
+  })
+})
+
+describe('who may call', () => {
+  it('with the key only, when there is one', async () => {
+    const { client, url } = await serve({ apiKey: 'secret' })
+    await client.models.list()
+    const other = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'wrong', maxRetries: 0 })
+    const error = await apiError(other.models.list())
+    expect([error.status, error.code]).toEqual([401, 'invalid_api_key'])
+    expect((await fetch(`${url}/metrics`)).status).toBe(401)
+    expect((await fetch(`${url}/health`)).status).toBe(200)
+  })
+
+  it('no web page, unless its origin is named', async () => {
+    const { url } = await serve()
+    const origin = { origin: 'https://page.example' }
+    const preflight = await fetch(`${url}/v1/completions`, { method: 'OPTIONS', headers: origin })
+    expect(preflight.status).toBe(405)
+    expect(preflight.headers.get('access-control-allow-origin')).toBeNull()
+    const simple = await fetch(`${url}/v1/completions`, { method: 'POST', headers: origin, body: '{}' })
+    expect(simple.status).toBe(415) // what a page may send without asking first
+    const open = await serve({ corsOrigins: ['https://page.example'] })
+    const allowed = await fetch(`${open.url}/v1/models`, { headers: origin })
+    expect(allowed.headers.get('access-control-allow-origin')).toBe('https://page.example')
+    const asked = await fetch(`${open.url}/v1/completions`, { method: 'OPTIONS', headers: origin })
+    expect(asked.status).toBe(204)
+    const stranger = await fetch(`${open.url}/v1/models`, { headers: { origin: 'https://other.example' } })
+    expect(stranger.headers.get('access-control-allow-origin')).toBeNull()
+  })
+})
+
+describe('load', () => {
+  it('beyond the queue is refused with 429 and Retry-After, and what was taken in is answered', async () => {
+    const { client, url, metric } = await serve({ maxRunning: 2, maxWaiting: 3 }, slow)
+    const call = () => client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 20 })
+    const outcomes = await Promise.allSettled(Array.from({ length: 12 }, call))
+    const refused = outcomes.filter((outcome) => outcome.status === 'rejected').map(({ reason }) => reason as APIError)
+    expect(refused.length).toBeGreaterThan(0)
+    for (const error of refused) {
+      expect(error.status).toBe(429)
+      expect(Number(error.headers!.get('retry-after'))).toBeGreaterThanOrEqual(1)
+    }
+    expect(outcomes.length - refused.length).toBeGreaterThanOrEqual(5)
+    expect(await metric('looplm_requests_total{path="/v1/completions",status="429"}')).toBe(refused.length)
+    const tooMany = await apiError(client.completions.create({ model: 'tiny', prompt: 'a', n: 6 }))
+    expect([tooMany.status, tooMany.param]).toEqual([400, 'n'])
+    expect(await (await fetch(`${url}/health`)).json()).toMatchObject({ status: 'ok', running: 0, waiting: 0 })
+  })
+
+  it('is counted for Prometheus', async () => {
+    const { client, url, metric } = await serve()
+    const { usage } = await client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 9, n: 2 })
+    expect(await metric('looplm_prompt_tokens_total')).toBe(usage!.prompt_tokens)
+    expect(await metric('looplm_generated_tokens_total')).toBe(usage!.completion_tokens)
+    expect(await metric('looplm_token_loops_bucket{le="3"}')).toBe(0)
+    expect(await metric('looplm_token_loops_bucket{le="4"}')).toBe(usage!.completion_tokens)
+    expect(await metric('looplm_time_to_first_token_seconds_count')).toBe(2)
+    const text = await (await fetch(`${url}/metrics`)).text()
+    for (const line of text.trimEnd().split('\n')) expect(line).toMatch(/^(# (HELP|TYPE) \w+ .+|\w+(\{[^}]*\})? [-\d.e+]+)$/)
+  })
+})
+
+describe('a client that leaves', () => {
+  it.each([
+    ['a stream', true],
+    ['a whole answer', false],
+  ])('%s frees its rows at once', async (_what, streamed) => {
+    const { client, metric } = await serve({ maxRunning: 4 }, slow)
+    await client.completions.create({ ...endless, n: 4, max_tokens: 2 })
+    await slow.score([[1, 2]]) // workspaces stay with the model
+    await collectGarbage()
+    const before = memory()
+    const controller = new AbortController()
+    const { signal } = controller
+    const read = async () => {
+      if (!streamed) return client.completions.create({ ...endless, n: 8 }, { signal })
+      for await (const _ of await client.completions.create({ ...endless, n: 8, stream: true }, { signal }));
+    }
+    const reading = read().catch(() => {}) // the client ends quietly or says that it was aborted
+    await until(async () => (await metric('looplm_generated_tokens_total')) > 10)
+    expect(await metric('looplm_sequences_running')).toBe(4)
+    expect(await metric('looplm_sequences_waiting')).toBe(4)
+    controller.abort()
+    await expect(reading)
+      .resolves.toBe(undefined)
+      .catch(() => {}) // the client ends quietly or says that it was aborted
+    const left = performance.now()
+    await until(async () => (await metric('looplm_sequences_running')) === 0)
+    expect(performance.now() - left).toBeLessThan(2000)
+    expect(await metric('looplm_sequences_waiting')).toBe(0)
+    expect(await metric('looplm_disconnects_total')).toBe(1)
+    await slow.score([[1, 2]]) // whatever was under way has ended
+    await collectGarbage()
+    expect(memory().bytes).toBeLessThanOrEqual(before.bytes)
+  })
+})
+
+describe('stopping', () => {
+  it('lets running answers end and refuses new ones', async () => {
+    const { server, client, url, metric } = await serve({}, slow)
+    const answer = client.completions.create({ ...endless, max_tokens: 60 })
+    await until(async () => (await metric('looplm_generated_tokens_total')) > 2)
+    const closing = server.close()
+    const late = await fetch(`${url}/health`).then(
+      ({ status }) => status,
+      () => 'refused',
+    )
+    expect([503, 'refused']).toContain(late)
+    expect((await answer).choices[0]!.finish_reason).toBe('length')
+    await closing
+  })
+
+  it('cuts what does not end in time, with a message', async () => {
+    const { server, client, metric } = await serve({ stopTimeout: 0.2 }, slow)
+    const whole = apiError(client.completions.create(endless))
+    const stream = await client.completions.create({ ...endless, stream: true })
+    const streamed = apiError(
+      (async () => {
+        for await (const _ of stream);
+      })(),
+    )
+    await until(async () => (await metric('looplm_sequences_running')) === 2)
+    await server.close()
+    expect((await whole).status).toBe(503)
+    expect((await streamed).message).toMatch(/the server is stopping/)
+  })
+})
+
+describe('time', () => {
+  it('for an answer is limited', async () => {
+    const { client } = await serve({ requestTimeout: 0.3 }, slow)
+    const error = await apiError(client.completions.create(endless))
+    expect([error.status, error.code]).toEqual([504, 'timeout'])
+  })
+})
