@@ -1,6 +1,8 @@
 // Whole steps, each in a process of its own so that its resident peak is its own: node dist/bench/steps.js NAME prints one JSON line.
+import { execFileSync } from 'node:child_process'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
-import { addition, LoopLM, RLTTTrainer } from '../src/index.js'
+import { fileURLToPath } from 'node:url'
+import { addition, LoopLM, LoopRPTTrainer, PretrainTrainer, RLTTTrainer } from '../src/index.js'
 import type { ModelDType, Recompute } from '../src/model/types.js'
 import { measureRoofs } from './kernels.js'
 
@@ -68,6 +70,75 @@ async function seconds(run: () => Promise<unknown>): Promise<number> {
   return (performance.now() - start) / 1000
 }
 
+/** Some text: `count` sequences of `length` tokens. */
+const texts = (config: Config, count: number, length: number) =>
+  Array.from({ length: count }, (_, i) =>
+    Array.from({ length }, (_, j) => (i * 7919 + j * 104729 + ((i * j) % 31)) % config.vocab_size),
+  )
+/** Multiply-adds of a Stage I step: the blocks and the head, forward and twice that backward. */
+const stage1Work = (c: Config, tokens: number) => 3 * (weights(c).blocks + weights(c).head) * c.total_ut_steps * tokens
+
+async function stage1(step: string, config: Config, count: number, length: number): Promise<StepRow> {
+  const model = await LoopLM.create(config, { seed: 1 })
+  const trainer = new PretrainTrainer(model, { learningRate: 1e-5 })
+  const batch = { sequences: texts(config, count, length) }
+  await trainer.update(batch)
+  const times: number[] = []
+  for (let i = 0; i < 3; i++) times.push(await seconds(() => trainer.update(batch)))
+  const taken = middle(times)
+  const gflops = (2 * stage1Work(config, count * length)) / taken / 1e9
+  const peak = peakMiB()
+  const roofs = await measureRoofs('cpu', 'float32')
+  return {
+    step,
+    dtype: 'float32',
+    seconds: taken,
+    tokensPerSecond: (count * length) / taken,
+    share: gflops / roofs.gflops,
+    roof: `GEMM ${roofs.gflops.toFixed(0)} GFLOP/s`,
+    peakMiB: peak,
+  }
+}
+
+/**
+ * LoopRPT with 8 rollouts beside a Stage I step on the same sequences. The roof is the time of the 28 forwards it stands for (teacher 1, clean
+ * pass 3, rollouts 3 each) with the head's rows that it needs, at the rate of that step; its peak memory is that of a process of its own.
+ */
+async function looprpt(step: string, config: Config, count: number, length: number): Promise<StepRow> {
+  const sequences = texts(config, count, length)
+  const trainer = new LoopRPTTrainer(await LoopLM.create(config, { seed: 1 }), { learningRate: 1e-5, rollouts: 8 })
+  const times = [await seconds(() => trainer.update({ sequences }))]
+  const peak = peakMiB()
+  const beside = new PretrainTrainer(await LoopLM.create(config, { seed: 1 }), { learningRate: 1e-5 })
+  const stage1Times = [await seconds(() => beside.update({ sequences }))]
+  const rounds = Math.ceil(8 / times[0]!)
+  for (let i = 0; i < rounds; i++) {
+    stage1Times.push(await seconds(() => beside.update({ sequences })))
+    times.push(await seconds(() => trainer.update({ sequences })))
+    stage1Times.push(await seconds(() => beside.update({ sequences })))
+  }
+  for (const warmUp of [times, stage1Times]) warmUp.shift()
+  const taken = middle(times)
+  const tokens = count * (length - 1)
+  const { blocks, head } = weights(config)
+  const T = config.total_ut_steps
+  const hard = count * Math.ceil(0.2 * (length - 1))
+  const needed = 28 * blocks * T * tokens + head * (tokens + T * hard + 27 * T * hard)
+  const rate = stage1Work(config, tokens) / middle(stage1Times)
+  const file = fileURLToPath(import.meta.url)
+  const alone = execFileSync(process.execPath, [file, `Stage I update ${step.split('update ')[1]}`], { encoding: 'utf8' })
+  const { peakMiB: stage1Peak } = JSON.parse(alone) as StepRow
+  return {
+    step,
+    dtype: 'float32',
+    seconds: taken,
+    tokensPerSecond: (count * length) / taken,
+    share: needed / rate / taken,
+    roof: `28 forwards at ${((2 * rate) / 1e9).toFixed(0)} GFLOP/s; Stage I ${stage1Peak} MiB`,
+    peakMiB: peak,
+  }
+}
+
 async function rltt(
   step: string,
   config: Config,
@@ -78,9 +149,7 @@ async function rltt(
 ): Promise<StepRow> {
   const model = await LoopLM.create(config, { dtype, seed: 1 })
   const trainer = new RLTTTrainer(model, { weights: 'exit-pdf', learningRate: 1e-5, recompute })
-  const sequences = Array.from({ length: count }, (_, i) =>
-    Array.from({ length }, (_, j) => (i * 7919 + j * 104729 + ((i * j) % 31)) % config.vocab_size),
-  )
+  const sequences = texts(config, count, length)
   const batch = { sequences, promptLengths: sequences.map(() => 1), advantages: sequences.map((_, i) => (i % 2 ? 1 : -1)) }
   await trainer.update(batch)
   const delay = monitorEventLoopDelay({ resolution: 5 })
@@ -108,8 +177,10 @@ async function rltt(
 
 async function sampling(step: string, prompts: number, group: number): Promise<StepRow> {
   const model = await LoopLM.create(d128, { seed: 1 })
-  const texts = Array.from({ length: prompts }, (_, i) => Array.from({ length: 16 }, (_, j) => (i * 31 + j * 17 + i * j) % 128))
-  const batch = texts.flatMap((text) => Array<number[]>(group).fill(text))
+  const prefixes = Array.from({ length: prompts }, (_, i) =>
+    Array.from({ length: 16 }, (_, j) => (i * 31 + j * 17 + i * j) % 128),
+  )
+  const batch = prefixes.flatMap((text) => Array<number[]>(group).fill(text))
   const run = (seed: number) => model.generate(batch, { maxNewTokens: 24, temperature: 1, seed, stop: [] })
   await run(0)
   const times: number[] = []
@@ -171,6 +242,12 @@ export const steps: Record<string, (name: string) => Promise<StepRow>> = {
   'RLTT update D 512, 4 × 512, recompute layer': (name) => rltt(name, d512, 4, 512, 'float32', 'layer'),
   'RLTT update D 512, 4 × 512, bfloat16': (name) => rltt(name, d512, 4, 512, 'bfloat16'),
   'RLTT update D 128, 64 × 64': (name) => rltt(name, d128, 64, 64, 'float32'),
+  'Stage I update D 512, 4 × 512': (name) => stage1(name, d512, 4, 512),
+  'LoopRPT update D 512, 4 × 512': (name) => looprpt(name, d512, 4, 512),
+  'Stage I update D 512, 1 × 2048': (name) => stage1(name, d512, 1, 2048),
+  'LoopRPT update D 512, 1 × 2048': (name) => looprpt(name, d512, 1, 2048),
+  'Stage I update D 128, 64 × 64': (name) => stage1(name, d128, 64, 64),
+  'LoopRPT update D 128, 64 × 64': (name) => looprpt(name, d128, 64, 64),
   'sampling 64 prompts × 8, 16 + 24 tokens': (name) => sampling(name, 64, 8),
   'sampling 512 prompts, 16 + 24 tokens': (name) => sampling(name, 512, 1),
   'decode batch 1, 98 M parameters, bfloat16': decode,

@@ -105,6 +105,10 @@ export interface NativeLoopRptOptions {
   klCoefficient: number
   rollouts: number
   sigma: number
+  noiseSite: string
+  antithetic: boolean
+  rewardFrom: string
+  klReduction: string
   seed: number
   recompute: string
   tokensPerMicroBatch: number

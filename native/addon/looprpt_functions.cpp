@@ -23,6 +23,12 @@ LoopRptOptions read_options(const Input& in) {
   o.kl = in["klCoefficient"].number();
   o.rollouts = int(in["rollouts"].integer(2, 1024));
   o.sigma = in["sigma"].number();
+  o.noise_site = in["noiseSite"].word<NoiseSite>(
+      {{"state", NoiseSite::state}, {"residual", NoiseSite::residual}, {"embedding", NoiseSite::embedding}});
+  o.antithetic = in["antithetic"].flag();
+  o.clean_rewards = in["rewardFrom"].word<bool>({{"rollout", false}, {"clean", true}});
+  o.kl_reduction = in["klReduction"].word<KlReduction>(
+      {{"mean", KlReduction::mean}, {"weighted", KlReduction::weighted}, {"last", KlReduction::last}});
   o.seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
   o.recompute =
       in["recompute"].word<Recompute>({{"none", Recompute::none}, {"loop", Recompute::loop}, {"layer", Recompute::layer}});

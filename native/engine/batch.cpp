@@ -71,18 +71,38 @@ struct Packer {
 
 }  // namespace
 
-PackedBatch pack(const Sequences& sequences, size_t begin, const PackOptions& options) {
+PackedBatch pack(const Sequences& sequences, size_t begin, const PackOptions& options, size_t limit) {
   Packer packer{sequences, options, {}};
   packer.out.begin = begin;
   size_t i = begin;
-  while (i < sequences.count()) {
-    size_t end = packer.group_end(i);
+  while (i < std::min(limit, sequences.count())) {
+    size_t end = std::min(limit, packer.group_end(i));
     if (i > begin && packer.out.tokens() + packer.group_tokens(i, end) > options.token_budget) break;
     packer.add_group(i, end);
     i = end;
   }
   packer.out.end = i;
   return std::move(packer.out);
+}
+
+PackedBatch repeat(const PackedBatch& batch, int copies) {
+  PackedBatch out = batch;
+  const int32_t tokens = int32_t(batch.tokens());
+  for (int c = 1; c < copies; c++) {
+    out.ids.insert(out.ids.end(), batch.ids.begin(), batch.ids.end());
+    out.positions.insert(out.positions.end(), batch.positions.begin(), batch.positions.end());
+    const int32_t shift = c * tokens;
+    for (LoopSegment s : batch.segments)
+      out.segments.push_back(
+          {s.begin + shift, s.end + shift, s.prefix_begin + shift, s.prefix_end + shift, s.group + c * batch.group_count});
+    for (PredictionRow row : batch.rows) {
+      row.token += shift;
+      out.rows.push_back(row);
+    }
+    for (int32_t first : batch.first_token) out.first_token.push_back(first + shift);
+  }
+  out.group_count *= copies;
+  return out;
 }
 
 const int32_t* upload_ints(Workspace& workspace, const char* name, const std::vector<int32_t>& values) {

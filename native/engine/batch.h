@@ -32,8 +32,10 @@ struct PackOptions {
   bool keep_last_token;  // the last token of a sequence predicts nothing; its gate may still be wanted
 };
 
-// Packs sequences from `begin` on; batch.end says where the next batch starts.
-PackedBatch pack(const Sequences& sequences, size_t begin, const PackOptions& options);
+// Packs sequences from `begin` on, at most to `end`; batch.end says where the next batch starts.
+PackedBatch pack(const Sequences& sequences, size_t begin, const PackOptions& options, size_t end = SIZE_MAX);
+// A batch several times over, copy after copy; rows and first_token of a copy follow those of the one before.
+PackedBatch repeat(const PackedBatch& batch, int copies);
 
 // The device copies a stack reads.
 struct DeviceBatch {

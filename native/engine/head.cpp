@@ -33,7 +33,7 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
   void* hidden = workspace.get("head.hidden", size_t(chunk * D) * act).as<>();
   void* logits = workspace.get("head.logits", size_t(chunk * V) * real).as<>();
   void* d_rows = loss ? workspace.get("head.d_rows", size_t(chunk * D) * real).as<>() : nullptr;
-  const void *weight = model.weights().head, *unpacked = nullptr;
+  const void *weight = in.weight, *unpacked = nullptr;
   void* d_weight = loss ? model.gradients().head : nullptr;
   const int64_t row_stride = V * int64_t(real / act);  // of the gradient, which lies over the logits
 

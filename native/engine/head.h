@@ -10,6 +10,7 @@ struct HeadRows {
   const int32_t* index;    // device [rows]: the row of `hidden` (and of d_hidden) each row reads
   const int32_t* targets;  // device [rows]
   double temperature;
+  const void* weight;  // act [V, D]: the model's own head, or for a forward another model's of the same shape
 };
 
 // logprobs, entropies: real [rows], either may be NULL.

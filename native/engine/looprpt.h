@@ -1,8 +1,11 @@
 // LoopRPT: reinforcement pre-training of the latent steps (math.md §5; arXiv 2603.19714), and Stage II, the gate alone (§6).
 #pragma once
 #include "score.h"
+#include "stack.h"
 
 namespace looplm {
+
+enum class KlReduction { mean, weighted, last };  // over the loops: equally, by the rollout's exit distribution, the last alone
 
 struct LoopRptOptions {
   double rho = 0.2;  // share of each sequence's predictions that count, those of highest teacher entropy
@@ -11,6 +14,10 @@ struct LoopRptOptions {
   double policy = 1, representation = 1, entropy = 0.01, kl = 1e-4;  // weights of the four terms (α, β, γ, δ)
   int rollouts = 8;                                                  // G
   double sigma = 0.1;                                                // of the latent noise
+  NoiseSite noise_site = NoiseSite::state;
+  bool antithetic = false;     // rollouts 2m and 2m + 1 have opposite noise (own draws only)
+  bool clean_rewards = false;  // ℓ of the clean pass in the rewards of rollouts, in place of the rollout's own
+  KlReduction kl_reduction = KlReduction::mean;
   uint64_t seed = 0;  // of noise and exits; a draw depends on (seed, sequence id, rollout, position) alone
   int loops = 0;      // 0: the model's
   Recompute recompute = Recompute::none;

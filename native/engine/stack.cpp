@@ -6,7 +6,7 @@ namespace looplm {
 
 Stack::Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, const Weights& weights,
              Workspace& workspace, const void* rope, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache,
-             const LatentNoise* noise)
+             const LatentNoise* noise, bool first_given)
     : device_(std::move(device)),
       dt_(dt),
       config_(config),
@@ -18,6 +18,7 @@ Stack::Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& co
       keep_(keep),
       cache_(cache),
       noise_(noise),
+      first_(first_given ? 1 : 0),
       act_(loop_dtype_size(dt)),
       real_(loop_dtype_size(loop_real(dt))) {
   lay_out();
@@ -25,13 +26,13 @@ Stack::Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& co
 
 void Stack::lay_out() {
   const size_t N = size_t(batch_.tokens), D = size_t(config_.hidden), F = size_t(config_.intermediate),
-               L = size_t(config_.layers), T = size_t(loops_);
+               L = size_t(config_.layers), T = size_t(loops_), run = T - size_t(first_);
   const size_t qkv = size_t(config_.qkv_width()), width = size_t(config_.attention_width());
   auto get = [&](const char* name, size_t bytes) { return workspace_.get(name, bytes + 64).as<>(); };
   input_ = get("stack.input", N * D * act_);
   hidden_ = get("stack.hidden", T * N * D * act_);
-  size_t state_count = keep_ == Keep::nothing ? 1 : keep_ == Keep::per_loop ? L : T * L;
-  size_t block_count = keep_ == Keep::all ? T * L : keep_ == Keep::per_loop ? L : 1;
+  size_t state_count = keep_ == Keep::nothing ? 1 : keep_ == Keep::per_loop ? L : run * L;
+  size_t block_count = keep_ == Keep::all ? run * L : keep_ == Keep::per_loop ? L : 1;
   states_ = get("stack.states", state_count * N * D * act_);
   block_bytes_ = N * (qkv + width + 3 * D + 2 * F) * act_ + N * size_t(config_.heads) * real_;
   block_bytes_ = (block_bytes_ + 7 * 64 + 63) / 64 * 64;
@@ -49,7 +50,9 @@ void Stack::lay_out() {
 
 Stack::Block Stack::block(int t, int l) const {
   const size_t N = size_t(batch_.tokens), D = size_t(config_.hidden);
-  size_t index = keep_ == Keep::all ? size_t(t) * size_t(config_.layers) + size_t(l) : keep_ == Keep::per_loop ? size_t(l) : 0;
+  size_t index = keep_ == Keep::all        ? size_t(t - first_) * size_t(config_.layers) + size_t(l)
+                 : keep_ == Keep::per_loop ? size_t(l)
+                                           : 0;
   char* p = static_cast<char*>(blocks_) + index * block_bytes_;
   auto take = [&](size_t bytes) {
     char* at = p;
@@ -73,7 +76,9 @@ void* Stack::hidden_at(int t) const {
 
 void* Stack::state(int t, int l) const {
   if (l == 0) return t == 0 ? input_ : hidden_at(t - 1);
-  size_t index = keep_ == Keep::nothing ? 0 : keep_ == Keep::per_loop ? size_t(l - 1) : size_t(t * config_.layers + l - 1);
+  size_t index = keep_ == Keep::nothing    ? 0
+                 : keep_ == Keep::per_loop ? size_t(l - 1)
+                                           : size_t((t - first_) * config_.layers + l - 1);
   return static_cast<char*>(states_) + index * size_t(batch_.tokens * config_.hidden) * act_;
 }
 
@@ -132,11 +137,20 @@ void Stack::attend(int t, int l, const Block& b) {
 void Stack::forward_tokens() {
   run(&LoopBackend::embed, "embed", batch_.tokens, config_.hidden, batch_.ids, static_cast<const void*>(weights_.embedding),
       input_);
+  if (noise_at(NoiseSite::embedding)) disturb(0, input_);
   for (int t = 0; t < loops_; t++) forward_loop(t);
 }
 void Stack::forward_states(const void* states) {
   device_->run(&LoopBackend::copy, "copy", input_, states, size_t(batch_.tokens * config_.hidden) * act_);
   for (int t = 0; t < loops_; t++) forward_loop(t);
+}
+
+void Stack::forward_after_first(const void* first, int copies) {
+  const size_t bytes = size_t(batch_.tokens * config_.hidden) * act_ / size_t(copies);
+  for (int i = 0; i < copies; i++)
+    device_->run(&LoopBackend::copy, "copy", static_cast<void*>(static_cast<char*>(hidden_) + size_t(i) * bytes), first, bytes);
+  if (noise_at(NoiseSite::state)) disturb(0, hidden_);
+  for (int t = first_; t < loops_; t++) forward_loop(t);
 }
 
 void Stack::forward_loop(int t) {
@@ -161,21 +175,30 @@ void Stack::forward_block(int t, int l) {
   linear(x_, w.gate_up, D, 2 * F, b.gate_up, &PackedLayer::gate_up, l);
   run(&LoopBackend::swiglu, "swiglu", N, F, b.gate_up, activation_);
   linear(activation_, w.down, F, D, b.branch_2, &PackedLayer::down, l);
-  run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, middle, b.branch_2, w.mlp_norm_2, norm_after(l, weights_),
-      state(t, l + 1), l + 1 < config_.layers ? x_ : hidden_at(t));
-  if (noise_ && l + 1 == config_.layers) disturb(t);
+  const bool last = l + 1 == config_.layers, noisy = last && noise_at(NoiseSite::residual);
+  run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, middle, b.branch_2, w.mlp_norm_2,
+      noisy ? nullptr : norm_after(l, weights_), state(t, l + 1), last ? hidden_at(t) : x_);
+  if (noisy) {
+    disturb(t, state(t, l + 1));
+    normalise(state(t, l + 1), weights_.norm, hidden_at(t));
+  }
+  if (last && noise_at(NoiseSite::state)) disturb(t, hidden_at(t));
 }
 
-void Stack::disturb(int t) {
+// x [N, D] += the noise of loop t
+void Stack::disturb(int t, void* x) {
   const int64_t elements = batch_.tokens * config_.hidden, stride = 1;
   if (noise_->given) {
     const void* own = static_cast<const char*>(noise_->given) + size_t(t * elements) * act_;
-    device_->run(&LoopBackend::binary, "noise", dt_, LOOP_ADD, 1, &elements, static_cast<const void*>(hidden_at(t)), &stride, own,
-                 &stride, hidden_at(t));
+    device_->run(&LoopBackend::binary, "noise", dt_, LOOP_ADD, 1, &elements, static_cast<const void*>(x), &stride, own, &stride,
+                 x);
     return;
   }
-  run(&LoopBackend::add_noise, "noise", batch_.tokens, config_.hidden, noise_->sigma, noise_->seed, uint32_t(t), noise_->streams,
-      batch_.positions, hidden_at(t));
+  const int64_t rows = batch_.tokens / int64_t(noise_->sigma.size());
+  for (int64_t i = 0; i < int64_t(noise_->sigma.size()); i++)
+    run(&LoopBackend::add_noise, "noise", rows, config_.hidden, noise_->sigma[size_t(i)], noise_->seed, uint32_t(t),
+        noise_->streams + i * rows, batch_.positions + i * rows,
+        static_cast<void*>(static_cast<char*>(x) + size_t(i * rows * config_.hidden) * act_));
 }
 
 void Stack::gate_logits(void* out) {
@@ -187,7 +210,7 @@ void Stack::backward(const Weights& g, void* d_hidden) {
   const LoopDType real = loop_real(dt_);
   const int64_t stride = 1;
   void* none = nullptr;
-  for (int t = loops_ - 1; t >= 0; t--) {
+  for (int t = loops_ - 1; t >= first_; t--) {
     void* d_out = static_cast<char*>(d_hidden) + size_t(t * elements) * real_;
     device_->run(&LoopBackend::copy_strided, "cast", real, dt_, 1, &elements, d_out, &stride, d_x_, &stride);
     device_->run(&LoopBackend::zero, "zero", d_h_, size_t(elements) * real_);
@@ -199,8 +222,9 @@ void Stack::backward(const Weights& g, void* d_hidden) {
     void* d_previous = static_cast<char*>(d_hidden) + size_t((t - 1) * elements) * real_;
     device_->run(&LoopBackend::binary, "add", real, LOOP_ADD, 1, &elements, d_previous, &stride, d_h_, &stride, d_previous);
   }
-  run(&LoopBackend::embed_backward, "embed backward", batch_.tokens, config_.hidden, config_.vocabulary, batch_.ids, d_h_,
-      g.embedding);
+  if (first_ == 0)
+    run(&LoopBackend::embed_backward, "embed backward", batch_.tokens, config_.hidden, config_.vocabulary, batch_.ids, d_h_,
+        g.embedding);
 }
 
 // d_x_: gradient of the normed state after this block; d_h_: gradient of its residual state from elsewhere. On exit the same of

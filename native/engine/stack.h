@@ -18,11 +18,14 @@ struct CacheUse {
   const PackedWeights* packed;       // or NULL
 };
 
-// Noise added to the normed state of every loop; gate, head and the next loop read the noisy state (LoopRPT, math.md §5). Its
-// gradient is the identity, and a recomputed state gets the same noise again.
+// Noise added to the latent states (LoopRPT, math.md §5). Its gradient is the identity, and a recomputed state gets the same
+// noise again. `state`: the normed state of every loop, which gate, head and the next loop read; `residual`: the residual stream
+// of every loop before that norm; `embedding`: the embedded tokens, once.
+enum class NoiseSite { state, residual, embedding };
 struct LatentNoise {
-  const void* given;  // act [T, N, D], or NULL: drawn by the backend from the fields below
-  double sigma;
+  NoiseSite site;
+  const void* given;  // act [T, N, D] (`embedding` reads the first [N, D]), or NULL: drawn by the backend from the fields below
+  std::vector<double> sigma;  // of each of the equal runs that the batch's tokens are cut into
   uint64_t seed;
   const int32_t* streams;  // device [N]: which draw a token belongs to
 };
@@ -35,15 +38,18 @@ class Stack {
   // Stack on it.
   Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, const Weights& weights, Workspace& workspace,
         const void* rope, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache = nullptr,
-        const LatentNoise* noise = nullptr);
+        const LatentNoise* noise = nullptr, bool first_given = false);
 
-  // From token ids, or from given states act [N, D].
+  // From token ids; from given states act [N, D] in place of the embedded tokens; or from a first loop that was run elsewhere,
+  // its normed states act [N, D] given `copies` times over: only loops 2 to T are run then.
   void forward_tokens();
   void forward_states(const void* states);
+  void forward_after_first(const void* first, int copies);
   void* hidden() const { return hidden_; }  // act [T, N, D]: the normed state after every loop
   void gate_logits(void* out);              // real [T, N]
 
-  // d_hidden: real [T, N, D], ∂L/∂hidden, consumed. Adds to the gradients (the embedding's too).
+  // d_hidden: real [T, N, D], ∂L/∂hidden, consumed. Adds to the gradients (the embedding's too). After forward_after_first it
+  // stops at the first loop's states, whose whole gradient is then in the first [N, D] of d_hidden.
   void backward(const Weights& gradients, void* d_hidden);
 
  private:
@@ -60,7 +66,8 @@ class Stack {
   // y [N, out] = x [N, in] W^T;   dx = dy W and dW += dy^T x
   void linear(const void* x, const void* w, int64_t in, int64_t out, void* y, const Buffer PackedLayer::*packed, int l);
   void attend(int t, int l, const Block& b);
-  void disturb(int t);
+  void disturb(int t, void* x);
+  bool noise_at(NoiseSite site) const { return noise_ && noise_->site == site; }
   void linear_backward(const void* dy, const void* x, const void* w, void* dw, int64_t in, int64_t out, void* dx);
   const void* norm_after(int l, const Weights& w) const {
     return l + 1 < config_.layers ? w.layers[size_t(l) + 1].attention_norm : w.norm;
@@ -83,6 +90,7 @@ class Stack {
   const Keep keep_;
   const CacheUse* cache_;
   const LatentNoise* noise_;
+  const int first_;          // loop that is run first
   const size_t act_, real_;  // bytes of an element
   void *input_, *hidden_, *states_, *blocks_;
   void *x_, *activation_;                                                 // scratch of the forward

@@ -228,13 +228,33 @@ export const looprptSchema = z
     lambdaBase: nonNegative.default(0.02).describe('Price of a loop, in nats.'),
     lambdaScale: nonNegative.default(0.5).describe('How much dearer a loop is where the teacher is certain.'),
     rollouts: z.int().min(2).default(8).describe('Noisy passes per sequence.'),
-    sigma: nonNegative.default(0.1).describe('Standard deviation of the noise on the state after every loop.'),
+    sigma: nonNegative.default(0.1).describe('Standard deviation of the noise on the latent states.'),
+    noiseSite: z
+      .enum(['state', 'residual', 'embedding'])
+      .default('state')
+      .describe(
+        'Where the noise is added: the normed state of every loop, the residual stream before that norm, or the embedded tokens once. Behind `state` the passes share their first loop, which saves time.',
+      ),
+    antithetic: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Rollouts come in pairs with opposite noise, which halves the draws and cancels odd errors. Wants even `rollouts`.',
+      ),
+    rewardFrom: z
+      .enum(['rollout', 'clean'])
+      .default('rollout')
+      .describe('Whose log-probability a rollout earns at its exit: its own, or that of the pass without noise.'),
     policyCoefficient: nonNegative.default(1).describe('Weight of the policy gradient of the exits.'),
     representationCoefficient: nonNegative
       .default(1)
       .describe('Weight of the cross-entropy of the loops, by exit probability and reward.'),
     entropyCoefficient: nonNegative.default(0.01).describe('Weight of the entropy of the exit distribution.'),
     klCoefficient: nonNegative.default(1e-4).describe('Weight of the k3 estimate of the KL divergence to the teacher.'),
+    klReduction: z
+      .enum(['mean', 'weighted', 'last'])
+      .default('mean')
+      .describe('Over which loops that estimate is taken: their mean, by the (detached) exit distribution, or the last alone.'),
     teacherDecay: share
       .default(0.995)
       .describe('The teacher becomes this share of itself and the rest of the model after every step; 1: frozen.'),
@@ -246,6 +266,10 @@ export const looprptSchema = z
     ...optimizer,
   })
   .refine(oneWarmup.check, oneWarmup.params)
+  .refine(({ antithetic, rollouts }) => !antithetic || rollouts % 2 === 0, {
+    path: ['rollouts'],
+    message: 'antithetic noise comes in pairs: rollouts must be even',
+  })
 
 /** {@link rlttSchema} with the task, the rewards and the callbacks: everything that `RLTTTrainer` takes. */
 export const rlttOptions = rlttSchema.safeExtend({ ...resources, ...rewards })

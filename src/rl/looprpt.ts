@@ -136,10 +136,10 @@ export class LoopRPTTrainer extends Trainer<LoopRPTConfig, LoopRPTBatch, LoopRpt
   }
 
   #coefficients() {
-    const { rho, tau, lambdaBase, lambdaScale, rollouts, sigma } = this.config
+    const { rho, tau, lambdaBase, lambdaScale, rollouts, sigma, noiseSite, antithetic, rewardFrom, klReduction } = this.config
     const { policyCoefficient, representationCoefficient, entropyCoefficient, klCoefficient } = this.config
     return {
-      ...{ rho, tau, lambdaBase, lambdaScale, rollouts, sigma },
+      ...{ rho, tau, lambdaBase, lambdaScale, rollouts, sigma, noiseSite, antithetic, rewardFrom, klReduction },
       ...{ policyCoefficient, representationCoefficient, entropyCoefficient, klCoefficient },
     }
   }
