@@ -105,6 +105,10 @@ async function stage1(step: string, config: Config, count: number, length: numbe
  * pass 3, rollouts 3 each) with the head's rows that it needs, at the rate of that step; its peak memory is that of a process of its own.
  */
 async function looprpt(step: string, config: Config, count: number, length: number): Promise<StepRow> {
+  // First, since Linux counts the peak of the parent for a child as well.
+  const file = fileURLToPath(import.meta.url)
+  const alone = execFileSync(process.execPath, [file, `Stage I update ${step.split('update ')[1]}`], { encoding: 'utf8' })
+  const { peakMiB: stage1Peak } = JSON.parse(alone) as StepRow
   const sequences = texts(config, count, length)
   const trainer = new LoopRPTTrainer(await LoopLM.create(config, { seed: 1 }), { learningRate: 1e-5, rollouts: 8 })
   const times = [await seconds(() => trainer.update({ sequences }))]
@@ -125,9 +129,6 @@ async function looprpt(step: string, config: Config, count: number, length: numb
   const hard = count * Math.ceil(0.2 * (length - 1))
   const needed = 28 * blocks * T * tokens + head * (tokens + T * hard + 27 * T * hard)
   const rate = stage1Work(config, tokens) / middle(stage1Times)
-  const file = fileURLToPath(import.meta.url)
-  const alone = execFileSync(process.execPath, [file, `Stage I update ${step.split('update ')[1]}`], { encoding: 'utf8' })
-  const { peakMiB: stage1Peak } = JSON.parse(alone) as StepRow
   return {
     step,
     dtype: 'float32',
