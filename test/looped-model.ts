@@ -1,0 +1,231 @@
+// The looped model and the LoopRPT loss (math.md §1 and §5) once more, in plain float64 TypeScript for models of a few hundred weights.
+// Written from the formulas, it shares nothing with the engine but the names of the parameters.
+
+export interface Sizes {
+  vocab_size: number
+  hidden_size: number
+  intermediate_size: number
+  num_hidden_layers: number
+  num_attention_heads: number
+  total_ut_steps: number
+}
+export type Parameters = ReadonlyMap<string, ArrayLike<number>>
+export type Site = 'state' | 'residual' | 'embedding'
+/** [loop][position][D], added at the site. */
+export type Noise = number[][][]
+
+const dot = (a: ArrayLike<number>, b: ArrayLike<number>, offset = 0) => {
+  let sum = 0
+  for (let i = 0; i < a.length; i++) sum += a[i]! * b[offset + i]!
+  return sum
+}
+const sum = (x: readonly number[]) => x.reduce((a, b) => a + b, 0)
+const plus = (a: number[], b: number[]) => a.map((v, i) => v + b[i]!)
+const matrix = (x: number[], w: ArrayLike<number>) =>
+  Array.from({ length: w.length / x.length }, (_, o) => dot(x, w, o * x.length))
+const rms = (x: number[], w: ArrayLike<number>) => {
+  const scale = 1 / Math.sqrt(dot(x, x) / x.length + 1e-6)
+  return x.map((v, i) => v * scale * w[i]!)
+}
+const softmax = (x: number[]) => {
+  const top = Math.max(...x)
+  const e = x.map((v) => Math.exp(v - top))
+  return e.map((v) => v / sum(e))
+}
+
+function rotate(x: number[], position: number): number[] {
+  const half = x.length / 2
+  return x.map((v, i) => {
+    const angle = position * 1e6 ** ((-2 * (i % half)) / x.length)
+    return v * Math.cos(angle) + (i < half ? -x[i + half]! : x[i - half]!) * Math.sin(angle)
+  })
+}
+
+/** Normed states [loop][position][D] and gate logits [loop][position]. */
+export function forward(c: Sizes, p: Parameters, ids: readonly number[], noise?: Noise, site: Site = 'state') {
+  const [D, heads] = [c.hidden_size, c.num_attention_heads]
+  const size = D / heads
+  const w = (name: string) => p.get(name)!
+  const disturbed = (rows: number[][], where: Site, t: number) =>
+    noise === undefined || site !== where ? rows : rows.map((row, j) => plus(row, noise[t]![j]!))
+  let h = disturbed(
+    ids.map((id) => Array.from({ length: D }, (_, i) => w('model.embed_tokens.weight')[id * D + i]!)),
+    'embedding',
+    0,
+  )
+  const states: number[][][] = []
+  for (let t = 0; t < c.total_ut_steps; t++) {
+    for (let l = 0; l < c.num_hidden_layers; l++) {
+      const layer = (name: string) => w(`model.layers.${l}.${name}.weight`)
+      const x = h.map((row) => rms(row, layer('input_layernorm')))
+      const [q, k, v] = ['q', 'k', 'v'].map((name) => x.map((row) => matrix(row, layer(`self_attn.${name}_proj`))))
+      const mixed = h.map((_, j) =>
+        Array.from({ length: heads }, (_, head) => {
+          const part = (rows: number[][], s: number) => rows[s]!.slice(head * size, (head + 1) * size)
+          const seen = Array.from({ length: j + 1 }, (_, s) => s)
+          const weights = softmax(seen.map((s) => dot(rotate(part(q!, j), j), rotate(part(k!, s), s)) / Math.sqrt(size)))
+          return Array.from({ length: size }, (_, i) => sum(seen.map((s) => weights[s]! * part(v!, s)[i]!)))
+        }).flat(),
+      )
+      h = h.map((row, j) => plus(row, rms(matrix(mixed[j]!, layer('self_attn.o_proj')), layer('input_layernorm_2'))))
+      h = h.map((row) => {
+        const inner = rms(row, layer('post_attention_layernorm'))
+        const [gate, up] = ['gate', 'up'].map((name) => matrix(inner, layer(`mlp.${name}_proj`)))
+        const active = gate!.map((g, i) => (g / (1 + Math.exp(-g))) * up![i]!)
+        return plus(row, rms(matrix(active, layer('mlp.down_proj')), layer('post_attention_layernorm_2')))
+      })
+    }
+    h = disturbed(h, 'residual', t).map((row) => rms(row, w('model.norm.weight')))
+    h = disturbed(h, 'state', t)
+    states.push(h)
+  }
+  const [bias] = [w('model.early_exit_gate.bias')[0]!]
+  const gates = states.map((rows) => rows.map((row) => dot(row, w('model.early_exit_gate.weight')) + bias))
+  return { states, gates }
+}
+
+/** log p_t of the exits from the gate logits of one position (math.md §1). */
+export function exitLogPdf(gates: readonly number[]): number[] {
+  const logSigmoid = (a: number) => -Math.log1p(Math.exp(-a))
+  return gates.map((a, t) => sum(gates.slice(0, t).map((b) => logSigmoid(-b))) + (t + 1 < gates.length ? logSigmoid(a) : 0))
+}
+
+/** What the prediction of token j + 1 looks like from position j: per loop its log-probability and the exit; the last loop's entropy. */
+export function prediction(c: Sizes, p: Parameters, run: ReturnType<typeof forward>, ids: readonly number[], j: number) {
+  const head = p.get('lm_head.weight')!
+  const tables = run.states.map((rows) => softmax(matrix(rows[j]!, head)))
+  return {
+    logprobs: tables.map((table) => Math.log(table[ids[j + 1]!]!)),
+    logPdf: exitLogPdf(run.gates.map((row) => row[j]!)),
+    entropy: -sum(tables[c.total_ut_steps - 1]!.map((q) => q * Math.log(q))),
+  }
+}
+export type Prediction = ReturnType<typeof prediction>
+
+export function zScores(values: readonly number[], eps: number): number[] {
+  const mean = sum(values) / values.length
+  const deviation = Math.sqrt(sum(values.map((v) => (v - mean) ** 2)) / (values.length - 1))
+  return values.map((v) => (v - mean) / (deviation + eps))
+}
+
+export const price = { lambdaBase: 0.02, lambdaScale: 0.5, tau: 0.5 }
+
+/** Reference loop (0-based), λ and the reward R(t) of every loop for a student's log-probabilities. */
+export function rewards(vocabulary: number, teacher: Prediction, logprobs: readonly number[]) {
+  let cdf = 0
+  const reached = teacher.logPdf.findIndex((q) => {
+    cdf += Math.exp(q)
+    return cdf >= price.tau
+  })
+  const reference = reached < 0 ? teacher.logPdf.length - 1 : reached
+  const certain = 1 - Math.min(1, Math.max(0, teacher.entropy / Math.log(vocabulary)))
+  const lambda = price.lambdaBase * (1 + price.lambdaScale * certain)
+  return { reference, lambda, R: logprobs.map((l, t) => l - teacher.logprobs[reference]! - lambda * (t - reference)) }
+}
+
+/** The clean pass's weights w, which carry no gradient. */
+export const cleanWeights = (logPdf: readonly number[], R: readonly number[]) =>
+  zScores(R, 1e-8).map((z, t) => Math.exp(logPdf[t]!) * (1 + Math.max(0, z)))
+export const representationLoss = (w: readonly number[], logprobs: readonly number[]) => -sum(w.map((v, t) => v * logprobs[t]!))
+export const entropyOf = (logPdf: readonly number[]) => -sum(logPdf.map((q) => Math.exp(q) * q))
+/** e^δ - δ - 1 of every loop, δ = teacher - student. */
+export const k3 = (teacher: readonly number[], student: readonly number[]) =>
+  teacher.map((l, t) => Math.exp(l - student[t]!) - (l - student[t]!) - 1)
+
+export interface LoopRptCase {
+  sequences: readonly (readonly number[])[]
+  promptLengths: readonly number[]
+  rollouts: number
+  rho: number
+  site: Site
+  rewardFrom: 'rollout' | 'clean'
+  klReduction: 'mean' | 'weighted' | 'last'
+  coefficients: { policy: number; representation: number; entropy: number; kl: number }
+  /** Of sequence i and rollout g. */
+  noise: (i: number, g: number) => Noise
+  /** Loop of sequence i, rollout g, position j, 0-based; it may depend on the rollout's exit distribution. */
+  exit: (i: number, g: number, j: number, pdf: number[]) => number
+}
+
+/**
+ * The loss as a function of the student's parameters, and what is detached in it (hard tokens, exits, weights, advantages) taken at
+ * `fixed`. Its value at `fixed` is the loss; its derivative there is what the engine must return.
+ */
+export function loopRptLoss(c: Sizes, of: LoopRptCase, teacher: Parameters, fixed: Parameters): (student: Parameters) => number {
+  const passes = (p: Parameters, i: number) => {
+    const ids = of.sequences[i]!
+    return {
+      clean: forward(c, p, ids),
+      noisy: Array.from({ length: of.rollouts }, (_, g) => forward(c, p, ids, of.noise(i, g), of.site)),
+    }
+  }
+  const detached = of.sequences.flatMap((ids, i) => {
+    const taught = forward(c, teacher, ids)
+    const { clean, noisy } = passes(fixed, i)
+    const positions = Array.from({ length: ids.length - of.promptLengths[i]! }, (_, n) => of.promptLengths[i]! - 1 + n)
+    const entropy = (j: number) => prediction(c, teacher, taught, ids, j).entropy
+    const hard = [...positions].sort((a, b) => entropy(b) - entropy(a)).slice(0, Math.ceil(of.rho * positions.length))
+    return hard.map((j) => {
+      const t = prediction(c, teacher, taught, ids, j)
+      const own = prediction(c, fixed, clean, ids, j)
+      const rollouts = noisy.map((run) => prediction(c, fixed, run, ids, j))
+      const exits = rollouts.map(({ logPdf }, g) => of.exit(i, g, j, logPdf.map(Math.exp)))
+      const earned = exits.map((exit, g) => {
+        const logprobs = of.rewardFrom === 'clean' ? own.logprobs : rollouts[g]!.logprobs
+        return rewards(c.vocab_size, t, logprobs).R[exit]!
+      })
+      const T = c.total_ut_steps
+      const klWeights = rollouts.map(({ logPdf }) =>
+        logPdf.map((q, k) => (of.klReduction === 'mean' ? 1 / T : of.klReduction === 'last' ? Number(k === T - 1) : Math.exp(q))),
+      )
+      const w = cleanWeights(own.logPdf, rewards(c.vocab_size, t, own.logprobs).R)
+      return { i, j, teacher: t.logprobs, exits, advantages: zScores(earned, 1e-8), klWeights, w }
+    })
+  })
+  return (student) => {
+    let loss = 0
+    for (const [i, ids] of of.sequences.entries()) {
+      const { clean, noisy } = passes(student, i)
+      for (const token of detached.filter((token) => token.i === i)) {
+        const own = prediction(c, student, clean, ids, token.j)
+        loss +=
+          of.coefficients.representation * representationLoss(token.w, own.logprobs) -
+          of.coefficients.entropy * entropyOf(own.logPdf)
+        for (const [g, run] of noisy.entries()) {
+          const { logprobs, logPdf } = prediction(c, student, run, ids, token.j)
+          const kl = sum(k3(token.teacher, logprobs).map((v, t) => v * token.klWeights[g]![t]!))
+          loss +=
+            (-of.coefficients.policy * token.advantages[g]! * logPdf[token.exits[g]!]! + of.coefficients.kl * kl) / of.rollouts
+        }
+      }
+    }
+    return loss / detached.length
+  }
+}
+
+/** Philox4x32-10 (Salmon et al., SC 2011): four 32-bit words from a counter and a 64-bit key. */
+export function philox(counter: readonly number[], key: number): number[] {
+  let [a, b, c, d] = counter.map((word) => BigInt(word >>> 0)) as [bigint, bigint, bigint, bigint]
+  const mask = 0xffffffffn
+  let [k0, k1] = [BigInt(key) & mask, BigInt(key) >> 32n]
+  for (let round = 0; round < 10; round++) {
+    const [p, q] = [0xd2511f53n * a, 0xcd9e8d57n * c]
+    ;[a, b, c, d] = [(q >> 32n) ^ b ^ k0, q & mask, (p >> 32n) ^ d ^ k1, p & mask]
+    k0 = (k0 + 0x9e3779b9n) & mask
+    k1 = (k1 + 0xbb67ae85n) & mask
+  }
+  return [a, b, c, d].map(Number)
+}
+/** Element k of the noise that a rollout has at a position and a loop, before sigma. */
+export function latentNoise(seed: number, stream: number, position: number, loop: number, k: number): number {
+  const words = philox([Math.floor(k / 4), position, stream, 2 + 4 * loop], seed)
+  const pair = (k >> 1) & 1
+  const radius = Math.sqrt(-2 * Math.log((words[2 * pair]! + 0.5) / 2 ** 32))
+  const angle = (2 * Math.PI * words[2 * pair + 1]!) / 2 ** 32
+  return radius * (k % 2 === 0 ? Math.cos(angle) : Math.sin(angle))
+}
+/** The number in (0, 1) that decides the exit of a stream at a position. */
+export function exitUniform(seed: number, stream: number, position: number): number {
+  const [high, low] = philox([position, stream, 3, 0], seed)
+  return Number((BigInt(high!) << 32n) | BigInt(low!)) / 2 ** 64
+}
