@@ -88,7 +88,7 @@ async function compare(options: LoopRPTOptions) {
       )
     const step = 1e-5
     wanted.push((at(step) - at(-step)) / (2 * step))
-    got.push(gradient.reduce((s, g, i) => s + g * direction[i]!, 0))
+    got.push(Array.from(gradient).reduce((s, g, i) => s + g * direction[i]!, 0))
   }
   expect(whole).toBeGreaterThan(0)
   for (const [k, name] of [...gradients.keys()].entries())

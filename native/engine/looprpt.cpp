@@ -42,8 +42,8 @@ size_t hard_count(double rho, int64_t predictions) { return size_t(std::ceil(rho
 // of the G + 1 passes from its states, and the sum of the gradients that they leave there goes back through it once. An
 // advantage needs the rewards of all G rollouts of its token. Where they do not fit into one micro-batch their states are not
 // kept: all rollouts run forward for the rewards alone, and run again, with the same noise, for the backward. With T loops the
-// whole costs 1 + 3 + 3 G (T-1)/T forwards, and at most G (T-1)/T more when rollouts are run again: for T = 4 and G = 8 that is
-// 22 and 28, where G + 1 whole passes would need 28.
+// whole costs about 1 + 3 + 3 G (T-1)/T forwards, and at most G (T-1)/T more when rollouts are run again: for T = 4 and G = 8
+// that is 22 and 28, where G + 1 whole passes would need 28.
 class LoopRptPass {
  public:
   LoopRptPass(Model& student, Model& teacher, const LoopRptBatch& batch, const LoopRptOptions& options)
