@@ -77,8 +77,12 @@ HeadRows head_rows(Model& model, const Stack& stack, const PackedBatch& batch, c
   std::vector<int32_t> targets;
   for (size_t k = 0; k < loops.size(); k++)
     for (auto& row : batch.rows) targets.push_back(row.target);
-  return {int64_t(targets.size()), stack.hidden(), upload_ints(model.workspace(), "head.index", row_index(batch, loops)),
-          upload_ints(model.workspace(), "head.targets", targets), temperature, model.weights().head};
+  return {int64_t(targets.size()),
+          stack.hidden(),
+          upload_ints(model.workspace(), "head.index", row_index(batch, loops)),
+          upload_ints(model.workspace(), "head.targets", targets),
+          temperature,
+          model.weights().head};
 }
 
 void exit_backward(Model& model, const Stack& stack, const PackedBatch& batch, const ExitTable& exits,
