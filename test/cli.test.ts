@@ -1,5 +1,6 @@
 // The command line as a user meets it: the built program in a process of its own.
 import { type ChildProcess, spawn } from 'node:child_process'
+import { existsSync } from 'node:fs'
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -20,9 +21,14 @@ interface Outcome {
   stderr: string
 }
 
-function looplm(args: readonly string[], watch?: (process: ChildProcess, stdout: string) => void): Promise<Outcome> {
+function looplm(
+  args: readonly string[],
+  watch?: (process: ChildProcess, stdout: string) => void,
+  input?: string,
+): Promise<Outcome> {
   return new Promise((resolve) => {
     const child = spawn(process.execPath, [program, ...args], { cwd: root })
+    if (input !== undefined) child.stdin.end(input)
     let stdout = ''
     let stderr = ''
     child.stdout.on('data', (text) => {
@@ -178,6 +184,91 @@ describe('looplm', () => {
       'rewards/size/mean': expect.any(Number),
       'rewards/exactMatch/mean': expect.any(Number),
     })
+  })
+})
+
+describe('looplm chat', () => {
+  const chat = (lines: string, args: string[] = [], watch?: Parameters<typeof looplm>[1], folder = 'ouro') =>
+    looplm(['chat', folder, '--max-new-tokens', '12', '--seed', '3', ...args], watch, lines)
+  beforeAll(async () => {
+    await writeOuroFolder(join(root, 'ouro'), { endTokens: [] })
+    const config = { hidden_size: 128, intermediate_size: 256, num_hidden_layers: 8, max_position_embeddings: 100_000 }
+    await writeOuroFolder(join(root, 'slow'), { config, endTokens: [] })
+    await writeFile(join(root, 'slow', 'chat_template.jinja'), '{% for message in messages %}{{ message.content }}\n{% endfor %}') // no token ends a turn
+  })
+
+  it('answers each line, says which loops were used, and keeps the conversation', async () => {
+    const { code, stdout, stderr } = await chat('hello\nhello\n/reset\nhello\n', ['--exit-threshold', '0.5'])
+    expect(stderr).toBe('')
+    expect(code).toBe(0)
+    const answers = stdout.replace('forgotten\n', '').split(/^(\d+ tokens, .*)$/m)
+    const sums = answers.filter((part) => / loops each /.test(part))
+    expect(sums).toHaveLength(3)
+    for (const sum of sums) {
+      const tokens = Number(/^\d+/.exec(sum)![0])
+      const counts = [...sum.matchAll(/(\d): (\d+)/g)].map((match) => [Number(match[1]), Number(match[2])] as const)
+      expect(counts.reduce((total, [, count]) => total + count, 0)).toBe(tokens)
+      const mean = counts.reduce((total, [loop, count]) => total + loop * count, 0) / tokens
+      expect(sum).toContain(`${mean.toFixed(2)} loops each`)
+    }
+    expect(answers[2]!.trim()).not.toBe(answers[0]!.trim()) // the second answer follows the first
+    expect(answers[4]!.trim()).toBe(answers[0]!.trim())
+    expect(stdout.replaceAll('\n', '').replaceAll('\t', '')).not.toMatch(/\p{Cc}/u) // the model's control characters stay away
+  })
+
+  it('changes loops and system message by slash commands and explains them', async () => {
+    const { stdout } = await chat('/loops 2\nhello\n/system Be.\nhello\n/nonsense\n/loops x\n/think maybe\n/quit\nhello\n')
+    expect([...stdout.matchAll(/tokens, (.*?) loops each \((.*?)\)/g)].map((match) => match[1])).toEqual(['2.00', '2.00'])
+    expect(stdout).toMatch(/no command \/nonsense; there are:\n\/reset/)
+    expect(stdout).toMatch(/error: \/loops: needs a number above 0, got "x"/)
+    expect(stdout).toMatch(/\/think takes on or off/)
+  })
+
+  it('stops an answer at Ctrl-C and leaves at the second one', async () => {
+    let interrupts = 0
+    const { code, stdout } = await chat(
+      'hello\nagain\n',
+      ['--max-new-tokens', '90000'],
+      (child, stdout) => {
+        const stopped = stdout.includes(', stopped\n')
+        if ((interrupts === 0 && stdout.length > 5) || (interrupts === 1 && stopped && !stdout.endsWith('stopped\n'))) {
+          interrupts++
+          child.kill('SIGINT')
+        } else if (interrupts === 2 && stdout.split(', stopped\n').length > 2) {
+          interrupts++
+          child.kill('SIGINT')
+        }
+      },
+      'slow',
+    )
+    expect(stdout.match(/, stopped/g)).toHaveLength(2)
+    expect([0, 130]).toContain(code) // the input has ended by then
+  })
+
+  it.skipIf(!existsSync('/usr/bin/script'))('colours tokens by loop on a terminal, unless told not to', async () => {
+    const terminal = (args: string) =>
+      new Promise<string>((resolve) => {
+        const line = `'${process.execPath}' '${program}' chat ouro --max-new-tokens 12 --seed 3 --exit-threshold 0.5 ${args}`
+        const env = { ...process.env, TERM: 'xterm', NO_COLOR: undefined, CI: undefined, FORCE_COLOR: undefined }
+        const child = spawn('script', ['-qec', line, '/dev/null'], { cwd: root, env })
+        let shown = ''
+        let said = false
+        child.stdout.on('data', (text) => {
+          shown += text
+          if (!said && shown.includes('> ')) {
+            said = true
+            child.stdin.write('hello\r')
+          }
+          if (/ tokens\/s/.test(shown)) child.stdin.write('\x03\x03')
+        })
+        child.on('close', () => resolve(shown))
+      })
+    const coloured = (await terminal('')).replaceAll('\x1b', 'ESC')
+    expect(coloured).toContain('loops ESC[32m1ESC[39m ESC[36m2ESC[39m')
+    expect(coloured.match(/ESC\[3\dm[^E]+ESC\[39m/g)!.length).toBeGreaterThan(12)
+    const plain = (await terminal('--no-color')).replaceAll('\x1b', 'ESC')
+    expect(plain).toContain('loops 1 2 3 4')
+    expect(plain).not.toMatch(/ESC\[3\dm/)
   })
 })
 

@@ -4,8 +4,8 @@ import type { GenerateOptions } from '../model/types.js'
 import { collect, type DeviceFlags, deviceFlags, deviceOptions, natural, nonNegative, positiveInteger } from './arguments.js'
 import { interruptible, print, printJson } from './output.js'
 
-interface GenerateFlags extends DeviceFlags {
-  prompt: string[]
+/** What {@link samplingOptions} adds. */
+export interface SamplingFlags {
   maxNewTokens: number
   temperature: number
   topK?: number
@@ -16,6 +16,10 @@ interface GenerateFlags extends DeviceFlags {
   exitThreshold?: number
   kv?: 'per-loop' | 'shared'
   stop?: string[]
+}
+
+interface GenerateFlags extends DeviceFlags, SamplingFlags {
+  prompt: string[]
   json?: boolean
 }
 
@@ -26,7 +30,15 @@ export function addGenerate(program: Command): void {
     .description('continue prompts with a checkpoint')
     .argument('<model>', 'Hugging Face checkpoint folder with a tokenizer')
     .requiredOption('--prompt <text>', 'prompt; may be repeated', collect)
-    .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, 64)
+    .option('--json', 'write one JSON object per prompt to standard output and nothing else')
+  samplingOptions(command, 64)
+  deviceOptions(command).action(generate)
+}
+
+/** Adds the options of a continuation. */
+export function samplingOptions(command: Command, longest: number): Command {
+  return command
+    .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, longest)
     .option('--temperature <number>', '0 is greedy', nonNegative, 1)
     .option('--top-k <count>', 'sample from the k likeliest tokens', natural)
     .option('--top-p <share>', 'sample from the smallest set of tokens with this probability', nonNegative)
@@ -36,8 +48,6 @@ export function addGenerate(program: Command): void {
     .option('--exit-threshold <share>', 'leave the loops when the exit probability reaches this; 1 is full depth', nonNegative)
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
     .option('--stop <text>', 'text that ends a continuation; may be repeated; replaces the end tokens of the model', collect)
-    .option('--json', 'write one JSON object per prompt to standard output and nothing else')
-  deviceOptions(command).action(generate)
 }
 
 async function generate(folder: string, flags: GenerateFlags): Promise<void> {
@@ -56,7 +66,8 @@ async function generate(folder: string, flags: GenerateFlags): Promise<void> {
   })
 }
 
-function generationOptions(flags: GenerateFlags): GenerateOptions {
+/** The options that were given. */
+export function generationOptions(flags: SamplingFlags): GenerateOptions {
   const { maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, exitThreshold } = flags
   const exit = exitThreshold === undefined ? undefined : { rule: 'gate' as const, threshold: exitThreshold }
   const given = Object.entries({ maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, exit })
