@@ -15,10 +15,12 @@ export {
 export type { LoopLMConfig, LoopLMConfigInput } from './model/config.js'
 export { LoopLM } from './model/model.js'
 export { AdamW, type AdamWOptions } from './model/optimizer.js'
+export { GenerateRequest, Scheduler } from './model/scheduler.js'
 export type {
   BackwardOptions,
   CreateOptions,
   ExitRule,
+  FinishReason,
   GenerateChunk,
   GenerateOptions,
   GenerateResult,
@@ -30,9 +32,12 @@ export type {
   RealArray,
   Recompute,
   SaveOptions,
+  SchedulerOptions,
+  SchedulerStats,
   ScoreOptions,
   Scores,
   Surrogate,
+  TokenLogprob,
   TokenSequence,
 } from './model/types.js'
 export type { RolloutBatch } from './rl/batch.js'

@@ -17,7 +17,7 @@ export type NativeContext = NativeHandle<'context'>
 export type NativeTensor = NativeHandle<'tensor'>
 export type NativeModel = NativeHandle<'model'>
 export type NativeOptimizer = NativeHandle<'optimizer'>
-export type NativeGeneration = NativeHandle<'generation'>
+export type NativeScheduler = NativeHandle<'scheduler'>
 export type NativeAverage = NativeHandle<'moving average'>
 
 /** Ends one call between two kernels. */
@@ -131,24 +131,56 @@ export interface NativeLoopRptMetrics {
   loopExit: number[]
 }
 
-export interface NativeGenerateOptions {
+export interface NativeSchedulerOptions {
+  maxRows: number
+  /** 0: no limit but memory. */
+  maxTokens: number
+  /** 0: the model's. */
+  loops: number
+  sharedCache: boolean
+  prefillTokens: number
+}
+
+export interface NativeGenerateRequest {
+  prompt: Int32Array
   maxNewTokens: number
   temperature: number
   topK: number
   topP: number
   minP: number
   seed: number
+  rule: string
+  threshold: number
+  minLoops: number
+  /** 0: the scheduler's. */
   loops: number
-  exitThreshold: number
-  sharedCache: boolean
   stopTokens: Int32Array
+  sequence: number
+  alternatives: number
+  /** 0: no speculation. */
+  draftLoops: number
+  draftTokens: number
 }
 
-export interface NativeGenerated {
+export interface NativeGenerateEvent {
+  request: number
   tokens: number[]
   logprobs: RealArray
   loops: number[]
+  /** Per token, where they were asked for. */
+  alternatives: { token: number; logprob: number }[][]
   finish: 'none' | 'length' | 'stop'
+}
+
+export interface NativeSchedulerStats {
+  rows: number
+  waiting: number
+  cachedTokens: number
+  slots: number
+  passes: number
+  passRows: number
+  drafted: number
+  accepted: number
 }
 
 export interface NativeKernelShape {
@@ -265,15 +297,13 @@ export interface NativeBinding {
   optimizerSave(optimizer: NativeOptimizer, path: string): Promise<void>
   optimizerLoad(optimizer: NativeOptimizer, path: string): Promise<number>
 
-  /** The first step begins it, so that nothing can run between the two. */
-  generationCreate(model: NativeModel, prompts: NativeSequences, options: NativeGenerateOptions): NativeGeneration
-  /** Up to `tokens` more tokens per unfinished sequence; `added` holds what is new since the last call. */
-  generationStep(
-    generation: NativeGeneration,
-    tokens: number,
-    cancel: Cancel,
-  ): Promise<{ done: boolean; added: NativeGenerated[] }>
-  generationFinish(generation: NativeGeneration, sequences: readonly number[]): Promise<void>
+  schedulerCreate(model: NativeModel, options: NativeSchedulerOptions): NativeScheduler
+  /** The request's number, at once; it is served by the runs, also by one under way. */
+  schedulerAdd(scheduler: NativeScheduler, request: NativeGenerateRequest): number
+  schedulerCancel(scheduler: NativeScheduler, request: number): void
+  /** Until no request is left or, with `untilToken`, until there is something to tell. */
+  schedulerRun(scheduler: NativeScheduler, untilToken: boolean, cancel: Cancel): Promise<NativeGenerateEvent[]>
+  schedulerStats(scheduler: NativeScheduler): NativeSchedulerStats
 
   kernelLoopedBlockForward(
     hidden: NativeTensor,

@@ -215,7 +215,7 @@ describe('arguments', () => {
     expect(await generate({ topK: 1.5 })).toMatch(/topK must be an integer/)
     expect(await generate({ minP: 2 })).toMatch(/minP/)
     expect(await generate({ seed: -1 })).toMatch(/seed/)
-    expect(await generate({ exit: { rule: 'never' } })).toMatch(/exit\.rule must be one of 'gate', 'fixed'/)
+    expect(await generate({ exit: { rule: 'never' } })).toMatch(/exit\.rule must be one of .gate., .fixed./)
     expect(await generate({ kv: 'none' })).toMatch(/kv must be one of/)
     expect(await generate({ loops: 65 })).toMatch(/loops/)
   })

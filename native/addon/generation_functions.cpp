@@ -1,7 +1,5 @@
-// Generation, a batch at a time or token by token.
-#include "../engine/generate.h"
-
-#include <optional>
+// Generation: requests that come and go, and the runs that serve them.
+#include "../engine/scheduler.h"
 
 #include "functions.h"
 #include "input.h"
@@ -11,18 +9,11 @@ namespace looplm::addon {
 
 namespace {
 
-// The batch begins on the executor's thread, with the first step.
-struct GenerationSlot {
-  std::shared_ptr<Model> model;
-  std::vector<std::vector<int32_t>> prompts;
-  GenerateOptions options;
-  std::optional<Generation> generation;
-  std::vector<size_t> delivered;  // per sequence, tokens that earlier steps returned
-  Generation& get() {
-    if (!generation) generation.emplace(*model, prompts, options);
-    return *generation;
-  }
-};
+using HeldScheduler = Held<Scheduler>;
+
+HeldScheduler read_scheduler(const Napi::CallbackInfo& info) {
+  return Input(info, 0, "scheduler").object<Scheduler>(Kind::scheduler);
+}
 
 const char* finish_name(Finish finish) {
   switch (finish) {
@@ -36,94 +27,124 @@ const char* finish_name(Finish finish) {
   return "none";
 }
 
-GenerateOptions read_options(const Input& in) {
-  constexpr int64_t INT_MAX_ = INT32_MAX;
-  GenerateOptions o;
-  o.max_new_tokens = int(in["maxNewTokens"].integer(1, INT_MAX_));
-  o.temperature = in["temperature"].number();
-  o.top_k = int(in["topK"].integer(0, INT_MAX_));
-  o.top_p = in["topP"].number();
-  o.min_p = in["minP"].number();
-  o.seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
-  o.loops = int(in["loops"].integer(0, 1024));
-  o.exit_threshold = in["exitThreshold"].number();
-  o.shared_cache = in["sharedCache"].flag();
-  o.stop_tokens = in["stopTokens"].int32s();
-  return o;
+constexpr int64_t MOST = INT32_MAX;
+
+GenerateRequest read_request(const Input& in) {
+  GenerateRequest r;
+  r.prompt = in["prompt"].int32s();
+  r.max_new_tokens = int(in["maxNewTokens"].integer(1, MOST));
+  r.sampling.temperature = in["temperature"].number();
+  r.sampling.top_k = int(in["topK"].integer(0, MOST));
+  r.sampling.top_p = in["topP"].number();
+  r.sampling.min_p = in["minP"].number();
+  r.sampling.seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
+  r.exit.rule = in["rule"].word<ExitRule>({{"fixed", ExitRule::fixed},
+                                           {"gate", ExitRule::gate},
+                                           {"hidden-delta", ExitRule::hidden_delta},
+                                           {"kl", ExitRule::kl},
+                                           {"entropy", ExitRule::entropy},
+                                           {"argmax-stable", ExitRule::argmax_stable}});
+  r.exit.threshold = in["threshold"].number();
+  r.exit.min_loops = int(in["minLoops"].integer(1, 1024));
+  r.exit.max_loops = int(in["loops"].integer(0, 1024));
+  r.stop_tokens = in["stopTokens"].int32s();
+  r.sequence = int32_t(in["sequence"].integer(0, MOST));
+  r.alternatives = int(in["alternatives"].integer(0, MOST));
+  r.draft_loops = int(in["draftLoops"].integer(0, 1024));
+  r.draft_tokens = int(in["draftTokens"].integer(0, MOST));
+  return r;
 }
 
 Napi::Value create(const Napi::CallbackInfo& info) {
   const auto model = Input(info, 0, "model").object<Model>(Kind::model);
-  const Sequences packed = Input(info, 1, "prompts").sequences();
-  auto slot = std::make_shared<GenerationSlot>();
-  slot->model = model.object;
-  slot->options = read_options(Input(info, 2, "options"));
-  for (size_t i = 0; i < packed.count(); i++)
-    slot->prompts.emplace_back(packed.tokens.begin() + packed.offsets[i], packed.tokens.begin() + packed.offsets[i + 1]);
-  slot->delivered.assign(slot->prompts.size(), 0);
-  return make_handle(info.Env(), {Kind::generation, model.executor, slot});
+  const Input in(info, 1, "options");
+  SchedulerOptions o;
+  o.max_rows = int(in["maxRows"].integer(1, MOST));
+  o.max_tokens = in["maxTokens"].integer(0, MOST);
+  o.loops = int(in["loops"].integer(0, 1024));
+  o.shared_cache = in["sharedCache"].flag();
+  o.prefill_tokens = in["prefillTokens"].integer(1, MOST);
+  return make_handle(info.Env(), {Kind::scheduler, model.executor, std::make_shared<Scheduler>(model.object, o)});
 }
 
-struct Added {  // the new tokens of one sequence
+Napi::Value add_request(const Napi::CallbackInfo& info) {
+  const HeldScheduler scheduler = read_scheduler(info);
+  return Napi::Number::New(info.Env(), double(scheduler->add(read_request(Input(info, 1, "request")))));
+}
+
+Napi::Value cancel(const Napi::CallbackInfo& info) {
+  const HeldScheduler scheduler = read_scheduler(info);
+  scheduler->cancel(Input(info, 1, "request").integer(1, int64_t(1) << 53));
+  return info.Env().Undefined();
+}
+
+Napi::Object event_object(Napi::Env env, const GenerateEvent& event, LoopDType dtype) {
   std::vector<int32_t> tokens, loops;
-  Reals logprobs;
-  Finish finish;
-};
-
-Napi::Value step(const Napi::CallbackInfo& info) {
-  const auto slot = Input(info, 0, "generation").object<GenerationSlot>(Kind::generation);
-  const int tokens = int(Input(info, 1, "tokens").integer(1, INT32_MAX));
-  return slot.executor->submit(info.Env(), Input(info, 2, "cancel").cancel(), [slot = slot.object, tokens]() -> Executor::Finish {
-    const bool more = slot->get().step(tokens);
-    auto added = std::make_shared<std::vector<Added>>();
-    const std::vector<Generated>& results = slot->get().results();
-    for (size_t i = 0; i < results.size(); i++) {
-      const Generated& g = results[i];
-      const auto from = std::ptrdiff_t(slot->delivered[i]);
-      added->push_back({{g.tokens.begin() + from, g.tokens.end()},
-                        {g.loops.begin() + from, g.loops.end()},
-                        Reals({g.logprobs.begin() + from, g.logprobs.end()}, slot->model->dt),
-                        g.finish});
-      slot->delivered[i] = g.tokens.size();
+  std::vector<double> logprobs;
+  Napi::Array alternatives = Napi::Array::New(env);
+  for (const GeneratedToken& t : event.tokens) {
+    tokens.push_back(t.token);
+    loops.push_back(t.loop);
+    logprobs.push_back(t.logprob);
+    if (t.alternatives.empty()) continue;
+    Napi::Array list = Napi::Array::New(env, t.alternatives.size());
+    for (uint32_t k = 0; k < t.alternatives.size(); k++) {
+      Napi::Object entry = Napi::Object::New(env);
+      entry.Set("token", t.alternatives[k].first);
+      entry.Set("logprob", t.alternatives[k].second);
+      list.Set(k, entry);
     }
-    return [more, added](Napi::Env env) {
-      Napi::Array array = Napi::Array::New(env, added->size());
-      for (uint32_t i = 0; i < added->size(); i++) {
-        const Added& a = (*added)[i];
-        Napi::Object entry = Napi::Object::New(env);
-        entry.Set("tokens", number_array(env, a.tokens));
-        entry.Set("loops", number_array(env, a.loops));
-        entry.Set("logprobs", a.logprobs.array(env));
-        entry.Set("finish", finish_name(a.finish));
-        array.Set(i, entry);
-      }
-      Napi::Object out = Napi::Object::New(env);
-      out.Set("done", !more);
-      out.Set("added", array);
-      report_memory(env);
-      return out;
-    };
-  });
+    alternatives.Set(uint32_t(tokens.size() - 1), list);
+  }
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("request", double(event.request));
+  out.Set("tokens", number_array(env, tokens));
+  out.Set("loops", number_array(env, loops));
+  out.Set("logprobs", Reals(std::move(logprobs), dtype).array(env));
+  out.Set("alternatives", alternatives);
+  out.Set("finish", finish_name(event.finish));
+  return out;
 }
 
-Napi::Value finish(const Napi::CallbackInfo& info) {
-  const auto slot = Input(info, 0, "generation").object<GenerationSlot>(Kind::generation);
-  const Shape sequences = Input(info, 1, "sequences").integers();
-  for (int64_t i : sequences)
-    if (i < 0 || i >= int64_t(slot->prompts.size()))
-      throw Error("INVALID_ARGUMENT", "looplm", "there is no sequence " + std::to_string(i));
-  return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, sequences]() -> Executor::Finish {
-    for (int64_t i : sequences) slot->get().finish(size_t(i), 0);
-    return [](Napi::Env env) { return env.Undefined(); };
-  });
+Napi::Value run(const Napi::CallbackInfo& info) {
+  const HeldScheduler scheduler = read_scheduler(info);
+  const bool until_token = Input(info, 1, "untilToken").flag();
+  return scheduler.executor->submit(info.Env(), Input(info, 2, "cancel").cancel(),
+                                    [scheduler = scheduler.object, until_token]() -> Executor::Finish {
+                                      auto events = std::make_shared<std::vector<GenerateEvent>>(scheduler->run(until_token));
+                                      return [dtype = scheduler->dtype(), events](Napi::Env env) {
+                                        Napi::Array array = Napi::Array::New(env, events->size());
+                                        for (uint32_t i = 0; i < events->size(); i++)
+                                          array.Set(i, event_object(env, (*events)[i], dtype));
+                                        report_memory(env);
+                                        return array;
+                                      };
+                                    });
+}
+
+Napi::Value stats(const Napi::CallbackInfo& info) {
+  const SchedulerStats s = read_scheduler(info)->stats();
+  Napi::Object out = Napi::Object::New(info.Env());
+  auto set = [&](const char* name, int64_t value) { out.Set(name, double(value)); };
+  set("rows", s.rows);
+  set("waiting", s.waiting);
+  set("cachedTokens", s.cached_tokens);
+  set("slots", s.slots);
+  set("passes", s.passes);
+  set("passRows", s.pass_rows);
+  set("drafted", s.drafted);
+  set("accepted", s.accepted);
+  return out;
 }
 
 }  // namespace
 
 void add_generation_functions(Napi::Env env, Napi::Object exports) {
-  add<create>(env, exports, "generationCreate");
-  add<step>(env, exports, "generationStep");
-  add<finish>(env, exports, "generationFinish");
+  add<create>(env, exports, "schedulerCreate");
+  add<add_request>(env, exports, "schedulerAdd");
+  add<cancel>(env, exports, "schedulerCancel");
+  add<run>(env, exports, "schedulerRun");
+  add<stats>(env, exports, "schedulerStats");
 }
 
 }  // namespace looplm::addon

@@ -20,8 +20,8 @@ const char* kind_name(Kind kind) {
       return "model";
     case Kind::optimizer:
       return "optimizer";
-    case Kind::generation:
-      return "generation";
+    case Kind::scheduler:
+      return "scheduler";
     case Kind::average:
       return "moving average";
     case Kind::bench:

@@ -119,7 +119,8 @@ LoopAttention Stack::attention_arguments(const Block& b) const {
 void Stack::attend(int t, int l, const Block& b) {
   LoopAttention a = attention_arguments(b);
   if (cache_) {
-    const size_t plane = size_t(cache_->shared ? l : (cache_->first_loop + t) * config_.layers + l);
+    const size_t loop_plane = cache_->contexts || cache_->planes == 1 ? 0 : size_t(t);
+    const size_t plane = size_t(l) * size_t(cache_->planes) + loop_plane;
     const size_t at = plane * size_t(cache_->slots) * size_t(config_.kv_heads * config_.head_dim) * act_;
     void *keys = static_cast<char*>(cache_->keys) + at, *values = static_cast<char*>(cache_->values) + at;
     run(&LoopBackend::cache_write, "cache write", batch_.tokens, config_.heads, config_.kv_heads, config_.head_dim, cache_->rows,
@@ -130,18 +131,52 @@ void Stack::attend(int t, int l, const Block& b) {
       run(&LoopBackend::decode_attention, "decode attention", static_cast<const LoopDecodeAttention*>(&d));
       return;
     }
+    if (cache_->prefix_rows > 0) return attend_behind_prefixes(b, keys, values);
   }
   run(&LoopBackend::attention, "attention", static_cast<const LoopAttention*>(&a));
+}
+
+// The attention kernel reads packed rows, so the cached keys and values are laid in front of the batch's own.
+void Stack::attend_behind_prefixes(const Block& b, const void* keys, const void* values) {
+  const int64_t qkv = config_.qkv_width(), kv = int64_t(config_.kv_heads) * config_.head_dim, width = config_.attention_width();
+  const int64_t rows = cache_->prefix_rows + batch_.tokens, own = cache_->prefix_rows;
+  char* extended = workspace_.get("stack.extended", size_t(rows * qkv) * act_ + 64).as<char>();
+  char* out = workspace_.get("stack.extended_out", size_t(rows * width) * act_ + 64).as<char>();
+  auto copy = [&](void* to, const void* from, int64_t elements) {
+    device_->run(&LoopBackend::copy, "copy", to, from, size_t(elements) * act_);
+  };
+  copy(extended + size_t(own * qkv) * act_, b.qkv, batch_.tokens * qkv);
+  for (int32_t i = 0; i < cache_->prefix_count; i++) {
+    const CachedPrefix& p = cache_->prefixes[i];
+    const int64_t shape[] = {p.length, kv}, from[] = {kv, 1}, to[] = {qkv, 1};
+    char* row = extended + size_t(p.row * qkv + width) * act_;
+    for (const void* plane : {keys, values}) {
+      device_->run(&LoopBackend::copy_strided, "cached prefix", dt_, dt_, 2, shape,
+                   static_cast<const void*>(static_cast<const char*>(plane) + size_t(p.slot * kv) * act_), from,
+                   static_cast<void*>(row), to);
+      row += size_t(kv) * act_;
+    }
+  }
+  LoopAttention a = attention_arguments(b);
+  a.tokens = rows;
+  a.qkv = extended;
+  a.out = out;
+  a.lse = workspace_.get("stack.extended_lse", size_t(rows * config_.heads) * real_ + 64).as<>();
+  run(&LoopBackend::attention, "attention", static_cast<const LoopAttention*>(&a));
+  copy(b.attention, out + size_t(own * width) * act_, batch_.tokens * width);
 }
 
 void Stack::forward_tokens() {
   run(&LoopBackend::embed, "embed", batch_.tokens, config_.hidden, batch_.ids, static_cast<const void*>(weights_.embedding),
       input_);
   if (noise_at(NoiseSite::embedding)) disturb(0, input_);
-  for (int t = 0; t < loops_; t++) forward_loop(t);
+  forward_input();
 }
 void Stack::forward_states(const void* states) {
   device_->run(&LoopBackend::copy, "copy", input_, states, size_t(batch_.tokens * config_.hidden) * act_);
+  forward_input();
+}
+void Stack::forward_input() {
   for (int t = 0; t < loops_; t++) forward_loop(t);
 }
 

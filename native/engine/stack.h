@@ -6,16 +6,27 @@
 
 namespace looplm {
 
-// Where a forward puts its keys and values, and, when decoding, reads those of earlier tokens: plane (t, l) of `keys` and
-// `values`.
+// Earlier tokens of a prompt that a forward continues: their keys and values are in the cache, and attention finds them in front
+// of the batch's own rows.
+struct CachedPrefix {
+  int64_t row;   // of the extended batch, whose first rows are all prefixes and whose last are the batch
+  int64_t slot;  // of its first token
+  int64_t length;
+};
+
+// Where a forward puts its keys and values, and, when decoding, reads those of earlier tokens: `planes` planes of every layer,
+// one per loop or one that the loops share.
 struct CacheUse {
-  void *keys, *values;               // act [planes, slots, kv_heads · head_dim]
-  int64_t slots;                     // of a plane
-  bool shared;                       // one plane per layer, the last loop that writes wins
-  int first_loop;                    // the stack's loop 0 is this one
-  const int32_t* rows;               // device [N]: the slot of each row
-  const LoopCacheContext* contexts;  // device [N] when decoding; NULL for a prompt, whose tokens attend within the batch
-  const PackedWeights* packed;       // or NULL
+  void *keys, *values;  // act [layers, planes, slots, kv_heads · head_dim]
+  int64_t slots;        // of a plane
+  int planes;           // of a layer
+  const int32_t* rows;  // device [N]: the slot of each row; when decoding counted from the layer's first plane, so that rows may
+                        // be at loops of their own, otherwise from the plane of the loop
+  const LoopCacheContext* contexts;  // device [N] when decoding; NULL for prompts, whose tokens attend within the batch
+  const CachedPrefix* prefixes;      // of prompts; the batch's segments then count rows of the extended batch
+  int32_t prefix_count;
+  int64_t prefix_rows;
+  const PackedWeights* packed;  // or NULL
 };
 
 // Noise added to the latent states (LoopRPT, math.md §5). Its gradient is the identity, and a recomputed state gets the same
@@ -40,10 +51,13 @@ class Stack {
         const void* rope, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache = nullptr,
         const LatentNoise* noise = nullptr, bool first_given = false);
 
-  // From token ids; from given states act [N, D] in place of the embedded tokens; or from a first loop that was run elsewhere,
-  // its normed states act [N, D] given `copies` times over: only loops 2 to T are run then.
+  // From token ids; from given states act [N, D] in place of the embedded tokens, or those that the caller has put into input();
+  // or from a first loop that was run elsewhere, its normed states act [N, D] given `copies` times over: only loops 2 to T are
+  // run then.
   void forward_tokens();
   void forward_states(const void* states);
+  void forward_input();
+  void* input() const { return input_; }  // act [N, D]
   void forward_after_first(const void* first, int copies);
   void* hidden() const { return hidden_; }  // act [T, N, D]: the normed state after every loop
   void gate_logits(void* out);              // real [T, N]
@@ -66,6 +80,7 @@ class Stack {
   // y [N, out] = x [N, in] W^T;   dx = dy W and dW += dy^T x
   void linear(const void* x, const void* w, int64_t in, int64_t out, void* y, const Buffer PackedLayer::*packed, int l);
   void attend(int t, int l, const Block& b);
+  void attend_behind_prefixes(const Block& b, const void* keys, const void* values);
   void disturb(int t, void* x);
   bool noise_at(NoiseSite site) const { return noise_ && noise_->site == site; }
   void linear_backward(const void* dy, const void* x, const void* w, void* dw, int64_t in, int64_t out, void* dx);

@@ -1,26 +1,21 @@
-import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
-import {
-  call,
-  type NativeGenerated,
-  type NativeGenerateOptions,
-  type NativeModel,
-  type NativeSequences,
-  native,
-} from '../native.js'
+import type { NativeGenerateRequest, NativeModel } from '../native.js'
 import { checkLoops, checkNumber, checkWord, describe, packSequences } from './checks.js'
 import type { LoopLM } from './model.js'
-import { TextStream } from './text-stream.js'
-import type { GenerateChunk, GenerateOptions, GenerateResult, Prompt, RealArray, TokenSequence } from './types.js'
+import { Scheduler } from './scheduler.js'
+import type { ExitRule, GenerateChunk, GenerateOptions, GenerateResult, Prompt, TokenSequence } from './types.js'
 
-interface Request {
-  prompts: NativeSequences
-  options: NativeGenerateOptions
+/** A prompt and its options as the engine takes them. */
+export interface Request {
+  native: NativeGenerateRequest
   /** Texts that end a sequence; they are looked for after every token. */
   stopTexts: string[]
 }
 
-/** The body of LoopLM.generate: one native call, or one per token when there are stop texts. */
+/** Prompt tokens that a batch runs at once: enough to keep the products at full rate, few enough to bound the activations. */
+const prefillTokens = 4096
+
+/** The body of LoopLM.generate: a scheduler with a place for every prompt. */
 export async function generate(
   model: LoopLM,
   handle: NativeModel,
@@ -28,23 +23,18 @@ export async function generate(
   options: GenerateOptions,
 ): Promise<GenerateResult[]> {
   const operation = 'LoopLM.generate'
-  const request = readRequest(model, prompts, options, operation)
-  const { tokenizer } = model
-  const watched = request.stopTexts.length > 0
-  const steps = watched ? 1 : request.options.maxNewTokens
-  const sequences = prompts.map(() => new Sequence(watched ? new TextStream(tokenizer!, request.stopTexts) : undefined))
-  const generation = native().generationCreate(handle, request.prompts, request.options)
-  try {
-    for (let done = false; !done; ) {
-      const result = await call(operation, (cancel) => native().generationStep(generation, steps, cancel), options.signal)
-      done = result.done
-      const stopped = sequences.flatMap((sequence, i) => (sequence.add(result.added[i]!) ? [i] : []))
-      if (stopped.length > 0) await call(operation, () => native().generationFinish(generation, stopped))
-    }
-  } finally {
-    generation.dispose()
+  if (!Array.isArray(prompts)) {
+    throw new LoopLMError('INVALID_ARGUMENT', `prompts must be an array of prompts, got ${describe(prompts)}`, { operation })
   }
-  return sequences.map((sequence) => sequence.result(tokenizer))
+  const texts = encode(model, prompts, 'prompts', operation)
+  const request = readRequest(model, options, operation)
+  checkRoom(model, texts, request, operation)
+  using scheduler = new Scheduler(model, handle, operation, own(prompts.length, options), options.signal)
+  const requests = texts.map((prompt, sequence) =>
+    scheduler.enter({ ...request, native: { ...request.native, prompt, sequence } }, request.stopTexts.length > 0),
+  )
+  scheduler.drive()
+  return await Promise.all(requests.map((entered) => entered.result()))
 }
 
 /** The body of LoopLM.stream. */
@@ -55,125 +45,93 @@ export async function* stream(
   options: GenerateOptions,
 ): AsyncGenerator<GenerateChunk, void, undefined> {
   const operation = 'LoopLM.stream'
-  const request = readRequest(model, [prompt], options, operation)
-  const text = model.tokenizer && new TextStream(model.tokenizer, request.stopTexts)
-  const generation = native().generationCreate(handle(), request.prompts, request.options)
-  try {
-    for (let finishReason: 'length' | 'stop' | undefined; finishReason === undefined; ) {
-      const { added } = await call(operation, (cancel) => native().generationStep(generation, 1, cancel), options.signal)
-      const { tokens, logprobs, loops, finish } = added[0]!
-      const piece = text?.push(tokens[0]!)
-      finishReason = text?.stopped ? 'stop' : reason(finish)
-      const chunk = { token: tokens[0]!, logprob: logprobs[0]!, loop: loops[0]! }
-      const end = finishReason === undefined ? {} : { finishReason }
-      yield text === undefined ? { ...chunk, ...end } : { ...chunk, text: piece + (finishReason ? text.flush() : ''), ...end }
-    }
-  } finally {
-    generation.dispose()
-  }
+  const texts = encode(model, [prompt], 'prompts', operation)
+  const request = readRequest(model, options, operation)
+  checkRoom(model, texts, request, operation)
+  using scheduler = new Scheduler(model, handle(), operation, own(1, options), options.signal)
+  const entered = scheduler.enter({ ...request, native: { ...request.native, prompt: texts[0]! } }, true)
+  scheduler.drive()
+  yield* entered
 }
 
-/** What one prompt has become so far. */
-class Sequence {
-  readonly #parts: NativeGenerated[] = []
-  readonly #text: TextStream | undefined
-  #pieces = ''
-  #finish: 'length' | 'stop' | undefined
-
-  constructor(text: TextStream | undefined) {
-    this.#text = text
-  }
-
-  /** Takes new tokens in; true when a stop text in them ends a sequence that the engine would continue. */
-  add(part: NativeGenerated): boolean {
-    if (part.tokens.length === 0) return false
-    this.#parts.push(part)
-    for (const token of part.tokens) this.#pieces += this.#text?.push(token) ?? ''
-    const ended = reason(part.finish)
-    this.#finish = this.#text?.stopped ? 'stop' : ended
-    return this.#finish === 'stop' && ended === undefined
-  }
-
-  result(tokenizer: Tokenizer | undefined): GenerateResult {
-    const tokens = this.#parts.flatMap((part) => part.tokens)
-    const result: GenerateResult = {
-      tokens,
-      logprobs: join(this.#parts.map((part) => part.logprobs)),
-      loops: this.#parts.flatMap((part) => part.loops),
-      finishReason: this.#finish ?? 'length',
-    }
-    if (this.#text !== undefined) result.text = this.#pieces + this.#text.flush()
-    else if (tokenizer !== undefined) result.text = tokenizer.decode(tokens, { skipSpecialTokens: true })
-    return result
-  }
+function own(rows: number, options: GenerateOptions) {
+  return { maxRows: rows, loops: options.loops, kv: options.kv, prefillTokens }
 }
 
-function reason(finish: NativeGenerated['finish']): 'length' | 'stop' | undefined {
-  return finish === 'length' || finish === 'stop' ? finish : undefined
-}
-
-function join(parts: RealArray[]): RealArray {
-  if (parts.length === 1) return parts[0]!
-  const length = parts.reduce((sum, part) => sum + part.length, 0)
-  const whole = parts[0] instanceof Float64Array ? new Float64Array(length) : new Float32Array(length)
+/** Every prompt as token ids. */
+export function encode(model: LoopLM, prompts: readonly Prompt[], name: string, operation: string): Int32Array[] {
+  const tokens = prompts.map((prompt: Prompt, i): TokenSequence => {
+    if (typeof prompt !== 'string') return prompt
+    if (model.tokenizer !== undefined) return model.tokenizer.encode(prompt)
+    const message = `${name}[${i}] is a text, and the model has no tokenizer; give token ids or set model.tokenizer`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  })
+  const packed = packSequences(tokens, { vocabulary: model.config.vocab_size, minLength: 1, name }, operation)
   let end = 0
-  for (const part of parts) {
-    whole.set(part, end)
-    end += part.length
-  }
-  return whole
+  return Array.from(packed.lengths, (length) => {
+    end += length
+    return packed.tokens.subarray(end - length, end)
+  })
 }
 
-function readRequest(model: LoopLM, prompts: readonly Prompt[], options: GenerateOptions, operation: string): Request {
-  const { config } = model
-  if (!Array.isArray(prompts)) {
-    throw new LoopLMError('INVALID_ARGUMENT', `prompts must be an array of prompts, got ${describe(prompts)}`, { operation })
-  }
-  const tokens = prompts.map((prompt: Prompt, i) =>
-    typeof prompt === 'string' ? encode(model, prompt, `prompts[${i}]`, operation) : prompt,
-  )
-  const packed = packSequences(tokens, { vocabulary: config.vocab_size, minLength: 1, name: 'prompts' }, operation)
+/** A cache addresses 2³¹ tokens over all loops. */
+function checkRoom(model: LoopLM, prompts: readonly Int32Array[], { native }: Request, operation: string): void {
+  const tokens = prompts.reduce((sum, prompt) => sum + prompt.length, 0)
+  const slots = (tokens + prompts.length * native.maxNewTokens) * (native.loops || model.config.total_ut_steps)
+  if (slots < 2 ** 31) return
+  const message = `prompts of ${tokens} tokens and ${prompts.length} × ${native.maxNewTokens} new ones do not fit in one call; make several`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}
+
+/** Checks the options of a request; the prompt is filled in by the caller. */
+export function readRequest(model: LoopLM, options: GenerateOptions, operation: string): Request {
   const number = (
-    name: 'maxNewTokens' | 'temperature' | 'topK' | 'topP' | 'minP' | 'seed',
+    name: 'maxNewTokens' | 'temperature' | 'topK' | 'topP' | 'minP' | 'seed' | 'logprobs',
     fallback: number,
     range: Parameters<typeof checkNumber>[2],
   ) => checkNumber(options[name] ?? fallback, name, range, operation)
-  const maxNewTokens = number('maxNewTokens', 16, { min: 1, max: 2 ** 24, integer: true })
-  const slots = packed.tokens.length + packed.lengths.length * maxNewTokens
-  if (slots >= 2 ** 31) {
-    const message = `prompts of ${packed.tokens.length} tokens and ${packed.lengths.length} × ${maxNewTokens} new ones do not fit in one call; make several`
-    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
-  }
   const { stopTokens, stopTexts } = readStop(model, options.stop, operation)
+  checkWord(options.kv ?? 'per-loop', 'kv', ['per-loop', 'shared'], operation)
   return {
-    prompts: packed,
     stopTexts,
-    options: {
-      maxNewTokens,
+    native: {
+      prompt: new Int32Array(),
+      sequence: 0,
+      maxNewTokens: number('maxNewTokens', 16, { min: 1, max: 2 ** 24, integer: true }),
       temperature: number('temperature', 1, { min: 0 }),
       topK: number('topK', 0, { min: 0, max: 2 ** 31 - 1, integer: true }),
       topP: number('topP', 1, { above: 0, max: 1 }),
       minP: number('minP', 0, { min: 0, below: 1 }),
       seed: number('seed', 0, { min: 0, integer: true }),
       loops: checkLoops(options.loops, operation),
-      exitThreshold: readExit(options.exit, config.early_exit_threshold, operation),
-      sharedCache: checkWord(options.kv ?? 'per-loop', 'kv', ['per-loop', 'shared'], operation) === 'shared',
+      ...readExit(options.exit, model.config.early_exit_threshold, operation),
       stopTokens: Int32Array.from(stopTokens),
+      alternatives: number('logprobs', 0, { min: 0, max: model.config.vocab_size, integer: true }),
+      ...readDraft(options.speculate, operation),
     },
   }
 }
 
-function encode(model: LoopLM, prompt: string, name: string, operation: string): TokenSequence {
-  if (model.tokenizer !== undefined) return model.tokenizer.encode(prompt)
-  const message = `${name} is a text, and the model has no tokenizer; give token ids or set model.tokenizer`
-  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+const rules = ['gate', 'fixed', 'hidden-delta', 'kl', 'entropy', 'argmax-stable'] as const
+
+function readExit(exit: ExitRule | undefined, configured: number, operation: string) {
+  if (exit === undefined) return { rule: 'gate', threshold: configured, minLoops: 1 }
+  const rule = checkWord(exit?.rule, 'exit.rule', rules, operation)
+  const given = exit as { threshold?: number; minLoops?: number }
+  const minLoops = checkNumber(given.minLoops ?? 1, 'exit.minLoops', { min: 1, max: 64, integer: true }, operation)
+  if (rule === 'fixed' || rule === 'argmax-stable') return { rule, threshold: 0, minLoops }
+  if (rule === 'gate') {
+    return { rule, threshold: checkNumber(given.threshold ?? configured, 'exit.threshold', { above: 0 }, operation), minLoops }
+  }
+  return { rule, threshold: checkNumber(given.threshold, 'exit.threshold', { min: 0 }, operation), minLoops }
 }
 
-function readExit(exit: GenerateOptions['exit'], configured: number, operation: string): number {
-  if (exit === undefined) return configured
-  const rule = checkWord(exit?.rule, 'exit.rule', ['gate', 'fixed'], operation)
-  if (rule === 'fixed') return 1
-  return checkNumber((exit as { threshold?: number }).threshold ?? configured, 'exit.threshold', { above: 0 }, operation)
+function readDraft(speculate: GenerateOptions['speculate'], operation: string) {
+  if (speculate === undefined) return { draftLoops: 0, draftTokens: 0 }
+  return {
+    draftLoops: checkNumber(speculate?.loops, 'speculate.loops', { min: 1, max: 64, integer: true }, operation),
+    draftTokens: checkNumber(speculate.tokens ?? 4, 'speculate.tokens', { min: 2, max: 64, integer: true }, operation),
+  }
 }
 
 function readStop(

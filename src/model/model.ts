@@ -19,6 +19,7 @@ import {
 import { endTokens, type LoopLMConfig, type LoopLMConfigInput, nativeConfig, parameterCount, parseConfig } from './config.js'
 import { generate, stream } from './generate.js'
 import { accumulateLoss } from './loss.js'
+import { Scheduler } from './scheduler.js'
 import type {
   BackwardOptions,
   CreateOptions,
@@ -34,6 +35,7 @@ import type {
   Prompt,
   RealArray,
   SaveOptions,
+  SchedulerOptions,
   ScoreOptions,
   Scores,
   TokenSequence,
@@ -290,6 +292,24 @@ export class LoopLM {
    */
   stream(prompt: Prompt, options: GenerateOptions = {}): AsyncGenerator<GenerateChunk, void, undefined> {
     return stream(this, () => this.handle('LoopLM.stream'), prompt, options)
+  }
+
+  /**
+   * Generation for requests that come and go, as a server has them: new ones enter while others run.
+   *
+   * @param options how many at once, how much cache, how many loops at most
+   * @throws LoopLMError INVALID_ARGUMENT naming the option
+   *
+   * @example
+   * ```ts
+   * using scheduler = model.scheduler({ maxRows: 32, maxTokens: 65_536 })
+   * const request = scheduler.add('12+30=', { maxNewTokens: 8 })
+   * for await (const { text } of request) process.stdout.write(text ?? '')
+   * ```
+   */
+  scheduler(options: SchedulerOptions = {}): Scheduler {
+    const operation = 'LoopLM.scheduler'
+    return new Scheduler(this, this.handle(operation), operation, options)
   }
 
   /** Names (Hugging Face's) and shapes of all parameters. Matrices are [out, in]. */

@@ -231,14 +231,25 @@ export interface LossMetrics {
 /** A prompt: token ids, or text when the model has a tokenizer. */
 export type Prompt = TokenSequence | string
 
-/** When a token leaves the loops (Ouro, arXiv 2510.25741, §3). */
+/**
+ * When a token leaves the loops: after the first loop, not before `minLoops`, at which the rule holds, and after the last loop (`loops`
+ * of the options) in any case. h is the normed state after a loop, P = softmax(logits) at temperature 1.
+ */
 export type ExitRule =
-  /** After the first loop whose cumulative exit probability reaches `threshold`; 1 or more is full depth. */
-  | { rule: 'gate'; threshold?: number }
   /** Always after the last loop. */
   | { rule: 'fixed' }
+  /** The cumulative exit probability has reached `threshold`; 1 or more is full depth (Ouro, arXiv 2510.25741, §3). */
+  | { rule: 'gate'; threshold?: number; minLoops?: number }
+  /** The state has settled: |h_t - h_(t-1)| ≤ threshold · |h_t|. */
+  | { rule: 'hidden-delta'; threshold: number; minLoops?: number }
+  /** The prediction has settled: KL(P_t || P_(t-1)) ≤ threshold, in nats. Runs the head after every loop. */
+  | { rule: 'kl'; threshold: number; minLoops?: number }
+  /** The prediction is certain: its entropy is at most threshold, in nats. Runs the head after every loop. */
+  | { rule: 'entropy'; threshold: number; minLoops?: number }
+  /** The most probable token is that of the loop before. Runs the head after every loop. */
+  | { rule: 'argmax-stable'; minLoops?: number }
 
-/** Options of {@link LoopLM.generate} and {@link LoopLM.stream}. */
+/** Options of {@link LoopLM.generate}, {@link LoopLM.stream} and {@link Scheduler.add}. */
 export interface GenerateOptions {
   /** Default 16. */
   maxNewTokens?: number
@@ -252,12 +263,19 @@ export interface GenerateOptions {
   minP?: number
   /** A draw depends on (seed, index of the prompt, position) alone. Default 0. */
   seed?: number
-  /** Loops to run at most, 1 to 64; default the model's. */
+  /** Loops that a token takes at most, 1 to 64; default the model's, in a scheduler the scheduler's. */
   loops?: number
   /** Default: `gate` with the configuration's `early_exit_threshold`, which is full depth when it is 1. */
   exit?: ExitRule
-  /** Cache planes per loop (exact, default) or one that all loops share (a T-th of the memory). */
+  /** Cache planes per loop (exact, default) or one that all loops share (a T-th of the memory). In a scheduler it is the scheduler's. */
   kv?: 'per-loop' | 'shared'
+  /** Report so many of the most probable tokens with every token, as `topLogprobs`. Default 0. */
+  logprobs?: number
+  /**
+   * Self-speculation: draft `tokens` positions (default 4) with `loops` loops each, then run the remaining loops over all of them at once
+   * and keep what full depth would have drawn, so the tokens are those of plain decoding. Needs exit rule `fixed` and kv `per-loop`.
+   */
+  speculate?: { loops: number; tokens?: number }
   /**
    * Token ids, or texts when the model has a tokenizer; they replace the model's end tokens, `[]` switches them off. The token that
    * stops is part of `tokens`; `text` ends before the text that stops.
@@ -266,6 +284,22 @@ export interface GenerateOptions {
   /** Rejects with code ABORTED, between two kernels. */
   signal?: AbortSignal | undefined
 }
+
+/** One of the most probable tokens at a position. */
+export interface TokenLogprob {
+  token: number
+  /** As in {@link GenerateResult.logprobs}. */
+  logprob: number
+}
+
+/** Why a sequence ended. */
+export type FinishReason =
+  /** maxNewTokens were made. */
+  | 'length'
+  /** An end token or a stop text was found. */
+  | 'stop'
+  /** {@link GenerateRequest.cancel} was called. */
+  | 'cancelled'
 
 /** What {@link LoopLM.generate} returns per prompt. */
 export interface GenerateResult {
@@ -277,8 +311,9 @@ export interface GenerateResult {
   logprobs: RealArray
   /** One per token: the loop it was read from, 1-based. */
   loops: number[]
-  /** `length`: maxNewTokens were made; `stop`: an end token or a stop text was found. */
-  finishReason: 'length' | 'stop'
+  /** One list per token, the most probable first, when `logprobs` was given. */
+  topLogprobs?: TokenLogprob[][]
+  finishReason: FinishReason
 }
 
 /** One token of {@link LoopLM.stream}. */
@@ -289,8 +324,42 @@ export interface GenerateChunk {
   logprob: number
   /** The loop it was read from, 1-based. */
   loop: number
+  /** The most probable tokens, when `logprobs` was given. */
+  topLogprobs?: TokenLogprob[]
   /** On the last chunk only. */
-  finishReason?: 'length' | 'stop'
+  finishReason?: FinishReason
+}
+
+/** Options of {@link LoopLM.scheduler}. */
+export interface SchedulerOptions {
+  /** Sequences that generate at the same time; the others wait in the order in which they came. Default 16. */
+  maxRows?: number
+  /** Tokens in the cache at the same time, prompts and room for the answers; default as many as fit in memory. */
+  maxTokens?: number
+  /** The most loops a request may take, 1 to 64; default the model's. */
+  loops?: number
+  /** As in {@link GenerateOptions.kv}, for all requests. */
+  kv?: 'per-loop' | 'shared'
+  /** Prompt tokens that are run between two tokens of the others: fewer keep them flowing, more are faster. Default 512. */
+  prefillTokens?: number
+}
+
+/** What a {@link Scheduler} is doing. */
+export interface SchedulerStats {
+  /** Requests that have their place in the batch. */
+  rows: number
+  /** Requests that wait for one. */
+  waiting: number
+  /** Tokens of the cache in use: prompts, and room for the answers. */
+  cachedTokens: number
+  /** Tokens the cache has memory for. */
+  slots: number
+  /** Passes over the weights so far, each one loop of every row, and the rows in all of them. */
+  passes: number
+  passRows: number
+  /** Positions drafted ahead by self-speculation, and those of them that were kept. */
+  drafted: number
+  accepted: number
 }
 
 /** Name and shape of one parameter, with Hugging Face's tensor name. */

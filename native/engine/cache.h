@@ -1,0 +1,57 @@
+// The keys and values of all sequences under way: one plane per (layer, loop), or one per layer that the loops share, all of the
+// same slots. A sequence holds runs of neighbouring slots.
+#pragma once
+#include <functional>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "stack.h"
+
+namespace looplm {
+
+class Cache {
+ public:
+  using Runs = std::vector<std::pair<int64_t, int64_t>>;  // first slots and lengths
+
+  // loops: planes of a layer unless they share one. limit: the most slots a plane may have, 0: as many as fit in memory. written:
+  // the slots that hold something; the others are not copied when the cache grows, and cost no memory until they are written.
+  Cache(Model& model, int loops, bool shared, int64_t limit, std::function<Runs()> written)
+      : model_(model), planes_(shared ? 1 : loops), limit_(limit), written_(std::move(written)) {}
+
+  // Makes room for that many more slots in one go, where the limit allows it.
+  void reserve(int64_t slots);
+  // The first of `slots` neighbouring free slots, or -1 when the limit leaves no room at present.
+  int64_t take(int64_t slots);
+  void give(int64_t first, int64_t slots);
+  void clear();
+
+  int64_t used() const { return used_; }
+  int64_t slots() const { return slots_; }
+  bool shared() const { return planes_ == 1; }
+
+  // For a pass whose rows are at loops of their own: `rows` and the contexts hold slots as `slot_at` gives them.
+  CacheUse decoding(const int32_t* rows, const LoopCacheContext* contexts) const;
+  // For prompts: every loop of the stack writes its own plane (of a shared cache, over the one before).
+  CacheUse prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows) const;
+  // A slot of loop t's plane, counted from the layer's first plane.
+  int32_t slot_at(int t, int64_t slot) const { return int32_t((planes_ == 1 ? 0 : t) * slots_ + slot); }
+
+  // A token that left after loop t (0-based) lends its keys and values to the planes of the loops [t + 1, loops), where later,
+  // deeper tokens look for them.
+  void copy_up(int64_t slot, int t, int loops);
+
+ private:
+  void grow(int64_t slots);
+  size_t width() const { return size_t(model_.config.kv_heads) * size_t(model_.config.head_dim); }
+
+  Model& model_;
+  const int planes_;  // per layer
+  const int64_t limit_;
+  const std::function<Runs()> written_;
+  int64_t slots_ = 0, used_ = 0;
+  std::map<int64_t, int64_t> free_;  // first slot -> how many
+  Buffer keys_, values_;             // act [layers, planes, slots, kv_heads · head_dim]
+};
+
+}  // namespace looplm

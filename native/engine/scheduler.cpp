@@ -1,0 +1,624 @@
+#include "scheduler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <set>
+
+#include "cache.h"
+#include "readout.h"
+
+namespace looplm {
+
+namespace {
+
+// A prompt that some rows share. Its keys lie in [slot, slot + tokens.size()).
+struct Prompt {
+  std::vector<int32_t> tokens;
+  int loops;  // it ran, or will run, this many
+  int64_t slot;
+  int64_t done = 0;  // tokens whose keys are in the cache
+  int users = 0;
+  Buffer last;  // act [loops, D]: the state after every loop at its last token, once all of it has run
+  bool ready() const { return done == int64_t(tokens.size()); }
+};
+
+// A request that has its place in the batch.
+struct Row {
+  int64_t id;
+  GenerateRequest request;
+  int max_loops;
+  Prompt* prompt;
+  int64_t slot;  // keys of its new tokens lie from here on
+  int32_t place;
+  int made = 0;         // new tokens
+  int32_t newest = -1;  // of them
+  // Of the token under way
+  double stay = 1;
+  int32_t best = -1;
+  std::vector<int32_t> drafts;  // tokens drafted behind the newest one
+  bool verifying = false;
+  int32_t slots() const { return request.max_new_tokens - 1; }  // the last token's keys are never read
+};
+
+// One token on its way through the loops.
+struct Item {
+  Row* row;
+  int32_t ahead;  // drafted tokens before it, behind the newest real one
+  int loop;       // loops completed
+  int32_t token;
+};
+
+void check_request(const Model& model, const GenerateRequest& r, int loops, bool shared) {
+  auto require = [](bool ok, const std::string& what) {
+    if (!ok) throw Error("INVALID_ARGUMENT", "generate", what);
+  };
+  require(!r.prompt.empty(), "the prompt is empty: give at least one token (a beginning-of-text token, say)");
+  for (int32_t id : r.prompt)
+    require(id >= 0 && id < model.config.vocabulary,
+            "token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(model.config.vocabulary));
+  require(r.max_new_tokens >= 1, "maxNewTokens must be at least 1");
+  const Sampling& s = r.sampling;
+  require(s.temperature >= 0 && std::isfinite(s.temperature), "temperature must be 0 (greedy) or positive");
+  require(s.top_k >= 0 && s.top_p > 0 && s.top_p <= 1 && s.min_p >= 0 && s.min_p < 1,
+          "topK must be >= 0, topP in (0, 1], minP in [0, 1)");
+  require(r.alternatives >= 0, "the number of alternatives must be at least 0");
+  require(r.exit.max_loops <= loops,
+          "loops " + std::to_string(r.exit.max_loops) + " are more than the scheduler's " + std::to_string(loops));
+  const int most = r.exit.max_loops > 0 ? r.exit.max_loops : loops;
+  require(r.exit.min_loops >= 1 && r.exit.min_loops <= most,
+          "minLoops must be between 1 and the " + std::to_string(most) + " loops that a token may take");
+  require(!std::isnan(r.exit.threshold), "the exit threshold is not a number");
+  if (r.draft_loops == 0) return;
+  require(r.draft_loops >= 1 && r.draft_loops < most && r.draft_tokens >= 2,
+          "a draft takes at least 1 loop, fewer than the " + std::to_string(most) + " of full depth, and at least 2 tokens");
+  require(r.exit.rule == ExitRule::fixed && !shared,
+          "speculation needs exit rule fixed and kv per-loop: it gives full depth's tokens");
+}
+
+}  // namespace
+
+struct Scheduler::State {
+  const std::shared_ptr<Model> held;
+  Model& model;
+  const SchedulerOptions options;
+  const int loops;
+  const size_t act;
+  Cache cache;
+  Readout readout;
+
+  // What other threads touch
+  mutable std::mutex mutex;
+  std::deque<std::pair<int64_t, GenerateRequest>> arrived;
+  std::vector<int64_t> cancelled;
+  SchedulerStats figures;
+  int64_t next_id = 1;
+
+  // What belongs to `run`
+  std::deque<std::pair<int64_t, GenerateRequest>> waiting;
+  std::map<int64_t, Row> rows;  // by request: older first
+  std::vector<std::unique_ptr<Prompt>> prompts;
+  std::set<int32_t> free_places;
+  std::vector<Item> items;  // fresh ones (loop 0) first; `states` has those of the others, in their order
+  Buffer states, next_states;
+  Buffer drafted;  // act [max_rows, most draft tokens, D]: states after the draft's loops
+  int32_t draft_width = 0;
+  std::map<int64_t, GenerateEvent> events;
+
+  State(std::shared_ptr<Model> m, const SchedulerOptions& o)
+      : held(std::move(m)),
+        model(*held),
+        options(o),
+        loops(o.loops > 0 ? o.loops : model.config.loops),
+        act(loop_dtype_size(model.dt)),
+        cache(model, loops, o.shared_cache, o.max_tokens, [this] { return written(); }),
+        readout(model) {
+    if (o.max_rows < 1 || o.max_tokens < 0 || o.prefill_tokens < 1)
+      throw Error("INVALID_ARGUMENT", "scheduler", "maxRows and prefillTokens must be at least 1, maxTokens at least 0");
+    for (int32_t i = 0; i < o.max_rows; i++) free_places.insert(i);
+  }
+
+  // The slots that hold keys and values; a draft's lie behind the tokens that are made.
+  Cache::Runs written() const {
+    Cache::Runs runs;
+    for (auto& p : prompts)
+      if (p->done > 0) runs.emplace_back(p->slot, p->done);
+    for (auto& [id, row] : rows)
+      if (const int64_t count = std::min(row.slots(), row.made + row.request.draft_tokens); count > 0 && row.made > 0)
+        runs.emplace_back(row.slot, count);
+    return runs;
+  }
+  size_t state_bytes() const { return size_t(model.config.hidden) * act; }
+
+  // ---- Requests ----
+
+  void take_in() {
+    std::vector<int64_t> leave;
+    {
+      std::lock_guard lock(mutex);
+      for (auto& request : arrived) waiting.push_back(std::move(request));
+      arrived.clear();
+      leave.swap(cancelled);
+    }
+    for (int64_t id : leave) {
+      events.erase(id);
+      const auto queued = std::find_if(waiting.begin(), waiting.end(), [&](auto& request) { return request.first == id; });
+      if (queued != waiting.end()) waiting.erase(queued);
+      if (const auto row = rows.find(id); row != rows.end()) {
+        drop_items(&row->second);
+        release(row->second);
+        rows.erase(row);
+      }
+    }
+  }
+
+  // Takes a row's tokens out of the pass; the states of the others close up.
+  void drop_items(Row* row) {
+    std::vector<Item> kept;
+    std::vector<int32_t> index;
+    int32_t carried = 0;
+    for (const Item& item : items) {
+      if (item.row != row) {
+        kept.push_back(item);
+        if (item.loop > 0) index.push_back(carried);
+      }
+      if (item.loop > 0) carried++;
+    }
+    if (kept.size() == items.size()) return;
+    gather(index, states.as<>());
+    items = std::move(kept);
+  }
+  // states = rows `index` of `from`
+  void gather(const std::vector<int32_t>& index, const void* from) {
+    next_states.reserve(model.device, std::max<size_t>(1, index.size()) * state_bytes());
+    if (!index.empty())
+      model.device->run(&LoopBackend::gather_rows, "gather rows", model.dt, int64_t(index.size()), model.config.hidden,
+                        upload_ints(model.workspace(), "scheduler.index", index), from, next_states.as<>());
+    std::swap(states, next_states);
+  }
+
+  void release(Row& row) {
+    cache.give(row.slot, row.slots());
+    free_places.insert(row.place);
+    if (--row.prompt->users == 0) {
+      cache.give(row.prompt->slot, int64_t(row.prompt->tokens.size()));
+      prompts.erase(std::find_if(prompts.begin(), prompts.end(), [&](auto& p) { return p.get() == row.prompt; }));
+    }
+  }
+
+  // First come, first served: a request that does not fit holds back those behind it, so that none waits for ever.
+  void admit() {
+    while (!waiting.empty() && !free_places.empty()) {
+      auto& [id, request] = waiting.front();
+      const int most = request.exit.max_loops > 0 ? request.exit.max_loops : loops;
+      const auto known =
+          std::find_if(prompts.begin(), prompts.end(), [&](auto& p) { return p->loops == most && p->tokens == request.prompt; });
+      Prompt* prompt = known == prompts.end() ? nullptr : known->get();
+      const int64_t length = int64_t(request.prompt.size());
+      const int64_t prompt_slot = prompt ? prompt->slot : cache.take(length);
+      if (prompt_slot < 0) return;
+      const int64_t slot = cache.take(request.max_new_tokens - 1);
+      if (slot < 0) {
+        if (!prompt) cache.give(prompt_slot, length);
+        return;
+      }
+      if (!prompt) {
+        prompts.push_back(std::make_unique<Prompt>(Prompt{request.prompt, most, prompt_slot, 0, 0, {}}));
+        prompt = prompts.back().get();
+      }
+      prompt->users++;
+      const int32_t place = *free_places.begin();
+      free_places.erase(place);
+      const auto [at, added] = rows.emplace(id, Row{id, std::move(request), most, prompt, slot, place});
+      waiting.pop_front();
+      if (prompt->ready()) read_first({&at->second});
+    }
+  }
+
+  // Room for everything that waits at once, when the cache is still empty: a call of `generate` knows all it needs.
+  void reserve() {
+    if (cache.slots() > 0) return;
+    int64_t slots = 0;
+    std::set<std::pair<int, std::vector<int32_t>>> seen;
+    size_t n = 0;
+    for (auto& [id, request] : waiting) {
+      if (n++ == size_t(options.max_rows)) break;
+      slots += request.max_new_tokens - 1;
+      if (seen.emplace(request.exit.max_loops, request.prompt).second) slots += int64_t(request.prompt.size());
+    }
+    cache.reserve(slots);
+  }
+
+  // ---- Prompts ----
+
+  struct Piece {  // tokens [from, to) of a prompt
+    Prompt* prompt;
+    int64_t from, to;
+  };
+
+  // Runs a bounded number of prompt tokens at full depth, the oldest prompts first. A piece of a prompt reads the earlier ones
+  // from the cache. Loops that share a plane overwrite what a later piece would need, so there a prompt runs in one piece.
+  void prefill() {
+    std::vector<Piece> pieces;
+    int64_t room = options.prefill_tokens;
+    for (auto& p : prompts) {
+      if (p->ready() || (!pieces.empty() && p->loops != pieces[0].prompt->loops)) continue;
+      const int64_t left = int64_t(p->tokens.size()) - p->done;
+      if (room <= 0 || (cache.shared() && left > room && !pieces.empty())) break;
+      const int64_t count = cache.shared() ? left : std::min(left, room);
+      pieces.push_back({p.get(), p->done, p->done + count});
+      room -= count;
+    }
+    if (pieces.empty()) return;
+    run_pieces(pieces);
+    std::vector<Row*> first;
+    for (auto& [id, row] : rows)
+      for (const Piece& piece : pieces)
+        if (row.prompt == piece.prompt && piece.prompt->ready()) first.push_back(&row);
+    if (!first.empty()) read_first(first);
+  }
+
+  void run_pieces(const std::vector<Piece>& pieces) {
+    std::vector<int32_t> ids, positions, slots;
+    std::vector<CachedPrefix> prefixes;
+    int64_t prefix_rows = 0;
+    for (const Piece& piece : pieces) {
+      if (piece.from > 0) prefixes.push_back({prefix_rows, piece.prompt->slot, piece.from});
+      prefix_rows += piece.from;
+    }
+    std::vector<LoopSegment> segments;
+    int32_t prefix = 0, max_context = 0;
+    for (const Piece& piece : pieces) {
+      const int32_t begin = int32_t(prefix_rows + int64_t(ids.size())), count = int32_t(piece.to - piece.from);
+      segments.push_back({begin, begin + count, prefix, prefix + int32_t(piece.from), int32_t(segments.size())});
+      prefix += int32_t(piece.from);
+      max_context = std::max(max_context, int32_t(piece.to));
+      for (int64_t j = piece.from; j < piece.to; j++) {
+        ids.push_back(piece.prompt->tokens[size_t(j)]);
+        positions.push_back(int32_t(j));
+        slots.push_back(int32_t(piece.prompt->slot + j));
+      }
+    }
+    Workspace& w = model.workspace();
+    Buffer& on_device = w.get("batch.segments", segments.size() * sizeof(LoopSegment));
+    on_device.upload(segments.data(), segments.size() * sizeof(LoopSegment));
+    const int64_t N = int64_t(ids.size());
+    const DeviceBatch batch{N,
+                            upload_ints(w, "batch.ids", ids),
+                            upload_ints(w, "batch.positions", positions),
+                            on_device.as<LoopSegment>(),
+                            int32_t(segments.size()),
+                            int32_t(segments.size()),
+                            max_context,
+                            max_context - 1};
+    const int deep = pieces[0].prompt->loops;
+    const CacheUse use =
+        cache.prompts(upload_ints(w, "scheduler.slots", slots), prefixes.data(), int32_t(prefixes.size()), prefix_rows);
+    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(max_context), batch, deep,
+                Stack::Keep::nothing, &use);
+    stack.forward_tokens();
+    int64_t end = 0;
+    for (const Piece& piece : pieces) {
+      end += piece.to - piece.from;
+      piece.prompt->done = piece.to;
+      if (!piece.prompt->ready()) continue;
+      piece.prompt->last = Buffer(model.device, size_t(deep) * state_bytes());
+      std::vector<int32_t> index;
+      for (int t = 0; t < deep; t++) index.push_back(int32_t(t * N + end - 1));
+      model.device->run(&LoopBackend::gather_rows, "gather rows", model.dt, int64_t(deep), model.config.hidden,
+                        upload_ints(w, "scheduler.index", index), static_cast<const void*>(stack.hidden()),
+                        piece.prompt->last.as<>());
+    }
+  }
+
+  // The first token of rows whose prompt has run: its states are there, the exit rule chooses among them.
+  void read_first(std::vector<Row*> open) {
+    const size_t bytes = state_bytes();
+    for (int t = 0; !open.empty(); t++) {
+      std::vector<Row*> still, here;
+      for (Row* row : open) {
+        const bool passes = row->request.exit.rule == ExitRule::fixed && t + 1 < row->max_loops;
+        (passes ? still : here).push_back(row);
+      }
+      Buffer &now = model.workspace().get("scheduler.first", here.size() * bytes + 1),
+             &before = model.workspace().get("scheduler.before", here.size() * bytes + 1);
+      std::vector<ReadoutRow> reads;
+      for (size_t i = 0; i < here.size(); i++) {
+        auto copy = [&](Buffer& to, int loop) {
+          model.device->run(&LoopBackend::copy, "first states", to.at(i * bytes),
+                            static_cast<const void*>(here[i]->prompt->last.at(size_t(loop) * bytes)), bytes);
+        };
+        copy(now, t);
+        if (t > 0) copy(before, t - 1);
+        reads.push_back(read_of(*here[i], ReadoutRow::Wish::rule, t + 1, 0));
+      }
+      if (!here.empty()) readout.run(reads, now.as<>(), before.as<>(), options.max_rows);
+      std::vector<Item> fresh;
+      for (size_t i = 0; i < here.size(); i++) {
+        keep_rule_state(*here[i], reads[i]);
+        if (!reads[i].read) still.push_back(here[i]);
+        else if (take(*here[i], std::move(reads[i].drawn))) fresh.push_back({here[i], 0, 0, here[i]->newest});
+        else finish(*here[i]);
+      }
+      items.insert(items.begin(), fresh.begin(), fresh.end());
+      open = std::move(still);
+    }
+  }
+
+  ReadoutRow read_of(const Row& row, ReadoutRow::Wish wish, int loop, int32_t ahead) const {
+    ReadoutRow r{};
+    r.wish = wish;
+    r.loop = loop;
+    r.place = row.place;
+    r.position = int32_t(row.prompt->tokens.size()) + row.made + ahead;
+    r.request = &row.request;
+    r.max_loops = row.max_loops;
+    r.stay = row.stay;
+    r.best = row.best;
+    return r;
+  }
+  void keep_rule_state(Row& row, const ReadoutRow& read) {
+    row.stay = read.read ? 1 : read.stay;
+    row.best = read.read ? -1 : read.best;
+  }
+
+  // ---- Tokens ----
+
+  // A new token of a row; false when it is the last.
+  bool take(Row& row, GeneratedToken token) {
+    GenerateEvent& event = events.try_emplace(row.id, GenerateEvent{row.id, {}, Finish::none}).first->second;
+    row.newest = token.token;
+    row.made++;
+    const auto& stops = row.request.stop_tokens;
+    if (std::find(stops.begin(), stops.end(), token.token) != stops.end()) event.finish = Finish::stop;
+    else if (row.made >= row.request.max_new_tokens) event.finish = Finish::length;
+    event.tokens.push_back(std::move(token));
+    return event.finish == Finish::none;
+  }
+  void finish(Row& row) {
+    release(row);
+    rows.erase(row.id);
+  }
+
+  // ---- The rows under way ----
+
+  // How many positions a speculating row drafts from its newest token on: the last drafted ones would be beyond its length.
+  int32_t draft_length(const Row& row) const { return std::min(row.request.draft_tokens, row.request.max_new_tokens - row.made); }
+
+  // Every row one loop further.
+  void pass() {
+    if (items.empty()) return;
+    const size_t n = items.size(), bytes = state_bytes();
+    Workspace& w = model.workspace();
+    std::vector<int32_t> ids, positions, slots;
+    std::vector<LoopCacheContext> contexts;
+    int32_t last_position = 0;
+    for (const Item& item : items) {
+      const Row& row = *item.row;
+      const int32_t length = int32_t(row.prompt->tokens.size()), own = row.made + item.ahead;  // itself included
+      if (item.loop == 0) ids.push_back(item.token);
+      positions.push_back(length + own - 1);
+      last_position = std::max(last_position, positions.back());
+      slots.push_back(cache.slot_at(item.loop, row.slot + own - 1));
+      contexts.push_back({cache.slot_at(item.loop, row.prompt->slot), length, cache.slot_at(item.loop, row.slot), own});
+    }
+    Buffer& where = w.get("scheduler.contexts", n * sizeof(LoopCacheContext));
+    where.upload(contexts.data(), n * sizeof(LoopCacheContext));
+    const CacheUse use = cache.decoding(upload_ints(w, "scheduler.slots", slots), where.as<LoopCacheContext>());
+    const DeviceBatch batch{
+        int64_t(n),   upload_ints(w, "batch.ids", ids), upload_ints(w, "batch.positions", positions), nullptr, 0, 0, 0,
+        last_position};
+    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(last_position + 1), batch, 1,
+                Stack::Keep::nothing, &use);
+    const size_t fresh = ids.size();
+    if (fresh > 0)
+      model.device->run(&LoopBackend::embed, "embed", model.dt, int64_t(fresh), model.config.hidden, batch.ids,
+                        static_cast<const void*>(model.weights().embedding), stack.input());
+    if (fresh < n)
+      model.device->run(&LoopBackend::copy, "states", static_cast<void*>(static_cast<char*>(stack.input()) + fresh * bytes),
+                        static_cast<const void*>(states.as<>()), (n - fresh) * bytes);
+    stack.forward_input();
+    {
+      std::lock_guard lock(mutex);
+      figures.passes++;
+      figures.pass_rows += int64_t(n);
+    }
+    leave_or_stay(stack.hidden(), stack.input());
+  }
+
+  // After a pass: who goes to the head, and the rows of the next pass. after, before: act [items, D].
+  void leave_or_stay(const void* after, const void* before) {
+    std::vector<ReadoutRow> reads;
+    for (Item& item : items) {
+      item.loop++;
+      const Row& row = *item.row;
+      auto wish = ReadoutRow::Wish::rule;
+      if (row.request.draft_loops > 0 && !row.verifying) {
+        // The last position drafted has no successor to draw: it waits to be verified.
+        const bool drawn = item.loop == row.request.draft_loops && item.ahead + 1 < draft_length(row);
+        wish = drawn ? ReadoutRow::Wish::read : ReadoutRow::Wish::stay;
+      }
+      reads.push_back(read_of(row, wish, item.loop, item.ahead));
+    }
+    readout.run(reads, after, before, options.max_rows);
+
+    std::vector<Item> fresh, staying;
+    std::vector<int32_t> index;                          // of the staying, in `after`, or behind it in `drafted`
+    std::vector<std::pair<size_t, size_t>> from_drafts;  // (row of the next states, row of `drafted`)
+    std::vector<Row*> done;
+    for (size_t i = 0; i < items.size(); i++) {
+      Item& item = items[i];
+      Row& row = *item.row;
+      ReadoutRow& read = reads[i];
+      if (row.request.draft_loops > 0) {
+        if (item.loop == row.max_loops) {
+          if (item.ahead == 0 && !verify(row, items, reads, i, fresh)) done.push_back(&row);
+        } else if (!row.verifying && item.loop == row.request.draft_loops) {
+          keep_draft(row, item, after, i);
+          if (read.read) {
+            row.drafts.push_back(read.drawn.token);
+            fresh.push_back({&row, item.ahead + 1, 0, read.drawn.token});
+          } else {
+            row.verifying = true;
+            for (int32_t k = 0; k <= item.ahead; k++) {
+              from_drafts.emplace_back(index.size(), size_t(row.place * draft_width + k));
+              index.push_back(int32_t(i));  // replaced below
+              staying.push_back({&row, k, item.loop, -1});
+            }
+          }
+        } else {
+          index.push_back(int32_t(i));
+          staying.push_back(item);
+        }
+        continue;
+      }
+      keep_rule_state(row, read);
+      if (!read.read) {
+        index.push_back(int32_t(i));
+        staying.push_back(item);
+        continue;
+      }
+      cache.copy_up(row.slot + row.made - 1, item.loop - 1, row.max_loops);
+      if (take(row, std::move(read.drawn))) fresh.push_back({&row, 0, 0, row.newest});
+      else done.push_back(&row);
+    }
+    gather(index, after);
+    for (const auto& [to, from] : from_drafts)
+      model.device->run(&LoopBackend::copy, "drafted states", states.at(to * state_bytes()),
+                        static_cast<const void*>(drafted.at(from * state_bytes())), state_bytes());
+    items = std::move(fresh);
+    items.insert(items.end(), staying.begin(), staying.end());
+    for (Row* row : done) finish(*row);
+  }
+
+  // ---- Self-speculation ----
+
+  void keep_draft(const Row& row, const Item& item, const void* after, size_t i) {
+    model.device->run(&LoopBackend::copy, "drafted state",
+                      drafted.at(size_t(row.place * draft_width + item.ahead) * state_bytes()),
+                      static_cast<const void*>(static_cast<const char*>(after) + i * state_bytes()), state_bytes());
+  }
+
+  // The positions of a row have come to full depth, side by side from item `first` on. What full depth draws is kept as long as
+  // the position read what full depth had drawn before. False when the row ended.
+  bool verify(Row& row, const std::vector<Item>& all, std::vector<ReadoutRow>& reads, size_t first, std::vector<Item>& fresh) {
+    size_t count = 1;
+    while (first + count < all.size() && all[first + count].row == &row) count++;
+    const std::vector<int32_t> drafts = std::move(row.drafts);
+    row.drafts.clear();
+    row.verifying = false;
+    int64_t accepted = 0;
+    bool open = true;
+    for (size_t k = 0; k < count && open; k++) {
+      const int32_t token = reads[first + k].drawn.token;
+      open = take(row, std::move(reads[first + k].drawn));
+      if (!open || k + 1 == count || drafts[k] != token) break;
+      accepted++;
+    }
+    {
+      std::lock_guard lock(mutex);
+      figures.drafted += int64_t(count) - 1;
+      figures.accepted += accepted;
+    }
+    if (open) fresh.push_back({&row, 0, 0, row.newest});
+    return open;
+  }
+
+  // Room for the drafts of a request, before its first pass. Rows under way lose nothing: no draft is in a buffer that grows.
+  void widen_drafts() {
+    int32_t width = draft_width;
+    for (auto& [id, row] : rows)
+      if (row.request.draft_loops > 0) width = std::max(width, row.request.draft_tokens);
+    if (width == draft_width) return;
+    Buffer wider(model.device, size_t(options.max_rows) * size_t(width) * state_bytes());
+    if (draft_width > 0) {
+      const int64_t D = model.config.hidden, shape[] = {options.max_rows, draft_width * D}, from[] = {draft_width * D, 1},
+                    to[] = {width * D, 1};
+      model.device->run(&LoopBackend::copy_strided, "drafts", model.dt, model.dt, 2, shape,
+                        static_cast<const void*>(drafted.as<>()), from, wider.as<>(), to);
+    }
+    drafted = std::move(wider);
+    draft_width = width;
+  }
+
+  // ---- The loop ----
+
+  std::vector<GenerateEvent> run(bool until_token) {
+    do {
+      take_in();
+      reserve();
+      admit();
+      widen_drafts();
+      prefill();
+      pass();
+      std::lock_guard lock(mutex);
+      figures.rows = int64_t(rows.size());
+      figures.waiting = int64_t(waiting.size() + arrived.size());
+      figures.cached_tokens = cache.used();
+      figures.slots = cache.slots();
+    } while ((!rows.empty() || !waiting.empty()) && !(until_token && !events.empty()));
+    std::vector<GenerateEvent> out;
+    for (auto& [id, event] : events) out.push_back(std::move(event));
+    events.clear();
+    return out;
+  }
+
+  // After an error nothing of the requests is left, and new ones may come.
+  void reset() {
+    rows.clear();
+    prompts.clear();
+    waiting.clear();
+    items.clear();
+    events.clear();
+    cache.clear();
+    for (int32_t i = 0; i < options.max_rows; i++) free_places.insert(i);
+    std::lock_guard lock(mutex);
+    arrived.clear();
+    cancelled.clear();
+    figures.rows = figures.waiting = figures.cached_tokens = 0;
+  }
+};
+
+Scheduler::Scheduler(std::shared_ptr<Model> model, const SchedulerOptions& options)
+    : state_(std::make_unique<State>(std::move(model), options)) {}
+Scheduler::~Scheduler() = default;
+
+int64_t Scheduler::add(GenerateRequest request) {
+  State& s = *state_;
+  if (request.exit.rule == ExitRule::gate && request.exit.threshold >= 1) request.exit.rule = ExitRule::fixed;
+  check_request(s.model, request, s.loops, s.cache.shared());
+  const int64_t slots = int64_t(request.prompt.size()) + request.max_new_tokens - 1;
+  if (s.options.max_tokens > 0 && slots > s.options.max_tokens)
+    throw Error("INVALID_ARGUMENT", "generate",
+                "a prompt of " + std::to_string(request.prompt.size()) + " tokens and " + std::to_string(request.max_new_tokens) +
+                    " new ones do not fit in the scheduler's maxTokens " + std::to_string(s.options.max_tokens));
+  std::lock_guard lock(s.mutex);
+  const int64_t id = s.next_id++;
+  s.arrived.emplace_back(id, std::move(request));
+  s.figures.waiting++;
+  return id;
+}
+
+void Scheduler::cancel(int64_t request) {
+  std::lock_guard lock(state_->mutex);
+  state_->cancelled.push_back(request);
+}
+
+std::vector<GenerateEvent> Scheduler::run(bool until_token) {
+  try {
+    return state_->run(until_token);
+  } catch (...) {
+    state_->reset();
+    throw;
+  }
+}
+
+LoopDType Scheduler::dtype() const { return state_->model.dt; }
+SchedulerStats Scheduler::stats() const {
+  std::lock_guard lock(state_->mutex);
+  return state_->figures;
+}
+
+}  // namespace looplm
