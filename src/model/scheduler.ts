@@ -242,7 +242,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
           loop: this.#loops[i]!,
           ...(piece === undefined ? {} : { text: piece + rest }),
           ...(this.#alternatives ? { topLogprobs: this.#topLogprobs[i]! } : {}),
-          ...(last ? { finishReason: this.#finish! } : {}),
+          ...(last && this.#finish !== 'cancelled' ? { finishReason: this.#finish! } : {}),
         }
       }
     } finally {

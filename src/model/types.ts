@@ -326,8 +326,8 @@ export interface GenerateChunk {
   loop: number
   /** The most probable tokens, when `logprobs` was given. */
   topLogprobs?: TokenLogprob[]
-  /** On the last chunk only. */
-  finishReason?: FinishReason
+  /** On the last chunk only; a request that was cancelled has none. */
+  finishReason?: Exclude<FinishReason, 'cancelled'>
 }
 
 /** Options of {@link LoopLM.scheduler}. */
