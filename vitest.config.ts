@@ -1,5 +1,5 @@
 import { fileURLToPath } from 'node:url'
-import { defineConfig } from 'vitest/config'
+import { configDefaults, defineConfig } from 'vitest/config'
 
 export default defineConfig({
   resolve: { alias: { looplm: fileURLToPath(new URL('./src/index.ts', import.meta.url)) } }, // examples import the package by name
@@ -7,6 +7,7 @@ export default defineConfig({
     pool: 'forks', // a native addon must not be unloaded between worker threads
     maxWorkers: 1, // the engine has its own thread pool; two test files at once would share two cores
     include: ['test/**/*.test.ts'],
+    exclude: [...configDefaults.exclude, 'test/long/**'], // npm run test:long
     testTimeout: 60_000,
   },
 })

@@ -74,6 +74,32 @@ export function toLoopLMError(error: unknown, operation?: string): LoopLMError {
   return new LoopLMError(code, message, { operation, cause: error })
 }
 
+const systemCauses: Readonly<Record<string, string>> = {
+  ENOSPC: 'the disk is full; free some space',
+  EDQUOT: 'the disk quota is used up; free some space',
+  EFBIG: 'the file would be larger than the limit of this process or file system (ulimit -f)',
+  EROFS: 'the file system is read-only; choose another folder',
+  EACCES: 'permission denied; choose another folder or change its permissions',
+  EPERM: 'permission denied; choose another folder or change its permissions',
+  ENOTDIR: 'a part of the path is a file, not a folder',
+  ENOENT: 'it does not exist',
+  EIO: 'the disk reported an error',
+}
+
+/**
+ * What went wrong with a file, as a sentence with its remedy.
+ *
+ * @param cause what the file system threw; a LoopLMError passes unchanged
+ * @param action what was tried, for example `write`
+ * @param path of the file or folder
+ */
+export function fileError(cause: unknown, action: string, path: string, operation?: string): LoopLMError {
+  if (cause instanceof LoopLMError) return cause
+  const { code = '', message = String(cause) } = (cause ?? {}) as { code?: string; message?: string }
+  const text = `cannot ${action} ${path}: ${systemCauses[code] ?? message}${code in systemCauses ? ` (${code})` : ''}`
+  return new LoopLMError(code === 'ENOENT' && action === 'read' ? 'NOT_FOUND' : 'INVALID_FILE', text, { operation, cause })
+}
+
 /**
  * An INVALID_CONFIG error that lists every field zod refused, one per line.
  *

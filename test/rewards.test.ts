@@ -178,11 +178,12 @@ describe('combineRewards', () => {
     expect(await combineRewards([silent])('', '', {})).toBeNull()
   })
 
-  it('passes prompt, completion and columns on', async () => {
+  it('passes prompt, completion, columns and signal on', async () => {
     const seen: unknown[] = []
     const spy = { name: 'spy', reward: (...all: unknown[]) => seen.push(...all) }
-    await combineRewards([spy])('p', 'c', { answer: 'a', level: 3 })
-    expect(seen).toEqual(['p', 'c', { answer: 'a', level: 3 }])
+    const { signal } = new AbortController()
+    await combineRewards([spy])('p', 'c', { answer: 'a', level: 3 }, { signal })
+    expect(seen).toEqual(['p', 'c', { answer: 'a', level: 3 }, { signal }])
   })
 
   it('names the reward whose score is not a finite number', async () => {

@@ -1,7 +1,16 @@
+import { constants } from 'node:os'
 import { LoopLMError } from '../errors.js'
 
 /** Exit codes of the command line. */
-export const exitCodes = { ok: 0, failed: 1, usage: 2, interrupted: 130 } as const
+export const exitCodes = { ok: 0, failed: 1, usage: 2 } as const
+
+/** Why {@link interruptible} fired its signal. */
+export type Interruption = 'SIGINT' | 'SIGTERM'
+
+/** The exit code that shells give a process which a signal has ended: 130 after Ctrl-C, 143 after SIGTERM. */
+export function interruptedCode(reason: unknown): number {
+  return 128 + constants.signals[reason === 'SIGTERM' ? 'SIGTERM' : 'SIGINT']
+}
 
 const usageCodes = new Set(['INVALID_ARGUMENT', 'INVALID_CONFIG', 'INVALID_FILE', 'INVALID_SHAPE', 'NOT_FOUND', 'UNSUPPORTED'])
 
@@ -18,12 +27,12 @@ export function print(text: string): void {
 /**
  * Tells the user what went wrong: a message without a stack trace, unless it is a bug of looplm.
  *
- * @returns the exit code: 2 when the user can mend it, 130 when it was interrupted, else 1
+ * @returns the exit code: 2 when the user can mend it, 130 or 143 when it was interrupted, else 1
  */
 export function reportError(error: unknown): number {
   if (error instanceof LoopLMError) {
     process.stderr.write(`error: ${error.message}\n`)
-    if (error.code === 'ABORTED') return exitCodes.interrupted
+    if (error.code === 'ABORTED') return interruptedCode(error.cause)
     return usageCodes.has(error.code) ? exitCodes.usage : exitCodes.failed
   }
   process.stderr.write(`error: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`)
@@ -31,16 +40,17 @@ export function reportError(error: unknown): number {
 }
 
 /**
- * Runs something that Ctrl-C stops in an orderly way; a second Ctrl-C ends the process at once.
+ * Runs something that Ctrl-C or SIGTERM stops in an orderly way; a second one ends the process at once.
  *
- * @param action receives the signal that the first Ctrl-C fires
+ * @param action receives the signal that the first one fires; its reason is an {@link Interruption}
  */
 export async function interruptible<Result>(action: (signal: AbortSignal) => Promise<Result>): Promise<Result> {
   const controller = new AbortController()
-  const interrupt = (): void => {
-    if (controller.signal.aborted) process.exit(exitCodes.interrupted)
-    process.stderr.write('\nstopping; press Ctrl-C again to end at once\n')
-    controller.abort()
+  const interrupt = (signal: Interruption): void => {
+    if (controller.signal.aborted) process.exit(interruptedCode(signal))
+    const again = signal === 'SIGINT' ? 'press Ctrl-C again' : 'send SIGTERM again'
+    process.stderr.write(`\nstopping at the end of this step; ${again} to end at once\n`)
+    controller.abort(signal)
   }
   process.on('SIGINT', interrupt)
   process.on('SIGTERM', interrupt)

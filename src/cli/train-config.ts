@@ -6,6 +6,10 @@ import { type TrainerName, trainerSchemas } from '../rl/config-docs.js'
 import { checkOptions } from '../rl/validate.js'
 
 const rewardName = z.string().min(1)
+const task = z.union(
+  [z.string(), z.looseObject({ name: z.string() })],
+  'must be the name of a task, or { name, … } with its options',
+)
 
 /** A training configuration file: what to train, on what, and the trainer's options. */
 export const trainConfigSchema = z.strictObject({
@@ -17,9 +21,8 @@ export const trainConfigSchema = z.strictObject({
   device: z.enum(['cpu', 'reference', 'cuda']).optional(),
   dtype: z.enum(['float32', 'bfloat16', 'float64']).optional(),
   threads: z.int().min(1).optional(),
-  task: z
-    .union([z.string(), z.looseObject({ name: z.string() })], 'must be the name of a task, or { name, … } with its options')
-    .optional(),
+  task: task.optional(),
+  evalTasks: z.record(z.string(), task).optional(),
   dataset: z.string().min(1).optional(),
   evalDataset: z.string().min(1).optional(),
   tokenizer: z.string().min(1).optional(),

@@ -1,10 +1,10 @@
-import { mkdir, writeFile } from 'node:fs/promises'
+import { mkdir, rename, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Command } from 'commander'
 import { stringify } from 'yaml'
 import { type Dataset, loadDataset } from '../data/jsonl.js'
 import { Tokenizer } from '../data/tokenizer.js'
-import { LoopLMError } from '../errors.js'
+import { fileError, LoopLMError } from '../errors.js'
 import type { LoopLMConfigInput } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 import { formatNumber, Progress } from '../monitor/progress.js'
@@ -17,8 +17,9 @@ import { PretrainTrainer } from '../rl/pretrain.js'
 import { RLTTTrainer } from '../rl/rltt.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
 import { boxedMatch, exactMatch, loadRewards, type WeightedReward } from '../tasks/rewards.js'
+import type { Task } from '../tasks/task.js'
 import { collect, type DeviceFlags, deviceFlags, deviceOptions } from './arguments.js'
-import { exitCodes, interruptible, print, printJson } from './output.js'
+import { exitCodes, interruptedCode, interruptible, print, printJson } from './output.js'
 import { readTrainConfig, type TrainConfig } from './train-config.js'
 
 interface TrainFlags extends DeviceFlags {
@@ -71,7 +72,11 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
   if (config.runDir !== undefined) await writeConfig(config.runDir, config)
   let checkpoint: string | undefined
   let last: TrainerEvent | undefined
+  let reason: unknown
   await interruptible(async (signal) => {
+    signal.addEventListener('abort', () => {
+      reason = signal.reason
+    })
     for await (const event of trainer.run({ signal })) {
       last = event
       if (event.type === 'checkpoint') checkpoint = event.path
@@ -86,7 +91,7 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
       ? 'nothing was saved (no run folder)'
       : `saved ${checkpoint}; continue with: ${resumeCommand(path, flags)}`
   process.stderr.write(`stopped after step ${last.step}; ${how}\n`)
-  return exitCodes.interrupted
+  return interruptedCode(reason)
 }
 
 function makeTrainer(
@@ -110,14 +115,16 @@ async function openModel(config: TrainConfig, tokenizer: Tokenizer | undefined):
 
 async function openResources(config: TrainConfig) {
   const resources: {
-    task?: ReturnType<typeof createTask>
+    task?: Task
     dataset?: Dataset
     evalDataset?: Dataset
+    evalTasks?: Record<string, Task>
     tokenizer?: Tokenizer
     reward?: WeightedReward[]
   } = {}
-  if (config.task !== undefined) {
-    resources.task = createTask((typeof config.task === 'string' ? { name: config.task } : config.task) as TaskConfig)
+  if (config.task !== undefined) resources.task = openTask(config.task)
+  if (config.evalTasks !== undefined) {
+    resources.evalTasks = Object.fromEntries(Object.entries(config.evalTasks).map(([name, task]) => [name, openTask(task)]))
   }
   if (config.dataset !== undefined) resources.dataset = await loadDataset(config.dataset)
   if (config.evalDataset !== undefined) resources.evalDataset = await loadDataset(config.evalDataset)
@@ -126,6 +133,10 @@ async function openResources(config: TrainConfig) {
   }
   if (config.reward !== undefined) resources.reward = await openRewards(config.reward)
   return resources
+}
+
+function openTask(task: NonNullable<TrainConfig['task']>): Task {
+  return createTask((typeof task === 'string' ? { name: task } : task) as TaskConfig)
 }
 
 /** Built-in rewards by name, others from modules. */
@@ -143,8 +154,14 @@ export async function openRewards(rewards: NonNullable<TrainConfig['reward']>): 
 async function writeConfig(runDir: string, config: TrainConfig): Promise<void> {
   const { resume = false, ...rest } = config
   if (resume === false) await RunFolder.requireNew(runDir)
-  await mkdir(runDir, { recursive: true })
-  await writeFile(join(runDir, 'config.yaml'), stringify(rest))
+  const path = join(runDir, 'config.yaml')
+  try {
+    await mkdir(runDir, { recursive: true })
+    await writeFile(`${path}.tmp`, stringify(rest))
+    await rename(`${path}.tmp`, path)
+  } catch (cause) {
+    throw fileError(cause, 'write', runDir)
+  }
 }
 
 function show(event: TrainerEvent, steps: number, progress: Progress): void {
@@ -162,7 +179,8 @@ function show(event: TrainerEvent, steps: number, progress: Progress): void {
       progress.end()
       const { loss = 0, reward } = event.metrics
       const earned = reward === undefined ? '' : `, reward ${formatNumber(reward)}`
-      if (!event.aborted) print(`done after ${event.step} steps: loss ${formatNumber(loss)}${earned}`)
+      const why = event.stoppedEarly ? ' (earlyStoppingPatience ran out)' : ''
+      if (!event.aborted) print(`done after ${event.step} steps${why}: loss ${formatNumber(loss)}${earned}`)
     }
   }
 }

@@ -1,7 +1,9 @@
-import { appendFile, mkdir, readFile, rename, writeFile } from 'node:fs/promises'
+import { createReadStream } from 'node:fs'
+import { mkdir, open, readdir, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { stringify } from 'yaml'
-import { LoopLMError } from '../errors.js'
+import { fileError, LoopLMError } from '../errors.js'
 
 /** A line of metrics.jsonl or completions.jsonl. */
 export interface RunRecord {
@@ -18,24 +20,37 @@ export const files = { metrics: 'metrics.jsonl', completions: 'completions.jsonl
  */
 export class RunFolder {
   readonly path: string
+  readonly #config: string
+  readonly #warn: (message: string) => void
 
-  private constructor(path: string) {
+  private constructor(path: string, config: string, warn: (message: string) => void) {
     this.path = path
+    this.#config = config
+    this.#warn = warn
   }
 
   /**
-   * Opens a run's folder. A resumed run drops the lines of later steps than its checkpoint.
+   * Opens a run's folder. A resumed run drops the lines of later steps than its checkpoint, and what a crash has damaged.
    *
    * @param path created when it does not exist
    * @param options.config written to config.yaml unless that exists
    * @param options.step steps already made; 0 begins a new run
-   * @throws LoopLMError INVALID_ARGUMENT when a new run would overwrite another's metrics
+   * @param options.warn receives what the user should know
+   * @throws LoopLMError INVALID_FILE when the folder cannot be written, before anything is trained
    */
-  static async open(path: string, options: { config: Record<string, unknown>; step: number }): Promise<RunFolder> {
-    await mkdir(path, { recursive: true })
-    for (const name of Object.values(files)) await truncate(join(path, name), options.step)
-    await writeFile(join(path, 'config.yaml'), stringify(options.config), { flag: 'wx' }).catch(ignoreExisting)
-    return new RunFolder(path)
+  static async open(
+    path: string,
+    options: { config: Record<string, unknown>; step: number; warn?: (message: string) => void },
+  ): Promise<RunFolder> {
+    const { step, warn = () => {} } = options
+    const folder = new RunFolder(path, stringify(options.config), warn)
+    await folder.#create()
+    for (const name of Object.values(files)) {
+      const damaged = await truncate(join(path, name), step)
+      if (damaged > 0) warn(`${join(path, name)}: dropped ${damaged} damaged ${damaged === 1 ? 'line' : 'lines'}`)
+    }
+    await folder.#append(files.metrics, '') // a folder that cannot be written is refused before the first step
+    return folder
   }
 
   /**
@@ -44,37 +59,115 @@ export class RunFolder {
    * @throws LoopLMError INVALID_ARGUMENT
    */
   static async requireNew(path: string): Promise<void> {
-    const text = await readFile(join(path, files.metrics), 'utf8').catch(() => '')
-    if (text === '') return
+    const size = await stat(join(path, files.metrics)).then(
+      (found) => found.size,
+      () => 0,
+    )
+    const checkpoints = await readdir(join(path, 'checkpoints')).catch(() => [])
+    if (size === 0 && checkpoints.length === 0) return
     const message = `runDir ${path} already holds a run; continue it with resume (--resume) or choose another folder`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'run' })
   }
 
   /** Appends a line to metrics.jsonl. */
   async metrics(record: RunRecord): Promise<void> {
-    await appendFile(join(this.path, files.metrics), `${JSON.stringify(record)}\n`)
+    await this.#append(files.metrics, `${JSON.stringify(record)}\n`)
   }
 
   /** Appends lines to completions.jsonl. */
   async completions(records: readonly RunRecord[]): Promise<void> {
-    const lines = records.map((record) => `${JSON.stringify(record)}\n`)
-    await appendFile(join(this.path, files.completions), lines.join(''))
+    await this.#append(files.completions, records.map((record) => `${JSON.stringify(record)}\n`).join(''))
+  }
+
+  /** Waits until what was appended is on the disk, so that no checkpoint is newer than its metrics. */
+  async sync(): Promise<void> {
+    for (const name of Object.values(files)) await syncFile(join(this.path, name))
+  }
+
+  /** The folder and its config.yaml, where they do not exist. */
+  async #create(): Promise<void> {
+    try {
+      await mkdir(this.path, { recursive: true })
+      await writeFile(join(this.path, 'config.yaml'), this.#config, { flag: 'wx' }).catch(ignoreExisting)
+    } catch (cause) {
+      throw fileError(cause, 'write', this.path, 'run')
+    }
+  }
+
+  async #append(name: string, text: string): Promise<void> {
+    const path = join(this.path, name)
+    try {
+      await appendWhole(path, text).catch(async (error) => {
+        if (error.code !== 'ENOENT') throw error
+        await this.#create()
+        this.#warn(`the run folder ${this.path} has vanished and was made again; what it held is lost`)
+        await appendWhole(path, text)
+      })
+    } catch (cause) {
+      throw fileError(cause, 'write', path, 'run')
+    }
   }
 }
 
-/** Keeps the lines up to a step; half a line that a crash left at the end goes too. */
-async function truncate(path: string, step: number): Promise<void> {
-  const text = await readFile(path, 'utf8').catch(() => undefined)
-  if (text === undefined) return
-  const kept = text.split('\n').filter((line) => {
+/** Appends all of a text or, on a full disk, nothing: half a line would spoil the next one. */
+async function appendWhole(path: string, text: string): Promise<void> {
+  const file = await open(path, 'a')
+  try {
+    const { size } = await file.stat()
+    await file.appendFile(text).catch(async (error) => {
+      await file.truncate(size).catch(() => {}) // the first error is the one to report
+      throw error
+    })
+  } finally {
+    await file.close()
+  }
+}
+
+/** Keeps the lines up to a step; returns how many lines were no record, apart from half a line that a crash left at the end. */
+async function truncate(path: string, step: number): Promise<number> {
+  if ((await stat(path).catch(() => undefined)) === undefined) return 0
+  const temporary = `${path}.tmp`
+  let damaged = 0
+  let lastDamaged = false
+  try {
+    const output = await open(temporary, 'w')
     try {
-      return (JSON.parse(line) as RunRecord).step <= step
-    } catch {
-      return false
+      let kept: string[] = []
+      for await (const line of createInterface({ input: createReadStream(path), crlfDelay: Infinity })) {
+        const found = stepOf(line)
+        lastDamaged = found === undefined && line.trim() !== ''
+        if (lastDamaged) damaged++
+        if (found !== undefined && found <= step) kept.push(`${line}\n`)
+        if (kept.length < 1024) continue
+        await output.appendFile(kept.join(''))
+        kept = []
+      }
+      await output.appendFile(kept.join(''))
+      await output.sync()
+    } finally {
+      await output.close()
     }
-  })
-  await writeFile(`${path}.tmp`, kept.map((line) => `${line}\n`).join(''))
-  await rename(`${path}.tmp`, path)
+    await rename(temporary, path)
+  } catch (cause) {
+    await rm(temporary, { force: true }).catch(() => {})
+    throw fileError(cause, 'write', path, 'run')
+  }
+  return damaged - Number(lastDamaged)
+}
+
+function stepOf(line: string): number | undefined {
+  try {
+    const record: unknown = JSON.parse(line)
+    const step = (record as RunRecord | null)?.step
+    return typeof step === 'number' ? step : undefined
+  } catch {
+    return undefined
+  }
+}
+
+async function syncFile(path: string): Promise<void> {
+  const file = await open(path, 'r').catch(() => undefined)
+  await file?.sync().finally(() => file.close())
 }
 
 function ignoreExisting(error: { code?: string }): void {

@@ -71,6 +71,7 @@ export function rateBatch(operation: string, batch: RolloutBatch, config: Policy
     reward_std: mean(groupStds),
     frac_reward_zero_std: mean(flat.map(Number)),
   })
+  if (rewards.includes(null)) metrics.frac_reward_null = mean(rewards.map((reward) => Number(reward === null)))
   return { batch, responseLengths, advantages, active, groupSize, metrics }
 }
 

@@ -1,19 +1,31 @@
-import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
-import { basename, join } from 'node:path'
+import { mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
 import { z } from 'zod'
-import { LoopLMError } from '../errors.js'
+import { fileError, LoopLMError } from '../errors.js'
 
 /*
  * A checkpoint is runDir/checkpoints/step-<n>: the model as a Hugging Face folder, optimizer.safetensors and trainer_state.json.
  * Prompts, draws and the learning rate are functions of (seed, step), so these three are all that a run consists of.
+ *
+ * A folder is written as .<name>.tmp, synced and renamed. Where a folder of the name exists, that one is first renamed to .<name>.old:
+ * whatever the moment at which a process dies, `settle` finds either the old folder or the new one complete.
  */
+
+const maxStateBytes = 2 ** 24
+const step = z.int().min(0)
 
 const stateSchema = z.object({
   format: z.literal(1),
   trainer: z.string(),
-  step: z.int().min(0),
+  step,
   tokens: z.int().min(0),
   skippedUpdates: z.int().min(0),
+  /** What the run reads: a hash, and words for people. */
+  data: z.object({ fingerprint: z.string(), description: z.string() }).optional(),
+  /** Evaluations so far: the newest one's step, those without improvement since the last one with, the best ones. */
+  evaluated: step.default(0),
+  stalled: z.int().min(0).default(0),
+  best: z.array(z.object({ step, value: z.number() })).default([]),
   config: z.record(z.string(), z.unknown()),
 })
 
@@ -24,13 +36,14 @@ export type TrainerState = z.output<typeof stateSchema>
 export type CheckpointPart = (folder: string) => Promise<void>
 
 /**
- * Writes a checkpoint to a temporary folder, syncs it, renames it, and removes all but the newest ones.
+ * Writes a checkpoint, and removes all but the newest ones and those that are to stay.
  *
  * @param runDir the run's folder
  * @param state what goes into trainer_state.json; names the folder by its step
  * @param parts write the model, the optimizer and what else belongs there
- * @param keep checkpoints to keep
+ * @param keep the newest checkpoints to keep; those of `state.best` stay too
  * @returns the checkpoint's path
+ * @throws LoopLMError INVALID_FILE naming the file that could not be written; earlier checkpoints are untouched then
  */
 export async function saveCheckpoint(
   runDir: string,
@@ -39,36 +52,82 @@ export async function saveCheckpoint(
   keep: number,
 ): Promise<string> {
   const folder = join(runDir, 'checkpoints')
-  const path = join(folder, `step-${state.step}`)
+  const path = checkpointPath(runDir, state.step)
   await writeFolder(path, [...parts, (to) => writeFile(join(to, 'trainer_state.json'), `${JSON.stringify(state, null, 2)}\n`)])
-  const steps = await checkpointSteps(folder)
-  for (const step of steps.slice(0, -keep)) await rm(join(folder, `step-${step}`), { recursive: true, force: true })
+  const best = new Set(state.best.map(({ step }) => step))
+  const old = (await checkpointSteps(folder)).slice(0, -keep).filter((step) => !best.has(step))
+  for (const step of old) {
+    const going = join(folder, `.step-${step}.tmp`) // half a folder must not look like a checkpoint
+    await rename(checkpointPath(runDir, step), going)
+    await rm(going, { recursive: true, force: true })
+  }
   return path
+}
+
+/** Where the checkpoint of a step lies. */
+export function checkpointPath(runDir: string, step: number): string {
+  return join(runDir, 'checkpoints', `step-${step}`)
 }
 
 /**
  * Writes a folder that exists completely or not at all.
  *
  * @param path replaced when it exists
+ * @throws LoopLMError INVALID_FILE naming what could not be written, for example on a full disk; nothing has changed then
  */
 export async function writeFolder(path: string, parts: readonly CheckpointPart[]): Promise<void> {
-  const parent = join(path, '..')
+  const parent = dirname(path)
   const temporary = join(parent, `.${basename(path)}.tmp`)
-  await rm(temporary, { recursive: true, force: true })
-  await mkdir(temporary, { recursive: true })
-  for (const part of parts) await part(temporary)
-  for (const name of await readdir(temporary)) await sync(join(temporary, name))
-  await sync(temporary)
-  await rm(path, { recursive: true, force: true })
-  await rename(temporary, path)
-  await sync(parent)
+  const old = join(parent, `.${basename(path)}.old`)
+  try {
+    await rm(temporary, { recursive: true, force: true })
+    await mkdir(temporary, { recursive: true })
+    for (const part of parts) await part(temporary)
+    await sync(temporary)
+    await rename(path, old).catch(ignoreMissing)
+    await rename(temporary, path)
+    await sync(parent)
+    await rm(old, { recursive: true, force: true })
+  } catch (cause) {
+    await rm(temporary, { recursive: true, force: true }).catch(() => {}) // the first error is the one to report
+    await settle(parent).catch(() => {})
+    if (!(cause instanceof LoopLMError)) throw fileError(cause, 'write', path)
+    throw new LoopLMError('INVALID_FILE', `cannot write ${path}: ${cause.message}`, { cause })
+  }
+}
+
+/** Ends what a process that died had begun with {@link writeFolder}: whole folders get their names, parts of folders go. */
+export async function settle(parent: string): Promise<void> {
+  const names = await list(parent)
+  for (const name of names) {
+    const [, plain, kind, own] = /^\.(.+?)\.(tmp|old)(\.tmp-[-\da-f]+)?$/.exec(name) ?? [] // `own`: of LoopLM.save
+    if (plain === undefined) continue
+    if (kind === 'old' && own === undefined && !names.includes(plain)) await rename(join(parent, name), join(parent, plain))
+    else await rm(join(parent, name), { recursive: true, force: true })
+  }
 }
 
 /** The newest checkpoint of a run, or undefined. */
 export async function newestCheckpoint(runDir: string): Promise<string | undefined> {
+  const step = (await checkpointSteps(join(runDir, 'checkpoints'))).at(-1)
+  return step === undefined ? undefined : checkpointPath(runDir, step)
+}
+
+/**
+ * Takes the checkpoints after a step out of a run that goes on from that step: they belong to a course that was given up. They keep
+ * their content as given-up-step-<n>.
+ *
+ * @returns the steps
+ */
+export async function setAside(runDir: string, step: number): Promise<number[]> {
   const folder = join(runDir, 'checkpoints')
-  const step = (await checkpointSteps(folder)).at(-1)
-  return step === undefined ? undefined : join(folder, `step-${step}`)
+  const later = (await checkpointSteps(folder)).filter((other) => other > step)
+  for (const other of later) {
+    const aside = join(folder, `given-up-step-${other}`)
+    await rm(aside, { recursive: true, force: true })
+    await rename(checkpointPath(runDir, other), aside)
+  }
+  return later
 }
 
 /**
@@ -82,6 +141,8 @@ export async function readTrainerState(checkpoint: string, trainer: string): Pro
   const path = join(checkpoint, 'trainer_state.json')
   let value: unknown
   try {
+    const { size } = await stat(path)
+    if (size > maxStateBytes) throw new Error(`it has ${size} bytes, more than any trainer_state.json (${maxStateBytes})`)
     value = JSON.parse(await readFile(path, 'utf8'))
   } catch (cause) {
     if ((cause as { code?: string }).code === 'ENOENT') {
@@ -104,22 +165,27 @@ export async function readTrainerState(checkpoint: string, trainer: string): Pro
 
 /** Steps of the complete checkpoints of a folder, in ascending order. */
 async function checkpointSteps(folder: string): Promise<number[]> {
-  const names = await readdir(folder).catch((error) => {
-    if (error.code === 'ENOENT') return []
-    throw error
-  })
-  return names
+  return (await list(folder))
     .map((name) => /^step-(\d+)$/.exec(name)?.[1])
     .filter((step) => step !== undefined)
     .map(Number)
     .sort((a, b) => a - b)
 }
 
+/** The names in a folder; none where there is no folder. */
+async function list(folder: string): Promise<string[]> {
+  return readdir(folder).catch((error) => {
+    if (error.code === 'ENOENT') return []
+    throw error
+  })
+}
+
 async function sync(path: string): Promise<void> {
+  if ((await stat(path)).isDirectory()) for (const name of await readdir(path)) await sync(join(path, name))
   const file = await open(path, 'r')
-  try {
-    await file.sync()
-  } finally {
-    await file.close()
-  }
+  await file.sync().finally(() => file.close())
+}
+
+function ignoreMissing(error: { code?: string }): void {
+  if (error.code !== 'ENOENT') throw error
 }

@@ -31,6 +31,28 @@ const run = {
     .describe('Loop counts that are evaluated; default 1 to the number of loops of the model.'),
   saveEvery: natural.default(0).describe('Steps between checkpoints; 0: only when the run ends. Needs `runDir`.'),
   keepCheckpoints: positiveInt.default(3).describe('How many of the newest checkpoints are kept.'),
+  metricForBestModel: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('Metric of the evaluations that says which checkpoint is best, for example `eval/loop_4/reward`.'),
+  greaterIsBetter: z
+    .boolean()
+    .optional()
+    .describe('Whether more of `metricForBestModel` is better; default yes, unless its name ends in `loss`.'),
+  saveBest: positiveInt
+    .optional()
+    .describe('How many of the best checkpoints are written and kept beside the newest; default 1 with `metricForBestModel`.'),
+  loadBestModelAtEnd: z
+    .boolean()
+    .default(false)
+    .describe('When the run ends by itself, the model gets the parameters of the best checkpoint. Needs `runDir`.'),
+  earlyStoppingPatience: positiveInt
+    .optional()
+    .describe('The run ends after this many evaluations in a row in which `metricForBestModel` was no better than before.'),
+  earlyStoppingThreshold: nonNegative
+    .default(0)
+    .describe('By how much an evaluation must beat the best one before to count as better for `earlyStoppingPatience`.'),
 }
 
 /** The optimizer: AdamW, its schedule and its memory. */
@@ -86,6 +108,8 @@ const rollouts = {
     .boolean()
     .default(true)
     .describe('Leave groups without spread of rewards out of the passes, since their gradient is zero. Never changes the loss.'),
+  rewardConcurrency: positiveInt.default(64).describe('Calls of one reward function that wait for an answer at the same time.'),
+  rewardTimeout: nonNegative.default(0).describe('Seconds after which a reward that has not answered is an error; 0: never.'),
   logCompletions: natural.default(4).describe('Completions per step that are written to completions.jsonl of `runDir`.'),
   logprobCheckEvery: natural
     .default(10)
@@ -117,6 +141,8 @@ const objective = {
 
 const surrogates = ['reinforce', 'ppo', 'cispo'] as const
 
+const task = z.custom<Task>((value) => has(value, 'sample'), 'must be a task, for example addition()')
+
 /** What is not plain data, and therefore not part of a configuration file. */
 export const resources = {
   runDir: z.string().min(1).optional().describe('Folder of checkpoints, metrics and completions; without it nothing is written.'),
@@ -126,11 +152,13 @@ export const resources = {
     .describe(
       'Continue from the newest checkpoint of `runDir` (from the start where there is none), or from the checkpoint at this path.',
     ),
-  task: object<Task>('a task, for example addition()', 'sample').describe(
-    'Source of prompts, tokenizer, reward and held-out problems.',
-  ),
+  task: task.optional().describe('Source of prompts, tokenizer, reward and held-out problems.'),
   dataset: object<Dataset>('an array of rows', 'length').describe('Rows with a `prompt`, instead of a task.'),
   evalDataset: object<Dataset>('an array of rows', 'length').describe('Held-out rows for evaluations of a `dataset`.'),
+  evalTasks: z
+    .record(z.string().regex(/^[\w.-]+$/, 'a name has letters, digits, "_", "-" and "." only'), task)
+    .optional()
+    .describe('Further tasks whose held-out problems are answered at each evaluation, by the name that their metrics get.'),
   tokenizer: object<Tokenizer>('a Tokenizer', 'encode').describe('Tokenizer of a `dataset`; default the one of the model.'),
   onStep: callback().describe('Called after every step, awaited.'),
   onEval: callback().describe('Called after every evaluation, awaited.'),
@@ -156,10 +184,30 @@ const policy = { ...run, ...optimizer, ...rollouts, ...objective }
 const learningRate = (value: number) => positive.default(value).describe('Peak learning rate.')
 const weightDecay = (value: number) => nonNegative.default(value).describe('Decoupled weight decay of matrices.')
 
-const oneWarmup = {
-  check: (options: { warmupSteps?: unknown; warmupRatio?: unknown }) =>
-    options.warmupSteps === undefined || options.warmupRatio === undefined,
-  params: { path: ['warmupRatio'], message: 'give warmupSteps or warmupRatio, not both' },
+interface RunOptions {
+  warmupSteps?: unknown
+  warmupRatio?: unknown
+  evalEvery: number
+  metricForBestModel?: unknown
+  saveBest?: unknown
+  loadBestModelAtEnd: boolean
+  earlyStoppingPatience?: unknown
+}
+
+/** Rules between the options that all trainers have. */
+function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
+  const refuse = (field: keyof RunOptions, message: string) => context.addIssue({ code: 'custom', path: [field], message })
+  const { metricForBestModel: metric, saveBest, loadBestModelAtEnd, earlyStoppingPatience } = options
+  if (options.warmupSteps !== undefined && options.warmupRatio !== undefined) {
+    refuse('warmupRatio', 'give warmupSteps or warmupRatio, not both')
+  }
+  const needed = 'needs metricForBestModel, the metric that says what is best, for example eval/loop_4/reward'
+  if (metric === undefined && saveBest !== undefined) refuse('saveBest', needed)
+  if (metric === undefined && loadBestModelAtEnd) refuse('loadBestModelAtEnd', needed)
+  if (metric === undefined && earlyStoppingPatience !== undefined) refuse('earlyStoppingPatience', needed)
+  if (metric !== undefined && options.evalEvery === 0) {
+    refuse('metricForBestModel', 'needs evalEvery, the steps between evaluations; it is 0 (never)')
+  }
 }
 
 /** Options of `RLTTTrainer` that are plain data. */
@@ -182,7 +230,7 @@ export const rlttSchema = z
     adamBetas: betas(0.999),
     ...policy,
   })
-  .refine(oneWarmup.check, oneWarmup.params)
+  .superRefine(checkTogether)
 
 /** Options of `GRPOTrainer` that are plain data. */
 export const grpoSchema = z
@@ -194,7 +242,7 @@ export const grpoSchema = z
     adamBetas: betas(0.999),
     ...policy,
   })
-  .refine(oneWarmup.check, oneWarmup.params)
+  .superRefine(checkTogether)
 
 /** Options of `PretrainTrainer` that are plain data. */
 export const pretrainSchema = z
@@ -213,7 +261,7 @@ export const pretrainSchema = z
     ...run,
     ...optimizer,
   })
-  .refine(oneWarmup.check, oneWarmup.params)
+  .superRefine(checkTogether)
 
 /** Options of `LoopRPTTrainer` that are plain data. */
 export const looprptSchema = z
@@ -265,7 +313,7 @@ export const looprptSchema = z
     ...run,
     ...optimizer,
   })
-  .refine(oneWarmup.check, oneWarmup.params)
+  .superRefine(checkTogether)
   .refine(({ antithetic, rollouts }) => !antithetic || rollouts % 2 === 0, {
     path: ['rollouts'],
     message: 'antithetic noise comes in pairs: rollouts must be even',
@@ -313,8 +361,11 @@ export function plainConfig(config: object): Record<string, unknown> {
 }
 
 function object<T>(what: string, member: string) {
-  const check = (value: unknown) => typeof value === 'object' && value !== null && member in value
-  return z.custom<T>(check, `must be ${what}`).optional()
+  return z.custom<T>((value) => has(value, member), `must be ${what}`).optional()
+}
+
+function has(value: unknown, member: string): boolean {
+  return typeof value === 'object' && value !== null && member in value
 }
 
 function fn<T>() {

@@ -77,7 +77,9 @@ export async function answerProblems(
       results.push(...(await model.generate(prompts.slice(start, start + promptsPerCall), { ...settings, loops })))
     }
     const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
-    const known = (await scoreCompletions(rewards, completions)).rewards.filter((reward) => reward !== null)
+    const known = (await scoreCompletions(rewards, completions, { signal: options.signal })).rewards.filter(
+      (reward) => reward !== null,
+    )
     evaluations.push({
       loops,
       reward: known.reduce((sum, reward) => sum + reward, 0) / Math.max(known.length, 1),
@@ -88,12 +90,17 @@ export async function answerProblems(
   return evaluations
 }
 
-/** `eval/loop_<t>/reward` and `eval/loop_<t>/mean_length` for each loop count t. */
-export function evaluationMetrics(evaluations: readonly Evaluation[]): Metrics {
+/**
+ * `eval/loop_<t>/reward` and `eval/loop_<t>/mean_length` for each loop count t.
+ *
+ * @param task its name comes after `eval/` where there are several
+ */
+export function evaluationMetrics(evaluations: readonly Evaluation[], task?: string): Metrics {
+  const prefix = task === undefined ? 'eval' : `eval/${task}`
   const metrics: Metrics = {}
   for (const { loops, reward, completionLength } of evaluations) {
-    metrics[`eval/loop_${loops}/reward`] = reward
-    metrics[`eval/loop_${loops}/mean_length`] = completionLength
+    metrics[`${prefix}/loop_${loops}/reward`] = reward
+    metrics[`${prefix}/loop_${loops}/mean_length`] = completionLength
   }
   return metrics
 }

@@ -5,9 +5,12 @@ export type Metrics = Record<string, number>
 export type TrainerEvent =
   /** A step was made. */
   | { type: 'step'; step: number; metrics: Metrics }
-  /** Held-out problems were answered greedily: `eval/loop_<t>/reward` for each loop count t. */
+  /** Held-out problems were answered greedily: `eval/loop_<t>/reward` for each loop count t, `eval/<name>/loop_<t>/reward` for `evalTasks`. */
   | { type: 'eval'; step: number; metrics: Metrics }
   /** A checkpoint was written to `path`. */
   | { type: 'checkpoint'; step: number; metrics: Metrics; path: string }
-  /** The run is over. `metrics` are those of the last step; `aborted` tells whether the AbortSignal ended it. */
-  | { type: 'done'; step: number; metrics: Metrics; aborted: boolean }
+  /**
+   * The run is over. `metrics` are those of the last step; `aborted` tells whether the AbortSignal ended it, `stoppedEarly` whether
+   * `earlyStoppingPatience` did.
+   */
+  | { type: 'done'; step: number; metrics: Metrics; aborted: boolean; stoppedEarly: boolean }

@@ -98,7 +98,8 @@ export class LoopRPTTrainer extends Trainer<LoopRPTConfig, LoopRPTBatch, LoopRpt
     return { loss: this.#batch(batch, this.step * this.config.batchSize, operation), metrics: {} }
   }
 
-  protected async work(source: ProblemSource): Promise<StepWork<LoopRptBatch>> {
+  protected async work(): Promise<StepWork<LoopRptBatch>> {
+    const source = this.problems
     const { batchSize } = this.config
     const first = this.step * batchSize
     const drawn = source.take(first, batchSize).map((problem) => trainingSequence(source, problem))

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { Random } from '../data/random.js'
 import { LoopLMError } from '../errors.js'
@@ -5,7 +6,7 @@ import type { LoopLM } from '../model/model.js'
 import type { LossBatch, LossObjective } from '../model/types.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { lossBatch, type RatedBatch, type RolloutBatch, rateBatch } from './batch.js'
-import { writeFolder } from './checkpoint.js'
+import { type CheckpointPart, writeFolder } from './checkpoint.js'
 import type { PolicyConfig } from './config.js'
 import type { Metrics } from './events.js'
 import { loadParameters } from './load-parameters.js'
@@ -72,7 +73,8 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
     return { loss: lossBatch(rated, [...batch.sequences.keys()], this.config), metrics: rated.metrics }
   }
 
-  protected async work(source: ProblemSource, signal: AbortSignal | undefined): Promise<StepWork> {
+  protected async work(signal: AbortSignal | undefined): Promise<StepWork> {
+    const source = this.problems
     const config = { ...this.config, maxNewTokens: this.config.maxNewTokens ?? source.maxNewTokens }
     const rollouts = await rollOut(this.model, source, this.rewardFunctions(source), config, this.step, signal)
     const { sequences, promptLengths, rewards, metrics } = rollouts
@@ -110,6 +112,14 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
     const folder = runDir === undefined ? undefined : resolve(runDir, 'reference')
     if (saved !== undefined) await loadParameters(reference, saved)
     if (folder !== undefined && folder !== saved) await writeFolder(folder, [(to) => reference.save(to)])
+  }
+
+  /** A run folder that vanished and was made again lacks the reference, without which its checkpoints could not be resumed. */
+  protected override checkpointParts(): CheckpointPart[] {
+    const reference = this.#reference
+    const folder = resolve(this.config.runDir ?? '', 'reference')
+    if (reference === undefined || existsSync(folder)) return []
+    return [() => writeFolder(folder, [(to) => reference.save(to)])]
   }
 
   /**

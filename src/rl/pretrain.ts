@@ -82,7 +82,8 @@ export class PretrainTrainer extends Trainer<PretrainConfig, PretrainBatch> {
     return { loss, metrics: {} }
   }
 
-  protected async work(source: ProblemSource): Promise<StepWork> {
+  protected async work(): Promise<StepWork> {
+    const source = this.problems
     const { batchSize } = this.config
     const drawn = source.take(this.step * batchSize, batchSize).map((problem) => trainingSequence(source, problem))
     const batch = { sequences: drawn.map(({ tokens }) => tokens), promptLengths: drawn.map(({ promptLength }) => promptLength) }

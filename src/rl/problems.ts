@@ -54,16 +54,7 @@ export function openProblems(
     const message = `the tokenizer has ${tokenizer.vocabSize} tokens, the model's vocab_size is only ${model.config.vocab_size}`
     throw new LoopLMError('INVALID_CONFIG', message, { operation })
   }
-  if (task !== undefined) {
-    return {
-      task,
-      tokenizer,
-      maxNewTokens: task.maxCompletionLength,
-      stop: task.stop,
-      take: (start, count) => range(start, count).map((index) => task.sample('train', index, seed)),
-      heldOut: (count) => range(0, count).map((index) => task.sample('test', index)),
-    }
-  }
+  if (task !== undefined) return taskProblems(task, tokenizer, seed)
   let sampler = new DatasetSampler(dataset!, { seed })
   return {
     task,
@@ -80,6 +71,20 @@ export function openProblems(
       }
       return config.evalDataset.slice(0, count)
     },
+  }
+}
+
+/**
+ * The problems of a task, in the tokens of a tokenizer that may be another's: a model that was trained on text is asked in its own.
+ */
+export function taskProblems(task: Task, tokenizer: Tokenizer, seed = 0): ProblemSource {
+  return {
+    task,
+    tokenizer,
+    maxNewTokens: task.maxCompletionLength,
+    stop: task.stop,
+    take: (start, count) => range(start, count).map((index) => task.sample('train', index, seed)),
+    heldOut: (count) => range(0, count).map((index) => task.sample('test', index)),
   }
 }
 

@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkScore, type RewardFunction, type WeightedReward } from '../tasks/rewards.js'
 import type { Rewards } from './config.js'
@@ -46,19 +47,30 @@ export function namedRewards(rewards: Rewards): WeightedReward[] {
   return list
 }
 
+/** How reward functions are called. */
+export interface RewardCalls {
+  /** Calls of one function that wait at the same time; default all. */
+  concurrency?: number | undefined
+  /** Seconds until a call that has not answered is an error; default 0: never. */
+  timeout?: number | undefined
+  /** Ends the wait, and is passed on to the functions. */
+  signal?: AbortSignal | undefined
+}
+
 /**
  * Runs every reward function on every completion, asynchronous ones side by side.
  *
- * @throws LoopLMError naming the reward that failed or returned neither a finite number nor null
+ * @throws LoopLMError naming the reward that failed, returned neither a finite number nor null, or did not answer in time; ABORTED
  */
 export async function scoreCompletions(
   functions: readonly WeightedReward[],
   completions: readonly Completion[],
+  calls: RewardCalls = {},
 ): Promise<ScoredCompletions> {
   const byName: Record<string, (number | null)[]> = {}
   const metrics: Metrics = {}
   for (const { name, reward } of functions) {
-    byName[name] = await Promise.all(completions.map((completion) => score(name, reward, completion)))
+    byName[name] = await scoreWith(name, reward, completions, calls)
     const known = byName[name].filter((value) => value !== null)
     if (known.length === 0) continue
     const mean = known.reduce((sum, value) => sum + value, 0) / known.length
@@ -77,14 +89,58 @@ export async function scoreCompletions(
   return { rewards, byName, metrics }
 }
 
-async function score(name: string, reward: RewardFunction, { prompt, completion, columns }: Completion): Promise<number | null> {
-  let value: unknown
-  try {
-    value = await reward(prompt, completion, columns)
-  } catch (error) {
-    throw toLoopLMError(error, `reward ${name}`)
+/** The scores of one function, at most `concurrency` calls at a time; the first failure ends the others. */
+async function scoreWith(
+  name: string,
+  reward: RewardFunction,
+  completions: readonly Completion[],
+  { concurrency = completions.length, timeout = 0, signal }: RewardCalls,
+): Promise<(number | null)[]> {
+  const operation = `reward ${name}`
+  const controller = new AbortController()
+  setMaxListeners(0, controller.signal) // one per waiting call
+  const scores: (number | null)[] = Array(completions.length)
+  let next = 0
+  const abort = () => controller.abort(new LoopLMError('ABORTED', 'the run was aborted', { operation, cause: signal?.reason }))
+  const worker = async (): Promise<void> => {
+    while (next < completions.length && !controller.signal.aborted) {
+      const i = next++
+      const { prompt, completion, columns } = completions[i]!
+      const answer = async () => reward(prompt, completion, columns, { signal: controller.signal })
+      scores[i] = checkScore(name, await within(answer(), timeout, controller.signal, operation))
+    }
   }
-  return checkScore(name, value)
+  signal?.addEventListener('abort', abort, { once: true })
+  if (signal?.aborted === true) abort()
+  try {
+    await Promise.all(Array.from({ length: Math.min(concurrency, completions.length) }, worker))
+    controller.signal.throwIfAborted()
+    return scores
+  } catch (error) {
+    controller.abort(error) // the calls that still wait are told
+    throw toLoopLMError(error, operation)
+  } finally {
+    signal?.removeEventListener('abort', abort)
+  }
+}
+
+/** A promise's value, unless a number of seconds passes first (0: never) or the signal fires. */
+async function within<T>(promise: Promise<T>, seconds: number, signal: AbortSignal, operation: string): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  let stop: (() => void) | undefined
+  const cut = new Promise<never>((_, reject) => {
+    stop = () => reject(signal.reason)
+    if (signal.aborted) stop()
+    else signal.addEventListener('abort', stop)
+    const late = `no answer within rewardTimeout = ${seconds} s; raise it, or return null where no answer is to be had`
+    if (seconds > 0) timer = setTimeout(() => reject(new LoopLMError('ABORTED', late, { operation })), 1000 * seconds)
+  })
+  try {
+    return await Promise.race([promise, cut])
+  } finally {
+    clearTimeout(timer)
+    signal.removeEventListener('abort', stop!)
+  }
 }
 
 function listOf(rewards: readonly WeightedReward[] | Readonly<Record<string, RewardFunction>>): WeightedReward[] {

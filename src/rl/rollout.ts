@@ -53,7 +53,8 @@ export async function rollOut(
   }
   const samplingTime = (performance.now() - start) / 1000
   const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
-  const scored = await scoreCompletions(rewards, completions)
+  const { rewardConcurrency: concurrency, rewardTimeout: timeout } = config
+  const scored = await scoreCompletions(rewards, completions, { concurrency, timeout, signal })
   return {
     sequences: results.map(({ tokens }, i) => Int32Array.from([...prompts[i]!, ...tokens])),
     promptLengths: prompts.map((prompt) => prompt.length),

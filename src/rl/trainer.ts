@@ -4,14 +4,26 @@ import { AdamW } from '../model/optimizer.js'
 import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
 import { RunFolder, type RunRecord } from '../monitor/run-folder.js'
 import type { WeightedReward } from '../tasks/rewards.js'
-import { type CheckpointPart, newestCheckpoint, readTrainerState, saveCheckpoint } from './checkpoint.js'
+import type { Task } from '../tasks/task.js'
+import {
+  type CheckpointPart,
+  checkpointPath,
+  newestCheckpoint,
+  readTrainerState,
+  saveCheckpoint,
+  setAside,
+  settle,
+} from './checkpoint.js'
 import { plainConfig, type TrainerConfig } from './config.js'
+import { type DataDescription, describeProblems } from './data.js'
 import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.js'
 import type { Metrics, TrainerEvent } from './events.js'
 import { loadParameters } from './load-parameters.js'
 import { meanMetrics } from './metrics.js'
-import { openProblems, type ProblemSource } from './problems.js'
+import { findNonFinite } from './non-finite.js'
+import { openProblems, type ProblemSource, taskProblems } from './problems.js'
 import { learningRateAt } from './schedule.js'
+import { Selection } from './selection.js'
 
 /** One logical batch as the engine takes it, with what is already known about it. */
 export interface Prepared<Loss = LossBatch> {
@@ -48,14 +60,17 @@ export abstract class Trainer<
   #step = 0
   #tokens = 0
   #skippedUpdates = 0
-  #warnedAboutFlatGroups = false
+  #data: DataDescription | undefined
+  readonly #selection: Selection
+  readonly #warned = new Set<string>()
   #busy = false
-  #source: ProblemSource | undefined
+  #problems: ProblemSource | undefined
 
   constructor(name: string, model: LoopLM, config: Config) {
     this.name = name
     this.model = model
     this.config = config
+    this.#selection = new Selection(config)
     this.optimizer = new AdamW(model, {
       betas: [config.adamBetas[0], config.adamBetas[1]],
       eps: config.adamEps,
@@ -67,6 +82,13 @@ export abstract class Trainer<
   /** Steps made so far. */
   get step(): number {
     return this.#step
+  }
+
+  /** The evaluation with the best `metricForBestModel` so far, and its checkpoint where there is a `runDir`. */
+  get best(): { step: number; value: number; path?: string } | undefined {
+    const { best } = this.#selection
+    const { runDir } = this.config
+    return best === undefined || runDir === undefined ? best : { ...best, path: checkpointPath(runDir, best.step) }
   }
 
   /**
@@ -106,41 +128,44 @@ export abstract class Trainer<
   }
 
   /**
-   * Trains for `steps` steps on the task or dataset of the options and yields what happens. With a `runDir`, metrics, completions and
-   * checkpoints are written, the last one when the run ends or is aborted; the abort takes effect between steps, or while sampling.
+   * Trains for `steps` steps on the data of the options and yields what happens. With a `runDir`, metrics, completions and checkpoints are
+   * written, the last one when the run ends or is aborted; the abort takes effect between steps, or while sampling, scoring or evaluating.
    *
    * @param options.signal ends the run after the current step
-   * @throws LoopLMError INVALID_CONFIG when there is nothing to train on, NON_FINITE naming the step
+   * @throws LoopLMError INVALID_CONFIG when there is nothing to train on, NON_FINITE naming step and tensor, INVALID_FILE when the run's
+   *   folder cannot be written
    */
   async *run(options: { signal?: AbortSignal | undefined } = {}): AsyncGenerator<TrainerEvent, void, undefined> {
     const { signal } = options
-    const { steps, evalEvery, saveEvery, onStep, onEval } = this.config
-    const source = this.#problems()
-    const folder = await this.#open()
+    const { steps, saveEvery, onStep, onEval } = this.config
+    const { folder, resumed } = await this.#open()
     let metrics: Metrics = {}
-    let saved = -1
-    while (this.#step < steps && signal?.aborted !== true) {
-      const made = await this.#runStep(source, folder, signal)
-      if (made === undefined) break
+    let saved = resumed ? this.#step : -1
+    for (;;) {
+      const evaluation = this.#evaluationIsDue() ? await this.#evaluateStep(folder, signal) : undefined
+      if (evaluation !== undefined) {
+        const event: TrainerEvent = { type: 'eval', step: this.#step, metrics: evaluation }
+        await onEval?.(event)
+        yield event
+      }
+      const ends = this.#step >= steps || signal?.aborted === true || this.#selection.exhausted
+      const due = this.#step > 0 && saveEvery > 0 && this.#step % saveEvery === 0
+      if (folder !== undefined && saved !== this.#step && (ends || due || this.#selection.holds(this.#step))) {
+        saved = this.#step
+        yield { type: 'checkpoint', step: saved, metrics: {}, path: await this.#save(folder) }
+      }
+      if (ends) break
+      const made = await this.#runStep(folder, signal)
+      if (made === undefined) continue
       metrics = made
       const event: TrainerEvent = { type: 'step', step: this.#step, metrics }
       await onStep?.(event)
       yield event
-      if (evalEvery > 0 && this.#step % evalEvery === 0) {
-        const event: TrainerEvent = { type: 'eval', step: this.#step, metrics: evaluationMetrics(await this.evaluate()) }
-        await folder?.metrics({ type: 'eval', step: this.#step, ...event.metrics })
-        await onEval?.(event)
-        yield event
-      }
-      if (folder !== undefined && saveEvery > 0 && this.#step % saveEvery === 0) {
-        saved = this.#step
-        yield { type: 'checkpoint', step: saved, metrics: {}, path: await this.#save(folder, source) }
-      }
     }
-    if (folder !== undefined && saved !== this.#step) {
-      yield { type: 'checkpoint', step: this.#step, metrics: {}, path: await this.#save(folder, source) }
-    }
-    yield { type: 'done', step: this.#step, metrics, aborted: this.#step < steps }
+    const stoppedEarly = this.#step < steps && this.#selection.exhausted
+    const aborted = this.#step < steps && !stoppedEarly
+    if (!aborted) await this.#loadBest()
+    yield { type: 'done', step: this.#step, metrics, aborted, stoppedEarly }
   }
 
   /**
@@ -159,7 +184,7 @@ export abstract class Trainer<
     options: { problems?: number; loops?: readonly number[]; signal?: AbortSignal | undefined } = {},
   ): Promise<Evaluation[]> {
     const { evalProblems, evalLoops } = this.config
-    const source = this.#problems()
+    const source = this.problems
     return answerProblems(this.model, source, this.rewardFunctions(source), {
       problems: options.problems ?? evalProblems,
       loops: options.loops ?? evalLoops,
@@ -189,9 +214,21 @@ export abstract class Trainer<
   /** Turns a caller's batch into the engine's. */
   protected abstract prepare(batch: Batch, operation: string): Promise<Prepared<Loss>>
   /** Finds the batches of the current step. */
-  protected abstract work(source: ProblemSource, signal: AbortSignal | undefined): Promise<StepWork<Loss>>
+  protected abstract work(signal: AbortSignal | undefined): Promise<StepWork<Loss>>
   /** Scores completions. */
   protected abstract rewardFunctions(source: ProblemSource): readonly WeightedReward[]
+  /** Opens what the run trains on. */
+  protected async openData(): Promise<DataDescription> {
+    return describeProblems(this.problems, this.config)
+  }
+  /** One evaluation's metrics, those of `evalTasks` apart. */
+  protected async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
+    return this.#answersProblems ? evaluationMetrics(await this.evaluate({ signal })) : {}
+  }
+  /** Refuses what {@link Trainer.evaluateData} would refuse, before anything is trained. */
+  protected checkEvaluations(): void {
+    if (this.#answersProblems) this.problems.heldOut(1)
+  }
   /** Called once before a run's first step, with the checkpoint it resumes from. */
   protected async start(_checkpoint: string | undefined): Promise<void> {}
   /** Called after every optimizer step. */
@@ -201,6 +238,42 @@ export abstract class Trainer<
     return []
   }
 
+  /** The task or dataset of the options. */
+  protected get problems(): ProblemSource {
+    this.#problems ??= openProblems(this.constructor.name, this.model, this.config)
+    return this.#problems
+  }
+
+  /** Tasks and datasets are asked questions; a dataset without held-out rows only where there is nothing else to ask. */
+  get #answersProblems(): boolean {
+    const { task, evalDataset, evalTasks } = this.config
+    return task !== undefined || evalDataset !== undefined || evalTasks === undefined
+  }
+
+  /** `evalTasks` in the tokens that the run trains on. */
+  #evalTasks(): [name: string, source: ProblemSource, reward: WeightedReward][] {
+    const tasks: Readonly<Record<string, Task>> = this.config.evalTasks ?? {}
+    return Object.entries(tasks).map(([name, task]) => {
+      const source = taskProblems(task, this.#data!.tokenizer)
+      try {
+        source.tokenizer.encode(source.heldOut(1)[0]!.prompt)
+      } catch (cause) {
+        throw new LoopLMError('INVALID_CONFIG', toLoopLMError(cause).message, { operation: `evalTasks.${name}`, cause })
+      }
+      return [name, source, { name, reward: task.reward }]
+    })
+  }
+
+  async #evaluateAll(signal: AbortSignal | undefined): Promise<Metrics> {
+    const { evalProblems: problems, evalLoops: loops } = this.config
+    const metrics = await this.evaluateData(signal)
+    for (const [name, source, reward] of this.#evalTasks()) {
+      const evaluations = await answerProblems(this.model, source, [reward], { problems, loops, signal })
+      Object.assign(metrics, evaluationMetrics(evaluations, name))
+    }
+    return metrics
+  }
+
   /** Tells the user something that is no error. */
   protected warn(message: string): void {
     const { onWarning } = this.config
@@ -208,21 +281,37 @@ export abstract class Trainer<
     else onWarning(message)
   }
 
+  /** Says something at most once. */
+  #warnOnce(kind: string, message: string): void {
+    if (this.#warned.has(kind)) return
+    this.#warned.add(kind)
+    this.warn(`step ${this.#step + 1}: ${message}`)
+  }
+
+  #evaluationIsDue(): boolean {
+    const { evalEvery } = this.config
+    return evalEvery > 0 && this.#step > 0 && this.#step % evalEvery === 0 && this.#selection.state.evaluated !== this.#step
+  }
+
+  /** Evaluates and records; undefined when it was aborted, in which case a resumed run does it again. */
+  async #evaluateStep(folder: RunFolder | undefined, signal: AbortSignal | undefined): Promise<Metrics | undefined> {
+    const metrics = await unlessAborted(signal, () => this.#evaluateAll(signal))
+    if (metrics === undefined) return undefined
+    this.#selection.add(this.#step, metrics)
+    await folder?.metrics({ type: 'eval', step: this.#step, ...metrics })
+    return metrics
+  }
+
   /** One step of a run with its records; undefined when sampling was aborted. */
-  async #runStep(
-    source: ProblemSource,
-    folder: RunFolder | undefined,
-    signal: AbortSignal | undefined,
-  ): Promise<Metrics | undefined> {
+  async #runStep(folder: RunFolder | undefined, signal: AbortSignal | undefined): Promise<Metrics | undefined> {
     return this.#exclusively('run', async () => {
       const start = performance.now()
-      let work: StepWork<Loss>
-      try {
-        work = await this.work(source, signal)
-      } catch (error) {
-        if (signal?.aborted === true && toLoopLMError(error).code === 'ABORTED') return undefined
-        throw error
-      }
+      const work = await unlessAborted(signal, () => this.work(signal)).catch((cause: unknown) => {
+        const { code, message } = toLoopLMError(cause)
+        if (code !== 'NON_FINITE') throw cause
+        throw new LoopLMError(code, message, { operation: `step ${this.#step + 1}`, cause })
+      })
+      if (work === undefined) return undefined
       const metrics = await this.#finishStep(work, start)
       const records = work.completions.map((completion): RunRecord => ({ step: this.#step, ...completion }))
       if (records.length > 0) await folder?.completions(records)
@@ -235,7 +324,7 @@ export abstract class Trainer<
   async #finishStep(work: StepWork<Loss>, start: number): Promise<Metrics> {
     const learningRate = learningRateAt(this.config, this.#step)
     const made: Metrics[] = []
-    for (const loss of work.losses) made.push(await this.#optimize(loss, learningRate))
+    for (const loss of work.losses) made.push(await this.#optimize(loss, work.metrics, learningRate))
     this.#step++
     this.#tokens += work.tokens
     const seconds = (performance.now() - start) / 1000
@@ -251,16 +340,19 @@ export abstract class Trainer<
   }
 
   /** One optimizer step; none when no sequence of the batch has a gradient. */
-  async #optimize(batch: Loss, learningRate: number): Promise<Metrics> {
+  async #optimize(batch: Loss, work: Metrics, learningRate: number): Promise<Metrics> {
     if (batch.sequences.length === 0) {
       this.#skippedUpdates++
-      this.#warnAboutFlatGroups()
+      this.#explainSkippedUpdate(work)
       return { loss: 0, grad_norm: 0 }
     }
     try {
       const metrics = await this.accumulate(batch)
+      const { loss = Number.NaN } = metrics // metrics that are not numbers are left out
+      if (!Number.isFinite(loss)) throw await this.#nonFiniteLoss(batch, loss)
       const { gradNorm } = await this.optimizer.step({ learningRate, only: this.trained })
       await this.afterUpdate()
+      if (work.reward !== undefined && Math.abs(loss) < 1e-6 && gradNorm > 0) this.#explainZeroLoss(gradNorm)
       return { ...metrics, grad_norm: gradNorm }
     } catch (cause) {
       await this.model.zeroGradients().catch(() => {}) // the first error is the one to report
@@ -269,30 +361,65 @@ export abstract class Trainer<
     }
   }
 
-  #warnAboutFlatGroups(): void {
-    if (this.#warnedAboutFlatGroups) return
-    this.#warnedAboutFlatGroups = true
-    this.warn(
-      `step ${this.#step + 1}: in every group all completions earned the same reward, so there is nothing to compare: no update was made and ` +
-        'the loss is 0. Use problems that are solved sometimes but not always, raise groupSize or temperature, give partial ' +
-        'rewards, or start from a better model. Later ones are only counted (skipped_updates, frac_reward_zero_std).',
+  async #nonFiniteLoss(batch: Loss, loss: number): Promise<LoopLMError> {
+    const culprit = await findNonFinite(this.model, batch.sequences)
+    const message = `the loss is ${loss}: ${culprit}; nothing was changed. Go back to an earlier checkpoint, lower the learning rate or maxGradNorm`
+    return new LoopLMError('NON_FINITE', message)
+  }
+
+  #explainSkippedUpdate(work: Metrics): void {
+    if (work.frac_reward_zero_std === 1 && work.frac_reward_null !== 1) {
+      this.#warnOnce(
+        'flat groups',
+        'in every group all completions earned the same reward, so there is nothing to compare: no update was made and ' +
+          'the loss is 0. Use problems that are solved sometimes but not always, raise groupSize or temperature, give partial ' +
+          'rewards, or start from a better model. Later ones are only counted (skipped_updates, frac_reward_zero_std).',
+      )
+      return
+    }
+    this.#warnOnce(
+      'empty batch',
+      'no completion has both tokens and a reward to learn from (all rewards were null, or all responses are empty): no update ' +
+        'was made and the loss is 0. Later ones are only counted (skipped_updates).',
     )
   }
 
-  #problems(): ProblemSource {
-    this.#source ??= openProblems(this.constructor.name, this.model, this.config)
-    return this.#source
+  #explainZeroLoss(gradNorm: number): void {
+    this.#warnOnce(
+      'zero loss',
+      'the loss is 0, as it must be on fresh rollouts: every ratio is 1 and the advantages of a group sum to 0. The gradient is not ' +
+        `0 (grad_norm ${gradNorm.toPrecision(3)}), so the model learns; follow reward and grad_norm instead.`,
+    )
   }
 
   /** Resumes and opens the run's folder. */
-  async #open(): Promise<RunFolder | undefined> {
+  async #open(): Promise<{ folder: RunFolder | undefined; resumed: boolean }> {
     const { runDir, resume } = this.config
+    if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused below
+    if (runDir !== undefined) await settle(`${runDir}/checkpoints`).catch(() => {})
     const checkpoint = await this.#findCheckpoint()
+    if (checkpoint === undefined && runDir !== undefined && resume === false && this.#step === 0)
+      await RunFolder.requireNew(runDir)
+    this.#data = await this.openData()
+    if (this.config.evalEvery > 0) {
+      this.checkEvaluations()
+      this.#evalTasks()
+    }
     if (checkpoint !== undefined) await this.#load(checkpoint)
-    else if (runDir !== undefined && resume === false && this.#step === 0) await RunFolder.requireNew(runDir)
+    const folder = runDir === undefined ? undefined : await this.#openFolder(runDir)
     await this.start(checkpoint)
-    if (runDir === undefined) return undefined
-    return RunFolder.open(runDir, { config: { trainer: this.name, ...plainConfig(this.config) }, step: this.#step })
+    return { folder, resumed: checkpoint !== undefined && checkpoint === (runDir && checkpointPath(runDir, this.#step)) }
+  }
+
+  async #openFolder(runDir: string): Promise<RunFolder> {
+    const config = { trainer: this.name, ...plainConfig(this.config) }
+    const folder = await RunFolder.open(runDir, { config, step: this.#step, warn: (message) => this.warn(message) })
+    const aside = await setAside(runDir, this.#step)
+    if (aside.length > 0) {
+      const names = aside.map((step) => `step-${step}`).join(', ')
+      this.warn(`the run goes on from step ${this.#step}; the later ${names} of ${runDir} were renamed to given-up-step-…`)
+    }
+    return folder
   }
 
   async #findCheckpoint(): Promise<string | undefined> {
@@ -312,33 +439,56 @@ export abstract class Trainer<
     this.#step = state.step
     this.#tokens = state.tokens
     this.#skippedUpdates = state.skippedUpdates
+    this.#selection.state = state
     const config = plainConfig(this.config)
     const changed = [...new Set([...Object.keys(state.config), ...Object.keys(config)])].filter(
       (field) => JSON.stringify(state.config[field]) !== JSON.stringify(config[field]),
     )
     if (changed.length > 0)
       this.warn(`resumed from ${checkpoint} with other values of ${changed.join(', ')} than it was written with`)
+    const data = this.#data
+    if (state.data !== undefined && data !== undefined && state.data.fingerprint !== data.fingerprint) {
+      const message = `the data has changed since ${checkpoint} was written: then ${state.data.description}, now ${data.description}`
+      this.warn(`${message}; the run goes on at the same position, but will not equal one that was never interrupted`)
+    }
   }
 
-  async #save(folder: RunFolder, source: ProblemSource): Promise<string> {
+  async #save(folder: RunFolder): Promise<string> {
     const parts: CheckpointPart[] = [
       (to) => this.model.save(to),
       (to) => this.optimizer.save(`${to}/optimizer.safetensors`),
       async (to) => {
-        if (this.model.tokenizer === undefined) await source.tokenizer.save(to)
+        if (this.model.tokenizer === undefined) await this.#data?.tokenizer.save(to)
       },
       ...this.checkpointParts(),
     ]
     const config = plainConfig(this.config)
+    const { fingerprint, description } = this.#data!
     const state = {
       format: 1,
       trainer: this.name,
       step: this.#step,
       tokens: this.#tokens,
       skippedUpdates: this.#skippedUpdates,
+      data: { fingerprint, description },
+      ...this.#selection.state,
       config,
     } as const
-    return saveCheckpoint(folder.path, state, parts, this.config.keepCheckpoints)
+    try {
+      await folder.sync()
+      return await saveCheckpoint(folder.path, state, parts, this.config.keepCheckpoints)
+    } catch (cause) {
+      const newest = await newestCheckpoint(folder.path).catch(() => undefined)
+      const left = newest === undefined ? 'the run has no checkpoint yet' : `the newest checkpoint is ${newest}`
+      const { code, message } = toLoopLMError(cause)
+      throw new LoopLMError(code, `${message}; ${left}`, { cause })
+    }
+  }
+
+  async #loadBest(): Promise<void> {
+    const { best } = this
+    if (!this.config.loadBestModelAtEnd || best?.path === undefined || best.step === this.#step) return
+    await loadParameters(this.model, best.path)
   }
 
   /** Two updates at a time would mix their gradients. */
@@ -353,5 +503,18 @@ export abstract class Trainer<
     } finally {
       this.#busy = false
     }
+  }
+}
+
+/** What an action returns; undefined when the signal ended it. */
+async function unlessAborted<Result>(
+  signal: AbortSignal | undefined,
+  action: () => Promise<Result>,
+): Promise<Result | undefined> {
+  try {
+    return await action()
+  } catch (error) {
+    if (signal?.aborted === true && toLoopLMError(error).code === 'ABORTED') return undefined
+    throw error
   }
 }

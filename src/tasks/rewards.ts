@@ -8,12 +8,13 @@ export { answersEqual, lastBoxed, normalizeAnswer } from './answers.js'
 
 /**
  * Scores a completion. `columns` is the dataset row or the task's problem, with `answer` where there is one. `null` means no
- * opinion: the reward is left out of a combination.
+ * opinion: the reward is left out of a combination. `context.signal` fires when the answer is no longer wanted: pass it on to `fetch`.
  */
 export type RewardFunction = (
   prompt: string,
   completion: string,
   columns: Record<string, unknown>,
+  context?: { signal?: AbortSignal },
 ) => number | null | Promise<number | null>
 
 /** A reward function with the name that metrics and errors use and its weight, default 1. */
@@ -78,10 +79,10 @@ export function combineRewards(rewards: readonly WeightedReward[]): RewardFuncti
       throw new LoopLMError('INVALID_ARGUMENT', `two rewards are named ${name}`, { operation })
     }
   }
-  return async (prompt, completion, columns) => {
+  return async (prompt, completion, columns, context) => {
     const scores = await Promise.all(
       rewards.map(async ({ name, reward, weight = 1 }) => {
-        const score = checkScore(name, await reward(prompt, completion, columns))
+        const score = checkScore(name, await reward(prompt, completion, columns, context))
         return score === null ? null : weight * score
       }),
     )

@@ -1,0 +1,168 @@
+// Runs of the command line that are killed at random moments, resumed, and compared with one that nobody disturbed.
+
+import { type ChildProcess, spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { stringify } from 'yaml'
+import { Random } from '../src/data/random.js'
+
+const program = join(import.meta.dirname, '..', 'dist', 'src', 'cli', 'main.js')
+
+/** How a process ended and what it said. */
+export interface Outcome {
+  code: number | null
+  signal: NodeJS.Signals | null
+  stdout: string
+  stderr: string
+}
+
+/** Runs the built program; `watch` sees it and all of its standard output whenever there is more. */
+export function runProgram(
+  args: readonly string[],
+  options: {
+    cwd: string
+    watch?: (child: ChildProcess, stdout: string) => void
+    started?: (child: ChildProcess) => void
+    shell?: string
+    uid?: number | undefined
+  },
+): Promise<Outcome> {
+  const { cwd, watch, started, shell, uid } = options
+  const command = [process.execPath, program, ...args]
+  return new Promise((resolve, reject) => {
+    const child =
+      shell === undefined
+        ? spawn(command[0]!, command.slice(1), { cwd, ...(uid === undefined ? {} : { uid, gid: uid }) })
+        : spawn('sh', ['-c', `${shell}; exec "$@"`, 'sh', ...command], { cwd })
+    started?.(child)
+    let stdout = ''
+    let stderr = ''
+    child.stdout.on('data', (text) => {
+      stdout += text
+      watch?.(child, stdout)
+    })
+    child.stderr.on('data', (text) => {
+      stderr += text
+    })
+    child.on('error', reject)
+    child.on('close', (code, signal) => resolve({ code, signal, stdout, stderr }))
+  })
+}
+
+const base = {
+  model: { hidden_size: 16, intermediate_size: 24, num_hidden_layers: 1, num_attention_heads: 2, total_ut_steps: 2 },
+  task: { name: 'addition', digits: 1 },
+  threads: 1,
+}
+const evaluations = { evalEvery: 2, evalProblems: 8, metricForBestModel: 'eval/loop_2/reward', saveBest: 2 }
+const policy = { promptsPerStep: 3, groupSize: 4, learningRate: 0.003, schedule: 'cosine', warmupSteps: 3, logprobCheckEvery: 3 }
+
+/** A configuration per trainer, with everything that a resumed run must remember. */
+export const configurations = {
+  pretrain: { ...base, trainer: 'pretrain', options: { ...evaluations, batchSize: 8, learningRate: 0.01, schedule: 'linear' } },
+  rltt: { ...base, trainer: 'rltt', reward: 'varied.mjs', options: { ...policy, beta: 0.05 } },
+  grpo: { ...base, trainer: 'grpo', reward: 'varied.mjs', options: { ...policy, minibatches: 2, updatesPerRollout: 2 } },
+  looprpt: { ...base, trainer: 'looprpt', options: { ...evaluations, batchSize: 6, rollouts: 2, learningRate: 0.01 } },
+} as const
+
+/** What a series of kills did. */
+export interface KillReport {
+  kills: number
+  /** Kills that left a half-written folder behind. */
+  whileSaving: number
+  /** Kills before the first step of a life. */
+  whileStarting: number
+  /** Lives, the last and undisturbed one included, in which at least one step was made. */
+  lives: number
+}
+
+/**
+ * Kills a run with a checkpoint at every step at random moments until it has been killed often enough, then lets it end.
+ *
+ * @param name folder of the run inside `root`
+ * @param options.milliseconds longest time between the first step of a life and its end
+ * @throws Error when the run does not resume
+ */
+export async function killAndResume(
+  root: string,
+  name: string,
+  config: object,
+  options: { kills: number; steps: number; seed: number; milliseconds?: number },
+): Promise<KillReport> {
+  const { kills, steps, seed, milliseconds: longest = 120 } = options
+  const random = new Random(seed)
+  const report = { kills: 0, whileSaving: 0, whileStarting: 0, lives: 0 }
+  await writeRun(root, name, config)
+  const args = [
+    'train',
+    `${name}.yaml`,
+    '--run-dir',
+    name,
+    '--set',
+    `steps=${steps}`,
+    '--set',
+    'saveEvery=1',
+    '--resume',
+    '--json',
+  ]
+  for (;;) {
+    const last = report.kills === kills
+    const early = random.uniform() < 0.15 // while it still starts
+    const milliseconds = random.uniform() * (early ? 600 : longest)
+    let timer: NodeJS.Timeout | undefined
+    const kill = (child: ChildProcess) => {
+      timer ??= setTimeout(() => child.kill('SIGKILL'), milliseconds)
+    }
+    const when = last ? {} : early ? { started: kill } : { watch: kill }
+    const { code, signal, stdout, stderr } = await runProgram(args, { cwd: root, ...when })
+    clearTimeout(timer)
+    if (stdout !== '') report.lives++
+    if (signal === 'SIGKILL') {
+      report.kills++
+      if (stdout === '') report.whileStarting++
+      const names = await readdir(join(root, name, 'checkpoints')).catch(() => [])
+      if (names.some((entry) => entry.startsWith('.'))) report.whileSaving++
+    } else if (code === 0) return report
+    else throw new Error(`${name} did not resume (code ${code}): ${stderr}\n${stdout.slice(-2000)}`)
+  }
+}
+
+/** The same run without a disturbance. */
+export async function runStraight(root: string, name: string, config: object, steps: number): Promise<void> {
+  await writeRun(root, name, config)
+  const { code, stderr } = await runProgram(['train', `${name}.yaml`, '--run-dir', name, '--set', `steps=${steps}`], {
+    cwd: root,
+  })
+  if (code !== 0) throw new Error(`${name}: ${stderr}`)
+}
+
+/** Everything that a run leaves, apart from times: the final checkpoint's bytes, the metrics and the completions. */
+export async function outcomeOf(root: string, name: string, steps: number): Promise<Record<string, string>> {
+  const checkpoint = join(root, name, 'checkpoints', `step-${steps}`)
+  const found: Record<string, string> = {}
+  for (const file of (await readdir(checkpoint)).sort()) {
+    const bytes = await readFile(join(checkpoint, file))
+    if (file.endsWith('.safetensors')) found[file] = createHash('sha256').update(bytes).digest('hex')
+    else if (file !== 'trainer_state.json') found[file] = bytes.toString()
+    else {
+      const { config: _, ...state } = JSON.parse(bytes.toString())
+      found[file] = JSON.stringify(state)
+    }
+  }
+  for (const file of ['metrics.jsonl', 'completions.jsonl']) {
+    const text = await readFile(join(root, name, file), 'utf8').catch(() => '')
+    const timed = new Set(['step_time', 'sampling_time', 'tokens_per_second'])
+    const lines = text
+      .split('\n')
+      .map((line) => line && JSON.stringify(JSON.parse(line), (key, value) => (timed.has(key) ? undefined : value)))
+    found[file] = lines.join('\n')
+  }
+  return found
+}
+
+async function writeRun(root: string, name: string, config: object): Promise<void> {
+  await mkdir(root, { recursive: true })
+  await writeFile(join(root, `${name}.yaml`), stringify(config))
+  await writeFile(join(root, 'varied.mjs'), 'export const varied = (prompt, completion) => completion.charCodeAt(0) % 7\n')
+}

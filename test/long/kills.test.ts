@@ -1,0 +1,29 @@
+// Kills at random moments: 25 over each of the four trainers, with a checkpoint at every step.
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, expect, it } from 'vitest'
+import { configurations, killAndResume, outcomeOf, runStraight } from '../kills.js'
+
+let root: string
+beforeAll(async () => {
+  root = await mkdtemp(join(tmpdir(), 'looplm-kills-'))
+})
+afterAll(() => rm(root, { recursive: true }))
+
+const kills = 25
+const steps = 400
+
+it.each(Object.entries(configurations))(
+  '%s: 25 kills, and what is left equals the run that nobody disturbed',
+  async (name, config) => {
+    await runStraight(root, `${name}-whole`, config, steps)
+    const report = await killAndResume(root, `${name}-killed`, config, { kills, steps, seed: 11 })
+    console.log(
+      `${name}: ${report.kills} kills, ${report.whileSaving} while a folder was half-written, ${report.whileStarting} before a life's first step, ` +
+        `${report.lives} lives that made a step`,
+    )
+    expect(report.kills).toBe(kills)
+    expect(await outcomeOf(root, `${name}-killed`, steps)).toEqual(await outcomeOf(root, `${name}-whole`, steps))
+  },
+)
