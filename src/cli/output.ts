@@ -49,7 +49,7 @@ export async function interruptible<Result>(action: (signal: AbortSignal) => Pro
   const interrupt = (signal: Interruption): void => {
     if (controller.signal.aborted) process.exit(interruptedCode(signal))
     const again = signal === 'SIGINT' ? 'press Ctrl-C again' : 'send SIGTERM again'
-    process.stderr.write(`\nstopping at the end of this step; ${again} to end at once\n`)
+    process.stderr.write(`\nstopping; ${again} to end at once\n`)
     controller.abort(signal)
   }
   process.on('SIGINT', interrupt)
