@@ -8,7 +8,7 @@ import type { GenerateOptions } from '../model/types.js'
 import { endTokens } from '../serve/plan.js'
 import { type DeviceFlags, deviceFlags, deviceOptions } from './arguments.js'
 import { generationOptions, type SamplingFlags, samplingOptions } from './generate.js'
-import { exitCodes } from './output.js'
+import { exitCodes, interruptedCode } from './output.js'
 
 interface ChatFlags extends DeviceFlags, SamplingFlags {
   system?: string
@@ -68,7 +68,7 @@ async function chat(folder: string, flags: ChatFlags): Promise<number> {
 
   const reader = createInterface({ input: stdin, ...(terminal ? { output: stdout } : {}), terminal, prompt: '> ' })
   const interrupt = () => {
-    if (pressed) process.exit(exitCodes.interrupted)
+    if (pressed) process.exit(interruptedCode('SIGINT'))
     pressed = true
     if (answering !== undefined) answering.abort()
     else stdout.write('\n(Ctrl-C again or /quit leaves)\n')
