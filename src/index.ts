@@ -1,4 +1,5 @@
 export type { ChatMessage, ChatTemplateOptions } from './data/chat-template.js'
+export { type DownloadOptions, download } from './data/download.js'
 export { type Dataset, type Example, type JsonlLimits, loadDataset, readJsonl } from './data/jsonl.js'
 export { Random } from './data/random.js'
 export { Tokenizer, type TokenizerConfig } from './data/tokenizer.js'
@@ -28,6 +29,7 @@ export type {
   LoopWeights,
   ModelDType,
   ParameterInfo,
+  PretrainedOptions,
   Prompt,
   RealArray,
   Recompute,

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from 'commander'
 import { addChat } from './chat.js'
+import { addDownload } from './download.js'
 import { addEval } from './eval.js'
 import { addGenerate } from './generate.js'
 import { addInfo, version } from './info.js'
@@ -16,7 +17,7 @@ const program = new Command('looplm')
   .showHelpAfterError('(--help lists what is possible)')
   .exitOverride()
 
-for (const add of [addTrain, addGenerate, addChat, addServe, addEval, addReport, addOptions, addInfo]) add(program)
+for (const add of [addTrain, addGenerate, addChat, addServe, addDownload, addEval, addReport, addOptions, addInfo]) add(program)
 
 // a reader that has seen enough, such as head
 process.stdout.on('error', (error: { code?: string }) => {

@@ -2,10 +2,11 @@ import { randomUUID } from 'node:crypto'
 import { mkdirSync } from 'node:fs'
 import { open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
+import { download } from '../data/download.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 import { type LoopLMConfig, parameterCount, parseConfig } from './config.js'
-import type { ModelDType } from './types.js'
+import type { ModelDType, PretrainedOptions } from './types.js'
 
 const maxJsonBytes = 64 * 2 ** 20
 
@@ -17,6 +18,16 @@ export interface Checkpoint {
   /** What generation_config.json says, if there is one. */
   generation: Record<string, unknown>
   tokenizer: Tokenizer | undefined
+}
+
+/** The checkpoint's folder: the one that is named, or what is fetched when that was asked for. */
+export async function findFolder(name: string, options: PretrainedOptions, operation: string): Promise<string> {
+  if (await exists(name)) return name
+  if (options.download === true) return download(name, options)
+  const remedy = /^[\w-][\w.-]*\/[\w-][\w.-]*$/.test(name)
+    ? '; download: true fetches a model of that name from the Hugging Face Hub (looplm download)'
+    : ''
+  throw new LoopLMError('NOT_FOUND', `no folder ${name}${remedy}`, { operation })
 }
 
 /** Reads everything but the weights. */

@@ -5,7 +5,7 @@ import { LoopLMError } from '../errors.js'
 import { call, context, type NativeModel, type NativeSequences, native } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
-import { configJson, readCheckpoint, writeFolder } from './checkpoint.js'
+import { configJson, findFolder, readCheckpoint, writeFolder } from './checkpoint.js'
 import {
   checkDType,
   checkLoops,
@@ -32,6 +32,7 @@ import type {
   LossObjective,
   ModelDType,
   ParameterInfo,
+  PretrainedOptions,
   Prompt,
   RealArray,
   SaveOptions,
@@ -110,7 +111,7 @@ export class LoopLM {
    * Loads a Hugging Face checkpoint folder: config.json, model.safetensors (or its shards and model.safetensors.index.json),
    * generation_config.json and, where it exists, the tokenizer.
    *
-   * @param folder the checkpoint folder
+   * @param folder the checkpoint folder, or with `download: true` a name on the Hugging Face Hub
    * @param options device, dtype (the file's values are converted, rounding to nearest) and threads
    * @throws LoopLMError NOT_FOUND, INVALID_FILE or INVALID_CONFIG naming the file and the field, UNSUPPORTED, OUT_OF_MEMORY
    *
@@ -119,10 +120,13 @@ export class LoopLM {
    * const model = await LoopLM.fromPretrained('checkpoints/ouro-1.4b', { dtype: 'bfloat16' })
    * ```
    */
-  static async fromPretrained(folder: string, options: LoadOptions = {}): Promise<LoopLM> {
+  static async fromPretrained(folder: string, options: PretrainedOptions = {}): Promise<LoopLM> {
     const operation = 'LoopLM.fromPretrained'
     const place = checkPlace(options, operation)
-    const { config, weights, generation, tokenizer } = await readCheckpoint(folder, operation)
+    const { config, weights, generation, tokenizer } = await readCheckpoint(
+      await findFolder(folder, options, operation),
+      operation,
+    )
     const on = context(place.device, place.threads, operation)
     const handle = await call(operation, () => native().modelLoad(on, nativeConfig(config), place.dtype, weights))
     return new LoopLM(handle, { ...place, config, generation, tokenizer })

@@ -28,6 +28,19 @@ export interface LoadOptions {
   threads?: number
 }
 
+/** Options of {@link LoopLM.fromPretrained}. */
+export interface PretrainedOptions extends LoadOptions {
+  /**
+   * Fetch the checkpoint from the Hugging Face Hub when there is no such folder, see {@link download}; default false. Nothing is ever
+   * fetched unless this is true.
+   */
+  download?: boolean
+  /** Branch, tag or commit to download; default `main`. */
+  revision?: string
+  /** Where downloads are kept; default the cache of Hugging Face's own tools. */
+  cacheDir?: string
+}
+
 /** Options of {@link LoopLM.create}. */
 export interface CreateOptions extends LoadOptions {
   /** Initial parameters are a pure function of the seed and the configuration. Default 0. */
