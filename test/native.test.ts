@@ -1,11 +1,12 @@
 // The native test programs: every kernel of every table against the float64 reference, central differences of every backward, and the
 // reader of safetensors against malformed files, and the emulator against kernels with planted faults.
 import { execFileSync, spawnSync } from 'node:child_process'
+import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 
 const build = join(import.meta.dirname, '..', 'build')
-const programs = ['looplm_kernel_tests', 'looplm_safetensors_tests', 'looplm_emulator_tests']
+const programs = ['looplm_kernel_tests', 'looplm_safetensors_tests', 'looplm_fuzz_replay', 'looplm_emulator_tests']
 
 beforeAll(() => {
   execFileSync('cmake', ['--build', build, '--target', ...programs], { stdio: 'pipe' })
@@ -50,5 +51,13 @@ describe('native tests', () => {
     expect(failures).toEqual([])
     expect(passed).toBeGreaterThan(30)
     expect(status).toBe(0)
+  })
+
+  const corpus = join(import.meta.dirname, '..', 'native', 'test', 'fuzz', 'corpus')
+  it.each(readdirSync(corpus))('the corpus of the fuzzer, target %s', (target) => {
+    const inputs = readdirSync(join(corpus, target)).sort()
+    const { stdout, status } = spawnSync(join(build, 'looplm_fuzz_replay'), [target, join(corpus, target)], { encoding: 'utf8' })
+    expect(stdout.trimEnd().split('\n')).toEqual(inputs)
+    expect(status, `the last of ${stdout.slice(-100)}`).toBe(0)
   })
 })

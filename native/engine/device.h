@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../backend.h"
@@ -47,6 +48,18 @@ class Device {
   std::string name_;
   const LoopBackend* table_;
   void* ctx_;
+};
+
+// Holds back the cancel flag where half of the work would be neither the old state nor the new one.
+class Uninterrupted {
+ public:
+  explicit Uninterrupted(Device& device) : device_(device), cancel_(std::exchange(device.cancel, nullptr)) {}
+  ~Uninterrupted() { device_.cancel = cancel_; }
+  Uninterrupted(const Uninterrupted&) = delete;
+
+ private:
+  Device& device_;
+  const std::atomic<bool>* const cancel_;
 };
 
 // The device names this build knows, for `devices()`: name, whether it is usable here, and why not.

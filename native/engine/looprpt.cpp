@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "half.h"
 #include "pass.h"
@@ -582,8 +583,17 @@ void MovingAverage::load(const std::string& path) {
     if (found == file.tensors().end()) refuse("tensor \"average." + p.name + "\" is missing");
     if (found->second.dtype != safetensors_dtype(teacher_->real()) || found->second.shape != p.shape)
       refuse("tensor \"average." + p.name + "\" has another dtype or shape than the model's");
+    const auto* values = static_cast<const uint8_t*>(found->second.data);
+    bool finite = first_not_finite(teacher_->real(), values, p.count) == p.count;
+    for (size_t i = 0; average_ && i < p.count; i++) {  // the largest float32 numbers are infinite in bfloat16
+      float value;
+      std::memcpy(&value, values + i * sizeof value, sizeof value);
+      finite &= std::isfinite(bf16_to_float(float_to_bf16(value)));
+    }
+    if (!finite) refuse("tensor \"average." + p.name + "\" has a value that is not finite");
   }
   if (file.tensors().size() != teacher_->parameters().size()) refuse("it holds tensors that are not this model's");
+  const Uninterrupted uninterrupted(*teacher_->device);
   for (const Parameter& p : teacher_->parameters()) {
     const SafetensorsEntry& entry = file.tensors().at("average." + p.name);
     teacher_->device->run(&LoopBackend::copy_in, "copy_in", average(p), entry.data, entry.bytes);

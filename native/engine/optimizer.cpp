@@ -15,18 +15,6 @@ namespace looplm {
 
 namespace {
 
-// Holds back the cancel flag: half a step would be neither the old model nor the new one.
-class Uninterrupted {
- public:
-  explicit Uninterrupted(Device& device) : device_(device), cancel_(std::exchange(device.cancel, nullptr)) {}
-  ~Uninterrupted() { device_.cancel = cancel_; }
-  Uninterrupted(const Uninterrupted&) = delete;
-
- private:
-  Device& device_;
-  const std::atomic<bool>* const cancel_;
-};
-
 struct Norm {
   double value;
   const Parameter* culprit;  // where the running sum stopped being finite
