@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 
 const build = join(import.meta.dirname, '..', 'build')
-const programs = ['looplm_kernel_tests', 'looplm_safetensors_tests', 'looplm_fuzz_replay', 'looplm_emulator_tests']
+const programs = ['looplm_kernel_tests', 'looplm_safetensors_tests', 'looplm_emulator_tests', 'looplm_fuzz_replay']
 
 beforeAll(() => {
   execFileSync('cmake', ['--build', build, '--target', ...programs], { stdio: 'pipe' })

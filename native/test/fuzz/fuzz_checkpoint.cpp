@@ -26,6 +26,10 @@ struct Input {
   const uint8_t* data;
   size_t size, next = 0;
   uint8_t byte() { return next < size ? data[next++] : 0; }
+  size_t word() {
+    const size_t high = byte();
+    return high << 8 | byte();
+  }
   bool done() const { return next >= size; }
 };
 
@@ -83,7 +87,10 @@ void edit(Image& image, Input& input) {
   const char* dtypes[] = {"F32", "BF16", "F16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "X"};
   switch (what % 12) {
     case 0:  // a byte of a value
-      if (!t.bytes.empty()) t.bytes[(input.byte() << 8 | input.byte()) % t.bytes.size()] = char(input.byte());
+      if (!t.bytes.empty()) {
+        const size_t place = input.word() % t.bytes.size();
+        t.bytes[place] = char(input.byte());
+      }
       return;
     case 1:
       t.dtype = dtypes[input.byte() % 9];
@@ -108,7 +115,7 @@ void edit(Image& image, Input& input) {
       t.end_error = int8_t(input.byte());
       return;
     case 7:
-      t.bytes.resize(input.byte(), char(0x7F));
+      t.bytes.resize(input.byte(), '\x7F');
       return;
     case 8:  // the same values in another dtype of the same size, or half and double sizes that the shape may fit
       t.bytes += t.bytes;
