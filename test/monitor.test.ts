@@ -83,6 +83,31 @@ describe('line chart', () => {
     expect(svg.match(/class="curve line0" d="M[\d. ]+M[\d. ]+"/g)).toHaveLength(2) // the gap breaks the line
   })
 
+  it('draws intervals with their points, inside the panel, and labels the given places', () => {
+    const points: [number, number][] = [
+      [1, 0.5],
+      [2, Number.NaN],
+      [3, 0.7],
+    ]
+    const intervals: [number, number][] = [
+      [0.2, 0.8],
+      [0.1, 0.2],
+      [0.6, 0.9],
+    ]
+    const series = [{ name: 'mean', points, intervals }]
+    const panel = { title: '', xLabel: '', yLabel: '', xTicks: [1, 3], xPadding: 1, series }
+    const svg = lineChart({ title: '', description: '', panels: [panel] })
+    const bars = [...svg.matchAll(/class="curve line0" d="M([\d.]+) ([\d.]+)V([\d.]+)"/g)].map((match) =>
+      match.slice(1).map(Number),
+    )
+    expect(bars).toEqual([
+      [153, 227.5, 80.5], // x of 1 in [0, 4]; 0.2 and 0.8 in [0.1, 0.9], from 56 at the top to 252
+      [347, 129.5, 56],
+    ])
+    expect(svg.match(/<circle class="dot0" [^>]* r="3"/g)).toHaveLength(2)
+    expect([...svg.matchAll(/text-anchor="middle">(\d)</g)].map((match) => match[1])).toEqual(['1', '3'])
+  })
+
   it('draws a flat or empty series', () => {
     const panel = (points: [number, number][]) => ({ title: '', xLabel: '', yLabel: '', series: [{ name: 'x', points }] })
     expect(

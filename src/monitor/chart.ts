@@ -3,6 +3,8 @@ export interface Series {
   name: string
   /** Points in ascending order of x. Points that are not finite break the line. */
   points: readonly (readonly [x: number, y: number])[]
+  /** One per point, low and high: drawn as a bar with a dot at the point. */
+  intervals?: readonly (readonly [low: number, high: number])[]
 }
 
 /** One panel: axes with their curves. */
@@ -11,8 +13,12 @@ export interface Panel {
   xLabel: string
   yLabel: string
   series: readonly Series[]
-  /** Range of y; default that of the points. */
+  /** Range of y; default that of the points and intervals. */
   yRange?: readonly [number, number]
+  /** Where the x axis has labels; default round numbers. */
+  xTicks?: readonly number[]
+  /** Widens the range of x on both sides by this much; default 0. */
+  xPadding?: number
 }
 
 /** A chart of one or more panels side by side. */
@@ -87,9 +93,12 @@ export function ticks(low: number, high: number, count: number): number[] {
 }
 
 function drawPanel(panel: Panel, offset: number, width: number, height: number): string {
+  const { xPadding = 0 } = panel
   const points = panel.series.flatMap((series) => series.points).filter((point) => point.every(Number.isFinite))
-  const [xLow, xHigh] = range(points.map(([x]) => x))
-  const [yLow, yHigh] = panel.yRange ?? range(points.map(([, y]) => y))
+  const ends = panel.series.flatMap(({ intervals = [] }) => intervals.flat()).filter(Number.isFinite)
+  const [xFirst, xLast] = range(points.map(([x]) => x))
+  const [xLow, xHigh] = [xFirst - xPadding, xLast + xPadding]
+  const [yLow, yHigh] = panel.yRange ?? range([...points.map(([, y]) => y), ...ends])
   const left = offset + margin.left
   const right = offset + width - margin.right
   const bottom = height - margin.bottom
@@ -102,13 +111,14 @@ function drawPanel(panel: Panel, offset: number, width: number, height: number):
       `<path class="faint" d="M${left} ${y(value)}H${right}"/>`,
       text('ink', left - 8, y(value) + 4, String(value), 'end'),
     ]),
-    ...ticks(xLow, xHigh, 6).flatMap((value) => [
+    ...(panel.xTicks ?? ticks(xLow, xHigh, 6)).flatMap((value) => [
       `<path class="axis" d="M${x(value)} ${bottom}v4"/>`,
       text('ink', x(value), bottom + 18, String(value), 'middle'),
     ]),
     `<path class="axis" d="M${left} ${margin.top}V${bottom}H${right}"/>`,
     text('ink', (left + right) / 2, bottom + 38, panel.xLabel, 'middle'),
     ...panel.series.map((series, i) => curve(series, i % palette.length, x, y)),
+    ...panel.series.flatMap((series, i) => bars(series, i % palette.length, x, y)),
     ...panel.series.map((series, i) => {
       const column = left + (i % 3) * ((right - left) / 3)
       const row = height + Math.floor(i / 3) * legendHeight + 4
@@ -127,6 +137,15 @@ function curve(series: Series, colour: number, x: (value: number) => number, y: 
     } else pen = 'M'
   }
   return `<path class="curve line${colour}" d="${path}"/>`
+}
+
+/** Intervals with their points. */
+function bars(series: Series, colour: number, x: (value: number) => number, y: (value: number) => number): string[] {
+  return (series.intervals ?? []).flatMap(([low, high], i) => {
+    const [px, py] = series.points[i]!
+    if (![px, py, low, high].every(Number.isFinite)) return []
+    return `<path class="curve line${colour}" d="M${x(px)} ${y(low)}V${y(high)}"/><circle class="dot${colour}" cx="${x(px)}" cy="${y(py)}" r="3"/>`
+  })
 }
 
 /** Smallest and largest value; a range without width gets one. */
