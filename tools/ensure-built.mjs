@@ -40,7 +40,7 @@ const compile = (...args) => [join(root, 'node_modules', 'typescript', 'bin', 't
 ensure(
   'TypeScript',
   'dist/src/index.js',
-  ['src', 'bench', 'examples', 'tsconfig.json'],
+  ['src', 'bench', 'examples', 'study', 'tsconfig.json'],
   compile('tsconfig.json', '--noEmitOnError'),
 )
 ensure('page of reports', 'dist/src/monitor/page/page.js', ['src/monitor/page'], compile('src/monitor/page'))

@@ -1,0 +1,79 @@
+// The stored metrics: one JSON line per run, in a file per kind of run, sorted by id.
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+/** What a model does on held-out problems. */
+export interface Measurement {
+  /** Greedy accuracy by loop count, 1 to T. */
+  accuracy: number[]
+  /** Mean tokens per greedy answer, by loop count. */
+  length: number[]
+  /** Greedy accuracy and mean loops per token under the gate's exits, by threshold. */
+  gates: { threshold: number; accuracy: number; loops: number }[]
+  /** Accuracy of the next token of held-out answers by loop, in terciles of the base's entropy at the last loop. */
+  tokens: Record<Tercile, number[]>
+}
+
+export type Tercile = 'easy' | 'medium' | 'hard'
+
+export interface BaseResult {
+  id: string
+  kind: 'base'
+  /** Steps of Stage I. */
+  steps: number
+  /** CPU seconds of training. */
+  seconds: number
+  final: Measurement
+}
+
+export interface TrainingResult {
+  id: string
+  kind: 'training'
+  method: string
+  base: number
+  learningRate: number
+  /** Arrays with one entry per point; `reward` and `length` are of the samples that trained. */
+  curve: { step: number[]; seconds: number[]; reward: number[]; length: number[]; exitLoop: number[] }
+  /** Accuracy by loop count during the run; `seconds` is CPU time of training so far. */
+  checkpoints: { step: number; seconds: number; accuracy: number[] }[]
+  final: Measurement
+}
+
+export interface TimingResult {
+  id: string
+  kind: 'timing'
+  method: string
+  /** Medians over steps: of the process's CPU time and of time that passed. */
+  cpuSeconds: number
+  wallSeconds: number
+  /** Most bytes that the engine held for the step beyond model, optimizer and teacher, and the process's resident peak. */
+  engineBytes: number
+  residentBytes: number
+}
+
+export type Result = BaseResult | TrainingResult | TimingResult
+
+/** All stored results by id. */
+export function readResults(folder: string): Map<string, Result> {
+  const results = new Map<string, Result>()
+  if (!existsSync(folder)) return results
+  for (const name of readdirSync(folder).filter((file) => file.endsWith('.jsonl'))) {
+    for (const line of readFileSync(join(folder, name), 'utf8').split('\n')) {
+      if (line === '') continue
+      const result = JSON.parse(line) as Result
+      results.set(result.id, result)
+    }
+  }
+  return results
+}
+
+/** Adds a result to its file; the file is replaced in one step, so that a killed study loses nothing that was finished. */
+export function storeResult(folder: string, result: Result): void {
+  mkdirSync(folder, { recursive: true })
+  const name = `${result.kind}.jsonl`
+  const path = join(folder, name)
+  const others = [...readResults(folder).values()].filter(({ kind, id }) => kind === result.kind && id !== result.id)
+  const lines = [...others, result].sort((a, b) => (a.id < b.id ? -1 : 1)).map((entry) => JSON.stringify(entry))
+  writeFileSync(`${path}.part`, `${lines.join('\n')}\n`)
+  renameSync(`${path}.part`, path)
+}
