@@ -4,8 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import OpenAI, { APIError } from 'openai'
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
-import { createServer, LoopLM, type LoopLMServer, memory, type ServeOptions } from '../src/index.js'
-import { collectGarbage } from './garbage.js'
+import { createServer, LoopLM, type LoopLMServer, type ServeOptions } from '../src/index.js'
 import { writeOuroFolder } from './ouro-folder.js'
 import { refusal } from './refusal.js'
 
@@ -179,6 +178,30 @@ describe("OpenAI's client", () => {
     expect(text).toBe(chat.choices[0]!.message.content)
   })
 
+  it('reads the likeliest tokens beside the one that was drawn', async () => {
+    const { client } = await serve()
+    const body = { model: 'tiny', prompt: 'the', max_tokens: 6, seed: 5 }
+    const [expected] = await model.generate(['the'], { maxNewTokens: 6, seed: 5, logprobs: 3 })
+    const { logprobs } = (await client.completions.create({ ...body, logprobs: 3 })).choices[0]!
+    for (const [i, top] of logprobs!.top_logprobs!.entries()) {
+      const values = expected!.topLogprobs![i]!.map(({ logprob }) => logprob)
+      expect(Object.values(top).sort((a, b) => b - a)).toEqual(values)
+    }
+    const messages = [{ role: 'user' as const, content: 'b' }]
+    const chat = await client.chat.completions.create({
+      ...body,
+      prompt: undefined,
+      messages,
+      logprobs: true,
+      top_logprobs: 2,
+    } as never)
+    const { content } = (chat as OpenAI.ChatCompletion).choices[0]!.logprobs!
+    for (const { logprob, top_logprobs } of content!) {
+      expect(top_logprobs).toHaveLength(2)
+      expect(top_logprobs[0]!.logprob).toBeGreaterThanOrEqual(logprob)
+    }
+  })
+
   it('chooses loops and the exit rule', async () => {
     const { client } = await serve()
     const extra = { loops: 3, exit: { rule: 'gate', threshold: 1e-6 } }
@@ -226,7 +249,9 @@ describe('a refusal', () => {
     ['completions', { ...completion, stop: [''] }, 400, 'stop[0]', />=1 char/],
     ['completions', { ...completion, echo: true }, 400, 'echo', /not repeated/],
     ['completions', { ...completion, loops: 5 }, 400, 'loops', /at most 4/],
-    ['completions', { ...completion, exit: { rule: 'never' } }, 400, 'exit.rule', /never/],
+    ['completions', { ...completion, exit: { rule: 'never' } }, 400, 'exit.rule', /gate/],
+    ['completions', { ...completion, exit: { rule: 'kl' } }, 400, 'exit.threshold', /got undefined/],
+    ['completions', { ...completion, exit: { rule: 'gate', max_loops: 2 } }, 400, 'exit.max_loops', /unknown/],
     ['completions', { ...completion, exit: 'gate' }, 400, 'exit', /"rule"/],
     ['completions', { ...completion, stream_options: { includeUsage: true } }, 400, 'stream_options.includeUsage', /unknown/],
   ] as const)('of %s %j has status %i and names %s', async (kind, body, status, param, message) => {
@@ -316,6 +341,16 @@ describe('load', () => {
     expect(await (await fetch(`${url}/health`)).json()).toMatchObject({ status: 'ok', running: 0, waiting: 0 })
   })
 
+  it('waits for room in the cache and is answered all the same', async () => {
+    const { client, metric } = await serve({ maxCachedTokens: 100 }, slow)
+    const call = () => client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 60 })
+    const answers = await Promise.all([call(), call(), call()])
+    expect(answers.map(({ usage }) => usage!.completion_tokens)).toEqual([60, 60, 60])
+    expect(await metric('looplm_cached_tokens')).toBe(0)
+    const error = await apiError(client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 100 }))
+    expect(error.message).toMatch(/prompt: 1 tokens and 100 new ones are more than the context of 100 tokens/)
+  })
+
   it('is counted for Prometheus', async () => {
     const { client, url, metric } = await serve()
     const { usage } = await client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 9, n: 2 })
@@ -335,10 +370,6 @@ describe('a client that leaves', () => {
     ['a whole answer', false],
   ])('%s frees its rows at once', async (_what, streamed) => {
     const { client, metric } = await serve({ maxRunning: 4 }, slow)
-    await client.completions.create({ ...endless, n: 4, max_tokens: 2 })
-    await slow.score([[1, 2]]) // workspaces stay with the model
-    await collectGarbage()
-    const before = memory()
     const controller = new AbortController()
     const { signal } = controller
     const read = async () => {
@@ -349,6 +380,7 @@ describe('a client that leaves', () => {
     await until(async () => (await metric('looplm_generated_tokens_total')) > 10)
     expect(await metric('looplm_sequences_running')).toBe(4)
     expect(await metric('looplm_sequences_waiting')).toBe(4)
+    expect(await metric('looplm_cached_tokens')).toBeGreaterThan(4000)
     controller.abort()
     await expect(reading)
       .resolves.toBe(undefined)
@@ -358,9 +390,10 @@ describe('a client that leaves', () => {
     expect(performance.now() - left).toBeLessThan(2000)
     expect(await metric('looplm_sequences_waiting')).toBe(0)
     expect(await metric('looplm_disconnects_total')).toBe(1)
-    await slow.score([[1, 2]]) // whatever was under way has ended
-    await collectGarbage()
-    expect(memory().bytes).toBeLessThanOrEqual(before.bytes)
+    expect(await metric('looplm_cached_tokens')).toBe(0)
+    // and the places are of use to others
+    const { choices } = await client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 3, n: 4 })
+    expect(choices).toHaveLength(4)
   })
 })
 

@@ -1,5 +1,5 @@
 import { basename, resolve } from 'node:path'
-import type { Command } from 'commander'
+import { type Command, Option } from 'commander'
 import { LoopLM } from '../model/model.js'
 import { checkServeOptions, type ServeOptions } from '../serve/options.js'
 import { createServer } from '../serve/server.js'
@@ -23,6 +23,12 @@ export function addServe(program: Command): void {
     .option('--cors-origin <origin>', 'origin of web pages that may call; may be repeated', collect)
     .option('--max-running <count>', 'sequences generated at once (default: 32)', positiveInteger)
     .option('--max-waiting <count>', 'sequences in the queue; more are refused (default: 128)', natural)
+    .option(
+      '--max-cached-tokens <count>',
+      'tokens in the cache, prompts and room for answers; default half of the free memory',
+      positiveInteger,
+    )
+    .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
     .option('--max-context <count>', "tokens of prompt and answer; default the model's", positiveInteger)
     .option('--max-new-tokens <count>', 'tokens of an answer (default: 4096)', positiveInteger)
     .option('--max-body-bytes <count>', 'size of a request (default: 1000000)', positiveInteger)

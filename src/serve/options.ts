@@ -6,6 +6,9 @@ import { checkOptions } from '../rl/validate.js'
 const seconds = (fallback: number) => z.number().positive().max(86_400).default(fallback)
 const count = (fallback: number) => z.int().min(1).max(1_000_000).default(fallback)
 
+/** Slots of all planes of a layer are numbered by 32-bit integers. */
+export const maxCachedTokens = 2 ** 24
+
 const schema = z.strictObject({
   name: z.string().min(1).default('looplm'),
   host: z.string().min(1).default('127.0.0.1'),
@@ -14,6 +17,8 @@ const schema = z.strictObject({
   corsOrigins: z.array(z.string().min(1)).default([]),
   maxRunning: count(32),
   maxWaiting: z.int().min(0).max(1_000_000).default(128),
+  maxCachedTokens: z.int().min(1).max(maxCachedTokens).optional(),
+  kv: z.enum(['per-loop', 'shared']).default('per-loop'),
   maxConnections: count(1024),
   maxBodyBytes: count(1_000_000),
   maxContext: count(1_000_000),
@@ -41,6 +46,10 @@ export interface ServeOptions {
   maxRunning?: number
   /** Sequences that may wait for a place; more are refused with 429. Default 128. */
   maxWaiting?: number
+  /** Tokens in the cache at once, prompts and room for the answers; sequences wait for room. Default what half of the free memory holds. */
+  maxCachedTokens?: number
+  /** Cache planes per loop (exact, default) or one that all loops share (a T-th of the memory). */
+  kv?: 'per-loop' | 'shared'
   /** Connections at once; default 1024. */
   maxConnections?: number
   /** Size of a request's body; default 1,000,000. */

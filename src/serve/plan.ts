@@ -23,7 +23,7 @@ export interface Plan {
 export interface Served {
   model: LoopLM
   tokenizer: Tokenizer
-  settings: ServeSettings
+  settings: ServeSettings & { maxCachedTokens: number }
 }
 
 /** @throws HttpError 400 or 404 naming the field */
@@ -124,7 +124,7 @@ function plan(
 
 /** Tokens that a prompt and its answer may have together. */
 export function contextOf({ model, settings }: Served): number {
-  return Math.min(settings.maxContext, model.config.max_position_embeddings)
+  return Math.min(settings.maxContext, model.config.max_position_embeddings, settings.maxCachedTokens)
 }
 
 /** Where a sequence ends beside its stop texts. A turn of a chat ends where the template ends it. */
@@ -138,10 +138,8 @@ function seedOf(seed: number, choice: number): number {
   return Number(BigInt.asUintN(53, BigInt(seed) + BigInt(choice) * 0x9e3779b97f4a7c15n))
 }
 
-/** `min_loops` of a request is `minLoops` of the model. */
-function exitRule(exit: Readonly<Record<string, unknown>>): ExitRule {
-  const camel = (name: string) => name.replaceAll(/_([a-z])/g, (_, letter: string) => letter.toUpperCase())
-  return Object.fromEntries(Object.entries(exit).map(([name, value]) => [camel(name), value])) as unknown as ExitRule
+function exitRule({ rule, threshold, min_loops: minLoops }: NonNullable<ChatRequest['exit']>): ExitRule {
+  return { rule, ...given({ threshold, minLoops }) } as ExitRule // the model says which of them a rule needs
 }
 
 function encode(tokenizer: Tokenizer, text: string, addSpecialTokens: boolean, param: string): number[] {

@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import type { ExitRule } from '../model/types.js'
 import { nearestName } from '../rl/validate.js'
 import { HttpError } from './http-error.js'
 
@@ -12,6 +13,8 @@ const ignored = z.unknown().optional()
 /** Accepted with the value that changes nothing; any other would be silently wrong. */
 const only = <Value extends string | number | boolean>(value: Value, reason: string) =>
   z.literal(value, { error: `must be ${JSON.stringify(value)}: ${reason}` }).nullish()
+
+const exitRules = ['fixed', 'gate', 'hidden-delta', 'kl', 'entropy', 'argmax-stable'] as const satisfies ExitRule['rule'][]
 
 const shared = {
   model: z.string().min(1),
@@ -27,7 +30,10 @@ const shared = {
   stream_options: z.strictObject({ include_usage: z.boolean().nullish(), include_obfuscation: ignored }).nullish(),
   loops: z.int().min(1).max(64).nullish(),
   exit: z
-    .looseObject({ rule: z.string() }, 'must be an object with a rule, such as { "rule": "gate", "threshold": 0.6 }')
+    .strictObject(
+      { rule: z.enum(exitRules), threshold: z.number().min(0).optional(), min_loops: z.int().min(1).max(64).optional() },
+      'must be an object with a rule, such as { "rule": "gate", "threshold": 0.6 }',
+    )
     .nullish(),
   frequency_penalty: only(0, 'penalties are not supported'),
   presence_penalty: only(0, 'penalties are not supported'),

@@ -2,14 +2,16 @@ import { createHash, randomUUID, timingSafeEqual } from 'node:crypto'
 import { setMaxListeners } from 'node:events'
 import { createServer as createHttpServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { freemem } from 'node:os'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
+import type { Scheduler } from '../model/scheduler.js'
 import type { GenerateChunk, GenerateOptions, TokenSequence } from '../model/types.js'
 import { Admission } from './admission.js'
 import { EventStream, readJson, refuseSocket, sendError, sendJson } from './http.js'
 import { HttpError, toHttpError } from './http-error.js'
 import { Metrics } from './metrics.js'
-import { checkServeOptions, isLoopback, type ServeOptions, type ServeSettings } from './options.js'
+import { checkServeOptions, isLoopback, maxCachedTokens, type ServeOptions, type ServeSettings } from './options.js'
 import { contextOf, type Plan, planChat, planCompletion, type Served } from './plan.js'
 import { parseChat, parseCompletion } from './request.js'
 import { type Piece, type TokenReport, usageOf } from './responses.js'
@@ -31,18 +33,20 @@ const paths: Readonly<Record<string, readonly string[]>> = {
  * model's own batch.
  */
 export class LoopLMServer {
-  readonly settings: Readonly<ServeSettings>
+  readonly settings: Readonly<ServeSettings & { maxCachedTokens: number }>
   readonly #served: Served
   readonly #server: Server
   readonly #admission: Admission
   readonly #metrics: Metrics
   readonly #open = new Set<AbortController>()
+  #scheduler: Scheduler | undefined
   readonly #created = Math.floor(Date.now() / 1000)
   #stopping: Promise<void> | undefined
 
   /** @internal */
   constructor(model: LoopLM, options: ServeOptions) {
-    const settings = checkServeOptions(options)
+    const checked = checkServeOptions(options)
+    const settings = { ...checked, maxCachedTokens: checked.maxCachedTokens ?? roomForTokens(model, checked) }
     const { tokenizer } = model
     if (tokenizer === undefined) {
       const message = 'the model has no tokenizer; load a folder with tokenizer.json or set model.tokenizer'
@@ -55,6 +59,7 @@ export class LoopLMServer {
       running: () => this.#admission.running,
       waiting: () => this.#admission.waiting,
       requests: () => this.#open.size,
+      cachedTokens: () => this.#scheduler?.stats().cachedTokens ?? 0,
     })
     const header = settings.headerTimeout * 1000
     this.#server = createHttpServer(
@@ -117,6 +122,7 @@ export class LoopLMServer {
     await closed
     while (this.#open.size > 0) await new Promise((resolve) => setTimeout(resolve, 10)) // of a handler mounted elsewhere
     for (const timer of timers) clearTimeout(timer)
+    this.#scheduler?.dispose()
   }
 
   /** Answers one request; mounts into any server that has node:http's requests, for example `app.use(server.handler)`. */
@@ -330,13 +336,28 @@ export class LoopLMServer {
   }
 
   #tokens(prompt: TokenSequence, options: GenerateOptions): AsyncIterable<GenerateChunk> {
-    return this.#served.model.stream(prompt, options)
+    const { maxRunning: maxRows, maxCachedTokens: maxTokens, kv } = this.settings
+    this.#scheduler ??= this.#served.model.scheduler({ maxRows, maxTokens, kv })
+    return this.#scheduler.add(prompt, options)
   }
+}
+
+/** As many tokens as half of the free memory holds keys and values of, but no more than all places can use. */
+function roomForTokens({ config, dtype }: LoopLM, { kv, maxRunning }: ServeSettings): number {
+  const planes = config.num_hidden_layers * (kv === 'shared' ? 1 : config.total_ut_steps)
+  const bytes = 2 * planes * config.num_key_value_heads * config.head_dim * { bfloat16: 2, float32: 4, float64: 8 }[dtype]
+  const useful = maxRunning * config.max_position_embeddings
+  return Math.max(1, Math.min(useful, Math.floor(freemem() / 2 / bytes), maxCachedTokens))
 }
 
 const emptyPiece = (index: number): Piece => ({ index, text: '', tokens: [], finishReason: null })
 
-const report = ({ token, logprob, loop }: GenerateChunk): TokenReport => ({ token, logprob, loop, alternatives: [] })
+const report = ({ token, logprob, loop, topLogprobs = [] }: GenerateChunk): TokenReport => ({
+  token,
+  logprob,
+  loop,
+  alternatives: topLogprobs,
+})
 
 /**
  * A server with OpenAI's HTTP interface: /v1/models, /v1/completions and /v1/chat/completions with streaming, /health and /metrics.
