@@ -1,0 +1,132 @@
+// Ten minutes of everything a server meets at once; its memory at the end is that of the beginning. LOOPLM_SOAK_SECONDS shortens it.
+import { spawn } from 'node:child_process'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { connect } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import OpenAI, { APIError } from 'openai'
+import { afterAll, beforeAll, expect, it } from 'vitest'
+import { Random } from '../../src/data/random.js'
+import { writeOuroFolder } from '../ouro-folder.js'
+
+const seconds = Number(process.env.LOOPLM_SOAK_SECONDS ?? 600)
+const program = join(import.meta.dirname, '..', '..', 'dist', 'src', 'cli', 'main.js')
+let root: string
+beforeAll(async () => {
+  root = await mkdtemp(join(tmpdir(), 'looplm-soak-'))
+  const config = { hidden_size: 64, intermediate_size: 128, num_hidden_layers: 4, num_attention_heads: 4 }
+  await writeOuroFolder(join(root, 'ouro'), { config })
+})
+afterAll(() => rm(root, { recursive: true }))
+
+const counts = { answers: 0, streams: 0, left: 0, full: 0, malformed: 0 }
+
+/** One client's next deed. */
+async function act(client: OpenAI, url: URL, random: Random): Promise<void> {
+  const max_tokens = 1 + random.integer(120)
+  const extra = { exit: { rule: 'gate', threshold: 0.2 + 0.8 * random.uniform() }, loops: 1 + random.integer(4) }
+  const content = 'the é😀 in '.repeat(1 + random.integer(60))
+  const chat = { model: 'ouro', messages: [{ role: 'user' as const, content }], max_tokens, n: 1 + random.integer(3), ...extra }
+  const deed = random.uniform()
+  try {
+    if (deed < 0.35) {
+      const { choices } = await client.chat.completions.create({ ...chat, logprobs: true, top_logprobs: 2 })
+      expect(choices).toHaveLength(chat.n)
+      counts.answers++
+    } else if (deed < 0.7) {
+      let ended = 0
+      for await (const { choices } of await client.chat.completions.create({ ...chat, stream: true }))
+        ended += choices.filter(({ finish_reason }) => finish_reason !== null).length
+      expect(ended).toBe(chat.n)
+      counts.streams++
+    } else if (deed < 0.9) {
+      const controller = new AbortController()
+      setTimeout(() => controller.abort(), random.integer(100))
+      const stream = client.chat.completions.create({ ...chat, max_tokens: 1000, stream: true }, { signal: controller.signal })
+      await stream.then(
+        async (events) => {
+          for await (const _ of events);
+        },
+        () => {},
+      )
+      counts.left++
+    } else {
+      await new Promise<void>((resolve) => {
+        const socket = connect(Number(url.port), url.hostname, () => {
+          socket.write(
+            `POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 90\r\n\r\n{"model"`,
+          )
+          setTimeout(() => socket.destroy(), random.integer(50))
+        })
+        socket.on('error', () => {}).on('close', () => resolve())
+      })
+      counts.malformed++
+    }
+  } catch (error) {
+    if (!(error instanceof APIError) || error.status !== 429) throw error
+    counts.full++
+    await new Promise((resolve) => setTimeout(resolve, 50))
+  }
+}
+
+it(`${seconds} s of load leave the memory flat`, { timeout: (seconds + 120) * 1000 }, async () => {
+  const child = spawn(process.execPath, [
+    program,
+    'serve',
+    join(root, 'ouro'),
+    '--port',
+    '0',
+    '--max-running',
+    '8',
+    '--max-waiting',
+    '8',
+  ])
+  let stderr = ''
+  child.stderr.on('data', (text) => (stderr += text))
+  const url = new URL(
+    await new Promise<string>((resolve, reject) => {
+      child.stdout.on('data', (text) => resolve(/ at (\S+)/.exec(String(text))![1]!))
+      child.on('close', (code) => reject(new Error(`looplm serve ended with ${code}: ${stderr}`)))
+    }),
+  )
+  const metric = async (name: string) => {
+    const text = await (await fetch(`${url.origin}/metrics`)).text()
+    return Number(new RegExp(`^${name} (.*)$`, 'm').exec(text)![1])
+  }
+  const client = new OpenAI({ baseURL: url.href, apiKey: 'none', maxRetries: 0 })
+  const end = Date.now() + seconds * 1000
+  const samples: number[] = []
+  const clients = Array.from({ length: 12 }, async (_, i) => {
+    const random = new Random(i)
+    while (Date.now() < end) await act(client, url, random)
+  })
+  const watch = (async () => {
+    while (Date.now() < end) {
+      await new Promise((resolve) => setTimeout(resolve, Math.max(100, seconds * 10)))
+      samples.push((await metric('process_resident_memory_bytes')) / 2 ** 20)
+    }
+  })()
+  await Promise.all([...clients, watch])
+
+  await expect.poll(() => metric('looplm_sequences_running'), { timeout: 10_000 }).toBe(0)
+  expect(await metric('looplm_cached_tokens')).toBe(0)
+  expect(await metric('looplm_requests_open')).toBe(0)
+  const generated = await metric('looplm_generated_tokens_total')
+  child.kill('SIGINT')
+  expect(await new Promise((resolve) => child.on('close', resolve))).toBe(0)
+  expect(stderr.replace('\nstopping; press Ctrl-C again to end at once\n', '')).toBe('')
+
+  const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length
+  const quarter = Math.floor(samples.length / 4)
+  const [second, last] = [mean(samples.slice(quarter, 2 * quarter)), mean(samples.slice(-quarter))]
+  const figures = {
+    ...counts,
+    generated,
+    second: Math.round(second),
+    last: Math.round(last),
+    most: Math.round(Math.max(...samples)),
+  }
+  console.log(`soak of ${seconds} s: ${JSON.stringify(figures)} (MiB: mean of the second and the last quarter, largest)`)
+  expect(counts.answers + counts.streams).toBeGreaterThan(seconds)
+  expect(last).toBeLessThan(1.1 * second + 8)
+})
