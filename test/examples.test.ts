@@ -103,6 +103,16 @@ describe('examples', () => {
     expect(output).toBe('')
   })
 
+  it.each([
+    ['fastify', /^8 answers; the fourth has \d+ tokens.*\ntrue\n$/],
+    ['openai-client', /^whole: [\s\S]*mean_loops: [\d.]+[\s\S]*streamed the same text: true\n$/],
+    ['worker', /^(\w+ → 16 tokens, mean log-probability -[\d.]+: .*\n){3}$/],
+    ['vectors', /^states 4 × 7 × 64; .*: true\nagrees with score\(\): true\n$/],
+  ])('examples/%s.ts runs', (name, said) => {
+    const program = join(root, 'dist', 'examples', `${name}.js`)
+    expect(execFileSync(process.execPath, [program], { encoding: 'utf8' })).toMatch(said)
+  })
+
   for (const document of documents.filter((d) => d.blocks.length > 0))
     it.each(document.blocks.map((text, i) => [i, text] as const))(`of ${document.name}, block %i, runs`, async (i, text) => {
       const file = join(folder, `${document.name.replaceAll(/\W/g, '-')}-${i}.ts`)
