@@ -65,7 +65,7 @@ async function runUntil(trainer: RLTTTrainer | GRPOTrainer | PretrainTrainer, la
 
 async function readLines(runDir: string): Promise<Record<string, number>[]> {
   const lines = (await readFile(join(runDir, 'metrics.jsonl'), 'utf8')).trimEnd().split('\n')
-  const timed = new Set(['step_time', 'sampling_time', 'tokens_per_second'])
+  const timed = new Set(['step_time', 'sampling_time', 'tokens_per_second', 'memory/resident', 'memory/device'])
   return lines.map((line) => Object.fromEntries(Object.entries<number>(JSON.parse(line)).filter(([name]) => !timed.has(name))))
 }
 

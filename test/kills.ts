@@ -152,7 +152,7 @@ export async function outcomeOf(root: string, name: string, steps: number): Prom
   }
   for (const file of ['metrics.jsonl', 'completions.jsonl']) {
     const text = await readFile(join(root, name, file), 'utf8').catch(() => '')
-    const timed = new Set(['step_time', 'sampling_time', 'tokens_per_second'])
+    const timed = new Set(['step_time', 'sampling_time', 'tokens_per_second', 'memory/resident', 'memory/device'])
     const lines = text
       .split('\n')
       .map((line) => line && JSON.stringify(JSON.parse(line), (key, value) => (timed.has(key) ? undefined : value)))

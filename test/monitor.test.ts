@@ -1,10 +1,11 @@
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { lineChart, ticks } from '../src/monitor/chart.js'
 import { formatDuration, formatNumber, Progress } from '../src/monitor/progress.js'
 import { RunFolder } from '../src/monitor/run-folder.js'
+import { crc32c, scalarEvent } from '../src/monitor/tensorboard.js'
 
 let root: string
 beforeAll(async () => {
@@ -123,5 +124,117 @@ describe('line chart', () => {
         ],
       }),
     ).not.toContain('NaN')
+  })
+})
+
+/** One event as another reader of the format sees it: fields by number, messages as lists of fields. */
+type Field = [number: number, value: number | Buffer]
+
+function fields(message: Buffer): Field[] {
+  const found: Field[] = []
+  let at = 0
+  const varint = () => {
+    let value = 0
+    for (let factor = 1; ; factor *= 128) {
+      const byte = message[at++]!
+      value += (byte & 127) * factor
+      if (byte < 128) return value
+    }
+  }
+  const take = (length: number) => {
+    at += length
+    return message.subarray(at - length, at)
+  }
+  while (at < message.length) {
+    const tag = varint()
+    const kind = tag & 7
+    const number = tag >>> 3
+    if (kind === 0) found.push([number, varint()])
+    else if (kind === 1) found.push([number, take(8).readDoubleLE()])
+    else if (kind === 5) found.push([number, take(4).readFloatLE()])
+    else found.push([number, take(varint())])
+  }
+  return found
+}
+
+/** The CRC by its definition: the remainder of a division of polynomials, bit by bit. */
+function slowCrc(bytes: Buffer): number {
+  let crc = 0xffffffffn
+  for (const byte of bytes)
+    for (let bit = 0; bit < 8; bit++) {
+      const carry = (crc ^ BigInt((byte >> bit) & 1)) & 1n
+      crc = (crc >> 1n) ^ (carry * 0x82f63b78n)
+    }
+  return Number(crc ^ 0xffffffffn)
+}
+
+function readEvents(file: Buffer): Field[][] {
+  const events: Field[][] = []
+  const check = (bytes: Buffer, stored: number) => {
+    const unmasked = (stored - 0xa282ead8) >>> 0
+    expect(((unmasked << 15) | (unmasked >>> 17)) >>> 0).toBe(slowCrc(bytes))
+  }
+  for (let at = 0; at < file.length; ) {
+    const length = Number(file.readBigUInt64LE(at))
+    check(file.subarray(at, at + 8), file.readUInt32LE(at + 8))
+    const data = file.subarray(at + 12, at + 12 + length)
+    check(data, file.readUInt32LE(at + 12 + length))
+    events.push(fields(data))
+    at += length + 16
+  }
+  return events
+}
+
+describe('events for TensorBoard', () => {
+  it('have the checksums of RFC 3720', () => {
+    expect(crc32c(Buffer.alloc(32))).toBe(0x8a9136aa)
+    expect(crc32c(Buffer.alloc(32, 0xff))).toBe(0x62a8ab43)
+    expect(crc32c(Uint8Array.from({ length: 32 }, (_, i) => i))).toBe(0x46dd794e)
+    expect(crc32c(Buffer.from('123456789'))).toBe(0xe3069283)
+  })
+
+  it('hold the numbers of every step, and where a resumed run begins', async () => {
+    const path = join(root, 'events')
+    const first = await RunFolder.open(path, { config: {}, step: 0 })
+    await first.metrics({ type: 'step', step: 1, loss: 0.5, 'loop_1/weight': 0.25, note: 'no number' })
+    await first.metrics({ type: 'step', step: 300, loss: -1e-7 })
+    const [name] = (await readdir(path)).filter((file) => file.includes('tfevents'))
+    const events = readEvents(await readFile(join(path, name!)))
+    expect(events).toHaveLength(4)
+    const now = Date.now() / 1000
+    for (const event of events) expect(Math.abs((event[0]![1] as number) - now)).toBeLessThan(100)
+    expect(events[0]!.slice(1)).toEqual([
+      [2, 0],
+      [3, Buffer.from('brain.Event:2')],
+    ])
+    expect(events[1]!.slice(1)).toEqual([
+      [2, 1],
+      [7, Buffer.from([8, 1])],
+    ]) // session_log { status: START }
+    const scalars = (event: Field[]) =>
+      fields(event.find(([number]) => number === 5)![1] as Buffer).map(([, value]) => fields(value as Buffer))
+    expect(events[2]![1]).toEqual([2, 1])
+    expect(scalars(events[2]!)).toEqual([
+      [
+        [1, Buffer.from('loss')],
+        [2, 0.5],
+      ],
+      [
+        [1, Buffer.from('loop_1/weight')],
+        [2, 0.25],
+      ],
+    ])
+    expect(events[3]![1]).toEqual([2, 300])
+    expect(scalars(events[3]!)).toEqual([
+      [
+        [1, Buffer.from('loss')],
+        [2, Math.fround(-1e-7)],
+      ],
+    ])
+  })
+
+  it('count steps beyond 32 bits', () => {
+    const [event] = readEvents(Buffer.from(scalarEvent(2 ** 40 + 5, { x: 1 }, 0)))
+    expect(event![1]).toEqual([2, 2 ** 40 + 5])
   })
 })

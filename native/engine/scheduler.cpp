@@ -191,7 +191,8 @@ struct Scheduler::State {
   // First come, first served: a request that does not fit holds back those behind it, so that none waits for ever.
   void admit() {
     while (!waiting.empty() && !free_places.empty()) {
-      auto& [id, request] = waiting.front();
+      const int64_t id = waiting.front().first;
+      GenerateRequest& request = waiting.front().second;
       const int most = request.exit.max_loops > 0 ? request.exit.max_loops : loops;
       const auto known =
           std::find_if(prompts.begin(), prompts.end(), [&](auto& p) { return p->loops == most && p->tokens == request.prompt; });

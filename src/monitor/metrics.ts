@@ -1,6 +1,6 @@
 /*
  * What every metric is: the report's charts and docs/metrics.md are both made from this list, and a test holds it against what the
- * trainers write. `<t>` stands for a loop, counted from 1, and `<name>` for a reward.
+ * trainers write. `<t>` stands for a loop, counted from 1, and `<name>` for a reward or a task.
  */
 
 /** One metric, or one per loop or reward. */
@@ -39,6 +39,7 @@ export const metricGroups: readonly MetricGroup[] = [
             '',
             'Mean reward of greedy answers to the held-out problems when every token runs t loops: the accuracy, when rewards are 0 and 1.',
           ),
+          metric('eval/<name>/loop_<t>/reward', '', 'The same for one of `evalTasks`.'),
         ],
       },
       {
@@ -77,7 +78,10 @@ export const metricGroups: readonly MetricGroup[] = [
       },
       {
         title: 'Length of greedy answers',
-        metrics: [metric('eval/loop_<t>/mean_length', 'tokens', 'Mean tokens per greedy answer with t loops.')],
+        metrics: [
+          metric('eval/loop_<t>/mean_length', 'tokens', 'Mean tokens per greedy answer with t loops.'),
+          metric('eval/<name>/loop_<t>/mean_length', 'tokens', 'The same for one of `evalTasks`.'),
+        ],
       },
     ],
   },
@@ -225,16 +229,12 @@ export const metricGroups: readonly MetricGroup[] = [
   },
 ]
 
-/** Whether a documented name, with its `<t>` or `<name>`, means this metric; what stands in their place, or undefined. */
-export function matchMetric(pattern: string, name: string): { loop?: number; reward?: string } | undefined {
-  const loop = pattern.indexOf('<t>')
-  const reward = pattern.indexOf('<name>')
-  if (loop === -1 && reward === -1) return pattern === name ? {} : undefined
-  const start = Math.max(loop, reward)
-  const head = pattern.slice(0, start)
-  const tail = pattern.slice(pattern.indexOf('>') + 1)
-  if (name.length <= head.length + tail.length || !name.startsWith(head) || !name.endsWith(tail)) return undefined
-  const middle = name.slice(head.length, name.length - tail.length)
-  if (reward !== -1) return { reward: middle }
-  return /^[1-9]\d*$/.test(middle) ? { loop: Number(middle) } : undefined
+/** What stands in a name for `<t>` and `<name>` of a documented one; undefined when the name is another metric. */
+export function matchMetric(documented: string, name: string): { loop?: number; name?: string } | undefined {
+  const literal = documented.replaceAll(/[.*+?^${}()|[\]\\]/g, '\\$&')
+  const pattern = literal.replace('<t>', '(?<loop>[1-9]\\d*)').replace('<name>', '(?<name>.+)')
+  const match = new RegExp(`^${pattern}$`).exec(name)
+  if (match === null) return undefined
+  const { loop, name: found } = match.groups ?? {}
+  return { ...(loop !== undefined && { loop: Number(loop) }), ...(found !== undefined && { name: found }) }
 }

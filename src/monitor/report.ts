@@ -54,9 +54,7 @@ function layOut(names: readonly string[]): ReportData['sections'] {
       const match = left.has(metric) ? matchMetric(doc.name, metric) : undefined
       if (match === undefined) return []
       left.delete(metric)
-      const label = match.loop === undefined ? metric : match.loop === 1 ? '1 loop' : `${match.loop} loops`
-      const isLoop = doc.name.startsWith('loop_') // a quantity of one loop, not of a run with so many
-      return [{ metric, label: isLoop ? `loop ${match.loop}` : label, description: doc.description, loop: match.loop ?? 0 }]
+      return [{ metric, label: labelOf(doc.name, metric, match), description: doc.description, loop: match.loop ?? 0 }]
     })
     found.sort((a, b) => a.loop - b.loop)
     return found.map(({ loop, ...line }) => line)
@@ -69,6 +67,13 @@ function layOut(names: readonly string[]): ReportData['sections'] {
   }))
   const others = [...left].map((metric) => ({ title: metric, unit: '', lines: [{ metric, label: metric, description: '' }] }))
   return [...sections, { title: 'Others', charts: others }].filter(({ charts }) => charts.length > 0)
+}
+
+/** A curve's name in a legend: short where the chart's title says the rest. */
+function labelOf(documented: string, metric: string, { loop, name }: { loop?: number; name?: string }): string {
+  if (loop === undefined) return metric
+  if (documented.startsWith('loop_')) return `loop ${loop}` // a quantity of one loop, not of a run with so many
+  return [name, loop === 1 ? '1 loop' : `${loop} loops`].filter((part) => part !== undefined).join(', ')
 }
 
 const uplot = join(dirname(createRequire(import.meta.url).resolve('uplot/package.json')), 'dist')

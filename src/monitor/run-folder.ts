@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { stringify } from 'yaml'
 import { fileError, LoopLMError } from '../errors.js'
+import { eventFileHead, scalarEvent } from './tensorboard.js'
 
 /** A line of metrics.jsonl or completions.jsonl. */
 export interface RunRecord {
@@ -15,17 +16,21 @@ export interface RunRecord {
 export const files = { metrics: 'metrics.jsonl', completions: 'completions.jsonl' } as const
 
 /**
- * The record of a run: metrics.jsonl (the truth), completions.jsonl and config.yaml in one folder. Every line is written at once,
- * so that a crash loses none.
+ * The record of a run: metrics.jsonl (the truth), the same numbers for TensorBoard, completions.jsonl and config.yaml in one folder.
+ * Every line is written at once, so that a crash loses none.
  */
 export class RunFolder {
   readonly path: string
   readonly #config: string
   readonly #warn: (message: string) => void
+  readonly #firstStep: number
+  /** A new one whenever the run is opened: what a crash cut off stays behind. */
+  readonly #events = `events.out.tfevents.${Math.floor(Date.now() / 1000)}.looplm.${process.pid}`
 
-  private constructor(path: string, config: string, warn: (message: string) => void) {
+  private constructor(path: string, config: string, step: number, warn: (message: string) => void) {
     this.path = path
     this.#config = config
+    this.#firstStep = step + 1
     this.#warn = warn
   }
 
@@ -43,7 +48,7 @@ export class RunFolder {
     options: { config: Record<string, unknown>; step: number; warn?: (message: string) => void },
   ): Promise<RunFolder> {
     const { step, warn = () => {} } = options
-    const folder = new RunFolder(path, stringify(options.config), warn)
+    const folder = new RunFolder(path, stringify(options.config), step, warn)
     await folder.#create()
     for (const name of Object.values(files)) {
       const damaged = await truncate(join(path, name), step)
@@ -69,9 +74,17 @@ export class RunFolder {
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'run' })
   }
 
-  /** Appends a line to metrics.jsonl. */
+  /** Appends a line to metrics.jsonl, and its numbers to the event file. */
   async metrics(record: RunRecord): Promise<void> {
     await this.#append(files.metrics, `${JSON.stringify(record)}\n`)
+    const { step, ...fields } = record
+    const numbers = Object.entries(fields).filter((entry): entry is [string, number] => typeof entry[1] === 'number')
+    const seconds = Date.now() / 1000
+    await this.#append(
+      this.#events,
+      scalarEvent(step, Object.fromEntries(numbers), seconds),
+      eventFileHead(this.#firstStep, seconds),
+    )
   }
 
   /** Appends lines to completions.jsonl. */
@@ -94,14 +107,14 @@ export class RunFolder {
     }
   }
 
-  async #append(name: string, text: string): Promise<void> {
+  async #append(name: string, text: string | Uint8Array, head?: Uint8Array): Promise<void> {
     const path = join(this.path, name)
     try {
-      await appendWhole(path, text).catch(async (error) => {
+      await appendWhole(path, text, head).catch(async (error) => {
         if (error.code !== 'ENOENT') throw error
         await this.#create()
         this.#warn(`the run folder ${this.path} has vanished and was made again; what it held is lost`)
-        await appendWhole(path, text)
+        await appendWhole(path, text, head)
       })
     } catch (cause) {
       throw fileError(cause, 'write', path, 'run')
@@ -109,12 +122,17 @@ export class RunFolder {
   }
 }
 
-/** Appends all of a text or, on a full disk, nothing: half a line would spoil the next one. */
-async function appendWhole(path: string, text: string): Promise<void> {
+/**
+ * Appends all of a text or, on a full disk, nothing: half a line would spoil the next one.
+ *
+ * @param head what an empty file begins with
+ */
+async function appendWhole(path: string, text: string | Uint8Array, head?: Uint8Array): Promise<void> {
   const file = await open(path, 'a')
   try {
     const { size } = await file.stat()
-    await file.appendFile(text).catch(async (error) => {
+    const all = size === 0 && head !== undefined ? Buffer.concat([head, Buffer.from(text)]) : text
+    await file.appendFile(all).catch(async (error) => {
       await file.truncate(size).catch(() => {}) // the first error is the one to report
       throw error
     })

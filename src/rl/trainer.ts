@@ -1,10 +1,13 @@
+import { join } from 'node:path'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import { AdamW } from '../model/optimizer.js'
 import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
+import { writeReport } from '../monitor/report.js'
 import { RunFolder, type RunRecord } from '../monitor/run-folder.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
+import { memory } from '../tensor/devices.js'
 import {
   type CheckpointPart,
   checkpointPath,
@@ -141,26 +144,30 @@ export abstract class Trainer<
     const { folder, resumed } = await this.#open()
     let metrics: Metrics = {}
     let saved = resumed ? this.#step : -1
-    for (;;) {
-      const evaluation = this.#evaluationIsDue() ? await this.#evaluateStep(folder, signal) : undefined
-      if (evaluation !== undefined) {
-        const event: TrainerEvent = { type: 'eval', step: this.#step, metrics: evaluation }
-        await onEval?.(event)
+    try {
+      for (;;) {
+        const evaluation = this.#evaluationIsDue() ? await this.#evaluateStep(folder, signal) : undefined
+        if (evaluation !== undefined) {
+          const event: TrainerEvent = { type: 'eval', step: this.#step, metrics: evaluation }
+          await onEval?.(event)
+          yield event
+        }
+        const ends = this.#step >= steps || signal?.aborted === true || this.#selection.exhausted
+        const due = this.#step > 0 && saveEvery > 0 && this.#step % saveEvery === 0
+        if (folder !== undefined && saved !== this.#step && (ends || due || this.#selection.holds(this.#step))) {
+          saved = this.#step
+          yield { type: 'checkpoint', step: saved, metrics: {}, path: await this.#save(folder) }
+        }
+        if (ends) break
+        const made = await this.#runStep(folder, signal)
+        if (made === undefined) continue
+        metrics = made
+        const event: TrainerEvent = { type: 'step', step: this.#step, metrics }
+        await onStep?.(event)
         yield event
       }
-      const ends = this.#step >= steps || signal?.aborted === true || this.#selection.exhausted
-      const due = this.#step > 0 && saveEvery > 0 && this.#step % saveEvery === 0
-      if (folder !== undefined && saved !== this.#step && (ends || due || this.#selection.holds(this.#step))) {
-        saved = this.#step
-        yield { type: 'checkpoint', step: saved, metrics: {}, path: await this.#save(folder) }
-      }
-      if (ends) break
-      const made = await this.#runStep(folder, signal)
-      if (made === undefined) continue
-      metrics = made
-      const event: TrainerEvent = { type: 'step', step: this.#step, metrics }
-      await onStep?.(event)
-      yield event
+    } finally {
+      if (folder !== undefined) await this.#report(folder)
     }
     const stoppedEarly = this.#step < steps && this.#selection.exhausted
     const aborted = this.#step < steps && !stoppedEarly
@@ -312,7 +319,7 @@ export abstract class Trainer<
         throw new LoopLMError(code, message, { operation: `step ${this.#step + 1}`, cause })
       })
       if (work === undefined) return undefined
-      const metrics = await this.#finishStep(work, start)
+      const metrics = { ...(await this.#finishStep(work, start)), ...memoryMetrics() }
       const records = work.completions.map((completion): RunRecord => ({ step: this.#step, ...completion }))
       if (records.length > 0) await folder?.completions(records)
       await folder?.metrics({ type: 'step', step: this.#step, ...metrics })
@@ -491,6 +498,12 @@ export abstract class Trainer<
     await loadParameters(this.model, best.path)
   }
 
+  /** What the run came to, also when it fails: report.html in its folder. */
+  async #report(folder: RunFolder): Promise<void> {
+    const write = writeReport([folder.path], join(folder.path, 'report.html'))
+    await write.catch((error) => this.warn(`no report was written: ${toLoopLMError(error).message}`))
+  }
+
   /** Two updates at a time would mix their gradients. */
   async #exclusively<Result>(method: string, action: () => Promise<Result>): Promise<Result> {
     if (this.#busy) {
@@ -517,4 +530,9 @@ async function unlessAborted<Result>(
     if (signal?.aborted === true && toLoopLMError(error).code === 'ABORTED') return undefined
     throw error
   }
+}
+
+/** Resident memory of the process and memory on devices, in MiB. */
+function memoryMetrics(): Metrics {
+  return { 'memory/resident': process.memoryUsage.rss() / 2 ** 20, 'memory/device': memory().bytes / 2 ** 20 }
 }
