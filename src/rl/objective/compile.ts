@@ -1,0 +1,228 @@
+import type { LossBatch, LossObjective, LossTerm, Recompute, TokenSequence } from '../../model/types.js'
+import { sequenceNorms } from '../normalizer.js'
+import type { BeliefSpec, Objective, ObjectiveTerm } from './schema.js'
+import { valueAt } from './schema.js'
+
+/** What one call of the engine's loss core gets. */
+export interface EnginePass {
+  batch: LossBatch
+  objective: LossObjective
+}
+
+/** Rollouts with everything that the terms of an objective need to know of them. */
+export interface RatedRollouts {
+  sequences: readonly TokenSequence[]
+  promptLengths: ArrayLike<number>
+  /** Response tokens that count. */
+  lengths: readonly number[]
+  /** Per sequence: false where the reward was null. */
+  counted: readonly boolean[]
+  /** Per sequence: whether it has a gradient. */
+  active: readonly boolean[]
+  /** Per term: advantages, one or T per sequence. */
+  advantages: readonly (readonly (readonly number[])[])[]
+  oldLogprobs?: readonly ArrayLike<number>[] | undefined
+  referenceLogprobs?: readonly ArrayLike<number>[] | undefined
+  referenceEntropy?: readonly ArrayLike<number>[] | undefined
+  referenceExitPdf?: readonly ArrayLike<number>[] | undefined
+  lazyLogprobs?: readonly ArrayLike<number>[] | undefined
+  exits?: readonly ArrayLike<number>[] | undefined
+  segments?: readonly ArrayLike<number>[] | undefined
+  mask?: readonly ArrayLike<number>[] | undefined
+  /** The responses behind one start token, for terms in the marginal space. */
+  marginal?: { sequences: readonly TokenSequence[]; oldLogprobs?: readonly ArrayLike<number>[] | undefined } | undefined
+}
+
+/** How the engine runs, whatever the objective. */
+export interface EngineSettings {
+  temperature: number
+  recompute: Recompute
+  tokensPerMicroBatch: number
+  /** Divisor of the normalizer `constant`. */
+  maxLength: number | undefined
+  /** Loops of the model. */
+  loops: number
+  /** Of draws in the exit channel. */
+  seed: number
+}
+
+const ratioSurrogates = ['ppo', 'cispo', 'gspo', 'k15']
+
+/** The surrogate by name, with its settings. */
+export function surrogateOf(term: ObjectiveTerm): { kind: string; low?: number; high?: number; dual?: number; cap?: number; tau?: number } {
+  return typeof term.surrogate === 'string' ? { kind: term.surrogate } : (term.surrogate as { kind: string })
+}
+
+/** Whether the log-probabilities of the policy that made the rollouts matter, once more than one update is made on them. */
+export function usesRatio(objective: Objective, space: ObjectiveTerm['space']): boolean {
+  const lazy = space === 'conditional' && objective.lazy?.old === 'rollout'
+  return lazy || tokenTerms(objective, space).some((term) => ratioSurrogates.includes(surrogateOf(term).kind))
+}
+
+/** Whether a term compares with the reference model at its reference loop. */
+export function usesTeacher(objective: Objective): boolean {
+  return objective.terms.some(({ advantage }) => advantage.loops?.base === 'teacher')
+}
+
+/** Loops that a pass must run: fewer than the model's only when every term and regulariser credits one early loop. */
+export function loopsNeeded(objective: Objective, loops: number): number {
+  const { terms, kl, lazy, entropy } = objective
+  const early = terms.map(({ channel, credit, advantage }) =>
+    channel === 'token' && advantage.loops === undefined && typeof credit === 'object' && credit.kind === 'one-hot'
+      ? credit.loop
+      : loops,
+  )
+  const regularised = (kl !== undefined && kl.loops !== 'credit') || (lazy !== undefined && lazy.loops !== 'credit')
+  return regularised || entropy.exit !== 0 ? loops : Math.min(loops, Math.max(...early))
+}
+
+/** Whether the last loop that runs is the only one that the token terms of a space weigh. */
+export function onlyLastLoop(objective: Objective, space: ObjectiveTerm['space'], loops: number): boolean {
+  return (
+    (objective.lazy === undefined || objective.lazy.loops !== 'uniform') &&
+    tokenTerms(objective, space).every(
+      ({ credit, advantage }) =>
+        advantage.loops?.belief !== 'token' &&
+        (credit === 'last' || (typeof credit === 'object' && credit.kind === 'one-hot' && credit.loop === loops)),
+    )
+  )
+}
+
+function tokenTerms(objective: Objective, space: ObjectiveTerm['space']): ObjectiveTerm[] {
+  return objective.terms.filter((term) => term.channel === 'token' && term.space === space)
+}
+
+/**
+ * The calls of the engine for one optimizer step: one for the terms given the prompt with the regularisers, one for those without it.
+ * Norms are those of the whole logical batch, so that leaving out what has no gradient does not change the loss.
+ *
+ * @param part indices of the sequences that form the logical batch
+ * @param step counted from 0
+ */
+export function enginePasses(
+  objective: Objective,
+  rated: RatedRollouts,
+  part: readonly number[],
+  step: number,
+  settings: EngineSettings,
+): EnginePass[] {
+  const counted = part.filter((i) => rated.counted[i])
+  const lengths = counted.map((i) => rated.lengths[i]!)
+  const positions = [...counted.keys()].filter((k) => rated.active[counted[k]!])
+  if (positions.length === 0) return []
+  const rows = positions.map((k) => counted[k]!)
+  const normsOf = (term: ObjectiveTerm | undefined) => {
+    const all =
+      term !== undefined && surrogateOf(term).kind === 'k15'
+        ? lengths.map(() => 1 / lengths.length)
+        : sequenceNorms(lengths, (term ?? objective.terms[0]!).aggregate, settings.maxLength)
+    return positions.map((k) => all[k]! * (term === undefined ? 1 : valueAt(term.weight, step)))
+  }
+  const pick = <T>(values: readonly T[] | undefined) => values && rows.map((i) => values[i]!)
+  const loops = loopsNeeded(objective, settings.loops)
+  const shared = {
+    temperature: settings.temperature,
+    recompute: settings.recompute,
+    tokensPerMicroBatch: settings.tokensPerMicroBatch,
+    loops: loops === settings.loops ? undefined : loops,
+  }
+  const termsOf = (space: ObjectiveTerm['space']) => [...objective.terms.keys()].filter((k) => objective.terms[k]!.space === space)
+  const valuesOf = (indices: readonly number[]) =>
+    indices.map((k) => ({
+      advantages: rows.flatMap((i) => rated.advantages[k]![i]!),
+      norms: normsOf(objective.terms[k]!),
+    }))
+  const passes: EnginePass[] = []
+  const conditional = termsOf('conditional')
+  const { kl, lazy, entropy } = objective
+  if (conditional.length > 0) {
+    passes.push({
+      batch: {
+        sequences: rows.map((i) => rated.sequences[i]!),
+        promptLengths: rows.map((i) => rated.promptLengths[i]!),
+        terms: valuesOf(conditional),
+        norms: normsOf(undefined),
+        oldLogprobs: pick(rated.oldLogprobs),
+        referenceLogprobs: pick(rated.referenceLogprobs),
+        referenceEntropy: pick(rated.referenceEntropy),
+        referenceExitPdf: pick(rated.referenceExitPdf),
+        lazyLogprobs: pick(rated.lazyLogprobs),
+        lazyNorms: lazy && lazyNorms(objective, rated, counted, rows),
+        exits: pick(rated.exits),
+        segments: pick(rated.segments),
+        mask: pick(rated.mask),
+      },
+      objective: {
+        ...shared,
+        terms: conditional.map((k) => engineTerm(objective.terms[k]!, settings)),
+        beta: kl?.beta ?? 0,
+        betaLoops: kl?.loops ?? 'last',
+        tokenEntropy: valueAt(entropy.token, step),
+        exitEntropy: valueAt(entropy.exit, step),
+        lazy: lazy && { gate: lazy.gate, loops: lazy.loops },
+      },
+    })
+  }
+  const marginal = termsOf('marginal')
+  if (marginal.length > 0) {
+    passes.push({
+      batch: {
+        sequences: pick(rated.marginal!.sequences)!,
+        promptLengths: rows.map(() => 1),
+        terms: valuesOf(marginal),
+        norms: normsOf(objective.terms[marginal[0]!]),
+        oldLogprobs: pick(rated.marginal!.oldLogprobs),
+      },
+      objective: { ...shared, terms: marginal.map((k) => engineTerm(objective.terms[k]!, settings)) },
+    })
+  }
+  return passes
+}
+
+/** λ over the token count for sequences that should stay likely, 0 for the others. */
+function lazyNorms(objective: Objective, rated: RatedRollouts, counted: readonly number[], rows: readonly number[]): number[] {
+  const { weight, norm } = objective.lazy!
+  const kept = (i: number) => rated.advantages[0]![i]![0]! >= 0
+  const total = counted.filter((i) => norm === 'all' || kept(i)).reduce((sum, i) => sum + rated.lengths[i]!, 0)
+  return rows.map((i) => (kept(i) && total > 0 ? weight / total : 0))
+}
+
+function engineTerm(term: ObjectiveTerm, settings: EngineSettings): LossTerm {
+  const { kind, low = 0.2, high = 0.2, dual = 0, cap = 5, tau = 0.1 } = surrogateOf(term)
+  const loops = term.advantage.loops
+  return {
+    channel: term.channel,
+    credit: engineCredit(term.credit),
+    surrogate: kind as NonNullable<LossTerm['surrogate']>,
+    inner: term.combine === 'inner',
+    epsilonLow: low,
+    epsilonHigh: high,
+    dualClip: dual,
+    cap,
+    tau,
+    belief: loops?.belief === 'token' ? engineBelief(loops) : undefined,
+    draws: term.draws,
+    seed: settings.seed,
+  }
+}
+
+function engineCredit(credit: ObjectiveTerm['credit']): NonNullable<LossTerm['credit']> {
+  if (credit === 'last') return { kind: 'one-hot' }
+  return typeof credit === 'string' ? { kind: credit } : credit
+}
+
+function engineBelief(spec: BeliefSpec): NonNullable<LossTerm['belief']> {
+  return {
+    value: spec.value,
+    attempts: spec.attempts,
+    base: spec.base as 'previous' | 'teacher' | 'none',
+    cost: spec.cost,
+    clip: spec.clip,
+    delta: spec.delta,
+    discount: spec.discount,
+    norm: spec.normalize as 'none' | 'loops' | 'gain',
+    scale: spec.scale,
+    threshold: spec.threshold,
+    costScale: spec.costScale,
+  }
+}

@@ -1,0 +1,109 @@
+import type { ObjectiveInput } from './schema.js'
+
+/** An objective for some steps: until step `until` (not included); the last phase stays. */
+export interface Phase {
+  until?: number | undefined
+  objective: ObjectiveInput
+}
+
+const group = { baseline: 'group', scale: 'group' } as const
+const meanOnly = { baseline: 'group', scale: 'none' } as const
+const clipHigher = { kind: 'ppo', low: 0.2, high: 0.28 } as const
+
+const grpo: ObjectiveInput = { terms: [{ credit: 'last', surrogate: 'ppo', advantage: group }] }
+const rlttTerm = { credit: 'exit-pdf', surrogate: 'reinforce', advantage: group } as const
+const rltt: ObjectiveInput = { terms: [rlttTerm] }
+const prerl: ObjectiveInput = {
+  terms: [
+    {
+      credit: 'last',
+      space: 'marginal',
+      surrogate: { kind: 'ppo', low: 0.2, high: 0.2, dual: 10 },
+      advantage: { ...meanOnly, sign: 'negative' },
+      aggregate: 'token-mean',
+    },
+  ],
+}
+const gainOverTeacher = { belief: 'token', value: 'log', base: 'teacher', cost: 0.02, costScale: 0.5 } as const
+
+/** Published methods as values of the algebra. Their papers and settings: docs/objectives.md. */
+export const recipes = {
+  grpo,
+  'dr-grpo': { terms: [{ credit: 'last', surrogate: 'ppo', advantage: meanOnly, aggregate: 'constant' }] },
+  dapo: {
+    filter: { resample: 3 },
+    terms: [{ credit: 'last', surrogate: clipHigher, advantage: group, aggregate: 'token-mean' }],
+  },
+  cispo: { terms: [{ credit: 'last', surrogate: { kind: 'cispo', cap: 5 }, advantage: group, aggregate: 'token-mean' }] },
+  gspo: { terms: [{ credit: 'last', surrogate: { kind: 'gspo', low: 3e-4, high: 4e-4 }, advantage: group }] },
+  'bn-gspo': {
+    terms: [{ credit: 'last', surrogate: { kind: 'gspo', low: 0.2, high: 0.28 }, advantage: { ...group, batch: true } }],
+    kl: { beta: 1e-4 },
+  },
+  'k1.5': {
+    rewards: [{ kind: 'length' }],
+    terms: [{ credit: 'last', surrogate: 'k15', advantage: meanOnly, aggregate: 'constant' }],
+  },
+  rltt,
+  looprpt: {
+    terms: [
+      { channel: 'exit', advantage: { source: 'zero', loops: gainOverTeacher }, draws: 8 },
+      { credit: 'exit-pdf', advantage: { source: 'one', loops: { ...gainOverTeacher, normalize: 'gain' } } },
+    ],
+    entropy: { exit: 0.01 },
+    kl: { beta: 1e-4, loops: 'uniform', reference: 'ema' },
+  },
+  nsr: { terms: [{ ...rlttTerm, advantage: { ...meanOnly, sign: 'negative' } }] },
+  prerl,
+  dsrl: [{ until: 20, objective: prerl }, { objective: grpo }],
+  'bupo-loop': [
+    { until: 20, objective: { terms: [{ ...rlttTerm, credit: { kind: 'one-hot', loop: 2 } }] } },
+    { objective: rltt },
+  ],
+  llds: { terms: [rlttTerm], lazy: { weight: 0.2, gate: 'loop', old: 'ema' } },
+  san: { terms: [{ ...rlttTerm, advantage: { ...group, strata: { by: 'exit-loop', blend: 0.5 } } }] },
+  'capo-loop': {
+    terms: [
+      rlttTerm,
+      { channel: 'exit', advantage: { ...group, scale: 'population', cost: { by: 'exit-loop' } }, draws: 1, weight: 0.1 },
+    ],
+  },
+  'igpo-loop': {
+    terms: [{ credit: 'uniform', advantage: { ...group, loops: { belief: 'gold-answer', value: 'log', discount: 0, scale: 0.1 } } }],
+  },
+  mrt: {
+    terms: [
+      { credit: 'uniform', advantage: { ...group, loops: { belief: 'forced-exit', value: 'probability', discount: 0, scale: 0.1 } } },
+    ],
+  },
+  pav: {
+    terms: [
+      { credit: 'uniform', advantage: { ...group, loops: { belief: 'forced-exit', value: 'best-of', attempts: 4, scale: 3 } } },
+    ],
+    kl: { beta: 1e-3 },
+  },
+  'clip-delta': {
+    terms: [
+      {
+        credit: 'uniform',
+        advantage: { ...group, loops: { belief: 'token', value: 'probability', base: 'none', clip: 0.5, delta: true, discount: 1, scale: 0.1 } },
+      },
+    ],
+  },
+  ttrl: { rewards: [{ kind: 'majority' }], filter: { keepPerGroup: 32 }, terms: [{ credit: 'last', surrogate: 'ppo', advantage: group }] },
+  'evol-rl': {
+    rewards: [{ kind: 'novelty' }],
+    terms: [{ credit: 'last', surrogate: clipHigher, advantage: group, aggregate: 'token-mean' }],
+    entropy: { token: 0.003 },
+    kl: { beta: 1e-3 },
+  },
+} as const satisfies Record<string, ObjectiveInput | readonly Phase[]>
+
+/** A published method by name. */
+export type RecipeName = keyof typeof recipes
+
+/** The phases of an objective option: a name, an objective, or a list of phases. */
+export function phasesOf(option: RecipeName | ObjectiveInput | readonly Phase[]): readonly Phase[] {
+  if (typeof option === 'string') return phasesOf(recipes[option])
+  return Array.isArray(option) ? (option as readonly Phase[]) : [{ objective: option as ObjectiveInput }]
+}

@@ -1,0 +1,195 @@
+import { z } from 'zod'
+
+/*
+ * The objective algebra: rewards → filter → advantage → loop credit → space → channel → surrogate → aggregate → regularisers. Each
+ * part is a small value; types, validation and documentation are read from here. Formulas: docs/objectives.md.
+ */
+
+const nonNegative = z.number().min(0)
+const positive = z.number().positive()
+const share = z.number().min(0).max(1)
+const positiveInt = z.int().min(1)
+
+/** A number, or one that moves in a straight line from `from` to `to` over the first `steps` steps and then stays. */
+export const annealed = z.union([z.number(), z.strictObject({ from: z.number(), to: z.number(), steps: positiveInt })])
+
+/** What a group's rewards become before advantages are made of them; applied in order. */
+export const rewardShaper = z.discriminatedUnion('kind', [
+  z.strictObject({ kind: z.literal('majority') }).describe('TTRL: 1 for the most frequent answer of the group, else 0.'),
+  z
+    .strictObject({ kind: z.literal('novelty') })
+    .describe('EVOL-RL: the majority earns .5 to 1, the others -1 to -.5, more the less a response resembles the rest.'),
+  z
+    .strictObject({ kind: z.literal('length'), weight: annealed.default(1) })
+    .describe('Kimi k1.5: adds .5 - (length - min) / (max - min) to right answers, and its negative part to wrong ones.'),
+  z
+    .strictObject({ kind: z.literal('overlong'), maxLength: positiveInt, cache: positiveInt, weight: annealed.default(1) })
+    .describe('DAPO: subtracts up to 1 over the last `cache` tokens before `maxLength`, and 1 beyond.'),
+  z
+    .strictObject({ kind: z.literal('frugal'), weight: annealed.default(1) })
+    .describe('IKEA: adds .6, .4, .2 or 0 to a right answer that took 1, 2, 3 or more loops (mean exit, rounded); .05 to wrong ones beyond 1.'),
+])
+
+export const filter = z.strictObject({
+  minGroupStd: nonNegative.default(0).describe('Groups whose rewards spread less are left out.'),
+  dropTruncated: z.boolean().default(false).describe('Completions cut at the length limit are left out of their group.'),
+  keepPerGroup: positiveInt.optional().describe('Train on the first so many of each group; all of them vote and count for rewards.'),
+  resample: z
+    .int()
+    .min(0)
+    .default(0)
+    .describe('DAPO dynamic sampling: so many more rounds of prompts at most, until a step has its groups with spread.'),
+})
+
+/** Rewards of single loops from a belief curve b_1..b_T, the probability of being right when stopping at loop t. */
+export const beliefReward = z.strictObject({
+  belief: z
+    .enum(['token', 'gold-answer', 'forced-exit'])
+    .describe(
+      'Source of b_t: the probability of the token itself; of the gold answer, mean over its tokens; the reward of a greedy answer with t loops.',
+    ),
+  value: z.enum(['probability', 'log', 'best-of']).default('log').describe('φ(b): b, log b or 1 - (1 - b)^attempts.'),
+  attempts: positiveInt.default(4).describe('`best-of`: attempts.'),
+  base: z
+    .enum(['previous', 'teacher', 'group', 'none'])
+    .default('previous')
+    .describe(
+      'What φ(b_t) is compared with: the loop before, the reference model at its reference loop (`token` only), the mean of the group at the same loop, nothing.',
+    ),
+  clip: z.number().optional().describe('η: r_t becomes min(r_t - η, 0).'),
+  delta: z.boolean().default(false).describe('r_t becomes r_t - r_{t+1}; the last two loops keep theirs and 0.'),
+  discount: share.default(0).describe('γ of G_t = Σ_{k>=t} γ^(k-t) r_k.'),
+  cost: nonNegative.default(0).describe('Price of a loop.'),
+  costScale: nonNegative.default(0).describe('How much dearer a loop is where the reference is certain (base `teacher`).'),
+  threshold: share.default(0.5).describe('Base `teacher`: its reference loop is the first whose exit CDF reaches this.'),
+  normalize: z
+    .enum(['none', 'loops', 'gain', 'group'])
+    .default('none')
+    .describe('G as it is; z-score over the loops; its positive part; z-score over the group at each loop (not `token`).'),
+  scale: z.number().default(1).describe('α: what is added to the advantage is α times that.'),
+})
+
+export const advantage = z.strictObject({
+  source: z
+    .enum(['reward', 'one', 'zero'])
+    .default('reward')
+    .describe('Advantages from rewards; 1 for every sequence (imitation); 0, so that `loops` alone speaks.'),
+  baseline: z.enum(['group', 'none']).default('group').describe('Subtract the mean of the group, or not.'),
+  scale: z
+    .enum(['group', 'population', 'none'])
+    .default('group')
+    .describe('Divide by the standard deviation of the group: unbiased, of the population, or not at all.'),
+  strata: z
+    .strictObject({
+      by: z
+        .enum(['given', 'truncated', 'length', 'exit-loop'])
+        .describe('`strata` of the batch; cut or finished; length in eighths of the longest; mean exit loop, rounded.'),
+      blend: share.default(0.5).describe('Share of the z-score inside the stratum; the rest is that of the group.'),
+    })
+    .optional()
+    .describe('SAN: z-scores inside strata of the group.'),
+  cost: z
+    .strictObject({
+      by: z.enum(['given', 'exit-loop', 'length']).default('exit-loop').describe('Cost of a response in [0, 1].'),
+      shape: nonNegative.default(0.25).describe('λ_e: weight of the shaped saving.'),
+      price: nonNegative.default(0.05).describe('λ_g: weight of the cost itself.'),
+      pivot: share.default(0.4).describe('c0: the cost that is thought normal.'),
+      pivotShare: share.default(0.5).describe('α: share of the mean cost of the group in the pivot.'),
+      temperature: positive.default(0.15).describe('τ of the sigmoid.'),
+      rightAbove: share.default(0.35).describe('A reward above this counts as right.'),
+    })
+    .optional()
+    .describe('CAPO: cheap right answers gain, dear ones lose, and a right answer keeps at least .001.'),
+  batch: z.boolean().default(false).describe('BN-GSPO: z-score once more over the batch.'),
+  sign: z.enum(['all', 'negative', 'positive']).default('all').describe('Keep all advantages, or those of one sign.'),
+  positiveWeight: nonNegative.default(1).describe('Factor of positive advantages (weighted NSR).'),
+  loops: beliefReward.optional().describe('Rewards of single loops that are added.'),
+})
+
+export const credit = z.union([
+  z.enum(['last', 'uniform', 'progressive', 'exit-pdf']),
+  z.strictObject({ kind: z.literal('progressive'), alpha: z.number() }),
+  z.strictObject({ kind: z.literal('one-hot'), loop: positiveInt }),
+  z.strictObject({ kind: z.literal('exit-pdf'), detach: z.boolean().default(true), temperature: positive.default(1) }),
+])
+
+export const surrogate = z.union([
+  z.enum(['reinforce', 'ppo', 'cispo', 'gspo', 'k15']),
+  z.strictObject({
+    kind: z.literal('ppo'),
+    low: nonNegative.default(0.2),
+    high: nonNegative.default(0.2),
+    dual: z.number().gt(1).optional(),
+  }),
+  z.strictObject({ kind: z.literal('cispo'), cap: positive.default(5) }),
+  z.strictObject({ kind: z.literal('gspo'), low: nonNegative.default(0.2), high: nonNegative.default(0.2) }),
+  z.strictObject({ kind: z.literal('k15'), tau: nonNegative.default(0.1) }),
+])
+
+export const normalizer = z.enum(['response-mean', 'token-mean', 'constant'])
+
+export const term = z.strictObject({
+  channel: z
+    .enum(['token', 'exit'])
+    .default('token')
+    .describe('Log-probability of the token at every loop, or of the loop that was left.'),
+  space: z
+    .enum(['conditional', 'marginal'])
+    .default('conditional')
+    .describe('Given the prompt, or without it: one start token in its place (PreRL).'),
+  advantage: advantage.prefault({}).describe('A.'),
+  credit: credit.default('exit-pdf').describe('How the loops of a token share its credit; Σ over loops is 1.'),
+  surrogate: surrogate.default('reinforce').describe('What is made of log-probability, ratio and advantage.'),
+  combine: z
+    .enum(['outer', 'inner'])
+    .default('outer')
+    .describe('Weighted sum of the surrogates of the loops, or the surrogate of their weighted log ratio.'),
+  aggregate: normalizer.default('response-mean').describe('How token terms are averaged.'),
+  draws: positiveInt.default(8).describe('Exit channel: exits drawn per token where the rollouts have none.'),
+  weight: annealed.default(1).describe('Factor of the term.'),
+})
+
+export const objectiveSchema = z.strictObject({
+  rewards: z.array(rewardShaper).default([]).describe('What the rewards of a group go through, in this order.'),
+  filter: filter.prefault({}).describe('Which rollouts are trained on.'),
+  terms: z.array(term).min(1).describe('The policy gradient, a sum of terms.'),
+  kl: z
+    .strictObject({
+      beta: nonNegative,
+      loops: z.enum(['last', 'uniform', 'credit']).default('last'),
+      reference: z.enum(['frozen', 'ema']).default('frozen'),
+    })
+    .optional()
+    .describe('k3 estimate of the KL divergence to the starting model or to its moving average.'),
+  lazy: z
+    .strictObject({
+      weight: nonNegative.default(0.2),
+      gate: z.enum(['token', 'segment', 'response', 'loop']).default('response'),
+      loops: z.enum(['last', 'uniform', 'credit']).default('credit'),
+      norm: z.enum(['all', 'preserving']).default('all'),
+      old: z.enum(['rollout', 'ema']).default('rollout'),
+    })
+    .optional()
+    .describe('LLDS: holds responses with A >= 0 whose likelihood fell since the rollout, or below the moving average.'),
+  entropy: z
+    .strictObject({ token: annealed.default(0), exit: annealed.default(0) })
+    .prefault({})
+    .describe('Weights of the entropy of the tokens and of the exit distribution.'),
+  emaDecay: share.default(0.995).describe('Decay of the moving average, where one is used.'),
+})
+
+/** An objective as it is written: absent fields have their defaults. */
+export type ObjectiveInput = z.input<typeof objectiveSchema>
+/** An objective with every default filled in. */
+export type Objective = z.output<typeof objectiveSchema>
+export type ObjectiveTerm = z.output<typeof term>
+export type AdvantageSpec = z.output<typeof advantage>
+export type BeliefSpec = z.output<typeof beliefReward>
+export type RewardShaper = z.output<typeof rewardShaper>
+export type Annealed = z.output<typeof annealed>
+
+/** The value of an annealed number at a step, counted from 0. */
+export function valueAt(value: Annealed, step: number): number {
+  if (typeof value === 'number') return value
+  return value.from + (value.to - value.from) * Math.min(step / value.steps, 1)
+}
