@@ -43,11 +43,22 @@ export type {
   TokenSequence,
 } from './model/types.js'
 export type { RolloutBatch } from './rl/batch.js'
-export type { GRPOOptions, LoopRPTOptions, PretrainOptions, Rewards, RLTTOptions } from './rl/config.js'
+export type {
+  GRPOOptions,
+  LoopRPTOptions,
+  ObjectiveTrainerOptions,
+  PretrainOptions,
+  Rewards,
+  RLTTOptions,
+} from './rl/config.js'
 export { type EvaluateOptions, type Evaluation, evaluate } from './rl/evaluate.js'
 export type { Metrics, TrainerEvent } from './rl/events.js'
 export { GRPOTrainer } from './rl/grpo.js'
 export { type LoopRPTBatch, LoopRPTTrainer } from './rl/looprpt.js'
+export type { ObjectiveContext, ObjectiveGradient, OwnObjective } from './rl/objective/own.js'
+export { type Phase, type RecipeName, recipes } from './rl/objective/recipes.js'
+export type { ObjectiveInput } from './rl/objective/schema.js'
+export { ObjectiveTrainer } from './rl/objective-trainer.js'
 export { type PretrainBatch, PretrainTrainer } from './rl/pretrain.js'
 export { RLTTTrainer } from './rl/rltt.js'
 export type { ServeOptions, ServeSettings } from './serve/options.js'

@@ -13,6 +13,7 @@ import type { PretrainOptions, RLTTOptions } from '../rl/config.js'
 import type { TrainerEvent } from '../rl/events.js'
 import { GRPOTrainer } from '../rl/grpo.js'
 import { LoopRPTTrainer } from '../rl/looprpt.js'
+import { ObjectiveTrainer } from '../rl/objective-trainer.js'
 import { PretrainTrainer } from '../rl/pretrain.js'
 import { RLTTTrainer } from '../rl/rltt.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
@@ -98,10 +99,11 @@ function makeTrainer(
   name: TrainConfig['trainer'],
   model: LoopLM,
   options: object,
-): RLTTTrainer | GRPOTrainer | LoopRPTTrainer | PretrainTrainer {
+): RLTTTrainer | GRPOTrainer | ObjectiveTrainer | LoopRPTTrainer | PretrainTrainer {
   // the trainers check their options; a configuration file's are not typed
   if (name === 'pretrain') return new PretrainTrainer(model, options as PretrainOptions)
   if (name === 'looprpt') return new LoopRPTTrainer(model, options)
+  if (name === 'objective') return new ObjectiveTrainer(model, options)
   return name === 'grpo' ? new GRPOTrainer(model, options) : new RLTTTrainer(model, options as RLTTOptions)
 }
 

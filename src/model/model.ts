@@ -382,6 +382,69 @@ export class LoopLM {
   }
 
   /**
+   * What the model thinks of whole responses, loop by loop: means over their tokens, without a table of single tokens.
+   *
+   * @returns per sequence `logprobs`, T means of log P of the response tokens, and `exitLoop`, the mean of Σ t·p_t (1-based)
+   * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, ABORTED
+   *
+   * @example
+   * ```ts
+   * const { logprobs } = await model.responseMeans([[5, 3, 8, 1]], { promptLengths: [2] })
+   * const belief = logprobs[0]!.map(Math.exp) // how likely the answer [8, 1] is after each loop
+   * ```
+   */
+  async responseMeans(
+    sequences: readonly TokenSequence[],
+    options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'signal'> = {},
+  ): Promise<{ logprobs: number[][]; exitLoop: number[] }> {
+    const operation = 'LoopLM.responseMeans'
+    const limits = { vocabulary: this.config.vocab_size, minLength: 1, promptLengths: options.promptLengths }
+    const packed = packSequences(sequences, limits, operation)
+    const settings = {
+      temperature: checkTemperature(options.temperature, operation),
+      loops: checkLoops(options.loops, operation),
+    }
+    const handle = this.handle(operation)
+    const run = (cancel: Parameters<Parameters<typeof call>[1]>[0]) =>
+      native().modelResponseMeans(handle, packed, settings, cancel)
+    const means = await call(operation, run, options.signal)
+    const row = (i: number) => means.logprobs.slice(i * means.loops, (i + 1) * means.loops)
+    return { logprobs: sequences.map((_, i) => row(i)), exitLoop: means.exitLoop }
+  }
+
+  /**
+   * One vector per sequence: the mean of the last loop's states over the response tokens, or over all tokens without `promptLengths`.
+   * Similar texts have similar vectors, with no model but this one.
+   *
+   * @returns `hidden_size` numbers per sequence
+   * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, ABORTED
+   *
+   * @example
+   * ```ts
+   * const [a, b] = await model.embed([[1, 2, 3], [1, 2, 4]])
+   * let dot = 0
+   * for (let k = 0; k < a!.length; k++) dot += a![k]! * b![k]!
+   * ```
+   */
+  async embed(
+    sequences: readonly TokenSequence[],
+    options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'signal'> = {},
+  ): Promise<RealArray[]> {
+    const operation = 'LoopLM.embed'
+    const limits = { vocabulary: this.config.vocab_size, minLength: 1, promptLengths: options.promptLengths }
+    const packed = packSequences(sequences, limits, operation)
+    // a prompt of one token would leave that token out where no prompt was named
+    const whole = options.promptLengths === undefined ? packed.lengths : packed.promptLengths
+    const loops = checkLoops(options.loops, operation)
+    const handle = this.handle(operation)
+    return call(
+      operation,
+      (cancel) => native().modelEmbed(handle, { ...packed, promptLengths: whole }, loops, cancel),
+      options.signal,
+    )
+  }
+
+  /**
    * Adds the gradient of a trainer's loss to the gradients: the one core of every objective (math.md §2). Thin over the engine.
    * @internal
    */

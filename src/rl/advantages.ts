@@ -139,12 +139,16 @@ function populationScores(rewards: readonly (number | null)[], groupSize: number
   return rewards.map((reward, i) => {
     if (reward === null) return null
     const deviation = deviations[groups[i]!]!
-    return deviation < 1e-4 ? 0 : (reward - means[groups[i]!]!) / deviation
+    return deviation < 1e-4 ? 0 : (reward - means[groups[i]!]!) / (deviation + epsilon)
   })
 }
 
 /** (x - mean) / (std + ε) inside each segment, with the unbiased standard deviation; `mean`: the difference alone. */
-export function zScores(values: readonly (number | null)[], segments: readonly number[], eps: number | 'mean'): (number | null)[] {
+export function zScores(
+  values: readonly (number | null)[],
+  segments: readonly number[],
+  eps: number | 'mean',
+): (number | null)[] {
   const means = reduce('mean', values, segments)
   const deviations = eps === 'mean' ? [] : reduce('deviation', values, segments)
   return values.map((value, i) => {
@@ -161,7 +165,12 @@ export function reduce(
   segments: readonly number[],
 ): number[] {
   const ids = Int32Array.from(segments, (segment, i) => (values[i] === null ? -1 : segment))
-  return native().segmentReduce(op, Float64Array.from(values, (value) => value ?? 0), ids, Math.max(...segments) + 1)
+  return native().segmentReduce(
+    op,
+    Float64Array.from(values, (value) => value ?? 0),
+    ids,
+    Math.max(...segments) + 1,
+  )
 }
 
 function needed(values: readonly number[] | undefined, field: string): readonly number[] {

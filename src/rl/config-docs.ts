@@ -1,8 +1,14 @@
 import { z } from 'zod'
-import { grpoSchema, looprptSchema, pretrainSchema, rlttSchema } from './config.js'
+import { grpoSchema, looprptSchema, objectiveTrainerSchema, pretrainSchema, rlttSchema } from './config.js'
 
 /** The trainers by the names that configuration files and the command line use. */
-export const trainerSchemas = { rltt: rlttSchema, grpo: grpoSchema, looprpt: looprptSchema, pretrain: pretrainSchema } as const
+export const trainerSchemas = {
+  rltt: rlttSchema,
+  grpo: grpoSchema,
+  objective: objectiveTrainerSchema,
+  looprpt: looprptSchema,
+  pretrain: pretrainSchema,
+} as const
 
 /** Name of a trainer in configuration files and on the command line. */
 export type TrainerName = keyof typeof trainerSchemas
@@ -22,6 +28,8 @@ interface JsonSchema {
   enum?: unknown[]
   const?: unknown
   anyOf?: JsonSchema[]
+  oneOf?: JsonSchema[]
+  properties?: Record<string, JsonSchema>
   items?: JsonSchema
   prefixItems?: JsonSchema[]
   minimum?: number
@@ -35,7 +43,7 @@ interface JsonSchema {
 /**
  * The options of a trainer, read from its schema.
  *
- * @param trainer `rltt`, `grpo` or `pretrain`
+ * @param trainer `rltt`, `grpo`, `objective`, `looprpt` or `pretrain`
  *
  * @example
  * ```ts
@@ -56,6 +64,8 @@ export function trainerOptions(trainer: TrainerName): OptionDoc[] {
 }
 
 function typeText(field: JsonSchema): string {
+  if (field.properties !== undefined) return `{ ${Object.keys(field.properties).join(', ')} }`
+  if (field.oneOf !== undefined) return field.oneOf.map(typeText).join(' | ')
   if (field.anyOf !== undefined) return field.anyOf.map(typeText).join(' | ')
   if (field.enum !== undefined) return field.enum.map((value) => JSON.stringify(value)).join(' | ')
   if (field.const !== undefined) return JSON.stringify(field.const)

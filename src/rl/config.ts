@@ -5,6 +5,9 @@ import type { LoopLM } from '../model/model.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import type { TrainerEvent } from './events.js'
+import type { OwnObjective } from './objective/own.js'
+import { type RecipeName, recipes } from './objective/recipes.js'
+import { normalizer, objectiveSchema } from './objective/schema.js'
 
 /*
  * One schema per trainer. Types, validation and the documentation of the options (config-docs.ts) are all read from here.
@@ -100,16 +103,13 @@ const rollouts = {
     .default(0)
     .describe('Sample from the k likeliest tokens; 0: all. Log-probabilities stay those of the full vocabulary.'),
   topP: positive.max(1).default(1).describe('Sample from the smallest set of tokens with this probability.'),
-  scaleRewards: z
-    .enum(['group', 'none'])
-    .default('group')
-    .describe('Divide advantages by the standard deviation of the group, or not.'),
   skipFlatGroups: z
     .boolean()
     .default(true)
-    .describe('Leave groups without spread of rewards out of the passes, since their gradient is zero. Never changes the loss.'),
+    .describe('Leave sequences without advantage, those of flat groups first, out of the passes. Never changes the loss.'),
   rewardConcurrency: positiveInt.default(64).describe('Calls of one reward function that wait for an answer at the same time.'),
   rewardTimeout: nonNegative.default(0).describe('Seconds after which a reward that has not answered is an error; 0: never.'),
+  maxCompletionLength: positiveInt.optional().describe('Divisor of the normalizer `constant`; default `maxNewTokens`.'),
   logCompletions: natural.default(4).describe('Completions per step that are written to completions.jsonl of `runDir`.'),
   logprobCheckEvery: natural
     .default(10)
@@ -118,16 +118,18 @@ const rollouts = {
 
 /** The objective of math.md §2–§4. */
 const objective = {
+  scaleRewards: z
+    .enum(['group', 'none'])
+    .default('group')
+    .describe('Divide advantages by the standard deviation of the group, or not.'),
   beta: nonNegative
     .default(0)
     .describe('Weight of the k3 estimate of the KL divergence to the frozen starting model, at the last loop.'),
-  normalizer: z
-    .enum(['response-mean', 'token-mean', 'constant'])
+  normalizer: normalizer
     .default('response-mean')
     .describe(
       'Mean over tokens of each response and then over responses; mean over all tokens; or division by `maxCompletionLength`.',
     ),
-  maxCompletionLength: positiveInt.optional().describe('Divisor of the normalizer `constant`; default `maxNewTokens`.'),
   epsilon: nonNegative.default(0.2).describe('`ppo`: ratios below 1 - epsilon are clipped.'),
   epsilonHigh: nonNegative
     .optional()
@@ -180,7 +182,7 @@ const rewards = {
     ),
 }
 
-const policy = { ...run, ...optimizer, ...rollouts, ...objective }
+const policy = { ...run, ...optimizer, ...rollouts }
 const learningRate = (value: number) => positive.default(value).describe('Peak learning rate.')
 const weightDecay = (value: number) => nonNegative.default(value).describe('Decoupled weight decay of matrices.')
 
@@ -229,6 +231,7 @@ export const rlttSchema = z
     weightDecay: weightDecay(0),
     adamBetas: betas(0.999),
     ...policy,
+    ...objective,
   })
   .superRefine(checkTogether)
 
@@ -241,8 +244,36 @@ export const grpoSchema = z
     weightDecay: weightDecay(0),
     adamBetas: betas(0.999),
     ...policy,
+    ...objective,
   })
   .superRefine(checkTogether)
+
+const recipeName = z.enum(Object.keys(recipes) as [RecipeName, ...RecipeName[]])
+const phase = z.strictObject({ until: positiveInt.optional(), objective: z.union([recipeName, objectiveSchema]) })
+
+const objectiveTrainer = {
+  objective: z
+    .union([recipeName, objectiveSchema, z.array(phase).min(1).readonly()])
+    .default('rltt')
+    .describe(
+      `A recipe (${Object.keys(recipes).join(', ')}), an objective of the algebra, or a list of { until, objective } by step.`,
+    ),
+  exitThreshold: share
+    .optional()
+    .describe('Rollouts leave the loops where the exit CDF reaches this, and exit terms train those exits; default full depth.'),
+  marginalToken: natural
+    .optional()
+    .describe(
+      'Start token in place of the prompt for terms in the marginal space; default the `bos_token_id` of the model, else 0.',
+    ),
+  learningRate: learningRate(1e-6),
+  weightDecay: weightDecay(0),
+  adamBetas: betas(0.999),
+  ...policy,
+}
+
+/** Options of `ObjectiveTrainer` that are plain data. */
+export const objectiveTrainerSchema = z.strictObject(objectiveTrainer).superRefine(checkTogether)
 
 /** Options of `PretrainTrainer` that are plain data. */
 export const pretrainSchema = z
@@ -323,6 +354,26 @@ export const looprptSchema = z
 export const rlttOptions = rlttSchema.safeExtend({ ...resources, ...rewards })
 /** {@link grpoSchema} with the task, the rewards and the callbacks. */
 export const grpoOptions = grpoSchema.safeExtend({ ...resources, ...rewards })
+/** {@link objectiveTrainerSchema} with the task, the rewards and the callbacks, or a function in place of the objective. */
+export const objectiveTrainerOptions = z
+  .strictObject({
+    ...objectiveTrainer,
+    ...resources,
+    ...rewards,
+    objective: z
+      .union([objectiveTrainer.objective, z.custom<OwnObjective>((value) => typeof value === 'function')])
+      .default('rltt')
+      .describe('As in the configuration, or a function that returns coefficients.'),
+    answerOf: fn<(completion: string, columns: Record<string, unknown>) => string | null>().describe(
+      'Label-free rewards compare these; default the content of the last box, or the whole completion.',
+    ),
+  })
+  .superRefine(checkTogether)
+/** Options of `ObjectiveTrainer`; `looplm options objective` lists them with their defaults. */
+export type ObjectiveTrainerOptions = z.input<typeof objectiveTrainerOptions>
+/** Checked options of `ObjectiveTrainer`. */
+export type ObjectiveTrainerConfig = z.output<typeof objectiveTrainerOptions>
+
 /** {@link pretrainSchema} with the task and the callbacks. */
 export const pretrainOptions = pretrainSchema.safeExtend(resources)
 
@@ -345,17 +396,27 @@ export type GRPOOptions = z.input<typeof grpoOptions>
 /** Options of `PretrainTrainer`; `looplm options pretrain` lists them with their defaults. */
 export type PretrainOptions = z.input<typeof pretrainOptions>
 
-/** Checked options, defaults filled in, of a policy-gradient trainer. */
-export type PolicyConfig = z.output<typeof rlttOptions>
+/** Checked options, defaults filled in, of a trainer whose objective is made of its options. */
+export type ClassicConfig = RLTTConfig | GRPOConfig
+/** Checked options of `RLTTTrainer`. */
+export type RLTTConfig = z.output<typeof rlttOptions>
+/** Checked options of `GRPOTrainer`. */
+export type GRPOConfig = z.output<typeof grpoOptions>
+/** What all policy-gradient trainers have in common. */
+export type PolicyConfig = Omit<RLTTConfig, keyof typeof objective | 'weights' | 'alpha' | 'detachWeights' | 'surrogate'> &
+  Partial<Pick<ObjectiveTrainerConfig, 'exitThreshold' | 'marginalToken' | 'answerOf'>>
 /** Checked options of `PretrainTrainer`. */
 export type PretrainConfig = z.output<typeof pretrainOptions>
 /** What all trainers have in common. */
 export type TrainerConfig = Omit<PretrainConfig, 'stage' | 'entropyCoefficient' | 'batchSize'>
 
+const notData = new Set(['teacher'])
+
 /** The part of a trainer's configuration that is plain data, as stored in files. */
 export function plainConfig(config: object): Record<string, unknown> {
   const entries = Object.entries(config).filter(
-    ([key, value]) => !(key in resources) && !(key in rewards) && key !== 'teacher' && value !== undefined,
+    ([key, value]) =>
+      !(key in resources) && !(key in rewards) && !notData.has(key) && typeof value !== 'function' && value !== undefined,
   )
   return Object.fromEntries(entries)
 }

@@ -19,6 +19,8 @@ export interface Evaluation {
   completionLength: number
   /** Problems answered. */
   problems: number
+  /** Reward of each problem; null where there was no opinion. */
+  rewards: (number | null)[]
 }
 
 /** What {@link evaluate} answers, and how. */
@@ -77,14 +79,14 @@ export async function answerProblems(
       results.push(...(await model.generate(prompts.slice(start, start + promptsPerCall), { ...settings, loops })))
     }
     const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
-    const known = (await scoreCompletions(rewards, completions, { signal: options.signal })).rewards.filter(
-      (reward) => reward !== null,
-    )
+    const scored = (await scoreCompletions(rewards, completions, { signal: options.signal })).rewards
+    const known = scored.filter((reward) => reward !== null)
     evaluations.push({
       loops,
       reward: known.reduce((sum, reward) => sum + reward, 0) / Math.max(known.length, 1),
       completionLength: results.reduce((sum, { tokens }) => sum + tokens.length, 0) / Math.max(results.length, 1),
       problems: problems.length,
+      rewards: scored,
     })
   }
   return evaluations

@@ -1,5 +1,6 @@
 import type { LoopLM } from '../model/model.js'
-import { type GRPOOptions, grpoOptions } from './config.js'
+import { classicObjective } from './classic-objective.js'
+import { type GRPOConfig, type GRPOOptions, grpoOptions } from './config.js'
 import { PolicyGradientTrainer } from './policy-gradient.js'
 import { checkOptions } from './validate.js'
 
@@ -13,13 +14,15 @@ import { checkOptions } from './validate.js'
  * const { loss } = await trainer.update({ sequences, promptLengths, rewards: [1, 0, 0, 1] })
  * ```
  */
-export class GRPOTrainer extends PolicyGradientTrainer {
+export class GRPOTrainer extends PolicyGradientTrainer<GRPOConfig> {
   /**
    * @param model trained in place
    * @param options see {@link GRPOOptions}; `looplm options grpo` lists them
    * @throws LoopLMError INVALID_CONFIG naming every refused option
    */
   constructor(model: LoopLM, options: GRPOOptions = {}) {
-    super('grpo', model, { ...checkOptions('GRPOTrainer', grpoOptions, options), alpha: 1, detachWeights: true })
+    const config = checkOptions('GRPOTrainer', grpoOptions, options)
+    const objective = classicObjective(config)
+    super('grpo', model, config, () => objective)
   }
 }

@@ -2,55 +2,83 @@ import { existsSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { Random } from '../data/random.js'
 import { LoopLMError } from '../errors.js'
+import { MovingAverage } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
-import type { LossBatch, LossObjective } from '../model/types.js'
+import type { LossMetrics, TokenSequence } from '../model/types.js'
 import type { WeightedReward } from '../tasks/rewards.js'
-import { lossBatch, type RatedBatch, type RolloutBatch, rateBatch } from './batch.js'
+import { groupAdvantages } from './advantages.js'
+import { type RatedBatch, type RolloutBatch, rateBatch } from './batch.js'
 import { type CheckpointPart, writeFolder } from './checkpoint.js'
 import type { PolicyConfig } from './config.js'
 import type { Metrics } from './events.js'
 import { loadParameters } from './load-parameters.js'
 import { lossMetrics } from './metrics.js'
+import { sequenceNorms } from './normalizer.js'
+import { answerKey, forcedExitBeliefs, goldAnswerBeliefs } from './objective/beliefs-of-model.js'
+import {
+  type EnginePass,
+  enginePasses,
+  loopsNeeded,
+  onlyLastLoop,
+  type RatedRollouts,
+  usesRatio,
+  usesTeacher,
+} from './objective/compile.js'
+import type { OwnObjective } from './objective/own.js'
+import type { Objective } from './objective/schema.js'
+import { isLabelFree } from './objective/shape-rewards.js'
 import type { ProblemSource } from './problems.js'
 import { namedRewards } from './rewards.js'
 import { logprobDifference, type Rollouts, rollOut } from './rollout.js'
 import { type Prepared, type StepWork, Trainer } from './trainer.js'
 
 const shuffleStream = 2 ** 16 // above the substreams of rollouts
-const defaultCap = 5 // of CISPO, as in the public Ouro code
+const drawStream = 2 ** 17
+
+/** One logical batch: calls of the engine's loss core, or a caller's own objective. */
+export interface PolicyLoss {
+  sequences: readonly TokenSequence[]
+  passes: EnginePass[]
+  own?: { objective: OwnObjective; rated: RatedRollouts; rewards: number[]; advantages: number[]; step: number }
+}
+
+/** The objective of every step; a function stands for a caller's own. */
+export type ObjectiveAt = (step: number) => Objective | OwnObjective
+
+/** Completed rollouts of a step with what the objective must know of them. */
+interface Gathered {
+  batch: RolloutBatch
+  metrics: Metrics
+}
+
+const ownTerms: Objective = {
+  rewards: [],
+  filter: { minGroupStd: 0, dropTruncated: false, resample: 0 },
+  terms: [],
+  entropy: { token: 0, exit: 0 },
+  emaDecay: 0,
+}
 
 /**
- * Trainers that sample completions, score them and follow the policy gradient of math.md §2. RLTT and GRPO differ in nothing but
- * their options.
+ * Trainers that sample completions, score them and follow the gradient of an objective of the algebra (docs/objectives.md). RLTT and
+ * GRPO are two of its objectives.
  */
-export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, RolloutBatch> {
-  protected readonly objective: LossObjective
+export abstract class PolicyGradientTrainer<Config extends PolicyConfig = PolicyConfig> extends Trainer<
+  Config,
+  RolloutBatch,
+  PolicyLoss
+> {
+  readonly #objectiveAt: ObjectiveAt
+  readonly #followsEma: boolean
   #reference: LoopLM | undefined
+  #average: MovingAverage | undefined
   #rewards: readonly WeightedReward[] | undefined
 
-  constructor(name: string, model: LoopLM, config: PolicyConfig) {
+  /** @param followsEma whether the reference is a moving average of the model instead of the model as it was at the start */
+  constructor(name: string, model: LoopLM, config: Config, objectiveAt: ObjectiveAt, followsEma = false) {
     super(name, model, config)
-    const { surrogate, epsilon, epsilonHigh } = config
-    this.objective = {
-      terms: [
-        {
-          credit: {
-            kind: config.weights === 'last' ? 'one-hot' : config.weights,
-            alpha: config.alpha,
-            detach: config.weights !== 'exit-pdf' || config.detachWeights,
-          },
-          surrogate,
-          epsilonLow: epsilon,
-          epsilonHigh: epsilonHigh ?? epsilon,
-          dualClip: config.dualClip ?? 0,
-          cap: surrogate === 'cispo' ? (epsilonHigh ?? defaultCap) : defaultCap,
-        },
-      ],
-      beta: config.beta,
-      temperature: config.temperature,
-      recompute: config.recompute,
-      tokensPerMicroBatch: config.tokensPerMicroBatch,
-    }
+    this.#objectiveAt = objectiveAt
+    this.#followsEma = followsEma
     if (config.reward !== undefined) this.#rewards = namedRewards(config.reward)
   }
 
@@ -59,36 +87,52 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
   }
 
   override dispose(): void {
+    this.#average?.dispose()
     this.#reference?.dispose()
     super.dispose()
   }
 
-  protected async accumulate(loss: LossBatch): Promise<Metrics> {
-    const terms = { ratio: this.config.surrogate !== 'reinforce', kl: this.config.beta > 0 }
-    return lossMetrics(await this.model.accumulateLoss(loss, this.objective), terms)
-  }
-
-  protected async prepare(batch: RolloutBatch, operation: string): Promise<Prepared> {
-    const rated = await this.#addLogprobs(rateBatch(operation, batch, this.config), false)
-    return { loss: lossBatch(rated, [...batch.sequences.keys()], this.config), metrics: rated.metrics }
-  }
-
-  protected async work(signal: AbortSignal | undefined): Promise<StepWork> {
-    const source = this.problems
-    const config = { ...this.config, maxNewTokens: this.config.maxNewTokens ?? source.maxNewTokens }
-    const rollouts = await rollOut(this.model, source, this.rewardFunctions(source), config, this.step, signal)
-    const { sequences, promptLengths, rewards, metrics } = rollouts
-    const batch: RolloutBatch = { sequences, promptLengths, rewards }
-    if (config.logprobCheckEvery > 0 && this.step % config.logprobCheckEvery === 0) {
-      const { logprobs } = await this.model.score(sequences, this.#scoring(promptLengths, true, signal))
-      Object.assign(metrics, logprobDifference(rollouts.samplingLogprobs, logprobs))
-      if (config.weights === 'last') batch.oldLogprobs = logprobs
+  protected async accumulate({ passes, own }: PolicyLoss): Promise<Metrics> {
+    if (own !== undefined) return this.#accumulateOwn(own)
+    const objective = this.#objective()
+    const measured: LossMetrics[] = []
+    for (const { batch, objective: spec } of passes) measured.push(await this.model.accumulateLoss(batch, spec))
+    const shown = {
+      ratio: usesRatio(objective, 'conditional') || usesRatio(objective, 'marginal'),
+      kl: objective.kl !== undefined,
     }
+    const metrics = lossMetrics(measured[0]!, shown)
+    for (const more of measured.slice(1)) metrics.loss! += more.loss
+    if (objective.lazy !== undefined) metrics.lazy_loss = measured[0]!.lazyLoss
+    return metrics
+  }
+
+  protected override async afterUpdate(): Promise<void> {
+    const objective = this.#objective()
+    if (this.#followsEma && this.#needsReference(objective)) await (await this.#following()).update(objective.emaDecay)
+  }
+
+  protected async prepare(batch: RolloutBatch, operation: string): Promise<Prepared<PolicyLoss>> {
+    const objective = this.#objective()
+    const rated = rateBatch(operation, await this.#complete(batch, objective), objective, this.#rating(this.config.maxNewTokens))
+    const rollouts = await this.#withLogprobs(rated, objective, false)
+    return { loss: this.#loss(rated, rollouts, [...batch.sequences.keys()]), metrics: rated.metrics }
+  }
+
+  protected async work(signal: AbortSignal | undefined): Promise<StepWork<PolicyLoss>> {
+    const { config, problems: source } = this
+    const objective = this.#objective()
+    const maxNewTokens = config.maxNewTokens ?? source.maxNewTokens
+    const { rollouts, rounds } = await this.#sample(source, objective, maxNewTokens, signal)
+    const { sequences, metrics } = rollouts
+    if (objective.filter.resample > 0) metrics['sampling/rounds'] = rounds
+    const gathered = await this.#gather(source, rollouts, objective, signal)
     const several = config.updatesPerRollout * config.minibatches > 1
-    const rated = await this.#addLogprobs(rateBatch(this.constructor.name, batch, config), several, signal)
+    const rated = rateBatch(this.constructor.name, gathered.batch, objective, this.#rating(maxNewTokens))
+    const complete = await this.#withLogprobs(rated, objective, several, signal)
     return {
-      losses: this.#parts(rated).map((part) => lossBatch(rated, part, config)),
-      metrics: { ...rated.metrics, ...metrics },
+      losses: this.#parts(rated).map((part) => this.#loss(rated, complete, part, maxNewTokens)),
+      metrics: { ...rated.metrics, ...metrics, ...gathered.metrics },
       tokens: sequences.reduce((sum, sequence) => sum + sequence.length, 0),
       completions: this.#completionRecords(rollouts),
     }
@@ -102,10 +146,15 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
     throw new LoopLMError('INVALID_CONFIG', message, { operation: this.constructor.name })
   }
 
-  /** The frozen reference is the model as it is now, or as it was when the run that is resumed began. */
+  /** The frozen reference is the model as it is now, or as it was when the run that is resumed began; an average goes on. */
   protected override async start(checkpoint: string | undefined): Promise<void> {
-    const { beta, runDir } = this.config
-    if (beta === 0) return
+    if (!this.#needsReference(this.#objective())) return
+    if (this.#followsEma) {
+      const average = await this.#following()
+      if (checkpoint !== undefined) await average.load(`${checkpoint}/reference.safetensors`)
+      return
+    }
+    const { runDir } = this.config
     this.#reference ??= await this.model.clone()
     const reference = this.#reference
     const saved = checkpoint === undefined ? undefined : resolve(checkpoint, '..', '..', 'reference')
@@ -114,12 +163,122 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
     if (folder !== undefined && folder !== saved) await writeFolder(folder, [(to) => reference.save(to)])
   }
 
-  /** A run folder that vanished and was made again lacks the reference, without which its checkpoints could not be resumed. */
   protected override checkpointParts(): CheckpointPart[] {
+    const average = this.#average
+    if (average !== undefined) return [(to) => average.save(`${to}/reference.safetensors`)]
+    // a run folder that vanished and was made again lacks the reference, without which its checkpoints could not be resumed
     const reference = this.#reference
     const folder = resolve(this.config.runDir ?? '', 'reference')
     if (reference === undefined || existsSync(folder)) return []
     return [() => writeFolder(folder, [(to) => reference.save(to)])]
+  }
+
+  /** The objective of the current step; for a caller's own, what the rating of rollouts needs. */
+  #objective(): Objective {
+    const objective = this.#objectiveAt(this.step)
+    return typeof objective === 'function' ? ownTerms : objective
+  }
+
+  #needsReference({ kl, lazy, terms }: Objective): boolean {
+    return (
+      (kl !== undefined && kl.beta > 0) ||
+      lazy?.old === 'ema' ||
+      terms.some(({ advantage }) => advantage.loops?.base === 'teacher')
+    )
+  }
+
+  #rating(maxLength: number | undefined) {
+    return { groupSize: this.config.groupSize, step: this.step, maxLength, loops: this.model.config.total_ut_steps }
+  }
+
+  /** Rollouts of the step; with dynamic sampling, groups without spread are replaced by those of later rounds. */
+  async #sample(
+    source: ProblemSource,
+    objective: Objective,
+    maxNewTokens: number,
+    signal: AbortSignal | undefined,
+  ): Promise<{ rollouts: Rollouts; rounds: number }> {
+    const config = { ...this.config, maxNewTokens }
+    const rewards = this.rewardFunctions(source)
+    const { resample, minGroupStd } = objective.filter
+    let rollouts = await rollOut(this.model, source, rewards, config, this.step, 0, signal)
+    const wanted = config.promptsPerStep * config.gradientAccumulation
+    const moving = (made: Rollouts) => {
+      const { groupStds } = groupAdvantages(made.rewards, config.groupSize)
+      return [...groupStds.keys()].filter((group) => groupStds[group]! > minGroupStd)
+    }
+    let round = 0
+    let kept = resample > 0 ? pickGroups(rollouts, moving(rollouts), config.groupSize) : rollouts
+    while (kept.sequences.length < wanted * config.groupSize && round < resample) {
+      round++
+      const more = await rollOut(this.model, source, rewards, config, this.step, round, signal)
+      kept = joinRollouts(kept, pickGroups(more, moving(more), config.groupSize))
+    }
+    if (kept.sequences.length > 0) {
+      const groups = Array.from({ length: Math.min(wanted, kept.sequences.length / config.groupSize) }, (_, group) => group)
+      rollouts = { ...pickGroups(kept, groups, config.groupSize), metrics: rollouts.metrics }
+    }
+    return { rollouts, rounds: round + 1 }
+  }
+
+  /** The batch of a step, with what the objective must know of its rollouts. */
+  async #gather(
+    source: ProblemSource,
+    rollouts: Rollouts,
+    objective: Objective,
+    signal: AbortSignal | undefined,
+  ): Promise<Gathered> {
+    const { sequences, promptLengths, rewards, truncated, completions } = rollouts
+    const { config } = this
+    const batch: RolloutBatch = { sequences, promptLengths, rewards, truncated }
+    const metrics: Metrics = {}
+    if (config.exitThreshold !== undefined) {
+      batch.exitLoops = rollouts.loops.map((loops) => loops.reduce((sum, loop) => sum + loop, 0) / Math.max(1, loops.length))
+      batch.exits = sequences.map((sequence, i) => {
+        const exits = new Array<number>(sequence.length - 1).fill(0)
+        for (const [j, loop] of rollouts.loops[i]!.entries()) exits[promptLengths[i]! - 1 + j] = loop - 1
+        return exits
+      })
+    } else if (config.logprobCheckEvery > 0 && this.step % config.logprobCheckEvery === 0) {
+      const { logprobs } = await this.model.score(sequences, this.#scoring(promptLengths, true, signal))
+      Object.assign(metrics, logprobDifference(rollouts.samplingLogprobs, logprobs))
+      const loops = this.model.config.total_ut_steps
+      if (objective.terms.length > 0 && onlyLastLoop(objective, 'conditional', loops) && loopsNeeded(objective, loops) === loops)
+        batch.oldLogprobs = logprobs
+    }
+    if (isLabelFree(objective.rewards)) {
+      const answerOf = 'answerOf' in config ? (config.answerOf as typeof answerKey | undefined) : undefined
+      batch.answers = completions.map(({ completion, columns }) => (answerOf ?? answerKey)(completion, columns))
+    }
+    const beliefs = objective.terms.map(({ advantage }) => advantage.loops?.belief)
+    const problems = completions.map(({ columns }) => columns)
+    const { groupSize, temperature } = config
+    if (beliefs.includes('gold-answer')) {
+      batch.beliefs = await goldAnswerBeliefs(this.model, source, problems, { groupSize, temperature, signal })
+    } else if (beliefs.includes('forced-exit')) {
+      const scoring = { groupSize, maxNewTokens: config.maxNewTokens, signal }
+      batch.beliefs = await forcedExitBeliefs(this.model, source, problems, this.rewardFunctions(source), scoring)
+    }
+    return { batch: await this.#complete(batch, objective, signal), metrics }
+  }
+
+  /** Adds what the model itself can say of a batch: embeddings for novelty, mean exit loops for costs and strata. */
+  async #complete(batch: RolloutBatch, objective: Objective, signal?: AbortSignal): Promise<RolloutBatch> {
+    const complete = { ...batch }
+    const responses =
+      Array.isArray(batch.sequences) && batch.sequences.every((s, i) => s.length > (batch.promptLengths?.[i] ?? s.length))
+    if (!responses) return batch // refused, or answered, where the batch is rated
+    if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty')) {
+      complete.embeddings = await this.model.embed(batch.sequences, { promptLengths: batch.promptLengths, signal })
+    }
+    const byLoop = objective.terms.some(
+      ({ advantage }) => advantage.strata?.by === 'exit-loop' || advantage.cost?.by === 'exit-loop',
+    )
+    if (complete.exitLoops === undefined && (byLoop || objective.rewards.some(({ kind }) => kind === 'frugal'))) {
+      const means = await this.model.responseMeans(batch.sequences, { promptLengths: batch.promptLengths, signal })
+      complete.exitLoops = means.exitLoop
+    }
+    return complete
   }
 
   /**
@@ -127,27 +286,150 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
    *
    * @param several whether more than one optimizer step is made on these rollouts; with one, every ratio is 1 and nothing is scored
    */
-  async #addLogprobs(rated: RatedBatch, several: boolean, signal?: AbortSignal): Promise<RatedBatch> {
-    const { batch, active } = rated
-    const { surrogate, weights, beta } = this.config
-    if (active.length === 0) return rated
-    const sequences = active.map((i) => batch.sequences[i]!)
-    const promptLengths = active.map((i) => batch.promptLengths[i]!)
+  async #withLogprobs(rated: RatedBatch, objective: Objective, several: boolean, signal?: AbortSignal): Promise<RatedRollouts> {
+    const { batch, lengths, counted, advantages, moving } = rated
+    const own = typeof this.#objectiveAt(this.step) === 'function'
+    const regularised =
+      objective.kl !== undefined || objective.lazy !== undefined || objective.entropy.token !== 0 || objective.entropy.exit !== 0
+    const all = own || regularised || !this.config.skipFlatGroups
+    const active = counted.map((is, i) => is && lengths[i]! > 0 && (all || moving[i]!))
+    const complete: RatedRollouts = {
+      sequences: batch.sequences,
+      promptLengths: batch.promptLengths,
+      ...{ lengths, counted, active, advantages },
+      oldLogprobs: batch.oldLogprobs,
+      referenceLogprobs: batch.referenceLogprobs,
+      ...{ exits: batch.exits, segments: batch.segments, mask: batch.mask },
+    }
+    const rows = [...active.keys()].filter((i) => active[i])
+    if (objective.terms.some(({ space }) => space === 'marginal')) complete.marginal = this.#marginal(batch)
+    if (rows.length === 0) return complete
+    const sequences = rows.map((i) => batch.sequences[i]!)
+    const promptLengths = rows.map((i) => batch.promptLengths[i]!)
     const scatter = (values: readonly ArrayLike<number>[]) => {
-      const all: ArrayLike<number>[] = Array(batch.sequences.length).fill([])
-      for (const [k, i] of active.entries()) all[i] = values[k]!
-      return all
+      const whole: ArrayLike<number>[] = Array(batch.sequences.length).fill([])
+      for (const [k, i] of rows.entries()) whole[i] = values[k]!
+      return whole
     }
-    const complete = { ...batch }
-    if (surrogate !== 'reinforce' && several && batch.oldLogprobs === undefined) {
-      const { logprobs } = await this.model.score(sequences, this.#scoring(promptLengths, weights === 'last', signal))
-      complete.oldLogprobs = scatter(logprobs)
+    const loops = this.model.config.total_ut_steps
+    const run = loopsNeeded(objective, loops)
+    const scored = (space: 'conditional' | 'marginal') => ({
+      lastLoop: !own && onlyLastLoop(objective, space, run),
+      ...(run === loops ? {} : { loops: run }),
+    })
+    if (several && (own || usesRatio(objective, 'conditional')) && complete.oldLogprobs === undefined) {
+      const options = { ...this.#scoring(promptLengths, false, signal), ...scored('conditional') }
+      complete.oldLogprobs = scatter((await this.model.score(sequences, options)).logprobs)
     }
-    if (beta > 0 && batch.referenceLogprobs === undefined) {
-      const { logprobs } = await (await this.#referenceModel()).score(sequences, this.#scoring(promptLengths, true, signal))
-      complete.referenceLogprobs = scatter(logprobs)
+    if (several && usesRatio(objective, 'marginal')) {
+      const marginal = complete.marginal!
+      const own = rows.map((i) => marginal.sequences[i]!)
+      const options = {
+        ...this.#scoring(
+          rows.map(() => 1),
+          false,
+          signal,
+        ),
+        ...scored('marginal'),
+      }
+      complete.marginal = { ...marginal, oldLogprobs: scatter((await this.model.score(own, options)).logprobs) }
     }
-    return { ...rated, batch: complete }
+    if (this.#needsReference(objective))
+      await this.#addReference(complete, objective, { sequences, promptLengths, scatter, signal })
+    return complete
+  }
+
+  async #addReference(
+    complete: RatedRollouts,
+    objective: Objective,
+    rows: {
+      sequences: TokenSequence[]
+      promptLengths: number[]
+      scatter: (values: readonly ArrayLike<number>[]) => ArrayLike<number>[]
+      signal: AbortSignal | undefined
+    },
+  ): Promise<void> {
+    const { sequences, promptLengths, scatter, signal } = rows
+    const lazy = objective.lazy?.old === 'ema'
+    const teacher = usesTeacher(objective)
+    if (complete.referenceLogprobs !== undefined && !lazy && !teacher) return
+    const loops = this.model.config.total_ut_steps
+    const byLoop =
+      teacher ||
+      (objective.kl !== undefined && objective.kl.loops !== 'last') ||
+      (lazy && !onlyLastLoop(objective, 'conditional', loops))
+    const scores = await (await this.#referenceModel()).score(sequences, this.#scoring(promptLengths, !byLoop, signal))
+    const logprobs = scatter(scores.logprobs)
+    if (complete.referenceLogprobs === undefined) complete.referenceLogprobs = logprobs
+    if (lazy) complete.lazyLogprobs = logprobs
+    if (!teacher) return
+    const widths = sequences.map((sequence) => sequence.length - 1)
+    complete.referenceEntropy = scatter(scores.entropy.map((entropy, i) => entropy.slice((loops - 1) * widths[i]!)))
+    complete.referenceExitPdf = scatter(
+      scores.exitPdf.map((pdf, i) => {
+        const rows = Array.from({ length: loops }, (_, t) => [
+          ...pdf.subarray(t * (widths[i]! + 1), t * (widths[i]! + 1) + widths[i]!),
+        ])
+        return rows.flat()
+      }),
+    )
+  }
+
+  /** The responses behind one start token. */
+  #marginal({ sequences, promptLengths }: RolloutBatch): NonNullable<RatedRollouts['marginal']> {
+    const start = this.config.marginalToken ?? this.model.config.bos_token_id ?? 0
+    return { sequences: sequences.map((sequence, i) => [start, ...Array.from(sequence).slice(promptLengths[i]!)]) }
+  }
+
+  #loss(rated: RatedBatch, rollouts: RatedRollouts, part: readonly number[], maxNewTokens?: number): PolicyLoss {
+    const { config, step } = this
+    const maxLength = config.maxCompletionLength ?? maxNewTokens ?? config.maxNewTokens
+    const rows = part.filter((i) => rollouts.active[i])
+    const sequences = rows.map((i) => rollouts.sequences[i]!)
+    const objective = this.#objectiveAt(step)
+    if (typeof objective === 'function') {
+      const rewards = rows.map((i) => rated.rewards[i]!)
+      const given = rated.batch.advantages !== undefined
+      const all = given ? rated.rewards : groupAdvantages(rated.rewards, rated.groupSize).advantages
+      const own = {
+        objective,
+        rated: { ...rollouts, active: rollouts.active.map((is, i) => is && part.includes(i)) },
+        rewards,
+        step,
+      }
+      return { sequences, passes: [], own: { ...own, advantages: rows.map((i) => all[i]!) } }
+    }
+    const passes = enginePasses(objective, rollouts, part, step, {
+      temperature: config.temperature,
+      recompute: config.recompute,
+      tokensPerMicroBatch: config.tokensPerMicroBatch,
+      maxLength,
+      loops: this.model.config.total_ut_steps,
+      seed: new Random(config.seed, step, drawStream).word(),
+    })
+    return { sequences: passes.length === 0 ? [] : sequences, passes }
+  }
+
+  /** Scores, the caller's coefficients, and the backward from them. */
+  async #accumulateOwn({ objective, rated, rewards, advantages, step }: NonNullable<PolicyLoss['own']>): Promise<Metrics> {
+    const rows = [...rated.active.keys()].filter((i) => rated.active[i])
+    const sequences = rows.map((i) => rated.sequences[i]!)
+    const promptLengths = rows.map((i) => rated.promptLengths[i]!)
+    const { temperature, recompute } = this.config
+    const scores = await this.model.score(sequences, this.#scoring(promptLengths, false, undefined))
+    const norms = sequenceNorms(
+      rows.map((i) => rated.lengths[i]!),
+      'response-mean',
+    )
+    const oldLogprobs = rated.oldLogprobs && rows.map((i) => rated.oldLogprobs![i]!)
+    const context = { step, sequences, promptLengths, rewards, advantages, norms, scores, oldLogprobs }
+    const { loss, coefficients, gateCoefficients } = await objective(context)
+    await this.model.backward(sequences, coefficients, {
+      temperature,
+      recompute,
+      ...(gateCoefficients === undefined ? {} : { gateCoefficients }),
+    })
+    return { loss }
   }
 
   async #referenceModel(): Promise<LoopLM> {
@@ -159,6 +441,12 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
     return this.#reference
   }
 
+  async #following(): Promise<MovingAverage> {
+    this.#reference ??= await this.model.clone()
+    this.#average ??= new MovingAverage(this.#reference, this.model)
+    return this.#average
+  }
+
   #scoring(promptLengths: readonly number[], lastLoop: boolean, signal: AbortSignal | undefined) {
     return { promptLengths, lastLoop, temperature: this.config.temperature, signal }
   }
@@ -167,7 +455,7 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
   #parts(rated: RatedBatch): number[][] {
     const { updatesPerRollout, minibatches, seed } = this.config
     const { groupSize } = rated
-    const groups = rated.advantages.length / groupSize
+    const groups = rated.rewards.length / groupSize
     const parts: number[][] = []
     for (let pass = 0; pass < updatesPerRollout; pass++) {
       const order = Array.from({ length: groups }, (_, group) => group)
@@ -189,5 +477,40 @@ export abstract class PolicyGradientTrainer extends Trainer<PolicyConfig, Rollou
       reward: rewards[i],
       rewards: Object.fromEntries(Object.entries(scores).map(([name, values]) => [name, values[i]])),
     }))
+  }
+}
+
+/** Some groups of rollouts, in the order of `groups`. */
+function pickGroups(rollouts: Rollouts, groups: readonly number[], groupSize: number): Rollouts {
+  const rows = groups.flatMap((group) => Array.from({ length: groupSize }, (_, i) => group * groupSize + i))
+  return mapRollouts(rollouts, (values) => rows.map((i) => values[i]!))
+}
+
+function joinRollouts(a: Rollouts, b: Rollouts): Rollouts {
+  const scores = Object.fromEntries(Object.entries(a.scores).map(([name, values]) => [name, [...values, ...b.scores[name]!]]))
+  return {
+    sequences: [...a.sequences, ...b.sequences],
+    promptLengths: [...a.promptLengths, ...b.promptLengths],
+    rewards: [...a.rewards, ...b.rewards],
+    samplingLogprobs: [...a.samplingLogprobs, ...b.samplingLogprobs],
+    loops: [...a.loops, ...b.loops],
+    truncated: [...a.truncated, ...b.truncated],
+    completions: [...a.completions, ...b.completions],
+    scores,
+    metrics: a.metrics,
+  }
+}
+
+function mapRollouts(rollouts: Rollouts, pick: <T>(values: readonly T[]) => T[]): Rollouts {
+  return {
+    sequences: pick(rollouts.sequences),
+    promptLengths: pick(rollouts.promptLengths),
+    rewards: pick(rollouts.rewards),
+    samplingLogprobs: pick(rollouts.samplingLogprobs),
+    loops: pick(rollouts.loops),
+    truncated: pick(rollouts.truncated),
+    completions: pick(rollouts.completions),
+    scores: Object.fromEntries(Object.entries(rollouts.scores).map(([name, values]) => [name, pick(values)])),
+    metrics: rollouts.metrics,
   }
 }

@@ -1,5 +1,6 @@
 import type { LoopLM } from '../model/model.js'
-import { type RLTTOptions, rlttOptions } from './config.js'
+import { classicObjective } from './classic-objective.js'
+import { type RLTTConfig, type RLTTOptions, rlttOptions } from './config.js'
 import { PolicyGradientTrainer } from './policy-gradient.js'
 import { checkOptions } from './validate.js'
 
@@ -15,13 +16,15 @@ import { checkOptions } from './validate.js'
  * for await (const event of trainer.run()) if (event.type === 'step') console.log(event.step, event.metrics.reward)
  * ```
  */
-export class RLTTTrainer extends PolicyGradientTrainer {
+export class RLTTTrainer extends PolicyGradientTrainer<RLTTConfig> {
   /**
    * @param model trained in place
    * @param options see {@link RLTTOptions}; `looplm options rltt` lists them
    * @throws LoopLMError INVALID_CONFIG naming every refused option
    */
   constructor(model: LoopLM, options: RLTTOptions = {}) {
-    super('rltt', model, checkOptions('RLTTTrainer', rlttOptions, options))
+    const config = checkOptions('RLTTTrainer', rlttOptions, options)
+    const objective = classicObjective(config)
+    super('rltt', model, config, () => objective)
   }
 }

@@ -14,6 +14,10 @@ export interface Rollouts {
   rewards: (number | null)[]
   /** Per sequence, one log-probability per response token as the sampler computed it. */
   samplingLogprobs: RealArray[]
+  /** Per sequence, the loop each response token was read from, 1-based. */
+  loops: number[][]
+  /** Whether each response was cut at the length limit. */
+  truncated: boolean[]
   completions: Completion[]
   /** Scores per reward name and completion, before weighting. */
   scores: Record<string, (number | null)[]>
@@ -21,11 +25,14 @@ export interface Rollouts {
 }
 
 const seedStream = 2 // substreams 0 and 1 of Random(seed, ·) draw the problems of tasks
+const roundStride = 2 ** 30 // positions of the problems of later rounds: the same step never draws one twice
+const roundStreams = 2 ** 11
 
 /**
  * Samples and scores the completions of one step. Prompts and draws depend on (seed, step) alone.
  *
  * @param step 0-based
+ * @param round counted from 0; later rounds of a step bring other problems
  * @param signal stops between two kernels with ABORTED
  */
 export async function rollOut(
@@ -34,19 +41,21 @@ export async function rollOut(
   rewards: readonly WeightedReward[],
   config: PolicyConfig,
   step: number,
+  round: number,
   signal?: AbortSignal,
 ): Promise<Rollouts> {
-  const { promptsPerStep, gradientAccumulation, groupSize, temperature, topK, topP } = config
+  const { promptsPerStep, gradientAccumulation, groupSize, temperature, topK, topP, exitThreshold } = config
   const problems: Problem[] = []
   const prompts: number[][] = []
   const results: GenerateResult[] = []
   const start = performance.now()
   for (let call = 0; call < gradientAccumulation; call++) {
-    const position = (step * gradientAccumulation + call) * promptsPerStep
+    const position = round * roundStride + (step * gradientAccumulation + call) * promptsPerStep
     const drawn = source.take(position, promptsPerStep).flatMap((problem) => Array<Problem>(groupSize).fill(problem))
     const encoded = drawn.map(({ prompt }) => source.tokenizer.encode(prompt))
-    const seed = new Random(config.seed, step, seedStream + call).word()
+    const seed = new Random(config.seed, step, seedStream + call + round * roundStreams).word()
     const options = { ...generation(source, config.maxNewTokens), temperature, topK, topP, seed, signal }
+    if (exitThreshold !== undefined) options.exit = { rule: 'gate', threshold: exitThreshold }
     problems.push(...drawn)
     prompts.push(...encoded)
     results.push(...(await model.generate(encoded, options)))
@@ -60,6 +69,8 @@ export async function rollOut(
     promptLengths: prompts.map((prompt) => prompt.length),
     rewards: scored.rewards,
     samplingLogprobs: results.map(({ logprobs }) => logprobs),
+    loops: results.map(({ loops }) => loops),
+    truncated: results.map(({ finishReason }) => finishReason === 'length'),
     completions,
     scores: scored.byName,
     metrics: {

@@ -26,6 +26,11 @@ export function checkOptions<Schema extends z.ZodObject>(operation: string, sche
   throw new LoopLMError('INVALID_CONFIG', lines.join('\n'), { operation, cause: result.error })
 }
 
+/** INVALID_CONFIG for options that each are right and do not go together. */
+export function refuseOptions(operation: string, message: string): LoopLMError {
+  return new LoopLMError('INVALID_CONFIG', message, { operation })
+}
+
 /** The known name nearest to a misspelt one, or undefined when none is near. */
 export function nearestName(name: string, known: readonly string[]): string | undefined {
   let best: string | undefined

@@ -23,7 +23,12 @@ export function beliefAdvantages(spec: BeliefSpec, curves: readonly ArrayLike<nu
     discount: spec.base === 'group' ? 0 : spec.discount,
   }
   let returns = curves.map((curve) =>
-    native().beliefReturns(rewards, Float64Array.from(curve, (b) => Math.log(Math.max(b, smallest))), 0, 1),
+    native().beliefReturns(
+      rewards,
+      Float64Array.from(curve, (b) => Math.log(Math.max(b, smallest))),
+      0,
+      1,
+    ),
   )
   const groups = curves.map((_, i) => Math.floor(i / groupSize))
   const perLoop = (change: (values: number[]) => number[]) => {
@@ -35,7 +40,7 @@ export function beliefAdvantages(spec: BeliefSpec, curves: readonly ArrayLike<nu
       const means = reduce('mean', values, groups)
       return values.map((value, i) => value - means[groups[i]!]!)
     })
-    returns = returns.map((row) => row.reduceRight<number[]>((sums, r) => [r + spec.discount * (sums[0] ?? 0), ...sums], []))
+    for (const row of returns) for (let t = row.length - 2; t >= 0; t--) row[t]! += spec.discount * row[t + 1]!
   }
   if (spec.normalize === 'group') perLoop((values) => zScores(values, groups, 1e-6) as number[])
   if (spec.normalize === 'loops' || spec.normalize === 'gain') {

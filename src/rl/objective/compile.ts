@@ -49,7 +49,14 @@ export interface EngineSettings {
 const ratioSurrogates = ['ppo', 'cispo', 'gspo', 'k15']
 
 /** The surrogate by name, with its settings. */
-export function surrogateOf(term: ObjectiveTerm): { kind: string; low?: number; high?: number; dual?: number; cap?: number; tau?: number } {
+export function surrogateOf(term: ObjectiveTerm): {
+  kind: string
+  low?: number
+  high?: number
+  dual?: number
+  cap?: number
+  tau?: number
+} {
   return typeof term.surrogate === 'string' ? { kind: term.surrogate } : (term.surrogate as { kind: string })
 }
 
@@ -126,7 +133,8 @@ export function enginePasses(
     tokensPerMicroBatch: settings.tokensPerMicroBatch,
     loops: loops === settings.loops ? undefined : loops,
   }
-  const termsOf = (space: ObjectiveTerm['space']) => [...objective.terms.keys()].filter((k) => objective.terms[k]!.space === space)
+  const termsOf = (space: ObjectiveTerm['space']) =>
+    [...objective.terms.keys()].filter((k) => objective.terms[k]!.space === space)
   const valuesOf = (indices: readonly number[]) =>
     indices.map((k) => ({
       advantages: rows.flatMap((i) => rated.advantages[k]![i]!),

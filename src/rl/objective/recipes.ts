@@ -69,11 +69,16 @@ export const recipes = {
     ],
   },
   'igpo-loop': {
-    terms: [{ credit: 'uniform', advantage: { ...group, loops: { belief: 'gold-answer', value: 'log', discount: 0, scale: 0.1 } } }],
+    terms: [
+      { credit: 'uniform', advantage: { ...group, loops: { belief: 'gold-answer', value: 'log', discount: 0, scale: 0.1 } } },
+    ],
   },
   mrt: {
     terms: [
-      { credit: 'uniform', advantage: { ...group, loops: { belief: 'forced-exit', value: 'probability', discount: 0, scale: 0.1 } } },
+      {
+        credit: 'uniform',
+        advantage: { ...group, loops: { belief: 'forced-exit', value: 'probability', discount: 0, scale: 0.1 } },
+      },
     ],
   },
   pav: {
@@ -86,11 +91,18 @@ export const recipes = {
     terms: [
       {
         credit: 'uniform',
-        advantage: { ...group, loops: { belief: 'token', value: 'probability', base: 'none', clip: 0.5, delta: true, discount: 1, scale: 0.1 } },
+        advantage: {
+          ...group,
+          loops: { belief: 'token', value: 'probability', base: 'none', clip: 0.5, delta: true, discount: 1, scale: 0.1 },
+        },
       },
     ],
   },
-  ttrl: { rewards: [{ kind: 'majority' }], filter: { keepPerGroup: 32 }, terms: [{ credit: 'last', surrogate: 'ppo', advantage: group }] },
+  ttrl: {
+    rewards: [{ kind: 'majority' }],
+    filter: { keepPerGroup: 32 },
+    terms: [{ credit: 'last', surrogate: 'ppo', advantage: group }],
+  },
   'evol-rl': {
     rewards: [{ kind: 'novelty' }],
     terms: [{ credit: 'last', surrogate: clipHigher, advantage: group, aggregate: 'token-mean' }],

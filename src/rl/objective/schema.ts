@@ -27,13 +27,17 @@ export const rewardShaper = z.discriminatedUnion('kind', [
     .describe('DAPO: subtracts up to 1 over the last `cache` tokens before `maxLength`, and 1 beyond.'),
   z
     .strictObject({ kind: z.literal('frugal'), weight: annealed.default(1) })
-    .describe('IKEA: adds .6, .4, .2 or 0 to a right answer that took 1, 2, 3 or more loops (mean exit, rounded); .05 to wrong ones beyond 1.'),
+    .describe(
+      'IKEA: adds .6, .4, .2 or 0 to a right answer that took 1, 2, 3 or more loops (mean exit, rounded); .05 to wrong ones beyond 1.',
+    ),
 ])
 
 export const filter = z.strictObject({
   minGroupStd: nonNegative.default(0).describe('Groups whose rewards spread less are left out.'),
   dropTruncated: z.boolean().default(false).describe('Completions cut at the length limit are left out of their group.'),
-  keepPerGroup: positiveInt.optional().describe('Train on the first so many of each group; all of them vote and count for rewards.'),
+  keepPerGroup: positiveInt
+    .optional()
+    .describe('Train on the first so many of each group; all of them vote and count for rewards.'),
   resample: z
     .int()
     .min(0)
@@ -150,9 +154,9 @@ export const term = z.strictObject({
 })
 
 export const objectiveSchema = z.strictObject({
-  rewards: z.array(rewardShaper).default([]).describe('What the rewards of a group go through, in this order.'),
+  rewards: z.array(rewardShaper).readonly().default([]).describe('What the rewards of a group go through, in this order.'),
   filter: filter.prefault({}).describe('Which rollouts are trained on.'),
-  terms: z.array(term).min(1).describe('The policy gradient, a sum of terms.'),
+  terms: z.array(term).min(1).readonly().describe('The policy gradient, a sum of terms.'),
   kl: z
     .strictObject({
       beta: nonNegative,

@@ -1,0 +1,33 @@
+import type { ClassicConfig } from './config.js'
+import { type Objective, objectiveSchema } from './objective/schema.js'
+
+const defaultCap = 5 // of CISPO, as in the public Ouro code
+
+/** The objective that the options of RLTT and GRPO spell: one token term and perhaps a KL (math.md §2–§4). */
+export function classicObjective(config: ClassicConfig): Objective {
+  const { epsilon, epsilonHigh, dualClip, beta } = config
+  const surrogates = {
+    reinforce: 'reinforce',
+    ppo: { kind: 'ppo', low: epsilon, high: epsilonHigh ?? epsilon, ...(dualClip === undefined ? {} : { dual: dualClip }) },
+    cispo: { kind: 'cispo', cap: epsilonHigh ?? defaultCap },
+  } as const
+  const alpha = 'alpha' in config ? config.alpha : 1
+  const detach = 'detachWeights' in config ? config.detachWeights : true
+  const credits = {
+    'exit-pdf': { kind: 'exit-pdf', detach },
+    progressive: { kind: 'progressive', alpha },
+    uniform: 'uniform',
+    last: 'last',
+  } as const
+  return objectiveSchema.parse({
+    terms: [
+      {
+        credit: credits[config.weights],
+        surrogate: surrogates[config.surrogate],
+        advantage: { scale: config.scaleRewards },
+        aggregate: config.normalizer,
+      },
+    ],
+    ...(beta === 0 ? {} : { kl: { beta } }),
+  })
+}

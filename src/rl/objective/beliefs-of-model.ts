@@ -1,0 +1,63 @@
+import type { LoopLM } from '../../model/model.js'
+import { lastBoxed, normalizeAnswer } from '../../tasks/answers.js'
+import type { WeightedReward } from '../../tasks/rewards.js'
+import { answerProblems } from '../evaluate.js'
+import { type Problem, type ProblemSource, trainingSequence } from '../problems.js'
+
+/** The answer of a completion as label-free rewards compare it: the last box, else the whole text; null when there is none. */
+export function answerKey(completion: string, _columns: Record<string, unknown>): string | null {
+  const answer = (lastBoxed(completion) ?? completion).trim()
+  return answer === '' ? null : normalizeAnswer(answer)
+}
+
+/**
+ * Belief in the gold answer, teacher-forced behind the prompt: the geometric mean of its tokens' probabilities, after each loop; before
+ * any loop every token is equally likely. Rows without an answer have a flat curve.
+ *
+ * @param problems one per rollout, `groupSize` consecutive ones alike
+ * @returns per rollout b_0..b_T
+ */
+export async function goldAnswerBeliefs(
+  model: LoopLM,
+  source: ProblemSource,
+  problems: readonly Record<string, unknown>[],
+  options: { groupSize: number; temperature: number; signal: AbortSignal | undefined },
+): Promise<number[][]> {
+  const { groupSize, temperature, signal } = options
+  const { total_ut_steps: loops, vocab_size: vocabulary } = model.config
+  const unique = problems.filter((_, i) => i % groupSize === 0).map((problem) => problem as Problem)
+  const known = [...unique.keys()].filter((k) => unique[k]!.answer !== undefined)
+  const curves = unique.map(() => new Array<number>(loops + 1).fill(1 / vocabulary))
+  if (known.length > 0) {
+    const drawn = known.map((k) => trainingSequence(source, unique[k]!))
+    const promptLengths = drawn.map(({ promptLength }) => promptLength)
+    const sequences = drawn.map(({ tokens }) => tokens)
+    const { logprobs } = await model.responseMeans(sequences, { promptLengths, temperature, signal })
+    for (const [j, k] of known.entries()) curves[k] = [1 / vocabulary, ...logprobs[j]!.map(Math.exp)]
+  }
+  return problems.map((_, i) => curves[Math.floor(i / groupSize)]!)
+}
+
+/**
+ * Belief by trial: the reward of a greedy answer that is forced to stop at each loop, between 0 and 1; 0 before any loop.
+ *
+ * @param problems one per rollout, `groupSize` consecutive ones alike
+ * @returns per rollout b_0..b_T
+ */
+export async function forcedExitBeliefs(
+  model: LoopLM,
+  source: ProblemSource,
+  problems: readonly Record<string, unknown>[],
+  rewards: readonly WeightedReward[],
+  options: { groupSize: number; maxNewTokens: number | undefined; signal: AbortSignal | undefined },
+): Promise<number[][]> {
+  const { groupSize, maxNewTokens, signal } = options
+  const unique = problems.filter((_, i) => i % groupSize === 0).map((problem) => problem as Problem)
+  const trial = { ...source, heldOut: () => unique }
+  const curves = unique.map(() => [0])
+  for (let loops = 1; loops <= model.config.total_ut_steps; loops++) {
+    const results = await answerProblems(model, trial, rewards, { problems: unique.length, loops: [loops], maxNewTokens, signal })
+    for (const [k, reward] of results[0]!.rewards.entries()) curves[k]!.push(Math.min(1, Math.max(0, reward ?? 0)))
+  }
+  return problems.map((_, i) => curves[Math.floor(i / groupSize)]!)
+}

@@ -1,0 +1,54 @@
+import type { RealArray, Scores, TokenSequence } from '../../model/types.js'
+
+/** What an own objective sees: the sequences that count, their scores under the model and their group-relative advantages. */
+export interface ObjectiveContext {
+  /** Counted from 0. */
+  step: number
+  sequences: readonly TokenSequence[]
+  promptLengths: readonly number[]
+  rewards: readonly number[]
+  /** z-scores of the groups. */
+  advantages: readonly number[]
+  /** 1 / (sequences × response tokens), per sequence. */
+  norms: readonly number[]
+  /** Of all loops, at the training temperature; rows before a response are 0. */
+  scores: Scores
+  /** T × (len-1) per sequence, where the batch brings them or several updates are made on the same rollouts. */
+  oldLogprobs: readonly ArrayLike<number>[] | undefined
+}
+
+/** ∂L/∂ℓ and, when the gate is trained, ∂L/∂(gate logits); the arrays have the shapes of `scores.logprobs` and `scores.gateLogits`. */
+export interface ObjectiveGradient {
+  /** Only logged. */
+  loss: number
+  /** T × (len-1) per sequence, row-major by loop. */
+  coefficients: readonly (RealArray | readonly number[])[]
+  /** T × len per sequence. */
+  gateCoefficients?: readonly (RealArray | readonly number[])[]
+}
+
+/**
+ * An objective of your own: from scores and advantages to coefficients, once per optimizer step.
+ *
+ * @example
+ * ```ts
+ * import type { OwnObjective } from 'looplm'
+ *
+ * // REINFORCE on the second loop alone
+ * const objective: OwnObjective = ({ sequences, promptLengths, advantages, norms, scores }) => {
+ *   let loss = 0
+ *   const coefficients = scores.logprobs.map((logprobs, i) => {
+ *     const width = sequences[i]!.length - 1
+ *     return logprobs.map((logprob, k) => {
+ *       const [loop, position] = [Math.floor(k / width), k % width]
+ *       if (loop !== 1 || position < promptLengths[i]! - 1) return 0
+ *       loss -= norms[i]! * advantages[i]! * logprob
+ *       return -norms[i]! * advantages[i]!
+ *     })
+ *   })
+ *   return { loss, coefficients }
+ * }
+ * const trainer = new ObjectiveTrainer(model, { objective })
+ * ```
+ */
+export type OwnObjective = (context: ObjectiveContext) => ObjectiveGradient | Promise<ObjectiveGradient>
