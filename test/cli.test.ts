@@ -300,7 +300,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],
     [['serve', 'nowhere'], /nowhere/],
     [['serve', 'ouro', '--host', '0.0.0.0'], /apiKey: is needed because host 0\.0\.0\.0 can be reached from other machines/],
-    [['options', 'ppo'], /Allowed choices are rltt, grpo, looprpt, pretrain/],
+    [['options', 'ppo'], /Allowed choices are rltt, grpo, objective, looprpt, pretrain/],
     [['report', 'nowhere'], /report: no run folder .*nowhere/],
     [['report', 'a', 'b'], /say where the comparison goes.*--out/],
     [['watch', 'nowhere'], /report: no run folder .*nowhere/],
@@ -310,7 +310,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
   })
 
   it.each([
-    [{ trainer: 'dpo' }, [], /trainer: .*"rltt"\|"grpo"\|"looprpt"\|"pretrain".*got "dpo"/],
+    [{ trainer: 'dpo' }, [], /trainer: .*"rltt"\|"grpo"\|"objective"\|"looprpt"\|"pretrain".*got "dpo"/],
     [{ modle: 'x' }, [], /modle: unknown option; did you mean model\?/],
     [{ options: { learning_rate: 1 } }, [], /learning_rate: unknown option; did you mean learningRate\?/],
     [{}, ['--set', 'steps'], /--set: must be key=value, got "steps"/],
