@@ -1,5 +1,8 @@
 // Every term of the objective algebra through the engine: coefficients against independent formulas, gradients against central
 // differences, the invariants of docs/objectives.md.
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { LoopLM } from '../src/model/model.js'
 import type { LossBatch, LossObjective, LossTerm } from '../src/model/types.js'
@@ -589,5 +592,29 @@ describe('what does not go together is refused by name', () => {
     const error = await refusal(() => new ObjectiveTrainer(model, { objective }))
     expect(error.code).toBe('INVALID_CONFIG')
     expect(error.message).toMatch(message)
+  })
+})
+
+describe('a run with a moving average', () => {
+  it('resumes bit for bit, reference included', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'looplm-objective-'))
+    const options = (runDir: string): ObjectiveTrainerOptions => ({
+      ...{ objective: 'llds', task: tinyTask, reward: variedReward, promptsPerStep: 2, groupSize: 4, learningRate: 1e-2 },
+      ...{ steps: 4, saveEvery: 2, runDir, onWarning: () => {} },
+    })
+    const train = async (runDir: string, more: ObjectiveTrainerOptions = {}) => {
+      using small = await LoopLM.create(tinyConfig, { seed: 4, threads: 1 })
+      using trainer = new ObjectiveTrainer(small, { ...options(join(folder, runDir)), ...more })
+      const losses: number[] = []
+      for await (const event of trainer.run()) if (event.type === 'step') losses.push(event.metrics.lazy_loss!)
+      return { losses, parameters: await parametersOf(small) }
+    }
+    const whole = await train('whole')
+    const begun = await train('cut', { steps: 2 })
+    const resumed = await train('cut', { resume: true })
+    expect([...begun.losses, ...resumed.losses]).toEqual(whole.losses)
+    expect(whole.losses.at(-1)).toBeGreaterThan(0) // the average lags behind, so there is something to hold
+    expect(resumed.parameters).toEqual(whole.parameters)
+    rmSync(folder, { recursive: true })
   })
 })
