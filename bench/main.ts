@@ -5,12 +5,14 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { devices } from '../src/index.js'
 import { type KernelRow, kernelRows, measureRoofs, type Roofs } from './kernels.js'
+import { type ServeRow, serveRows } from './serve.js'
 import { type StepRow, steps } from './steps.js'
 
-const usage = `npm run bench -- [--json] [--device cpu] [--dtype float32,bfloat16] [--filter REGEX] [--kernels | --steps]
+const usage = `npm run bench -- [--json] [--device cpu] [--dtype float32,bfloat16] [--filter REGEX] [--kernels | --steps | --serve]
   --json     one JSON document on standard output, nothing else
   --filter   only rows whose name matches
-  --kernels  only kernels; --steps: only whole steps`
+  --kernels  only kernels; --steps: only whole steps
+  --serve    only the server's latencies under 1, 8 and 32 clients; --seconds N for each (default 20)`
 
 function options() {
   try {
@@ -22,6 +24,8 @@ function options() {
         filter: { type: 'string', default: '' },
         kernels: { type: 'boolean', default: false },
         steps: { type: 'boolean', default: false },
+        serve: { type: 'boolean', default: false },
+        seconds: { type: 'string', default: '20' },
         help: { type: 'boolean', default: false },
       },
     })
@@ -47,7 +51,7 @@ if (given.help) {
   process.exit(0)
 }
 const say = (text: string) => given.json || console.log(text)
-const both = given.kernels === given.steps
+const both = given.kernels === given.steps && !given.serve
 const report = {
   date: new Date().toISOString(),
   cpu: cpus()[0]?.model.trim(),
@@ -56,6 +60,7 @@ const report = {
   roofs: {} as Record<string, Roofs>,
   kernels: [] as KernelRow[],
   steps: [] as StepRow[],
+  serve: [] as ServeRow[],
 }
 say(`${report.cpu}, Node ${report.node}; ${report.devices.map((d) => `${d.name}: ${d.description}`).join('; ')}`)
 
@@ -101,6 +106,18 @@ if (both || given.steps) {
     ])
   }
   say('')
+  if (!given.json) printTable(table)
+}
+if (given.serve) {
+  const table = [['clients', 'requests', 'lost', 'first token', 'p99', 'next token', 'p99', 'tokens/s']]
+  const ms = (value: number) => `${value.toFixed(value < 100 ? 1 : 0)} ms`
+  for await (const row of serveRows([1, 8, 32], Number(given.seconds))) {
+    report.serve.push(row)
+    const { firstTokenMs: first, interTokenMs: next } = row
+    const counts = [row.clients, row.requests, row.lost].map(String)
+    table.push([...counts, ms(first.median), ms(first.p99), ms(next.median), ms(next.p99), row.tokensPerSecond.toFixed(0)])
+  }
+  say('\nserver: 98 M parameters in bfloat16, full depth, 64 tokens in and 32 out')
   if (!given.json) printTable(table)
 }
 if (given.json) console.log(JSON.stringify(report, null, 2))

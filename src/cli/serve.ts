@@ -29,6 +29,7 @@ export function addServe(program: Command): void {
       positiveInteger,
     )
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
+    .option('--prefill-tokens <count>', 'tokens of prompts run between two tokens of the answers (default: 256)', positiveInteger)
     .option('--max-context <count>', "tokens of prompt and answer; default the model's", positiveInteger)
     .option('--max-new-tokens <count>', 'tokens of an answer (default: 4096)', positiveInteger)
     .option('--max-body-bytes <count>', 'size of a request (default: 1000000)', positiveInteger)

@@ -19,6 +19,7 @@ const schema = z.strictObject({
   maxWaiting: z.int().min(0).max(1_000_000).default(128),
   maxCachedTokens: z.int().min(1).max(maxCachedTokens).optional(),
   kv: z.enum(['per-loop', 'shared']).default('per-loop'),
+  prefillTokens: count(256),
   maxConnections: count(1024),
   maxBodyBytes: count(1_000_000),
   maxContext: count(1_000_000),
@@ -50,6 +51,8 @@ export interface ServeOptions {
   maxCachedTokens?: number
   /** Cache planes per loop (exact, default) or one that all loops share (a T-th of the memory). */
   kv?: 'per-loop' | 'shared'
+  /** Tokens of prompts that run between two tokens of the answers under way: fewer keep those flowing, more are faster. Default 256. */
+  prefillTokens?: number
   /** Connections at once; default 1024. */
   maxConnections?: number
   /** Size of a request's body; default 1,000,000. */

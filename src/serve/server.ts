@@ -336,8 +336,8 @@ export class LoopLMServer {
   }
 
   #tokens(prompt: TokenSequence, options: GenerateOptions): AsyncIterable<GenerateChunk> {
-    const { maxRunning: maxRows, maxCachedTokens: maxTokens, kv } = this.settings
-    this.#scheduler ??= this.#served.model.scheduler({ maxRows, maxTokens, kv })
+    const { maxRunning: maxRows, maxCachedTokens: maxTokens, kv, prefillTokens } = this.settings
+    this.#scheduler ??= this.#served.model.scheduler({ maxRows, maxTokens, kv, prefillTokens })
     return this.#scheduler.add(prompt, options)
   }
 }
