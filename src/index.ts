@@ -13,6 +13,7 @@ export {
   type PolicyGradientObjective,
   type PolicyGradientStatistics,
 } from './kernels.js'
+export type { Adapter, LoRAModule, LoRAOptions } from './model/adapter.js'
 export type { LoopLMConfig, LoopLMConfigInput } from './model/config.js'
 export { LoopLM } from './model/model.js'
 export { AdamW, type AdamWOptions } from './model/optimizer.js'

@@ -233,13 +233,22 @@ export interface NativeBinding {
   modelCreate(context: NativeContext, config: NativeModelConfig, dtype: DType, seed: number, range: number): Promise<NativeModel>
   modelLoad(context: NativeContext, config: NativeModelConfig, dtype: DType, paths: readonly string[]): Promise<NativeModel>
   modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64'): Promise<void>
+  modelAddAdapter(
+    model: NativeModel,
+    options: { rank: number; alpha: number; modules: readonly string[]; seed: number },
+  ): Promise<{ name: string; shape: number[] }[]>
+  modelRemoveAdapter(model: NativeModel): Promise<void>
+  modelSaveAdapter(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64'): Promise<void>
+  modelLoadAdapter(model: NativeModel, path: string): Promise<void>
+  modelMerge(model: NativeModel): Promise<NativeModel>
   modelClone(model: NativeModel): Promise<NativeModel>
   modelCopyParameters(to: NativeModel, from: NativeModel): Promise<void>
   modelParameters(model: NativeModel): { name: string; shape: number[] }[]
   modelRead(model: NativeModel, name: string): Promise<RealArray>
   modelWrite(model: NativeModel, name: string, values: Float64Array): Promise<void>
   modelReadGradient(model: NativeModel, name: string): Promise<RealArray>
-  modelReadGradients(model: NativeModel): Promise<RealArray[]>
+  /** Of what is trained: the adapter's parameters where the model has one. */
+  modelReadGradients(model: NativeModel): Promise<{ name: string; values: RealArray }[]>
   modelZeroGradients(model: NativeModel): Promise<void>
   modelScore(
     model: NativeModel,

@@ -78,10 +78,54 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value save(const Napi::CallbackInfo& info) {
+template <void (*Save)(const Model&, const std::string&, const std::string&)>
+Napi::Value save_with(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
   const std::string path = Input(info, 1, "path").text(), dtype = Input(info, 2, "dtype").text();
-  return run(info, model.executor, [model = model.object, path, dtype] { save_parameters(*model, path, dtype); });
+  return run(info, model.executor, [model = model.object, path, dtype] { Save(*model, path, dtype); });
+}
+
+// Names and shapes of a list of parameters, made while the model does not change.
+Executor::Finish parameter_list(const std::vector<Parameter>& parameters) {
+  return [parameters](Napi::Env env) {
+    Napi::Array array = Napi::Array::New(env, parameters.size());
+    for (uint32_t i = 0; i < parameters.size(); i++) {
+      Napi::Object parameter = Napi::Object::New(env);
+      parameter.Set("name", parameters[i].name);
+      parameter.Set("shape", number_array(env, parameters[i].shape));
+      array.Set(i, parameter);
+    }
+    report_memory(env);
+    return array;
+  };
+}
+
+Napi::Value add_adapter(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  const Input in(info, 1, "options");
+  AdapterOptions options;
+  options.rank = in["rank"].integer(1, int64_t(1) << 20);
+  options.alpha = in["alpha"].number();
+  const Input modules = in["modules"];
+  for (uint32_t i = 0; i < modules.length(); i++) options.modules.push_back(modules[i].text());
+  const uint64_t seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
+  return model.executor->submit(info.Env(), nullptr, [model = model.object, options, seed]() -> Executor::Finish {
+    model->add_adapter(options, seed);
+    return parameter_list(model->trained());
+  });
+}
+Napi::Value remove_adapter(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  return run(info, model.executor, [model = model.object] { model->remove_adapter(); });
+}
+Napi::Value load_adapter_of(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  const std::string path = Input(info, 1, "path").text();
+  return run(info, model.executor, [model = model.object, path] { load_adapter(*model, path); });
+}
+Napi::Value merge(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  return promise(info, model.executor, [model = model.object] { return std::shared_ptr<Model>(model->merged()); });
 }
 
 Napi::Value clone(const Napi::CallbackInfo& info) {
@@ -95,18 +139,7 @@ Napi::Value copy_parameters(const Napi::CallbackInfo& info) {
   return run(info, to.executor, [to = to.object, from = from.object] { to->copy_parameters_from(*from); });
 }
 
-Napi::Value parameters(const Napi::CallbackInfo& info) {
-  const HeldModel model = read_model(info);
-  const std::vector<Parameter>& all = model->parameters();
-  Napi::Array array = Napi::Array::New(info.Env(), all.size());
-  for (uint32_t i = 0; i < all.size(); i++) {
-    Napi::Object parameter = Napi::Object::New(info.Env());
-    parameter.Set("name", all[i].name);
-    parameter.Set("shape", number_array(info.Env(), all[i].shape));
-    array.Set(i, parameter);
-  }
-  return array;
-}
+Napi::Value parameters(const Napi::CallbackInfo& info) { return parameter_list(read_model(info)->parameters())(info.Env()); }
 
 Napi::Value read(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
@@ -120,11 +153,13 @@ Napi::Value write(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
   const std::string name = Input(info, 1, "name").text();
   const std::vector<double> values = Input(info, 2, "values").doubles();
-  const Parameter& parameter = model->parameter(name);
-  if (values.size() != parameter.count)
-    throw Error("INVALID_SHAPE", "looplm",
-                name + " has " + std::to_string(parameter.count) + " elements, got " + std::to_string(values.size()));
-  return run(info, model.executor, [model = model.object, name, values] { model->write(model->parameter(name), values.data()); });
+  return run(info, model.executor, [model = model.object, name, values] {
+    const Parameter& parameter = model->parameter(name);
+    if (values.size() != parameter.count)
+      throw Error("INVALID_SHAPE", "looplm",
+                  name + " has " + std::to_string(parameter.count) + " elements, got " + std::to_string(values.size()));
+    model->write(parameter, values.data());
+  });
 }
 
 Napi::Value read_gradient(const Napi::CallbackInfo& info) {
@@ -138,11 +173,20 @@ Napi::Value read_gradient(const Napi::CallbackInfo& info) {
 Napi::Value read_gradients(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
   return model.executor->submit(info.Env(), nullptr, [model = model.object]() -> Executor::Finish {
-    auto gradients = std::make_shared<std::vector<Reals>>();
-    for (const Parameter& p : model->parameters()) gradients->emplace_back(model->read_gradient(p), model->dt);
+    struct Gradient {
+      std::string name;
+      Reals values;
+    };
+    auto gradients = std::make_shared<std::vector<Gradient>>();
+    for (const Parameter& p : model->trained()) gradients->push_back({p.name, Reals(model->read_gradient(p), model->dt)});
     return [gradients](Napi::Env env) {
       Napi::Array array = Napi::Array::New(env, gradients->size());
-      for (uint32_t i = 0; i < gradients->size(); i++) array.Set(i, (*gradients)[i].array(env));
+      for (uint32_t i = 0; i < gradients->size(); i++) {
+        Napi::Object gradient = Napi::Object::New(env);
+        gradient.Set("name", (*gradients)[i].name);
+        gradient.Set("values", (*gradients)[i].values.array(env));
+        array.Set(i, gradient);
+      }
       return array;
     };
   });
@@ -158,7 +202,12 @@ Napi::Value zero_gradients(const Napi::CallbackInfo& info) {
 void add_model_functions(Napi::Env env, Napi::Object exports) {
   add<create>(env, exports, "modelCreate");
   add<load>(env, exports, "modelLoad");
-  add<save>(env, exports, "modelSave");
+  add<save_with<save_parameters>>(env, exports, "modelSave");
+  add<add_adapter>(env, exports, "modelAddAdapter");
+  add<remove_adapter>(env, exports, "modelRemoveAdapter");
+  add<save_with<save_adapter>>(env, exports, "modelSaveAdapter");
+  add<load_adapter_of>(env, exports, "modelLoadAdapter");
+  add<merge>(env, exports, "modelMerge");
   add<clone>(env, exports, "modelClone");
   add<copy_parameters>(env, exports, "modelCopyParameters");
   add<parameters>(env, exports, "modelParameters");

@@ -129,12 +129,19 @@ void drop_tied_head(Sources& sources) {
   sources.erase(head);
 }
 
-void check_names(const Model& model, const Sources& sources, const std::vector<std::string>& paths) {
+// Parameters as a file calls them.
+struct Wanted {
+  const std::vector<Parameter>& parameters;
+  std::string prefix, owner, hint;
+  std::string name(const Parameter& p) const { return prefix + p.name; }
+};
+
+void check_names(const Wanted& wanted, const Sources& sources, const std::vector<std::string>& paths) {
   std::vector<std::string> missing, unknown;
   std::set<std::string> known;
-  for (const Parameter& p : model.parameters()) {
-    known.insert(p.name);
-    if (!sources.count(p.name)) missing.push_back(p.name);
+  for (const Parameter& p : wanted.parameters) {
+    known.insert(wanted.name(p));
+    if (!sources.count(wanted.name(p))) missing.push_back(wanted.name(p));
   }
   for (const auto& source : sources)
     if (!known.count(source.first)) unknown.push_back(source.first);
@@ -142,9 +149,10 @@ void check_names(const Model& model, const Sources& sources, const std::vector<s
   std::string what;
   if (!missing.empty()) what = std::to_string(missing.size()) + " tensors are missing: " + list_names(missing);
   if (!unknown.empty())
-    what += (what.empty() ? "" : "; ") + std::to_string(unknown.size()) + " tensors are not the model's: " + list_names(unknown);
+    what += (what.empty() ? "" : "; ") + std::to_string(unknown.size()) + " tensors are not the " + wanted.owner +
+            "'s: " + list_names(unknown);
   refuse(paths.size() == 1 ? paths[0] : paths[0] + " and its other " + std::to_string(paths.size() - 1) + " files",
-         what + " (does config.json belong to this checkpoint?)");
+         what + " (" + wanted.hint + ")");
 }
 
 LoopDType floating_dtype(const Source& source, const std::string& name) {
@@ -167,14 +175,60 @@ void visit_blocks(const void* data, LoopDType from, LoopDType to, size_t total, 
   }
 }
 
-void check_values(const Source& source, const Parameter& p, LoopDType from, LoopDType to) {
-  visit_blocks(source.entry->data, from, to, p.count, [&](size_t first, const void* values, size_t count) {
+void check_values(const Source& source, const std::string& name, size_t total, LoopDType from, LoopDType to) {
+  visit_blocks(source.entry->data, from, to, total, [&](size_t first, const void* values, size_t count) {
     const size_t bad = first_not_finite(to, values, count);
     if (bad < count)
-      refuse(*source.path, p.name,
+      refuse(*source.path, name,
              "element " + std::to_string(first + bad) + " is not finite" +
                  (from == to ? "" : std::string(" as ") + safetensors_dtype(to)));
   });
+}
+
+void load_tensors(Model& model, const Wanted& wanted, const Sources& sources, const std::vector<std::string>& paths) {
+  check_names(wanted, sources, paths);
+  for (const Parameter& p : wanted.parameters) {
+    const std::string name = wanted.name(p);
+    const Source& source = sources.at(name);
+    if (source.entry->shape != p.shape)
+      refuse(*source.path, name,
+             "shape " + shape_text(source.entry->shape) + ", but the configuration asks for " + shape_text(p.shape));
+    check_values(source, name, p.count, floating_dtype(source, name), model.dt);
+  }
+
+  const size_t size = loop_dtype_size(model.dt);
+  for (const Parameter& p : wanted.parameters) {
+    const Source& source = sources.at(wanted.name(p));
+    visit_blocks(source.entry->data, floating_dtype(source, p.name), model.dt, p.count,
+                 [&](size_t first, const void* values, size_t count) {
+                   void* to = static_cast<char*>(model.parameter_data(p)) + first * size;
+                   model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);
+                 });
+    model.touch(p);
+  }
+}
+
+void save_tensors(const Model& model, const Wanted& wanted, const std::string& path, const std::string& dtype) {
+  const LoopDType to = dtype == "F32" ? LOOP_F32 : dtype == "BF16" ? LOOP_BF16 : LOOP_F64;
+  if (dtype != safetensors_dtype(to) || (to == LOOP_F64 && model.dt != LOOP_F64))
+    throw Error(
+        "INVALID_ARGUMENT", "save",
+        "parameters are saved as F32 or BF16, those of a float64 model also as F64, not as " + json::quote_briefly(dtype));
+  std::vector<SafetensorsOutput> tensors;
+  for (const Parameter& p : wanted.parameters)
+    tensors.push_back({wanted.name(p), dtype, p.shape, [&model, &p, to](uint8_t* out) {
+                         if (model.dt == to) return model.read_raw(p, out);
+                         std::vector<uint8_t> raw(p.count * loop_dtype_size(model.dt));
+                         model.read_raw(p, raw.data());
+                         convert(model.dt, to, raw.data(), out, p.count);
+                       }});
+  write_safetensors(path, tensors, {{"format", "pt"}});
+}
+
+Wanted all_of(const Model& model) { return {model.parameters(), "", "model", "does config.json belong to this checkpoint?"}; }
+Wanted adapter_of(const Model& model) {
+  if (!model.adapter()) throw Error("INVALID_ARGUMENT", "adapter", "the model has no adapter");
+  return {model.trained(), "base_model.model.", "adapter", "does adapter_config.json belong to this file, and to this model?"};
 }
 
 }  // namespace
@@ -185,42 +239,20 @@ void load_parameters(Model& model, const std::vector<std::string>& paths) {
   for (const std::string& path : paths) files.push_back(std::make_unique<SafetensorsFile>(path));
   Sources sources = collect(paths, files);
   if (model.config.tied) drop_tied_head(sources);
-  check_names(model, sources, paths);
-  for (const Parameter& p : model.parameters()) {
-    const Source& source = sources.at(p.name);
-    if (source.entry->shape != p.shape)
-      refuse(*source.path, p.name,
-             "shape " + shape_text(source.entry->shape) + ", but the configuration asks for " + shape_text(p.shape));
-    check_values(source, p, floating_dtype(source, p.name), model.dt);
-  }
-
-  const size_t size = loop_dtype_size(model.dt);
-  for (const Parameter& p : model.parameters()) {
-    const Source& source = sources.at(p.name);
-    visit_blocks(source.entry->data, floating_dtype(source, p.name), model.dt, p.count,
-                 [&](size_t first, const void* values, size_t count) {
-                   void* to = static_cast<char*>(model.parameter_data(p)) + first * size;
-                   model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);
-                 });
-    model.touch();
-  }
+  load_tensors(model, all_of(model), sources, paths);
+}
+void save_parameters(const Model& model, const std::string& path, const std::string& dtype) {
+  save_tensors(model, all_of(model), path, dtype);
 }
 
-void save_parameters(const Model& model, const std::string& path, const std::string& dtype) {
-  const LoopDType to = dtype == "F32" ? LOOP_F32 : dtype == "BF16" ? LOOP_BF16 : LOOP_F64;
-  if (dtype != safetensors_dtype(to) || (to == LOOP_F64 && model.dt != LOOP_F64))
-    throw Error(
-        "INVALID_ARGUMENT", "save",
-        "parameters are saved as F32 or BF16, those of a float64 model also as F64, not as " + json::quote_briefly(dtype));
-  std::vector<SafetensorsOutput> tensors;
-  for (const Parameter& p : model.parameters())
-    tensors.push_back({p.name, dtype, p.shape, [&model, &p, to](uint8_t* out) {
-                         if (model.dt == to) return model.read_raw(p, out);
-                         std::vector<uint8_t> raw(p.count * loop_dtype_size(model.dt));
-                         model.read_raw(p, raw.data());
-                         convert(model.dt, to, raw.data(), out, p.count);
-                       }});
-  write_safetensors(path, tensors, {{"format", "pt"}});
+void load_adapter(Model& model, const std::string& path) {
+  const Wanted wanted = adapter_of(model);
+  std::vector<std::unique_ptr<SafetensorsFile>> files;
+  files.push_back(std::make_unique<SafetensorsFile>(path));
+  load_tensors(model, wanted, collect({path}, files), {path});
+}
+void save_adapter(const Model& model, const std::string& path, const std::string& dtype) {
+  save_tensors(model, adapter_of(model), path, dtype);
 }
 
 }  // namespace looplm

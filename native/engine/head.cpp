@@ -50,6 +50,7 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
     device.run(&LoopBackend::gemm, "head backward", dt, 0, 0, m, D, V, logits, row_stride, weight, D, d_rows, D,
                int(LOOP_GEMM_REAL_OUT), unpacked);
     device.run(&LoopBackend::scatter_add_rows, "scatter rows", dt, m, D, in.index + first, d_rows, d_hidden);
+    if (!d_weight) continue;
     device.run(&LoopBackend::gemm, "head gradient", dt, 1, 0, V, D, m, logits, row_stride, hidden, D, d_weight, D,
                int(LOOP_GEMM_ACCUMULATE), unpacked);
   }

@@ -542,11 +542,12 @@ double accumulate_stage2(Model& model, const Sequences& sequences, int64_t token
 MovingAverage::MovingAverage(std::shared_ptr<Model> teacher, std::shared_ptr<Model> student)
     : teacher_(std::move(teacher)), student_(std::move(student)) {
   if (teacher_->device != student_->device || teacher_->dt != student_->dt ||
-      teacher_->arena_elements() != student_->arena_elements())
-    throw Error("INVALID_ARGUMENT", "moving average", "the teacher must have the student's configuration, device and dtype");
+      teacher_->arena_elements() != student_->arena_elements() || !teacher_->same_adapter(*student_))
+    throw Error("INVALID_ARGUMENT", "moving average",
+                "the teacher must have the student's configuration, device, dtype and adapter");
   if (teacher_->dt != LOOP_BF16) return;
-  average_ = Buffer(teacher_->device, teacher_->arena_elements() * loop_dtype_size(teacher_->real()));
-  for (auto& p : teacher_->parameters()) {
+  average_ = Buffer(teacher_->device, teacher_->trained_elements() * loop_dtype_size(teacher_->real()));
+  for (auto& p : teacher_->trained()) {
     const std::vector<double> values = teacher_->read(p);
     upload_reals(average_, teacher_->dt, values.data(), values.size(), p.offset);
   }
@@ -557,7 +558,7 @@ void* MovingAverage::average(const Parameter& p) const {
 }
 
 void MovingAverage::update(double decay) {
-  for (auto& p : student_->parameters())
+  for (auto& p : student_->trained())
     teacher_->device->run(&LoopBackend::moving_average, "moving average", teacher_->dt, int64_t(p.count), 1 - decay,
                           static_cast<const void*>(student_->parameter_data(p)), average(p),
                           average_ ? teacher_->parameter_data(p) : static_cast<void*>(nullptr));
@@ -567,7 +568,7 @@ void MovingAverage::update(double decay) {
 void MovingAverage::save(const std::string& path) const {
   const size_t size = loop_dtype_size(teacher_->real());
   std::vector<SafetensorsOutput> tensors;
-  for (const Parameter& p : teacher_->parameters())
+  for (const Parameter& p : teacher_->trained())
     tensors.push_back({"average." + p.name, safetensors_dtype(teacher_->real()), p.shape, [this, &p, size](uint8_t* out) {
                          teacher_->device->run(&LoopBackend::copy_out, "copy_out", static_cast<void*>(out),
                                                static_cast<const void*>(average(p)), p.count * size);
@@ -578,7 +579,7 @@ void MovingAverage::save(const std::string& path) const {
 void MovingAverage::load(const std::string& path) {
   const SafetensorsFile file(path);
   auto refuse = [&](const std::string& what) { throw Error("INVALID_FILE", "moving average", path + ": " + what); };
-  for (const Parameter& p : teacher_->parameters()) {
+  for (const Parameter& p : teacher_->trained()) {
     const auto found = file.tensors().find("average." + p.name);
     if (found == file.tensors().end()) refuse("tensor \"average." + p.name + "\" is missing");
     if (found->second.dtype != safetensors_dtype(teacher_->real()) || found->second.shape != p.shape)
@@ -592,9 +593,9 @@ void MovingAverage::load(const std::string& path) {
     }
     if (!finite) refuse("tensor \"average." + p.name + "\" has a value that is not finite");
   }
-  if (file.tensors().size() != teacher_->parameters().size()) refuse("it holds tensors that are not this model's");
+  if (file.tensors().size() != teacher_->trained().size()) refuse("it holds tensors that are not this model's");
   const Uninterrupted uninterrupted(*teacher_->device);
-  for (const Parameter& p : teacher_->parameters()) {
+  for (const Parameter& p : teacher_->trained()) {
     const SafetensorsEntry& entry = file.tensors().at("average." + p.name);
     teacher_->device->run(&LoopBackend::copy_in, "copy_in", average(p), entry.data, entry.bytes);
     if (!average_) continue;

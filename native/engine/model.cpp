@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -9,8 +10,20 @@
 
 namespace looplm {
 
+const void* scaled(Device& device, Workspace& workspace, LoopDType dt, const void* x, int64_t elements, const void* factor) {
+  const int64_t one = 1, none = 0;
+  const LoopDType real = loop_real(dt);
+  void* product = workspace.get("adapter.product", size_t(elements) * loop_dtype_size(real)).as<>();
+  device.run(&LoopBackend::binary, "scale", real, LOOP_MULTIPLY, 1, &elements, x, &one, factor, &none, product);
+  if (real == dt) return product;
+  void* out = workspace.get("adapter.scaled", size_t(elements) * loop_dtype_size(dt)).as<>();
+  device.run(&LoopBackend::copy_strided, "cast", real, dt, 1, &elements, static_cast<const void*>(product), &one, out, &one);
+  return out;
+}
+
 namespace {
-constexpr size_t ALIGN = 32;  // elements: every matrix starts on a 64-byte line
+constexpr uint32_t ADAPTER_STREAM = 1u << 30;  // of uniform(): far above those of draws
+constexpr size_t ALIGN = 32;                   // elements: every matrix starts on a 64-byte line
 
 void check_config(const ModelConfig& c) {
   auto require = [](bool ok, const std::string& what) {
@@ -26,15 +39,36 @@ void check_config(const ModelConfig& c) {
 
 struct Layout {
   std::vector<Parameter>& out;
+  bool adapter = false;
   size_t end = 0;
   void add(const std::string& name, std::vector<int64_t> shape, bool joined = false) {
     size_t count = 1;
     for (int64_t s : shape) count *= size_t(s);
-    if (!joined) end = (end + ALIGN - 1) / ALIGN * ALIGN;
-    out.push_back({name, std::move(shape), end, count});
+    if (!joined) end = aligned();
+    out.push_back({name, std::move(shape), end, count, adapter});
     end += count;
   }
+  size_t aligned() const { return (end + ALIGN - 1) / ALIGN * ALIGN; }
 };
+
+std::string layer_prefix(int l) { return "model.layers." + std::to_string(l) + "."; }
+
+// The projections that an adapter can be given, in the order of its parameters.
+struct Projection {
+  const char *group, *module;
+  int64_t in, first, out;
+  Linear LayerWeights::*matrix;  // rows [first, first + out) of it
+};
+std::vector<Projection> projections(const ModelConfig& c) {
+  const int64_t D = c.hidden, F = c.intermediate, q = c.attention_width(), kv = int64_t(c.kv_heads) * c.head_dim;
+  return {{"self_attn", "q_proj", D, 0, q, &LayerWeights::qkv},       {"self_attn", "k_proj", D, q, kv, &LayerWeights::qkv},
+          {"self_attn", "v_proj", D, q + kv, kv, &LayerWeights::qkv}, {"self_attn", "o_proj", q, 0, D, &LayerWeights::output},
+          {"mlp", "gate_proj", D, 0, F, &LayerWeights::gate_up},      {"mlp", "up_proj", D, F, F, &LayerWeights::gate_up},
+          {"mlp", "down_proj", F, 0, D, &LayerWeights::down}};
+}
+bool contains(const std::vector<std::string>& words, const std::string& word) {
+  return std::find(words.begin(), words.end(), word) != words.end();
+}
 }  // namespace
 
 Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConfig& config_in)
@@ -48,7 +82,7 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConf
   Layout layout{parameters_};
   layout.add("model.embed_tokens.weight", {V, D});
   for (int l = 0; l < config.layers; l++) {
-    std::string p = "model.layers." + std::to_string(l) + ".";
+    const std::string p = layer_prefix(l);
     layout.add(p + "self_attn.q_proj.weight", {q, D});
     layout.add(p + "self_attn.k_proj.weight", {kv, D}, true);
     layout.add(p + "self_attn.v_proj.weight", {kv, D}, true);
@@ -63,7 +97,7 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConf
   layout.add("model.early_exit_gate.weight", {1, D});
   layout.add("model.early_exit_gate.bias", {1});
   if (!config.tied) layout.add("lm_head.weight", {V, D});
-  arena_elements_ = (layout.end + ALIGN - 1) / ALIGN * ALIGN;
+  arena_elements_ = layout.aligned();
   arena_ = Buffer(device, arena_elements_ * loop_dtype_size(dt));
   arena_.zero(arena_.bytes());
   weights_ = pointers(arena_, dt);
@@ -77,12 +111,13 @@ Weights Model::pointers(const Buffer& arena, LoopDType type) const {
   w.embedding = take();
   for (int l = 0; l < config.layers; l++) {
     LayerWeights layer;
-    layer.qkv = take();
+    const int64_t D = config.hidden, F = config.intermediate;
+    layer.qkv = {take(), D, config.qkv_width(), {}};
     next += 2;  // k and v continue q
-    layer.output = take();
-    layer.gate_up = take();
+    layer.output = {take(), config.attention_width(), D, {}};
+    layer.gate_up = {take(), D, 2 * F, {}};
     next += 1;  // up continues gate
-    layer.down = take();
+    layer.down = {take(), F, D, {}};
     layer.attention_norm = take();
     layer.attention_norm_2 = take();
     layer.mlp_norm = take();
@@ -99,6 +134,9 @@ Weights Model::pointers(const Buffer& arena, LoopDType type) const {
 const Parameter& Model::parameter(const std::string& name) const {
   for (auto& p : parameters_)
     if (p.name == name) return p;
+  if (adapter_)
+    for (auto& p : adapter_->parameters)
+      if (p.name == name) return p;
   throw Error("NOT_FOUND", "parameter", "the model has no parameter \"" + name + "\"");
 }
 
@@ -113,27 +151,130 @@ void Model::initialize(uint64_t seed, double range) {
   }
 }
 
+// The places of the adapter's matrices in an arena laid out as its parameters are.
+void Model::attach(Weights& weights, const Buffer& arena, LoopDType type) const {
+  size_t next = 0;
+  auto take = [&] { return arena.at(adapter_->parameters[next++].offset * loop_dtype_size(type)); };
+  for (LayerWeights& layer : weights.layers)
+    for (const Projection& p : projections(config))
+      if (contains(adapter_->options.modules, p.module)) {
+        void* a = take();
+        (layer.*p.matrix).adapters.push_back({a, take(), p.first, p.out});
+      }
+  weights.rank = adapter_->options.rank;
+  weights.scale = adapter_->scale.as<>();
+}
+
+void Model::add_adapter(const AdapterOptions& options, uint64_t seed) {
+  auto require = [](bool ok, const std::string& what) {
+    if (!ok) throw Error("INVALID_ARGUMENT", "adapter", what);
+  };
+  require(!adapter_, "the model has an adapter already; merge it into a copy or remove it first");
+  require(options.rank >= 1, "rank must be at least 1");
+  require(!options.modules.empty(), "an adapter needs at least one module");
+  auto made = std::make_unique<Adapter>();
+  made->options = options;
+  Layout layout{made->parameters, true};
+  std::vector<std::string> known;
+  for (const Projection& p : projections(config)) known.push_back(p.module);
+  for (const std::string& module : options.modules) require(contains(known, module), "no module is called \"" + module + "\"");
+  for (int l = 0; l < config.layers; l++)
+    for (const Projection& p : projections(config)) {
+      if (!contains(options.modules, p.module)) continue;
+      const std::string name = layer_prefix(l) + p.group + "." + p.module;
+      layout.add(name + ".lora_A.weight", {options.rank, p.in});
+      layout.add(name + ".lora_B.weight", {p.out, options.rank});
+    }
+  made->elements = layout.aligned();
+  made->values = Buffer(device, made->elements * loop_dtype_size(dt));
+  made->values.zero(made->values.bytes());
+  made->scale = Buffer(device, sizeof(double));
+  const double scale = options.alpha / double(options.rank);
+  upload_reals(made->scale, dt, &scale, 1);
+  adapter_ = std::move(made);
+  attach(weights_, adapter_->values, dt);
+  gradient_arena_ = Buffer();
+  layout_ = ++adapters_made_;
+  for (size_t i = 0; i < adapter_->parameters.size(); i += 2) {  // the A of each pair
+    const Parameter& p = adapter_->parameters[i];
+    const double bound = 1 / std::sqrt(double(p.shape[1]));
+    std::vector<double> values(p.count);
+    for (size_t j = 0; j < p.count; j++) values[j] = bound * (2 * uniform(seed, uint32_t(i), uint32_t(j), ADAPTER_STREAM) - 1);
+    write(p, values.data());
+  }
+}
+
+void Model::remove_adapter() {
+  if (!adapter_) return;
+  adapter_.reset();
+  weights_ = pointers(arena_, dt);
+  layout_ = 0;
+}
+
+std::unique_ptr<Model> Model::merged() const {
+  auto copy = std::make_unique<Model>(device, dt, config);
+  copy->copy_base_from(*this);
+  if (!adapter_) return copy;
+  const int64_t r = adapter_->options.rank, stride = 1;
+  const size_t act = loop_dtype_size(dt);
+  for (int l = 0; l < config.layers; l++)
+    for (const Projection& p : projections(config))
+      for (const LowRank& part : (weights_.layers[size_t(l)].*p.matrix).adapters) {
+        if (part.first != p.first) continue;
+        const int64_t elements = p.out * p.in;
+        void* target = static_cast<char*>((copy->weights_.layers[size_t(l)].*p.matrix).weight) + size_t(p.first * p.in) * act;
+        // The sum is real and rounded once.
+        void* sum = workspace_->get("adapter.sum", size_t(std::max(elements, p.out * r)) * loop_dtype_size(real())).as<>();
+        auto cast = [&](LoopDType from, LoopDType to, const void* source, void* out, int64_t count) {
+          device->run(&LoopBackend::copy_strided, "merge", from, to, 1, &count, source, &stride, out, &stride);
+        };
+        cast(dt, real(), part.b, sum, p.out * r);
+        const void *b = scaled(*device, *workspace_, dt, sum, p.out * r, weights_.scale), *unpacked = nullptr;
+        cast(dt, real(), target, sum, elements);
+        device->run(&LoopBackend::gemm, "merge", dt, 0, 0, p.out, p.in, r, b, r, static_cast<const void*>(part.a), p.in, sum,
+                    p.in, int(LOOP_GEMM_ACCUMULATE), unpacked);
+        cast(real(), dt, sum, target, elements);
+      }
+  return copy;
+}
+
 std::unique_ptr<Model> Model::clone() const {
   auto copy = std::make_unique<Model>(device, dt, config);
+  if (adapter_) copy->add_adapter(adapter_->options, 0);
   copy->copy_parameters_from(*this);
   return copy;
 }
-void Model::copy_parameters_from(const Model& other) {
+void Model::copy_base_from(const Model& other) {
   if (other.dt != dt || other.arena_elements_ != arena_elements_ || other.device != device)
     throw Error("INVALID_ARGUMENT", "copy_parameters", "both models must have the same configuration, dtype and device");
   device->run(&LoopBackend::copy, "copy", arena_.as<>(), static_cast<const void*>(other.arena_.as<>()), arena_.bytes());
+  touch(parameters_.front());
+}
+void Model::copy_parameters_from(const Model& other) {
+  if (!same_adapter(other)) throw Error("INVALID_ARGUMENT", "copy_parameters", "both models must have the same adapter or none");
+  copy_base_from(other);
+  if (!adapter_) return;
+  device->run(&LoopBackend::copy, "copy", adapter_->values.as<>(), static_cast<const void*>(other.adapter_->values.as<>()),
+              adapter_->values.bytes());
   touch();
+}
+bool Model::same_adapter(const Model& other) const {
+  if (!adapter_ || !other.adapter_) return !adapter_ && !other.adapter_;
+  const AdapterOptions &a = adapter_->options, &b = other.adapter_->options;
+  const auto same = [](const Parameter& x, const Parameter& y) { return x.name == y.name && x.shape == y.shape; };
+  return a.alpha == b.alpha && std::equal(adapter_->parameters.begin(), adapter_->parameters.end(),
+                                          other.adapter_->parameters.begin(), other.adapter_->parameters.end(), same);
 }
 
 void Model::read_raw(const Parameter& p, void* host) const {
-  arena_.download(host, p.count * loop_dtype_size(dt), p.offset * loop_dtype_size(dt));
+  arena_of(p).download(host, p.count * loop_dtype_size(dt), p.offset * loop_dtype_size(dt));
 }
 void Model::write_raw(const Parameter& p, const void* host) {
-  arena_.upload(host, p.count * loop_dtype_size(dt), p.offset * loop_dtype_size(dt));
-  touch();
+  arena_of(p).upload(host, p.count * loop_dtype_size(dt), p.offset * loop_dtype_size(dt));
+  touch(p);
 }
 std::vector<double> Model::read(const Parameter& p) const {
-  if (dt != LOOP_BF16) return download_reals(arena_, dt, p.count, p.offset);
+  if (dt != LOOP_BF16) return download_reals(arena_of(p), dt, p.count, p.offset);
   std::vector<uint16_t> bits(p.count);
   read_raw(p, bits.data());
   std::vector<double> out(p.count);
@@ -147,39 +288,56 @@ void Model::write(const Parameter& p, const double* values) {
     write_raw(p, bits.data());
     return;
   }
-  upload_reals(arena_, dt, values, p.count, p.offset);
-  touch();
+  upload_reals(arena_of(p), dt, values, p.count, p.offset);
+  touch(p);
 }
 
 const Weights& Model::gradients() {
-  if (!gradient_arena_) {
-    gradient_arena_ = Buffer(device, arena_elements_ * loop_dtype_size(real()));
+  if (has_gradients()) return gradients_;
+  const size_t real_bytes = loop_dtype_size(real());
+  if (!adapter_) {
+    gradient_arena_ = Buffer(device, arena_elements_ * real_bytes);
     gradients_ = pointers(gradient_arena_, real());
-    gradient_arena_.zero(gradient_arena_.bytes());
+  } else {
+    // Kernels write the gradients of norms and gate together with others: they go to one place each that nobody reads.
+    Buffer& nowhere = adapter_->thrown_away;
+    const size_t row = (size_t(config.hidden) + ALIGN) / ALIGN * ALIGN * real_bytes;
+    nowhere = Buffer(device, 7 * row);
+    nowhere.zero(nowhere.bytes());
+    LayerWeights layer{{nullptr, 0, 0, {}}, {nullptr, 0, 0, {}}, {nullptr, 0, 0, {}}, {nullptr, 0, 0, {}},
+                       nowhere.at(0),       nowhere.at(row),     nowhere.at(2 * row), nowhere.at(3 * row)};
+    gradients_ = {nullptr, nullptr, nowhere.at(4 * row), nowhere.at(5 * row), nowhere.at(6 * row), {}, 0, nullptr};
+    gradients_.layers.assign(size_t(config.layers), layer);
+    adapter_->gradients = Buffer(device, adapter_->elements * real_bytes);
+    attach(gradients_, adapter_->gradients, real());
   }
+  zero_gradients();
   return gradients_;
 }
 void Model::zero_gradients() {
-  if (gradient_arena_) gradient_arena_.zero(gradient_arena_.bytes());
+  if (has_gradients()) gradient_arena().zero(gradient_arena().bytes());
 }
 std::vector<double> Model::read_gradient(const Parameter& p) const {
-  if (!gradient_arena_) return std::vector<double>(p.count, 0.0);
-  return download_reals(gradient_arena_, dt, p.count, p.offset);
+  if (p.adapter != bool(adapter_))
+    throw Error("NOT_FOUND", "gradient", "the model has an adapter: " + p.name + " is frozen and has no gradient");
+  if (!has_gradients()) return std::vector<double>(p.count, 0.0);
+  return download_reals(gradient_arena(), dt, p.count, p.offset);
 }
 
 const PackedWeights& Model::packed() {
   if (packed_ && packed_->version == version_) return *packed_;
   packed_.reset();
   auto made = std::make_unique<PackedWeights>();
-  const int64_t D = config.hidden, F = config.intermediate;
   auto pack = [&](int64_t n, int64_t k, const void* w) {
     void* p = device->pack_b(dt, 1, n, k, w, k);
     return p ? Buffer::adopt(device, p, size_t(n * k) * loop_dtype_size(dt)) : Buffer();
   };
   for (auto& layer : weights_.layers)
-    made->layers.push_back({pack(config.qkv_width(), D, layer.qkv), pack(D, config.attention_width(), layer.output),
-                            pack(2 * F, D, layer.gate_up), pack(D, F, layer.down)});
-  made->head = pack(config.vocabulary, D, weights_.head);
+    made->layers.push_back({pack(layer.qkv.out, layer.qkv.in, layer.qkv.weight),
+                            pack(layer.output.out, layer.output.in, layer.output.weight),
+                            pack(layer.gate_up.out, layer.gate_up.in, layer.gate_up.weight),
+                            pack(layer.down.out, layer.down.in, layer.down.weight)});
+  made->head = pack(config.vocabulary, config.hidden, weights_.head);
   made->version = version_;
   packed_ = std::move(made);
   return *packed_;

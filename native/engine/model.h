@@ -23,18 +23,41 @@ struct Parameter {
   std::vector<int64_t> shape;
   size_t offset = 0;  // in elements of the arena
   size_t count = 0;
+  bool adapter = false;                             // of the adapter's arena
   bool decays() const { return shape.size() > 1; }  // AdamW's weight decay is for matrices
 };
 
-// Pointers into one arena (parameters: act, gradients: real). q, k, v lie side by side as one [qkv_width, D] matrix, gate and up
+// A low-rank adapter (LoRA, Hu et al., arXiv 2106.09685) of the rows [first, first + out) of a matrix: they count as W + scale·B
+// A.
+struct LowRank {
+  void *a, *b;  // [rank, in], [out, rank]
+  int64_t first, out;
+};
+struct Linear {
+  void* weight;  // [out, in]; NULL among the gradients of a frozen base
+  int64_t in, out;
+  std::vector<LowRank> adapters;
+};
+
+// Pointers into arenas (parameters: act, gradients: real). q, k, v lie side by side as one [qkv_width, D] matrix, gate and up
 // as [2F, D].
 struct LayerWeights {
-  void *qkv, *output, *gate_up, *down;
+  Linear qkv, output, gate_up, down;
   void *attention_norm, *attention_norm_2, *mlp_norm, *mlp_norm_2;  // input_layernorm(_2), post_attention_layernorm(_2)
 };
+// As gradients of a model with an adapter: embedding and head are NULL, everything else but the adapters is a place to throw
+// values.
 struct Weights {
   void *embedding, *head /* the embedding when tied */, *norm, *gate_weight, *gate_bias;
   std::vector<LayerWeights> layers;
+  int64_t rank = 0;             // of the adapters
+  const void* scale = nullptr;  // and alpha / rank: real, on the device
+};
+
+struct AdapterOptions {
+  int64_t rank = 16;
+  double alpha = 32;                 // scale = alpha / rank
+  std::vector<std::string> modules;  // q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj: of every layer
 };
 
 // Device copies of the weights laid out for products with few rows (decoding); empty when the backend has no use for them.
@@ -49,6 +72,9 @@ struct PackedWeights {
 
 class Workspace;
 
+// x · factor as act [elements], in the workspace until the next call. x real [elements], factor real, one number on the device.
+const void* scaled(Device& device, Workspace& workspace, LoopDType dt, const void* x, int64_t elements, const void* factor);
+
 class Model {
  public:
   Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config);
@@ -60,16 +86,29 @@ class Model {
   const std::shared_ptr<Device> device;
   LoopDType real() const { return loop_real(dt); }
 
-  const std::vector<Parameter>& parameters() const { return parameters_; }
-  const Parameter& parameter(const std::string& name) const;  // throws NOT_FOUND
+  const std::vector<Parameter>& parameters() const { return parameters_; }  // without the adapter's
+  const Parameter& parameter(const std::string& name) const;                // of either; throws NOT_FOUND
   size_t arena_elements() const { return arena_elements_; }
+
+  // With an adapter the model's own parameters are frozen: gradients, optimizers and averages are those of the adapter alone.
+  // A is uniform in ±1/sqrt(in), a pure function of (seed, parameter, element), B is zero: at first nothing changes.
+  void add_adapter(const AdapterOptions& options, uint64_t seed);
+  void remove_adapter();
+  const AdapterOptions* adapter() const { return adapter_ ? &adapter_->options : nullptr; }
+  // A fresh model without adapter whose matrices are W + scale·B A.
+  std::unique_ptr<Model> merged() const;
+  // What is trained: the adapter's parameters (model.layers.0.self_attn.q_proj.lora_A.weight, ...) where there is one, else all.
+  const std::vector<Parameter>& trained() const { return adapter_ ? adapter_->parameters : parameters_; }
+  size_t trained_elements() const { return adapter_ ? adapter_->elements : arena_elements_; }
+  uint64_t layout() const { return layout_; }  // another number when what is trained has changed
 
   // Normal(0, range) for matrices and the gate, ones for norms, zero for the gate's bias; a pure function of (seed, parameter,
   // element).
   void initialize(uint64_t seed, double range);
-  // A fresh model of the same configuration with the same parameters (a frozen reference, a teacher).
+  // A fresh model of the same configuration with the same parameters and adapter (a frozen reference, a teacher).
   std::unique_ptr<Model> clone() const;
   void copy_parameters_from(const Model& other);
+  bool same_adapter(const Model& other) const;
 
   // One parameter or gradient as float64 host values (every dtype converts exactly or by rounding to nearest).
   std::vector<double> read(const Parameter& p) const;
@@ -81,14 +120,15 @@ class Model {
 
   const Weights& weights() const { return weights_; }
   const Weights& gradients();  // allocated, and zeroed, on first use
-  bool has_gradients() const { return bool(gradient_arena_); }
+  bool has_gradients() const { return bool(gradient_arena()); }
   void zero_gradients();
-  void* parameter_data(const Parameter& p) const { return arena_.at(p.offset * loop_dtype_size(dt)); }
-  void* gradient_data(const Parameter& p) const { return gradient_arena_.at(p.offset * loop_dtype_size(real())); }
+  void* parameter_data(const Parameter& p) const { return arena_of(p).at(p.offset * loop_dtype_size(dt)); }
+  void* gradient_data(const Parameter& p) const { return gradient_arena().at(p.offset * loop_dtype_size(real())); }  // p trained
 
-  // Raised by whoever changes parameters; packed copies are remade when it moved on.
-  uint64_t version() const { return version_; }
-  void touch() { version_++; }
+  // Of what is trained. Raised by whoever changes parameters: one, or all that are trained.
+  uint64_t version() const { return adapter_ ? adapter_->version : version_; }
+  void touch(const Parameter& p) { (p.adapter ? adapter_->version : version_)++; }
+  void touch() { touch(trained().front()); }
   const PackedWeights& packed();
 
   // cos and sin of every position below `positions`, real [positions, head_dim].
@@ -96,7 +136,20 @@ class Model {
   Workspace& workspace() { return *workspace_; }  // buffers that are kept from call to call
 
  private:
+  struct Adapter {
+    AdapterOptions options;
+    std::vector<Parameter> parameters;
+    size_t elements = 0;
+    Buffer values, gradients, thrown_away, scale;
+    uint64_t version = 1;
+  };
   Weights pointers(const Buffer& arena, LoopDType type) const;
+  void attach(Weights& weights, const Buffer& arena, LoopDType type) const;
+  void copy_base_from(const Model& other);
+  const Buffer& arena_of(const Parameter& p) const { return p.adapter ? adapter_->values : arena_; }
+  Buffer& arena_of(const Parameter& p) { return p.adapter ? adapter_->values : arena_; }
+  const Buffer& gradient_arena() const { return adapter_ ? adapter_->gradients : gradient_arena_; }
+  Buffer& gradient_arena() { return adapter_ ? adapter_->gradients : gradient_arena_; }
   std::vector<Parameter> parameters_;
   size_t arena_elements_ = 0;
   Buffer arena_, gradient_arena_, rope_table_;
@@ -104,7 +157,8 @@ class Model {
   Weights weights_, gradients_;
   std::unique_ptr<PackedWeights> packed_;
   std::unique_ptr<Workspace> workspace_;
-  uint64_t version_ = 1;
+  std::unique_ptr<Adapter> adapter_;
+  uint64_t version_ = 1 /* of the model's own parameters: packed copies follow it */, layout_ = 0, adapters_made_ = 0;
 };
 
 }  // namespace looplm

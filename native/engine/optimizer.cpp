@@ -24,7 +24,7 @@ Norm measure(Model& model) {
   Norm norm{0, nullptr};
   if (!model.has_gradients()) return norm;
   double total = 0;
-  for (const Parameter& p : model.parameters()) {
+  for (const Parameter& p : model.trained()) {
     double sum = 0;
     model.device->run(&LoopBackend::sum_squares, "sum_squares", model.dt, int64_t(p.count),
                       static_cast<const void*>(model.gradient_data(p)), &sum);
@@ -39,8 +39,9 @@ Norm measure(Model& model) {
 
 double gradient_norm(Model& model) { return measure(model).value; }
 
-AdamW::AdamW(std::shared_ptr<Model> model) : model_(std::move(model)), version_(model_->version() - 1) {
-  const size_t bytes = model_->arena_elements() * loop_dtype_size(model_->real());
+AdamW::AdamW(std::shared_ptr<Model> model)
+    : model_(std::move(model)), layout_(model_->layout()), version_(model_->version() - 1) {
+  const size_t bytes = model_->trained_elements() * loop_dtype_size(model_->real());
   for (Buffer* moment : {&first_, &second_}) {
     *moment = Buffer(model_->device, bytes);
     moment->zero(bytes);
@@ -49,9 +50,15 @@ AdamW::AdamW(std::shared_ptr<Model> model) : model_(std::move(model)), version_(
   refresh_masters();
 }
 
+void AdamW::check_layout() const {
+  if (layout_ != model_->layout())
+    throw Error("INVALID_ARGUMENT", "AdamW",
+                "the model has got or lost an adapter since this optimizer began: make a new one for what is trained now");
+}
+
 void AdamW::refresh_masters() const {
   if (!master_ || version_ == model_->version()) return;
-  for (const Parameter& p : model_->parameters()) {
+  for (const Parameter& p : model_->trained()) {
     const int64_t count = int64_t(p.count), stride = 1;
     model_->device->run(&LoopBackend::copy_strided, "copy_strided", LOOP_BF16, LOOP_F32, 1, &count,
                         static_cast<const void*>(model_->parameter_data(p)), &stride, master_.at(p.offset * sizeof(float)),
@@ -61,6 +68,7 @@ void AdamW::refresh_masters() const {
 }
 
 double AdamW::step(const AdamWOptions& options) {
+  check_layout();
   Model& model = *model_;
   model.gradients();  // zeros when nothing was accumulated
   const Norm norm = measure(model);
@@ -73,7 +81,7 @@ double AdamW::step(const AdamWOptions& options) {
 
   const Uninterrupted uninterrupted(*model.device);
   refresh_masters();
-  for (const Parameter& p : model.parameters()) {
+  for (const Parameter& p : model.trained()) {
     if (!options.only.empty() && std::find(options.only.begin(), options.only.end(), p.name) == options.only.end()) continue;
     const size_t offset = p.offset * loop_dtype_size(model.real());
     const LoopAdamW update{
@@ -107,11 +115,12 @@ std::vector<AdamW::State> AdamW::states() const {
 }
 
 void AdamW::save(const std::string& path) const {
+  check_layout();
   refresh_masters();
   const size_t size = loop_dtype_size(model_->real());
   std::vector<SafetensorsOutput> tensors;
   for (const State& state : states())
-    for (const Parameter& p : model_->parameters())
+    for (const Parameter& p : model_->trained())
       tensors.push_back(
           {state.prefix + p.name, safetensors_dtype(model_->real()), p.shape,
            [buffer = state.buffer, &p, size](uint8_t* out) { buffer->download(out, p.count * size, p.offset * size); }});
@@ -159,6 +168,7 @@ bool rounds_to_parameter(const Model& model, const Parameter& p, const void* mas
 }  // namespace
 
 void AdamW::load(const std::string& path) {
+  check_layout();
   const Model& model = *model_;
   const SafetensorsFile file(path);
   const int64_t step = read_step(path, file);
@@ -170,7 +180,7 @@ void AdamW::load(const std::string& path) {
 
   std::map<std::string, SafetensorsEntry> unknown = file.tensors();
   for (const State& state : states())
-    for (const Parameter& p : model.parameters()) {
+    for (const Parameter& p : model.trained()) {
       const std::string name = state.prefix + p.name;
       const auto refuse_tensor = [&](const char* what) { refuse(path, "tensor " + json::quote_briefly(name) + ": " + what); };
       const auto found = file.tensors().find(name);
@@ -189,7 +199,7 @@ void AdamW::load(const std::string& path) {
   const Uninterrupted uninterrupted(*model.device);
   const size_t size = loop_dtype_size(model.real());
   for (const auto& [prefix, buffer] : states())
-    for (const Parameter& p : model.parameters())
+    for (const Parameter& p : model.trained())
       model.device->run(&LoopBackend::copy_in, "copy_in", buffer->at(p.offset * size), file.tensors().at(prefix + p.name).data,
                         p.count * size);
   steps_ = step;

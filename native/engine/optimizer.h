@@ -31,9 +31,11 @@ class AdamW {
     const Buffer* buffer;
   };
   std::vector<State> states() const;
+  void check_layout() const;
   void refresh_masters() const;
 
   std::shared_ptr<Model> model_;
+  const uint64_t layout_;           // of what is trained
   Buffer first_, second_, master_;  // real, laid out as the model's arena; masters only when the model is bfloat16
   mutable uint64_t version_;        // of the parameters that the masters stand for: when the model's moved on, they are made anew
   int64_t steps_ = 0;

@@ -77,5 +77,8 @@ class Model;
 void load_parameters(Model& model, const std::vector<std::string>& paths);
 // dtype "F32" or "BF16" ("F64" from a float64 model).
 void save_parameters(const Model& model, const std::string& path, const std::string& dtype);
+// The same of a model's adapter, in a file as PEFT writes it: base_model.model.<name>.
+void load_adapter(Model& model, const std::string& path);
+void save_adapter(const Model& model, const std::string& path, const std::string& dtype);
 
 }  // namespace looplm

@@ -82,15 +82,67 @@ void* Stack::state(int t, int l) const {
   return static_cast<char*>(states_) + index * size_t(batch_.tokens * config_.hidden) * act_;
 }
 
-void Stack::linear(const void* x, const void* w, int64_t in, int64_t out, void* y, const Buffer PackedLayer::*packed, int l) {
-  const void* p = cache_ && cache_->packed ? (cache_->packed->layers[size_t(l)].*packed).as<>() : nullptr;
-  run(&LoopBackend::gemm, "linear", 0, 1, batch_.tokens, out, in, x, in, w, in, y, out, 0, p);
+void Stack::gemm(const char* name, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
+                 const void* b, int64_t ldb, void* c, int64_t ldc, int flags, const void* packed) {
+  run(&LoopBackend::gemm, name, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, flags, packed);
 }
-void Stack::linear_backward(const void* dy, const void* x, const void* w, void* dw, int64_t in, int64_t out, void* dx) {
-  const void* unpacked = nullptr;
-  run(&LoopBackend::gemm, "linear backward", 0, 0, batch_.tokens, in, out, dy, out, w, in, dx, in, 0, unpacked);
-  run(&LoopBackend::gemm, "weight gradient", 1, 0, out, in, batch_.tokens, dy, out, x, in, dw, in, int(LOOP_GEMM_ACCUMULATE),
-      unpacked);
+const void* Stack::packed(const Buffer PackedLayer::*matrix, int l) const {
+  return cache_ && cache_->packed ? (cache_->packed->layers[size_t(l)].*matrix).as<>() : nullptr;
+}
+
+// s x Aᵀ, act [N, rank]
+const void* Stack::into_rank(const LowRank& part, const Linear& w, const void* x) {
+  const int64_t N = batch_.tokens, r = weights_.rank;
+  void* u = workspace_.get("stack.rank", size_t(N * r) * real_).as<>();
+  gemm("adapter", 0, 1, N, r, w.in, x, w.in, part.a, w.in, u, r, LOOP_GEMM_REAL_OUT);
+  return scaled(*device_, workspace_, dt_, u, N * r, weights_.scale);
+}
+// s dy B, act [N, rank]
+const void* Stack::rank_gradient(const LowRank& part, const Linear& w, const void* dy) {
+  const int64_t N = batch_.tokens, r = weights_.rank;
+  void* du = workspace_.get("stack.rank", size_t(N * r) * real_).as<>();
+  const void* own = static_cast<const char*>(dy) + size_t(part.first) * act_;
+  gemm("adapter backward", 0, 0, N, r, part.out, own, w.out, part.b, r, du, r, LOOP_GEMM_REAL_OUT);
+  return scaled(*device_, workspace_, dt_, du, N * r, weights_.scale);
+}
+
+// With an adapter the sum of the products is real and rounded once.
+void Stack::linear(const Linear& w, const void* x, void* y, const void* packed) {
+  const int64_t N = batch_.tokens, r = weights_.rank;
+  void* sum = sum_of(w, y, w.out);
+  gemm("linear", 0, 1, N, w.out, w.in, x, w.in, w.weight, w.in, sum, w.out, sum == y ? 0 : LOOP_GEMM_REAL_OUT, packed);
+  for (const LowRank& part : w.adapters)
+    gemm("adapter", 0, 1, N, part.out, r, into_rank(part, w, x), r, part.b, r,
+         static_cast<char*>(sum) + size_t(part.first) * real_, w.out, LOOP_GEMM_ACCUMULATE);
+  round_sum(sum, y, w.out);
+}
+void Stack::linear_backward_input(const Linear& w, const void* dy, void* dx) {
+  const int64_t N = batch_.tokens, r = weights_.rank;
+  void* sum = sum_of(w, dx, w.in);
+  gemm("linear backward", 0, 0, N, w.in, w.out, dy, w.out, w.weight, w.in, sum, w.in, sum == dx ? 0 : LOOP_GEMM_REAL_OUT);
+  for (const LowRank& part : w.adapters)
+    gemm("adapter backward", 0, 0, N, w.in, r, rank_gradient(part, w, dy), r, part.a, w.in, sum, w.in, LOOP_GEMM_ACCUMULATE);
+  round_sum(sum, dx, w.in);
+}
+void Stack::linear_backward_weight(const Linear& w, const Linear& d, const void* dy, const void* x) {
+  const int64_t N = batch_.tokens, r = weights_.rank;
+  if (d.weight) gemm("weight gradient", 1, 0, w.out, w.in, N, dy, w.out, x, w.in, d.weight, w.in, LOOP_GEMM_ACCUMULATE);
+  for (size_t i = 0; i < d.adapters.size(); i++) {
+    const LowRank &part = w.adapters[i], &gradient = d.adapters[i];
+    const void* own = static_cast<const char*>(dy) + size_t(part.first) * act_;
+    gemm("adapter gradient", 1, 0, part.out, r, N, own, w.out, into_rank(part, w, x), r, gradient.b, r, LOOP_GEMM_ACCUMULATE);
+    gemm("adapter gradient", 1, 0, r, w.in, N, rank_gradient(part, w, dy), r, x, w.in, gradient.a, w.in, LOOP_GEMM_ACCUMULATE);
+  }
+}
+// Where the sum for act [N, width] is made: there, or where a real sum is needed in scratch, from which round_sum takes it.
+void* Stack::sum_of(const Linear& w, void* out, int64_t width) {
+  if (w.adapters.empty() || act_ == real_) return out;
+  return workspace_.get("stack.sum", size_t(batch_.tokens * width) * real_).as<>();
+}
+void Stack::round_sum(const void* sum, void* out, int64_t width) {
+  if (sum == out) return;
+  const int64_t elements = batch_.tokens * width, stride = 1;
+  device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, sum, &stride, out, &stride);
 }
 
 void Stack::normalise(const void* h, const void* weight, void* x) {
@@ -200,16 +252,16 @@ void Stack::forward_block(int t, int l) {
   const Block b = block(t, l);
   const int64_t N = batch_.tokens, D = config_.hidden, F = config_.intermediate;
   void* middle = keep_ == Keep::nothing ? state(t, 1) : b.middle;
-  linear(x_, w.qkv, D, config_.qkv_width(), b.qkv, &PackedLayer::qkv, l);
+  linear(w.qkv, x_, b.qkv, packed(&PackedLayer::qkv, l));
   run(&LoopBackend::rope, "rope", N, config_.heads + config_.kv_heads, config_.head_dim, config_.qkv_width(), batch_.positions,
       rope_, 0, b.qkv);
   attend(t, l, b);
-  linear(b.attention, w.output, config_.attention_width(), D, b.branch_1, &PackedLayer::output, l);
+  linear(w.output, b.attention, b.branch_1, packed(&PackedLayer::output, l));
   run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, state(t, l), b.branch_1, w.attention_norm_2, w.mlp_norm,
       middle, x_);
-  linear(x_, w.gate_up, D, 2 * F, b.gate_up, &PackedLayer::gate_up, l);
+  linear(w.gate_up, x_, b.gate_up, packed(&PackedLayer::gate_up, l));
   run(&LoopBackend::swiglu, "swiglu", N, F, b.gate_up, activation_);
-  linear(activation_, w.down, F, D, b.branch_2, &PackedLayer::down, l);
+  linear(w.down, activation_, b.branch_2, packed(&PackedLayer::down, l));
   const bool last = l + 1 == config_.layers, noisy = last && noise_at(NoiseSite::residual);
   run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, middle, b.branch_2, w.mlp_norm_2,
       noisy ? nullptr : norm_after(l, weights_), state(t, l + 1), last ? hidden_at(t) : x_);
@@ -257,7 +309,7 @@ void Stack::backward(const Weights& g, void* d_hidden) {
     void* d_previous = static_cast<char*>(d_hidden) + size_t((t - 1) * elements) * real_;
     device_->run(&LoopBackend::binary, "add", real, LOOP_ADD, 1, &elements, d_previous, &stride, d_h_, &stride, d_previous);
   }
-  if (first_ == 0)
+  if (first_ == 0 && g.embedding)
     run(&LoopBackend::embed_backward, "embed backward", batch_.tokens, config_.hidden, config_.vocabulary, batch_.ids, d_h_,
         g.embedding);
 }
@@ -276,18 +328,18 @@ void Stack::backward_block(int t, int l, const Weights& g) {
   run(&LoopBackend::residual_norm_backward, "norm backward", N, D, config_.norm_eps, state(t, l + 1), b.branch_2, w.mlp_norm_2,
       norm_after(l, weights_), d_x_, d_h_, d_branch_, d.mlp_norm_2, const_cast<void*>(norm_after(l, g)));
 
-  const void* unpacked = nullptr;
-  run(&LoopBackend::gemm, "linear backward", 0, 0, N, F, D, d_branch_, D, w.down, F, d_activation_, F, 0, unpacked);
+  linear_backward_input(w.down, d_branch_, d_activation_);
   run(&LoopBackend::swiglu_backward, "swiglu backward", N, F, b.gate_up, d_activation_, b.gate_up, activation_);
-  run(&LoopBackend::gemm, "weight gradient", 1, 0, D, F, N, d_branch_, D, activation_, F, d.down, F, int(LOOP_GEMM_ACCUMULATE),
-      unpacked);
+  linear_backward_weight(w.down, d.down, d_branch_, activation_);
 
   normalise(b.middle, w.mlp_norm, x_);
-  linear_backward(b.gate_up, x_, w.gate_up, d.gate_up, D, 2 * F, d_x_);
+  linear_backward_weight(w.gate_up, d.gate_up, b.gate_up, x_);
+  linear_backward_input(w.gate_up, b.gate_up, d_x_);
   run(&LoopBackend::residual_norm_backward, "norm backward", N, D, config_.norm_eps, b.middle, b.branch_1, w.attention_norm_2,
       w.mlp_norm, d_x_, d_h_, d_branch_, d.attention_norm_2, d.mlp_norm);
 
-  linear_backward(d_branch_, b.attention, w.output, d.output, config_.attention_width(), D, d_attention_);
+  linear_backward_weight(w.output, d.output, d_branch_, b.attention);
+  linear_backward_input(w.output, d_branch_, d_attention_);
   LoopAttention a = attention_arguments(b);
   a.dout = d_attention_;
   a.dqkv = d_qkv_;
@@ -295,7 +347,8 @@ void Stack::backward_block(int t, int l, const Weights& g) {
   run(&LoopBackend::rope, "rope", N, config_.heads + config_.kv_heads, config_.head_dim, config_.qkv_width(), batch_.positions,
       rope_, 1, d_qkv_);
   normalise(state(t, l), w.attention_norm, x_);
-  linear_backward(d_qkv_, x_, w.qkv, d.qkv, D, config_.qkv_width(), d_x_);
+  linear_backward_weight(w.qkv, d.qkv, d_qkv_, x_);
+  linear_backward_input(w.qkv, d_qkv_, d_x_);
 }
 
 }  // namespace looplm

@@ -77,13 +77,22 @@ class Stack {
   void forward_block(int t, int l);
   void backward_block(int t, int l, const Weights& g);
   void normalise(const void* h, const void* weight, void* x);
-  // y [N, out] = x [N, in] W^T;   dx = dy W and dW += dy^T x
-  void linear(const void* x, const void* w, int64_t in, int64_t out, void* y, const Buffer PackedLayer::*packed, int l);
+  // Every linear layer of the blocks, with its adapters: y [N, out] = x [N, in] Wᵀ + s (x Aᵀ) Bᵀ;   dx = dy W + du A, du = s dy
+  // B; dW += dyᵀ x, dB += s dyᵀ (x Aᵀ), dA += duᵀ x
+  void linear(const Linear& w, const void* x, void* y, const void* packed);
+  void linear_backward_input(const Linear& w, const void* dy, void* dx);
+  void linear_backward_weight(const Linear& w, const Linear& d, const void* dy, const void* x);
+  void gemm(const char* name, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
+            const void* b, int64_t ldb, void* c, int64_t ldc, int flags = 0, const void* packed = nullptr);
+  const void* into_rank(const LowRank& part, const Linear& w, const void* x);
+  const void* rank_gradient(const LowRank& part, const Linear& w, const void* dy);
+  void* sum_of(const Linear& w, void* out, int64_t width);
+  void round_sum(const void* sum, void* out, int64_t width);
+  const void* packed(const Buffer PackedLayer::*matrix, int l) const;
   void attend(int t, int l, const Block& b);
   void attend_behind_prefixes(const Block& b, const void* keys, const void* values);
   void disturb(int t, void* x);
   bool noise_at(NoiseSite site) const { return noise_ && noise_->site == site; }
-  void linear_backward(const void* dy, const void* x, const void* w, void* dw, int64_t in, int64_t out, void* dx);
   const void* norm_after(int l, const Weights& w) const {
     return l + 1 < config_.layers ? w.layers[size_t(l) + 1].attention_norm : w.norm;
   }

@@ -5,6 +5,7 @@ import { LoopLMError } from '../errors.js'
 import { call, context, type NativeModel, type NativeSequences, native } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
+import { type Adapter, adapterConfig, checkAdapter, type LoRAOptions, readAdapterConfig, sameAdapter } from './adapter.js'
 import { configJson, findFolder, readCheckpoint, writeFolder } from './checkpoint.js'
 import {
   checkDType,
@@ -68,6 +69,7 @@ export class LoopLM {
   readonly #generation: Record<string, unknown>
   readonly #threads: number
   #tokenizer: Tokenizer | undefined
+  #adapter: Adapter | undefined
   #scored: { sequences: NativeSequences; temperature: number; loops: number } | undefined
 
   private constructor(handle: NativeModel, parts: ModelParts) {
@@ -80,6 +82,7 @@ export class LoopLM {
     const named = parts.generation.eos_token_id as number | number[] | null | undefined
     this.endTokens = named == null ? endTokens(parts.config) : [named].flat()
     this.#tokenizer = parts.tokenizer
+    this.#adapter = parts.adapter
   }
 
   /**
@@ -156,13 +159,16 @@ export class LoopLM {
    *
    * @param folder created when it does not exist
    * @param options.dtype dtype of the file; default the model's
-   * @throws LoopLMError INVALID_ARGUMENT when the folder cannot be written
+   * @throws LoopLMError INVALID_ARGUMENT when the folder cannot be written, or when the model has an adapter
    */
   async save(folder: string, options: SaveOptions = {}): Promise<void> {
     const operation = 'LoopLM.save'
     const handle = this.handle(operation)
-    const dtypes = (['float32', 'bfloat16', 'float64'] as const).filter((word) => word !== 'float64' || this.dtype === word)
-    const dtype = checkWord(options.dtype ?? this.dtype, 'dtype', dtypes, operation)
+    if (this.#adapter !== undefined) {
+      const message = 'the model has an adapter: saveAdapter(folder) writes it alone, (await mergeAdapter()).save(folder) the sum'
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
+    const dtype = this.#fileDType(options, operation)
     const { bos_token_id, eos_token_id } = this.config
     await writeFolder(folder, operation, async (temporary) => {
       await call(operation, () => native().modelSave(handle, join(temporary, 'model.safetensors'), fileDTypes[dtype]))
@@ -316,7 +322,103 @@ export class LoopLM {
     return new Scheduler(this, this.handle(operation), operation, options)
   }
 
-  /** Names (Hugging Face's) and shapes of all parameters. Matrices are [out, in]. */
+  /** The model's adapter, if it has one. */
+  get adapter(): Adapter | undefined {
+    return this.#adapter
+  }
+
+  /**
+   * Gives the model a low-rank adapter (LoRA, Hu et al., arXiv 2106.09685): every target projection W x becomes W x + (alpha / rank) · B A x,
+   * with the same A and B in every loop. A is uniform in ±1/√in and B is zero, so that nothing changes at first. From now on the model's own
+   * parameters are frozen: gradients and optimizers are those of the adapter alone. Gradients accumulated before are forgotten.
+   *
+   * @throws LoopLMError INVALID_ARGUMENT naming the option, or when there is an adapter already
+   *
+   * @example
+   * ```ts
+   * await model.addAdapter({ rank: 8, alpha: 16, targetModules: ['q_proj', 'v_proj'] })
+   * await new RLTTTrainer(model, { learningRate: 1e-4 }).update(batch)
+   * await model.saveAdapter('adapters/mine')
+   * ```
+   */
+  async addAdapter(options: LoRAOptions = {}): Promise<void> {
+    const operation = 'LoopLM.addAdapter'
+    const { rank, alpha, modules, seed } = checkAdapter(options, operation)
+    const handle = this.handle(operation)
+    const parameters = await call(operation, () => native().modelAddAdapter(handle, { rank, alpha, modules, seed }))
+    this.#adapter = { rank, alpha, targetModules: modules, parameters }
+  }
+
+  /** Takes the adapter away; the model is what it was before, and all of it can be trained again. */
+  async removeAdapter(): Promise<void> {
+    const handle = this.handle('LoopLM.removeAdapter')
+    await call('LoopLM.removeAdapter', () => native().modelRemoveAdapter(handle))
+    this.#adapter = undefined
+  }
+
+  /**
+   * Writes adapter_config.json and adapter_model.safetensors as PEFT does; Python loads them with `PeftModel.from_pretrained(base, folder)`.
+   *
+   * @param folder created when it does not exist; see {@link LoopLM.save}
+   * @param options.dtype dtype of the file; default the model's
+   * @throws LoopLMError INVALID_ARGUMENT when there is no adapter or the folder cannot be written
+   */
+  async saveAdapter(folder: string, options: SaveOptions = {}): Promise<void> {
+    const operation = 'LoopLM.saveAdapter'
+    const handle = this.handle(operation)
+    const adapter = this.#adapter
+    if (adapter === undefined) throw new LoopLMError('INVALID_ARGUMENT', 'the model has no adapter', { operation })
+    const dtype = this.#fileDType(options, operation)
+    await writeFolder(folder, operation, async (temporary) => {
+      await call(operation, () =>
+        native().modelSaveAdapter(handle, join(temporary, 'adapter_model.safetensors'), fileDTypes[dtype]),
+      )
+      await writeJson(join(temporary, 'adapter_config.json'), adapterConfig(adapter))
+    })
+  }
+
+  /**
+   * Loads an adapter that {@link LoopLM.saveAdapter} or PEFT wrote. A model that has one of the same rank, alpha and modules keeps it and
+   * gets the file's values, its optimizer's state stays valid.
+   *
+   * @param folder with adapter_config.json and adapter_model.safetensors
+   * @throws LoopLMError NOT_FOUND or INVALID_FILE naming file and field, also for adapters other than plain LoRA; the model is unchanged then
+   *
+   * @example
+   * ```ts
+   * await model.loadAdapter('adapters/mine')
+   * const merged = await model.mergeAdapter()
+   * ```
+   */
+  async loadAdapter(folder: string): Promise<void> {
+    const operation = 'LoopLM.loadAdapter'
+    const { rank, alpha, modules } = await readAdapterConfig(folder, operation)
+    const own = this.#adapter
+    if (own !== undefined && !sameAdapter(own, { rank, alpha, targetModules: modules })) {
+      const message = `the model has an adapter of another rank, alpha or other modules than ${folder}: remove it first`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
+    if (own === undefined) await this.addAdapter({ rank, alpha, targetModules: modules })
+    const handle = this.handle(operation)
+    try {
+      await call(operation, () => native().modelLoadAdapter(handle, join(folder, 'adapter_model.safetensors')))
+    } catch (error) {
+      if (own === undefined) await this.removeAdapter()
+      throw error
+    }
+  }
+
+  /**
+   * A model of its own whose matrices are W + (alpha / rank) · B A: without adapter, as fast as the base. This model does not change.
+   *
+   * @returns without an adapter, a copy of the model
+   */
+  async mergeAdapter(): Promise<LoopLM> {
+    const handle = this.handle('LoopLM.mergeAdapter')
+    return this.#copy(await call('LoopLM.mergeAdapter', () => native().modelMerge(handle)), undefined)
+  }
+
+  /** Names (Hugging Face's) and shapes of all parameters, without an adapter's. Matrices are [out, in]. */
   parameters(): ParameterInfo[] {
     return native().modelParameters(this.handle('LoopLM.parameters'))
   }
@@ -343,15 +445,11 @@ export class LoopLM {
     return call('LoopLM.gradient', () => native().modelReadGradient(handle, name))
   }
 
-  /** Every parameter's accumulated gradient by name. */
+  /** The accumulated gradient of every parameter that is trained, by name: all of them, or those of the adapter. */
   async gradients(): Promise<Map<string, RealArray>> {
     const handle = this.handle('LoopLM.gradients')
     const gradients = await call('LoopLM.gradients', () => native().modelReadGradients(handle))
-    return new Map(
-      native()
-        .modelParameters(handle)
-        .map(({ name }, i) => [name, gradients[i]!]),
-    )
+    return new Map(gradients.map(({ name, values }) => [name, values]))
   }
 
   /** Forgets the accumulated gradients. */
@@ -360,13 +458,10 @@ export class LoopLM {
     await call('LoopLM.zeroGradients', () => native().modelZeroGradients(handle))
   }
 
-  /** A model of its own with the same parameters, tokenizer and device: a frozen reference, a teacher. */
+  /** A model of its own with the same parameters, adapter, tokenizer and device: a frozen reference, a teacher. */
   async clone(): Promise<LoopLM> {
     const handle = this.handle('LoopLM.clone')
-    const copy = await call('LoopLM.clone', () => native().modelClone(handle))
-    const { config, device, dtype } = this
-    const parts = { config, device, dtype, threads: this.#threads, generation: this.#generation, tokenizer: this.#tokenizer }
-    return new LoopLM(copy, parts)
+    return this.#copy(await call('LoopLM.clone', () => native().modelClone(handle)), this.#adapter)
   }
 
   /** Overwrites every parameter with another model's of the same configuration, dtype and device. @throws LoopLMError INVALID_ARGUMENT */
@@ -475,8 +570,19 @@ export class LoopLM {
     throw new LoopLMError('DISPOSED', 'the model was disposed', { operation })
   }
 
+  #copy(handle: NativeModel, adapter: Adapter | undefined): LoopLM {
+    const { config, device, dtype } = this
+    const place = { config, device, dtype, threads: this.#threads }
+    return new LoopLM(handle, { ...place, generation: this.#generation, tokenizer: this.#tokenizer, adapter })
+  }
+
+  #fileDType(options: SaveOptions, operation: string): ModelDType {
+    const dtypes = (['float32', 'bfloat16', 'float64'] as const).filter((word) => word !== 'float64' || this.dtype === word)
+    return checkWord(options.dtype ?? this.dtype, 'dtype', dtypes, operation)
+  }
+
   #parameter(name: string, operation: string): ParameterInfo {
-    const found = this.parameters().find((parameter) => parameter.name === name)
+    const found = [...this.parameters(), ...(this.#adapter?.parameters ?? [])].find((parameter) => parameter.name === name)
     if (found !== undefined) return found
     throw new LoopLMError('NOT_FOUND', `the model has no parameter ${describe(name)}; parameters() lists them`, { operation })
   }
@@ -492,6 +598,7 @@ interface ModelParts extends Place {
   config: LoopLMConfig
   generation: Record<string, unknown>
   tokenizer: Tokenizer | undefined
+  adapter?: Adapter | undefined
 }
 
 const fileDTypes = { float32: 'F32', bfloat16: 'BF16', float64: 'F64' } as const

@@ -1,0 +1,277 @@
+// LoRA adapters: the same numbers as the merged model, gradients, files in PEFT's format, trainers that move nothing else.
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, describe, expect, it } from 'vitest'
+import { AdamW, type DeviceName, LoopLM, type LoRAOptions, type ModelDType, memory } from '../src/index.js'
+import { relativeError } from './golden-files.js'
+import { forward, prediction } from './looped-model.js'
+import { refusal } from './refusal.js'
+import { parametersOf, tinyConfig } from './tiny.js'
+
+const scratch = mkdtempSync(join(tmpdir(), 'looplm-lora-'))
+afterAll(() => rmSync(scratch, { recursive: true }))
+
+const config = { ...tinyConfig, num_hidden_layers: 2 }
+const sequences = [
+  [1, 10, 2, 11, 0, 3],
+  [7, 8, 11, 5],
+]
+const all = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'] as const
+const scale = 0.75
+const options: LoRAOptions = { rank: 4, alpha: 3, seed: 5 } // alpha / rank is exact in bfloat16
+
+/** A model whose adapter does something. */
+async function adapted(place: { device?: DeviceName; dtype?: ModelDType } = { device: 'reference' }, more: LoRAOptions = {}) {
+  const model = await LoopLM.create(config, { seed: 1, ...place })
+  await model.addAdapter({ ...options, ...more })
+  for (const [i, { name, shape }] of model.adapter!.parameters.entries())
+    if (name.endsWith('lora_B.weight'))
+      await model.setParameter(
+        name,
+        Float64Array.from({ length: shape[0]! * shape[1]! }, (_, j) => 0.2 * Math.sin(i + 3 * j)),
+      )
+  return model
+}
+const adapterOf = async (model: LoopLM) => {
+  const values = new Map<string, ArrayLike<number>>()
+  for (const { name } of model.adapter!.parameters) values.set(name, await model.getParameter(name))
+  return values
+}
+/** W + (alpha / rank) B A of every adapted matrix, the other parameters as they are. */
+function mergedBy(base: ReadonlyMap<string, ArrayLike<number>>, adapter: ReadonlyMap<string, ArrayLike<number>>) {
+  const out = new Map(base)
+  for (const [name, a] of adapter) {
+    if (!name.endsWith('lora_A.weight')) continue
+    const target = name.replace('lora_A.', '')
+    const b = adapter.get(name.replace('lora_A', 'lora_B'))!
+    const width = a.length / 4
+    const delta = (i: number, j: number) => [0, 1, 2, 3].reduce((s, k) => s + b[i * 4 + k]! * a[k * width + j]!, 0)
+    out.set(
+      target,
+      Float64Array.from(base.get(target)!, (w, n) => w + scale * delta(Math.floor(n / width), n % width)),
+    )
+  }
+  return out
+}
+const product = (x: ArrayLike<number>, y: ArrayLike<number>, m: number, k: number, n: number) =>
+  Array.from({ length: m * n }, (_, i) => {
+    let sum = 0
+    for (let c = 0; c < k; c++) sum += x[Math.floor(i / n) * k + c]! * y[c * n + (i % n)]!
+    return sum
+  })
+const transpose = (x: ArrayLike<number>, m: number, n: number) =>
+  Array.from({ length: m * n }, (_, i) => x[(i % m) * n + Math.floor(i / m)]!)
+
+describe('an adapter', () => {
+  it('starts as nothing, and A is uniform in ±1/√in', async () => {
+    const model = await LoopLM.create(config, { seed: 1 })
+    const { logprobs } = await model.score(sequences)
+    await model.addAdapter(options)
+    expect((await model.score(sequences)).logprobs).toEqual(logprobs)
+    const a = Array.from(await model.getParameter('model.layers.1.mlp.down_proj.lora_A.weight'))
+    expect(Math.max(...a.map(Math.abs))).toBeLessThan(1 / Math.sqrt(24))
+    expect(Math.sqrt(a.reduce((s, v) => s + v * v, 0) / a.length)).toBeCloseTo(1 / Math.sqrt(3 * 24), 1)
+    expect(model.adapter!.parameters.map(({ name, shape }) => [name, ...shape]).slice(0, 2)).toEqual([
+      ['model.layers.0.self_attn.q_proj.lora_A.weight', 4, 16],
+      ['model.layers.0.self_attn.q_proj.lora_B.weight', 16, 4],
+    ])
+  })
+
+  it.each<[DeviceName, ModelDType, number]>([
+    ['reference', 'float64', 1e-12],
+    ['cpu', 'float32', 1e-5],
+    ['cpu', 'bfloat16', 6e-2], // the merged weights are rounded once more, and it shows after three loops
+  ])('scores and generates as the merged model does (%s %s)', async (device, dtype, bound) => {
+    const model = await adapted({ device, dtype })
+    const before = await parametersOf(model)
+    const merged = await model.mergeAdapter()
+    expect(merged.adapter).toBeUndefined()
+    const [got, want] = [await model.score(sequences), await merged.score(sequences)]
+    for (const i of sequences.keys()) {
+      expect(relativeError(got.logprobs[i]!, want.logprobs[i]!)).toBeLessThan(bound)
+      expect(relativeError(got.gateLogits[i]!, want.gateLogits[i]!, 1)).toBeLessThan(bound)
+    }
+    expect(await parametersOf(model)).toEqual(before) // merging changed a copy
+    const base = await LoopLM.create(config, { seed: 1, device, dtype })
+    expect(relativeError((await base.score(sequences)).logprobs[0]!, want.logprobs[0]!)).toBeGreaterThan(0.1)
+    if (dtype === 'bfloat16') return
+    const decode = (m: LoopLM) => m.generate([[1, 10, 2]], { maxNewTokens: 12, temperature: 0, stop: [] })
+    expect((await decode(model))[0]!.tokens).toEqual((await decode(merged))[0]!.tokens)
+    const whole = mergedBy(await parametersOf(model), await adapterOf(model))
+    for (const [name, values] of await parametersOf(merged)) expect(relativeError(values, whole.get(name)!)).toBeLessThan(bound)
+  })
+
+  it('samples with the log-probabilities that it scores with', async () => {
+    const model = await adapted({ dtype: 'float32' })
+    const [sampled] = await model.generate([[1, 10]], { maxNewTokens: 10, temperature: 1, seed: 3, stop: [] })
+    const { logprobs } = await model.score([[1, 10, ...sampled!.tokens]], { lastLoop: true })
+    expect(relativeError(sampled!.logprobs, logprobs[0]!.subarray(1))).toBeLessThan(1e-5)
+  })
+
+  it('has the gradient of the loss: central differences through an independent model', async () => {
+    const model = await adapted()
+    const coefficients = sequences.map((s, i) => Float64Array.from({ length: 3 * (s.length - 1) }, (_, n) => Math.cos(n + i)))
+    await model.backward(sequences, coefficients)
+    const gradients = await model.gradients()
+    expect([...gradients.keys()]).toEqual(model.adapter!.parameters.map(({ name }) => name))
+    const base = await parametersOf(model)
+    const adapter = await adapterOf(model)
+    const loss = (values: ReadonlyMap<string, ArrayLike<number>>) => {
+      const p = mergedBy(base, values)
+      let sum = 0
+      for (const [i, ids] of sequences.entries()) {
+        const run = forward(config, p, ids)
+        for (let j = 0; j + 1 < ids.length; j++)
+          prediction(config, p, run, ids, j).logprobs.forEach((l, t) => {
+            sum += coefficients[i]![t * (ids.length - 1) + j]! * l
+          })
+      }
+      return sum
+    }
+    const step = 1e-5
+    for (const [name, gradient] of gradients) {
+      const direction = Array.from(gradient, (_, i) => Math.sin(2 + 5 * i))
+      const at = (size: number) =>
+        loss(
+          new Map(adapter).set(
+            name,
+            Float64Array.from(adapter.get(name)!, (v, i) => v + size * direction[i]!),
+          ),
+        )
+      const want = (at(step) - at(-step)) / (2 * step)
+      const got = Array.from(gradient).reduce((s, g, i) => s + g * direction[i]!, 0)
+      expect(Math.abs(got - want) / Math.max(Math.abs(want), 0.1), name).toBeLessThan(1e-7)
+    }
+  })
+
+  it.each<[DeviceName, ModelDType, number]>([
+    ['reference', 'float64', 1e-10],
+    ['cpu', 'float32', 1e-4],
+  ])('has the chain rule of the merged model’s gradient (%s)', async (device, dtype, bound) => {
+    const model = await adapted({ device, dtype })
+    const merged = await model.mergeAdapter()
+    const coefficients = sequences.map((s) => Array<number>(3 * (s.length - 1)).fill(-0.1))
+    for (const m of [model, merged]) await m.backward(sequences, coefficients, { recompute: 'layer' })
+    const [low, dense] = [await model.gradients(), await merged.gradients()]
+    const adapter = await adapterOf(model)
+    for (const { name, shape } of model.adapter!.parameters) {
+      if (!name.includes('lora_A')) continue
+      const width = shape[1]!
+      const [a, b, dw] = [adapter.get(name)!, adapter.get(name.replace('_A', '_B'))!, dense.get(name.replace('lora_A.', ''))!]
+      const out = b.length / 4
+      const da = product(transpose(b, out, 4), dw, 4, out, width).map((v) => scale * v)
+      const db = product(dw, transpose(a, 4, width), out, width, 4).map((v) => scale * v)
+      expect(relativeError(low.get(name)!, da), name).toBeLessThan(bound)
+      expect(relativeError(low.get(name.replace('_A', '_B'))!, db), name).toBeLessThan(bound)
+    }
+  })
+
+  it.each(all)('of %s alone has the parameters of that projection', async (module) => {
+    const model = await adapted({ device: 'reference' }, { targetModules: [module] })
+    expect(model.adapter!.parameters).toHaveLength(4)
+    expect(model.adapter!.parameters.every(({ name }) => name.includes(`.${module}.lora_`))).toBe(true)
+    const merged = await model.mergeAdapter()
+    expect(relativeError((await model.score(sequences)).logprobs[0]!, (await merged.score(sequences)).logprobs[0]!)).toBeLessThan(
+      1e-12,
+    )
+  })
+
+  it('is all that an optimizer moves and remembers', async () => {
+    const wide = { ...config, hidden_size: 256, intermediate_size: 512, num_attention_heads: 4 }
+    const model = await LoopLM.create(wide, { seed: 1 })
+    await model.addAdapter({ rank: 2 })
+    const bytes = async () => Buffer.concat([...(await parametersOf(model)).values()].map((v) => Buffer.from(v.buffer)))
+    const before = await bytes()
+    const held = memory().bytes
+    using optimizer = new AdamW(model, { learningRate: 0.01, weightDecay: 0.5 })
+    await model.backward([[1, 2, 3]], [Array(6).fill(-1)])
+    await optimizer.step()
+    expect(before.equals(await bytes())).toBe(true)
+    const file = join(scratch, 'optimizer.safetensors')
+    await optimizer.save(file)
+    const names = Object.keys(header(file)).filter((name) => name !== '__metadata__')
+    expect(names).toHaveLength(2 * model.adapter!.parameters.length)
+    expect(names.every((name) => /lora_[AB]\.weight$/.test(name))).toBe(true)
+    // The model has 2 × 655 k weights of 4 bytes; a gradient and two moments of them would be 15 MiB.
+    expect(memory().bytes - held).toBeLessThan(6 * 2 ** 20)
+  })
+
+  it('comes and goes; an optimizer of what was trained before is refused in between', async () => {
+    const model = await LoopLM.create(config, { seed: 1 })
+    const { logprobs } = await model.score(sequences)
+    const optimizer = new AdamW(model)
+    const step = async () => {
+      await model.backward(
+        sequences,
+        sequences.map((s) => Array(3 * (s.length - 1)).fill(-1)),
+      )
+      return optimizer.step()
+    }
+    await model.addAdapter(options)
+    await model.removeAdapter()
+    expect((await model.score(sequences)).logprobs).toEqual(logprobs)
+    await step()
+    await model.addAdapter(options)
+    expect(await refusal(step)).toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('new one') })
+    expect(await refusal(() => model.addAdapter())).toMatchObject({ message: expect.stringContaining('already') })
+    expect(await refusal(() => model.gradient('lm_head.weight'))).toMatchObject({ message: expect.stringContaining('frozen') })
+    expect(await refusal(() => model.save(join(scratch, 'no')))).toMatchObject({
+      message: expect.stringContaining('mergeAdapter'),
+    })
+    await model.removeAdapter()
+    await step()
+  })
+})
+
+function header(path: string): Record<string, { shape: number[]; dtype: string }> {
+  const bytes = readFileSync(path)
+  return JSON.parse(bytes.subarray(8, 8 + Number(bytes.readBigUInt64LE(0))).toString())
+}
+
+describe('adapter files', () => {
+  it.each(['float32', 'bfloat16'] as const)('are PEFT’s and come back exactly (%s)', async (dtype) => {
+    const folder = join(scratch, dtype)
+    const model = await adapted({ dtype }, { targetModules: ['v_proj', 'q_proj', 'down_proj'] })
+    await model.saveAdapter(folder)
+    const tensors = header(join(folder, 'adapter_model.safetensors'))
+    expect(tensors['base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight']).toMatchObject({ shape: [4, 16] })
+    expect(tensors['base_model.model.model.layers.1.mlp.down_proj.lora_B.weight']).toMatchObject({ shape: [16, 4] })
+    expect(Object.keys(tensors).filter((name) => name !== '__metadata__')).toHaveLength(2 * 2 * 3)
+    expect(JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'))).toMatchObject({
+      peft_type: 'LORA',
+      task_type: 'CAUSAL_LM',
+      r: 4,
+      lora_alpha: 3,
+      lora_dropout: 0,
+      bias: 'none',
+      target_modules: ['q_proj', 'v_proj', 'down_proj'],
+    })
+    const other = await LoopLM.create(config, { seed: 1, dtype })
+    await other.loadAdapter(folder)
+    expect(await adapterOf(other)).toEqual(await adapterOf(model))
+    expect((await other.score(sequences)).logprobs).toEqual((await model.score(sequences)).logprobs)
+  })
+
+  it.each<[string, object, RegExp]>([
+    ['another kind', { peft_type: 'IA3' }, /peft_type/],
+    ['DoRA', { use_dora: true }, /use_dora/],
+    ['ranks by layer', { rank_pattern: { q_proj: 2 } }, /rank_pattern/],
+    ['biases', { bias: 'all' }, /bias/],
+    ['modules it does not know', { target_modules: ['wq'] }, /target_modules/],
+    ['a rank that is none', { r: 0 }, /"r"/],
+    ['a rank that the file has not', { r: 2 }, /lora_A.*shape/],
+    ['modules that the file has not', { target_modules: ['q_proj', 'k_proj'] }, /missing/],
+  ])('are refused with the field: %s', async (_, change, message) => {
+    const folder = join(scratch, 'refused')
+    await (await adapted({ dtype: 'float32' }, { targetModules: ['q_proj'] })).saveAdapter(folder)
+    const path = join(folder, 'adapter_config.json')
+    writeFileSync(path, JSON.stringify({ ...JSON.parse(readFileSync(path, 'utf8')), ...change }))
+    const model = await LoopLM.create(config, { seed: 1 })
+    const error = await refusal(() => model.loadAdapter(folder))
+    expect(error.code).toBe('INVALID_FILE')
+    expect(error.message).toMatch(message)
+    expect(model.adapter).toBeUndefined()
+    expect((await model.gradients()).has('lm_head.weight')).toBe(true)
+  })
+})
