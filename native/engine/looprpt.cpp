@@ -541,10 +541,7 @@ double accumulate_stage2(Model& model, const Sequences& sequences, int64_t token
 
 MovingAverage::MovingAverage(std::shared_ptr<Model> teacher, std::shared_ptr<Model> student)
     : teacher_(std::move(teacher)), student_(std::move(student)) {
-  if (teacher_->device != student_->device || teacher_->dt != student_->dt ||
-      teacher_->arena_elements() != student_->arena_elements() || !teacher_->same_adapter(*student_))
-    throw Error("INVALID_ARGUMENT", "moving average",
-                "the teacher must have the student's configuration, device, dtype and adapter");
+  check();
   if (teacher_->dt != LOOP_BF16) return;
   average_ = Buffer(teacher_->device, teacher_->trained_elements() * loop_dtype_size(teacher_->real()));
   for (auto& p : teacher_->trained()) {
@@ -553,11 +550,19 @@ MovingAverage::MovingAverage(std::shared_ptr<Model> teacher, std::shared_ptr<Mod
   }
 }
 
+void MovingAverage::check() const {
+  if (teacher_->device != student_->device || teacher_->dt != student_->dt ||
+      teacher_->arena_elements() != student_->arena_elements() || !teacher_->same_adapter(*student_))
+    throw Error("INVALID_ARGUMENT", "moving average",
+                "the teacher must have the student's configuration, device, dtype and adapter");
+}
+
 void* MovingAverage::average(const Parameter& p) const {
   return average_ ? average_.at(p.offset * loop_dtype_size(teacher_->real())) : teacher_->parameter_data(p);
 }
 
 void MovingAverage::update(double decay) {
+  check();
   for (auto& p : student_->trained())
     teacher_->device->run(&LoopBackend::moving_average, "moving average", teacher_->dt, int64_t(p.count), 1 - decay,
                           static_cast<const void*>(student_->parameter_data(p)), average(p),
