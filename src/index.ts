@@ -1,4 +1,5 @@
 export type { ChatMessage, ChatTemplateOptions } from './data/chat-template.js'
+export { Corpus, type CorpusOptions } from './data/corpus.js'
 export { type DownloadOptions, download } from './data/download.js'
 export { type Dataset, type Example, type JsonlLimits, loadDataset, readJsonl } from './data/jsonl.js'
 export { Random } from './data/random.js'
@@ -53,6 +54,7 @@ export type {
   RLTTOptions,
 } from './rl/config.js'
 export { type EvaluateOptions, type Evaluation, evaluate } from './rl/evaluate.js'
+export { evaluateSequences, type SequenceEvaluation } from './rl/evaluate-sequences.js'
 export type { Metrics, TrainerEvent } from './rl/events.js'
 export { GRPOTrainer } from './rl/grpo.js'
 export { type LoopRPTBatch, LoopRPTTrainer } from './rl/looprpt.js'

@@ -48,6 +48,8 @@ export interface NativeSequences {
 export interface NativeScores {
   loops: number
   logprobs: RealArray[]
+  /** Token ids; absent unless asked for. */
+  predicted?: Float64Array[]
   entropy: RealArray[]
   gateLogits: RealArray[]
   exitPdf: RealArray[]
@@ -253,7 +255,7 @@ export interface NativeBinding {
   modelScore(
     model: NativeModel,
     sequences: NativeSequences,
-    options: { temperature: number; loops: number; lastLoop: boolean; responsesOnly: boolean },
+    options: { temperature: number; loops: number; lastLoop: boolean; responsesOnly: boolean; predictions: boolean },
     cancel: Cancel,
   ): Promise<NativeScores>
   modelBackward(

@@ -17,7 +17,7 @@ const startLongWork = `
   const context = addon.openContext('cpu', 2)
   const tokens = Int32Array.from({ length: 16384 }, (_, i) => i % 50)
   const sequences = { tokens, lengths: new Int32Array(64).fill(256), promptLengths: new Int32Array(0) }
-  const options = { temperature: 1, loops: 0, lastLoop: false, responsesOnly: false }
+  const options = { temperature: 1, loops: 0, lastLoop: false, responsesOnly: false, predictions: false }
   const started = addon.modelCreate(context, config, 'float32', 0, 0.02).then((model) => {
     for (let i = 0; i < 3; i++) addon.modelScore(model, sequences, options, undefined).catch(() => {})
     addon.tensorFill(context, 'float32', [64, 64], 1)

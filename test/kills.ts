@@ -58,9 +58,13 @@ const base = {
 const evaluations = { evalEvery: 2, evalProblems: 8, metricForBestModel: 'eval/loop_2/reward', saveBest: 2 }
 const policy = { promptsPerStep: 3, groupSize: 4, learningRate: 0.003, schedule: 'cosine', warmupSteps: 3, logprobCheckEvery: 3 }
 
-/** A configuration per trainer, with everything that a resumed run must remember. */
+/** A configuration per trainer (two for pre-training: problems and text), with everything that a resumed run must remember. */
 export const configurations = {
   pretrain: { ...base, trainer: 'pretrain', options: { ...evaluations, batchSize: 8, learningRate: 0.01, schedule: 'linear' } },
+  text: {
+    ...{ ...base, trainer: 'pretrain', task: undefined, corpus: 'text.txt', tokenizer: 'bytes' },
+    options: { evalEvery: 3, evalProblems: 2, contextLength: 24, batchSize: 5, learningRate: 0.01, schedule: 'cosine' },
+  },
   rltt: { ...base, trainer: 'rltt', reward: 'varied.mjs', options: { ...policy, beta: 0.05 } },
   grpo: { ...base, trainer: 'grpo', reward: 'varied.mjs', options: { ...policy, minibatches: 2, updatesPerRollout: 2 } },
   looprpt: { ...base, trainer: 'looprpt', options: { ...evaluations, batchSize: 6, rollouts: 2, learningRate: 0.01 } },
@@ -164,5 +168,7 @@ export async function outcomeOf(root: string, name: string, steps: number): Prom
 async function writeRun(root: string, name: string, config: object): Promise<void> {
   await mkdir(root, { recursive: true })
   await writeFile(join(root, `${name}.yaml`), stringify(config))
+  const sentence = (_: unknown, i: number) => `Sentence ${i} has ${(i * 7) % 10} birds and ${(i * 3) % 7} cats.`
+  await writeFile(join(root, 'text.txt'), Array.from({ length: 100 }, sentence).join('\n'))
   await writeFile(join(root, 'varied.mjs'), 'export const varied = (prompt, completion) => completion.charCodeAt(0) % 7\n')
 }

@@ -51,13 +51,14 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
   options.loops = int(in["loops"].integer(0, MAX_LOOPS));
   options.last_loop = in["lastLoop"].flag();
   options.responses_only = in["responsesOnly"].flag();
+  options.predictions = in["predictions"].flag();
   return model.executor->submit(info.Env(), Input(info, 3, "cancel").cancel(),
                                 [model = model.object, sequences, options]() -> Executor::Finish {
                                   struct Result {
                                     int64_t loops;
                                     bool last_loop;
                                     std::vector<int64_t> lengths;
-                                    Reals logprobs, entropy, gate_logits, exit_pdf;
+                                    Reals logprobs, entropy, gate_logits, exit_pdf, predicted;
                                   };
                                   Scores scores = score(*model, *sequences, options);
                                   auto r = std::make_shared<Result>();
@@ -68,11 +69,14 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
                                   r->entropy = Reals(std::move(scores.entropy), model->dt);
                                   r->gate_logits = Reals(std::move(scores.gate_logits), model->dt);
                                   r->exit_pdf = Reals(std::move(scores.exit_pdf), model->dt);
+                                  r->predicted = Reals(std::move(scores.predicted), LOOP_F64);  // token ids, exactly
                                   return [r](Napi::Env env) {
                                     const int64_t scored = r->last_loop ? 1 : r->loops;
                                     Napi::Object out = Napi::Object::New(env);
                                     out.Set("loops", double(r->loops));
                                     out.Set("logprobs", split(env, r->logprobs, r->lengths, scored, 1));
+                                    if (r->predicted.size() > 0)
+                                      out.Set("predicted", split(env, r->predicted, r->lengths, scored, 1));
                                     out.Set("entropy", split(env, r->entropy, r->lengths, scored, 1));
                                     out.Set("gateLogits", split(env, r->gate_logits, r->lengths, r->loops, 0));
                                     out.Set("exitPdf", split(env, r->exit_pdf, r->lengths, r->loops, 0));

@@ -23,7 +23,8 @@ LoopLoss from_row(const LoopLoss& loss, int64_t first, size_t real_bytes) {
   return out;
 }
 
-void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logprobs, void* entropies, void* d_hidden) {
+void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logprobs, void* entropies, void* d_hidden,
+              int32_t* predicted) {
   Device& device = *model.device;
   Workspace& workspace = model.workspace();
   const LoopDType dt = model.dt;
@@ -42,6 +43,9 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
     auto at = [&](void* p) -> void* { return p ? static_cast<char*>(p) + size_t(first) * real : nullptr; };
     device.run(&LoopBackend::gather_rows, "gather rows", dt, m, D, in.index + first, in.hidden, hidden);
     device.run(&LoopBackend::gemm, "head", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT), unpacked);
+    if (predicted)
+      device.run(&LoopBackend::reduce, "argmax", model.real(), LOOP_ARGMAX, m, V, int64_t(1), static_cast<const void*>(logits),
+                 static_cast<void*>(predicted + first));
     LoopLoss part{};
     if (loss) part = from_row(*loss, first, real);
     device.run(&LoopBackend::head_rows, "head rows", dt, m, V, in.temperature, logits, in.targets + first,
@@ -58,11 +62,11 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
 
 }  // namespace
 
-void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entropies) {
-  run_head(model, in, nullptr, logprobs, entropies, nullptr);
+void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entropies, int32_t* predicted) {
+  run_head(model, in, nullptr, logprobs, entropies, nullptr, predicted);
 }
 void head_backward(Model& model, const HeadRows& in, const LoopLoss& loss, void* logprobs, void* entropies, void* d_hidden) {
-  run_head(model, in, &loss, logprobs, entropies, d_hidden);
+  run_head(model, in, &loss, logprobs, entropies, d_hidden, nullptr);
 }
 
 }  // namespace looplm

@@ -13,8 +13,8 @@ struct HeadRows {
   const void* weight;  // act [V, D]: the model's own head, or for a forward another model's of the same shape
 };
 
-// logprobs, entropies: real [rows], either may be NULL.
-void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entropies);
+// logprobs, entropies: real [rows], either may be NULL. predicted: the likeliest token of each row, the lowest id of equal ones.
+void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entropies, int32_t* predicted = nullptr);
 
 // The same, and with each row's coefficient from `loss`: d_hidden (real) and the head's gradient are added to.
 void head_backward(Model& model, const HeadRows& in, const LoopLoss& loss, void* logprobs, void* entropies, void* d_hidden);

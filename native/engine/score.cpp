@@ -64,6 +64,7 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
   out.loops = pass.loops;
   out.logprobs.resize(size_t(at.prediction_count));
   out.entropy.resize(size_t(at.prediction_count));
+  if (options.predictions) out.predicted.resize(size_t(at.prediction_count));
   out.gate_logits.resize(size_t(at.token_count));
   out.exit_pdf.resize(size_t(at.token_count));
   for (size_t begin = 0; begin < sequences.count();) {
@@ -82,9 +83,15 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
       HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
       Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
              &entropies = w.get("loss.entropies", size_t(head.rows) * real);
-      head_forward(model, head, logprobs.as<>(), entropies.as<>());
+      Buffer* predicted = options.predictions ? &w.get("score.predicted", size_t(head.rows) * sizeof(int32_t)) : nullptr;
+      head_forward(model, head, logprobs.as<>(), entropies.as<>(), predicted ? predicted->as<int32_t>() : nullptr);
       place_scores(sequences, packed, at, K, download_reals(logprobs, model.dt, size_t(head.rows)), out.logprobs);
       place_scores(sequences, packed, at, K, download_reals(entropies, model.dt, size_t(head.rows)), out.entropy);
+      if (predicted) {
+        std::vector<int32_t> tokens(size_t(head.rows));
+        predicted->download(tokens.data(), tokens.size() * sizeof(int32_t));
+        place_scores(sequences, packed, at, K, std::vector<double>(tokens.begin(), tokens.end()), out.predicted);
+      }
     }
     begin = packed.end;
   }

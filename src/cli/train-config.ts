@@ -6,6 +6,10 @@ import { type TrainerName, trainerSchemas } from '../rl/config-docs.js'
 import { checkOptions } from '../rl/validate.js'
 
 const rewardName = z.string().min(1)
+const paths = z.union(
+  [z.string().min(1), z.array(z.string().min(1)).min(1)],
+  'must be the path of a file or folder, or a list of them',
+)
 const task = z.union(
   [z.string(), z.looseObject({ name: z.string() })],
   'must be the name of a task, or { name, … } with its options',
@@ -25,6 +29,8 @@ export const trainConfigSchema = z.strictObject({
   evalTasks: z.record(z.string(), task).optional(),
   dataset: z.string().min(1).optional(),
   evalDataset: z.string().min(1).optional(),
+  corpus: paths.optional(),
+  evalCorpus: paths.optional(),
   tokenizer: z.string().min(1).optional(),
   reward: z
     .union(
@@ -75,8 +81,11 @@ export async function readTrainConfig(path: string, changes: readonly string[]):
   }
   const config = checkOptions(path, trainConfigSchema, given)
   checkOptions(`${path}, options`, trainerSchemas[config.trainer], config.options) // before a large model is loaded
-  if ((config.task === undefined) === (config.dataset === undefined)) {
-    throw new LoopLMError('INVALID_CONFIG', 'needs a task or a dataset, one of them', { operation })
+  const sources = [config.task, config.dataset, config.corpus].filter((source) => source !== undefined)
+  if (sources.length !== 1) {
+    throw new LoopLMError('INVALID_CONFIG', 'needs a task or a dataset, one of them (pretrain and looprpt also take a corpus)', {
+      operation,
+    })
   }
   return config
 }

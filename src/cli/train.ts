@@ -121,6 +121,8 @@ async function openResources(config: TrainConfig) {
     dataset?: Dataset
     evalDataset?: Dataset
     evalTasks?: Record<string, Task>
+    corpus?: string | string[]
+    evalCorpus?: string | string[]
     tokenizer?: Tokenizer
     reward?: WeightedReward[]
   } = {}
@@ -128,6 +130,8 @@ async function openResources(config: TrainConfig) {
   if (config.evalTasks !== undefined) {
     resources.evalTasks = Object.fromEntries(Object.entries(config.evalTasks).map(([name, task]) => [name, openTask(task)]))
   }
+  if (config.corpus !== undefined) resources.corpus = config.corpus
+  if (config.evalCorpus !== undefined) resources.evalCorpus = config.evalCorpus
   if (config.dataset !== undefined) resources.dataset = await loadDataset(config.dataset)
   if (config.evalDataset !== undefined) resources.evalDataset = await loadDataset(config.evalDataset)
   if (config.tokenizer !== undefined) {
@@ -188,8 +192,11 @@ function show(event: TrainerEvent, steps: number, progress: Progress): void {
 }
 
 function evaluationText(metrics: Readonly<Record<string, number>>): string {
-  const rewards = Object.entries(metrics).filter(([name]) => name.endsWith('/reward'))
-  return rewards.map(([name, value]) => `${name.split('/')[1]} ${formatNumber(value)}`).join('  ')
+  const shown = Object.entries(metrics).flatMap(([name, value]) => {
+    const [, where, what] = /^eval\/(.+)\/(reward|accuracy)$/.exec(name) ?? []
+    return where === undefined ? [] : [`${where} ${what === 'reward' ? '' : 'accuracy '}${formatNumber(value)}`]
+  })
+  return shown.join('  ')
 }
 
 function resumeCommand(path: string, flags: TrainFlags): string {

@@ -26,7 +26,8 @@ const newline = 0x0a
 
 /**
  * Reads a JSON Lines dataset row by row, holding one line at a time. Each line is a JSON object with a string `prompt`, an
- * optional string `answer` and any further columns. Blank lines and a byte order mark are skipped.
+ * optional string `answer` (or `completion`, as supervised fine-tuning calls it) and any further columns; chat `messages` may stand in
+ * for the prompt. Blank lines and a byte order mark are skipped.
  *
  * @param path a UTF-8 file
  * @param limits `maxLineBytes` is checked while a line is still being read
@@ -87,7 +88,10 @@ export async function loadDataset(path: string, limits: JsonlLimits = {}): Promi
 }
 
 /** Yields the bytes of each line without its newline, the last one also when no newline ends it. */
-async function* readLines(path: string, maxLineBytes: number): AsyncGenerator<Uint8Array, void, undefined> {
+export async function* readLines(
+  path: string,
+  maxLineBytes: number = defaultMaxLineBytes,
+): AsyncGenerator<Uint8Array, void, undefined> {
   let pending: Uint8Array[] = [] // the parts of a line that spans chunks
   let pendingBytes = 0
   let line = 1
@@ -135,23 +139,30 @@ function parseExample(text: string, path: string, line: number): Example {
   if (typeof row !== 'object' || row === null || Array.isArray(row)) {
     throw invalidLine(path, line, `must be a JSON object, got ${typeName(row)}`)
   }
-  const { prompt, answer } = row as Record<string, unknown>
-  if (typeof prompt !== 'string') {
+  const { prompt, answer, completion, messages } = row as Record<string, unknown>
+  if (messages !== undefined && !Array.isArray(messages)) {
+    throw invalidLine(path, line, `field "messages" must be an array when present, got ${typeName(messages)}`)
+  }
+  if (typeof prompt !== 'string' && (prompt !== undefined || messages === undefined)) {
     throw invalidLine(path, line, `field "prompt" must be a string, got ${typeName(prompt)}`)
   }
-  if (answer !== undefined && typeof answer !== 'string') {
-    throw invalidLine(path, line, `field "answer" must be a string when present, got ${typeName(answer)}`)
+  for (const [field, value] of Object.entries({ answer, completion })) {
+    if (value !== undefined && typeof value !== 'string') {
+      throw invalidLine(path, line, `field "${field}" must be a string when present, got ${typeName(value)}`)
+    }
   }
-  return row as Example
+  return { prompt: '', ...row }
 }
 
-function typeName(value: unknown): string {
+/** A value's type in an error's words. */
+export function typeName(value: unknown): string {
   if (value === undefined) return 'nothing'
   if (value === null) return 'null'
   return Array.isArray(value) ? 'an array' : `a value of type ${typeof value}`
 }
 
-function invalidLine(path: string, line: number, problem: string, cause?: unknown): LoopLMError {
+/** An error that names file and line, 1-based. */
+export function invalidLine(path: string, line: number, problem: string, cause?: unknown): LoopLMError {
   return new LoopLMError('INVALID_FILE', `${path} line ${line} ${problem}`, { operation: 'readJsonl', cause })
 }
 

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Tokenizer as Pipeline } from '@huggingface/tokenizers'
@@ -264,6 +265,14 @@ export class Tokenizer {
     const after = at === -1 ? '' : text.slice(at + answerMark.length)
     const tokens = this.#json.added_tokens.filter(({ special, content }) => special && after.trimStart().startsWith(content))
     return tokens.sort((a, b) => b.content.length - a.content.length)[0]?.id
+  }
+
+  /** A hash of tokenizer.json and of the end token: equal for tokenizers that make the same tokens. */
+  get fingerprint(): string {
+    return createHash('sha256')
+      .update(JSON.stringify([this.#json, this.eosTokenId ?? null]))
+      .digest('hex')
+      .slice(0, 32)
   }
 
   /** The id of a token as the vocabulary spells it, or undefined. */

@@ -202,9 +202,15 @@ export class LoopLM {
       loops: checkLoops(options.loops, operation),
       lastLoop: options.lastLoop ?? false,
       responsesOnly: options.promptLengths !== undefined,
+      predictions: options.predictions ?? false,
     }
     this.#scored = { sequences: packed, temperature: settings.temperature, loops: settings.loops }
-    return call(operation, (cancel) => native().modelScore(handle, packed, settings, cancel), options.signal)
+    const { predicted, ...scores } = await call(
+      operation,
+      (cancel) => native().modelScore(handle, packed, settings, cancel),
+      options.signal,
+    )
+    return predicted === undefined ? scores : { ...scores, predicted: predicted.map((tokens) => Int32Array.from(tokens)) }
   }
 
   /**

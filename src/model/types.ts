@@ -63,6 +63,8 @@ export interface ScoreOptions {
   lastLoop?: boolean
   /** Per sequence, how many tokens are prompt: rows before the response read as 0 and cost nothing in the head. */
   promptLengths?: ArrayLike<number>
+  /** Return the likeliest token of each prediction as well. Default false. */
+  predictions?: boolean
   /** Rejects with code ABORTED, between two kernels. */
   signal?: AbortSignal | undefined
 }
@@ -73,6 +75,8 @@ export interface Scores {
   loops: number
   /** T × (len-1): log P of token j+1 given tokens 0..j, after each loop. 1 × (len-1) with `lastLoop`. */
   logprobs: RealArray[]
+  /** With `predictions`, T × (len-1): the token with the largest logit, the lowest id of equal ones. */
+  predicted?: Int32Array[]
   /** T × (len-1): entropy in nats of the same distributions. 1 × (len-1) with `lastLoop`. */
   entropy: RealArray[]
   /** T × len: logits of the exit gate. The last loop's is never used by the exit distribution. */

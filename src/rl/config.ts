@@ -26,7 +26,7 @@ const run = {
     .describe('Steps of `run`. A step is one rollout (or one pre-training batch) with its optimizer steps.'),
   seed: natural.default(0).describe('Seed of prompts, sampling and shuffling. Same seed and threads: same bits.'),
   evalEvery: natural.default(0).describe('Steps between evaluations during `run`; 0: none.'),
-  evalProblems: positiveInt.default(256).describe('Held-out problems per evaluation.'),
+  evalProblems: positiveInt.default(256).describe('Held-out problems, or packed sequences of text, per evaluation.'),
   evalLoops: z
     .array(positiveInt)
     .min(1)
@@ -170,6 +170,25 @@ export const resources = {
 /** A reward function, several with names and weights, or several by name. */
 export type Rewards = RewardFunction | readonly WeightedReward[] | Readonly<Record<string, RewardFunction>>
 
+/** Packed text, for the trainers that learn from given tokens. */
+const text = {
+  contextLength: z.int().min(2).default(1024).describe('Tokens per packed sequence of a `corpus`.'),
+  heldOutShare: share
+    .lt(1)
+    .default(0.05)
+    .describe('Share of a `corpus` that is kept back for evaluations; not with `evalCorpus`.'),
+}
+const paths = z.union(
+  [z.string().min(1), z.array(z.string().min(1)).min(1)],
+  'must be the path of a file or folder, or a list of them',
+)
+const corpora = {
+  corpus: paths
+    .optional()
+    .describe('Files or folders of .txt, .md and .jsonl (`text` of each line), instead of a task or dataset.'),
+  evalCorpus: paths.optional().describe('Held-out text for evaluations of a `corpus`.'),
+}
+
 const rewards = {
   reward: z
     .custom<Rewards>(
@@ -286,6 +305,7 @@ export const pretrainSchema = z
       .default(0.1)
       .describe('Weight of the entropy of the exit distribution; keeps the gate from collapsing.'),
     batchSize: positiveInt.default(32).describe('Sequences per step.'),
+    ...text,
     learningRate: learningRate(3e-4),
     weightDecay: weightDecay(0.1),
     adamBetas: betas(0.95),
@@ -338,6 +358,7 @@ export const looprptSchema = z
       .default(0.995)
       .describe('The teacher becomes this share of itself and the rest of the model after every step; 1: frozen.'),
     batchSize: positiveInt.default(32).describe('Sequences per step.'),
+    ...text,
     learningRate: learningRate(5e-6),
     weightDecay: weightDecay(0.01),
     adamBetas: betas(0.999),
@@ -375,11 +396,12 @@ export type ObjectiveTrainerOptions = z.input<typeof objectiveTrainerOptions>
 export type ObjectiveTrainerConfig = z.output<typeof objectiveTrainerOptions>
 
 /** {@link pretrainSchema} with the task and the callbacks. */
-export const pretrainOptions = pretrainSchema.safeExtend(resources)
+export const pretrainOptions = pretrainSchema.safeExtend({ ...resources, ...corpora })
 
 /** {@link looprptSchema} with the task, the teacher and the callbacks. */
 export const looprptOptions = looprptSchema.safeExtend({
   ...resources,
+  ...corpora,
   teacher: object<LoopLM>('a LoopLM', 'score').describe(
     'The model that is followed and compared with; default a copy of the model.',
   ),
@@ -408,7 +430,10 @@ export type PolicyConfig = Omit<RLTTConfig, keyof typeof objective | 'weights' |
 /** Checked options of `PretrainTrainer`. */
 export type PretrainConfig = z.output<typeof pretrainOptions>
 /** What all trainers have in common. */
-export type TrainerConfig = Omit<PretrainConfig, 'stage' | 'entropyCoefficient' | 'batchSize'>
+export type TrainerConfig = Omit<PretrainConfig, 'stage' | 'entropyCoefficient' | keyof SequenceOptions>
+/** What the trainers that learn from given tokens have in common. */
+export type SequenceConfig = TrainerConfig & Pick<PretrainConfig, keyof SequenceOptions>
+type SequenceOptions = Pick<PretrainConfig, 'batchSize' | keyof typeof text | keyof typeof corpora>
 
 const notData = new Set(['teacher'])
 
@@ -416,7 +441,10 @@ const notData = new Set(['teacher'])
 export function plainConfig(config: object): Record<string, unknown> {
   const entries = Object.entries(config).filter(
     ([key, value]) =>
-      !(key in resources) && !(key in rewards) && !notData.has(key) && typeof value !== 'function' && value !== undefined,
+      ![resources, corpora, rewards].some((group) => key in group) &&
+      !notData.has(key) &&
+      typeof value !== 'function' &&
+      value !== undefined,
   )
   return Object.fromEntries(entries)
 }

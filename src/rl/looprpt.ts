@@ -1,13 +1,12 @@
 import { accumulateLoopRpt, type LoopRptBatch, MovingAverage } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { TokenSequence } from '../model/types.js'
-import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import { checkSequences } from './batch.js'
 import type { CheckpointPart } from './checkpoint.js'
 import { type LoopRPTConfig, type LoopRPTOptions, looprptOptions } from './config.js'
 import type { Metrics } from './events.js'
-import { type ProblemSource, trainingSequence } from './problems.js'
-import { type Prepared, type StepWork, Trainer } from './trainer.js'
+import { SequenceTrainer } from './sequences.js'
+import type { Prepared } from './trainer.js'
 import { checkOptions } from './validate.js'
 
 /** Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Other fields are ignored. */
@@ -32,8 +31,7 @@ export interface LoopRPTBatch {
  * for await (const event of trainer.run()) console.log(event.step, event.metrics.reward, event.metrics['exit_loop/mean'])
  * ```
  */
-export class LoopRPTTrainer extends Trainer<LoopRPTConfig, LoopRPTBatch, LoopRptBatch> {
-  protected readonly maxNewTokens = undefined
+export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch, LoopRptBatch> {
   #teacher: LoopLM | undefined
   #average: MovingAverage | undefined
   #ownsTeacher = false
@@ -96,20 +94,6 @@ export class LoopRPTTrainer extends Trainer<LoopRPTConfig, LoopRPTBatch, LoopRpt
 
   protected async prepare(batch: LoopRPTBatch, operation: string): Promise<Prepared<LoopRptBatch>> {
     return { loss: this.#batch(batch, this.step * this.config.batchSize, operation), metrics: {} }
-  }
-
-  protected async work(): Promise<StepWork<LoopRptBatch>> {
-    const source = this.problems
-    const { batchSize } = this.config
-    const first = this.step * batchSize
-    const drawn = source.take(first, batchSize).map((problem) => trainingSequence(source, problem))
-    const batch = { sequences: drawn.map(({ tokens }) => tokens), promptLengths: drawn.map(({ promptLength }) => promptLength) }
-    const loss = this.#batch(batch, first, 'LoopRPTTrainer.run')
-    return { losses: [loss], metrics: {}, tokens: drawn.reduce((sum, { tokens }) => sum + tokens.length, 0), completions: [] }
-  }
-
-  protected rewardFunctions({ task }: ProblemSource): readonly WeightedReward[] {
-    return task === undefined ? [{ name: 'exactMatch', reward: exactMatch }] : [{ name: task.name, reward: task.reward }]
   }
 
   /** The teacher continues from the checkpoint that the run resumes from. */

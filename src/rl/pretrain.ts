@@ -2,14 +2,13 @@ import { LoopLMError } from '../errors.js'
 import { accumulateStage2 } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { LossBatch, LossObjective, TokenSequence } from '../model/types.js'
-import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import { checkSequences } from './batch.js'
 import { type PretrainConfig, type PretrainOptions, pretrainOptions } from './config.js'
 import type { Metrics } from './events.js'
 import { lossMetrics } from './metrics.js'
 import { sequenceNorms } from './normalizer.js'
-import { type ProblemSource, trainingSequence } from './problems.js'
-import { type Prepared, type StepWork, Trainer } from './trainer.js'
+import { SequenceTrainer } from './sequences.js'
+import type { Prepared } from './trainer.js'
 import { checkOptions } from './validate.js'
 
 const gate = ['model.early_exit_gate.weight', 'model.early_exit_gate.bias']
@@ -33,9 +32,8 @@ export interface PretrainBatch {
  * for await (const event of trainer.run()) console.log(event.step, event.metrics.loss)
  * ```
  */
-export class PretrainTrainer extends Trainer<PretrainConfig, PretrainBatch> {
+export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBatch> {
   protected readonly objective: LossObjective
-  protected readonly maxNewTokens = undefined
 
   /**
    * @param model trained in place
@@ -80,18 +78,5 @@ export class PretrainTrainer extends Trainer<PretrainConfig, PretrainBatch> {
       norms,
     }
     return { loss, metrics: {} }
-  }
-
-  protected async work(): Promise<StepWork> {
-    const source = this.problems
-    const { batchSize } = this.config
-    const drawn = source.take(this.step * batchSize, batchSize).map((problem) => trainingSequence(source, problem))
-    const batch = { sequences: drawn.map(({ tokens }) => tokens), promptLengths: drawn.map(({ promptLength }) => promptLength) }
-    const { loss, metrics } = await this.prepare(batch, 'PretrainTrainer.run')
-    return { losses: [loss], metrics, tokens: drawn.reduce((sum, { tokens }) => sum + tokens.length, 0), completions: [] }
-  }
-
-  protected rewardFunctions({ task }: ProblemSource): readonly WeightedReward[] {
-    return task === undefined ? [{ name: 'exactMatch', reward: exactMatch }] : [{ name: task.name, reward: task.reward }]
   }
 }

@@ -1,3 +1,4 @@
+import type { ChatMessage } from '../data/chat-template.js'
 import { DatasetSampler } from '../data/sampler.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
@@ -45,15 +46,7 @@ export function openProblems(
     const message = 'a task or a dataset is needed, one of them; only update() and gradients() of a trainer need neither'
     throw new LoopLMError('INVALID_CONFIG', message, { operation })
   }
-  const tokenizer = task?.tokenizer ?? config.tokenizer ?? model.tokenizer
-  if (tokenizer === undefined) {
-    const message = 'tokenizer: a dataset needs one, and the model has none; pass tokenizer, for example Tokenizer.bytes()'
-    throw new LoopLMError('INVALID_CONFIG', message, { operation })
-  }
-  if (tokenizer.vocabSize > model.config.vocab_size) {
-    const message = `the tokenizer has ${tokenizer.vocabSize} tokens, the model's vocab_size is only ${model.config.vocab_size}`
-    throw new LoopLMError('INVALID_CONFIG', message, { operation })
-  }
+  const tokenizer = checkTokenizer(operation, model, task?.tokenizer ?? config.tokenizer ?? model.tokenizer, 'dataset')
   if (task !== undefined) return taskProblems(task, tokenizer, seed)
   let sampler = new DatasetSampler(dataset!, { seed })
   return {
@@ -74,6 +67,17 @@ export function openProblems(
   }
 }
 
+/** The tokenizer of text that a model reads. @throws LoopLMError INVALID_CONFIG when there is none, or it has more tokens than the model */
+export function checkTokenizer(operation: string, model: LoopLM, tokenizer: Tokenizer | undefined, data: string): Tokenizer {
+  if (tokenizer === undefined) {
+    const message = `tokenizer: a ${data} needs one, and the model has none; pass tokenizer, for example Tokenizer.bytes()`
+    throw new LoopLMError('INVALID_CONFIG', message, { operation })
+  }
+  if (tokenizer.vocabSize <= model.config.vocab_size) return tokenizer
+  const message = `the tokenizer has ${tokenizer.vocabSize} tokens, the model's vocab_size is only ${model.config.vocab_size}`
+  throw new LoopLMError('INVALID_CONFIG', message, { operation })
+}
+
 /**
  * The problems of a task, in the tokens of a tokenizer that may be another's: a model that was trained on text is asked in its own.
  */
@@ -88,19 +92,43 @@ export function taskProblems(task: Task, tokenizer: Tokenizer, seed = 0): Proble
   }
 }
 
+/** Tokens to learn. */
+export interface TrainingSequence {
+  tokens: number[] | Int32Array
+  /** How many of them are given. */
+  promptLength: number
+}
+
 /**
- * A problem with its answer as one token sequence: prompt, answer and the token that ends it.
+ * A problem with its answer as one token sequence: prompt, answer and the token that ends it. The answer is the column `completion` where
+ * there is one, else `answer`. A row of chat `messages` is rendered by the tokenizer's template, and its last message is learnt.
  *
  * @returns the tokens and how many of them are prompt. A row without an answer is a text of its own: all its tokens but the
  *   first are trained.
+ * @throws LoopLMError INVALID_ARGUMENT for messages that the template refuses
  */
-export function trainingSequence(source: ProblemSource, problem: Problem): { tokens: number[]; promptLength: number } {
+export function trainingSequence(source: ProblemSource, problem: Problem): TrainingSequence {
   const { tokenizer } = source
+  if (Array.isArray(problem.messages)) return chatSequence(tokenizer, problem.messages)
   const prompt = tokenizer.encode(problem.prompt)
-  const answer = problem.answer === undefined ? [] : tokenizer.encode(problem.answer, { addSpecialTokens: false })
+  const text = typeof problem.completion === 'string' ? problem.completion : problem.answer
+  const answer = text === undefined ? [] : tokenizer.encode(text, { addSpecialTokens: false })
   const end = source.stop === undefined ? tokenizer.eosTokenId : source.stop[0]
   const tokens = end === undefined ? [...prompt, ...answer] : [...prompt, ...answer, end]
-  return { tokens, promptLength: problem.answer === undefined ? 1 : prompt.length }
+  return { tokens, promptLength: text === undefined ? 1 : prompt.length }
+}
+
+function chatSequence(tokenizer: Tokenizer, messages: readonly ChatMessage[]): TrainingSequence {
+  const options = { addSpecialTokens: false } // the template writes them
+  const whole = tokenizer.applyChatTemplate(messages)
+  const given = tokenizer.applyChatTemplate(messages.slice(0, -1), { addGenerationPrompt: true })
+  if (!whole.startsWith(given)) {
+    const message =
+      'messages: the chat template writes the conversation differently once it is answered, so its last message cannot be told apart'
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'dataset' })
+  }
+  const prompt = tokenizer.encode(given, options)
+  return { tokens: [...prompt, ...tokenizer.encode(whole.slice(given.length), options)], promptLength: prompt.length }
 }
 
 function range(start: number, count: number): number[] {

@@ -141,7 +141,7 @@ export abstract class Trainer<
   async *run(options: { signal?: AbortSignal | undefined } = {}): AsyncGenerator<TrainerEvent, void, undefined> {
     const { signal } = options
     const { steps, saveEvery, onStep, onEval } = this.config
-    const { folder, resumed } = await this.#open()
+    const { folder, resumed } = await this.#open(signal)
     let metrics: Metrics = {}
     let saved = resumed ? this.#step : -1
     try {
@@ -225,7 +225,7 @@ export abstract class Trainer<
   /** Scores completions. */
   protected abstract rewardFunctions(source: ProblemSource): readonly WeightedReward[]
   /** Opens what the run trains on. */
-  protected async openData(): Promise<DataDescription> {
+  protected async openData(_signal: AbortSignal | undefined): Promise<DataDescription> {
     return describeProblems(this.problems, this.config)
   }
   /** One evaluation's metrics, those of `evalTasks` apart. */
@@ -400,14 +400,14 @@ export abstract class Trainer<
   }
 
   /** Resumes and opens the run's folder. */
-  async #open(): Promise<{ folder: RunFolder | undefined; resumed: boolean }> {
+  async #open(signal: AbortSignal | undefined): Promise<{ folder: RunFolder | undefined; resumed: boolean }> {
     const { runDir, resume } = this.config
     if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused below
     if (runDir !== undefined) await settle(`${runDir}/checkpoints`).catch(() => {})
     const checkpoint = await this.#findCheckpoint()
     if (checkpoint === undefined && runDir !== undefined && resume === false && this.#step === 0)
       await RunFolder.requireNew(runDir)
-    this.#data = await this.openData()
+    this.#data = await this.openData(signal)
     if (this.config.evalEvery > 0) {
       this.checkEvaluations()
       this.#evalTasks()

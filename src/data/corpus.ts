@@ -1,0 +1,384 @@
+import { createHash } from 'node:crypto'
+import { closeSync, createReadStream, fsync, openSync, read, write } from 'node:fs'
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { extname, join } from 'node:path'
+import { promisify } from 'node:util'
+import { z } from 'zod'
+import { fileError, LoopLMError } from '../errors.js'
+import { invalidLine, readLines, typeName } from './jsonl.js'
+import { DatasetSampler } from './sampler.js'
+import type { Tokenizer } from './tokenizer.js'
+
+/*
+ * Text is tokenised once, into a file of token ids: memory holds one piece of text and one block, however large the corpus is. The
+ * documents lie one after another, each ended by the tokenizer's end token; blocks of `contextLength` tokens overlap by one token, so
+ * that a pass over them predicts every token but the very first exactly once.
+ */
+
+/** How a {@link Corpus} is opened. */
+export interface CorpusOptions {
+  /** Tokens per block, at least 2. */
+  contextLength: number
+  /** Share of the blocks that is held out, spread evenly; 0: none. Default 0. */
+  heldOutShare?: number | undefined
+  /** Order of the training blocks. Default 0. */
+  seed?: number | undefined
+  /** Folder that keeps the token ids for the next time; without it they lie in an unnamed temporary file. */
+  cache?: string | undefined
+  signal?: AbortSignal | undefined
+}
+
+const extensions = ['.txt', '.md', '.jsonl'] as const
+const pieceLength = 2 ** 16 // characters; a piece ends with a line
+const longestPiece = 2 ** 20
+const bufferedTokens = 2 ** 16
+
+const cacheSchema = z.object({
+  format: z.literal(1),
+  fingerprint: z.string(),
+  tokens: z.int().min(0),
+  bytesPerToken: z.union([z.literal(2), z.literal(4)]),
+})
+
+const readAt = promisify(read)
+const writeAt = promisify(write)
+const syncFile = promisify(fsync)
+const forgotten = new FinalizationRegistry<number>((file) => closeSync(file)) // of corpora that nobody closed
+
+/**
+ * Files of text as training data.
+ *
+ * @example
+ * ```ts
+ * const corpus = await Corpus.open('texts', tokenizer, { contextLength: 256, heldOutShare: 0.05 })
+ * const batch = await corpus.take(0, 32) // the first 32 blocks in the order of the seed
+ * corpus.close()
+ * ```
+ */
+export class Corpus {
+  /** Equal as long as files and tokenizer are. */
+  readonly fingerprint: string
+  /** Token ids in all. */
+  readonly tokens: number
+  /** Files in the order in which they are read. */
+  readonly files: readonly string[]
+  readonly #file: number
+  readonly #bytesPerToken: 2 | 4
+  readonly #contextLength: number
+  readonly #seed: number
+  readonly #training: readonly number[]
+  readonly #heldOut: readonly number[]
+  #sampler: DatasetSampler<number> | undefined
+
+  private constructor(file: number, stored: Stored, files: readonly string[], options: CorpusOptions) {
+    this.#file = file
+    forgotten.register(this, file, this)
+    this.fingerprint = stored.fingerprint
+    this.tokens = stored.tokens
+    this.files = files
+    this.#bytesPerToken = stored.bytesPerToken
+    this.#contextLength = options.contextLength
+    this.#seed = options.seed ?? 0
+    const share = options.heldOutShare ?? 0
+    const isHeldOut = (block: number) => Math.floor((block + 1) * share + 1e-9) > Math.floor(block * share + 1e-9)
+    const blocks = Array.from({ length: Math.ceil((stored.tokens - 1) / (options.contextLength - 1)) }, (_, block) => block)
+    this.#training = blocks.filter((block) => !isHeldOut(block))
+    this.#heldOut = blocks.filter(isHeldOut)
+  }
+
+  /**
+   * Reads .txt and .md files (each a document) and .jsonl files (each line an object with the document as `text`).
+   *
+   * @param paths files and folders; folders are searched to the bottom, in the order of the names
+   * @param tokenizer whose end token ends each document
+   * @throws LoopLMError NOT_FOUND, INVALID_FILE naming file and line, INVALID_ARGUMENT naming file and line of text that the tokenizer
+   *   refuses, ABORTED
+   */
+  static async open(paths: string | readonly string[], tokenizer: Tokenizer, options: CorpusOptions): Promise<Corpus> {
+    const { cache, contextLength, signal } = options
+    if (!Number.isInteger(contextLength) || contextLength < 2) {
+      throw new LoopLMError('INVALID_ARGUMENT', `contextLength must be an integer of at least 2, got ${contextLength}`, {
+        operation,
+      })
+    }
+    const files = await findFiles([paths].flat())
+    const fingerprint = await fingerprintOf(files, tokenizer, signal)
+    const cached = cache === undefined ? undefined : await openCached(cache, fingerprint)
+    const { file, stored } = cached ?? (await tokenise(files, tokenizer, fingerprint, cache, signal))
+    if (stored.tokens < 2) {
+      closeSync(file)
+      const message = `${[paths].flat().join(', ')}: ${stored.tokens} tokens of text; at least 2 are needed`
+      throw new LoopLMError('INVALID_FILE', message, { operation })
+    }
+    return new Corpus(file, stored, files, options)
+  }
+
+  /** Blocks of one pass, those held out not included. */
+  get blocks(): number {
+    return this.#training.length
+  }
+
+  /** Blocks that are held out. */
+  get heldOutBlocks(): number {
+    return this.#heldOut.length
+  }
+
+  /**
+   * Training blocks in an order that depends on the seed and the pass alone, pass after pass.
+   *
+   * @param start how many were taken before
+   */
+  async take(start: number, count: number): Promise<Int32Array[]> {
+    if (this.#sampler?.state.index !== start) {
+      this.#sampler = new DatasetSampler(this.#training, { seed: this.#seed, index: start })
+    }
+    return Promise.all(this.#sampler.take(count).map((block) => this.#read(block)))
+  }
+
+  /** Up to `count` held-out blocks, spread over the corpus, always the same ones. */
+  async heldOut(count: number): Promise<Int32Array[]> {
+    const all = this.#heldOut
+    const size = Math.min(count, all.length)
+    return Promise.all(Array.from({ length: size }, (_, i) => this.#read(all[Math.floor((i * all.length) / size)]!)))
+  }
+
+  /** Closes the file of token ids; an unnamed one goes. */
+  close(): void {
+    if (forgotten.unregister(this)) closeSync(this.#file)
+  }
+
+  async #read(block: number): Promise<Int32Array> {
+    const begin = block * (this.#contextLength - 1)
+    const length = Math.min(this.#contextLength, this.tokens - begin)
+    const width = this.#bytesPerToken
+    const bytes = new Uint8Array(length * width)
+    for (let done = 0; done < bytes.length; ) {
+      const { bytesRead } = await readAt(this.#file, bytes, done, bytes.length - done, begin * width + done)
+      if (bytesRead === 0) throw new LoopLMError('INVALID_FILE', 'the file of token ids was cut short', { operation })
+      done += bytesRead
+    }
+    return Int32Array.from(width === 2 ? new Uint16Array(bytes.buffer) : new Uint32Array(bytes.buffer))
+  }
+}
+
+const operation = 'corpus'
+
+interface Stored {
+  fingerprint: string
+  tokens: number
+  bytesPerToken: 2 | 4
+}
+
+/** The files to read, each once. */
+async function findFiles(paths: readonly string[]): Promise<string[]> {
+  const files: string[] = []
+  for (const path of paths) {
+    const found = await stat(path).catch((cause) => {
+      throw fileError(cause, 'read', path, operation)
+    })
+    if (!found.isDirectory()) {
+      if (!isText(path)) {
+        throw new LoopLMError('INVALID_FILE', `${path}: a corpus is made of ${extensions.join(', ')} files`, { operation })
+      }
+      files.push(path)
+      continue
+    }
+    const names = await readdir(path, { recursive: true, withFileTypes: true })
+    const inside = names
+      .filter((entry) => entry.isFile() && isText(entry.name))
+      .map((entry) => join(entry.parentPath, entry.name))
+    if (inside.length === 0) {
+      throw new LoopLMError('INVALID_FILE', `${path} holds no ${extensions.join(', ')} file`, { operation })
+    }
+    files.push(...inside.sort())
+  }
+  return [...new Set(files)]
+}
+
+function isText(path: string): boolean {
+  return extensions.some((extension) => extension === extname(path).toLowerCase())
+}
+
+/** A hash of all content and of the tokenizer; paths do not matter, so that a corpus may move. */
+async function fingerprintOf(files: readonly string[], tokenizer: Tokenizer, signal: AbortSignal | undefined): Promise<string> {
+  const hash = createHash('sha256').update(tokenizer.fingerprint)
+  for (const path of files) {
+    const own = createHash('sha256').update(extname(path).toLowerCase())
+    try {
+      for await (const chunk of createReadStream(path, { highWaterMark: 2 ** 20 })) {
+        throwIfAborted(signal)
+        own.update(chunk)
+      }
+    } catch (cause) {
+      throw fileError(cause, 'read', path, operation)
+    }
+    hash.update(own.digest())
+  }
+  return hash.digest('hex').slice(0, 32)
+}
+
+async function openCached(folder: string, fingerprint: string): Promise<{ file: number; stored: Stored } | undefined> {
+  const text = await readFile(join(folder, 'corpus.json'), 'utf8').catch(() => '')
+  const parsed = cacheSchema.safeParse(parseJson(text))
+  if (!parsed.success || parsed.data.fingerprint !== fingerprint) return undefined
+  const path = join(folder, 'tokens.bin')
+  const size = await stat(path).then(
+    (found) => found.size,
+    () => -1,
+  )
+  if (size !== parsed.data.tokens * parsed.data.bytesPerToken) return undefined
+  return { file: openSync(path, 'r'), stored: parsed.data }
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}
+
+/** Writes the token ids; corpus.json, written last, says that they are complete. */
+async function tokenise(
+  files: readonly string[],
+  tokenizer: Tokenizer,
+  fingerprint: string,
+  cache: string | undefined,
+  signal: AbortSignal | undefined,
+): Promise<{ file: number; stored: Stored }> {
+  const folder = cache ?? (await mkdtemp(join(tmpdir(), 'looplm-corpus-')))
+  const path = join(folder, 'tokens.bin')
+  const bytesPerToken = tokenizer.vocabSize <= 2 ** 16 ? 2 : 4
+  const stored: Stored = { fingerprint, tokens: 0, bytesPerToken }
+  let file: number | undefined
+  try {
+    await mkdir(folder, { recursive: true })
+    await rm(join(folder, 'corpus.json'), { force: true })
+    file = openSync(path, 'w+')
+    if (cache === undefined) await rm(folder, { recursive: true }) // what has no name leaves nothing behind
+    const buffer = bytesPerToken === 2 ? new Uint16Array(bufferedTokens) : new Uint32Array(bufferedTokens)
+    let used = 0
+    const flush = async () => {
+      const bytes = new Uint8Array(buffer.buffer, 0, used * bytesPerToken)
+      for (let done = 0; done < bytes.length; ) done += (await writeAt(file!, bytes, done)).bytesWritten
+      stored.tokens += used
+      used = 0
+    }
+    for (const source of files) {
+      for await (const ids of tokensOf(source, tokenizer)) {
+        throwIfAborted(signal)
+        for (let begin = 0; begin < ids.length; begin += bufferedTokens) {
+          const part = ids.slice(begin, begin + bufferedTokens)
+          if (used + part.length > bufferedTokens) await flush()
+          buffer.set(part, used)
+          used += part.length
+        }
+      }
+    }
+    await flush()
+    if (cache !== undefined) {
+      await syncFile(file)
+      const text = `${JSON.stringify({ format: 1, ...stored })}\n`
+      await writeFile(join(folder, 'corpus.json.tmp'), text)
+      await rename(join(folder, 'corpus.json.tmp'), join(folder, 'corpus.json'))
+    }
+    return { file, stored }
+  } catch (cause) {
+    if (file !== undefined) closeSync(file)
+    await rm(path, { force: true }).catch(() => {})
+    throw fileError(cause, 'write', path, operation)
+  }
+}
+
+/** The token ids of a file, some lines at a time. */
+async function* tokensOf(path: string, tokenizer: Tokenizer): AsyncGenerator<number[], void, undefined> {
+  const end = tokenizer.eosTokenId === undefined ? [] : [tokenizer.eosTokenId]
+  let ended = true // whether the last document has its end token
+  for await (const { text, line, ends } of extname(path).toLowerCase() === '.jsonl' ? readRows(path) : readPieces(path)) {
+    const ids = encode(text, tokenizer, path, line)
+    yield ends ? [...ids, ...end] : ids
+    ended = ends
+  }
+  if (!ended) yield end
+}
+
+/** A text of a corpus and where it begins; `ends` where a document does. */
+interface Piece {
+  text: string
+  line: number
+  ends: boolean
+}
+
+/** The documents of a JSON Lines file. */
+async function* readRows(path: string): AsyncGenerator<Piece, void, undefined> {
+  let line = 0
+  for await (const bytes of readLines(path)) {
+    line++
+    const row = decode(bytes, path, line).trim()
+    if (row === '') continue
+    let value: unknown
+    try {
+      value = JSON.parse(row)
+    } catch (cause) {
+      throw invalidLine(path, line, `is not JSON: ${(cause as Error).message}`, cause)
+    }
+    const text = (value as { text?: unknown } | null)?.text
+    if (typeof text !== 'string') throw invalidLine(path, line, `field "text" must be a string, got ${typeName(text)}`)
+    if (text !== '') yield { text, line, ends: true }
+  }
+}
+
+/**
+ * A file of text in pieces of whole lines. A piece ends before a line that does not begin with white space, where tokenizers split
+ * anyway; only a very long one ends elsewhere.
+ */
+async function* readPieces(path: string): AsyncGenerator<Piece, void, undefined> {
+  let text = ''
+  let first = 1
+  let line = 0
+  for await (const bytes of readLines(path)) {
+    line++
+    const next = decode(bytes, path, line)
+    if (text.length >= longestPiece || (text.length >= pieceLength && /^\S/.test(next))) {
+      yield { text, line: first, ends: false }
+      text = ''
+      first = line
+    }
+    text += `${next}\n`
+  }
+  text = text.slice(0, -1)
+  if (text.trim() !== '' || first > 1) yield { text, line: first, ends: true }
+}
+
+function decode(bytes: Uint8Array, path: string, line: number): string {
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+  } catch (cause) {
+    throw invalidLine(path, line, 'is not valid UTF-8; save the file as UTF-8', cause)
+  }
+}
+
+/** Encodes without the tokenizer's template, and finds the line that it refuses. */
+function encode(text: string, tokenizer: Tokenizer, path: string, line: number): number[] {
+  const options = { addSpecialTokens: false }
+  try {
+    return tokenizer.encode(text, options)
+  } catch (cause) {
+    for (const [i, part] of text.split('\n').entries()) {
+      try {
+        tokenizer.encode(i === 0 ? part : `\n${part}`, options)
+      } catch (own) {
+        throw new LoopLMError('INVALID_ARGUMENT', `${path} line ${line + i}: ${(own as Error).message}`, {
+          operation,
+          cause: own,
+        })
+      }
+    }
+    throw cause
+  }
+}
+
+function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new LoopLMError('ABORTED', 'the corpus was not read to its end', { operation, cause: signal.reason })
+}

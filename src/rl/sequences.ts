@@ -1,0 +1,106 @@
+import { join } from 'node:path'
+import { Corpus } from '../data/corpus.js'
+import { LoopLMError } from '../errors.js'
+import type { LossBatch, TokenSequence } from '../model/types.js'
+import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
+import type { SequenceConfig } from './config.js'
+import type { DataDescription } from './data.js'
+import { evaluateSequences, sequenceMetrics } from './evaluate-sequences.js'
+import type { Metrics } from './events.js'
+import { checkTokenizer, type ProblemSource, type TrainingSequence, trainingSequence } from './problems.js'
+import { type Prepared, type StepWork, Trainer } from './trainer.js'
+
+/** What the batches of such trainers have. */
+interface SequenceBatch {
+  sequences: readonly TokenSequence[]
+  promptLengths?: ArrayLike<number>
+}
+
+/**
+ * Trainers that learn from given tokens: problems of a task with their answers, rows of a dataset, or a corpus of packed text. What a step
+ * gets depends on the seed and the step alone.
+ */
+export abstract class SequenceTrainer<
+  Config extends SequenceConfig,
+  Batch extends SequenceBatch,
+  Loss extends { sequences: readonly TokenSequence[] } = LossBatch,
+> extends Trainer<Config, Batch, Loss> {
+  protected readonly maxNewTokens = undefined
+  #corpus: Corpus | undefined
+  #evalCorpus: Corpus | undefined
+
+  override dispose(): void {
+    for (const corpus of [this.#corpus, this.#evalCorpus]) corpus?.close()
+    super.dispose()
+  }
+
+  protected override async openData(signal: AbortSignal | undefined): Promise<DataDescription> {
+    const { corpus, evalCorpus, contextLength, heldOutShare, seed, task, dataset } = this.config
+    if (corpus === undefined) return super.openData(signal)
+    const operation = this.constructor.name
+    if (task !== undefined || dataset !== undefined) {
+      throw new LoopLMError('INVALID_CONFIG', 'give a task, a dataset or a corpus, only one of them', { operation })
+    }
+    const { max_position_embeddings } = this.model.config
+    if (contextLength > max_position_embeddings) {
+      const message = `contextLength: ${contextLength} is more than the model's max_position_embeddings, ${max_position_embeddings}`
+      throw new LoopLMError('INVALID_CONFIG', message, { operation })
+    }
+    const tokenizer = checkTokenizer(operation, this.model, this.config.tokenizer ?? this.model.tokenizer, 'corpus')
+    const open = (paths: string | readonly string[], name: string, share: number) =>
+      Corpus.open(paths, tokenizer, { contextLength, heldOutShare: share, seed, cache: this.#cache(name), signal })
+    this.#corpus ??= await open(corpus, 'corpus', evalCorpus === undefined ? heldOutShare : 0)
+    if (evalCorpus !== undefined) this.#evalCorpus ??= await open(evalCorpus, 'evalCorpus', 1)
+    return { tokenizer, ...describeCorpus(this.#corpus) }
+  }
+
+  protected override checkEvaluations(): void {
+    const held = this.#evalCorpus ?? this.#corpus
+    if (held === undefined) super.checkEvaluations()
+    if (held === undefined || held.heldOutBlocks > 0) return
+    const { blocks } = held
+    const message = `heldOutShare: of ${blocks} packed sequences none is held out; raise it, lower contextLength, or give evalCorpus`
+    throw new LoopLMError('INVALID_CONFIG', message, { operation: this.constructor.name })
+  }
+
+  /** Text and datasets are predicted token by token; tasks are asked. */
+  protected override async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
+    const { evalProblems, evalLoops, task, evalDataset } = this.config
+    if (task !== undefined || (this.#corpus === undefined && evalDataset === undefined)) return super.evaluateData(signal)
+    const held = this.#evalCorpus ?? this.#corpus
+    const sequences =
+      held === undefined
+        ? this.problems.heldOut(evalProblems).map((problem) => trainingSequence(this.problems, problem))
+        : (await held.heldOut(evalProblems)).map((tokens) => ({ tokens, promptLength: 1 }))
+    return sequenceMetrics(await evaluateSequences(this.model, sequences, { loops: evalLoops, signal }))
+  }
+
+  protected async work(): Promise<StepWork<Loss>> {
+    const { batchSize } = this.config
+    const drawn = await this.#draw(this.step * batchSize, batchSize)
+    const batch = { sequences: drawn.map(({ tokens }) => tokens), promptLengths: drawn.map(({ promptLength }) => promptLength) }
+    const { loss, metrics } = await this.prepare(batch as unknown as Batch, `${this.constructor.name}.run`)
+    return { losses: [loss], metrics, tokens: drawn.reduce((sum, { tokens }) => sum + tokens.length, 0), completions: [] }
+  }
+
+  protected abstract override prepare(batch: Batch, operation: string): Promise<Prepared<Loss>>
+
+  protected rewardFunctions({ task }: ProblemSource): readonly WeightedReward[] {
+    return task === undefined ? [{ name: 'exactMatch', reward: exactMatch }] : [{ name: task.name, reward: task.reward }]
+  }
+
+  async #draw(start: number, count: number): Promise<TrainingSequence[]> {
+    if (this.#corpus !== undefined) {
+      return (await this.#corpus.take(start, count)).map((tokens) => ({ tokens, promptLength: 1 }))
+    }
+    return this.problems.take(start, count).map((problem) => trainingSequence(this.problems, problem))
+  }
+
+  #cache(name: string): string | undefined {
+    return this.config.runDir === undefined ? undefined : join(this.config.runDir, name)
+  }
+}
+
+function describeCorpus({ fingerprint, files, tokens }: Corpus): Omit<DataDescription, 'tokenizer'> {
+  return { fingerprint, description: `a corpus of ${files.length} ${files.length === 1 ? 'file' : 'files'} and ${tokens} tokens` }
+}
