@@ -1,5 +1,7 @@
 // The server as OpenAI's own client meets it.
 import { mkdtemp, rm } from 'node:fs/promises'
+import { createServer as createHttpServer } from 'node:http'
+import { type AddressInfo, connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import OpenAI, { APIError } from 'openai'
@@ -428,7 +430,48 @@ describe('stopping', () => {
   })
 })
 
+describe('mounted into another server', () => {
+  it('answers there, until it is closed', async () => {
+    const server = createServer(model, { name: 'tiny' })
+    const host = createHttpServer((request, response) => {
+      if (request.url === '/mine') response.end('mine')
+      else server.handler(request, response)
+    })
+    await new Promise<void>((resolve) => host.listen(0, '127.0.0.1', resolve))
+    const url = `http://127.0.0.1:${(host.address() as AddressInfo).port}`
+    const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none', maxRetries: 0 })
+    expect((await client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 3 })).usage!.prompt_tokens).toBe(1)
+    expect(await (await fetch(`${url}/mine`)).text()).toBe('mine')
+    await server.close()
+    expect((await apiError(client.completions.create({ model: 'tiny', prompt: 'the' }))).status).toBe(503)
+    host.close()
+    host.closeAllConnections()
+  })
+})
+
 describe('time', () => {
+  it('runs out for a client that asks and does not read', async () => {
+    const { url, metric } = await serve({ requestTimeout: 3 }, slow)
+    const body = JSON.stringify({ ...endless, n: 32, stream: true, logprobs: 20 })
+    const headers = ['host: localhost', 'content-type: application/json', `content-length: ${body.length}`, 'connection: close']
+    const socket = connect(Number(new URL(url).port), '127.0.0.1', () => {
+      socket.pause().write(`POST /v1/completions HTTP/1.1\r\n${headers.join('\r\n')}\r\n\r\n${body}`)
+    })
+    let closed = false
+    let read = 0
+    socket
+      .on('error', () => {})
+      .on('data', (data) => (read += data.length))
+      .on('close', () => {
+        closed = true
+      })
+    await until(async () => (await metric('looplm_sequences_running')) > 0)
+    await until(async () => (await metric('looplm_sequences_running')) === 0)
+    socket.resume()
+    await until(() => closed)
+    expect(read).toBeGreaterThan(0)
+  })
+
   it('for an answer is limited', async () => {
     const { client } = await serve({ requestTimeout: 0.3 }, slow)
     const error = await apiError(client.completions.create(endless))

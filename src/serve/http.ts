@@ -101,9 +101,13 @@ export function refuseSocket(error: NodeJS.ErrnoException, socket: Socket): void
 /** Server-sent events. The head is written with the first event, so that what fails before it is an ordinary refusal. */
 export class EventStream {
   readonly #response: ServerResponse
+  readonly #signal: AbortSignal
+  #room: Promise<void> | undefined // all choices of a request wait for it
 
-  constructor(response: ServerResponse) {
+  /** @param signal what waits for the client resolves when it fires */
+  constructor(response: ServerResponse, signal: AbortSignal) {
     this.#response = response
+    this.#signal = signal
   }
 
   /** Sends one event; resolves when the client has room for more. */
@@ -116,14 +120,19 @@ export class EventStream {
         'x-accel-buffering': 'no', // proxies hand events on as they come
       })
     }
-    if (response.write(`data: ${data}\n\n`) || response.destroyed) return Promise.resolve()
-    return new Promise((resolve) => {
+    const signal = this.#signal
+    if (response.write(`data: ${data}\n\n`) || response.destroyed || signal.aborted) return Promise.resolve()
+    this.#room ??= new Promise((resolve) => {
       const done = () => {
         response.off('drain', done).off('close', done)
+        signal.removeEventListener('abort', done)
+        this.#room = undefined
         resolve()
       }
       response.on('drain', done).on('close', done)
+      signal.addEventListener('abort', done)
     })
+    return this.#room
   }
 
   end(): void {

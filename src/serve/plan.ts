@@ -34,7 +34,7 @@ export function planCompletion(served: Served, request: CompletionRequest): Plan
   const prompts = (single ? [given] : given) as (string | number[])[]
   const tokens = prompts.map((prompt, i) => {
     const param = single ? 'prompt' : `prompt[${i}]`
-    return checkPrompt(served, typeof prompt === 'string' ? encode(tokenizer, prompt, true, param) : prompt, param)
+    return checkPrompt(served, typeof prompt === 'string' ? encode(served, prompt, true, param) : prompt, param)
   })
   const logprobs = request.logprobs ?? undefined
   const format = completionFormat(request.model, tokenizer, logprobs !== undefined)
@@ -59,7 +59,7 @@ export function planChat(served: Served, request: ChatRequest): Plan {
     enableThinking: request.enable_thinking ?? request.chat_template_kwargs?.enable_thinking ?? undefined,
     tools: request.tool_choice === 'none' ? undefined : (request.tools ?? undefined),
   })
-  const tokens = checkPrompt(served, encode(tokenizer, text, false, 'messages'), 'messages')
+  const tokens = checkPrompt(served, encode(served, text, false, 'messages'), 'messages')
   const format = chatFormat(request.model, tokenizer, request.logprobs === true)
   const longest = request.max_completion_tokens ?? request.max_tokens ?? undefined
   return plan(served, request, [tokens], 'messages', longest, request.top_logprobs ?? 0, format)
@@ -142,7 +142,16 @@ function exitRule({ rule, threshold, min_loops: minLoops }: NonNullable<ChatRequ
   return { rule, ...given({ threshold, minLoops }) } as ExitRule // the model says which of them a rule needs
 }
 
-function encode(tokenizer: Tokenizer, text: string, addSpecialTokens: boolean, param: string): number[] {
+/** No text of this many characters per token is real; it is refused before time is spent on it. */
+const charactersPerToken = 16
+
+function encode(served: Served, text: string, addSpecialTokens: boolean, param: string): number[] {
+  const { tokenizer } = served
+  const context = contextOf(served)
+  if (text.length > charactersPerToken * context) {
+    const message = `${param}: ${text.length} characters do not fit in the context of ${context} tokens`
+    throw new HttpError(400, message, { param, code: 'context_length_exceeded' })
+  }
   try {
     return tokenizer.encode(text, { addSpecialTokens })
   } catch (error) {

@@ -71,6 +71,7 @@ export class LoopLMServer {
       },
       (request, response) => this.handler(request, response),
     )
+    this.#server.timeout = this.#server.requestTimeout + settings.requestTimeout * 1000 // of a connection on which nothing moves
     this.#server.maxConnections = settings.maxConnections
     this.#server.on('clientError', refuseSocket)
   }
@@ -151,7 +152,9 @@ export class LoopLMServer {
       sendError(request, response, refusal)
       return
     }
-    if (!response.writableEnded && !response.destroyed) response.end(`data: ${JSON.stringify(refusal.body)}\n\n`)
+    if (response.writableNeedDrain)
+      response.destroy() // a client that does not read would not read this either
+    else if (!response.writableEnded) response.end(`data: ${JSON.stringify(refusal.body)}\n\n`)
   }
 
   async #route(request: IncomingMessage, response: ServerResponse, path: string): Promise<void> {
@@ -274,7 +277,7 @@ export class LoopLMServer {
   }
 
   async #stream(plan: Plan, response: ServerResponse, controller: AbortController): Promise<void> {
-    const events = new EventStream(response)
+    const events = new EventStream(response, controller.signal)
     const { format, includeUsage } = plan
     const send = (value: object) => events.send(JSON.stringify(includeUsage ? { usage: null, ...value } : value))
     const pieces = plan.sequences.map((_, index) => emptyPiece(index))

@@ -4,7 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import OpenAI, { APIError } from 'openai'
+import OpenAI, { APIConnectionError, APIError } from 'openai'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { Random } from '../../src/data/random.js'
 import { writeOuroFolder } from '../ouro-folder.js'
@@ -19,7 +19,7 @@ beforeAll(async () => {
 })
 afterAll(() => rm(root, { recursive: true }))
 
-const counts = { answers: 0, streams: 0, left: 0, full: 0, malformed: 0 }
+const counts = { answers: 0, streams: 0, left: 0, full: 0, malformed: 0, broken: 0 }
 
 /** One client's next deed. */
 async function act(client: OpenAI, url: URL, random: Random): Promise<void> {
@@ -63,6 +63,10 @@ async function act(client: OpenAI, url: URL, random: Random): Promise<void> {
       counts.malformed++
     }
   } catch (error) {
+    if (error instanceof APIConnectionError) {
+      counts.broken++
+      return
+    }
     if (!(error instanceof APIError) || error.status !== 429) throw error
     counts.full++
     await new Promise((resolve) => setTimeout(resolve, 50))
@@ -96,6 +100,12 @@ it(`${seconds} s of load leave the memory flat`, { timeout: (seconds + 120) * 10
   const client = new OpenAI({ baseURL: url.href, apiKey: 'none', maxRetries: 0 })
   const end = Date.now() + seconds * 1000
   const samples: number[] = []
+  let pause = 0 // the longest time for which nothing ran here: the machine slept, and kept connections have ended meanwhile
+  let tick = Date.now()
+  const ticks = setInterval(() => {
+    pause = Math.max(pause, Date.now() - tick)
+    tick = Date.now()
+  }, 1000)
   const clients = Array.from({ length: 12 }, async (_, i) => {
     const random = new Random(i)
     while (Date.now() < end) await act(client, url, random)
@@ -107,6 +117,8 @@ it(`${seconds} s of load leave the memory flat`, { timeout: (seconds + 120) * 10
     }
   })()
   await Promise.all([...clients, watch])
+  clearInterval(ticks)
+  if (pause < 20_000) expect(counts.broken).toBe(0)
 
   await expect.poll(() => metric('looplm_sequences_running'), { timeout: 10_000 }).toBe(0)
   expect(await metric('looplm_cached_tokens')).toBe(0)
