@@ -74,13 +74,13 @@ export interface PolicyGradientObjective {
 
 /** Inputs of `kernels.policyGradientReduction` beside the log-probabilities. */
 export interface PolicyGradientInputs<R extends 'float32' | 'float64'> {
-  /** [T, N]: loop weights w, or whatever distributes credit over the loops. */
+  /** `[T, N]`: loop weights w, or whatever distributes credit over the loops. */
   weights: Tensor<R>
-  /** [N]: the advantage A of each token's sequence. */
+  /** `[N]`: the advantage A of each token's sequence. */
   advantages: Tensor<R>
-  /** [T, N]: log-probabilities when the tokens were sampled; `ppo` and `cispo` need them. */
+  /** `[T, N]`: log-probabilities when the tokens were sampled; `ppo` and `cispo` need them. */
   oldLogprobs?: Tensor<R>
-  /** [N]: the length normaliser n of each token, 0 where a token does not count. */
+  /** `[N]`: the length normaliser n of each token, 0 where a token does not count. */
   mask: Tensor<R>
   objective?: PolicyGradientObjective
 }

@@ -1,6 +1,6 @@
-// Every example that a user can copy: README's and docs' code runs, docstrings' and examples/ compile.
-import { execFileSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+// Every example that a user can copy: code and commands of README and docs run, docstrings and examples/ compile.
+import { execFileSync, spawnSync } from 'node:child_process'
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import * as looplm from '../src/index.js'
@@ -22,11 +22,51 @@ const files = (below: string, end: string) =>
     .map((name) => join(below, name))
 
 const publicNames = Object.keys(looplm)
-const blocks = (text: string) => [...text.matchAll(/^```ts\n([\s\S]*?)^```/gm)].map((match) => match[1]!)
-const documents = ['README.md', ...files('docs', '.md')].map((name) => ({
-  name,
-  blocks: blocks(readFileSync(join(root, name), 'utf8')),
-}))
+
+/** A fenced block: its language, the file that it is said to be, its text. */
+interface Block {
+  language: string
+  file: string | undefined
+  text: string
+}
+const blocks = (text: string): Block[] =>
+  [...text.matchAll(/^```(\w+)(?: (\S+))?\n([\s\S]*?)^```/gm)].map((match) => ({
+    language: match[1]!,
+    file: match[2],
+    text: match[3]!,
+  }))
+const guides = files('docs', '.md').filter((name) => !name.includes('node_modules'))
+const documents = ['README.md', 'CONTRIBUTING.md', ...guides].map((name) => {
+  const all = blocks(readFileSync(join(root, name), 'utf8'))
+  return { name, all, code: all.filter(({ language }) => language === 'ts').map(({ text }) => text) }
+})
+const moduleName = (document: string, i: number) => `${document.replaceAll(/\W/g, '-')}-${i}.ts`
+
+/**
+ * Programs that stand in for those of a document: `npx looplm` is the built program, of `npm run` it is checked that there is such a
+ * script, what serves or chats is ended, and what installs does nothing.
+ */
+function writeStandIns(): string {
+  const bin = join(folder, 'bin')
+  mkdirSync(bin)
+  const scripts = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).scripts
+  const known = [...Object.keys(scripts), 'ci', 'install', 'test'].join('|')
+  const programs = {
+    npx: `case "$1 $2" in
+      "looplm watch"|"looplm serve"|"looplm chat") shift; timeout -s INT 5 "${process.execPath}" "${root}/dist/src/cli/main.js" "$@" || true;;
+      looplm*) shift; exec "${process.execPath}" "${root}/dist/src/cli/main.js" "$@";;
+      vitest*) test -e "${root}/$3";;
+      *) echo "npx $1?" >&2; exit 1;;
+    esac`,
+    npm: `[ "$1" = run ] && shift; case "$1" in ${known}) ;; *) echo "no script $1" >&2; exit 1;; esac`,
+    sudo: 'true',
+  }
+  for (const [name, body] of Object.entries(programs)) {
+    writeFileSync(join(bin, name), `#!/bin/sh\n${body}\n`)
+    chmodSync(join(bin, name), 0o755)
+  }
+  return bin
+}
 
 /** What docstrings may take for granted. */
 const context = `
@@ -83,6 +123,8 @@ describe('examples', () => {
     const examples = docstringExamples()
     expect(examples.length).toBeGreaterThan(30)
     for (const { name, text } of examples) writeFileSync(join(folder, name), text)
+    for (const { name, code } of documents)
+      for (const [i, text] of code.entries()) writeFileSync(join(folder, moduleName(name, i)), text)
     const config = {
       extends: relative(folder, join(root, 'tsconfig.json')),
       compilerOptions: {
@@ -113,9 +155,9 @@ describe('examples', () => {
     expect(execFileSync(process.execPath, [program], { encoding: 'utf8' })).toMatch(said)
   })
 
-  for (const document of documents.filter((d) => d.blocks.length > 0))
-    it.each(document.blocks.map((text, i) => [i, text] as const))(`of ${document.name}, block %i, runs`, async (i, text) => {
-      const file = join(folder, `${document.name.replaceAll(/\W/g, '-')}-${i}.ts`)
+  for (const { name, code } of documents.filter(({ code }) => code.length > 0))
+    it.each(code.map((text, i) => [i, text] as const))(`of ${name}, block %i, runs`, async (i, text) => {
+      const file = join(folder, moduleName(name, i))
       writeFileSync(file, text)
       const said: unknown[] = []
       const log = console.log
@@ -127,4 +169,45 @@ describe('examples', () => {
       }
       expect(said.length).toBeGreaterThan(0)
     })
+
+  const bin = writeStandIns()
+  const withCommands = documents.filter(({ all }) => all.some(({ language }) => language === 'sh'))
+  it.each(withCommands.map(({ name, all }) => [name, all] as const))(
+    'the commands of %s run',
+    { timeout: 120_000 },
+    (name, all) => {
+      const place = join(folder, `commands-${name.replaceAll(/\W/g, '-')}`)
+      mkdirSync(place)
+      for (const { file, text } of all) if (file !== undefined) writeFileSync(join(place, file), text)
+      const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` }
+      for (const { language, text } of all) {
+        if (language !== 'sh') continue
+        const { status, stdout, stderr } = spawnSync('bash', ['-e', '-c', text], { cwd: place, env, encoding: 'utf8' })
+        expect(status, `${text}\n${stdout}${stderr}`).toBe(0)
+      }
+    },
+  )
+
+  it('every other block of README and docs is a file that these use, or a drawing', () => {
+    const others = documents.flatMap(({ all }) => all.filter(({ language, file }) => !['ts', 'sh'].includes(language) && !file))
+    expect(others.filter(({ language }) => language !== 'text')).toEqual([])
+  })
+})
+
+describe('the documents', () => {
+  it('link to what is there', () => {
+    for (const { name } of documents) {
+      const text = readFileSync(join(root, name), 'utf8').replaceAll(/^```[\s\S]*?^```/gm, '')
+      const links = [...text.matchAll(/\]\(([^)#\s]+)/g)].map((match) => match[1]!).filter((link) => !/^https?:/.test(link))
+      for (const link of links) expect([name, link, existsSync(join(root, name, '..', link))]).toEqual([name, link, true])
+    }
+  })
+
+  it('configuration.md and metrics.md are what the schemas say', () => {
+    const { status, stderr } = spawnSync(process.execPath, [join(root, 'tools', 'reference.mjs'), '--check'], {
+      encoding: 'utf8',
+    })
+    expect(stderr).toBe('')
+    expect(status).toBe(0)
+  })
 })

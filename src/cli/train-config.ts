@@ -17,30 +17,56 @@ const task = z.union(
 
 /** A training configuration file: what to train, on what, and the trainer's options. */
 export const trainConfigSchema = z.strictObject({
-  trainer: z.enum(Object.keys(trainerSchemas) as TrainerName[]),
-  model: z.union(
-    [z.string().min(1), z.record(z.string(), z.unknown())],
-    'must be the path of a checkpoint folder, or the fields of a config.json for a new model',
-  ),
-  device: z.enum(['cpu', 'reference', 'cuda']).optional(),
-  dtype: z.enum(['float32', 'bfloat16', 'float64']).optional(),
-  threads: z.int().min(1).optional(),
-  task: task.optional(),
-  evalTasks: z.record(z.string(), task).optional(),
-  dataset: z.string().min(1).optional(),
-  evalDataset: z.string().min(1).optional(),
-  corpus: paths.optional(),
-  evalCorpus: paths.optional(),
-  tokenizer: z.string().min(1).optional(),
+  trainer: z.enum(Object.keys(trainerSchemas) as TrainerName[]).describe('Which trainer runs.'),
+  model: z
+    .union(
+      [z.string().min(1), z.record(z.string(), z.unknown())],
+      'must be the path of a checkpoint folder, or the fields of a config.json for a new model',
+    )
+    .describe(
+      'The path of a checkpoint folder, or the fields of a config.json for a new model (`vocab_size` is that of the tokenizer when absent).',
+    ),
+  device: z.enum(['cpu', 'reference', 'cuda']).optional().describe('Where the model runs; default `cpu`.'),
+  dtype: z
+    .enum(['float32', 'bfloat16', 'float64'])
+    .optional()
+    .describe('Of parameters and activations; default `float32` (`float64` on `reference`).'),
+  threads: z.int().min(1).optional().describe('Threads of the device; default one per core.'),
+  task: task
+    .optional()
+    .describe('A task with exact answers: its name, or `{ name, … }` with its options. Either this or a dataset.'),
+  evalTasks: z
+    .record(z.string(), task)
+    .optional()
+    .describe('Tasks to evaluate beside the one that is trained, by a name of their own.'),
+  dataset: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('JSON Lines file whose rows have a `prompt`, and an `answer` where rewards want one.'),
+  evalDataset: z.string().min(1).optional().describe('Held-out rows for the evaluations of a dataset.'),
+  corpus: paths.optional().describe('Text to learn: a file, a folder or a list of them, instead of a task or a dataset.'),
+  evalCorpus: paths.optional().describe('Held-out text for the evaluations of a corpus.'),
+  tokenizer: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('Folder with a tokenizer.json, or `bytes`; default the tokenizer of the model or the task.'),
   reward: z
     .union(
       [rewardName, z.array(z.strictObject({ reward: rewardName, weight: z.number().optional() })).min(1)],
       'must be exactMatch, boxedMatch or the path of a module, or a list of { reward, weight }',
     )
-    .optional(),
-  runDir: z.string().min(1).optional(),
-  resume: z.union([z.boolean(), z.string()]).optional(),
-  options: z.record(z.string(), z.unknown()).default({}),
+    .optional()
+    .describe(
+      '`exactMatch`, `boxedMatch` or the path of a module that exports functions; several as a list of `{ reward, weight }`.',
+    ),
+  runDir: z.string().min(1).optional().describe('Folder of metrics, completions and checkpoints; without it nothing is saved.'),
+  resume: z
+    .union([z.boolean(), z.string()])
+    .optional()
+    .describe('Continue from the newest checkpoint of `runDir`, or from the one at this path.'),
+  options: z.record(z.string(), z.unknown()).default({}).describe('Options of the trainer, below.'),
 })
 
 /** A checked training configuration. */

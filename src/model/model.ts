@@ -215,9 +215,9 @@ export class LoopLM {
 
   /**
    * Adds to the gradients those of any loss L of the log-probabilities, given ∂L/∂ℓ: score first, differentiate your loss, come back with
-   * its coefficients. Gradients accumulate until {@link LoopLM.zeroGradients} or an optimizer's step.
+   * its coefficients. The sequences are those of the last {@link LoopLM.score}, with its temperature and loops. Gradients accumulate until
+   * {@link LoopLM.zeroGradients} or an optimizer's step.
    *
-   * @param sequences the sequences that were scored; left out, those of the last {@link LoopLM.score}, with its temperature and loops
    * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
    * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)
    * @throws LoopLMError INVALID_SHAPE, NON_FINITE, ABORTED
@@ -229,6 +229,14 @@ export class LoopLM {
    * ```
    */
   backward(coefficients: readonly ArrayLike<number>[], options?: BackwardOptions): Promise<void>
+  /**
+   * The same for sequences that are given again.
+   *
+   * @param sequences the sequences that were scored
+   * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
+   * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)
+   * @throws LoopLMError INVALID_SHAPE, NON_FINITE, ABORTED
+   */
   backward(
     sequences: readonly TokenSequence[],
     coefficients: readonly ArrayLike<number>[],

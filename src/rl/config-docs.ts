@@ -24,7 +24,7 @@ export interface OptionDoc {
 }
 
 interface JsonSchema {
-  type?: string
+  type?: string | string[]
   enum?: unknown[]
   const?: unknown
   anyOf?: JsonSchema[]
@@ -51,7 +51,12 @@ interface JsonSchema {
  * ```
  */
 export function trainerOptions(trainer: TrainerName): OptionDoc[] {
-  const schema = z.toJSONSchema(trainerSchemas[trainer], { io: 'input' })
+  return schemaOptions(trainerSchemas[trainer])
+}
+
+/** The fields of an object's schema. */
+export function schemaOptions(object: z.ZodType): OptionDoc[] {
+  const schema = z.toJSONSchema(object, { io: 'input' })
   return Object.entries(schema.properties ?? {}).map(([name, property]) => {
     const field = property as JsonSchema
     return {
@@ -77,5 +82,5 @@ function typeText(field: JsonSchema): string {
     field.maximum === undefined || field.maximum === Number.MAX_SAFE_INTEGER ? undefined : `<= ${field.maximum}`,
     field.exclusiveMaximum === undefined ? undefined : `< ${field.exclusiveMaximum}`,
   ].filter((bound) => bound !== undefined)
-  return [field.type ?? 'any', bounds.join(', ')].filter((part) => part !== '').join(' ')
+  return [[field.type ?? 'any'].flat().join(' | '), bounds.join(', ')].filter((part) => part !== '').join(' ')
 }

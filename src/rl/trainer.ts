@@ -115,7 +115,7 @@ export abstract class Trainer<
    * had accumulated on the model are forgotten.
    *
    * @returns `gradients` has every parameter by its Hugging Face name, in the shape of the parameter, row-major
-   * @throws LoopLMError as {@link Trainer.update}
+   * @throws LoopLMError as `update` does
    */
   async gradients(batch: Batch): Promise<{ loss: number; gradients: Map<string, RealArray> }> {
     return this.#exclusively('gradients', async () => {
@@ -232,7 +232,7 @@ export abstract class Trainer<
   protected async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
     return this.#answersProblems ? evaluationMetrics(await this.evaluate({ signal })) : {}
   }
-  /** Refuses what {@link Trainer.evaluateData} would refuse, before anything is trained. */
+  /** Refuses what `evaluateData` would refuse, before anything is trained. */
   protected checkEvaluations(): void {
     if (this.#answersProblems) this.problems.heldOut(1)
   }

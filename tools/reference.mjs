@@ -1,0 +1,92 @@
+// Writes docs/configuration.md and docs/metrics.md from the schemas and the list of metrics; --check only says whether they are current.
+import { readFileSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { trainConfigSchema } from '../dist/src/cli/train-config.js'
+import { metricGroups } from '../dist/src/monitor/metrics.js'
+import { resources, rlttOptions } from '../dist/src/rl/config.js'
+import { schemaOptions, trainerOptions, trainerSchemas } from '../dist/src/rl/config-docs.js'
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..')
+const made = '<!-- Made by `npm run docs:reference`; do not edit. -->'
+const described = (name, description) => {
+  if (!description) throw new Error(`${name} has no description; give its schema a .describe()`)
+  return description
+}
+const code = (text) => `\`${text}\``
+const cell = (text) => text.replaceAll('|', '\\|')
+const row = (...cells) => `| ${cells.map(cell).join(' | ')} |`
+const table = (head, rows) => [row(...head), row(...head.map(() => '---')), ...rows.map((cells) => row(...cells))]
+const optionRows = (options) =>
+  options.map(({ name, type, default: value, description }) => [
+    code(name),
+    type,
+    value === undefined ? '' : code(value),
+    description,
+  ])
+const head = ['option', 'value', 'default', 'what it does']
+
+const byTrainer = Object.fromEntries(Object.keys(trainerSchemas).map((name) => [name, trainerOptions(name)]))
+const titles = { rltt: 'RLTT', grpo: 'GRPO', looprpt: 'LoopRPT', pretrain: 'Pre-training and fine-tuning' }
+const same = (a) => (b) => JSON.stringify(a) === JSON.stringify(b)
+const shared = byTrainer.rltt.filter((option) => Object.values(byTrainer).every((options) => options.some(same(option))))
+const own = (options) => options.filter((option) => !shared.some(same(option)))
+
+const configuration = [
+  '# Configuration',
+  '',
+  made,
+  '',
+  'A YAML file for `looplm train` says what is trained and on what; `--set key=value` changes a field or an option. In code the same options go to',
+  'the constructor of the trainer. `looplm options TRAINER` prints those of one trainer.',
+  '',
+  '## The file',
+  '',
+  ...table(['field', 'value', 'default', 'what it is'], optionRows(schemaOptions(trainConfigSchema))),
+  '',
+  '## Options of every trainer',
+  '',
+  ...table(head, optionRows(shared)),
+  ...Object.entries(byTrainer).flatMap(([name, options]) => [
+    '',
+    `## ${titles[name] ?? name} (\`${name}\`)`,
+    '',
+    ...table(head, optionRows(own(options))),
+  ]),
+  '',
+  '## In code alone',
+  '',
+  ...table(
+    ['option', 'what it is'],
+    Object.keys({ ...resources, reward: 0 }).map((name) => [code(name), described(name, rlttOptions.shape[name]?.description)]),
+  ),
+]
+
+const metrics = [
+  '# Metrics',
+  '',
+  made,
+  '',
+  'Every step of a run is a line of `metrics.jsonl` with `"type": "step"`, every evaluation one with `"type": "eval"`. The names follow TRL where TRL has',
+  'the quantity. `<t>` is a loop, counted from 1; `<name>` is a reward or a task. `looplm report`, `looplm watch` and TensorBoard show the same numbers.',
+  ...metricGroups.flatMap(({ title, charts }) => [
+    '',
+    `## ${title}`,
+    '',
+    ...table(
+      ['metric', 'unit', 'what it is'],
+      charts.flatMap(({ metrics }) => metrics.map(({ name, unit, description }) => [code(name), unit, description])),
+    ),
+  ]),
+]
+
+const files = { 'docs/configuration.md': configuration, 'docs/metrics.md': metrics }
+const check = process.argv.includes('--check')
+for (const [path, lines] of Object.entries(files)) {
+  const text = `${lines.join('\n')}\n`
+  if (!check) writeFileSync(join(root, path), text)
+  else if (readFileSync(join(root, path), 'utf8') !== text) {
+    console.error(`${path} is not what the schemas say: npm run docs:reference`)
+    process.exitCode = 1
+  }
+}
