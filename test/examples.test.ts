@@ -75,6 +75,7 @@ declare const trainer: looplm.RLTTTrainer
 declare const task: looplm.Task
 declare const tokenizer: looplm.Tokenizer
 declare const sequences: number[][]
+declare const batch: looplm.RolloutBatch
 declare const promptLengths: number[]
 declare const coefficients: Float32Array[]
 declare const dataset: looplm.Dataset
@@ -142,7 +143,7 @@ describe('examples', () => {
     } catch (error) {
       output = (error as { stdout: string }).stdout
     }
-    expect(output).toBe('')
+    expect(output.split('\n')).toEqual([''])
   })
 
   it.each([
