@@ -6,7 +6,7 @@ import type { ParameterInfo } from './types.js'
 
 /** The projections of a layer that an adapter can be given, by their names in a checkpoint. */
 export const loraModules = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'] as const
-/** One of {@link loraModules}. */
+/** A projection that an adapter may add to. */
 export type LoRAModule = (typeof loraModules)[number]
 
 /** Options of {@link LoopLM.addAdapter}. */
