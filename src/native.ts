@@ -396,13 +396,48 @@ function load(): NativeBinding {
     const nodeGypBuild = require('node-gyp-build') as (folder: string) => NativeBinding
     return nodeGypBuild(root)
   } catch (cause) {
+    const reason = (cause as Error).message.trim()
     const message = [
-      `the native engine could not be loaded for ${process.platform}-${process.arch}, Node ${process.version}: ${(cause as Error).message.trim()}`,
+      `the native engine could not be loaded for ${process.platform}-${process.arch}, Node ${process.version}: ${reason}`,
+      ...loadRemedies(reason, libc()).map((remedy) => `  ${remedy}`),
       `  From a checkout: npm run build (in ${root}); it needs the packages cmake and g++.`,
-      `  Installed from the registry: there is no prebuilt engine for this platform, or a system library that it needs is missing.`,
     ].join('\n')
     throw new LoopLMError('NATIVE_LOAD', message, { operation: 'looplm', cause })
   }
+}
+
+/** The C library of this system, for example `glibc 2.36`; undefined where it has no name, as on macOS. */
+export function libc(): string | undefined {
+  if (process.platform !== 'linux') return undefined
+  const { header } = process.report.getReport() as { header?: { glibcVersionRuntime?: string } }
+  return header?.glibcVersionRuntime === undefined ? 'musl' : `glibc ${header.glibcVersionRuntime}`
+}
+
+/**
+ * What the words of the dynamic linker mean, and what helps.
+ *
+ * @param reason why the addon was not loaded
+ * @param system the C library of this system
+ */
+export function loadRemedies(reason: string, system: string | undefined): string[] {
+  const glibc = /version [`'‘]?GLIBC_([\d.]+)/.exec(reason)?.[1]
+  if (glibc !== undefined) {
+    return [
+      `The prebuilt engine needs glibc ${glibc} or newer, and this system has ${system}: use a newer system or build a checkout here.`,
+    ]
+  }
+  const library = /(lib[^\s:/]+\.so[.\d]*): cannot open shared object file/.exec(reason)?.[1]
+  if (library !== undefined) return [`The system library ${library} is missing: install the package that has it.`]
+  if (/No native build was found|Cannot find module/.test(reason)) {
+    const which = system === undefined ? '' : ` with ${system}`
+    return [`The package has no prebuilt engine for this platform${which}, or it was installed without its prebuilds folder.`]
+  }
+  if (
+    /invalid ELF header|file too short|wrong ELF class|slice is not valid|not a mach-o|incompatible architecture/i.test(reason)
+  ) {
+    return ['The prebuilt engine is damaged or for another processor: install the package again, on this machine.']
+  }
+  return ['Either the prebuilt engine does not fit this system, or something that it needs is missing.']
 }
 
 /** The folder of package.json: two levels up when compiled into dist/src, one when run from src. */

@@ -3,7 +3,9 @@ import { spawnSync } from 'node:child_process'
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { publint } from 'publint'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { loadRemedies } from '../src/native.js'
 
 const checkout = join(import.meta.dirname, '..')
 const manifest = JSON.parse(readFileSync(join(checkout, 'package.json'), 'utf8'))
@@ -75,7 +77,27 @@ describe('the tarball', () => {
   })
 })
 
+describe('why the engine was not loaded', () => {
+  it.each([
+    [
+      "/lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.35' not found (required by looplm.node)",
+      /needs glibc 2\.35 or newer, and this system has glibc 2\.31/,
+    ],
+    ['libgomp.so.1: cannot open shared object file: No such file or directory', /libgomp\.so\.1 is missing: install the package/],
+    ['No native build was found for platform=linux arch=riscv64', /no prebuilt engine for this platform with glibc 2\.31/],
+    ['looplm.node: invalid ELF header', /damaged or for another processor/],
+    ['something else', /does not fit this system/],
+  ])('%s', (reason, remedy) => {
+    expect(loadRemedies(reason, 'glibc 2.31').join()).toMatch(remedy)
+  })
+})
+
 describe('the installed package', () => {
+  it('has nothing that publint would mend', async () => {
+    const { messages } = await publint({ pkgDir: installed, pack: false, strict: true })
+    expect(messages).toEqual([])
+  })
+
   it('is imported and required, and both give the same module', () => {
     const names =
       'console.log(JSON.stringify([Object.keys(looplm).sort(), typeof looplm.LoopLM.create, looplm.devices()[0].name]))'
@@ -132,9 +154,9 @@ describe('the installed package', () => {
     for (const { status, stderr } of [unreadable, missing]) {
       expect(status).toBe(1)
       expect(stderr).toMatch(`could not be loaded for ${process.platform}-${process.arch}, Node ${process.version}`)
-      expect(stderr).toMatch('there is no prebuilt engine for this platform')
       expect(stderr).not.toMatch(/^\s+at /m)
     }
-    expect(missing.stderr).toMatch('No native build was found')
+    expect(unreadable.stderr).toMatch('is damaged or for another processor: install the package again')
+    expect(missing.stderr).toMatch('has no prebuilt engine for this platform')
   })
 })

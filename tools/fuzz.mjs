@@ -59,7 +59,7 @@ for (const target of targets) {
   for (const path of [learned, corpus(target)]) mkdirSync(path, { recursive: true })
   const seconds = Math.ceil((minutes * 60) / targets.length)
   const options = [`-max_total_time=${seconds}`, `-max_len=${longest[target]}`, `-artifact_prefix=${folder}/${target}-`]
-  const limits = ['-timeout=10', '-rss_limit_mb=1024', '-print_final_stats=1', '-verbosity=0']
+  const limits = ['-timeout=150', '-rss_limit_mb=1024', '-print_final_stats=1', '-verbosity=0'] // seconds by the clock: a machine that pauses is no finding
   const { status, stderr } = spawnSync(program, [...options, ...limits, learned, corpus(target)], {
     encoding: 'utf8',
     maxBuffer: 2 ** 28,

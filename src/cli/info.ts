@@ -2,6 +2,7 @@ import { createRequire } from 'node:module'
 import { availableParallelism } from 'node:os'
 import type { Command } from 'commander'
 import pc from 'picocolors'
+import { libc } from '../native.js'
 import { type DeviceStatus, devices } from '../tensor/devices.js'
 import { print, printJson } from './output.js'
 
@@ -21,6 +22,7 @@ export function addInfo(program: Command): void {
         looplm: version(),
         node: process.version,
         platform: `${process.platform}-${process.arch}`,
+        libc: libc(),
         cores: availableParallelism(),
         devices: allDevices(),
       }
@@ -36,8 +38,17 @@ function allDevices(): DeviceStatus[] {
   return [...known, { name: 'cuda', available: false, description: 'not used: this version of looplm has no CUDA backend' }]
 }
 
-function printFacts(facts: { looplm: string; node: string; platform: string; cores: number; devices: DeviceStatus[] }): void {
-  print(`looplm ${facts.looplm}, Node ${facts.node}, ${facts.platform}, ${facts.cores} cores`)
+function printFacts(facts: {
+  looplm: string
+  node: string
+  platform: string
+  libc: string | undefined
+  cores: number
+  devices: DeviceStatus[]
+}): void {
+  print(
+    `looplm ${facts.looplm}, Node ${facts.node}, ${facts.platform}${facts.libc === undefined ? '' : ` (${facts.libc})`}, ${facts.cores} cores`,
+  )
   for (const { name, available, description } of facts.devices) {
     print(`${available ? pc.green('yes') : pc.yellow('no ')}  ${name.padEnd(10)} ${description}`)
   }
