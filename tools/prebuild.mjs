@@ -1,12 +1,18 @@
 // Builds the addon and puts it, stripped, where node-gyp-build looks for it in an installed package: prebuilds/<platform>-<arch>/.
 // Refuses an addon that would not run elsewhere, and says what it asks of the system: the oldest glibc and the libraries.
+// `--arch arm64` on Linux x64 compiles for that processor (apt-get install g++-aarch64-linux-gnu).
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, mkdirSync, renameSync, statSync } from 'node:fs'
 import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { crossBuild } from './cross-build.mjs'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const linux = process.platform === 'linux'
+const asked = process.argv.indexOf('--arch')
+const arch = asked === -1 ? process.arch : process.argv[asked + 1]
+const cross = arch !== process.arch
+if (cross && !(linux && arch === 'arm64')) stop(`an addon for ${process.platform}-${arch} is built on that system, not here`)
 // The tag keeps node-gyp-build from loading it on Alpine, where it then says "no native build" instead of an error of the linker.
 const libc = !linux ? '' : process.report.getReport().header.glibcVersionRuntime ? '.glibc' : '.musl'
 const name = `looplm${libc}.node`
@@ -42,15 +48,19 @@ function inspect(addon) {
   }
 }
 
-const { status } = spawnSync(process.execPath, [join(root, 'tools', 'build-native.mjs')], { stdio: 'inherit' })
-if (status !== 0) process.exit(status ?? 1)
+let built = join(root, 'build', 'Release', 'looplm.node')
+if (cross) built = join(crossBuild(['looplm']), 'looplm.node')
+else {
+  const { status } = spawnSync(process.execPath, [join(root, 'tools', 'build-native.mjs')], { stdio: 'inherit' })
+  if (status !== 0) process.exit(status ?? 1)
+}
 
-const folder = join(root, 'prebuilds', `${process.platform}-${process.arch}`)
+const folder = join(root, 'prebuilds', `${process.platform}-${arch}`)
 const addon = join(folder, name)
 const unfinished = `${addon}.tmp`
 mkdirSync(folder, { recursive: true })
-copyFileSync(join(root, 'build', 'Release', 'looplm.node'), unfinished)
-output('strip', ...(linux ? [] : ['-x']), unfinished)
+copyFileSync(built, unfinished)
+output(cross ? 'aarch64-linux-gnu-strip' : 'strip', ...(linux ? [] : ['-x']), unfinished)
 const { libraries, exported, glibc } = inspect(unfinished)
 const foreign = libraries.filter((library) => !system.test(library))
 if (foreign.length > 0) stop(`the addon needs ${foreign.join(', ')}, which a user may not have`)
