@@ -1,9 +1,22 @@
 // LoRA adapters: the same numbers as the merged model, gradients, files in PEFT's format, trainers that move nothing else.
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
-import { AdamW, type DeviceName, LoopLM, type LoRAOptions, type ModelDType, memory } from '../src/index.js'
+import {
+  AdamW,
+  addition,
+  type DeviceName,
+  GRPOTrainer,
+  LoopLM,
+  LoopRPTTrainer,
+  type LoRAModule,
+  type LoRAOptions,
+  type ModelDType,
+  memory,
+  PretrainTrainer,
+  RLTTTrainer,
+} from '../src/index.js'
 import { relativeError } from './golden-files.js'
 import { forward, prediction } from './looped-model.js'
 import { refusal } from './refusal.js'
@@ -273,5 +286,86 @@ describe('adapter files', () => {
     expect(error.message).toMatch(message)
     expect(model.adapter).toBeUndefined()
     expect((await model.gradients()).has('lm_head.weight')).toBe(true)
+  })
+})
+
+describe('trainers with lora', () => {
+  const task = addition({ digits: 1 })
+  const base = { task, learningRate: 0.02, lora: { rank: 2, alpha: 4, targetModules: ['v_proj', 'down_proj'] as LoRAModule[] } }
+  const reward = (_: string, completion: string) => completion.charCodeAt(0) % 7
+  type Make = (model: LoopLM, more: object) => RLTTTrainer | GRPOTrainer | LoopRPTTrainer | PretrainTrainer
+  const trainers: [string, ModelDType, Make][] = [
+    [
+      'RLTT',
+      'float32',
+      (m, more) => new RLTTTrainer(m, { ...base, reward, beta: 0.1, groupSize: 4, promptsPerStep: 4, ...more }),
+    ],
+    [
+      'GRPO',
+      'bfloat16',
+      (m, more) => new GRPOTrainer(m, { ...base, reward, beta: 0.1, groupSize: 4, promptsPerStep: 4, ...more }),
+    ],
+    ['LoopRPT', 'float32', (m, more) => new LoopRPTTrainer(m, { ...base, rollouts: 2, batchSize: 6, ...more })],
+    ['LoopRPT', 'bfloat16', (m, more) => new LoopRPTTrainer(m, { ...base, rollouts: 2, batchSize: 6, ...more })],
+    ['Stage I', 'bfloat16', (m, more) => new PretrainTrainer(m, { ...base, batchSize: 6, ...more })],
+  ]
+
+  it.each(trainers)('%s in %s moves the adapter alone and resumes bit for bit', async (name, dtype, make) => {
+    const fresh = () => LoopLM.create(config, { seed: 2, dtype })
+    const straight = await fresh()
+    const before = await parametersOf(straight)
+    for await (const _ of make(straight, { steps: 4, onWarning: () => {} }).run());
+    expect(await parametersOf(straight)).toEqual(before)
+    const trained = await adapterOf(straight)
+    expect([...trained].filter(([key]) => key.includes('lora_B')).every(([, b]) => Array.from(b).some((v) => v !== 0))).toBe(true)
+    const runDir = join(scratch, `${name} ${dtype}`)
+    for await (const _ of make(await fresh(), { steps: 2, runDir, onWarning: () => {} }).run());
+    const saved = readdirSync(join(runDir, 'checkpoints', 'step-2'))
+    expect(saved).toEqual(expect.arrayContaining(['adapter_config.json', 'adapter_model.safetensors']))
+    expect(saved).not.toContain('model.safetensors')
+    const resumed = await fresh()
+    for await (const _ of make(resumed, { steps: 4, runDir, resume: true, onWarning: () => {} }).run());
+    expect(await adapterOf(resumed)).toEqual(trained)
+  })
+
+  it('LoopRPT follows the chain rule of the merged model’s gradient, in every term', async () => {
+    const model = await adapted()
+    const merged = await model.mergeAdapter()
+    const teacher = await LoopLM.create(config, { seed: 9, device: 'reference' })
+    const gradients = async (m: LoopLM) =>
+      (await new LoopRPTTrainer(m, { teacher, rho: 0.6, rollouts: 3, klCoefficient: 0.5 }).gradients({ sequences })).gradients
+    const [low, dense] = [await gradients(model), await gradients(merged)]
+    const adapter = await adapterOf(model)
+    expect([...low.keys()]).toEqual([...adapter.keys()])
+    for (const { name, shape } of model.adapter!.parameters) {
+      if (!name.includes('lora_A')) continue
+      const [b, dw] = [adapter.get(name.replace('_A', '_B'))!, dense.get(name.replace('lora_A.', ''))!]
+      const da = product(transpose(b, b.length / 4, 4), dw, 4, b.length / 4, shape[1]!).map((v) => scale * v)
+      expect(relativeError(low.get(name)!, da), name).toBeLessThan(1e-9)
+    }
+  })
+
+  it('continues an adapter that was loaded, without the option too, and refuses one that does not fit', async () => {
+    const folder = join(scratch, 'continued')
+    const first = await LoopLM.create(config, { seed: 1 })
+    await new PretrainTrainer(first, base).update({ sequences })
+    await first.saveAdapter(folder)
+    const second = await LoopLM.create(config, { seed: 1 })
+    await second.loadAdapter(folder)
+    const { lora, ...plain } = base
+    for (const options of [base, plain]) await new PretrainTrainer(second, options).update({ sequences })
+    expect(await adapterOf(second)).not.toEqual(await adapterOf(first))
+    const other = { ...base, lora: { ...lora, rank: 3 } }
+    expect(await refusal(() => new PretrainTrainer(second, other).update({ sequences }))).toMatchObject({
+      code: 'INVALID_CONFIG',
+      message: expect.stringContaining('lora'),
+    })
+  })
+
+  it('refuses dropout and Stage II by name', async () => {
+    const model = await LoopLM.create(config)
+    expect(() => new PretrainTrainer(model, { ...base, stage: 2 })).toThrow(/lora: Stage II/)
+    const dropout = { lora: { dropout: 0.1 } } as never
+    expect(() => new PretrainTrainer(model, dropout)).toThrow(/lora\.dropout/)
   })
 })

@@ -499,6 +499,7 @@ double accumulate_stage2(Model& model, const Sequences& sequences, int64_t token
   constexpr double SLOPE = 50, MARGIN = 0.005;
   check_sequences(model, sequences, "stage 2");
   const int loops = model.config.loops;
+  if (model.adapter()) throw Error("INVALID_ARGUMENT", "stage 2", "Stage II trains the gate, which an adapter leaves frozen");
   if (loops < 2) throw Error("INVALID_ARGUMENT", "stage 2", "the gate chooses between loops: the model needs at least two");
   double rows_in_all = 0, total = 0;
   for (size_t i = 0; i < sequences.count(); i++) rows_in_all += double(sequences.length(i) - sequences.prompt(i));

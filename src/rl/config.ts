@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
+import { loraModules } from '../model/adapter.js'
 import type { LoopLM } from '../model/model.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
@@ -76,6 +77,21 @@ const optimizer = {
   tokensPerMicroBatch: natural
     .default(0)
     .describe('Tokens per pass through the engine; 0: chosen from the size of the model. Never changes the loss.'),
+  lora: z
+    .strictObject({
+      rank: positiveInt.default(16).describe('Inner dimension of the adapter.'),
+      alpha: positive.default(32).describe('The adapter counts alpha / rank times.'),
+      dropout: z.literal(0).default(0).describe('There is none.'),
+      targetModules: z
+        .array(z.enum(loraModules))
+        .min(1)
+        .default([...loraModules])
+        .describe('Projections of every layer that get one.'),
+    })
+    .optional()
+    .describe(
+      'Trains a low-rank adapter in place of the model, which stays as it is; checkpoints are those of the adapter, in the format of PEFT.',
+    ),
 }
 
 const betas = (beta2: number) =>
@@ -313,6 +329,10 @@ export const pretrainSchema = z
     ...optimizer,
   })
   .superRefine(checkTogether)
+  .refine(({ stage, lora }) => stage === 1 || lora === undefined, {
+    path: ['lora'],
+    message: 'Stage II trains the gate, which an adapter leaves frozen',
+  })
 
 /** Options of `LoopRPTTrainer` that are plain data. */
 export const looprptSchema = z

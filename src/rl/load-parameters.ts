@@ -11,3 +11,15 @@ export async function loadParameters(model: LoopLM, folder: string): Promise<voi
   using loaded = await LoopLM.fromPretrained(folder, { device, dtype })
   for (const { name } of model.parameters()) await model.setParameter(name, await loaded.getParameter(name))
 }
+
+/** Reads into a model what {@link saveTrained} wrote of it. @throws LoopLMError as {@link loadParameters} */
+export async function loadTrained(model: LoopLM, folder: string): Promise<void> {
+  if (model.adapter === undefined) await loadParameters(model, folder)
+  else await model.loadAdapter(folder)
+}
+
+/** Writes the model, or the adapter alone where it has one. */
+export async function saveTrained(model: LoopLM, folder: string): Promise<void> {
+  if (model.adapter === undefined) await model.save(folder)
+  else await model.saveAdapter(folder)
+}

@@ -155,7 +155,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       return
     }
     const { runDir } = this.config
-    this.#reference ??= await this.model.clone()
+    this.#reference ??= await this.model.mergeAdapter()
     const reference = this.#reference
     const saved = checkpoint === undefined ? undefined : resolve(checkpoint, '..', '..', 'reference')
     const folder = runDir === undefined ? undefined : resolve(runDir, 'reference')
@@ -437,7 +437,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       const message = 'referenceLogprobs: earlier batches brought their own, so no reference was kept; bring them here too'
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation: this.constructor.name })
     }
-    this.#reference ??= await this.model.clone()
+    this.#reference ??= await this.model.mergeAdapter()
     return this.#reference
   }
 

@@ -1,5 +1,6 @@
 import { join } from 'node:path'
 import { LoopLMError, toLoopLMError } from '../errors.js'
+import { checkAdapter, sameAdapter } from '../model/adapter.js'
 import type { LoopLM } from '../model/model.js'
 import { AdamW } from '../model/optimizer.js'
 import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
@@ -21,7 +22,7 @@ import { plainConfig, type TrainerConfig } from './config.js'
 import { type DataDescription, describeProblems } from './data.js'
 import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.js'
 import type { Metrics, TrainerEvent } from './events.js'
-import { loadParameters } from './load-parameters.js'
+import { loadTrained, saveTrained } from './load-parameters.js'
 import { meanMetrics } from './metrics.js'
 import { findNonFinite } from './non-finite.js'
 import { openProblems, type ProblemSource, taskProblems } from './problems.js'
@@ -104,6 +105,7 @@ export abstract class Trainer<
   async update(batch: Batch): Promise<Metrics> {
     return this.#exclusively('update', async () => {
       const start = performance.now()
+      await this.#adapt()
       const { loss, metrics } = await this.prepare(batch, `${this.constructor.name}.update`)
       const tokens = loss.sequences.reduce((sum, sequence) => sum + sequence.length, 0)
       return this.#finishStep({ losses: [loss], metrics, tokens, completions: [] }, start)
@@ -114,11 +116,12 @@ export abstract class Trainer<
    * The loss of a batch and its gradients before clipping. Neither parameters nor optimizer change; gradients that the caller
    * had accumulated on the model are forgotten.
    *
-   * @returns `gradients` has every parameter by its Hugging Face name, in the shape of the parameter, row-major
+   * @returns `gradients` has every trained parameter by its Hugging Face name, in the shape of the parameter, row-major
    * @throws LoopLMError as `update` does
    */
   async gradients(batch: Batch): Promise<{ loss: number; gradients: Map<string, RealArray> }> {
     return this.#exclusively('gradients', async () => {
+      await this.#adapt()
       const { loss: lossBatch } = await this.prepare(batch, `${this.constructor.name}.gradients`)
       await this.model.zeroGradients()
       try {
@@ -399,12 +402,26 @@ export abstract class Trainer<
     )
   }
 
+  /** Gives the model the adapter of the options, unless it has it. */
+  async #adapt(): Promise<void> {
+    const { lora, seed } = this.config
+    if (lora === undefined) return
+    const own = this.model.adapter
+    if (own === undefined) return this.model.addAdapter({ ...lora, seed })
+    const { modules: targetModules } = checkAdapter(lora, this.constructor.name)
+    if (sameAdapter(own, { ...lora, targetModules })) return
+    const message =
+      'lora: the model has an adapter of another rank, alpha or other modules; remove it, or leave lora out to train it'
+    throw new LoopLMError('INVALID_CONFIG', message, { operation: this.constructor.name })
+  }
+
   /** Resumes and opens the run's folder. */
   async #open(signal: AbortSignal | undefined): Promise<{ folder: RunFolder | undefined; resumed: boolean }> {
     const { runDir, resume } = this.config
     if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused below
     if (runDir !== undefined) await settle(`${runDir}/checkpoints`).catch(() => {})
     const checkpoint = await this.#findCheckpoint()
+    await this.#adapt()
     if (checkpoint === undefined && runDir !== undefined && resume === false && this.#step === 0)
       await RunFolder.requireNew(runDir)
     this.#data = await this.openData(signal)
@@ -441,7 +458,7 @@ export abstract class Trainer<
 
   async #load(checkpoint: string): Promise<void> {
     const state = await readTrainerState(checkpoint, this.name)
-    await loadParameters(this.model, checkpoint)
+    await loadTrained(this.model, checkpoint)
     await this.optimizer.load(`${checkpoint}/optimizer.safetensors`)
     this.#step = state.step
     this.#tokens = state.tokens
@@ -462,7 +479,7 @@ export abstract class Trainer<
 
   async #save(folder: RunFolder): Promise<string> {
     const parts: CheckpointPart[] = [
-      (to) => this.model.save(to),
+      (to) => saveTrained(this.model, to),
       (to) => this.optimizer.save(`${to}/optimizer.safetensors`),
       async (to) => {
         if (this.model.tokenizer === undefined) await this.#data?.tokenizer.save(to)
@@ -495,7 +512,7 @@ export abstract class Trainer<
   async #loadBest(): Promise<void> {
     const { best } = this
     if (!this.config.loadBestModelAtEnd || best?.path === undefined || best.step === this.#step) return
-    await loadParameters(this.model, best.path)
+    await loadTrained(this.model, best.path)
   }
 
   /** What the run came to, also when it fails: report.html in its folder. */
