@@ -351,7 +351,7 @@ export class LoopLM {
    * @example
    * ```ts
    * await model.addAdapter({ rank: 8, alpha: 16, targetModules: ['q_proj', 'v_proj'] })
-   * await new RLTTTrainer(model, { learningRate: 1e-4 }).update(batch)
+   * await new PretrainTrainer(model, { learningRate: 1e-4 }).update({ sequences })
    * await model.saveAdapter('adapters/mine')
    * ```
    */
