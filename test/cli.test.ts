@@ -219,6 +219,8 @@ describe('looplm chat', () => {
   })
 
   it('changes loops and system message by slash commands and explains them', async () => {
+    const stable = await chat('hello\n', ['--exit', 'argmax-stable', '--min-loops', '3'])
+    expect(stable.stdout).toMatch(/ loops each \((3: \d+, )?4: \d+\)/)
     const { stdout } = await chat('/loops 2\nhello\n/system Be.\nhello\n/nonsense\n/loops x\n/think maybe\n/quit\nhello\n')
     expect([...stdout.matchAll(/tokens, (.*?) loops each \((.*?)\)/g)].map((match) => match[1])).toEqual(['2.00', '2.00'])
     expect(stdout).toMatch(/no command \/nonsense; there are:\n\/reset/)
@@ -238,36 +240,39 @@ describe('looplm chat', () => {
     expect(code).toBe(130)
   })
 
-  it.skipIf(!existsSync('/usr/bin/script'))('colours tokens by loop on a terminal, unless told not to', async () => {
-    const terminal = (args: string) =>
-      new Promise<string>((resolve) => {
-        const line = `'${process.execPath}' '${program}' chat ouro --max-new-tokens 12 --seed 3 --exit-threshold 0.5 ${args}`
-        const env = { ...process.env, TERM: 'xterm', NO_COLOR: undefined, CI: undefined, FORCE_COLOR: undefined }
-        const child = spawn('script', ['-qec', line, '/dev/null'], { cwd: root, env })
-        child.stdin.on('error', () => {}) // it may have ended before the second Ctrl-C
-        let shown = ''
-        let said = false
-        let left = false
-        child.stdout.on('data', (text) => {
-          shown += text
-          if (!said && shown.includes('> ')) {
-            said = true
-            child.stdin.write('hello\r')
-          }
-          if (/ tokens\/s/.test(shown) && !left) {
-            left = true
-            child.stdin.write('\x03\x03')
-          }
+  it.skipIf(!existsSync('/usr/bin/script'))(
+    'colours tokens by loop on a terminal, unless told not to (needs the program script of util-linux)',
+    async () => {
+      const terminal = (args: string) =>
+        new Promise<string>((resolve) => {
+          const line = `'${process.execPath}' '${program}' chat ouro --max-new-tokens 12 --seed 3 --exit-threshold 0.5 ${args}`
+          const env = { ...process.env, TERM: 'xterm', NO_COLOR: undefined, CI: undefined, FORCE_COLOR: undefined }
+          const child = spawn('script', ['-qec', line, '/dev/null'], { cwd: root, env })
+          child.stdin.on('error', () => {}) // it may have ended before the second Ctrl-C
+          let shown = ''
+          let said = false
+          let left = false
+          child.stdout.on('data', (text) => {
+            shown += text
+            if (!said && shown.includes('> ')) {
+              said = true
+              child.stdin.write('hello\r')
+            }
+            if (/ tokens\/s/.test(shown) && !left) {
+              left = true
+              child.stdin.write('\x03\x03')
+            }
+          })
+          child.on('close', () => resolve(shown))
         })
-        child.on('close', () => resolve(shown))
-      })
-    const coloured = (await terminal('')).replaceAll('\x1b', 'ESC')
-    expect(coloured).toContain('loops ESC[32m1ESC[39m ESC[36m2ESC[39m')
-    expect(coloured.match(/ESC\[3\dm[^E]+ESC\[39m/g)!.length).toBeGreaterThan(12)
-    const plain = (await terminal('--no-color')).replaceAll('\x1b', 'ESC')
-    expect(plain).toContain('loops 1 2 3 4')
-    expect(plain).not.toMatch(/ESC\[3\dm/)
-  })
+      const coloured = (await terminal('')).replaceAll('\x1b', 'ESC')
+      expect(coloured).toContain('loops ESC[32m1ESC[39m ESC[36m2ESC[39m')
+      expect(coloured.match(/ESC\[3\dm[^E]+ESC\[39m/g)!.length).toBeGreaterThan(12)
+      const plain = (await terminal('--no-color')).replaceAll('\x1b', 'ESC')
+      expect(plain).toContain('loops 1 2 3 4')
+      expect(plain).not.toMatch(/ESC\[3\dm/)
+    },
+  )
 })
 
 describe('looplm serve', () => {
@@ -298,6 +303,11 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [['generate', 'nowhere', '--prompt', 'a', '--top-k', '-3'], /--top-k <count>.*natural number/],
     [['generate', 'nowhere', '--prompt', 'a'], /nowhere/],
     [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],
+    [
+      ['generate', 'ouro', '--prompt', 'a', '--exit', 'never'],
+      /--exit <rule>.*gate, fixed, hidden-delta, kl, entropy, argmax-stable/,
+    ],
+    [['generate', 'ouro', '--prompt', 'a', '--exit', 'kl'], /exit\.threshold must be .*got undefined/],
     [['serve', 'nowhere'], /nowhere/],
     [['serve', 'ouro', '--host', '0.0.0.0'], /apiKey: is needed because host 0\.0\.0\.0 can be reached from other machines/],
     [['options', 'ppo'], /Allowed choices are rltt, grpo, objective, looprpt, pretrain/],

@@ -326,6 +326,29 @@ describe('who may call', () => {
 })
 
 describe('load', () => {
+  it('of 32 clients at once gives each what it gets alone', async () => {
+    const { client } = await serve({ maxRunning: 7 })
+    const requests = Array.from({ length: 32 }, (_, i) => ({
+      prompt: Array.from({ length: 1 + i }, (_, j) => 3 + ((7 * i + j) % 250)),
+      seed: i,
+      options: { maxNewTokens: 5 + (i % 11), temperature: 0.8, exit: { rule: 'gate' as const, threshold: 0.3 + 0.02 * i } },
+    }))
+    const answers = await Promise.all(
+      requests.map(async ({ prompt, seed, options }, i) => {
+        const { maxNewTokens: max_tokens, temperature, exit } = options
+        const body = { model: 'tiny', prompt, seed, max_tokens, temperature, ...{ exit } }
+        if (i % 2 === 0) return (await client.completions.create(body)).choices[0]!.text
+        let text = ''
+        for await (const { choices } of await client.completions.create({ ...body, stream: true })) text += choices[0]!.text
+        return text
+      }),
+    )
+    for (const [i, { prompt, seed, options }] of requests.entries()) {
+      const [alone] = await model.generate([prompt], { ...options, seed })
+      expect(answers[i]).toBe(alone!.text)
+    }
+  })
+
   it('beyond the queue is refused with 429 and Retry-After, and what was taken in is answered', async () => {
     const { client, url, metric } = await serve({ maxRunning: 2, maxWaiting: 3 }, slow)
     const call = () => client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 20 })

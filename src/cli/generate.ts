@@ -1,6 +1,7 @@
 import { type Command, Option } from 'commander'
+import { exitRules } from '../model/generate.js'
 import { LoopLM } from '../model/model.js'
-import type { GenerateOptions } from '../model/types.js'
+import type { ExitRule, GenerateOptions } from '../model/types.js'
 import { collect, type DeviceFlags, deviceFlags, deviceOptions, natural, nonNegative, positiveInteger } from './arguments.js'
 import { interruptible, print, printJson } from './output.js'
 
@@ -13,7 +14,9 @@ export interface SamplingFlags {
   minP?: number
   seed?: number
   loops?: number
+  exit?: ExitRule['rule']
   exitThreshold?: number
+  minLoops?: number
   kv?: 'per-loop' | 'shared'
   stop?: string[]
 }
@@ -45,7 +48,9 @@ export function samplingOptions(command: Command, longest: number): Command {
     .option('--min-p <share>', 'sample from tokens with this share of the largest probability', nonNegative)
     .option('--seed <number>', 'seed of the draws', natural)
     .option('--loops <count>', "loops per token; default the model's", positiveInteger)
-    .option('--exit-threshold <share>', 'leave the loops when the exit probability reaches this; 1 is full depth', nonNegative)
+    .addOption(new Option('--exit <rule>', 'when a token leaves the loops (default: gate)').choices(exitRules))
+    .option('--exit-threshold <number>', 'of the rule; for gate the exit probability, 1 is full depth', nonNegative)
+    .option('--min-loops <count>', 'loops before the rule is asked', positiveInteger)
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
     .option('--stop <text>', 'text that ends a continuation; may be repeated; replaces the end tokens of the model', collect)
 }
@@ -68,8 +73,12 @@ async function generate(folder: string, flags: GenerateFlags): Promise<void> {
 
 /** The options that were given. */
 export function generationOptions(flags: SamplingFlags): GenerateOptions {
-  const { maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, exitThreshold } = flags
-  const exit = exitThreshold === undefined ? undefined : { rule: 'gate' as const, threshold: exitThreshold }
-  const given = Object.entries({ maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, exit })
-  return Object.fromEntries(given.filter(([, value]) => value !== undefined))
+  const { maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, exitThreshold: threshold, minLoops } = flags
+  const chosen = flags.exit !== undefined || threshold !== undefined || minLoops !== undefined
+  const exit = chosen ? definedOnly({ rule: flags.exit ?? 'gate', threshold, minLoops }) : undefined
+  return definedOnly({ maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, exit }) as GenerateOptions
+}
+
+function definedOnly(fields: object): object {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined))
 }

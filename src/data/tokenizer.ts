@@ -61,6 +61,7 @@ export class Tokenizer {
   readonly #pipeline: Pipeline
   readonly #templateSource: string
   #templates: ChatTemplates | undefined
+  #chatEnd: { token: number | undefined } | undefined
 
   /**
    * @param json the parsed content of a tokenizer.json
@@ -251,6 +252,11 @@ export class Tokenizer {
    * end tokens say.
    */
   chatEndToken(): number | undefined {
+    this.#chatEnd ??= { token: this.#findChatEnd() }
+    return this.#chatEnd.token
+  }
+
+  #findChatEnd(): number | undefined {
     const messages = [
       { role: 'user', content: 'question' },
       { role: 'assistant', content: answerMark },

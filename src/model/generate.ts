@@ -112,11 +112,11 @@ export function readRequest(model: LoopLM, options: GenerateOptions, operation: 
   }
 }
 
-const rules = ['gate', 'fixed', 'hidden-delta', 'kl', 'entropy', 'argmax-stable'] as const
+export const exitRules = ['gate', 'fixed', 'hidden-delta', 'kl', 'entropy', 'argmax-stable'] as const
 
 function readExit(exit: ExitRule | undefined, configured: number, operation: string) {
   if (exit === undefined) return { rule: 'gate', threshold: configured, minLoops: 1 }
-  const rule = checkWord(exit?.rule, 'exit.rule', rules, operation)
+  const rule = checkWord(exit?.rule, 'exit.rule', exitRules, operation)
   const given = exit as { threshold?: number; minLoops?: number }
   const minLoops = checkNumber(given.minLoops ?? 1, 'exit.minLoops', { min: 1, max: 64, integer: true }, operation)
   if (rule === 'fixed' || rule === 'argmax-stable') return { rule, threshold: 0, minLoops }

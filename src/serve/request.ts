@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import type { ExitRule } from '../model/types.js'
+import { exitRules } from '../model/generate.js'
 import { nearestName } from '../rl/validate.js'
 import { HttpError } from './http-error.js'
 
@@ -13,8 +13,6 @@ const ignored = z.unknown().optional()
 /** Accepted with the value that changes nothing; any other would be silently wrong. */
 const only = <Value extends string | number | boolean>(value: Value, reason: string) =>
   z.literal(value, { error: `must be ${JSON.stringify(value)}: ${reason}` }).nullish()
-
-const exitRules = ['fixed', 'gate', 'hidden-delta', 'kl', 'entropy', 'argmax-stable'] as const satisfies ExitRule['rule'][]
 
 const shared = {
   model: z.string().min(1),
