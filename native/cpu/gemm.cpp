@@ -1,20 +1,14 @@
 // Matrix products. B is packed into panels of NR columns ([k][NR], bfloat16 in pairs of k), A is read in place or, when
 // transposed, packed into strips of MR rows; a register tile of MR x NR accumulates over a block of k. Every element of C is
 // summed over k in the same order whatever m is, so a row's result does not depend on the batch it is in.
+//
+// With few rows, as in decoding, reading B is the work. A task then packs one block of one panel after the other into its L1
+// cache and uses it at once, so B streams from memory once, as it lies there: a transposed B (a weight, [n, k]) is turned by
+// squares of W x W registers, which costs less than the memory takes. With many rows B is packed for all of them, some columns at
+// a time.
 #include "gemm.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
-
-// Elements in the packed form of a [k, n] B.
-template <class E>
-inline int64_t packed_size(int64_t n, int64_t k) {
-  return (n + NR - 1) / NR * NR * ((k + KS<E> - 1) / KS<E> * KS<E>);
-}
-
-// Packs columns [NR·panel, NR·panel + NR) of B over all of k. panel_out has NR·round_up(k) elements. transposed: B is stored [n,
-// k].
-template <class E>
-static void pack_panel(bool transposed, int64_t n, int64_t k, const E* b, int64_t ldb, int64_t panel, Packed<E>* panel_out);
 
 namespace {
 
@@ -22,6 +16,7 @@ constexpr int64_t KC_BYTES = 1024;  // a block of k: 256 floats, 512 bfloat16; a
 constexpr int64_t NC = 8 * NR;      // columns of a task
 constexpr int64_t NC_TRANSPOSED = 16 * NR;  // wider where each task packs its own A
 constexpr int64_t MC = 8 * MR;              // rows of a task
+constexpr int64_t PACKED_BYTES = 8 << 20;   // of B at a time
 
 template <class E>
 constexpr int64_t KC = KC_BYTES / int64_t(sizeof(Packed<E>));
@@ -182,6 +177,119 @@ void pack_strips(int64_t m, int64_t k, const E* a, int64_t lda, E* out) {
   }
 }
 
+// W x W units (a float, or a pair of bfloat16) of a transposed B, turned: a vector holds W columns of a unit of k.
+template <class E>
+inline __attribute__((always_inline)) void load_square(const E* from, int64_t ldb, vf (&square)[W]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i++) square[i] = *(const vf_any*)(from + i * ldb);
+  transpose(square);
+}
+constexpr int STREAMED = W == 16 ? 16 : 6;  // rows whose sums fit in registers beside a square
+template <class E>
+constexpr int64_t SQUARE = 4 / sizeof(E) * W;  // elements of k in a square
+
+template <class E>
+inline void pack_square(const E* from, int64_t ldb, Packed<E>* out) {
+  vf square[W];
+  load_square(from, ldb, square);
+  if constexpr (sizeof(E) == sizeof(Packed<E>)) {
+    for (int i = 0; i < W; i++) *(vf_any*)(out + i * NR * KS<E>) = square[i];
+  } else {
+    for (int i = 0; i < W; i++) {  // a pair of bfloat16 becomes two rows of floats
+      store(out + 2 * i * NR, (vf)((vu)square[i] << 16));
+      store(out + (2 * i + 1) * NR, (vf)((vu)square[i] & 0xffff0000u));
+    }
+  }
+}
+
+// Columns [column, column + NR) of B over [k0, k0 + kb), as [kb][NR] with kb padded to whole steps; what B does not have is 0.
+// transposed: B is stored [n, k].
+template <class E>
+void pack(bool transposed, int64_t n, [[maybe_unused]] int64_t k, const E* b, int64_t ldb, int64_t column, int64_t k0, int64_t kb,
+          Packed<E>* out) {
+  constexpr int ks = KS<E>;
+  const int64_t columns = min64(NR, n - column);
+  auto convert = [](E x) {
+    if constexpr (sizeof(Packed<E>) == sizeof(E)) return x;
+    else return to_float(x);
+  };
+  if (columns < NR) memset((void*)out, 0, size_t(NR * padded<E>(kb)) * sizeof(Packed<E>));
+  if (!transposed) {
+    for (int64_t s = 0; s < kb; s += ks)
+      for (int64_t j = 0; j < columns; j++)
+        for (int u = 0; u < ks; u++)
+          out[s * NR + j * ks + u] = s + u < kb ? convert(b[(k0 + s + u) * ldb + column + j]) : Packed<E>{};
+    return;
+  }
+  const int64_t squares = columns == NR ? kb / SQUARE<E> * SQUARE<E> : 0;
+  const E* from = b + column * ldb + k0;
+  for (int64_t s = 0; s < squares; s += SQUARE<E>)
+    for (int half = 0; half < 2; half++) pack_square<E>(from + half * W * ldb + s, ldb, out + s * NR + half * W * ks);
+  for (int64_t j = 0; j < columns; j++)
+    for (int64_t s = squares; s < kb; s += ks)
+      for (int u = 0; u < ks; u++) out[s * NR + j * ks + u] = s + u < kb ? convert(from[j * ldb + s + u]) : Packed<E>{};
+}
+
+// M rows by W columns of C when k is a whole number of squares: B, transposed, goes through the registers alone. The sums run in
+// the order of `micro`, block by block of k. A is packed by pack_units. next: where B goes on after these columns, for the memory
+// to be busy meanwhile.
+template <class E, class Out, int M>
+void stream(int64_t k, const E* a, const E* b, int64_t ldb, const E* next, Out* c, int64_t ldc, bool accumulate) {
+  vf total[M] = {};
+  for (int64_t k0 = 0; k0 < k; k0 += KC<E>) {
+    vf acc[M] = {};
+    const int64_t end = min64(k, k0 + KC<E>);
+    for (int64_t s = k0; s < end; s += SQUARE<E>) {
+      vf square[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; i++) __builtin_prefetch(next + i * ldb + s, 0, 2);
+      load_square(b + s, ldb, square);
+      const E* x = a + s * M;
+#pragma GCC unroll 16
+      for (int j = 0; j < W; j++) {
+        if constexpr (sizeof(E) == sizeof(Packed<E>)) {
+          const auto unit = Step<E>::load_b(reinterpret_cast<const Packed<E>*>(&square[j]));
+#pragma GCC unroll 16
+          for (int i = 0; i < M; i++) acc[i] = Step<E>::fma(unit, Step<E>::broadcast(x + (j * M + i) * KS<E>), acc[i]);
+        } else {
+          const vf first = (vf)((vu)square[j] << 16), second = (vf)((vu)square[j] & 0xffff0000u);
+          for (int i = 0; i < M; i++) acc[i] = Step<E>::fma(Step<E>::broadcast(x + 2 * j * M + i), first, acc[i]);
+          for (int i = 0; i < M; i++) acc[i] = Step<E>::fma(Step<E>::broadcast(x + (2 * j + 1) * M + i), second, acc[i]);
+        }
+      }
+    }
+    for (int i = 0; i < M; i++) total[i] = k0 > 0 ? total[i] + acc[i] : accumulate ? load(c + i * ldc) + acc[i] : acc[i];
+  }
+  for (int i = 0; i < M; i++) store(c + i * ldc, total[i]);
+}
+
+template <class E, class Out>
+void stream_strip(int64_t m, int64_t k, const E* a, const E* b, int64_t ldb, const E* next, Out* c, int64_t ldc,
+                  bool accumulate) {
+  using Stream = void (*)(int64_t, const E*, const E*, int64_t, const E*, Out*, int64_t, bool);
+  static constexpr Stream table[] = {
+    stream<E, Out, 1>,
+    stream<E, Out, 2>,
+    stream<E, Out, 3>,
+    stream<E, Out, 4>,
+    stream<E, Out, 5>,
+    stream<E, Out, 6>,
+#if LOOPLM_WIDTH == 16
+    stream<E, Out, 7>,
+    stream<E, Out, 8>,
+    stream<E, Out, 9>,
+    stream<E, Out, 10>,
+    stream<E, Out, 11>,
+    stream<E, Out, 12>,
+    stream<E, Out, 13>,
+    stream<E, Out, 14>,
+    stream<E, Out, 15>,
+    stream<E, Out, 16>,
+#endif
+  };
+  table[m - 1](k, a, b, ldb, next, c, ldc, accumulate);
+}
+
 template <class E>
 struct Product {
   Context& ctx;
@@ -195,18 +303,9 @@ struct Product {
   int64_t ldc;
   bool real_out, accumulate;
 
-  const Packed<E>* pack_b() const {
-    auto* packed =
-        static_cast<Packed<E>*>(ctx.pool.scratch(ctx.pool.threads(), size_t(packed_size<E>(n, k)) * sizeof(Packed<E>)));
-    ctx.pool.run(blocks(n, NR), [&](int64_t panel, int) {
-      pack_panel<E>(transpose_b, n, k, b, ldb, panel, packed + panel * NR * padded<E>(k));
-    });
-    return packed;
-  }
-
-  void task(int64_t row, int64_t column, const Packed<E>* packed, int thread) const {
+  // panels: B's from column `column` on
+  void task(int64_t row, int64_t column, const Packed<E>* panels, int thread) const {
     const int64_t rows = min64(MC, m - row), columns = min64(task_columns(), n - column);
-    const Packed<E>* panels = packed + column * padded<E>(k);
     if (real_out || sizeof(E) == 4) {
       sum_blocks(row, rows, columns, panels, static_cast<float*>(c) + row * ldc + column, ldc, accumulate, thread, 0);
       return;
@@ -244,59 +343,93 @@ struct Product {
     }
   }
   size_t strip_bytes() const { return transpose_a ? size_t(MC * KC<E>) * sizeof(E) : 0; }
-  // With few rows every thread gets several tasks of fewer columns; what a task holds never changes an element's bits.
-  int64_t task_columns() const {
-    if (transpose_a) return NC_TRANSPOSED;
-    if (m > MC) return NC;
-    const int64_t share = (n + 4 * ctx.pool.threads() - 1) / (4 * ctx.pool.threads());
-    return min64(NC, (share + NR - 1) / NR * NR);
+  int64_t task_columns() const { return transpose_a ? NC_TRANSPOSED : NC; }
+
+  // Many rows: columns of B by the bufferful, packed by all threads and then used by all.
+  void run_packed() const {
+    const int64_t pk = padded<E>(k),
+                  whole = blocks(PACKED_BYTES, task_columns() * pk * int64_t(sizeof(Packed<E>))) * task_columns();
+    for (int64_t first = 0; first < n; first += whole) {
+      const int64_t count = min64(whole, n - first), panels = blocks(count, NR);
+      auto* packed = static_cast<Packed<E>*>(ctx.pool.scratch(ctx.pool.threads(), size_t(panels * NR * pk) * sizeof(Packed<E>)));
+      ctx.pool.run(panels, [&](int64_t panel, int) {
+        pack<E>(transpose_b, n, k, b, ldb, first + panel * NR, 0, k, packed + panel * NR * pk);
+      });
+      const int64_t row_blocks = blocks(m, MC), column_blocks = blocks(count, task_columns());
+      ctx.pool.run(row_blocks * column_blocks, [&](int64_t i, int thread) {
+        const int64_t row = i % row_blocks * MC, column = i / row_blocks * task_columns();
+        task(row, first + column, packed + column * pk, thread);
+      });
+    }
   }
 
-  void run(const Packed<E>* packed) const {
-    if (!packed) packed = pack_b();
-    int64_t row_blocks = blocks(m, MC), column_blocks = blocks(n, task_columns());
-    ctx.pool.run(row_blocks * column_blocks, [&](int64_t i, int thread) {
-      int64_t row = i % row_blocks * MC, column = i / row_blocks * task_columns();
-      task(row, column, packed, thread);
+  // The rows of A side by side for every step of k, so that one pointer reaches them: [k / KS][m][KS].
+  const E* pack_units() const {
+    auto* units = static_cast<E*>(ctx.pool.scratch(ctx.pool.threads(), size_t(m * k) * sizeof(E)));
+    for (int64_t i = 0; i < m; i++)
+      for (int64_t s = 0; s < k; s += KS<E>) memcpy((void*)(units + s * m + i * KS<E>), a + i * lda + s, KS<E> * sizeof(E));
+    return units;
+  }
+  // Few rows: a task takes some panels, block of k by block of k.
+  void run_streamed() const {
+    const int64_t panels = blocks(n, NR), share = blocks(panels, 8 * ctx.pool.threads());
+    const E* units = nullptr;  // for `stream`, where it applies
+    if (transpose_b && m <= STREAMED && k % SQUARE<E> == 0) units = m == 1 ? a : pack_units();
+    ctx.pool.run(blocks(panels, share), [&](int64_t i, int thread) {
+      for (int64_t panel = i * share; panel < min64(panels, (i + 1) * share); panel++) stream_panel(panel, units, thread);
     });
+  }
+  void stream_panel(int64_t panel, const E* units, int thread) const {
+    const int64_t column = panel * NR, columns = min64(NR, n - column);
+    if (units && columns == NR) {
+      if (real_out || sizeof(E) == 4) stream_halves(units, column, static_cast<float*>(c) + column);
+      else stream_halves(units, column, static_cast<E*>(c) + column);
+      return;
+    }
+    const size_t packed_bytes = size_t(NR * KC<E>) * sizeof(Packed<E>), sum_bytes = size_t(MC * NR) * sizeof(float);
+    char* scratch = static_cast<char*>(ctx.pool.scratch(thread, packed_bytes + sum_bytes));
+    auto* packed = reinterpret_cast<Packed<E>*>(scratch);
+    if (real_out || sizeof(E) == 4) {
+      auto* out = static_cast<float*>(c) + column;
+      for (int64_t k0 = 0; k0 < k; k0 += KC<E>) block_of_panel(column, columns, k0, packed, out, ldc, accumulate || k0 > 0);
+      return;
+    }
+    E* out = static_cast<E*>(c) + column;
+    if (k <= KC<E>) return block_of_panel(column, columns, 0, packed, out, ldc, false);
+    auto* sums = reinterpret_cast<float*>(scratch + packed_bytes);
+    for (int64_t k0 = 0; k0 < k; k0 += KC<E>) block_of_panel(column, columns, k0, packed, sums, NR, k0 > 0);
+    for (int64_t i = 0; i < m; i++)
+      for (int64_t j = 0; j < columns; j += W) {
+        if (columns - j >= W) store(out + i * ldc + j, load(sums + i * NR + j));
+        else store_part(out + i * ldc + j, load_part(sums + i * NR + j, int(columns - j)), int(columns - j));
+      }
+  }
+  template <class Out>
+  void stream_halves(const E* units, int64_t column, Out* out) const {
+    const E *first = b + column * ldb, *second = first + W * ldb;
+    const E* next = column + 2 * NR <= n ? second + W * ldb : first;
+    stream_strip<E, Out>(m, k, units, first, ldb, second, out, ldc, accumulate);
+    stream_strip<E, Out>(m, k, units, second, ldb, next, out + W, ldc, accumulate);
+  }
+  template <class Out>
+  void block_of_panel(int64_t column, int64_t columns, int64_t k0, Packed<E>* packed, Out* out, int64_t stride, bool add) const {
+    const int64_t kb = min64(KC<E>, k - k0);
+    pack<E>(transpose_b, n, k, b, ldb, column, k0, kb, packed);
+    for (int64_t i = 0; i < m; i += MR)
+      strip<E, Out, false>(min64(MR, m - i), columns, kb, a + i * lda + k0, lda, packed, out + i * stride, stride, add);
+  }
+
+  void run() const {
+    if (m <= MC && !transpose_a) run_streamed();
+    else run_packed();
   }
 };
 
 }  // namespace
 
 template <class E>
-static void pack_panel(bool transposed, int64_t n, int64_t k, const E* b, int64_t ldb, int64_t panel, Packed<E>* out) {
-  constexpr int ks = KS<E>;
-  using P = Packed<E>;
-  const int64_t n0 = panel * NR, columns = min64(NR, n - n0), pk = padded<E>(k);
-  if (columns < NR) memset((void*)out, 0, size_t(NR * pk) * sizeof(P));
-  auto convert = [](E x) {
-    if constexpr (sizeof(P) == sizeof(E)) return x;
-    else return to_float(x);
-  };
-  if (transposed) {
-    constexpr int64_t K_TILE = 16;  // a square of the source at a time: both sides stay in L1
-    for (int64_t k0 = 0; k0 < k; k0 += K_TILE) {
-      int64_t kb = min64(K_TILE, k - k0);
-      for (int64_t j = 0; j < columns; j++) {
-        const E* src = b + (n0 + j) * ldb + k0;
-        P* dst = out + k0 * NR + j * ks;
-        int64_t s = 0;
-        for (; s + ks <= kb; s += ks, dst += NR * ks)
-          for (int u = 0; u < ks; u++) dst[u] = convert(src[s + u]);
-        if (ks == 2 && s < kb) dst[0] = convert(src[s]), dst[ks - 1] = P{};
-      }
-    }
-  } else {
-    for (int64_t s = 0; s < k; s += ks)
-      for (int64_t j = 0; j < columns; j++)
-        for (int u = 0; u < ks; u++) out[s * NR + j * ks + u] = s + u < k ? convert(b[(s + u) * ldb + n0 + j]) : P{};
-  }
-}
-
-template <class E>
 static int gemm_typed(Context& ctx, int ta, int tb, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda, const void* b,
-                      int64_t ldb, void* c, int64_t ldc, int flags, const void* packed) {
+                      int64_t ldb, void* c, int64_t ldc, int flags) {
   Product<E>{ctx,
              ta != 0,
              tb != 0,
@@ -311,31 +444,18 @@ static int gemm_typed(Context& ctx, int ta, int tb, int64_t m, int64_t n, int64_
              ldc,
              (flags & (LOOP_GEMM_REAL_OUT | LOOP_GEMM_ACCUMULATE)) != 0,
              (flags & LOOP_GEMM_ACCUMULATE) != 0}
-      .run(static_cast<const Packed<E>*>(packed));
+      .run();
   return 0;
 }
 
 int gemm(void* context, LoopDType dt, int ta, int tb, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda, const void* b,
-         int64_t ldb, void* c, int64_t ldc, int flags, const void* packed) {
+         int64_t ldb, void* c, int64_t ldc, int flags, const void*) {
   if (m <= 0 || n <= 0) return 0;
   auto& ctx = *static_cast<Context*>(context);
-  return dt == LOOP_BF16 ? gemm_typed<bf16>(ctx, ta, tb, m, n, k, a, lda, b, ldb, c, ldc, flags, packed)
-                         : gemm_typed<float>(ctx, ta, tb, m, n, k, a, lda, b, ldb, c, ldc, flags, packed);
+  return dt == LOOP_BF16 ? gemm_typed<bf16>(ctx, ta, tb, m, n, k, a, lda, b, ldb, c, ldc, flags)
+                         : gemm_typed<float>(ctx, ta, tb, m, n, k, a, lda, b, ldb, c, ldc, flags);
 }
 
-template <class E>
-static void* pack_typed(Context& ctx, bool transposed, int64_t n, int64_t k, const E* b, int64_t ldb) {
-  auto* packed = static_cast<Packed<E>*>(allocate_aligned(size_t(packed_size<E>(n, k)) * sizeof(Packed<E>)));
-  if (packed)
-    ctx.pool.run(blocks(n, NR),
-                 [&](int64_t panel, int) { pack_panel<E>(transposed, n, k, b, ldb, panel, packed + panel * NR * padded<E>(k)); });
-  return packed;
-}
-
-void* pack_b(void* context, LoopDType dt, int transposed, int64_t n, int64_t k, const void* b, int64_t ldb) {
-  auto& ctx = *static_cast<Context*>(context);
-  return dt == LOOP_BF16 ? pack_typed<bf16>(ctx, transposed != 0, n, k, static_cast<const bf16*>(b), ldb)
-                         : pack_typed<float>(ctx, transposed != 0, n, k, static_cast<const float*>(b), ldb);
-}
+void* pack_b(void*, LoopDType, int, int64_t, int64_t, const void*, int64_t) { return nullptr; }
 
 }  // namespace looplm::cpu::LOOPLM_ISA

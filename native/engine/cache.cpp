@@ -78,10 +78,10 @@ void Cache::grow(int64_t slots) {
 }
 
 CacheUse Cache::decoding(const int32_t* rows, const LoopCacheContext* contexts) const {
-  return {keys_.as<>(), values_.as<>(), slots_, planes_, rows, contexts, nullptr, 0, 0, &model_.packed()};
+  return {keys_.as<>(), values_.as<>(), slots_, planes_, rows, contexts, nullptr, 0, 0};
 }
 CacheUse Cache::prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows) const {
-  return {keys_.as<>(), values_.as<>(), slots_, planes_, rows, nullptr, prefixes, prefix_count, prefix_rows, &model_.packed()};
+  return {keys_.as<>(), values_.as<>(), slots_, planes_, rows, nullptr, prefixes, prefix_count, prefix_rows};
 }
 
 void Cache::copy_up(int64_t slot, int t, int loops) {

@@ -324,24 +324,6 @@ std::vector<double> Model::read_gradient(const Parameter& p) const {
   return download_reals(gradient_arena(), dt, p.count, p.offset);
 }
 
-const PackedWeights& Model::packed() {
-  if (packed_ && packed_->version == version_) return *packed_;
-  packed_.reset();
-  auto made = std::make_unique<PackedWeights>();
-  auto pack = [&](int64_t n, int64_t k, const void* w) {
-    void* p = device->pack_b(dt, 1, n, k, w, k);
-    return p ? Buffer::adopt(device, p, size_t(n * k) * loop_dtype_size(dt)) : Buffer();
-  };
-  for (auto& layer : weights_.layers)
-    made->layers.push_back({pack(layer.qkv.out, layer.qkv.in, layer.qkv.weight),
-                            pack(layer.output.out, layer.output.in, layer.output.weight),
-                            pack(layer.gate_up.out, layer.gate_up.in, layer.gate_up.weight),
-                            pack(layer.down.out, layer.down.in, layer.down.weight)});
-  made->head = pack(config.vocabulary, config.hidden, weights_.head);
-  made->version = version_;
-  packed_ = std::move(made);
-  return *packed_;
-}
 const void* Model::rope_table(int64_t positions) {
   if (positions > rope_positions_) {
     int64_t n = 64;

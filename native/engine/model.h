@@ -60,16 +60,6 @@ struct AdapterOptions {
   std::vector<std::string> modules;  // q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj: of every layer
 };
 
-// Device copies of the weights laid out for products with few rows (decoding); empty when the backend has no use for them.
-struct PackedLayer {
-  Buffer qkv, output, gate_up, down;
-};
-struct PackedWeights {
-  std::vector<PackedLayer> layers;
-  Buffer head;
-  uint64_t version = 0;
-};
-
 class Workspace;
 
 // x · factor as act [elements], in the workspace until the next call. x real [elements], factor real, one number on the device.
@@ -129,7 +119,6 @@ class Model {
   uint64_t version() const { return adapter_ ? adapter_->version : version_; }
   void touch(const Parameter& p) { (p.adapter ? adapter_->version : version_)++; }
   void touch() { touch(trained().front()); }
-  const PackedWeights& packed();
 
   // cos and sin of every position below `positions`, real [positions, head_dim].
   const void* rope_table(int64_t positions);
@@ -155,10 +144,9 @@ class Model {
   Buffer arena_, gradient_arena_, rope_table_;
   int64_t rope_positions_ = 0;
   Weights weights_, gradients_;
-  std::unique_ptr<PackedWeights> packed_;
   std::unique_ptr<Workspace> workspace_;
   std::unique_ptr<Adapter> adapter_;
-  uint64_t version_ = 1 /* of the model's own parameters: packed copies follow it */, layout_ = 0, adapters_made_ = 0;
+  uint64_t version_ = 1 /* of the model's own parameters */, layout_ = 0, adapters_made_ = 0;
 };
 
 }  // namespace looplm

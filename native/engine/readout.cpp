@@ -49,7 +49,7 @@ void Readout::run(std::vector<ReadoutRow>& rows, const void* states, const void*
     Buffer& logits = model_.workspace().get("readout.logits", chunk.size() * size_t(V) * real_);
     model_.device->run(&LoopBackend::gemm, "head", model_.dt, 0, 1, int64_t(chunk.size()), V, D, hidden, D,
                        static_cast<const void*>(model_.weights().head), D, logits.as<>(), V, int(LOOP_GEMM_REAL_OUT),
-                       static_cast<const void*>(model_.packed().head.as<>()));
+                       static_cast<const void*>(nullptr));
     apply_distributions(rows, chunk, logits, places);
     draw(rows, chunk, logits);
   }

@@ -83,13 +83,10 @@ void* Stack::state(int t, int l) const {
 }
 
 void Stack::gemm(const char* name, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
-                 const void* b, int64_t ldb, void* c, int64_t ldc, int flags, const void* packed) {
-  run(&LoopBackend::gemm, name, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, flags, packed);
+                 const void* b, int64_t ldb, void* c, int64_t ldc, int flags) {
+  run(&LoopBackend::gemm, name, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, flags,
+      static_cast<const void*>(nullptr));
 }
-const void* Stack::packed(const Buffer PackedLayer::*matrix, int l) const {
-  return cache_ && cache_->packed ? (cache_->packed->layers[size_t(l)].*matrix).as<>() : nullptr;
-}
-
 // s x Aᵀ, act [N, rank]
 const void* Stack::into_rank(const LowRank& part, const Linear& w, const void* x) {
   const int64_t N = batch_.tokens, r = weights_.rank;
@@ -107,10 +104,10 @@ const void* Stack::rank_gradient(const LowRank& part, const Linear& w, const voi
 }
 
 // With an adapter the sum of the products is real and rounded once.
-void Stack::linear(const Linear& w, const void* x, void* y, const void* packed) {
+void Stack::linear(const Linear& w, const void* x, void* y) {
   const int64_t N = batch_.tokens, r = weights_.rank;
   void* sum = sum_of(w, y, w.out);
-  gemm("linear", 0, 1, N, w.out, w.in, x, w.in, w.weight, w.in, sum, w.out, sum == y ? 0 : LOOP_GEMM_REAL_OUT, packed);
+  gemm("linear", 0, 1, N, w.out, w.in, x, w.in, w.weight, w.in, sum, w.out, sum == y ? 0 : LOOP_GEMM_REAL_OUT);
   for (const LowRank& part : w.adapters)
     gemm("adapter", 0, 1, N, part.out, r, into_rank(part, w, x), r, part.b, r,
          static_cast<char*>(sum) + size_t(part.first) * real_, w.out, LOOP_GEMM_ACCUMULATE);
@@ -252,16 +249,16 @@ void Stack::forward_block(int t, int l) {
   const Block b = block(t, l);
   const int64_t N = batch_.tokens, D = config_.hidden, F = config_.intermediate;
   void* middle = keep_ == Keep::nothing ? state(t, 1) : b.middle;
-  linear(w.qkv, x_, b.qkv, packed(&PackedLayer::qkv, l));
+  linear(w.qkv, x_, b.qkv);
   run(&LoopBackend::rope, "rope", N, config_.heads + config_.kv_heads, config_.head_dim, config_.qkv_width(), batch_.positions,
       rope_, 0, b.qkv);
   attend(t, l, b);
-  linear(w.output, b.attention, b.branch_1, packed(&PackedLayer::output, l));
+  linear(w.output, b.attention, b.branch_1);
   run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, state(t, l), b.branch_1, w.attention_norm_2, w.mlp_norm,
       middle, x_);
-  linear(w.gate_up, x_, b.gate_up, packed(&PackedLayer::gate_up, l));
+  linear(w.gate_up, x_, b.gate_up);
   run(&LoopBackend::swiglu, "swiglu", N, F, b.gate_up, activation_);
-  linear(w.down, activation_, b.branch_2, packed(&PackedLayer::down, l));
+  linear(w.down, activation_, b.branch_2);
   const bool last = l + 1 == config_.layers, noisy = last && noise_at(NoiseSite::residual);
   run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, middle, b.branch_2, w.mlp_norm_2,
       noisy ? nullptr : norm_after(l, weights_), state(t, l + 1), last ? hidden_at(t) : x_);

@@ -26,7 +26,6 @@ struct CacheUse {
   const CachedPrefix* prefixes;      // of prompts; the batch's segments then count rows of the extended batch
   int32_t prefix_count;
   int64_t prefix_rows;
-  const PackedWeights* packed;  // or NULL
 };
 
 // Noise added to the latent states (LoopRPT, math.md §5). Its gradient is the identity, and a recomputed state gets the same
@@ -79,16 +78,15 @@ class Stack {
   void normalise(const void* h, const void* weight, void* x);
   // Every linear layer of the blocks, with its adapters: y [N, out] = x [N, in] Wᵀ + s (x Aᵀ) Bᵀ;   dx = dy W + du A, du = s dy
   // B; dW += dyᵀ x, dB += s dyᵀ (x Aᵀ), dA += duᵀ x
-  void linear(const Linear& w, const void* x, void* y, const void* packed);
+  void linear(const Linear& w, const void* x, void* y);
   void linear_backward_input(const Linear& w, const void* dy, void* dx);
   void linear_backward_weight(const Linear& w, const Linear& d, const void* dy, const void* x);
   void gemm(const char* name, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
-            const void* b, int64_t ldb, void* c, int64_t ldc, int flags = 0, const void* packed = nullptr);
+            const void* b, int64_t ldb, void* c, int64_t ldc, int flags = 0);
   const void* into_rank(const LowRank& part, const Linear& w, const void* x);
   const void* rank_gradient(const LowRank& part, const Linear& w, const void* dy);
   void* sum_of(const Linear& w, void* out, int64_t width);
   void round_sum(const void* sum, void* out, int64_t width);
-  const void* packed(const Buffer PackedLayer::*matrix, int l) const;
   void attend(int t, int l, const Block& b);
   void attend_behind_prefixes(const Block& b, const void* keys, const void* values);
   void disturb(int t, void* x);
