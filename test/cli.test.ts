@@ -140,6 +140,24 @@ describe('looplm', () => {
     expect(await readFile(join(root, 'runs/a/config.yaml'), 'utf8')).toBe(written)
   })
 
+  it('trains an adapter and uses it with --adapter', async () => {
+    const base = await looplm(['train', await writeConfig('base.yaml'), '--run-dir', 'runs/base', '--json'])
+    expect(base.stderr).toBe('')
+    const folder = 'runs/base/checkpoints/step-4'
+    const change = { model: folder, options: { ...config.options, learningRate: 0.3, lora: { rank: 2 } } }
+    const trained = await looplm(['train', await writeConfig('lora.yaml', change), '--run-dir', 'runs/lora', '--json'])
+    expect(trained.stderr).toBe('')
+    const adapter = 'runs/lora/checkpoints/step-4'
+    const sample = async (...more: string[]) => {
+      const prompt = ['--prompt', '1+2=', '--max-new-tokens', '4', '--temperature', '0', '--json']
+      const { stdout, stderr } = await looplm(['generate', folder, ...prompt, ...more])
+      expect(stderr).toBe('')
+      return JSON.parse(stdout).logprobs
+    }
+    expect(await sample('--adapter', adapter)).not.toEqual(await sample())
+    expectRefusal(await looplm(['eval', adapter, '--task', 'addition']), /holds an adapter/)
+  })
+
   it('saves a checkpoint at Ctrl-C and says how to go on', async () => {
     const path = await writeConfig('long.yaml', { options: { ...config.options, steps: 1e6 }, runDir: 'runs/b' })
     let interrupted = false

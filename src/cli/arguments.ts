@@ -1,5 +1,6 @@
 import { type Command, InvalidArgumentError } from 'commander'
 import { parse } from 'yaml'
+import { LoopLM } from '../model/model.js'
 import type { LoadOptions } from '../model/types.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
 import type { Task } from '../tasks/task.js'
@@ -60,4 +61,28 @@ export function deviceOptions(command: Command): Command {
 export function deviceFlags(flags: DeviceFlags): LoadOptions {
   const given = Object.entries({ device: flags.device, dtype: flags.dtype, threads: flags.threads })
   return Object.fromEntries(given.filter(([, value]) => value !== undefined))
+}
+
+/** What {@link modelOptions} adds. */
+export interface ModelFlags extends DeviceFlags {
+  adapter?: string
+}
+
+/** Adds --adapter and the device's options. */
+export function modelOptions(command: Command): Command {
+  return deviceOptions(
+    command.option('--adapter <folder>', 'LoRA adapter of the model (adapter_config.json, adapter_model.safetensors)'),
+  )
+}
+
+/** Loads a checkpoint, with the adapter that was asked for merged into it. */
+export async function openModel(folder: string, flags: ModelFlags): Promise<LoopLM> {
+  const model = await LoopLM.fromPretrained(folder, deviceFlags(flags))
+  if (flags.adapter === undefined) return model
+  try {
+    await model.loadAdapter(flags.adapter)
+    return await model.mergeAdapter()
+  } finally {
+    model.dispose()
+  }
 }

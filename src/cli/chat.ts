@@ -3,14 +3,14 @@ import type { Command } from 'commander'
 import pc from 'picocolors'
 import type { ChatMessage } from '../data/chat-template.js'
 import { LoopLMError } from '../errors.js'
-import { LoopLM } from '../model/model.js'
+import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions } from '../model/types.js'
 import { endTokens } from '../serve/plan.js'
-import { type DeviceFlags, deviceFlags, deviceOptions } from './arguments.js'
+import { type ModelFlags, modelOptions, openModel } from './arguments.js'
 import { generationOptions, type SamplingFlags, samplingOptions } from './generate.js'
 import { exitCodes, interruptedCode } from './output.js'
 
-interface ChatFlags extends DeviceFlags, SamplingFlags {
+interface ChatFlags extends ModelFlags, SamplingFlags {
   system?: string
   think?: boolean
   /** commander's form of --no-color */
@@ -43,7 +43,7 @@ export function addChat(program: Command): void {
     .option('--no-think', "clear the template's enable_thinking")
     .option('--no-color', 'plain text')
   samplingOptions(command, 1024)
-  deviceOptions(command)
+  modelOptions(command)
     .addHelpText('after', `\nIn the chat:\n${help}`)
     .action(async (folder: string, flags: ChatFlags) => {
       process.exitCode = await chat(folder, flags)
@@ -52,7 +52,7 @@ export function addChat(program: Command): void {
 
 /** Talks until the input ends, and returns the exit code. */
 async function chat(folder: string, flags: ChatFlags): Promise<number> {
-  using model = await LoopLM.fromPretrained(folder, deviceFlags(flags))
+  using model = await openModel(folder, flags)
   const { tokenizer } = model
   if (!tokenizer?.hasChatTemplate) {
     const message = `${folder} has no chat template; looplm generate continues a text`

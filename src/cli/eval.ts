@@ -1,14 +1,13 @@
 import type { Command } from 'commander'
 import { loadDataset } from '../data/jsonl.js'
-import { LoopLM } from '../model/model.js'
 import { formatNumber } from '../monitor/progress.js'
 import { evaluate } from '../rl/evaluate.js'
 import type { Task } from '../tasks/task.js'
-import { collect, type DeviceFlags, deviceFlags, deviceOptions, loopCounts, positiveInteger, task } from './arguments.js'
+import { collect, loopCounts, type ModelFlags, modelOptions, openModel, positiveInteger, task } from './arguments.js'
 import { interruptible, print, printJson } from './output.js'
 import { openRewards } from './train.js'
 
-interface EvalFlags extends DeviceFlags {
+interface EvalFlags extends ModelFlags {
   task?: Task
   dataset?: string
   reward?: string[]
@@ -35,13 +34,13 @@ export function addEval(program: Command): void {
     .option('--loops <counts>', "loop counts such as 1,2,4; default 1 to the model's", loopCounts)
     .option('--max-new-tokens <count>', 'longest answer', positiveInteger)
     .option('--json', 'write one JSON object to standard output and nothing else')
-  deviceOptions(command).action(evaluateModel)
+  modelOptions(command).action(evaluateModel)
 }
 
 async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
   const dataset = flags.dataset === undefined ? undefined : await loadDataset(flags.dataset)
   const reward = flags.reward && (await openRewards(flags.reward.map((reward) => ({ reward }))))
-  using model = await LoopLM.fromPretrained(folder, deviceFlags(flags))
+  using model = await openModel(folder, flags)
   const { task, problems, loops, maxNewTokens } = flags
   const results = await interruptible((signal) =>
     evaluate(model, { task, dataset, reward, problems, loops, maxNewTokens, signal }),

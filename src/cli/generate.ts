@@ -1,8 +1,7 @@
 import { type Command, Option } from 'commander'
 import { exitRules } from '../model/generate.js'
-import { LoopLM } from '../model/model.js'
 import type { ExitRule, GenerateOptions } from '../model/types.js'
-import { collect, type DeviceFlags, deviceFlags, deviceOptions, natural, nonNegative, positiveInteger } from './arguments.js'
+import { collect, type ModelFlags, modelOptions, natural, nonNegative, openModel, positiveInteger } from './arguments.js'
 import { interruptible, print, printJson } from './output.js'
 
 /** What {@link samplingOptions} adds. */
@@ -21,7 +20,7 @@ export interface SamplingFlags {
   stop?: string[]
 }
 
-interface GenerateFlags extends DeviceFlags, SamplingFlags {
+interface GenerateFlags extends ModelFlags, SamplingFlags {
   prompt: string[]
   json?: boolean
 }
@@ -35,7 +34,7 @@ export function addGenerate(program: Command): void {
     .requiredOption('--prompt <text>', 'prompt; may be repeated', collect)
     .option('--json', 'write one JSON object per prompt to standard output and nothing else')
   samplingOptions(command, 64)
-  deviceOptions(command).action(generate)
+  modelOptions(command).action(generate)
 }
 
 /** Adds the options of a continuation. */
@@ -56,7 +55,7 @@ export function samplingOptions(command: Command, longest: number): Command {
 }
 
 async function generate(folder: string, flags: GenerateFlags): Promise<void> {
-  using model = await LoopLM.fromPretrained(folder, deviceFlags(flags))
+  using model = await openModel(folder, flags)
   await interruptible(async (signal) => {
     const options = { ...generationOptions(flags), signal }
     if (!flags.json && flags.prompt.length === 1) {

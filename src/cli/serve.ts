@@ -1,12 +1,11 @@
 import { basename, resolve } from 'node:path'
 import { type Command, Option } from 'commander'
-import { LoopLM } from '../model/model.js'
 import { checkServeOptions, type ServeOptions } from '../serve/options.js'
 import { createServer } from '../serve/server.js'
-import { collect, type DeviceFlags, deviceFlags, deviceOptions, natural, nonNegative, positiveInteger } from './arguments.js'
+import { collect, type ModelFlags, modelOptions, natural, nonNegative, openModel, positiveInteger } from './arguments.js'
 import { interruptible, print } from './output.js'
 
-interface ServeFlags extends DeviceFlags, Omit<ServeOptions, 'corsOrigins' | 'log'> {
+interface ServeFlags extends ModelFlags, Omit<ServeOptions, 'corsOrigins' | 'log'> {
   corsOrigin?: string[]
 }
 
@@ -35,11 +34,11 @@ export function addServe(program: Command): void {
     .option('--max-body-bytes <count>', 'size of a request (default: 1000000)', positiveInteger)
     .option('--request-timeout <seconds>', 'for an answer, waiting included (default: 600)', nonNegative)
     .option('--stop-timeout <seconds>', 'for running answers to end at Ctrl-C (default: 20)', nonNegative)
-  deviceOptions(command).action(serve)
+  modelOptions(command).action(serve)
 }
 
 async function serve(folder: string, flags: ServeFlags): Promise<void> {
-  const { device, dtype, threads, corsOrigin, ...rest } = flags
+  const { device, dtype, threads, adapter, corsOrigin, ...rest } = flags
   const apiKey = flags.apiKey ?? process.env.LOOPLM_API_KEY
   const options: ServeOptions = {
     name: basename(resolve(folder)),
@@ -49,7 +48,7 @@ async function serve(folder: string, flags: ServeFlags): Promise<void> {
     log: (line) => process.stderr.write(`error: ${line}\n`),
   }
   checkServeOptions(options) // before a large model is loaded
-  using model = await LoopLM.fromPretrained(folder, deviceFlags({ device, dtype, threads } as DeviceFlags))
+  using model = await openModel(folder, { device, dtype, threads, adapter } as ModelFlags)
   const server = createServer(model, options)
   await interruptible(async (signal) => {
     const url = await server.listen()

@@ -33,6 +33,10 @@ export async function findFolder(name: string, options: PretrainedOptions, opera
 /** Reads everything but the weights. */
 export async function readCheckpoint(folder: string, operation: string): Promise<Checkpoint> {
   const configPath = join(folder, 'config.json')
+  if (!(await exists(configPath)) && (await exists(join(folder, 'adapter_config.json')))) {
+    const message = `${folder} holds an adapter: load the model that it belongs to, then the adapter with loadAdapter (--adapter)`
+    throw new LoopLMError('INVALID_FILE', message, { operation })
+  }
   const config = parseConfig(await readJson(configPath, operation), configPath, true)
   const weights = await findWeights(folder, operation)
   await checkSize(weights, config, operation)
