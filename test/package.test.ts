@@ -129,6 +129,15 @@ describe('the installed package', () => {
     expect(facts.devices[0]).toMatchObject({ name: 'cpu', available: true })
   })
 
+  it('downloads nothing without @huggingface/hub and names it', () => {
+    const said = node(
+      `const { download } = await import('looplm')
+      await download('org/name').catch(({ code, message }) => console.log(code, message))`,
+      'module',
+    )
+    expect(said).toBe('UNSUPPORTED download: needs the package @huggingface/hub; run npm install @huggingface/hub\n')
+  })
+
   const block = /^```ts\n([\s\S]*?)^```/m.exec(readFileSync(join(checkout, 'README.md'), 'utf8'))![1]!
   const shorter = block.replace(/\bsteps: \d+/g, 'steps: 2').replace(/problems: \d+/g, 'problems: 8')
 

@@ -63,7 +63,7 @@ async function act(client: OpenAI, url: URL, random: Random): Promise<void> {
       counts.malformed++
     }
   } catch (error) {
-    if (error instanceof APIConnectionError) {
+    if (error instanceof APIConnectionError || (error instanceof APIError && error.status === 408)) {
       counts.broken++
       return
     }
@@ -93,9 +93,12 @@ it(`${seconds} s of load leave the memory flat`, { timeout: (seconds + 120) * 10
       child.on('close', (code) => reject(new Error(`looplm serve ended with ${code}: ${stderr}`)))
     }),
   )
-  const metric = async (name: string) => {
-    const text = await (await fetch(`${url.origin}/metrics`, { headers: { connection: 'close' } })).text() // no kept connection to lose
-    return Number(new RegExp(`^${name} (.*)$`, 'm').exec(text)![1])
+  const metric = async (name: string): Promise<number> => {
+    for (let attempt = 1; ; attempt++) {
+      const response = await fetch(`${url.origin}/metrics`, { headers: { connection: 'close' } }).catch(() => undefined)
+      if (response?.ok) return Number(new RegExp(`^${name} (.*)$`, 'm').exec(await response.text())![1])
+      if (attempt === 5) throw new Error(`no metrics: ${response?.status}`) // the machine may have slept in the middle of one
+    }
   }
   const client = new OpenAI({ baseURL: url.href, apiKey: 'none', maxRetries: 0 })
   const end = Date.now() + seconds * 1000
