@@ -1,10 +1,11 @@
-import { readFile } from 'node:fs/promises'
-import { isMap, parseDocument } from 'yaml'
+import { readFile, stat } from 'node:fs/promises'
+import { type Document, isMap, parseDocument } from 'yaml'
 import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
 import { type TrainerName, trainerSchemas } from '../rl/config-docs.js'
 import { checkOptions } from '../rl/validate.js'
 
+const maxConfigBytes = 2 ** 20
 const rewardName = z.string().min(1)
 const paths = z.union(
   [z.string().min(1), z.array(z.string().min(1)).min(1)],
@@ -81,9 +82,7 @@ export type TrainConfig = z.output<typeof trainConfigSchema>
  */
 export async function readTrainConfig(path: string, changes: readonly string[]): Promise<TrainConfig> {
   const operation = path
-  const text = await readFile(path, 'utf8').catch((cause) => {
-    throw new LoopLMError('NOT_FOUND', `cannot read the configuration: ${(cause as Error).message}`, { operation, cause })
-  })
+  const text = await readText(path)
   const document = parseDocument(text)
   const problem = document.errors[0]
   if (problem !== undefined) throw new LoopLMError('INVALID_FILE', problem.message, { operation, cause: problem })
@@ -99,7 +98,7 @@ export async function readTrainConfig(path: string, changes: readonly string[]):
       throw new LoopLMError('INVALID_ARGUMENT', `${key}: ${parsed.errors[0]!.message}`, { operation: '--set' })
     document.setIn(names[0]! in trainConfigSchema.shape ? names : ['options', ...names], parsed.toJS())
   }
-  const given = document.toJS() as Record<string, unknown>
+  const given = plainValue(document, operation)
   const misplaced = Object.keys(given).filter((key) => !(key in trainConfigSchema.shape) && isTrainerOption(key))
   if (misplaced.length > 0) {
     const message = `${misplaced.join(', ')}: an option of the trainer; write it below "options:"`
@@ -114,6 +113,36 @@ export async function readTrainConfig(path: string, changes: readonly string[]):
     })
   }
   return config
+}
+
+async function readText(path: string): Promise<string> {
+  let bytes: Buffer
+  try {
+    const { size } = await stat(path)
+    if (size > maxConfigBytes) {
+      throw new LoopLMError('INVALID_FILE', `a configuration has at most ${maxConfigBytes} bytes, this file ${size}`, {
+        operation: path,
+      })
+    }
+    bytes = await readFile(path)
+  } catch (cause) {
+    if (cause instanceof LoopLMError) throw cause
+    throw new LoopLMError('NOT_FOUND', `cannot read the configuration: ${(cause as Error).message}`, { operation: path, cause })
+  }
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+  } catch (cause) {
+    throw new LoopLMError('INVALID_FILE', 'is not valid UTF-8; save the file as UTF-8', { operation: path, cause })
+  }
+}
+
+/** The document's content, its aliases resolved, of which a hostile file may have too many. */
+function plainValue(document: Document, operation: string): Record<string, unknown> {
+  try {
+    return document.toJS() as Record<string, unknown>
+  } catch (cause) {
+    throw new LoopLMError('INVALID_FILE', (cause as Error).message, { operation, cause })
+  }
 }
 
 function isTrainerOption(key: string): boolean {

@@ -44,6 +44,10 @@ export async function readCheckpoint(folder: string, operation: string): Promise
   const generation = (await exists(generationPath)) ? await readJson(generationPath, operation) : {}
   checkEndTokens(generation, generationPath, config, operation)
   const tokenizer = (await exists(join(folder, 'tokenizer.json'))) ? await Tokenizer.fromPretrained(folder) : undefined
+  if (tokenizer !== undefined && tokenizer.vocabSize > config.vocab_size) {
+    const message = `${join(folder, 'tokenizer.json')}: field "model.vocab" has ${tokenizer.vocabSize} ids, vocab_size of config.json is ${config.vocab_size}`
+    throw new LoopLMError('INVALID_FILE', message, { operation })
+  }
   return { config, weights, generation, tokenizer }
 }
 

@@ -156,9 +156,13 @@ export async function readTrainerState(checkpoint: string, trainer: string): Pro
     throw new LoopLMError('INVALID_FILE', `${path}: ${problems.join('; ')}`, { operation, cause: result.error })
   }
   if (result.data.trainer !== trainer) {
-    throw new LoopLMError('INVALID_CONFIG', `${checkpoint} was written by the trainer ${result.data.trainer}, not ${trainer}`, {
-      operation,
-    })
+    throw new LoopLMError(
+      'INVALID_CONFIG',
+      `${path}: trainer: ${checkpoint} was written by the trainer ${result.data.trainer}, not ${trainer}`,
+      {
+        operation,
+      },
+    )
   }
   return result.data
 }

@@ -429,10 +429,22 @@ export abstract class Trainer<
       this.checkEvaluations()
       this.#evalTasks()
     }
-    if (checkpoint !== undefined) await this.#load(checkpoint)
+    if (checkpoint === undefined) await this.start(undefined)
+    else await this.#resume(checkpoint)
     const folder = runDir === undefined ? undefined : await this.#openFolder(runDir)
-    await this.start(checkpoint)
     return { folder, resumed: checkpoint !== undefined && checkpoint === (runDir && checkpointPath(runDir, this.#step)) }
+  }
+
+  /** Takes over all of a checkpoint, or, where a part of it is damaged, leaves the model as it was. */
+  async #resume(checkpoint: string): Promise<void> {
+    using before = await this.model.clone()
+    try {
+      await this.#load(checkpoint)
+      await this.start(checkpoint)
+    } catch (error) {
+      await this.model.copyParametersFrom(before)
+      throw error
+    }
   }
 
   async #openFolder(runDir: string): Promise<RunFolder> {
