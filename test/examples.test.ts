@@ -53,7 +53,8 @@ function writeStandIns(): string {
   const known = [...Object.keys(scripts), 'ci', 'install', 'test'].join('|')
   const programs = {
     npx: `case "$1 $2" in
-      "looplm watch"|"looplm serve"|"looplm chat") shift; timeout -s INT 5 "${process.execPath}" "${root}/dist/src/cli/main.js" "$@" || true;;
+      "looplm watch"|"looplm serve"|"looplm chat")
+        shift; "${process.execPath}" "${root}/dist/src/cli/main.js" "$@" & sleep 5; kill -INT $! ; wait $! || true;;
       looplm*) shift; exec "${process.execPath}" "${root}/dist/src/cli/main.js" "$@";;
       vitest*) test -e "${root}/$3";;
       *) echo "npx $1?" >&2; exit 1;;

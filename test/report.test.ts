@@ -4,6 +4,7 @@ import { get } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
+import axe from 'axe-core'
 import type { Browser, BrowserContextOptions, Page } from 'playwright-core'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { reportData, reportPage, writeReport } from '../src/monitor/report.js'
@@ -277,6 +278,22 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(await page.evaluate(unnamed)).toEqual([])
     await page.close()
     expect(problems).toEqual([])
+  })
+
+  it('has nothing that axe finds wrong, light or dark, with every table open', async () => {
+    for (const colorScheme of ['light', 'dark'] as const) {
+      const context = await browser.newContext({ colorScheme, bypassCSP: true })
+      const page = await context.newPage()
+      await page.goto(pathToFileURL(comparison).href)
+      await page.waitForSelector('.chart canvas')
+      for (const summary of await page.$$('.chart summary')) await summary.click()
+      await page.evaluate(axe.source)
+      const found = await page.evaluate(
+        `axe.run().then(({ violations }) => violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)]))`,
+      )
+      expect(found).toEqual([])
+      await context.close()
+    }
   })
 
   it('shows completions side by side with their rewards, as text whatever they hold', async () => {

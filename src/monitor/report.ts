@@ -137,10 +137,10 @@ export function reportPage(data: ReportData): string {
 <p id="status" role="status"></p>
 <noscript><p>The charts are drawn by a script of this page, which is switched off. The numbers are in metrics.jsonl.</p></noscript>
 </header>
-<div class="bar"><div>
+<section class="bar" aria-label="View"><div>
 <nav aria-label="Sections"><ul id="sections"></ul></nav>
 <label>Smoothing <input id="smoothing" type="range" min="0" max="0.98" step="0.02" value="0"> <output id="smoothing-value" for="smoothing">off</output></label>
-</div></div>
+</div></section>
 <main>
 <p id="empty">No metrics yet.</p>
 <div id="charts" tabindex="-1"></div>

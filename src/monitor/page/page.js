@@ -324,7 +324,7 @@ class Chart {
  * @param {string} label
  */
 function scrollable(content, label) {
-  return element('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': label }, content)
+  return element('div', { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': label }, content)
 }
 
 class Page {
@@ -367,10 +367,16 @@ class Page {
   showHead() {
     const { runs } = this.data
     const list = runs.map((run, i) => {
-      const name = element('b', {}, run.name)
-      if (runs.length > 1) name.style.color = `var(--line${i % this.data.colours})`
+      const swatch = element('span', { class: 'swatch', 'aria-hidden': 'true', hidden: runs.length === 1 })
+      swatch.style.borderTopColor = `var(--line${i % this.data.colours})`
       const steps = run.steps === null ? `step ${run.step}` : `step ${run.step} of ${run.steps}`
-      return element('li', {}, name, ` ${[run.trainer, steps].filter((part) => part !== null).join(', ')}`)
+      return element(
+        'li',
+        {},
+        swatch,
+        element('b', {}, run.name),
+        ` ${[run.trainer, steps].filter((part) => part !== null).join(', ')}`,
+      )
     })
     byId('runs').replaceChildren(...list)
   }
@@ -478,7 +484,7 @@ class Page {
         'li',
         { class: `completion ${sign}` },
         element('p', { class: 'reward' }, element('b', {}, `reward ${format(reward)}`), each),
-        element('pre', { dir: 'auto', tabindex: '0', role: 'region', 'aria-label': label }, text === '' ? '(empty)' : text),
+        element('pre', { dir: 'auto', tabindex: '0', role: 'group', 'aria-label': label }, text === '' ? '(empty)' : text),
       )
     })
     const expected =
@@ -486,7 +492,7 @@ class Page {
     return element(
       'article',
       { class: 'group' },
-      element('pre', { class: 'prompt', dir: 'auto', tabindex: '0', role: 'region', 'aria-label': 'Prompt' }, prompt),
+      element('pre', { class: 'prompt', dir: 'auto', tabindex: '0', role: 'group', 'aria-label': 'Prompt' }, prompt),
       ...expected,
       element('ul', { class: 'completion-list' }, ...cards),
     )

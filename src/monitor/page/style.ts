@@ -49,6 +49,7 @@ input[type='range'] { accent-color: var(--accent); width: min(16rem, 45vw); }
 .legend button:hover { border-color: var(--faint); }
 .legend button[aria-pressed='false'] { color: var(--soft); text-decoration: line-through; }
 .swatch { display: inline-block; width: 1.5rem; border-top: 3px solid; vertical-align: middle; margin-inline-end: 0.4rem; }
+[hidden] { display: none; }
 .value { font-variant-numeric: tabular-nums; font-weight: 600; }
 .details { display: flex; flex-wrap: wrap; gap: 0.25rem 1.5rem; font-size: 0.85rem; color: var(--soft); }
 .details > details[open] { flex-basis: 100%; min-width: 0; }
