@@ -3,7 +3,8 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
-import { addition, LoopLM, LoopLMError, LoopRPTTrainer, PretrainTrainer } from '../src/index.js'
+import { addition, LoopLM, LoopLMError, LoopRPTTrainer, memory, PretrainTrainer, resetPeakMemory } from '../src/index.js'
+import { collectGarbage } from './garbage.js'
 import { relativeError } from './golden-files.js'
 
 const scratch = mkdtempSync(join(tmpdir(), 'looplm-looprpt-'))
@@ -106,6 +107,25 @@ describe('LoopRPT', () => {
     for await (const _ of rest.run());
     expect(await parameters(resumed)).toEqual(await parameters(straight))
     expect(await parameters(rest.teacher!)).toEqual(await parameters(whole.teacher!))
+  })
+
+  it.each([2, 8, 32])('with %i rollouts needs at most 1.5 × the memory of a Stage I step of as many tokens', async (rollouts) => {
+    const wide = { ...config, hidden_size: 64, intermediate_size: 176, num_hidden_layers: 2, total_ut_steps: 4 }
+    const long = [...'ab'].map((_, i) => Array.from({ length: 129 }, (_, j) => (5 * i + 7 * j) % 12))
+    const options = { tokensPerMicroBatch: 256 }
+    const peak = async (make: (model: LoopLM) => LoopRPTTrainer | PretrainTrainer) => {
+      await collectGarbage()
+      resetPeakMemory()
+      const before = memory().bytes
+      using model = await LoopLM.create(wide, { seed: 1 })
+      using trainer = make(model)
+      await trainer.update({ sequences: long })
+      return memory().peak - before
+    }
+    const stage1 = await peak((model) => new PretrainTrainer(model, options))
+    const looprpt = await peak((model) => new LoopRPTTrainer(model, { ...options, rollouts }))
+    expect(looprpt / stage1).toBeLessThan(1.5)
+    expect(looprpt / stage1).toBeGreaterThan(0.5)
   })
 
   it('refuses a model of one loop, a foreign teacher and wrong draws by name', async () => {

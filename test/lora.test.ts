@@ -274,6 +274,7 @@ describe('adapter files', () => {
     ['modules it does not know', { target_modules: ['wq'] }, /target_modules/],
     ['a rank that is none', { r: 0 }, /"r"/],
     ['a rank that the file has not', { r: 2 }, /lora_A.*shape/],
+    ['a rank that would need more memory than the file has', { r: 2 ** 20 }, /cannot hold/],
     ['modules that the file has not', { target_modules: ['q_proj', 'k_proj'] }, /missing/],
   ])('are refused with the field: %s', async (_, change, message) => {
     const folder = join(scratch, 'refused')

@@ -1,7 +1,9 @@
-import { readFile } from 'node:fs/promises'
+import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { LoopLMError } from '../errors.js'
+import { readJson } from './checkpoint.js'
 import { checkNumber, checkWord, describe } from './checks.js'
+import { type LoopLMConfig, nativeConfig } from './config.js'
 import type { ParameterInfo } from './types.js'
 
 /** The projections of a layer that an adapter can be given, by their names in a checkpoint. */
@@ -70,20 +72,10 @@ export function adapterConfig({ rank, alpha, targetModules }: Adapter): Record<s
 }
 
 /** What an adapter_config.json says of a plain LoRA; a kind that looplm does not run is refused by its field. */
-export async function readAdapterConfig(folder: string, operation: string) {
+export async function readAdapter(folder: string, model: LoopLMConfig, operation: string) {
   const path = join(folder, 'adapter_config.json')
   const fail = (problem: string, cause?: unknown) => new LoopLMError('INVALID_FILE', `${path}: ${problem}`, { operation, cause })
-  const text = await readFile(path, 'utf8').catch((cause: { code?: string }) => {
-    if (cause.code === 'ENOENT') throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation, cause })
-    throw fail('cannot be read', cause)
-  })
-  let config: Record<string, unknown>
-  try {
-    config = JSON.parse(text)
-  } catch (cause) {
-    throw fail(`is not JSON: ${(cause as Error).message}`, cause)
-  }
-  if (typeof config !== 'object' || config === null || Array.isArray(config)) throw fail('must hold a JSON object')
+  const config = await readJson(path, operation)
   if (config.peft_type !== 'LORA') throw fail(`field "peft_type" must be "LORA", got ${describe(config.peft_type)}`)
   const empty = (value: unknown) =>
     value === undefined || value === null || value === false || (typeof value === 'object' && Object.keys(value).length === 0)
@@ -95,11 +87,38 @@ export async function readAdapterConfig(folder: string, operation: string) {
   if ((config.bias ?? 'none') !== 'none') throw fail(`field "bias" must be "none", got ${describe(config.bias)}`)
   const named = config.target_modules === 'all-linear' ? loraModules : config.target_modules
   if (!Array.isArray(named)) throw fail(`field "target_modules" must list projections, got ${describe(named)}`)
+  const weights = join(folder, 'adapter_model.safetensors')
   try {
-    return checkAdapter({ rank: config.r as number, alpha: config.lora_alpha as number, targetModules: named }, operation)
+    const adapter = checkAdapter(
+      { rank: config.r as number, alpha: config.lora_alpha as number, targetModules: named },
+      operation,
+    )
+    await checkSize(weights, adapter, model, operation)
+    return { ...adapter, weights }
   } catch (cause) {
+    if ((cause as { code?: string }).code !== 'INVALID_ARGUMENT') throw cause
     throw fail(`${(cause as Error).message} (fields "r", "lora_alpha", "target_modules")`, cause)
   }
+}
+
+/** A small file cannot make us allocate a large adapter: a parameter takes at least two bytes in it. */
+async function checkSize(
+  path: string,
+  { rank, modules }: { rank: number; modules: readonly LoRAModule[] },
+  model: LoopLMConfig,
+  operation: string,
+): Promise<void> {
+  const { hidden, intermediate, layers, heads, kvHeads, headDim } = nativeConfig(model)
+  const [q, kv] = [heads * headDim, kvHeads * headDim]
+  const sizes = { q_proj: [hidden, q], k_proj: [hidden, kv], v_proj: [hidden, kv], o_proj: [q, hidden] }
+  const mlp = { gate_proj: [hidden, intermediate], up_proj: [hidden, intermediate], down_proj: [intermediate, hidden] }
+  const widths = modules.flatMap((module) => ({ ...sizes, ...mlp })[module])
+  const needed = 2 * layers * rank * widths.reduce((sum, width) => sum + width, 0)
+  const found = await stat(path).catch(() => undefined)
+  if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
+  if (found.size >= needed) return
+  const message = `${path}: ${found.size} bytes cannot hold the ${needed / 2} parameters that adapter_config.json describes for this model`
+  throw new LoopLMError('INVALID_FILE', message, { operation })
 }
 
 /** Whether two adapters have the same shape. */

@@ -141,7 +141,8 @@ async function exists(path: string): Promise<boolean> {
   )
 }
 
-async function readJson(path: string, operation: string): Promise<Record<string, unknown>> {
+/** A JSON object from a file of bounded size. @throws LoopLMError NOT_FOUND, INVALID_FILE */
+export async function readJson(path: string, operation: string): Promise<Record<string, unknown>> {
   const found = await stat(path).catch(() => undefined)
   if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
   const invalid = (problem: string, cause?: unknown) =>

@@ -5,7 +5,7 @@ import { LoopLMError } from '../errors.js'
 import { call, context, type NativeModel, type NativeSequences, native } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
-import { type Adapter, adapterConfig, checkAdapter, type LoRAOptions, readAdapterConfig, sameAdapter } from './adapter.js'
+import { type Adapter, adapterConfig, checkAdapter, type LoRAOptions, readAdapter, sameAdapter } from './adapter.js'
 import { configJson, findFolder, readCheckpoint, writeFolder } from './checkpoint.js'
 import {
   checkDType,
@@ -393,7 +393,7 @@ export class LoopLM {
 
   /**
    * Loads an adapter that {@link LoopLM.saveAdapter} or PEFT wrote. A model that has one of the same rank, alpha and modules keeps it and
-   * gets the file's values, its optimizer's state stays valid.
+   * gets the file's values, its optimizer's state stays valid. Dropout that the adapter was trained with is not applied.
    *
    * @param folder with adapter_config.json and adapter_model.safetensors
    * @throws LoopLMError NOT_FOUND or INVALID_FILE naming file and field, also for adapters other than plain LoRA; the model is unchanged then
@@ -406,7 +406,7 @@ export class LoopLM {
    */
   async loadAdapter(folder: string): Promise<void> {
     const operation = 'LoopLM.loadAdapter'
-    const { rank, alpha, modules } = await readAdapterConfig(folder, operation)
+    const { rank, alpha, modules, weights } = await readAdapter(folder, this.config, operation)
     const own = this.#adapter
     if (own !== undefined && !sameAdapter(own, { rank, alpha, targetModules: modules })) {
       const message = `the model has an adapter of another rank, alpha or other modules than ${folder}: remove it first`
@@ -415,7 +415,7 @@ export class LoopLM {
     if (own === undefined) await this.addAdapter({ rank, alpha, targetModules: modules })
     const handle = this.handle(operation)
     try {
-      await call(operation, () => native().modelLoadAdapter(handle, join(folder, 'adapter_model.safetensors')))
+      await call(operation, () => native().modelLoadAdapter(handle, weights))
     } catch (error) {
       if (own === undefined) await this.removeAdapter()
       throw error
