@@ -1,0 +1,238 @@
+// Contexts and memory: the stream-ordered pool of the driver, pinned staging for copies, errors that name what was asked and free.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+#include "context.h"
+#include "cublaslt.h"
+
+namespace looplm::cuda {
+
+int fail(Context& c, const std::string& message) {
+  c.error = message;
+  return 1;
+}
+
+int check(Context& c, cudaError_t status, const char* operation) {
+  if (status == cudaSuccess) return 0;
+  cudaGetLastError();  // an error that is not sticky is over once it is reported
+  return fail(c, std::string(operation) + ": " + cudaGetErrorString(status));
+}
+
+int wait(Context& c, const char* operation) {
+  if (int status = check(c, cudaStreamSynchronize(c.stream), operation)) return status;
+  if (!c.complaint->raised) return 0;
+  const Complaint found = *c.complaint;
+  c.complaint->raised = 0;
+  return fail(c, std::string("a kernel before ") + operation + " met index " + std::to_string(found.value) + " outside 0 .. " +
+                     std::to_string(found.limit - 1) + "; what it wrote is not valid");
+}
+
+namespace {
+
+constexpr size_t staging_bytes = 4 << 20;
+thread_local std::string open_error = "no context";
+
+std::string gib(size_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.2f GiB", double(bytes) / double(1 << 30));
+  return text;
+}
+
+std::string describe_device(int device) {
+  int major = 0, minor = 0, processors = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceProp properties;
+  const bool named = cudaGetDeviceProperties(&properties, device) == cudaSuccess;
+  size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  return std::string(named ? properties.name : "unnamed device") + ", compute capability " + std::to_string(major) + "." +
+         std::to_string(minor) + ", " + std::to_string(processors) + " multiprocessors, " + gib(total);
+}
+
+// Everything that open takes, in the order in which it may fail.
+cudaError_t acquire(Context& c) {
+  const auto first_error = [](std::initializer_list<cudaError_t> statuses) {
+    for (cudaError_t s : statuses)
+      if (s != cudaSuccess) return s;
+    return cudaSuccess;
+  };
+  if (cudaError_t s = first_error({cudaSetDevice(c.device), cudaStreamCreateWithFlags(&c.stream, cudaStreamNonBlocking),
+                                   cudaDeviceGetDefaultMemPool(&c.pool, c.device)}))
+    return s;
+  uint64_t keep = UINT64_MAX;  // freed memory stays with the process, so that the next step's allocations cost nothing
+  c.staging.size = staging_bytes;
+  return first_error({cudaMemPoolSetAttribute(c.pool, cudaMemPoolAttrReleaseThreshold, &keep),
+                      cudaMallocHost(reinterpret_cast<void**>(&c.staging.half[0]), staging_bytes),
+                      cudaMallocHost(reinterpret_cast<void**>(&c.staging.half[1]), staging_bytes),
+                      cudaMallocHost(reinterpret_cast<void**>(&c.complaint), sizeof(Complaint)),
+                      cudaEventCreateWithFlags(&c.staging.copied[0], cudaEventDisableTiming),
+                      cudaEventCreateWithFlags(&c.staging.copied[1], cudaEventDisableTiming)});
+}
+
+void close(void* ctx) {
+  auto* c = static_cast<Context*>(ctx);
+  if (!c) return;
+  cudaSetDevice(c->device);
+  if (c->stream) cudaStreamSynchronize(c->stream);
+  if (c->scratch) cudaFreeAsync(c->scratch, c->stream);
+  close_lt(c->lt);
+  for (int i : {0, 1}) {
+    if (c->staging.half[i]) cudaFreeHost(c->staging.half[i]);
+    if (c->staging.copied[i]) cudaEventDestroy(c->staging.copied[i]);
+  }
+  if (c->complaint) cudaFreeHost(c->complaint);
+  if (c->stream) cudaStreamDestroy(c->stream);
+  delete c;
+}
+
+void* open(int32_t device, int32_t) {
+  int count = 0;
+  if (cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess || device < 0 || device >= count) {
+    cudaGetLastError();
+    open_error = status != cudaSuccess ? cudaGetErrorString(status)
+                                       : "there is no device " + std::to_string(device) + ", " + std::to_string(count) +
+                                             (count == 1 ? " was found" : " were found");
+    return nullptr;
+  }
+  auto* c = new (std::nothrow) Context;
+  if (!c) return nullptr;
+  c->device = device;
+  if (cudaError_t status = acquire(*c)) {
+    cudaGetLastError();
+    open_error = cudaGetErrorString(status);
+    close(c);
+    return nullptr;
+  }
+  *c->complaint = {};
+  c->lt = open_lt();
+  c->description = describe_device(device) + ", " + describe_lt(c->lt);
+  return c;
+}
+
+const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error.c_str() : open_error.c_str(); }
+const char* describe(void* ctx) { return static_cast<Context*>(ctx)->description.c_str(); }
+int supports(void*, LoopDType dt) { return dt == LOOP_F32 || dt == LOOP_BF16; }
+
+// A second attempt gives what the pool keeps back to the device first.
+void* take(Context& c, size_t bytes) {
+  void* p = nullptr;
+  for (int attempt = 0; attempt < 2; attempt++) {
+    const cudaError_t status = cudaMallocAsync(&p, std::max<size_t>(bytes, 1), c.stream);
+    if (status == cudaSuccess) return p;
+    cudaGetLastError();
+    cudaStreamSynchronize(c.stream);
+    cudaMemPoolTrimTo(c.pool, 0);
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    fail(c, std::string(cudaGetErrorString(status)) + ": " + gib(bytes) + " were asked, " + gib(free) + " of " + gib(total) +
+                " are free");
+  }
+  return nullptr;
+}
+
+void* allocate(void* ctx, size_t bytes) { return take(enter(ctx), bytes); }
+void release(void* ctx, void* p) {
+  Context& c = enter(ctx);
+  cudaFreeAsync(p, c.stream);
+}
+
+// A piece of pinned memory of at most `bytes`; `taken` says how much of it there is.
+cudaError_t stage(Context& c, size_t bytes, char** p, size_t* taken) {
+  Staging& s = c.staging;
+  if (s.used == s.size) {
+    if (cudaError_t status = cudaEventRecord(s.copied[s.active], c.stream)) return status;
+    s.active ^= 1;
+    s.used = 0;
+    if (cudaError_t status = cudaEventSynchronize(s.copied[s.active])) return status;
+  }
+  *p = s.half[s.active] + s.used;
+  *taken = std::min(bytes, s.size - s.used);
+  s.used = std::min(s.size, (s.used + *taken + 255) / 256 * 256);
+  return cudaSuccess;
+}
+
+int copy_in(void* ctx, void* dst, const void* host_src, size_t bytes) {
+  Context& c = enter(ctx);
+  auto* to = static_cast<char*>(dst);
+  for (auto* from = static_cast<const char*>(host_src); bytes > 0;) {
+    char* p = nullptr;
+    size_t n = 0;
+    if (int status = check(c, stage(c, bytes, &p, &n), "copy_in")) return status;
+    std::memcpy(p, from, n);
+    if (int status = check(c, cudaMemcpyAsync(to, p, n, cudaMemcpyHostToDevice, c.stream), "copy_in")) return status;
+    from += n, to += n, bytes -= n;
+  }
+  return 0;
+}
+
+int copy_out(void* ctx, void* host_dst, const void* src, size_t bytes) {
+  return read_back(enter(ctx), host_dst, src, bytes);
+}
+
+int copy(void* ctx, void* dst, const void* src, size_t bytes) {
+  Context& c = enter(ctx);
+  return bytes == 0 ? 0 : check(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, c.stream), "copy");
+}
+
+int zero(void* ctx, void* dst, size_t bytes) {
+  Context& c = enter(ctx);
+  return bytes == 0 ? 0 : check(c, cudaMemsetAsync(dst, 0, bytes, c.stream), "zero");
+}
+
+int synchronize(void* ctx) { return wait(enter(ctx), "synchronize"); }
+
+}  // namespace
+
+// Piece by piece through the two halves: one is copied to the host's array while the device fills the other.
+int read_back(Context& c, void* host, const void* device, size_t bytes) {
+  Staging& s = c.staging;
+  if (int status = wait(c, "copy_out")) return status;  // also: both halves are free
+  s.used = 0;
+  auto* to = static_cast<char*>(host);
+  const auto* from = static_cast<const char*>(device);
+  const size_t pieces = size_t(ceil_div(int64_t(bytes), int64_t(s.size)));
+  const auto length = [&](size_t i) { return std::min(s.size, bytes - i * s.size); };
+  for (size_t i = 0; i <= pieces; i++) {
+    if (i < pieces) {
+      const int half = int(i & 1);
+      cudaError_t status = cudaMemcpyAsync(s.half[half], from + i * s.size, length(i), cudaMemcpyDeviceToHost, c.stream);
+      if (status == cudaSuccess) status = cudaEventRecord(s.copied[half], c.stream);
+      if (status != cudaSuccess) return check(c, status, "copy_out");
+    }
+    if (i > 0) {
+      const int half = int(i - 1 & 1);
+      if (int status = check(c, cudaEventSynchronize(s.copied[half]), "copy_out")) return status;
+      std::memcpy(to + (i - 1) * s.size, s.half[half], length(i - 1));
+    }
+  }
+  return 0;
+}
+
+void* scratch(Context& c, size_t bytes) {
+  if (bytes <= c.scratch_bytes) return c.scratch;
+  if (c.scratch) cudaFreeAsync(c.scratch, c.stream);
+  c.scratch = take(c, bytes);
+  c.scratch_bytes = c.scratch ? bytes : 0;
+  return c.scratch;
+}
+
+void add_memory(LoopBackend& table) {
+  table.open = open;
+  table.close = close;
+  table.last_error = last_error;
+  table.describe = describe;
+  table.supports = supports;
+  table.allocate = allocate;
+  table.release = release;
+  table.copy_in = copy_in;
+  table.copy_out = copy_out;
+  table.copy = copy;
+  table.zero = zero;
+  table.synchronize = synchronize;
+}
+
+}  // namespace looplm::cuda

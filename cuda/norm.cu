@@ -1,0 +1,187 @@
+// RMS(v; w) = v · rsqrt(mean v² + eps) · w with the residual connection around it (math.md §1). One row per block; a thread owns the
+// same columns in every pass over the row, so what it wrote in one it may read in the next. Rows are read from memory once and from
+// the L1 cache after that.
+#include "columns.h"
+#include "context.h"
+#include "vector.h"
+
+namespace looplm::cuda {
+namespace {
+
+// h_out = h + RMS(branch; w_branch),  x = RMS(h_out; w_next); without a branch x = RMS(h; w_next). x sees h_out as it is stored.
+template <class T, int W>
+__global__ void residual_norm_kernel(int64_t d, float eps, const T* h, const T* branch, const T* w_branch, const T* w_next, T* h_out,
+                                     T* x) {
+  SHARED_ARRAY(float, scratch, 32);
+  const int64_t row = int64_t(blockIdx.x) * d;
+  const int begin = int(threadIdx.x) * W, step = int(blockDim.x) * W;
+  float v[W], r[W], w[W];
+  float square = 0;
+  if (branch) {
+    for (int j = begin; j < d; j += step) {
+      read<W>(branch + row + j, v);
+#pragma unroll
+      for (int k = 0; k < W; k++) square += v[k] * v[k];
+    }
+    const float scale = 1 / sqrtf(block_sum(square, scratch) / float(d) + eps);
+    square = 0;
+    for (int j = begin; j < d; j += step) {
+      read<W>(branch + row + j, v);
+      read<W>(w_branch + j, w);
+      read<W>(h + row + j, r);
+#pragma unroll
+      for (int k = 0; k < W; k++) {
+        r[k] = to_float(from_float<T>(r[k] + v[k] * scale * w[k]));
+        square += r[k] * r[k];
+      }
+      write<W>(h_out + row + j, r);
+    }
+  } else {
+    for (int j = begin; j < d; j += step) {
+      read<W>(h + row + j, v);
+#pragma unroll
+      for (int k = 0; k < W; k++) square += v[k] * v[k];
+    }
+  }
+  if (!w_next) return;
+  const T* from = branch ? h_out : h;
+  const float scale = 1 / sqrtf(block_sum(square, scratch) / float(d) + eps);
+  for (int j = begin; j < d; j += step) {
+    read<W>(from + row + j, v);
+    read<W>(w_next + j, w);
+#pragma unroll
+    for (int k = 0; k < W; k++) v[k] *= scale * w[k];
+    write<W>(x + row + j, v);
+  }
+}
+
+int residual_norm(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, const void* h, const void* branch,
+                  const void* w_branch, const void* w_next, void* h_out, void* x) {
+  return with_dtype(ctx, "residual_norm", dt, [&]<class T>(Context& c, T) {
+    const auto go = [&](auto kernel, int width) {
+      return check(c,
+                   launch(kernel, dim3(unsigned(n)), dim3(unsigned(row_threads(d, width))), 0, c.stream, d, float(eps),
+                          static_cast<const T*>(h), static_cast<const T*>(branch), static_cast<const T*>(w_branch),
+                          static_cast<const T*>(w_next), static_cast<T*>(h_out), static_cast<T*>(x)),
+                   "residual_norm");
+    };
+    return vectorizable(d, wide<T>, {h, branch, w_branch, w_next, h_out, x}) ? go(residual_norm_kernel<T, wide<T>>, wide<T>)
+                                                                            : go(residual_norm_kernel<T, 1>, 1);
+  });
+}
+
+// Sums of two numbers over the block, in a fixed order. scratch: 64 floats.
+__device__ __forceinline__ void block_sums(float& a, float& b, Shared<float> scratch) {
+  a = warp_sum(a), b = warp_sum(b);
+  if (lane_id() == 0) scratch[warp_id()] = a, scratch[32 + warp_id()] = b;
+  __syncthreads();
+  a = scratch[0], b = scratch[32];
+  for (int warp = 1; warp < int(blockDim.x / 32); warp++) a += float(scratch[warp]), b += float(scratch[32 + warp]);
+  __syncthreads();
+}
+
+// y = v s w, s = rsqrt(mean v² + eps):  ∂v = s w ∂y - v s³ mean(∂y w v),  ∂w += ∂y v s.  Every block does every gridDim.x-th row and
+// keeps its own ∂w of both weights in shared memory (column_floats each), at the end in partial[block][next, branch][d].
+template <class T, int W>
+__global__ void __launch_bounds__(256)
+    norm_backward_kernel(int64_t n, int64_t d, float eps, const T* h_out, const T* branch, const T* w_branch, const T* w_next,
+                         const T* dx, float* dh, T* dbranch, float* partial) {
+  SHARED_ARRAY(float, scratch, 64);
+  const int begin = int(threadIdx.x) * W, step = int(blockDim.x) * W, threads = int(blockDim.x);
+  const size_t columns = size_t((d + step - 1) / step) * step;
+  const Shared<float> dw_next = dynamic_shared<float>(0, columns), dw_branch = dynamic_shared<float>(columns * 4, columns);
+  float v[W], w[W], dy[W], g[W];
+  for (int j = begin, own = int(threadIdx.x); j < d; j += step, own += step)
+#pragma unroll
+    for (int k = 0; k < W; k++) dw_next[own + k * threads] = 0, dw_branch[own + k * threads] = 0;
+  for (int64_t row = blockIdx.x; row < n; row += gridDim.x) {
+    const int64_t at = row * d;
+    if (dx) {
+      float square = 0, product = 0;
+      for (int j = begin; j < d; j += step) {
+        read<W>(h_out + at + j, v);
+        read<W>(dx + at + j, dy);
+        read<W>(w_next + j, w);
+#pragma unroll
+        for (int k = 0; k < W; k++) square += v[k] * v[k], product += dy[k] * w[k] * v[k];
+      }
+      block_sums(square, product, scratch);
+      const float s = 1 / sqrtf(square / float(d) + eps), pull = s * s * s * (product / float(d));
+      for (int j = begin, own = int(threadIdx.x); j < d; j += step, own += step) {
+        read<W>(h_out + at + j, v);
+        read<W>(dx + at + j, dy);
+        read<W>(w_next + j, w);
+        read<W>(dh + at + j, g);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+          dw_next[own + k * threads] = float(dw_next[own + k * threads]) + dy[k] * v[k] * s;
+          g[k] += s * w[k] * dy[k] - v[k] * pull;
+        }
+        write<W>(dh + at + j, g);
+      }
+    }
+    if (branch) {
+      float square = 0, product = 0;
+      for (int j = begin; j < d; j += step) {
+        read<W>(branch + at + j, v);
+        read<W>(dh + at + j, g);
+        read<W>(w_branch + j, w);
+#pragma unroll
+        for (int k = 0; k < W; k++) square += v[k] * v[k], product += g[k] * w[k] * v[k];
+      }
+      block_sums(square, product, scratch);
+      const float s = 1 / sqrtf(square / float(d) + eps), pull = s * s * s * (product / float(d));
+      for (int j = begin, own = int(threadIdx.x); j < d; j += step, own += step) {
+        read<W>(branch + at + j, v);
+        read<W>(dh + at + j, g);
+        read<W>(w_branch + j, w);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+          dw_branch[own + k * threads] = float(dw_branch[own + k * threads]) + g[k] * v[k] * s;
+          v[k] = s * w[k] * g[k] - v[k] * pull;
+        }
+        write<W>(dbranch + at + j, v);
+      }
+    }
+  }
+  for (int j = begin, own = int(threadIdx.x); j < d; j += step, own += step)
+#pragma unroll
+    for (int k = 0; k < W; k++) {
+      partial[2 * d * blockIdx.x + j + k] = dw_next[own + k * threads];
+      partial[2 * d * blockIdx.x + d + j + k] = dw_branch[own + k * threads];
+    }
+}
+
+int residual_norm_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, const void* h_out, const void* branch,
+                           const void* w_branch, const void* w_next, const void* dx, void* dh, void* dbranch, void* dw_branch,
+                           void* dw_next) {
+  return with_dtype(ctx, "residual_norm_backward", dt, [&]<class T>(Context& c, T) {
+    const int blocks = column_blocks(n);
+    auto* partial = static_cast<float*>(scratch(c, size_t(blocks) * size_t(d) * 8));
+    if (!partial) return 1;
+    const auto go = [&](auto kernel, int width) {
+      return check(c,
+                   launch(kernel, dim3(unsigned(blocks)), dim3(unsigned(row_threads(d, width))),
+                          column_floats(d, row_threads(d, width), width) * 8, c.stream, n, d,
+                          float(eps), static_cast<const T*>(h_out), static_cast<const T*>(branch), static_cast<const T*>(w_branch),
+                          static_cast<const T*>(w_next), static_cast<const T*>(dx), static_cast<float*>(dh),
+                          static_cast<T*>(dbranch), partial),
+                   "residual_norm_backward");
+    };
+    int status = vectorizable(d, wide<T>, {h_out, branch, w_branch, w_next, dx, dh, dbranch})
+                     ? go(norm_backward_kernel<T, wide<T>>, wide<T>)
+                     : go(norm_backward_kernel<T, 1>, 1);
+    if (!status && dx) status = add_partials(c, blocks, 2 * d, d, partial, dw_next);
+    if (!status && branch) status = add_partials(c, blocks, 2 * d, d, partial + d, dw_branch);
+    return status;
+  });
+}
+
+}  // namespace
+
+void add_norm(LoopBackend& table) {
+  table.residual_norm = residual_norm;
+  table.residual_norm_backward = residual_norm_backward;
+}
+
+}  // namespace looplm::cuda

@@ -1,0 +1,53 @@
+// Rotary positions in place on a row of q, k and v heads (math.md §1): (u, v) = (x[j], x[j + head_dim/2]) turn by the position's angle.
+// The layout of the row is the split into q, k and v, so nothing else is moved. A thread turns W pairs.
+#include "context.h"
+#include "vector.h"
+
+namespace looplm::cuda {
+namespace {
+
+template <class T, int W>
+__global__ void rope_kernel(int64_t count, int heads, int head_dim, int64_t row_stride, const int32_t* positions,
+                            const float* cos_sin, float direction, T* qkv) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  const int half = head_dim / 2, per_head = half / W, per_row = heads * per_head;
+  const int64_t row = i / per_row;
+  const int rest = int(i - row * per_row), head = rest / per_head, j = (rest - head * per_head) * W;
+  const float* angle = cos_sin + int64_t(positions[row]) * head_dim + j;
+  T* x = qkv + row * row_stride + int64_t(head) * head_dim + j;
+  float u[W], v[W], cosine[W], sine[W];
+  read<W>(x, u);
+  read<W>(x + half, v);
+  read<W>(angle, cosine);
+  read<W>(angle + half, sine);
+#pragma unroll
+  for (int k = 0; k < W; k++) {
+    const float a = u[k], b = v[k], s = direction * sine[k];
+    u[k] = a * cosine[k] - b * s;
+    v[k] = b * cosine[k] + a * s;
+  }
+  write<W>(x, u);
+  write<W>(x + half, v);
+}
+
+int rope(void* ctx, LoopDType dt, int64_t n, int32_t heads, int32_t head_dim, int64_t row_stride, const int32_t* positions,
+         const void* cos_sin, int inverse, void* qkv) {
+  return with_dtype(ctx, "rope", dt, [&]<class T>(Context& c, T) {
+    const auto go = [&](auto kernel, int width) {
+      const int64_t count = n * heads * (head_dim / 2 / width);
+      return check(c,
+                   launch(kernel, dim3(unsigned(ceil_div(count, 256))), dim3(256), 0, c.stream, count, heads, head_dim, row_stride,
+                          positions, static_cast<const float*>(cos_sin), inverse ? -1.0f : 1.0f, static_cast<T*>(qkv)),
+                   "rope");
+    };
+    return vectorizable(head_dim / 2, wide<T>, {cos_sin, qkv}) && row_stride % wide<T> == 0 ? go(rope_kernel<T, wide<T>>, wide<T>)
+                                                                                           : go(rope_kernel<T, 1>, 1);
+  });
+}
+
+}  // namespace
+
+void add_rope(LoopBackend& table) { table.rope = rope; }
+
+}  // namespace looplm::cuda

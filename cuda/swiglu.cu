@@ -1,0 +1,79 @@
+// out = silu(g)·u, silu(g) = g σ(g) (math.md §1). gate_up [n, 2f]: g then u. A thread does W columns of a row.
+#include "context.h"
+#include "vector.h"
+
+namespace looplm::cuda {
+namespace {
+
+__device__ __forceinline__ float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+
+template <class T, int W>
+__global__ void swiglu_kernel(int64_t count, int64_t f, const T* gate_up, T* out) {
+  const int64_t at = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * W;
+  if (at >= count) return;
+  const int64_t in = at + at / f * f;
+  float g[W], u[W];
+  read<W>(gate_up + in, g);
+  read<W>(gate_up + in + f, u);
+#pragma unroll
+  for (int k = 0; k < W; k++) g[k] *= sigmoid(g[k]) * u[k];
+  write<W>(out + at, g);
+}
+
+// ∂g = ∂out u σ(g) (1 + g (1 - σ(g))),   ∂u = ∂out silu(g); dgate_up may be gate_up
+template <class T, int W>
+__global__ void swiglu_backward_kernel(int64_t count, int64_t f, const T* gate_up, const T* dout, T* dgate_up, T* out) {
+  const int64_t at = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * W;
+  if (at >= count) return;
+  const int64_t in = at + at / f * f;
+  float g[W], u[W], d[W], product[W];
+  read<W>(gate_up + in, g);
+  read<W>(gate_up + in + f, u);
+  read<W>(dout + at, d);
+#pragma unroll
+  for (int k = 0; k < W; k++) {
+    const float s = sigmoid(g[k]), silu = g[k] * s;
+    product[k] = silu * u[k];
+    g[k] = d[k] * u[k] * s * (1 + g[k] * (1 - s));
+    u[k] = d[k] * silu;
+  }
+  write<W>(dgate_up + in, g);
+  write<W>(dgate_up + in + f, u);
+  write<W>(out + at, product);
+}
+
+int swiglu(void* ctx, LoopDType dt, int64_t n, int64_t f, const void* gate_up, void* out) {
+  return with_dtype(ctx, "swiglu", dt, [&]<class T>(Context& c, T) {
+    const auto go = [&](auto kernel, int width) {
+      return check(c,
+                   launch(kernel, dim3(unsigned(ceil_div(n * f, 256 * width))), dim3(256), 0, c.stream, n * f, f,
+                          static_cast<const T*>(gate_up), static_cast<T*>(out)),
+                   "swiglu");
+    };
+    return vectorizable(f, wide<T>, {gate_up, out}) ? go(swiglu_kernel<T, wide<T>>, wide<T>) : go(swiglu_kernel<T, 1>, 1);
+  });
+}
+
+int swiglu_backward(void* ctx, LoopDType dt, int64_t n, int64_t f, const void* gate_up, const void* dout, void* dgate_up,
+                    void* out) {
+  return with_dtype(ctx, "swiglu_backward", dt, [&]<class T>(Context& c, T) {
+    const auto go = [&](auto kernel, int width) {
+      return check(c,
+                   launch(kernel, dim3(unsigned(ceil_div(n * f, 256 * width))), dim3(256), 0, c.stream, n * f, f,
+                          static_cast<const T*>(gate_up), static_cast<const T*>(dout), static_cast<T*>(dgate_up),
+                          static_cast<T*>(out)),
+                   "swiglu_backward");
+    };
+    return vectorizable(f, wide<T>, {gate_up, dout, dgate_up, out}) ? go(swiglu_backward_kernel<T, wide<T>>, wide<T>)
+                                                                    : go(swiglu_backward_kernel<T, 1>, 1);
+  });
+}
+
+}  // namespace
+
+void add_swiglu(LoopBackend& table) {
+  table.swiglu = swiglu;
+  table.swiglu_backward = swiglu_backward;
+}
+
+}  // namespace looplm::cuda

@@ -1,0 +1,33 @@
+// The one symbol of the library: the kernel table on CUDA. Loading the library needs no driver; `open` says what is missing.
+#include "context.h"
+
+namespace looplm::cuda {
+namespace {
+
+LoopBackend make_table() {
+  LoopBackend table{};
+  table.abi = LOOPLM_BACKEND_ABI;
+  table.name = LOOPLM_CUDA_NAME;  // "cuda", or "cuda-emulated" where g++ compiled the same files
+  add_memory(table);
+  add_gemm(table);
+  add_rows(table);
+  add_norm(table);
+  add_rope(table);
+  add_attention(table);
+  add_decode_attention(table);
+  add_swiglu(table);
+  add_exit(table);
+  add_head(table);
+  add_optimizer(table);
+  add_sample(table);
+  add_tensor(table);
+  return table;
+}
+
+}  // namespace
+}  // namespace looplm::cuda
+
+extern "C" __attribute__((visibility("default"))) const LoopBackend* looplm_cuda_backend(void) {
+  static const LoopBackend table = looplm::cuda::make_table();
+  return &table;
+}

@@ -1,0 +1,75 @@
+// Rows of activations and reals as float32 in registers, 16 bytes to a load where the addresses allow it.
+#pragma once
+#include <algorithm>
+#include <initializer_list>
+
+#include "simt.h"
+
+namespace looplm::cuda {
+
+// Elements of T in 16 bytes: what one thread handles at a time.
+template <class T>
+constexpr int wide = 16 / int(sizeof(T));
+
+// Whether rows of `d` elements can be read `width` at a time: all of it multiples of 16 bytes for every dtype.
+inline bool vectorizable(int64_t d, int width, std::initializer_list<const void*> pointers) {
+  bool aligned = d % width == 0;
+  for (const void* p : pointers) aligned = aligned && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  return aligned;
+}
+
+// Threads of a block that walks a row of `d` elements, `width` at a time: one warp at least, `most` at most.
+inline int row_threads(int64_t d, int width, int most = 256) {
+  const int64_t needed = (d + 32 * width - 1) / (32 * width) * 32;
+  return needed < 32 ? 32 : needed < most ? int(needed) : most;
+}
+
+template <int W>
+__device__ __forceinline__ void read(const float* p, float (&x)[W]) {
+  if constexpr (W % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < W; i += 4) {
+      const float4 v = load<float4>(p + i);
+      x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < W; i++) x[i] = p[i];
+  }
+}
+template <int W>
+__device__ __forceinline__ void read(const bf16* p, float (&x)[W]) {
+  const auto pair = [&](int i, uint32_t two) { x[i] = bf16_low(two), x[i + 1] = bf16_high(two); };
+  if constexpr (W == 8) {
+    const uint4 v = load<uint4>(p);
+    pair(0, v.x), pair(2, v.y), pair(4, v.z), pair(6, v.w);
+  } else if constexpr (W == 4) {
+    const uint2 v = load<uint2>(p);
+    pair(0, v.x), pair(2, v.y);
+  } else {
+#pragma unroll
+    for (int i = 0; i < W; i++) x[i] = to_float(p[i]);
+  }
+}
+template <int W>
+__device__ __forceinline__ void write(float* p, const float (&x)[W]) {
+  if constexpr (W % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < W; i += 4) store(p + i, float4{x[i], x[i + 1], x[i + 2], x[i + 3]});
+  } else {
+#pragma unroll
+    for (int i = 0; i < W; i++) p[i] = x[i];
+  }
+}
+template <int W>
+__device__ __forceinline__ void write(bf16* p, const float (&x)[W]) {
+  if constexpr (W == 8)
+    store(p, uint4{pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7])});
+  else if constexpr (W == 4) store(p, uint2{pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3])});
+  else {
+#pragma unroll
+    for (int i = 0; i < W; i++) p[i] = to_bf16(x[i]);
+  }
+}
+
+}  // namespace looplm::cuda
