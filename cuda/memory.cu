@@ -204,7 +204,7 @@ int read_back(Context& c, void* host, const void* device, size_t bytes) {
       if (status != cudaSuccess) return check(c, status, "copy_out");
     }
     if (i > 0) {
-      const int half = int(i - 1 & 1);
+      const int half = int((i - 1) & 1);
       if (int status = check(c, cudaEventSynchronize(s.copied[half]), "copy_out")) return status;
       std::memcpy(to + (i - 1) * s.size, s.half[half], length(i - 1));
     }

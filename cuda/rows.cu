@@ -80,12 +80,13 @@ template <int W>
 __global__ void embed_backward_kernel(int64_t n, int64_t d, int64_t vocabulary, const int32_t* ids, const float* dout,
                                       float* dtable, Complaint* complaint) {
   SHARED_ARRAY(unsigned, found, 8);  // a bit for each of the rows that the block looks at together
+  SHARED_ARRAY(int, counts, 8);
   const int64_t row = blockIdx.x, column = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * W;
   const int32_t id = ids[row];
   if (!accept(id, vocabulary, complaint)) return;
   for (int64_t base = 0; base < row; base += blockDim.x) {
     const int64_t i = base + threadIdx.x;
-    if (__syncthreads_or(i < row && ids[i] == id)) return;
+    if (block_sum(int(i < row && ids[i] == id), counts) > 0) return;
   }
   float sum[W] = {};
   if (column < d) read<W>(dtable + id * d + column, sum);

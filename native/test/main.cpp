@@ -1,5 +1,7 @@
-// looplm_kernel_tests [--backend reference|cpu] [--dtype f32|bf16|f64] [--list] [filter]
+// looplm_kernel_tests [--backend reference|cpu|LIBRARY] [--dtype f32|bf16|f64] [--list] [filter]
 // Without --dtype: every dtype that the backend supports. The filter is a part of a test's name.
+#include <dlfcn.h>
+
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -15,7 +17,7 @@ namespace looplm::test {
 namespace {
 
 struct Options {
-  std::string backend = "reference", dtype, filter;
+  std::string backend = "reference", dtype, filter;  // a backend with a slash in it is the path of a shared library
   bool list = false;
 };
 
@@ -42,7 +44,11 @@ const LoopBackend* find_backend(const std::string& name) {
 #ifdef LOOPLM_WITH_CPU
   if (name == "cpu") return looplm_cpu_backend();
 #endif
-  throw Usage{"backend " + name + " is not in this program"};
+  if (name.find('/') == std::string::npos) throw Usage{"backend " + name + " is not in this program"};
+  void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* entry = library ? dlsym(library, "looplm_cuda_backend") : nullptr;
+  if (!entry) throw Usage{dlerror()};
+  return reinterpret_cast<const LoopBackend* (*)()>(entry)();
 }
 
 const char* dtype_name(LoopDType dt) { return dt == LOOP_F64 ? "f64" : dt == LOOP_BF16 ? "bf16" : "f32"; }
@@ -95,7 +101,7 @@ int main(int argc, char** argv) {
   try {
     return looplm::test::run_all(looplm::test::parse(argc, argv));
   } catch (const looplm::test::Usage& usage) {
-    std::fprintf(stderr, "%s\nusage: looplm_kernel_tests [--backend reference|cpu] [--dtype f32|bf16|f64] [--list] [filter]\n",
+    std::fprintf(stderr, "%s\nusage: looplm_kernel_tests [--backend reference|cpu|LIBRARY] [--dtype f32|bf16|f64] [--list] [filter]\n",
                  usage.message.c_str());
     return 2;
   }

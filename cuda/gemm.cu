@@ -1,0 +1,296 @@
+// C[m,n] (+)= op(A) op(B). Large products go to cuBLASLt where the machine has it; the kernels here do everything else, and all of it
+// without the library. Every element is summed over k in ascending order by one thread (float32) or in steps of 16 by the tensor core
+// (bfloat16), whatever the tile: the result of a row does not depend on the number of rows or on which kernel was chosen.
+#include <algorithm>
+
+#include "context.h"
+#include "cublaslt.h"
+#include "vector.h"
+
+namespace looplm::cuda {
+namespace {
+
+// From this number of rows on cuBLASLt is worth its launch; below, and for everything that a decoded token needs, rows stay bit for bit
+// what they are alone.
+constexpr int64_t library_rows = 1024;
+
+// Blocks in groups of 8 tile rows, so that what runs together shares its operands in the L2 cache.
+__device__ __forceinline__ void tile_of(int64_t block, int64_t tiles_m, int64_t tiles_n, int64_t& tile_m, int64_t& tile_n) {
+  const int64_t per_group = 8 * tiles_n, group = block / per_group, first = group * 8;
+  const int64_t height = tiles_m - first < 8 ? tiles_m - first : 8, within = block - group * per_group;
+  tile_m = first + within % height;
+  tile_n = within / height;
+}
+
+// ---- float32: BM × BN tiles, 16 × 16 threads with (BM/16) × (BN/16) elements each, the next tile of A and B on its way in registers ----
+
+template <bool TA, bool TB, int BM, int BN>
+__global__ void __launch_bounds__(256) float_kernel(Gemm g, int64_t tiles_m, int64_t tiles_n) {
+  constexpr int BK = 16, TM = BM / 16, TN = BN / 16, LA = BM * BK / 256, LB = BN * BK / 256;
+  SHARED_ARRAY(float, tile_a, BK * (BM + 1));  // [k][m]; one more column keeps a warp's stores on different banks
+  SHARED_ARRAY(float, tile_b, BK * (BN + 1));  // [k][n]
+  int64_t tile_m, tile_n;
+  tile_of(blockIdx.x, tiles_m, tiles_n, tile_m, tile_n);
+  const int64_t m0 = tile_m * BM, n0 = tile_n * BN;
+  const auto *a = static_cast<const float*>(g.a), *b = static_cast<const float*>(g.b);
+  const int t = int(threadIdx.x), ty = t / 16, tx = t % 16;
+  float next_a[LA], next_b[LB], sum[TM][TN] = {};
+
+  // The i-th element that this thread moves; neighbours in memory go to neighbouring threads.
+  const auto at_a = [&](int i, int& m, int& k) {
+    const int e = i * 256 + t;
+    m = TA ? e % BM : e / BK, k = TA ? e / BM : e % BK;
+  };
+  const auto at_b = [&](int i, int& n, int& k) {
+    const int e = i * 256 + t;
+    n = TB ? e / BK : e % BN, k = TB ? e % BK : e / BN;
+  };
+  const auto fetch = [&](int64_t k0) {
+#pragma unroll
+    for (int i = 0; i < LA; i++) {
+      int m, k;
+      at_a(i, m, k);
+      const int64_t row = m0 + m, l = k0 + k;
+      next_a[i] = row < g.m && l < g.k ? a[TA ? l * g.lda + row : row * g.lda + l] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < LB; i++) {
+      int n, k;
+      at_b(i, n, k);
+      const int64_t column = n0 + n, l = k0 + k;
+      next_b[i] = column < g.n && l < g.k ? b[TB ? column * g.ldb + l : l * g.ldb + column] : 0.0f;
+    }
+  };
+
+  fetch(0);
+  for (int64_t k0 = 0; k0 < g.k; k0 += BK) {
+#pragma unroll
+    for (int i = 0; i < LA; i++) {
+      int m, k;
+      at_a(i, m, k);
+      tile_a[k * (BM + 1) + m] = next_a[i];
+    }
+#pragma unroll
+    for (int i = 0; i < LB; i++) {
+      int n, k;
+      at_b(i, n, k);
+      tile_b[k * (BN + 1) + n] = next_b[i];
+    }
+    __syncthreads();
+    if (k0 + BK < g.k) fetch(k0 + BK);
+#pragma unroll
+    for (int k = 0; k < BK; k++) {
+      float x[TM], y[TN];
+#pragma unroll
+      for (int i = 0; i < TM; i++) x[i] = tile_a[k * (BM + 1) + i * 16 + ty];
+#pragma unroll
+      for (int j = 0; j < TN; j++) y[j] = tile_b[k * (BN + 1) + j * 16 + tx];
+#pragma unroll
+      for (int i = 0; i < TM; i++)
+#pragma unroll
+        for (int j = 0; j < TN; j++) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
+    }
+    __syncthreads();
+  }
+  auto* c = static_cast<float*>(g.c);
+#pragma unroll
+  for (int i = 0; i < TM; i++)
+#pragma unroll
+    for (int j = 0; j < TN; j++) {
+      const int64_t row = m0 + i * 16 + ty, column = n0 + j * 16 + tx;
+      if (row >= g.m || column >= g.n) continue;
+      float& to = c[row * g.ldc + column];
+      to = g.accumulate ? to + sum[i][j] : sum[i][j];
+    }
+}
+
+// ---- bfloat16: BM × BN tiles, WM × WN warps, BK of k at a time in a ring of STAGES that cp.async fills -------------------------------
+
+// Tiles lie in shared memory as they do in global memory; 16 bytes behind each row put the 8 rows of an ldmatrix on different banks.
+template <int ROWS, int COLUMNS>
+struct Tile {
+  static constexpr int stride = COLUMNS + 8, count = ROWS * stride;
+
+  // `Aligned`: rows begin at multiples of 16 bytes. Outside `rows` × `columns` the tile is 0.
+  template <bool Aligned, int THREADS>
+  static __device__ __forceinline__ void fetch(Shared<bf16> tile, const bf16* from, int64_t ld, int64_t row0, int64_t rows,
+                                               int64_t column0, int64_t columns) {
+    constexpr int chunks = COLUMNS / 8;
+#pragma unroll
+    for (int c = int(threadIdx.x); c < ROWS * chunks; c += THREADS) {
+      const int r = c / chunks, column = c % chunks * 8;
+      const int64_t left = columns - column0 - column;
+      const int valid = row0 + r >= rows || left <= 0 ? 0 : left < 8 ? int(left) : 8;
+      const bf16* p = from + (row0 + r) * ld + column0 + column;
+      if constexpr (Aligned) {
+        copy_async<16>(tile + r * stride + column, valid > 0 ? p : from, 2 * valid);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) tile[r * stride + column + i] = i < valid ? p[i] : bf16{0};
+      }
+    }
+  }
+};
+
+template <bool TA_, bool TB_, bool ALIGNED, int BM_, int BN_, int BK_, int WM_, int WN_, int STAGES_>
+struct Shape {
+  static constexpr bool TA = TA_, TB = TB_, aligned = ALIGNED;
+  static constexpr int BM = BM_, BN = BN_, BK = BK_, WM = WM_, WN = WN_, STAGES = STAGES_, threads = 32 * WM * WN;
+  using TileA = Tile<TA ? BK : BM, TA ? BM : BK>;
+  using TileB = Tile<TB ? BN : BK, TB ? BK : BN>;
+  static constexpr size_t stage = TileA::count + TileB::count, shared_bytes = STAGES * stage * sizeof(bf16);
+};
+
+template <class S>
+__global__ void __launch_bounds__(S::threads) tensor_kernel(Gemm g, int64_t tiles_m, int64_t tiles_n) {
+  constexpr int MT = S::BM / S::WM / 16, NT = S::BN / S::WN / 8;  // 16 × 8 products of a warp
+  using TileA = typename S::TileA;
+  using TileB = typename S::TileB;
+  int64_t tile_m, tile_n;
+  tile_of(blockIdx.x, tiles_m, tiles_n, tile_m, tile_n);
+  const int64_t m0 = tile_m * S::BM, n0 = tile_n * S::BN;
+  const int lane = lane_id(), warp_m = warp_id() / S::WN * MT * 16, warp_n = warp_id() % S::WN * NT * 8;
+  const auto *a = static_cast<const bf16*>(g.a), *b = static_cast<const bf16*>(g.b);
+  const auto tile_a = [&](int stage) { return dynamic_shared<bf16>(2 * S::stage * stage, TileA::count); };
+  const auto tile_b = [&](int stage) { return dynamic_shared<bf16>(2 * (S::stage * stage + TileA::count), TileB::count); };
+  const auto fetch = [&](int64_t t) {
+    const int stage = int(t % S::STAGES);
+    const int64_t k0 = t * S::BK;
+    if constexpr (S::TA) TileA::template fetch<S::aligned, S::threads>(tile_a(stage), a, g.lda, k0, g.k, m0, g.m);
+    else TileA::template fetch<S::aligned, S::threads>(tile_a(stage), a, g.lda, m0, g.m, k0, g.k);
+    if constexpr (S::TB) TileB::template fetch<S::aligned, S::threads>(tile_b(stage), b, g.ldb, n0, g.n, k0, g.k);
+    else TileB::template fetch<S::aligned, S::threads>(tile_b(stage), b, g.ldb, k0, g.k, n0, g.n);
+  };
+
+  float sum[MT][NT][4] = {};
+  const bool inside = m0 + warp_m < g.m && n0 + warp_n < g.n;
+  const int64_t steps = (g.k + S::BK - 1) / S::BK;
+  for (int64_t t = 0; t < S::STAGES - 1; t++) {
+    if (t < steps) fetch(t);
+    copy_async_commit();
+  }
+  const int i = lane / 8, r = lane % 8;  // this lane's row address is that of row r of matrix i
+  for (int64_t t = 0; t < steps; t++) {
+    copy_async_wait<S::STAGES - 2>();
+    __syncthreads();  // step t is there for all, and nobody reads the stage of step t - 1 any more
+    if (t + S::STAGES - 1 < steps) fetch(t + S::STAGES - 1);
+    copy_async_commit();
+    if (!inside) continue;
+    const Shared<bf16> from_a = tile_a(int(t % S::STAGES)), from_b = tile_b(int(t % S::STAGES));
+#pragma unroll
+    for (int k = 0; k < S::BK; k += 16) {
+      uint32_t x[MT][4], y[NT / 2][4];
+#pragma unroll
+      for (int m = 0; m < MT; m++) {
+        const int row = warp_m + m * 16;
+        if constexpr (S::TA) load_matrix_transposed(x[m], from_a + (k + i / 2 * 8 + r) * TileA::stride + row + i % 2 * 8);
+        else load_matrix(x[m], from_a + (row + i % 2 * 8 + r) * TileA::stride + k + i / 2 * 8);
+      }
+#pragma unroll
+      for (int n = 0; n < NT / 2; n++) {
+        const int column = warp_n + n * 16;
+        if constexpr (S::TB) load_matrix(y[n], from_b + (column + i / 2 * 8 + r) * TileB::stride + k + i % 2 * 8);
+        else load_matrix_transposed(y[n], from_b + (k + i % 2 * 8 + r) * TileB::stride + column + i / 2 * 8);
+      }
+#pragma unroll
+      for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int n = 0; n < NT; n++) mma_bf16(sum[m][n], x[m], y[n / 2][n % 2 * 2], y[n / 2][n % 2 * 2 + 1]);
+    }
+  }
+  copy_async_wait<0>();
+
+  const bool pairs = g.ldc % 2 == 0 && reinterpret_cast<uintptr_t>(g.c) % 8 == 0;
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int64_t row = m0 + warp_m + m * 16 + h * 8 + lane / 4, column = n0 + warp_n + n * 8 + lane % 4 * 2;
+        const float x = sum[m][n][2 * h], y = sum[m][n][2 * h + 1];
+        if (row >= g.m || column >= g.n) continue;
+        const int64_t at = row * g.ldc + column;
+        const bool both = column + 1 < g.n;
+        if (g.real_out) {
+          auto* c = static_cast<float*>(g.c) + at;
+          if (pairs && both) {
+            float2 out = {x, y};
+            if (g.accumulate) {
+              const float2 old = load<float2>(c);
+              out = {old.x + x, old.y + y};
+            }
+            store(c, out);
+          } else {
+            c[0] = g.accumulate ? c[0] + x : x;
+            if (both) c[1] = g.accumulate ? c[1] + y : y;
+          }
+        } else {
+          auto* c = static_cast<bf16*>(g.c) + at;
+          if (pairs && both) {
+            store(c, pack_bf16(x, y));
+          } else {
+            c[0] = to_bf16(x);
+            if (both) c[1] = to_bf16(y);
+          }
+        }
+      }
+}
+
+// ---- choosing ------------------------------------------------------------------------------------------------------------------------
+
+template <bool TA, bool TB>
+int float_gemm(Context& c, const Gemm& g) {
+  const auto go = [&](auto kernel, int bm, int bn) {
+    const int64_t tiles_m = ceil_div(g.m, bm), tiles_n = ceil_div(g.n, bn);
+    return check(c, launch(kernel, dim3(unsigned(tiles_m * tiles_n)), dim3(256), 0, c.stream, g, tiles_m, tiles_n), "gemm");
+  };
+  return ceil_div(g.m, 128) * ceil_div(g.n, 128) >= 64 ? go(float_kernel<TA, TB, 128, 128>, 128, 128)
+                                                       : go(float_kernel<TA, TB, 32, 32>, 32, 32);
+}
+
+template <bool TA, bool TB>
+int tensor_gemm(Context& c, const Gemm& g) {
+  const auto go = [&]<class S>(S) {
+    const int64_t tiles_m = ceil_div(g.m, S::BM), tiles_n = ceil_div(g.n, S::BN);
+    return check(c,
+                 launch(tensor_kernel<S>, dim3(unsigned(tiles_m * tiles_n)), dim3(S::threads), S::shared_bytes, c.stream, g, tiles_m,
+                        tiles_n),
+                 "gemm");
+  };
+  const bool aligned = (reinterpret_cast<uintptr_t>(g.a) | reinterpret_cast<uintptr_t>(g.b)) % 16 == 0 && g.lda % 8 == 0 && g.ldb % 8 == 0;
+  if (!aligned) return go(Shape<TA, TB, false, 64, 64, 64, 2, 2, 3>{});
+  // Few rows: a weight streamed once by as many blocks as there can be, with much of it under way.
+  if (g.m <= 16) return go(Shape<TA, TB, true, 16, 32, 128, 1, 2, 6>{});
+  if (ceil_div(g.m, 128) * ceil_div(g.n, 128) >= 64) return go(Shape<TA, TB, true, 128, 128, 32, 2, 4, 4>{});
+  return go(Shape<TA, TB, true, 64, 64, 64, 2, 2, 3>{});
+}
+
+int gemm(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
+         const void* b, int64_t ldb, void* c_, int64_t ldc, int flags, const void*) {
+  const bool accumulate = flags & LOOP_GEMM_ACCUMULATE;
+  const bool real_out = accumulate || (flags & LOOP_GEMM_REAL_OUT) || dt == LOOP_F32;
+  const Gemm g{transpose_a != 0, transpose_b != 0, m, n, k, a, lda, b, ldb, c_, ldc, real_out, accumulate};
+  return with_dtype(ctx, "gemm", dt, [&]<class T>(Context& c, T) {
+    if (m == 0 || n == 0) return 0;
+    if (c.lt && (m >= library_rows || transpose_a) && k > 0 && multiply_lt(c, dt, g)) return 0;
+    const auto go = [&](auto ta, auto tb) {
+      if constexpr (std::is_same_v<T, float>) return float_gemm<ta(), tb()>(c, g);
+      else return tensor_gemm<ta(), tb()>(c, g);
+    };
+    using Yes = std::true_type;
+    using No = std::false_type;
+    return g.transpose_a ? g.transpose_b ? go(Yes{}, Yes{}) : go(Yes{}, No{}) : g.transpose_b ? go(No{}, Yes{}) : go(No{}, No{});
+  });
+}
+
+void* pack_b(void*, LoopDType, int, int64_t, int64_t, const void*, int64_t) { return nullptr; }
+
+}  // namespace
+
+void add_gemm(LoopBackend& table) {
+  table.gemm = gemm;
+  table.pack_b = pack_b;
+}
+
+}  // namespace looplm::cuda

@@ -1,0 +1,177 @@
+// AdamW (math.md §6) and the norm for clipping, the moving average of a teacher and the latent noise of its student (§5).
+#include <cmath>
+
+#include "context.h"
+#include "philox.h"
+#include "vector.h"
+
+namespace looplm::cuda {
+namespace {
+
+constexpr int square_blocks = 512;  // whatever the chip, so that the sum is the same
+
+// Every thread adds its elements in double: float32 squares overflow at 1.8e19.
+template <int W>
+__global__ void sum_squares_kernel(int64_t count, const float* x, double* partial) {
+  SHARED_ARRAY(double, scratch, 8);
+  double sum = 0;
+  for (int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * W; i < count; i += int64_t(gridDim.x) * blockDim.x * W) {
+    float v[W];
+    read<W>(x + i, v);
+#pragma unroll
+    for (int k = 0; k < W; k++) sum += double(v[k]) * double(v[k]);
+  }
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+__global__ void sum_kernel(int count, const double* partial, double* out) {
+  SHARED_ARRAY(double, scratch, 8);
+  double sum = 0;
+  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) sum += partial[i];
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) *out = sum;
+}
+
+int sum_squares(void* ctx, LoopDType dt, int64_t count, const void* x, double* host_out) {
+  return with_dtype(ctx, "sum_squares", dt, [&](Context& c, auto) {
+    *host_out = 0;
+    if (count == 0) return 0;
+    auto* sums = static_cast<double*>(scratch(c, (square_blocks + 1) * 8));
+    if (!sums) return 1;
+    const auto go = [&](auto kernel, int width) {
+      const int blocks = int(std::min<int64_t>(square_blocks, ceil_div(count, 256 * width)));
+      if (int status = check(c, launch(kernel, dim3(unsigned(blocks)), dim3(256), 0, c.stream, count, static_cast<const float*>(x), sums + 1),
+                             "sum_squares"))
+        return status;
+      return check(c, launch(sum_kernel, dim3(1), dim3(256), 0, c.stream, blocks, static_cast<const double*>(sums + 1), sums),
+                   "sum_squares");
+    };
+    const int status = vectorizable(count, 4, {x}) ? go(sum_squares_kernel<4>, 4) : go(sum_squares_kernel<1>, 1);
+    return status ? status : read_back(c, host_out, sums, 8);
+  });
+}
+
+// m = β1 m + (1-β1) g,  v = β2 v + (1-β2) g²,  p -= lr (m̂ / (√v̂ + ε) + wd p). T is the dtype of the parameter; with a master that
+// is the truth and the parameter its rounding.
+struct AdamW {
+  int64_t count;
+  void* parameter;
+  float* master;
+  const float* gradient;
+  float *first, *second;
+  float learning_rate, beta1, rest1, beta2, rest2, epsilon, weight_decay, gradient_scale;  // rest: 1 - β, rounded once
+  float correction1, correction2;                                                          // 1 / (1 - β^step)
+};
+
+template <class T, int W>
+__global__ void adamw_kernel(AdamW a) {
+  const int64_t at = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * W;
+  if (at >= a.count) return;
+  auto* parameter = static_cast<T*>(a.parameter) + at;
+  float p[W], g[W], m[W], v[W];
+  if (a.master) read<W>(a.master + at, p);
+  else read<W>(parameter, p);
+  read<W>(a.gradient + at, g);
+  read<W>(a.first + at, m);
+  read<W>(a.second + at, v);
+#pragma unroll
+  for (int k = 0; k < W; k++) {
+    const float x = g[k] * a.gradient_scale;
+    m[k] = a.beta1 * m[k] + a.rest1 * x;
+    v[k] = a.beta2 * v[k] + a.rest2 * x * x;
+    p[k] -= a.learning_rate * (m[k] * a.correction1 / (sqrtf(v[k] * a.correction2) + a.epsilon) + a.weight_decay * p[k]);
+  }
+  write<W>(a.first + at, m);
+  write<W>(a.second + at, v);
+  if (a.master) write<W>(a.master + at, p);
+  write<W>(parameter, p);
+}
+
+int adamw(void* ctx, LoopDType dt, const LoopAdamW* o) {
+  return with_dtype(ctx, "adamw", dt, [&]<class T>(Context& c, T) {
+    const AdamW a{o->count,
+                  o->parameter,
+                  static_cast<float*>(o->master),
+                  static_cast<const float*>(o->gradient),
+                  static_cast<float*>(o->first_moment),
+                  static_cast<float*>(o->second_moment),
+                  float(o->learning_rate),
+                  float(o->beta1),
+                  float(1 - o->beta1),
+                  float(o->beta2),
+                  float(1 - o->beta2),
+                  float(o->epsilon),
+                  float(o->weight_decay),
+                  float(o->gradient_scale),
+                  float(1 / (1 - std::pow(o->beta1, double(o->step)))),
+                  float(1 / (1 - std::pow(o->beta2, double(o->step))))};
+    const auto go = [&](auto kernel, int width) {
+      return check(c, launch(kernel, dim3(unsigned(ceil_div(a.count, 256 * width))), dim3(256), 0, c.stream, a), "adamw");
+    };
+    return vectorizable(a.count, 4, {a.parameter, a.master, a.gradient, a.first, a.second}) ? go(adamw_kernel<T, 4>, 4)
+                                                                                            : go(adamw_kernel<T, 1>, 1);
+  });
+}
+
+// parameter = average = average + weight (x - average)
+template <class T, int W>
+__global__ void moving_average_kernel(int64_t count, float weight, const T* x, float* average, T* parameter) {
+  const int64_t at = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * W;
+  if (at >= count) return;
+  float now[W], mean[W];
+  read<W>(x + at, now);
+  read<W>(average + at, mean);
+#pragma unroll
+  for (int k = 0; k < W; k++) mean[k] += weight * (now[k] - mean[k]);
+  write<W>(average + at, mean);
+  if (parameter) write<W>(parameter + at, mean);
+}
+
+int moving_average(void* ctx, LoopDType dt, int64_t count, double weight, const void* x, void* average, void* parameter) {
+  return with_dtype(ctx, "moving_average", dt, [&]<class T>(Context& c, T) {
+    const auto go = [&](auto kernel, int width) {
+      return check(c,
+                   launch(kernel, dim3(unsigned(ceil_div(count, 256 * width))), dim3(256), 0, c.stream, count, float(weight),
+                          static_cast<const T*>(x), static_cast<float*>(average), static_cast<T*>(parameter)),
+                   "moving_average");
+    };
+    return vectorizable(count, 4, {x, average, parameter}) ? go(moving_average_kernel<T, 4>, 4) : go(moving_average_kernel<T, 1>, 1);
+  });
+}
+
+// x[i][k] += sigma · N(0, 1). A thread does four neighbours of a row: one block of the generator.
+template <class T>
+__global__ void add_noise_kernel(int64_t n, int64_t d, float sigma, uint64_t seed, uint32_t loop, const int32_t* streams,
+                                 const int32_t* positions, T* x) {
+  const int64_t blocks = (d + 3) / 4, i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, row = i / blocks, block = i - row * blocks;
+  if (row >= n) return;
+  float noise[4];
+  latent_noise(seed, uint32_t(streams[row]), uint32_t(positions[row]), loop, uint32_t(block), noise);
+#pragma unroll
+  for (int k = 0; k < 4; k++)
+    if (4 * block + k < d) {
+      T& element = x[row * d + 4 * block + k];
+      element = from_float<T>(to_float(element) + sigma * noise[k]);
+    }
+}
+
+int add_noise(void* ctx, LoopDType dt, int64_t n, int64_t d, double sigma, uint64_t seed, uint32_t loop, const int32_t* streams,
+              const int32_t* positions, void* x) {
+  return with_dtype(ctx, "add_noise", dt, [&]<class T>(Context& c, T) {
+    return check(c,
+                 launch(add_noise_kernel<T>, dim3(unsigned(ceil_div(n * ceil_div(d, 4), 256))), dim3(256), 0, c.stream, n, d,
+                        float(sigma), seed, loop, streams, positions, static_cast<T*>(x)),
+                 "add_noise");
+  });
+}
+
+}  // namespace
+
+void add_optimizer(LoopBackend& table) {
+  table.sum_squares = sum_squares;
+  table.adamw = adamw;
+  table.moving_average = moving_average;
+  table.add_noise = add_noise;
+}
+
+}  // namespace looplm::cuda
