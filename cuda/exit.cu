@@ -69,7 +69,7 @@ int gate_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* da,
   return with_dtype(ctx, "gate_backward", dt, [&]<class T>(Context& c, T) {
     const int blocks = column_blocks(n);
     auto* partial = static_cast<float*>(scratch(c, size_t(blocks) * size_t(d + 1) * 4));
-    if (!partial) return 1;
+    if (!partial) return int(LOOP_OUT_OF_MEMORY);
     const auto go = [&](auto kernel, int width) {
       return check(c,
                    launch(kernel, dim3(unsigned(blocks)), dim3(unsigned(row_threads(d, width))),

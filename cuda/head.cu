@@ -194,7 +194,7 @@ int policy_gradient(void* ctx, LoopDType dt, int64_t rows, const void* logprobs,
     if (rows == 0) return 0;
     const int64_t blocks = ceil_div(rows, 256);
     auto* sums = static_cast<double*>(scratch(c, size_t(blocks + 1) * sum_count * 8));
-    if (!sums) return 1;
+    if (!sums) return int(LOOP_OUT_OF_MEMORY);
     int status = check(c,
                        launch(policy_gradient_kernel, dim3(unsigned(blocks)), dim3(256), 0, c.stream, rows,
                               static_cast<const float*>(logprobs), device_loss(*loss), static_cast<float*>(coefficients),

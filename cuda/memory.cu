@@ -17,7 +17,8 @@ int fail(Context& c, const std::string& message) {
 int check(Context& c, cudaError_t status, const char* operation) {
   if (status == cudaSuccess) return 0;
   cudaGetLastError();  // an error that is not sticky is over once it is reported
-  return fail(c, std::string(operation) + ": " + cudaGetErrorString(status));
+  fail(c, std::string(operation) + ": " + cudaGetErrorString(status));
+  return status == cudaErrorMemoryAllocation ? int(LOOP_OUT_OF_MEMORY) : 1;
 }
 
 int wait(Context& c, const char* operation) {
@@ -90,7 +91,16 @@ void close(void* ctx) {
 }
 
 void* open(int32_t device, int32_t) {
-  int count = 0;
+  int count = 0, driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (driver < runtime) {
+    const auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
+    open_error = driver == 0 ? "no NVIDIA driver is installed"
+                             : "the NVIDIA driver is for CUDA " + version(driver) + ", this library needs one for CUDA " +
+                                   version(runtime) + " or later";
+    return nullptr;
+  }
   if (cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess || device < 0 || device >= count) {
     cudaGetLastError();
     open_error = status != cudaSuccess ? cudaGetErrorString(status)

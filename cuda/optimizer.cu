@@ -37,7 +37,7 @@ int sum_squares(void* ctx, LoopDType dt, int64_t count, const void* x, double* h
     *host_out = 0;
     if (count == 0) return 0;
     auto* sums = static_cast<double*>(scratch(c, (square_blocks + 1) * 8));
-    if (!sums) return 1;
+    if (!sums) return int(LOOP_OUT_OF_MEMORY);
     const auto go = [&](auto kernel, int width) {
       const int blocks = int(std::min<int64_t>(square_blocks, ceil_div(count, 256 * width)));
       if (int status = check(c, launch(kernel, dim3(unsigned(blocks)), dim3(256), 0, c.stream, count, static_cast<const float*>(x), sums + 1),

@@ -4,7 +4,8 @@
 //   dt     the dtype of parameters and activations ("act"): LOOP_F32, LOOP_BF16 or LOOP_F64.
 //   real   the dtype of everything that accumulates (gradients, log-probabilities, gate logits): double when dt is LOOP_F64, else
 //   float. Pointers marked `host` are ordinary memory; every other pointer is device memory from `allocate`. All matrices are
-//   row-major and dense unless a leading dimension is given. A function returns 0, or non-zero after setting last_error.
+//   row-major and dense unless a leading dimension is given. A function returns 0, or non-zero after setting last_error
+//   (LOOP_OUT_OF_MEMORY when memory of its own was missing).
 //   "+=" outputs accumulate. Sums run in a fixed order: the same inputs give the same bits whatever the number of threads.
 //   A row of a forward result never depends on the other rows of the call.
 #pragma once
@@ -19,6 +20,7 @@ extern "C" {
 
 typedef enum LoopDType { LOOP_F32 = 0, LOOP_BF16 = 1, LOOP_F64 = 2, LOOP_I32 = 3, LOOP_F16 = 4 } LoopDType;
 
+enum { LOOP_OUT_OF_MEMORY = 2 };
 enum { LOOP_GEMM_REAL_OUT = 1, LOOP_GEMM_ACCUMULATE = 2 };  // C is real instead of act; C += (implies REAL_OUT)
 
 // A run of packed tokens [begin, end) that attends causally to itself and to all of the prefix run [prefix_begin, prefix_end),

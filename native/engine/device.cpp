@@ -5,6 +5,7 @@
 
 #include "../cpu/cpu.h"
 #include "../reference/reference.h"
+#include "cuda_library.h"
 
 namespace looplm {
 
@@ -18,18 +19,42 @@ void count_allocation(size_t bytes) {
   buffers.fetch_add(1);
 }
 
+// "cuda" and "cuda:0" are the first device, "cuda:1" the second.
+constexpr const char* emulated_name = "cuda-emulated";
+bool is_cuda(const std::string& name) { return name == "cuda" || name.starts_with("cuda:"); }
+int device_index(const std::string& name) {
+  const size_t colon = name.find(':');
+  if (colon == std::string::npos) return 0;
+  const std::string digits = name.substr(colon + 1);
+  if (digits.empty() || digits.size() > 4 || digits.find_first_not_of("0123456789") != std::string::npos)
+    throw Error("INVALID_ARGUMENT", "device", "\"" + name + "\" is not a device: the first one is \"cuda:0\"");
+  return std::stoi(digits);
+}
+
+std::string joined(const std::vector<std::string>& lines) {
+  std::string out;
+  for (const std::string& line : lines) out += (out.empty() ? "" : "; ") + line;
+  return out;
+}
+
 const LoopBackend* find_backend(const std::string& name) {
   if (name == "cpu") return looplm_cpu_backend();
   if (name == "reference") return looplm_reference_backend();
-  throw Error("UNSUPPORTED", "device", "unknown device \"" + name + "\": this build has \"cpu\" and \"reference\"");
+  if (is_cuda(name) || name == emulated_name) {
+    const CudaLibrary& library = cuda_library(name == emulated_name);
+    if (library.table) return library.table;
+    throw Error("UNSUPPORTED", "device", "device \"" + name + "\" needs the CUDA library; tried " + joined(library.tried));
+  }
+  throw Error("UNSUPPORTED", "device", "unknown device \"" + name + "\": there are \"cpu\", \"reference\" and \"cuda\"");
 }
 }  // namespace
 
 MemoryStats memory_stats() { return {allocated.load(), peak.load(), buffers.load()}; }
 void reset_peak_memory() { peak = allocated.load(); }
 
-Device::Device(const std::string& name, int threads) : name_(name), table_(find_backend(name)), ctx_(table_->open(0, threads)) {
-  if (!ctx_) throw Error("INTERNAL", "device", "device \"" + name + "\" could not be opened");
+Device::Device(const std::string& name, int threads) : name_(name), table_(find_backend(name)) {
+  ctx_ = table_->open(device_index(name), threads);
+  if (!ctx_) throw Error("UNSUPPORTED", "device", "device \"" + name + "\" could not be opened: " + table_->last_error(nullptr));
 }
 Device::~Device() { table_->close(ctx_); }
 
@@ -40,15 +65,28 @@ void* Device::pack_b(LoopDType dt, int transpose_b, int64_t n, int64_t k, const 
 std::vector<DeviceInfo> list_devices() {
   std::vector<DeviceInfo> out;
   for (const char* name : {"cpu", "reference"}) out.push_back({name, Device(name, 0).description(), true});
-  return out;
+  // The first CUDA device or why there is none, then those after it.
+  for (int i = 0;; i++) {
+    const std::string name = i == 0 ? "cuda" : "cuda:" + std::to_string(i);
+    try {
+      out.push_back({name, Device(name, 0).description() + "; " + joined(cuda_library(false).tried), true});
+    } catch (const Error& error) {
+      if (i == 0) out.push_back({name, std::string("not used: ") + error.what(), false});
+      return out;
+    }
+  }
 }
 
 Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
   data_ = device_->table_->allocate(device_->ctx_, bytes);
-  if (!data_)
+  if (!data_) {
+    const bool knows_free = is_cuda(device_->name()) || device_->name() == emulated_name;  // cuda says what is free
     throw Error("OUT_OF_MEMORY", "allocate",
                 std::to_string(bytes) + " bytes were asked of device \"" + device_->name() + "\" while looplm holds " +
-                    std::to_string(allocated.load()) + " bytes: use a smaller batch, recompute 'layer', or dispose of models");
+                    std::to_string(allocated.load()) + " bytes" +
+                    (knows_free ? std::string(" (") + device_->table_->last_error(device_->ctx_) + ")" : "") +
+                    ": use a smaller batch, recompute 'layer', or dispose of models");
+  }
   count_allocation(bytes_);
 }
 Buffer Buffer::adopt(std::shared_ptr<Device> device, void* data, size_t bytes) {

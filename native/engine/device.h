@@ -22,7 +22,7 @@ void reset_peak_memory();
 
 class Device {
  public:
-  // name: "cpu", "reference". threads 0: one per available core.
+  // name: "cpu", "reference", "cuda", "cuda:1", "cuda-emulated". threads 0: one per available core.
   Device(const std::string& name, int threads);
   ~Device();
   Device(const Device&) = delete;
@@ -37,7 +37,8 @@ class Device {
   void run(Function LoopBackend::*function, const char* operation, Arguments... arguments) {
     if (cancel && cancel->load(std::memory_order_relaxed))
       throw Error("ABORTED", operation, "the operation was aborted by its AbortSignal");
-    if ((table_->*function)(ctx_, arguments...) != 0) throw Error("INTERNAL", operation, table_->last_error(ctx_));
+    if (const int status = (table_->*function)(ctx_, arguments...))
+      throw Error(status == LOOP_OUT_OF_MEMORY ? "OUT_OF_MEMORY" : "INTERNAL", operation, table_->last_error(ctx_));
   }
   void* pack_b(LoopDType dt, int transpose_b, int64_t n, int64_t k, const void* b, int64_t ldb);
 
@@ -47,7 +48,7 @@ class Device {
   friend class Buffer;
   std::string name_;
   const LoopBackend* table_;
-  void* ctx_;
+  void* ctx_ = nullptr;
 };
 
 // Holds back the cancel flag where half of the work would be neither the old state nor the new one.

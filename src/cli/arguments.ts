@@ -52,7 +52,7 @@ export type DeviceFlags = Pick<LoadOptions, 'device' | 'dtype' | 'threads'>
 /** Adds --device, --dtype and --threads. */
 export function deviceOptions(command: Command): Command {
   return command
-    .option('--device <name>', 'cpu, reference or cuda')
+    .option('--device <name>', 'cpu, cuda, cuda:1, auto or reference')
     .option('--dtype <name>', 'float32 or bfloat16 (float64 on reference)')
     .option('--threads <count>', 'threads of the device', positiveInteger)
 }

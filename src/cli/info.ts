@@ -24,18 +24,11 @@ export function addInfo(program: Command): void {
         platform: `${process.platform}-${process.arch}`,
         libc: libc(),
         cores: availableParallelism(),
-        devices: allDevices(),
+        devices: devices(),
       }
       if (json) printJson(facts)
       else printFacts(facts)
     })
-}
-
-/** The devices of this build; a user who looks for CUDA learns that the build has none. */
-function allDevices(): DeviceStatus[] {
-  const known = devices()
-  if (known.some(({ name }) => name === 'cuda')) return known
-  return [...known, { name: 'cuda', available: false, description: 'not used: this version of looplm has no CUDA backend' }]
 }
 
 function printFacts(facts: {

@@ -20,7 +20,7 @@ export type Surrogate = 'reinforce' | 'ppo' | 'cispo'
 
 /** Where and how a model lives. */
 export interface LoadOptions {
-  /** `cpu` (default), `reference` (slow float64 formulas) or `cuda`; `devices()` lists what works here. */
+  /** `cpu` (default), `cuda`, `cuda:1` …, `auto` or `reference` (slow float64 formulas); `devices()` lists what works here. */
   device?: DeviceName
   /** Default: `float64` on device `reference`, else `float32`. */
   dtype?: ModelDType

@@ -2,7 +2,8 @@ import { LoopLMError, toLoopLMError } from '../errors.js'
 import { native } from '../native.js'
 import type { DeviceName } from './types.js'
 
-const names: readonly DeviceName[] = ['cpu', 'reference', 'cuda']
+const names: readonly DeviceName[] = ['cpu', 'reference', 'cuda', 'auto']
+let chosen: DeviceName | undefined // what 'auto' means here
 
 /** One entry of {@link devices}. */
 export interface DeviceStatus {
@@ -71,10 +72,15 @@ export function resetPeakMemory(): void {
   native().resetPeakMemory()
 }
 
-/** The device option, or INVALID_ARGUMENT naming the known ones. */
+/** The device option with `auto` made a real device, or INVALID_ARGUMENT naming the known ones. */
 export function checkDevice(device: unknown, operation: string): DeviceName {
+  if (device === 'auto') {
+    chosen ??= devices().some(({ name, available }) => name === 'cuda' && available) ? 'cuda' : 'cpu'
+    return chosen
+  }
   const name = names.find((known) => known === (device ?? 'cpu'))
   if (name !== undefined) return name
+  if (typeof device === 'string' && /^cuda(:\d{1,4}|-emulated)$/.test(device)) return device as DeviceName
   const known = names.map((word) => `'${word}'`).join(', ')
-  throw new LoopLMError('INVALID_ARGUMENT', `device must be one of ${known}, got ${JSON.stringify(device)}`, { operation })
+  throw new LoopLMError('INVALID_ARGUMENT', `device must be one of ${known}, 'cuda:1' …, got ${JSON.stringify(device)}`, { operation })
 }

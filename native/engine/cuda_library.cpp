@@ -1,0 +1,64 @@
+#include "cuda_library.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+namespace looplm {
+
+namespace {
+// The folder of the file that this code was loaded from.
+std::filesystem::path own_folder() {
+  Dl_info info;
+  if (dladdr(reinterpret_cast<const void*>(&cuda_library), &info) == 0 || !info.dli_fname) return {};
+  return std::filesystem::path(info.dli_fname).parent_path();
+}
+
+// The library's table, or why it has none.
+const LoopBackend* open_table(const std::filesystem::path& path, std::string& outcome) {
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored)) {
+    outcome = "not there";
+    return nullptr;
+  }
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    outcome = dlerror();
+    return nullptr;
+  }
+  const auto entry = reinterpret_cast<const LoopBackend* (*)()>(dlsym(library, "looplm_cuda_backend"));
+  if (!entry) {
+    outcome = "has no function looplm_cuda_backend";
+    return nullptr;
+  }
+  const LoopBackend* table = entry();
+  if (table->abi == LOOPLM_BACKEND_ABI) {
+    outcome = "opened";
+    return table;
+  }
+  outcome = "has version " + std::to_string(table->abi) + " of the kernel table, this engine " +
+            std::to_string(LOOPLM_BACKEND_ABI) + ": build both from one version";
+  return nullptr;
+}
+
+CudaLibrary find(bool emulated) {
+  CudaLibrary found;
+  const char* chosen = std::getenv("LOOPLM_CUDA_LIBRARY");  // this file and no other
+  const std::filesystem::path path =
+      emulated ? own_folder() / "looplm_cuda_emulated.so" : chosen ? std::filesystem::path(chosen) : own_folder() / "looplm_cuda.so";
+  std::string outcome;
+  found.table = open_table(path, outcome);
+  found.tried.push_back(path.string() + ": " + outcome);
+  return found;
+}
+}  // namespace
+
+const CudaLibrary& cuda_library(bool emulated) {
+  static const CudaLibrary real = find(false);
+  if (!emulated) return real;
+  static const CudaLibrary emulation = find(true);
+  return emulation;
+}
+
+}  // namespace looplm
