@@ -10,8 +10,10 @@ inline int column_blocks(int64_t rows) { return rows < 512 ? int(rows) : 512; }
 // out[j] += Σ_b partial[b · stride + j] for j < count
 int add_partials(Context& c, int blocks, int64_t stride, int64_t count, const float* partial, void* out);
 
-// A block's own sums of `d` columns in shared memory: thread t keeps column j + k of its W at (j / W + k · …) · threads + t, so that a
-// warp's accesses meet 32 banks. Floats that it takes:
-inline size_t column_floats(int64_t d, int threads, int width) { return size_t(ceil_div(d, int64_t(threads) * width)) * size_t(threads) * size_t(width); }
+// A block's own sums of `d` columns in shared memory: thread t keeps column j + k of its W at (j / W + k · …) · threads + t, so
+// that a warp's accesses meet 32 banks. Floats that it takes:
+inline size_t column_floats(int64_t d, int threads, int width) {
+  return size_t(ceil_div(d, int64_t(threads) * width)) * size_t(threads) * size_t(width);
+}
 
 }  // namespace looplm::cuda

@@ -41,8 +41,8 @@ constexpr int desc_transpose_a = 3, desc_transpose_b = 4;
 constexpr int preference_workspace = 1, preference_reductions = 3;
 constexpr size_t workspace_bytes = 32 << 20;
 
-// Rows for which the algorithm of a product of activations and a weight is chosen, whatever their number: so all calls with the same
-// weight use the same tiles and the same order of sums.
+// Rows for which the algorithm of a product of activations and a weight is chosen, whatever their number: so all calls with the
+// same weight use the same tiles and the same order of sums.
 constexpr int64_t canonical_rows = 4096;
 
 struct Functions {
@@ -58,8 +58,8 @@ struct Functions {
   int (*preference_destroy)(Preference);
   int (*preference_set)(Preference, int attribute, const void*, size_t);
   int (*heuristic)(Handle, Desc, Layout a, Layout b, Layout c, Layout d, Preference, int requested, Heuristic*, int* returned);
-  int (*matmul)(Handle, Desc, const void* alpha, const void* a, Layout, const void* b, Layout, const void* beta, const void* c, Layout,
-                void* d, Layout, const Algorithm*, void* workspace, size_t, cudaStream_t);
+  int (*matmul)(Handle, Desc, const void* alpha, const void* a, Layout, const void* b, Layout, const void* beta, const void* c,
+                Layout, void* d, Layout, const Algorithm*, void* workspace, size_t, cudaStream_t);
 };
 
 using Key = std::tuple<int, bool, bool, bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int>;
@@ -92,7 +92,7 @@ Lt* open_lt() {
   Lt lt;
   bool complete = true;
   const auto find = [&](auto& function, const char* name) {
-    function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
+    function = reinterpret_cast<std::decay_t<decltype(function)> >(dlsym(library, name));
     complete = complete && function;
   };
   find(lt.f.create, "cublasLtCreate");
@@ -135,7 +135,8 @@ bool multiply_lt(Context& c, LoopDType dt, const Gemm& g) {
   const int type = dt == LOOP_BF16 ? real_16bf : real_32f, out_type = g.real_out ? real_32f : type;
   const int first = g.transpose_b ? transpose : no_transpose, second = g.transpose_a ? transpose : no_transpose;
   // Alignment is a part of what an algorithm asks for: 16 bytes or that of an element.
-  const bool aligned = (reinterpret_cast<uintptr_t>(g.a) | reinterpret_cast<uintptr_t>(g.b) | reinterpret_cast<uintptr_t>(g.c)) % 16 == 0;
+  const bool aligned =
+      (reinterpret_cast<uintptr_t>(g.a) | reinterpret_cast<uintptr_t>(g.b) | reinterpret_cast<uintptr_t>(g.c)) % 16 == 0;
   if (!aligned) return false;
 
   Desc desc = nullptr;
@@ -147,23 +148,27 @@ bool multiply_lt(Context& c, LoopDType dt, const Gemm& g) {
       return g.transpose_a ? lt.f.layout_create(layout, type, uint64_t(m), uint64_t(g.k), g.lda)
                            : lt.f.layout_create(layout, type, uint64_t(g.k), uint64_t(m), g.lda);
     };
-    return lt.f.desc_create(&desc, compute_32f, real_32f) == 0 && lt.f.desc_set(desc, desc_transpose_a, &first, sizeof first) == 0 &&
+    return lt.f.desc_create(&desc, compute_32f, real_32f) == 0 &&
+           lt.f.desc_set(desc, desc_transpose_a, &first, sizeof first) == 0 &&
            lt.f.desc_set(desc, desc_transpose_b, &second, sizeof second) == 0 &&
            (g.transpose_b ? lt.f.layout_create(&b, type, uint64_t(g.k), uint64_t(g.n), g.ldb)
                           : lt.f.layout_create(&b, type, uint64_t(g.n), uint64_t(g.k), g.ldb)) == 0 &&
            layout_of_a(&a, g.m) == 0 && lt.f.layout_create(&out, out_type, uint64_t(g.n), uint64_t(g.m), g.ldc) == 0 &&
-           layout_of_a(&model_a, rows) == 0 && lt.f.layout_create(&model_out, out_type, uint64_t(g.n), uint64_t(rows), g.ldc) == 0 &&
+           layout_of_a(&model_a, rows) == 0 &&
+           lt.f.layout_create(&model_out, out_type, uint64_t(g.n), uint64_t(rows), g.ldc) == 0 &&
            lt.f.preference_create(&preference) == 0;
   };
   const auto algorithm = [&]() -> const Heuristic* {
-    const Key key{dt, g.transpose_a, g.transpose_b, g.real_out, g.transpose_a ? g.m : 0, g.n, g.k, g.lda, g.ldb, g.ldc, g.accumulate};
+    const Key key{dt,    g.transpose_a, g.transpose_b, g.real_out,  g.transpose_a ? g.m : 0, g.n, g.k,
+                  g.lda, g.ldb,         g.ldc,         g.accumulate};
     if (const auto found = lt.algorithms.find(key); found != lt.algorithms.end()) return &found->second;
     const uint32_t no_split = 0;
     Heuristic best{};
     int count = 0;
     lt.f.preference_set(preference, preference_workspace, &workspace_bytes, sizeof workspace_bytes);
     lt.f.preference_set(preference, preference_reductions, &no_split, sizeof no_split);
-    if (lt.f.heuristic(lt.handle, desc, b, model_a, model_out, model_out, preference, 1, &best, &count) != 0 || count == 0) return nullptr;
+    if (lt.f.heuristic(lt.handle, desc, b, model_a, model_out, model_out, preference, 1, &best, &count) != 0 || count == 0)
+      return nullptr;
     return &lt.algorithms.emplace(key, best).first->second;
   };
   bool done = false;

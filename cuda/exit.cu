@@ -34,7 +34,8 @@ int gate(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* h, const voi
   });
 }
 
-// dh[i] += da[i] w,  dw += Σ da[i] h[i],  db += Σ da[i]. Blocks do every gridDim.x-th row; their sums lie in partial[block][d + 1].
+// dh[i] += da[i] w,  dw += Σ da[i] h[i],  db += Σ da[i]. Blocks do every gridDim.x-th row; their sums lie in partial[block][d +
+// 1].
 template <class T, int W>
 __global__ void gate_backward_kernel(int64_t n, int64_t d, const float* da, const T* h, const T* w, float* dh, float* partial) {
   const int begin = int(threadIdx.x) * W, step = int(blockDim.x) * W, threads = int(blockDim.x);
@@ -73,13 +74,12 @@ int gate_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* da,
     const auto go = [&](auto kernel, int width) {
       return check(c,
                    launch(kernel, dim3(unsigned(blocks)), dim3(unsigned(row_threads(d, width))),
-                          column_floats(d, row_threads(d, width), width) * 4, c.stream, n, d,
-                          static_cast<const float*>(da), static_cast<const T*>(h), static_cast<const T*>(w),
-                          static_cast<float*>(dh), partial),
+                          column_floats(d, row_threads(d, width), width) * 4, c.stream, n, d, static_cast<const float*>(da),
+                          static_cast<const T*>(h), static_cast<const T*>(w), static_cast<float*>(dh), partial),
                    "gate_backward");
     };
-    int status = vectorizable(d, wide<T>, {h, w, dh}) ? go(gate_backward_kernel<T, wide<T>>, wide<T>)
-                                                      : go(gate_backward_kernel<T, 1>, 1);
+    int status =
+        vectorizable(d, wide<T>, {h, w, dh}) ? go(gate_backward_kernel<T, wide<T>>, wide<T>) : go(gate_backward_kernel<T, 1>, 1);
     if (!status) status = add_partials(c, blocks, d + 1, d, partial, dw);
     return status ? status : add_partials(c, blocks, d + 1, 1, partial + d, db);
   });

@@ -1,6 +1,7 @@
-// C[m,n] (+)= op(A) op(B). Large products go to cuBLASLt where the machine has it; the kernels here do everything else, and all of it
-// without the library. Every element is summed over k in ascending order by one thread (float32) or in steps of 16 by the tensor core
-// (bfloat16), whatever the tile: the result of a row does not depend on the number of rows or on which kernel was chosen.
+// C[m,n] (+)= op(A) op(B). Large products go to cuBLASLt where the machine has it; the kernels here do everything else, and all
+// of it without the library. Every element is summed over k in ascending order by one thread (float32) or in steps of 16 by the
+// tensor core (bfloat16), whatever the tile: the result of a row does not depend on the number of rows or on which kernel was
+// chosen.
 #include <algorithm>
 
 #include "context.h"
@@ -10,8 +11,8 @@
 namespace looplm::cuda {
 namespace {
 
-// From this number of rows on cuBLASLt is worth its launch; below, and for everything that a decoded token needs, rows stay bit for bit
-// what they are alone.
+// From this number of rows on cuBLASLt is worth its launch; below, and for everything that a decoded token needs, rows stay bit
+// for bit what they are alone.
 constexpr int64_t library_rows = 1024;
 
 // Blocks in groups of 8 tile rows, so that what runs together shares its operands in the L2 cache.
@@ -22,13 +23,14 @@ __device__ __forceinline__ void tile_of(int64_t block, int64_t tiles_m, int64_t 
   tile_n = within / height;
 }
 
-// ---- float32: BM × BN tiles, 16 × 16 threads with (BM/16) × (BN/16) elements each, the next tile of A and B on its way in registers ----
+// ---- float32: BM × BN tiles, 16 × 16 threads with (BM/16) × (BN/16) elements each, the next tile of A and B on its way in
+// registers ----
 
 template <bool TA, bool TB, int BM, int BN>
 __global__ void __launch_bounds__(256) float_kernel(Gemm g, int64_t tiles_m, int64_t tiles_n) {
   constexpr int BK = 16, TM = BM / 16, TN = BN / 16, LA = BM * BK / 256, LB = BN * BK / 256;
-  SHARED_ARRAY(float, tile_a, BK * (BM + 1));  // [k][m]; one more column keeps a warp's stores on different banks
-  SHARED_ARRAY(float, tile_b, BK * (BN + 1));  // [k][n]
+  SHARED_ARRAY(float, tile_a, BK*(BM + 1));  // [k][m]; one more column keeps a warp's stores on different banks
+  SHARED_ARRAY(float, tile_b, BK*(BN + 1));  // [k][n]
   int64_t tile_m, tile_n;
   tile_of(blockIdx.x, tiles_m, tiles_n, tile_m, tile_n);
   const int64_t m0 = tile_m * BM, n0 = tile_n * BN;
@@ -104,9 +106,11 @@ __global__ void __launch_bounds__(256) float_kernel(Gemm g, int64_t tiles_m, int
     }
 }
 
-// ---- bfloat16: BM × BN tiles, WM × WN warps, BK of k at a time in a ring of STAGES that cp.async fills -------------------------------
+// ---- bfloat16: BM × BN tiles, WM × WN warps, BK of k at a time in a ring of STAGES that cp.async fills
+// -------------------------------
 
-// Tiles lie in shared memory as they do in global memory; 16 bytes behind each row put the 8 rows of an ldmatrix on different banks.
+// Tiles lie in shared memory as they do in global memory; 16 bytes behind each row put the 8 rows of an ldmatrix on different
+// banks.
 template <int ROWS, int COLUMNS>
 struct Tile {
   static constexpr int stride = COLUMNS + 8, count = ROWS * stride;
@@ -237,7 +241,8 @@ __global__ void __launch_bounds__(S::threads) tensor_kernel(Gemm g, int64_t tile
       }
 }
 
-// ---- choosing ------------------------------------------------------------------------------------------------------------------------
+// ---- choosing
+// ------------------------------------------------------------------------------------------------------------------------
 
 template <bool TA, bool TB>
 int float_gemm(Context& c, const Gemm& g) {
@@ -254,11 +259,12 @@ int tensor_gemm(Context& c, const Gemm& g) {
   const auto go = [&]<class S>(S) {
     const int64_t tiles_m = ceil_div(g.m, S::BM), tiles_n = ceil_div(g.n, S::BN);
     return check(c,
-                 launch(tensor_kernel<S>, dim3(unsigned(tiles_m * tiles_n)), dim3(S::threads), S::shared_bytes, c.stream, g, tiles_m,
-                        tiles_n),
+                 launch(tensor_kernel<S>, dim3(unsigned(tiles_m * tiles_n)), dim3(S::threads), S::shared_bytes, c.stream, g,
+                        tiles_m, tiles_n),
                  "gemm");
   };
-  const bool aligned = (reinterpret_cast<uintptr_t>(g.a) | reinterpret_cast<uintptr_t>(g.b)) % 16 == 0 && g.lda % 8 == 0 && g.ldb % 8 == 0;
+  const bool aligned =
+      (reinterpret_cast<uintptr_t>(g.a) | reinterpret_cast<uintptr_t>(g.b)) % 16 == 0 && g.lda % 8 == 0 && g.ldb % 8 == 0;
   if (!aligned) return go(Shape<TA, TB, false, 64, 64, 64, 2, 2, 3>{});
   // Few rows: a weight streamed once by as many blocks as there can be, with much of it under way.
   if (g.m <= 16) return go(Shape<TA, TB, true, 16, 32, 128, 1, 2, 6>{});

@@ -77,8 +77,8 @@ __device__ double row_loss(const Loss& l, int64_t row, double logprob, double (&
 
 // A row of logits per block, online: m the largest y = x/τ so far, s = Σ e^(y-m), t = Σ e^(y-m) (y-m) of a thread's own elements.
 // A thread adds few terms in float32; the block adds the threads in double, so that a peaked row keeps its many small terms.
-// With a loss the row becomes ∂L/∂logits. Its elements are of act, packed from the row's beginning, and may lie on logits that were not
-// read yet: a step writes only after all threads have read it, and what it writes lies at or before what it read.
+// With a loss the row becomes ∂L/∂logits. Its elements are of act, packed from the row's beginning, and may lie on logits that
+// were not read yet: a step writes only after all threads have read it, and what it writes lies at or before what it read.
 template <class T, int W>
 __global__ void head_rows_kernel(int64_t vocabulary, float inverse_temperature, float* logits, const int32_t* targets, Loss loss,
                                  bool with_loss, float* logprobs, float* entropies, Complaint* complaint) {
@@ -151,12 +151,12 @@ int head_rows(void* ctx, LoopDType dt, int64_t rows, int64_t vocabulary, double 
               const LoopLoss* loss, void* logprobs, void* entropies) {
   return with_dtype(ctx, "head_rows", dt, [&]<class T>(Context& c, T) {
     const auto go = [&](auto kernel, int width) {
-      return check(c,
-                   launch(kernel, dim3(unsigned(rows)), dim3(unsigned(row_threads(vocabulary, width, 1024))), 0, c.stream,
-                          vocabulary, float(1 / temperature), static_cast<float*>(logits), targets,
-                          loss ? device_loss(*loss) : Loss{}, loss != nullptr, static_cast<float*>(logprobs),
-                          static_cast<float*>(entropies), c.complaint),
-                   "head_rows");
+      return check(
+          c,
+          launch(kernel, dim3(unsigned(rows)), dim3(unsigned(row_threads(vocabulary, width, 1024))), 0, c.stream, vocabulary,
+                 float(1 / temperature), static_cast<float*>(logits), targets, loss ? device_loss(*loss) : Loss{},
+                 loss != nullptr, static_cast<float*>(logprobs), static_cast<float*>(entropies), c.complaint),
+          "head_rows");
     };
     return vectorizable(vocabulary, 4, {logits}) ? go(head_rows_kernel<T, 4>, 4) : go(head_rows_kernel<T, 1>, 1);
   });
@@ -195,11 +195,11 @@ int policy_gradient(void* ctx, LoopDType dt, int64_t rows, const void* logprobs,
     const int64_t blocks = ceil_div(rows, 256);
     auto* sums = static_cast<double*>(scratch(c, size_t(blocks + 1) * sum_count * 8));
     if (!sums) return int(LOOP_OUT_OF_MEMORY);
-    int status = check(c,
-                       launch(policy_gradient_kernel, dim3(unsigned(blocks)), dim3(256), 0, c.stream, rows,
-                              static_cast<const float*>(logprobs), device_loss(*loss), static_cast<float*>(coefficients),
-                              sums + sum_count),
-                       "policy_gradient");
+    int status = check(
+        c,
+        launch(policy_gradient_kernel, dim3(unsigned(blocks)), dim3(256), 0, c.stream, rows, static_cast<const float*>(logprobs),
+               device_loss(*loss), static_cast<float*>(coefficients), sums + sum_count),
+        "policy_gradient");
     if (!status)
       status = check(c,
                      launch(policy_gradient_sums_kernel, dim3(1), dim3(32 * sum_count), 0, c.stream, blocks,

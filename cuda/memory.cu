@@ -1,4 +1,5 @@
-// Contexts and memory: the stream-ordered pool of the driver, pinned staging for copies, errors that name what was asked and free.
+// Contexts and memory: the stream-ordered pool of the driver, pinned staging for copies, errors that name what was asked and
+// free.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -179,9 +180,7 @@ int copy_in(void* ctx, void* dst, const void* host_src, size_t bytes) {
   return 0;
 }
 
-int copy_out(void* ctx, void* host_dst, const void* src, size_t bytes) {
-  return read_back(enter(ctx), host_dst, src, bytes);
-}
+int copy_out(void* ctx, void* host_dst, const void* src, size_t bytes) { return read_back(enter(ctx), host_dst, src, bytes); }
 
 int copy(void* ctx, void* dst, const void* src, size_t bytes) {
   Context& c = enter(ctx);

@@ -1,6 +1,6 @@
-// RMS(v; w) = v · rsqrt(mean v² + eps) · w with the residual connection around it (math.md §1). One row per block; a thread owns the
-// same columns in every pass over the row, so what it wrote in one it may read in the next. Rows are read from memory once and from
-// the L1 cache after that.
+// RMS(v; w) = v · rsqrt(mean v² + eps) · w with the residual connection around it (math.md §1). One row per block; a thread owns
+// the same columns in every pass over the row, so what it wrote in one it may read in the next. Rows are read from memory once
+// and from the L1 cache after that.
 #include "columns.h"
 #include "context.h"
 #include "vector.h"
@@ -10,8 +10,8 @@ namespace {
 
 // h_out = h + RMS(branch; w_branch),  x = RMS(h_out; w_next); without a branch x = RMS(h; w_next). x sees h_out as it is stored.
 template <class T, int W>
-__global__ void residual_norm_kernel(int64_t d, float eps, const T* h, const T* branch, const T* w_branch, const T* w_next, T* h_out,
-                                     T* x) {
+__global__ void residual_norm_kernel(int64_t d, float eps, const T* h, const T* branch, const T* w_branch, const T* w_next,
+                                     T* h_out, T* x) {
   SHARED_ARRAY(float, scratch, 32);
   const int64_t row = int64_t(blockIdx.x) * d;
   const int begin = int(threadIdx.x) * W, step = int(blockDim.x) * W;
@@ -66,7 +66,7 @@ int residual_norm(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, con
                    "residual_norm");
     };
     return vectorizable(d, wide<T>, {h, branch, w_branch, w_next, h_out, x}) ? go(residual_norm_kernel<T, wide<T>>, wide<T>)
-                                                                            : go(residual_norm_kernel<T, 1>, 1);
+                                                                             : go(residual_norm_kernel<T, 1>, 1);
   });
 }
 
@@ -80,8 +80,8 @@ __device__ __forceinline__ void block_sums(float& a, float& b, Shared<float> scr
   __syncthreads();
 }
 
-// y = v s w, s = rsqrt(mean v² + eps):  ∂v = s w ∂y - v s³ mean(∂y w v),  ∂w += ∂y v s.  Every block does every gridDim.x-th row and
-// keeps its own ∂w of both weights in shared memory (column_floats each), at the end in partial[block][next, branch][d].
+// y = v s w, s = rsqrt(mean v² + eps):  ∂v = s w ∂y - v s³ mean(∂y w v),  ∂w += ∂y v s.  Every block does every gridDim.x-th row
+// and keeps its own ∂w of both weights in shared memory (column_floats each), at the end in partial[block][next, branch][d].
 template <class T, int W>
 __global__ void __launch_bounds__(256)
     norm_backward_kernel(int64_t n, int64_t d, float eps, const T* h_out, const T* branch, const T* w_branch, const T* w_next,
@@ -160,13 +160,13 @@ int residual_norm_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, double
     auto* partial = static_cast<float*>(scratch(c, size_t(blocks) * size_t(d) * 8));
     if (!partial) return int(LOOP_OUT_OF_MEMORY);
     const auto go = [&](auto kernel, int width) {
-      return check(c,
-                   launch(kernel, dim3(unsigned(blocks)), dim3(unsigned(row_threads(d, width))),
-                          column_floats(d, row_threads(d, width), width) * 8, c.stream, n, d,
-                          float(eps), static_cast<const T*>(h_out), static_cast<const T*>(branch), static_cast<const T*>(w_branch),
-                          static_cast<const T*>(w_next), static_cast<const T*>(dx), static_cast<float*>(dh),
-                          static_cast<T*>(dbranch), partial),
-                   "residual_norm_backward");
+      return check(
+          c,
+          launch(kernel, dim3(unsigned(blocks)), dim3(unsigned(row_threads(d, width))),
+                 column_floats(d, row_threads(d, width), width) * 8, c.stream, n, d, float(eps), static_cast<const T*>(h_out),
+                 static_cast<const T*>(branch), static_cast<const T*>(w_branch), static_cast<const T*>(w_next),
+                 static_cast<const T*>(dx), static_cast<float*>(dh), static_cast<T*>(dbranch), partial),
+          "residual_norm_backward");
     };
     int status = vectorizable(d, wide<T>, {h_out, branch, w_branch, w_next, dx, dh, dbranch})
                      ? go(norm_backward_kernel<T, wide<T>>, wide<T>)

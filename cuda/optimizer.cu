@@ -40,8 +40,9 @@ int sum_squares(void* ctx, LoopDType dt, int64_t count, const void* x, double* h
     if (!sums) return int(LOOP_OUT_OF_MEMORY);
     const auto go = [&](auto kernel, int width) {
       const int blocks = int(std::min<int64_t>(square_blocks, ceil_div(count, 256 * width)));
-      if (int status = check(c, launch(kernel, dim3(unsigned(blocks)), dim3(256), 0, c.stream, count, static_cast<const float*>(x), sums + 1),
-                             "sum_squares"))
+      if (int status = check(
+              c, launch(kernel, dim3(unsigned(blocks)), dim3(256), 0, c.stream, count, static_cast<const float*>(x), sums + 1),
+              "sum_squares"))
         return status;
       return check(c, launch(sum_kernel, dim3(1), dim3(256), 0, c.stream, blocks, static_cast<const double*>(sums + 1), sums),
                    "sum_squares");
@@ -135,7 +136,8 @@ int moving_average(void* ctx, LoopDType dt, int64_t count, double weight, const 
                           static_cast<const T*>(x), static_cast<float*>(average), static_cast<T*>(parameter)),
                    "moving_average");
     };
-    return vectorizable(count, 4, {x, average, parameter}) ? go(moving_average_kernel<T, 4>, 4) : go(moving_average_kernel<T, 1>, 1);
+    return vectorizable(count, 4, {x, average, parameter}) ? go(moving_average_kernel<T, 4>, 4)
+                                                           : go(moving_average_kernel<T, 1>, 1);
   });
 }
 
@@ -143,7 +145,8 @@ int moving_average(void* ctx, LoopDType dt, int64_t count, double weight, const 
 template <class T>
 __global__ void add_noise_kernel(int64_t n, int64_t d, float sigma, uint64_t seed, uint32_t loop, const int32_t* streams,
                                  const int32_t* positions, T* x) {
-  const int64_t blocks = (d + 3) / 4, i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, row = i / blocks, block = i - row * blocks;
+  const int64_t blocks = (d + 3) / 4, i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, row = i / blocks,
+                block = i - row * blocks;
   if (row >= n) return;
   float noise[4];
   latent_noise(seed, uint32_t(streams[row]), uint32_t(positions[row]), loop, uint32_t(block), noise);

@@ -34,8 +34,8 @@ __device__ __forceinline__ double philox_uniform(uint64_t seed, uint32_t sequenc
   return bits ? double(bits) * 0x1p-53 : 0x1p-54;
 }
 
-// latent_noise of philox.h: elements 4·block to 4·block + 3. Near 1 the uniform number is taken from its distance to 1, and the angle
-// from a signed turn, so that float32 loses nothing.
+// latent_noise of philox.h: elements 4·block to 4·block + 3. Near 1 the uniform number is taken from its distance to 1, and the
+// angle from a signed turn, so that float32 loses nothing.
 __device__ __forceinline__ void latent_noise(uint64_t seed, uint32_t stream, uint32_t position, uint32_t loop, uint32_t block,
                                              float (&out)[4]) {
   const PhiloxBits b = philox4x32({{block, position, stream, 2 + 4 * loop}}, seed);

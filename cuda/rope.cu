@@ -1,5 +1,5 @@
-// Rotary positions in place on a row of q, k and v heads (math.md §1): (u, v) = (x[j], x[j + head_dim/2]) turn by the position's angle.
-// The layout of the row is the split into q, k and v, so nothing else is moved. A thread turns W pairs.
+// Rotary positions in place on a row of q, k and v heads (math.md §1): (u, v) = (x[j], x[j + head_dim/2]) turn by the position's
+// angle. The layout of the row is the split into q, k and v, so nothing else is moved. A thread turns W pairs.
 #include "context.h"
 #include "vector.h"
 
@@ -36,13 +36,14 @@ int rope(void* ctx, LoopDType dt, int64_t n, int32_t heads, int32_t head_dim, in
   return with_dtype(ctx, "rope", dt, [&]<class T>(Context& c, T) {
     const auto go = [&](auto kernel, int width) {
       const int64_t count = n * heads * (head_dim / 2 / width);
-      return check(c,
-                   launch(kernel, dim3(unsigned(ceil_div(count, 256))), dim3(256), 0, c.stream, count, heads, head_dim, row_stride,
-                          positions, static_cast<const float*>(cos_sin), inverse ? -1.0f : 1.0f, static_cast<T*>(qkv)),
-                   "rope");
+      return check(
+          c,
+          launch(kernel, dim3(unsigned(ceil_div(count, 256))), dim3(256), 0, c.stream, count, heads, head_dim, row_stride,
+                 positions, static_cast<const float*>(cos_sin), inverse ? -1.0f : 1.0f, static_cast<T*>(qkv)),
+          "rope");
     };
     return vectorizable(head_dim / 2, wide<T>, {cos_sin, qkv}) && row_stride % wide<T> == 0 ? go(rope_kernel<T, wide<T>>, wide<T>)
-                                                                                           : go(rope_kernel<T, 1>, 1);
+                                                                                            : go(rope_kernel<T, 1>, 1);
   });
 }
 

@@ -70,12 +70,14 @@ int cache_write(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv
     const char* k = static_cast<const char*>(qkv) + int64_t(heads) * head_dim * size;
     const int status = copy_rows(c, "cache_write", rows, size_t(size), {width, k, row, nullptr, keys, width, slots, 0, nullptr});
     return status ? status
-                  : copy_rows(c, "cache_write", rows, size_t(size), {width, k + width, row, nullptr, values, width, slots, 0, nullptr});
+                  : copy_rows(c, "cache_write", rows, size_t(size),
+                              {width, k + width, row, nullptr, values, width, slots, 0, nullptr});
   });
 }
 
-// dtable[id] += Σ dout[i] over the rows i of that id, in their order. Block (i, p) does part p of the columns if i is the first row of
-// its id; the search through the ids costs less than a sort would at the sizes of a micro-batch (the ids stay in the L2 cache).
+// dtable[id] += Σ dout[i] over the rows i of that id, in their order. Block (i, p) does part p of the columns if i is the first
+// row of its id; the search through the ids costs less than a sort would at the sizes of a micro-batch (the ids stay in the L2
+// cache).
 template <int W>
 __global__ void embed_backward_kernel(int64_t n, int64_t d, int64_t vocabulary, const int32_t* ids, const float* dout,
                                       float* dtable, Complaint* complaint) {
@@ -114,11 +116,11 @@ int embed_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, int64_t vocabu
   return with_dtype(ctx, "embed_backward", dt, [&](Context& c, auto) {
     const auto go = [&](auto kernel, int width) {
       const int threads = row_threads(d, width);
-      return check(c,
-                   launch(kernel, dim3(unsigned(n), unsigned(ceil_div(d, int64_t(threads) * width))), dim3(unsigned(threads)), 0,
-                          c.stream, n, d, vocabulary, ids, static_cast<const float*>(dout), static_cast<float*>(dtable),
-                          c.complaint),
-                   "embed_backward");
+      return check(
+          c,
+          launch(kernel, dim3(unsigned(n), unsigned(ceil_div(d, int64_t(threads) * width))), dim3(unsigned(threads)), 0, c.stream,
+                 n, d, vocabulary, ids, static_cast<const float*>(dout), static_cast<float*>(dtable), c.complaint),
+          "embed_backward");
     };
     return vectorizable(d, 4, {dout, dtable}) ? go(embed_backward_kernel<4>, 4) : go(embed_backward_kernel<1>, 1);
   });

@@ -1,6 +1,6 @@
-// Draws one token per row as native/engine/sampling.h describes it, without sorting: the filters' thresholds are searched for bit by bit,
-// the draw by halving the range of indices. A block per row; a thread reads and writes the same elements throughout, so that only sums
-// need barriers. Counts and sums have a fixed order: a draw does not depend on the batch.
+// Draws one token per row as native/engine/sampling.h describes it, without sorting: the filters' thresholds are searched for bit
+// by bit, the draw by halving the range of indices. A block per row; a thread reads and writes the same elements throughout, so
+// that only sums need barriers. Counts and sums have a fixed order: a draw does not depend on the batch.
 #include "context.h"
 #include "philox.h"
 #include "vector.h"
@@ -154,8 +154,9 @@ int sample(void* ctx, LoopDType dt, const LoopSample* s) {
                    s->positions,
                    s->tokens,
                    static_cast<float*>(s->logprobs)};
-    return check(c, launch(sample_kernel, dim3(unsigned(s->rows)), dim3(unsigned(row_threads(s->vocabulary, 1, 1024))), 0, c.stream, a),
-                 "sample");
+    return check(
+        c, launch(sample_kernel, dim3(unsigned(s->rows)), dim3(unsigned(row_threads(s->vocabulary, 1, 1024))), 0, c.stream, a),
+        "sample");
   });
 }
 

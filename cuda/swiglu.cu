@@ -58,11 +58,11 @@ int swiglu_backward(void* ctx, LoopDType dt, int64_t n, int64_t f, const void* g
                     void* out) {
   return with_dtype(ctx, "swiglu_backward", dt, [&]<class T>(Context& c, T) {
     const auto go = [&](auto kernel, int width) {
-      return check(c,
-                   launch(kernel, dim3(unsigned(ceil_div(n * f, 256 * width))), dim3(256), 0, c.stream, n * f, f,
-                          static_cast<const T*>(gate_up), static_cast<const T*>(dout), static_cast<T*>(dgate_up),
-                          static_cast<T*>(out)),
-                   "swiglu_backward");
+      return check(
+          c,
+          launch(kernel, dim3(unsigned(ceil_div(n * f, 256 * width))), dim3(256), 0, c.stream, n * f, f,
+                 static_cast<const T*>(gate_up), static_cast<const T*>(dout), static_cast<T*>(dgate_up), static_cast<T*>(out)),
+          "swiglu_backward");
     };
     return vectorizable(f, wide<T>, {gate_up, dout, dgate_up, out}) ? go(swiglu_backward_kernel<T, wide<T>>, wide<T>)
                                                                     : go(swiglu_backward_kernel<T, 1>, 1);

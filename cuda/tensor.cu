@@ -1,5 +1,5 @@
-// Tensor operations. Arithmetic is there for float32, bfloat16 and int32; copy_strided converts between all dtypes, so that checkpoints
-// of any of them can be read.
+// Tensor operations. Arithmetic is there for float32, bfloat16 and int32; copy_strided converts between all dtypes, so that
+// checkpoints of any of them can be read.
 #include <type_traits>
 
 #include "context.h"
@@ -100,8 +100,8 @@ int with_element(void* ctx, const char* operation, LoopDType type, F&& f) {
   return with_dtype(ctx, operation, type, f);
 }
 
-int binary(void* ctx, LoopDType type, LoopBinaryOp op, int32_t rank, const int64_t* shape, const void* a, const int64_t* a_strides,
-           const void* b, const int64_t* b_strides, void* out) {
+int binary(void* ctx, LoopDType type, LoopBinaryOp op, int32_t rank, const int64_t* shape, const void* a,
+           const int64_t* a_strides, const void* b, const int64_t* b_strides, void* out) {
   return with_element(ctx, "binary", type, [&]<class E>(Context& c, E) {
     if (int status = check_rank(c, "binary", rank)) return status;
     const Walk walk(rank, shape, a_strides, b_strides);
@@ -221,12 +221,13 @@ __global__ void reduce_kernel(LoopReduceOp op, int64_t outputs, int64_t n, int64
 
 int reduce(void* ctx, LoopDType type, LoopReduceOp op, int64_t outer, int64_t n, int64_t inner, const void* x, void* out) {
   return with_element(ctx, "reduce", type, [&]<class E>(Context& c, E) {
-    if (type == LOOP_I32 && op == LOOP_MEAN) return fail(c, "reduce: the mean is not defined for int32; convert to float32 first");
+    if (type == LOOP_I32 && op == LOOP_MEAN)
+      return fail(c, "reduce: the mean is not defined for int32; convert to float32 first");
     if (n == 0 && (op == LOOP_MAX || op == LOOP_ARGMAX)) return fail(c, "reduce: the largest of no elements is not defined");
     const auto go = [&](auto kernel, int lanes) {
       return check(c,
-                   launch(kernel, dim3(unsigned(ceil_div(outer * inner * lanes, 256))), dim3(256), 0, c.stream, op, outer * inner, n,
-                          inner, static_cast<const E*>(x), out),
+                   launch(kernel, dim3(unsigned(ceil_div(outer * inner * lanes, 256))), dim3(256), 0, c.stream, op, outer * inner,
+                          n, inner, static_cast<const E*>(x), out),
                    "reduce");
     };
     return inner == 1 && n >= 32 ? go(reduce_kernel<E, 32>, 32) : go(reduce_kernel<E, 1>, 1);

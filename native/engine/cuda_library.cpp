@@ -45,8 +45,9 @@ const LoopBackend* open_table(const std::filesystem::path& path, std::string& ou
 CudaLibrary find(bool emulated) {
   CudaLibrary found;
   const char* chosen = std::getenv("LOOPLM_CUDA_LIBRARY");  // this file and no other
-  const std::filesystem::path path =
-      emulated ? own_folder() / "looplm_cuda_emulated.so" : chosen ? std::filesystem::path(chosen) : own_folder() / "looplm_cuda.so";
+  const std::filesystem::path path = emulated ? own_folder() / "looplm_cuda_emulated.so"
+                                     : chosen ? std::filesystem::path(chosen)
+                                              : own_folder() / "looplm_cuda.so";
   std::string outcome;
   found.table = open_table(path, outcome);
   found.tried.push_back(path.string() + ": " + outcome);

@@ -1,4 +1,4 @@
-// looplm_kernel_tests [--backend reference|cpu|LIBRARY] [--dtype f32|bf16|f64] [--list] [filter]
+// looplm_kernel_tests [--backend reference|cpu|LIBRARY] [--dtype f32|bf16|f64] [--list] [--skip TEXT]… [filter]
 // Without --dtype: every dtype that the backend supports. The filter is a part of a test's name.
 #include <dlfcn.h>
 
@@ -18,7 +18,13 @@ namespace {
 
 struct Options {
   std::string backend = "reference", dtype, filter;  // a backend with a slash in it is the path of a shared library
+  std::vector<std::string> skipped;                  // parts of names
   bool list = false;
+  bool takes(const std::string& name) const {
+    for (const std::string& part : skipped)
+      if (name.find(part) != std::string::npos) return false;
+    return name.find(filter) != std::string::npos;
+  }
 };
 
 struct Usage {
@@ -32,6 +38,7 @@ Options parse(int argc, char** argv) {
     const auto value = [&]() -> std::string { return i + 1 < argc ? argv[++i] : throw Usage{argument + " needs a value"}; };
     if (argument == "--backend") options.backend = value();
     else if (argument == "--dtype") options.dtype = value();
+    else if (argument == "--skip") options.skipped.push_back(value());
     else if (argument == "--list") options.list = true;
     else if (argument.starts_with("-")) throw Usage{"unknown option " + argument};
     else options.filter = argument;
@@ -84,7 +91,7 @@ int run_all(const Options& options) {
     Device device(table, dt);
     for (const Registration& registration : registry()) {
       if (registration.on == On::reference_alone && !is_reference) continue;
-      if (std::string(registration.name).find(options.filter) == std::string::npos) continue;
+      if (!options.takes(registration.name)) continue;
       ++tests;
       if (options.list) std::printf("%s %s\n", registration.name, dtype_name(dt));
       else failed += !run(registration, device, reference, cases);
@@ -101,7 +108,9 @@ int main(int argc, char** argv) {
   try {
     return looplm::test::run_all(looplm::test::parse(argc, argv));
   } catch (const looplm::test::Usage& usage) {
-    std::fprintf(stderr, "%s\nusage: looplm_kernel_tests [--backend reference|cpu|LIBRARY] [--dtype f32|bf16|f64] [--list] [filter]\n",
+    std::fprintf(stderr,
+                 "%s\nusage: looplm_kernel_tests [--backend reference|cpu|LIBRARY] [--dtype f32|bf16|f64] [--list] [--skip "
+                 "TEXT]... [filter]\n",
                  usage.message.c_str());
     return 2;
   }

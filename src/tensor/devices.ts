@@ -82,5 +82,7 @@ export function checkDevice(device: unknown, operation: string): DeviceName {
   if (name !== undefined) return name
   if (typeof device === 'string' && /^cuda(:\d{1,4}|-emulated)$/.test(device)) return device as DeviceName
   const known = names.map((word) => `'${word}'`).join(', ')
-  throw new LoopLMError('INVALID_ARGUMENT', `device must be one of ${known}, 'cuda:1' …, got ${JSON.stringify(device)}`, { operation })
+  throw new LoopLMError('INVALID_ARGUMENT', `device must be one of ${known}, 'cuda:1' …, got ${JSON.stringify(device)}`, {
+    operation,
+  })
 }

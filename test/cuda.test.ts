@@ -1,0 +1,60 @@
+// The CUDA backend without a GPU: the same .cu files, compiled by g++ against cuda/emulator. What a GPU does: npm run test:gpu.
+import { execFileSync, spawnSync } from 'node:child_process'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, it } from 'vitest'
+import { devices, LoopLMError, tensor, zeros } from '../src/index.js'
+
+const build = join(import.meta.dirname, '..', 'build')
+const library = join(build, 'Release', 'looplm_cuda_emulated.so')
+const long = process.env.LOOPLM_TEST_LONG !== undefined // npm run test:long
+
+beforeAll(() => {
+  execFileSync('cmake', ['--build', build, '--target', 'looplm_cuda_emulated', 'looplm_kernel_tests'], { stdio: 'pipe' })
+}, 900_000)
+
+describe('kernels on cuda-emulated', () => {
+  it.each(['f32', 'bf16'])('agree with the reference in %s', { timeout: 1_800_000 }, (dtype) => {
+    const skip = long ? [] : ['--skip', 'sample: frequencies', '--skip', 'sample: a draw']
+    const { stdout, status } = spawnSync(join(build, 'looplm_kernel_tests'), ['--backend', library, '--dtype', dtype, ...skip], {
+      encoding: 'utf8',
+      maxBuffer: 1 << 26,
+    })
+    const lines = stdout.split('\n')
+    expect(lines.filter((line) => line.startsWith('not ok'))).toEqual([])
+    expect(lines.filter((line) => line.startsWith('ok')).length).toBeGreaterThan(1000)
+    expect(status).toBe(0)
+  })
+})
+
+describe('the device', () => {
+  it('computes on tensors', async () => {
+    using x = tensor([[1, 2, 3]], undefined, { device: 'cuda-emulated' })
+    using y = await x.matmul(x, { transposeB: true })
+    expect(Array.from(await y.data())).toEqual([14])
+  })
+
+  it('says what was asked and what is free when memory is out, and goes on', async () => {
+    using huge = zeros([2 ** 20, 2 ** 26], { device: 'cuda-emulated' })
+    const error = await huge.data().catch((e) => e)
+    expect(error).toBeInstanceOf(LoopLMError)
+    expect(error.code).toBe('OUT_OF_MEMORY')
+    expect(error.message).toMatch(/262144\.00 GiB were asked, \d+\.\d+ GiB of \d+\.\d+ GiB are free/)
+    using x = tensor([1], undefined, { device: 'cuda-emulated' })
+    expect(Array.from(await x.data())).toEqual([1])
+  })
+
+  it('is listed with what was tried, and a device that is not there is refused by name', async () => {
+    const cuda = devices().find(({ name }) => name === 'cuda')!
+    expect(cuda.description).toMatch(/looplm_cuda\.so: /)
+    using beyond = zeros([1], { device: 'cuda:99' })
+    const error = await beyond.data().catch((e) => e)
+    expect(error.code).toBe('UNSUPPORTED')
+    expect(error.message).toMatch(/cuda:99/)
+  })
+
+  it('auto is cuda where that works and the CPU elsewhere', async () => {
+    const works = devices().find(({ name }) => name === 'cuda')!.available
+    using x = zeros([1], { device: 'auto' })
+    expect(x.device).toBe(works ? 'cuda' : 'cpu')
+  })
+})
