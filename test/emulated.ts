@@ -1,0 +1,21 @@
+// The CUDA backend as g++ compiles it, and the native kernel tests on it.
+import { execFileSync, spawnSync } from 'node:child_process'
+import { join } from 'node:path'
+
+const build = join(import.meta.dirname, '..', 'build')
+
+/** Builds device `cuda-emulated` and the program of the kernel tests. */
+export function buildEmulated(): void {
+  execFileSync('cmake', ['--build', build, '--target', 'looplm_cuda_emulated', 'looplm_kernel_tests'], { stdio: 'pipe' })
+}
+
+/** Lines "not ok …" of the kernel tests on `cuda-emulated`, and how many were ok. */
+export function emulatedKernelTests(args: string[]): { failures: string[]; passed: number; status: number | null } {
+  const library = join(build, 'Release', 'looplm_cuda_emulated.so')
+  const { stdout, stderr, status } = spawnSync(join(build, 'looplm_kernel_tests'), ['--backend', library, ...args], {
+    encoding: 'utf8',
+    maxBuffer: 1 << 26,
+  })
+  const lines = `${stdout}${stderr}`.split('\n')
+  return { failures: lines.filter((l) => l.startsWith('not ok')), passed: lines.filter((l) => l.startsWith('ok')).length, status }
+}

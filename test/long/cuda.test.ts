@@ -1,0 +1,14 @@
+// Every kernel test on the emulated CUDA device, those that draw many thousand samples too.
+import { beforeAll, describe, expect, it } from 'vitest'
+import { buildEmulated, emulatedKernelTests } from '../emulated.js'
+
+beforeAll(buildEmulated, 900_000)
+
+describe('all kernel tests on cuda-emulated', () => {
+  it.each(['f32', 'bf16'])('in %s', (dtype) => {
+    const { failures, passed, status } = emulatedKernelTests(['--dtype', dtype])
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(1000)
+    expect(status).toBe(0)
+  })
+})
