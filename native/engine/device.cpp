@@ -54,7 +54,10 @@ void reset_peak_memory() { peak = allocated.load(); }
 
 Device::Device(const std::string& name, int threads) : name_(name), table_(find_backend(name)) {
   ctx_ = table_->open(device_index(name), threads);
-  if (!ctx_) throw Error("UNSUPPORTED", "device", "device \"" + name + "\" could not be opened: " + table_->last_error(nullptr));
+  if (!ctx_)
+    throw Error("UNSUPPORTED", "device",
+                "device \"" + name + "\" could not be opened: " + table_->last_error(nullptr) +
+                    (is_cuda(name) ? "; tried " + joined(cuda_library(false).tried) : ""));
 }
 Device::~Device() { table_->close(ctx_); }
 
