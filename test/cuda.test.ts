@@ -3,6 +3,8 @@ import { beforeAll, describe, expect, it } from 'vitest'
 import { devices, LoopLMError, tensor, zeros } from '../src/index.js'
 import { buildEmulated, emulatedKernelTests } from './emulated.js'
 
+const device = 'cuda-emulated' as 'cuda' // no name for users
+
 beforeAll(buildEmulated, 900_000)
 
 describe('kernels on cuda-emulated', () => {
@@ -24,18 +26,18 @@ describe('kernels on cuda-emulated', () => {
 
 describe('the device', () => {
   it('computes on tensors', async () => {
-    using x = tensor([[1, 2, 3]], undefined, { device: 'cuda-emulated' })
+    using x = tensor([[1, 2, 3]], undefined, { device })
     using y = await x.matmul(x, { transposeB: true })
     expect(Array.from(await y.data())).toEqual([14])
   })
 
   it('says what was asked and what is free when memory is out, and goes on', async () => {
-    using huge = zeros([2 ** 20, 2 ** 26], { device: 'cuda-emulated' })
+    using huge = zeros([2 ** 20, 2 ** 26], { device })
     const error = await huge.data().catch((e) => e)
     expect(error).toBeInstanceOf(LoopLMError)
     expect(error.code).toBe('OUT_OF_MEMORY')
     expect(error.message).toMatch(/262144\.00 GiB were asked, \d+\.\d+ GiB of \d+\.\d+ GiB are free/)
-    using x = tensor([1], undefined, { device: 'cuda-emulated' })
+    using x = tensor([1], undefined, { device })
     expect(Array.from(await x.data())).toEqual([1])
   })
 

@@ -28,7 +28,10 @@ export const trainConfigSchema = z.strictObject({
       'The path of a checkpoint folder, or the fields of a config.json for a new model (`vocab_size` is that of the tokenizer when absent).',
     ),
   device: z
-    .union([z.enum(['cpu', 'cuda', 'auto', 'reference']), z.templateLiteral(['cuda:', z.int()])], 'must be cpu, cuda, cuda:1, auto or reference')
+    .union(
+      [z.enum(['cpu', 'cuda', 'auto', 'reference']), z.templateLiteral(['cuda:', z.int()])],
+      'must be cpu, cuda, cuda:1, auto or reference',
+    )
     .optional()
     .describe('Where the model runs; default `cpu`.'),
   dtype: z

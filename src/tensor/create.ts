@@ -35,7 +35,7 @@ export function tensor(data: Source, shape: readonly number[] | undefined, optio
 export function tensor(
   data: NestedNumbers | Float32Array,
   shape?: readonly number[],
-  options?: { device?: 'cpu' | 'cuda' },
+  options?: { device?: Exclude<DeviceName, 'reference'> },
 ): Tensor<'float32'>
 export function tensor(data: Source, shape?: readonly number[], options: TensorOptions = {}): Tensor {
   const operation = 'tensor'

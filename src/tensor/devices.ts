@@ -80,6 +80,7 @@ export function checkDevice(device: unknown, operation: string): DeviceName {
   }
   const name = names.find((known) => known === (device ?? 'cpu'))
   if (name !== undefined) return name
+  // cuda-emulated: the CUDA kernels on the CPU, in this project's own tests
   if (typeof device === 'string' && /^cuda(:\d{1,4}|-emulated)$/.test(device)) return device as DeviceName
   const known = names.map((word) => `'${word}'`).join(', ')
   throw new LoopLMError('INVALID_ARGUMENT', `device must be one of ${known}, 'cuda:1' …, got ${JSON.stringify(device)}`, {

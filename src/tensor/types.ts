@@ -1,8 +1,8 @@
 /**
  * Devices that looplm knows; `devices()` says which work here. `cuda` is the first CUDA device, `cuda:1` the second; `auto` is `cuda` where
- * that works and `cpu` elsewhere. `cuda-emulated` runs the CUDA kernels on the CPU, slowly, in this project's own tests alone.
+ * that works and `cpu` elsewhere.
  */
-export type DeviceName = 'cpu' | 'reference' | 'cuda' | `cuda:${number}` | 'auto' | 'cuda-emulated'
+export type DeviceName = 'cpu' | 'reference' | 'cuda' | `cuda:${number}` | 'auto'
 
 /** Element types of a {@link Tensor}. `float64` lives on device `reference`, `bfloat16` on the others. */
 export type DType = 'float32' | 'bfloat16' | 'float64' | 'int32'
