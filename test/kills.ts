@@ -68,6 +68,13 @@ export const configurations = {
   rltt: { ...base, trainer: 'rltt', reward: 'varied.mjs', options: { ...policy, beta: 0.05 } },
   grpo: { ...base, trainer: 'grpo', reward: 'varied.mjs', options: { ...policy, minibatches: 2, updatesPerRollout: 2 } },
   looprpt: { ...base, trainer: 'looprpt', options: { ...evaluations, batchSize: 6, rollouts: 2, learningRate: 0.01 } },
+  objective: {
+    ...base,
+    trainer: 'objective',
+    reward: 'varied.mjs',
+    options: { ...policy, objective: 'dapo', updatesPerRollout: 2 },
+  },
+  lora: { ...base, trainer: 'rltt', reward: 'varied.mjs', options: { ...policy, seed: 3, lora: { rank: 2 }, beta: 0.05 } },
 } as const
 
 /** What a series of kills did. */

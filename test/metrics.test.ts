@@ -1,5 +1,5 @@
 // What a run writes: every metric is described, and the folder has its report and its events.
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -10,6 +10,7 @@ import { RunReader } from '../src/monitor/run-reader.js'
 let root: string
 beforeAll(async () => {
   root = await mkdtemp(join(tmpdir(), 'looplm-metrics-'))
+  await writeFile(join(root, 'text.txt'), '12+34=046'.repeat(10))
 })
 afterAll(() => rm(root, { recursive: true }))
 
@@ -24,11 +25,15 @@ const config = {
 const task = addition({ digits: 1 })
 const common = { task, steps: 2, evalEvery: 1, evalProblems: 4 }
 const policy = { ...common, promptsPerStep: 2, groupSize: 4, beta: 0.1, logprobCheckEvery: 1, evalTasks: { other: task } }
+const text = { steps: 2, evalEvery: 1, batchSize: 2, contextLength: 8, heldOutShare: 0.3, tokenizer: task.tokenizer }
+const someNull = (_prompt: string, completion: string) => (completion.startsWith('1') ? null : completion.length % 2)
 const documented = metricGroups.flatMap(({ charts }) => charts.flatMap(({ metrics }) => metrics.map(({ name }) => name)))
 
 const trainers = {
   pretrain: (model: LoopLM, runDir: string) => new PretrainTrainer(model, { ...common, batchSize: 4, runDir }),
   stage2: (model: LoopLM, runDir: string) => new PretrainTrainer(model, { ...common, stage: 2, batchSize: 4, runDir }),
+  text: (model: LoopLM, runDir: string) => new PretrainTrainer(model, { ...text, corpus: join(root, 'text.txt'), runDir }),
+  nulls: (model: LoopLM, runDir: string) => new RLTTTrainer(model, { ...policy, reward: someNull, runDir }),
   rltt: (model: LoopLM, runDir: string) => new RLTTTrainer(model, { ...policy, runDir }),
   grpo: (model: LoopLM, runDir: string) => new GRPOTrainer(model, { ...policy, runDir }),
   looprpt: (model: LoopLM, runDir: string) => new LoopRPTTrainer(model, { ...common, batchSize: 4, rollouts: 2, runDir }),
@@ -50,6 +55,7 @@ describe('metrics', () => {
     const files = await readdir(runDir)
     expect(files).toEqual(expect.arrayContaining(['metrics.jsonl', 'config.yaml', 'report.html']))
     expect(files.filter((file) => file.startsWith('events.out.tfevents.'))).toHaveLength(1)
+    if (name === 'text') expect(curves['eval/loop_2/accuracy']).toBeDefined()
     expect(await readFile(join(runDir, 'report.html'), 'utf8')).toMatch(`<title>${name} – looplm</title>`)
   })
 

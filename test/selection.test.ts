@@ -91,6 +91,7 @@ describe('the best checkpoints', () => {
   })
 
   it('need a metric that exists', async () => {
+    expect((await refusal(() => scripted({ loadBestModelAtEnd: true }, [1]))).message).toMatch(/loadBestModelAtEnd: needs runDir/)
     const error = await refusal(() => scripted({ metricForBestModel: 'accuracy' }, [1]))
     expect(error.message).toMatch(/no metric "accuracy"; it has eval\/score/)
     for (const [options, message] of [

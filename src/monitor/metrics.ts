@@ -43,6 +43,20 @@ export const metricGroups: readonly MetricGroup[] = [
         ],
       },
       {
+        title: 'Held-out text by loops',
+        metrics: [
+          metric(
+            'eval/loop_<t>/accuracy',
+            'share',
+            'Share of the tokens of held-out text, or of held-out answers, that loop t thinks likeliest.',
+          ),
+        ],
+      },
+      {
+        title: 'Loss of held-out text by loops',
+        metrics: [metric('eval/loop_<t>/loss', 'nats', 'Mean negative log-probability of these tokens after loop t.')],
+      },
+      {
         title: 'Reward by function',
         metrics: [
           metric('rewards/<name>/mean', '', 'Mean score of one reward function, before its weight.'),
@@ -57,6 +71,7 @@ export const metricGroups: readonly MetricGroup[] = [
             'share',
             'Share of the groups whose completions all earned the same reward; they have no gradient.',
           ),
+          metric('frac_reward_null', 'share', 'Share of the completions without a reward, because every function returned null.'),
         ],
       },
     ],

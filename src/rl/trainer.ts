@@ -417,7 +417,11 @@ export abstract class Trainer<
 
   /** Resumes and opens the run's folder. */
   async #open(signal: AbortSignal | undefined): Promise<{ folder: RunFolder | undefined; resumed: boolean }> {
-    const { runDir, resume } = this.config
+    const { runDir, resume, loadBestModelAtEnd } = this.config
+    if (loadBestModelAtEnd && runDir === undefined) {
+      const message = 'loadBestModelAtEnd: needs runDir, where the best checkpoint is kept'
+      throw new LoopLMError('INVALID_CONFIG', message, { operation: this.constructor.name })
+    }
     if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused below
     if (runDir !== undefined) await settle(`${runDir}/checkpoints`).catch(() => {})
     const checkpoint = await this.#findCheckpoint()

@@ -12,7 +12,7 @@ beforeAll(async () => {
 afterAll(() => rm(root, { recursive: true }))
 
 const kills = 25
-const steps = 400
+const steps = 300
 
 it.each(Object.entries(configurations))(
   '%s: 25 kills, and what is left equals the run that nobody disturbed',
