@@ -210,6 +210,25 @@ describe('an adapter', () => {
     expect(memory().bytes - held).toBeLessThan(6 * 2 ** 20)
   })
 
+  it('leaves the model’s own parameters to be shared by its clones until somebody writes', async () => {
+    const wide = { ...config, hidden_size: 256, intermediate_size: 512, num_attention_heads: 4 }
+    const model = await LoopLM.create(wide, { seed: 1 })
+    await model.addAdapter({ rank: 2 })
+    const { logprobs } = await model.score(sequences)
+    const held = memory().bytes
+    const clone = await model.clone()
+    expect(memory().bytes - held).toBeLessThan(0.5 * 2 ** 20) // its own parameters are 5 MiB
+    await clone.setParameter('model.norm.weight', Array(256).fill(2))
+    expect((await model.score(sequences)).logprobs).toEqual(logprobs)
+    expect((await clone.score(sequences)).logprobs).not.toEqual(logprobs)
+    await clone.copyParametersFrom(model)
+    expect((await clone.score(sequences)).logprobs).toEqual(logprobs)
+    const free = await model.clone()
+    await free.removeAdapter()
+    await new PretrainTrainer(free, { learningRate: 0.1 }).update({ sequences })
+    expect((await model.score(sequences)).logprobs).toEqual(logprobs)
+  })
+
   it('comes and goes; an optimizer of what was trained before is refused in between', async () => {
     const model = await LoopLM.create(config, { seed: 1 })
     const { logprobs } = await model.score(sequences)

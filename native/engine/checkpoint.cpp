@@ -201,7 +201,7 @@ void load_tensors(Model& model, const Wanted& wanted, const Sources& sources, co
     const Source& source = sources.at(wanted.name(p));
     visit_blocks(source.entry->data, floating_dtype(source, p.name), model.dt, p.count,
                  [&](size_t first, const void* values, size_t count) {
-                   void* to = static_cast<char*>(model.parameter_data(p)) + first * size;
+                   void* to = static_cast<char*>(model.writable_data(p)) + first * size;
                    model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);
                  });
     model.touch(p);

@@ -559,15 +559,15 @@ void MovingAverage::check() const {
 }
 
 void* MovingAverage::average(const Parameter& p) const {
-  return average_ ? average_.at(p.offset * loop_dtype_size(teacher_->real())) : teacher_->parameter_data(p);
+  return average_ ? average_.at(p.offset * loop_dtype_size(teacher_->real())) : teacher_->writable_data(p);
 }
 
 void MovingAverage::update(double decay) {
   check();
   for (auto& p : student_->trained())
     teacher_->device->run(&LoopBackend::moving_average, "moving average", teacher_->dt, int64_t(p.count), 1 - decay,
-                          static_cast<const void*>(student_->parameter_data(p)), average(p),
-                          average_ ? teacher_->parameter_data(p) : static_cast<void*>(nullptr));
+                          student_->parameter_data(p), average(p),
+                          average_ ? teacher_->writable_data(p) : static_cast<void*>(nullptr));
   teacher_->touch();
 }
 

@@ -71,8 +71,12 @@ bool contains(const std::vector<std::string>& words, const std::string& word) {
 }
 }  // namespace
 
-Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConfig& config_in)
-    : config(config_in), dt(dt_in), device(std::move(device_in)), workspace_(std::make_unique<Workspace>(device)) {
+Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConfig& config_in, std::shared_ptr<Buffer> arena)
+    : config(config_in),
+      dt(dt_in),
+      device(std::move(device_in)),
+      arena_(std::move(arena)),
+      workspace_(std::make_unique<Workspace>(device)) {
   check_config(config);
   if (!device->supports(dt))
     throw Error("UNSUPPORTED", "model",
@@ -98,9 +102,11 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConf
   layout.add("model.early_exit_gate.bias", {1});
   if (!config.tied) layout.add("lm_head.weight", {V, D});
   arena_elements_ = layout.aligned();
-  arena_ = Buffer(device, arena_elements_ * loop_dtype_size(dt));
-  arena_.zero(arena_.bytes());
-  weights_ = pointers(arena_, dt);
+  if (!arena_) {
+    arena_ = std::make_shared<Buffer>(device, arena_elements_ * loop_dtype_size(dt));
+    arena_->zero(arena_->bytes());
+  }
+  point();
 }
 Model::~Model() = default;
 
@@ -165,6 +171,21 @@ void Model::attach(Weights& weights, const Buffer& arena, LoopDType type) const 
   weights.scale = adapter_->scale.as<>();
 }
 
+void Model::point() {
+  weights_ = pointers(*arena_, dt);
+  if (adapter_) attach(weights_, adapter_->values, dt);
+}
+Buffer& Model::writable_arena(const Parameter& p) {
+  if (p.adapter) return adapter_->values;
+  if (arena_.use_count() > 1) {
+    auto own = std::make_shared<Buffer>(device, arena_->bytes());
+    device->run(&LoopBackend::copy, "copy", own->as<>(), static_cast<const void*>(arena_->as<>()), arena_->bytes());
+    arena_ = std::move(own);
+    point();
+  }
+  return *arena_;
+}
+
 void Model::add_adapter(const AdapterOptions& options, uint64_t seed) {
   auto require = [](bool ok, const std::string& what) {
     if (!ok) throw Error("INVALID_ARGUMENT", "adapter", what);
@@ -192,7 +213,7 @@ void Model::add_adapter(const AdapterOptions& options, uint64_t seed) {
   const double scale = options.alpha / double(options.rank);
   upload_reals(made->scale, dt, &scale, 1);
   adapter_ = std::move(made);
-  attach(weights_, adapter_->values, dt);
+  point();
   gradient_arena_ = Buffer();
   layout_ = ++adapters_made_;
   for (size_t i = 0; i < adapter_->parameters.size(); i += 2) {  // the A of each pair
@@ -207,7 +228,7 @@ void Model::add_adapter(const AdapterOptions& options, uint64_t seed) {
 void Model::remove_adapter() {
   if (!adapter_) return;
   adapter_.reset();
-  weights_ = pointers(arena_, dt);
+  point();
   layout_ = 0;
 }
 
@@ -239,7 +260,7 @@ std::unique_ptr<Model> Model::merged() const {
 }
 
 std::unique_ptr<Model> Model::clone() const {
-  auto copy = std::make_unique<Model>(device, dt, config);
+  std::unique_ptr<Model> copy(new Model(device, dt, config, adapter_ ? arena_ : nullptr));
   if (adapter_) copy->add_adapter(adapter_->options, 0);
   copy->copy_parameters_from(*this);
   return copy;
@@ -247,7 +268,9 @@ std::unique_ptr<Model> Model::clone() const {
 void Model::copy_base_from(const Model& other) {
   if (other.dt != dt || other.arena_elements_ != arena_elements_ || other.device != device)
     throw Error("INVALID_ARGUMENT", "copy_parameters", "both models must have the same configuration, dtype and device");
-  device->run(&LoopBackend::copy, "copy", arena_.as<>(), static_cast<const void*>(other.arena_.as<>()), arena_.bytes());
+  if (arena_ == other.arena_) return;
+  Buffer& own = writable_arena(parameters_.front());
+  device->run(&LoopBackend::copy, "copy", own.as<>(), static_cast<const void*>(other.arena_->as<>()), own.bytes());
   touch(parameters_.front());
 }
 void Model::copy_parameters_from(const Model& other) {
@@ -270,7 +293,7 @@ void Model::read_raw(const Parameter& p, void* host) const {
   arena_of(p).download(host, p.count * loop_dtype_size(dt), p.offset * loop_dtype_size(dt));
 }
 void Model::write_raw(const Parameter& p, const void* host) {
-  arena_of(p).upload(host, p.count * loop_dtype_size(dt), p.offset * loop_dtype_size(dt));
+  writable_arena(p).upload(host, p.count * loop_dtype_size(dt), p.offset * loop_dtype_size(dt));
   touch(p);
 }
 std::vector<double> Model::read(const Parameter& p) const {
@@ -288,7 +311,7 @@ void Model::write(const Parameter& p, const double* values) {
     write_raw(p, bits.data());
     return;
   }
-  upload_reals(arena_of(p), dt, values, p.count, p.offset);
+  upload_reals(writable_arena(p), dt, values, p.count, p.offset);
   touch(p);
 }
 

@@ -67,7 +67,8 @@ const void* scaled(Device& device, Workspace& workspace, LoopDType dt, const voi
 
 class Model {
  public:
-  Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config);
+  Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config)
+      : Model(std::move(device), dt, config, nullptr) {}
   ~Model();
   Model(const Model&) = delete;
 
@@ -95,7 +96,8 @@ class Model {
   // Normal(0, range) for matrices and the gate, ones for norms, zero for the gate's bias; a pure function of (seed, parameter,
   // element).
   void initialize(uint64_t seed, double range);
-  // A fresh model of the same configuration with the same parameters and adapter (a frozen reference, a teacher).
+  // A fresh model of the same configuration with the same parameters and adapter (a frozen reference, a teacher). With an adapter
+  // the model's own parameters are shared until somebody writes to them.
   std::unique_ptr<Model> clone() const;
   void copy_parameters_from(const Model& other);
   bool same_adapter(const Model& other) const;
@@ -112,7 +114,8 @@ class Model {
   const Weights& gradients();  // allocated, and zeroed, on first use
   bool has_gradients() const { return bool(gradient_arena()); }
   void zero_gradients();
-  void* parameter_data(const Parameter& p) const { return arena_of(p).at(p.offset * loop_dtype_size(dt)); }
+  const void* parameter_data(const Parameter& p) const { return arena_of(p).at(p.offset * loop_dtype_size(dt)); }
+  void* writable_data(const Parameter& p) { return writable_arena(p).at(p.offset * loop_dtype_size(dt)); }
   void* gradient_data(const Parameter& p) const { return gradient_arena().at(p.offset * loop_dtype_size(real())); }  // p trained
 
   // Of what is trained. Raised by whoever changes parameters: one, or all that are trained.
@@ -132,16 +135,19 @@ class Model {
     Buffer values, gradients, thrown_away, scale;
     uint64_t version = 1;
   };
+  Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, std::shared_ptr<Buffer> arena);
   Weights pointers(const Buffer& arena, LoopDType type) const;
+  void point();  // weights_ at what there is
   void attach(Weights& weights, const Buffer& arena, LoopDType type) const;
   void copy_base_from(const Model& other);
-  const Buffer& arena_of(const Parameter& p) const { return p.adapter ? adapter_->values : arena_; }
-  Buffer& arena_of(const Parameter& p) { return p.adapter ? adapter_->values : arena_; }
+  const Buffer& arena_of(const Parameter& p) const { return p.adapter ? adapter_->values : *arena_; }
+  Buffer& writable_arena(const Parameter& p);
   const Buffer& gradient_arena() const { return adapter_ ? adapter_->gradients : gradient_arena_; }
   Buffer& gradient_arena() { return adapter_ ? adapter_->gradients : gradient_arena_; }
   std::vector<Parameter> parameters_;
   size_t arena_elements_ = 0;
-  Buffer arena_, gradient_arena_, rope_table_;
+  std::shared_ptr<Buffer> arena_;  // shared among the clones of a model with an adapter
+  Buffer gradient_arena_, rope_table_;
   int64_t rope_positions_ = 0;
   Weights weights_, gradients_;
   std::unique_ptr<Workspace> workspace_;

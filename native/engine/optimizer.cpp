@@ -60,9 +60,8 @@ void AdamW::refresh_masters() const {
   if (!master_ || version_ == model_->version()) return;
   for (const Parameter& p : model_->trained()) {
     const int64_t count = int64_t(p.count), stride = 1;
-    model_->device->run(&LoopBackend::copy_strided, "copy_strided", LOOP_BF16, LOOP_F32, 1, &count,
-                        static_cast<const void*>(model_->parameter_data(p)), &stride, master_.at(p.offset * sizeof(float)),
-                        &stride);
+    model_->device->run(&LoopBackend::copy_strided, "copy_strided", LOOP_BF16, LOOP_F32, 1, &count, model_->parameter_data(p),
+                        &stride, master_.at(p.offset * sizeof(float)), &stride);
   }
   version_ = model_->version();
 }
@@ -86,7 +85,7 @@ double AdamW::step(const AdamWOptions& options) {
     const size_t offset = p.offset * loop_dtype_size(model.real());
     const LoopAdamW update{
         .count = int64_t(p.count),
-        .parameter = model.parameter_data(p),
+        .parameter = model.writable_data(p),
         .master = master_ ? master_.at(offset) : nullptr,
         .gradient = model.gradient_data(p),
         .first_moment = first_.at(offset),

@@ -69,7 +69,7 @@ void fill(Model& model, const LoopedStackTensors& w, const Tensor& hidden) {
     require_like(x, hidden, operation, name);
     if (x.size() != int64_t(p.count)) require_shape(x, p.shape, operation, name);
     if (p.decays() && p.shape[0] > 1) require_shape(x, p.shape, operation, name);
-    model.device->run(&LoopBackend::copy, operation, model.parameter_data(p), static_cast<const void*>(x.data()),
+    model.device->run(&LoopBackend::copy, operation, model.writable_data(p), static_cast<const void*>(x.data()),
                       x.buffer->bytes());
   };
   for (size_t l = 0; l < w.layers.size(); l++) {

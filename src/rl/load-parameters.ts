@@ -6,7 +6,7 @@ import { LoopLM } from '../model/model.js'
  * @param folder a Hugging Face checkpoint folder
  * @throws LoopLMError NOT_FOUND or INVALID_FILE naming the file, INVALID_SHAPE naming a parameter that does not fit
  */
-export async function loadParameters(model: LoopLM, folder: string): Promise<void> {
+async function loadParameters(model: LoopLM, folder: string): Promise<void> {
   const { device, dtype } = model
   using loaded = await LoopLM.fromPretrained(folder, { device, dtype })
   for (const { name } of model.parameters()) await model.setParameter(name, await loaded.getParameter(name))

@@ -11,7 +11,7 @@ import { type RatedBatch, type RolloutBatch, rateBatch } from './batch.js'
 import { type CheckpointPart, writeFolder } from './checkpoint.js'
 import type { PolicyConfig } from './config.js'
 import type { Metrics } from './events.js'
-import { loadParameters } from './load-parameters.js'
+import { loadTrained, saveTrained } from './load-parameters.js'
 import { lossMetrics } from './metrics.js'
 import { sequenceNorms } from './normalizer.js'
 import { answerKey, forcedExitBeliefs, goldAnswerBeliefs } from './objective/beliefs-of-model.js'
@@ -155,12 +155,12 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       return
     }
     const { runDir } = this.config
-    this.#reference ??= await this.model.mergeAdapter()
+    this.#reference ??= await this.model.clone()
     const reference = this.#reference
     const saved = checkpoint === undefined ? undefined : resolve(checkpoint, '..', '..', 'reference')
     const folder = runDir === undefined ? undefined : resolve(runDir, 'reference')
-    if (saved !== undefined) await loadParameters(reference, saved)
-    if (folder !== undefined && folder !== saved) await writeFolder(folder, [(to) => reference.save(to)])
+    if (saved !== undefined) await loadTrained(reference, saved)
+    if (folder !== undefined && folder !== saved) await writeFolder(folder, [(to) => saveTrained(reference, to)])
   }
 
   protected override checkpointParts(): CheckpointPart[] {
@@ -170,7 +170,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     const reference = this.#reference
     const folder = resolve(this.config.runDir ?? '', 'reference')
     if (reference === undefined || existsSync(folder)) return []
-    return [() => writeFolder(folder, [(to) => reference.save(to)])]
+    return [() => writeFolder(folder, [(to) => saveTrained(reference, to)])]
   }
 
   /** The objective of the current step; for a caller's own, what the rating of rollouts needs. */
@@ -437,7 +437,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       const message = 'referenceLogprobs: earlier batches brought their own, so no reference was kept; bring them here too'
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation: this.constructor.name })
     }
-    this.#reference ??= await this.model.mergeAdapter()
+    this.#reference ??= await this.model.clone()
     return this.#reference
   }
 
