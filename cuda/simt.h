@@ -40,8 +40,7 @@ __device__ __forceinline__ int warp_id() { return int(threadIdx.x >> 5); }
 
 #ifdef __CUDACC__
 
-// ---- launches
-// ---------------------------------------------------------------------------------------------------------------------
+// ---- launches ----
 
 namespace detail {
 template <class... Parameters, class... Arguments>
@@ -78,8 +77,7 @@ cudaError_t launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 bl
   return detail::launch(kernel, grid, block, shared_bytes, stream, true, arguments...);
 }
 
-// ---- shared memory
-// ----------------------------------------------------------------------------------------------------------------
+// ---- shared memory ----
 
 template <class T>
 using Shared = T*;
@@ -102,8 +100,7 @@ __device__ __forceinline__ uint32_t shared_address(const T* pointer) {
   return uint32_t(__cvta_generic_to_shared(pointer));
 }
 
-// ---- global memory
-// ----------------------------------------------------------------------------------------------------------------
+// ---- global memory ----
 
 template <class V, class T>
 __device__ __forceinline__ V load(const T* pointer) {
@@ -114,8 +111,7 @@ __device__ __forceinline__ void store(T* pointer, V value) {
   *reinterpret_cast<V*>(pointer) = value;
 }
 
-// ---- barriers
-// ---------------------------------------------------------------------------------------------------------------------
+// ---- barriers ----
 
 // `threads` threads of the block meet at barrier `id` (1 to 15; 0 is __syncthreads); whole warps take part.
 __device__ __forceinline__ void named_barrier(int id, int threads) {
@@ -126,8 +122,7 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// ---- cp.async
-// ---------------------------------------------------------------------------------------------------------------------
+// ---- cp.async ----
 
 // 16, 8 or 4 bytes from global to shared memory, without registers. The first `valid` bytes are read, the others become 0; with 0
 // nothing is read. Seen by the issuing thread after copy_async_wait, by others after a barrier that follows it.
@@ -147,8 +142,7 @@ __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 }
 
-// ---- bf16
-// -------------------------------------------------------------------------------------------------------------------------
+// ---- bf16 ----
 
 struct __align__(2) bf16 {
   uint16_t bits;
@@ -166,8 +160,14 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return packed;
 }
 
-// ---- tensor cores
-// -----------------------------------------------------------------------------------------------------------------
+// 2^x to two or three units in the last place, results below 2^-126 as 0.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// ---- tensor cores ----
 
 // 8 × 8 matrices of 16-bit elements: lanes 8i to 8i + 7 give the addresses of the rows (16 bytes, aligned) of matrix i. Register
 // i of lane l then holds elements 2(l % 4) and 2(l % 4) + 1 of row l / 4 of matrix i, or with _transposed those rows of column l
@@ -212,8 +212,7 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], 
 
 #endif  // __CUDACC__
 
-// ---- the same in both worlds
-// ------------------------------------------------------------------------------------------------------
+// ---- the same in both worlds ----
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float bf16_low(uint32_t packed) { return __uint_as_float(packed << 16); }

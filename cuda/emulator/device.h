@@ -336,6 +336,8 @@ inline bf16 to_bf16(float x) {
 }
 inline uint32_t pack_bf16(float low, float high) { return uint32_t(to_bf16(high).bits) << 16 | to_bf16(low).bits; }
 
+inline float fast_exp2(float x) { return x < -126 ? 0 : exp2f(x); }
+
 // ---- tensor cores ----
 
 template <int count, bool transposed>

@@ -1,0 +1,74 @@
+// What the attention kernels share: their arguments, which rows a block has, and which token a key is.
+//
+// A segment's own tokens and those of its prefix are one run of keys: key j is token prefix_begin + j while j < prefix, then
+// token begin + j - prefix. Query i of the segment (token begin + i) sees the keys 0 … prefix + i. Blocks are cut within a
+// segment, so a row's arithmetic depends on its own place in the segment alone.
+#pragma once
+#include "context.h"
+
+namespace looplm::cuda {
+
+template <class T>
+struct Attention {
+  int64_t tokens;
+  int heads, kv_heads, head_dim;
+  float scale;
+  const LoopSegment* segments;
+  int segment_count;
+  const T* qkv;
+  T* out;
+  float* lse;          // [heads, tokens]
+  const T* dout;       // backward
+  const float* delta;  // [heads, tokens]: Σ dout · out of the row
+  T* dqkv;
+
+  int ratio;                 // query heads of a key head
+  int64_t width, out_width;  // of a row of qkv, of a row of out
+
+  // Column of a row of qkv where a head begins.
+  __device__ int q_column(int head) const { return head * head_dim; }
+  __device__ int k_column(int kv_head) const { return (heads + kv_head) * head_dim; }
+  __device__ int v_column(int kv_head) const { return (heads + kv_heads + kv_head) * head_dim; }
+};
+
+// The keys of a segment.
+struct KeyRun {
+  int begin, length, prefix_begin, prefix;
+  __device__ int keys() const { return prefix + length; }
+  __device__ int64_t token(int key) const { return key < prefix ? prefix_begin + key : begin + key - prefix; }
+};
+
+__device__ __forceinline__ KeyRun key_run(const LoopSegment& s) {
+  return {s.begin, s.end - s.begin, s.prefix_begin, s.prefix_end - s.prefix_begin};
+}
+
+// Blocks of `rows` tokens. Segment s has the slots begin / rows + s and following: never fewer than it needs, so no table of
+// blocks is made, and a slot may be empty.
+inline int64_t tile_slots(int64_t tokens, int segment_count, int rows) { return tokens / rows + segment_count; }
+
+// The segment of a slot, by a search of the whole warp, 32 segments at a time. Segments lie in order of their tokens.
+__device__ __forceinline__ int segment_of_slot(const LoopSegment* segments, int segment_count, int rows, int slot) {
+  int low = 0, count = segment_count;
+  while (count > 1) {
+    const int stride = (count + 31) / 32, offset = lane_id() * stride;
+    const bool before = offset < count && segments[low + (offset < count ? offset : 0)].begin / rows + low + offset <= slot;
+    const int found = (__popc(__ballot_sync(full_warp, before)) - 1) * stride;
+    low += found;
+    count = min(stride, count - found);
+  }
+  return low;
+}
+
+constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
+
+// bf16 through the tensor cores, for head sizes that are multiples of 8, at most 128, and 16-byte aligned rows.
+bool tensor_cores_fit(const LoopAttention& a);
+int attention_bf16(Context& c, const Attention<bf16>& a);
+int attention_backward_bf16(Context& c, const Attention<bf16>& a);
+// Any head size up to 512, float32 arithmetic.
+template <class T>
+int attention_plain(Context& c, const Attention<T>& a);
+template <class T>
+int attention_backward_plain(Context& c, const Attention<T>& a);
+
+}  // namespace looplm::cuda
