@@ -325,6 +325,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
       'options.steps3020',
       'options.learningRate11.5',
     ])
+    expect(await page.locator('#completion-groups h3').allTextContents()).toEqual(['rltt, step 30', 'grpo, step 20'])
     expect(await page.locator('#summary-table tbody tr').first().textContent()).toBe('reward0.96670.975')
     await page.close()
   })

@@ -465,10 +465,12 @@ class Page {
     byId('completion-step-value').textContent = `step ${this.completionStep}`
     const { runs } = this.data
     const nodes = runs.flatMap((run) => {
-      const groups = run.completions.find(({ step }) => step === this.completionStep)?.groups
-      const heading = runs.length === 1 ? [] : [element('h3', {}, run.name)]
-      if (groups === undefined) return runs.length === 1 ? [] : [...heading, element('p', {}, 'None were written at this step.')]
-      return [...heading, ...groups.map((group) => this.group(group))]
+      // runs that wrote at other steps show their latest until then
+      const shown = run.completions.findLast(({ step }) => step <= this.completionStep)
+      const groups = (shown?.groups ?? []).map((group) => this.group(group))
+      if (runs.length === 1) return groups
+      const when = shown === undefined ? ', none yet' : `, step ${shown.step}`
+      return [element('h3', {}, `${run.name}${when}`), ...groups]
     })
     byId('completion-groups').replaceChildren(...nodes)
   }
