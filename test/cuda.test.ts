@@ -10,14 +10,7 @@ beforeAll(buildEmulated, 900_000)
 describe('kernels on cuda-emulated', () => {
   // Counting 20,000 draws takes minutes there: that is in npm run test:long.
   it.each(['f32', 'bf16'])('agree with the reference in %s', { timeout: 1_800_000 }, (dtype) => {
-    const { failures, passed, status } = emulatedKernelTests([
-      '--dtype',
-      dtype,
-      '--skip',
-      'sample: frequencies',
-      '--skip',
-      'attention',
-    ])
+    const { failures, passed, status } = emulatedKernelTests(['--dtype', dtype, '--skip', 'sample: frequencies'])
     expect(failures).toEqual([])
     expect(passed).toBeGreaterThan(1000)
     expect(status).toBe(0)

@@ -1,8 +1,9 @@
 // The engine against the PyTorch oracle: scores, exit distributions, entropies, every gradient, ten AdamW losses, greedy tokens.
 import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { afterAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type DeviceName, GRPOTrainer, LoopLM, LoopRPTTrainer, PretrainTrainer, RLTTTrainer } from '../src/index.js'
+import { buildEmulated } from './emulated.js'
 import { type GoldenTensor, norm, readGolden, relativeError } from './golden-files.js'
 
 const root = process.env.LOOPLM_FIXTURES ?? join(import.meta.dirname, 'fixtures')
@@ -10,7 +11,10 @@ const cases = readdirSync(root).filter((name) => existsSync(join(root, name, 'go
 const targets: { device: DeviceName; dtype: 'float32' | 'float64'; bound: number }[] = [
   { device: 'reference', dtype: 'float64', bound: 1e-9 },
   { device: 'cpu', dtype: 'float32', bound: 1e-4 },
+  { device: 'cuda-emulated' as DeviceName, dtype: 'float32', bound: 1e-4 }, // the CUDA kernels without a GPU
 ]
+
+beforeAll(buildEmulated, 900_000)
 
 type Reals = Float32Array | Float64Array
 

@@ -6,7 +6,7 @@ beforeAll(buildEmulated, 900_000)
 
 describe('all kernel tests on cuda-emulated', () => {
   it.each(['f32', 'bf16'])('in %s', (dtype) => {
-    const { failures, passed, status } = emulatedKernelTests(['--dtype', dtype, '--skip', 'attention'])
+    const { failures, passed, status } = emulatedKernelTests(['--dtype', dtype])
     expect(failures).toEqual([])
     expect(passed).toBeGreaterThan(1000)
     expect(status).toBe(0)
