@@ -44,6 +44,14 @@ const d768 = {
   num_attention_heads: 12,
   total_ut_steps: 4,
 }
+const d1536 = {
+  vocab_size: 16384,
+  hidden_size: 1536,
+  intermediate_size: 4096,
+  num_hidden_layers: 16,
+  num_attention_heads: 12,
+  total_ut_steps: 4,
+}
 const d96 = {
   vocab_size: 12,
   hidden_size: 96,
@@ -190,26 +198,73 @@ async function sampling(step: string, prompts: number, group: number): Promise<S
   return { step, dtype: 'float32', seconds: taken, tokensPerSecond: (batch.length * 24) / taken, peakMiB: peakMiB() }
 }
 
-async function decode(step: string): Promise<StepRow> {
-  const model = await LoopLM.create(d768, { dtype: 'bfloat16', seed: 1 })
-  const tokens = 32
-  const run = () => model.generate([[1, 2, 3, 4, 5, 6, 7, 8]], { maxNewTokens: tokens, temperature: 0, stop: [] })
-  await run()
+interface DecodeOptions {
+  config: Config
+  rows?: number
+  tokens?: number
+  quantize?: 'int8' | 'int4'
+  /** Cumulative exit probability at which a token leaves; a random model's gates say about one half, so 0.6 means two loops. */
+  threshold?: number
+  speculate?: { loops: number; tokens: number }
+}
+
+/** Decoding: every new token reads the blocks once per loop and the head once; a batch shares the reading. */
+async function decode(
+  step: string,
+  { config, rows = 1, tokens = 24, quantize, threshold = 1, speculate }: DecodeOptions,
+): Promise<StepRow> {
+  const model = await LoopLM.create(config, { dtype: 'bfloat16', seed: 1, ...(quantize ? { quantize } : {}) })
+  const prompts = Array.from({ length: rows }, (_, i) => [1 + i, 2, 3, 4, 5, 6, 7, 8])
+  const options = {
+    maxNewTokens: tokens,
+    temperature: 0,
+    stop: [],
+    exit: { rule: 'gate', threshold },
+    ...(speculate ? { speculate } : {}),
+  } as const
+  const run = () => model.generate(prompts, options)
+  const loops = (await run()).flatMap((result) => result.loops.slice(1))
+  const meanLoops = loops.reduce((sum, loop) => sum + loop, 0) / loops.length
   const times: number[] = []
-  for (let i = 0; i < 7; i++) times.push(await seconds(run))
+  for (let i = 0; i < 5; i++) times.push(await seconds(run))
   const taken = middle(times)
-  const { blocks, head } = weights(d768)
   const peak = peakMiB()
   const roofs = await measureRoofs('cpu', 'bfloat16')
-  // every new token streams the blocks once per loop and the head once
-  const gbps = (tokens * 2 * (blocks * d768.total_ut_steps + head)) / taken / 1e9
+  const { blocks, head } = weights(config)
+  const bytes = quantize === undefined ? 2 : (quantize === 'int8' ? 1 : 0.5) + 4 / 64
+  const gbps = (tokens * bytes * (blocks * meanLoops + head)) / taken / 1e9
   return {
     step,
     dtype: 'bfloat16',
     seconds: taken,
-    tokensPerSecond: tokens / taken,
-    share: gbps / roofs.gbps,
-    roof: `memory ${roofs.gbps.toFixed(0)} GB/s`,
+    tokensPerSecond: (rows * tokens) / taken,
+    ...(speculate === undefined && rows === 1
+      ? { share: gbps / roofs.gbps, roof: `memory ${roofs.gbps.toFixed(0)} GB/s` }
+      : { roof: `${meanLoops.toFixed(2)} loops` }),
+    peakMiB: peak,
+  }
+}
+
+async function prefill(step: string): Promise<StepRow> {
+  const model = await LoopLM.create(d768, { dtype: 'bfloat16', seed: 1 })
+  const length = 512
+  const prompt = Array.from({ length }, (_, j) => (j * 7919) % d768.vocab_size)
+  const run = () => model.generate([prompt], { maxNewTokens: 1, temperature: 0, stop: [] })
+  await run()
+  const times: number[] = []
+  for (let i = 0; i < 5; i++) times.push(await seconds(run))
+  const taken = middle(times)
+  const peak = peakMiB()
+  const roofs = await measureRoofs('cpu', 'bfloat16')
+  const { blocks, head } = weights(d768)
+  const gflops = (2 * (blocks * d768.total_ut_steps * length + head)) / taken / 1e9
+  return {
+    step,
+    dtype: 'bfloat16',
+    seconds: taken,
+    tokensPerSecond: length / taken,
+    share: gflops / roofs.gflops,
+    roof: `GEMM ${roofs.gflops.toFixed(0)} GFLOP/s`,
     peakMiB: peak,
   }
 }
@@ -251,7 +306,17 @@ export const steps: Record<string, (name: string) => Promise<StepRow>> = {
   'LoopRPT update D 128, 64 × 64': (name) => looprpt(name, d128, 64, 64),
   'sampling 64 prompts × 8, 16 + 24 tokens': (name) => sampling(name, 64, 8),
   'sampling 512 prompts, 16 + 24 tokens': (name) => sampling(name, 512, 1),
-  'decode batch 1, 98 M parameters, bfloat16': decode,
+  'decode batch 1, 98 M parameters, bfloat16': (name) => decode(name, { config: d768 }),
+  'decode batch 16, 98 M parameters, bfloat16': (name) => decode(name, { config: d768, rows: 16 }),
+  'decode batch 1, 98 M parameters, int8': (name) => decode(name, { config: d768, quantize: 'int8' }),
+  'decode batch 1, 98 M parameters, int4': (name) => decode(name, { config: d768, quantize: 'int4' }),
+  'decode batch 1, 98 M parameters, exits': (name) => decode(name, { config: d768, threshold: 0.6 }),
+  'decode batch 1, 98 M parameters, speculation 2 loops × 4': (name) =>
+    decode(name, { config: d768, speculate: { loops: 2, tokens: 4 } }),
+  'decode batch 16, 98 M parameters, exits': (name) => decode(name, { config: d768, rows: 16, threshold: 0.6 }),
+  'decode batch 1, 500 M parameters, bfloat16': (name) => decode(name, { config: d1536, tokens: 8 }),
+  'decode batch 1, 500 M parameters, int4': (name) => decode(name, { config: d1536, tokens: 16, quantize: 'int4' }),
+  'prefill of 512 tokens, 98 M parameters, bfloat16': prefill,
   'RLTT on Add(5), 200 steps of 32 × 8': addition5,
 }
 

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_BACKEND_ABI 3
+#define LOOPLM_BACKEND_ABI 4
 
 #ifdef __cplusplus
 extern "C" {
@@ -22,6 +22,15 @@ typedef enum LoopDType { LOOP_F32 = 0, LOOP_BF16 = 1, LOOP_F64 = 2, LOOP_I32 = 3
 
 enum { LOOP_OUT_OF_MEMORY = 2 };
 enum { LOOP_GEMM_REAL_OUT = 1, LOOP_GEMM_ACCUMULATE = 2 };  // C is real instead of act; C += (implies REAL_OUT)
+
+// A weight [n, k] in few bits: element (i, l) is codes(i, l) · scales[l / group, i]. k is a multiple of `group`, `group` of 32.
+// Behind the codes lie 64 bytes that may be read.
+typedef struct LoopQuantized {
+  int32_t bits;   // 8: int8 codes [n, k]. 4: two codes a byte, [n, k / 2], the lower half the even l, each stored as code + 8
+  int32_t group;  // neighbours along k that share a scale
+  const void* codes;
+  const float* scales;  // [k / group, n]
+} LoopQuantized;
 
 // A run of packed tokens [begin, end) that attends causally to itself and to all of the prefix run [prefix_begin, prefix_end),
 // which holds the tokens just before it (a prompt that several responses share). An empty prefix means a whole sequence.
@@ -142,6 +151,10 @@ typedef struct LoopBackend {
               int64_t lda, const void* b, int64_t ldb, void* c, int64_t ldc, int flags, const void* packed_b);
   // A device-friendly copy of B for many gemms with few rows; NULL when the backend has no use for one. Freed with release.
   void* (*pack_b)(void* ctx, LoopDType dt, int transpose_b, int64_t n, int64_t k, const void* b, int64_t ldb);
+
+  // C[m,n] = A Bᵀ with a quantized B; A is act [m, k], C act or with LOOP_GEMM_REAL_OUT real. NULL: the backend has none.
+  int (*gemm_quantized)(void* ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
+                        const LoopQuantized* b, void* c, int64_t ldc, int flags);
 
   // out[i] = table[ids[i]];   dtable[ids[i]] += dout[i] (dout, dtable real; rows of one id are added in order of i)
   int (*embed)(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_t* ids, const void* table, void* out);

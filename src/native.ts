@@ -234,6 +234,7 @@ export interface NativeBinding {
 
   modelCreate(context: NativeContext, config: NativeModelConfig, dtype: DType, seed: number, range: number): Promise<NativeModel>
   modelLoad(context: NativeContext, config: NativeModelConfig, dtype: DType, paths: readonly string[]): Promise<NativeModel>
+  modelQuantize(model: NativeModel, bits: 4 | 8, groupSize: number): Promise<void>
   modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64'): Promise<void>
   modelAddAdapter(
     model: NativeModel,

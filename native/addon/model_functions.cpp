@@ -128,6 +128,13 @@ Napi::Value merge(const Napi::CallbackInfo& info) {
   return promise(info, model.executor, [model = model.object] { return std::shared_ptr<Model>(model->merged()); });
 }
 
+Napi::Value quantize(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  const int bits = int(Input(info, 1, "bits").integer(1, 16)), group = int(Input(info, 2, "groupSize").integer(1, 1 << 20));
+  if (bits != 4 && bits != 8) Input(info, 1, "bits").fail("must be 4 or 8");
+  return run(info, model.executor, [model = model.object, bits, group] { model->quantize(bits, group); });
+}
+
 Napi::Value clone(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
   return promise(info, model.executor, [model = model.object] { return std::shared_ptr<Model>(model->clone()); });
@@ -202,6 +209,7 @@ Napi::Value zero_gradients(const Napi::CallbackInfo& info) {
 void add_model_functions(Napi::Env env, Napi::Object exports) {
   add<create>(env, exports, "modelCreate");
   add<load>(env, exports, "modelLoad");
+  add<quantize>(env, exports, "modelQuantize");
   add<save_with<save_parameters>>(env, exports, "modelSave");
   add<add_adapter>(env, exports, "modelAddAdapter");
   add<remove_adapter>(env, exports, "modelRemoveAdapter");

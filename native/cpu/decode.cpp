@@ -255,13 +255,13 @@ void sample_row(const LoopSample& s, int64_t row, float* weights) {
   const float largest = row_maximum(logits, n), inverse_temperature = float(1 / temperature);
   float total;
   int32_t token;
-  if (greedy || filtered) {
+  if (greedy) {
     total = exp_sums<false, false>(logits, n, largest, inverse_temperature, nullptr).sum;
-    token = greedy ? find_first(logits, n, largest)
-                   : draw_filtered(s, logits, draw_number(s.seed, s.sequences[row], s.positions[row]));
+    token = find_first(logits, n, largest);
   } else {
     total = exp_sums<true, false>(logits, n, largest, inverse_temperature, weights).sum;
-    token = draw(weights, n, total, draw_number(s.seed, s.sequences[row], s.positions[row]));
+    const double number = draw_number(s.seed, s.sequences[row], s.positions[row]);
+    token = filtered ? draw_filtered(s, logits, weights, number) : draw(weights, n, total, number);
   }
   s.tokens[row] = token;
   static_cast<float*>(s.logprobs)[row] = float((double(logits[token]) - double(largest)) / temperature - log(double(total)));

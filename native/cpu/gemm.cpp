@@ -24,37 +24,6 @@ constexpr int64_t KC = KC_BYTES / int64_t(sizeof(Packed<E>));
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-// One step of k: A is broadcast, B is a vector, acc += a·b.
-template <class E>
-struct Step;
-template <>
-struct Step<float> {
-  using A = float;
-  static vf broadcast(const float* a) { return splat(*a); }
-  static vf load_b(const float* b) { return load(b); }
-  static vf fma(vf a, vf b, vf acc) { return a * b + acc; }
-};
-#if defined(__AVX512BF16__)
-template <>
-struct Step<bf16> {
-  static __m512i broadcast(const bf16* a) {
-    int32_t pair;
-    memcpy(&pair, a, 4);
-    return _mm512_set1_epi32(pair);
-  }
-  static __m512i broadcast_last(const bf16* a) { return _mm512_set1_epi32(a->bits); }  // the odd element of k, paired with zero
-  static __m512i load_b(const bf16* b) { return _mm512_loadu_si512(b); }
-  static vf fma(__m512i a, __m512i b, vf acc) { return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b); }
-};
-#else
-template <>
-struct Step<bf16> {
-  static vf broadcast(const bf16* a) { return splat(to_float(*a)); }
-  static vf load_b(const float* b) { return load(b); }
-  static vf fma(vf a, vf b, vf acc) { return a * b + acc; }
-};
-#endif
-
 // One register tile over k steps. A element (i, step) lies at a[i·row + step·KS] (PackedA: at a[(step·MR + i)·KS]).
 template <class E, int M, bool PackedA>
 inline __attribute__((always_inline)) void tile(int64_t k, const E* a, int64_t row, const Packed<E>* b, vf acc[M][2]) {
@@ -184,7 +153,6 @@ inline __attribute__((always_inline)) void load_square(const E* from, int64_t ld
   for (int i = 0; i < W; i++) square[i] = *(const vf_any*)(from + i * ldb);
   transpose(square);
 }
-constexpr int STREAMED = W == 16 ? 16 : 6;  // rows whose sums fit in registers beside a square
 template <class E>
 constexpr int64_t SQUARE = 4 / sizeof(E) * W;  // elements of k in a square
 

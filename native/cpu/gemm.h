@@ -1,4 +1,4 @@
-// What the GEMM and the attention share: how wide a register tile is, and how many elements of k a bfloat16 product takes.
+// What the products share: how wide a register tile is, how many elements of k a bfloat16 product takes, and its step.
 #pragma once
 #include "kernels.h"
 
@@ -25,5 +25,39 @@ constexpr bool bf16_dot = false;
 // Elements of k in one packed step (bfloat16 dot products take two).
 template <class E>
 constexpr int KS = (sizeof(E) == 2 && bf16_dot) ? 2 : 1;
+
+// One step of k: A is broadcast, B is a vector, acc += a·b.
+template <class E>
+struct Step;
+template <>
+struct Step<float> {
+  using A = float;
+  static vf broadcast(const float* a) { return splat(*a); }
+  static vf load_b(const float* b) { return load(b); }
+  static vf fma(vf a, vf b, vf acc) { return a * b + acc; }
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Step<bf16> {
+  static __m512i broadcast(const bf16* a) {
+    int32_t pair;
+    memcpy(&pair, a, 4);
+    return _mm512_set1_epi32(pair);
+  }
+  static __m512i broadcast_last(const bf16* a) { return _mm512_set1_epi32(a->bits); }  // the odd element of k, paired with zero
+  static __m512i load_b(const bf16* b) { return _mm512_loadu_si512(b); }
+  static vf fma(__m512i a, __m512i b, vf acc) { return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b); }
+};
+#else
+template <>
+struct Step<bf16> {
+  static vf broadcast(const bf16* a) { return splat(to_float(*a)); }
+  static vf load_b(const float* b) { return load(b); }
+  static vf fma(vf a, vf b, vf acc) { return a * b + acc; }
+};
+#endif
+
+// Rows whose sums fit in registers beside W vectors of B.
+constexpr int STREAMED = W == 16 ? 16 : 6;
 
 }  // namespace looplm::cpu::LOOPLM_ISA

@@ -27,6 +27,7 @@ const LoopBackend table = {
     .synchronize = synchronize,
     .gemm = gemm,
     .pack_b = pack_b,
+    .gemm_quantized = gemm_quantized,
     .embed = embed,
     .embed_backward = embed_backward,
     .residual_norm = residual_norm,

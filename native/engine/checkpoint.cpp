@@ -161,17 +161,18 @@ LoopDType floating_dtype(const Source& source, const std::string& name) {
   refuse(*source.path, name, "dtype " + source.entry->dtype + " cannot be a parameter; F32, BF16, F16 and F64 can");
 }
 
-// Calls visit(first, values, count) with the elements [first, first + count) as `to`. What needs no conversion comes at once and
-// uncopied.
+// Calls visit(first, values, count) with the elements [first, first + count) as `to`, block by block. What needs no conversion
+// comes uncopied. The pages of a block leave memory after it, so that a file never lies there beside the model.
 template <class Visit>
 void visit_blocks(const void* data, LoopDType from, LoopDType to, size_t total, Visit visit) {
-  if (from == to) return visit(size_t(0), data, total);
-  constexpr size_t longest = size_t(1) << 18;
-  std::vector<uint8_t> block(std::min(total, longest) * loop_dtype_size(to));
+  constexpr size_t longest = size_t(1) << 20;
+  std::vector<uint8_t> block(from == to ? 0 : std::min(total, longest) * loop_dtype_size(to));
   for (size_t first = 0; first < total; first += longest) {
     const size_t count = std::min(longest, total - first);
-    convert(from, to, static_cast<const uint8_t*>(data) + first * loop_dtype_size(from), block.data(), count);
-    visit(first, static_cast<const void*>(block.data()), count);
+    const uint8_t* source = static_cast<const uint8_t*>(data) + first * loop_dtype_size(from);
+    if (from != to) convert(from, to, source, block.data(), count);
+    visit(first, static_cast<const void*>(from == to ? source : block.data()), count);
+    MappedFile::forget(source, count * loop_dtype_size(from));
   }
 }
 

@@ -61,10 +61,6 @@ Device::Device(const std::string& name, int threads) : name_(name), table_(find_
 }
 Device::~Device() { table_->close(ctx_); }
 
-void* Device::pack_b(LoopDType dt, int transpose_b, int64_t n, int64_t k, const void* b, int64_t ldb) {
-  return table_->pack_b(ctx_, dt, transpose_b, n, k, b, ldb);
-}
-
 std::vector<DeviceInfo> list_devices() {
   std::vector<DeviceInfo> out;
   for (const char* name : {"cpu", "reference"}) out.push_back({name, Device(name, 0).description(), true});
@@ -91,14 +87,6 @@ Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move
                     ": use a smaller batch, recompute 'layer', or dispose of models");
   }
   count_allocation(bytes_);
-}
-Buffer Buffer::adopt(std::shared_ptr<Device> device, void* data, size_t bytes) {
-  Buffer b;
-  b.device_ = std::move(device);
-  b.data_ = data;
-  b.bytes_ = bytes;
-  count_allocation(bytes);
-  return b;
 }
 Buffer::~Buffer() {
   if (!data_) return;

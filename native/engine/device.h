@@ -40,7 +40,11 @@ class Device {
     if (const int status = (table_->*function)(ctx_, arguments...))
       throw Error(status == LOOP_OUT_OF_MEMORY ? "OUT_OF_MEMORY" : "INTERNAL", operation, table_->last_error(ctx_));
   }
-  void* pack_b(LoopDType dt, int transpose_b, int64_t n, int64_t k, const void* b, int64_t ldb);
+  // Whether the backend has a function that it may leave out.
+  template <class Function>
+  bool has(Function LoopBackend::*function) const {
+    return table_->*function != nullptr;
+  }
 
   const std::atomic<bool>* cancel = nullptr;  // set by the caller for the length of one engine call
 
@@ -75,7 +79,6 @@ class Buffer {
  public:
   Buffer() = default;
   Buffer(std::shared_ptr<Device> device, size_t bytes);
-  static Buffer adopt(std::shared_ptr<Device> device, void* data, size_t bytes);  // memory the backend allocated
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;

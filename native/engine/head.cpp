@@ -42,7 +42,10 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
     const int64_t m = std::min(chunk, in.rows - first);
     auto at = [&](void* p) -> void* { return p ? static_cast<char*>(p) + size_t(first) * real : nullptr; };
     device.run(&LoopBackend::gather_rows, "gather rows", dt, m, D, in.index + first, in.hidden, hidden);
-    device.run(&LoopBackend::gemm, "head", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT), unpacked);
+    if (weight)
+      device.run(&LoopBackend::gemm, "head", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT),
+                 unpacked);
+    else model.head(m, hidden, logits);  // quantized
     if (predicted)
       device.run(&LoopBackend::reduce, "argmax", model.real(), LOOP_ARGMAX, m, V, int64_t(1), static_cast<const void*>(logits),
                  static_cast<void*>(predicted + first));

@@ -6,6 +6,7 @@
 
 #include "half.h"
 #include "philox.h"
+#include "quantize.h"
 #include "workspace.h"
 
 namespace looplm {
@@ -66,6 +67,9 @@ std::vector<Projection> projections(const ModelConfig& c) {
           {"mlp", "gate_proj", D, 0, F, &LayerWeights::gate_up},      {"mlp", "up_proj", D, F, F, &LayerWeights::gate_up},
           {"mlp", "down_proj", F, 0, D, &LayerWeights::down}};
 }
+constexpr Linear LayerWeights::*MATRICES[] = {&LayerWeights::qkv, &LayerWeights::output, &LayerWeights::gate_up,
+                                              &LayerWeights::down};
+
 bool contains(const std::vector<std::string>& words, const std::string& word) {
   return std::find(words.begin(), words.end(), word) != words.end();
 }
@@ -112,7 +116,10 @@ Model::~Model() = default;
 
 Weights Model::pointers(const Buffer& arena, LoopDType type) const {
   size_t next = 0;
-  auto take = [&] { return arena.at(parameters_[next++].offset * loop_dtype_size(type)); };
+  auto take = [&]() -> void* {
+    const Parameter& p = parameters_[next++];
+    return p.matrix < 0 ? arena.at(p.offset * loop_dtype_size(type)) : nullptr;
+  };
   Weights w;
   w.embedding = take();
   for (int l = 0; l < config.layers; l++) {
@@ -134,6 +141,11 @@ Weights Model::pointers(const Buffer& arena, LoopDType type) const {
   w.gate_weight = take();
   w.gate_bias = take();
   w.head = config.tied ? w.embedding : take();
+  for (size_t i = 0; i < matrices_.size(); i++) {
+    const LoopQuantized* view = &matrices_[i]->view;
+    if (i / 4 == w.layers.size()) w.quantized_head = view;
+    else (w.layers[i / 4].*MATRICES[i % 4]).quantized = view;
+  }
   return w;
 }
 
@@ -190,6 +202,7 @@ void Model::add_adapter(const AdapterOptions& options, uint64_t seed) {
   auto require = [](bool ok, const std::string& what) {
     if (!ok) throw Error("INVALID_ARGUMENT", "adapter", what);
   };
+  refuse_quantized("adapter");
   require(!adapter_, "the model has an adapter already; merge it into a copy or remove it first");
   require(options.rank >= 1, "rank must be at least 1");
   require(!options.modules.empty(), "an adapter needs at least one module");
@@ -232,7 +245,95 @@ void Model::remove_adapter() {
   layout_ = 0;
 }
 
+void Model::refuse_quantized(const char* operation) const {
+  if (!matrices_.empty())
+    throw Error("UNSUPPORTED", operation, "the model is quantized, which is for inference: load it without `quantize` for this");
+}
+
+void Model::quantize(int bits, int group) {
+  refuse_quantized("quantize");
+  if (adapter_) throw Error("INVALID_ARGUMENT", "quantize", "the model has an adapter: merge it first");
+  if (!device->has(&LoopBackend::gemm_quantized))
+    throw Error("UNSUPPORTED", "quantize", "device \"" + device->name() + "\" has no products with quantized weights; cpu has");
+  for (int64_t width : {config.hidden, config.attention_width(), config.intermediate})
+    if (group < 32 || group % 32 != 0 || width % group != 0)
+      throw Error("INVALID_ARGUMENT", "quantize",
+                  "groups of " + std::to_string(group) + " do not fit: a group is a multiple of 32 and divides the widths " +
+                      std::to_string(config.hidden) + ", " + std::to_string(config.attention_width()) + " and " +
+                      std::to_string(config.intermediate));
+  const size_t act = loop_dtype_size(dt);
+  auto made = std::vector<std::unique_ptr<QuantizedMatrix>>();
+  auto add = [&](const void* weight, int64_t out, int64_t in) {
+    auto matrix = std::make_unique<QuantizedMatrix>();
+    matrix->out = out;
+    matrix->in = in;
+    const size_t row_codes = size_t(in) * size_t(bits) / 8, groups = size_t(in / group);
+    matrix->codes = Buffer(device, size_t(out) * row_codes + 64);
+    matrix->scales = Buffer(device, groups * size_t(out) * 4);
+    std::vector<float> scales(groups * size_t(out)), values(static_cast<size_t>(in));
+    std::vector<uint8_t> raw(size_t(in) * act), codes(row_codes);
+    for (int64_t i = 0; i < out; i++) {
+      device->run(&LoopBackend::copy_out, "quantize", static_cast<void*>(raw.data()),
+                  static_cast<const void*>(static_cast<const char*>(weight) + size_t(i * in) * act), raw.size());
+      to_floats(dt, raw.data(), values.size(), values.data());
+      quantize_row(bits, group, values.data(), in, codes.data(), scales.data() + i, out);
+      matrix->codes.upload(codes.data(), row_codes, size_t(i) * row_codes);
+    }
+    matrix->scales.upload(scales.data(), scales.size() * 4);
+    matrix->view = {bits, group, matrix->codes.as<>(), matrix->scales.as<float>()};
+    made.push_back(std::move(matrix));
+  };
+  for (const LayerWeights& layer : weights_.layers)
+    for (auto member : MATRICES) add((layer.*member).weight, (layer.*member).out, (layer.*member).in);
+  if (!config.tied) add(weights_.head, config.vocabulary, config.hidden);
+
+  // What is left moves to an arena of its own.
+  int32_t matrix = -1;
+  int64_t row = 0;
+  size_t end = 0;
+  const std::shared_ptr<Buffer> before = std::move(arena_);
+  for (Parameter& p : parameters_) {
+    const bool block = p.shape.size() == 2 && p.name.find("_proj.weight") != std::string::npos;
+    if (!block && p.name != "lm_head.weight") continue;
+    const bool joins = p.name.find(".k_proj.") != std::string::npos || p.name.find(".v_proj.") != std::string::npos ||
+                       p.name.find(".up_proj.") != std::string::npos;
+    if (!joins) matrix++, row = 0;
+    p.matrix = matrix;
+    p.first_row = row;
+    row += p.shape[0];
+  }
+  std::vector<size_t> old_offsets;
+  for (Parameter& p : parameters_) {
+    old_offsets.push_back(p.offset);
+    if (p.matrix >= 0) continue;
+    end = (end + ALIGN - 1) / ALIGN * ALIGN;
+    p.offset = end;
+    end += p.count;
+  }
+  arena_elements_ = (end + ALIGN - 1) / ALIGN * ALIGN;
+  arena_ = std::make_shared<Buffer>(device, arena_elements_ * act);
+  arena_->zero(arena_->bytes());
+  for (size_t i = 0; i < parameters_.size(); i++)
+    if (const Parameter& p = parameters_[i]; p.matrix < 0)
+      device->run(&LoopBackend::copy, "quantize", arena_->at(p.offset * act),
+                  static_cast<const void*>(before->at(old_offsets[i] * act)), p.count * act);
+  matrices_ = std::move(made);
+  point();
+}
+
+void Model::head(int64_t rows, const void* hidden, void* logits) {
+  const int64_t D = config.hidden, V = config.vocabulary;
+  const void* unpacked = nullptr;
+  if (weights_.quantized_head)
+    device->run(&LoopBackend::gemm_quantized, "head", dt, rows, V, D, hidden, D, weights_.quantized_head, logits, V,
+                int(LOOP_GEMM_REAL_OUT));
+  else
+    device->run(&LoopBackend::gemm, "head", dt, 0, 1, rows, V, D, hidden, D, static_cast<const void*>(weights_.head), D, logits,
+                V, int(LOOP_GEMM_REAL_OUT), unpacked);
+}
+
 std::unique_ptr<Model> Model::merged() const {
+  refuse_quantized("merge");
   auto copy = std::make_unique<Model>(device, dt, config);
   copy->copy_base_from(*this);
   if (!adapter_) return copy;
@@ -260,12 +361,15 @@ std::unique_ptr<Model> Model::merged() const {
 }
 
 std::unique_ptr<Model> Model::clone() const {
+  refuse_quantized("clone");
   std::unique_ptr<Model> copy(new Model(device, dt, config, adapter_ ? arena_ : nullptr));
   if (adapter_) copy->add_adapter(adapter_->options, 0);
   copy->copy_parameters_from(*this);
   return copy;
 }
 void Model::copy_base_from(const Model& other) {
+  refuse_quantized("copy_parameters");
+  other.refuse_quantized("copy_parameters");
   if (other.dt != dt || other.arena_elements_ != arena_elements_ || other.device != device)
     throw Error("INVALID_ARGUMENT", "copy_parameters", "both models must have the same configuration, dtype and device");
   if (arena_ == other.arena_) return;
@@ -290,13 +394,32 @@ bool Model::same_adapter(const Model& other) const {
 }
 
 void Model::read_raw(const Parameter& p, void* host) const {
+  if (p.matrix >= 0) {
+    const std::vector<double> values = read(p);
+    for (size_t i = 0; i < p.count; i++) {
+      if (dt == LOOP_F64) static_cast<double*>(host)[i] = values[i];
+      else if (dt == LOOP_F32) static_cast<float*>(host)[i] = float(values[i]);
+      else static_cast<uint16_t*>(host)[i] = float_to_bf16(float(values[i]));
+    }
+    return;
+  }
   arena_of(p).download(host, p.count * loop_dtype_size(dt), p.offset * loop_dtype_size(dt));
 }
 void Model::write_raw(const Parameter& p, const void* host) {
+  refuse_quantized("write");
   writable_arena(p).upload(host, p.count * loop_dtype_size(dt), p.offset * loop_dtype_size(dt));
   touch(p);
 }
 std::vector<double> Model::read(const Parameter& p) const {
+  if (p.matrix >= 0) {
+    const QuantizedMatrix& m = *matrices_[size_t(p.matrix)];
+    const size_t row = size_t(m.in) * size_t(m.view.bits) / 8;
+    std::vector<uint8_t> codes(size_t(p.shape[0]) * row);
+    m.codes.download(codes.data(), codes.size(), size_t(p.first_row) * row);
+    std::vector<float> scales(size_t(m.in / m.view.group * m.out));
+    m.scales.download(scales.data(), scales.size() * 4);
+    return dequantize_rows(m.view.bits, m.view.group, p.shape[0], m.in, codes.data(), scales.data() + p.first_row, m.out);
+  }
   if (dt != LOOP_BF16) return download_reals(arena_of(p), dt, p.count, p.offset);
   std::vector<uint16_t> bits(p.count);
   read_raw(p, bits.data());
@@ -305,6 +428,7 @@ std::vector<double> Model::read(const Parameter& p) const {
   return out;
 }
 void Model::write(const Parameter& p, const double* values) {
+  refuse_quantized("write");
   if (dt == LOOP_BF16) {
     std::vector<uint16_t> bits(p.count);
     for (size_t i = 0; i < p.count; i++) bits[i] = float_to_bf16(float(values[i]));
@@ -316,6 +440,7 @@ void Model::write(const Parameter& p, const double* values) {
 }
 
 const Weights& Model::gradients() {
+  refuse_quantized("gradients");
   if (has_gradients()) return gradients_;
   const size_t real_bytes = loop_dtype_size(real());
   if (!adapter_) {

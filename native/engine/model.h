@@ -24,6 +24,8 @@ struct Parameter {
   size_t offset = 0;  // in elements of the arena
   size_t count = 0;
   bool adapter = false;                             // of the adapter's arena
+  int32_t matrix = -1;                              // of a quantized model: which of its matrices this is a part of
+  int64_t first_row = 0;                            // and from which row on
   bool decays() const { return shape.size() > 1; }  // AdamW's weight decay is for matrices
 };
 
@@ -34,9 +36,10 @@ struct LowRank {
   int64_t first, out;
 };
 struct Linear {
-  void* weight;  // [out, in]; NULL among the gradients of a frozen base
+  void* weight;  // [out, in]; NULL among the gradients of a frozen base, and when quantized
   int64_t in, out;
   std::vector<LowRank> adapters;
+  const LoopQuantized* quantized = nullptr;
 };
 
 // Pointers into arenas (parameters: act, gradients: real). q, k, v lie side by side as one [qkv_width, D] matrix, gate and up
@@ -48,10 +51,11 @@ struct LayerWeights {
 // As gradients of a model with an adapter: embedding and head are NULL, everything else but the adapters is a place to throw
 // values.
 struct Weights {
-  void *embedding, *head /* the embedding when tied */, *norm, *gate_weight, *gate_bias;
+  void *embedding, *head /* the embedding when tied; NULL when quantized */, *norm, *gate_weight, *gate_bias;
   std::vector<LayerWeights> layers;
   int64_t rank = 0;             // of the adapters
   const void* scale = nullptr;  // and alpha / rank: real, on the device
+  const LoopQuantized* quantized_head = nullptr;
 };
 
 struct AdapterOptions {
@@ -92,6 +96,14 @@ class Model {
   const std::vector<Parameter>& trained() const { return adapter_ ? adapter_->parameters : parameters_; }
   size_t trained_elements() const { return adapter_ ? adapter_->elements : arena_elements_; }
   uint64_t layout() const { return layout_; }  // another number when what is trained has changed
+
+  // Replaces the matrices of the blocks, and a head that is not tied, by codes of 8 or 4 bits with a scale for every `group`
+  // neighbours of a row (quantize.h). The model then only infers: what would train or change its parameters is refused.
+  void quantize(int bits, int group);
+  int quantized_bits() const { return matrices_.empty() ? 0 : matrices_.front()->view.bits; }
+  int quantized_group() const { return matrices_.empty() ? 0 : matrices_.front()->view.group; }
+  // logits, real [rows, vocabulary] = hidden W_headᵀ
+  void head(int64_t rows, const void* hidden, void* logits);
 
   // Normal(0, range) for matrices and the gate, ones for norms, zero for the gate's bias; a pure function of (seed, parameter,
   // element).
@@ -136,6 +148,12 @@ class Model {
     uint64_t version = 1;
   };
   Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, std::shared_ptr<Buffer> arena);
+  struct QuantizedMatrix {
+    Buffer codes, scales;
+    int64_t out, in;
+    LoopQuantized view;
+  };
+  void refuse_quantized(const char* operation) const;
   Weights pointers(const Buffer& arena, LoopDType type) const;
   void point();  // weights_ at what there is
   void attach(Weights& weights, const Buffer& arena, LoopDType type) const;
@@ -152,6 +170,7 @@ class Model {
   Weights weights_, gradients_;
   std::unique_ptr<Workspace> workspace_;
   std::unique_ptr<Adapter> adapter_;
+  std::vector<std::unique_ptr<QuantizedMatrix>> matrices_;  // per layer qkv, output, gate_up, down; then the head
   uint64_t version_ = 1 /* of the model's own parameters */, layout_ = 0, adapters_made_ = 0;
 };
 

@@ -47,9 +47,7 @@ void Readout::run(std::vector<ReadoutRow>& rows, const void* states, const void*
                                      at_head.begin() + std::ptrdiff_t(std::min(first + most, at_head.size())));
     const void* hidden = gather("readout.hidden", model_.dt, chunk, D, int64_t(rows.size()), states);
     Buffer& logits = model_.workspace().get("readout.logits", chunk.size() * size_t(V) * real_);
-    model_.device->run(&LoopBackend::gemm, "head", model_.dt, 0, 1, int64_t(chunk.size()), V, D, hidden, D,
-                       static_cast<const void*>(model_.weights().head), D, logits.as<>(), V, int(LOOP_GEMM_REAL_OUT),
-                       static_cast<const void*>(nullptr));
+    model_.head(int64_t(chunk.size()), hidden, logits.as<>());
     apply_distributions(rows, chunk, logits, places);
     draw(rows, chunk, logits);
   }

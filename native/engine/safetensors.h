@@ -38,6 +38,8 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   const void* data() const { return data_; }
   size_t size() const { return size_; }
+  // The pages that lie wholly in [from, from + bytes) need not stay in memory; they are read again when they are needed.
+  static void forget(const void* from, size_t bytes);
 
  private:
   void* data_ = nullptr;

@@ -34,6 +34,7 @@ struct SampleScratch {
   std::vector<Real> weights;   // exp((logit - largest) / temperature), 0 when filtered out
   std::vector<Real> selected;  // top-k's copy of the logits
   std::vector<int32_t> heap;   // top-p's candidates
+  std::vector<int32_t> kept;   // in index order, what top-p kept; empty: every weight that is not 0
 };
 
 template <class Real>
@@ -49,29 +50,44 @@ void keep_top_k(const Real* logits, int64_t k, SampleScratch<Real>& scratch) {
 }
 
 template <class Real>
+double sum_of(const std::vector<Real>& values) {
+  double part[8] = {};  // side by side, so that no addition waits for the one before
+  size_t v = 0;
+  for (; v + 8 <= values.size(); v += 8)
+    for (size_t i = 0; i < 8; ++i) part[i] += values[v + i];
+  for (; v < values.size(); ++v) part[0] += values[v];
+  return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+}
+
+// The nucleus is usually small: the tokens above some weight are put into a heap once they are sure to hold it.
+template <class Real>
 void keep_top_p(double p, SampleScratch<Real>& scratch) {
   if (p >= 1) return;
   auto& weights = scratch.weights;
   auto& heap = scratch.heap;
-  heap.clear();
-  double total = 0;
-  for (size_t v = 0; v < weights.size(); ++v)
-    if (weights[v] > 0) {
-      heap.push_back(int32_t(v));
-      total += weights[v];
-    }
+  const double wanted = p * sum_of(weights);
+  for (const double least : {0x1p-6, 0x1p-12, 0x1p-20, 0.0}) {  // of the largest weight, which is 1
+    heap.clear();
+    double mass = 0;
+    for (size_t v = 0; v < weights.size(); ++v)
+      if (weights[v] >= Real(least) && weights[v] > 0) {
+        heap.push_back(int32_t(v));
+        mass += weights[v];
+      }
+    if (mass > wanted * (1 + 1e-9)) break;  // not by rounding alone
+  }
   const auto less_likely = [&](int32_t a, int32_t b) {
     return weights[size_t(a)] < weights[size_t(b)] || (weights[size_t(a)] == weights[size_t(b)] && a > b);
   };
   std::make_heap(heap.begin(), heap.end(), less_likely);
   double cumulative = 0;
-  do {  // the nucleus is usually small: popping it costs less than sorting the vocabulary
-    if (heap.empty()) return;
+  do {
     cumulative += weights[size_t(heap.front())];
+    scratch.kept.push_back(heap.front());
     std::pop_heap(heap.begin(), heap.end(), less_likely);
     heap.pop_back();
-  } while (cumulative < p * total);
-  for (int32_t v : heap) weights[size_t(v)] = 0;
+  } while (cumulative < wanted && !heap.empty());
+  std::sort(scratch.kept.begin(), scratch.kept.end());
 }
 
 template <class Real>
@@ -81,20 +97,35 @@ void keep_min_p(double min_p, SampleScratch<Real>& scratch) {
     if (weight < std::min(min_p, 1.0)) weight = 0;
 }
 
-// The first token whose cumulative weight exceeds uniform · Σ weights.
+// The first kept token whose cumulative weight exceeds uniform · Σ kept weights.
 template <class Real>
-int32_t draw(const std::vector<Real>& weights, double uniform) {
+int32_t draw(const SampleScratch<Real>& scratch, double uniform) {
+  const std::vector<Real>& weights = scratch.weights;
+  const bool few = !scratch.kept.empty();
+  const size_t count = few ? scratch.kept.size() : weights.size();
+  const auto token = [&](size_t i) { return few ? scratch.kept[i] : int32_t(i); };
   double total = 0;
-  for (Real weight : weights) total += weight;
+  for (size_t i = 0; i < count; ++i) total += weights[size_t(token(i))];
   double cumulative = 0;
   int32_t last = 0;
-  for (size_t v = 0; v < weights.size(); ++v) {
-    if (!(weights[v] > 0)) continue;
-    cumulative += weights[v];
-    last = int32_t(v);
+  for (size_t i = 0; i < count; ++i) {
+    const Real weight = weights[size_t(token(i))];
+    if (!(weight > 0)) continue;
+    cumulative += weight;
+    last = token(i);
     if (cumulative > uniform * total) break;
   }
   return last;
+}
+
+// A draw under the filters, with scratch.weights filled in.
+template <class Real>
+int32_t draw_kept(const Real* logits, const SampleOptions& options, double uniform, SampleScratch<Real>& scratch) {
+  scratch.kept.clear();
+  keep_top_k(logits, options.top_k, scratch);
+  keep_top_p(options.top_p, scratch);
+  keep_min_p(options.min_p, scratch);
+  return draw(scratch, uniform);
 }
 
 template <class Real>
@@ -112,12 +143,7 @@ SampledToken<Real> sample_row(const Real* logits, int64_t vocabulary, const Samp
   for (Real weight : weights) total += weight;
 
   int32_t token = int32_t(best);
-  if (!greedy) {
-    keep_top_k(logits, options.top_k, scratch);
-    keep_top_p(options.top_p, scratch);
-    keep_min_p(options.min_p, scratch);
-    token = draw(weights, uniform);
-  }
+  if (!greedy) token = draw_kept(logits, options, uniform, scratch);
   return {token, Real(double((logits[token] - largest) / temperature) - std::log(total))};
 }
 

@@ -106,6 +106,7 @@ const void* Stack::rank_gradient(const LowRank& part, const Linear& w, const voi
 // With an adapter the sum of the products is real and rounded once.
 void Stack::linear(const Linear& w, const void* x, void* y) {
   const int64_t N = batch_.tokens, r = weights_.rank;
+  if (w.quantized) return run(&LoopBackend::gemm_quantized, "linear", N, w.out, w.in, x, w.in, w.quantized, y, w.out, 0);
   void* sum = sum_of(w, y, w.out);
   gemm("linear", 0, 1, N, w.out, w.in, x, w.in, w.weight, w.in, sum, w.out, sum == y ? 0 : LOOP_GEMM_REAL_OUT);
   for (const LowRank& part : w.adapters)

@@ -21,11 +21,32 @@ int gemm(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, i
 
 void* pack_b(void*, LoopDType, int, int64_t, int64_t, const void*, int64_t) { return nullptr; }
 
+// C[m,n] = Σ_k A[m,k] · (code · scale)[n,k]
+int gemm_quantized(void* ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, const void* a_, int64_t lda, const LoopQuantized* b,
+                   void* c_, int64_t ldc, int) {
+  if (int status = require_float64(ctx, dt, "gemm_quantized")) return status;
+  const auto* a = static_cast<const double*>(a_);
+  auto* c = static_cast<double*>(c_);
+  const auto code = [&](int64_t j, int64_t l) -> int {
+    if (b->bits == 8) return static_cast<const int8_t*>(b->codes)[j * k + l];
+    const int pair = static_cast<const uint8_t*>(b->codes)[(j * k + l) / 2];
+    return (l % 2 ? pair >> 4 : pair & 15) - 8;
+  };
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0;
+      for (int64_t l = 0; l < k; ++l) sum += a[i * lda + l] * code(j, l) * double(b->scales[l / b->group * n + j]);
+      c[i * ldc + j] = sum;
+    }
+  return 0;
+}
+
 }  // namespace
 
 void add_gemm(LoopBackend& table) {
   table.gemm = gemm;
   table.pack_b = pack_b;
+  table.gemm_quantized = gemm_quantized;
 }
 
 }  // namespace looplm::reference

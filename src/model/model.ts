@@ -107,6 +107,7 @@ export class LoopLM {
     const handle = await call(operation, () =>
       native().modelCreate(on, nativeConfig(complete), place.dtype, seed, complete.initializer_range),
     )
+    await quantize(handle, options, operation)
     return new LoopLM(handle, { ...place, config: complete, generation: {}, tokenizer: undefined })
   }
 
@@ -132,6 +133,7 @@ export class LoopLM {
     )
     const on = context(place.device, place.threads, operation)
     const handle = await call(operation, () => native().modelLoad(on, nativeConfig(config), place.dtype, weights))
+    await quantize(handle, options, operation)
     return new LoopLM(handle, { ...place, config, generation, tokenizer })
   }
 
@@ -622,6 +624,17 @@ function checkPlace(options: LoadOptions, operation: string): Place {
   const threads =
     options.threads === undefined ? 0 : checkNumber(options.threads, 'threads', { min: 1, max: 1024, integer: true }, operation)
   return { device, dtype: checkDType(options.dtype, device, operation), threads }
+}
+
+async function quantize(handle: NativeModel, options: LoadOptions, operation: string): Promise<void> {
+  if (options.quantize === undefined) return
+  const bits = checkWord(options.quantize, 'quantize', ['int8', 'int4'], operation) === 'int8' ? 8 : 4
+  const range = { min: 32, max: 2 ** 16, integer: true }
+  const groupSize = checkNumber(options.groupSize ?? 64, 'groupSize', range, operation)
+  await call(operation, () => native().modelQuantize(handle, bits, groupSize)).catch((error) => {
+    handle.dispose()
+    throw error
+  })
 }
 
 async function writeJson(path: string, value: unknown): Promise<void> {

@@ -26,6 +26,14 @@ export interface LoadOptions {
   dtype?: ModelDType
   /** Threads of the device's own pool; default one per available core. Models with different counts use different pools. */
   threads?: number
+  /**
+   * Keep the matrices of the blocks, and a head that is not tied, in 8 or 4 bits with a float32 scale for every `groupSize` neighbours of
+   * a row. Such a model takes less memory and decodes faster, by as much as less is read; it scores and generates, and refuses to train.
+   * Device `cpu`.
+   */
+  quantize?: 'int8' | 'int4'
+  /** A multiple of 32 that divides the widths of the matrices; default 64. */
+  groupSize?: number
 }
 
 /** Options of {@link LoopLM.fromPretrained}. */

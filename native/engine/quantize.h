@@ -1,0 +1,21 @@
+// Weights in 8 or 4 bits: a scale for every `group` neighbours of a row, rounding to nearest (the layout is LoopQuantized's).
+//   8 bits  scale = max |w| / 127, codes -127 … 127
+//   4 bits  scale = w / -8 for the w of the largest |w|, which the code -8 then gives exactly; codes -8 … 7
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "../backend.h"
+
+namespace looplm {
+
+void to_floats(LoopDType dt, const void* values, size_t count, float* out);
+
+// One row of `in` values. codes [in · bits / 8]; the scale of group g goes to scales[g · stride].
+void quantize_row(int bits, int group, const float* row, int64_t in, uint8_t* codes, float* scales, int64_t stride);
+
+// [rows, in] from their codes; the scale of row i and group g is scales[g · stride + i].
+std::vector<double> dequantize_rows(int bits, int group, int64_t rows, int64_t in, const uint8_t* codes, const float* scales,
+                                    int64_t stride);
+
+}  // namespace looplm
