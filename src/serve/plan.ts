@@ -29,6 +29,7 @@ export interface Served {
 /** @throws HttpError 400 or 404 naming the field */
 export function planCompletion(served: Served, request: CompletionRequest): Plan {
   const { tokenizer } = served
+  checkModel(served, request.model)
   const given = request.prompt
   const single = typeof given === 'string' || typeof given[0] === 'number'
   const prompts = (single ? [given] : given) as (string | number[])[]
@@ -44,6 +45,7 @@ export function planCompletion(served: Served, request: CompletionRequest): Plan
 /** @throws HttpError 400 or 404 naming the field */
 export function planChat(served: Served, request: ChatRequest): Plan {
   const { tokenizer } = served
+  checkModel(served, request.model)
   if (!tokenizer.hasChatTemplate) {
     throw new HttpError(400, 'messages: the model has no chat template; use /v1/completions', { param: 'messages' })
   }
@@ -74,10 +76,6 @@ function plan(
   alternatives: number,
   format: Format,
 ): Plan {
-  if (request.model !== settings.name) {
-    const message = `model: there is no model ${JSON.stringify(request.model.slice(0, 200))}; this server has ${JSON.stringify(settings.name)}`
-    throw new HttpError(404, message, { param: 'model', code: 'model_not_found' })
-  }
   if (longest !== undefined && longest > settings.maxNewTokens) {
     const name =
       'max_completion_tokens' in request && request.max_completion_tokens != null ? 'max_completion_tokens' : 'max_tokens'
@@ -120,6 +118,12 @@ function plan(
     stream: request.stream ?? false,
     includeUsage: request.stream_options?.include_usage ?? false,
   }
+}
+
+function checkModel({ settings }: Served, name: string): void {
+  if (name === settings.name) return
+  const message = `model: there is no model ${JSON.stringify(name.slice(0, 200))}; this server has ${JSON.stringify(settings.name)}`
+  throw new HttpError(404, message, { param: 'model', code: 'model_not_found' })
 }
 
 /** Tokens that a prompt and its answer may have together. */
