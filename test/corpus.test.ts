@@ -238,6 +238,24 @@ describe('training on a corpus', () => {
     expect(second!['eval/loop_3/accuracy']).toBeGreaterThan(0.3)
   })
 
+  it('shows every training sequence once per pass, step after step', async () => {
+    const corpus = await files('passes', { 'a.txt': sentences(40) })
+    const opened = await Corpus.open(corpus, tokenizer, { contextLength: 16, heldOutShare: 0.05 })
+    const steps = Math.floor(opened.blocks / 8)
+    opened.close()
+    const seen: string[] = []
+    class Watched extends PretrainTrainer {
+      protected override prepare(...[batch, operation]: Parameters<PretrainTrainer['prepare']>) {
+        seen.push(...batch.sequences.map((sequence) => sequence.join()))
+        return super.prepare(batch, operation)
+      }
+    }
+    using student = await model()
+    using trainer = new Watched(student, { ...base, corpus, contextLength: 16, batchSize: 8, steps })
+    await finish(trainer.run())
+    expect(new Set(seen).size).toBe(8 * steps)
+  })
+
   it.each(['pretrain', 'looprpt'] as const)('%s resumes bit for bit in the middle of a pass', async (name) => {
     const corpus = await files('resume', { 'a.txt': sentences(40), 'b.jsonl': JSON.stringify({ text: sentences(20, 2) }) })
     const make = (student: LoopLM, options: object) =>
