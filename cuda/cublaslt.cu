@@ -38,7 +38,7 @@ struct Heuristic {
 };
 constexpr int compute_32f = 68, real_32f = 0, real_16bf = 14, no_transpose = 0, transpose = 1;
 constexpr int desc_transpose_a = 3, desc_transpose_b = 4;
-constexpr int preference_workspace = 1, preference_reductions = 3;
+constexpr int preference_workspace = 1, preference_reductions = 3, preference_alignments[] = {5, 6, 7, 8};  // of A, B, C and D
 constexpr size_t workspace_bytes = 32 << 20;
 
 // Rows for which the algorithm of a product of activations and a weight is chosen, whatever their number: so all calls with the
@@ -162,11 +162,12 @@ bool multiply_lt(Context& c, LoopDType dt, const Gemm& g) {
     const Key key{dt,    g.transpose_a, g.transpose_b, g.real_out,  g.transpose_a ? g.m : 0, g.n, g.k,
                   g.lda, g.ldb,         g.ldc,         g.accumulate};
     if (const auto found = lt.algorithms.find(key); found != lt.algorithms.end()) return &found->second;
-    const uint32_t no_split = 0;
+    const uint32_t no_split = 0, alignment = 16;
     Heuristic best{};
     int count = 0;
     lt.f.preference_set(preference, preference_workspace, &workspace_bytes, sizeof workspace_bytes);
     lt.f.preference_set(preference, preference_reductions, &no_split, sizeof no_split);
+    for (int which : preference_alignments) lt.f.preference_set(preference, which, &alignment, sizeof alignment);
     if (lt.f.heuristic(lt.handle, desc, b, model_a, model_out, model_out, preference, 1, &best, &count) != 0 || count == 0)
       return nullptr;
     return &lt.algorithms.emplace(key, best).first->second;

@@ -144,6 +144,12 @@ int copy_strided(void* ctx, LoopDType from, LoopDType to, int32_t rank, const in
   Context& c = enter(ctx);
   if (int status = check_rank(c, "copy_strided", rank)) return status;
   const Walk walk(rank, shape, src_strides, dst_strides);
+  if (from == to && (walk.rank == 0 || (walk.rank == 1 && walk.a[0] == 1 && walk.b[0] == 1)))
+    return walk.count == 0
+               ? 0
+               : check(c,
+                       cudaMemcpyAsync(dst, src, size_t(walk.count) * loop_dtype_size(from), cudaMemcpyDeviceToDevice, c.stream),
+                       "copy_strided");
   return with_any(from, [&]<class From>(From) {
     return with_any(to, [&]<class To>(To) {
       return check(c,

@@ -4,6 +4,7 @@ import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { floorsTable } from './cuda-floors.mjs'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const objects = join(root, 'build', 'cuda')
@@ -48,6 +49,7 @@ function shortName(name) {
     .replace(/^void /, '')
     .replace(/(looplm|cuda|\(anonymous namespace\)|_GLOBAL__N__\w+)::/g, '')
     .replace(/\((bool|int)\)/g, '')
+    .replaceAll('> >', '>>')
 }
 
 /** One line for a kernel: its numbers on the two chips. */
@@ -62,7 +64,10 @@ writeFileSync(join(objects, 'resources.json'), `${JSON.stringify(rows, null, 1)}
 if (process.argv.includes('--report')) {
   const compiler = spawnSync(process.env.NVCC ?? 'nvcc', ['--version'], { encoding: 'utf8' }).stdout
   const kernels = [...new Set(rows.map(({ file, kernel }) => `${file} ${kernel}`))]
-  const text = `# What each CUDA kernel needs
+  const text = `# What the CUDA kernels must do, and what they need
+
+${floorsTable(rows)}
+## What each kernel needs
 
 Written by \`npm run build:cuda -- --report\` from the report of ptxas, nvcc ${/V([\d.]+)/.exec(compiler)?.[1] ?? 'unknown'}. Registers are per
 thread; shared memory is in bytes per block, without what a launch asks for itself; spills are bytes of registers that had to go to memory.

@@ -2,7 +2,7 @@
 // Refuses an addon that would not run elsewhere, and says what it asks of the system: the oldest glibc and the libraries.
 // `--arch arm64` on Linux x64 compiles for that processor (apt-get install g++-aarch64-linux-gnu).
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, mkdirSync, renameSync, statSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { crossBuild } from './cross-build.mjs'
@@ -69,6 +69,16 @@ const leaked = exported.filter((symbol) => !entries.test(symbol))
 if (leaked.length > 0)
   stop(`the addon exports ${leaked.length} symbols that are its own affair, ${leaked.slice(0, 3).join(', ')} …`)
 renameSync(unfinished, addon) // a process that has mapped the old one keeps it
+
+// The CUDA library travels beside the addon when npm run build:cuda made it for this platform; otherwise none of an older version does.
+const cuda = join(root, 'build', 'Release', 'looplm_cuda.so')
+const packed = join(folder, 'looplm_cuda.so')
+rmSync(packed, { force: true })
+if (existsSync(cuda) && !cross) {
+  copyFileSync(cuda, `${packed}.tmp`)
+  output('strip', `${packed}.tmp`)
+  renameSync(`${packed}.tmp`, packed)
+}
 
 const megabytes = (statSync(addon).size / 1e6).toFixed(1)
 console.log(

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "half.h"
+#include "head.h"
 #include "philox.h"
 
 namespace looplm {
@@ -46,6 +47,7 @@ class Bench {
         {"exit_pdf", &Bench::exit_pdf},
         {"head_rows", &Bench::head_rows},
         {"head_rows_gradient", &Bench::head_rows_gradient},
+        {"head", &Bench::whole_head},
         {"policy_gradient", &Bench::policy_gradient},
         {"adamw", &Bench::adamw},
         {"decode_attention", &Bench::decode_attention},
@@ -238,6 +240,35 @@ class Bench {
     out_.run = [=] {
       device->run(&LoopBackend::head_rows, "bench", dt, m, vocabulary, 1.0, logits, targets,
                   gradient ? static_cast<const LoopLoss*>(loss.get()) : nullptr, logprobs, entropies);
+    };
+  }
+  // The head with its backward as the engine runs it, chunk by chunk: logits, row kernel, ∂hidden, ∂weight.
+  void whole_head() {
+    const int64_t m = std::min<int64_t>(n(), head_chunk_bytes(*device_) / (v() * int64_t(real_)));
+    const int64_t chunks = std::max<int64_t>(1, n() / m);
+    work(6.0 * double(chunks * m * d() * v()),
+         double(chunks) * (2 * double(m * v()) * real_ + double(v() * d()) * (2 * act_ + 2 * real_)));
+    const void *hidden = acts(m * d()), *weight = acts(v() * d()), *unpacked = nullptr;
+    void *logits = reals(m * v()), *d_hidden = reals(m * d()), *d_weight = reals(v() * d()), *logprobs = reals(m),
+         *none = nullptr;
+    const int32_t* targets = integers(m, v());
+    auto loss = std::make_shared<LoopLoss>();
+    loss->surrogate = LOOP_GIVEN;
+    loss->scale = reals(m);
+    Device* device = device_.get();
+    const LoopDType dt = dt_;
+    const int64_t D = d(), V = v(), stride = V * int64_t(real_ / act_);
+    out_.run = [=] {
+      for (int64_t i = 0; i < chunks; i++) {
+        device->run(&LoopBackend::gemm, "bench", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT),
+                    unpacked);
+        device->run(&LoopBackend::head_rows, "bench", dt, m, V, 1.0, logits, targets, static_cast<const LoopLoss*>(loss.get()),
+                    logprobs, none);
+        device->run(&LoopBackend::gemm, "bench", dt, 0, 0, m, D, V, static_cast<const void*>(logits), stride, weight, D, d_hidden,
+                    D, int(LOOP_GEMM_REAL_OUT), unpacked);
+        device->run(&LoopBackend::gemm, "bench", dt, 1, 0, V, D, m, static_cast<const void*>(logits), stride, hidden, D, d_weight,
+                    D, int(LOOP_GEMM_ACCUMULATE), unpacked);
+      }
     };
   }
   void policy_gradient() {
