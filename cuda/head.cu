@@ -153,7 +153,7 @@ int head_rows(void* ctx, LoopDType dt, int64_t rows, int64_t vocabulary, double 
     const auto go = [&](auto kernel, int width) {
       return check(
           c,
-          launch(kernel, dim3(unsigned(rows)), dim3(unsigned(row_threads(vocabulary, width, 1024))), 0, c.stream, vocabulary,
+          launch(kernel, dim3(unsigned(rows)), dim3(unsigned(row_threads(vocabulary, width, 512))), 0, c.stream, vocabulary,
                  float(1 / temperature), static_cast<float*>(logits), targets, loss ? device_loss(*loss) : Loss{},
                  loss != nullptr, static_cast<float*>(logprobs), static_cast<float*>(entropies), c.complaint),
           "head_rows");

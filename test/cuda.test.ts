@@ -1,7 +1,9 @@
 // The CUDA backend without a GPU: the same .cu files, compiled by g++ against cuda/emulator. What a GPU does: npm run test:gpu.
+import { spawnSync } from 'node:child_process'
+import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { devices, LoopLMError, tensor, zeros } from '../src/index.js'
-import { buildEmulated, emulatedKernelTests } from './emulated.js'
+import { buildEmulated, emulatedKernelTests, emulatedLibrary } from './emulated.js'
 
 const device = 'cuda-emulated' as 'cuda' // no name for users
 
@@ -46,5 +48,29 @@ describe('the device', () => {
     const works = devices().find(({ name }) => name === 'cuda')!.available
     using x = zeros([1], { device: 'auto' })
     expect(x.device).toBe(works ? 'cuda' : 'cpu')
+  })
+})
+
+describe('the programme for a GPU, with the emulator in its place', () => {
+  const root = join(import.meta.dirname, '..')
+  const env = { ...process.env, LOOPLM_CUDA_LIBRARY: emulatedLibrary }
+
+  it('device cuda is there, and auto is it', () => {
+    const code = `import { devices, zeros } from '${join(root, 'dist', 'src', 'index.js')}'
+      console.log(JSON.stringify([devices().find(({ name }) => name === 'cuda'), zeros([1], { device: 'auto' }).device]))`
+    const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', code], { encoding: 'utf8', env })
+    const [cuda, auto] = JSON.parse(stdout)
+    expect(cuda.available).toBe(true)
+    expect(cuda.description).toMatch(/looplm_cuda_emulated\.so: opened/)
+    expect(auto).toBe('cuda')
+  })
+
+  it('the native bench measures its kernels', { timeout: 600_000 }, () => {
+    const options = ['--device', 'cuda', '--dtype', 'f32', '--size', 'tiny', '--milliseconds', '1', '--filter', 'norm']
+    const { stdout, stderr } = spawnSync(join(root, 'build', 'looplm_kernel_bench'), options, { encoding: 'utf8', env })
+    const { kernels } = JSON.parse(stdout) as { kernels: { kernel: string; seconds: number; share: number }[] }
+    expect(kernels.map(({ kernel }) => kernel)).toEqual(['residual_norm', 'residual_norm_backward'])
+    for (const { seconds } of kernels) expect(seconds).toBeGreaterThan(0)
+    expect(stderr).toMatch(/% of the roof/)
   })
 })

@@ -6,13 +6,17 @@ const build = join(import.meta.dirname, '..', 'build')
 
 /** Builds device `cuda-emulated` and the program of the kernel tests. */
 export function buildEmulated(): void {
-  execFileSync('cmake', ['--build', build, '--target', 'looplm_cuda_emulated', 'looplm_kernel_tests'], { stdio: 'pipe' })
+  execFileSync('cmake', ['--build', build, '--target', 'looplm_cuda_emulated', 'looplm_kernel_tests', 'looplm_kernel_bench'], {
+    stdio: 'pipe',
+  })
 }
+
+/** The library's file: as LOOPLM_CUDA_LIBRARY it makes device `cuda` of the emulator. */
+export const emulatedLibrary = join(build, 'Release', 'looplm_cuda_emulated.so')
 
 /** Lines "not ok …" of the kernel tests on `cuda-emulated`, and how many were ok. */
 export function emulatedKernelTests(args: string[]): { failures: string[]; passed: number; status: number | null } {
-  const library = join(build, 'Release', 'looplm_cuda_emulated.so')
-  const { stdout, stderr, status } = spawnSync(join(build, 'looplm_kernel_tests'), ['--backend', library, ...args], {
+  const { stdout, stderr, status } = spawnSync(join(build, 'looplm_kernel_tests'), ['--backend', emulatedLibrary, ...args], {
     encoding: 'utf8',
     maxBuffer: 1 << 26,
   })

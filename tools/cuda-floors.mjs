@@ -47,7 +47,7 @@ const steps = [
   { what: 'gate and up product', ...gemm(product(N, 2 * F, D)) },
   { what: 'down product', ...gemm(product(N, D, F)) },
   { what: 'head: logits', ...gemm(product(N, V, D, 4)) },
-  { what: 'head: rows with gradient', kernel: 'head_rows_kernel<bf16, 4>', threads: 1024, flops: 12 * N * V, bytes: 6 * N * V },
+  { what: 'head: rows with gradient', kernel: 'head_rows_kernel<bf16, 4>', threads: 512, flops: 12 * N * V, bytes: 6 * N * V },
   {
     what: 'sum of squares, all parameters',
     kernel: 'sum_squares_kernel<4>',

@@ -1,4 +1,4 @@
-// looplm_kernel_bench [--device cuda] [--dtype bf16|f32] [--filter TEXT] [--milliseconds 300]
+// looplm_kernel_bench [--device cuda] [--dtype bf16|f32] [--filter TEXT] [--milliseconds 300] [--size ouro|tiny]
 // Every kernel of a device at the training shape of Ouro-1.4B, beside the roofs measured in the same run: a JSON document on
 // standard output, a table on standard error. Needs neither Node nor a network; `npm run bench` does the same from JavaScript,
 // and whole steps.
@@ -15,7 +15,7 @@ namespace looplm {
 namespace {
 
 struct Options {
-  std::string device = "cuda", dtype = "bf16", filter;
+  std::string device = "cuda", dtype = "bf16", filter, size = "ouro";  // tiny: to see that it runs
   double milliseconds = 300;
 };
 
@@ -48,13 +48,15 @@ Row measure(const std::shared_ptr<Device>& device, LoopDType dt, const std::stri
 int run(const Options& o) {
   const auto device = std::make_shared<Device>(o.device, 0);
   const LoopDType dt = o.dtype == "f32" ? LOOP_F32 : LOOP_BF16;
-  const KernelShape shape{16384, 2048, 5632, 49152, 4096, 16, 16};
+  const bool tiny = o.size == "tiny";
+  const KernelShape shape = tiny ? KernelShape{64, 64, 96, 128, 32, 2, 2} : KernelShape{16384, 2048, 5632, 49152, 4096, 16, 16};
   KernelShape square = shape;
-  square.rows = square.hidden = square.intermediate = 8192;
+  square.rows = square.hidden = square.intermediate = tiny ? 64 : 8192;
   const Row gemm = measure(device, dt, "gemm", square, o.milliseconds), copy = measure(device, dt, "copy", shape, o.milliseconds);
   const double flops_roof = gemm.flops / gemm.seconds, bytes_roof = copy.bytes / copy.seconds;
-  std::fprintf(stderr, "%s\n%s: roofs of this run are %.0f TFLOP/s (8192 cubed) and %.0f GB/s (copy)\n",
-               device->description().c_str(), o.dtype.c_str(), flops_roof / 1e12, bytes_roof / 1e9);
+  std::fprintf(stderr, "%s\n%s: roofs of this run are %.3g TFLOP/s (%lld cubed) and %.3g GB/s (copy)\n",
+               device->description().c_str(), o.dtype.c_str(), flops_roof / 1e12, static_cast<long long>(square.rows),
+               bytes_roof / 1e9);
   std::printf(
       "{\"device\": \"%s\", \"dtype\": \"%s\", \"flops_roof\": %.6g, \"bytes_roof\": %.6g, \"shape\": "
       "\"N 16384, D 2048, F 5632, V 49152, S 4096, 16 heads\", \"kernels\": [",
@@ -84,6 +86,7 @@ int main(int argc, char** argv) {
     if (name == "--device") options.device = value;
     else if (name == "--dtype") options.dtype = value;
     else if (name == "--filter") options.filter = value;
+    else if (name == "--size") options.size = value;
     else if (name == "--milliseconds") options.milliseconds = std::stod(value);
     else return std::fprintf(stderr, "unknown option %s\n", name.c_str()), 2;
   }
