@@ -13,8 +13,8 @@ LoopBackend make_table() {
   add_rows(table);
   add_norm(table);
   add_rope(table);
-  if (add_attention) add_attention(table);
-  if (add_decode_attention) add_decode_attention(table);
+  add_attention(table);
+  add_decode_attention(table);
   add_swiglu(table);
   add_exit(table);
   add_head(table);
