@@ -69,7 +69,9 @@ describe('the programme for a GPU, with the emulator in its place', () => {
     const options = ['--device', 'cuda', '--dtype', 'f32', '--size', 'tiny', '--milliseconds', '1']
     const { stdout, stderr } = spawnSync(join(root, 'build', 'looplm_kernel_bench'), options, { encoding: 'utf8', env })
     const { kernels } = JSON.parse(stdout) as { kernels: { kernel: string; seconds: number; share: number }[] }
-    expect(kernels.map(({ kernel }) => kernel)).toEqual(expect.arrayContaining(['gemm', 'attention_backward', 'head', 'adamw', 'sample']))
+    expect(kernels.map(({ kernel }) => kernel)).toEqual(
+      expect.arrayContaining(['gemm', 'attention_backward', 'head', 'adamw', 'sample']),
+    )
     for (const { seconds } of kernels) expect(seconds).toBeGreaterThan(0)
     expect(stderr).toMatch(/% of the roof/)
   })
