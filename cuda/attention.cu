@@ -48,7 +48,8 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(const Atte
     multiply_transposed<D, m, keys>(s, q_tile, row, k_tile);
 
     copy_async_wait<0>();
-    __syncthreads();                                   // the values are there, and nobody reads the keys any more
+    __syncthreads();  // the values are there, and nobody reads the keys any more
+
     if ((tile + 1) * keys > run.prefix + first + 1) {  // some key is behind some row
       const int last = run.prefix + first + row + g - tile * keys - p;
 #pragma unroll

@@ -188,6 +188,8 @@ const std::vector<Case> cases = {
     {{2, 2, 128}, {{130, {1, 67, 64}}}},
     {{6, 2, 96}, {{1, {1, 1}}, {129, {13, 150}}}},
     {{8, 1, 16}, {{33, {2, 2, 2, 2, 2, 2, 2, 2}}, {1, {}}}, 6},
+    {{3, 1, 10}, {{33, {2, 5}}, {70, {}}}},
+    {{2, 1, 130}, {{40, {}}}},
 };
 
 Values inputs(Test& t, const Heads& h, const Layout& l, double peak = 1) {
@@ -385,6 +387,9 @@ KERNEL_TEST(decode, "decode_attention") {
                                 {Heads{8, 1, 64}, 1.0},
                                 {Heads{3, 3, 96}, 1.0},
                                 {Heads{2, 1, 128}, 1.0},
+                                {Heads{3, 1, 10}, 1.0},
+                                {Heads{2, 2, 130}, 1.0},
+                                {Heads{1, 1, 260}, 1.0},
                                 {Heads{16, 16, 64}, 12.0}}) {
     const Decode in = decode_inputs(t, h, contexts, peak);
     t.close(h.name(), run(t.device, in), run(t.reference, in), plain_decode(t.plain(), in));

@@ -1,0 +1,186 @@
+// Faults planted in the CUDA kernels themselves, one at a time: a missing barrier, a wrong lane, an off-by-one edge. The kernel tests on the
+// emulator must fail on each, by what the emulator finds or by the numbers. (Kernels written to be wrong: cuda/emulator/test.cu.)
+import { execFileSync, spawnSync } from 'node:child_process'
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { buildEmulated } from '../emulated.js'
+
+const root = join(import.meta.dirname, '..', '..')
+const build = join(root, 'build')
+const folder = mkdtempSync(join(tmpdir(), 'looplm-faults-'))
+beforeAll(buildEmulated, 900_000)
+afterAll(() => rmSync(folder, { recursive: true }))
+
+interface Fault {
+  what: string
+  /** The file that is compiled again. */
+  kernel: string
+  /** Where the fault is, the kernel's own file when absent. */
+  file?: string
+  /** Text that occurs there, and what replaces its first occurrence. */
+  right: string
+  wrong: string
+  dtype: 'f32' | 'bf16'
+  /** The kernel tests that must notice. */
+  tests: string
+}
+
+const faults: Fault[] = [
+  {
+    what: 'no barrier before the keys are read',
+    kernel: 'attention.cu',
+    right: '__syncthreads();  // the keys are there',
+    wrong: '// the keys are there',
+    dtype: 'bf16',
+    tests: 'attention',
+  },
+  {
+    what: 'no barrier before the values are read',
+    kernel: 'attention.cu',
+    right: '__syncthreads();  // the values are there',
+    wrong: '// the values are there',
+    dtype: 'bf16',
+    tests: 'attention',
+  },
+  {
+    what: 'a maximum over two of the four lanes of a row',
+    kernel: 'attention.cu',
+    right: 'warp_max<4>',
+    wrong: 'warp_max<2>',
+    dtype: 'bf16',
+    tests: 'attention',
+  },
+  {
+    what: 'a sum over two of the four lanes of a row',
+    kernel: 'attention.cu',
+    right: 'warp_sum<4>',
+    wrong: 'warp_sum<2>',
+    dtype: 'bf16',
+    tests: 'attention',
+  },
+  {
+    what: 'a diagonal that hides the own key',
+    kernel: 'attention.cu',
+    right: '- e / 2 * 8 > last)',
+    wrong: '- e / 2 * 8 >= last)',
+    dtype: 'bf16',
+    tests: 'attention',
+  },
+  {
+    what: 'no wait for the copies of a tile',
+    kernel: 'attention_backward.cu',
+    right: 'copy_async_wait<0>();',
+    wrong: '',
+    dtype: 'bf16',
+    tests: 'attention',
+  },
+  {
+    what: 'no barrier between two tiles of queries',
+    kernel: 'attention_backward.cu',
+    right: '__syncthreads();  // these queries are there',
+    wrong: '// these queries are there',
+    dtype: 'bf16',
+    tests: 'attention',
+  },
+  {
+    what: 'a last tile of queries left out',
+    kernel: 'attention_backward.cu',
+    right: 't.first < t.length) return t',
+    wrong: 't.first + 1 < t.length) return t',
+    dtype: 'bf16',
+    tests: 'attention',
+  },
+  {
+    what: 'a matrix read from the wrong lanes',
+    kernel: 'attention.cu',
+    file: 'attention_tile.h',
+    right: '(row + lane_id() % 16)',
+    wrong: '(row + lane_id() % 8)',
+    dtype: 'bf16',
+    tests: 'attention',
+  },
+  {
+    what: 'weights exchanged without __syncwarp',
+    kernel: 'attention_plain.cu',
+    right: 'weights[i][j];\n  __syncwarp();',
+    wrong: 'weights[i][j];',
+    dtype: 'f32',
+    tests: 'attention',
+  },
+  {
+    what: 'one key too many',
+    kernel: 'decode_attention.cu',
+    right: 'inside[two] = key < end',
+    wrong: 'inside[two] = key <= end',
+    dtype: 'f32',
+    tests: 'decode_attention',
+  },
+  {
+    what: 'no barrier before the groups are put together',
+    kernel: 'decode_attention.cu',
+    right: '__syncthreads();',
+    wrong: '',
+    dtype: 'f32',
+    tests: 'decode_attention',
+  },
+  {
+    what: 'a block sum whose scratch is used again too early',
+    kernel: 'norm.cu',
+    file: 'simt.h',
+    right: 'sum += T(scratch[warp]);\n  __syncthreads();',
+    wrong: 'sum += T(scratch[warp]);',
+    dtype: 'f32',
+    tests: 'norm',
+  },
+  {
+    what: 'a warp sum that leaves half of the lanes out',
+    kernel: 'norm.cu',
+    file: 'simt.h',
+    right: 'for (int distance = width / 2; distance > 0; distance /= 2) x += __shfl_xor_sync',
+    wrong: 'for (int distance = width / 4; distance > 0; distance /= 2) x += __shfl_xor_sync',
+    dtype: 'f32',
+    tests: 'norm',
+  },
+]
+
+/** The emulated library with one kernel file compiled from a changed copy of the sources. */
+function plant(fault: Fault): string {
+  rmSync(join(folder, 'cuda'), { recursive: true, force: true })
+  cpSync(join(root, 'cuda'), join(folder, 'cuda'), { recursive: true })
+  rmSync(join(folder, 'native'), { force: true })
+  symlinkSync(join(root, 'native'), join(folder, 'native'))
+  const changed = join(folder, 'cuda', fault.file ?? fault.kernel)
+  const text = readFileSync(changed, 'utf8')
+  expect(text, `${fault.file ?? fault.kernel} has changed: plant "${fault.what}" elsewhere`).toContain(fault.right)
+  writeFileSync(
+    changed,
+    text.replace(fault.right, () => fault.wrong),
+  )
+  const compiler = process.env.CXX ?? 'g++'
+  const object = join(folder, 'fault.o')
+  const options = ['-std=c++20', '-O2', '-fPIC', '-fvisibility=hidden', '-w', '-DLOOPLM_CUDA_NAME="cuda-emulated"']
+  execFileSync(compiler, [...options, '-x', 'c++', '-c', join(folder, 'cuda', fault.kernel), '-o', object], { stdio: 'pipe' })
+  const library = join(folder, 'looplm_cuda_faulty.so')
+  const objects = (path: string) => readdirSync(path, { recursive: true, encoding: 'utf8' }).map((name) => join(path, name))
+  const rest = [
+    ...objects(join(build, 'CMakeFiles', 'looplm_cuda_emulated.dir')),
+    ...objects(join(build, 'cuda', 'emulator', 'CMakeFiles', 'cuda_emulator.dir')),
+  ].filter((path) => path.endsWith('.o') && !path.endsWith(`/${fault.kernel}.o`))
+  execFileSync(compiler, ['-shared', object, ...rest, '-o', library, '-pthread', '-ldl'], { stdio: 'pipe' })
+  return library
+}
+
+describe('a planted fault makes the kernel tests fail', () => {
+  it.each(faults)('$kernel: $what', (fault) => {
+    const library = plant(fault)
+    const { stdout, status } = spawnSync(
+      join(build, 'looplm_kernel_tests'),
+      ['--backend', library, '--dtype', fault.dtype, fault.tests],
+      { encoding: 'utf8', maxBuffer: 1 << 26 },
+    )
+    expect(stdout.includes('not ok') || status === null).toBe(true) // null: ended by the page behind an array
+    expect(status).not.toBe(0)
+  })
+})
