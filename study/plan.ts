@@ -119,13 +119,13 @@ export function dueRuns(results: ReadonlyMap<string, Result>): RunSpec[] {
   for (const base of settings.tuningBases) all.push({ id: baseId(base), kind: 'base', base })
   for (const [method, { learningRates }] of Object.entries(methods))
     for (const base of settings.tuningBases) for (const rate of learningRates) all.push(training(method, base, rate, true))
-  for (const base of settings.bases) {
-    all.push({ id: baseId(base), kind: 'base', base })
-    for (const method of Object.keys(methods)) {
-      const rate = chosenRate(method, results)
-      if (rate !== undefined) all.push(training(method, base, rate, false))
-    }
-  }
+  for (const base of settings.bases) all.push({ id: baseId(base), kind: 'base', base })
+  for (const part of ['a', 'b', 'c'])
+    for (const base of settings.bases)
+      for (const method of Object.keys(methods).filter((name) => methods[name]!.part === part)) {
+        const rate = chosenRate(method, results)
+        if (rate !== undefined) all.push(training(method, base, rate, false))
+      }
   return all.filter((spec) => !results.has(spec.id) && (spec.kind === 'base' || results.has(baseId(spec.base))))
 }
 
