@@ -1,5 +1,5 @@
 // What the study runs: the settings, the methods, and which runs are due given the results so far.
-import type { GRPOOptions, LoopRPTOptions, PretrainOptions, RLTTOptions } from '../src/index.js'
+import type { GRPOOptions, LoopRPTOptions, PretrainOptions, RecipeName, RLTTOptions } from '../src/index.js'
 import type { Result, TrainingResult } from './results.js'
 import { mean } from './statistics.js'
 
@@ -24,7 +24,7 @@ export const settings = {
     problems: 512,
   },
   /** The unit of the study is the base: its initial weights and its data, by seed. */
-  bases: [0, 1, 2, 3, 4],
+  bases: [0, 1, 2, 3, 4, 5, 6, 7],
   /** Learning rates are chosen on this one alone. */
   tuningBases: [101],
   /** Reinforcement: the same prompts, rollouts and steps for every method. */
@@ -60,17 +60,25 @@ export interface Method {
   part: Part
   /** As tables and legends call it. */
   label: string
-  trainer: 'grpo' | 'rltt' | 'looprpt' | 'pretrain'
+  trainer: 'grpo' | 'rltt' | 'objective' | 'looprpt' | 'pretrain'
   steps: number
+  /** For `objective`. */
+  recipe?: RecipeName
   options: GRPOOptions & RLTTOptions & LoopRPTOptions & PretrainOptions
   learningRates: readonly number[]
+  /** false: in the tables, but not in the figures. */
+  drawn?: false
 }
 
 const rates = [1e-4, 2e-4, 4e-4]
 
-function policy(part: Part, label: string, trainer: 'grpo' | 'rltt', options: RLTTOptions = {}): Method {
+function policy(part: Part, label: string, trainer: 'grpo' | 'rltt' | 'objective', options: RLTTOptions = {}): Method {
   const { steps, ...shared } = settings.policy
   return { part, label, trainer, steps, options: { ...shared, ...options } as Method['options'], learningRates: rates }
+}
+
+function option(label: string, recipe: RecipeName, more: Partial<Method> = {}): Method {
+  return { ...policy('c', label, 'objective'), recipe, ...more }
 }
 
 /** A forward pass over a batch counts 1, a backward pass 2 (math.md's cost model). */
@@ -94,6 +102,13 @@ export const methods: Readonly<Record<string, Method>> = {
     [5e-4, 1e-3, 2e-3],
   ),
   'stage1-equal-data': labels('Stage I (data)', 'pretrain', settings.labelSteps, [5e-4, 1e-3, 2e-3]),
+  'bupo-loop': option('BuPO-loop', 'bupo-loop'),
+  san: option('SAN by exit loop', 'san', { drawn: false }), // it hardly differs from RLTT
+  nsr: option('negatives only', 'nsr', { drawn: false }), // it collapses
+  dsrl: option('DSRL', 'dsrl'),
+  llds: option('LLDS', 'llds'),
+  'capo-loop': option('CAPO-loop', 'capo-loop'),
+  'igpo-loop': option('IGPO-loop', 'igpo-loop'),
 }
 
 /** One run: a base that is made, a base that a method trains further, or a method whose steps are timed. */

@@ -10,7 +10,8 @@ type Results = ReadonlyMap<string, Result>
 
 const loopCounts = Array.from({ length: settings.model.total_ut_steps }, (_, i) => i + 1)
 const terciles = ['easy', 'medium', 'hard'] as const
-const arms = ['stage1', 'stage1-equal-data', 'looprpt']
+/** What part b compares, the method first. */
+const arms = ['looprpt', 'base', 'stage1', 'stage1-equal-data']
 
 /** Writes docs/study.md's tables between their marks and its figures beside it; returns the paths written, relative to `root`. */
 export function writeReport(root: string, results: Results): string[] {
@@ -69,7 +70,7 @@ export function figures(results: Results): Record<string, string> {
     'b-claim': tokensFigure(results),
     'b-tokens': easierTokensFigure(results),
     'b-compute': computeFigure(results),
-    'c-claim': claimFigure(results, 'Options of the algebra against RLTT exit-pdf', partMethods('c'), 'rltt-exit-pdf', false),
+    'c-claim': claimFigure(results, 'Options of the algebra against RLTT exit-pdf', drawnMethods('c'), 'rltt-exit-pdf', false),
   }
 }
 
@@ -78,6 +79,8 @@ export function figures(results: Results): Record<string, string> {
 function partMethods(part: Part): string[] {
   return Object.keys(methods).filter((name) => methods[name]!.part === part)
 }
+
+const drawnMethods = (part: Part) => partMethods(part).filter((name) => methods[name]!.drawn !== false)
 
 /** The final runs of a method, one per base of the study; undefined while one is missing. */
 function finalRuns(results: Results, method: string): TrainingResult[] | undefined {
@@ -207,7 +210,7 @@ function inWords(tests: readonly PairedTest[]): string {
 }
 
 function tokensVerdict(results: Results): string {
-  const references = available(results, ['base', 'stage1', 'stage1-equal-data'])
+  const references = available(results, arms.slice(1))
   if (measurements(results, 'looprpt') === undefined) return 'No runs yet.'
   return references
     .map((reference) => {
@@ -219,7 +222,7 @@ function tokensVerdict(results: Results): string {
 
 function tokensTable(results: Results): string {
   const rows = terciles.flatMap((tercile) =>
-    available(results, ['base', ...arms]).map((name) => {
+    available(results, arms).map((name) => {
       const all = measurements(results, name)!
       return [tercile, label(name), ...loopCounts.map((_, t) => estimate(all.map((m) => m.tokens[tercile][t]!)))]
     }),
@@ -229,7 +232,7 @@ function tokensTable(results: Results): string {
 
 function tokenTestsTable(results: Results): string {
   if (measurements(results, 'looprpt') === undefined) return 'No runs yet.'
-  const tests = available(results, ['base', 'stage1', 'stage1-equal-data']).flatMap((reference) =>
+  const tests = available(results, arms.slice(1)).flatMap((reference) =>
     loopCounts.map((loop, t) => ({ reference, loop, test: paired(results, 'looprpt', reference, (m) => m.tokens.hard[t]!) })),
   )
   const adjusted = holm(tests.map(({ test }) => test.p))
@@ -246,7 +249,7 @@ function tokenTestsTable(results: Results): string {
 }
 
 function gatesTable(results: Results): string {
-  const names = available(results, ['base', ...arms])
+  const names = available(results, arms)
   const rows = settings.thresholds.map((threshold, k) => [
     `${threshold}`,
     ...names.flatMap((name) => {
@@ -284,13 +287,13 @@ function costTable(results: Results, names: readonly string[]): string {
 
 const figureWidth = 560
 
-/** A series of means with intervals; neighbours are moved apart by `shift`. */
+/** A series of mean accuracies with intervals, cut at 0 and 1; neighbours are moved apart by `shift`. */
 function means(name: string, xs: readonly number[], values: readonly (readonly number[])[], shift = 0): Series {
   const estimates = values.map(interval)
   return {
     name,
-    points: xs.map((x, i) => [x + shift, estimates[i]!.mean]),
-    intervals: estimates.map(({ low, high }) => [low, high]),
+    points: estimates.map(({ mean }, i) => [xs[i]! + shift, mean]),
+    intervals: estimates.map(({ low, high }) => [Math.max(low, 0), Math.min(high, 1)]),
   }
 }
 
@@ -331,6 +334,7 @@ function claimFigure(results: Results, title: string, names: string[], reference
     {
       ...loopAxis,
       title: 'Accuracy by loop count',
+      yRange: [0, 1],
       yLabel: `greedy accuracy, mean of ${settings.bases.length} bases with 95 % interval`,
       series: left.map((name, i) => means(label(name), loopCounts, byLoop(name), across(left.length, i, 0.2))),
     },
@@ -382,13 +386,14 @@ function gatePanel(series: Series[]): Panel {
   return {
     title: `Gate exits, thresholds ${settings.thresholds[0]} to 1`,
     xLabel: 'mean loops per token',
-    yLabel: 'greedy accuracy of whole answers',
+    yLabel: 'greedy accuracy of whole answers, mean with 95 % interval',
+    yRange: [0, 1],
     series,
   }
 }
 
 function gatesFigure(results: Results, title: string, names: readonly string[]): string {
-  const series = gateSeries(results, available(results, ['base', ...names]))
+  const series = gateSeries(results, available(results, [...names, 'base']))
   const ends = series.map(
     ({ name, points }) => `${name}: ${points.at(-1)![1].toFixed(3)} at ${points.at(-1)![0].toFixed(2)} loops.`,
   )
@@ -400,7 +405,8 @@ function tercilePanel(results: Results, names: readonly string[], tercile: Terci
   return {
     ...loopAxis,
     title: `${tercile[0]!.toUpperCase()}${tercile.slice(1)} tokens`,
-    yLabel: 'next-token accuracy, mean over bases with 95 % interval',
+    yLabel: `next-token accuracy, mean of ${settings.bases.length} bases with 95 % interval`,
+    yRange: [0, 1],
     series: names.map((name, i) => {
       const values = loopCounts.map((_, t) => measurements(results, name)!.map((m) => m.tokens[tercile][t]!))
       return means(label(name), loopCounts, values, across(names.length, i, 0.2))
@@ -410,7 +416,7 @@ function tercilePanel(results: Results, names: readonly string[], tercile: Terci
 
 /** Hard tokens by loop, LoopRPT's differences on them, and whole answers under gate exits. */
 function tokensFigure(results: Results): string {
-  const names = available(results, ['base', ...arms])
+  const names = available(results, arms)
   const references = names.includes('looprpt') ? names.filter((name) => name !== 'looprpt') : []
   const tests = references.map((reference) =>
     loopCounts.map((_, t) => paired(results, 'looprpt', reference, (m) => m.tokens.hard[t]!)),
@@ -435,7 +441,7 @@ function tokensFigure(results: Results): string {
 }
 
 function easierTokensFigure(results: Results): string {
-  const names = available(results, ['base', ...arms])
+  const names = available(results, arms)
   const panels = (['medium', 'easy'] as const).map((tercile) => tercilePanel(results, names, tercile))
   const says = panels.flatMap(({ title, series }) =>
     series.map(({ name, points }) => `${title}, ${name}: ${points.map(([, y]) => y.toFixed(3)).join(', ')}.`),
@@ -450,21 +456,23 @@ function easierTokensFigure(results: Results): string {
 
 /** Accuracy of whole answers at full depth over CPU seconds of further training. */
 function computeFigure(results: Results): string {
-  const series = available(results, arms).map((name): Series => {
-    const runs = finalRuns(results, name)!
-    const at = (i: number) => runs.map(({ checkpoints }) => checkpoints[i]!)
-    const count = runs[0]!.checkpoints.length
-    const points = Array.from({ length: count }, (_, i) => at(i))
-    return means(
-      label(name),
-      points.map((list) => mean(list.map(({ seconds }) => seconds))),
-      points.map((list) => list.map(({ accuracy }) => accuracy.at(-1)!)),
-    )
+  const names = available(results, arms)
+  const trained = names.filter((name) => name !== 'base')
+  const seconds = (name: string) => finalRuns(results, name)!.map(({ curve }) => curve.seconds.at(-1)!)
+  const longest = Math.max(0, ...trained.map((name) => mean(seconds(name))))
+  const series = names.map((name): Series => {
+    const runs = finalRuns(results, name === 'base' ? (trained[0] ?? 'looprpt') : name) ?? []
+    const points = (runs[0]?.checkpoints ?? []).map((_, i) => runs.map(({ checkpoints }) => checkpoints[i]!))
+    const full = points.map((list) => list.map(({ accuracy }) => accuracy.at(-1)!))
+    if (name === 'base') return means(label(name), [0, longest], full.length > 0 ? [full[0]!, full[0]!] : [])
+    const times = points.map((list) => mean(list.map((point) => point.seconds)))
+    return means(label(name), times, full)
   })
   const panel: Panel = {
     title: 'Training a base further on written-out answers',
     xLabel: 'CPU seconds of training, one thread',
-    yLabel: `greedy accuracy at full depth, ${settings.bases.length} bases, 95 % interval`,
+    yLabel: `greedy accuracy at full depth, mean of ${settings.bases.length} bases with 95 % interval`,
+    yRange: [0, 1],
     series,
   }
   const ends = series.map(({ name, points }) => `${name} ends at ${points.at(-1)![1].toFixed(3)}.`)

@@ -8,6 +8,7 @@ import {
   LoopLM,
   LoopRPTTrainer,
   memory,
+  ObjectiveTrainer,
   PretrainTrainer,
   RLTTTrainer,
   resetPeakMemory,
@@ -64,6 +65,7 @@ function makeTrainer(model: LoopLM, method: Method, seed: number, learningRate: 
   const shared = { ...options, seed, learningRate, steps }
   if (trainer === 'grpo') return new GRPOTrainer(model, { ...shared, task })
   if (trainer === 'rltt') return new RLTTTrainer(model, { ...shared, task })
+  if (trainer === 'objective') return new ObjectiveTrainer(model, { ...shared, task, objective: method.recipe! })
   if (trainer === 'looprpt') return new LoopRPTTrainer(model, { ...shared, task: mixed })
   return new PretrainTrainer(model, { ...shared, task: mixed })
 }
