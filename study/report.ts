@@ -232,20 +232,29 @@ function tokensTable(results: Results): string {
 
 function tokenTestsTable(results: Results): string {
   if (measurements(results, 'looprpt') === undefined) return 'No runs yet.'
-  const tests = available(results, arms.slice(1)).flatMap((reference) =>
-    loopCounts.map((loop, t) => ({ reference, loop, test: paired(results, 'looprpt', reference, (m) => m.tokens.hard[t]!) })),
+  const [, base, ...others] = arms
+  const families = [
+    ...terciles.map((tercile) => ({ tercile, reference: base! })),
+    ...others.map((reference) => ({ tercile: 'hard' as const, reference })),
+  ].filter(({ reference }) => measurements(results, reference) !== undefined)
+  const tests = families.flatMap(({ tercile, reference }) =>
+    loopCounts.map((loop, t) => {
+      const of = (m: Measurement) => m.tokens[tercile][t]!
+      return { tercile, reference, loop, of, test: paired(results, 'looprpt', reference, of) }
+    }),
   )
   const adjusted = holm(tests.map(({ test }) => test.p))
-  const rows = tests.map(({ reference, loop, test }, i) => [
+  const rows = tests.map(({ tercile, reference, loop, of, test }, i) => [
     label(reference),
+    tercile,
     `${loop}`,
     `${signed(test.mean)} [${signed(test.low)}, ${signed(test.high)}]`,
-    countWins(results, 'looprpt', reference, (m) => m.tokens.hard[loop - 1]!),
+    countWins(results, 'looprpt', reference, of),
     test.t.toFixed(2),
     pValue(test.p),
     pValue(adjusted[i]!),
   ])
-  return table(['LoopRPT against', 'loop', 'difference in points', 'bases ahead', 't', 'p', 'p (Holm)'], rows)
+  return table(['LoopRPT against', 'tokens', 'loop', 'difference in points', 'bases ahead', 't', 'p', 'p (Holm)'], rows)
 }
 
 function gatesTable(results: Results): string {
@@ -456,15 +465,15 @@ function easierTokensFigure(results: Results): string {
 
 /** Accuracy of whole answers at full depth over CPU seconds of further training. */
 function computeFigure(results: Results): string {
-  const names = available(results, arms)
-  const trained = names.filter((name) => name !== 'base')
+  const trained = available(results, partMethods('b'))
+  const names = trained.length > 0 ? available(results, arms) : []
   const seconds = (name: string) => finalRuns(results, name)!.map(({ curve }) => curve.seconds.at(-1)!)
   const longest = Math.max(0, ...trained.map((name) => mean(seconds(name))))
   const series = names.map((name): Series => {
-    const runs = finalRuns(results, name === 'base' ? (trained[0] ?? 'looprpt') : name) ?? []
-    const points = (runs[0]?.checkpoints ?? []).map((_, i) => runs.map(({ checkpoints }) => checkpoints[i]!))
+    const runs = finalRuns(results, name === 'base' ? trained[0]! : name)!
+    const points = runs[0]!.checkpoints.map((_, i) => runs.map(({ checkpoints }) => checkpoints[i]!))
     const full = points.map((list) => list.map(({ accuracy }) => accuracy.at(-1)!))
-    if (name === 'base') return means(label(name), [0, longest], full.length > 0 ? [full[0]!, full[0]!] : [])
+    if (name === 'base') return means(label(name), [0, longest], [full[0]!, full[0]!])
     const times = points.map((list) => mean(list.map((point) => point.seconds)))
     return means(label(name), times, full)
   })
