@@ -25,6 +25,8 @@ export const settings = {
   },
   /** The unit of the study is the base: its initial weights and its data, by seed. */
   bases: [0, 1, 2, 3, 4, 5, 6, 7],
+  /** How many of them each part uses. */
+  partBases: { a: 8, b: 8, c: 5 },
   /** Learning rates are chosen on this one alone. */
   tuningBases: [101],
   /** Reinforcement: the same prompts, rollouts and steps for every method. */
@@ -121,6 +123,9 @@ export const baseId = (base: number) => `base/${base}`
 export const trainingId = (method: string, base: number, learningRate: number) => `${method}/${base}@${learningRate}`
 export const timingId = (method: string) => `timing/${method}`
 
+/** The bases that a part of the study uses. */
+export const basesOf = (part: Part): readonly number[] => settings.bases.slice(0, settings.partBases[part])
+
 /**
  * The runs that can start now. A base comes before what is trained on it, and a method's tuning before its other runs.
  *
@@ -135,8 +140,8 @@ export function dueRuns(results: ReadonlyMap<string, Result>): RunSpec[] {
   for (const [method, { learningRates }] of Object.entries(methods))
     for (const base of settings.tuningBases) for (const rate of learningRates) all.push(training(method, base, rate, true))
   for (const base of settings.bases) all.push({ id: baseId(base), kind: 'base', base })
-  for (const part of ['a', 'b', 'c'])
-    for (const base of settings.bases)
+  for (const part of ['a', 'b', 'c'] as const)
+    for (const base of basesOf(part))
       for (const method of Object.keys(methods).filter((name) => methods[name]!.part === part)) {
         const rate = chosenRate(method, results)
         if (rate !== undefined) all.push(training(method, base, rate, false))

@@ -2,7 +2,7 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { lineChart, type Panel, type Series } from '../src/monitor/chart.js'
-import { baseId, chosenRate, methods, type Part, settings, timingId, trainingId, tuningScore } from './plan.js'
+import { baseId, basesOf, chosenRate, methods, type Part, settings, timingId, trainingId, tuningScore } from './plan.js'
 import type { BaseResult, Measurement, Result, Tercile, TimingResult, TrainingResult } from './results.js'
 import { holm, interval, mean, type PairedTest, pairedTest } from './statistics.js'
 
@@ -86,14 +86,18 @@ const drawnMethods = (part: Part) => partMethods(part).filter((name) => methods[
 function finalRuns(results: Results, method: string): TrainingResult[] | undefined {
   const rate = chosenRate(method, results)
   if (rate === undefined) return undefined
-  const runs = settings.bases.map((base) => results.get(trainingId(method, base, rate)) as TrainingResult | undefined)
+  const bases = basesOf(methods[method]!.part)
+  const runs = bases.map((base) => results.get(trainingId(method, base, rate)) as TrainingResult | undefined)
   return runs.includes(undefined) ? undefined : (runs as TrainingResult[])
 }
 
-/** What the bases, or the models that a method made of them, do: one per base. */
-function measurements(results: Results, method: string): Measurement[] | undefined {
-  if (method !== 'base') return finalRuns(results, method)?.map(({ final }) => final)
-  const runs = settings.bases.map((base) => results.get(baseId(base)) as BaseResult | undefined)
+/** What the bases, or the models that a method made of them, do: one per base, of the first `bases` at most. */
+function measurements(results: Results, method: string, bases: number = settings.bases.length): Measurement[] | undefined {
+  if (method !== 'base')
+    return finalRuns(results, method)
+      ?.slice(0, bases)
+      .map(({ final }) => final)
+  const runs = settings.bases.slice(0, bases).map((base) => results.get(baseId(base)) as BaseResult | undefined)
   return runs.includes(undefined) ? undefined : runs.map((run) => run!.final)
 }
 
@@ -102,7 +106,8 @@ const available = (results: Results, names: readonly string[]) =>
 const label = (method: string) => (method === 'base' ? 'base' : methods[method]!.label)
 
 function paired(results: Results, method: string, reference: string, of: (m: Measurement) => number): PairedTest {
-  return pairedTest(measurements(results, method)!.map(of), measurements(results, reference)!.map(of))
+  const own = measurements(results, method)!
+  return pairedTest(own.map(of), measurements(results, reference, own.length)!.map(of))
 }
 
 // Tables
@@ -155,7 +160,7 @@ function ratesTable(results: Results): string {
 function loopsTable(results: Results, part: Part, reference: string): string {
   const names = available(results, ['base', ...(part === 'a' ? [] : [reference]), ...partMethods(part)])
   const rows = names.map((name) => {
-    const all = measurements(results, name)!
+    const all = measurements(results, name, settings.partBases[part])!
     const length = mean(all.map((m) => m.length.at(-1)!)).toFixed(2)
     return [label(name), ...loopCounts.map((_, t) => estimate(all.map((m) => m.accuracy[t]!))), length]
   })
@@ -336,7 +341,8 @@ function differencePanel(title: string, names: readonly string[], tests: readonl
 function claimFigure(results: Results, title: string, names: string[], reference: string, base: boolean): string {
   const shown = available(results, [reference, ...names])
   const others = shown.includes(reference) ? shown.filter((name) => name !== reference) : []
-  const byLoop = (name: string) => loopCounts.map((_, t) => measurements(results, name)!.map((m) => m.accuracy[t]!))
+  const count = Math.min(...shown.map((name) => measurements(results, name)!.length))
+  const byLoop = (name: string) => loopCounts.map((_, t) => measurements(results, name, count)!.map((m) => m.accuracy[t]!))
   const left = [...shown, ...(base ? available(results, ['base']) : [])]
   const tests = others.map((name) => loopCounts.map((_, t) => paired(results, name, reference, (m) => m.accuracy[t]!)))
   const panels: Panel[] = [
@@ -344,7 +350,7 @@ function claimFigure(results: Results, title: string, names: string[], reference
       ...loopAxis,
       title: 'Accuracy by loop count',
       yRange: [0, 1],
-      yLabel: `greedy accuracy, mean of ${settings.bases.length} bases with 95 % interval`,
+      yLabel: `greedy accuracy, mean of ${count} bases with 95 % interval`,
       series: left.map((name, i) => means(label(name), loopCounts, byLoop(name), across(left.length, i, 0.2))),
     },
     differencePanel(`Difference to ${label(reference)}, paired by base`, others.map(label), tests),
@@ -368,7 +374,7 @@ function rewardFigure(results: Results): string {
         points: curves[0]!.step.map((_, i) => [at((c) => c[x], i), at((c) => c.reward, i)]),
       }
     })
-  const yLabel = `mean reward of the samples, ${settings.bases.length} bases`
+  const yLabel = `mean reward of the samples, ${settings.partBases.a} bases`
   const panels: Panel[] = [
     { title: 'Reward by step', xLabel: 'step', yLabel, series: series('step') },
     { title: 'Reward by time', xLabel: 'CPU seconds of training, one thread', yLabel, series: series('seconds') },
@@ -414,7 +420,7 @@ function tercilePanel(results: Results, names: readonly string[], tercile: Terci
   return {
     ...loopAxis,
     title: `${tercile[0]!.toUpperCase()}${tercile.slice(1)} tokens`,
-    yLabel: `next-token accuracy, mean of ${settings.bases.length} bases with 95 % interval`,
+    yLabel: `next-token accuracy, mean of ${settings.partBases.b} bases with 95 % interval`,
     yRange: [0, 1],
     series: names.map((name, i) => {
       const values = loopCounts.map((_, t) => measurements(results, name)!.map((m) => m.tokens[tercile][t]!))
@@ -480,7 +486,7 @@ function computeFigure(results: Results): string {
   const panel: Panel = {
     title: 'Training a base further on written-out answers',
     xLabel: 'CPU seconds of training, one thread',
-    yLabel: `greedy accuracy at full depth, mean of ${settings.bases.length} bases with 95 % interval`,
+    yLabel: `greedy accuracy at full depth, mean of ${settings.partBases.b} bases with 95 % interval`,
     yRange: [0, 1],
     series,
   }
