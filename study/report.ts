@@ -289,7 +289,7 @@ function costTable(results: Results, names: readonly string[]): string {
     '',
     'ms per step',
     'CPU ms per step',
-    'engine peak of a step, MiB',
+    'engine peak beyond the weights, MiB',
     'resident peak, MiB',
     'steps of a run',
     'CPU s of a run',

@@ -46,7 +46,7 @@ export interface TimingResult {
   /** Medians over steps: of the process's CPU time and of time that passed. */
   cpuSeconds: number
   wallSeconds: number
-  /** Most bytes that the engine held for the step beyond model, optimizer and teacher, and the process's resident peak. */
+  /** Most bytes that the engine held beyond the weights: gradients, optimizer, teacher, activations; and the resident peak. */
   engineBytes: number
   residentBytes: number
 }

@@ -183,7 +183,7 @@ async function measureTime(spec: Extract<RunSpec, { kind: 'timing' }>, model: Lo
   using trainer = makeTrainer(model, method, spec.base, spec.learningRate, warmup + timed)
   const cpu: number[] = []
   const wall: number[] = []
-  let held = 0
+  const weights = memory().bytes
   let before = { cpu: cpuSeconds(), wall: performance.now() }
   for await (const { type, step } of trainer.run()) {
     if (type !== 'step') continue
@@ -192,7 +192,6 @@ async function measureTime(spec: Extract<RunSpec, { kind: 'timing' }>, model: Lo
       cpu.push(now.cpu - before.cpu)
       wall.push((now.wall - before.wall) / 1000)
     } else if (step === warmup) {
-      held = memory().bytes
       resetPeakMemory()
     }
     before = { cpu: cpuSeconds(), wall: performance.now() }
@@ -203,7 +202,7 @@ async function measureTime(spec: Extract<RunSpec, { kind: 'timing' }>, model: Lo
     method: spec.method,
     cpuSeconds: short(median(cpu)),
     wallSeconds: short(median(wall)),
-    engineBytes: memory().peak - held,
+    engineBytes: memory().peak - weights,
     residentBytes: process.resourceUsage().maxRSS * 1024,
   }
 }
