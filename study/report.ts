@@ -9,6 +9,7 @@ import { holm, interval, mean, type PairedTest, pairedTest } from './statistics.
 type Results = ReadonlyMap<string, Result>
 
 const loopCounts = Array.from({ length: settings.model.total_ut_steps }, (_, i) => i + 1)
+const fewestBases = 3 // a paired test on two has no use
 const terciles = ['easy', 'medium', 'hard'] as const
 /** What part b compares, the method first. */
 const arms = ['looprpt', 'base', 'stage1', 'stage1-equal-data']
@@ -82,13 +83,17 @@ function partMethods(part: Part): string[] {
 
 const drawnMethods = (part: Part) => partMethods(part).filter((name) => methods[name]!.drawn !== false)
 
-/** The final runs of a method, one per base of the study; undefined while one is missing. */
+/** The final runs of a method on the first bases of its part, as far as they are there; undefined with fewer than three. */
 function finalRuns(results: Results, method: string): TrainingResult[] | undefined {
   const rate = chosenRate(method, results)
   if (rate === undefined) return undefined
-  const bases = basesOf(methods[method]!.part)
-  const runs = bases.map((base) => results.get(trainingId(method, base, rate)) as TrainingResult | undefined)
-  return runs.includes(undefined) ? undefined : (runs as TrainingResult[])
+  const runs: TrainingResult[] = []
+  for (const base of basesOf(methods[method]!.part)) {
+    const run = results.get(trainingId(method, base, rate)) as TrainingResult | undefined
+    if (run === undefined) break
+    runs.push(run)
+  }
+  return runs.length < fewestBases ? undefined : runs
 }
 
 /** What the bases, or the models that a method made of them, do: one per base, of the first `bases` at most. */
@@ -159,12 +164,18 @@ function ratesTable(results: Results): string {
 
 function loopsTable(results: Results, part: Part, reference: string): string {
   const names = available(results, ['base', ...(part === 'a' ? [] : [reference]), ...partMethods(part)])
+  const count = commonBases(results, names)
   const rows = names.map((name) => {
-    const all = measurements(results, name, settings.partBases[part])!
+    const all = measurements(results, name, count)!
     const length = mean(all.map((m) => m.length.at(-1)!)).toFixed(2)
     return [label(name), ...loopCounts.map((_, t) => estimate(all.map((m) => m.accuracy[t]!))), length]
   })
-  return table(['', ...loopCounts.map((t) => `loop ${t}`), 'tokens per answer'], rows)
+  return table([`means of ${count} bases`, ...loopCounts.map((t) => `loop ${t}`), 'tokens per answer'], rows)
+}
+
+/** How many of the first bases all these methods have been run on. */
+function commonBases(results: Results, names: readonly string[]): number {
+  return Math.min(...names.map((name) => measurements(results, name)!.length))
 }
 
 function testsTable(results: Results, names: readonly string[], reference: string): string {
@@ -341,7 +352,7 @@ function differencePanel(title: string, names: readonly string[], tests: readonl
 function claimFigure(results: Results, title: string, names: string[], reference: string, base: boolean): string {
   const shown = available(results, [reference, ...names])
   const others = shown.includes(reference) ? shown.filter((name) => name !== reference) : []
-  const count = Math.min(...shown.map((name) => measurements(results, name)!.length))
+  const count = commonBases(results, shown)
   const byLoop = (name: string) => loopCounts.map((_, t) => measurements(results, name, count)!.map((m) => m.accuracy[t]!))
   const left = [...shown, ...(base ? available(results, ['base']) : [])]
   const tests = others.map((name) => loopCounts.map((_, t) => paired(results, name, reference, (m) => m.accuracy[t]!)))
