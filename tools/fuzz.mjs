@@ -66,6 +66,7 @@ for (const target of targets) {
     env: { ...process.env, ...(existsSync('/dev/shm') && { TMPDIR: '/dev/shm' }) }, // checkpoints are files
   })
   const executed = /number_of_executed_units: (\d+)/.exec(stderr)?.[1] ?? '0'
+  if (stderr.includes('run interrupted')) stop(`${target}: interrupted after ${executed} inputs`)
   const how = status === 0 ? 'no finding' : `a finding (${relative(root, folder)}/${target}-*)`
   console.log(`${status === 0 ? 'ok    ' : 'not ok'} ${target}: ${executed} inputs in ${seconds} s, ${how}`)
   if (status !== 0) {
@@ -75,7 +76,10 @@ for (const target of targets) {
     const smallest = join(folder, `merged-${target}`)
     rmSync(smallest, { recursive: true, force: true })
     mkdirSync(smallest)
-    const result = spawnSync(program, ['-merge=1', smallest, corpus(target), learned], { encoding: 'utf8', maxBuffer: 2 ** 28 })
+    const result = spawnSync(program, ['-set_cover_merge=1', smallest, corpus(target), learned], {
+      encoding: 'utf8',
+      maxBuffer: 2 ** 28,
+    })
     if (result.status !== 0) stop(`merging failed\n${result.stderr}`)
     rmSync(corpus(target), { recursive: true })
     renameSync(smallest, corpus(target))
