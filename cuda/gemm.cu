@@ -273,7 +273,7 @@ int tensor_gemm(Context& c, const Gemm& g) {
 }
 
 int gemm(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
-         const void* b, int64_t ldb, void* c_, int64_t ldc, int flags, const void*) {
+         const void* b, int64_t ldb, void* c_, int64_t ldc, int flags) {
   const bool accumulate = flags & LOOP_GEMM_ACCUMULATE;
   const bool real_out = accumulate || (flags & LOOP_GEMM_REAL_OUT) || dt == LOOP_F32;
   const Gemm g{transpose_a != 0, transpose_b != 0, m, n, k, a, lda, b, ldb, c_, ldc, real_out, accumulate};
@@ -290,13 +290,8 @@ int gemm(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, i
   });
 }
 
-void* pack_b(void*, LoopDType, int, int64_t, int64_t, const void*, int64_t) { return nullptr; }
-
 }  // namespace
 
-void add_gemm(LoopBackend& table) {
-  table.gemm = gemm;
-  table.pack_b = pack_b;
-}
+void add_gemm(LoopBackend& table) { table.gemm = gemm; }
 
 }  // namespace looplm::cuda

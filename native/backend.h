@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_BACKEND_ABI 4
+#define LOOPLM_BACKEND_ABI 5
 
 #ifdef __cplusplus
 extern "C" {
@@ -146,11 +146,8 @@ typedef struct LoopBackend {
   int (*synchronize)(void* ctx);
 
   // C[m,n] = op(A) op(B). A is [m,k] (lda) or, transposed, [k,m]; B is [k,n] or, transposed, [n,k] (a weight). A and B act.
-  // packed_b: NULL, or the result of pack_b for the same B.
   int (*gemm)(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a,
-              int64_t lda, const void* b, int64_t ldb, void* c, int64_t ldc, int flags, const void* packed_b);
-  // A device-friendly copy of B for many gemms with few rows; NULL when the backend has no use for one. Freed with release.
-  void* (*pack_b)(void* ctx, LoopDType dt, int transpose_b, int64_t n, int64_t k, const void* b, int64_t ldb);
+              int64_t lda, const void* b, int64_t ldb, void* c, int64_t ldc, int flags);
 
   // C[m,n] = A Bᵀ with a quantized B; A is act [m, k], C act or with LOOP_GEMM_REAL_OUT real. NULL: the backend has none.
   int (*gemm_quantized)(void* ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,

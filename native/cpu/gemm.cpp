@@ -417,13 +417,11 @@ static int gemm_typed(Context& ctx, int ta, int tb, int64_t m, int64_t n, int64_
 }
 
 int gemm(void* context, LoopDType dt, int ta, int tb, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda, const void* b,
-         int64_t ldb, void* c, int64_t ldc, int flags, const void*) {
+         int64_t ldb, void* c, int64_t ldc, int flags) {
   if (m <= 0 || n <= 0) return 0;
   auto& ctx = *static_cast<Context*>(context);
   return dt == LOOP_BF16 ? gemm_typed<bf16>(ctx, ta, tb, m, n, k, a, lda, b, ldb, c, ldc, flags)
                          : gemm_typed<float>(ctx, ta, tb, m, n, k, a, lda, b, ldb, c, ldc, flags);
 }
-
-void* pack_b(void*, LoopDType, int, int64_t, int64_t, const void*, int64_t) { return nullptr; }
 
 }  // namespace looplm::cpu::LOOPLM_ISA

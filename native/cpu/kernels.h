@@ -9,8 +9,7 @@
 namespace looplm::cpu::LOOPLM_ISA {
 
 #define LOOPLM_KERNEL(name) std::remove_pointer_t<decltype(LoopBackend::name)> name
-LOOPLM_KERNEL(gemm);  // gemm.cpp
-LOOPLM_KERNEL(pack_b);
+LOOPLM_KERNEL(gemm);            // gemm.cpp
 LOOPLM_KERNEL(gemm_quantized);  // quantized.cpp
 LOOPLM_KERNEL(embed);           // embed.cpp
 LOOPLM_KERNEL(embed_backward);

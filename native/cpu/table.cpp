@@ -26,7 +26,6 @@ const LoopBackend table = {
     .zero = zero,
     .synchronize = synchronize,
     .gemm = gemm,
-    .pack_b = pack_b,
     .gemm_quantized = gemm_quantized,
     .embed = embed,
     .embed_backward = embed_backward,

@@ -35,7 +35,7 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
   void* hidden = workspace.get("head.hidden", size_t(chunk * D) * act).as<>();
   void* logits = workspace.get("head.logits", size_t(chunk * V) * real).as<>();
   void* d_rows = loss ? workspace.get("head.d_rows", size_t(chunk * D) * real).as<>() : nullptr;
-  const void *weight = in.weight, *unpacked = nullptr;
+  const void* weight = in.weight;
   void* d_weight = loss ? model.gradients().head : nullptr;
   const int64_t row_stride = V * int64_t(real / act);  // of the gradient, which lies over the logits
 
@@ -44,8 +44,7 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
     auto at = [&](void* p) -> void* { return p ? static_cast<char*>(p) + size_t(first) * real : nullptr; };
     device.run(&LoopBackend::gather_rows, "gather rows", dt, m, D, in.index + first, in.hidden, hidden);
     if (weight)
-      device.run(&LoopBackend::gemm, "head", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT),
-                 unpacked);
+      device.run(&LoopBackend::gemm, "head", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT));
     else model.head(m, hidden, logits);  // quantized
     if (predicted)
       device.run(&LoopBackend::reduce, "argmax", model.real(), LOOP_ARGMAX, m, V, int64_t(1), static_cast<const void*>(logits),
@@ -56,11 +55,11 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
                loss ? static_cast<const LoopLoss*>(&part) : nullptr, at(logprobs), at(entropies));
     if (!loss) continue;
     device.run(&LoopBackend::gemm, "head backward", dt, 0, 0, m, D, V, logits, row_stride, weight, D, d_rows, D,
-               int(LOOP_GEMM_REAL_OUT), unpacked);
+               int(LOOP_GEMM_REAL_OUT));
     device.run(&LoopBackend::scatter_add_rows, "scatter rows", dt, m, D, in.index + first, d_rows, d_hidden);
     if (!d_weight) continue;
     device.run(&LoopBackend::gemm, "head gradient", dt, 1, 0, V, D, m, logits, row_stride, hidden, D, d_weight, D,
-               int(LOOP_GEMM_ACCUMULATE), unpacked);
+               int(LOOP_GEMM_ACCUMULATE));
   }
 }
 

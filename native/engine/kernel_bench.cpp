@@ -125,9 +125,9 @@ class Bench {
     const double out_bytes = flags ? real_ : act_;
     work(2.0 * double(m) * double(columns) * double(k),
          double(m * k + k * columns) * act_ + double(m * columns) * out_bytes * (flags == 2 ? 2 : 1));
-    const void *a = acts(m * k), *b = acts(columns * k), *packed = nullptr;
+    const void *a = acts(m * k), *b = acts(columns * k);
     void* c = flags ? reals(m * columns) : acts(m * columns);
-    on_run(&LoopBackend::gemm, dt_, ta, tb, m, columns, k, a, ta ? m : k, b, tb ? k : columns, c, columns, flags, packed);
+    on_run(&LoopBackend::gemm, dt_, ta, tb, m, columns, k, a, ta ? m : k, b, tb ? k : columns, c, columns, flags);
   }
   void gemm() { product(0, 1, n(), d(), f(), 0); }
   void gemm_input_gradient() { product(0, 0, n(), d(), f(), 0); }
@@ -248,7 +248,7 @@ class Bench {
     const int64_t chunks = std::max<int64_t>(1, n() / m);
     work(6.0 * double(chunks * m * d() * v()),
          double(chunks) * (2 * double(m * v()) * real_ + double(v() * d()) * (2 * act_ + 2 * real_)));
-    const void *hidden = acts(m * d()), *weight = acts(v() * d()), *unpacked = nullptr;
+    const void *hidden = acts(m * d()), *weight = acts(v() * d());
     void *logits = reals(m * v()), *d_hidden = reals(m * d()), *d_weight = reals(v() * d()), *logprobs = reals(m),
          *none = nullptr;
     const int32_t* targets = integers(m, v());
@@ -260,14 +260,13 @@ class Bench {
     const int64_t D = d(), V = v(), stride = V * int64_t(real_ / act_);
     out_.run = [=] {
       for (int64_t i = 0; i < chunks; i++) {
-        device->run(&LoopBackend::gemm, "bench", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT),
-                    unpacked);
+        device->run(&LoopBackend::gemm, "bench", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT));
         device->run(&LoopBackend::head_rows, "bench", dt, m, V, 1.0, logits, targets, static_cast<const LoopLoss*>(loss.get()),
                     logprobs, none);
         device->run(&LoopBackend::gemm, "bench", dt, 0, 0, m, D, V, static_cast<const void*>(logits), stride, weight, D, d_hidden,
-                    D, int(LOOP_GEMM_REAL_OUT), unpacked);
+                    D, int(LOOP_GEMM_REAL_OUT));
         device->run(&LoopBackend::gemm, "bench", dt, 1, 0, V, D, m, static_cast<const void*>(logits), stride, hidden, D, d_weight,
-                    D, int(LOOP_GEMM_ACCUMULATE), unpacked);
+                    D, int(LOOP_GEMM_ACCUMULATE));
       }
     };
   }

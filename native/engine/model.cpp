@@ -323,13 +323,12 @@ void Model::quantize(int bits, int group) {
 
 void Model::head(int64_t rows, const void* hidden, void* logits) {
   const int64_t D = config.hidden, V = config.vocabulary;
-  const void* unpacked = nullptr;
   if (weights_.quantized_head)
     device->run(&LoopBackend::gemm_quantized, "head", dt, rows, V, D, hidden, D, weights_.quantized_head, logits, V,
                 int(LOOP_GEMM_REAL_OUT));
   else
     device->run(&LoopBackend::gemm, "head", dt, 0, 1, rows, V, D, hidden, D, static_cast<const void*>(weights_.head), D, logits,
-                V, int(LOOP_GEMM_REAL_OUT), unpacked);
+                V, int(LOOP_GEMM_REAL_OUT));
 }
 
 std::unique_ptr<Model> Model::merged() const {
@@ -351,10 +350,10 @@ std::unique_ptr<Model> Model::merged() const {
           device->run(&LoopBackend::copy_strided, "merge", from, to, 1, &count, source, &stride, out, &stride);
         };
         cast(dt, real(), part.b, sum, p.out * r);
-        const void *b = scaled(*device, *workspace_, dt, sum, p.out * r, weights_.scale), *unpacked = nullptr;
+        const void* b = scaled(*device, *workspace_, dt, sum, p.out * r, weights_.scale);
         cast(dt, real(), target, sum, elements);
         device->run(&LoopBackend::gemm, "merge", dt, 0, 0, p.out, p.in, r, b, r, static_cast<const void*>(part.a), p.in, sum,
-                    p.in, int(LOOP_GEMM_ACCUMULATE), unpacked);
+                    p.in, int(LOOP_GEMM_ACCUMULATE));
         cast(real(), dt, sum, target, elements);
       }
   return copy;

@@ -84,8 +84,7 @@ void* Stack::state(int t, int l) const {
 
 void Stack::gemm(const char* name, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
                  const void* b, int64_t ldb, void* c, int64_t ldc, int flags) {
-  run(&LoopBackend::gemm, name, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, flags,
-      static_cast<const void*>(nullptr));
+  run(&LoopBackend::gemm, name, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, flags);
 }
 // s x Aᵀ, act [N, rank]
 const void* Stack::into_rank(const LowRank& part, const Linear& w, const void* x) {

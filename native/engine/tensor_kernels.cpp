@@ -139,13 +139,12 @@ TokenScores per_loop_log_softmax(const Tensor& hidden, const Tensor& head, const
   TokenScores out{allocate(device, real, {T, N}, operation), allocate(device, real, {T, N}, operation)};
   const int64_t chunk = std::clamp<int64_t>(LOGIT_BYTES / (V * real_bytes), 1, rows);
   const Buffer logits(device, size_t(chunk * V * real_bytes));
-  const void* unpacked = nullptr;
   const LoopLoss* no_loss = nullptr;
   for (int64_t first = 0; first < rows; first += chunk) {
     const int64_t m = std::min(chunk, rows - first);
     const void* from = static_cast<char*>(hidden.data()) + first * D * act_bytes;
     device->run(&LoopBackend::gemm, operation, dt, 0, 1, m, V, D, from, D, static_cast<const void*>(head.data()), D,
-                logits.as<>(), V, int(LOOP_GEMM_REAL_OUT), unpacked);
+                logits.as<>(), V, int(LOOP_GEMM_REAL_OUT));
     device->run(&LoopBackend::head_rows, operation, dt, m, V, temperature, logits.as<>(),
                 static_cast<const int32_t*>(every_target.data()) + first, no_loss,
                 static_cast<void*>(static_cast<char*>(out.logprobs.data()) + first * real_bytes),

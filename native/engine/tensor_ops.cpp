@@ -160,7 +160,6 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
   Tensor out = allocate(a.device, a.dtype, shape, operation);
   const Shape stride_a = broadcast_strides(batch_a, *batch), stride_b = broadcast_strides(batch_b, *batch);
   const int64_t count = product(*batch), bytes = int64_t(loop_dtype_size(a.dtype));
-  const void* unpacked = nullptr;
   for (int64_t i = 0; i < count; i++) {
     int64_t rest = i, at_a = 0, at_b = 0;
     for (size_t r = batch->size(); r-- > 0; rest /= (*batch)[r]) {
@@ -171,7 +170,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
     const void* from_b = static_cast<char*>(b.data()) + at_b * k * n * bytes;
     void* to = static_cast<char*>(out.data()) + i * m * n * bytes;
     a.device->run(&LoopBackend::gemm, operation, a.dtype, int(transpose_a), int(transpose_b), m, n, k, from_a, lda, from_b, ldb,
-                  to, n, 0, unpacked);
+                  to, n, 0);
   }
   return out;
 }

@@ -5,7 +5,7 @@ namespace {
 
 // C[m,n] (+)= Σ_k op(A)[m,k] · op(B)[k,n]
 int gemm(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a_, int64_t lda,
-         const void* b_, int64_t ldb, void* c_, int64_t ldc, int flags, const void*) {
+         const void* b_, int64_t ldb, void* c_, int64_t ldc, int flags) {
   if (int status = require_float64(ctx, dt, "gemm")) return status;
   const auto *a = static_cast<const double*>(a_), *b = static_cast<const double*>(b_);
   auto* c = static_cast<double*>(c_);
@@ -18,8 +18,6 @@ int gemm(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, i
     }
   return 0;
 }
-
-void* pack_b(void*, LoopDType, int, int64_t, int64_t, const void*, int64_t) { return nullptr; }
 
 // C[m,n] = Σ_k A[m,k] · (code · scale)[n,k]
 int gemm_quantized(void* ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, const void* a_, int64_t lda, const LoopQuantized* b,
@@ -45,7 +43,6 @@ int gemm_quantized(void* ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, con
 
 void add_gemm(LoopBackend& table) {
   table.gemm = gemm;
-  table.pack_b = pack_b;
   table.gemm_quantized = gemm_quantized;
 }
 
