@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { native } from '../src/native.js'
 import { advantagesOf } from '../src/rl/advantages.js'
 import { beliefAdvantages } from '../src/rl/objective/belief.js'
+import { enginePasses } from '../src/rl/objective/compile.js'
 import { phasesOf, recipes } from '../src/rl/objective/recipes.js'
 import { advantage, beliefReward, objectiveSchema, rewardShaper, valueAt } from '../src/rl/objective/schema.js'
 import { shapeRewards } from '../src/rl/objective/shape-rewards.js'
@@ -195,6 +196,43 @@ describe('beliefs', () => {
     } as const
     const log = Float64Array.from([0, -3.8, -3, -2.6, -2.65])
     close(native().beliefReturns(rewards, log, -2.9, 3), [-0.84648, -0.07324, 0.3, 0.22324])
+  })
+})
+
+describe('LLDS', () => {
+  it('keeps responses without disadvantage in the first conditional term, on the mean of its loops', () => {
+    const objective = objectiveSchema.parse({ terms: [{ space: 'marginal' }, {}], lazy: { weight: 0.2, norm: 'preserving' } })
+    const all = [true, true, true]
+    const rated = {
+      ...{
+        sequences: [
+          [1, 2],
+          [1, 3],
+          [1, 4],
+        ].map((row) => Int32Array.from(row)),
+        promptLengths: [1, 1, 1],
+        lengths: [1, 3, 2],
+      },
+      ...{ counted: all, active: all, marginal: { sequences: [] } },
+      advantages: [
+        [[-1], [-1], [1]],
+        [
+          [-0.5, 2],
+          [0, 0],
+          [1, -2],
+        ],
+      ],
+    }
+    const settings = {
+      temperature: 1,
+      recompute: 'none',
+      tokensPerMicroBatch: 64,
+      maxLength: undefined,
+      loops: 2,
+      seed: 1,
+    } as const
+    const [given] = enginePasses(objective, rated, [0, 1, 2], 0, settings)
+    expect(given!.batch.lazyNorms).toEqual([0.2 / 4, 0.2 / 4, 0])
   })
 })
 

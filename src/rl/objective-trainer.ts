@@ -1,5 +1,6 @@
 import type { LoopLM } from '../model/model.js'
 import { type ObjectiveTrainerConfig, type ObjectiveTrainerOptions, objectiveTrainerOptions } from './config.js'
+import { surrogateOf } from './objective/compile.js'
 import { type Phase, phasesOf } from './objective/recipes.js'
 import { type Objective, objectiveSchema } from './objective/schema.js'
 import { type ObjectiveAt, PolicyGradientTrainer } from './policy-gradient.js'
@@ -61,8 +62,9 @@ function referencesOf({ kl, lazy, terms }: Objective): ('frozen' | 'ema')[] {
 
 function checkCombinations({ terms, lazy }: Objective): void {
   const refuse = (i: number, problem: string) => refuseOptions('ObjectiveTrainer', `objective.terms.${i}: ${problem}`)
-  for (const [i, { channel, space, surrogate, combine, credit, advantage }] of terms.entries()) {
-    const kind = typeof surrogate === 'string' ? surrogate : surrogate.kind
+  for (const [i, term] of terms.entries()) {
+    const { channel, space, combine, credit, advantage } = term
+    const { kind } = surrogateOf(term)
     const attached = typeof credit === 'object' && credit.kind === 'exit-pdf' && !credit.detach
     if (channel === 'exit' && kind !== 'reinforce') throw refuse(i, 'the exit channel knows the surrogate reinforce alone')
     if (space === 'marginal' && (channel === 'exit' || advantage.loops?.belief === 'token'))

@@ -187,10 +187,11 @@ export function enginePasses(
   return passes
 }
 
-/** λ over the token count for sequences that should stay likely, 0 for the others. */
+/** λ over the token count for sequences that should stay likely: no disadvantage in the first conditional term, on the mean of its loops. */
 function lazyNorms(objective: Objective, rated: RatedRollouts, counted: readonly number[], rows: readonly number[]): number[] {
   const { weight, norm } = objective.lazy!
-  const kept = (i: number) => rated.advantages[0]![i]![0]! >= 0
+  const outcome = rated.advantages[objective.terms.findIndex(({ space }) => space === 'conditional')]!
+  const kept = (i: number) => outcome[i]!.reduce((sum, a) => sum + a, 0) >= 0
   const total = counted.filter((i) => norm === 'all' || kept(i)).reduce((sum, i) => sum + rated.lengths[i]!, 0)
   return rows.map((i) => (kept(i) && total > 0 ? weight / total : 0))
 }
