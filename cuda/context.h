@@ -69,6 +69,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void add_memory(LoopBackend& table);
 void add_gemm(LoopBackend& table);
+void add_quantized(LoopBackend& table);
 void add_rows(LoopBackend& table);
 void add_norm(LoopBackend& table);
 void add_rope(LoopBackend& table);

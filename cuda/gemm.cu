@@ -5,8 +5,7 @@
 #include <algorithm>
 
 #include "context.h"
-#include "cublaslt.h"
-#include "vector.h"
+#include "gemm_tile.h"
 
 namespace looplm::cuda {
 namespace {
@@ -14,14 +13,6 @@ namespace {
 // From this number of rows on cuBLASLt is worth its launch; below, and for everything that a decoded token needs, rows stay bit
 // for bit what they are alone.
 constexpr int64_t library_rows = 1024;
-
-// Blocks in groups of 8 tile rows, so that what runs together shares its operands in the L2 cache.
-__device__ __forceinline__ void tile_of(int64_t block, int64_t tiles_m, int64_t tiles_n, int64_t& tile_m, int64_t& tile_n) {
-  const int64_t per_group = 8 * tiles_n, group = block / per_group, first = group * 8;
-  const int64_t height = tiles_m - first < 8 ? tiles_m - first : 8, within = block - group * per_group;
-  tile_m = first + within % height;
-  tile_n = within / height;
-}
 
 // ---- float32: BM × BN tiles, 16 × 16 threads with (BM/16) × (BN/16) elements each, the next tile of A and B on its way in
 // registers ----
@@ -109,33 +100,6 @@ __global__ void __launch_bounds__(256) float_kernel(Gemm g, int64_t tiles_m, int
 // ---- bfloat16: BM × BN tiles, WM × WN warps, BK of k at a time in a ring of STAGES that cp.async fills
 // -------------------------------
 
-// Tiles lie in shared memory as they do in global memory; 16 bytes behind each row put the 8 rows of an ldmatrix on different
-// banks.
-template <int ROWS, int COLUMNS>
-struct Tile {
-  static constexpr int stride = COLUMNS + 8, count = ROWS * stride;
-
-  // `Aligned`: rows begin at multiples of 16 bytes. Outside `rows` × `columns` the tile is 0.
-  template <bool Aligned, int THREADS>
-  static __device__ __forceinline__ void fetch(Shared<bf16> tile, const bf16* from, int64_t ld, int64_t row0, int64_t rows,
-                                               int64_t column0, int64_t columns) {
-    constexpr int chunks = COLUMNS / 8;
-#pragma unroll
-    for (int c = int(threadIdx.x); c < ROWS * chunks; c += THREADS) {
-      const int r = c / chunks, column = c % chunks * 8;
-      const int64_t left = columns - column0 - column;
-      const int valid = row0 + r >= rows || left <= 0 ? 0 : left < 8 ? int(left) : 8;
-      const bf16* p = from + (row0 + r) * ld + column0 + column;
-      if constexpr (Aligned) {
-        copy_async<16>(tile + r * stride + column, valid > 0 ? p : from, 2 * valid);
-      } else {
-#pragma unroll
-        for (int i = 0; i < 8; i++) tile[r * stride + column + i] = i < valid ? p[i] : bf16{0};
-      }
-    }
-  }
-};
-
 template <bool TA_, bool TB_, bool ALIGNED, int BM_, int BN_, int BK_, int WM_, int WN_, int STAGES_>
 struct Shape {
   static constexpr bool TA = TA_, TB = TB_, aligned = ALIGNED;
@@ -204,41 +168,14 @@ __global__ void __launch_bounds__(S::threads) tensor_kernel(Gemm g, int64_t tile
   }
   copy_async_wait<0>();
 
-  const bool pairs = g.ldc % 2 == 0 && reinterpret_cast<uintptr_t>(g.c) % 8 == 0;
 #pragma unroll
   for (int m = 0; m < MT; m++)
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const int64_t row = m0 + warp_m + m * 16 + h * 8 + lane / 4, column = n0 + warp_n + n * 8 + lane % 4 * 2;
-        const float x = sum[m][n][2 * h], y = sum[m][n][2 * h + 1];
-        if (row >= g.m || column >= g.n) continue;
-        const int64_t at = row * g.ldc + column;
-        const bool both = column + 1 < g.n;
-        if (g.real_out) {
-          auto* c = static_cast<float*>(g.c) + at;
-          if (pairs && both) {
-            float2 out = {x, y};
-            if (g.accumulate) {
-              const float2 old = load<float2>(c);
-              out = {old.x + x, old.y + y};
-            }
-            store(c, out);
-          } else {
-            c[0] = g.accumulate ? c[0] + x : x;
-            if (both) c[1] = g.accumulate ? c[1] + y : y;
-          }
-        } else {
-          auto* c = static_cast<bf16*>(g.c) + at;
-          if (pairs && both) {
-            store(c, pack_bf16(x, y));
-          } else {
-            c[0] = to_bf16(x);
-            if (both) c[1] = to_bf16(y);
-          }
-        }
-      }
+      for (int h = 0; h < 2; h++)
+        store_pair(g, m0 + warp_m + m * 16 + h * 8 + lane / 4, n0 + warp_n + n * 8 + lane % 4 * 2, sum[m][n][2 * h],
+                   sum[m][n][2 * h + 1]);
 }
 
 // ---- choosing

@@ -10,6 +10,7 @@ LoopBackend make_table() {
   table.name = LOOPLM_CUDA_NAME;  // "cuda", or "cuda-emulated" where g++ compiled the same files
   add_memory(table);
   add_gemm(table);
+  add_quantized(table);
   add_rows(table);
   add_norm(table);
   add_rope(table);

@@ -24,7 +24,7 @@ enum { LOOP_OUT_OF_MEMORY = 2 };
 enum { LOOP_GEMM_REAL_OUT = 1, LOOP_GEMM_ACCUMULATE = 2 };  // C is real instead of act; C += (implies REAL_OUT)
 
 // A weight [n, k] in few bits: element (i, l) is codes(i, l) · scales[l / group, i]. k is a multiple of `group`, `group` of 32.
-// Behind the codes lie 64 bytes that may be read.
+// The codes begin at a multiple of 16 bytes, and behind them lie 64 bytes that may be read.
 typedef struct LoopQuantized {
   int32_t bits;   // 8: int8 codes [n, k]. 4: two codes a byte, [n, k / 2], the lower half the even l, each stored as code + 8
   int32_t group;  // neighbours along k that share a scale

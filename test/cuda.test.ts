@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { devices, LoopLMError, tensor, zeros } from '../src/index.js'
+import { devices, LoopLM, LoopLMError, tensor, zeros } from '../src/index.js'
 import { buildEmulated, emulatedKernelTests, emulatedLibrary } from './emulated.js'
 
 const device = 'cuda-emulated' as 'cuda' // no name for users
@@ -48,6 +48,38 @@ describe('the device', () => {
     const works = devices().find(({ name }) => name === 'cuda')!.available
     using x = zeros([1], { device: 'auto' })
     expect(x.device).toBe(works ? 'cuda' : 'cpu')
+  })
+})
+
+describe('a model with weights of few bits', () => {
+  const config = {
+    vocab_size: 50,
+    hidden_size: 64,
+    intermediate_size: 96,
+    num_hidden_layers: 2,
+    num_attention_heads: 4,
+    num_key_value_heads: 2,
+    total_ut_steps: 2,
+    initializer_range: 0.2,
+  }
+  const prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+  const greedy = { maxNewTokens: 5, temperature: 0, stop: [] }
+
+  it.each([
+    ['int4', 'float32', 1e-4],
+    ['int8', 'float32', 1e-4],
+    ['int4', 'bfloat16', 0.1],
+  ] as const)('%s in %s computes what the CPU does', async (quantize, dtype, bound) => {
+    const options = { dtype, quantize, groupSize: 32, seed: 3 } as const
+    using model = await LoopLM.create(config, { ...options, device })
+    using onCpu = await LoopLM.create(config, options)
+    const tokens = Array.from({ length: 20 }, (_, i) => (7 * i) % 50)
+    const [scores, want] = [await model.score([tokens]), await onCpu.score([tokens])]
+    for (const [i, l] of scores.logprobs[0]!.entries()) expect(Math.abs(l - want.logprobs[0]![i]!)).toBeLessThan(bound)
+    const results = await model.generate(prompts, greedy)
+    for (const [i, prompt] of prompts.entries()) expect((await model.generate([prompt], greedy))[0]).toEqual(results[i])
+    if (dtype === 'float32')
+      expect(results.map((r) => r.tokens)).toEqual((await onCpu.generate(prompts, greedy)).map((r) => r.tokens))
   })
 })
 

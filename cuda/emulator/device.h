@@ -58,6 +58,12 @@ inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __clz(int x) { return std::countl_zero(unsigned(x)); }
 inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(unsigned(x)) + 1; }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = uint64_t(high) << 32 | low;
+  unsigned out = 0;
+  for (int i = 0; i < 4; ++i) out |= unsigned(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return out;
+}
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
@@ -335,6 +341,12 @@ inline bf16 to_bf16(float x) {
   return {uint16_t(x != x ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
 }
 inline uint32_t pack_bf16(float low, float high) { return uint32_t(to_bf16(high).bits) << 16 | to_bf16(low).bits; }
+
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  const auto low = [](uint32_t x) { return double(__uint_as_float(x << 16)); };
+  const auto high = [](uint32_t x) { return double(__uint_as_float(x & 0xFFFF0000u)); };
+  return pack_bf16(float(low(a) * low(b) + low(c)), float(high(a) * high(b) + high(c)));
+}
 
 inline float fast_exp2(float x) { return x < -126 ? 0 : exp2f(x); }
 

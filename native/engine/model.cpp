@@ -254,7 +254,8 @@ void Model::quantize(int bits, int group) {
   refuse_quantized("quantize");
   if (adapter_) throw Error("INVALID_ARGUMENT", "quantize", "the model has an adapter: merge it first");
   if (!device->has(&LoopBackend::gemm_quantized))
-    throw Error("UNSUPPORTED", "quantize", "device \"" + device->name() + "\" has no products with quantized weights; cpu has");
+    throw Error("UNSUPPORTED", "quantize",
+                "device \"" + device->name() + "\" has no products with quantized weights; cpu and cuda have");
   for (int64_t width : {config.hidden, config.attention_width(), config.intermediate})
     if (group < 32 || group % 32 != 0 || width % group != 0)
       throw Error("INVALID_ARGUMENT", "quantize",

@@ -10,9 +10,10 @@ struct Quantized {
   int32_t group;
   int64_t m, n, k;
   int flags;
+  int64_t pad = 0;  // elements between the rows of A and of C
   std::string name() const {
     return std::to_string(bits) + " bits, groups of " + std::to_string(group) + ", " + std::to_string(m) + "x" +
-           std::to_string(n) + "x" + std::to_string(k) + " flags " + std::to_string(flags);
+           std::to_string(n) + "x" + std::to_string(k) + " flags " + std::to_string(flags) + " pad " + std::to_string(pad);
   }
 };
 
@@ -38,13 +39,19 @@ Operands operands(Test& t, const Quantized& q) {
 }
 
 Values run(const Device& d, const Quantized& q, const Operands& o) {
-  Buffer a = act(d, o.a), c = q.flags ? real(d, size_t(q.m * q.n)) : act(d, size_t(q.m * q.n));
+  const int64_t lda = q.k + q.pad, ldc = q.n + q.pad;
+  Values spread(size_t(q.m * lda), 1e3);
+  for (size_t i = 0; i < o.a.size(); ++i) spread[i / size_t(q.k) * size_t(lda) + i % size_t(q.k)] = o.a[i];
+  Buffer a = act(d, spread), c = q.flags ? real(d, size_t(q.m * ldc)) : act(d, size_t(q.m * ldc));
   void *codes = d.table.allocate(d.ctx, o.codes.size()), *scales = d.table.allocate(d.ctx, o.scales.size() * 4);
   d.expect(d.table.copy_in(d.ctx, codes, o.codes.data(), o.codes.size()), "copy_in");
   d.expect(d.table.copy_in(d.ctx, scales, o.scales.data(), o.scales.size() * 4), "copy_in");
   const LoopQuantized b{q.bits, q.group, codes, static_cast<const float*>(scales)};
-  d.expect(d.table.gemm_quantized(d.ctx, d.dt, q.m, q.n, q.k, a, q.k, &b, c, q.n, q.flags), "gemm_quantized");
-  Values out = c.values();
+  d.expect(d.table.gemm_quantized(d.ctx, d.dt, q.m, q.n, q.k, a, lda, &b, c, ldc, q.flags), "gemm_quantized");
+  const Values rows = c.values();
+  Values out;
+  for (size_t i = 0; i < rows.size(); ++i)
+    if (int64_t(i) % ldc < q.n) out.push_back(rows[i]);
   d.table.release(d.ctx, codes);
   d.table.release(d.ctx, scales);
   return out;
@@ -62,10 +69,12 @@ Values plain_product(const Plain& p, const Quantized& q, const Operands& o) {
   return c;
 }
 
-const std::vector<Quantized> shapes = {{8, 32, 1, 1, 32, 0},    {4, 32, 1, 1, 32, 0},     {8, 64, 3, 37, 192, 0},
-                                       {4, 64, 3, 37, 192, 0},  {8, 128, 17, 65, 256, 1}, {4, 128, 17, 65, 256, 1},
-                                       {8, 32, 40, 16, 96, 0},  {4, 32, 40, 16, 96, 1},   {4, 32, 2, 130, 288, 0},
-                                       {8, 32, 5, 130, 288, 1}, {4, 96, 16, 33, 480, 0}};
+const std::vector<Quantized> shapes = {
+    {8, 32, 1, 1, 32, 0},     {4, 32, 1, 1, 32, 0},       {8, 64, 3, 37, 192, 0},    {4, 64, 3, 37, 192, 0},
+    {8, 128, 17, 65, 256, 1}, {4, 128, 17, 65, 256, 1},   {8, 32, 40, 16, 96, 0},    {4, 32, 40, 16, 96, 1},
+    {4, 32, 2, 130, 288, 0},  {8, 32, 5, 130, 288, 1},    {4, 96, 16, 33, 480, 0},   {4, 32, 1, 9, 2304, 1},
+    {8, 64, 2, 20, 2112, 0},  {4, 128, 16, 17, 4224, 1},  {4, 64, 7, 263, 192, 0},   {8, 32, 12, 258, 160, 1},
+    {4, 32, 3, 18, 96, 0, 3}, {8, 64, 21, 18, 192, 1, 3}, {4, 64, 70, 129, 64, 0, 8}};
 
 KERNEL_TEST(gemm_quantized, "product with a quantized weight") {
   if (!t.device.table.gemm_quantized) return;
@@ -79,19 +88,22 @@ KERNEL_TEST(gemm_quantized, "product with a quantized weight") {
 
 KERNEL_TEST(gemm_quantized_rows, "product with a quantized weight: a row does not depend on the others") {
   if (!t.device.table.gemm_quantized) return;
-  for (int bits : {4, 8}) {
-    const Quantized q{bits, 32, 40, 67, 160, 1};
+  for (const Quantized& q : {Quantized{4, 32, 40, 67, 160, 1}, {8, 32, 40, 67, 160, 1}, {4, 64, 67, 20, 1216, 1}}) {
     const Operands o = operands(t, q);
     const Values batch = run(t.device, q, o);
-    Values alone, expected;
-    for (size_t i : {0, 15, 16, 39}) {
-      Quantized single = q;
-      single.m = 1;
-      const Values row = run(t.device, single, {slice(o.a, i * 160, 160), o.codes, o.scales});
-      alone.insert(alone.end(), row.begin(), row.end());
-      expected.insert(expected.end(), batch.begin() + ptrdiff_t(i * 67), batch.begin() + ptrdiff_t((i + 1) * 67));
+    const size_t n = size_t(q.n), k = size_t(q.k);
+    for (int64_t m : {1, 6, 16}) {  // few rows at a time, as decoding has them
+      Values alone, expected;
+      for (size_t i : {0, 15, 16, 24}) {
+        Quantized part = q;
+        part.m = m;
+        const Values rows = run(t.device, part, {slice(o.a, i * k, size_t(m) * k), o.codes, o.scales});
+        alone.insert(alone.end(), rows.begin(), rows.end());
+        const Values same = slice(batch, i * n, size_t(m) * n);
+        expected.insert(expected.end(), same.begin(), same.end());
+      }
+      t.same_bits(q.name() + ", " + std::to_string(m) + " at a time", alone, expected);
     }
-    t.same_bits(std::to_string(bits) + " bits", alone, expected);
   }
 }
 
