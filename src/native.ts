@@ -207,6 +207,12 @@ export interface NativeReduction {
 type Cancel = NativeCancel | undefined
 type Arrays = Float32Array | Float64Array | Int32Array | Uint16Array
 
+/** Weights of few bits, with a scale for every `groupSize` neighbours of a row. */
+export interface Quantization {
+  readonly bits: 4 | 8
+  readonly groupSize: number
+}
+
 export interface NativeBinding {
   devices(): { name: string; description: string; available: boolean }[]
   memory(): { bytes: number; peak: number; buffers: number }
@@ -232,10 +238,24 @@ export interface NativeBinding {
   tensorCast(x: NativeTensor, dtype: DType): Promise<NativeTensor>
   tensorTranspose(x: NativeTensor, axes: readonly number[]): Promise<NativeTensor>
 
-  modelCreate(context: NativeContext, config: NativeModelConfig, dtype: DType, seed: number, range: number): Promise<NativeModel>
-  modelLoad(context: NativeContext, config: NativeModelConfig, dtype: DType, paths: readonly string[]): Promise<NativeModel>
-  modelQuantize(model: NativeModel, bits: 4 | 8, groupSize: number): Promise<void>
-  modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64'): Promise<void>
+  modelCreate(
+    context: NativeContext,
+    config: NativeModelConfig,
+    dtype: DType,
+    seed: number,
+    range: number,
+    quantization?: Quantization,
+  ): Promise<NativeModel>
+  /** @param quantized the files hold codes and scales of that quantization already */
+  modelLoad(
+    context: NativeContext,
+    config: NativeModelConfig,
+    dtype: DType,
+    paths: readonly string[],
+    quantization: Quantization | undefined,
+    quantized: boolean,
+  ): Promise<NativeModel>
+  modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', dequantize: boolean): Promise<void>
   modelAddAdapter(
     model: NativeModel,
     options: { rank: number; alpha: number; modules: readonly string[]; seed: number },

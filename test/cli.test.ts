@@ -313,6 +313,37 @@ describe('looplm serve', () => {
   })
 })
 
+describe('looplm quantize', () => {
+  it('writes a folder that generates what the model quantized at load does', async () => {
+    const config = { hidden_size: 64, intermediate_size: 96 }
+    await writeOuroFolder(join(root, 'plain'), { config })
+    const made = await looplm(['quantize', 'plain', 'small', '--bits', '4', '--group-size', '32'])
+    expect(made).toEqual({ code: 0, stdout: 'small: 4 bits, groups of 32\n', stderr: '' })
+    const saved = JSON.parse(await readFile(join(root, 'small', 'config.json'), 'utf8'))
+    expect(saved).toMatchObject({ torch_dtype: 'bfloat16', quantization_config: { bits: 4, group_size: 32 } })
+    const generate = ['--prompt', 'the', '--max-new-tokens', '12', '--seed', '3', '--dtype', 'bfloat16', '--json']
+    const fromFolder = await looplm(['generate', 'small', ...generate])
+    const atLoad = await looplm(['generate', 'plain', ...generate, '--quantize', 'int4', '--group-size', '32'])
+    expect(fromFolder.code, fromFolder.stderr).toBe(0)
+    expect(atLoad).toEqual(fromFolder)
+    expect(jsonLines(fromFolder.stdout)[0].tokens.length).toBeGreaterThan(0)
+    const wrong = [
+      [['quantize', 'plain', 'x'], /--bits/],
+      [['quantize', 'plain', 'x', '--bits', '3'], /Allowed choices are 4, 8/],
+      [['quantize', 'plain', 'x', '--bits', '4'], /groups of 64 do not fit/],
+      [['quantize', 'small', 'x', '--bits', '4'], /quantized already/],
+      [['quantize', 'gone', 'x', '--bits', '4'], /no folder gone/],
+      [['generate', 'plain', '--prompt', 'a', '--group-size', '32'], /say quantize too/],
+    ] as const
+    for (const [args, message] of wrong) {
+      const { code, stderr } = await looplm(args)
+      expect(stderr).toMatch(message)
+      expect(code).toBe(2)
+    }
+    expect(existsSync(join(root, 'x'))).toBe(false)
+  })
+})
+
 describe('looplm refuses, with exit code 2 and no stack trace,', () => {
   it.each([
     [['trian'], /unknown command 'trian'[\s\S]*train/],

@@ -13,6 +13,7 @@ import { parametersOf, tinyConfig, tinyTask } from './tiny.js'
 
 let root: string
 let good: string
+let quantized: string // a folder that was saved with int4 in groups of 32
 const options = { task: tinyTask, batchSize: 4, rollouts: 2, steps: 1, onWarning() {} }
 
 beforeAll(async () => {
@@ -20,6 +21,10 @@ beforeAll(async () => {
   using model = await LoopLM.create(tinyConfig, { seed: 1, threads: 1 })
   using trainer = new LoopRPTTrainer(model, { ...options, runDir: join(root, 'run') })
   for await (const event of trainer.run()) if (event.type === 'checkpoint') good = event.path
+  const sizes = { ...tinyConfig, hidden_size: 64, intermediate_size: 96 }
+  using small = await LoopLM.create(sizes, { quantize: 'int4', groupSize: 32, threads: 1 })
+  quantized = join(root, 'quantized')
+  await small.save(quantized)
 })
 afterAll(() => rm(root, { recursive: true, force: true }))
 
@@ -307,10 +312,61 @@ const teachers: Case[] = [
   ['has another shape', entry(teacher, `average.${norm}`, { shape: [4, 4] }), /shape/],
 ]
 
+const query = 'model.layers.0.self_attn.q_proj.weight' // 64 rows of 2 groups of 32
+const quantization = (change: object) =>
+  json('config.json', (c) => ({ ...c, quantization_config: { ...c.quantization_config, ...change } }))
+const quantizations: Case[] = [
+  ['has 3 bits', quantization({ bits: 3 }), /quantization_config\.bits: must be 4 or 8/],
+  ['has bits in a text', quantization({ bits: '4' }), /quantization_config\.bits: must be 4 or 8/],
+  ['lacks the bits', quantization({ bits: undefined }), /quantization_config\.bits/],
+  ['has a group of 0', quantization({ group_size: 0 }), /quantization_config\.group_size/],
+  [
+    'has a group of 48',
+    quantization({ group_size: 48 }),
+    /quantization_config\.group_size: must be a multiple of 32 that divides/,
+  ],
+  [
+    'has a group that is too wide',
+    quantization({ group_size: 64 }),
+    /quantization_config\.group_size: must .* 64, 64, 96, got 64/,
+  ],
+  ['is of another tool', quantization({ quant_method: 'gptq' }), /quantization_config\.quant_method: must be "looplm"/],
+  ['says more than is known', quantization({ zero_point: true }), /quantization_config.*zero_point/],
+  ['has a quantization that is a text', fields('config.json', { quantization_config: 'int4' }), /quantization_config/],
+  ['promises 8 bits for 4', quantization({ bits: 8 }), /bytes cannot hold the \d+ parameters that config.json describes/, model],
+  [
+    'says nothing of the quantization',
+    fields('config.json', { quantization_config: null }),
+    /bytes cannot hold the \d+ parameters that config.json describes/,
+    model,
+  ],
+]
+const quantizedWeights: Case[] = [
+  [
+    'lacks scales',
+    header(model, (h) => JSON.parse(JSON.stringify(h).replace(`${query}_scale`, 'other'))),
+    new RegExp(`1 tensors are missing: "${query}_scale"`),
+  ],
+  [
+    'lacks codes',
+    header(model, (h) => JSON.parse(JSON.stringify(h).replace(`"${query}"`, '"other"'))),
+    new RegExp(`1 tensors are missing: "${query}"`),
+  ],
+  [
+    'has codes of another dtype',
+    entry(model, query, { dtype: 'I8' }),
+    /q_proj.weight.*dtype I8.*quantization_config.*asks for U8/,
+  ],
+  ['has codes as a plain matrix', entry(model, query, { shape: [64, 32] }), /q_proj.weight.*shape \[64, 32\].*\[64, 2, 16\]/],
+  ['has scales of another group', entry(model, `${query}_scale`, { shape: [128, 1] }), /_scale.*shape \[128, 1\].*\[64, 2\]/],
+  ['has scales as whole numbers', entry(model, `${query}_scale`, { dtype: 'I32' }), /_scale.*dtype I32.*asks for F32/],
+  ['has a scale that is not finite', value(model, `${query}_scale`, Number.NaN), /_scale.*element 0 is not finite/],
+]
+
 /** A folder with a copy of the checkpoint, spoilt. */
-async function spoilt(spoil: Spoil): Promise<string> {
+async function spoilt(spoil: Spoil, from = good): Promise<string> {
   const folder = await mkdtemp(join(root, 'case-'))
-  await cp(good, folder, { recursive: true })
+  await cp(from, folder, { recursive: true })
   await spoil(folder)
   return folder
 }
@@ -359,6 +415,16 @@ describe.each<[file: string, cases: Case[]]>([
 ])('a checkpoint whose %s', (file, cases) => {
   it.each(cases)('%s', async (_what, spoil, message, named) => {
     const folder = await spoilt(spoil)
+    await refuses(folder, named ?? file, message, () => load(folder))
+  })
+})
+
+describe.each<[file: string, cases: Case[]]>([
+  [model, quantizedWeights],
+  ['config.json', quantizations],
+])('a quantized checkpoint whose %s', (file, cases) => {
+  it.each(cases)('%s', async (_what, spoil, message, named) => {
+    const folder = await spoilt(spoil, quantized)
     await refuses(folder, named ?? file, message, () => load(folder))
   })
 })

@@ -1,7 +1,9 @@
 // Models in 8 and 4 bits: their parameters are near the original's, and everything else is what a model with those parameters does.
-import { mkdtemp, rm } from 'node:fs/promises'
+import { execFile } from 'node:child_process'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { promisify } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { LoopLM, memory } from '../src/index.js'
 import { refusal } from './refusal.js'
@@ -95,4 +97,129 @@ it('a width that groups do not divide, a wrong word and a device without such pr
   expect(await message({ quantize: 'int3' })).toMatch(/quantize must be one of 'int8', 'int4'/)
   expect(await message({ quantize: 'int8', groupSize: 16 })).toMatch(/groupSize.*at least 32/)
   expect(await message({ quantize: 'int8', groupSize: 48 })).toMatch(/groups of 48 do not fit/)
+  expect(await message({ groupSize: 32 })).toMatch(/groupSize is for quantized models: say quantize too/)
+})
+
+/** Names, dtypes and shapes of a safetensors file. */
+async function tensorsOf(file: string): Promise<Record<string, [dtype: string, shape: number[]]>> {
+  const bytes = await readFile(file)
+  const { __metadata__, ...entries } = JSON.parse(bytes.subarray(8, 8 + Number(bytes.readBigUInt64LE(0))).toString())
+  return Object.fromEntries(
+    Object.entries<{ dtype: string; shape: number[] }>(entries).map(([name, { dtype, shape }]) => [name, [dtype, shape]]),
+  )
+}
+
+describe.each([
+  { quantize: 'int8', dtype: 'float32', tied: false },
+  { quantize: 'int4', dtype: 'bfloat16', tied: false },
+  { quantize: 'int4', dtype: 'float32', tied: true },
+] as const)('a folder saved with $quantize, $dtype, tied $tied', ({ quantize, dtype, tied }) => {
+  const bits = quantize === 'int8' ? 8 : 4
+  const name = () => join(folder, `${quantize}-${dtype}-${tied}`)
+  const make = () => LoopLM.create({ ...config, tie_word_embeddings: tied }, { dtype, quantize, groupSize: 32, seed: 3 })
+  beforeAll(async () => {
+    using model = await make()
+    await model.save(name())
+  })
+
+  it('gives the model that was saved, to the last bit, and as often as it is saved again', async () => {
+    using model = await make()
+    using loaded = await LoopLM.fromPretrained(name(), { dtype })
+    expect(loaded.quantization).toEqual({ bits, groupSize: 32 })
+    const sequences = [
+      [1, 2, 3, 4, 5, 6],
+      [7, 8],
+    ]
+    expect(await loaded.score(sequences)).toEqual(await model.score(sequences))
+    const options = { maxNewTokens: 8, seed: 4, stop: [] }
+    expect(await loaded.generate(prompts, options)).toEqual(await model.generate(prompts, options))
+    await loaded.save(`${name()}-again`)
+    const read = (folder: string) => readFile(join(folder, 'model.safetensors'))
+    expect((await read(`${name()}-again`)).equals(await read(name()))).toBe(true)
+    const config = async (folder: string) => JSON.parse(await readFile(join(folder, 'config.json'), 'utf8'))
+    expect(await config(`${name()}-again`)).toEqual(await config(name()))
+  })
+
+  it('says so in config.json, and has no tensor that a reader of plain weights takes for one', async () => {
+    const { quantization_config } = JSON.parse(await readFile(join(name(), 'config.json'), 'utf8'))
+    expect(quantization_config).toEqual({ quant_method: 'looplm', bits, group_size: 32 })
+    const tensors = await tensorsOf(join(name(), 'model.safetensors'))
+    const plain = dtype === 'float32' ? 'F32' : 'BF16'
+    using model = await make()
+    for (const { name, shape } of model.parameters()) {
+      const { [name]: tensor, [`${name}_scale`]: scale } = tensors
+      if (!/_proj|lm_head/.test(name)) {
+        expect([tensor, scale], name).toEqual([[plain, shape], undefined])
+        continue
+      }
+      const [out, width] = shape as [number, number]
+      expect(tensor, name).toEqual(bits === 8 ? ['I8', [out, width / 32, 32]] : ['U8', [out, width / 32, 16]])
+      expect(scale, name).toEqual(['F32', [out, width / 32]])
+    }
+    expect('lm_head.weight' in tensors).toBe(!tied) // a tied head is the embedding, which keeps its dtype
+  })
+
+  it('is written plain on request, with the values of its codes', async () => {
+    using model = await LoopLM.fromPretrained(name(), { dtype })
+    await model.save(`${name()}-plain`, { dequantize: true })
+    using plain = await LoopLM.fromPretrained(`${name()}-plain`, { dtype })
+    expect(plain.quantization).toBeUndefined()
+    for (const { name } of model.parameters()) {
+      const [values, want] = [await plain.getParameter(name), await model.getParameter(name)]
+      if (dtype === 'float32') expect(values).toEqual(want)
+      else expect(Math.max(...values.map((v, i) => Math.abs(v - want[i]!)))).toBeLessThan(0.01)
+    }
+  })
+
+  it('is not quantized again, and means in float64 what it means here', async () => {
+    const attempt = (options: object) => refusal(() => LoopLM.fromPretrained(name(), options))
+    expect((await attempt({ quantize: 'int4' })).message).toMatch(
+      /is quantized already \(\d bits, groups of 32\): leave quantize away/,
+    )
+    using model = await LoopLM.fromPretrained(name(), { dtype })
+    using exact = await LoopLM.fromPretrained(name(), { device: 'reference' })
+    for (const { name } of model.parameters()) // the same codes: values differ by the roundings of dtype alone
+      expect(Float32Array.from(await exact.getParameter(name))).toEqual(await model.getParameter(name))
+    const [scores, want] = [await model.score([[1, 2, 3, 4, 5, 6]]), await exact.score([[1, 2, 3, 4, 5, 6]])]
+    const bound = dtype === 'float32' ? 1e-4 : 0.15
+    for (const [i, l] of scores.logprobs[0]!.entries()) expect(Math.abs(l - want.logprobs[0]![i]!)).toBeLessThan(bound)
+  })
+})
+
+it('what is quantized at load, saved and loaded is never in memory twice, nor as it was', async () => {
+  const sizes = {
+    ...{ vocab_size: 4096, hidden_size: 512, intermediate_size: 1408, num_hidden_layers: 6, num_attention_heads: 8 },
+    total_ut_steps: 2,
+  }
+  const [plain, quantized] = [join(folder, 'large'), join(folder, 'large-int4')]
+  const parameters = await (async () => {
+    using model = await LoopLM.create(sizes, { dtype: 'bfloat16', seed: 1 })
+    await model.save(plain)
+    return model.parameterCount
+  })()
+  /** Peaks of the engine's and of the process' memory while a process of its own loads a folder, beyond what it had before. */
+  const measure = async (from: string, options: object, saveTo?: string) => {
+    const code = `
+      import { readFileSync } from 'node:fs'
+      import { LoopLM, memory } from ${JSON.stringify(join(import.meta.dirname, '..', 'dist', 'src', 'index.js'))}
+      const high = () => 1024 * Number(/VmHWM:\\s+(\\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1])
+      const small = { vocab_size: 32, hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2 }
+      ;(await LoopLM.create(small)).dispose() // what every model brings along
+      const before = high()
+      const model = await LoopLM.fromPretrained(${JSON.stringify(from)}, ${JSON.stringify({ dtype: 'bfloat16', ...options })})
+      const resident = high() - before
+      ${saveTo === undefined ? '' : `await model.save(${JSON.stringify(saveTo)})`}
+      console.log(JSON.stringify({ bytes: memory().bytes, peak: memory().peak, resident }))`
+    const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', code])
+    return JSON.parse(stdout) as Record<'bytes' | 'peak' | 'resident', number>
+  }
+  const runs = [await measure(plain, { quantize: 'int4' }, quantized), await measure(quantized, {})]
+  for (const { bytes, peak, resident } of runs) {
+    expect(bytes).toBeLessThan(0.4 * 2 * parameters)
+    expect(peak).toBe(bytes)
+    expect(resident).toBeLessThan(1.1 * bytes + 2 ** 23) // a block of the file and what a process does by the way
+  }
+  // the bounds notice a second copy: plain weights are larger than all of that
+  const whole = await measure(plain, {})
+  expect(whole.resident).toBeGreaterThan(1.1 * runs[0]!.bytes + 2 ** 23)
 })

@@ -31,6 +31,11 @@ ModelConfig read_config(const Input& in) {
   return c;
 }
 
+Quantization read_quantization(const Input& in) {
+  if (in.missing()) return {};
+  return {int(in["bits"].integer(4, 8)), int(in["groupSize"].integer(1, 1 << 20))};
+}
+
 // A promise of the model that `make` returns on the executor's thread.
 template <class Make>
 Napi::Value promise(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>& executor, Make make) {
@@ -57,8 +62,9 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   const LoopDType dtype = Input(info, 2, "dtype").dtype();
   const uint64_t seed = uint64_t(Input(info, 3, "seed").integer(0, int64_t(1) << 53));
   const double range = Input(info, 4, "range").number();
-  return promise(info, context.object, [device = context->device(), config, dtype, seed, range] {
-    auto model = std::make_shared<Model>(device, dtype, config);
+  const Quantization quantization = read_quantization(Input(info, 5, "quantization"));
+  return promise(info, context.object, [device = context->device(), config, dtype, seed, range, quantization] {
+    auto model = std::make_shared<Model>(device, dtype, config, quantization);
     model->initialize(seed, range);
     return model;
   });
@@ -71,18 +77,26 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   const Input list(info, 3, "paths");
   std::vector<std::string> paths;
   for (uint32_t i = 0; i < list.length(); i++) paths.push_back(list[i].text());
-  return promise(info, context.object, [device = context->device(), config, dtype, paths] {
-    auto model = std::make_shared<Model>(device, dtype, config);
-    load_parameters(*model, paths);
+  const Quantization quantization = read_quantization(Input(info, 4, "quantization"));
+  const bool quantized = Input(info, 5, "quantized").flag();
+  return promise(info, context.object, [device = context->device(), config, dtype, paths, quantization, quantized] {
+    auto model = std::make_shared<Model>(device, dtype, config, quantization);
+    load_parameters(*model, paths, quantized);
     return model;
   });
 }
 
-template <void (*Save)(const Model&, const std::string&, const std::string&)>
-Napi::Value save_with(const Napi::CallbackInfo& info) {
+Napi::Value save(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
   const std::string path = Input(info, 1, "path").text(), dtype = Input(info, 2, "dtype").text();
-  return run(info, model.executor, [model = model.object, path, dtype] { Save(*model, path, dtype); });
+  const bool dequantize = Input(info, 3, "dequantize").flag();
+  return run(info, model.executor,
+             [model = model.object, path, dtype, dequantize] { save_parameters(*model, path, dtype, dequantize); });
+}
+Napi::Value save_adapter_of(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  const std::string path = Input(info, 1, "path").text(), dtype = Input(info, 2, "dtype").text();
+  return run(info, model.executor, [model = model.object, path, dtype] { save_adapter(*model, path, dtype); });
 }
 
 // Names and shapes of a list of parameters, made while the model does not change.
@@ -126,13 +140,6 @@ Napi::Value load_adapter_of(const Napi::CallbackInfo& info) {
 Napi::Value merge(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
   return promise(info, model.executor, [model = model.object] { return std::shared_ptr<Model>(model->merged()); });
-}
-
-Napi::Value quantize(const Napi::CallbackInfo& info) {
-  const HeldModel model = read_model(info);
-  const int bits = int(Input(info, 1, "bits").integer(1, 16)), group = int(Input(info, 2, "groupSize").integer(1, 1 << 20));
-  if (bits != 4 && bits != 8) Input(info, 1, "bits").fail("must be 4 or 8");
-  return run(info, model.executor, [model = model.object, bits, group] { model->quantize(bits, group); });
 }
 
 Napi::Value clone(const Napi::CallbackInfo& info) {
@@ -209,11 +216,10 @@ Napi::Value zero_gradients(const Napi::CallbackInfo& info) {
 void add_model_functions(Napi::Env env, Napi::Object exports) {
   add<create>(env, exports, "modelCreate");
   add<load>(env, exports, "modelLoad");
-  add<quantize>(env, exports, "modelQuantize");
-  add<save_with<save_parameters>>(env, exports, "modelSave");
+  add<save>(env, exports, "modelSave");
   add<add_adapter>(env, exports, "modelAddAdapter");
   add<remove_adapter>(env, exports, "modelRemoveAdapter");
-  add<save_with<save_adapter>>(env, exports, "modelSaveAdapter");
+  add<save_adapter_of>(env, exports, "modelSaveAdapter");
   add<load_adapter_of>(env, exports, "modelLoadAdapter");
   add<merge>(env, exports, "modelMerge");
   add<clone>(env, exports, "modelClone");

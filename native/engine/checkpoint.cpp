@@ -129,19 +129,57 @@ void drop_tied_head(Sources& sources) {
   sources.erase(head);
 }
 
-// Parameters as a file calls them.
-struct Wanted {
-  const std::vector<Parameter>& parameters;
-  std::string prefix, owner, hint;
-  std::string name(const Parameter& p) const { return prefix + p.name; }
+// A tensor of a file, and what it is of a parameter. Quantized parameters lie in files as two tensors, in shapes that no reader
+// of plain weights takes for one: codes `name`, I8 [out, in / group, group] or two to a byte U8 [out, in / group, group / 2], the
+// lower half the even one, each code + 8; and `name_scale`, F32 [out, in / group].
+struct WantedTensor {
+  enum class Part { values, codes, scales };
+  std::string name;
+  const Parameter* parameter;
+  Part part;
+  std::vector<int64_t> shape;
 };
+struct Wanted {
+  std::vector<WantedTensor> tensors;
+  std::string owner, hint;
+};
+
+Wanted wanted(const std::vector<Parameter>& parameters, const std::string& prefix, std::string owner, std::string hint) {
+  Wanted out{{}, std::move(owner), std::move(hint)};
+  for (const Parameter& p : parameters) out.tensors.push_back({prefix + p.name, &p, WantedTensor::Part::values, p.shape});
+  return out;
+}
+// Quantized: as codes and scales.
+Wanted all_of(const Model& model, bool quantized) {
+  Wanted out = wanted(model.parameters(), "", "model", "does config.json belong to this checkpoint?");
+  if (!quantized) return out;
+  const auto [bits, group] = model.quantization;
+  std::vector<WantedTensor> tensors;
+  for (WantedTensor& t : out.tensors) {
+    const Parameter* p = t.parameter;
+    if (p->matrix < 0) {
+      tensors.push_back(std::move(t));
+      continue;
+    }
+    const int64_t rows = p->shape[0], groups = p->shape[1] / group;
+    tensors.push_back({t.name, p, WantedTensor::Part::codes, {rows, groups, int64_t(group) * bits / 8}});
+    tensors.push_back({t.name + "_scale", p, WantedTensor::Part::scales, {rows, groups}});
+  }
+  out.tensors = std::move(tensors);
+  return out;
+}
+Wanted adapter_of(const Model& model) {
+  if (!model.adapter()) throw Error("INVALID_ARGUMENT", "adapter", "the model has no adapter");
+  return wanted(model.trained(), "base_model.model.", "adapter",
+                "does adapter_config.json belong to this file, and to this model?");
+}
 
 void check_names(const Wanted& wanted, const Sources& sources, const std::vector<std::string>& paths) {
   std::vector<std::string> missing, unknown;
   std::set<std::string> known;
-  for (const Parameter& p : wanted.parameters) {
-    known.insert(wanted.name(p));
-    if (!sources.count(wanted.name(p))) missing.push_back(wanted.name(p));
+  for (const WantedTensor& t : wanted.tensors) {
+    known.insert(t.name);
+    if (!sources.count(t.name)) missing.push_back(t.name);
   }
   for (const auto& source : sources)
     if (!known.count(source.first)) unknown.push_back(source.first);
@@ -155,17 +193,20 @@ void check_names(const Wanted& wanted, const Sources& sources, const std::vector
          what + " (" + wanted.hint + ")");
 }
 
+const char* codes_dtype(int bits) { return bits == 8 ? "I8" : "U8"; }
+
 LoopDType floating_dtype(const Source& source, const std::string& name) {
   for (const LoopDType type : {LOOP_F32, LOOP_BF16, LOOP_F16, LOOP_F64})
     if (source.entry->dtype == safetensors_dtype(type)) return type;
   refuse(*source.path, name, "dtype " + source.entry->dtype + " cannot be a parameter; F32, BF16, F16 and F64 can");
 }
 
-// Calls visit(first, values, count) with the elements [first, first + count) as `to`, block by block. What needs no conversion
-// comes uncopied. The pages of a block leave memory after it, so that a file never lies there beside the model.
+// Calls visit(first, values, count) with the elements [first, first + count) as `to`, block by block of whole rows of `row`
+// elements. What needs no conversion comes uncopied. The pages of a block leave memory after it, so that a file never lies there
+// beside the model.
 template <class Visit>
-void visit_blocks(const void* data, LoopDType from, LoopDType to, size_t total, Visit visit) {
-  constexpr size_t longest = size_t(1) << 20;
+void visit_blocks(const void* data, LoopDType from, LoopDType to, size_t total, size_t row, Visit visit) {
+  const size_t longest = std::max<size_t>(1, (size_t(1) << 20) / row) * row;
   std::vector<uint8_t> block(from == to ? 0 : std::min(total, longest) * loop_dtype_size(to));
   for (size_t first = 0; first < total; first += longest) {
     const size_t count = std::min(longest, total - first);
@@ -177,7 +218,7 @@ void visit_blocks(const void* data, LoopDType from, LoopDType to, size_t total, 
 }
 
 void check_values(const Source& source, const std::string& name, size_t total, LoopDType from, LoopDType to) {
-  visit_blocks(source.entry->data, from, to, total, [&](size_t first, const void* values, size_t count) {
+  visit_blocks(source.entry->data, from, to, total, 1, [&](size_t first, const void* values, size_t count) {
     const size_t bad = first_not_finite(to, values, count);
     if (bad < count)
       refuse(*source.path, name,
@@ -186,27 +227,61 @@ void check_values(const Source& source, const std::string& name, size_t total, L
   });
 }
 
+void check_tensor(const Model& model, const WantedTensor& t, const Source& source) {
+  if (source.entry->shape != t.shape)
+    refuse(*source.path, t.name,
+           "shape " + shape_text(source.entry->shape) + ", but the configuration asks for " + shape_text(t.shape));
+  const auto require_dtype = [&](const std::string& dtype) {
+    if (source.entry->dtype != dtype)
+      refuse(*source.path, t.name, "dtype " + source.entry->dtype + ", but quantization_config of config.json asks for " + dtype);
+  };
+  switch (t.part) {
+    case WantedTensor::Part::values:
+      return check_values(source, t.name, t.parameter->count, floating_dtype(source, t.name), model.dt);
+    case WantedTensor::Part::codes:
+      return require_dtype(codes_dtype(model.quantization.bits));  // every code stands for a weight
+    case WantedTensor::Part::scales:
+      require_dtype("F32");
+      return check_values(source, t.name, source.entry->bytes / 4, LOOP_F32, LOOP_F32);
+  }
+}
+
+void load_values(Model& model, const WantedTensor& t, const Source& source) {
+  const Parameter& p = *t.parameter;
+  const size_t row = p.matrix >= 0 ? size_t(p.shape[1]) : 1;
+  visit_blocks(source.entry->data, floating_dtype(source, t.name), model.dt, p.count, row,
+               [&](size_t first, const void* values, size_t count) {
+                 if (p.matrix >= 0) return model.quantize_rows(p, int64_t(first / row), int64_t(count / row), values);
+                 const size_t size = loop_dtype_size(model.dt);
+                 void* to = static_cast<char*>(model.writable_data(p)) + first * size;
+                 model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);
+               });
+  model.touch(p);
+}
+
+void load_tensor(Model& model, const WantedTensor& t, const Source& source) {
+  const Parameter& p = *t.parameter;
+  const int64_t rows = p.shape[0];
+  switch (t.part) {
+    case WantedTensor::Part::values:
+      return load_values(model, t, source);
+    case WantedTensor::Part::codes:
+      model.write_codes(p, 0, rows, source.entry->data);
+      break;
+    case WantedTensor::Part::scales: {
+      std::vector<float> scales(source.entry->bytes / 4);
+      std::memcpy(scales.data(), source.entry->data, source.entry->bytes);  // a file's tensors need not be aligned
+      model.write_scales(p, 0, rows, scales.data());
+      break;
+    }
+  }
+  MappedFile::forget(source.entry->data, source.entry->bytes);
+}
+
 void load_tensors(Model& model, const Wanted& wanted, const Sources& sources, const std::vector<std::string>& paths) {
   check_names(wanted, sources, paths);
-  for (const Parameter& p : wanted.parameters) {
-    const std::string name = wanted.name(p);
-    const Source& source = sources.at(name);
-    if (source.entry->shape != p.shape)
-      refuse(*source.path, name,
-             "shape " + shape_text(source.entry->shape) + ", but the configuration asks for " + shape_text(p.shape));
-    check_values(source, name, p.count, floating_dtype(source, name), model.dt);
-  }
-
-  const size_t size = loop_dtype_size(model.dt);
-  for (const Parameter& p : wanted.parameters) {
-    const Source& source = sources.at(wanted.name(p));
-    visit_blocks(source.entry->data, floating_dtype(source, p.name), model.dt, p.count,
-                 [&](size_t first, const void* values, size_t count) {
-                   void* to = static_cast<char*>(model.writable_data(p)) + first * size;
-                   model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);
-                 });
-    model.touch(p);
-  }
+  for (const WantedTensor& t : wanted.tensors) check_tensor(model, t, sources.at(t.name));
+  for (const WantedTensor& t : wanted.tensors) load_tensor(model, t, sources.at(t.name));
 }
 
 void save_tensors(const Model& model, const Wanted& wanted, const std::string& path, const std::string& dtype) {
@@ -216,34 +291,37 @@ void save_tensors(const Model& model, const Wanted& wanted, const std::string& p
         "INVALID_ARGUMENT", "save",
         "parameters are saved as F32 or BF16, those of a float64 model also as F64, not as " + json::quote_briefly(dtype));
   std::vector<SafetensorsOutput> tensors;
-  for (const Parameter& p : wanted.parameters)
-    tensors.push_back({wanted.name(p), dtype, p.shape, [&model, &p, to](uint8_t* out) {
-                         if (model.dt == to) return model.read_raw(p, out);
-                         std::vector<uint8_t> raw(p.count * loop_dtype_size(model.dt));
-                         model.read_raw(p, raw.data());
-                         convert(model.dt, to, raw.data(), out, p.count);
-                       }});
+  for (const WantedTensor& t : wanted.tensors) {
+    const Parameter& p = *t.parameter;
+    const auto copy = [](const auto& values, uint8_t* out) { std::memcpy(out, values.data(), values.size() * sizeof values[0]); };
+    if (t.part == WantedTensor::Part::codes)
+      tensors.push_back(
+          {t.name, codes_dtype(model.quantization.bits), t.shape, [&, copy](uint8_t* out) { copy(model.read_codes(p), out); }});
+    else if (t.part == WantedTensor::Part::scales)
+      tensors.push_back({t.name, "F32", t.shape, [&, copy](uint8_t* out) { copy(model.read_scales(p), out); }});
+    else
+      tensors.push_back({t.name, dtype, t.shape, [&model, &p, to](uint8_t* out) {
+                           if (model.dt == to) return model.read_raw(p, out);
+                           std::vector<uint8_t> raw(p.count * loop_dtype_size(model.dt));
+                           model.read_raw(p, raw.data());
+                           convert(model.dt, to, raw.data(), out, p.count);
+                         }});
+  }
   write_safetensors(path, tensors, {{"format", "pt"}});
-}
-
-Wanted all_of(const Model& model) { return {model.parameters(), "", "model", "does config.json belong to this checkpoint?"}; }
-Wanted adapter_of(const Model& model) {
-  if (!model.adapter()) throw Error("INVALID_ARGUMENT", "adapter", "the model has no adapter");
-  return {model.trained(), "base_model.model.", "adapter", "does adapter_config.json belong to this file, and to this model?"};
 }
 
 }  // namespace
 
-void load_parameters(Model& model, const std::vector<std::string>& paths) {
+void load_parameters(Model& model, const std::vector<std::string>& paths, bool quantized) {
   if (paths.empty()) throw Error("INVALID_ARGUMENT", "load", "no file to load parameters from");
   std::vector<std::unique_ptr<SafetensorsFile>> files;
   for (const std::string& path : paths) files.push_back(std::make_unique<SafetensorsFile>(path));
   Sources sources = collect(paths, files);
   if (model.config.tied) drop_tied_head(sources);
-  load_tensors(model, all_of(model), sources, paths);
+  load_tensors(model, all_of(model, quantized), sources, paths);
 }
-void save_parameters(const Model& model, const std::string& path, const std::string& dtype) {
-  save_tensors(model, all_of(model), path, dtype);
+void save_parameters(const Model& model, const std::string& path, const std::string& dtype, bool dequantize) {
+  save_tensors(model, all_of(model, model.quantization && !dequantize), path, dtype);
 }
 
 void load_adapter(Model& model, const std::string& path) {

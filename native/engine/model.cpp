@@ -49,6 +49,11 @@ struct Layout {
     out.push_back({name, std::move(shape), end, count, adapter});
     end += count;
   }
+  // Rows [first, first + shape[0]) of a quantized matrix, outside the arena.
+  void add_quantized(const std::string& name, std::vector<int64_t> shape, int32_t matrix, int64_t first) {
+    const size_t count = size_t(shape[0] * shape[1]);
+    out.push_back({name, std::move(shape), 0, count, adapter, matrix, first});
+  }
   size_t aligned() const { return (end + ALIGN - 1) / ALIGN * ALIGN; }
 };
 
@@ -70,45 +75,75 @@ std::vector<Projection> projections(const ModelConfig& c) {
 constexpr Linear LayerWeights::*MATRICES[] = {&LayerWeights::qkv, &LayerWeights::output, &LayerWeights::gate_up,
                                               &LayerWeights::down};
 
+// Host values as `dt`.
+std::vector<uint8_t> rounded(LoopDType dt, const std::vector<double>& values) {
+  std::vector<uint8_t> out(values.size() * loop_dtype_size(dt));
+  for (size_t i = 0; i < values.size(); i++) {
+    if (dt == LOOP_F64) reinterpret_cast<double*>(out.data())[i] = values[i];
+    else if (dt == LOOP_F32) reinterpret_cast<float*>(out.data())[i] = float(values[i]);
+    else reinterpret_cast<uint16_t*>(out.data())[i] = float_to_bf16(float(values[i]));
+  }
+  return out;
+}
+
 bool contains(const std::vector<std::string>& words, const std::string& word) {
   return std::find(words.begin(), words.end(), word) != words.end();
 }
 }  // namespace
 
-Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConfig& config_in, std::shared_ptr<Buffer> arena)
+Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConfig& config_in, Quantization quantization_in,
+             std::shared_ptr<Buffer> arena)
     : config(config_in),
       dt(dt_in),
       device(std::move(device_in)),
+      quantization(quantization_in),
       arena_(std::move(arena)),
       workspace_(std::make_unique<Workspace>(device)) {
   check_config(config);
   if (!device->supports(dt))
     throw Error("UNSUPPORTED", "model",
                 "device \"" + device->name() + "\" does not have this dtype: cpu has float32 and bfloat16, reference float64");
+  if (quantization) check_quantization();
   const int64_t D = config.hidden, F = config.intermediate, V = config.vocabulary, q = config.attention_width(),
                 kv = int64_t(config.kv_heads) * config.head_dim;
   Layout layout{parameters_};
+  // joined: its rows continue those of the matrix before
+  const auto add_matrix = [&](const std::string& name, int64_t out, int64_t in, bool joined = false) {
+    if (!quantization) return layout.add(name, {out, in}, joined);
+    if (!joined) matrices_.push_back(std::make_unique<QuantizedMatrix>());
+    QuantizedMatrix& matrix = *matrices_.back();
+    layout.add_quantized(name, {out, in}, int32_t(matrices_.size()) - 1, matrix.out);
+    matrix.in = in;
+    matrix.out += out;
+  };
   layout.add("model.embed_tokens.weight", {V, D});
   for (int l = 0; l < config.layers; l++) {
     const std::string p = layer_prefix(l);
-    layout.add(p + "self_attn.q_proj.weight", {q, D});
-    layout.add(p + "self_attn.k_proj.weight", {kv, D}, true);
-    layout.add(p + "self_attn.v_proj.weight", {kv, D}, true);
-    layout.add(p + "self_attn.o_proj.weight", {D, q});
-    layout.add(p + "mlp.gate_proj.weight", {F, D});
-    layout.add(p + "mlp.up_proj.weight", {F, D}, true);
-    layout.add(p + "mlp.down_proj.weight", {D, F});
+    add_matrix(p + "self_attn.q_proj.weight", q, D);
+    add_matrix(p + "self_attn.k_proj.weight", kv, D, true);
+    add_matrix(p + "self_attn.v_proj.weight", kv, D, true);
+    add_matrix(p + "self_attn.o_proj.weight", D, q);
+    add_matrix(p + "mlp.gate_proj.weight", F, D);
+    add_matrix(p + "mlp.up_proj.weight", F, D, true);
+    add_matrix(p + "mlp.down_proj.weight", D, F);
     for (const char* norm : {"input_layernorm", "input_layernorm_2", "post_attention_layernorm", "post_attention_layernorm_2"})
       layout.add(p + norm + ".weight", {D});
   }
   layout.add("model.norm.weight", {D});
   layout.add("model.early_exit_gate.weight", {1, D});
   layout.add("model.early_exit_gate.bias", {1});
-  if (!config.tied) layout.add("lm_head.weight", {V, D});
+  if (!config.tied) add_matrix("lm_head.weight", V, D);
   arena_elements_ = layout.aligned();
   if (!arena_) {
     arena_ = std::make_shared<Buffer>(device, arena_elements_ * loop_dtype_size(dt));
     arena_->zero(arena_->bytes());
+  }
+  for (auto& matrix : matrices_) {
+    matrix->codes = Buffer(device, size_t(matrix->out * matrix->in) * size_t(quantization.bits) / 8 + 64);
+    matrix->codes.zero(matrix->codes.bytes());
+    matrix->scales = Buffer(device, size_t(matrix->in / quantization.group * matrix->out) * 4);
+    matrix->scales.zero(matrix->scales.bytes());
+    matrix->view = {quantization.bits, quantization.group, matrix->codes.as<>(), matrix->scales.as<float>()};
   }
   point();
 }
@@ -165,7 +200,12 @@ void Model::initialize(uint64_t seed, double range) {
     std::vector<double> values(p.count, norm ? 1.0 : 0.0);
     if (!norm && !bias)
       for (size_t j = 0; j < p.count; j++) values[j] = range * normal(seed, uint32_t(i), 0, uint32_t(j));
-    write(p, values.data());
+    const std::vector<uint8_t> raw = rounded(dt, values);
+    if (p.matrix >= 0) quantize_rows(p, 0, p.shape[0], raw.data());
+    else {
+      writable_arena(p).upload(raw.data(), raw.size(), p.offset * loop_dtype_size(dt));
+      touch(p);
+    }
   }
 }
 
@@ -246,80 +286,66 @@ void Model::remove_adapter() {
 }
 
 void Model::refuse_quantized(const char* operation) const {
-  if (!matrices_.empty())
-    throw Error("UNSUPPORTED", operation, "the model is quantized, which is for inference: load it without `quantize` for this");
+  if (quantization)
+    throw Error("UNSUPPORTED", operation,
+                "the model is quantized, which is for inference: use its checkpoint as it was before, without `quantize`");
 }
-
-void Model::quantize(int bits, int group) {
-  refuse_quantized("quantize");
-  if (adapter_) throw Error("INVALID_ARGUMENT", "quantize", "the model has an adapter: merge it first");
+void Model::check_quantization() const {
   if (!device->has(&LoopBackend::gemm_quantized))
     throw Error("UNSUPPORTED", "quantize",
                 "device \"" + device->name() + "\" has no products with quantized weights; cpu and cuda have");
+  if (quantization.bits != 4 && quantization.bits != 8) throw Error("INVALID_ARGUMENT", "quantize", "bits must be 4 or 8");
+  const int group = quantization.group;
   for (int64_t width : {config.hidden, config.attention_width(), config.intermediate})
     if (group < 32 || group % 32 != 0 || width % group != 0)
       throw Error("INVALID_ARGUMENT", "quantize",
                   "groups of " + std::to_string(group) + " do not fit: a group is a multiple of 32 and divides the widths " +
                       std::to_string(config.hidden) + ", " + std::to_string(config.attention_width()) + " and " +
                       std::to_string(config.intermediate));
-  const size_t act = loop_dtype_size(dt);
-  auto made = std::vector<std::unique_ptr<QuantizedMatrix>>();
-  auto add = [&](const void* weight, int64_t out, int64_t in) {
-    auto matrix = std::make_unique<QuantizedMatrix>();
-    matrix->out = out;
-    matrix->in = in;
-    const size_t row_codes = size_t(in) * size_t(bits) / 8, groups = size_t(in / group);
-    matrix->codes = Buffer(device, size_t(out) * row_codes + 64);
-    matrix->scales = Buffer(device, groups * size_t(out) * 4);
-    std::vector<float> scales(groups * size_t(out)), values(static_cast<size_t>(in));
-    std::vector<uint8_t> raw(size_t(in) * act), codes(row_codes);
-    for (int64_t i = 0; i < out; i++) {
-      device->run(&LoopBackend::copy_out, "quantize", static_cast<void*>(raw.data()),
-                  static_cast<const void*>(static_cast<const char*>(weight) + size_t(i * in) * act), raw.size());
-      to_floats(dt, raw.data(), values.size(), values.data());
-      quantize_row(bits, group, values.data(), in, codes.data(), scales.data() + i, out);
-      matrix->codes.upload(codes.data(), row_codes, size_t(i) * row_codes);
-    }
-    matrix->scales.upload(scales.data(), scales.size() * 4);
-    matrix->view = {bits, group, matrix->codes.as<>(), matrix->scales.as<float>()};
-    made.push_back(std::move(matrix));
-  };
-  for (const LayerWeights& layer : weights_.layers)
-    for (auto member : MATRICES) add((layer.*member).weight, (layer.*member).out, (layer.*member).in);
-  if (!config.tied) add(weights_.head, config.vocabulary, config.hidden);
+}
 
-  // What is left moves to an arena of its own.
-  int32_t matrix = -1;
-  int64_t row = 0;
-  size_t end = 0;
-  const std::shared_ptr<Buffer> before = std::move(arena_);
-  for (Parameter& p : parameters_) {
-    const bool block = p.shape.size() == 2 && p.name.find("_proj.weight") != std::string::npos;
-    if (!block && p.name != "lm_head.weight") continue;
-    const bool joins = p.name.find(".k_proj.") != std::string::npos || p.name.find(".v_proj.") != std::string::npos ||
-                       p.name.find(".up_proj.") != std::string::npos;
-    if (!joins) matrix++, row = 0;
-    p.matrix = matrix;
-    p.first_row = row;
-    row += p.shape[0];
+void Model::quantize_rows(const Parameter& p, int64_t first, int64_t rows, const void* values) {
+  const auto [bits, group] = quantization;
+  const size_t in = size_t(p.shape[1]), row_codes = in * size_t(bits) / 8, groups = in / size_t(group);
+  std::vector<float> row(in), scales(size_t(rows) * groups);
+  std::vector<uint8_t> codes(size_t(rows) * row_codes);
+  for (size_t i = 0; i < size_t(rows); i++) {
+    to_floats(dt, static_cast<const char*>(values) + i * in * loop_dtype_size(dt), in, row.data());
+    quantize_row(bits, group, row.data(), int64_t(in), &codes[i * row_codes], &scales[i * groups]);
   }
-  std::vector<size_t> old_offsets;
-  for (Parameter& p : parameters_) {
-    old_offsets.push_back(p.offset);
-    if (p.matrix >= 0) continue;
-    end = (end + ALIGN - 1) / ALIGN * ALIGN;
-    p.offset = end;
-    end += p.count;
+  write_codes(p, first, rows, codes.data());
+  write_scales(p, first, rows, scales.data());
+}
+void Model::write_codes(const Parameter& p, int64_t first, int64_t rows, const void* codes) {
+  QuantizedMatrix& m = *matrices_[size_t(p.matrix)];
+  const size_t row = size_t(m.in) * size_t(m.view.bits) / 8;
+  m.codes.upload(codes, size_t(rows) * row, size_t(p.first_row + first) * row);
+}
+void Model::write_scales(const Parameter& p, int64_t first, int64_t rows, const float* scales) {
+  QuantizedMatrix& m = *matrices_[size_t(p.matrix)];
+  const int64_t groups = m.in / m.view.group;
+  std::vector<float> column(static_cast<size_t>(rows));  // the scales of a group lie side by side
+  for (int64_t g = 0; g < groups; g++) {
+    for (int64_t i = 0; i < rows; i++) column[size_t(i)] = scales[i * groups + g];
+    m.scales.upload(column.data(), size_t(rows) * 4, size_t(g * m.out + p.first_row + first) * 4);
   }
-  arena_elements_ = (end + ALIGN - 1) / ALIGN * ALIGN;
-  arena_ = std::make_shared<Buffer>(device, arena_elements_ * act);
-  arena_->zero(arena_->bytes());
-  for (size_t i = 0; i < parameters_.size(); i++)
-    if (const Parameter& p = parameters_[i]; p.matrix < 0)
-      device->run(&LoopBackend::copy, "quantize", arena_->at(p.offset * act),
-                  static_cast<const void*>(before->at(old_offsets[i] * act)), p.count * act);
-  matrices_ = std::move(made);
-  point();
+}
+std::vector<uint8_t> Model::read_codes(const Parameter& p) const {
+  const QuantizedMatrix& m = *matrices_[size_t(p.matrix)];
+  const size_t row = size_t(m.in) * size_t(m.view.bits) / 8;
+  std::vector<uint8_t> codes(size_t(p.shape[0]) * row);
+  m.codes.download(codes.data(), codes.size(), size_t(p.first_row) * row);
+  return codes;
+}
+std::vector<float> Model::read_scales(const Parameter& p) const {
+  const QuantizedMatrix& m = *matrices_[size_t(p.matrix)];
+  const size_t rows = size_t(p.shape[0]), groups = size_t(m.in / m.view.group);
+  std::vector<float> column(rows), scales(rows * groups);
+  for (size_t g = 0; g < groups; g++) {
+    m.scales.download(column.data(), rows * 4, (g * size_t(m.out) + size_t(p.first_row)) * 4);
+    for (size_t i = 0; i < rows; i++) scales[i * groups + g] = column[i];
+  }
+  return scales;
 }
 
 void Model::head(int64_t rows, const void* hidden, void* logits) {
@@ -362,7 +388,7 @@ std::unique_ptr<Model> Model::merged() const {
 
 std::unique_ptr<Model> Model::clone() const {
   refuse_quantized("clone");
-  std::unique_ptr<Model> copy(new Model(device, dt, config, adapter_ ? arena_ : nullptr));
+  std::unique_ptr<Model> copy(new Model(device, dt, config, {}, adapter_ ? arena_ : nullptr));
   if (adapter_) copy->add_adapter(adapter_->options, 0);
   copy->copy_parameters_from(*this);
   return copy;
@@ -395,12 +421,8 @@ bool Model::same_adapter(const Model& other) const {
 
 void Model::read_raw(const Parameter& p, void* host) const {
   if (p.matrix >= 0) {
-    const std::vector<double> values = read(p);
-    for (size_t i = 0; i < p.count; i++) {
-      if (dt == LOOP_F64) static_cast<double*>(host)[i] = values[i];
-      else if (dt == LOOP_F32) static_cast<float*>(host)[i] = float(values[i]);
-      else static_cast<uint16_t*>(host)[i] = float_to_bf16(float(values[i]));
-    }
+    const std::vector<uint8_t> raw = rounded(dt, read(p));
+    std::memcpy(host, raw.data(), raw.size());
     return;
   }
   arena_of(p).download(host, p.count * loop_dtype_size(dt), p.offset * loop_dtype_size(dt));
@@ -411,15 +433,9 @@ void Model::write_raw(const Parameter& p, const void* host) {
   touch(p);
 }
 std::vector<double> Model::read(const Parameter& p) const {
-  if (p.matrix >= 0) {
-    const QuantizedMatrix& m = *matrices_[size_t(p.matrix)];
-    const size_t row = size_t(m.in) * size_t(m.view.bits) / 8;
-    std::vector<uint8_t> codes(size_t(p.shape[0]) * row);
-    m.codes.download(codes.data(), codes.size(), size_t(p.first_row) * row);
-    std::vector<float> scales(size_t(m.in / m.view.group * m.out));
-    m.scales.download(scales.data(), scales.size() * 4);
-    return dequantize_rows(m.view.bits, m.view.group, p.shape[0], m.in, codes.data(), scales.data() + p.first_row, m.out);
-  }
+  if (p.matrix >= 0)
+    return dequantize_rows(quantization.bits, quantization.group, p.shape[0], p.shape[1], read_codes(p).data(),
+                           read_scales(p).data());
   if (dt != LOOP_BF16) return download_reals(arena_of(p), dt, p.count, p.offset);
   std::vector<uint16_t> bits(p.count);
   read_raw(p, bits.data());

@@ -18,6 +18,12 @@ struct ModelConfig {  // math.md §1, Hugging Face's field names without the pre
   int64_t attention_width() const { return int64_t(heads) * head_dim; }
 };
 
+// Weights in 8 or 4 bits with a scale for every `group` neighbours of a row (quantize.h); bits 0: none.
+struct Quantization {
+  int bits = 0, group = 0;
+  explicit operator bool() const { return bits != 0; }
+};
+
 struct Parameter {
   std::string name;  // Hugging Face's tensor name
   std::vector<int64_t> shape;
@@ -71,14 +77,17 @@ const void* scaled(Device& device, Workspace& workspace, LoopDType dt, const voi
 
 class Model {
  public:
-  Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config)
-      : Model(std::move(device), dt, config, nullptr) {}
+  // Quantized, the matrices of the blocks and a head that is not tied are codes with scales from the start: no copy of them in
+  // `dt` ever exists. Such a model only infers; what would train or change its parameters is refused.
+  Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, Quantization quantization = {})
+      : Model(std::move(device), dt, config, quantization, nullptr) {}
   ~Model();
   Model(const Model&) = delete;
 
   const ModelConfig config;
   const LoopDType dt;
   const std::shared_ptr<Device> device;
+  const Quantization quantization;
   LoopDType real() const { return loop_real(dt); }
 
   const std::vector<Parameter>& parameters() const { return parameters_; }  // without the adapter's
@@ -97,11 +106,13 @@ class Model {
   size_t trained_elements() const { return adapter_ ? adapter_->elements : arena_elements_; }
   uint64_t layout() const { return layout_; }  // another number when what is trained has changed
 
-  // Replaces the matrices of the blocks, and a head that is not tied, by codes of 8 or 4 bits with a scale for every `group`
-  // neighbours of a row (quantize.h). The model then only infers: what would train or change its parameters is refused.
-  void quantize(int bits, int group);
-  int quantized_bits() const { return matrices_.empty() ? 0 : matrices_.front()->view.bits; }
-  int quantized_group() const { return matrices_.empty() ? 0 : matrices_.front()->view.group; }
+  // Rows [first, first + rows) of a quantized parameter (p.matrix >= 0): from values of dtype `dt`, or as they lie in files,
+  // codes [rows, in · bits / 8] and scales [rows, in / group].
+  void quantize_rows(const Parameter& p, int64_t first, int64_t rows, const void* values);
+  void write_codes(const Parameter& p, int64_t first, int64_t rows, const void* codes);
+  void write_scales(const Parameter& p, int64_t first, int64_t rows, const float* scales);
+  std::vector<uint8_t> read_codes(const Parameter& p) const;
+  std::vector<float> read_scales(const Parameter& p) const;
   // logits, real [rows, vocabulary] = hidden W_headᵀ
   void head(int64_t rows, const void* hidden, void* logits);
 
@@ -147,12 +158,14 @@ class Model {
     Buffer values, gradients, thrown_away, scale;
     uint64_t version = 1;
   };
-  Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, std::shared_ptr<Buffer> arena);
+  Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, Quantization quantization,
+        std::shared_ptr<Buffer> arena);
   struct QuantizedMatrix {
     Buffer codes, scales;
-    int64_t out, in;
-    LoopQuantized view;
+    int64_t out = 0, in = 0;
+    LoopQuantized view{};
   };
+  void check_quantization() const;
   void refuse_quantized(const char* operation) const;
   Weights pointers(const Buffer& arena, LoopDType type) const;
   void point();  // weights_ at what there is

@@ -9,13 +9,13 @@
 
 namespace looplm {
 
+// values need not be aligned.
 void to_floats(LoopDType dt, const void* values, size_t count, float* out);
 
-// One row of `in` values. codes [in · bits / 8]; the scale of group g goes to scales[g · stride].
-void quantize_row(int bits, int group, const float* row, int64_t in, uint8_t* codes, float* scales, int64_t stride);
+// One row of `in` values. codes [in · bits / 8], scales [in / group].
+void quantize_row(int bits, int group, const float* row, int64_t in, uint8_t* codes, float* scales);
 
-// [rows, in] from their codes; the scale of row i and group g is scales[g · stride + i].
-std::vector<double> dequantize_rows(int bits, int group, int64_t rows, int64_t in, const uint8_t* codes, const float* scales,
-                                    int64_t stride);
+// [rows, in] from codes [rows, in · bits / 8] and scales [rows, in / group].
+std::vector<double> dequantize_rows(int bits, int group, int64_t rows, int64_t in, const uint8_t* codes, const float* scales);
 
 }  // namespace looplm

@@ -75,10 +75,12 @@ size_t first_not_finite(LoopDType type, const void* values, size_t count);
 class Model;
 // Fills every parameter from the files (together they must hold each exactly once and nothing unknown). F32, BF16, F16 and F64
 // convert. A tied model's files may repeat the embedding as lm_head.weight. Everything, NaN and infinity included, is checked
-// before the first parameter changes; only an abort leaves the model with some parameters of each.
-void load_parameters(Model& model, const std::vector<std::string>& paths);
-// dtype "F32" or "BF16" ("F64" from a float64 model).
-void save_parameters(const Model& model, const std::string& path, const std::string& dtype);
+// before the first parameter changes; only an abort leaves the model with some parameters of each. A quantized model quantizes
+// what it reads, or takes codes and scales as they are where the files are quantized with its bits and group.
+void load_parameters(Model& model, const std::vector<std::string>& paths, bool quantized = false);
+// dtype "F32" or "BF16" ("F64" from a float64 model). A quantized model's matrices are saved as codes and scales, or as the
+// values that they stand for.
+void save_parameters(const Model& model, const std::string& path, const std::string& dtype, bool dequantize = false);
 // The same of a model's adapter, in a file as PEFT writes it: base_model.model.<name>.
 void load_adapter(Model& model, const std::string& path);
 void save_adapter(const Model& model, const std::string& path, const std::string& dtype);

@@ -1,5 +1,6 @@
-import { type Command, InvalidArgumentError } from 'commander'
+import { type Command, InvalidArgumentError, Option } from 'commander'
 import { parse } from 'yaml'
+import { LoopLMError } from '../errors.js'
 import { LoopLM } from '../model/model.js'
 import type { LoadOptions } from '../model/types.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
@@ -64,23 +65,31 @@ export function deviceFlags(flags: DeviceFlags): LoadOptions {
 }
 
 /** What {@link modelOptions} adds. */
-export interface ModelFlags extends DeviceFlags {
+export interface ModelFlags extends DeviceFlags, Pick<LoadOptions, 'quantize' | 'groupSize'> {
   adapter?: string
 }
 
-/** Adds --adapter and the device's options. */
+/** Adds --adapter, --quantize, --group-size and the device's options. */
 export function modelOptions(command: Command): Command {
   return deviceOptions(
-    command.option('--adapter <folder>', 'LoRA adapter of the model (adapter_config.json, adapter_model.safetensors)'),
+    command
+      .option('--adapter <folder>', 'LoRA adapter of the model (adapter_config.json, adapter_model.safetensors)')
+      .addOption(new Option('--quantize <type>', 'keep the matrices in 8 or 4 bits').choices(['int8', 'int4']))
+      .option('--group-size <count>', 'neighbours that share a scale, a multiple of 32 (default: 64)', positiveInteger),
   )
 }
 
 /** Loads a checkpoint, with the adapter that was asked for merged into it. */
 export async function openModel(folder: string, flags: ModelFlags): Promise<LoopLM> {
-  const model = await LoopLM.fromPretrained(folder, deviceFlags(flags))
-  if (flags.adapter === undefined) return model
+  const { adapter, quantize, groupSize } = flags
+  if (adapter !== undefined && quantize !== undefined) {
+    const message = '--adapter cannot be merged into quantized weights: save the merged model, then quantize that'
+    throw new LoopLMError('INVALID_ARGUMENT', message)
+  }
+  const model = await LoopLM.fromPretrained(folder, { ...deviceFlags(flags), quantize, groupSize })
+  if (adapter === undefined) return model
   try {
-    await model.loadAdapter(flags.adapter)
+    await model.loadAdapter(adapter)
     return await model.mergeAdapter()
   } finally {
     model.dispose()

@@ -7,6 +7,7 @@ import { addGenerate } from './generate.js'
 import { addInfo, version } from './info.js'
 import { addOptions } from './options.js'
 import { exitCodes, reportError } from './output.js'
+import { addQuantize } from './quantize.js'
 import { addReport } from './report.js'
 import { addServe } from './serve.js'
 import { addTrain } from './train.js'
@@ -17,7 +18,8 @@ const program = new Command('looplm')
   .showHelpAfterError('(--help lists what is possible)')
   .exitOverride()
 
-for (const add of [addTrain, addGenerate, addChat, addServe, addDownload, addEval, addReport, addOptions, addInfo]) add(program)
+for (const add of [addTrain, addGenerate, addChat, addServe, addDownload, addQuantize, addEval, addReport, addOptions, addInfo])
+  add(program)
 
 // a reader that has seen enough, such as head
 process.stdout.on('error', (error: { code?: string }) => {

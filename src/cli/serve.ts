@@ -41,7 +41,7 @@ export function addServe(program: Command): void {
 }
 
 async function serve(folder: string, flags: ServeFlags): Promise<void> {
-  const { device, dtype, threads, adapter, corsOrigin, ...rest } = flags
+  const { device, dtype, threads, adapter, quantize, groupSize, corsOrigin, ...rest } = flags
   const apiKey = flags.apiKey ?? process.env.LOOPLM_API_KEY
   const options: ServeOptions = {
     name: basename(resolve(folder)),
@@ -51,7 +51,7 @@ async function serve(folder: string, flags: ServeFlags): Promise<void> {
     log: (line) => process.stderr.write(`error: ${line}\n`),
   }
   checkServeOptions(options) // before a large model is loaded
-  using model = await openModel(folder, { device, dtype, threads, adapter } as ModelFlags)
+  using model = await openModel(folder, { device, dtype, threads, adapter, quantize, groupSize } as ModelFlags)
   const server = createServer(model, options)
   await interruptible(async (signal) => {
     const url = await server.listen()

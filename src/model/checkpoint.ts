@@ -5,7 +5,8 @@ import { basename, dirname, join, resolve } from 'node:path'
 import { download } from '../data/download.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
-import { type LoopLMConfig, parameterCount, parseConfig } from './config.js'
+import type { Quantization } from '../native.js'
+import { type LoopLMConfig, parameterCount, parseConfig, parseQuantization } from './config.js'
 import type { ModelDType, PretrainedOptions } from './types.js'
 
 const maxJsonBytes = 64 * 2 ** 20
@@ -15,6 +16,8 @@ export interface Checkpoint {
   config: LoopLMConfig
   /** Paths of the safetensors files. */
   weights: string[]
+  /** Of a folder that was saved quantized. */
+  quantization: Quantization | undefined
   /** What generation_config.json says, if there is one. */
   generation: Record<string, unknown>
   tokenizer: Tokenizer | undefined
@@ -37,9 +40,11 @@ export async function readCheckpoint(folder: string, operation: string): Promise
     const message = `${folder} holds an adapter: load the model that it belongs to, then the adapter with loadAdapter (--adapter)`
     throw new LoopLMError('INVALID_FILE', message, { operation })
   }
-  const config = parseConfig(await readJson(configPath, operation), configPath, true)
+  const configFile = await readJson(configPath, operation)
+  const config = parseConfig(configFile, configPath, true)
+  const quantization = parseQuantization(configFile, config, configPath)
   const weights = await findWeights(folder, operation)
-  await checkSize(weights, config, operation)
+  await checkSize(weights, config, quantization, operation)
   const generationPath = join(folder, 'generation_config.json')
   const generation = (await exists(generationPath)) ? await readJson(generationPath, operation) : {}
   checkEndTokens(generation, generationPath, config, operation)
@@ -48,7 +53,7 @@ export async function readCheckpoint(folder: string, operation: string): Promise
     const message = `${join(folder, 'tokenizer.json')}: field "model.vocab" has ${tokenizer.vocabSize} ids, vocab_size of config.json is ${config.vocab_size}`
     throw new LoopLMError('INVALID_FILE', message, { operation })
   }
-  return { config, weights, generation, tokenizer }
+  return { config, weights, quantization, generation, tokenizer }
 }
 
 /** model.safetensors, or the shards that model.safetensors.index.json names. */
@@ -73,17 +78,22 @@ async function findWeights(folder: string, operation: string): Promise<string[]>
   return names.map((name) => join(folder, name))
 }
 
-/** A small file cannot make us allocate a large model: a parameter takes at least two bytes in the file. */
-async function checkSize(weights: readonly string[], config: LoopLMConfig, operation: string): Promise<void> {
+/** A small file cannot make us allocate a large model: a parameter takes at least two bytes in the file, or its quantized bits. */
+async function checkSize(
+  weights: readonly string[],
+  config: LoopLMConfig,
+  quantization: Quantization | undefined,
+  operation: string,
+): Promise<void> {
   let bytes = 0
   for (const path of weights) {
     const found = await stat(path).catch(() => undefined)
     if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
     bytes += found.size
   }
-  const needed = 2 * parameterCount(config)
-  if (bytes >= needed) return
-  const message = `${weights.join(', ')}: ${bytes} bytes cannot hold the ${needed / 2} parameters that config.json describes`
+  const parameters = parameterCount(config)
+  if (bytes >= (parameters * (quantization?.bits ?? 16)) / 8) return
+  const message = `${weights.join(', ')}: ${bytes} bytes cannot hold the ${parameters} parameters that config.json describes`
   throw new LoopLMError('INVALID_FILE', message, { operation })
 }
 
@@ -96,9 +106,18 @@ function checkEndTokens(generation: Record<string, unknown>, path: string, confi
 }
 
 /** The content of config.json for a model that looplm saves. transformers 4 calls the dtype torch_dtype, later ones dtype. */
-export function configJson(config: LoopLMConfig, dtype: ModelDType): Record<string, unknown> {
+export function configJson(
+  config: LoopLMConfig,
+  dtype: ModelDType,
+  quantization?: Quantization | undefined,
+): Record<string, unknown> {
   const dtypes = 'dtype' in config ? { dtype, torch_dtype: dtype } : { torch_dtype: dtype }
-  return { ...config, architectures: ['OuroForCausalLM'], model_type: 'ouro', hidden_act: 'silu', rope_scaling: null, ...dtypes }
+  const quantized =
+    quantization === undefined
+      ? {}
+      : { quantization_config: { quant_method: 'looplm', bits: quantization.bits, group_size: quantization.groupSize } }
+  const model = { architectures: ['OuroForCausalLM'], model_type: 'ouro', hidden_act: 'silu', rope_scaling: null }
+  return { ...config, ...model, ...dtypes, ...quantized }
 }
 
 /**

@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import { configError, LoopLMError } from '../errors.js'
-import type { NativeModelConfig } from '../native.js'
+import type { NativeModelConfig, Quantization } from '../native.js'
 
 /** More loops than this are refused everywhere; published models use 4. */
 export const maxLoops = 64
@@ -52,6 +52,40 @@ const accepted = {
 }
 
 const schema = z.looseObject({ ...fields, ...accepted })
+
+const quantizationSchema = z.object({
+  quantization_config: z.strictObject({
+    quant_method: z.literal('looplm', { error: 'must be "looplm"; what other tools quantized is not supported' }),
+    bits: z.union([z.literal(4), z.literal(8)], { error: 'must be 4 or 8' }),
+    group_size: z
+      .int()
+      .min(32)
+      .max(2 ** 16),
+  }),
+})
+
+/**
+ * What a config.json says of a folder that was saved quantized.
+ *
+ * @returns undefined when the weights are plain
+ * @throws LoopLMError INVALID_CONFIG naming the source and the field
+ */
+export function parseQuantization(
+  value: Record<string, unknown>,
+  config: LoopLMConfig,
+  source: string,
+): Quantization | undefined {
+  if (value.quantization_config == null) return undefined
+  const parsed = quantizationSchema.safeParse(value)
+  if (!parsed.success) throw configError(source, parsed.error)
+  const { bits, group_size: groupSize } = parsed.data.quantization_config
+  const widths = [config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size]
+  if (groupSize % 32 !== 0 || widths.some((width) => width % groupSize !== 0)) {
+    const message = `quantization_config.group_size: must be a multiple of 32 that divides the widths ${widths.join(', ')}, got ${groupSize}`
+    throw new LoopLMError('INVALID_CONFIG', message, { operation: source })
+  }
+  return { bits, groupSize }
+}
 
 /**
  * A looped model's configuration, in the words of Hugging Face's config.json (Ouro, arXiv 2510.25741). Fields that looplm does not know
@@ -105,9 +139,11 @@ export type LoopLMConfigInput = Pick<
 export function parseConfig(value: unknown, source: string, fromFile: boolean): LoopLMConfig {
   const parsed = schema.safeParse(value)
   if (!parsed.success) throw configError(source, parsed.error)
-  const { rope_parameters, ...config } = parsed.data
+  const { rope_parameters, quantization_config, ...config } = parsed.data
   const refuse = (field: string, problem: string) =>
     new LoopLMError('INVALID_CONFIG', `${field}: ${problem}`, { operation: source })
+  if (quantization_config != null && !fromFile)
+    throw refuse('quantization_config', 'is a field of files; use the option quantize')
 
   const heads = config.num_attention_heads
   if (config.head_dim == null && config.hidden_size % heads !== 0) {

@@ -2,7 +2,7 @@ import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
-import { call, context, type NativeModel, type NativeSequences, native } from '../native.js'
+import { call, context, type NativeModel, type NativeSequences, native, type Quantization } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
 import { type Adapter, adapterConfig, checkAdapter, type LoRAOptions, readAdapter, sameAdapter } from './adapter.js'
@@ -63,6 +63,8 @@ export class LoopLM {
   readonly config: Readonly<LoopLMConfig>
   readonly device: DeviceName
   readonly dtype: ModelDType
+  /** Bits and group of a quantized model, see {@link LoadOptions.quantize}. */
+  readonly quantization: Quantization | undefined
   /** Token ids at which generation ends unless `stop` is given: generation_config.json's, else the configuration's. */
   readonly endTokens: readonly number[]
   readonly #handle: NativeModel
@@ -77,6 +79,7 @@ export class LoopLM {
     this.config = parts.config
     this.device = parts.device
     this.dtype = parts.dtype
+    this.quantization = parts.quantization
     this.#threads = parts.threads
     this.#generation = parts.generation
     const named = parts.generation.eos_token_id as number | number[] | null | undefined
@@ -104,11 +107,11 @@ export class LoopLM {
     const place = checkPlace(options, operation)
     const seed = checkNumber(options.seed ?? 0, 'seed', { min: 0, integer: true }, operation)
     const on = context(place.device, place.threads, operation)
+    const quantization = checkQuantization(options, operation)
     const handle = await call(operation, () =>
-      native().modelCreate(on, nativeConfig(complete), place.dtype, seed, complete.initializer_range),
+      native().modelCreate(on, nativeConfig(complete), place.dtype, seed, complete.initializer_range, quantization),
     )
-    await quantize(handle, options, operation)
-    return new LoopLM(handle, { ...place, config: complete, generation: {}, tokenizer: undefined })
+    return new LoopLM(handle, { ...place, config: complete, quantization, generation: {}, tokenizer: undefined })
   }
 
   /**
@@ -127,14 +130,19 @@ export class LoopLM {
   static async fromPretrained(folder: string, options: PretrainedOptions = {}): Promise<LoopLM> {
     const operation = 'LoopLM.fromPretrained'
     const place = checkPlace(options, operation)
-    const { config, weights, generation, tokenizer } = await readCheckpoint(
-      await findFolder(folder, options, operation),
-      operation,
-    )
+    const wished = checkQuantization(options, operation)
+    const found = await findFolder(folder, options, operation)
+    const { config, weights, quantization: saved, generation, tokenizer } = await readCheckpoint(found, operation)
+    if (saved !== undefined && wished !== undefined) {
+      const message = `${found} is quantized already (${saved.bits} bits, groups of ${saved.groupSize}): leave quantize away`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
+    const quantization = saved ?? wished
     const on = context(place.device, place.threads, operation)
-    const handle = await call(operation, () => native().modelLoad(on, nativeConfig(config), place.dtype, weights))
-    await quantize(handle, options, operation)
-    return new LoopLM(handle, { ...place, config, generation, tokenizer })
+    const handle = await call(operation, () =>
+      native().modelLoad(on, nativeConfig(config), place.dtype, weights, quantization, saved !== undefined),
+    )
+    return new LoopLM(handle, { ...place, config, quantization, generation, tokenizer })
   }
 
   /** Number of parameters; a tied head counts once. */
@@ -158,9 +166,10 @@ export class LoopLM {
   /**
    * Writes a checkpoint that {@link LoopLM.fromPretrained} and Python load: config.json, generation_config.json, model.safetensors and the
    * tokenizer's files. A new folder appears complete or not at all; in an existing one each file is replaced in one step and other files stay.
+   * A quantized model is saved as it is, codes and scales, which looplm alone loads; `dequantize: true` writes plain matrices instead.
    *
    * @param folder created when it does not exist
-   * @param options.dtype dtype of the file; default the model's
+   * @param options.dtype dtype of the file, in a quantized one of what is not quantized; default the model's
    * @throws LoopLMError INVALID_ARGUMENT when the folder cannot be written, or when the model has an adapter
    */
   async save(folder: string, options: SaveOptions = {}): Promise<void> {
@@ -171,10 +180,13 @@ export class LoopLM {
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
     const dtype = this.#fileDType(options, operation)
+    const dequantize = options.dequantize ?? false
     const { bos_token_id, eos_token_id } = this.config
     await writeFolder(folder, operation, async (temporary) => {
-      await call(operation, () => native().modelSave(handle, join(temporary, 'model.safetensors'), fileDTypes[dtype]))
-      await writeJson(join(temporary, 'config.json'), configJson(this.config, dtype))
+      const weights = join(temporary, 'model.safetensors')
+      await call(operation, () => native().modelSave(handle, weights, fileDTypes[dtype], dequantize))
+      const quantization = dequantize ? undefined : this.quantization
+      await writeJson(join(temporary, 'config.json'), configJson(this.config, dtype, quantization))
       await writeJson(join(temporary, 'generation_config.json'), { bos_token_id, eos_token_id, ...this.#generation })
       await this.#tokenizer?.save(temporary)
     })
@@ -612,6 +624,7 @@ interface Place {
 
 interface ModelParts extends Place {
   config: LoopLMConfig
+  quantization?: Quantization | undefined
   generation: Record<string, unknown>
   tokenizer: Tokenizer | undefined
   adapter?: Adapter | undefined
@@ -626,15 +639,14 @@ function checkPlace(options: LoadOptions, operation: string): Place {
   return { device, dtype: checkDType(options.dtype, device, operation), threads }
 }
 
-async function quantize(handle: NativeModel, options: LoadOptions, operation: string): Promise<void> {
-  if (options.quantize === undefined) return
+function checkQuantization(options: LoadOptions, operation: string): Quantization | undefined {
+  if (options.quantize === undefined) {
+    if (options.groupSize === undefined) return undefined
+    throw new LoopLMError('INVALID_ARGUMENT', 'groupSize is for quantized models: say quantize too', { operation })
+  }
   const bits = checkWord(options.quantize, 'quantize', ['int8', 'int4'], operation) === 'int8' ? 8 : 4
   const range = { min: 32, max: 2 ** 16, integer: true }
-  const groupSize = checkNumber(options.groupSize ?? 64, 'groupSize', range, operation)
-  await call(operation, () => native().modelQuantize(handle, bits, groupSize)).catch((error) => {
-    handle.dispose()
-    throw error
-  })
+  return { bits, groupSize: checkNumber(options.groupSize ?? 64, 'groupSize', range, operation) }
 }
 
 async function writeJson(path: string, value: unknown): Promise<void> {

@@ -29,11 +29,11 @@ export interface LoadOptions {
   /**
    * Keep the matrices of the blocks, and a head that is not tied, in 8 or 4 bits with a float32 scale for every `groupSize` neighbours of
    * a row. Such a model takes less memory and decodes faster, by as much as less is read; it scores and generates, and refuses to train.
-   * Device `cpu`.
+   * Files are quantized as they are read, row by row. A folder that was saved quantized says so itself. Devices `cpu`, `cuda` and `reference`.
    */
-  quantize?: 'int8' | 'int4'
+  quantize?: 'int8' | 'int4' | undefined
   /** A multiple of 32 that divides the widths of the matrices; default 64. */
-  groupSize?: number
+  groupSize?: number | undefined
 }
 
 /** Options of {@link LoopLM.fromPretrained}. */
@@ -59,6 +59,11 @@ export interface CreateOptions extends LoadOptions {
 export interface SaveOptions {
   /** The dtype in the file; default the model's own. A float32 model may be saved as bfloat16 (rounded to nearest) and vice versa. */
   dtype?: ModelDType
+  /**
+   * Write a quantized model's matrices as the plain values that their codes stand for, which other tools load. Default false: as codes
+   * and scales.
+   */
+  dequantize?: boolean
 }
 
 /** Options of {@link LoopLM.score}. */

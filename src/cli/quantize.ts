@@ -1,0 +1,32 @@
+import { type Command, Option } from 'commander'
+import { LoopLM } from '../model/model.js'
+import { positiveInteger } from './arguments.js'
+import { print } from './output.js'
+
+interface QuantizeFlags {
+  bits: '4' | '8'
+  groupSize?: number
+  threads?: number
+}
+
+/** Adds `looplm quantize`. */
+export function addQuantize(program: Command): void {
+  program
+    .command('quantize')
+    .description('write a copy of a checkpoint with its matrices in 8 or 4 bits, which looplm alone loads')
+    .argument('<model>', 'Hugging Face checkpoint folder')
+    .argument('<folder>', 'where the copy goes')
+    .addOption(new Option('--bits <count>', 'bits per weight').choices(['4', '8']).makeOptionMandatory())
+    .option('--group-size <count>', 'neighbours that share a scale, a multiple of 32 (default: 64)', positiveInteger)
+    .option('--threads <count>', 'threads of the device', positiveInteger)
+    .action(quantize)
+}
+
+async function quantize(from: string, to: string, { bits, groupSize, threads }: QuantizeFlags): Promise<void> {
+  const options = threads === undefined ? {} : { threads }
+  using model = await LoopLM.fromPretrained(from, { ...options, quantize: `int${bits}`, groupSize })
+  // float32 on the way holds every value; what is not quantized keeps the dtype that config.json names, where it can be written
+  const dtype = (model.config.dtype ?? model.config.torch_dtype) === 'bfloat16' ? 'bfloat16' : 'float32'
+  await model.save(to, { dtype })
+  print(`${to}: ${bits} bits, groups of ${model.quantization!.groupSize}`)
+}
