@@ -1,22 +1,12 @@
 #include "cublaslt.h"
 
-#ifndef __CUDACC__  // the emulator has kernels of its own alone
-
-namespace looplm::cuda {
-Lt* open_lt() { return nullptr; }
-void close_lt(Lt*) {}
-std::string describe_lt(const Lt*) { return "own GEMM"; }
-bool multiply_lt(Context&, LoopDType, const Gemm&) { return false; }
-}  // namespace looplm::cuda
-
-#else
-
 #include <dlfcn.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <map>
+#include <string>
 #include <tuple>
+#include <vector>
 
 namespace looplm::cuda {
 
@@ -41,6 +31,10 @@ constexpr int desc_transpose_a = 3, desc_transpose_b = 4;
 constexpr int preference_workspace = 1, preference_reductions = 3, preference_alignments[] = {5, 6, 7, 8};  // of A, B, C and D
 constexpr size_t workspace_bytes = 32 << 20;
 
+// From this number of rows on the library is worth its launch; below, and for everything that a decoded token needs, rows stay
+// bit for bit what they are alone.
+constexpr int64_t library_rows = 1024;
+
 // Rows for which the algorithm of a product of activations and a weight is chosen, whatever their number: so all calls with the
 // same weight use the same tiles and the same order of sums.
 constexpr int64_t canonical_rows = 4096;
@@ -64,13 +58,17 @@ struct Functions {
 
 using Key = std::tuple<int, bool, bool, bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int>;
 
-const char* const places[] = {"libcublasLt.so.13",
-                              "libcublasLt.so.12",
-                              "libcublasLt.so",
-                              "/usr/local/cuda/lib64/libcublasLt.so",
-                              "/usr/local/cuda/targets/x86_64-linux/lib/libcublasLt.so",
-                              "/usr/local/cuda/targets/sbsa-linux/lib/libcublasLt.so",
-                              "/opt/cuda/lib64/libcublasLt.so"};
+#ifdef __CUDACC__
+const std::vector<std::string> places = {"libcublasLt.so.13",
+                                         "libcublasLt.so.12",
+                                         "libcublasLt.so",
+                                         "/usr/local/cuda/lib64/libcublasLt.so",
+                                         "/usr/local/cuda/targets/x86_64-linux/lib/libcublasLt.so",
+                                         "/usr/local/cuda/targets/sbsa-linux/lib/libcublasLt.so",
+                                         "/opt/cuda/lib64/libcublasLt.so"};
+#else
+const std::vector<std::string> places = {};  // the emulator's memory is nothing to NVIDIA's library
+#endif
 }  // namespace
 
 struct Lt {
@@ -78,22 +76,29 @@ struct Lt {
   Handle handle = nullptr;
   void* workspace = nullptr;
   std::map<Key, Heuristic> algorithms;
-  std::string from;
+  std::map<Key, bool> refused;  // products that it has no algorithm for, or whose algorithm failed
+  std::string refusal;          // of the first of them, why
+  bool wanted = false;          // LOOPLM_CUDA_GEMM=library: for every product, not for large ones alone
 };
 
-Lt* open_lt() {
-  const char *chosen = std::getenv("LOOPLM_CUDA_GEMM"), *path = std::getenv("LOOPLM_CUBLASLT");
-  if (chosen && std::strcmp(chosen, "own") == 0) return nullptr;
-  void* library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
-  std::string from = library ? path : "";
-  for (const char* place : places)
-    if (!library && (library = dlopen(place, RTLD_NOW | RTLD_LOCAL))) from = place;
-  if (!library) return nullptr;
-  Lt lt;
-  bool complete = true;
+namespace {
+
+// The library's functions, or why there are none.
+std::string load(Lt& lt, std::string& from) {
+  const char* path = std::getenv("LOOPLM_CUBLASLT");  // this file and no other
+  void* library = nullptr;
+  std::string tried;
+  for (const std::string& place : path ? std::vector<std::string>{path} : places) {
+    library = dlopen(place.c_str(), RTLD_NOW | RTLD_LOCAL);
+    from = place;
+    if (library) break;
+    tried += (tried.empty() ? "" : ", ") + (path ? std::string(dlerror()) : place);
+  }
+  if (!library) return "cuBLASLt was not found" + (tried.empty() ? "" : ": " + tried);
+  std::string missing;
   const auto find = [&](auto& function, const char* name) {
     function = reinterpret_cast<std::decay_t<decltype(function)> >(dlsym(library, name));
-    complete = complete && function;
+    if (!function) missing = name;
   };
   find(lt.f.create, "cublasLtCreate");
   find(lt.f.destroy, "cublasLtDestroy");
@@ -108,25 +113,75 @@ Lt* open_lt() {
   find(lt.f.preference_set, "cublasLtMatmulPreferenceSetAttribute");
   find(lt.f.heuristic, "cublasLtMatmulAlgoGetHeuristic");
   find(lt.f.matmul, "cublasLtMatmul");
-  if (!complete || lt.f.create(&lt.handle) != 0) return nullptr;
+  if (!missing.empty()) return from + " has no function " + missing;
+  if (int status = lt.f.create(&lt.handle)) return from + ": cublasLtCreate failed with status " + std::to_string(status);
   if (cudaMalloc(&lt.workspace, workspace_bytes) != cudaSuccess) {
     cudaGetLastError();
-    lt.f.destroy(lt.handle);
-    return nullptr;
+    return "no memory for the workspace of cuBLASLt";
   }
-  lt.from = from;
-  return new Lt(lt);
+  return "";
 }
 
-void close_lt(Lt* lt) {
-  if (!lt) return;
-  cudaFree(lt->workspace);
-  lt->f.destroy(lt->handle);
-  delete lt;
+// Whether a small product comes out right: the library may be for another chip, or of a version whose interface is another.
+bool trial(Context& c) {
+  constexpr int m = 48, n = 64, k = 32;
+  std::vector<bf16> a, b;
+  std::vector<float> expected(m * n), got(m * n);
+  for (int i = 0; i < m * k; i++) a.push_back({uint16_t(0x3F80 + (i % 7) * 0x10)});  // 1, 1.125 … 1.75
+  for (int i = 0; i < n * k; i++) b.push_back({uint16_t(0xBF80 + (i % 5) * 0x20)});  // -1, -1.25, -1.5, -1.75, -2
+  for (int i = 0; i < m; i++)
+    for (int j = 0; j < n; j++)
+      for (int l = 0; l < k; l++) expected[i * n + j] -= float((1 + 0.125 * ((i * k + l) % 7)) * (1 + 0.25 * ((j * k + l) % 5)));
+  char* memory = nullptr;
+  const size_t bytes_a = a.size() * 2, bytes_b = b.size() * 2, bytes_c = got.size() * 4;  // each a multiple of 256
+  if (cudaMalloc(reinterpret_cast<void**>(&memory), bytes_a + bytes_b + bytes_c) != cudaSuccess) return false;
+  char *at_b = memory + bytes_a, *at_c = at_b + bytes_b;
+  const Gemm g{false, true, m, n, k, memory, k, at_b, k, at_c, n, true, false};
+  const auto move = [&](void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+    return cudaMemcpyAsync(to, from, bytes, kind, c.stream) == cudaSuccess;
+  };
+  const bool right = move(memory, a.data(), bytes_a, cudaMemcpyHostToDevice) &&
+                     move(at_b, b.data(), bytes_b, cudaMemcpyHostToDevice) && multiply_lt(c, LOOP_BF16, g) &&
+                     move(got.data(), at_c, bytes_c, cudaMemcpyDeviceToHost) && cudaStreamSynchronize(c.stream) == cudaSuccess &&
+                     got == expected;
+  cudaFree(memory);
+  cudaGetLastError();
+  return right;
 }
 
-std::string describe_lt(const Lt* lt) {
-  return lt ? "cuBLASLt " + std::to_string(lt->f.version()) + " from " + lt->from : "own GEMM (no cuBLASLt)";
+}  // namespace
+
+void open_lt(Context& c) {
+  const char* chosen = std::getenv("LOOPLM_CUDA_GEMM");
+  const std::string choice = chosen ? chosen : "";
+  if (choice == "own") {
+    c.description += ", own GEMM (LOOPLM_CUDA_GEMM=own)";
+    return;
+  }
+  c.lt = new Lt;
+  c.lt->wanted = choice == "library";
+  std::string from, why = load(*c.lt, from);
+  const std::string before = c.description;
+  if (why.empty() && !trial(c))
+    why = from + ": a trial product " + (c.lt->refusal.empty() ? "came out wrong" : "failed at " + c.lt->refusal);
+  c.description =
+      before + (why.empty() ? ", cuBLASLt " + std::to_string(c.lt->f.version()) + " from " + from : ", own GEMM (" + why + ")");
+  if (!why.empty()) close_lt(c);
+}
+
+void close_lt(Context& c) {
+  if (!c.lt) return;
+  if (c.lt->workspace) cudaFree(c.lt->workspace);
+  if (c.lt->handle) c.lt->f.destroy(c.lt->handle);
+  delete c.lt;
+  c.lt = nullptr;
+}
+
+bool prefers_lt(const Context& c, const Gemm& g) {
+  if (!c.lt || g.k == 0 || !(c.lt->wanted || g.m >= library_rows || g.transpose_a)) return false;
+  cudaStreamCaptureStatus capture =
+      cudaStreamCaptureStatusNone;  // what is recorded for decoding are few rows, the own kernels' work
+  return cudaStreamIsCapturing(c.stream, &capture) == cudaSuccess && capture == cudaStreamCaptureStatusNone;
 }
 
 // Its matrices are column-major, so it computes Cᵀ [n, m] = op(B)ᵀ op(A)ᵀ from the same memory.
@@ -137,54 +192,69 @@ bool multiply_lt(Context& c, LoopDType dt, const Gemm& g) {
   // Alignment is a part of what an algorithm asks for: 16 bytes or that of an element.
   const bool aligned =
       (reinterpret_cast<uintptr_t>(g.a) | reinterpret_cast<uintptr_t>(g.b) | reinterpret_cast<uintptr_t>(g.c)) % 16 == 0;
-  if (!aligned) return false;
+  const Key key{dt,    g.transpose_a, g.transpose_b, g.real_out,  g.transpose_a ? g.m : 0, g.n, g.k,
+                g.lda, g.ldb,         g.ldc,         g.accumulate};
+  if (!aligned || lt.refused.count(key)) return false;
 
   Desc desc = nullptr;
   Layout a = nullptr, b = nullptr, out = nullptr, model_a = nullptr, model_out = nullptr;
   Preference preference = nullptr;
-  const auto make = [&] {
-    const int64_t rows = g.transpose_a ? g.m : canonical_rows;
-    const auto layout_of_a = [&](Layout* layout, int64_t m) {
-      return g.transpose_a ? lt.f.layout_create(layout, type, uint64_t(m), uint64_t(g.k), g.lda)
-                           : lt.f.layout_create(layout, type, uint64_t(g.k), uint64_t(m), g.lda);
-    };
-    return lt.f.desc_create(&desc, compute_32f, real_32f) == 0 &&
-           lt.f.desc_set(desc, desc_transpose_a, &first, sizeof first) == 0 &&
-           lt.f.desc_set(desc, desc_transpose_b, &second, sizeof second) == 0 &&
-           (g.transpose_b ? lt.f.layout_create(&b, type, uint64_t(g.k), uint64_t(g.n), g.ldb)
-                          : lt.f.layout_create(&b, type, uint64_t(g.n), uint64_t(g.k), g.ldb)) == 0 &&
-           layout_of_a(&a, g.m) == 0 && lt.f.layout_create(&out, out_type, uint64_t(g.n), uint64_t(g.m), g.ldc) == 0 &&
-           layout_of_a(&model_a, rows) == 0 &&
-           lt.f.layout_create(&model_out, out_type, uint64_t(g.n), uint64_t(rows), g.ldc) == 0 &&
-           lt.f.preference_create(&preference) == 0;
+  const int64_t rows = g.transpose_a ? g.m : canonical_rows;
+  const auto layout_of_a = [&](Layout* layout, int64_t m) {
+    return g.transpose_a ? lt.f.layout_create(layout, type, uint64_t(m), uint64_t(g.k), g.lda)
+                         : lt.f.layout_create(layout, type, uint64_t(g.k), uint64_t(m), g.lda);
   };
-  const auto algorithm = [&]() -> const Heuristic* {
-    const Key key{dt,    g.transpose_a, g.transpose_b, g.real_out,  g.transpose_a ? g.m : 0, g.n, g.k,
-                  g.lda, g.ldb,         g.ldc,         g.accumulate};
-    if (const auto found = lt.algorithms.find(key); found != lt.algorithms.end()) return &found->second;
+  const auto describe = [&]() -> int {
+    if (int s = lt.f.desc_create(&desc, compute_32f, real_32f)) return s;
+    if (int s = lt.f.desc_set(desc, desc_transpose_a, &first, sizeof first)) return s;
+    if (int s = lt.f.desc_set(desc, desc_transpose_b, &second, sizeof second)) return s;
+    if (int s = g.transpose_b ? lt.f.layout_create(&b, type, uint64_t(g.k), uint64_t(g.n), g.ldb)
+                              : lt.f.layout_create(&b, type, uint64_t(g.n), uint64_t(g.k), g.ldb))
+      return s;
+    if (int s = layout_of_a(&a, g.m)) return s;
+    return lt.f.layout_create(&out, out_type, uint64_t(g.n), uint64_t(g.m), g.ldc);
+  };
+  const auto choose = [&](Heuristic* best, int* count) -> int {
     const uint32_t no_split = 0, alignment = 16;
+    const uint64_t workspace = workspace_bytes;
+    if (int s = layout_of_a(&model_a, rows)) return s;
+    if (int s = lt.f.layout_create(&model_out, out_type, uint64_t(g.n), uint64_t(rows), g.ldc)) return s;
+    if (int s = lt.f.preference_create(&preference)) return s;
+    if (int s = lt.f.preference_set(preference, preference_workspace, &workspace, sizeof workspace)) return s;
+    if (int s = lt.f.preference_set(preference, preference_reductions, &no_split, sizeof no_split)) return s;
+    for (int which : preference_alignments)
+      if (int s = lt.f.preference_set(preference, which, &alignment, sizeof alignment)) return s;
+    return lt.f.heuristic(lt.handle, desc, b, model_a, model_out, model_out, preference, 1, best, count);
+  };
+
+  const char* step = "its descriptors";
+  int status = describe();
+  auto found = lt.algorithms.find(key);
+  if (status == 0 && found == lt.algorithms.end()) {
     Heuristic best{};
     int count = 0;
-    lt.f.preference_set(preference, preference_workspace, &workspace_bytes, sizeof workspace_bytes);
-    lt.f.preference_set(preference, preference_reductions, &no_split, sizeof no_split);
-    for (int which : preference_alignments) lt.f.preference_set(preference, which, &alignment, sizeof alignment);
-    if (lt.f.heuristic(lt.handle, desc, b, model_a, model_out, model_out, preference, 1, &best, &count) != 0 || count == 0)
-      return nullptr;
-    return &lt.algorithms.emplace(key, best).first->second;
-  };
-  bool done = false;
-  if (make()) {
+    step = "the choice of an algorithm";
+    status = choose(&best, &count);
+    if (status == 0 && count > 0 && best.state == 0) found = lt.algorithms.emplace(key, best).first;
+    else if (status == 0) status = best.state ? best.state : -1;
+  }
+  if (status == 0) {
     const float alpha = 1, beta = g.accumulate ? 1 : 0;
-    if (const Heuristic* h = algorithm())
-      done = lt.f.matmul(lt.handle, desc, &alpha, g.b, b, g.a, a, &beta, g.c, out, g.c, out, &h->algorithm, lt.workspace,
-                         workspace_bytes, c.stream) == 0;
+    step = "the product";
+    status = lt.f.matmul(lt.handle, desc, &alpha, g.b, b, g.a, a, &beta, g.c, out, g.c, out, &found->second.algorithm,
+                         lt.workspace, workspace_bytes, c.stream);
   }
   if (preference) lt.f.preference_destroy(preference);
   for (Layout layout : {a, b, out, model_a, model_out})
     if (layout) lt.f.layout_destroy(layout);
   if (desc) lt.f.desc_destroy(desc);
-  return done;
+  if (status == 0) return true;
+  if (lt.refused.empty()) {
+    lt.refusal = std::string(step) + (status == -1 ? ": none was found" : " with status " + std::to_string(status));
+    c.description += "; own GEMM for products that it refused, the first at " + lt.refusal;
+  }
+  lt.refused[key] = true;
+  return false;
 }
 
 }  // namespace looplm::cuda
-#endif

@@ -19,10 +19,13 @@ struct Gemm {
   bool real_out, accumulate;
 };
 
-Lt* open_lt();  // NULL: not there, or LOOPLM_CUDA_GEMM=own
-void close_lt(Lt* lt);
-std::string describe_lt(const Lt* lt);
-// Whether it did the product. It does not when it has no algorithm for it.
+// Opens the library unless LOOPLM_CUDA_GEMM=own, tries it on a small product, and adds to the context's description what came of
+// it.
+void open_lt(Context& c);
+void close_lt(Context& c);
+// Whether it is there and this product is one for it: many rows, or a weight's gradient; with LOOPLM_CUDA_GEMM=library every one.
+bool prefers_lt(const Context& c, const Gemm& g);
+// Whether it did the product. It does not when it has no algorithm for it, and then says so in the description.
 bool multiply_lt(Context& c, LoopDType dt, const Gemm& g);
 
 }  // namespace looplm::cuda

@@ -10,10 +10,6 @@
 namespace looplm::cuda {
 namespace {
 
-// From this number of rows on cuBLASLt is worth its launch; below, and for everything that a decoded token needs, rows stay bit
-// for bit what they are alone.
-constexpr int64_t library_rows = 1024;
-
 // ---- float32: BM × BN tiles, 16 × 16 threads with (BM/16) × (BN/16) elements each, the next tile of A and B on its way in
 // registers ----
 
@@ -216,7 +212,7 @@ int gemm(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, i
   const Gemm g{transpose_a != 0, transpose_b != 0, m, n, k, a, lda, b, ldb, c_, ldc, real_out, accumulate};
   return with_dtype(ctx, "gemm", dt, [&]<class T>(Context& c, T) {
     if (m == 0 || n == 0) return 0;
-    if (c.lt && (m >= library_rows || transpose_a) && k > 0 && multiply_lt(c, dt, g)) return 0;
+    if (prefers_lt(c, g) && multiply_lt(c, dt, g)) return 0;
     const auto go = [&](auto ta, auto tb) {
       if constexpr (std::is_same_v<T, float>) return float_gemm<ta(), tb()>(c, g);
       else return tensor_gemm<ta(), tb()>(c, g);

@@ -18,7 +18,8 @@ export LOOPLM_CUDA_LIBRARY=$PWD/build/Release/looplm_cuda.so
 echo "== kernel tests" >&2
 build/gpu/looplm_kernel_tests --backend "$LOOPLM_CUDA_LIBRARY" >"$out/kernel-tests.txt" || true
 LOOPLM_CUDA_GEMM=own build/gpu/looplm_kernel_tests --backend "$LOOPLM_CUDA_LIBRARY" gemm >"$out/kernel-tests-own-gemm.txt" || true
-tail -qn 1 "$out"/kernel-tests*.txt | tee "$out/table.txt"
+LOOPLM_CUDA_GEMM=library build/gpu/looplm_kernel_tests --backend "$LOOPLM_CUDA_LIBRARY" gemm >"$out/kernel-tests-cublaslt.txt" || true
+tail -qn 2 "$out"/kernel-tests*.txt | tee "$out/table.txt"
 grep -h "^not ok" "$out"/kernel-tests*.txt | tee -a "$out/table.txt" || true
 
 echo "== kernels" >&2

@@ -81,7 +81,7 @@ void close(void* ctx) {
   cudaSetDevice(c->device);
   if (c->stream) cudaStreamSynchronize(c->stream);
   if (c->scratch) cudaFreeAsync(c->scratch, c->stream);
-  close_lt(c->lt);
+  close_lt(*c);
   for (int i : {0, 1}) {
     if (c->staging.half[i]) cudaFreeHost(c->staging.half[i]);
     if (c->staging.copied[i]) cudaEventDestroy(c->staging.copied[i]);
@@ -119,8 +119,8 @@ void* open(int32_t device, int32_t) {
     return nullptr;
   }
   *c->complaint = {};
-  c->lt = open_lt();
-  c->description = describe_device(device) + ", " + describe_lt(c->lt);
+  c->description = describe_device(device);
+  open_lt(*c);
   return c;
 }
 

@@ -96,6 +96,7 @@ int run_all(const Options& options) {
       if (options.list) std::printf("%s %s\n", registration.name, dtype_name(dt));
       else failed += !run(registration, device, reference, cases);
     }
+    if (!options.list) std::printf("# %s %s: %s\n", table->name, dtype_name(dt), table->describe(device.ctx));
   }
   if (!options.list) std::printf("%d tests, %d cases, %d tests failed\n", tests, cases, failed);
   return failed > 0 || tests == 0;

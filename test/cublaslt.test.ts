@@ -1,0 +1,88 @@
+// The way through cuBLASLt without NVIDIA's library: a stand-in (native/test/cublaslt_double.cpp) that checks every descriptor against the
+// manual, ends the process where one breaks a rule, and computes the products plainly.
+import { spawnSync } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { buildEmulated, cublasLtDouble, emulatedKernelTests, emulatedLibrary } from './emulated.js'
+
+const root = join(import.meta.dirname, '..')
+const folder = mkdtempSync(join(tmpdir(), 'looplm-cublaslt-'))
+beforeAll(buildEmulated, 900_000)
+afterAll(() => rmSync(folder, { recursive: true }))
+
+/** The environment of a run through the stand-in, and the products that it then did: "m n k type-of-A type-of-C transpositions". */
+function through(name: string, more: NodeJS.ProcessEnv = {}) {
+  const log = join(folder, name)
+  const env: NodeJS.ProcessEnv = { LOOPLM_CUBLASLT: cublasLtDouble, LOOPLM_CUBLASLT_DOUBLE_LOG: log, ...more }
+  return { env, products: () => readFileSync(log, 'utf8').trimEnd().split('\n') }
+}
+
+describe('products by cuBLASLt', () => {
+  it('agree with the reference in every dtype and transposition', { timeout: 120_000 }, () => {
+    const { env, products } = through('all', { LOOPLM_CUDA_GEMM: 'library' })
+    const { failures, status, description } = emulatedKernelTests(['gemm'], env)
+    expect(failures).toEqual([])
+    expect(status).toBe(0)
+    expect(description).toMatch(/f32: .*cuBLASLt 130000 from .*looplm_cublaslt_double\.so$/m)
+    const kinds = new Set(products().map((line) => line.split(' ').slice(3).join(' ')))
+    const transpositions = ['NN', 'TN', 'NT', 'TT']
+    for (const types of ['f32 f32', 'bf16 bf16', 'bf16 f32']) {
+      for (const t of transpositions) expect(kinds).toContain(`${types} ${t}`)
+    }
+  })
+
+  it('are those of weight gradients and of many rows', { timeout: 120_000 }, () => {
+    const { env, products } = through('chosen')
+    expect(emulatedKernelTests(['gemm'], env).status).toBe(0)
+    const [trial, ...lines] = products() // one product for each device that is opened, to see whether the library works
+    expect(trial).toBe('64 48 32 bf16 f32 TN')
+    for (const line of lines.filter((l) => l !== trial)) {
+      const [, rows, , , , transposed] = line.split(' ')
+      expect(transposed!.endsWith('T') || Number(rows) >= 1024).toBe(true)
+    }
+  })
+
+  it.each([
+    ['create', /own GEMM \(.*double\.so: cublasLtCreate failed with status 1\)/],
+    ['heuristic', /own GEMM \(.*a trial product failed at the choice of an algorithm with status 15\)/],
+    ['none', /own GEMM \(.*a trial product failed at the choice of an algorithm: none was found\)/],
+    ['matmul', /own GEMM \(.*a trial product failed at the product with status 13\)/],
+    ['wrong', /own GEMM \(.*a trial product came out wrong\)/],
+    ['later', /cuBLASLt 130000 from .*; own GEMM for products that it refused, the first at the product with status 13/],
+  ])('are made by the own kernels when the library fails: %s', { timeout: 120_000 }, (fault, reason) => {
+    const { env } = through(fault, { LOOPLM_CUDA_GEMM: 'library', LOOPLM_CUBLASLT_DOUBLE: fault })
+    const { failures, status, description } = emulatedKernelTests(['--dtype', 'bf16', 'gemm'], env)
+    expect(failures).toEqual([])
+    expect(status).toBe(0)
+    expect(description).toMatch(reason)
+  })
+
+  it.each([
+    [
+      { LOOPLM_CUBLASLT: '/nowhere/libcublasLt.so' },
+      /own GEMM \(cuBLASLt was not found: \/nowhere\/libcublasLt\.so: cannot open/,
+    ],
+    [{ LOOPLM_CUBLASLT: emulatedLibrary }, /own GEMM \(.*emulated\.so has no function cublasLt/],
+    [{ LOOPLM_CUBLASLT: cublasLtDouble, LOOPLM_CUDA_GEMM: 'own' }, /own GEMM \(LOOPLM_CUDA_GEMM=own\)/],
+  ])('looplm info says why they are not: %o', (env, reason) => {
+    const { stdout } = spawnSync(process.execPath, [join(root, 'dist', 'src', 'cli', 'main.js'), 'info'], {
+      encoding: 'utf8',
+      env: { ...process.env, LOOPLM_CUDA_LIBRARY: emulatedLibrary, ...env },
+    })
+    expect(stdout).toMatch(reason)
+  })
+
+  it('carry a golden fixture: scores, gradients, ten steps and tokens', { timeout: 600_000 }, () => {
+    const { env, products } = through('golden', { LOOPLM_CUDA_GEMM: 'library' })
+    const { stdout, stderr, status } = spawnSync(
+      process.execPath,
+      [join(root, 'node_modules', 'vitest', 'vitest.mjs'), 'run', 'test/golden.test.ts', '-t', 'cuda-emulated.*fixture gqa'],
+      { cwd: root, encoding: 'utf8', env: { ...process.env, NO_COLOR: '1', ...env } },
+    )
+    expect(status, `${stdout}${stderr}`).toBe(0)
+    expect(stdout).toMatch(/Tests +\d\d passed/)
+    expect(products().length).toBeGreaterThan(1000)
+  })
+})
