@@ -1,5 +1,5 @@
 // The server as OpenAI's own client meets it.
-import { mkdtemp, rm } from 'node:fs/promises'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { createServer as createHttpServer } from 'node:http'
 import { type AddressInfo, connect } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -266,6 +266,54 @@ describe('a refusal', () => {
     expect(error.param).toBe(param)
     expect(error.type).toBe('invalid_request_error')
   })
+
+  /** What a client may ask with a field that must then show in the answer, or be refused. */
+  const telling: Record<string, unknown> = {
+    ...{ audio: { voice: 'alloy', format: 'wav' }, frequency_penalty: 0.5, presence_penalty: -1, logit_bias: { 5: 10 } },
+    ...{ function_call: 'auto', functions: [{ name: 'f' }], logprobs: true, max_completion_tokens: 2, max_tokens: 2 },
+    ...{ metadata: { a: 'b' }, modalities: ['text', 'audio'], moderation: { model: 'm' }, n: 2, parallel_tool_calls: false },
+    ...{ prediction: { type: 'content', content: 'a' }, prompt_cache_key: 'a', prompt_cache_options: { mode: 'implicit' } },
+    ...{
+      prompt_cache_retention: '24h',
+      reasoning_effort: 'low',
+      response_format: { type: 'json_object' },
+      safety_identifier: 'a',
+    },
+    ...{ seed: -5, service_tier: 'flex', stop: ['x', 'y'], store: true, stream: false, stream_options: { include_usage: true } },
+    ...{ temperature: 1.5, tool_choice: 'required', top_logprobs: 2, top_p: 0.5, user: 'me', verbosity: 'low' },
+    ...{ tools: [{ type: 'function', function: { name: 'f' } }], web_search_options: {} },
+    ...{ best_of: 2, echo: true, suffix: 'end', model: 'tiny', prompt: 'a', messages: chat.messages },
+  }
+  it.each([
+    ['/chat/completions', 'chat/completions/completions.d.ts', 'ChatCompletionCreateParamsBase', chat, {}],
+    ['/completions', 'completions.d.ts', 'CompletionCreateParamsBase', completion, { logprobs: 2 }],
+  ])(
+    'of %s meets exactly the fields that the documentation says',
+    async (path, file, name, body, own: Record<string, unknown>) => {
+      const { client } = await serve()
+      const types = await readFile(join(import.meta.dirname, '../node_modules/openai/resources', file), 'utf8')
+      const fields = new RegExp(`interface ${name} \\{\\n([^]*?)\\n\\}`).exec(types)![1]!.matchAll(/^ {4}(\w+)\??:/gm)
+      const documentation = await readFile(join(import.meta.dirname, '../docs/serving.md'), 'utf8')
+      const named = (title: string) =>
+        [...new RegExp(`\\* \\*\\*${title}\\*\\*([^]*?)\\n(?=[*\\n])`).exec(documentation)![1]!.matchAll(/`(\w+)`/g)].map(
+          ([, field]) => field,
+        )
+      const [taken, ignored, refused] = [named('Taken'), named('Accepted without effect'), named('Refused')]
+      for (const [, field] of fields) {
+        const value = own[field!] ?? telling[field!]
+        expect(value, `${field} is new to this test`).toBeDefined()
+        const request = { ...body, ...(field === 'top_logprobs' ? { logprobs: true } : {}), [field!]: value }
+        const call = client.post(path, { body: request })
+        if (refused.includes(field)) {
+          const error = await apiError(call)
+          expect([error.status, error.param!.split(/[.[]/)[0]]).toEqual([400, field])
+        } else {
+          expect([...taken, ...ignored], field).toContain(field)
+          await expect(call, field).resolves.toHaveProperty('choices')
+        }
+      }
+    },
+  )
 
   it('of a chat without a template says so', async () => {
     using plain = await LoopLM.fromPretrained(await writeOuroFolder(join(root, 'plain'), { template: 'none' }))

@@ -7,6 +7,7 @@ import { HttpError } from './http-error.js'
 import type { ServeSettings } from './options.js'
 import type { ChatRequest, CompletionRequest } from './request.js'
 import { chatFormat, completionFormat, type Format } from './responses.js'
+import { toolCallEnd } from './tool-calls.js'
 
 /** What a request asks for. */
 export interface Plan {
@@ -17,6 +18,8 @@ export interface Plan {
   format: Format
   stream: boolean
   includeUsage: boolean
+  /** The model may call functions, several at once or one. */
+  tools?: { parallel: boolean }
 }
 
 /** What is served. */
@@ -52,19 +55,30 @@ export function planChat(served: Served, request: ChatRequest): Plan {
   if (request.top_logprobs != null && request.logprobs !== true) {
     throw new HttpError(400, 'top_logprobs: needs logprobs to be true', { param: 'top_logprobs', code: 'invalid_value' })
   }
-  const messages = request.messages.map(({ content, ...message }) => ({
+  const messages = request.messages.map(({ role, content, ...message }) => ({
     ...message,
+    role: role === 'developer' ? 'system' : role, // OpenAI's newer word
     content: Array.isArray(content) ? content.map(({ text }) => text).join('') : (content ?? ''),
   }))
-  const text = tokenizer.applyChatTemplate(messages, {
-    addGenerationPrompt: true,
-    enableThinking: request.enable_thinking ?? request.chat_template_kwargs?.enable_thinking ?? undefined,
-    tools: request.tool_choice === 'none' ? undefined : (request.tools ?? undefined),
-  })
+  const shown = request.tool_choice === 'none' || !request.tools?.length ? undefined : request.tools
+  const render = (tools: typeof shown) =>
+    tokenizer.applyChatTemplate(messages, {
+      addGenerationPrompt: true,
+      enableThinking: request.enable_thinking ?? request.chat_template_kwargs?.enable_thinking ?? undefined,
+      tools,
+    })
+  const text = render(shown)
+  if (shown !== undefined && text === render(undefined)) {
+    const message = 'tools: the chat template of the model does not show it any'
+    throw new HttpError(400, message, { param: 'tools', code: 'unsupported_value' })
+  }
+  const tools = shown === undefined ? undefined : { parallel: request.parallel_tool_calls ?? true }
   const tokens = checkPrompt(served, encode(served, text, false, 'messages'), 'messages')
   const format = chatFormat(request.model, tokenizer, request.logprobs === true)
   const longest = request.max_completion_tokens ?? request.max_tokens ?? undefined
-  return plan(served, request, [tokens], 'messages', longest, request.top_logprobs ?? 0, format)
+  const stop = tools?.parallel === false ? [toolCallEnd] : [] // nothing behind the first call is wanted
+  const made = plan(served, request, [tokens], 'messages', longest, request.top_logprobs ?? 0, format, stop)
+  return tools === undefined ? made : { ...made, tools }
 }
 
 function plan(
@@ -75,6 +89,7 @@ function plan(
   longest: number | undefined,
   alternatives: number,
   format: Format,
+  stop: readonly string[] = [],
 ): Plan {
   if (longest !== undefined && longest > settings.maxNewTokens) {
     const name =
@@ -96,7 +111,7 @@ function plan(
     loops,
     exit: request.exit == null ? undefined : exitRule(request.exit),
     logprobs: alternatives === 0 ? undefined : alternatives,
-    stop: [...endTokens(model, tokenizer, param === 'messages'), ...[request.stop ?? []].flat()],
+    stop: [...endTokens(model, tokenizer, param === 'messages'), ...[request.stop ?? []].flat(), ...stop],
   })
   const seed = request.seed == null ? randomInt(2 ** 47) : Number(BigInt.asUintN(53, BigInt(request.seed)))
   const sequences = prompts.flatMap((prompt, p) => {

@@ -42,6 +42,8 @@ const shared = {
   service_tier: ignored,
   safety_identifier: ignored,
   prompt_cache_key: ignored,
+  prompt_cache_options: ignored,
+  prompt_cache_retention: ignored,
 }
 
 const tokens = z.array(z.int().min(0)).min(1)
@@ -62,12 +64,36 @@ const part = z.looseObject(
   { type: z.literal('text'), text: z.string() },
   'must be { "type": "text", "text": … }: other content is not supported',
 )
+const call = z.looseObject(
+  { type: z.literal('function').optional(), function: z.looseObject({ name: z.string().min(1), arguments: jsonObject() }) },
+  'must be { "id": …, "type": "function", "function": { "name": …, "arguments": … } }',
+)
 const message = z.looseObject({
   role: z.string().min(1),
   content: z
     .union([z.string(), z.array(part), z.null()], 'must be a text or an array of { "type": "text", "text": … }')
     .optional(),
+  tool_calls: z.array(call).max(128).nullish(),
+  function_call: z.null({ error: 'must be null: use tool_calls' }).optional(),
 })
+const tool = z.looseObject(
+  { type: z.literal('function'), function: z.looseObject({ name: z.string().min(1).max(256) }) },
+  'must be { "type": "function", "function": { "name": … } }',
+)
+
+/** OpenAI's clients send the arguments of a call as a text of JSON; templates want the object. */
+function jsonObject() {
+  return z.string('must be a JSON object as a text').transform((text, context) => {
+    try {
+      const value: unknown = JSON.parse(text === '' ? '{}' : text)
+      if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value
+    } catch {
+      // told below
+    }
+    context.addIssue({ code: 'custom', message: 'must be a JSON object as a text' })
+    return z.NEVER
+  })
+}
 
 const chatSchema = z.strictObject({
   ...shared,
@@ -75,14 +101,11 @@ const chatSchema = z.strictObject({
   max_completion_tokens: z.int().min(1).nullish(),
   logprobs: z.boolean().nullish(),
   top_logprobs: z.int().min(0).max(20).nullish(),
-  tools: z
-    .array(z.looseObject({ type: z.string() }))
-    .max(128)
-    .nullish(),
+  tools: z.array(tool).max(128).nullish(),
   tool_choice: z.enum(['auto', 'none'], 'must be "auto" or "none": a call cannot be forced').nullish(),
-  parallel_tool_calls: ignored,
+  parallel_tool_calls: z.boolean().nullish(),
   response_format: z.strictObject({ type: z.literal('text') }, 'must be { "type": "text" }').nullish(),
-  reasoning_effort: ignored,
+  reasoning_effort: z.null({ error: 'must be null: choose loops, exit or enable_thinking instead' }).optional(),
   modalities: z.array(z.literal('text')).nullish(),
   enable_thinking: z.boolean().nullish(),
   chat_template_kwargs: z.strictObject({ enable_thinking: z.boolean().nullish() }).nullish(),

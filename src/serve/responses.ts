@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import type { Tokenizer } from '../data/tokenizer.js'
+import type { ToolCall } from './tool-calls.js'
 
 /** What is reported of one generated token. */
 export interface TokenReport {
@@ -15,8 +16,10 @@ export interface TokenReport {
 export interface Piece {
   index: number
   text: string
+  /** Calls of functions, which are not part of the text. */
+  calls: ToolCall[]
   tokens: TokenReport[]
-  finishReason: 'length' | 'stop' | null
+  finishReason: 'length' | 'stop' | 'tool_calls' | null
 }
 
 /** Tokens of a request and what they cost. */
@@ -75,6 +78,7 @@ export function chatFormat(model: string, tokenizer: Tokenizer, logprobs: boolea
   const id = `chatcmpl-${randomUUID()}`
   const head = { id, object: 'chat.completion', created: seconds(), model }
   const chunk = { ...head, object: 'chat.completion.chunk' }
+  const called: number[] = [] // by choice: calls so far
   const rest = (piece: Piece) => ({
     logprobs: logprobs ? { content: piece.tokens.map((report) => chatLogprob(tokenizer, report)), refusal: null } : null,
     finish_reason: piece.finishReason,
@@ -85,7 +89,11 @@ export function chatFormat(model: string, tokenizer: Tokenizer, logprobs: boolea
       ...head,
       choices: pieces.map((piece) => ({
         index: piece.index,
-        message: { role: 'assistant', content: piece.text, refusal: null },
+        message: {
+          role: 'assistant',
+          ...(piece.calls.length === 0 ? { content: piece.text } : { content: piece.text || null, tool_calls: piece.calls }),
+          refusal: null,
+        },
         ...rest(piece),
       })),
       usage,
@@ -94,7 +102,14 @@ export function chatFormat(model: string, tokenizer: Tokenizer, logprobs: boolea
       ...chunk,
       choices: [{ index, delta: { role: 'assistant', content: '' }, logprobs: null, finish_reason: null, loops: [] }],
     }),
-    delta: (piece) => ({ ...chunk, choices: [{ index: piece.index, delta: { content: piece.text }, ...rest(piece) }] }),
+    delta: (piece) => {
+      const from = called[piece.index] ?? 0
+      called[piece.index] = from + piece.calls.length
+      const calls = piece.calls.map((call, i) => ({ index: from + i, ...call }))
+      const content = piece.text === '' && calls.length > 0 ? {} : { content: piece.text }
+      const delta = calls.length === 0 ? content : { ...content, tool_calls: calls }
+      return { ...chunk, choices: [{ index: piece.index, delta, ...rest(piece) }] }
+    },
     usage: (usage) => ({ ...chunk, choices: [], usage }),
   }
 }

@@ -15,6 +15,7 @@ import { checkServeOptions, isLoopback, maxCachedTokens, type ServeOptions, type
 import { contextOf, type Plan, planChat, planCompletion, type Served } from './plan.js'
 import { parseChat, parseCompletion } from './request.js'
 import { type Piece, type TokenReport, usageOf } from './responses.js'
+import { ToolCallStream } from './tool-calls.js'
 
 /** The client left: there is nobody to answer. */
 const clientGone = new HttpError(499, 'the client left')
@@ -267,12 +268,8 @@ export class LoopLMServer {
 
   async #whole(plan: Plan, controller: AbortController): Promise<object> {
     const pieces: Piece[] = plan.sequences.map((_, index) => emptyPiece(index))
-    await this.#run(plan, controller, (index, chunk) => {
-      const piece = pieces[index]!
-      piece.text += chunk.text ?? ''
-      piece.tokens.push(report(chunk))
-      piece.finishReason = chunk.finishReason ?? null
-    })
+    const add = collector(plan)
+    await this.#run(plan, controller, (index, chunk) => add(pieces[index]!, chunk))
     return plan.format.whole(pieces, usageOf(plan.promptTokens, pieces))
   }
 
@@ -282,15 +279,14 @@ export class LoopLMServer {
     const send = (value: object) => events.send(JSON.stringify(includeUsage ? { usage: null, ...value } : value))
     const pieces = plan.sequences.map((_, index) => emptyPiece(index))
     const all: { tokens: TokenReport[] }[] = plan.sequences.map(() => ({ tokens: [] }))
+    const add = collector(plan)
     await this.#run(plan, controller, async (index, chunk) => {
       const piece = pieces[index]!
       const opening = all[index]!.tokens.length === 0 ? format.opening(index) : undefined
       if (opening !== undefined) await send(opening)
-      piece.text += chunk.text ?? ''
-      piece.tokens.push(report(chunk))
+      add(piece, chunk)
       all[index]!.tokens.push(piece.tokens.at(-1)!)
-      piece.finishReason = chunk.finishReason ?? null
-      if (piece.text === '' && piece.finishReason === null) return // a character or a possible stop text is incomplete
+      if (piece.text === '' && piece.calls.length === 0 && piece.finishReason === null) return // something is incomplete
       pieces[index] = emptyPiece(index)
       await send(format.delta(piece))
     })
@@ -353,7 +349,26 @@ function roomForTokens({ config, dtype }: LoopLM, { kv, maxRunning }: ServeSetti
   return Math.max(1, Math.min(useful, Math.floor(freemem() / 2 / bytes), maxCachedTokens))
 }
 
-const emptyPiece = (index: number): Piece => ({ index, text: '', tokens: [], finishReason: null })
+const emptyPiece = (index: number): Piece => ({ index, text: '', calls: [], tokens: [], finishReason: null })
+
+/** Adds tokens to the pieces of a request's choices; where functions may be called, their calls are taken out of the text. */
+function collector({ sequences, tools }: Plan): (piece: Piece, chunk: GenerateChunk) => void {
+  const streams = sequences.map(() => (tools === undefined ? undefined : new ToolCallStream(tools.parallel ? undefined : 1)))
+  const called = sequences.map(() => false)
+  return (piece, chunk) => {
+    const last = chunk.finishReason !== undefined
+    const stream = streams[piece.index]
+    const parts = stream === undefined ? [{ text: chunk.text ?? '', calls: [] }] : [stream.push(chunk.text ?? '')]
+    if (stream !== undefined && last) parts.push(stream.flush())
+    for (const { text, calls } of parts) {
+      piece.text += text
+      piece.calls.push(...calls)
+    }
+    if (piece.calls.length > 0) called[piece.index] = true
+    piece.tokens.push(report(chunk))
+    piece.finishReason = (chunk.finishReason === 'stop' && called[piece.index] ? 'tool_calls' : chunk.finishReason) ?? null
+  }
+}
 
 const report = ({ token, logprob, loop, topLogprobs = [] }: GenerateChunk): TokenReport => ({
   token,

@@ -1,0 +1,220 @@
+// Functions that a model calls: out of its text, and with OpenAI's client against a model that has learnt three answers by heart.
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import OpenAI, { APIError } from 'openai'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { createServer, LoopLM, type LoopLMServer, PretrainTrainer } from '../src/index.js'
+import { ToolCallStream } from '../src/serve/tool-calls.js'
+import { writeOuroFolder } from './ouro-folder.js'
+
+const one = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": [2, "<x>"]}}\n</tool_call>'
+const other = '<tool_call>{"name": "now"}</tool_call>'
+
+describe('calls in a text', () => {
+  const pieces = (text: string, size: number) =>
+    Array.from({ length: Math.ceil(text.length / size) }, (_, i) => text.slice(i * size, (i + 1) * size))
+  const read = (text: string, size: number, most?: number) => {
+    const stream = new ToolCallStream(most)
+    const parts = [...pieces(text, size).map((piece) => stream.push(piece)), stream.flush()]
+    const calls = parts.flatMap(({ calls }) => calls.map(({ function: f }) => [f.name, JSON.parse(f.arguments)]))
+    return [parts.map(({ text }) => text).join(''), ...calls]
+  }
+  const add = ['add', { a: 1, b: [2, '<x>'] }]
+  const now = ['now', {}]
+
+  it.each([
+    ['Hello, 1 < 2.', ['Hello, 1 < 2.']],
+    [one, ['', add]],
+    [`I add.\n${one}\n${other}\n`, ['I add.', add, now]],
+    [`${one} Done, it is late. `, ['Done, it is late. ', add]],
+    [`a <tool_call>no JSON</tool_call> b ${other}`, ['a <tool_call>no JSON</tool_call> b', now]],
+    ['<tool_call>{"arguments": {}}</tool_call>', ['<tool_call>{"arguments": {}}</tool_call>']],
+    ['<tool_call>{"name": "x", "arguments": "y"}</tool_call>', ['<tool_call>{"name": "x", "arguments": "y"}</tool_call>']],
+    ['<tool_call>{"name": "now"}', ['', now]], // the end was cut off, or is a stop text
+    ['<tool_call>{"name": "no', ['<tool_call>{"name": "no']],
+    ['ends in <tool', ['ends in <tool']],
+    ['<tool_<tool_call>\n{"name":"now"}</tool_call>', ['<tool_', now]],
+  ])('%j', (text, expected) => {
+    for (const size of [1, 2, 3, 7, 1000]) expect(read(text, size), `pieces of ${size}`).toEqual(expected)
+  })
+
+  it('beyond the number that is wanted are dropped, with all that follows', () => {
+    expect(read(`a ${one} b ${other} c`, 1, 1)).toEqual(['a', add])
+  })
+})
+
+const tools = [
+  {
+    type: 'function' as const,
+    function: { name: 'add', parameters: { type: 'object', properties: { a: { type: 'number' }, b: { type: 'number' } } } },
+  },
+]
+const user = (content: string) => ({ role: 'user' as const, content })
+const asked = [user('1+2?')]
+const arguments_ = { a: 1, b: 2 }
+const call = { id: 'call_1', type: 'function' as const, function: { name: 'add', arguments: JSON.stringify(arguments_) } }
+const answered = [
+  ...asked,
+  { role: 'assistant' as const, content: null, tool_calls: [call] },
+  { role: 'tool' as const, tool_call_id: 'call_1', content: '3' },
+]
+const text = (a: number, b: number) => `<tool_call>\n{"name": "add", "arguments": {"a": ${a}, "b": ${b}}}\n</tool_call>`
+/** Conversations as the template gets them, and what the model learns to answer. */
+const lessons: [messages: object[], tools: object[] | undefined, answer: string][] = [
+  [asked, tools, text(1, 2)],
+  [[user('both')], tools, `Two sums.\n${text(1, 2)}\n${text(3, 4)}`],
+  [
+    [
+      answered[0]!,
+      { ...answered[1]!, content: '', tool_calls: [{ ...call, function: { name: 'add', arguments: arguments_ } }] },
+      answered[2]!,
+    ],
+    tools,
+    'It is 3.',
+  ],
+  [asked, undefined, 'Three.'],
+]
+
+async function apiError(call: PromiseLike<unknown>): Promise<APIError> {
+  const error = await Promise.resolve(call).catch((error: unknown) => error)
+  expect(error).toBeInstanceOf(APIError)
+  return error as APIError
+}
+
+describe("OpenAI's client", () => {
+  let root: string
+  let model: LoopLM
+  let server: LoopLMServer
+  let client: OpenAI
+  beforeAll(async () => {
+    root = await mkdtemp(join(tmpdir(), 'looplm-tools-'))
+    const config = { hidden_size: 64, intermediate_size: 128, total_ut_steps: 2, initializer_range: 0.05 }
+    model = await LoopLM.fromPretrained(await writeOuroFolder(join(root, 'ouro'), { config }))
+    const tokenizer = model.tokenizer!
+    const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })
+    const prompts = lessons.map(([messages, tools]) =>
+      encode(tokenizer.applyChatTemplate(messages as never, { addGenerationPrompt: true, tools })),
+    )
+    const batch = {
+      sequences: lessons.map(([, , answer], i) => [...prompts[i]!, ...encode(`${answer}<|im_end|>`)]),
+      promptLengths: prompts.map(({ length }) => length),
+    }
+    using trainer = new PretrainTrainer(model, { learningRate: 3e-3, entropyCoefficient: 0 })
+    for (let step = 0, loss = 9; loss > 0.01; step++) {
+      if (step === 600) throw new Error(`the lessons were not learnt: ${loss}`)
+      loss = (await trainer.update(batch)).loss!
+    }
+    server = createServer(model, { name: 'tiny', port: 0 })
+    client = new OpenAI({ baseURL: `${await server.listen()}/v1`, apiKey: 'none', maxRetries: 0 })
+  }, 120_000)
+  afterAll(async () => {
+    await server?.close()
+    model?.dispose()
+    await rm(root, { recursive: true })
+  })
+  const body = (messages: OpenAI.ChatCompletionMessageParam[]) => ({ model: 'tiny', messages, temperature: 0, max_tokens: 200 })
+  const parsed = (calls: readonly { function?: { name?: string; arguments?: string } }[] | undefined) =>
+    calls?.map((call) => [call.function!.name, JSON.parse(call.function!.arguments!)])
+
+  it('gets the call of a function, answers it, and gets the text', async () => {
+    const { choices } = await client.chat.completions.create({ ...body(asked), tools })
+    const { message, finish_reason } = choices[0]!
+    expect(finish_reason).toBe('tool_calls')
+    expect(message.content).toBeNull()
+    const [made] = message.tool_calls as OpenAI.ChatCompletionMessageFunctionToolCall[]
+    expect(made).toEqual({ id: expect.stringMatching(/^call_\w+$/), type: 'function', function: call.function })
+    const result = { role: 'tool' as const, tool_call_id: made!.id, content: '3' }
+    const next = await client.chat.completions.create({ ...body([...asked, message, result]), tools })
+    expect(next.choices[0]).toMatchObject({ message: { content: 'It is 3.' }, finish_reason: 'stop' })
+    expect(next.choices[0]!.message.tool_calls).toBeUndefined()
+  })
+
+  it('gets several calls behind a text, or one where it wants one at a time', async () => {
+    const both = { ...body([user('both')]), tools }
+    const { choices } = await client.chat.completions.create(both)
+    expect(choices[0]!.message.content).toBe('Two sums.')
+    expect(parsed(choices[0]!.message.tool_calls as never)).toEqual([
+      ['add', { a: 1, b: 2 }],
+      ['add', { a: 3, b: 4 }],
+    ])
+    const single = await client.chat.completions.create({ ...both, parallel_tool_calls: false })
+    expect(parsed(single.choices[0]!.message.tool_calls as never)).toEqual([['add', { a: 1, b: 2 }]])
+    expect(single.choices[0]!.finish_reason).toBe('tool_calls')
+    expect(single.usage!.completion_tokens).toBeLessThan(
+      0.75 * (await client.chat.completions.create(both)).usage!.completion_tokens,
+    )
+  })
+
+  it('streams them, each with its index', async () => {
+    const stream = client.chat.completions.stream({ ...body([user('both')]), tools, stream_options: { include_usage: true } })
+    const indices: number[] = []
+    for await (const { choices } of stream)
+      for (const { delta } of choices) {
+        expect(delta.content ?? '').not.toContain('<')
+        indices.push(...(delta.tool_calls ?? []).map(({ index }) => index))
+      }
+    expect(indices).toEqual([0, 1])
+    const { message, finish_reason } = (await stream.finalChatCompletion()).choices[0]!
+    expect(finish_reason).toBe('tool_calls')
+    expect(message.content).toBe('Two sums.')
+    expect(parsed(message.tool_calls as never)).toEqual([
+      ['add', { a: 1, b: 2 }],
+      ['add', { a: 3, b: 4 }],
+    ])
+    expect((await stream.totalUsage()).completion_tokens).toBeGreaterThan(20)
+  })
+
+  it('runs functions by itself', async () => {
+    const runner = client.chat.completions.runTools({
+      ...body(asked),
+      tools: [
+        {
+          type: 'function',
+          function: { ...tools[0]!.function, parse: JSON.parse, function: ({ a, b }: { a: number; b: number }) => String(a + b) },
+        },
+      ],
+    } as never)
+    expect(await runner.finalContent()).toBe('It is 3.')
+  })
+
+  it('gets text where tools are off, and a call that is cut off as it is', async () => {
+    const none = await client.chat.completions.create({ ...body(asked), tools, tool_choice: 'none' })
+    expect(none.choices[0]!.message).toMatchObject({ content: 'Three.' })
+    const cut = await client.chat.completions.create({ ...body(asked), tools, max_tokens: 30 })
+    expect(cut.choices[0]!.finish_reason).toBe('length')
+    expect(cut.choices[0]!.message.content).toMatch(/^<tool_call>\n\{"name/)
+  })
+
+  it.each([
+    [{ tools: [{ type: 'retrieval' }] }, 'tools[0].type'],
+    [{ tools: [{ type: 'function', function: {} }] }, 'tools[0].function.name'],
+    [{ tools, tool_choice: 'required' }, 'tool_choice'],
+    [{ tools, tool_choice: { type: 'function', function: { name: 'add' } } }, 'tool_choice'],
+    [{ functions: [] }, 'functions'],
+    [{ messages: [{ role: 'assistant', tool_calls: [{ type: 'function' }] }] }, 'messages[0].tool_calls[0].function'],
+    [
+      { messages: [{ role: 'assistant', tool_calls: [{ function: { name: 'f', arguments: '{' } }] }] },
+      'messages[0].tool_calls[0].function.arguments',
+    ],
+    [
+      { messages: [{ role: 'assistant', tool_calls: [{ function: { name: 'f', arguments: '[1]' } }] }] },
+      'messages[0].tool_calls[0].function.arguments',
+    ],
+  ])('is refused %j by name', async (change, param) => {
+    const error = await apiError(client.post('/chat/completions', { body: { ...body(asked), ...change } }))
+    expect([error.status, error.param]).toEqual([400, param])
+  })
+
+  it('is told when the template has no place for tools', async () => {
+    await writeOuroFolder(join(root, 'deaf'))
+    await writeFile(join(root, 'deaf', 'chat_template.jinja'), '{% for m in messages %}{{ m.content }}{% endfor %}')
+    using plain = await LoopLM.fromPretrained(join(root, 'deaf'))
+    const deaf = createServer(plain, { name: 'tiny', port: 0 })
+    const other = new OpenAI({ baseURL: `${await deaf.listen()}/v1`, apiKey: 'none', maxRetries: 0 })
+    const error = await apiError(other.chat.completions.create({ ...body(asked), tools }))
+    await deaf.close()
+    expect([error.status, error.param]).toEqual([400, 'tools'])
+    expect(error.message).toMatch(/the chat template of the model does not show it any/)
+  })
+})
