@@ -4,6 +4,7 @@
 // `synchronize` and the sums that the host reads wait for it.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "../native/backend.h"
 #include "simt.h"
@@ -26,6 +27,10 @@ struct Staging {
   int active = 0;
 };
 
+// How decoded tokens are computed, by LOOPLM_CUDA_DECODE: one kernel for a token of one row and recordings for more rows;
+// recordings alone; each kernel launched on its own. The results are the same bits.
+enum class DecodeBy { token, graph, launches };
+
 struct Context {
   int device = 0;
   cudaStream_t stream = nullptr;
@@ -36,6 +41,10 @@ struct Context {
   size_t scratch_bytes = 0;
   Complaint* complaint = nullptr;  // pinned, visible to the device
   Lt* lt = nullptr;
+  DecodeBy decode = DecodeBy::token;
+  bool recording = false;      // the stream is being captured: nothing may wait, and no memory may be taken
+  int recordings = 0;          // that may be replayed
+  std::vector<void*> retired;  // scratch memory that recordings may still use
 };
 
 int fail(Context& c, const std::string& message);
@@ -75,6 +84,7 @@ void add_norm(LoopBackend& table);
 void add_rope(LoopBackend& table);
 void add_attention(LoopBackend& table);
 void add_decode_attention(LoopBackend& table);
+void add_recording(LoopBackend& table);
 void add_swiglu(LoopBackend& table);
 void add_exit(LoopBackend& table);
 void add_head(LoopBackend& table);

@@ -2,6 +2,7 @@
 // free.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -22,7 +23,13 @@ int check(Context& c, cudaError_t status, const char* operation) {
   return status == cudaErrorMemoryAllocation ? int(LOOP_OUT_OF_MEMORY) : 1;
 }
 
+// While calls are recorded, those that would wait or take memory are refused before CUDA makes an invalid recording of it all.
+int refuse_recorded(Context& c, const char* operation) {
+  return c.recording ? fail(c, std::string(operation) + " while calls are recorded") : 0;
+}
+
 int wait(Context& c, const char* operation) {
+  if (int status = refuse_recorded(c, operation)) return status;
   if (int status = check(c, cudaStreamSynchronize(c.stream), operation)) return status;
   if (!c.complaint->raised) return 0;
   const Complaint found = *c.complaint;
@@ -81,6 +88,7 @@ void close(void* ctx) {
   cudaSetDevice(c->device);
   if (c->stream) cudaStreamSynchronize(c->stream);
   if (c->scratch) cudaFreeAsync(c->scratch, c->stream);
+  for (void* p : c->retired) cudaFreeAsync(p, c->stream);
   close_lt(*c);
   for (int i : {0, 1}) {
     if (c->staging.half[i]) cudaFreeHost(c->staging.half[i]);
@@ -119,6 +127,9 @@ void* open(int32_t device, int32_t) {
     return nullptr;
   }
   *c->complaint = {};
+  const char* decode = std::getenv("LOOPLM_CUDA_DECODE");
+  if (decode && std::string(decode) == "graph") c->decode = DecodeBy::graph;
+  if (decode && std::string(decode) == "launches") c->decode = DecodeBy::launches;
   c->description = describe_device(device);
   open_lt(*c);
   return c;
@@ -131,6 +142,7 @@ int supports(void*, LoopDType dt) { return dt == LOOP_F32 || dt == LOOP_BF16; }
 // A second attempt gives what the pool keeps back to the device first.
 void* take(Context& c, size_t bytes) {
   void* p = nullptr;
+  if (refuse_recorded(c, "an allocation")) return nullptr;
   for (int attempt = 0; attempt < 2; attempt++) {
     const cudaError_t status = cudaMallocAsync(&p, std::max<size_t>(bytes, 1), c.stream);
     if (status == cudaSuccess) return p;
@@ -168,6 +180,7 @@ cudaError_t stage(Context& c, size_t bytes, char** p, size_t* taken) {
 
 int copy_in(void* ctx, void* dst, const void* host_src, size_t bytes) {
   Context& c = enter(ctx);
+  if (int status = refuse_recorded(c, "copy_in")) return status;
   auto* to = static_cast<char*>(dst);
   for (auto* from = static_cast<const char*>(host_src); bytes > 0;) {
     char* p = nullptr;
@@ -223,7 +236,9 @@ int read_back(Context& c, void* host, const void* device, size_t bytes) {
 
 void* scratch(Context& c, size_t bytes) {
   if (bytes <= c.scratch_bytes) return c.scratch;
-  if (c.scratch) cudaFreeAsync(c.scratch, c.stream);
+  if (refuse_recorded(c, "an allocation")) return nullptr;
+  if (c.scratch && c.recordings > 0) c.retired.push_back(c.scratch);
+  else if (c.scratch) cudaFreeAsync(c.scratch, c.stream);
   c.scratch = take(c, bytes);
   c.scratch_bytes = c.scratch ? bytes : 0;
   return c.scratch;

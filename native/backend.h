@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_BACKEND_ABI 5
+#define LOOPLM_BACKEND_ABI 6
 
 #ifdef __cplusplus
 extern "C" {
@@ -20,7 +20,8 @@ extern "C" {
 
 typedef enum LoopDType { LOOP_F32 = 0, LOOP_BF16 = 1, LOOP_F64 = 2, LOOP_I32 = 3, LOOP_F16 = 4 } LoopDType;
 
-enum { LOOP_OUT_OF_MEMORY = 2 };
+// DECLINED: an optional function does not do this case. Nothing has happened, and the caller takes the ordinary way.
+enum { LOOP_OUT_OF_MEMORY = 2, LOOP_DECLINED = 3 };
 enum { LOOP_GEMM_REAL_OUT = 1, LOOP_GEMM_ACCUMULATE = 2 };  // C is real instead of act; C += (implies REAL_OUT)
 
 // A weight [n, k] in few bits: element (i, l) is codes(i, l) · scales[l / group, i]. k is a multiple of `group`, `group` of 32.
@@ -68,6 +69,32 @@ typedef struct LoopDecodeAttention {
   const LoopCacheContext* contexts;  // [rows]
   void* out;                         // act [rows, heads * head_dim]
 } LoopDecodeAttention;
+
+typedef struct LoopDecodeLayer {  // of a block: norms [D], matrices [out, in], and the first of the layer's cache planes
+  const void *attention_norm, *qkv, *output, *attention_norm_2, *mlp_norm, *gate_up, *down, *mlp_norm_2;
+  void *keys, *values;
+} LoopDecodeLayer;
+
+// One token of one row through the blocks, loop after loop. Slots count from the layer's first plane; loop t's lie `plane` slots
+// behind those of loop t - 1 (0 where the loops share a plane).
+typedef struct LoopDecodeToken {
+  int32_t layers, heads, kv_heads, head_dim;
+  int64_t hidden, intermediate;
+  double norm_eps, scale;
+  const LoopDecodeLayer* host_layers;
+  const void *norm, *gate_weight, *gate_bias;
+  const void* cos_sin;       // as for rope
+  const void* embedded;      // act [D]
+  int32_t position, slot;    // of the token; its key and value are written there
+  LoopCacheContext context;  // the token itself included
+  int64_t plane;
+  // It leaves after the first loop t, min_loops <= t < loops, at which Σ_{s<=t} p_s >= threshold (math.md §1), and after `loops`
+  // in any case. with_gate 0: that case alone, and the gate is not read.
+  int32_t loops, min_loops, with_gate;
+  double threshold;
+  void* state;    // act [D]: after the loop that it left from
+  int32_t* left;  // that loop, 1-based
+} LoopDecodeToken;
 
 typedef enum LoopSurrogate { LOOP_GIVEN = 0, LOOP_REINFORCE = 1, LOOP_PPO = 2, LOOP_CISPO = 3 } LoopSurrogate;
 
@@ -221,6 +248,17 @@ typedef struct LoopBackend {
                      const int32_t* slots, const void* qkv, void* keys, void* values);
   int (*decode_attention)(void* ctx, LoopDType dt, const LoopDecodeAttention* a);
   int (*sample)(void* ctx, LoopDType dt, const LoopSample* s);
+
+  // All blocks and loops of one token at once, bit for bit what the functions above make of it. NULL: the backend has none.
+  int (*decode_token)(void* ctx, LoopDType dt, const LoopDecodeToken* t);
+
+  // Calls kept for later. From `record` to `recorded` calls are kept instead of done: those that read and write device memory
+  // alone, each of which has been done before at the same sizes, so that none needs memory of its own any more. `replay` does
+  // them all, with the same addresses and numbers and whatever lies there by then. NULL: the backend has none.
+  int (*record)(void* ctx);
+  int (*recorded)(void* ctx, void** recording);  // after an error too; *recording is then NULL
+  int (*replay)(void* ctx, void* recording);
+  void (*forget)(void* ctx, void* recording);
 
   // Tensor operations. Strides are in elements; a stride of 0 broadcasts. `out` is dense.
   int (*binary)(void* ctx, LoopDType type, LoopBinaryOp op, int32_t rank, const int64_t* host_shape, const void* a,

@@ -181,6 +181,8 @@ export interface NativeSchedulerStats {
   slots: number
   passes: number
   passRows: number
+  replayedPasses: number
+  wholeTokens: number
   drafted: number
   accepted: number
 }

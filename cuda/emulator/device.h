@@ -402,6 +402,7 @@ template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    bool cooperative, Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
+  if (cooperative && !emulator::fits_together(grid, block, shared_bytes)) return cudaErrorCooperativeLaunchTooLarge;
   const Call<Parameters...> call{kernel, {Parameters(arguments)...}};
   return emulator::submit(stream, [=] {
     std::string error;

@@ -128,6 +128,7 @@ struct Worker {
   std::vector<std::unique_ptr<RunningBlock>> blocks;  // all those of a cooperative launch, else one
   size_t resident = 0, current = 0;
   int at_grid_barrier = 0;
+  Where grid_barrier_where;  // of the first that came
   const Launch* launch = nullptr;
   std::string fault;
   bool faulted = false;
@@ -185,6 +186,22 @@ void set_waiting(Fiber& f, State state) {
 
 // Nothing can go on, and not everything has ended: says who waits where.
 void report_deadlock() {
+  if (worker->at_grid_barrier > 0)  // a block that ended, or whose threads wait for each other elsewhere, holds all of them up
+    for (size_t b = 0; b < worker->resident; ++b) {
+      const RunningBlock& block = *worker->blocks[b];
+      const auto is_there = [](const Fiber& f) { return f.state == State::at_grid_barrier; };
+      const auto there = std::count_if(block.fibers.begin(), block.fibers.begin() + block.threads, is_there);
+      if (there > 0) continue;
+      const bool ended = block.unfinished == 0;
+      const Fiber& first = *std::find_if(block.fibers.begin(), block.fibers.begin() + block.threads - 1,
+                                         [](const Fiber& f) { return f.state != State::finished; });
+      char where[256] = "";
+      if (!ended)
+        std::snprintf(where, sizeof where, " %s at %s:%u", first.waits_for, first.where.file_name(), first.where.line());
+      return fail("grid_barrier at %s:%u is not reached by block (%u, %u, %u), which %s%s",
+                  worker->grid_barrier_where.file_name(), worker->grid_barrier_where.line(), block.index.x, block.index.y,
+                  block.index.z, ended ? "has ended" : "is in", where);
+    }
   for (size_t b = 0; b < worker->resident; ++b) {
     const RunningBlock& block = *worker->blocks[b];
     for (int i = 0; i < block.threads; ++i) {
@@ -532,6 +549,11 @@ void grid_barrier(Where where) {
     fault("grid_barrier in a launch that is not cooperative, %s:%u", where.file_name(), where.line());
   Fiber& f = fiber();
   const int expected = running().threads * int(worker->resident);
+  if (worker->at_grid_barrier == 0) worker->grid_barrier_where = where;
+  const Where first = worker->grid_barrier_where;
+  if (first.line() != where.line() || first.file_name() != where.file_name())
+    fault("grid_barrier at %s:%u, while other threads wait in another one at %s:%u", where.file_name(), where.line(),
+          first.file_name(), first.line());
   if (++worker->at_grid_barrier < expected) {
     f.where = where;
     f.waits_for = "grid_barrier";

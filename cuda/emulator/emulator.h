@@ -4,6 +4,7 @@
 //
 // What it refuses, with the block and the thread that did it:
 //   a barrier or a warp function that not all of its threads reach, or that they reach at different places in the source;
+//   a barrier of the grid that a block does not reach, or that blocks reach at different places;
 //   different masks in one shuffle, a lane outside its own mask, a shuffle from a lane outside the mask;
 //   shared memory out of an array's bounds, misaligned, read before anything was written to it or while a cp.async to it is under
 //   way; two threads that use the same shared memory, one of them writing, without a barrier in between.

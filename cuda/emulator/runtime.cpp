@@ -24,6 +24,7 @@ struct CUgraphExec_st {
 };
 struct CUstream_st {
   CUgraph_st* capture = nullptr;
+  bool invalid = false;  // something was asked that a capture may not contain
 };
 struct CUevent_st {
   std::chrono::steady_clock::time_point time;
@@ -38,6 +39,16 @@ cudaError_t result(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
 }
+
+thread_local cudaStream_t captured = nullptr;  // the stream that this thread captures
+
+// What a capture refuses, and what it makes of it.
+bool refused() {
+  if (captured) captured->invalid = true;
+  return captured != nullptr;
+}
+
+constexpr int processors = 4;
 
 size_t total_memory() {
   const char* text = std::getenv("LOOPLM_EMULATOR_MEMORY");
@@ -64,13 +75,24 @@ size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
 }  // namespace
 
 cudaError_t looplm::emulator::submit(cudaStream_t stream, Work work) {
+  if (!stream && refused()) return result(cudaErrorStreamCaptureUnsupported);  // the default stream waits for the others
   if (!stream || !stream->capture) return result(work());
+  if (stream->invalid) return result(cudaErrorStreamCaptureInvalidated);
   stream->capture->work.push_back(std::move(work));
   return cudaSuccess;
 }
 cudaError_t looplm::emulator::report_fault(const std::string& message) {
   last_fault = message;
   return cudaErrorLaunchFailure;
+}
+
+int looplm::emulator::resident_blocks(size_t threads, size_t shared_bytes) {
+  const size_t by_shared = max_shared_bytes / (shared_bytes + 1024);  // 1 KiB of every block is the system's
+  return threads == 0 ? 0 : int(std::min({size_t(2048) / threads, by_shared, size_t(32)}));
+}
+bool looplm::emulator::fits_together(dim3 grid, dim3 block, size_t shared_bytes) {
+  const size_t blocks = size_t(grid.x) * grid.y * grid.z, threads = size_t(block.x) * block.y * block.z;
+  return blocks <= size_t(processors * resident_blocks(threads, shared_bytes));
 }
 
 const char* cudaGetErrorString(cudaError_t error) {
@@ -89,6 +111,12 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device";
     case cudaErrorNotReady:
       return "not ready";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     case cudaErrorLaunchFailure:
       return last_fault.empty() ? "launch failure" : last_fault.c_str();
   }
@@ -110,7 +138,7 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
-  *properties = {"emulated", total_memory(), looplm::emulator::max_shared_bytes, 8, 0, 4, 1 << 20};
+  *properties = {"emulated", total_memory(), looplm::emulator::max_shared_bytes, 8, 0, processors, 1 << 20};
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -119,7 +147,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = looplm::emulator::max_threads;
       return cudaSuccess;
     case cudaDevAttrMultiProcessorCount:
-      *value = 4;
+      *value = processors;
       return cudaSuccess;
     case cudaDevAttrL2CacheSize:
       *value = 1 << 20;
@@ -155,10 +183,11 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *free = *total - std::min(*total, m.used);
   return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() { return result(refused() ? cudaErrorStreamCaptureUnsupported : cudaSuccess); }
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   *pointer = nullptr;
+  if (refused()) return result(cudaErrorStreamCaptureUnsupported);
   if (bytes == 0) return cudaSuccess;
   const size_t page = size_t(sysconf(_SC_PAGESIZE)), kept = round_up(bytes, alignment), mapped = round_up(kept, page) + page;
   Memory& m = memory();
@@ -176,6 +205,7 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
 }
 cudaError_t cudaFree(void* pointer) {
   if (!pointer) return cudaSuccess;
+  if (refused()) return result(cudaErrorStreamCaptureUnsupported);
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
   const auto found = m.mappings.find(pointer);
@@ -200,6 +230,8 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void* value)
 }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
 cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
+  *pointer = nullptr;
+  if (refused()) return result(cudaErrorStreamCaptureUnsupported);
   *pointer = std::malloc(bytes);
   return *pointer ? cudaSuccess : result(cudaErrorMemoryAllocation);
 }
@@ -243,7 +275,9 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  return result((!stream || stream == captured) && refused() ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
   *event = new CUevent_st;
@@ -258,20 +292,30 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
   event->time = std::chrono::steady_clock::now();
   return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return result(refused() ? cudaErrorStreamCaptureUnsupported : cudaSuccess); }
 cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();
   return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  if (!stream || stream->capture) return result(cudaErrorInvalidValue);
+  if (!stream || captured) return result(cudaErrorInvalidValue);
   stream->capture = new CUgraph_st;
+  stream->invalid = false;
+  captured = stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  *graph = std::exchange(stream->capture, nullptr);
-  return *graph ? cudaSuccess : result(cudaErrorInvalidValue);
+  *graph = nullptr;
+  if (!stream->capture) return result(cudaErrorInvalidValue);
+  CUgraph_st* made = std::exchange(stream->capture, nullptr);
+  captured = nullptr;
+  if (stream->invalid) {
+    delete made;
+    return result(cudaErrorStreamCaptureInvalidated);
+  }
+  *graph = made;
+  return cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   *status = stream->capture ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
@@ -281,7 +325,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
   *executable = new CUgraphExec_st{graph->work};
   return cudaSuccess;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t) {
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  if (stream && stream == captured && refused()) return result(cudaErrorStreamCaptureUnsupported);
   for (const Work& work : executable->work)
     if (const cudaError_t error = work(); error != cudaSuccess) return result(error);
   return cudaSuccess;

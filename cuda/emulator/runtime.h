@@ -1,10 +1,14 @@
 // The part of CUDA's runtime library that the backend's host code uses, for g++. Device memory is ordinary memory that begins as
 // NaN and ends at a page that nobody may touch; everything asked of a stream is done at once, or recorded while the stream is
-// captured.
+// captured. What may
+// not be asked of a stream that is captured (to wait for it, or for memory) is an error, and ends the capture without a graph, as
+// CUDA has it; memory ordered by the stream, which CUDA would put into the graph, is refused too.
 #pragma once
 #include <cstddef>
 #include <functional>
 #include <string>
+
+#include "emulator.h"
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -14,6 +18,9 @@ enum cudaError_t {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorNotReady = 600,
+  cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
   cudaErrorLaunchFailure = 719,
 };
 const char* cudaGetErrorString(cudaError_t error);  // with what the emulator found, after cudaErrorLaunchFailure
@@ -124,18 +131,25 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 
 // ---- kernels
 
+namespace looplm::emulator {
+// Of a kernel on one multiprocessor, by threads and shared memory.
+int resident_blocks(size_t threads, size_t shared_bytes);
+}  // namespace looplm::emulator
+
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
   return cudaSuccess;
 }
 template <class Kernel>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
-  *blocks = 1;
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int threads, size_t shared_bytes) {
+  *blocks = looplm::emulator::resident_blocks(size_t(threads), shared_bytes);
   return cudaSuccess;
 }
 
 namespace looplm::emulator {
+// Whether the blocks of a cooperative launch can all be on the device at once.
+bool fits_together(dim3 grid, dim3 block, size_t shared_bytes);
 // Does the work now, or adds it to the graph that the stream captures.
 cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work);
 cudaError_t report_fault(const std::string& message);

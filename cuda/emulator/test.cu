@@ -43,6 +43,10 @@ enum class Fault {
   missing_barrier_after_wait,
   overwritten_too_early,
   missing_syncwarp,
+  block_without_barrier,
+  block_ends_early,
+  two_grid_barriers,
+  one_round_too_few,
 };
 
 constexpr int tile = 32, pitch = tile + 1;
@@ -208,11 +212,26 @@ void product_is_right() {
   claim(std::string("load_matrix and mma") + (k_major ? "" : ", transposed"), right, cudaGetErrorString(status));
 }
 
-// Every block adds its number to a sum, meets the others, and reads the sum.
-__global__ void meet(unsigned* sum, unsigned* out) {
-  if (threadIdx.x == 0) atomicAdd(sum, blockIdx.x + 1);
-  grid_barrier();
-  if (threadIdx.x == 0) out[blockIdx.x] = *sum;
+// Every block adds its number to a sum, meets the others, and reads the sum; three times.
+template <Fault fault>
+__global__ void meet(unsigned* sums, unsigned* out) {
+  if (fault == Fault::block_ends_early && blockIdx.x == 2) return;
+  const int rounds = fault == Fault::one_round_too_few && blockIdx.x == 3 ? 2 : 3;
+  for (int round = 0; round < rounds; ++round) {
+    if (threadIdx.x == 0) atomicAdd(sums + round, blockIdx.x + 1);
+    if (fault == Fault::two_grid_barriers && blockIdx.x == 4) grid_barrier();
+    else if (fault != Fault::block_without_barrier) grid_barrier();
+    if (threadIdx.x == 0) out[blockIdx.x] = sums[round];
+  }
+}
+template <Fault fault>
+cudaError_t run_meet(bool* right, unsigned blocks = 6) {
+  unsigned sums[3] = {};
+  std::vector<unsigned> seen(blocks);
+  const cudaError_t status = launch_cooperative(meet<fault>, blocks, 64, 0, nullptr, &sums[0], seen.data());
+  *right = true;
+  for (unsigned s : seen) *right = *right && s == blocks * (blocks + 1) / 2;
+  return status;
 }
 
 // Warps 1 … hand numbers to warp 0 through two named barriers.
@@ -260,10 +279,8 @@ void results() {
   product_is_right<false>();
   product_is_right<true>();
 
-  unsigned sum = 0, seen[6] = {};
-  cudaError_t status = launch_cooperative(meet, 6, 64, 0, nullptr, &sum, &seen[0]);
-  claim("a cooperative launch", status == cudaSuccess && seen[0] == 21 && seen[5] == 21, cudaGetErrorString(status));
-  found("a grid barrier without a cooperative launch", launch(meet, 6, 64, 0, nullptr, &sum, &seen[0]), "not cooperative");
+  cudaError_t status = run_meet<Fault::none>(&right);
+  claim("a cooperative launch", status == cudaSuccess && right, cudaGetErrorString(status));
 
   std::vector<int> handed(288, -1);
   status = launch(hand_over, 1, 128, 0, nullptr, handed.data());
@@ -300,6 +317,34 @@ void results() {
   claim("a captured stream", before && to[3] == 5, "done at the graph's launch");
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
+
+  // Arguments are those of the launch that was recorded, not those of the replay.
+  std::vector<int> counted_twice(4, 0);
+  int* argument = counted_twice.data();
+  cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  launch(count, 1, 128, 0, stream, argument);
+  cudaStreamEndCapture(stream, &graph);
+  cudaGraphInstantiate(&executable, graph);
+  argument = nullptr;
+  cudaGraphLaunch(executable, stream);
+  claim("a captured launch", counted_twice[3] == 32, "keeps its arguments");
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+
+  const auto ends_the_capture = [&](const char* what, auto ask) {
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    const cudaError_t asked = ask(), after = launch(count, 1, 128, 0, stream, counted_twice.data()),
+                      end = cudaStreamEndCapture(stream, &graph);
+    claim(std::string(what) + " while a stream is captured",
+          asked == cudaErrorStreamCaptureUnsupported && after == cudaErrorStreamCaptureInvalidated &&
+              end == cudaErrorStreamCaptureInvalidated && graph == nullptr,
+          cudaGetErrorString(asked));
+  };
+  void* memory = nullptr;
+  ends_the_capture("waiting for it", [&] { return cudaStreamSynchronize(stream); });
+  ends_the_capture("an allocation", [&] { return cudaMalloc(&memory, 64); });
+  ends_the_capture("an allocation ordered by it", [&] { return cudaMallocAsync(&memory, 64, stream); });
+  ends_the_capture("a copy that waits", [&] { return cudaMemcpy(to.data(), from.data(), 16, cudaMemcpyDeviceToDevice); });
   cudaStreamDestroy(stream);
 }
 
@@ -326,6 +371,16 @@ void faults() {
   claim("__syncwarp", launch(neighbours<Fault::none>, 1, 32, 0, nullptr, out.data()) == cudaSuccess && out[0] == 31,
         "as expected");
   found("a missing __syncwarp", launch(neighbours<Fault::missing_syncwarp>, 1, 32, 0, nullptr, out.data()), "shared memory");
+  found("a block that leaves a grid barrier out", run_meet<Fault::one_round_too_few>(&right),
+        "is not reached by block (3, 0, 0), which has ended");
+  found("a block that ends before the grid barrier", run_meet<Fault::block_ends_early>(&right),
+        "is not reached by block (2, 0, 0), which has ended");
+  found("two grid barriers for one", run_meet<Fault::two_grid_barriers>(&right), "other threads wait in another one");
+  claim("no grid barrier", run_meet<Fault::block_without_barrier>(&right) == cudaSuccess && !right, "the result is another");
+  found("more blocks than the device holds at once", run_meet<Fault::none>(&right, 129), "too many blocks in cooperative launch");
+  unsigned sums[3] = {}, seen[6];
+  found("a grid barrier without a cooperative launch", launch(meet<Fault::none>, 6, 64, 0, nullptr, &sums[0], &seen[0]),
+        "not cooperative");
   found("too much shared memory", launch(neighbours<Fault::none>, 1, 32, 228 * 1024, nullptr, out.data()),
         "dynamic shared memory");
   found("too many threads", launch(neighbours<Fault::none>, 1, 1025, 0, nullptr, out.data()), "1025 threads");

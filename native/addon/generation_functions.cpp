@@ -132,6 +132,8 @@ Napi::Value stats(const Napi::CallbackInfo& info) {
   set("slots", s.slots);
   set("passes", s.passes);
   set("passRows", s.pass_rows);
+  set("replayedPasses", s.replayed_passes);
+  set("wholeTokens", s.whole_tokens);
   set("drafted", s.drafted);
   set("accepted", s.accepted);
   return out;

@@ -70,6 +70,7 @@ void Cache::grow(int64_t slots) {
     }
     *buffer = std::move(larger);
   }
+  generation_++;
   const int64_t added = slots - slots_;
   used_ += added;  // as if the new slots had been taken
   const int64_t first = slots_;

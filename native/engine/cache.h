@@ -26,6 +26,7 @@ class Cache {
   void give(int64_t first, int64_t slots);
   void clear();
 
+  uint64_t generation() const { return generation_; }  // another number when the planes have moved
   int64_t used() const { return used_; }
   int64_t slots() const { return slots_; }
   bool shared() const { return planes_ == 1; }
@@ -50,6 +51,7 @@ class Cache {
   const int64_t limit_;
   const std::function<Runs()> written_;
   int64_t slots_ = 0, used_ = 0;
+  uint64_t generation_ = 0;
   std::map<int64_t, int64_t> free_;  // first slot -> how many
   Buffer keys_, values_;             // act [layers, planes, slots, kv_heads · head_dim]
 };

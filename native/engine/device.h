@@ -28,6 +28,7 @@ class Device {
   Device(const Device&) = delete;
 
   std::string name() const { return name_; }
+  std::string last_error() const { return table_->last_error(ctx_); }
   std::string description() const { return table_->describe(ctx_); }
   bool supports(LoopDType dt) const { return table_->supports(ctx_, dt) != 0; }
 
@@ -35,10 +36,15 @@ class Device {
   // raised, so that a long call ends between two kernels.
   template <class Function, class... Arguments>
   void run(Function LoopBackend::*function, const char* operation, Arguments... arguments) {
-    if (cancel && cancel->load(std::memory_order_relaxed))
-      throw Error("ABORTED", operation, "the operation was aborted by its AbortSignal");
-    if (const int status = (table_->*function)(ctx_, arguments...))
-      throw Error(status == LOOP_OUT_OF_MEMORY ? "OUT_OF_MEMORY" : "INTERNAL", operation, table_->last_error(ctx_));
+    if (const int status = call(function, operation, arguments...)) fail(status, operation);
+  }
+  // The same for a function that the backend may leave out or decline: whether it was done.
+  template <class Function, class... Arguments>
+  bool attempt(Function LoopBackend::*function, const char* operation, Arguments... arguments) {
+    if (!has(function)) return false;
+    const int status = call(function, operation, arguments...);
+    if (status && status != LOOP_DECLINED) fail(status, operation);
+    return status == 0;
   }
   // Whether the backend has a function that it may leave out.
   template <class Function>
@@ -46,10 +52,23 @@ class Device {
     return table_->*function != nullptr;
   }
 
+  // The end of a recording, which comes even when the calls in it were aborted: false when it failed.
+  bool end_recording(void** recording) noexcept { return table_->recorded(ctx_, recording) == 0; }
+  void forget(void* recording) noexcept { table_->forget(ctx_, recording); }
+
   const std::atomic<bool>* cancel = nullptr;  // set by the caller for the length of one engine call
 
  private:
   friend class Buffer;
+  template <class Function, class... Arguments>
+  int call(Function LoopBackend::*function, const char* operation, Arguments... arguments) {
+    if (cancel && cancel->load(std::memory_order_relaxed))
+      throw Error("ABORTED", operation, "the operation was aborted by its AbortSignal");
+    return (table_->*function)(ctx_, arguments...);
+  }
+  [[noreturn]] void fail(int status, const char* operation) const {
+    throw Error(status == LOOP_OUT_OF_MEMORY ? "OUT_OF_MEMORY" : "INTERNAL", operation, table_->last_error(ctx_));
+  }
   std::string name_;
   const LoopBackend* table_;
   void* ctx_ = nullptr;

@@ -224,6 +224,7 @@ void Model::attach(Weights& weights, const Buffer& arena, LoopDType type) const 
 }
 
 void Model::point() {
+  placement_++;
   weights_ = pointers(*arena_, dt);
   if (adapter_) attach(weights_, adapter_->values, dt);
 }

@@ -146,6 +146,8 @@ class Model {
   void touch(const Parameter& p) { (p.adapter ? adapter_->version : version_)++; }
   void touch() { touch(trained().front()); }
 
+  uint64_t placement() const { return placement_; }  // another number when weights() point elsewhere
+
   // cos and sin of every position below `positions`, real [positions, head_dim].
   const void* rope_table(int64_t positions);
   Workspace& workspace() { return *workspace_; }  // buffers that are kept from call to call
@@ -184,7 +186,7 @@ class Model {
   std::unique_ptr<Workspace> workspace_;
   std::unique_ptr<Adapter> adapter_;
   std::vector<std::unique_ptr<QuantizedMatrix>> matrices_;  // per layer qkv, output, gate_up, down; then the head
-  uint64_t version_ = 1 /* of the model's own parameters */, layout_ = 0, adapters_made_ = 0;
+  uint64_t version_ = 1 /* of the model's own parameters */, layout_ = 0, adapters_made_ = 0, placement_ = 0;
 };
 
 }  // namespace looplm

@@ -9,6 +9,7 @@
 
 #include "cache.h"
 #include "readout.h"
+#include "replays.h"
 
 namespace looplm {
 
@@ -88,6 +89,7 @@ struct Scheduler::State {
   const size_t act;
   Cache cache;
   Readout readout;
+  Replays replays;  // of passes
 
   // What other threads touch
   mutable std::mutex mutex;
@@ -114,7 +116,8 @@ struct Scheduler::State {
         loops(o.loops > 0 ? o.loops : model.config.loops),
         act(loop_dtype_size(model.dt)),
         cache(model, loops, o.shared_cache, o.max_tokens, [this] { return written(); }),
-        readout(model) {
+        readout(model),
+        replays(model.device) {
     if (o.max_rows < 1 || o.max_tokens < 0 || o.prefill_tokens < 1)
       throw Error("INVALID_ARGUMENT", "scheduler", "maxRows and prefillTokens must be at least 1, maxTokens at least 0");
     for (int32_t i = 0; i < o.max_rows; i++) free_places.insert(i);
@@ -420,11 +423,15 @@ struct Scheduler::State {
     if (fresh < n)
       model.device->run(&LoopBackend::copy, "states", static_cast<void*>(static_cast<char*>(stack.input()) + fresh * bytes),
                         static_cast<const void*>(states.as<>()), (n - fresh) * bytes);
-    stack.forward_input();
+    // What differs from pass to pass lies in device memory: the states, and each row's position, slots and loop.
+    const std::vector<uint64_t> key{n, w.generation(), model.placement(), cache.generation(),
+                                    uint64_t(reinterpret_cast<uintptr_t>(model.rope_table(last_position + 1)))};
+    const bool replayed = replays.run(key, [&] { stack.forward_input(); });
     {
       std::lock_guard lock(mutex);
       figures.passes++;
       figures.pass_rows += int64_t(n);
+      figures.replayed_passes += replayed;
     }
     leave_or_stay(stack.hidden(), stack.input());
   }

@@ -73,6 +73,8 @@ struct SchedulerStats {
   int64_t rows = 0, waiting = 0;         // requests that generate, and that wait for a place
   int64_t cached_tokens = 0, slots = 0;  // of the cache: in use (prompts, and room for the answers), and there
   int64_t passes = 0, pass_rows = 0;     // passes of one loop so far, and the rows in all of them
+  int64_t replayed_passes = 0;           // of them, those that the device replayed from a recording (a CUDA graph)
+  int64_t whole_tokens = 0;              // tokens whose loops were one call of the device
   int64_t drafted = 0, accepted = 0;     // positions drafted ahead, and those of them that were kept
 };
 

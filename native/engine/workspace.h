@@ -13,13 +13,16 @@ class Workspace {
   explicit Workspace(std::shared_ptr<Device> device) : device_(std::move(device)) {}
   Buffer& get(const std::string& name, size_t bytes) {
     Buffer& buffer = buffers_[name];
+    if (bytes > buffer.bytes()) generation_++;
     buffer.reserve(device_, bytes);
     return buffer;
   }
+  uint64_t generation() const { return generation_; }  // another number when a buffer has moved
 
  private:
   std::shared_ptr<Device> device_;
   std::map<std::string, Buffer> buffers_;
+  uint64_t generation_ = 0;
 };
 
 }  // namespace looplm

@@ -387,6 +387,10 @@ export interface SchedulerStats {
   /** Passes over the weights so far, each one loop of every row, and the rows in all of them. */
   passes: number
   passRows: number
+  /** Of the passes, those that the device replayed from a recording (on CUDA, a graph). */
+  replayedPasses: number
+  /** Tokens whose loops were all computed by one call of the device (on CUDA, one kernel; each counts as that many passes). */
+  wholeTokens: number
   /** Positions drafted ahead by self-speculation, and those of them that were kept. */
   drafted: number
   accepted: number
