@@ -47,7 +47,7 @@ const answerMark = 'answer'
  * ```
  */
 export class Tokenizer {
-  /** Largest token id + 1. A model's `vocab_size` must be at least this. */
+  /** Largest token id + 1. A model's `vocab_size` must be at least this; what it has beyond are spare ids, without a text. */
   readonly vocabSize: number
   /** The content of tokenizer_config.json, for example its `chat_template`. */
   readonly config: Readonly<TokenizerConfig>
@@ -197,12 +197,15 @@ export class Tokenizer {
    *
    * @param ids an empty list gives an empty text
    * @param options.skipSpecialTokens leave special tokens out; default false
+   * @param options.skipUnknownTokens leave ids out that no token has, as Python does; default false. A model whose vocab_size is larger than
+   *   the tokenizer's draws such ids, though rarely once it is trained; generation decodes this way.
    * @throws LoopLMError INVALID_ARGUMENT naming an id that the vocabulary lacks
    */
-  decode(ids: ArrayLike<number>, options: { skipSpecialTokens?: boolean } = {}): string {
-    if (ids.length === 0) return ''
-    const list = Array.from(ids)
-    const unknown = list.find((id) => this.#pipeline.id_to_token(id) === undefined)
+  decode(ids: ArrayLike<number>, options: { skipSpecialTokens?: boolean; skipUnknownTokens?: boolean } = {}): string {
+    const known = (id: number) => this.#pipeline.id_to_token(id) !== undefined
+    const list = options.skipUnknownTokens ? Array.from(ids).filter(known) : Array.from(ids)
+    if (list.length === 0) return ''
+    const unknown = list.find((id) => !known(id))
     if (unknown !== undefined) {
       const message = `no token has the id ${unknown}; the vocabulary has ${this.vocabSize} ids`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'Tokenizer.decode' })
@@ -287,9 +290,7 @@ export class Tokenizer {
   }
 
   /**
-   * The bytes of UTF-8 that one token stands for; a token may be a part of a character.
-   *
-   * @throws LoopLMError INVALID_ARGUMENT when no token has the id
+   * The bytes of UTF-8 that one token stands for; a token may be a part of a character. None for an id that no token has.
    *
    * @example
    * ```ts
@@ -297,8 +298,9 @@ export class Tokenizer {
    * ```
    */
   tokenBytes(id: number): Uint8Array {
-    const text = this.decode([id])
-    return bytesOfToken(this.#json, this.#pipeline.id_to_token(id)!) ?? new TextEncoder().encode(text)
+    const token = this.#pipeline.id_to_token(id)
+    if (token === undefined) return new Uint8Array()
+    return bytesOfToken(this.#json, token) ?? new TextEncoder().encode(this.decode([id]))
   }
 
   /**

@@ -291,7 +291,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
 
   #decoded(): string {
     if (this.#text !== undefined) return this.#pieces.join('')
-    return this.#model.tokenizer!.decode(this.#tokens, { skipSpecialTokens: true })
+    return this.#model.tokenizer!.decode(this.#tokens, { skipSpecialTokens: true, skipUnknownTokens: true })
   }
 
   /** Resolves when something has changed. */

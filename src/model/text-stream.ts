@@ -55,7 +55,7 @@ export class TextStream {
   }
 
   #decode(tokens: number[]): string {
-    return this.#tokenizer.decode(tokens, { skipSpecialTokens: true })
+    return this.#tokenizer.decode(tokens, { skipSpecialTokens: true, skipUnknownTokens: true })
   }
 
   #release(piece: string, last: boolean): string {

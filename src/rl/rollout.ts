@@ -93,7 +93,8 @@ export function generation(source: ProblemSource, maxNewTokens: number | undefin
 /** What the reward functions see: the text without the token that ended it. */
 export function completionOf(source: ProblemSource, problem: Problem, result: GenerateResult): Completion {
   const tokens = result.finishReason === 'stop' ? result.tokens.slice(0, -1) : result.tokens
-  return { prompt: problem.prompt, completion: source.tokenizer.decode(tokens), columns: problem }
+  const completion = source.tokenizer.decode(tokens, { skipUnknownTokens: true })
+  return { prompt: problem.prompt, completion, columns: problem }
 }
 
 /**
