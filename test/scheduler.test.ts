@@ -3,7 +3,9 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type ExitRule, type GenerateOptions, type GenerateResult, LoopLM, memory, Tokenizer } from '../src/index.js'
 import { collectGarbage } from './garbage.js'
+import { forward, type Parameters } from './looped-model.js'
 import { refusal } from './refusal.js'
+import { parametersOf } from './tiny.js'
 
 const V = 20
 const config = {
@@ -219,6 +221,80 @@ describe('an exit rule', () => {
   it('gives both cache policies the same when no token leaves early and the prompt is one token of one loop', async () => {
     const options = { ...open, loops: 1 }
     expect(await model.generate(prompts, { ...options, kv: 'shared' })).toEqual(await model.generate(prompts, options))
+  })
+})
+
+describe('an exit rule with the fewest and the most loops, by its formula in plain TypeScript', () => {
+  const sizes = { ...config, num_key_value_heads: config.num_attention_heads }
+  let model: LoopLM
+  let parameters: Parameters
+  beforeAll(async () => {
+    model = await LoopLM.create(sizes, { device: 'reference', seed: 5 })
+    parameters = await parametersOf(model)
+  })
+  afterAll(() => model.dispose())
+
+  const norm = (x: readonly number[]) => Math.sqrt(x.reduce((sum, v) => sum + v * v, 0))
+  /** Whether a token goes after loop t, counted from 0, with q the gate's cumulative probability of having gone by then. */
+  const goes: Record<ExitRule['rule'], (h: number[][], p: number[][], q: number, t: number, threshold: number) => boolean> = {
+    fixed: () => false,
+    gate: (_h, _p, q, _t, threshold) => q >= threshold,
+    'hidden-delta': (h, _p, _q, t, threshold) => t > 0 && norm(h[t]!.map((v, i) => v - h[t - 1]![i]!)) <= threshold * norm(h[t]!),
+    kl: (_h, p, _q, t, threshold) => t > 0 && p[t]!.reduce((sum, v, i) => sum + v * Math.log(v / p[t - 1]![i]!), 0) <= threshold,
+    entropy: (_h, p, _q, t, threshold) => -p[t]!.reduce((sum, v) => sum + v * Math.log(v), 0) <= threshold,
+    'argmax-stable': (_h, p, _q, t) => t > 0 && argmax(p[t]!) === argmax(p[t - 1]!),
+  }
+  const argmax = (p: readonly number[]) => p.indexOf(Math.max(...p))
+
+  it.each([
+    { rule: 'fixed' },
+    { rule: 'gate', threshold: 0.6 },
+    { rule: 'hidden-delta', threshold: 0.7 },
+    { rule: 'kl', threshold: 0.5 },
+    { rule: 'entropy', threshold: 2 },
+    { rule: 'argmax-stable' },
+  ] as const)('$rule', async (exit) => {
+    const head = parameters.get('lm_head.weight')!
+    const D = sizes.hidden_size
+    const left: Record<string, number> = {}
+    for (let seed = 0; seed < 12; seed++) {
+      const prefix = Array.from({ length: 1 + (seed % 4) }, (_, j) => (seed * 7 + j * 3 + seed * j) % V)
+      const { states, gates } = forward(sizes, parameters, prefix)
+      const h = states.map((rows) => rows.at(-1)!)
+      const p = h.map((state) => {
+        const e = Array.from({ length: V }, (_, v) => Math.exp(state.reduce((sum, x, i) => sum + x * head[v * D + i]!, 0)))
+        const total = e.reduce((sum, v) => sum + v, 0)
+        return e.map((v) => v / total)
+      })
+      let stay = 1
+      const q = gates.map((rows) => {
+        stay /= 1 + Math.exp(rows.at(-1)!)
+        return 1 - stay
+      })
+      for (const [minLoops, loops] of [
+        [1, 4],
+        [2, 4],
+        [3, 4],
+        [4, 4],
+        [1, 3],
+        [2, 3],
+        [1, 2],
+        [2, 2],
+        [1, 1],
+      ] as const) {
+        let want = minLoops
+        while (want < loops && !goes[exit.rule](h, p, q[want - 1]!, want - 1, 'threshold' in exit ? exit.threshold : 0)) want++
+        if (exit.rule === 'fixed') want = loops
+        const least = exit.rule === 'fixed' ? {} : { minLoops }
+        const options = { ...open, maxNewTokens: 1, temperature: 0, loops, exit: { ...exit, ...least } as ExitRule }
+        const [result] = await model.generate([prefix], options)
+        expect(result!.loops, `${prefix}, ${minLoops} to ${loops}`).toEqual([want])
+        expect(result!.tokens).toEqual([argmax(p[want - 1]!)])
+        left[want] = (left[want] ?? 0) + Number(want > minLoops && want < loops)
+      }
+    }
+    // the formula alone, neither of the bounds, decided some of them
+    if (exit.rule !== 'fixed') expect(Object.values(left).reduce((a, b) => a + b)).toBeGreaterThan(2)
   })
 })
 
