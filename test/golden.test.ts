@@ -169,6 +169,11 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
         const [out] = await model.generate([prompt], { maxNewTokens: 12, temperature: 0, stop: [], ...options })
         expect([...prompt, ...out!.tokens], key).toEqual(Array.from(gold.get(key)!.data))
         if (key !== 'greedy') expect(Array.from(out!.loops), key).toEqual(Array.from(gold.get(`${key}_loops`)!.data))
+        for (const prefillTokens of [1, 3]) {
+          using scheduler = model.scheduler({ prefillTokens, ...('kv' in options ? { kv: 'shared' } : {}) })
+          const pieces = await scheduler.add(prompt, { maxNewTokens: 12, temperature: 0, stop: [], ...options }).result()
+          expect(pieces, `${key}, the prompt in pieces of ${prefillTokens}`).toEqual(out)
+        }
       }
     })
   })

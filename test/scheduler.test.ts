@@ -97,12 +97,35 @@ describe.each([
 
   it.each(exits)('runs a prompt in pieces to the same bits: $rule', async (exit) => {
     const long = Array.from({ length: 23 }, (_, j) => (j * j + 3 * j) % V)
-    const options = { ...open, exit, maxNewTokens: 4 }
-    const whole = await alone(long, options)
-    for (const prefillTokens of [1, 5, 16]) {
-      using scheduler = model.scheduler({ prefillTokens })
-      expect(await scheduler.add(long, options).result()).toEqual(whole)
+    for (const kv of ['per-loop', 'shared'] as const) {
+      const options = { ...open, exit, maxNewTokens: 4, kv }
+      const whole = await alone(long, options)
+      for (const prefillTokens of [1, 5, 16]) {
+        using scheduler = model.scheduler({ prefillTokens, kv })
+        expect(await scheduler.add(long, options).result(), `${kv}, pieces of ${prefillTokens}`).toEqual(whole)
+      }
     }
+  })
+
+  it.each([
+    { maxRows: 3, prefillTokens: 4 },
+    { maxRows: 5, prefillTokens: 1, maxTokens: 80 },
+  ])('runs prompts in pieces beside rows under way where loops share their planes: %o', async (limits) => {
+    const options = { ...open, exit: exits[1]!, kv: 'shared' as const }
+    const lengths = [2, 17, 5, 17, 9, 31]
+    const long = lengths.map((length, i) => Array.from({ length }, (_, j) => (j * j + 3 * j + (i === 3 ? 1 : i)) % V))
+    const loops = [undefined, 3, undefined, 3, 2, undefined]
+    using scheduler = model.scheduler({ ...limits, kv: 'shared' })
+    const add = (prompt: number[], i: number) => scheduler.add(prompt, { ...options, ...(loops[i] ? { loops: loops[i] } : {}) })
+    const first = long.slice(0, 2).map(add)
+    for await (const _ of first[0]!) break // the others come while these run, and the first is gone
+    const others = long.slice(2).map((prompt, i) => add(prompt, i + 2))
+    const results = await Promise.all([first[1]!, ...others].map((request) => request.result()))
+    for (const [i, result] of results.entries()) {
+      const own = { ...options, ...(loops[i + 1] ? { loops: loops[i + 1]! } : {}) }
+      expect(result).toEqual(await alone(long[i + 1]!, own))
+    }
+    expect(scheduler.stats().cachedTokens).toBe(0)
   })
 
   it.each([

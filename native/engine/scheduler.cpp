@@ -20,9 +20,12 @@ struct Prompt {
   std::vector<int32_t> tokens;
   int loops;  // it ran, or will run, this many
   int64_t slot;
-  int64_t done = 0;  // tokens whose keys are in the cache
+  int64_t done = 0;  // tokens whose keys are in the cache; of a shared cache those of the loop under way
   int users = 0;
-  Buffer last;  // act [loops, D]: the state after every loop at its last token, once all of it has run
+  Buffer last;    // act [loops, D]: the state after every loop at its last token, once all of it has run
+  int loop = 0;   // of a shared cache: loops that all tokens have completed,
+  Buffer states;  // act [tokens, D]: and the states that the next loop starts from
+  int64_t written() const { return loop > 0 ? int64_t(tokens.size()) : done; }
   bool ready() const { return done == int64_t(tokens.size()); }
 };
 
@@ -127,7 +130,7 @@ struct Scheduler::State {
   Cache::Runs written() const {
     Cache::Runs runs;
     for (auto& p : prompts)
-      if (p->done > 0) runs.emplace_back(p->slot, p->done);
+      if (p->written() > 0) runs.emplace_back(p->slot, p->written());
     for (auto& [id, row] : rows)
       if (const int64_t count = std::min(row.slots(), row.made + row.request.draft_tokens); count > 0 && row.made > 0)
         runs.emplace_back(row.slot, count);
@@ -209,7 +212,7 @@ struct Scheduler::State {
         return;
       }
       if (!prompt) {
-        prompts.push_back(std::make_unique<Prompt>(Prompt{request.prompt, most, prompt_slot, 0, 0, {}}));
+        prompts.push_back(std::make_unique<Prompt>(Prompt{request.prompt, most, prompt_slot, 0, 0, {}, 0, {}}));
         prompt = prompts.back().get();
       }
       prompt->users++;
@@ -242,26 +245,40 @@ struct Scheduler::State {
     int64_t from, to;
   };
 
-  // Runs a bounded number of prompt tokens at full depth, the oldest prompts first. A piece of a prompt reads the earlier ones
-  // from the cache. Loops that share a plane overwrite what a later piece would need, so there a prompt runs in one piece.
+  // Runs a bounded number of prompt tokens, the oldest prompts first. A piece of a prompt reads the earlier ones from the cache.
+  // A piece runs at full depth where every loop has a plane. Loops that share one overwrite it, and a piece needs the keys that
+  // the earlier ones have at its own loop: there all pieces run a loop, then all of them the next. A turn does as much either
+  // way.
   void prefill() {
-    std::vector<Piece> pieces;
-    int64_t room = options.prefill_tokens;
-    for (auto& p : prompts) {
-      if (p->ready() || (!pieces.empty() && p->loops != pieces[0].prompt->loops)) continue;
-      const int64_t left = int64_t(p->tokens.size()) - p->done;
-      if (room <= 0 || (cache.shared() && left > room && !pieces.empty())) break;
-      const int64_t count = cache.shared() ? left : std::min(left, room);
-      pieces.push_back({p.get(), p->done, p->done + count});
-      room -= count;
+    std::vector<Prompt*> open;
+    for (auto& p : prompts)
+      if (!p->ready()) open.push_back(p.get());
+    if (open.empty()) return;
+    int64_t room = options.prefill_tokens * (cache.shared() ? loops : 1);
+    while (room > 0) {
+      const std::vector<Piece> pieces = next_pieces(open, std::min(room, options.prefill_tokens));
+      if (pieces.empty()) break;
+      for (const Piece& piece : pieces) room -= piece.to - piece.from;
+      run_pieces(pieces);
+      if (!cache.shared()) break;
     }
-    if (pieces.empty()) return;
-    run_pieces(pieces);
     std::vector<Row*> first;
     for (auto& [id, row] : rows)
-      for (const Piece& piece : pieces)
-        if (row.prompt == piece.prompt && piece.prompt->ready()) first.push_back(&row);
+      if (row.prompt->ready() && std::find(open.begin(), open.end(), row.prompt) != open.end()) first.push_back(&row);
     if (!first.empty()) read_first(first);
+  }
+
+  // At most one piece of each prompt; at full depth, those of as many loops as the first.
+  std::vector<Piece> next_pieces(const std::vector<Prompt*>& open, int64_t room) const {
+    std::vector<Piece> pieces;
+    for (Prompt* p : open) {
+      if (room == 0) break;
+      if (p->ready() || (!cache.shared() && !pieces.empty() && p->loops != pieces[0].prompt->loops)) continue;
+      const int64_t count = std::min(int64_t(p->tokens.size()) - p->done, room);
+      pieces.push_back({p, p->done, p->done + count});
+      room -= count;
+    }
+    return pieces;
   }
 
   void run_pieces(const std::vector<Piece>& pieces) {
@@ -297,11 +314,15 @@ struct Scheduler::State {
                             int32_t(segments.size()),
                             max_context,
                             max_context - 1};
-    const int deep = pieces[0].prompt->loops;
+    const int deep = cache.shared() ? 1 : pieces[0].prompt->loops;
     const CacheUse use =
         cache.prompts(upload_ints(w, "scheduler.slots", slots), prefixes.data(), int32_t(prefixes.size()), prefix_rows);
     Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(max_context), batch, deep,
                 Stack::Keep::nothing, &use);
+    if (cache.shared()) {
+      run_one_loop(stack, pieces);
+      return;
+    }
     stack.forward_tokens();
     int64_t end = 0;
     for (const Piece& piece : pieces) {
@@ -314,6 +335,40 @@ struct Scheduler::State {
       model.device->run(&LoopBackend::gather_rows, "gather rows", model.dt, int64_t(deep), model.config.hidden,
                         upload_ints(w, "scheduler.index", index), static_cast<const void*>(stack.hidden()),
                         piece.prompt->last.as<>());
+    }
+  }
+
+  // The pieces one loop further, each from and to the states of its prompt.
+  void run_one_loop(Stack& stack, const std::vector<Piece>& pieces) {
+    const size_t bytes = state_bytes();
+    auto copy = [&](void* to, const void* from, int64_t states) {
+      model.device->run(&LoopBackend::copy, "states of a prompt", to, from, size_t(states) * bytes);
+    };
+    size_t row = 0;
+    for (const Piece& piece : pieces) {
+      Prompt& p = *piece.prompt;
+      if (!p.states) {
+        const int64_t length = int64_t(p.tokens.size());
+        p.states = Buffer(model.device, size_t(length) * bytes);
+        p.last = Buffer(model.device, size_t(p.loops) * bytes);
+        model.device->run(&LoopBackend::embed, "embed", model.dt, length, model.config.hidden,
+                          upload_ints(model.workspace(), "scheduler.index", p.tokens),
+                          static_cast<const void*>(model.weights().embedding), p.states.as<>());
+      }
+      copy(static_cast<char*>(stack.input()) + row * bytes, p.states.at(size_t(piece.from) * bytes), piece.to - piece.from);
+      row += size_t(piece.to - piece.from);
+    }
+    stack.forward_input();
+    const char* after = static_cast<const char*>(stack.hidden());
+    for (const Piece& piece : pieces) {
+      Prompt& p = *piece.prompt;
+      copy(p.states.at(size_t(piece.from) * bytes), after, piece.to - piece.from);
+      after += size_t(piece.to - piece.from) * bytes;
+      p.done = piece.to;
+      if (!p.ready()) continue;
+      copy(p.last.at(size_t(p.loop) * bytes), after - bytes, 1);
+      if (++p.loop < p.loops) p.done = 0;
+      else p.states = Buffer();
     }
   }
 
