@@ -20,6 +20,8 @@ export interface Checkpoint {
   quantization: Quantization | undefined
   /** What generation_config.json says, if there is one. */
   generation: Record<string, unknown>
+  /** The Python files that `auto_map` of config.json names, by name: not looked into, but saved again. */
+  code: ReadonlyMap<string, Uint8Array>
   tokenizer: Tokenizer | undefined
 }
 
@@ -53,7 +55,44 @@ export async function readCheckpoint(folder: string, operation: string): Promise
     const message = `${join(folder, 'tokenizer.json')}: field "model.vocab" has ${tokenizer.vocabSize} ids, vocab_size of config.json is ${config.vocab_size}`
     throw new LoopLMError('INVALID_FILE', message, { operation })
   }
-  return { config, weights, quantization, generation, tokenizer }
+  return { config, weights, quantization, generation, code: await readCode(folder, config), tokenizer }
+}
+
+/** Where transformers finds the model's code, on the Hub and in this form: its own versions do not have the model. */
+const published = 'ByteDance/Ouro-1.4B--'
+const publishedMap = {
+  AutoConfig: `${published}configuration_ouro.OuroConfig`,
+  AutoModel: `${published}modeling_ouro.OuroModel`,
+  AutoModelForCausalLM: `${published}modeling_ouro.OuroForCausalLM`,
+}
+const maxCodeBytes = 2 ** 20
+
+/** The entries of an auto_map that name a file of the folder itself, such as `modeling_ouro.OuroModel`. */
+function localModules(config: LoopLMConfig): [field: string, file: string][] {
+  const map = config.auto_map
+  if (typeof map !== 'object' || map === null) return []
+  return Object.entries(map).flatMap(([field, name]) => {
+    const module = /^(\w+)\.\w+$/.exec(String(name))?.[1]
+    return module === undefined ? [] : [[field, `${module}.py`] as [string, string]]
+  })
+}
+
+async function readCode(folder: string, config: LoopLMConfig): Promise<ReadonlyMap<string, Uint8Array>> {
+  const code = new Map<string, Uint8Array>()
+  for (const file of new Set(localModules(config).map(([, file]) => file))) {
+    const found = await stat(join(folder, file)).catch(() => undefined)
+    if (found?.isFile() && found.size <= maxCodeBytes) code.set(file, await readFile(join(folder, file)))
+  }
+  return code
+}
+
+/** An auto_map with which transformers finds the model's code: beside the weights where it is there, else where it was published. */
+function autoMap(config: LoopLMConfig, code: ReadonlyMap<string, Uint8Array>): Record<string, unknown> {
+  const map = config.auto_map
+  if (typeof map !== 'object' || map === null) return publishedMap
+  const missing = localModules(config).filter(([, file]) => !code.has(file))
+  const own = map as Record<string, unknown>
+  return { ...own, ...Object.fromEntries(missing.map(([field]) => [field, `${published}${own[field]}`])) }
 }
 
 /** model.safetensors, or the shards that model.safetensors.index.json names. */
@@ -109,6 +148,7 @@ function checkEndTokens(generation: Record<string, unknown>, path: string, confi
 export function configJson(
   config: LoopLMConfig,
   dtype: ModelDType,
+  code: ReadonlyMap<string, Uint8Array>,
   quantization?: Quantization | undefined,
 ): Record<string, unknown> {
   const dtypes = 'dtype' in config ? { dtype, torch_dtype: dtype } : { torch_dtype: dtype }
@@ -117,7 +157,8 @@ export function configJson(
       ? {}
       : { quantization_config: { quant_method: 'looplm', bits: quantization.bits, group_size: quantization.groupSize } }
   const model = { architectures: ['OuroForCausalLM'], model_type: 'ouro', hidden_act: 'silu', rope_scaling: null }
-  return { ...config, ...model, ...dtypes, ...quantized }
+  const unused = { attention_dropout: 0, use_sliding_window: false, use_cache: true }
+  return { ...unused, ...config, ...model, auto_map: autoMap(config, code), ...dtypes, ...quantized }
 }
 
 /**

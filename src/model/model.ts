@@ -69,6 +69,7 @@ export class LoopLM {
   readonly endTokens: readonly number[]
   readonly #handle: NativeModel
   readonly #generation: Record<string, unknown>
+  readonly #code: ReadonlyMap<string, Uint8Array>
   readonly #threads: number
   #tokenizer: Tokenizer | undefined
   #adapter: Adapter | undefined
@@ -82,6 +83,7 @@ export class LoopLM {
     this.quantization = parts.quantization
     this.#threads = parts.threads
     this.#generation = parts.generation
+    this.#code = parts.code ?? new Map()
     const named = parts.generation.eos_token_id as number | number[] | null | undefined
     this.endTokens = named == null ? endTokens(parts.config) : [named].flat()
     this.#tokenizer = parts.tokenizer
@@ -132,7 +134,7 @@ export class LoopLM {
     const place = checkPlace(options, operation)
     const wished = checkQuantization(options, operation)
     const found = await findFolder(folder, options, operation)
-    const { config, weights, quantization: saved, generation, tokenizer } = await readCheckpoint(found, operation)
+    const { weights, quantization: saved, ...parts } = await readCheckpoint(found, operation)
     if (saved !== undefined && wished !== undefined) {
       const message = `${found} is quantized already (${saved.bits} bits, groups of ${saved.groupSize}): leave quantize away`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
@@ -140,9 +142,9 @@ export class LoopLM {
     const quantization = saved ?? wished
     const on = context(place.device, place.threads, operation)
     const handle = await call(operation, () =>
-      native().modelLoad(on, nativeConfig(config), place.dtype, weights, quantization, saved !== undefined),
+      native().modelLoad(on, nativeConfig(parts.config), place.dtype, weights, quantization, saved !== undefined),
     )
-    return new LoopLM(handle, { ...place, config, quantization, generation, tokenizer })
+    return new LoopLM(handle, { ...place, ...parts, quantization })
   }
 
   /** Number of parameters; a tied head counts once. */
@@ -186,7 +188,8 @@ export class LoopLM {
       const weights = join(temporary, 'model.safetensors')
       await call(operation, () => native().modelSave(handle, weights, fileDTypes[dtype], dequantize))
       const quantization = dequantize ? undefined : this.quantization
-      await writeJson(join(temporary, 'config.json'), configJson(this.config, dtype, quantization))
+      await writeJson(join(temporary, 'config.json'), configJson(this.config, dtype, this.#code, quantization))
+      for (const [name, content] of this.#code) await writeFile(join(temporary, name), content)
       await writeJson(join(temporary, 'generation_config.json'), { bos_token_id, eos_token_id, ...this.#generation })
       await this.#tokenizer?.save(temporary)
     })
@@ -601,7 +604,7 @@ export class LoopLM {
   #copy(handle: NativeModel, adapter: Adapter | undefined): LoopLM {
     const { config, device, dtype } = this
     const place = { config, device, dtype, threads: this.#threads }
-    return new LoopLM(handle, { ...place, generation: this.#generation, tokenizer: this.#tokenizer, adapter })
+    return new LoopLM(handle, { ...place, generation: this.#generation, code: this.#code, tokenizer: this.#tokenizer, adapter })
   }
 
   #fileDType(options: SaveOptions, operation: string): ModelDType {
@@ -626,6 +629,7 @@ interface ModelParts extends Place {
   config: LoopLMConfig
   quantization?: Quantization | undefined
   generation: Record<string, unknown>
+  code?: ReadonlyMap<string, Uint8Array>
   tokenizer: Tokenizer | undefined
   adapter?: Adapter | undefined
 }
