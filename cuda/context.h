@@ -56,6 +56,8 @@ int wait(Context& c, const char* operation);
 void* scratch(Context& c, size_t bytes);
 // Host copy of device memory, after everything before it.
 int read_back(Context& c, void* host, const void* device, size_t bytes);
+// And the other way. The host's memory is free when it returns.
+int send(Context& c, void* device, const void* host, size_t bytes);
 
 inline Context& enter(void* ctx) {
   auto& c = *static_cast<Context*>(ctx);
@@ -84,6 +86,7 @@ void add_norm(LoopBackend& table);
 void add_rope(LoopBackend& table);
 void add_attention(LoopBackend& table);
 void add_decode_attention(LoopBackend& table);
+void add_decode_token(LoopBackend& table);
 void add_recording(LoopBackend& table);
 void add_swiglu(LoopBackend& table);
 void add_exit(LoopBackend& table);

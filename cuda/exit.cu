@@ -11,14 +11,7 @@ template <class T, int W>
 __global__ void gate_kernel(int64_t n, int64_t d, const T* h, const T* w, const T* b, float* a) {
   const int64_t row = int64_t(blockIdx.x) * 8 + warp_id();
   if (row >= n) return;
-  float sum = 0, x[W], y[W];
-  for (int64_t j = lane_id() * W; j < d; j += 32 * W) {
-    read<W>(h + row * d + j, x);
-    read<W>(w + j, y);
-#pragma unroll
-    for (int k = 0; k < W; k++) sum += x[k] * y[k];
-  }
-  sum = warp_sum(sum);
+  const float sum = warp_dot<W>(d, w, [&](int64_t j, float(&x)[W]) { read<W>(h + row * d + j, x); });
   if (lane_id() == 0) a[row] = sum + to_float(b[0]);
 }
 

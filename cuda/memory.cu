@@ -178,20 +178,7 @@ cudaError_t stage(Context& c, size_t bytes, char** p, size_t* taken) {
   return cudaSuccess;
 }
 
-int copy_in(void* ctx, void* dst, const void* host_src, size_t bytes) {
-  Context& c = enter(ctx);
-  if (int status = refuse_recorded(c, "copy_in")) return status;
-  auto* to = static_cast<char*>(dst);
-  for (auto* from = static_cast<const char*>(host_src); bytes > 0;) {
-    char* p = nullptr;
-    size_t n = 0;
-    if (int status = check(c, stage(c, bytes, &p, &n), "copy_in")) return status;
-    std::memcpy(p, from, n);
-    if (int status = check(c, cudaMemcpyAsync(to, p, n, cudaMemcpyHostToDevice, c.stream), "copy_in")) return status;
-    from += n, to += n, bytes -= n;
-  }
-  return 0;
-}
+int copy_in(void* ctx, void* dst, const void* host_src, size_t bytes) { return send(enter(ctx), dst, host_src, bytes); }
 
 int copy_out(void* ctx, void* host_dst, const void* src, size_t bytes) { return read_back(enter(ctx), host_dst, src, bytes); }
 
@@ -208,6 +195,20 @@ int zero(void* ctx, void* dst, size_t bytes) {
 int synchronize(void* ctx) { return wait(enter(ctx), "synchronize"); }
 
 }  // namespace
+
+int send(Context& c, void* device, const void* host, size_t bytes) {
+  if (int status = refuse_recorded(c, "copy_in")) return status;
+  auto* to = static_cast<char*>(device);
+  for (auto* from = static_cast<const char*>(host); bytes > 0;) {
+    char* p = nullptr;
+    size_t n = 0;
+    if (int status = check(c, stage(c, bytes, &p, &n), "copy_in")) return status;
+    std::memcpy(p, from, n);
+    if (int status = check(c, cudaMemcpyAsync(to, p, n, cudaMemcpyHostToDevice, c.stream), "copy_in")) return status;
+    from += n, to += n, bytes -= n;
+  }
+  return 0;
+}
 
 // Piece by piece through the two halves: one is copied to the host's array while the device fills the other.
 int read_back(Context& c, void* host, const void* device, size_t bytes) {

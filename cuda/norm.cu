@@ -3,7 +3,7 @@
 // and from the L1 cache after that.
 #include "columns.h"
 #include "context.h"
-#include "vector.h"
+#include "norm_row.h"
 
 namespace looplm::cuda {
 namespace {
@@ -14,44 +14,15 @@ __global__ void residual_norm_kernel(int64_t d, float eps, const T* h, const T* 
                                      T* h_out, T* x) {
   SHARED_ARRAY(float, scratch, 32);
   const int64_t row = int64_t(blockIdx.x) * d;
-  const int begin = int(threadIdx.x) * W, step = int(blockDim.x) * W;
-  float v[W], r[W], w[W];
-  float square = 0;
+  const auto of_h = [&](int j, float(&v)[W]) { read<W>(h + row + j, v); };
+  const auto of_out = [&](int j, float(&v)[W]) { read<W>(h_out + row + j, v); };
+  const auto to_out = [&](int j, const float(&v)[W]) { write<W>(h_out + row + j, v); };
+  const auto to_x = [&](int j, const float(&v)[W]) { write<W>(x + row + j, v); };
   if (branch) {
-    for (int j = begin; j < d; j += step) {
-      read<W>(branch + row + j, v);
-#pragma unroll
-      for (int k = 0; k < W; k++) square += v[k] * v[k];
-    }
-    const float scale = 1 / sqrtf(block_sum(square, scratch) / float(d) + eps);
-    square = 0;
-    for (int j = begin; j < d; j += step) {
-      read<W>(branch + row + j, v);
-      read<W>(w_branch + j, w);
-      read<W>(h + row + j, r);
-#pragma unroll
-      for (int k = 0; k < W; k++) {
-        r[k] = to_float(from_float<T>(r[k] + v[k] * scale * w[k]));
-        square += r[k] * r[k];
-      }
-      write<W>(h_out + row + j, r);
-    }
-  } else {
-    for (int j = begin; j < d; j += step) {
-      read<W>(h + row + j, v);
-#pragma unroll
-      for (int k = 0; k < W; k++) square += v[k] * v[k];
-    }
-  }
-  if (!w_next) return;
-  const T* from = branch ? h_out : h;
-  const float scale = 1 / sqrtf(block_sum(square, scratch) / float(d) + eps);
-  for (int j = begin; j < d; j += step) {
-    read<W>(from + row + j, v);
-    read<W>(w_next + j, w);
-#pragma unroll
-    for (int k = 0; k < W; k++) v[k] *= scale * w[k];
-    write<W>(x + row + j, v);
+    const float square = add_normed<W>(d, eps, branch + row, w_branch, scratch, of_h, to_out);
+    if (w_next) put_normed<W>(d, eps, square, w_next, scratch, of_out, to_x);
+  } else if (w_next) {
+    put_normed<W>(d, eps, sum_of_squares<W>(d, of_h), w_next, scratch, of_h, to_x);
   }
 }
 

@@ -1,6 +1,7 @@
 // Rotary positions in place on a row of q, k and v heads (math.md §1): (u, v) = (x[j], x[j + head_dim/2]) turn by the position's
 // angle. The layout of the row is the split into q, k and v, so nothing else is moved. A thread turns W pairs.
 #include "context.h"
+#include "elementwise.h"
 #include "vector.h"
 
 namespace looplm::cuda {
@@ -22,11 +23,7 @@ __global__ void rope_kernel(int64_t count, int heads, int head_dim, int64_t row_
   read<W>(angle, cosine);
   read<W>(angle + half, sine);
 #pragma unroll
-  for (int k = 0; k < W; k++) {
-    const float a = u[k], b = v[k], s = direction * sine[k];
-    u[k] = a * cosine[k] - b * s;
-    v[k] = b * cosine[k] + a * s;
-  }
+  for (int k = 0; k < W; k++) rotate(u[k], v[k], cosine[k], direction * sine[k]);
   write<W>(x, u);
   write<W>(x + half, v);
 }

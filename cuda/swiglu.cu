@@ -1,11 +1,10 @@
 // out = silu(g)·u, silu(g) = g σ(g) (math.md §1). gate_up [n, 2f]: g then u. A thread does W columns of a row.
 #include "context.h"
+#include "elementwise.h"
 #include "vector.h"
 
 namespace looplm::cuda {
 namespace {
-
-__device__ __forceinline__ float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
 template <class T, int W>
 __global__ void swiglu_kernel(int64_t count, int64_t f, const T* gate_up, T* out) {
@@ -16,7 +15,7 @@ __global__ void swiglu_kernel(int64_t count, int64_t f, const T* gate_up, T* out
   read<W>(gate_up + in, g);
   read<W>(gate_up + in + f, u);
 #pragma unroll
-  for (int k = 0; k < W; k++) g[k] *= sigmoid(g[k]) * u[k];
+  for (int k = 0; k < W; k++) g[k] = swiglu_of(g[k], u[k]);
   write<W>(out + at, g);
 }
 

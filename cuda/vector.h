@@ -72,4 +72,39 @@ __device__ __forceinline__ void write(bf16* p, const float (&x)[W]) {
   }
 }
 
+// The same in shared memory, 16 bytes: all W = wide<T> of a thread.
+template <class T>
+__device__ __forceinline__ void read_shared(Shared<T> p, float (&x)[wide<T>]) {
+  const uint4 v = shared_cast<uint4>(p)[0];
+  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if constexpr (sizeof(T) == 2) x[2 * i] = bf16_low(words[i]), x[2 * i + 1] = bf16_high(words[i]);
+    else x[i] = __uint_as_float(words[i]);
+  }
+}
+template <class T>
+__device__ __forceinline__ void write_shared(Shared<T> p, const float (&x)[wide<T>]) {
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if constexpr (sizeof(T) == 2) words[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
+    else words[i] = __float_as_uint(x[i]);
+  }
+  shared_cast<uint4>(p)[0] = uint4{words[0], words[1], words[2], words[3]};
+}
+
+// Σ w·row by one warp, in every lane. row: a function of (first column, W values).
+template <int W, class T, class Row>
+__device__ __forceinline__ float warp_dot(int64_t d, const T* w, Row row) {
+  float sum = 0, x[W], y[W];
+  for (int64_t j = lane_id() * W; j < d; j += 32 * W) {
+    row(j, x);
+    read<W>(w + j, y);
+#pragma unroll
+    for (int k = 0; k < W; k++) sum += x[k] * y[k];
+  }
+  return warp_sum(sum);
+}
+
 }  // namespace looplm::cuda

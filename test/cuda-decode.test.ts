@@ -1,16 +1,27 @@
 // Decoding on device cuda: whichever way the loops of a token are computed (LOOPLM_CUDA_DECODE), the results are the same bits.
 import { beforeAll, describe, expect, it } from 'vitest'
-import { generateBy, total } from './decode-ways.js'
+import { type Generated, generateBy, total, ways } from './decode-ways.js'
 import { buildEmulated } from './emulated.js'
 
 beforeAll(buildEmulated, 900_000)
 
 describe.each(['float32', 'bfloat16'])('a decoded token in %s', (dtype) => {
-  it('has the same bits by launches and by graph', { timeout: 600_000 }, () => {
-    const launches = generateBy('launches', 'cuda-emulated', dtype, 'short')
-    const graph = generateBy('graph', 'cuda-emulated', dtype, 'short')
-    for (const [i, { made }] of launches.entries()) expect(graph[i]!.made).toEqual(made)
-    expect(total(launches, 'replayedPasses')).toBe(0)
+  it('has the same bits by launches, by graph and by one kernel', { timeout: 600_000 }, () => {
+    const [launches, graph, token] = ways.map((way) => generateBy(way, 'cuda-emulated', dtype, 'short')) as [
+      Generated[],
+      Generated[],
+      Generated[],
+    ]
+    for (const [i, { made }] of launches.entries()) {
+      expect(graph[i]!.made).toEqual(made)
+      expect(token[i]!.made).toEqual(made)
+    }
+    expect([total(launches, 'replayedPasses'), total(launches, 'wholeTokens'), total(graph, 'wholeTokens')]).toEqual([0, 0, 0])
     expect(total(graph, 'replayedPasses')).toBeGreaterThan(0.7 * total(graph, 'passes'))
+    for (const { from, rows, wholeTokens, made } of token) {
+      const fits = typeof from === 'string' // the other model has heads of 10
+      if (rows === 1) expect(wholeTokens).toBe(fits ? made.tokens[0]!.length - 1 : 0)
+      else if (rows === 2 && fits) expect(wholeTokens).toBeGreaterThan(0) // when the other has ended
+    }
   })
 })

@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 
-export const ways = ['launches', 'graph'] as const
+export const ways = ['launches', 'graph', 'token'] as const
 export type Way = (typeof ways)[number]
 
 export interface Generated {

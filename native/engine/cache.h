@@ -35,6 +35,11 @@ class Cache {
   CacheUse decoding(const int32_t* rows, const LoopCacheContext* contexts) const;
   // For prompts: every loop of the stack writes its own plane (of a shared cache, over the one before).
   CacheUse prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows) const;
+  // The keys and values of a layer's first plane.
+  std::pair<void*, void*> planes(int layer) const {
+    const size_t at = size_t(layer * planes_) * size_t(slots_) * width() * loop_dtype_size(model_.dt);
+    return {keys_.at(at), values_.at(at)};
+  }
   // A slot of loop t's plane, counted from the layer's first plane.
   int32_t slot_at(int t, int64_t slot) const { return int32_t((planes_ == 1 ? 0 : t) * slots_ + slot); }
 

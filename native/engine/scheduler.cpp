@@ -446,9 +446,61 @@ struct Scheduler::State {
   // How many positions a speculating row drafts from its newest token on: the last drafted ones would be beyond its length.
   int32_t draft_length(const Row& row) const { return std::min(row.request.draft_tokens, row.request.max_new_tokens - row.made); }
 
+  // One row alone, its token before the loops: all of them in one call, where the backend has one and the row's exit rule needs
+  // no head. Otherwise nothing has happened.
+  bool whole_token() {
+    if (items.size() != 1 || items[0].loop > 0) return false;
+    Row& row = *items[0].row;
+    const Exit& exit = row.request.exit;
+    const bool gate = exit.rule == ExitRule::gate;
+    if (row.request.draft_loops > 0 || !(gate || exit.rule == ExitRule::fixed)) return false;
+    const Weights& w = model.weights();
+    std::vector<LoopDecodeLayer> layers;
+    for (int32_t l = 0; l < model.config.layers; l++) {
+      const LayerWeights& of = w.layers[size_t(l)];
+      for (const Linear* linear : {&of.qkv, &of.output, &of.gate_up, &of.down})
+        if (linear->quantized || !linear->adapters.empty()) return false;
+      const auto [keys, values] = cache.planes(l);
+      layers.push_back({of.attention_norm, of.qkv.weight, of.output.weight, of.attention_norm_2, of.mlp_norm, of.gate_up.weight,
+                        of.down.weight, of.mlp_norm_2, keys, values});
+    }
+    const int32_t length = int32_t(row.prompt->tokens.size()), position = length + row.made - 1;
+    Workspace& space = model.workspace();
+    Buffer &state = space.get("scheduler.token", state_bytes() + 64), &left = space.get("scheduler.left", sizeof(int32_t));
+    const ModelConfig& c = model.config;
+    LoopDecodeToken t{};
+    t.layers = c.layers, t.heads = c.heads, t.kv_heads = c.kv_heads, t.head_dim = c.head_dim;
+    t.hidden = c.hidden, t.intermediate = c.intermediate;
+    t.norm_eps = c.norm_eps, t.scale = 1.0 / std::sqrt(double(c.head_dim));
+    t.host_layers = layers.data();
+    t.norm = w.norm, t.gate_weight = w.gate_weight, t.gate_bias = w.gate_bias;
+    t.cos_sin = model.rope_table(position + 1);
+    t.embedded = static_cast<const char*>(w.embedding) + size_t(items[0].token) * state_bytes();
+    t.position = position;
+    t.slot = cache.slot_at(0, row.slot + row.made - 1);
+    t.context = {cache.slot_at(0, row.prompt->slot), length, cache.slot_at(0, row.slot), row.made};
+    t.plane = cache.slot_at(1, 0);
+    t.loops = row.max_loops, t.min_loops = exit.min_loops, t.with_gate = gate, t.threshold = exit.threshold;
+    t.state = state.as<>();
+    t.left = left.as<int32_t>();
+    if (!model.device->attempt(&LoopBackend::decode_token, "decode token", model.dt, static_cast<const LoopDecodeToken*>(&t)))
+      return false;
+    int32_t loops_run = row.max_loops;
+    if (gate) left.download(&loops_run, sizeof loops_run);
+    {
+      std::lock_guard lock(mutex);
+      figures.passes += loops_run;
+      figures.pass_rows += loops_run;
+      figures.whole_tokens++;
+    }
+    items[0].loop = loops_run - 1;
+    leave_or_stay(state.as<>(), nullptr, ReadoutRow::Wish::read);
+    return true;
+  }
+
   // Every row one loop further.
   void pass() {
-    if (items.empty()) return;
+    if (items.empty() || whole_token()) return;
     const size_t n = items.size(), bytes = state_bytes();
     Workspace& w = model.workspace();
     std::vector<int32_t> ids, positions, slots;
@@ -488,16 +540,17 @@ struct Scheduler::State {
       figures.pass_rows += int64_t(n);
       figures.replayed_passes += replayed;
     }
-    leave_or_stay(stack.hidden(), stack.input());
+    leave_or_stay(stack.hidden(), stack.input(), ReadoutRow::Wish::rule);
   }
 
-  // After a pass: who goes to the head, and the rows of the next pass. after, before: act [items, D].
-  void leave_or_stay(const void* after, const void* before) {
+  // After a pass: who goes to the head, and the rows of the next pass. after, before: act [items, D]. wanted: of rows that do not
+  // draft.
+  void leave_or_stay(const void* after, const void* before, ReadoutRow::Wish wanted) {
     std::vector<ReadoutRow> reads;
     for (Item& item : items) {
       item.loop++;
       const Row& row = *item.row;
-      auto wish = ReadoutRow::Wish::rule;
+      auto wish = wanted;
       if (row.request.draft_loops > 0 && !row.verifying) {
         // The last position drafted has no successor to draw: it waits to be verified.
         const bool drawn = item.loop == row.request.draft_loops && item.ahead + 1 < draft_length(row);

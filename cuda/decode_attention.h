@@ -1,0 +1,188 @@
+// Attention of one new token over a cache plane (math.md §7), by a group of threads. A row's keys are cut into parts by their
+// number alone, so a row's arithmetic does not depend on the batch; the parts of a row may run in one group of threads or in
+// many, and are put together in order.
+//
+// Within a group the keys of a part are dealt to teams of lanes in turn. A team holds the whole head, eight elements a lane, and
+// goes through its keys with a running softmax; at the end the teams are put together in order.
+#pragma once
+#include "context.h"
+
+namespace looplm::cuda {
+
+constexpr int decode_threads = 128 /* of a group */, part_keys = 64, most_parts = 64;
+
+// Lanes that hold a head between them, `width` elements each.
+inline int lanes_of(int head_dim, int width) {
+  int lanes = 1;
+  while (lanes * width < head_dim) lanes *= 2;
+  return lanes;
+}
+
+template <class T>
+struct Decode {
+  int heads, kv_heads, head_dim, ratio;
+  float scale;
+  int lanes;  // of a team
+  const T *qkv, *keys, *values;
+  T* out;
+  float* partial;  // [rows, heads, most_parts, head_dim + 2]: Σ exp(s - m) v, then m and Σ exp(s - m). NULL where one group does
+                   // all parts of a row
+};
+
+// Elements of the result for one thread.
+template <int W, int R>
+constexpr int decode_elements = (R * W * 32 + decode_threads - 1) / decode_threads;
+
+// One element of the result, part by part.
+struct Running {
+  float largest = -INFINITY, sum = 0, value = 0;
+  __device__ void add(float part_largest, float part_sum, float part_value) {
+    const float most = fmaxf(largest, part_largest), old = expf(largest - most), fresh = expf(part_largest - most);
+    largest = most;
+    sum = fmaf(fresh, part_sum, sum * old);
+    value = fmaf(fresh, part_value, value * old);
+  }
+};
+
+struct Parts {
+  int count, keys;  // keys of a part; the last may have fewer
+};
+__device__ __forceinline__ Parts parts_of(int keys) {
+  const int wanted = min((keys + part_keys - 1) / part_keys, most_parts);
+  const int each = wanted > 0 ? (keys + wanted - 1) / wanted : 0;
+  return {each > 0 ? (keys + each - 1) / each : 0, each};
+}
+
+// W elements of a head from `from`, as float32; what lies behind the head is 0. `wide`: 16 bytes at a time.
+template <int W, bool wide, class T>
+__device__ __forceinline__ void read_head(float (&x)[W], const T* head, int from, int head_dim) {
+  constexpr int each = 16 / int(sizeof(T));
+  if constexpr (wide) {
+#pragma unroll
+    for (int i = 0; i < W; i += each) {
+      const uint4 v = from + i < head_dim ? load<uint4>(head + from + i) : uint4{0, 0, 0, 0};
+      const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        if constexpr (sizeof(T) == 2) x[i + 2 * w] = bf16_low(words[w]), x[i + 2 * w + 1] = bf16_high(words[w]);
+        else x[i + w] = __uint_as_float(words[w]);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < W; ++i) x[i] = from + i < head_dim ? to_float(head[from + i]) : 0.0f;
+  }
+}
+
+// Parts first_part, first_part + part_step, … of `row`, for R heads that share a key head, by the decode_threads threads of a
+// group; `thread` counts within it, meet() is its barrier. sums: for every team R × (head_dim + 2) floats. put(n, r, e, part,
+// largest, sum, value) gets element e of head + r, the n-th of this thread, with the part's largest score and Σ exp(s - largest).
+template <int W, int R, bool wide, class T, class Meet, class Put>
+__device__ __forceinline__ void decode_parts(const Decode<T>& a, const LoopCacheContext& context, int row, int head,
+                                             int first_part, int part_step, int thread, Shared<float> sums, Meet meet, Put put) {
+  const int teams = decode_threads / a.lanes, team = thread / a.lanes, from = thread % a.lanes * W, stride = a.head_dim + 2;
+  const int length = context.prefix_length + context.length;
+  const Parts parts = parts_of(length);
+  const int64_t kv_width = int64_t(a.kv_heads) * a.head_dim, row_width = int64_t(a.heads + 2 * a.kv_heads) * a.head_dim;
+  const int kv_column = head / a.ratio * a.head_dim;
+
+  float q[R][W];
+#pragma unroll
+  for (int r = 0; r < R; ++r) read_head<W, wide>(q[r], a.qkv + row * row_width + (head + r) * a.head_dim, from, a.head_dim);
+
+  for (int part = first_part; part < parts.count; part += part_step) {
+    const int begin = part * parts.keys, end = min(begin + parts.keys, length);
+    float out[R][W], largest[R], sum[R];
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      largest[r] = -INFINITY;
+      sum[r] = 0;
+#pragma unroll
+      for (int i = 0; i < W; ++i) out[r][i] = 0;
+    }
+    // Two keys of a team at a time: their loads are under way together. All lanes of a warp make the same number of turns.
+    for (int first = begin; first < end; first += 2 * teams) {
+      float k[2][W], v[2][W];
+      bool inside[2];
+#pragma unroll
+      for (int two = 0; two < 2; ++two) {
+        const int key = first + two * teams + team;
+        inside[two] = key < end;
+        const int64_t slot =
+            key < context.prefix_length ? context.prefix_begin + key : context.begin + key - context.prefix_length;
+        const int64_t at = inside[two] ? slot * kv_width + kv_column : 0;
+        read_head<W, wide>(k[two], a.keys + at, from, inside[two] ? a.head_dim : 0);
+        read_head<W, wide>(v[two], a.values + at, from, inside[two] ? a.head_dim : 0);
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int two = 0; two < 2; ++two) {
+          float s = 0;
+#pragma unroll
+          for (int i = 0; i < W; ++i) s = fmaf(q[r][i], k[two][i], s);
+          for (int distance = a.lanes / 2; distance > 0; distance /= 2) s += __shfl_xor_sync(full_warp, s, distance);
+          if (!inside[two]) continue;
+          s *= a.scale;
+          const float most = fmaxf(largest[r], s), shrink = expf(largest[r] - most), p = expf(s - most);
+          largest[r] = most;
+          sum[r] = sum[r] * shrink + p;
+#pragma unroll
+          for (int i = 0; i < W; ++i) out[r][i] = fmaf(p, v[two][i], out[r][i] * shrink);
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      const Shared<float> to = sums + (team * R + r) * stride;
+#pragma unroll
+      for (int i = 0; i < W; ++i)
+        if (from + i < a.head_dim) to[from + i] = out[r][i];
+      if (from == 0) {
+        to[a.head_dim] = largest[r];
+        to[a.head_dim + 1] = sum[r];
+      }
+    }
+    meet();
+    // The teams in order; one without keys has the sum 0.
+#pragma unroll
+    for (int n = 0; n < decode_elements<W, R>; ++n) {
+      const int i = n * decode_threads + thread, r = i / a.head_dim, e = i % a.head_dim;
+      if (i >= R * a.head_dim) continue;
+      float most = -INFINITY, total = 0, value = 0;
+      for (int g = 0; g < teams; ++g) most = fmaxf(most, sums[(g * R + r) * stride + a.head_dim]);
+      for (int g = 0; g < teams; ++g) {
+        const Shared<float> at = sums + (g * R + r) * stride;
+        const float weight = expf(at[a.head_dim] - most);
+        total = fmaf(weight, at[a.head_dim + 1], total);
+        value = fmaf(weight, at[e], value);
+      }
+      put(n, r, e, part, most, total, value);
+    }
+    meet();
+  }
+}
+
+// Parts that are put together later, of one row and head, counted over all rows.
+template <class T>
+__device__ __forceinline__ void keep_part(const Decode<T>& a, int64_t row_head, int part, int e, float most, float total,
+                                          float value) {
+  float* to = a.partial + (row_head * most_parts + part) * (a.head_dim + 2);
+  to[e] = value;
+  if (e == 0) {
+    to[a.head_dim] = most;
+    to[a.head_dim + 1] = total;
+  }
+}
+template <class T>
+__device__ __forceinline__ T combined(const Decode<T>& a, int64_t row_head, int parts, int e) {
+  const int stride = a.head_dim + 2;
+  const float* partial = a.partial + row_head * most_parts * stride;
+  Running running;
+  for (int part = 0; part < parts; ++part) {
+    const float* at = partial + part * stride;
+    running.add(at[a.head_dim], at[a.head_dim + 1], at[e]);
+  }
+  return from_float<T>(running.value / running.sum);
+}
+
+}  // namespace looplm::cuda

@@ -1,0 +1,426 @@
+// All blocks and loops of one token by one cooperative kernel (math.md §7): a block of threads on every multiprocessor, barriers
+// of the grid between the products. Batch 1 reads 10 GB of weights for a token of Ouro-1.4B and computes next to nothing, so the
+// weights set the pace: every warp keeps a ring of them on its way through cp.async, and fetches on through barriers and norms,
+// over the ends of products, layers and loops.
+//
+// A product is cut into tiles of 8 rows of its matrix, which a warp sums up by itself: with mma, the activations as the one row
+// of A that counts, or with fmaf in float32. The rows come in pairs (p, p + group), so that the thread that ends up with both can
+// rotate a head's pair or multiply gate and up. Norms are computed by every block for itself; the residual stream never leaves
+// shared memory.
+//
+// Every sum runs in the order of the kernels that do the same for many rows (gemm.cu, norm.cu, decode_attention.cu), whose lines
+// are shared where they can be: the token is bit for bit what they make of it.
+#include "context.h"
+#include "decode_attention.h"
+#include "elementwise.h"
+#include "norm_row.h"
+
+namespace looplm::cuda {
+namespace {
+
+constexpr int token_threads = 256, token_warps = token_threads / 32;
+constexpr int tile_rows = 8, stages = 8, piece_bytes = 256;  // of the ring: a stage is a piece of each row of a tile
+constexpr int attention_groups = token_threads / decode_threads;
+
+template <class T>
+constexpr int piece = piece_bytes / int(sizeof(T));  // elements
+template <class T>
+constexpr int piece_stride = piece<T> + 16 / int(sizeof(T));  // the 16 bytes put the 8 rows of an ldmatrix on different banks
+template <class T>
+constexpr int stage_elements = tile_rows* piece_stride<T>;
+
+enum { qkv_product, output_product, gate_up_product, down_product, products };
+
+// y = W x. Tile i is the pairs 4i … 4i + 3; pair p is the rows p / group · 2 group + p % group and that + group. Tiles are dealt
+// to the blocks in turn, and a block's to its warps, from warp `first` on.
+struct Product {
+  int32_t columns, tiles, group, pieces, first;
+};
+
+template <class T>
+struct Token {
+  Product product[products];
+  int32_t layers, loops, min_loops, with_gate, heads, kv_heads, head_dim, hidden, intermediate, position, slot;
+  int64_t plane;
+  float eps;
+  double threshold;
+  const LoopDecodeLayer* layer;
+  const T *norm, *gate_weight, *gate_bias, *embedded;
+  const float* angle;  // of the position: cosines, then sines
+  LoopCacheContext context;
+  Decode<T> decode;              // of every layer and loop, without the plane
+  T *qkv, *branch, *activation;  // the outputs of products, in memory that all blocks see; attention's is decode.out
+  T* state;
+  int32_t* left;
+  int32_t x_elements;  // of the input of a product in shared memory, whole pieces
+};
+
+template <class T>
+__device__ __forceinline__ const T* matrix(const Token<T>& a, int layer, int product) {
+  const LoopDecodeLayer& l = a.layer[layer];
+  const void* weight = product == qkv_product       ? l.qkv
+                       : product == output_product  ? l.output
+                       : product == gate_up_product ? l.gate_up
+                                                    : l.down;
+  return static_cast<const T*>(weight);
+}
+
+// The first tile of a product that this warp does; the others follow at a distance of the warps of the grid.
+__device__ __forceinline__ int first_tile(const Product& p) {
+  return int(blockIdx.x) + int(gridDim.x) * ((warp_id() - p.first) & (token_warps - 1));
+}
+__device__ __forceinline__ int tile_step() { return int(gridDim.x) * token_warps; }
+
+// A warp's weights on their way: its pieces of all products, layers and loops in the order in which they are needed.
+template <class T>
+struct Ring {
+  static constexpr int per_lane = 16 / int(sizeof(T));
+  Shared<T> memory;
+  int layer, product, tile, next_piece;  // to be fetched
+  const T* from;                         // this lane's 16 bytes of it, in the tile's first or second row
+  int64_t pair_stride;                   // from a pair's row to the next one's
+  int left;                              // pieces not yet fetched
+  int fetched, taken;
+
+  __device__ void open(const Token<T>& a) {
+    memory = dynamic_shared<T>(size_t(warp_id()) * stages * stage_elements<T> * sizeof(T), size_t(stages) * stage_elements<T>);
+    layer = product = next_piece = fetched = taken = left = 0;
+    for (int p = 0; p < products; ++p)
+      for (int i = first_tile(a.product[p]); i < a.product[p].tiles; i += tile_step()) left += a.product[p].pieces;
+    left *= a.layers * a.loops;
+    tile = first_tile(a.product[0]);
+    if (left > 0) start(a);
+    for (int i = 0; i < stages - 1; ++i) fetch(a);
+  }
+  // At the first piece of `tile`, or where the product has no more for this warp, of the next tile that it has.
+  __device__ void start(const Token<T>& a) {
+    while (tile >= a.product[product].tiles) {
+      if (++product == products) {
+        product = 0;
+        if (++layer == a.layers) layer = 0;  // of the next loop
+      }
+      tile = first_tile(a.product[product]);
+    }
+    const Product& p = a.product[product];
+    const int pair = 4 * tile, lane = lane_id();
+    const int64_t row = int64_t(pair / p.group) * 2 * p.group + pair % p.group + lane / 16 * p.group;
+    from = matrix(a, layer, product) + row * p.columns + lane % 16 * per_lane;
+    pair_stride = int64_t(p.group == 1 ? 2 : 1) * p.columns;
+    next_piece = 0;
+  }
+  // One piece, and a group of copies in any case.
+  __device__ void fetch(const Token<T>& a) {
+    if (left > 0) {
+      const Product& p = a.product[product];
+      const Shared<T> stage = memory + fetched % stages * stage_elements<T>;
+      const int lane = lane_id(), column = next_piece * piece<T> + lane % 16 * per_lane;
+      const int valid = column < p.columns ? 16 : 0;  // columns are a multiple of 16 bytes
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair)
+        copy_async<16>(stage + (2 * pair + lane / 16) * piece_stride<T> + lane % 16 * per_lane,
+                       valid ? from + pair * pair_stride : matrix(a, layer, product), valid);
+      from += piece<T>;
+      --left;
+      ++fetched;
+      if (++next_piece == p.pieces && left > 0) {
+        tile += tile_step();
+        start(a);
+      }
+    }
+    copy_async_commit();
+  }
+  // The next piece is there, and the place of the one before it is filled anew.
+  __device__ Shared<T> take(const Token<T>& a) {
+    copy_async_wait<stages - 2>();
+    __syncwarp();
+    const Shared<T> stage = memory + taken % stages * stage_elements<T>;
+    ++taken;
+    fetch(a);
+    return stage;
+  }
+};
+
+// put(pair, first row's sum, second row's sum) for every pair of this warp's tiles; x: `columns` values in shared memory, then
+// zeros.
+template <class T, class Put>
+__device__ __forceinline__ void multiply(const Token<T>& a, Ring<T>& ring, int product, Shared<T> x, Put put) {
+  const Product& p = a.product[product];
+  const int lane = lane_id();
+  for (int tile = first_tile(p); tile < p.tiles; tile += tile_step()) {
+    float first, second;
+    if constexpr (sizeof(T) == 2) {
+      float sum[4] = {};
+      for (int i = 0; i < p.pieces; ++i) {
+        const Shared<T> rows = ring.take(a) + lane % 8 * piece_stride<T> + lane / 8 * 8,
+                        columns = x + i * piece<T> + lane / 8 * 8;
+#pragma unroll
+        for (int k = 0; k < piece<T>; k += 32) {
+          uint32_t w[4], v[4];  // four 8 × 8 matrices along k; of v all rows are the activations
+          load_matrix(w, rows + k);
+          load_matrix(v, columns + k);
+          const uint32_t low[4] = {v[0], v[0], v[1], v[1]}, high[4] = {v[2], v[2], v[3], v[3]};
+          mma_bf16(sum, low, w[0], w[1]);
+          mma_bf16(sum, high, w[2], w[3]);
+        }
+      }
+      first = sum[0], second = sum[1];
+    } else {
+      float sum = 0;
+      for (int i = 0; i < p.pieces; ++i) {
+        const Shared<T> row = ring.take(a) + lane % 8 * piece_stride<T>, columns = x + i * piece<T>;
+#pragma unroll 4
+        for (int k = 0; k < piece<T>; k += 4) {
+          const float4 w = shared_cast<float4>(row + k)[0], v = shared_cast<float4>(columns + k)[0];
+          sum = fmaf(v.x, w.x, sum), sum = fmaf(v.y, w.y, sum), sum = fmaf(v.z, w.z, sum), sum = fmaf(v.w, w.w, sum);
+        }
+      }
+      first = __shfl_sync(full_warp, sum, 2 * (lane % 4));
+      second = __shfl_sync(full_warp, sum, 2 * (lane % 4) + 1);
+    }
+    if (lane < 4) put(4 * tile + lane, first, second);
+  }
+}
+
+// What all blocks wrote, as the input of a product.
+template <class T>
+__device__ __forceinline__ void gather_input(int columns, int elements, const T* from, Shared<T> x) {
+  constexpr int each = 16 / int(sizeof(T));
+  for (int i = int(threadIdx.x) * each; i < elements; i += token_threads * each)
+    shared_cast<uint4>(x + i)[0] = i < columns ? load<uint4>(from + i) : uint4{0, 0, 0, 0};
+  __syncthreads();
+}
+
+template <class T, int R>
+__global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_constant__ Token<T> a) {
+  constexpr int W = wide<T>;
+  SHARED_ARRAY(float, scratch, token_warps);
+  SHARED_ARRAY(int, leaves, 1);
+  size_t at = size_t(token_warps) * stages * stage_elements<T> * sizeof(T);
+  const Shared<T> h = dynamic_shared<T>(at, size_t(a.hidden));
+  at += size_t(a.hidden) * sizeof(T);
+  const Shared<T> x = dynamic_shared<T>(at, size_t(a.x_elements));
+  at += size_t(a.x_elements) * sizeof(T);
+  const int group = int(threadIdx.x) / decode_threads, of_group = int(threadIdx.x) % decode_threads;
+  const size_t sums_count = size_t(decode_threads / a.decode.lanes) * R * size_t(a.head_dim + 2);
+  const Shared<float> sums = dynamic_shared<float>(at + size_t(group) * sums_count * sizeof(float), sums_count);
+
+  Ring<T> ring;
+  ring.open(a);
+  const auto from_h = [&](int j, float(&v)[W]) { read_shared(h + j, v); };
+  const auto to_h = [&](int j, const float(&v)[W]) { write_shared(h + j, v); };
+  const auto to_x = [&](int j, const float(&v)[W]) { write_shared(x + j, v); };
+  const int half = a.head_dim / 2, kv_width = a.kv_heads * a.head_dim, width = a.heads * a.head_dim, d = a.hidden;
+  // What the norms leave in x, as the input of a product.
+  const auto input_of_norm = [&] {
+    for (int i = d + int(threadIdx.x); i < a.product[qkv_product].pieces * piece<T>; i += token_threads)
+      x[i] = from_float<T>(0.0f);
+    __syncthreads();
+  };
+
+  for (int j = int(threadIdx.x) * W; j < d; j += token_threads * W) {
+    float v[W];
+    read<W>(a.embedded + j, v);
+    to_h(j, v);
+  }
+  double stay = 1;
+  int loop = 0;
+  for (bool more = true; more; ++loop) {
+    const int64_t behind = loop * a.plane;  // slots
+    put_normed<W>(d, a.eps, sum_of_squares<W>(d, from_h), static_cast<const T*>(a.layer[0].attention_norm), scratch, from_h,
+                  to_x);
+    input_of_norm();
+    for (int l = 0; l < a.layers; ++l) {
+      const LoopDecodeLayer& layer = a.layer[l];
+      T *keys = static_cast<T*>(layer.keys) + behind * kv_width, *values = static_cast<T*>(layer.values) + behind * kv_width;
+      multiply(a, ring, qkv_product, x, [&](int pair, float first, float second) {
+        const int head = pair / half, j = pair % half;
+        T low = from_float<T>(first), high = from_float<T>(second);
+        if (head < a.heads + a.kv_heads) {
+          float u = to_float(low), v = to_float(high);
+          rotate(u, v, a.angle[j], a.angle[half + j]);
+          low = from_float<T>(u), high = from_float<T>(v);
+        }
+        T* to = head < a.heads ? a.qkv + head * a.head_dim
+                               : (head < a.heads + a.kv_heads ? keys + (head - a.heads) * a.head_dim
+                                                              : values + (head - a.heads - a.kv_heads) * a.head_dim) +
+                                     int64_t(a.slot) * kv_width;
+        to[j] = low, to[half + j] = high;
+      });
+      grid_barrier();
+
+      Decode<T> decode = a.decode;
+      decode.keys = keys, decode.values = values;
+      const Parts parts = parts_of(a.context.prefix_length + a.context.length);
+      const int head_blocks = a.heads / R;
+      for (int unit = int(blockIdx.x) + group * int(gridDim.x); unit < head_blocks * parts.count;
+           unit += attention_groups * int(gridDim.x)) {
+        const int head = unit % head_blocks * R, part = unit / head_blocks;
+        decode_parts<8, R, true>(
+            decode, a.context, 0, head, part, parts.count, of_group, sums, [&] { named_barrier(1 + group, decode_threads); },
+            [&](int, int r, int e, int, float most, float total, float value) {
+              if (parts.count == 1) {
+                Running only;
+                only.add(most, total, value);
+                a.decode.out[(head + r) * a.head_dim + e] = from_float<T>(only.value / only.sum);
+              } else {
+                keep_part(decode, head + r, part, e, most, total, value);
+              }
+            });
+      }
+      grid_barrier();
+      if (parts.count > 1) {
+        for (int i = int(blockIdx.x) * token_threads + int(threadIdx.x); i < width; i += int(gridDim.x) * token_threads)
+          a.decode.out[i] = combined(a.decode, i / a.head_dim, parts.count, i % a.head_dim);
+        grid_barrier();
+      }
+
+      gather_input<T>(width, a.product[output_product].pieces * piece<T>, a.decode.out, x);
+      const auto to_branch = [&](int pair, float first, float second) {
+        a.branch[2 * pair] = from_float<T>(first), a.branch[2 * pair + 1] = from_float<T>(second);
+      };
+      multiply(a, ring, output_product, x, to_branch);
+      grid_barrier();
+
+      float square = add_normed<W>(d, a.eps, static_cast<const T*>(a.branch), static_cast<const T*>(layer.attention_norm_2),
+                                   scratch, from_h, to_h);
+      put_normed<W>(d, a.eps, square, static_cast<const T*>(layer.mlp_norm), scratch, from_h, to_x);
+      input_of_norm();
+      multiply(a, ring, gate_up_product, x, [&](int pair, float first, float second) {
+        a.activation[pair] = from_float<T>(swiglu_of(to_float(from_float<T>(first)), to_float(from_float<T>(second))));
+      });
+      grid_barrier();
+
+      gather_input<T>(a.intermediate, a.product[down_product].pieces * piece<T>, a.activation, x);
+      multiply(a, ring, down_product, x, to_branch);
+      grid_barrier();
+
+      square = add_normed<W>(d, a.eps, static_cast<const T*>(a.branch), static_cast<const T*>(layer.mlp_norm_2), scratch, from_h,
+                             to_h);
+      if (l + 1 < a.layers) {
+        put_normed<W>(d, a.eps, square, static_cast<const T*>(a.layer[l + 1].attention_norm), scratch, from_h, to_x);
+        input_of_norm();
+      } else {
+        put_normed<W>(d, a.eps, square, a.norm, scratch, from_h, to_h);
+        __syncthreads();
+      }
+    }
+
+    // Every block decides for itself, from the same numbers.
+    more = loop + 1 < a.loops;
+    if (more && a.with_gate) {
+      if (warp_id() == 0) {
+        const float gate = warp_dot<W>(d, a.gate_weight, from_h) + to_float(a.gate_bias[0]);
+        stay *= 1 / (1 + exp(double(gate)));
+        if (lane_id() == 0) leaves[0] = loop + 1 >= a.min_loops && 1 - stay >= a.threshold;
+      }
+      __syncthreads();
+      more = leaves[0] == 0;
+    }
+  }
+  copy_async_wait<0>();  // what was fetched for a loop that did not come
+  if (blockIdx.x == 0) {
+    for (int j = int(threadIdx.x) * W; j < d; j += token_threads * W) {
+      float v[W];
+      from_h(j, v);
+      write<W>(a.state + j, v);
+    }
+    if (threadIdx.x == 0) *a.left = loop;
+  }
+}
+
+// Scratch memory in order, each piece at a multiple of 256 bytes.
+struct Layout {
+  size_t bytes = 0;
+  size_t take(size_t count) {
+    const size_t at = bytes;
+    bytes += (count + 255) / 256 * 256;
+    return at;
+  }
+};
+
+template <class T, int R>
+int run(Context& c, const LoopDecodeToken& t, Token<T>& a, int blocks, size_t shared) {
+  const size_t size = sizeof(T), layer_bytes = size_t(t.layers) * sizeof(LoopDecodeLayer);
+  Layout layout;
+  const size_t layers = layout.take(layer_bytes), qkv = layout.take(size_t(t.heads) * t.head_dim * size),
+               attention = layout.take(size_t(t.heads) * t.head_dim * size), branch = layout.take(size_t(t.hidden) * size),
+               activation = layout.take(size_t(t.intermediate) * size),
+               partial = layout.take(size_t(t.heads) * most_parts * size_t(t.head_dim + 2) * 4);
+  auto* memory = static_cast<char*>(scratch(c, layout.bytes));
+  if (!memory) return LOOP_OUT_OF_MEMORY;
+  if (int status = send(c, memory + layers, t.host_layers, layer_bytes)) return status;
+  const auto place = [&](size_t at) { return reinterpret_cast<T*>(memory + at); };
+  a.layer = reinterpret_cast<const LoopDecodeLayer*>(memory + layers);
+  a.qkv = place(qkv), a.branch = place(branch), a.activation = place(activation);
+  a.decode.qkv = a.qkv, a.decode.out = place(attention), a.decode.partial = reinterpret_cast<float*>(memory + partial);
+  return check(c, launch_cooperative(token_kernel<T, R>, dim3(unsigned(blocks)), dim3(token_threads), shared, c.stream, a),
+               "decode_token");
+}
+
+// Rows of 16 bytes, everywhere.
+bool fits(const LoopDecodeToken& t) {
+  bool aligned = t.hidden % 8 == 0 && t.intermediate % 8 == 0 && t.head_dim % 8 == 0 && t.head_dim <= 256;
+  const auto require = [&](std::initializer_list<const void*> pointers) {
+    for (const void* p : pointers) aligned = aligned && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  };
+  require({t.norm, t.gate_weight, t.embedded, t.state});
+  for (int32_t l = 0; l < t.layers; ++l) {
+    const LoopDecodeLayer& w = t.host_layers[l];
+    require(
+        {w.attention_norm, w.qkv, w.output, w.attention_norm_2, w.mlp_norm, w.gate_up, w.down, w.mlp_norm_2, w.keys, w.values});
+  }
+  return aligned;
+}
+
+int decode_token(void* ctx, LoopDType dt, const LoopDecodeToken* given) {
+  const LoopDecodeToken& t = *given;
+  if (static_cast<Context*>(ctx)->decode != DecodeBy::token || !fits(t)) return LOOP_DECLINED;
+  return with_dtype(ctx, "decode_token", dt, [&]<class T>(Context& c, T) {
+    int blocks = 0, shared_limit = 0, cooperative = 0;
+    cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, c.device);
+    cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, c.device);
+    cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, c.device);
+
+    Token<T> a{};
+    const int width = t.heads * t.head_dim, half = t.head_dim / 2;
+    int first = 0;
+    const auto product = [&](int64_t columns, int64_t pairs, int64_t group) {
+      const Product p{int32_t(columns), int32_t(pairs / 4), int32_t(group), int32_t(ceil_div(columns, piece<T>)), first};
+      first = int((first + ceil_div(p.tiles, blocks)) % token_warps);  // the next one begins with the warps that have less to do
+      a.x_elements = std::max(a.x_elements, p.pieces * piece<T>);
+      return p;
+    };
+    a.product[qkv_product] = product(t.hidden, int64_t(t.heads + 2 * t.kv_heads) * half, half);
+    a.product[output_product] = product(width, t.hidden / 2, 1);
+    a.product[gate_up_product] = product(t.hidden, t.intermediate, t.intermediate);
+    a.product[down_product] = product(t.intermediate, t.hidden / 2, 1);
+    a.layers = t.layers, a.loops = t.loops, a.min_loops = t.min_loops, a.with_gate = t.with_gate;
+    a.heads = t.heads, a.kv_heads = t.kv_heads, a.head_dim = t.head_dim;
+    a.hidden = int32_t(t.hidden), a.intermediate = int32_t(t.intermediate);
+    a.position = t.position, a.slot = t.slot, a.plane = t.plane, a.context = t.context;
+    a.eps = float(t.norm_eps), a.threshold = t.threshold;
+    a.norm = static_cast<const T*>(t.norm), a.embedded = static_cast<const T*>(t.embedded);
+    a.gate_weight = static_cast<const T*>(t.gate_weight), a.gate_bias = static_cast<const T*>(t.gate_bias);
+    a.angle = static_cast<const float*>(t.cos_sin) + int64_t(t.position) * t.head_dim;
+    a.state = static_cast<T*>(t.state), a.left = t.left;
+    a.decode.heads = t.heads, a.decode.kv_heads = t.kv_heads, a.decode.head_dim = t.head_dim;
+    a.decode.ratio = t.heads / t.kv_heads, a.decode.scale = float(t.scale), a.decode.lanes = lanes_of(t.head_dim, 8);
+
+    const auto go = [&]<int R>(std::integral_constant<int, R>) {
+      const size_t sums = size_t(decode_threads / a.decode.lanes) * R * size_t(t.head_dim + 2) * sizeof(float);
+      const size_t shared = (size_t(token_warps) * stages * stage_elements<T> + size_t(t.hidden + a.x_elements)) * sizeof(T) +
+                            attention_groups * sums;
+      if (!cooperative || shared + 1024 > size_t(shared_limit)) return int(LOOP_DECLINED);
+      return run<T, R>(c, t, a, blocks, shared);
+    };
+    if (a.decode.ratio % 4 == 0) return go(std::integral_constant<int, 4>{});
+    if (a.decode.ratio % 2 == 0) return go(std::integral_constant<int, 2>{});
+    return go(std::integral_constant<int, 1>{});
+  });
+}
+
+}  // namespace
+
+void add_decode_token(LoopBackend& table) { table.decode_token = decode_token; }
+
+}  // namespace looplm::cuda

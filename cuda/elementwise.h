@@ -1,0 +1,18 @@
+// The elementwise formulas of a block that more than one kernel computes.
+#pragma once
+#include "simt.h"
+
+namespace looplm::cuda {
+
+// A pair of a head by its position's angle (math.md §1).
+__device__ __forceinline__ void rotate(float& u, float& v, float cosine, float sine) {
+  const float a = u, b = v;
+  u = a * cosine - b * sine;
+  v = b * cosine + a * sine;
+}
+
+__device__ __forceinline__ float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+// silu(g)·u
+__device__ __forceinline__ float swiglu_of(float g, float u) { return g * (sigmoid(g) * u); }
+
+}  // namespace looplm::cuda

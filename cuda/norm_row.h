@@ -1,0 +1,62 @@
+// RMSNorm of one row by a block, and what surrounds it (math.md §1). Rows come from and go to wherever the caller keeps them,
+// through functions of (first column, W values); a thread owns the same columns in every pass. The kernels that share these lines
+// give the same bits.
+#pragma once
+#include "vector.h"
+
+namespace looplm::cuda {
+
+// This thread's part of Σ v².
+template <int W, class Row>
+__device__ __forceinline__ float sum_of_squares(int64_t d, Row row) {
+  float v[W], square = 0;
+  for (int j = int(threadIdx.x) * W, step = int(blockDim.x) * W; j < d; j += step) {
+    row(j, v);
+#pragma unroll
+    for (int k = 0; k < W; k++) square += v[k] * v[k];
+  }
+  return square;
+}
+
+// 1 / RMS of the row whose squares the threads have summed. scratch: a float for each warp.
+__device__ __forceinline__ float inverse_rms(int64_t d, float eps, float square, Shared<float> scratch) {
+  return 1 / sqrtf(block_sum(square, scratch) / float(d) + eps);
+}
+
+// x = RMS(row; w)
+template <int W, class T, class Row, class Put>
+__device__ __forceinline__ void put_normed(int64_t d, float eps, float square, const T* weight, Shared<float> scratch, Row row,
+                                           Put put) {
+  const float scale = inverse_rms(d, eps, square, scratch);
+  float v[W], w[W];
+  for (int j = int(threadIdx.x) * W, step = int(blockDim.x) * W; j < d; j += step) {
+    row(j, v);
+    read<W>(weight + j, w);
+#pragma unroll
+    for (int k = 0; k < W; k++) v[k] *= scale * w[k];
+    put(j, v);
+  }
+}
+
+// h + RMS(branch; w), rounded as T stores it, to `put`; returns this thread's part of the sum of its squares.
+template <int W, class T, class Row, class Put>
+__device__ __forceinline__ float add_normed(int64_t d, float eps, const T* branch, const T* weight, Shared<float> scratch, Row h,
+                                            Put put) {
+  const auto of_branch = [&](int j, float(&v)[W]) { read<W>(branch + j, v); };
+  const float scale = inverse_rms(d, eps, sum_of_squares<W>(d, of_branch), scratch);
+  float v[W], r[W], w[W], square = 0;
+  for (int j = int(threadIdx.x) * W, step = int(blockDim.x) * W; j < d; j += step) {
+    of_branch(j, v);
+    read<W>(weight + j, w);
+    h(j, r);
+#pragma unroll
+    for (int k = 0; k < W; k++) {
+      r[k] = to_float(from_float<T>(r[k] + v[k] * scale * w[k]));
+      square += r[k] * r[k];
+    }
+    put(j, r);
+  }
+  return square;
+}
+
+}  // namespace looplm::cuda
