@@ -11,6 +11,7 @@
 // Every sum runs in the order of the kernels that do the same for many rows (gemm.cu, norm.cu, decode_attention.cu), whose lines
 // are shared where they can be: the token is bit for bit what they make of it.
 #include "context.h"
+#include "cublaslt.h"
 #include "decode_attention.h"
 #include "elementwise.h"
 #include "norm_row.h"
@@ -376,6 +377,9 @@ int decode_token(void* ctx, LoopDType dt, const LoopDecodeToken* given) {
   const LoopDecodeToken& t = *given;
   if (static_cast<Context*>(ctx)->decode != DecodeBy::token || !fits(t)) return LOOP_DECLINED;
   return with_dtype(ctx, "decode_token", dt, [&]<class T>(Context& c, T) {
+    Gemm one{};  // row: the library sums in another order
+    one.m = 1, one.n = one.k = t.hidden, one.transpose_b = true;
+    if (prefers_lt(c, one)) return int(LOOP_DECLINED);
     int blocks = 0, shared_limit = 0, cooperative = 0;
     cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, c.device);
     cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, c.device);
