@@ -10,14 +10,26 @@
 namespace looplm::cuda {
 namespace {
 
-// ---- float32: BM × BN tiles, 16 × 16 threads with (BM/16) × (BN/16) elements each, the next tile of A and B on its way in
-// registers ----
+template <int VEC>
+__device__ __forceinline__ void read_shared(Shared<float> p, float* x) {
+  if constexpr (VEC == 4) {
+    const float4 v = shared_cast<float4>(p)[0];
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+  } else {
+    x[0] = p[0];
+  }
+}
 
-template <bool TA, bool TB, int BM, int BN>
-__global__ void __launch_bounds__(256) float_kernel(Gemm g, int64_t tiles_m, int64_t tiles_n) {
-  constexpr int BK = 16, TM = BM / 16, TN = BN / 16, LA = BM * BK / 256, LB = BN * BK / 256;
-  SHARED_ARRAY(float, tile_a, BK*(BM + 1));  // [k][m]; one more column keeps a warp's stores on different banks
-  SHARED_ARRAY(float, tile_b, BK*(BN + 1));  // [k][n]
+// ---- float32: BM × BN tiles, 16 × 16 threads with (BM/16) × (BN/16) elements each, VEC neighbours at a time; the next tile of A
+// and B on its way in registers ----
+
+template <bool TA, bool TB, int BM, int BN, int VEC>
+__global__ void __launch_bounds__(256, 2) float_kernel(Gemm g, int64_t tiles_m, int64_t tiles_n) {
+  constexpr int BK = BM == 128 ? 8 : 16, TM = BM / 16, TN = BN / 16, LA = BM * BK / 256, LB = BN * BK / 256;
+  // Rows of a multiple of VEC; the elements more keep a warp's stores on different banks.
+  constexpr int PAD = VEC, SA = BM + PAD, SB = BN + PAD;
+  SHARED_ARRAY(float, tile_a, BK* SA);  // [k][m]
+  SHARED_ARRAY(float, tile_b, BK* SB);  // [k][n]
   int64_t tile_m, tile_n;
   tile_of(blockIdx.x, tiles_m, tiles_n, tile_m, tile_n);
   const int64_t m0 = tile_m * BM, n0 = tile_n * BN;
@@ -50,6 +62,8 @@ __global__ void __launch_bounds__(256) float_kernel(Gemm g, int64_t tiles_m, int
       next_b[i] = column < g.n && l < g.k ? b[TB ? column * g.ldb + l : l * g.ldb + column] : 0.0f;
     }
   };
+  // Element i of a thread in a tile: VEC neighbours, then those one tile of 16 VEC further.
+  const auto place = [](int i, int thread) { return i / VEC * 16 * VEC + thread * VEC + i % VEC; };
 
   fetch(0);
   for (int64_t k0 = 0; k0 < g.k; k0 += BK) {
@@ -57,13 +71,13 @@ __global__ void __launch_bounds__(256) float_kernel(Gemm g, int64_t tiles_m, int
     for (int i = 0; i < LA; i++) {
       int m, k;
       at_a(i, m, k);
-      tile_a[k * (BM + 1) + m] = next_a[i];
+      tile_a[k * SA + m] = next_a[i];
     }
 #pragma unroll
     for (int i = 0; i < LB; i++) {
       int n, k;
       at_b(i, n, k);
-      tile_b[k * (BN + 1) + n] = next_b[i];
+      tile_b[k * SB + n] = next_b[i];
     }
     __syncthreads();
     if (k0 + BK < g.k) fetch(k0 + BK);
@@ -71,9 +85,9 @@ __global__ void __launch_bounds__(256) float_kernel(Gemm g, int64_t tiles_m, int
     for (int k = 0; k < BK; k++) {
       float x[TM], y[TN];
 #pragma unroll
-      for (int i = 0; i < TM; i++) x[i] = tile_a[k * (BM + 1) + i * 16 + ty];
+      for (int i = 0; i < TM; i += VEC) read_shared<VEC>(tile_a + k * SA + place(i, ty), x + i);
 #pragma unroll
-      for (int j = 0; j < TN; j++) y[j] = tile_b[k * (BN + 1) + j * 16 + tx];
+      for (int j = 0; j < TN; j += VEC) read_shared<VEC>(tile_b + k * SB + place(j, tx), y + j);
 #pragma unroll
       for (int i = 0; i < TM; i++)
 #pragma unroll
@@ -86,7 +100,7 @@ __global__ void __launch_bounds__(256) float_kernel(Gemm g, int64_t tiles_m, int
   for (int i = 0; i < TM; i++)
 #pragma unroll
     for (int j = 0; j < TN; j++) {
-      const int64_t row = m0 + i * 16 + ty, column = n0 + j * 16 + tx;
+      const int64_t row = m0 + place(i, ty), column = n0 + place(j, tx);
       if (row >= g.m || column >= g.n) continue;
       float& to = c[row * g.ldc + column];
       to = g.accumulate ? to + sum[i][j] : sum[i][j];
@@ -100,13 +114,14 @@ template <bool TA_, bool TB_, bool ALIGNED, int BM_, int BN_, int BK_, int WM_, 
 struct Shape {
   static constexpr bool TA = TA_, TB = TB_, aligned = ALIGNED;
   static constexpr int BM = BM_, BN = BN_, BK = BK_, WM = WM_, WN = WN_, STAGES = STAGES_, threads = 32 * WM * WN;
+  static constexpr int blocks = BM * BN <= 128 * 128 ? 2 : 1;  // at least, on a multiprocessor
   using TileA = Tile<TA ? BK : BM, TA ? BM : BK>;
   using TileB = Tile<TB ? BN : BK, TB ? BK : BN>;
   static constexpr size_t stage = TileA::count + TileB::count, shared_bytes = STAGES * stage * sizeof(bf16);
 };
 
 template <class S>
-__global__ void __launch_bounds__(S::threads) tensor_kernel(Gemm g, int64_t tiles_m, int64_t tiles_n) {
+__global__ void __launch_bounds__(S::threads, S::blocks) tensor_kernel(Gemm g, int64_t tiles_m, int64_t tiles_n) {
   constexpr int MT = S::BM / S::WM / 16, NT = S::BN / S::WN / 8;  // 16 × 8 products of a warp
   using TileA = typename S::TileA;
   using TileB = typename S::TileB;
@@ -147,14 +162,14 @@ __global__ void __launch_bounds__(S::threads) tensor_kernel(Gemm g, int64_t tile
 #pragma unroll
       for (int m = 0; m < MT; m++) {
         const int row = warp_m + m * 16;
-        if constexpr (S::TA) load_matrix_transposed(x[m], from_a + (k + i / 2 * 8 + r) * TileA::stride + row + i % 2 * 8);
-        else load_matrix(x[m], from_a + (row + i % 2 * 8 + r) * TileA::stride + k + i / 2 * 8);
+        if constexpr (S::TA) load_matrix_transposed(x[m], from_a + TileA::at(k + i / 2 * 8, r, row + i % 2 * 8));
+        else load_matrix(x[m], from_a + TileA::at(row + i % 2 * 8, r, k + i / 2 * 8));
       }
 #pragma unroll
       for (int n = 0; n < NT / 2; n++) {
         const int column = warp_n + n * 16;
-        if constexpr (S::TB) load_matrix(y[n], from_b + (column + i / 2 * 8 + r) * TileB::stride + k + i % 2 * 8);
-        else load_matrix_transposed(y[n], from_b + (k + i % 2 * 8 + r) * TileB::stride + column + i / 2 * 8);
+        if constexpr (S::TB) load_matrix(y[n], from_b + TileB::at(column + i / 2 * 8, r, k + i % 2 * 8));
+        else load_matrix_transposed(y[n], from_b + TileB::at(k + i % 2 * 8, r, column + i / 2 * 8));
       }
 #pragma unroll
       for (int m = 0; m < MT; m++)
@@ -183,8 +198,8 @@ int float_gemm(Context& c, const Gemm& g) {
     const int64_t tiles_m = ceil_div(g.m, bm), tiles_n = ceil_div(g.n, bn);
     return check(c, launch(kernel, dim3(unsigned(tiles_m * tiles_n)), dim3(256), 0, c.stream, g, tiles_m, tiles_n), "gemm");
   };
-  return ceil_div(g.m, 128) * ceil_div(g.n, 128) >= 64 ? go(float_kernel<TA, TB, 128, 128>, 128, 128)
-                                                       : go(float_kernel<TA, TB, 32, 32>, 32, 32);
+  return ceil_div(g.m, 128) * ceil_div(g.n, 64) >= 64 ? go(float_kernel<TA, TB, 128, 64, 4>, 128, 64)
+                                                      : go(float_kernel<TA, TB, 32, 32, 1>, 32, 32);
 }
 
 template <bool TA, bool TB>
@@ -201,7 +216,11 @@ int tensor_gemm(Context& c, const Gemm& g) {
   if (!aligned) return go(Shape<TA, TB, false, 64, 64, 64, 2, 2, 3>{});
   // Few rows: a weight streamed once by as many blocks as there can be, with much of it under way.
   if (g.m <= 16) return go(Shape<TA, TB, true, 16, 32, 128, 1, 2, 6>{});
-  if (ceil_div(g.m, 128) * ceil_div(g.n, 128) >= 64) return go(Shape<TA, TB, true, 128, 128, 32, 2, 4, 4>{});
+  // Warps of 64 × 64 read as many bytes of shared memory for twice the products of 64 × 32. They need a chip's worth of tiles.
+  int processors = 0;
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, c.device);
+  if (ceil_div(g.m, 128) * ceil_div(g.n, 256) >= processors) return go(Shape<TA, TB, true, 128, 256, 32, 2, 4, 4>{});
+  if (ceil_div(g.m, 128) * ceil_div(g.n, 128) * 2 >= processors) return go(Shape<TA, TB, true, 128, 128, 32, 2, 4, 4>{});
   return go(Shape<TA, TB, true, 64, 64, 64, 2, 2, 3>{});
 }
 

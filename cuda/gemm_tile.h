@@ -5,19 +5,28 @@
 
 namespace looplm::cuda {
 
-// Blocks in groups of 8 tile rows, so that what runs together shares its operands in the L2 cache.
+// Blocks in groups of 16 tile rows, column after column: what runs together shares its operands in the L2 cache, and a weight is
+// read from memory once for 2048 rows of activations.
 __device__ __forceinline__ void tile_of(int64_t block, int64_t tiles_m, int64_t tiles_n, int64_t& tile_m, int64_t& tile_n) {
-  const int64_t per_group = 8 * tiles_n, group = block / per_group, first = group * 8;
-  const int64_t height = tiles_m - first < 8 ? tiles_m - first : 8, within = block - group * per_group;
+  constexpr int64_t most = 16;
+  const int64_t per_group = most * tiles_n, group = block / per_group, first = group * most;
+  const int64_t height = tiles_m - first < most ? tiles_m - first : most, within = block - group * per_group;
   tile_m = first + within % height;
   tile_n = within / height;
 }
 
-// Tiles lie in shared memory as they do in global memory; 16 bytes behind each row put the 8 rows of an ldmatrix on different
-// banks.
-template <int ROWS, int COLUMNS, int PAD = 8>
+// Tiles lie in shared memory as they do in global memory, but for the places of the 16-byte chunks of a row, which change with
+// the row: so the 8 rows of a column of chunks (ldmatrix) as well as the chunks of a row (cp.async) lie on different banks,
+// without padding.
+template <int ROWS, int COLUMNS>
 struct Tile {
-  static constexpr int stride = COLUMNS + PAD, count = ROWS * stride;
+  static constexpr int count = ROWS * COLUMNS, chunks = COLUMNS / 8;
+  static_assert(chunks == 2 || chunks == 4 || chunks % 8 == 0);
+
+  // Row `row` + `r` with `row` a multiple of 8 and r < 8, column a multiple of 8.
+  static __device__ __forceinline__ int at(int row, int r, int column) {
+    return (row + r) * COLUMNS + (column / 8 ^ (chunks < 8 ? r / (8 / chunks) : r)) * 8;
+  }
 
   // `Aligned`: rows begin at multiples of 16 bytes. Outside `rows` × `columns` the tile is 0.
   template <bool Aligned, int THREADS>
@@ -31,10 +40,12 @@ struct Tile {
       const int valid = row0 + r >= rows || left <= 0 ? 0 : left < 8 ? int(left) : 8;
       const bf16* p = from + (row0 + r) * ld + column0 + column;
       if constexpr (Aligned) {
-        copy_async<16>(tile + r * stride + column, valid > 0 ? p : from, 2 * valid);
+        copy_async<16>(tile + at(r & ~7, r & 7, column), valid > 0 ? p : from, 2 * valid);
       } else {
-#pragma unroll
-        for (int i = 0; i < 8; i++) tile[r * stride + column + i] = i < valid ? p[i] : bf16{0};
+        const auto pair = [&](int i) {
+          return i >= valid ? 0u : i + 1 >= valid ? uint32_t(p[i].bits) : uint32_t(p[i + 1].bits) << 16 | p[i].bits;
+        };
+        shared_cast<uint4>(tile + at(r & ~7, r & 7, column))[0] = uint4{pair(0), pair(2), pair(4), pair(6)};
       }
     }
   }

@@ -185,7 +185,7 @@ template <int BITS_>
 struct Many {
   static constexpr int BITS = BITS_, BM = 64, BN = 128, STAGES = 6, threads = 128, MT = BM / 16, NT = BN / 32;
   static constexpr int slice_bytes = slice * BITS / 8;
-  using TileA = Tile<BM, slice, 0>;  // 64 bytes a row: 8 lanes read 8 different groups of 4 banks without a pad
+  using TileA = Tile<BM, slice>;
   static constexpr size_t bytes_a = TileA::count * sizeof(bf16), stage = bytes_a + size_t(BN) * slice_bytes,
                           bytes = STAGES * stage;
 };
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(S::threads) many_rows_kernel(Gemm g, Weight b,
     for (int m = 0; m < S::MT; m++)
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const uint4 v = shared_cast<uint4>(from_a + (m * 16 + h * 8 + lane / 4) * TileA::stride + lane % 4 * 8)[0];
+        const uint4 v = shared_cast<uint4>(from_a + TileA::at(m * 16 + h * 8, lane / 4, lane % 4 * 8))[0];
         pair_up<S::BITS>(v, x[m][h]);
       }
 #pragma unroll

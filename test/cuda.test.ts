@@ -19,6 +19,14 @@ describe('kernels on cuda-emulated', () => {
   })
 })
 
+it('products use no bank of shared memory twice at a time', { timeout: 300_000 }, () => {
+  const tool = join(import.meta.dirname, '..', 'tools', 'cuda-banks.mjs')
+  const { stdout } = spawnSync(process.execPath, [tool, '--dtype', 'bf16', 'gemm'], { encoding: 'utf8' })
+  const kernels = [...stdout.matchAll(/^ *([\d.]+) .* ((?:tensor|many_rows)_kernel\S*)/gm)]
+  expect(kernels.length).toBeGreaterThan(8)
+  expect(kernels.filter(([, cycles]) => cycles !== '1.00').map(([line]) => line)).toEqual([])
+})
+
 describe('the device', () => {
   it('computes on tensors', async () => {
     using x = tensor([[1, 2, 3]], undefined, { device })

@@ -5,6 +5,7 @@ import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { floorsTable } from './cuda-floors.mjs'
+import { shortName } from './kernel-name.mjs'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const objects = join(root, 'build', 'cuda')
@@ -33,23 +34,6 @@ function resources() {
   if (names.status === 0) for (const [i, name] of names.stdout.trimEnd().split('\n').entries()) found[i].kernel = shortName(name)
   const key = ({ file, kernel, arch }) => `${file} ${kernel} ${arch}`
   return found.sort((a, b) => (key(a) < key(b) ? -1 : 1))
-}
-
-/** A demangled kernel without namespaces, return type and parameters. */
-function shortName(name) {
-  let depth = 0
-  let end = 0
-  for (; end < name.length; end++) {
-    if (name[end] === '<') depth++
-    if (name[end] === '>') depth--
-    if (name[end] === '(' && depth === 0 && !name.startsWith('(anonymous', end)) break
-  }
-  return name
-    .slice(0, end)
-    .replace(/^void /, '')
-    .replace(/(looplm|cuda|\(anonymous namespace\)|_GLOBAL__N__\w+)::/g, '')
-    .replace(/\((bool|int)\)/g, '')
-    .replaceAll('> >', '>>')
 }
 
 /** One line for a kernel: its numbers on the two chips. */

@@ -410,8 +410,9 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
       const auto& c = *static_cast<const Call<Parameters...>*>(p);
       std::apply(c.kernel, c.arguments);
     };
-    return emulator::run({grid, block, shared_bytes, cooperative, entry, &call}, error) ? cudaSuccess
-                                                                                        : emulator::report_fault(error);
+    return emulator::run({grid, block, shared_bytes, cooperative, entry, &call, reinterpret_cast<const void*>(kernel)}, error)
+               ? cudaSuccess
+               : emulator::report_fault(error);
   });
 }
 }  // namespace detail

@@ -480,6 +480,7 @@ void copy_async(const Span& to, const void* from, uint32_t bytes, int valid) {
   if (valid < 0 || uint32_t(valid) > bytes) fault("cp.async of %d valid bytes of %u", valid, bytes);
   if (valid > 0 && reinterpret_cast<uintptr_t>(from) % bytes != 0) fault("cp.async of %u bytes from %p", bytes, from);
   if (!check_write(to.at, bytes, under_way)) bad_order(to.at, true);
+  if (counting_banks) note_access(*self, to.at, bytes);
   self->copies.push_back({to.at, static_cast<const unsigned char*>(from), bytes, uint32_t(valid)});
 }
 
@@ -536,6 +537,8 @@ void barrier(int id, int threads, bool wait, Where where) {
     set_waiting(f, State::at_barrier);
     return give_way();
   }
+  for (int w = 0; counting_banks && w < block.warps; ++w)
+    settle_accesses(block.fibers[size_t(w * warp_size)], worker->launch->kernel);
   for (Fiber* waiting : b.waiting) {
     for (int w = 0; w < block.warps; ++w) waiting->warp->clock[w] = std::max(waiting->warp->clock[w], b.seen[w]);
     set_ready(*waiting);
@@ -617,6 +620,7 @@ void collective(Kind kind, uint32_t mask, const void* in, void* out, void (*comp
     set_waiting(f, State::in_collective);
     return give_way();
   }
+  if (counting_banks && mask == 0xFFFFFFFFu) settle_accesses(f, worker->launch->kernel);
   if (compute) compute(c);
   if (kind == Kind::syncwarp) ++warp.clock[f.number / warp_size];
   warp.collectives.erase(warp.collectives.begin() + ptrdiff_t(i));

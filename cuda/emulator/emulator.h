@@ -18,6 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "banks.h"
+
 struct uint3 {
   unsigned x, y, z;
 };
@@ -90,6 +92,7 @@ struct Launch {
   bool cooperative;
   void (*entry)(const void* arguments);
   const void* arguments;
+  const void* kernel;
 };
 bool run(const Launch& launch, std::string& error);
 
@@ -121,10 +124,12 @@ struct Span {
   void read(size_t bytes, size_t alignment) const {
     require(bytes, alignment, false);
     if (!check_read(at, bytes)) bad_order(at, false);
+    if (counting_banks) note_access(*self, at, bytes);
   }
   void write(size_t bytes, size_t alignment) const {
     require(bytes, alignment, true);
     if (!check_write(at, bytes, self->stamp())) bad_order(at, true);
+    if (counting_banks) note_access(*self, at, bytes);
   }
   void require(size_t bytes, size_t alignment, bool write) const {
     if (at < begin || at + bytes > end || (at - self->block->shared) % alignment != 0)

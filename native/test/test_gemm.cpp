@@ -113,6 +113,15 @@ KERNEL_TEST(gemm_few_rows, "gemm with few rows, padded") {
                 {0, transpose_b, m, 131, 77, flags, 3});
 }
 
+// Enough tiles that a kernel for large products is chosen, with an edge on every side. Fewer rows than what a GPU's
+// library takes.
+KERNEL_TEST(gemm_large, "gemm with many tiles") {
+  for (int ta : {0, 1})
+    for (int tb : {0, 1}) compare(t, "A " + std::to_string(ta) + ", B " + std::to_string(tb), {ta, tb, 1016, 1032, 40});
+  compare(t, "no alignment", {0, 1, 1023, 530, 72, LOOP_GEMM_ACCUMULATE, 1});
+  for (int tb : {0, 1}) compare(t, "fewer tiles, B " + std::to_string(tb), {0, tb, 200, 136, 40});
+}
+
 KERNEL_TEST(gemm_row_invariance, "gemm: a row does not depend on the others") {
   for (int transpose_b : {0, 1})
     for (int flags : {0, int(LOOP_GEMM_REAL_OUT)}) {
