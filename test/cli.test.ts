@@ -358,7 +358,12 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     ],
     [['generate', 'ouro', '--prompt', 'a', '--exit', 'kl'], /exit\.threshold must be .*got undefined/],
     [['serve', 'nowhere'], /nowhere/],
-    [['serve', 'ouro', '--host', '0.0.0.0'], /apiKey: is needed because host 0\.0\.0\.0 can be reached from other machines/],
+    [
+      ['serve', 'ouro', '--host', '0.0.0.0'],
+      /apiKey: is needed because host 0\.0\.0\.0 can be reached from other machines; .*LOOPLM_API_KEY/,
+    ],
+    [['serve', '.'], /no file config\.json: \. is not a checkpoint folder/],
+    [['generate', 'runs/a', '--prompt', 'a'], /runs\/a is not a checkpoint folder; those of a run are in runs\/a\/checkpoints/],
     [['options', 'ppo'], /Allowed choices are rltt, grpo, objective, looprpt, pretrain/],
     [['report', 'nowhere'], /report: no run folder .*nowhere/],
     [['report', 'a', 'b'], /say where the comparison goes.*--out/],

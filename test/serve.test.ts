@@ -340,7 +340,9 @@ describe('options', () => {
   it('such as a port in use are refused with the reason', async () => {
     const { url } = await serve()
     const second = createServer(model, { port: Number(new URL(url).port) })
-    expect((await refusal(() => second.listen())).message).toMatch(/cannot listen on 127\.0\.0\.1:\d+: .*EADDRINUSE/)
+    expect((await refusal(() => second.listen())).message).toMatch(
+      /cannot listen on 127\.0\.0\.1:\d+: .*EADDRINUSE.*choose another port/,
+    )
   })
 })
 

@@ -42,6 +42,10 @@ export async function readCheckpoint(folder: string, operation: string): Promise
     const message = `${folder} holds an adapter: load the model that it belongs to, then the adapter with loadAdapter (--adapter)`
     throw new LoopLMError('INVALID_FILE', message, { operation })
   }
+  if (!(await exists(configPath))) {
+    const inside = (await exists(join(folder, 'checkpoints'))) ? `; those of a run are in ${join(folder, 'checkpoints')}` : ''
+    throw new LoopLMError('NOT_FOUND', `no file ${configPath}: ${folder} is not a checkpoint folder${inside}`, { operation })
+  }
   const configFile = await readJson(configPath, operation)
   const config = parseConfig(configFile, configPath, true)
   const quantization = parseQuantization(configFile, config, configPath)

@@ -84,7 +84,7 @@ export type ServeSettings = z.output<typeof schema>
 export function checkServeOptions(options: ServeOptions): ServeSettings {
   const settings = checkOptions('createServer', schema, options)
   if (!isLoopback(settings.host) && settings.apiKey === undefined) {
-    const message = `apiKey: is needed because host ${settings.host} can be reached from other machines`
+    const message = `apiKey: is needed because host ${settings.host} can be reached from other machines; looplm serve reads LOOPLM_API_KEY`
     throw new LoopLMError('INVALID_CONFIG', message, { operation: 'createServer' })
   }
   return settings

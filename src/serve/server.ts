@@ -86,8 +86,11 @@ export class LoopLMServer {
   async listen(): Promise<string> {
     const { host, port } = this.settings
     await new Promise<void>((resolve, reject) => {
-      const fail = (cause: Error) =>
-        reject(new LoopLMError('INVALID_ARGUMENT', `cannot listen on ${host}:${port}: ${cause.message}`, { cause }))
+      const fail = (cause: Error) => {
+        const taken = (cause as NodeJS.ErrnoException).code === 'EADDRINUSE'
+        const remedy = taken ? '; another program listens there: stop it, or choose another port (0 is any free one)' : ''
+        reject(new LoopLMError('INVALID_ARGUMENT', `cannot listen on ${host}:${port}: ${cause.message}${remedy}`, { cause }))
+      }
       this.#server.once('error', fail).listen(port, host, () => {
         this.#server.off('error', fail)
         resolve()
@@ -164,7 +167,10 @@ export class LoopLMServer {
     const model = /^\/v1\/models\/(.+)$/.exec(path)?.[1]
     const methods = model === undefined ? paths[path] : paths['/v1/models']
     if (path !== '/health') this.#authorize(request)
-    if (methods === undefined) throw new HttpError(404, `there is no ${path.slice(0, 200)}`, { code: 'not_found' })
+    if (methods === undefined) {
+      const message = `there is no ${path.slice(0, 200)}; there are ${Object.keys(paths).join(', ')}`
+      throw new HttpError(404, message, { code: 'not_found' })
+    }
     if (!methods.includes(request.method ?? '')) {
       throw new HttpError(405, `${path} answers ${methods.join(' and ')}`, { headers: { allow: methods.join(', ') } })
     }
