@@ -219,7 +219,9 @@ it('what is quantized at load, saved and loaded is never in memory twice, nor as
     expect(peak).toBe(bytes)
     expect(resident).toBeLessThan(1.1 * bytes + 2 ** 23) // a block of the file and what a process does by the way
   }
-  // the bounds notice a second copy: plain weights are larger than all of that
+  // plain weights are in memory once too; the bounds notice a second copy: they are larger than all of that
   const whole = await measure(plain, {})
+  expect(whole.peak).toBeLessThan(1.01 * 2 * parameters)
+  expect(whole.resident).toBeLessThan(1.1 * 2 * parameters + 2 ** 23)
   expect(whole.resident).toBeGreaterThan(1.1 * runs[0]!.bytes + 2 ** 23)
 })
