@@ -198,29 +198,67 @@ void pack(bool transposed, int64_t n, [[maybe_unused]] int64_t k, const E* b, in
       for (int u = 0; u < ks; u++) out[s * NR + j * ks + u] = s + u < kb ? convert(from[j * ldb + s + u]) : Packed<E>{};
 }
 
+// UNITS units of W rows of a transposed B, turned: a vector holds W columns of a unit of k. Half a square leaves registers free
+// for the sums of 16 rows; its first exchange comes with the loads.
+#if LOOPLM_WIDTH == 16
+constexpr int UNITS = 8;
+inline __m512d unpack_low(vf a, vf b) { return _mm512_castps_pd(_mm512_unpacklo_ps((__m512)a, (__m512)b)); }
+inline __m512d unpack_high(vf a, vf b) { return _mm512_castps_pd(_mm512_unpackhi_ps((__m512)a, (__m512)b)); }
+template <class E>
+inline __attribute__((always_inline)) void load_units(const E* from, int64_t ldb, vf (&units)[UNITS]) {
+  vf t[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {  // rows i and i + 8
+    const __m256 low = _mm256_loadu_ps(reinterpret_cast<const float*>(from + i * ldb)),
+                 high = _mm256_loadu_ps(reinterpret_cast<const float*>(from + (i + 8) * ldb));
+    t[i] = (vf)_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++)
+    if (!(i & 4)) exchange<4>(t[i], t[i + 4], std::make_integer_sequence<int, W>{});
+      // Within a quarter of a vector: unpacking needs no register for its pattern.
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    const __m512d low_01 = unpack_low(t[i], t[i + 1]), high_01 = unpack_high(t[i], t[i + 1]),
+                  low_23 = unpack_low(t[i + 2], t[i + 3]), high_23 = unpack_high(t[i + 2], t[i + 3]);
+    units[i] = (vf)_mm512_unpacklo_pd(low_01, low_23);
+    units[i + 1] = (vf)_mm512_unpackhi_pd(low_01, low_23);
+    units[i + 2] = (vf)_mm512_unpacklo_pd(high_01, high_23);
+    units[i + 3] = (vf)_mm512_unpackhi_pd(high_01, high_23);
+  }
+}
+#else
+constexpr int UNITS = W;
+template <class E>
+inline __attribute__((always_inline)) void load_units(const E* from, int64_t ldb, vf (&units)[UNITS]) {
+  load_square(from, ldb, units);
+}
+#endif
+
 // M rows by W columns of C when k is a whole number of squares: B, transposed, goes through the registers alone. The sums run in
-// the order of `micro`, block by block of k. A is packed by pack_units. next: where B goes on after these columns, for the memory
-// to be busy meanwhile.
+// the order of `micro`, block by block of k. A is packed by pack_units. next: where B goes on after these columns; it is fetched
+// meanwhile, line after line in the order of memory (right where rows of B touch).
 template <class E, class Out, int M>
 void stream(int64_t k, const E* a, const E* b, int64_t ldb, const E* next, Out* c, int64_t ldc, bool accumulate) {
+  constexpr int64_t STEP = UNITS * 4 / int64_t(sizeof(E)), LINES = W * UNITS * 4 / 64;
   vf total[M] = {};
   for (int64_t k0 = 0; k0 < k; k0 += KC<E>) {
     vf acc[M] = {};
     const int64_t end = min64(k, k0 + KC<E>);
-    for (int64_t s = k0; s < end; s += SQUARE<E>) {
-      vf square[W];
-#pragma GCC unroll 16
-      for (int i = 0; i < W; i++) __builtin_prefetch(next + i * ldb + s, 0, 2);
-      load_square(b + s, ldb, square);
+    for (int64_t s = k0; s < end; s += STEP) {
+      vf units[UNITS];
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < LINES; i++) __builtin_prefetch(next + s * W + i * (64 / int64_t(sizeof(E))), 0, 2);
+      load_units(b + s, ldb, units);
       const E* x = a + s * M;
-#pragma GCC unroll 16
-      for (int j = 0; j < W; j++) {
+#pragma GCC unroll 8
+      for (int j = 0; j < UNITS; j++) {
         if constexpr (sizeof(E) == sizeof(Packed<E>)) {
-          const auto unit = Step<E>::load_b(reinterpret_cast<const Packed<E>*>(&square[j]));
+          const auto unit = Step<E>::load_b(reinterpret_cast<const Packed<E>*>(&units[j]));
 #pragma GCC unroll 16
           for (int i = 0; i < M; i++) acc[i] = Step<E>::fma(unit, Step<E>::broadcast(x + (j * M + i) * KS<E>), acc[i]);
         } else {
-          const vf first = (vf)((vu)square[j] << 16), second = (vf)((vu)square[j] & 0xffff0000u);
+          const vf first = (vf)((vu)units[j] << 16), second = (vf)((vu)units[j] & 0xffff0000u);
           for (int i = 0; i < M; i++) acc[i] = Step<E>::fma(Step<E>::broadcast(x + 2 * j * M + i), first, acc[i]);
           for (int i = 0; i < M; i++) acc[i] = Step<E>::fma(Step<E>::broadcast(x + (2 * j + 1) * M + i), second, acc[i]);
         }
@@ -340,11 +378,11 @@ struct Product {
   }
   // Few rows: a task takes some panels, block of k by block of k.
   void run_streamed() const {
-    const int64_t panels = blocks(n, NR), share = blocks(panels, 8 * ctx.pool.threads());
     const E* units = nullptr;  // for `stream`, where it applies
     if (transpose_b && m <= STREAMED && k % SQUARE<E> == 0) units = m == 1 ? a : pack_units();
-    ctx.pool.run(blocks(panels, share), [&](int64_t i, int thread) {
-      for (int64_t panel = i * share; panel < min64(panels, (i + 1) * share); panel++) stream_panel(panel, units, thread);
+    const Shares shares(blocks(n, NR), ctx.pool.threads());
+    ctx.pool.run(shares.count(), [&](int64_t i, int thread) {
+      for (int64_t panel = shares.begin(i), end = shares.begin(i + 1); panel < end; panel++) stream_panel(panel, units, thread);
     });
   }
   void stream_panel(int64_t panel, const E* units, int thread) const {

@@ -57,7 +57,28 @@ struct Step<bf16> {
 };
 #endif
 
-// Rows whose sums fit in registers beside W vectors of B.
+// A run of parts cut into tasks: rounds of one task per thread, each round half of what is left, so that memory is read in long
+// runs and yet all threads end together.
+struct Shares {
+  int64_t parts, threads;
+  int64_t size(int round) const { return ((parts >> (round + 1)) + threads - 1) / threads; }
+  int64_t begin(int64_t task) const {
+    int64_t at = 0;
+    for (int round = 0; task > 0 && at < parts; round++) {
+      const int64_t tasks = task < threads ? task : threads, own = size(round) > 1 ? size(round) : 1;
+      at += (own == 1 ? task : tasks) * own;
+      task = own == 1 ? 0 : task - tasks;
+    }
+    return at < parts ? at : parts;
+  }
+  int64_t count() const {
+    int64_t tasks = 0;
+    while (begin(tasks) < parts) tasks++;
+    return tasks;
+  }
+};
+
+// Rows whose sums fit in registers beside vectors of B.
 constexpr int STREAMED = W == 16 ? 16 : 6;
 
 }  // namespace looplm::cpu::LOOPLM_ISA
