@@ -130,14 +130,11 @@ struct Ring {
     }
     copy_async_commit();
   }
-  // The next piece is there, and the place of the one before it is filled anew.
-  __device__ Shared<T> take(const Token<T>& a) {
+  // The next piece, when it is there. The place of the one before it may then be fetched to.
+  __device__ Shared<T> take() {
     copy_async_wait<stages - 2>();
     __syncwarp();
-    const Shared<T> stage = memory + taken % stages * stage_elements<T>;
-    ++taken;
-    fetch(a);
-    return stage;
+    return memory + taken++ % stages * stage_elements<T>;
   }
 };
 
@@ -152,23 +149,28 @@ __device__ __forceinline__ void multiply(const Token<T>& a, Ring<T>& ring, int p
     if constexpr (sizeof(T) == 2) {
       float sum[4] = {};
       for (int i = 0; i < p.pieces; ++i) {
-        const Shared<T> rows = ring.take(a) + lane % 8 * piece_stride<T> + lane / 8 * 8,
-                        columns = x + i * piece<T> + lane / 8 * 8;
+        const Shared<T> rows = ring.take() + lane % 8 * piece_stride<T> + lane / 8 * 8, columns = x + i * piece<T> + lane / 8 * 8;
+        constexpr int steps = piece<T> / 32;  // of two products each
+        uint32_t w[steps][4], v[steps][4];    // four 8 × 8 matrices along k; of v all rows are the activations
 #pragma unroll
-        for (int k = 0; k < piece<T>; k += 32) {
-          uint32_t w[4], v[4];  // four 8 × 8 matrices along k; of v all rows are the activations
-          load_matrix(w, rows + k);
-          load_matrix(v, columns + k);
-          const uint32_t low[4] = {v[0], v[0], v[1], v[1]}, high[4] = {v[2], v[2], v[3], v[3]};
-          mma_bf16(sum, low, w[0], w[1]);
-          mma_bf16(sum, high, w[2], w[3]);
+        for (int k = 0; k < steps; ++k) {
+          load_matrix(w[k], rows + 32 * k);
+          load_matrix(v[k], columns + 32 * k);
+        }
+        ring.fetch(a);  // while those are read
+#pragma unroll
+        for (int k = 0; k < steps; ++k) {
+          const uint32_t low[4] = {v[k][0], v[k][0], v[k][1], v[k][1]}, high[4] = {v[k][2], v[k][2], v[k][3], v[k][3]};
+          mma_bf16(sum, low, w[k][0], w[k][1]);
+          mma_bf16(sum, high, w[k][2], w[k][3]);
         }
       }
       first = sum[0], second = sum[1];
     } else {
       float sum = 0;
       for (int i = 0; i < p.pieces; ++i) {
-        const Shared<T> row = ring.take(a) + lane % 8 * piece_stride<T>, columns = x + i * piece<T>;
+        const Shared<T> row = ring.take() + lane % 8 * piece_stride<T>, columns = x + i * piece<T>;
+        ring.fetch(a);
 #pragma unroll 4
         for (int k = 0; k < piece<T>; k += 4) {
           const float4 w = shared_cast<float4>(row + k)[0], v = shared_cast<float4>(columns + k)[0];

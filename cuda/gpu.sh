@@ -28,6 +28,12 @@ for dtype in bf16 f32; do
 done
 LOOPLM_CUDA_GEMM=own build/gpu/looplm_kernel_bench --device cuda --dtype bf16 --filter gemm >"$out/kernels-own-gemm.json" \
   2> >(tee -a "$out/table.txt" >&2) || true
+# the same bits in other ways: what the graphs and the one kernel for a token are worth
+for way in graph launches; do
+  echo "decoding by LOOPLM_CUDA_DECODE=$way" | tee -a "$out/table.txt" >&2
+  LOOPLM_CUDA_DECODE=$way build/gpu/looplm_kernel_bench --device cuda --dtype bf16 --filter "decode rows" >"$out/decode-$way.json" \
+    2> >(tee -a "$out/table.txt" >&2) || true
+done
 
 if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
   echo "== PyTorch, the same work" >&2

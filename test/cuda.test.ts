@@ -110,9 +110,10 @@ describe('the programme for a GPU, with the emulator in its place', () => {
     const { stdout, stderr } = spawnSync(join(root, 'build', 'looplm_kernel_bench'), options, { encoding: 'utf8', env })
     const { kernels } = JSON.parse(stdout) as { kernels: { kernel: string; seconds: number; share: number }[] }
     expect(kernels.map(({ kernel }) => kernel)).toEqual(
-      expect.arrayContaining(['gemm', 'attention_backward', 'head', 'adamw', 'sample']),
+      expect.arrayContaining(['gemm', 'attention_backward', 'head', 'adamw', 'sample', 'decode 1 row', 'decode 16 rows']),
     )
     for (const { seconds } of kernels) expect(seconds).toBeGreaterThan(0)
     expect(stderr).toMatch(/% of the roof/)
+    expect(stderr).toMatch(/tokens\/s/)
   })
 })

@@ -1,7 +1,7 @@
 // looplm_kernel_bench [--device cuda] [--dtype bf16|f32] [--filter TEXT] [--milliseconds 300] [--size ouro|tiny]
-// Every kernel of a device at the training shape of Ouro-1.4B, beside the roofs measured in the same run: a JSON document on
-// standard output, a table on standard error. Needs neither Node nor a network; `npm run bench` does the same from JavaScript,
-// and whole steps.
+// Every kernel of a device at the training shape of Ouro-1.4B, and decoding with a model of that shape, beside the roofs measured
+// in the same run: a JSON document on standard output, a table on standard error. Needs neither Node nor a network; `npm run
+// bench` does the same from JavaScript, and whole steps.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -9,7 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "../engine/half.h"
 #include "../engine/kernel_bench.h"
+#include "../engine/philox.h"
+#include "../engine/scheduler.h"
 
 namespace looplm {
 namespace {
@@ -45,6 +48,57 @@ Row measure(const std::shared_ptr<Device>& device, LoopDType dt, const std::stri
   return {name, all[all.size() / 2], made.flops, made.bytes};
 }
 
+// A model whose matrices are a block of random numbers over and over, which is soon made; its norms are 1.
+std::shared_ptr<Model> make_model(const std::shared_ptr<Device>& device, LoopDType dt, const ModelConfig& config) {
+  auto model = std::make_shared<Model>(device, dt, config);
+  const size_t block = 1 << 16, size = loop_dtype_size(dt);
+  std::vector<uint8_t> numbers(block * size), ones(block * size);
+  for (size_t i = 0; i < block; i++) {
+    const float x = float(0.02 * normal(7, 0, 0, uint32_t(i)));
+    for (auto& [host, value] : {std::pair{numbers.data(), x}, std::pair{ones.data(), 1.0f}}) {
+      if (dt == LOOP_F32) reinterpret_cast<float*>(host)[i] = value;
+      else reinterpret_cast<uint16_t*>(host)[i] = float_to_bf16(value);
+    }
+  }
+  Buffer random(device, block * size), one(device, block * size);
+  random.upload(numbers.data(), block * size);
+  one.upload(ones.data(), block * size);
+  for (const Parameter& p : model->parameters())
+    for (size_t at = 0; at < p.count; at += block)
+      device->run(&LoopBackend::copy, "bench", static_cast<void*>(static_cast<char*>(model->writable_data(p)) + at * size),
+                  static_cast<const void*>((p.decays() ? random : one).as<>()), std::min(block, p.count - at) * size);
+  return model;
+}
+
+// Greedy decoding of so many rows at full depth, after prompts of 64 tokens: the time from token to token. Bytes: the weights
+// once for every loop, the head, and the keys and values that are read; half of the new tokens on average.
+Row measure_decode(const std::shared_ptr<Model>& model, int rows, int tokens) {
+  const ModelConfig& c = model->config;
+  const auto run_once = [&] {
+    Scheduler scheduler(model, {rows});
+    for (int i = 0; i < rows; i++) {
+      GenerateRequest request;
+      for (int32_t j = 0; j < 64; j++) request.prompt.push_back((i + j) % int32_t(c.vocabulary));
+      request.max_new_tokens = tokens;
+      request.sampling.temperature = 0;
+      scheduler.add(std::move(request));
+    }
+    scheduler.run(true);  // the prompts, and a token of each row
+    const double begin = now();
+    scheduler.run(false);
+    return (now() - begin) / (tokens - 1);
+  };
+  run_once();
+  std::vector<double> all;
+  for (int i = 0; i < 3; i++) all.push_back(run_once());
+  std::nth_element(all.begin(), all.begin() + 1, all.end());
+  const double block = double(c.qkv_width() + c.attention_width() + 3 * c.intermediate) * double(c.hidden),
+               matrices = double(c.layers * c.loops) * block, head = double(c.vocabulary * c.hidden),
+               cached = double(c.layers * c.loops) * 2 * double(c.kv_heads * c.head_dim) * (64 + 0.5 * tokens) * rows;
+  return {"decode " + std::to_string(rows) + (rows == 1 ? " row" : " rows"), all[1], 2 * rows * (matrices + head),
+          double(loop_dtype_size(model->dt)) * (matrices + head + cached)};
+}
+
 int run(const Options& o) {
   const auto device = std::make_shared<Device>(o.device, 0);
   const LoopDType dt = o.dtype == "f32" ? LOOP_F32 : LOOP_BF16;
@@ -62,15 +116,28 @@ int run(const Options& o) {
       "\"N 16384, D 2048, F 5632, V 49152, S 4096, 16 heads\", \"kernels\": [",
       device->description().c_str(), o.dtype.c_str(), flops_roof, bytes_roof);
   bool first = true;
-  for (const std::string& name : kernel_names()) {
-    if (name == "copy" || name == "read" || name.find(o.filter) == std::string::npos) continue;
-    const Row row = measure(device, dt, name, shape, o.milliseconds);
+  const auto print = [&](const Row& row) {
     const double floor = std::max(row.flops / flops_roof, row.bytes / bytes_roof);
-    std::fprintf(stderr, "%-24s %10.3f ms %9.1f TFLOP/s %8.0f GB/s %5.0f %% of the roof\n", name.c_str(), 1e3 * row.seconds,
+    std::fprintf(stderr, "%-24s %10.3f ms %9.1f TFLOP/s %8.0f GB/s %5.0f %% of the roof\n", row.kernel.c_str(), 1e3 * row.seconds,
                  row.flops / row.seconds / 1e12, row.bytes / row.seconds / 1e9, 100 * floor / row.seconds);
     std::printf("%s\n {\"kernel\": \"%s\", \"seconds\": %.6g, \"flops\": %.6g, \"bytes\": %.6g, \"share\": %.4g}",
-                first ? "" : ",", name.c_str(), row.seconds, row.flops, row.bytes, floor / row.seconds);
+                first ? "" : ",", row.kernel.c_str(), row.seconds, row.flops, row.bytes, floor / row.seconds);
     first = false;
+  };
+  for (const std::string& name : kernel_names())
+    if (name != "copy" && name != "read" && name.find(o.filter) != std::string::npos)
+      print(measure(device, dt, name, shape, o.milliseconds));
+  if (std::string("decode rows").find(o.filter) != std::string::npos) {
+    ModelConfig config;
+    config.vocabulary = shape.vocabulary, config.hidden = shape.hidden, config.intermediate = shape.intermediate;
+    config.heads = shape.heads, config.kv_heads = shape.kv_heads, config.head_dim = int32_t(shape.hidden / shape.heads);
+    config.layers = tiny ? 2 : 24, config.loops = 4;
+    const auto model = make_model(device, dt, config);
+    for (int rows : {1, 4, 16}) {
+      const Row row = measure_decode(model, rows, tiny ? 4 : 128);
+      print(row);
+      std::fprintf(stderr, "%24s %10.1f tokens/s\n", "", rows / row.seconds);
+    }
   }
   std::printf("]}\n");
   return 0;
