@@ -38,15 +38,17 @@ const sweeps = {
       shape(24, 4, 2, 12, 40),
       shape(20, 4, 4, 5 * 2, 28),
     ],
-    requests: [1, 2, 5].flatMap((rows) =>
-      ['per-loop', 'shared'].flatMap((kv) => [
-        [rows, { kv }],
-        [rows, { kv, ...gate }],
-        [rows, { kv, exit: { rule: 'gate', threshold: 0.3, minLoops: 2 }, temperature: 0.7, seed: 2 }],
-        [rows, { kv, exit: { rule: 'hidden-delta', threshold: 0.7 } }],
-        [rows, { kv, maxNewTokens: 90, loops: 2 }],
-      ]),
-    ),
+    requests: [
+      ...[1, 2, 5].flatMap((rows) =>
+        ['per-loop', 'shared'].flatMap((kv) => [
+          [rows, { kv }],
+          [rows, { kv, ...gate }],
+          [rows, { kv, exit: { rule: 'gate', threshold: 0.3, minLoops: 2 }, temperature: 0.7, seed: 2 }],
+          [rows, { kv, exit: { rule: 'hidden-delta', threshold: 0.7 } }],
+        ]),
+      ),
+      [1, { maxNewTokens: 90, loops: 2 }],
+    ],
   },
 }
 
@@ -56,7 +58,7 @@ for (const from of sweeps[sweep].models) {
   const model =
     typeof from === 'string' ? await LoopLM.fromPretrained(join(fixtures, from), options) : await LoopLM.create(from, options)
   for (const [rows, { kv, ...rest }] of sweeps[sweep].requests) {
-    if (rest.loops > model.config.loops) continue
+    if (Math.max(rest.loops ?? 1, rest.exit?.minLoops ?? 1) > model.config.total_ut_steps) continue
     const scheduler = model.scheduler({ kv, maxRows: 4 })
     const requests = Array.from({ length: rows }, (_, i) =>
       scheduler.add([1 + i, 2, 3, 4].slice(0, 2 + (i % 3)), { maxNewTokens: 12 - i, temperature: 0, stop: [], ...rest }),

@@ -22,6 +22,7 @@ it('greedy tokens and their loops are those of the reference', { timeout: 3_600_
     generateBy('token', 'reference', 'float64', 'long'),
   ]
   for (const [i, { from, rows, options, made }] of reference.entries()) {
+    if ('temperature' in options) continue
     const { tokens, loops } = cuda[i]!.made
     expect({ from, rows, options, tokens, loops }).toEqual({ from, rows, options, tokens: made.tokens, loops: made.loops })
   }
