@@ -5,6 +5,9 @@
 #include <cstring>
 
 #include "context.h"
+#if defined(__linux__)
+#include <sys/mman.h>  // defines: madvise
+#endif
 
 namespace looplm::cpu {
 
@@ -26,5 +29,13 @@ int copy_out(void*, void* dst, const void* src, size_t bytes) { return std::memc
 int copy(void*, void* dst, const void* src, size_t bytes) { return std::memmove(dst, src, bytes), 0; }
 int zero(void*, void* dst, size_t bytes) { return std::memset(dst, 0, bytes), 0; }
 int synchronize(void*) { return 0; }
+
+void prefer_large_pages([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  const uintptr_t page = 4096, begin = (reinterpret_cast<uintptr_t>(p) + page - 1) / page * page,
+                  end = (reinterpret_cast<uintptr_t>(p) + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: it may be refused
+#endif
+}
 
 }  // namespace looplm::cpu

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "../cpu/cpu.h"
+#include "../cpu/memory.h"
 #include "../reference/reference.h"
 #include "cuda_library.h"
 
@@ -87,6 +88,11 @@ Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move
                     ": use a smaller batch, recompute 'layer', or dispose of models");
   }
   count_allocation(bytes_);
+}
+Buffer Buffer::with_large_pages(std::shared_ptr<Device> device, size_t bytes) {
+  Buffer buffer(std::move(device), bytes);
+  if (buffer.device_->name() == "cpu") cpu::prefer_large_pages(buffer.data_, bytes);
+  return buffer;
 }
 Buffer::~Buffer() {
   if (!data_) return;
