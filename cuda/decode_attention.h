@@ -74,6 +74,25 @@ __device__ __forceinline__ void read_head(float (&x)[W], const T* head, int from
   }
 }
 
+// The slot of a row's key.
+__device__ __forceinline__ int64_t slot_of(const LoopCacheContext& context, int key) {
+  return key < context.prefix_length ? context.prefix_begin + key : context.begin + key - context.prefix_length;
+}
+
+// The keys and values of a part to the L2 cache.
+template <class T>
+__device__ __forceinline__ void prefetch_part(const Decode<T>& a, const LoopCacheContext& context, const Parts& parts, int head,
+                                              int part, int thread) {
+  constexpr int line = 128 / int(sizeof(T));
+  const int begin = part * parts.keys, end = min(begin + parts.keys, context.prefix_length + context.length);
+  const int lines = (a.head_dim + line - 1) / line;
+  for (int i = thread; i < (end - begin) * lines; i += decode_threads) {
+    const int64_t at = (slot_of(context, begin + i / lines) * a.kv_heads + head / a.ratio) * a.head_dim + i % lines * line;
+    prefetch(a.keys + at);
+    prefetch(a.values + at);
+  }
+}
+
 // Parts first_part, first_part + part_step, … of `row`, for R heads that share a key head, by the decode_threads threads of a
 // group; `thread` counts within it, meet() is its barrier. sums: for every team R × (head_dim + 2) floats. put(n, r, e, part,
 // largest, sum, value) gets element e of head + r, the n-th of this thread, with the part's largest score and Σ exp(s - largest).
@@ -108,9 +127,7 @@ __device__ __forceinline__ void decode_parts(const Decode<T>& a, const LoopCache
       for (int two = 0; two < 2; ++two) {
         const int key = first + two * teams + team;
         inside[two] = key < end;
-        const int64_t slot =
-            key < context.prefix_length ? context.prefix_begin + key : context.begin + key - context.prefix_length;
-        const int64_t at = inside[two] ? slot * kv_width + kv_column : 0;
+        const int64_t at = inside[two] ? slot_of(context, key) * kv_width + kv_column : 0;
         read_head<W, wide>(k[two], a.keys + at, from, inside[two] ? a.head_dim : 0);
         read_head<W, wide>(v[two], a.values + at, from, inside[two] ? a.head_dim : 0);
       }

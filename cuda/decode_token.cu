@@ -20,7 +20,8 @@ namespace looplm::cuda {
 namespace {
 
 constexpr int token_threads = 256, token_warps = token_threads / 32;
-constexpr int tile_rows = 8, stages = 8, piece_bytes = 256;  // of the ring: a stage is a piece of each row of a tile
+constexpr int tile_rows = 8, piece_bytes = 256;  // a stage of the ring is a piece of each row of a tile
+constexpr int stages_choices[] = {11, 8};        // the first that fits: 227 KiB of compute capability 9.0, 163 of 8.0
 constexpr int attention_groups = token_threads / decode_threads;
 
 template <class T>
@@ -73,7 +74,7 @@ __device__ __forceinline__ int first_tile(const Product& p) {
 __device__ __forceinline__ int tile_step() { return int(gridDim.x) * token_warps; }
 
 // A warp's weights on their way: its pieces of all products, layers and loops in the order in which they are needed.
-template <class T>
+template <class T, int stages>
 struct Ring {
   static constexpr int per_lane = 16 / int(sizeof(T));
   Shared<T> memory;
@@ -81,11 +82,11 @@ struct Ring {
   const T* from;                         // this lane's 16 bytes of it, in the tile's first or second row
   int64_t pair_stride;                   // from a pair's row to the next one's
   int left;                              // pieces not yet fetched
-  int fetched, taken;
+  int put, taken;                        // stages: where the next piece goes, where the next one is read
 
   __device__ void open(const Token<T>& a) {
     memory = dynamic_shared<T>(size_t(warp_id()) * stages * stage_elements<T> * sizeof(T), size_t(stages) * stage_elements<T>);
-    layer = product = next_piece = fetched = taken = left = 0;
+    layer = product = next_piece = put = taken = left = 0;
     for (int p = 0; p < products; ++p)
       for (int i = first_tile(a.product[p]); i < a.product[p].tiles; i += tile_step()) left += a.product[p].pieces;
     left *= a.layers * a.loops;
@@ -113,7 +114,7 @@ struct Ring {
   __device__ void fetch(const Token<T>& a) {
     if (left > 0) {
       const Product& p = a.product[product];
-      const Shared<T> stage = memory + fetched % stages * stage_elements<T>;
+      const Shared<T> stage = memory + put * stage_elements<T>;
       const int lane = lane_id(), column = next_piece * piece<T> + lane % 16 * per_lane;
       const int valid = column < p.columns ? 16 : 0;  // columns are a multiple of 16 bytes
 #pragma unroll
@@ -122,7 +123,7 @@ struct Ring {
                        valid ? from + pair * pair_stride : matrix(a, layer, product), valid);
       from += piece<T>;
       --left;
-      ++fetched;
+      put = put + 1 == stages ? 0 : put + 1;
       if (++next_piece == p.pieces && left > 0) {
         tile += tile_step();
         start(a);
@@ -134,14 +135,16 @@ struct Ring {
   __device__ Shared<T> take() {
     copy_async_wait<stages - 2>();
     __syncwarp();
-    return memory + taken++ % stages * stage_elements<T>;
+    const Shared<T> stage = memory + taken * stage_elements<T>;
+    taken = taken + 1 == stages ? 0 : taken + 1;
+    return stage;
   }
 };
 
 // put(pair, first row's sum, second row's sum) for every pair of this warp's tiles; x: `columns` values in shared memory, then
 // zeros.
-template <class T, class Put>
-__device__ __forceinline__ void multiply(const Token<T>& a, Ring<T>& ring, int product, Shared<T> x, Put put) {
+template <class T, int stages, class Put>
+__device__ __forceinline__ void multiply(const Token<T>& a, Ring<T, stages>& ring, int product, Shared<T> x, Put put) {
   const Product& p = a.product[product];
   const int lane = lane_id();
   for (int tile = first_tile(p); tile < p.tiles; tile += tile_step()) {
@@ -193,7 +196,14 @@ __device__ __forceinline__ void gather_input(int columns, int elements, const T*
   __syncthreads();
 }
 
-template <class T, int R>
+// A row of 16-byte pieces, by the threads of a block.
+template <class T>
+__device__ __forceinline__ void prefetch_row(const T* row, int count) {
+  constexpr int line = 128 / int(sizeof(T));
+  for (int i = int(threadIdx.x) * line; i < count; i += token_threads * line) prefetch(row + i);
+}
+
+template <class T, int R, int stages>
 __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_constant__ Token<T> a) {
   constexpr int W = wide<T>;
   SHARED_ARRAY(float, scratch, token_warps);
@@ -207,7 +217,7 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
   const size_t sums_count = size_t(decode_threads / a.decode.lanes) * R * size_t(a.head_dim + 2);
   const Shared<float> sums = dynamic_shared<float>(at + size_t(group) * sums_count * sizeof(float), sums_count);
 
-  Ring<T> ring;
+  Ring<T, stages> ring;
   ring.open(a);
   const auto from_h = [&](int j, float(&v)[W]) { read_shared(h + j, v); };
   const auto to_h = [&](int j, const float(&v)[W]) { write_shared(h + j, v); };
@@ -234,7 +244,21 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
     input_of_norm();
     for (int l = 0; l < a.layers; ++l) {
       const LoopDecodeLayer& layer = a.layer[l];
+      if (blockIdx.x == 0) {  // what waits for memory later, on its way to the L2 cache
+        prefetch_row(static_cast<const T*>(layer.attention_norm_2), d);
+        prefetch_row(static_cast<const T*>(layer.mlp_norm), d);
+        prefetch_row(static_cast<const T*>(layer.mlp_norm_2), d);
+        prefetch_row(l + 1 < a.layers ? static_cast<const T*>(a.layer[l + 1].attention_norm) : a.norm, d);
+      }
       T *keys = static_cast<T*>(layer.keys) + behind * kv_width, *values = static_cast<T*>(layer.values) + behind * kv_width;
+      Decode<T> decode = a.decode;
+      decode.keys = keys, decode.values = values;
+      const Parts parts = parts_of(a.context.prefix_length + a.context.length);
+      const int head_blocks = a.heads / R, units = head_blocks * parts.count,
+                first_unit = int(blockIdx.x) + group * int(gridDim.x);
+      if (first_unit < units)
+        prefetch_part(decode, a.context, parts, first_unit % head_blocks * R, first_unit / head_blocks, of_group);
+
       multiply(a, ring, qkv_product, x, [&](int pair, float first, float second) {
         const int head = pair / half, j = pair % half;
         T low = from_float<T>(first), high = from_float<T>(second);
@@ -251,12 +275,7 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
       });
       grid_barrier();
 
-      Decode<T> decode = a.decode;
-      decode.keys = keys, decode.values = values;
-      const Parts parts = parts_of(a.context.prefix_length + a.context.length);
-      const int head_blocks = a.heads / R;
-      for (int unit = int(blockIdx.x) + group * int(gridDim.x); unit < head_blocks * parts.count;
-           unit += attention_groups * int(gridDim.x)) {
+      for (int unit = first_unit; unit < units; unit += attention_groups * int(gridDim.x)) {
         const int head = unit % head_blocks * R, part = unit / head_blocks;
         decode_parts<8, R, true>(
             decode, a.context, 0, head, part, parts.count, of_group, sums, [&] { named_barrier(1 + group, decode_threads); },
@@ -341,7 +360,7 @@ struct Layout {
   }
 };
 
-template <class T, int R>
+template <class T, int R, int stages>
 int run(Context& c, const LoopDecodeToken& t, Token<T>& a, int blocks, size_t shared) {
   const size_t size = sizeof(T), layer_bytes = size_t(t.layers) * sizeof(LoopDecodeLayer);
   Layout layout;
@@ -356,7 +375,8 @@ int run(Context& c, const LoopDecodeToken& t, Token<T>& a, int blocks, size_t sh
   a.layer = reinterpret_cast<const LoopDecodeLayer*>(memory + layers);
   a.qkv = place(qkv), a.branch = place(branch), a.activation = place(activation);
   a.decode.qkv = a.qkv, a.decode.out = place(attention), a.decode.partial = reinterpret_cast<float*>(memory + partial);
-  return check(c, launch_cooperative(token_kernel<T, R>, dim3(unsigned(blocks)), dim3(token_threads), shared, c.stream, a),
+  return check(c,
+               launch_cooperative(token_kernel<T, R, stages>, dim3(unsigned(blocks)), dim3(token_threads), shared, c.stream, a),
                "decode_token");
 }
 
@@ -414,10 +434,14 @@ int decode_token(void* ctx, LoopDType dt, const LoopDecodeToken* given) {
 
     const auto go = [&]<int R>(std::integral_constant<int, R>) {
       const size_t sums = size_t(decode_threads / a.decode.lanes) * R * size_t(t.head_dim + 2) * sizeof(float);
-      const size_t shared = (size_t(token_warps) * stages * stage_elements<T> + size_t(t.hidden + a.x_elements)) * sizeof(T) +
-                            attention_groups * sums;
-      if (!cooperative || shared + 1024 > size_t(shared_limit)) return int(LOOP_DECLINED);
-      return run<T, R>(c, t, a, blocks, shared);
+      const auto shared = [&](int stages) {
+        return (size_t(token_warps) * size_t(stages) * stage_elements<T> + size_t(t.hidden + a.x_elements)) * sizeof(T) +
+               attention_groups * sums;
+      };
+      const auto fits = [&](int stages) { return cooperative && shared(stages) + 1024 <= size_t(shared_limit); };
+      constexpr int most = stages_choices[0], fewer = stages_choices[1];
+      if (fits(most)) return run<T, R, most>(c, t, a, blocks, shared(most));
+      return fits(fewer) ? run<T, R, fewer>(c, t, a, blocks, shared(fewer)) : int(LOOP_DECLINED);
     };
     if (a.decode.ratio % 4 == 0) return go(std::integral_constant<int, 4>{});
     if (a.decode.ratio % 2 == 0) return go(std::integral_constant<int, 2>{});

@@ -111,6 +111,9 @@ __device__ __forceinline__ void store(T* pointer, V value) {
   *reinterpret_cast<V*>(pointer) = value;
 }
 
+// The line of memory around it on its way to the L2 cache.
+__device__ __forceinline__ void prefetch(const void* pointer) { asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer)); }
+
 // ---- barriers ----
 
 // `threads` threads of the block meet at barrier `id` (1 to 15; 0 is __syncthreads); whole warps take part.

@@ -4,7 +4,7 @@ import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { floorsTable } from './cuda-floors.mjs'
+import { decodeTable, floorsTable } from './cuda-floors.mjs'
 import { shortName } from './kernel-name.mjs'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
@@ -51,6 +51,7 @@ if (process.argv.includes('--report')) {
   const text = `# What the CUDA kernels must do, and what they need
 
 ${floorsTable(rows)}
+${decodeTable(rows)}
 ## What each kernel needs
 
 Written by \`npm run build:cuda -- --report\` from the report of ptxas, nvcc ${/V([\d.]+)/.exec(compiler)?.[1] ?? 'unknown'}. Registers are per

@@ -92,3 +92,59 @@ multiprocessor of compute capability 9.0 holds, by registers and shared memory.
 ${lines.join('\n')}
 `
 }
+
+// ---- a decoded token, one row ----
+
+const [L, T, context] = [24, 4, 192] // 64 tokens of prompt and half of 256 new ones
+const chip = { processors: 132, clock: 1.755e9, threadsPerBlock: 256 }
+// Assumed from published measurements of the same processor, not measured here: cycles until a dependent mma may follow another, seconds of a
+// barrier of the grid, and of reading what other multiprocessors have just written.
+const assumed = { mma: 33, barrier: 1.3e-6, read: 0.3e-6 }
+/** The products of a block: rows and columns of the matrix. */
+const matrices = { 'q, k, v': [3 * D, D], output: [D, D], 'gate and up': [2 * F, D], down: [D, F] }
+
+/** What the kernel of cuda/decode_token.cu must do for a token, and the launches of a graph, as Markdown. */
+export function decodeTable(resources) {
+  const kernel = resources.find((row) => row.kernel === 'token_kernel<bf16, 1, 11>' && row.arch === 'sm_90a')
+  if (!kernel) throw new Error('no kernel token_kernel<bf16, 1, 11> in the report of ptxas')
+  const ms = (seconds) => (1e3 * seconds).toFixed(2)
+  const passes = T * L
+  const bytes = { weights: 0, head: 2 * V * D, cache: passes * 2 * 2 * D * context }
+  let steps = 0 // dependent mma of the longest chain of warps, of a block
+  for (const [rows, columns] of Object.values(matrices)) {
+    bytes.weights += 2 * passes * rows * columns
+    const tilesOfBlock = Math.ceil(rows / 8 / chip.processors)
+    steps += (Math.ceil(tilesOfBlock / (chip.threadsPerBlock / 32)) * columns) / 16
+  }
+  const total = bytes.weights + bytes.head + bytes.cache
+  const barriers = passes * (context > 64 ? 6 : 5)
+  const memory = total / roofs.bytes
+  const chains = (passes * steps * assumed.mma) / chip.clock
+  const meeting = barriers * assumed.barrier
+  const reading = passes * 5 * assumed.read // two norms, two inputs of products, the keys' first
+  const latency = chains + meeting + reading
+  const both = [Math.max(memory, latency), memory + latency].map((seconds) => (1 / seconds).toFixed(0))
+  const ring = 8 * 11 * 8 * 272 // warps, stages, rows, bytes of a piece with its padding
+  const shared = ring + 2 * D + 2 * F + 2 * 8 * 130 * 4
+  return `## The floors of a decoded token
+
+By arithmetic: one row of Ouro-1.4B in bfloat16 (L ${L}, T ${T}), ${context} tokens in the cache, decoded by \`token_kernel<bf16, 1, 11>\`, ${chip.processors} blocks of
+${chip.threadsPerBlock} threads. It has ${kernel.registers} registers a thread and ${(shared / 1024).toFixed(0)} KiB of shared memory, so one block fits a multiprocessor, as it must; ${((chip.processors * ring) / 1e6).toFixed(1)} MB of weights are on
+their way at any time, the memory's work of ${((1e6 * chip.processors * ring) / roofs.bytes).toFixed(1)} µs, through barriers and norms. Assumed: ${assumed.mma} cycles between dependent mma at ${chip.clock / 1e9} GHz,
+${1e6 * assumed.barrier} µs for a barrier of the grid, ${1e6 * assumed.read} µs to read what another multiprocessor wrote.
+
+| what | of a token | ms |
+|---|---:|---:|
+| weights of the blocks, T times | ${(bytes.weights / 1e9).toFixed(2)} GB | ${ms(bytes.weights / roofs.bytes)} |
+| head | ${(bytes.head / 1e9).toFixed(2)} GB | ${ms(bytes.head / roofs.bytes)} |
+| keys and values | ${(bytes.cache / 1e9).toFixed(2)} GB | ${ms(bytes.cache / roofs.bytes)} |
+| **all bytes at ${roofs.bytes / 1e12} TB/s** | ${(total / 1e9).toFixed(2)} GB | ${ms(memory)} |
+| sums in order: dependent mma of one warp | ${passes * steps} | ${ms(chains)} |
+| barriers of the grid | ${barriers} | ${ms(meeting)} |
+| reads after barriers | ${passes * 5} | ${ms(reading)} |
+| **all that waits in turn** | | ${ms(latency)} |
+
+The two overlap, because weights arrive while warps wait: between ${both[1]} (nothing overlaps) and ${both[0]} (everything does) tokens a second; memory alone
+would allow ${(1 / memory).toFixed(0)}. Several rows take a graph of ${11 * L + 1} kernels for each loop.
+`
+}

@@ -309,6 +309,8 @@ void store(T* pointer, V value) {
   std::memcpy(pointer, &value, sizeof(V));
 }
 
+inline void prefetch(const void*) {}
+
 // ---- barriers, cp.async ----
 
 inline void named_barrier(int id, int threads, emulator::Where where = emulator::Where::current()) {

@@ -233,7 +233,8 @@ KERNEL_TEST(token, "decode_token") {
                          Shape{2, 3, 4, 2, 16, 64, 136, 0, 65, true},  // two parts, the second of one key
                          Shape{1, 2, 8, 1, 32, 136, 264, 70, 130, false}, Shape{3, 1, 6, 2, 24, 48, 40, 5, 1, false},
                          Shape{1, 2, 2, 1, 96, 264, 16, 64, 64, true}, Shape{1, 1, 3, 3, 128, 24, 520, 1, 63, false},
-                         Shape{1, 1, 1, 1, 256, 136, 24, 0, 3, false}})
+                         Shape{1, 1, 1, 1, 256, 136, 24, 0, 3, false},
+                         Shape{1, 1, 1, 1, 8, 8, 16384, 0, 1, false}})  // so wide that a ring of fewer stages is left
     compare(t, s, nullptr, s.name());
 }
 
