@@ -3,11 +3,14 @@ import { beforeAll, describe, expect, it } from 'vitest'
 import { type Generated, generateBy, total, ways } from './decode-ways.js'
 import { buildEmulated } from './emulated.js'
 
-beforeAll(buildEmulated, 900_000)
+const device = process.env.LOOPLM_TEST_DEVICE ?? 'cuda-emulated' // npm run test:gpu has a real one
+beforeAll(() => {
+  if (device === 'cuda-emulated') buildEmulated()
+}, 900_000)
 
 describe.each(['float32', 'bfloat16'])('a decoded token in %s', (dtype) => {
   it('has the same bits by launches, by graph and by one kernel', { timeout: 600_000 }, () => {
-    const [launches, graph, token] = ways.map((way) => generateBy(way, 'cuda-emulated', dtype, 'short')) as [
+    const [launches, graph, token] = ways.map((way) => generateBy(way, device, dtype, 'short')) as [
       Generated[],
       Generated[],
       Generated[],

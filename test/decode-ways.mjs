@@ -47,7 +47,7 @@ const sweeps = {
           [rows, { kv, exit: { rule: 'hidden-delta', threshold: 0.7 } }],
         ]),
       ),
-      [1, { maxNewTokens: 90, loops: 2 }],
+      [1, { maxNewTokens: 80, loops: 1 }],
     ],
   },
 }
@@ -57,16 +57,25 @@ for (const from of sweeps[sweep].models) {
   const options = { device, dtype, seed: 7 }
   const model =
     typeof from === 'string' ? await LoopLM.fromPretrained(join(fixtures, from), options) : await LoopLM.create(from, options)
+  const tokens = typeof from === 'string' ? 12 : 6
   for (const [rows, { kv, ...rest }] of sweeps[sweep].requests) {
     if (Math.max(rest.loops ?? 1, rest.exit?.minLoops ?? 1) > model.config.total_ut_steps) continue
     const scheduler = model.scheduler({ kv, maxRows: 4 })
     const requests = Array.from({ length: rows }, (_, i) =>
-      scheduler.add([1 + i, 2, 3, 4].slice(0, 2 + (i % 3)), { maxNewTokens: 12 - i, temperature: 0, stop: [], ...rest }),
+      scheduler.add([1 + i, 2, 3, 4].slice(0, 2 + (i % 3)), { maxNewTokens: tokens - i, temperature: 0, stop: [], ...rest }),
     )
     const made = await Promise.all(requests.map((request) => request.result()))
     const { passes, replayedPasses, wholeTokens } = scheduler.stats()
-    const [tokens, loops, logprobs] = ['tokens', 'loops', 'logprobs'].map((field) => made.map((one) => Array.from(one[field])))
-    results.push({ from, rows, options: { kv, ...rest }, made: { tokens, loops, logprobs }, passes, replayedPasses, wholeTokens })
+    const lists = (field) => made.map((one) => Array.from(one[field]))
+    results.push({
+      from,
+      rows,
+      options: { kv, ...rest },
+      made: { tokens: lists('tokens'), loops: lists('loops'), logprobs: lists('logprobs') },
+      passes,
+      replayedPasses,
+      wholeTokens,
+    })
     scheduler.dispose()
   }
   model.dispose()
