@@ -203,7 +203,7 @@ __device__ __forceinline__ void prefetch_row(const T* row, int count) {
   for (int i = int(threadIdx.x) * line; i < count; i += token_threads * line) prefetch(row + i);
 }
 
-template <class T, int R, int stages>
+template <class T, int stages>
 __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_constant__ Token<T> a) {
   constexpr int W = wide<T>;
   SHARED_ARRAY(float, scratch, token_warps);
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
   const Shared<T> x = dynamic_shared<T>(at, size_t(a.x_elements));
   at += size_t(a.x_elements) * sizeof(T);
   const int group = int(threadIdx.x) / decode_threads, of_group = int(threadIdx.x) % decode_threads;
-  const size_t sums_count = size_t(decode_threads / a.decode.lanes) * R * size_t(a.head_dim + 2);
+  const size_t sums_count = size_t(decode_threads / a.decode.lanes) * size_t(a.head_dim + 2);
   const Shared<float> sums = dynamic_shared<float>(at + size_t(group) * sums_count * sizeof(float), sums_count);
 
   Ring<T, stages> ring;
@@ -254,10 +254,8 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
       Decode<T> decode = a.decode;
       decode.keys = keys, decode.values = values;
       const Parts parts = parts_of(a.context.prefix_length + a.context.length);
-      const int head_blocks = a.heads / R, units = head_blocks * parts.count,
-                first_unit = int(blockIdx.x) + group * int(gridDim.x);
-      if (first_unit < units)
-        prefetch_part(decode, a.context, parts, first_unit % head_blocks * R, first_unit / head_blocks, of_group);
+      const int units = a.heads * parts.count, first_unit = int(blockIdx.x) + group * int(gridDim.x);
+      if (first_unit < units) prefetch_part(decode, a.context, parts, first_unit % a.heads, first_unit / a.heads, of_group);
 
       multiply(a, ring, qkv_product, x, [&](int pair, float first, float second) {
         const int head = pair / half, j = pair % half;
@@ -276,8 +274,8 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
       grid_barrier();
 
       for (int unit = first_unit; unit < units; unit += attention_groups * int(gridDim.x)) {
-        const int head = unit % head_blocks * R, part = unit / head_blocks;
-        decode_parts<8, R, true>(
+        const int head = unit % a.heads, part = unit / a.heads;
+        decode_parts<8, 1, true>(
             decode, a.context, 0, head, part, parts.count, of_group, sums, [&] { named_barrier(1 + group, decode_threads); },
             [&](int, int r, int e, int, float most, float total, float value) {
               if (parts.count == 1) {
@@ -360,7 +358,7 @@ struct Layout {
   }
 };
 
-template <class T, int R, int stages>
+template <class T, int stages>
 int run(Context& c, const LoopDecodeToken& t, Token<T>& a, int blocks, size_t shared) {
   const size_t size = sizeof(T), layer_bytes = size_t(t.layers) * sizeof(LoopDecodeLayer);
   Layout layout;
@@ -375,8 +373,7 @@ int run(Context& c, const LoopDecodeToken& t, Token<T>& a, int blocks, size_t sh
   a.layer = reinterpret_cast<const LoopDecodeLayer*>(memory + layers);
   a.qkv = place(qkv), a.branch = place(branch), a.activation = place(activation);
   a.decode.qkv = a.qkv, a.decode.out = place(attention), a.decode.partial = reinterpret_cast<float*>(memory + partial);
-  return check(c,
-               launch_cooperative(token_kernel<T, R, stages>, dim3(unsigned(blocks)), dim3(token_threads), shared, c.stream, a),
+  return check(c, launch_cooperative(token_kernel<T, stages>, dim3(unsigned(blocks)), dim3(token_threads), shared, c.stream, a),
                "decode_token");
 }
 
@@ -432,20 +429,15 @@ int decode_token(void* ctx, LoopDType dt, const LoopDecodeToken* given) {
     a.decode.heads = t.heads, a.decode.kv_heads = t.kv_heads, a.decode.head_dim = t.head_dim;
     a.decode.ratio = t.heads / t.kv_heads, a.decode.scale = float(t.scale), a.decode.lanes = lanes_of(t.head_dim, 8);
 
-    const auto go = [&]<int R>(std::integral_constant<int, R>) {
-      const size_t sums = size_t(decode_threads / a.decode.lanes) * R * size_t(t.head_dim + 2) * sizeof(float);
-      const auto shared = [&](int stages) {
-        return (size_t(token_warps) * size_t(stages) * stage_elements<T> + size_t(t.hidden + a.x_elements)) * sizeof(T) +
-               attention_groups * sums;
-      };
-      const auto fits = [&](int stages) { return cooperative && shared(stages) + 1024 <= size_t(shared_limit); };
-      constexpr int most = stages_choices[0], fewer = stages_choices[1];
-      if (fits(most)) return run<T, R, most>(c, t, a, blocks, shared(most));
-      return fits(fewer) ? run<T, R, fewer>(c, t, a, blocks, shared(fewer)) : int(LOOP_DECLINED);
+    const size_t sums = size_t(decode_threads / a.decode.lanes) * size_t(t.head_dim + 2) * sizeof(float);
+    const auto shared = [&](int stages) {
+      return (size_t(token_warps) * size_t(stages) * stage_elements<T> + size_t(t.hidden + a.x_elements)) * sizeof(T) +
+             attention_groups * sums;
     };
-    if (a.decode.ratio % 4 == 0) return go(std::integral_constant<int, 4>{});
-    if (a.decode.ratio % 2 == 0) return go(std::integral_constant<int, 2>{});
-    return go(std::integral_constant<int, 1>{});
+    const auto fits = [&](int stages) { return cooperative && shared(stages) + 1024 <= size_t(shared_limit); };
+    constexpr int most = stages_choices[0], fewer = stages_choices[1];
+    if (fits(most)) return run<T, most>(c, t, a, blocks, shared(most));
+    return fits(fewer) ? run<T, fewer>(c, t, a, blocks, shared(fewer)) : int(LOOP_DECLINED);
   });
 }
 

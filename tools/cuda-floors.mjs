@@ -105,8 +105,8 @@ const matrices = { 'q, k, v': [3 * D, D], output: [D, D], 'gate and up': [2 * F,
 
 /** What the kernel of cuda/decode_token.cu must do for a token, and the launches of a graph, as Markdown. */
 export function decodeTable(resources) {
-  const kernel = resources.find((row) => row.kernel === 'token_kernel<bf16, 1, 11>' && row.arch === 'sm_90a')
-  if (!kernel) throw new Error('no kernel token_kernel<bf16, 1, 11> in the report of ptxas')
+  const kernel = resources.find((row) => row.kernel === 'token_kernel<bf16, 11>' && row.arch === 'sm_90a')
+  if (!kernel) throw new Error('no kernel token_kernel<bf16, 11> in the report of ptxas')
   const ms = (seconds) => (1e3 * seconds).toFixed(2)
   const passes = T * L
   const bytes = { weights: 0, head: 2 * V * D, cache: passes * 2 * 2 * D * context }
@@ -128,7 +128,7 @@ export function decodeTable(resources) {
   const shared = ring + 2 * D + 2 * F + 2 * 8 * 130 * 4
   return `## The floors of a decoded token
 
-By arithmetic: one row of Ouro-1.4B in bfloat16 (L ${L}, T ${T}), ${context} tokens in the cache, decoded by \`token_kernel<bf16, 1, 11>\`, ${chip.processors} blocks of
+By arithmetic: one row of Ouro-1.4B in bfloat16 (L ${L}, T ${T}), ${context} tokens in the cache, decoded by \`token_kernel<bf16, 11>\`, ${chip.processors} blocks of
 ${chip.threadsPerBlock} threads. It has ${kernel.registers} registers a thread and ${(shared / 1024).toFixed(0)} KiB of shared memory, so one block fits a multiprocessor, as it must; ${((chip.processors * ring) / 1e6).toFixed(1)} MB of weights are on
 their way at any time, the memory's work of ${((1e6 * chip.processors * ring) / roofs.bytes).toFixed(1)} µs, through barriers and norms. Assumed: ${assumed.mma} cycles between dependent mma at ${chip.clock / 1e9} GHz,
 ${1e6 * assumed.barrier} µs for a barrier of the grid, ${1e6 * assumed.read} µs to read what another multiprocessor wrote.
