@@ -120,6 +120,8 @@ describe.each([
     const first = long.slice(0, 2).map(add)
     for await (const _ of first[0]!) break // the others come while these run, and the first is gone
     const others = long.slice(2).map((prompt, i) => add(prompt, i + 2))
+    const gone = add([...long[5]!].reverse(), 5)
+    setImmediate(() => gone.cancel()) // wherever its prompt is by then
     const results = await Promise.all([first[1]!, ...others].map((request) => request.result()))
     for (const [i, result] of results.entries()) {
       const own = { ...options, ...(loops[i + 1] ? { loops: loops[i + 1]! } : {}) }

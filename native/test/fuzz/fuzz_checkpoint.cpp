@@ -84,7 +84,7 @@ void edit(Image& image, Input& input) {
   const uint8_t what = input.byte();
   if (image.tensors.empty()) return;
   Tensor& t = image.tensors[input.byte() % image.tensors.size()];
-  const char* dtypes[] = {"F32", "BF16", "F16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "X"};
+  const char* dtypes[] = {"F32", "BF16", "F16", "F64", "I64", "U8", "I8", "F8_E4M3", "X"};
   switch (what % 12) {
     case 0:  // a byte of a value
       if (!t.bytes.empty()) {
@@ -133,6 +133,46 @@ void edit(Image& image, Input& input) {
   }
 }
 
+std::vector<std::string> values(const Model& model) {
+  std::vector<std::string> all;
+  for (const Parameter& p : model.parameters()) {
+    std::string raw(p.count * loop_dtype_size(model.dt), '\0');
+    model.read_raw(p, raw.data());
+    for (const double value : model.read(p))
+      if (!std::isfinite(value)) std::abort();
+    all.push_back(raw);
+  }
+  return all;
+}
+
+// A model in few bits and the file of its codes and scales.
+struct QuantizedSubject {
+  std::shared_ptr<Model> model;
+  Image image;
+
+  QuantizedSubject(const std::shared_ptr<Device>& device, int bits) {
+    ModelConfig config;
+    config.vocabulary = 3;
+    config.hidden = config.intermediate = config.head_dim = 32;
+    config.layers = config.heads = config.kv_heads = config.loops = 1;
+    model = std::make_shared<Model>(device, LOOP_F32, config, Quantization{bits, 32});
+    model->initialize(7, 0.02);
+    const TemporaryFile file;
+    save_parameters(*model, file.path, "F32");
+    image = read(file.path);
+  }
+
+  void load(const std::string& path) {
+    const std::vector<std::string> before = values(*model);
+    try {
+      load_parameters(*model, {path}, true);
+      values(*model);
+    } catch (const Error& error) {
+      if (error.code != "INVALID_FILE" || values(*model) != before) std::abort();
+    }
+  }
+};
+
 // One kind of model with its optimizer, its moving average and the files they write.
 struct Subject {
   std::shared_ptr<Model> model, student;
@@ -166,18 +206,6 @@ struct Subject {
     return model;
   }
 
-  static std::vector<std::string> values(const Model& model) {
-    std::vector<std::string> all;
-    for (const Parameter& p : model.parameters()) {
-      std::string raw(p.count * loop_dtype_size(model.dt), '\0');
-      model.read_raw(p, raw.data());
-      for (const double value : model.read(p))
-        if (!std::isfinite(value)) std::abort();
-      all.push_back(raw);
-    }
-    return all;
-  }
-
   void load(int kind, const std::string& path) {
     const std::vector<std::string> before = values(*model);
     const int64_t steps = optimizer.steps();
@@ -199,13 +227,16 @@ void checkpoint(const uint8_t* data, size_t size) {
   static Subject subjects[] = {{device, LOOP_F32, false}, {device, LOOP_BF16, true}};
   Input input{data, size};
   const uint8_t choice = input.byte();
+  static QuantizedSubject quantized[] = {{device, 8}, {device, 4}};
   Subject& subject = subjects[choice & 1];
   const int kind = (choice >> 1) % 3;
-  Image image = subject.images[kind];
+  const bool few_bits = choice & 0x80;
+  Image image = few_bits ? quantized[choice & 1].image : subject.images[kind];
   for (int edits = 0; edits < 8 && !input.done(); edits++) edit(image, input);
   static TemporaryFile file;
   file.write(write(image));
-  subject.load(kind, file.path);
+  if (few_bits) quantized[choice & 1].load(file.path);
+  else subject.load(kind, file.path);
 }
 
 }  // namespace looplm::fuzz
