@@ -248,10 +248,12 @@ void check_tensor(const Model& model, const WantedTensor& t, const Source& sourc
 
 void load_values(Model& model, const WantedTensor& t, const Source& source) {
   const Parameter& p = *t.parameter;
-  const size_t row = p.matrix >= 0 ? size_t(p.shape[1]) : 1;
+  const Parameter* head = &p == &model.parameters().front() ? model.tied_head() : nullptr;
+  const size_t row = p.matrix >= 0 || head ? size_t(p.shape[1]) : 1;
   visit_blocks(source.entry->data, floating_dtype(source, t.name), model.dt, p.count, row,
                [&](size_t first, const void* values, size_t count) {
                  if (p.matrix >= 0) return model.quantize_rows(p, int64_t(first / row), int64_t(count / row), values);
+                 if (head) model.quantize_rows(*head, int64_t(first / row), int64_t(count / row), values);
                  const size_t size = loop_dtype_size(model.dt);
                  void* to = static_cast<char*>(model.writable_data(p)) + first * size;
                  model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);

@@ -133,6 +133,11 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConf
   layout.add("model.early_exit_gate.weight", {1, D});
   layout.add("model.early_exit_gate.bias", {1});
   if (!config.tied) add_matrix("lm_head.weight", V, D);
+  if (config.tied && quantization) {
+    add_matrix("lm_head.weight", V, D);
+    tied_head_ = std::move(parameters_.back());
+    parameters_.pop_back();
+  }
   arena_elements_ = layout.aligned();
   if (!arena_) {
     arena_ = std::make_shared<Buffer>(Buffer::with_large_pages(device, arena_elements_ * loop_dtype_size(dt)));
@@ -175,7 +180,7 @@ Weights Model::pointers(const Buffer& arena, LoopDType type) const {
   w.norm = take();
   w.gate_weight = take();
   w.gate_bias = take();
-  w.head = config.tied ? w.embedding : take();
+  w.head = !config.tied ? take() : quantization ? nullptr : w.embedding;
   for (size_t i = 0; i < matrices_.size(); i++) {
     const LoopQuantized* view = &matrices_[i]->view;
     if (i / 4 == w.layers.size()) w.quantized_head = view;
@@ -203,6 +208,7 @@ void Model::initialize(uint64_t seed, double range) {
     const std::vector<uint8_t> raw = rounded(dt, values);
     if (p.matrix >= 0) quantize_rows(p, 0, p.shape[0], raw.data());
     else {
+      if (tied_head() && i == 0) quantize_rows(tied_head_, 0, p.shape[0], raw.data());
       writable_arena(p).upload(raw.data(), raw.size(), p.offset * loop_dtype_size(dt));
       touch(p);
     }

@@ -77,8 +77,9 @@ const void* scaled(Device& device, Workspace& workspace, LoopDType dt, const voi
 
 class Model {
  public:
-  // Quantized, the matrices of the blocks and a head that is not tied are codes with scales from the start: no copy of them in
-  // `dt` ever exists. Such a model only infers; what would train or change its parameters is refused.
+  // Quantized, the matrices of the blocks and the head are codes with scales from the start: no copy of them in `dt` ever exists,
+  // but of a tied head the embedding, which stays as it is. Such a model only infers; what would train or change its parameters
+  // is refused.
   Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, Quantization quantization = {})
       : Model(std::move(device), dt, config, quantization, nullptr) {}
   ~Model();
@@ -109,6 +110,8 @@ class Model {
   // Rows [first, first + rows) of a quantized parameter (p.matrix >= 0): from values of dtype `dt`, or as they lie in files,
   // codes [rows, in · bits / 8] and scales [rows, in / group].
   void quantize_rows(const Parameter& p, int64_t first, int64_t rows, const void* values);
+  // The rows of a tied head, which are quantized from those of the embedding; NULL when there are none.
+  const Parameter* tied_head() const { return tied_head_.matrix >= 0 ? &tied_head_ : nullptr; }
   void write_codes(const Parameter& p, int64_t first, int64_t rows, const void* codes);
   void write_scales(const Parameter& p, int64_t first, int64_t rows, const float* scales);
   std::vector<uint8_t> read_codes(const Parameter& p) const;
@@ -178,6 +181,7 @@ class Model {
   const Buffer& gradient_arena() const { return adapter_ ? adapter_->gradients : gradient_arena_; }
   Buffer& gradient_arena() { return adapter_ ? adapter_->gradients : gradient_arena_; }
   std::vector<Parameter> parameters_;
+  Parameter tied_head_;  // of a quantized model; in no file
   size_t arena_elements_ = 0;
   std::shared_ptr<Buffer> arena_;  // shared among the clones of a model with an adapter
   Buffer gradient_arena_, rope_table_;

@@ -27,8 +27,8 @@ export interface LoadOptions {
   /** Threads of the device's own pool; default one per available core. Models with different counts use different pools. */
   threads?: number
   /**
-   * Keep the matrices of the blocks, and a head that is not tied, in 8 or 4 bits with a float32 scale for every `groupSize` neighbours of
-   * a row. Such a model takes less memory and decodes faster, by as much as less is read; it scores and generates, and refuses to train.
+   * Keep the matrices of the blocks and the head (of a tied one a copy beside the embedding) in 8 or 4 bits with a float32 scale for every
+   * `groupSize` neighbours of a row. Such a model takes less memory and decodes faster, by as much as less is read; it scores and generates, and refuses to train.
    * Files are quantized as they are read, row by row. A folder that was saved quantized says so itself. Devices `cpu`, `cuda` and `reference`.
    */
   quantize?: 'int8' | 'int4' | undefined
