@@ -202,8 +202,6 @@ void pack(bool transposed, int64_t n, [[maybe_unused]] int64_t k, const E* b, in
 // for the sums of 16 rows; its first exchange comes with the loads.
 #if LOOPLM_WIDTH == 16
 constexpr int UNITS = 8;
-inline __m512d unpack_low(vf a, vf b) { return _mm512_castps_pd(_mm512_unpacklo_ps((__m512)a, (__m512)b)); }
-inline __m512d unpack_high(vf a, vf b) { return _mm512_castps_pd(_mm512_unpackhi_ps((__m512)a, (__m512)b)); }
 template <class E>
 inline __attribute__((always_inline)) void load_units(const E* from, int64_t ldb, vf (&units)[UNITS]) {
   vf t[8];
@@ -216,16 +214,10 @@ inline __attribute__((always_inline)) void load_units(const E* from, int64_t ldb
 #pragma GCC unroll 8
   for (int i = 0; i < 8; i++)
     if (!(i & 4)) exchange<4>(t[i], t[i + 4], std::make_integer_sequence<int, W>{});
-      // Within a quarter of a vector: unpacking needs no register for its pattern.
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    const __m512d low_01 = unpack_low(t[i], t[i + 1]), high_01 = unpack_high(t[i], t[i + 1]),
-                  low_23 = unpack_low(t[i + 2], t[i + 3]), high_23 = unpack_high(t[i + 2], t[i + 3]);
-    units[i] = (vf)_mm512_unpacklo_pd(low_01, low_23);
-    units[i + 1] = (vf)_mm512_unpackhi_pd(low_01, low_23);
-    units[i + 2] = (vf)_mm512_unpacklo_pd(high_01, high_23);
-    units[i + 3] = (vf)_mm512_unpackhi_pd(high_01, high_23);
-  }
+  transpose_quarters(t);
+  transpose_quarters(t + 4);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) units[i] = t[i];
 }
 #else
 constexpr int UNITS = W;

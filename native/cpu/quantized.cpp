@@ -59,73 +59,97 @@ struct Task {
   bool real_out;
 };
 
-// M rows by up to W columns of C. rows: where the W rows of codes begin.
-template <class E, int BITS, class Out, int M>
-void columns(const Task<E>& t, const E* a, const char* const* rows, const float* scales, Out* c, int64_t count) {
-  constexpr int steps = UNIT<BITS> / KS<E>;
+// M rows by S vectors of columns of C; with S = 1 there may be fewer columns than lanes. rows: where the W rows of codes of each
+// vector begin. next: where the codes go on after these columns; they are fetched meanwhile, in the order of memory.
+template <class E, int BITS, class Out, int M, int S>
+void columns(const Task<E>& t, const E* a, const char* const* rows, const float* scales, const char* next, Out* c,
+             int64_t count) {
+  constexpr int steps = UNIT<BITS> / KS<E>, lines = W * W * 4 / 64;
   const int64_t units = t.k / UNIT<BITS>, group = t.b.group / UNIT<BITS>;
-  vf total[M] = {}, acc[M] = {};
+  vf total[S][M] = {}, acc[S][M] = {};
   int64_t left = group;
   for (int64_t u = 0; u < units; u += W) {
-    vf square[W];
+    vf square[S][W];
+    for (int v = 0; v < S; v++) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W; i++) square[i] = *(const vf_any*)(rows[i] + 4 * u);
-    transpose(square);
+      for (int i = 0; i < lines; i++) __builtin_prefetch(next + (u * S + v * W) * W * 4 + i * 64, 0, 2);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; i++) square[v][i] = *(const vf_any*)(rows[v * W + i] + 4 * u);
+      transpose(square[v]);
+    }
     const int64_t end = least(W, units - u);
     for (int64_t j = 0; j < end; j++) {
 #pragma GCC unroll 8
-      for (int step = 0; step < steps; step++) {
-        const auto weights = expand<E, BITS>(square[j], step);
+      for (int step = 0; step < steps; step++)
+#pragma GCC unroll 2
+        for (int v = 0; v < S; v++) {
+          const auto weights = expand<E, BITS>(square[v][j], step);
 #pragma GCC unroll 16
-        for (int i = 0; i < M; i++) acc[i] = Step<E>::fma(weights, Step<E>::broadcast(a + (step * M + i) * KS<E>), acc[i]);
-      }
+          for (int i = 0; i < M; i++)
+            acc[v][i] = Step<E>::fma(weights, Step<E>::broadcast(a + (step * M + i) * KS<E>), acc[v][i]);
+        }
       a += UNIT<BITS> * M;
       if (--left > 0) continue;
       left = group;
-      const vf scale = count == W ? load(scales) : load_part(scales, int(count));
-      for (int i = 0; i < M; i++) {
-        total[i] += scale * acc[i];
-        acc[i] = vf{};
+#pragma GCC unroll 2
+      for (int v = 0; v < S; v++) {
+        const vf scale = count >= W ? load(scales + v * W) : load_part(scales, int(count));
+        for (int i = 0; i < M; i++) {
+          total[v][i] += scale * acc[v][i];
+          acc[v][i] = vf{};
+        }
       }
       scales += t.n;
     }
   }
-  for (int i = 0; i < M; i++) {
-    if (count == W) store(c + i * t.ldc, total[i]);
-    else store_part(c + i * t.ldc, total[i], int(count));
-  }
-}
-
-template <class E, int BITS, class Out>
-void strip(const Task<E>& t, int64_t first, int64_t m, const char* const* rows, const float* scales, int64_t column,
-           int64_t count) {
-  using Columns = void (*)(const Task<E>&, const E*, const char* const*, const float*, Out*, int64_t);
-  static constexpr Columns table[] = {columns<E, BITS, Out, 1>, columns<E, BITS, Out, 2>, columns<E, BITS, Out, 4>,
-                                      columns<E, BITS, Out, STREAMED>};
-  table[m == STREAMED ? 3 : m / 2](t, t.a + first * t.k, rows, scales, static_cast<Out*>(t.c) + first * t.ldc + column, count);
+  for (int v = 0; v < S; v++)
+    for (int i = 0; i < M; i++) {
+      Out* out = c + i * t.ldc + v * W;
+      if (count >= W) store(out, total[v][i]);
+      else store_part(out, total[v][i], int(count));
+    }
 }
 
 // Rows are taken by as many as there is code for.
 inline int64_t strip_rows(int64_t left) { return left >= STREAMED ? STREAMED : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+// Few rows go through two vectors of columns at a time: additions to one sum wait for each other, those to two do not.
+constexpr int64_t PAIRED = W == 16 ? 4 : 0;
+
+template <class E, int BITS, class Out>
+void strip(const Task<E>& t, int64_t first, int64_t m, int64_t column, int64_t count) {
+  const int64_t row_bytes = t.k * BITS / 8;
+  const char* codes = static_cast<const char*>(t.b.codes) + column * row_bytes;
+  const char* rows[2 * W];
+  for (int64_t i = 0; i < 2 * W; i++) rows[i] = codes + least(i, count - 1) * row_bytes;
+  const char* next = column + count < t.n ? codes + count * row_bytes : codes;
+  const E* a = t.a + first * t.k;
+  Out* c = static_cast<Out*>(t.c) + first * t.ldc + column;
+  const float* scales = t.b.scales + column;
+  if constexpr (PAIRED > 0)
+    if (m <= PAIRED && count == 2 * W) {
+      if (m == 1) columns<E, BITS, Out, 1, 2>(t, a, rows, scales, next, c, count);
+      else if (m == 2) columns<E, BITS, Out, 2, 2>(t, a, rows, scales, next, c, count);
+      else columns<E, BITS, Out, 4, 2>(t, a, rows, scales, next, c, count);
+      return;
+    }
+  using Columns = void (*)(const Task<E>&, const E*, const char* const*, const float*, const char*, Out*, int64_t);
+  static constexpr Columns table[] = {columns<E, BITS, Out, 1, 1>, columns<E, BITS, Out, 2, 1>, columns<E, BITS, Out, 4, 1>,
+                                      columns<E, BITS, Out, STREAMED, 1>};
+  for (int64_t begin = 0; begin < count; begin += W)
+    table[m == STREAMED ? 3 : m / 2](t, a, rows + begin, scales + begin, next, c + begin, least(W, count - begin));
+}
 
 template <class E, int BITS>
 void run(Context& ctx, const Task<E>& t) {
-  const int64_t vectors = (t.n + W - 1) / W, share = (vectors + 8 * ctx.pool.threads() - 1) / (8 * ctx.pool.threads());
-  const int64_t row_bytes = t.k * BITS / 8;
-  ctx.pool.run((vectors + share - 1) / share, [&](int64_t task, int) {
-    for (int64_t v = task * share; v < least(vectors, (task + 1) * share); v++) {
-      const int64_t column = v * W, count = least(W, t.n - column);
-      const char* rows[W];
-      for (int64_t i = 0; i < W; i++) rows[i] = static_cast<const char*>(t.b.codes) + (column + least(i, count - 1)) * row_bytes;
-      const float* scales = t.b.scales + column;
-      const char* ahead = rows[0] + W * row_bytes;  // the next task's columns, while this one computes
-      for (int64_t i = 0; i < W * row_bytes && v + 1 < vectors; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+  const Shares shares{(t.n + 2 * W - 1) / (2 * W), ctx.pool.threads()};
+  ctx.pool.run(shares.count(), [&](int64_t task, int) {
+    const int64_t end = least(t.n, shares.begin(task + 1) * 2 * W);
+    for (int64_t column = shares.begin(task) * 2 * W; column < end; column += 2 * W)
       for (int64_t first = 0, m; first < t.m; first += m) {
         m = strip_rows(t.m - first);
-        if (t.real_out || sizeof(E) == 4) strip<E, BITS, float>(t, first, m, rows, scales, column, count);
-        else strip<E, BITS, E>(t, first, m, rows, scales, column, count);
+        if (t.real_out || sizeof(E) == 4) strip<E, BITS, float>(t, first, m, column, least(2 * W, end - column));
+        else strip<E, BITS, E>(t, first, m, column, least(2 * W, end - column));
       }
-    }
   });
 }
 

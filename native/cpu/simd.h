@@ -253,8 +253,27 @@ static inline void exchange(vf& a, vf& b, std::integer_sequence<int, L...>) {
   b = __builtin_shufflevector(a, b, ((L & H) ? W + L : L + H)...);
   a = low;
 }
+#if defined(__AVX512F__)
+// The squares of 4 x 4 within the quarters of four vectors: unpacking needs no register for its pattern.
+static inline __attribute__((always_inline)) void transpose_quarters(vf* t) {
+  const auto low = [](vf a, vf b) { return _mm512_castps_pd(_mm512_unpacklo_ps((__m512)a, (__m512)b)); };
+  const auto high = [](vf a, vf b) { return _mm512_castps_pd(_mm512_unpackhi_ps((__m512)a, (__m512)b)); };
+  const __m512d low_01 = low(t[0], t[1]), high_01 = high(t[0], t[1]), low_23 = low(t[2], t[3]), high_23 = high(t[2], t[3]);
+  t[0] = (vf)_mm512_unpacklo_pd(low_01, low_23);
+  t[1] = (vf)_mm512_unpackhi_pd(low_01, low_23);
+  t[2] = (vf)_mm512_unpacklo_pd(high_01, high_23);
+  t[3] = (vf)_mm512_unpackhi_pd(high_01, high_23);
+}
+#endif
 template <int H = W / 2>
 static inline __attribute__((always_inline)) void transpose(vf (&t)[W]) {
+#if defined(__AVX512F__)
+  if constexpr (H == 2) {
+#pragma GCC unroll 4
+    for (int i = 0; i < W; i += 4) transpose_quarters(t + i);
+    return;
+  }
+#endif
 #pragma GCC unroll 16
   for (int i = 0; i < W; i++)
     if (!(i & H)) exchange<H>(t[i], t[i + H], std::make_integer_sequence<int, W>{});
