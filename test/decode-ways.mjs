@@ -17,7 +17,8 @@ const shape = (hidden, heads, kvHeads, headDim, intermediate, layers = 2, loops 
   initializer_range: 0.3,
 })
 const gate = { exit: { rule: 'gate', threshold: 0.6 } }
-/** Models, and for each the requests that run together: how many, and their options. */
+/** Models, and for each the requests that run together: how many, and their options; `again`: then the same with so many tokens, for which
+ * cache and tables have to grow. */
 const sweeps = {
   short: {
     models: ['base', 'gqa', shape(24, 3, 1, 10, 40)],
@@ -26,6 +27,7 @@ const sweeps = {
       [1, { ...gate, kv: 'shared' }],
       [2, gate],
       [5, { temperature: 0.8, seed: 5 }],
+      [2, { again: 70 }],
     ],
   },
   long: {
@@ -58,19 +60,23 @@ for (const from of sweeps[sweep].models) {
   const model =
     typeof from === 'string' ? await LoopLM.fromPretrained(join(fixtures, from), options) : await LoopLM.create(from, options)
   const tokens = typeof from === 'string' ? 12 : 6
-  for (const [rows, { kv, ...rest }] of sweeps[sweep].requests) {
+  for (const [rows, { kv, again, ...rest }] of sweeps[sweep].requests) {
+    if (again !== undefined && from !== 'base') continue
     if (Math.max(rest.loops ?? 1, rest.exit?.minLoops ?? 1) > model.config.total_ut_steps) continue
     const scheduler = model.scheduler({ kv, maxRows: 4 })
-    const requests = Array.from({ length: rows }, (_, i) =>
-      scheduler.add([1 + i, 2, 3, 4].slice(0, 2 + (i % 3)), { maxNewTokens: tokens - i, temperature: 0, stop: [], ...rest }),
-    )
-    const made = await Promise.all(requests.map((request) => request.result()))
+    const run = async (most) => {
+      const requests = Array.from({ length: rows }, (_, i) =>
+        scheduler.add([1 + i, 2, 3, 4].slice(0, 2 + (i % 3)), { maxNewTokens: most - i, temperature: 0, stop: [], ...rest }),
+      )
+      return await Promise.all(requests.map((request) => request.result()))
+    }
+    const made = [...(await run(tokens)), ...(again === undefined ? [] : await run(again))]
     const { passes, replayedPasses, wholeTokens } = scheduler.stats()
     const lists = (field) => made.map((one) => Array.from(one[field]))
     results.push({
       from,
       rows,
-      options: { kv, ...rest },
+      options: { kv, again, ...rest },
       made: { tokens: lists('tokens'), loops: lists('loops'), logprobs: lists('logprobs') },
       passes,
       replayedPasses,
