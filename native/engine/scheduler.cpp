@@ -515,15 +515,19 @@ struct Scheduler::State {
       slots.push_back(cache.slot_at(item.loop, row.slot + own - 1));
       contexts.push_back({cache.slot_at(item.loop, row.prompt->slot), length, cache.slot_at(item.loop, row.slot), own});
     }
-    Buffer& where = w.get("scheduler.contexts", n * sizeof(LoopCacheContext));
-    where.upload(contexts.data(), n * sizeof(LoopCacheContext));
-    const CacheUse use = cache.decoding(upload_ints(w, "scheduler.slots", slots), where.as<LoopCacheContext>());
-    const DeviceBatch batch{
-        int64_t(n),   upload_ints(w, "batch.ids", ids), upload_ints(w, "batch.positions", positions), nullptr, 0, 0, 0,
-        last_position};
+    // All that differs between passes, in one copy.
+    const size_t context_bytes = n * sizeof(LoopCacheContext), fresh = ids.size();
+    std::vector<char> of_rows(context_bytes + (2 * n + fresh) * sizeof(int32_t));
+    char* end = std::copy_n(reinterpret_cast<const char*>(contexts.data()), context_bytes, of_rows.data());
+    for (const auto* ints : {&positions, &slots, &ids})
+      end = std::copy_n(reinterpret_cast<const char*>(ints->data()), ints->size() * sizeof(int32_t), end);
+    Buffer& on_device = w.get("scheduler.rows", n * (sizeof(LoopCacheContext) + 3 * sizeof(int32_t)));
+    on_device.upload(of_rows.data(), of_rows.size());
+    const auto* ints = static_cast<const int32_t*>(on_device.at(context_bytes));
+    const CacheUse use = cache.decoding(ints + n, on_device.as<LoopCacheContext>());
+    const DeviceBatch batch{int64_t(n), ints + 2 * n, ints, nullptr, 0, 0, 0, last_position};
     Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(last_position + 1), batch, 1,
                 Stack::Keep::nothing, &use);
-    const size_t fresh = ids.size();
     if (fresh > 0)
       model.device->run(&LoopBackend::embed, "embed", model.dt, int64_t(fresh), model.config.hidden, batch.ids,
                         static_cast<const void*>(model.weights().embedding), stack.input());
