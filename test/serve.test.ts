@@ -302,6 +302,10 @@ describe('a refusal', () => {
       for (const [, field] of fields) {
         const value = own[field!] ?? telling[field!]
         expect(value, `${field} is new to this test`).toBeDefined()
+        if (!(field! in body)) {
+          const unset = client.post(path, { body: { ...body, [field!]: null } })
+          await expect(unset, `${field} null`).resolves.toHaveProperty('choices')
+        }
         const request = { ...body, ...(field === 'top_logprobs' ? { logprobs: true } : {}), [field!]: value }
         const call = client.post(path, { body: request })
         if (refused.includes(field)) {

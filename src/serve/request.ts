@@ -14,6 +14,9 @@ const ignored = z.unknown().optional()
 const only = <Value extends string | number | boolean>(value: Value, reason: string) =>
   z.literal(value, { error: `must be ${JSON.stringify(value)}: ${reason}` }).nullish()
 
+/** Accepted only where it asks for nothing. */
+const absent = (reason: string) => z.null({ error: `must be null: ${reason}` }).optional()
+
 const shared = {
   model: z.string().min(1),
   max_tokens: z.int().min(1).nullish(),
@@ -35,7 +38,10 @@ const shared = {
     .nullish(),
   frequency_penalty: only(0, 'penalties are not supported'),
   presence_penalty: only(0, 'penalties are not supported'),
-  logit_bias: z.strictObject({}, 'must be empty: biases are not supported').nullish(),
+  logit_bias: z
+    .looseObject({})
+    .refine((biases) => Object.keys(biases).length === 0, 'must be empty: biases are not supported')
+    .nullish(),
   user: ignored,
   metadata: ignored,
   store: ignored,
@@ -57,7 +63,7 @@ const completionSchema = z.strictObject({
   logprobs: z.int().min(0).max(20).nullish(),
   best_of: only(1, 'ask for n instead'),
   echo: only(false, 'the prompt is not repeated'),
-  suffix: z.null({ error: 'must be null: insertion is not supported' }).optional(),
+  suffix: absent('insertion is not supported'),
 })
 
 const part = z.looseObject(
@@ -74,7 +80,7 @@ const message = z.looseObject({
     .union([z.string(), z.array(part), z.null()], 'must be a text or an array of { "type": "text", "text": … }')
     .optional(),
   tool_calls: z.array(call).max(128).nullish(),
-  function_call: z.null({ error: 'must be null: use tool_calls' }).optional(),
+  function_call: absent('use tool_calls'),
 })
 const tool = z.looseObject(
   { type: z.literal('function'), function: z.looseObject({ name: z.string().min(1).max(256) }) },
@@ -105,7 +111,14 @@ const chatSchema = z.strictObject({
   tool_choice: z.enum(['auto', 'none'], 'must be "auto" or "none": a call cannot be forced').nullish(),
   parallel_tool_calls: z.boolean().nullish(),
   response_format: z.strictObject({ type: z.literal('text') }, 'must be { "type": "text" }').nullish(),
-  reasoning_effort: z.null({ error: 'must be null: choose loops, exit or enable_thinking instead' }).optional(),
+  functions: absent('use tools'),
+  function_call: absent('use tool_choice'),
+  reasoning_effort: absent('choose loops, exit or enable_thinking instead'),
+  verbosity: absent('the model does not know it'),
+  prediction: absent('predicted outputs are not supported'),
+  audio: absent('answers are text'),
+  web_search_options: absent('there is no search'),
+  moderation: absent('there is none'),
   modalities: z.array(z.literal('text')).nullish(),
   enable_thinking: z.boolean().nullish(),
   chat_template_kwargs: z.strictObject({ enable_thinking: z.boolean().nullish() }).nullish(),
