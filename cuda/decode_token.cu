@@ -42,7 +42,7 @@ struct Product {
 template <class T>
 struct Token {
   Product product[products];
-  int32_t layers, loops, min_loops, with_gate, heads, kv_heads, head_dim, hidden, intermediate, position, slot;
+  int32_t layers, loops, min_loops, with_gate, heads, kv_heads, head_dim, hidden, intermediate, slot;
   int64_t plane;
   float eps;
   double threshold;
@@ -57,16 +57,6 @@ struct Token {
   int32_t x_elements;  // of the input of a product in shared memory, whole pieces
 };
 
-template <class T>
-__device__ __forceinline__ const T* matrix(const Token<T>& a, int layer, int product) {
-  const LoopDecodeLayer& l = a.layer[layer];
-  const void* weight = product == qkv_product       ? l.qkv
-                       : product == output_product  ? l.output
-                       : product == gate_up_product ? l.gate_up
-                                                    : l.down;
-  return static_cast<const T*>(weight);
-}
-
 // The first tile of a product that this warp does; the others follow at a distance of the warps of the grid.
 __device__ __forceinline__ int first_tile(const Product& p) {
   return int(blockIdx.x) + int(gridDim.x) * ((warp_id() - p.first) & (token_warps - 1));
@@ -78,13 +68,15 @@ template <class T, int stages>
 struct Ring {
   static constexpr int per_lane = 16 / int(sizeof(T));
   Shared<T> memory;
+  Shared<const T*> matrices;             // [layers, products]
   int layer, product, tile, next_piece;  // to be fetched
   const T* from;                         // this lane's 16 bytes of it, in the tile's first or second row
   int64_t pair_stride;                   // from a pair's row to the next one's
   int left;                              // pieces not yet fetched
   int put, taken;                        // stages: where the next piece goes, where the next one is read
 
-  __device__ void open(const Token<T>& a) {
+  __device__ void open(const Token<T>& a, Shared<const T*> of_layers) {
+    matrices = of_layers;
     memory = dynamic_shared<T>(size_t(warp_id()) * stages * stage_elements<T> * sizeof(T), size_t(stages) * stage_elements<T>);
     layer = product = next_piece = put = taken = left = 0;
     for (int p = 0; p < products; ++p)
@@ -106,7 +98,8 @@ struct Ring {
     const Product& p = a.product[product];
     const int pair = 4 * tile, lane = lane_id();
     const int64_t row = int64_t(pair / p.group) * 2 * p.group + pair % p.group + lane / 16 * p.group;
-    from = matrix(a, layer, product) + row * p.columns + lane % 16 * per_lane;
+    const T* const matrix = matrices[layer * products + product];
+    from = matrix + row * p.columns + lane % 16 * per_lane;
     pair_stride = int64_t(p.group == 1 ? 2 : 1) * p.columns;
     next_piece = 0;
   }
@@ -120,7 +113,7 @@ struct Ring {
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair)
         copy_async<16>(stage + (2 * pair + lane / 16) * piece_stride<T> + lane % 16 * per_lane,
-                       valid ? from + pair * pair_stride : matrix(a, layer, product), valid);
+                       valid ? from + pair * pair_stride : a.norm, valid);
       from += piece<T>;
       --left;
       put = put + 1 == stages ? 0 : put + 1;
@@ -217,8 +210,19 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
   const size_t sums_count = size_t(decode_threads / a.decode.lanes) * size_t(a.head_dim + 2);
   const Shared<float> sums = dynamic_shared<float>(at + size_t(group) * sums_count * sizeof(float), sums_count);
 
+  at += attention_groups * sums_count * sizeof(float);
+  const Shared<const T*> matrices = dynamic_shared<const T*>(at, size_t(a.layers) * products);
+  for (int l = int(threadIdx.x); l < a.layers; l += token_threads) {
+    const LoopDecodeLayer& layer = a.layer[l];
+    matrices[l * products + qkv_product] = static_cast<const T*>(layer.qkv);
+    matrices[l * products + output_product] = static_cast<const T*>(layer.output);
+    matrices[l * products + gate_up_product] = static_cast<const T*>(layer.gate_up);
+    matrices[l * products + down_product] = static_cast<const T*>(layer.down);
+  }
+  __syncthreads();
+
   Ring<T, stages> ring;
-  ring.open(a);
+  ring.open(a, matrices);
   const auto from_h = [&](int j, float(&v)[W]) { read_shared(h + j, v); };
   const auto to_h = [&](int j, const float(&v)[W]) { write_shared(h + j, v); };
   const auto to_x = [&](int j, const float(&v)[W]) { write_shared(x + j, v); };
@@ -243,12 +247,16 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
                   to_x);
     input_of_norm();
     for (int l = 0; l < a.layers; ++l) {
-      const LoopDecodeLayer& layer = a.layer[l];
+      // Read here, because behind a barrier the addresses would be waited for before the data.
+      const LoopDecodeLayer layer = a.layer[l];
+      const T *norm_2 = static_cast<const T*>(layer.attention_norm_2), *mlp_norm = static_cast<const T*>(layer.mlp_norm),
+              *mlp_norm_2 = static_cast<const T*>(layer.mlp_norm_2),
+              *next_norm = l + 1 < a.layers ? static_cast<const T*>(a.layer[l + 1].attention_norm) : a.norm;
       if (blockIdx.x == 0) {  // what waits for memory later, on its way to the L2 cache
-        prefetch_row(static_cast<const T*>(layer.attention_norm_2), d);
-        prefetch_row(static_cast<const T*>(layer.mlp_norm), d);
-        prefetch_row(static_cast<const T*>(layer.mlp_norm_2), d);
-        prefetch_row(l + 1 < a.layers ? static_cast<const T*>(a.layer[l + 1].attention_norm) : a.norm, d);
+        prefetch_row(norm_2, d);
+        prefetch_row(mlp_norm, d);
+        prefetch_row(mlp_norm_2, d);
+        prefetch_row(next_norm, d);
       }
       T *keys = static_cast<T*>(layer.keys) + behind * kv_width, *values = static_cast<T*>(layer.values) + behind * kv_width;
       Decode<T> decode = a.decode;
@@ -301,9 +309,8 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
       multiply(a, ring, output_product, x, to_branch);
       grid_barrier();
 
-      float square = add_normed<W>(d, a.eps, static_cast<const T*>(a.branch), static_cast<const T*>(layer.attention_norm_2),
-                                   scratch, from_h, to_h);
-      put_normed<W>(d, a.eps, square, static_cast<const T*>(layer.mlp_norm), scratch, from_h, to_x);
+      float square = add_normed<W>(d, a.eps, static_cast<const T*>(a.branch), norm_2, scratch, from_h, to_h);
+      put_normed<W>(d, a.eps, square, mlp_norm, scratch, from_h, to_x);
       input_of_norm();
       multiply(a, ring, gate_up_product, x, [&](int pair, float first, float second) {
         a.activation[pair] = from_float<T>(swiglu_of(to_float(from_float<T>(first)), to_float(from_float<T>(second))));
@@ -314,13 +321,12 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
       multiply(a, ring, down_product, x, to_branch);
       grid_barrier();
 
-      square = add_normed<W>(d, a.eps, static_cast<const T*>(a.branch), static_cast<const T*>(layer.mlp_norm_2), scratch, from_h,
-                             to_h);
+      square = add_normed<W>(d, a.eps, static_cast<const T*>(a.branch), mlp_norm_2, scratch, from_h, to_h);
       if (l + 1 < a.layers) {
-        put_normed<W>(d, a.eps, square, static_cast<const T*>(a.layer[l + 1].attention_norm), scratch, from_h, to_x);
+        put_normed<W>(d, a.eps, square, next_norm, scratch, from_h, to_x);
         input_of_norm();
       } else {
-        put_normed<W>(d, a.eps, square, a.norm, scratch, from_h, to_h);
+        put_normed<W>(d, a.eps, square, next_norm, scratch, from_h, to_h);
         __syncthreads();
       }
     }
@@ -420,7 +426,7 @@ int decode_token(void* ctx, LoopDType dt, const LoopDecodeToken* given) {
     a.layers = t.layers, a.loops = t.loops, a.min_loops = t.min_loops, a.with_gate = t.with_gate;
     a.heads = t.heads, a.kv_heads = t.kv_heads, a.head_dim = t.head_dim;
     a.hidden = int32_t(t.hidden), a.intermediate = int32_t(t.intermediate);
-    a.position = t.position, a.slot = t.slot, a.plane = t.plane, a.context = t.context;
+    a.slot = t.slot, a.plane = t.plane, a.context = t.context;
     a.eps = float(t.norm_eps), a.threshold = t.threshold;
     a.norm = static_cast<const T*>(t.norm), a.embedded = static_cast<const T*>(t.embedded);
     a.gate_weight = static_cast<const T*>(t.gate_weight), a.gate_bias = static_cast<const T*>(t.gate_bias);
@@ -432,7 +438,7 @@ int decode_token(void* ctx, LoopDType dt, const LoopDecodeToken* given) {
     const size_t sums = size_t(decode_threads / a.decode.lanes) * size_t(t.head_dim + 2) * sizeof(float);
     const auto shared = [&](int stages) {
       return (size_t(token_warps) * size_t(stages) * stage_elements<T> + size_t(t.hidden + a.x_elements)) * sizeof(T) +
-             attention_groups * sums;
+             attention_groups * sums + size_t(t.layers) * products * sizeof(T*);
     };
     const auto fits = [&](int stages) { return cooperative && shared(stages) + 1024 <= size_t(shared_limit); };
     constexpr int most = stages_choices[0], fewer = stages_choices[1];
