@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { devices, LoopLM, LoopLMError, tensor, zeros } from '../src/index.js'
+import { devices, LoopLM, LoopLMError, memory, PretrainTrainer, tensor, zeros } from '../src/index.js'
 import { buildEmulated, emulatedKernelTests, emulatedLibrary } from './emulated.js'
 
 const device = 'cuda-emulated' as 'cuda' // no name for users
@@ -59,17 +59,57 @@ describe('the device', () => {
   })
 })
 
-describe('a model with weights of few bits', () => {
-  const config = {
-    vocab_size: 50,
-    hidden_size: 64,
-    intermediate_size: 96,
-    num_hidden_layers: 2,
-    num_attention_heads: 4,
-    num_key_value_heads: 2,
-    total_ut_steps: 2,
-    initializer_range: 0.2,
+const config = {
+  vocab_size: 50,
+  hidden_size: 64,
+  intermediate_size: 96,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  total_ut_steps: 2,
+  initializer_range: 0.2,
+}
+
+describe('little memory', () => {
+  const small = { sequences: [[1, 2, 3, 4, 5]] }
+  const large = { sequences: Array.from({ length: 20 }, () => Array.from({ length: 30 }, (_, i) => i)) }
+  const create = async () => {
+    const model = await LoopLM.create(config, { device, seed: 3 })
+    return { model, trainer: new PretrainTrainer(model, { stage: 1, learningRate: 1e-3 }) }
   }
+  const withMemory = async <T>(bytes: number, run: () => Promise<T>): Promise<T> => {
+    process.env.LOOPLM_EMULATOR_MEMORY = String(bytes)
+    try {
+      return await run()
+    } finally {
+      delete process.env.LOOPLM_EMULATOR_MEMORY
+    }
+  }
+
+  it('a step that does not fit says what was asked and what is free; the next one goes on as if nothing had been', async () => {
+    const [{ model, trainer }, other] = [await create(), await create()]
+    using _ = model
+    using __ = other.model
+    const losses = [(await trainer.update(small)).loss, (await other.trainer.update(small)).loss]
+    const error = await withMemory(memory().bytes + 2 ** 20, () => trainer.update(large)).catch((e) => e)
+    expect(error).toBeInstanceOf(LoopLMError)
+    expect(error.code).toBe('OUT_OF_MEMORY')
+    expect(error.message).toMatch(/\d+\.\d\d GiB were asked, 0\.\d\d GiB of 0\.\d\d GiB are free/)
+    for (const batch of [small, large]) losses.push((await trainer.update(batch)).loss, (await other.trainer.update(batch)).loss)
+    for (let i = 0; i < losses.length; i += 2) expect(losses[i]).toBe(losses[i + 1])
+  })
+
+  it('a step like the one before takes no memory: its arena is there', async () => {
+    const { model, trainer } = await create()
+    using _ = model
+    await trainer.update(small)
+    await withMemory(1, () => trainer.update(small))
+    await model.score(small.sequences)
+    await withMemory(1, () => model.score(small.sequences))
+  })
+})
+
+describe('a model with weights of few bits', () => {
   const prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
   const greedy = { maxNewTokens: 5, temperature: 0, stop: [] }
 

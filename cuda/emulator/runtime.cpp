@@ -22,12 +22,23 @@ struct CUgraph_st {
 struct CUgraphExec_st {
   std::vector<Work> work;
 };
+// A copy between pinned memory and the device that the host has not waited for.
+struct Transfer {
+  bool to_host;
+  void* host;
+  std::vector<char> bytes;  // what the device gave, or what the host's memory held
+  uint64_t number;
+};
 struct CUstream_st {
   CUgraph_st* capture = nullptr;
   bool invalid = false;  // something was asked that a capture may not contain
+  std::vector<Transfer> transfers;
+  uint64_t last = 0;  // number of the last transfer
 };
 struct CUevent_st {
   std::chrono::steady_clock::time_point time;
+  cudaStream_t stream = nullptr;
+  uint64_t number = 0;  // the stream's last transfer when it was recorded
 };
 
 namespace {
@@ -62,11 +73,35 @@ struct Mapping {
 struct Memory {
   std::mutex mutex;
   std::map<void*, Mapping> mappings;
+  std::map<const char*, size_t> pinned;
   size_t used = 0;
 };
 Memory& memory() {
   static Memory& instance = *new Memory;  // outlives the destructors of whoever still holds memory
   return instance;
+}
+
+bool is_pinned(const void* pointer, size_t bytes) {
+  Memory& m = memory();
+  const std::lock_guard lock(m.mutex);
+  const auto* at = static_cast<const char*>(pointer);
+  const auto after = m.pinned.upper_bound(at);
+  if (after == m.pinned.begin()) return false;
+  const auto found = std::prev(after);
+  return at + bytes <= found->first + found->second;
+}
+
+// The host has waited for the stream's transfers up to `number`.
+cudaError_t settle(cudaStream_t stream, uint64_t number) {
+  cudaError_t status = cudaSuccess;
+  while (stream && !stream->transfers.empty() && stream->transfers.front().number <= number) {
+    const Transfer& t = stream->transfers.front();
+    if (t.to_host) std::memcpy(t.host, t.bytes.data(), t.bytes.size());
+    else if (std::memcmp(t.host, t.bytes.data(), t.bytes.size()) != 0)
+      status = looplm::emulator::report_fault("pinned memory changed while a copy from it to the device was under way");
+    stream->transfers.erase(stream->transfers.begin());
+  }
+  return status;
 }
 
 constexpr size_t alignment = 256;
@@ -233,15 +268,34 @@ cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
   *pointer = nullptr;
   if (refused()) return result(cudaErrorStreamCaptureUnsupported);
   *pointer = std::malloc(bytes);
-  return *pointer ? cudaSuccess : result(cudaErrorMemoryAllocation);
+  if (!*pointer) return result(cudaErrorMemoryAllocation);
+  Memory& m = memory();
+  const std::lock_guard lock(m.mutex);
+  m.pinned[static_cast<const char*>(*pointer)] = bytes;
+  return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) { return cudaHostAlloc(pointer, bytes, cudaHostAllocDefault); }
 cudaError_t cudaFreeHost(void* pointer) {
+  {
+    Memory& m = memory();
+    const std::lock_guard lock(m.mutex);
+    m.pinned.erase(static_cast<const char*>(pointer));
+  }
   std::free(pointer);
   return cudaSuccess;
 }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  const bool to_host = kind == cudaMemcpyDeviceToHost;
+  const bool transfer = to_host || kind == cudaMemcpyHostToDevice;
+  void* host = to_host ? to : const_cast<void*>(from);
+  if (transfer && stream && !stream->capture && is_pinned(host, bytes)) {
+    const auto* source = static_cast<const char*>(from);
+    stream->transfers.push_back({to_host, host, {source, source + bytes}, ++stream->last});
+    if (to_host) std::memset(to, 0xFF, bytes);
+    else std::memcpy(to, from, bytes);
+    return cudaSuccess;
+  }
   return looplm::emulator::submit(stream, [=] {
     if (bytes > 0) std::memmove(to, from, bytes);
     return cudaSuccess;
@@ -272,11 +326,13 @@ cudaError_t cudaStreamCreate(cudaStream_t* stream) {
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cudaStreamCreate(stream); }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const cudaError_t status = settle(stream, UINT64_MAX);
   delete stream;
-  return cudaSuccess;
+  return result(status);
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  return result((!stream || stream == captured) && refused() ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
+  if ((!stream || stream == captured) && refused()) return result(cudaErrorStreamCaptureUnsupported);
+  return result(settle(stream, UINT64_MAX));
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
@@ -288,11 +344,16 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->time = std::chrono::steady_clock::now();
+  event->stream = stream;
+  event->number = stream ? stream->last : 0;
   return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return result(refused() ? cudaErrorStreamCaptureUnsupported : cudaSuccess); }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (refused()) return result(cudaErrorStreamCaptureUnsupported);
+  return result(settle(event->stream, event->number));
+}
 cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();

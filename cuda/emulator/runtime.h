@@ -1,8 +1,9 @@
 // The part of CUDA's runtime library that the backend's host code uses, for g++. Device memory is ordinary memory that begins as
 // NaN and ends at a page that nobody may touch; everything asked of a stream is done at once, or recorded while the stream is
-// captured. What may
-// not be asked of a stream that is captured (to wait for it, or for memory) is an error, and ends the capture without a graph, as
-// CUDA has it; memory ordered by the stream, which CUDA would put into the graph, is refused too.
+// captured. What may not be asked of a stream that is captured (to wait for it, or for memory) is an error, and ends the capture
+// without a graph, as CUDA has it; memory ordered by the stream, which CUDA would put into the graph, is refused too. Copies
+// between pinned memory and the device are under way until the host waits for them: until then what was asked of the device is
+// not there (every byte is 0xFF), and pinned memory that changes before its copy is known to be made is an error of the wait.
 #pragma once
 #include <cstddef>
 #include <functional>

@@ -348,6 +348,41 @@ void results() {
   cudaStreamDestroy(stream);
 }
 
+// Two copies from one piece of pinned memory, which is filled again after waiting for the first, or at once.
+cudaError_t stage_twice(bool waits, char (&out)[2]) {
+  cudaStream_t stream = nullptr;
+  cudaEvent_t copied = nullptr;
+  char *pinned = nullptr, *there = nullptr;
+  cudaStreamCreate(&stream);
+  cudaEventCreate(&copied);
+  cudaMallocHost(reinterpret_cast<void**>(&pinned), 64);
+  cudaMalloc(reinterpret_cast<void**>(&there), 128);
+  cudaError_t status = cudaSuccess;
+  for (int i = 0; i < 2; ++i) {
+    std::memset(pinned, 5 + i, 64);
+    cudaMemcpyAsync(there + 64 * i, pinned, 64, cudaMemcpyHostToDevice, stream);
+    cudaEventRecord(copied, stream);
+    if (waits) status = cudaEventSynchronize(copied);
+  }
+  if (!status) status = cudaStreamSynchronize(stream);
+  cudaMemcpyAsync(pinned, there + 64, 64, cudaMemcpyDeviceToHost, stream);
+  out[0] = pinned[0];
+  cudaStreamSynchronize(stream);
+  out[1] = pinned[0];
+  cudaFree(there);
+  cudaStreamDestroy(stream);
+  cudaFreeHost(pinned);
+  cudaEventDestroy(copied);
+  return status;
+}
+
+void transfers() {
+  char out[2] = {};
+  claim("pinned memory filled again after its copy", stage_twice(true, out) == cudaSuccess, "works");
+  claim("a copy to the host before it is waited for", out[0] != 6 && out[1] == 6, "is not there, and then is");
+  found("pinned memory filled again too early", stage_twice(false, out), "changed while a copy from it");
+}
+
 void faults() {
   transpose_finds<Fault::missing_barrier>("a missing barrier", "shared memory");
   transpose_finds<Fault::overwritten_too_early>("a missing barrier before the next tile", "a race: shared memory");
@@ -393,6 +428,7 @@ void faults() {
 int main() {
   looplm::cuda::results();
   looplm::cuda::faults();
+  looplm::cuda::transfers();
   std::printf("%d cases, %d failed\n", looplm::cuda::cases, looplm::cuda::failures);
   return looplm::cuda::failures > 0;
 }
