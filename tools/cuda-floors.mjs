@@ -1,95 +1,100 @@
-// The least that each CUDA kernel of a training step must do at the shape of Ouro-1.4B, and how many threads of it a multiprocessor of compute
-// capability 9.0 holds by the registers and the shared memory that ptxas reported. Plain arithmetic: nothing here was measured.
-const [N, D, F, V, S, H] = [16384, 2048, 5632, 49152, 4096, 16]
-const parameters = 1_434_652_673
-const roofs = { flops: 795e12, bytes: 4.3e12 } // H200: the best published product, a published copy
+// The least that each kernel must do at the bench's shape (the figures of native/engine/kernel_bench.cpp, which `npm run bench` prints rates
+// from), the time that takes at an H200's datasheet rates, and how many threads of the CUDA kernel a multiprocessor of compute capability
+// 9.0 holds by the registers and the shared memory that ptxas reported. Plain arithmetic: nothing here was measured.
+import { execFileSync, spawnSync } from 'node:child_process'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 
-const product = (m, n, k, outBytes = 2) => ({ flops: 2 * m * n * k, bytes: 2 * (m * k + k * n) + outBytes * m * n })
-const gemm = (shape, kernel = 'tensor_kernel<Shape<false, true, true, 128, 256, 32, 2, 4, 4>>') => ({
-  kernel,
+const build = join(dirname(fileURLToPath(import.meta.url)), '..', 'build')
+const roofs = { flops: 989e12, bytes: 4.8e12 } // dense bfloat16 and HBM3e, by the datasheet
+
+const pitch = 2 * (128 + 8) // bytes of a row of attention's tiles at head size 128
+const tensor = (transposed) => ({
+  kernel: `tensor_kernel<Shape<${transposed}, true, 128, 256, 32, 2, 4, 4>>`,
   threads: 256,
   dynamic: 4 * 2 * 32 * (128 + 256),
-  ...shape,
 })
-
-/** One row per kernel of a step on N tokens: bytes each input read once and each output written once. */
-const steps = [
-  {
-    what: 'RMSNorm + residual + next norm',
-    kernel: 'residual_norm_kernel<bf16, 8>',
-    threads: 256,
-    flops: 10 * N * D,
-    bytes: 8 * N * D,
+/** The CUDA kernel behind a row of the bench at its shape, with the threads of a block and the shared memory that its launch asks for. */
+const behind = {
+  adamw: { kernel: 'adamw_kernel<bf16, 4>', threads: 256 },
+  attention: { kernel: 'attention_kernel<128, 2, 64>', threads: 128, dynamic: pitch * (128 + 2 * 64) },
+  attention_backward: { kernel: 'keys_backward_kernel<128, 64>', threads: 128, dynamic: pitch * (128 + 4 * 64) + 1024 },
+  embed_backward: { kernel: 'embed_backward_kernel<4>', threads: 256 },
+  exit_pdf: { kernel: 'exit_pdf_kernel', threads: 256 },
+  gate: { kernel: 'gate_kernel<bf16, 8>', threads: 256 },
+  gate_backward: { kernel: 'gate_backward_kernel<bf16, 8>', threads: 256, dynamic: 4 * 2048 },
+  gemm: tensor('false, true'),
+  gemm_input_gradient: tensor('false, false'),
+  gemm_weight_gradient: tensor('true, false'),
+  gemm_one_row: {
+    kernel: 'tensor_kernel<Shape<false, true, true, 16, 32, 128, 1, 2, 6>>',
+    threads: 64,
+    dynamic: 6 * 2 * 128 * (16 + 32),
   },
-  {
-    what: 'its backward',
-    kernel: 'norm_backward_kernel<bf16, 8>',
+  gemm_int4_one_row: {
+    kernel: 'few_rows_kernel<Few<4, 2, 4>>',
     threads: 256,
-    dynamic: 8 * D,
-    flops: 20 * N * D,
-    bytes: 16 * N * D,
+    dynamic: 8 * 4 * 4 * (16 * 16 + 32) + 4 * 8 * 4 * 16,
   },
-  { what: 'RoPE on q and k', kernel: 'rope_kernel<bf16, 8>', threads: 256, flops: 6 * N * D, bytes: 8 * N * D },
-  { what: 'SwiGLU', kernel: 'swiglu_kernel<bf16, 8>', threads: 256, flops: 6 * N * F, bytes: 6 * N * F },
-  { what: 'its backward', kernel: 'swiglu_backward_kernel<bf16, 8>', threads: 256, flops: 12 * N * F, bytes: 12 * N * F },
-  { what: 'exit gate', kernel: 'gate_kernel<bf16, 8>', threads: 256, flops: 2 * N * D, bytes: 2 * N * D },
-  {
-    what: 'its backward',
-    kernel: 'gate_backward_kernel<bf16, 8>',
-    threads: 256,
-    dynamic: 4 * D,
-    flops: 4 * N * D,
-    bytes: 10 * N * D,
-  },
-  { what: 'embedding backward', kernel: 'embed_backward_kernel<4>', threads: 256, flops: N * D, bytes: 12 * N * D },
-  { what: 'q, k, v product', ...gemm(product(N, 3 * D, D)) },
-  { what: 'output product', ...gemm(product(N, D, D)) },
-  { what: 'gate and up product', ...gemm(product(N, 2 * F, D)) },
-  { what: 'down product', ...gemm(product(N, D, F)) },
-  { what: 'head: logits', ...gemm(product(N, V, D, 4)) },
-  { what: 'head: rows with gradient', kernel: 'head_rows_kernel<bf16, 4>', threads: 512, flops: 12 * N * V, bytes: 6 * N * V },
-  {
-    what: 'sum of squares, all parameters',
-    kernel: 'sum_squares_kernel<4>',
-    threads: 256,
-    flops: 2 * parameters,
-    bytes: 4 * parameters,
-  },
-  {
-    what: 'AdamW, all parameters',
-    kernel: 'adamw_kernel<bf16, 4>',
-    threads: 256,
-    flops: 15 * parameters,
-    bytes: 30 * parameters,
-  },
-]
+  head: tensor('false, true'),
+  head_rows: { kernel: 'head_rows_kernel<bf16, 4>', threads: 512 },
+  head_rows_gradient: { kernel: 'head_rows_kernel<bf16, 4>', threads: 512 },
+  residual_norm: { kernel: 'residual_norm_kernel<bf16, 8>', threads: 256 },
+  residual_norm_backward: { kernel: 'norm_backward_kernel<bf16, 8>', threads: 256, dynamic: 8 * 2048 },
+  rope: { kernel: 'rope_kernel<bf16, 8>', threads: 256 },
+  sample: { kernel: 'sample_kernel', threads: 1024 },
+  swiglu: { kernel: 'swiglu_kernel<bf16, 8>', threads: 256 },
+  swiglu_backward: { kernel: 'swiglu_backward_kernel<bf16, 8>', threads: 256 },
+}
 
 /** Threads of a kernel that a multiprocessor holds at once: 2048, 64 Ki registers in units of 8 per thread, 227 KiB of shared memory. */
 function occupancy({ registers, shared }, threads, dynamic = 0) {
   const byRegisters = Math.floor(65536 / (Math.ceil(registers / 8) * 8 * threads))
-  const byShared = Math.floor(232448 / (shared + dynamic + 1024)) // 1 KiB of every block is the system's
+  const byShared = Math.floor(233472 / (shared + dynamic + 1024)) // of 228 KiB; 1 KiB of every block is the system's
   return threads * Math.min(Math.floor(2048 / threads), byRegisters, byShared)
 }
 
 /** The table as Markdown, from the rows that build-cuda.mjs read. */
 export function floorsTable(resources) {
-  const lines = steps.map(({ what, kernel, threads, dynamic, flops, bytes }) => {
-    const found = resources.find((row) => row.kernel === kernel && row.arch === 'sm_90a')
-    if (!found) throw new Error(`no kernel ${kernel} in the report of ptxas`)
+  if (spawnSync('cmake', ['--build', build, '--target', 'looplm_kernel_bench'], { stdio: 'ignore' }).status !== 0)
+    throw new Error('looplm_kernel_bench could not be built: run `npm run build` first')
+  const work = JSON.parse(execFileSync(join(build, 'looplm_kernel_bench'), ['--floors', 'bf16'], { encoding: 'utf8' }))
+  const lines = work.map(({ kernel, flops, bytes }) => {
     const [compute, memory] = [flops / roofs.flops, bytes / roofs.bytes]
     const limit = compute > memory ? 'arithmetic' : 'memory'
-    const cells = [what, `\`${kernel.replace(/<Shape.*/, '')}\``, (bytes / 1e6).toFixed(0), (flops / 1e9).toFixed(1)]
-    return `| ${[...cells, `${(1e3 * Math.max(compute, memory)).toFixed(3)} (${limit})`, occupancy(found, threads, dynamic)].join(' | ')} |`
+    const floor = `${(1e3 * Math.max(compute, memory)).toPrecision(3)} (${limit})`
+    const cuda = behind[kernel]
+    const found = cuda && resources.find((row) => row.kernel === cuda.kernel && row.arch === 'sm_90a')
+    if (cuda && !found) throw new Error(`no kernel ${cuda.kernel} in the report of ptxas`)
+    const threads = found ? [`\`${cuda.kernel}\``, occupancy(found, cuda.threads, cuda.dynamic)] : ['', '']
+    return `| ${[kernel, (bytes / 1e6).toFixed(1), (flops / 1e9).toFixed(1), floor, ...threads].join(' | ')} |`
   })
-  return `## The floors of a training step
+  const loop = 24 * (4 * 2048 ** 2 + 3 * 2048 * 5632) // parameters of the blocks of Ouro-1.4B, used once a loop
+  const decoded = 2 * (4 * loop + 2048 * 49152)
+  const flopsPerToken = 6 * (4 * loop + 4 * 2048 * 49152) // and attention, which depends on the length
+  const rate = (bytes) =>
+    `${(bytes / 1e9).toFixed(2)} GB, ${((1e3 * bytes) / roofs.bytes).toFixed(2)} ms, at most ${Math.floor(roofs.bytes / bytes)} tokens/s`
+  return `## Floors
 
-By arithmetic, not by measurement: bfloat16, ${N} tokens of Ouro-1.4B (D ${D}, F ${F}, V ${V}, ${H} heads, sequences of ${S}), on a chip with
-${roofs.flops / 1e12} TFLOP/s and ${roofs.bytes / 1e12} TB/s. Bytes count each input read once and each output written once. Threads: how many of 2048 a
-multiprocessor of compute capability 9.0 holds, by registers and shared memory.
+By arithmetic, not by measurement: bfloat16 at the training shape of Ouro-1.4B (16,384 tokens in sequences of 4096, D 2048, F 5632, V 49,152, 16
+heads), on a chip with ${roofs.flops / 1e12} TFLOP/s and ${roofs.bytes / 1e12} TB/s, an H200's datasheet. The figures are those of the bench: bytes count each input read
+once and each output written once. Threads: how many of 2048 a multiprocessor of compute capability 9.0 holds of the own kernel that does most
+of the work, by registers and shared memory. \`adamw\` is for 33.6 M parameters, \`decode_attention\` for 64 rows with 4096 keys.
 
-| what | kernel | MB | GFLOP | floor, ms | threads |
-|---|---|---:|---:|---:|---:|
+| kernel | MB | GFLOP | floor, ms | own kernel | threads |
+|---|---:|---:|---:|---|---:|
 ${lines.join('\n')}
+
+One decoded token of one sequence, four loops, reads the weights of the blocks four times: ${rate(decoded)}; with \`quantize: 'int4'\`
+(groups of 128): ${rate((decoded / 2) * (0.5 + 4 / 128))}. A trained token, four loops with loss on each and nothing
+recomputed, costs ${(flopsPerToken / 1e9).toFixed(1)} GFLOP without attention: 40 % of ${roofs.flops / 1e12} TFLOP/s are ${Math.round((0.4 * roofs.flops) / flopsPerToken).toLocaleString('en-US')} tokens/s.
+
+## Shared memory of the products
+
+By the emulator's count (\`node tools/cuda-banks.mjs gemm\`), no access of the bfloat16 products with many rows meets a bank twice. A step of 32 of k
+of a 128 × 256 tile reads 24 KiB from the L2 cache for ${(2 * 128 * 256 * 32) / 1e6} MFLOP, and its eight warps of 64 × 64 read 64 KiB of shared memory: 512 cycles
+at 128 bytes a cycle, for 512 products of 16 × 8 × 16 on four tensor cores (512 cycles too at the datasheet's rate for wgmma). With warps of 64 × 32 the
+same products would read 96 KiB.
 `
 }
 

@@ -20,6 +20,7 @@ class Bench {
         act_(double(loop_dtype_size(dt))),
         real_(double(loop_dtype_size(loop_real(dt)))) {}
 
+  // Without a device nothing is allocated and nothing may be run: what remains is the work.
   KernelCase make(const std::string& name) {
     auto found = table().find(name);
     if (found == table().end()) throw Error("NOT_FOUND", "bench", "there is no kernel \"" + name + "\" to bench");
@@ -33,6 +34,8 @@ class Bench {
         {"gemm", &Bench::gemm},
         {"gemm_input_gradient", &Bench::gemm_input_gradient},
         {"gemm_weight_gradient", &Bench::gemm_weight_gradient},
+        {"gemm_one_row", &Bench::gemm_one_row},
+        {"gemm_int4_one_row", &Bench::gemm_int4_one_row},
         {"embed", &Bench::embed},
         {"embed_backward", &Bench::embed_backward},
         {"residual_norm", &Bench::residual_norm},
@@ -59,6 +62,7 @@ class Bench {
  private:
   // Device memory of `count` elements of `type`, normal times `scale`, the same values every time.
   void* random(LoopDType type, int64_t count, double scale = 0.5) {
+    if (!device_) return nullptr;
     std::vector<double> block(4096);
     for (size_t i = 0; i < block.size(); i++) block[i] = scale * normal(7, uint32_t(out_.buffers.size()), 0, uint32_t(i));
     const size_t size = loop_dtype_size(type);
@@ -72,6 +76,7 @@ class Bench {
     return keep(host.data(), host.size());
   }
   void* keep(const void* host, size_t bytes) {
+    if (!device_) return nullptr;
     out_.buffers.push_back(Buffer::with_large_pages(device_, bytes + 64));  // as a model's weights have them
     out_.buffers.back().upload(host, bytes);
     return out_.buffers.back().as<>();
@@ -79,6 +84,7 @@ class Bench {
   void* acts(int64_t count) { return random(dt_, count); }
   void* reals(int64_t count) { return random(loop_real(dt_), count); }
   const int32_t* integers(int64_t count, int64_t below) {
+    if (!device_) return nullptr;
     std::vector<int32_t> host(static_cast<size_t>(count));
     for (size_t i = 0; i < host.size(); i++) host[i] = int32_t((i * 2654435761u >> 5) % uint64_t(below));
     return static_cast<const int32_t*>(keep(host.data(), host.size() * 4));
@@ -132,6 +138,25 @@ class Bench {
   void gemm() { product(0, 1, n(), d(), f(), 0); }
   void gemm_input_gradient() { product(0, 0, n(), d(), f(), 0); }
   void gemm_weight_gradient() { product(1, 0, f(), d(), n(), LOOP_GEMM_ACCUMULATE); }
+  void gemm_one_row() { product(0, 1, 1, 2 * f(), d(), 0); }  // a decoded token's
+  void gemm_int4_one_row() {
+    constexpr int group = 32;
+    const int64_t columns = 2 * f(), k = d();
+    work(2.0 * double(columns * k), double(columns * k) / 2 + 4.0 * double(columns * k / group) + double(k + columns) * act_);
+    auto weight = std::make_shared<LoopQuantized>();
+    weight->bits = 4;
+    weight->group = group;
+    weight->codes = random(LOOP_F32, columns * k / 8);
+    weight->scales = static_cast<const float*>(random(LOOP_F32, columns * k / group));
+    const void* a = acts(k);
+    void* c = acts(columns);
+    Device* device = device_.get();
+    LoopDType dt = dt_;
+    out_.run = [=] {
+      device->run(&LoopBackend::gemm_quantized, "bench", dt, int64_t(1), columns, k, a, k,
+                  static_cast<const LoopQuantized*>(weight.get()), c, columns, 0);
+    };
+  }
   void embed() {
     work(0, 2 * double(n() * d()) * act_);
     const int32_t* ids = integers(n(), v());
@@ -195,7 +220,7 @@ class Bench {
     work(2.5 * out_.flops, 2 * out_.bytes);
     Device* device = device_.get();
     LoopDType dt = dt_;
-    device->run(&LoopBackend::attention, "bench", dt, static_cast<const LoopAttention*>(a.get()));
+    if (device) device->run(&LoopBackend::attention, "bench", dt, static_cast<const LoopAttention*>(a.get()));
     out_.run = [=] { device->run(&LoopBackend::attention_backward, "bench", dt, static_cast<const LoopAttention*>(a.get())); };
   }
   void swiglu() {
@@ -244,7 +269,7 @@ class Bench {
   }
   // The head with its backward as the engine runs it, chunk by chunk: logits, row kernel, ∂hidden, ∂weight.
   void whole_head() {
-    const int64_t m = std::min<int64_t>(n(), head_chunk_bytes(*device_) / (v() * int64_t(real_)));
+    const int64_t m = std::min<int64_t>(n(), head_chunk_bytes(device_ ? device_->name() : "cuda") / (v() * int64_t(real_)));
     const int64_t chunks = std::max<int64_t>(1, n() / m);
     work(6.0 * double(chunks * m * d() * v()),
          double(chunks) * (2 * double(m * v()) * real_ + double(v() * d()) * (2 * act_ + 2 * real_)));

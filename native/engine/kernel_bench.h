@@ -21,7 +21,7 @@ struct KernelCase {
 };
 
 std::vector<std::string> kernel_names();
-// Throws NOT_FOUND for an unknown name.
+// Throws NOT_FOUND for an unknown name. Without a device: the work that a GPU would have to do, and nothing to run.
 KernelCase make_kernel_case(const std::shared_ptr<Device>& device, LoopDType dt, const std::string& name,
                             const KernelShape& shape);
 

@@ -1,4 +1,5 @@
 // looplm_kernel_bench [--device cuda] [--dtype bf16|f32] [--filter TEXT] [--milliseconds 300] [--size ouro|tiny]
+// looplm_kernel_bench --floors bf16|f32: the work of the kernels alone, as JSON, for docs/cuda-resources.md; nothing is run.
 // Every kernel of a device at the training shape of Ouro-1.4B, and decoding with a model of that shape, beside the roofs measured
 // in the same run: a JSON document on standard output, a table on standard error. Needs neither Node nor a network; `npm run
 // bench` does the same from JavaScript, and whole steps.
@@ -99,11 +100,26 @@ Row measure_decode(const std::shared_ptr<Model>& model, int rows, int tokens) {
           double(loop_dtype_size(model->dt)) * (matrices + head + cached)};
 }
 
+const KernelShape ouro{16384, 2048, 5632, 49152, 4096, 16, 16};
+
+int floors(const std::string& dtype) {
+  std::printf("[");
+  const char* separator = "";
+  for (const std::string& name : kernel_names()) {
+    if (name == "copy" || name == "read") continue;
+    const KernelCase work = make_kernel_case(nullptr, dtype == "f32" ? LOOP_F32 : LOOP_BF16, name, ouro);
+    std::printf("%s\n {\"kernel\": \"%s\", \"flops\": %.10g, \"bytes\": %.10g}", separator, name.c_str(), work.flops, work.bytes);
+    separator = ",";
+  }
+  std::printf("]\n");
+  return 0;
+}
+
 int run(const Options& o) {
   const auto device = std::make_shared<Device>(o.device, 0);
   const LoopDType dt = o.dtype == "f32" ? LOOP_F32 : LOOP_BF16;
   const bool tiny = o.size == "tiny";
-  const KernelShape shape = tiny ? KernelShape{64, 64, 96, 128, 32, 2, 2} : KernelShape{16384, 2048, 5632, 49152, 4096, 16, 16};
+  const KernelShape shape = tiny ? KernelShape{64, 64, 96, 128, 32, 2, 2} : ouro;
   KernelShape square = shape;
   square.rows = square.hidden = square.intermediate = tiny ? 64 : 8192;
   const Row gemm = measure(device, dt, "gemm", square, o.milliseconds), copy = measure(device, dt, "copy", shape, o.milliseconds);
@@ -148,6 +164,7 @@ int run(const Options& o) {
 
 int main(int argc, char** argv) {
   looplm::Options options;
+  if (argc == 3 && std::string(argv[1]) == "--floors") return looplm::floors(argv[2]);
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i], value = argv[i + 1];
     if (name == "--device") options.device = value;

@@ -1,9 +1,10 @@
 // Faults planted in the CUDA kernels themselves, one at a time: a missing barrier, a wrong lane, an off-by-one edge. The kernel tests on the
 // emulator must fail on each, by what the emulator finds or by the numbers. (Kernels written to be wrong: cuda/emulator/test.cu.)
-import { execFileSync, spawnSync } from 'node:child_process'
+import { execFile } from 'node:child_process'
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { promisify } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { buildEmulated } from '../emulated.js'
 
@@ -110,6 +111,39 @@ const faults: Fault[] = [
     tests: 'attention',
   },
   {
+    what: 'pinned memory filled again before its copy was made',
+    kernel: 'memory.cu',
+    right: 'if (cudaError_t status = cudaEventSynchronize(s.copied[s.active])) return status;',
+    wrong: '',
+    dtype: 'f32',
+    tests: 'memory',
+  },
+  {
+    what: 'a copy to the host read before it was made',
+    kernel: 'memory.cu',
+    right: 'if (int status = check(c, cudaEventSynchronize(s.copied[half]), "copy_out")) return status;',
+    wrong: '',
+    dtype: 'f32',
+    tests: 'memory',
+  },
+  {
+    what: 'a column behind the edge written',
+    kernel: 'gemm.cu',
+    file: 'gemm_tile.h',
+    right: 'column + 1 < g.n',
+    wrong: 'column < g.n',
+    dtype: 'bf16',
+    tests: 'gemm',
+  },
+  {
+    what: 'a stage of the ring overwritten while it is read',
+    kernel: 'gemm.cu',
+    right: 'fetch(t + S::STAGES - 1);',
+    wrong: 'fetch(t + S::STAGES);',
+    dtype: 'bf16',
+    tests: 'gemm',
+  },
+  {
     what: 'codes read before they have come',
     kernel: 'quantized.cu',
     right: '__syncwarp();  // this round',
@@ -136,6 +170,7 @@ const faults: Fault[] = [
   {
     what: 'one key too many',
     kernel: 'decode_attention.cu',
+    file: 'decode_attention.h',
     right: 'inside[two] = key < end',
     wrong: 'inside[two] = key <= end',
     dtype: 'f32',
@@ -225,13 +260,14 @@ const faults: Fault[] = [
   },
 ]
 
+const run = promisify(execFile)
+
 /** The emulated library with one kernel file compiled from a changed copy of the sources. */
-function plant(fault: Fault): string {
-  rmSync(join(folder, 'cuda'), { recursive: true, force: true })
-  cpSync(join(root, 'cuda'), join(folder, 'cuda'), { recursive: true })
-  rmSync(join(folder, 'native'), { force: true })
-  symlinkSync(join(root, 'native'), join(folder, 'native'))
-  const changed = join(folder, 'cuda', fault.file ?? fault.kernel)
+async function plant(fault: Fault): Promise<string> {
+  const place = mkdtempSync(join(folder, 'fault-'))
+  cpSync(join(root, 'cuda'), join(place, 'cuda'), { recursive: true })
+  symlinkSync(join(root, 'native'), join(place, 'native'))
+  const changed = join(place, 'cuda', fault.file ?? fault.kernel)
   const text = readFileSync(changed, 'utf8')
   expect(text, `${fault.file ?? fault.kernel} has changed: plant "${fault.what}" elsewhere`).toContain(fault.right)
   writeFileSync(
@@ -239,28 +275,51 @@ function plant(fault: Fault): string {
     text.replace(fault.right, () => fault.wrong),
   )
   const compiler = process.env.CXX ?? 'g++'
-  const object = join(folder, 'fault.o')
+  const object = join(place, 'fault.o')
   const options = ['-std=c++20', '-O2', '-fPIC', '-fvisibility=hidden', '-w', '-DLOOPLM_CUDA_NAME="cuda-emulated"']
-  execFileSync(compiler, [...options, '-x', 'c++', '-c', join(folder, 'cuda', fault.kernel), '-o', object], { stdio: 'pipe' })
-  const library = join(folder, 'looplm_cuda_faulty.so')
+  await run(compiler, [...options, '-x', 'c++', '-c', join(place, 'cuda', fault.kernel), '-o', object])
+  const library = join(place, 'looplm_cuda_faulty.so')
   const objects = (path: string) => readdirSync(path, { recursive: true, encoding: 'utf8' }).map((name) => join(path, name))
   const rest = [
     ...objects(join(build, 'CMakeFiles', 'looplm_cuda_emulated.dir')),
     ...objects(join(build, 'cuda', 'emulator', 'CMakeFiles', 'cuda_emulator.dir')),
   ].filter((path) => path.endsWith('.o') && !path.endsWith(`/${fault.kernel}.o`))
-  execFileSync(compiler, ['-shared', object, ...rest, '-o', library, '-pthread', '-ldl'], { stdio: 'pipe' })
+  await run(compiler, ['-shared', object, ...rest, '-o', library, '-pthread', '-ldl'])
   return library
 }
 
+/** The kernel tests on a faulty library: what they print, and how they end (a signal: the page behind an array). */
+async function notice(library: string, fault: Fault): Promise<{ stdout: string; code: number | null }> {
+  const args = ['--backend', library, '--dtype', fault.dtype, fault.tests]
+  const env = { ...process.env, LOOPLM_EMULATOR_THREADS: '1' } // faults run beside each other instead
+  try {
+    return { stdout: (await run(join(build, 'looplm_kernel_tests'), args, { maxBuffer: 1 << 26, env })).stdout, code: 0 }
+  } catch (error) {
+    const { stdout, code } = error as { stdout: string; code: number | null }
+    return { stdout, code }
+  }
+}
+
+// All of them at once, as many at a time as there are processors; each test then waits for its own.
+const waiting = [...faults]
+const outcomes = new Map<Fault, Promise<{ stdout: string; code: number | null }>>()
+beforeAll(() => {
+  const settle = new Map<Fault, (outcome: Promise<{ stdout: string; code: number | null }>) => void>()
+  for (const fault of faults) outcomes.set(fault, new Promise((resolve) => settle.set(fault, resolve)))
+  const worker = async () => {
+    for (let fault = waiting.shift(); fault !== undefined; fault = waiting.shift()) {
+      const outcome = plant(fault).then((library) => notice(library, fault))
+      settle.get(fault)!(outcome)
+      await outcome.catch(() => {})
+    }
+  }
+  for (let i = 0; i < availableParallelism(); i++) void worker()
+})
+
 describe('a planted fault makes the kernel tests fail', () => {
-  it.each(faults)('$kernel: $what', (fault) => {
-    const library = plant(fault)
-    const { stdout, status } = spawnSync(
-      join(build, 'looplm_kernel_tests'),
-      ['--backend', library, '--dtype', fault.dtype, fault.tests],
-      { encoding: 'utf8', maxBuffer: 1 << 26 },
-    )
-    expect(stdout.includes('not ok') || status === null).toBe(true) // null: ended by the page behind an array
-    expect(status).not.toBe(0)
+  it.each(faults)('$kernel: $what', async (fault) => {
+    const { stdout, code } = await outcomes.get(fault)!
+    expect(stdout.includes('not ok') || code === null).toBe(true)
+    expect(code).not.toBe(0)
   })
 })
