@@ -1,7 +1,6 @@
-// One new token per row: its key and value into the cache, attention over the cache, and the draw (math.md §7).
+// One new token per row: its key and value into the cache, and attention over the cache (math.md §7).
 #include <math.h>
 
-#include "filtered.h"
 #include "softmax.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
@@ -216,57 +215,6 @@ void decode_rows(Context& ctx, const LoopDecodeAttention& a) {
   });
 }
 
-// The first token whose cumulative weight exceeds number · total, by spans and then within one. weights [n]
-int32_t draw(const float* weights, int64_t n, float total, double number) {
-  constexpr int64_t SPAN = 4 * W;
-  const double threshold = number * double(total);
-  double below = 0;
-  for (int64_t begin = 0; begin < n; begin += SPAN) {
-    const int64_t end = begin + SPAN < n ? begin + SPAN : n;
-    Sums span;
-    for_vectors(
-        end - begin, LOOPLM_VECTORS(j, part, chain) { span.chain[chain] += load(weights + begin + j, part); });
-    const double through = below + double(span.total());
-    if (through > threshold)
-      for (int64_t i = begin; i < end; i++) {
-        below += double(weights[i]);
-        if (weights[i] > 0 && below > threshold) return int32_t(i);
-      }
-    below = through;
-  }
-  while (n > 1 && !(weights[n - 1] > 0)) n--;  // rounding left the threshold above the sum
-  return int32_t(n - 1);
-}
-
-// The lowest index of `value`, which is in x.
-int32_t find_first(const float* x, int64_t n, float value) {
-  int64_t i = 0;
-  for (; i + W <= n; i += W)
-    if (maximum((vf)((load(x + i) == splat(value)) & (vi)splat(1.0f))) > 0) break;
-  while (i < n - 1 && x[i] != value) i++;
-  return int32_t(i);
-}
-
-void sample_row(const LoopSample& s, int64_t row, float* weights) {
-  const int64_t n = s.vocabulary;
-  const float* logits = static_cast<const float*>(s.logits) + row * n;
-  const bool greedy = s.temperature == 0, filtered = s.top_k > 0 || s.top_p < 1 || s.min_p > 0;
-  const double temperature = greedy ? 1 : s.temperature;
-  const float largest = row_maximum(logits, n), inverse_temperature = float(1 / temperature);
-  float total;
-  int32_t token;
-  if (greedy) {
-    total = exp_sums<false, false>(logits, n, largest, inverse_temperature, nullptr).sum;
-    token = find_first(logits, n, largest);
-  } else {
-    total = exp_sums<true, false>(logits, n, largest, inverse_temperature, weights).sum;
-    const double number = draw_number(s.seed, s.sequences[row], s.positions[row]);
-    token = filtered ? draw_filtered(s, logits, weights, number) : draw(weights, n, total, number);
-  }
-  s.tokens[row] = token;
-  static_cast<float*>(s.logprobs)[row] = float((double(logits[token]) - double(largest)) / temperature - log(double(total)));
-}
-
 }  // namespace
 
 int cache_write(void* context, LoopDType dt, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,
@@ -287,15 +235,6 @@ int cache_write(void* context, LoopDType dt, int64_t rows, int32_t heads, int32_
 
 int decode_attention(void* context, LoopDType dt, const LoopDecodeAttention* a) {
   if (a->rows > 0) (dt == LOOP_BF16 ? decode_rows<bf16> : decode_rows<float>)(*static_cast<Context*>(context), *a);
-  return 0;
-}
-
-int sample(void* context, LoopDType, const LoopSample* s) {
-  auto& ctx = *static_cast<Context*>(context);
-  for_rows(ctx, s->rows, 2 * s->vocabulary, [&](int64_t begin, int64_t end, int thread) {
-    auto* weights = static_cast<float*>(ctx.pool.scratch(thread, size_t(s->vocabulary) * sizeof(float)));
-    for (int64_t i = begin; i < end; i++) sample_row(*s, i, weights);
-  });
   return 0;
 }
 

@@ -1,7 +1,8 @@
 #include "filtered.h"
 
+#include <algorithm>
+
 #include "../engine/philox.h"
-#include "../engine/sampling.h"
 
 namespace looplm::cpu {
 
@@ -9,10 +10,14 @@ double draw_number(uint64_t seed, int32_t sequence, int32_t position) {
   return uniform(seed, uint32_t(sequence), uint32_t(position));
 }
 
-int32_t draw_filtered(const LoopSample& options, const float* logits, const float* weights, double number) {
-  thread_local SampleScratch<float> scratch;
-  scratch.weights.assign(weights, weights + options.vocabulary);
-  return draw_kept(logits, {options.temperature, options.top_k, options.top_p, options.min_p}, number, scratch);
+NucleusEnd end_of_nucleus(const float* weights, int32_t* candidates, int64_t count, double mass, double wanted) {
+  const auto more_likely = [&](int32_t a, int32_t b) { return weights[a] > weights[b] || (weights[a] == weights[b] && a < b); };
+  if (!std::is_sorted(candidates, candidates + count, more_likely)) std::sort(candidates, candidates + count, more_likely);
+  int64_t taken = 0;
+  do mass += double(weights[candidates[taken++]]);
+  while (mass < wanted && taken < count);
+  const int32_t last = candidates[taken - 1];
+  return {weights[last], last};
 }
 
 }  // namespace looplm::cpu

@@ -1,5 +1,5 @@
-// The part of sampling that no instruction set changes: the random numbers and the filters, which stand on the standard library's
-// inline functions and are therefore compiled once, for every processor.
+// The part of sampling that stands on the standard library's inline functions and is therefore compiled once, for every
+// processor.
 #pragma once
 #include "../backend.h"
 
@@ -8,7 +8,13 @@ namespace looplm::cpu {
 // The uniform number of a draw, from (seed, sequence, position) alone.
 double draw_number(uint64_t seed, int32_t sequence, int32_t position);
 
-// The token that `number` draws from a row of logits under top-k, top-p and min-p. weights: exp((logit - largest) / temperature).
-int32_t draw_filtered(const LoopSample& options, const float* logits, const float* weights, double number);
+// Where top-p cuts: it keeps the weights above `least`, and those that equal it up to the token `last`.
+struct NucleusEnd {
+  float least;
+  int32_t last;
+};
+// Takes candidates, the most probable first (the lower token in a tie), until `mass` with their weights reaches `wanted`, at
+// least one. candidates [count]: tokens in increasing order; they are put into another one.
+NucleusEnd end_of_nucleus(const float* weights, int32_t* candidates, int64_t count, double mass, double wanted);
 
 }  // namespace looplm::cpu

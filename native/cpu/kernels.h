@@ -34,7 +34,7 @@ LOOPLM_KERNEL(moving_average);
 LOOPLM_KERNEL(add_noise);    // noise.cpp
 LOOPLM_KERNEL(cache_write);  // decode.cpp
 LOOPLM_KERNEL(decode_attention);
-LOOPLM_KERNEL(sample);
+LOOPLM_KERNEL(sample);  // sample.cpp
 LOOPLM_KERNEL(binary);  // tensor.cpp
 LOOPLM_KERNEL(copy_strided);
 LOOPLM_KERNEL(softmax);

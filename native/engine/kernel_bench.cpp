@@ -55,6 +55,7 @@ class Bench {
         {"adamw", &Bench::adamw},
         {"decode_attention", &Bench::decode_attention},
         {"sample", &Bench::sample},
+        {"sample_top_p", &Bench::sample_top_p},
     };
     return cases;
   }
@@ -358,19 +359,20 @@ class Bench {
       device->run(&LoopBackend::decode_attention, "bench", dt, static_cast<const LoopDecodeAttention*>(a.get()));
     };
   }
-  void sample() {
-    const int64_t m = std::min<int64_t>(n(), 512);
+  void sample() { draw(std::min<int64_t>(n(), 512), v(), 0.5, 1); }
+  void sample_top_p() { draw(16, 49152, 2, 0.95); }  // the vocabulary of Ouro
+  void draw(int64_t m, int64_t vocabulary, double scale, double top_p) {
     auto s = std::make_shared<LoopSample>();
     s->rows = m;
-    s->vocabulary = v();
-    s->logits = reals(m * v());
+    s->vocabulary = vocabulary;
+    s->logits = random(loop_real(dt_), m * vocabulary, scale);
     s->temperature = 1;
-    s->top_p = 1;
+    s->top_p = top_p;
     s->sequences = integers(m, m);
     s->positions = integers(m, 100);
     s->tokens = const_cast<int32_t*>(integers(m, 100));
     s->logprobs = reals(m);
-    work(6.0 * double(m * v()), double(m * v()) * real_);
+    work(6.0 * double(m * vocabulary), double(m * vocabulary) * real_);
     Device* device = device_.get();
     LoopDType dt = dt_;
     out_.run = [=] { device->run(&LoopBackend::sample, "bench", dt, static_cast<const LoopSample*>(s.get())); };

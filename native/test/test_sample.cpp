@@ -162,6 +162,20 @@ KERNEL_TEST(sample_ties, "sample: ties") {
     ++seen[size_t(run(t.device, {6, {1, 3, 3, 0, 3, 2}, {0}, {position}}, {1, 2}).tokens[0])];
     ++nucleus[size_t(run(t.device, {6, {5, 5, 5, 5, 5, 5}, {0}, {position}}, {1, 0, 0.45}).tokens[0])];
   }
+  const Values equal(5003, -0.25);
+  bool within = true, spread = false;
+  for (int32_t position = 0; position < 40; ++position) {
+    const int32_t token = run(t.device, {5003, equal, {0}, {position}}, {1, 0, 0.5}).tokens[0];
+    within &= token < 2502;
+    spread |= token > 2000;
+  }
+  t.claim("top-p takes half of many equal ones", within && spread);
+  Values zeros(64, -1.0);
+  zeros[3] = 0.0, zeros[40] = -0.0;
+  Ints drawn(64, 0);
+  for (int32_t position = 0; position < 60; ++position)
+    ++drawn[size_t(run(t.device, {64, zeros, {0}, {position}}, {1, 1}).tokens[0])];
+  t.claim("both zeros tie for top-k", drawn[3] > 0 && drawn[40] > 0 && drawn[3] + drawn[40] == 60);
   t.claim("top-k keeps what ties with the k-th", seen[1] > 0 && seen[2] > 0 && seen[4] > 0 && seen[1] + seen[2] + seen[4] == 200);
   t.claim("top-p prefers the lower index",
           nucleus[0] > 0 && nucleus[1] > 0 && nucleus[2] > 0 && nucleus[0] + nucleus[1] + nucleus[2] == 200);
