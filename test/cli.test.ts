@@ -333,6 +333,7 @@ describe('looplm quantize', () => {
       [['quantize', 'plain', 'x', '--bits', '4'], /groups of 64 do not fit/],
       [['quantize', 'small', 'x', '--bits', '4'], /quantized already/],
       [['quantize', 'gone', 'x', '--bits', '4'], /no folder gone/],
+      [['quantize', 'plain', './plain/', '--bits', '4', '--group-size', '32'], /is the checkpoint itself, which would be lost/],
       [['generate', 'plain', '--prompt', 'a', '--group-size', '32'], /say quantize too/],
     ] as const
     for (const [args, message] of wrong) {

@@ -1,4 +1,6 @@
+import { realpath } from 'node:fs/promises'
 import { type Command, Option } from 'commander'
+import { LoopLMError } from '../errors.js'
 import { LoopLM } from '../model/model.js'
 import { positiveInteger } from './arguments.js'
 import { print } from './output.js'
@@ -23,6 +25,14 @@ export function addQuantize(program: Command): void {
 }
 
 async function quantize(from: string, to: string, { bits, groupSize, threads }: QuantizeFlags): Promise<void> {
+  const place = (folder: string) => realpath(folder).catch(() => undefined)
+  const source = await place(from)
+  if (source !== undefined && source === (await place(to))) {
+    throw new LoopLMError(
+      'INVALID_ARGUMENT',
+      `looplm quantize: ${to} is the checkpoint itself, which would be lost; name another folder`,
+    )
+  }
   const options = threads === undefined ? {} : { threads }
   using model = await LoopLM.fromPretrained(from, { ...options, quantize: `int${bits}`, groupSize })
   // float32 on the way holds every value; what is not quantized keeps the dtype that config.json names, where it can be written
