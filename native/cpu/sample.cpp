@@ -78,15 +78,24 @@ Above above(const float* x, int64_t n, float least) {
 
 // Σ of the weights that are at least `least`, exact but for the rounding of double
 double mass_above(const float* weights, int64_t n, float least) {
-  constexpr int CHAINS = 16;
-  double part[CHAINS] = {};
+  constexpr int HALF = W / 2, CHAINS = 4;
+  typedef float halves __attribute__((vector_size(HALF * 4)));
+  typedef int32_t masks __attribute__((vector_size(HALF * 4)));
+  typedef double doubles __attribute__((vector_size(HALF * 8)));
+  const halves bound = least - halves{};
+  doubles part[CHAINS] = {};
   int64_t j = 0;
-  for (; j + CHAINS <= n; j += CHAINS)
-    for (int i = 0; i < CHAINS; i++) part[i] += double(weights[j + i] >= least ? weights[j + i] : 0.0f);
-  for (; j < n; j++) part[0] += double(weights[j] >= least ? weights[j] : 0.0f);
-  for (int step = CHAINS / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; i++) part[i] += part[i + step];
-  return part[0];
+  for (; j + CHAINS * HALF <= n; j += CHAINS * HALF)
+    for (int i = 0; i < CHAINS; i++) {
+      halves x;
+      memcpy(&x, weights + j + i * HALF, sizeof x);
+      part[i] += __builtin_convertvector((halves)((masks)x & (x >= bound)), doubles);
+    }
+  const doubles lanes = (part[0] + part[1]) + (part[2] + part[3]);
+  double total = 0;
+  for (int i = 0; i < HALF; i++) total += lanes[i];
+  for (; j < n; j++) total += double(weights[j] >= least ? weights[j] : 0.0f);
+  return total;
 }
 
 // Some number that the k largest elements reach, with what ties with the k-th, and no others.
