@@ -208,13 +208,16 @@ interface DecodeOptions {
   speculate?: { loops: number; tokens: number }
 }
 
-/** Decoding: every new token reads the blocks once per loop and the head once; a batch shares the reading. */
+/**
+ * Decoding: every new token reads the blocks once per loop and the head once; a batch shares the reading. Timed from the moment when every row
+ * has its first token to the first row's end, so that the prompts do not count and all rows are under way. The memory's rate is measured after
+ * every run, since it changes with the machine's other work; the share is the median of the runs'.
+ */
 async function decode(
   step: string,
   { config, rows = 1, tokens = 24, quantize, threshold = 1, speculate }: DecodeOptions,
 ): Promise<StepRow> {
   const model = await LoopLM.create(config, { dtype: 'bfloat16', seed: 1, ...(quantize ? { quantize } : {}) })
-  const prompts = Array.from({ length: rows }, (_, i) => [1 + i, 2, 3, 4, 5, 6, 7, 8])
   const options = {
     maxNewTokens: tokens,
     temperature: 0,
@@ -222,24 +225,48 @@ async function decode(
     exit: { rule: 'gate', threshold },
     ...(speculate ? { speculate } : {}),
   } as const
-  const run = () => model.generate(prompts, options)
-  const loops = (await run()).flatMap((result) => result.loops.slice(1))
-  const meanLoops = loops.reduce((sum, loop) => sum + loop, 0) / loops.length
-  const times: number[] = []
-  for (let i = 0; i < 5; i++) times.push(await seconds(run))
-  const taken = middle(times)
+  const run = async () => {
+    using scheduler = model.scheduler({ maxRows: rows })
+    let [begun, begin, end, made, loops] = [0, 0, 0, 0, 0]
+    const generate = async (i: number) => {
+      let own = 0
+      for await (const { loop } of scheduler.add([1 + i, 2, 3, 4, 5, 6, 7, 8], options)) {
+        own++
+        if (own === 1 && ++begun === rows) begin = performance.now()
+        else if (begin > 0 && end === 0) {
+          made++
+          loops += loop
+          if (own === tokens) end = performance.now()
+        }
+      }
+    }
+    await Promise.all(Array.from({ length: rows }, (_, i) => generate(i)))
+    return { rate: made / ((end - begin) / 1000), meanLoops: loops / made }
+  }
+  await run()
   const peak = peakMiB()
-  const roofs = await measureRoofs('cpu', 'bfloat16')
   const { blocks, head } = weights(config)
   const bytes = quantize === undefined ? 2 : (quantize === 'int8' ? 1 : 0.5) + 4 / 64
-  const gbps = (tokens * bytes * (blocks * meanLoops + head)) / taken / 1e9
+  const rates: number[] = []
+  const roofs: number[] = []
+  const shares: number[] = []
+  let meanLoops = 0
+  for (let i = 0; i < 7; i++) {
+    const measured = await run()
+    const roof = (await measureRoofs('cpu', 'bfloat16', 60)).gbps
+    meanLoops = measured.meanLoops
+    rates.push(measured.rate)
+    roofs.push(roof)
+    shares.push((measured.rate * bytes * (blocks * meanLoops + head)) / 1e9 / roof)
+  }
+  const rate = middle(rates)
   return {
     step,
     dtype: 'bfloat16',
-    seconds: taken,
-    tokensPerSecond: (rows * tokens) / taken,
+    seconds: rows / rate,
+    tokensPerSecond: rate,
     ...(speculate === undefined && rows === 1
-      ? { share: gbps / roofs.gbps, roof: `memory ${roofs.gbps.toFixed(0)} GB/s` }
+      ? { share: middle(shares), roof: `memory ${middle(roofs).toFixed(0)} GB/s; ${meanLoops.toFixed(2)} loops` }
       : { roof: `${meanLoops.toFixed(2)} loops` }),
     peakMiB: peak,
   }
@@ -307,14 +334,14 @@ export const steps: Record<string, (name: string) => Promise<StepRow>> = {
   'sampling 64 prompts × 8, 16 + 24 tokens': (name) => sampling(name, 64, 8),
   'sampling 512 prompts, 16 + 24 tokens': (name) => sampling(name, 512, 1),
   'decode batch 1, 98 M parameters, bfloat16': (name) => decode(name, { config: d768 }),
-  'decode batch 16, 98 M parameters, bfloat16': (name) => decode(name, { config: d768, rows: 16 }),
+  'decode batch 16, 98 M parameters, bfloat16': (name) => decode(name, { config: d768, rows: 16, tokens: 48 }),
   'decode batch 1, 98 M parameters, int8': (name) => decode(name, { config: d768, quantize: 'int8' }),
   'decode batch 1, 98 M parameters, int4': (name) => decode(name, { config: d768, quantize: 'int4' }),
   'decode batch 1, 98 M parameters, exits': (name) => decode(name, { config: d768, threshold: 0.6 }),
   'decode batch 1, 98 M parameters, speculation 2 loops × 4': (name) =>
     decode(name, { config: d768, speculate: { loops: 2, tokens: 4 } }),
-  'decode batch 16, 98 M parameters, exits': (name) => decode(name, { config: d768, rows: 16, threshold: 0.6 }),
-  'decode batch 1, 500 M parameters, bfloat16': (name) => decode(name, { config: d1536, tokens: 8 }),
+  'decode batch 16, 98 M parameters, exits': (name) => decode(name, { config: d768, rows: 16, tokens: 48, threshold: 0.6 }),
+  'decode batch 1, 500 M parameters, bfloat16': (name) => decode(name, { config: d1536, tokens: 12 }),
   'decode batch 1, 500 M parameters, int4': (name) => decode(name, { config: d1536, tokens: 16, quantize: 'int4' }),
   'prefill of 512 tokens, 98 M parameters, bfloat16': prefill,
   'RLTT on Add(5), 200 steps of 32 × 8': addition5,
