@@ -9,5 +9,6 @@ export default defineConfig({
     include: ['test/**/*.test.ts'],
     exclude: [...configDefaults.exclude, 'test/long/**'], // npm run test:long
     testTimeout: 60_000,
+    hookTimeout: 60_000,
   },
 })

@@ -17,7 +17,10 @@ export interface Outcome {
   stderr: string
 }
 
-/** Runs the built program; `watch` sees it and all of its standard output whenever there is more. */
+/**
+ * Runs the built program; `watch` sees it and all of its standard output whenever there is more. `shell` is what a shell puts in front of
+ * it, for example `ulimit -f 4; exec`.
+ */
 export function runProgram(
   args: readonly string[],
   options: {
@@ -25,16 +28,15 @@ export function runProgram(
     watch?: (child: ChildProcess, stdout: string) => void
     started?: (child: ChildProcess) => void
     shell?: string
-    uid?: number | undefined
   },
 ): Promise<Outcome> {
-  const { cwd, watch, started, shell, uid } = options
+  const { cwd, watch, started, shell } = options
   const command = [process.execPath, program, ...args]
   return new Promise((resolve, reject) => {
     const child =
       shell === undefined
-        ? spawn(command[0]!, command.slice(1), { cwd, ...(uid === undefined ? {} : { uid, gid: uid }) })
-        : spawn('sh', ['-c', `${shell}; exec "$@"`, 'sh', ...command], { cwd })
+        ? spawn(command[0]!, command.slice(1), { cwd })
+        : spawn('sh', ['-c', `${shell} "$@"`, 'sh', ...command], { cwd })
     started?.(child)
     let stdout = ''
     let stderr = ''
