@@ -179,9 +179,23 @@ class HeaderParser {
   std::vector<Span> spans_;
 };
 
+// Why the system refused, in the words of src/errors.ts where a user can do something about it.
+std::string explain(int reason) {
+  switch (reason) {
+    case ENOSPC:
+      return "the disk is full; free some space (ENOSPC)";
+    case EDQUOT:
+      return "the disk quota is used up; free some space (EDQUOT)";
+    case EFBIG:
+      return "the file would be larger than the limit of this process or file system (ulimit -f) (EFBIG)";
+    default:
+      return std::strerror(reason);
+  }
+}
+
 [[noreturn]] void fail_system(const char* operation, const std::string& path, const char* what) {
   const int reason = errno;
-  throw Error(reason == ENOENT ? "NOT_FOUND" : "INVALID_FILE", operation, path + ": " + what + ": " + std::strerror(reason));
+  throw Error(reason == ENOENT ? "NOT_FOUND" : "INVALID_FILE", operation, path + ": " + what + ": " + explain(reason));
 }
 
 // An open file descriptor, closed on the way out.

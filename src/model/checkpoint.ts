@@ -4,7 +4,7 @@ import { open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { download } from '../data/download.js'
 import { Tokenizer } from '../data/tokenizer.js'
-import { LoopLMError } from '../errors.js'
+import { fileError, LoopLMError } from '../errors.js'
 import type { Quantization } from '../native.js'
 import { type LoopLMConfig, parameterCount, parseConfig, parseQuantization } from './config.js'
 import type { ModelDType, PretrainedOptions } from './types.js'
@@ -188,8 +188,9 @@ export async function writeFolder(folder: string, operation: string, fill: (temp
     await sync(dirname(target))
   } catch (cause) {
     await rm(temporary, { recursive: true, force: true })
-    if (cause instanceof LoopLMError) throw cause
-    throw new LoopLMError('INVALID_ARGUMENT', `cannot write ${folder}: ${(cause as Error).message}`, { operation, cause })
+    if (!(cause instanceof LoopLMError)) throw fileError(cause, 'write', folder, operation)
+    const message = cause.message.replace(`${operation}: `, '').replaceAll(temporary, target) // the folder of the caller, not the one that is gone
+    throw new LoopLMError(cause.code, message, { operation, shapes: cause.shapes, cause })
   }
 }
 

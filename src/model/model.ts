@@ -172,7 +172,7 @@ export class LoopLM {
    *
    * @param folder created when it does not exist
    * @param options.dtype dtype of the file, in a quantized one of what is not quantized; default the model's
-   * @throws LoopLMError INVALID_ARGUMENT when the folder cannot be written, or when the model has an adapter
+   * @throws LoopLMError INVALID_FILE when the folder cannot be written, INVALID_ARGUMENT when the model has an adapter
    */
   async save(folder: string, options: SaveOptions = {}): Promise<void> {
     const operation = 'LoopLM.save'
@@ -392,7 +392,7 @@ export class LoopLM {
    *
    * @param folder created when it does not exist; see {@link LoopLM.save}
    * @param options.dtype dtype of the file; default the model's
-   * @throws LoopLMError INVALID_ARGUMENT when there is no adapter or the folder cannot be written
+   * @throws LoopLMError INVALID_ARGUMENT when there is no adapter, INVALID_FILE when the folder cannot be written
    */
   async saveAdapter(folder: string, options: SaveOptions = {}): Promise<void> {
     const operation = 'LoopLM.saveAdapter'
