@@ -221,6 +221,8 @@ export interface NativeBinding {
   resetPeakMemory(): void
   createCancel(): NativeCancel
   cancel(flag: NativeCancel): void
+  /** Locks an open file for this process until it is closed; false when another process, or another open file, has the lock. */
+  lockFile(file: number): boolean
   openContext(device: string, threads: number): NativeContext
 
   tensorCreate(context: NativeContext, dtype: DType, shape: readonly number[], data: Arrays): NativeTensor

@@ -1,6 +1,9 @@
 // The addon's entry: devices, memory, contexts and cancel flags.
 #include <napi.h>
+#include <sys/file.h>
 
+#include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "functions.h"
@@ -55,6 +58,16 @@ Napi::Value create_cancel(const Napi::CallbackInfo& info) {
   return make_handle(info.Env(), {Kind::cancel, nullptr, std::make_shared<std::atomic<bool>>(false)});
 }
 
+// Locks an open file for this process alone, until it is closed or the process ends; false when another one has it.
+Napi::Value lock_file(const Napi::CallbackInfo& info) {
+  const int file = int(Input(info, 0, "file").integer(0, INT32_MAX));
+  int status;
+  do status = ::flock(file, LOCK_EX | LOCK_NB);
+  while (status != 0 && errno == EINTR);
+  if (status != 0 && errno != EWOULDBLOCK) throw Error("UNSUPPORTED", "lock", std::strerror(errno));
+  return Napi::Boolean::New(info.Env(), status == 0);
+}
+
 Napi::Value cancel(const Napi::CallbackInfo& info) {
   Input(info, 0, "flag").cancel()->store(true);
   return info.Env().Undefined();
@@ -69,6 +82,7 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   add<open_context>(env, exports, "openContext");
   add<create_cancel>(env, exports, "createCancel");
   add<cancel>(env, exports, "cancel");
+  add<lock_file>(env, exports, "lockFile");
   add_tensor_functions(env, exports);
   add_model_functions(env, exports);
   add_loss_functions(env, exports);

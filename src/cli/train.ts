@@ -9,6 +9,7 @@ import type { LoopLMConfigInput } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 import { formatNumber, Progress } from '../monitor/progress.js'
 import { RunFolder } from '../monitor/run-folder.js'
+import { requireFree } from '../monitor/run-lock.js'
 import type { PretrainOptions, RLTTOptions } from '../rl/config.js'
 import type { TrainerEvent } from '../rl/events.js'
 import { GRPOTrainer } from '../rl/grpo.js'
@@ -159,6 +160,7 @@ export async function openRewards(rewards: NonNullable<TrainConfig['reward']>): 
 /** The configuration as it was run; `looplm train RUN/config.yaml --resume` continues it. */
 async function writeConfig(runDir: string, config: TrainConfig): Promise<void> {
   const { resume = false, ...rest } = config
+  requireFree(runDir)
   if (resume === false) await RunFolder.requireNew(runDir)
   const path = join(runDir, 'config.yaml')
   try {

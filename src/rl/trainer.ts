@@ -6,6 +6,7 @@ import { AdamW } from '../model/optimizer.js'
 import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
 import { writeReport } from '../monitor/report.js'
 import { RunFolder, type RunRecord } from '../monitor/run-folder.js'
+import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import { memory } from '../tensor/devices.js'
@@ -139,10 +140,19 @@ export abstract class Trainer<
    *
    * @param options.signal ends the run after the current step
    * @throws LoopLMError INVALID_CONFIG when there is nothing to train on, NON_FINITE naming step and tensor, INVALID_FILE when the run's
-   *   folder cannot be written
+   *   folder cannot be written, INVALID_ARGUMENT when another run trains in it
    */
   async *run(options: { signal?: AbortSignal | undefined } = {}): AsyncGenerator<TrainerEvent, void, undefined> {
-    const { signal } = options
+    const { runDir } = this.config
+    const unlock = runDir === undefined ? undefined : lockRun(runDir, (message) => this.warn(message))
+    try {
+      yield* this.#run(options.signal)
+    } finally {
+      unlock?.()
+    }
+  }
+
+  async *#run(signal: AbortSignal | undefined): AsyncGenerator<TrainerEvent, void, undefined> {
     const { steps, saveEvery, onStep, onEval } = this.config
     const { folder, resumed } = await this.#open(signal)
     let metrics: Metrics = {}

@@ -1,0 +1,72 @@
+import { closeSync, fstatSync, ftruncateSync, mkdirSync, openSync, readFileSync, rmSync, statSync, writeSync } from 'node:fs'
+import { hostname } from 'node:os'
+import { join } from 'node:path'
+import { fileError, LoopLMError } from '../errors.js'
+import { native } from '../native.js'
+
+/*
+ * Two trainings in one folder would mix their metrics and take each other's half-written checkpoints away. The lock is the system's
+ * (flock) on run.lock, which falls with the process that holds it, however that ends: what a kill leaves is a file without a lock. The
+ * process in the file is for people.
+ */
+
+const name = 'run.lock'
+
+/**
+ * Locks a run's folder, which is made where it does not exist.
+ *
+ * @param runDir the run's folder
+ * @param warn told where a file system cannot lock
+ * @returns gives the folder free again
+ * @throws LoopLMError INVALID_ARGUMENT naming the process that trains there, or INVALID_FILE when the folder cannot be written
+ */
+export function lockRun(runDir: string, warn: (message: string) => void = () => {}): () => void {
+  const path = join(runDir, name)
+  const file = openLocked(runDir, path, warn)
+  try {
+    ftruncateSync(file)
+    writeSync(file, `${process.pid} on ${hostname()}\n`)
+  } catch {
+    // on a full disk the lock holds all the same
+  }
+  return () => {
+    if (isAt(file, path)) rmSync(path, { force: true }) // while it is locked: nobody has it yet
+    closeSync(file)
+  }
+}
+
+/** Refuses a folder in which a process trains. @throws LoopLMError as {@link lockRun} */
+export function requireFree(runDir: string): void {
+  if (statSync(join(runDir, name), { throwIfNoEntry: false }) !== undefined) lockRun(runDir)()
+}
+
+function openLocked(runDir: string, path: string, warn: (message: string) => void): number {
+  for (;;) {
+    let file: number
+    try {
+      mkdirSync(runDir, { recursive: true })
+      file = openSync(path, 'a+')
+    } catch (cause) {
+      throw fileError(cause, 'write', runDir, 'run')
+    }
+    let free = true
+    try {
+      free = native().lockFile(file)
+    } catch (cause) {
+      warn(`${runDir} cannot be locked (${(cause as Error).message}): see to it that no other process trains there`)
+      return file
+    }
+    if (free && isAt(file, path)) return file
+    const holder = free ? '' : readFileSync(file, 'utf8').trim()
+    closeSync(file)
+    if (free) continue // the holder removed it in between
+    const who = holder === '' ? 'another process' : `process ${holder}`
+    const message = `runDir ${runDir} is locked: ${who} trains there; wait for it or stop it, or choose another folder`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'run' })
+  }
+}
+
+/** Whether an open file is still the one of that path. */
+function isAt(file: number, path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.ino === fstatSync(file).ino
+}
