@@ -1,4 +1,4 @@
-// Rewards of the loops from a belief curve b_1..b_T, the probability that the answer is right when the model stops at loop t
+// Rewards of the loops from a belief curve b_0..b_T, the probability that the answer is right when the model stops at loop t
 // (IGPO 2510.14967, MRT 2503.07572, PAV 2410.08146, Clip and Delta 2410.15115, LoopRPT 2603.19714).
 #pragma once
 #include <vector>

@@ -45,7 +45,7 @@ export const filter = z.strictObject({
     .describe('DAPO dynamic sampling: so many more rounds of prompts at most, until a step has its groups with spread.'),
 })
 
-/** Rewards of single loops from a belief curve b_1..b_T, the probability of being right when stopping at loop t. */
+/** Rewards of single loops from a belief curve b_0..b_T, the probability of being right when stopping at loop t. */
 export const beliefReward = z.strictObject({
   belief: z
     .enum(['token', 'gold-answer', 'forced-exit'])
@@ -63,7 +63,9 @@ export const beliefReward = z.strictObject({
   clip: z.number().optional().describe('η: r_t becomes min(r_t - η, 0).'),
   delta: z.boolean().default(false).describe('r_t becomes r_t - r_{t+1}; the last two loops keep theirs and 0.'),
   discount: share.default(0).describe('γ of G_t = Σ_{k>=t} γ^(k-t) r_k.'),
-  cost: nonNegative.default(0).describe('Price of a loop.'),
+  cost: nonNegative
+    .default(0)
+    .describe('Price of a loop: r_t falls by cost · (t - 1), with base `teacher` by cost · (t - its reference loop).'),
   costScale: nonNegative.default(0).describe('How much dearer a loop is where the reference is certain (base `teacher`).'),
   threshold: share.default(0.5).describe('Base `teacher`: its reference loop is the first whose exit CDF reaches this.'),
   normalize: z
