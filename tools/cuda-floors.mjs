@@ -100,7 +100,7 @@ same products would read 96 KiB.
 
 // ---- a decoded token, one row ----
 
-const [L, T, context] = [24, 4, 192] // 64 tokens of prompt and half of 256 new ones
+const [L, T, D, F, V, context] = [24, 4, 2048, 5632, 49152, 192] // 64 tokens of prompt and half of 256 new ones
 const chip = { processors: 132, clock: 1.755e9, threadsPerBlock: 256 }
 // Assumed from published measurements of the same processor, not measured here: cycles until a dependent mma may follow another, seconds of a
 // barrier of the grid, and of reading what other multiprocessors have just written.
