@@ -27,13 +27,37 @@ const prebuilds = `prebuilds/${process.platform}-${process.arch}`
 let tarball: string
 afterAll(() => rmSync(root, { recursive: true }))
 
+/**
+ * What a user's machine need not have: every library that an engine of this kind might find on a system, and everything that compiles. Empty
+ * files lie over them, in a mount namespace of each program that runs in the project, the installation included.
+ */
+const hidden = [
+  ...['/lib', '/usr/lib', '/usr/local/lib', '/lib64', '/usr/lib64']
+    .flatMap((folder) => [folder, join(folder, `${{ x64: 'x86_64', arm64: 'aarch64' }[process.arch as 'x64']}-linux-gnu`)])
+    .flatMap((folder) => (existsSync(folder) ? readdirSync(folder).map((name) => join(folder, name)) : []))
+    .filter((path) => /\/lib(dnnl|gomp|iomp|OpenCL|openblas|blas|cblas|tbb|cudart|cublas)[^/]*\.so[.\d]*$/.test(path)),
+  ...['cc', 'c++', 'gcc', 'g++', 'clang', 'clang++', 'cmake', 'make', 'ninja', 'as', 'ld', 'nvcc', 'python3']
+    .flatMap((name) => (process.env.PATH ?? '').split(':').map((folder) => join(folder, name)))
+    .filter(existsSync),
+].map((path) => realpathSync(path))
+const empty = join(root, 'empty')
+writeFileSync(empty, '')
+const cover = 'empty=$1; shift; while [ "$1" != -- ]; do mount --bind "$empty" "$1" || exit 99; shift; done; shift; exec "$@"'
+const namespace = process.getuid?.() === 0 ? ['-m'] : ['-r', '-m']
+const hiding = ['unshare', ...namespace, 'sh', '-c', cover, 'sh', empty, ...new Set(hidden), '--']
+const canHide = process.platform === 'linux' && spawnSync(hiding[0]!, [...hiding.slice(1), 'true']).status === 0
+if (!canHide)
+  console.log(
+    'package: compilers and libraries stay visible, they cannot be hidden here (needs Linux, and root or user namespaces)',
+  )
+
 interface Outcome {
   status: number | null
   stdout: string
   stderr: string
 }
 
-/** Runs a program in the project, as a user who has none of this checkout's settings. */
+/** Runs a program in the project, as a user who has none of this checkout's settings, and outside the checkout nothing that is hidden. */
 function run(program: string, args: string[], extra: Record<string, string> = {}, cwd = project): Outcome {
   const own = Object.entries(process.env).filter(([name]) => !/^(npm_|VITEST|NODE_ENV|NODE_OPTIONS|NODE_PATH|LOOPLM_)/.test(name))
   const env = {
@@ -42,7 +66,8 @@ function run(program: string, args: string[], extra: Record<string, string> = {}
     npm_config_update_notifier: 'false',
     ...extra,
   }
-  return spawnSync(program, args, { cwd, env, encoding: 'utf8' })
+  const [first, ...rest] = canHide && cwd !== checkout ? [...hiding, program, ...args] : [program, ...args]
+  return spawnSync(first!, rest, { cwd, env, encoding: 'utf8' })
 }
 
 function succeed(program: string, args: string[], extra?: Record<string, string>, cwd?: string): string {
@@ -94,6 +119,16 @@ describe('the tarball', () => {
   })
 })
 
+it('npm run prebuild packs the engine, npm run build, before which npm runs it too, does not', () => {
+  const folder = join(root, 'hook')
+  mkdirSync(folder)
+  const script = `node --input-type=module -e "import { runsAsHook } from '${join(checkout, 'tools', 'npm-hook.mjs')}'; console.log(runsAsHook())"`
+  writeFileSync(join(folder, 'package.json'), JSON.stringify({ scripts: { prebuild: script, build: 'node -e 0' } }))
+  expect(succeed('npm', ['--silent', 'run', 'build'], {}, folder)).toBe('true\n')
+  expect(succeed('npm', ['--silent', 'run', 'prebuild'], {}, folder)).toBe('false\n')
+  expect(succeed('npm', ['run', 'prebuild', '--silent'], {}, folder)).toBe('false\n')
+})
+
 describe('why the engine was not loaded', () => {
   it.each([
     [
@@ -138,6 +173,28 @@ describe('the installed package', () => {
     const added = (JSON.parse(loaded) as string[]).filter((path) => !libc.test(path))
     expect(added).toEqual([join(installed, prebuilds, readdirSync(join(installed, prebuilds))[0]!)])
   })
+
+  it.skipIf(!canHide)(
+    'needs no compiler and no library of the system but glibc: each that is loaded comes with Node or the package',
+    () => {
+      for (const path of hidden) expect(succeed('stat', ['-c', '%s', path])).toBe('0\n')
+      for (const compiler of ['cc', 'g++', 'clang', 'cmake'])
+        expect(run('sh', ['-c', `${compiler} --version`]).status).not.toBe(0)
+      const loaded = (code: string) => {
+        const said = run(process.execPath, ['--input-type=module', '-e', code], { LD_DEBUG: 'libs' })
+        expect(said.status, said.stderr).toBe(0)
+        return new Set([...said.stderr.matchAll(/calling init: (\S+)/g)].map(([, path]) => path!))
+      }
+      const own = loaded('')
+      const all = loaded(`
+      const { LoopLM, PretrainTrainer, addition } = await import('looplm')
+      const model = await LoopLM.create({ vocab_size: 12, hidden_size: 16, intermediate_size: 24, num_hidden_layers: 1, num_attention_heads: 2 })
+      for await (const _ of new PretrainTrainer(model, { task: addition({ digits: 1 }), steps: 2, batchSize: 4 }).run());`)
+      const added = [...all].filter((path) => !own.has(path) && !/\/(lib(c|m|pthread|dl|rt)\.so\.\d|ld-)[^/]*$/.test(path))
+      expect(added.length).toBeGreaterThan(0)
+      for (const path of added) expect(path).toContain(`${installed}/${prebuilds}/`)
+    },
+  )
 
   it('answers looplm --version and looplm info --json', () => {
     expect(succeed('npx', ['--offline', 'looplm', '--version']).trim()).toBe(manifest.version)

@@ -6,6 +6,9 @@ import { copyFileSync, existsSync, mkdirSync, renameSync, rmSync, statSync } fro
 import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { crossBuild } from './cross-build.mjs'
+import { runsAsHook } from './npm-hook.mjs'
+
+if (runsAsHook()) process.exit() // npm run build asks for no package
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const linux = process.platform === 'linux'
