@@ -34,9 +34,9 @@ __device__ __forceinline__ Sum sum_range(int64_t begin, int64_t end, Shared<Sum>
   return block_sum(sum, scratch);
 }
 
-// Floats as integers of the same order.
+// Floats as integers of the same order; both zeros are one number.
 __device__ __forceinline__ uint32_t order_of(float x) {
-  const uint32_t bits = __float_as_uint(x);
+  const uint32_t bits = __float_as_uint(x + 0.0f);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
