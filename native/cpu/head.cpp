@@ -132,15 +132,15 @@ void head_group(const Head& head, int64_t begin, int64_t end) {
     LoopLossSums unused = {};
     if (head.loss) coefficient[i] = row_coefficient(*head.loss, begin + i, logprob, unused);
   }
-  if (head.loss)
-    for (int64_t i = 0; i < count; i++)
-      if (const double bonus = entropy_scale(*head.loss, begin + i); bonus != 0) {
-        const double entropy = log(double(sums[i].sum)) - double(sums[i].weighted) / double(sums[i].sum);
-        write_entropy_gradient<E>(head, rows + i * v, head.targets[begin + i], largest[i], sums[i].sum, coefficient[i], bonus,
-                                  entropy);
-      } else {
-        write_gradient<E>(head, rows + i * v, head.targets[begin + i], sums[i].sum, coefficient[i]);
-      }
+  if (!head.loss) return;
+  for (int64_t i = 0; i < count; i++)
+    if (const double bonus = entropy_scale(*head.loss, begin + i); bonus != 0) {
+      const double entropy = log(double(sums[i].sum)) - double(sums[i].weighted) / double(sums[i].sum);
+      write_entropy_gradient<E>(head, rows + i * v, head.targets[begin + i], largest[i], sums[i].sum, coefficient[i], bonus,
+                                entropy);
+    } else {
+      write_gradient<E>(head, rows + i * v, head.targets[begin + i], sums[i].sum, coefficient[i]);
+    }
 }
 
 template <class E>
