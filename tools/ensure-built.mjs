@@ -33,7 +33,7 @@ ensure(
   'native engine',
   'build/Release/looplm.node',
   [...native, 'cuda', 'CMakeLists.txt'],
-  [join(root, 'tools', 'build-native.mjs')],
+  [join(root, 'tools', 'build-native.mjs'), '--all'],
 )
 
 const compile = (...args) => [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', ...args]

@@ -54,7 +54,7 @@ function inspect(addon) {
 let built = join(root, 'build', 'Release', 'looplm.node')
 if (cross) built = join(crossBuild(['looplm']), 'looplm.node')
 else {
-  const { status } = spawnSync(process.execPath, [join(root, 'tools', 'build-native.mjs')], { stdio: 'inherit' })
+  const { status } = spawnSync(process.execPath, [join(root, 'tools', 'build-native.mjs'), '--all'], { stdio: 'inherit' })
   if (status !== 0) process.exit(status ?? 1)
 }
 

@@ -5,19 +5,20 @@
 
 namespace looplm::cpu {
 
+// Weak: a developer's build leaves out what this machine does not use (CMakeLists.txt), and the address is then null.
 #if defined(__x86_64__)
 namespace avx512_bf16 {
-extern const LoopBackend table;
+extern const LoopBackend table [[gnu::weak]];
 }
 namespace avx512 {
-extern const LoopBackend table;
+extern const LoopBackend table [[gnu::weak]];
 }
 namespace avx2 {
-extern const LoopBackend table;
+extern const LoopBackend table [[gnu::weak]];
 }
 #endif
 namespace baseline {
-extern const LoopBackend table;
+extern const LoopBackend table [[gnu::weak]];
 }
 
 namespace {
@@ -51,7 +52,7 @@ extern "C" const LoopBackend* looplm_cpu_backend(void) {
       if (std::strcmp(isa.name, limit) == 0) below = false;
   for (auto& isa : best_first) {
     if (limit && std::strcmp(isa.name, limit) == 0) below = true;
-    if (below && isa.runs) return isa.table;
+    if (below && isa.runs && isa.table) return isa.table;
   }
-  return &baseline::table;
+  return nullptr;
 }

@@ -372,7 +372,7 @@ struct Product {
   void run_streamed() const {
     const E* units = nullptr;  // for `stream`, where it applies
     if (transpose_b && m <= STREAMED && k % SQUARE<E> == 0) units = m == 1 ? a : pack_units();
-    const Shares shares(blocks(n, NR), ctx.pool.threads());
+    const Shares shares{blocks(n, NR), ctx.pool.threads()};
     ctx.pool.run(shares.count(), [&](int64_t i, int thread) {
       for (int64_t panel = shares.begin(i), end = shares.begin(i + 1); panel < end; panel++) stream_panel(panel, units, thread);
     });

@@ -39,7 +39,12 @@ std::string joined(const std::vector<std::string>& lines) {
 }
 
 const LoopBackend* find_backend(const std::string& name) {
-  if (name == "cpu") return looplm_cpu_backend();
+  if (name == "cpu") {
+    if (const LoopBackend* table = looplm_cpu_backend()) return table;
+    throw Error(
+        "UNSUPPORTED", "device",
+        "this build has no kernels for the processor, or not for what LOOPLM_CPU_ISA asks; npm run build makes those of all");
+  }
   if (name == "reference") return looplm_reference_backend();
   if (is_cuda(name) || name == emulated_name) {
     const CudaLibrary& library = cuda_library(name == emulated_name);
