@@ -438,7 +438,8 @@ void test_files() {
   ::getrlimit(RLIMIT_FSIZE, &limit);
   const rlimit small{4096, limit.rlim_max};
   ::setrlimit(RLIMIT_FSIZE, &small);
-  refuses("a full disk is an error with the system's reason", "INVALID_FILE", {path, "cannot be written: File too large"},
+  refuses("a full disk is an error with the system's reason and what helps", "INVALID_FILE",
+          {path, "cannot be written: the file would be larger than the limit", "ulimit -f", "EFBIG"},
           [&] { write_safetensors(path, {output("a", "U8", {100'000}, std::vector<uint8_t>(100'000))}, {}); });
   ::setrlimit(RLIMIT_FSIZE, &limit);
   claim("a full disk leaves the old file and no other", contents(path) == first && folder.names().size() == 1);
