@@ -3,6 +3,7 @@ import { Bench } from 'tinybench'
 import { kernels, tensor } from '../src/index.js'
 import type { ModelDType } from '../src/model/types.js'
 import { call, context, native } from '../src/native.js'
+import { ouro } from './models.js'
 
 /** What a kernel must do at the least, and how long it took. */
 export interface KernelRow {
@@ -21,7 +22,7 @@ export interface KernelRow {
 
 /** Rates measured in this run. */
 export interface Roofs {
-  /** Product of two 2048 × 2048 matrices, in 1e9 operations per second. */
+  /** Product of two 2048 × 2048 matrices (8192 × 8192 on a GPU), in 1e9 operations per second. */
   gflops: number
   /** Reading (or copying, where that is faster) an array far larger than the caches, in 1e9 bytes per second. */
   gbps: number
@@ -58,7 +59,37 @@ const small: Shape = {
   heads: 4,
   kvHeads: 4,
 }
-const square: Shape = { ...large, label: '2048³', hidden: 2048, intermediate: 2048, heads: 16, kvHeads: 16 }
+/** A GPU's: the training shape of Ouro-1.4B, as in docs/cuda-resources.md. */
+const gpu: Shape = {
+  label: 'N 16384, D 2048, F 5632, V 49152, S 4096',
+  rows: 16384,
+  hidden: ouro.hidden_size,
+  intermediate: ouro.intermediate_size,
+  vocabulary: ouro.vocab_size,
+  length: 4096,
+  heads: ouro.num_attention_heads,
+  kvHeads: ouro.num_attention_heads,
+}
+/** The emulator's: to see that it runs. */
+const tiny: Shape = {
+  label: 'N 64, D 64, F 96, V 128, S 32',
+  rows: 64,
+  hidden: 64,
+  intermediate: 96,
+  vocabulary: 128,
+  length: 32,
+  heads: 2,
+  kvHeads: 2,
+}
+
+export const emulated = (device: string): boolean => device === 'cuda-emulated'
+export const onGpu = (device: string): boolean => device === 'auto' || device.startsWith('cuda')
+const shapesFor = (device: string): Shape[] => (emulated(device) ? [tiny] : onGpu(device) ? [gpu] : [large, small])
+/** The product whose rate is the roof: large enough for the device. */
+const square = (device: string): Shape => {
+  const n = emulated(device) ? 64 : onGpu(device) ? 8192 : 2048
+  return { ...shapesFor(device)[0]!, rows: n, hidden: n, intermediate: n }
+}
 
 async function median(name: string, run: () => Promise<unknown>, milliseconds: number): Promise<number> {
   const bench = new Bench({ time: milliseconds, iterations: 5, warmupTime: milliseconds / 4, warmupIterations: 2 })
@@ -94,13 +125,14 @@ async function time(device: string, dtype: ModelDType, kernel: string, shape: Sh
 
 /** GEMM rate and memory bandwidth of the device, measured now. */
 export async function measureRoofs(device: string, dtype: ModelDType, milliseconds = 400): Promise<Roofs> {
-  const gemm = await time(device, dtype, 'gemm', square, milliseconds)
-  const read = await time(device, dtype, 'read', large, milliseconds)
-  const copy = await time(device, dtype, 'copy', large, milliseconds)
+  const [shape] = shapesFor(device) as [Shape]
+  const gemm = await time(device, dtype, 'gemm', square(device), milliseconds)
+  const read = await time(device, dtype, 'read', shape, milliseconds)
+  const copy = await time(device, dtype, 'copy', shape, milliseconds)
   return { gflops: gemm.flops / gemm.seconds / 1e9, gbps: Math.max(read.bytes / read.seconds, copy.bytes / copy.seconds) / 1e9 }
 }
 
-/** All kernels that match the filter, at a large and a small shape. */
+/** All kernels that match the filter, at a large and a small shape, on a GPU at one. */
 export async function* kernelRows(
   device: string,
   dtype: ModelDType,
@@ -117,14 +149,15 @@ export async function* kernelRows(
     gbps: bytes / seconds / 1e9,
     share: Math.max(flops / roofs.gflops, bytes / roofs.gbps) / 1e9 / seconds,
   })
-  for (const shape of [large, small])
+  const shapes = shapesFor(device)
+  for (const shape of shapes)
     for (const kernel of native().benchKernels()) {
       if (!filter.test(kernel) || kernel === 'read' || kernel === 'copy') continue
       const { seconds, flops, bytes } = await time(device, dtype, kernel, shape, milliseconds)
       yield row(kernel, shape.label, seconds, flops, bytes)
     }
   if (device === 'reference' || dtype === 'float64') return
-  for (const named of namedKernels(dtype)) {
+  for (const named of namedKernels(device, dtype, shapes[0]!)) {
     if (!filter.test(named.kernel)) continue
     const made = await named.make()
     const seconds = await median(named.kernel, made.run, milliseconds)
@@ -142,18 +175,20 @@ interface Named {
 }
 
 /** The three kernels that name the project, as a program calls them on Tensors. */
-function namedKernels(dtype: 'float32' | 'bfloat16'): Named[] {
-  const [N, D, F, V, T, L, H] = [2048, 512, 1408, 8192, 4, 1, 8]
+function namedKernels(device: string, dtype: 'float32' | 'bfloat16', shape: Shape): Named[] {
+  const { rows: N, hidden: D, intermediate: F, vocabulary: V, length: S, heads: H } = shape
+  const [T, L] = [4, 1]
   const size = dtype === 'float32' ? 4 : 2
+  const on = device as 'cpu' | 'cuda'
   const noise = (count: number, scale = 0.05) => Float32Array.from({ length: count }, (_, i) => scale * Math.sin(1 + 12.9898 * i))
   const matrix = (rows: number, columns: number, scale?: number) =>
-    tensor(noise(rows * columns, scale), [rows, columns], { dtype })
-  const vector = (n: number, value: number) => tensor(new Float32Array(n).fill(value), [n], { dtype })
+    tensor(noise(rows * columns, scale), [rows, columns], { dtype, device: on })
+  const vector = (n: number, value: number) => tensor(new Float32Array(n).fill(value), [n], { dtype, device: on })
   return [
     {
       kernel: 'loopedBlockForward',
-      shape: `N ${N}, D ${D}, F ${F}, L ${L}, T ${T}, S 512`,
-      flops: T * L * (2 * N * (4 * D * D + 3 * D * F) + 2 * N * 512 * D),
+      shape: `N ${N}, D ${D}, F ${F}, L ${L}, T ${T}, S ${S}`,
+      flops: T * L * (2 * N * (4 * D * D + 3 * D * F) + 2 * N * S * D),
       bytes: T * N * D * size * 2,
       async make() {
         const block = {
@@ -177,7 +212,7 @@ function namedKernels(dtype: 'float32' | 'bfloat16'): Named[] {
           numAttentionHeads: H,
         }
         const hidden = matrix(N, D, 1)
-        const options = { loops: T, offsets: [0, 512, 1024, 1536, 2048], ropeTheta: 1e6, normEps: 1e-6 }
+        const options = { loops: T, offsets: Array.from({ length: N / S + 1 }, (_, i) => i * S), ropeTheta: 1e6, normEps: 1e-6 }
         return {
           async run() {
             const out = await kernels.loopedBlockForward(hidden, weights, options)
@@ -196,9 +231,13 @@ function namedKernels(dtype: 'float32' | 'bfloat16'): Named[] {
       flops: T * N * D * V, // 2 · T · N/2 · D · V
       bytes: (T * N * D * size) / 2 + V * D * size,
       async make() {
-        const hidden = tensor(noise((T * N * D) / 2, 1), [T, N / 2, D], { dtype })
+        const hidden = tensor(noise((T * N * D) / 2, 1), [T, N / 2, D], { dtype, device: on })
         const head = matrix(V, D)
-        const targets = tensor(Int32Array.from({ length: N / 2 }, (_, i) => (i * 7919) % V))
+        const targets = tensor(
+          Int32Array.from({ length: N / 2 }, (_, i) => (i * 7919) % V),
+          undefined,
+          { device: on },
+        )
         return {
           async run() {
             const out = await kernels.perLoopLogSoftmax(hidden, head, targets, { temperature: 1 })
@@ -219,7 +258,7 @@ function namedKernels(dtype: 'float32' | 'bfloat16'): Named[] {
       async make() {
         const rows = 16 * N
         const real = (shape: number[], value: number) =>
-          tensor(new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(value), shape)
+          tensor(new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(value), shape, { device: on })
         const logprobs = real([T, rows], -1)
         const inputs = {
           weights: real([T, rows], 1 / T),

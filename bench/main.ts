@@ -4,9 +4,10 @@ import { cpus } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { devices } from '../src/index.js'
-import { type KernelRow, kernelRows, measureRoofs, type Roofs } from './kernels.js'
+import { emulated, type KernelRow, kernelRows, measureRoofs, onGpu, type Roofs } from './kernels.js'
 import { type ServeRow, serveRows } from './serve.js'
-import { type StepRow, steps } from './steps.js'
+import { type StepRow, stepsOn } from './steps.js'
+import { type TorchTimes, torchTimes } from './torch.js'
 
 const usage = `npm run bench -- [--json] [--device cpu] [--dtype float32,bfloat16] [--filter REGEX] [--kernels | --steps | --serve]
   --json     one JSON document on standard output, nothing else
@@ -60,15 +61,30 @@ const report = {
   roofs: {} as Record<string, Roofs>,
   kernels: [] as KernelRow[],
   steps: [] as StepRow[],
+  torch: undefined as TorchTimes | string | undefined,
   serve: [] as ServeRow[],
 }
 say(`${report.cpu}, Node ${report.node}; ${report.devices.map((d) => `${d.name}: ${d.description}`).join('; ')}`)
+
+// Before anything of ours is on the GPU.
+if (onGpu(given.device) && !emulated(given.device) && !given.serve) {
+  report.torch = torchTimes()
+  say(typeof report.torch === 'string' ? `PyTorch: ${report.torch}` : `PyTorch ${report.torch.torch} beside it, in bfloat16`)
+}
+/** PyTorch's columns: its times of the row that begins with a name of its own. */
+function torchCells(row: string, dtype: string): string[] {
+  if (report.torch === undefined || typeof report.torch === 'string') return []
+  const found = Object.entries(report.torch.seconds).find(([name]) => row === name || row.startsWith(`${name} `))?.[1]
+  if (found === undefined || dtype !== 'bfloat16') return ['', '']
+  return [found.eager, found.compile].map((t) => (t === undefined ? '' : `${(1e3 * t).toFixed(3)} ms`))
+}
+const torchTitles = typeof report.torch === 'object' ? ['torch', 'compiled'] : []
 
 if (both || given.kernels)
   for (const dtype of given.dtypes) {
     const roofs = await measureRoofs(given.device, dtype)
     report.roofs[dtype] = roofs
-    const table = [['kernel', `shape (${dtype})`, 'time', 'GFLOP/s', 'GB/s', 'of roof']]
+    const table = [['kernel', `shape (${dtype})`, 'time', 'GFLOP/s', 'GB/s', 'of roof', ...torchTitles]]
     for await (const row of kernelRows(given.device, dtype, roofs, given.pattern)) {
       report.kernels.push(row)
       table.push([
@@ -78,20 +94,20 @@ if (both || given.kernels)
         row.gflops.toFixed(0),
         row.gbps.toFixed(1),
         percent(row.share),
+        ...torchCells(row.kernel, dtype),
       ])
     }
     say(
-      `\n${dtype}: roofs of this run are ${roofs.gflops.toFixed(0)} GFLOP/s (2048³ product) and ${roofs.gbps.toFixed(1)} GB/s (memory)`,
+      `\n${dtype}: roofs of this run are ${roofs.gflops.toFixed(0)} GFLOP/s (product of squares) and ${roofs.gbps.toFixed(1)} GB/s (memory)`,
     )
     if (!given.json) printTable(table)
   }
 
 if (both || given.steps) {
-  const table = [['step', 'roof', 'time', 'tokens/s', 'of roof', 'peak MiB', 'loop delay p99']]
-  for (const name of Object.keys(steps).filter((n) => given.pattern.test(n))) {
-    const line = execFileSync(process.execPath, [fileURLToPath(new URL('./steps.js', import.meta.url)), name], {
-      encoding: 'utf8',
-    })
+  const table = [['step', 'roof', 'time', 'tokens/s', 'of roof', 'peak MiB', 'loop delay p99', ...torchTitles]]
+  for (const name of Object.keys(stepsOn(given.device)).filter((n) => given.pattern.test(n))) {
+    const file = fileURLToPath(new URL('./steps.js', import.meta.url))
+    const line = execFileSync(process.execPath, [file, name, given.device], { encoding: 'utf8' })
     const row = JSON.parse(line) as StepRow
     report.steps.push(row)
     const delay = row.eventLoopDelayMs === undefined ? '' : `${row.eventLoopDelayMs.toFixed(1)} ms`
@@ -103,6 +119,7 @@ if (both || given.steps) {
       percent(row.share),
       String(row.peakMiB),
       delay,
+      ...torchCells(name, row.dtype),
     ])
   }
   say('')

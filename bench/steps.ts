@@ -1,10 +1,11 @@
-// Whole steps, each in a process of its own so that its resident peak is its own: node dist/bench/steps.js NAME prints one JSON line.
+// Whole steps, each in a process of its own so that its peak of memory is its own: node dist/bench/steps.js NAME [DEVICE] prints one JSON line.
 import { execFileSync } from 'node:child_process'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { fileURLToPath } from 'node:url'
-import { addition, LoopLM, LoopRPTTrainer, PretrainTrainer, RLTTTrainer } from '../src/index.js'
+import { addition, type DeviceName, LoopLM, LoopRPTTrainer, memory, PretrainTrainer, RLTTTrainer } from '../src/index.js'
 import type { ModelDType, Recompute } from '../src/model/types.js'
-import { measureRoofs } from './kernels.js'
+import { emulated, measureRoofs, onGpu } from './kernels.js'
+import { type Config, d96, d128, d512, d768, d1536, ouro } from './models.js'
 
 /** What a step row reports; `share` is of the roof it names. */
 export interface StepRow {
@@ -14,53 +15,11 @@ export interface StepRow {
   tokensPerSecond: number
   share?: number
   roof?: string
-  /** Resident peak of the process in MiB, before the roofs are measured. */
+  /** Resident peak of the process in MiB, on a GPU that of the device's buffers, before the roofs are measured. */
   peakMiB: number
   /** 99th percentile of the event loop's delay beyond its interval, in ms. */
   eventLoopDelayMs?: number
 }
-
-const d512 = {
-  vocab_size: 8192,
-  hidden_size: 512,
-  intermediate_size: 1408,
-  num_hidden_layers: 6,
-  num_attention_heads: 8,
-  total_ut_steps: 4,
-}
-const d128 = {
-  vocab_size: 128,
-  hidden_size: 128,
-  intermediate_size: 352,
-  num_hidden_layers: 2,
-  num_attention_heads: 4,
-  total_ut_steps: 4,
-}
-const d768 = {
-  vocab_size: 8192,
-  hidden_size: 768,
-  intermediate_size: 2048,
-  num_hidden_layers: 12,
-  num_attention_heads: 12,
-  total_ut_steps: 4,
-}
-const d1536 = {
-  vocab_size: 16384,
-  hidden_size: 1536,
-  intermediate_size: 4096,
-  num_hidden_layers: 16,
-  num_attention_heads: 12,
-  total_ut_steps: 4,
-}
-const d96 = {
-  vocab_size: 12,
-  hidden_size: 96,
-  intermediate_size: 256,
-  num_hidden_layers: 2,
-  num_attention_heads: 4,
-  total_ut_steps: 4,
-}
-type Config = typeof d512
 
 /** Weights of all blocks, of the head. */
 function weights(c: Config): { blocks: number; head: number } {
@@ -70,7 +29,8 @@ function weights(c: Config): { blocks: number; head: number } {
   }
 }
 
-const peakMiB = () => Math.round(process.resourceUsage().maxRSS / 1024)
+const device = (process.argv[3] ?? 'cpu') as DeviceName
+const peakMiB = () => Math.round(onGpu(device) ? memory().peak / 2 ** 20 : process.resourceUsage().maxRSS / 1024)
 const middle = (values: number[]) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)]!
 async function seconds(run: () => Promise<unknown>): Promise<number> {
   const start = performance.now()
@@ -87,7 +47,7 @@ const texts = (config: Config, count: number, length: number) =>
 const stage1Work = (c: Config, tokens: number) => 3 * (weights(c).blocks + weights(c).head) * c.total_ut_steps * tokens
 
 async function stage1(step: string, config: Config, count: number, length: number): Promise<StepRow> {
-  const model = await LoopLM.create(config, { seed: 1 })
+  const model = await LoopLM.create(config, { device, seed: 1 })
   const trainer = new PretrainTrainer(model, { learningRate: 1e-5 })
   const batch = { sequences: texts(config, count, length) }
   await trainer.update(batch)
@@ -96,7 +56,7 @@ async function stage1(step: string, config: Config, count: number, length: numbe
   const taken = middle(times)
   const gflops = (2 * stage1Work(config, count * length)) / taken / 1e9
   const peak = peakMiB()
-  const roofs = await measureRoofs('cpu', 'float32')
+  const roofs = await measureRoofs(device, 'float32')
   return {
     step,
     dtype: 'float32',
@@ -115,13 +75,13 @@ async function stage1(step: string, config: Config, count: number, length: numbe
 async function looprpt(step: string, config: Config, count: number, length: number): Promise<StepRow> {
   // First, since Linux counts the peak of the parent for a child as well.
   const file = fileURLToPath(import.meta.url)
-  const alone = execFileSync(process.execPath, [file, `Stage I update ${step.split('update ')[1]}`], { encoding: 'utf8' })
+  const alone = execFileSync(process.execPath, [file, `Stage I update ${step.split('update ')[1]}`, device], { encoding: 'utf8' })
   const { peakMiB: stage1Peak } = JSON.parse(alone) as StepRow
   const sequences = texts(config, count, length)
-  const trainer = new LoopRPTTrainer(await LoopLM.create(config, { seed: 1 }), { learningRate: 1e-5, rollouts: 8 })
+  const trainer = new LoopRPTTrainer(await LoopLM.create(config, { device, seed: 1 }), { learningRate: 1e-5, rollouts: 8 })
   const times = [await seconds(() => trainer.update({ sequences }))]
   const peak = peakMiB()
-  const beside = new PretrainTrainer(await LoopLM.create(config, { seed: 1 }), { learningRate: 1e-5 })
+  const beside = new PretrainTrainer(await LoopLM.create(config, { device, seed: 1 }), { learningRate: 1e-5 })
   const stage1Times = [await seconds(() => beside.update({ sequences }))]
   const rounds = Math.ceil(8 / times[0]!)
   for (let i = 0; i < rounds; i++) {
@@ -156,7 +116,7 @@ async function rltt(
   dtype: ModelDType,
   recompute: Recompute = 'none',
 ): Promise<StepRow> {
-  const model = await LoopLM.create(config, { dtype, seed: 1 })
+  const model = await LoopLM.create(config, { device, dtype, seed: 1 })
   const trainer = new RLTTTrainer(model, { weights: 'exit-pdf', learningRate: 1e-5, recompute })
   const sequences = texts(config, count, length)
   const batch = { sequences, promptLengths: sequences.map(() => 1), advantages: sequences.map((_, i) => (i % 2 ? 1 : -1)) }
@@ -171,7 +131,7 @@ async function rltt(
   const tokens = count * length
   const { blocks, head } = weights(config)
   const gflops = (6 * (blocks + head) * config.total_ut_steps * tokens) / taken / 1e9
-  const roofs = await measureRoofs('cpu', dtype)
+  const roofs = await measureRoofs(device, dtype)
   return {
     step,
     dtype,
@@ -185,7 +145,7 @@ async function rltt(
 }
 
 async function sampling(step: string, prompts: number, group: number): Promise<StepRow> {
-  const model = await LoopLM.create(d128, { seed: 1 })
+  const model = await LoopLM.create(d128, { device, seed: 1 })
   const prefixes = Array.from({ length: prompts }, (_, i) =>
     Array.from({ length: 16 }, (_, j) => (i * 31 + j * 17 + i * j) % 128),
   )
@@ -217,7 +177,7 @@ async function decode(
   step: string,
   { config, rows = 1, tokens = 24, quantize, threshold = 1, speculate }: DecodeOptions,
 ): Promise<StepRow> {
-  const model = await LoopLM.create(config, { dtype: 'bfloat16', seed: 1, ...(quantize ? { quantize } : {}) })
+  const model = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1, ...(quantize ? { quantize } : {}) })
   const options = {
     maxNewTokens: tokens,
     temperature: 0,
@@ -253,7 +213,7 @@ async function decode(
   let meanLoops = 0
   for (let i = 0; i < 7; i++) {
     const measured = await run()
-    const roof = (await measureRoofs('cpu', 'bfloat16', 60)).gbps
+    const roof = (await measureRoofs(device, 'bfloat16', 60)).gbps
     meanLoops = measured.meanLoops
     rates.push(measured.rate)
     roofs.push(roof)
@@ -272,19 +232,18 @@ async function decode(
   }
 }
 
-async function prefill(step: string): Promise<StepRow> {
-  const model = await LoopLM.create(d768, { dtype: 'bfloat16', seed: 1 })
-  const length = 512
-  const prompt = Array.from({ length }, (_, j) => (j * 7919) % d768.vocab_size)
+async function prefill(step: string, config: Config, length: number): Promise<StepRow> {
+  const model = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1 })
+  const prompt = Array.from({ length }, (_, j) => (j * 7919) % config.vocab_size)
   const run = () => model.generate([prompt], { maxNewTokens: 1, temperature: 0, stop: [] })
   await run()
   const times: number[] = []
   for (let i = 0; i < 5; i++) times.push(await seconds(run))
   const taken = middle(times)
   const peak = peakMiB()
-  const roofs = await measureRoofs('cpu', 'bfloat16')
-  const { blocks, head } = weights(d768)
-  const gflops = (2 * (blocks * d768.total_ut_steps * length + head)) / taken / 1e9
+  const roofs = await measureRoofs(device, 'bfloat16')
+  const { blocks, head } = weights(config)
+  const gflops = (2 * (blocks * config.total_ut_steps * length + head)) / taken / 1e9
   return {
     step,
     dtype: 'bfloat16',
@@ -297,7 +256,7 @@ async function prefill(step: string): Promise<StepRow> {
 }
 
 async function addition5(step: string): Promise<StepRow> {
-  const model = await LoopLM.create(d96, { seed: 1 })
+  const model = await LoopLM.create(d96, { device, seed: 1 })
   const task = addition({ digits: 5 })
   // An untrained model earns nothing and its flat groups would be skipped; an odd last digit is rewarded instead, which keeps almost every group at work.
   const reward = (_prompt: string, completion: string) => Number('13579'.includes(completion.at(-1) ?? '+'))
@@ -319,8 +278,9 @@ async function addition5(step: string): Promise<StepRow> {
   }
 }
 
-/** Every row by name. */
-export const steps: Record<string, (name: string) => Promise<StepRow>> = {
+type Steps = Record<string, (name: string) => Promise<StepRow>>
+
+const cpuSteps: Steps = {
   'RLTT update D 512, 4 × 512': (name) => rltt(name, d512, 4, 512, 'float32'),
   'RLTT update D 512, 4 × 512, recompute layer': (name) => rltt(name, d512, 4, 512, 'float32', 'layer'),
   'RLTT update D 512, 4 × 512, bfloat16': (name) => rltt(name, d512, 4, 512, 'bfloat16'),
@@ -343,13 +303,32 @@ export const steps: Record<string, (name: string) => Promise<StepRow>> = {
   'decode batch 16, 98 M parameters, exits': (name) => decode(name, { config: d768, rows: 16, tokens: 48, threshold: 0.6 }),
   'decode batch 1, 500 M parameters, bfloat16': (name) => decode(name, { config: d1536, tokens: 12 }),
   'decode batch 1, 500 M parameters, int4': (name) => decode(name, { config: d1536, tokens: 16, quantize: 'int4' }),
-  'prefill of 512 tokens, 98 M parameters, bfloat16': prefill,
+  'prefill of 512 tokens, 98 M parameters, bfloat16': (name) => prefill(name, d768, 512),
   'RLTT on Add(5), 200 steps of 32 × 8': addition5,
 }
 
+/** On a GPU: Ouro-1.4B; on the emulator, to see that it runs, a model of a few thousand parameters. */
+function gpuSteps(tiny: boolean): Steps {
+  const small = { ...ouro, vocab_size: 64, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 1, num_attention_heads: 2 }
+  const [model, config, rows, length] = tiny ? ['tiny', small, 2, 8] : ['Ouro-1.4B', ouro, 4, 4096]
+  const tokens = tiny ? 3 : 64
+  return {
+    [`RLTT update ${model}, ${rows} × ${length}, bfloat16, recompute layer`]: (name) =>
+      rltt(name, config, rows, length, 'bfloat16', 'layer'),
+    [`decode batch 1, ${model}, bfloat16`]: (name) => decode(name, { config, tokens }),
+    [`decode batch 16, ${model}, bfloat16`]: (name) => decode(name, { config, rows: tiny ? 2 : 16, tokens }),
+    [`decode batch 1, ${model}, exits`]: (name) => decode(name, { config, tokens, threshold: 0.6 }),
+    [`decode batch 1, ${model}, int4`]: (name) => decode(name, { config, tokens, quantize: 'int4' }),
+    [`prefill of ${length / 2} tokens, ${model}, bfloat16`]: (name) => prefill(name, config, length / 2),
+  }
+}
+
+/** Every row of a device by name. */
+export const stepsOn = (device: string): Steps => (onGpu(device) ? gpuSteps(emulated(device)) : cpuSteps)
+
 const wanted = process.argv[2]
 if (process.argv[1]?.endsWith('steps.js') && wanted !== undefined) {
-  const run = steps[wanted]
-  if (run === undefined) throw new Error(`no step "${wanted}"; there are: ${Object.keys(steps).join('; ')}`)
+  const run = stepsOn(device)[wanted]
+  if (run === undefined) throw new Error(`no step "${wanted}"; there are: ${Object.keys(stepsOn(device)).join('; ')}`)
   process.stdout.write(`${JSON.stringify(await run(wanted))}\n`)
 }
