@@ -72,13 +72,14 @@ void columns(const Task<E>& t, const E* a, const char* const* rows, const float*
     vf square[S][W];
     for (int v = 0; v < S; v++) {
 #pragma GCC unroll 16
-      for (int i = 0; i < lines; i++) __builtin_prefetch(next + (u * S + v * W) * W * 4 + i * 64, 0, 2);
-#pragma GCC unroll 16
       for (int i = 0; i < W; i++) square[v][i] = *(const vf_any*)(rows[v * W + i] + 4 * u);
       transpose(square[v]);
     }
     const int64_t end = least(W, units - u);
     for (int64_t j = 0; j < end; j++) {
+      // One line at a time: a burst would take all the places for misses, and the codes of this square would wait.
+      if (j < lines)
+        for (int v = 0; v < S; v++) __builtin_prefetch(next + ((u * S + v * W) * W * 4 + j * 64), 0, 2);
 #pragma GCC unroll 8
       for (int step = 0; step < steps; step++)
 #pragma GCC unroll 2
@@ -94,6 +95,8 @@ void columns(const Task<E>& t, const E* a, const char* const* rows, const float*
 #pragma GCC unroll 2
       for (int v = 0; v < S; v++) {
         const vf scale = count >= W ? load(scales + v * W) : load_part(scales, int(count));
+        // Of the columns that follow: groups lie too far apart for the processor to foresee.
+        __builtin_prefetch(scales + (S + v) * W);
         for (int i = 0; i < M; i++) {
           total[v][i] += scale * acc[v][i];
           acc[v][i] = vf{};
@@ -136,7 +139,8 @@ void strip(const Task<E>& t, int64_t first, int64_t m, int64_t column, int64_t c
   static constexpr Columns table[] = {columns<E, BITS, Out, 1, 1>, columns<E, BITS, Out, 2, 1>, columns<E, BITS, Out, 4, 1>,
                                       columns<E, BITS, Out, STREAMED, 1>};
   for (int64_t begin = 0; begin < count; begin += W)
-    table[m == STREAMED ? 3 : m / 2](t, a, rows + begin, scales + begin, next, c + begin, least(W, count - begin));
+    table[m == STREAMED ? 3 : m / 2](t, a, rows + begin, scales + begin, next + begin * row_bytes, c + begin,
+                                     least(W, count - begin));
 }
 
 template <class E, int BITS>
