@@ -1,5 +1,5 @@
 import { LoopLMError } from './errors.js'
-import { checkNumber, checkWord } from './model/checks.js'
+import { checkNumber, checkTemperature, checkWord } from './model/checks.js'
 import { maxLoops } from './model/config.js'
 import type { Surrogate } from './model/types.js'
 import { call, native } from './native.js'
@@ -157,7 +157,7 @@ async function perLoopLogSoftmax<D extends FloatDType>(
   const operation = 'kernels.perLoopLogSoftmax'
   checkOperand(operation, hidden.device, hidden.dtype, headWeight)
   checkOperand(operation, hidden.device, 'int32', targets)
-  const temperature = checkNumber(options.temperature ?? 1, 'temperature', { above: 0 }, operation)
+  const temperature = checkTemperature(options.temperature, operation)
   const [states, head, wanted] = [hidden.handle(operation), headWeight.handle(operation), targets.handle(operation)]
   const out = await call(operation, () => native().kernelPerLoopLogSoftmax(states, head, wanted, temperature))
   const real = realOf(hidden.dtype)

@@ -3,8 +3,9 @@ import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { whenAborted } from './abort.js'
 import { LoopLMError, toLoopLMError } from './errors.js'
-import type { BeliefRewards, LossMetrics, LossTerm, RealArray } from './model/types.js'
+import type { BeliefRewards, LossMetrics, LossTerm, ModelDType, RealArray } from './model/types.js'
 import type { DType } from './tensor/types.js'
 
 /** An object of the engine. `dispose` gives its memory back after the calls that still use it; the garbage collector is the fallback. */
@@ -250,15 +251,19 @@ export interface NativeBinding {
     range: number,
     quantization?: Quantization,
   ): Promise<NativeModel>
-  /** @param quantized the files hold codes and scales of that quantization already */
+  /**
+   * @param dtype undefined: that of the files
+   * @param quantized the files hold codes and scales of that quantization already
+   */
   modelLoad(
     context: NativeContext,
     config: NativeModelConfig,
-    dtype: DType,
+    dtype: DType | undefined,
     paths: readonly string[],
     quantization: Quantization | undefined,
     quantized: boolean,
   ): Promise<NativeModel>
+  modelDType(model: NativeModel): ModelDType
   modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', dequantize: boolean): Promise<void>
   modelAddAdapter(
     model: NativeModel,
@@ -398,15 +403,14 @@ export function context(device: string, threads: number, operation: string): Nat
 export async function call<T>(operation: string, run: (cancel: Cancel) => Promise<T>, signal?: AbortSignal): Promise<T> {
   if (signal?.aborted) throw aborted(operation, signal)
   const cancel = signal && native().createCancel()
-  const onAbort = () => cancel && native().cancel(cancel)
-  signal?.addEventListener('abort', onAbort, { once: true })
+  const unwatch = whenAborted(signal, () => cancel && native().cancel(cancel))
   try {
     return await run(cancel)
   } catch (error) {
     if (signal?.aborted && (error as { code?: unknown }).code === 'ABORTED') throw aborted(operation, signal)
     throw toLoopLMError(error, operation)
   } finally {
-    signal?.removeEventListener('abort', onAbort)
+    unwatch()
   }
 }
 

@@ -41,47 +41,113 @@ function rotate(x: number[], position: number): number[] {
   })
 }
 
-/** Normed states [loop][position][D] and gate logits [loop][position]. */
-export function forward(c: Sizes, p: Parameters, ids: readonly number[], noise?: Noise, site: Site = 'state') {
-  const [D, heads] = [c.hidden_size, c.num_attention_heads]
-  const size = D / heads
-  const w = (name: string) => p.get(name)!
+/** Of the positions so far, at one loop and layer: keys, rotated, and values. */
+export type Plane = { keys: number[]; values: number[] }[]
+
+/** One block for one position; its key and value go to the plane, and what lies there before it is seen. */
+function block(c: Sizes, p: Parameters, l: number, row: number[], position: number, plane: Plane): number[] {
+  const heads = c.num_attention_heads
+  const size = c.hidden_size / heads
+  const layer = (name: string) => p.get(`model.layers.${l}.${name}.weight`)!
+  const x = rms(row, layer('input_layernorm'))
+  const [q, k, v] = ['q', 'k', 'v'].map((name) => matrix(x, layer(`self_attn.${name}_proj`))) as [number[], number[], number[]]
+  const part = (x: number[], head: number) => x.slice(head * size, (head + 1) * size)
+  const every = Array.from({ length: heads }, (_, head) => head)
+  const rotated = (x: number[]) => every.flatMap((head) => rotate(part(x, head), position))
+  plane[position] = { keys: rotated(k), values: v }
+  const seen = plane.slice(0, position + 1)
+  const mixed = every.flatMap((head) => {
+    const query = part(rotated(q), head)
+    const weights = softmax(seen.map(({ keys }) => dot(query, part(keys, head)) / Math.sqrt(size)))
+    return Array.from({ length: size }, (_, i) => sum(seen.map(({ values }, s) => weights[s]! * part(values, head)[i]!)))
+  })
+  const h = plus(row, rms(matrix(mixed, layer('self_attn.o_proj')), layer('input_layernorm_2')))
+  const inner = rms(h, layer('post_attention_layernorm'))
+  const [gate, up] = ['gate', 'up'].map((name) => matrix(inner, layer(`mlp.${name}_proj`)))
+  const active = gate!.map((g, i) => (g / (1 + Math.exp(-g))) * up![i]!)
+  return plus(h, rms(matrix(active, layer('mlp.down_proj')), layer('post_attention_layernorm_2')))
+}
+
+const embedded = (c: Sizes, p: Parameters, id: number) =>
+  Array.from({ length: c.hidden_size }, (_, i) => p.get('model.embed_tokens.weight')![id * c.hidden_size + i]!)
+
+/** Normed states [loop][position][D] and gate logits [loop][position]; `planes` [loop][layer] receive keys and values. */
+export function forward(
+  c: Sizes,
+  p: Parameters,
+  ids: readonly number[],
+  noise?: Noise,
+  site: Site = 'state',
+  planes: Plane[][] = [],
+) {
   const disturbed = (rows: number[][], where: Site, t: number) =>
     noise === undefined || site !== where ? rows : rows.map((row, j) => plus(row, noise[t]![j]!))
   let h = disturbed(
-    ids.map((id) => Array.from({ length: D }, (_, i) => w('model.embed_tokens.weight')[id * D + i]!)),
+    ids.map((id) => embedded(c, p, id)),
     'embedding',
     0,
   )
   const states: number[][][] = []
   for (let t = 0; t < c.total_ut_steps; t++) {
+    planes[t] = []
     for (let l = 0; l < c.num_hidden_layers; l++) {
-      const layer = (name: string) => w(`model.layers.${l}.${name}.weight`)
-      const x = h.map((row) => rms(row, layer('input_layernorm')))
-      const [q, k, v] = ['q', 'k', 'v'].map((name) => x.map((row) => matrix(row, layer(`self_attn.${name}_proj`))))
-      const mixed = h.map((_, j) =>
-        Array.from({ length: heads }, (_, head) => {
-          const part = (rows: number[][], s: number) => rows[s]!.slice(head * size, (head + 1) * size)
-          const seen = Array.from({ length: j + 1 }, (_, s) => s)
-          const weights = softmax(seen.map((s) => dot(rotate(part(q!, j), j), rotate(part(k!, s), s)) / Math.sqrt(size)))
-          return Array.from({ length: size }, (_, i) => sum(seen.map((s) => weights[s]! * part(v!, s)[i]!)))
-        }).flat(),
-      )
-      h = h.map((row, j) => plus(row, rms(matrix(mixed[j]!, layer('self_attn.o_proj')), layer('input_layernorm_2'))))
-      h = h.map((row) => {
-        const inner = rms(row, layer('post_attention_layernorm'))
-        const [gate, up] = ['gate', 'up'].map((name) => matrix(inner, layer(`mlp.${name}_proj`)))
-        const active = gate!.map((g, i) => (g / (1 + Math.exp(-g))) * up![i]!)
-        return plus(row, rms(matrix(active, layer('mlp.down_proj')), layer('post_attention_layernorm_2')))
-      })
+      const plane: Plane = []
+      planes[t]!.push(plane)
+      h = h.map((row, j) => block(c, p, l, row, j, plane))
     }
-    h = disturbed(h, 'residual', t).map((row) => rms(row, w('model.norm.weight')))
+    h = disturbed(h, 'residual', t).map((row) => rms(row, p.get('model.norm.weight')!))
     h = disturbed(h, 'state', t)
     states.push(h)
   }
-  const [bias] = [w('model.early_exit_gate.bias')[0]!]
-  const gates = states.map((rows) => rows.map((row) => dot(row, w('model.early_exit_gate.weight')) + bias))
+  const gates = states.map((rows) => rows.map((row) => gateLogit(p, row)))
   return { states, gates }
+}
+
+export const gateLogit = (p: Parameters, state: number[]) =>
+  dot(state, p.get('model.early_exit_gate.weight')!) + p.get('model.early_exit_gate.bias')![0]!
+export const probabilities = (p: Parameters, state: number[]) => softmax(matrix(state, p.get('lm_head.weight')!))
+
+/**
+ * Greedy decoding by math.md §7: the prompt at full depth, then token by token over its keys. `leaves` sees the states of a token after each
+ * of its loops so far. Where loops have planes of their own, a token that leaves early lends its last keys and values to the deeper loops;
+ * where they share one, it has those of the prompt's last loop, and every later loop of a token overwrites its own.
+ */
+export function greedy(
+  c: Sizes,
+  p: Parameters,
+  prompt: readonly number[],
+  options: { tokens: number; shared: boolean; leaves: (states: number[][]) => boolean },
+): { tokens: number[]; loops: number[] } {
+  const planes: Plane[][] = []
+  const { states } = forward(c, p, prompt, undefined, 'state', planes)
+  const T = c.total_ut_steps
+  const last = planes[T - 1]!
+  const planesOf = (t: number) => (options.shared ? last : planes[t]!)
+  const tokens: number[] = []
+  const loops: number[] = []
+  const read = (next: (t: number) => number[]) => {
+    const seen: number[][] = []
+    do seen.push(next(seen.length))
+    while (seen.length < T && !options.leaves(seen))
+    const table = probabilities(p, seen.at(-1)!)
+    tokens.push(table.indexOf(Math.max(...table)))
+    loops.push(seen.length)
+    return seen.length
+  }
+  read((t) => states[t]!.at(-1)!)
+  while (tokens.length < options.tokens) {
+    const position = prompt.length + tokens.length - 1
+    let h = embedded(c, p, tokens.at(-1)!)
+    const left = read((t) => {
+      for (let l = 0; l < c.num_hidden_layers; l++) h = block(c, p, l, h, position, planesOf(t)[l]!)
+      h = rms(h, p.get('model.norm.weight')!)
+      return h
+    })
+    if (options.shared) continue
+    for (const above of planes.slice(left))
+      for (const [l, plane] of above.entries()) plane[position] = planes[left - 1]![l]![position]!
+  }
+  return { tokens, loops }
 }
 
 /** log p_t of the exits from the gate logits of one position (math.md §1). */

@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { AdamW, LoopLM, type LoopLMConfigInput, memory, Tokenizer } from '../src/index.js'
 import { collectGarbage } from './garbage.js'
 import { refusal } from './refusal.js'
+import { asBF16, asF16, asF32, readTensors, type Stored, writeTensors } from './stored-tensors.js'
 
 const small: LoopLMConfigInput = {
   vocab_size: 29,
@@ -327,7 +328,9 @@ describe('arguments', () => {
     expect((await score([[1, -1]])).message).toMatch(/-1/)
     expect((await score([[1, 2.5]])).message).toMatch(/2\.5/)
     expect((await score('text')).code).toBe('INVALID_ARGUMENT')
-    expect((await score(sequences, { temperature: 0 })).message).toMatch(/temperature must be a finite number more than 0, got 0/)
+    expect((await score(sequences, { temperature: 0 })).message).toMatch(
+      /temperature must be a finite number at least 0.000001, got 0/,
+    )
     expect((await score(sequences, { temperature: Number.NaN })).message).toMatch(/NaN/)
     expect((await score(sequences, { loops: 0 })).message).toMatch(/loops must be an integer at least 1 and at most 64/)
     expect((await score(sequences, { promptLengths: [1, 3, 1] })).message).toMatch(/promptLengths\[1\].*at most 2, got 3/)
@@ -347,7 +350,17 @@ describe('arguments', () => {
       [{ num_key_value_heads: 3 }, /num_key_value_heads.*does not divide/],
       [{ head_dim: 3 }, /head_dim.*even/],
       [{ hidden_act: 'gelu' }, /hidden_act.*silu/],
-      [{ rope_scaling: { type: 'linear' } }, /rope_scaling.*null/],
+      [{ rope_scaling: { type: 'linear' } }, /rope_scaling\.type.*default/],
+      [{ rope_scaling: { rope_type: 'default', factor: 4 } }, /rope_scaling.*factor/],
+      [{ rope_parameters: { rope_theta: 1e6, type: 'yarn' } }, /rope_parameters\.type.*default/],
+      [{ rope_parameters: { rope_theta: 1e6, factor: 4 } }, /rope_parameters.*factor/],
+      [{ rope_parameters: { partial_rotary_factor: 0.5 } }, /rope_parameters\.partial_rotary_factor.*1/],
+      [{ rope_theta: 1e4, rope_parameters: { rope_theta: 1e6 } }, /rope_theta.*10000.*1000000/],
+      [{ partial_rotary_factor: 0.5 }, /partial_rotary_factor/],
+      [{ rope_interleaved: true }, /rope_interleaved/],
+      [{ attn_logit_softcapping: 50 }, /attn_logit_softcapping/],
+      [{ final_logit_softcapping: 30 }, /final_logit_softcapping/],
+      [{ architectures: ['LlamaForCausalLM'] }, /architectures.*Ouro/],
       [{ use_sliding_window: true }, /use_sliding_window/],
       [{ attention_dropout: 0.1 }, /attention_dropout/],
       [{ total_ut_steps: 0 }, /total_ut_steps/],
@@ -424,6 +437,75 @@ describe('checkpoints', () => {
     for (const [i, v] of (await model.getParameter(name)).entries())
       expect(Math.abs(values[i]! - v)).toBeLessThanOrEqual(2 ** -8 * Math.abs(v))
     expect((await refusal(() => model.save(path, { dtype: 'float64' }))).code).toBe('INVALID_ARGUMENT')
+  })
+
+  it('keep their dtype: bfloat16 where the files hold nothing else, float32 otherwise', async () => {
+    const path = join(folder, 'own-dtype')
+    using model = await LoopLM.create(small)
+    const dtype = async (device?: 'reference') => {
+      using loaded = await LoopLM.fromPretrained(path, device === undefined ? {} : { device })
+      expect(await loaded.getParameter('model.norm.weight')).toBeInstanceOf(device ? Float64Array : Float32Array)
+      return loaded.dtype
+    }
+    await model.save(path)
+    expect(await dtype()).toBe('float32')
+    await model.save(path, { dtype: 'bfloat16' })
+    expect(await dtype()).toBe('bfloat16')
+    expect(await dtype('reference')).toBe('float64')
+    const tensors = readTensors(join(path, 'model.safetensors'))
+    writeTensors(
+      join(path, 'model.safetensors'),
+      tensors.map((tensor, i) => (i === 3 ? asF32(tensor) : tensor)),
+    )
+    expect(await dtype()).toBe('float32')
+  })
+
+  it('hold F32, F16 and BF16 side by side and in several shards, each tensor once', async () => {
+    const path = join(folder, 'mixed')
+    using model = await LoopLM.create(small)
+    for (const { name, shape } of model.parameters())
+      await model.setParameter(
+        name,
+        Float32Array.from({ length: shape.reduce((a, b) => a * b) }, (_, i) => ((i * 37) % 128) / 64 - 1), // exact in each
+      )
+    await model.save(path)
+    const whole = join(path, 'model.safetensors')
+    const tensors = readTensors(whole).map((tensor, i) => [tensor, asF16(tensor), asBF16(tensor)][i % 3]!)
+    const shards = (first: Stored[], second: Stored[]) => {
+      writeTensors(join(path, 'a.safetensors'), first)
+      writeTensors(join(path, 'b.safetensors'), second)
+      const weight_map = Object.fromEntries([
+        ...first.map(({ name }) => [name, 'a.safetensors']),
+        ...second.map(({ name }) => [name, 'b.safetensors']),
+      ])
+      writeFileSync(join(path, 'model.safetensors.index.json'), JSON.stringify({ weight_map }))
+    }
+    rmSync(whole)
+    shards(tensors.slice(0, 5), tensors.slice(5))
+    using loaded = await LoopLM.fromPretrained(path)
+    expect(await loaded.score(sequences)).toEqual(await model.score(sequences))
+    shards(tensors.slice(0, 6), tensors.slice(5))
+    const { message, code } = await refusal(() => LoopLM.fromPretrained(path))
+    expect(code).toBe('INVALID_FILE')
+    expect(message).toContain(`b.safetensors: tensor "${tensors[5]!.name}": is also in ${join(path, 'a.safetensors')}`)
+  })
+
+  it('may repeat a tied head, but not another one', async () => {
+    const path = join(folder, 'tied')
+    using model = await LoopLM.create({ ...small, tie_word_embeddings: true })
+    await model.save(path)
+    const tensors = readTensors(join(path, 'model.safetensors'))
+    const embedding = tensors.find(({ name }) => name === 'model.embed_tokens.weight')!
+    const head = { ...embedding, name: 'lm_head.weight' }
+    writeTensors(join(path, 'model.safetensors'), [...tensors, head])
+    using loaded = await LoopLM.fromPretrained(path)
+    expect(await loaded.score(sequences)).toEqual(await model.score(sequences))
+    const other = Buffer.from(head.data)
+    other[5]! ^= 1
+    writeTensors(join(path, 'model.safetensors'), [...tensors, { ...head, data: other }])
+    expect((await refusal(() => LoopLM.fromPretrained(path))).message).toMatch(
+      /lm_head.*differs from model\.embed_tokens\.weight/,
+    )
   })
 
   it('in shards are read through their index, which cannot name files elsewhere', async () => {

@@ -3,7 +3,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type ExitRule, type GenerateOptions, type GenerateResult, LoopLM, memory, Tokenizer } from '../src/index.js'
 import { collectGarbage } from './garbage.js'
-import { forward, type Parameters } from './looped-model.js'
+import { forward, gateLogit, greedy, type Parameters, probabilities } from './looped-model.js'
 import { refusal } from './refusal.js'
 import { parametersOf } from './tiny.js'
 
@@ -267,16 +267,26 @@ describe('an exit rule with the fewest and the most loops, by its formula in pla
   afterAll(() => model.dispose())
 
   const norm = (x: readonly number[]) => Math.sqrt(x.reduce((sum, v) => sum + v * v, 0))
-  /** Whether a token goes after loop t, counted from 0, with q the gate's cumulative probability of having gone by then. */
-  const goes: Record<ExitRule['rule'], (h: number[][], p: number[][], q: number, t: number, threshold: number) => boolean> = {
-    fixed: () => false,
-    gate: (_h, _p, q, _t, threshold) => q >= threshold,
-    'hidden-delta': (h, _p, _q, t, threshold) => t > 0 && norm(h[t]!.map((v, i) => v - h[t - 1]![i]!)) <= threshold * norm(h[t]!),
-    kl: (_h, p, _q, t, threshold) => t > 0 && p[t]!.reduce((sum, v, i) => sum + v * Math.log(v / p[t - 1]![i]!), 0) <= threshold,
-    entropy: (_h, p, _q, t, threshold) => -p[t]!.reduce((sum, v) => sum + v * Math.log(v), 0) <= threshold,
-    'argmax-stable': (_h, p, _q, t) => t > 0 && argmax(p[t]!) === argmax(p[t - 1]!),
-  }
   const argmax = (p: readonly number[]) => p.indexOf(Math.max(...p))
+  const table = (state: number[]) => probabilities(parameters, state)
+  /** Whether a token goes after the last of its states, by the rule alone. */
+  const goes: Record<ExitRule['rule'], (h: number[][], threshold: number) => boolean> = {
+    fixed: () => false,
+    gate: (h, threshold) => 1 - h.reduce((stay, state) => stay / (1 + Math.exp(gateLogit(parameters, state))), 1) >= threshold,
+    'hidden-delta': (h, threshold) =>
+      h.length > 1 && norm(h.at(-1)!.map((v, i) => v - h.at(-2)![i]!)) <= threshold * norm(h.at(-1)!),
+    kl: (h, threshold) => {
+      if (h.length < 2) return false
+      const before = table(h.at(-2)!)
+      return table(h.at(-1)!).reduce((sum, v, i) => sum + v * Math.log(v / before[i]!), 0) <= threshold
+    },
+    entropy: (h, threshold) => -table(h.at(-1)!).reduce((sum, v) => sum + v * Math.log(v), 0) <= threshold,
+    'argmax-stable': (h) => h.length > 1 && argmax(table(h.at(-1)!)) === argmax(table(h.at(-2)!)),
+  }
+  const leaves =
+    ({ rule, threshold = 0, minLoops = 1 }: { rule: ExitRule['rule']; threshold?: number; minLoops?: number }) =>
+    (h: number[][]) =>
+      h.length >= minLoops && goes[rule](h, threshold)
 
   it.each([
     { rule: 'fixed' },
@@ -286,23 +296,10 @@ describe('an exit rule with the fewest and the most loops, by its formula in pla
     { rule: 'entropy', threshold: 1.2 },
     { rule: 'argmax-stable' },
   ] as const)('$rule', async (exit) => {
-    const head = parameters.get('lm_head.weight')!
-    const D = sizes.hidden_size
     const left: Record<string, number> = {}
     for (let seed = 0; seed < 12; seed++) {
       const prefix = Array.from({ length: 1 + (seed % 4) }, (_, j) => (seed * 7 + j * 3 + seed * j) % V)
-      const { states, gates } = forward(sizes, parameters, prefix)
-      const h = states.map((rows) => rows.at(-1)!)
-      const p = h.map((state) => {
-        const e = Array.from({ length: V }, (_, v) => Math.exp(state.reduce((sum, x, i) => sum + x * head[v * D + i]!, 0)))
-        const total = e.reduce((sum, v) => sum + v, 0)
-        return e.map((v) => v / total)
-      })
-      let stay = 1
-      const q = gates.map((rows) => {
-        stay /= 1 + Math.exp(rows.at(-1)!)
-        return 1 - stay
-      })
+      const h = forward(sizes, parameters, prefix).states.map((rows) => rows.at(-1)!)
       for (const [minLoops, loops] of [
         [1, 4],
         [2, 4],
@@ -315,19 +312,36 @@ describe('an exit rule with the fewest and the most loops, by its formula in pla
         [1, 1],
       ] as const) {
         let want = minLoops
-        while (want < loops && !goes[exit.rule](h, p, q[want - 1]!, want - 1, 'threshold' in exit ? exit.threshold : 0)) want++
+        while (want < loops && !leaves({ ...exit, minLoops })(h.slice(0, want))) want++
         if (exit.rule === 'fixed') want = loops
         const least = exit.rule === 'fixed' ? {} : { minLoops }
         const options = { ...open, maxNewTokens: 1, temperature: 0, loops, exit: { ...exit, ...least } as ExitRule }
         const [result] = await model.generate([prefix], options)
         expect(result!.loops, `${prefix}, ${minLoops} to ${loops}`).toEqual([want])
-        expect(result!.tokens).toEqual([argmax(p[want - 1]!)])
+        expect(result!.tokens).toEqual([argmax(table(h[want - 1]!))])
         left[want] = (left[want] ?? 0) + Number(want > minLoops && want < loops)
       }
     }
     // the formula alone, neither of the bounds, decided some of them
     if (exit.rule !== 'fixed') expect(Object.values(left).reduce((a, b) => a + b)).toBeGreaterThan(2)
   })
+
+  it.each(exits.flatMap((exit) => (['per-loop', 'shared'] as const).map((kv) => ({ ...exit, kv }))))(
+    '$rule token by token over a cache that is $kv',
+    async ({ kv, ...exit }) => {
+      let early = 0
+      for (const loops of [4, 3])
+        for (let seed = 0; seed < 6; seed++) {
+          const prompt = Array.from({ length: 1 + (seed % 5) }, (_, j) => (seed * 7 + j * 3 + seed * j) % V)
+          const options = { tokens: 12, shared: kv === 'shared', leaves: leaves(exit) }
+          const want = greedy({ ...sizes, total_ut_steps: loops }, parameters, prompt, options)
+          const [got] = await model.generate([prompt], { ...open, maxNewTokens: 12, temperature: 0, loops, kv, exit })
+          expect({ tokens: got!.tokens, loops: got!.loops }, `${prompt}, ${loops} loops`).toEqual(want)
+          early += want.loops.filter((loop) => loop < loops).length
+        }
+      expect(early > 0).toBe(exit.rule !== 'fixed')
+    },
+  )
 })
 
 describe('leaving', () => {
@@ -338,6 +352,24 @@ describe('leaving', () => {
   })
   afterAll(() => model.dispose())
   const endless: GenerateOptions = { maxNewTokens: 1_000_000, stop: [], temperature: 1 }
+
+  it('by a signal that many requests share ends all of them, and Node warns of no leak', async () => {
+    using scheduler = model.scheduler({ maxRows: 4 })
+    const warnings: Error[] = []
+    const keep = (warning: Error) => warnings.push(warning)
+    process.on('warning', keep)
+    const controller = new AbortController()
+    const { signal } = controller
+    const requests = Array.from({ length: 30 }, () => scheduler.add([1, 2], { ...endless, signal }))
+    const scores = Promise.all(Array.from({ length: 30 }, () => model.score([[1, 2, 3]], { signal })))
+    await scores
+    controller.abort(new Error('enough'))
+    for (const request of requests) expect((await refusal(() => request.result())).code).toBe('ABORTED')
+    await new Promise((resolve) => setTimeout(resolve, 20))
+    process.off('warning', keep)
+    expect(warnings).toEqual([])
+    expect(scheduler.stats().rows).toBe(0)
+  })
 
   it('by cancel frees the place at once and keeps what was made', async () => {
     using scheduler = model.scheduler({ maxRows: 1 })

@@ -1,5 +1,5 @@
 // Models: creation, files, parameters and gradients.
-#include "../engine/safetensors.h"  // defines: load_parameters, save_parameters
+#include "../engine/safetensors.h"  // defines: load_model, save_parameters
 #include "functions.h"
 #include "input.h"
 #include "output.h"
@@ -73,17 +73,18 @@ Napi::Value create(const Napi::CallbackInfo& info) {
 Napi::Value load(const Napi::CallbackInfo& info) {
   const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
   const ModelConfig config = read_config(Input(info, 1, "config"));
-  const LoopDType dtype = Input(info, 2, "dtype").dtype();
-  const Input list(info, 3, "paths");
+  const Input named(info, 2, "dtype"), list(info, 3, "paths");
+  const auto dtype = named.missing() ? std::nullopt : std::optional(named.dtype());
   std::vector<std::string> paths;
   for (uint32_t i = 0; i < list.length(); i++) paths.push_back(list[i].text());
   const Quantization quantization = read_quantization(Input(info, 4, "quantization"));
   const bool quantized = Input(info, 5, "quantized").flag();
   return promise(info, context.object, [device = context->device(), config, dtype, paths, quantization, quantized] {
-    auto model = std::make_shared<Model>(device, dtype, config, quantization);
-    load_parameters(*model, paths, quantized);
-    return model;
+    return load_model(device, dtype, config, quantization, paths, quantized);
   });
+}
+Napi::Value dtype_of(const Napi::CallbackInfo& info) {
+  return Napi::String::New(info.Env(), loop_dtype_name(read_model(info).object->dt));
 }
 
 Napi::Value save(const Napi::CallbackInfo& info) {
@@ -216,6 +217,7 @@ Napi::Value zero_gradients(const Napi::CallbackInfo& info) {
 void add_model_functions(Napi::Env env, Napi::Object exports) {
   add<create>(env, exports, "modelCreate");
   add<load>(env, exports, "modelLoad");
+  add<dtype_of>(env, exports, "modelDType");
   add<save>(env, exports, "modelSave");
   add<add_adapter>(env, exports, "modelAddAdapter");
   add<remove_adapter>(env, exports, "modelRemoveAdapter");

@@ -217,47 +217,49 @@ void visit_blocks(const void* data, LoopDType from, LoopDType to, size_t total, 
   }
 }
 
-void check_values(const Source& source, const std::string& name, size_t total, LoopDType from, LoopDType to) {
-  visit_blocks(source.entry->data, from, to, total, 1, [&](size_t first, const void* values, size_t count) {
-    const size_t bad = first_not_finite(to, values, count);
-    if (bad < count)
-      refuse(*source.path, name,
-             "element " + std::to_string(first + bad) + " is not finite" +
-                 (from == to ? "" : std::string(" as ") + safetensors_dtype(to)));
-  });
+// `values`, elements [first, first + count) of a tensor that was `from` in the file, as `to`.
+void require_finite(const Source& source, const std::string& name, LoopDType from, LoopDType to, size_t first, const void* values,
+                    size_t count) {
+  const size_t bad = first_not_finite(to, values, count);
+  if (bad < count)
+    refuse(*source.path, name,
+           "element " + std::to_string(first + bad) + " is not finite" +
+               (from == to ? "" : std::string(" as ") + safetensors_dtype(to)));
 }
 
-void check_tensor(const Model& model, const WantedTensor& t, const Source& source) {
+// Shape and dtype.
+void check_form(const Model& model, const WantedTensor& t, const Source& source) {
   if (source.entry->shape != t.shape)
     refuse(*source.path, t.name,
            "shape " + shape_text(source.entry->shape) + ", but the configuration asks for " + shape_text(t.shape));
-  const auto require_dtype = [&](const std::string& dtype) {
-    if (source.entry->dtype != dtype)
-      refuse(*source.path, t.name, "dtype " + source.entry->dtype + ", but quantization_config of config.json asks for " + dtype);
-  };
-  switch (t.part) {
-    case WantedTensor::Part::values:
-      return check_values(source, t.name, t.parameter->count, floating_dtype(source, t.name), model.dt);
-    case WantedTensor::Part::codes:
-      return require_dtype(codes_dtype(model.quantization.bits));  // every code stands for a weight
-    case WantedTensor::Part::scales:
-      require_dtype("F32");
-      return check_values(source, t.name, source.entry->bytes / 4, LOOP_F32, LOOP_F32);
-  }
+  const std::string& dtype = source.entry->dtype;
+  const std::string asked = t.part == WantedTensor::Part::codes ? codes_dtype(model.quantization.bits) : "F32";
+  if (t.part == WantedTensor::Part::values) floating_dtype(source, t.name);
+  else if (dtype != asked)
+    refuse(*source.path, t.name, "dtype " + dtype + ", but quantization_config of config.json asks for " + asked);
+}
+
+void check_values(const Model& model, const WantedTensor& t, const Source& source) {
+  if (t.part == WantedTensor::Part::codes) return;  // every code stands for a weight
+  const LoopDType from = floating_dtype(source, t.name), to = t.part == WantedTensor::Part::scales ? LOOP_F32 : model.dt;
+  visit_blocks(
+      source.entry->data, from, to, source.entry->bytes / loop_dtype_size(from), 1,
+      [&](size_t first, const void* values, size_t count) { require_finite(source, t.name, from, to, first, values, count); });
 }
 
 void load_values(Model& model, const WantedTensor& t, const Source& source) {
   const Parameter& p = *t.parameter;
   const Parameter* head = &p == &model.parameters().front() ? model.tied_head() : nullptr;
   const size_t row = p.matrix >= 0 || head ? size_t(p.shape[1]) : 1;
-  visit_blocks(source.entry->data, floating_dtype(source, t.name), model.dt, p.count, row,
-               [&](size_t first, const void* values, size_t count) {
-                 if (p.matrix >= 0) return model.quantize_rows(p, int64_t(first / row), int64_t(count / row), values);
-                 if (head) model.quantize_rows(*head, int64_t(first / row), int64_t(count / row), values);
-                 const size_t size = loop_dtype_size(model.dt);
-                 void* to = static_cast<char*>(model.writable_data(p)) + first * size;
-                 model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);
-               });
+  const LoopDType from = floating_dtype(source, t.name);
+  visit_blocks(source.entry->data, from, model.dt, p.count, row, [&](size_t first, const void* values, size_t count) {
+    require_finite(source, t.name, from, model.dt, first, values, count);
+    if (p.matrix >= 0) return model.quantize_rows(p, int64_t(first / row), int64_t(count / row), values);
+    if (head) model.quantize_rows(*head, int64_t(first / row), int64_t(count / row), values);
+    const size_t size = loop_dtype_size(model.dt);
+    void* to = static_cast<char*>(model.writable_data(p)) + first * size;
+    model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);
+  });
   model.touch(p);
 }
 
@@ -273,6 +275,7 @@ void load_tensor(Model& model, const WantedTensor& t, const Source& source) {
     case WantedTensor::Part::scales: {
       std::vector<float> scales(source.entry->bytes / 4);
       std::memcpy(scales.data(), source.entry->data, source.entry->bytes);  // a file's tensors need not be aligned
+      require_finite(source, t.name, LOOP_F32, LOOP_F32, 0, scales.data(), scales.size());
       model.write_scales(p, 0, rows, scales.data());
       break;
     }
@@ -280,9 +283,12 @@ void load_tensor(Model& model, const WantedTensor& t, const Source& source) {
   MappedFile::forget(source.entry->data, source.entry->bytes);
 }
 
-void load_tensors(Model& model, const Wanted& wanted, const Sources& sources, const std::vector<std::string>& paths) {
+// `fresh`: after an error nobody reads the model, and values are checked as they are copied.
+void load_tensors(Model& model, const Wanted& wanted, const Sources& sources, const std::vector<std::string>& paths, bool fresh) {
   check_names(wanted, sources, paths);
-  for (const WantedTensor& t : wanted.tensors) check_tensor(model, t, sources.at(t.name));
+  for (const WantedTensor& t : wanted.tensors) check_form(model, t, sources.at(t.name));
+  if (!fresh)
+    for (const WantedTensor& t : wanted.tensors) check_values(model, t, sources.at(t.name));
   for (const WantedTensor& t : wanted.tensors) load_tensor(model, t, sources.at(t.name));
 }
 
@@ -314,13 +320,46 @@ void save_tensors(const Model& model, const Wanted& wanted, const std::string& p
 
 }  // namespace
 
-void load_parameters(Model& model, const std::vector<std::string>& paths, bool quantized) {
+namespace {
+
+using Files = std::vector<std::unique_ptr<SafetensorsFile>>;
+
+Files open_files(const std::vector<std::string>& paths) {
   if (paths.empty()) throw Error("INVALID_ARGUMENT", "load", "no file to load parameters from");
-  std::vector<std::unique_ptr<SafetensorsFile>> files;
+  Files files;
   for (const std::string& path : paths) files.push_back(std::make_unique<SafetensorsFile>(path));
+  return files;
+}
+
+void load_files(Model& model, const std::vector<std::string>& paths, const Files& files, bool quantized, bool fresh) {
   Sources sources = collect(paths, files);
   if (model.config.tied) drop_tied_head(sources);
-  load_tensors(model, all_of(model, quantized), sources, paths);
+  load_tensors(model, all_of(model, quantized), sources, paths, fresh);
+}
+
+// bfloat16 where all values are that, or codes and their scales; else float32, which holds every value of F16 and most of F64.
+LoopDType stored_dtype(const Files& files) {
+  bool some = false;
+  for (const auto& file : files)
+    for (const auto& [name, entry] : file->tensors()) {
+      if (entry.dtype == "BF16") some = true;
+      else if (entry.dtype[0] == 'F' && !(name.ends_with("_scale") && file->tensors().count(name.substr(0, name.size() - 6))))
+        return LOOP_F32;
+    }
+  return some ? LOOP_BF16 : LOOP_F32;
+}
+
+}  // namespace
+
+std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<LoopDType> dt, const ModelConfig& config,
+                                  Quantization quantization, const std::vector<std::string>& paths, bool quantized) {
+  const Files files = open_files(paths);
+  auto model = std::make_shared<Model>(std::move(device), dt.value_or(stored_dtype(files)), config, quantization);
+  load_files(*model, paths, files, quantized, true);
+  return model;
+}
+void load_parameters(Model& model, const std::vector<std::string>& paths, bool quantized) {
+  load_files(model, paths, open_files(paths), quantized, false);
 }
 void save_parameters(const Model& model, const std::string& path, const std::string& dtype, bool dequantize) {
   save_tensors(model, all_of(model, model.quantization && !dequantize), path, dtype);
@@ -328,9 +367,9 @@ void save_parameters(const Model& model, const std::string& path, const std::str
 
 void load_adapter(Model& model, const std::string& path) {
   const Wanted wanted = adapter_of(model);
-  std::vector<std::unique_ptr<SafetensorsFile>> files;
-  files.push_back(std::make_unique<SafetensorsFile>(path));
-  load_tensors(model, wanted, collect({path}, files), {path});
+  const std::vector<std::string> paths{path};
+  const Files files = open_files(paths);
+  load_tensors(model, wanted, collect(paths, files), paths, false);
 }
 void save_adapter(const Model& model, const std::string& path, const std::string& dtype) {
   save_tensors(model, adapter_of(model), path, dtype);

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -72,7 +74,14 @@ const char* safetensors_dtype(LoopDType type);
 // The index of the first NaN or infinity among `count` floating-point values (which may be unaligned), or `count`.
 size_t first_not_finite(LoopDType type, const void* values, size_t count);
 
+class Device;
 class Model;
+struct ModelConfig;
+struct Quantization;
+// A model with the parameters of the files, as load_parameters reads them, and each value read from the disk once. Without dt
+// its dtype is bfloat16 where all values of the files are, else float32.
+std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<LoopDType> dt, const ModelConfig& config,
+                                  Quantization quantization, const std::vector<std::string>& paths, bool quantized);
 // Fills every parameter from the files (together they must hold each exactly once and nothing unknown). F32, BF16, F16 and F64
 // convert. A tied model's files may repeat the embedding as lm_head.weight. Everything, NaN and infinity included, is checked
 // before the first parameter changes; only an abort leaves the model with some parameters of each. A quantized model quantizes

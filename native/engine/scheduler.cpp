@@ -65,7 +65,8 @@ void check_request(const Model& model, const GenerateRequest& r, int loops, bool
             "token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(model.config.vocabulary));
   require(r.max_new_tokens >= 1, "maxNewTokens must be at least 1");
   const Sampling& s = r.sampling;
-  require(s.temperature >= 0 && std::isfinite(s.temperature), "temperature must be 0 (greedy) or positive");
+  require(s.temperature == 0 || (s.temperature >= 1e-6 && std::isfinite(s.temperature)),
+          "temperature must be 0 (greedy) or at least 1e-6");
   require(s.top_k >= 0 && s.top_p > 0 && s.top_p <= 1 && s.min_p >= 0 && s.min_p < 1,
           "topK must be >= 0, topP in (0, 1], minP in [0, 1)");
   require(r.alternatives >= 0, "the number of alternatives must be at least 0");

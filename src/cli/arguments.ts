@@ -54,7 +54,7 @@ export type DeviceFlags = Pick<LoadOptions, 'device' | 'dtype' | 'threads'>
 export function deviceOptions(command: Command): Command {
   return command
     .option('--device <name>', 'cpu, cuda, cuda:1, auto or reference')
-    .option('--dtype <name>', 'float32 or bfloat16 (float64 on reference)')
+    .option('--dtype <name>', "float32 or bfloat16 (float64 on reference); default: the checkpoint's")
     .option('--threads <count>', 'threads of the device', positiveInteger)
 }
 

@@ -35,8 +35,6 @@ async function quantize(from: string, to: string, { bits, groupSize, threads }: 
   }
   const options = threads === undefined ? {} : { threads }
   using model = await LoopLM.fromPretrained(from, { ...options, quantize: `int${bits}`, groupSize })
-  // float32 on the way holds every value; what is not quantized keeps the dtype that config.json names, where it can be written
-  const dtype = (model.config.dtype ?? model.config.torch_dtype) === 'bfloat16' ? 'bfloat16' : 'float32'
-  await model.save(to, { dtype })
+  await model.save(to)
   print(`${to}: ${bits} bits, groups of ${model.quantization!.groupSize}`)
 }

@@ -37,7 +37,9 @@ export const trainConfigSchema = z.strictObject({
   dtype: z
     .enum(['float32', 'bfloat16', 'float64'])
     .optional()
-    .describe('Of parameters and activations; default `float32` (`float64` on `reference`).'),
+    .describe(
+      'Of parameters and activations; default that of the checkpoint, `float32` for a new model (`float64` on `reference`).',
+    ),
   threads: z.int().min(1).optional().describe('Threads of the device; default one per core.'),
   task: task
     .optional()

@@ -199,9 +199,13 @@ export class Tokenizer {
    * @param options.skipSpecialTokens leave special tokens out; default false
    * @param options.skipUnknownTokens leave ids out that no token has, as Python does; default false. A model whose vocab_size is larger than
    *   the tokenizer's draws such ids, though rarely once it is trained; generation decodes this way.
+   * @param options.cleanUpSpaces drop spaces before punctuation; default what tokenizer_config.json says in clean_up_tokenization_spaces
    * @throws LoopLMError INVALID_ARGUMENT naming an id that the vocabulary lacks
    */
-  decode(ids: ArrayLike<number>, options: { skipSpecialTokens?: boolean; skipUnknownTokens?: boolean } = {}): string {
+  decode(
+    ids: ArrayLike<number>,
+    options: { skipSpecialTokens?: boolean; skipUnknownTokens?: boolean; cleanUpSpaces?: boolean } = {},
+  ): string {
     const known = (id: number) => this.#pipeline.id_to_token(id) !== undefined
     const list = options.skipUnknownTokens ? Array.from(ids).filter(known) : Array.from(ids)
     if (list.length === 0) return ''
@@ -210,7 +214,11 @@ export class Tokenizer {
       const message = `no token has the id ${unknown}; the vocabulary has ${this.vocabSize} ids`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'Tokenizer.decode' })
     }
-    return this.#pipeline.decode(list, { skip_special_tokens: options.skipSpecialTokens ?? false })
+    const { skipSpecialTokens = false, cleanUpSpaces } = options
+    return this.#pipeline.decode(list, {
+      skip_special_tokens: skipSpecialTokens,
+      ...(cleanUpSpaces === undefined ? {} : { clean_up_tokenization_spaces: cleanUpSpaces }),
+    })
   }
 
   /** True when the configuration has a chat template. */

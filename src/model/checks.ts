@@ -43,14 +43,23 @@ export function checkLoops(loops: number | undefined, operation: string): number
   return loops === undefined ? 0 : checkNumber(loops, 'loops', { min: 1, max: maxLoops, integer: true }, operation)
 }
 
+/** Below this, logits divided by the temperature leave the range of float32. */
+export const lowestTemperature = 1e-6
+
 export function checkTemperature(temperature: number | undefined, operation: string): number {
-  return checkNumber(temperature ?? 1, 'temperature', { above: 0 }, operation)
+  return checkNumber(temperature ?? 1, 'temperature', { min: lowestTemperature }, operation)
 }
 
-/** The dtype of a model on a device, with the device's default. */
-export function checkDType(dtype: unknown, device: DeviceName, operation: string): ModelDType {
+/** The dtype of a model on a device; without one `fallback`, or float64 on device reference. */
+export function checkDType<Fallback extends ModelDType | undefined>(
+  dtype: unknown,
+  device: DeviceName,
+  fallback: Fallback,
+  operation: string,
+): ModelDType | Fallback {
   const onReference = device === 'reference'
-  const word = checkWord(dtype ?? (onReference ? 'float64' : 'float32'), 'dtype', ['float32', 'bfloat16', 'float64'], operation)
+  if (dtype === undefined && !onReference) return fallback
+  const word = checkWord(dtype ?? 'float64', 'dtype', ['float32', 'bfloat16', 'float64'], operation)
   if (onReference === (word === 'float64')) return word
   const message = onReference
     ? `a model on device reference computes in float64, not in ${word}`

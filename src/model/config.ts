@@ -30,11 +30,21 @@ const fields = {
   initializer_range: z.number().min(0).max(100).default(0.02),
 }
 
+const unscaled = z.literal('default', { error: 'must be "default"; scaled rotary embeddings are not supported' }).nullish()
+const wholeHead = z.literal(1, { error: 'must be 1; embeddings that rotate a part of a head are not supported' }).nullish()
+
 /** What a config.json may say that looplm does not compute; the accepted value is the one that changes nothing. */
 const accepted = {
   model_type: z.literal('ouro').optional(),
+  architectures: z
+    .array(z.string().regex(/ouro/i, { error: 'must name an Ouro model; other models are not supported' }))
+    .nullish(),
   hidden_act: z.literal('silu', { error: 'must be "silu"; other activations are not supported' }).nullish(),
-  rope_scaling: z.null({ error: 'must be null; scaled rotary embeddings are not supported' }).optional(),
+  rope_scaling: z.strictObject({ rope_type: unscaled, type: unscaled }).nullish(),
+  rope_interleaved: z.literal(false, { error: 'must be false; pairs are the two halves of a head' }).nullish(),
+  partial_rotary_factor: wholeHead,
+  attn_logit_softcapping: z.null({ error: 'must be null; capped logits are not supported' }).optional(),
+  final_logit_softcapping: z.null({ error: 'must be null; capped logits are not supported' }).optional(),
   use_sliding_window: z.literal(false, { error: 'must be false; sliding-window attention is not supported' }).nullish(),
   attention_dropout: z.literal(0, { error: 'must be 0; dropout is not supported' }).nullish(),
   attention_bias: z.literal(false, { error: 'must be false; projections have no bias' }).nullish(),
@@ -44,9 +54,11 @@ const accepted = {
     .max(1024)
     .nullish(),
   rope_parameters: z
-    .looseObject({
+    .strictObject({
       rope_theta: z.number().min(1).max(1e12).optional(),
-      rope_type: z.literal('default', { error: 'must be "default"; scaled rotary embeddings are not supported' }).nullish(),
+      rope_type: unscaled,
+      type: unscaled,
+      partial_rotary_factor: wholeHead,
     })
     .nullish(),
 }
@@ -156,6 +168,9 @@ export function parseConfig(value: unknown, source: string, fromFile: boolean): 
     throw refuse('num_key_value_heads', `${kvHeads} does not divide num_attention_heads ${heads}`)
   }
   const theta = config.rope_theta ?? rope_parameters?.rope_theta
+  if (theta !== (rope_parameters?.rope_theta ?? theta)) {
+    throw refuse('rope_theta', `is ${theta}, but rope_parameters.rope_theta is ${rope_parameters?.rope_theta}; give one of them`)
+  }
   if (theta === undefined && fromFile) {
     throw refuse(
       'rope_theta',

@@ -1,6 +1,6 @@
 import { LoopLMError } from '../errors.js'
 import type { NativeGenerateRequest, NativeModel } from '../native.js'
-import { checkLoops, checkNumber, checkWord, describe, packSequences } from './checks.js'
+import { checkLoops, checkNumber, checkWord, describe, lowestTemperature, packSequences } from './checks.js'
 import type { LoopLM } from './model.js'
 import { Scheduler } from './scheduler.js'
 import type { ExitRule, GenerateChunk, GenerateOptions, GenerateResult, Prompt, TokenSequence } from './types.js'
@@ -86,7 +86,7 @@ function checkRoom(model: LoopLM, prompts: readonly Int32Array[], { native }: Re
 /** Checks the options of a request; the prompt is filled in by the caller. */
 export function readRequest(model: LoopLM, options: GenerateOptions, operation: string): Request {
   const number = (
-    name: 'maxNewTokens' | 'temperature' | 'topK' | 'topP' | 'minP' | 'seed' | 'logprobs',
+    name: 'maxNewTokens' | 'topK' | 'topP' | 'minP' | 'seed' | 'logprobs',
     fallback: number,
     range: Parameters<typeof checkNumber>[2],
   ) => checkNumber(options[name] ?? fallback, name, range, operation)
@@ -98,7 +98,7 @@ export function readRequest(model: LoopLM, options: GenerateOptions, operation: 
       prompt: new Int32Array(),
       sequence: 0,
       maxNewTokens: number('maxNewTokens', 16, { min: 1, max: 2 ** 24, integer: true }),
-      temperature: number('temperature', 1, { min: 0 }),
+      temperature: readTemperature(options.temperature, operation),
       topK: number('topK', 0, { min: 0, max: 2 ** 31 - 1, integer: true }),
       topP: number('topP', 1, { above: 0, max: 1 }),
       minP: number('minP', 0, { min: 0, below: 1 }),
@@ -110,6 +110,13 @@ export function readRequest(model: LoopLM, options: GenerateOptions, operation: 
       ...readDraft(options.speculate, operation),
     },
   }
+}
+
+function readTemperature(temperature: number | undefined, operation: string): number {
+  const checked = checkNumber(temperature ?? 1, 'temperature', { min: 0 }, operation)
+  if (checked === 0 || checked >= lowestTemperature) return checked
+  const message = `temperature must be 0 (greedy) or at least ${lowestTemperature}, got ${checked}`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 
 export const exitRules = ['gate', 'fixed', 'hidden-delta', 'kl', 'entropy', 'argmax-stable'] as const

@@ -106,7 +106,7 @@ export class LoopLM {
   static async create(config: LoopLMConfigInput, options: CreateOptions = {}): Promise<LoopLM> {
     const operation = 'LoopLM.create'
     const complete = parseConfig(config, operation, false)
-    const place = checkPlace(options, operation)
+    const place = checkPlace(options, 'float32', operation)
     const seed = checkNumber(options.seed ?? 0, 'seed', { min: 0, integer: true }, operation)
     const on = context(place.device, place.threads, operation)
     const quantization = checkQuantization(options, operation)
@@ -121,7 +121,7 @@ export class LoopLM {
    * generation_config.json and, where it exists, the tokenizer.
    *
    * @param folder the checkpoint folder, or with `download: true` a name on the Hugging Face Hub
-   * @param options device, dtype (the file's values are converted, rounding to nearest) and threads
+   * @param options device, dtype (default the files' own; others are converted, rounding to nearest) and threads
    * @throws LoopLMError NOT_FOUND, INVALID_FILE or INVALID_CONFIG naming the file and the field, UNSUPPORTED, OUT_OF_MEMORY
    *
    * @example
@@ -131,7 +131,7 @@ export class LoopLM {
    */
   static async fromPretrained(folder: string, options: PretrainedOptions = {}): Promise<LoopLM> {
     const operation = 'LoopLM.fromPretrained'
-    const place = checkPlace(options, operation)
+    const place = checkPlace(options, undefined, operation)
     const wished = checkQuantization(options, operation)
     const found = await findFolder(folder, options, operation)
     const { weights, quantization: saved, ...parts } = await readCheckpoint(found, operation)
@@ -144,7 +144,7 @@ export class LoopLM {
     const handle = await call(operation, () =>
       native().modelLoad(on, nativeConfig(parts.config), place.dtype, weights, quantization, saved !== undefined),
     )
-    return new LoopLM(handle, { ...place, ...parts, quantization })
+    return new LoopLM(handle, { ...place, ...parts, dtype: native().modelDType(handle), quantization })
   }
 
   /** Number of parameters; a tied head counts once. */
@@ -636,11 +636,15 @@ interface ModelParts extends Place {
 
 const fileDTypes = { float32: 'F32', bfloat16: 'BF16', float64: 'F64' } as const
 
-function checkPlace(options: LoadOptions, operation: string): Place {
+function checkPlace<Fallback extends ModelDType | undefined>(
+  options: LoadOptions,
+  fallback: Fallback,
+  operation: string,
+): Omit<Place, 'dtype'> & { dtype: ModelDType | Fallback } {
   const device = checkDevice(options.device, operation)
   const threads =
     options.threads === undefined ? 0 : checkNumber(options.threads, 'threads', { min: 1, max: 1024, integer: true }, operation)
-  return { device, dtype: checkDType(options.dtype, device, operation), threads }
+  return { device, dtype: checkDType(options.dtype, device, fallback, operation), threads }
 }
 
 function checkQuantization(options: LoadOptions, operation: string): Quantization | undefined {

@@ -1,9 +1,10 @@
+import { whenAborted } from '../abort.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, type NativeGenerateEvent, type NativeModel, type NativeScheduler, native } from '../native.js'
 import { checkLoops, checkNumber, checkWord } from './checks.js'
 import { encode, type Request, readRequest } from './generate.js'
 import type { LoopLM } from './model.js'
-import { TextStream } from './text-stream.js'
+import { decodeGenerated, TextStream } from './text-stream.js'
 import type {
   FinishReason,
   GenerateChunk,
@@ -170,7 +171,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   readonly #alternatives: boolean
   readonly #text: TextStream | undefined // watched for stop texts
   readonly #remove: () => void
-  readonly #signal: AbortSignal | undefined
+  readonly #unwatch: () => void // the signal
   readonly #tokens: number[] = []
   readonly #logprobs: number[] = []
   readonly #loops: number[] = []
@@ -195,10 +196,11 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     this.#alternatives = request.native.alternatives > 0
     this.#text = request.stopTexts.length > 0 ? new TextStream(model.tokenizer!, request.stopTexts) : undefined
     this.#remove = remove
-    this.#signal = signal
     this.watched = watched
-    if (signal?.aborted) queueMicrotask(this.#onAbort)
-    signal?.addEventListener('abort', this.#onAbort, { once: true })
+    this.#unwatch = whenAborted(signal, () => {
+      this.fail(new LoopLMError('ABORTED', 'the operation was aborted by its AbortSignal', { operation, cause: signal?.reason }))
+      remove()
+    })
   }
 
   /** Everything the request made, once it has ended. @throws LoopLMError ABORTED by its signal, DISPOSED, or what the engine reports */
@@ -272,26 +274,20 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   fail(error: unknown): void {
     if (this.#finish !== undefined || this.#error !== undefined) return
     this.#error = toLoopLMError(error, this.#operation)
-    this.#signal?.removeEventListener('abort', this.#onAbort)
+    this.#unwatch()
     this.#notify()
-  }
-
-  #onAbort = () => {
-    const details = { operation: this.#operation, cause: this.#signal?.reason }
-    this.fail(new LoopLMError('ABORTED', 'the operation was aborted by its AbortSignal', details))
-    this.#remove()
   }
 
   #end(reason: FinishReason): void {
     this.#finish = reason
     if (this.#text !== undefined && this.#pieces.length > 0) this.#pieces[this.#pieces.length - 1] += this.#text.flush()
-    this.#signal?.removeEventListener('abort', this.#onAbort)
+    this.#unwatch()
     this.#notify()
   }
 
   #decoded(): string {
     if (this.#text !== undefined) return this.#pieces.join('')
-    return this.#model.tokenizer!.decode(this.#tokens, { skipSpecialTokens: true, skipUnknownTokens: true })
+    return decodeGenerated(this.#model.tokenizer!, this.#tokens)
   }
 
   /** Resolves when something has changed. */

@@ -1,6 +1,14 @@
 import type { Tokenizer } from '../data/tokenizer.js'
 
 /**
+ * The text of generated tokens. Spaces stay as the tokens have them, also where a tokenizer would clean them up: that takes back text which
+ * a stream has sent.
+ */
+export function decodeGenerated(tokenizer: Tokenizer, tokens: readonly number[]): string {
+  return tokenizer.decode(tokens, { skipSpecialTokens: true, skipUnknownTokens: true, cleanUpSpaces: false })
+}
+
+/**
  * Text that grows token by token. Each piece is what the newest token adds, decoded together with the tokens just before it, so that a
  * character made of several tokens, or a space that a tokenizer drops at the start, comes out as in the whole text. What may be the
  * beginning of a stop text is held back until it is clear.
@@ -55,7 +63,7 @@ export class TextStream {
   }
 
   #decode(tokens: number[]): string {
-    return this.#tokenizer.decode(tokens, { skipSpecialTokens: true, skipUnknownTokens: true })
+    return decodeGenerated(this.#tokenizer, tokens)
   }
 
   #release(piece: string, last: boolean): string {

@@ -22,7 +22,10 @@ export type Surrogate = 'reinforce' | 'ppo' | 'cispo'
 export interface LoadOptions {
   /** `cpu` (default), `cuda`, `cuda:1` …, `auto` or `reference` (slow float64 formulas); `devices()` lists what works here. */
   device?: DeviceName
-  /** Default: `float64` on device `reference`, else `float32`. */
+  /**
+   * Default: `float64` on device `reference`. Elsewhere a checkpoint keeps its own, `bfloat16` where its files hold nothing else and `float32`
+   * otherwise; a new model is `float32`.
+   */
   dtype?: ModelDType
   /** Threads of the device's own pool; default one per available core. Models with different counts use different pools. */
   threads?: number
