@@ -6,7 +6,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { stringify } from 'yaml'
+import { download } from '../src/data/download.js'
 import { LoopLM } from '../src/model/model.js'
+import { startHub } from './hub.js'
 import { configurations, type Outcome, outcomeOf, runProgram, runStraight } from './kills.js'
 import { refusal } from './refusal.js'
 import { parametersOf, tinyConfig } from './tiny.js'
@@ -118,5 +120,28 @@ describe.skipIf(disk === undefined)('on a full disk', () => {
     expect(await readdir(folder)).toEqual(names)
     using kept = await LoopLM.fromPretrained(folder)
     expect(await parametersOf(kept)).toEqual(await parametersOf(model))
+  })
+
+  it('a download says so at once, and goes on when there is room', async () => {
+    const hub = await startHub()
+    try {
+      const name = 'model.safetensors'
+      hub.files.set('config.json', Buffer.from('{}'))
+      hub.files.set(name, Buffer.alloc(400_000, 'weights'))
+      const options = { cacheDir: join(disk!, 'cache'), hubUrl: hub.url }
+      await fill(200_000)
+      const error = await refusal(() => download('org/tiny', options))
+      expect(error.code).toBe('INVALID_FILE')
+      expect(error.message).toMatch(
+        /download: cannot write model\.safetensors to .*incomplete: the disk is full; free some space \(ENOSPC\)/,
+      )
+      const requests = () => hub.requests.filter((request) => request.startsWith(`GET /cdn/${name}`))
+      expect(requests()).toHaveLength(1)
+      await rm(join(disk!, 'filler'))
+      expect(await readFile(join(await download('org/tiny', options), name))).toEqual(hub.files.get(name))
+      expect(requests().at(-1)).toMatch(/bytes=\d+-$/)
+    } finally {
+      await hub.close()
+    }
   })
 })

@@ -13,6 +13,8 @@ export interface Hub {
   requests: string[]
   /** Called for every file that is sent: how many bytes to send before the connection breaks, or undefined for all. */
   breaks: (path: string, from: number) => number | undefined
+  /** Awaited before a file is sent from a byte on. */
+  held: (path: string, from: number) => Promise<void> | undefined
   /** Sent instead of a file. */
   damaged: Map<string, Buffer>
   close(): Promise<void>
@@ -24,7 +26,7 @@ const gitId = (bytes: Buffer) => createHash('sha1').update(`blob ${bytes.length}
 /** Starts a hub with one model, `org/tiny`; large files are those of safetensors. */
 export async function startHub(): Promise<Hub> {
   const files = new Map<string, Buffer>()
-  const server = createServer((request, response) => {
+  const server = createServer(async (request, response) => {
     const url = new URL(request.url!, 'http://hub')
     hub.requests.push(`${request.method} ${url.pathname}${request.headers.range ? ` ${request.headers.range}` : ''}`)
     const json = (value: unknown, headers = {}) => {
@@ -66,6 +68,8 @@ export async function startHub(): Promise<Hub> {
     } else {
       const bytes = hub.damaged.get(file) ?? files.get(file)!
       const from = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? '')?.[1] ?? 0)
+      await hub.held(file, from)
+      if (from > 0 && from >= bytes.length) return missing(416)
       const range = { 'content-range': `bytes ${from}-${bytes.length - 1}/${bytes.length}` }
       response.writeHead(from > 0 ? 206 : 200, { 'content-length': bytes.length - from, ...(from > 0 ? range : {}) })
       const cut = hub.breaks(file, from)
@@ -79,6 +83,7 @@ export async function startHub(): Promise<Hub> {
     files,
     requests: [],
     breaks: () => undefined,
+    held: () => undefined,
     damaged: new Map(),
     close: () => new Promise((resolve) => server.close(() => resolve()).closeAllConnections()),
   }

@@ -1,8 +1,10 @@
-import { createHash } from 'node:crypto'
+import { createHash, randomUUID } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { copyFile, mkdir, open, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises'
-import { dirname, join, relative } from 'node:path'
-import { LoopLMError } from '../errors.js'
+import { basename, dirname, join, relative } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileError, LoopLMError } from '../errors.js'
+import { lockFile } from './file-lock.js'
 
 /** Options of {@link download}. */
 export interface DownloadOptions {
@@ -16,7 +18,7 @@ export interface DownloadOptions {
   hubUrl?: string | undefined
   /** Rejects with code ABORTED; what has arrived is kept and continued by the next call. */
   signal?: AbortSignal | undefined
-  /** Called as bytes arrive: of which file, how many so far, of how many. */
+  /** Called as bytes arrive, here or in another download that this one waits for: of which file, how many so far, of how many. */
   onProgress?: ((file: string, received: number, size: number) => void) | undefined
 }
 
@@ -37,11 +39,13 @@ const wanted = /^[\w.-]+\.(json|safetensors|jinja)$/
 /**
  * Fetches a checkpoint from the Hugging Face Hub into the cache that Hugging Face's tools share: blobs/, snapshots/COMMIT/, refs/. Files
  * that are there already are not fetched again, a file that was cut off is continued, and a file appears only when its checksum is right.
- * Without a network, a revision that was fetched before is found in the cache. Needs the package `@huggingface/hub`.
+ * Downloads of the same file, in other processes too, wait for each other. Without a network, a revision that is complete in the cache is
+ * used. Needs the package `@huggingface/hub`.
  *
  * @param name the repository, for example `ByteDance/Ouro-1.4B`
  * @returns the folder of the snapshot, for {@link LoopLM.fromPretrained}
- * @throws LoopLMError UNSUPPORTED without @huggingface/hub, NOT_FOUND, INVALID_FILE when a checksum is wrong, ABORTED
+ * @throws LoopLMError UNSUPPORTED without @huggingface/hub, NOT_FOUND, INVALID_FILE when a checksum is wrong or the cache cannot be written,
+ * ABORTED
  *
  * @example
  * ```ts
@@ -62,8 +66,7 @@ export async function download(name: string, options: DownloadOptions = {}): Pro
     })
   }
   const hub = await loadHub()
-  const repository = join(options.cacheDir ?? hub.getHFHubCachePath(), `models--${name.replace('/', '--')}`)
-  const ref = join(repository, 'refs', ...revision.split('/'))
+  const cache = new Repository(options.cacheDir ?? hub.getHFHubCachePath(), name)
   const remote = new Remote(name, revision, options)
 
   let commit: string
@@ -72,27 +75,15 @@ export async function download(name: string, options: DownloadOptions = {}): Pro
     commit = await remote.commit(hub)
     files = await remote.files(hub, commit)
   } catch (error) {
-    const known = error instanceof Unreachable ? await snapshotOf(repository, ref, revision) : undefined
-    if (known !== undefined) return known
+    if (error instanceof Unreachable) return cache.find(revision, error)
     throw error
   }
-  const snapshot = join(repository, 'snapshots', commit)
-  for (const file of files) {
-    const link = join(snapshot, file.path)
-    if (await exists(link)) continue
-    const blob = join(repository, 'blobs', file.oid)
-    await mkdir(dirname(blob), { recursive: true })
-    await mkdir(snapshot, { recursive: true })
-    if (!(await exists(blob))) await fetchBlob(remote, commit, file, blob, options)
-    await rm(link, { force: true }) // a link to nothing
-    await symlink(relative(snapshot, blob), link).catch(() => copyFile(blob, link)) // Windows may refuse links
-  }
-  await mkdir(dirname(ref), { recursive: true })
-  if (revision !== commit) {
-    await writeFile(`${ref}.tmp`, commit)
-    await rename(`${ref}.tmp`, ref) // last: what refs/ names is complete
-  }
-  return snapshot
+  const missing: RemoteFile[] = []
+  for (const file of files) if (!(await exists(cache.link(commit, file)))) missing.push(file)
+  if (missing.length > 0) await cache.writeListing(commit, files)
+  for (const file of missing) await obtain(remote, cache, commit, file, options)
+  if (revision !== commit) await cache.writeRef(revision, commit) // last: what refs/ names is complete
+  return cache.snapshot(commit)
 }
 
 type Hub = typeof import('@huggingface/hub')
@@ -108,6 +99,84 @@ async function loadHub(): Promise<Hub> {
 
 /** The network, or the host, does not answer; the same request may succeed later. */
 class Unreachable extends LoopLMError {}
+
+/**
+ * A repository in the cache. `.looplm/COMMIT.json`, which Hugging Face's tools pass over, lists the files of a commit: what is in its
+ * snapshot may be a part of them.
+ */
+class Repository {
+  readonly #cacheDir: string
+  readonly #path: string
+
+  constructor(cacheDir: string, name: string) {
+    this.#cacheDir = cacheDir
+    this.#path = join(cacheDir, `models--${name.replace('/', '--')}`)
+  }
+
+  snapshot(commit: string): string {
+    return join(this.#path, 'snapshots', commit)
+  }
+
+  link(commit: string, file: RemoteFile): string {
+    return join(this.snapshot(commit), file.path)
+  }
+
+  blob(file: RemoteFile): string {
+    return join(this.#path, 'blobs', file.oid)
+  }
+
+  /** The file with which Hugging Face's tools lock a blob, too. */
+  lock(file: RemoteFile): string {
+    return join(this.#cacheDir, '.locks', basename(this.#path), `${file.oid}.lock`)
+  }
+
+  /** Remembers what a commit consists of. */
+  async writeListing(commit: string, files: readonly RemoteFile[]): Promise<void> {
+    await replaceFile(this.#listing(commit), `${JSON.stringify(files.map(({ path }) => path))}\n`)
+  }
+
+  /** Remembers which commit a branch or tag is at. */
+  async writeRef(revision: string, commit: string): Promise<void> {
+    if ((await this.#commit(revision)) !== commit) await replaceFile(this.#ref(revision), commit)
+  }
+
+  /** The snapshot of a revision when it is complete. @throws LoopLMError `unreachable`, or NOT_FOUND naming a file that is missing */
+  async find(revision: string, unreachable: Unreachable): Promise<string> {
+    const commit = /^[\da-f]{40}$/.test(revision) ? revision : await this.#commit(revision)
+    if (commit === undefined || !(await exists(this.snapshot(commit)))) throw unreachable
+    for (const name of await this.#names(commit)) {
+      if (await exists(join(this.snapshot(commit), name))) continue
+      const why = unreachable.message.replace(`${operation}: `, '')
+      const message = `${why}; ${this.snapshot(commit)} in the cache is incomplete: it has no ${name}`
+      throw new LoopLMError('NOT_FOUND', message, { operation, cause: unreachable })
+    }
+    return this.snapshot(commit)
+  }
+
+  /** The files of a commit; where other tools fetched it and they are not known, those without which there is no model. */
+  async #names(commit: string): Promise<string[]> {
+    const listed = await readJson(this.#listing(commit))
+    if (Array.isArray(listed)) return listed.map(String)
+    const single = 'model.safetensors'
+    if (await exists(join(this.snapshot(commit), single))) return ['config.json', single]
+    const index = (await readJson(join(this.snapshot(commit), `${single}.index.json`))) as { weight_map?: object } | undefined
+    const shards = Object.values(index?.weight_map ?? {}).map(String)
+    return ['config.json', ...(shards.length === 0 ? [single] : shards)]
+  }
+
+  async #commit(revision: string): Promise<string | undefined> {
+    const text = await readFile(this.#ref(revision), 'utf8').catch(() => '')
+    return /^[\da-f]{40}$/.test(text) ? text : undefined
+  }
+
+  #ref(revision: string): string {
+    return join(this.#path, 'refs', ...revision.split('/'))
+  }
+
+  #listing(commit: string): string {
+    return join(this.#path, '.looplm', `${commit}.json`)
+  }
+}
 
 /** A repository on the hub. */
 class Remote {
@@ -158,7 +227,11 @@ class Remote {
     const headers: Record<string, string> = from > 0 ? { range: `bytes=${from}-` } : {}
     if (this.#token !== undefined) headers.authorization = `Bearer ${this.#token}` // fetch drops it when it is sent elsewhere
     const response = await fetch(url, { headers, signal: this.#signal ?? null }).catch((error) => this.#refuse(error))
-    if (response.ok || response.status === 416) return response
+    if (response.ok) return response
+    if (response.status === 416) {
+      const message = `${url} has at most ${from} bytes instead of ${file.size}; try again later`
+      throw new LoopLMError('INVALID_FILE', message, { operation })
+    }
     return this.#refuse({ statusCode: response.status, message: `${url}: status ${response.status}` })
   }
 
@@ -173,8 +246,7 @@ class Remote {
 
   #refuse(cause: unknown): never {
     if (cause instanceof LoopLMError) throw cause
-    if (this.#signal?.aborted)
-      throw new LoopLMError('ABORTED', 'the download was aborted by its AbortSignal', { operation, cause })
+    if (this.#signal?.aborted) throw aborted(cause)
     const { statusCode: status, message } = cause as { statusCode?: number; message: string }
     if (status === 401 || status === 403) {
       const remedy = 'it does not exist, or is private or gated: set HF_TOKEN to a token that may read it'
@@ -184,6 +256,47 @@ class Remote {
     const why = (cause as Error).cause instanceof Error ? `${message}: ${((cause as Error).cause as Error).message}` : message
     throw new Unreachable('NOT_FOUND', `${this.#hubUrl} does not answer: ${why}`, { operation, cause })
   }
+}
+
+/** Puts a file of a commit into its snapshot; of several downloads that want it, one fetches it and the others wait. */
+async function obtain(
+  remote: Remote,
+  cache: Repository,
+  commit: string,
+  file: RemoteFile,
+  options: DownloadOptions,
+): Promise<void> {
+  const { signal, onProgress } = options
+  const blob = cache.blob(file)
+  const incomplete = `${blob}.incomplete`
+  let seen: number | undefined // of what another download has received
+  const wait = async () => {
+    if (signal?.aborted) throw aborted(signal.reason)
+    const received = await sizeOf(incomplete)
+    if (received > (seen ?? 0)) onProgress?.(file.path, received, file.size)
+    seen = received
+    await sleep(100)
+  }
+  const unlock = await lockFile(cache.lock(file), { operation, wait, warn })
+  try {
+    await onDisk('write', dirname(blob), mkdir(dirname(blob), { recursive: true }))
+    if (!(await exists(blob))) await fetchBlob(remote, commit, file, blob, options)
+    else if (seen !== undefined) onProgress?.(file.path, file.size, file.size)
+    const link = cache.link(commit, file)
+    if (!(await exists(link))) await onDisk('write', link, place(blob, link))
+  } finally {
+    unlock()
+  }
+}
+
+/** Shows a blob under its name in a snapshot. */
+async function place(blob: string, link: string): Promise<void> {
+  await mkdir(dirname(link), { recursive: true })
+  await rm(link, { force: true }) // a link to nothing
+  await symlink(relative(dirname(link), blob), link).catch(async () => {
+    await copyFile(blob, `${link}.incomplete`) // some file systems have no links
+    await rename(`${link}.incomplete`, link)
+  })
 }
 
 /** Fetches a file, continuing after interruptions, and gives it its name when its checksum is right. */
@@ -204,16 +317,16 @@ async function fetchBlob(
       if (!(error instanceof Unreachable)) throw error
       if ((await sizeOf(incomplete)) > before) attempt = 0 // it goes on, slowly
       if (attempt >= attempts) throw error
-      await new Promise((resolve) => setTimeout(resolve, 100 * 2 ** attempt))
+      await sleep(100 * 2 ** attempt)
     }
   }
-  const sum = await checksum(incomplete, file)
+  const sum = await onDisk('read', incomplete, checksum(incomplete, file))
   if (sum !== file.oid) {
-    await rm(incomplete)
+    await onDisk('remove', incomplete, rm(incomplete))
     const message = `${file.path} has the checksum ${sum} instead of ${file.oid}; it was removed, try again`
     throw new LoopLMError('INVALID_FILE', message, { operation })
   }
-  await rename(incomplete, blob)
+  await onDisk('write', blob, rename(incomplete, blob))
 }
 
 async function receive(
@@ -223,27 +336,41 @@ async function receive(
   incomplete: string,
   { signal, onProgress }: DownloadOptions,
 ): Promise<void> {
+  const writing = <Result>(action: Promise<Result>) => onDisk(`write ${file.path} to`, incomplete, action)
   let received = await sizeOf(incomplete)
+  const cutOff = (cause?: unknown) =>
+    signal?.aborted
+      ? aborted(cause)
+      : new Unreachable('NOT_FOUND', `${file.path} was cut off after ${received} bytes`, { operation, cause })
   if (received > file.size) received = 0
   if (received < file.size || file.size === 0) {
     const response = await remote.read(commit, file, received)
     if (response.status !== 206) received = 0 // the server sends the whole
-    const output = await open(incomplete, received === 0 ? 'w' : 'a')
+    const output = await writing(open(incomplete, received === 0 ? 'w' : 'a'))
     try {
-      for await (const part of response.body ?? []) {
-        await output.write(part)
+      for await (const part of partsOf(response, cutOff)) {
+        await writing(output.writeFile(part)) // all of it: write may stop at a part of it
         received += part.length
         onProgress?.(file.path, received, file.size)
       }
-      await output.sync()
-    } catch (cause) {
-      if (signal?.aborted) throw new LoopLMError('ABORTED', 'the download was aborted by its AbortSignal', { operation, cause })
-      throw new Unreachable('NOT_FOUND', `${file.path} was cut off after ${received} bytes`, { operation, cause })
+      await writing(output.sync())
     } finally {
-      await output.close()
+      await writing(output.close())
     }
   }
-  if (received < file.size) throw new Unreachable('NOT_FOUND', `${file.path} was cut off after ${received} bytes`, { operation })
+  if (received < file.size) throw cutOff()
+}
+
+/** The body; what breaks while it is read is told apart from what the reader does with it. */
+async function* partsOf(
+  response: Response,
+  broken: (cause: unknown) => LoopLMError,
+): AsyncGenerator<Uint8Array, void, undefined> {
+  try {
+    yield* response.body ?? []
+  } catch (cause) {
+    throw broken(cause)
+  }
 }
 
 /** SHA-256 of a large file; for others Git's, which begins with the length. */
@@ -254,13 +381,42 @@ async function checksum(path: string, { oid }: RemoteFile): Promise<string> {
   return hash.digest('hex')
 }
 
-/** The snapshot of a revision that was fetched before. */
-async function snapshotOf(repository: string, ref: string, revision: string): Promise<string | undefined> {
-  const commit = /^[\da-f]{40}$/.test(revision) ? revision : await readFile(ref, 'utf8').catch(() => undefined)
-  if (commit === undefined || !/^[\da-f]{40}$/.test(commit)) return undefined
-  const snapshot = join(repository, 'snapshots', commit)
-  return (await exists(snapshot)) ? snapshot : undefined
+/** Writes a small file so that nobody sees a part of it, not even when two write it at once. */
+async function replaceFile(path: string, text: string): Promise<void> {
+  const temporary = `${path}.tmp-${randomUUID()}`
+  try {
+    await mkdir(dirname(path), { recursive: true })
+    await writeFile(temporary, text)
+    await rename(temporary, path)
+  } catch (cause) {
+    await rm(temporary, { force: true }).catch(() => {})
+    throw fileError(cause, 'write', path, operation)
+  }
 }
+
+/** What the file system refuses is not the network's fault: it is told at once, with its remedy. */
+async function onDisk<Result>(action: string, path: string, done: Promise<Result>): Promise<Result> {
+  return done.catch((cause) => {
+    throw fileError(cause, action, path, operation)
+  })
+}
+
+const aborted = (cause: unknown): LoopLMError =>
+  new LoopLMError('ABORTED', 'the download was aborted by its AbortSignal', { operation, cause })
+
+const warned = new Set<string>()
+
+/** Warns once, not at every file. */
+function warn(message: string): void {
+  if (warned.has(message)) return
+  warned.add(message)
+  process.emitWarning(`${message}: see to it that no other process downloads there`, { type: 'LoopLMWarning' })
+}
+
+const readJson = (path: string): Promise<unknown> =>
+  readFile(path, 'utf8')
+    .then(JSON.parse)
+    .catch(() => undefined)
 
 const sizeOf = (path: string): Promise<number> =>
   stat(path).then(
