@@ -32,12 +32,7 @@ async function serve(): Promise<void> {
   const model = await LoopLM.create(sizes, { dtype: 'bfloat16', seed: 1 })
   // one character per token, so that every token is a piece of the stream
   model.tokenizer = Tokenizer.characters(String.fromCodePoint(...Array.from({ length: vocabulary }, (_, i) => 0x4e00 + i)))
-  const server = createServer(model, {
-    name: 'bench',
-    port: 0,
-    maxRunning: 32,
-    prefillTokens: Number(process.env.PREFILL ?? 128),
-  })
+  const server = createServer(model, { name: 'bench', port: 0 })
   console.log(await server.listen())
   process.stdin.resume().on('end', () => server.close().then(() => process.exit()))
 }
@@ -49,7 +44,7 @@ export async function* serveRows(clientCounts: readonly number[], seconds: numbe
     child.stdout.once('data', (text) => resolve(String(text).trim()))
     child.once('close', (code) => reject(new Error(`the server ended with ${code}`)))
   })
-  await stream(url, 0) // the first request packs the weights
+  await stream(url, 0) // the first request makes the scheduler and its cache
   for (const clients of clientCounts) yield await measure(url, clients, seconds)
   child.stdin.end()
 }

@@ -163,6 +163,7 @@ function cases(): Case[] {
     'application/json; charset=utf-16',
   ])
     post(`content-type ${type}`, '{}', 415, '/v1/completions', { 'content-type': type })
+  post('an expectation that nobody meets', '{}', 417, '/v1/completions', { expect: 'x' })
   post('compressed', '{}', 415, '/v1/completions', { 'content-encoding': 'gzip' })
   for (const host of ['evil.example', 'evil.example:80', '169.254.169.254', 'localhost.evil.example'])
     post(`host ${host}`, JSON.stringify(completion), 403, '/v1/completions', { host })
@@ -184,8 +185,8 @@ function cases(): Case[] {
   return list
 }
 
-/** The status of the answer, or of the last one; 0 when the connection ended without one. */
-function send({ parts, pause = 0 }: Case): Promise<number> {
+/** The status of the answer, and whether a body says why; 0 when the connection ended without one. */
+function send({ parts, pause = 0 }: Case): Promise<{ status: number; told: boolean }> {
   return new Promise((resolve, reject) => {
     const socket = connect(port, '127.0.0.1')
     let answer = ''
@@ -207,7 +208,8 @@ function send({ parts, pause = 0 }: Case): Promise<number> {
     })
     socket.on('close', () => {
       clearTimeout(timer)
-      resolve(Number(/^HTTP\/1\.1 (\d+)/.exec(answer)?.[1] ?? 0))
+      const [, status = 0, body = ''] = /^HTTP\/1\.1 (\d+).*?\r\n\r\n(.*)/s.exec(answer) ?? []
+      resolve({ status: Number(status), told: /^\{"error":\{"message":"[^"].*\}\}$/s.test(body) })
     })
   })
 }
@@ -228,9 +230,10 @@ it('more than 200 malformed requests get a 4xx each and leave the server serving
   const order = random.shuffle([...all])
   const wrong: string[] = []
   for (let i = 0; i < order.length; i += 16) {
-    const statuses = await Promise.all(order.slice(i, i + 16).map(send))
-    statuses.forEach((status, j) => {
+    const answers = await Promise.all(order.slice(i, i + 16).map(send))
+    answers.forEach(({ status, told }, j) => {
       const { name, statuses: right } = order[i + j]!
+      if (!told && name !== 'HEAD') wrong.push(`${name}: ${status} without a message`)
       if (!right.includes(status)) wrong.push(`${name}: ${status} instead of ${right.join(' or ')}`)
     })
     expect(await serves()).toBe(200)

@@ -1,27 +1,31 @@
 // The server as OpenAI's own client meets it.
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
-import { createServer as createHttpServer } from 'node:http'
+import { createServer as createHttpServer, request as httpRequest, type IncomingMessage, type ServerResponse } from 'node:http'
 import { type AddressInfo, connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import OpenAI, { APIError } from 'openai'
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
-import { createServer, LoopLM, type LoopLMServer, type ServeOptions } from '../src/index.js'
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest'
+import { createServer, LoopLM, type LoopLMServer, type ServeOptions, Tokenizer } from '../src/index.js'
+import { completionFormat } from '../src/serve/responses.js'
 import { writeOuroFolder } from './ouro-folder.js'
 import { refusal } from './refusal.js'
 
 let root: string
 let model: LoopLM
 let slow: LoopLM // without end tokens
+let quick: LoopLM // without them too
 beforeAll(async () => {
   root = await mkdtemp(join(tmpdir(), 'looplm-serve-'))
   model = await LoopLM.fromPretrained(await writeOuroFolder(join(root, 'ouro')))
   const config = { hidden_size: 128, intermediate_size: 256, num_hidden_layers: 8 }
   slow = await LoopLM.fromPretrained(await writeOuroFolder(join(root, 'slow'), { config, endTokens: [] }))
+  quick = await LoopLM.fromPretrained(await writeOuroFolder(join(root, 'quick'), { endTokens: [] }))
 })
 afterAll(async () => {
   model.dispose()
   slow.dispose()
+  quick.dispose()
   await rm(root, { recursive: true })
 })
 
@@ -59,8 +63,8 @@ const meanLoops = (usage: unknown) => (usage as { mean_loops: number }).mean_loo
 
 /** More tokens of the slow model than any of these tests waits for. */
 const endless = { model: 'tiny', prompt: 'the', max_tokens: 4000 }
-const until = async (what: () => Promise<boolean> | boolean) => {
-  for (const end = Date.now() + 20_000; !(await what()); await new Promise((resolve) => setTimeout(resolve, 10)))
+const until = async (what: () => Promise<boolean> | boolean, seconds = 20) => {
+  for (const end = Date.now() + seconds * 1000; !(await what()); await new Promise((resolve) => setTimeout(resolve, 10)))
     if (Date.now() > end) throw new Error('waited in vain')
 }
 
@@ -186,8 +190,10 @@ describe("OpenAI's client", () => {
     const [expected] = await model.generate(['the'], { maxNewTokens: 6, seed: 5, logprobs: 3 })
     const { logprobs } = (await client.completions.create({ ...body, logprobs: 3 })).choices[0]!
     for (const [i, top] of logprobs!.top_logprobs!.entries()) {
-      const values = expected!.topLogprobs![i]!.map(({ logprob }) => logprob)
-      expect(Object.values(top).sort((a, b) => b - a)).toEqual(values)
+      const drawn = expected!.logprobs[i]!
+      const values = new Set([...expected!.topLogprobs![i]!.map(({ logprob }) => logprob), drawn])
+      expect(Object.values(top).sort((a, b) => b - a)).toEqual([...values])
+      expect(top[logprobs!.tokens![i]!]).toBe(drawn)
     }
     const messages = [{ role: 'user' as const, content: 'b' }]
     const chat = await client.chat.completions.create({
@@ -202,6 +208,34 @@ describe("OpenAI's client", () => {
       expect(top_logprobs).toHaveLength(2)
       expect(top_logprobs[0]!.logprob).toBeGreaterThanOrEqual(logprob)
     }
+  })
+
+  it('keeps likely tokens apart that have one text', () => {
+    const tokenizer = Tokenizer.bytes() // the ids from 256 on are no text
+    const logprob = -1
+    const alternatives = [300, 65, 301, 302].map((token) => ({ token, logprob: -token }))
+    const piece = { index: 0, text: '', calls: [], tokens: [{ token: 301, logprob, loop: 1, alternatives }], finishReason: null }
+    const { choices } = completionFormat('tiny', tokenizer, true).delta(piece) as OpenAI.Completion
+    expect(choices[0]!.logprobs).toMatchObject({
+      tokens: [''],
+      top_logprobs: [{ 'token_id:300': -300, A: -65, '': -301, 'token_id:302': -302 }],
+    })
+  })
+
+  it.each([undefined, 'in no text'])('finds each token in the text by its offset, with stop text %j', async (stop) => {
+    const { client } = await serve()
+    const [prompt, seed, max_tokens] = ['é 漢', 2, 40]
+    const offsets: number[] = []
+    let text = ''
+    for await (const chunk of model.stream(prompt, { maxNewTokens: max_tokens, seed })) {
+      offsets.push(text.length)
+      text += chunk.text
+    }
+    const body = { model: 'tiny', prompt, seed, max_tokens, logprobs: 0, ...(stop === undefined ? {} : { stop }) }
+    const choice = (await client.completions.create(body)).choices[0]!
+    expect(choice.text).toBe(text)
+    expect(choice.logprobs!.tokens!.some((token) => token.startsWith('bytes:'))).toBe(true)
+    expect(choice.logprobs!.text_offset).toEqual(offsets)
   })
 
   it('chooses loops and the exit rule', async () => {
@@ -252,9 +286,17 @@ describe('a refusal', () => {
     ['completions', { ...completion, echo: true }, 400, 'echo', /not repeated/],
     ['completions', { ...completion, loops: 5 }, 400, 'loops', /at most 4/],
     ['completions', { ...completion, exit: { rule: 'never' } }, 400, 'exit.rule', /gate/],
-    ['completions', { ...completion, exit: { rule: 'kl' } }, 400, 'exit.threshold', /got undefined/],
+    ['completions', { ...completion, exit: { rule: 'kl' } }, 400, 'exit.threshold', /is missing/],
+    ['completions', { ...completion, exit: { rule: 'gate', threshold: 0 } }, 400, 'exit.threshold', />0/],
+    ['completions', { ...completion, exit: { rule: 'fixed', threshold: 0.5 } }, 400, 'exit.threshold', /fixed takes all loops/],
+    ['completions', { ...completion, exit: { rule: 'fixed', min_loops: 2 } }, 400, 'exit.min_loops', /fixed takes all loops/],
+    ['completions', { ...completion, exit: { rule: 'argmax-stable', threshold: 1 } }, 400, 'exit.threshold', /has none/],
+    ['completions', { ...completion, exit: { rule: 'gate', min_loops: 5 } }, 400, 'exit.min_loops', /^400 exit\.min_loops: .*4/],
+    ['completions', { ...completion, loops: 2, exit: { rule: 'gate', min_loops: 3 } }, 400, 'exit.min_loops', /the 2 loops/],
+    ['completions', { ...completion, top_k: 1e12 }, 400, 'top_k', /^400 top_k: /],
     ['completions', { ...completion, exit: { rule: 'gate', max_loops: 2 } }, 400, 'exit.max_loops', /unknown/],
     ['completions', { ...completion, exit: 'gate' }, 400, 'exit', /"rule"/],
+    ['completions', { ...completion, stream_options: { include_usage: true } }, 400, 'stream_options', /needs stream to be true/],
     ['completions', { ...completion, stream_options: { includeUsage: true } }, 400, 'stream_options.includeUsage', /unknown/],
   ] as const)('of %s %j has status %i and names %s', async (kind, body, status, param, message) => {
     client ??= (await serve()).client
@@ -306,18 +348,31 @@ describe('a refusal', () => {
           const unset = client.post(path, { body: { ...body, [field!]: null } })
           await expect(unset, `${field} null`).resolves.toHaveProperty('choices')
         }
-        const request = { ...body, ...(field === 'top_logprobs' ? { logprobs: true } : {}), [field!]: value }
+        const needed = { top_logprobs: { logprobs: true }, stream_options: { stream: true } }[field!]
+        const request = { ...body, ...needed, [field!]: value }
         const call = client.post(path, { body: request })
         if (refused.includes(field)) {
           const error = await apiError(call)
           expect([error.status, error.param!.split(/[.[]/)[0]]).toEqual([400, field])
         } else {
           expect([...taken, ...ignored], field).toContain(field)
-          await expect(call, field).resolves.toHaveProperty('choices')
+          await expect(call.then(JSON.stringify), field).resolves.toContain('choices') // an object, or the text of a stream
         }
       }
     },
   )
+
+  it('of a chat that is too long comes when it has been rendered once', async () => {
+    const { client } = await serve()
+    const messages = Array.from({ length: 2000 }, () => ({ role: 'user' as const, content: 'a' }))
+    const tools = [{ type: 'function' as const, function: { name: 'f', parameters: { x: Array(20_000).fill(1) } } }]
+    const render = vi.spyOn(model.tokenizer!, 'applyChatTemplate')
+    const error = await apiError(client.chat.completions.create({ model: 'tiny', messages, tools }))
+    const rendered = render.mock.calls.filter(([given]) => given.length > 1)
+    render.mockRestore()
+    expect([error.status, error.code]).toEqual([400, 'context_length_exceeded'])
+    expect(rendered).toHaveLength(1)
+  })
 
   it('of a chat without a template says so', async () => {
     using plain = await LoopLM.fromPretrained(await writeOuroFolder(join(root, 'plain'), { template: 'none' }))
@@ -359,6 +414,22 @@ describe('who may call', () => {
     expect([error.status, error.code]).toEqual([401, 'invalid_api_key'])
     expect((await fetch(`${url}/metrics`)).status).toBe(401)
     expect((await fetch(`${url}/health`)).status).toBe(200)
+    const lower = await fetch(`${url}/v1/models`, { headers: { authorization: 'bearer secret' } })
+    expect(lower.status).toBe(200) // names of schemes have no case
+  })
+
+  it.each([
+    ['http://localhost/v1/models?a=/', 200],
+    ['http://localhost/v1/nothing', 404],
+    ['http://page.example/v1/models', 403], // it counts more than the Host header
+  ])('with a whole address as the target: %s has status %i', async (path, status) => {
+    const { port } = new URL((await serve()).url)
+    const answer = await new Promise<IncomingMessage>((resolve, reject) =>
+      httpRequest({ port, path, headers: { host: 'localhost' } }, resolve)
+        .on('error', reject)
+        .end(),
+    )
+    expect(answer.resume().statusCode).toBe(status)
   })
 
   it('no web page, unless its origin is named', async () => {
@@ -469,7 +540,7 @@ describe('a client that leaves', () => {
     expect(performance.now() - left).toBeLessThan(2000)
     expect(await metric('looplm_sequences_waiting')).toBe(0)
     expect(await metric('looplm_disconnects_total')).toBe(1)
-    expect(await metric('looplm_cached_tokens')).toBe(0)
+    await until(async () => (await metric('looplm_cached_tokens')) === 0) // before the engine's next pass
     // and the places are of use to others
     const { choices } = await client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 3, n: 4 })
     expect(choices).toHaveLength(4)
@@ -524,31 +595,119 @@ describe('mounted into another server', () => {
     host.close()
     host.closeAllConnections()
   })
+
+  /** The answer of a server in which `first` meets a request before the handler does. */
+  async function behind(first: (request: IncomingMessage & { body?: unknown }) => Promise<void>, log?: (line: string) => void) {
+    const server = createServer(model, { name: 'tiny', ...(log === undefined ? {} : { log }) })
+    const host = createHttpServer((request: IncomingMessage, response: ServerResponse) => {
+      first(request).then(() => server.handler(request, response))
+    })
+    await new Promise<void>((resolve) => host.listen(0, '127.0.0.1', resolve))
+    const url = `http://127.0.0.1:${(host.address() as AddressInfo).port}/v1/completions`
+    const headers = { 'content-type': 'application/json' }
+    const answer = await fetch(url, { method: 'POST', headers, body: JSON.stringify({ model: 'tiny', prompt: 'the' }) })
+    const body = (await answer.json()) as { choices?: unknown[]; error?: { message: string } }
+    await server.close()
+    host.close()
+    host.closeAllConnections()
+    return { status: answer.status, ...body }
+  }
+  const bytesOf = async (request: IncomingMessage) => Buffer.concat(await request.toArray())
+
+  it.each([
+    ['a value, as express.json() leaves it', (bytes: Buffer) => JSON.parse(bytes.toString())],
+    ['a text', (bytes: Buffer) => bytes.toString()],
+    ['bytes', (bytes: Buffer) => bytes],
+  ])('answers behind a parser that has made the body %s', async (_what, parse) => {
+    const { status, choices } = await behind(async (request) => {
+      request.body = parse(await bytesOf(request))
+    })
+    expect([status, choices?.length]).toEqual([200, 1])
+  })
+
+  it('says so when something in front has read the body and kept it', async () => {
+    const log: string[] = []
+    const { status, error } = await behind(
+      (request) => bytesOf(request).then(() => {}),
+      (line) => log.push(line),
+    )
+    expect(status).toBe(500)
+    expect(error!.message).toMatch(/body was read before the handler was called; set request\.body/)
+    expect(log.join()).toContain('set request.body')
+  })
 })
 
-describe('time', () => {
-  it('runs out for a client that asks and does not read', async () => {
-    const { url, metric } = await serve({ requestTimeout: 3 }, slow)
-    const body = JSON.stringify({ ...endless, n: 32, stream: true, logprobs: 20 })
+describe('a client that does not read', () => {
+  // more than the system's own buffers take
+  const tokens = { n: 4, max_tokens: 1500 }
+  const body = JSON.stringify({ ...endless, ...tokens, stream: true, logprobs: 20, loops: 1 })
+
+  /** The socket of a client that has asked and does not read. */
+  function ask(url: string) {
     const headers = ['host: localhost', 'content-type: application/json', `content-length: ${body.length}`, 'connection: close']
     const socket = connect(Number(new URL(url).port), '127.0.0.1', () => {
       socket.pause().write(`POST /v1/completions HTTP/1.1\r\n${headers.join('\r\n')}\r\n\r\n${body}`)
     })
-    let closed = false
-    let read = 0
+    const read = { bytes: 0, end: '', closed: false }
     socket
       .on('error', () => {})
-      .on('data', (data) => (read += data.length))
-      .on('close', () => {
-        closed = true
+      .on('data', (data) => {
+        read.bytes += data.length
+        read.end = (read.end + data).slice(-100)
       })
-    await until(async () => (await metric('looplm_sequences_running')) > 0)
+      .on('close', () => {
+        read.closed = true
+      })
+    return { socket, read }
+  }
+
+  it('keeps no place: its answer is made, and others are served', async () => {
+    const { url, client, metric } = await serve({ maxRunning: 4, maxWaiting: 0, writeTimeout: 300 }, quick)
+    const { socket } = ask(url)
+    const generated = () => metric('looplm_generated_tokens_total')
+    await until(async () => (await generated()) === tokens.n * tokens.max_tokens, 50)
     await until(async () => (await metric('looplm_sequences_running')) === 0)
-    socket.resume()
-    await until(() => closed)
-    expect(read).toBeGreaterThan(0)
+    expect(await metric('looplm_cached_tokens')).toBe(0)
+    expect(await metric('looplm_requests_open')).toBe(1)
+    expect((await client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 3, n: 4 })).choices).toHaveLength(4)
+    socket.destroy()
+    await until(async () => (await metric('looplm_requests_open')) === 0)
+    expect(await metric('looplm_disconnects_total')).toBe(1)
   })
 
+  it.each([
+    ['writeTimeout', { writeTimeout: 0.5 }],
+    ['requestTimeout', { requestTimeout: 3 }],
+  ])('is cut after %s', async (_name, limit) => {
+    const { url, metric } = await serve(limit, quick)
+    const { socket, read } = ask(url)
+    await until(async () => (await metric('looplm_requests_open')) > 0)
+    await until(async () => (await metric('looplm_requests_open')) === 0, 50)
+    socket.resume()
+    await until(() => read.closed)
+    expect(read.bytes).toBeGreaterThan(0)
+    expect(read.end).not.toContain('[DONE]')
+  })
+
+  it('in one go is not cut as long as it reads on', async () => {
+    const { url, metric } = await serve({ writeTimeout: 1 }, quick)
+    const { socket, read } = ask(url)
+    await until(async () => (await metric('looplm_requests_open')) > 0)
+    const start = performance.now()
+    while (!read.closed) {
+      const before = read.bytes
+      socket.resume()
+      await until(() => read.bytes > before + 250_000 || read.closed)
+      socket.pause()
+      await new Promise((resolve) => setTimeout(resolve, 100))
+    }
+    expect(performance.now() - start).toBeGreaterThan(1000) // longer than the limit
+    expect(read.end).toContain('data: [DONE]')
+    expect(await metric('looplm_disconnects_total')).toBe(0)
+  })
+})
+
+describe('time', () => {
   it('for an answer is limited', async () => {
     const { client } = await serve({ requestTimeout: 0.3 }, slow)
     const error = await apiError(client.completions.create(endless))

@@ -35,7 +35,8 @@ export function addServe(program: Command): void {
     .option('--max-connections <count>', 'connections at once (default: 1024)', positiveInteger)
     .option('--header-timeout <seconds>', 'for the headers of a request to arrive (default: 10)', nonNegative)
     .option('--body-timeout <seconds>', 'for the body of a request to arrive (default: 30)', nonNegative)
-    .option('--request-timeout <seconds>', 'for an answer, waiting included (default: 600)', nonNegative)
+    .option('--request-timeout <seconds>', 'for an answer, waiting and reading included (default: 600)', nonNegative)
+    .option('--write-timeout <seconds>', 'for a client to read on when an answer waits for it (default: 30)', nonNegative)
     .option('--stop-timeout <seconds>', 'for running answers to end at Ctrl-C (default: 20)', nonNegative)
   modelOptions(command).action(serve)
 }

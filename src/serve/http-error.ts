@@ -48,8 +48,9 @@ export function toHttpError(error: unknown): HttpError {
   if (!(error instanceof LoopLMError)) return new HttpError(500, 'internal error; the log of the server says more')
   if (callersFault.has(error.code)) {
     const message = error.message.slice(error.operation === undefined ? 0 : error.operation.length + 2)
-    const param = /^([a-z][\w.[\]]*)( \(|:| must| is| has)/i.exec(message)?.[1]
-    return new HttpError(400, message, { param: param === undefined ? undefined : snakeCase(param), code: 'invalid_value' })
+    const name = /^([a-z][\w.[\]]*)( \(|:| must| is| has)/.exec(message)?.[1] ?? ''
+    const param = snakeCase(name)
+    return new HttpError(400, param + message.slice(name.length), { param: param || undefined, code: 'invalid_value' })
   }
   if (error.code === 'OUT_OF_MEMORY') {
     return new HttpError(503, 'out of memory; send less at once', { code: 'out_of_memory', headers: { 'retry-after': '5' } })

@@ -1,4 +1,4 @@
-// What the server needs of HTTP beyond node:http: bounded bodies, refusals that arrive, and server-sent events.
+// What the server needs of HTTP beyond node:http: bounded bodies, refusals that arrive, clients that do not read, and server-sent events.
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import { HttpError } from './http-error.js'
@@ -7,9 +7,9 @@ import { HttpError } from './http-error.js'
 const lingerMilliseconds = 1000
 
 /**
- * Reads a body of JSON in UTF-8.
+ * Reads a body of JSON in UTF-8, or takes what a parser in front (`express.json()`) has left in `request.body`: a value, or its text.
  *
- * @throws HttpError 400, 408, 413 or 415
+ * @throws HttpError 400, 408, 413 or 415; 500 when something in front has read the body and kept it
  */
 export async function readJson(request: IncomingMessage, maxBytes: number, milliseconds: number): Promise<unknown> {
   const type = request.headers['content-type'] ?? ''
@@ -17,16 +17,24 @@ export async function readJson(request: IncomingMessage, maxBytes: number, milli
     // a web page cannot send this type to a server that does not allow it to (CORS)
     throw new HttpError(415, `content-type must be application/json, got ${JSON.stringify(type.slice(0, 80))}`)
   }
-  if (request.headers['content-encoding'] !== undefined) throw new HttpError(415, 'content-encoding is not supported')
-  const bytes = await readBody(request, maxBytes, milliseconds)
+  let { body } = request as { body?: unknown }
+  if (body === undefined) {
+    if (request.headers['content-encoding'] !== undefined) throw new HttpError(415, 'content-encoding is not supported')
+    body = await readBody(request, maxBytes, milliseconds)
+  }
+  if (typeof body !== 'string' && !(body instanceof Uint8Array)) return body
   try {
-    return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
+    return JSON.parse(typeof body === 'string' ? body : new TextDecoder('utf-8', { fatal: true }).decode(body))
   } catch (cause) {
     throw new HttpError(400, `the body is not JSON in UTF-8: ${(cause as Error).message}`, { code: 'invalid_json' })
   }
 }
 
 function readBody(request: IncomingMessage, maxBytes: number, milliseconds: number): Promise<Buffer> {
+  if (request.readableEnded) {
+    const remedy = 'set request.body to it, or mount the handler in front of what reads bodies'
+    throw new HttpError(500, `the body was read before the handler was called; ${remedy}`, { code: 'body_consumed' })
+  }
   return new Promise((resolve, reject) => {
     const tooLarge = () => new HttpError(413, `the body must have at most ${maxBytes} bytes`, { code: 'body_too_large' })
     const parts: Buffer[] = []
@@ -81,6 +89,14 @@ export function sendError(request: IncomingMessage, response: ServerResponse, er
   request.on('end', end).on('close', end).resume()
 }
 
+/** Cuts the connection of a client that has left an answer unread for so long. */
+export function limitWriting(response: ServerResponse, milliseconds: number): void {
+  // the timer of a socket starts again with whatever moves on it, and a part of a long write counts
+  response.setTimeout(milliseconds, () => {
+    if ((response.socket?.writableLength ?? 0) > 0) response.destroy()
+  })
+}
+
 /** Answers what is not HTTP, or comes too slowly or too large to be a request. */
 export function refuseSocket(error: NodeJS.ErrnoException, socket: Socket): void {
   if (!socket.writable || error.code === 'ECONNRESET') {
@@ -98,44 +114,14 @@ export function refuseSocket(error: NodeJS.ErrnoException, socket: Socket): void
   socket.end(`${head}content-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`)
 }
 
-/** Server-sent events. The head is written with the first event, so that what fails before it is an ordinary refusal. */
-export class EventStream {
-  readonly #response: ServerResponse
-  readonly #signal: AbortSignal
-  #room: Promise<void> | undefined // all choices of a request wait for it
-
-  /** @param signal what waits for the client resolves when it fires */
-  constructor(response: ServerResponse, signal: AbortSignal) {
-    this.#response = response
-    this.#signal = signal
-  }
-
-  /** Sends one event; resolves when the client has room for more. */
-  send(data: string): Promise<void> {
-    const response = this.#response
-    if (!response.headersSent) {
-      response.writeHead(200, {
-        'content-type': 'text/event-stream; charset=utf-8',
-        'cache-control': 'no-cache',
-        'x-accel-buffering': 'no', // proxies hand events on as they come
-      })
-    }
-    const signal = this.#signal
-    if (response.write(`data: ${data}\n\n`) || response.destroyed || signal.aborted) return Promise.resolve()
-    this.#room ??= new Promise((resolve) => {
-      const done = () => {
-        response.off('drain', done).off('close', done)
-        signal.removeEventListener('abort', done)
-        this.#room = undefined
-        resolve()
-      }
-      response.on('drain', done).on('close', done)
-      signal.addEventListener('abort', done)
+/** Sends a server-sent event. The head is written with the first one, so that what fails before it is an ordinary refusal. */
+export function sendEvent(response: ServerResponse, data: string): void {
+  if (!response.headersSent) {
+    response.writeHead(200, {
+      'content-type': 'text/event-stream; charset=utf-8',
+      'cache-control': 'no-cache',
+      'x-accel-buffering': 'no', // proxies hand events on as they come
     })
-    return this.#room
   }
-
-  end(): void {
-    this.#response.end()
-  }
+  response.write(`data: ${data}\n\n`)
 }

@@ -78,7 +78,10 @@ const seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60
 /** What the server counts, in Prometheus' text form. */
 export class Metrics {
   readonly requests = new Counter('looplm_requests_total', 'Requests by path and status.', true)
-  readonly disconnects = new Counter('looplm_disconnects_total', 'Requests whose client left before the answer was complete.')
+  readonly disconnects = new Counter(
+    'looplm_disconnects_total',
+    'Requests whose client left, or stopped reading, before it had the answer.',
+  )
   readonly promptTokens = new Counter('looplm_prompt_tokens_total', 'Tokens of prompts.')
   readonly newTokens = new Counter('looplm_generated_tokens_total', 'Tokens generated.')
   readonly loops: Histogram

@@ -27,6 +27,7 @@ const schema = z.strictObject({
   headerTimeout: seconds(10),
   bodyTimeout: seconds(30),
   requestTimeout: seconds(600),
+  writeTimeout: seconds(30),
   stopTimeout: seconds(20),
   log: z.custom<(line: string) => void>((value) => typeof value === 'function', 'must be a function').default(() => () => {}),
 })
@@ -65,8 +66,10 @@ export interface ServeOptions {
   headerTimeout?: number
   /** For the body of a request to arrive; default 30. */
   bodyTimeout?: number
-  /** For a request to be answered, waiting included; default 600. */
+  /** For a request to be answered, waiting and reading included; default 600. */
   requestTimeout?: number
+  /** For a client to read on when an answer waits for it, else it is cut; default 30. */
+  writeTimeout?: number
   /** For running requests to end when the server stops; default 20. */
   stopTimeout?: number
   /** Receives a line for every internal error. */

@@ -61,17 +61,15 @@ export function planChat(served: Served, request: ChatRequest): Plan {
     content: Array.isArray(content) ? content.map(({ text }) => text).join('') : (content ?? ''),
   }))
   const shown = request.tool_choice === 'none' || !request.tools?.length ? undefined : request.tools
-  const render = (tools: typeof shown) =>
-    tokenizer.applyChatTemplate(messages, {
-      addGenerationPrompt: true,
-      enableThinking: request.enable_thinking ?? request.chat_template_kwargs?.enable_thinking ?? undefined,
-      tools,
-    })
-  const text = render(shown)
-  if (shown !== undefined && text === render(undefined)) {
+  if (shown !== undefined && !showsTools(tokenizer)) {
     const message = 'tools: the chat template of the model does not show it any'
     throw new HttpError(400, message, { param: 'tools', code: 'unsupported_value' })
   }
+  const text = tokenizer.applyChatTemplate(messages, {
+    addGenerationPrompt: true,
+    enableThinking: request.enable_thinking ?? request.chat_template_kwargs?.enable_thinking ?? undefined,
+    tools: shown,
+  })
   const tools = shown === undefined ? undefined : { parallel: request.parallel_tool_calls ?? true }
   const tokens = checkPrompt(served, encode(served, text, false, 'messages'), 'messages')
   const format = chatFormat(request.model, tokenizer, request.logprobs === true)
@@ -79,6 +77,17 @@ export function planChat(served: Served, request: ChatRequest): Plan {
   const stop = tools?.parallel === false ? [toolCallEnd] : [] // nothing behind the first call is wanted
   const made = plan(served, request, [tokens], 'messages', longest, request.top_logprobs ?? 0, format, stop)
   return tools === undefined ? made : { ...made, tools }
+}
+
+/** Whether the template writes tools anywhere: asked of a short chat, for the client's own may take long to render. */
+function showsTools(tokenizer: Tokenizer): boolean {
+  const tool = { type: 'function', function: { name: 'f', description: 'f', parameters: { type: 'object', properties: {} } } }
+  const render = (tools?: object[]) => tokenizer.applyChatTemplate([{ role: 'user', content: 'question' }], { tools })
+  try {
+    return render([tool]) !== render()
+  } catch {
+    return true // it wants other messages or tools
+  }
 }
 
 function plan(
@@ -97,10 +106,19 @@ function plan(
     const message = `${name}: must be at most ${settings.maxNewTokens}, got ${longest}`
     throw new HttpError(400, message, { param: name, code: 'invalid_value' })
   }
+  if (request.stream_options != null && request.stream !== true) {
+    const message = 'stream_options: needs stream to be true'
+    throw new HttpError(400, message, { param: 'stream_options', code: 'invalid_value' })
+  }
   const most = model.config.total_ut_steps
   const loops = request.loops ?? undefined
   if (loops !== undefined && loops > most) {
     throw new HttpError(400, `loops: must be at most ${most}, got ${loops}`, { param: 'loops', code: 'invalid_value' })
+  }
+  const least = request.exit?.min_loops ?? 1
+  if (least > (loops ?? most)) {
+    const message = `exit.min_loops: must be at most the ${loops ?? most} loops that a token may take, got ${least}`
+    throw new HttpError(400, message, { param: 'exit.min_loops', code: 'invalid_value' })
   }
   const context = contextOf({ model, tokenizer, settings })
   const options = given({
@@ -158,7 +176,7 @@ function seedOf(seed: number, choice: number): number {
 }
 
 function exitRule({ rule, threshold, min_loops: minLoops }: NonNullable<ChatRequest['exit']>): ExitRule {
-  return { rule, ...given({ threshold, minLoops }) } as ExitRule // the model says which of them a rule needs
+  return { rule, ...given({ threshold, minLoops }) } as ExitRule // the schema says which of them a rule has
 }
 
 /** No text of this many characters per token is real; it is refused before time is spent on it. */

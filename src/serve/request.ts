@@ -17,12 +17,36 @@ const only = <Value extends string | number | boolean>(value: Value, reason: str
 /** Accepted only where it asks for nothing. */
 const absent = (reason: string) => z.null({ error: `must be null: ${reason}` }).optional()
 
+const minLoops = z.int().min(1).max(64).nullish()
+const exit = z.discriminatedUnion(
+  'rule',
+  [
+    z.strictObject({
+      rule: z.literal('fixed'),
+      threshold: absent('rule fixed takes all loops'),
+      min_loops: absent('rule fixed takes all loops'),
+    }),
+    z.strictObject({ rule: z.literal('gate'), threshold: z.number().gt(0).nullish(), min_loops: minLoops }),
+    z.strictObject({ rule: z.enum(['hidden-delta', 'kl', 'entropy']), threshold: z.number().min(0), min_loops: minLoops }),
+    z.strictObject({
+      rule: z.literal('argmax-stable'),
+      threshold: absent('rule argmax-stable has none'),
+      min_loops: minLoops,
+    }),
+  ],
+  `must be an object such as { "rule": "gate", "threshold": 0.6 }; rules are ${exitRules.join(', ')}`,
+)
+
 const shared = {
   model: z.string().min(1),
   max_tokens: z.int().min(1).nullish(),
   temperature: z.number().min(0).max(100).nullish(),
   top_p: z.number().gt(0).max(1).nullish(),
-  top_k: z.int().min(0).nullish(),
+  top_k: z
+    .int()
+    .min(0)
+    .max(2 ** 31 - 1)
+    .nullish(),
   min_p: z.number().min(0).lt(1).nullish(),
   n: z.int().min(1).max(128).nullish(),
   seed: z.int().nullish(),
@@ -30,12 +54,7 @@ const shared = {
   stream: z.boolean().nullish(),
   stream_options: z.strictObject({ include_usage: z.boolean().nullish(), include_obfuscation: ignored }).nullish(),
   loops: z.int().min(1).max(64).nullish(),
-  exit: z
-    .strictObject(
-      { rule: z.enum(exitRules), threshold: z.number().min(0).optional(), min_loops: z.int().min(1).max(64).optional() },
-      'must be an object with a rule, such as { "rule": "gate", "threshold": 0.6 }',
-    )
-    .nullish(),
+  exit: exit.nullish(),
   frequency_penalty: only(0, 'penalties are not supported'),
   presence_penalty: only(0, 'penalties are not supported'),
   logit_bias: z

@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import type { Tokenizer } from '../data/tokenizer.js'
+import { TextStream } from '../model/text-stream.js'
 import type { ToolCall } from './tool-calls.js'
 
 /** What is reported of one generated token. */
@@ -57,14 +58,17 @@ const loopsOf = ({ tokens }: Piece) => tokens.map(({ loop }) => loop)
 /** Objects of POST /v1/completions. */
 export function completionFormat(model: string, tokenizer: Tokenizer, logprobs: boolean): Format {
   const head = { id: `cmpl-${randomUUID()}`, object: 'text_completion', created: seconds(), model }
-  const ends: number[] = [] // by choice: characters of the tokens so far
-  const choice = (piece: Piece) => ({
-    index: piece.index,
-    text: piece.text,
-    logprobs: logprobs ? completionLogprobs(tokenizer, piece, ends) : null,
-    finish_reason: piece.finishReason,
-    loops: loopsOf(piece),
-  })
+  const offsets: ((token: number) => number)[] = [] // by choice
+  const choice = (piece: Piece) => {
+    if (logprobs) offsets[piece.index] ??= textOffsets(tokenizer)
+    return {
+      index: piece.index,
+      text: piece.text,
+      logprobs: logprobs ? completionLogprobs(tokenizer, piece, offsets[piece.index]!) : null,
+      finish_reason: piece.finishReason,
+      loops: loopsOf(piece),
+    }
+  }
   return {
     whole: (pieces, usage) => ({ ...head, choices: pieces.map(choice), usage }),
     opening: () => undefined,
@@ -125,20 +129,35 @@ function chatLogprob(tokenizer: Tokenizer, { token, logprob, alternatives }: Tok
   }
 }
 
-function completionLogprobs(tokenizer: Tokenizer, piece: Piece, ends: number[]) {
-  const tokens = piece.tokens.map(({ token }) => tokenText(tokenizer, token))
-  const offsets = tokens.map((text) => {
-    const start = ends[piece.index] ?? 0
-    ends[piece.index] = start + text.length
-    return start
-  })
+function completionLogprobs(tokenizer: Tokenizer, { tokens }: Piece, offset: (token: number) => number) {
   return {
-    tokens,
-    token_logprobs: piece.tokens.map(({ logprob }) => logprob),
-    top_logprobs: piece.tokens.map(({ alternatives }) =>
-      Object.fromEntries(alternatives.map(({ token, logprob }) => [tokenText(tokenizer, token), logprob])),
-    ),
-    text_offset: offsets,
+    tokens: tokens.map(({ token }) => tokenText(tokenizer, token)),
+    token_logprobs: tokens.map(({ logprob }) => logprob),
+    top_logprobs: tokens.map((report) => topLogprobs(tokenizer, report)),
+    text_offset: tokens.map(({ token }) => offset(token)),
+  }
+}
+
+/** The likeliest tokens and the one that was drawn, by their text; where an earlier one has it, a token is named by its id. */
+function topLogprobs(tokenizer: Tokenizer, { token, logprob, alternatives }: TokenReport): Record<string, number> {
+  const texts = new Map([[tokenText(tokenizer, token), token]]) // what `tokens` says is found here
+  const key = (id: number) => {
+    const text = tokenText(tokenizer, id)
+    if (!texts.has(text)) texts.set(text, id)
+    return texts.get(text) === id ? text : `token_id:${id}`
+  }
+  const drawn = alternatives.some((alternative) => alternative.token === token) ? [] : [{ token, logprob }]
+  return Object.fromEntries([...alternatives, ...drawn].map((entry) => [key(entry.token), entry.logprob]))
+}
+
+/** Where each token of a choice begins in its text: where the text ends that is certain without it. */
+function textOffsets(tokenizer: Tokenizer): (token: number) => number {
+  const stream = new TextStream(tokenizer, [])
+  let end = 0
+  return (token) => {
+    const start = end
+    end += stream.push(token).length
+    return start
   }
 }
 

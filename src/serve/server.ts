@@ -3,12 +3,13 @@ import { setMaxListeners } from 'node:events'
 import { createServer as createHttpServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { freemem } from 'node:os'
+import { finished } from 'node:stream/promises'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { Scheduler } from '../model/scheduler.js'
 import type { GenerateChunk, GenerateOptions, TokenSequence } from '../model/types.js'
 import { Admission } from './admission.js'
-import { EventStream, readJson, refuseSocket, sendError, sendJson } from './http.js'
+import { limitWriting, readJson, refuseSocket, sendError, sendEvent, sendJson } from './http.js'
 import { HttpError, toHttpError } from './http-error.js'
 import { Metrics } from './metrics.js'
 import { checkServeOptions, isLoopback, maxCachedTokens, type ServeOptions, type ServeSettings } from './options.js'
@@ -69,12 +70,13 @@ export class LoopLMServer {
         requestTimeout: header + settings.bodyTimeout * 1000 + 1000, // the body's own limit answers first
         connectionsCheckingInterval: Math.min(1000, header),
         keepAliveTimeout: 30_000,
+        requireHostHeader: false, // node's own refusal has no body
       },
       (request, response) => this.handler(request, response),
     )
     this.#server.timeout = this.#server.requestTimeout + settings.requestTimeout * 1000 // of a connection on which nothing moves
     this.#server.maxConnections = settings.maxConnections
-    this.#server.on('clientError', refuseSocket)
+    this.#server.on('clientError', refuseSocket).on('checkExpectation', this.handler)
   }
 
   /**
@@ -133,7 +135,8 @@ export class LoopLMServer {
   /** Answers one request; mounts into any server that has node:http's requests, for example `app.use(server.handler)`. */
   readonly handler = (request: IncomingMessage, response: ServerResponse): void => {
     const start = performance.now()
-    const path = (request.url ?? '').split('?', 1)[0]!
+    // a target is a path, or a whole address as it goes to proxies
+    const [, authority, path = ''] = /^(?:https?:\/\/([^/?]*))?([^?]*)/i.exec(request.url ?? '') ?? []
     response.on('close', () => {
       const known = path in paths ? path : 'other'
       const status = response.headersSent ? response.statusCode : 499
@@ -143,7 +146,7 @@ export class LoopLMServer {
     response.on('error', () => {}) // the client left while something was written
     response.setHeader('x-request-id', randomUUID())
     if (this.#stopping !== undefined) response.setHeader('connection', 'close')
-    this.#route(request, response, path).catch((error: unknown) => this.#fail(request, response, error))
+    this.#route(request, response, path, authority).catch((error: unknown) => this.#fail(request, response, error))
   }
 
   #fail(request: IncomingMessage, response: ServerResponse, error: unknown): void {
@@ -156,17 +159,28 @@ export class LoopLMServer {
       sendError(request, response, refusal)
       return
     }
-    if (response.writableNeedDrain)
+    if (response.writableNeedDrain || response.writableEnded)
       response.destroy() // a client that does not read would not read this either
-    else if (!response.writableEnded) response.end(`data: ${JSON.stringify(refusal.body)}\n\n`)
+    else response.end(`data: ${JSON.stringify(refusal.body)}\n\n`)
   }
 
-  async #route(request: IncomingMessage, response: ServerResponse, path: string): Promise<void> {
+  async #route(
+    request: IncomingMessage,
+    response: ServerResponse,
+    path: string,
+    authority = request.headers.host,
+  ): Promise<void> {
     const { settings } = this
+    if (request.headers.host === undefined && request.httpVersion === '1.1')
+      throw new HttpError(400, 'the Host header is missing')
+    const { expect } = request.headers
+    if (expect !== undefined && !/^100-continue$/i.test(expect)) {
+      throw new HttpError(417, `expect: ${expect.slice(0, 80)} cannot be met, only 100-continue`, { code: 'expectation_failed' })
+    }
     if (this.#crossOrigin(request, response)) return
     const model = /^\/v1\/models\/(.+)$/.exec(path)?.[1]
     const methods = model === undefined ? paths[path] : paths['/v1/models']
-    if (path !== '/health') this.#authorize(request)
+    if (path !== '/health') this.#authorize(request, authority)
     if (methods === undefined) {
       const message = `there is no ${path.slice(0, 200)}; there are ${Object.keys(paths).join(', ')}`
       throw new HttpError(404, message, { code: 'not_found' })
@@ -212,10 +226,10 @@ export class LoopLMServer {
   }
 
   /** @throws HttpError 401 or 403 */
-  #authorize(request: IncomingMessage): void {
+  #authorize(request: IncomingMessage, authority: string | undefined): void {
     const { apiKey, host } = this.settings
     if (apiKey !== undefined) {
-      const token = /^Bearer (.+)$/.exec(request.headers.authorization ?? '')?.[1] ?? ''
+      const token = /^Bearer +(.+)$/i.exec(request.headers.authorization ?? '')?.[1] ?? ''
       const digest = (text: string) => createHash('sha256').update(text).digest()
       if (timingSafeEqual(digest(token), digest(apiKey))) return
       throw new HttpError(401, 'the API key is missing or wrong; send "Authorization: Bearer KEY"', {
@@ -224,7 +238,7 @@ export class LoopLMServer {
       })
     }
     // A web page whose host name was pointed at this machine shows itself by that name.
-    const named = (request.headers.host ?? host).replace(/:\d+$/, '')
+    const named = (authority ?? host).replace(/:\d+$/, '')
     if (isLoopback(named)) return
     throw new HttpError(403, `host ${named.slice(0, 200)} is not this machine; set an API key to serve under other names`)
   }
@@ -251,12 +265,17 @@ export class LoopLMServer {
     const { settings } = this
     const controller = new AbortController()
     setMaxListeners(0, controller.signal) // every choice of the request listens
+    let answered = false
+    response.once('finish', () => {
+      answered = !request.socket.destroyed // that drops what the client has not read, and node calls the answer finished
+    })
     const leave = () => {
-      if (response.writableFinished) return
+      if (answered) return
       this.#metrics.disconnects.add()
       controller.abort(clientGone)
     }
     response.once('close', leave)
+    limitWriting(response, settings.writeTimeout * 1000)
     this.#open.add(controller)
     const late = new HttpError(504, `no answer within ${settings.requestTimeout} s`, { code: 'timeout' })
     const timer = setTimeout(() => controller.abort(late), settings.requestTimeout * 1000)
@@ -266,6 +285,8 @@ export class LoopLMServer {
       this.#metrics.promptTokens.add(plan.promptTokens)
       if (plan.stream) await this.#stream(plan, response, controller)
       else sendJson(response, 200, await this.#whole(plan, controller))
+      const { signal } = controller
+      await finished(response, { signal }).catch(() => signal.throwIfAborted()) // until the client has it
     } finally {
       clearTimeout(timer)
       this.#open.delete(controller)
@@ -280,33 +301,31 @@ export class LoopLMServer {
   }
 
   async #stream(plan: Plan, response: ServerResponse, controller: AbortController): Promise<void> {
-    const events = new EventStream(response, controller.signal)
     const { format, includeUsage } = plan
-    const send = (value: object) => events.send(JSON.stringify(includeUsage ? { usage: null, ...value } : value))
+    const send = (value: object) => sendEvent(response, JSON.stringify(includeUsage ? { usage: null, ...value } : value))
     const pieces = plan.sequences.map((_, index) => emptyPiece(index))
     const all: { tokens: TokenReport[] }[] = plan.sequences.map(() => ({ tokens: [] }))
     const add = collector(plan)
-    await this.#run(plan, controller, async (index, chunk) => {
+    await this.#run(plan, controller, (index, chunk) => {
       const piece = pieces[index]!
       const opening = all[index]!.tokens.length === 0 ? format.opening(index) : undefined
-      if (opening !== undefined) await send(opening)
+      if (opening !== undefined) send(opening)
       add(piece, chunk)
       all[index]!.tokens.push(piece.tokens.at(-1)!)
       if (piece.text === '' && piece.calls.length === 0 && piece.finishReason === null) return // something is incomplete
       pieces[index] = emptyPiece(index)
-      await send(format.delta(piece))
+      send(format.delta(piece))
     })
-    if (includeUsage) await send(format.usage(usageOf(plan.promptTokens, all)))
-    await events.send('[DONE]')
-    events.end()
+    if (includeUsage) send(format.usage(usageOf(plan.promptTokens, all)))
+    sendEvent(response, '[DONE]')
+    response.end()
   }
 
-  /** Runs all sequences of a request; the first that fails ends the others, and all have ended when this returns or throws. */
-  async #run(
-    plan: Plan,
-    controller: AbortController,
-    take: (index: number, chunk: GenerateChunk) => void | Promise<void>,
-  ): Promise<void> {
+  /**
+   * Runs all sequences of a request; the first that fails ends the others, and all have ended when this returns or throws. A sequence does
+   * not wait for the client: what that has not read yet lies in memory, and the place is another's.
+   */
+  async #run(plan: Plan, controller: AbortController, take: (index: number, chunk: GenerateChunk) => void): Promise<void> {
     const { signal } = controller
     const places = this.#admission.admit(plan.sequences.length, signal)
     const start = performance.now()
@@ -321,8 +340,7 @@ export class LoopLMServer {
         before = now
         this.#metrics.newTokens.add()
         this.#metrics.loops.observe(chunk.loop)
-        await take(index, chunk)
-        if (signal.aborted) throw signal.reason
+        take(index, chunk)
       }
     }
     const outcomes = await Promise.allSettled(

@@ -34,6 +34,24 @@ async function within<Result>(seconds: number, name: string, deed: Promise<Resul
   return Promise.race([deed, lost]).finally(() => clearTimeout(timer))
 }
 
+const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length
+
+/**
+ * The slope of memory against time by least squares, in MiB per minute, and its standard error. Ten means of neighbours are fitted, for
+ * the collector's waves make neighbours alike: as so many samples of their own they would make the error too small.
+ */
+function slopeOf(samples: { minute: number; mebibytes: number }[]): [slope: number, error: number] {
+  const blocks = Array.from({ length: 10 }, (_, i) => {
+    const block = samples.slice(Math.floor((i * samples.length) / 10), Math.floor(((i + 1) * samples.length) / 10))
+    return [mean(block.map(({ minute }) => minute)), mean(block.map(({ mebibytes }) => mebibytes))] as const
+  })
+  const [x0, y0] = [mean(blocks.map(([x]) => x)), mean(blocks.map(([, y]) => y))]
+  const spread = blocks.reduce((sum, [x]) => sum + (x - x0) ** 2, 0)
+  const slope = blocks.reduce((sum, [x, y]) => sum + (x - x0) * (y - y0), 0) / spread
+  const rest = blocks.reduce((sum, [x, y]) => sum + (y - y0 - slope * (x - x0)) ** 2, 0)
+  return [slope, Math.sqrt(rest / (blocks.length - 2) / spread)]
+}
+
 /** One client's next deed. */
 async function act(client: OpenAI, url: URL, random: Random): Promise<void> {
   const max_tokens = 1 + random.integer(120)
@@ -95,6 +113,8 @@ async function act(client: OpenAI, url: URL, random: Random): Promise<void> {
 
 it(`${seconds} s of load leave the memory flat`, { timeout: (seconds + 600) * 1000 }, async () => {
   const server = spawn(process.execPath, [
+    '--max-semi-space-size=1', // the collector comes often, and the memory rises between its visits by little
+    '--max-old-space-size=64',
     program,
     'serve',
     join(root, 'ouro'),
@@ -126,7 +146,7 @@ it(`${seconds} s of load leave the memory flat`, { timeout: (seconds + 600) * 10
   }
   const client = new OpenAI({ baseURL: url.href, apiKey: 'none', maxRetries: 0 })
   const end = Date.now() + seconds * 1000
-  const samples: number[] = []
+  const samples: { minute: number; mebibytes: number }[] = []
   let pause = 0 // the longest time for which nothing ran here: the machine slept, and kept connections have ended meanwhile
   let tick = Date.now()
   const ticks = setInterval(() => {
@@ -140,7 +160,8 @@ it(`${seconds} s of load leave the memory flat`, { timeout: (seconds + 600) * 10
   const watch = (async () => {
     while (Date.now() < end) {
       await new Promise((resolve) => setTimeout(resolve, Math.max(100, seconds * 10)))
-      samples.push((await metric('process_resident_memory_bytes')) / 2 ** 20)
+      const mebibytes = (await metric('process_resident_memory_bytes')) / 2 ** 20
+      samples.push({ minute: performance.now() / 60_000, mebibytes })
     }
   })()
   await Promise.all([...clients, watch])
@@ -155,17 +176,24 @@ it(`${seconds} s of load leave the memory flat`, { timeout: (seconds + 600) * 10
   expect(await new Promise((resolve) => server.on('close', resolve))).toBe(0)
   expect(stderr.replace('\nstopping; press Ctrl-C again to end at once\n', '')).toBe('')
 
-  const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length
+  const memory = samples.map(({ mebibytes }) => mebibytes)
   const quarter = Math.floor(samples.length / 4)
-  const [second, last] = [mean(samples.slice(quarter, 2 * quarter)), mean(samples.slice(-quarter))]
+  const [second, last] = [mean(memory.slice(quarter, 2 * quarter)), mean(memory.slice(-quarter))]
+  const half = samples.slice(-2 * quarter)
+  const [slope, error] = slopeOf(half)
   const figures = {
     ...counts,
     generated,
     second: Math.round(second),
     last: Math.round(last),
-    most: Math.round(Math.max(...samples)),
+    most: Math.round(Math.max(...memory)),
+    slope: `${slope.toFixed(2)} ± ${error.toFixed(2)}`,
   }
-  console.log(`soak of ${seconds} s: ${JSON.stringify(figures)} (MiB: mean of the second and the last quarter, largest)`)
+  const units = 'MiB: mean of the second and the last quarter, largest; slope of the last half in MiB per minute'
+  console.log(`soak of ${seconds} s: ${JSON.stringify(figures)} (${units})`)
   expect(counts.answers + counts.streams).toBeGreaterThan(seconds / 10) // a machine that is busy otherwise serves few
   expect(last).toBeLessThan(1.1 * second + 8)
+  // 10 MiB are what warming up still adds in the half of a soak of one minute; of ten minutes the half is five, and this 2 MiB per minute
+  const minutes = half.at(-1)!.minute - half[0]!.minute
+  expect((slope - 2 * error) * minutes).toBeLessThan(10)
 })
