@@ -115,7 +115,7 @@ if (both || given.steps) {
       name,
       row.roof ?? '',
       `${row.seconds.toFixed(3)} s`,
-      row.tokensPerSecond.toFixed(0),
+      row.tokensPerSecond > 0 ? row.tokensPerSecond.toFixed(0) : '',
       percent(row.share),
       String(row.peakMiB),
       delay,

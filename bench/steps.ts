@@ -1,5 +1,8 @@
 // Whole steps, each in a process of its own so that its peak of memory is its own: node dist/bench/steps.js NAME [DEVICE] prints one JSON line.
 import { execFileSync } from 'node:child_process'
+import { closeSync, mkdtempSync, openSync, readSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { fileURLToPath } from 'node:url'
 import { addition, type DeviceName, LoopLM, LoopRPTTrainer, memory, PretrainTrainer, RLTTTrainer } from '../src/index.js'
@@ -255,6 +258,37 @@ async function prefill(step: string, config: Config, length: number): Promise<St
   }
 }
 
+/** Loading a folder whose files are in memory, beside reading the same file through one buffer. */
+async function load(step: string, config: Config): Promise<StepRow> {
+  const folder = mkdtempSync(join(tmpdir(), 'looplm-bench-'))
+  try {
+    const source = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1 })
+    await source.save(folder)
+    source.dispose()
+    const path = join(folder, 'model.safetensors')
+    const { size } = statSync(path)
+    const read = async () => {
+      const file = openSync(path, 'r')
+      const buffer = Buffer.allocUnsafe(2 ** 20)
+      while (readSync(file, buffer) > 0);
+      closeSync(file)
+    }
+    await read()
+    const times: number[] = []
+    const reads: number[] = []
+    for (let i = 0; i < 5; i++) {
+      reads.push(await seconds(read))
+      times.push(await seconds(async () => (await LoopLM.fromPretrained(folder, { device })).dispose()))
+    }
+    const taken = middle(times)
+    const rate = (time: number) => `${(size / time / 1e9).toFixed(1)} GB/s`
+    const roof = `${rate(taken)} of reading the file at ${rate(middle(reads))}`
+    return { step, dtype: 'bfloat16', seconds: taken, tokensPerSecond: 0, share: middle(reads) / taken, roof, peakMiB: peakMiB() }
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+}
+
 async function addition5(step: string): Promise<StepRow> {
   const model = await LoopLM.create(d96, { device, seed: 1 })
   const task = addition({ digits: 5 })
@@ -304,6 +338,7 @@ const cpuSteps: Steps = {
   'decode batch 1, 500 M parameters, bfloat16': (name) => decode(name, { config: d1536, tokens: 12 }),
   'decode batch 1, 500 M parameters, int4': (name) => decode(name, { config: d1536, tokens: 16, quantize: 'int4' }),
   'prefill of 512 tokens, 98 M parameters, bfloat16': (name) => prefill(name, d768, 512),
+  'load 500 M parameters, bfloat16': (name) => load(name, d1536),
   'RLTT on Add(5), 200 steps of 32 × 8': addition5,
 }
 

@@ -2,6 +2,7 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
+import { Command } from 'commander'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import * as looplm from '../src/index.js'
 
@@ -120,6 +121,74 @@ function docstringExamples(): { name: string; text: string }[] {
   })
 }
 
+/** The commands of the program, as src/cli adds them. */
+async function commandLine(): Promise<Command> {
+  const program = new Command('looplm').option('--version').option('--help')
+  for (const file of files('src/cli', '.ts').filter((name) => !name.endsWith('main.ts')))
+    for (const [name, add] of Object.entries(await import(join(root, file))))
+      if (/^add[A-Z]/.test(name)) (add as (program: Command) => void)(program)
+  return program
+}
+
+/** Words of a command line; quotes hold some together. */
+const wordsOf = (line: string) => (line.match(/(?:'[^']*'|"[^"]*"|[^\s'"])+/g) ?? []).map((word) => word.replaceAll(/['"]/g, ''))
+
+/** The command lines of a document, in its blocks and between backticks. */
+function commandLines({ name, all }: { name: string; all: Block[] }): { name: string; words: string[] }[] {
+  const shell = all.filter(({ language }) => language === 'sh' || language === 'text').map(({ text }) => text)
+  const prose = readFileSync(join(root, name), 'utf8').replaceAll(/^```[\s\S]*?^```/gm, '')
+  const inline = [...prose.matchAll(/`((?:npx looplm|npm run|node tools\/)[^`…]*)/g)].map((match) =>
+    match[1]!.replaceAll('\n', ' '),
+  )
+  const lines = [...shell.flatMap((text) => text.replaceAll('\\\n', ' ').split('\n')), ...inline]
+  return lines
+    .flatMap((line) => line.replace(/(^|\s)#.*/, '').split(/&&|;|\|/))
+    .map((line) => ({ name, words: wordsOf(line) }))
+    .filter(({ words: [first, second] }) => (first === 'npx' && second === 'looplm') || first === 'npm' || first === 'node')
+}
+
+function checkLooplm(program: Command, words: string[], wrong: (what: string) => void): void {
+  const [name, ...rest] = words
+  if (name === undefined || name.startsWith('--')) return
+  const command = program.commands.find((one) => one.name() === name)
+  if (command === undefined) {
+    wrong(`looplm has no command ${name}`)
+    return
+  }
+  let given = 0
+  for (let i = 0; i < rest.length; i++) {
+    const word = rest[i]!
+    if (!/^--?[a-z]/.test(word)) {
+      given++
+      continue
+    }
+    const option = [...command.options, ...program.options].find(({ long, short }) => [long, short].includes(word.split('=')[0]))
+    if (option === undefined) wrong(`looplm ${name} has no ${word}`)
+    else if (!word.includes('=') && (option.required || (option.optional && !(rest[i + 1] ?? '--').startsWith('-')))) i++
+  }
+  const { registeredArguments: args } = command
+  const [least, most] = [
+    args.filter(({ required }) => required).length,
+    args.some(({ variadic }) => variadic) ? Infinity : args.length,
+  ]
+  // prose names a command without what it works on
+  if (given > most || (given > 0 && given < least))
+    wrong(`looplm ${name} ${given > most ? 'takes' : 'wants'} ${given > most ? most : least} arguments, here are ${given}`)
+}
+
+/** The source of what a script of package.json runs. */
+function sourcesOf(script: string): string {
+  const [, compiled] = /node dist\/(\w+)\/\w+\.js$/.exec(script) ?? []
+  const [, tool] = /node (tools\/[\w-]+\.mjs)$/.exec(script) ?? []
+  const found = compiled === undefined ? [tool].filter((name) => name !== undefined) : files(compiled, '.ts')
+  return found.map((name) => readFileSync(join(root, name), 'utf8')).join('\n')
+}
+
+function checkFlags(source: string, words: string[], wrong: (what: string) => void): void {
+  for (const word of words.filter((word) => /^--\w/.test(word)))
+    if (!new RegExp(`\\b${word.slice(2).split('=')[0]}\\b`).test(source)) wrong(`there is no ${word} in what it runs`)
+}
+
 describe('examples', () => {
   it('of docstrings and of examples/ compile', { timeout: 120_000 }, () => {
     const examples = docstringExamples()
@@ -189,6 +258,45 @@ describe('examples', () => {
       }
     },
   )
+
+  it('command lines that no test runs are ones that the programs take: commands, flags, scripts and files exist', async () => {
+    const program = await commandLine()
+    const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
+    const problems: string[] = []
+    let checked = 0
+    for (const { name, words } of documents.flatMap(commandLines)) {
+      const wrong = (what: string) => problems.push(`${name}: ${words.join(' ')}: ${what}`)
+      checked++
+      const [first, second, ...rest] = words
+      if (first === 'npx' && second === 'looplm') checkLooplm(program, rest, wrong)
+      else if (first === 'node' && !existsSync(join(root, second!))) wrong(`no file ${second}`)
+      else if (first === 'npm' && second === 'run') {
+        const [script, ...given] = rest
+        if (!Object.hasOwn(scripts, script!)) wrong(`no script ${script}`)
+        else checkFlags(sourcesOf(scripts[script!]), given, wrong)
+      }
+    }
+    expect(problems).toEqual([])
+    expect(checked).toBeGreaterThan(40)
+  })
+
+  it('a command line with a flag, a command or a script that does not exist is found', async () => {
+    const program = await commandLine()
+    const problems: string[] = []
+    const wrong = (what: string) => problems.push(what)
+    checkLooplm(program, ['serve', 'FOLDER', '--dtype', 'bfloat16', '--no-such'], wrong)
+    checkLooplm(program, ['sing'], wrong)
+    checkLooplm(program, ['quantize', 'FOLDER'], wrong)
+    checkLooplm(program, ['info', 'MORE'], wrong)
+    checkFlags(sourcesOf('node tools/fuzz.mjs'), ['--', '--minutes', '10', '--hours', '1'], wrong)
+    expect(problems).toEqual([
+      'looplm serve has no --no-such',
+      'looplm has no command sing',
+      'looplm quantize wants 2 arguments, here are 1',
+      'looplm info takes 0 arguments, here are 1',
+      'there is no --hours in what it runs',
+    ])
+  })
 
   it('every other block of README and docs is a file that these use, or a drawing', () => {
     const others = documents.flatMap(({ all }) => all.filter(({ language, file }) => !['ts', 'sh'].includes(language) && !file))

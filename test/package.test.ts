@@ -100,7 +100,12 @@ describe('the tarball', () => {
     const sources = below('src').filter((name) => /\.[jt]s$/.test(name))
     const compiled = sources.flatMap((name) => ['.js', '.d.ts'].map((end) => `dist/${name.replace(/\.[jt]s$/, end)}`))
     const files = succeed('tar', ['-tzf', tarball]).trimEnd().split('\n')
-    const expected = ['package.json', 'README.md', 'CHANGELOG.md', 'LICENSE', ...compiled, ...below('prebuilds')]
+    const documents = readdirSync(join(checkout, 'docs')).filter((name) => /\.(md|svg)$/.test(name))
+    const expected = [
+      ...['package.json', 'README.md', 'CHANGELOG.md', 'LICENSE', 'examples/addition.yaml'],
+      ...documents.map((name) => `docs/${name}`),
+      ...[...below('docs/study'), ...compiled, ...below('prebuilds')],
+    ]
     expect(files.map((name) => name.replace(/^package\//, '')).sort()).toEqual(expected.sort())
     const built = existsSync(join(checkout, 'build', 'Release', 'looplm_cuda.so')) ? [`${prebuilds}/looplm_cuda.so`] : []
     const own = [`${prebuilds}/looplm.node`, ...built]
@@ -109,6 +114,13 @@ describe('the tarball', () => {
         .map((name) => name.replace(/\.(glibc|musl)/, ''))
         .sort(),
     ).toEqual(own.sort())
+  })
+
+  it('asks for versions of Node that can require it, and README names them', () => {
+    const ranges = (manifest.engines.node as string).split(' || ')
+    expect(ranges).toEqual(['^20.19.0', '>=22.12.0']) // where require of an ES module needs no flag: nodejs.org, Modules: CommonJS
+    for (const range of ranges)
+      expect(readFileSync(join(checkout, 'README.md'), 'utf8')).toContain(range.replace(/^\D+|\.0$/g, ''))
   })
 
   it('is below 50 MB and runs no script when it is installed', () => {
@@ -127,6 +139,37 @@ it('npm run prebuild packs the engine, npm run build, before which npm runs it t
   expect(succeed('npm', ['--silent', 'run', 'build'], {}, folder)).toBe('true\n')
   expect(succeed('npm', ['--silent', 'run', 'prebuild'], {}, folder)).toBe('false\n')
   expect(succeed('npm', ['run', 'prebuild', '--silent'], {}, folder)).toBe('false\n')
+})
+
+describe('npm run prebuild', () => {
+  it('compares versions of glibc as numbers, and holds to the one that README names', async () => {
+    const { isNewer, oldestGlibc } = await import(join(checkout, 'tools', 'glibc.mjs'))
+    const sorted = ['2.2.5', '2.3.4', '2.4', '2.17', '2.34', '2.35']
+    for (const [i, a] of sorted.entries()) for (const [j, b] of sorted.entries()) expect(isNewer(a, b)).toBe(i > j)
+    expect(readFileSync(join(checkout, 'README.md'), 'utf8')).toContain(`glibc ${oldestGlibc} or newer`)
+  })
+
+  it.skipIf(process.platform !== 'linux')(
+    'refuses an addon that needs a newer one, and leaves no piece of it',
+    () => {
+      const bin = join(root, 'bin')
+      mkdirSync(bin)
+      writeFileSync(
+        join(bin, 'readelf'),
+        '#!/bin/sh\n[ "$1" != -V ] || echo "  0x0010:   Name: GLIBC_2.99  Flags: none  Version: 2"\n',
+        {
+          mode: 0o755,
+        },
+      )
+      const before = readdirSync(join(checkout, prebuilds))
+      const tool = join(checkout, 'tools', 'prebuild.mjs')
+      const { status, stderr } = run(process.execPath, [tool], { PATH: `${bin}:${process.env.PATH}` }, checkout)
+      expect(stderr).toMatch('the addon needs glibc 2.99, and a release runs with 2.35: build it on an older system')
+      expect(status).toBe(1)
+      expect(readdirSync(join(checkout, prebuilds))).toEqual(before)
+    },
+    120_000,
+  )
 })
 
 describe('why the engine was not loaded', () => {
@@ -148,6 +191,39 @@ describe('the installed package', () => {
   it('has nothing that publint would mend', async () => {
     const { messages } = await publint({ pkgDir: installed, pack: false, strict: true })
     expect(messages).toEqual([])
+  })
+
+  it('has types that every resolution finds', () => {
+    const attw = join(checkout, 'node_modules', '.bin', 'attw')
+    const { stdout } = run(attw, [tarball, '--profile', 'node16', '--format', 'json'], {}, checkout)
+    const { analysis } = JSON.parse(stdout)
+    const problems = (analysis.problems as { kind: string; resolutionKind: string }[]).map((one) => [
+      one.kind,
+      one.resolutionKind,
+    ])
+    // The package is ESM alone. That is no problem of require: the next two tests do it, in JavaScript and in TypeScript.
+    expect(problems).toEqual([['CJSResolvesToESM', 'node16-cjs']])
+  })
+
+  it('is imported and required in TypeScript', () => {
+    const use = `const made: Promise<looplm.LoopLM> = looplm.LoopLM.create({ vocab_size: 4, hidden_size: 8, intermediate_size: 8,
+      num_hidden_layers: 1, num_attention_heads: 1 })
+    // @ts-expect-error a number is no configuration
+    looplm.LoopLM.create(1)
+    export { made }\n`
+    writeFileSync(join(project, 'imported.mts'), `import * as looplm from 'looplm'\n${use}`)
+    writeFileSync(join(project, 'required.cts'), `import looplm = require('looplm')\n${use}`)
+    const tsc = join(checkout, 'node_modules', '.bin', 'tsc')
+    const options = ['--noEmit', '--strict', '--target', 'es2023', '--lib', 'es2023,esnext.disposable', '--module', 'nodenext']
+    const types = ['--typeRoots', join(checkout, 'node_modules', '@types'), '--types', 'node']
+    const { stdout, status } = run(tsc, [...options, ...types, 'imported.mts', 'required.cts'])
+    expect(stdout).toBe('')
+    expect(status).toBe(0)
+  })
+
+  it('does what a release is tried with on every platform', () => {
+    const said = succeed(process.execPath, [join(checkout, 'tools', 'smoke.mjs')])
+    expect(said).toMatch(`looplm ${manifest.version} works: ${process.platform}-${process.arch}, Node ${process.version}`)
   })
 
   it('is imported and required, and both give the same module', () => {

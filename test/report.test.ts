@@ -6,7 +6,8 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import axe from 'axe-core'
 import type { Browser, BrowserContextOptions, Page } from 'playwright-core'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
+import { darkColours, lightColours } from '../src/monitor/page/style.js'
 import { reportData, reportPage, writeReport } from '../src/monitor/report.js'
 import { RunReader } from '../src/monitor/run-reader.js'
 import { type Watcher, watch } from '../src/monitor/watch.js'
@@ -134,7 +135,10 @@ describe('the file', () => {
     const { runs: read } = await reportData(runs.map((run) => new RunReader(run)))
     expect(read.map(({ name }) => name)).toEqual(['final (1)', 'final (2)'])
     await expect(writeReport([join(root, 'nowhere')], join(root, 'x.html'))).rejects.toThrow(/no run folder/)
-    await expect(writeReport(runs, join(root, 'no', 'such', 'folder.html'))).rejects.toThrow(/cannot write .*folder\.html/)
+    await expect(writeReport(runs, join(root, 'no', 'such', 'folder.html'))).rejects.toMatchObject({
+      code: 'INVALID_FILE',
+      message: expect.stringMatching(/cannot write .*folder\.html: it does not exist \(ENOENT\)/),
+    })
   })
 })
 
@@ -173,6 +177,26 @@ describe('the server of looplm watch', () => {
     expect(JSON.parse(second.body).runs[0].step).toBe(4)
   })
 
+  it('answers again when a folder that was away is there again, with or without its files', async () => {
+    const path = await makeRun('away', 2)
+    const other = await watch([path])
+    const steps = async () => {
+      const answer = await fetch(new URL('data.json', other.url))
+      return answer.ok ? ((await answer.json()) as { runs: { step: number }[] }).runs.map(({ step }) => step) : answer.status
+    }
+    try {
+      await rename(path, `${path}-kept`)
+      expect(await steps()).toBe(500)
+      await mkdir(path)
+      expect(await steps()).toEqual([0])
+      await rm(path, { recursive: true })
+      await rename(`${path}-kept`, path)
+      expect(await steps()).toEqual([2])
+    } finally {
+      await other.close()
+    }
+  })
+
   it('refuses other names of this machine, other paths and anything but reading', async () => {
     expect((await ask('/', { Host: 'evil.example:80' })).status).toBe(403)
     expect((await ask('/../../etc/passwd')).status).toBe(404)
@@ -183,6 +207,24 @@ describe('the server of looplm watch', () => {
     await expect(watch([run], Number(new URL(watcher.url).port))).rejects.toThrow(/port \d+ is taken; choose another with --port/)
     await expect(watch([join(root, 'nowhere')])).rejects.toThrow(/no run folder/)
   })
+})
+
+it('the colours of curves stand out from the panels, on light ground and on dark', () => {
+  const luminance = (colour: string) => {
+    const [r, g, b] = [1, 3, 5].map((at) => {
+      const part = Number.parseInt(colour.slice(at, at + 2), 16) / 255
+      return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4
+    }) as [number, number, number]
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+  }
+  const contrast = (a: string, b: string) => {
+    const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y) as [number, number]
+    return (high + 0.05) / (low + 0.05)
+  }
+  for (const colour of lightColours) expect([colour, contrast(colour, '#f6f8fa') >= 3]).toEqual([colour, true]) // WCAG 1.4.11
+  for (const colour of darkColours) expect([colour, contrast(colour, '#161b22') >= 3]).toEqual([colour, true])
+  expect(new Set(lightColours).size).toBe(8)
+  expect(darkColours).toHaveLength(8)
 })
 
 describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, () => {
@@ -199,6 +241,9 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     await writeReport(runs, comparison)
   }, 60_000)
   afterAll(() => browser?.close())
+  beforeEach(() => {
+    problems.length = 0
+  })
 
   /** A page whose console, errors and requests are watched. */
   async function show(url: string, options: BrowserContextOptions = {}): Promise<Page> {
@@ -287,14 +332,18 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
       await page.goto(pathToFileURL(comparison).href)
       await page.waitForSelector('.chart canvas')
       for (const summary of await page.$$('.chart summary')) await summary.click()
-      await page.evaluate(axe.source)
-      const found = await page.evaluate(
-        `axe.run().then(({ violations }) => violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)]))`,
-      )
-      expect(found).toEqual([])
+      expect(await violations(page)).toEqual([])
       await context.close()
     }
   })
+
+  /** What axe finds wrong with a page. */
+  async function violations(page: Page) {
+    await page.evaluate(axe.source)
+    return page.evaluate(
+      `axe.run().then(({ violations }) => violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)]))`,
+    )
+  }
 
   it('shows completions side by side with their rewards, as text whatever they hold', async () => {
     const page = await show(pathToFileURL(single).href, { viewport: { width: 1000, height: 800 } })
@@ -348,6 +397,145 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     await watcher.close()
     await expect.poll(() => page.locator('#status').textContent(), { timeout: 10_000 }).toMatch(/does not answer/)
     await page.close()
+  })
+
+  /** A report of runs that are given by their steps, and the labels that its charts draw, by the chart's title. */
+  async function showRuns(runs: Record<string, object[]>, options: BrowserContextOptions = {}) {
+    const folders = Object.entries(runs).map(async ([name, records]) => {
+      const path = join(root, 'given', name)
+      await mkdir(path, { recursive: true })
+      await writeFile(join(path, 'metrics.jsonl'), lines(records))
+      return path
+    })
+    const path = join(root, 'given.html')
+    await writeReport(await Promise.all(folders), path)
+    const context = await browser.newContext(options)
+    const page = await context.newPage()
+    page.on('console', (message) => problems.push(`console: ${message.text()}`))
+    page.on('pageerror', (error) => problems.push(`error: ${error.message}`))
+    await page.addInitScript(`
+      globalThis.drawn = []
+      const { fillText } = CanvasRenderingContext2D.prototype
+      CanvasRenderingContext2D.prototype.fillText = function (text, x, ...rest) {
+        const { width } = this.measureText(text)
+        const left = x + this.getTransform().e - { left: 0, start: 0, center: width / 2, right: width, end: width }[this.textAlign]
+        const title = this.canvas.closest('figure')?.querySelector('h3').textContent
+        drawn.push({ text, title, cut: left < 0 || left + width > this.canvas.width })
+        return fillText.call(this, text, x, ...rest)
+      }`)
+    await page.goto(pathToFileURL(path).href)
+    await page.waitForSelector('.chart canvas')
+    const drawn = (await page.evaluate('drawn')) as { text: string; title: string; cut: boolean }[]
+    const labels = (title: string) => [...new Set(drawn.filter((one) => one.title === title).map(({ text }) => text))]
+    return { page, context, labels, cut: drawn.filter(({ cut }) => cut) }
+  }
+
+  const numbers = (i: number) => ({
+    type: 'step',
+    step: 60_000 * i,
+    reward: i % 2 === 0 ? 1e308 : -1e308,
+    entropy: 1.5 + i / 1000,
+    kl: 0,
+    loss: 2.5,
+    learning_rate: 1e-5 * i,
+    'completions/clipped_ratio': 0,
+    frac_reward_null: 1,
+    num_tokens: 3.2e12 * i,
+    hard_tokens: 1_234_567 + i,
+    skipped_updates: 999_999,
+    tokens_per_second: 46_573.4,
+  })
+
+  it.each([390, 1280])('labels its axes in full at %i pixels, however large or small the numbers', async (width) => {
+    const many = Array.from({ length: 20 }, (_, i) => numbers(i + 1))
+    const { page, context, labels, cut } = await showRuns({ numbers: many }, { viewport: { width, height: 900 } })
+    expect(cut).toEqual([])
+    expect(labels('Reward')).toEqual(expect.arrayContaining(['-1e308', '0', '1e308', '1M', 'step']))
+    expect(labels('Tokens so far (tokens)')).toEqual(expect.arrayContaining(['20T', '40T', '60T']))
+    expect(labels('Hard tokens (tokens)')).toEqual(expect.arrayContaining(['1,234,570', '1,234,580']))
+    expect(labels('Learning rate')).toEqual(expect.arrayContaining(['1e-4', '2e-4']))
+    // flat curves: a share in the whole of its range, others closely
+    const heights = (title: string) => labels(title).filter((text) => !/M$|step/.test(text))
+    for (const title of ['Completions cut off (share)', 'Groups without a signal (share)', 'KL divergence (nats)'])
+      expect(heights(title).map(Number)).toEqual([0, 0.2, 0.4, 0.6, 0.8, 1])
+    expect(Math.min(...heights('Loss').map(Number))).toBeGreaterThan(2)
+    expect(Math.max(...heights('Loss').map(Number))).toBeLessThan(3)
+    const rows = await page.locator('#summary-table tbody tr').allTextContents()
+    expect(rows).toEqual(
+      expect.arrayContaining([
+        'reward1e308-1e3081e308',
+        'num_tokens64T3.2T64T',
+        'hard_tokens1.235M1.235M1.235M',
+        'skipped_updates999,999999,999999,999',
+        'tokens_per_second46,57346,57346,573',
+        'learning_rate2e-41e-52e-4',
+      ]),
+    )
+    expect(await page.locator('#summary-table td[title="1234587"]').count()).toBe(2)
+    await context.close()
+    expect(problems).toEqual([])
+  })
+
+  it('gives every run a stroke of its own, the same in the head and in every legend, which is no taller than the plot', async () => {
+    const record = (i: number) => ({
+      step: 1,
+      reward: i,
+      reward_std: i / 2,
+      'eval/loop_1/reward': i,
+      'eval/loop_2/reward': i,
+      kl: i,
+    })
+    const names = Array.from({ length: 9 }, (_, i) => `addition-of-five-digits-with-the-exit-weights-${i}`)
+    const runs = Object.fromEntries(names.map((name, i) => [name, [record(i), { ...record(i), step: 2 }]]))
+    const { page, context } = await showRuns(runs, { viewport: { width: 390, height: 900 }, bypassCSP: true })
+    const strokes = (within: string) =>
+      page.evaluate(`[...document.querySelectorAll('${within} .swatch line')].map((line) => [
+        getComputedStyle(line).stroke, line.getAttribute('stroke-width'), line.getAttribute('stroke-dasharray')].join(' '))`)
+    const head = (await strokes('#runs')) as string[]
+    expect(new Set(head).size).toBe(names.length)
+    const colours = head.slice(0, 8).map((stroke) => stroke.split(')')[0])
+    expect(new Set(colours).size).toBe(8)
+    expect(await strokes('.chart:has(#chart-kl-divergence)')).toEqual(head)
+    const loops = (await strokes('.chart:has(#chart-accuracy-by-loops)')) as string[]
+    expect(loops.slice(0, 9)).toEqual(head)
+    expect(loops.slice(9).map((stroke) => stroke.replace(/[\d ]*$/, ''))).toEqual(
+      head.map((stroke) => stroke.replace(/[\d ]*$/, '')),
+    )
+    expect(new Set(loops).size).toBe(18)
+
+    const buttons = page.locator('.chart:has(#chart-kl-divergence) .legend button')
+    expect(await buttons.nth(3).textContent()).toBe('addition…weights-3 3')
+    expect(await buttons.nth(3).getAttribute('title')).toBe(names[3])
+    const tallest =
+      '[...document.querySelectorAll(".legend")].reduce((most, { clientHeight }) => Math.max(most, clientHeight), 0)'
+    expect(await page.evaluate(tallest)).toBeLessThanOrEqual(220)
+    expect(await violations(page)).toEqual([])
+    await context.close()
+    expect(problems).toEqual([])
+  })
+
+  it('says which run has no completions, links to none where there are none and knows a metric called constructor', async () => {
+    const path = join(root, 'constructor', 'other')
+    await mkdir(path, { recursive: true })
+    await writeFile(join(path, 'metrics.jsonl'), lines([{ step: 1, reward: 1, constructor: 3 }]))
+    await writeFile(join(path, 'config.yaml'), 'trainer: other\noptions: { steps: 1 }\nconstructor: 1\n')
+    const [alone, both] = [join(root, 'alone.html'), join(root, 'both.html')]
+    await writeReport([path], alone)
+    await writeReport([path, join(root, 'rltt')], both)
+    const page = await show(pathToFileURL(alone).href)
+    expect(await page.locator('#runs').textContent()).toBe('other step 1 of 1')
+    const [head, bar] = [await page.locator('#runs').boundingBox(), await page.locator('.bar').boundingBox()]
+    expect(bar!.y - head!.y - head!.height).toBeLessThan(12) // nothing is kept free for a status that never comes
+    expect(await page.locator('#sections a').allTextContents()).toEqual(['Reward', 'Others', 'All metrics', 'Configuration'])
+    await page.close()
+    const compared = await show(pathToFileURL(both).href)
+    expect(await compared.locator('#sections a').allTextContents()).toContain('Sample completions')
+    expect(await compared.locator('#completion-groups h3').allTextContents()).toEqual(['other, none', 'rltt, step 30'])
+    const rows = (table: string) => compared.locator(`${table} tr`, { hasText: 'constructor' }).allTextContents()
+    expect(await rows('#summary-table')).toEqual(['constructor3–'])
+    expect(await rows('#config-text')).toEqual(['constructor1–'])
+    await compared.close()
+    expect(problems).toEqual([])
   })
 
   it('notices a page that would break these rules', async () => {

@@ -1,11 +1,13 @@
 // Builds the addon and puts it, stripped, where node-gyp-build looks for it in an installed package: prebuilds/<platform>-<arch>/.
-// Refuses an addon that would not run elsewhere, and says what it asks of the system: the oldest glibc and the libraries.
+// Refuses an addon that would not run where README says that it does, and says what it asks of the system: the oldest glibc and the libraries.
+// `--any-glibc` takes one that runs on systems as new as this one alone, for a package that stays here.
 // `--arch arm64` on Linux x64 compiles for that processor (apt-get install g++-aarch64-linux-gnu).
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { crossBuild } from './cross-build.mjs'
+import { isNewer, oldestGlibc } from './glibc.mjs'
 import { runsAsHook } from './npm-hook.mjs'
 
 if (runsAsHook()) process.exit() // npm run build asks for no package
@@ -43,11 +45,10 @@ function inspect(addon) {
       exported: [],
     }
   const versions = all(output('readelf', '-V', '-W', addon), /Name: GLIBC_([\d.]+)/g)
-  const number = (version) => version.split('.').reduce((sum, part, i) => sum + Number(part) / 1000 ** i, 0)
   return {
     libraries: all(output('readelf', '-d', '-W', addon), /\(NEEDED\).*\[(.*)\]/g),
     exported: all(output('readelf', '--dyn-syms', '-W', addon), /(?:GLOBAL|WEAK|UNIQUE) +DEFAULT +\d+ (\S+)/g),
-    glibc: versions.sort((a, b) => number(a) - number(b)).at(-1),
+    glibc: versions.reduce((newest, version) => (newest === undefined || isNewer(version, newest) ? version : newest), undefined),
   }
 }
 
@@ -58,29 +59,42 @@ else {
   if (status !== 0) process.exit(status ?? 1)
 }
 
+/** Ends without leaving anything that a package would take along. */
+function refuse(message) {
+  for (const path of [unfinished, unfinishedCuda]) rmSync(path, { force: true })
+  stop(message)
+}
+
+function requireOldGlibc(what, glibc) {
+  if (glibc === undefined || !isNewer(glibc, oldestGlibc) || process.argv.includes('--any-glibc')) return
+  refuse(`${what} needs glibc ${glibc}, and a release runs with ${oldestGlibc}: build it on an older system, or say --any-glibc`)
+}
+
 const folder = join(root, 'prebuilds', `${process.platform}-${arch}`)
 const addon = join(folder, name)
-const unfinished = `${addon}.tmp`
+const packedCuda = join(folder, 'looplm_cuda.so')
+const [unfinished, unfinishedCuda] = [addon, packedCuda].map((path) => `${path}.tmp`)
 mkdirSync(folder, { recursive: true })
 copyFileSync(built, unfinished)
 output(cross ? 'aarch64-linux-gnu-strip' : 'strip', ...(linux ? [] : ['-x']), unfinished)
 const { libraries, exported, glibc } = inspect(unfinished)
 const foreign = libraries.filter((library) => !system.test(library))
-if (foreign.length > 0) stop(`the addon needs ${foreign.join(', ')}, which a user may not have`)
+if (foreign.length > 0) refuse(`the addon needs ${foreign.join(', ')}, which a user may not have`)
 // A symbol of a static libstdc++ that is visible is bound to the libstdc++ of the Node that loads the addon, whichever that is.
 const leaked = exported.filter((symbol) => !entries.test(symbol))
 if (leaked.length > 0)
-  stop(`the addon exports ${leaked.length} symbols that are its own affair, ${leaked.slice(0, 3).join(', ')} …`)
+  refuse(`the addon exports ${leaked.length} symbols that are its own affair, ${leaked.slice(0, 3).join(', ')} …`)
+requireOldGlibc('the addon', glibc)
 renameSync(unfinished, addon) // a process that has mapped the old one keeps it
 
 // The CUDA library travels beside the addon when npm run build:cuda made it for this platform; otherwise none of an older version does.
 const cuda = join(root, 'build', 'Release', 'looplm_cuda.so')
-const packed = join(folder, 'looplm_cuda.so')
-rmSync(packed, { force: true })
+rmSync(packedCuda, { force: true })
 if (existsSync(cuda) && !cross) {
-  copyFileSync(cuda, `${packed}.tmp`)
-  output('strip', `${packed}.tmp`)
-  renameSync(`${packed}.tmp`, packed)
+  copyFileSync(cuda, unfinishedCuda)
+  output('strip', unfinishedCuda)
+  requireOldGlibc('the CUDA library', inspect(unfinishedCuda).glibc)
+  renameSync(unfinishedCuda, packedCuda)
 }
 
 const megabytes = (statSync(addon).size / 1e6).toFixed(1)

@@ -6,8 +6,8 @@ import { fileURLToPath } from 'node:url'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 
-function run(tool) {
-  const { status } = spawnSync(process.execPath, [join(root, 'tools', tool)], { stdio: 'inherit' })
+function run(tool, ...args) {
+  const { status } = spawnSync(process.execPath, [join(root, 'tools', tool), ...args], { stdio: 'inherit' })
   if (status !== 0) process.exit(status ?? 1)
 }
 
@@ -17,4 +17,5 @@ for (const name of readdirSync(compiled, { recursive: true })) {
   const sources = ['.ts', '.js'].map((end) => join(root, 'src', name.replace(/(\.d\.ts|\.js)$/, end))) // a folder keeps its name
   if (!sources.some(existsSync)) rmSync(join(compiled, name), { recursive: true, force: true })
 }
-run('prebuild.mjs')
+// What is published runs on the systems that README names; `npm pack` may be for this one alone.
+run('prebuild.mjs', ...(process.env.npm_command === 'publish' ? [] : ['--any-glibc']))

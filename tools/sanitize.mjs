@@ -1,8 +1,9 @@
-// Builds the native tests with the sanitizers of the compiler and runs them: address and undefined behaviour together, then data races.
+// Builds the native tests and the replay of the fuzzer's corpus with the sanitizers of the compiler and runs them: address and undefined behaviour together, then data races.
 // Every finding is printed with its file and line; there is no place for known ones. Arguments pick one of the builds: address, thread.
 import { spawnSync } from 'node:child_process'
+import { readdirSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
-import { dirname, join } from 'node:path'
+import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
@@ -14,8 +15,14 @@ const builds = {
   },
   thread: { flags: '-fsanitize=thread', env: { TSAN_OPTIONS: 'second_deadlock_stack=1:history_size=4' } },
 }
+const corpus = join(root, 'native', 'test', 'fuzz', 'corpus')
 const programs = [
   { name: 'looplm_safetensors_tests', args: [], isas: [undefined] },
+  ...readdirSync(corpus).map((target) => ({
+    name: 'looplm_fuzz_replay',
+    args: [target, join(corpus, target)],
+    isas: [undefined],
+  })),
   { name: 'looplm_kernel_tests', args: ['--backend', 'reference'], isas: [undefined] },
   { name: 'looplm_kernel_tests', args: ['--backend', 'cpu'], isas: ['avx512_bf16', 'avx512', 'avx2', 'baseline'] },
 ]
@@ -40,6 +47,9 @@ function build(kind) {
   return folder
 }
 
+/** An argument as it is printed: a path from the checkout on. */
+const shown = (argument) => (argument.startsWith(root) ? relative(root, argument) : argument)
+
 /** Whether one run ended well and without a finding. */
 function run(folder, kind, { name, args }, isa) {
   const env = { ...process.env, ...builds[kind].env, ...(isa && { LOOPLM_CPU_ISA: isa }) }
@@ -54,7 +64,7 @@ function run(folder, kind, { name, args }, isa) {
   const seconds = ((performance.now() - started) / 1000).toFixed(0)
   const how = clean ? 'clean' : `${found.length} lines of findings, ended with ${error?.message ?? signal ?? status}`
   console.log(
-    `${clean ? 'ok    ' : 'not ok'} ${kind}: ${name} ${args.join(' ')}${isa ? `, at most ${isa}` : ''}: ${how} (${seconds} s)`,
+    `${clean ? 'ok    ' : 'not ok'} ${kind}: ${name} ${args.map(shown).join(' ')}${isa ? `, at most ${isa}` : ''}: ${how} (${seconds} s)`,
   )
   if (!clean) console.log(output)
   return clean

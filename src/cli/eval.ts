@@ -1,15 +1,30 @@
 import type { Command } from 'commander'
+import { Corpus } from '../data/corpus.js'
 import { loadDataset } from '../data/jsonl.js'
+import { LoopLMError } from '../errors.js'
+import type { LoopLM } from '../model/model.js'
 import { formatNumber } from '../monitor/progress.js'
 import { evaluate } from '../rl/evaluate.js'
+import { evaluateSequences } from '../rl/evaluate-sequences.js'
 import type { Task } from '../tasks/task.js'
-import { collect, loopCounts, type ModelFlags, modelOptions, openModel, positiveInteger, task } from './arguments.js'
+import {
+  collect,
+  loopCounts,
+  type ModelFlags,
+  modelOptions,
+  openModel,
+  positiveInteger,
+  problemCount,
+  task,
+} from './arguments.js'
 import { interruptible, print, printJson } from './output.js'
 import { openRewards } from './train.js'
 
 interface EvalFlags extends ModelFlags {
   task?: Task
   dataset?: string
+  text?: string[]
+  contextLength: number
   reward?: string[]
   problems: number
   loops?: number[]
@@ -21,16 +36,22 @@ interface EvalFlags extends ModelFlags {
 export function addEval(program: Command): void {
   const command = program
     .command('eval')
-    .description('answer held-out problems greedily with several loop counts')
+    .description('answer held-out problems greedily, or predict text, with several loop counts')
     .argument('<model>', 'Hugging Face checkpoint folder')
     .option('--task <task>', 'name of a task, or YAML such as "{ name: addition, digits: 3 }"', task)
     .option('--dataset <file>', 'JSON Lines file with prompt and answer, instead of a task')
+    .option(
+      '--text <path>',
+      'files or folders of text, instead of a task: loss, perplexity and accuracy; may be repeated',
+      collect,
+    )
+    .option('--context-length <count>', 'tokens of a block of text', positiveInteger, 512)
     .option(
       '--reward <reward>',
       'exactMatch, boxedMatch or a module; may be repeated (default: what the task says, exactMatch)',
       collect,
     )
-    .option('--problems <count>', 'problems to answer', positiveInteger, 256)
+    .option('--problems <count>', 'problems to answer, or blocks of text, spread over all of it', problemCount, 256)
     .option('--loops <counts>', "loop counts such as 1,2,4; default 1 to the model's", loopCounts)
     .option('--max-new-tokens <count>', 'longest answer', positiveInteger)
     .option('--json', 'write one JSON object to standard output and nothing else')
@@ -38,6 +59,7 @@ export function addEval(program: Command): void {
 }
 
 async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
+  if (flags.text !== undefined) return evaluateText(folder, flags.text, flags)
   const dataset = flags.dataset === undefined ? undefined : await loadDataset(flags.dataset)
   const reward = flags.reward && (await openRewards(flags.reward.map((reward) => ({ reward }))))
   using model = await openModel(folder, flags)
@@ -52,4 +74,41 @@ async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
   print(`${results[0]?.problems ?? 0} problems, greedy`)
   for (const result of results)
     print(`${result.loops} loops  reward ${formatNumber(result.reward)}  tokens ${formatNumber(result.completionLength)}`)
+}
+
+async function evaluateText(folder: string, paths: readonly string[], flags: EvalFlags): Promise<void> {
+  if (flags.task !== undefined || flags.dataset !== undefined || flags.reward !== undefined) {
+    throw new LoopLMError(
+      'INVALID_ARGUMENT',
+      'looplm eval: --text is predicted, not answered; leave --task, --dataset and --reward away',
+    )
+  }
+  using model = await openModel(folder, flags)
+  if (model.tokenizer === undefined) {
+    throw new LoopLMError('UNSUPPORTED', `looplm eval: ${folder} has no tokenizer.json, which --text needs`)
+  }
+  const results = await interruptible((signal) => predictText(model, paths, flags, signal))
+  const measured = results.map((result) => ({ ...result, perplexity: Math.exp(result.loss) }))
+  if (flags.json) {
+    printJson({ model: folder, results: measured })
+    return
+  }
+  print(`${measured[0]?.tokens ?? 0} tokens`)
+  for (const { loops, loss, perplexity, accuracy } of measured)
+    print(`${loops} loops  loss ${formatNumber(loss)}  perplexity ${perplexity.toFixed(4)}  accuracy ${formatNumber(accuracy)}`)
+}
+
+async function predictText(model: LoopLM, paths: readonly string[], flags: EvalFlags, signal: AbortSignal) {
+  const { contextLength, problems, loops } = flags
+  const corpus = await Corpus.open(paths, model.tokenizer!, { contextLength, heldOutShare: 1, signal })
+  try {
+    const blocks = await corpus.heldOut(problems)
+    return await evaluateSequences(
+      model,
+      blocks.map((tokens) => ({ tokens, promptLength: 1 })),
+      { loops, signal },
+    )
+  } finally {
+    corpus.close()
+  }
 }

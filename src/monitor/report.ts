@@ -3,10 +3,9 @@ import { readFileSync } from 'node:fs'
 import { rename, rm, writeFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
-import { LoopLMError } from '../errors.js'
-import { palette } from './chart.js'
+import { fileError } from '../errors.js'
 import { type MetricDoc, matchMetric, metricGroups } from './metrics.js'
-import { pageStyle } from './page/style.js'
+import { lightColours, pageStyle } from './page/style.js'
 import type { ReportChart, ReportData } from './report-data.js'
 import { RunReader } from './run-reader.js'
 
@@ -19,7 +18,7 @@ export async function reportData(readers: readonly RunReader[], live = false): P
     if (same.length > 1) for (const [i, run] of same.entries()) run.name = `${name} (${i + 1})`
   }
   const names = [...new Set(runs.flatMap(({ curves }) => Object.keys(curves)))]
-  return { runs, sections: layOut(names), colours: palette.length, live }
+  return { runs, sections: layOut(names), colours: lightColours.length, live }
 }
 
 /**
@@ -27,7 +26,7 @@ export async function reportData(readers: readonly RunReader[], live = false): P
  *
  * @param runs run folders
  * @param path the file; replaced at once, when it is complete
- * @throws LoopLMError NOT_FOUND for a folder that does not exist
+ * @throws LoopLMError NOT_FOUND for a run folder that does not exist, INVALID_FILE when the report cannot be written
  *
  * @example
  * ```ts
@@ -42,7 +41,7 @@ export async function writeReport(runs: readonly string[], path: string): Promis
     await rename(unfinished, path)
   } catch (cause) {
     await rm(unfinished, { force: true }).catch(() => {})
-    throw new LoopLMError('NOT_FOUND', `cannot write ${path}: ${(cause as Error).message}`, { operation: 'report', cause })
+    throw fileError(cause, 'write', path, 'report')
   }
 }
 
@@ -134,8 +133,7 @@ export function reportPage(data: ReportData): string {
 <header>
 <h1>${escapeHtml(heading)}</h1>
 <ul id="runs"></ul>
-<p id="status" role="status"></p>
-<noscript><p>The charts are drawn by a script of this page, which is switched off. The numbers are in metrics.jsonl.</p></noscript>
+${data.live ? '<p id="status" role="status"></p>\n' : ''}<noscript><p>The charts are drawn by a script of this page, which is switched off. The numbers are in metrics.jsonl.</p></noscript>
 </header>
 <section class="bar" aria-label="View"><div>
 <nav aria-label="Sections"><ul id="sections"></ul></nav>

@@ -64,7 +64,12 @@ class Feed {
     const version = (await Promise.all(this.#readers.map((reader) => reader.version()))).join('\n')
     if (version !== this.#version || this.#made === undefined) {
       this.#version = version
-      this.#made = (this.#made ?? Promise.resolve()).catch(() => {}).then(() => this.#make()) // one reading at a time
+      const made = (this.#made ?? Promise.resolve()).catch(() => {}).then(() => this.#make()) // one reading at a time
+      this.#made = made
+      // a folder that was away for a moment comes back with the files that it had
+      made.catch(() => {
+        if (this.#made === made) this.#version = undefined
+      })
     }
     return this.#made
   }

@@ -4,12 +4,25 @@
 /** @typedef {import('../report-data.js').ReportChart} ReportChart */
 /** @typedef {import('../report-data.js').Curve} Curve */
 /** @typedef {import('../report-data.js').CompletionGroup} CompletionGroup */
-/** @typedef {{ label: string, colour: number, dash: number[], curve: Curve }} Line */
+/** @typedef {import('../report-data.js').RunData} RunData */
+/**
+ * A curve of a chart. `short` is its label in the legend, where a long name of a run would take the chart's room.
+ * @typedef {{ label: string, short: string, colour: number, dash: number[], width: number, curve: Curve }} Line
+ */
 
 /** @type {typeof import('uplot')} */
 const Plot = /** @type {any} */ (globalThis).uPlot
 const plotHeight = 220
-const dashes = [[], [8, 4], [2, 3], [12, 3, 2, 3], [5, 5], [1, 5]]
+const plotFont = '12px system-ui, sans-serif'
+const dashes = [[], [9, 4], [2, 3], [12, 3, 2, 3], [20, 4], [9, 3, 2, 3, 2, 3], [2, 8], [12, 3, 4, 3]]
+/** @type {[size: number, letter: string][]} */
+const units = [
+  [1e12, 'T'],
+  [1e9, 'B'],
+  [1e6, 'M'],
+]
+const wholeSteps = Array.from({ length: 16 }, (_, i) => [1, 2, 5].map((factor) => factor * 10 ** i)).flat()
+const longestName = 18 // characters of a run's name in a legend
 const pollMilliseconds = 1000
 
 /**
@@ -36,15 +49,134 @@ function element(name, attributes, ...children) {
 }
 
 /**
- * Four significant digits; large numbers whole.
+ * A stroke as it is drawn in the charts.
+ *
+ * @param {{ colour: number, dash: number[], width: number }} line
+ */
+function swatch({ colour, dash, width }) {
+  const space = 'http://www.w3.org/2000/svg'
+  const made = document.createElementNS(space, 'svg')
+  for (const [key, value] of Object.entries({ class: 'swatch', width: '28', height: '6', 'aria-hidden': 'true' }))
+    made.setAttribute(key, value)
+  const stroke = document.createElementNS(space, 'line')
+  const attributes = { x1: '0', x2: '28', y1: '3', y2: '3', 'stroke-width': String(width), 'stroke-dasharray': dash.join(' ') }
+  for (const [key, value] of Object.entries(attributes)) stroke.setAttribute(key, value)
+  stroke.style.stroke = `var(--line${colour})`
+  made.append(stroke)
+  return made
+}
+
+/**
+ * A run's colour; once the colours are used up, they begin again with broader lines.
+ *
+ * @param {number} run
+ * @param {number} colours
+ */
+function runStyle(run, colours) {
+  return { colour: run % colours, width: 2 + 2 * Math.floor(run / colours) }
+}
+
+/** @param {number} place */
+function dashAt(place) {
+  return dashes[place % dashes.length] ?? []
+}
+
+/**
+ * Names that fit into a legend: the middle of long ones is left out, where runs of one series are alike.
+ *
+ * @param {readonly string[]} names
+ */
+function shortNames(names) {
+  const half = (longestName - 1) / 2
+  const short = names.map((name) => {
+    const letters = [...name]
+    if (letters.length <= longestName) return name
+    return `${letters.slice(0, Math.floor(half)).join('')}…${letters.slice(-Math.ceil(half)).join('')}`
+  })
+  return short.map((name, i) => (short.filter((other) => other === name).length > 1 ? `${name} [${i + 1}]` : name))
+}
+
+/**
+ * Four significant digits; whole numbers below a million as they are, larger ones with a letter, very large and small ones with an exponent.
  *
  * @param {number | null | undefined} value
  */
 function format(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return '–'
   const size = Math.abs(value)
-  if (Number.isInteger(value) || size >= 1e4) return Math.round(value).toLocaleString('en-US')
-  return size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4)))
+  if (size >= 1e15 || (size > 0 && size < 1e-3)) {
+    const [digits, exponent] = value.toExponential(2).split('e')
+    return `${Number(digits)}e${Number(exponent)}`
+  }
+  const rounded = Number(value.toPrecision(4)) // first: 999,999,900 is 1B, not 1000M
+  const [unit, letter] = size < 999_999.5 ? [1, ''] : (units.find(([unit]) => Math.abs(rounded) >= unit) ?? [1, ''])
+  if (unit > 1) return `${Number((rounded / unit).toPrecision(4))}${letter}`
+  return Number.isInteger(value) || size >= 1e4 ? (Math.round(value) || 0).toLocaleString('en-US') : String(rounded)
+}
+
+/**
+ * Digits behind the point that a multiple of this number needs.
+ *
+ * @param {number} increment
+ */
+function decimals(increment) {
+  for (let digits = 0; digits < 12; digits++) {
+    const scaled = increment * 10 ** digits
+    if (scaled > 0.5 && Math.abs(scaled - Math.round(scaled)) < 1e-6 * scaled) return digits
+  }
+  return 12
+}
+
+/**
+ * Labels that tell the ticks of an axis apart.
+ *
+ * @param {readonly number[]} ticks
+ * @param {number} increment between two of them
+ * @param {number} exponent the power of ten that they are to be multiplied by
+ */
+function axisLabels(ticks, increment, exponent) {
+  const largest = ticks.reduce((most, tick) => Math.max(most, Math.abs(tick)), 0)
+  const compact = units.find(([unit]) => largest >= unit && decimals(increment / unit) <= 3)
+  const [unit, letter] = exponent === 0 ? (compact ?? [1, '']) : [1, `e${exponent}`]
+  const digits = decimals(increment / unit)
+  return ticks.map((tick) => {
+    const shown = Number((tick / unit).toFixed(digits))
+    return shown === 0 ? '0' : `${shown.toLocaleString('en-US', { maximumFractionDigits: digits })}${letter}`
+  })
+}
+
+/**
+ * The power of ten by which curves are divided before they are drawn: outside of the range where numbers read well, and where their
+ * differences neither overflow nor vanish; 0 otherwise.
+ *
+ * @param {readonly Line[]} lines
+ */
+function exponentOf(lines) {
+  const largest = lines.reduce((most, { curve }) => curve.values.reduce((max, value) => Math.max(max, Math.abs(value)), most), 0)
+  return largest >= 1e15 || (largest > 1e-300 && largest < 1e-3) ? Math.floor(Math.log10(largest)) : 0
+}
+
+/**
+ * The width of a label in a chart, in pixels.
+ *
+ * @param {import('uplot')} plot
+ * @param {string} label
+ */
+function labelWidth(plot, label) {
+  plot.ctx.font = plotFont
+  return plot.ctx.measureText(label).width
+}
+
+/**
+ * What a run measured; a metric may be called as something that every object has.
+ *
+ * @template Value
+ * @param {Record<string, Value>} values
+ * @param {string} name
+ * @returns {Value | undefined}
+ */
+function own(values, name) {
+  return Object.hasOwn(values, name) ? values[name] : undefined
 }
 
 /**
@@ -94,6 +226,9 @@ class Chart {
   /** @param {ReportChart} chart */
   constructor(chart) {
     this.title = chart.unit === '' ? chart.title : `${chart.title} (${chart.unit})`
+    this.share = chart.unit === 'share'
+    this.exponent = 0
+    this.lastLabel = ''
     /** @type {Line[]} */
     this.lines = []
     /** @type {Set<string>} */
@@ -143,6 +278,7 @@ class Chart {
     this.lines = lines
     this.smoothing = smoothing
     this.data = align(lines, smoothing)
+    this.exponent = this.share ? 0 : exponentOf(lines)
     const { steps } = this.data
     this.holder.setAttribute('aria-valuemin', String(steps[0] ?? 0))
     this.holder.setAttribute('aria-valuemax', String(steps.at(-1) ?? 0))
@@ -172,18 +308,45 @@ class Chart {
     const axis = {
       stroke: ink,
       grid: { stroke: cssColour('--faint'), width: 1 },
-      ticks: { stroke: cssColour('--faint'), width: 1 },
-      font: '12px system-ui, sans-serif',
+      ticks: { stroke: cssColour('--faint'), width: 1, size: 5 },
+      font: plotFont,
+      gap: 4,
     }
     const few = this.data.steps.length < 40
     this.plot = new Plot(
       {
         width: Math.max(this.holder.clientWidth, 100),
         height: plotHeight,
-        scales: { x: { time: false } },
+        // on the right, room for the half of the last label of the steps that may lie beyond the axis
+        padding: [8, (plot) => Math.max(8, Math.ceil(labelWidth(plot, this.lastLabel) / 2)), null, null],
+        scales: {
+          x: { time: false },
+          y: { range: (_, low, high) => this.#range(low, high) },
+        },
         axes: [
-          { ...axis, space: 60 },
-          { ...axis, size: 62, values: (_, ticks) => ticks.map(format) },
+          {
+            ...axis,
+            space: 70,
+            size: 22,
+            incrs: wholeSteps,
+            values: (_, ticks, _axis, _space, increment) => {
+              const labels = axisLabels(ticks, increment, 0)
+              this.lastLabel = labels.at(-1) ?? ''
+              return labels
+            },
+            label: 'step',
+            labelFont: plotFont,
+            labelSize: 16,
+            labelGap: 0,
+          },
+          {
+            ...axis,
+            values: (_, ticks, _axis, _space, increment) => axisLabels(ticks, increment, this.exponent),
+            size: (plot, labels) => {
+              const widest = (labels ?? []).reduce((most, label) => Math.max(most, labelWidth(plot, label)), 0)
+              return Math.max(36, Math.ceil(widest) + 10)
+            },
+          },
         ],
         legend: { show: false },
         cursor: { y: false, drag: { x: true, y: false } },
@@ -192,7 +355,7 @@ class Chart {
           ...this.lines.map((line) => ({
             label: line.label,
             stroke: cssColour(`--line${line.colour}`),
-            width: 2,
+            width: line.width,
             dash: line.dash,
             spanGaps: true,
             show: !this.hidden.has(line.label),
@@ -216,7 +379,24 @@ class Chart {
 
   /** @returns {import('uplot').AlignedData} */
   #columns() {
-    return /** @type {any} */ ([this.data.steps, ...this.data.values])
+    const factor = Number(`1e${this.exponent}`) // exact, which 10 ** n is not everywhere
+    const scaled = (/** @type {(number | null)[]} */ row) => row.map((value) => (value === null ? null : value / factor))
+    return /** @type {any} */ ([this.data.steps, ...this.data.values.map((row) => (factor === 1 ? row : scaled(row)))])
+  }
+
+  /**
+   * The range of the y axis. A flat curve gets a narrow one around it, and a share the whole of its range.
+   *
+   * @param {number | null} low
+   * @param {number | null} high
+   * @returns {import('uplot').Range.MinMax}
+   */
+  #range(low, high) {
+    if (low === null || high === null) return [0, 1]
+    const size = Math.max(Math.abs(low), Math.abs(high))
+    if (size > 1e-300 && high - low > 1e-9 * size) return Plot.rangeNum(low, high, 0.1, true)
+    if (size <= 1e-300 || (this.share && low >= 0 && high <= 1)) return [0, 1]
+    return [low - size / 10, high + size / 10]
   }
 
   /** @param {Line} line */
@@ -228,10 +408,15 @@ class Chart {
   #buildLegend() {
     this.legend.replaceChildren(
       ...this.lines.map((line, i) => {
-        const swatch = element('span', { class: 'swatch', 'aria-hidden': 'true' })
-        swatch.style.borderTopColor = `var(--line${line.colour})`
-        swatch.style.borderTopStyle = line.dash.length === 0 ? 'solid' : line.dash[0] === 2 ? 'dotted' : 'dashed'
-        const button = element('button', { type: 'button' }, swatch, `${line.label} `, element('span', { class: 'value' }))
+        const shortened = line.short !== line.label
+        const value = element('span', { class: 'value' })
+        const button = element(
+          'button',
+          { type: 'button', title: shortened && line.label },
+          swatch(line),
+          `${line.short} `,
+          value,
+        )
         button.setAttribute('aria-pressed', String(!this.hidden.has(line.label)))
         button.addEventListener('click', () => {
           const show = this.hidden.delete(line.label)
@@ -304,17 +489,22 @@ class Chart {
     )
     const head = ['step', ...this.lines.map(({ label }) => label)].map((label) => element('th', { scope: 'col' }, label))
     const body = rows.map((row) =>
-      element(
-        'tr',
-        {},
-        element('th', { scope: 'row' }, String(steps[row])),
-        ...values.map((column) => element('td', {}, format(column[row]))),
-      ),
+      element('tr', {}, element('th', { scope: 'row' }, String(steps[row])), ...values.map((column) => cell(column[row]))),
     )
     const caption = element('caption', {}, `${this.title}${steps.length > most ? `, ${most} of ${steps.length} points` : ''}`)
     const table = element('table', {}, caption, element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...body))
     this.table.replaceChildren(heading, scrollable(table, `Values of ${this.title}`))
   }
+}
+
+/**
+ * A value in a table; one that is abbreviated says itself in full when it is pointed at.
+ *
+ * @param {number | null | undefined} value
+ */
+function cell(value) {
+  const text = format(value)
+  return element('td', { title: /[a-zA-Z]/.test(text) && String(value) }, text)
 }
 
 /**
@@ -334,6 +524,9 @@ class Page {
     /** @type {Map<string, Chart>} */
     this.charts = new Map()
     this.shape = ''
+    this.links = ''
+    /** @type {string[]} names of the runs in legends */
+    this.names = []
     this.followsCompletions = true
     this.completionStep = 0
     const smoothing = /** @type {HTMLInputElement} */ (byId('smoothing'))
@@ -354,6 +547,7 @@ class Page {
   /** @param {ReportData} data */
   show(data) {
     this.data = data
+    this.names = shortNames(data.runs.map(({ name }) => name))
     this.showHead()
     const shape = JSON.stringify(data.sections)
     if (shape !== this.shape) this.build()
@@ -362,21 +556,16 @@ class Page {
     this.showCompletions()
     this.showSummary()
     this.showConfig()
+    this.showLinks()
   }
 
   showHead() {
     const { runs } = this.data
     const list = runs.map((run, i) => {
-      const swatch = element('span', { class: 'swatch', 'aria-hidden': 'true', hidden: runs.length === 1 })
-      swatch.style.borderTopColor = `var(--line${i % this.data.colours})`
       const steps = run.steps === null ? `step ${run.step}` : `step ${run.step} of ${run.steps}`
-      return element(
-        'li',
-        {},
-        swatch,
-        element('b', {}, run.name),
-        ` ${[run.trainer, steps].filter((part) => part !== null).join(', ')}`,
-      )
+      const about = run.trainer === null || run.trainer === run.name ? steps : `${run.trainer}, ${steps}`
+      const stroke = runs.length === 1 ? [] : [swatch({ ...runStyle(i, this.data.colours), dash: [] })]
+      return element('li', {}, ...stroke, element('b', {}, run.name), ` ${about}`)
     })
     byId('runs').replaceChildren(...list)
   }
@@ -404,15 +593,22 @@ class Page {
     for (const [key, chart] of this.charts) if (!charts.has(key)) chart.plot?.destroy()
     this.charts = charts
     byId('charts').replaceChildren(...nodes)
-    const fixed = [...document.querySelectorAll('main > section')].map((section) => [
+    byId('empty').hidden = sections.length > 0
+  }
+
+  /** Links to what the page shows at present. */
+  showLinks() {
+    const fixed = [...document.querySelectorAll('main > section:not([hidden])')].map((section) => [
       section.id,
       section.querySelector('h2')?.textContent ?? '',
     ])
-    const links = [...sections.map(({ title }, i) => [`section-${i}`, title]), ...fixed]
+    const links = [...this.data.sections.map(({ title }, i) => [`section-${i}`, title]), ...fixed]
+    const text = JSON.stringify(links)
+    if (text === this.links) return // a link that has the focus keeps it
+    this.links = text
     byId('sections').replaceChildren(
       ...links.map(([id, title]) => element('li', {}, element('a', { href: `#${id}` }, title ?? ''))),
     )
-    byId('empty').hidden = sections.length > 0
   }
 
   showCharts() {
@@ -426,8 +622,8 @@ class Page {
   }
 
   /**
-   * The curves of a chart. Runs have colours and metrics dashes where a few metrics of several runs are compared, else the other
-   * way round.
+   * The curves of a chart. Where runs are compared, a colour is a run, as in the page's head, and a dash is a metric; of one run, a
+   * colour is a metric.
    *
    * @param {ReportChart} spec
    * @returns {Line[]}
@@ -436,13 +632,16 @@ class Page {
     const { runs, colours } = this.data
     return spec.lines.flatMap(({ metric, label }, m) =>
       runs.flatMap((run, r) => {
-        const curve = run.curves[metric]
+        const curve = own(run.curves, metric)
         if (curve === undefined) return []
-        const byRun = runs.length > 1 && spec.lines.length <= 3
+        if (runs.length === 1)
+          return { label, short: label, colour: m % colours, dash: dashAt(Math.floor(m / colours)), width: 2, curve }
+        const withRun = (/** @type {string} */ name) => (spec.lines.length === 1 ? name : `${label}, ${name}`)
         return {
-          label: runs.length === 1 ? label : spec.lines.length === 1 ? run.name : `${label}, ${run.name}`,
-          colour: (byRun ? r : m) % colours,
-          dash: dashes[(byRun ? m : r) % dashes.length] ?? [],
+          label: withRun(run.name),
+          short: withRun(this.names[r] ?? ''),
+          ...runStyle(r, colours),
+          dash: dashAt(m),
           curve,
         }
       }),
@@ -469,10 +668,20 @@ class Page {
       const shown = run.completions.findLast(({ step }) => step <= this.completionStep)
       const groups = (shown?.groups ?? []).map((group) => this.group(group))
       if (runs.length === 1) return groups
-      const when = shown === undefined ? ', none yet' : `, step ${shown.step}`
+      const when = shown === undefined ? this.withoutCompletions(run) : `, step ${shown.step}`
       return [element('h3', {}, `${run.name}${when}`), ...groups]
     })
     byId('completion-groups').replaceChildren(...nodes)
+  }
+
+  /**
+   * Why a run has no completions at the step that is shown.
+   *
+   * @param {RunData} run
+   */
+  withoutCompletions({ completions: [first], step, steps }) {
+    if (first !== undefined) return `, the first at step ${first.step}`
+    return this.data.live && (steps === null || step < steps) ? ', none yet' : ', none'
   }
 
   /** @param {CompletionGroup} group */
@@ -503,12 +712,12 @@ class Page {
   showSummary() {
     const { runs } = this.data
     const names = [...new Set(runs.flatMap(({ curves }) => Object.keys(curves)))]
-    const columns = runs.length === 1 ? ['last', 'lowest', 'highest'] : runs.map(({ name }) => name)
-    const head = ['metric', ...columns].map((name) => element('th', { scope: 'col' }, name))
+    const columns = ['last', 'lowest', 'highest'].map((name) => element('th', { scope: 'col' }, name))
+    const head = [element('th', { scope: 'col' }, 'metric'), ...(runs.length === 1 ? columns : this.runHeadings())]
     const rows = names.map((name) => {
-      const curves = runs.map((run) => run.curves[name])
+      const curves = runs.map((run) => own(run.curves, name))
       const values = runs.length === 1 ? [curves[0]?.last, curves[0]?.min, curves[0]?.max] : curves.map((curve) => curve?.last)
-      return element('tr', {}, element('th', { scope: 'row' }, name), ...values.map((value) => element('td', {}, format(value))))
+      return element('tr', {}, element('th', { scope: 'row' }, name), ...values.map(cell))
     })
     const caption = element(
       'caption',
@@ -525,6 +734,14 @@ class Page {
     if (focused) made.focus({ preventScroll: true })
   }
 
+  /** The heads of a table's columns, one for each run. */
+  runHeadings() {
+    return this.data.runs.map(({ name }, r) => {
+      const short = this.names[r] ?? ''
+      return element('th', { scope: 'col', title: short !== name && name }, short)
+    })
+  }
+
   showConfig() {
     const { runs } = this.data
     const text = JSON.stringify(runs.map(({ config }) => config))
@@ -537,14 +754,14 @@ class Page {
       return
     }
     const names = [...new Set(runs.flatMap(({ options }) => Object.keys(options)))]
-    const different = names.filter((name) => new Set(runs.map(({ options }) => options[name])).size > 1)
-    const head = ['option', ...runs.map(({ name }) => name)].map((name) => element('th', { scope: 'col' }, name))
+    const different = names.filter((name) => new Set(runs.map(({ options }) => own(options, name))).size > 1)
+    const head = [element('th', { scope: 'col' }, 'option'), ...this.runHeadings()]
     const rows = different.map((name) =>
       element(
         'tr',
         {},
         element('th', { scope: 'row' }, name),
-        ...runs.map(({ options }) => element('td', {}, options[name] ?? '–')),
+        ...runs.map(({ options }) => element('td', {}, own(options, name) ?? '–')),
       ),
     )
     const caption = element('caption', {}, `Options that differ: ${different.length} of ${names.length}`)

@@ -1,5 +1,9 @@
 import { darkPalette, palette } from '../chart.js'
 
+/** Colours of curves, on light ground and on dark: two more than a figure has, so that eight runs can be compared. */
+export const lightColours = [...palette, '#3a2a8c', '#8b1a1a']
+export const darkColours = [...darkPalette, '#a890ff', '#ff6666']
+
 const colours = (list: readonly string[]) => list.map((colour, i) => `--line${i}: ${colour};`).join(' ')
 
 /** The report's style sheet: light and dark by the reader's setting, one column on a narrow screen. */
@@ -8,13 +12,13 @@ export const pageStyle = `
   color-scheme: light dark;
   --paper: #ffffff; --panel: #f6f8fa; --ink: #1f2328; --soft: #59636e; --faint: #d8dee4; --accent: #0550ae;
   --good: #1a7f37; --bad: #b42318;
-  ${colours(palette)}
+  ${colours(lightColours)}
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #0d1117; --panel: #161b22; --ink: #e6edf3; --soft: #9aa5b1; --faint: #30363d; --accent: #79b8ff;
     --good: #4ac26b; --bad: #ff8080;
-    ${colours(darkPalette)}
+    ${colours(darkColours)}
   }
 }
 * { box-sizing: border-box; }
@@ -29,6 +33,7 @@ a { color: var(--accent); }
 .skip:not(:focus) { position: absolute; left: -100vw; }
 #runs { list-style: none; margin: 0; padding: 0; overflow-wrap: anywhere; }
 #status { min-height: 1.5em; margin: 0; color: var(--soft); }
+header { padding-bottom: 0.5rem; }
 #status.lost { color: var(--bad); font-weight: 600; }
 .bar { position: sticky; top: 0; z-index: 10; background: var(--paper); border-bottom: 1px solid var(--faint); }
 .bar > div { max-width: 100rem; margin: 0 auto; padding: 0.35rem 1rem; display: flex; flex-wrap: wrap; gap: 0.25rem 1.5rem; align-items: center; }
@@ -41,14 +46,17 @@ input[type='range'] { accent-color: var(--accent); width: min(16rem, 45vw); }
 .chart { margin: 0; padding: 0.75rem; min-width: 0; background: var(--panel); border: 1px solid var(--faint); border-radius: 8px; }
 .chart:only-child { max-width: 50rem; }
 .plot { height: 220px; overflow: hidden; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0.25rem 0.5rem; padding: 0; margin: 0.25rem 0; }
+.legend {
+  list-style: none; display: flex; flex-wrap: wrap; gap: 0 0.25rem; padding: 0.2rem; margin: 0.25rem 0;
+  max-height: 220px; overflow: auto; /* many runs: no taller than the plot */
+}
 .legend button {
   font: inherit; font-size: 0.85rem; color: var(--ink); background: none; border: 1px solid transparent; border-radius: 4px;
   padding: 0.1rem 0.35rem; cursor: pointer; overflow-wrap: anywhere; text-align: start;
 }
 .legend button:hover { border-color: var(--faint); }
 .legend button[aria-pressed='false'] { color: var(--soft); text-decoration: line-through; }
-.swatch { display: inline-block; width: 1.5rem; border-top: 3px solid; vertical-align: middle; margin-inline-end: 0.4rem; }
+.swatch { vertical-align: middle; margin-inline-end: 0.4rem; }
 [hidden] { display: none; }
 .value { font-variant-numeric: tabular-nums; font-weight: 600; }
 .details { display: flex; flex-wrap: wrap; gap: 0.25rem 1.5rem; font-size: 0.85rem; color: var(--soft); }
@@ -75,5 +83,5 @@ pre { font: 0.85rem/1.45 ui-monospace, monospace; margin: 0; white-space: pre-wr
 .completion.negative .reward b { color: var(--bad); }
 .reward { margin: 0 0 0.25rem; font-size: 0.85rem; }
 footer { color: var(--soft); font-size: 0.85rem; padding-bottom: 2rem; }
-@media print { .bar, .details { display: none; } }
+@media print { .bar, .details { display: none; } .legend { max-height: none; } }
 `
