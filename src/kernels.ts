@@ -1,9 +1,10 @@
+import { checkNumber, checkOptions, checkWord, describe, type Keys } from './arguments.js'
 import { LoopLMError } from './errors.js'
-import { checkNumber, checkTemperature, checkWord } from './model/checks.js'
+import { checkTemperature } from './model/checks.js'
 import { maxLoops } from './model/config.js'
 import type { Surrogate } from './model/types.js'
 import { call, native } from './native.js'
-import { checkOperand, Tensor } from './tensor/tensor.js'
+import { checkOperand, checkTensor, Tensor } from './tensor/tensor.js'
 import type { FloatDType } from './tensor/types.js'
 
 /** Weights of one block: matrices [out, in], norms [D]. H heads, K key-value heads of size S, F feed-forward width. */
@@ -110,14 +111,28 @@ async function loopedBlockForward<D extends FloatDType>(
   options: LoopedBlockOptions,
 ): Promise<{ hidden: Tensor<D>; gateLogits: Tensor<RealOf<D>> }> {
   const operation = 'kernels.loopedBlockForward'
+  checkTensor(hidden, 'hidden', operation)
+  checkOptions(blockWeights, blockFields, operation, 'blockWeights')
+  checkOptions(options, blockOptions, operation)
   const { layers, norm, gateWeight, gateBias } = blockWeights
-  const handleOf = (weight: Tensor<D>) => {
-    checkOperand(operation, hidden.device, hidden.dtype, weight)
+  const handleOf = (weight: Tensor<D>, name: string) => {
+    checkOperand(operation, hidden.device, hidden.dtype, weight, name)
     return weight.handle(operation)
   }
-  if (layers.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'blockWeights.layers is empty', { operation })
-  const blocks = layers.map((layer) => layerFields.map((field) => handleOf(layer[field])))
-  const end = [handleOf(norm), handleOf(gateWeight), handleOf(gateBias)] as const
+  if (!Array.isArray(layers) || layers.length === 0) {
+    const message = `blockWeights.layers must be an array of at least one layer's weights, got ${describe(layers)}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  const blocks = layers.map((layer: LoopedLayerWeights<D>, i) => {
+    const name = `blockWeights.layers[${i}]`
+    checkOptions(layer, layerFields, operation, name)
+    return layerNames.map((field) => handleOf(layer[field], `${name}.${field}`))
+  })
+  const end = [
+    handleOf(norm, 'blockWeights.norm'),
+    handleOf(gateWeight, 'blockWeights.gateWeight'),
+    handleOf(gateBias, 'blockWeights.gateBias'),
+  ] as const
   const settings = {
     heads: checkNumber(
       blockWeights.numAttentionHeads,
@@ -155,8 +170,10 @@ async function perLoopLogSoftmax<D extends FloatDType>(
   options: { temperature?: number } = {},
 ): Promise<{ logprobs: Tensor<RealOf<D>>; entropy: Tensor<RealOf<D>> }> {
   const operation = 'kernels.perLoopLogSoftmax'
-  checkOperand(operation, hidden.device, hidden.dtype, headWeight)
-  checkOperand(operation, hidden.device, 'int32', targets)
+  checkTensor(hidden, 'hidden', operation)
+  checkOperand(operation, hidden.device, hidden.dtype, headWeight, 'headWeight')
+  checkOperand(operation, hidden.device, 'int32', targets, 'targets')
+  checkOptions(options, { temperature: true }, operation)
   const temperature = checkTemperature(options.temperature, operation)
   const [states, head, wanted] = [hidden.handle(operation), headWeight.handle(operation), targets.handle(operation)]
   const out = await call(operation, () => native().kernelPerLoopLogSoftmax(states, head, wanted, temperature))
@@ -181,9 +198,12 @@ async function policyGradientReduction<R extends 'float32' | 'float64'>(
   inputs: PolicyGradientInputs<NoInfer<R>>,
 ): Promise<{ loss: number; coefficients: Tensor<R>; statistics: PolicyGradientStatistics }> {
   const operation = 'kernels.policyGradientReduction'
+  checkTensor(logprobs, 'logprobs', operation)
+  checkOptions(inputs, inputFields, operation, 'inputs')
   const { weights, advantages, oldLogprobs, mask, objective = {} } = inputs
-  const handleOf = (input: Tensor<R>) => {
-    checkOperand(operation, logprobs.device, logprobs.dtype, input)
+  checkOptions(objective, objectiveFields, operation, 'objective')
+  const handleOf = (input: Tensor<R>, name: string) => {
+    checkOperand(operation, logprobs.device, logprobs.dtype, input, name)
     return input.handle(operation)
   }
   const surrogate = checkWord(objective.surrogate ?? 'reinforce', 'objective.surrogate', ['reinforce', 'ppo', 'cispo'], operation)
@@ -200,10 +220,10 @@ async function policyGradientReduction<R extends 'float32' | 'float64'>(
     cap: number('cap', 5),
   }
   const handles = {
-    weights: handleOf(weights),
-    advantages: handleOf(advantages),
-    oldLogprobs: oldLogprobs && handleOf(oldLogprobs),
-    mask: handleOf(mask),
+    weights: handleOf(weights, 'weights'),
+    advantages: handleOf(advantages, 'advantages'),
+    oldLogprobs: oldLogprobs && handleOf(oldLogprobs, 'oldLogprobs'),
+    mask: handleOf(mask, 'mask'),
   }
   const states = logprobs.handle(operation)
   const out = await call(operation, () => native().kernelPolicyGradientReduction(states, handles, settings))
@@ -234,24 +254,54 @@ function realOf<D extends FloatDType>(dtype: D): RealOf<D> {
 }
 
 /** In the order in which the addon reads them. */
-const layerFields = [
-  'qProj',
-  'kProj',
-  'vProj',
-  'oProj',
-  'gateProj',
-  'upProj',
-  'downProj',
-  'inputLayernorm',
-  'inputLayernorm2',
-  'postAttentionLayernorm',
-  'postAttentionLayernorm2',
-] as const satisfies readonly (keyof LoopedLayerWeights<FloatDType>)[]
+const layerFields = {
+  qProj: true,
+  kProj: true,
+  vProj: true,
+  oProj: true,
+  gateProj: true,
+  upProj: true,
+  downProj: true,
+  inputLayernorm: true,
+  inputLayernorm2: true,
+  postAttentionLayernorm: true,
+  postAttentionLayernorm2: true,
+} satisfies Keys<LoopedLayerWeights<FloatDType>>
+const layerNames = Object.keys(layerFields) as (keyof typeof layerFields)[]
+
+const blockFields = {
+  layers: true,
+  numAttentionHeads: true,
+  norm: true,
+  gateWeight: true,
+  gateBias: true,
+} satisfies Keys<LoopedBlockWeights<FloatDType>>
+
+const blockOptions = { loops: true, offsets: true, ropeTheta: true, normEps: true } satisfies Keys<LoopedBlockOptions>
+
+const inputFields = {
+  weights: true,
+  advantages: true,
+  oldLogprobs: true,
+  mask: true,
+  objective: true,
+} satisfies Keys<PolicyGradientInputs<'float32'>>
+
+const objectiveFields = {
+  surrogate: true,
+  epsilonLow: true,
+  epsilonHigh: true,
+  dualClip: true,
+  cap: true,
+} satisfies Keys<PolicyGradientObjective>
 
 function checkOffsets(offsets: readonly number[] | Int32Array, tokens: number, operation: string): Int32Array {
+  if (!Array.isArray(offsets) && !(offsets instanceof Int32Array)) {
+    throw new LoopLMError('INVALID_ARGUMENT', `offsets must be number[] or Int32Array, got ${describe(offsets)}`, { operation })
+  }
   const list = Array.from(offsets)
   const increasing = list.every((offset, i) => Number.isInteger(offset) && (i === 0 ? offset === 0 : offset > list[i - 1]!))
   if (list.length >= 2 && increasing && list.at(-1) === tokens) return Int32Array.from(list)
-  const message = `offsets must increase from 0 to the ${tokens} rows of hidden, got [${list.slice(0, 8).join(', ')}${list.length > 8 ? ', …' : ''}]`
+  const message = `offsets must increase from 0 to the ${tokens} rows of hidden, got [${list.slice(0, 8).map(describe).join(', ')}${list.length > 8 ? ', …' : ''}]`
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }

@@ -39,6 +39,7 @@ describe('group advantages', () => {
   it('refuse rewards that are not whole groups or not finite', () => {
     expect(() => groupAdvantages([1, 0, 1], 2)).toThrow(/3 rewards do not form groups of groupSize = 2/)
     expect(() => groupAdvantages([1, 0, 1, Number.NaN], 2)).toThrow(/reward 3 is NaN/)
+    expect(() => groupAdvantages([1, '0'] as number[], 2)).toThrow(/reward 1 is '0'; rewards are finite numbers, or null/)
   })
 })
 
@@ -54,7 +55,8 @@ describe('sequence norms', () => {
     expect(sequenceNorms([0, 4], 'token-mean')).toEqual([0, 1 / 4])
   })
 
-  it('need a length for the constant', () => {
-    expect(() => sequenceNorms([2], 'constant')).toThrow(/maxCompletionLength/)
+  it('without a constant divide by the longest response', () => {
+    expect(sequenceNorms([2, 0, 4], 'constant')).toEqual([1 / 12, 0, 1 / 12])
+    expect(sequenceNorms([0, 0], 'constant')).toEqual([0, 0])
   })
 })

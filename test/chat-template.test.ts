@@ -63,6 +63,12 @@ describe('a chat template', () => {
     expect(base.hasChatTemplate).toBe(false)
   })
 
+  it('has the range of Jinja', () => {
+    const template = '\n{{ range(3) | join }} {{ range(1, 4) | join }} {{ range(5, 0, -2) | join }} {{ range(2, 2) | length }}'
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template })
+    for (let again = 0; again < 2; again++) expect(tokenizer.applyChatTemplate(user)).toBe('\n012 123 531 0')
+  })
+
   it('says which token ends an answer', async () => {
     expect((await Tokenizer.fromPretrained(await writeOuroFolder(join(root, 'end')))).chatEndToken()).toBe(2)
     const without = await Tokenizer.fromPretrained(await writeOuroFolder(join(root, 'no-end'), { template: 'none' }))
@@ -100,6 +106,22 @@ describe('a chat template that fails names its file and the cause:', () => {
   ])('the field %j', async (template, message) => {
     const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template })
     expect((await refusal(() => tokenizer.applyChatTemplate(user))).message).toMatch(message)
+  })
+
+  it.each([
+    ['of a hundred thousand million numbers', '{% for i in range(100000000000) %}{% endfor %}'],
+    ['inside each other', '{% for i in range(10000) %}{% for j in range(10000) %}x{% endfor %}{% endfor %}'],
+    ['of small steps', '{% for i in range(0, 1, 0.0000001) %}{% endfor %}'],
+  ])('loops over ranges %s', async (_what, template) => {
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template }, 'f', 'some/chat_template.jinja')
+    const error = await refusal(() => tokenizer.applyChatTemplate(user))
+    expect(error.code).toBe('INVALID_ARGUMENT')
+    expect(error.message).toMatch(/some\/chat_template\.jinja: .*range\(\)/)
+  })
+
+  it('a template of more than a megabyte', async () => {
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: 'x'.repeat(2 ** 20 + 1) }, 'f', 'some/file')
+    expect((await refusal(() => tokenizer.applyChatTemplate(user))).message).toMatch(/some\/file: .*at most 1048576 characters/)
   })
 
   it('messages that are none, and no template at all', async () => {

@@ -1,11 +1,12 @@
 // The command line as a user meets it: the built program in a process of its own.
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { stringify } from 'yaml'
+import { LoopLM, Tokenizer } from '../src/index.js'
 import { writeOuroFolder } from './ouro-folder.js'
 
 const program = join(import.meta.dirname, '..', 'dist', 'src', 'cli', 'main.js')
@@ -86,6 +87,35 @@ describe('looplm', () => {
     const { stdout } = await looplm(['options', 'rltt', '--json'])
     expect(JSON.parse(stdout)).toContainEqual(expect.objectContaining({ name: 'groupSize', default: '8' }))
     expect((await looplm(['options', 'pretrain'])).stdout).toMatch(/^entropyCoefficient: number >= 0 = 0\.1$/m)
+  })
+
+  it('predicts text: loss, perplexity and accuracy after each loop', async () => {
+    using model = await LoopLM.create({
+      vocab_size: 257,
+      hidden_size: 16,
+      intermediate_size: 24,
+      num_hidden_layers: 1,
+      num_attention_heads: 2,
+      total_ut_steps: 2,
+    })
+    model.tokenizer = Tokenizer.bytes({ special: { eos: '<eos>' } })
+    await model.save(join(root, 'bytes'))
+    await writeFile(join(root, 'some.txt'), 'A looped model runs the same blocks again.')
+    const evaluated = await looplm(['eval', 'bytes', '--text', 'some.txt', '--context-length', '16', '--json'])
+    const { results } = JSON.parse(evaluated.stdout)
+    const { logprobs } = await model.score([[...model.tokenizer.encode('A looped model r')]])
+    expect(results.map(({ loops, tokens }: { loops: number; tokens: number }) => [loops, tokens])).toEqual([
+      [1, 42],
+      [2, 42],
+    ])
+    const first = await looplm(['eval', 'bytes', '--text', 'some.txt', '--context-length', '16', '--problems', '1', '--json'])
+    const loss =
+      -Array.from(logprobs[0]!)
+        .slice(15)
+        .reduce((sum, l) => sum + l, 0) / 15
+    expect(JSON.parse(first.stdout).results[1].loss).toBeCloseTo(loss, 5)
+    expect(JSON.parse(first.stdout).results[1].perplexity).toBeCloseTo(Math.exp(loss), 3)
+    expectRefusal(await looplm(['eval', 'bytes', '--text', 'some.txt', '--task', 'addition']), /leave --task/)
   })
 
   it('trains, evaluates and generates from one folder', async () => {
@@ -176,6 +206,73 @@ describe('looplm', () => {
     expect(resumed.code).toBe(0)
     const steps = jsonLines(resumed.stdout).filter(({ type }) => type === 'step')
     expect(steps.map((event) => event.step)).toEqual([step + 1, step + 2])
+  })
+
+  it('quotes the command to go on with and leaves none of its flags out', async () => {
+    const path = await writeConfig("it's long.yaml", { options: { ...config.options, steps: 1e6 } })
+    let interrupted = false
+    const flags = ['--run-dir', 'runs/with $HOME', '--device', 'cpu', '--dtype', 'bfloat16', '--threads', '1', '--set', 'seed=3']
+    const stopped = await looplm(['train', "it's long.yaml", ...flags, '--json'], (child, stdout) => {
+      if (interrupted || stdout.split('\n').length < 3) return
+      interrupted = true
+      child.kill('SIGINT')
+    })
+    const [, command] = /continue with: looplm (train .* --resume)$/m.exec(stopped.stderr) ?? []
+    expect(command).toBe(
+      "train 'it'\\''s long.yaml' --run-dir 'runs/with $HOME' --device cpu --dtype bfloat16 --threads 1 --set seed=3 --resume",
+    )
+    const step = jsonLines(stopped.stdout).at(-1).step
+    const again = spawnSync('sh', ['-c', `'${process.execPath}' '${program}' ${command} --set steps=${step + 1}`], { cwd: root })
+    expect(String(again.stderr)).toContain(`step ${step + 1}/${step + 1}`)
+    expect(again.status).toBe(0)
+    expect(path).toContain("it's")
+  })
+
+  it('says that nothing is left to do', async () => {
+    const path = await writeConfig('finished.yaml')
+    await looplm(['train', path, '--run-dir', 'runs/finished'])
+    const { code, stdout } = await looplm(['train', path, '--run-dir', 'runs/finished', '--resume'])
+    expect(stdout).toBe('nothing was left to do: the run has made its 4 steps; --set steps=… makes more\n')
+    expect(code).toBe(0)
+  })
+
+  it('leaves a run as it was whose resume is refused, and no folder where there was none', async () => {
+    const path = await writeConfig('kept.yaml')
+    await looplm(['train', path, '--run-dir', 'runs/kept'])
+    const before = await readFile(join(root, 'runs/kept/config.yaml'), 'utf8')
+    const other = await writeConfig('other.yaml', { trainer: 'rltt', options: { steps: 6, promptsPerStep: 2, groupSize: 2 } })
+    expectRefusal(
+      await looplm(['train', other, '--run-dir', 'runs/kept', '--resume']),
+      /written by the trainer pretrain, not rltt/,
+    )
+    expect(await readFile(join(root, 'runs/kept/config.yaml'), 'utf8')).toBe(before)
+    expectRefusal(await looplm(['train', path, '--run-dir', 'fresh/new', '--resume', 'nowhere/ckpt']), /no file nowhere\/ckpt/)
+    expect(existsSync(join(root, 'fresh'))).toBe(false)
+    const resumed = await looplm(['train', path, '--run-dir', 'runs/kept', '--resume', '--set', 'steps=5'])
+    expect(resumed.code).toBe(0)
+    expect(await readFile(join(root, 'runs/kept/config.yaml'), 'utf8')).toBe(before.replace('steps: 4', 'steps: 5'))
+  })
+
+  it('takes an empty "options:" for none', async () => {
+    await writeFile(join(root, 'empty.yaml'), stringify({ ...config, options: undefined }).concat('options:\n'))
+    const { code, stdout } = await looplm(['train', 'empty.yaml', '--set', 'steps=1', '--set', 'batchSize=2', '--json'])
+    expect(code).toBe(0)
+    expect(jsonLines(stdout).map(({ type }) => type)).toEqual(['step', 'done'])
+  })
+
+  it('says that it was interrupted, without an error', async () => {
+    await writeOuroFolder(join(root, 'endless'), {
+      config: { hidden_size: 128, intermediate_size: 256, num_hidden_layers: 8, max_position_embeddings: 100_000 },
+      endTokens: [],
+    })
+    let sent = false
+    const args = ['generate', 'endless', '--prompt', 'the', '--max-new-tokens', '90000']
+    const { code, stderr } = await looplm(args, (child) => {
+      if (!sent) child.kill('SIGINT')
+      sent = true
+    })
+    expect(stderr).toBe('\nstopping; press Ctrl-C again to end at once\ninterrupted\n')
+    expect(code).toBe(130)
   })
 
   it('shows progress on standard error and the outcome on standard output', async () => {
@@ -369,6 +466,9 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [['report', 'nowhere'], /report: no run folder .*nowhere/],
     [['report', 'a', 'b'], /say where the comparison goes.*--out/],
     [['watch', 'nowhere'], /report: no run folder .*nowhere/],
+    [['watch', 'runs/a', '--port', '99999'], /--port <number>.*must be at most 65535/],
+    [['report', 'ouro'], /report: ouro holds no run: it has neither metrics\.jsonl nor/],
+    [['eval', 'ouro', '--task', 'addition', '--problems', '9007199254740991'], /--problems <count>.*must be at most 16777216/],
     [['train', 'nowhere.yaml'], /nowhere\.yaml: cannot read the configuration/],
   ])('%j', async (args, message) => {
     expectRefusal(await looplm(args), message)
@@ -384,8 +484,26 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [{ model: { hidden_size: 16 } }, [], /intermediate_size/],
     [{}, ['--device', 'tpu'], /device must be one of 'cpu', 'reference', 'cuda'/],
     [{}, ['--resume'], /--resume needs a run folder/],
+    [{ model: 'runs/a' }, ['--set', 'model.hidden_size=32'], /--set: model: is "runs\/a", which has no field hidden_size/],
+    [
+      { task: 'addition' },
+      ['--set', 'task.digits=2'],
+      /--set: task: is "addition", .* no field digits; write the task as { name: … }/,
+    ],
+    [{}, ['--set', 'trainer.x=1'], /--set: trainer: is "pretrain", which has no field x/],
+    [{}, ['--set', 'steps.x=1'], /--set: options\.steps: is 4, which has no field x/],
+    [{ corpus: ['a'] }, ['--set', 'corpus.x=1'], /--set: corpus\.x: /],
+    [{}, ['--set', 'batchSize=1000000000000'], /at most 16777216 rows or problems are read at a time, not 1000000000000; lower/],
   ])('a configuration with %j %j', async (change, args, message) => {
     expectRefusal(await looplm(['train', await writeConfig('wrong.yaml', change), ...args]), message)
+  })
+
+  it('a run whose checkpoints are a file', async () => {
+    await looplm(['train', await writeConfig('spoilt.yaml'), '--run-dir', 'runs/spoilt'])
+    await rm(join(root, 'runs/spoilt/checkpoints'), { recursive: true })
+    await writeFile(join(root, 'runs/spoilt/checkpoints'), '')
+    const refused = await looplm(['train', 'spoilt.yaml', '--run-dir', 'runs/spoilt', '--resume'])
+    expectRefusal(refused, /run: cannot read runs\/spoilt\/checkpoints: a part of the path is a file, not a folder \(ENOTDIR\)/)
   })
 
   it('YAML that does not parse, naming the line', async () => {

@@ -1,5 +1,6 @@
 // Text as training data: packing, order, held-out blocks, the file of token ids, errors; and the trainers that learn from it.
-import { appendFile, mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises'
+import { spawnSync } from 'node:child_process'
+import { appendFile, mkdir, mkdtemp, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
@@ -68,6 +69,20 @@ describe('a corpus', () => {
     expect(await corpus.take(0, 1)).toEqual([Int32Array.from(wanted)])
     expect(corpus.files.map((file) => file.slice(root.length))).toEqual(['/mixed/a/deep.txt', '/mixed/b.md', '/mixed/c.jsonl'])
     corpus.close()
+  })
+
+  it('follows links to files, not to folders', async () => {
+    const elsewhere = await files('elsewhere', { 'linked.txt': 'linked', 'in/b.txt': 'never' })
+    const path = await files('links', { 'a.txt': 'own' })
+    await symlink(join(elsewhere, 'linked.txt'), join(path, 'z.txt'))
+    await symlink(elsewhere, join(path, 'folder'))
+    await symlink(path, join(path, 'circle.txt'))
+    const corpus = await Corpus.open(path, tokenizer, { contextLength: 100 })
+    expect(await corpus.take(0, 1)).toEqual([Int32Array.from([...bytes('own'), end, ...bytes('linked'), end])])
+    corpus.close()
+    await symlink('nowhere', join(path, 'broken.txt'))
+    const error = await refusal(() => Corpus.open(path, tokenizer, { contextLength: 100 }))
+    expect(error.message).toMatch(/cannot read .*broken\.txt: it does not exist/)
   })
 
   it('is packed so that a pass predicts every token but the first exactly once', async () => {
@@ -155,6 +170,10 @@ describe('the file of token ids', () => {
     expect(await open()).toEqual({ ...first, made: false })
     await truncate(join(cache, 'tokens.bin'), 10)
     expect(await open()).toEqual(first)
+    const stored = await readFile(join(cache, 'tokens.bin'))
+    stored[7]! ^= 1
+    await writeFile(join(cache, 'tokens.bin'), stored) // of the same size
+    expect(await open()).toEqual(first)
     await writeFile(join(cache, 'corpus.json'), '{"format":1,"tok')
     expect(await open()).toEqual(first)
     await appendFile(join(path, 'b.txt'), '!')
@@ -194,6 +213,12 @@ describe('a corpus refuses', () => {
     ],
     ['text that the tokenizer lacks', { 'a.txt': '123\n4\n5x6\n' }, digits, /a\.txt line 3: .*"x" \(U\+0078\)/],
     ['a row that the tokenizer lacks', { 'a.jsonl': '{"text":"1"}\n{"text":"y"}' }, digits, /a\.jsonl line 2: .*"y"/],
+    [
+      'a line without an end',
+      { 'a.txt': 'x'.repeat(2 ** 24 + 1) },
+      tokenizer,
+      /a\.txt line 1 is longer than .*; break it into lines$/,
+    ],
     ['a folder without text', { 'a.csv': '1' }, tokenizer, /holds no \.txt, \.md, \.jsonl file/],
     ['too little text', { 'a.txt': '' }, tokenizer, /0 tokens of text; at least 2 are needed/],
   ])('%s', async (what, content, by, message) => {
@@ -210,6 +235,11 @@ describe('a corpus refuses', () => {
     const path = join(await files('kinds', { 'a.pdf': 'x' }), 'a.pdf')
     expect((await refusal(() => Corpus.open(path, tokenizer, { contextLength: 8 }))).message).toMatch(
       /a\.pdf: a corpus is made of/,
+    )
+    const pipe = join(path, '..', 'pipe.txt')
+    expect(spawnSync('mkfifo', [pipe]).status).toBe(0)
+    expect((await refusal(() => Corpus.open(pipe, tokenizer, { contextLength: 8 }))).message).toMatch(
+      /pipe\.txt: a corpus is made/,
     )
   })
 })

@@ -6,6 +6,9 @@ import { loadDataset, readJsonl } from '../src/data/jsonl.js'
 import { philox, Random } from '../src/data/random.js'
 import { DatasetSampler } from '../src/data/sampler.js'
 import { LoopLMError, toLoopLMError } from '../src/errors.js'
+import { taskProblems } from '../src/rl/problems.js'
+import { refusal } from './refusal.js'
+import { tinyTask } from './tiny.js'
 
 describe('Philox4x32-10', () => {
   // the known answers that its authors publish (Random123, kat_vectors)
@@ -139,6 +142,16 @@ describe('DatasetSampler', () => {
       const after = new DatasetSampler(rows, JSON.parse(JSON.stringify(before.state)))
       expect([...head, ...after.take(35 - split)]).toEqual(whole)
     }
+  })
+
+  it('refuses to draw more rows than a list can hold', async () => {
+    const sampler = new DatasetSampler([1, 2], { seed: 1 })
+    expect((await refusal(() => sampler.take(1e12))).message).toMatch(
+      /at most 16777216 rows .*not 1000000000000; lower .*batchSize/,
+    )
+    const source = taskProblems(tinyTask, tinyTask.tokenizer)
+    expect((await refusal(() => source.take(0, 1e12))).message).toMatch(/not 1000000000000/)
+    expect((await refusal(() => source.heldOut(2 ** 53 - 1))).code).toBe('INVALID_ARGUMENT')
   })
 
   it('refuses an empty dataset and a bad state', () => {

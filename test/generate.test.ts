@@ -71,6 +71,28 @@ describe.each([
     expect(shared!.loops.every((loop) => loop >= 1 && loop <= 3)).toBe(true)
   })
 
+  it('ends with NON_FINITE, naming position and loop, where the log-probability of a drawn token is not finite', async () => {
+    using broken = await model.clone()
+    const large = dtype === 'float64' ? 1.7e308 : 3e38
+    await broken.setParameter('lm_head.weight', new Float64Array(20 * 16).fill(large))
+    const { logprobs } = await broken.score([prompts[0]!])
+    expect(logprobs[0]!.some((l) => !Number.isFinite(l))).toBe(true) // score says so as it is
+    const message = /log-probability of new token 0 \(position 3\), read after loop 3, is (NaN|-Infinity).*earlier checkpoint/
+    for (const temperature of [0, 1]) {
+      const options = { ...open, temperature }
+      const batch = await refusal(() => broken.generate([prompts[0]!, prompts[0]!], options))
+      expect(batch.code).toBe('NON_FINITE')
+      expect(batch.message).toMatch(message)
+      expect(batch.message).toMatch(/^LoopLM\.generate/)
+      const streamed = await refusal(async () => {
+        for await (const { token } of broken.stream(prompts[0]!, options)) throw new Error(`token ${token} was handed out`)
+      })
+      expect(streamed.message).toMatch(message)
+      using scheduler = broken.scheduler()
+      expect((await refusal(() => scheduler.add(prompts[0]!, options).result())).message).toMatch(message)
+    }
+  })
+
   it('streams the tokens that generate returns', async () => {
     const [whole] = await model.generate([prompts[3]!], open)
     const chunks = []
@@ -220,6 +242,33 @@ describe('arguments', () => {
     expect(await generate({ exit: { rule: 'never' } })).toMatch(/exit\.rule must be one of .gate., .fixed./)
     expect(await generate({ kv: 'none' })).toMatch(/kv must be one of/)
     expect(await generate({ loops: 65 })).toMatch(/loops/)
+    expect(await generate(null as never)).toMatch(/LoopLM\.generate: options must be an object.*maxNewTokens, got null/)
+    expect(await generate({ signal: {} })).toMatch(/signal must be an AbortSignal, got an object/)
+    expect(await generate({ seed: null })).toMatch(/seed must not be null/)
+    expect(await generate({ speculate: 2 })).toMatch(/speculate must be an object with fields such as loops, got 2/)
+  })
+
+  it('that there are not are refused by name, with the nearest one', async () => {
+    using model = await LoopLM.create(config)
+    const generate = async (options: object) => {
+      const error = await refusal(() => model.generate(prompts, options))
+      expect(error.code).toBe('INVALID_ARGUMENT')
+      return error.message
+    }
+    expect(await generate({ maxTokens: 3, temprature: 0 })).toBe(
+      'LoopLM.generate: maxTokens: unknown option; did you mean maxNewTokens?',
+    )
+    expect(await generate({ exit: { rule: 'gate', treshold: 0.5 } })).toMatch(
+      /exit\.treshold: unknown option; did you mean exit\.threshold/,
+    )
+    expect(await generate({ exit: { rule: 'fixed', threshold: 1 } })).toMatch(
+      /exit\.threshold: unknown option; the options are rule/,
+    )
+    expect(await generate({ speculate: { loops: 1, token: 2 } })).toMatch(/speculate\.token: .*did you mean speculate\.tokens/)
+    const stream = async () => {
+      for await (const _ of model.stream([1], { maxTokens: 3 } as object)) break
+    }
+    expect((await refusal(stream)).message).toMatch(/LoopLM\.stream: maxTokens: .*maxNewTokens/)
   })
 })
 

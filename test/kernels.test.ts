@@ -197,4 +197,48 @@ describe('errors', () => {
     const ppo = { ...inputs, objective: { surrogate: 'ppo' as const } }
     expect((await refusal(() => kernels.policyGradientReduction(logprobs, ppo))).message).toMatch(/needs oldLogprobs/)
   })
+
+  it('name arguments that are unknown, missing or of another type', async () => {
+    using model = await LoopLM.create(config)
+    const { hidden, head, block } = await weightsOf(model, { device: 'cpu', dtype: 'float32' })
+    const { loopedBlockForward, perLoopLogSoftmax, policyGradientReduction } = kernels
+    const [states, targets, row] = [zeros([1, 3, D]), tensor(new Int32Array(3)), zeros([3])]
+    const logprobs = zeros([2, 3])
+    const inputs = { weights: logprobs, advantages: row, mask: row }
+    const given = (value: unknown) => value as never
+    const layers = (fields: object) => given({ ...block, layers: [{ ...block.layers[0], ...fields }] })
+    const once = { loops: 1 }
+    for (const [run, message] of [
+      [() => loopedBlockForward(given([1]), block, once), /hidden must be a Tensor.*got Array of length 1/],
+      [() => loopedBlockForward(hidden, given({}), once), /blockWeights\.layers must be an array of at least one.*got undefined/],
+      [() => loopedBlockForward(hidden, given(null), once), /blockWeights must be an object.*got null/],
+      [
+        () => loopedBlockForward(hidden, given({ ...block, norms: 1 }), once),
+        /blockWeights\.norms: .*did you mean blockWeights\.norm/,
+      ],
+      [() => loopedBlockForward(hidden, given({ ...block, norm: undefined }), once), /blockWeights\.norm must be a Tensor/],
+      [() => loopedBlockForward(hidden, layers({ qProj: 1 }), once), /blockWeights\.layers\[0\]\.qProj must be a Tensor.*got 1/],
+      [() => loopedBlockForward(hidden, layers({ qproj: 1 }), once), /layers\[0\]\.qproj: .*did you mean .*layers\[0\]\.qProj/],
+      [() => loopedBlockForward(hidden, block, given(undefined)), /options must be an object with fields such as loops/],
+      [() => loopedBlockForward(hidden, block, given({ loops: 1, eps: 1 })), /eps: unknown option/],
+      [
+        () => loopedBlockForward(hidden, block, { loops: 1, offsets: given(8) }),
+        /offsets must be number\[\] or Int32Array, got 8/,
+      ],
+      [() => perLoopLogSoftmax(states, head, targets, given(null)), /perLoopLogSoftmax: options must be an object.*got null/],
+      [() => perLoopLogSoftmax(states, head, targets, given({ temp: 1 })), /temp: unknown option/],
+      [() => perLoopLogSoftmax(states, head, given([0, 1, 2])), /targets must be a Tensor.*got Array of length 3/],
+      [() => policyGradientReduction(logprobs, given(undefined)), /inputs must be an object.*got undefined/],
+      [() => policyGradientReduction(logprobs, given({ ...inputs, mask: [1] })), /mask must be a Tensor.*got Array of length 1/],
+      [() => policyGradientReduction(logprobs, given({ ...inputs, oldLogprob: row })), /did you mean inputs\.oldLogprobs/],
+      [
+        () => policyGradientReduction(logprobs, given({ ...inputs, objective: { epsilon: 0.2 } })),
+        /objective\.epsilon: unknown option; the options are surrogate, epsilonLow/,
+      ],
+    ] as const) {
+      const error = await refusal(run)
+      expect(error.code, String(run)).toBe('INVALID_ARGUMENT')
+      expect(error.message).toMatch(message)
+    }
+  })
 })

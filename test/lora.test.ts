@@ -256,6 +256,25 @@ describe('an adapter', () => {
   })
 })
 
+it('the options of an adapter are named where they are unknown or wrong', async () => {
+  using model = await LoopLM.create(config)
+  const add = async (options: object) => {
+    const error = await refusal(() => model.addAdapter(options))
+    expect(error.code).toBe('INVALID_ARGUMENT')
+    return error.message
+  }
+  expect(await add(null as never)).toMatch(/LoopLM\.addAdapter: options must be an object.*got null/)
+  expect(await add({ r: 8 })).toMatch(/r: unknown option; the options are rank, alpha/)
+  expect(await add({ targetModule: ['q_proj'] })).toMatch(/targetModule: unknown option; did you mean targetModules/)
+  expect(await add({ dropout: 0.1 })).toMatch(/dropout must be 0; there is none, got 0\.1/)
+  expect(model.adapter).toBeUndefined()
+  await model.addAdapter({ rank: 2, targetModules: ['q_proj'], dropout: 0 })
+  using optimizer = new AdamW(model, { only: ['model.layers.0.self_attn.q_proj.lora_A.weight'] })
+  expect((await refusal(() => optimizer.step({ only: ['lora_A'] }))).message).toMatch(
+    /only\[0\]: the model has no parameter 'lora_A'/,
+  )
+})
+
 function header(path: string): Record<string, { shape: number[]; dtype: string }> {
   const bytes = readFileSync(path)
   return JSON.parse(bytes.subarray(8, 8 + Number(bytes.readBigUInt64LE(0))).toString())

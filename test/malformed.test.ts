@@ -1,12 +1,14 @@
 // Every reader against malformed input: an error that names the file and what is wrong in it, no crash, nothing half-written, and no more
 // memory than the file's honest size accounts for.
+import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises'
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readTrainConfig } from '../src/cli/train-config.js'
 import { Corpus, LoopLM, LoopRPTTrainer, loadDataset, memory, resetPeakMemory, Tokenizer } from '../src/index.js'
+import { RunReader } from '../src/monitor/run-reader.js'
 import { collectGarbage } from './garbage.js'
 import { refusal } from './refusal.js'
 import { parametersOf, tinyConfig, tinyTask } from './tiny.js'
@@ -73,6 +75,20 @@ const lengthOf = (bytes: number | bigint) => {
   out.writeBigUInt64LE(BigInt(bytes))
   return out
 }
+const pipe =
+  (file: string): Spoil =>
+  async (folder) => {
+    await rm(join(folder, file), { force: true })
+    expect(spawnSync('mkfifo', [join(folder, file)]).status).toBe(0)
+  }
+const link =
+  (file: string): Spoil =>
+  async (folder) => {
+    await rm(join(folder, file), { force: true })
+    await symlink(file, join(folder, file))
+  }
+/** Many small arrays, which take far more memory than their text. */
+const arrays = (bytes: number) => `{"a":[${'[],'.repeat(bytes / 3)}0]}`
 const nested = (depth: number) => `${'['.repeat(depth)}${']'.repeat(depth)}`
 
 const model = 'model.safetensors'
@@ -153,8 +169,9 @@ const safetensors = (file: string, tensor: string): Case[] => [
       await rm(join(folder, file))
       await symlink(file, join(folder, file))
     },
-    /cannot be opened|no file|neither/,
+    /cannot be opened|no file|neither|cannot read/,
   ],
+  ['is a pipe that nobody writes', pipe(file), /not a regular file|bytes cannot hold/],
 ]
 
 const config = (change: object, message: RegExp): Case => [
@@ -167,7 +184,10 @@ const configs: Case[] = [
   ['is empty', raw('config.json', () => ''), /is not JSON/],
   ['is cut', raw('config.json', (b) => b.subarray(0, 40)), /is not JSON/],
   ['is an array', raw('config.json', () => '[]'), /must hold a JSON object/],
-  ['is nested too deeply', raw('config.json', () => nested(100_000)), /must hold a JSON object|is not JSON/],
+  ['is nested too deeply', raw('config.json', () => `{"a":${nested(100_000)}}`), /is nested more than 256 deep/],
+  ['is a pipe that nobody writes', pipe('config.json'), /must be a regular file/],
+  ['is a link to itself', link('config.json'), /cannot read .*ELOOP/],
+  ['is 4 MB of small arrays', raw('config.json', () => arrays(4e6)), /must be a regular file of at most 1048576 bytes, it has/],
   ['lacks vocab_size', json('config.json', (c) => ({ ...c, vocab_size: undefined })), /vocab_size/],
   config({ hidden_size: 0 }, /hidden_size/),
   config({ hidden_size: -16 }, /hidden_size/),
@@ -197,6 +217,7 @@ const configs: Case[] = [
 ]
 
 const generation: Case[] = [
+  ['is a pipe that nobody writes', pipe('generation_config.json'), /must be a regular file/],
   ['is not JSON', raw('generation_config.json', () => '{"eos'), /is not JSON/],
   ['is a number', raw('generation_config.json', () => '3'), /must hold a JSON object/],
   ['has an end token that is a text', fields('generation_config.json', { eos_token_id: 'end' }), /"eos_token_id"/],
@@ -213,6 +234,15 @@ const shards = (content: unknown): Spoil => {
   }
 }
 const indices: Case[] = [
+  [
+    'is a pipe that nobody writes',
+    async (folder) => {
+      await rm(join(folder, model))
+      await pipe(index)(folder)
+    },
+    /must be a regular file/,
+  ],
+  ['is 20 MB of small arrays', shards(arrays(20e6)), /must be a regular file of at most 16777216 bytes/],
   ['is not JSON', shards('{'), /is not JSON/],
   ['has no weight_map', shards({}), /"weight_map" must be an object/],
   ['has a weight_map of null', shards({ weight_map: null }), /"weight_map" must be an object/],
@@ -229,7 +259,48 @@ const indices: Case[] = [
 
 const tokenizer = (change: object) => fields('tokenizer.json', change)
 const wordLevel = { type: 'WordLevel', vocab: { a: 0 }, unk_token: '<unk>' }
+const bpe = { type: 'BPE', vocab: { a: 0, b: 1, ab: 2 }, merges: ['a b'] }
+const unigram = {
+  type: 'Unigram',
+  vocab: [
+    ['a', -1],
+    ['b', -2],
+  ],
+  unk_id: 0,
+}
 const tokenizers: Case[] = [
+  ['is a pipe that nobody writes', pipe('tokenizer.json'), /must be a regular file/],
+  [
+    'has 65 MB',
+    async (folder) => truncate(join(folder, 'tokenizer.json'), 65 * 2 ** 20),
+    /must be a regular file of at most 67108864 bytes/,
+  ],
+  ['is nested too deeply', tokenizer({ normalizer: JSON.parse(nested(300)) }), /is nested more than 256 deep/],
+  [
+    'merges a token that is not there',
+    tokenizer({ model: { ...bpe, merges: ['a b', 'b c'] } }),
+    /"model.merges.1" needs the token "c"/,
+  ],
+  [
+    'merges two tokens into none',
+    tokenizer({ model: { ...bpe, merges: [['b', 'a']] } }),
+    /"model.merges.0" needs the token "ba"/,
+  ],
+  [
+    'has a score that is a text',
+    tokenizer({ model: { ...unigram, vocab: [['a', '-1']] } }),
+    /"model.vocab.0" must be a pair .* number/,
+  ],
+  [
+    'has an unknown id outside the vocabulary',
+    tokenizer({ model: { ...unigram, unk_id: 2 } }),
+    /"model.unk_id" must be an id .*got 2/,
+  ],
+  [
+    'has an id for two added tokens',
+    tokenizer({ added_tokens: [11, 11].map((id, i) => ({ id, content: `<${i}>` })) }),
+    /"added_tokens.1.id" is 11, which the added token "<0>" has/,
+  ],
   ['is not JSON', raw('tokenizer.json', (b) => b.subarray(0, 100)), /is not JSON/],
   ['is null', raw('tokenizer.json', () => 'null'), /must hold a JSON object/],
   ['is a text', raw('tokenizer.json', () => '"x"'), /must hold a JSON object/],
@@ -256,6 +327,7 @@ const tokenizers: Case[] = [
   ['has more tokens than the model', tokenizer({ model: { ...wordLevel, vocab: { a: 0, b: 500 } } }), /vocab/],
 ]
 const tokenizerConfigs: Case[] = [
+  ['is a pipe that nobody writes', pipe('tokenizer_config.json'), /must be a regular file/],
   ['is not JSON', raw('tokenizer_config.json', () => '{,}'), /is not JSON/],
   ['is an array', raw('tokenizer_config.json', () => '[1]'), /must hold a JSON object/],
   [
@@ -267,6 +339,10 @@ const tokenizerConfigs: Case[] = [
 ]
 
 const states: Case[] = [
+  ['is a pipe that nobody writes', pipe(state), /must be a regular file/],
+  ['is 4 MB of small arrays', raw(state, () => arrays(4e6)), /must be a regular file of at most 1048576 bytes/],
+  ['has a step beyond counting', fields(state, { step: 2 ** 53 - 1 }), /step: .*<=4294967296/],
+  ['has more steps than the optimizer', fields(state, { step: 2 }), /step: is 2, but optimizer\.safetensors has made 1 updates/],
   ['is missing', remove(state), /no file/],
   ['is empty', raw(state, () => ''), /cannot read|JSON/],
   ['is cut', raw(state, (b) => b.subarray(0, b.length / 2)), /cannot read|JSON/],
@@ -412,6 +488,7 @@ describe.each<[file: string, cases: Case[]]>([
   [index, indices],
   ['tokenizer.json', tokenizers],
   ['tokenizer_config.json', tokenizerConfigs],
+  ['chat_template.jinja', [['is a pipe that nobody writes', pipe('chat_template.jinja'), /must be a regular file/]]],
 ])('a checkpoint whose %s', (file, cases) => {
   it.each(cases)('%s', async (_what, spoil, message, named) => {
     const folder = await spoilt(spoil)
@@ -480,6 +557,7 @@ describe('a training configuration', () => {
     ['with threads below one', `${valid}threads: 0\n`, /threads: /],
     ['with a reward without a name', `${valid}reward: [{ weight: 2 }]\n`, /reward/],
     ['with a date as path', `${valid}runDir: 2020-01-01\nresume: 7\n`, /resume: /],
+    ['with an option that is empty', `${valid}runDir:\n`, /runDir: .*got null/],
     ['that never ends', `${valid}# ${'x'.repeat(2 ** 25)}\n`, /at most/],
   ])('%s', async (_what, text, message) => {
     const folder = await mkdtemp(join(root, 'yaml-'))
@@ -501,6 +579,7 @@ describe('a dataset', () => {
     ['with messages that are a text', '{"messages":"hi"}\n', /line 1 field "messages"/],
     ['with bytes that are not UTF-8', Uint8Array.from([0x7b, 0x22, 0xff, 0x0a]), /line 1 is not valid UTF-8/],
     ['with a line without an end', `{"prompt":"${'x'.repeat(2 ** 24 + 10)}"}`, /line 1 is longer than maxLineBytes/],
+    ['with a column nested too deeply', `{"prompt":"a","x":${nested(100_000)}}\n`, /line 1 is nested more than 256 deep/],
     ['with a nested line', `{"prompt":"a"}\n${nested(100_000)}\n`, /line 2/],
   ])('%s', async (_what, text, message) => {
     const folder = await mkdtemp(join(root, 'rows-'))
@@ -522,5 +601,44 @@ describe('a corpus', () => {
     await writeFile(join(folder, 'a.jsonl'), text)
     const open = () => Corpus.open(join(folder, 'a.jsonl'), Tokenizer.bytes(), { contextLength: 8 })
     await refuses(folder, 'a.jsonl', message, open)
+  })
+})
+
+describe('a byte order mark', () => {
+  const marked = (file: string) => raw(file, (bytes) => Buffer.concat([Buffer.from('\ufeff'), bytes]))
+  it('before the JSON of a checkpoint is passed over', async () => {
+    const folder = await spoilt(async (folder) => {
+      for (const file of ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', state])
+        await marked(file)(folder)
+    })
+    using student = await LoopLM.create(tinyConfig, { seed: 5, threads: 1 })
+    using trainer = new LoopRPTTrainer(student, { ...options, resume: folder })
+    for await (const _ of trainer.run());
+    expect(trainer.step).toBe(1)
+  })
+})
+
+describe('a run folder', () => {
+  it.each(['metrics.jsonl', 'completions.jsonl', 'config.yaml'])(
+    'whose %s is a pipe that nobody writes is read without waiting',
+    async (file) => {
+      const folder = await mkdtemp(join(root, 'piped-'))
+      await writeFile(join(folder, 'metrics.jsonl'), '{"step":1,"loss":2}\n')
+      await pipe(file)(folder)
+      const { step } = await new RunReader(folder).read()
+      expect(step).toBe(file === 'metrics.jsonl' ? 0 : 1)
+    },
+  )
+
+  it('whose metrics.jsonl is a pipe is refused before the first step', async () => {
+    const folder = await mkdtemp(join(root, 'piped-'))
+    await pipe('metrics.jsonl')(folder)
+    using student = await LoopLM.create(tinyConfig, { seed: 5, threads: 1 })
+    using trainer = new LoopRPTTrainer(student, { ...options, runDir: folder })
+    const error = await refusal(async () => {
+      for await (const _ of trainer.run());
+    })
+    expect(error.message).toMatch(/cannot write .*metrics\.jsonl: it is not a regular file/)
+    expect(trainer.step).toBe(0)
   })
 })

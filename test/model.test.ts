@@ -342,6 +342,125 @@ describe('arguments', () => {
     expect((await refusal(() => fresh.backward(rows))).message).toMatch(/call score first/)
   })
 
+  it('of another type are named, with what they must be and what was given', async () => {
+    using model = await LoopLM.create(small)
+    const rows = sequences.map(({ length }) => new Float32Array(3 * (length - 1)))
+    const name = 'model.early_exit_gate.bias'
+    const [nothing, object] = [null as never, {} as never]
+    for (const [run, message] of [
+      [
+        () => model.score(sequences, nothing),
+        'LoopLM.score: options must be an object with fields such as temperature, got null',
+      ],
+      [() => model.score(sequences, 5 as never), /options must be an object.*got 5/],
+      [() => model.score(sequences, { signal: object }), 'LoopLM.score: signal must be an AbortSignal, got an object'],
+      [() => model.score(sequences, { promptLengths: 2 as never }), /promptLengths must have one entry.*got 2/],
+      [() => model.score(sequences, { temperature: nothing }), /temperature must not be null; leave it out/],
+      [() => model.score(sequences, { lastLoop: 1 as never }), /lastLoop must be true or false, got 1/],
+      [() => model.backward(sequences, rows, nothing), /LoopLM\.backward: options must be.*got null/],
+      [() => model.backward(sequences, [new BigInt64Array(18), ...rows.slice(1)] as never), /coefficients must hold numbers/],
+      [() => model.embed(sequences, nothing), /LoopLM\.embed: options/],
+      [() => model.responseMeans(sequences, nothing), /LoopLM\.responseMeans: options/],
+      [() => model.setParameter(name, [null] as never), new RegExp(`${name} must hold numbers alone, got null`)],
+      [() => model.copyParametersFrom(undefined as never), /other must be a LoopLM.*got undefined/],
+      [() => model.copyParametersFrom(model.clone() as never), /other must be a LoopLM.*class Promise: await it/],
+      [() => LoopLM.create(small, nothing), 'LoopLM.create: options must be an object with fields such as device, got null'],
+      [() => LoopLM.create(small, 'reference' as never), /LoopLM\.create: options must be.*got 'reference'/],
+      [() => LoopLM.create(small, { device: 3n as never }), /device must be one of.*got 3n/],
+      [() => LoopLM.fromPretrained(3 as never), /LoopLM\.fromPretrained: folder must be the path.*got 3/],
+      [() => LoopLM.fromPretrained(folder, { download: 'yes' as never }), /download must be true or false, got 'yes'/],
+      [() => model.save(undefined as never), 'LoopLM.save: folder must be the path of a folder, got undefined'],
+      [() => model.save(3 as never), /folder must be the path of a folder, got 3/],
+      [() => model.save(''), /folder must be the path of a folder, got an empty text/],
+      [() => model.saveAdapter(''), /LoopLM\.saveAdapter: folder.*empty/],
+      [() => model.loadAdapter(undefined as never), /LoopLM\.loadAdapter: folder.*undefined/],
+      [
+        () => new AdamW(object),
+        'AdamW: model must be a LoopLM, as LoopLM.create and LoopLM.fromPretrained resolve to, got an object',
+      ],
+      [() => new AdamW(model, nothing), /AdamW: options must be.*got null/],
+      [() => new AdamW(model).save(''), /AdamW\.save: path must be the path of a file, got an empty text/],
+      [() => new AdamW(model, { only: 'lm_head.weight' as never }), /only must be an array of names of parameters/],
+    ] as const) {
+      const error = await refusal(run)
+      expect(error.code, String(run)).toBe('INVALID_ARGUMENT')
+      expect(error.message).toMatch(message)
+    }
+    const assign = () => {
+      model.tokenizer = object
+    }
+    expect((await refusal(assign)).message).toMatch(/LoopLM\.tokenizer: tokenizer must be a Tokenizer.*got an object/)
+    expect(model.tokenizer).toBeUndefined()
+    expect((await refusal(() => LoopLM.create(nothing))).message).toMatch(/config must be an object with vocab_size.*got null/)
+  })
+
+  it('that there are not are refused by name, with the nearest one', async () => {
+    using model = await LoopLM.create(small)
+    using optimizer = new AdamW(model)
+    const rows = sequences.map(({ length }) => new Float32Array(3 * (length - 1)))
+    const options = (fields: object) => fields as never
+    for (const [run, message] of [
+      [() => LoopLM.create(small, options({ devise: 'cpu' })), 'LoopLM.create: devise: unknown option; did you mean device?'],
+      [() => LoopLM.fromPretrained(folder, options({ dType: 'float32' })), /fromPretrained: dType: .*did you mean dtype/],
+      [() => model.score(sequences, options({ temprature: 0.7 })), /LoopLM\.score: temprature: .*temperature\?/],
+      [
+        () => model.backward(sequences, rows, options({ gate: rows })),
+        /gate: unknown option; the options are gateCoefficients, /,
+      ],
+      [() => model.embed(sequences, options({ lastLoop: true })), /lastLoop: unknown option/],
+      [() => model.responseMeans(sequences, options({ loop: 1 })), /did you mean loops/],
+      [() => model.save(join(folder, 'never'), options({ dequantise: true })), /did you mean dequantize/],
+      [() => new AdamW(model, options({ lr: 1 })), /AdamW: lr: unknown option; the options are learningRate, betas/],
+      [() => optimizer.step(options({ learningrate: 1 })), /AdamW\.step: learningrate: .*did you mean learningRate/],
+      [
+        () => new AdamW(model, { only: ['lm_head.wieght'] }),
+        /only\[0\]: .*no parameter 'lm_head\.wieght'; did you mean 'lm_head\.weight'/,
+      ],
+      [
+        () => optimizer.step({ only: ['model.norm.weight', 'gate'] }),
+        /only\[1\]: .*no parameter 'gate'; model\.parameters\(\) lists/,
+      ],
+    ] as const) {
+      const error = await refusal(run)
+      expect(error.code, String(run)).toBe('INVALID_ARGUMENT')
+      expect(error.message).toMatch(message)
+    }
+    expect(existsSync(join(folder, 'never'))).toBe(false)
+    expect(await optimizer.step({ learningRate: undefined, only: ['model.norm.weight'] })).toEqual({ gradNorm: 0 })
+  })
+
+  it('of a configuration that are nearly a known field are refused by create, other unknown ones are kept', async () => {
+    for (const [field, known] of [
+      ['total_ut_step', 'total_ut_steps'],
+      ['totalUtSteps', 'total_ut_steps'],
+      ['num_hiden_layer', 'num_hidden_layers'],
+      ['rope_thetta', 'rope_theta'],
+      ['layer_type', 'layer_types'],
+    ] as const) {
+      const error = await refusal(() => LoopLM.create({ ...small, [field]: 2 }))
+      expect(error).toMatchObject({
+        code: 'INVALID_CONFIG',
+        message: `LoopLM.create: ${field}: unknown field; did you mean ${known}?`,
+      })
+    }
+    const others = {
+      pad_token_id: 0,
+      cls_token_id: 1,
+      sep_token_id: 2,
+      use_cache: true,
+      max_window_layers: 2,
+      sliding_window: null,
+    }
+    using model = await LoopLM.create({ ...small, ...others })
+    expect(model.config).toMatchObject(others)
+    const path = join(folder, 'misspelt')
+    await model.save(path)
+    const file = join(path, 'config.json')
+    writeFileSync(file, JSON.stringify({ ...JSON.parse(readFileSync(file, 'utf8')), total_ut_step: 2 }))
+    using loaded = await LoopLM.fromPretrained(path) // a file's author had reasons
+    expect(loaded.config).toMatchObject({ total_ut_steps: 3, total_ut_step: 2 })
+  })
+
   it('of a configuration are refused field by field', async () => {
     const create = (fields: object) => refusal(() => LoopLM.create({ ...small, ...fields }))
     for (const [fields, name] of [

@@ -577,6 +577,12 @@ describe('recipes on a task', () => {
 })
 
 describe('what does not go together is refused by name', () => {
+  it('attached weights with a ratio, in the words of options and of terms', async () => {
+    const credit = { kind: 'exit-pdf', detach: false } as const
+    const { message } = await refusal(() => engine({ terms: [{ credit, surrogate: 'ppo' }] }))
+    expect(message).toMatch(/detachWeights: false of a trainer, detach: false of a term.*reinforce surrogate/)
+  })
+
   const cases: [ObjectiveTrainerOptions['objective'], RegExp][] = [
     [{ terms: [] }, /objective/],
     ['nonsense' as 'rltt', /objective/],

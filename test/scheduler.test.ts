@@ -452,5 +452,10 @@ describe('leaving', () => {
     expect(await add({ speculate: { loops: 1 }, exit: { rule: 'argmax-stable' } })).toMatch(/needs exit rule fixed/)
     expect(await add({ logprobs: 21 })).toMatch(/logprobs.*at most 20/)
     expect((await refusal(async () => model.scheduler({ maxRows: 0 }))).message).toMatch(/maxRows.*at least 1/)
+    expect(await add(null as never)).toMatch(/Scheduler\.add: options must be an object.*got null/)
+    expect(await add({ maxTokens: 3 } as never)).toMatch(/Scheduler\.add: maxTokens: unknown option; did you mean maxNewTokens/)
+    const make = async (options: object) => (await refusal(async () => model.scheduler(options))).message
+    expect(await make(null as never)).toMatch(/LoopLM\.scheduler: options must be an object.*got null/)
+    expect(await make({ maxrow: 3 })).toMatch(/LoopLM\.scheduler: maxrow: unknown option; did you mean maxRows/)
   })
 })

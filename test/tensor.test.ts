@@ -239,6 +239,42 @@ describe('errors', () => {
     expect((await refusal(() => zeros([1, 1, 1, 1, 1, 1, 1, 1, 1]))).code).toBe('INVALID_SHAPE')
   })
 
+  it('name arguments of another type, with what they must be and what was given', async () => {
+    const x = tensor([1, 2])
+    const given = (value: unknown) => value as never
+    const cycle: unknown[] = []
+    cycle[0] = cycle
+    for (const [run, message] of [
+      [() => tensor(given(new BigInt64Array(1))), /tensor: data must be a number, nested.*got BigInt64Array of length 1/],
+      [() => tensor(given(new Uint8Array(4))), /data must be.*got Uint8Array of length 4/],
+      [() => tensor(given(undefined)), /data must be.*got undefined/],
+      [() => tensor([1], given(3)), /shape must be an array of integers, got 3/],
+      [() => tensor([1], [1], given(null)), /tensor: options must be an object with fields such as dtype, got null/],
+      [() => tensor([1], [1], given({ devise: 'cpu' })), /devise: unknown option; did you mean device/],
+      [() => tensor([1], [1], { device: given(1n) }), /device must be one of.*got 1n/],
+      [() => tensor([1], [1], { dtype: given('f32') }), /dtype must be one of 'float32'.*got 'f32'/],
+      [() => zeros(given('2')), /zeros: shape must be an array of integers, got '2'/],
+      [() => full([1], given('2')), /full: value must be a number, got '2'/],
+      [() => concat(given([])), /concat: tensors must be an array of at least one Tensor, got Array of length 0/],
+      [() => concat([x, given(null)]), /tensors\[1\] must be a Tensor.*got null/],
+      [() => x.add(given(1)), /Tensor\.add: other must be a Tensor, as tensor\(\) and zeros\(\) make them, got 1/],
+      [() => x.add(given(x.add(x))), /got an object of class Promise: await it/],
+      [() => x.gather(given({})), /Tensor\.gather: indices must be a Tensor.*got an object/],
+      [() => x.matmul(x, given({ transpose: true })), /transpose: unknown option; did you mean transpose[AB]/],
+      [() => x.matmul(x, { transposeA: given(1) }), /transposeA must be true or false, got 1/],
+      [() => x.rmsNorm(x, { eps: Number.NaN }), /eps must be a finite number at least 0, got NaN/],
+      [() => x.reshape(given(2)), /Tensor\.reshape: shape must be an array/],
+      [() => x.slice([0.5]), /begin\[0\] must be an integer, got 0\.5/],
+      [() => x.sum(given('0')), /Tensor\.sum: axis must be an integer, got '0'/],
+      [() => x.cast(given('half')), /Tensor\.cast: dtype must be one of.*got 'half'/],
+    ] as const) {
+      const error = await refusal(run)
+      expect(error.code, String(run)).toBe('INVALID_ARGUMENT')
+      expect(error.message).toMatch(message)
+    }
+    expect((await refusal(() => tensor(given(cycle)))).message).toMatch(/nested deeper than the 8 axes/)
+  })
+
   it('refuse an index outside the axis before memory is touched', async () => {
     using x = zeros([2, 3])
     using indices = tensor(new Int32Array([0, 2]))

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { Tokenizer, type TokenizerConfig } from '../src/data/tokenizer.js'
 import { LoopLMError } from '../src/errors.js'
+import { refusal } from './refusal.js'
 
 let folder: string
 beforeAll(async () => {
@@ -231,6 +232,14 @@ describe('a bad tokenizer file', () => {
     await expect(Tokenizer.fromFile(folder)).rejects.toMatchObject({ code: 'INVALID_FILE' })
     await writeFile(join(folder, 'cut.json'), '{"model":')
     await expect(Tokenizer.fromFile(join(folder, 'cut.json'))).rejects.toThrow(/cut\.json is not JSON/)
+  })
+
+  it('whose template cannot be carried out is named when that is tried', async () => {
+    const post_processor = { type: 'TemplateProcessing', single: 5, special_tokens: 3 }
+    const tokenizer = new Tokenizer({ model: good, post_processor }, {}, 'some/tokenizer.json')
+    const error = await refusal(() => tokenizer.encode('a'))
+    expect(error.code).toBe('INVALID_FILE')
+    expect(error.message).toMatch(/some\/tokenizer\.json: a field .*"post_processor".* cannot be carried out: /)
   })
 
   it('names a configured token that the vocabulary lacks', async () => {

@@ -6,6 +6,9 @@ import type { LoadOptions } from '../model/types.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
 import type { Task } from '../tasks/task.js'
 
+const maxProblems = 2 ** 24
+const maxPort = 65535
+
 /** Reads a natural number. */
 export function natural(text: string): number {
   if (/^\d+$/.test(text) && Number.isSafeInteger(Number(text))) return Number(text)
@@ -17,6 +20,20 @@ export function positiveInteger(text: string): number {
   const value = natural(text)
   if (value >= 1) return value
   throw new InvalidArgumentError('must be at least 1.')
+}
+
+/** Reads a number of problems. */
+export function problemCount(text: string): number {
+  const value = positiveInteger(text)
+  if (value <= maxProblems) return value
+  throw new InvalidArgumentError(`must be at most ${maxProblems}.`)
+}
+
+/** Reads a port; 0 is any free one. */
+export function portNumber(text: string): number {
+  const value = natural(text)
+  if (value <= maxPort) return value
+  throw new InvalidArgumentError(`must be at most ${maxPort}.`)
 }
 
 /** Reads a number of at least 0. */

@@ -21,11 +21,12 @@ const program = new Command('looplm')
 for (const add of [addTrain, addGenerate, addChat, addServe, addDownload, addQuantize, addEval, addReport, addOptions, addInfo])
   add(program)
 
-// a reader that has seen enough, such as head
+// a reader that has seen enough, such as head; a terminal that has hung up is told nothing more
 process.stdout.on('error', (error: { code?: string }) => {
   if (error.code === 'EPIPE') process.exit(exitCodes.ok)
-  throw error
+  if (error.code !== 'EIO') throw error
 })
+process.stderr.on('error', () => {})
 
 program.parseAsync().catch((error: unknown) => {
   if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? exitCodes.ok : exitCodes.usage

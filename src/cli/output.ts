@@ -4,12 +4,14 @@ import { LoopLMError } from '../errors.js'
 /** Exit codes of the command line. */
 export const exitCodes = { ok: 0, failed: 1, usage: 2 } as const
 
-/** Why {@link interruptible} fired its signal. */
-export type Interruption = 'SIGINT' | 'SIGTERM'
+const interruptions = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
-/** The exit code that shells give a process which a signal has ended: 130 after Ctrl-C, 143 after SIGTERM. */
+/** Why {@link interruptible} fired its signal. */
+export type Interruption = (typeof interruptions)[number]
+
+/** The exit code that shells give a process which a signal has ended: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. */
 export function interruptedCode(reason: unknown): number {
-  return 128 + constants.signals[reason === 'SIGTERM' ? 'SIGTERM' : 'SIGINT']
+  return 128 + constants.signals[interruptions.find((signal) => signal === reason) ?? 'SIGINT']
 }
 
 const usageCodes = new Set(['INVALID_ARGUMENT', 'INVALID_CONFIG', 'INVALID_FILE', 'INVALID_SHAPE', 'NOT_FOUND', 'UNSUPPORTED'])
@@ -27,12 +29,15 @@ export function print(text: string): void {
 /**
  * Tells the user what went wrong: a message without a stack trace, unless it is a bug of looplm.
  *
- * @returns the exit code: 2 when the user can mend it, 130 or 143 when it was interrupted, else 1
+ * @returns the exit code: 2 when the user can mend it, 130, 143 or 129 when it was interrupted, else 1
  */
 export function reportError(error: unknown): number {
   if (error instanceof LoopLMError) {
+    if (error.code === 'ABORTED') {
+      process.stderr.write('interrupted\n')
+      return interruptedCode(error.cause)
+    }
     process.stderr.write(`error: ${error.message}\n`)
-    if (error.code === 'ABORTED') return interruptedCode(error.cause)
     return usageCodes.has(error.code) ? exitCodes.usage : exitCodes.failed
   }
   process.stderr.write(`error: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`)
@@ -40,7 +45,7 @@ export function reportError(error: unknown): number {
 }
 
 /**
- * Runs something that Ctrl-C or SIGTERM stops in an orderly way; a second one ends the process at once.
+ * Runs something that Ctrl-C, SIGTERM or the end of its terminal (SIGHUP) stops in an orderly way; a second one ends the process at once.
  *
  * @param action receives the signal that the first one fires; its reason is an {@link Interruption}
  */
@@ -48,16 +53,14 @@ export async function interruptible<Result>(action: (signal: AbortSignal) => Pro
   const controller = new AbortController()
   const interrupt = (signal: Interruption): void => {
     if (controller.signal.aborted) process.exit(interruptedCode(signal))
-    const again = signal === 'SIGINT' ? 'press Ctrl-C again' : 'send SIGTERM again'
+    const again = signal === 'SIGINT' ? 'press Ctrl-C again' : `send ${signal} again`
     process.stderr.write(`\nstopping; ${again} to end at once\n`)
     controller.abort(signal)
   }
-  process.on('SIGINT', interrupt)
-  process.on('SIGTERM', interrupt)
+  for (const signal of interruptions) process.on(signal, interrupt)
   try {
     return await action(controller.signal)
   } finally {
-    process.off('SIGINT', interrupt)
-    process.off('SIGTERM', interrupt)
+    for (const signal of interruptions) process.off(signal, interrupt)
   }
 }

@@ -1,9 +1,11 @@
+import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Command } from 'commander'
 import { LoopLMError } from '../errors.js'
 import { writeReport } from '../monitor/report.js'
+import { RunFolder } from '../monitor/run-folder.js'
 import { watch } from '../monitor/watch.js'
-import { natural } from './arguments.js'
+import { portNumber } from './arguments.js'
 import { interruptible, print } from './output.js'
 
 /** Adds `looplm report` and `looplm watch`. */
@@ -19,6 +21,7 @@ export function addReport(program: Command): void {
           operation: 'report',
         })
       }
+      for (const run of runs) await requireRun(run)
       const path = out ?? join(runs[0]!, 'report.html')
       await writeReport(runs, path)
       print(path)
@@ -27,7 +30,7 @@ export function addReport(program: Command): void {
     .command('watch')
     .description('serve the report of runs on this machine and update it while they train; Ctrl-C ends it')
     .argument('<runs...>', 'run folders')
-    .option('--port <number>', 'port; 0 is any free one', natural, 0)
+    .option('--port <number>', 'port; 0 is any free one', portNumber, 0)
     .action(async (runs: string[], { port }: { port: number }) => {
       const watcher = await watch(runs, port)
       print(watcher.url)
@@ -36,4 +39,12 @@ export function addReport(program: Command): void {
       )
       await watcher.close()
     })
+}
+
+/** Refuses a folder that is none of a run: a report would be written of nothing. */
+async function requireRun(path: string): Promise<void> {
+  const found = await stat(path).catch(() => undefined)
+  if (!found?.isDirectory() || (await RunFolder.holdsRun(path))) return // a missing folder is refused when it is read
+  const message = `${path} holds no run: it has neither metrics.jsonl nor config.yaml nor checkpoints`
+  throw new LoopLMError('NOT_FOUND', message, { operation: 'report' })
 }

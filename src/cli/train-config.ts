@@ -1,5 +1,5 @@
 import { readFile, stat } from 'node:fs/promises'
-import { type Document, isMap, parseDocument } from 'yaml'
+import { type Document, isCollection, isMap, isScalar, parseDocument } from 'yaml'
 import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
 import { type TrainerName, trainerSchemas } from '../rl/config-docs.js'
@@ -95,6 +95,7 @@ export async function readTrainConfig(path: string, changes: readonly string[]):
   const problem = document.errors[0]
   if (problem !== undefined) throw new LoopLMError('INVALID_FILE', problem.message, { operation, cause: problem })
   if (!isMap(document.contents)) throw new LoopLMError('INVALID_FILE', 'must hold fields such as "trainer: rltt"', { operation })
+  if (isEmpty(document, ['options'])) document.delete('options')
   for (const change of changes) {
     const [, key, value] = /^([\w.]+)=(.*)$/s.exec(change) ?? []
     if (key === undefined || value === undefined) {
@@ -104,9 +105,13 @@ export async function readTrainConfig(path: string, changes: readonly string[]):
     const parsed = parseDocument(value)
     if (parsed.errors.length > 0)
       throw new LoopLMError('INVALID_ARGUMENT', `${key}: ${parsed.errors[0]!.message}`, { operation: '--set' })
-    document.setIn(names[0]! in trainConfigSchema.shape ? names : ['options', ...names], parsed.toJS())
+    setIn(
+      document,
+      Object.hasOwn(trainConfigSchema.shape, names[0]!) ? names : ['options', ...names],
+      plainValue(parsed, '--set'),
+    )
   }
-  const given = plainValue(document, operation)
+  const given = plainValue(document, operation) as Record<string, unknown>
   const misplaced = Object.keys(given).filter((key) => !(key in trainConfigSchema.shape) && isTrainerOption(key))
   if (misplaced.length > 0) {
     const message = `${misplaced.join(', ')}: an option of the trainer; write it below "options:"`
@@ -144,10 +149,35 @@ async function readText(path: string): Promise<string> {
   }
 }
 
-/** The document's content, its aliases resolved, of which a hostile file may have too many. */
-function plainValue(document: Document, operation: string): Record<string, unknown> {
+/** Changes a field; one that must be above it and is none yet is made. @throws LoopLMError INVALID_ARGUMENT */
+function setIn(document: Document, names: readonly string[], value: unknown): void {
+  for (let count = 1; count < names.length; count++) {
+    const above = names.slice(0, count)
+    if (isEmpty(document, above)) document.deleteIn(above)
+    const node = document.getIn(above, true)
+    if (node === undefined || isCollection(node)) continue
+    const [path, field] = [above.join('.'), names.slice(count).join('.')]
+    const plain = isScalar(node) ? `is ${JSON.stringify(node.value)}` : 'is no map of fields'
+    const remedy = path === 'task' ? '; write the task as { name: … }' : ''
+    throw new LoopLMError('INVALID_ARGUMENT', `${path}: ${plain}, which has no field ${field}${remedy}`, { operation: '--set' })
+  }
   try {
-    return document.toJS() as Record<string, unknown>
+    document.setIn(names, value)
+  } catch (cause) {
+    throw new LoopLMError('INVALID_ARGUMENT', `${names.join('.')}: ${(cause as Error).message}`, { operation: '--set', cause })
+  }
+}
+
+/** Whether a field is there and has no value: `options:` and nothing behind it. */
+function isEmpty(document: Document, names: readonly string[]): boolean {
+  const node = document.getIn(names, true)
+  return isScalar(node) && node.value === null
+}
+
+/** The document's content, its aliases resolved, of which a hostile file may have too many. */
+function plainValue(document: Document, operation: string): unknown {
+  try {
+    return document.toJS()
   } catch (cause) {
     throw new LoopLMError('INVALID_FILE', (cause as Error).message, { operation, cause })
   }

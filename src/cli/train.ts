@@ -1,15 +1,10 @@
-import { mkdir, rename, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import type { Command } from 'commander'
-import { stringify } from 'yaml'
 import { type Dataset, loadDataset } from '../data/jsonl.js'
 import { Tokenizer } from '../data/tokenizer.js'
-import { fileError, LoopLMError } from '../errors.js'
+import { LoopLMError } from '../errors.js'
 import type { LoopLMConfigInput } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 import { formatNumber, Progress } from '../monitor/progress.js'
-import { RunFolder } from '../monitor/run-folder.js'
-import { requireFree } from '../monitor/run-lock.js'
 import type { PretrainOptions, RLTTOptions } from '../rl/config.js'
 import type { TrainerEvent } from '../rl/events.js'
 import { GRPOTrainer } from '../rl/grpo.js'
@@ -71,7 +66,7 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
     onWarning: (message: string) => progress.log(`warning: ${message}`),
   }
   using trainer = makeTrainer(config.trainer, model, options)
-  if (config.runDir !== undefined) await writeConfig(config.runDir, config)
+  const { resume: _, ...written } = config // `looplm train RUN/config.yaml --resume` goes on
   let checkpoint: string | undefined
   let last: TrainerEvent | undefined
   let reason: unknown
@@ -79,7 +74,7 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
     signal.addEventListener('abort', () => {
       reason = signal.reason
     })
-    for await (const event of trainer.run({ signal })) {
+    for await (const event of trainer.run({ signal, config: written })) {
       last = event
       if (event.type === 'checkpoint') checkpoint = event.path
       if (flags.json) printJson(event)
@@ -88,10 +83,9 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
   })
   progress.end()
   if (last?.type !== 'done' || !last.aborted) return exitCodes.ok
+  const saved = checkpoint === undefined ? 'nothing was left to save' : `saved ${checkpoint}`
   const how =
-    config.runDir === undefined
-      ? 'nothing was saved (no run folder)'
-      : `saved ${checkpoint}; continue with: ${resumeCommand(path, flags)}`
+    config.runDir === undefined ? 'nothing was saved (no run folder)' : `${saved}; continue with: ${resumeCommand(path, flags)}`
   process.stderr.write(`stopped after step ${last.step}; ${how}\n`)
   return interruptedCode(reason)
 }
@@ -157,21 +151,6 @@ export async function openRewards(rewards: NonNullable<TrainConfig['reward']>): 
   return (await Promise.all(opened)).flat()
 }
 
-/** The configuration as it was run; `looplm train RUN/config.yaml --resume` continues it. */
-async function writeConfig(runDir: string, config: TrainConfig): Promise<void> {
-  const { resume = false, ...rest } = config
-  requireFree(runDir)
-  if (resume === false) await RunFolder.requireNew(runDir)
-  const path = join(runDir, 'config.yaml')
-  try {
-    await mkdir(runDir, { recursive: true })
-    await writeFile(`${path}.tmp`, stringify(rest))
-    await rename(`${path}.tmp`, path)
-  } catch (cause) {
-    throw fileError(cause, 'write', runDir)
-  }
-}
-
 function show(event: TrainerEvent, steps: number, progress: Progress): void {
   switch (event.type) {
     case 'step':
@@ -185,10 +164,17 @@ function show(event: TrainerEvent, steps: number, progress: Progress): void {
       break
     case 'done': {
       progress.end()
-      const { loss = 0, reward } = event.metrics
+      const { loss, reward } = event.metrics
+      if (loss === undefined && !event.aborted) {
+        const why = event.stoppedEarly
+          ? 'earlyStoppingPatience ran out'
+          : `the run has made its ${event.step} steps; --set steps=… makes more`
+        print(`nothing was left to do: ${why}`)
+        break
+      }
       const earned = reward === undefined ? '' : `, reward ${formatNumber(reward)}`
       const why = event.stoppedEarly ? ' (earlyStoppingPatience ran out)' : ''
-      if (!event.aborted) print(`done after ${event.step} steps${why}: loss ${formatNumber(loss)}${earned}`)
+      if (!event.aborted) print(`done after ${event.step} steps${why}: loss ${formatNumber(loss ?? 0)}${earned}`)
     }
   }
 }
@@ -201,8 +187,16 @@ function evaluationText(metrics: Readonly<Record<string, number>>): string {
   return shown.join('  ')
 }
 
+/** What goes on with a run that was stopped. */
 function resumeCommand(path: string, flags: TrainFlags): string {
-  const sets = (flags.set ?? []).map((change) => ` --set ${JSON.stringify(change)}`).join('')
-  const runDir = flags.runDir === undefined ? '' : ` --run-dir ${JSON.stringify(flags.runDir)}`
-  return `looplm train ${path}${runDir}${sets} --resume`
+  const { runDir, device, dtype, threads, set = [] } = flags
+  const values = Object.entries({ '--run-dir': runDir, '--device': device, '--dtype': dtype, '--threads': threads })
+  const given = values.flatMap(([name, value]) => (value === undefined ? [] : [name, String(value)]))
+  const words = ['looplm', 'train', path, ...given, ...set.flatMap((change) => ['--set', change]), '--resume']
+  return words.map(shellWord).join(' ')
+}
+
+/** A word as shells read it. */
+function shellWord(word: string): string {
+  return /^[\w./:=@%+,-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 }

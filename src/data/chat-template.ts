@@ -19,6 +19,13 @@ export interface ChatTemplateOptions {
   tools?: readonly object[] | undefined
 }
 
+/** Longest template; those of published models have some kilobytes. */
+export const maxTemplateBytes = 2 ** 20
+
+/** Numbers that the calls of `range` in one rendering make in all; the loops of a template from anywhere could fill the memory. */
+const maxRangeNumbers = 1e6
+const boundedRange = 'looplm_range'
+
 /** Where a template was read. */
 export interface TemplateSource {
   /** A text, or Hugging Face's list of named templates. */
@@ -27,8 +34,13 @@ export interface TemplateSource {
   name: string
 }
 
+/** A compiled template. Jinja's own type stays inside this file: its declarations do not type-check in strict projects. */
+interface CompiledTemplate {
+  render(items?: Record<string, unknown>): string
+}
+
 /** Compiled templates by name; a single template has the name `default`. */
-export type ChatTemplates = ReadonlyMap<string, Template>
+export type ChatTemplates = ReadonlyMap<string, CompiledTemplate>
 
 /**
  * Compiles chat templates.
@@ -45,8 +57,13 @@ export function compileChatTemplates({ template, name }: TemplateSource, operati
       if (typeof entry?.name !== 'string' || typeof entry.template !== 'string') {
         throw invalid(`entry ${i} of the chat template must have the texts "name" and "template"`)
       }
+      if (entry.template.length > maxTemplateBytes) {
+        throw invalid(`a chat template has at most ${maxTemplateBytes} characters, this one ${entry.template.length}`)
+      }
       try {
-        return [entry.name, new Template(entry.template)]
+        const compiled = new Template(entry.template)
+        compiled.parsed.body.unshift(...new Template(`{% set range = ${boundedRange} %}`).parsed.body)
+        return [entry.name, compiled]
       } catch (cause) {
         throw invalid(`the chat template does not parse: ${(cause as Error).message}`, cause)
       }
@@ -80,6 +97,7 @@ export function renderChat(
   try {
     return template.render({
       ...special,
+      [boundedRange]: rangeOf(maxRangeNumbers),
       messages,
       tools: tools ?? null,
       documents: null,
@@ -88,5 +106,18 @@ export function renderChat(
     })
   } catch (cause) {
     throw refuse(`${source}: the chat template refused the messages: ${(cause as Error).message}`, cause)
+  }
+}
+
+/** Jinja's `range`, whose calls share a number of items. */
+function rangeOf(left: number): (...bounds: unknown[]) => number[] {
+  return (...bounds) => {
+    const [start, stop, step = 1] = bounds.length === 1 ? [0, bounds[0]] : bounds
+    if (![start, stop, step].every((bound) => typeof bound === 'number')) throw new Error('range() takes numbers')
+    if (step === 0) throw new Error('range() step must not be zero')
+    const length = Math.max(0, Math.ceil(((stop as number) - (start as number)) / (step as number)))
+    left -= length
+    if (!(left >= 0)) throw new Error(`its calls of range() make more than ${maxRangeNumbers} numbers`)
+    return Array.from({ length }, (_, i) => (start as number) + i * (step as number))
   }
 }

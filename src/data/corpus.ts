@@ -1,12 +1,13 @@
-import { createHash } from 'node:crypto'
+import { createHash, type Hash } from 'node:crypto'
 import { closeSync, createReadStream, fsync, openSync, read, write } from 'node:fs'
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { extname, join } from 'node:path'
 import { promisify } from 'node:util'
 import { z } from 'zod'
 import { fileError, LoopLMError } from '../errors.js'
 import { invalidLine, readLines, typeName } from './jsonl.js'
+import { maxFileBytes, readJson } from './read-file.js'
 import { DatasetSampler } from './sampler.js'
 import type { Tokenizer } from './tokenizer.js'
 
@@ -32,6 +33,7 @@ export interface CorpusOptions {
 const extensions = ['.txt', '.md', '.jsonl'] as const
 const pieceLength = 2 ** 16 // characters; a piece ends with a line
 const longestPiece = 2 ** 20
+const longestLine = 2 ** 24 // bytes
 const bufferedTokens = 2 ** 16
 
 const cacheSchema = z.object({
@@ -39,6 +41,8 @@ const cacheSchema = z.object({
   fingerprint: z.string(),
   tokens: z.int().min(0),
   bytesPerToken: z.union([z.literal(2), z.literal(4)]),
+  /** Of tokens.bin. */
+  sha256: z.string(),
 })
 
 const readAt = promisify(read)
@@ -90,7 +94,7 @@ export class Corpus {
   /**
    * Reads .txt and .md files (each a document) and .jsonl files (each line an object with the document as `text`).
    *
-   * @param paths files and folders; folders are searched to the bottom, in the order of the names
+   * @param paths files and folders; folders are searched to the bottom, in the order of the names; links in them to files are followed
    * @param tokenizer whose end token ends each document
    * @throws LoopLMError NOT_FOUND, INVALID_FILE naming file and line, INVALID_ARGUMENT naming file and line of text that the tokenizer
    *   refuses, ABORTED
@@ -104,7 +108,7 @@ export class Corpus {
     }
     const files = await findFiles([paths].flat())
     const fingerprint = await fingerprintOf(files, tokenizer, signal)
-    const cached = cache === undefined ? undefined : await openCached(cache, fingerprint)
+    const cached = cache === undefined ? undefined : await openCached(cache, fingerprint, signal)
     const { file, stored } = cached ?? (await tokenise(files, tokenizer, fingerprint, cache, signal))
     if (stored.tokens < 2) {
       closeSync(file)
@@ -178,22 +182,32 @@ async function findFiles(paths: readonly string[]): Promise<string[]> {
       throw fileError(cause, 'read', path, operation)
     })
     if (!found.isDirectory()) {
-      if (!isText(path)) {
+      if (!isText(path) || !found.isFile()) {
         throw new LoopLMError('INVALID_FILE', `${path}: a corpus is made of ${extensions.join(', ')} files`, { operation })
       }
       files.push(path)
       continue
     }
-    const names = await readdir(path, { recursive: true, withFileTypes: true })
-    const inside = names
-      .filter((entry) => entry.isFile() && isText(entry.name))
-      .map((entry) => join(entry.parentPath, entry.name))
+    const inside: string[] = []
+    for (const entry of await readdir(path, { recursive: true, withFileTypes: true })) {
+      const file = join(entry.parentPath, entry.name)
+      if (isText(file) && (entry.isFile() || (entry.isSymbolicLink() && (await leadsToFile(file))))) inside.push(file)
+    }
     if (inside.length === 0) {
       throw new LoopLMError('INVALID_FILE', `${path} holds no ${extensions.join(', ')} file`, { operation })
     }
     files.push(...inside.sort())
   }
   return [...new Set(files)]
+}
+
+/** Links to files are followed, those to folders are not: they may lead round in a circle. */
+async function leadsToFile(link: string): Promise<boolean> {
+  try {
+    return (await stat(link)).isFile()
+  } catch (cause) {
+    throw fileError(cause, 'read', link, operation)
+  }
 }
 
 function isText(path: string): boolean {
@@ -205,37 +219,38 @@ async function fingerprintOf(files: readonly string[], tokenizer: Tokenizer, sig
   const hash = createHash('sha256').update(tokenizer.fingerprint)
   for (const path of files) {
     const own = createHash('sha256').update(extname(path).toLowerCase())
-    try {
-      for await (const chunk of createReadStream(path, { highWaterMark: 2 ** 20 })) {
-        throwIfAborted(signal)
-        own.update(chunk)
-      }
-    } catch (cause) {
-      throw fileError(cause, 'read', path, operation)
-    }
+    await hashFile(own, path, signal)
     hash.update(own.digest())
   }
   return hash.digest('hex').slice(0, 32)
 }
 
-async function openCached(folder: string, fingerprint: string): Promise<{ file: number; stored: Stored } | undefined> {
-  const text = await readFile(join(folder, 'corpus.json'), 'utf8').catch(() => '')
-  const parsed = cacheSchema.safeParse(parseJson(text))
+/** The token ids that were kept, unless they belong to another text or have changed on the disk. */
+async function openCached(
+  folder: string,
+  fingerprint: string,
+  signal: AbortSignal | undefined,
+): Promise<{ file: number; stored: Stored } | undefined> {
+  const kept = await readJson(join(folder, 'corpus.json'), maxFileBytes.config, operation).catch(() => undefined)
+  const parsed = cacheSchema.safeParse(kept)
   if (!parsed.success || parsed.data.fingerprint !== fingerprint) return undefined
   const path = join(folder, 'tokens.bin')
-  const size = await stat(path).then(
-    (found) => found.size,
-    () => -1,
-  )
-  if (size !== parsed.data.tokens * parsed.data.bytesPerToken) return undefined
+  const found = await stat(path).catch(() => undefined)
+  if (!found?.isFile() || found.size !== parsed.data.tokens * parsed.data.bytesPerToken) return undefined
+  const hash = createHash('sha256')
+  await hashFile(hash, path, signal)
+  if (hash.digest('hex') !== parsed.data.sha256) return undefined
   return { file: openSync(path, 'r'), stored: parsed.data }
 }
 
-function parseJson(text: string): unknown {
+async function hashFile(hash: Hash, path: string, signal: AbortSignal | undefined): Promise<void> {
   try {
-    return JSON.parse(text)
-  } catch {
-    return undefined
+    for await (const chunk of createReadStream(path, { highWaterMark: 2 ** 20 })) {
+      throwIfAborted(signal)
+      hash.update(chunk)
+    }
+  } catch (cause) {
+    throw fileError(cause, 'read', path, operation)
   }
 }
 
@@ -251,6 +266,7 @@ async function tokenise(
   const path = join(folder, 'tokens.bin')
   const bytesPerToken = tokenizer.vocabSize <= 2 ** 16 ? 2 : 4
   const stored: Stored = { fingerprint, tokens: 0, bytesPerToken }
+  const hash = createHash('sha256')
   let file: number | undefined
   try {
     await mkdir(folder, { recursive: true })
@@ -261,6 +277,7 @@ async function tokenise(
     let used = 0
     const flush = async () => {
       const bytes = new Uint8Array(buffer.buffer, 0, used * bytesPerToken)
+      if (cache !== undefined) hash.update(bytes)
       for (let done = 0; done < bytes.length; ) done += (await writeAt(file!, bytes, done)).bytesWritten
       stored.tokens += used
       used = 0
@@ -279,7 +296,7 @@ async function tokenise(
     await flush()
     if (cache !== undefined) {
       await syncFile(file)
-      const text = `${JSON.stringify({ format: 1, ...stored })}\n`
+      const text = `${JSON.stringify({ format: 1, ...stored, sha256: hash.digest('hex') })}\n`
       await writeFile(join(folder, 'corpus.json.tmp'), text)
       await rename(join(folder, 'corpus.json.tmp'), join(folder, 'corpus.json'))
     }
@@ -337,7 +354,7 @@ async function* readPieces(path: string): AsyncGenerator<Piece, void, undefined>
   let text = ''
   let first = 1
   let line = 0
-  for await (const bytes of readLines(path)) {
+  for await (const bytes of readLines(path, longestLine, '; break it into lines')) {
     line++
     const next = decode(bytes, path, line)
     if (text.length >= longestPiece || (text.length >= pieceLength && /^\S/.test(next))) {

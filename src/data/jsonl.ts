@@ -1,6 +1,7 @@
 import { createReadStream } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import { LoopLMError } from '../errors.js'
+import { isDeeper, maxJsonDepth } from './read-file.js'
 
 /** One row of a dataset. Every further column is passed to the reward functions as it is. */
 export interface Example {
@@ -87,10 +88,15 @@ export async function loadDataset(path: string, limits: JsonlLimits = {}): Promi
   return dataset
 }
 
-/** Yields the bytes of each line without its newline, the last one also when no newline ends it. */
+/**
+ * Yields the bytes of each line without its newline, the last one also when no newline ends it.
+ *
+ * @param remedy what to do about a line that is too long
+ */
 export async function* readLines(
   path: string,
   maxLineBytes: number = defaultMaxLineBytes,
+  remedy = '; is this a JSON Lines file?',
 ): AsyncGenerator<Uint8Array, void, undefined> {
   let pending: Uint8Array[] = [] // the parts of a line that spans chunks
   let pendingBytes = 0
@@ -98,7 +104,7 @@ export async function* readLines(
   const append = (part: Uint8Array): void => {
     pendingBytes += part.length
     if (pendingBytes > maxLineBytes) {
-      throw invalidLine(path, line, `is longer than maxLineBytes = ${maxLineBytes}; is this a JSON Lines file?`)
+      throw invalidLine(path, line, `is longer than maxLineBytes = ${maxLineBytes}${remedy}`)
     }
     pending.push(part)
   }
@@ -139,6 +145,7 @@ function parseExample(text: string, path: string, line: number): Example {
   if (typeof row !== 'object' || row === null || Array.isArray(row)) {
     throw invalidLine(path, line, `must be a JSON object, got ${typeName(row)}`)
   }
+  if (isDeeper(row, maxJsonDepth)) throw invalidLine(path, line, `is nested more than ${maxJsonDepth} deep`)
   const { prompt, answer, completion, messages } = row as Record<string, unknown>
   if (messages !== undefined && !Array.isArray(messages)) {
     throw invalidLine(path, line, `field "messages" must be an array when present, got ${typeName(messages)}`)

@@ -1,6 +1,15 @@
 import { LoopLMError } from '../errors.js'
 import { Random } from './random.js'
 
+const maxDraw = 2 ** 24
+
+/** Refuses more rows or problems at a time than lists can hold. @throws LoopLMError INVALID_ARGUMENT */
+export function checkDraw(count: number, operation: string): void {
+  if (Number.isInteger(count) && count >= 0 && count <= maxDraw) return
+  const message = `at most ${maxDraw} rows or problems are read at a time, not ${count}; lower the option that says how many (batchSize, promptsPerStep, evalProblems, --problems)`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}
+
 /** Where a {@link DatasetSampler} stands; plain JSON, stored in a checkpoint. */
 export interface SamplerState {
   seed: number
@@ -64,8 +73,9 @@ export class DatasetSampler<Row> {
     return row
   }
 
-  /** The next `count` rows; a batch may span two epochs. */
+  /** The next `count` rows; a batch may span two epochs. @throws LoopLMError INVALID_ARGUMENT for more than 2^24 */
   take(count: number): Row[] {
+    checkDraw(count, 'DatasetSampler.take')
     return Array.from({ length: count }, () => this.next())
   }
 

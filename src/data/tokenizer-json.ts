@@ -1,4 +1,5 @@
 import { LoopLMError } from '../errors.js'
+import { isDeeper, maxJsonDepth } from './read-file.js'
 
 /** Tokens with a role, by their text, for example `{ eos: '<eos>' }`. */
 export interface SpecialTokens {
@@ -158,6 +159,10 @@ export function parseTokenizerJson(value: unknown, source: string): { tokenizer:
   if (!isObject(value)) {
     throw new LoopLMError('INVALID_FILE', `${source} must hold a JSON object`, { operation: 'Tokenizer' })
   }
+  if (isDeeper(value, maxJsonDepth)) {
+    const message = `${source} is nested more than ${maxJsonDepth} deep`
+    throw new LoopLMError('INVALID_FILE', message, { operation: 'Tokenizer' })
+  }
   const { model, added_tokens = [] } = value
   if (!isObject(model)) throw invalid('model', 'must be an object')
   const types = ['BPE', 'WordLevel', 'WordPiece', 'Unigram']
@@ -168,6 +173,8 @@ export function parseTokenizerJson(value: unknown, source: string): { tokenizer:
   if (!Array.isArray(added_tokens)) throw invalid('added_tokens', 'must be an array')
 
   const ids = new Set<number>([...checkVocab(model.vocab, invalid), ...checkAddedTokens(added_tokens, invalid)])
+  if (Array.isArray(model.vocab)) checkUnknownId(model.unk_id, model.vocab, invalid)
+  else if (Array.isArray(model.merges)) checkMerges(model, invalid)
   if (ids.size === 0) throw invalid('model.vocab', 'has no tokens')
   let vocabSize = 0
   for (const id of ids) vocabSize = Math.max(vocabSize, id + 1)
@@ -181,8 +188,9 @@ type InvalidField = (field: string, problem: string) => LoopLMError
 /** A vocabulary maps tokens to ids, or (Unigram) lists pairs of a token and its score in the order of the ids. */
 function checkVocab(vocab: unknown, invalid: InvalidField): Iterable<number> {
   if (Array.isArray(vocab)) {
-    const bad = vocab.findIndex((entry) => !Array.isArray(entry) || typeof entry[0] !== 'string')
-    if (bad !== -1) throw invalid(`model.vocab.${bad}`, 'must be a pair of a token and its score')
+    const isPair = (entry: unknown) => Array.isArray(entry) && typeof entry[0] === 'string' && Number.isFinite(entry[1])
+    const bad = vocab.findIndex((entry) => !isPair(entry))
+    if (bad !== -1) throw invalid(`model.vocab.${bad}`, 'must be a pair of a token and its score, which is a number')
     return vocab.keys()
   }
   if (!isObject(vocab)) throw invalid('model.vocab', 'must be an object or an array')
@@ -195,12 +203,39 @@ function checkVocab(vocab: unknown, invalid: InvalidField): Iterable<number> {
   return ids
 }
 
+/** The token that stands for unknown text in a Unigram vocabulary. */
+function checkUnknownId(id: unknown, vocab: readonly unknown[], invalid: InvalidField): void {
+  if (id === undefined || id === null || (Number.isInteger(id) && vocab[id as number] !== undefined)) return
+  throw invalid('model.unk_id', `must be an id of the vocabulary, below ${vocab.length}, got ${JSON.stringify(id)}`)
+}
+
+/** A merge is "a b" or [a, b]; both and what they make are tokens, as Python demands too. */
+function checkMerges(model: Record<string, unknown>, invalid: InvalidField): void {
+  const vocab = model.vocab as Record<string, number>
+  const prefix = typeof model.continuing_subword_prefix === 'string' ? model.continuing_subword_prefix : ''
+  for (const [i, merge] of (model.merges as unknown[]).entries()) {
+    const pair = typeof merge === 'string' ? merge.split(' ') : merge
+    const [a, b] = Array.isArray(pair) && pair.length === 2 ? (pair as unknown[]) : []
+    if (typeof a !== 'string' || typeof b !== 'string') throw invalid(`model.merges.${i}`, 'must be two tokens')
+    const made = a + (b.startsWith(prefix) ? b.slice(prefix.length) : b)
+    const unknown = [a, b, made].find((token) => !Object.hasOwn(vocab, token))
+    if (unknown !== undefined)
+      throw invalid(`model.merges.${i}`, `needs the token ${JSON.stringify(unknown)}, which model.vocab lacks`)
+  }
+}
+
 function checkAddedTokens(addedTokens: unknown[], invalid: InvalidField): number[] {
+  const contents = new Map<number, string>()
   return addedTokens.map((token, i) => {
     if (!isObject(token) || typeof token.content !== 'string' || token.content === '') {
       throw invalid(`added_tokens.${i}.content`, 'must be a text of at least one character')
     }
     if (!isTokenId(token.id)) throw invalid(`added_tokens.${i}.id`, notAnId(token.id))
+    const other = contents.get(token.id)
+    if (other !== undefined && other !== token.content) {
+      throw invalid(`added_tokens.${i}.id`, `is ${token.id}, which the added token ${JSON.stringify(other)} has`)
+    }
+    contents.set(token.id, token.content)
     return token.id
   })
 }

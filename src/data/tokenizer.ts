@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
+import { mkdir, rename, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Tokenizer as Pipeline } from '@huggingface/tokenizers'
 import { LoopLMError } from '../errors.js'
@@ -8,8 +8,10 @@ import {
   type ChatTemplateOptions,
   type ChatTemplates,
   compileChatTemplates,
+  maxTemplateBytes,
   renderChat,
 } from './chat-template.js'
+import { maxFileBytes, readJson, readText } from './read-file.js'
 import {
   bytesOfToken,
   byteTokenizerJson,
@@ -29,8 +31,6 @@ export interface TokenizerConfig {
   chat_template?: unknown
   [field: string]: unknown
 }
-
-const maxFileBytes = 256 * 2 ** 20
 
 /** Stands for an answer while the template shows what follows one. */
 const answerMark = 'answer'
@@ -58,6 +58,7 @@ export class Tokenizer {
   /** Id of the token that fills batches, if the configuration names one. */
   readonly padTokenId: number | undefined
   readonly #json: TokenizerJson
+  readonly #source: string
   readonly #pipeline: Pipeline
   readonly #templateSource: string
   #templates: ChatTemplates | undefined
@@ -78,6 +79,7 @@ export class Tokenizer {
   ) {
     const { tokenizer, vocabSize } = parseTokenizerJson(json, source)
     this.#json = tokenizer
+    this.#source = source
     this.#templateSource = templateSource
     this.vocabSize = vocabSize
     this.config = config
@@ -109,7 +111,7 @@ export class Tokenizer {
    * @throws LoopLMError NOT_FOUND, or INVALID_FILE naming the file and the field
    */
   static async fromFile(path: string, config: TokenizerConfig = {}): Promise<Tokenizer> {
-    return new Tokenizer(await readJson(path, 'Tokenizer.fromFile'), config, path)
+    return new Tokenizer(await readJson(path, maxFileBytes.tokenizer, 'Tokenizer.fromFile'), config, path)
   }
 
   /**
@@ -129,8 +131,8 @@ export class Tokenizer {
     const operation = 'Tokenizer.fromPretrained'
     const path = join(folder, 'tokenizer.json')
     const configPath = join(folder, 'tokenizer_config.json')
-    const json = await readJson(path, operation)
-    const config = await readJson(configPath, operation).catch((error) => {
+    const json = await readJson(path, maxFileBytes.tokenizer, operation)
+    const config = await readJson(configPath, maxFileBytes.list, operation).catch((error) => {
       if (error instanceof LoopLMError && error.code === 'NOT_FOUND') return {}
       throw error
     })
@@ -138,7 +140,7 @@ export class Tokenizer {
       throw new LoopLMError('INVALID_FILE', `${configPath} must hold a JSON object`, { operation })
     }
     const jinjaPath = join(folder, 'chat_template.jinja')
-    const jinja = await readText(jinjaPath, operation).catch((error) => {
+    const jinja = await readText(jinjaPath, maxTemplateBytes, operation).catch((error) => {
       if (error instanceof LoopLMError && error.code === 'NOT_FOUND') return undefined
       throw error
     })
@@ -183,10 +185,11 @@ export class Tokenizer {
    * @param text the content of an added token inside it becomes that token, as in Python
    * @param options.addSpecialTokens apply the tokenizer's template, for example a leading bos token; default true
    * @throws LoopLMError INVALID_ARGUMENT naming the first piece of text that the vocabulary lacks, unless the tokenizer has
-   *   an unknown token
+   *   an unknown token; INVALID_FILE naming the tokenizer's file where a part of it cannot be carried out
    */
   encode(text: string, options: { addSpecialTokens?: boolean } = {}): number[] {
-    const { ids, tokens } = this.#pipeline.encode(text, { add_special_tokens: options.addSpecialTokens ?? true })
+    const special = { add_special_tokens: options.addSpecialTokens ?? true }
+    const { ids, tokens } = this.#carryOut('encode', () => this.#pipeline.encode(text, special))
     const unknown = (ids as (number | undefined)[]).indexOf(undefined)
     if (unknown !== -1) throw this.#unknownText(text, tokens[unknown]!)
     return ids
@@ -215,10 +218,21 @@ export class Tokenizer {
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'Tokenizer.decode' })
     }
     const { skipSpecialTokens = false, cleanUpSpaces } = options
-    return this.#pipeline.decode(list, {
+    const settings = {
       skip_special_tokens: skipSpecialTokens,
       ...(cleanUpSpaces === undefined ? {} : { clean_up_tokenization_spaces: cleanUpSpaces }),
-    })
+    }
+    return this.#carryOut('decode', () => this.#pipeline.decode(list, settings))
+  }
+
+  /** Normalizers, decoders and templates are checked by nobody before they are needed. */
+  #carryOut<Result>(method: string, action: () => Result): Result {
+    try {
+      return action()
+    } catch (cause) {
+      const message = `${this.#source}: a field "normalizer", "pre_tokenizer", "model", "post_processor" or "decoder" cannot be carried out: ${(cause as Error).message}`
+      throw new LoopLMError('INVALID_FILE', message, { operation: `Tokenizer.${method}`, cause })
+    }
   }
 
   /** True when the configuration has a chat template. */
@@ -350,32 +364,6 @@ function tokenContent(token: unknown): string | undefined {
 function savedConfig(special: SpecialTokens): TokenizerConfig {
   const tokens = Object.entries(special).map(([role, token]) => [`${role}_token`, token])
   return { tokenizer_class: 'PreTrainedTokenizerFast', clean_up_tokenization_spaces: false, ...Object.fromEntries(tokens) }
-}
-
-async function readText(path: string, operation: string): Promise<string> {
-  try {
-    const { size } = await stat(path)
-    if (size > maxFileBytes) {
-      const message = `${path} has ${size} bytes; looplm reads tokenizers up to ${maxFileBytes}`
-      throw new LoopLMError('INVALID_FILE', message, { operation })
-    }
-    return await readFile(path, 'utf8')
-  } catch (cause) {
-    if (cause instanceof LoopLMError) throw cause
-    const missing = (cause as { code?: string }).code === 'ENOENT'
-    const message = missing ? `no file ${path}` : `cannot read ${path}: ${(cause as Error).message}`
-    throw new LoopLMError(missing ? 'NOT_FOUND' : 'INVALID_FILE', message, { operation, cause })
-  }
-}
-
-async function readJson(path: string, operation: string): Promise<unknown> {
-  const text = await readText(path, operation)
-  try {
-    return JSON.parse(text)
-  } catch (cause) {
-    const message = `${path} is not JSON: ${(cause as Error).message}`
-    throw new LoopLMError('INVALID_FILE', message, { operation, cause })
-  }
 }
 
 async function writeJson(path: string, value: unknown): Promise<void> {

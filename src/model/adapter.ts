@@ -1,9 +1,10 @@
 import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
+import { checkNumber, checkOptions, checkWord, describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { readJson } from './checkpoint.js'
-import { checkNumber, checkWord, describe } from './checks.js'
 import { type LoopLMConfig, nativeConfig } from './config.js'
+import { loraOptions } from './options.js'
 import type { ParameterInfo } from './types.js'
 
 /** The projections of a layer that an adapter can be given, by their names in a checkpoint. */
@@ -19,6 +20,8 @@ export interface LoRAOptions {
   alpha?: number | undefined
   /** Which projections of every layer; default all seven. */
   targetModules?: readonly LoRAModule[] | undefined
+  /** There is none: 0, as in a trainer's `lora`. */
+  dropout?: 0 | undefined
   /** Of A's random start; default 0. */
   seed?: number | undefined
 }
@@ -34,7 +37,11 @@ export interface Adapter {
 
 /** Checks the options of an adapter and fills in the defaults. */
 export function checkAdapter(options: LoRAOptions, operation: string) {
-  const { rank = 16, alpha = 32, targetModules = loraModules, seed = 0 } = options
+  checkOptions(options, loraOptions, operation)
+  const { rank = 16, alpha = 32, targetModules = loraModules, dropout = 0, seed = 0 } = options
+  if (dropout !== 0) {
+    throw new LoopLMError('INVALID_ARGUMENT', `dropout must be 0; there is none, got ${describe(dropout)}`, { operation })
+  }
   if (!Array.isArray(targetModules) || targetModules.length === 0) {
     throw new LoopLMError('INVALID_ARGUMENT', `targetModules must name projections, got ${describe(targetModules)}`, {
       operation,

@@ -1,15 +1,15 @@
-import { randomUUID } from 'node:crypto'
-import { mkdirSync } from 'node:fs'
-import { open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
-import { basename, dirname, join, resolve } from 'node:path'
+import { readFile, stat } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
 import { download } from '../data/download.js'
+import { maxFileBytes, readJson as readAnyJson } from '../data/read-file.js'
 import { Tokenizer } from '../data/tokenizer.js'
-import { fileError, LoopLMError } from '../errors.js'
+import { LoopLMError } from '../errors.js'
 import type { Quantization } from '../native.js'
 import { type LoopLMConfig, parameterCount, parseConfig, parseQuantization } from './config.js'
 import type { ModelDType, PretrainedOptions } from './types.js'
+import { exists, interruptedSave } from './write-folder.js'
 
-const maxJsonBytes = 64 * 2 ** 20
+export { writeFolder } from './write-folder.js'
 
 /** The parts of a Hugging Face checkpoint folder. */
 export interface Checkpoint {
@@ -27,7 +27,7 @@ export interface Checkpoint {
 
 /** The checkpoint's folder: the one that is named, or what is fetched when that was asked for. */
 export async function findFolder(name: string, options: PretrainedOptions, operation: string): Promise<string> {
-  if (await exists(name)) return name
+  if (await exists(name, operation)) return name
   if (options.download === true) return download(name, options)
   const remedy = /^[\w-][\w.-]*\/[\w-][\w.-]*$/.test(name)
     ? '; download: true fetches a model of that name from the Hugging Face Hub (looplm download)'
@@ -38,11 +38,13 @@ export async function findFolder(name: string, options: PretrainedOptions, opera
 /** Reads everything but the weights. */
 export async function readCheckpoint(folder: string, operation: string): Promise<Checkpoint> {
   const configPath = join(folder, 'config.json')
-  if (!(await exists(configPath)) && (await exists(join(folder, 'adapter_config.json')))) {
-    const message = `${folder} holds an adapter: load the model that it belongs to, then the adapter with loadAdapter (--adapter)`
-    throw new LoopLMError('INVALID_FILE', message, { operation })
-  }
-  if (!(await exists(configPath))) {
+  if (!(await exists(configPath, operation))) {
+    if (await exists(join(folder, 'adapter_config.json'))) {
+      const message = `${folder} holds an adapter: load the model that it belongs to, then the adapter with loadAdapter (--adapter)`
+      throw new LoopLMError('INVALID_FILE', message, { operation })
+    }
+    const interrupted = await interruptedSave(folder)
+    if (interrupted !== undefined) throw new LoopLMError('INVALID_FILE', interrupted, { operation })
     const inside = (await exists(join(folder, 'checkpoints'))) ? `; those of a run are in ${join(folder, 'checkpoints')}` : ''
     throw new LoopLMError('NOT_FOUND', `no file ${configPath}: ${folder} is not a checkpoint folder${inside}`, { operation })
   }
@@ -52,9 +54,9 @@ export async function readCheckpoint(folder: string, operation: string): Promise
   const weights = await findWeights(folder, operation)
   await checkSize(weights, config, quantization, operation)
   const generationPath = join(folder, 'generation_config.json')
-  const generation = (await exists(generationPath)) ? await readJson(generationPath, operation) : {}
+  const generation = (await exists(generationPath, operation)) ? await readJson(generationPath, operation) : {}
   checkEndTokens(generation, generationPath, config, operation)
-  const tokenizer = (await exists(join(folder, 'tokenizer.json'))) ? await Tokenizer.fromPretrained(folder) : undefined
+  const tokenizer = (await exists(join(folder, 'tokenizer.json'), operation)) ? await Tokenizer.fromPretrained(folder) : undefined
   if (tokenizer !== undefined && tokenizer.vocabSize > config.vocab_size) {
     const message = `${join(folder, 'tokenizer.json')}: field "model.vocab" has ${tokenizer.vocabSize} ids, vocab_size of config.json is ${config.vocab_size}`
     throw new LoopLMError('INVALID_FILE', message, { operation })
@@ -102,13 +104,13 @@ function autoMap(config: LoopLMConfig, code: ReadonlyMap<string, Uint8Array>): R
 /** model.safetensors, or the shards that model.safetensors.index.json names. */
 async function findWeights(folder: string, operation: string): Promise<string[]> {
   const single = join(folder, 'model.safetensors')
-  if (await exists(single)) return [single]
+  if (await exists(single, operation)) return [single]
   const indexPath = join(folder, 'model.safetensors.index.json')
-  if (!(await exists(indexPath))) {
+  if (!(await exists(indexPath, operation))) {
     const message = `${folder} has neither model.safetensors nor model.safetensors.index.json`
     throw new LoopLMError('NOT_FOUND', message, { operation })
   }
-  const map = (await readJson(indexPath, operation)).weight_map
+  const map = (await readJson(indexPath, operation, maxFileBytes.list)).weight_map
   const invalid = (problem: string) =>
     new LoopLMError('INVALID_FILE', `${indexPath}: field "weight_map" ${problem}`, { operation })
   if (typeof map !== 'object' || map === null) throw invalid('must be an object')
@@ -165,60 +167,16 @@ export function configJson(
   return { ...unused, ...config, ...model, auto_map: autoMap(config, code), ...dtypes, ...quantized }
 }
 
-/**
- * Writes files so that a new folder is seen complete or not at all: into a temporary folder beside it, synced, renamed. In a folder that
- * exists already each file is replaced in one step and every other file stays.
- */
-export async function writeFolder(folder: string, operation: string, fill: (temporary: string) => Promise<void>): Promise<void> {
-  const target = resolve(folder)
-  const temporary = `${target}.tmp-${randomUUID()}`
-  try {
-    mkdirSync(temporary, { recursive: true }) // `fill` makes its first call before anyone else's next one
-    await fill(temporary)
-    const names = await readdir(temporary)
-    for (const name of names) await sync(join(temporary, name))
-    await sync(temporary)
-    if (await exists(target)) {
-      for (const name of names) await rename(join(temporary, name), join(target, name))
-      await rm(temporary, { recursive: true })
-      await sync(target)
-    } else {
-      await rename(temporary, target)
-    }
-    await sync(dirname(target))
-  } catch (cause) {
-    await rm(temporary, { recursive: true, force: true })
-    if (!(cause instanceof LoopLMError)) throw fileError(cause, 'write', folder, operation)
-    const message = cause.message.replace(`${operation}: `, '').replaceAll(temporary, target) // the folder of the caller, not the one that is gone
-    throw new LoopLMError(cause.code, message, { operation, shapes: cause.shapes, cause })
-  }
-}
-
-async function sync(path: string): Promise<void> {
-  const file = await open(path, 'r')
-  await file.sync().finally(() => file.close())
-}
-
-async function exists(path: string): Promise<boolean> {
-  return stat(path).then(
-    () => true,
-    () => false,
-  )
-}
-
 /** A JSON object from a file of bounded size. @throws LoopLMError NOT_FOUND, INVALID_FILE */
-export async function readJson(path: string, operation: string): Promise<Record<string, unknown>> {
-  const found = await stat(path).catch(() => undefined)
-  if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
-  const invalid = (problem: string, cause?: unknown) =>
-    new LoopLMError('INVALID_FILE', `${path} ${problem}`, { operation, cause })
-  if (!found.isFile() || found.size > maxJsonBytes) throw invalid(`must be a file of at most ${maxJsonBytes} bytes`)
-  let value: unknown
-  try {
-    value = JSON.parse(await readFile(path, 'utf8'))
-  } catch (cause) {
-    throw invalid(`is not JSON: ${(cause as Error).message}`, cause)
-  }
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid('must hold a JSON object')
-  return value as Record<string, unknown>
+export async function readJson(
+  path: string,
+  operation: string,
+  maxBytes: number = maxFileBytes.config,
+): Promise<Record<string, unknown>> {
+  const value = await readAnyJson(path, maxBytes, operation).catch(async (cause: LoopLMError) => {
+    const interrupted = cause.code === 'NOT_FOUND' ? await interruptedSave(dirname(path)) : undefined
+    throw interrupted === undefined ? cause : new LoopLMError('INVALID_FILE', interrupted, { operation, cause })
+  })
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
+  throw new LoopLMError('INVALID_FILE', `${path} must hold a JSON object`, { operation })
 }

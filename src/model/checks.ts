@@ -1,42 +1,11 @@
+import { checkNumber, checkWord, describe, type Range } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import type { NativeSequences } from '../native.js'
 import type { DeviceName } from '../tensor/types.js'
 import { maxLoops } from './config.js'
 import type { ModelDType, TokenSequence } from './types.js'
 
-interface Range {
-  min?: number
-  max?: number
-  /** The bound itself is refused. */
-  above?: number
-  /** The bound itself is refused. */
-  below?: number
-  integer?: boolean
-}
-
-/** A number in a range, or INVALID_ARGUMENT naming the argument, its value and what is allowed. */
-export function checkNumber(value: unknown, name: string, range: Range, operation: string): number {
-  const { min = -Infinity, max = Infinity, above = -Infinity, below = Infinity, integer = false } = range
-  const fits =
-    typeof value === 'number' && Number.isFinite(value) && value >= min && value <= max && value > above && value < below
-  if (fits && (!integer || Number.isSafeInteger(value))) return value
-  const bounds = [
-    above > -Infinity && `more than ${above}`,
-    min > -Infinity && `at least ${min}`,
-    max < Infinity && `at most ${max}`,
-    below < Infinity && `less than ${below}`,
-  ].filter((bound) => bound !== false)
-  const allowed = [integer ? 'an integer' : 'a finite number', bounds.join(' and ')].join(' ').trim()
-  throw new LoopLMError('INVALID_ARGUMENT', `${name} must be ${allowed}, got ${describe(value)}`, { operation })
-}
-
-/** One of a list of words, or INVALID_ARGUMENT. */
-export function checkWord<Word extends string>(value: unknown, name: string, words: readonly Word[], operation: string): Word {
-  const word = words.find((known) => known === value)
-  if (word !== undefined) return word
-  const allowed = words.map((known) => `'${known}'`).join(', ')
-  throw new LoopLMError('INVALID_ARGUMENT', `${name} must be one of ${allowed}, got ${describe(value)}`, { operation })
-}
+export { checkNumber, checkWord, describe }
 
 /** Loops to run; 0 in the engine's words is the model's own number. */
 export function checkLoops(loops: number | undefined, operation: string): number {
@@ -106,9 +75,9 @@ export function packSequences(
 
 function checkPromptLengths(promptLengths: ArrayLike<number> | undefined, lengths: Int32Array, operation: string): Int32Array {
   if (promptLengths === undefined) return new Int32Array(0)
-  if (promptLengths.length !== lengths.length) {
-    const message = `promptLengths has ${promptLengths.length} entries for ${lengths.length} sequences`
-    throw new LoopLMError('INVALID_SHAPE', message, { operation })
+  if (promptLengths?.length !== lengths.length) {
+    const message = `promptLengths must have one entry for each of the ${lengths.length} sequences, got ${describe(promptLengths)}`
+    throw new LoopLMError(promptLengths?.length === undefined ? 'INVALID_ARGUMENT' : 'INVALID_SHAPE', message, { operation })
   }
   return lengths.map((length, i) => {
     const range = { min: 1, max: length - 1, integer: true }
@@ -174,6 +143,7 @@ function concatenate(values: readonly ArrayLike<number>[], name: string, operati
   const packed = new Float64Array(values.reduce((sum, row) => sum + row.length, 0))
   let end = 0
   for (const row of values) {
+    checkNumbers(row, name, operation)
     packed.set(row, end)
     end += row.length
   }
@@ -182,12 +152,13 @@ function concatenate(values: readonly ArrayLike<number>[], name: string, operati
   throw new LoopLMError('NON_FINITE', `${name} holds ${packed[bad]} (entry ${bad} of all)`, { operation })
 }
 
-/** A value in an error message: short, and never a whole array. */
-export function describe(value: unknown): string {
-  if (typeof value === 'string') return value.length > 60 ? `'${value.slice(0, 60)}…'` : `'${value}'`
-  if (Array.isArray(value) || ArrayBuffer.isView(value))
-    return `${value.constructor.name} of length ${(value as ArrayLike<unknown>).length}`
-  if (typeof value === 'object' && value !== null) return `an object`
-  if (typeof value === 'function') return 'a function'
-  return String(value)
+/** null and texts would become numbers in silence. */
+function checkNumbers(row: ArrayLike<number>, name: string, operation: string): void {
+  const refuse = (found: string) =>
+    new LoopLMError('INVALID_ARGUMENT', `${name} must hold numbers alone, got ${found}`, { operation })
+  if (ArrayBuffer.isView(row)) {
+    if (row instanceof BigInt64Array || row instanceof BigUint64Array) throw refuse(describe(row))
+    return
+  }
+  for (let j = 0; j < row.length; j++) if (typeof row[j] !== 'number') throw refuse(`${describe(row[j])} (entry ${j} of a row)`)
 }

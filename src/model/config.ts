@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { describe, nearestName } from '../arguments.js'
 import { configError, LoopLMError } from '../errors.js'
 import type { NativeModelConfig, Quantization } from '../native.js'
 
@@ -194,6 +195,27 @@ export function parseConfig(value: unknown, source: string, fromFile: boolean): 
   if (count > maxParameters)
     throw refuse('vocab_size … num_hidden_layers', `${count} parameters are more than looplm handles (${maxParameters})`)
   return complete
+}
+
+/**
+ * Refuses a field of `LoopLM.create` that is a known one misspelt, which would have its default in silence. Other unknown fields are kept:
+ * a config.json has many, and its names are not checked. Two letters are a misspelling in long names alone, for `cls_token_id` and
+ * `eos_token_id` differ by two.
+ *
+ * @throws LoopLMError INVALID_CONFIG naming the field and the known one
+ */
+export function checkFieldNames(config: unknown, operation: string): void {
+  if (typeof config !== 'object' || config === null || Array.isArray(config)) {
+    const message = `config must be an object with vocab_size, hidden_size and the other sizes, got ${describe(config)}`
+    throw new LoopLMError('INVALID_CONFIG', message, { operation })
+  }
+  const known = Object.keys(schema.shape)
+  for (const field of Object.keys(config)) {
+    if (known.includes(field)) continue
+    const nearest = nearestName(field, known, field.length < 13 ? 1 : 2)
+    if (nearest === undefined) continue
+    throw new LoopLMError('INVALID_CONFIG', `${field}: unknown field; did you mean ${nearest}?`, { operation })
+  }
 }
 
 /** Parameters of the model that a configuration describes; a tied head counts once. */

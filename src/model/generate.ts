@@ -1,7 +1,9 @@
+import { checkNumber, checkOptions, checkWord, describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import type { NativeGenerateRequest, NativeModel } from '../native.js'
-import { checkLoops, checkNumber, checkWord, describe, lowestTemperature, packSequences } from './checks.js'
+import { checkLoops, lowestTemperature, packSequences } from './checks.js'
 import type { LoopLM } from './model.js'
+import { exitFields, generateOptions, speculateFields } from './options.js'
 import { Scheduler } from './scheduler.js'
 import type { ExitRule, GenerateChunk, GenerateOptions, GenerateResult, Prompt, TokenSequence } from './types.js'
 
@@ -85,6 +87,7 @@ function checkRoom(model: LoopLM, prompts: readonly Int32Array[], { native }: Re
 
 /** Checks the options of a request; the prompt is filled in by the caller. */
 export function readRequest(model: LoopLM, options: GenerateOptions, operation: string): Request {
+  checkOptions(options, generateOptions, operation)
   const number = (
     name: 'maxNewTokens' | 'topK' | 'topP' | 'minP' | 'seed' | 'logprobs',
     fallback: number,
@@ -124,6 +127,7 @@ export const exitRules = ['gate', 'fixed', 'hidden-delta', 'kl', 'entropy', 'arg
 function readExit(exit: ExitRule | undefined, configured: number, operation: string) {
   if (exit === undefined) return { rule: 'gate', threshold: configured, minLoops: 1 }
   const rule = checkWord(exit?.rule, 'exit.rule', exitRules, operation)
+  checkOptions<ExitRule>(exit, exitFields[rule], operation, 'exit')
   const given = exit as { threshold?: number; minLoops?: number }
   const minLoops = checkNumber(given.minLoops ?? 1, 'exit.minLoops', { min: 1, max: 64, integer: true }, operation)
   if (rule === 'fixed' || rule === 'argmax-stable') return { rule, threshold: 0, minLoops }
@@ -135,8 +139,9 @@ function readExit(exit: ExitRule | undefined, configured: number, operation: str
 
 function readDraft(speculate: GenerateOptions['speculate'], operation: string) {
   if (speculate === undefined) return { draftLoops: 0, draftTokens: 0 }
+  checkOptions(speculate, speculateFields, operation, 'speculate')
   return {
-    draftLoops: checkNumber(speculate?.loops, 'speculate.loops', { min: 1, max: 64, integer: true }, operation),
+    draftLoops: checkNumber(speculate.loops, 'speculate.loops', { min: 1, max: 64, integer: true }, operation),
     draftTokens: checkNumber(speculate.tokens ?? 4, 'speculate.tokens', { min: 2, max: 64, integer: true }, operation),
   }
 }

@@ -1,5 +1,5 @@
 import { call, type NativeAverage, type NativeLoopRptMetrics, type NativeLoopRptOptions, native } from '../native.js'
-import { packSequences, packValues } from './checks.js'
+import { packIntegers, packSequences, packValues } from './checks.js'
 import type { LoopLM } from './model.js'
 import type { TokenSequence } from './types.js'
 
@@ -41,7 +41,7 @@ export async function accumulateLoopRpt(
   const draws = {
     ids: Int32Array.from(batch.ids),
     noise: packValues(batch.noise, 'noise', noise, count, operation),
-    exits: Int32Array.from(packValues(batch.exits, 'exits', exits, count, operation)),
+    exits: packIntegers(batch.exits, 'exits', exits, { min: 0, max: total_ut_steps - 1 }, count, operation),
   }
   const [own, other] = [student.handle(operation), teacher.handle(operation)]
   return call(operation, (cancel) => native().modelAccumulateLoopRpt(own, other, sequences, draws, options, cancel), signal)

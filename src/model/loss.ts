@@ -1,14 +1,6 @@
+import { checkNumber, checkWord } from '../arguments.js'
 import { call, type NativeModel, native } from '../native.js'
-import {
-  checkLoops,
-  checkNumber,
-  checkTemperature,
-  checkWord,
-  packIntegers,
-  packPerSequence,
-  packSequences,
-  packValues,
-} from './checks.js'
+import { checkLoops, checkTemperature, packIntegers, packPerSequence, packSequences, packValues } from './checks.js'
 import type { LoopLMConfig } from './config.js'
 import type { LossBatch, LossMetrics, LossObjective, LossTerm } from './types.js'
 

@@ -1,25 +1,35 @@
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import type { Tokenizer } from '../data/tokenizer.js'
+import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../arguments.js'
+import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 import { call, context, type NativeModel, type NativeSequences, native, type Quantization } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
 import { type Adapter, adapterConfig, checkAdapter, type LoRAOptions, readAdapter, sameAdapter } from './adapter.js'
 import { configJson, findFolder, readCheckpoint, writeFolder } from './checkpoint.js'
+import { checkDType, checkLoops, checkTemperature, packSequences, packValues } from './checks.js'
 import {
-  checkDType,
-  checkLoops,
-  checkNumber,
-  checkTemperature,
-  checkWord,
-  describe,
-  packSequences,
-  packValues,
-} from './checks.js'
-import { endTokens, type LoopLMConfig, type LoopLMConfigInput, nativeConfig, parameterCount, parseConfig } from './config.js'
+  checkFieldNames,
+  endTokens,
+  type LoopLMConfig,
+  type LoopLMConfigInput,
+  nativeConfig,
+  parameterCount,
+  parseConfig,
+} from './config.js'
 import { generate, stream } from './generate.js'
 import { accumulateLoss } from './loss.js'
+import {
+  backwardOptions,
+  createOptions,
+  embedOptions,
+  pretrainedOptions,
+  responseMeansOptions,
+  saveOptions,
+  schedulerOptions,
+  scoreOptions,
+} from './options.js'
 import { Scheduler } from './scheduler.js'
 import type {
   BackwardOptions,
@@ -93,9 +103,10 @@ export class LoopLM {
   /**
    * A model with random parameters: Normal(0, initializer_range) for matrices and the gate, ones for norms, zero for the gate's bias.
    *
-   * @param config at least vocab_size, hidden_size, intermediate_size, num_hidden_layers and num_attention_heads
+   * @param config at least vocab_size, hidden_size, intermediate_size, num_hidden_layers and num_attention_heads. Fields that looplm does
+   *   not know are kept, unless their names are nearly those of known ones
    * @param options device, dtype, threads and seed
-   * @throws LoopLMError INVALID_CONFIG naming each refused field, UNSUPPORTED, OUT_OF_MEMORY, NATIVE_LOAD
+   * @throws LoopLMError INVALID_CONFIG naming each refused field, INVALID_ARGUMENT naming the option, UNSUPPORTED, OUT_OF_MEMORY, NATIVE_LOAD
    *
    * @example
    * ```ts
@@ -105,6 +116,8 @@ export class LoopLM {
    */
   static async create(config: LoopLMConfigInput, options: CreateOptions = {}): Promise<LoopLM> {
     const operation = 'LoopLM.create'
+    checkOptions(options, createOptions, operation)
+    checkFieldNames(config, operation)
     const complete = parseConfig(config, operation, false)
     const place = checkPlace(options, 'float32', operation)
     const seed = checkNumber(options.seed ?? 0, 'seed', { min: 0, integer: true }, operation)
@@ -122,7 +135,8 @@ export class LoopLM {
    *
    * @param folder the checkpoint folder, or with `download: true` a name on the Hugging Face Hub
    * @param options device, dtype (default the files' own; others are converted, rounding to nearest) and threads
-   * @throws LoopLMError NOT_FOUND, INVALID_FILE or INVALID_CONFIG naming the file and the field, UNSUPPORTED, OUT_OF_MEMORY
+   * @throws LoopLMError NOT_FOUND, INVALID_FILE or INVALID_CONFIG naming the file and the field, INVALID_ARGUMENT naming the option,
+   *   UNSUPPORTED, OUT_OF_MEMORY
    *
    * @example
    * ```ts
@@ -131,6 +145,8 @@ export class LoopLM {
    */
   static async fromPretrained(folder: string, options: PretrainedOptions = {}): Promise<LoopLM> {
     const operation = 'LoopLM.fromPretrained'
+    checkText(folder, 'folder', 'the path of a checkpoint folder', operation)
+    checkPretrained(options, operation)
     const place = checkPlace(options, undefined, operation)
     const wished = checkQuantization(options, operation)
     const found = await findFolder(folder, options, operation)
@@ -158,31 +174,38 @@ export class LoopLM {
   }
 
   set tokenizer(tokenizer: Tokenizer | undefined) {
-    if (tokenizer !== undefined && tokenizer.vocabSize > this.config.vocab_size) {
-      const message = `the tokenizer has ${tokenizer.vocabSize} ids, the model's vocab_size is ${this.config.vocab_size}`
-      throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'LoopLM.tokenizer' })
+    const operation = 'LoopLM.tokenizer'
+    if (tokenizer !== undefined) {
+      checkInstance(tokenizer, 'tokenizer', Tokenizer, 'Tokenizer.fromPretrained resolves to, or undefined', operation)
+      if (tokenizer.vocabSize > this.config.vocab_size) {
+        const message = `the tokenizer has ${tokenizer.vocabSize} ids, the model's vocab_size is ${this.config.vocab_size}`
+        throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+      }
     }
     this.#tokenizer = tokenizer
   }
 
   /**
    * Writes a checkpoint that {@link LoopLM.fromPretrained} and Python load: config.json, generation_config.json, model.safetensors and the
-   * tokenizer's files. A new folder appears complete or not at all; in an existing one each file is replaced in one step and other files stay.
+   * tokenizer's files. A new folder appears complete or not at all; in an existing one the files are exchanged so that a kill leaves the old
+   * model, the new one, or a folder that is refused with what to do, and other files stay.
    * A quantized model is saved as it is, codes and scales, which looplm alone loads; `dequantize: true` writes plain matrices instead.
    *
    * @param folder created when it does not exist
    * @param options.dtype dtype of the file, in a quantized one of what is not quantized; default the model's
-   * @throws LoopLMError INVALID_FILE when the folder cannot be written, INVALID_ARGUMENT when the model has an adapter
+   * @throws LoopLMError INVALID_FILE when the folder cannot be written, INVALID_ARGUMENT naming the argument or when the model has an adapter
    */
   async save(folder: string, options: SaveOptions = {}): Promise<void> {
     const operation = 'LoopLM.save'
+    checkText(folder, 'folder', 'the path of a folder', operation)
+    checkOptions(options, saveOptions, operation)
     const handle = this.handle(operation)
     if (this.#adapter !== undefined) {
       const message = 'the model has an adapter: saveAdapter(folder) writes it alone, (await mergeAdapter()).save(folder) the sum'
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
     const dtype = this.#fileDType(options, operation)
-    const dequantize = options.dequantize ?? false
+    const dequantize = checkFlag(options.dequantize ?? false, 'dequantize', operation)
     const { bos_token_id, eos_token_id } = this.config
     await writeFolder(folder, operation, async (temporary) => {
       const weights = join(temporary, 'model.safetensors')
@@ -200,7 +223,7 @@ export class LoopLM {
    * the rest of the batch.
    *
    * @param sequences at least one, each of at least two token ids
-   * @returns per sequence, arrays of T × (len-1) and T × len, row-major by loop
+   * @returns per sequence, arrays of T × (len-1) and T × len, row-major by loop; NaN where the parameters or the states overflow
    * @throws LoopLMError INVALID_ARGUMENT naming the argument, ABORTED
    *
    * @example
@@ -211,15 +234,16 @@ export class LoopLM {
    */
   async score(sequences: readonly TokenSequence[], options: ScoreOptions = {}): Promise<Scores> {
     const operation = 'LoopLM.score'
+    checkOptions(options, scoreOptions, operation)
     const handle = this.handle(operation)
     const limits = { vocabulary: this.config.vocab_size, minLength: 2, promptLengths: options.promptLengths }
     const packed = packSequences(sequences, limits, operation)
     const settings = {
       temperature: checkTemperature(options.temperature, operation),
       loops: checkLoops(options.loops, operation),
-      lastLoop: options.lastLoop ?? false,
+      lastLoop: checkFlag(options.lastLoop ?? false, 'lastLoop', operation),
       responsesOnly: options.promptLengths !== undefined,
-      predictions: options.predictions ?? false,
+      predictions: checkFlag(options.predictions ?? false, 'predictions', operation),
     }
     this.#scored = { sequences: packed, temperature: settings.temperature, loops: settings.loops }
     const { predicted, ...scores } = await call(
@@ -267,7 +291,9 @@ export class LoopLM {
     const operation = 'LoopLM.backward'
     const handle = this.handle(operation)
     const explicit = Array.isArray(second)
-    const options = (explicit ? third : (second as BackwardOptions | undefined)) ?? {}
+    const given = explicit ? third : (second as BackwardOptions | undefined)
+    const options = given === undefined ? {} : given
+    checkOptions(options, backwardOptions, operation)
     const limits = { vocabulary: this.config.vocab_size, minLength: 2 }
     const scored = explicit ? undefined : this.#scored
     if (!explicit && scored === undefined) {
@@ -311,7 +337,8 @@ export class LoopLM {
    *
    * @param prompts token ids, or texts when the model has a tokenizer; repeat a prompt for several samples
    * @returns one result per prompt; the same seed gives the same tokens, whatever else is in the batch as long as the index is the same
-   * @throws LoopLMError INVALID_ARGUMENT naming the argument, ABORTED
+   * @throws LoopLMError INVALID_ARGUMENT naming the argument, NON_FINITE naming position and loop of a token whose log-probability is not
+   *   finite, ABORTED
    *
    * @example
    * ```ts
@@ -350,6 +377,7 @@ export class LoopLM {
    */
   scheduler(options: SchedulerOptions = {}): Scheduler {
     const operation = 'LoopLM.scheduler'
+    checkOptions(options, schedulerOptions, operation)
     return new Scheduler(this, this.handle(operation), operation, options)
   }
 
@@ -396,6 +424,8 @@ export class LoopLM {
    */
   async saveAdapter(folder: string, options: SaveOptions = {}): Promise<void> {
     const operation = 'LoopLM.saveAdapter'
+    checkText(folder, 'folder', 'the path of a folder', operation)
+    checkOptions(options, saveOptions, operation)
     const handle = this.handle(operation)
     const adapter = this.#adapter
     if (adapter === undefined) throw new LoopLMError('INVALID_ARGUMENT', 'the model has no adapter', { operation })
@@ -423,6 +453,7 @@ export class LoopLM {
    */
   async loadAdapter(folder: string): Promise<void> {
     const operation = 'LoopLM.loadAdapter'
+    checkText(folder, 'folder', 'the path of a folder with an adapter', operation)
     const { rank, alpha, modules, weights } = await readAdapter(folder, this.config, operation)
     const own = this.#adapter
     if (own !== undefined && !sameAdapter(own, { rank, alpha, targetModules: modules })) {
@@ -498,6 +529,7 @@ export class LoopLM {
   /** Overwrites every parameter with another model's of the same configuration, dtype and device. @throws LoopLMError INVALID_ARGUMENT */
   async copyParametersFrom(other: LoopLM): Promise<void> {
     const operation = 'LoopLM.copyParametersFrom'
+    checkInstance(other, 'other', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', operation)
     const [to, from] = [this.handle(operation), other.handle(operation)]
     const same = (['device', 'dtype'] as const).every((field) => this[field] === other[field])
     const sizes = JSON.stringify(nativeConfig(this.config)) === JSON.stringify(nativeConfig(other.config))
@@ -524,6 +556,7 @@ export class LoopLM {
     options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'signal'> = {},
   ): Promise<{ logprobs: number[][]; exitLoop: number[] }> {
     const operation = 'LoopLM.responseMeans'
+    checkOptions(options, responseMeansOptions, operation)
     const limits = { vocabulary: this.config.vocab_size, minLength: 1, promptLengths: options.promptLengths }
     const packed = packSequences(sequences, limits, operation)
     const settings = {
@@ -557,6 +590,7 @@ export class LoopLM {
     options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'signal'> = {},
   ): Promise<RealArray[]> {
     const operation = 'LoopLM.embed'
+    checkOptions(options, embedOptions, operation)
     const limits = { vocabulary: this.config.vocab_size, minLength: 1, promptLengths: options.promptLengths }
     const packed = packSequences(sequences, limits, operation)
     // a prompt of one token would leave that token out where no prompt was named
@@ -645,6 +679,13 @@ function checkPlace<Fallback extends ModelDType | undefined>(
   const threads =
     options.threads === undefined ? 0 : checkNumber(options.threads, 'threads', { min: 1, max: 1024, integer: true }, operation)
   return { device, dtype: checkDType(options.dtype, device, fallback, operation), threads }
+}
+
+function checkPretrained(options: PretrainedOptions, operation: string): void {
+  checkOptions(options, pretrainedOptions, operation)
+  if (options.download !== undefined) checkFlag(options.download, 'download', operation)
+  if (options.revision !== undefined) checkText(options.revision, 'revision', 'a branch, tag or commit', operation)
+  if (options.cacheDir !== undefined) checkText(options.cacheDir, 'cacheDir', 'the path of a folder', operation)
 }
 
 function checkQuantization(options: LoadOptions, operation: string): Quantization | undefined {

@@ -1,7 +1,8 @@
+import { checkInstance, checkNumber, checkOptions, checkText, describe, nearestName } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { call, type NativeAdamWOptions, type NativeOptimizer, native } from '../native.js'
-import { checkNumber, describe } from './checks.js'
-import type { LoopLM } from './model.js'
+import { LoopLM } from './model.js'
+import { adamWOptions } from './options.js'
 
 /** Options of {@link AdamW}; `step` takes them again to override them for one step. */
 export interface AdamWOptions {
@@ -32,6 +33,7 @@ export interface AdamWOptions {
  */
 export class AdamW {
   readonly #handle: NativeOptimizer
+  readonly #model: LoopLM
   readonly #options: AdamWOptions
   #steps = 0
 
@@ -40,9 +42,13 @@ export class AdamW {
    * @throws LoopLMError INVALID_ARGUMENT naming the option, DISPOSED
    */
   constructor(model: LoopLM, options: AdamWOptions = {}) {
-    nativeOptions(options, 'AdamW')
+    const operation = 'AdamW'
+    checkInstance(model, 'model', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', operation)
+    const handle = model.handle(operation)
+    nativeOptions(options, model, operation)
     this.#options = { ...options }
-    this.#handle = native().optimizerCreate(model.handle('AdamW'))
+    this.#model = model
+    this.#handle = native().optimizerCreate(handle)
   }
 
   /** Steps made so far, those of a loaded state included. */
@@ -55,13 +61,15 @@ export class AdamW {
    *
    * @param overrides options that differ for this step, for example the learning rate of a schedule
    * @returns gradNorm: the global norm of the gradients before clipping
-   * @throws LoopLMError NON_FINITE naming a parameter whose gradient is not finite; nothing has changed then
+   * @throws LoopLMError INVALID_ARGUMENT naming the option; NON_FINITE naming a parameter whose gradient is not finite; nothing has
+   *   changed then
    */
   async step(overrides: AdamWOptions = {}): Promise<{ gradNorm: number }> {
     const operation = 'AdamW.step'
-    const given = Object.fromEntries(Object.entries(overrides).filter(([, value]) => value !== undefined))
-    const options = nativeOptions({ ...this.#options, ...given }, operation)
     const handle = this.#alive(operation)
+    checkOptions(overrides, adamWOptions, operation)
+    const given = Object.fromEntries(Object.entries(overrides).filter(([, value]) => value !== undefined))
+    const options = nativeOptions({ ...this.#options, ...given }, this.#model, operation)
     const { gradNorm, steps } = await call(operation, () => native().optimizerStep(handle, options))
     this.#steps = steps
     return { gradNorm }
@@ -70,6 +78,7 @@ export class AdamW {
   /** Writes moments, masters and the number of steps to a safetensors file, exactly, in one step. */
   async save(path: string): Promise<void> {
     const handle = this.#alive('AdamW.save')
+    checkText(path, 'path', 'the path of a file', 'AdamW.save')
     await call('AdamW.save', () => native().optimizerSave(handle, path))
   }
 
@@ -80,6 +89,7 @@ export class AdamW {
    */
   async load(path: string): Promise<void> {
     const handle = this.#alive('AdamW.load')
+    checkText(path, 'path', 'the path of a file', 'AdamW.load')
     this.#steps = await call('AdamW.load', () => native().optimizerLoad(handle, path))
   }
 
@@ -99,7 +109,8 @@ export class AdamW {
   }
 }
 
-function nativeOptions(options: AdamWOptions, operation: string): NativeAdamWOptions {
+function nativeOptions(options: AdamWOptions, model: LoopLM, operation: string): NativeAdamWOptions {
+  checkOptions(options, adamWOptions, operation)
   const { learningRate = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, maxGradNorm = 0, only = [] } = options
   if (!Array.isArray(betas) || betas.length !== 2) {
     throw new LoopLMError('INVALID_ARGUMENT', `betas must be two numbers, got ${describe(betas)}`, { operation })
@@ -112,6 +123,20 @@ function nativeOptions(options: AdamWOptions, operation: string): NativeAdamWOpt
     epsilon: checkNumber(eps, 'eps', { above: 0 }, operation),
     weightDecay: checkNumber(weightDecay, 'weightDecay', { min: 0 }, operation),
     maxGradNorm: checkNumber(maxGradNorm, 'maxGradNorm', { min: 0 }, operation),
-    only,
+    only: checkNames(only, model, operation),
   }
+}
+
+/** A name that is misspelt would leave its parameter as it is in silence. */
+function checkNames(only: readonly string[], model: LoopLM, operation: string): readonly string[] {
+  const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  if (!Array.isArray(only)) throw refuse(`only must be an array of names of parameters, got ${describe(only)}`)
+  if (only.length === 0) return only
+  const names = [...model.parameters(), ...(model.adapter?.parameters ?? [])].map(({ name }) => name)
+  const known = new Set(names)
+  const at = only.findIndex((name) => !known.has(name))
+  if (at === -1) return only
+  const nearest = typeof only[at] === 'string' ? nearestName(only[at], names) : undefined
+  const remedy = nearest === undefined ? 'model.parameters() lists them' : `did you mean '${nearest}'?`
+  throw refuse(`only[${at}]: the model has no parameter ${describe(only[at])}; ${remedy}`)
 }

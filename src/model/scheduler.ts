@@ -1,7 +1,8 @@
 import { whenAborted } from '../abort.js'
+import { checkNumber, checkWord } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, type NativeGenerateEvent, type NativeModel, type NativeScheduler, native } from '../native.js'
-import { checkLoops, checkNumber, checkWord } from './checks.js'
+import { checkLoops } from './checks.js'
 import { encode, type Request, readRequest } from './generate.js'
 import type { LoopLM } from './model.js'
 import { decodeGenerated, TextStream } from './text-stream.js'
@@ -76,11 +77,11 @@ export class Scheduler {
   add(prompt: Prompt, options: GenerateOptions = {}): GenerateRequest {
     const operation = 'Scheduler.add'
     if (this.#handle.disposed) throw new LoopLMError('DISPOSED', 'the scheduler was disposed', { operation })
+    const request = readRequest(this.#model, options, operation)
     if (options.kv !== undefined && options.kv !== this.#kv) {
       const message = `kv is '${options.kv}', but all requests of this scheduler share a cache that is '${this.#kv}'`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
-    const request = readRequest(this.#model, options, operation)
     const [tokens] = encode(this.#model, [prompt], 'prompt', operation)
     const entered = this.enter({ ...request, native: { ...request.native, prompt: tokens! } }, true, operation, options.signal)
     queueMicrotask(() => this.drive()) // what is added in one go begins together
@@ -168,6 +169,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   readonly watched: boolean
   readonly #model: LoopLM
   readonly #operation: string
+  readonly #promptLength: number
   readonly #alternatives: boolean
   readonly #text: TextStream | undefined // watched for stop texts
   readonly #remove: () => void
@@ -193,6 +195,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   ) {
     this.#model = model
     this.#operation = operation
+    this.#promptLength = request.native.prompt.length
     this.#alternatives = request.native.alternatives > 0
     this.#text = request.stopTexts.length > 0 ? new TextStream(model.tokenizer!, request.stopTexts) : undefined
     this.#remove = remove
@@ -203,7 +206,11 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     })
   }
 
-  /** Everything the request made, once it has ended. @throws LoopLMError ABORTED by its signal, DISPOSED, or what the engine reports */
+  /**
+   * Everything the request made, once it has ended.
+   *
+   * @throws LoopLMError ABORTED by its signal, DISPOSED, NON_FINITE as {@link LoopLM.generate}, or what the engine reports
+   */
   async result(): Promise<GenerateResult> {
     while (this.#finish === undefined && this.#error === undefined) await this.#next()
     if (this.#error !== undefined) throw this.#error
@@ -255,6 +262,11 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   /** @internal */
   receive({ tokens, logprobs, loops, alternatives, finish }: NativeGenerateEvent): void {
     for (let i = 0; i < tokens.length; i++) {
+      if (!Number.isFinite(logprobs[i])) {
+        this.fail(this.#nonFinite(logprobs[i]!, loops[i]!))
+        this.#remove()
+        return
+      }
       this.#tokens.push(tokens[i]!)
       this.#logprobs.push(logprobs[i]!)
       this.#loops.push(loops[i]!)
@@ -276,6 +288,15 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     this.#error = toLoopLMError(error, this.#operation)
     this.#unwatch()
     this.#notify()
+  }
+
+  /** Of a token that was drawn from logits that are not numbers: any id, so it is not handed out. */
+  #nonFinite(logprob: number, loop: number): LoopLMError {
+    const made = this.#tokens.length
+    const message =
+      `the log-probability of new token ${made} (position ${this.#promptLength + made}), read after loop ${loop}, is ${logprob}: ` +
+      "the model's parameters or states overflow; load an earlier checkpoint, or compute in a wider dtype"
+    return new LoopLMError('NON_FINITE', message, { operation: this.#operation })
   }
 
   #end(reason: FinishReason): void {

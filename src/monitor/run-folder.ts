@@ -38,24 +38,31 @@ export class RunFolder {
    * Opens a run's folder. A resumed run drops the lines of later steps than its checkpoint, and what a crash has damaged.
    *
    * @param path created when it does not exist
-   * @param options.config written to config.yaml unless that exists
+   * @param options.config written to config.yaml unless that exists; with `options.replace` in any case
    * @param options.step steps already made; 0 begins a new run
    * @param options.warn receives what the user should know
    * @throws LoopLMError INVALID_FILE when the folder cannot be written, before anything is trained
    */
   static async open(
     path: string,
-    options: { config: Record<string, unknown>; step: number; warn?: (message: string) => void },
+    options: { config: Record<string, unknown>; replace?: boolean; step: number; warn?: (message: string) => void },
   ): Promise<RunFolder> {
-    const { step, warn = () => {} } = options
+    const { step, replace = false, warn = () => {} } = options
     const folder = new RunFolder(path, stringify(options.config), step, warn)
-    await folder.#create()
+    await requireFiles(path)
+    await folder.#create(replace)
     for (const name of Object.values(files)) {
       const damaged = await truncate(join(path, name), step)
       if (damaged > 0) warn(`${join(path, name)}: dropped ${damaged} damaged ${damaged === 1 ? 'line' : 'lines'}`)
     }
     await folder.#append(files.metrics, '') // a folder that cannot be written is refused before the first step
     return folder
+  }
+
+  /** Whether a folder holds a run, be it one that has just begun. */
+  static async holdsRun(path: string): Promise<boolean> {
+    const found = [files.metrics, 'config.yaml', 'checkpoints'].map((name) => stat(join(path, name)).catch(() => undefined))
+    return (await Promise.all(found)).some((entry) => entry !== undefined)
   }
 
   /**
@@ -97,12 +104,16 @@ export class RunFolder {
     for (const name of Object.values(files)) await syncFile(join(this.path, name))
   }
 
-  /** The folder and its config.yaml, where they do not exist. */
-  async #create(): Promise<void> {
+  /** The folder and its config.yaml, where they do not exist or the latter is to be replaced. */
+  async #create(replace: boolean): Promise<void> {
+    const path = join(this.path, 'config.yaml')
     try {
       await mkdir(this.path, { recursive: true })
-      await writeFile(join(this.path, 'config.yaml'), this.#config, { flag: 'wx' }).catch(ignoreExisting)
+      if (!replace) return await writeFile(path, this.#config, { flag: 'wx' }).catch(ignoreExisting)
+      await writeFile(`${path}.tmp`, this.#config)
+      await rename(`${path}.tmp`, path)
     } catch (cause) {
+      await rm(`${path}.tmp`, { force: true }).catch(() => {}) // the first error is the one to report
       throw fileError(cause, 'write', this.path, 'run')
     }
   }
@@ -112,7 +123,7 @@ export class RunFolder {
     try {
       await appendWhole(path, text, head).catch(async (error) => {
         if (error.code !== 'ENOENT') throw error
-        await this.#create()
+        await this.#create(false)
         this.#warn(`the run folder ${this.path} has vanished and was made again; what it held is lost`)
         await appendWhole(path, text, head)
       })
@@ -138,6 +149,15 @@ async function appendWhole(path: string, text: string | Uint8Array, head?: Uint8
     })
   } finally {
     await file.close()
+  }
+}
+
+/** A pipe in the place of a file would hold the run up. */
+async function requireFiles(path: string): Promise<void> {
+  for (const name of Object.values(files)) {
+    const found = await stat(join(path, name)).catch(() => undefined)
+    if (found === undefined || found.isFile()) continue
+    throw new LoopLMError('INVALID_FILE', `cannot write ${join(path, name)}: it is not a regular file`, { operation: 'run' })
   }
 }
 

@@ -1,6 +1,17 @@
-import { closeSync, fstatSync, ftruncateSync, mkdirSync, openSync, readFileSync, rmSync, statSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from 'node:fs'
 import { hostname } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { fileError, LoopLMError } from '../errors.js'
 import { native } from '../native.js'
 
@@ -17,11 +28,12 @@ const name = 'run.lock'
  *
  * @param runDir the run's folder
  * @param warn told where a file system cannot lock
- * @returns gives the folder free again
+ * @returns gives the folder free again; one that was made for it and is empty still goes
  * @throws LoopLMError INVALID_ARGUMENT naming the process that trains there, or INVALID_FILE when the folder cannot be written
  */
 export function lockRun(runDir: string, warn: (message: string) => void = () => {}): () => void {
   const path = join(runDir, name)
+  const made = makeFolder(runDir)
   const file = openLocked(runDir, path, warn)
   try {
     ftruncateSync(file)
@@ -32,12 +44,29 @@ export function lockRun(runDir: string, warn: (message: string) => void = () => 
   return () => {
     if (isAt(file, path)) rmSync(path, { force: true }) // while it is locked: nobody has it yet
     closeSync(file)
+    if (made !== undefined) removeEmpty(runDir, made)
   }
 }
 
-/** Refuses a folder in which a process trains. @throws LoopLMError as {@link lockRun} */
-export function requireFree(runDir: string): void {
-  if (statSync(join(runDir, name), { throwIfNoEntry: false }) !== undefined) lockRun(runDir)()
+/** Makes a folder and those above it, and returns the first of them that was not there. */
+function makeFolder(path: string): string | undefined {
+  try {
+    return mkdirSync(path, { recursive: true })
+  } catch (cause) {
+    throw fileError(cause, 'write', path, 'run')
+  }
+}
+
+/** Removes a folder and those above it up to `top`, as far as they are empty. */
+function removeEmpty(path: string, top: string): void {
+  try {
+    for (let folder = resolve(path); ; folder = dirname(folder)) {
+      rmdirSync(folder)
+      if (folder === resolve(top)) return
+    }
+  } catch {
+    // a run is in it
+  }
 }
 
 function openLocked(runDir: string, path: string, warn: (message: string) => void): number {

@@ -1,7 +1,8 @@
 import { constants } from 'node:fs'
-import { type FileHandle, open, readFile, stat } from 'node:fs/promises'
+import { type FileHandle, open, stat } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
 import { parse } from 'yaml'
+import { readText } from '../data/read-file.js'
 import { LoopLMError } from '../errors.js'
 import type { CompletionGroup, Curve, RunData } from './report-data.js'
 import { files } from './run-folder.js'
@@ -142,7 +143,8 @@ class LineFile {
    * @param restart called first when the file is another one than before: a resumed run has dropped lines
    */
   async read(restart: () => void, line: (record: Record<string, unknown>) => void): Promise<void> {
-    const file = await open(this.#path, constants.O_RDONLY).catch(() => undefined)
+    // a pipe in the place of the file would wait for a writer
+    const file = await open(this.#path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0)).catch(() => undefined)
     try {
       const now = await file?.stat()
       if (now === undefined || now.ino !== this.#inode || now.size < this.#offset) {
@@ -188,8 +190,7 @@ function parseLine(bytes: Buffer): Record<string, unknown> | undefined {
 }
 
 async function readConfig(path: string): Promise<Pick<RunData, 'config' | 'options' | 'trainer' | 'steps'>> {
-  const size = (await stat(path).catch(() => undefined))?.size ?? 0
-  const config = size > limits.config ? '' : await readFile(path, 'utf8').catch(() => '')
+  const config = await readText(path, limits.config).catch(() => '')
   let options: Record<string, string> = {}
   try {
     options = Object.fromEntries(flatten('', parse(config, { maxAliasCount: 100 })))

@@ -1,3 +1,4 @@
+import { describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { native } from '../native.js'
 import type { AdvantageSpec } from './objective/schema.js'
@@ -35,7 +36,7 @@ const batchEpsilon = 1e-9
  * @param rewards one per sequence, group after group; null excludes a sequence from its group
  * @param groupSize sequences per group; must divide the number of rewards
  * @param scale `'group'` divides by the standard deviation, `'none'` subtracts the mean only (Dr. GRPO, arXiv 2503.20783)
- * @throws LoopLMError INVALID_ARGUMENT when the rewards do not form whole groups, NON_FINITE for a NaN or infinite reward
+ * @throws LoopLMError INVALID_ARGUMENT when the rewards do not form whole groups or one is no number, NON_FINITE for a NaN or infinite one
  *
  * @example
  * ```ts
@@ -53,7 +54,9 @@ export function groupAdvantages(
   }
   const wrong = rewards.findIndex((reward) => reward !== null && !Number.isFinite(reward))
   if (wrong !== -1) {
-    throw new LoopLMError('NON_FINITE', `reward ${wrong} is ${rewards[wrong]}`, { operation: 'groupAdvantages' })
+    const code = typeof rewards[wrong] === 'number' ? 'NON_FINITE' : 'INVALID_ARGUMENT'
+    const message = `reward ${wrong} is ${describe(rewards[wrong])}; rewards are finite numbers, or null for none`
+    throw new LoopLMError(code, message, { operation: 'groupAdvantages' })
   }
   const groups = rewards.map((_, i) => Math.floor(i / groupSize))
   const flat = Array.from({ length: rewards.length / groupSize }, (_, group) => {

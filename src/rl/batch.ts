@@ -1,12 +1,17 @@
 import { LoopLMError } from '../errors.js'
+import { describe, packSequences, packValues } from '../model/checks.js'
 import type { TokenSequence } from '../model/types.js'
 import { advantagesOf, groupAdvantages, reduce } from './advantages.js'
 import type { Metrics } from './events.js'
 import { beliefAdvantages } from './objective/belief.js'
-import type { Objective } from './objective/schema.js'
+import { usesRatio, usesReference } from './objective/compile.js'
+import type { AdvantageSpec, Objective, RewardShaper } from './objective/schema.js'
 import { isLabelFree, shapeRewards } from './objective/shape-rewards.js'
 
-/** Completed rollouts, as `update` and `gradients` of a policy-gradient trainer take them. Other fields are ignored. */
+/**
+ * Completed rollouts, as `update` and `gradients` of a policy-gradient trainer take them. Fields that the trainer's objective does not
+ * read are ignored whatever they hold; null stands for an absent field.
+ */
 export interface RolloutBatch {
   /** Prompt and response of each rollout as token ids. */
   sequences: readonly TokenSequence[]
@@ -16,9 +21,13 @@ export interface RolloutBatch {
   rewards?: ArrayLike<number | null>
   /** One per sequence, instead of rewards. */
   advantages?: ArrayLike<number>
-  /** Log-probabilities under the policy that made the rollouts: len-1 per sequence (last loop), or T × (len-1) when several loops are trained. Absent: the model's own, so that every ratio is 1. */
+  /**
+   * Log-probabilities under the policy that made the rollouts, read where the surrogate has a ratio (`ppo`, `cispo`, …). len-1 per sequence
+   * where ratios are those of one loop: GRPO, or weights `last`. T × (len-1), row-major by loop as `score` returns them, where several loops
+   * have ratios, for example RLTT with surrogate `ppo` and weights `exit-pdf`. Absent: the model's own, so that every ratio is 1.
+   */
   oldLogprobs?: readonly ArrayLike<number>[]
-  /** Log-probabilities of the reference, len-1 per sequence (last loop), or T × (len-1). */
+  /** Log-probabilities of the reference, len-1 per sequence (last loop), or T × (len-1); read where the objective compares with one. */
   referenceLogprobs?: readonly ArrayLike<number>[]
   /** Per sequence len-1: 0 where a prediction does not count, for example tokens that a tool wrote. */
   mask?: readonly ArrayLike<number>[]
@@ -40,11 +49,16 @@ export interface RolloutBatch {
   embeddings?: readonly ArrayLike<number>[]
   /** Per sequence b_0..b_T: belief in the answer before any loop and after each (beliefs `gold-answer` and `forced-exit`). */
   beliefs?: readonly ArrayLike<number>[]
+  // biome-ignore lint/suspicious/noExplicitAny: with unknown, TypeScript would refuse batches whose type is an interface
+  [unused: string]: any
 }
+
+/** The fields that have a meaning; what the others hold is never looked at. */
+export type RolloutFields = { [Field in keyof RolloutBatch as string extends Field ? never : Field]: RolloutBatch[Field] }
 
 /** A batch whose rewards have become advantages. */
 export interface RatedBatch {
-  batch: RolloutBatch
+  batch: RolloutFields
   /** Response tokens of each sequence that count. */
   lengths: number[]
   /** After shaping and filtering; null: not counted. */
@@ -71,25 +85,85 @@ export interface RatingSettings {
   loops: number
 }
 
+const perSequence = [
+  ...(['rewards', 'advantages', 'oldLogprobs', 'referenceLogprobs', 'mask', 'exits', 'segments', 'strata', 'costs'] as const),
+  ...(['exitLoops', 'truncated', 'answers', 'embeddings', 'beliefs'] as const),
+]
+/** The names of {@link RolloutFields}. */
+export const rolloutFields: readonly (keyof RolloutFields)[] = ['sequences', 'promptLengths', ...perSequence]
+
 /**
- * Checks a batch and computes the advantages of every term.
+ * A copy of the fields of a batch that a trainer knows, so that the caller may go on with its arrays; null counts as absent.
+ *
+ * @throws LoopLMError INVALID_ARGUMENT when the batch is no object
+ */
+export function copyBatch<Batch extends object>(
+  operation: string,
+  batch: Batch,
+  fields: readonly (keyof Batch & string)[],
+): Batch {
+  if (typeof batch !== 'object' || batch === null || Array.isArray(batch)) {
+    const message = `a batch must be an object with sequences and what belongs to them, got ${describe(batch)}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  const known = fields.filter((field) => batch[field] !== undefined && batch[field] !== null)
+  return Object.fromEntries(known.map((field) => [field, copyRows(batch[field])])) as Batch
+}
+
+function copyRows(values: unknown): unknown {
+  return Array.isArray(values) ? values.map(copyRow) : copyRow(values)
+}
+
+function copyRow(values: unknown): unknown {
+  return Array.isArray(values) || (ArrayBuffer.isView(values) && !(values instanceof DataView))
+    ? (values as Int32Array).slice()
+    : values
+}
+
+/** The fields of a batch that an objective reads. @param own whether the objective is a function of the caller's */
+export function usedFields(batch: RolloutFields, objective: Objective, own: boolean): RolloutFields {
+  const { terms, lazy, filter } = objective
+  const rated = batch.advantages === undefined
+  const needs = (test: (spec: AdvantageSpec) => boolean) => rated && terms.some(({ advantage }) => test(advantage))
+  const shapes = (...kinds: RewardShaper['kind'][]) => rated && objective.rewards.some(({ kind }) => kinds.includes(kind))
+  const used: Record<(typeof perSequence)[number], boolean> = {
+    rewards: rated,
+    advantages: true,
+    oldLogprobs: own || usesRatio(objective, 'conditional'),
+    referenceLogprobs: usesReference(objective),
+    mask: true,
+    exits: terms.some(({ channel }) => channel === 'exit'),
+    segments: lazy?.gate === 'segment',
+    strata: needs(({ strata }) => strata?.by === 'given'),
+    costs: needs(({ cost }) => cost?.by === 'given'),
+    exitLoops: needs(({ strata, cost }) => strata?.by === 'exit-loop' || cost?.by === 'exit-loop') || shapes('frugal'),
+    truncated: (rated && filter.dropTruncated) || needs(({ strata }) => strata?.by === 'truncated'),
+    answers: shapes('majority', 'novelty'),
+    embeddings: shapes('novelty'),
+    beliefs: terms.some(({ advantage: { loops } }) => loops !== undefined && loops.belief !== 'token'),
+  }
+  const { sequences, promptLengths } = batch
+  const fields = perSequence.filter((field) => used[field] && batch[field] !== undefined)
+  return { sequences, promptLengths, ...Object.fromEntries(fields.map((field) => [field, batch[field]])) }
+}
+
+/**
+ * Computes the advantages of every term for a batch whose sequences are checked and whose fields are those that the objective reads.
  *
  * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, NON_FINITE for a reward that is not finite
  */
-export function rateBatch(operation: string, batch: RolloutBatch, objective: Objective, settings: RatingSettings): RatedBatch {
-  const responseLengths = checkSequences(operation, batch.sequences, batch.promptLengths)
+export function rateBatch(operation: string, batch: RolloutFields, objective: Objective, settings: RatingSettings): RatedBatch {
+  const responses = responseLengths(batch)
   const count = batch.sequences.length
-  for (const field of perSequence) checkCount(operation, field, batch[field] as ArrayLike<unknown> | undefined, count)
-  const lengths = batch.mask === undefined ? responseLengths : maskedLengths(batch)
-  const metrics = lengthMetrics(responseLengths)
+  for (const field of perSequence) checkCount(operation, field, batch[field], count)
+  const lengths = batch.mask === undefined ? responses : maskedLengths(operation, batch)
+  const metrics = lengthMetrics(responses)
   if (batch.advantages !== undefined) {
-    const given = Array.from(batch.advantages)
-    const wrong = given.findIndex((advantage) => !Number.isFinite(advantage))
-    if (wrong !== -1) throw new LoopLMError('NON_FINITE', `advantages[${wrong}] is ${given[wrong]}`, { operation })
+    const given = numbers(operation, 'advantages', batch.advantages)!
     const outcome = objective.terms.map(({ advantage }) =>
       given.map((value) => (advantage.source === 'reward' ? value : advantage.source === 'one' ? 1 : 0)),
     )
-    const { advantages } = addBeliefs(operation, objective, batch, outcome, 1)
+    const { advantages } = addBeliefs(operation, objective, batch, outcome, { ...settings, groupSize: 1 })
     const counted = given.map(() => true)
     return { batch, lengths, rewards: given, counted, advantages, moving: counted, groupSize: 1, metrics }
   }
@@ -104,11 +178,11 @@ export function rateBatch(operation: string, batch: RolloutBatch, objective: Obj
   const input = {
     rewards,
     groupSize,
-    strata: strataOf(objective, batch, lengths),
-    costs: costsOf(objective, batch, lengths, settings),
+    strata: strataOf(operation, objective, batch, lengths),
+    costs: costsOf(operation, objective, batch, lengths, settings),
   }
   const outcome = objective.terms.map(({ advantage }) => advantagesOf(advantage, input))
-  const { advantages, moving } = addBeliefs(operation, objective, batch, outcome, groupSize)
+  const { advantages, moving } = addBeliefs(operation, objective, batch, outcome, settings)
   Object.assign(metrics, {
     reward: mean(raw.filter((reward) => reward !== null)),
     reward_std: mean(groupStds),
@@ -118,24 +192,25 @@ export function rateBatch(operation: string, batch: RolloutBatch, objective: Obj
   return { batch, lengths, rewards, counted: rewards.map((reward) => reward !== null), advantages, moving, groupSize, metrics }
 }
 
-const perSequence = [
-  ...(['rewards', 'advantages', 'oldLogprobs', 'referenceLogprobs', 'mask', 'exits', 'segments', 'strata', 'costs'] as const),
-  ...(['exitLoops', 'truncated', 'answers', 'embeddings', 'beliefs'] as const),
-]
-
 function shaped(
   operation: string,
   raw: readonly (number | null)[],
   lengths: readonly number[],
   objective: Objective,
-  batch: RolloutBatch,
+  batch: RolloutFields,
   { groupSize, step }: RatingSettings,
 ): (number | null)[] {
-  groupAdvantages(raw, groupSize) // refuses rewards that are not finite or no whole groups, by their own index
+  named(operation, () => groupAdvantages(raw, groupSize)) // refuses rewards that are not finite or no whole groups
   const { answers, embeddings } = batch
-  const input = { rewards: raw, groupSize, lengths, answers, embeddings, exitLoops: numbers(batch.exitLoops) }
+  const exitLoops = numbers(operation, 'exitLoops', batch.exitLoops)
+  const input = { rewards: raw, groupSize, lengths, answers, embeddings, exitLoops }
+  return named(operation, () => shapeRewards(objective.rewards, input, step))
+}
+
+/** What an action returns; its error with the operation in front. */
+function named<Result>(operation: string, action: () => Result): Result {
   try {
-    return shapeRewards(objective.rewards, input, step)
+    return action()
   } catch (cause) {
     if (!(cause instanceof LoopLMError)) throw cause
     throw new LoopLMError(cause.code, cause.message, { operation, cause })
@@ -146,7 +221,7 @@ function shaped(
 function filterRewards(
   { filter }: Objective,
   rewards: readonly (number | null)[],
-  { truncated }: RolloutBatch,
+  { truncated }: RolloutFields,
   groupSize: number,
 ): (number | null)[] {
   let kept = rewards.map((reward, i) => (filter.dropTruncated && truncated?.[i] === true ? null : reward))
@@ -159,24 +234,36 @@ function filterRewards(
   return keepPerGroup === undefined ? kept : kept.map((reward, i) => (i % groupSize < keepPerGroup ? reward : null))
 }
 
-function strataOf({ terms }: Objective, batch: RolloutBatch, lengths: readonly number[]): number[] | undefined {
+function strataOf(
+  operation: string,
+  { terms }: Objective,
+  batch: RolloutFields,
+  lengths: readonly number[],
+): number[] | undefined {
   const by = terms.map(({ advantage }) => advantage.strata?.by).find((kind) => kind !== undefined)
-  if (by === undefined || by === 'given') return numbers(batch.strata)
+  if (by === undefined) return undefined
+  if (by === 'given') {
+    const allowed = (stratum: number) => Number.isInteger(stratum) && stratum >= 0 && stratum < 2 ** 20
+    return numbers(operation, 'strata', batch.strata, allowed, 'strata are integers from 0')
+  }
   if (by === 'truncated') return batch.truncated?.map(Number)
-  if (by === 'exit-loop') return numbers(batch.exitLoops)?.map((loop) => Math.max(0, Math.round(loop) - 1))
+  if (by === 'exit-loop')
+    return numbers(operation, 'exitLoops', batch.exitLoops)?.map((loop) => Math.max(0, Math.round(loop) - 1))
   const longest = Math.max(1, ...lengths)
   return lengths.map((length) => Math.min(7, Math.floor((8 * length) / longest)))
 }
 
 function costsOf(
+  operation: string,
   { terms }: Objective,
-  batch: RolloutBatch,
+  batch: RolloutFields,
   lengths: readonly number[],
   { loops, maxLength }: RatingSettings,
 ): number[] | undefined {
   const by = terms.map(({ advantage }) => advantage.cost?.by).find((kind) => kind !== undefined)
-  if (by === undefined || by === 'given') return numbers(batch.costs)
-  if (by === 'exit-loop') return numbers(batch.exitLoops)?.map((loop) => (loop - 1) / Math.max(1, loops - 1))
+  if (by === undefined || by === 'given') return numbers(operation, 'costs', batch.costs)
+  if (by === 'exit-loop')
+    return numbers(operation, 'exitLoops', batch.exitLoops)?.map((loop) => (loop - 1) / Math.max(1, loops - 1))
   const longest = maxLength ?? Math.max(1, ...lengths)
   return lengths.map((length) => Math.min(1, length / longest))
 }
@@ -185,10 +272,11 @@ function costsOf(
 function addBeliefs(
   operation: string,
   { terms }: Objective,
-  batch: RolloutBatch,
+  batch: RolloutFields,
   outcome: readonly (readonly (number | null)[])[],
-  groupSize: number,
+  { groupSize, loops }: RatingSettings,
 ): { advantages: number[][][]; moving: boolean[] } {
+  const count = batch.sequences.length
   const moving = batch.sequences.map(() => false)
   const advantages = terms.map(({ advantage }, k) => {
     const spec = advantage.loops
@@ -197,6 +285,8 @@ function addBeliefs(
       const message = `beliefs: the belief "${spec.belief}" needs b_0..b_T per sequence, and the batch has none`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
+    // packed for the checks of its rows alone
+    if (perLoop) packValues(batch.beliefs, 'beliefs', () => [{ shape: 'loops + 1', length: loops + 1 }], count, operation)
     const added = perLoop ? beliefAdvantages(spec, batch.beliefs!, groupSize) : undefined
     return outcome[k]!.map((value, i) => {
       if (value === null) return []
@@ -208,43 +298,70 @@ function addBeliefs(
   return { advantages, moving }
 }
 
-function maskedLengths({ sequences, promptLengths, mask }: RolloutBatch): number[] {
+/** Response tokens that the mask keeps. */
+function maskedLengths(operation: string, { sequences, promptLengths, mask }: RolloutFields): number[] {
   return sequences.map((sequence, i) => {
+    const row: ArrayLike<unknown> | null | undefined = mask![i]
+    if (row?.length !== sequence.length - 1) {
+      const message = `mask[${i}] must have length - 1 = ${sequence.length - 1} entries, got ${describe(row)}`
+      throw new LoopLMError('INVALID_SHAPE', message, { operation })
+    }
     let counted = 0
-    for (let j = promptLengths[i]! - 1; j < sequence.length - 1; j++) counted += mask![i]![j] === 0 ? 0 : 1
+    for (let j = 0; j < row.length; j++) {
+      const value = row[j]
+      if (value !== 0 && value !== 1 && typeof value !== 'boolean') {
+        throw new LoopLMError('INVALID_ARGUMENT', `mask[${i}][${j}] must be 0 or 1, got ${describe(value)}`, { operation })
+      }
+      if (j >= promptLengths[i]! - 1) counted += Number(value)
+    }
     return counted
   })
 }
 
+/** Response tokens of each sequence. */
+export function responseLengths(batch: { sequences: readonly TokenSequence[]; promptLengths: ArrayLike<number> }): number[] {
+  return batch.sequences.map((sequence, i) => sequence.length - batch.promptLengths[i]!)
+}
+
 /**
- * Checks sequences and prompt lengths.
+ * Checks the token ids of all sequences, also of those that will have no gradient, and their prompt lengths.
  *
- * @returns response tokens of each sequence
- * @throws LoopLMError INVALID_ARGUMENT naming the field and the sequence
+ * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field and the sequence
  */
 export function checkSequences(
   operation: string,
   sequences: readonly TokenSequence[],
   promptLengths: ArrayLike<number>,
-): number[] {
+  vocabulary: number,
+): void {
   if (!Array.isArray(sequences) || sequences.length === 0) {
-    throw new LoopLMError('INVALID_ARGUMENT', 'sequences must be a non-empty array of token id arrays', { operation })
+    const message = `sequences must be a non-empty array of token id arrays, got ${describe(sequences)}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
+  packSequences(sequences, { vocabulary, minLength: 1 }, operation)
   if (promptLengths === undefined) {
     throw new LoopLMError('INVALID_ARGUMENT', 'promptLengths is missing: one number per sequence', { operation })
   }
   checkCount(operation, 'promptLengths', promptLengths, sequences.length)
-  return sequences.map((sequence, i) => {
+  for (const [i, sequence] of sequences.entries()) {
     const prompt = promptLengths[i]!
-    if (Number.isInteger(prompt) && prompt >= 1 && prompt <= sequence.length) return sequence.length - prompt
-    const message = `promptLengths[${i}] must be an integer from 1 to the ${sequence.length} tokens of its sequence, got ${prompt}`
+    if (Number.isInteger(prompt) && prompt >= 1 && prompt <= sequence.length) continue
+    const allowed = `an integer from 1 to the ${sequence.length} tokens of its sequence`
+    const message = `promptLengths[${i}] must be ${allowed}, got ${describe(prompt)}`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
-  })
+  }
 }
 
-function checkCount(operation: string, field: string, values: ArrayLike<unknown> | undefined, count: number): void {
-  if (values === undefined || values.length === count) return
-  throw new LoopLMError('INVALID_SHAPE', `${field} has ${values.length} entries for ${count} sequences`, { operation })
+/** Refuses a field that has not one entry per sequence. */
+export function checkCount(operation: string, field: string, values: unknown, count: number): void {
+  if (values === undefined) return
+  const length = typeof values === 'object' ? (values as { length?: unknown } | null)?.length : undefined
+  if (length === count) return
+  if (typeof length === 'number') {
+    throw new LoopLMError('INVALID_SHAPE', `${field} has ${length} entries for ${count} sequences`, { operation })
+  }
+  const message = `${field} must be an array with one entry for each of the ${count} sequences, got ${describe(values)}`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 
 function lengthMetrics(lengths: readonly number[]): Metrics {
@@ -255,8 +372,19 @@ function lengthMetrics(lengths: readonly number[]): Metrics {
   }
 }
 
-function numbers(values: ArrayLike<number> | undefined): number[] | undefined {
-  return values === undefined ? undefined : Array.from(values)
+function numbers(
+  operation: string,
+  field: string,
+  values: ArrayLike<number> | undefined,
+  allowed: (value: number) => boolean = Number.isFinite,
+  rule = `${field} are finite numbers`,
+): number[] | undefined {
+  if (values === undefined) return undefined
+  const list = Array.from(values)
+  const wrong = list.findIndex((value) => !allowed(value))
+  if (wrong === -1) return list
+  const code = typeof list[wrong] === 'number' && !Number.isFinite(list[wrong]) ? 'NON_FINITE' : 'INVALID_ARGUMENT'
+  throw new LoopLMError(code, `${field}[${wrong}] is ${describe(list[wrong])}; ${rule}`, { operation })
 }
 
 function mean(values: readonly number[]): number {

@@ -1,7 +1,9 @@
-import { mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
-import { basename, dirname, join } from 'node:path'
+import { mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
+import { basename, dirname, join, resolve } from 'node:path'
 import { z } from 'zod'
+import { maxFileBytes, readJson } from '../data/read-file.js'
 import { fileError, LoopLMError } from '../errors.js'
+import { ignoreMissing, sync, syncAll } from '../model/write-folder.js'
 
 /*
  * A checkpoint is runDir/checkpoints/step-<n>: the model as a Hugging Face folder, optimizer.safetensors and trainer_state.json.
@@ -11,8 +13,11 @@ import { fileError, LoopLMError } from '../errors.js'
  * whatever the moment at which a process dies, `settle` finds either the old folder or the new one complete.
  */
 
-const maxStateBytes = 2 ** 24
-const step = z.int().min(0)
+const step = z
+  .int()
+  .min(0)
+  .max(2 ** 32)
+const stepFolder = /^step-(\d+)$/
 
 const stateSchema = z.object({
   format: z.literal(1),
@@ -83,28 +88,35 @@ export async function writeFolder(path: string, parts: readonly CheckpointPart[]
     await rm(temporary, { recursive: true, force: true })
     await mkdir(temporary, { recursive: true })
     for (const part of parts) await part(temporary)
-    await sync(temporary)
+    await syncAll(temporary)
     await rename(path, old).catch(ignoreMissing)
     await rename(temporary, path)
     await sync(parent)
     await rm(old, { recursive: true, force: true })
   } catch (cause) {
     await rm(temporary, { recursive: true, force: true }).catch(() => {}) // the first error is the one to report
-    await settle(parent).catch(() => {})
+    await settleFolder(parent, basename(path)).catch(() => {})
     if (!(cause instanceof LoopLMError)) throw fileError(cause, 'write', path)
     throw new LoopLMError('INVALID_FILE', `cannot write ${path}: ${cause.message}`, { cause })
   }
 }
 
-/** Ends what a process that died had begun with {@link writeFolder}: whole folders get their names, parts of folders go. */
-export async function settle(parent: string): Promise<void> {
+/**
+ * Ends what a process that died had begun with {@link writeFolder} in a run's folder, the reference and checkpoints: whole folders get
+ * their names, parts of folders go. Other files and folders are the user's.
+ */
+export async function settle(runDir: string): Promise<void> {
+  await settleFolder(runDir, 'reference')
+  const checkpoints = join(runDir, 'checkpoints')
+  const begun = (await list(checkpoints)).map((name) => /^\.(.*)\.(tmp|old)$/.exec(name)?.[1] ?? '')
+  for (const name of begun) if (stepFolder.test(name)) await settleFolder(checkpoints, name)
+}
+
+async function settleFolder(parent: string, name: string): Promise<void> {
   const names = await list(parent)
-  for (const name of names) {
-    const [, plain, kind, own] = /^\.(.+?)\.(tmp|old)(\.tmp-[-\da-f]+)?$/.exec(name) ?? [] // `own`: of LoopLM.save
-    if (plain === undefined) continue
-    if (kind === 'old' && own === undefined && !names.includes(plain)) await rename(join(parent, name), join(parent, plain))
-    else await rm(join(parent, name), { recursive: true, force: true })
-  }
+  const [old, temporary] = [`.${name}.old`, `.${name}.tmp`]
+  if (names.includes(old) && !names.includes(name)) await rename(join(parent, old), join(parent, name))
+  for (const left of [old, temporary]) await rm(join(parent, left), { recursive: true, force: true })
 }
 
 /** The newest checkpoint of a run, or undefined. */
@@ -134,22 +146,17 @@ export async function setAside(runDir: string, step: number): Promise<number[]> 
  * Reads trainer_state.json of a checkpoint.
  *
  * @param trainer the trainer that wants to resume
- * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the field, or INVALID_CONFIG when another trainer wrote it
+ * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the field, also when the folder's name has another step, or INVALID_CONFIG when
+ *   another trainer wrote it
  */
 export async function readTrainerState(checkpoint: string, trainer: string): Promise<TrainerState> {
   const operation = 'resume'
   const path = join(checkpoint, 'trainer_state.json')
-  let value: unknown
-  try {
-    const { size } = await stat(path)
-    if (size > maxStateBytes) throw new Error(`it has ${size} bytes, more than any trainer_state.json (${maxStateBytes})`)
-    value = JSON.parse(await readFile(path, 'utf8'))
-  } catch (cause) {
-    if ((cause as { code?: string }).code === 'ENOENT') {
-      throw new LoopLMError('NOT_FOUND', `${checkpoint} is not a checkpoint of a trainer: no file ${path}`, { operation, cause })
-    }
-    throw new LoopLMError('INVALID_FILE', `cannot read ${path}: ${(cause as Error).message}`, { operation, cause })
-  }
+  const value = await readJson(path, maxFileBytes.config, operation).catch((cause: LoopLMError) => {
+    if (cause.code !== 'NOT_FOUND') throw cause
+    const message = `${checkpoint} is not a checkpoint of a trainer: no file ${path}`
+    throw new LoopLMError('NOT_FOUND', message, { operation, cause })
+  })
   const result = stateSchema.safeParse(value)
   if (!result.success) {
     const problems = result.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`)
@@ -164,13 +171,29 @@ export async function readTrainerState(checkpoint: string, trainer: string): Pro
       },
     )
   }
-  return result.data
+  const named = stepFolder.exec(basename(resolve(checkpoint)))?.[1]
+  if (named === undefined || Number(named) === result.data.step) return result.data
+  const message = `${path}: step: is ${result.data.step} in the folder of step ${named}; the file belongs to another checkpoint`
+  throw new LoopLMError('INVALID_FILE', message, { operation })
+}
+
+/**
+ * Refuses a state whose steps the optimizer cannot have made: every step of a run is one update of it or more, or skipped ones.
+ *
+ * @param updates those that the optimizer's state counts
+ * @throws LoopLMError INVALID_FILE
+ */
+export function checkUpdates(checkpoint: string, { step, skippedUpdates }: TrainerState, updates: number): void {
+  if (step <= updates + skippedUpdates) return
+  const path = join(checkpoint, 'trainer_state.json')
+  const message = `${path}: step: is ${step}, but optimizer.safetensors has made ${updates} updates, and ${skippedUpdates} were skipped; the files belong to different checkpoints`
+  throw new LoopLMError('INVALID_FILE', message, { operation: 'resume' })
 }
 
 /** Steps of the complete checkpoints of a folder, in ascending order. */
 async function checkpointSteps(folder: string): Promise<number[]> {
   return (await list(folder))
-    .map((name) => /^step-(\d+)$/.exec(name)?.[1])
+    .map((name) => stepFolder.exec(name)?.[1])
     .filter((step) => step !== undefined)
     .map(Number)
     .sort((a, b) => a - b)
@@ -180,16 +203,6 @@ async function checkpointSteps(folder: string): Promise<number[]> {
 async function list(folder: string): Promise<string[]> {
   return readdir(folder).catch((error) => {
     if (error.code === 'ENOENT') return []
-    throw error
+    throw fileError(error, 'read', folder, 'run')
   })
-}
-
-async function sync(path: string): Promise<void> {
-  if ((await stat(path)).isDirectory()) for (const name of await readdir(path)) await sync(join(path, name))
-  const file = await open(path, 'r')
-  await file.sync().finally(() => file.close())
-}
-
-function ignoreMissing(error: { code?: string }): void {
-  if (error.code !== 'ENOENT') throw error
 }

@@ -2,7 +2,7 @@ import { z } from 'zod'
 import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { loraModules } from '../model/adapter.js'
-import type { LoopLM } from '../model/model.js'
+import { LoopLM } from '../model/model.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import type { TrainerEvent } from './events.js'
@@ -125,7 +125,11 @@ const rollouts = {
     .describe('Leave sequences without advantage, those of flat groups first, out of the passes. Never changes the loss.'),
   rewardConcurrency: positiveInt.default(64).describe('Calls of one reward function that wait for an answer at the same time.'),
   rewardTimeout: nonNegative.default(0).describe('Seconds after which a reward that has not answered is an error; 0: never.'),
-  maxCompletionLength: positiveInt.optional().describe('Divisor of the normalizer `constant`; default `maxNewTokens`.'),
+  maxCompletionLength: positiveInt
+    .optional()
+    .describe(
+      'Divisor of the normalizer `constant`; default `maxNewTokens`, and where `update` has neither the longest response of its batch.',
+    ),
   logCompletions: natural.default(4).describe('Completions per step that are written to completions.jsonl of `runDir`.'),
   logprobCheckEvery: natural
     .default(10)
@@ -257,7 +261,10 @@ export const rlttSchema = z
         'How the log-probabilities of the loops are weighted: by the probability of leaving at the loop, equally, by t^alpha, or the last alone.',
       ),
     alpha: nonNegative.default(1).describe('Exponent of `progressive`.'),
-    detachWeights: z.boolean().default(true).describe('No gradient through `exit-pdf` weights; false trains the gate as well.'),
+    detachWeights: z
+      .boolean()
+      .default(true)
+      .describe('No gradient through `exit-pdf` weights; false trains the gate as well and wants the surrogate `reinforce`.'),
     surrogate: z
       .enum(surrogates)
       .default('reinforce')
@@ -269,6 +276,10 @@ export const rlttSchema = z
     ...objective,
   })
   .superRefine(checkTogether)
+  .refine((options) => options.weights !== 'exit-pdf' || options.detachWeights || options.surrogate === 'reinforce', {
+    path: ['detachWeights'],
+    message: "false (a trained gate) is defined for surrogate 'reinforce' alone: use that one, or leave detachWeights out",
+  })
 
 /** Options of `GRPOTrainer` that are plain data. */
 export const grpoSchema = z
@@ -422,9 +433,10 @@ export const pretrainOptions = pretrainSchema.safeExtend({ ...resources, ...corp
 export const looprptOptions = looprptSchema.safeExtend({
   ...resources,
   ...corpora,
-  teacher: object<LoopLM>('a LoopLM', 'score').describe(
-    'The model that is followed and compared with; default a copy of the model.',
-  ),
+  teacher: z
+    .custom<LoopLM>((value) => value instanceof LoopLM, 'must be a LoopLM')
+    .optional()
+    .describe('The model that is followed and compared with; default a copy of the model.'),
 })
 /** Options of `LoopRPTTrainer`; `looplm options looprpt` lists them with their defaults. */
 export type LoopRPTOptions = z.input<typeof looprptOptions>

@@ -1,6 +1,9 @@
 /** Numbers of a step by name. Names follow TRL where TRL has the quantity. */
 export type Metrics = Record<string, number>
 
+/** The metrics of an optimizer step: `grad_norm` is that before clipping. */
+export type UpdateMetrics = Metrics & { loss: number; grad_norm: number }
+
 /** What `run` of a trainer yields. */
 export type TrainerEvent =
   /** A step was made. */

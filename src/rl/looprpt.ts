@@ -1,7 +1,7 @@
 import { accumulateLoopRpt, type LoopRptBatch, MovingAverage } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { TokenSequence } from '../model/types.js'
-import { checkSequences } from './batch.js'
+import { checkCount, responseLengths } from './batch.js'
 import type { CheckpointPart } from './checkpoint.js'
 import { type LoopRPTConfig, type LoopRPTOptions, looprptOptions } from './config.js'
 import type { Metrics } from './events.js'
@@ -9,7 +9,7 @@ import { SequenceTrainer } from './sequences.js'
 import type { Prepared } from './trainer.js'
 import { checkOptions } from './validate.js'
 
-/** Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Other fields are ignored. */
+/** Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Other fields are ignored; null stands for an absent one. */
 export interface LoopRPTBatch {
   sequences: readonly TokenSequence[]
   /** Per sequence, how many tokens are given and carry no loss; default 1 each. */
@@ -18,6 +18,8 @@ export interface LoopRPTBatch {
   noise?: readonly ArrayLike<number>[]
   /** Per sequence, rollouts × (len-1), loops counted from 0, in place of the trainer's own draws (for tests). */
   exits?: readonly ArrayLike<number>[]
+  // biome-ignore lint/suspicious/noExplicitAny: with unknown, TypeScript would refuse batches whose type is an interface
+  [unused: string]: any
 }
 
 /**
@@ -32,6 +34,7 @@ export interface LoopRPTBatch {
  * ```
  */
 export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch, LoopRptBatch> {
+  protected readonly fields = ['sequences', 'promptLengths', 'noise', 'exits'] as const
   #teacher: LoopLM | undefined
   #average: MovingAverage | undefined
   #ownsTeacher = false
@@ -57,7 +60,7 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
     super.dispose()
   }
 
-  protected async accumulate(batch: LoopRptBatch): Promise<Metrics> {
+  protected async accumulate(batch: LoopRptBatch): Promise<Metrics & { loss: number }> {
     const { seed, recompute, tokensPerMicroBatch } = this.config
     const m = await accumulateLoopRpt(this.model, await this.#followed(), batch, {
       ...this.#coefficients(),
@@ -65,7 +68,7 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
       recompute,
       tokensPerMicroBatch,
     })
-    const metrics: Metrics = {
+    const metrics: Metrics & { loss: number } = {
       loss: m.loss,
       policy_loss: m.policyLoss,
       representation_loss: m.representationLoss,
@@ -130,16 +133,16 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
   }
 
   /** Leaves out sequences without a response; draws are numbered from `first`, so that a resumed run repeats them. */
-  #batch(batch: LoopRPTBatch, first: number, operation: string): LoopRptBatch {
-    const promptLengths = batch.promptLengths ?? Array<number>(batch.sequences?.length ?? 0).fill(1)
-    const lengths = checkSequences(operation, batch.sequences, promptLengths)
+  #batch({ sequences, promptLengths, noise, exits }: LoopRPTBatch, first: number, operation: string): LoopRptBatch {
+    for (const [field, values] of Object.entries({ noise, exits })) checkCount(operation, field, values, sequences.length)
+    const lengths = responseLengths({ sequences, promptLengths: promptLengths! })
     const kept = [...lengths.keys()].filter((i) => lengths[i]! > 0)
     return {
-      sequences: kept.map((i) => batch.sequences[i]!),
-      promptLengths: kept.map((i) => promptLengths[i]!),
+      sequences: kept.map((i) => sequences[i]!),
+      promptLengths: kept.map((i) => promptLengths![i]!),
       ids: kept.map((i) => (first + i) % 2 ** 24),
-      noise: batch.noise && kept.map((i) => batch.noise![i]!),
-      exits: batch.exits && kept.map((i) => batch.exits![i]!),
+      noise: noise && kept.map((i) => noise[i]!),
+      exits: exits && kept.map((i) => exits[i]!),
     }
   }
 }

@@ -2,13 +2,13 @@ import type { LossMetrics } from '../model/types.js'
 import type { Metrics } from './events.js'
 
 /**
- * The engine's measurements under TRL's names. A loop that was not scored has no entry.
+ * The engine's measurements under TRL's names. A loop that was not scored has no entry; the loss always has one, NaN included.
  *
  * @param loss from `LoopLM.accumulateLoss`
  * @param terms which optional terms the objective has
  */
-export function lossMetrics(loss: LossMetrics, terms: { ratio: boolean; kl: boolean }): Metrics {
-  const metrics: Metrics = { loss: loss.loss, entropy: loss.entropy }
+export function lossMetrics(loss: LossMetrics, terms: { ratio: boolean; kl: boolean }): Metrics & { loss: number } {
+  const metrics: Metrics = { entropy: loss.entropy }
   if (terms.kl) Object.assign(metrics, { policy_loss: loss.policyLoss, kl: loss.kl })
   if (terms.ratio) {
     metrics['ratio/mean'] = loss.ratio
@@ -25,7 +25,7 @@ export function lossMetrics(loss: LossMetrics, terms: { ratio: boolean; kl: bool
   ] as const) {
     for (const [loop, value] of values.entries()) metrics[`loop_${loop + 1}/${name}`] = value
   }
-  return Object.fromEntries(Object.entries(metrics).filter(([, value]) => !Number.isNaN(value)))
+  return { loss: loss.loss, ...Object.fromEntries(Object.entries(metrics).filter(([, value]) => !Number.isNaN(value))) }
 }
 
 /** The mean of each metric over the entries that have it. */

@@ -1,5 +1,5 @@
 import type { LoopLM } from '../model/model.js'
-import type { TokenSequence } from '../model/types.js'
+import type { RealArray, TokenSequence } from '../model/types.js'
 
 /**
  * Finds out why a loss is not finite: a parameter, or the first loop whose states or predictions are not.
@@ -27,4 +27,14 @@ export async function findNonFinite(model: LoopLM, sequences: readonly TokenSequ
     }
   }
   return 'parameters, hidden states and log-probabilities of the model are finite, so it comes from what the objective was given'
+}
+
+/** The first gradient that is not finite, in words for an error; undefined when all are. */
+export function nonFiniteGradient(gradients: ReadonlyMap<string, RealArray>): string | undefined {
+  for (const [name, values] of gradients) {
+    for (let i = 0; i < values.length; i++) {
+      if (!Number.isFinite(values[i])) return `the gradient of ${name} holds ${values[i]}`
+    }
+  }
+  return undefined
 }

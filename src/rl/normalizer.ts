@@ -1,5 +1,3 @@
-import { LoopLMError } from '../errors.js'
-
 /** How token terms are averaged into a loss; see {@link sequenceNorms}. */
 export type Normalizer = 'response-mean' | 'token-mean' | 'constant'
 
@@ -9,12 +7,11 @@ export type Normalizer = 'response-mean' | 'token-mean' | 'constant'
  *
  * - `response-mean`: 1 / (B |y|), the mean over sequences of each one's mean (GRPO, arXiv 2402.03300; RLTT, arXiv 2602.10520)
  * - `token-mean`: 1 / Σ |y|, the mean over all response tokens (DAPO, arXiv 2503.14476)
- * - `constant`: 1 / (B · maxLength) (Dr. GRPO, arXiv 2503.20783)
+ * - `constant`: 1 / (B · maxLength) (Dr. GRPO, arXiv 2503.20783); without maxLength the longest of the responses stands for it
  *
  * @param responseLengths response tokens |y| of each sequence; one without any gets the factor 0 and still counts in B
  * @param normalizer which of the three
- * @param maxLength tokens; needed by `constant`
- * @throws LoopLMError INVALID_CONFIG when `constant` has no maxLength
+ * @param maxLength tokens; read by `constant`
  *
  * @example
  * ```ts
@@ -31,11 +28,8 @@ export function sequenceNorms(responseLengths: readonly number[], normalizer: No
       return responseLengths.map((length) => (length === 0 ? 0 : 1 / total))
     }
     case 'constant': {
-      if (maxLength === undefined) {
-        const message = 'normalizer "constant" needs maxCompletionLength (or maxNewTokens), the length it divides by'
-        throw new LoopLMError('INVALID_CONFIG', message, { operation: 'sequenceNorms' })
-      }
-      return responseLengths.map((length) => (length === 0 ? 0 : 1 / (count * maxLength)))
+      const divisor = count * (maxLength ?? Math.max(...responseLengths))
+      return responseLengths.map((length) => (length === 0 ? 0 : 1 / divisor))
     }
   }
 }

@@ -7,7 +7,16 @@ import type { LoopLM } from '../model/model.js'
 import type { LossMetrics, TokenSequence } from '../model/types.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { groupAdvantages } from './advantages.js'
-import { type RatedBatch, type RolloutBatch, rateBatch } from './batch.js'
+import {
+  checkSequences,
+  copyBatch,
+  type RatedBatch,
+  type RolloutBatch,
+  type RolloutFields,
+  rateBatch,
+  rolloutFields,
+  usedFields,
+} from './batch.js'
 import { type CheckpointPart, writeFolder } from './checkpoint.js'
 import type { PolicyConfig } from './config.js'
 import type { Metrics } from './events.js'
@@ -21,7 +30,9 @@ import {
   loopsNeeded,
   onlyLastLoop,
   type RatedRollouts,
+  ratioLoop,
   usesRatio,
+  usesReference,
   usesTeacher,
 } from './objective/compile.js'
 import type { OwnObjective } from './objective/own.js'
@@ -47,7 +58,7 @@ export type ObjectiveAt = (step: number) => Objective | OwnObjective
 
 /** Completed rollouts of a step with what the objective must know of them. */
 interface Gathered {
-  batch: RolloutBatch
+  batch: RolloutFields
   metrics: Metrics
 }
 
@@ -92,7 +103,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     super.dispose()
   }
 
-  protected async accumulate({ passes, own }: PolicyLoss): Promise<Metrics> {
+  protected async accumulate({ passes, own }: PolicyLoss): Promise<Metrics & { loss: number }> {
     if (own !== undefined) return this.#accumulateOwn(own)
     const objective = this.#objective()
     const measured: LossMetrics[] = []
@@ -102,7 +113,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       kl: objective.kl !== undefined,
     }
     const metrics = lossMetrics(measured[0]!, shown)
-    for (const more of measured.slice(1)) metrics.loss! += more.loss
+    for (const more of measured.slice(1)) metrics.loss += more.loss
     if (objective.lazy !== undefined) metrics.lazy_loss = measured[0]!.lazyLoss
     return metrics
   }
@@ -112,8 +123,17 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     if (this.#followsEma && this.#needsReference(objective)) await (await this.#following()).update(objective.emaDecay)
   }
 
-  protected async prepare(batch: RolloutBatch, operation: string): Promise<Prepared<PolicyLoss>> {
+  protected take(batch: RolloutBatch, operation: string): RolloutFields {
+    const taken: RolloutFields = copyBatch<RolloutFields>(operation, batch, rolloutFields)
+    checkSequences(operation, taken.sequences, taken.promptLengths, this.model.config.vocab_size)
+    return taken
+  }
+
+  protected async prepare(taken: RolloutFields, operation: string): Promise<Prepared<PolicyLoss>> {
     const objective = this.#objective()
+    const own = typeof this.#objectiveAt(this.step) === 'function'
+    const batch = usedFields(taken, objective, own)
+    if (!own) this.#checkOldLogprobs(batch, objective, operation)
     const rated = rateBatch(operation, await this.#complete(batch, objective), objective, this.#rating(this.config.maxNewTokens))
     const rollouts = await this.#withLogprobs(rated, objective, false)
     return { loss: this.#loss(rated, rollouts, [...batch.sequences.keys()]), metrics: rated.metrics }
@@ -179,12 +199,22 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     return typeof objective === 'function' ? ownTerms : objective
   }
 
-  #needsReference({ kl, lazy, terms }: Objective): boolean {
-    return (
-      (kl !== undefined && kl.beta > 0) ||
-      lazy?.old === 'ema' ||
-      terms.some(({ advantage }) => advantage.loops?.base === 'teacher')
-    )
+  #needsReference(objective: Objective): boolean {
+    return usesReference(objective) || objective.lazy?.old === 'ema'
+  }
+
+  /** One loop's log-probabilities say nothing of the ratios at the others. */
+  #checkOldLogprobs({ sequences, oldLogprobs }: RolloutFields, objective: Objective, operation: string): void {
+    const loops = loopsNeeded(objective, this.model.config.total_ut_steps)
+    if (!Array.isArray(oldLogprobs) || loops === 1 || ratioLoop(objective, loops) !== undefined) return
+    const i = sequences.findIndex((sequence, i) => sequence.length > 1 && oldLogprobs[i]?.length === sequence.length - 1)
+    if (i === -1) return
+    const width = sequences[i]!.length - 1
+    const message =
+      `oldLogprobs[${i}] has length - 1 = ${width} entries, those of one loop, but the objective has ratios at several: give loops × ` +
+      `(length - 1) = ${loops * width}, as score returned them before the update, or weights that credit one loop ('last'), or leave ` +
+      'oldLogprobs out where the rollouts are fresh, so that every ratio is 1'
+    throw new LoopLMError('INVALID_SHAPE', message, { operation })
   }
 
   #rating(maxLength: number | undefined) {
@@ -230,7 +260,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   ): Promise<Gathered> {
     const { sequences, promptLengths, rewards, truncated, completions } = rollouts
     const { config } = this
-    const batch: RolloutBatch = { sequences, promptLengths, rewards, truncated }
+    const batch: RolloutFields = { sequences, promptLengths, rewards, truncated }
     const metrics: Metrics = {}
     if (config.exitThreshold !== undefined) {
       batch.exitLoops = rollouts.loops.map((loops) => loops.reduce((sum, loop) => sum + loop, 0) / Math.max(1, loops.length))
@@ -263,11 +293,10 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 
   /** Adds what the model itself can say of a batch: embeddings for novelty, mean exit loops for costs and strata. */
-  async #complete(batch: RolloutBatch, objective: Objective, signal?: AbortSignal): Promise<RolloutBatch> {
+  async #complete(batch: RolloutFields, objective: Objective, signal?: AbortSignal): Promise<RolloutFields> {
     const complete = { ...batch }
-    const responses =
-      Array.isArray(batch.sequences) && batch.sequences.every((s, i) => s.length > (batch.promptLengths?.[i] ?? s.length))
-    if (!responses) return batch // refused, or answered, where the batch is rated
+    const responses = batch.sequences.every((s, i) => s.length > batch.promptLengths[i]!)
+    if (!responses || batch.advantages !== undefined) return batch // nothing to embed, or nothing to rate
     if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty')) {
       complete.embeddings = await this.model.embed(batch.sequences, { promptLengths: batch.promptLengths, signal })
     }
@@ -376,7 +405,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 
   /** The responses behind one start token. */
-  #marginal({ sequences, promptLengths }: RolloutBatch): NonNullable<RatedRollouts['marginal']> {
+  #marginal({ sequences, promptLengths }: RolloutFields): NonNullable<RatedRollouts['marginal']> {
     const start = this.config.marginalToken ?? this.model.config.bos_token_id ?? 0
     return { sequences: sequences.map((sequence, i) => [start, ...Array.from(sequence).slice(promptLengths[i]!)]) }
   }
@@ -411,7 +440,13 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 
   /** Scores, the caller's coefficients, and the backward from them. */
-  async #accumulateOwn({ objective, rated, rewards, advantages, step }: NonNullable<PolicyLoss['own']>): Promise<Metrics> {
+  async #accumulateOwn({
+    objective,
+    rated,
+    rewards,
+    advantages,
+    step,
+  }: NonNullable<PolicyLoss['own']>): Promise<Metrics & { loss: number }> {
     const rows = [...rated.active.keys()].filter((i) => rated.active[i])
     const sequences = rows.map((i) => rated.sequences[i]!)
     const promptLengths = rows.map((i) => rated.promptLengths[i]!)
@@ -433,7 +468,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 
   async #referenceModel(): Promise<LoopLM> {
-    if (this.#reference === undefined && this.step > 0) {
+    if (this.#reference === undefined && this.optimizer.steps > 0) {
       const message = 'referenceLogprobs: earlier batches brought their own, so no reference was kept; bring them here too'
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation: this.constructor.name })
     }

@@ -2,7 +2,7 @@ import { LoopLMError } from '../errors.js'
 import { accumulateStage2 } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { LossBatch, LossObjective, TokenSequence } from '../model/types.js'
-import { checkSequences } from './batch.js'
+import { responseLengths } from './batch.js'
 import { type PretrainConfig, type PretrainOptions, pretrainOptions } from './config.js'
 import type { Metrics } from './events.js'
 import { lossMetrics } from './metrics.js'
@@ -13,11 +13,13 @@ import { checkOptions } from './validate.js'
 
 const gate = ['model.early_exit_gate.weight', 'model.early_exit_gate.bias']
 
-/** Sequences to learn, as `update` and `gradients` of {@link PretrainTrainer} take them. Other fields are ignored. */
+/** Sequences to learn, as `update` and `gradients` of {@link PretrainTrainer} take them. Other fields are ignored; null stands for an absent one. */
 export interface PretrainBatch {
   sequences: readonly TokenSequence[]
   /** Per sequence, how many tokens are given and carry no loss; default 1 each, since the first token has no prediction. */
   promptLengths?: ArrayLike<number>
+  // biome-ignore lint/suspicious/noExplicitAny: with unknown, TypeScript would refuse batches whose type is an interface
+  [unused: string]: any
 }
 
 /**
@@ -34,6 +36,7 @@ export interface PretrainBatch {
  */
 export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBatch> {
   protected readonly objective: LossObjective
+  protected readonly fields = ['sequences', 'promptLengths'] as const
 
   /**
    * @param model trained in place
@@ -55,7 +58,7 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
     return this.config.stage === 2 ? gate : undefined
   }
 
-  protected async accumulate(loss: LossBatch): Promise<Metrics> {
+  protected async accumulate(loss: LossBatch): Promise<Metrics & { loss: number }> {
     if (this.config.stage === 1)
       return lossMetrics(await this.model.accumulateLoss(loss, this.objective), { ratio: false, kl: false })
     const { sequences, promptLengths } = loss
@@ -65,14 +68,15 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
   }
 
   protected async prepare(batch: PretrainBatch, operation: string): Promise<Prepared> {
-    const promptLengths = batch.promptLengths ?? Array<number>(batch.sequences?.length ?? 0).fill(1)
-    const responseLengths = checkSequences(operation, batch.sequences, promptLengths)
-    const kept = [...responseLengths.keys()].filter((i) => responseLengths[i]! > 0)
+    const { sequences } = batch
+    const promptLengths = batch.promptLengths!
+    const lengths = responseLengths({ sequences, promptLengths })
+    const kept = [...lengths.keys()].filter((i) => lengths[i]! > 0)
     if (kept.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'no sequence has a token after its prompt', { operation })
-    const all = sequenceNorms(responseLengths, 'token-mean')
+    const all = sequenceNorms(lengths, 'token-mean')
     const norms = kept.map((i) => all[i]!)
     const loss = {
-      sequences: kept.map((i) => batch.sequences[i]!),
+      sequences: kept.map((i) => sequences[i]!),
       promptLengths: kept.map((i) => promptLengths[i]!),
       terms: [{ advantages: kept.map(() => 1), norms }],
       norms,

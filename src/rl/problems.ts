@@ -1,5 +1,5 @@
 import type { ChatMessage } from '../data/chat-template.js'
-import { DatasetSampler } from '../data/sampler.js'
+import { checkDraw, DatasetSampler } from '../data/sampler.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
@@ -132,5 +132,6 @@ function chatSequence(tokenizer: Tokenizer, messages: readonly ChatMessage[]): T
 }
 
 function range(start: number, count: number): number[] {
+  checkDraw(count, 'task')
   return Array.from({ length: count }, (_, i) => start + i)
 }

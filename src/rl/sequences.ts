@@ -3,6 +3,7 @@ import { Corpus } from '../data/corpus.js'
 import { LoopLMError } from '../errors.js'
 import type { LossBatch, TokenSequence } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
+import { checkSequences, copyBatch } from './batch.js'
 import type { SequenceConfig } from './config.js'
 import type { DataDescription } from './data.js'
 import { evaluateSequences, sequenceMetrics } from './evaluate-sequences.js'
@@ -79,10 +80,21 @@ export abstract class SequenceTrainer<
     const { batchSize } = this.config
     const drawn = await this.#draw(this.step * batchSize, batchSize)
     const batch = { sequences: drawn.map(({ tokens }) => tokens), promptLengths: drawn.map(({ promptLength }) => promptLength) }
-    const { loss, metrics } = await this.prepare(batch as unknown as Batch, `${this.constructor.name}.run`)
+    const operation = `${this.constructor.name}.run`
+    const { loss, metrics } = await this.prepare(this.take(batch as unknown as Batch, operation), operation)
     return { losses: [loss], metrics, tokens: drawn.reduce((sum, { tokens }) => sum + tokens.length, 0), completions: [] }
   }
 
+  protected take(batch: Batch, operation: string): Batch {
+    const taken = copyBatch(operation, batch, this.fields)
+    const { sequences } = taken
+    const promptLengths = taken.promptLengths ?? (Array.isArray(sequences) ? sequences.map(() => 1) : [])
+    checkSequences(operation, sequences, promptLengths, this.model.config.vocab_size)
+    return { ...taken, promptLengths }
+  }
+
+  /** The fields of a batch that have a meaning. */
+  protected abstract readonly fields: readonly (keyof Batch & string)[]
   protected abstract override prepare(batch: Batch, operation: string): Promise<Prepared<Loss>>
 
   protected rewardFunctions({ task }: ProblemSource): readonly WeightedReward[] {

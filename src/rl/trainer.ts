@@ -1,7 +1,8 @@
 import { join } from 'node:path'
+import { checkInstance } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkAdapter, sameAdapter } from '../model/adapter.js'
-import type { LoopLM } from '../model/model.js'
+import { LoopLM } from '../model/model.js'
 import { AdamW } from '../model/optimizer.js'
 import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
 import { writeReport } from '../monitor/report.js'
@@ -13,22 +14,31 @@ import { memory } from '../tensor/devices.js'
 import {
   type CheckpointPart,
   checkpointPath,
+  checkUpdates,
   newestCheckpoint,
   readTrainerState,
   saveCheckpoint,
   setAside,
   settle,
+  type TrainerState,
 } from './checkpoint.js'
 import { plainConfig, type TrainerConfig } from './config.js'
 import { type DataDescription, describeProblems } from './data.js'
 import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.js'
-import type { Metrics, TrainerEvent } from './events.js'
+import type { Metrics, TrainerEvent, UpdateMetrics } from './events.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
 import { meanMetrics } from './metrics.js'
-import { findNonFinite } from './non-finite.js'
+import { findNonFinite, nonFiniteGradient } from './non-finite.js'
 import { openProblems, type ProblemSource, taskProblems } from './problems.js'
 import { learningRateAt } from './schedule.js'
 import { Selection } from './selection.js'
+import { inTurn } from './turns.js'
+
+/** What a run is told beside the trainer's options. */
+interface RunOptions {
+  signal?: AbortSignal | undefined
+  config?: Record<string, unknown> | undefined
+}
 
 /** One logical batch as the engine takes it, with what is already known about it. */
 export interface Prepared<Loss = LossBatch> {
@@ -68,10 +78,11 @@ export abstract class Trainer<
   #data: DataDescription | undefined
   readonly #selection: Selection
   readonly #warned = new Set<string>()
-  #busy = false
   #problems: ProblemSource | undefined
+  #refused: LoopLMError | undefined // of a resume that was refused when parts of the checkpoint had been taken over
 
   constructor(name: string, model: LoopLM, config: Config) {
+    checkInstance(model, 'model', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', new.target.name)
     this.name = name
     this.model = model
     this.config = config
@@ -97,37 +108,48 @@ export abstract class Trainer<
   }
 
   /**
-   * Makes one optimizer step on a given batch, at the learning rate that the schedule has for the current step.
+   * Makes one optimizer step on a given batch, at the learning rate that the schedule has for the current step. The batch is read before
+   * the call returns its promise. Calls of `update` and `gradients` on one model, also by several trainers, are carried out one after the
+   * other in the order in which they were made. Gradients that were accumulated on the model before play no part and are forgotten.
    *
    * @returns `loss`, `grad_norm` (before clipping), `learning_rate` and the other metrics
    * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field of the batch; NON_FINITE naming step and parameter, with
    *   the parameters unchanged
    */
-  async update(batch: Batch): Promise<Metrics> {
-    return this.#exclusively('update', async () => {
+  async update(batch: Batch): Promise<UpdateMetrics> {
+    const operation = `${this.constructor.name}.update`
+    const taken = this.take(batch, operation)
+    return inTurn(this.model, operation, async () => {
       const start = performance.now()
       await this.#adapt()
-      const { loss, metrics } = await this.prepare(batch, `${this.constructor.name}.update`)
+      const { loss, metrics } = await this.prepare(taken, operation)
       const tokens = loss.sequences.reduce((sum, sequence) => sum + sequence.length, 0)
       return this.#finishStep({ losses: [loss], metrics, tokens, completions: [] }, start)
     })
   }
 
   /**
-   * The loss of a batch and its gradients before clipping. Neither parameters nor optimizer change; gradients that the caller
-   * had accumulated on the model are forgotten.
+   * The loss of a batch and its gradients before clipping. Parameters, optimizer and the trainer's step stay as they are. The model's
+   * own gradients are the place of the computation: what `model.backward` had accumulated there is zero afterwards, so read
+   * `model.gradients()` before. Calls wait for each other as those of `update` do.
    *
    * @returns `gradients` has every trained parameter by its Hugging Face name, in the shape of the parameter, row-major
    * @throws LoopLMError as `update` does
    */
   async gradients(batch: Batch): Promise<{ loss: number; gradients: Map<string, RealArray> }> {
-    return this.#exclusively('gradients', async () => {
+    const operation = `${this.constructor.name}.gradients`
+    const taken = this.take(batch, operation)
+    return inTurn(this.model, operation, async () => {
       await this.#adapt()
-      const { loss: lossBatch } = await this.prepare(batch, `${this.constructor.name}.gradients`)
+      const { loss: lossBatch } = await this.prepare(taken, operation)
       await this.model.zeroGradients()
       try {
-        const loss = lossBatch.sequences.length === 0 ? 0 : (await this.accumulate(lossBatch)).loss!
-        return { loss, gradients: await this.model.gradients() }
+        const loss = lossBatch.sequences.length === 0 ? 0 : (await this.accumulate(lossBatch)).loss
+        if (!Number.isFinite(loss)) throw await this.#nonFinite(`the loss is ${loss}`, lossBatch, operation)
+        const gradients = await this.model.gradients()
+        const bad = nonFiniteGradient(gradients)
+        if (bad !== undefined) throw await this.#nonFinite(bad, lossBatch, operation)
+        return { loss, gradients }
       } finally {
         await this.model.zeroGradients()
       }
@@ -139,22 +161,24 @@ export abstract class Trainer<
    * written, the last one when the run ends or is aborted; the abort takes effect between steps, or while sampling, scoring or evaluating.
    *
    * @param options.signal ends the run after the current step
+   * @param options.config replaces config.yaml of `runDir` once the run, or the checkpoint that it resumes from, is accepted; without it the
+   *   options are written there, unless the file exists
    * @throws LoopLMError INVALID_CONFIG when there is nothing to train on, NON_FINITE naming step and tensor, INVALID_FILE when the run's
    *   folder cannot be written, INVALID_ARGUMENT when another run trains in it
    */
-  async *run(options: { signal?: AbortSignal | undefined } = {}): AsyncGenerator<TrainerEvent, void, undefined> {
+  async *run(options: RunOptions = {}): AsyncGenerator<TrainerEvent, void, undefined> {
     const { runDir } = this.config
     const unlock = runDir === undefined ? undefined : lockRun(runDir, (message) => this.warn(message))
     try {
-      yield* this.#run(options.signal)
+      yield* this.#run(options)
     } finally {
       unlock?.()
     }
   }
 
-  async *#run(signal: AbortSignal | undefined): AsyncGenerator<TrainerEvent, void, undefined> {
+  async *#run({ signal, config }: RunOptions): AsyncGenerator<TrainerEvent, void, undefined> {
     const { steps, saveEvery, onStep, onEval } = this.config
-    const { folder, resumed } = await this.#open(signal)
+    const { folder, resumed } = await this.#open(signal, config)
     let metrics: Metrics = {}
     let saved = resumed ? this.#step : -1
     try {
@@ -169,7 +193,7 @@ export abstract class Trainer<
         const due = this.#step > 0 && saveEvery > 0 && this.#step % saveEvery === 0
         if (folder !== undefined && saved !== this.#step && (ends || due || this.#selection.holds(this.#step))) {
           saved = this.#step
-          yield { type: 'checkpoint', step: saved, metrics: {}, path: await this.#save(folder) }
+          yield { type: 'checkpoint', step: saved, metrics: {}, path: await this.#inTurn(() => this.#save(folder)) }
         }
         if (ends) break
         const made = await this.#runStep(folder, signal)
@@ -184,7 +208,7 @@ export abstract class Trainer<
     }
     const stoppedEarly = this.#step < steps && this.#selection.exhausted
     const aborted = this.#step < steps && !stoppedEarly
-    if (!aborted) await this.#loadBest()
+    if (!aborted) await this.#inTurn(() => this.#loadBest())
     yield { type: 'done', step: this.#step, metrics, aborted, stoppedEarly }
   }
 
@@ -224,14 +248,16 @@ export abstract class Trainer<
   }
 
   /** Adds the gradient of a logical batch to the model's and returns `loss` and the other metrics. */
-  protected abstract accumulate(loss: Loss): Promise<Metrics>
+  protected abstract accumulate(loss: Loss): Promise<Metrics & { loss: number }>
   /** The parameters that an optimizer step changes; undefined: all. */
   protected get trained(): readonly string[] | undefined {
     return undefined
   }
   /** Longest completion, where the options say so. */
   protected abstract readonly maxNewTokens: number | undefined
-  /** Turns a caller's batch into the engine's. */
+  /** A copy of what the trainer knows of a caller's batch, its sequences checked; made before anything is awaited. */
+  protected abstract take(batch: Batch, operation: string): Batch
+  /** Turns what `take` made of a batch into the engine's. */
   protected abstract prepare(batch: Batch, operation: string): Promise<Prepared<Loss>>
   /** Finds the batches of the current step. */
   protected abstract work(signal: AbortSignal | undefined): Promise<StepWork<Loss>>
@@ -324,7 +350,8 @@ export abstract class Trainer<
 
   /** One step of a run with its records; undefined when sampling was aborted. */
   async #runStep(folder: RunFolder | undefined, signal: AbortSignal | undefined): Promise<Metrics | undefined> {
-    return this.#exclusively('run', async () => {
+    return this.#inTurn(async () => {
+      if (signal?.aborted) return undefined // while it waited
       const start = performance.now()
       const work = await unlessAborted(signal, () => this.work(signal)).catch((cause: unknown) => {
         const { code, message } = toLoopLMError(cause)
@@ -341,16 +368,19 @@ export abstract class Trainer<
   }
 
   /** Makes the optimizer steps of a step and completes its metrics. */
-  async #finishStep(work: StepWork<Loss>, start: number): Promise<Metrics> {
+  async #finishStep(work: StepWork<Loss>, start: number): Promise<UpdateMetrics> {
     const learningRate = learningRateAt(this.config, this.#step)
-    const made: Metrics[] = []
+    const made: UpdateMetrics[] = []
     for (const loss of work.losses) made.push(await this.#optimize(loss, work.metrics, learningRate))
     this.#step++
     this.#tokens += work.tokens
     const seconds = (performance.now() - start) / 1000
+    const means = meanMetrics(made)
     return {
       ...work.metrics,
-      ...meanMetrics(made),
+      ...means,
+      loss: means.loss ?? 0,
+      grad_norm: means.grad_norm ?? 0,
       learning_rate: learningRate,
       skipped_updates: this.#skippedUpdates,
       num_tokens: this.#tokens,
@@ -360,7 +390,8 @@ export abstract class Trainer<
   }
 
   /** One optimizer step; none when no sequence of the batch has a gradient. */
-  async #optimize(batch: Loss, work: Metrics, learningRate: number): Promise<Metrics> {
+  async #optimize(batch: Loss, work: Metrics, learningRate: number): Promise<UpdateMetrics> {
+    await this.model.zeroGradients()
     if (batch.sequences.length === 0) {
       this.#skippedUpdates++
       this.#explainSkippedUpdate(work)
@@ -368,8 +399,8 @@ export abstract class Trainer<
     }
     try {
       const metrics = await this.accumulate(batch)
-      const { loss = Number.NaN } = metrics // metrics that are not numbers are left out
-      if (!Number.isFinite(loss)) throw await this.#nonFiniteLoss(batch, loss)
+      const { loss } = metrics
+      if (!Number.isFinite(loss)) throw await this.#nonFinite(`the loss is ${loss}`, batch)
       const { gradNorm } = await this.optimizer.step({ learningRate, only: this.trained })
       await this.afterUpdate()
       if (work.reward !== undefined && Math.abs(loss) < 1e-6 && gradNorm > 0) this.#explainZeroLoss(gradNorm)
@@ -381,10 +412,10 @@ export abstract class Trainer<
     }
   }
 
-  async #nonFiniteLoss(batch: Loss, loss: number): Promise<LoopLMError> {
+  async #nonFinite(what: string, batch: Loss, operation?: string): Promise<LoopLMError> {
     const culprit = await findNonFinite(this.model, batch.sequences)
-    const message = `the loss is ${loss}: ${culprit}; nothing was changed. Go back to an earlier checkpoint, lower the learning rate or maxGradNorm`
-    return new LoopLMError('NON_FINITE', message)
+    const message = `${what}: ${culprit}; nothing was changed. Go back to an earlier checkpoint, lower the learning rate or maxGradNorm`
+    return new LoopLMError('NON_FINITE', message, { operation })
   }
 
   #explainSkippedUpdate(work: Metrics): void {
@@ -414,6 +445,7 @@ export abstract class Trainer<
 
   /** Gives the model the adapter of the options, unless it has it. */
   async #adapt(): Promise<void> {
+    if (this.#refused !== undefined) throw this.#refused
     const { lora, seed } = this.config
     if (lora === undefined) return
     const own = this.model.adapter
@@ -426,16 +458,19 @@ export abstract class Trainer<
   }
 
   /** Resumes and opens the run's folder. */
-  async #open(signal: AbortSignal | undefined): Promise<{ folder: RunFolder | undefined; resumed: boolean }> {
+  async #open(
+    signal: AbortSignal | undefined,
+    config: RunOptions['config'],
+  ): Promise<{ folder: RunFolder | undefined; resumed: boolean }> {
     const { runDir, resume, loadBestModelAtEnd } = this.config
     if (loadBestModelAtEnd && runDir === undefined) {
       const message = 'loadBestModelAtEnd: needs runDir, where the best checkpoint is kept'
       throw new LoopLMError('INVALID_CONFIG', message, { operation: this.constructor.name })
     }
     if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused below
-    if (runDir !== undefined) await settle(`${runDir}/checkpoints`).catch(() => {})
     const checkpoint = await this.#findCheckpoint()
-    await this.#adapt()
+    const state = checkpoint === undefined ? undefined : await readTrainerState(checkpoint, this.name)
+    await this.#inTurn(() => this.#adapt())
     if (checkpoint === undefined && runDir !== undefined && resume === false && this.#step === 0)
       await RunFolder.requireNew(runDir)
     this.#data = await this.openData(signal)
@@ -443,27 +478,41 @@ export abstract class Trainer<
       this.checkEvaluations()
       this.#evalTasks()
     }
-    if (checkpoint === undefined) await this.start(undefined)
-    else await this.#resume(checkpoint)
-    const folder = runDir === undefined ? undefined : await this.#openFolder(runDir)
+    await this.#inTurn(() => (checkpoint === undefined ? this.start(undefined) : this.#resume(checkpoint, state!)))
+    const folder = runDir === undefined ? undefined : await this.#openFolder(runDir, config)
     return { folder, resumed: checkpoint !== undefined && checkpoint === (runDir && checkpointPath(runDir, this.#step)) }
   }
 
-  /** Takes over all of a checkpoint, or, where a part of it is damaged, leaves the model as it was. */
-  async #resume(checkpoint: string): Promise<void> {
+  /**
+   * Takes over all of a checkpoint, or, where a part of it is damaged, leaves model and position as they were. Optimizer and teacher
+   * cannot go back: a trainer whose optimizer was replaced by then refuses any further use.
+   */
+  async #resume(checkpoint: string, state: TrainerState): Promise<void> {
     using before = await this.model.clone()
+    const [step, tokens, skippedUpdates, selection] = [this.#step, this.#tokens, this.#skippedUpdates, this.#selection.state]
+    let replaced = false
     try {
-      await this.#load(checkpoint)
+      await loadTrained(this.model, checkpoint)
+      await this.optimizer.load(`${checkpoint}/optimizer.safetensors`)
+      replaced = true
+      checkUpdates(checkpoint, state, this.optimizer.steps)
+      this.#goOnFrom(checkpoint, state)
       await this.start(checkpoint)
-    } catch (error) {
+    } catch (cause) {
       await this.model.copyParametersFrom(before)
-      throw error
+      ;[this.#step, this.#tokens, this.#skippedUpdates, this.#selection.state] = [step, tokens, skippedUpdates, selection]
+      if (!replaced) throw cause
+      const { code, message } = toLoopLMError(cause)
+      const remedy = 'the trainer has taken over parts of the checkpoint: make a new one'
+      this.#refused = new LoopLMError(code, `${message}; ${remedy}`, { cause })
+      throw this.#refused
     }
   }
 
-  async #openFolder(runDir: string): Promise<RunFolder> {
-    const config = { trainer: this.name, ...plainConfig(this.config) }
-    const folder = await RunFolder.open(runDir, { config, step: this.#step, warn: (message) => this.warn(message) })
+  async #openFolder(runDir: string, given: RunOptions['config']): Promise<RunFolder> {
+    const config = given ?? { trainer: this.name, ...plainConfig(this.config) }
+    const replace = given !== undefined
+    const folder = await RunFolder.open(runDir, { config, replace, step: this.#step, warn: (message) => this.warn(message) })
     const aside = await setAside(runDir, this.#step)
     if (aside.length > 0) {
       const names = aside.map((step) => `step-${step}`).join(', ')
@@ -482,10 +531,7 @@ export abstract class Trainer<
     })
   }
 
-  async #load(checkpoint: string): Promise<void> {
-    const state = await readTrainerState(checkpoint, this.name)
-    await loadTrained(this.model, checkpoint)
-    await this.optimizer.load(`${checkpoint}/optimizer.safetensors`)
+  #goOnFrom(checkpoint: string, state: TrainerState): void {
     this.#step = state.step
     this.#tokens = state.tokens
     this.#skippedUpdates = state.skippedUpdates
@@ -547,18 +593,9 @@ export abstract class Trainer<
     await write.catch((error) => this.warn(`no report was written: ${toLoopLMError(error).message}`))
   }
 
-  /** Two updates at a time would mix their gradients. */
-  async #exclusively<Result>(method: string, action: () => Promise<Result>): Promise<Result> {
-    if (this.#busy) {
-      const message = 'another update, gradients or run of this trainer has not finished; await it first'
-      throw new LoopLMError('INVALID_ARGUMENT', message, { operation: `${this.constructor.name}.${method}` })
-    }
-    this.#busy = true
-    try {
-      return await action()
-    } finally {
-      this.#busy = false
-    }
+  /** What a run does to the model or reads of it as a whole, not in the middle of another trainer's step. */
+  #inTurn<Result>(action: () => Promise<Result>): Promise<Result> {
+    return inTurn(this.model, `${this.constructor.name}.run`, action)
   }
 }
 

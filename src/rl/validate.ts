@@ -1,5 +1,8 @@
 import type { z } from 'zod'
+import { describe, nearestName } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
+
+export { nearestName }
 
 /**
  * Checks options against a schema and fills in the defaults. Every refused field is named with its value and what is allowed;
@@ -31,45 +34,24 @@ export function refuseOptions(operation: string, message: string): LoopLMError {
   return new LoopLMError('INVALID_CONFIG', message, { operation })
 }
 
-/** The known name nearest to a misspelt one, or undefined when none is near. */
-export function nearestName(name: string, known: readonly string[]): string | undefined {
-  let best: string | undefined
-  let bestDistance = Math.max(2, Math.floor(name.length / 3)) + 1
-  for (const candidate of known) {
-    const distance = editDistance(plain(name), plain(candidate))
-    if (distance < bestDistance) {
-      best = candidate
-      bestDistance = distance
-    }
-  }
-  return best
-}
-
 function unknownKey(key: string, known: readonly string[]): string {
   const nearest = nearestName(key, known)
   if (nearest !== undefined) return `${key}: unknown option; did you mean ${nearest}?`
   return known.length === 0 ? `${key}: unknown option` : `${key}: unknown option; the options are ${known.join(', ')}`
 }
 
-function plain(name: string): string {
-  return name.replaceAll(/[-_]/g, '').toLowerCase()
-}
-
-function editDistance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j)
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i]
-    for (let j = 1; j <= b.length; j++) {
-      next.push(Math.min(next[j - 1]! + 1, row[j]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)))
-    }
-    row = next
-  }
-  return row[b.length]!
-}
-
 function show(value: unknown): string {
   if (typeof value === 'function') return 'a function'
   if (typeof value === 'number' || typeof value === 'bigint' || value === undefined) return String(value)
-  const text = JSON.stringify(value) ?? String(value)
+  const text = asJson(value)
   return text.length > 80 ? `${text.slice(0, 77)}…` : text
+}
+
+/** Some values have no JSON: objects that contain themselves, big integers. */
+function asJson(value: unknown): string {
+  try {
+    return JSON.stringify(value) ?? String(value)
+  } catch {
+    return describe(value)
+  }
 }

@@ -1,13 +1,15 @@
+import { checkOptions, checkWord, describe, type Keys } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, context, type NativeTensor, native } from '../native.js'
 import { checkDevice } from './devices.js'
-import { checkOperand, Tensor } from './tensor.js'
+import { checkAxis, checkIntegers, checkOperand, checkTensor, dtypes, Tensor } from './tensor.js'
 import type { DeviceName, DType, NestedNumbers, TensorOptions } from './types.js'
 
 /** What a tensor is made from. */
 type Source = NestedNumbers | Float32Array | Float64Array | Int32Array | Uint16Array
 
-const dtypes: readonly DType[] = ['float32', 'bfloat16', 'float64', 'int32']
+const maxRank = 8 // the engine's
+const tensorOptions = { dtype: true, device: true } satisfies Keys<TensorOptions>
 
 /**
  * A tensor with the given elements, copied before the call returns.
@@ -39,11 +41,13 @@ export function tensor(
 ): Tensor<'float32'>
 export function tensor(data: Source, shape?: readonly number[], options: TensorOptions = {}): Tensor {
   const operation = 'tensor'
+  checkOptions(options, tensorOptions, operation)
   const device = checkDevice(options.device, operation)
+  checkData(data, operation)
   const nested = ArrayBuffer.isView(data) ? undefined : flatten(data, operation)
   const values = nested?.values ?? (data as Exclude<Source, NestedNumbers>)
   const dtype = checkDType(options.dtype ?? defaultDType(data, device), operation)
-  const dimensions = shape ?? nested?.shape ?? [values.length]
+  const dimensions = shape === undefined ? (nested?.shape ?? [values.length]) : checkIntegers(shape, 'shape', operation)
   return create(operation, device, dtype, (on) =>
     native().tensorCreate(on, dtype, dimensions, elements(values, dtype, operation)),
   )
@@ -117,9 +121,14 @@ export function full<D extends DType = 'float32'>(
  */
 export async function concat<D extends DType>(tensors: readonly Tensor<D>[], axis = 0): Promise<Tensor<D>> {
   const operation = 'concat'
-  const first = tensors[0]
-  if (first === undefined) throw new LoopLMError('INVALID_ARGUMENT', 'give at least one tensor', { operation })
-  for (const other of tensors) checkOperand(operation, first.device, first.dtype, other)
+  if (!Array.isArray(tensors) || tensors.length === 0) {
+    const message = `tensors must be an array of at least one Tensor, got ${describe(tensors)}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  const [first] = tensors as [Tensor<D>]
+  checkTensor(first, 'tensors[0]', operation)
+  checkAxis(axis, operation)
+  for (const [i, other] of tensors.entries()) checkOperand(operation, first.device, first.dtype, other, `tensors[${i}]`)
   const handles = tensors.map((each) => each.handle(operation))
   return new Tensor(await call(operation, () => native().tensorConcat(handles, axis)), first.dtype, first.device)
 }
@@ -130,9 +139,14 @@ function filled<D extends DType>(
   value: number,
   options: TensorOptions<D>,
 ): Tensor<D> {
+  checkOptions(options, tensorOptions, operation)
   const device = checkDevice(options.device, operation)
   const dtype = checkDType(options.dtype ?? (device === 'reference' ? 'float64' : 'float32'), operation) as D
-  return create(operation, device, dtype, (on) => native().tensorFill(on, dtype, shape, value))
+  const dimensions = checkIntegers(shape, 'shape', operation)
+  if (typeof value !== 'number') {
+    throw new LoopLMError('INVALID_ARGUMENT', `value must be a number, got ${describe(value)}`, { operation })
+  }
+  return create(operation, device, dtype, (on) => native().tensorFill(on, dtype, dimensions, value))
 }
 
 function create<D extends DType>(
@@ -156,9 +170,15 @@ function defaultDType(data: Source, device: DeviceName): DType {
 }
 
 function checkDType(dtype: unknown, operation: string): DType {
-  const known = dtypes.find((word) => word === dtype)
-  if (known !== undefined) return known
-  throw new LoopLMError('INVALID_ARGUMENT', `dtype must be one of ${dtypes.join(', ')}, got ${String(dtype)}`, { operation })
+  return checkWord(dtype, 'dtype', dtypes, operation)
+}
+
+/** Other typed arrays are refused: integers of 64 bits are no numbers of JavaScript, and bytes may be a file's. */
+function checkData(data: unknown, operation: string): void {
+  const typed = [Float32Array, Float64Array, Int32Array, Uint16Array].some((type) => data instanceof type)
+  if (typed || typeof data === 'number' || Array.isArray(data)) return
+  const message = `data must be a number, nested arrays of numbers, or a Float32Array, Float64Array, Int32Array or Uint16Array, got ${describe(data)}`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 
 /** The typed array that the addon takes for a dtype. */
@@ -187,7 +207,11 @@ function toFloat32(values: ArrayLike<number>): Float32Array {
 /** Numbers of nested arrays in row-major order, and the shape; every level must be even. */
 function flatten(data: NestedNumbers, operation: string): { values: number[]; shape: number[] } {
   const shape: number[] = []
-  for (let level: NestedNumbers | undefined = data; Array.isArray(level); level = level[0]) shape.push(level.length)
+  for (let level: NestedNumbers | undefined = data; Array.isArray(level); level = level[0]) {
+    shape.push(level.length)
+    if (shape.length <= maxRank) continue
+    throw new LoopLMError('INVALID_SHAPE', `data is nested deeper than the ${maxRank} axes that a tensor may have`, { operation })
+  }
   const values: number[] = []
   const visit = (value: NestedNumbers, depth: number) => {
     if (typeof value === 'number' && depth === shape.length) {
@@ -195,7 +219,7 @@ function flatten(data: NestedNumbers, operation: string): { values: number[]; sh
     } else if (Array.isArray(value) && value.length === shape[depth]) {
       for (const inner of value) visit(inner, depth + 1)
     } else {
-      const found = Array.isArray(value) ? `an array of ${value.length}` : `a ${typeof value}`
+      const found = Array.isArray(value) ? `an array of ${value.length}` : describe(value)
       const wanted = depth < shape.length ? `an array of ${shape[depth]}` : 'a number'
       throw new LoopLMError('INVALID_SHAPE', `nested arrays must be even: expected ${wanted} at depth ${depth}, got ${found}`, {
         operation,

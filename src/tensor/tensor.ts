@@ -1,6 +1,9 @@
+import { checkFlag, checkInstance, checkNumber, checkOptions, checkWord, describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { call, type NativeTensor, native } from '../native.js'
 import type { DeviceName, DType, DTypeArrays, FloatDType } from './types.js'
+
+export const dtypes: readonly DType[] = ['float32', 'bfloat16', 'float64', 'int32']
 
 /** Values of a tensor as JavaScript reads them. */
 type Values<D extends DType> = { float32: Float32Array; bfloat16: Float32Array; float64: Float64Array; int32: Int32Array }[D]
@@ -51,18 +54,21 @@ export class Tensor<D extends DType = DType> {
     other: Tensor<NoInfer<D & FloatDType>>,
     options: { transposeA?: boolean; transposeB?: boolean } = {},
   ): Promise<Tensor<D>> {
-    const { transposeA = false, transposeB = false } = options
-    return this.#result('matmul', [other], (a, b) => native().tensorMatmul(a, b!, transposeA, transposeB))
+    const operation = 'Tensor.matmul'
+    checkOptions(options, { transposeA: true, transposeB: true }, operation)
+    const transposeA = checkFlag(options.transposeA ?? false, 'transposeA', operation)
+    const transposeB = checkFlag(options.transposeB ?? false, 'transposeB', operation)
+    return this.#result('matmul', { other }, (a, b) => native().tensorMatmul(a, b!, transposeA, transposeB))
   }
 
   /** Element-wise sum with numpy's broadcasting. @throws LoopLMError INVALID_SHAPE with both shapes */
   async add(other: Tensor<NoInfer<D>>): Promise<Tensor<D>> {
-    return this.#result('add', [other], (a, b) => native().tensorBinary('add', a, b!))
+    return this.#result('add', { other }, (a, b) => native().tensorBinary('add', a, b!))
   }
 
   /** Element-wise product with numpy's broadcasting. @throws LoopLMError INVALID_SHAPE with both shapes */
   async mul(other: Tensor<NoInfer<D>>): Promise<Tensor<D>> {
-    return this.#result('mul', [other], (a, b) => native().tensorBinary('mul', a, b!))
+    return this.#result('mul', { other }, (a, b) => native().tensorBinary('mul', a, b!))
   }
 
   /**
@@ -76,17 +82,20 @@ export class Tensor<D extends DType = DType> {
     weight: Tensor<NoInfer<D & FloatDType>>,
     options: { eps?: number } = {},
   ): Promise<Tensor<D>> {
-    return this.#result('rmsNorm', [weight], (x, w) => native().tensorRmsNorm(x, w!, options.eps ?? 1e-6))
+    const operation = 'Tensor.rmsNorm'
+    checkOptions(options, { eps: true }, operation)
+    const eps = checkNumber(options.eps ?? 1e-6, 'eps', { min: 0 }, operation)
+    return this.#result('rmsNorm', { weight }, (x, w) => native().tensorRmsNorm(x, w!, eps))
   }
 
   /** exp(x) / Σ exp(x) over the last axis. */
   async softmax(this: Tensor<D & FloatDType>): Promise<Tensor<D>> {
-    return this.#result('softmax', [], (x) => native().tensorSoftmax(x, false))
+    return this.#result('softmax', {}, (x) => native().tensorSoftmax(x, false))
   }
 
   /** x - log Σ exp(x) over the last axis. */
   async logSoftmax(this: Tensor<D & FloatDType>): Promise<Tensor<D>> {
-    return this.#result('logSoftmax', [], (x) => native().tensorSoftmax(x, true))
+    return this.#result('logSoftmax', {}, (x) => native().tensorSoftmax(x, true))
   }
 
   /**
@@ -97,50 +106,57 @@ export class Tensor<D extends DType = DType> {
    */
   async gather(indices: Tensor<'int32'>): Promise<Tensor<D>> {
     const operation = 'Tensor.gather'
+    checkOperand(operation, this.device, 'int32', indices, 'indices')
     const [x, at] = [this.handle(operation), indices.handle(operation)]
-    checkOperand(operation, this.device, 'int32', indices)
     return new Tensor(await call(operation, () => native().tensorGather(x, at)), this.dtype, this.device)
   }
 
   /** Sum over an axis, which disappears, or over all elements. @param axis negative counts from the end */
   async sum(axis?: number): Promise<Tensor<D>> {
-    return this.#result('sum', [], (x) => native().tensorReduce('sum', x, axis))
+    return this.#result('sum', {}, (x) => native().tensorReduce('sum', x, checkAxis(axis, 'Tensor.sum')))
   }
 
   /** Mean over an axis, which disappears, or over all elements. @param axis negative counts from the end */
   async mean(this: Tensor<D & FloatDType>, axis?: number): Promise<Tensor<D>> {
-    return this.#result('mean', [], (x) => native().tensorReduce('mean', x, axis))
+    return this.#result('mean', {}, (x) => native().tensorReduce('mean', x, checkAxis(axis, 'Tensor.mean')))
   }
 
   /** Largest element along an axis, which disappears, or of all elements. @param axis negative counts from the end */
   async max(axis?: number): Promise<Tensor<D>> {
-    return this.#result('max', [], (x) => native().tensorReduce('max', x, axis))
+    return this.#result('max', {}, (x) => native().tensorReduce('max', x, checkAxis(axis, 'Tensor.max')))
   }
 
   /** Index of the largest element along an axis, which disappears, or of all elements; the lowest index wins a tie. */
   async argmax(axis?: number): Promise<Tensor<'int32'>> {
-    const handle = this.handle('Tensor.argmax')
-    return new Tensor(await call('Tensor.argmax', () => native().tensorReduce('argmax', handle, axis)), 'int32', this.device)
+    const operation = 'Tensor.argmax'
+    const handle = this.handle(operation)
+    const along = checkAxis(axis, operation)
+    return new Tensor(await call(operation, () => native().tensorReduce('argmax', handle, along)), 'int32', this.device)
   }
 
   /** The same elements in row-major order under another shape: a view, whose memory lives until both are disposed. @param shape one entry may be -1 */
   async reshape(shape: readonly number[]): Promise<Tensor<D>> {
-    return this.#result('reshape', [], (x) => native().tensorReshape(x, shape))
+    checkIntegers(shape, 'shape', 'Tensor.reshape')
+    return this.#result('reshape', {}, (x) => native().tensorReshape(x, shape))
   }
 
   /** A copy of the elements from `begin` up to, not including, `end` on every axis. @param end default the tensor's shape */
   async slice(begin: readonly number[], end: readonly number[] = this.shape): Promise<Tensor<D>> {
-    return this.#result('slice', [], (x) => native().tensorSlice(x, begin, end))
+    checkIntegers(begin, 'begin', 'Tensor.slice')
+    checkIntegers(end, 'end', 'Tensor.slice')
+    return this.#result('slice', {}, (x) => native().tensorSlice(x, begin, end))
   }
 
   /** Swaps axes: axis i of the result is axis axes[i] of this tensor. @param axes default: all reversed */
   async transpose(axes: readonly number[] = this.shape.map((_, i) => i).reverse()): Promise<Tensor<D>> {
-    return this.#result('transpose', [], (x) => native().tensorTranspose(x, axes))
+    checkIntegers(axes, 'axes', 'Tensor.transpose')
+    return this.#result('transpose', {}, (x) => native().tensorTranspose(x, axes))
   }
 
   /** A copy in another dtype: rounding to nearest, to int32 towards zero. float64 is on device `reference` only. */
   async cast<To extends DType>(dtype: To): Promise<Tensor<To>> {
     const handle = this.handle('Tensor.cast')
+    checkWord(dtype, 'dtype', dtypes, 'Tensor.cast')
     return new Tensor(await call('Tensor.cast', () => native().tensorCast(handle, dtype)), dtype, this.device)
   }
 
@@ -175,24 +191,46 @@ export class Tensor<D extends DType = DType> {
 
   async #result(
     name: string,
-    others: readonly Tensor[],
+    operands: Readonly<Record<string, Tensor>>,
     run: (x: NativeTensor, other?: NativeTensor) => Promise<NativeTensor>,
   ): Promise<Tensor<D>> {
     const operation = `Tensor.${name}`
     const x = this.handle(operation)
-    for (const other of others) checkOperand(operation, this.device, this.dtype, other)
-    return new Tensor(await call(operation, () => run(x, others[0]?.handle(operation))), this.dtype, this.device)
+    const handles = Object.entries(operands).map(([name, operand]) => {
+      checkOperand(operation, this.device, this.dtype, operand, name)
+      return operand.handle(operation)
+    })
+    return new Tensor(await call(operation, () => run(x, ...handles)), this.dtype, this.device)
   }
 }
 
-/** Refuses an operand of another dtype or device. */
-export function checkOperand(operation: string, device: DeviceName, dtype: DType, other: Tensor): void {
+/** Refuses what is no tensor. */
+export function checkTensor(value: unknown, name: string, operation: string): void {
+  checkInstance(value, name, Tensor, 'tensor() and zeros() make them', operation)
+}
+
+/** Refuses an operand that is no tensor, or one of another dtype or device. */
+export function checkOperand(operation: string, device: DeviceName, dtype: DType, other: Tensor, name: string): void {
+  checkTensor(other, name, operation)
   if (other.dtype !== dtype) {
-    const message = `expected a tensor of dtype ${dtype}, got ${other.dtype}; dtypes do not mix: cast one of them`
+    const message = `${name}: expected a tensor of dtype ${dtype}, got ${other.dtype}; dtypes do not mix: cast one of them`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
   if (other.device !== device) {
-    const message = `expected a tensor on device ${device}, got one on ${other.device}`
+    const message = `${name}: expected a tensor on device ${device}, got one on ${other.device}`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
+}
+
+/** A shape or positions on every axis. */
+export function checkIntegers(values: readonly number[], name: string, operation: string): readonly number[] {
+  if (!Array.isArray(values)) {
+    throw new LoopLMError('INVALID_ARGUMENT', `${name} must be an array of integers, got ${describe(values)}`, { operation })
+  }
+  return values.map((value, i) => checkNumber(value, `${name}[${i}]`, { integer: true }, operation))
+}
+
+export function checkAxis<Axis extends number | undefined>(axis: Axis, operation: string): Axis {
+  if (axis !== undefined) checkNumber(axis, 'axis', { integer: true }, operation)
+  return axis
 }

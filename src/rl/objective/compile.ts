@@ -66,6 +66,11 @@ export function usesRatio(objective: Objective, space: ObjectiveTerm['space']): 
   return lazy || tokenTerms(objective, space).some((term) => ratioSurrogates.includes(surrogateOf(term).kind))
 }
 
+/** Whether log-probabilities of the reference model are compared with, those of LLDS apart. */
+export function usesReference(objective: Objective): boolean {
+  return (objective.kl !== undefined && objective.kl.beta > 0) || usesTeacher(objective)
+}
+
 /** Whether a term compares with the reference model at its reference loop. */
 export function usesTeacher(objective: Objective): boolean {
   return objective.terms.some(({ advantage }) => advantage.loops?.base === 'teacher')
@@ -93,6 +98,40 @@ export function onlyLastLoop(objective: Objective, space: ObjectiveTerm['space']
         (credit === 'last' || (typeof credit === 'object' && credit.kind === 'one-hot' && credit.loop === loops)),
     )
   )
+}
+
+/**
+ * The one loop, counted from 1, at which the log-probabilities of the policy that made the rollouts are compared with; undefined where
+ * several loops are.
+ *
+ * @param loops that run
+ */
+export function ratioLoop(objective: Objective, loops: number): number | undefined {
+  const terms = tokenTerms(objective, 'conditional')
+  const compared = terms.filter((term) => ratioSurrogates.includes(surrogateOf(term).kind)).map(({ credit }) => credit)
+  const { lazy } = objective
+  if (lazy?.old === 'rollout') compared.push(lazy.loops === 'credit' ? (terms[0]?.credit ?? 'last') : lazy.loops)
+  const found = new Set(
+    compared.map((credit) => {
+      if (credit === 'last') return loops
+      return typeof credit === 'object' && credit.kind === 'one-hot' ? credit.loop : undefined
+    }),
+  )
+  return found.size === 1 ? [...found][0] : undefined
+}
+
+/**
+ * Log-probabilities of one loop, len-1 per sequence, in the form of all loops. The values of the other loops are not compared with, but the
+ * engine wants them where it scores several loops, for example for a KL divergence at each.
+ */
+function atEveryLoop(logprobs: readonly ArrayLike<number>[], rows: readonly TokenSequence[], loops: number): ArrayLike<number>[] {
+  return logprobs.map((values, i) => {
+    const width = rows[i]!.length - 1
+    if (values?.length !== width) return values
+    const all = new Float64Array(loops * width)
+    for (let t = 0; t < loops; t++) all.set(values, t * width)
+    return all
+  })
 }
 
 function tokenTerms(objective: Objective, space: ObjectiveTerm['space']): ObjectiveTerm[] {
@@ -142,15 +181,18 @@ export function enginePasses(
     }))
   const passes: EnginePass[] = []
   const conditional = termsOf('conditional')
+  const sequences = rows.map((i) => rated.sequences[i]!)
+  const old = pick(rated.oldLogprobs)
+  const oneLoop = ratioLoop(objective, loops) !== undefined
   const { kl, lazy, entropy } = objective
   if (conditional.length > 0) {
     passes.push({
       batch: {
-        sequences: rows.map((i) => rated.sequences[i]!),
+        sequences,
         promptLengths: rows.map((i) => rated.promptLengths[i]!),
         terms: valuesOf(conditional),
         norms: normsOf(undefined),
-        oldLogprobs: pick(rated.oldLogprobs),
+        oldLogprobs: old && oneLoop ? atEveryLoop(old, sequences, loops) : old,
         referenceLogprobs: pick(rated.referenceLogprobs),
         referenceEntropy: pick(rated.referenceEntropy),
         referenceExitPdf: pick(rated.referenceExitPdf),

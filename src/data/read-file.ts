@@ -1,0 +1,69 @@
+import { constants } from 'node:fs'
+import { open } from 'node:fs/promises'
+import { fileError, LoopLMError } from '../errors.js'
+
+/*
+ * Files of a checkpoint, a tokenizer or a run's folder may come from anywhere: a pipe in their place must not hold the reader up, and
+ * parsed JSON takes up to 17 times the bytes of its file.
+ */
+
+/** Most bytes that such a file has. */
+export const maxFileBytes = {
+  /** A configuration; those of published models have some kilobytes. */
+  config: 2 ** 20,
+  /** Lists whose length grows with the model: the index of shards, added tokens. */
+  list: 16 * 2 ** 20,
+  tokenizer: 64 * 2 ** 20,
+} as const
+
+/** Deepest nesting of JSON from a file: what is saved or hashed again goes through functions that call themselves. */
+export const maxJsonDepth = 256
+
+/**
+ * The text of a regular file of bounded size, without a byte order mark.
+ *
+ * @throws LoopLMError NOT_FOUND, or INVALID_FILE naming the file and why it cannot be read
+ */
+export async function readText(path: string, maxBytes: number, operation?: string): Promise<string> {
+  try {
+    const file = await open(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0)) // a pipe would wait for a writer
+    try {
+      const found = await file.stat()
+      if (!found.isFile() || found.size > maxBytes) {
+        const got = found.isFile() ? `, it has ${found.size}` : ''
+        throw new LoopLMError('INVALID_FILE', `${path} must be a regular file of at most ${maxBytes} bytes${got}`, { operation })
+      }
+      return new TextDecoder().decode(await file.readFile())
+    } finally {
+      await file.close()
+    }
+  } catch (cause) {
+    if ((cause as { code?: string }).code !== 'ENOENT') throw fileError(cause, 'read', path, operation)
+    throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation, cause })
+  }
+}
+
+/**
+ * The JSON of such a file.
+ *
+ * @throws LoopLMError NOT_FOUND, or INVALID_FILE naming the file and what is wrong with it
+ */
+export async function readJson(path: string, maxBytes: number, operation?: string): Promise<unknown> {
+  const text = await readText(path, maxBytes, operation)
+  let value: unknown
+  try {
+    value = JSON.parse(text)
+  } catch (cause) {
+    throw new LoopLMError('INVALID_FILE', `${path} is not JSON: ${(cause as Error).message}`, { operation, cause })
+  }
+  if (!isDeeper(value, maxJsonDepth)) return value
+  throw new LoopLMError('INVALID_FILE', `${path} is nested more than ${maxJsonDepth} deep`, { operation })
+}
+
+/** Whether a value holds others inside others more than `depth` times. */
+export function isDeeper(value: unknown, depth: number): boolean {
+  if (typeof value !== 'object' || value === null) return false
+  if (depth === 0) return true
+  for (const inner of Array.isArray(value) ? value : Object.values(value)) if (isDeeper(inner, depth - 1)) return true
+  return false
+}

@@ -1,0 +1,104 @@
+// The names of all options, once; an option that is in no list is refused.
+import type { Keys } from '../arguments.js'
+import type { LoRAOptions } from './adapter.js'
+import type { AdamWOptions } from './optimizer.js'
+import type {
+  BackwardOptions,
+  CreateOptions,
+  ExitRule,
+  GenerateOptions,
+  LoadOptions,
+  PretrainedOptions,
+  SaveOptions,
+  SchedulerOptions,
+  ScoreOptions,
+} from './types.js'
+
+const place = {
+  device: true,
+  dtype: true,
+  threads: true,
+  quantize: true,
+  groupSize: true,
+} satisfies Keys<LoadOptions>
+
+export const createOptions = { ...place, seed: true } satisfies Keys<CreateOptions>
+
+export const pretrainedOptions = { ...place, download: true, revision: true, cacheDir: true } satisfies Keys<PretrainedOptions>
+
+export const saveOptions = { dtype: true, dequantize: true } satisfies Keys<SaveOptions>
+
+export const scoreOptions = {
+  temperature: true,
+  loops: true,
+  lastLoop: true,
+  promptLengths: true,
+  predictions: true,
+  signal: true,
+} satisfies Keys<ScoreOptions>
+
+export const embedOptions = { promptLengths: true, loops: true, signal: true } as const
+
+export const responseMeansOptions = { ...embedOptions, temperature: true } as const
+
+export const backwardOptions = {
+  gateCoefficients: true,
+  temperature: true,
+  loops: true,
+  recompute: true,
+  signal: true,
+} satisfies Keys<BackwardOptions>
+
+export const generateOptions = {
+  maxNewTokens: true,
+  temperature: true,
+  topK: true,
+  topP: true,
+  minP: true,
+  seed: true,
+  loops: true,
+  exit: true,
+  kv: true,
+  logprobs: true,
+  speculate: true,
+  stop: true,
+  signal: true,
+} satisfies Keys<GenerateOptions>
+
+const settled = { rule: true, threshold: true, minLoops: true } as const
+
+export const exitFields = {
+  fixed: { rule: true },
+  gate: settled,
+  'hidden-delta': settled,
+  kl: settled,
+  entropy: settled,
+  'argmax-stable': { rule: true, minLoops: true },
+} satisfies { [Rule in ExitRule['rule']]: Keys<Extract<ExitRule, { rule: Rule }>> }
+
+export const speculateFields = { loops: true, tokens: true } satisfies Keys<NonNullable<GenerateOptions['speculate']>>
+
+export const schedulerOptions = {
+  maxRows: true,
+  maxTokens: true,
+  loops: true,
+  kv: true,
+  prefillTokens: true,
+} satisfies Keys<SchedulerOptions>
+
+export const loraOptions = {
+  rank: true,
+  alpha: true,
+  targetModules: true,
+  dropout: true,
+  seed: true,
+} satisfies Keys<LoRAOptions>
+
+export const adamWOptions = {
+  learningRate: true,
+  betas: true,
+  eps: true,
+  weightDecay: true,
+  maxGradNorm: true,
+  only: true,
+} satisfies Keys<AdamWOptions>

@@ -1,0 +1,205 @@
+import { randomUUID } from 'node:crypto'
+import { closeSync, mkdirSync, openSync, statSync } from 'node:fs'
+import { lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
+import { basename, dirname, join, resolve } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { fileError, LoopLMError } from '../errors.js'
+import { native } from '../native.js'
+
+/*
+ * A new folder is filled beside its place, as NAME.tmp-<uuid>, synced and renamed. In a folder that exists, the new files are first
+ * written whole into .save-<uuid> inside it, and then take the places of the old ones, which move to .save-<uuid>.old:
+ *
+ *   1. config.json moves away: from here on the folder is no checkpoint, and readers say why (`interruptedSave`);
+ *   2. every other file is replaced;
+ *   3. the new config.json comes: the folder is the new checkpoint.
+ *
+ * So a process that dies leaves the old checkpoint, the new one, or one that is refused; an error puts the old files back. What a dead
+ * process left goes with the next save: as long as a process lives, its folder is locked by the system.
+ */
+
+const configs = ['config.json', 'adapter_config.json'] // without which a folder is no checkpoint
+const uuid = /^[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}$/
+const within = '.save-'
+const replaced = '.old'
+
+/**
+ * Writes files so that a new folder is seen complete or not at all, and one that exists as the old checkpoint, as the new one or, after
+ * a kill while the files were exchanged, as one that readers refuse. Other files of a folder that exists stay.
+ *
+ * @param fill writes the files into the folder it is given
+ * @throws LoopLMError INVALID_FILE naming what could not be written; the folder is as it was then
+ */
+export async function writeFolder(folder: string, operation: string, fill: (temporary: string) => Promise<void>): Promise<void> {
+  const target = resolve(folder)
+  const id = randomUUID()
+  const inside = join(target, within + id)
+  let temporary = `${target}.tmp-${id}`
+  let lock: number | undefined
+  try {
+    // nothing is awaited before `fill`, so that it makes its first call before anyone else's next one
+    if (statSync(target, { throwIfNoEntry: false }) !== undefined) temporary = inside
+    mkdirSync(temporary, { recursive: true })
+    lock = lockFolder(temporary)
+    await fill(temporary)
+    await syncAll(temporary)
+    if (temporary !== inside && !(await takePlace(temporary, target))) {
+      await rename(temporary, inside)
+      temporary = inside
+    }
+    if (temporary === inside) await replaceFiles(inside, target)
+    await sync(dirname(target))
+  } catch (cause) {
+    if (!(await exists(temporary + replaced))) await rm(temporary, { recursive: true, force: true })
+    if (!(cause instanceof LoopLMError)) throw fileError(cause, 'write', folder, operation)
+    const message = cause.message.replace(`${operation}: `, '').replaceAll(temporary, target) // the folder of the caller, not the one that is gone
+    throw new LoopLMError(cause.code, message, { operation, shapes: cause.shapes, cause })
+  } finally {
+    if (lock !== undefined) closeSync(lock)
+  }
+  await removeLeft(target).catch(() => {}) // the new files are in place all the same
+}
+
+/** Gives a folder its name; false where another save has made a folder of that name in between. */
+async function takePlace(temporary: string, target: string): Promise<boolean> {
+  try {
+    await rename(temporary, target)
+    return true
+  } catch (error) {
+    const { code } = error as { code?: string }
+    if (code === 'ENOTEMPTY' || code === 'EEXIST') return false
+    throw error
+  }
+}
+
+/** Moves the files of a folder to their places in another: all of them or, where one cannot be moved, none. */
+async function replaceFiles(from: string, target: string): Promise<void> {
+  const old = from + replaced
+  const names = await readdir(from)
+  for (const name of names) {
+    const there = await lstat(join(target, name)).catch(() => undefined)
+    if (there?.isDirectory()) throw new LoopLMError('INVALID_FILE', `cannot write ${join(target, name)}: it is a folder`)
+  }
+  const first = names.filter((name) => configs.includes(name))
+  const moves: [from: string, to: string][] = []
+  const move = async (source: string, to: string) => {
+    await rename(source, to)
+    moves.push([source, to])
+  }
+  const clear = (name: string) => move(join(target, name), join(old, name)).catch(ignoreMissing)
+  const place = (name: string) => move(join(from, name), join(target, name))
+  const lock = await waitForFolder(target) // two saves at a time would mix their files
+  try {
+    await mkdir(old)
+    for (const name of first) await clear(name)
+    await sync(target)
+    for (const name of names.filter((name) => !first.includes(name))) {
+      await clear(name)
+      await place(name)
+    }
+    await sync(target)
+    for (const name of first) await place(name)
+    await sync(target)
+  } catch (error) {
+    for (const [source, to] of moves.reverse()) await rename(to, source)
+    await rm(old, { recursive: true, force: true })
+    throw error
+  } finally {
+    if (lock !== undefined) closeSync(lock)
+  }
+  await rm(from, { recursive: true, force: true })
+  await rm(old, { recursive: true, force: true })
+}
+
+/**
+ * What to do about a folder whose files a process was exchanging when it died.
+ *
+ * @returns undefined where that is not so
+ */
+export async function interruptedSave(folder: string): Promise<string | undefined> {
+  const names = await readdir(folder).catch(() => [])
+  const old = names.find((name) => isLeft(name, within) && name.endsWith(replaced))
+  if (old === undefined) return undefined
+  const fresh = join(folder, old.slice(0, -replaced.length))
+  return `saving a model into ${folder} was cut off half-way: save it again, or complete it by moving the files of ${fresh} into ${folder}`
+}
+
+/** Removes what saves of processes that have died left in a folder and beside it. */
+async function removeLeft(target: string): Promise<void> {
+  const parent = dirname(target)
+  const left = [
+    ...(await readdir(target)).filter((name) => isLeft(name, within)).map((name) => join(target, name)),
+    ...(await readdir(parent)).filter((name) => isLeft(name, `${basename(target)}.tmp-`)).map((name) => join(parent, name)),
+  ]
+  for (const path of left) {
+    const owner = path.endsWith(replaced) ? path.slice(0, -replaced.length) : path
+    const lock = lockFolder(owner)
+    if (lock === undefined && (await exists(owner))) continue // its process lives
+    await rm(path, { recursive: true, force: true })
+    if (lock !== undefined) closeSync(lock)
+  }
+}
+
+function isLeft(name: string, prefix: string): boolean {
+  return name.startsWith(prefix) && uuid.test(name.slice(prefix.length).replace(/\.old$/, ''))
+}
+
+/** The system's lock on a folder, which falls with this process; undefined where another has it, or nothing can be locked. */
+function lockFolder(path: string): number | undefined {
+  let file: number | undefined
+  try {
+    file = openSync(path, 'r')
+    if (native().lockFile(file)) return file
+  } catch {
+    // a file system that cannot lock
+  }
+  if (file !== undefined) closeSync(file)
+  return undefined
+}
+
+/** As {@link lockFolder}, once whoever has the lock gives it back. */
+async function waitForFolder(path: string): Promise<number | undefined> {
+  for (;;) {
+    const file = openSync(path, 'r')
+    try {
+      if (native().lockFile(file)) return file
+    } catch {
+      closeSync(file)
+      return undefined
+    }
+    closeSync(file)
+    await delay(10)
+  }
+}
+
+/** Waits until a file, or a folder with all that is in it, is on the disk. */
+export async function syncAll(path: string): Promise<void> {
+  if ((await stat(path)).isDirectory()) for (const name of await readdir(path)) await syncAll(join(path, name))
+  await sync(path)
+}
+
+/** Waits until a file, or the names in a folder, are on the disk. */
+export async function sync(path: string): Promise<void> {
+  const file = await open(path, 'r')
+  await file.sync().finally(() => file.close())
+}
+
+/** For what may not be there. */
+export function ignoreMissing(error: { code?: string }): void {
+  if (error.code !== 'ENOENT') throw error
+}
+
+/**
+ * Whether there is a file or folder of that path.
+ *
+ * @throws LoopLMError INVALID_FILE where that cannot be seen
+ */
+export async function exists(path: string, operation?: string): Promise<boolean> {
+  return stat(path).then(
+    () => true,
+    (cause) => {
+      if (cause.code === 'ENOENT' || cause.code === 'ENOTDIR') return false
+      throw fileError(cause, 'read', path, operation)
+    },
+  )
+}

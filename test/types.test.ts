@@ -1,0 +1,52 @@
+// The declarations as a strict project reads them: it checks those of its libraries too.
+import { spawnSync } from 'node:child_process'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterAll, beforeAll, expect, it } from 'vitest'
+
+const root = join(import.meta.dirname, '..')
+mkdirSync(join(root, 'runs'), { recursive: true })
+const folder = mkdtempSync(join(root, 'runs', 'types-')) // inside the checkout, where the compiler finds the types of node
+afterAll(() => rmSync(folder, { recursive: true }))
+
+const tsc = (...args: string[]) =>
+  spawnSync(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), ...args], {
+    cwd: folder,
+    encoding: 'utf8',
+  })
+
+beforeAll(() => {
+  tsc('-p', join(root, 'tsconfig.build.json'), '--emitDeclarationOnly', '--outDir', join(folder, 'dist'))
+})
+
+it('a strict program type-checks against the package with skipLibCheck false', () => {
+  const program = `
+    import { AdamW, createServer, type GenerateOptions, kernels, LoopLM, RLTTTrainer, Tokenizer } from './dist/src/index.js'
+    const options: GenerateOptions = { maxNewTokens: 4, exit: { rule: 'gate', threshold: 0.9 } }
+    export async function run(folder: string): Promise<string> {
+      using model = await LoopLM.fromPretrained(folder)
+      using optimizer = new AdamW(model, { only: ['lm_head.weight'] })
+      model.tokenizer = await Tokenizer.fromPretrained(folder)
+      const [result] = await model.generate(['1+1='], options)
+      // @ts-expect-error an option that there is not
+      await model.generate([[1]], { maxTokens: 3 })
+      return \`\${result?.text} \${optimizer.steps} \${typeof kernels} \${RLTTTrainer.name} \${createServer.name}\`
+    }`
+  const compilerOptions = {
+    target: 'es2023',
+    lib: ['es2023', 'esnext.disposable'],
+    module: 'nodenext',
+    types: ['node'],
+    strict: true,
+    exactOptionalPropertyTypes: true,
+    noUncheckedIndexedAccess: true,
+    skipLibCheck: false,
+    noEmit: true,
+  }
+  writeFileSync(join(folder, 'package.json'), JSON.stringify({ type: 'module' }))
+  writeFileSync(join(folder, 'program.ts'), program)
+  writeFileSync(join(folder, 'tsconfig.json'), JSON.stringify({ compilerOptions, files: ['program.ts'] }))
+  const { status, stdout } = tsc('-p', '.')
+  expect(stdout).toBe('')
+  expect(status).toBe(0)
+})
