@@ -68,14 +68,16 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(const Atte
 #pragma unroll
         for (int j = 0; j < keys / 8; ++j) most = fmaxf(most, fmaxf(s[i][j][2 * half], s[i][j][2 * half + 1]));
         most = warp_max<4>(most);  // a row's keys lie in four lanes
-        const float shift = most * scale, shrink = fast_exp2(largest[i][half] * scale - shift);
+        // Exactly 1 where the maximum stays, so that tiles in which a row sees nothing leave its sums as they are. Before the
+        // first tile the maximum is -inf; behind it, it never is, because every row sees its first key.
+        const float shrink = fast_exp2((largest[i][half] - most) * scale), shift = __fmul_rn(most, scale);
         largest[i][half] = most;
         float here = 0;
 #pragma unroll
         for (int j = 0; j < keys / 8; ++j)
 #pragma unroll
           for (int e = 2 * half; e < 2 * half + 2; ++e) here += s[i][j][e] = fast_exp2(fmaf(s[i][j][e], scale, -shift));
-        sum[i][half] = sum[i][half] * shrink + here;
+        sum[i][half] = fmaf(sum[i][half], shrink, here);
 #pragma unroll
         for (int j = 0; j < D / 8; ++j) out[i][j][2 * half] *= shrink, out[i][j][2 * half + 1] *= shrink;
       }
@@ -96,7 +98,7 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(const Atte
       factor[i][half] = 1 / total;
       const int query = first + row + 16 * i + g + 8 * half;
       if (p == 0 && query < run.length)
-        a.lse[int64_t(head) * a.tokens + run.begin + query] = largest[i][half] * a.scale + logf(total);
+        a.lse[int64_t(head) * a.tokens + run.begin + query] = fmaf(largest[i][half], a.scale, logf(total));
     }
   store_rows<D, m>(out, factor, q_tile, row, a.head_dim, [&](int r) {
     return first + r < run.length ? a.out + (run.begin + first + r) * a.out_width + a.q_column(head) : nullptr;
@@ -157,7 +159,7 @@ int attention_backward(void* ctx, LoopDType dt, const LoopAttention* a) {
     Attention<T> arg = arguments<T>(*a);
     const int64_t rows = a->tokens * a->heads;
     auto* delta = static_cast<float*>(scratch(c, size_t(rows) * 4));
-    if (!delta) return 1;
+    if (!delta) return int(LOOP_OUT_OF_MEMORY);
     arg.delta = delta;
     if (int status = check(c,
                            launch(delta_kernel<T>, dim3(unsigned(ceil_div(rows, 8))), dim3(256), 0, c.stream, rows, a->heads,

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_forward_kernel(const A
       float most = largest[i], here = 0;
 #pragma unroll
       for (int j = 0; j < L::across; ++j) {
-        s[i][j] = at + column_group() + 16 * j <= last ? s[i][j] * arg.scale : -INFINITY;
+        s[i][j] = at + column_group() + 16 * j <= last ? __fmul_rn(s[i][j], arg.scale) : -INFINITY;
         most = fmaxf(most, s[i][j]);
       }
       most = warp_max<16>(most);
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_forward_kernel(const A
       largest[i] = most;
 #pragma unroll
       for (int j = 0; j < L::across; ++j) here += s[i][j] = expf(s[i][j] - most);
-      sum[i] = sum[i] * shrink + here;
+      sum[i] = fmaf(sum[i], shrink, here);
 #pragma unroll
       for (int c = 0; c < L::columns; ++c) out[i][c] *= shrink;
     }
@@ -251,11 +251,26 @@ int forward(Context& c, const Attention<T>& arg) {
                "attention");
 }
 
+// Head sizes above 256 take more shared memory for the gradient than a block of some chips may have (99 KiB on 8.6, 8.9
+// and 12.0).
+int shared_memory_for(Context& c, size_t bytes, int head_dim) {
+  int limit = 0, major = 0, minor = 0;
+  cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, c.device);
+  if (bytes <= size_t(limit)) return 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c.device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, c.device);
+  fail(c, "attention_backward: head size " + std::to_string(head_dim) + " needs " + std::to_string((bytes + 1023) / 1024) +
+              " KiB of shared memory for a block, and this chip (compute capability " + std::to_string(major) + "." +
+              std::to_string(minor) + ") has " + std::to_string(limit / 1024) + ": head sizes up to 256 can be trained here");
+  return LOOP_UNSUPPORTED;
+}
+
 template <class T, int D, int a>
 int backward(Context& c, const Attention<T>& arg) {
   using L = Tile<D, a>;
   const int64_t slots = tile_slots(arg.tokens, arg.segment_count, L::rows);
-  const size_t bytes = 4 * L::tiles_bytes + L::weights_bytes;
+  constexpr size_t bytes = 4 * L::tiles_bytes + L::weights_bytes;
+  if (int status = shared_memory_for(c, bytes, arg.head_dim)) return status;
   if (int status = check(c,
                          launch(plain_keys_backward_kernel<T, D, a>, dim3(unsigned(slots * arg.kv_heads)), dim3(plain_threads),
                                 bytes, c.stream, arg),

@@ -4,8 +4,9 @@
 
 namespace looplm::cuda {
 
-// Blocks of a kernel that sums columns: the same on every chip, so that the order of the sums is.
-inline int column_blocks(int64_t rows) { return rows < 512 ? int(rows) : 512; }
+// Blocks that a multiprocessor has of a kernel that sums columns: enough to keep memory busy, and each more writes sums of its
+// own. Their number, and so the order of the sums, is the chip's.
+constexpr int column_blocks = 4;
 
 // out[j] += Σ_b partial[b · stride + j] for j < count
 int add_partials(Context& c, int blocks, int64_t stride, int64_t count, const float* partial, void* out);

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <map>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -36,7 +37,7 @@ constexpr size_t workspace_bytes = 32 << 20;
 constexpr int64_t library_rows = 1024;
 
 // Rows for which the algorithm of a product of activations and a weight is chosen, whatever their number: so all calls with the
-// same weight use the same tiles and the same order of sums.
+// same weight use the same tiles and the same order of sums. A number of rows that this algorithm refuses gets one of its own.
 constexpr int64_t canonical_rows = 4096;
 
 struct Functions {
@@ -75,10 +76,10 @@ struct Lt {
   Functions f{};
   Handle handle = nullptr;
   void* workspace = nullptr;
-  std::map<Key, Heuristic> algorithms;
-  std::map<Key, bool> refused;  // products that it has no algorithm for, or whose algorithm failed
-  std::string refusal;          // of the first of them, why
-  bool wanted = false;          // LOOPLM_CUDA_GEMM=library: for every product, not for large ones alone
+  std::map<Key, Heuristic> algorithms;  // by the rows that they were chosen for
+  std::set<Key> refused;                // products that it has no algorithm for, or whose algorithms failed
+  std::string refusal;                  // of the first of them, why
+  bool wanted = false;                  // LOOPLM_CUDA_GEMM=library: for every product, not for large ones alone
 };
 
 namespace {
@@ -122,9 +123,10 @@ std::string load(Lt& lt, std::string& from) {
   return "";
 }
 
-// Whether a small product comes out right: the library may be for another chip, or of a version whose interface is another.
+// Whether a product comes out right: the library may be for another chip, or of a version whose interface is another. It has the
+// rows that algorithms are chosen for, so that none is asked for another number of them.
 bool trial(Context& c) {
-  constexpr int m = 48, n = 64, k = 32;
+  constexpr int m = canonical_rows, n = 64, k = 32;
   std::vector<bf16> a, b;
   std::vector<float> expected(m * n), got(m * n);
   for (int i = 0; i < m * k; i++) a.push_back({uint16_t(0x3F80 + (i % 7) * 0x10)});  // 1, 1.125 … 1.75
@@ -178,13 +180,11 @@ void close_lt(Context& c) {
 }
 
 bool prefers_lt(const Context& c, const Gemm& g) {
-  if (!c.lt || g.k == 0 || !(c.lt->wanted || g.m >= library_rows || g.transpose_a)) return false;
-  cudaStreamCaptureStatus capture =
-      cudaStreamCaptureStatusNone;  // what is recorded for decoding are few rows, the own kernels' work
-  return cudaStreamIsCapturing(c.stream, &capture) == cudaSuccess && capture == cudaStreamCaptureStatusNone;
+  return c.lt && g.k > 0 && (c.lt->wanted || g.m >= library_rows || g.transpose_a);
 }
 
-// Its matrices are column-major, so it computes Cᵀ [n, m] = op(B)ᵀ op(A)ᵀ from the same memory.
+// Its matrices are column-major, so it computes Cᵀ [n, m] = op(B)ᵀ op(A)ᵀ from the same memory. What is recorded has been done
+// before, so its algorithm is known, and with its own workspace the product goes into the recording as the kernels do.
 bool multiply_lt(Context& c, LoopDType dt, const Gemm& g) {
   Lt& lt = *c.lt;
   const int type = dt == LOOP_BF16 ? real_16bf : real_32f, out_type = g.real_out ? real_32f : type;
@@ -192,14 +192,14 @@ bool multiply_lt(Context& c, LoopDType dt, const Gemm& g) {
   // Alignment is a part of what an algorithm asks for: 16 bytes or that of an element.
   const bool aligned =
       (reinterpret_cast<uintptr_t>(g.a) | reinterpret_cast<uintptr_t>(g.b) | reinterpret_cast<uintptr_t>(g.c)) % 16 == 0;
-  const Key key{dt,    g.transpose_a, g.transpose_b, g.real_out,  g.transpose_a ? g.m : 0, g.n, g.k,
-                g.lda, g.ldb,         g.ldc,         g.accumulate};
-  if (!aligned || lt.refused.count(key)) return false;
+  const auto key_of = [&](int64_t rows) {
+    return Key{dt, g.transpose_a, g.transpose_b, g.real_out, rows, g.n, g.k, g.lda, g.ldb, g.ldc, g.accumulate};
+  };
+  const Key own = key_of(g.m);
+  if (!aligned || lt.refused.count(own)) return false;
 
   Desc desc = nullptr;
-  Layout a = nullptr, b = nullptr, out = nullptr, model_a = nullptr, model_out = nullptr;
-  Preference preference = nullptr;
-  const int64_t rows = g.transpose_a ? g.m : canonical_rows;
+  Layout a = nullptr, b = nullptr, out = nullptr;
   const auto layout_of_a = [&](Layout* layout, int64_t m) {
     return g.transpose_a ? lt.f.layout_create(layout, type, uint64_t(m), uint64_t(g.k), g.lda)
                          : lt.f.layout_create(layout, type, uint64_t(g.k), uint64_t(m), g.lda);
@@ -214,38 +214,51 @@ bool multiply_lt(Context& c, LoopDType dt, const Gemm& g) {
     if (int s = layout_of_a(&a, g.m)) return s;
     return lt.f.layout_create(&out, out_type, uint64_t(g.n), uint64_t(g.m), g.ldc);
   };
-  const auto choose = [&](Heuristic* best, int* count) -> int {
+  const auto choose = [&](int64_t rows, Heuristic* best) -> int {
     const uint32_t no_split = 0, alignment = 16;
     const uint64_t workspace = workspace_bytes;
-    if (int s = layout_of_a(&model_a, rows)) return s;
-    if (int s = lt.f.layout_create(&model_out, out_type, uint64_t(g.n), uint64_t(rows), g.ldc)) return s;
-    if (int s = lt.f.preference_create(&preference)) return s;
-    if (int s = lt.f.preference_set(preference, preference_workspace, &workspace, sizeof workspace)) return s;
-    if (int s = lt.f.preference_set(preference, preference_reductions, &no_split, sizeof no_split)) return s;
-    for (int which : preference_alignments)
-      if (int s = lt.f.preference_set(preference, which, &alignment, sizeof alignment)) return s;
-    return lt.f.heuristic(lt.handle, desc, b, model_a, model_out, model_out, preference, 1, best, count);
+    Layout model_a = nullptr, model_out = nullptr;
+    Preference preference = nullptr;
+    int count = 0;
+    const auto ask = [&]() -> int {
+      if (int s = layout_of_a(&model_a, rows)) return s;
+      if (int s = lt.f.layout_create(&model_out, out_type, uint64_t(g.n), uint64_t(rows), g.ldc)) return s;
+      if (int s = lt.f.preference_create(&preference)) return s;
+      if (int s = lt.f.preference_set(preference, preference_workspace, &workspace, sizeof workspace)) return s;
+      if (int s = lt.f.preference_set(preference, preference_reductions, &no_split, sizeof no_split)) return s;
+      for (int which : preference_alignments)
+        if (int s = lt.f.preference_set(preference, which, &alignment, sizeof alignment)) return s;
+      return lt.f.heuristic(lt.handle, desc, b, model_a, model_out, model_out, preference, 1, best, &count);
+    };
+    const int status = ask();
+    if (preference) lt.f.preference_destroy(preference);
+    for (Layout layout : {model_a, model_out})
+      if (layout) lt.f.layout_destroy(layout);
+    return status ? status : count == 0 ? -1 : best->state;
   };
 
   const char* step = "its descriptors";
-  int status = describe();
-  auto found = lt.algorithms.find(key);
-  if (status == 0 && found == lt.algorithms.end()) {
-    Heuristic best{};
-    int count = 0;
-    step = "the choice of an algorithm";
-    status = choose(&best, &count);
-    if (status == 0 && count > 0 && best.state == 0) found = lt.algorithms.emplace(key, best).first;
-    else if (status == 0) status = best.state ? best.state : -1;
-  }
-  if (status == 0) {
+  // By the algorithm that was or is chosen for so many rows.
+  const auto multiply = [&](int64_t rows) -> int {
+    const Key key = key_of(rows);
+    if (!lt.algorithms.count(key)) {
+      Heuristic best{};
+      step = "the choice of an algorithm";
+      if (int s = choose(rows, &best)) return s;
+      lt.algorithms.emplace(key, best);
+    }
     const float alpha = 1, beta = g.accumulate ? 1 : 0;
     step = "the product";
-    status = lt.f.matmul(lt.handle, desc, &alpha, g.b, b, g.a, a, &beta, g.c, out, g.c, out, &found->second.algorithm,
-                         lt.workspace, workspace_bytes, c.stream);
+    return lt.f.matmul(lt.handle, desc, &alpha, g.b, b, g.a, a, &beta, g.c, out, g.c, out, &lt.algorithms.at(key).algorithm,
+                       lt.workspace, workspace_bytes, c.stream);
+  };
+  int status = describe();
+  if (status == 0) {
+    const int64_t rows = g.transpose_a || lt.algorithms.count(own) ? g.m : canonical_rows;
+    status = multiply(rows);
+    if (status != 0 && rows != g.m) status = multiply(g.m);
   }
-  if (preference) lt.f.preference_destroy(preference);
-  for (Layout layout : {a, b, out, model_a, model_out})
+  for (Layout layout : {a, b, out})
     if (layout) lt.f.layout_destroy(layout);
   if (desc) lt.f.desc_destroy(desc);
   if (status == 0) return true;
@@ -253,7 +266,7 @@ bool multiply_lt(Context& c, LoopDType dt, const Gemm& g) {
     lt.refusal = std::string(step) + (status == -1 ? ": none was found" : " with status " + std::to_string(status));
     c.description += "; own GEMM for products that it refused, the first at " + lt.refusal;
   }
-  lt.refused[key] = true;
+  lt.refused.insert(own);
   return false;
 }
 

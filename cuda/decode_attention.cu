@@ -42,7 +42,7 @@ int run(Context& c, Decode<T> a, const LoopCacheContext* contexts, int64_t rows)
   const int64_t parallel = std::clamp<int64_t>(4096 / blocks, 1, most_parts);
   if (parallel > 1) {
     a.partial = static_cast<float*>(scratch(c, size_t(rows) * size_t(a.heads) * most_parts * size_t(a.head_dim + 2) * 4));
-    if (!a.partial) return 1;
+    if (!a.partial) return LOOP_OUT_OF_MEMORY;
   }
   const size_t shared = size_t(decode_threads / a.lanes) * R * size_t(a.head_dim + 2) * 4;
   if (int status = check(c,

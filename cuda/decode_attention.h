@@ -140,10 +140,10 @@ __device__ __forceinline__ void decode_parts(const Decode<T>& a, const LoopCache
           for (int i = 0; i < W; ++i) s = fmaf(q[r][i], k[two][i], s);
           for (int distance = a.lanes / 2; distance > 0; distance /= 2) s += __shfl_xor_sync(full_warp, s, distance);
           if (!inside[two]) continue;
-          s *= a.scale;
+          s = __fmul_rn(s, a.scale);  // also the largest score of a part, so it is rounded before it is shifted
           const float most = fmaxf(largest[r], s), shrink = expf(largest[r] - most), p = expf(s - most);
           largest[r] = most;
-          sum[r] = sum[r] * shrink + p;
+          sum[r] = fmaf(sum[r], shrink, p);
 #pragma unroll
           for (int i = 0; i < W; ++i) out[r][i] = fmaf(p, v[two][i], out[r][i] * shrink);
         }

@@ -336,7 +336,7 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
     if (more && a.with_gate) {
       if (warp_id() == 0) {
         const float gate = warp_dot<W>(d, a.gate_weight, from_h) + to_float(a.gate_bias[0]);
-        stay *= 1 / (1 + exp(double(gate)));
+        stay = __dmul_rn(stay, 1 / __dadd_rn(1, exp(double(gate))));  // as the host has it
         if (lane_id() == 0) leaves[0] = loop + 1 >= a.min_loops && 1 - stay >= a.threshold;
       }
       __syncthreads();
@@ -366,6 +366,7 @@ struct Layout {
 
 template <class T, int stages>
 int run(Context& c, const LoopDecodeToken& t, Token<T>& a, int blocks, size_t shared) {
+  if (resident_blocks(token_kernel<T, stages>, token_threads, shared) < 1) return LOOP_DECLINED;
   const size_t size = sizeof(T), layer_bytes = size_t(t.layers) * sizeof(LoopDecodeLayer);
   Layout layout;
   const size_t layers = layout.take(layer_bytes), qkv = layout.take(size_t(t.heads) * t.head_dim * size),

@@ -1,4 +1,5 @@
-// The elementwise formulas of a block that more than one kernel computes.
+// The elementwise formulas of a block that more than one kernel computes, each operation's rounding spelled out (simt.h): they
+// are the same bits in all of them.
 #pragma once
 #include "simt.h"
 
@@ -7,11 +8,11 @@ namespace looplm::cuda {
 // A pair of a head by its position's angle (math.md §1).
 __device__ __forceinline__ void rotate(float& u, float& v, float cosine, float sine) {
   const float a = u, b = v;
-  u = a * cosine - b * sine;
-  v = b * cosine + a * sine;
+  u = fmaf(a, cosine, -__fmul_rn(b, sine));
+  v = fmaf(b, cosine, __fmul_rn(a, sine));
 }
 
-__device__ __forceinline__ float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+__device__ __forceinline__ float sigmoid(float x) { return 1 / __fadd_rn(1, expf(-x)); }
 // silu(g)·u
 __device__ __forceinline__ float swiglu_of(float g, float u) { return g * (sigmoid(g) * u); }
 

@@ -37,15 +37,21 @@ __global__ void gate_backward_kernel(int64_t n, int64_t d, const float* da, cons
   for (int j = begin, own = int(threadIdx.x); j < d; j += step, own += step)
 #pragma unroll
     for (int k = 0; k < W; k++) dw[own + k * threads] = 0;
+  const auto fetch = [&](int64_t row) {  // to the L2 cache
+    if (row < n && threadIdx.x == 0) prefetch(da + row);
+    for (int j = begin; row < n && j < d; j += step) prefetch(h + row * d + j), prefetch(dh + row * d + j);
+  };
+  fetch(blockIdx.x);
   for (int64_t row = blockIdx.x; row < n; row += gridDim.x) {
+    fetch(row + gridDim.x);
     const float a = da[row];
     db += a;
     for (int j = begin, own = int(threadIdx.x); j < d; j += step, own += step) {
       read<W>(h + row * d + j, x);
+      read<W>(dh + row * d + j, g);
 #pragma unroll
       for (int k = 0; k < W; k++) dw[own + k * threads] = float(dw[own + k * threads]) + a * x[k];
       read<W>(w + j, x);
-      read<W>(dh + row * d + j, g);
 #pragma unroll
       for (int k = 0; k < W; k++) g[k] += a * x[k];
       write<W>(dh + row * d + j, g);
@@ -61,15 +67,19 @@ __global__ void gate_backward_kernel(int64_t n, int64_t d, const float* da, cons
 int gate_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* da, const void* h, const void* w, void* dh, void* dw,
                   void* db) {
   return with_dtype(ctx, "gate_backward", dt, [&]<class T>(Context& c, T) {
-    const int blocks = column_blocks(n);
-    auto* partial = static_cast<float*>(scratch(c, size_t(blocks) * size_t(d + 1) * 4));
-    if (!partial) return int(LOOP_OUT_OF_MEMORY);
+    int blocks = 0;
+    float* partial = nullptr;
     const auto go = [&](auto kernel, int width) {
-      return check(c,
-                   launch(kernel, dim3(unsigned(blocks)), dim3(unsigned(row_threads(d, width))),
-                          column_floats(d, row_threads(d, width), width) * 4, c.stream, n, d, static_cast<const float*>(da),
-                          static_cast<const T*>(h), static_cast<const T*>(w), static_cast<float*>(dh), partial),
-                   "gate_backward");
+      const int threads = row_threads(d, width);
+      const size_t shared = column_floats(d, threads, width) * 4;
+      blocks = int(row_blocks(c.device, kernel, n, threads, shared, column_blocks));
+      partial = static_cast<float*>(scratch(c, size_t(blocks) * size_t(d + 1) * 4));
+      if (!partial) return int(LOOP_OUT_OF_MEMORY);
+      return check(
+          c,
+          launch(kernel, dim3(unsigned(blocks)), dim3(unsigned(threads)), shared, c.stream, n, d, static_cast<const float*>(da),
+                 static_cast<const T*>(h), static_cast<const T*>(w), static_cast<float*>(dh), partial),
+          "gate_backward");
     };
     int status =
         vectorizable(d, wide<T>, {h, w, dh}) ? go(gate_backward_kernel<T, wide<T>>, wide<T>) : go(gate_backward_kernel<T, 1>, 1);

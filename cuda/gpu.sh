@@ -30,7 +30,8 @@ cmake -S . -B build/gpu -DCMAKE_BUILD_TYPE=Release >"$out/cmake.txt"
 cmake --build build/gpu --parallel "$jobs" --target looplm_kernel_tests looplm_kernel_bench >>"$out/cmake.txt"
 
 # PyTorch's packages bring cuBLASLt where no toolkit has put it into the loader's path.
-if [ -z "${LOOPLM_CUBLASLT:-}" ] && ! ldconfig -p 2>/dev/null | grep -q libcublasLt; then
+known=$(ldconfig -p 2>/dev/null || true) # into a variable: a pipe that its reader leaves early counts as failed
+if [ -z "${LOOPLM_CUBLASLT:-}" ] && [[ $known != *libcublasLt.so* ]]; then
   found=$(python3 -c 'import glob, nvidia; print(*(f for p in nvidia.__path__ for f in glob.glob(p + "/*/lib/libcublasLt.so.1?")))' 2>/dev/null || true)
   [ -z "$found" ] || export LOOPLM_CUBLASLT=${found%% *}
 fi

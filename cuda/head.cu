@@ -33,15 +33,24 @@ Loss device_loss(const LoopLoss& l) {
 constexpr int sum_count = 8;
 enum { total_loss, policy_loss, kl, kl_rows, ratio, clipped_low, clipped_high, rows_counted };
 
+// A row's own numbers, 0 where the loss has no such array. Read together, so that one wait on memory is for all of them.
+struct RowTerms {
+  float scale, advantage, old_logprob, reference_logprob, kl_scale, entropy_scale;
+};
+__device__ __forceinline__ RowTerms row_terms(const Loss& l, int64_t row) {
+  const auto at = [&](const float* reals) { return reals ? reals[row] : 0.0f; };
+  return {at(l.scale), at(l.advantage), at(l.old_logprob), at(l.reference_logprob), at(l.kl_scale), at(l.entropy_scale)};
+}
+
 // The coefficient of a row, and what it adds to the sums. In double: there is one of these for a whole row of logits.
-__device__ double row_loss(const Loss& l, int64_t row, double logprob, double (&add)[sum_count]) {
+__device__ double row_loss(const Loss& l, const RowTerms& row, double logprob, double (&add)[sum_count]) {
 #pragma unroll
   for (int s = 0; s < sum_count; s++) add[s] = 0;
   double coefficient = 0;
-  if (const double scale = l.scale[row]; scale != 0) {
-    const double advantage = l.surrogate == LOOP_GIVEN ? 0 : double(l.advantage[row]);
+  if (const double scale = row.scale; scale != 0) {
+    const double advantage = row.advantage;
     const bool has_ratio = l.surrogate == LOOP_PPO || l.surrogate == LOOP_CISPO;
-    const double r = has_ratio && l.old_logprob ? exp(logprob - double(l.old_logprob[row])) : 1;
+    const double r = has_ratio && l.old_logprob ? exp(logprob - double(row.old_logprob)) : 1;
     add[rows_counted] = 1;
     add[ratio] = r;
     if (l.surrogate == LOOP_GIVEN) {
@@ -65,8 +74,8 @@ __device__ double row_loss(const Loss& l, int64_t row, double logprob, double (&
     }
   }
   add[total_loss] = add[policy_loss];
-  if (const double scale = l.kl_scale ? double(l.kl_scale[row]) : 0; scale != 0) {
-    const double d = double(l.reference_logprob[row]) - logprob, change = expm1(d);
+  if (const double scale = row.kl_scale; scale != 0) {
+    const double d = double(row.reference_logprob) - logprob, change = expm1(d);
     coefficient -= scale * change;
     add[kl] = change - d;
     add[kl_rows] = 1;
@@ -75,75 +84,144 @@ __device__ double row_loss(const Loss& l, int64_t row, double logprob, double (&
   return coefficient;
 }
 
-// A row of logits per block, online: m the largest y = x/τ so far, s = Σ e^(y-m), t = Σ e^(y-m) (y-m) of a thread's own elements.
+// e^x for x <= 0 in three instructions; below about -87, and for -∞ - (-∞), it is 0. x becomes finite, so that 0 · x is 0.
+__device__ __forceinline__ float exp_below(float& x) {
+  x = fmaxf(x, -1e30f);
+  return fast_exp2(x * 1.44269504f);
+}
+
+// Waits for all of this thread's copies but the last `groups`, or a few more of them.
+__device__ __forceinline__ void wait_for_all_but(int groups) {
+  if (groups >= 24) copy_async_wait<24>();
+  else if (groups >= 16) copy_async_wait<16>();
+  else if (groups >= 8) copy_async_wait<8>();
+  else if (groups >= 4) copy_async_wait<4>();
+  else copy_async_wait<0>();
+}
+
+// The logits of a block's rows pass through a ring of `slots` steps in shared memory, blockDim.x · W logits each. A thread copies
+// W of each step there and alone reads them, so that the ring needs no barrier; whenever it has done with a slot, the step that
+// comes `slots` later takes its place, of the next row if need be, so that memory never waits for the arithmetic.
+struct Ring {
+  int slots;
+  bool keeps;  // a row's steps stay until its gradient is made of them; else the row is read a second time for it
+};
+
+// A row of logits at a time, online: m the largest y = x/τ so far, s = Σ e^(y-m), t = Σ e^(y-m) (y-m) of a thread's own elements.
 // A thread adds few terms in float32; the block adds the threads in double, so that a peaked row keeps its many small terms.
 // With a loss the row becomes ∂L/∂logits. Its elements are of act, packed from the row's beginning, and may lie on logits that
-// were not read yet: a step writes only after all threads have read it, and what it writes lies at or before what it read.
+// were not read yet where the ring does not keep the row: a step then writes only after all threads have read it, and what it
+// writes lies at or before what it read.
 template <class T, int W>
-__global__ void head_rows_kernel(int64_t vocabulary, float inverse_temperature, float* logits, const int32_t* targets, Loss loss,
-                                 bool with_loss, float* logprobs, float* entropies, Complaint* complaint) {
-  SHARED_ARRAY(double, scratch, 32);
-  SHARED_ARRAY(float, result, 4);  // log Σ e^y, H, c, entropy bonus
-  const int64_t row = blockIdx.x;
-  float* x = logits + row * vocabulary;
-  const int64_t begin = int64_t(threadIdx.x) * W, step = int64_t(blockDim.x) * W;
-  float m = -INFINITY, s = 0, t = 0, y[W];
-  for (int64_t j = begin; j < vocabulary; j += step) {
-    read<W>(x + j, y);
-    float largest = m;
-#pragma unroll
-    for (int k = 0; k < W; k++) largest = fmaxf(largest, y[k] *= inverse_temperature);
-    if (largest > m) {
-      const float shift = m - largest, shrink = expf(shift);  // 0 at first, when s and t are 0 as well
-      t = s > 0 ? shrink * (t + shift * s) : 0;
-      s *= shrink;
-      m = largest;
-    }
-#pragma unroll
-    for (int k = 0; k < W; k++) {
-      const float e = expf(y[k] - m);
-      s += e;
-      t += e > 0 ? e * (y[k] - m) : 0;
-    }
-  }
-  const float largest = float(block_max(double(m), scratch));
-  const double shift = s > 0 ? double(m) - double(largest) : 0, shrink = exp(shift);
-  const double sum = block_sum(shrink * s, scratch), weighted = block_sum(shrink * (t + shift * s), scratch);
+__global__ void __launch_bounds__(512)
+    head_rows_kernel(int64_t rows, int vocabulary, Ring ring, float inverse_temperature, float* logits, const int32_t* targets,
+                     Loss loss, bool with_loss, float* logprobs, float* entropies, Complaint* complaint) {
+  SHARED_ARRAY(double, sums, 64);
+  SHARED_ARRAY(float, maxima, 32);
+  SHARED_ARRAY(float, result, 5);  // log Σ e^y, H, c, 1 - P[target], entropy bonus
+  const int begin = int(threadIdx.x) * W, step = int(blockDim.x) * W;
+  const Shared<float> own = dynamic_shared<float>(0, size_t(ring.slots) * size_t(step)) + begin;
 
-  const bool needs_target = with_loss || logprobs;
-  int32_t target = needs_target ? targets[row] : 0;
-  if (target < 0 || target >= vocabulary) {
-    if (threadIdx.x == 0) *complaint = {1, target, int32_t(vocabulary)};
-    target = 0;
-  }
-  if (threadIdx.x == 0) {
-    const double log_sum = log(sum), entropy = log_sum - weighted / sum;
-    const double logprob = double(x[target] * inverse_temperature) - double(largest) - log_sum;
-    if (logprobs) logprobs[row] = float(logprob);
-    if (entropies) entropies[row] = float(entropy);
-    double unused[sum_count];
-    result[0] = float(log_sum);
-    result[1] = float(entropy);
-    result[2] = with_loss ? float(row_loss(loss, row, double(float(logprob)), unused)) : 0;
-    result[3] = with_loss && loss.entropy_scale ? loss.entropy_scale[row] : 0;
-  }
-  if (!with_loss) return;
-  __syncthreads();
-  const float log_sum = result[0], entropy = result[1], c = result[2], bonus = result[3];
-  auto* out = reinterpret_cast<T*>(x);
-  for (int64_t base = 0; base < vocabulary; base += step) {
-    const int64_t j = base + begin;
-    if (j < vocabulary) {
-      read<W>(x + j, y);
+  const int sweeps = with_loss && !ring.keeps ? 2 : 1;  // through a row
+  int64_t next_row = blockIdx.x;
+  int next_base = 0, next_sweep = 0, next_slot = 0, slot = 0;
+  const auto after = [&](int s) { return s + 1 < ring.slots ? s + 1 : 0; };
+  const auto fetch = [&] {
+    const int j = next_base + begin;
+    if (next_row < rows && j < vocabulary) copy_async<4 * W>(own + int64_t(next_slot) * step, logits + next_row * vocabulary + j);
+    copy_async_commit();
+    next_slot = after(next_slot);
+    next_base += step;
+    if (next_base < vocabulary) return;
+    next_base = 0;
+    if (++next_sweep == sweeps) next_sweep = 0, next_row += gridDim.x;
+  };
+  const auto take = [&](int at, float(&y)[W]) {
+    if constexpr (W == 4) read_shared<float>(own + int64_t(at) * step, y);
+    else y[0] = own[int64_t(at) * step];
+  };
+  for (int s = 0; s < ring.slots; s++) fetch();
+
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    float* x = logits + row * vocabulary;
+    int32_t target = with_loss || logprobs ? targets[row] : 0;
+    const RowTerms terms = with_loss ? row_terms(loss, row) : RowTerms{};
+    float m = -INFINITY, s = 0, t = 0, y[W];
+    const bool stays = with_loss && ring.keeps;
+    int at = slot, newer = ring.slots - 1;  // newer: copies that may be under way when a step is read
+    for (int base = 0; base < vocabulary; base += step) {
+      const bool inside = base + begin < vocabulary;
+      wait_for_all_but(newer);
+      if (inside) take(at, y);
+      at = after(at);
+      if (stays) newer--;
+      else fetch();
+      if (!inside) continue;
+      float largest = m;
+#pragma unroll
+      for (int k = 0; k < W; k++) largest = fmaxf(largest, y[k] *= inverse_temperature);
+      if (largest > m) {
+        const float shift = m - largest, shrink = expf(shift);  // 0 at first, when s and t are 0 as well
+        t = s > 0 ? shrink * (t + shift * s) : 0;
+        s *= shrink;
+        m = largest;
+      }
 #pragma unroll
       for (int k = 0; k < W; k++) {
-        const float log_p = y[k] * inverse_temperature - largest - log_sum, p = expf(log_p);
-        const float pull = bonus != 0 && p > 0 ? bonus * p * (log_p + entropy) : 0;
-        y[k] = (c * ((j + k == target ? 1.0f : 0.0f) - p) + pull) * inverse_temperature;
+        float d = y[k] - m;
+        const float e = exp_below(d);
+        s += e;
+        t += e * d;
       }
     }
-    if constexpr (sizeof(T) < sizeof(float)) __syncthreads();
-    if (j < vocabulary) write<W>(out + j, y);
+    if (!stays) slot = at;
+
+    const bool valid = target >= 0 && target < vocabulary;
+    if (!valid) {
+      if (threadIdx.x == 0) *complaint = {1, target, vocabulary};
+      target = 0;
+    }
+    const float chosen = threadIdx.x == 0 ? x[target] : 0;
+    const float largest = block_max(m, maxima);
+    const double shift = s > 0 ? double(m) - double(largest) : 0, shrink = exp(shift);
+    double sum = shrink * double(s), weighted = shrink * (double(t) + shift * double(s));
+    block_sums(sum, weighted, sums);
+    if (threadIdx.x == 0) {
+      const double log_sum = log(sum), entropy = log_sum - weighted / sum;
+      const double logprob = double(chosen * inverse_temperature) - double(largest) - log_sum;
+      if (logprobs) logprobs[row] = float(logprob);
+      if (entropies) entropies[row] = float(entropy);
+      if (with_loss) {
+        double unused[sum_count];
+        result[0] = float(log_sum);
+        result[1] = float(entropy);
+        result[2] = float(row_loss(loss, terms, double(float(logprob)), unused));
+        result[3] = float(-expm1(logprob));
+        result[4] = terms.entropy_scale;
+      }
+    }
+    if (!with_loss) continue;
+    __syncthreads();  // the result is there
+    const float log_sum = result[0], entropy = result[1], rest = result[3];
+    const float c = float(result[2]) * inverse_temperature, bonus = float(result[4]) * inverse_temperature;
+    auto* out = reinterpret_cast<T*>(x);
+    for (int base = 0; base < vocabulary; base += step) {
+      const int j = base + begin;
+      if (!ring.keeps) wait_for_all_but(ring.slots - 1);
+      if (j < vocabulary) take(slot, y);
+      slot = after(slot);
+      fetch();
+      if (sizeof(T) < sizeof(float) && !ring.keeps) __syncthreads();
+      if (j >= vocabulary) continue;
+#pragma unroll
+      for (int k = 0; k < W; k++) {
+        float log_p = y[k] * inverse_temperature - largest - log_sum;
+        const float p = exp_below(log_p);
+        y[k] = c * (j + k == target ? rest : -p);
+        if (bonus != 0) y[k] += bonus * p * (log_p + entropy);
+      }
+      write<W>(out + j, y);
+    }
   }
 }
 
@@ -151,12 +229,17 @@ int head_rows(void* ctx, LoopDType dt, int64_t rows, int64_t vocabulary, double 
               const LoopLoss* loss, void* logprobs, void* entropies) {
   return with_dtype(ctx, "head_rows", dt, [&]<class T>(Context& c, T) {
     const auto go = [&](auto kernel, int width) {
-      return check(
-          c,
-          launch(kernel, dim3(unsigned(rows)), dim3(unsigned(row_threads(vocabulary, width, 512))), 0, c.stream, vocabulary,
-                 float(1 / temperature), static_cast<float*>(logits), targets, loss ? device_loss(*loss) : Loss{},
-                 loss != nullptr, static_cast<float*>(logprobs), static_cast<float*>(entropies), c.complaint),
-          "head_rows");
+      const int threads = row_threads(vocabulary, width, 512);
+      const int64_t step = int64_t(threads) * width, steps = ceil_div(vocabulary, step);
+      const int64_t fit = int64_t(dynamic_limit(c.device)) / (4 * step);
+      const Ring ring{int(std::min(2 * steps, fit)), steps <= fit};
+      const size_t shared = size_t(ring.slots) * size_t(step) * 4;
+      return check(c,
+                   launch(kernel, dim3(unsigned(row_blocks(c.device, kernel, rows, threads, shared))), dim3(unsigned(threads)),
+                          shared, c.stream, rows, int(vocabulary), ring, float(1 / temperature), static_cast<float*>(logits),
+                          targets, loss ? device_loss(*loss) : Loss{}, loss != nullptr, static_cast<float*>(logprobs),
+                          static_cast<float*>(entropies), c.complaint),
+                   "head_rows");
     };
     return vectorizable(vocabulary, 4, {logits}) ? go(head_rows_kernel<T, 4>, 4) : go(head_rows_kernel<T, 1>, 1);
   });
@@ -169,7 +252,7 @@ __global__ void __launch_bounds__(256)
   const int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   double add[sum_count] = {};
   if (row < rows) {
-    const double c = row_loss(loss, row, logprobs[row], add);
+    const double c = row_loss(loss, row_terms(loss, row), logprobs[row], add);
     if (coefficients) coefficients[row] = float(c);
   }
 #pragma unroll

@@ -49,17 +49,39 @@ std::string gib(size_t bytes) {
   return text;
 }
 
+constexpr int least_capability = 8;  // what the library has code for (cuda/build.sh)
+
+// What a device is, by its properties alone: no context is made for it. An empty text after open_error when it cannot be used.
 std::string describe_device(int device) {
-  int major = 0, minor = 0, processors = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  int count = 0, driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  const auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
+  const auto refuse = [](const std::string& why) {
+    cudaGetLastError();
+    open_error = why;
+    return std::string();
+  };
+  if (driver == 0) return refuse("no NVIDIA driver is installed");
+  if (driver / 1000 < runtime / 1000)  // within a major version, a driver runs what a newer toolkit made
+    return refuse("the NVIDIA driver is for CUDA " + version(driver) + ", this library needs one for CUDA " +
+                  std::to_string(runtime / 1000) + ".0 or later");
+  if (cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) return refuse(cudaGetErrorString(status));
+  if (device < 0 || device >= count)
+    return refuse("there is no device " + std::to_string(device) + ", " + std::to_string(count) +
+                  (count == 1 ? " was found" : " were found"));
   cudaDeviceProp properties;
-  const bool named = cudaGetDeviceProperties(&properties, device) == cudaSuccess;
-  size_t free = 0, total = 0;
-  cudaMemGetInfo(&free, &total);
-  return std::string(named ? properties.name : "unnamed device") + ", compute capability " + std::to_string(major) + "." +
-         std::to_string(minor) + ", " + std::to_string(processors) + " multiprocessors, " + gib(total);
+  if (cudaError_t status = cudaGetDeviceProperties(&properties, device); status != cudaSuccess)
+    return refuse(cudaGetErrorString(status));
+  int pools = 0;
+  cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, device);
+  const std::string capability = std::to_string(properties.major) + "." + std::to_string(properties.minor);
+  if (properties.major < least_capability)
+    return refuse(std::string(properties.name) + " has compute capability " + capability + ", this library has code for " +
+                  std::to_string(least_capability) + ".0 and later");
+  if (!pools) return refuse(std::string(properties.name) + " has no memory pools, which this library allocates from");
+  return std::string(properties.name) + ", compute capability " + capability + ", " +
+         std::to_string(properties.multiProcessorCount) + " multiprocessors, " + gib(properties.totalGlobalMem);
 }
 
 // Everything that open takes, in the order in which it may fail.
@@ -100,23 +122,8 @@ void close(void* ctx) {
 }
 
 void* open(int32_t device, int32_t) {
-  int count = 0, driver = 0, runtime = 0;
-  cudaDriverGetVersion(&driver);
-  cudaRuntimeGetVersion(&runtime);
-  if (driver < runtime) {
-    const auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
-    open_error = driver == 0 ? "no NVIDIA driver is installed"
-                             : "the NVIDIA driver is for CUDA " + version(driver) + ", this library needs one for CUDA " +
-                                   version(runtime) + " or later";
-    return nullptr;
-  }
-  if (cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess || device < 0 || device >= count) {
-    cudaGetLastError();
-    open_error = status != cudaSuccess ? cudaGetErrorString(status)
-                                       : "there is no device " + std::to_string(device) + ", " + std::to_string(count) +
-                                             (count == 1 ? " was found" : " were found");
-    return nullptr;
-  }
+  const std::string description = describe_device(device);
+  if (description.empty()) return nullptr;
   auto* c = new (std::nothrow) Context;
   if (!c) return nullptr;
   c->device = device;
@@ -130,9 +137,15 @@ void* open(int32_t device, int32_t) {
   const char* decode = std::getenv("LOOPLM_CUDA_DECODE");
   if (decode && std::string(decode) == "graph") c->decode = DecodeBy::graph;
   if (decode && std::string(decode) == "launches") c->decode = DecodeBy::launches;
-  c->description = describe_device(device);
+  c->description = description;
   open_lt(*c);
   return c;
+}
+
+const char* inspect(int32_t device) {
+  static thread_local std::string description;
+  description = describe_device(device);
+  return description.empty() ? nullptr : description.c_str();
 }
 
 const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error.c_str() : open_error.c_str(); }
@@ -247,6 +260,7 @@ void* scratch(Context& c, size_t bytes) {
 
 void add_memory(LoopBackend& table) {
   table.open = open;
+  table.inspect = inspect;
   table.close = close;
   table.last_error = last_error;
   table.describe = describe;

@@ -14,6 +14,8 @@ __global__ void residual_norm_kernel(int64_t d, float eps, const T* h, const T* 
                                      T* h_out, T* x) {
   SHARED_ARRAY(float, scratch, 32);
   const int64_t row = int64_t(blockIdx.x) * d;
+  if (branch)  // which is read first; h comes meanwhile
+    for (int j = int(threadIdx.x) * W; j < d; j += int(blockDim.x) * W) prefetch(h + row + j);
   const auto of_h = [&](int j, float(&v)[W]) { read<W>(h + row + j, v); };
   const auto of_out = [&](int j, float(&v)[W]) { read<W>(h_out + row + j, v); };
   const auto to_out = [&](int j, const float(&v)[W]) { write<W>(h_out + row + j, v); };
@@ -41,18 +43,9 @@ int residual_norm(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, con
   });
 }
 
-// Sums of two numbers over the block, in a fixed order. scratch: 64 floats.
-__device__ __forceinline__ void block_sums(float& a, float& b, Shared<float> scratch) {
-  a = warp_sum(a), b = warp_sum(b);
-  if (lane_id() == 0) scratch[warp_id()] = a, scratch[32 + warp_id()] = b;
-  __syncthreads();
-  a = scratch[0], b = scratch[32];
-  for (int warp = 1; warp < int(blockDim.x / 32); warp++) a += float(scratch[warp]), b += float(scratch[32 + warp]);
-  __syncthreads();
-}
-
 // y = v s w, s = rsqrt(mean v² + eps):  ∂v = s w ∂y - v s³ mean(∂y w v),  ∂w += ∂y v s.  Every block does every gridDim.x-th row
 // and keeps its own ∂w of both weights in shared memory (column_floats each), at the end in partial[block][next, branch][d].
+// While it works on a row, the next one comes to the L2 cache, so that none of the waits within a row is one on memory.
 template <class T, int W>
 __global__ void __launch_bounds__(256)
     norm_backward_kernel(int64_t n, int64_t d, float eps, const T* h_out, const T* branch, const T* w_branch, const T* w_next,
@@ -65,8 +58,18 @@ __global__ void __launch_bounds__(256)
   for (int j = begin, own = int(threadIdx.x); j < d; j += step, own += step)
 #pragma unroll
     for (int k = 0; k < W; k++) dw_next[own + k * threads] = 0, dw_branch[own + k * threads] = 0;
+  const auto fetch = [&](int64_t row) {
+    for (int j = begin; row < n && j < d; j += step) {
+      const int64_t at = row * d + j;
+      if (dx) prefetch(h_out + at), prefetch(dx + at);
+      if (branch) prefetch(branch + at);
+      prefetch(dh + at);
+    }
+  };
+  fetch(blockIdx.x);
   for (int64_t row = blockIdx.x; row < n; row += gridDim.x) {
     const int64_t at = row * d;
+    fetch(row + gridDim.x);
     if (dx) {
       float square = 0, product = 0;
       for (int j = begin; j < d; j += step) {
@@ -127,17 +130,20 @@ int residual_norm_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, double
                            const void* w_branch, const void* w_next, const void* dx, void* dh, void* dbranch, void* dw_branch,
                            void* dw_next) {
   return with_dtype(ctx, "residual_norm_backward", dt, [&]<class T>(Context& c, T) {
-    const int blocks = column_blocks(n);
-    auto* partial = static_cast<float*>(scratch(c, size_t(blocks) * size_t(d) * 8));
-    if (!partial) return int(LOOP_OUT_OF_MEMORY);
+    int blocks = 0;
+    float* partial = nullptr;
     const auto go = [&](auto kernel, int width) {
-      return check(
-          c,
-          launch(kernel, dim3(unsigned(blocks)), dim3(unsigned(row_threads(d, width))),
-                 column_floats(d, row_threads(d, width), width) * 8, c.stream, n, d, float(eps), static_cast<const T*>(h_out),
-                 static_cast<const T*>(branch), static_cast<const T*>(w_branch), static_cast<const T*>(w_next),
-                 static_cast<const T*>(dx), static_cast<float*>(dh), static_cast<T*>(dbranch), partial),
-          "residual_norm_backward");
+      const int threads = row_threads(d, width);
+      const size_t shared = column_floats(d, threads, width) * 8;
+      blocks = int(row_blocks(c.device, kernel, n, threads, shared, column_blocks));
+      partial = static_cast<float*>(scratch(c, size_t(blocks) * size_t(d) * 8));
+      if (!partial) return int(LOOP_OUT_OF_MEMORY);
+      return check(c,
+                   launch(kernel, dim3(unsigned(blocks)), dim3(unsigned(threads)), shared, c.stream, n, d, float(eps),
+                          static_cast<const T*>(h_out), static_cast<const T*>(branch), static_cast<const T*>(w_branch),
+                          static_cast<const T*>(w_next), static_cast<const T*>(dx), static_cast<float*>(dh),
+                          static_cast<T*>(dbranch), partial),
+                   "residual_norm_backward");
     };
     int status = vectorizable(d, wide<T>, {h_out, branch, w_branch, w_next, dx, dh, dbranch})
                      ? go(norm_backward_kernel<T, wide<T>>, wide<T>)

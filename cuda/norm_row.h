@@ -1,6 +1,6 @@
 // RMSNorm of one row by a block, and what surrounds it (math.md §1). Rows come from and go to wherever the caller keeps them,
 // through functions of (first column, W values); a thread owns the same columns in every pass. The kernels that share these lines
-// give the same bits.
+// give the same bits: every product that a sum takes is an fma by name.
 #pragma once
 #include "vector.h"
 
@@ -13,7 +13,7 @@ __device__ __forceinline__ float sum_of_squares(int64_t d, Row row) {
   for (int j = int(threadIdx.x) * W, step = int(blockDim.x) * W; j < d; j += step) {
     row(j, v);
 #pragma unroll
-    for (int k = 0; k < W; k++) square += v[k] * v[k];
+    for (int k = 0; k < W; k++) square = fmaf(v[k], v[k], square);
   }
   return square;
 }
@@ -51,8 +51,8 @@ __device__ __forceinline__ float add_normed(int64_t d, float eps, const T* branc
     h(j, r);
 #pragma unroll
     for (int k = 0; k < W; k++) {
-      r[k] = to_float(from_float<T>(r[k] + v[k] * scale * w[k]));
-      square += r[k] * r[k];
+      r[k] = to_float(from_float<T>(fmaf(v[k] * scale, w[k], r[k])));
+      square = fmaf(r[k], r[k], square);
     }
     put(j, r);
   }

@@ -32,23 +32,30 @@ __global__ void sum_kernel(int count, const double* partial, double* out) {
   if (threadIdx.x == 0) *out = sum;
 }
 
-int sum_squares(void* ctx, LoopDType dt, int64_t count, const void* x, double* host_out) {
+// The sums of all arrays lie side by side until one wait brings them to the host.
+int sum_squares(void* ctx, LoopDType dt, int64_t arrays, const int64_t* host_counts, const void* const* host_x,
+                double* host_out) {
   return with_dtype(ctx, "sum_squares", dt, [&](Context& c, auto) {
-    *host_out = 0;
-    if (count == 0) return 0;
-    auto* sums = static_cast<double*>(scratch(c, (square_blocks + 1) * 8));
+    if (arrays == 0) return 0;
+    auto* sums =
+        static_cast<double*>(scratch(c, (size_t(arrays) + square_blocks) * 8));  // [arrays], then an array's partial sums
     if (!sums) return int(LOOP_OUT_OF_MEMORY);
-    const auto go = [&](auto kernel, int width) {
-      const int blocks = int(std::min<int64_t>(square_blocks, ceil_div(count, 256 * width)));
-      if (int status = check(
-              c, launch(kernel, dim3(unsigned(blocks)), dim3(256), 0, c.stream, count, static_cast<const float*>(x), sums + 1),
-              "sum_squares"))
-        return status;
-      return check(c, launch(sum_kernel, dim3(1), dim3(256), 0, c.stream, blocks, static_cast<const double*>(sums + 1), sums),
-                   "sum_squares");
-    };
-    const int status = vectorizable(count, 4, {x}) ? go(sum_squares_kernel<4>, 4) : go(sum_squares_kernel<1>, 1);
-    return status ? status : read_back(c, host_out, sums, 8);
+    double* const partial = sums + arrays;
+    for (int64_t a = 0; a < arrays; a++) {
+      const auto* x = static_cast<const float*>(host_x[a]);
+      const int64_t count = host_counts[a];
+      const auto go = [&](auto kernel, int width) {
+        const int blocks = int(std::min<int64_t>(square_blocks, ceil_div(count, 256 * width)));
+        if (int status =
+                check(c, launch(kernel, dim3(unsigned(blocks)), dim3(256), 0, c.stream, count, x, partial), "sum_squares"))
+          return status;
+        return check(c,
+                     launch(sum_kernel, dim3(1), dim3(256), 0, c.stream, blocks, static_cast<const double*>(partial), sums + a),
+                     "sum_squares");
+      };
+      if (int status = vectorizable(count, 4, {x}) ? go(sum_squares_kernel<4>, 4) : go(sum_squares_kernel<1>, 1)) return status;
+    }
+    return read_back(c, host_out, sums, size_t(arrays) * 8);
   });
 }
 

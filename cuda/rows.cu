@@ -14,13 +14,13 @@ struct RowCopy {
   void* to;
   int64_t to_stride;
   const int32_t* to_index;
-  int32_t limit;  // indices outside 0 .. limit - 1 are reported; 0: not checked
   Complaint* complaint;
 };
 
-__device__ bool accept(int32_t index, int64_t limit, Complaint* complaint) {
-  if (index >= 0 && index < limit) return true;
-  if (threadIdx.x == 0) *complaint = {1, index, int32_t(limit)};
+// How many rows there are is not among the arguments: a negative index is all that can be told from a good one.
+__device__ __forceinline__ bool accept(int32_t index, Complaint* complaint) {
+  if (index >= 0) return true;
+  if (threadIdx.x == 0) *complaint = {1, index, INT32_MAX};
   return false;
 }
 
@@ -28,7 +28,7 @@ template <class Unit>
 __global__ void copy_rows_kernel(RowCopy r) {
   const int64_t row = blockIdx.x;
   const int32_t from = r.from_index ? r.from_index[row] : int32_t(row), to = r.to_index ? r.to_index[row] : int32_t(row);
-  if (r.limit && !accept(from, r.limit, r.complaint)) return;
+  if (!accept(from < to ? from : to, r.complaint)) return;
   const auto* src = static_cast<const Unit*>(r.from) + from * r.from_stride;
   auto* dst = static_cast<Unit*>(r.to) + to * r.to_stride;
   for (int64_t u = int64_t(blockIdx.y) * blockDim.x + threadIdx.x; u < r.units; u += int64_t(gridDim.y) * blockDim.x)
@@ -37,6 +37,7 @@ __global__ void copy_rows_kernel(RowCopy r) {
 
 // Lengths and strides of r in bytes.
 int copy_rows(Context& c, const char* operation, int64_t rows, size_t element, RowCopy r) {
+  r.complaint = c.complaint;
   const auto go = [&]<class Unit>(Unit) {
     constexpr int64_t size = sizeof(Unit);
     r.units /= size, r.from_stride /= size, r.to_stride /= size;
@@ -52,8 +53,7 @@ int copy_rows(Context& c, const char* operation, int64_t rows, size_t element, R
 
 int gather_rows(void* ctx, LoopDType type, int64_t n, int64_t d, const int32_t* index, const void* src, void* dst) {
   const int64_t bytes = d * int64_t(loop_dtype_size(type));
-  return copy_rows(enter(ctx), "gather_rows", n, loop_dtype_size(type),
-                   {bytes, src, bytes, index, dst, bytes, nullptr, 0, nullptr});
+  return copy_rows(enter(ctx), "gather_rows", n, loop_dtype_size(type), {bytes, src, bytes, index, dst, bytes, nullptr, nullptr});
 }
 
 // out[i] = table[ids[i]]                 table [*, d], out [n, d]
@@ -68,69 +68,131 @@ int cache_write(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv
     const int64_t size = int64_t(loop_dtype_size(dt)), width = kv_heads * int64_t(head_dim) * size;
     const int64_t row = (heads + 2 * int64_t(kv_heads)) * head_dim * size;
     const char* k = static_cast<const char*>(qkv) + int64_t(heads) * head_dim * size;
-    const int status = copy_rows(c, "cache_write", rows, size_t(size), {width, k, row, nullptr, keys, width, slots, 0, nullptr});
-    return status ? status
-                  : copy_rows(c, "cache_write", rows, size_t(size),
-                              {width, k + width, row, nullptr, values, width, slots, 0, nullptr});
+    const int status = copy_rows(c, "cache_write", rows, size_t(size), {width, k, row, nullptr, keys, width, slots, nullptr});
+    return status
+               ? status
+               : copy_rows(c, "cache_write", rows, size_t(size), {width, k + width, row, nullptr, values, width, slots, nullptr});
   });
 }
 
-// dtable[id] += Σ dout[i] over the rows i of that id, in their order. Block (i, p) does part p of the columns if i is the first
-// row of its id; the search through the ids costs less than a sort would at the sizes of a micro-batch (the ids stay in the L2
-// cache).
+// The gradient of the embedding: (id, i) is sorted as one number, so that the rows of an id lie side by side in their order.
+// Blocks sort `tile` keys each; then groups of `fan` runs are merged until one is left, each key finding its place by itself: a
+// lane for each run counts what is smaller there. Keys differ, so that any order of work gives the same places.
+constexpr int tile = 2048, fan = 16;
+constexpr uint64_t no_key = UINT64_MAX;  // of an id that is not in the table; sorted behind all others
+__device__ __forceinline__ int32_t id_of(uint64_t key) { return int32_t(key >> 32); }
+
+__global__ void __launch_bounds__(tile / 2)
+    sort_tiles_kernel(int64_t n, int64_t vocabulary, const int32_t* ids, uint64_t* keys, Complaint* complaint) {
+  SHARED_ARRAY(uint64_t, key, tile);
+  const int64_t first = int64_t(blockIdx.x) * tile;
+  for (int k = int(threadIdx.x); k < tile; k += tile / 2) {
+    const int64_t i = first + k;
+    const int32_t id = i < n ? ids[i] : 0;
+    const bool valid = id >= 0 && id < vocabulary;
+    if (!valid) *complaint = {1, id, int32_t(vocabulary)};
+    key[k] = i < n && valid ? uint64_t(uint32_t(id)) << 32 | uint64_t(i) : no_key;
+  }
+  for (int length = 2; length <= tile; length *= 2)  // bitonic: runs of `length` in order, falling and rising in turn
+    for (int distance = length / 2; distance > 0; distance /= 2) {
+      __syncthreads();
+      const int low = 2 * int(threadIdx.x) - (int(threadIdx.x) & (distance - 1)), high = low + distance;
+      const uint64_t a = key[low], b = key[high];
+      if ((a > b) == ((low & length) == 0)) key[low] = b, key[high] = a;
+    }
+  __syncthreads();
+  for (int k = int(threadIdx.x); k < tile && first + k < n; k += tile / 2) keys[first + k] = key[k];
+}
+
+// Runs of `run` sorted keys become runs of fan · run. `fan` lanes for a key.
+__global__ void __launch_bounds__(256) merge_runs_kernel(int64_t n, int64_t run, const uint64_t* keys, uint64_t* merged) {
+  const int64_t at = (int64_t(blockIdx.x) * 256 + threadIdx.x) / fan, group = at / (run * fan) * (run * fan);
+  const uint64_t key = at < n ? keys[at] : no_key;
+  const int64_t begin = group + run * (threadIdx.x % fan);
+  int64_t low = begin, high = begin + run < n ? begin + run : n;
+  // Keys of bad ids are all alike: among them the place decides.
+  const auto before = [&](int64_t other) { return keys[other] < key || (key == no_key && keys[other] == key && other < at); };
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (before(middle)) low = middle + 1;
+    else high = middle;
+  }
+  const int smaller = warp_sum<fan>(begin < n ? int(low - begin) : 0);
+  if (at < n && threadIdx.x % fan == 0) merged[group + smaller] = key;
+}
+
+// dtable[id] += Σ dout[i] over the rows i of that id, in their order. A block does the ids whose first key is one of its
+// `keys_per_block`, for part blockIdx.y of the columns, with `batch` rows on their way at a time.
+constexpr int keys_per_block = 8, batch = 8;
 template <int W>
-__global__ void embed_backward_kernel(int64_t n, int64_t d, int64_t vocabulary, const int32_t* ids, const float* dout,
-                                      float* dtable, Complaint* complaint) {
-  SHARED_ARRAY(unsigned, found, 8);  // a bit for each of the rows that the block looks at together
-  SHARED_ARRAY(int, counts, 8);
-  const int64_t row = blockIdx.x, column = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * W;
-  const int32_t id = ids[row];
-  if (!accept(id, vocabulary, complaint)) return;
-  for (int64_t base = 0; base < row; base += blockDim.x) {
-    const int64_t i = base + threadIdx.x;
-    if (block_sum(int(i < row && ids[i] == id), counts) > 0) return;
-  }
-  float sum[W] = {};
-  if (column < d) read<W>(dtable + id * d + column, sum);
-  for (int64_t base = row; base < n; base += blockDim.x) {
-    const int64_t i = base + threadIdx.x;
-    const unsigned same = __ballot_sync(full_warp, i < n && ids[i] == id);
-    if (lane_id() == 0) found[warp_id()] = same;
-    __syncthreads();
-    for (int warp = 0; warp < int(blockDim.x / 32); warp++)
-      for (unsigned bits = found[warp]; bits; bits &= bits - 1) {
-        const int64_t match = base + warp * 32 + __ffs(int(bits)) - 1;
-        float x[W];
-        if (column < d) read<W>(dout + match * d + column, x);
-        else continue;
+__global__ void __launch_bounds__(256)
+    add_sorted_kernel(int64_t n, int64_t d, const uint64_t* keys, const float* dout, float* dtable) {
+  const int64_t column = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * W;
+  if (column >= d) return;
+  const int64_t begin = int64_t(blockIdx.x) * keys_per_block, end = begin + keys_per_block < n ? begin + keys_per_block : n;
+  for (int64_t first = begin; first < end; first++) {
+    if (keys[first] == no_key) return;
+    const int32_t id = id_of(keys[first]);
+    if (first > 0 && id_of(keys[first - 1]) == id) continue;
+    float sum[W];
+    read<W>(dtable + id * d + column, sum);
+    bool more = true;
+    for (int64_t at = first; more; at += batch) {
+      float x[batch][W];
+      int count = 0;  // of these rows; the others belong to later ids
 #pragma unroll
-        for (int k = 0; k < W; k++) sum[k] += x[k];
+      for (int k = 0; k < batch; k++) {
+        const uint64_t key = at + k < n ? keys[at + k] : no_key;
+        more = key != no_key && id_of(key) == id;
+        if (!more) continue;
+        read<W>(dout + int64_t(uint32_t(key)) * d + column, x[k]);
+        count++;
       }
-    __syncthreads();
+#pragma unroll
+      for (int k = 0; k < batch; k++)
+        if (k < count) {
+#pragma unroll
+          for (int w = 0; w < W; w++) sum[w] += x[k][w];
+        }
+    }
+    write<W>(dtable + id * d + column, sum);
   }
-  if (column < d) write<W>(dtable + id * d + column, sum);
 }
 
 int embed_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, int64_t vocabulary, const int32_t* ids, const void* dout,
                    void* dtable) {
   return with_dtype(ctx, "embed_backward", dt, [&](Context& c, auto) {
+    if (n == 0) return 0;
+    auto* keys = static_cast<uint64_t*>(scratch(c, size_t(n) * 16));
+    if (!keys) return int(LOOP_OUT_OF_MEMORY);
+    uint64_t* merged = keys + n;
+    int status = check(c,
+                       launch(sort_tiles_kernel, dim3(unsigned(ceil_div(n, tile))), dim3(tile / 2), 0, c.stream, n, vocabulary,
+                              ids, keys, c.complaint),
+                       "embed_backward");
+    for (int64_t run = tile; !status && run < n; run *= fan, std::swap(keys, merged))
+      status = check(c,
+                     launch(merge_runs_kernel, dim3(unsigned(ceil_div(n * fan, 256))), dim3(256), 0, c.stream, n, run,
+                            static_cast<const uint64_t*>(keys), merged),
+                     "embed_backward");
     const auto go = [&](auto kernel, int width) {
       const int threads = row_threads(d, width);
-      return check(
-          c,
-          launch(kernel, dim3(unsigned(n), unsigned(ceil_div(d, int64_t(threads) * width))), dim3(unsigned(threads)), 0, c.stream,
-                 n, d, vocabulary, ids, static_cast<const float*>(dout), static_cast<float*>(dtable), c.complaint),
-          "embed_backward");
+      return check(c,
+                   launch(kernel, dim3(unsigned(ceil_div(n, keys_per_block)), unsigned(ceil_div(d, int64_t(threads) * width))),
+                          dim3(unsigned(threads)), 0, c.stream, n, d, static_cast<const uint64_t*>(keys),
+                          static_cast<const float*>(dout), static_cast<float*>(dtable)),
+                   "embed_backward");
     };
-    return vectorizable(d, 4, {dout, dtable}) ? go(embed_backward_kernel<4>, 4) : go(embed_backward_kernel<1>, 1);
+    if (status) return status;
+    return vectorizable(d, 4, {dout, dtable}) ? go(add_sorted_kernel<4>, 4) : go(add_sorted_kernel<1>, 1);
   });
 }
 
 // dst[index[i]] += src[i], every index at most once
 template <int W>
-__global__ void scatter_add_kernel(int64_t d, const int32_t* index, const float* src, float* dst) {
+__global__ void scatter_add_kernel(int64_t d, const int32_t* index, const float* src, float* dst, Complaint* complaint) {
   const int64_t column = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * W;
-  if (column >= d) return;
+  if (column >= d || !accept(index[blockIdx.x], complaint)) return;
   float x[W], y[W];
   read<W>(src + blockIdx.x * d + column, x);
   float* to = dst + index[blockIdx.x] * d + column;
@@ -146,7 +208,7 @@ int scatter_add_rows(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_
       const int threads = row_threads(d, width);
       return check(c,
                    launch(kernel, dim3(unsigned(n), unsigned(ceil_div(d, int64_t(threads) * width))), dim3(unsigned(threads)), 0,
-                          c.stream, d, index, static_cast<const float*>(src), static_cast<float*>(dst)),
+                          c.stream, d, index, static_cast<const float*>(src), static_cast<float*>(dst), c.complaint),
                    "scatter_add_rows");
     };
     return vectorizable(d, 4, {src, dst}) ? go(scatter_add_kernel<4>, 4) : go(scatter_add_kernel<1>, 1);

@@ -1,5 +1,6 @@
-// Draws one token per row as native/engine/sampling.h describes it, without sorting: the filters' thresholds are searched for bit
-// by bit, the draw by halving the range of indices. A block per row; a thread reads and writes the same elements throughout, so
+// Draws one token per row as native/engine/sampling.h describes it, without sorting: the filters' thresholds are searched for by
+// halving the range of bit patterns, the draw by going down from warps to lanes to elements. A block per row, which lies in
+// shared memory where it fits. A warp has neighbouring elements, and a thread reads and writes the same of them throughout, so
 // that only sums need barriers. Counts and sums have a fixed order: a draw does not depend on the batch.
 #include "context.h"
 #include "philox.h"
@@ -9,7 +10,9 @@ namespace looplm::cuda {
 namespace {
 
 struct Sample {
-  int64_t vocabulary;
+  int vocabulary;
+  int chunk;     // elements of a warp, a multiple of 128
+  bool aligned;  // rows can be read 16 bytes at a time
   float* logits;
   float temperature;
   int32_t top_k;
@@ -20,18 +23,65 @@ struct Sample {
   float* logprobs;
 };
 
-// f(v) for this thread's indices in [begin, end).
-template <class F>
-__device__ __forceinline__ void for_range(int64_t begin, int64_t end, F f) {
-  const int64_t threads = blockDim.x, first = begin / threads * threads + threadIdx.x;
-  for (int64_t v = first < begin ? first + threads : first; v < end; v += threads) f(v);
+// A row, four elements at a time. Behind its end it goes on with `outside` up to the last warp's end.
+template <bool in_shared>
+struct Row;
+template <>
+struct Row<true> {
+  Shared<float> x;
+  __device__ void get(int j, float (&v)[4]) const { read_shared<float>(x + j, v); }
+  __device__ void put(int j, const float (&v)[4]) const { write_shared<float>(x + j, v); }
+  __device__ float at(int j) const { return x[j]; }
+};
+template <>
+struct Row<false> {
+  float* x;
+  int vocabulary;
+  bool aligned;
+  float outside;
+  __device__ void get(int j, float (&v)[4]) const {
+    if (aligned && j < vocabulary) return read<4>(x + j, v);
+#pragma unroll
+    for (int k = 0; k < 4; k++) v[k] = j + k < vocabulary ? x[j + k] : outside;
+  }
+  __device__ void put(int j, const float (&v)[4]) const {
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+      if (j + k < vocabulary) x[j + k] = v[k];
+  }
+  __device__ float at(int j) const { return x[j]; }
+};
+
+// f(j, v) for this thread's elements v of j to j + 3.
+template <class R, class F>
+__device__ __forceinline__ void for_own(const R& row, int chunk, F f) {
+  const int begin = warp_id() * chunk, end = begin + chunk;
+  float v[4];
+  for (int j = begin + lane_id() * 4; j < end; j += 128) {
+    row.get(j, v);
+    f(j, v);
+  }
 }
-// Σ f(v) over [begin, end), the same for all threads.
-template <class Sum, class F>
-__device__ __forceinline__ Sum sum_range(int64_t begin, int64_t end, Shared<Sum> scratch, F f) {
-  Sum sum = 0;
-  for_range(begin, end, [&](int64_t v) { sum += f(v); });
-  return block_sum(sum, scratch);
+
+// What the warps of a block tell each other: an entry for each.
+struct Exchange {
+  Shared<double> sums, totals;
+  Shared<unsigned> counts;
+  Shared<int> chosen;  // [1]
+};
+
+// Each warp's sum of `own` in `sums`, seen by all.
+__device__ __forceinline__ void share_sums(double own, Shared<double> sums) {
+  own = warp_sum(own);
+  __syncthreads();  // what was there has been read
+  if (lane_id() == 0) sums[warp_id()] = own;
+  __syncthreads();
+}
+template <class T>
+__device__ __forceinline__ T sum_of(Shared<T> entries) {
+  T entry = 0;
+  if (lane_id() < int(blockDim.x / 32)) entry = entries[lane_id()];
+  return warp_sum(entry);
 }
 
 // Floats as integers of the same order; both zeros are one number.
@@ -40,110 +90,253 @@ __device__ __forceinline__ uint32_t order_of(float x) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// The largest threshold whose measure reaches `least`; measure(threshold) falls as the threshold rises, and that of 0 reaches it.
-template <class Measure, class Sum>
-__device__ __forceinline__ uint32_t largest_threshold(Sum least, Measure measure) {
-  uint32_t threshold = 0;
-  for (uint32_t bit = 0x80000000u; bit; bit >>= 1)
-    if (measure(threshold | bit) >= least) threshold |= bit;
-  return threshold;
-}
-
-// The first index at which the running sum of f exceeds `least`, or `count`.
-template <class Sum, class F>
-__device__ __forceinline__ int64_t first_above(Sum least, int64_t count, Shared<Sum> scratch, F f) {
-  if (!(sum_range<Sum>(0, count, scratch, f) > least)) return count;
-  int64_t begin = 0, end = count;
-  for (Sum before = 0; end - begin > 1;) {
-    const int64_t middle = begin + (end - begin) / 2;
-    const Sum sum = before + sum_range<Sum>(begin, middle, scratch, f);
-    if (sum > least) {
-      end = middle;
+// The elements from the largest down, until their weights reach `least`: the order of the last one, what those above it weigh,
+// and how many have its order.
+struct Edge {
+  uint32_t order;
+  double above;
+  unsigned count;
+};
+// No order reaches `end`. Halves the range in which the edge lies until one element is left in it, or one order: of tens of
+// thousands of elements, after less than twenty passes.
+template <class R, class Order, class Weight>
+__device__ __forceinline__ Edge edge_of(const R& row, int chunk, uint32_t end, double least, const Exchange& e, Order order,
+                                        Weight weight) {
+  uint32_t low = 0, high = end;
+  double above = 0;
+  unsigned inside = unsigned(chunk) * (blockDim.x / 32);
+  while (high - low > 1 && inside > 1) {
+    const uint32_t middle = low + (high - low) / 2, width = high - middle;
+    double sum = 0;
+    unsigned count = 0;
+    for_own(row, chunk, [&](int, const float(&v)[4]) {
+#pragma unroll
+      for (int k = 0; k < 4; k++)
+        if (order(v[k]) - middle < width) sum += weight(v[k]), count++;
+    });
+    sum = warp_sum(sum), count = warp_sum(count);
+    __syncthreads();  // the last pass's have been read
+    if (lane_id() == 0) e.sums[warp_id()] = sum, e.counts[warp_id()] = count;
+    __syncthreads();
+    sum = sum_of(e.sums);
+    count = sum_of(e.counts);
+    if (above + sum >= least) {
+      low = middle;
+      inside = count;
     } else {
-      begin = middle;
-      before = sum;
+      high = middle;
+      above += sum;
+      inside -= count;
     }
   }
-  return begin;
+  if (high - low > 1) {
+    uint32_t only = low;
+    for_own(row, chunk, [&](int, const float(&v)[4]) {
+#pragma unroll
+      for (int k = 0; k < 4; k++)
+        if (const uint32_t o = order(v[k]); o - low < high - low) only = o;
+    });
+    __syncthreads();  // the counts have been read
+    low = block_max(only, e.counts);
+  }
+  return {low, above, inside};
 }
 
-__global__ void sample_kernel(Sample s) {
-  SHARED_ARRAY(double, sums, 32);
-  SHARED_ARRAY(int, counts, 32);
-  SHARED_ARRAY(float, largest_of, 32);
-  const int64_t row = blockIdx.x, V = s.vocabulary;
-  float* x = s.logits + row * V;
+// The first index at which the running sum of f exceeds `least`, which is not negative; where rounding keeps it below, the last
+// one whose f is positive; 0 where there is none. f is not negative, and each warp's sum of it lies in `sums`.
+template <class R, class F>
+__device__ __forceinline__ int first_above(const R& row, int chunk, double least, const Exchange& e, F f) {
+  const int warps = int(blockDim.x / 32), lane = lane_id();
+  int warp = 0;
+  double before = 0, running = 0;
+  for (int w = 0; w < warps && !(running > least); w++) {
+    const double sum = e.sums[w];
+    if (sum > 0) warp = w, before = running;
+    running += sum;
+  }
+  if (warp_id() == warp) {
+    const int part = chunk / 32, begin = warp * chunk + lane * part;  // neighbours for a lane
+    float v[4];
+    double own = 0;
+    for (int j = 0; j < part; j += 4) {
+      row.get(begin + j, v);
+#pragma unroll
+      for (int k = 0; k < 4; k++) own += f(v[k]);
+    }
+    double through = own;  // this lane
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const double other = __shfl_up_sync(full_warp, through, unsigned(distance));
+      if (lane >= distance) through += other;
+    }
+    const double earlier = __shfl_up_sync(full_warp, through, 1u);
+    const unsigned some = __ballot_sync(full_warp, own > 0), over = __ballot_sync(full_warp, own > 0 && before + through > least);
+    if (lane == (over ? __ffs(int(over)) - 1 : some ? 31 - __clz(int(some)) : 0)) {
+      double sum = lane == 0 ? before : before + earlier;
+      int last = some ? begin : 0;
+      for (int j = 0; j < part && !(sum > least); j += 4) {
+        row.get(begin + j, v);
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+          if (const double w = f(v[k]); w > 0 && !(sum > least)) last = begin + j + k, sum += w;
+      }
+      e.chosen[0] = last;
+    }
+  }
+  __syncthreads();
+  return e.chosen[0];
+}
+
+// The largest of a row and the first index that has it; `vocabulary` where all are NaN or -∞.
+template <class R>
+__device__ __forceinline__ float first_largest(const R& row, const Sample& s, Shared<float> largest_of, Shared<int> first_of,
+                                               int& first) {
   float largest = -INFINITY;
-  for_range(0, V, [&](int64_t v) { largest = fmaxf(largest, x[v]); });
-  largest = block_max(largest, largest_of);
-  int from_end = 0;  // of the first index that has it
-  for_range(0, V, [&](int64_t v) {
-    if (x[v] == largest && int(V - v) > from_end) from_end = int(V - v);
+  first = s.vocabulary;
+  const auto merge = [&](float x, int at) {
+    if (x > largest || (x == largest && at < first)) largest = x, first = at;
+  };
+  const auto over_warp = [&] {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+      const float x = __shfl_xor_sync(full_warp, largest, distance);
+      merge(x, __shfl_xor_sync(full_warp, first, distance));
+    }
+  };
+  for_own(row, s.chunk, [&](int j, const float(&v)[4]) {
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+      if (v[k] > largest) largest = v[k], first = j + k;
   });
-  int64_t token = V - block_max(from_end, counts);
-  if (token == V) token = 0;  // only NaN
+  over_warp();
+  if (lane_id() == 0) largest_of[warp_id()] = largest, first_of[warp_id()] = first;
+  __syncthreads();
+  if (lane_id() < int(blockDim.x / 32)) largest = largest_of[lane_id()], first = first_of[lane_id()];
+  over_warp();
+  return largest;
+}
+
+// The row of this block, copied by the threads that will read it.
+template <bool in_shared>
+__device__ __forceinline__ Row<in_shared> open_row(const Sample& s) {
+  float* from = s.logits + int64_t(blockIdx.x) * s.vocabulary;
+  if constexpr (!in_shared) return {from, s.vocabulary, s.aligned, -INFINITY};
+  else {
+    const size_t count = size_t(s.chunk) * (blockDim.x / 32);
+    const Shared<float> x = dynamic_shared<float>(0, count);
+    const int begin = warp_id() * s.chunk, end = begin + s.chunk;
+    for (int j = begin + lane_id() * 4; j < end; j += 128) {
+      if (s.aligned && j < s.vocabulary) {
+        copy_async(x + j, from + j);
+      } else {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          if (j + k < s.vocabulary) copy_async<4>(x + (j + k), from + j + k);
+          else x[j + k] = -INFINITY;
+        }
+      }
+    }
+    copy_async_commit();
+    copy_async_wait<0>();
+    return {x};
+  }
+}
+
+template <bool in_shared>
+__global__ void __launch_bounds__(1024) sample_kernel(Sample s) {
+  SHARED_ARRAY(double, sums, 32);
+  SHARED_ARRAY(double, totals, 32);
+  SHARED_ARRAY(unsigned, counts, 32);
+  SHARED_ARRAY(float, largest_of, 32);
+  SHARED_ARRAY(int, first_of, 32);
+  SHARED_ARRAY(int, chosen, 1);
+  const Exchange e{sums, totals, counts, chosen};
+  const int chunk = s.chunk;
+  Row<in_shared> row = open_row<in_shared>(s);
+  int token = 0;
+  const float largest = first_largest(row, s, largest_of, first_of, token);
+  if (token == s.vocabulary) token = 0;
 
   const bool greedy = s.temperature == 0;
-  const float temperature = greedy ? 1.0f : s.temperature, chosen_logit = x[token];
-  const auto weight_of = [&](float logit) { return expf((logit - largest) / temperature); };
-  const double total = sum_range<double>(0, V, sums, [&](int64_t v) { return double(weight_of(x[v])); });
+  uint32_t lowest = 0;
+  if (!greedy && s.top_k > 0 && s.top_k < s.vocabulary)
+    lowest = edge_of(row, chunk, order_of(largest) + 1, double(s.top_k), e, order_of, [](float) { return 1.0; }).order;
+
+  const float inverse_temperature = greedy ? 1.0f : 1 / s.temperature;
+  double total_part = 0, kept_part = 0;
+  for_own(row, chunk, [&](int j, float(&v)[4]) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const float weight = expf((v[k] - largest) * inverse_temperature);
+      total_part += double(weight);
+      v[k] = order_of(v[k]) >= lowest ? weight : 0.0f;
+      kept_part += double(v[k]);
+    }
+    if (!greedy) row.put(j, v);
+  });
+  if constexpr (!in_shared) row.outside = 0;
+  total_part = warp_sum(total_part);
+  if (lane_id() == 0) e.totals[warp_id()] = total_part;
+  share_sums(kept_part, e.sums);
+  const double total = sum_of(e.totals);
   if (greedy) {
     if (threadIdx.x == 0) {
-      s.tokens[row] = int32_t(token);
-      s.logprobs[row] = float(double((chosen_logit - largest) / temperature) - log(total));
+      s.tokens[blockIdx.x] = token;
+      s.logprobs[blockIdx.x] = float(-log(total));  // the largest weight is 1
     }
     return;
   }
 
-  uint32_t lowest = 0;
-  if (s.top_k > 0 && s.top_k < V)
-    lowest = largest_threshold(int(s.top_k), [&](uint32_t threshold) {
-      return sum_range<int>(0, V, counts, [&](int64_t v) { return int(order_of(x[v]) >= threshold); });
+  const auto weight_of = [](float weight) { return double(weight); };
+  if (s.top_p < 1 || s.min_p > 0) {
+    uint32_t edge = 0;
+    int last = s.vocabulary;  // index of a weight at the edge that is kept
+    if (s.top_p < 1) {        // weights are not negative: their bits have their order
+      const auto bits_of = [](float weight) { return __float_as_uint(weight); };
+      const double reach = s.top_p * sum_of(e.sums), least = reach > 0 ? reach : 1e-300;
+      const Edge found = edge_of(row, chunk, __float_as_uint(1.0f) + 1, least, e, bits_of, weight_of);
+      edge = found.order;
+      // Of the weights at the edge, only as many as are needed, the lower indices first.
+      const double missing = (least - found.above) / double(__uint_as_float(edge));
+      const unsigned needed = missing > 1 ? unsigned(ceil(missing < double(found.count) ? missing : double(found.count))) : 1;
+      if (needed < found.count) {
+        const auto is_edge = [&](float weight) { return __float_as_uint(weight) == edge ? 1.0 : 0.0; };
+        double part = 0;
+        for_own(row, chunk,
+                [&](int, const float(&v)[4]) { part += is_edge(v[0]) + is_edge(v[1]) + is_edge(v[2]) + is_edge(v[3]); });
+        share_sums(part, e.sums);
+        last = first_above(row, chunk, double(needed - 1), e, is_edge);
+      }
+    }
+    const double least = s.min_p < 1 ? s.min_p : 1;  // of the largest weight, which is 1
+    kept_part = 0;
+    for_own(row, chunk, [&](int j, float(&v)[4]) {
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const uint32_t bits = __float_as_uint(v[k]);
+        if (bits < edge || (bits == edge && j + k > last) || double(v[k]) < least) v[k] = 0;
+        kept_part += double(v[k]);
+      }
+      row.put(j, v);
     });
-  for_range(0, V, [&](int64_t v) { x[v] = order_of(x[v]) >= lowest ? weight_of(x[v]) : 0.0f; });
-  const auto weight = [&](int64_t v) { return double(x[v]); };
+    share_sums(kept_part, e.sums);
+  }
 
-  if (s.top_p < 1) {  // weights are not negative: their bits have their order
-    const double reach = s.top_p * sum_range<double>(0, V, sums, weight), least = reach > 0 ? reach : 1e-300;
-    const auto at_least = [&](uint32_t bits) {
-      return sum_range<double>(0, V, sums, [&](int64_t v) { return __float_as_uint(x[v]) >= bits ? double(x[v]) : 0.0; });
-    };
-    const uint32_t edge = largest_threshold(least, at_least);
-    // Of the weights at the edge, only as many as are needed, the lower indices first.
-    const auto is_edge = [&](int64_t v) { return int(__float_as_uint(x[v]) == edge); };
-    const double missing = (least - at_least(edge + 1)) / double(__uint_as_float(edge));
-    const int needed = missing > 1 ? int(ceil(missing < double(V) ? missing : double(V))) : 1;
-    const int64_t last = first_above<int>(needed - 1, V, counts, is_edge);
-    for_range(0, V, [&](int64_t v) {
-      if (__float_as_uint(x[v]) < edge || (is_edge(v) && v > last)) x[v] = 0;
-    });
-  }
-  if (s.min_p > 0) {  // the largest weight is 1
-    const double least = s.min_p < 1 ? s.min_p : 1;
-    for_range(0, V, [&](int64_t v) {
-      if (double(x[v]) < least) x[v] = 0;
-    });
-  }
-
-  const double u = philox_uniform(s.seed, uint32_t(s.sequences[row]), uint32_t(s.positions[row]));
-  const double kept = sum_range<double>(0, V, sums, weight);
-  token = first_above<double>(u * kept, V, sums, weight);
-  if (token == V) {  // u is so close to 1 that rounding passed the end: the last one kept
-    int last = 0;
-    for_range(0, V, [&](int64_t v) {
-      if (x[v] > 0) last = int(v);
-    });
-    token = block_max(last, counts);
-  }
-  if (token % blockDim.x == threadIdx.x) {
-    s.tokens[row] = int32_t(token);
-    s.logprobs[row] = float(log(double(x[token])) - log(total));
+  const double u = philox_uniform(s.seed, uint32_t(s.sequences[blockIdx.x]), uint32_t(s.positions[blockIdx.x]));
+  token = first_above(row, chunk, u * sum_of(e.sums), e, weight_of);
+  if (threadIdx.x == 0) {
+    s.tokens[blockIdx.x] = token;
+    s.logprobs[blockIdx.x] = float(log(double(row.at(token))) - log(total));
   }
 }
 
 int sample(void* ctx, LoopDType dt, const LoopSample* s) {
   return with_dtype(ctx, "sample", dt, [&](Context& c, auto) {
-    const Sample a{s->vocabulary,
+    const int threads = row_threads(s->vocabulary, 4, 1024);
+    const int64_t chunk = ceil_div(s->vocabulary, int64_t(threads) * 4) * 128;
+    const Sample a{int(s->vocabulary),
+                   int(chunk),
+                   vectorizable(s->vocabulary, 4, {s->logits}),
                    static_cast<float*>(const_cast<void*>(s->logits)),
                    float(s->temperature),
                    s->top_k,
@@ -154,9 +347,12 @@ int sample(void* ctx, LoopDType dt, const LoopSample* s) {
                    s->positions,
                    s->tokens,
                    static_cast<float*>(s->logprobs)};
-    return check(
-        c, launch(sample_kernel, dim3(unsigned(s->rows)), dim3(unsigned(row_threads(s->vocabulary, 1, 1024))), 0, c.stream, a),
-        "sample");
+    const size_t bytes = size_t(chunk) * size_t(threads / 32) * sizeof(float);
+    const bool fits = bytes <= dynamic_limit(c.device);
+    return check(c,
+                 launch(fits ? sample_kernel<true> : sample_kernel<false>, dim3(unsigned(s->rows)), dim3(unsigned(threads)),
+                        fits ? bytes : 0, c.stream, a),
+                 "sample");
   });
 }
 

@@ -16,6 +16,10 @@
 //   * Every thread of the block reaches every __syncthreads (return early only where no barrier follows), every lane of the mask
 //     every shuffle, and all 32 lanes load_matrix and mma.
 //   * Sums have a fixed order: warp_sum and block_sum do; there are no float atomics.
+//   * Two kernels round alike only where the code says how: the compiler joins products and sums into fma as it likes, anew in
+//     every kernel and in every copy of an unrolled loop. What must be the same bits elsewhere, or in another tile, is written
+//     with fmaf, __fmul_rn and __fadd_rn (__dmul_rn and __dadd_rn in double), which it leaves as they are. A product that only
+//     multiplies, and a sum without products, need none. test/long/cuda-build.test.ts holds the kernels to it.
 //   * An empty grid launches nothing. launch raises the limit of dynamic shared memory by itself.
 //
 // One file with g++:   g++ -std=c++20 -O2 -Wall -Wextra -Wno-unknown-pragmas -x c++ -c cuda/norm.cu      (link
@@ -227,6 +231,18 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float bf16_low(uint32_t packed) { return __uint_as_float(packed << 16); }
 __device__ __forceinline__ float bf16_high(uint32_t packed) { return __uint_as_float(packed & 0xFFFF0000u); }
+
+// Blocks of a kernel that a multiprocessor of the current device can hold at once, with the registers that it has in truth.
+template <class... Parameters>
+int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
+  int blocks = 0;
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)) != cudaSuccess ||
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return blocks;
+}
 
 template <class T>
 __device__ __forceinline__ T from_float(float x);

@@ -38,6 +38,11 @@ def attention(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+def attention_backward(out, dout, *inputs):
+    """The gradients of an attention that was computed before."""
+    torch.autograd.grad(out, inputs, dout, retain_graph=True)
+
+
 def head(hidden, weight, targets):
     """Loss and both gradients, 2048 rows of logits at a time, as chunked trainers do it."""
     for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK)):
@@ -146,6 +151,8 @@ def main():
     h, branch, w = normal(N, D), normal(N, D), normal(D)
     gate_up = normal(N, 2 * INNER)
     q, k, v = (normal(N // S, H, S, D // H) for _ in range(3))
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    mixed, dmixed = attention(*leaves), torch.randn_like(q)
     hidden = normal(N, D).requires_grad_()
     weight = (0.02 * normal(V, D)).requires_grad_()
     targets = torch.randint(V, (N,), device=device)
@@ -155,6 +162,7 @@ def main():
         "residual_norm": (residual_norm, (h, branch, w, w)),
         "swiglu": (swiglu, (gate_up,)),
         "attention": (attention, (q, k, v)),
+        "attention_backward": (attention_backward, (mixed, dmixed, *leaves)),
         "head": (head, (hidden, weight, targets)),
     }
     name_of_device = "cpu" if tiny else torch.cuda.get_device_name()

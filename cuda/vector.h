@@ -24,6 +24,23 @@ inline int row_threads(int64_t d, int width, int most = 256) {
   return needed < 32 ? 32 : needed < most ? int(needed) : most;
 }
 
+// Blocks of a kernel whose blocks go from row to row: as many as the device holds at once, at most `most` on a multiprocessor and
+// one for each row.
+template <class Kernel>
+int64_t row_blocks(int device, Kernel kernel, int64_t rows, int threads, size_t shared_bytes, int most = 32) {
+  int processors = 1;
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (rows <= processors) return rows;
+  return std::min(rows, processors * int64_t(std::clamp(resident_blocks(kernel, threads, shared_bytes), 1, most)));
+}
+
+// Bytes of dynamic shared memory that a block may have beside what its kernel declares, 2 KiB at most.
+inline size_t dynamic_limit(int device) {
+  int limit = 48 * 1024;
+  cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return size_t(limit) - 2048;
+}
+
 template <int W>
 __device__ __forceinline__ void read(const float* p, float (&x)[W]) {
   if constexpr (W % 4 == 0) {
@@ -94,6 +111,17 @@ __device__ __forceinline__ void write_shared(Shared<T> p, const float (&x)[wide<
   shared_cast<uint4>(p)[0] = uint4{words[0], words[1], words[2], words[3]};
 }
 
+// Sums of two numbers over the block, in a fixed order. scratch: 64 elements.
+template <class T>
+__device__ __forceinline__ void block_sums(T& a, T& b, Shared<T> scratch) {
+  a = warp_sum(a), b = warp_sum(b);
+  if (lane_id() == 0) scratch[warp_id()] = a, scratch[32 + warp_id()] = b;
+  __syncthreads();
+  a = scratch[0], b = scratch[32];
+  for (int warp = 1; warp < int(blockDim.x / 32); warp++) a += T(scratch[warp]), b += T(scratch[32 + warp]);
+  __syncthreads();
+}
+
 // Σ w·row by one warp, in every lane. row: a function of (first column, W values).
 template <int W, class T, class Row>
 __device__ __forceinline__ float warp_dot(int64_t d, const T* w, Row row) {
@@ -102,7 +130,7 @@ __device__ __forceinline__ float warp_dot(int64_t d, const T* w, Row row) {
     row(j, x);
     read<W>(w + j, y);
 #pragma unroll
-    for (int k = 0; k < W; k++) sum += x[k] * y[k];
+    for (int k = 0; k < W; k++) sum = fmaf(x[k], y[k], sum);
   }
   return warp_sum(sum);
 }

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_BACKEND_ABI 6
+#define LOOPLM_BACKEND_ABI 7
 
 #ifdef __cplusplus
 extern "C" {
@@ -21,7 +21,8 @@ extern "C" {
 typedef enum LoopDType { LOOP_F32 = 0, LOOP_BF16 = 1, LOOP_F64 = 2, LOOP_I32 = 3, LOOP_F16 = 4 } LoopDType;
 
 // DECLINED: an optional function does not do this case. Nothing has happened, and the caller takes the ordinary way.
-enum { LOOP_OUT_OF_MEMORY = 2, LOOP_DECLINED = 3 };
+// UNSUPPORTED: this device cannot do what was asked, whatever the memory; last_error says what it can.
+enum { LOOP_OUT_OF_MEMORY = 2, LOOP_DECLINED = 3, LOOP_UNSUPPORTED = 4 };
 enum { LOOP_GEMM_REAL_OUT = 1, LOOP_GEMM_ACCUMULATE = 2 };  // C is real instead of act; C += (implies REAL_OUT)
 
 // A weight [n, k] in few bits: element (i, l) is codes(i, l) · scales[l / group, i]. k is a multiple of `group`, `group` of 32.
@@ -160,6 +161,9 @@ typedef struct LoopBackend {
 
   // Contexts and memory. options: threads = 0 asks for the default.
   void* (*open)(int32_t device, int32_t threads);
+  // What `open` would find, from the properties of the device alone, valid until the next call; NULL where it would fail, and
+  // last_error(NULL) says why. NULL: the backend has none.
+  const char* (*inspect)(int32_t device);
   void (*close)(void* ctx);
   const char* (*last_error)(void* ctx);
   const char* (*describe)(void* ctx);  // e.g. "avx512_bf16, 2 threads"
@@ -232,7 +236,9 @@ typedef struct LoopBackend {
   int (*policy_gradient)(void* ctx, LoopDType dt, int64_t rows, const void* logprobs, const LoopLoss* loss, void* coefficients,
                          LoopLossSums* host_sums);
 
-  int (*sum_squares)(void* ctx, LoopDType dt, int64_t count, const void* x, double* host_out);  // x real
+  // host_out[i] = Σ x² over the host_counts[i] reals at host_x[i]: all of them with one wait.
+  int (*sum_squares)(void* ctx, LoopDType dt, int64_t arrays, const int64_t* host_counts, const void* const* host_x,
+                     double* host_out);
   int (*adamw)(void* ctx, LoopDType dt, const LoopAdamW* a);
 
   // parameter = average = average + weight·(x - average): an exponential moving average kept in real, rounded to act in

@@ -217,7 +217,7 @@ export interface Quantization {
 }
 
 export interface NativeBinding {
-  devices(): { name: string; description: string; available: boolean }[]
+  devices(opened: boolean): { name: string; description: string; available: boolean }[]
   memory(): { bytes: number; peak: number; buffers: number }
   resetPeakMemory(): void
   createCancel(): NativeCancel

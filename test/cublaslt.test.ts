@@ -37,11 +37,27 @@ describe('products by cuBLASLt', () => {
     const { env, products } = through('chosen')
     expect(emulatedKernelTests(['--dtype', 'bf16', '--skip', 'many tiles', 'gemm'], env).status).toBe(0)
     const [trial, ...lines] = products() // one product for each device that is opened, to see whether the library works
-    expect(trial).toBe('64 48 32 bf16 f32 TN')
+    expect(trial).toBe('64 4096 32 bf16 f32 TN')
     for (const line of lines.filter((l) => l !== trial)) {
       const [, rows, , , , transposed] = line.split(' ')
       expect(transposed!.endsWith('T') || Number(rows) >= 1024).toBe(true)
     }
+  })
+
+  it('are the same bits in a recording and outside of it', { timeout: 600_000 }, () => {
+    const { env, products } = through('recorded', { LOOPLM_CUDA_GEMM: 'library' })
+    expect(emulatedKernelTests(['record:'], env)).toMatchObject({ failures: [], status: 0 })
+    expect(products().filter((line) => line.startsWith('24 3 40')).length).toBeGreaterThan(4)
+  })
+
+  it("have an algorithm of their own where the weight's refuses their number of rows", { timeout: 600_000 }, () => {
+    const { env, products } = through('rows', { LOOPLM_CUDA_GEMM: 'library', LOOPLM_CUBLASLT_DOUBLE: 'rows' })
+    const { failures, status, description } = emulatedKernelTests(['--dtype', 'bf16', 'gemm'], env)
+    expect(failures).toEqual([])
+    expect(status).toBe(0)
+    expect(description).toMatch(/cuBLASLt 130000 from/)
+    expect(description).not.toMatch(/own GEMM/)
+    expect(new Set(products()).size).toBeGreaterThan(50)
   })
 
   it.each([

@@ -52,6 +52,16 @@ describe('the device', () => {
     )
   })
 
+  it('ends before CUDA does when the process exits in the middle of its work', { timeout: 120_000 }, () => {
+    const code = `import { LoopLM, zeros } from '${join(import.meta.dirname, '..', 'dist', 'src', 'index.js')}'
+      await zeros([1]).data() // the CPU's thread is there first
+      const model = await LoopLM.create(${JSON.stringify(config)}, { device: '${device}' })
+      model.score(Array.from({ length: 200 }, () => Array.from({ length: 40 }, (_, i) => i)))
+      setTimeout(() => process.exit(0), 300)`
+    const run = spawnSync(process.execPath, ['--input-type=module', '-e', code], { encoding: 'utf8' })
+    expect(run).toMatchObject({ status: 0, signal: null, stderr: '' })
+  })
+
   it('auto is cuda where that works and the CPU elsewhere', async () => {
     const works = devices().find(({ name }) => name === 'cuda')!.available
     using x = zeros([1], { device: 'auto' })
@@ -143,6 +153,29 @@ describe('the programme for a GPU, with the emulator in its place', () => {
     expect(cuda.available).toBe(true)
     expect(cuda.description).toMatch(/looplm_cuda_emulated\.so: opened/)
     expect(auto).toBe('cuda')
+  })
+
+  it('a chip that the library has no code for is not used: the reason is said, and auto is the CPU', () => {
+    const code = `import { devices, zeros } from '${join(root, 'dist', 'src', 'index.js')}'
+      console.log(JSON.stringify([devices().find(({ name }) => name === 'cuda'), zeros([1], { device: 'auto' }).device]))`
+    const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', code], {
+      encoding: 'utf8',
+      env: { ...env, LOOPLM_EMULATOR_CHIP: '7.5' },
+    })
+    const [cuda, auto] = JSON.parse(stdout)
+    expect(cuda.available).toBe(false)
+    expect(cuda.description).toMatch(/emulated has compute capability 7\.5, this library has code for 8\.0 and later/)
+    expect(auto).toBe('cpu')
+  })
+
+  it('a listing of devices opens none of them', () => {
+    const code = `import { devices } from '${join(root, 'dist', 'src', 'index.js')}'
+      console.log(devices().find(({ name }) => name === 'cuda').description)`
+    const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', code], {
+      encoding: 'utf8',
+      env,
+    })
+    expect(stdout).toMatch(/^emulated, compute capability 9\.0, 4 multiprocessors, 16\.00 GiB; .*opened\n$/) // nothing of cuBLASLt
   })
 
   it('the native bench measures every kernel', { timeout: 600_000 }, () => {

@@ -19,7 +19,7 @@ const behind = {
   adamw: { kernel: 'adamw_kernel<bf16, 4>', threads: 256 },
   attention: { kernel: 'attention_kernel<128, 2, 64>', threads: 128, dynamic: pitch * (128 + 2 * 64) },
   attention_backward: { kernel: 'keys_backward_kernel<128, 64>', threads: 128, dynamic: pitch * (128 + 4 * 64) + 1024 },
-  embed_backward: { kernel: 'embed_backward_kernel<4>', threads: 256 },
+  embed_backward: { kernel: 'add_sorted_kernel<4>', threads: 256 },
   exit_pdf: { kernel: 'exit_pdf_kernel', threads: 256 },
   gate: { kernel: 'gate_kernel<bf16, 8>', threads: 256 },
   gate_backward: { kernel: 'gate_backward_kernel<bf16, 8>', threads: 256, dynamic: 4 * 2048 },
@@ -37,12 +37,12 @@ const behind = {
     dynamic: 8 * 4 * 4 * (16 * 16 + 32) + 4 * 8 * 4 * 16,
   },
   head: tensor('false, true'),
-  head_rows: { kernel: 'head_rows_kernel<bf16, 4>', threads: 512 },
-  head_rows_gradient: { kernel: 'head_rows_kernel<bf16, 4>', threads: 512 },
+  head_rows: { kernel: 'head_rows_kernel<bf16, 4>', threads: 512, dynamic: 229376 },
+  head_rows_gradient: { kernel: 'head_rows_kernel<bf16, 4>', threads: 512, dynamic: 229376 },
   residual_norm: { kernel: 'residual_norm_kernel<bf16, 8>', threads: 256 },
   residual_norm_backward: { kernel: 'norm_backward_kernel<bf16, 8>', threads: 256, dynamic: 8 * 2048 },
   rope: { kernel: 'rope_kernel<bf16, 8>', threads: 256 },
-  sample: { kernel: 'sample_kernel', threads: 1024 },
+  sample: { kernel: 'sample_kernel<true>', threads: 1024, dynamic: 196608 },
   swiglu: { kernel: 'swiglu_kernel<bf16, 8>', threads: 256 },
   swiglu_backward: { kernel: 'swiglu_backward_kernel<bf16, 8>', threads: 256 },
 }
@@ -100,7 +100,7 @@ same products would read 96 KiB.
 
 // ---- a decoded token, one row ----
 
-const [L, T, D, F, V, context] = [24, 4, 2048, 5632, 49152, 192] // 64 tokens of prompt and half of 256 new ones
+const [L, T, D, F, V, heads, context] = [24, 4, 2048, 5632, 49152, 16, 192] // 64 tokens of prompt and half of 256 new ones
 const chip = { processors: 132, clock: 1.755e9, threadsPerBlock: 256 }
 // Assumed from published measurements of the same processor, not measured here: cycles until a dependent mma may follow another, seconds of a
 // barrier of the grid, and of reading what other multiprocessors have just written.
@@ -128,6 +128,7 @@ export function decodeTable(resources) {
   const meeting = barriers * assumed.barrier
   const reading = passes * 5 * assumed.read // two norms, two inputs of products, the keys' first
   const latency = chains + meeting + reading
+  const fullChip = 4096 / (2 * heads) + 1 // decode_attention.cu: parts of a row in blocks of their own while two of them fit 4096 blocks
   const both = [Math.max(memory, latency), memory + latency].map((seconds) => (1 / seconds).toFixed(0))
   const ring = 8 * 11 * 8 * 272 // warps, stages, rows, bytes of a piece with its padding
   const shared = ring + 2 * D + 2 * F + 2 * 8 * 130 * 4
@@ -150,6 +151,7 @@ ${1e6 * assumed.barrier} µs for a barrier of the grid, ${1e6 * assumed.read} µ
 | **all that waits in turn** | | ${ms(latency)} |
 
 The two overlap, because weights arrive while warps wait: between ${both[1]} (nothing overlaps) and ${both[0]} (everything does) tokens a second; memory alone
-would allow ${(1 / memory).toFixed(0)}. Several rows take a graph of ${11 * L + 1} kernels for each loop.
+would allow ${(1 / memory).toFixed(0)}. Several rows take a graph of ${11 * L + 1} kernels for each loop: eleven a block and the first norm. From ${fullChip} rows on
+it is one a block less: then a block of threads has all the keys of a row, and nothing is to be put together.
 `
 }

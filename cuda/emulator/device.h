@@ -70,10 +70,28 @@ inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-// The product is exact in double; a machine without the instruction would call a slow library function.
-inline float __fmaf_rn(float a, float b, float c) { return float(double(a) * b + c); }
+// Keeps a product and a sum apart, which the compiler may else join into an fma as a GPU's does.
+template <class T>
+__forceinline__ T looplm_apart(T x) {
+#ifdef __aarch64__
+  asm("" : "+w"(x));
+#else
+  asm("" : "+x"(x));
+#endif
+  return x;
+}
+inline float __fadd_rn(float a, float b) { return looplm_apart(a) + looplm_apart(b); }
+inline float __fmul_rn(float a, float b) { return looplm_apart(a * b); }
+inline double __dadd_rn(double a, double b) { return looplm_apart(a) + looplm_apart(b); }
+inline double __dmul_rn(double a, double b) { return looplm_apart(a * b); }
+// Rounded once. Without the instruction the library's function would be slow; the product is exact in double.
+inline float __fmaf_rn(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return float(double(a) * b + c);
+#endif
+}
 #define fmaf __fmaf_rn
 // CUDA's min and max take mixed integers; here both have one type, as std's.
 using std::max;

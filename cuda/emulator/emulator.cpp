@@ -13,6 +13,8 @@
 #include <mutex>
 #include <thread>
 
+#include "runtime.h"  // defines: shared_limit
+
 #if !defined(__x86_64__) || defined(LOOPLM_EMULATOR_UCONTEXT)
 #include <ucontext.h>
 #endif
@@ -412,13 +414,12 @@ class Pool {
 
 bool run(const Launch& launch, std::string& error) {
   const size_t threads = size_t(launch.block.x) * launch.block.y * launch.block.z;
-  if (threads == 0 || threads > max_threads || launch.dynamic_bytes > max_shared_bytes) {
+  if (threads == 0 || threads > max_threads || launch.dynamic_bytes > shared_limit()) {
     error = "a launch of " + std::to_string(threads) + " threads and " + std::to_string(launch.dynamic_bytes) +
-            " bytes of dynamic shared memory: at most " + std::to_string(max_threads) + " and " +
-            std::to_string(max_shared_bytes);
+            " bytes of dynamic shared memory: at most " + std::to_string(max_threads) + " and " + std::to_string(shared_limit());
     return false;
   }
-  static Pool pool;
+  static Pool& pool = *new Pool;  // never destroyed: a process that exits may stop its devices after static objects
   return pool.run(launch, error);
 }
 

@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -29,7 +31,9 @@ struct Transfer {
   std::vector<char> bytes;  // what the device gave, or what the host's memory held
   uint64_t number;
 };
+int submit_for_others(void* stream, const std::function<int()>& work);
 struct CUstream_st {
+  LooplmSubmit submit = submit_for_others;
   CUgraph_st* capture = nullptr;
   bool invalid = false;  // something was asked that a capture may not contain
   std::vector<Transfer> transfers;
@@ -60,6 +64,35 @@ bool refused() {
 }
 
 constexpr int processors = 4;
+
+int number_or(const char* variable, int otherwise) {
+  const char* text = std::getenv(variable);
+  return text ? std::atoi(text) : otherwise;
+}
+
+struct Chip {
+  int major = 9, minor = 0;
+};
+Chip chip() {
+  Chip found;
+  if (const char* text = std::getenv("LOOPLM_EMULATOR_CHIP")) std::sscanf(text, "%d.%d", &found.major, &found.minor);
+  return found;
+}
+
+// The runtime ends with its own exit handler; what comes later meets a driver that is gone.
+std::atomic<bool> ended{false};
+void end_with_process() {
+  static const int registered = std::atexit([] {
+    ended = true;
+    usleep(50'000);  // it takes its time, so that whoever still works is seen
+  });
+  (void)registered;
+}
+void require_alive() {
+  if (!ended) return;
+  std::fputs("emulator: a stream was used after CUDA's exit handler\n", stderr);
+  std::_Exit(1);
+}
 
 size_t total_memory() {
   const char* text = std::getenv("LOOPLM_EMULATOR_MEMORY");
@@ -110,19 +143,28 @@ size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
 }  // namespace
 
 cudaError_t looplm::emulator::submit(cudaStream_t stream, Work work) {
+  require_alive();
   if (!stream && refused()) return result(cudaErrorStreamCaptureUnsupported);  // the default stream waits for the others
   if (!stream || !stream->capture) return result(work());
   if (stream->invalid) return result(cudaErrorStreamCaptureInvalidated);
   stream->capture->work.push_back(std::move(work));
   return cudaSuccess;
 }
+int submit_for_others(void* stream, const std::function<int()>& work) {
+  return looplm::emulator::submit(static_cast<cudaStream_t>(stream), [work] { return cudaError_t(work()); });
+}
 cudaError_t looplm::emulator::report_fault(const std::string& message) {
   last_fault = message;
   return cudaErrorLaunchFailure;
 }
 
+size_t looplm::emulator::shared_limit() {
+  const Chip c = chip();
+  if (c.major == 9 || c.major == 10) return max_shared_bytes;
+  return size_t(c.major == 8 && (c.minor == 0 || c.minor == 7) ? 163 : c.major == 7 ? 64 : 99) * 1024;
+}
 int looplm::emulator::resident_blocks(size_t threads, size_t shared_bytes) {
-  const size_t by_shared = max_shared_bytes / (shared_bytes + 1024);  // 1 KiB of every block is the system's
+  const size_t by_shared = (shared_limit() + 1024) / (shared_bytes + 1024);  // 1 KiB of every block is the system's
   return threads == 0 ? 0 : int(std::min({size_t(2048) / threads, by_shared, size_t(32)}));
 }
 bool looplm::emulator::fits_together(dim3 grid, dim3 block, size_t shared_bytes) {
@@ -173,7 +215,7 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
-  *properties = {"emulated", total_memory(), looplm::emulator::max_shared_bytes, 8, 0, processors, 1 << 20};
+  *properties = {"emulated", total_memory(), looplm::emulator::shared_limit(), chip().major, chip().minor, processors, 1 << 20};
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -191,26 +233,30 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = 2048;
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
-      *value = 8;
+      *value = chip().major;
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
-      *value = 0;
+      *value = chip().minor;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = int(looplm::emulator::max_shared_bytes);
+      *value = int(looplm::emulator::shared_limit());
       return cudaSuccess;
     case cudaDevAttrCooperativeLaunch:
+    case cudaDevAttrMemoryPoolsSupported:
       *value = 1;
       return cudaSuccess;
   }
   return result(cudaErrorInvalidValue);
 }
 cudaError_t cudaDriverGetVersion(int* version) {
-  *version = 13000;
+  *version = number_or("LOOPLM_EMULATOR_DRIVER", 13000);
   return cudaSuccess;
 }
-cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 13020;  // of one major version with the driver, and newer
+  return cudaSuccess;
+}
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
@@ -321,6 +367,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
 cudaError_t cudaMemset(void* to, int value, size_t bytes) { return cudaMemsetAsync(to, value, bytes, nullptr); }
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+  end_with_process();
   *stream = new CUstream_st;
   return cudaSuccess;
 }

@@ -4,6 +4,7 @@
 // without a graph, as CUDA has it; memory ordered by the stream, which CUDA would put into the graph, is refused too. Copies
 // between pinned memory and the device are under way until the host waits for them: until then what was asked of the device is
 // not there (every byte is 0xFF), and pinned memory that changes before its copy is known to be made is an error of the wait.
+// What is asked of a stream after CUDA's own exit handler, which the first stream registers, ends the process with a message.
 #pragma once
 #include <cstddef>
 #include <functional>
@@ -33,12 +34,17 @@ struct CUgraph_st;
 struct CUgraphExec_st;
 struct CUstream_st;
 struct CUevent_st;
+// How others than kernels (the stand-in for cuBLASLt) put work on a stream: the first member of a stream.
+using LooplmSubmit = int (*)(void* stream, const std::function<int()>& work);
 using cudaStream_t = CUstream_st*;
 using cudaEvent_t = CUevent_st*;
 using cudaGraph_t = CUgraph_st*;
 using cudaGraphExec_t = CUgraphExec_st*;
 
-// ---- devices: one, of 4 multiprocessors; LOOPLM_EMULATOR_MEMORY bytes (default 16 GiB)
+// ---- devices: one, of 4 multiprocessors
+//   LOOPLM_EMULATOR_MEMORY   bytes that it has (16 GiB)
+//   LOOPLM_EMULATOR_CHIP     its compute capability (9.0), which decides the shared memory of a block
+//   LOOPLM_EMULATOR_DRIVER   the version of CUDA that the driver is for (13000); 0: there is no driver
 
 enum cudaDeviceAttr {
   cudaDevAttrMaxThreadsPerBlock = 1,
@@ -50,6 +56,7 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
   cudaDevAttrCooperativeLaunch = 95,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+  cudaDevAttrMemoryPoolsSupported = 115,
 };
 struct cudaDeviceProp {
   char name[256];
@@ -151,6 +158,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
 namespace looplm::emulator {
 // Whether the blocks of a cooperative launch can all be on the device at once.
 bool fits_together(dim3 grid, dim3 block, size_t shared_bytes);
+// The most dynamic shared memory of a block of this chip.
+size_t shared_limit();
 // Does the work now, or adds it to the graph that the stream captures.
 cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work);
 cudaError_t report_fault(const std::string& message);

@@ -270,6 +270,14 @@ __global__ void votes(unsigned* out) {
   out[96 + lane] = unsigned(__any_sync(full_warp, lane == 3)) * 2 + unsigned(__all_sync(full_warp, lane < 31));
 }
 
+// What keeps a product and a sum apart, and what joins them, whatever the compiler likes.
+__global__ void rounding(float x, float y, float z, double w, float* out) {
+  out[0] = __fmul_rn(x, y) - z;
+  out[1] = __fadd_rn(x * y, -z);
+  out[2] = fmaf(x, y, -z);
+  out[3] = float(__dmul_rn(w, w) - (1 + 0x1p-29));
+}
+
 void results() {
   std::vector<float> out;
   claim("a tile through shared memory", run_transpose<Fault::none>(out) == cudaSuccess && out == expected_transpose(),
@@ -291,6 +299,13 @@ void results() {
   int counted[4] = {};
   status = launch(count, 1, 128, 0, nullptr, &counted[0]);
   claim("atomics in shared memory", status == cudaSuccess && counted[0] == 32 && counted[3] == 32, cudaGetErrorString(status));
+
+  // x² = 1 + 2^-11 + 2^-24 lies between two floats, and w² = 1 + 2^-29 + 2^-60 between two doubles.
+  float rounded[4];
+  status = launch(rounding, 1, 1, 0, nullptr, 1 + 0x1p-12f, 1 + 0x1p-12f, 1 + 0x1p-11f, 1 + 0x1p-30, &rounded[0]);
+  claim("products rounded by themselves and in an fma",
+        status == cudaSuccess && rounded[0] == 0 && rounded[1] == 0 && rounded[2] == 0x1p-24f && rounded[3] == 0,
+        cudaGetErrorString(status));
 
   unsigned voted[128];
   status = launch(votes, 1, 32, 0, nullptr, &voted[0]);

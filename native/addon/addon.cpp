@@ -14,7 +14,7 @@ namespace looplm::addon {
 namespace {
 
 Napi::Value devices(const Napi::CallbackInfo& info) {
-  const std::vector<DeviceInfo> found = list_devices();
+  const std::vector<DeviceInfo> found = list_devices(info.Length() > 0 && info[0].ToBoolean());
   Napi::Array array = Napi::Array::New(info.Env(), found.size());
   for (uint32_t i = 0; i < found.size(); i++) {
     Napi::Object device = Napi::Object::New(info.Env());

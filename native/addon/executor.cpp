@@ -17,14 +17,20 @@ struct Living {
   std::set<Executor*> executors;
 };
 Living& living() {
-  static Living* instance = [] {
-    std::atexit([] {
-      std::lock_guard lock(living().mutex);
-      for (Executor* executor : living().executors) executor->stop();
-    });
-    return new Living;  // never destroyed: executors may outlive static objects
-  }();
+  static Living* instance = new Living;  // never destroyed: executors may outlive static objects
   return *instance;
+}
+void stop_all() {
+  std::lock_guard lock(living().mutex);
+  for (Executor* executor : living().executors) executor->stop();
+}
+// Exit handlers run in the reverse of their order: this one must come after those of every library whose devices it stops, and
+// CUDA's runtime adds its own when its first device is opened, perhaps long after the first executor.
+void stop_at_exit(bool cuda) {
+  static const int first = std::atexit(stop_all);
+  if (!cuda) return;
+  static const int after_cuda = std::atexit(stop_all);
+  (void)first, (void)after_cuda;
 }
 
 }  // namespace
@@ -35,6 +41,7 @@ Executor::Executor(Napi::Env env, std::shared_ptr<Device> device) : device_(std:
       napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, settle, &wake_);
   if (status != napi_ok) throw Napi::Error::New(env, "looplm: napi_create_threadsafe_function failed");
   napi_unref_threadsafe_function(env, wake_);
+  stop_at_exit(device_->is_cuda());
   thread_ = std::thread([this] { loop(); });
   std::lock_guard lock(living().mutex);
   living().executors.insert(this);

@@ -69,17 +69,20 @@ int step(Context& ctx, const LoopAdamW& a, float* truth, E* rounded) {
 
 }  // namespace
 
-int sum_squares(void* context, LoopDType, int64_t count, const void* x_, double* host_out) {
+int sum_squares(void* context, LoopDType, int64_t arrays, const int64_t* host_counts, const void* const* host_x,
+                double* host_out) {
   auto& ctx = *static_cast<Context*>(context);
-  const auto* x = static_cast<const float*>(x_);
-  const int64_t blocks = (count + BLOCK - 1) / BLOCK;
-  auto* parts = static_cast<double*>(ctx.pool.scratch(ctx.pool.threads(), size_t(blocks) * sizeof(double)));
-  ctx.pool.run(blocks, [=](int64_t task, int) {
-    const int64_t begin = task * BLOCK, left = count - begin;
-    parts[task] = block_sum_squares(x + begin, left < BLOCK ? left : BLOCK);
-  });
-  *host_out = 0;
-  for (int64_t b = 0; b < blocks; b++) *host_out += parts[b];
+  for (int64_t a = 0; a < arrays; a++) {
+    const auto* x = static_cast<const float*>(host_x[a]);
+    const int64_t count = host_counts[a], blocks = (count + BLOCK - 1) / BLOCK;
+    auto* parts = static_cast<double*>(ctx.pool.scratch(ctx.pool.threads(), size_t(blocks) * sizeof(double)));
+    ctx.pool.run(blocks, [=](int64_t task, int) {
+      const int64_t begin = task * BLOCK, left = count - begin;
+      parts[task] = block_sum_squares(x + begin, left < BLOCK ? left : BLOCK);
+    });
+    host_out[a] = 0;
+    for (int64_t b = 0; b < blocks; b++) host_out[a] += parts[b];
+  }
   return 0;
 }
 

@@ -53,6 +53,12 @@ const LoopBackend* find_backend(const std::string& name) {
   }
   throw Error("UNSUPPORTED", "device", "unknown device \"" + name + "\": there are \"cpu\", \"reference\" and \"cuda\"");
 }
+
+Error could_not_be_opened(const std::string& name, const LoopBackend* table) {
+  return Error("UNSUPPORTED", "device",
+               "device \"" + name + "\" could not be opened: " + table->last_error(nullptr) +
+                   (is_cuda(name) ? "; tried " + joined(cuda_library(false).tried) : ""));
+}
 }  // namespace
 
 MemoryStats memory_stats() { return {allocated.load(), peak.load(), buffers.load()}; }
@@ -60,24 +66,27 @@ void reset_peak_memory() { peak = allocated.load(); }
 
 Device::Device(const std::string& name, int threads) : name_(name), table_(find_backend(name)) {
   ctx_ = table_->open(device_index(name), threads);
-  if (!ctx_)
-    throw Error("UNSUPPORTED", "device",
-                "device \"" + name + "\" could not be opened: " + table_->last_error(nullptr) +
-                    (is_cuda(name) ? "; tried " + joined(cuda_library(false).tried) : ""));
+  if (!ctx_) throw could_not_be_opened(name, table_);
 }
 Device::~Device() { table_->close(ctx_); }
 
-std::vector<DeviceInfo> list_devices() {
+std::vector<DeviceInfo> list_devices(bool opened) {
   std::vector<DeviceInfo> out;
   for (const char* name : {"cpu", "reference"}) out.push_back({name, Device(name, 0).description(), true});
   // The first CUDA device or why there is none, then those after it.
+  const CudaLibrary& library = cuda_library(false);
   for (int i = 0;; i++) {
     const std::string name = i == 0 ? "cuda" : "cuda:" + std::to_string(i);
     try {
-      out.push_back({name, Device(name, 0).description() + "; " + joined(cuda_library(false).tried), true});
+      const LoopBackend* table = find_backend(name);
+      const char* found = table->inspect(i);
+      if (!found && i > 0) return out;
+      if (!found) throw could_not_be_opened(name, table);
+      const std::string description = found;
+      out.push_back({name, (opened ? Device(name, 0).description() : description) + "; " + joined(library.tried), true});
     } catch (const Error& error) {
-      if (i == 0) out.push_back({name, std::string("not used: ") + error.what(), false});
-      return out;
+      out.push_back({name, std::string("not used: ") + error.what(), false});
+      if (!library.table || i == 0) return out;
     }
   }
 }
@@ -85,11 +94,11 @@ std::vector<DeviceInfo> list_devices() {
 Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
   data_ = device_->table_->allocate(device_->ctx_, bytes);
   if (!data_) {
-    const bool knows_free = is_cuda(device_->name()) || device_->name() == emulated_name;  // cuda says what is free
     throw Error("OUT_OF_MEMORY", "allocate",
                 std::to_string(bytes) + " bytes were asked of device \"" + device_->name() + "\" while looplm holds " +
                     std::to_string(allocated.load()) + " bytes" +
-                    (knows_free ? std::string(" (") + device_->table_->last_error(device_->ctx_) + ")" : "") +
+                    (device_->is_cuda() ? std::string(" (") + device_->table_->last_error(device_->ctx_) + ")"
+                                        : "") +  // says what is free
                     ": use a smaller batch, recompute 'layer', or dispose of models");
   }
   count_allocation(bytes_);

@@ -28,6 +28,7 @@ class Device {
   Device(const Device&) = delete;
 
   std::string name() const { return name_; }
+  bool is_cuda() const { return name_.starts_with("cuda"); }  // "cuda-emulated" too
   std::string last_error() const { return table_->last_error(ctx_); }
   std::string description() const { return table_->describe(ctx_); }
   bool supports(LoopDType dt) const { return table_->supports(ctx_, dt) != 0; }
@@ -67,7 +68,8 @@ class Device {
     return (table_->*function)(ctx_, arguments...);
   }
   [[noreturn]] void fail(int status, const char* operation) const {
-    throw Error(status == LOOP_OUT_OF_MEMORY ? "OUT_OF_MEMORY" : "INTERNAL", operation, table_->last_error(ctx_));
+    const char* code = status == LOOP_OUT_OF_MEMORY ? "OUT_OF_MEMORY" : status == LOOP_UNSUPPORTED ? "UNSUPPORTED" : "INTERNAL";
+    throw Error(code, operation, table_->last_error(ctx_));
   }
   std::string name_;
   const LoopBackend* table_;
@@ -86,12 +88,13 @@ class Uninterrupted {
   const std::atomic<bool>* const cancel_;
 };
 
-// The device names this build knows, for `devices()`: name, whether it is usable here, and why not.
+// The device names this build knows, for `devices()`: name, whether it is usable here, and why not. CUDA devices are described by
+// their properties; `opened`: by a context made for each, which takes memory and time, and knows more (cuBLASLt).
 struct DeviceInfo {
   std::string name, description;
   bool available;
 };
-std::vector<DeviceInfo> list_devices();
+std::vector<DeviceInfo> list_devices(bool opened);
 
 // Device memory, owned. An empty buffer has data() == nullptr.
 class Buffer {

@@ -1,5 +1,6 @@
 #include "kernel_bench.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -139,23 +140,44 @@ class Bench {
   void gemm() { product(0, 1, n(), d(), f(), 0); }
   void gemm_input_gradient() { product(0, 0, n(), d(), f(), 0); }
   void gemm_weight_gradient() { product(1, 0, f(), d(), n(), LOOP_GEMM_ACCUMULATE); }
-  void gemm_one_row() { product(0, 1, 1, 2 * f(), d(), 0); }  // a decoded token's
-  void gemm_int4_one_row() {
-    constexpr int group = 32;
-    const int64_t columns = 2 * f(), k = d();
-    work(2.0 * double(columns * k), double(columns * k) / 2 + 4.0 * double(columns * k / group) + double(k + columns) * act_);
-    auto weight = std::make_shared<LoopQuantized>();
-    weight->bits = 4;
-    weight->group = group;
-    weight->codes = random(LOOP_F32, columns * k / 8);
-    weight->scales = static_cast<const float*>(random(LOOP_F32, columns * k / group));
+  // A decoded token goes through all weights of a model, so it finds none of them in a GPU's L2 cache (50 MB and more): there,
+  // runs take turns with so many weights of `bytes` that they are four times as large. A CPU keeps to one.
+  int64_t weights_in_turn(double bytes) const {
+    constexpr double beyond_cache = 256 << 20;
+    return device_ && device_->is_cuda() ? std::clamp<int64_t>(int64_t(std::ceil(beyond_cache / bytes)), 1, 32) : 1;
+  }
+  void gemm_one_row() {
+    const int64_t columns = 2 * f(), k = d(), count = weights_in_turn(double(columns * k) * act_);
+    work(2.0 * double(columns * k), double(k + columns * k + columns) * act_);
+    std::vector<const void*> weights;
+    for (int64_t i = 0; i < count; i++) weights.push_back(acts(columns * k));
     const void* a = acts(k);
     void* c = acts(columns);
     Device* device = device_.get();
     LoopDType dt = dt_;
-    out_.run = [=] {
-      device->run(&LoopBackend::gemm_quantized, "bench", dt, int64_t(1), columns, k, a, k,
-                  static_cast<const LoopQuantized*>(weight.get()), c, columns, 0);
+    out_.run = [=, next = size_t(0)]() mutable {
+      device->run(&LoopBackend::gemm, "bench", dt, 0, 1, int64_t(1), columns, k, a, k, weights[next], k, c, columns, 0);
+      next = (next + 1) % weights.size();
+    };
+  }
+  void gemm_int4_one_row() {
+    constexpr int group = 32;
+    const int64_t columns = 2 * f(), k = d();
+    const double weight_bytes = double(columns * k) / 2 + 4.0 * double(columns * k / group);
+    work(2.0 * double(columns * k), weight_bytes + double(k + columns) * act_);
+    std::vector<LoopQuantized> weights;
+    for (int64_t i = weights_in_turn(weight_bytes); i > 0; i--)
+      weights.push_back({.bits = 4,
+                         .group = group,
+                         .codes = random(LOOP_F32, columns * k / 8),
+                         .scales = static_cast<const float*>(random(LOOP_F32, columns * k / group))});
+    const void* a = acts(k);
+    void* c = acts(columns);
+    Device* device = device_.get();
+    LoopDType dt = dt_;
+    out_.run = [=, next = size_t(0)]() mutable {
+      device->run(&LoopBackend::gemm_quantized, "bench", dt, int64_t(1), columns, k, a, k, &weights[next], c, columns, 0);
+      next = (next + 1) % weights.size();
     };
   }
   void embed() {

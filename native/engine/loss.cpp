@@ -124,8 +124,10 @@ class LossPass {
       require(term.norms.size() == s.count(), "a term needs one normaliser per sequence");
       require(term.advantages.size() == s.count() || term.advantages.size() == s.count() * size_t(loops_),
               "a term needs one advantage per sequence, or one per sequence and loop");
-      require(!attached(term) || (term.surrogate == Surrogate::reinforce && term.credit.temperature == 1),
-              "attached exit-pdf weights are defined for the reinforce surrogate at temperature 1: use detach: true otherwise");
+      require(
+          !attached(term) || (term.surrogate == Surrogate::reinforce && term.credit.temperature == 1),
+          "attached exit-pdf weights (detachWeights: false of a trainer, detach: false of a term) are defined for the reinforce "
+          "surrogate at credit temperature 1: use those, or detached weights");
       require(term.channel == Channel::token || term.surrogate == Surrogate::reinforce,
               "the exit channel knows the reinforce surrogate alone");
       require(term.channel == Channel::token || term.draws > 0 || !batch_.exits.empty(),

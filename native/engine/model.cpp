@@ -141,7 +141,7 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConf
   arena_elements_ = layout.aligned();
   if (!arena_) {
     arena_ = std::make_shared<Buffer>(Buffer::with_large_pages(device, arena_elements_ * loop_dtype_size(dt)));
-    arena_->zero(arena_->bytes());
+    clear_gaps();
   }
   for (auto& matrix : matrices_) {
     matrix->codes = Buffer(device, size_t(matrix->out * matrix->in) * size_t(quantization.bits) / 8 + 64);
@@ -153,6 +153,22 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConf
   point();
 }
 Model::~Model() = default;
+
+// What lies between parameters: sums over the whole arena see it. The parameters themselves are written by whoever makes the
+// model.
+void Model::clear_gaps() {
+  const size_t size = loop_dtype_size(dt);
+  size_t end = 0;
+  const auto clear_to = [&](size_t next) {
+    if (next > end) arena_->zero((next - end) * size, end * size);
+  };
+  for (const Parameter& p : parameters_) {
+    if (p.matrix >= 0) continue;
+    clear_to(p.offset);
+    end = p.offset + p.count;
+  }
+  clear_to(arena_elements_);
+}
 
 Weights Model::pointers(const Buffer& arena, LoopDType type) const {
   size_t next = 0;

@@ -173,6 +173,7 @@ class Model {
   void check_quantization() const;
   void refuse_quantized(const char* operation) const;
   Weights pointers(const Buffer& arena, LoopDType type) const;
+  void clear_gaps();
   void point();  // weights_ at what there is
   void attach(Weights& weights, const Buffer& arena, LoopDType type) const;
   void copy_base_from(const Model& other);

@@ -23,13 +23,19 @@ struct Norm {
 Norm measure(Model& model) {
   Norm norm{0, nullptr};
   if (!model.has_gradients()) return norm;
-  double total = 0;
+  std::vector<int64_t> counts;
+  std::vector<const void*> gradients;
   for (const Parameter& p : model.trained()) {
-    double sum = 0;
-    model.device->run(&LoopBackend::sum_squares, "sum_squares", model.dt, int64_t(p.count),
-                      static_cast<const void*>(model.gradient_data(p)), &sum);
-    total += sum;
-    if (!norm.culprit && !std::isfinite(total)) norm.culprit = &p;
+    counts.push_back(int64_t(p.count));
+    gradients.push_back(model.gradient_data(p));
+  }
+  std::vector<double> sums(counts.size());
+  model.device->run(&LoopBackend::sum_squares, "sum_squares", model.dt, int64_t(counts.size()), counts.data(), gradients.data(),
+                    sums.data());
+  double total = 0;
+  for (size_t i = 0; i < sums.size(); i++) {
+    total += sums[i];
+    if (!norm.culprit && !std::isfinite(total)) norm.culprit = &model.trained()[i];
   }
   norm.value = std::sqrt(total);
   return norm;

@@ -269,11 +269,11 @@ size_t first_with_exponent(Bits mask, const void* values, size_t count) {
   const auto special = [&](size_t i) {
     Bits bits;
     std::memcpy(&bits, bytes + i * sizeof(Bits), sizeof(Bits));
-    return (bits & mask) == mask;
+    return Bits((bits & mask) == mask ? ~Bits{0} : Bits{0});  // of the value's own width: vectors of them need no unpacking
   };
   for (size_t begin = 0; begin < count; begin += block) {
     const size_t end = std::min(count, begin + block);
-    bool any = false;
+    Bits any = 0;
     for (size_t i = begin; i < end; i++) any |= special(i);
     for (size_t i = begin; any && i < end; i++)
       if (special(i)) return i;

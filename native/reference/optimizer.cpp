@@ -6,12 +6,15 @@
 namespace looplm::reference {
 namespace {
 
-int sum_squares(void* ctx, LoopDType dt, int64_t count, const void* x_, double* host_out) {
+int sum_squares(void* ctx, LoopDType dt, int64_t arrays, const int64_t* host_counts, const void* const* host_x,
+                double* host_out) {
   if (int status = require_float64(ctx, dt, "sum_squares")) return status;
-  const auto* x = static_cast<const double*>(x_);
-  double sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += x[i] * x[i];
-  *host_out = sum;
+  for (int64_t a = 0; a < arrays; ++a) {
+    const auto* x = static_cast<const double*>(host_x[a]);
+    double sum = 0;
+    for (int64_t i = 0; i < host_counts[a]; ++i) sum += x[i] * x[i];
+    host_out[a] = sum;
+  }
   return 0;
 }
 

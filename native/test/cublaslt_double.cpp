@@ -5,13 +5,14 @@
 //
 //   LOOPLM_CUBLASLT_DOUBLE       what is to fail: create (no handle), heuristic (a status), none (no algorithm), matmul, later
 //   (the
-//                                same for every product but the one by which the engine tries the library), wrong (a product with
-//                                one wrong element)
+//                                same for every product but the one by which the engine tries the library), rows (an algorithm
+//                                for another number of rows than it was chosen for), wrong (a product with one wrong element)
 //   LOOPLM_CUBLASLT_DOUBLE_LOG   a file that gets a line for every product: m n k, the types of A and C, the transpositions
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <set>
 #include <string>
 
@@ -30,6 +31,9 @@ enum PreferenceAttribute {
   alignment_c = 7,
   alignment_d = 8
 };
+
+// The first member of a stream of the emulator: work to be done in its order.
+using LooplmSubmit = int (*)(void* stream, const std::function<int()>& work);
 
 [[noreturn]] void refuse(const char* function, const std::string& why) {
   std::fprintf(stderr, "cuBLASLt double, %s: %s\n", function, why.c_str());
@@ -106,7 +110,7 @@ struct Chosen {
   uint32_t types, transpositions;
   uint64_t rows, depth, workspace;
   uint32_t alignment[4];
-  uint64_t unused;
+  uint64_t columns;  // of B and D
 };
 static_assert(sizeof(Chosen) == sizeof(Algorithm));
 
@@ -134,6 +138,7 @@ Chosen describe(const Desc& desc, const Product& p, const Preference& preference
   chosen.transpositions = uint32_t(desc.transpose_a) << 1 | uint32_t(desc.transpose_b);
   chosen.rows = p.m;
   chosen.depth = p.k;
+  chosen.columns = p.n;
   chosen.workspace = 1 << 20;
   std::memcpy(chosen.alignment, preference.alignment, sizeof chosen.alignment);
   return chosen;
@@ -266,7 +271,9 @@ int cublasLtMatmul(void* handle, void* desc, const void* alpha, const void* a, v
   std::memcpy(&chosen, algorithm, sizeof chosen);
   Preference same;
   std::memcpy(same.alignment, chosen.alignment, sizeof same.alignment);
+  if (fails("rows") && chosen.columns != p.n) return not_supported;
   Chosen expected = describe(operation, p, same);
+  expected.columns = chosen.columns;
   require(std::memcmp(&chosen, &expected, sizeof chosen) == 0, f, "an algorithm that was chosen for another product");
   const void* const matrices[] = {a, b, c, d};
   for (int i = 0; i < 4; i++)
@@ -275,21 +282,26 @@ int cublasLtMatmul(void* handle, void* desc, const void* alpha, const void* a, v
   require(workspace && workspace_bytes >= chosen.workspace, f, "less workspace than the algorithm needs");
   require(reinterpret_cast<uintptr_t>(workspace) % 256 == 0, f, "the workspace is not aligned to 256 bytes");
 
-  const bool trial = p.m == 64 && p.n == 48 && p.k == 32;  // what cuda/cublaslt.cu asks for when a device is opened
+  const bool trial = p.m == 64 && p.n == 4096 && p.k == 32;  // what cuda/cublaslt.cu asks for when a device is opened
   if (fails("matmul") || (fails("later") && !trial)) return execution_failed;
-  std::memset(workspace, 0xAB, chosen.workspace);
   const bool ta = operation.transpose_a == transpose, tb = operation.transpose_b == transpose;
-  for (uint64_t j = 0; j < p.n; j++)
-    for (uint64_t i = 0; i < p.m; i++) {
-      double sum = 0;
-      for (uint64_t l = 0; l < p.k; l++)
-        sum += element(a, la.type, ta ? i * uint64_t(la.ld) + l : l * uint64_t(la.ld) + i) *
-               element(b, lb.type, tb ? l * uint64_t(lb.ld) + j : j * uint64_t(lb.ld) + l);
-      const uint64_t at = j * uint64_t(ld.ld) + i;
-      if (keep == 1) sum += element(c, lc.type, at);
-      store(d, ld.type, at, sum);
-    }
-  if (fails("wrong")) store(d, ld.type, 0, 1e6);
+  // Done in the order of the stream, which may be recording; the descriptors are gone by then.
+  const int status = (*static_cast<LooplmSubmit*>(stream))(stream, [=, la = la, lb = lb, lc = lc, ld = ld] {
+    std::memset(workspace, 0xAB, chosen.workspace);
+    for (uint64_t j = 0; j < p.n; j++)
+      for (uint64_t i = 0; i < p.m; i++) {
+        double sum = 0;
+        for (uint64_t l = 0; l < p.k; l++)
+          sum += element(a, la.type, ta ? i * uint64_t(la.ld) + l : l * uint64_t(la.ld) + i) *
+                 element(b, lb.type, tb ? l * uint64_t(lb.ld) + j : j * uint64_t(lb.ld) + l);
+        const uint64_t at = j * uint64_t(ld.ld) + i;
+        if (keep == 1) sum += element(c, lc.type, at);
+        store(d, ld.type, at, sum);
+      }
+    if (fails("wrong")) store(d, ld.type, 0, 1e6);
+    return int(success);
+  });
+  if (status != success) return execution_failed;
   if (const char* path = std::getenv("LOOPLM_CUBLASLT_DOUBLE_LOG"))
     if (std::FILE* log = std::fopen(path, "a")) {
       std::fprintf(log, "%llu %llu %llu %s %s %c%c\n", static_cast<unsigned long long>(p.m), static_cast<unsigned long long>(p.n),

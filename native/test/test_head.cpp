@@ -207,6 +207,21 @@ KERNEL_TEST(head_backward, "head_rows: gradient of the logits") {
     }
 }
 
+// Longer than the shared memory of a CUDA block, so that its kernel reads them a second time for the gradient.
+KERNEL_TEST(head_long_rows, "head_rows: long rows") {
+  const Loss loss{LOOP_PPO, "ppo", 1.5, true, true};
+  for (const Size& s : {Size{2, 60000}, Size{1, 58001}, Size{9, 58001}}) {
+    const Rows r = rows(t, s, 0.7);
+    const Arrays a = arrays(t, no_loss_logprobs(t.reference, r));
+    const HeadResult got = run(t.device, r, &loss, a), truth = run(t.reference, r, &loss, a),
+                     plain = plain_head(t.plain(), r, &loss, a);
+    t.close(s.name() + " dlogits", got.dlogits, truth.dlogits, plain.dlogits);
+    t.close_real(s.name() + " logprob", got.logprobs, truth.logprobs, plain.logprobs);
+    t.close_real(s.name() + " entropy", got.entropies, truth.entropies, plain.entropies);
+    t.same_bits(s.name() + " logprob without a loss", run(t.device, r, nullptr, a).logprobs, got.logprobs);
+  }
+}
+
 KERNEL_TEST(head_row_invariance, "head_rows: a row does not depend on the others") {
   const Loss loss{LOOP_PPO, "ppo", 1.5, true, true};
   for (const Size& s : {Size{64, 1031}, Size{129, 31}}) {

@@ -1,3 +1,4 @@
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,91 @@ KERNEL_TEST(memory_out, "memory: too much is refused, and what was held before i
   Buffer after = real(d, held);
   t.same_bits("held before", before.values(), held);
   t.same_bits("taken afterwards", after.values(), held);
+}
+
+// A variable of the emulator for the length of a test.
+class With {
+ public:
+  With(const char* variable, const char* value) : variable_(variable) { setenv(variable, value, 1); }
+  ~With() { unsetenv(variable_); }
+  With(const With&) = delete;
+
+ private:
+  const char* variable_;
+};
+bool emulated(const Test& t) { return std::string(t.device.table.name) == "cuda-emulated"; }
+
+KERNEL_TEST(open_refused, "open: what this library cannot use is refused with a reason, and inspect says the same") {
+  if (!emulated(t)) return;
+  const LoopBackend& table = t.device.table;
+  const auto refused = [&](const char* variable, const char* value, const std::string& why) {
+    const With with(variable, value);
+    void* ctx = table.open(0, 0);
+    t.claim(std::string(variable) + "=" + value, ctx == nullptr, table.last_error(nullptr));
+    if (ctx) return table.close(ctx);
+    t.claim(std::string(variable) + "=" + value + " says why",
+            std::string(table.last_error(nullptr)).find(why) != std::string::npos, table.last_error(nullptr));
+    t.claim(std::string(variable) + "=" + value + " inspected", table.inspect(0) == nullptr);
+  };
+  refused("LOOPLM_EMULATOR_CHIP", "7.5", "compute capability 7.5, this library has code for 8.0 and later");
+  refused("LOOPLM_EMULATOR_DRIVER", "0", "no NVIDIA driver is installed");
+  refused("LOOPLM_EMULATOR_DRIVER", "12080", "the NVIDIA driver is for CUDA 12.8, this library needs one for CUDA 13.0 or later");
+  const char* found = table.inspect(0);
+  t.claim("a device that can be used", found && std::string(found).find("compute capability 9.0") != std::string::npos,
+          found ? found : "nothing");
+  t.claim("a device that is not there", table.inspect(1) == nullptr, table.last_error(nullptr));
+}
+
+// Of one query row of one head: so little that nothing but the named limit is in the way.
+struct Small {
+  LoopSegment segment{0, 1, 0, 0, 0};
+  Buffer segments, in, out, lse, dout, dqkv;
+  LoopAttention a{};
+  Small(const Device& d, int32_t head_dim)
+      : segments(d, &segment, sizeof segment),
+        in(act(d, Values(size_t(3 * head_dim), 1.0))),
+        out(act(d, Values(size_t(head_dim), 1.0))),
+        lse(real(d, Values(1, 1.0))),
+        dout(act(d, Values(size_t(head_dim), 1.0))),
+        dqkv(act(d, size_t(3 * head_dim))) {
+    a.tokens = a.heads = a.kv_heads = a.segment_count = a.group_count = a.max_context = 1;
+    a.head_dim = head_dim;
+    a.scale = 1;
+    a.segments = segments.as<LoopSegment>();
+    a.qkv = in, a.out = out, a.lse = lse, a.dout = dout, a.dqkv = dqkv;
+  }
+};
+
+KERNEL_TEST(scratch_out, "memory: a kernel without memory of its own says that it is out of memory") {
+  if (!emulated(t)) return;
+  const Device d(&t.device.table, t.device.dt);  // that has no scratch memory yet
+  const Small small(d, 8);
+  const LoopCacheContext context{0, 0, 0, 1};
+  const Buffer contexts(d, &context, sizeof context);
+  const LoopDecodeAttention decode{1, 1, 1, 8, 1, small.in, small.in, small.in, contexts.as<LoopCacheContext>(), small.out};
+  const With little("LOOPLM_EMULATOR_MEMORY", "1");
+  t.claim("attention_backward", d.table.attention_backward(d.ctx, d.dt, &small.a) == LOOP_OUT_OF_MEMORY,
+          d.table.last_error(d.ctx));
+  t.claim("decode_attention", d.table.decode_attention(d.ctx, d.dt, &decode) == LOOP_OUT_OF_MEMORY, d.table.last_error(d.ctx));
+}
+
+KERNEL_TEST(shared_limit, "attention: the gradient of heads too large for a chip's shared memory is refused by name") {
+  if (!emulated(t)) return;
+  const Device& d = t.device;
+  const With chip("LOOPLM_EMULATOR_CHIP", "8.6");
+  for (int32_t head_dim : {8, 128, 256, 264, 512}) {
+    const Small small(d, head_dim);
+    d.expect(d.table.attention(d.ctx, d.dt, &small.a), "attention");
+    const int status = d.table.attention_backward(d.ctx, d.dt, &small.a);
+    t.claim("head size " + std::to_string(head_dim), status == (head_dim <= 256 ? 0 : int(LOOP_UNSUPPORTED)),
+            "status " + std::to_string(status));
+    if (status == 0) continue;
+    const std::string message = d.table.last_error(d.ctx);
+    t.claim("head size " + std::to_string(head_dim) + " says why",
+            message.find("head size " + std::to_string(head_dim)) != std::string::npos &&
+                message.find("compute capability 8.6") != std::string::npos,
+            message);
+  }
 }
 
 }  // namespace

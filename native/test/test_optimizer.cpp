@@ -72,12 +72,20 @@ KERNEL_TEST(adamw, "adamw") {
     }
 }
 
-double sum_squares(const Device& d, const Values& x) {
-  Buffer in = real(d, x);
-  double sum = NAN;
-  d.expect(d.table.sum_squares(d.ctx, d.dt, int64_t(x.size()), in, &sum), "sum_squares");
-  return sum;
+Values sums_of_squares(const Device& d, const std::vector<Values>& arrays) {
+  std::vector<Buffer> buffers;
+  std::vector<int64_t> counts;
+  std::vector<const void*> pointers;
+  for (const Values& x : arrays) {
+    buffers.push_back(real(d, x));
+    counts.push_back(int64_t(x.size()));
+    pointers.push_back(buffers.back());
+  }
+  Values sums(arrays.size(), NAN);
+  d.expect(d.table.sum_squares(d.ctx, d.dt, int64_t(arrays.size()), counts.data(), pointers.data(), sums.data()), "sum_squares");
+  return sums;
 }
+double sum_squares(const Device& d, const Values& x) { return sums_of_squares(d, {x})[0]; }
 
 KERNEL_TEST(squares, "sum_squares") {
   for (size_t count : {1, 2, 13, 64, 300, 100003}) {
@@ -85,6 +93,14 @@ KERNEL_TEST(squares, "sum_squares") {
     t.close_real(std::to_string(count) + " elements", {sum_squares(t.device, x)}, {sum_squares(t.reference, x)}, {dot(x, x)});
     t.same_bits(std::to_string(count) + " elements twice", {sum_squares(t.device, x)}, {sum_squares(t.device, x)});
   }
+  std::vector<Values> arrays;
+  Values alone;
+  for (size_t count : {300, 0, 1, 100003, 64}) {
+    arrays.push_back(t.real_normal(count, 3));
+    alone.push_back(sum_squares(t.device, arrays.back()));
+  }
+  t.same_bits("several arrays at once", sums_of_squares(t.device, arrays), alone);
+  t.same_bits("no array", sums_of_squares(t.device, {}), {});
   t.within("does not overflow", {sum_squares(t.device, {3e25, 4e25})}, {25e50}, 1e-6);
 }
 

@@ -47,8 +47,10 @@ KERNEL_TEST(embed_rows, "embed") {
 }
 
 KERNEL_TEST(embed_gradient, "embed_backward") {
-  for (const Size& s : sizes) {
-    const Ints ids = t.integers(size_t(s.n), vocabulary / 3);
+  std::vector<Size> all = sizes;
+  all.insert(all.end(), {{2049, 8}, {5000, 4}, {33000, 1}});  // CUDA sorts 2048 ids at a time and merges 16 of these
+  for (const Size& s : all) {
+    const Ints ids = t.integers(size_t(s.n), s.n < 5000 ? vocabulary / 3 : vocabulary);
     const Values dout = t.real_normal(size_t(s.n * s.d)), dtable = t.real_normal(size_t(vocabulary * s.d));
     const Values got = embed_backward(t.device, s, ids, dout, dtable), in_order = plain_scatter(t.plain(), s, ids, dout, dtable);
     t.close_real(s.name(), got, embed_backward(t.reference, s, ids, dout, dtable), in_order);
@@ -63,6 +65,33 @@ REFERENCE_TEST(embed_differences, "embed gradient by differences") {
   const Values dout = t.real_normal(size_t(s.n * s.d));
   const Values analytic = embed_backward(t.device, s, ids, dout, Values(table.size(), 0.0));
   t.gradient("", analytic, table, [&] { return dot(dout, embed(t.device, s, ids, table)); });
+}
+
+// What CUDA can tell of an index without the number of rows. Other devices are not asked.
+KERNEL_TEST(bad_indices, "rows: CUDA reports an index that cannot be one") {
+  const Device& d = t.device;
+  if (std::string(d.table.name).find("cuda") != 0) return;
+  const Ints index = {1, -7, 2}, past = {1, vocabulary, 2};
+  Buffer at(d, index), outside(d, past), reals = real(d, Values(3 * 8, 1.0)), acts = act(d, Values(3 * 3 * 8, 1.0)),
+                                         table = real(d, Values(size_t(vocabulary * 8), 2.0)),
+                                         weights = act(d, Values(size_t(vocabulary * 8), 2.0)),
+                                         more = act(d, Values(size_t(vocabulary * 8), 2.0));
+  const auto reports = [&](const char* what, int32_t value, int status) {
+    const int waited = d.table.synchronize(d.ctx);
+    const std::string message = d.table.last_error(d.ctx);
+    t.claim(what, status == 0 && waited != 0 && message.find("met index " + std::to_string(value) + " ") != std::string::npos,
+            message);
+    t.claim(std::string(what) + ", once", d.table.synchronize(d.ctx) == 0);
+  };
+  const auto* ids = at.as<int32_t>();
+  reports("embed", -7, d.table.embed(d.ctx, d.dt, 3, 8, ids, weights, acts));
+  reports("gather_rows", -7, d.table.gather_rows(d.ctx, d.real(), 3, 8, ids, table, reals));
+  reports("scatter_add_rows", -7, d.table.scatter_add_rows(d.ctx, d.dt, 3, 8, ids, reals, table));
+  reports("cache_write", -7, d.table.cache_write(d.ctx, d.dt, 3, 1, 1, 8, ids, acts, weights, more));
+  reports("embed_backward", -7, d.table.embed_backward(d.ctx, d.dt, 3, 8, vocabulary, ids, reals, table));
+  const auto* behind = outside.as<int32_t>();
+  reports("embed_backward, behind the table", vocabulary,
+          d.table.embed_backward(d.ctx, d.dt, 3, 8, vocabulary, behind, reals, table));
 }
 
 // `count` different indices below `below`, in random order.
@@ -115,7 +144,7 @@ KERNEL_TEST(memory, "memory: allocate, copy, zero") {
 
 REFERENCE_TEST(refusal, "the reference refuses other dtypes and says so") {
   double sum = 0;
-  t.claim("status", t.device.table.sum_squares(t.device.ctx, LOOP_F32, 0, nullptr, &sum) != 0);
+  t.claim("status", t.device.table.sum_squares(t.device.ctx, LOOP_F32, 0, nullptr, nullptr, &sum) != 0);
   const std::string message = t.device.table.last_error(t.device.ctx);
   t.claim("message", message.find("sum_squares") != std::string::npos && message.find("float32") != std::string::npos, message);
 }

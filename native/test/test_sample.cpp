@@ -142,8 +142,12 @@ std::string disagreement(const Ints& a, const Ints& b) {
 }
 
 KERNEL_TEST(sample_tokens, "sample") {
-  for (const auto& [rows, vocabulary] :
-       {std::pair{size_t(64), int64_t(31)}, {size_t(13), int64_t(1031)}, {size_t(2), int64_t(50000)}, {size_t(3), int64_t(1)}}) {
+  for (const auto& [rows, vocabulary] : {std::pair{size_t(64), int64_t(31)},
+                                         {size_t(13), int64_t(1031)},
+                                         {size_t(2), int64_t(50000)},
+                                         {size_t(3), int64_t(1)},
+                                         {size_t(1), int64_t(60000)},  // longer than the shared memory of a CUDA block
+                                         {size_t(1), int64_t(60001)}}) {
     const Draws in = draws(t, rows, vocabulary);
     for (const Options& o : all_options) {
       const Sampled got = run(t.device, in, o), truth = run(t.reference, in, o), plain = plain_sample(in, o);

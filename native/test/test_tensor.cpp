@@ -111,6 +111,27 @@ KERNEL_TEST(copy_strides, "copy_strided: strides") {
     }
 }
 
+// Parts of rows, which CUDA copies 16 bytes at a time where rows and parts are multiples of that.
+KERNEL_TEST(copy_parts, "copy_strided: parts of rows") {
+  const std::vector<Strided> parts = {
+      {{5, 64}, {96, 1}, {80, 1}},           {{5, 64}, {97, 1}, {80, 1}}, {{5, 64}, {96, 1}, {81, 1}},
+      {{5, 60}, {96, 1}, {80, 1}},           {{5, 63}, {64, 1}, {64, 1}}, {{3, 4, 16}, {16, 48, 1}, {64, 16, 1}},
+      {{3, 4, 16}, {0, 16, 1}, {80, 16, 1}}, {{40, 8}, {8, 40}, {8, 1}},  {{0, 16}, {32, 1}, {48, 1}}};
+  for (LoopDType type : types(t))
+    for (const Strided& s : parts) {
+      const Values src = numbers(t, type, size_t(std::max<int64_t>(extent(s.shape, s.a), 1)));
+      Values expected(size_t(std::max<int64_t>(extent(s.shape, s.b), 1)), 77.0);
+      Buffer from(t.device, type, src), to(t.device, type, expected);
+      t.device.expect(t.device.table.copy_strided(t.device.ctx, type, type, int32_t(s.shape.size()), s.shape.data(), from,
+                                                  s.a.data(), to, s.b.data()),
+                      "copy_strided");
+      for (int64_t i = 0; i < elements(s.shape); ++i)
+        expected[size_t(offset(i, s.shape, s.b))] = src[size_t(offset(i, s.shape, s.a))];
+      t.same_bits(std::string(type_name(type)) + " " + text(s.shape) + " from " + text(s.a) + " to " + text(s.b), to.values(),
+                  expected);
+    }
+}
+
 KERNEL_TEST(copy_types, "copy_strided: conversions") {
   for (LoopDType from : all_types)
     for (LoopDType to : all_types) {

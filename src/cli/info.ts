@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os'
 import type { Command } from 'commander'
 import pc from 'picocolors'
 import { libc } from '../native.js'
-import { type DeviceStatus, devices } from '../tensor/devices.js'
+import { type DeviceStatus, listDevices } from '../tensor/devices.js'
 import { print, printJson } from './output.js'
 
 /** The version of this package. */
@@ -24,7 +24,7 @@ export function addInfo(program: Command): void {
         platform: `${process.platform}-${process.arch}`,
         libc: libc(),
         cores: availableParallelism(),
-        devices: devices(),
+        devices: listDevices(true),
       }
       if (json) printJson(facts)
       else printFacts(facts)

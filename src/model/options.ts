@@ -24,7 +24,12 @@ const place = {
 
 export const createOptions = { ...place, seed: true } satisfies Keys<CreateOptions>
 
-export const pretrainedOptions = { ...place, download: true, revision: true, cacheDir: true } satisfies Keys<PretrainedOptions>
+export const pretrainedOptions = {
+  ...createOptions,
+  download: true,
+  revision: true,
+  cacheDir: true,
+} satisfies Keys<PretrainedOptions>
 
 export const saveOptions = { dtype: true, dequantize: true } satisfies Keys<SaveOptions>
 

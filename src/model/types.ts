@@ -50,6 +50,8 @@ export interface PretrainedOptions extends LoadOptions {
   revision?: string
   /** Where downloads are kept; default the cache of Hugging Face's own tools. */
   cacheDir?: string
+  /** Not read, for nothing is drawn: one set of options serves {@link LoopLM.create} as well. */
+  seed?: number
 }
 
 /** Options of {@link LoopLM.create}. */

@@ -1,3 +1,4 @@
+import { describe } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { native } from '../native.js'
 import type { DeviceName } from './types.js'
@@ -26,9 +27,14 @@ export interface DeviceStatus {
  * ```
  */
 export function devices(): DeviceStatus[] {
+  return listDevices(false)
+}
+
+/** {@link devices}; `opened`: a CUDA device is opened for its description, which then says by what library it multiplies. */
+export function listDevices(opened: boolean): DeviceStatus[] {
   const binding = native()
   try {
-    return binding.devices()
+    return binding.devices(opened)
   } catch (error) {
     throw toLoopLMError(error, 'devices')
   }
@@ -83,7 +89,7 @@ export function checkDevice(device: unknown, operation: string): DeviceName {
   // cuda-emulated: the CUDA kernels on the CPU, in this project's own tests
   if (typeof device === 'string' && /^cuda(:\d{1,4}|-emulated)$/.test(device)) return device as DeviceName
   const known = names.map((word) => `'${word}'`).join(', ')
-  throw new LoopLMError('INVALID_ARGUMENT', `device must be one of ${known}, 'cuda:1' …, got ${JSON.stringify(device)}`, {
+  throw new LoopLMError('INVALID_ARGUMENT', `device must be one of ${known}, 'cuda:1' …, got ${describe(device)}`, {
     operation,
   })
 }
