@@ -1,4 +1,4 @@
-// Kills at random moments: 25 over each configuration of the four trainers, with a checkpoint at every step.
+// Kills at random moments: 25 over each configuration of the trainers, with a checkpoint at every step.
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'

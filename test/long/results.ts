@@ -12,7 +12,7 @@ const folder = join(root, 'test', 'long')
 const head = `# Long tests
 
 \`npm run test:long\` runs what takes minutes: soaks, kills, leaks, the emulator's full sweep. It writes this table; a run of single files
-(\`npm run test:long -- test/long/kills.test.ts\`) replaces their rows. Everything else is in \`npm test\`.
+(\`npm run test:long -- test/long/kills.test.ts\`) replaces their rows; a row that names a commit was measured on that state. Everything else is in \`npm test\`.
 
 | file | what it shows | result | duration | when and where |
 | --- | --- | --- | --- | --- |
