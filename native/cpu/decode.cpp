@@ -28,20 +28,20 @@ inline __m512bh pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
 
 constexpr int64_t BLOCK = 64;  // keys whose values are added in one go; a multiple of W
 
-// The attention of one row and one key head, for all query heads that share it. Keys are taken in the order of the context in
-// fixed blocks, wherever they lie, so that a row's bits depend on its context alone. C: head_dim / W when that is a whole number
-// known here, else 0.
+// The attention of one row over some key heads, for all query heads that share them. All heads take a block of keys before the
+// next block, so that a slot is read in the order of memory. Keys come in the order of the context in fixed blocks, wherever they
+// lie, so that a row's bits depend on its context alone. C: head_dim / W when that is a whole number known here, else 0.
 template <class E, int C>
 struct DecodedRow {
   int64_t head_dim, context;
-  int32_t group;           // query heads of a key head
-  const int64_t* offsets;  // [context] where in a plane a slot begins
-  const E *keys, *values;  // at the key head's columns
-  const E* q;              // [group, head_dim]
+  int32_t kv_heads, group;  // group: query heads of a key head
+  const int64_t* offsets;   // [context] where in a plane a slot begins
+  const E *keys, *values;   // at the first key head's columns
+  const E* q;               // [kv_heads, group, head_dim]
   float scale;
-  float* scores;  // [group, context]
-  float* sums;    // [group, head_dim]
-  float* totals;  // [group]: Σ e^score
+  float* scores;  // [kv_heads, group, context]
+  float* sums;    // [kv_heads, group, head_dim]
+  float* totals;  // [kv_heads, group]: Σ e^score
 
   // Lane k: query · key[k]
   static inline vf dots(const E* query, const E* const* key, int64_t head_dim) {
@@ -88,11 +88,14 @@ struct DecodedRow {
       const int64_t count = context - j < W ? context - j : W;
       const E* key[W];
       for (int64_t k = 0; k < W; k++) key[k] = keys + offsets[j + (k < count ? k : 0)];
-      for (int32_t g = 0; g < group; g++) {
-        const vf s = dots(q + g * head_dim, key, head_dim) * scale;
-        float* out = scores + g * context + j;
-        if (count == W) store(out, s);
-        else store_part(out, s, int(count));
+      for (int32_t h = 0; h < kv_heads; h++) {
+        for (int32_t g = h * group; g < (h + 1) * group; g++) {
+          const vf s = dots(q + g * head_dim, key, head_dim) * scale;
+          float* out = scores + g * context + j;
+          if (count == W) store(out, s);
+          else store_part(out, s, int(count));
+        }
+        for (int64_t k = 0; k < W; k++) key[k] += head_dim;
       }
     }
   }
@@ -128,21 +131,26 @@ struct DecodedRow {
     }
   }
 
-  // out [group, head_dim]
+  // out [kv_heads, group, head_dim]
   void run(E* out) const {
+    const int32_t heads = kv_heads * group;
     score();
-    for (int32_t g = 0; g < group; g++) {
+    for (int32_t g = 0; g < heads; g++) {
       float* row = scores + g * context;
       totals[g] = exp_sums<true, false>(row, context, row_maximum(row, context), 1.0f, row).sum;
     }
-    memset(sums, 0, size_t(group * head_dim) * sizeof(float));
+    memset(sums, 0, size_t(heads * head_dim) * sizeof(float));
     for (int64_t j = 0; j < context; j += BLOCK) {
       const int64_t count = context - j < BLOCK ? context - j : BLOCK;
       const E* value[BLOCK];
       for (int64_t k = 0; k < count; k++) value[k] = values + offsets[j + k];
-      for (int32_t g = 0; g < group; g++) add_values(scores + g * context + j, value, count, head_dim, sums + g * head_dim);
+      for (int32_t h = 0; h < kv_heads; h++) {
+        for (int32_t g = h * group; g < (h + 1) * group; g++)
+          add_values(scores + g * context + j, value, count, head_dim, sums + g * head_dim);
+        for (int64_t k = 0; k < count; k++) value[k] += head_dim;
+      }
     }
-    for (int32_t g = 0; g < group; g++) {
+    for (int32_t g = 0; g < heads; g++) {
       const float inverse = 1.0f / totals[g];
       const float* sum = sums + g * head_dim;
       E* row = out + g * head_dim;
@@ -152,19 +160,22 @@ struct DecodedRow {
   }
 };
 
+// Key heads [first, first + count) of a row. scratch: for each of their query heads head_dim + 1 + context numbers.
 template <class E>
-void attend(const LoopDecodeAttention& a, int64_t row, int32_t kv_head, int64_t context, const int64_t* offsets, float* scratch) {
-  const int64_t head_dim = a.head_dim, group = a.heads / a.kv_heads, first = kv_head * group;
-  const E* q = static_cast<const E*>(a.qkv) + (row * (a.heads + 2 * a.kv_heads) + first) * head_dim;
-  float *sums = scratch, *totals = sums + group * head_dim, *scores = totals + group;
-  E* out = static_cast<E*>(a.out) + (row * a.heads + first) * head_dim;
+void attend(const LoopDecodeAttention& a, int64_t row, int32_t first, int32_t count, int64_t context, const int64_t* offsets,
+            float* scratch) {
+  const int64_t head_dim = a.head_dim, group = a.heads / a.kv_heads, begin = first * group, heads = count * group;
+  const E* q = static_cast<const E*>(a.qkv) + (row * (a.heads + 2 * a.kv_heads) + begin) * head_dim;
+  float *sums = scratch, *totals = sums + heads * head_dim, *scores = totals + heads;
+  E* out = static_cast<E*>(a.out) + (row * a.heads + begin) * head_dim;
   const auto run = [&](auto c) {
     DecodedRow<E, decltype(c)::value>{head_dim,
                                       context,
+                                      count,
                                       int32_t(group),
                                       offsets,
-                                      static_cast<const E*>(a.keys) + kv_head * head_dim,
-                                      static_cast<const E*>(a.values) + kv_head * head_dim,
+                                      static_cast<const E*>(a.keys) + first * head_dim,
+                                      static_cast<const E*>(a.values) + first * head_dim,
                                       q,
                                       float(a.scale),
                                       scores,
@@ -194,23 +205,28 @@ void slot_offsets(const LoopCacheContext& c, int64_t width, int64_t* offsets) {
 
 template <class E>
 void decode_rows(Context& ctx, const LoopDecodeAttention& a) {
-  const int64_t group = a.heads / a.kv_heads, per_group = group * (a.head_dim + 1);
+  const int64_t group = a.heads / a.kv_heads;
   int64_t keys = 0, longest = 0;
   for (int64_t i = 0; i < a.rows; i++) {
     const int64_t context = int64_t(a.contexts[i].prefix_length) + a.contexts[i].length;
     keys += context;
     if (context > longest) longest = context;
   }
-  // Units of one row and one key head, several to a task when contexts are short.
-  const int64_t units = a.rows * a.kv_heads, work = 2 * (keys / a.rows + 1) * group * a.head_dim;
-  for_rows(ctx, units, work, [&](int64_t begin, int64_t end, int thread) {
-    auto* offsets = static_cast<int64_t*>(ctx.pool.scratch(thread, size_t(longest * 8 + (per_group + group * longest) * 4)));
+  // Units of one row and one key head. A task takes those of a row together where that leaves every thread a few tasks, several
+  // rows' when contexts are short.
+  const int64_t units = a.rows * a.kv_heads, least = rows_per_task(units, 2 * (keys / a.rows + 1) * group * a.head_dim),
+                share = units / (4 * ctx.pool.threads()), together = share < a.kv_heads ? share : a.kv_heads,
+                block = together > least ? together : least, numbers = block * group * (a.head_dim + 1 + longest);
+  ctx.pool.run((units + block - 1) / block, [&](int64_t task, int thread) {
+    auto* offsets = static_cast<int64_t*>(ctx.pool.scratch(thread, size_t(longest * 8 + numbers * 4)));
     auto* rest = reinterpret_cast<float*>(offsets + longest);
-    for (int64_t u = begin; u < end; u++) {
+    const int64_t end = (task + 1) * block < units ? (task + 1) * block : units;
+    for (int64_t u = task * block, next; u < end; u = next) {
       const int64_t row = u / a.kv_heads;
+      next = (row + 1) * a.kv_heads < end ? (row + 1) * a.kv_heads : end;
       const LoopCacheContext& c = a.contexts[row];
-      if (u == begin || u % a.kv_heads == 0) slot_offsets(c, int64_t(a.kv_heads) * a.head_dim, offsets);
-      attend<E>(a, row, int32_t(u % a.kv_heads), int64_t(c.prefix_length) + c.length, offsets, rest);
+      slot_offsets(c, int64_t(a.kv_heads) * a.head_dim, offsets);
+      attend<E>(a, row, int32_t(u % a.kv_heads), int32_t(next - u), int64_t(c.prefix_length) + c.length, offsets, rest);
     }
   });
 }

@@ -12,14 +12,14 @@ namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
 
-constexpr int64_t KC_BYTES = 1024;  // a block of k: 256 floats, 512 bfloat16; a strip of A stays in L1, a block of B in L2
-constexpr int64_t NC = 8 * NR;      // columns of a task
+constexpr int64_t NC = 8 * NR;              // columns of a task
 constexpr int64_t NC_TRANSPOSED = 16 * NR;  // wider where each task packs its own A
 constexpr int64_t MC = 8 * MR;              // rows of a task
 constexpr int64_t PACKED_BYTES = 8 << 20;   // of B at a time
 
+// A block of k: a strip of A stays in L1, a block of B in L2.
 template <class E>
-constexpr int64_t KC = KC_BYTES / int64_t(sizeof(Packed<E>));
+constexpr int64_t KC = sizeof(Packed<E>) == 2 ? 768 : 256;
 
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -361,11 +361,24 @@ struct Product {
     }
   }
 
-  // The rows of A side by side for every step of k, so that one pointer reaches them: [k / KS][m][KS].
+  // The rows of A side by side for every step of k, so that one pointer reaches them: [k / KS][m][KS], k whole squares.
   const E* pack_units() const {
     auto* units = static_cast<E*>(ctx.pool.scratch(ctx.pool.threads(), size_t(m * k) * sizeof(E)));
-    for (int64_t i = 0; i < m; i++)
-      for (int64_t s = 0; s < k; s += KS<E>) memcpy((void*)(units + s * m + i * KS<E>), a + i * lda + s, KS<E> * sizeof(E));
+    if constexpr (sizeof(E) * KS<E> == sizeof(float) && STREAMED <= W) {  // in squares
+      for (int64_t s = 0; s < k; s += SQUARE<E>) {
+        vf square[W];
+        for (int64_t i = 0; i < W; i++) square[i] = *(const vf_any*)(a + (i < m ? i : 0) * lda + s);
+        transpose(square);
+        auto* to = reinterpret_cast<float*>(units + s * m);
+        for (int64_t j = 0; j < W; j++) {
+          if (m == W) store(to + j * m, square[j]);
+          else store_part(to + j * m, square[j], int(m));
+        }
+      }
+    } else {
+      for (int64_t i = 0; i < m; i++)
+        for (int64_t s = 0; s < k; s += KS<E>) memcpy((void*)(units + s * m + i * KS<E>), a + i * lda + s, KS<E> * sizeof(E));
+    }
     return units;
   }
   // Few rows: a task takes some panels, block of k by block of k.

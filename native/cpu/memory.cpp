@@ -11,7 +11,23 @@
 
 namespace looplm::cpu {
 
-void* allocate_aligned(size_t bytes) { return std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64); }
+// Large arrays lie in large pages where Linux grants them: walks through the page tables would cost a part of the memory's rate,
+// of attention over a cache most of it. Untouched parts of a large page count as used, which small arrays do not pay for.
+constexpr size_t LARGE = size_t(4) << 20;
+
+static void prefer_large_pages([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  const uintptr_t page = 4096, begin = (reinterpret_cast<uintptr_t>(p) + page - 1) / page * page,
+                  end = (reinterpret_cast<uintptr_t>(p) + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: it may be refused
+#endif
+}
+
+void* allocate_aligned(size_t bytes) {
+  void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
+  if (p && bytes >= LARGE) prefer_large_pages(p, bytes);
+  return p;
+}
 
 void* open_context(int32_t threads, const char* isa) {
   auto* ctx = new Context(threads);
@@ -29,13 +45,5 @@ int copy_out(void*, void* dst, const void* src, size_t bytes) { return std::memc
 int copy(void*, void* dst, const void* src, size_t bytes) { return std::memmove(dst, src, bytes), 0; }
 int zero(void*, void* dst, size_t bytes) { return std::memset(dst, 0, bytes), 0; }
 int synchronize(void*) { return 0; }
-
-void prefer_large_pages([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
-#if defined(__linux__)
-  const uintptr_t page = 4096, begin = (reinterpret_cast<uintptr_t>(p) + page - 1) / page * page,
-                  end = (reinterpret_cast<uintptr_t>(p) + bytes) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: it may be refused
-#endif
-}
 
 }  // namespace looplm::cpu

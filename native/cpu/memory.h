@@ -17,9 +17,4 @@ int copy(void* ctx, void* dst, const void* src, size_t bytes);
 int zero(void* ctx, void* dst, size_t bytes);
 int synchronize(void* ctx);
 
-// Asks for large pages below memory of `allocate` that nothing has touched yet. A large array that is read again and again wants
-// them: otherwise the walks through the page tables cost a part of the memory's rate. Untouched parts of a large page count as
-// used, so memory of which much stays untouched is better off without.
-void prefer_large_pages(void* p, size_t bytes);
-
 }  // namespace looplm::cpu

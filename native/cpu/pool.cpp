@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "context.h"
+
 namespace looplm::cpu {
 
 namespace {
@@ -119,7 +121,7 @@ void* Pool::scratch(int thread, size_t bytes) {
   if (s.bytes < bytes) {
     std::free(s.data);
     s.bytes = (bytes + 4095) / 4096 * 4096;
-    s.data = std::aligned_alloc(64, s.bytes);
+    s.data = allocate_aligned(s.bytes);
     if (!s.data) throw std::bad_alloc();
   }
   return s.data;

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "../cpu/cpu.h"
-#include "../cpu/memory.h"
 #include "../reference/reference.h"
 #include "cuda_library.h"
 
@@ -102,11 +101,6 @@ Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move
                     ": use a smaller batch, recompute 'layer', or dispose of models");
   }
   count_allocation(bytes_);
-}
-Buffer Buffer::with_large_pages(std::shared_ptr<Device> device, size_t bytes) {
-  Buffer buffer(std::move(device), bytes);
-  if (buffer.device_->name() == "cpu") cpu::prefer_large_pages(buffer.data_, bytes);
-  return buffer;
 }
 Buffer::~Buffer() {
   if (!data_) return;

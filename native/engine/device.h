@@ -101,8 +101,6 @@ class Buffer {
  public:
   Buffer() = default;
   Buffer(std::shared_ptr<Device> device, size_t bytes);
-  // For what is written once, whole, and read often.
-  static Buffer with_large_pages(std::shared_ptr<Device> device, size_t bytes);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;

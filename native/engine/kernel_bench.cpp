@@ -79,7 +79,7 @@ class Bench {
   }
   void* keep(const void* host, size_t bytes) {
     if (!device_) return nullptr;
-    out_.buffers.push_back(Buffer::with_large_pages(device_, bytes + 64));  // as a model's weights have them
+    out_.buffers.emplace_back(device_, bytes + 64);
     out_.buffers.back().upload(host, bytes);
     return out_.buffers.back().as<>();
   }

@@ -140,7 +140,7 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConf
   }
   arena_elements_ = layout.aligned();
   if (!arena_) {
-    arena_ = std::make_shared<Buffer>(Buffer::with_large_pages(device, arena_elements_ * loop_dtype_size(dt)));
+    arena_ = std::make_shared<Buffer>(device, arena_elements_ * loop_dtype_size(dt));
     clear_gaps();
   }
   for (auto& matrix : matrices_) {
@@ -253,7 +253,7 @@ void Model::point() {
 Buffer& Model::writable_arena(const Parameter& p) {
   if (p.adapter) return adapter_->values;
   if (arena_.use_count() > 1) {
-    auto own = std::make_shared<Buffer>(Buffer::with_large_pages(device, arena_->bytes()));
+    auto own = std::make_shared<Buffer>(device, arena_->bytes());
     device->run(&LoopBackend::copy, "copy", own->as<>(), static_cast<const void*>(arena_->as<>()), arena_->bytes());
     arena_ = std::move(own);
     point();
