@@ -82,7 +82,7 @@ void columns(const Task<E>& t, const E* a, const char* const* rows, const float*
         for (int v = 0; v < S; v++) __builtin_prefetch(next + ((u * S + v * W) * W * 4 + j * 64), 0, 2);
 #pragma GCC unroll 8
       for (int step = 0; step < steps; step++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int v = 0; v < S; v++) {
           const auto weights = expand<E, BITS>(square[v][j], step);
 #pragma GCC unroll 16
@@ -92,7 +92,7 @@ void columns(const Task<E>& t, const E* a, const char* const* rows, const float*
       a += UNIT<BITS> * M;
       if (--left > 0) continue;
       left = group;
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < S; v++) {
         const vf scale = count >= W ? load(scales + v * W) : load_part(scales, int(count));
         // Of the columns that follow: groups lie too far apart for the processor to foresee.
@@ -115,44 +115,43 @@ void columns(const Task<E>& t, const E* a, const char* const* rows, const float*
 
 // Rows are taken by as many as there is code for.
 inline int64_t strip_rows(int64_t left) { return left >= STREAMED ? STREAMED : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
-// Few rows go through two vectors of columns at a time: additions to one sum wait for each other, those to two do not.
-constexpr int64_t PAIRED = W == 16 ? 4 : 0;
+// Few rows go through several vectors of columns at a time: additions to one sum wait for each other, those to several do not.
+constexpr int side_by_side(int64_t m) { return W < 16 || m > 4 ? 1 : m == 1 ? 4 : 2; }
+constexpr int64_t PANEL = 4 * W;  // columns that a thread takes at a time
 
 template <class E, int BITS, class Out>
 void strip(const Task<E>& t, int64_t first, int64_t m, int64_t column, int64_t count) {
   const int64_t row_bytes = t.k * BITS / 8;
   const char* codes = static_cast<const char*>(t.b.codes) + column * row_bytes;
-  const char* rows[2 * W];
-  for (int64_t i = 0; i < 2 * W; i++) rows[i] = codes + least(i, count - 1) * row_bytes;
+  const char* rows[PANEL];
+  for (int64_t i = 0; i < PANEL; i++) rows[i] = codes + least(i, count - 1) * row_bytes;
   const char* next = column + count < t.n ? codes + count * row_bytes : codes;
   const E* a = t.a + first * t.k;
   Out* c = static_cast<Out*>(t.c) + first * t.ldc + column;
   const float* scales = t.b.scales + column;
-  if constexpr (PAIRED > 0)
-    if (m <= PAIRED && count == 2 * W) {
-      if (m == 1) columns<E, BITS, Out, 1, 2>(t, a, rows, scales, next, c, count);
-      else if (m == 2) columns<E, BITS, Out, 2, 2>(t, a, rows, scales, next, c, count);
-      else columns<E, BITS, Out, 4, 2>(t, a, rows, scales, next, c, count);
-      return;
-    }
   using Columns = void (*)(const Task<E>&, const E*, const char* const*, const float*, const char*, Out*, int64_t);
-  static constexpr Columns table[] = {columns<E, BITS, Out, 1, 1>, columns<E, BITS, Out, 2, 1>, columns<E, BITS, Out, 4, 1>,
-                                      columns<E, BITS, Out, STREAMED, 1>};
-  for (int64_t begin = 0; begin < count; begin += W)
-    table[m == STREAMED ? 3 : m / 2](t, a, rows + begin, scales + begin, next + begin * row_bytes, c + begin,
-                                     least(W, count - begin));
+  static constexpr Columns single[] = {columns<E, BITS, Out, 1, 1>, columns<E, BITS, Out, 2, 1>, columns<E, BITS, Out, 4, 1>,
+                                       columns<E, BITS, Out, STREAMED, 1>};
+  static constexpr Columns several[] = {columns<E, BITS, Out, 1, side_by_side(1)>, columns<E, BITS, Out, 2, side_by_side(2)>,
+                                        columns<E, BITS, Out, 4, side_by_side(4)>, single[3]};
+  const int64_t index = m == STREAMED ? 3 : m / 2, together = side_by_side(m) * W;
+  for (int64_t begin = 0, taken; begin < count; begin += taken) {
+    const bool whole = count - begin >= together;
+    taken = whole ? together : least(W, count - begin);
+    (whole ? several : single)[index](t, a, rows + begin, scales + begin, next + begin * row_bytes, c + begin, taken);
+  }
 }
 
 template <class E, int BITS>
 void run(Context& ctx, const Task<E>& t) {
-  const Shares shares{(t.n + 2 * W - 1) / (2 * W), ctx.pool.threads()};
+  const Shares shares{(t.n + PANEL - 1) / PANEL, ctx.pool.threads()};
   ctx.pool.run(shares.count(), [&](int64_t task, int) {
-    const int64_t end = least(t.n, shares.begin(task + 1) * 2 * W);
-    for (int64_t column = shares.begin(task) * 2 * W; column < end; column += 2 * W)
+    const int64_t end = least(t.n, shares.begin(task + 1) * PANEL);
+    for (int64_t column = shares.begin(task) * PANEL; column < end; column += PANEL)
       for (int64_t first = 0, m; first < t.m; first += m) {
         m = strip_rows(t.m - first);
-        if (t.real_out || sizeof(E) == 4) strip<E, BITS, float>(t, first, m, column, least(2 * W, end - column));
-        else strip<E, BITS, E>(t, first, m, column, least(2 * W, end - column));
+        if (t.real_out || sizeof(E) == 4) strip<E, BITS, float>(t, first, m, column, least(PANEL, end - column));
+        else strip<E, BITS, E>(t, first, m, column, least(PANEL, end - column));
       }
   });
 }
