@@ -6,6 +6,7 @@ export default defineConfig({
   test: {
     pool: 'forks', // a native addon must not be unloaded between worker threads
     maxWorkers: 1, // the engine has its own thread pool; two test files at once would share two cores
+    maxConcurrency: 2, // tests of describe.concurrent, which wait for programs of their own
     include: ['test/**/*.test.ts'],
     exclude: [...configDefaults.exclude, 'test/long/**'], // npm run test:long
     testTimeout: 60_000,

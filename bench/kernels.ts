@@ -26,6 +26,8 @@ export interface Roofs {
   gflops: number
   /** Reading (or copying, where that is faster) an array far larger than the caches, in 1e9 bytes per second. */
   gbps: number
+  /** Reading alone: the faster of a sum and a product of one row over such an array. A copy moves bytes both ways at once and is often quicker. */
+  readGbps: number
 }
 
 interface Shape {
@@ -91,6 +93,12 @@ const square = (device: string): Shape => {
   return { ...shapesFor(device)[0]!, rows: n, hidden: n, intermediate: n }
 }
 
+/** A product of one row with 256 MB of weights (bfloat16). */
+const longRow = (device: string): Shape => {
+  const shape = shapesFor(device)[0]!
+  return emulated(device) ? shape : { ...shape, hidden: 2048, intermediate: 32768 }
+}
+
 async function median(name: string, run: () => Promise<unknown>, milliseconds: number): Promise<number> {
   const bench = new Bench({ time: milliseconds, iterations: 5, warmupTime: milliseconds / 4, warmupIterations: 2 })
   bench.add(name, async () => {
@@ -102,34 +110,69 @@ async function median(name: string, run: () => Promise<unknown>, milliseconds: n
   return result.latency.p50 / 1000
 }
 
-async function time(device: string, dtype: ModelDType, kernel: string, shape: Shape, milliseconds: number) {
+/** One kernel with its arrays. `time` runs it for a while: the median seconds of a run. */
+interface KernelCase {
+  flops: number
+  bytes: number
+  time(milliseconds: number): Promise<number>
+  dispose(): void
+}
+
+async function prepare(device: string, dtype: ModelDType, kernel: string, shape: Shape): Promise<KernelCase> {
   const engine = native()
   const { label: _, ...numbers } = shape
-  const made = await call('bench', () => engine.benchCreate(context(device, 0, 'bench'), dtype, kernel, numbers))
-  try {
-    // A call runs the kernel several times, so that the way to the executor and back does not count.
-    const once = await call('bench', () => engine.benchRun(made.handle, 1)).then(() => engine.benchRun(made.handle, 1))
-    const repeats = Math.max(1, Math.ceil(0.002 / once))
-    const bench = new Bench({ time: milliseconds, iterations: 5, warmupIterations: 1, warmupTime: 0 })
-    const seconds: number[] = []
-    bench.add(kernel, async () => {
-      seconds.push((await engine.benchRun(made.handle, repeats)) / repeats)
-    })
-    await bench.run()
-    seconds.sort((a, b) => a - b)
-    return { seconds: seconds[Math.floor(seconds.length / 2)]!, flops: made.flops, bytes: made.bytes }
-  } finally {
-    made.handle.dispose()
+  const { handle, flops, bytes } = await call('bench', () =>
+    engine.benchCreate(context(device, 0, 'bench'), dtype, kernel, numbers),
+  )
+  return {
+    flops,
+    bytes,
+    async time(milliseconds) {
+      // A call runs the kernel several times, so that the way to the executor and back does not count.
+      const once = await call('bench', () => engine.benchRun(handle, 1)).then(() => engine.benchRun(handle, 1))
+      const repeats = Math.max(1, Math.ceil(0.002 / once))
+      const bench = new Bench({ time: milliseconds, iterations: 5, warmupIterations: 1, warmupTime: 0 })
+      const seconds: number[] = []
+      bench.add(kernel, async () => {
+        seconds.push((await engine.benchRun(handle, repeats)) / repeats)
+      })
+      await bench.run()
+      seconds.sort((a, b) => a - b)
+      return seconds[Math.floor(seconds.length / 2)]!
+    },
+    dispose: () => handle.dispose(),
   }
 }
 
-/** GEMM rate and memory bandwidth of the device, measured now. */
-export async function measureRoofs(device: string, dtype: ModelDType, milliseconds = 400): Promise<Roofs> {
+/** GEMM rate and memory bandwidth of the device, measured at each call of `measure`. */
+export async function prepareRoofs(
+  device: string,
+  dtype: ModelDType,
+): Promise<{ measure(milliseconds?: number): Promise<Roofs>; dispose(): void }> {
   const [shape] = shapesFor(device) as [Shape]
-  const gemm = await time(device, dtype, 'gemm', square(device), milliseconds)
-  const read = await time(device, dtype, 'read', shape, milliseconds)
-  const copy = await time(device, dtype, 'copy', shape, milliseconds)
-  return { gflops: gemm.flops / gemm.seconds / 1e9, gbps: Math.max(read.bytes / read.seconds, copy.bytes / copy.seconds) / 1e9 }
+  const gemm = await prepare(device, dtype, 'gemm', square(device))
+  const read = await prepare(device, dtype, 'read', shape)
+  const copy = await prepare(device, dtype, 'copy', shape)
+  const row = await prepare(device, dtype, 'gemm_one_row', longRow(device))
+  return {
+    async measure(milliseconds = 400) {
+      const gflops = gemm.flops / (await gemm.time(milliseconds)) / 1e9
+      const gbps = async (made: KernelCase) => made.bytes / (await made.time(milliseconds)) / 1e9
+      const [reading, copying, product] = [await gbps(read), await gbps(copy), await gbps(row)]
+      return { gflops, gbps: Math.max(reading, copying), readGbps: Math.max(reading, product) }
+    },
+    dispose() {
+      for (const made of [gemm, read, copy, row]) made.dispose()
+    },
+  }
+}
+
+/** The roofs of the device, measured once. */
+export async function measureRoofs(device: string, dtype: ModelDType): Promise<Roofs> {
+  const roofs = await prepareRoofs(device, dtype)
+  const measured = await roofs.measure()
+  roofs.dispose()
+  return measured
 }
 
 /** All kernels that match the filter, at a large and a small shape, on a GPU at one. */
@@ -153,8 +196,9 @@ export async function* kernelRows(
   for (const shape of shapes)
     for (const kernel of native().benchKernels()) {
       if (!filter.test(kernel) || kernel === 'read' || kernel === 'copy') continue
-      const { seconds, flops, bytes } = await time(device, dtype, kernel, shape, milliseconds)
-      yield row(kernel, shape.label, seconds, flops, bytes)
+      const made = await prepare(device, dtype, kernel, shape)
+      yield row(kernel, shape.label, await made.time(milliseconds), made.flops, made.bytes)
+      made.dispose()
     }
   if (device === 'reference' || dtype === 'float64') return
   for (const named of namedKernels(device, dtype, shapes[0]!)) {

@@ -7,7 +7,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { fileURLToPath } from 'node:url'
 import { addition, type DeviceName, LoopLM, LoopRPTTrainer, memory, PretrainTrainer, RLTTTrainer } from '../src/index.js'
 import type { ModelDType, Recompute } from '../src/model/types.js'
-import { emulated, measureRoofs, onGpu } from './kernels.js'
+import { emulated, measureRoofs, onGpu, prepareRoofs, type Roofs } from './kernels.js'
 import { type Config, d96, d128, d512, d768, d1536, ouro } from './models.js'
 
 /** What a step row reports; `share` is of the roof it names. */
@@ -173,8 +173,8 @@ interface DecodeOptions {
 
 /**
  * Decoding: every new token reads the blocks once per loop and the head once; a batch shares the reading. Timed from the moment when every row
- * has its first token to the first row's end, so that the prompts do not count and all rows are under way. The memory's rate is measured after
- * every run, since it changes with the machine's other work; the share is the median of the runs'.
+ * has its first token to the first row's end, so that the prompts do not count and all rows are under way. The rate at which this machine reads is
+ * measured after every run, since it changes with the machine's other work; the share is the median of the runs'.
  */
 async function decode(
   step: string,
@@ -211,25 +211,31 @@ async function decode(
   const { blocks, head } = weights(config)
   const bytes = quantize === undefined ? 2 : (quantize === 'int8' ? 1 : 0.5) + 4 / 64
   const rates: number[] = []
-  const roofs: number[] = []
+  const roofs: Roofs[] = []
   const shares: number[] = []
   let meanLoops = 0
+  const machine = await prepareRoofs(device, 'bfloat16')
   for (let i = 0; i < 7; i++) {
     const measured = await run()
-    const roof = (await measureRoofs(device, 'bfloat16', 60)).gbps
+    const roof = await machine.measure(60)
     meanLoops = measured.meanLoops
     rates.push(measured.rate)
     roofs.push(roof)
-    shares.push((measured.rate * bytes * (blocks * meanLoops + head)) / 1e9 / roof)
+    shares.push((measured.rate * bytes * (blocks * meanLoops + head)) / 1e9 / roof.readGbps)
   }
+  machine.dispose()
   const rate = middle(rates)
+  const memoryRate = (kind: 'gbps' | 'readGbps') => middle(roofs.map((roof) => roof[kind])).toFixed(0)
   return {
     step,
     dtype: 'bfloat16',
     seconds: rows / rate,
     tokensPerSecond: rate,
     ...(speculate === undefined && rows === 1
-      ? { share: middle(shares), roof: `memory ${middle(roofs).toFixed(0)} GB/s; ${meanLoops.toFixed(2)} loops` }
+      ? {
+          share: middle(shares),
+          roof: `reading ${memoryRate('readGbps')} GB/s (copying ${memoryRate('gbps')}); ${meanLoops.toFixed(2)} loops`,
+        }
       : { roof: `${meanLoops.toFixed(2)} loops` }),
     peakMiB: peak,
   }

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { buildEmulated, cublasLtDouble, emulatedKernelTests, emulatedLibrary } from './emulated.js'
+import { runTests } from './native-tests.js'
 
 const root = join(import.meta.dirname, '..')
 const folder = mkdtempSync(join(tmpdir(), 'looplm-cublaslt-'))
@@ -19,10 +20,10 @@ function through(name: string, more: NodeJS.ProcessEnv = {}) {
   return { env, products: () => readFileSync(log, 'utf8').trimEnd().split('\n') }
 }
 
-describe('products by cuBLASLt', () => {
-  it('agree with the reference in every dtype and transposition', { timeout: 600_000 }, () => {
+describe.concurrent('products by cuBLASLt', () => {
+  it('agree with the reference in every dtype and transposition', { timeout: 600_000 }, async () => {
     const { env, products } = through('all', { LOOPLM_CUDA_GEMM: 'library' })
-    const { failures, status, description } = emulatedKernelTests(['gemm'], env)
+    const { failures, status, description } = await emulatedKernelTests(['gemm'], env)
     expect(failures).toEqual([])
     expect(status).toBe(0)
     expect(description).toMatch(/f32: .*cuBLASLt 130000 from .*looplm_cublaslt_double\.so$/m)
@@ -33,9 +34,9 @@ describe('products by cuBLASLt', () => {
     }
   })
 
-  it('are those of weight gradients and of many rows', { timeout: 600_000 }, () => {
+  it('are those of weight gradients and of many rows', { timeout: 600_000 }, async () => {
     const { env, products } = through('chosen')
-    expect(emulatedKernelTests(['--dtype', 'bf16', '--skip', 'many tiles', 'gemm'], env).status).toBe(0)
+    expect((await emulatedKernelTests(['--dtype', 'bf16', '--skip', 'many tiles', 'gemm'], env)).status).toBe(0)
     const [trial, ...lines] = products() // one product for each device that is opened, to see whether the library works
     expect(trial).toBe('64 4096 32 bf16 f32 TN')
     for (const line of lines.filter((l) => l !== trial)) {
@@ -44,15 +45,15 @@ describe('products by cuBLASLt', () => {
     }
   })
 
-  it('are the same bits in a recording and outside of it', { timeout: 600_000 }, () => {
+  it('are the same bits in a recording and outside of it', { timeout: 600_000 }, async () => {
     const { env, products } = through('recorded', { LOOPLM_CUDA_GEMM: 'library' })
-    expect(emulatedKernelTests(['record:'], env)).toMatchObject({ failures: [], status: 0 })
+    expect(await emulatedKernelTests(['record:'], env)).toMatchObject({ failures: [], status: 0 })
     expect(products().filter((line) => line.startsWith('24 3 40')).length).toBeGreaterThan(4)
   })
 
-  it("have an algorithm of their own where the weight's refuses their number of rows", { timeout: 600_000 }, () => {
+  it("have an algorithm of their own where the weight's refuses their number of rows", { timeout: 600_000 }, async () => {
     const { env, products } = through('rows', { LOOPLM_CUDA_GEMM: 'library', LOOPLM_CUBLASLT_DOUBLE: 'rows' })
-    const { failures, status, description } = emulatedKernelTests(['--dtype', 'bf16', 'gemm'], env)
+    const { failures, status, description } = await emulatedKernelTests(['--dtype', 'bf16', 'gemm'], env)
     expect(failures).toEqual([])
     expect(status).toBe(0)
     expect(description).toMatch(/cuBLASLt 130000 from/)
@@ -67,9 +68,9 @@ describe('products by cuBLASLt', () => {
     ['matmul', /own GEMM \(.*a trial product failed at the product with status 13\)/],
     ['wrong', /own GEMM \(.*a trial product came out wrong\)/],
     ['later', /cuBLASLt 130000 from .*; own GEMM for products that it refused, the first at the product with status 13/],
-  ])('are made by the own kernels when the library fails: %s', { timeout: 600_000 }, (fault, reason) => {
+  ])('are made by the own kernels when the library fails: %s', { timeout: 600_000 }, async (fault, reason) => {
     const { env } = through(fault, { LOOPLM_CUDA_GEMM: 'library', LOOPLM_CUBLASLT_DOUBLE: fault })
-    const { failures, status, description } = emulatedKernelTests(['--dtype', 'bf16', 'gemm'], env)
+    const { failures, status, description } = await emulatedKernelTests(['--dtype', 'bf16', 'gemm'], env)
     expect(failures).toEqual([])
     expect(status).toBe(0)
     expect(description).toMatch(reason)
@@ -90,12 +91,13 @@ describe('products by cuBLASLt', () => {
     expect(stdout).toMatch(reason)
   })
 
-  it('carry a golden fixture: scores, gradients, ten steps and tokens', { timeout: 600_000 }, () => {
+  it('carry a golden fixture: scores, gradients, ten steps and tokens', { timeout: 600_000 }, async () => {
     const { env, products } = through('golden', { LOOPLM_CUDA_GEMM: 'library' })
-    const { stdout, stderr, status } = spawnSync(
+    const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs')
+    const { stdout, stderr, status } = await runTests(
       process.execPath,
-      [join(root, 'node_modules', 'vitest', 'vitest.mjs'), 'run', 'test/golden.test.ts', '-t', 'cuda-emulated.*fixture gqa'],
-      { cwd: root, encoding: 'utf8', env: { ...process.env, NO_COLOR: '1', ...env } },
+      [vitest, 'run', '--root', root, 'test/golden.test.ts', '-t', 'cuda-emulated.*fixture gqa'],
+      { NO_COLOR: '1', ...env },
     )
     expect(status, `${stdout}${stderr}`).toBe(0)
     expect(stdout).toMatch(/Tests +\d\d passed/)

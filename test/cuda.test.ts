@@ -9,10 +9,10 @@ const device = 'cuda-emulated' as 'cuda' // no name for users
 
 beforeAll(buildEmulated, 900_000)
 
-describe('kernels on cuda-emulated', () => {
+describe.concurrent('kernels on cuda-emulated', () => {
   // Counting 20,000 draws takes minutes there: that is in npm run test:long.
-  it.each(['f32', 'bf16'])('agree with the reference in %s', { timeout: 1_800_000 }, (dtype) => {
-    const { failures, passed, status } = emulatedKernelTests(['--dtype', dtype, '--skip', 'sample: frequencies'])
+  it.each(['f32', 'bf16'])('agree with the reference in %s', { timeout: 1_800_000 }, async (dtype) => {
+    const { failures, passed, status } = await emulatedKernelTests(['--dtype', dtype, '--skip', 'sample: frequencies'])
     expect(failures).toEqual([])
     expect(passed).toBeGreaterThan(1000)
     expect(status).toBe(0)

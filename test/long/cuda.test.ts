@@ -4,9 +4,9 @@ import { buildEmulated, emulatedKernelTests } from '../emulated.js'
 
 beforeAll(buildEmulated, 900_000)
 
-describe('all kernel tests on cuda-emulated', () => {
-  it.each(['f32', 'bf16'])('in %s', (dtype) => {
-    const { failures, passed, status } = emulatedKernelTests(['--dtype', dtype])
+describe.concurrent('all kernel tests on cuda-emulated', () => {
+  it.each(['f32', 'bf16'])('in %s', async (dtype) => {
+    const { failures, passed, status } = await emulatedKernelTests(['--dtype', dtype])
     expect(failures).toEqual([])
     expect(passed).toBeGreaterThan(1000)
     expect(status).toBe(0)
