@@ -175,6 +175,18 @@ export async function measureRoofs(device: string, dtype: ModelDType): Promise<R
   return measured
 }
 
+/** The kernels of the table that are measured; reading and copying are the roofs. */
+const tableKernels = (): string[] =>
+  native()
+    .benchKernels()
+    .filter((kernel) => kernel !== 'read' && kernel !== 'copy')
+
+/** The names of all kernel rows of a device. */
+export function kernelNames(device: string): string[] {
+  const named = device === 'reference' ? [] : namedKernels(device, 'float32', shapesFor(device)[0]!)
+  return [...tableKernels(), ...named.map(({ kernel }) => kernel)]
+}
+
 /** All kernels that match the filter, at a large and a small shape, on a GPU at one. */
 export async function* kernelRows(
   device: string,
@@ -194,8 +206,8 @@ export async function* kernelRows(
   })
   const shapes = shapesFor(device)
   for (const shape of shapes)
-    for (const kernel of native().benchKernels()) {
-      if (!filter.test(kernel) || kernel === 'read' || kernel === 'copy') continue
+    for (const kernel of tableKernels()) {
+      if (!filter.test(kernel)) continue
       const made = await prepare(device, dtype, kernel, shape)
       yield row(kernel, shape.label, await made.time(milliseconds), made.flops, made.bytes)
       made.dispose()

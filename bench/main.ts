@@ -3,8 +3,9 @@ import { execFileSync } from 'node:child_process'
 import { cpus } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { devices } from '../src/index.js'
-import { emulated, type KernelRow, kernelRows, measureRoofs, onGpu, type Roofs } from './kernels.js'
+import { devices, type LoopLMError } from '../src/index.js'
+import { context } from '../src/native.js'
+import { emulated, type KernelRow, kernelNames, kernelRows, measureRoofs, onGpu, type Roofs } from './kernels.js'
 import { type ServeRow, serveRows } from './serve.js'
 import { type StepRow, stepsOn } from './steps.js'
 import { type TorchTimes, torchTimes } from './torch.js'
@@ -30,13 +31,28 @@ function options() {
         help: { type: 'boolean', default: false },
       },
     })
-    const dtypes = values.dtype.split(',').filter((d): d is 'float32' | 'bfloat16' => d === 'float32' || d === 'bfloat16')
-    if (dtypes.length === 0) throw new Error(`--dtype takes float32 and bfloat16, got ${values.dtype}`)
-    return { ...values, dtypes, pattern: new RegExp(values.filter, 'i') }
+    const dtypes = values.dtype.split(',').map((dtype) => {
+      if (dtype === 'float32' || dtype === 'bfloat16') return dtype
+      throw new Error(`--dtype takes float32, bfloat16 or both with a comma between, got ${values.dtype}`)
+    })
+    const seconds = Number(values.seconds)
+    if (!(seconds > 0)) throw new Error(`--seconds takes a number above 0, got ${values.seconds}`)
+    const pattern = new RegExp(values.filter, 'i')
+    const both = values.kernels === values.steps && !values.serve
+    const kernels = both || values.kernels ? kernelNames(values.device) : []
+    const steps = both || values.steps ? Object.keys(stepsOn(values.device)) : []
+    const names = [...kernels, ...steps]
+    if (names.length > 0 && !names.some((name) => pattern.test(name)))
+      throw new Error(`no row matches --filter ${values.filter}; the rows are:\n  ${names.join('\n  ')}`)
+    return { ...values, dtypes, seconds, pattern, kernels, steps: steps.filter((name) => pattern.test(name)) }
   } catch (error) {
-    console.error(`${(error as Error).message}\n${usage}`)
-    process.exit(2)
+    stop(`${(error as Error).message}\n${usage}`)
   }
+}
+
+function stop(message: string): never {
+  console.error(message)
+  process.exit(2)
 }
 
 const percent = (share: number | undefined) => (share === undefined ? '' : `${(100 * share).toFixed(0)} %`)
@@ -52,7 +68,6 @@ if (given.help) {
   process.exit(0)
 }
 const say = (text: string) => given.json || console.log(text)
-const both = given.kernels === given.steps && !given.serve
 const report = {
   date: new Date().toISOString(),
   cpu: cpus()[0]?.model.trim(),
@@ -71,6 +86,11 @@ if (onGpu(given.device) && !emulated(given.device) && !given.serve) {
   report.torch = torchTimes()
   say(typeof report.torch === 'string' ? `PyTorch: ${report.torch}` : `PyTorch ${report.torch.torch} beside it, in bfloat16`)
 }
+try {
+  context(given.device, 0, 'bench')
+} catch (error) {
+  stop((error as LoopLMError).message)
+}
 /** PyTorch's columns: its times of the row that begins with a name of its own. */
 function torchCells(row: string, dtype: string): string[] {
   if (report.torch === undefined || typeof report.torch === 'string') return []
@@ -80,7 +100,7 @@ function torchCells(row: string, dtype: string): string[] {
 }
 const torchTitles = typeof report.torch === 'object' ? ['torch', 'compiled'] : []
 
-if (both || given.kernels)
+if (given.kernels.some((name) => given.pattern.test(name)))
   for (const dtype of given.dtypes) {
     const roofs = await measureRoofs(given.device, dtype)
     report.roofs[dtype] = roofs
@@ -103,9 +123,9 @@ if (both || given.kernels)
     if (!given.json) printTable(table)
   }
 
-if (both || given.steps) {
+if (given.steps.length > 0) {
   const table = [['step', 'roof', 'time', 'tokens/s', 'of roof', 'peak MiB', 'loop delay p99', ...torchTitles]]
-  for (const name of Object.keys(stepsOn(given.device)).filter((n) => given.pattern.test(n))) {
+  for (const name of given.steps) {
     const file = fileURLToPath(new URL('./steps.js', import.meta.url))
     const line = execFileSync(process.execPath, [file, name, given.device], { encoding: 'utf8' })
     const row = JSON.parse(line) as StepRow
@@ -128,7 +148,7 @@ if (both || given.steps) {
 if (given.serve) {
   const table = [['clients', 'requests', 'lost', 'first token', 'p99', 'next token', 'p99', 'tokens/s']]
   const ms = (value: number) => `${value.toFixed(value < 100 ? 1 : 0)} ms`
-  for await (const row of serveRows([1, 8, 32], Number(given.seconds))) {
+  for await (const row of serveRows([1, 8, 32], given.seconds)) {
     report.serve.push(row)
     const { firstTokenMs: first, interTokenMs: next } = row
     const counts = [row.clients, row.requests, row.lost].map(String)
