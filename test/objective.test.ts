@@ -601,6 +601,29 @@ describe('what does not go together is refused by name', () => {
   })
 })
 
+describe('a mistake in an objective is named where it is', () => {
+  it.each([
+    ['grop', /^ObjectiveTrainer: objective: .*got "grop"; did you mean grpo\?$/],
+    [5, /objective: must be the name of a recipe, an objective of the algebra, a list of .*, or a function, got 5$/],
+    [{ terms: [{}], klo: {} }, /objective\.klo: unknown option$/],
+    [{ terms: [{ credit: { kind: 'one-hot', loop: 0 } }] }, /objective\.terms\.0\.credit\.loop: .*got 0$/],
+    [
+      { terms: [{ credit: { kind: 'one-hit', loop: 1 } }] },
+      /credit\.kind: must be one of progressive, one-hot.*did you mean one-hot\?$/,
+    ],
+    [{ terms: [{ weight: { from: 0, to: 1 } }] }, /objective\.terms\.0\.weight\.steps: /],
+    [
+      [{ until: 1, objective: 'grpo' }, { objective: { terms: [{ channel: 'exits' }] } }],
+      /objective\.1\.objective\.terms\.0\.channel: /,
+    ],
+    [[{ objective: 'rlt' }], /objective\.0\.objective: .*did you mean rltt\?$/],
+  ])('%j', async (objective, message) => {
+    const error = await refusal(() => new ObjectiveTrainer(model, { task: tinyTask, steps: 1, objective: objective as 'grpo' }))
+    expect(error.code).toBe('INVALID_CONFIG')
+    expect(error.message).toMatch(message)
+  })
+})
+
 describe('a run with a moving average', () => {
   it('resumes bit for bit, reference included', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'looplm-objective-'))

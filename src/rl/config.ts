@@ -299,7 +299,10 @@ const phase = z.strictObject({ until: positiveInt.optional(), objective: z.union
 
 const objectiveTrainer = {
   objective: z
-    .union([recipeName, objectiveSchema, z.array(phase).min(1).readonly()])
+    .union(
+      [recipeName, objectiveSchema, z.array(phase).min(1).readonly()],
+      'must be the name of a recipe, an objective of the algebra or a list of { until, objective }',
+    )
     .default('rltt')
     .describe(
       `A recipe (${Object.keys(recipes).join(', ')}), an objective of the algebra, or a list of { until, objective } by step.`,
@@ -413,7 +416,10 @@ export const objectiveTrainerOptions = z
     ...resources,
     ...rewards,
     objective: z
-      .union([objectiveTrainer.objective, z.custom<OwnObjective>((value) => typeof value === 'function')])
+      .union(
+        [objectiveTrainer.objective, z.custom<OwnObjective>((value) => typeof value === 'function')],
+        'must be the name of a recipe, an objective of the algebra, a list of { until, objective }, or a function',
+      )
       .default('rltt')
       .describe('As in the configuration, or a function that returns coefficients.'),
     answerOf: fn<(completion: string, columns: Record<string, unknown>) => string | null>().describe(

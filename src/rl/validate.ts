@@ -17,16 +17,38 @@ export function checkOptions<Schema extends z.ZodObject>(operation: string, sche
   const result = schema.safeParse(options, { reportInput: true })
   if (result.success) return result.data
   const known = Object.keys(schema.shape)
-  const lines = result.error.issues.flatMap((issue) => {
+  const lines = result.error.issues.flatMap(causes).flatMap((issue) => {
     const field = issue.path.join('.')
     if (issue.code === 'unrecognized_keys') {
       return issue.keys.map((key) => unknownKey(field === '' ? key : `${field}.${key}`, field === '' ? known : []))
     }
     const where = field === '' ? 'options' : field
     const value = 'input' in issue && issue.code !== 'custom' ? `, got ${show(issue.input)}` : ''
-    return [`${where}: ${issue.message}${value}`]
+    const nearest = issue.code === 'invalid_value' && nearestName(String(issue.input), issue.values.map(String))
+    return [`${where}: ${issue.message}${value}${nearest ? `; did you mean ${nearest}?` : ''}`]
   })
   throw new LoopLMError('INVALID_CONFIG', lines.join('\n'), { operation, cause: result.error })
+}
+
+/** What is wrong with a value that may be one of several things: the issues of the one that it comes nearest to, by their whole paths. */
+function causes(issue: z.core.$ZodIssue): z.core.$ZodIssue[] {
+  if (issue.code !== 'invalid_union') return [issue]
+  const alternatives = issue.errors.map((errors) =>
+    errors.flatMap((error) => causes({ ...error, path: [...issue.path, ...error.path] })),
+  )
+  const depth = issue.path.length
+  const isKind = ({ code, path }: z.core.$ZodIssue) =>
+    code === 'invalid_value' && path.length === depth + 1 && path[depth] === 'kind'
+  const isOfAnotherType = (error: z.core.$ZodIssue) =>
+    error.path.length === depth &&
+    error.code !== 'unrecognized_keys' &&
+    !(error.code === 'invalid_value' && typeof error.input === 'string' && typeof error.values[0] === 'string')
+  const near = alternatives.filter((errors) => !errors.some((error) => isOfAnotherType(error) || isKind(error)))
+  if (near.length > 0) return near.reduce((best, errors) => (errors.length < best.length ? errors : best))
+  const kinds = alternatives.flat().filter(isKind)
+  if (kinds.length === 0) return [issue]
+  const values = kinds.flatMap((error) => (error.code === 'invalid_value' ? error.values : []))
+  return [{ ...kinds[0], values, message: `must be one of ${values.join(', ')}` } as z.core.$ZodIssue]
 }
 
 /** INVALID_CONFIG for options that each are right and do not go together. */
