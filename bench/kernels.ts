@@ -93,7 +93,7 @@ const square = (device: string): Shape => {
   return { ...shapesFor(device)[0]!, rows: n, hidden: n, intermediate: n }
 }
 
-/** A product of one row with 256 MB of weights (bfloat16). */
+/** A product of one row with 256 MiB of weights (bfloat16). */
 const longRow = (device: string): Shape => {
   const shape = shapesFor(device)[0]!
   return emulated(device) ? shape : { ...shape, hidden: 2048, intermediate: 32768 }

@@ -15,7 +15,7 @@ export interface Outcome {
   passed: number
 }
 
-/** Runs a program of the build folder to its end, whatever its exit status. */
+/** Runs a program of the build folder, or one named by its whole path, to its end, whatever its exit status. */
 export function runTests(program: string, args: string[], env: NodeJS.ProcessEnv = {}): Promise<Outcome> {
   const options = { maxBuffer: 1 << 26, env: { ...process.env, ...env } }
   return new Promise((done) => {

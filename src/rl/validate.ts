@@ -24,7 +24,8 @@ export function checkOptions<Schema extends z.ZodObject>(operation: string, sche
     }
     const where = field === '' ? 'options' : field
     const value = 'input' in issue && issue.code !== 'custom' ? `, got ${show(issue.input)}` : ''
-    const nearest = issue.code === 'invalid_value' && nearestName(String(issue.input), issue.values.map(String))
+    const nearest =
+      issue.code === 'invalid_value' && typeof issue.input === 'string' && nearestName(issue.input, issue.values.map(String))
     return [`${where}: ${issue.message}${value}${nearest ? `; did you mean ${nearest}?` : ''}`]
   })
   throw new LoopLMError('INVALID_CONFIG', lines.join('\n'), { operation, cause: result.error })
