@@ -11,5 +11,6 @@ export default defineConfig({
     exclude: [...configDefaults.exclude, 'test/long/**'], // npm run test:long
     testTimeout: 60_000,
     hookTimeout: 60_000,
+    expect: { poll: { timeout: 20_000 } }, // what a poll waits for comes in milliseconds, on a busy machine in seconds
   },
 })

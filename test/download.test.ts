@@ -177,7 +177,7 @@ describe('downloads of the same files at once', () => {
   const everyFileOnce = () => checkpointFiles().map((name) => `GET /cdn/${name}`)
 
   it.each([2, 5])('%i calls in one process fetch each file once', async (calls) => {
-    hub.held = () => vi.waitFor(() => expect(listed()).toBe(calls))
+    hub.held = () => expect.poll(listed).toBe(calls)
     const seen = Array.from({ length: calls }, () => new Map<string, boolean>())
     const folders = await Promise.all(
       seen.map((whole) => {
@@ -193,7 +193,7 @@ describe('downloads of the same files at once', () => {
   })
 
   it('two processes fetch each file once', async () => {
-    hub.held = () => vi.waitFor(() => expect(listed()).toBe(2), 20_000)
+    hub.held = () => expect.poll(listed).toBe(2)
     const outcomes = await Promise.all([runDownload(), runDownload()])
     for (const { code, stdout, stderr } of outcomes)
       expect([code, stdout], stderr).toEqual([0, `${join(repository(), 'snapshots', commit)}\n`])
@@ -208,9 +208,9 @@ describe('downloads of the same files at once', () => {
     hub.held = (path, from) => (path === name && from > 0 ? gate : undefined)
     let kill = () => {}
     const killed = runDownload({ started: (child) => (kill = () => child.kill('SIGKILL')) })
-    await vi.waitFor(() => expect(sent(name)).toHaveLength(2), 20_000) // its connection broke, and it asks for the rest
+    await expect.poll(() => sent(name)).toHaveLength(2) // its connection broke, and it asks for the rest
     const other = download('org/tiny', { cacheDir, hubUrl: hub.url })
-    await vi.waitFor(() => expect(listed()).toBe(2))
+    await expect.poll(listed).toBe(2)
     await new Promise((resolve) => setTimeout(resolve, 300))
     expect(sent(name)).toHaveLength(2) // it waits
     kill()
@@ -226,7 +226,7 @@ describe('downloads of the same files at once', () => {
     const gate = new Promise<void>((resolve) => (release = resolve))
     hub.held = () => gate
     const first = download('org/tiny', { cacheDir, hubUrl: hub.url })
-    await vi.waitFor(() => expect(sent()).toHaveLength(1))
+    await expect.poll(() => sent()).toHaveLength(1)
     const signal = AbortSignal.timeout(500)
     const error = await refusal(() => download('org/tiny', { cacheDir, hubUrl: hub.url, signal }))
     expect(error.code).toBe('ABORTED')
@@ -243,7 +243,7 @@ describe('downloads of the same files at once', () => {
     const lock = openSync(join(locks, `${sha256(name)}.lock`), 'w')
     expect(native().lockFile(lock)).toBe(true)
     const other = download('org/tiny', { cacheDir, hubUrl: hub.url })
-    await vi.waitFor(() => expect(sent().length).toBeGreaterThan(0))
+    await expect.poll(() => sent().length).toBeGreaterThan(0)
     await new Promise((resolve) => setTimeout(resolve, 300))
     expect(sent(name)).toEqual([])
     closeSync(lock)

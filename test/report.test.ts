@@ -390,12 +390,12 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     await expect.poll(() => chart.getAttribute('aria-valuetext')).toBe('step 5, reward 0.8')
     await chart.focus()
     await appendFile(join(run, 'metrics.jsonl'), lines([step(6), { ...step(8), tokens_per_second: 10 }]))
-    await expect.poll(() => chart.getAttribute('aria-valuetext'), { timeout: 10_000 }).toBe('step 8, reward 0.875')
+    await expect.poll(() => chart.getAttribute('aria-valuetext')).toBe('step 8, reward 0.875')
     expect(await page.getByRole('heading', { name: 'Throughput (tokens/s)' }).count()).toBe(1) // a metric that came later
     expect(await page.locator('#status').textContent()).toBe('Live: follows the run.')
     expect(problems).toEqual([])
     await watcher.close()
-    await expect.poll(() => page.locator('#status').textContent(), { timeout: 10_000 }).toMatch(/does not answer/)
+    await expect.poll(() => page.locator('#status').textContent()).toMatch(/does not answer/)
     await page.close()
   })
 
