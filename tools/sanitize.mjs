@@ -41,7 +41,16 @@ function build(kind) {
   const folder = join(root, 'build', `sanitize-${kind}`)
   const ninja = spawnSync('ninja', ['--version'], { stdio: 'ignore' }).status === 0 ? ['-G', 'Ninja'] : []
   const flags = `-O1 -g1 -fno-omit-frame-pointer ${builds[kind].flags}` // -g1: line numbers
-  const configure = ['-S', root, '-B', folder, ...ninja, '-DCMAKE_BUILD_TYPE=Sanitize', `-DCMAKE_CXX_FLAGS=${flags}`]
+  const configure = [
+    '-S',
+    root,
+    '-B',
+    folder,
+    ...ninja,
+    '-DCMAKE_BUILD_TYPE=Sanitize',
+    '-DLOOPLM_UNITY=OFF',
+    `-DCMAKE_CXX_FLAGS=${flags}`,
+  ]
   const jobs = process.env.LOOPLM_BUILD_JOBS ?? String(availableParallelism())
   const targets = [...new Set(programs.map(({ name }) => name))]
   for (const args of [configure, ['--build', folder, '--parallel', jobs, '--target', ...targets]]) {

@@ -16,7 +16,7 @@ Napi::Value kernels(const Napi::CallbackInfo& info) {
   return array;
 }
 
-Napi::Value create(const Napi::CallbackInfo& info) {
+Napi::Value bench_create(const Napi::CallbackInfo& info) {
   const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
   const LoopDType dtype = Input(info, 1, "dtype").dtype();
   const std::string name = Input(info, 2, "kernel").text();
@@ -37,7 +37,7 @@ Napi::Value create(const Napi::CallbackInfo& info) {
 }
 
 // A promise of the seconds that all runs together took.
-Napi::Value run(const Napi::CallbackInfo& info) {
+Napi::Value bench_run(const Napi::CallbackInfo& info) {
   const auto kernel = Input(info, 0, "kernel").object<KernelCase>(Kind::bench);
   const int64_t repeats = Input(info, 1, "repeats").integer(1, 1 << 30);
   const std::shared_ptr<Device> device = kernel.executor->device();
@@ -55,8 +55,8 @@ Napi::Value run(const Napi::CallbackInfo& info) {
 
 void add_bench_functions(Napi::Env env, Napi::Object exports) {
   add<kernels>(env, exports, "benchKernels");
-  add<create>(env, exports, "benchCreate");
-  add<run>(env, exports, "benchRun");
+  add<bench_create>(env, exports, "benchCreate");
+  add<bench_run>(env, exports, "benchRun");
 }
 
 }  // namespace looplm::addon

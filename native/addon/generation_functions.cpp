@@ -55,7 +55,7 @@ GenerateRequest read_request(const Input& in) {
   return r;
 }
 
-Napi::Value create(const Napi::CallbackInfo& info) {
+Napi::Value scheduler_create(const Napi::CallbackInfo& info) {
   const auto model = Input(info, 0, "model").object<Model>(Kind::model);
   const Input in(info, 1, "options");
   SchedulerOptions o;
@@ -72,7 +72,7 @@ Napi::Value add_request(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), double(scheduler->add(read_request(Input(info, 1, "request")))));
 }
 
-Napi::Value cancel(const Napi::CallbackInfo& info) {
+Napi::Value scheduler_cancel(const Napi::CallbackInfo& info) {
   const HeldScheduler scheduler = read_scheduler(info);
   scheduler->cancel(Input(info, 1, "request").integer(1, int64_t(1) << 53));
   return info.Env().Undefined();
@@ -106,7 +106,7 @@ Napi::Object event_object(Napi::Env env, const GenerateEvent& event, LoopDType d
   return out;
 }
 
-Napi::Value run(const Napi::CallbackInfo& info) {
+Napi::Value scheduler_run(const Napi::CallbackInfo& info) {
   const HeldScheduler scheduler = read_scheduler(info);
   const bool until_token = Input(info, 1, "untilToken").flag();
   return scheduler.executor->submit(info.Env(), Input(info, 2, "cancel").cancel(),
@@ -142,10 +142,10 @@ Napi::Value stats(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void add_generation_functions(Napi::Env env, Napi::Object exports) {
-  add<create>(env, exports, "schedulerCreate");
+  add<scheduler_create>(env, exports, "schedulerCreate");
   add<add_request>(env, exports, "schedulerAdd");
-  add<cancel>(env, exports, "schedulerCancel");
-  add<run>(env, exports, "schedulerRun");
+  add<scheduler_cancel>(env, exports, "schedulerCancel");
+  add<scheduler_run>(env, exports, "schedulerRun");
   add<stats>(env, exports, "schedulerStats");
 }
 

@@ -97,7 +97,7 @@ Held<AverageSlot> read_average(const Napi::CallbackInfo& info) {
   return Input(info, 0, "average").object<AverageSlot>(Kind::average);
 }
 
-Napi::Value create(const Napi::CallbackInfo& info) {
+Napi::Value average_create(const Napi::CallbackInfo& info) {
   const auto teacher = Input(info, 0, "teacher").object<Model>(Kind::model);
   const auto student = Input(info, 1, "student").object<Model>(Kind::model);
   if (teacher.executor != student.executor)
@@ -108,7 +108,7 @@ Napi::Value create(const Napi::CallbackInfo& info) {
 
 // A promise of nothing, once `work` has run on the average.
 template <class Work>
-Napi::Value run(const Napi::CallbackInfo& info, Work work) {
+Napi::Value run_on_average(const Napi::CallbackInfo& info, Work work) {
   const auto slot = read_average(info);
   return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, work]() -> Executor::Finish {
     work(slot->get());
@@ -117,15 +117,15 @@ Napi::Value run(const Napi::CallbackInfo& info, Work work) {
 }
 Napi::Value update(const Napi::CallbackInfo& info) {
   const double decay = Input(info, 1, "decay").number();
-  return run(info, [decay](MovingAverage& average) { average.update(decay); });
+  return run_on_average(info, [decay](MovingAverage& average) { average.update(decay); });
 }
-Napi::Value save(const Napi::CallbackInfo& info) {
+Napi::Value average_save(const Napi::CallbackInfo& info) {
   const std::string path = Input(info, 1, "path").text();
-  return run(info, [path](MovingAverage& average) { average.save(path); });
+  return run_on_average(info, [path](MovingAverage& average) { average.save(path); });
 }
-Napi::Value load(const Napi::CallbackInfo& info) {
+Napi::Value average_load(const Napi::CallbackInfo& info) {
   const std::string path = Input(info, 1, "path").text();
-  return run(info, [path](MovingAverage& average) { average.load(path); });
+  return run_on_average(info, [path](MovingAverage& average) { average.load(path); });
 }
 
 }  // namespace
@@ -133,10 +133,10 @@ Napi::Value load(const Napi::CallbackInfo& info) {
 void add_looprpt_functions(Napi::Env env, Napi::Object exports) {
   add<accumulate_looprpt_of>(env, exports, "modelAccumulateLoopRpt");
   add<accumulate_stage2_of>(env, exports, "modelAccumulateStage2");
-  add<create>(env, exports, "averageCreate");
+  add<average_create>(env, exports, "averageCreate");
   add<update>(env, exports, "averageUpdate");
-  add<save>(env, exports, "averageSave");
-  add<load>(env, exports, "averageLoad");
+  add<average_save>(env, exports, "averageSave");
+  add<average_load>(env, exports, "averageLoad");
 }
 
 }  // namespace looplm::addon

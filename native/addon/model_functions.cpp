@@ -38,7 +38,7 @@ Quantization read_quantization(const Input& in) {
 
 // A promise of the model that `make` returns on the executor's thread.
 template <class Make>
-Napi::Value promise(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>& executor, Make make) {
+Napi::Value model_promise(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>& executor, Make make) {
   return executor->submit(info.Env(), nullptr, [executor, make = std::move(make)]() -> Executor::Finish {
     return [executor, model = make()](Napi::Env env) { return make_handle(env, {Kind::model, executor, model}); };
   });
@@ -56,21 +56,21 @@ Napi::Value run(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>&
   });
 }
 
-Napi::Value create(const Napi::CallbackInfo& info) {
+Napi::Value model_create(const Napi::CallbackInfo& info) {
   const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
   const ModelConfig config = read_config(Input(info, 1, "config"));
   const LoopDType dtype = Input(info, 2, "dtype").dtype();
   const uint64_t seed = uint64_t(Input(info, 3, "seed").integer(0, int64_t(1) << 53));
   const double range = Input(info, 4, "range").number();
   const Quantization quantization = read_quantization(Input(info, 5, "quantization"));
-  return promise(info, context.object, [device = context->device(), config, dtype, seed, range, quantization] {
+  return model_promise(info, context.object, [device = context->device(), config, dtype, seed, range, quantization] {
     auto model = std::make_shared<Model>(device, dtype, config, quantization);
     model->initialize(seed, range);
     return model;
   });
 }
 
-Napi::Value load(const Napi::CallbackInfo& info) {
+Napi::Value model_load(const Napi::CallbackInfo& info) {
   const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
   const ModelConfig config = read_config(Input(info, 1, "config"));
   const Input named(info, 2, "dtype"), list(info, 3, "paths");
@@ -79,7 +79,7 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   for (uint32_t i = 0; i < list.length(); i++) paths.push_back(list[i].text());
   const Quantization quantization = read_quantization(Input(info, 4, "quantization"));
   const bool quantized = Input(info, 5, "quantized").flag();
-  return promise(info, context.object, [device = context->device(), config, dtype, paths, quantization, quantized] {
+  return model_promise(info, context.object, [device = context->device(), config, dtype, paths, quantization, quantized] {
     return load_model(device, dtype, config, quantization, paths, quantized);
   });
 }
@@ -87,7 +87,7 @@ Napi::Value dtype_of(const Napi::CallbackInfo& info) {
   return Napi::String::New(info.Env(), loop_dtype_name(read_model(info).object->dt));
 }
 
-Napi::Value save(const Napi::CallbackInfo& info) {
+Napi::Value model_save(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
   const std::string path = Input(info, 1, "path").text(), dtype = Input(info, 2, "dtype").text();
   const bool dequantize = Input(info, 3, "dequantize").flag();
@@ -140,12 +140,12 @@ Napi::Value load_adapter_of(const Napi::CallbackInfo& info) {
 }
 Napi::Value merge(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
-  return promise(info, model.executor, [model = model.object] { return std::shared_ptr<Model>(model->merged()); });
+  return model_promise(info, model.executor, [model = model.object] { return std::shared_ptr<Model>(model->merged()); });
 }
 
 Napi::Value clone(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
-  return promise(info, model.executor, [model = model.object] { return std::shared_ptr<Model>(model->clone()); });
+  return model_promise(info, model.executor, [model = model.object] { return std::shared_ptr<Model>(model->clone()); });
 }
 
 Napi::Value copy_parameters(const Napi::CallbackInfo& info) {
@@ -215,10 +215,10 @@ Napi::Value zero_gradients(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void add_model_functions(Napi::Env env, Napi::Object exports) {
-  add<create>(env, exports, "modelCreate");
-  add<load>(env, exports, "modelLoad");
+  add<model_create>(env, exports, "modelCreate");
+  add<model_load>(env, exports, "modelLoad");
   add<dtype_of>(env, exports, "modelDType");
-  add<save>(env, exports, "modelSave");
+  add<model_save>(env, exports, "modelSave");
   add<add_adapter>(env, exports, "modelAddAdapter");
   add<remove_adapter>(env, exports, "modelRemoveAdapter");
   add<save_adapter_of>(env, exports, "modelSaveAdapter");

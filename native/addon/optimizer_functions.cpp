@@ -24,7 +24,7 @@ Held<OptimizerSlot> read_optimizer(const Napi::CallbackInfo& info) {
   return Input(info, 0, "optimizer").object<OptimizerSlot>(Kind::optimizer);
 }
 
-Napi::Value create(const Napi::CallbackInfo& info) {
+Napi::Value optimizer_create(const Napi::CallbackInfo& info) {
   const auto model = Input(info, 0, "model").object<Model>(Kind::model);
   return make_handle(
       info.Env(), {Kind::optimizer, model.executor, std::make_shared<OptimizerSlot>(OptimizerSlot{model.object, std::nullopt})});
@@ -54,7 +54,7 @@ Napi::Value step(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value save(const Napi::CallbackInfo& info) {
+Napi::Value optimizer_save(const Napi::CallbackInfo& info) {
   const auto slot = read_optimizer(info);
   const std::string path = Input(info, 1, "path").text();
   return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, path]() -> Executor::Finish {
@@ -63,7 +63,7 @@ Napi::Value save(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value load(const Napi::CallbackInfo& info) {
+Napi::Value optimizer_load(const Napi::CallbackInfo& info) {
   const auto slot = read_optimizer(info);
   const std::string path = Input(info, 1, "path").text();
   return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, path]() -> Executor::Finish {
@@ -78,10 +78,10 @@ Napi::Value load(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void add_optimizer_functions(Napi::Env env, Napi::Object exports) {
-  add<create>(env, exports, "optimizerCreate");
+  add<optimizer_create>(env, exports, "optimizerCreate");
   add<step>(env, exports, "optimizerStep");
-  add<save>(env, exports, "optimizerSave");
-  add<load>(env, exports, "optimizerLoad");
+  add<optimizer_save>(env, exports, "optimizerSave");
+  add<optimizer_load>(env, exports, "optimizerLoad");
 }
 
 }  // namespace looplm::addon

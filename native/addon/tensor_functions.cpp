@@ -26,7 +26,7 @@ namespace {
 
 // A promise of the tensor that `compute` returns on the executor's thread.
 template <class Compute>
-Napi::Value promise(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>& executor, Compute compute) {
+Napi::Value tensor_promise(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>& executor, Compute compute) {
   return executor->submit(info.Env(), nullptr, [executor, compute = std::move(compute)]() -> Executor::Finish {
     return [executor, tensor = compute()](Napi::Env env) { return make_tensor(env, executor, tensor); };
   });
@@ -49,7 +49,7 @@ Napi::Value deferred(const Napi::CallbackInfo& info, const std::shared_ptr<Execu
   return handle;
 }
 
-Napi::Value create(const Napi::CallbackInfo& info) {
+Napi::Value tensor_create(const Napi::CallbackInfo& info) {
   const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
   const LoopDType dtype = Input(info, 1, "dtype").dtype();
   const Shape shape = Input(info, 2, "shape").integers();
@@ -117,7 +117,7 @@ Napi::Value data_of(const Napi::CallbackInfo& info) {
 Napi::Value matmul_of(const Napi::CallbackInfo& info) {
   const HeldTensor a = read_tensor(Input(info, 0, "a")), b = read_tensor(Input(info, 1, "b"), a.executor);
   const bool transpose_a = Input(info, 2, "transposeA").flag(), transpose_b = Input(info, 3, "transposeB").flag();
-  return promise(info, a.executor, [a = a.object, b = b.object, transpose_a, transpose_b] {
+  return tensor_promise(info, a.executor, [a = a.object, b = b.object, transpose_a, transpose_b] {
     return matmul(a->get(), b->get(), transpose_a, transpose_b);
   });
 }
@@ -125,25 +125,25 @@ Napi::Value matmul_of(const Napi::CallbackInfo& info) {
 Napi::Value binary_of(const Napi::CallbackInfo& info) {
   const auto op = Input(info, 0, "op").word<LoopBinaryOp>({{"add", LOOP_ADD}, {"mul", LOOP_MULTIPLY}});
   const HeldTensor a = read_tensor(Input(info, 1, "a")), b = read_tensor(Input(info, 2, "b"), a.executor);
-  return promise(info, a.executor, [op, a = a.object, b = b.object] { return binary(op, a->get(), b->get()); });
+  return tensor_promise(info, a.executor, [op, a = a.object, b = b.object] { return binary(op, a->get(), b->get()); });
 }
 
 Napi::Value rms_norm_of(const Napi::CallbackInfo& info) {
   const HeldTensor x = read_tensor(Input(info, 0, "x")), weight = read_tensor(Input(info, 1, "weight"), x.executor);
   const double eps = Input(info, 2, "eps").number();
-  return promise(info, x.executor,
+  return tensor_promise(info, x.executor,
                  [x = x.object, weight = weight.object, eps] { return rms_norm(x->get(), weight->get(), eps); });
 }
 
 Napi::Value softmax_of(const Napi::CallbackInfo& info) {
   const HeldTensor x = read_tensor(Input(info, 0, "x"));
   const bool logarithm = Input(info, 1, "logarithm").flag();
-  return promise(info, x.executor, [x = x.object, logarithm] { return softmax(x->get(), logarithm); });
+  return tensor_promise(info, x.executor, [x = x.object, logarithm] { return softmax(x->get(), logarithm); });
 }
 
 Napi::Value gather_of(const Napi::CallbackInfo& info) {
   const HeldTensor x = read_tensor(Input(info, 0, "x")), indices = read_tensor(Input(info, 1, "indices"), x.executor);
-  return promise(info, x.executor, [x = x.object, indices = indices.object] { return gather(x->get(), indices->get()); });
+  return tensor_promise(info, x.executor, [x = x.object, indices = indices.object] { return gather(x->get(), indices->get()); });
 }
 
 Napi::Value reduce_of(const Napi::CallbackInfo& info) {
@@ -153,19 +153,19 @@ Napi::Value reduce_of(const Napi::CallbackInfo& info) {
   const Input axis_input(info, 2, "axis");
   std::optional<int64_t> axis;
   if (!axis_input.missing()) axis = axis_input.integer(-LOOP_MAX_RANK, LOOP_MAX_RANK);
-  return promise(info, x.executor, [op, x = x.object, axis] { return reduce(op, x->get(), axis); });
+  return tensor_promise(info, x.executor, [op, x = x.object, axis] { return reduce(op, x->get(), axis); });
 }
 
 Napi::Value reshape_of(const Napi::CallbackInfo& info) {
   const HeldTensor x = read_tensor(Input(info, 0, "x"));
   const Shape shape = Input(info, 1, "shape").integers();
-  return promise(info, x.executor, [x = x.object, shape] { return reshape(x->get(), shape); });
+  return tensor_promise(info, x.executor, [x = x.object, shape] { return reshape(x->get(), shape); });
 }
 
 Napi::Value slice_of(const Napi::CallbackInfo& info) {
   const HeldTensor x = read_tensor(Input(info, 0, "x"));
   const Shape begin = Input(info, 1, "begin").integers(), end = Input(info, 2, "end").integers();
-  return promise(info, x.executor, [x = x.object, begin, end] { return slice(x->get(), begin, end); });
+  return tensor_promise(info, x.executor, [x = x.object, begin, end] { return slice(x->get(), begin, end); });
 }
 
 Napi::Value concat_of(const Napi::CallbackInfo& info) {
@@ -175,7 +175,7 @@ Napi::Value concat_of(const Napi::CallbackInfo& info) {
   std::vector<std::shared_ptr<TensorSlot>> slots;
   const std::shared_ptr<Executor> executor = read_tensor(list[uint32_t(0)]).executor;
   for (uint32_t i = 0; i < list.length(); i++) slots.push_back(read_tensor(list[i], executor).object);
-  return promise(info, executor, [slots, axis] {
+  return tensor_promise(info, executor, [slots, axis] {
     std::vector<Tensor> tensors;
     for (auto& slot : slots) tensors.push_back(slot->get());
     return concat(tensors, axis);
@@ -185,19 +185,19 @@ Napi::Value concat_of(const Napi::CallbackInfo& info) {
 Napi::Value cast_of(const Napi::CallbackInfo& info) {
   const HeldTensor x = read_tensor(Input(info, 0, "x"));
   const LoopDType dtype = Input(info, 1, "dtype").dtype();
-  return promise(info, x.executor, [x = x.object, dtype] { return cast(x->get(), dtype); });
+  return tensor_promise(info, x.executor, [x = x.object, dtype] { return cast(x->get(), dtype); });
 }
 
 Napi::Value transpose_of(const Napi::CallbackInfo& info) {
   const HeldTensor x = read_tensor(Input(info, 0, "x"));
   const Shape axes = Input(info, 1, "axes").integers();
-  return promise(info, x.executor, [x = x.object, axes] { return transpose(x->get(), axes); });
+  return tensor_promise(info, x.executor, [x = x.object, axes] { return transpose(x->get(), axes); });
 }
 
 }  // namespace
 
 void add_tensor_functions(Napi::Env env, Napi::Object exports) {
-  add<create>(env, exports, "tensorCreate");
+  add<tensor_create>(env, exports, "tensorCreate");
   add<fill>(env, exports, "tensorFill");
   add<shape_of>(env, exports, "tensorShape");
   add<data_of>(env, exports, "tensorData");

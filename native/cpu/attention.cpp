@@ -35,7 +35,6 @@ template <class E>
 using Unit = std::conditional_t<KS<E> == 2, int32_t, float>;
 
 inline int64_t round_up(int64_t n, int64_t size) { return (n + size - 1) / size * size; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ---- Arithmetic ----
 

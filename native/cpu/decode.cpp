@@ -26,7 +26,7 @@ inline vf sums_of(const vf* v) {
 inline __m512bh pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
 #endif
 
-constexpr int64_t BLOCK = 64;  // keys whose values are added in one go; a multiple of W
+constexpr int64_t VALUES = 64;  // keys whose values are added in one go; a multiple of W
 
 // The attention of one row over some key heads, for all query heads that share them. All heads take a block of keys before the
 // next block, so that a slot is read in the order of memory. Keys come in the order of the context in fixed blocks, wherever they
@@ -140,9 +140,9 @@ struct DecodedRow {
       totals[g] = exp_sums<true, false>(row, context, row_maximum(row, context), 1.0f, row).sum;
     }
     memset(sums, 0, size_t(heads * head_dim) * sizeof(float));
-    for (int64_t j = 0; j < context; j += BLOCK) {
-      const int64_t count = context - j < BLOCK ? context - j : BLOCK;
-      const E* value[BLOCK];
+    for (int64_t j = 0; j < context; j += VALUES) {
+      const int64_t count = context - j < VALUES ? context - j : VALUES;
+      const E* value[VALUES];
       for (int64_t k = 0; k < count; k++) value[k] = values + offsets[j + k];
       for (int32_t h = 0; h < kv_heads; h++) {
         for (int32_t g = h * group; g < (h + 1) * group; g++)

@@ -10,8 +10,6 @@ namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // The elements of k in a unit, in the order in which `expand` brings them up: 4-bit codes are looked up in all 16-bit halves of a
 // lane at once, which pairs element i with element i + 4.
 template <class E, int BITS>

@@ -47,6 +47,8 @@ static inline uint16_t float_to_bf16(float f) {  // to nearest, ties to even; a 
   return uint16_t((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
 }
 
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 static inline vf splat(float x) { return x - vf{}; }
 static inline vf load(const float* p) { return *(const vf_any*)p; }
 static inline void store(float* p, vf x) { *(vf_any*)p = x; }

@@ -79,13 +79,6 @@ void convert(LoopDType from, LoopDType to, const uint8_t* src, uint8_t* dst, siz
   }
 }
 
-[[noreturn]] void refuse(const std::string& path, const std::string& what) {
-  throw Error("INVALID_FILE", "load", path + ": " + what);
-}
-[[noreturn]] void refuse(const std::string& path, const std::string& tensor, const std::string& what) {
-  refuse(path, "tensor " + json::quote_briefly(tensor) + ": " + what);
-}
-
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string out = "[";
   for (const int64_t n : shape) out += (out.size() > 1 ? ", " : "") + std::to_string(n);
@@ -112,7 +105,7 @@ Sources collect(const std::vector<std::string>& paths, const std::vector<std::un
   for (size_t i = 0; i < files.size(); i++)
     for (const auto& [name, entry] : files[i]->tensors()) {
       const auto [place, added] = sources.emplace(name, Source{&paths[i], &entry});
-      if (!added) refuse(paths[i], name, "is also in " + *place->second.path);
+      if (!added) refuse_tensor(paths[i], name, "is also in " + *place->second.path);
     }
   return sources;
 }
@@ -123,7 +116,7 @@ void drop_tied_head(Sources& sources) {
   if (head == sources.end() || embedding == sources.end()) return;
   const SafetensorsEntry &a = *head->second.entry, &b = *embedding->second.entry;
   if (a.dtype != b.dtype || a.shape != b.shape || std::memcmp(a.data, b.data, a.bytes) != 0)
-    refuse(
+    refuse_tensor(
         *head->second.path, "lm_head.weight",
         "differs from model.embed_tokens.weight although the model's embeddings are tied (tie_word_embeddings in config.json)");
   sources.erase(head);
@@ -189,8 +182,8 @@ void check_names(const Wanted& wanted, const Sources& sources, const std::vector
   if (!unknown.empty())
     what += (what.empty() ? "" : "; ") + std::to_string(unknown.size()) + " tensors are not the " + wanted.owner +
             "'s: " + list_names(unknown);
-  refuse(paths.size() == 1 ? paths[0] : paths[0] + " and its other " + std::to_string(paths.size() - 1) + " files",
-         what + " (" + wanted.hint + ")");
+  refuse_file(paths.size() == 1 ? paths[0] : paths[0] + " and its other " + std::to_string(paths.size() - 1) + " files",
+              what + " (" + wanted.hint + ")");
 }
 
 const char* codes_dtype(int bits) { return bits == 8 ? "I8" : "U8"; }
@@ -198,7 +191,7 @@ const char* codes_dtype(int bits) { return bits == 8 ? "I8" : "U8"; }
 LoopDType floating_dtype(const Source& source, const std::string& name) {
   for (const LoopDType type : {LOOP_F32, LOOP_BF16, LOOP_F16, LOOP_F64})
     if (source.entry->dtype == safetensors_dtype(type)) return type;
-  refuse(*source.path, name, "dtype " + source.entry->dtype + " cannot be a parameter; F32, BF16, F16 and F64 can");
+  refuse_tensor(*source.path, name, "dtype " + source.entry->dtype + " cannot be a parameter; F32, BF16, F16 and F64 can");
 }
 
 // Calls visit(first, values, count) with the elements [first, first + count) as `to`, block by block of whole rows of `row`
@@ -222,21 +215,21 @@ void require_finite(const Source& source, const std::string& name, LoopDType fro
                     size_t count) {
   const size_t bad = first_not_finite(to, values, count);
   if (bad < count)
-    refuse(*source.path, name,
-           "element " + std::to_string(first + bad) + " is not finite" +
-               (from == to ? "" : std::string(" as ") + safetensors_dtype(to)));
+    refuse_tensor(*source.path, name,
+                  "element " + std::to_string(first + bad) + " is not finite" +
+                      (from == to ? "" : std::string(" as ") + safetensors_dtype(to)));
 }
 
 // Shape and dtype.
 void check_form(const Model& model, const WantedTensor& t, const Source& source) {
   if (source.entry->shape != t.shape)
-    refuse(*source.path, t.name,
-           "shape " + shape_text(source.entry->shape) + ", but the configuration asks for " + shape_text(t.shape));
+    refuse_tensor(*source.path, t.name,
+                  "shape " + shape_text(source.entry->shape) + ", but the configuration asks for " + shape_text(t.shape));
   const std::string& dtype = source.entry->dtype;
   const std::string asked = t.part == WantedTensor::Part::codes ? codes_dtype(model.quantization.bits) : "F32";
   if (t.part == WantedTensor::Part::values) floating_dtype(source, t.name);
   else if (dtype != asked)
-    refuse(*source.path, t.name, "dtype " + dtype + ", but quantization_config of config.json asks for " + asked);
+    refuse_tensor(*source.path, t.name, "dtype " + dtype + ", but quantization_config of config.json asks for " + asked);
 }
 
 void check_values(const Model& model, const WantedTensor& t, const Source& source) {

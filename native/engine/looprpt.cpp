@@ -8,13 +8,11 @@
 #include "pass.h"
 #include "philox.h"
 #include "safetensors.h"
+#include "segments.h"
 
 namespace looplm {
 
 namespace {
-
-constexpr double STD_EPSILON = 1e-8;
-constexpr uint32_t EXIT_STREAM = 3;  // of uniform(): 0 is sampling's
 
 // A prediction that counts: one of the hard tokens of its sequence, with what the teacher and the clean pass say of it.
 struct HardToken {
@@ -252,7 +250,7 @@ class LoopRptPass {
       const Statistics s = statistics(rewards);
       for (size_t t = 0; t < T; t++) {
         const double p = exits.pdf[t * R + r], log_p = exits.log_pdf[t * R + r], l = logprobs[t * R + r];
-        const double w = p * (1 + std::max(0.0, (rewards[t] - s.mean) / (s.deviation + STD_EPSILON)));
+        const double w = p * (1 + std::max(0.0, (rewards[t] - s.mean) / (s.deviation + DEVIATION_EPSILON)));
         coefficients[t * R + r] = -o_.representation * w / count_;
         d_pdf[t * R + r] = o_.entropy * (log_p + 1) / count_;
         totals_.representation_loss -= w * l / count_;
@@ -362,7 +360,7 @@ class LoopRptPass {
       totals_.reward += s.mean / count_;
       totals_.reward_std += s.deviation / count_;
       for (size_t g = 0; g < G; g++) {
-        advantages[g * R + r] = (of_token[g] - s.mean) / (s.deviation + STD_EPSILON);
+        advantages[g * R + r] = (of_token[g] - s.mean) / (s.deviation + DEVIATION_EPSILON);
         totals_.exit_loop += double(left[g * R + r] + 1) / (double(G) * count_);
       }
     }
@@ -464,7 +462,7 @@ class LoopRptPass {
     const size_t sequence = size_t(row.sequence);
     if (!batch_.exits.empty())
       return batch_.exits[size_t(exits_at_[sequence] + rollout * (s_.length(sequence) - 1) + row.position)];
-    const double u = uniform(o_.seed, uint32_t(stream_of(sequence, rollout)), uint32_t(row.position), EXIT_STREAM);
+    const double u = uniform(o_.seed, uint32_t(stream_of(sequence, rollout)), uint32_t(row.position), REPLAY_EXIT_STREAM);
     double cdf = 0;
     for (int t = 0; t + 1 < loops_; t++) {
       cdf += exits.pdf[size_t(t) * size_t(exits.rows) + r];
@@ -584,12 +582,11 @@ void MovingAverage::save(const std::string& path) const {
 
 void MovingAverage::load(const std::string& path) {
   const SafetensorsFile file(path);
-  auto refuse = [&](const std::string& what) { throw Error("INVALID_FILE", "moving average", path + ": " + what); };
   for (const Parameter& p : teacher_->trained()) {
     const auto found = file.tensors().find("average." + p.name);
-    if (found == file.tensors().end()) refuse("tensor \"average." + p.name + "\" is missing");
+    if (found == file.tensors().end()) refuse_tensor(path, "average." + p.name, "is missing");
     if (found->second.dtype != safetensors_dtype(teacher_->real()) || found->second.shape != p.shape)
-      refuse("tensor \"average." + p.name + "\" has another dtype or shape than the model's");
+      refuse_tensor(path, "average." + p.name, "has another dtype or shape than the model's");
     const auto* values = static_cast<const uint8_t*>(found->second.data);
     bool finite = first_not_finite(teacher_->real(), values, p.count) == p.count;
     for (size_t i = 0; average_ && i < p.count; i++) {  // the largest float32 numbers are infinite in bfloat16
@@ -597,9 +594,9 @@ void MovingAverage::load(const std::string& path) {
       std::memcpy(&value, values + i * sizeof value, sizeof value);
       finite &= std::isfinite(bf16_to_float(float_to_bf16(value)));
     }
-    if (!finite) refuse("tensor \"average." + p.name + "\" has a value that is not finite");
+    if (!finite) refuse_tensor(path, "average." + p.name, "has a value that is not finite");
   }
-  if (file.tensors().size() != teacher_->trained().size()) refuse("it holds tensors that are not this model's");
+  if (file.tensors().size() != teacher_->trained().size()) refuse_file(path, "it holds tensors that are not this model's");
   const Uninterrupted uninterrupted(*teacher_->device);
   for (const Parameter& p : teacher_->trained()) {
     const SafetensorsEntry& entry = file.tensors().at("average." + p.name);

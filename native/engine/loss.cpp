@@ -12,9 +12,6 @@ namespace looplm {
 
 namespace {
 
-constexpr uint32_t EXIT_STREAM = 4;  // of uniform(): 0 is sampling's, 3 LoopRPT's exits; one more per draw
-constexpr double STD_EPSILON = 1e-8;
-
 bool has_ratio(Surrogate s) { return s != Surrogate::reinforce; }
 
 // Per-row values of one kind, loop by loop: [k·R + r] for the k-th scored loop.
@@ -282,7 +279,7 @@ class LossPass {
     const std::vector<int32_t> one(x.size(), 0);
     const double mean = segment_reduce(Reduce::mean, x, one, 1)[0], deviation = segment_reduce(Reduce::deviation, x, one, 1)[0];
     for (double& v : x) {
-      v = (v - mean) / (deviation + STD_EPSILON);
+      v = (v - mean) / (deviation + DEVIATION_EPSILON);
       if (norm == BeliefNorm::gain) v = std::max(0.0, v);
     }
   }
@@ -545,7 +542,7 @@ class LossPass {
   }
   int draw_exit(const Micro& m, const LossTerm& term, size_t r, int g) const {
     const PredictionRow& row = m.packed.rows[r];
-    const double u = uniform(term.seed, uint32_t(row.sequence), uint32_t(row.position), EXIT_STREAM + uint32_t(g));
+    const double u = uniform(term.seed, uint32_t(row.sequence), uint32_t(row.position), OBJECTIVE_EXIT_STREAM + uint32_t(g));
     double cdf = 0;
     for (int t = 0; t + 1 < loops_; t++) {
       cdf += m.exits.pdf[size_t(t) * m.R() + r];

@@ -23,8 +23,7 @@ const void* scaled(Device& device, Workspace& workspace, LoopDType dt, const voi
 }
 
 namespace {
-constexpr uint32_t ADAPTER_STREAM = 1u << 30;  // of uniform(): far above those of draws
-constexpr size_t ALIGN = 32;                   // elements: every matrix starts on a 64-byte line
+constexpr size_t ALIGN = 32;  // elements: every matrix starts on a 64-byte line
 
 void check_config(const ModelConfig& c) {
   auto require = [](bool ok, const std::string& what) {

@@ -134,18 +134,14 @@ void AdamW::save(const std::string& path) const {
 
 namespace {
 
-[[noreturn]] void refuse(const std::string& path, const std::string& what) {
-  throw Error("INVALID_FILE", "load", path + ": " + what);
-}
-
 int64_t read_step(const std::string& path, const SafetensorsFile& file) {
   const auto found = file.metadata().find("step");
-  if (found == file.metadata().end()) refuse(path, "__metadata__ has no \"step\"; is this an optimizer's file?");
+  if (found == file.metadata().end()) refuse_file(path, "__metadata__ has no \"step\"; is this an optimizer's file?");
   const std::string& text = found->second;
   int64_t step = -1;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), step);
   if (error != std::errc() || end != text.data() + text.size() || step < 0)
-    refuse(path, "__metadata__: \"step\": " + json::quote_briefly(text) + " is not a count");
+    refuse_file(path, "__metadata__: \"step\": " + json::quote_briefly(text) + " is not a count");
   return step;
 }
 
@@ -179,27 +175,30 @@ void AdamW::load(const std::string& path) {
   const int64_t step = read_step(path, file);
   const auto dtype = file.metadata().find("dtype");
   if (dtype == file.metadata().end() || dtype->second != safetensors_dtype(model.dt))
-    refuse(path,
-           "__metadata__: \"dtype\": " + (dtype == file.metadata().end() ? "is missing" : json::quote_briefly(dtype->second)) +
-               ", but the model is " + safetensors_dtype(model.dt));
+    refuse_file(
+        path, "__metadata__: \"dtype\": " + (dtype == file.metadata().end() ? "is missing" : json::quote_briefly(dtype->second)) +
+                  ", but the model is " + safetensors_dtype(model.dt));
 
   std::map<std::string, SafetensorsEntry> unknown = file.tensors();
   for (const State& state : states())
     for (const Parameter& p : model.trained()) {
       const std::string name = state.prefix + p.name;
-      const auto refuse_tensor = [&](const char* what) { refuse(path, "tensor " + json::quote_briefly(name) + ": " + what); };
       const auto found = file.tensors().find(name);
-      if (found == file.tensors().end()) refuse_tensor("is missing");
+      if (found == file.tensors().end()) refuse_tensor(path, name, "is missing");
       unknown.erase(name);
       const SafetensorsEntry& entry = found->second;
-      if (entry.dtype != safetensors_dtype(model.real())) refuse_tensor("its dtype is not that of the model's gradients");
-      if (entry.shape != p.shape) refuse_tensor("its shape is not the parameter's");
-      if (first_not_finite(model.real(), entry.data, p.count) < p.count) refuse_tensor("has a value that is not finite");
-      if (state.buffer == &second_ && any_negative(model.real(), entry.data, p.count)) refuse_tensor("has a negative value");
+      if (entry.dtype != safetensors_dtype(model.real()))
+        refuse_tensor(path, name, "its dtype is not that of the model's gradients");
+      if (entry.shape != p.shape) refuse_tensor(path, name, "its shape is not the parameter's");
+      if (first_not_finite(model.real(), entry.data, p.count) < p.count)
+        refuse_tensor(path, name, "has a value that is not finite");
+      if (state.buffer == &second_ && any_negative(model.real(), entry.data, p.count))
+        refuse_tensor(path, name, "has a negative value");
       if (state.buffer == &master_ && !rounds_to_parameter(model, p, entry.data))
-        refuse_tensor("does not round to the model's parameter: load the checkpoint's parameters first, and from the same step");
+        refuse_tensor(path, name,
+                      "does not round to the model's parameter: load the checkpoint's parameters first, and from the same step");
     }
-  if (!unknown.empty()) refuse(path, "tensor " + json::quote_briefly(unknown.begin()->first) + ": is not this model's");
+  if (!unknown.empty()) refuse_tensor(path, unknown.begin()->first, "is not this model's");
 
   const Uninterrupted uninterrupted(*model.device);
   const size_t size = loop_dtype_size(model.real());

@@ -31,7 +31,13 @@ inline double unit_interval(uint32_t high, uint32_t low) {
   return std::max(double(bits) * 0x1p-53, 0x1p-54);
 }
 
-inline double uniform(uint64_t seed, uint32_t sequence, uint32_t position, uint32_t stream = 0) {
+// The streams of uniform(), so that no two uses draw the same numbers.
+constexpr uint32_t SAMPLING_STREAM = 0;
+constexpr uint32_t REPLAY_EXIT_STREAM = 3;     // exits of LoopRPT's rollouts
+constexpr uint32_t OBJECTIVE_EXIT_STREAM = 4;  // exits of an objective's terms; one more per draw
+constexpr uint32_t ADAPTER_STREAM = 1u << 30;  // first values of LoRA, far above those of draws
+
+inline double uniform(uint64_t seed, uint32_t sequence, uint32_t position, uint32_t stream = SAMPLING_STREAM) {
   const PhiloxBlock block = philox4x32({position, sequence, stream, 0}, seed);
   return unit_interval(block[0], block[1]);
 }

@@ -322,6 +322,11 @@ std::string header_text(const std::vector<SafetensorsOutput>& tensors, const std
 
 }  // namespace
 
+void refuse_file(const std::string& path, const std::string& what) { throw Error("INVALID_FILE", "load", path + ": " + what); }
+void refuse_tensor(const std::string& path, const std::string& tensor, const std::string& what) {
+  refuse_file(path, "tensor " + json::quote_briefly(tensor) + ": " + what);
+}
+
 SafetensorsContents parse_safetensors(const std::string& path, const void* file, size_t size) {
   return HeaderParser(path, file, size).parse();
 }
@@ -331,7 +336,7 @@ MappedFile::MappedFile(const std::string& path) {
   if (fd < 0) fail_system("load", path, "cannot be opened");
   struct stat status;
   if (::fstat(fd, &status) != 0) fail_system("load", path, "cannot be examined");
-  if (!S_ISREG(status.st_mode)) throw Error("INVALID_FILE", "load", path + ": is not a regular file");
+  if (!S_ISREG(status.st_mode)) refuse_file(path, "is not a regular file");
   size_ = size_t(status.st_size);
   if (size_ == 0) return;  // nothing to map
   void* mapping = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);

@@ -70,6 +70,10 @@ struct SafetensorsOutput {
 void write_safetensors(const std::string& path, const std::vector<SafetensorsOutput>& tensors,
                        const std::map<std::string, std::string>& metadata);
 
+// The error of a file that is not what it is read for, or of one of its tensors: INVALID_FILE.
+[[noreturn]] void refuse_file(const std::string& path, const std::string& what);
+[[noreturn]] void refuse_tensor(const std::string& path, const std::string& tensor, const std::string& what);
+
 const char* safetensors_dtype(LoopDType type);
 // The index of the first NaN or infinity among `count` floating-point values (which may be unaligned), or `count`.
 size_t first_not_finite(LoopDType type, const void* values, size_t count);

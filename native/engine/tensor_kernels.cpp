@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "head.h"
 #include "stack.h"
 
 namespace looplm {
 
 namespace {
-
-constexpr int64_t LOGIT_BYTES = 24 << 20;  // of one chunk of logits
 
 void require_shape(const Tensor& x, const Shape& shape, const char* operation, const char* name) {
   if (x.shape == shape) return;
@@ -137,7 +136,7 @@ TokenScores per_loop_log_softmax(const Tensor& hidden, const Tensor& head, const
   const int64_t act_bytes = int64_t(loop_dtype_size(dt)), real_bytes = int64_t(loop_dtype_size(real));
   const Tensor every_target = broadcast(targets, {T, N}, operation);
   TokenScores out{allocate(device, real, {T, N}, operation), allocate(device, real, {T, N}, operation)};
-  const int64_t chunk = std::clamp<int64_t>(LOGIT_BYTES / (V * real_bytes), 1, rows);
+  const int64_t chunk = std::clamp<int64_t>(head_chunk_bytes(device->name()) / (V * real_bytes), 1, rows);
   const Buffer logits(device, size_t(chunk * V * real_bytes));
   const LoopLoss* no_loss = nullptr;
   for (int64_t first = 0; first < rows; first += chunk) {
