@@ -132,7 +132,7 @@ Napi::Value rms_norm_of(const Napi::CallbackInfo& info) {
   const HeldTensor x = read_tensor(Input(info, 0, "x")), weight = read_tensor(Input(info, 1, "weight"), x.executor);
   const double eps = Input(info, 2, "eps").number();
   return tensor_promise(info, x.executor,
-                 [x = x.object, weight = weight.object, eps] { return rms_norm(x->get(), weight->get(), eps); });
+                        [x = x.object, weight = weight.object, eps] { return rms_norm(x->get(), weight->get(), eps); });
 }
 
 Napi::Value softmax_of(const Napi::CallbackInfo& info) {
