@@ -25,8 +25,25 @@ const startLongWork = `
   })
 `
 
-const runNode = (script: string) =>
-  spawnSync(process.execPath, ['--expose-gc', '--eval', script], { encoding: 'utf8', timeout: 50_000 })
+const runNode = (script: string, env: Record<string, string> = {}) =>
+  spawnSync(process.execPath, ['--expose-gc', '--eval', script], {
+    encoding: 'utf8',
+    timeout: 50_000,
+    env: { ...process.env, ...env },
+  })
+
+describe('LOOPLM_CPU_ISA', () => {
+  const open = `console.log(require(${JSON.stringify(addonPath)}).openContext('cpu', 1) === undefined)`
+  it('takes the name of an instruction set, and then at most that one is used', () => {
+    const { stdout, stderr } = runNode(open, { LOOPLM_CPU_ISA: 'avx512_bf16' })
+    expect(stdout, stderr).toBe('false\n')
+  })
+  it('takes no other name', () => {
+    const { status, stderr } = runNode(open, { LOOPLM_CPU_ISA: 'sse2' })
+    expect(stderr).toMatch(/LOOPLM_CPU_ISA in the environment is "sse2"; it takes avx512_bf16, avx512, avx2 or baseline/)
+    expect(status).toBe(1)
+  })
+})
 
 describe('an environment that ends with work pending', () => {
   it.each([

@@ -416,6 +416,7 @@ describe('arguments', () => {
         () => new AdamW(model, { only: ['lm_head.wieght'] }),
         /only\[0\]: .*no parameter 'lm_head\.wieght'; did you mean 'lm_head\.weight'/,
       ],
+      [() => optimizer.step({ only: [] }), /only names no parameter.*without it all are trained/],
       [
         () => optimizer.step({ only: ['model.norm.weight', 'gate'] }),
         /only\[1\]: .*no parameter 'gate'; model\.parameters\(\) lists/,

@@ -43,13 +43,13 @@ extern "C" const LoopBackend* looplm_cpu_backend(void) {
                             {"avx2", &avx2::table, two},
                             {"baseline", &baseline::table, true}};
 #else
-  const Isa best_first[] = {{"baseline", &baseline::table, true}};
+  const Isa best_first[] = {{"avx512_bf16", nullptr, false},
+                            {"avx512", nullptr, false},
+                            {"avx2", nullptr, false},
+                            {"baseline", &baseline::table, true}};
 #endif
   const char* limit = std::getenv("LOOPLM_CPU_ISA");
-  bool below = true;  // with a limit: false until its row is reached; an unknown name is no limit
-  if (limit)
-    for (auto& isa : best_first)
-      if (std::strcmp(isa.name, limit) == 0) below = false;
+  bool below = !limit;  // false until the limit's row is reached
   for (auto& isa : best_first) {
     if (limit && std::strcmp(isa.name, limit) == 0) below = true;
     if (below && isa.runs && isa.table) return isa.table;

@@ -3,5 +3,5 @@
 #include "../backend.h"
 
 // LOOPLM_CPU_ISA in the environment (baseline, avx2, avx512, avx512_bf16) asks for a lesser instruction set than the processor
-// has. Null when this build has no table for it.
+// has. Null when this build has no table for it, and for any other name.
 extern "C" const LoopBackend* looplm_cpu_backend(void);

@@ -1,6 +1,7 @@
 #include "device.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "../cpu/cpu.h"
@@ -40,9 +41,12 @@ std::string joined(const std::vector<std::string>& lines) {
 const LoopBackend* find_backend(const std::string& name) {
   if (name == "cpu") {
     if (const LoopBackend* table = looplm_cpu_backend()) return table;
-    throw Error(
-        "UNSUPPORTED", "device",
-        "this build has no kernels for the processor, or not for what LOOPLM_CPU_ISA asks; npm run build makes those of all");
+    const char* asked = std::getenv("LOOPLM_CPU_ISA");
+    throw Error("UNSUPPORTED", "device",
+                (asked ? "LOOPLM_CPU_ISA in the environment is \"" + std::string(asked) +
+                             "\"; it takes avx512_bf16, avx512, avx2 or baseline, and this build may have some of them only"
+                       : "this build has no kernels for the processor") +
+                    " (npm run build makes all)");
   }
   if (name == "reference") return looplm_reference_backend();
   if (is_cuda(name) || name == emulated_name) {

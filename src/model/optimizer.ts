@@ -111,7 +111,7 @@ export class AdamW {
 
 function nativeOptions(options: AdamWOptions, model: LoopLM, operation: string): NativeAdamWOptions {
   checkOptions(options, adamWOptions, operation)
-  const { learningRate = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, maxGradNorm = 0, only = [] } = options
+  const { learningRate = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, maxGradNorm = 0, only } = options
   if (!Array.isArray(betas) || betas.length !== 2) {
     throw new LoopLMError('INVALID_ARGUMENT', `betas must be two numbers, got ${describe(betas)}`, { operation })
   }
@@ -123,7 +123,7 @@ function nativeOptions(options: AdamWOptions, model: LoopLM, operation: string):
     epsilon: checkNumber(eps, 'eps', { above: 0 }, operation),
     weightDecay: checkNumber(weightDecay, 'weightDecay', { min: 0 }, operation),
     maxGradNorm: checkNumber(maxGradNorm, 'maxGradNorm', { min: 0 }, operation),
-    only: checkNames(only, model, operation),
+    only: only === undefined ? [] : checkNames(only, model, operation),
   }
 }
 
@@ -131,7 +131,7 @@ function nativeOptions(options: AdamWOptions, model: LoopLM, operation: string):
 function checkNames(only: readonly string[], model: LoopLM, operation: string): readonly string[] {
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
   if (!Array.isArray(only)) throw refuse(`only must be an array of names of parameters, got ${describe(only)}`)
-  if (only.length === 0) return only
+  if (only.length === 0) throw refuse('only names no parameter, so that a step would change nothing; without it all are trained')
   const names = [...model.parameters(), ...(model.adapter?.parameters ?? [])].map(({ name }) => name)
   const known = new Set(names)
   const at = only.findIndex((name) => !known.has(name))
