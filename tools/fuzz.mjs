@@ -3,12 +3,11 @@
 // smallest set of inputs with the same coverage into the repository's corpus. Ends with 1 after a finding, whose input it names.
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
 import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { cmakeBuild } from './cmake.mjs'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
-const folder = join(root, 'build', 'fuzz')
 const corpus = (target) => join(root, 'native', 'test', 'fuzz', 'corpus', target)
 const all = ['safetensors', 'json', 'checkpoint']
 const longest = { safetensors: 512, json: 256, checkpoint: 48 } // bytes of an input
@@ -30,27 +29,12 @@ if (spawnSync(compiler, ['--version'], { stdio: 'ignore' }).status !== 0)
   stop('clang is needed for libFuzzer. On Debian and Ubuntu: apt-get install -y clang libclang-rt-14-dev')
 
 console.log('looplm: building the targets')
-const ninja = spawnSync('ninja', ['--version'], { stdio: 'ignore' }).status === 0 ? ['-G', 'Ninja'] : []
 const flags = '-O1 -g1 -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined'
-const configure = [
-  '-S',
-  root,
-  '-B',
-  folder,
-  ...ninja,
-  '-DLOOPLM_FUZZ=ON',
-  '-DCMAKE_BUILD_TYPE=Fuzz',
-  `-DCMAKE_CXX_FLAGS=${flags}`,
-]
-const jobs = process.env.LOOPLM_BUILD_JOBS ?? String(availableParallelism())
-const programs = targets.map((target) => `looplm_fuzz_${target}`)
-for (const step of [
-  [...configure, `-DCMAKE_CXX_COMPILER=${compiler}`],
-  ['--build', folder, '--parallel', jobs, '--target', ...programs],
-]) {
-  const { status, error, stdout, stderr } = spawnSync('cmake', step, { encoding: 'utf8', maxBuffer: 2 ** 28 })
-  if (status !== 0) stop(`cmake ${step.join(' ')} failed: ${error?.message ?? ''}\n${stdout}${stderr}`)
-}
+const folder = cmakeBuild(
+  'fuzz',
+  { LOOPLM_FUZZ: 'ON', CMAKE_BUILD_TYPE: 'Fuzz', CMAKE_CXX_FLAGS: flags, CMAKE_CXX_COMPILER: compiler },
+  targets.map((target) => `looplm_fuzz_${target}`),
+)
 
 let findings = 0
 for (const target of targets) {

@@ -2,9 +2,9 @@
 // Every finding is printed with its file and line; there is no place for known ones. Arguments pick one of the builds: address, thread.
 import { spawnSync } from 'node:child_process'
 import { readdirSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
 import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { cmakeBuild } from './cmake.mjs'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 // Memory that cannot be had is asked for on purpose: the answer must be an error of ours.
@@ -38,26 +38,9 @@ function stop(message) {
 }
 
 function build(kind) {
-  const folder = join(root, 'build', `sanitize-${kind}`)
-  const ninja = spawnSync('ninja', ['--version'], { stdio: 'ignore' }).status === 0 ? ['-G', 'Ninja'] : []
   const flags = `-O1 -g1 -fno-omit-frame-pointer ${builds[kind].flags}` // -g1: line numbers
-  const configure = [
-    '-S',
-    root,
-    '-B',
-    folder,
-    ...ninja,
-    '-DCMAKE_BUILD_TYPE=Sanitize',
-    '-DLOOPLM_UNITY=OFF',
-    `-DCMAKE_CXX_FLAGS=${flags}`,
-  ]
-  const jobs = process.env.LOOPLM_BUILD_JOBS ?? String(availableParallelism())
   const targets = [...new Set(programs.map(({ name }) => name))]
-  for (const args of [configure, ['--build', folder, '--parallel', jobs, '--target', ...targets]]) {
-    const { status, error, stdout, stderr } = spawnSync('cmake', args, { encoding: 'utf8', maxBuffer: 2 ** 28 })
-    if (status !== 0) stop(`cmake ${args.join(' ')} failed: ${error?.message ?? ''}\n${stdout}${stderr}`)
-  }
-  return folder
+  return cmakeBuild(`sanitize-${kind}`, { CMAKE_BUILD_TYPE: 'Sanitize', LOOPLM_UNITY: 'OFF', CMAKE_CXX_FLAGS: flags }, targets)
 }
 
 /** An argument as it is printed: a path from the checkout on. */
