@@ -51,6 +51,9 @@ export interface NativeScores {
   logprobs: RealArray[]
   /** Token ids; absent unless asked for. */
   predicted?: Float64Array[]
+  /** With `top`, (len-1) × top per sequence, back to back; token -1 where nothing was scored. */
+  topTokens?: Int32Array
+  topLogprobs?: Float64Array
   entropy: RealArray[]
   gateLogits: RealArray[]
   exitPdf: RealArray[]
@@ -285,7 +288,15 @@ export interface NativeBinding {
   modelScore(
     model: NativeModel,
     sequences: NativeSequences,
-    options: { temperature: number; loops: number; lastLoop: boolean; responsesOnly: boolean; predictions: boolean },
+    options: {
+      temperature: number
+      loops: number
+      lastLoop: boolean
+      responsesOnly: boolean
+      predictions: boolean
+      /** This many of the most probable tokens of each prediction of the last loop. */
+      top: number
+    },
     cancel: Cancel,
   ): Promise<NativeScores>
   modelBackward(

@@ -225,6 +225,46 @@ describe('scores', () => {
     }
   })
 
+  it.each(places)('name the most probable tokens of every prediction on $device in $dtype', async (place) => {
+    using model = await LoopLM.create(small, place)
+    const temperature = 0.7
+    const { logprobs, topLogprobs } = await model.score(sequences, { topLogprobs: 5, temperature })
+    const plain = await model.score(sequences, { predictions: true, temperature })
+    expect(logprobs).toEqual(plain.logprobs)
+    // A logit is a product of a row of the head with a normed state, whose length is sqrt(hidden_size); 1.01 is for its rounding.
+    const head = await model.getParameter('lm_head.weight')
+    const rows = Array.from({ length: 29 }, (_, v) => Math.hypot(...head.subarray(v * 16, (v + 1) * 16)))
+    const logit = (1.01 * 4 * Math.max(...rows)) / temperature
+    const eps = place.dtype === 'float64' ? 2 ** -52 : 2 ** -23 // of the dtype of logits
+    for (const [i, sequence] of sequences.entries()) {
+      const width = sequence.length - 1
+      expect(topLogprobs![i]).toHaveLength(width)
+      for (const [j, list] of topLogprobs![i]!.entries()) {
+        const others = list.map(({ token }) => [...sequence.slice(0, j + 1), token])
+        const direct = (await model.score(others, { temperature })).logprobs.map((row) => row.at(-1)!)
+        const own = logprobs[i]![2 * width + j]!
+        for (const [k, { token, logprob }] of list.entries()) {
+          // Both are logit - log-sum; each division, difference and sum rounds once, by half an eps of what it makes.
+          expect(Math.abs(logprob - direct[k]!)).toBeLessThanOrEqual(eps * (2 * logit + Math.abs(own) + Math.abs(direct[k]!)))
+          if (token === sequence[j + 1]) expect(logprob).toBe(own)
+        }
+        expect(list.map(({ logprob }) => logprob)).toEqual(list.map(({ logprob }) => logprob).sort((a, b) => b - a))
+        expect(list[0]!.token).toBe(plain.predicted![i]![2 * width + j])
+      }
+    }
+  })
+
+  it('over the whole vocabulary are a distribution, and none before a response', async () => {
+    using model = await LoopLM.create(small, { device: 'reference' })
+    const { topLogprobs } = await model.score(sequences, { topLogprobs: 29, lastLoop: true, promptLengths: [3, 2, 4] })
+    for (const [i, lists] of topLogprobs!.entries())
+      for (const [j, list] of lists.entries()) {
+        if (j < [3, 2, 4][i]! - 1) expect(list).toEqual([])
+        else expect(list.reduce((sum, { logprob }) => sum + Math.exp(logprob), 0)).toBeCloseTo(1, 12)
+      }
+    expect((await model.score(sequences)).topLogprobs).toBeUndefined()
+  })
+
   it('do not depend on the number of threads', async () => {
     using one = await LoopLM.create(small, { threads: 1 })
     using two = await LoopLM.create(small, { threads: 2 })
@@ -354,6 +394,7 @@ describe('arguments', () => {
       ],
       [() => model.score(sequences, 5 as never), /options must be an object.*got 5/],
       [() => model.score(sequences, { signal: object }), 'LoopLM.score: signal must be an AbortSignal, got an object'],
+      [() => model.score(sequences, { topLogprobs: 30 }), /topLogprobs must be an integer at least 0 and at most 29, got 30/],
       [() => model.score(sequences, { promptLengths: 2 as never }), /promptLengths must have one entry.*got 2/],
       [() => model.score(sequences, { temperature: nothing }), /temperature must not be null; leave it out/],
       [() => model.score(sequences, { lastLoop: 1 as never }), /lastLoop must be true or false, got 1/],

@@ -52,6 +52,7 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
   options.last_loop = in["lastLoop"].flag();
   options.responses_only = in["responsesOnly"].flag();
   options.predictions = in["predictions"].flag();
+  options.top = int(in["top"].integer(0, model->config.vocabulary));
   return model.executor->submit(info.Env(), Input(info, 3, "cancel").cancel(),
                                 [model = model.object, sequences, options]() -> Executor::Finish {
                                   struct Result {
@@ -59,6 +60,8 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
                                     bool last_loop;
                                     std::vector<int64_t> lengths;
                                     Reals logprobs, entropy, gate_logits, exit_pdf, predicted;
+                                    std::vector<int32_t> top_tokens;
+                                    std::vector<double> top_logprobs;
                                   };
                                   Scores scores = score(*model, *sequences, options);
                                   auto r = std::make_shared<Result>();
@@ -69,6 +72,8 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
                                   r->entropy = Reals(std::move(scores.entropy), model->dt);
                                   r->gate_logits = Reals(std::move(scores.gate_logits), model->dt);
                                   r->exit_pdf = Reals(std::move(scores.exit_pdf), model->dt);
+                                  r->top_tokens = std::move(scores.top_tokens);
+                                  r->top_logprobs = std::move(scores.top_logprobs);
                                   r->predicted = Reals(std::move(scores.predicted), LOOP_F64);  // token ids, exactly
                                   return [r](Napi::Env env) {
                                     const int64_t scored = r->last_loop ? 1 : r->loops;
@@ -77,6 +82,11 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
                                     out.Set("logprobs", split(env, r->logprobs, r->lengths, scored, 1));
                                     if (r->predicted.size() > 0)
                                       out.Set("predicted", split(env, r->predicted, r->lengths, scored, 1));
+                                    if (!r->top_tokens.empty()) {
+                                      const size_t n = r->top_tokens.size();
+                                      out.Set("topTokens", typed_array<Napi::Int32Array>(env, r->top_tokens.data(), n));
+                                      out.Set("topLogprobs", typed_array<Napi::Float64Array>(env, r->top_logprobs.data(), n));
+                                    }
                                     out.Set("entropy", split(env, r->entropy, r->lengths, scored, 1));
                                     out.Set("gateLogits", split(env, r->gate_logits, r->lengths, r->loops, 0));
                                     out.Set("exitPdf", split(env, r->exit_pdf, r->lengths, r->loops, 0));

@@ -1,6 +1,7 @@
 #include "head.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "workspace.h"
 
@@ -23,8 +24,25 @@ LoopLoss from_row(const LoopLoss& loss, int64_t first, size_t real_bytes) {
   return out;
 }
 
+// Adds the rows of `logits`, real [m, V] from row `first` of all, that `top` asks for.
+void add_top(HeadTop& top, const Buffer& logits, LoopDType dt, double temperature, int64_t first, int64_t m, int64_t V) {
+  std::vector<int32_t> order(static_cast<size_t>(V));
+  for (int64_t r = std::max(first, top.first_row); r < first + m; r++) {
+    const std::vector<double> row = download_reals(logits, dt, size_t(V), size_t((r - first) * V));
+    const double target = row[size_t(top.targets[size_t(r - top.first_row)])];
+    std::iota(order.begin(), order.end(), 0);
+    std::partial_sort(order.begin(), order.begin() + top.count, order.end(), [&](int32_t a, int32_t b) {
+      return row[size_t(a)] > row[size_t(b)] || (row[size_t(a)] == row[size_t(b)] && a < b);
+    });
+    for (int k = 0; k < top.count; k++) {
+      top.tokens.push_back(order[size_t(k)]);
+      top.margins.push_back((row[size_t(order[size_t(k)])] - target) / temperature);
+    }
+  }
+}
+
 void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logprobs, void* entropies, void* d_hidden,
-              int32_t* predicted) {
+              int32_t* predicted, HeadTop* top) {
   Device& device = *model.device;
   Workspace& workspace = model.workspace();
   const LoopDType dt = model.dt;
@@ -34,7 +52,8 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
   const int64_t chunk =
       std::clamp<int64_t>(head_chunk_bytes(device.name()) / (V * int64_t(real)), 16, std::max<int64_t>(in.rows, 16));
   void* hidden = workspace.get("head.hidden", size_t(chunk * D) * act).as<>();
-  void* logits = workspace.get("head.logits", size_t(chunk * V) * real).as<>();
+  Buffer& logits_buffer = workspace.get("head.logits", size_t(chunk * V) * real);
+  void* logits = logits_buffer.as<>();
   void* d_rows = loss ? workspace.get("head.d_rows", size_t(chunk * D) * real).as<>() : nullptr;
   const void* weight = in.weight;
   void* d_weight = loss ? model.gradients().head : nullptr;
@@ -50,6 +69,7 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
     if (predicted)
       device.run(&LoopBackend::reduce, "argmax", model.real(), LOOP_ARGMAX, m, V, int64_t(1), static_cast<const void*>(logits),
                  static_cast<void*>(predicted + first));
+    if (top) add_top(*top, logits_buffer, dt, in.temperature, first, m, V);
     LoopLoss part{};
     if (loss) part = from_row(*loss, first, real);
     device.run(&LoopBackend::head_rows, "head rows", dt, m, V, in.temperature, logits, in.targets + first,
@@ -66,11 +86,11 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
 
 }  // namespace
 
-void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entropies, int32_t* predicted) {
-  run_head(model, in, nullptr, logprobs, entropies, nullptr, predicted);
+void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entropies, int32_t* predicted, HeadTop* top) {
+  run_head(model, in, nullptr, logprobs, entropies, nullptr, predicted, top);
 }
 void head_backward(Model& model, const HeadRows& in, const LoopLoss& loss, void* logprobs, void* entropies, void* d_hidden) {
-  run_head(model, in, &loss, logprobs, entropies, d_hidden, nullptr);
+  run_head(model, in, &loss, logprobs, entropies, d_hidden, nullptr, nullptr);
 }
 
 }  // namespace looplm

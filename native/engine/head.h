@@ -13,8 +13,18 @@ struct HeadRows {
   const void* weight;  // act [V, D]: the model's own head, or for a forward another model's of the same shape
 };
 
+// The `count` tokens with the largest logits of each row from `first_row` on, best first, the lowest id of equal ones first.
+struct HeadTop {
+  int64_t first_row;
+  int count;
+  const std::vector<int32_t>& targets;  // [rows - first_row], on the host
+  std::vector<int32_t> tokens;          // [rows - first_row, count]
+  std::vector<double> margins;          // likewise: log P of the token less log P of the row's target
+};
+
 // logprobs, entropies: real [rows], either may be NULL. predicted: the likeliest token of each row, the lowest id of equal ones.
-void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entropies, int32_t* predicted = nullptr);
+void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entropies, int32_t* predicted = nullptr,
+                  HeadTop* top = nullptr);
 
 // The same, and with each row's coefficient from `loss`: d_hidden (real) and the head's gradient are added to.
 void head_backward(Model& model, const HeadRows& in, const LoopLoss& loss, void* logprobs, void* entropies, void* d_hidden);

@@ -40,6 +40,20 @@ void place_gates(const Sequences& s, const PackedBatch& packed, const Rectangle&
             from[size_t(t * packed.tokens() + packed.first_token[i - packed.begin] + j)];
 }
 
+// A token's log P is the target's and the margin, so that the target among them has the very number of `logprobs`.
+void place_top(const PackedBatch& packed, const Rectangle& last, const HeadTop& top, const std::vector<double>& logprobs,
+               Scores& out) {
+  const size_t n = size_t(top.count);
+  for (size_t r = 0; r < packed.rows.size() && n > 0; r++) {
+    const PredictionRow& row = packed.rows[r];
+    const size_t to = size_t(last.predictions[size_t(row.sequence)] + row.position) * n;
+    for (size_t k = 0; k < n; k++) {
+      out.top_tokens[to + k] = top.tokens[r * n + k];
+      out.top_logprobs[to + k] = logprobs[size_t(top.first_row) + r] + top.margins[r * n + k];
+    }
+  }
+}
+
 struct Pass {
   int loops;
   std::vector<int> scored;
@@ -54,6 +68,10 @@ Pass plan(const Model& model, const ScoreOptions& options) {
 }  // namespace
 
 Scores score(Model& model, const Sequences& sequences, const ScoreOptions& options) {
+  if (options.top < 0 || options.top > model.config.vocabulary)
+    throw Error("INVALID_ARGUMENT", "score",
+                "the number of top tokens must be from 0 to " + std::to_string(model.config.vocabulary) + ", got " +
+                    std::to_string(options.top));
   check_sequences(model, sequences, "score");
   const Pass pass = plan(model, options);
   const int K = int(pass.scored.size());
@@ -65,6 +83,9 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
   out.logprobs.resize(size_t(at.prediction_count));
   out.entropy.resize(size_t(at.prediction_count));
   if (options.predictions) out.predicted.resize(size_t(at.prediction_count));
+  const Rectangle last(sequences, 1, 1);
+  out.top_tokens.resize(size_t(last.prediction_count) * size_t(options.top), -1);
+  out.top_logprobs.resize(out.top_tokens.size());
   out.gate_logits.resize(size_t(at.token_count));
   out.exit_pdf.resize(size_t(at.token_count));
   for (size_t begin = 0; begin < sequences.count();) {
@@ -84,8 +105,15 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
       Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
              &entropies = w.get("loss.entropies", size_t(head.rows) * real);
       Buffer* predicted = options.predictions ? &w.get("score.predicted", size_t(head.rows) * sizeof(int32_t)) : nullptr;
-      head_forward(model, head, logprobs.as<>(), entropies.as<>(), predicted ? predicted->as<int32_t>() : nullptr);
-      place_scores(sequences, packed, at, K, download_reals(logprobs, model.dt, size_t(head.rows)), out.logprobs);
+      std::vector<int32_t> targets;
+      if (options.top > 0)
+        for (const PredictionRow& row : packed.rows) targets.push_back(row.target);
+      HeadTop top{head.rows - int64_t(packed.rows.size()), options.top, targets, {}, {}};
+      head_forward(model, head, logprobs.as<>(), entropies.as<>(), predicted ? predicted->as<int32_t>() : nullptr,
+                   options.top > 0 ? &top : nullptr);
+      const std::vector<double> values = download_reals(logprobs, model.dt, size_t(head.rows));
+      place_scores(sequences, packed, at, K, values, out.logprobs);
+      place_top(packed, last, top, values, out);
       place_scores(sequences, packed, at, K, download_reals(entropies, model.dt, size_t(head.rows)), out.entropy);
       if (predicted) {
         std::vector<int32_t> tokens(size_t(head.rows));

@@ -11,11 +11,15 @@ struct ScoreOptions {
   bool last_loop = false;       // logprobs and entropy of the last loop alone: 1 × (len-1) per sequence
   bool responses_only = false;  // rows before a response read as 0 and cost nothing in the head
   bool predictions = false;     // also the likeliest token of each row
+  int top = 0;                  // also this many of the most probable tokens of each row of the last loop
 };
 struct Scores {  // per sequence, concatenated; logprobs and entropy loops × (len-1), gates and pdf loops × len, row-major by loop
   int loops = 0;
   std::vector<double> logprobs, entropy, gate_logits, exit_pdf;
   std::vector<double> predicted;  // token ids in the form of logprobs; empty unless asked for
+  // (len-1) × top per sequence, concatenated, best first; token -1 where a row was not scored
+  std::vector<int32_t> top_tokens;
+  std::vector<double> top_logprobs;
 };
 Scores score(Model& model, const Sequences& sequences, const ScoreOptions& options);
 

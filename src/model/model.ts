@@ -50,6 +50,7 @@ import type {
   SchedulerOptions,
   ScoreOptions,
   Scores,
+  TokenLogprob,
   TokenSequence,
 } from './types.js'
 
@@ -244,14 +245,24 @@ export class LoopLM {
       lastLoop: checkFlag(options.lastLoop ?? false, 'lastLoop', operation),
       responsesOnly: options.promptLengths !== undefined,
       predictions: checkFlag(options.predictions ?? false, 'predictions', operation),
+      top: checkNumber(
+        options.topLogprobs ?? 0,
+        'topLogprobs',
+        { min: 0, max: this.config.vocab_size, integer: true },
+        operation,
+      ),
     }
     this.#scored = { sequences: packed, temperature: settings.temperature, loops: settings.loops }
-    const { predicted, ...scores } = await call(
+    const { predicted, topTokens, topLogprobs, ...scores } = await call(
       operation,
       (cancel) => native().modelScore(handle, packed, settings, cancel),
       options.signal,
     )
-    return predicted === undefined ? scores : { ...scores, predicted: predicted.map((tokens) => Int32Array.from(tokens)) }
+    return {
+      ...scores,
+      ...(predicted === undefined ? {} : { predicted: predicted.map((tokens) => Int32Array.from(tokens)) }),
+      ...(topTokens === undefined ? {} : { topLogprobs: topLists(packed.lengths, settings.top, topTokens, topLogprobs!) }),
+    }
   }
 
   /**
@@ -651,6 +662,18 @@ export class LoopLM {
     if (found !== undefined) return found
     throw new LoopLMError('NOT_FOUND', `the model has no parameter ${describe(name)}; parameters() lists them`, { operation })
   }
+}
+
+/** What the engine has back to back, as one list per prediction. */
+function topLists(lengths: Int32Array, count: number, tokens: Int32Array, logprobs: Float64Array): TokenLogprob[][][] {
+  let at = 0
+  const list = () => {
+    const from = at
+    at += count
+    if (tokens[from] === -1) return []
+    return Array.from({ length: count }, (_, k) => ({ token: tokens[from + k]!, logprob: logprobs[from + k]! }))
+  }
+  return Array.from(lengths, (length) => Array.from({ length: length - 1 }, list))
 }
 
 interface Place {

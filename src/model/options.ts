@@ -39,6 +39,7 @@ export const scoreOptions = {
   lastLoop: true,
   promptLengths: true,
   predictions: true,
+  topLogprobs: true,
   signal: true,
 } satisfies Keys<ScoreOptions>
 

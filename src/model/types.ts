@@ -83,6 +83,8 @@ export interface ScoreOptions {
   promptLengths?: ArrayLike<number>
   /** Return the likeliest token of each prediction as well. Default false. */
   predictions?: boolean
+  /** This many of the most probable tokens of each prediction of the last loop; default 0. At most `vocab_size`. */
+  topLogprobs?: number
   /** Rejects with code ABORTED, between two kernels. */
   signal?: AbortSignal | undefined
 }
@@ -95,6 +97,11 @@ export interface Scores {
   logprobs: RealArray[]
   /** With `predictions`, T × (len-1): the token with the largest logit, the lowest id of equal ones. */
   predicted?: Int32Array[]
+  /**
+   * With `topLogprobs`, per sequence len-1 lists: the most probable tokens after the last loop, best first, the lower id of equal ones
+   * first. Empty lists before a response that `promptLengths` names.
+   */
+  topLogprobs?: TokenLogprob[][][]
   /** T × (len-1): entropy in nats of the same distributions. 1 × (len-1) with `lastLoop`. */
   entropy: RealArray[]
   /** T × len: logits of the exit gate. The last loop's is never used by the exit distribution. */
