@@ -1,22 +1,23 @@
 import type { ZodError } from 'zod'
 
-const errorCodes = [
-  'INVALID_ARGUMENT', // a value passed by the caller is out of range or of the wrong type
-  'INVALID_SHAPE', // a tensor's or array's shape does not fit the operation
-  'INVALID_CONFIG', // a configuration or its combination of options is refused
-  'INVALID_FILE', // a file was read and its content is malformed
-  'NOT_FOUND', // a file, folder or name does not exist
-  'UNSUPPORTED', // valid, but not available on this device, dtype or build
-  'OUT_OF_MEMORY', // host or device memory could not be allocated
-  'ABORTED', // an AbortSignal fired
-  'DISPOSED', // an object was used after dispose()
-  'NON_FINITE', // a NaN or an infinity where a finite number is required
-  'NATIVE_LOAD', // the native addon or a device library could not be loaded
-  'INTERNAL', // a bug in looplm
-] as const
+/** Every code, with the status of an HTTP answer that reports it: 4xx is the caller's fault, 5xx is not. */
+const statuses = {
+  INVALID_ARGUMENT: 400, // a value passed by the caller is out of range or of the wrong type
+  INVALID_SHAPE: 400, // a tensor's or array's shape does not fit the operation
+  INVALID_CONFIG: 400, // a configuration or its combination of options is refused
+  INVALID_FILE: 500, // a file was read and its content is malformed
+  NOT_FOUND: 404, // a file, folder or name does not exist
+  UNSUPPORTED: 400, // valid, but not available on this device, dtype or build
+  OUT_OF_MEMORY: 503, // host or device memory could not be allocated
+  ABORTED: 499, // an AbortSignal fired
+  DISPOSED: 503, // an object was used after dispose()
+  NON_FINITE: 500, // a NaN or an infinity where a finite number is required
+  NATIVE_LOAD: 500, // the native addon or a device library could not be loaded
+  INTERNAL: 500, // a bug in looplm
+} as const
 
 /** Why an operation failed; stable across versions, meant for `switch`. */
-export type ErrorCode = (typeof errorCodes)[number]
+export type ErrorCode = keyof typeof statuses
 
 /** What is known about a failure beside its message. */
 export interface ErrorDetails {
@@ -58,6 +59,14 @@ export class LoopLMError extends Error {
     this.operation = details.operation
     this.shapes = details.shapes
   }
+
+  /**
+   * The status of an HTTP answer that reports this error: 4xx where the caller can mend it, else 5xx. Fastify, Express and Koa read this
+   * field of an error that a handler throws.
+   */
+  get status(): number {
+    return statuses[this.code]
+  }
 }
 
 /**
@@ -70,8 +79,9 @@ export class LoopLMError extends Error {
 export function toLoopLMError(error: unknown, operation?: string): LoopLMError {
   if (error instanceof LoopLMError) return error
   const message = error instanceof Error ? error.message : String(error)
-  const code = errorCodes.find((known) => known === (error as { code?: unknown } | null)?.code) ?? 'INTERNAL'
-  return new LoopLMError(code, message, { operation, cause: error })
+  const code = (error as { code?: unknown } | null)?.code
+  const known = typeof code === 'string' && Object.hasOwn(statuses, code)
+  return new LoopLMError(known ? (code as ErrorCode) : 'INTERNAL', message, { operation, cause: error })
 }
 
 const systemCauses: Readonly<Record<string, string>> = {

@@ -100,7 +100,8 @@ function cases(): Case[] {
     'exit',
   ]
   for (const field of fields)
-    for (const value of wrongForAll) post(`${field}: ${JSON.stringify(value)}`, JSON.stringify({ ...completion, [field]: value }))
+    for (const value of wrongForAll.filter((value) => field !== 'stop' || value !== ''))
+      post(`${field}: ${JSON.stringify(value)}`, JSON.stringify({ ...completion, [field]: value }))
   for (const value of wrongValues)
     post(
       `messages: ${JSON.stringify(value).slice(0, 30)}`,
@@ -110,7 +111,11 @@ function cases(): Case[] {
     )
   for (const token of [-1, 272, 1e9, 0.5, '1', null])
     post(`token ${token}`, JSON.stringify({ ...completion, prompt: [1, token] }))
-  post('too many tokens', JSON.stringify({ ...completion, prompt: Array(4095).fill(1), max_tokens: 2 }))
+  post('too many tokens', JSON.stringify({ ...completion, prompt: Array(4096).fill(1), max_tokens: 2 }))
+  for (const prompt of ['', [], [[]], ['a', ''], [['a']], {}, Array(129).fill('a')])
+    post(`prompt ${JSON.stringify(prompt).slice(0, 20)}`, JSON.stringify({ ...completion, prompt }))
+  for (const input of [null, '', [], [[]], ['a', ''], [272], [[1, -1]], 5, Array(2049).fill('a'), Array(4097).fill(1)])
+    post(`input ${JSON.stringify(input).slice(0, 20)}`, JSON.stringify({ model: 'tiny', input }), 400, '/v1/embeddings')
   post('a prompt longer than the context', JSON.stringify({ ...completion, prompt: 'a '.repeat(40_000) }))
   post('an unknown model', JSON.stringify({ ...completion, model: 'x'.repeat(5000) }), 404)
 
@@ -170,18 +175,20 @@ function cases(): Case[] {
   for (const path of [
     '/',
     '/v1',
-    '/v1/completions/',
+    '/v1/completions//',
     '//',
     '/../etc/passwd',
-    '/v1/embeddings',
+    '/v1/responses',
+    '/v1/models/tiny/x',
     '/%00',
     '/v1/models/%zz',
     '/constructor',
     '/__proto__',
   ])
     add(`path ${path}`, [404], [`GET ${path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n`])
-  for (const method of ['GET', 'PUT', 'DELETE', 'PATCH', 'OPTIONS', 'HEAD', 'TRACE'])
-    add(`${method}`, [405], [`${method} /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n`])
+  for (const method of ['GET', 'PUT', 'DELETE', 'PATCH', 'HEAD', 'TRACE'])
+    for (const path of ['/v1/completions', '/v1/completions/', '/v1/embeddings'])
+      add(`${method}`, [405], [`${method} ${path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n`])
   return list
 }
 

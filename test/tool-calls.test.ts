@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import OpenAI, { APIError } from 'openai'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { createServer, LoopLM, type LoopLMServer, PretrainTrainer } from '../src/index.js'
-import { ToolCallStream } from '../src/serve/tool-calls.js'
+import { opensThought, ToolCallStream } from '../src/serve/tool-calls.js'
 import { writeOuroFolder } from './ouro-folder.js'
 
 const one = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": [2, "<x>"]}}\n</tool_call>'
@@ -37,6 +37,98 @@ describe('calls in a text', () => {
     ['<tool_<tool_call>\n{"name":"now"}</tool_call>', ['<tool_', now]],
   ])('%j', (text, expected) => {
     for (const size of [1, 2, 3, 7, 1000]) expect(read(text, size), `pieces of ${size}`).toEqual(expected)
+  })
+
+  const parts = (text: string, size: number, options: ConstructorParameters<typeof ToolCallStream>[1] = {}) => {
+    const stream = new ToolCallStream(undefined, options)
+    const all = [...pieces(text, size).map((piece) => stream.push(piece)), stream.flush()]
+    return {
+      text: all.map(({ text }) => text).join(''),
+      reasoning: all.map(({ reasoning }) => reasoning).join(''),
+      calls: all.flatMap(({ calls }) => calls.map(({ function: f }) => f.name)),
+    }
+  }
+
+  it.each([
+    ['in a thought is no call', `<think>\n${one}\n</think>\n\nNo.`, { text: 'No.', reasoning: one, calls: [] }],
+    ['behind a thought is one', `\n<think>hm</think>\n${other}`, { text: '', reasoning: 'hm', calls: ['now'] }],
+    ['in an unclosed thought is none', `<think>a ${other} b`, { text: '', reasoning: `a ${other} b`, calls: [] }],
+    ['in a thought inside the text', `I <think>x ${other}</think> see.`, { text: 'I see.', reasoning: `x ${other}`, calls: [] }],
+    ['between two texts', `a\n${other}\n\nb`, { text: 'a\nb', reasoning: '', calls: ['now'] }],
+    ['between two thoughts', `<think>a</think>${other}<think>b</think>c`, { text: 'c', reasoning: 'ab', calls: ['now'] }],
+    [
+      'with a thought inside it',
+      '<tool_call><think>{"name":"now"}</tool_call>',
+      { text: '<tool_call><think>{"name":"now"}</tool_call>', reasoning: '', calls: [] },
+    ],
+    [
+      'with the mark in its arguments',
+      '<tool_call>{"name":"f","arguments":{"a":"<think>"}}</tool_call> b',
+      { text: 'b', reasoning: '', calls: ['f'] },
+    ],
+    ['cut off in the mark of a thought', '<thi', { text: '<thi', reasoning: '', calls: [] }],
+    ['cut off in the end of a thought', '<think>a</thi', { text: '', reasoning: 'a</thi', calls: [] }],
+    ['with an end of a thought that did not begin', `a </think> ${other}`, { text: 'a </think>', reasoning: '', calls: ['now'] }],
+  ])('%s', (_what, text, expected) => {
+    for (const size of [1, 2, 3, 7, 1000]) expect(parts(text, size), `pieces of ${size}`).toEqual(expected)
+  })
+
+  it('are none before the end of a thought that the prompt has opened', () => {
+    for (const size of [1, 5, 1000]) {
+      expect(parts(`${one}\n</think>\nYes.${other}`, size, { thinking: true })).toEqual({
+        text: 'Yes.',
+        reasoning: one,
+        calls: ['now'],
+      })
+    }
+    expect(opensThought('<|im_start|>assistant\n<think>\n')).toBe(true)
+    expect(opensThought('<|im_start|>assistant\n<think>\n\n</think>\n\n')).toBe(false)
+  })
+
+  it('are dropped or kept where they are not wanted', () => {
+    const text = `a ${one} b <tool_call>no JSON</tool_call> c <think>t</think>d <tool_call>{"na`
+    for (const size of [1, 4, 1000]) {
+      expect(parts(text, size, { calls: 'drop' })).toEqual({ text: 'a b c d', reasoning: 't', calls: [] })
+      expect(parts(text, size, { calls: 'keep' })).toEqual({
+        text: text.replace('<think>t</think>', ''),
+        reasoning: 't',
+        calls: [],
+      })
+    }
+  })
+
+  it.each([100, 6000, 100_000])('nested %i deep are calls up to a bound, and text beyond it', (depth) => {
+    const nested = (open: string, close: string) =>
+      `<tool_call>{"name":"f","arguments":{"a":${open.repeat(depth)}1${close.repeat(depth)}}}</tool_call>`
+    for (const text of [nested('[', ']'), nested('{"a":', '}')]) {
+      const { calls, text: left } = parts(text, 1000)
+      expect([calls, left]).toEqual(depth === 100 ? [['f'], ''] : [[], text])
+    }
+    const quoted = `<tool_call>{"name":"f","arguments":{"a":"${'[\\"{'.repeat(depth)}"}}</tool_call>`
+    expect(parts(quoted, 1000).calls).toEqual(['f'])
+  })
+
+  it.each([
+    ['a call without an end', (n: number) => `<tool_call>${'x'.repeat(n)}`],
+    ['a thought without an end', (n: number) => `<think>${'x '.repeat(n / 2)}`],
+    ['white space', (n: number) => ' '.repeat(n)],
+    ['marks that begin', (n: number) => '<tool_cal'.repeat(n / 9)],
+    ['calls that are none', (n: number) => '<tool_call></tool_call>'.repeat(n / 23)],
+    ['a string without an end', (n: number) => `<tool_call>"${'\\"'.repeat(n / 2)}</tool_call>`],
+    ['open brackets in a string', (n: number) => `<tool_call>{"name":"f","arguments":{"a":"${'['.repeat(n)}"}}</tool_call>`],
+  ])('take time linear in the text: %s, letter by letter', { timeout: 60_000 }, (_what, make) => {
+    const cpu = (n: number) => {
+      const text = make(n)
+      const stream = new ToolCallStream()
+      const before = process.cpuUsage().user
+      for (const letter of text) stream.push(letter)
+      stream.flush()
+      return process.cpuUsage().user - before
+    }
+    cpu(100_000)
+    const times = Array.from({ length: 3 }, () => [cpu(100_000), cpu(800_000)] as const)
+    const least = (k: 0 | 1) => Math.min(...times.map((pair) => pair[k]))
+    expect(least(1)).toBeLessThan(40 * Math.max(least(0), 2000)) // 8 where it is linear, 64 where it is quadratic
   })
 
   it('beyond the number that is wanted are dropped, with all that follows', () => {

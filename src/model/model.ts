@@ -586,6 +586,8 @@ export class LoopLM {
    * One vector per sequence: the mean of the last loop's states over the response tokens, or over all tokens without `promptLengths`.
    * Similar texts have similar vectors, with no model but this one.
    *
+   * @param sequences at least one, each of at least one token id, with `promptLengths` two
+   * @param options.promptLengths per sequence, how many of its tokens are prompt and left out of the mean
    * @returns `hidden_size` numbers per sequence
    * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, ABORTED
    *
@@ -604,15 +606,9 @@ export class LoopLM {
     checkOptions(options, embedOptions, operation)
     const limits = { vocabulary: this.config.vocab_size, minLength: 1, promptLengths: options.promptLengths }
     const packed = packSequences(sequences, limits, operation)
-    // a prompt of one token would leave that token out where no prompt was named
-    const whole = options.promptLengths === undefined ? packed.lengths : packed.promptLengths
     const loops = checkLoops(options.loops, operation)
     const handle = this.handle(operation)
-    return call(
-      operation,
-      (cancel) => native().modelEmbed(handle, { ...packed, promptLengths: whole }, loops, cancel),
-      options.signal,
-    )
+    return call(operation, (cancel) => native().modelEmbed(handle, packed, loops, cancel), options.signal)
   }
 
   /**

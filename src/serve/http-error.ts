@@ -40,22 +40,18 @@ function errorType(status: number): string {
   return status < 500 ? 'invalid_request_error' : 'server_error'
 }
 
-const callersFault = new Set(['INVALID_ARGUMENT', 'INVALID_CONFIG', 'INVALID_SHAPE', 'UNSUPPORTED', 'NOT_FOUND'])
-
 /** What the client is told about anything thrown. Only what it can mend is told in full; the rest is for the log. */
 export function toHttpError(error: unknown): HttpError {
   if (error instanceof HttpError) return error
-  if (!(error instanceof LoopLMError)) return new HttpError(500, 'internal error; the log of the server says more')
-  if (callersFault.has(error.code)) {
-    const message = error.message.slice(error.operation === undefined ? 0 : error.operation.length + 2)
-    const name = /^([a-z][\w.[\]]*)( \(|:| must| is| has)/.exec(message)?.[1] ?? ''
-    const param = snakeCase(name)
-    return new HttpError(400, param + message.slice(name.length), { param: param || undefined, code: 'invalid_value' })
-  }
-  if (error.code === 'OUT_OF_MEMORY') {
+  if (!(error instanceof LoopLMError) || error.status >= 500) {
+    if (!(error instanceof LoopLMError && error.code === 'OUT_OF_MEMORY'))
+      return new HttpError(500, 'internal error; the log of the server says more')
     return new HttpError(503, 'out of memory; send less at once', { code: 'out_of_memory', headers: { 'retry-after': '5' } })
   }
-  return new HttpError(500, 'internal error; the log of the server says more')
+  const message = error.message.slice(error.operation === undefined ? 0 : error.operation.length + 2)
+  const name = /^([a-z][\w.[\]]*)( \(|:| must| is| has)/.exec(message)?.[1] ?? ''
+  const param = snakeCase(name)
+  return new HttpError(error.status, param + message.slice(name.length), { param: param || undefined, code: 'invalid_value' })
 }
 
 /** The name of a field as a request spells it. */

@@ -1,7 +1,9 @@
 // What the server needs of HTTP beyond node:http: bounded bodies, refusals that arrive, clients that do not read, and server-sent events.
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
+import { types } from 'node:util'
 import { HttpError } from './http-error.js'
+import { nestsTooDeep, tooDeep, valueNestsTooDeep } from './json.js'
 
 /** How long a refused client may go on sending before its connection is cut, so that it reads why. */
 const lingerMilliseconds = 1000
@@ -22,10 +24,17 @@ export async function readJson(request: IncomingMessage, maxBytes: number, milli
     if (request.headers['content-encoding'] !== undefined) throw new HttpError(415, 'content-encoding is not supported')
     body = await readBody(request, maxBytes, milliseconds)
   }
-  if (typeof body !== 'string' && !(body instanceof Uint8Array)) return body
+  const refuseDepth = () => new HttpError(400, `the body: ${tooDeep}`, { code: 'invalid_json' })
+  if (typeof body !== 'string' && !types.isUint8Array(body)) {
+    if (valueNestsTooDeep(body)) throw refuseDepth()
+    return body
+  }
   try {
-    return JSON.parse(typeof body === 'string' ? body : new TextDecoder('utf-8', { fatal: true }).decode(body))
+    const text = typeof body === 'string' ? body : new TextDecoder('utf-8', { fatal: true }).decode(body)
+    if (nestsTooDeep(text)) throw refuseDepth()
+    return JSON.parse(text)
   } catch (cause) {
+    if (cause instanceof HttpError) throw cause
     throw new HttpError(400, `the body is not JSON in UTF-8: ${(cause as Error).message}`, { code: 'invalid_json' })
   }
 }

@@ -102,7 +102,10 @@ export class Metrics {
    * @param loops the model's loops, the buckets of the histogram of loops per token
    * @param state what is read when the metrics are
    */
-  constructor(loops: number, state: Readonly<Record<'running' | 'waiting' | 'requests' | 'cachedTokens', () => number>>) {
+  constructor(
+    loops: number,
+    state: Readonly<Record<'running' | 'waiting' | 'requests' | 'cachedTokens' | 'cachedTokensLimit', () => number>>,
+  ) {
     const counts = Array.from({ length: loops }, (_, i) => i + 1)
     this.loops = new Histogram('looplm_token_loops', 'Loops after which a token was read.', counts)
     this.#gauges = [
@@ -110,6 +113,7 @@ export class Metrics {
       new Gauge('looplm_sequences_waiting', 'Sequences in the queue.', state.waiting),
       new Gauge('looplm_requests_open', 'Requests being answered.', state.requests),
       new Gauge('looplm_cached_tokens', 'Tokens of the cache in use: prompts, and room for the answers.', state.cachedTokens),
+      new Gauge('looplm_cached_tokens_limit', 'Tokens that the cache may hold.', state.cachedTokensLimit),
       new Gauge('process_resident_memory_bytes', 'Resident memory of the process.', () => process.memoryUsage.rss()),
     ]
   }

@@ -79,6 +79,9 @@ export interface ServeOptions {
 /** Options with their defaults. */
 export type ServeSettings = z.output<typeof schema>
 
+/** What a server runs with: all options but the key, so that it is not printed with them. */
+export type ServerSettings = Omit<ServeSettings, 'apiKey'> & { maxCachedTokens: number }
+
 /**
  * Checks options.
  *

@@ -1,82 +1,155 @@
 // A checked request in the model's words.
 import { randomInt } from 'node:crypto'
+import type { ChatMessage, ChatTemplateOptions } from '../data/chat-template.js'
 import type { Tokenizer } from '../data/tokenizer.js'
+import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
-import type { ExitRule, GenerateOptions, TokenSequence } from '../model/types.js'
+import type { ExitRule, GenerateOptions } from '../model/types.js'
 import { HttpError } from './http-error.js'
-import type { ServeSettings } from './options.js'
-import type { ChatRequest, CompletionRequest } from './request.js'
+import type { ServerSettings } from './options.js'
+import type { ChatRequest, CompletionRequest, EmbeddingRequest } from './request.js'
 import { chatFormat, completionFormat, type Format } from './responses.js'
-import { toolCallEnd } from './tool-calls.js'
+import { opensThought, ToolCallStream } from './tool-calls.js'
+
+/** One choice. */
+export interface Choice {
+  prompt: number[]
+  /** `maxNewTokens` 0 generates nothing. */
+  options: GenerateOptions & { maxNewTokens: number }
+  /** The prompt in front of the answer. */
+  echo?: { text: string; scores: ScoreSettings | undefined }
+}
+
+/** How the tokens of a prompt are scored. */
+export interface ScoreSettings {
+  temperature: number
+  loops: number | undefined
+  topLogprobs: number
+}
 
 /** What a request asks for. */
 export interface Plan {
-  /** One per choice. */
-  sequences: { prompt: TokenSequence; options: GenerateOptions }[]
+  choices: Choice[]
   /** Tokens of the prompts, each counted once. */
   promptTokens: number
   format: Format
   stream: boolean
   includeUsage: boolean
-  /** The model may call functions, several at once or one. */
-  tools?: { parallel: boolean }
+  /** Makes the stream that takes an answer apart; a completion is text alone. */
+  parts?: () => ToolCallStream
+  /** Tokens that an answer may have, where the request asks for more. */
+  cutTo: number | undefined
 }
 
 /** What is served. */
 export interface Served {
   model: LoopLM
   tokenizer: Tokenizer
-  settings: ServeSettings & { maxCachedTokens: number }
+  settings: ServerSettings
 }
 
 /** @throws HttpError 400 or 404 naming the field */
-export function planCompletion(served: Served, request: CompletionRequest): Plan {
+export async function planCompletion(served: Served, request: CompletionRequest): Promise<Plan> {
   const { tokenizer } = served
   checkModel(served, request.model)
-  const given = request.prompt
-  const single = typeof given === 'string' || typeof given[0] === 'number'
-  const prompts = (single ? [given] : given) as (string | number[])[]
-  const tokens = prompts.map((prompt, i) => {
-    const param = single ? 'prompt' : `prompt[${i}]`
-    return checkPrompt(served, typeof prompt === 'string' ? encode(served, prompt, true, param) : prompt, param)
-  })
-  const logprobs = request.logprobs ?? undefined
+  const prompts = await readPrompts(served, request.prompt, 'prompt', request.add_special_tokens ?? true)
+  const logprobs = typeof request.logprobs === 'number' ? request.logprobs : undefined
   const format = completionFormat(request.model, tokenizer, logprobs !== undefined)
-  return plan(served, request, tokens, 'prompt', request.max_tokens ?? 16, logprobs ?? 0, format)
+  const made = plan(served, request, prompts, 'prompt', request.max_tokens ?? 16, logprobs ?? 0, format)
+  if (request.echo !== true) return made
+  const scores =
+    logprobs === undefined
+      ? undefined
+      : { temperature: request.temperature || 1, loops: request.loops ?? undefined, topLogprobs: logprobs }
+  const texts = prompts.map(({ text, tokens }) => text ?? tokenizer.decode(tokens, { skipUnknownTokens: true }))
+  const n = request.n ?? 1
+  return { ...made, choices: made.choices.map((choice, i) => ({ ...choice, echo: { text: texts[Math.floor(i / n)]!, scores } })) }
 }
 
 /** @throws HttpError 400 or 404 naming the field */
-export function planChat(served: Served, request: ChatRequest): Plan {
+export async function planChat(served: Served, request: ChatRequest): Promise<Plan> {
   const { tokenizer } = served
   checkModel(served, request.model)
   if (!tokenizer.hasChatTemplate) {
     throw new HttpError(400, 'messages: the model has no chat template; use /v1/completions', { param: 'messages' })
   }
-  if (request.top_logprobs != null && request.logprobs !== true) {
+  if (request.top_logprobs && request.logprobs !== true) {
     throw new HttpError(400, 'top_logprobs: needs logprobs to be true', { param: 'top_logprobs', code: 'invalid_value' })
   }
-  const messages = request.messages.map(({ role, content, ...message }) => ({
+  const messages = request.messages.map(({ role, content = '', ...message }) => ({
     ...message,
+    content,
     role: role === 'developer' ? 'system' : role, // OpenAI's newer word
-    content: Array.isArray(content) ? content.map(({ text }) => text).join('') : (content ?? ''),
   }))
   const shown = request.tool_choice === 'none' || !request.tools?.length ? undefined : request.tools
   if (shown !== undefined && !showsTools(tokenizer)) {
     const message = 'tools: the chat template of the model does not show it any'
     throw new HttpError(400, message, { param: 'tools', code: 'unsupported_value' })
   }
-  const text = tokenizer.applyChatTemplate(messages, {
+  const thinks = request.reasoning_effort === 'none' ? false : undefined
+  const text = render(tokenizer, messages, {
     addGenerationPrompt: true,
-    enableThinking: request.enable_thinking ?? request.chat_template_kwargs?.enable_thinking ?? undefined,
+    enableThinking: request.enable_thinking ?? request.chat_template_kwargs?.enable_thinking ?? thinks,
     tools: shown,
   })
-  const tools = shown === undefined ? undefined : { parallel: request.parallel_tool_calls ?? true }
-  const tokens = checkPrompt(served, encode(served, text, false, 'messages'), 'messages')
+  const tokens = checkPrompt(served, await encode(served, text, false, 'messages'), 'messages')
   const format = chatFormat(request.model, tokenizer, request.logprobs === true)
   const longest = request.max_completion_tokens ?? request.max_tokens ?? undefined
-  const stop = tools?.parallel === false ? [toolCallEnd] : [] // nothing behind the first call is wanted
-  const made = plan(served, request, [tokens], 'messages', longest, request.top_logprobs ?? 0, format, stop)
-  return tools === undefined ? made : { ...made, tools }
+  const made = plan(served, request, [{ tokens }], 'messages', longest, request.top_logprobs ?? 0, format)
+  const calls = request.tool_choice === 'none' ? 'drop' : shown === undefined ? 'keep' : 'take'
+  const most = request.parallel_tool_calls === false ? 1 : undefined
+  const thinking = opensThought(text)
+  return { ...made, parts: () => new ToolCallStream(most, { calls, thinking }) }
+}
+
+/** What POST /v1/embeddings asks for. @throws HttpError 400 or 404 naming the field */
+export async function planEmbedding(served: Served, request: EmbeddingRequest): Promise<{ sequences: number[][] }> {
+  checkModel(served, request.model)
+  checkLoops(served, request.loops)
+  const context = contextOf(served)
+  const prompts = await readPrompts(served, request.input, 'input', request.add_special_tokens ?? true)
+  for (const { tokens, param } of prompts) {
+    if (tokens.length <= context) continue
+    const message = `${param}: ${tokens.length} tokens are more than the context of ${context} tokens`
+    throw new HttpError(400, message, { param, code: 'context_length_exceeded' })
+  }
+  return { sequences: prompts.map(({ tokens }) => tokens) }
+}
+
+interface ReadPrompt {
+  /** Absent where token ids were given. */
+  text?: string
+  tokens: number[]
+  param: string
+}
+
+async function readPrompts(
+  served: Served,
+  given: CompletionRequest['prompt'],
+  field: string,
+  addSpecialTokens: boolean,
+): Promise<ReadPrompt[]> {
+  const single = typeof given === 'string' || typeof given[0] === 'number'
+  const read: ReadPrompt[] = []
+  for (const [i, prompt] of ((single ? [given] : given) as (string | number[])[]).entries()) {
+    const param = single ? field : `${field}[${i}]`
+    const tokens = typeof prompt === 'string' ? await encode(served, prompt, addSpecialTokens, param) : prompt
+    read.push({ ...(typeof prompt === 'string' ? { text: prompt } : {}), tokens: checkPrompt(served, tokens, param), param })
+  }
+  return read
+}
+
+/** @throws HttpError 400 with what the template says of the messages; what else is wrong with it is the server's fault */
+function render(tokenizer: Tokenizer, messages: readonly ChatMessage[], options: ChatTemplateOptions): string {
+  try {
+    return tokenizer.applyChatTemplate(messages, options)
+  } catch (error) {
+    if (!(error instanceof LoopLMError) || error.code !== 'INVALID_ARGUMENT') throw error
+    const { cause } = error // the error's own message names the template's file
+    if (!(cause instanceof Error)) throw new LoopLMError('INVALID_FILE', error.message, { cause: error })
+    const reason = cause.name === 'Error' ? `refused them: ${cause.message}` : 'cannot render them'
+    throw new HttpError(400, `messages: the chat template ${reason}`, { param: 'messages', code: 'invalid_value' })
+  }
 }
 
 /** Whether the template writes tools anywhere: asked of a short chat, for the client's own may take long to render. */
@@ -91,66 +164,68 @@ function showsTools(tokenizer: Tokenizer): boolean {
 }
 
 function plan(
-  { model, tokenizer, settings }: Served,
+  served: Served,
   request: CompletionRequest | ChatRequest,
-  prompts: number[][],
-  param: string,
+  prompts: Pick<ReadPrompt, 'tokens'>[],
+  param: 'prompt' | 'messages',
   longest: number | undefined,
   alternatives: number,
   format: Format,
-  stop: readonly string[] = [],
 ): Plan {
-  if (longest !== undefined && longest > settings.maxNewTokens) {
-    const name =
-      'max_completion_tokens' in request && request.max_completion_tokens != null ? 'max_completion_tokens' : 'max_tokens'
-    const message = `${name}: must be at most ${settings.maxNewTokens}, got ${longest}`
-    throw new HttpError(400, message, { param: name, code: 'invalid_value' })
-  }
+  const { model, tokenizer, settings } = served
   if (request.stream_options != null && request.stream !== true) {
     const message = 'stream_options: needs stream to be true'
     throw new HttpError(400, message, { param: 'stream_options', code: 'invalid_value' })
   }
-  const most = model.config.total_ut_steps
-  const loops = request.loops ?? undefined
-  if (loops !== undefined && loops > most) {
-    throw new HttpError(400, `loops: must be at most ${most}, got ${loops}`, { param: 'loops', code: 'invalid_value' })
-  }
+  checkLoops(served, request.loops)
+  const most = request.loops ?? model.config.total_ut_steps
   const least = request.exit?.min_loops ?? 1
-  if (least > (loops ?? most)) {
-    const message = `exit.min_loops: must be at most the ${loops ?? most} loops that a token may take, got ${least}`
+  if (least > most) {
+    const message = `exit.min_loops: must be at most the ${most} loops that a token may take, got ${least}`
     throw new HttpError(400, message, { param: 'exit.min_loops', code: 'invalid_value' })
   }
-  const context = contextOf({ model, tokenizer, settings })
+  const ends = checkTokens(served, request.stop_token_ids ?? [], 'stop_token_ids')
+  const texts = [request.stop ?? []].flat().filter((text) => text !== '')
   const options = given({
-    temperature: request.temperature,
-    topP: request.top_p,
-    topK: request.top_k,
+    temperature: request.top_p === 0 ? 0 : request.temperature, // no probability is left but the largest
+    topP: request.top_p || undefined,
+    topK: request.top_k === -1 ? 0 : request.top_k, // all tokens, as vLLM writes it
     minP: request.min_p,
-    loops,
+    loops: request.loops,
     exit: request.exit == null ? undefined : exitRule(request.exit),
     logprobs: alternatives === 0 ? undefined : alternatives,
-    stop: [...endTokens(model, tokenizer, param === 'messages'), ...[request.stop ?? []].flat(), ...stop],
+    stop: [...(request.ignore_eos ? [] : endTokens(model, tokenizer, param === 'messages')), ...ends, ...texts],
   })
-  const seed = request.seed == null ? randomInt(2 ** 47) : Number(BigInt.asUintN(53, BigInt(request.seed)))
-  const sequences = prompts.flatMap((prompt, p) => {
+  const context = contextOf(served)
+  const n = request.n ?? 1
+  const seed = request.seed == null ? randomInt(2 ** 47) : foldSeed(request.seed)
+  const choices = prompts.flatMap(({ tokens: prompt }, p) => {
     const room = context - prompt.length
-    if (room < (longest ?? 1)) {
-      const message = `${param}: ${prompt.length} tokens and ${longest ?? 1} new ones are more than the context of ${context} tokens`
+    if (room < Math.min(longest ?? 1, 1)) {
+      const message = `${param}: ${prompt.length} tokens leave no room for an answer in the context of ${context} tokens`
       throw new HttpError(400, message, { param, code: 'context_length_exceeded' })
     }
-    const maxNewTokens = longest ?? Math.min(room, settings.maxNewTokens)
-    return Array.from({ length: request.n ?? 1 }, (_, i) => ({
+    const maxNewTokens = Math.min(longest ?? Number.POSITIVE_INFINITY, room, settings.maxNewTokens)
+    return Array.from({ length: n }, (_, i) => ({
       prompt,
-      options: { ...options, maxNewTokens, seed: seedOf(seed, p * (request.n ?? 1) + i) },
+      options: { ...options, maxNewTokens, seed: seedOf(seed, p * n + i) },
     }))
   })
+  const shortest = choices.reduce((least, { options }) => Math.min(least, options.maxNewTokens), Number.POSITIVE_INFINITY)
   return {
-    sequences,
-    promptTokens: prompts.reduce((sum, { length }) => sum + length, 0),
+    choices,
+    promptTokens: prompts.reduce((sum, { tokens }) => sum + tokens.length, 0),
     format,
     stream: request.stream ?? false,
     includeUsage: request.stream_options?.include_usage ?? false,
+    cutTo: shortest < (longest ?? 0) ? shortest : undefined,
   }
+}
+
+function checkLoops({ model }: Served, loops: number | null | undefined): void {
+  const most = model.config.total_ut_steps
+  if (loops == null || loops <= most) return
+  throw new HttpError(400, `loops: must be at most ${most}, got ${loops}`, { param: 'loops', code: 'invalid_value' })
 }
 
 function checkModel({ settings }: Served, name: string): void {
@@ -170,6 +245,13 @@ export function endTokens(model: LoopLM, tokenizer: Tokenizer, chat: boolean): n
   return [...new Set([...model.endTokens, ...(turn === undefined ? [] : [turn])])]
 }
 
+/** A seed of 64 bits in the 53 that the engine takes; a smaller one is itself. */
+function foldSeed(seed: number): number {
+  const bits = BigInt(seed)
+  const high = Number.isSafeInteger(seed) ? 0n : BigInt.asUintN(64, bits) >> 53n
+  return Number(BigInt.asUintN(53, bits) ^ high)
+}
+
 /** Choice 0 has the request's seed, as `model.generate` would use it; the others' are far away from it. */
 function seedOf(seed: number, choice: number): number {
   return Number(BigInt.asUintN(53, BigInt(seed) + BigInt(choice) * 0x9e3779b97f4a7c15n))
@@ -182,7 +264,7 @@ function exitRule({ rule, threshold, min_loops: minLoops }: NonNullable<ChatRequ
 /** No text of this many characters per token is real; it is refused before time is spent on it. */
 const charactersPerToken = 16
 
-function encode(served: Served, text: string, addSpecialTokens: boolean, param: string): number[] {
+async function encode(served: Served, text: string, addSpecialTokens: boolean, param: string): Promise<number[]> {
   const { tokenizer } = served
   const context = contextOf(served)
   if (text.length > charactersPerToken * context) {
@@ -190,21 +272,25 @@ function encode(served: Served, text: string, addSpecialTokens: boolean, param: 
     throw new HttpError(400, message, { param, code: 'context_length_exceeded' })
   }
   try {
-    return tokenizer.encode(text, { addSpecialTokens })
+    return await tokenizer.encode(text, { addSpecialTokens })
   } catch (error) {
-    throw new HttpError(400, `${param}: ${(error as Error).message}`, { param, code: 'invalid_value' })
+    if (!(error instanceof LoopLMError) || error.code !== 'INVALID_ARGUMENT') throw error // the tokenizer's fault
+    const message = error.message.replace(`${error.operation}: `, '')
+    throw new HttpError(400, `${param}: ${message}`, { param, code: 'invalid_value' })
   }
 }
 
-function checkPrompt({ model }: Served, prompt: number[], param: string): number[] {
-  const size = model.config.vocab_size
-  const bad = prompt.findIndex((token) => token >= size)
-  if (bad !== -1) {
-    const message = `${param}[${bad}]: must be a token id from 0 to ${size - 1}, got ${prompt[bad]}`
-    throw new HttpError(400, message, { param: `${param}[${bad}]`, code: 'invalid_value' })
-  }
+function checkPrompt(served: Served, prompt: number[], param: string): number[] {
   if (prompt.length === 0) throw new HttpError(400, `${param}: has no tokens`, { param, code: 'invalid_value' })
-  return prompt
+  return checkTokens(served, prompt, param)
+}
+
+function checkTokens({ model }: Served, tokens: number[], param: string): number[] {
+  const size = model.config.vocab_size
+  const bad = tokens.findIndex((token) => token >= size)
+  if (bad === -1) return tokens
+  const message = `${param}[${bad}]: must be a token id from 0 to ${size - 1}, got ${tokens[bad]}`
+  throw new HttpError(400, message, { param: `${param}[${bad}]`, code: 'invalid_value' })
 }
 
 /** Only the fields that are set. */

@@ -2,20 +2,21 @@ import { z } from 'zod'
 import { exitRules } from '../model/generate.js'
 import { nearestName } from '../rl/validate.js'
 import { HttpError } from './http-error.js'
+import { nestsTooDeep, tooDeep } from './json.js'
+import { ignored, neutral, neutralChatFields, neutralFields } from './neutral.js'
 
 const stop = z
-  .union([z.string().min(1), z.array(z.string().min(1)).max(16)], 'must be a text or at most 16 texts, none empty')
+  .union([z.string(), z.array(z.string().min(1)).max(16)], 'must be a string or at most 16 strings, none of them empty')
   .nullish()
-
-/** Accepted because clients send them, and of no effect here. */
-const ignored = z.unknown().optional()
-
-/** Accepted with the value that changes nothing; any other would be silently wrong. */
-const only = <Value extends string | number | boolean>(value: Value, reason: string) =>
-  z.literal(value, { error: `must be ${JSON.stringify(value)}: ${reason}` }).nullish()
 
 /** Accepted only where it asks for nothing. */
 const absent = (reason: string) => z.null({ error: `must be null: ${reason}` }).optional()
+
+/** Seeds have 64 bits, and JSON's numbers may be larger than those that JavaScript counts by one. */
+const seed = z
+  .number()
+  .refine((value) => Number.isInteger(value) && value >= -(2 ** 63) && value < 2 ** 64, 'must be an integer of 64 bits')
+  .nullish()
 
 const minLoops = z.int().min(1).max(64).nullish()
 const exit = z.discriminatedUnion(
@@ -38,107 +39,152 @@ const exit = z.discriminatedUnion(
 )
 
 const shared = {
+  ...neutralFields,
   model: z.string().min(1),
-  max_tokens: z.int().min(1).nullish(),
   temperature: z.number().min(0).max(100).nullish(),
-  top_p: z.number().gt(0).max(1).nullish(),
+  top_p: z.number().min(0).max(1).nullish(),
   top_k: z
     .int()
-    .min(0)
+    .min(-1)
     .max(2 ** 31 - 1)
     .nullish(),
   min_p: z.number().min(0).lt(1).nullish(),
   n: z.int().min(1).max(128).nullish(),
-  seed: z.int().nullish(),
+  seed,
   stop,
+  stop_token_ids: z.array(z.int().min(0)).max(128).nullish(),
+  ignore_eos: z.boolean().nullish(),
   stream: z.boolean().nullish(),
-  stream_options: z.strictObject({ include_usage: z.boolean().nullish(), include_obfuscation: ignored }).nullish(),
+  stream_options: z
+    .strictObject({
+      include_usage: z.boolean().nullish(),
+      include_obfuscation: ignored,
+      continuous_usage_stats: neutral([false], 'usage comes at the end'),
+    })
+    .nullish(),
   loops: z.int().min(1).max(64).nullish(),
   exit: exit.nullish(),
-  frequency_penalty: only(0, 'penalties are not supported'),
-  presence_penalty: only(0, 'penalties are not supported'),
-  logit_bias: z
-    .looseObject({})
-    .refine((biases) => Object.keys(biases).length === 0, 'must be empty: biases are not supported')
-    .nullish(),
-  user: ignored,
-  metadata: ignored,
-  store: ignored,
-  service_tier: ignored,
-  safety_identifier: ignored,
-  prompt_cache_key: ignored,
-  prompt_cache_options: ignored,
-  prompt_cache_retention: ignored,
 }
 
 const tokens = z.array(z.int().min(0)).min(1)
+const texts = (most: number) =>
+  z.union(
+    [z.string(), tokens, z.array(z.string()).min(1).max(most), z.array(tokens).min(1).max(most)],
+    `must be a string, an array of token ids, or an array of at most ${most} of either; none may be empty`,
+  )
 
 const completionSchema = z.strictObject({
   ...shared,
-  prompt: z.union(
-    [z.string(), tokens, z.array(z.string()).min(1).max(128), z.array(tokens).min(1).max(128)],
-    'must be a text, an array of token ids, or an array of either; none may be empty',
-  ),
-  logprobs: z.int().min(0).max(20).nullish(),
-  best_of: only(1, 'ask for n instead'),
-  echo: only(false, 'the prompt is not repeated'),
-  suffix: absent('insertion is not supported'),
+  prompt: texts(128),
+  max_tokens: z.int().min(0).nullish(),
+  logprobs: z.union([z.int().min(0).max(20), z.literal(false)], 'must be an integer from 0 to 20').nullish(),
+  echo: z.boolean().nullish(),
+  suffix: neutral([''], 'insertion is not supported'),
+  add_special_tokens: z.boolean().nullish(),
 })
 
-const part = z.looseObject(
-  { type: z.literal('text'), text: z.string() },
-  'must be { "type": "text", "text": … }: other content is not supported',
-)
+const embeddingSchema = z.strictObject({
+  model: z.string().min(1),
+  input: texts(2048),
+  encoding_format: z.enum(['float', 'base64'], 'must be "float" or "base64"').nullish(),
+  dimensions: absent('vectors are not shortened'),
+  loops: z.int().min(1).max(64).nullish(),
+  add_special_tokens: z.boolean().nullish(),
+  truncate_prompt_tokens: neutralFields.truncate_prompt_tokens,
+  normalize: neutral([true], 'vectors have length 1'),
+  priority: neutralFields.priority,
+  user: ignored,
+})
+
+/** What else may be part of a message, in the words of the message that refuses it. */
+const unreadable: Readonly<Record<string, string>> = {
+  image_url: 'images',
+  image: 'images',
+  video_url: 'videos',
+  video: 'videos',
+  input_audio: 'sounds',
+  audio: 'sounds',
+  audio_url: 'sounds',
+  file: 'files',
+}
+
+/** The text of a message: a string, or parts that are text. */
+const content = z.unknown().transform((value, context) => {
+  const refuse = (message: string) => {
+    context.addIssue({ code: 'custom', message })
+    return z.NEVER
+  }
+  if (value == null) return ''
+  if (typeof value === 'string') return value
+  if (!Array.isArray(value)) return refuse('must be a string, null or an array of { "type": "text", "text": … }')
+  for (const [i, part] of value.entries()) {
+    if (part?.type === 'text' && typeof part.text === 'string') continue
+    const type = typeof part?.type === 'string' ? part.type : ''
+    const kind = Object.hasOwn(unreadable, type) ? unreadable[type] : undefined
+    return refuse(
+      kind === undefined
+        ? `part ${i} must be { "type": "text", "text": … }`
+        : `part ${i} has the type ${type}: ${kind} are not supported, the model reads text`,
+    )
+  }
+  return value.map(({ text }: { text: string }) => text).join('')
+})
+
 const call = z.looseObject(
-  { type: z.literal('function').optional(), function: z.looseObject({ name: z.string().min(1), arguments: jsonObject() }) },
+  { type: z.literal('function').nullish(), function: z.looseObject({ name: z.string().min(1), arguments: jsonObject() }) },
   'must be { "id": …, "type": "function", "function": { "name": …, "arguments": … } }',
 )
+const roles = ['system', 'developer', 'user', 'assistant', 'tool'] as const
 const message = z.looseObject({
-  role: z.string().min(1),
-  content: z
-    .union([z.string(), z.array(part), z.null()], 'must be a text or an array of { "type": "text", "text": … }')
-    .optional(),
+  role: z.enum(roles, `must be one of ${roles.join(', ')}`),
+  content: content.optional(),
   tool_calls: z.array(call).max(128).nullish(),
   function_call: absent('use tool_calls'),
+  audio: absent('sounds are not supported, the model reads text'),
 })
 const tool = z.looseObject(
   { type: z.literal('function'), function: z.looseObject({ name: z.string().min(1).max(256) }) },
   'must be { "type": "function", "function": { "name": … } }',
 )
 
-/** OpenAI's clients send the arguments of a call as a text of JSON; templates want the object. */
+/** OpenAI's clients send the arguments of a call as a string of JSON; templates want the object. */
 function jsonObject() {
-  return z.string('must be a JSON object as a text').transform((text, context) => {
+  const problem = 'must be a string with a JSON object'
+  return z.string(problem).transform((text, context) => {
+    if (nestsTooDeep(text)) {
+      context.addIssue({ code: 'custom', message: tooDeep })
+      return z.NEVER
+    }
     try {
       const value: unknown = JSON.parse(text === '' ? '{}' : text)
       if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value
     } catch {
       // told below
     }
-    context.addIssue({ code: 'custom', message: 'must be a JSON object as a text' })
+    context.addIssue({ code: 'custom', message: problem })
     return z.NEVER
   })
 }
 
 const chatSchema = z.strictObject({
   ...shared,
+  ...neutralChatFields,
   messages: z.array(message).min(1).max(4096),
+  max_tokens: z.int().min(1).nullish(),
   max_completion_tokens: z.int().min(1).nullish(),
   logprobs: z.boolean().nullish(),
   top_logprobs: z.int().min(0).max(20).nullish(),
   tools: z.array(tool).max(128).nullish(),
   tool_choice: z.enum(['auto', 'none'], 'must be "auto" or "none": a call cannot be forced').nullish(),
   parallel_tool_calls: z.boolean().nullish(),
-  response_format: z.strictObject({ type: z.literal('text') }, 'must be { "type": "text" }').nullish(),
-  functions: absent('use tools'),
-  function_call: absent('use tool_choice'),
-  reasoning_effort: absent('choose loops, exit or enable_thinking instead'),
-  verbosity: absent('the model does not know it'),
-  prediction: absent('predicted outputs are not supported'),
-  audio: absent('answers are text'),
-  web_search_options: absent('there is no search'),
-  moderation: absent('there is none'),
-  modalities: z.array(z.literal('text')).nullish(),
+  response_format: z
+    .looseObject({
+      type: z.literal('text', 'must be "text": JSON mode and schemas (structured outputs) are not supported'),
+    })
+    .nullish(),
+  reasoning_effort: z
+    .enum(['none', 'medium'], 'must be "none" (no thinking) or "medium" (as the model does): the model knows no other effort')
+    .nullish(),
   enable_thinking: z.boolean().nullish(),
   chat_template_kwargs: z.strictObject({ enable_thinking: z.boolean().nullish() }).nullish(),
 })
@@ -148,11 +194,17 @@ export type CompletionRequest = z.output<typeof completionSchema>
 /** A checked body of POST /v1/chat/completions. */
 export type ChatRequest = z.output<typeof chatSchema>
 
+/** A checked body of POST /v1/embeddings. */
+export type EmbeddingRequest = z.output<typeof embeddingSchema>
+
 /** Checks the body of POST /v1/completions. @throws HttpError 400 naming the field */
 export const parseCompletion = (body: unknown): CompletionRequest => check(completionSchema, body)
 
 /** Checks the body of POST /v1/chat/completions. @throws HttpError 400 naming the field */
 export const parseChat = (body: unknown): ChatRequest => check(chatSchema, body)
+
+/** Checks the body of POST /v1/embeddings. @throws HttpError 400 naming the field */
+export const parseEmbedding = (body: unknown): EmbeddingRequest => check(embeddingSchema, body)
 
 function check<Schema extends z.ZodObject>(schema: Schema, body: unknown): z.output<Schema> {
   const result = schema.safeParse(body)
@@ -166,7 +218,7 @@ function check<Schema extends z.ZodObject>(schema: Schema, body: unknown): z.out
     throw new HttpError(400, `${param}: unknown field${hint}`, { param, code: 'unknown_parameter' })
   }
   const param = issue.path.length === 0 ? undefined : fieldName(issue.path)
-  const missing = issue.code === 'invalid_type' && valueAt(body, issue.path) === undefined
+  const missing = issue.code !== 'custom' && valueAt(body, issue.path) === undefined
   const message = `${param ?? 'the body'}: ${missing ? 'is missing' : issue.message}`
   throw new HttpError(400, message, { param, code: missing ? 'missing_required_parameter' : 'invalid_value' })
 }

@@ -1,25 +1,42 @@
 import { randomUUID } from 'node:crypto'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { TextStream } from '../model/text-stream.js'
+import type { RealArray, TokenLogprob } from '../model/types.js'
 import type { ToolCall } from './tool-calls.js'
 
-/** What is reported of one generated token. */
+/** What is reported of one token. */
 export interface TokenReport {
   token: number
-  logprob: number
+  /** Null where nothing comes before the token. */
+  logprob: number | null
+  /** The most probable tokens, best first; as many as were asked for. Null where `logprob` is. */
+  alternatives: readonly TokenLogprob[] | null
+}
+
+/** A generated token. */
+export interface NewToken extends TokenReport {
   /** 1-based. */
   loop: number
-  /** The likeliest tokens, best first; as many as were asked for. */
-  alternatives: readonly { token: number; logprob: number }[]
+}
+
+/** A prompt that is repeated in front of its completion. */
+export interface Echo {
+  text: string
+  /** None where log-probabilities were not asked for. */
+  tokens: readonly TokenReport[]
 }
 
 /** A choice, or what is new in it. */
 export interface Piece {
   index: number
+  /** The prompt, once, where it is repeated. */
+  echo?: Echo
   text: string
+  /** Thoughts, which are not part of the text. */
+  reasoning: string
   /** Calls of functions, which are not part of the text. */
   calls: ToolCall[]
-  tokens: TokenReport[]
+  tokens: NewToken[]
   finishReason: 'length' | 'stop' | 'tool_calls' | null
 }
 
@@ -32,7 +49,7 @@ export interface Usage {
   mean_loops: number | null
 }
 
-/** The objects of one endpoint. */
+/** The objects of one endpoint that generates. */
 export interface Format {
   whole(pieces: readonly Piece[], usage: Usage): object
   /** What opens a stream, if anything does. */
@@ -41,9 +58,8 @@ export interface Format {
   usage(usage: Usage): object
 }
 
-/** Usage of the choices of a request. */
-export function usageOf(promptTokens: number, pieces: readonly Pick<Piece, 'tokens'>[]): Usage {
-  const loops = pieces.flatMap(({ tokens }) => tokens.map(({ loop }) => loop))
+/** Usage of a request. @param loops of all tokens that were generated for it */
+export function usageOf(promptTokens: number, loops: readonly number[]): Usage {
   return {
     prompt_tokens: promptTokens,
     completion_tokens: loops.length,
@@ -60,10 +76,10 @@ export function completionFormat(model: string, tokenizer: Tokenizer, logprobs: 
   const head = { id: `cmpl-${randomUUID()}`, object: 'text_completion', created: seconds(), model }
   const offsets: ((token: number) => number)[] = [] // by choice
   const choice = (piece: Piece) => {
-    if (logprobs) offsets[piece.index] ??= textOffsets(tokenizer)
+    offsets[piece.index] ??= textOffsets(tokenizer, piece.echo?.text.length ?? 0)
     return {
       index: piece.index,
-      text: piece.text,
+      text: (piece.echo?.text ?? '') + piece.text,
       logprobs: logprobs ? completionLogprobs(tokenizer, piece, offsets[piece.index]!) : null,
       finish_reason: piece.finishReason,
       loops: loopsOf(piece),
@@ -95,6 +111,7 @@ export function chatFormat(model: string, tokenizer: Tokenizer, logprobs: boolea
         index: piece.index,
         message: {
           role: 'assistant',
+          ...(piece.reasoning === '' ? {} : { reasoning_content: piece.reasoning }),
           ...(piece.calls.length === 0 ? { content: piece.text } : { content: piece.text || null, tool_calls: piece.calls }),
           refusal: null,
         },
@@ -110,55 +127,91 @@ export function chatFormat(model: string, tokenizer: Tokenizer, logprobs: boolea
       const from = called[piece.index] ?? 0
       called[piece.index] = from + piece.calls.length
       const calls = piece.calls.map((call, i) => ({ index: from + i, ...call }))
-      const content = piece.text === '' && calls.length > 0 ? {} : { content: piece.text }
-      const delta = calls.length === 0 ? content : { ...content, tool_calls: calls }
+      const delta = {
+        ...(piece.reasoning === '' ? {} : { reasoning_content: piece.reasoning }),
+        ...(piece.text === '' && (calls.length > 0 || piece.reasoning !== '') ? {} : { content: piece.text }),
+        ...(calls.length === 0 ? {} : { tool_calls: calls }),
+      }
       return { ...chunk, choices: [{ index: piece.index, delta, ...rest(piece) }] }
     },
     usage: (usage) => ({ ...chunk, choices: [], usage }),
   }
 }
 
-function chatLogprob(tokenizer: Tokenizer, { token, logprob, alternatives }: TokenReport) {
-  const entry = (token: number, logprob: number) => {
+function chatLogprob(tokenizer: Tokenizer, { token, logprob, alternatives }: NewToken) {
+  const entry = (token: number, logprob: number | null) => {
     const bytes = tokenizer.tokenBytes(token)
     return { token: new TextDecoder().decode(bytes), logprob, bytes: Array.from(bytes) }
   }
   return {
     ...entry(token, logprob),
-    top_logprobs: alternatives.map((alternative) => entry(alternative.token, alternative.logprob)),
+    top_logprobs: (alternatives ?? []).map((alternative) => entry(alternative.token, alternative.logprob)),
   }
 }
 
-function completionLogprobs(tokenizer: Tokenizer, { tokens }: Piece, offset: (token: number) => number) {
+function completionLogprobs(tokenizer: Tokenizer, { echo, tokens }: Piece, offset: (token: number) => number) {
+  const all = [...(echo?.tokens ?? []), ...tokens]
+  const before = echo === undefined ? [] : promptOffsets(tokenizer, echo)
   return {
-    tokens: tokens.map(({ token }) => tokenText(tokenizer, token)),
-    token_logprobs: tokens.map(({ logprob }) => logprob),
-    top_logprobs: tokens.map((report) => topLogprobs(tokenizer, report)),
-    text_offset: tokens.map(({ token }) => offset(token)),
+    tokens: all.map(({ token }) => tokenText(tokenizer, token)),
+    token_logprobs: all.map(({ logprob }) => logprob),
+    top_logprobs: all.map((report) => topLogprobs(tokenizer, report)),
+    text_offset: [...before, ...tokens.map(({ token }) => offset(token))],
   }
 }
 
-/** The likeliest tokens and the one that was drawn, by their text; where an earlier one has it, a token is named by its id. */
-function topLogprobs(tokenizer: Tokenizer, { token, logprob, alternatives }: TokenReport): Record<string, number> {
+/** The most probable tokens and the one that came, by their text; where an earlier one has it, a token is named by its id. */
+function topLogprobs(tokenizer: Tokenizer, { token, logprob, alternatives }: TokenReport): Record<string, number> | null {
+  if (logprob === null || alternatives === null) return null
   const texts = new Map([[tokenText(tokenizer, token), token]]) // what `tokens` says is found here
   const key = (id: number) => {
     const text = tokenText(tokenizer, id)
     if (!texts.has(text)) texts.set(text, id)
     return texts.get(text) === id ? text : `token_id:${id}`
   }
-  const drawn = alternatives.some((alternative) => alternative.token === token) ? [] : [{ token, logprob }]
-  return Object.fromEntries([...alternatives, ...drawn].map((entry) => [key(entry.token), entry.logprob]))
+  const came = alternatives.some((alternative) => alternative.token === token) ? [] : [{ token, logprob }]
+  return Object.fromEntries([...alternatives, ...came].map((entry) => [key(entry.token), entry.logprob]))
 }
 
 /** Where each token of a choice begins in its text: where the text ends that is certain without it. */
-function textOffsets(tokenizer: Tokenizer): (token: number) => number {
+function textOffsets(tokenizer: Tokenizer, start: number): (token: number) => number {
   const stream = new TextStream(tokenizer, [])
-  let end = 0
+  let end = start
   return (token) => {
-    const start = end
+    const begin = end
     end += stream.push(token).length
-    return start
+    return begin
   }
+}
+
+/** The same for a prompt. Tokens that the tokenizer puts in front of it begin where the text does. */
+function promptOffsets(tokenizer: Tokenizer, { text, tokens }: Echo): number[] {
+  const decoder = new TextDecoder('utf-8', { ignoreBOM: true })
+  let whole = ''
+  const begins = tokens.map(({ token }) => {
+    const begin = whole.length
+    whole += decoder.decode(tokenizer.tokenBytes(token), { stream: true })
+    return begin
+  })
+  const added = whole.endsWith(text) ? whole.length - text.length : 0
+  return begins.map((begin) => Math.min(text.length, Math.max(0, begin - added)))
+}
+
+/** The body of an answer of POST /v1/embeddings. */
+export function embeddingAnswer(model: string, vectors: readonly RealArray[], base64: boolean, promptTokens: number): object {
+  const data = vectors.map((vector, index) => ({ object: 'embedding', index, embedding: unit(vector, base64) }))
+  return { object: 'list', data, model, usage: { prompt_tokens: promptTokens, total_tokens: promptTokens } }
+}
+
+/** The vector with length 1, as numbers or as the base64 of float32, lowest byte first. */
+function unit(vector: RealArray, base64: boolean): number[] | string {
+  const values = Array.from(vector)
+  const length = Math.sqrt(values.reduce((sum, value) => sum + value * value, 0))
+  const numbers = values.map((value) => (length === 0 ? 0 : value / length))
+  if (!base64) return numbers
+  const bytes = Buffer.alloc(4 * numbers.length)
+  for (const [i, value] of numbers.entries()) bytes.writeFloatLE(value, 4 * i)
+  return bytes.toString('base64')
 }
 
 /** A token's text; one that is a part of a character is spelt as OpenAI does: `bytes:\xe2\x98`. */

@@ -7,27 +7,38 @@ import { finished } from 'node:stream/promises'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { Scheduler } from '../model/scheduler.js'
-import type { GenerateChunk, GenerateOptions, TokenSequence } from '../model/types.js'
+import type { GenerateChunk, GenerateOptions, RealArray, TokenSequence } from '../model/types.js'
 import { Admission } from './admission.js'
+import { Batches } from './batches.js'
+import { ChoiceReader } from './choice-reader.js'
 import { limitWriting, readJson, refuseSocket, sendError, sendEvent, sendJson } from './http.js'
 import { HttpError, toHttpError } from './http-error.js'
 import { Metrics } from './metrics.js'
-import { checkServeOptions, isLoopback, maxCachedTokens, type ServeOptions, type ServeSettings } from './options.js'
-import { contextOf, type Plan, planChat, planCompletion, type Served } from './plan.js'
-import { parseChat, parseCompletion } from './request.js'
-import { type Piece, type TokenReport, usageOf } from './responses.js'
-import { ToolCallStream } from './tool-calls.js'
+import {
+  checkServeOptions,
+  isLoopback,
+  maxCachedTokens,
+  type ServeOptions,
+  type ServerSettings,
+  type ServeSettings,
+} from './options.js'
+import { contextOf, type Plan, planChat, planCompletion, planEmbedding, type ScoreSettings, type Served } from './plan.js'
+import { type EmbeddingRequest, parseChat, parseCompletion, parseEmbedding } from './request.js'
+import { embeddingAnswer, type TokenReport, usageOf } from './responses.js'
 
 /** The client left: there is nobody to answer. */
 const clientGone = new HttpError(499, 'the client left')
 const stopped = () => new HttpError(503, 'the server is stopping; try another one', { code: 'stopping' })
 
+const reads = ['GET', 'HEAD', 'OPTIONS']
+const writes = ['POST', 'OPTIONS']
 const paths: Readonly<Record<string, readonly string[]>> = {
-  '/health': ['GET', 'HEAD'],
-  '/metrics': ['GET', 'HEAD'],
-  '/v1/models': ['GET', 'HEAD'],
-  '/v1/completions': ['POST'],
-  '/v1/chat/completions': ['POST'],
+  '/health': reads,
+  '/metrics': reads,
+  '/v1/models': reads,
+  '/v1/completions': writes,
+  '/v1/chat/completions': writes,
+  '/v1/embeddings': writes,
 }
 
 /**
@@ -35,7 +46,9 @@ const paths: Readonly<Record<string, readonly string[]>> = {
  * model's own batch.
  */
 export class LoopLMServer {
-  readonly settings: Readonly<ServeSettings & { maxCachedTokens: number }>
+  /** The options with their defaults; the key is not among them. */
+  readonly settings: Readonly<ServerSettings>
+  readonly #apiKey: string | undefined
   readonly #served: Served
   readonly #server: Server
   readonly #admission: Admission
@@ -47,7 +60,7 @@ export class LoopLMServer {
 
   /** @internal */
   constructor(model: LoopLM, options: ServeOptions) {
-    const checked = checkServeOptions(options)
+    const { apiKey, ...checked } = checkServeOptions(options)
     const settings = { ...checked, maxCachedTokens: checked.maxCachedTokens ?? roomForTokens(model, checked) }
     const { tokenizer } = model
     if (tokenizer === undefined) {
@@ -55,6 +68,7 @@ export class LoopLMServer {
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'createServer' })
     }
     this.settings = settings
+    this.#apiKey = apiKey
     this.#served = { model, tokenizer, settings }
     this.#admission = new Admission(settings.maxRunning, settings.maxWaiting)
     this.#metrics = new Metrics(model.config.total_ut_steps, {
@@ -62,6 +76,7 @@ export class LoopLMServer {
       waiting: () => this.#admission.waiting,
       requests: () => this.#open.size,
       cachedTokens: () => this.#scheduler?.stats().cachedTokens ?? 0,
+      cachedTokensLimit: () => settings.maxCachedTokens,
     })
     const header = settings.headerTimeout * 1000
     this.#server = createHttpServer(
@@ -136,7 +151,8 @@ export class LoopLMServer {
   readonly handler = (request: IncomingMessage, response: ServerResponse): void => {
     const start = performance.now()
     // a target is a path, or a whole address as it goes to proxies
-    const [, authority, path = ''] = /^(?:https?:\/\/([^/?]*))?([^?]*)/i.exec(request.url ?? '') ?? []
+    const [, authority, target = ''] = /^(?:https?:\/\/([^/?]*))?([^?]*)/i.exec(request.url ?? '') ?? []
+    const path = target.replace(/(?<=[^/])\/$/, '') // some clients end a path with a slash
     response.on('close', () => {
       const known = path in paths ? path : 'other'
       const status = response.headersSent ? response.statusCode : 499
@@ -151,7 +167,7 @@ export class LoopLMServer {
 
   #fail(request: IncomingMessage, response: ServerResponse, error: unknown): void {
     const refusal = toHttpError(error)
-    if (refusal.status === 500) {
+    if (refusal.status === 500 || (refusal.status > 500 && refusal !== error)) {
       const id = response.getHeader('x-request-id')
       this.settings.log(`${request.method} ${request.url} (${id}): ${error instanceof Error ? error.stack : String(error)}`)
     }
@@ -186,7 +202,11 @@ export class LoopLMServer {
       throw new HttpError(404, message, { code: 'not_found' })
     }
     if (!methods.includes(request.method ?? '')) {
-      throw new HttpError(405, `${path} answers ${methods.join(' and ')}`, { headers: { allow: methods.join(', ') } })
+      throw new HttpError(405, `${path} answers ${methods.join(', ')}`, { headers: { allow: methods.join(', ') } })
+    }
+    if (request.method === 'OPTIONS') {
+      response.writeHead(204, { allow: methods.join(', ') }).end()
+      return
     }
     if (model !== undefined) {
       if (model !== settings.name && model !== encodeURIComponent(settings.name)) {
@@ -208,7 +228,7 @@ export class LoopLMServer {
         sendJson(response, 200, { object: 'list', data: [this.#modelObject()] })
         return
       default:
-        await this.#generate(request, response, path === '/v1/completions')
+        await this.#answer(request, response, path)
     }
   }
 
@@ -227,7 +247,8 @@ export class LoopLMServer {
 
   /** @throws HttpError 401 or 403 */
   #authorize(request: IncomingMessage, authority: string | undefined): void {
-    const { apiKey, host } = this.settings
+    const { host } = this.settings
+    const apiKey = this.#apiKey
     if (apiKey !== undefined) {
       const token = /^Bearer +(.+)$/i.exec(request.headers.authorization ?? '')?.[1] ?? ''
       const digest = (text: string) => createHash('sha256').update(text).digest()
@@ -249,6 +270,7 @@ export class LoopLMServer {
     const { origin } = request.headers
     if (origin === undefined || !(corsOrigins.includes('*') || corsOrigins.includes(origin))) return false
     response.setHeader('access-control-allow-origin', corsOrigins.includes('*') ? '*' : origin)
+    response.setHeader('access-control-expose-headers', 'retry-after, x-looplm-max-tokens, x-request-id')
     response.setHeader('vary', 'origin')
     if (request.method !== 'OPTIONS') return false
     response.writeHead(204, {
@@ -260,7 +282,7 @@ export class LoopLMServer {
     return true
   }
 
-  async #generate(request: IncomingMessage, response: ServerResponse, completion: boolean): Promise<void> {
+  async #answer(request: IncomingMessage, response: ServerResponse, path: string): Promise<void> {
     if (this.#stopping !== undefined) throw stopped()
     const { settings } = this
     const controller = new AbortController()
@@ -281,10 +303,17 @@ export class LoopLMServer {
     const timer = setTimeout(() => controller.abort(late), settings.requestTimeout * 1000)
     try {
       const body = await readJson(request, settings.maxBodyBytes, settings.bodyTimeout * 1000)
-      const plan = completion ? planCompletion(this.#served, parseCompletion(body)) : planChat(this.#served, parseChat(body))
-      this.#metrics.promptTokens.add(plan.promptTokens)
-      if (plan.stream) await this.#stream(plan, response, controller)
-      else sendJson(response, 200, await this.#whole(plan, controller))
+      if (path === '/v1/embeddings') sendJson(response, 200, await this.#embed(parseEmbedding(body), controller))
+      else {
+        const completion = path === '/v1/completions'
+        const plan = await (completion
+          ? planCompletion(this.#served, parseCompletion(body))
+          : planChat(this.#served, parseChat(body)))
+        this.#metrics.promptTokens.add(plan.promptTokens)
+        if (plan.cutTo !== undefined) response.setHeader('x-looplm-max-tokens', plan.cutTo)
+        if (plan.stream) await this.#stream(plan, response, controller)
+        else sendJson(response, 200, await this.#whole(plan, controller))
+      }
       const { signal } = controller
       await finished(response, { signal }).catch(() => signal.throwIfAborted()) // until the client has it
     } finally {
@@ -294,29 +323,28 @@ export class LoopLMServer {
   }
 
   async #whole(plan: Plan, controller: AbortController): Promise<object> {
-    const pieces: Piece[] = plan.sequences.map((_, index) => emptyPiece(index))
-    const add = collector(plan)
-    await this.#run(plan, controller, (index, chunk) => add(pieces[index]!, chunk))
-    return plan.format.whole(pieces, usageOf(plan.promptTokens, pieces))
+    const readers = plan.choices.map((_, index) => new ChoiceReader(index, plan.parts?.()))
+    await this.#run(plan, readers, controller, () => {})
+    const loops = readers.flatMap((reader) => reader.loops)
+    return plan.format.whole(
+      readers.map((reader) => reader.take()),
+      usageOf(plan.promptTokens, loops),
+    )
   }
 
   async #stream(plan: Plan, response: ServerResponse, controller: AbortController): Promise<void> {
     const { format, includeUsage } = plan
     const send = (value: object) => sendEvent(response, JSON.stringify(includeUsage ? { usage: null, ...value } : value))
-    const pieces = plan.sequences.map((_, index) => emptyPiece(index))
-    const all: { tokens: TokenReport[] }[] = plan.sequences.map(() => ({ tokens: [] }))
-    const add = collector(plan)
-    await this.#run(plan, controller, (index, chunk) => {
-      const piece = pieces[index]!
-      const opening = all[index]!.tokens.length === 0 ? format.opening(index) : undefined
+    const readers = plan.choices.map((_, index) => new ChoiceReader(index, plan.parts?.()))
+    const opened = new Set<number>()
+    await this.#run(plan, readers, controller, (index) => {
+      const opening = opened.has(index) ? undefined : format.opening(index)
+      opened.add(index)
       if (opening !== undefined) send(opening)
-      add(piece, chunk)
-      all[index]!.tokens.push(piece.tokens.at(-1)!)
-      if (piece.text === '' && piece.calls.length === 0 && piece.finishReason === null) return // something is incomplete
-      pieces[index] = emptyPiece(index)
-      send(format.delta(piece))
+      if (readers[index]!.ready) send(format.delta(readers[index]!.take()))
     })
-    if (includeUsage) send(format.usage(usageOf(plan.promptTokens, all)))
+    const loops = readers.flatMap((reader) => reader.loops)
+    if (includeUsage) send(format.usage(usageOf(plan.promptTokens, loops)))
     sendEvent(response, '[DONE]')
     response.end()
   }
@@ -324,14 +352,33 @@ export class LoopLMServer {
   /**
    * Runs all sequences of a request; the first that fails ends the others, and all have ended when this returns or throws. A sequence does
    * not wait for the client: what that has not read yet lies in memory, and the place is another's.
+   *
+   * @param changed called when a choice has something new
    */
-  async #run(plan: Plan, controller: AbortController, take: (index: number, chunk: GenerateChunk) => void): Promise<void> {
+  async #run(
+    plan: Plan,
+    readers: readonly ChoiceReader[],
+    controller: AbortController,
+    changed: (index: number) => void,
+  ): Promise<void> {
     const { signal } = controller
-    const places = this.#admission.admit(plan.sequences.length, signal)
+    const places = this.#admission.admit(plan.choices.length, signal)
     const start = performance.now()
+    const echoes = new Map<TokenSequence, Promise<readonly TokenReport[]>>() // choices of one prompt share its scores
     const run = async (index: number): Promise<void> => {
-      const { prompt, options } = plan.sequences[index]!
+      const { prompt, options, echo } = plan.choices[index]!
+      const reader = readers[index]!
       await places[index]!.granted
+      if (echo !== undefined) {
+        const tokens = echo.scores && (echoes.get(prompt) ?? this.#score(prompt, echo.scores, signal))
+        if (tokens !== undefined) echoes.set(prompt, tokens)
+        reader.repeat({ text: echo.text, tokens: (await tokens) ?? [] })
+      }
+      if (options.maxNewTokens === 0) {
+        reader.end()
+        changed(index)
+        return
+      }
       let before: number | undefined
       for await (const chunk of this.#tokens(prompt, { ...options, signal })) {
         const now = performance.now()
@@ -340,11 +387,13 @@ export class LoopLMServer {
         before = now
         this.#metrics.newTokens.add()
         this.#metrics.loops.observe(chunk.loop)
-        take(index, chunk)
+        reader.add(chunk)
+        changed(index)
+        if (reader.complete) break
       }
     }
     const outcomes = await Promise.allSettled(
-      plan.sequences.map((_, index) =>
+      plan.choices.map((_, index) =>
         run(index)
           .catch((error: unknown) => {
             const reason = signal.aborted ? signal.reason : error
@@ -363,46 +412,63 @@ export class LoopLMServer {
     this.#scheduler ??= this.#served.model.scheduler({ maxRows, maxTokens, kv, prefillTokens })
     return this.#scheduler.add(prompt, options)
   }
+
+  /** What the model says of the tokens of a prompt, each given those before it. */
+  async #score(prompt: TokenSequence, settings: ScoreSettings, signal: AbortSignal): Promise<TokenReport[]> {
+    const first: TokenReport = { token: prompt[0]!, logprob: null, alternatives: null }
+    const rest = prompt.length < 2 ? [] : await this.#scores.add(prompt, settings, signal)
+    return [first, ...rest]
+  }
+
+  readonly #scores = new Batches<ScoreSettings, TokenReport[]>(async (sequences, { temperature, loops, topLogprobs }) => {
+    const options = { temperature, topLogprobs, lastLoop: true, ...(loops === undefined ? {} : { loops }) }
+    const scores = await this.#served.model.score(sequences, options)
+    return sequences.map((sequence, i) =>
+      Array.from(scores.logprobs[i]!, (logprob, j) => {
+        if (!Number.isFinite(logprob)) {
+          const message = `the log-probability of token ${j + 1} of a prompt is ${logprob}: the model's parameters or states overflow`
+          throw new LoopLMError('NON_FINITE', message)
+        }
+        return { token: sequence[j + 1]!, logprob, alternatives: scores.topLogprobs?.[i]?.[j] ?? [] }
+      }),
+    )
+  })
+
+  readonly #vectors = new Batches<{ loops?: number }, RealArray>((sequences, options) =>
+    this.#served.model.embed(sequences, options),
+  )
+
+  async #embed(request: EmbeddingRequest, controller: AbortController): Promise<object> {
+    const { signal } = controller
+    const { sequences } = await planEmbedding(this.#served, request)
+    const promptTokens = sequences.reduce((sum, { length }) => sum + length, 0)
+    this.#metrics.promptTokens.add(promptTokens)
+    const [place] = this.#admission.admit(1, signal)
+    try {
+      await place!.granted
+      const options = request.loops == null ? {} : { loops: request.loops }
+      const vectors = await Promise.all(sequences.map((sequence) => this.#vectors.add(sequence, options, signal)))
+      return embeddingAnswer(request.model, vectors, request.encoding_format === 'base64', promptTokens)
+    } catch (error) {
+      controller.abort(error) // the others of this request need not run
+      throw error
+    } finally {
+      place!.release()
+    }
+  }
 }
 
 /** As many tokens as half of the free memory holds keys and values of, but no more than all places can use. */
-function roomForTokens({ config, dtype }: LoopLM, { kv, maxRunning }: ServeSettings): number {
+function roomForTokens({ config, dtype }: LoopLM, { kv, maxRunning }: Pick<ServeSettings, 'kv' | 'maxRunning'>): number {
   const planes = config.num_hidden_layers * (kv === 'shared' ? 1 : config.total_ut_steps)
   const bytes = 2 * planes * config.num_key_value_heads * config.head_dim * { bfloat16: 2, float32: 4, float64: 8 }[dtype]
   const useful = maxRunning * config.max_position_embeddings
   return Math.max(1, Math.min(useful, Math.floor(freemem() / 2 / bytes), maxCachedTokens))
 }
 
-const emptyPiece = (index: number): Piece => ({ index, text: '', calls: [], tokens: [], finishReason: null })
-
-/** Adds tokens to the pieces of a request's choices; where functions may be called, their calls are taken out of the text. */
-function collector({ sequences, tools }: Plan): (piece: Piece, chunk: GenerateChunk) => void {
-  const streams = sequences.map(() => (tools === undefined ? undefined : new ToolCallStream(tools.parallel ? undefined : 1)))
-  const called = sequences.map(() => false)
-  return (piece, chunk) => {
-    const last = chunk.finishReason !== undefined
-    const stream = streams[piece.index]
-    const parts = stream === undefined ? [{ text: chunk.text ?? '', calls: [] }] : [stream.push(chunk.text ?? '')]
-    if (stream !== undefined && last) parts.push(stream.flush())
-    for (const { text, calls } of parts) {
-      piece.text += text
-      piece.calls.push(...calls)
-    }
-    if (piece.calls.length > 0) called[piece.index] = true
-    piece.tokens.push(report(chunk))
-    piece.finishReason = (chunk.finishReason === 'stop' && called[piece.index] ? 'tool_calls' : chunk.finishReason) ?? null
-  }
-}
-
-const report = ({ token, logprob, loop, topLogprobs = [] }: GenerateChunk): TokenReport => ({
-  token,
-  logprob,
-  loop,
-  alternatives: topLogprobs,
-})
-
 /**
- * A server with OpenAI's HTTP interface: /v1/models, /v1/completions and /v1/chat/completions with streaming, /health and /metrics.
+ * A server with OpenAI's HTTP interface: /v1/models, /v1/completions and /v1/chat/completions with streaming, /v1/embeddings,
+ * /health and /metrics.
  * Requests and answers carry `loops` and `exit` beside OpenAI's fields.
  *
  * @param model needs a tokenizer; a chat template serves chats. The server does not dispose of it

@@ -1,8 +1,12 @@
-// Calls of functions in what a model writes, in the form of the templates of Qwen and Hermes:
+// The parts of what a model writes, in the form of the templates of Qwen, Hermes and DeepSeek: thoughts, text, and calls of functions.
+//   <think>
+//   The sum is needed.
+//   </think>
 //   <tool_call>
 //   {"name": "add", "arguments": {"a": 1, "b": 2}}
 //   </tool_call>
 import { randomUUID } from 'node:crypto'
+import { nestsTooDeep } from './json.js'
 
 /** A call as OpenAI's clients read it. */
 export interface ToolCall {
@@ -15,86 +19,186 @@ export interface ToolCall {
   }
 }
 
-export const toolCallEnd = '</tool_call>'
-const begin = '<tool_call>'
+/** What became certain of an answer. */
+export interface AnswerParts {
+  text: string
+  /** What stands between `<think>` and `</think>`. */
+  reasoning: string
+  calls: ToolCall[]
+}
+
+const beginCall = '<tool_call>'
+const endCall = '</tool_call>'
+const beginThought = '<think>'
+const endThought = '</think>'
+
+/** By place in the answer: the marks that end it, and a pattern that finds the first one. */
+const places = {
+  text: marks(beginCall, beginThought),
+  prose: marks(beginThought), // text in which calls are not looked for
+  thought: marks(endThought),
+  call: marks(endCall),
+}
+
+/** Whether a prompt ends inside a thought, as templates write it that make the model think. */
+export function opensThought(prompt: string): boolean {
+  return prompt.trimEnd().endsWith(beginThought)
+}
 
 /**
- * Takes the calls out of a text that grows. White space before a call belongs to it. What turns out not to be a call (no JSON, no name,
- * arguments that are no object) stays text, with its marks.
+ * Takes thoughts and calls out of a text that grows, in time linear in its length. White space around them
+ * is dropped, but that in front of them stays where a text follows. What turns out
+ * not to be a call (no JSON, no name, arguments that are no object, nested too deep) stays text, with its marks. What a thought says is
+ * never a call.
  */
 export class ToolCallStream {
   readonly #most: number
+  readonly #calls: 'take' | 'drop' | 'keep'
   #made = 0
-  #held = '' // what may become, or is, the inside of a call
-  #inside = false
-  #gap = '' // white space in front of the call that is inside
-  #fresh = false // nothing but white space has followed the last call
+  #place: keyof typeof places
+  #tail = '' // may be the beginning of a mark
+  #inside: string[] = [] // the call
+  #written = false // there was a text
+  readonly #text = new HeldSpace()
+  #thought = new HeldSpace(true)
 
-  /** @param most calls after which everything else is dropped */
-  constructor(most = Number.POSITIVE_INFINITY) {
+  /**
+   * @param most calls after which everything else is dropped
+   * @param options.calls whether they are taken, dropped with the text that looks like one, or kept in the text; default `take`
+   * @param options.thinking whether the text begins inside a thought, see {@link opensThought}; default false
+   */
+  constructor(
+    most = Number.POSITIVE_INFINITY,
+    { calls = 'take', thinking = false }: { calls?: 'take' | 'drop' | 'keep'; thinking?: boolean } = {},
+  ) {
     this.#most = most
+    this.#calls = calls
+    this.#place = thinking ? 'thought' : this.#outside
+  }
+
+  /** As many calls were made as are wanted. */
+  get complete(): boolean {
+    return this.#made >= this.#most
   }
 
   /** What the next piece of text makes certain. */
-  push(piece: string): { text: string; calls: ToolCall[] } {
-    return this.#take(piece, false)
-  }
-
-  /** What is left when no text follows; a call whose end is missing, but whose JSON is whole, counts. */
-  flush(): { text: string; calls: ToolCall[] } {
-    return this.#take('', true)
-  }
-
-  #take(piece: string, last: boolean): { text: string; calls: ToolCall[] } {
-    this.#held += piece
-    let text = ''
-    const calls: ToolCall[] = []
-    while (this.#held !== '') {
-      const mark = this.#inside ? toolCallEnd : begin
-      const at = this.#held.indexOf(mark)
-      if (at === -1 && this.#inside && !last) break
-      if (at === -1 && !this.#inside) {
-        const end = last ? this.#held.length : this.#held.length - possibleBegin(this.#held)
-        text += this.#outside(this.#held.slice(0, end))
-        this.#held = this.#held.slice(end)
-        break
+  push(piece: string): AnswerParts {
+    const parts: AnswerParts = { text: '', reasoning: '', calls: [] }
+    const text = this.#tail + piece
+    let from = 0
+    for (;;) {
+      const { pattern, longest, all } = places[this.#place]
+      pattern.lastIndex = from
+      const found = pattern.exec(text)
+      if (found === null) {
+        const end = text.length - possibleMark(text.slice(Math.max(from, text.length - longest + 1)), all)
+        this.#add(parts, text.slice(from, end))
+        this.#tail = text.slice(end)
+        return parts
       }
-      const before = at === -1 ? this.#held : this.#held.slice(0, at)
-      this.#held = at === -1 ? '' : this.#held.slice(at + mark.length)
-      if (this.#inside) {
-        const call = parseCall(before)
-        if (call === undefined) text += this.#outside(this.#gap + begin + before + (at === -1 ? '' : mark))
-        else {
-          if (this.#made++ < this.#most) calls.push(call)
-          this.#fresh = true
-        }
-      } else {
-        const end = before.trimEnd()
-        this.#gap = before.slice(end.length)
-        text += this.#outside(end)
-      }
-      this.#inside = !this.#inside
+      this.#add(parts, text.slice(from, found.index))
+      this.#meet(parts, found[0])
+      from = found.index + found[0].length
     }
-    return { text, calls }
   }
 
-  #outside(text: string): string {
-    if (this.#made >= this.#most) return ''
-    if (!this.#fresh) return text
-    const rest = text.trimStart()
-    this.#fresh = rest === ''
-    return rest
+  /** What is certain when no text follows; a call whose end is missing, but whose JSON is whole, counts. */
+  flush(): AnswerParts {
+    const parts: AnswerParts = { text: '', reasoning: '', calls: [] }
+    this.#add(parts, this.#tail)
+    this.#tail = ''
+    if (this.#place === 'call') this.#endCall(parts, '')
+    if (!this.complete) parts.text += this.#text.end()
+    return parts
+  }
+
+  get #outside(): 'text' | 'prose' {
+    return this.#calls === 'keep' ? 'prose' : 'text'
+  }
+
+  #add(parts: AnswerParts, text: string): void {
+    if (this.#place === 'call') this.#inside.push(text)
+    else if (this.#place === 'thought') parts.reasoning += this.complete ? '' : this.#thought.push(text)
+    else if (!this.complete) {
+      const more = this.#text.push(text)
+      this.#written ||= more !== ''
+      parts.text += more
+    }
+  }
+
+  #meet(parts: AnswerParts, mark: string): void {
+    if (mark === beginThought) this.#place = 'thought'
+    else if (mark === beginCall) this.#place = 'call'
+    else if (mark === endCall) this.#endCall(parts, mark)
+    else {
+      this.#thought = new HeldSpace(true)
+      this.#place = this.#outside
+      this.#text.skip(this.#written)
+    }
+  }
+
+  #endCall(parts: AnswerParts, mark: string): void {
+    const inside = this.#inside.join('')
+    this.#inside = []
+    this.#place = this.#outside
+    const call = this.#calls === 'drop' ? undefined : parseCall(inside)
+    if (call === undefined && this.#calls !== 'drop') {
+      this.#add(parts, beginCall + inside + mark)
+      return
+    }
+    if (call !== undefined && this.#made++ < this.#most) parts.calls.push(call)
+    this.#text.skip(this.#written)
   }
 }
 
-/** Length of the end of the text, white space in front included, that a call may begin with. */
-function possibleBegin(text: string): number {
-  let mark = Math.min(begin.length - 1, text.length)
-  while (mark > 0 && !begin.startsWith(text.slice(-mark))) mark--
-  return text.length - text.slice(0, text.length - mark).trimEnd().length
+/** A text in pieces; white space is held until something follows it. */
+class HeldSpace {
+  #held: string[] = []
+  #skipping: boolean
+
+  constructor(skipping = false) {
+    this.#skipping = skipping
+  }
+
+  push(piece: string): string {
+    const text = this.#skipping ? piece.trimStart() : piece
+    if (text === '') return ''
+    this.#skipping = false
+    const end = text.trimEnd()
+    if (end === '') {
+      this.#held.push(text)
+      return ''
+    }
+    const ready = this.#held.join('') + end
+    this.#held = [text.slice(end.length)]
+    return ready
+  }
+
+  /** White space that comes next is dropped; what is held stays only where it parts two texts. */
+  skip(parting: boolean): void {
+    this.#skipping = true
+    if (!parting) this.#held = []
+  }
+
+  /** The white space at the end of the text. */
+  end(): string {
+    return this.#skipping ? '' : this.#held.join('')
+  }
+}
+
+function marks(...all: string[]): { pattern: RegExp; longest: number; all: readonly string[] } {
+  return { pattern: new RegExp(all.join('|'), 'g'), longest: Math.max(...all.map(({ length }) => length)), all }
+}
+
+/** Length of the longest end of a text that a mark begins with. */
+function possibleMark(end: string, all: readonly string[]): number {
+  let length = end.length
+  while (length > 0 && !all.some((mark) => mark.startsWith(end.slice(-length)))) length--
+  return length
 }
 
 function parseCall(text: string): ToolCall | undefined {
+  if (nestsTooDeep(text)) return undefined
   let call: { name?: unknown; arguments?: unknown } | null
   try {
     call = JSON.parse(text)

@@ -1,0 +1,69 @@
+import type { GenerateChunk } from '../model/types.js'
+import type { Echo, Piece } from './responses.js'
+import type { AnswerParts, ToolCallStream } from './tool-calls.js'
+
+/** Collects what a sequence makes until it is sent. */
+export class ChoiceReader {
+  /** Of every token so far. */
+  readonly loops: number[] = []
+  readonly #index: number
+  readonly #parts: ToolCallStream | undefined
+  #piece: Piece
+  #called = false
+
+  /** @param parts takes thoughts and calls out of the text; without it all is text */
+  constructor(index: number, parts: ToolCallStream | undefined) {
+    this.#index = index
+    this.#parts = parts
+    this.#piece = emptyPiece(index)
+  }
+
+  /** Nothing more is wanted. */
+  get complete(): boolean {
+    return this.#piece.finishReason !== null || this.#parts?.complete === true
+  }
+
+  /** There is something to send; not while a character or a mark is incomplete. */
+  get ready(): boolean {
+    const { echo, text, reasoning, calls, finishReason } = this.#piece
+    return echo !== undefined || text !== '' || reasoning !== '' || calls.length > 0 || finishReason !== null
+  }
+
+  /** Puts the prompt in front. */
+  repeat(echo: Echo): void {
+    this.#piece.echo = echo
+  }
+
+  add({ token, logprob, loop, text = '', topLogprobs = [], finishReason }: GenerateChunk): void {
+    this.loops.push(loop)
+    this.#piece.tokens.push({ token, logprob, loop, alternatives: topLogprobs })
+    if (this.#parts === undefined) this.#piece.text += text
+    else {
+      this.#take(this.#parts.push(text))
+      if (finishReason !== undefined) this.#take(this.#parts.flush())
+      if (this.#parts.complete) finishReason = 'stop'
+    }
+    this.#piece.finishReason = (finishReason === 'stop' && this.#called ? 'tool_calls' : finishReason) ?? null
+  }
+
+  /** Ends a choice for which nothing is generated. */
+  end(): void {
+    this.#piece.finishReason = 'length'
+  }
+
+  /** What is new since the last time. */
+  take(): Piece {
+    const piece = this.#piece
+    this.#piece = emptyPiece(this.#index)
+    return piece
+  }
+
+  #take({ text, reasoning, calls }: AnswerParts): void {
+    this.#piece.text += text
+    this.#piece.reasoning += reasoning
+    this.#piece.calls.push(...calls)
+    this.#called ||= calls.length > 0
+  }
+}
+
+const emptyPiece = (index: number): Piece => ({ index, text: '', reasoning: '', calls: [], tokens: [], finishReason: null })

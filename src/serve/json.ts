@@ -1,0 +1,34 @@
+// JSON that comes from outside: a value that is nested deeply would overflow the stack of whatever walks it next.
+
+/** Deepest nesting of arrays and objects that is accepted. */
+export const maxJsonDepth = 128
+
+/** How a refusal says it. */
+export const tooDeep = `arrays and objects may be nested ${maxJsonDepth} deep at most`
+
+/** Whether arrays and objects are nested deeper than is accepted. Takes time linear in the text, which need not be JSON. */
+export function nestsTooDeep(text: string): boolean {
+  let depth = 0
+  let quoted = false
+  for (let i = 0; i < text.length; i++) {
+    const character = text[i]
+    if (quoted) {
+      if (character === '\\') i++
+      else if (character === '"') quoted = false
+    } else if (character === '"') quoted = true
+    else if (character === '[' || character === '{') {
+      if (++depth > maxJsonDepth) return true
+    } else if (character === ']' || character === '}') depth--
+  }
+  return false
+}
+
+/** The same of a value that was parsed by others. */
+export function valueNestsTooDeep(value: unknown): boolean {
+  let level: unknown[] = [value]
+  for (let depth = 0; level.length > 0; depth++) {
+    if (depth > maxJsonDepth) return true
+    level = level.flatMap((inside) => (typeof inside === 'object' && inside !== null ? Object.values(inside) : []))
+  }
+  return false
+}

@@ -1,0 +1,99 @@
+// Fields that other servers know and this one does not: they pass with the values that change nothing.
+import { isDeepStrictEqual } from 'node:util'
+import { z } from 'zod'
+
+/** A field that may have one of the values, or null; any other value would be silently wrong. */
+export function neutral(values: readonly unknown[], reason: string) {
+  const allowed = values.length === 0 ? 'null' : values.map((value) => JSON.stringify(value)).join(' or ')
+  return z
+    .unknown()
+    .refine((value) => value == null || values.some((other) => value === other || isDeepStrictEqual(value, other)), {
+      error: `must be ${allowed}: ${reason}`,
+    })
+    .optional()
+}
+
+/** Accepted with any value: it cannot change the answer. */
+export const ignored = z.unknown().optional()
+
+const penalties = 'penalties are not supported'
+const beams = 'beam search is not supported'
+const samplers = 'this way of sampling is not supported; there are temperature, top_k, top_p and min_p'
+const constraints = 'constrained answers are not supported'
+const ids = 'token ids are not part of an answer'
+
+/** Fields of generation that OpenAI, vLLM, SGLang, llama.cpp and TGI have. */
+export const neutralFields = {
+  frequency_penalty: neutral([0], penalties),
+  presence_penalty: neutral([0], penalties),
+  repetition_penalty: neutral([1], penalties),
+  repeat_penalty: neutral([1], penalties),
+  dry_multiplier: neutral([0], penalties),
+  no_repeat_ngram_size: neutral([0], penalties),
+  logit_bias: neutral([{}], 'biases are not supported'),
+  bad_words: neutral([[]], 'biases are not supported'),
+  allowed_token_ids: neutral([], 'biases are not supported'),
+  logits_processors: neutral([[]], 'biases are not supported'),
+  best_of: neutral([1], 'the best of several answers is not chosen; ask for n and choose'),
+  use_beam_search: neutral([false], beams),
+  length_penalty: neutral([1], beams),
+  early_stopping: neutral([false], beams),
+  min_tokens: neutral([0], 'a least length is not supported'),
+  typical_p: neutral([1], samplers),
+  tfs_z: neutral([1], samplers),
+  top_a: neutral([0], samplers),
+  mirostat: neutral([0], samplers),
+  dynatemp_range: neutral([0], samplers),
+  xtc_probability: neutral([0], samplers),
+  do_sample: neutral([true], 'temperature 0 chooses the most probable token'),
+  guided_json: neutral([], constraints),
+  guided_regex: neutral([], constraints),
+  guided_choice: neutral([], constraints),
+  guided_grammar: neutral([], constraints),
+  structured_outputs: neutral([], constraints),
+  json_schema: neutral([], constraints),
+  grammar: neutral([''], constraints),
+  regex: neutral([], constraints),
+  skip_special_tokens: neutral([true], 'special tokens are never part of a text'),
+  spaces_between_special_tokens: ignored,
+  include_stop_str_in_output: neutral([false], 'a text ends before its stop string'),
+  detokenize: neutral([true], 'answers are texts'),
+  truncate_prompt_tokens: neutral([], 'prompts are not cut'),
+  prompt_logprobs: neutral([], 'use echo and logprobs of /v1/completions'),
+  return_token_ids: neutral([false], ids),
+  return_tokens_as_token_ids: neutral([false], ids),
+  n_probs: neutral([0], 'use logprobs'),
+  priority: neutral([0], 'requests run in the order in which they come'),
+  user: ignored,
+  metadata: ignored,
+  store: ignored,
+  service_tier: ignored,
+  safety_identifier: ignored,
+  request_id: ignored,
+  cache_prompt: ignored,
+  cache_salt: ignored,
+  prompt_cache_key: ignored,
+  prompt_cache_options: ignored,
+  prompt_cache_retention: ignored,
+}
+
+/** The same for chats. */
+export const neutralChatFields = {
+  functions: neutral([], 'use tools'),
+  function_call: neutral([], 'use tool_choice'),
+  verbosity: neutral(['medium'], 'the model does not know it'),
+  prediction: neutral([], 'predicted outputs are not supported'),
+  audio: neutral([], 'answers are texts'),
+  modalities: neutral([['text']], 'answers are texts'),
+  web_search_options: neutral([], 'there is no search'),
+  moderation: neutral([], 'there is none'),
+  documents: neutral([[]], 'documents are not shown to the template'),
+  chat_template: neutral([], "the checkpoint's own template is used"),
+  add_generation_prompt: neutral([true], 'an answer begins a turn'),
+  add_special_tokens: neutral([false], 'the template writes the special tokens'),
+  continue_final_message: neutral([false], 'an answer begins a turn'),
+  echo: neutral([false], 'the prompt is not repeated in a chat'),
+  include_reasoning: neutral([true], 'thoughts are always reasoning_content'),
+  separate_reasoning: neutral([true], 'thoughts are always reasoning_content'),
+  mm_processor_kwargs: neutral([], 'the model reads text alone'),
+}
