@@ -76,6 +76,33 @@ describe('a download', () => {
     }
   })
 
+  it('is found by its name afterwards, without a request', async () => {
+    const folder = await download('org/tiny', { cacheDir, hubUrl: hub.url })
+    hub.requests.length = 0
+    using model = await LoopLM.fromPretrained('org/tiny', { cacheDir })
+    expect(model.tokenizer!.hasChatTemplate).toBe(true)
+    using pinned = await LoopLM.fromPretrained('org/tiny', { cacheDir, revision: commit })
+    expect(pinned.config).toEqual(model.config)
+    process.env.HF_HUB_CACHE = cacheDir
+    try {
+      using named = await LoopLM.fromPretrained('org/tiny')
+      expect(named.config).toEqual(model.config)
+    } finally {
+      delete process.env.HF_HUB_CACHE
+    }
+    const other = await refusal(() => LoopLM.fromPretrained('org/tiny', { cacheDir, revision: 'other' }))
+    expect([other.code, other.message]).toEqual(['NOT_FOUND', expect.stringMatching(/no folder org\/tiny; download: true/)])
+    const wrong = await refusal(() => LoopLM.fromPretrained('org/tiny', { cacheDir, revision: '../x' }))
+    expect(wrong.code).toBe('INVALID_ARGUMENT')
+    await rm(join(folder, 'model.safetensors'))
+    const half = await refusal(() => LoopLM.fromPretrained('org/tiny', { cacheDir }))
+    expect(half.code).toBe('NOT_FOUND')
+    expect(half.message).toMatch(
+      /no folder org\/tiny; .* in the cache is incomplete: it has no model\.safetensors; download: true/,
+    )
+    expect(hub.requests).toEqual([])
+  })
+
   it('fetches nothing twice, and finds what it has when the hub does not answer', async () => {
     const folder = await download('org/tiny', { cacheDir, hubUrl: hub.url })
     hub.requests.length = 0

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { basename, resolve } from 'node:path'
 import { type Command, Option } from 'commander'
 import { checkServeOptions, type ServeOptions } from '../serve/options.js'
@@ -14,10 +15,13 @@ export function addServe(program: Command): void {
   const command = program
     .command('serve')
     .description("serve a checkpoint over OpenAI's HTTP interface; Ctrl-C lets running answers end first")
-    .argument('<model>', 'Hugging Face checkpoint folder with a tokenizer')
+    .argument('<model>', 'Hugging Face checkpoint folder with a tokenizer, or the name of a downloaded model')
     .option('--host <address>', 'address to listen on; one that other machines reach needs an API key (default: 127.0.0.1)')
     .option('--port <number>', 'port; 0 is any free one (default: 8000)', natural)
-    .option('--name <name>', "the model's name in requests; default the name of the folder")
+    .option(
+      '--name <name>',
+      "the model's name in requests; default that of the folder, or the name under which it was downloaded",
+    )
     .option('--api-key <key>', 'key that clients must send; better in the environment as LOOPLM_API_KEY')
     .option('--cors-origin <origin>', 'origin of web pages that may call; may be repeated', collect)
     .option('--max-running <count>', 'sequences generated at once (default: 32)', positiveInteger)
@@ -45,7 +49,7 @@ async function serve(folder: string, flags: ServeFlags): Promise<void> {
   const { device, dtype, threads, adapter, quantize, groupSize, corsOrigin, ...rest } = flags
   const apiKey = flags.apiKey ?? process.env.LOOPLM_API_KEY
   const options: ServeOptions = {
-    name: basename(resolve(folder)),
+    name: existsSync(folder) ? basename(resolve(folder)) : folder,
     ...rest,
     ...(apiKey === undefined ? {} : { apiKey }),
     ...(corsOrigin === undefined ? {} : { corsOrigins: corsOrigin }),

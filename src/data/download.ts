@@ -1,6 +1,7 @@
 import { createHash, randomUUID } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { copyFile, mkdir, open, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises'
+import { homedir } from 'node:os'
 import { basename, dirname, join, relative } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileError, LoopLMError } from '../errors.js'
@@ -55,18 +56,14 @@ const wanted = /^[\w.-]+\.(json|safetensors|jinja)$/
  */
 export async function download(name: string, options: DownloadOptions = {}): Promise<string> {
   const { revision = 'main' } = options
-  if (!/^[\w-][\w.-]*\/[\w-][\w.-]*$/.test(name)) {
+  if (!isRepository(name)) {
     throw new LoopLMError('INVALID_ARGUMENT', `${JSON.stringify(name)} is not the name of a model, such as "org/name"`, {
       operation,
     })
   }
-  if (!/^[\w-][\w.-]*(\/[\w-][\w.-]*)*$/.test(revision)) {
-    throw new LoopLMError('INVALID_ARGUMENT', `revision ${JSON.stringify(revision)} is not a branch, tag or commit`, {
-      operation,
-    })
-  }
+  checkRevision(revision, operation)
   const hub = await loadHub()
-  const cache = new Repository(options.cacheDir ?? hub.getHFHubCachePath(), name)
+  const cache = new Repository(options.cacheDir ?? hubCache(), name)
   const remote = new Remote(name, revision, options)
 
   let commit: string
@@ -75,8 +72,12 @@ export async function download(name: string, options: DownloadOptions = {}): Pro
     commit = await remote.commit(hub)
     files = await remote.files(hub, commit)
   } catch (error) {
-    if (error instanceof Unreachable) return cache.find(revision, error)
-    throw error
+    if (!(error instanceof Unreachable)) throw error
+    const { folder, problem } = await cache.find(revision)
+    if (folder !== undefined) return folder
+    if (problem === undefined) throw error
+    const message = `${error.message.replace(`${operation}: `, '')}; ${problem}`
+    throw new LoopLMError('NOT_FOUND', message, { operation, cause: error })
   }
   const missing: RemoteFile[] = []
   for (const file of files) if (!(await exists(cache.link(commit, file)))) missing.push(file)
@@ -84,6 +85,42 @@ export async function download(name: string, options: DownloadOptions = {}): Pro
   for (const file of missing) await obtain(remote, cache, commit, file, options)
   if (revision !== commit) await cache.writeRef(revision, commit) // last: what refs/ names is complete
   return cache.snapshot(commit)
+}
+
+/** Whether a text has the form of a repository's name, such as `org/name`. */
+export function isRepository(name: string): boolean {
+  return /^[\w-][\w.-]*\/[\w-][\w.-]*$/.test(name)
+}
+
+/**
+ * The folder of a model that was downloaded before, by looplm or by Hugging Face's own tools. Asks nobody.
+ *
+ * @throws LoopLMError NOT_FOUND when the cache has not all of it
+ */
+export async function findDownloaded(
+  name: string,
+  { revision = 'main', cacheDir }: Pick<DownloadOptions, 'revision' | 'cacheDir'>,
+  operation: string,
+): Promise<string> {
+  checkRevision(revision, operation)
+  const { folder, problem } = await new Repository(cacheDir ?? hubCache(), name).find(revision)
+  if (folder !== undefined) return folder
+  const remedy = 'download: true fetches a model of that name from the Hugging Face Hub (looplm download)'
+  const message = `no folder ${name}${problem === undefined ? '' : `; ${problem}`}; ${remedy}`
+  throw new LoopLMError('NOT_FOUND', message, { operation })
+}
+
+function checkRevision(revision: string, operation: string): void {
+  if (/^[\w-][\w.-]*(\/[\w-][\w.-]*)*$/.test(revision)) return
+  const message = `revision ${JSON.stringify(revision)} is not a branch, tag or commit`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}
+
+/** Where Hugging Face's tools keep what they download. */
+function hubCache(): string {
+  const { HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME } = process.env
+  const named = HF_HUB_CACHE ?? HUGGINGFACE_HUB_CACHE
+  return named ?? join(HF_HOME ?? join(XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'huggingface'), 'hub')
 }
 
 type Hub = typeof import('@huggingface/hub')
@@ -140,17 +177,15 @@ class Repository {
     if ((await this.#commit(revision)) !== commit) await replaceFile(this.#ref(revision), commit)
   }
 
-  /** The snapshot of a revision when it is complete. @throws LoopLMError `unreachable`, or NOT_FOUND naming a file that is missing */
-  async find(revision: string, unreachable: Unreachable): Promise<string> {
+  /** The snapshot of a revision when it is complete; `problem` names a file that is missing, if there is a snapshot. */
+  async find(revision: string): Promise<{ folder?: string; problem?: string }> {
     const commit = /^[\da-f]{40}$/.test(revision) ? revision : await this.#commit(revision)
-    if (commit === undefined || !(await exists(this.snapshot(commit)))) throw unreachable
+    if (commit === undefined || !(await exists(this.snapshot(commit)))) return {}
     for (const name of await this.#names(commit)) {
       if (await exists(join(this.snapshot(commit), name))) continue
-      const why = unreachable.message.replace(`${operation}: `, '')
-      const message = `${why}; ${this.snapshot(commit)} in the cache is incomplete: it has no ${name}`
-      throw new LoopLMError('NOT_FOUND', message, { operation, cause: unreachable })
+      return { problem: `${this.snapshot(commit)} in the cache is incomplete: it has no ${name}` }
     }
-    return this.snapshot(commit)
+    return { folder: this.snapshot(commit) }
   }
 
   /** The files of a commit; where other tools fetched it and they are not known, those without which there is no model. */

@@ -1,6 +1,6 @@
 import { readFile, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
-import { download } from '../data/download.js'
+import { download, findDownloaded, isRepository } from '../data/download.js'
 import { maxFileBytes, readJson as readAnyJson } from '../data/read-file.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
@@ -25,14 +25,12 @@ export interface Checkpoint {
   tokenizer: Tokenizer | undefined
 }
 
-/** The checkpoint's folder: the one that is named, or what is fetched when that was asked for. */
+/** The checkpoint's folder: the one that is named, what is fetched when that was asked for, or what was downloaded before. */
 export async function findFolder(name: string, options: PretrainedOptions, operation: string): Promise<string> {
   if (await exists(name, operation)) return name
   if (options.download === true) return download(name, options)
-  const remedy = /^[\w-][\w.-]*\/[\w-][\w.-]*$/.test(name)
-    ? '; download: true fetches a model of that name from the Hugging Face Hub (looplm download)'
-    : ''
-  throw new LoopLMError('NOT_FOUND', `no folder ${name}${remedy}`, { operation })
+  if (isRepository(name)) return findDownloaded(name, options, operation)
+  throw new LoopLMError('NOT_FOUND', `no folder ${name}`, { operation })
 }
 
 /** Reads everything but the weights. */

@@ -134,7 +134,8 @@ export class LoopLM {
    * Loads a Hugging Face checkpoint folder: config.json, model.safetensors (or its shards and model.safetensors.index.json),
    * generation_config.json and, where it exists, the tokenizer.
    *
-   * @param folder the checkpoint folder, or with `download: true` a name on the Hugging Face Hub
+   * @param folder the checkpoint folder, or the name of a model on the Hugging Face Hub that was downloaded before; with `download: true`
+   *   it is fetched
    * @param options device, dtype (default the files' own; others are converted, rounding to nearest) and threads
    * @throws LoopLMError NOT_FOUND, INVALID_FILE or INVALID_CONFIG naming the file and the field, INVALID_ARGUMENT naming the option,
    *   UNSUPPORTED, OUT_OF_MEMORY
