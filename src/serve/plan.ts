@@ -247,7 +247,7 @@ export function endTokens(model: LoopLM, tokenizer: Tokenizer, chat: boolean): n
 
 /** A seed of 64 bits in the 53 that the engine takes; a smaller one is itself. */
 function foldSeed(seed: number): number {
-  const bits = BigInt(seed)
+  const bits = seed < 2 ** 64 ? BigInt(seed) : 2n ** 64n - 1n
   const high = Number.isSafeInteger(seed) ? 0n : BigInt.asUintN(64, bits) >> 53n
   return Number(BigInt.asUintN(53, bits) ^ high)
 }

@@ -12,10 +12,10 @@ const stop = z
 /** Accepted only where it asks for nothing. */
 const absent = (reason: string) => z.null({ error: `must be null: ${reason}` }).optional()
 
-/** Seeds have 64 bits, and JSON's numbers may be larger than those that JavaScript counts by one. */
+/** Seeds have 64 bits; the largest are read as 2^64. */
 const seed = z
   .number()
-  .refine((value) => Number.isInteger(value) && value >= -(2 ** 63) && value < 2 ** 64, 'must be an integer of 64 bits')
+  .refine((value) => Number.isInteger(value) && value >= -(2 ** 63) && value <= 2 ** 64, 'must be an integer of 64 bits')
   .nullish()
 
 const minLoops = z.int().min(1).max(64).nullish()
