@@ -1,7 +1,7 @@
 // The command line as a user meets it: the built program in a process of its own.
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -407,6 +407,34 @@ describe('looplm serve', () => {
     expect(stdout).toBe(`ouro at ${url}\n`)
     expect(stderr).toBe('\nstopping; press Ctrl-C again to end at once\n')
     expect(code).toBe(0)
+  })
+})
+
+describe('looplm serve with the name of a model that was downloaded', () => {
+  it('finds it in the cache and serves it under that name', async () => {
+    const commit = 'c0ffee'.padEnd(40, '0')
+    const repository = join(root, 'hub', 'models--org--tiny')
+    await writeOuroFolder(join(repository, 'snapshots', commit))
+    await mkdir(join(repository, 'refs'), { recursive: true })
+    await writeFile(join(repository, 'refs', 'main'), commit)
+    let models: Promise<unknown> | undefined
+    process.env.HF_HUB_CACHE = join(root, 'hub')
+    try {
+      const { code, stderr } = await looplm(['serve', 'org/tiny', '--port', '0'], (child, stdout) => {
+        const url = /^org\/tiny at (http:\S+\/v1)\n$/.exec(stdout)?.[1]
+        if (url === undefined || models !== undefined) return
+        models = fetch(`${url}/models/org/tiny`)
+          .then((response) => response.json())
+          .finally(() => child.kill('SIGINT'))
+      })
+      expect([await models, code, stderr]).toMatchObject([
+        { id: 'org/tiny', object: 'model' },
+        0,
+        expect.stringContaining('stopping'),
+      ])
+    } finally {
+      delete process.env.HF_HUB_CACHE
+    }
   })
 })
 

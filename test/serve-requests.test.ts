@@ -349,7 +349,7 @@ describe('a field that changes nothing', () => {
   it('reads 64-bit seeds, top_p 0 as greedy, end tokens that are ignored or added', async () => {
     const { post } = await serve()
     const text = async (change: object | string) => {
-      const long = { ...completion, max_tokens: 12 }
+      const long = { ...completion, max_tokens: 12, temperature: 2, ignore_eos: true }
       const sent = typeof change === 'string' ? `${JSON.stringify(long).slice(0, -1)},"seed":${change}}` : { ...long, ...change }
       const { status, body } = await post('/v1/completions', sent)
       expect(status, JSON.stringify(body)).toBe(200)

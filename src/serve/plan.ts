@@ -245,16 +245,19 @@ export function endTokens(model: LoopLM, tokenizer: Tokenizer, chat: boolean): n
   return [...new Set([...model.endTokens, ...(turn === undefined ? [] : [turn])])]
 }
 
-/** A seed of 64 bits in the 53 that the engine takes; a smaller one is itself. */
+/** 2^64 / φ: its multiples are far apart. */
+const goldenRatio = 0x9e3779b97f4a7c15n
+
+/** A seed of 64 bits in the 53 that the engine takes; one that fits is itself. */
 function foldSeed(seed: number): number {
-  const bits = seed < 2 ** 64 ? BigInt(seed) : 2n ** 64n - 1n
-  const high = Number.isSafeInteger(seed) ? 0n : BigInt.asUintN(64, bits) >> 53n
-  return Number(BigInt.asUintN(53, bits) ^ high)
+  if (Number.isSafeInteger(seed)) return Number(BigInt.asUintN(53, BigInt(seed)))
+  const bits = seed < 2 ** 64 ? BigInt.asUintN(64, BigInt(seed)) : 2n ** 64n - 1n
+  return Number(BigInt.asUintN(53, bits ^ ((bits >> 53n) * goldenRatio)))
 }
 
 /** Choice 0 has the request's seed, as `model.generate` would use it; the others' are far away from it. */
 function seedOf(seed: number, choice: number): number {
-  return Number(BigInt.asUintN(53, BigInt(seed) + BigInt(choice) * 0x9e3779b97f4a7c15n))
+  return Number(BigInt.asUintN(53, BigInt(seed) + BigInt(choice) * goldenRatio))
 }
 
 function exitRule({ rule, threshold, min_loops: minLoops }: NonNullable<ChatRequest['exit']>): ExitRule {
