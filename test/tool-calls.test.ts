@@ -4,8 +4,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import OpenAI, { APIError } from 'openai'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { createServer, LoopLM, type LoopLMServer, PretrainTrainer } from '../src/index.js'
+import { createServer, LoopLM, type LoopLMServer } from '../src/index.js'
 import { opensThought, ToolCallStream } from '../src/serve/tool-calls.js'
+import { type Lesson, learn } from './lessons.js'
 import { writeOuroFolder } from './ouro-folder.js'
 
 const one = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": [2, "<x>"]}}\n</tool_call>'
@@ -153,7 +154,7 @@ const answered = [
 ]
 const text = (a: number, b: number) => `<tool_call>\n{"name": "add", "arguments": {"a": ${a}, "b": ${b}}}\n</tool_call>`
 /** Conversations as the template gets them, and what the model learns to answer. */
-const lessons: [messages: object[], tools: object[] | undefined, answer: string][] = [
+const lessons: Lesson[] = [
   [asked, tools, text(1, 2)],
   [[user('both')], tools, `Two sums.\n${text(1, 2)}\n${text(3, 4)}`],
   [
@@ -181,22 +182,7 @@ describe("OpenAI's client", () => {
   let client: OpenAI
   beforeAll(async () => {
     root = await mkdtemp(join(tmpdir(), 'looplm-tools-'))
-    const config = { hidden_size: 64, intermediate_size: 128, total_ut_steps: 2, initializer_range: 0.05 }
-    model = await LoopLM.fromPretrained(await writeOuroFolder(join(root, 'ouro'), { config }))
-    const tokenizer = model.tokenizer!
-    const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })
-    const prompts = lessons.map(([messages, tools]) =>
-      encode(tokenizer.applyChatTemplate(messages as never, { addGenerationPrompt: true, tools })),
-    )
-    const batch = {
-      sequences: lessons.map(([, , answer], i) => [...prompts[i]!, ...encode(`${answer}<|im_end|>`)]),
-      promptLengths: prompts.map(({ length }) => length),
-    }
-    using trainer = new PretrainTrainer(model, { learningRate: 3e-3, entropyCoefficient: 0 })
-    for (let step = 0, loss = 9; loss > 0.01; step++) {
-      if (step === 600) throw new Error(`the lessons were not learnt: ${loss}`)
-      loss = (await trainer.update(batch)).loss!
-    }
+    model = await learn(join(root, 'ouro'), lessons)
     server = createServer(model, { name: 'tiny', port: 0 })
     client = new OpenAI({ baseURL: `${await server.listen()}/v1`, apiKey: 'none', maxRetries: 0 })
   }, 120_000)
