@@ -1,5 +1,5 @@
 // Generation inside a web framework's handler. One scheduler serves all requests: each enters the batch that is running and leaves it on
-// its own. A client that goes away takes its sequence with it.
+// its own. A client that goes away takes its sequence with it. looplm's errors have a `status`, which Fastify reads: an empty prompt is a 400.
 import { Readable } from 'node:stream'
 import Fastify from 'fastify'
 import { openModel } from './model.js'

@@ -291,7 +291,10 @@ describe("OpenAI's client", () => {
     const deaf = createServer(plain, { name: 'tiny', port: 0 })
     const other = new OpenAI({ baseURL: `${await deaf.listen()}/v1`, apiKey: 'none', maxRetries: 0 })
     const error = await apiError(other.chat.completions.create({ ...body(asked), tools }))
+    const answer = { role: 'assistant' as const, content: null, tool_calls: [call] }
+    const lost = await apiError(other.chat.completions.create(body([...asked, answer, ...asked])))
     await deaf.close()
+    expect([lost.status, lost.param]).toEqual([400, 'messages[1].tool_calls'])
     expect([error.status, error.param]).toEqual([400, 'tools'])
     expect(error.message).toMatch(/the chat template of the model does not show it any/)
   })

@@ -6,6 +6,7 @@ import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions } from '../model/types.js'
 import { endTokens } from '../serve/plan.js'
+import { type AnswerParts, opensThought, ToolCallStream } from '../serve/tool-calls.js'
 import { type ModelFlags, modelOptions, openModel } from './arguments.js'
 import { generationOptions, type SamplingFlags, samplingOptions } from './generate.js'
 import { exitCodes, interruptedCode } from './output.js'
@@ -94,7 +95,7 @@ async function chat(folder: string, flags: ChatFlags): Promise<number> {
         } else if (text !== '') {
           answering = new AbortController()
           messages.push({ role: 'user', content: text })
-          messages.push({ role: 'assistant', content: await answer(model, messages, settings, paint, answering.signal) })
+          messages.push(await answer(model, messages, settings, paint, answering.signal))
         }
       } catch (error) {
         if (!(error instanceof LoopLMError)) throw error
@@ -112,14 +113,14 @@ async function chat(folder: string, flags: ChatFlags): Promise<number> {
   }
 }
 
-/** Writes an answer as it comes, then what it took; returns its text, also when it was stopped. */
+/** Writes an answer as it comes, then what it took; returns it with its thoughts apart, also when it was stopped. */
 async function answer(
   model: LoopLM,
   messages: readonly ChatMessage[],
   { think, options }: Settings,
   paint: Paint,
   signal: AbortSignal,
-): Promise<string> {
+): Promise<ChatMessage> {
   const tokenizer = model.tokenizer!
   const rendered = tokenizer.applyChatTemplate(messages, { addGenerationPrompt: true, enableThinking: think })
   const prompt = tokenizer.encode(rendered, { addSpecialTokens: false })
@@ -132,12 +133,18 @@ async function answer(
   const stop = [...endTokens(model, tokenizer, true), ...(options.stop ?? [])]
   const start = performance.now()
   const counts: number[] = []
-  let text = ''
+  const parts = new ToolCallStream(undefined, { calls: 'keep', thinking: opensThought(rendered) })
+  let content = ''
+  let thoughts = ''
+  const take = ({ text, reasoning }: AnswerParts) => {
+    content += text
+    thoughts += reasoning
+  }
   let end = ''
   try {
     for await (const chunk of model.stream(prompt, { ...options, maxNewTokens, stop, signal })) {
       counts[chunk.loop] = (counts[chunk.loop] ?? 0) + 1
-      text += chunk.text
+      take(parts.push(chunk.text!))
       process.stdout.write(paint(printable(chunk.text!), chunk.loop))
       if (chunk.finishReason === 'length') end = ', cut at its longest'
     }
@@ -147,7 +154,8 @@ async function answer(
   }
   const seconds = (performance.now() - start) / 1000
   process.stdout.write(`\n${summary(counts, seconds, paint)}${end}\n`)
-  return text
+  take(parts.flush())
+  return { role: 'assistant', content, ...(thoughts === '' ? {} : { reasoning_content: thoughts }) }
 }
 
 /** `12 tokens, 3.25 loops each (2: 3, 4: 9), 31 tokens/s` */

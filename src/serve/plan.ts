@@ -82,9 +82,15 @@ export async function planChat(served: Served, request: ChatRequest): Promise<Pl
     role: role === 'developer' ? 'system' : role, // OpenAI's newer word
   }))
   const shown = request.tool_choice === 'none' || !request.tools?.length ? undefined : request.tools
-  if (shown !== undefined && !showsTools(tokenizer)) {
+  if (shown !== undefined && !shows(tokenizer, 'tools')) {
     const message = 'tools: the chat template of the model does not show it any'
     throw new HttpError(400, message, { param: 'tools', code: 'unsupported_value' })
+  }
+  const called = messages.findIndex((message) => message.tool_calls?.length)
+  if (called !== -1 && !shows(tokenizer, 'tool_calls')) {
+    const param = `messages[${called}].tool_calls`
+    const message = `${param}: the chat template of the model does not show it any`
+    throw new HttpError(400, message, { param, code: 'unsupported_value' })
   }
   const thinks = request.reasoning_effort === 'none' ? false : undefined
   const text = render(tokenizer, messages, {
@@ -152,12 +158,22 @@ function render(tokenizer: Tokenizer, messages: readonly ChatMessage[], options:
   }
 }
 
-/** Whether the template writes tools anywhere: asked of a short chat, for the client's own may take long to render. */
-function showsTools(tokenizer: Tokenizer): boolean {
-  const tool = { type: 'function', function: { name: 'f', description: 'f', parameters: { type: 'object', properties: {} } } }
-  const render = (tools?: object[]) => tokenizer.applyChatTemplate([{ role: 'user', content: 'question' }], { tools })
+const tool = { type: 'function', function: { name: 'f', description: 'f', parameters: { type: 'object', properties: {} } } }
+const toolCall = { id: 'f', type: 'function', function: { name: 'f', arguments: {} } }
+
+/**
+ * Whether the template writes something more for a short chat with tools, or with a call: it must not be lost in silence. Not asked of the
+ * client's own chat, which may take long to render.
+ */
+function shows(tokenizer: Tokenizer, what: 'tools' | 'tool_calls'): boolean {
+  const render = (more: boolean) => {
+    const question = { role: 'user', content: 'question' }
+    const answer = { role: 'assistant', content: '', ...(more && what === 'tool_calls' ? { tool_calls: [toolCall] } : {}) }
+    const messages = what === 'tools' ? [question] : [question, answer]
+    return tokenizer.applyChatTemplate(messages, more && what === 'tools' ? { tools: [tool] } : {})
+  }
   try {
-    return render([tool]) !== render()
+    return render(true) !== render(false)
   } catch {
     return true // it wants other messages or tools
   }

@@ -214,9 +214,21 @@ function unit(vector: RealArray, base64: boolean): number[] | string {
   return bytes.toString('base64')
 }
 
+const texts = new WeakMap<Tokenizer, Map<number, string>>()
+
 /** A token's text; one that is a part of a character is spelt as OpenAI does: `bytes:\xe2\x98`. */
 export function tokenText(tokenizer: Tokenizer, token: number): string {
-  const bytes = tokenizer.tokenBytes(token)
+  const known = texts.get(tokenizer) ?? new Map<number, string>()
+  texts.set(tokenizer, known)
+  let text = known.get(token) // log-probabilities of a long prompt name many tokens, most of them often
+  if (text === undefined) {
+    text = spell(tokenizer.tokenBytes(token))
+    known.set(token, text)
+  }
+  return text
+}
+
+function spell(bytes: Uint8Array): string {
   try {
     return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes)
   } catch {
