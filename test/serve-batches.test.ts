@@ -12,7 +12,7 @@ function sums(fails: (sequence: readonly number[]) => boolean = () => false) {
   const gate = new Promise<void>((resolve) => {
     open = resolve
   })
-  const batches = new Batches<{ loops?: number }, number>(async (sequences, settings) => {
+  const batches = new Batches<{ loops?: number }, number>(2048, async (sequences, settings) => {
     runs.push({ sizes: sequences.map(({ length }) => length), settings })
     await gate
     if (sequences.some((sequence) => fails(Array.from(sequence)))) throw new Error('no luck')

@@ -192,6 +192,7 @@ describe('embeddings', () => {
     expect(await ask({ input: 'the' })).toBe(1)
     expect(await ask({ input: [5, 6, 7] })).toBe(1)
     expect(await ask({ input: [5], loops: 2, user: 'me', dimensions: null })).toBe(1)
+    expect(await ask({ input: [5], dimensions: model.config.hidden_size })).toBe(1)
     expect(await ask({ input: Array(200).fill('in the'), encoding_format: null })).toBe(200)
   })
 
@@ -243,7 +244,8 @@ describe('a field that changes nothing', () => {
     ['truncate_prompt_tokens'],
     ['guided_json'],
     ['stream', false],
-    ['stream_options'],
+    ['stream_options', {}, { include_usage: false }, { include_usage: null }],
+    ['a_field_of_tomorrow'],
     ['temperature', 1],
     ['top_p', 1],
     ['seed', 1],

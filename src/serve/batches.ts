@@ -8,20 +8,22 @@ interface Job<Result> {
   reject(error: unknown): void
 }
 
-/** Tokens that run at once: answers under way wait for them. */
-const batchTokens = 2048
-
 /**
  * Puts sequences of all requests together that wait for the same computation: one batch runs at a time, of the sequences that came first
  * and of others with their settings, up to a number of tokens.
  */
 export class Batches<Settings, Result> {
   readonly #compute: (sequences: TokenSequence[], settings: Settings) => Promise<readonly Result[]>
+  readonly #maxTokens: number
   readonly #waiting = new Set<Job<Result>>()
   #running = false
 
-  /** @param compute one result per sequence */
-  constructor(compute: (sequences: TokenSequence[], settings: Settings) => Promise<readonly Result[]>) {
+  /**
+   * @param maxTokens of a batch, unless one sequence has more: answers under way wait for it
+   * @param compute one result per sequence
+   */
+  constructor(maxTokens: number, compute: (sequences: TokenSequence[], settings: Settings) => Promise<readonly Result[]>) {
+    this.#maxTokens = maxTokens
     this.#compute = compute
   }
 
@@ -63,7 +65,7 @@ export class Batches<Settings, Result> {
     let tokens = 0
     for (const job of this.#waiting) {
       if (job.settings !== first!.settings) continue
-      if (batch.length > 0 && tokens + job.sequence.length > batchTokens) break
+      if (batch.length > 0 && tokens + job.sequence.length > this.#maxTokens) break
       batch.push(job)
       tokens += job.sequence.length
     }

@@ -112,6 +112,11 @@ export async function planChat(served: Served, request: ChatRequest): Promise<Pl
 export async function planEmbedding(served: Served, request: EmbeddingRequest): Promise<{ sequences: number[][] }> {
   checkModel(served, request.model)
   checkLoops(served, request.loops)
+  const { hidden_size: size } = served.model.config
+  if (request.dimensions != null && request.dimensions !== size) {
+    const message = `dimensions: must be the ${size} of the model, got ${request.dimensions}: vectors are not shortened`
+    throw new HttpError(400, message, { param: 'dimensions', code: 'invalid_value' })
+  }
   const context = contextOf(served)
   const prompts = await readPrompts(served, request.input, 'input', request.add_special_tokens ?? true)
   for (const { tokens, param } of prompts) {
@@ -189,7 +194,7 @@ function plan(
   format: Format,
 ): Plan {
   const { model, tokenizer, settings } = served
-  if (request.stream_options != null && request.stream !== true) {
+  if (request.stream_options?.include_usage && request.stream !== true) {
     const message = 'stream_options: needs stream to be true'
     throw new HttpError(400, message, { param: 'stream_options', code: 'invalid_value' })
   }

@@ -87,7 +87,7 @@ const embeddingSchema = z.strictObject({
   model: z.string().min(1),
   input: texts(2048),
   encoding_format: z.enum(['float', 'base64'], 'must be "float" or "base64"').nullish(),
-  dimensions: absent('vectors are not shortened'),
+  dimensions: z.int().min(1).nullish(),
   loops: z.int().min(1).max(64).nullish(),
   add_special_tokens: z.boolean().nullish(),
   truncate_prompt_tokens: neutralFields.truncate_prompt_tokens,
@@ -207,7 +207,7 @@ export const parseChat = (body: unknown): ChatRequest => check(chatSchema, body)
 export const parseEmbedding = (body: unknown): EmbeddingRequest => check(embeddingSchema, body)
 
 function check<Schema extends z.ZodObject>(schema: Schema, body: unknown): z.output<Schema> {
-  const result = schema.safeParse(body)
+  const result = schema.safeParse(withoutNulls(body, schema))
   if (result.success) return result.data
   const issue = result.error.issues[0]!
   if (issue.code === 'unrecognized_keys') {
@@ -221,6 +221,12 @@ function check<Schema extends z.ZodObject>(schema: Schema, body: unknown): z.out
   const missing = issue.code !== 'custom' && valueAt(body, issue.path) === undefined
   const message = `${param ?? 'the body'}: ${missing ? 'is missing' : issue.message}`
   throw new HttpError(400, message, { param, code: missing ? 'missing_required_parameter' : 'invalid_value' })
+}
+
+/** A field that is not known asks for nothing when it is null. */
+function withoutNulls(body: unknown, schema: z.ZodObject): unknown {
+  if (typeof body !== 'object' || body === null || Array.isArray(body)) return body
+  return Object.fromEntries(Object.entries(body).filter(([name, value]) => value !== null || Object.hasOwn(schema.shape, name)))
 }
 
 /** `messages[0].content` */

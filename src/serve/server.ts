@@ -54,6 +54,8 @@ export class LoopLMServer {
   readonly #admission: Admission
   readonly #metrics: Metrics
   readonly #open = new Set<AbortController>()
+  readonly #scores: Batches<ScoreSettings, TokenReport[]>
+  readonly #vectors: Batches<{ loops?: number }, RealArray>
   #scheduler: Scheduler | undefined
   readonly #created = Math.floor(Date.now() / 1000)
   #stopping: Promise<void> | undefined
@@ -71,6 +73,8 @@ export class LoopLMServer {
     this.#apiKey = apiKey
     this.#served = { model, tokenizer, settings }
     this.#admission = new Admission(settings.maxRunning, settings.maxWaiting)
+    this.#scores = new Batches(settings.prefillTokens, (sequences, options) => this.#scoreAll(sequences, options))
+    this.#vectors = new Batches(settings.prefillTokens, (sequences, options) => model.embed(sequences, options))
     this.#metrics = new Metrics(model.config.total_ut_steps, {
       running: () => this.#admission.running,
       waiting: () => this.#admission.waiting,
@@ -420,7 +424,7 @@ export class LoopLMServer {
     return [first, ...rest]
   }
 
-  readonly #scores = new Batches<ScoreSettings, TokenReport[]>(async (sequences, { temperature, loops, topLogprobs }) => {
+  async #scoreAll(sequences: TokenSequence[], { temperature, loops, topLogprobs }: ScoreSettings): Promise<TokenReport[][]> {
     const options = { temperature, topLogprobs, lastLoop: true, ...(loops === undefined ? {} : { loops }) }
     const scores = await this.#served.model.score(sequences, options)
     return sequences.map((sequence, i) =>
@@ -432,11 +436,7 @@ export class LoopLMServer {
         return { token: sequence[j + 1]!, logprob, alternatives: scores.topLogprobs?.[i]?.[j] ?? [] }
       }),
     )
-  })
-
-  readonly #vectors = new Batches<{ loops?: number }, RealArray>((sequences, options) =>
-    this.#served.model.embed(sequences, options),
-  )
+  }
 
   async #embed(request: EmbeddingRequest, controller: AbortController): Promise<object> {
     const { signal } = controller
