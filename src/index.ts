@@ -64,7 +64,7 @@ export type { ObjectiveInput } from './rl/objective/schema.js'
 export { ObjectiveTrainer } from './rl/objective-trainer.js'
 export { type PretrainBatch, PretrainTrainer } from './rl/pretrain.js'
 export { RLTTTrainer } from './rl/rltt.js'
-export type { ServeOptions, ServeSettings } from './serve/options.js'
+export type { ServeOptions, ServerSettings, ServeSettings } from './serve/options.js'
 export { createServer, LoopLMServer } from './serve/server.js'
 export * from './tasks/index.js'
 export {

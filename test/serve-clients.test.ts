@@ -1,4 +1,5 @@
 // The server as the clients of others meet it: OpenAI's, Vercel's AI SDK and LangChain.js, each with its own requests and readers.
+import { spawnSync } from 'node:child_process'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -32,6 +33,7 @@ const lessons: Lesson[] = [
   [[user('1+2?'), { role: 'assistant', content: '', tool_calls: [made] }, { role: 'tool', content: '3' }], [add], 'It is 3.'],
   [[user('hi')], undefined, 'Hello there, friend.'],
   [[user('why?')], undefined, '<think>\nHm, why.\n</think>\n\nBecause.'],
+  [[user('why?'), { role: 'assistant', content: 'Because.' }, user('hi')], undefined, 'You again.'],
 ]
 
 let root: string
@@ -264,4 +266,18 @@ describe('LangChain.js', () => {
     const penalised = new ChatOpenAI({ model: 'tiny', frequencyPenalty: 1, ...configuration() })
     expect((await failure(penalised.invoke('hi'))).message).toMatch(/penalties are not supported/)
   })
+})
+
+it('looplm chat puts an answer without its thoughts into the conversation', async () => {
+  const folder = join(root, 'chat')
+  await model.save(folder)
+  const program = join(import.meta.dirname, '..', 'dist', 'src', 'cli', 'main.js')
+  const input = 'why?\nhi\n'
+  const { stdout, stderr } = spawnSync(process.execPath, [program, 'chat', folder, '--temperature', '0'], {
+    input,
+    encoding: 'utf8',
+  })
+  expect(stderr).toBe('')
+  expect(stdout).toContain('<think>\nHm, why.\n</think>\n\nBecause.')
+  expect(stdout).toContain('You again.')
 })
