@@ -130,6 +130,20 @@ describe('echo', () => {
     expect((await ask([5, 6, 7], 2)).choices[0]!.logprobs!.token_logprobs!.slice(1)).toEqual(Array.from(two.logprobs[0]!))
   })
 
+  it('with more numbers than an answer holds is refused', async () => {
+    const { post } = await serve()
+    const prompts = Array.from({ length: 100 }, () => Array(1000).fill(5))
+    const { status, body } = await post('/v1/completions', {
+      model: 'tiny',
+      prompt: prompts,
+      echo: true,
+      logprobs: 20,
+      max_tokens: 0,
+    })
+    expect([status, body.error.param]).toEqual([400, 'logprobs'])
+    expect(body.error.message).toMatch(/have 2100000 log-probabilities, at most 2000000/)
+  })
+
   it('that fails for one prompt does not fail for those beside it', async () => {
     const { post, log } = await serve()
     const real = model.score.bind(model)
@@ -287,6 +301,14 @@ describe('a field that changes nothing', () => {
         expect(answer.status, `${field} ${JSON.stringify(value)}: ${JSON.stringify(answer.body)}`).toBe(200)
         if (field !== 'seed') expect(strip(answer.body), field).toBe(strip(plain.body))
       }
+  })
+
+  it('of a message may be null as well', async () => {
+    const { post } = await serve()
+    const nothing = { name: null, tool_calls: null, function_call: null, refusal: null, audio: null, reasoning_content: null }
+    const messages = ['user', 'assistant', 'user'].map((role) => ({ role, content: role === 'user' ? 'a' : null, ...nothing }))
+    const { status, body } = await post('/v1/chat/completions', { ...chat, messages })
+    expect(status, JSON.stringify(body)).toBe(200)
   })
 
   it.each([

@@ -1,5 +1,6 @@
 // A checked request in the model's words.
 import { randomInt } from 'node:crypto'
+import { types } from 'node:util'
 import type { ChatMessage, ChatTemplateOptions } from '../data/chat-template.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
@@ -48,6 +49,9 @@ export interface Served {
   settings: ServerSettings
 }
 
+/** Log-probabilities of prompts in one answer: as many take some 60 MB of JSON, and a few hundred MB while it is made. */
+const maxEchoedNumbers = 2_000_000
+
 /** @throws HttpError 400 or 404 naming the field */
 export async function planCompletion(served: Served, request: CompletionRequest): Promise<Plan> {
   const { tokenizer } = served
@@ -57,6 +61,11 @@ export async function planCompletion(served: Served, request: CompletionRequest)
   const format = completionFormat(request.model, tokenizer, logprobs !== undefined)
   const made = plan(served, request, prompts, 'prompt', request.max_tokens ?? 16, logprobs ?? 0, format)
   if (request.echo !== true) return made
+  const numbers = logprobs === undefined ? 0 : made.choices.reduce((sum, { prompt }) => sum + prompt.length * (1 + logprobs), 0)
+  if (numbers > maxEchoedNumbers) {
+    const message = `logprobs: the prompts of this request have ${numbers} log-probabilities, at most ${maxEchoedNumbers} fit in an answer`
+    throw new HttpError(400, message, { param: 'logprobs', code: 'invalid_value' })
+  }
   const scores =
     logprobs === undefined
       ? undefined
@@ -157,7 +166,7 @@ function render(tokenizer: Tokenizer, messages: readonly ChatMessage[], options:
   } catch (error) {
     if (!(error instanceof LoopLMError) || error.code !== 'INVALID_ARGUMENT') throw error
     const { cause } = error // the error's own message names the template's file
-    if (!(cause instanceof Error)) throw new LoopLMError('INVALID_FILE', error.message, { cause: error })
+    if (!types.isNativeError(cause)) throw new LoopLMError('INVALID_FILE', error.message, { cause: error })
     const reason = cause.name === 'Error' ? `refused them: ${cause.message}` : 'cannot render them'
     throw new HttpError(400, `messages: the chat template ${reason}`, { param: 'messages', code: 'invalid_value' })
   }
