@@ -49,8 +49,8 @@ export interface Served {
   settings: ServerSettings
 }
 
-/** Log-probabilities of prompts in one answer: as many take some 60 MB of JSON, and a few hundred MB while it is made. */
-const maxEchoedNumbers = 2_000_000
+/** Log-probabilities of prompts in one answer: as many take some 30 MB of JSON. */
+const maxEchoedNumbers = 1_000_000
 
 /** @throws HttpError 400 or 404 naming the field */
 export async function planCompletion(served: Served, request: CompletionRequest): Promise<Plan> {

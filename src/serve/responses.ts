@@ -51,7 +51,9 @@ export interface Usage {
 
 /** The objects of one endpoint that generates. */
 export interface Format {
-  whole(pieces: readonly Piece[], usage: Usage): object
+  /** A choice of a whole answer. Made when it ends: those of a large answer do not hold the event loop all at once. */
+  choice(piece: Piece): object
+  whole(choices: readonly object[], usage: Usage): object
   /** What opens a stream, if anything does. */
   opening(index: number): object | undefined
   delta(piece: Piece): object
@@ -86,7 +88,8 @@ export function completionFormat(model: string, tokenizer: Tokenizer, logprobs: 
     }
   }
   return {
-    whole: (pieces, usage) => ({ ...head, choices: pieces.map(choice), usage }),
+    choice,
+    whole: (choices, usage) => ({ ...head, choices, usage }),
     opening: () => undefined,
     delta: (piece) => ({ ...head, choices: [choice(piece)] }),
     usage: (usage) => ({ ...head, choices: [], usage }),
@@ -105,20 +108,17 @@ export function chatFormat(model: string, tokenizer: Tokenizer, logprobs: boolea
     loops: loopsOf(piece),
   })
   return {
-    whole: (pieces, usage) => ({
-      ...head,
-      choices: pieces.map((piece) => ({
-        index: piece.index,
-        message: {
-          role: 'assistant',
-          ...(piece.reasoning === '' ? {} : { reasoning_content: piece.reasoning }),
-          ...(piece.calls.length === 0 ? { content: piece.text } : { content: piece.text || null, tool_calls: piece.calls }),
-          refusal: null,
-        },
-        ...rest(piece),
-      })),
-      usage,
+    choice: (piece) => ({
+      index: piece.index,
+      message: {
+        role: 'assistant',
+        ...(piece.reasoning === '' ? {} : { reasoning_content: piece.reasoning }),
+        ...(piece.calls.length === 0 ? { content: piece.text } : { content: piece.text || null, tool_calls: piece.calls }),
+        refusal: null,
+      },
+      ...rest(piece),
     }),
+    whole: (choices, usage) => ({ ...head, choices, usage }),
     opening: (index) => ({
       ...chunk,
       choices: [{ index, delta: { role: 'assistant', content: '' }, logprobs: null, finish_reason: null, loops: [] }],

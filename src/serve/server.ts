@@ -328,12 +328,12 @@ export class LoopLMServer {
 
   async #whole(plan: Plan, controller: AbortController): Promise<object> {
     const readers = plan.choices.map((_, index) => new ChoiceReader(index, plan.parts?.()))
-    await this.#run(plan, readers, controller, () => {})
+    const choices: object[] = []
+    await this.#run(plan, readers, controller, (index) => {
+      if (readers[index]!.complete) choices[index] = plan.format.choice(readers[index]!.take())
+    })
     const loops = readers.flatMap((reader) => reader.loops)
-    return plan.format.whole(
-      readers.map((reader) => reader.take()),
-      usageOf(plan.promptTokens, loops),
-    )
+    return plan.format.whole(choices, usageOf(plan.promptTokens, loops))
   }
 
   async #stream(plan: Plan, response: ServerResponse, controller: AbortController): Promise<void> {
