@@ -3,7 +3,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import OpenAI, { APIError } from 'openai'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { createServer, LoopLM, type LoopLMServer } from '../src/index.js'
 import { opensThought, ToolCallStream } from '../src/serve/tool-calls.js'
 import { type Lesson, learn } from './lessons.js'
@@ -66,6 +66,16 @@ describe('calls in a text', () => {
       'with the mark in its arguments',
       '<tool_call>{"name":"f","arguments":{"a":"<think>"}}</tool_call> b',
       { text: 'b', reasoning: '', calls: ['f'] },
+    ],
+    [
+      'behind a tag that is spoken of',
+      `Use \`<think>\` and \`<tool_call>\`. ${other}`,
+      { text: 'Use `<think>` and `<tool_call>`.', reasoning: '', calls: ['now'] },
+    ],
+    [
+      'in a thought that speaks of its end',
+      `<think>a \`</think>\` ${other}</think>b`,
+      { text: 'b', reasoning: `a \`</think>\` ${other}`, calls: [] },
     ],
     ['cut off in the mark of a thought', '<thi', { text: '<thi', reasoning: '', calls: [] }],
     ['cut off in the end of a thought', '<think>a</thi', { text: '', reasoning: 'a</thi', calls: [] }],
@@ -282,6 +292,26 @@ describe("OpenAI's client", () => {
   ])('is refused %j by name', async (change, param) => {
     const error = await apiError(client.post('/chat/completions', { body: { ...body(asked), ...change } }))
     expect([error.status, error.param]).toEqual([400, param])
+  })
+
+  it.each([
+    ['a string', JSON.stringify(arguments_)],
+    ['an object, as Ollama writes it', arguments_],
+  ])('gives arguments back as %s', async (_what, given) => {
+    const made = { type: 'function', function: { name: 'add', arguments: given } }
+    const messages = [...asked, { role: 'assistant', content: null, tool_calls: [made] }, answered[2]]
+    const { choices } = await client.chat.completions.create({ ...body(messages as never), tools })
+    expect(choices[0]!.message.content).toBe('It is 3.')
+  })
+
+  it.each([[''], [null], [undefined]])('may call without arguments: %j', async (given) => {
+    const made = { type: 'function', function: { name: 'add', arguments: given } }
+    const messages = [...asked, { role: 'assistant', content: null, tool_calls: [made] }, answered[2]]
+    const render = vi.spyOn(model.tokenizer!, 'applyChatTemplate')
+    await client.chat.completions.create({ ...body(messages as never), max_tokens: 1, tools })
+    const [rendered] = render.mock.calls.find(([messages]) => messages.length === 3)!
+    render.mockRestore()
+    expect(rendered[1]!.tool_calls).toMatchObject([{ function: { name: 'add', arguments: {} } }])
   })
 
   it('is told when the template has no place for tools', async () => {

@@ -131,7 +131,10 @@ const content = z.unknown().transform((value, context) => {
 })
 
 const call = z.looseObject(
-  { type: z.literal('function').nullish(), function: z.looseObject({ name: z.string().min(1), arguments: jsonObject() }) },
+  {
+    type: z.literal('function').nullish(),
+    function: z.looseObject({ name: z.string().min(1), arguments: jsonObject().prefault({}) }),
+  },
   'must be { "id": …, "type": "function", "function": { "name": …, "arguments": … } }',
 )
 const roles = ['system', 'developer', 'user', 'assistant', 'tool'] as const
@@ -149,20 +152,22 @@ const tool = z.looseObject(
 
 /** OpenAI's clients send the arguments of a call as a string of JSON; templates want the object. */
 function jsonObject() {
-  const problem = 'must be a string with a JSON object'
-  return z.string(problem).transform((text, context) => {
-    if (nestsTooDeep(text)) {
-      context.addIssue({ code: 'custom', message: tooDeep })
+  const isObject = (value: unknown) => typeof value === 'object' && value !== null && !Array.isArray(value)
+  return z.unknown().transform((given, context): unknown => {
+    if (given == null || given === '') return {}
+    if (isObject(given)) return given // as Ollama's clients send it; how deep it is, the body's check has seen
+    const refuse = (message: string) => {
+      context.addIssue({ code: 'custom', message })
       return z.NEVER
     }
+    if (typeof given === 'string' && nestsTooDeep(given)) return refuse(tooDeep)
     try {
-      const value: unknown = JSON.parse(text === '' ? '{}' : text)
-      if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value
+      const value: unknown = typeof given === 'string' ? JSON.parse(given) : undefined
+      if (isObject(value)) return value
     } catch {
       // told below
     }
-    context.addIssue({ code: 'custom', message: problem })
-    return z.NEVER
+    return refuse('must be a string with a JSON object')
   })
 }
 

@@ -49,7 +49,7 @@ export function opensThought(prompt: string): boolean {
  * Takes thoughts and calls out of a text that grows, in time linear in its length. White space around them
  * is dropped, but that in front of them stays where a text follows. What turns out
  * not to be a call (no JSON, no name, arguments that are no object, nested too deep) stays text, with its marks. What a thought says is
- * never a call.
+ * never a call. A mark behind a backtick is spoken of, and is text.
  */
 export class ToolCallStream {
   readonly #most: number
@@ -57,6 +57,7 @@ export class ToolCallStream {
   #made = 0
   #place: keyof typeof places
   #tail = '' // may be the beginning of a mark
+  #last = '' // the character before that
   #inside: string[] = [] // the call
   #written = false // there was a text
   readonly #text = new HeldSpace()
@@ -97,7 +98,8 @@ export class ToolCallStream {
         return parts
       }
       this.#add(parts, text.slice(from, found.index))
-      this.#meet(parts, found[0])
+      if (this.#last === '`' && found[0] !== endCall) this.#add(parts, found[0])
+      else this.#meet(parts, found[0])
       from = found.index + found[0].length
     }
   }
@@ -117,6 +119,7 @@ export class ToolCallStream {
   }
 
   #add(parts: AnswerParts, text: string): void {
+    this.#last = text.at(-1) ?? this.#last
     if (this.#place === 'call') this.#inside.push(text)
     else if (this.#place === 'thought') parts.reasoning += this.complete ? '' : this.#thought.push(text)
     else if (!this.complete) {
@@ -127,6 +130,7 @@ export class ToolCallStream {
   }
 
   #meet(parts: AnswerParts, mark: string): void {
+    this.#last = ''
     if (mark === beginThought) this.#place = 'thought'
     else if (mark === beginCall) this.#place = 'call'
     else if (mark === endCall) this.#endCall(parts, mark)
