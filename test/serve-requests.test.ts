@@ -584,6 +584,16 @@ describe('an error', () => {
     expect(log).toContain('chat_template.jinja')
   })
 
+  /** Makes every way to encode a text fail. */
+  function failEncoding(error: Error): void {
+    const tokenizer = model.tokenizer! as unknown as Record<string, () => unknown>
+    for (const name of ['encode', 'encodeAsync'])
+      if (name in tokenizer)
+        vi.spyOn(tokenizer, name).mockImplementation(() => {
+          throw error
+        })
+  }
+
   it.each([
     ['INVALID_ARGUMENT', 400, /prompt: Tokenizer says so/],
     ['INVALID_FILE', 500, /internal error/],
@@ -592,9 +602,7 @@ describe('an error', () => {
     ['DISPOSED', 500, /internal error/],
   ] as const)('of encode with the code %s has status %i', async (code, status, message) => {
     const { post, log } = await serve()
-    vi.spyOn(model.tokenizer!, 'encode').mockImplementation(() => {
-      throw new LoopLMError(code, 'Tokenizer says so', { operation: 'Tokenizer.encode' })
-    })
+    failEncoding(new LoopLMError(code, 'Tokenizer says so', { operation: 'Tokenizer.encode' }))
     const answer = await post('/v1/completions', completion)
     expect(answer.status).toBe(status)
     expect(answer.body.error.message).toMatch(message)
@@ -603,9 +611,7 @@ describe('an error', () => {
 
   it('that is not known tells nothing of its message', async () => {
     const { post, log } = await serve()
-    vi.spyOn(model.tokenizer!, 'encode').mockImplementation(() => {
-      throw new TypeError('cannot read /etc/passwd')
-    })
+    failEncoding(new TypeError('cannot read /etc/passwd'))
     for (const [path, body] of [
       ['/v1/completions', completion],
       ['/v1/chat/completions', chat],

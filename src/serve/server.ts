@@ -306,6 +306,7 @@ export class LoopLMServer {
     const late = new HttpError(504, `no answer within ${settings.requestTimeout} s`, { code: 'timeout' })
     const timer = setTimeout(() => controller.abort(late), settings.requestTimeout * 1000)
     try {
+      const { signal } = controller
       const body = await readJson(request, settings.maxBodyBytes, settings.bodyTimeout * 1000)
       if (path === '/v1/embeddings') sendJson(response, 200, await this.#embed(parseEmbedding(body), controller))
       else {
@@ -313,12 +314,12 @@ export class LoopLMServer {
         const plan = await (completion
           ? planCompletion(this.#served, parseCompletion(body))
           : planChat(this.#served, parseChat(body)))
+        signal.throwIfAborted() // encoding a long text takes time
         this.#metrics.promptTokens.add(plan.promptTokens)
         if (plan.cutTo !== undefined) response.setHeader('x-looplm-max-tokens', plan.cutTo)
         if (plan.stream) await this.#stream(plan, response, controller)
         else sendJson(response, 200, await this.#whole(plan, controller))
       }
-      const { signal } = controller
       await finished(response, { signal }).catch(() => signal.throwIfAborted()) // until the client has it
     } finally {
       clearTimeout(timer)
