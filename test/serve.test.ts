@@ -656,12 +656,13 @@ describe('a client that does not read', () => {
     const socket = connect(Number(new URL(url).port), '127.0.0.1', () => {
       socket.pause().write(`POST /v1/completions HTTP/1.1\r\n${headers.join('\r\n')}\r\n\r\n${body}`)
     })
-    const read = { bytes: 0, end: '', closed: false }
+    const read = { bytes: 0, end: '', closed: false, limit: Number.POSITIVE_INFINITY }
     socket
       .on('error', () => {})
       .on('data', (data) => {
         read.bytes += data.length
         read.end = (read.end + data).slice(-100)
+        if (read.bytes >= read.limit) socket.pause()
       })
       .on('close', () => {
         read.closed = true
@@ -703,12 +704,12 @@ describe('a client that does not read', () => {
     await until(async () => (await metric('looplm_requests_open')) > 0)
     const start = performance.now()
     while (!read.closed) {
-      const before = read.bytes
+      read.limit = read.bytes + 250_000
       socket.resume()
-      await until(() => read.bytes > before + 250_000 || read.closed)
-      socket.pause()
-      await new Promise((resolve) => setTimeout(resolve, 250))
+      await until(() => read.bytes >= read.limit || read.closed)
+      await new Promise((resolve) => setTimeout(resolve, 100))
     }
+    expect(read.bytes).toBeGreaterThan(3_500_000) // more than ten pauses
     expect(performance.now() - start).toBeGreaterThan(1000) // longer than the limit
     expect(read.end).toContain('data: [DONE]')
     expect(await metric('looplm_disconnects_total')).toBe(0)
