@@ -113,16 +113,28 @@ describe('echo', () => {
   })
 
   it('reads a prompt after the loops that are asked for, and computes the prompts of many requests together', async () => {
-    const { client } = await serve()
-    const score = vi.spyOn(model, 'score')
+    const { client, url } = await serve()
+    const real = model.score.bind(model)
+    let open = () => {}
+    const gate = new Promise<void>((resolve) => {
+      open = resolve
+    })
+    const score = vi.spyOn(model, 'score').mockImplementation(async (...args) => {
+      await gate
+      return real(...args)
+    })
     const ask = (prompt: number[], loops?: number) =>
       client.completions.create({
         ...{ model: 'tiny', prompt, max_tokens: 0, logprobs: 0, echo: true },
         ...(loops === undefined ? {} : { loops }),
       })
     const prompts = Array.from({ length: 24 }, (_, i) => [5 + i, 6, 7])
-    const answers = await Promise.all(prompts.map((prompt) => ask(prompt)))
-    expect(score.mock.calls.length).toBeLessThan(24)
+    const asked = prompts.map((prompt) => ask(prompt))
+    const running = async () => ((await (await fetch(`${url}/health`)).json()) as { running: number }).running
+    await expect.poll(running).toBe(24)
+    open()
+    const answers = await Promise.all(asked)
+    expect(score.mock.calls.length).toBeLessThan(4) // those that came first, and the rest
     const { logprobs } = await model.score(prompts, { lastLoop: true })
     for (const [i, { choices }] of answers.entries())
       expect(choices[0]!.logprobs!.token_logprobs!.slice(1)).toEqual(Array.from(logprobs[i]!))
