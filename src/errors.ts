@@ -81,9 +81,17 @@ const systemCauses: Readonly<Record<string, string>> = {
   EROFS: 'the file system is read-only; choose another folder',
   EACCES: 'permission denied; choose another folder or change its permissions',
   EPERM: 'permission denied; choose another folder or change its permissions',
-  ENOTDIR: 'a part of the path is a file, not a folder',
+  ENOTDIR: 'a part of the path is a file, not a folder; choose another path',
+  EEXIST: 'a file with the name of the folder exists; choose another path or remove the file',
+  EISDIR: 'it is a folder, not a file; choose another path',
+  ENOTEMPTY: 'it is a folder with files in it; choose another path',
+  ENAMETOOLONG: 'a name in the path is too long; choose a shorter one',
+  ELOOP: 'the links in the path lead round in a circle; remove one of them',
+  EMFILE: 'this process has too many open files; close some or raise the limit (ulimit -n)',
+  ENFILE: 'the system has too many open files; close some',
+  EBUSY: 'another program uses it; try again when that has ended',
   ENOENT: 'it does not exist',
-  EIO: 'the disk reported an error',
+  EIO: 'the disk reported an error; check it, or choose another folder',
 }
 
 /**

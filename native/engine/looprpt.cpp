@@ -595,6 +595,7 @@ void MovingAverage::load(const std::string& path) {
       finite &= std::isfinite(bf16_to_float(float_to_bf16(value)));
     }
     if (!finite) refuse_tensor(path, "average." + p.name, "has a value that is not finite");
+    check_checksum(path, "average." + p.name, found->second);
   }
   if (file.tensors().size() != teacher_->trained().size()) refuse_file(path, "it holds tensors that are not this model's");
   const Uninterrupted uninterrupted(*teacher_->device);

@@ -197,6 +197,7 @@ void AdamW::load(const std::string& path) {
       if (state.buffer == &master_ && !rounds_to_parameter(model, p, entry.data))
         refuse_tensor(path, name,
                       "does not round to the model's parameter: load the checkpoint's parameters first, and from the same step");
+      check_checksum(path, name, entry);
     }
   if (!unknown.empty()) refuse_tensor(path, unknown.begin()->first, "is not this model's");
 

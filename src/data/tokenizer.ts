@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
-import { mkdir, rename, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Tokenizer as Pipeline } from '@huggingface/tokenizers'
+import { checkText } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import {
   type ChatMessage,
@@ -20,6 +20,7 @@ import {
   type SpecialTokens,
   type TokenizerJson,
 } from './tokenizer-json.js'
+import { jsonText, replaceFile } from './write-file.js'
 
 /** The fields of tokenizer_config.json that looplm reads; all others are kept and saved again. */
 export interface TokenizerConfig {
@@ -329,11 +330,23 @@ export class Tokenizer {
    * Writes tokenizer.json and tokenizer_config.json, each to a temporary file that is then renamed.
    *
    * @param folder created when it does not exist
+   * @throws LoopLMError INVALID_ARGUMENT, or INVALID_FILE naming what could not be written
    */
   async save(folder: string): Promise<void> {
-    await mkdir(folder, { recursive: true })
-    await writeJson(join(folder, 'tokenizer.json'), this.#json)
-    await writeJson(join(folder, 'tokenizer_config.json'), this.config)
+    const operation = 'Tokenizer.save'
+    checkText(folder, 'folder', 'the path of a folder', operation)
+    for (const [name, text] of this.files()) await replaceFile(join(folder, name), text, operation)
+  }
+
+  /**
+   * The text of the files that {@link Tokenizer.save} writes, by name.
+   * @internal
+   */
+  files(): [name: string, text: string][] {
+    return [
+      ['tokenizer.json', jsonText(this.#json)],
+      ['tokenizer_config.json', jsonText(this.config)],
+    ]
   }
 
   #configuredId(field: 'bos_token' | 'eos_token' | 'pad_token', source: string): number | undefined {
@@ -364,9 +377,4 @@ function tokenContent(token: unknown): string | undefined {
 function savedConfig(special: SpecialTokens): TokenizerConfig {
   const tokens = Object.entries(special).map(([role, token]) => [`${role}_token`, token])
   return { tokenizer_class: 'PreTrainedTokenizerFast', clean_up_tokenization_spaces: false, ...Object.fromEntries(tokens) }
-}
-
-async function writeJson(path: string, value: unknown): Promise<void> {
-  await writeFile(`${path}.tmp`, `${JSON.stringify(value, null, 2)}\n`)
-  await rename(`${path}.tmp`, path)
 }

@@ -9,8 +9,6 @@ import { type LoopLMConfig, parameterCount, parseConfig, parseQuantization } fro
 import type { ModelDType, PretrainedOptions } from './types.js'
 import { exists, interruptedSave } from './write-folder.js'
 
-export { writeFolder } from './write-folder.js'
-
 /** The parts of a Hugging Face checkpoint folder. */
 export interface Checkpoint {
   config: LoopLMConfig
@@ -150,7 +148,10 @@ function checkEndTokens(generation: Record<string, unknown>, path: string, confi
   throw new LoopLMError('INVALID_FILE', message, { operation })
 }
 
-/** The content of config.json for a model that looplm saves. transformers 4 calls the dtype torch_dtype, later ones dtype. */
+/**
+ * The content of config.json for a model that looplm saves, sorted by name as transformers sorts it: a model that is loaded and saved again
+ * gives the same file. transformers 4 calls the dtype torch_dtype, later ones dtype.
+ */
 export function configJson(
   config: LoopLMConfig,
   dtype: ModelDType,
@@ -164,7 +165,8 @@ export function configJson(
       : { quantization_config: { quant_method: 'looplm', bits: quantization.bits, group_size: quantization.groupSize } }
   const model = { architectures: ['OuroForCausalLM'], model_type: 'ouro', hidden_act: 'silu', rope_scaling: null }
   const unused = { attention_dropout: 0, use_sliding_window: false, use_cache: true }
-  return { ...unused, ...config, ...model, auto_map: autoMap(config, code), ...dtypes, ...quantized }
+  const fields = { ...unused, ...config, ...model, auto_map: autoMap(config, code), ...dtypes, ...quantized }
+  return Object.fromEntries(Object.entries(fields).sort(([a], [b]) => (a < b ? -1 : 1)))
 }
 
 /** A JSON object from a file of bounded size. @throws LoopLMError NOT_FOUND, INVALID_FILE */

@@ -2,12 +2,13 @@ import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../arguments.js'
 import { Tokenizer } from '../data/tokenizer.js'
+import { jsonText } from '../data/write-file.js'
 import { LoopLMError } from '../errors.js'
 import { call, context, type NativeModel, type NativeSequences, native, type Quantization } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
 import { type Adapter, adapterConfig, checkAdapter, type LoRAOptions, readAdapter, sameAdapter } from './adapter.js'
-import { configJson, findFolder, readCheckpoint, writeFolder } from './checkpoint.js'
+import { configJson, findFolder, readCheckpoint } from './checkpoint.js'
 import { checkDType, checkLoops, checkTemperature, packSequences, packValues } from './checks.js'
 import {
   checkFieldNames,
@@ -18,6 +19,7 @@ import {
   parameterCount,
   parseConfig,
 } from './config.js'
+import { type FolderFiles, listChecksums, warnOfChanges } from './folder-files.js'
 import { generate, stream } from './generate.js'
 import { accumulateLoss } from './loss.js'
 import {
@@ -52,6 +54,7 @@ import type {
   Scores,
   TokenSequence,
 } from './types.js'
+import { writeFolder } from './write-folder.js'
 
 const recomputes = ['none', 'loop', 'layer'] as const
 
@@ -160,6 +163,7 @@ export class LoopLM {
     const handle = await call(operation, () =>
       native().modelLoad(on, nativeConfig(parts.config), place.dtype, weights, quantization, saved !== undefined),
     )
+    await warnOfChanges(found, weights[0]!)
     return new LoopLM(handle, { ...place, ...parts, dtype: native().modelDType(handle), quantization })
   }
 
@@ -175,25 +179,25 @@ export class LoopLM {
 
   set tokenizer(tokenizer: Tokenizer | undefined) {
     const operation = 'LoopLM.tokenizer'
-    if (tokenizer !== undefined) {
-      checkInstance(tokenizer, 'tokenizer', Tokenizer, 'Tokenizer.fromPretrained resolves to, or undefined', operation)
-      if (tokenizer.vocabSize > this.config.vocab_size) {
-        const message = `the tokenizer has ${tokenizer.vocabSize} ids, the model's vocab_size is ${this.config.vocab_size}`
-        throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
-      }
-    }
-    this.#tokenizer = tokenizer
+    this.#tokenizer = tokenizer === undefined ? undefined : this.#fitting(tokenizer, operation)
   }
 
   /**
    * Writes a checkpoint that {@link LoopLM.fromPretrained} and Python load: config.json, generation_config.json, model.safetensors and the
    * tokenizer's files. A new folder appears complete or not at all; in an existing one the files are exchanged so that a kill leaves the old
-   * model, the new one, or a folder that is refused with what to do, and other files stay.
+   * model, the new one, or a folder that is refused with what to do. Files of the old model that the new one does not have, such as
+   * shards, an adapter, or a chat template, are removed; other files stay.
    * A quantized model is saved as it is, codes and scales, which looplm alone loads; `dequantize: true` writes plain matrices instead.
    *
    * @param folder created when it does not exist
    * @param options.dtype dtype of the file, in a quantized one of what is not quantized; default the model's
+   * @param options.tokenizer saved with the model; default {@link LoopLM.tokenizer}
    * @throws LoopLMError INVALID_FILE when the folder cannot be written, INVALID_ARGUMENT naming the argument or when the model has an adapter
+   *
+   * @example
+   * ```ts
+   * await model.save('my-model', { dtype: 'bfloat16', tokenizer: Tokenizer.bytes() })
+   * ```
    */
   async save(folder: string, options: SaveOptions = {}): Promise<void> {
     const operation = 'LoopLM.save'
@@ -206,16 +210,23 @@ export class LoopLM {
     }
     const dtype = this.#fileDType(options, operation)
     const dequantize = checkFlag(options.dequantize ?? false, 'dequantize', operation)
+    const tokenizer = options.tokenizer === undefined ? this.#tokenizer : this.#fitting(options.tokenizer, operation)
     const { bos_token_id, eos_token_id } = this.config
-    await writeFolder(folder, operation, async (temporary) => {
+    const quantization = dequantize ? undefined : this.quantization
+    const files: FolderFiles = new Map<string, string | Uint8Array>([
+      ['config.json', jsonText(configJson(this.config, dtype, this.#code, quantization))],
+      ['generation_config.json', jsonText({ bos_token_id, eos_token_id, ...this.#generation })],
+      ...this.#code,
+      ...(tokenizer?.files() ?? []),
+    ])
+    const stale = await writeFolder(folder, 'model', operation, async (temporary) => {
       const weights = join(temporary, 'model.safetensors')
-      await call(operation, () => native().modelSave(handle, weights, fileDTypes[dtype], dequantize))
-      const quantization = dequantize ? undefined : this.quantization
-      await writeJson(join(temporary, 'config.json'), configJson(this.config, dtype, this.#code, quantization))
-      for (const [name, content] of this.#code) await writeFile(join(temporary, name), content)
-      await writeJson(join(temporary, 'generation_config.json'), { bos_token_id, eos_token_id, ...this.#generation })
-      await this.#tokenizer?.save(temporary)
+      await call(operation, () => native().modelSave(handle, weights, fileDTypes[dtype], dequantize, listChecksums(files)))
+      await writeFiles(temporary, files)
     })
+    if (tokenizer !== undefined || !stale.includes('tokenizer.json')) return
+    const message = `the model has no tokenizer, so that of the model that ${folder} held was removed`
+    process.emitWarning(`${operation}: ${message}; set model.tokenizer, or pass tokenizer`, { type: 'LoopLMWarning' })
   }
 
   /**
@@ -422,19 +433,19 @@ export class LoopLM {
    * @param options.dtype dtype of the file; default the model's
    * @throws LoopLMError INVALID_ARGUMENT when there is no adapter, INVALID_FILE when the folder cannot be written
    */
-  async saveAdapter(folder: string, options: SaveOptions = {}): Promise<void> {
+  async saveAdapter(folder: string, options: Pick<SaveOptions, 'dtype'> = {}): Promise<void> {
     const operation = 'LoopLM.saveAdapter'
     checkText(folder, 'folder', 'the path of a folder', operation)
-    checkOptions(options, saveOptions, operation)
+    checkOptions(options, { dtype: true }, operation)
     const handle = this.handle(operation)
     const adapter = this.#adapter
     if (adapter === undefined) throw new LoopLMError('INVALID_ARGUMENT', 'the model has no adapter', { operation })
     const dtype = this.#fileDType(options, operation)
-    await writeFolder(folder, operation, async (temporary) => {
-      await call(operation, () =>
-        native().modelSaveAdapter(handle, join(temporary, 'adapter_model.safetensors'), fileDTypes[dtype]),
-      )
-      await writeJson(join(temporary, 'adapter_config.json'), adapterConfig(adapter))
+    const files: FolderFiles = new Map([['adapter_config.json', jsonText(adapterConfig(adapter))]])
+    await writeFolder(folder, 'adapter', operation, async (temporary) => {
+      const weights = join(temporary, 'adapter_model.safetensors')
+      await call(operation, () => native().modelSaveAdapter(handle, weights, fileDTypes[dtype], listChecksums(files)))
+      await writeFiles(temporary, files)
     })
   }
 
@@ -464,6 +475,7 @@ export class LoopLM {
     const handle = this.handle(operation)
     try {
       await call(operation, () => native().modelLoadAdapter(handle, weights))
+      await warnOfChanges(folder, weights)
     } catch (error) {
       if (own === undefined) await this.removeAdapter()
       throw error
@@ -641,6 +653,13 @@ export class LoopLM {
     return new LoopLM(handle, { ...place, generation: this.#generation, code: this.#code, tokenizer: this.#tokenizer, adapter })
   }
 
+  #fitting(tokenizer: Tokenizer, operation: string): Tokenizer {
+    checkInstance(tokenizer, 'tokenizer', Tokenizer, 'Tokenizer.fromPretrained resolves to, or undefined', operation)
+    if (tokenizer.vocabSize <= this.config.vocab_size) return tokenizer
+    const message = `the tokenizer has ${tokenizer.vocabSize} ids, the model's vocab_size is ${this.config.vocab_size}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+
   #fileDType(options: SaveOptions, operation: string): ModelDType {
     const dtypes = (['float32', 'bfloat16', 'float64'] as const).filter((word) => word !== 'float64' || this.dtype === word)
     return checkWord(options.dtype ?? this.dtype, 'dtype', dtypes, operation)
@@ -698,6 +717,6 @@ function checkQuantization(options: LoadOptions, operation: string): Quantizatio
   return { bits, groupSize: checkNumber(options.groupSize ?? 64, 'groupSize', range, operation) }
 }
 
-async function writeJson(path: string, value: unknown): Promise<void> {
-  await writeFile(path, `${JSON.stringify(value, null, 2)}\n`)
+async function writeFiles(folder: string, files: FolderFiles): Promise<void> {
+  for (const [name, content] of files) await writeFile(join(folder, name), content)
 }

@@ -474,6 +474,7 @@ export abstract class Trainer<
     if (checkpoint === undefined && runDir !== undefined && resume === false && this.#step === 0)
       await RunFolder.requireNew(runDir)
     this.#data = await this.openData(signal)
+    this.model.tokenizer ??= this.#data.tokenizer // what is trained on its tokens is saved and used with it
     if (this.config.evalEvery > 0) {
       this.checkEvaluations()
       this.#evalTasks()
@@ -554,14 +555,13 @@ export abstract class Trainer<
       (to) => saveTrained(this.model, to),
       (to) => this.optimizer.save(`${to}/optimizer.safetensors`),
       async (to) => {
-        if (this.model.tokenizer === undefined) await this.#data?.tokenizer.save(to)
+        if (this.model.adapter !== undefined) await this.model.tokenizer?.save(to)
       },
       ...this.checkpointParts(),
     ]
     const config = plainConfig(this.config)
     const { fingerprint, description } = this.#data!
     const state = {
-      format: 1,
       trainer: this.name,
       step: this.#step,
       tokens: this.#tokens,
