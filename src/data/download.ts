@@ -133,12 +133,12 @@ class Repository {
 
   /** Remembers what a commit consists of. */
   async writeListing(commit: string, files: readonly RemoteFile[]): Promise<void> {
-    await replaceFile(this.#listing(commit), `${JSON.stringify(files.map(({ path }) => path))}\n`, operation)
+    await writeNote(this.#listing(commit), `${JSON.stringify(files.map(({ path }) => path))}\n`)
   }
 
   /** Remembers which commit a branch or tag is at. */
   async writeRef(revision: string, commit: string): Promise<void> {
-    if ((await this.#commit(revision)) !== commit) await replaceFile(this.#ref(revision), commit, operation)
+    if ((await this.#commit(revision)) !== commit) await writeNote(this.#ref(revision), commit)
   }
 
   /** The snapshot of a revision when it is complete. @throws LoopLMError `unreachable`, or NOT_FOUND naming a file that is missing */
@@ -380,6 +380,12 @@ async function checksum(path: string, { oid }: RemoteFile): Promise<string> {
   if (oid.length === 40) hash.update(`blob ${await sizeOf(path)}\0`)
   for await (const part of createReadStream(path)) hash.update(part)
   return hash.digest('hex')
+}
+
+/** Writes a small file of the cache. */
+async function writeNote(path: string, text: string): Promise<void> {
+  await onDisk('write', dirname(path), mkdir(dirname(path), { recursive: true }), operation)
+  await replaceFile(path, text, operation)
 }
 
 const aborted = (cause: unknown): LoopLMError =>

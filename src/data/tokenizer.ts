@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto'
+import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Tokenizer as Pipeline } from '@huggingface/tokenizers'
 import { checkText } from '../arguments.js'
@@ -20,7 +21,7 @@ import {
   type SpecialTokens,
   type TokenizerJson,
 } from './tokenizer-json.js'
-import { jsonText, replaceFile } from './write-file.js'
+import { jsonText, onDisk, replaceFile } from './write-file.js'
 
 /** The fields of tokenizer_config.json that looplm reads; all others are kept and saved again. */
 export interface TokenizerConfig {
@@ -335,6 +336,7 @@ export class Tokenizer {
   async save(folder: string): Promise<void> {
     const operation = 'Tokenizer.save'
     checkText(folder, 'folder', 'the path of a folder', operation)
+    await onDisk('write', folder, mkdir(folder, { recursive: true }), operation)
     for (const [name, text] of this.files()) await replaceFile(join(folder, name), text, operation)
   }
 

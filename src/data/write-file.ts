@@ -1,6 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import { mkdir, rename, rm, writeFile } from 'node:fs/promises'
-import { dirname } from 'node:path'
+import { rename, rm, writeFile } from 'node:fs/promises'
 import { fileError } from '../errors.js'
 
 /** JSON as looplm writes it into files for people. */
@@ -11,13 +10,12 @@ export function jsonText(value: unknown): string {
 /**
  * Writes a small file so that nobody sees a part of it, not even when two write it at once.
  *
- * @param path its folder is made where it does not exist
+ * @param path in a folder that exists
  * @throws LoopLMError INVALID_FILE naming the file; one of that name is as it was then
  */
 export async function replaceFile(path: string, text: string, operation: string): Promise<void> {
   const temporary = `${path}.tmp-${randomUUID()}`
   try {
-    await mkdir(dirname(path), { recursive: true })
     await writeFile(temporary, text)
     await rename(temporary, path)
   } catch (cause) {
