@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { mkdir } from 'node:fs/promises'
+import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Tokenizer as Pipeline } from '@huggingface/tokenizers'
 import { checkText } from '../arguments.js'
@@ -12,6 +12,7 @@ import {
   maxTemplateBytes,
   renderChat,
 } from './chat-template.js'
+import { staleFiles } from './folder-files.js'
 import { maxFileBytes, readJson, readText } from './read-file.js'
 import {
   bytesOfToken,
@@ -328,7 +329,8 @@ export class Tokenizer {
   }
 
   /**
-   * Writes tokenizer.json and tokenizer_config.json, each to a temporary file that is then renamed.
+   * Writes tokenizer.json and tokenizer_config.json, each to a temporary file that is then renamed. Files of another tokenizer in the
+   * folder, such as chat_template.jinja and vocab.json, are removed.
    *
    * @param folder created when it does not exist
    * @throws LoopLMError INVALID_ARGUMENT, or INVALID_FILE naming what could not be written
@@ -337,7 +339,11 @@ export class Tokenizer {
     const operation = 'Tokenizer.save'
     checkText(folder, 'folder', 'the path of a folder', operation)
     await onDisk('write', folder, mkdir(folder, { recursive: true }), operation)
-    for (const [name, text] of this.files()) await replaceFile(join(folder, name), text, operation)
+    const files = this.files()
+    for (const [name, text] of files) await replaceFile(join(folder, name), text, operation)
+    const fresh = files.map(([name]) => name)
+    for (const name of await onDisk('read', folder, staleFiles(folder, 'tokenizer', fresh), operation))
+      await onDisk('remove', join(folder, name), rm(join(folder, name), { recursive: true, force: true }), operation)
   }
 
   /**

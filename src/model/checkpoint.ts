@@ -37,12 +37,12 @@ export async function findFolder(name: string, options: PretrainedOptions, opera
 export async function readCheckpoint(folder: string, operation: string): Promise<Checkpoint> {
   const configPath = join(folder, 'config.json')
   if (!(await exists(configPath, operation))) {
+    const interrupted = await interruptedSave(folder)
+    if (interrupted !== undefined) throw new LoopLMError('INVALID_FILE', interrupted, { operation })
     if (await exists(join(folder, 'adapter_config.json'))) {
       const message = `${folder} holds an adapter: load the model that it belongs to, then the adapter with loadAdapter (--adapter)`
       throw new LoopLMError('INVALID_FILE', message, { operation })
     }
-    const interrupted = await interruptedSave(folder)
-    if (interrupted !== undefined) throw new LoopLMError('INVALID_FILE', interrupted, { operation })
     const inside = (await exists(join(folder, 'checkpoints'))) ? `; those of a run are in ${join(folder, 'checkpoints')}` : ''
     throw new LoopLMError('NOT_FOUND', `no file ${configPath}: ${folder} is not a checkpoint folder${inside}`, { operation })
   }

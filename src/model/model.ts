@@ -1,6 +1,7 @@
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../arguments.js'
+import { type FolderFiles, listChecksums, warnOfChanges } from '../data/folder-files.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { jsonText } from '../data/write-file.js'
 import { LoopLMError } from '../errors.js'
@@ -19,7 +20,6 @@ import {
   parameterCount,
   parseConfig,
 } from './config.js'
-import { type FolderFiles, listChecksums, warnOfChanges } from './folder-files.js'
 import { generate, stream } from './generate.js'
 import { accumulateLoss } from './loss.js'
 import {

@@ -3,9 +3,9 @@ import { closeSync, mkdirSync, openSync, statSync } from 'node:fs'
 import { lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { type Owner, staleFiles } from '../data/folder-files.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { native } from '../native.js'
-import { type Owner, staleFiles } from './folder-files.js'
 
 /*
  * A new folder is filled beside its place, as NAME.tmp-<uuid>, synced and renamed. In a folder that exists, the new files are first

@@ -1,10 +1,10 @@
 import { mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { z } from 'zod'
+import { checksumOf, sha256 } from '../data/folder-files.js'
 import { maxFileBytes, readJson } from '../data/read-file.js'
 import { jsonText, onDisk } from '../data/write-file.js'
 import { fileError, LoopLMError } from '../errors.js'
-import { checksumOf, sha256 } from '../model/folder-files.js'
 import { exists, ignoreMissing, sync, syncAll } from '../model/write-folder.js'
 
 /*

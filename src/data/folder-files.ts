@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { lstat, open, readdir, readFile } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
-import { maxFileBytes, readJson } from '../data/read-file.js'
+import { maxFileBytes, readJson } from './read-file.js'
 
 /*
  * The files of a folder that describe a model. The weights of looplm have checksums in the header of their safetensors file
@@ -82,18 +82,25 @@ const tokenizerFile = [
   /^additional_chat_templates$/, // a folder
 ]
 
-/** What a save writes: what it leaves of these, from an earlier save or another tool, would be believed beside the new files. */
-export type Owner = 'model' | 'adapter'
+const owned = {
+  model: [adapterFile, configFile, ...weightsFile, ...tokenizerFile],
+  adapter: [adapterFile],
+  tokenizer: tokenizerFile,
+} as const
+
+/** What a save writes. */
+export type Owner = keyof typeof owned
 
 /**
- * The files of a folder that describe an earlier model or adapter and would be taken for the new one's. All other files are the user's.
+ * The files of a folder, from an earlier save or another tool, that would be taken for a part of what is saved there. A model takes the
+ * place of an adapter and a tokenizer too. All other files are the user's.
  *
  * @param fresh names of the new files
  */
 export async function staleFiles(folder: string, owner: Owner, fresh: readonly string[]): Promise<string[]> {
-  const patterns = owner === 'adapter' ? [adapterFile] : [adapterFile, configFile, ...weightsFile, ...tokenizerFile]
+  const patterns = owned[owner]
   const names = await readdir(folder)
-  const shards = owner === 'adapter' ? new Set<string>() : await indexedFiles(folder, names)
+  const shards = owner === 'model' ? await indexedFiles(folder, names) : new Set<string>()
   const stale: string[] = []
   for (const name of names) {
     if (fresh.includes(name) || !(shards.has(name) || patterns.some((pattern) => pattern.test(name)))) continue
