@@ -98,14 +98,17 @@ const systemCauses: Readonly<Record<string, string>> = {
  * What went wrong with a file, as a sentence with its remedy.
  *
  * @param cause what the file system threw; a LoopLMError passes unchanged
- * @param action what was tried, for example `write`
+ * @param action what was tried, for example `write`; a file that is not there to be read is NOT_FOUND
  * @param path of the file or folder
  */
 export function fileError(cause: unknown, action: string, path: string, operation?: string): LoopLMError {
   if (cause instanceof LoopLMError) return cause
   const { code = '', message = String(cause) } = (cause ?? {}) as { code?: string; message?: string }
   const text = `cannot ${action} ${path}: ${systemCauses[code] ?? message}${code in systemCauses ? ` (${code})` : ''}`
-  return new LoopLMError(code === 'ENOENT' && action === 'read' ? 'NOT_FOUND' : 'INVALID_FILE', text, { operation, cause })
+  return new LoopLMError(code === 'ENOENT' && action.startsWith('read') ? 'NOT_FOUND' : 'INVALID_FILE', text, {
+    operation,
+    cause,
+  })
 }
 
 /**

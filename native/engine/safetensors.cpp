@@ -231,6 +231,8 @@ std::string explain(int reason) {
       return "a part of the path is a file, not a folder; choose another path (ENOTDIR)";
     case EISDIR:
       return "it is a folder, not a file; choose another path (EISDIR)";
+    case ELOOP:
+      return "the links in the path lead round in a circle; remove one of them (ELOOP)";
     case ENAMETOOLONG:
       return "a name in the path is too long; choose a shorter one (ENAMETOOLONG)";
     default:

@@ -5,15 +5,19 @@ import { maxFileBytes, readJson } from './read-file.js'
 
 /*
  * The files of a folder that describe a model. The weights of looplm have checksums in the header of their safetensors file
- * (native/engine/safetensors.h): "looplm.xxh64" stands for the whole file, "looplm.sha256" lists the other files that were saved with it.
+ * (native/engine/safetensors.h): "looplm.xxh64" stands for the whole file, "looplm.sha256" lists the other files that belong to it.
  */
 
 /** Text or bytes of files by name. */
 export type FolderFiles = ReadonlyMap<string, string | Uint8Array>
 
-/** "NAME:SHA-256" of each file, for the header of the weights. */
+/** Files whose content is a setting that people edit: they have no checksum. */
+const settings = ['generation_config.json', 'tokenizer_config.json']
+
+/** "NAME:SHA-256" of each file that belongs to the weights, for their header. */
 export function listChecksums(files: FolderFiles): string {
-  return [...files].map(([name, content]) => `${name}:${sha256(content)}`).join(' ')
+  const listed = [...files].filter(([name]) => !settings.includes(name))
+  return listed.map(([name, content]) => `${name}:${sha256(content)}`).join(' ')
 }
 
 export function sha256(content: string | Uint8Array): string {

@@ -3,6 +3,7 @@ import { basename, dirname, join } from 'node:path'
 import { download } from '../data/download.js'
 import { maxFileBytes, readJson as readAnyJson } from '../data/read-file.js'
 import { Tokenizer } from '../data/tokenizer.js'
+import { onDisk } from '../data/write-file.js'
 import { LoopLMError } from '../errors.js'
 import type { Quantization } from '../native.js'
 import { type LoopLMConfig, parameterCount, parseConfig, parseQuantization } from './config.js'
@@ -85,7 +86,8 @@ async function readCode(folder: string, config: LoopLMConfig): Promise<ReadonlyM
   const code = new Map<string, Uint8Array>()
   for (const file of new Set(localModules(config).map(([, file]) => file))) {
     const found = await stat(join(folder, file)).catch(() => undefined)
-    if (found?.isFile() && found.size <= maxCodeBytes) code.set(file, await readFile(join(folder, file)))
+    if (found?.isFile() && found.size <= maxCodeBytes)
+      code.set(file, await onDisk('read', join(folder, file), readFile(join(folder, file))))
   }
   return code
 }
