@@ -1,4 +1,4 @@
-// Checkpoint folders with damage, and folders without checksums, as other tools and version 0.1.0 wrote them.
+// Checkpoint folders with damage, and folders without checksums, as other tools and earlier versions write them.
 import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 
