@@ -172,7 +172,10 @@ export class LoopLM {
     return parameterCount(this.config)
   }
 
-  /** The tokenizer of the checkpoint, or one that was assigned; it turns texts into prompts and is saved with the model. */
+  /**
+   * The tokenizer of the checkpoint, of the task or data that the model was trained on, or one that was assigned. It turns texts into
+   * prompts and is saved with the model.
+   */
   get tokenizer(): Tokenizer | undefined {
     return this.#tokenizer
   }
