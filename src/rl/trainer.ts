@@ -157,8 +157,9 @@ export abstract class Trainer<
   }
 
   /**
-   * Trains for `steps` steps on the data of the options and yields what happens. A model without a tokenizer gets that of the data. With a `runDir`, metrics, completions and checkpoints are
-   * written, the last one when the run ends or is aborted; the abort takes effect between steps, or while sampling, scoring or evaluating.
+   * Trains for `steps` steps on the data of the options and yields what happens. A model without a tokenizer gets that of the data.
+   * With a `runDir`, metrics, completions and checkpoints are written, the last one when the run ends or is aborted; the abort takes
+   * effect between steps, or while sampling, scoring or evaluating.
    *
    * @param options.signal ends the run after the current step
    * @param options.config replaces config.yaml of `runDir` once the run, or the checkpoint that it resumes from, is accepted; without it the
