@@ -86,9 +86,8 @@ class LoopRptPass {
   }
   void check() const {
     check_sequences(student_, s_, "looprpt");
-    require(teacher_.device == student_.device && teacher_.dt == student_.dt &&
-                teacher_.arena_elements() == student_.arena_elements() &&
-                teacher_.config.vocabulary == student_.config.vocabulary,
+    require(teacher_.device == student_.device && teacher_.dt == student_.dt && teacher_.config == student_.config &&
+                teacher_.quantization.bits == student_.quantization.bits,
             "the teacher must have the student's configuration, device and dtype");
     require(loops_ >= 2, "LoopRPT compares loops: the model needs at least two");
     require(o_.rollouts >= 2, "rollouts must be at least 2: advantages compare the rollouts of a token");
@@ -550,8 +549,8 @@ MovingAverage::MovingAverage(std::shared_ptr<Model> teacher, std::shared_ptr<Mod
 }
 
 void MovingAverage::check() const {
-  if (teacher_->device != student_->device || teacher_->dt != student_->dt ||
-      teacher_->arena_elements() != student_->arena_elements() || !teacher_->same_adapter(*student_))
+  if (teacher_->device != student_->device || teacher_->dt != student_->dt || teacher_->config != student_->config ||
+      !teacher_->same_adapter(*student_))
     throw Error("INVALID_ARGUMENT", "moving average",
                 "the teacher must have the student's configuration, device, dtype and adapter");
 }

@@ -506,13 +506,22 @@ export class LoopLM {
     return call('LoopLM.getParameter', () => native().modelRead(handle, name))
   }
 
-  /** Overwrites one parameter; a bfloat16 model rounds to nearest. @throws LoopLMError NOT_FOUND, INVALID_SHAPE, NON_FINITE */
+  /**
+   * Overwrites one parameter; a bfloat16 model rounds to nearest.
+   *
+   * @throws LoopLMError NOT_FOUND, INVALID_SHAPE, NON_FINITE also for a value outside the range of the model's dtype
+   */
   async setParameter(name: string, values: ArrayLike<number>): Promise<void> {
     const operation = 'LoopLM.setParameter'
     const handle = this.handle(operation)
     const shape = this.#parameter(name, operation).shape
     const length = shape.reduce((product, n) => product * n, 1)
     const packed = packValues([values], name, () => [{ shape: `[${shape.join(', ')}]`, length }], 1, operation)
+    const at = packed.findIndex((value) => Math.abs(value) > largest[this.dtype])
+    if (at !== -1) {
+      const message = `${name} holds ${packed[at]} (entry ${at} of all); the largest value of ${this.dtype} is ${largest[this.dtype]}`
+      throw new LoopLMError('NON_FINITE', message, { operation })
+    }
     await call(operation, () => native().modelWrite(handle, name, packed))
   }
 
@@ -557,6 +566,8 @@ export class LoopLM {
   /**
    * What the model thinks of whole responses, loop by loop: means over their tokens, without a table of single tokens.
    *
+   * @param sequences at least one, each of at least two token ids
+   * @param options.promptLengths per sequence, how many of its tokens are prompt; default 1 each
    * @returns per sequence `logprobs`, T means of log P of the response tokens, and `exitLoop`, the mean of Σ t·p_t (1-based)
    * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, ABORTED
    *
@@ -572,7 +583,7 @@ export class LoopLM {
   ): Promise<{ logprobs: number[][]; exitLoop: number[] }> {
     const operation = 'LoopLM.responseMeans'
     checkOptions(options, responseMeansOptions, operation)
-    const limits = { vocabulary: this.config.vocab_size, minLength: 1, promptLengths: options.promptLengths }
+    const limits = { vocabulary: this.config.vocab_size, minLength: 2, promptLengths: options.promptLengths }
     const packed = packSequences(sequences, limits, operation)
     const settings = {
       temperature: checkTemperature(options.temperature, operation),
@@ -590,6 +601,8 @@ export class LoopLM {
    * One vector per sequence: the mean of the last loop's states over the response tokens, or over all tokens without `promptLengths`.
    * Similar texts have similar vectors, with no model but this one.
    *
+   * @param sequences at least one, each of at least one token id, with `promptLengths` two
+   * @param options.promptLengths per sequence, how many of its tokens are prompt and left out of the mean
    * @returns `hidden_size` numbers per sequence
    * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, ABORTED
    *
@@ -608,15 +621,9 @@ export class LoopLM {
     checkOptions(options, embedOptions, operation)
     const limits = { vocabulary: this.config.vocab_size, minLength: 1, promptLengths: options.promptLengths }
     const packed = packSequences(sequences, limits, operation)
-    // a prompt of one token would leave that token out where no prompt was named
-    const whole = options.promptLengths === undefined ? packed.lengths : packed.promptLengths
     const loops = checkLoops(options.loops, operation)
     const handle = this.handle(operation)
-    return call(
-      operation,
-      (cancel) => native().modelEmbed(handle, { ...packed, promptLengths: whole }, loops, cancel),
-      options.signal,
-    )
+    return call(operation, (cancel) => native().modelEmbed(handle, packed, loops, cancel), options.signal)
   }
 
   /**
@@ -690,6 +697,8 @@ interface ModelParts extends Place {
   adapter?: Adapter | undefined
 }
 
+/** The largest finite values of the dtypes. */
+const largest = { float32: (2 - 2 ** -23) * 2 ** 127, bfloat16: (2 - 2 ** -7) * 2 ** 127, float64: Number.MAX_VALUE } as const
 const fileDTypes = { float32: 'F32', bfloat16: 'BF16', float64: 'F64' } as const
 
 function checkPlace<Fallback extends ModelDType | undefined>(

@@ -9,7 +9,7 @@ import { SequenceTrainer } from './sequences.js'
 import type { Prepared } from './trainer.js'
 import { checkOptions } from './validate.js'
 
-/** Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Other fields are ignored; null stands for an absent one. */
+/** Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Fields of rollouts are ignored, other names and a mask refused; null stands for an absent field. */
 export interface LoopRPTBatch {
   sequences: readonly TokenSequence[]
   /** Per sequence, how many tokens are given and carry no loss; default 1 each. */
@@ -18,8 +18,6 @@ export interface LoopRPTBatch {
   noise?: readonly ArrayLike<number>[]
   /** Per sequence, rollouts × (len-1), loops counted from 0, in place of the trainer's own draws (for tests). */
   exits?: readonly ArrayLike<number>[]
-  // biome-ignore lint/suspicious/noExplicitAny: with unknown, TypeScript would refuse batches whose type is an interface
-  [unused: string]: any
 }
 
 /**
