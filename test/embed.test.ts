@@ -6,15 +6,16 @@ import type { RealArray } from '../src/model/types.js'
 import { refusal } from './refusal.js'
 import { tinyBatch, tinyConfig } from './tiny.js'
 
+// Lengths change the order of sums, so two states may differ by the roundings of 3 loops of one layer: 16 units of the dtype at the
+// size of the state. Whether a token is in the mean changes it by a state over the length, many times that.
 const places = [
-  // the mean of at most 7 numbers, read from states that are the same numbers, in the precision of the result
-  { device: 'reference', dtype: 'float64', digits: 12 },
-  { device: 'cpu', dtype: 'float32', digits: 5 },
-  { device: 'cpu', dtype: 'bfloat16', digits: 2 },
+  { device: 'reference', dtype: 'float64', tolerance: 16 * 2 ** -53 },
+  { device: 'cpu', dtype: 'float32', tolerance: 16 * 2 ** -24 },
+  { device: 'cpu', dtype: 'bfloat16', tolerance: 16 * 2 ** -9 },
 ] as const
 const { sequences } = tinyBatch
 
-describe.each(places)('embed on $device in $dtype', ({ device, dtype, digits }) => {
+describe.each(places)('embed on $device in $dtype', ({ device, dtype, tolerance }) => {
   let model: LoopLM
   beforeAll(async () => {
     model = await LoopLM.create(tinyConfig, { device, dtype, seed: 3 })
@@ -29,11 +30,9 @@ describe.each(places)('embed on $device in $dtype', ({ device, dtype, digits }) 
   }
   const expectMean = (vector: RealArray, of: readonly RealArray[]) => {
     expect(vector).toHaveLength(tinyConfig.hidden_size)
-    for (const [k, value] of vector.entries())
-      expect(value).toBeCloseTo(
-        of.reduce((sum, state) => sum + state[k]! / of.length, 0),
-        digits,
-      )
+    const size = Math.max(...of.flatMap((state) => [...state]).map(Math.abs))
+    const mean = Array.from(vector, (_, k) => of.reduce((sum, state) => sum + state[k]! / of.length, 0))
+    expect(Math.max(...mean.map((value, k) => Math.abs(value - vector[k]!)))).toBeLessThanOrEqual(tolerance * size)
   }
 
   it('is the mean over all tokens without promptLengths, and over the response with them', async () => {
@@ -53,8 +52,7 @@ describe.each(places)('embed on $device in $dtype', ({ device, dtype, digits }) 
 
   it('does not depend on the rest of the batch', async () => {
     const together = await model.embed([...sequences, [3]])
-    for (const [i, sequence] of [...sequences, [3]].entries())
-      for (const [k, value] of (await model.embed([sequence]))[0]!.entries()) expect(together[i]![k]).toBeCloseTo(value, digits)
+    for (const [i, sequence] of [...sequences, [3]].entries()) expectMean(together[i]!, await model.embed([sequence]))
   })
 })
 

@@ -1,4 +1,7 @@
 // Steps that would leave the range of numbers: NON_FINITE, and nothing has changed.
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { LoopLM } from '../src/model/model.js'
 import { AdamW, type AdamWOptions } from '../src/model/optimizer.js'
@@ -123,22 +126,40 @@ describe.each(places)('on %s in %s', (device, dtype) => {
   })
 })
 
-it('the bounds of a step follow what was loaded and set', async () => {
-  using model = await make('cpu', 'float32')
-  using optimizer = new AdamW(model, { learningRate: 1e-3 })
-  await accumulate(model)
-  await optimizer.step()
-  const norm = await model.getParameter('model.norm.weight')
-  await model.setParameter(
-    'model.norm.weight',
-    norm.map(() => 2e38),
-  )
-  await accumulate(model, 0) // the loss itself overflows; its gradients are zeros or refused
-    .catch(() => model.zeroGradients())
-  const error = await refusal(() => optimizer.step())
-  expect(error.message).toMatch(/nothing was changed/)
-  await model.setParameter('model.norm.weight', norm)
-  await model.zeroGradients()
-  await accumulate(model)
-  await expect(optimizer.step()).resolves.toHaveProperty('gradNorm')
+describe('the bounds of a step follow', () => {
+  it('parameters that were set', async () => {
+    using model = await make('cpu', 'float32')
+    using optimizer = new AdamW(model, { learningRate: 1e-3 })
+    await accumulate(model)
+    await optimizer.step()
+    const norm = await model.getParameter('model.norm.weight')
+    await model.setParameter(
+      'model.norm.weight',
+      norm.map(() => 2e38),
+    )
+    expect((await refusal(() => optimizer.step())).message).toMatch(/could leave the range of float32/)
+    await model.setParameter('model.norm.weight', norm)
+    await accumulate(model)
+    await expect(optimizer.step()).resolves.toHaveProperty('gradNorm')
+  })
+
+  it('moments that were loaded', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'looplm-range-'))
+    const path = join(folder, 'optimizer.safetensors')
+    using model = await make('cpu', 'float32')
+    using first = new AdamW(model, { learningRate: 0 })
+    await accumulate(model, 1e17)
+    await first.step()
+    await first.save(path)
+    const options = { learningRate: 1e15 } // times moments of 1e16 over an eps of 1e-8
+    using fresh = new AdamW(model, options)
+    await expect(fresh.step({ learningRate: 0 })).resolves.toEqual({ gradNorm: 0 })
+    using loaded = new AdamW(model, options)
+    await loaded.load(path)
+    expect((await refusal(() => loaded.step())).message).toMatch(/could leave the range of float32/)
+    await expect(loaded.step({ learningRate: 1e-3 })).resolves.toEqual({ gradNorm: 0 })
+    await loaded.load(path) // after a step of its own too
+    expect((await refusal(() => loaded.step())).message).toMatch(/could leave the range of float32/)
+    rmSync(folder, { recursive: true })
+  })
 })

@@ -13,6 +13,7 @@ import { configJson, findFolder, readCheckpoint } from './checkpoint.js'
 import { checkDType, checkLoops, checkTemperature, packSequences, packValues } from './checks.js'
 import {
   checkFieldNames,
+  configDifference,
   endTokens,
   type LoopLMConfig,
   type LoopLMConfigInput,
@@ -555,11 +556,12 @@ export class LoopLM {
     const operation = 'LoopLM.copyParametersFrom'
     checkInstance(other, 'other', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', operation)
     const [to, from] = [this.handle(operation), other.handle(operation)]
-    const same = (['device', 'dtype'] as const).every((field) => this[field] === other[field])
-    const sizes = JSON.stringify(nativeConfig(this.config)) === JSON.stringify(nativeConfig(other.config))
-    if (!same || !sizes || this.#threads !== other.#threads) {
-      throw new LoopLMError('INVALID_ARGUMENT', 'both models must have the same sizes, dtype, device and threads', { operation })
-    }
+    const place = (['device', 'dtype'] as const).find((field) => this[field] !== other[field])
+    const difference =
+      configDifference(this.config, other.config) ??
+      (place && `${place} is ${other[place]}, but the model's is ${this[place]}`) ??
+      (this.#threads === other.#threads ? undefined : 'threads differ')
+    if (difference !== undefined) throw new LoopLMError('INVALID_ARGUMENT', `other: ${difference}`, { operation })
     await call(operation, () => native().modelCopyParameters(to, from))
   }
 

@@ -1,3 +1,4 @@
+import { configDifference } from '../model/config.js'
 import { accumulateLoopRpt, type LoopRptBatch, MovingAverage } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { TokenSequence } from '../model/types.js'
@@ -7,7 +8,7 @@ import { type LoopRPTConfig, type LoopRPTOptions, looprptOptions } from './confi
 import type { Metrics } from './events.js'
 import { SequenceTrainer } from './sequences.js'
 import type { Prepared } from './trainer.js'
-import { checkOptions } from './validate.js'
+import { checkOptions, refuseOptions } from './validate.js'
 
 /** Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Fields of rollouts are ignored, other names and a mask refused; null stands for an absent field. */
 export interface LoopRPTBatch {
@@ -108,6 +109,9 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
   }
 
   async #followed(): Promise<LoopLM> {
+    const difference = this.#teacher && configDifference(this.model.config, this.#teacher.config)
+    if (difference !== undefined)
+      throw refuseOptions('LoopRPTTrainer', `teacher: ${difference}; the teacher must compute as the model does`)
     if (this.#teacher === undefined) {
       this.#teacher = await this.model.clone()
       this.#ownsTeacher = true
