@@ -132,6 +132,22 @@ describe('a mask', () => {
     expect((await refusal(() => trainer.gradients({ ...batch, mask: [[1]] }))).message).toMatch(/mask has 1 entries for 8/)
   })
 
+  it('is shown to an objective that is a function', async () => {
+    using model = await tinyModel()
+    const seen: unknown[] = []
+    using trainer = new ObjectiveTrainer(model, {
+      ...base,
+      objective: (context) => {
+        seen.push(context.mask, context.norms)
+        return { loss: 0, coefficients: context.scores.logprobs.map((row) => row.map(() => 0)) }
+      },
+    })
+    await trainer.gradients({ ...batch, mask })
+    const counted = mask.map((row, i) => row.slice(batch.promptLengths[i] - 1).reduce((a, b) => a + b))
+    const used = [...counted.keys()].filter((i) => counted[i]! > 0)
+    expect(seen).toEqual([used.map((i) => mask[i]), used.map((i) => 1 / (used.length * counted[i]!))])
+  })
+
   it('is refused where it would be ignored', async () => {
     using model = await tinyModel()
     for (const trainer of [new LoopRPTTrainer(model), new PretrainTrainer(model, { stage: 2 })])

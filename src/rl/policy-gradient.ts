@@ -38,7 +38,7 @@ import {
   usesRatio,
   usesTeacher,
 } from './objective/compile.js'
-import type { OwnObjective } from './objective/own.js'
+import type { ObjectiveContext, OwnObjective } from './objective/own.js'
 import type { Objective } from './objective/schema.js'
 import { isLabelFree } from './objective/shape-rewards.js'
 import type { ProblemSource } from './problems.js'
@@ -53,15 +53,7 @@ const drawStream = 2 ** 17
 export interface PolicyLoss {
   sequences: readonly TokenSequence[]
   passes: EnginePass[]
-  own?: {
-    objective: OwnObjective
-    rated: RatedRollouts
-    rewards: number[]
-    advantages: number[]
-    step: number
-    /** Of all sequences of the batch. */
-    columns: RolloutBatch['columns']
-  }
+  own?: { objective: OwnObjective; context: Omit<ObjectiveContext, 'scores'> }
 }
 
 /** What is trained when; steps count from 0. */
@@ -453,17 +445,23 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     const sequences = rows.map((i) => rollouts.sequences[i]!)
     const objective = this.#schedule.at(step)
     if (typeof objective === 'function') {
-      const rewards = rows.map((i) => rated.rewards[i]!)
       const given = rated.batch.advantages !== undefined
-      const all = given ? rated.rewards : groupAdvantages(rated.rewards, rated.groupSize).advantages
-      const own = {
-        objective,
-        rated: { ...rollouts, active: rollouts.active.map((is, i) => is && part.includes(i)) },
-        rewards,
+      const advantages = given ? rated.rewards : groupAdvantages(rated.rewards, rated.groupSize).advantages
+      const context = {
         step,
-        columns: rated.batch.columns,
+        sequences,
+        promptLengths: rows.map((i) => rollouts.promptLengths[i]!),
+        rewards: rows.map((i) => rated.rewards[i]!),
+        advantages: rows.map((i) => advantages[i]!),
+        norms: sequenceNorms(
+          rows.map((i) => rollouts.lengths[i]!),
+          'response-mean',
+        ),
+        oldLogprobs: rollouts.oldLogprobs && rows.map((i) => rollouts.oldLogprobs![i]!),
+        mask: rollouts.mask && rows.map((i) => rollouts.mask![i]!),
+        columns: rated.batch.columns && rows.map((i) => rated.batch.columns![i]!),
       }
-      return { sequences, passes: [], own: { ...own, advantages: rows.map((i) => all[i]!) } }
+      return { sequences, passes: [], own: { objective, context } }
     }
     const passes = enginePasses(objective, rollouts, part, step, {
       temperature: config.temperature,
@@ -477,27 +475,11 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 
   /** Scores, the caller's coefficients, and the backward from them. */
-  async #accumulateOwn({
-    objective,
-    rated,
-    rewards,
-    advantages,
-    step,
-    columns: all,
-  }: NonNullable<PolicyLoss['own']>): Promise<Metrics & { loss: number }> {
-    const rows = [...rated.active.keys()].filter((i) => rated.active[i])
-    const sequences = rows.map((i) => rated.sequences[i]!)
-    const promptLengths = rows.map((i) => rated.promptLengths[i]!)
+  async #accumulateOwn({ objective, context }: NonNullable<PolicyLoss['own']>): Promise<Metrics & { loss: number }> {
+    const { sequences, promptLengths } = context
     const { temperature, recompute } = this.config
     const scores = await this.model.score(sequences, this.#scoring(promptLengths, false, undefined))
-    const norms = sequenceNorms(
-      rows.map((i) => rated.lengths[i]!),
-      'response-mean',
-    )
-    const oldLogprobs = rated.oldLogprobs && rows.map((i) => rated.oldLogprobs![i]!)
-    const columns = all && rows.map((i) => all[i]!)
-    const context = { step, sequences, promptLengths, rewards, advantages, norms, scores, oldLogprobs, columns }
-    const { loss, coefficients, gateCoefficients } = await objective(context)
+    const { loss, coefficients, gateCoefficients } = await objective({ ...context, scores })
     await this.model.backward(sequences, coefficients, {
       temperature,
       recompute,

@@ -15,6 +15,8 @@ export interface ObjectiveContext {
   scores: Scores
   /** T × (len-1) per sequence, where the batch brings them or several updates are made on the same rollouts. */
   oldLogprobs: readonly ArrayLike<number>[] | undefined
+  /** Len-1 per sequence: 0 where a prediction does not count, for example tokens that a tool wrote; where the batch has a mask. */
+  mask: readonly ArrayLike<number>[] | undefined
   /** The row of the data set or the problem of the task behind each sequence; in `update` what the batch brings. */
   columns: readonly Readonly<Record<string, unknown>>[] | undefined
 }
