@@ -92,6 +92,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   #reference: LoopLM | undefined
   #average: MovingAverage | undefined
   #rewards: readonly WeightedReward[] | undefined
+  #saidUncorrected = false
 
   constructor(name: string, model: LoopLM, config: Config, schedule: ObjectiveSchedule) {
     super(name, model, config)
@@ -218,11 +219,11 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
 
   #explainUncorrected(objective: Objective): void {
     const what = uncorrected(objective)
-    if (what === undefined) return
+    if (what === undefined || this.#saidUncorrected) return
+    this.#saidUncorrected = true
     const { updatesPerRollout, minibatches } = this.config
-    this.warnOnce(
-      'uncorrected updates',
-      `${updatesPerRollout * minibatches} updates are made on the same rollouts (updatesPerRollout ${updatesPerRollout}, minibatches ` +
+    this.warn(
+      `step ${this.step + 1}: ${updatesPerRollout * minibatches} updates are made on the same rollouts (updatesPerRollout ${updatesPerRollout}, minibatches ` +
         `${minibatches}), but ${what} has no importance ratio: from the second update on its gradient is biased. Use the surrogate ` +
         "'ppo' or 'cispo' in the token channel, or set both options to 1.",
     )

@@ -329,7 +329,7 @@ export abstract class Trainer<
   }
 
   /** Says something at most once. */
-  protected warnOnce(kind: string, message: string): void {
+  #warnOnce(kind: string, message: string): void {
     if (this.#warned.has(kind)) return
     this.#warned.add(kind)
     this.warn(`step ${this.#step + 1}: ${message}`)
@@ -421,7 +421,7 @@ export abstract class Trainer<
 
   #explainSkippedUpdate(work: Metrics): void {
     if (work.frac_reward_zero_std === 1 && work.frac_reward_null !== 1) {
-      this.warnOnce(
+      this.#warnOnce(
         'flat groups',
         'in every group all completions earned the same reward, so there is nothing to compare: no update was made and ' +
           'the loss is 0. Use problems that are solved sometimes but not always, raise groupSize or temperature, give partial ' +
@@ -429,7 +429,7 @@ export abstract class Trainer<
       )
       return
     }
-    this.warnOnce(
+    this.#warnOnce(
       'empty batch',
       'no completion has both tokens and a reward to learn from (all rewards were null, or all responses are empty): no update ' +
         'was made and the loss is 0. Later ones are only counted (skipped_updates).',
@@ -437,7 +437,7 @@ export abstract class Trainer<
   }
 
   #explainZeroLoss(gradNorm: number): void {
-    this.warnOnce(
+    this.#warnOnce(
       'zero loss',
       'the loss is 0, as it must be on fresh rollouts: every ratio is 1 and the advantages of a group sum to 0. The gradient is not ' +
         `0 (grad_norm ${gradNorm.toPrecision(3)}), so the model learns; follow reward and grad_norm instead.`,
