@@ -76,6 +76,7 @@ describe('fields that the objective does not read', () => {
     expect(await refused(strata, { strata: [0, 0, 0, 0, 1, 1, 1, -1] })).toMatch(/strata\[7\] is -1; strata are integers/)
     const costs = of({ terms: [{ advantage: { cost: { by: 'given' } } }] })
     expect(await refused(costs, { costs: Array(8).fill(null) })).toMatch(/costs\[0\] is null/)
+    expect(await refused(costs, { costs: Array(8).fill(1.5) })).toMatch(/costs\[0\] is 1\.5; costs are numbers from 0 to 1/)
     const belief = of({ terms: [{ advantage: { loops: { belief: 'gold-answer' } } }] })
     expect(await refused(belief, { beliefs: Array(8).fill(null) })).toMatch(/beliefs\[0\] must have loops \+ 1 = 4 entries.*null/)
     expect(await refused(of({ terms: [{ channel: 'exit' }] }), { exits: rows((n) => 2 * (n - 1)) })).toMatch(/exits\[0\]/)

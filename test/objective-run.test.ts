@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { LoopLM } from '../src/model/model.js'
 import { evaluate } from '../src/rl/evaluate.js'
+import { evaluateSequences } from '../src/rl/evaluate-sequences.js'
 import type { Metrics, TrainerEvent } from '../src/rl/events.js'
 import { GRPOTrainer } from '../src/rl/grpo.js'
 import type { ObjectiveContext } from '../src/rl/objective/own.js'
@@ -103,6 +104,46 @@ describe('a function as objective', () => {
     })
     expect(new Set(seen)).toEqual(new Set(dataset))
     expect(seen).toHaveLength(8)
+  })
+})
+
+describe('what a function returns', () => {
+  const zeros = ({ scores }: ObjectiveContext) => scores.logprobs.map((row) => Array.from(row, () => 0))
+  const cases: [string, (context: ObjectiveContext) => unknown, RegExp][] = [
+    ['nothing', () => undefined, /objective: it must return \{ loss, coefficients, gateCoefficients\? \}, got undefined/],
+    ['a list', () => [], /it must return .* got Array of length 0/],
+    ['a misspelt field', (c) => ({ loss: 0, coefficients: zeros(c), gateCoeficients: [] }), /did you mean gateCoefficients\?/],
+    ['no loss', (c) => ({ coefficients: zeros(c) }), /objective: loss must be a number, got undefined/],
+    ['no coefficients', () => ({ loss: 0 }), /objective: coefficients must be an array .* got undefined/],
+    ['coefficients of another shape', () => ({ loss: 0, coefficients: [[1]] }), /coefficients must be an array with one entry/],
+  ]
+  it.each(cases)('is refused by name: %s', async (_, objective, message) => {
+    using model = await tinyModel()
+    const before = await parametersOf(model)
+    using trainer = new ObjectiveTrainer(model, { groupSize: 4, objective: objective as typeof ppo })
+    expect((await refusal(() => trainer.update(batch))).message).toMatch(message)
+    expect(await parametersOf(model)).toEqual(before)
+  })
+})
+
+describe('an option that there is not', () => {
+  it('is refused where options are given beside those of a trainer', async () => {
+    using model = await tinyModel()
+    using trainer = new RLTTTrainer(model, { ...runOptions, steps: 1 })
+    const cases: [() => unknown, RegExp][] = [
+      [() => evaluate(model, { task: tinyTask, maxTokens: 2 } as never), /^evaluate: maxTokens: unknown option/],
+      [() => evaluate(model, { task: tinyTask, loop: [1] } as never), /loop: unknown option; did you mean loops\?/],
+      [() => evaluateSequences(model, [], { loop: [1] } as never), /^evaluateSequences: loop: unknown option/],
+      [
+        () => trainer.evaluate({ problem: 1 } as never),
+        /^RLTTTrainer\.evaluate: problem: unknown option; did you mean problems\?/,
+      ],
+      [
+        () => new RLTTTrainer(model, { reward: [{ name: 'a', reward: () => 0, weigth: 2 }] as never }),
+        /entry 0\.weigth: unknown option; did you mean entry 0\.weight\?/,
+      ],
+    ]
+    for (const [run, message] of cases) expect((await refusal(run)).message).toMatch(message)
   })
 })
 
@@ -433,6 +474,35 @@ describe('phases whose later ones need a reference', () => {
     await stepsOf(trainer)
     await trainer.update(batch)
     expect(clone).not.toHaveBeenCalled()
+  })
+})
+
+describe('an empty response beside others', () => {
+  const given = { ...batch, sequences: batch.sequences.map((s, i) => (i === 2 ? s.slice(0, 4) : s)), answers: [...'ababcccd'] }
+  it.each([
+    ['novelty', { terms: [{ credit: 'uniform' }], rewards: [{ kind: 'novelty' }] }],
+    ['a price of loops', { terms: [{ credit: 'uniform', advantage: { cost: {} } }], rewards: [{ kind: 'frugal' }] }],
+    ['strata of loops', { terms: [{ credit: 'uniform', advantage: { strata: { by: 'exit-loop' } } }] }],
+  ] as [string, ObjectiveInput][])('is rated: %s', async (_, objective) => {
+    using model = await tinyModel()
+    using trainer = new ObjectiveTrainer(model, { groupSize: 4, objective })
+    const own = await trainer.gradients(given)
+    const rows = [...given.sequences.keys()].filter((i) => i !== 2)
+    const of = { promptLengths: rows.map(() => 4) }
+    const [vectors, means] = [
+      await model.embed(
+        rows.map((i) => given.sequences[i]!),
+        of,
+      ),
+      await model.responseMeans(
+        rows.map((i) => given.sequences[i]!),
+        of,
+      ),
+    ]
+    const whole = <T>(values: readonly T[], empty: T) =>
+      given.sequences.map((_, i) => (i === 2 ? empty : values[rows.indexOf(i)]!))
+    const extra = { embeddings: whole<ArrayLike<number>>(vectors, new Float64Array(16)), exitLoops: whole(means.exitLoop, 1) }
+    expect(own).toEqual(await trainer.gradients({ ...given, ...extra }))
   })
 })
 

@@ -298,7 +298,10 @@ function costsOf(
 ): number[] | undefined {
   if (cost === undefined) return undefined
   const { by } = cost
-  if (by === 'given') return numbers(operation, 'costs', batch.costs)
+  if (by === 'given') {
+    const allowed = (value: number) => typeof value === 'number' && value >= 0 && value <= 1
+    return numbers(operation, 'costs', batch.costs, allowed, 'costs are numbers from 0 to 1')
+  }
   if (by === 'exit-loop')
     return numbers(operation, 'exitLoops', batch.exitLoops)?.map((loop) => (loop - 1) / Math.max(1, loops - 1))
   const longest = maxLength ?? Math.max(1, ...lengths)

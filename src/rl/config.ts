@@ -456,7 +456,7 @@ export const looprptOptions = looprptSchema.safeExtend({
   teacher: z
     .custom<LoopLM>((value) => value instanceof LoopLM, 'must be a LoopLM')
     .optional()
-    .describe('The model that is followed and compared with; default a copy of the model.'),
+    .describe('The model that is followed and compared with, of the same configuration; default a copy of the model.'),
 })
 /** Options of `LoopRPTTrainer`; `looplm options looprpt` lists them with their defaults. */
 export type LoopRPTOptions = z.input<typeof looprptOptions>

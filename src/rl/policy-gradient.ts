@@ -38,7 +38,7 @@ import {
   usesRatio,
   usesTeacher,
 } from './objective/compile.js'
-import type { ObjectiveContext, OwnObjective } from './objective/own.js'
+import { checkGradient, type ObjectiveContext, type OwnObjective } from './objective/own.js'
 import type { Objective } from './objective/schema.js'
 import { isLabelFree } from './objective/shape-rewards.js'
 import type { ProblemSource } from './problems.js'
@@ -322,20 +322,29 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     return { batch: await this.#complete(batch, objective, signal), beliefs, metrics }
   }
 
-  /** Adds what the model itself can say of a batch: embeddings for novelty, mean exit loops for costs and strata. */
+  /**
+   * Adds what the model itself can say of a batch: embeddings for novelty, mean exit loops for costs and strata. An empty response
+   * resembles nothing and took one loop.
+   */
   async #complete(batch: RolloutBatch, objective: Objective, signal?: AbortSignal): Promise<RolloutBatch> {
     const complete = { ...batch }
-    const responses = batch.sequences.every((s, i) => s.length > batch.promptLengths[i]!)
-    if (!responses || batch.advantages !== undefined) return batch // nothing to embed, or nothing to rate
-    if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty')) {
-      complete.embeddings = await this.model.embed(batch.sequences, { promptLengths: batch.promptLengths, signal })
+    const rows = [...batch.sequences.keys()].filter((i) => batch.sequences[i]!.length > batch.promptLengths[i]!)
+    if (rows.length === 0 || batch.advantages !== undefined) return batch // nothing to learn from, or nothing to rate
+    const sequences = rows.map((i) => batch.sequences[i]!)
+    const options = { promptLengths: rows.map((i) => batch.promptLengths[i]!), signal }
+    const scatter = <Value>(values: readonly Value[], empty: Value) => {
+      const whole = batch.sequences.map(() => empty)
+      for (const [k, i] of rows.entries()) whole[i] = values[k]!
+      return whole
     }
+    if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty'))
+      complete.embeddings = scatter<ArrayLike<number>>(await this.model.embed(sequences, options), [])
     const byLoop = objective.terms.some(
       ({ advantage }) => advantage.strata?.by === 'exit-loop' || advantage.cost?.by === 'exit-loop',
     )
     if (complete.exitLoops === undefined && (byLoop || objective.rewards.some(({ kind }) => kind === 'frugal'))) {
-      const means = await this.model.responseMeans(batch.sequences, { promptLengths: batch.promptLengths, signal })
-      complete.exitLoops = means.exitLoop
+      const means = await this.model.responseMeans(sequences, options)
+      complete.exitLoops = scatter(means.exitLoop, 1)
     }
     return complete
   }
@@ -480,7 +489,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     const { sequences, promptLengths } = context
     const { temperature, recompute } = this.config
     const scores = await this.model.score(sequences, this.#scoring(promptLengths, false, undefined))
-    const { loss, coefficients, gateCoefficients } = await objective({ ...context, scores })
+    const { loss, coefficients, gateCoefficients } = checkGradient(await objective({ ...context, scores }))
     await this.model.backward(sequences, coefficients, {
       temperature,
       recompute,

@@ -1,4 +1,5 @@
 import { setMaxListeners } from 'node:events'
+import { checkOptions, type Keys } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkScore, type RewardFunction, type WeightedReward } from '../tasks/rewards.js'
 import type { Rewards } from './config.js'
@@ -30,7 +31,9 @@ export function namedRewards(rewards: Rewards): WeightedReward[] {
   const operation = 'reward'
   const list = typeof rewards === 'function' ? [{ name: rewards.name || 'reward', reward: rewards }] : listOf(rewards)
   if (list.length === 0) throw new LoopLMError('INVALID_CONFIG', 'no reward functions given', { operation })
-  for (const [i, { name, reward, weight = 1 }] of list.entries()) {
+  for (const [i, entry] of list.entries()) {
+    checkOptions(entry, rewardFields, operation, `entry ${i}`)
+    const { name, reward, weight = 1 } = entry
     if (typeof reward !== 'function' || typeof name !== 'string') {
       throw new LoopLMError('INVALID_CONFIG', `entry ${i} must be { name: string, reward: function, weight?: number }`, {
         operation,
@@ -44,6 +47,8 @@ export function namedRewards(rewards: Rewards): WeightedReward[] {
   }
   return list
 }
+
+const rewardFields = { name: true, reward: true, weight: true } satisfies Keys<WeightedReward>
 
 /** How reward functions are called. */
 export interface RewardCalls {

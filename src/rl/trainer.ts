@@ -1,5 +1,5 @@
 import { join } from 'node:path'
-import { checkInstance } from '../arguments.js'
+import { checkInstance, checkOptions } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkAdapter, sameAdapter } from '../model/adapter.js'
 import { LoopLM } from '../model/model.js'
@@ -228,6 +228,7 @@ export abstract class Trainer<
   async evaluate(
     options: { problems?: number; loops?: readonly number[]; signal?: AbortSignal | undefined } = {},
   ): Promise<Evaluation[]> {
+    checkOptions(options, { problems: true, loops: true, signal: true }, `${this.constructor.name}.evaluate`)
     const { evalProblems, evalLoops } = this.config
     const source = this.problems
     return answerProblems(this.model, source, this.rewardFunctions(source), {
