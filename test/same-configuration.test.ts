@@ -119,6 +119,15 @@ it('fields that do not matter to the computation may differ', async () => {
   await expect(trainer.update({ sequences })).resolves.toHaveProperty('loss')
 })
 
+it('a model is not its own teacher', async () => {
+  using trainer = new LoopRPTTrainer(model, { teacher: model, rollouts: 2 })
+  const { code, message } = await refusal(() => trainer.update({ sequences }))
+  expect([code, message]).toEqual(['INVALID_CONFIG', expect.stringMatching(/teacher: it is the model itself.*model\.clone\(\)/)])
+  using teacher = await model.clone()
+  using other = new LoopRPTTrainer(model, { teacher, rollouts: 2 })
+  await expect(other.update({ sequences })).resolves.toHaveProperty('loss')
+})
+
 it('the reference of a run is refused when another model wrote it', async () => {
   const runDir = join(folder, 'reference')
   const options = { ...{ task: tinyTask, groupSize: 2, promptsPerStep: 1, steps: 1, runDir, onWarning: () => {} } } as const

@@ -109,6 +109,11 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
   }
 
   async #followed(): Promise<LoopLM> {
+    if (this.#teacher === this.model)
+      throw refuseOptions(
+        'LoopRPTTrainer',
+        'teacher: it is the model itself, which it would follow; omit it, or give model.clone()',
+      )
     const difference = this.#teacher && configDifference(this.model.config, this.#teacher.config)
     if (difference !== undefined)
       throw refuseOptions('LoopRPTTrainer', `teacher: ${difference}; the teacher must compute as the model does`)
