@@ -10,7 +10,10 @@ import { SequenceTrainer } from './sequences.js'
 import type { Prepared } from './trainer.js'
 import { checkOptions, refuseOptions } from './validate.js'
 
-/** Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Fields of rollouts are ignored, other names and a mask refused; null stands for an absent field. */
+/**
+ * Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Fields of rollouts are ignored, but a mask is
+ * refused, and so are other names; null stands for an absent field.
+ */
 export interface LoopRPTBatch {
   sequences: readonly TokenSequence[]
   /** Per sequence, how many tokens are given and carry no loss; default 1 each. */

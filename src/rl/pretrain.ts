@@ -13,7 +13,10 @@ import { checkOptions } from './validate.js'
 
 const gate = ['model.early_exit_gate.weight', 'model.early_exit_gate.bias']
 
-/** Sequences to learn, as `update` and `gradients` of {@link PretrainTrainer} take them. Fields of rollouts are ignored, other names refused; null stands for an absent field. */
+/**
+ * Sequences to learn, as `update` and `gradients` of {@link PretrainTrainer} take them. Fields of rollouts are ignored, other names are
+ * refused; null stands for an absent field.
+ */
 export interface PretrainBatch {
   sequences: readonly TokenSequence[]
   /** Per sequence, how many tokens are given and carry no loss; default 1 each, since the first token has no prediction. */
