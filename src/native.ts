@@ -172,7 +172,9 @@ export interface NativeGenerateEvent {
   loops: number[]
   /** Per token, where they were asked for. */
   alternatives: { token: number; logprob: number }[][]
-  finish: 'none' | 'length' | 'stop'
+  finish: 'none' | 'length' | 'stop' | 'failed'
+  /** Why there was no memory for a request that failed; else empty. */
+  failure: string
 }
 
 export interface NativeSchedulerStats {
@@ -219,6 +221,8 @@ export interface Quantization {
 export interface NativeBinding {
   devices(opened: boolean): { name: string; description: string; available: boolean }[]
   memory(): { bytes: number; peak: number; buffers: number }
+  /** Bytes of a context's device, without one of the host: all of them, and those that can still be allocated. */
+  deviceMemory(context: NativeContext | undefined): { free: number; total: number }
   resetPeakMemory(): void
   createCancel(): NativeCancel
   cancel(flag: NativeCancel): void

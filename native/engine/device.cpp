@@ -94,6 +94,15 @@ std::vector<DeviceInfo> list_devices(bool opened) {
   }
 }
 
+MemoryRoom Device::memory() const {
+  MemoryRoom room;
+  if (!table_->memory) return host_memory();
+  if (table_->memory(ctx_, &room.free, &room.total) != 0)
+    throw Error("INTERNAL", "memory", "device \"" + name_ + "\" does not say how much memory it has");
+  return room;
+}
+std::string Device::advice() const { return std::string(": ") + (remedy ? remedy : "dispose of models that are not needed"); }
+
 Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
   data_ = device_->table_->allocate(device_->ctx_, bytes);
   if (!data_) {
@@ -102,7 +111,7 @@ Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move
                     std::to_string(allocated.load()) + " bytes" +
                     (device_->is_cuda() ? std::string(" (") + device_->table_->last_error(device_->ctx_) + ")"
                                         : "") +  // says what is free
-                    ": use a smaller batch, recompute 'layer', or dispose of models");
+                    device_->advice());
   }
   count_allocation(bytes_);
 }
@@ -123,6 +132,12 @@ void Buffer::reserve(const std::shared_ptr<Device>& device, size_t bytes) {
   if (bytes <= bytes_) return;
   *this = Buffer();  // first give back, then take: the two are never held together
   *this = Buffer(device, bytes);
+}
+void Buffer::extend(const std::shared_ptr<Device>& device, size_t bytes) {
+  if (bytes <= bytes_) return;
+  Buffer larger(device, bytes);
+  if (bytes_ > 0) device->run(&LoopBackend::copy, "copy", larger.data_, static_cast<const void*>(data_), bytes_);
+  *this = std::move(larger);
 }
 void Buffer::upload(const void* host, size_t bytes, size_t byte_offset) {
   device_->run(&LoopBackend::copy_in, "copy_in", at(byte_offset), host, bytes);

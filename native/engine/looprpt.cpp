@@ -489,11 +489,13 @@ class LoopRptPass {
 }  // namespace
 
 LoopRptMetrics accumulate_looprpt(Model& student, Model& teacher, const LoopRptBatch& batch, const LoopRptOptions& options) {
+  const Remedy remedy(*student.device, training_remedy(options.recompute));
   return LoopRptPass(student, teacher, batch, options).run();
 }
 
 double accumulate_stage2(Model& model, const Sequences& sequences, int64_t tokens_per_micro_batch) {
   constexpr double SLOPE = 50, MARGIN = 0.005;
+  const Remedy remedy(*model.device, training_remedy(Recompute::layer));
   check_sequences(model, sequences, "stage 2");
   const int loops = model.config.loops;
   if (model.adapter()) throw Error("INVALID_ARGUMENT", "stage 2", "Stage II trains the gate, which an adapter leaves frozen");

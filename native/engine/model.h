@@ -176,6 +176,8 @@ class Model {
   Weights pointers(const Buffer& arena, LoopDType type) const;
   void clear_gaps();
   void point();  // weights_ at what there is
+  template <class Owner>
+  void replace(Owner& owner, Owner other);
   void attach(Weights& weights, const Buffer& arena, LoopDType type) const;
   void copy_base_from(const Model& other);
   const Buffer& arena_of(const Parameter& p) const { return p.adapter ? adapter_->values : *arena_; }

@@ -65,6 +65,7 @@ double gradient_norm(Model& model) { return measure(model).value; }
 
 AdamW::AdamW(std::shared_ptr<Model> model)
     : model_(std::move(model)), layout_(model_->layout()), version_(model_->version() - 1), bounded_(version_) {
+  const Remedy remedy(*model_->device, "train an adapter, whose optimizer is small, or a smaller model");
   const size_t bytes = model_->trained_elements() * loop_dtype_size(model_->real());
   for (Buffer* moment : {&first_, &second_}) {
     *moment = Buffer(model_->device, bytes);
@@ -261,12 +262,18 @@ void AdamW::load(const std::string& path) {
     }
   if (!unknown.empty()) refuse_tensor(path, unknown.begin()->first, "is not this model's");
 
-  const Uninterrupted uninterrupted(*model.device);
+  struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+  };
   const size_t size = loop_dtype_size(model.real());
+  std::vector<Copy> copies;  // before the first of them, for a list may find no memory
   for (const auto& [prefix, buffer] : states())
     for (const Parameter& p : model.trained())
-      model.device->run(&LoopBackend::copy_in, "copy_in", buffer->at(p.offset * size), file.tensors().at(prefix + p.name).data,
-                        p.count * size);
+      copies.push_back({buffer->at(p.offset * size), file.tensors().at(prefix + p.name).data, p.count * size});
+  const Uninterrupted uninterrupted(*model.device);
+  for (const Copy& c : copies) model.device->run(&LoopBackend::copy_in, "copy_in", c.to, c.from, c.bytes);
   steps_ = step;
   version_ = model.version();
   bounded_ = version_ - 1;

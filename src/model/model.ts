@@ -10,7 +10,7 @@ import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
 import { type Adapter, adapterConfig, checkAdapter, type LoRAOptions, readAdapter, sameAdapter } from './adapter.js'
 import { configJson, findFolder, readCheckpoint } from './checkpoint.js'
-import { checkDType, checkLoops, checkTemperature, packSequences, packValues } from './checks.js'
+import { checkDType, checkLoops, checkTemperature, packSequences, packValues, sequenceLimits } from './checks.js'
 import {
   checkFieldNames,
   configDifference,
@@ -251,7 +251,7 @@ export class LoopLM {
     const operation = 'LoopLM.score'
     checkOptions(options, scoreOptions, operation)
     const handle = this.handle(operation)
-    const limits = { vocabulary: this.config.vocab_size, minLength: 2, promptLengths: options.promptLengths }
+    const limits = { ...sequenceLimits(this.config), minLength: 2, promptLengths: options.promptLengths }
     const packed = packSequences(sequences, limits, operation)
     const settings = {
       temperature: checkTemperature(options.temperature, operation),
@@ -309,7 +309,7 @@ export class LoopLM {
     const given = explicit ? third : (second as BackwardOptions | undefined)
     const options = given === undefined ? {} : given
     checkOptions(options, backwardOptions, operation)
-    const limits = { vocabulary: this.config.vocab_size, minLength: 2 }
+    const limits = { ...sequenceLimits(this.config), minLength: 2 }
     const scored = explicit ? undefined : this.#scored
     if (!explicit && scored === undefined) {
       throw new LoopLMError('INVALID_ARGUMENT', 'call score first, or give the sequences: backward(sequences, coefficients)', {
@@ -348,12 +348,13 @@ export class LoopLM {
 
   /**
    * Samples a continuation of every prompt. Equal prompts run once and share their cache; sequences that end leave the batch; tokens whose
-   * exit rule is met leave the loops. With texts in `stop` other calls on the model get a turn between two tokens.
+   * exit rule is met leave the loops. With texts in `stop` other calls on the model get a turn between two tokens. Prompts that do not
+   * fit in the free memory beside the others wait until some have ended; the tokens are the same.
    *
    * @param prompts token ids, or texts when the model has a tokenizer; repeat a prompt for several samples
    * @returns one result per prompt; the same seed gives the same tokens, whatever else is in the batch as long as the index is the same
    * @throws LoopLMError INVALID_ARGUMENT naming the argument, NON_FINITE naming position and loop of a token whose log-probability is not
-   *   finite, ABORTED
+   *   finite, OUT_OF_MEMORY when one prompt with its new tokens does not fit alone, ABORTED
    *
    * @example
    * ```ts
@@ -585,7 +586,7 @@ export class LoopLM {
   ): Promise<{ logprobs: number[][]; exitLoop: number[] }> {
     const operation = 'LoopLM.responseMeans'
     checkOptions(options, responseMeansOptions, operation)
-    const limits = { vocabulary: this.config.vocab_size, minLength: 2, promptLengths: options.promptLengths }
+    const limits = { ...sequenceLimits(this.config), minLength: 2, promptLengths: options.promptLengths }
     const packed = packSequences(sequences, limits, operation)
     const settings = {
       temperature: checkTemperature(options.temperature, operation),
@@ -621,7 +622,7 @@ export class LoopLM {
   ): Promise<RealArray[]> {
     const operation = 'LoopLM.embed'
     checkOptions(options, embedOptions, operation)
-    const limits = { vocabulary: this.config.vocab_size, minLength: 1, promptLengths: options.promptLengths }
+    const limits = { ...sequenceLimits(this.config), minLength: 1, promptLengths: options.promptLengths }
     const packed = packSequences(sequences, limits, operation)
     const loops = checkLoops(options.loops, operation)
     const handle = this.handle(operation)

@@ -1,0 +1,16 @@
+// How much memory this process can still have: of the machine, of its containers (control groups) and of its own limits.
+#pragma once
+#include <cstddef>
+#include <string>
+
+namespace looplm {
+
+struct MemoryRoom {
+  size_t free = 0, total = 0;  // bytes
+};
+
+// The least of what the machine, every control group above the process, and its limits (ulimit -v, -d) leave. root: where /proc
+// and /sys lie, for tests. Outside Linux all of the machine's memory counts as free.
+MemoryRoom host_memory(const std::string& root = "");
+
+}  // namespace looplm
