@@ -53,6 +53,7 @@ int64_t Cache::room() const {
 }
 
 bool Cache::grow_for(int64_t slots, int64_t wish) {
+  if (used_ == 0) clear();  // nothing to copy: the two need not be there at once
   // What lies free at the end grows with the cache.
   const int64_t tail = free_.empty() || free_.rbegin()->first + free_.rbegin()->second < slots_ ? 0 : free_.rbegin()->second;
   const int64_t least = slots_ - tail + slots, most = room();
@@ -64,7 +65,6 @@ bool Cache::grow_for(int64_t slots, int64_t wish) {
 // A cache of another size with the same contents. False when there is no memory for it.
 bool Cache::replace(int64_t slots) {
   const Cache::Runs runs = written_();
-  if (used_ == 0) clear();  // nothing to copy: the two need not be there at once
   const size_t size = loop_dtype_size(model_.dt), row_bytes = width() * size;
   const int64_t planes = int64_t(model_.config.layers) * planes_, row = int64_t(width());
   Buffer larger[2];

@@ -24,7 +24,7 @@ class Cache {
   int64_t take(int64_t slots);
   void give(int64_t first, int64_t slots);
   // Makes room for `slots` neighbouring ones and, where that is possible, for `wish`: of the limit, of what a slot's number can
-  // address, and of the device's memory. False when there is no such room at present; nothing has changed then.
+  // address, and of the device's memory. False when there is no such room at present; what is held has not changed then.
   bool grow_for(int64_t slots, int64_t wish);
   // The most slots there could be now, if nothing else took memory.
   int64_t room() const;
