@@ -290,14 +290,43 @@ Numbers tensors(Fixture& f, int size) {
   return download_reals(*real.buffer, dt, size_t(real.size()));
 }
 
-Numbers moments(Fixture& f, int size) {
+Numbers bytes_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+  return Numbers(bytes.begin(), bytes.end());
+}
+// An optimizer's state as its file has it.
+Numbers moments_of(Fixture& f) {
+  if (!f.optimizer) f.optimizer = std::make_shared<AdamW>(f.model);
+  f.optimizer->save(scratch_file("optimizer.copy"));
+  return bytes_of(scratch_file("optimizer.copy"));
+}
+Numbers moments(Fixture& f, int) {
   if (!f.optimizer) f.optimizer = std::make_shared<AdamW>(f.model);
   f.optimizer->load(scratch_file("optimizer.safetensors"));
-  f.optimizer->save(scratch_file("optimizer.copy"));
-  std::ifstream file(scratch_file("optimizer.copy"), std::ios::binary);
-  const std::string bytes((std::istreambuf_iterator<char>(file)), {});
-  Numbers out(bytes.begin(), bytes.end());
-  append(out, scores(f, size));
+  return {double(f.optimizer->steps())};
+}
+
+Numbers adapter_file(Fixture& f, int) {
+  if (!f.model->adapter()) f.model->add_adapter({4, 8, {"q_proj", "down_proj"}}, 3);
+  load_adapter(*f.model, scratch_file("adapter.safetensors"));
+  return parameters_of(*f.model);
+}
+
+Numbers average(Fixture& f, int size) {
+  const Parameter& norm = f.model->parameter("model.norm.weight");
+  f.model->write(norm, Numbers(norm.count, 1.0).data());
+  f.teacher = f.model->clone();
+  MovingAverage of(f.teacher, f.model);
+  f.model->write(norm, Numbers(norm.count, 0.5).data());
+  of.update(0.9);
+  of.save(scratch_file("average"));
+  of.update(0.5);
+  of.load(scratch_file("average"));
+  Numbers out = parameters_of(*f.teacher);
+  f.model->zero_gradients();
+  append(out, {accumulate_stage2(*f.model, sequences(size, 9, 3), 30)});
+  append(out, gradients_of(*f.model));
   return out;
 }
 
@@ -305,8 +334,9 @@ const char* name_of(Fault kind) {
   return kind == Fault::once ? "one allocation fails" : kind == Fault::lasting ? "memory stays exhausted" : "it is aborted";
 }
 
-// Runs the scenario with a fault at allocation `at`. False when it ended before that.
-bool strike(Fixture& f, const Scenario& scenario, Fault kind, bool device, long at, std::string& problem) {
+// Runs the scenario with a fault at allocation `at`. False when it ended before that. failed: with an exception.
+bool strike(Fixture& f, const Scenario& scenario, Fault kind, bool device, long at, std::string& problem, bool& failed) {
+  failed = true;
   cancelled = false;
   f.device->cancel = &cancelled;
   asked = 0;
@@ -315,6 +345,7 @@ bool strike(Fixture& f, const Scenario& scenario, Fault kind, bool device, long 
   fault = kind;
   try {
     scenario(f, 5);
+    failed = false;
   } catch (const Error& e) {
     fault = Fault::none;
     if (e.code != (kind == Fault::cancel ? "ABORTED" : "OUT_OF_MEMORY")) problem = e.code + " " + e.what();
@@ -336,9 +367,15 @@ std::string filter;
 // Every allocation of the device; of the host's the first ones, and later ones at growing distances.
 long next(long at, bool device) { return every || device || at < 24 ? at + 1 : at + at / 6; }
 
-void hold(const std::string& name, const std::function<Fixture()>& make, const Scenario& scenario) {
+// unchanged: what a scenario that fails leaves as it was.
+void hold(const std::string& name, const std::function<Fixture()>& make, const Scenario& scenario,
+          const std::function<Numbers(Fixture&)>& unchanged = nullptr) {
   if (name.find(filter) == std::string::npos) return;
-  Numbers small, large;
+  Numbers small, large, before;
+  if (unchanged) {
+    Fixture fresh = make();
+    before = unchanged(fresh);
+  }
   {
     Fixture fresh = make();
     large = scenario(fresh, 5);
@@ -353,7 +390,8 @@ void hold(const std::string& name, const std::function<Fixture()>& make, const S
     bool device = true;
     for (; problem.empty(); at = next(at, device)) {
       Fixture f = make();
-      if (!strike(f, scenario, kind, device, at, problem)) {
+      bool failed;
+      if (!strike(f, scenario, kind, device, at, problem, failed)) {
         if (!device) break;
         device = false;
         at = 0;
@@ -362,6 +400,10 @@ void hold(const std::string& name, const std::function<Fixture()>& make, const S
       struck++;
       if (!problem.empty()) break;
       try {
+        if (unchanged && failed && !same_bits(unchanged(f), before)) {
+          problem = "something has changed";
+          break;
+        }
         // The smaller call first: it finds what the larger one left. A step of an optimizer cannot be made twice.
         if (name.find("step") == std::string::npos && !same_bits(scenario(f, 2), small)) problem = "other bits after it";
         if (problem.empty() && !same_bits(scenario(f, 5), large)) problem = "other bits in the same call again";
@@ -560,8 +602,10 @@ void run() {
   {
     Fixture f(LOOP_F32);
     save_parameters(*f.model, scratch_file("model.safetensors"), "F32", false);
-    f.optimizer = std::make_shared<AdamW>(f.model);
+    training(f, 5);
     f.optimizer->save(scratch_file("optimizer.safetensors"));
+    f.model->add_adapter({4, 8, {"q_proj", "down_proj"}}, 9);
+    save_adapter(*f.model, scratch_file("adapter.safetensors"), "BF16");
   }
   hold_in_both("score", scores);
   hold_in_both("backward", [](Fixture& f, int size) { return gradients(f, size, Recompute::none); });
@@ -571,9 +615,24 @@ void run() {
   hold_in_both("loss in one pass", [](Fixture& f, int size) { return losses(f, size, false, true); });
   hold(
       "loss in two passes", [] { return Fixture(LOOP_F32); }, [](Fixture& f, int size) { return losses(f, size, true, false); });
-  hold_in_both("optimizer step", training);
+  // A step that was made is compared by the call after it.
+  const auto before_step = [](Fixture& f) {
+    const bool made = f.optimizer && f.optimizer->steps() > 0;
+    return made ? parameters_of(*Fixture(f.model->dt).model) : parameters_of(*f.model);
+  };
+  for (LoopDType dt : {LOOP_F32, LOOP_BF16})
+    hold(
+        std::string("optimizer step in ") + loop_dtype_name(dt), [dt] { return Fixture(dt); }, training, before_step);
   hold(
-      "optimizer files", [] { return Fixture(LOOP_F32); }, moments);
+      "optimizer file", [] { return Fixture(LOOP_F32); }, moments, moments_of);
+  hold(
+      "adapter file", [] { return Fixture(LOOP_F32); }, adapter_file,
+      [](Fixture& f) {
+        if (!f.model->adapter()) f.model->add_adapter({4, 8, {"q_proj", "down_proj"}}, 3);
+        return parameters_of(*f.model);
+      });
+  hold(
+      "moving average and stage II", [] { return Fixture(LOOP_BF16); }, average);
   for (bool shared : {false, true})
     for (LoopDType dt : {LOOP_F32, shared ? LOOP_F64 : LOOP_BF16})
       hold(
