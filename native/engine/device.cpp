@@ -96,22 +96,28 @@ std::vector<DeviceInfo> list_devices(bool opened) {
 
 MemoryRoom Device::memory() const {
   MemoryRoom room;
-  if (!table_->memory) return host_memory();
+  if (in_host_memory()) return host_memory();
   if (table_->memory(ctx_, &room.free, &room.total) != 0)
     throw Error("INTERNAL", "memory", "device \"" + name_ + "\" does not say how much memory it has");
   return room;
 }
 std::string Device::advice() const { return std::string(": ") + (remedy ? remedy : "dispose of models that are not needed"); }
 
+namespace {
+// Linux grants more memory than there is, and kills the process that uses it, so large pieces are compared with what there is.
+bool exceeds_host(const MemoryRoom& room, size_t bytes) { return bytes > room.free && bytes - room.free > room.swap; }
+constexpr size_t LARGE = size_t(64) << 20;
+}  // namespace
+
 Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
-  data_ = device_->table_->allocate(device_->ctx_, bytes);
+  const bool compared = device_->in_host_memory() && bytes >= LARGE;
+  if (!compared || !exceeds_host(host_memory(), bytes)) data_ = device_->table_->allocate(device_->ctx_, bytes);
   if (!data_) {
+    const std::string free = device_->in_host_memory() ? std::to_string(host_memory().free) + " bytes are free"
+                                                       : device_->table_->last_error(device_->ctx_);
     throw Error("OUT_OF_MEMORY", "allocate",
                 std::to_string(bytes) + " bytes were asked of device \"" + device_->name() + "\" while looplm holds " +
-                    std::to_string(allocated.load()) + " bytes" +
-                    (device_->is_cuda() ? std::string(" (") + device_->table_->last_error(device_->ctx_) + ")"
-                                        : "") +  // says what is free
-                    device_->advice());
+                    std::to_string(allocated.load()) + " bytes (" + free + ")" + device_->advice());
   }
   count_allocation(bytes_);
 }

@@ -32,6 +32,7 @@ class Device {
   bool is_cuda() const { return name_.starts_with("cuda"); }  // "cuda-emulated" too
   std::string last_error() const { return table_->last_error(ctx_); }
   std::string description() const { return table_->describe(ctx_); }
+  bool in_host_memory() const { return !table_->memory; }
   // What the device has and what can still be allocated; the host's for devices that compute in its memory. Any thread.
   MemoryRoom memory() const;
   bool supports(LoopDType dt) const { return table_->supports(ctx_, dt) != 0; }

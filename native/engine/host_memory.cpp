@@ -41,10 +41,12 @@ size_t read_field(const std::string& path, const std::string& name, size_t missi
 }
 
 // A control group of version 2 or 1. Pages of files that were read count as used, and are given up when memory is wanted.
-void narrow_by_group(MemoryRoom& room, const std::string& folder, const char* limit, const char* usage, const char* inactive) {
+void narrow_by_group(MemoryRoom& room, const std::string& folder, const char* limit, const char* usage,
+                     const std::string& prefix) {
   const size_t most = read_number(folder + limit), used = read_number(folder + usage);
   if (most == UNLIMITED || used == UNLIMITED) return;
-  const size_t reclaimable = read_field(folder + "/memory.stat", inactive, 0);
+  const std::string stat = folder + "/memory.stat";
+  const size_t reclaimable = read_field(stat, prefix + "inactive_file", 0) + read_field(stat, prefix + "active_file", 0);
   narrow(room, most, used - std::min(used, reclaimable));
 }
 
@@ -60,10 +62,10 @@ void narrow_by_groups(MemoryRoom& room, const std::string& root) {
     if (!two && controllers.find(",memory,") == std::string::npos) continue;
     for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
       while (path.ends_with('/')) path.pop_back();
-      if (two) narrow_by_group(room, root + "/sys/fs/cgroup" + path, "/memory.max", "/memory.current", "inactive_file");
+      if (two) narrow_by_group(room, root + "/sys/fs/cgroup" + path, "/memory.max", "/memory.current", "");
       else
         narrow_by_group(room, root + "/sys/fs/cgroup/memory" + path, "/memory.limit_in_bytes", "/memory.usage_in_bytes",
-                        "total_inactive_file");
+                        "total_");
       if (path.find('/') == std::string::npos) break;
     }
   }
@@ -82,6 +84,7 @@ MemoryRoom host_memory(const std::string& root) {
   MemoryRoom room;
   room.total = read_field(meminfo, "MemTotal:", all);
   room.free = read_field(meminfo, "MemAvailable:", room.total);
+  room.swap = read_field(meminfo, "SwapFree:", 0);
   if (read_number(root + "/proc/sys/vm/overcommit_memory") == 2)  // the system promises no more than it has
     narrow(room, read_field(meminfo, "CommitLimit:", UNLIMITED), read_field(meminfo, "Committed_AS:", 0));
   narrow_by_groups(room, root);

@@ -5,8 +5,9 @@
 
 namespace looplm {
 
-struct MemoryRoom {
-  size_t free = 0, total = 0;  // bytes
+struct MemoryRoom {  // bytes
+  size_t free = 0, total = 0;
+  size_t swap = 0;  // free too, but slow
 };
 
 // The least of what the machine, every control group above the process, and its limits (ulimit -v, -d) leave. root: where /proc

@@ -90,7 +90,8 @@ class LoopRptPass {
                 teacher_.quantization.bits == student_.quantization.bits,
             "the teacher must have the student's configuration, device and dtype");
     require(loops_ >= 2, "LoopRPT compares loops: the model needs at least two");
-    require(o_.rollouts >= 2, "rollouts must be at least 2: advantages compare the rollouts of a token");
+    require(o_.rollouts >= 2 && o_.rollouts <= 1 << 16,
+            "rollouts must be at least 2, for advantages compare the rollouts of a token, and at most 65536");
     require(!o_.antithetic || o_.rollouts % 2 == 0, "antithetic noise comes in pairs: rollouts must be even");
     require(o_.rho > 0 && o_.rho <= 1, "rho must be in (0, 1]");
     require(batch_.ids.size() == s_.count(), "a batch needs one id per sequence");

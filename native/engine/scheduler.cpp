@@ -223,7 +223,8 @@ struct Scheduler::State {
         slot = prompt_slot < 0 ? -1 : cache.take(own);
         if (slot >= 0) break;
         if (!prompt && prompt_slot >= 0) cache.give(prompt_slot, length);
-        if (!grown && cache.grow_for(prompt ? own : length + own, slots_of_waiting())) continue;
+        const int64_t wish = cache.used() == 0 ? slots_of_waiting() : 0;
+        if (!grown && cache.grow_for(prompt ? own : length + own, wish)) continue;
         if (!rows.empty()) {
           blocked = id;
           return;

@@ -561,7 +561,7 @@ void host() {
        {{"/proc/self/cgroup", "0::/app\n"},
         {"/sys/fs/cgroup/app/memory.max", "2048000\n"},
         {"/sys/fs/cgroup/app/memory.current", "1024000\n"},
-        {"/sys/fs/cgroup/app/memory.stat", "anon 1\ninactive_file 24000\n"}},
+        {"/sys/fs/cgroup/app/memory.stat", "anon 1\ninactive_file 20000\nactive_file 4000\n"}},
        2048000 - 1000000, 2048000);
   says("of a control group above",
        {{"/proc/self/cgroup", "0::/user/app\n"},
@@ -586,6 +586,17 @@ void host() {
        {{"/proc/self/cgroup", "0::/\n"}, {"/sys/fs/cgroup/memory.max", "1000\n"}, {"/sys/fs/cgroup/memory.current", "5000\n"}}, 0,
        1000);
   says("of a system that promises no more than it has", {{"/proc/sys/vm/overcommit_memory", "2\n"}}, 1000 * KIB, 4000 * KIB);
+
+  // The system would grant it, and kill whoever fills it.
+  const MemoryRoom now = host_memory();
+  try {
+    const Buffer buffer(std::make_shared<Device>("cpu", 1), (now.free + now.swap + now.total) / 2 + (size_t(1) << 28));
+    claim("host memory: more than is free is refused before it is used", false, std::to_string(buffer.bytes()) + " bytes");
+  } catch (const Error& e) {
+    const std::string message = e.what();
+    claim("host memory: more than is free is refused before it is used",
+          e.code == "OUT_OF_MEMORY" && message.find("bytes are free") != std::string::npos, message);
+  }
 
   rlimit before;
   getrlimit(RLIMIT_DATA, &before);
