@@ -83,7 +83,10 @@ void Executor::release(std::shared_ptr<void> object) {
       return;
     }
   }
-  post([object = std::move(object)] {});
+  try {
+    post([object = std::move(object)] {});
+  } catch (const std::bad_alloc&) {  // a finalizer must not throw: the object has gone here instead
+  }
 }
 
 void Executor::push(Task task) {

@@ -446,28 +446,31 @@ std::vector<int32_t> tokens_of(const GenerateEvent& event) {
 
 // Whatever allocation of the device fails, a request ends with its own tokens or with an error of its own, and a run does not
 // fail.
-void fail_alone() {
-  const std::string name = "generate: the others go on";
+void fail_alone(bool shared) {
+  const std::string name = std::string("generate: the others go on, ") + (shared ? "shared" : "per-loop") + " cache";
   if (name.find(filter) == std::string::npos) return;
-  const auto ask = [](int i) {
+  SchedulerOptions options;
+  options.shared_cache = shared;
+  options.prefill_tokens = 64;
+  const auto ask = [&](int i) {
     GenerateRequest r = request(i, 40 + i, 8);
     r.exit.rule = i % 2 ? ExitRule::kl : ExitRule::gate;
     r.exit.threshold = 0.4;
-    if (i == 2) r.exit.rule = ExitRule::fixed, r.draft_loops = 1, r.draft_tokens = 3;
+    if (i == 2 && !shared) r.exit.rule = ExitRule::fixed, r.draft_loops = 1, r.draft_tokens = 3;
     return r;
   };
   std::vector<std::vector<int32_t>> expected;
   for (int i = 0; i < 5; i++) {
     Fixture f(LOOP_F32);
-    Scheduler alone(f.model, {});
+    Scheduler alone(f.model, options);
     const int64_t id = alone.add(ask(i));
     expected.push_back(tokens_of(run_all(alone)[id]));
   }
   long failed = 0, at = 1;
   std::string problem;
-  for (; problem.empty(); at++) {
+  for (;; at++) {
     Fixture f(LOOP_F32);
-    Scheduler scheduler(f.model, {});
+    Scheduler scheduler(f.model, options);
     std::vector<int64_t> ids;
     for (int i = 0; i < 5; i++) ids.push_back(scheduler.add(ask(i)));
     asked = 0;
@@ -489,7 +492,7 @@ void fail_alone() {
       fault = Fault::none;
       problem = std::string("the run failed: ") + e.what();
     }
-    if (asked < at) break;
+    if (asked < at || !problem.empty()) break;
   }
   claim(name + ", " + std::to_string(at) + " places, " + std::to_string(failed) + " failures", problem.empty() && failed > 0,
         "at allocation " + std::to_string(at) + ": " + problem);
@@ -670,7 +673,7 @@ void run() {
   hold(
       "copy on write", [] { return Fixture(LOOP_F32); }, copies);
   hold_in_both("tensors", tensors);
-  fail_alone();
+  for (bool shared : {false, true}) fail_alone(shared);
   too_large();
 }
 
