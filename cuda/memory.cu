@@ -205,6 +205,19 @@ int zero(void* ctx, void* dst, size_t bytes) {
   return bytes == 0 ? 0 : check(c, cudaMemsetAsync(dst, 0, bytes, c.stream), "zero");
 }
 
+// What the pool keeps for later allocations is free too. It may be called while another thread uses the context, so errors are
+// not kept there.
+int memory(void* ctx, size_t* free, size_t* total) {
+  Context& c = enter(ctx);
+  uint64_t reserved = 0, used = 0;
+  cudaError_t status = cudaMemGetInfo(free, total);
+  if (status == cudaSuccess) status = cudaMemPoolGetAttribute(c.pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
+  if (status == cudaSuccess) status = cudaMemPoolGetAttribute(c.pool, cudaMemPoolAttrUsedMemCurrent, &used);
+  if (status != cudaSuccess) return cudaGetLastError(), 1;
+  *free += size_t(reserved - std::min(reserved, used));
+  return 0;
+}
+
 int synchronize(void* ctx) { return wait(enter(ctx), "synchronize"); }
 
 }  // namespace
@@ -272,6 +285,7 @@ void add_memory(LoopBackend& table) {
   table.copy = copy;
   table.zero = zero;
   table.synchronize = synchronize;
+  table.memory = memory;
 }
 
 }  // namespace looplm::cuda

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_BACKEND_ABI 7
+#define LOOPLM_BACKEND_ABI 8
 
 #ifdef __cplusplus
 extern "C" {
@@ -175,6 +175,8 @@ typedef struct LoopBackend {
   int (*copy)(void* ctx, void* dst, const void* src, size_t bytes);
   int (*zero)(void* ctx, void* dst, size_t bytes);
   int (*synchronize)(void* ctx);
+  // Bytes of the device: all of them, and those that can still be allocated. Any thread. NULL: device memory is the host's.
+  int (*memory)(void* ctx, size_t* free, size_t* total);
 
   // C[m,n] = op(A) op(B). A is [m,k] (lda) or, transposed, [k,m]; B is [k,n] or, transposed, [n,k] (a weight). A and B act.
   int (*gemm)(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a,

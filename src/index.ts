@@ -79,6 +79,14 @@ export {
   type WeightedReward,
 } from './tasks/rewards.js'
 export { concat, full, ones, tensor, zeros } from './tensor/create.js'
-export { type DeviceStatus, devices, type MemoryStatistics, memory, resetPeakMemory } from './tensor/devices.js'
+export {
+  type DeviceMemory,
+  type DeviceStatus,
+  deviceMemory,
+  devices,
+  type MemoryStatistics,
+  memory,
+  resetPeakMemory,
+} from './tensor/devices.js'
 export { Tensor } from './tensor/tensor.js'
 export type { DeviceName, DType, DTypeArrays, FloatDType, NestedNumbers, TensorOptions } from './tensor/types.js'

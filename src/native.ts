@@ -175,7 +175,9 @@ export interface NativeGenerateEvent {
   loops: number[]
   /** Per token, where they were asked for. */
   alternatives: { token: number; logprob: number }[][]
-  finish: 'none' | 'length' | 'stop'
+  finish: 'none' | 'length' | 'stop' | 'failed'
+  /** Why there was no memory for a request that failed; else empty. */
+  failure: string
 }
 
 export interface NativeSchedulerStats {
@@ -222,6 +224,8 @@ export interface Quantization {
 export interface NativeBinding {
   devices(opened: boolean): { name: string; description: string; available: boolean }[]
   memory(): { bytes: number; peak: number; buffers: number }
+  /** Bytes of a context's device, without one of the host: all of them, and those that can still be allocated. */
+  deviceMemory(context: NativeContext | undefined): { free: number; total: number }
   resetPeakMemory(): void
   createCancel(): NativeCancel
   cancel(flag: NativeCancel): void
@@ -267,13 +271,13 @@ export interface NativeBinding {
     quantized: boolean,
   ): Promise<NativeModel>
   modelDType(model: NativeModel): ModelDType
-  modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', dequantize: boolean): Promise<void>
+  modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', dequantize: boolean, files: string): Promise<void>
   modelAddAdapter(
     model: NativeModel,
     options: { rank: number; alpha: number; modules: readonly string[]; seed: number },
   ): Promise<{ name: string; shape: number[] }[]>
   modelRemoveAdapter(model: NativeModel): Promise<void>
-  modelSaveAdapter(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64'): Promise<void>
+  modelSaveAdapter(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', files: string): Promise<void>
   modelLoadAdapter(model: NativeModel, path: string): Promise<void>
   modelMerge(model: NativeModel): Promise<NativeModel>
   modelClone(model: NativeModel): Promise<NativeModel>

@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { devices, LoopLM, LoopLMError, memory, PretrainTrainer, tensor, zeros } from '../src/index.js'
+import { deviceMemory, devices, LoopLM, LoopLMError, memory, PretrainTrainer, tensor, zeros } from '../src/index.js'
 import { buildEmulated, emulatedKernelTests, emulatedLibrary } from './emulated.js'
 
 const device = 'cuda-emulated' as 'cuda' // no name for users
@@ -107,6 +107,54 @@ describe('little memory', () => {
     expect(error.message).toMatch(/\d+\.\d\d GiB were asked, 0\.\d\d GiB of 0\.\d\d GiB are free/)
     for (const batch of [small, large]) losses.push((await trainer.update(batch)).loss, (await other.trainer.update(batch)).loss)
     for (let i = 0; i < losses.length; i += 2) expect(losses[i]).toBe(losses[i + 1])
+  })
+
+  const mib = 2 ** 20
+  const prompts = Array.from({ length: 12 }, (_, i) => [i, 3, 7])
+  const greedy = { temperature: 0, stop: [] }
+
+  it("deviceMemory is the device's own, and what is held is not free", async () => {
+    const before = deviceMemory(device)
+    expect(before.total).toBe(16 * 2 ** 30)
+    const x = zeros([2 ** 20], { device })
+    await x.data()
+    expect(deviceMemory(device).free).toBe(before.free - 4 * mib)
+    x.dispose()
+    await zeros([1], { device }).data()
+    await withMemory(64 * mib, async () => expect(deviceMemory(device).total).toBe(64 * mib))
+  })
+
+  it('prompts that do not fit together run in turn, to the same tokens', async () => {
+    using model = await LoopLM.create(config, { device, seed: 3 })
+    const options = { ...greedy, maxNewTokens: 60, exit: { rule: 'gate', threshold: 0.6 } as const }
+    const expected = await model.generate(prompts, options)
+    using scheduler = model.scheduler({ maxRows: 12 })
+    // 1 KiB of keys and values a token, 62 tokens for each prompt, and room for half of the prompts
+    const results = await withMemory(memory().bytes + 400 * 1024, async () => {
+      const requests = prompts.map((prompt) => scheduler.add(prompt, options))
+      return await Promise.all(requests.map((request) => request.result()))
+    })
+    for (const [i, { tokens }] of results.entries()) expect(tokens).toEqual(expected[i]!.tokens)
+    expect(scheduler.stats().slots).toBeLessThan(12 * 62)
+  })
+
+  it('a request that does not fit fails alone: before others, between them, and while they run', async () => {
+    using model = await LoopLM.create({ ...config, max_position_embeddings: 2 ** 20 }, { device, seed: 3 })
+    const [expected] = await model.generate([[1, 2]], { ...greedy, maxNewTokens: 10 })
+    for (const place of [0, 1, 2]) {
+      // room for 1843 tokens beside what is held
+      await withMemory(memory().bytes + 2 * mib, async () => {
+        using scheduler = model.scheduler()
+        const add = (maxNewTokens: number) => scheduler.add([1, 2], { ...greedy, maxNewTokens })
+        const requests = [0, 1, 2].map((i) => add(i === place ? 1950 : 10))
+        const outcomes = await Promise.allSettled(requests.map((request) => request.result()))
+        for (const [i, outcome] of outcomes.entries()) {
+          if (i !== place) expect(outcome).toMatchObject({ value: { tokens: expected!.tokens } })
+          else expect(outcome).toMatchObject({ reason: { code: 'OUT_OF_MEMORY' } })
+        }
+        expect(() => add(2 ** 20)).toThrow(expect.objectContaining({ code: 'OUT_OF_MEMORY' }))
+      })
+    }
   })
 
   it('a step like the one before takes no memory: its arena is there', async () => {

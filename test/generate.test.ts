@@ -230,7 +230,7 @@ describe('arguments', () => {
     expect(await generate({ stop: ['1'] })).toMatch(/stop\[0\].*no tokenizer/)
     expect(await generate({ stop: [20] })).toMatch(/stop\[0\].*at most 19, got 20/)
     expect(await generate({ maxNewTokens: 0 })).toMatch(/maxNewTokens.*at least 1/)
-    expect(await generate({ maxNewTokens: 2 ** 24 }, Array(256).fill([1]))).toMatch(/make several/)
+    expect(await generate({ maxNewTokens: 2 ** 24 + 1 })).toMatch(/maxNewTokens.*at most 16777216/)
     expect(await generate({ temperature: -1 })).toMatch(/temperature.*at least 0.*got -1/)
     expect(await generate({ temperature: Number.POSITIVE_INFINITY })).toMatch(/Infinity/)
     for (const temperature of [1e-7, 1e-40, Number.MIN_VALUE])

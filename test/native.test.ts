@@ -6,7 +6,13 @@ import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { build, runTests } from './native-tests.js'
 
-const programs = ['looplm_kernel_tests', 'looplm_safetensors_tests', 'looplm_emulator_tests', 'looplm_fuzz_replay']
+const programs = [
+  'looplm_kernel_tests',
+  'looplm_safetensors_tests',
+  'looplm_emulator_tests',
+  'looplm_fault_tests',
+  'looplm_fuzz_replay',
+]
 
 beforeAll(() => {
   execFileSync('cmake', ['--build', build, '--target', ...programs], { stdio: 'pipe' })
@@ -36,6 +42,13 @@ describe.concurrent('native tests', () => {
     const { failures, passed, status } = await runTests(programs[1]!, [])
     expect(failures).toEqual([])
     expect(passed).toBeGreaterThan(100)
+    expect(status).toBe(0)
+  })
+
+  it('memory that cannot be had and calls that are aborted, wherever the engine is', { timeout: 600_000 }, async () => {
+    const { failures, passed, status } = await runTests(programs[3]!, [])
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(60)
     expect(status).toBe(0)
   })
 

@@ -35,6 +35,15 @@ Napi::Value memory(const Napi::CallbackInfo& info) {
   return out;
 }
 
+Napi::Value device_memory(const Napi::CallbackInfo& info) {
+  const Input context(info, 0, "context");
+  const MemoryRoom room = context.missing() ? host_memory() : context.object<Executor>(Kind::context)->device()->memory();
+  Napi::Object out = Napi::Object::New(info.Env());
+  out.Set("free", double(room.free));
+  out.Set("total", double(room.total));
+  return out;
+}
+
 Napi::Value reset_peak(const Napi::CallbackInfo& info) {
   reset_peak_memory();
   return info.Env().Undefined();
@@ -78,6 +87,7 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(environment);
   add<devices>(env, exports, "devices");
   add<memory>(env, exports, "memory");
+  add<device_memory>(env, exports, "deviceMemory");
   add<reset_peak>(env, exports, "resetPeakMemory");
   add<open_context>(env, exports, "openContext");
   add<create_cancel>(env, exports, "createCancel");

@@ -42,9 +42,15 @@ Executor::Executor(Napi::Env env, std::shared_ptr<Device> device) : device_(std:
   if (status != napi_ok) throw Napi::Error::New(env, "looplm: napi_create_threadsafe_function failed");
   napi_unref_threadsafe_function(env, wake_);
   stop_at_exit(device_->is_cuda());
-  thread_ = std::thread([this] { loop(); });
   std::lock_guard lock(living().mutex);
-  living().executors.insert(this);
+  const auto place = living().executors.insert(this).first;
+  try {
+    thread_ = std::thread([this] { loop(); });
+  } catch (...) {
+    living().executors.erase(place);
+    napi_release_threadsafe_function(wake_, napi_tsfn_abort);
+    throw;
+  }
 }
 
 Executor::~Executor() {
@@ -57,9 +63,9 @@ Executor::~Executor() {
 
 Napi::Promise Executor::submit(Napi::Env env, CancelFlag cancel, Work work) {
   auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
-  if (waiting_++ == 0) napi_ref_threadsafe_function(env, wake_);
   if (!cancel) cancel = std::make_shared<std::atomic<bool>>(false);
   push({std::move(cancel), std::move(work), deferred, nullptr, nullptr});
+  if (waiting_++ == 0) napi_ref_threadsafe_function(env, wake_);  // last: nothing waits for a call that found no memory
   return deferred->Promise();
 }
 
@@ -77,14 +83,17 @@ void Executor::release(std::shared_ptr<void> object) {
       return;
     }
   }
-  post([object = std::move(object)] {});
+  try {
+    post([object = std::move(object)] {});
+  } catch (const std::bad_alloc&) {  // a finalizer must not throw: the object has gone here instead
+  }
 }
 
 void Executor::push(Task task) {
   std::lock_guard lock(mutex_);
   if (stopping_) return;
-  unfinished_++;
   queue_.push_back(std::move(task));
+  unfinished_++;
   changed_.notify_one();
 }
 
@@ -97,7 +106,7 @@ void Executor::stop() {
     changed_.notify_one();
   }
   if (thread_.joinable()) thread_.join();
-  std::deque<Task> queued, finished;  // results that nobody took may hold the executor itself
+  std::list<Task> queued, finished;  // results that nobody took may hold the executor itself
   std::lock_guard lock(mutex_);
   queued.swap(queue_);
   finished.swap(finished_);
@@ -105,15 +114,15 @@ void Executor::stop() {
 
 void Executor::loop() {
   for (;;) {
-    Task task;
+    std::list<Task> own;  // the task moves from list to list, which takes no memory: nobody could report that there is none
     {
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
       if (stopping_) return;
-      task = std::move(queue_.front());
-      queue_.pop_front();
-      running_ = task.cancel;
+      own.splice(own.begin(), queue_, queue_.begin());
+      running_ = own.front().cancel;
     }
+    Task& task = own.front();
     run(task);
     std::lock_guard lock(mutex_);
     task.work = nullptr;  // objects that the call kept alive go before it counts as finished
@@ -121,7 +130,7 @@ void Executor::loop() {
     unfinished_--;
     if (stopping_) return;
     if (!task.deferred) continue;
-    finished_.push_back(std::move(task));
+    finished_.splice(finished_.end(), own);
     napi_call_threadsafe_function(wake_, nullptr, napi_tsfn_nonblocking);
   }
 }
@@ -143,7 +152,7 @@ void Executor::settle(napi_env env, napi_value, void* self, void*) {
 }
 
 void Executor::settle_all(Napi::Env env) {
-  std::deque<Task> tasks;
+  std::list<Task> tasks;
   {
     std::lock_guard lock(mutex_);
     tasks.swap(finished_);
@@ -183,13 +192,22 @@ Napi::Value make_error(Napi::Env env, const std::string& code, const std::string
 
 }  // namespace
 
+constexpr const char* host_memory_error =
+    "host memory could not be allocated: pass fewer or shorter sequences in one call, or raise the limit of this process (ulimit "
+    "-v, "
+    "container)";
+
 Napi::Value to_js_error(Napi::Env env, std::exception_ptr error) {
   try {
     std::rethrow_exception(error);
   } catch (const Error& e) {
     return make_error(env, e.code, e.operation, e.what());
   } catch (const std::bad_alloc&) {
-    return make_error(env, "OUT_OF_MEMORY", "host", "host memory could not be allocated; use a smaller batch");
+    return make_error(env, "OUT_OF_MEMORY", "host", host_memory_error);
+  } catch (const std::length_error&) {  // a list longer than there are addresses
+    return make_error(env, "OUT_OF_MEMORY", "host", host_memory_error);
+  } catch (const std::system_error& e) {
+    return make_error(env, "OUT_OF_MEMORY", "host", std::string("the system gives no further thread: ") + e.what());
   } catch (const std::exception& e) {
     return make_error(env, "INTERNAL", "engine", e.what());
   } catch (...) {

@@ -5,9 +5,9 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <exception>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -62,7 +62,7 @@ class Executor {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<Task> queue_, finished_;
+  std::list<Task> queue_, finished_;
   CancelFlag running_;
   size_t unfinished_ = 0;  // queued or running
   bool stopping_ = false;

@@ -23,6 +23,8 @@ const char* finish_name(Finish finish) {
       return "length";
     case Finish::stop:
       return "stop";
+    case Finish::failed:
+      return "failed";
   }
   return "none";
 }
@@ -103,6 +105,7 @@ Napi::Object event_object(Napi::Env env, const GenerateEvent& event, LoopDType d
   out.Set("logprobs", Reals(std::move(logprobs), dtype).array(env));
   out.Set("alternatives", alternatives);
   out.Set("finish", finish_name(event.finish));
+  out.Set("failure", event.failure);
   return out;
 }
 

@@ -61,16 +61,23 @@ Napi::TypedArray Input::typed_array() const {
   return value_.As<Napi::TypedArray>();
 }
 
+// node-addon-api asks for an ArrayBuffer, which a SharedArrayBuffer is not.
+const void* Input::bytes() const {
+  void* data = nullptr;
+  if (napi_get_typedarray_info(env_, value_, nullptr, nullptr, &data, nullptr, nullptr) != napi_ok) fail("cannot be read");
+  return data;
+}
+
 std::vector<int32_t> Input::int32s() const {
   if (typed_array().TypedArrayType() != napi_int32_array) fail("must be an Int32Array");
-  const auto array = value_.As<Napi::Int32Array>();
-  return {array.Data(), array.Data() + array.ElementLength()};
+  const auto* first = static_cast<const int32_t*>(bytes());
+  return {first, first + value_.As<Napi::TypedArray>().ElementLength()};
 }
 
 std::vector<double> Input::doubles() const {
   if (typed_array().TypedArrayType() != napi_float64_array) fail("must be a Float64Array");
-  const auto array = value_.As<Napi::Float64Array>();
-  return {array.Data(), array.Data() + array.ElementLength()};
+  const auto* first = static_cast<const double*>(bytes());
+  return {first, first + value_.As<Napi::TypedArray>().ElementLength()};
 }
 
 Sequences Input::sequences() const {

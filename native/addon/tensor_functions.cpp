@@ -68,7 +68,7 @@ Napi::Value tensor_create(const Napi::CallbackInfo& info) {
                                       : dtype == LOOP_I32 ? napi_int32_array
                                                           : napi_uint16_array;
   if (type != wanted && !rounded) data.fail(std::string("does not hold ") + loop_dtype_name(dtype));
-  const auto* bytes = static_cast<const uint8_t*>(array.ArrayBuffer().Data()) + array.ByteOffset();
+  const auto* bytes = static_cast<const uint8_t*>(data.bytes());
   auto elements = std::make_shared<std::vector<uint8_t>>(bytes, bytes + array.ByteLength());
   return deferred(info, context.object, shape, [device = context->device(), dtype, shape, elements, rounded] {
     return from_host(device, dtype, shape, elements->data(), rounded);

@@ -14,8 +14,6 @@
 // Long groups too few to share among threads are cut into parts, as the shapes alone say, whose sums are added in order.
 //
 // Operands are made of units: a float, or, where the processor multiplies bfloat16, a pair along the summed dimension.
-#include <stdio.h>      // defines: snprintf
-#include <stdlib.h>     // defines: free
 #include <type_traits>  // defines: conditional_t
 
 #include "gemm.h"  // defines: KS, the elements in a unit
@@ -559,11 +557,8 @@ int backward(Context& ctx, const LoopAttention& a) {
   // Up to 16 tasks if each keeps some 8 blocks: by the shapes alone, for the sums depend on the cut.
   const int64_t units = int64_t(groups.count) * a.kv_heads, fair = a.tokens * shape.ratio / groups.count / (8 * LANES);
   const int64_t parts = least((15 + units) / units, fair > 1 ? fair : 1), partial = a.tokens * 2 * shape.wide;
-  float* sums = nullptr;  // [parts][kv_heads][tokens][2][wide]
-  if (parts > 1 && !(sums = static_cast<float*>(allocate_aligned(size_t(parts * a.kv_heads * partial) * 4)))) {
-    snprintf(ctx.error, sizeof ctx.error, "attention_backward: no memory for %d partial sums", int(parts));
-    return 1;
-  }
+  const Aligned owner(parts > 1 ? size_t(parts * a.kv_heads * partial) * 4 : 0);
+  auto* sums = static_cast<float*>(owner.data);  // [parts][kv_heads][tokens][2][wide]
   run_tasks<Backward<E>>(ctx, a, groups, parts, [&](int32_t group, Backward<E>& kernel, int64_t part) {
     if (sums) kernel.partial = sums + (part * a.kv_heads + kernel.kv_head) * partial;
     run_group(a, groups, group, part, parts, kernel);
@@ -581,7 +576,6 @@ int backward(Context& ctx, const LoopAttention& a) {
       kernel.write(token, sum);
     }
   });
-  free(sums);
   return 0;
 }
 

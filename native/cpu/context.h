@@ -1,6 +1,7 @@
 // The CPU backend's context: its threads and its error text. Kernels see nothing else of the process.
 #pragma once
 #include <stdint.h>
+#include <stdlib.h>  // defines: free
 
 #include "pool.h"
 
@@ -15,6 +16,16 @@ struct Context {
 
 // 64-byte aligned memory as the table's `allocate` gives; NULL when there is none. Freed with free.
 void* allocate_aligned(size_t bytes);
+
+// Such memory for the length of a call; 0 bytes: none. Throws OutOfScratch.
+struct Aligned {
+  explicit Aligned(size_t bytes) : data(bytes > 0 ? allocate_aligned(bytes) : nullptr) {
+    if (bytes > 0 && !data) throw OutOfScratch(bytes);
+  }
+  ~Aligned() { free(data); }
+  Aligned(const Aligned&) = delete;
+  void* const data;
+};
 
 // How many rows of d elements a task takes: enough that a task is some microseconds, few enough that threads share the work.
 inline int64_t rows_per_task(int64_t rows, int64_t d) {

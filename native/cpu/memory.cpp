@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 
 #include "context.h"
 #if defined(__linux__)
@@ -24,18 +25,26 @@ static void prefer_large_pages([[maybe_unused]] void* p, [[maybe_unused]] size_t
 }
 
 void* allocate_aligned(size_t bytes) {
+  if (bytes > size_t(PTRDIFF_MAX)) return nullptr;
   void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
   if (p && bytes >= LARGE) prefer_large_pages(p, bytes);
   return p;
 }
 
+static thread_local char open_error[256] = "no context";
+
 void* open_context(int32_t threads, const char* isa) {
-  auto* ctx = new Context(threads);
-  std::snprintf(ctx->description, sizeof ctx->description, "%s, %d threads", isa, ctx->pool.threads());
-  return ctx;
+  try {
+    auto* ctx = new Context(threads);
+    std::snprintf(ctx->description, sizeof ctx->description, "%s, %d threads", isa, ctx->pool.threads());
+    return ctx;
+  } catch (const std::exception& e) {  // no memory, or no thread
+    std::snprintf(open_error, sizeof open_error, "%d threads: %s; use fewer threads", int(threads), e.what());
+    return nullptr;
+  }
 }
 void close_context(void* ctx) { delete static_cast<Context*>(ctx); }
-const char* last_error(void* ctx) { return static_cast<Context*>(ctx)->error; }
+const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error : open_error; }
 const char* describe(void* ctx) { return static_cast<Context*>(ctx)->description; }
 int supports(void*, LoopDType dt) { return dt == LOOP_F32 || dt == LOOP_BF16; }
 void* allocate(void*, size_t bytes) { return allocate_aligned(bytes); }

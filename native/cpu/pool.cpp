@@ -5,9 +5,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
+#include <memory>
 #include <mutex>
-#include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "context.h"
@@ -37,6 +39,15 @@ struct Scratch {
 }  // namespace
 
 struct Pool::State {
+  ~State() {
+    {
+      std::lock_guard lock(mutex);
+      stop = true;
+    }
+    wake.notify_all();
+    for (auto& worker : workers) worker.join();
+    for (auto& s : scratch) std::free(s.data);
+  }
   std::vector<std::thread> workers;
   std::vector<Scratch> scratch;
   std::mutex mutex;
@@ -53,9 +64,16 @@ struct Pool::State {
   int64_t tasks = 0;
   Task task = nullptr;
   void* context = nullptr;
+  std::exception_ptr error;  // the first of the job; guarded by mutex
 
   void work(int thread) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(context, i, thread);
+    try {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(context, i, thread);
+    } catch (...) {
+      next.store(tasks, std::memory_order_relaxed);
+      std::lock_guard lock(mutex);
+      if (!error) error = std::current_exception();
+    }
   }
   void loop(int thread) {
     uint64_t seen = 0;
@@ -77,22 +95,16 @@ struct Pool::State {
   }
 };
 
-Pool::Pool(int threads) : state(new State) {
+Pool::Pool(int threads) {
   if (threads <= 0) threads = available_cores();
-  state->scratch.resize(size_t(threads) + 1);
-  for (int i = 1; i < threads; i++) state->workers.emplace_back([this, i] { state->loop(i); });
+  auto made = std::make_unique<State>();  // ends the threads that have begun when another cannot be had
+  made->scratch.resize(size_t(threads) + 1);
+  made->workers.reserve(size_t(threads));
+  for (int i = 1; i < threads; i++) made->workers.emplace_back([s = made.get(), i] { s->loop(i); });
+  state = made.release();
 }
 
-Pool::~Pool() {
-  {
-    std::lock_guard lock(state->mutex);
-    state->stop = true;
-  }
-  state->wake.notify_all();
-  for (auto& worker : state->workers) worker.join();
-  for (auto& s : state->scratch) std::free(s.data);
-  delete state;
-}
+Pool::~Pool() { delete state; }
 
 int Pool::threads() const { return int(state->scratch.size()) - 1; }
 
@@ -114,15 +126,18 @@ void Pool::dispatch(int64_t tasks, Task task, void* context) {
     if (spin < 20000) pause();
     else std::this_thread::yield();
   }
+  if (s.error) std::rethrow_exception(std::exchange(s.error, nullptr));
 }
 
 void* Pool::scratch(int thread, size_t bytes) {
   Scratch& s = state->scratch[size_t(thread)];
   if (s.bytes < bytes) {
-    std::free(s.data);
-    s.bytes = (bytes + 4095) / 4096 * 4096;
-    s.data = allocate_aligned(s.bytes);
-    if (!s.data) throw std::bad_alloc();
+    std::free(std::exchange(s.data, nullptr));
+    s.bytes = 0;
+    const size_t rounded = bytes | 4095;
+    s.data = allocate_aligned(rounded);
+    if (!s.data) throw OutOfScratch(bytes);
+    s.bytes = rounded;
   }
   return s.data;
 }

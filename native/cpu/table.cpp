@@ -1,4 +1,6 @@
 // The kernel table of one instruction set.
+#include <cstdio>
+
 #include "kernels.h"
 #include "memory.h"
 
@@ -8,6 +10,25 @@ namespace looplm::cpu::LOOPLM_ISA {
 #define LOOPLM_TEXT(x) LOOPLM_TEXT_OF(x)
 
 static void* open(int32_t, int32_t threads) { return open_context(threads, LOOPLM_TEXT(LOOPLM_ISA)); }
+
+// A kernel of the table: no exception leaves it. Memory that it could not have is LOOP_OUT_OF_MEMORY, and the kernel can be
+// called again.
+template <auto kernel>
+struct Guarded;
+template <class... Arguments, int (*kernel)(void*, Arguments...)>
+struct Guarded<kernel> {
+  static int call(void* ctx, Arguments... arguments) {
+    try {
+      return kernel(ctx, arguments...);
+    } catch (const OutOfScratch& e) {
+      auto& error = static_cast<Context*>(ctx)->error;
+      std::snprintf(error, sizeof error, "a kernel could not have %zu bytes of working memory", e.bytes);
+      return LOOP_OUT_OF_MEMORY;
+    }
+  }
+};
+template <auto kernel>
+constexpr auto guarded = Guarded<kernel>::call;
 
 extern const LoopBackend table;
 const LoopBackend table = {
@@ -25,41 +46,42 @@ const LoopBackend table = {
     .copy = copy,
     .zero = zero,
     .synchronize = synchronize,
-    .gemm = gemm,
-    .gemm_quantized = gemm_quantized,
-    .embed = embed,
-    .embed_backward = embed_backward,
-    .residual_norm = residual_norm,
-    .residual_norm_backward = residual_norm_backward,
-    .rope = rope,
-    .attention = attention,
-    .attention_backward = attention_backward,
-    .swiglu = swiglu,
-    .swiglu_backward = swiglu_backward,
-    .gate = gate,
-    .gate_backward = gate_backward,
-    .exit_pdf = exit_pdf,
-    .exit_pdf_backward = exit_pdf_backward,
-    .gather_rows = gather_rows,
-    .scatter_add_rows = scatter_add_rows,
-    .head_rows = head_rows,
-    .policy_gradient = policy_gradient,
-    .sum_squares = sum_squares,
-    .adamw = adamw,
-    .moving_average = moving_average,
-    .add_noise = add_noise,
-    .cache_write = cache_write,
-    .decode_attention = decode_attention,
-    .sample = sample,
+    .memory = nullptr,
+    .gemm = guarded<gemm>,
+    .gemm_quantized = guarded<gemm_quantized>,
+    .embed = guarded<embed>,
+    .embed_backward = guarded<embed_backward>,
+    .residual_norm = guarded<residual_norm>,
+    .residual_norm_backward = guarded<residual_norm_backward>,
+    .rope = guarded<rope>,
+    .attention = guarded<attention>,
+    .attention_backward = guarded<attention_backward>,
+    .swiglu = guarded<swiglu>,
+    .swiglu_backward = guarded<swiglu_backward>,
+    .gate = guarded<gate>,
+    .gate_backward = guarded<gate_backward>,
+    .exit_pdf = guarded<exit_pdf>,
+    .exit_pdf_backward = guarded<exit_pdf_backward>,
+    .gather_rows = guarded<gather_rows>,
+    .scatter_add_rows = guarded<scatter_add_rows>,
+    .head_rows = guarded<head_rows>,
+    .policy_gradient = guarded<policy_gradient>,
+    .sum_squares = guarded<sum_squares>,
+    .adamw = guarded<adamw>,
+    .moving_average = guarded<moving_average>,
+    .add_noise = guarded<add_noise>,
+    .cache_write = guarded<cache_write>,
+    .decode_attention = guarded<decode_attention>,
+    .sample = guarded<sample>,
     .decode_token = nullptr,
     .record = nullptr,
     .recorded = nullptr,
     .replay = nullptr,
     .forget = nullptr,
-    .binary = binary,
-    .copy_strided = copy_strided,
-    .softmax = softmax,
-    .reduce = reduce,
+    .binary = guarded<binary>,
+    .copy_strided = guarded<copy_strided>,
+    .softmax = guarded<softmax>,
+    .reduce = guarded<reduce>,
 };
 
 }  // namespace looplm::cpu::LOOPLM_ISA

@@ -61,6 +61,16 @@ struct Packer {
     }
     out.group_count++;
   }
+  // Where a group ends whose responses do not fit: the rest is a group of its own, and its prompt runs again. Prompts are not
+  // counted, or long ones would leave a batch one response each.
+  size_t part_end(size_t i, size_t end) const {
+    int64_t responses = 0;
+    for (size_t k = i; k < end; k++) {
+      responses += std::max<int64_t>(0, kept(k) - (s.prompt(k) - 1));
+      if (k > i && responses > options.token_budget) return k;
+    }
+    return end;
+  }
   int64_t group_tokens(size_t i, size_t end) const {
     if (end - i == 1) return kept(i);
     int64_t n = s.prompt(i) - 1;
@@ -78,6 +88,7 @@ PackedBatch pack(const Sequences& sequences, size_t begin, const PackOptions& op
   while (i < std::min(limit, sequences.count())) {
     size_t end = std::min(limit, packer.group_end(i));
     if (i > begin && packer.out.tokens() + packer.group_tokens(i, end) > options.token_budget) break;
+    end = packer.part_end(i, end);
     packer.add_group(i, end);
     i = end;
   }

@@ -26,7 +26,8 @@ struct PackedBatch {
 };
 
 struct PackOptions {
-  int64_t token_budget;  // a batch ends before the group of sequences that would exceed it, but holds at least one group
+  int64_t token_budget;  // a batch ends before the sequences that would exceed it, but holds at least one. Sequences that share a
+                         // prompt stay together while their responses fit
   bool share_prompts;    // neighbours with equal prompts read one copy of all but its last token
   bool responses_only;   // rows from the prompt length on; otherwise every prediction is a row
   bool keep_last_token;  // the last token of a sequence predicts nothing; its gate may still be wanted

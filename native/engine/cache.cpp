@@ -4,24 +4,10 @@
 
 namespace looplm {
 
-void Cache::reserve(int64_t slots) {
-  const int64_t wanted = used_ + slots;
-  if (wanted > slots_) grow(limit_ > 0 ? std::min(limit_, wanted) : wanted);
-}
-
 int64_t Cache::take(int64_t slots) {
   if (slots == 0) return 0;
-  auto fits = [&] { return std::find_if(free_.begin(), free_.end(), [&](const auto& hole) { return hole.second >= slots; }); };
-  auto hole = fits();
-  if (hole == free_.end()) {
-    // What lies free at the end grows with the cache.
-    const int64_t tail = free_.empty() || free_.rbegin()->first + free_.rbegin()->second < slots_ ? 0 : free_.rbegin()->second;
-    const int64_t least = slots_ - tail + slots;
-    if (limit_ > 0 && least > limit_) return -1;
-    const int64_t roomy = std::max(least, slots_ + slots_ / 2);
-    grow(limit_ > 0 ? std::min(limit_, roomy) : roomy);
-    hole = fits();
-  }
+  const auto hole = std::find_if(free_.begin(), free_.end(), [&](const auto& one) { return one.second >= slots; });
+  if (hole == free_.end()) return -1;
   const int64_t first = hole->first, rest = hole->second - slots;
   free_.erase(hole);
   if (rest > 0) free_[first + slots] = rest;
@@ -47,35 +33,62 @@ void Cache::give(int64_t first, int64_t slots) {
   free_[first] = slots;
 }
 
-void Cache::clear() {
+void Cache::clear() noexcept {
+  keys_ = Buffer();
+  values_ = Buffer();
   free_.clear();
-  if (slots_ > 0) free_[0] = slots_;
-  used_ = 0;
+  slots_ = used_ = 0;
+  generation_++;
 }
 
-void Cache::grow(int64_t slots) {
-  const size_t layers = size_t(model_.config.layers), size = width() * loop_dtype_size(model_.dt);
-  const int64_t planes = int64_t(layers) * planes_;
-  if (slots * planes_ > INT32_MAX)
-    throw Error("INVALID_ARGUMENT", "generate",
-                std::to_string(slots) + " cached tokens of " + std::to_string(planes_) +
-                    " loops are more than a cache can address; generate fewer tokens or sequences at a time");
-  for (Buffer* buffer : {&keys_, &values_}) {
-    Buffer larger(model_.device, size_t(planes * slots) * size + 64);
-    for (const auto& [first, count] : written_()) {
-      const int64_t row = int64_t(width()), shape[] = {planes, count * row}, from[] = {slots_ * row, 1}, to[] = {slots * row, 1};
-      model_.device->run(&LoopBackend::copy_strided, "grow the cache", model_.dt, model_.dt, 2, shape,
-                         static_cast<const void*>(buffer->at(size_t(first * row) * loop_dtype_size(model_.dt))), from,
-                         larger.at(size_t(first * row) * loop_dtype_size(model_.dt)), to);
-    }
-    *buffer = std::move(larger);
+int64_t Cache::room() const {
+  const size_t free = model_.device->memory().free, usable = free - free / 10;  // a tenth is for activations
+  int64_t held = 0;  // of the host's memory what was written, of a device's all
+  if (model_.device->is_cuda()) held = slots_;
+  else
+    for (const auto& run : written_()) held += run.second;
+  const int64_t more = int64_t(usable / slot_bytes()), addressed = INT32_MAX / planes_;
+  const int64_t fitting = held <= more ? held + more : slots_;  // a larger cache begins with a copy of this one
+  return std::min({fitting, addressed, limit_ > 0 ? limit_ : addressed});
+}
+
+bool Cache::grow_for(int64_t slots, int64_t wish) {
+  if (used_ == 0) clear();  // nothing to copy: the two need not be there at once
+  // What lies free at the end grows with the cache.
+  const int64_t tail = free_.empty() || free_.rbegin()->first + free_.rbegin()->second < slots_ ? 0 : free_.rbegin()->second;
+  const int64_t least = slots_ - tail + slots, most = room();
+  if (least > most) return false;
+  const int64_t roomy = std::min(most, std::max({least, slots_ - tail + wish, slots_ + slots_ / 2}));
+  return replace(roomy) || (least < roomy && replace(least));
+}
+
+// A cache of another size with the same contents. False when there is no memory for it.
+bool Cache::replace(int64_t slots) {
+  const Cache::Runs runs = written_();
+  const size_t size = loop_dtype_size(model_.dt), row_bytes = width() * size;
+  const int64_t planes = int64_t(model_.config.layers) * planes_, row = int64_t(width());
+  Buffer larger[2];
+  try {
+    for (Buffer& buffer : larger) buffer = Buffer(model_.device, size_t(planes * slots) * row_bytes + 64);
+  } catch (const Error& error) {
+    if (error.code != "OUT_OF_MEMORY") throw;
+    return false;
   }
-  generation_++;
-  const int64_t added = slots - slots_;
+  for (const auto& [from, to] : {std::pair(&keys_, &larger[0]), std::pair(&values_, &larger[1])})
+    for (const auto& [first, count] : runs) {
+      const int64_t shape[] = {planes, count * row}, from_strides[] = {slots_ * row, 1}, to_strides[] = {slots * row, 1};
+      const size_t at = size_t(first) * row_bytes;
+      model_.device->run(&LoopBackend::copy_strided, "grow the cache", model_.dt, model_.dt, 2, shape,
+                         static_cast<const void*>(from->at(at)), from_strides, to->at(at), to_strides);
+    }
+  const int64_t added = slots - slots_, first = slots_;
   used_ += added;  // as if the new slots had been taken
-  const int64_t first = slots_;
   slots_ = slots;
+  generation_++;
+  keys_ = std::move(larger[0]);
+  values_ = std::move(larger[1]);
   give(first, added);
+  return true;
 }
 
 CacheUse Cache::decoding(const int32_t* rows, const LoopCacheContext* contexts) const {

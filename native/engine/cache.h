@@ -15,16 +15,22 @@ class Cache {
   using Runs = std::vector<std::pair<int64_t, int64_t>>;  // first slots and lengths
 
   // loops: planes of a layer unless they share one. limit: the most slots a plane may have, 0: as many as fit in memory. written:
-  // the slots that hold something; the others are not copied when the cache grows, and cost no memory until they are written.
+  // the slots that hold something; the others are not copied when the cache grows, and in the host's memory cost nothing until
+  // they are written.
   Cache(Model& model, int loops, bool shared, int64_t limit, std::function<Runs()> written)
       : model_(model), planes_(shared ? 1 : loops), limit_(limit), written_(std::move(written)) {}
 
-  // Makes room for that many more slots in one go, where the limit allows it.
-  void reserve(int64_t slots);
-  // The first of `slots` neighbouring free slots, or -1 when the limit leaves no room at present.
+  // The first of `slots` neighbouring free slots, or -1 when there are none at present.
   int64_t take(int64_t slots);
   void give(int64_t first, int64_t slots);
-  void clear();
+  // Makes room for `slots` neighbouring ones and, where that is possible, for `wish`: of the limit, of what a slot's number can
+  // address, and of the device's memory. False when there is no such room at present; what is held has not changed then.
+  bool grow_for(int64_t slots, int64_t wish);
+  // The most slots there could be now, if nothing else took memory.
+  int64_t room() const;
+  void clear() noexcept;  // gives the memory back
+
+  size_t slot_bytes() const { return size_t(2 * model_.config.layers * planes_) * width() * loop_dtype_size(model_.dt); }
 
   uint64_t generation() const { return generation_; }  // another number when the planes have moved
   int64_t used() const { return used_; }
@@ -48,7 +54,7 @@ class Cache {
   void copy_up(int64_t slot, int t, int loops);
 
  private:
-  void grow(int64_t slots);
+  bool replace(int64_t slots);
   size_t width() const { return size_t(model_.config.kv_heads) * size_t(model_.config.head_dim); }
 
   Model& model_;

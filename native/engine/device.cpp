@@ -94,15 +94,30 @@ std::vector<DeviceInfo> list_devices(bool opened) {
   }
 }
 
+MemoryRoom Device::memory() const {
+  MemoryRoom room;
+  if (in_host_memory()) return host_memory();
+  if (table_->memory(ctx_, &room.free, &room.total) != 0)
+    throw Error("INTERNAL", "memory", "device \"" + name_ + "\" does not say how much memory it has");
+  return room;
+}
+std::string Device::advice() const { return std::string(": ") + (remedy ? remedy : "dispose of models that are not needed"); }
+
+namespace {
+// Linux grants more memory than there is, and kills the process that uses it, so large pieces are compared with what there is.
+bool exceeds_host(const MemoryRoom& room, size_t bytes) { return bytes > room.free && bytes - room.free > room.swap; }
+constexpr size_t LARGE = size_t(64) << 20;
+}  // namespace
+
 Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
-  data_ = device_->table_->allocate(device_->ctx_, bytes);
+  const bool compared = device_->in_host_memory() && bytes >= LARGE;
+  if (!compared || !exceeds_host(host_memory(), bytes)) data_ = device_->table_->allocate(device_->ctx_, bytes);
   if (!data_) {
+    const std::string free = device_->in_host_memory() ? std::to_string(host_memory().free) + " bytes are free"
+                                                       : device_->table_->last_error(device_->ctx_);
     throw Error("OUT_OF_MEMORY", "allocate",
                 std::to_string(bytes) + " bytes were asked of device \"" + device_->name() + "\" while looplm holds " +
-                    std::to_string(allocated.load()) + " bytes" +
-                    (device_->is_cuda() ? std::string(" (") + device_->table_->last_error(device_->ctx_) + ")"
-                                        : "") +  // says what is free
-                    ": use a smaller batch, recompute 'layer', or dispose of models");
+                    std::to_string(allocated.load()) + " bytes (" + free + ")" + device_->advice());
   }
   count_allocation(bytes_);
 }
@@ -123,6 +138,12 @@ void Buffer::reserve(const std::shared_ptr<Device>& device, size_t bytes) {
   if (bytes <= bytes_) return;
   *this = Buffer();  // first give back, then take: the two are never held together
   *this = Buffer(device, bytes);
+}
+void Buffer::extend(const std::shared_ptr<Device>& device, size_t bytes) {
+  if (bytes <= bytes_) return;
+  Buffer larger(device, bytes);
+  if (bytes_ > 0) device->run(&LoopBackend::copy, "copy", larger.data_, static_cast<const void*>(data_), bytes_);
+  *this = std::move(larger);
 }
 void Buffer::upload(const void* host, size_t bytes, size_t byte_offset) {
   device_->run(&LoopBackend::copy_in, "copy_in", at(byte_offset), host, bytes);

@@ -9,6 +9,7 @@
 
 #include "../backend.h"
 #include "error.h"
+#include "host_memory.h"
 
 namespace looplm {
 
@@ -31,6 +32,9 @@ class Device {
   bool is_cuda() const { return name_.starts_with("cuda"); }  // "cuda-emulated" too
   std::string last_error() const { return table_->last_error(ctx_); }
   std::string description() const { return table_->describe(ctx_); }
+  bool in_host_memory() const { return !table_->memory; }
+  // What the device has and what can still be allocated; the host's for devices that compute in its memory. Any thread.
+  MemoryRoom memory() const;
   bool supports(LoopDType dt) const { return table_->supports(ctx_, dt) != 0; }
 
   // Calls one function of the table: device.run(&LoopBackend::rope, "rope", dt, n, ...). Throws ABORTED when a cancel flag is
@@ -58,6 +62,7 @@ class Device {
   void forget(void* recording) noexcept { table_->forget(ctx_, recording); }
 
   const std::atomic<bool>* cancel = nullptr;  // set by the caller for the length of one engine call
+  const char* remedy = nullptr;               // what helps when memory runs out; see Remedy
 
  private:
   friend class Buffer;
@@ -69,8 +74,9 @@ class Device {
   }
   [[noreturn]] void fail(int status, const char* operation) const {
     const char* code = status == LOOP_OUT_OF_MEMORY ? "OUT_OF_MEMORY" : status == LOOP_UNSUPPORTED ? "UNSUPPORTED" : "INTERNAL";
-    throw Error(code, operation, table_->last_error(ctx_));
+    throw Error(code, operation, table_->last_error(ctx_) + (status == LOOP_OUT_OF_MEMORY ? advice() : ""));
   }
+  std::string advice() const;
   std::string name_;
   const LoopBackend* table_;
   void* ctx_ = nullptr;
@@ -86,6 +92,18 @@ class Uninterrupted {
  private:
   Device& device_;
   const std::atomic<bool>* const cancel_;
+};
+
+// Says what helps when memory runs out, for the length of one operation: an error that advises what cannot help costs a day.
+class Remedy {
+ public:
+  Remedy(Device& device, const char* text) : device_(device), before_(std::exchange(device.remedy, text)) {}
+  ~Remedy() { device_.remedy = before_; }
+  Remedy(const Remedy&) = delete;
+
+ private:
+  Device& device_;
+  const char* const before_;
 };
 
 // The device names this build knows, for `devices()`: name, whether it is usable here, and why not. CUDA devices are described by
@@ -113,6 +131,7 @@ class Buffer {
   size_t bytes() const { return bytes_; }
   explicit operator bool() const { return data_ != nullptr; }
   void reserve(const std::shared_ptr<Device>& device, size_t bytes);  // grows; contents are lost when it does
+  void extend(const std::shared_ptr<Device>& device, size_t bytes);   // grows; contents stay, and stay when there is no memory
   void upload(const void* host, size_t bytes, size_t byte_offset = 0);
   void download(void* host, size_t bytes, size_t byte_offset = 0) const;
   void zero(size_t bytes, size_t byte_offset = 0);

@@ -86,12 +86,12 @@ class LoopRptPass {
   }
   void check() const {
     check_sequences(student_, s_, "looprpt");
-    require(teacher_.device == student_.device && teacher_.dt == student_.dt &&
-                teacher_.arena_elements() == student_.arena_elements() &&
-                teacher_.config.vocabulary == student_.config.vocabulary,
+    require(teacher_.device == student_.device && teacher_.dt == student_.dt && teacher_.config == student_.config &&
+                teacher_.quantization.bits == student_.quantization.bits,
             "the teacher must have the student's configuration, device and dtype");
     require(loops_ >= 2, "LoopRPT compares loops: the model needs at least two");
-    require(o_.rollouts >= 2, "rollouts must be at least 2: advantages compare the rollouts of a token");
+    require(o_.rollouts >= 2 && o_.rollouts <= 1 << 16,
+            "rollouts must be at least 2, for advantages compare the rollouts of a token, and at most 65536");
     require(!o_.antithetic || o_.rollouts % 2 == 0, "antithetic noise comes in pairs: rollouts must be even");
     require(o_.rho > 0 && o_.rho <= 1, "rho must be in (0, 1]");
     require(batch_.ids.size() == s_.count(), "a batch needs one id per sequence");
@@ -490,11 +490,13 @@ class LoopRptPass {
 }  // namespace
 
 LoopRptMetrics accumulate_looprpt(Model& student, Model& teacher, const LoopRptBatch& batch, const LoopRptOptions& options) {
+  const Remedy remedy(*student.device, training_remedy(options.recompute));
   return LoopRptPass(student, teacher, batch, options).run();
 }
 
 double accumulate_stage2(Model& model, const Sequences& sequences, int64_t tokens_per_micro_batch) {
   constexpr double SLOPE = 50, MARGIN = 0.005;
+  const Remedy remedy(*model.device, training_remedy(Recompute::layer));
   check_sequences(model, sequences, "stage 2");
   const int loops = model.config.loops;
   if (model.adapter()) throw Error("INVALID_ARGUMENT", "stage 2", "Stage II trains the gate, which an adapter leaves frozen");
@@ -550,8 +552,8 @@ MovingAverage::MovingAverage(std::shared_ptr<Model> teacher, std::shared_ptr<Mod
 }
 
 void MovingAverage::check() const {
-  if (teacher_->device != student_->device || teacher_->dt != student_->dt ||
-      teacher_->arena_elements() != student_->arena_elements() || !teacher_->same_adapter(*student_))
+  if (teacher_->device != student_->device || teacher_->dt != student_->dt || teacher_->config != student_->config ||
+      !teacher_->same_adapter(*student_))
     throw Error("INVALID_ARGUMENT", "moving average",
                 "the teacher must have the student's configuration, device, dtype and adapter");
 }
@@ -595,6 +597,7 @@ void MovingAverage::load(const std::string& path) {
       finite &= std::isfinite(bf16_to_float(float_to_bf16(value)));
     }
     if (!finite) refuse_tensor(path, "average." + p.name, "has a value that is not finite");
+    check_checksum(path, "average." + p.name, found->second);
   }
   if (file.tensors().size() != teacher_->trained().size()) refuse_file(path, "it holds tensors that are not this model's");
   const Uninterrupted uninterrupted(*teacher_->device);

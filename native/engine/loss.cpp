@@ -589,6 +589,7 @@ class LossPass {
 }  // namespace
 
 LossMetrics accumulate_loss(Model& model, const LossBatch& batch, const Objective& objective) {
+  const Remedy remedy(*model.device, training_remedy(objective.recompute));
   return LossPass(model, batch, objective).run();
 }
 

@@ -42,16 +42,28 @@ struct Layout {
   bool adapter = false;
   size_t end = 0;
   void add(const std::string& name, std::vector<int64_t> shape, bool joined = false) {
-    size_t count = 1;
-    for (int64_t s : shape) count *= size_t(s);
+    const size_t count = elements(name, shape);
     if (!joined) end = aligned();
+    if (count > MOST - end) too_many(name);
     out.push_back({name, std::move(shape), end, count, adapter});
     end += count;
   }
   // Rows [first, first + shape[0]) of a quantized matrix, outside the arena.
   void add_quantized(const std::string& name, std::vector<int64_t> shape, int32_t matrix, int64_t first) {
-    const size_t count = size_t(shape[0] * shape[1]);
+    const size_t count = elements(name, shape);
     out.push_back({name, std::move(shape), 0, count, adapter, matrix, first});
+  }
+  // Elements of all parameters: so few that their bytes can be counted.
+  static constexpr size_t MOST = size_t(1) << 58;
+  static size_t elements(const std::string& name, const std::vector<int64_t>& shape) {
+    size_t count = 1;
+    for (int64_t s : shape)
+      if (__builtin_mul_overflow(count, size_t(s), &count) || count > MOST) too_many(name);
+    return count;
+  }
+  [[noreturn]] static void too_many(const std::string& name) {
+    throw Error("OUT_OF_MEMORY", "model",
+                "with " + name + " the model has more parameters than any memory holds: use smaller sizes");
   }
   size_t aligned() const { return (end + ALIGN - 1) / ALIGN * ALIGN; }
 };
@@ -246,16 +258,27 @@ void Model::attach(Weights& weights, const Buffer& arena, LoopDType type) const 
 
 void Model::point() {
   placement_++;
-  weights_ = pointers(*arena_, dt);
-  if (adapter_) attach(weights_, adapter_->values, dt);
+  Weights weights = pointers(*arena_, dt);
+  if (adapter_) attach(weights, adapter_->values, dt);
+  weights_ = std::move(weights);
+}
+// Another arena or adapter, or the one before when there is no memory to point at it.
+template <class Owner>
+void Model::replace(Owner& owner, Owner other) {
+  std::swap(owner, other);
+  try {
+    point();
+  } catch (...) {
+    std::swap(owner, other);
+    throw;
+  }
 }
 Buffer& Model::writable_arena(const Parameter& p) {
   if (p.adapter) return adapter_->values;
   if (arena_.use_count() > 1) {
     auto own = std::make_shared<Buffer>(device, arena_->bytes());
     device->run(&LoopBackend::copy, "copy", own->as<>(), static_cast<const void*>(arena_->as<>()), arena_->bytes());
-    arena_ = std::move(own);
-    point();
+    replace(arena_, std::move(own));
   }
   return *arena_;
 }
@@ -287,23 +310,22 @@ void Model::add_adapter(const AdapterOptions& options, uint64_t seed) {
   made->scale = Buffer(device, sizeof(double));
   const double scale = options.alpha / double(options.rank);
   upload_reals(made->scale, dt, &scale, 1);
-  adapter_ = std::move(made);
-  point();
-  gradient_arena_ = Buffer();
-  layout_ = ++adapters_made_;
-  for (size_t i = 0; i < adapter_->parameters.size(); i += 2) {  // the A of each pair
-    const Parameter& p = adapter_->parameters[i];
+  for (size_t i = 0; i < made->parameters.size(); i += 2) {  // the A of each pair
+    const Parameter& p = made->parameters[i];
     const double bound = 1 / std::sqrt(double(p.shape[1]));
     std::vector<double> values(p.count);
     for (size_t j = 0; j < p.count; j++) values[j] = bound * (2 * uniform(seed, uint32_t(i), uint32_t(j), ADAPTER_STREAM) - 1);
-    write(p, values.data());
+    const std::vector<uint8_t> raw = rounded(dt, values);
+    made->values.upload(raw.data(), raw.size(), p.offset * loop_dtype_size(dt));
   }
+  replace(adapter_, std::move(made));
+  gradient_arena_ = Buffer();
+  layout_ = ++adapters_made_;
 }
 
 void Model::remove_adapter() {
   if (!adapter_) return;
-  adapter_.reset();
-  point();
+  replace(adapter_, std::unique_ptr<Adapter>());
   layout_ = 0;
 }
 
@@ -418,7 +440,7 @@ std::unique_ptr<Model> Model::clone() const {
 void Model::copy_base_from(const Model& other) {
   refuse_quantized("copy_parameters");
   other.refuse_quantized("copy_parameters");
-  if (other.dt != dt || other.arena_elements_ != arena_elements_ || other.device != device)
+  if (other.dt != dt || other.config != config || other.device != device)
     throw Error("INVALID_ARGUMENT", "copy_parameters", "both models must have the same configuration, dtype and device");
   if (arena_ == other.arena_) return;
   Buffer& own = writable_arena(parameters_.front());
@@ -480,24 +502,26 @@ void Model::write(const Parameter& p, const double* values) {
 const Weights& Model::gradients() {
   refuse_quantized("gradients");
   if (has_gradients()) return gradients_;
+  // Arenas that are there count as zeroed and pointed at, so they come last, when nothing can fail any more.
   const size_t real_bytes = loop_dtype_size(real());
+  Buffer arena(device, trained_elements() * real_bytes);
+  arena.zero(arena.bytes());
   if (!adapter_) {
-    gradient_arena_ = Buffer(device, arena_elements_ * real_bytes);
-    gradients_ = pointers(gradient_arena_, real());
+    gradients_ = pointers(arena, real());
   } else {
     // Kernels write the gradients of norms and gate together with others: they go to one place each that nobody reads.
-    Buffer& nowhere = adapter_->thrown_away;
     const size_t row = (size_t(config.hidden) + ALIGN) / ALIGN * ALIGN * real_bytes;
-    nowhere = Buffer(device, 7 * row);
+    Buffer nowhere(device, 7 * row);
     nowhere.zero(nowhere.bytes());
     LayerWeights layer{{nullptr, 0, 0, {}}, {nullptr, 0, 0, {}}, {nullptr, 0, 0, {}}, {nullptr, 0, 0, {}},
                        nowhere.at(0),       nowhere.at(row),     nowhere.at(2 * row), nowhere.at(3 * row)};
-    gradients_ = {nullptr, nullptr, nowhere.at(4 * row), nowhere.at(5 * row), nowhere.at(6 * row), {}, 0, nullptr};
-    gradients_.layers.assign(size_t(config.layers), layer);
-    adapter_->gradients = Buffer(device, adapter_->elements * real_bytes);
-    attach(gradients_, adapter_->gradients, real());
+    Weights made{nullptr, nullptr, nowhere.at(4 * row), nowhere.at(5 * row), nowhere.at(6 * row), {}, 0, nullptr};
+    made.layers.assign(size_t(config.layers), layer);
+    attach(made, arena, real());
+    gradients_ = std::move(made);
+    adapter_->thrown_away = std::move(nowhere);
   }
-  zero_gradients();
+  gradient_arena() = std::move(arena);
   return gradients_;
 }
 void Model::zero_gradients() {
@@ -522,8 +546,9 @@ const void* Model::rope_table(int64_t positions) {
         table[size_t(p * 2 * half + j)] = std::cos(angle);
         table[size_t(p * 2 * half + half + j)] = std::sin(angle);
       }
-    rope_table_.reserve(device, table.size() * loop_dtype_size(real()));
-    upload_reals(rope_table_, dt, table.data(), table.size());
+    Buffer larger(device, table.size() * loop_dtype_size(real()));
+    upload_reals(larger, dt, table.data(), table.size());
+    rope_table_ = std::move(larger);
     rope_positions_ = n;
   }
   return rope_table_.as<>();

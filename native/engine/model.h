@@ -16,6 +16,7 @@ struct ModelConfig {  // math.md §1, Hugging Face's field names without the pre
   bool tied = false;
   int64_t qkv_width() const { return int64_t(heads + 2 * kv_heads) * head_dim; }
   int64_t attention_width() const { return int64_t(heads) * head_dim; }
+  bool operator==(const ModelConfig&) const = default;
 };
 
 // Weights in 8 or 4 bits with a scale for every `group` neighbours of a row (quantize.h); bits 0: none.
@@ -175,6 +176,8 @@ class Model {
   Weights pointers(const Buffer& arena, LoopDType type) const;
   void clear_gaps();
   void point();  // weights_ at what there is
+  template <class Owner>
+  void replace(Owner& owner, Owner other);
   void attach(Weights& weights, const Buffer& arena, LoopDType type) const;
   void copy_base_from(const Model& other);
   const Buffer& arena_of(const Parameter& p) const { return p.adapter ? adapter_->values : *arena_; }

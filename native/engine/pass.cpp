@@ -20,6 +20,13 @@ void check_sequences(const Model& model, const Sequences& s, const char* operati
   }
 }
 
+const char* training_remedy(Recompute recompute) {
+  return recompute == Recompute::layer
+             ? "use shorter sequences, fewer loops, a lower tokensPerMicroBatch (trainers), or an adapter"
+             : "use recompute 'layer', shorter sequences, fewer loops, a lower tokensPerMicroBatch "
+               "(trainers), or an adapter";
+}
+
 int64_t default_budget(const Model& model, int loops) {
   const ModelConfig& c = model.config;
   int64_t per_token = loops * c.layers * (c.qkv_width() + c.attention_width() + 4 * c.hidden + 2 * c.intermediate) *

@@ -158,15 +158,18 @@ void Readout::apply_distributions(std::vector<ReadoutRow>& rows, const std::vect
   const std::vector<double> negative_entropy = expectation(log_p);
   std::vector<double> cross(asking.size());
   if (divergence) {
-    std::vector<int32_t> at;
-    for (int32_t k : asking) at.push_back(rows[size_t(chunk[size_t(k)])].place);
-    kept_.reserve(model_.device, size_t(places) * row_bytes);
+    std::vector<int32_t> at;  // of the loop before; this one's log-probabilities lie beside it
+    for (int32_t k : asking) {
+      const ReadoutRow& row = rows[size_t(chunk[size_t(k)])];
+      at.push_back(2 * row.place + (row.loop - 1) % 2);
+    }
+    kept_.extend(model_.device, 2 * size_t(places) * row_bytes);
     void* before = w.get("readout.before", bytes).as<>();
     model_.device->run(&LoopBackend::gather_rows, "gather rows", real, n, V, upload_ints(w, "readout.index", at),
                        static_cast<const void*>(kept_.as<>()), before);
     cross = expectation(before);
     for (size_t k = 0; k < asking.size(); k++)
-      model_.device->run(&LoopBackend::copy, "keep log-probabilities", kept_.at(size_t(at[k]) * row_bytes),
+      model_.device->run(&LoopBackend::copy, "keep log-probabilities", kept_.at(size_t(at[k] ^ 1) * row_bytes),
                          static_cast<const void*>(static_cast<char*>(log_p) + k * row_bytes), row_bytes);
   }
   for (size_t k = 0; k < asking.size(); k++) {

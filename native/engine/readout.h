@@ -39,7 +39,9 @@ class Readout {
 
   Model& model_;
   const size_t act_, real_;
-  Buffer kept_;  // real [places, V]: log-probabilities after the loop before, for kl
+  // real [places, 2, V]: log-probabilities after the loop before and after this one, for kl. Two, so that a loop that found no
+  // memory can be read again.
+  Buffer kept_;
 };
 
 }  // namespace looplm

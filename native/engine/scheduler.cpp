@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <string>
 
 #include "cache.h"
 #include "readout.h"
@@ -37,8 +38,9 @@ struct Row {
   Prompt* prompt;
   int64_t slot;  // keys of its new tokens lie from here on
   int32_t place;
-  int made = 0;         // new tokens
-  int32_t newest = -1;  // of them
+  bool started = false;  // its first token was drawn
+  int made = 0;          // new tokens
+  int32_t newest = -1;   // of them
   // Of the token under way
   double stay = 1;
   int32_t best = -1;
@@ -106,11 +108,15 @@ struct Scheduler::State {
   std::deque<std::pair<int64_t, GenerateRequest>> waiting;
   std::map<int64_t, Row> rows;  // by request: older first
   std::vector<std::unique_ptr<Prompt>> prompts;
-  std::set<int32_t> free_places;
+  int32_t places = 0;                // that rows have had so far
+  std::vector<int32_t> free_places;  // of those
+  int64_t blocked = 0;               // the first request that waits, when it found no room and no row has gone since
+  int64_t prefill_tokens;            // options.prefill_tokens, or less when that many found no memory
+  const size_t device_bytes;
   std::vector<Item> items;  // fresh ones (loop 0) first; `states` has those of the others, in their order
   Buffer states, next_states;
   Buffer drafted;  // act [max_rows, most draft tokens, D]: states after the draft's loops
-  int32_t draft_width = 0;
+  int32_t draft_places = 0, draft_width = 0;
   std::map<int64_t, GenerateEvent> events;
 
   State(std::shared_ptr<Model> m, const SchedulerOptions& o)
@@ -121,10 +127,11 @@ struct Scheduler::State {
         act(loop_dtype_size(model.dt)),
         cache(model, loops, o.shared_cache, o.max_tokens, [this] { return written(); }),
         readout(model),
-        replays(model.device) {
+        replays(model.device),
+        prefill_tokens(o.prefill_tokens),
+        device_bytes(model.device->memory().total) {
     if (o.max_rows < 1 || o.max_tokens < 0 || o.prefill_tokens < 1)
       throw Error("INVALID_ARGUMENT", "scheduler", "maxRows and prefillTokens must be at least 1, maxTokens at least 0");
-    for (int32_t i = 0; i < o.max_rows; i++) free_places.insert(i);
   }
 
   // The slots that hold keys and values; a draft's lie behind the tokens that are made.
@@ -187,56 +194,105 @@ struct Scheduler::State {
   }
 
   void release(Row& row) {
+    blocked = 0;
     cache.give(row.slot, row.slots());
-    free_places.insert(row.place);
+    free_places.push_back(row.place);
     if (--row.prompt->users == 0) {
       cache.give(row.prompt->slot, int64_t(row.prompt->tokens.size()));
       prompts.erase(std::find_if(prompts.begin(), prompts.end(), [&](auto& p) { return p.get() == row.prompt; }));
     }
   }
 
-  // First come, first served: a request that does not fit holds back those behind it, so that none waits for ever.
+  // First come, first served: a request that does not fit holds back those behind it, so that none waits for ever. One that does
+  // not fit although nothing else is there fails.
   void admit() {
-    while (!waiting.empty() && !free_places.empty()) {
+    if (rows.empty()) prefill_tokens = options.prefill_tokens;
+    while (!waiting.empty() && waiting.front().first != blocked && (places < options.max_rows || !free_places.empty())) {
       const int64_t id = waiting.front().first;
       GenerateRequest& request = waiting.front().second;
       const int most = request.exit.max_loops > 0 ? request.exit.max_loops : loops;
       const auto known =
           std::find_if(prompts.begin(), prompts.end(), [&](auto& p) { return p->loops == most && p->tokens == request.prompt; });
       Prompt* prompt = known == prompts.end() ? nullptr : known->get();
-      const int64_t length = int64_t(request.prompt.size());
-      const int64_t prompt_slot = prompt ? prompt->slot : cache.take(length);
-      if (prompt_slot < 0) return;
-      const int64_t slot = cache.take(request.max_new_tokens - 1);
-      if (slot < 0) {
-        if (!prompt) cache.give(prompt_slot, length);
-        return;
+      const int64_t length = int64_t(request.prompt.size()), own = request.max_new_tokens - 1;
+      std::unique_ptr<Prompt> made;
+      if (!prompt) made = std::make_unique<Prompt>(Prompt{request.prompt, most, 0, 0, 0, {}, 0, {}});
+      int64_t prompt_slot = -1, slot = -1;
+      for (bool grown = false;; grown = true) {
+        prompt_slot = prompt ? prompt->slot : cache.take(length);
+        slot = prompt_slot < 0 ? -1 : cache.take(own);
+        if (slot >= 0) break;
+        if (!prompt && prompt_slot >= 0) cache.give(prompt_slot, length);
+        const int64_t wish = cache.used() == 0 ? slots_of_waiting() : 0;
+        if (!grown && cache.grow_for(prompt ? own : length + own, wish)) continue;
+        if (!rows.empty()) {
+          blocked = id;
+          return;
+        }
+        events.try_emplace(id, GenerateEvent{id, {}, Finish::failed, too_large(request, cache.room())});
+        waiting.pop_front();
+        break;
       }
-      if (!prompt) {
-        prompts.push_back(std::make_unique<Prompt>(Prompt{request.prompt, most, prompt_slot, 0, 0, {}, 0, {}}));
-        prompt = prompts.back().get();
+      if (slot < 0) continue;
+      if (made) {
+        made->slot = prompt_slot;
+        prompt = made.get();
+        prompts.push_back(std::move(made));
       }
       prompt->users++;
-      const int32_t place = *free_places.begin();
-      free_places.erase(place);
-      const auto [at, added] = rows.emplace(id, Row{id, std::move(request), most, prompt, slot, place});
+      const int32_t place = free_places.empty() ? places++ : free_places.back();
+      if (!free_places.empty()) free_places.pop_back();
+      rows.emplace(id, Row{id, std::move(request), most, prompt, slot, place});
       waiting.pop_front();
-      if (prompt->ready()) read_first({&at->second});
     }
   }
 
-  // Room for everything that waits at once, when the cache is still empty: a call of `generate` knows all it needs.
-  void reserve() {
-    if (cache.slots() > 0) return;
+  // For all that can begin at once: a call of `generate` knows all it needs.
+  int64_t slots_of_waiting() const {
     int64_t slots = 0;
     std::set<std::pair<int, std::vector<int32_t>>> seen;
-    size_t n = 0;
+    size_t n = rows.size();
     for (auto& [id, request] : waiting) {
       if (n++ == size_t(options.max_rows)) break;
       slots += request.max_new_tokens - 1;
       if (seen.emplace(request.exit.max_loops, request.prompt).second) slots += int64_t(request.prompt.size());
     }
-    cache.reserve(slots);
+    return slots;
+  }
+
+  std::string too_large(const GenerateRequest& request, int64_t room) const {
+    const int64_t slots = int64_t(request.prompt.size()) + request.max_new_tokens - 1;
+    return "a prompt of " + std::to_string(request.prompt.size()) + " tokens and up to " +
+           std::to_string(request.max_new_tokens) + " new ones need " + std::to_string(size_t(slots) * cache.slot_bytes()) +
+           " bytes of cache (" + std::to_string(cache.slot_bytes()) + " a token), and device \"" + model.device->name() +
+           "\" has room for " + std::to_string(room) +
+           " tokens: lower maxNewTokens, shorten the prompt, or use kv 'shared' or bfloat16";
+  }
+
+  // Does something that may find no memory, and that has then changed nothing. In that case prompts are run in smaller pieces and
+  // at last the newest request fails, so that the others go on.
+  template <class Step>
+  void attempt(Step step) {
+    const Remedy remedy(*model.device, "generate fewer sequences at a time, or shorter ones");
+    try {
+      step();
+    } catch (const Error& error) {
+      constexpr int64_t FEWEST = 32;
+      if (error.code != "OUT_OF_MEMORY" || rows.empty()) throw;
+      if (prompts_open() && prefill_tokens > FEWEST) {
+        prefill_tokens = std::max(FEWEST, prefill_tokens / 2);
+        return;
+      }
+      Row& newest = rows.rbegin()->second;
+      GenerateEvent& event = events.try_emplace(newest.id, GenerateEvent{newest.id, {}, Finish::none, {}}).first->second;
+      event.finish = Finish::failed;
+      event.failure = error.what();
+      drop_items(&newest);
+      finish(newest);
+    }
+  }
+  bool prompts_open() const {
+    return std::any_of(prompts.begin(), prompts.end(), [](auto& p) { return !p->ready(); });
   }
 
   // ---- Prompts ----
@@ -255,17 +311,21 @@ struct Scheduler::State {
     for (auto& p : prompts)
       if (!p->ready()) open.push_back(p.get());
     if (open.empty()) return;
-    int64_t room = options.prefill_tokens * (cache.shared() ? loops : 1);
+    int64_t room = prefill_tokens * (cache.shared() ? loops : 1);
     while (room > 0) {
-      const std::vector<Piece> pieces = next_pieces(open, std::min(room, options.prefill_tokens));
+      const std::vector<Piece> pieces = next_pieces(open, std::min(room, prefill_tokens));
       if (pieces.empty()) break;
       for (const Piece& piece : pieces) room -= piece.to - piece.from;
       run_pieces(pieces);
       if (!cache.shared()) break;
     }
+  }
+
+  // Rows whose prompt has run, now or for an earlier row.
+  void start_rows() {
     std::vector<Row*> first;
     for (auto& [id, row] : rows)
-      if (row.prompt->ready() && std::find(open.begin(), open.end(), row.prompt) != open.end()) first.push_back(&row);
+      if (!row.started && row.prompt->ready()) first.push_back(&row);
     if (!first.empty()) read_first(first);
   }
 
@@ -328,14 +388,15 @@ struct Scheduler::State {
     int64_t end = 0;
     for (const Piece& piece : pieces) {
       end += piece.to - piece.from;
+      if (piece.to == int64_t(piece.prompt->tokens.size())) {
+        Buffer last(model.device, size_t(deep) * state_bytes());
+        std::vector<int32_t> index;
+        for (int t = 0; t < deep; t++) index.push_back(int32_t(t * N + end - 1));
+        model.device->run(&LoopBackend::gather_rows, "gather rows", model.dt, int64_t(deep), model.config.hidden,
+                          upload_ints(w, "scheduler.index", index), static_cast<const void*>(stack.hidden()), last.as<>());
+        piece.prompt->last = std::move(last);
+      }
       piece.prompt->done = piece.to;
-      if (!piece.prompt->ready()) continue;
-      piece.prompt->last = Buffer(model.device, size_t(deep) * state_bytes());
-      std::vector<int32_t> index;
-      for (int t = 0; t < deep; t++) index.push_back(int32_t(t * N + end - 1));
-      model.device->run(&LoopBackend::gather_rows, "gather rows", model.dt, int64_t(deep), model.config.hidden,
-                        upload_ints(w, "scheduler.index", index), static_cast<const void*>(stack.hidden()),
-                        piece.prompt->last.as<>());
     }
   }
 
@@ -350,11 +411,12 @@ struct Scheduler::State {
       Prompt& p = *piece.prompt;
       if (!p.states) {
         const int64_t length = int64_t(p.tokens.size());
-        p.states = Buffer(model.device, size_t(length) * bytes);
+        Buffer embedded(model.device, size_t(length) * bytes);
         p.last = Buffer(model.device, size_t(p.loops) * bytes);
         model.device->run(&LoopBackend::embed, "embed", model.dt, length, model.config.hidden,
                           upload_ints(model.workspace(), "scheduler.index", p.tokens),
-                          static_cast<const void*>(model.weights().embedding), p.states.as<>());
+                          static_cast<const void*>(model.weights().embedding), embedded.as<>());
+        p.states = std::move(embedded);
       }
       copy(static_cast<char*>(stack.input()) + row * bytes, p.states.at(size_t(piece.from) * bytes), piece.to - piece.from);
       row += size_t(piece.to - piece.from);
@@ -376,6 +438,7 @@ struct Scheduler::State {
   // The first token of rows whose prompt has run: its states are there, the exit rule chooses among them.
   void read_first(std::vector<Row*> open) {
     const size_t bytes = state_bytes();
+    for (Row* row : open) row->stay = 1, row->best = -1;  // an attempt before may have found no memory
     for (int t = 0; !open.empty(); t++) {
       std::vector<Row*> still, here;
       for (Row* row : open) {
@@ -394,10 +457,11 @@ struct Scheduler::State {
         if (t > 0) copy(before, t - 1);
         reads.push_back(read_of(*here[i], ReadoutRow::Wish::rule, t + 1, 0));
       }
-      if (!here.empty()) readout.run(reads, now.as<>(), before.as<>(), options.max_rows);
+      if (!here.empty()) readout.run(reads, now.as<>(), before.as<>(), places);
       std::vector<Item> fresh;
       for (size_t i = 0; i < here.size(); i++) {
         keep_rule_state(*here[i], reads[i]);
+        here[i]->started = reads[i].read;
         if (!reads[i].read) still.push_back(here[i]);
         else if (take(*here[i], std::move(reads[i].drawn))) fresh.push_back({here[i], 0, 0, here[i]->newest});
         else finish(*here[i]);
@@ -428,7 +492,7 @@ struct Scheduler::State {
 
   // A new token of a row; false when it is the last.
   bool take(Row& row, GeneratedToken token) {
-    GenerateEvent& event = events.try_emplace(row.id, GenerateEvent{row.id, {}, Finish::none}).first->second;
+    GenerateEvent& event = events.try_emplace(row.id, GenerateEvent{row.id, {}, Finish::none, {}}).first->second;
     row.newest = token.token;
     row.made++;
     const auto& stops = row.request.stop_tokens;
@@ -494,8 +558,7 @@ struct Scheduler::State {
       figures.pass_rows += loops_run;
       figures.whole_tokens++;
     }
-    items[0].loop = loops_run - 1;
-    leave_or_stay(state.as<>(), nullptr, ReadoutRow::Wish::read);
+    leave_or_stay(state.as<>(), nullptr, ReadoutRow::Wish::read, loops_run);
     return true;
   }
 
@@ -548,22 +611,27 @@ struct Scheduler::State {
     leave_or_stay(stack.hidden(), stack.input(), ReadoutRow::Wish::rule);
   }
 
-  // After a pass: who goes to the head, and the rows of the next pass. after, before: act [items, D]. wanted: of rows that do not
-  // draft.
-  void leave_or_stay(const void* after, const void* before, ReadoutRow::Wish wanted) {
+  // After `advance` loops: who goes to the head, and the rows of the next pass. after, before: act [items, D]. wanted: of rows
+  // that do not draft. Memory is taken before anything changes.
+  void leave_or_stay(const void* after, const void* before, ReadoutRow::Wish wanted, int advance = 1) {
     std::vector<ReadoutRow> reads;
-    for (Item& item : items) {
-      item.loop++;
+    size_t most_states = 0;  // of the next pass; a draft that begins to be verified brings those before it
+    for (const Item& item : items) {
+      const int loop = item.loop + advance;
       const Row& row = *item.row;
+      most_states += size_t(item.ahead) + 1;
       auto wish = wanted;
       if (row.request.draft_loops > 0 && !row.verifying) {
         // The last position drafted has no successor to draw: it waits to be verified.
-        const bool drawn = item.loop == row.request.draft_loops && item.ahead + 1 < draft_length(row);
+        const bool drawn = loop == row.request.draft_loops && item.ahead + 1 < draft_length(row);
         wish = drawn ? ReadoutRow::Wish::read : ReadoutRow::Wish::stay;
       }
-      reads.push_back(read_of(row, wish, item.loop, item.ahead));
+      reads.push_back(read_of(row, wish, loop, item.ahead));
     }
-    readout.run(reads, after, before, options.max_rows);
+    readout.run(reads, after, before, places);
+    next_states.reserve(model.device, most_states * state_bytes());
+    model.workspace().get("scheduler.index", (most_states + 1) * sizeof(int32_t));
+    for (Item& item : items) item.loop += advance;
 
     std::vector<Item> fresh, staying;
     std::vector<int32_t> index;                          // of the staying, in `after`, or behind it in `drafted`
@@ -652,15 +720,16 @@ struct Scheduler::State {
     int32_t width = draft_width;
     for (auto& [id, row] : rows)
       if (row.request.draft_loops > 0) width = std::max(width, row.request.draft_tokens);
-    if (width == draft_width) return;
-    Buffer wider(model.device, size_t(options.max_rows) * size_t(width) * state_bytes());
+    if (width == draft_width && (width == 0 || places <= draft_places)) return;
+    Buffer wider(model.device, size_t(places) * size_t(width) * state_bytes());
     if (draft_width > 0) {
-      const int64_t D = model.config.hidden, shape[] = {options.max_rows, draft_width * D}, from[] = {draft_width * D, 1},
+      const int64_t D = model.config.hidden, shape[] = {draft_places, draft_width * D}, from[] = {draft_width * D, 1},
                     to[] = {width * D, 1};
       model.device->run(&LoopBackend::copy_strided, "drafts", model.dt, model.dt, 2, shape,
                         static_cast<const void*>(drafted.as<>()), from, wider.as<>(), to);
     }
     drafted = std::move(wider);
+    draft_places = places;
     draft_width = width;
   }
 
@@ -669,11 +738,13 @@ struct Scheduler::State {
   std::vector<GenerateEvent> run(bool until_token) {
     do {
       take_in();
-      reserve();
       admit();
-      widen_drafts();
-      prefill();
-      pass();
+      attempt([&] {
+        widen_drafts();
+        prefill();
+        start_rows();
+      });
+      attempt([&] { pass(); });
       std::lock_guard lock(mutex);
       figures.rows = int64_t(rows.size());
       figures.waiting = int64_t(waiting.size() + arrived.size());
@@ -686,15 +757,17 @@ struct Scheduler::State {
     return out;
   }
 
-  // After an error nothing of the requests is left, and new ones may come.
-  void reset() {
+  // After an error nothing of the requests is left, and new ones may come. Takes no memory: there may be none.
+  void reset() noexcept {
     rows.clear();
     prompts.clear();
     waiting.clear();
     items.clear();
     events.clear();
     cache.clear();
-    for (int32_t i = 0; i < options.max_rows; i++) free_places.insert(i);
+    free_places.clear();
+    places = 0;
+    blocked = 0;
     std::lock_guard lock(mutex);
     arrived.clear();
     cancelled.clear();
@@ -715,6 +788,8 @@ int64_t Scheduler::add(GenerateRequest request) {
     throw Error("INVALID_ARGUMENT", "generate",
                 "a prompt of " + std::to_string(request.prompt.size()) + " tokens and " + std::to_string(request.max_new_tokens) +
                     " new ones do not fit in the scheduler's maxTokens " + std::to_string(s.options.max_tokens));
+  const int64_t most = std::min<int64_t>(int64_t(s.device_bytes / s.cache.slot_bytes()), INT32_MAX / s.loops);
+  if (slots > most) throw Error("OUT_OF_MEMORY", "generate", s.too_large(request, most));
   std::lock_guard lock(s.mutex);
   const int64_t id = s.next_id++;
   s.arrived.emplace_back(id, std::move(request));

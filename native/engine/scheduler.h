@@ -47,7 +47,7 @@ struct GenerateRequest {
   int draft_loops = 0, draft_tokens = 0;
 };
 
-enum class Finish { none, length, stop };
+enum class Finish { none, length, stop, failed };
 
 struct GeneratedToken {
   int32_t token;
@@ -59,6 +59,7 @@ struct GenerateEvent {  // what became of a request since the last time
   int64_t request;
   std::vector<GeneratedToken> tokens;
   Finish finish = Finish::none;
+  std::string failure;  // of a request that failed: there was no memory for it
 };
 
 struct SchedulerOptions {
@@ -85,11 +86,12 @@ class Scheduler {
   Scheduler(std::shared_ptr<Model> model, const SchedulerOptions& options);
   ~Scheduler();
 
-  int64_t add(GenerateRequest request);  // throws INVALID_ARGUMENT
+  int64_t add(GenerateRequest request);  // throws INVALID_ARGUMENT, OUT_OF_MEMORY when the device is too small for it
   // Takes effect before the next pass: the row, its place and its cache are free, and nothing more is reported.
   void cancel(int64_t request);
   // Runs until no request is left or, with `until_token`, until there is something to report. Returns what happened, in the order
-  // of the requests. When it throws, all requests are gone.
+  // of the requests. A request that finds no memory waits while others run, and fails alone when none does. When this throws, all
+  // requests are gone.
   std::vector<GenerateEvent> run(bool until_token);
   SchedulerStats stats() const;
   LoopDType dtype() const;

@@ -4,6 +4,9 @@
 
 namespace looplm {
 
+constexpr const char* REMEDY =
+    "sequences run a few at a time, so shorter sequences or fewer loops need less memory, fewer sequences do not";
+
 // One micro-batch of score or backward: its stack, and where its rows go in the concatenated results.
 namespace {
 
@@ -68,6 +71,7 @@ Pass plan(const Model& model, const ScoreOptions& options) {
 }  // namespace
 
 Scores score(Model& model, const Sequences& sequences, const ScoreOptions& options) {
+  const Remedy remedy(*model.device, REMEDY);
   if (options.top < 0 || options.top > model.config.vocabulary)
     throw Error("INVALID_ARGUMENT", "score",
                 "the number of top tokens must be from 0 to " + std::to_string(model.config.vocabulary) + ", got " +
@@ -153,6 +157,7 @@ ResponseMeans response_means(Model& model, const Sequences& sequences, const Sco
 }
 
 std::vector<double> embed_sequences(Model& model, const Sequences& sequences, int loops) {
+  const Remedy remedy(*model.device, REMEDY);
   check_sequences(model, sequences, "embed");
   const Pass pass = plan(model, {1, loops, true, false});
   const int64_t D = model.config.hidden;
@@ -185,6 +190,7 @@ std::vector<double> embed_sequences(Model& model, const Sequences& sequences, in
 
 void backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients,
               const std::vector<double>& gate_coefficients, const ScoreOptions& options, Recompute recompute) {
+  const Remedy remedy(*model.device, training_remedy(recompute));
   check_sequences(model, sequences, "backward");
   Pass pass = plan(model, options);
   const Rectangle at(sequences, int(pass.scored.size()), pass.loops);

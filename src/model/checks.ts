@@ -2,7 +2,7 @@ import { checkNumber, checkWord, describe, type Range } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import type { NativeSequences } from '../native.js'
 import type { DeviceName } from '../tensor/types.js'
-import { maxLoops } from './config.js'
+import { type LoopLMConfig, maxLoops } from './config.js'
 import type { ModelDType, TokenSequence } from './types.js'
 
 export { checkNumber, checkWord, describe }
@@ -36,13 +36,26 @@ export function checkDType<Fallback extends ModelDType | undefined>(
   throw new LoopLMError('UNSUPPORTED', message, { operation })
 }
 
+/** What {@link packSequences} refuses. */
+export interface SequenceLimits {
+  vocabulary: number
+  minLength: number
+  /** The model's max_position_embeddings: later positions were never trained, and give nonsense without an error. */
+  positions?: number
+  /** Positions that the tokens to come need; default 0. */
+  room?: number
+  promptLengths?: ArrayLike<number> | undefined
+  name?: string
+}
+
+/** What every sequence of a model is held to. */
+export function sequenceLimits(config: LoopLMConfig): Pick<Required<SequenceLimits>, 'vocabulary' | 'positions'> {
+  return { vocabulary: config.vocab_size, positions: config.max_position_embeddings }
+}
+
 /** Checks token ids and lengths, and copies the sequences into one array. */
-export function packSequences(
-  sequences: readonly TokenSequence[],
-  limits: { vocabulary: number; minLength: number; promptLengths?: ArrayLike<number> | undefined; name?: string },
-  operation: string,
-): NativeSequences {
-  const { vocabulary, minLength, promptLengths, name = 'sequences' } = limits
+export function packSequences(sequences: readonly TokenSequence[], limits: SequenceLimits, operation: string): NativeSequences {
+  const { vocabulary, minLength, positions = Infinity, room = 0, promptLengths, name = 'sequences' } = limits
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
   if (!Array.isArray(sequences)) throw refuse(`${name} must be an array of token id arrays, got ${describe(sequences)}`)
   if (sequences.length === 0) throw refuse(`${name} is empty; give at least one sequence`)
@@ -53,6 +66,11 @@ export function packSequences(
     }
     if (sequence.length < minLength) {
       throw refuse(`${name}[${i}] has ${sequence.length} tokens; at least ${minLength} are needed`)
+    }
+    if (sequence.length + room > positions) {
+      const more = room > 0 ? ` and room for ${room} more` : ''
+      const problem = `${name}[${i}] has ${sequence.length} tokens${more}; the model has ${positions} positions`
+      throw refuse(`${problem} (max_position_embeddings of its configuration). Shorten the sequence`)
     }
     total += sequence.length
   }

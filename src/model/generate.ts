@@ -1,7 +1,7 @@
 import { checkNumber, checkOptions, checkWord, describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import type { NativeGenerateRequest, NativeModel } from '../native.js'
-import { checkLoops, lowestTemperature, packSequences } from './checks.js'
+import { checkLoops, lowestTemperature, packSequences, sequenceLimits } from './checks.js'
 import type { LoopLM } from './model.js'
 import { exitFields, generateOptions, speculateFields } from './options.js'
 import { Scheduler } from './scheduler.js'
@@ -30,10 +30,9 @@ export async function generate(
   }
   const texts = encode(model, prompts, 'prompts', operation)
   const request = readRequest(model, options, operation)
-  checkRoom(model, texts, request, operation)
   using scheduler = new Scheduler(model, handle, operation, own(prompts.length, options), options.signal)
   const requests = texts.map((prompt, sequence) =>
-    scheduler.enter({ ...request, native: { ...request.native, prompt, sequence } }, request.stopTexts.length > 0),
+    scheduler.enter(withPrompt(model, request, prompt, sequence), request.stopTexts.length > 0),
   )
   scheduler.drive()
   return await Promise.all(requests.map((entered) => entered.result()))
@@ -49,9 +48,8 @@ export async function* stream(
   const operation = 'LoopLM.stream'
   const texts = encode(model, [prompt], 'prompts', operation)
   const request = readRequest(model, options, operation)
-  checkRoom(model, texts, request, operation)
   using scheduler = new Scheduler(model, handle(), operation, own(1, options), options.signal)
-  const entered = scheduler.enter({ ...request, native: { ...request.native, prompt: texts[0]! } }, true)
+  const entered = scheduler.enter(withPrompt(model, request, texts[0]!), true)
   scheduler.drive()
   yield* entered
 }
@@ -60,7 +58,13 @@ function own(rows: number, options: GenerateOptions) {
   return { maxRows: rows, loops: options.loops, kv: options.kv, prefillTokens }
 }
 
-/** Every prompt as token ids. */
+/** A request for one prompt. It ends where the model's positions end, as at `maxNewTokens`. */
+export function withPrompt(model: LoopLM, request: Request, prompt: Int32Array, sequence = 0): Request {
+  const maxNewTokens = Math.min(request.native.maxNewTokens, model.config.max_position_embeddings - prompt.length)
+  return { ...request, native: { ...request.native, prompt, sequence, maxNewTokens } }
+}
+
+/** Every prompt as token ids, with a position left for a new one. */
 export function encode(model: LoopLM, prompts: readonly Prompt[], name: string, operation: string): Int32Array[] {
   const tokens = prompts.map((prompt: Prompt, i): TokenSequence => {
     if (typeof prompt !== 'string') return prompt
@@ -68,21 +72,12 @@ export function encode(model: LoopLM, prompts: readonly Prompt[], name: string, 
     const message = `${name}[${i}] is a text, and the model has no tokenizer; give token ids or set model.tokenizer`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   })
-  const packed = packSequences(tokens, { vocabulary: model.config.vocab_size, minLength: 1, name }, operation)
+  const packed = packSequences(tokens, { ...sequenceLimits(model.config), room: 1, minLength: 1, name }, operation)
   let end = 0
   return Array.from(packed.lengths, (length) => {
     end += length
     return packed.tokens.subarray(end - length, end)
   })
-}
-
-/** A cache addresses 2³¹ tokens over all loops. */
-function checkRoom(model: LoopLM, prompts: readonly Int32Array[], { native }: Request, operation: string): void {
-  const tokens = prompts.reduce((sum, prompt) => sum + prompt.length, 0)
-  const slots = (tokens + prompts.length * native.maxNewTokens) * (native.loops || model.config.total_ut_steps)
-  if (slots < 2 ** 31) return
-  const message = `prompts of ${tokens} tokens and ${prompts.length} × ${native.maxNewTokens} new ones do not fit in one call; make several`
-  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 
 /** Checks the options of a request; the prompt is filled in by the caller. */

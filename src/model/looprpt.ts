@@ -1,5 +1,5 @@
 import { call, type NativeAverage, type NativeLoopRptMetrics, type NativeLoopRptOptions, native } from '../native.js'
-import { packIntegers, packSequences, packValues } from './checks.js'
+import { packIntegers, packSequences, packValues, sequenceLimits } from './checks.js'
 import type { LoopLM } from './model.js'
 import type { TokenSequence } from './types.js'
 
@@ -27,8 +27,8 @@ export async function accumulateLoopRpt(
   signal?: AbortSignal,
 ): Promise<NativeLoopRptMetrics> {
   const operation = 'LoopRPT'
-  const { vocab_size, hidden_size, total_ut_steps } = student.config
-  const limits = { vocabulary: vocab_size, minLength: 2, promptLengths: batch.promptLengths }
+  const { hidden_size, total_ut_steps } = student.config
+  const limits = { ...sequenceLimits(student.config), minLength: 2, promptLengths: batch.promptLengths }
   const sequences = packSequences(batch.sequences, limits, operation)
   const count = sequences.lengths.length
   const noise = (i: number) => [
@@ -54,7 +54,7 @@ export async function accumulateStage2(
   tokensPerMicroBatch: number,
 ): Promise<number> {
   const operation = 'Stage II'
-  const limits = { vocabulary: model.config.vocab_size, minLength: 2, promptLengths: batch.promptLengths }
+  const limits = { ...sequenceLimits(model.config), minLength: 2, promptLengths: batch.promptLengths }
   const sequences = packSequences(batch.sequences, limits, operation)
   const handle = model.handle(operation)
   return call(operation, (cancel) => native().modelAccumulateStage2(handle, sequences, tokensPerMicroBatch, cancel))

@@ -1,6 +1,14 @@
 import { checkNumber, checkWord } from '../arguments.js'
 import { call, type NativeModel, native } from '../native.js'
-import { checkLoops, checkTemperature, packIntegers, packPerSequence, packSequences, packValues } from './checks.js'
+import {
+  checkLoops,
+  checkTemperature,
+  packIntegers,
+  packPerSequence,
+  packSequences,
+  packValues,
+  sequenceLimits,
+} from './checks.js'
 import type { LoopLMConfig } from './config.js'
 import type { LossBatch, LossMetrics, LossObjective, LossTerm } from './types.js'
 
@@ -16,7 +24,7 @@ export async function accumulateLoss(
   signal: AbortSignal | undefined,
 ): Promise<LossMetrics> {
   const operation = 'LoopLM.accumulateLoss'
-  const limits = { vocabulary: config.vocab_size, minLength: 2, promptLengths: batch.promptLengths }
+  const limits = { ...sequenceLimits(config), minLength: 2, promptLengths: batch.promptLengths }
   const sequences = packSequences(batch.sequences, limits, operation)
   const count = sequences.lengths.length
   const loops = checkLoops(objective.loops, operation)

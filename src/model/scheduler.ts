@@ -3,7 +3,7 @@ import { checkNumber, checkWord } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, type NativeGenerateEvent, type NativeModel, type NativeScheduler, native } from '../native.js'
 import { checkLoops } from './checks.js'
-import { encode, type Request, readRequest } from './generate.js'
+import { encode, type Request, readRequest, withPrompt } from './generate.js'
 import type { LoopLM } from './model.js'
 import { decodeGenerated, TextStream } from './text-stream.js'
 import type {
@@ -67,12 +67,14 @@ export class Scheduler {
   }
 
   /**
-   * Enters a request. It starts as soon as there is a place for it and room in the cache.
+   * Enters a request. It starts as soon as there is a place for it and room in the cache. When memory runs out it waits for others to
+   * end, or fails alone: the others go on.
    *
    * @param prompt token ids, or a text when the model has a tokenizer
    * @param options as for {@link LoopLM.generate}; `kv` must be the scheduler's and `loops` at most the scheduler's. A `signal` that
    * fires ends this request alone.
-   * @throws LoopLMError INVALID_ARGUMENT naming the argument, also when the request can never fit in `maxTokens`; DISPOSED
+   * @throws LoopLMError INVALID_ARGUMENT naming the argument, also when the request can never fit in `maxTokens`; OUT_OF_MEMORY when the
+   *   device can never hold it; DISPOSED
    */
   add(prompt: Prompt, options: GenerateOptions = {}): GenerateRequest {
     const operation = 'Scheduler.add'
@@ -83,7 +85,7 @@ export class Scheduler {
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
     const [tokens] = encode(this.#model, [prompt], 'prompt', operation)
-    const entered = this.enter({ ...request, native: { ...request.native, prompt: tokens! } }, true, operation, options.signal)
+    const entered = this.enter(withPrompt(this.#model, request, tokens!), true, operation, options.signal)
     queueMicrotask(() => this.drive()) // what is added in one go begins together
     return entered
   }
@@ -209,7 +211,8 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   /**
    * Everything the request made, once it has ended.
    *
-   * @throws LoopLMError ABORTED by its signal, DISPOSED, NON_FINITE as {@link LoopLM.generate}, or what the engine reports
+   * @throws LoopLMError ABORTED by its signal, DISPOSED, NON_FINITE as {@link LoopLM.generate}, OUT_OF_MEMORY when the device has no
+   *   room for it
    */
   async result(): Promise<GenerateResult> {
     while (this.#finish === undefined && this.#error === undefined) await this.#next()
@@ -260,7 +263,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   }
 
   /** @internal */
-  receive({ tokens, logprobs, loops, alternatives, finish }: NativeGenerateEvent): void {
+  receive({ tokens, logprobs, loops, alternatives, finish, failure }: NativeGenerateEvent): void {
     for (let i = 0; i < tokens.length; i++) {
       if (!Number.isFinite(logprobs[i])) {
         this.fail(this.#nonFinite(logprobs[i]!, loops[i]!))
@@ -278,7 +281,8 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
       this.#remove()
       return
     }
-    if (finish !== 'none') this.#end(finish)
+    if (finish === 'failed') this.fail(new LoopLMError('OUT_OF_MEMORY', failure, { operation: this.#operation }))
+    else if (finish !== 'none') this.#end(finish)
     else this.#notify()
   }
 

@@ -1,3 +1,4 @@
+import type { Tokenizer } from '../data/tokenizer.js'
 import type { DeviceName } from '../tensor/types.js'
 
 /** The dtypes of a model's parameters and activations. `float64` belongs to device `reference`, the other two to the rest. */
@@ -69,6 +70,8 @@ export interface SaveOptions {
    * and scales.
    */
   dequantize?: boolean
+  /** Saved with the model; default the model's own, {@link LoopLM.tokenizer}. */
+  tokenizer?: Tokenizer | undefined
 }
 
 /** Options of {@link LoopLM.score}. */
@@ -293,7 +296,7 @@ export type ExitRule =
 
 /** Options of {@link LoopLM.generate}, {@link LoopLM.stream} and {@link Scheduler.add}. */
 export interface GenerateOptions {
-  /** Default 16. */
+  /** Default 16. Generation also ends, with finish reason `length`, where the model's `max_position_embeddings` end. */
   maxNewTokens?: number
   /** 0 is greedy (the lowest id wins a tie). Default 1. */
   temperature?: number
@@ -336,7 +339,7 @@ export interface TokenLogprob {
 
 /** Why a sequence ended. */
 export type FinishReason =
-  /** maxNewTokens were made. */
+  /** maxNewTokens were made, or as many as the model's `max_position_embeddings` leave behind the prompt. */
   | 'length'
   /** An end token or a stop text was found. */
   | 'stop'
@@ -376,7 +379,10 @@ export interface GenerateChunk {
 export interface SchedulerOptions {
   /** Sequences that generate at the same time; the others wait in the order in which they came. Default 16. */
   maxRows?: number
-  /** Tokens in the cache at the same time, prompts and room for the answers; default as many as fit in memory. */
+  /**
+   * Tokens in the cache at the same time, prompts and room for the answers (`maxNewTokens` of each); default as many as fit in the free
+   * memory of the device.
+   */
   maxTokens?: number
   /** The most loops a request may take, 1 to 64; default the model's. */
   loops?: number

@@ -1,3 +1,4 @@
+import { checkOptions, type Keys } from '../arguments.js'
 import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoopLM } from '../model/model.js'
@@ -42,6 +43,17 @@ export interface EvaluateOptions {
   signal?: AbortSignal | undefined
 }
 
+const evaluateOptions = {
+  task: true,
+  dataset: true,
+  tokenizer: true,
+  reward: true,
+  problems: true,
+  loops: true,
+  maxNewTokens: true,
+  signal: true,
+} satisfies Keys<EvaluateOptions>
+
 const promptsPerCall = 1024 // bounds the cache of keys and values
 
 /**
@@ -58,6 +70,7 @@ const promptsPerCall = 1024 // bounds the cache of keys and values
 export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise<Evaluation[]> {
   const { task, dataset, tokenizer, problems = 256 } = options
   const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, seed: 0 })
+  checkOptions(options, evaluateOptions, 'evaluate')
   const reward = options.reward ?? (task === undefined ? exactMatch : [{ name: task.name, reward: task.reward }])
   return answerProblems(model, source, namedRewards(reward), { ...options, problems })
 }

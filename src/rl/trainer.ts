@@ -1,5 +1,5 @@
 import { join } from 'node:path'
-import { checkInstance } from '../arguments.js'
+import { checkInstance, checkOptions } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkAdapter, sameAdapter } from '../model/adapter.js'
 import { LoopLM } from '../model/model.js'
@@ -157,8 +157,9 @@ export abstract class Trainer<
   }
 
   /**
-   * Trains for `steps` steps on the data of the options and yields what happens. With a `runDir`, metrics, completions and checkpoints are
-   * written, the last one when the run ends or is aborted; the abort takes effect between steps, or while sampling, scoring or evaluating.
+   * Trains for `steps` steps on the data of the options and yields what happens. A model without a tokenizer gets that of the data.
+   * With a `runDir`, metrics, completions and checkpoints are written, the last one when the run ends or is aborted; the abort takes
+   * effect between steps, or while sampling, scoring or evaluating.
    *
    * @param options.signal ends the run after the current step
    * @param options.config replaces config.yaml of `runDir` once the run, or the checkpoint that it resumes from, is accepted; without it the
@@ -227,6 +228,7 @@ export abstract class Trainer<
   async evaluate(
     options: { problems?: number; loops?: readonly number[]; signal?: AbortSignal | undefined } = {},
   ): Promise<Evaluation[]> {
+    checkOptions(options, { problems: true, loops: true, signal: true }, `${this.constructor.name}.evaluate`)
     const { evalProblems, evalLoops } = this.config
     const source = this.problems
     return answerProblems(this.model, source, this.rewardFunctions(source), {
@@ -474,6 +476,7 @@ export abstract class Trainer<
     if (checkpoint === undefined && runDir !== undefined && resume === false && this.#step === 0)
       await RunFolder.requireNew(runDir)
     this.#data = await this.openData(signal)
+    this.model.tokenizer ??= this.#data.tokenizer // what is trained on its tokens is saved and used with it
     if (this.config.evalEvery > 0) {
       this.checkEvaluations()
       this.#evalTasks()
@@ -554,14 +557,13 @@ export abstract class Trainer<
       (to) => saveTrained(this.model, to),
       (to) => this.optimizer.save(`${to}/optimizer.safetensors`),
       async (to) => {
-        if (this.model.tokenizer === undefined) await this.#data?.tokenizer.save(to)
+        if (this.model.adapter !== undefined) await this.model.tokenizer?.save(to)
       },
       ...this.checkpointParts(),
     ]
     const config = plainConfig(this.config)
     const { fingerprint, description } = this.#data!
     const state = {
-      format: 1,
       trainer: this.name,
       step: this.#step,
       tokens: this.#tokens,

@@ -176,6 +176,10 @@ function checkDType(dtype: unknown, operation: string): DType {
 /** Other typed arrays are refused: integers of 64 bits are no numbers of JavaScript, and bytes may be a file's. */
 function checkData(data: unknown, operation: string): void {
   const typed = [Float32Array, Float64Array, Int32Array, Uint16Array].some((type) => data instanceof type)
+  if (typed && (data as Float32Array).length === 0) {
+    const message = 'data has no elements, and every axis must be at least 1; was its ArrayBuffer transferred or shrunk?'
+    throw new LoopLMError('INVALID_SHAPE', message, { operation })
+  }
   if (typed || typeof data === 'number' || Array.isArray(data)) return
   const message = `data must be a number, nested arrays of numbers, or a Float32Array, Float64Array, Int32Array or Uint16Array, got ${describe(data)}`
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })

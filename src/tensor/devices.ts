@@ -1,6 +1,6 @@
 import { describe } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
-import { native } from '../native.js'
+import { context, native } from '../native.js'
 import type { DeviceName } from './types.js'
 
 const names: readonly DeviceName[] = ['cpu', 'reference', 'cuda', 'auto']
@@ -62,6 +62,38 @@ export interface MemoryStatistics {
  */
 export function memory(): MemoryStatistics {
   return native().memory()
+}
+
+/** What {@link deviceMemory} returns. */
+export interface DeviceMemory {
+  /** Bytes that can still be allocated: by the device, and for devices in the host's memory by the container and `ulimit` too. */
+  free: number
+  /** Bytes that there are. */
+  total: number
+}
+
+/**
+ * The memory of a device: a GPU's own, or the host's for `cpu` and `reference`. Limits of containers (control groups) and of the process
+ * count.
+ *
+ * @param device as the `device` option; default `cpu`
+ * @throws LoopLMError INVALID_ARGUMENT for an unknown device, UNSUPPORTED for one that cannot be opened
+ *
+ * @example
+ * ```ts
+ * const { free, total } = deviceMemory('auto')
+ * console.log(`${free} of ${total} bytes are free`)
+ * ```
+ */
+export function deviceMemory(device?: DeviceName): DeviceMemory {
+  const operation = 'deviceMemory'
+  const name = checkDevice(device, operation)
+  const inHost = name === 'cpu' || name === 'reference'
+  try {
+    return native().deviceMemory(inHost ? undefined : context(name, 0, operation))
+  } catch (error) {
+    throw toLoopLMError(error, operation)
+  }
 }
 
 /**

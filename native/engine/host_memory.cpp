@@ -1,0 +1,101 @@
+#include "host_memory.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+namespace looplm {
+
+namespace {
+
+constexpr size_t UNLIMITED = SIZE_MAX;
+
+// The room under one limit of which some is used; a limit larger than the machine changes nothing.
+void narrow(MemoryRoom& room, size_t limit, size_t used) {
+  room.total = std::min(room.total, limit);
+  room.free = std::min(room.free, limit - std::min(limit, used));
+}
+
+// A file with one number, or UNLIMITED when it is missing or says "max".
+size_t read_number(const std::string& path) {
+  std::ifstream file(path);
+  size_t value;
+  return file >> value ? value : UNLIMITED;
+}
+
+// The number behind a name in a file of lines "name: value kB" or "name value"; `missing` without such a line.
+size_t read_field(const std::string& path, const std::string& name, size_t missing) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    std::string found, unit;
+    size_t value;
+    if (words >> found && found == name && words >> value) return words >> unit && unit == "kB" ? value * 1024 : value;
+  }
+  return missing;
+}
+
+// A control group of version 2 or 1. Pages of files that were read count as used, and are given up when memory is wanted.
+void narrow_by_group(MemoryRoom& room, const std::string& folder, const char* limit, const char* usage,
+                     const std::string& prefix) {
+  const size_t most = read_number(folder + limit), used = read_number(folder + usage);
+  if (most == UNLIMITED || used == UNLIMITED) return;
+  const std::string stat = folder + "/memory.stat";
+  const size_t reclaimable = read_field(stat, prefix + "inactive_file", 0) + read_field(stat, prefix + "active_file", 0);
+  narrow(room, most, used - std::min(used, reclaimable));
+}
+
+// /proc/self/cgroup has lines "0::/path" (version 2) and "4:memory:/path" (version 1). A container may see its own group as the
+// root, whatever the path says, so every folder from the path up to the root is asked.
+void narrow_by_groups(MemoryRoom& room, const std::string& root) {
+  std::ifstream file(root + "/proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool two = controllers == ",,";
+    if (!two && controllers.find(",memory,") == std::string::npos) continue;
+    for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
+      while (path.ends_with('/')) path.pop_back();
+      if (two) narrow_by_group(room, root + "/sys/fs/cgroup" + path, "/memory.max", "/memory.current", "");
+      else
+        narrow_by_group(room, root + "/sys/fs/cgroup/memory" + path, "/memory.limit_in_bytes", "/memory.usage_in_bytes",
+                        "total_");
+      if (path.find('/') == std::string::npos) break;
+    }
+  }
+}
+
+void narrow_by_limit(MemoryRoom& room, int resource, size_t used) {
+  rlimit limit;
+  if (getrlimit(resource, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) narrow(room, size_t(limit.rlim_cur), used);
+}
+
+}  // namespace
+
+MemoryRoom host_memory(const std::string& root) {
+  const size_t page = size_t(sysconf(_SC_PAGESIZE)), all = size_t(sysconf(_SC_PHYS_PAGES)) * page;
+  const std::string meminfo = root + "/proc/meminfo";
+  MemoryRoom room;
+  room.total = read_field(meminfo, "MemTotal:", all);
+  room.free = read_field(meminfo, "MemAvailable:", room.total);
+  room.swap = read_field(meminfo, "SwapFree:", 0);
+  if (read_number(root + "/proc/sys/vm/overcommit_memory") == 2)  // the system promises no more than it has
+    narrow(room, read_field(meminfo, "CommitLimit:", UNLIMITED), read_field(meminfo, "Committed_AS:", 0));
+  narrow_by_groups(room, root);
+  // Pages: size, resident, shared, text, library, data and stack, ...
+  std::ifstream statm(root + "/proc/self/statm");
+  size_t size = 0, data = 0, skipped;
+  if (statm >> size >> skipped >> skipped >> skipped >> skipped >> data) {
+    narrow_by_limit(room, RLIMIT_AS, size * page);
+    narrow_by_limit(room, RLIMIT_DATA, data * page);
+  }
+  return room;
+}
+
+}  // namespace looplm
