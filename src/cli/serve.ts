@@ -28,7 +28,7 @@ export function addServe(program: Command): void {
     .option('--max-waiting <count>', 'sequences in the queue; more are refused (default: 128)', natural)
     .option(
       '--max-cached-tokens <count>',
-      'tokens in the cache, prompts and room for answers; default half of the free memory',
+      'tokens in the cache, prompts and room for answers; default half of the free memory of the device',
       positiveInteger,
     )
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))

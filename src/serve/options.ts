@@ -48,7 +48,7 @@ export interface ServeOptions {
   maxRunning?: number
   /** Sequences that may wait for a place; more are refused with 429. Default 128. */
   maxWaiting?: number
-  /** Tokens in the cache at once, prompts and room for the answers; sequences wait for room. Default what half of the free memory holds. */
+  /** Tokens in the cache at once, prompts and room for the answers; sequences wait for room. Default what half of the device's free memory holds. */
   maxCachedTokens?: number
   /** Cache planes per loop (exact, default) or one that all loops share (a T-th of the memory). */
   kv?: 'per-loop' | 'shared'

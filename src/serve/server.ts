@@ -2,12 +2,12 @@ import { createHash, randomUUID, timingSafeEqual } from 'node:crypto'
 import { setMaxListeners } from 'node:events'
 import { createServer as createHttpServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { freemem } from 'node:os'
 import { finished } from 'node:stream/promises'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { Scheduler } from '../model/scheduler.js'
 import type { GenerateChunk, GenerateOptions, RealArray, TokenSequence } from '../model/types.js'
+import { deviceMemory } from '../tensor/devices.js'
 import { Admission } from './admission.js'
 import { Batches } from './batches.js'
 import { ChoiceReader } from './choice-reader.js'
@@ -459,12 +459,12 @@ export class LoopLMServer {
   }
 }
 
-/** As many tokens as half of the free memory holds keys and values of, but no more than all places can use. */
-function roomForTokens({ config, dtype }: LoopLM, { kv, maxRunning }: Pick<ServeSettings, 'kv' | 'maxRunning'>): number {
+/** As many tokens as half of the device's free memory holds keys and values of, but no more than all places can use. */
+function roomForTokens({ config, device, dtype }: LoopLM, { kv, maxRunning }: Pick<ServeSettings, 'kv' | 'maxRunning'>): number {
   const planes = config.num_hidden_layers * (kv === 'shared' ? 1 : config.total_ut_steps)
   const bytes = 2 * planes * config.num_key_value_heads * config.head_dim * { bfloat16: 2, float32: 4, float64: 8 }[dtype]
   const useful = maxRunning * config.max_position_embeddings
-  return Math.max(1, Math.min(useful, Math.floor(freemem() / 2 / bytes), maxCachedTokens))
+  return Math.max(1, Math.min(useful, Math.floor(deviceMemory(device).free / 2 / bytes), maxCachedTokens))
 }
 
 /**
