@@ -165,6 +165,8 @@ const surrogates = ['reinforce', 'ppo', 'cispo'] as const
 
 const task = z.custom<Task>((value) => has(value, 'sample'), 'must be a task, for example addition()')
 
+const rows = z.custom<Dataset>((value) => Array.isArray(value), 'must be an array of rows').optional()
+
 /** What is not plain data, and therefore not part of a configuration file. */
 export const resources = {
   runDir: z.string().min(1).optional().describe('Folder of checkpoints, metrics and completions; without it nothing is written.'),
@@ -175,8 +177,10 @@ export const resources = {
       'Continue from the newest checkpoint of `runDir` (from the start where there is none), or from the checkpoint at this path.',
     ),
   task: task.optional().describe('Source of prompts, tokenizer, reward and held-out problems.'),
-  dataset: object<Dataset>('an array of rows', 'length').describe('Rows with a `prompt`, instead of a task.'),
-  evalDataset: object<Dataset>('an array of rows', 'length').describe('Held-out rows for evaluations of a `dataset`.'),
+  dataset: rows.describe(
+    'Rows with a `prompt`, instead of a task; `pretrain` and `looprpt` also learn rows of `messages` or `text`.',
+  ),
+  evalDataset: rows.describe('Held-out rows for evaluations of a `dataset`.'),
   evalTasks: z
     .record(z.string().regex(/^[\w.-]+$/, 'a name has letters, digits, "_", "-" and "." only'), task)
     .optional()

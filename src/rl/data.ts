@@ -1,7 +1,8 @@
 import { createHash } from 'node:crypto'
 import type { Tokenizer } from '../data/tokenizer.js'
+import { LoopLMError } from '../errors.js'
 import type { TrainerConfig } from './config.js'
-import type { ProblemSource } from './problems.js'
+import type { Problem, ProblemSource } from './problems.js'
 
 /** What a run trains on, as far as checkpoints are concerned. */
 export interface DataDescription {
@@ -13,13 +14,58 @@ export interface DataDescription {
 }
 
 const sampledProblems = 8
+const charactersAtOnce = 2 ** 20 // between two of them, other work of the process gets its turn: about 5 ms
 
-/** A dataset is known by all its rows, a task by its first problems. */
-export function describeProblems(source: ProblemSource, config: Pick<TrainerConfig, 'dataset' | 'seed'>): DataDescription {
+/**
+ * A dataset is known by all its rows, a task by its first problems.
+ *
+ * @param problemOf what is wrong with a row, or undefined
+ * @throws LoopLMError INVALID_ARGUMENT naming the first row that is refused or has no JSON, ABORTED
+ */
+export async function describeProblems(
+  source: ProblemSource,
+  config: Pick<TrainerConfig, 'dataset' | 'seed'>,
+  problemOf: (row: Problem) => string | undefined,
+  signal?: AbortSignal,
+): Promise<DataDescription> {
   const { task, tokenizer } = source
   const { dataset } = config
   const hash = createHash('sha256')
-  for (const row of dataset ?? source.take(0, sampledProblems)) hash.update(`${JSON.stringify(row)}\n`)
+  let characters = 0
+  for (const [i, row] of (dataset ?? source.take(0, sampledProblems)).entries()) {
+    const name = task === undefined ? `dataset[${i}]` : source.nameOf(row)
+    const wrong = problemOf(row)
+    if (wrong !== undefined) throw new LoopLMError('INVALID_ARGUMENT', `${name} ${wrong}`, { operation: 'dataset' })
+    const text = jsonOf(row, name)
+    hash.update(`${text}\n`)
+    characters += text.length + 64 // a million empty rows take their time as well
+    if (characters < charactersAtOnce) continue
+    characters = 0
+    await new Promise((resolve) => setImmediate(resolve))
+    if (signal?.aborted) throw new LoopLMError('ABORTED', 'the dataset was not read to its end', { cause: signal.reason })
+  }
   const description = task === undefined ? `a dataset of ${dataset?.length} rows` : `the task ${task.name}`
   return { tokenizer, fingerprint: hash.digest('hex').slice(0, 16), description }
+}
+
+/** @throws LoopLMError INVALID_ARGUMENT naming the column that has no JSON */
+function jsonOf(row: Problem, name: string): string {
+  try {
+    return JSON.stringify(row) ?? ''
+  } catch (cause) {
+    const column = Object.keys(row).find((key) => !hasJson(row[key]))
+    const where = column === undefined ? '' : ` field "${column}"`
+    const remedy = 'rows are plain data, as in a JSON Lines file: give texts and numbers in place of big integers, and no cycles'
+    const message = `${name}${where} has no JSON (${(cause as Error).message.split('\n')[0]}); ${remedy}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'dataset', cause })
+  }
+}
+
+function hasJson(value: unknown): boolean {
+  try {
+    JSON.stringify(value)
+    return true
+  } catch {
+    return false
+  }
 }

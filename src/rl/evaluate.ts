@@ -5,7 +5,7 @@ import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import type { Rewards } from './config.js'
 import type { Metrics } from './events.js'
-import { openProblems, type ProblemSource } from './problems.js'
+import { openProblems, type ProblemSource, promptTokens } from './problems.js'
 import { namedRewards, scoreCompletions } from './rewards.js'
 import { completionOf, generation } from './rollout.js'
 
@@ -70,7 +70,7 @@ export async function answerProblems(
   options: Pick<EvaluateOptions, 'loops' | 'maxNewTokens' | 'signal'> & { problems: number },
 ): Promise<Evaluation[]> {
   const problems = source.heldOut(options.problems)
-  const prompts = problems.map(({ prompt }) => source.tokenizer.encode(prompt))
+  const prompts = problems.map((problem) => promptTokens(source, problem))
   const settings = { ...generation(source, options.maxNewTokens), temperature: 0, signal: options.signal }
   const evaluations: Evaluation[] = []
   for (const loops of options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)) {

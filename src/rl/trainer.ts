@@ -1,5 +1,6 @@
 import { join } from 'node:path'
 import { checkInstance } from '../arguments.js'
+import { promptProblem } from '../data/rows.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkAdapter, sameAdapter } from '../model/adapter.js'
 import { LoopLM } from '../model/model.js'
@@ -25,11 +26,11 @@ import {
 import { plainConfig, type TrainerConfig } from './config.js'
 import { type DataDescription, describeProblems } from './data.js'
 import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.js'
-import type { Metrics, TrainerEvent, UpdateMetrics } from './events.js'
+import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './events.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
 import { meanMetrics } from './metrics.js'
 import { findNonFinite, nonFiniteGradient } from './non-finite.js'
-import { openProblems, type ProblemSource, taskProblems } from './problems.js'
+import { openProblems, type Problem, type ProblemSource, promptTokens, taskProblems } from './problems.js'
 import { learningRateAt } from './schedule.js'
 import { Selection } from './selection.js'
 import { inTurn } from './turns.js'
@@ -53,8 +54,10 @@ export interface StepWork<Loss = LossBatch> {
   metrics: Metrics
   /** Tokens sampled or read, prompts included. */
   tokens: number
-  /** Lines for completions.jsonl, without the step. */
-  completions: Record<string, unknown>[]
+  /** All completions of the step, none where nothing was sampled. */
+  completions: readonly SampledCompletion[]
+  /** How many of them are written to completions.jsonl. */
+  logged: number
 }
 
 /**
@@ -124,7 +127,7 @@ export abstract class Trainer<
       await this.#adapt()
       const { loss, metrics } = await this.prepare(taken, operation)
       const tokens = loss.sequences.reduce((sum, sequence) => sum + sequence.length, 0)
-      return this.#finishStep({ losses: [loss], metrics, tokens, completions: [] }, start)
+      return this.#finishStep({ losses: [loss], metrics, tokens, completions: [], logged: 0 }, start)
     })
   }
 
@@ -198,8 +201,8 @@ export abstract class Trainer<
         if (ends) break
         const made = await this.#runStep(folder, signal)
         if (made === undefined) continue
-        metrics = made
-        const event: TrainerEvent = { type: 'step', step: this.#step, metrics }
+        metrics = made.metrics
+        const event: TrainerEvent = { type: 'step', step: this.#step, ...made }
         await onStep?.(event)
         yield event
       }
@@ -264,8 +267,12 @@ export abstract class Trainer<
   /** Scores completions. */
   protected abstract rewardFunctions(source: ProblemSource): readonly WeightedReward[]
   /** Opens what the run trains on. */
-  protected async openData(_signal: AbortSignal | undefined): Promise<DataDescription> {
-    return describeProblems(this.problems, this.config)
+  protected async openData(signal: AbortSignal | undefined): Promise<DataDescription> {
+    return describeProblems(this.problems, this.config, (row) => this.problemOf(row), signal)
+  }
+  /** What is wrong with a row of the dataset, or undefined. */
+  protected problemOf(row: Problem): string | undefined {
+    return promptProblem(row)
   }
   /** One evaluation's metrics, those of `evalTasks` apart. */
   protected async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
@@ -273,7 +280,13 @@ export abstract class Trainer<
   }
   /** Refuses what `evaluateData` would refuse, before anything is trained. */
   protected checkEvaluations(): void {
-    if (this.#answersProblems) this.problems.heldOut(1)
+    if (!this.#answersProblems) return
+    const { problems } = this
+    for (const row of problems.heldOut(this.config.evalProblems)) {
+      const wrong = this.problemOf(row)
+      if (wrong === undefined) continue
+      throw new LoopLMError('INVALID_ARGUMENT', `${problems.nameOf(row)} ${wrong}`, { operation: 'dataset' })
+    }
   }
   /** Called once before a run's first step, with the checkpoint it resumes from. */
   protected async start(_checkpoint: string | undefined): Promise<void> {}
@@ -300,9 +313,9 @@ export abstract class Trainer<
   #evalTasks(): [name: string, source: ProblemSource, reward: WeightedReward][] {
     const tasks: Readonly<Record<string, Task>> = this.config.evalTasks ?? {}
     return Object.entries(tasks).map(([name, task]) => {
-      const source = taskProblems(task, this.#data!.tokenizer)
+      const source = taskProblems(task, this.#data!.tokenizer, 0, this.model.config.max_position_embeddings)
       try {
-        source.tokenizer.encode(source.heldOut(1)[0]!.prompt)
+        promptTokens(source, source.heldOut(1)[0]!)
       } catch (cause) {
         throw new LoopLMError('INVALID_CONFIG', toLoopLMError(cause).message, { operation: `evalTasks.${name}`, cause })
       }
@@ -349,7 +362,10 @@ export abstract class Trainer<
   }
 
   /** One step of a run with its records; undefined when sampling was aborted. */
-  async #runStep(folder: RunFolder | undefined, signal: AbortSignal | undefined): Promise<Metrics | undefined> {
+  async #runStep(
+    folder: RunFolder | undefined,
+    signal: AbortSignal | undefined,
+  ): Promise<{ metrics: Metrics; completions: readonly SampledCompletion[] } | undefined> {
     return this.#inTurn(async () => {
       if (signal?.aborted) return undefined // while it waited
       const start = performance.now()
@@ -360,10 +376,11 @@ export abstract class Trainer<
       })
       if (work === undefined) return undefined
       const metrics = { ...(await this.#finishStep(work, start)), ...memoryMetrics() }
-      const records = work.completions.map((completion): RunRecord => ({ step: this.#step, ...completion }))
+      const { completions, logged } = work
+      const records = completions.slice(0, logged).map((completion): RunRecord => ({ step: this.#step, ...completion }))
       if (records.length > 0) await folder?.completions(records)
       await folder?.metrics({ type: 'step', step: this.#step, ...metrics })
-      return metrics
+      return { metrics, completions }
     })
   }
 
