@@ -27,10 +27,15 @@ const stateSchema = z.object({
   skippedUpdates: z.int().min(0),
   /** What the run reads: a hash, and words for people. */
   data: z.object({ fingerprint: z.string(), description: z.string() }).optional(),
-  /** Evaluations so far: the newest one's step, those without improvement since the last one with, the best ones. */
-  evaluated: step.default(0),
+  /** Evaluations so far: the newest one's step, -1 for none; those since the last improvement; the best ones; the first one. */
+  evaluated: z
+    .int()
+    .min(-1)
+    .max(2 ** 32)
+    .default(-1),
   stalled: z.int().min(0).default(0),
   best: z.array(z.object({ step, value: z.number() })).default([]),
+  firstEvaluation: z.object({ step, metrics: z.record(z.string(), z.number()) }).optional(),
   config: z.record(z.string(), z.unknown()),
 })
 

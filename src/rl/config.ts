@@ -27,6 +27,10 @@ const run = {
     .describe('Steps of `run`. A step is one rollout (or one pre-training batch) with its optimizer steps.'),
   seed: natural.default(0).describe('Seed of prompts, sampling and shuffling. Same seed and threads: same bits.'),
   evalEvery: natural.default(0).describe('Steps between evaluations during `run`; 0: none.'),
+  evalOnStart: z
+    .boolean()
+    .default(true)
+    .describe('With `evalEvery`, also evaluate before the first step (step 0). It counts for `metricForBestModel` too.'),
   evalProblems: positiveInt.default(256).describe('Held-out problems, or packed sequences of text, per evaluation.'),
   evalLoops: z
     .array(positiveInt)

@@ -1,6 +1,7 @@
 import { join } from 'node:path'
 import { checkInstance } from '../arguments.js'
 import { promptProblem } from '../data/rows.js'
+import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkAdapter, sameAdapter } from '../model/adapter.js'
 import { LoopLM } from '../model/model.js'
@@ -12,6 +13,7 @@ import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import { memory } from '../tensor/devices.js'
+import { Advice } from './advice.js'
 import {
   type CheckpointPart,
   checkpointPath,
@@ -30,6 +32,7 @@ import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './
 import { loadTrained, saveTrained } from './load-parameters.js'
 import { meanMetrics } from './metrics.js'
 import { findNonFinite, nonFiniteGradient } from './non-finite.js'
+import { OngoingRun } from './ongoing-run.js'
 import { openProblems, type Problem, type ProblemSource, promptTokens, taskProblems } from './problems.js'
 import { learningRateAt } from './schedule.js'
 import { Selection } from './selection.js'
@@ -80,7 +83,8 @@ export abstract class Trainer<
   #skippedUpdates = 0
   #data: DataDescription | undefined
   readonly #selection: Selection
-  readonly #warned = new Set<string>()
+  readonly #advice = new Advice((message) => this.warn(message))
+  readonly #ongoing = new OngoingRun()
   #problems: ProblemSource | undefined
   #refused: LoopLMError | undefined // of a resume that was refused when parts of the checkpoint had been taken over
 
@@ -161,7 +165,9 @@ export abstract class Trainer<
 
   /**
    * Trains for `steps` steps on the data of the options and yields what happens. With a `runDir`, metrics, completions and checkpoints are
-   * written, the last one when the run ends or is aborted; the abort takes effect between steps, or while sampling, scoring or evaluating.
+   * written, the last one when the run ends, is aborted, or when the loop over its events is left with `break` or an error; the abort takes
+   * effect between steps, or while sampling, scoring or evaluating. The folder is locked meanwhile. An iterator that is dropped without
+   * `return()` gives it back when it is collected, when `run` is called again, or with `dispose`.
    *
    * @param options.signal ends the run after the current step
    * @param options.config replaces config.yaml of `runDir` once the run, or the checkpoint that it resumes from, is accepted; without it the
@@ -169,14 +175,11 @@ export abstract class Trainer<
    * @throws LoopLMError INVALID_CONFIG when there is nothing to train on, NON_FINITE naming step and tensor, INVALID_FILE when the run's
    *   folder cannot be written, INVALID_ARGUMENT when another run trains in it
    */
-  async *run(options: RunOptions = {}): AsyncGenerator<TrainerEvent, void, undefined> {
+  run(options: RunOptions = {}): AsyncGenerator<TrainerEvent, void, undefined> {
     const { runDir } = this.config
-    const unlock = runDir === undefined ? undefined : lockRun(runDir, (message) => this.warn(message))
-    try {
-      yield* this.#run(options)
-    } finally {
-      unlock?.()
-    }
+    const warn = (message: string) => this.warn(message)
+    const lock = () => (runDir === undefined ? undefined : lockRun(runDir, warn))
+    return this.#ongoing.begin(lock, () => this.#run(options), warn)
   }
 
   async *#run({ signal, config }: RunOptions): AsyncGenerator<TrainerEvent, void, undefined> {
@@ -184,6 +187,7 @@ export abstract class Trainer<
     const { folder, resumed } = await this.#open(signal, config)
     let metrics: Metrics = {}
     let saved = resumed ? this.#step : -1
+    let left = true // the caller has left the loop over the events
     try {
       for (;;) {
         const evaluation = this.#evaluationIsDue() ? await this.#evaluateStep(folder, signal) : undefined
@@ -206,12 +210,20 @@ export abstract class Trainer<
         await onStep?.(event)
         yield event
       }
+      left = false
+    } catch (error) {
+      left = false
+      throw error
     } finally {
+      if (left && folder !== undefined && saved !== this.#step) await this.#inTurn(() => this.#save(folder))
       if (folder !== undefined) await this.#report(folder)
     }
     const stoppedEarly = this.#step < steps && this.#selection.exhausted
     const aborted = this.#step < steps && !stoppedEarly
-    if (!aborted) await this.#inTurn(() => this.#loadBest())
+    if (!aborted) {
+      const loaded = await this.#inTurn(() => this.#loadBest())
+      this.#advice.fallen(this.#selection.falls(), loaded)
+    }
     yield { type: 'done', step: this.#step, metrics, aborted, stoppedEarly }
   }
 
@@ -240,8 +252,9 @@ export abstract class Trainer<
     })
   }
 
-  /** Gives the optimizer's memory back; the model stays. */
+  /** Gives the optimizer's memory back, and the folder of a run that was not ended; the model stays. */
   dispose(): void {
+    this.#ongoing.release()
     this.optimizer.dispose()
   }
 
@@ -340,16 +353,10 @@ export abstract class Trainer<
     else onWarning(message)
   }
 
-  /** Says something at most once. */
-  #warnOnce(kind: string, message: string): void {
-    if (this.#warned.has(kind)) return
-    this.#warned.add(kind)
-    this.warn(`step ${this.#step + 1}: ${message}`)
-  }
-
   #evaluationIsDue(): boolean {
-    const { evalEvery } = this.config
-    return evalEvery > 0 && this.#step > 0 && this.#step % evalEvery === 0 && this.#selection.state.evaluated !== this.#step
+    const { evalEvery, evalOnStart } = this.config
+    if (evalEvery === 0 || this.#selection.state.evaluated === this.#step) return false
+    return this.#step === 0 ? evalOnStart : this.#step % evalEvery === 0
   }
 
   /** Evaluates and records; undefined when it was aborted, in which case a resumed run does it again. */
@@ -358,6 +365,7 @@ export abstract class Trainer<
     if (metrics === undefined) return undefined
     this.#selection.add(this.#step, metrics)
     await folder?.metrics({ type: 'eval', step: this.#step, ...metrics })
+    if (this.#answersProblems) this.#advice.cutOffEvaluation(this.#step, metrics, this.problems.stop)
     return metrics
   }
 
@@ -377,6 +385,10 @@ export abstract class Trainer<
       if (work === undefined) return undefined
       const metrics = { ...(await this.#finishStep(work, start)), ...memoryMetrics() }
       const { completions, logged } = work
+      if (completions.length > 0) {
+        const { problems: source, maxNewTokens = source.maxNewTokens } = this
+        this.#advice.cutOff(this.#step, metrics['completions/clipped_ratio'], maxNewTokens, source)
+      }
       const records = completions.slice(0, logged).map((completion): RunRecord => ({ step: this.#step, ...completion }))
       if (records.length > 0) await folder?.completions(records)
       await folder?.metrics({ type: 'step', step: this.#step, ...metrics })
@@ -411,7 +423,7 @@ export abstract class Trainer<
     await this.model.zeroGradients()
     if (batch.sequences.length === 0) {
       this.#skippedUpdates++
-      this.#explainSkippedUpdate(work)
+      this.#advice.skippedUpdate(this.#step + 1, work)
       return { loss: 0, grad_norm: 0 }
     }
     try {
@@ -420,7 +432,7 @@ export abstract class Trainer<
       if (!Number.isFinite(loss)) throw await this.#nonFinite(`the loss is ${loss}`, batch)
       const { gradNorm } = await this.optimizer.step({ learningRate, only: this.trained })
       await this.afterUpdate()
-      if (work.reward !== undefined && Math.abs(loss) < 1e-6 && gradNorm > 0) this.#explainZeroLoss(gradNorm)
+      if (work.reward !== undefined && Math.abs(loss) < 1e-6 && gradNorm > 0) this.#advice.zeroLoss(this.#step + 1, gradNorm)
       return { ...metrics, grad_norm: gradNorm }
     } catch (cause) {
       await this.model.zeroGradients().catch(() => {}) // the first error is the one to report
@@ -433,31 +445,6 @@ export abstract class Trainer<
     const culprit = await findNonFinite(this.model, batch.sequences)
     const message = `${what}: ${culprit}; nothing was changed. Go back to an earlier checkpoint, lower the learning rate or maxGradNorm`
     return new LoopLMError('NON_FINITE', message, { operation })
-  }
-
-  #explainSkippedUpdate(work: Metrics): void {
-    if (work.frac_reward_zero_std === 1 && work.frac_reward_null !== 1) {
-      this.#warnOnce(
-        'flat groups',
-        'in every group all completions earned the same reward, so there is nothing to compare: no update was made and ' +
-          'the loss is 0. Use problems that are solved sometimes but not always, raise groupSize or temperature, give partial ' +
-          'rewards, or start from a better model. Later ones are only counted (skipped_updates, frac_reward_zero_std).',
-      )
-      return
-    }
-    this.#warnOnce(
-      'empty batch',
-      'no completion has both tokens and a reward to learn from (all rewards were null, or all responses are empty): no update ' +
-        'was made and the loss is 0. Later ones are only counted (skipped_updates).',
-    )
-  }
-
-  #explainZeroLoss(gradNorm: number): void {
-    this.#warnOnce(
-      'zero loss',
-      'the loss is 0, as it must be on fresh rollouts: every ratio is 1 and the advantages of a group sum to 0. The gradient is not ' +
-        `0 (grad_norm ${gradNorm.toPrecision(3)}), so the model learns; follow reward and grad_norm instead.`,
-    )
   }
 
   /** Gives the model the adapter of the options, unless it has it. */
@@ -488,9 +475,10 @@ export abstract class Trainer<
     const checkpoint = await this.#findCheckpoint()
     const state = checkpoint === undefined ? undefined : await readTrainerState(checkpoint, this.name)
     await this.#inTurn(() => this.#adapt())
-    if (checkpoint === undefined && runDir !== undefined && resume === false && this.#step === 0)
-      await RunFolder.requireNew(runDir)
+    const begins = this.#step === 0 && this.#selection.state.evaluated < 0
+    if (checkpoint === undefined && runDir !== undefined && resume === false && begins) await RunFolder.requireNew(runDir)
     this.#data = await this.openData(signal)
+    this.#takeTokenizer(this.#data.tokenizer)
     if (this.config.evalEvery > 0) {
       this.checkEvaluations()
       this.#evalTasks()
@@ -498,6 +486,14 @@ export abstract class Trainer<
     await this.#inTurn(() => (checkpoint === undefined ? this.start(undefined) : this.#resume(checkpoint, state!)))
     const folder = runDir === undefined ? undefined : await this.#openFolder(runDir, config)
     return { folder, resumed: checkpoint !== undefined && checkpoint === (runDir && checkpointPath(runDir, this.#step)) }
+  }
+
+  /** A model without a tokenizer gets that of the data, so that it is saved and generates with what it was trained on. */
+  #takeTokenizer(tokenizer: Tokenizer): void {
+    const { model } = this
+    if (model.tokenizer === undefined) model.tokenizer = tokenizer
+    else if (!model.namesEndTokens) model.takeSpecialTokens(tokenizer)
+    this.#advice.tokens(model, tokenizer)
   }
 
   /**
@@ -529,7 +525,9 @@ export abstract class Trainer<
   async #openFolder(runDir: string, given: RunOptions['config']): Promise<RunFolder> {
     const config = given ?? { trainer: this.name, ...plainConfig(this.config) }
     const replace = given !== undefined
-    const folder = await RunFolder.open(runDir, { config, replace, step: this.#step, warn: (message) => this.warn(message) })
+    const begins = this.#step === 0 && this.#selection.state.evaluated < 0
+    const step = begins ? -1 : this.#step
+    const folder = await RunFolder.open(runDir, { config, replace, step, warn: (message) => this.warn(message) })
     const aside = await setAside(runDir, this.#step)
     if (aside.length > 0) {
       const names = aside.map((step) => `step-${step}`).join(', ')
@@ -571,7 +569,7 @@ export abstract class Trainer<
       (to) => saveTrained(this.model, to),
       (to) => this.optimizer.save(`${to}/optimizer.safetensors`),
       async (to) => {
-        if (this.model.tokenizer === undefined) await this.#data?.tokenizer.save(to)
+        if (this.model.adapter !== undefined) await this.#data?.tokenizer.save(to)
       },
       ...this.checkpointParts(),
     ]
@@ -598,10 +596,12 @@ export abstract class Trainer<
     }
   }
 
-  async #loadBest(): Promise<void> {
+  /** Returns the step whose parameters the model got, or has already; undefined where the best ones are not asked for. */
+  async #loadBest(): Promise<number | undefined> {
     const { best } = this
-    if (!this.config.loadBestModelAtEnd || best?.path === undefined || best.step === this.#step) return
-    await loadTrained(this.model, best.path)
+    if (!this.config.loadBestModelAtEnd || best?.path === undefined) return undefined
+    if (best.step !== this.#step) await loadTrained(this.model, best.path)
+    return best.step
   }
 
   /** What the run came to, also when it fails: report.html in its folder. */
