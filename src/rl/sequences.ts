@@ -1,6 +1,6 @@
 import { join } from 'node:path'
 import { Corpus } from '../data/corpus.js'
-import { lessonProblem } from '../data/rows.js'
+import { isConversation, lessonProblem } from '../data/rows.js'
 import { LoopLMError } from '../errors.js'
 import type { LossBatch, TokenSequence } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
@@ -45,7 +45,11 @@ export abstract class SequenceTrainer<
 
   protected override async openData(signal: AbortSignal | undefined): Promise<DataDescription> {
     const { corpus, evalCorpus, contextLength, heldOutShare, seed, task, dataset } = this.config
-    if (corpus === undefined) return super.openData(signal)
+    if (corpus === undefined) {
+      const description = await super.openData(signal)
+      if (dataset !== undefined) this.advice.ends(this.problems, dataset.some(isConversation))
+      return description
+    }
     const operation = this.constructor.name
     if (task !== undefined || dataset !== undefined) {
       throw new LoopLMError('INVALID_CONFIG', 'give a task, a dataset or a corpus, only one of them', { operation })

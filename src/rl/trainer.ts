@@ -78,12 +78,13 @@ export abstract class Trainer<
   readonly optimizer: AdamW
   /** The trainer as configuration files and checkpoints call it. */
   readonly name: string
+  /** What a run tells its user that is no error. */
+  protected readonly advice = new Advice((message) => this.warn(message))
   #step = 0
   #tokens = 0
   #skippedUpdates = 0
   #data: DataDescription | undefined
   readonly #selection: Selection
-  readonly #advice = new Advice((message) => this.warn(message))
   readonly #ongoing = new OngoingRun()
   #problems: ProblemSource | undefined
   #refused: LoopLMError | undefined // of a resume that was refused when parts of the checkpoint had been taken over
@@ -222,7 +223,7 @@ export abstract class Trainer<
     const aborted = this.#step < steps && !stoppedEarly
     if (!aborted) {
       const loaded = await this.#inTurn(() => this.#loadBest())
-      this.#advice.fallen(this.#selection.falls(), loaded)
+      this.advice.fallen(this.#selection.falls(), loaded)
     }
     yield { type: 'done', step: this.#step, metrics, aborted, stoppedEarly }
   }
@@ -365,7 +366,7 @@ export abstract class Trainer<
     if (metrics === undefined) return undefined
     this.#selection.add(this.#step, metrics)
     await folder?.metrics({ type: 'eval', step: this.#step, ...metrics })
-    if (this.#answersProblems) this.#advice.cutOffEvaluation(this.#step, metrics, this.problems.stop)
+    if (this.#answersProblems) this.advice.cutOffEvaluation(this.#step, metrics, this.problems.stop)
     return metrics
   }
 
@@ -387,7 +388,7 @@ export abstract class Trainer<
       const { completions, logged } = work
       if (completions.length > 0) {
         const { problems: source, maxNewTokens = source.maxNewTokens } = this
-        this.#advice.cutOff(this.#step, metrics['completions/clipped_ratio'], maxNewTokens, source)
+        this.advice.cutOff(this.#step, metrics['completions/clipped_ratio'], maxNewTokens, source)
       }
       const records = completions.slice(0, logged).map((completion): RunRecord => ({ step: this.#step, ...completion }))
       if (records.length > 0) await folder?.completions(records)
@@ -423,7 +424,7 @@ export abstract class Trainer<
     await this.model.zeroGradients()
     if (batch.sequences.length === 0) {
       this.#skippedUpdates++
-      this.#advice.skippedUpdate(this.#step + 1, work)
+      this.advice.skippedUpdate(this.#step + 1, work)
       return { loss: 0, grad_norm: 0 }
     }
     try {
@@ -432,7 +433,7 @@ export abstract class Trainer<
       if (!Number.isFinite(loss)) throw await this.#nonFinite(`the loss is ${loss}`, batch)
       const { gradNorm } = await this.optimizer.step({ learningRate, only: this.trained })
       await this.afterUpdate()
-      if (work.reward !== undefined && Math.abs(loss) < 1e-6 && gradNorm > 0) this.#advice.zeroLoss(this.#step + 1, gradNorm)
+      if (work.reward !== undefined && Math.abs(loss) < 1e-6 && gradNorm > 0) this.advice.zeroLoss(this.#step + 1, gradNorm)
       return { ...metrics, grad_norm: gradNorm }
     } catch (cause) {
       await this.model.zeroGradients().catch(() => {}) // the first error is the one to report
@@ -493,7 +494,7 @@ export abstract class Trainer<
     const { model } = this
     if (model.tokenizer === undefined) model.tokenizer = tokenizer
     else if (!model.namesEndTokens) model.takeSpecialTokens(tokenizer)
-    this.#advice.tokens(model, tokenizer)
+    this.advice.tokens(model, tokenizer)
   }
 
   /**
