@@ -366,7 +366,7 @@ export abstract class Trainer<
     if (metrics === undefined) return undefined
     this.#selection.add(this.#step, metrics)
     await folder?.metrics({ type: 'eval', step: this.#step, ...metrics })
-    if (this.#answersProblems) this.advice.cutOffEvaluation(this.#step, metrics, this.problems.stop)
+    this.advice.cutOffEvaluation(this.#step, metrics, this.#problems?.stop ?? this.model.endTokens)
     return metrics
   }
 
