@@ -2,6 +2,7 @@ import { z } from 'zod'
 import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { loraModules } from '../model/adapter.js'
+import { maxLoops } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
@@ -19,10 +20,19 @@ const positiveInt = z.int().min(1)
 const positive = z.number().positive()
 const nonNegative = z.number().min(0)
 const share = z.number().min(0).max(1)
+const count = (most: number) => z.int().min(1).max(most)
+
+/*
+ * Counts whose things are held in memory at the same time have a bound far above what is of use: one more zero must be an error that
+ * names the option, not the end of the process.
+ */
+const mostSequences = 2 ** 20 // of a batch, a step or an evaluation
+const mostSteps = 2 ** 32 // as checkpoints count them
+const maxTimeout = 2_147_483 // seconds; beyond, a timer of Node fires at once
 
 /** The run: how long, which seed, what is saved and evaluated. */
 const run = {
-  steps: positiveInt
+  steps: count(mostSteps)
     .default(100)
     .describe('Steps of `run`. A step is one rollout (or one pre-training batch) with its optimizer steps.'),
   seed: natural.default(0).describe('Seed of prompts, sampling and shuffling. Same seed and threads: same bits.'),
@@ -31,10 +41,11 @@ const run = {
     .boolean()
     .default(true)
     .describe('With `evalEvery`, also evaluate before the first step (step 0). It counts for `metricForBestModel` too.'),
-  evalProblems: positiveInt.default(256).describe('Held-out problems, or packed sequences of text, per evaluation.'),
+  evalProblems: count(mostSequences).default(256).describe('Held-out problems, or packed sequences of text, per evaluation.'),
   evalLoops: z
-    .array(positiveInt)
+    .array(count(maxLoops))
     .min(1)
+    .max(maxLoops)
     .optional()
     .describe('Loop counts that are evaluated; default 1 to the number of loops of the model.'),
   saveEvery: natural.default(0).describe('Steps between checkpoints; 0: only when the run ends. Needs `runDir`.'),
@@ -107,14 +118,19 @@ const betas = (beta2: number) =>
 /** Rollouts and advantages. */
 const rollouts = {
   promptsPerStep: positiveInt.default(32).describe('Different prompts per generation call.'),
-  groupSize: z.int().min(2).default(8).describe('Completions per prompt; advantages are relative to this group.'),
-  gradientAccumulation: positiveInt
+  groupSize: z
+    .int()
+    .min(2)
+    .max(2 ** 16)
+    .default(8)
+    .describe('Completions per prompt; advantages are relative to this group.'),
+  gradientAccumulation: count(1024)
     .default(1)
     .describe('Generation calls whose rollouts make one logical batch: prompts per step are `promptsPerStep` times this.'),
-  updatesPerRollout: positiveInt
+  updatesPerRollout: count(1024)
     .default(1)
     .describe('Passes over the rollouts of a step. More than 1 wants the surrogate `ppo` or `cispo`.'),
-  minibatches: positiveInt
+  minibatches: count(2 ** 16)
     .default(1)
     .describe('Parts, in whole groups, that each pass is cut into; every part is one optimizer step.'),
   maxNewTokens: positiveInt.optional().describe('Longest completion in tokens; default what the task says, 256 for a dataset.'),
@@ -128,7 +144,10 @@ const rollouts = {
     .default(true)
     .describe('Leave sequences without advantage, those of flat groups first, out of the passes. Never changes the loss.'),
   rewardConcurrency: positiveInt.default(64).describe('Calls of one reward function that wait for an answer at the same time.'),
-  rewardTimeout: nonNegative.default(0).describe('Seconds after which a reward that has not answered is an error; 0: never.'),
+  rewardTimeout: nonNegative
+    .max(maxTimeout)
+    .default(0)
+    .describe('Seconds after which a reward that has not answered is an error; 0: never.'),
   maxCompletionLength: positiveInt
     .optional()
     .describe(
@@ -241,6 +260,9 @@ interface RunOptions {
   saveBest?: unknown
   loadBestModelAtEnd: boolean
   earlyStoppingPatience?: unknown
+  promptsPerStep?: number
+  groupSize?: number
+  gradientAccumulation?: number
 }
 
 /** Rules between the options that all trainers have. */
@@ -256,6 +278,12 @@ function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
   if (metric === undefined && earlyStoppingPatience !== undefined) refuse('earlyStoppingPatience', needed)
   if (metric !== undefined && options.evalEvery === 0) {
     refuse('metricForBestModel', 'needs evalEvery, the steps between evaluations; it is 0 (never)')
+  }
+  const { promptsPerStep = 1, groupSize = 1, gradientAccumulation = 1 } = options
+  const completions = promptsPerStep * groupSize * gradientAccumulation
+  if (completions > mostSequences) {
+    const product = 'promptsPerStep × groupSize × gradientAccumulation'
+    refuse('promptsPerStep', `${product} are ${completions} completions per step; at most ${mostSequences} are sampled`)
   }
 }
 
@@ -368,7 +396,7 @@ export const looprptSchema = z
       .describe('The reference step of a token is the first loop where the exit CDF of the teacher reaches this.'),
     lambdaBase: nonNegative.default(0.02).describe('Price of a loop, in nats.'),
     lambdaScale: nonNegative.default(0.5).describe('How much dearer a loop is where the teacher is certain.'),
-    rollouts: z.int().min(2).default(8).describe('Noisy passes per sequence.'),
+    rollouts: z.int().min(2).max(1024).default(8).describe('Noisy passes per sequence.'),
     sigma: nonNegative.default(0.1).describe('Standard deviation of the noise on the latent states.'),
     noiseSite: z
       .enum(['state', 'residual', 'embedding'])

@@ -1,3 +1,4 @@
+import { checkNumber } from '../arguments.js'
 import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoopLM } from '../model/model.js'
@@ -59,7 +60,8 @@ const promptsPerCall = 1024 // bounds the cache of keys and values
  * ```
  */
 export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise<Evaluation[]> {
-  const { task, dataset, tokenizer, problems = 256 } = options
+  const { task, dataset, tokenizer } = options
+  const problems = checkNumber(options.problems ?? 256, 'problems', { min: 1, max: 2 ** 20, integer: true }, 'evaluate')
   const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, seed: 0 })
   const reward = options.reward ?? (task === undefined ? exactMatch : [{ name: task.name, reward: task.reward }])
   return answerProblems(model, source, namedRewards(reward), { ...options, problems })

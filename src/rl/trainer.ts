@@ -69,7 +69,7 @@ export interface StepWork<Loss = LossBatch> {
  */
 export abstract class Trainer<
   Config extends TrainerConfig,
-  Batch,
+  Batch extends { sequences: readonly TokenSequence[] },
   Loss extends { sequences: readonly TokenSequence[] } = LossBatch,
 > {
   readonly model: LoopLM
@@ -126,7 +126,7 @@ export abstract class Trainer<
    */
   async update(batch: Batch): Promise<UpdateMetrics> {
     const operation = `${this.constructor.name}.update`
-    const taken = this.take(batch, operation)
+    const taken = this.#take(batch, operation)
     return inTurn(this.model, operation, async () => {
       const start = performance.now()
       await this.#adapt()
@@ -146,7 +146,7 @@ export abstract class Trainer<
    */
   async gradients(batch: Batch): Promise<{ loss: number; gradients: Map<string, RealArray> }> {
     const operation = `${this.constructor.name}.gradients`
-    const taken = this.take(batch, operation)
+    const taken = this.#take(batch, operation)
     return inTurn(this.model, operation, async () => {
       await this.#adapt()
       const { loss: lossBatch } = await this.prepare(taken, operation)
@@ -352,6 +352,16 @@ export abstract class Trainer<
     const { onWarning } = this.config
     if (onWarning === undefined) process.emitWarning(message, { type: 'LoopLMWarning' })
     else onWarning(message)
+  }
+
+  /** A copy of a caller's batch whose sequences the model can read. */
+  #take(batch: Batch, operation: string): Batch {
+    const taken = this.take(batch, operation)
+    const most = this.model.config.max_position_embeddings
+    const i = taken.sequences.findIndex(({ length }) => length > most)
+    if (i === -1) return taken
+    const message = `sequences[${i}] has ${taken.sequences[i]!.length} tokens, more than max_position_embeddings, ${most}; shorten it`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
 
   #evaluationIsDue(): boolean {
