@@ -27,6 +27,7 @@ const count = (most: number) => z.int().min(1).max(most)
  * names the option, not the end of the process.
  */
 const mostSequences = 2 ** 20 // of a batch, a step or an evaluation
+const mostInGroup = 2 ** 16
 const mostSteps = 2 ** 32 // as checkpoints count them
 const maxTimeout = 2_147_483 // seconds; beyond, a timer of Node fires at once
 
@@ -118,12 +119,7 @@ const betas = (beta2: number) =>
 /** Rollouts and advantages. */
 const rollouts = {
   promptsPerStep: positiveInt.default(32).describe('Different prompts per generation call.'),
-  groupSize: z
-    .int()
-    .min(2)
-    .max(2 ** 16)
-    .default(8)
-    .describe('Completions per prompt; advantages are relative to this group.'),
+  groupSize: z.int().min(2).default(8).describe('Completions per prompt; advantages are relative to this group.'),
   gradientAccumulation: count(1024)
     .default(1)
     .describe('Generation calls whose rollouts make one logical batch: prompts per step are `promptsPerStep` times this.'),
@@ -281,7 +277,9 @@ function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
   }
   const { promptsPerStep = 1, groupSize = 1, gradientAccumulation = 1 } = options
   const completions = promptsPerStep * groupSize * gradientAccumulation
-  if (completions > mostSequences) {
+  if (groupSize > mostInGroup) {
+    refuse('groupSize', `at most ${mostInGroup} completions have one prompt, got ${groupSize}`)
+  } else if (completions > mostSequences) {
     const product = 'promptsPerStep × groupSize × gradientAccumulation'
     refuse('promptsPerStep', `${product} are ${completions} completions per step; at most ${mostSequences} are sampled`)
   }
