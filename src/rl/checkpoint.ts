@@ -131,6 +131,43 @@ export async function newestCheckpoint(runDir: string): Promise<string | undefin
 }
 
 /**
+ * The checkpoint that a run goes on from, as its option `resume` says; undefined for a new run.
+ *
+ * @throws LoopLMError INVALID_CONFIG
+ */
+export async function findCheckpoint(
+  resume: boolean | string,
+  runDir: string | undefined,
+  operation: string,
+): Promise<string | undefined> {
+  if (resume === false) return undefined
+  if (typeof resume === 'string') return resume
+  if (runDir !== undefined) return newestCheckpoint(runDir)
+  const message = 'resume: true needs runDir; or give the path of a checkpoint'
+  throw new LoopLMError('INVALID_CONFIG', message, { operation })
+}
+
+/** What has changed between a checkpoint and the run that goes on from it, in sentences. */
+export function changesSince(
+  checkpoint: string,
+  state: TrainerState,
+  config: Readonly<Record<string, unknown>>,
+  data: TrainerState['data'],
+): string[] {
+  const changed = [...new Set([...Object.keys(state.config), ...Object.keys(config)])].filter(
+    (field) => JSON.stringify(state.config[field]) !== JSON.stringify(config[field]),
+  )
+  const said: string[] = []
+  if (changed.length > 0)
+    said.push(`resumed from ${checkpoint} with other values of ${changed.join(', ')} than it was written with`)
+  if (state.data !== undefined && data !== undefined && state.data.fingerprint !== data.fingerprint) {
+    const message = `the data has changed since ${checkpoint} was written: then ${state.data.description}, now ${data.description}`
+    said.push(`${message}; the run goes on at the same position, but will not equal one that was never interrupted`)
+  }
+  return said
+}
+
+/**
  * Takes the checkpoints after a step out of a run that goes on from that step: they belong to a course that was given up. They keep
  * their content as given-up-step-<n>.
  *

@@ -1,13 +1,14 @@
 import { checkNumber } from '../arguments.js'
 import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
+import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { GenerateResult } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import type { Rewards } from './config.js'
 import type { Metrics } from './events.js'
-import { openProblems, type ProblemSource, promptTokens } from './problems.js'
+import { openProblems, type ProblemSource, promptTokens, taskProblems } from './problems.js'
 import { namedRewards, scoreCompletions } from './rewards.js'
 import { completionOf, generation } from './rollout.js'
 
@@ -99,6 +100,27 @@ export async function answerProblems(
     })
   }
   return evaluations
+}
+
+/**
+ * Tasks that are evaluated beside the data of a run, in its tokens.
+ *
+ * @throws LoopLMError INVALID_CONFIG naming a task whose prompts the tokenizer refuses
+ */
+export function openEvalTasks(
+  tasks: Readonly<Record<string, Task>>,
+  tokenizer: Tokenizer,
+  maxLength: number,
+): [name: string, source: ProblemSource, reward: WeightedReward][] {
+  return Object.entries(tasks).map(([name, task]) => {
+    const source = taskProblems(task, tokenizer, 0, maxLength)
+    try {
+      promptTokens(source, source.heldOut(1)[0]!)
+    } catch (cause) {
+      throw new LoopLMError('INVALID_CONFIG', toLoopLMError(cause).message, { operation: `evalTasks.${name}`, cause })
+    }
+    return [name, source, { name, reward: task.reward }]
+  })
 }
 
 /**

@@ -11,13 +11,14 @@ import { writeReport } from '../monitor/report.js'
 import { RunFolder, type RunRecord } from '../monitor/run-folder.js'
 import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
-import type { Task } from '../tasks/task.js'
 import { memory } from '../tensor/devices.js'
 import { Advice } from './advice.js'
 import {
   type CheckpointPart,
+  changesSince,
   checkpointPath,
   checkUpdates,
+  findCheckpoint,
   newestCheckpoint,
   readTrainerState,
   saveCheckpoint,
@@ -27,13 +28,13 @@ import {
 } from './checkpoint.js'
 import { plainConfig, type TrainerConfig } from './config.js'
 import { type DataDescription, describeProblems } from './data.js'
-import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.js'
+import { answerProblems, type Evaluation, evaluationMetrics, openEvalTasks } from './evaluate.js'
 import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './events.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
 import { meanMetrics } from './metrics.js'
 import { findNonFinite, nonFiniteGradient } from './non-finite.js'
 import { OngoingRun } from './ongoing-run.js'
-import { openProblems, type Problem, type ProblemSource, promptTokens, taskProblems } from './problems.js'
+import { openProblems, type Problem, type ProblemSource } from './problems.js'
 import { learningRateAt } from './schedule.js'
 import { Selection } from './selection.js'
 import { inTurn } from './turns.js'
@@ -324,17 +325,8 @@ export abstract class Trainer<
   }
 
   /** `evalTasks` in the tokens that the run trains on. */
-  #evalTasks(): [name: string, source: ProblemSource, reward: WeightedReward][] {
-    const tasks: Readonly<Record<string, Task>> = this.config.evalTasks ?? {}
-    return Object.entries(tasks).map(([name, task]) => {
-      const source = taskProblems(task, this.#data!.tokenizer, 0, this.model.config.max_position_embeddings)
-      try {
-        promptTokens(source, source.heldOut(1)[0]!)
-      } catch (cause) {
-        throw new LoopLMError('INVALID_CONFIG', toLoopLMError(cause).message, { operation: `evalTasks.${name}`, cause })
-      }
-      return [name, source, { name, reward: task.reward }]
-    })
+  #evalTasks() {
+    return openEvalTasks(this.config.evalTasks ?? {}, this.#data!.tokenizer, this.model.config.max_position_embeddings)
   }
 
   async #evaluateAll(signal: AbortSignal | undefined): Promise<Metrics> {
@@ -483,7 +475,7 @@ export abstract class Trainer<
       throw new LoopLMError('INVALID_CONFIG', message, { operation: this.constructor.name })
     }
     if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused below
-    const checkpoint = await this.#findCheckpoint()
+    const checkpoint = await findCheckpoint(resume, runDir, this.constructor.name)
     const state = checkpoint === undefined ? undefined : await readTrainerState(checkpoint, this.name)
     await this.#inTurn(() => this.#adapt())
     const begins = this.#step === 0 && this.#selection.state.evaluated < 0
@@ -547,32 +539,12 @@ export abstract class Trainer<
     return folder
   }
 
-  async #findCheckpoint(): Promise<string | undefined> {
-    const { runDir, resume } = this.config
-    if (resume === false) return undefined
-    if (typeof resume === 'string') return resume
-    if (runDir !== undefined) return newestCheckpoint(runDir)
-    throw new LoopLMError('INVALID_CONFIG', 'resume: true needs runDir; or give the path of a checkpoint', {
-      operation: this.constructor.name,
-    })
-  }
-
   #goOnFrom(checkpoint: string, state: TrainerState): void {
     this.#step = state.step
     this.#tokens = state.tokens
     this.#skippedUpdates = state.skippedUpdates
     this.#selection.state = state
-    const config = plainConfig(this.config)
-    const changed = [...new Set([...Object.keys(state.config), ...Object.keys(config)])].filter(
-      (field) => JSON.stringify(state.config[field]) !== JSON.stringify(config[field]),
-    )
-    if (changed.length > 0)
-      this.warn(`resumed from ${checkpoint} with other values of ${changed.join(', ')} than it was written with`)
-    const data = this.#data
-    if (state.data !== undefined && data !== undefined && state.data.fingerprint !== data.fingerprint) {
-      const message = `the data has changed since ${checkpoint} was written: then ${state.data.description}, now ${data.description}`
-      this.warn(`${message}; the run goes on at the same position, but will not equal one that was never interrupted`)
-    }
+    for (const message of changesSince(checkpoint, state, plainConfig(this.config), this.#data)) this.warn(message)
   }
 
   async #save(folder: RunFolder): Promise<string> {
