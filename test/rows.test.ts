@@ -271,6 +271,21 @@ describe('max_position_embeddings', () => {
     expect((await refusal(() => lesson('ij'))).message).toMatch(/dataset\[0\] has 11 tokens, and a sequence has at most 10/)
   })
 
+  it('is held against every row before the first step', async () => {
+    using model = await newModel({ max_position_embeddings: 40 })
+    const short = Array.from({ length: 50 }, () => first)
+    const dataset = [...short, { prompt: 'x'.repeat(30), answer: 'y'.repeat(30) }]
+    const trainer = new PretrainTrainer(model, { dataset, tokenizer, batchSize: 1, steps: 1 })
+    const error = await refusal(async () => {
+      for await (const _ of trainer.run()) expect.unreachable()
+    })
+    expect(error.message).toMatch(/dataset\[50\] has 61 tokens/)
+    const wide = [...short, { prompt: 'a', answer: 'b', notes: 'x'.repeat(1000) }] // long, but not what is read
+    for await (const { type } of new PretrainTrainer(model, { dataset: wide, tokenizer, batchSize: 1, steps: 1 }).run()) {
+      expect(type).not.toBe('error')
+    }
+  })
+
   it('leaves a prompt room for one token', async () => {
     using model = await newModel({ max_position_embeddings: 9 })
     const source = openProblems('test', model, { dataset: [long], tokenizer, seed: 0 })
@@ -292,7 +307,7 @@ describe('a large dataset', () => {
     }
     setImmediate(turn)
     const source = openProblems('test', model, { dataset, tokenizer, seed: 0 })
-    await describeProblems(source, { dataset, seed: 0 }, () => undefined)
+    await describeProblems(source, { dataset, seed: 0 }, { problemOf: () => undefined, read() {} })
     waiting = false
     expect(turns).toBeGreaterThanOrEqual(20) // a slice is a megabyte of 32
   })

@@ -14,34 +14,40 @@ export interface DataDescription {
 }
 
 const sampledProblems = 8
-const charactersAtOnce = 2 ** 20 // between two of them, other work of the process gets its turn: about 5 ms
+// Between two slices, other work of the process gets its turn.
+const charactersAtOnce = 2 ** 20
+const millisecondsAtOnce = 8
 
 /**
  * A dataset is known by all its rows, a task by its first problems.
  *
- * @param problemOf what is wrong with a row, or undefined
+ * @param rows.problemOf what is wrong with a row, or undefined
+ * @param rows.read turns a row into tokens or refuses it; called for those that may be too long for the model
  * @throws LoopLMError INVALID_ARGUMENT naming the first row that is refused or has no JSON, ABORTED
  */
 export async function describeProblems(
   source: ProblemSource,
   config: Pick<TrainerConfig, 'dataset' | 'seed'>,
-  problemOf: (row: Problem) => string | undefined,
+  rows: { problemOf(row: Problem): string | undefined; read(row: Problem): void },
   signal?: AbortSignal,
 ): Promise<DataDescription> {
   const { task, tokenizer } = source
   const { dataset } = config
   const hash = createHash('sha256')
   let characters = 0
+  let begun = performance.now()
   for (const [i, row] of (dataset ?? source.take(0, sampledProblems)).entries()) {
     const name = task === undefined ? `dataset[${i}]` : source.nameOf(row)
-    const wrong = problemOf(row)
+    const wrong = rows.problemOf(row)
     if (wrong !== undefined) throw new LoopLMError('INVALID_ARGUMENT', `${name} ${wrong}`, { operation: 'dataset' })
     const text = jsonOf(row, name)
     hash.update(`${text}\n`)
-    characters += text.length + 64 // a million empty rows take their time as well
-    if (characters < charactersAtOnce) continue
-    characters = 0
+    if (task === undefined && Buffer.byteLength(text) >= source.maxLength) rows.read(row) // no token has less than a byte
+    characters += text.length
+    if (characters < charactersAtOnce && performance.now() - begun < millisecondsAtOnce) continue
     await new Promise((resolve) => setImmediate(resolve))
+    characters = 0
+    begun = performance.now()
     if (signal?.aborted) throw new LoopLMError('ABORTED', 'the dataset was not read to its end', { cause: signal.reason })
   }
   const description = task === undefined ? `a dataset of ${dataset?.length} rows` : `the task ${task.name}`

@@ -72,6 +72,10 @@ export abstract class SequenceTrainer<
     return lessonProblem(row)
   }
 
+  protected override readRow(row: Problem): void {
+    trainingSequence(this.problems, row)
+  }
+
   protected override checkEvaluations(): void {
     const held = this.#evalCorpus ?? this.#corpus
     if (held === undefined) super.checkEvaluations()

@@ -34,7 +34,7 @@ import { loadTrained, saveTrained } from './load-parameters.js'
 import { meanMetrics } from './metrics.js'
 import { findNonFinite, nonFiniteGradient } from './non-finite.js'
 import { OngoingRun } from './ongoing-run.js'
-import { openProblems, type Problem, type ProblemSource } from './problems.js'
+import { openProblems, type Problem, type ProblemSource, promptTokens } from './problems.js'
 import { learningRateAt } from './schedule.js'
 import { Selection } from './selection.js'
 import { inTurn } from './turns.js'
@@ -283,11 +283,16 @@ export abstract class Trainer<
   protected abstract rewardFunctions(source: ProblemSource): readonly WeightedReward[]
   /** Opens what the run trains on. */
   protected async openData(signal: AbortSignal | undefined): Promise<DataDescription> {
-    return describeProblems(this.problems, this.config, (row) => this.problemOf(row), signal)
+    const rows = { problemOf: (row: Problem) => this.problemOf(row), read: (row: Problem) => this.readRow(row) }
+    return describeProblems(this.problems, this.config, rows, signal)
   }
   /** What is wrong with a row of the dataset, or undefined. */
   protected problemOf(row: Problem): string | undefined {
     return promptProblem(row)
+  }
+  /** Turns a row into tokens, as a step will. @throws LoopLMError INVALID_ARGUMENT naming row and field */
+  protected readRow(row: Problem): void {
+    promptTokens(this.problems, row)
   }
   /** One evaluation's metrics, those of `evalTasks` apart. */
   protected async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
@@ -296,12 +301,8 @@ export abstract class Trainer<
   /** Refuses what `evaluateData` would refuse, before anything is trained. */
   protected checkEvaluations(): void {
     if (!this.#answersProblems) return
-    const { problems } = this
-    for (const row of problems.heldOut(this.config.evalProblems)) {
-      const wrong = this.problemOf(row)
-      if (wrong === undefined) continue
-      throw new LoopLMError('INVALID_ARGUMENT', `${problems.nameOf(row)} ${wrong}`, { operation: 'dataset' })
-    }
+    const { task } = this.problems
+    for (const row of this.problems.heldOut(task === undefined ? this.config.evalProblems : 1)) this.readRow(row)
   }
   /** Called once before a run's first step, with the checkpoint it resumes from. */
   protected async start(_checkpoint: string | undefined): Promise<void> {}
