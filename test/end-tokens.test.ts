@@ -267,7 +267,7 @@ describe('a run says', () => {
 
 describe('completions that are all cut off', () => {
   const options = { groupSize: 4, promptsPerStep: 2, steps: 5, maxNewTokens: 3, reward: () => 0.5 }
-  const cut = /every completion of the first 3 steps was cut off at maxNewTokens = 3/
+  const cut = /every completion of the first 2 steps was cut off at maxNewTokens = 3/
 
   async function warnings(make: (onWarning: (message: string) => void) => Promise<RLTTTrainer>): Promise<string[]> {
     const list: string[] = []
@@ -277,13 +277,13 @@ describe('completions that are all cut off', () => {
     return list.filter((message) => message.includes('cut off'))
   }
 
-  it('are warned of after three steps, with what ends a completion', async () => {
+  it('are warned of after two steps, with what ends a completion', async () => {
     const never = await warnings(
       async (onWarning) =>
         new RLTTTrainer(await newModel({ eos_token_id: 9 }), { ...options, dataset: rows, tokenizer: nameless(), onWarning }),
     )
     expect(never).toEqual([expect.stringMatching(cut)])
-    expect(never[0]).toMatch(/^step 3: .*A completion ends at token 9: .*Raise maxNewTokens/)
+    expect(never[0]).toMatch(/^step 2: .*A completion ends at token 9: .*Raise maxNewTokens/)
   })
 
   it('are warned of where there is no end token at all', async () => {

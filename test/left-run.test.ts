@@ -1,4 +1,5 @@
 // A run whose caller leaves the loop, throws in it, drops the iterator or begins another one.
+import { getEventListeners } from 'node:events'
 import { readdirSync, readlinkSync } from 'node:fs'
 import { mkdtemp, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -78,6 +79,18 @@ describe('a loop that is left', () => {
     await expect(loop()).rejects.toBe(error)
     expect(await newestCheckpoint(runDir)).toBe(join(runDir, 'checkpoints', 'step-2'))
     await expectFree(runDir)
+  })
+
+  it('leaves no listener on the signal of the run, not even while it waits for its caller', async () => {
+    using model = await tinyModel('cpu')
+    const { signal } = new AbortController()
+    const events = train(model, { runDir: join(root, 'listeners'), evalEvery: 1, evalProblems: 4 }).run({ signal })
+    for (let i = 0; i < 3; i++) {
+      await events.next()
+      expect(getEventListeners(signal, 'abort')).toEqual([])
+    }
+    await events.return()
+    expect(getEventListeners(signal, 'abort')).toEqual([])
   })
 
   it('with return() of the iterator writes it as well', async () => {

@@ -5,7 +5,7 @@ import type { Metrics } from './events.js'
 import type { ProblemSource } from './problems.js'
 import type { Fall } from './selection.js'
 
-const firstSteps = 3
+const firstSteps = 2
 
 /** What a run tells its user that is no error: each kind once, with what to do about it. */
 export class Advice {
