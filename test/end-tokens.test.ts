@@ -176,6 +176,18 @@ describe('what is learned ends where generation stops', () => {
     expect(await last({}, nameless())).toEqual([])
   })
 
+  it('in packed text that a trainer reads', async () => {
+    const corpus = join(root, 'packed.txt')
+    await writeFile(corpus, 'abc')
+    const tokens = async (fields: object) => {
+      using model = await newModel(fields)
+      const options = { corpus, tokenizer: nameless(), contextLength: 8, heldOutShare: 0, batchSize: 1, steps: 1 }
+      using trainer = new PretrainTrainer(model, options)
+      for await (const { type, metrics } of trainer.run()) if (type === 'step') return metrics.num_tokens
+    }
+    expect([await tokens({ eos_token_id: 3 }), await tokens({})]).toEqual([4, 3])
+  })
+
   it('in conversations whose template writes no end', async () => {
     const messages = [
       { role: 'user', content: 'a' },

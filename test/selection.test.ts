@@ -247,6 +247,17 @@ describe('the evaluation before the first step', () => {
     else expect(warnings).toEqual([expect.stringMatching(warning)])
   })
 
+  it('is what a resumed run is compared with', async () => {
+    const runDir = join(root, 'start-compared')
+    const script = [0.4, 0, 0.5, 0, 0.3]
+    await scripted({ ...plain, runDir, steps: 2 }, script)
+    const onWarning = vi.fn()
+    await scripted({ ...plain, runDir, resume: true, metricForBestModel: 'eval/score', onWarning }, script)
+    expect(onWarning).toHaveBeenCalledWith(
+      expect.stringMatching(/worse at step 4 than at the start: eval\/score 0\.400 → 0\.300/),
+    )
+  })
+
   it('is compared at the most loops, by quantity and task, also across a resume', () => {
     const selection = new Selection({ earlyStoppingThreshold: 0 } as never)
     const metrics = (reward: number, other: number, loss: number) => ({
