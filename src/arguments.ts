@@ -34,15 +34,30 @@ export function checkOptions<Options extends object>(
     throw refuse(`${name} must be an object with fields such as ${names[0]}, got ${describe(given)}`)
   }
   const path = (field: string) => (name === 'options' ? field : `${name}.${field}`)
+  checkNames(given, names, 'option', operation, path)
   for (const [field, value] of Object.entries(given)) {
-    if (!Object.hasOwn(known, field)) {
-      const nearest = nearestName(field, names)
-      const remedy = nearest === undefined ? `the options are ${names.join(', ')}` : `did you mean ${path(nearest)}?`
-      throw refuse(`${path(field)}: unknown option; ${remedy}`)
-    }
     if (value === null) throw refuse(`${path(field)} must not be null; leave it out for its default`)
     if (field === 'signal' && value !== undefined) checkSignal(value, operation)
   }
+}
+
+/**
+ * Refuses a field that is none of the known ones, with the nearest of them.
+ *
+ * @param path how an error writes a name
+ */
+export function checkNames(
+  given: object,
+  known: readonly string[],
+  what: 'option' | 'field',
+  operation: string,
+  path = (name: string) => name,
+): void {
+  const unknown = Object.keys(given).find((name) => !known.includes(name))
+  if (unknown === undefined) return
+  const nearest = nearestName(unknown, known)
+  const remedy = nearest === undefined ? `the ${what}s are ${known.join(', ')}` : `did you mean ${path(nearest)}?`
+  throw new LoopLMError('INVALID_ARGUMENT', `${path(unknown)}: unknown ${what}; ${remedy}`, { operation })
 }
 
 /** An AbortSignal, also one of another realm. */

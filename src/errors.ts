@@ -81,23 +81,34 @@ const systemCauses: Readonly<Record<string, string>> = {
   EROFS: 'the file system is read-only; choose another folder',
   EACCES: 'permission denied; choose another folder or change its permissions',
   EPERM: 'permission denied; choose another folder or change its permissions',
-  ENOTDIR: 'a part of the path is a file, not a folder',
+  ENOTDIR: 'a part of the path is a file, not a folder; choose another path',
+  EEXIST: 'a file with the name of the folder exists; choose another path or remove the file',
+  EISDIR: 'it is a folder, not a file; choose another path',
+  ENOTEMPTY: 'it is a folder with files in it; choose another path',
+  ENAMETOOLONG: 'a name in the path is too long; choose a shorter one',
+  ELOOP: 'the links in the path lead round in a circle; remove one of them',
+  EMFILE: 'this process has too many open files; close some or raise the limit (ulimit -n)',
+  ENFILE: 'the system has too many open files; close some',
+  EBUSY: 'another program uses it; try again when that has ended',
   ENOENT: 'it does not exist',
-  EIO: 'the disk reported an error',
+  EIO: 'the disk reported an error; check it, or choose another folder',
 }
 
 /**
  * What went wrong with a file, as a sentence with its remedy.
  *
  * @param cause what the file system threw; a LoopLMError passes unchanged
- * @param action what was tried, for example `write`
+ * @param action what was tried, for example `write`; a file that is not there to be read is NOT_FOUND
  * @param path of the file or folder
  */
 export function fileError(cause: unknown, action: string, path: string, operation?: string): LoopLMError {
   if (cause instanceof LoopLMError) return cause
   const { code = '', message = String(cause) } = (cause ?? {}) as { code?: string; message?: string }
   const text = `cannot ${action} ${path}: ${systemCauses[code] ?? message}${code in systemCauses ? ` (${code})` : ''}`
-  return new LoopLMError(code === 'ENOENT' && action === 'read' ? 'NOT_FOUND' : 'INVALID_FILE', text, { operation, cause })
+  return new LoopLMError(code === 'ENOENT' && action.startsWith('read') ? 'NOT_FOUND' : 'INVALID_FILE', text, {
+    operation,
+    cause,
+  })
 }
 
 /**

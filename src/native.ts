@@ -264,13 +264,13 @@ export interface NativeBinding {
     quantized: boolean,
   ): Promise<NativeModel>
   modelDType(model: NativeModel): ModelDType
-  modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', dequantize: boolean): Promise<void>
+  modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', dequantize: boolean, files: string): Promise<void>
   modelAddAdapter(
     model: NativeModel,
     options: { rank: number; alpha: number; modules: readonly string[]; seed: number },
   ): Promise<{ name: string; shape: number[] }[]>
   modelRemoveAdapter(model: NativeModel): Promise<void>
-  modelSaveAdapter(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64'): Promise<void>
+  modelSaveAdapter(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', files: string): Promise<void>
   modelLoadAdapter(model: NativeModel, path: string): Promise<void>
   modelMerge(model: NativeModel): Promise<NativeModel>
   modelClone(model: NativeModel): Promise<NativeModel>

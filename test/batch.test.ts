@@ -1,4 +1,4 @@
-// What batches and options of trainers may hold: fields that nobody reads, arrays that change afterwards, mistakes by name.
+// What batches and options of trainers may hold: fields that are not read, arrays that change afterwards, mistakes by name.
 import { describe, expect, expectTypeOf, it } from 'vitest'
 import { LoopLM } from '../src/model/model.js'
 import type { ObjectiveTrainerOptions } from '../src/rl/config.js'
@@ -10,7 +10,7 @@ import { ObjectiveTrainer } from '../src/rl/objective-trainer.js'
 import { PretrainTrainer } from '../src/rl/pretrain.js'
 import { RLTTTrainer } from '../src/rl/rltt.js'
 import { refusal } from './refusal.js'
-import { difference, tinyBatch, tinyConfig, tinyModel } from './tiny.js'
+import { difference, parametersOf, tinyBatch, tinyConfig, tinyModel } from './tiny.js'
 
 const batch = { ...tinyBatch, rewards: [1, 0, 0, 0, 1, 1, 0, 0] }
 const { sequences } = batch
@@ -35,7 +35,6 @@ describe('fields that the objective does not read', () => {
       beliefs: 1,
       segments: [null],
     },
-    'names nobody knows': { meta: { id: 7 }, text: 'x' },
   }
   it.each(Object.entries(unread))('%s', async (_, extra) => {
     using model = await tinyModel()
@@ -60,7 +59,7 @@ describe('fields that the objective does not read', () => {
   it('LoopRPT takes those of the others, and null for its own', async () => {
     using model = await tinyModel()
     using trainer = new LoopRPTTrainer(model, { rollouts: 2, rho: 1 })
-    const extra = { noise: null, exits: null, promptLengths: null, oldLogprobs: [1], rewards: 'x', mask: [null] }
+    const extra = { noise: null, exits: null, promptLengths: null, oldLogprobs: [1], rewards: 'x', mask: null }
     const given = { ...batch, ...extra } as unknown as typeof batch
     expect(await trainer.gradients(given)).toEqual(await trainer.gradients({ sequences }))
   })
@@ -77,9 +76,105 @@ describe('fields that the objective does not read', () => {
     expect(await refused(strata, { strata: [0, 0, 0, 0, 1, 1, 1, -1] })).toMatch(/strata\[7\] is -1; strata are integers/)
     const costs = of({ terms: [{ advantage: { cost: { by: 'given' } } }] })
     expect(await refused(costs, { costs: Array(8).fill(null) })).toMatch(/costs\[0\] is null/)
+    expect(await refused(costs, { costs: Array(8).fill(1.5) })).toMatch(/costs\[0\] is 1\.5; costs are numbers from 0 to 1/)
     const belief = of({ terms: [{ advantage: { loops: { belief: 'gold-answer' } } }] })
     expect(await refused(belief, { beliefs: Array(8).fill(null) })).toMatch(/beliefs\[0\] must have loops \+ 1 = 4 entries.*null/)
     expect(await refused(of({ terms: [{ channel: 'exit' }] }), { exits: rows((n) => 2 * (n - 1)) })).toMatch(/exits\[0\]/)
+  })
+})
+
+describe('a field that no trainer knows', () => {
+  const refused: [string, object, RegExp][] = [
+    ['masks', { masks: rows((n) => n - 1, 1) }, /update: masks: unknown field; did you mean mask\?$/],
+    ['reward', { reward: batch.rewards }, /reward: unknown field; did you mean rewards\?$/],
+    ['prompt_lengths', { prompt_lengths: batch.promptLengths }, /prompt_lengths: unknown field; did you mean promptLengths\?$/],
+    ['old_logprobs', { old_logprobs: [] }, /old_logprobs: unknown field; did you mean oldLogprobs\?$/],
+    ['a column of the data set', { source: 'a' }, /source: unknown field; the fields are sequences, .*, columns$/],
+    ['an unknown name that is null', { weights: null }, /weights: unknown field/],
+  ]
+  it.each(refused)('is refused by name: %s', async (_, extra, message) => {
+    using model = await tinyModel()
+    const before = await parametersOf(model)
+    for (const Trainer of [RLTTTrainer, GRPOTrainer, ObjectiveTrainer]) {
+      using trainer = new Trainer(model, base)
+      const error = await refusal(() => trainer.update({ ...batch, ...extra }))
+      expect([error.code, trainer.step]).toEqual(['INVALID_ARGUMENT', 0])
+      expect(error.message).toMatch(message)
+      await expect(trainer.gradients({ ...batch, ...extra })).rejects.toThrow('unknown field')
+    }
+    expect(await parametersOf(model)).toEqual(before)
+  })
+
+  it.each([
+    ['labels', { labels: sequences }, /labels: unknown field; the fields are sequences, promptLengths/],
+    ['attention_mask', { attention_mask: [] }, /attention_mask: unknown field/],
+    ['promptLength', { promptLength: 4 }, /promptLength: unknown field; did you mean promptLengths\?$/],
+  ])('is refused where tokens are given: %s', async (_, extra, message) => {
+    using model = await tinyModel()
+    for (const trainer of [new PretrainTrainer(model), new LoopRPTTrainer(model)])
+      expect((await refusal(() => trainer.update({ sequences, ...extra }))).message).toMatch(message)
+  })
+})
+
+describe('a mask', () => {
+  const mask = sequences.map((s, i) => Array.from({ length: s.length - 1 }, (_, j) => Number(j !== batch.promptLengths[i] - 1)))
+  const later = { sequences, promptLengths: batch.promptLengths.map((n) => n + 1) }
+
+  it('leaves predictions out of Stage I as if they were prompt', async () => {
+    using model = await tinyModel()
+    using trainer = new PretrainTrainer(model)
+    const masked = await trainer.gradients({ ...batch, mask })
+    const want = await trainer.gradients(later)
+    expect(masked.loss).toBeCloseTo(want.loss, 12)
+    expect(difference(masked.gradients, want.gradients)).toBeLessThan(1e-12)
+    expect(masked.loss).not.toBeCloseTo((await trainer.gradients(batch)).loss, 3)
+    const nothing = { ...batch, mask: rows((n) => n - 1) }
+    expect((await refusal(() => trainer.gradients(nothing))).message).toMatch(/no sequence has a token .* that the mask keeps/)
+    expect((await refusal(() => trainer.gradients({ ...batch, mask: [[1]] }))).message).toMatch(/mask has 1 entries for 8/)
+  })
+
+  it('is shown to an objective that is a function', async () => {
+    using model = await tinyModel()
+    const seen: unknown[] = []
+    using trainer = new ObjectiveTrainer(model, {
+      ...base,
+      objective: (context) => {
+        seen.push(context.mask, context.norms)
+        return { loss: 0, coefficients: context.scores.logprobs.map((row) => row.map(() => 0)) }
+      },
+    })
+    await trainer.gradients({ ...batch, mask })
+    const counted = mask.map((row, i) => row.slice(batch.promptLengths[i] - 1).reduce((a, b) => a + b))
+    const used = [...counted.keys()].filter((i) => counted[i]! > 0)
+    expect(seen).toEqual([used.map((i) => mask[i]), used.map((i) => 1 / (used.length * counted[i]!))])
+  })
+
+  it('is refused where it would be ignored', async () => {
+    using model = await tinyModel()
+    for (const trainer of [new LoopRPTTrainer(model), new PretrainTrainer(model, { stage: 2 })])
+      expect((await refusal(() => trainer.update({ ...batch, mask }))).message).toMatch(/mask: /)
+  })
+})
+
+describe('columns', () => {
+  it('of a batch reach an objective that is a function', async () => {
+    using model = await tinyModel()
+    const seen: unknown[] = []
+    using trainer = new ObjectiveTrainer(model, {
+      ...base,
+      objective: ({ scores, columns }) => {
+        seen.push(columns)
+        return { loss: 0, coefficients: scores.logprobs.map((row) => row.map(() => 0)) }
+      },
+    })
+    const columns = sequences.map((_, id) => ({ id, source: 'a' }))
+    await trainer.gradients({ ...batch, columns })
+    expect(seen).toEqual([columns])
+    await trainer.gradients({ ...batch, rewards: [null, ...batch.rewards.slice(1)], columns })
+    expect(seen[1]).toEqual(columns.slice(1)) // those of the sequences that count
+    await trainer.gradients(batch)
+    expect(seen[2]).toBeUndefined()
+    expect((await refusal(() => trainer.gradients({ ...batch, columns: columns.slice(1) }))).message).toMatch(/columns has 7/)
   })
 })
 
@@ -98,10 +193,11 @@ describe('a batch', () => {
       mask: rows((n) => n - 1, 1),
     })
     for (const trainer of [rltt, grpo, pretrain, looprpt]) {
-      const want = await trainer.gradients(fresh())
-      const given = fresh()
+      const batchOf = () => (trainer === looprpt ? { ...fresh(), mask: null as never } : fresh())
+      const want = await trainer.gradients(batchOf())
+      const given = batchOf()
       const pending = trainer.gradients(given)
-      for (const row of [...given.sequences, ...given.oldLogprobs, ...given.mask]) row.fill(0)
+      for (const row of [...given.sequences, ...given.oldLogprobs, ...(given.mask ?? [])]) row.fill(0)
       given.promptLengths.fill(99)
       given.rewards.fill(Number.NaN)
       given.sequences.length = 0
@@ -315,25 +411,28 @@ describe('types', () => {
     sequences: number[][]
     promptLengths: number[]
     rewards: number[]
-    source: string
   }
 
-  it('update has a loss and a grad_norm, and batches may have fields that are not read', async () => {
+  it('update has a loss and a grad_norm, and fields are checked when they are written', async () => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, base)
-    const metrics = await trainer.update({ ...batch, noise: rows((n) => n) })
+    const metrics = await trainer.update(batch)
     const loss: number = metrics.loss
     const norm: number = metrics.grad_norm
     expect([loss, norm].every(Number.isFinite)).toBe(true)
     expectTypeOf(metrics).toEqualTypeOf<UpdateMetrics>()
     expectTypeOf(metrics.kl).toEqualTypeOf<number | undefined>()
-    const literal: Parameters<RLTTTrainer['update']>[0] = { ...batch, segments: [], source: 'a' }
-    const rollouts: Rollouts = { ...batch, source: 'a' } // an interface has no index signature
+    const literal: Parameters<RLTTTrainer['update']>[0] = { ...batch, segments: [] }
+    const rollouts: Rollouts = batch // an interface has no index signature
     using pretrain = new PretrainTrainer(model)
     using looprpt = new LoopRPTTrainer(model, { rollouts: 2 })
     for (const given of [literal, rollouts]) {
       for (const each of [trainer, pretrain, looprpt]) expect((await each.gradients(given)).loss).toBeTypeOf('number')
     }
+    // @ts-expect-error: a field that there is not
+    await expect(trainer.update({ ...batch, masks: rows((n) => n - 1, 1) })).rejects.toThrow(/masks/)
+    // @ts-expect-error: a field that there is not
+    await expect(pretrain.update({ sequences, labels: sequences })).rejects.toThrow(/labels/)
     // @ts-expect-error: a field that is read keeps its type
     await expect(trainer.update({ ...batch, rewards: 'x' })).rejects.toThrow(/rewards/)
   })

@@ -267,11 +267,13 @@ describe('saving into a folder that holds a model', () => {
     const folder = join(root, name)
     using model = await LoopLM.create(tinyConfig, { seed: 1, threads: 1 })
     await model.save(folder)
+    for (const name of stale) await writeFile(join(folder, name), 'of the old model')
     await writeFile(join(folder, 'notes.txt'), 'mine')
     await mkdir(join(folder, 'own'))
     return folder
   }
   const clean = ['config.json', 'generation_config.json', 'model.safetensors', 'notes.txt', 'own']
+  const stale = ['adapter_config.json', 'chat_template.jinja', 'pytorch_model.bin']
 
   it('is the old model, the new one, or refused with what to do, wherever the process is killed', {
     timeout: 120_000,
@@ -285,6 +287,8 @@ describe('saving into a folder that holds a model', () => {
         using model = await LoopLM.fromPretrained(folder)
         using made = await LoopLM.create(model.config, { seed: model.config.total_ut_steps === 6 ? 2 : 1, threads: 1 })
         expect(await parametersOf(model)).toEqual(await parametersOf(made))
+        const left = (await readdir(folder)).filter((name) => stale.includes(name)).sort()
+        expect(left).toEqual(model.config.total_ut_steps === 6 ? [] : stale)
         seen.add(`${model.config.total_ut_steps} loops`)
       } catch (error) {
         const [, from] = /was cut off half-way: save it again, or complete it by moving the files of (.*) into/.exec(
@@ -325,7 +329,7 @@ describe('saving into a folder that holds a model', () => {
     await writeFile(join(folder, 'tokenizer.json', 'deep'), 'mine')
     expect(save(folder, 0).attempts[0].error).toMatch(/cannot write .*tokenizer\.json: it is a folder/)
     expect(await readFile(join(folder, 'tokenizer.json', 'deep'), 'utf8')).toBe('mine')
-    expect((await readdir(folder)).sort()).toEqual([...clean, 'tokenizer.json'])
+    expect((await readdir(folder)).sort()).toEqual([...clean, ...stale, 'tokenizer.json'].sort())
   })
 
   it('by two at a time ends as one of them', async () => {

@@ -553,7 +553,10 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     await rm(join(root, 'runs/spoilt/checkpoints'), { recursive: true })
     await writeFile(join(root, 'runs/spoilt/checkpoints'), '')
     const refused = await looplm(['train', 'spoilt.yaml', '--run-dir', 'runs/spoilt', '--resume'])
-    expectRefusal(refused, /run: cannot read runs\/spoilt\/checkpoints: a part of the path is a file, not a folder \(ENOTDIR\)/)
+    expectRefusal(
+      refused,
+      /run: cannot read runs\/spoilt\/checkpoints: a part of the path is a file, not a folder; choose another path \(ENOTDIR\)/,
+    )
   })
 
   it('YAML that does not parse, naming the line', async () => {

@@ -7,7 +7,9 @@ import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { stringify } from 'yaml'
 import { download } from '../src/data/download.js'
+import { Tokenizer } from '../src/data/tokenizer.js'
 import { LoopLM } from '../src/model/model.js'
+import { AdamW } from '../src/model/optimizer.js'
 import { startHub } from './hub.js'
 import { configurations, type Outcome, outcomeOf, runProgram, runStraight } from './kills.js'
 import { refusal } from './refusal.js'
@@ -120,6 +122,33 @@ describe.skipIf(disk === undefined)('on a full disk', () => {
     expect(await readdir(folder)).toEqual(names)
     using kept = await LoopLM.fromPretrained(folder)
     expect(await parametersOf(kept)).toEqual(await parametersOf(model))
+  })
+
+  it('an adapter, a tokenizer and an optimizer say so, and leave what they would have replaced', async () => {
+    await rm(join(disk!, 'filler'), { force: true })
+    using model = await LoopLM.create({ ...tinyConfig, hidden_size: 64, intermediate_size: 96 }, { seed: 1 })
+    await model.addAdapter({ rank: 8 })
+    using optimizer = new AdamW(model)
+    const writes: [name: string, write: (folder: string) => Promise<void>][] = [
+      ['adapter', (folder) => model.saveAdapter(folder)],
+      ['tokenizer', (folder) => Tokenizer.bytes().save(folder)],
+      ['optimizer.safetensors', (path) => optimizer.save(path)],
+    ]
+    const content = async (path: string) => {
+      const names = await readdir(path).catch(() => [])
+      return Promise.all([...names.sort().map((name) => join(path, name)), ...(names.length > 0 ? [] : [path])].map(read))
+    }
+    const read = async (path: string) => [path, (await readFile(path)).toString('base64')]
+    for (const [name, write] of writes) {
+      await rm(join(disk!, 'filler'), { force: true })
+      await write(join(disk!, name))
+      const before = await content(join(disk!, name))
+      await fill(name === 'tokenizer' ? 0 : 8192)
+      const error = await refusal(() => write(join(disk!, name)))
+      expect(error.code).toBe('INVALID_FILE')
+      expect(error.message).toMatch(/the disk is full; free some space/)
+      expect(await content(join(disk!, name))).toEqual(before)
+    }
   })
 
   it('a download says so at once, and goes on when there is room', async () => {

@@ -160,7 +160,7 @@ export async function outcomeOf(root: string, name: string, steps: number): Prom
     if (file.endsWith('.safetensors')) found[file] = createHash('sha256').update(bytes).digest('hex')
     else if (file !== 'trainer_state.json') found[file] = bytes.toString()
     else {
-      const { config: _, ...state } = JSON.parse(bytes.toString())
+      const { config: _, checksum: __, ...state } = JSON.parse(bytes.toString())
       found[file] = JSON.stringify(state)
     }
   }

@@ -2,7 +2,7 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import {
   AdamW,
   addition,
@@ -17,6 +17,7 @@ import {
   PretrainTrainer,
   RLTTTrainer,
 } from '../src/index.js'
+import { withoutChecksums } from './checksums.js'
 import { relativeError } from './golden-files.js'
 import { forward, prediction } from './looped-model.js'
 import { refusal } from './refusal.js'
@@ -325,6 +326,97 @@ describe('adapter files', () => {
     expect(error.message).toMatch(message)
     expect(model.adapter).toBeUndefined()
     expect((await model.gradients()).has('lm_head.weight')).toBe(true)
+  })
+})
+
+describe('adapter_config.json', () => {
+  /** Every field that PEFT 0.21 writes for a plain LoRA, and `change`. */
+  const written = (change: object) => ({
+    ...{ alora_invocation_tokens: null, alpha_pattern: {}, arrow_config: null, auto_mapping: null, bias: 'none' },
+    ...{ base_model_name_or_path: 'ByteDance/Ouro-1.4B', corda_config: null, ensure_weight_tying: false, eva_config: null },
+    ...{ exclude_modules: null, fan_in_fan_out: false, inference_mode: true, init_lora_weights: true, kasa_config: null },
+    ...{ layer_replication: null, layers_pattern: null, layers_to_transform: null, loftq_config: {}, lora_alpha: 3 },
+    ...{ lora_bias: false, lora_dropout: 0.05, lora_ga_config: null, megatron_config: null, megatron_core: 'megatron.core' },
+    ...{ modules_to_save: null, monteclora_config: null, peft_type: 'LORA', peft_version: '0.21.0', qalora_group_size: 16 },
+    ...{ r: 4, rank_pattern: {}, revision: null, target_modules: ['v_proj', 'q_proj'], target_parameters: null },
+    ...{ task_type: 'CAUSAL_LM', trainable_token_indices: null, use_bdlora: null, use_dora: false, use_qalora: false },
+    ...{ use_rslora: false, velora_config: null },
+    ...change,
+  })
+  let folder: string
+  let trained: Map<string, ArrayLike<number>>
+  beforeAll(async () => {
+    folder = join(scratch, 'fields')
+    const model = await adapted({ dtype: 'float32' }, { targetModules: ['q_proj', 'v_proj'] })
+    await model.saveAdapter(folder)
+    await withoutChecksums(folder) // as PEFT writes it
+    trained = await adapterOf(model)
+  })
+  const load = async (change: object) => {
+    writeFileSync(join(folder, 'adapter_config.json'), JSON.stringify(written(change)))
+    const model = await LoopLM.create(config, { seed: 1 })
+    await model.loadAdapter(folder)
+    return adapterOf(model)
+  }
+
+  it.each([
+    {},
+    ...[true, false, null, undefined, 'gaussian', 'Gaussian', 'orthogonal', 'eva', 'mica'].map((init_lora_weights) => ({
+      init_lora_weights,
+    })),
+    { init_lora_weights: 'eva', eva_config: { rho: 2 } },
+    { task_type: null },
+    { corda_config: { corda_method: 'ipm' } }, // PEFT ignores it without init_lora_weights: corda
+    { runtime_config: { ephemeral_gpu_offload: false } },
+    { modules_to_save: [], layers_to_transform: [], exclude_modules: [] },
+    { of_a_later_version: null },
+  ])('with %o loads', async (change) => {
+    expect(await load(change)).toEqual(trained)
+  })
+
+  it.each(['pissa', 'pissa_niter_16', 'PiSSA', 'olora', 'loftq', 'corda', 'lora_ga', 'of a later version', 1, ['gaussian']])(
+    'with init_lora_weights %o is refused: the base model was changed',
+    async (init_lora_weights) => {
+      const error = await refusal(() => load({ init_lora_weights }))
+      expect(error.code).toBe('INVALID_FILE')
+      expect(error.message).toMatch(/adapter_config\.json: field "init_lora_weights" is .*changes the base model/)
+      expect(error.message).toContain('path_initial_model_for_weight_conversion')
+    },
+  )
+
+  it.each<[string, unknown]>([
+    ['use_dora', true],
+    ['use_rslora', true],
+    ['use_qalora', true],
+    ['use_bdlora', { nblocks: 2 }],
+    ['lora_bias', true],
+    ['bias', 'lora_only'],
+    ['fan_in_fan_out', true],
+    ['modules_to_save', ['lm_head']],
+    ['rank_pattern', { q_proj: 8 }],
+    ['alpha_pattern', { 'layers.0.self_attn.q_proj': 8 }],
+    ['layers_to_transform', 0],
+    ['layers_to_transform', [1]],
+    ['layers_pattern', 'layers'],
+    ['layer_replication', [[0, 2]]],
+    ['exclude_modules', ['v_proj']],
+    ['trainable_token_indices', [3]],
+    ['target_parameters', ['mlp.experts.gate_up_proj']],
+    ['target_modules', '.*_proj'],
+    ['alora_invocation_tokens', []],
+    ['alora_invocation_tokens', [5, 6]],
+    ['arrow_config', { top_k: 2 }],
+    ['kasa_config', { beta: 1 }],
+    ['velora_config', { scale: 1 }],
+    ['monteclora_config', { sample_scale: 1 }],
+    ['megatron_config', { a: 1 }],
+    ['peft_type', 'ADALORA'],
+    ['task_type', 'SEQ_CLS'],
+    ['of_a_later_version', 'yes'],
+    ['a_number', 0],
+  ])('with %s %o is refused by the name of the field', async (field, value) => {
+    const error = await refusal(() => load({ [field]: value }))
+    expect(error).toMatchObject({ code: 'INVALID_FILE', message: expect.stringContaining(`field "${field}"`) })
   })
 })
 

@@ -1,5 +1,5 @@
 // Every reader against malformed input: an error that names the file and what is wrong in it, no crash, nothing half-written, and no more
-// memory than the file's honest size accounts for.
+// memory than the file's honest size accounts for. The files have no checksums, as those of other tools: every reader must see for itself.
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises'
@@ -9,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readTrainConfig } from '../src/cli/train-config.js'
 import { Corpus, LoopLM, LoopRPTTrainer, loadDataset, memory, resetPeakMemory, Tokenizer } from '../src/index.js'
 import { RunReader } from '../src/monitor/run-reader.js'
+import { withoutChecksums } from './checksums.js'
 import { collectGarbage } from './garbage.js'
 import { refusal } from './refusal.js'
 import { parametersOf, tinyConfig, tinyTask } from './tiny.js'
@@ -27,6 +28,7 @@ beforeAll(async () => {
   using small = await LoopLM.create(sizes, { quantize: 'int4', groupSize: 32, threads: 1 })
   quantized = join(root, 'quantized')
   await small.save(quantized)
+  for (const folder of [good, quantized]) await withoutChecksums(folder)
 })
 afterAll(() => rm(root, { recursive: true, force: true }))
 

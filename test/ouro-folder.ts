@@ -3,6 +3,7 @@
 import { mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { LoopLM } from '../src/model/model.js'
+import { withoutChecksums } from './checksums.js'
 
 export const specialTokens = ['<|endoftext|>', '<|im_start|>', '<|im_end|>'] as const
 
@@ -133,5 +134,6 @@ export async function writeOuroFolder(
     ...(template === 'field' ? { chat_template: chatTemplate } : {}),
   })
   if (template === 'file') await writeFile(join(folder, 'chat_template.jinja'), chatTemplate)
+  await withoutChecksums(folder) // published checkpoints have none
   return folder
 }

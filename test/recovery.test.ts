@@ -138,7 +138,9 @@ describe('a folder that cannot be written', () => {
     using trainer = new PretrainTrainer(model, { ...options, runDir: join(file, 'run'), steps: 2 })
     const error = await refusal(() => finish(trainer.run()))
     expect(error.code).toBe('INVALID_FILE')
-    expect(error.message).toMatch(/cannot write .*a-file\/run: a part of the path is a file, not a folder \(ENOTDIR\)/)
+    expect(error.message).toMatch(
+      /cannot write .*a-file\/run: a part of the path is a file, not a folder; choose another path \(ENOTDIR\)/,
+    )
     expect(await parametersOf(model)).toEqual(before)
   })
 

@@ -45,7 +45,9 @@ describe.each(Object.keys(cases) as Case[])('the folder %s', (name) => {
     expect(await json(name, 'config.json')).toEqual(found[name].config)
     const bytes = await readFile(join(root, name, 'model.safetensors'))
     const { __metadata__, ...header } = JSON.parse(bytes.subarray(8, 8 + Number(bytes.readBigUInt64LE(0))).toString())
-    expect(__metadata__).toEqual({ format: 'pt' }) // transformers refuses a file without it
+    const digits = /^[\da-f]{16}$/
+    expect(__metadata__).toMatchObject({ format: 'pt', 'looplm.xxh64': expect.stringMatching(digits) }) // transformers refuses a file without a format
+    expect(__metadata__['looplm.xxh64.tensors'].split(' ')).toHaveLength(Object.keys(header).length)
     const tensors = Object.entries<{ shape: number[] }>(header).map(([name, { shape }]) => [name, shape])
     expect(Object.fromEntries(tensors)).toEqual(found[name].tensors)
   })

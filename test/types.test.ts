@@ -21,7 +21,7 @@ beforeAll(() => {
 
 it('a strict program type-checks against the package with skipLibCheck false', () => {
   const program = `
-    import { AdamW, createServer, type GenerateOptions, kernels, LoopLM, RLTTTrainer, Tokenizer } from './dist/src/index.js'
+    import { AdamW, createServer, type GenerateOptions, kernels, LoopLM, PretrainTrainer, RLTTTrainer, Tokenizer } from './dist/src/index.js'
     const options: GenerateOptions = { maxNewTokens: 4, exit: { rule: 'gate', threshold: 0.9 } }
     export async function run(folder: string): Promise<string> {
       using model = await LoopLM.fromPretrained(folder)
@@ -30,7 +30,14 @@ it('a strict program type-checks against the package with skipLibCheck false', (
       const [result] = await model.generate(['1+1='], options)
       // @ts-expect-error an option that there is not
       await model.generate([[1]], { maxTokens: 3 })
-      return \`\${result?.text} \${optimizer.steps} \${typeof kernels} \${RLTTTrainer.name} \${createServer.name}\`
+      using trainer = new RLTTTrainer(model, { groupSize: 2 })
+      const rollouts = { sequences: [[1, 2], [1, 3]], promptLengths: [1, 1], rewards: [1, 0] }
+      // @ts-expect-error a field of a batch that there is not
+      await trainer.update({ ...rollouts, masks: [[1], [1]] })
+      // @ts-expect-error a field of a batch that there is not
+      await new PretrainTrainer(model).update({ sequences: [[1, 2]], labels: [[2]] })
+      const { loss }: { loss: number } = await trainer.update({ ...rollouts, mask: [[1], [1]], columns: [{ id: 1 }, { id: 2 }] })
+      return \`\${result?.text} \${loss} \${optimizer.steps} \${typeof kernels} \${RLTTTrainer.name} \${createServer.name}\`
     }`
   const compilerOptions = {
     target: 'es2023',

@@ -17,15 +17,16 @@ Recompute read_recompute(const Input& in) {
   return in.word<Recompute>({{"none", Recompute::none}, {"loop", Recompute::loop}, {"layer", Recompute::layer}});
 }
 
-void check_vocabulary(const Sequences& sequences, const Model& model) {
+void check_vocabulary(const Sequences& sequences, const Model& model, int64_t shortest = 2) {
   for (int32_t token : sequences.tokens)
     if (token < 0 || token >= model.config.vocabulary)
       throw Error(
           "INVALID_ARGUMENT", "looplm",
           "token id " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(model.config.vocabulary));
   for (size_t i = 0; i < sequences.count(); i++)
-    if (sequences.length(i) < 2)
-      throw Error("INVALID_ARGUMENT", "looplm", "sequence " + std::to_string(i) + " has fewer than two tokens");
+    if (sequences.length(i) < shortest)
+      throw Error("INVALID_ARGUMENT", "looplm",
+                  "sequence " + std::to_string(i) + " has fewer tokens than " + std::to_string(shortest));
   if (sequences.count() == 0) throw Error("INVALID_ARGUMENT", "looplm", "there are no sequences");
 }
 
@@ -259,7 +260,7 @@ Napi::Value response_means_of(const Napi::CallbackInfo& info) {
 Napi::Value embed_of(const Napi::CallbackInfo& info) {
   const auto model = Input(info, 0, "model").object<Model>(Kind::model);
   auto sequences = std::make_shared<Sequences>(Input(info, 1, "sequences").sequences());
-  check_vocabulary(*sequences, *model);
+  check_vocabulary(*sequences, *model, 1);
   const int loops = int(Input(info, 2, "loops").integer(0, MAX_LOOPS));
   return model.executor->submit(info.Env(), Input(info, 3, "cancel").cancel(),
                                 [model = model.object, sequences, loops]() -> Executor::Finish {

@@ -87,17 +87,22 @@ Napi::Value dtype_of(const Napi::CallbackInfo& info) {
   return Napi::String::New(info.Env(), loop_dtype_name(read_model(info).object->dt));
 }
 
+// The checksums of the other files of the folder, as src/data/folder-files.ts writes and reads them.
+std::map<std::string, std::string> read_files(const Input& files) { return {{"looplm.sha256", files.text()}}; }
+
 Napi::Value model_save(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
   const std::string path = Input(info, 1, "path").text(), dtype = Input(info, 2, "dtype").text();
   const bool dequantize = Input(info, 3, "dequantize").flag();
+  const auto files = read_files(Input(info, 4, "files"));
   return run(info, model.executor,
-             [model = model.object, path, dtype, dequantize] { save_parameters(*model, path, dtype, dequantize); });
+             [model = model.object, path, dtype, dequantize, files] { save_parameters(*model, path, dtype, dequantize, files); });
 }
 Napi::Value save_adapter_of(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
   const std::string path = Input(info, 1, "path").text(), dtype = Input(info, 2, "dtype").text();
-  return run(info, model.executor, [model = model.object, path, dtype] { save_adapter(*model, path, dtype); });
+  const auto files = read_files(Input(info, 3, "files"));
+  return run(info, model.executor, [model = model.object, path, dtype, files] { save_adapter(*model, path, dtype, files); });
 }
 
 // Names and shapes of a list of parameters, made while the model does not change.

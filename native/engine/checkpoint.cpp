@@ -8,6 +8,7 @@
 #include "json.h"  // defines: quote_briefly
 #include "model.h"
 #include "safetensors.h"
+#include "xxh64.h"
 
 namespace looplm {
 
@@ -196,18 +197,24 @@ LoopDType floating_dtype(const Source& source, const std::string& name) {
 
 // Calls visit(first, values, count) with the elements [first, first + count) as `to`, block by block of whole rows of `row`
 // elements. What needs no conversion comes uncopied. The pages of a block leave memory after it, so that a file never lies there
-// beside the model.
+// beside the model. The checksum is taken block by block too, so that each value is read from the disk once.
 template <class Visit>
-void visit_blocks(const void* data, LoopDType from, LoopDType to, size_t total, size_t row, Visit visit) {
+void visit_blocks(const Source& tensor, const std::string& name, LoopDType from, LoopDType to, size_t row, Visit visit) {
+  const SafetensorsEntry& entry = *tensor.entry;
+  const size_t total = entry.bytes / loop_dtype_size(from);
+  Xxh64 checksum;
   const size_t longest = std::max<size_t>(1, (size_t(1) << 20) / row) * row;
   std::vector<uint8_t> block(from == to ? 0 : std::min(total, longest) * loop_dtype_size(to));
   for (size_t first = 0; first < total; first += longest) {
     const size_t count = std::min(longest, total - first);
-    const uint8_t* source = static_cast<const uint8_t*>(data) + first * loop_dtype_size(from);
+    const size_t bytes = count * loop_dtype_size(from);
+    const uint8_t* source = static_cast<const uint8_t*>(entry.data) + first * loop_dtype_size(from);
+    if (entry.checksum) checksum.update(source, bytes);
     if (from != to) convert(from, to, source, block.data(), count);
     visit(first, static_cast<const void*>(from == to ? source : block.data()), count);
-    MappedFile::forget(source, count * loop_dtype_size(from));
+    MappedFile::forget(source, bytes);
   }
+  check_checksum(*tensor.path, name, entry, checksum.digest());
 }
 
 // `values`, elements [first, first + count) of a tensor that was `from` in the file, as `to`.
@@ -233,11 +240,11 @@ void check_form(const Model& model, const WantedTensor& t, const Source& source)
 }
 
 void check_values(const Model& model, const WantedTensor& t, const Source& source) {
-  if (t.part == WantedTensor::Part::codes) return;  // every code stands for a weight
+  if (t.part == WantedTensor::Part::codes) return check_checksum(*source.path, t.name, *source.entry);  // every code is a weight
   const LoopDType from = floating_dtype(source, t.name), to = t.part == WantedTensor::Part::scales ? LOOP_F32 : model.dt;
-  visit_blocks(
-      source.entry->data, from, to, source.entry->bytes / loop_dtype_size(from), 1,
-      [&](size_t first, const void* values, size_t count) { require_finite(source, t.name, from, to, first, values, count); });
+  visit_blocks(source, t.name, from, to, 1, [&](size_t first, const void* values, size_t count) {
+    require_finite(source, t.name, from, to, first, values, count);
+  });
 }
 
 void load_values(Model& model, const WantedTensor& t, const Source& source) {
@@ -245,7 +252,7 @@ void load_values(Model& model, const WantedTensor& t, const Source& source) {
   const Parameter* head = &p == &model.parameters().front() ? model.tied_head() : nullptr;
   const size_t row = p.matrix >= 0 || head ? size_t(p.shape[1]) : 1;
   const LoopDType from = floating_dtype(source, t.name);
-  visit_blocks(source.entry->data, from, model.dt, p.count, row, [&](size_t first, const void* values, size_t count) {
+  visit_blocks(source, t.name, from, model.dt, row, [&](size_t first, const void* values, size_t count) {
     require_finite(source, t.name, from, model.dt, first, values, count);
     if (p.matrix >= 0) return model.quantize_rows(p, int64_t(first / row), int64_t(count / row), values);
     if (head) model.quantize_rows(*head, int64_t(first / row), int64_t(count / row), values);
@@ -263,12 +270,14 @@ void load_tensor(Model& model, const WantedTensor& t, const Source& source) {
     case WantedTensor::Part::values:
       return load_values(model, t, source);
     case WantedTensor::Part::codes:
+      check_checksum(*source.path, t.name, *source.entry);
       model.write_codes(p, 0, rows, source.entry->data);
       break;
     case WantedTensor::Part::scales: {
       std::vector<float> scales(source.entry->bytes / 4);
       std::memcpy(scales.data(), source.entry->data, source.entry->bytes);  // a file's tensors need not be aligned
       require_finite(source, t.name, LOOP_F32, LOOP_F32, 0, scales.data(), scales.size());
+      check_checksum(*source.path, t.name, *source.entry);
       model.write_scales(p, 0, rows, scales.data());
       break;
     }
@@ -285,7 +294,8 @@ void load_tensors(Model& model, const Wanted& wanted, const Sources& sources, co
   for (const WantedTensor& t : wanted.tensors) load_tensor(model, t, sources.at(t.name));
 }
 
-void save_tensors(const Model& model, const Wanted& wanted, const std::string& path, const std::string& dtype) {
+void save_tensors(const Model& model, const Wanted& wanted, const std::string& path, const std::string& dtype,
+                  std::map<std::string, std::string> metadata) {
   const LoopDType to = dtype == "F32" ? LOOP_F32 : dtype == "BF16" ? LOOP_BF16 : LOOP_F64;
   if (dtype != safetensors_dtype(to) || (to == LOOP_F64 && model.dt != LOOP_F64))
     throw Error(
@@ -308,7 +318,8 @@ void save_tensors(const Model& model, const Wanted& wanted, const std::string& p
                            convert(model.dt, to, raw.data(), out, p.count);
                          }});
   }
-  write_safetensors(path, tensors, {{"format", "pt"}});
+  metadata["format"] = "pt";  // transformers refuses a file without it
+  write_safetensors(path, tensors, metadata);
 }
 
 }  // namespace
@@ -354,8 +365,9 @@ std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<
 void load_parameters(Model& model, const std::vector<std::string>& paths, bool quantized) {
   load_files(model, paths, open_files(paths), quantized, false);
 }
-void save_parameters(const Model& model, const std::string& path, const std::string& dtype, bool dequantize) {
-  save_tensors(model, all_of(model, model.quantization && !dequantize), path, dtype);
+void save_parameters(const Model& model, const std::string& path, const std::string& dtype, bool dequantize,
+                     const std::map<std::string, std::string>& metadata) {
+  save_tensors(model, all_of(model, model.quantization && !dequantize), path, dtype, metadata);
 }
 
 void load_adapter(Model& model, const std::string& path) {
@@ -364,8 +376,9 @@ void load_adapter(Model& model, const std::string& path) {
   const Files files = open_files(paths);
   load_tensors(model, wanted, collect(paths, files), paths, false);
 }
-void save_adapter(const Model& model, const std::string& path, const std::string& dtype) {
-  save_tensors(model, adapter_of(model), path, dtype);
+void save_adapter(const Model& model, const std::string& path, const std::string& dtype,
+                  const std::map<std::string, std::string>& metadata) {
+  save_tensors(model, adapter_of(model), path, dtype, metadata);
 }
 
 }  // namespace looplm

@@ -86,9 +86,8 @@ class LoopRptPass {
   }
   void check() const {
     check_sequences(student_, s_, "looprpt");
-    require(teacher_.device == student_.device && teacher_.dt == student_.dt &&
-                teacher_.arena_elements() == student_.arena_elements() &&
-                teacher_.config.vocabulary == student_.config.vocabulary,
+    require(teacher_.device == student_.device && teacher_.dt == student_.dt && teacher_.config == student_.config &&
+                teacher_.quantization.bits == student_.quantization.bits,
             "the teacher must have the student's configuration, device and dtype");
     require(loops_ >= 2, "LoopRPT compares loops: the model needs at least two");
     require(o_.rollouts >= 2, "rollouts must be at least 2: advantages compare the rollouts of a token");
@@ -550,8 +549,8 @@ MovingAverage::MovingAverage(std::shared_ptr<Model> teacher, std::shared_ptr<Mod
 }
 
 void MovingAverage::check() const {
-  if (teacher_->device != student_->device || teacher_->dt != student_->dt ||
-      teacher_->arena_elements() != student_->arena_elements() || !teacher_->same_adapter(*student_))
+  if (teacher_->device != student_->device || teacher_->dt != student_->dt || teacher_->config != student_->config ||
+      !teacher_->same_adapter(*student_))
     throw Error("INVALID_ARGUMENT", "moving average",
                 "the teacher must have the student's configuration, device, dtype and adapter");
 }
@@ -595,6 +594,7 @@ void MovingAverage::load(const std::string& path) {
       finite &= std::isfinite(bf16_to_float(float_to_bf16(value)));
     }
     if (!finite) refuse_tensor(path, "average." + p.name, "has a value that is not finite");
+    check_checksum(path, "average." + p.name, found->second);
   }
   if (file.tensors().size() != teacher_->trained().size()) refuse_file(path, "it holds tensors that are not this model's");
   const Uninterrupted uninterrupted(*teacher_->device);

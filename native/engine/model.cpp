@@ -418,7 +418,7 @@ std::unique_ptr<Model> Model::clone() const {
 void Model::copy_base_from(const Model& other) {
   refuse_quantized("copy_parameters");
   other.refuse_quantized("copy_parameters");
-  if (other.dt != dt || other.arena_elements_ != arena_elements_ || other.device != device)
+  if (other.dt != dt || other.config != config || other.device != device)
     throw Error("INVALID_ARGUMENT", "copy_parameters", "both models must have the same configuration, dtype and device");
   if (arena_ == other.arena_) return;
   Buffer& own = writable_arena(parameters_.front());

@@ -16,6 +16,7 @@ struct ModelConfig {  // math.md §1, Hugging Face's field names without the pre
   bool tied = false;
   int64_t qkv_width() const { return int64_t(heads + 2 * kv_heads) * head_dim; }
   int64_t attention_width() const { return int64_t(heads) * head_dim; }
+  bool operator==(const ModelConfig&) const = default;
 };
 
 // Weights in 8 or 4 bits with a scale for every `group` neighbours of a row (quantize.h); bits 0: none.

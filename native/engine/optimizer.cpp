@@ -5,6 +5,8 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <sstream>
 #include <utility>
 
 #include "half.h"
@@ -20,18 +22,25 @@ struct Norm {
   const Parameter* culprit;  // where the running sum stopped being finite
 };
 
+// Σ x² over the reals at data(p) of every parameter that is trained.
+template <class Data>
+std::vector<double> sums_of_squares(const Model& model, Data data) {
+  std::vector<int64_t> counts;
+  std::vector<const void*> arrays;
+  for (const Parameter& p : model.trained()) {
+    counts.push_back(int64_t(p.count));
+    arrays.push_back(data(p));
+  }
+  std::vector<double> sums(counts.size());
+  model.device->run(&LoopBackend::sum_squares, "sum_squares", model.dt, int64_t(counts.size()), counts.data(), arrays.data(),
+                    sums.data());
+  return sums;
+}
+
 Norm measure(Model& model) {
   Norm norm{0, nullptr};
   if (!model.has_gradients()) return norm;
-  std::vector<int64_t> counts;
-  std::vector<const void*> gradients;
-  for (const Parameter& p : model.trained()) {
-    counts.push_back(int64_t(p.count));
-    gradients.push_back(model.gradient_data(p));
-  }
-  std::vector<double> sums(counts.size());
-  model.device->run(&LoopBackend::sum_squares, "sum_squares", model.dt, int64_t(counts.size()), counts.data(), gradients.data(),
-                    sums.data());
+  const std::vector<double> sums = sums_of_squares(model, [&](const Parameter& p) { return model.gradient_data(p); });
   double total = 0;
   for (size_t i = 0; i < sums.size(); i++) {
     total += sums[i];
@@ -41,12 +50,21 @@ Norm measure(Model& model) {
   return norm;
 }
 
+Error out_of_range(LoopDType real, const AdamWOptions& options, double gradient, int64_t step) {
+  std::ostringstream text;
+  text << "step " << step << ": the update could leave the range of " << (real == LOOP_F64 ? "float64" : "float32")
+       << " (learningRate " << options.learning_rate << ", eps " << options.epsilon << ", weightDecay " << options.weight_decay
+       << ", norm of the gradients after clipping " << gradient
+       << "); nothing was changed. Lower learningRate or weightDecay, raise eps, or set maxGradNorm";
+  return Error("NON_FINITE", "step", text.str());
+}
+
 }  // namespace
 
 double gradient_norm(Model& model) { return measure(model).value; }
 
 AdamW::AdamW(std::shared_ptr<Model> model)
-    : model_(std::move(model)), layout_(model_->layout()), version_(model_->version() - 1) {
+    : model_(std::move(model)), layout_(model_->layout()), version_(model_->version() - 1), bounded_(version_) {
   const size_t bytes = model_->trained_elements() * loop_dtype_size(model_->real());
   for (Buffer* moment : {&first_, &second_}) {
     *moment = Buffer(model_->device, bytes);
@@ -72,6 +90,43 @@ void AdamW::refresh_masters() const {
   version_ = model_->version();
 }
 
+// The 2-norm of each kind, which no element exceeds.
+AdamW::Bounds AdamW::measured() const {
+  const size_t size = loop_dtype_size(model_->real());
+  const auto norm = [&](auto data) {
+    double total = 0;
+    for (double sum : sums_of_squares(*model_, data)) total += sum;
+    return std::sqrt(total);
+  };
+  const auto of = [&](const Buffer& state) {
+    return norm([&](const Parameter& p) -> const void* { return state.at(p.offset * size); });
+  };
+  return {master_ ? of(master_) : norm([&](const Parameter& p) { return model_->parameter_data(p); }), of(first_), of(second_)};
+}
+
+// Bounds behind a step whose gradients are at most `gradient` each: the arithmetic of the kernels on the largest values that can
+// occur. Infinite where a number on the way could leave the range. The quotient of the moments is at most the first over epsilon,
+// which is far above what occurs and far within the range for options that train.
+AdamW::Bounds AdamW::after_step(Bounds b, const AdamWOptions& options, double gradient) const {
+  const bool wide = model_->real() == LOOP_F64;
+  const auto rounded = [wide](double x) { return wide ? x : double(float(x)); };
+  constexpr double slack = 1 + 1e-6;  // the roundings of one element: about ten of at most 2^-24 each
+  const double rate = options.learning_rate, decay = options.weight_decay, steps = double(steps_ + 1);
+  const double bias1 = 1 / (1 - std::pow(options.beta1, steps)), bias2 = 1 / (1 - std::pow(options.beta2, steps));
+  const double smallest = wide ? DBL_MIN : double(FLT_MIN), largest = wide ? DBL_MAX : double(FLT_MAX);
+  b.first = slack * (rounded(options.beta1) * b.first + rounded(1 - options.beta1) * gradient);
+  b.second = slack * (rounded(options.beta2) * b.second + rounded(1 - options.beta2) * gradient * gradient);
+  // a processor may take an epsilon below the normal numbers for 0
+  const double quotient =
+      options.epsilon < smallest ? std::numeric_limits<double>::infinity() : slack * b.first * bias1 / options.epsilon;
+  const double before = b.parameter;
+  b.parameter = slack * (before + rate * quotient + rate * decay * before);
+  for (double x : {rate * bias1, rate * bias1 * b.first, quotient, decay, rate * decay, decay * before, gradient * gradient,
+                   b.second * bias2, b.parameter})
+    if (!(x < largest / 4)) b.parameter = std::numeric_limits<double>::infinity();
+  return b;
+}
+
 double AdamW::step(const AdamWOptions& options) {
   check_layout();
   Model& model = *model_;
@@ -86,6 +141,10 @@ double AdamW::step(const AdamWOptions& options) {
 
   const Uninterrupted uninterrupted(*model.device);
   refresh_masters();
+  const double gradient = norm.value * scale;
+  Bounds bounds = after_step(bounds_, options, gradient);
+  if (bounded_ != model.version() || !std::isfinite(bounds.parameter)) bounds = after_step(measured(), options, gradient);
+  if (!std::isfinite(bounds.parameter)) throw out_of_range(model.real(), options, gradient, steps_ + 1);
   for (const Parameter& p : model.trained()) {
     if (!options.only.empty() && std::find(options.only.begin(), options.only.end(), p.name) == options.only.end()) continue;
     const size_t offset = p.offset * loop_dtype_size(model.real());
@@ -109,7 +168,8 @@ double AdamW::step(const AdamWOptions& options) {
   steps_++;
   model.zero_gradients();
   model.touch();
-  version_ = model.version();
+  version_ = bounded_ = model.version();
+  bounds_ = bounds;
   return norm.value;
 }
 
@@ -197,6 +257,7 @@ void AdamW::load(const std::string& path) {
       if (state.buffer == &master_ && !rounds_to_parameter(model, p, entry.data))
         refuse_tensor(path, name,
                       "does not round to the model's parameter: load the checkpoint's parameters first, and from the same step");
+      check_checksum(path, name, entry);
     }
   if (!unknown.empty()) refuse_tensor(path, unknown.begin()->first, "is not this model's");
 
@@ -208,6 +269,7 @@ void AdamW::load(const std::string& path) {
                         p.count * size);
   steps_ = step;
   version_ = model.version();
+  bounded_ = version_ - 1;
 }
 
 }  // namespace looplm

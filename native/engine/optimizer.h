@@ -17,8 +17,9 @@ struct AdamWOptions {
 class AdamW {
  public:
   explicit AdamW(std::shared_ptr<Model> model);
-  // One step on the model's gradients, which are then zeroed. Returns the gradient's norm before clipping; a norm that is not
-  // finite changes nothing and throws NON_FINITE with the name of the first parameter whose gradient is not finite.
+  // One step on the model's gradients, which are then zeroed. Returns the gradient's norm before clipping. Throws NON_FINITE, and
+  // changes nothing, when a gradient is not finite (the error names its parameter) or when options and gradients could take
+  // parameters or moments out of the range of real.
   double step(const AdamWOptions& options);
   int64_t steps() const { return steps_; }
   // Moments, masters and the step count, exactly; `load` refuses a file of another model.
@@ -34,11 +35,20 @@ class AdamW {
   void check_layout() const;
   void refresh_masters() const;
 
+  // No parameter, first or second moment is larger in magnitude.
+  struct Bounds {
+    double parameter, first, second;
+  };
+  Bounds measured() const;
+  Bounds after_step(Bounds b, const AdamWOptions& options, double gradient) const;
+
   std::shared_ptr<Model> model_;
   const uint64_t layout_;           // of what is trained
   Buffer first_, second_, master_;  // real, laid out as the model's arena; masters only when the model is bfloat16
   mutable uint64_t version_;        // of the parameters that the masters stand for: when the model's moved on, they are made anew
   int64_t steps_ = 0;
+  Bounds bounds_{};
+  uint64_t bounded_;  // the version of the parameters that the bounds hold for
 };
 
 double gradient_norm(Model& model);

@@ -8,12 +8,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <string_view>
 #include <utility>
 
 #include "error.h"
 #include "json.h"
+#include "xxh64.h"
 
 namespace looplm {
 
@@ -22,6 +24,8 @@ namespace {
 constexpr size_t length_bytes = 8;
 constexpr size_t longest_header = 100'000'000;  // bytes; the limit of Hugging Face's reader
 constexpr size_t most_dimensions = 64;
+constexpr char header_key[] = "looplm.xxh64", tensors_key[] = "looplm.xxh64.tensors";
+constexpr size_t checksum_digits = 16;
 
 constexpr std::pair<std::string_view, size_t> dtype_sizes[] = {
     {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"U16", 2}, {"I16", 2}, {"F16", 2},
@@ -45,7 +49,7 @@ bool tensor_bytes(const std::vector<int64_t>& shape, size_t element, size_t* byt
 class HeaderParser {
  public:
   HeaderParser(const std::string& path, const void* file, size_t size)
-      : path_(path), file_(static_cast<const uint8_t*>(file)), size_(size), reader_(header()) {}
+      : path_(path), file_(static_cast<const uint8_t*>(file)), size_(size), text_(header()), reader_(text_) {}
 
   SafetensorsContents parse() {
     try {
@@ -59,6 +63,7 @@ class HeaderParser {
       fail(error.what());
     }
     check_coverage();
+    take_checksums();
     return std::move(contents_);
   }
 
@@ -168,12 +173,42 @@ class HeaderParser {
     if (end != data_bytes_) fail("no tensor covers the last " + std::to_string(data_bytes_ - end) + " bytes of the file");
   }
 
+  // Checks the header, and gives every tensor the checksum that its bytes must have.
+  void take_checksums() {
+    if (const auto header = contents_.metadata.extract(header_key)) {
+      where_ = std::string("__metadata__: \"") + header_key + "\": ";
+      const std::string key = json::quote(header_key) + ":\"";
+      const size_t place = text_.find(key);
+      std::string text(text_);
+      if (place != text.npos && header.mapped().size() == checksum_digits)
+        text.replace(place + key.size(), checksum_digits, checksum_digits, '0');
+      if (checksum_text(xxh64(text.data(), text.size())) != header.mapped())
+        fail(std::string("the header has another checksum: the file is damaged, or a tool changed it and copied the checksum. "
+                         "Restore the file. To read it unchecked, remove this key and \"") +
+             tensors_key + "\"");
+    }
+    if (const auto tensors = contents_.metadata.extract(tensors_key)) {
+      where_ = std::string("__metadata__: \"") + tensors_key + "\": ";
+      const char *next = tensors.mapped().data(), *end = next + tensors.mapped().size();
+      for (const Span& span : spans_) {
+        next += next != end && *next == ' ';
+        uint64_t checksum = 0;
+        const auto [stop, error] = std::from_chars(next, end, checksum, 16);
+        if (error != std::errc()) fail("must be " + std::to_string(spans_.size()) + " checksums of 16 hexadecimal digits");
+        contents_.tensors.at(*span.name).checksum = checksum;
+        next = stop;
+      }
+    }
+    where_.clear();
+  }
+
   const std::string& path_;
   const uint8_t* file_;
   size_t size_;
   const uint8_t* data_ = nullptr;
   size_t data_bytes_ = 0;
   std::string where_;  // in front of every message: the tensor and the field
+  std::string_view text_;
   json::Reader reader_;
   SafetensorsContents contents_;
   std::vector<Span> spans_;
@@ -188,6 +223,18 @@ std::string explain(int reason) {
       return "the disk quota is used up; free some space (EDQUOT)";
     case EFBIG:
       return "the file would be larger than the limit of this process or file system (ulimit -f) (EFBIG)";
+    case EACCES:
+      return "permission denied; choose another folder or change its permissions (EACCES)";
+    case EROFS:
+      return "the file system is read-only; choose another folder (EROFS)";
+    case ENOTDIR:
+      return "a part of the path is a file, not a folder; choose another path (ENOTDIR)";
+    case EISDIR:
+      return "it is a folder, not a file; choose another path (EISDIR)";
+    case ELOOP:
+      return "the links in the path lead round in a circle; remove one of them (ELOOP)";
+    case ENAMETOOLONG:
+      return "a name in the path is too long; choose a shorter one (ENAMETOOLONG)";
     default:
       return std::strerror(reason);
   }
@@ -231,6 +278,10 @@ class TemporaryFile {
       next += written;
       count -= size_t(written);
     }
+  }
+
+  void go_back_to(size_t place) {
+    if (::lseek(fd_, off_t(place), SEEK_SET) < 0) fail("cannot be written");
   }
 
   void commit() {
@@ -296,14 +347,19 @@ void append_integers(std::string& out, const std::vector<int64_t>& values) {
   out += ']';
 }
 
+// Checksums: those of the tensors, or zeros of their length.
 std::string header_text(const std::vector<SafetensorsOutput>& tensors, const std::vector<size_t>& sizes,
-                        const std::map<std::string, std::string>& metadata) {
-  std::string out = "{\"__metadata__\":{";
+                        const std::map<std::string, std::string>& metadata, const std::vector<uint64_t>& checksums) {
+  std::string out = "{\"__metadata__\":{", list;
+  append_member(out, header_key);
+  out += json::quote(checksum_text(0));
   for (const auto& [key, value] : metadata) {
     append_member(out, key);
     out += json::quote(value);
   }
-  out += '}';
+  for (const uint64_t checksum : checksums) list += (list.empty() ? "" : " ") + checksum_text(checksum);
+  append_member(out, tensors_key);
+  out += json::quote(list) + '}';
   size_t begin = 0;
   for (size_t i = 0; i < tensors.size(); i++) {
     append_member(out, tensors[i].name);
@@ -325,6 +381,16 @@ std::string header_text(const std::vector<SafetensorsOutput>& tensors, const std
 void refuse_file(const std::string& path, const std::string& what) { throw Error("INVALID_FILE", "load", path + ": " + what); }
 void refuse_tensor(const std::string& path, const std::string& tensor, const std::string& what) {
   refuse_file(path, "tensor " + json::quote_briefly(tensor) + ": " + what);
+}
+
+void check_checksum(const std::string& path, const std::string& tensor, const SafetensorsEntry& entry, uint64_t found) {
+  if (!entry.checksum || *entry.checksum == found) return;
+  refuse_tensor(path, tensor,
+                "its bytes have the checksum " + checksum_text(found) + ", the header says " + checksum_text(*entry.checksum) +
+                    ": the file is damaged. Restore it from a copy");
+}
+void check_checksum(const std::string& path, const std::string& tensor, const SafetensorsEntry& entry) {
+  if (entry.checksum) check_checksum(path, tensor, entry, xxh64(entry.data, entry.bytes));
 }
 
 SafetensorsContents parse_safetensors(const std::string& path, const void* file, size_t size) {
@@ -364,7 +430,8 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsOut
       throw Error("INVALID_ARGUMENT", "save",
                   "tensor " + json::quote_briefly(tensors[i].name) + ": unknown dtype, or its size overflows");
   }
-  const std::string header = header_text(tensors, sizes, metadata);
+  std::vector<uint64_t> checksums(tensors.size());
+  std::string header = header_text(tensors, sizes, metadata, checksums);
   uint8_t length[length_bytes];
   for (size_t i = 0; i < length_bytes; i++) length[i] = uint8_t(uint64_t(header.size()) >> 8 * i);
 
@@ -375,8 +442,14 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsOut
   for (size_t i = 0; i < tensors.size(); i++) {
     bytes.resize(sizes[i]);
     tensors[i].fill(bytes.data());
+    checksums[i] = xxh64(bytes.data(), bytes.size());
     file.write(bytes.data(), bytes.size());
   }
+  header = header_text(tensors, sizes, metadata, checksums);
+  const std::string own = checksum_text(xxh64(header.data(), header.size()));
+  header.replace(header.find(header_key) + sizeof header_key + 2, checksum_digits, own);  // behind the key's quote, colon, quote
+  file.go_back_to(length_bytes);
+  file.write(header.data(), header.size());
   file.commit();
 }
 

@@ -4,6 +4,11 @@
 //   8 bytes   length of the header, little-endian, at most 100 MB
 //   header    {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ..., "__metadata__": {"key": "text"}}
 //   data      the tensors, row-major, without holes
+//
+// Files that looplm writes have checksums (XXH64) in __metadata__, where other readers pass over them:
+//   looplm.xxh64          of the header's text, with zeros for these 16 digits themselves
+//   looplm.xxh64.tensors  of every tensor's bytes, in the order of the data
+// So the first one stands for the whole file. A file without them is read unchecked.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -22,11 +27,12 @@ struct SafetensorsEntry {
   std::vector<int64_t> shape;
   const void* data = nullptr;  // not necessarily aligned
   size_t bytes = 0;
+  std::optional<uint64_t> checksum;  // of the bytes, which the header says but nobody has checked yet
 };
 
 struct SafetensorsContents {
   std::map<std::string, SafetensorsEntry> tensors;
-  std::map<std::string, std::string> metadata;
+  std::map<std::string, std::string> metadata;  // without the checksums
 };
 
 // The checks, on a file already in memory, which the entries point into. `path` is for the messages. Throws INVALID_FILE.
@@ -65,14 +71,18 @@ struct SafetensorsOutput {
   std::vector<int64_t> shape;
   std::function<void(uint8_t* out)> fill;  // writes the tensor's bytes; called once, in the order of the tensors
 };
-// Writes to a temporary file beside `path`, syncs, renames. One tensor is in memory at a time. When it fails, with the system's
-// reason, `path` is as it was and no temporary file is left.
+// Writes, with checksums, to a temporary file beside `path`, syncs, renames. One tensor is in memory at a time. When it fails,
+// with the system's reason, `path` is as it was and no temporary file is left.
 void write_safetensors(const std::string& path, const std::vector<SafetensorsOutput>& tensors,
                        const std::map<std::string, std::string>& metadata);
 
 // The error of a file that is not what it is read for, or of one of its tensors: INVALID_FILE.
 [[noreturn]] void refuse_file(const std::string& path, const std::string& what);
 [[noreturn]] void refuse_tensor(const std::string& path, const std::string& tensor, const std::string& what);
+
+// Refuses a tensor whose bytes have another checksum than the header says; `found` is theirs.
+void check_checksum(const std::string& path, const std::string& tensor, const SafetensorsEntry& entry, uint64_t found);
+void check_checksum(const std::string& path, const std::string& tensor, const SafetensorsEntry& entry);
 
 const char* safetensors_dtype(LoopDType type);
 // The index of the first NaN or infinity among `count` floating-point values (which may be unaligned), or `count`.
@@ -91,11 +101,13 @@ std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<
 // before the first parameter changes; only an abort leaves the model with some parameters of each. A quantized model quantizes
 // what it reads, or takes codes and scales as they are where the files are quantized with its bits and group.
 void load_parameters(Model& model, const std::vector<std::string>& paths, bool quantized = false);
-// dtype "F32" or "BF16" ("F64" from a float64 model). A quantized model's matrices are saved as codes and scales, or as the
-// values that they stand for.
-void save_parameters(const Model& model, const std::string& path, const std::string& dtype, bool dequantize = false);
+// dtype "F32" or "BF16" ("F64" from a float64 model). `metadata` is added to __metadata__. A quantized model's matrices are saved
+// as codes and scales, or as the values that they stand for.
+void save_parameters(const Model& model, const std::string& path, const std::string& dtype, bool dequantize = false,
+                     const std::map<std::string, std::string>& metadata = {});
 // The same of a model's adapter, in a file as PEFT writes it: base_model.model.<name>.
 void load_adapter(Model& model, const std::string& path);
-void save_adapter(const Model& model, const std::string& path, const std::string& dtype);
+void save_adapter(const Model& model, const std::string& path, const std::string& dtype,
+                  const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace looplm

@@ -145,7 +145,7 @@ std::vector<double> embed_sequences(Model& model, const Sequences& sequences, in
                       static_cast<const int64_t*>(strides));
     const std::vector<double> h = download_reals(states, model.dt, size_t(N * D));
     for (size_t i = packed.begin; i < packed.end; i++) {
-      const int64_t length = sequences.length(i), from = sequences.prompt(i) < length ? sequences.prompt(i) : 0;
+      const int64_t length = sequences.length(i), from = sequences.prompt_lengths.empty() ? 0 : sequences.prompt(i);
       for (int64_t j = from; j < length; j++)
         for (int64_t d = 0; d < D; d++)
           out[i * size_t(D) + size_t(d)] += h[size_t((packed.first_token[i - packed.begin] + j) * D + d)] / double(length - from);

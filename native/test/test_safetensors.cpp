@@ -19,6 +19,7 @@
 #include "../engine/half.h"
 #include "../engine/optimizer.h"
 #include "../engine/safetensors.h"
+#include "../engine/xxh64.h"
 
 namespace looplm {
 namespace {
@@ -446,15 +447,15 @@ void test_files() {
 
   refuses("a folder that does not exist", "NOT_FOUND", {"No such file or directory"},
           [&] { write_safetensors(folder / "no/a.safetensors", {}, {}); });
-  refuses("a file for a folder", "INVALID_FILE", {"cannot be created: Not a directory"},
+  refuses("a file for a folder", "INVALID_FILE", {"cannot be created: a part of the path is a file"},
           [&] { write_safetensors(path + "/b", {}, {}); });
   if (::geteuid() != 0) {  // root may write everywhere
     ::chmod(folder.path.c_str(), 0500);
-    refuses("a read-only folder", "INVALID_FILE", {"cannot be created: Permission denied"},
+    refuses("a read-only folder", "INVALID_FILE", {"cannot be created: permission denied"},
             [&] { write_safetensors(path, {}, {}); });
     ::chmod(folder.path.c_str(), 0700);
   }
-  refuses("a folder in the file's place", "INVALID_FILE", {"cannot be replaced: Is a directory"},
+  refuses("a folder in the file's place", "INVALID_FILE", {"cannot be replaced: it is a folder"},
           [&] { write_safetensors(folder.path, {}, {}); });
   ::mkfifo((folder / "pipe").c_str(), 0600);
   refuses("a pipe is not waited for", "INVALID_FILE", {"not a regular file"}, [&] { SafetensorsFile(folder / "pipe"); });
@@ -465,6 +466,87 @@ void test_files() {
   refuses("a file of 0 bytes", "INVALID_FILE", {"empty: the file has 0 bytes"}, [&] { SafetensorsFile(folder / "empty"); });
   refuses("an unknown dtype is not written", "INVALID_ARGUMENT", {"unknown dtype"},
           [&] { write_safetensors(path, {output("a", "F31", {1}, {1})}, {}); });
+}
+
+// ---- checksums
+
+void test_xxh64() {
+  // What the reference implementation (xxhash 4.0.1 for Python) says of bytes i * 37 + 11 mod 256.
+  const std::pair<size_t, uint64_t> known[] = {{0, 0xef46db3751d8e999},   {1, 0xf592c0c7639c4cb6},   {3, 0x22c08528601d4f27},
+                                               {4, 0xfb1e5cf2f1ae4d95},   {7, 0x5613ac510496c04e},   {8, 0x57cb2b7521f3e21a},
+                                               {14, 0x393648aa0a97d46f},  {31, 0xe4a0e629e519a4ae},  {32, 0xcc6b8aaada790b2d},
+                                               {33, 0x35ec49850475a832},  {63, 0xbf9f0ba3cf95b28a},  {64, 0x155ccce4bf32befc},
+                                               {100, 0x4826e367566ea023}, {1000, 0x128da10cfbdc59d9}};
+  std::vector<uint8_t> bytes(1000);
+  for (size_t i = 0; i < bytes.size(); i++) bytes[i] = uint8_t(i * 37 + 11);
+  bool right = true, split = true;
+  for (const auto& [count, checksum] : known) right &= xxh64(bytes.data(), count) == checksum;
+  for (size_t first = 0; first <= 100; first++)
+    for (size_t second = first; second <= 100; second++) {
+      Xxh64 hash;
+      hash.update(bytes.data(), first);
+      hash.update(bytes.data() + first, second - first);
+      hash.update(bytes.data() + second, 100 - second);
+      split &= hash.digest() == 0x4826e367566ea023;
+    }
+  claim("XXH64 is that of the reference implementation", right);
+  claim("XXH64 does not depend on how the bytes come", split);
+  claim("a checksum is printed with all its digits", checksum_text(0x0123456789abcdef) == "0123456789abcdef");
+}
+
+void test_checksums() {
+  const Folder folder;
+  const std::string path = folder / "a.safetensors";
+  write_safetensors(path, {output("a", "U8", {3}, {1, 2, 3}), output("none", "U8", {0}, {}), output("b", "U8", {2}, {4, 5})},
+                    {{"step", "12"}});
+  const std::string good = contents(path);
+  // What a reader takes from the file, checked, in a form to compare.
+  const auto read = [](const std::string& file) {
+    const std::vector<char> exact(file.begin(), file.end());
+    const SafetensorsContents found = parse_safetensors("the.file", exact.data(), exact.size());
+    std::map<std::string, std::string> out;
+    for (const auto& [name, entry] : found.tensors) {
+      check_checksum("the.file", name, entry);
+      out[name + entry.dtype + std::to_string(entry.shape[0])] = std::string(static_cast<const char*>(entry.data), entry.bytes);
+    }
+    const auto step = found.metadata.find("step");
+    out["step"] = step == found.metadata.end() ? "" : step->second;
+    return out;
+  };
+  const auto truth = read(good);
+  claim("a file of ours is read with its checksums", truth.size() == 4 && truth.at("bU82") == "\4\5" && truth.at("step") == "12");
+
+  size_t refused = 0, same = 0;
+  for (size_t bit = 0; bit < 8 * good.size(); bit++) {
+    std::string damaged = good;
+    damaged[bit / 8] = char(damaged[bit / 8] ^ 1 << bit % 8);
+    try {
+      same += read(damaged) == truth;
+    } catch (const Error& error) {
+      refused += error.code == "INVALID_FILE";
+    }
+  }
+  claim("a flipped bit anywhere is refused, or nothing is read of it", refused + same == 8 * good.size() && same < 128,
+        std::to_string(refused) + " refused, " + std::to_string(same) + " the same, of " + std::to_string(8 * good.size()));
+  const auto spoiled = [&](const std::string& what, const std::string& with) {
+    std::string damaged = good;
+    damaged.replace(damaged.find(what), what.size(), with);
+    return damaged;
+  };
+  refuses("another value in the header", "INVALID_FILE", {"the header has another checksum", "Restore the file"},
+          [&] { read(spoiled("\"12\"", "\"13\"")); });
+  refuses("two tensors whose names are exchanged", "INVALID_FILE", {"the header has another checksum"},
+          [&] { read(spoiled("\"none\"", "\"nine\"")); });
+  refuses("another value in the data", "INVALID_FILE", {"tensor \"b\"", "the file is damaged"},
+          [&] { read(spoiled("\4\5", "\4\6")); });
+  refuses("a list of too few checksums", "INVALID_FILE", {"looplm.xxh64.tensors", "must be 2 checksums"}, [&] {
+    parse(image(
+        R"({"__metadata__":{"looplm.xxh64.tensors":"0123456789abcdef"},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+        R"("b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+        2));
+  });
+  claim("a file of others is read unchecked",
+        !parse(image(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1)).tensors.at("a").checksum);
 }
 
 // ---- models
@@ -561,6 +643,7 @@ void test_parameters() {
   {  // a header whose length is odd, so that nothing in the data is aligned
     save_parameters(*model, path, "F32");
     std::string file = contents(path);
+    file.replace(file.find("looplm.xxh64\""), 6, "others");  // a header that was changed has no checksum
     uint64_t header = 0;
     std::memcpy(&header, file.data(), sizeof header);
     file.insert(8 + header, " ");
@@ -887,6 +970,8 @@ int main() {
     test_halves();
     test_first_not_finite();
     test_files();
+    test_xxh64();
+    test_checksums();
     test_parameters();
     for (const auto& [device, dt] : {std::pair("reference", LOOP_F64), std::pair("cpu", LOOP_F32), std::pair("cpu", LOOP_BF16)})
       test_optimizer_on(device, dt);

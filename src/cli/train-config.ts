@@ -1,7 +1,7 @@
 import { readFile, stat } from 'node:fs/promises'
 import { type Document, isCollection, isMap, isScalar, parseDocument } from 'yaml'
 import { z } from 'zod'
-import { LoopLMError } from '../errors.js'
+import { fileError, LoopLMError } from '../errors.js'
 import { type TrainerName, trainerSchemas } from '../rl/config-docs.js'
 import { checkOptions } from '../rl/validate.js'
 
@@ -139,8 +139,7 @@ async function readText(path: string): Promise<string> {
     }
     bytes = await readFile(path)
   } catch (cause) {
-    if (cause instanceof LoopLMError) throw cause
-    throw new LoopLMError('NOT_FOUND', `cannot read the configuration: ${(cause as Error).message}`, { operation: path, cause })
+    throw fileError(cause, 'read the configuration', path, path)
   }
   try {
     return new TextDecoder('utf-8', { fatal: true }).decode(bytes)

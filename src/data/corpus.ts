@@ -1,6 +1,6 @@
 import { createHash, type Hash } from 'node:crypto'
 import { closeSync, createReadStream, fsync, openSync, read, write } from 'node:fs'
-import { mkdir, mkdtemp, readdir, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { extname, join } from 'node:path'
 import { promisify } from 'node:util'
@@ -11,6 +11,7 @@ import { maxFileBytes, readJson } from './read-file.js'
 import { typeName } from './rows.js'
 import { DatasetSampler } from './sampler.js'
 import type { Tokenizer } from './tokenizer.js'
+import { onDisk, replaceFile } from './write-file.js'
 
 /*
  * Text is tokenised once, into a file of token ids: memory holds one piece of text and one block, however large the corpus is. The
@@ -181,9 +182,7 @@ interface Stored {
 async function findFiles(paths: readonly string[]): Promise<string[]> {
   const files: string[] = []
   for (const path of paths) {
-    const found = await stat(path).catch((cause) => {
-      throw fileError(cause, 'read', path, operation)
-    })
+    const found = await onDisk('read', path, stat(path), operation)
     if (!found.isDirectory()) {
       if (!isText(path) || !found.isFile()) {
         throw new LoopLMError('INVALID_FILE', `${path}: a corpus is made of ${extensions.join(', ')} files`, { operation })
@@ -192,7 +191,8 @@ async function findFiles(paths: readonly string[]): Promise<string[]> {
       continue
     }
     const inside: string[] = []
-    for (const entry of await readdir(path, { recursive: true, withFileTypes: true })) {
+    const entries = await onDisk('read', path, readdir(path, { recursive: true, withFileTypes: true }), operation)
+    for (const entry of entries) {
       const file = join(entry.parentPath, entry.name)
       if (isText(file) && (entry.isFile() || (entry.isSymbolicLink() && (await leadsToFile(file))))) inside.push(file)
     }
@@ -272,7 +272,7 @@ async function tokenise(
   cache: string | undefined,
   signal: AbortSignal | undefined,
 ): Promise<{ file: number; stored: Stored }> {
-  const folder = cache ?? (await mkdtemp(join(tmpdir(), 'looplm-corpus-')))
+  const folder = cache ?? (await onDisk('write', tmpdir(), mkdtemp(join(tmpdir(), 'looplm-corpus-')), operation))
   const path = join(folder, 'tokens.bin')
   const bytesPerToken = tokenizer.vocabSize <= 2 ** 16 ? 2 : 4
   const stored: Stored = { fingerprint, tokens: 0, bytesPerToken }
@@ -307,8 +307,7 @@ async function tokenise(
     if (cache !== undefined) {
       await syncFile(file)
       const text = `${JSON.stringify({ format: 1, ...stored, sha256: hash.digest('hex') })}\n`
-      await writeFile(join(folder, 'corpus.json.tmp'), text)
-      await rename(join(folder, 'corpus.json.tmp'), join(folder, 'corpus.json'))
+      await replaceFile(join(folder, 'corpus.json'), text, operation)
     }
     return { file, stored }
   } catch (cause) {

@@ -1,10 +1,11 @@
-import { createHash, randomUUID } from 'node:crypto'
+import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { copyFile, mkdir, open, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises'
+import { copyFile, mkdir, open, readFile, rename, rm, stat, symlink } from 'node:fs/promises'
 import { basename, dirname, join, relative } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileError, LoopLMError } from '../errors.js'
+import { LoopLMError } from '../errors.js'
 import { lockFile } from './file-lock.js'
+import { onDisk, replaceFile } from './write-file.js'
 
 /** Options of {@link download}. */
 export interface DownloadOptions {
@@ -132,12 +133,12 @@ class Repository {
 
   /** Remembers what a commit consists of. */
   async writeListing(commit: string, files: readonly RemoteFile[]): Promise<void> {
-    await replaceFile(this.#listing(commit), `${JSON.stringify(files.map(({ path }) => path))}\n`)
+    await writeNote(this.#listing(commit), `${JSON.stringify(files.map(({ path }) => path))}\n`)
   }
 
   /** Remembers which commit a branch or tag is at. */
   async writeRef(revision: string, commit: string): Promise<void> {
-    if ((await this.#commit(revision)) !== commit) await replaceFile(this.#ref(revision), commit)
+    if ((await this.#commit(revision)) !== commit) await writeNote(this.#ref(revision), commit)
   }
 
   /** The snapshot of a revision when it is complete. @throws LoopLMError `unreachable`, or NOT_FOUND naming a file that is missing */
@@ -279,11 +280,11 @@ async function obtain(
   }
   const unlock = await lockFile(cache.lock(file), { operation, wait, warn })
   try {
-    await onDisk('write', dirname(blob), mkdir(dirname(blob), { recursive: true }))
+    await onDisk('write', dirname(blob), mkdir(dirname(blob), { recursive: true }), operation)
     if (!(await exists(blob))) await fetchBlob(remote, commit, file, blob, options)
     else if (seen !== undefined) onProgress?.(file.path, file.size, file.size)
     const link = cache.link(commit, file)
-    if (!(await exists(link))) await onDisk('write', link, place(blob, link))
+    if (!(await exists(link))) await onDisk('write', link, place(blob, link), operation)
   } finally {
     unlock()
   }
@@ -320,13 +321,13 @@ async function fetchBlob(
       await sleep(100 * 2 ** attempt)
     }
   }
-  const sum = await onDisk('read', incomplete, checksum(incomplete, file))
+  const sum = await onDisk('read', incomplete, checksum(incomplete, file), operation)
   if (sum !== file.oid) {
-    await onDisk('remove', incomplete, rm(incomplete))
+    await onDisk('remove', incomplete, rm(incomplete), operation)
     const message = `${file.path} has the checksum ${sum} instead of ${file.oid}; it was removed, try again`
     throw new LoopLMError('INVALID_FILE', message, { operation })
   }
-  await onDisk('write', blob, rename(incomplete, blob))
+  await onDisk('write', blob, rename(incomplete, blob), operation)
 }
 
 async function receive(
@@ -336,7 +337,7 @@ async function receive(
   incomplete: string,
   { signal, onProgress }: DownloadOptions,
 ): Promise<void> {
-  const writing = <Result>(action: Promise<Result>) => onDisk(`write ${file.path} to`, incomplete, action)
+  const writing = <Result>(action: Promise<Result>) => onDisk(`write ${file.path} to`, incomplete, action, operation)
   let received = await sizeOf(incomplete)
   const cutOff = (cause?: unknown) =>
     signal?.aborted
@@ -381,24 +382,10 @@ async function checksum(path: string, { oid }: RemoteFile): Promise<string> {
   return hash.digest('hex')
 }
 
-/** Writes a small file so that nobody sees a part of it, not even when two write it at once. */
-async function replaceFile(path: string, text: string): Promise<void> {
-  const temporary = `${path}.tmp-${randomUUID()}`
-  try {
-    await mkdir(dirname(path), { recursive: true })
-    await writeFile(temporary, text)
-    await rename(temporary, path)
-  } catch (cause) {
-    await rm(temporary, { force: true }).catch(() => {})
-    throw fileError(cause, 'write', path, operation)
-  }
-}
-
-/** What the file system refuses is not the network's fault: it is told at once, with its remedy. */
-async function onDisk<Result>(action: string, path: string, done: Promise<Result>): Promise<Result> {
-  return done.catch((cause) => {
-    throw fileError(cause, action, path, operation)
-  })
+/** Writes a small file of the cache. */
+async function writeNote(path: string, text: string): Promise<void> {
+  await onDisk('write', dirname(path), mkdir(dirname(path), { recursive: true }), operation)
+  await replaceFile(path, text, operation)
 }
 
 const aborted = (cause: unknown): LoopLMError =>

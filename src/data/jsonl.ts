@@ -1,6 +1,6 @@
 import { createReadStream } from 'node:fs'
 import { stat } from 'node:fs/promises'
-import { LoopLMError } from '../errors.js'
+import { fileError, LoopLMError } from '../errors.js'
 import { isDeeper, maxJsonDepth } from './read-file.js'
 import { rowProblem, typeName } from './rows.js'
 
@@ -160,7 +160,6 @@ export function invalidLine(path: string, line: number, problem: string, cause?:
 function unreadable(path: string, cause: unknown): unknown {
   const code = (cause as { code?: string }).code
   if (code === undefined) return cause
-  const missing = code === 'ENOENT'
-  const message = missing ? `no file ${path}` : `cannot read ${path}: ${(cause as Error).message}`
-  return new LoopLMError(missing ? 'NOT_FOUND' : 'INVALID_FILE', message, { operation: 'readJsonl', cause })
+  if (code !== 'ENOENT') return fileError(cause, 'read', path, 'readJsonl')
+  return new LoopLMError('NOT_FOUND', `no file ${path}`, { operation: 'readJsonl', cause })
 }

@@ -1,7 +1,8 @@
 import { createHash } from 'node:crypto'
-import { mkdir, rename, writeFile } from 'node:fs/promises'
+import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Tokenizer as Pipeline } from '@huggingface/tokenizers'
+import { checkText } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import {
   type ChatMessage,
@@ -11,6 +12,7 @@ import {
   maxTemplateBytes,
   renderChat,
 } from './chat-template.js'
+import { staleFiles } from './folder-files.js'
 import { maxFileBytes, readJson, readText } from './read-file.js'
 import {
   bytesOfToken,
@@ -20,6 +22,7 @@ import {
   type SpecialTokens,
   type TokenizerJson,
 } from './tokenizer-json.js'
+import { jsonText, onDisk, replaceFile } from './write-file.js'
 
 /** The fields of tokenizer_config.json that looplm reads; all others are kept and saved again. */
 export interface TokenizerConfig {
@@ -326,14 +329,32 @@ export class Tokenizer {
   }
 
   /**
-   * Writes tokenizer.json and tokenizer_config.json, each to a temporary file that is then renamed.
+   * Writes tokenizer.json and tokenizer_config.json, each to a temporary file that is then renamed. Files of another tokenizer in the
+   * folder, such as chat_template.jinja and vocab.json, are removed.
    *
    * @param folder created when it does not exist
+   * @throws LoopLMError INVALID_ARGUMENT, or INVALID_FILE naming what could not be written
    */
   async save(folder: string): Promise<void> {
-    await mkdir(folder, { recursive: true })
-    await writeJson(join(folder, 'tokenizer.json'), this.#json)
-    await writeJson(join(folder, 'tokenizer_config.json'), this.config)
+    const operation = 'Tokenizer.save'
+    checkText(folder, 'folder', 'the path of a folder', operation)
+    await onDisk('write', folder, mkdir(folder, { recursive: true }), operation)
+    const files = this.files()
+    for (const [name, text] of files) await replaceFile(join(folder, name), text, operation)
+    const fresh = files.map(([name]) => name)
+    for (const name of await onDisk('read', folder, staleFiles(folder, 'tokenizer', fresh), operation))
+      await onDisk('remove', join(folder, name), rm(join(folder, name), { recursive: true, force: true }), operation)
+  }
+
+  /**
+   * The text of the files that {@link Tokenizer.save} writes, by name.
+   * @internal
+   */
+  files(): [name: string, text: string][] {
+    return [
+      ['tokenizer.json', jsonText(this.#json)],
+      ['tokenizer_config.json', jsonText(this.config)],
+    ]
   }
 
   #configuredId(field: 'bos_token' | 'eos_token' | 'pad_token', source: string): number | undefined {
@@ -364,9 +385,4 @@ function tokenContent(token: unknown): string | undefined {
 function savedConfig(special: SpecialTokens): TokenizerConfig {
   const tokens = Object.entries(special).map(([role, token]) => [`${role}_token`, token])
   return { tokenizer_class: 'PreTrainedTokenizerFast', clean_up_tokenization_spaces: false, ...Object.fromEntries(tokens) }
-}
-
-async function writeJson(path: string, value: unknown): Promise<void> {
-  await writeFile(`${path}.tmp`, `${JSON.stringify(value, null, 2)}\n`)
-  await rename(`${path}.tmp`, path)
 }

@@ -78,20 +78,49 @@ export function adapterConfig({ rank, alpha, targetModules }: Adapter): Record<s
   }
 }
 
-/** What an adapter_config.json says of a plain LoRA; a kind that looplm does not run is refused by its field. */
+/** Fields of adapter_config.json without a part in what a loaded plain LoRA computes: any value passes. */
+const harmless = [
+  ...['peft_type', 'task_type', 'r', 'lora_alpha', 'target_modules', 'init_lora_weights', 'bias'], // checked one by one
+  ...['base_model_name_or_path', 'revision', 'inference_mode', 'auto_mapping', 'peft_version', 'runtime_config'],
+  'lora_dropout', // of training
+  ...['loftq_config', 'eva_config', 'corda_config', 'lora_ga_config'], // of initializations, see init_lora_weights
+  ...['megatron_core', 'qalora_group_size'], // mean something beside megatron_config and use_qalora
+  'ensure_weight_tying', // of embeddings and heads, which are no target
+]
+
+/** Values of init_lora_weights that leave the base model as it is. PEFT's others, such as "pissa", take the adapter's start out of it. */
+const harmlessStarts: readonly unknown[] = [undefined, null, true, false, 'gaussian', 'orthogonal', 'eva', 'mica']
+
+/** Whether a field has the value that stands for "not used". */
+function isNeutral(field: string, value: unknown): boolean {
+  if (value === undefined || value === null || value === false) return true
+  if (field === 'alora_invocation_tokens') return false // an empty list is a use of it
+  return typeof value === 'object' && Object.keys(value).length === 0
+}
+
+/** What an adapter_config.json says of a plain LoRA; a field that would make it anything else is refused by its name. */
 export async function readAdapter(folder: string, model: LoopLMConfig, operation: string) {
   const path = join(folder, 'adapter_config.json')
   const fail = (problem: string, cause?: unknown) => new LoopLMError('INVALID_FILE', `${path}: ${problem}`, { operation, cause })
   const config = await readJson(path, operation)
   if (config.peft_type !== 'LORA') throw fail(`field "peft_type" must be "LORA", got ${describe(config.peft_type)}`)
-  const empty = (value: unknown) =>
-    value === undefined || value === null || value === false || (typeof value === 'object' && Object.keys(value).length === 0)
-  const plain = ['use_rslora', 'use_dora', 'fan_in_fan_out', 'modules_to_save', 'rank_pattern', 'alpha_pattern'] as const
-  const special = [...plain, 'layers_to_transform', 'layers_pattern', 'exclude_modules', 'trainable_token_indices'].find(
-    (field) => !empty(config[field]),
-  )
-  if (special !== undefined) throw fail(`field "${special}" is ${describe(config[special])}: only plain LoRA is supported`)
+  if (config.task_type != null && config.task_type !== 'CAUSAL_LM')
+    throw fail(`field "task_type" must be "CAUSAL_LM" or null, got ${describe(config.task_type)}`)
   if ((config.bias ?? 'none') !== 'none') throw fail(`field "bias" must be "none", got ${describe(config.bias)}`)
+  const special = Object.keys(config).find((field) => !harmless.includes(field) && !isNeutral(field, config[field]))
+  if (special !== undefined) {
+    const remedy = 'Merge the adapter into its base model with PEFT (merge_and_unload), and load that model'
+    throw fail(`field "${special}" is ${describe(config[special])}, but only plain LoRA is supported. ${remedy}`)
+  }
+  const start = config.init_lora_weights
+  if (!harmlessStarts.includes(typeof start === 'string' ? start.toLowerCase() : start)) {
+    const allowed = harmlessStarts.filter((value) => value != null).map((value) => JSON.stringify(value))
+    throw fail(
+      `field "init_lora_weights" is ${describe(start)}, which changes the base model before training; allowed are ${allowed.join(', ')}. ` +
+        'Convert the adapter with PEFT (save_pretrained with path_initial_model_for_weight_conversion). ' +
+        'If you load the changed base model, set the field to true',
+    )
+  }
   const named = config.target_modules === 'all-linear' ? loraModules : config.target_modules
   if (!Array.isArray(named)) throw fail(`field "target_modules" must list projections, got ${describe(named)}`)
   const weights = join(folder, 'adapter_model.safetensors')

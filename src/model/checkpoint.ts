@@ -3,13 +3,12 @@ import { basename, dirname, join } from 'node:path'
 import { download } from '../data/download.js'
 import { maxFileBytes, readJson as readAnyJson } from '../data/read-file.js'
 import { Tokenizer } from '../data/tokenizer.js'
+import { onDisk } from '../data/write-file.js'
 import { LoopLMError } from '../errors.js'
 import type { Quantization } from '../native.js'
 import { type LoopLMConfig, parameterCount, parseConfig, parseQuantization } from './config.js'
 import type { ModelDType, PretrainedOptions } from './types.js'
 import { exists, interruptedSave } from './write-folder.js'
-
-export { writeFolder } from './write-folder.js'
 
 /** The parts of a Hugging Face checkpoint folder. */
 export interface Checkpoint {
@@ -39,12 +38,12 @@ export async function findFolder(name: string, options: PretrainedOptions, opera
 export async function readCheckpoint(folder: string, operation: string): Promise<Checkpoint> {
   const configPath = join(folder, 'config.json')
   if (!(await exists(configPath, operation))) {
+    const interrupted = await interruptedSave(folder)
+    if (interrupted !== undefined) throw new LoopLMError('INVALID_FILE', interrupted, { operation })
     if (await exists(join(folder, 'adapter_config.json'))) {
       const message = `${folder} holds an adapter: load the model that it belongs to, then the adapter with loadAdapter (--adapter)`
       throw new LoopLMError('INVALID_FILE', message, { operation })
     }
-    const interrupted = await interruptedSave(folder)
-    if (interrupted !== undefined) throw new LoopLMError('INVALID_FILE', interrupted, { operation })
     const inside = (await exists(join(folder, 'checkpoints'))) ? `; those of a run are in ${join(folder, 'checkpoints')}` : ''
     throw new LoopLMError('NOT_FOUND', `no file ${configPath}: ${folder} is not a checkpoint folder${inside}`, { operation })
   }
@@ -87,7 +86,8 @@ async function readCode(folder: string, config: LoopLMConfig): Promise<ReadonlyM
   const code = new Map<string, Uint8Array>()
   for (const file of new Set(localModules(config).map(([, file]) => file))) {
     const found = await stat(join(folder, file)).catch(() => undefined)
-    if (found?.isFile() && found.size <= maxCodeBytes) code.set(file, await readFile(join(folder, file)))
+    if (found?.isFile() && found.size <= maxCodeBytes)
+      code.set(file, await onDisk('read', join(folder, file), readFile(join(folder, file))))
   }
   return code
 }
@@ -150,7 +150,10 @@ function checkEndTokens(generation: Record<string, unknown>, path: string, confi
   throw new LoopLMError('INVALID_FILE', message, { operation })
 }
 
-/** The content of config.json for a model that looplm saves. transformers 4 calls the dtype torch_dtype, later ones dtype. */
+/**
+ * The content of config.json for a model that looplm saves, sorted by name as transformers sorts it: a model that is loaded and saved again
+ * gives the same file. transformers 4 calls the dtype torch_dtype, later ones dtype.
+ */
 export function configJson(
   config: LoopLMConfig,
   dtype: ModelDType,
@@ -164,7 +167,8 @@ export function configJson(
       : { quantization_config: { quant_method: 'looplm', bits: quantization.bits, group_size: quantization.groupSize } }
   const model = { architectures: ['OuroForCausalLM'], model_type: 'ouro', hidden_act: 'silu', rope_scaling: null }
   const unused = { attention_dropout: 0, use_sliding_window: false, use_cache: true }
-  return { ...unused, ...config, ...model, auto_map: autoMap(config, code), ...dtypes, ...quantized }
+  const fields = { ...unused, ...config, ...model, auto_map: autoMap(config, code), ...dtypes, ...quantized }
+  return Object.fromEntries(Object.entries(fields).sort(([a], [b]) => (a < b ? -1 : 1)))
 }
 
 /** A JSON object from a file of bounded size. @throws LoopLMError NOT_FOUND, INVALID_FILE */

@@ -231,6 +231,18 @@ export function endTokens(config: LoopLMConfig): number[] {
   return [config.eos_token_id ?? []].flat()
 }
 
+/** The fields that decide what a model computes from its parameters. */
+const computing = [
+  ...(['vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'] as const),
+  ...(['num_key_value_heads', 'head_dim', 'total_ut_steps', 'rms_norm_eps', 'rope_theta', 'tie_word_embeddings'] as const),
+]
+
+/** The first field by which two models compute differently, in words for an error; undefined where they compute alike. */
+export function configDifference(own: LoopLMConfig, other: LoopLMConfig): string | undefined {
+  const field = computing.find((name) => own[name] !== other[name])
+  return field && `${field} is ${other[field]}, but the model's is ${own[field]}`
+}
+
 export function nativeConfig(config: LoopLMConfig): NativeModelConfig {
   return {
     vocabulary: config.vocab_size,

@@ -1,16 +1,19 @@
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../arguments.js'
+import { type FolderFiles, listChecksums, warnOfChanges } from '../data/folder-files.js'
 import { Tokenizer } from '../data/tokenizer.js'
+import { jsonText } from '../data/write-file.js'
 import { LoopLMError } from '../errors.js'
 import { call, context, type NativeModel, type NativeSequences, native, type Quantization } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
 import { type Adapter, adapterConfig, checkAdapter, type LoRAOptions, readAdapter, sameAdapter } from './adapter.js'
-import { configJson, findFolder, readCheckpoint, writeFolder } from './checkpoint.js'
+import { configJson, findFolder, readCheckpoint } from './checkpoint.js'
 import { checkDType, checkLoops, checkTemperature, packSequences, packValues } from './checks.js'
 import {
   checkFieldNames,
+  configDifference,
   endTokens,
   type LoopLMConfig,
   type LoopLMConfigInput,
@@ -53,6 +56,7 @@ import type {
   Scores,
   TokenSequence,
 } from './types.js'
+import { writeFolder } from './write-folder.js'
 
 const recomputes = ['none', 'loop', 'layer'] as const
 
@@ -159,6 +163,7 @@ export class LoopLM {
     const handle = await call(operation, () =>
       native().modelLoad(on, nativeConfig(parts.config), place.dtype, weights, quantization, saved !== undefined),
     )
+    await warnOfChanges(found, weights[0]!)
     return new LoopLM(handle, { ...place, ...parts, dtype: native().modelDType(handle), quantization })
   }
 
@@ -190,8 +195,8 @@ export class LoopLM {
   }
 
   /**
-   * The tokenizer of the checkpoint, or one that was assigned; it turns texts into prompts and is saved with the model. A configuration that
-   * names no end, begin or padding token takes over the tokenizer's.
+   * The tokenizer of the checkpoint, of the task or data that the model was trained on, or one that was assigned. It turns texts into
+   * prompts and is saved with the model. A configuration that names no end, begin or padding token takes over the tokenizer's.
    */
   get tokenizer(): Tokenizer | undefined {
     return this.#tokenizer
@@ -199,14 +204,7 @@ export class LoopLM {
 
   set tokenizer(tokenizer: Tokenizer | undefined) {
     const operation = 'LoopLM.tokenizer'
-    if (tokenizer !== undefined) {
-      checkInstance(tokenizer, 'tokenizer', Tokenizer, 'Tokenizer.fromPretrained resolves to, or undefined', operation)
-      if (tokenizer.vocabSize > this.config.vocab_size) {
-        const message = `the tokenizer has ${tokenizer.vocabSize} ids, the model's vocab_size is ${this.config.vocab_size}`
-        throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
-      }
-      this.takeSpecialTokens(tokenizer)
-    }
+    if (tokenizer !== undefined) this.takeSpecialTokens(this.#fitting(tokenizer, operation))
     this.#tokenizer = tokenizer
   }
 
@@ -223,12 +221,19 @@ export class LoopLM {
   /**
    * Writes a checkpoint that {@link LoopLM.fromPretrained} and Python load: config.json, generation_config.json, model.safetensors and the
    * tokenizer's files. A new folder appears complete or not at all; in an existing one the files are exchanged so that a kill leaves the old
-   * model, the new one, or a folder that is refused with what to do, and other files stay.
+   * model, the new one, or a folder that is refused with what to do. Files of the old model that the new one does not have, such as
+   * shards, an adapter, or a chat template, are removed; other files stay.
    * A quantized model is saved as it is, codes and scales, which looplm alone loads; `dequantize: true` writes plain matrices instead.
    *
    * @param folder created when it does not exist
    * @param options.dtype dtype of the file, in a quantized one of what is not quantized; default the model's
+   * @param options.tokenizer saved with the model; default {@link LoopLM.tokenizer}
    * @throws LoopLMError INVALID_FILE when the folder cannot be written, INVALID_ARGUMENT naming the argument or when the model has an adapter
+   *
+   * @example
+   * ```ts
+   * await model.save('my-model', { dtype: 'bfloat16', tokenizer: Tokenizer.bytes() })
+   * ```
    */
   async save(folder: string, options: SaveOptions = {}): Promise<void> {
     const operation = 'LoopLM.save'
@@ -241,16 +246,23 @@ export class LoopLM {
     }
     const dtype = this.#fileDType(options, operation)
     const dequantize = checkFlag(options.dequantize ?? false, 'dequantize', operation)
+    const tokenizer = options.tokenizer === undefined ? this.#tokenizer : this.#fitting(options.tokenizer, operation)
     const { bos_token_id, eos_token_id } = this.config
-    await writeFolder(folder, operation, async (temporary) => {
+    const quantization = dequantize ? undefined : this.quantization
+    const files: FolderFiles = new Map<string, string | Uint8Array>([
+      ['config.json', jsonText(configJson(this.config, dtype, this.#code, quantization))],
+      ['generation_config.json', jsonText({ bos_token_id, eos_token_id, ...this.#generation })],
+      ...this.#code,
+      ...(tokenizer?.files() ?? []),
+    ])
+    const stale = await writeFolder(folder, 'model', operation, async (temporary) => {
       const weights = join(temporary, 'model.safetensors')
-      await call(operation, () => native().modelSave(handle, weights, fileDTypes[dtype], dequantize))
-      const quantization = dequantize ? undefined : this.quantization
-      await writeJson(join(temporary, 'config.json'), configJson(this.config, dtype, this.#code, quantization))
-      for (const [name, content] of this.#code) await writeFile(join(temporary, name), content)
-      await writeJson(join(temporary, 'generation_config.json'), { bos_token_id, eos_token_id, ...this.#generation })
-      await this.#tokenizer?.save(temporary)
+      await call(operation, () => native().modelSave(handle, weights, fileDTypes[dtype], dequantize, listChecksums(files)))
+      await writeFiles(temporary, files)
     })
+    if (tokenizer !== undefined || !stale.includes('tokenizer.json')) return
+    const message = `the model has no tokenizer, so that of the model that ${folder} held was removed`
+    process.emitWarning(`${operation}: ${message}; set model.tokenizer, or pass tokenizer`, { type: 'LoopLMWarning' })
   }
 
   /**
@@ -457,19 +469,19 @@ export class LoopLM {
    * @param options.dtype dtype of the file; default the model's
    * @throws LoopLMError INVALID_ARGUMENT when there is no adapter, INVALID_FILE when the folder cannot be written
    */
-  async saveAdapter(folder: string, options: SaveOptions = {}): Promise<void> {
+  async saveAdapter(folder: string, options: Pick<SaveOptions, 'dtype'> = {}): Promise<void> {
     const operation = 'LoopLM.saveAdapter'
     checkText(folder, 'folder', 'the path of a folder', operation)
-    checkOptions(options, saveOptions, operation)
+    checkOptions(options, { dtype: true }, operation)
     const handle = this.handle(operation)
     const adapter = this.#adapter
     if (adapter === undefined) throw new LoopLMError('INVALID_ARGUMENT', 'the model has no adapter', { operation })
     const dtype = this.#fileDType(options, operation)
-    await writeFolder(folder, operation, async (temporary) => {
-      await call(operation, () =>
-        native().modelSaveAdapter(handle, join(temporary, 'adapter_model.safetensors'), fileDTypes[dtype]),
-      )
-      await writeJson(join(temporary, 'adapter_config.json'), adapterConfig(adapter))
+    const files: FolderFiles = new Map([['adapter_config.json', jsonText(adapterConfig(adapter))]])
+    await writeFolder(folder, 'adapter', operation, async (temporary) => {
+      const weights = join(temporary, 'adapter_model.safetensors')
+      await call(operation, () => native().modelSaveAdapter(handle, weights, fileDTypes[dtype], listChecksums(files)))
+      await writeFiles(temporary, files)
     })
   }
 
@@ -499,6 +511,7 @@ export class LoopLM {
     const handle = this.handle(operation)
     try {
       await call(operation, () => native().modelLoadAdapter(handle, weights))
+      await warnOfChanges(folder, weights)
     } catch (error) {
       if (own === undefined) await this.removeAdapter()
       throw error
@@ -526,13 +539,22 @@ export class LoopLM {
     return call('LoopLM.getParameter', () => native().modelRead(handle, name))
   }
 
-  /** Overwrites one parameter; a bfloat16 model rounds to nearest. @throws LoopLMError NOT_FOUND, INVALID_SHAPE, NON_FINITE */
+  /**
+   * Overwrites one parameter; a bfloat16 model rounds to nearest.
+   *
+   * @throws LoopLMError NOT_FOUND, INVALID_SHAPE, NON_FINITE also for a value outside the range of the model's dtype
+   */
   async setParameter(name: string, values: ArrayLike<number>): Promise<void> {
     const operation = 'LoopLM.setParameter'
     const handle = this.handle(operation)
     const shape = this.#parameter(name, operation).shape
     const length = shape.reduce((product, n) => product * n, 1)
     const packed = packValues([values], name, () => [{ shape: `[${shape.join(', ')}]`, length }], 1, operation)
+    const at = packed.findIndex((value) => Math.abs(value) > largest[this.dtype])
+    if (at !== -1) {
+      const message = `${name} holds ${packed[at]} (entry ${at} of all); the largest value of ${this.dtype} is ${largest[this.dtype]}`
+      throw new LoopLMError('NON_FINITE', message, { operation })
+    }
     await call(operation, () => native().modelWrite(handle, name, packed))
   }
 
@@ -566,17 +588,20 @@ export class LoopLM {
     const operation = 'LoopLM.copyParametersFrom'
     checkInstance(other, 'other', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', operation)
     const [to, from] = [this.handle(operation), other.handle(operation)]
-    const same = (['device', 'dtype'] as const).every((field) => this[field] === other[field])
-    const sizes = JSON.stringify(nativeConfig(this.config)) === JSON.stringify(nativeConfig(other.config))
-    if (!same || !sizes || this.#threads !== other.#threads) {
-      throw new LoopLMError('INVALID_ARGUMENT', 'both models must have the same sizes, dtype, device and threads', { operation })
-    }
+    const place = (['device', 'dtype'] as const).find((field) => this[field] !== other[field])
+    const difference =
+      configDifference(this.config, other.config) ??
+      (place && `${place} is ${other[place]}, but the model's is ${this[place]}`) ??
+      (this.#threads === other.#threads ? undefined : 'threads differ')
+    if (difference !== undefined) throw new LoopLMError('INVALID_ARGUMENT', `other: ${difference}`, { operation })
     await call(operation, () => native().modelCopyParameters(to, from))
   }
 
   /**
    * What the model thinks of whole responses, loop by loop: means over their tokens, without a table of single tokens.
    *
+   * @param sequences at least one, each of at least two token ids
+   * @param options.promptLengths per sequence, how many of its tokens are prompt; default 1 each
    * @returns per sequence `logprobs`, T means of log P of the response tokens, and `exitLoop`, the mean of Σ t·p_t (1-based)
    * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, ABORTED
    *
@@ -592,7 +617,7 @@ export class LoopLM {
   ): Promise<{ logprobs: number[][]; exitLoop: number[] }> {
     const operation = 'LoopLM.responseMeans'
     checkOptions(options, responseMeansOptions, operation)
-    const limits = { vocabulary: this.config.vocab_size, minLength: 1, promptLengths: options.promptLengths }
+    const limits = { vocabulary: this.config.vocab_size, minLength: 2, promptLengths: options.promptLengths }
     const packed = packSequences(sequences, limits, operation)
     const settings = {
       temperature: checkTemperature(options.temperature, operation),
@@ -610,6 +635,8 @@ export class LoopLM {
    * One vector per sequence: the mean of the last loop's states over the response tokens, or over all tokens without `promptLengths`.
    * Similar texts have similar vectors, with no model but this one.
    *
+   * @param sequences at least one, each of at least one token id, with `promptLengths` two
+   * @param options.promptLengths per sequence, how many of its tokens are prompt and left out of the mean
    * @returns `hidden_size` numbers per sequence
    * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, ABORTED
    *
@@ -628,15 +655,9 @@ export class LoopLM {
     checkOptions(options, embedOptions, operation)
     const limits = { vocabulary: this.config.vocab_size, minLength: 1, promptLengths: options.promptLengths }
     const packed = packSequences(sequences, limits, operation)
-    // a prompt of one token would leave that token out where no prompt was named
-    const whole = options.promptLengths === undefined ? packed.lengths : packed.promptLengths
     const loops = checkLoops(options.loops, operation)
     const handle = this.handle(operation)
-    return call(
-      operation,
-      (cancel) => native().modelEmbed(handle, { ...packed, promptLengths: whole }, loops, cancel),
-      options.signal,
-    )
+    return call(operation, (cancel) => native().modelEmbed(handle, packed, loops, cancel), options.signal)
   }
 
   /**
@@ -676,6 +697,13 @@ export class LoopLM {
     return new LoopLM(handle, { ...place, generation: this.#generation, code: this.#code, tokenizer: this.#tokenizer, adapter })
   }
 
+  #fitting(tokenizer: Tokenizer, operation: string): Tokenizer {
+    checkInstance(tokenizer, 'tokenizer', Tokenizer, 'Tokenizer.fromPretrained resolves to, or undefined', operation)
+    if (tokenizer.vocabSize <= this.config.vocab_size) return tokenizer
+    const message = `the tokenizer has ${tokenizer.vocabSize} ids, the model's vocab_size is ${this.config.vocab_size}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+
   #fileDType(options: SaveOptions, operation: string): ModelDType {
     const dtypes = (['float32', 'bfloat16', 'float64'] as const).filter((word) => word !== 'float64' || this.dtype === word)
     return checkWord(options.dtype ?? this.dtype, 'dtype', dtypes, operation)
@@ -703,6 +731,8 @@ interface ModelParts extends Place {
   adapter?: Adapter | undefined
 }
 
+/** The largest finite values of the dtypes. */
+const largest = { float32: (2 - 2 ** -23) * 2 ** 127, bfloat16: (2 - 2 ** -7) * 2 ** 127, float64: Number.MAX_VALUE } as const
 const fileDTypes = { float32: 'F32', bfloat16: 'BF16', float64: 'F64' } as const
 
 function checkPlace<Fallback extends ModelDType | undefined>(
@@ -733,6 +763,6 @@ function checkQuantization(options: LoadOptions, operation: string): Quantizatio
   return { bits, groupSize: checkNumber(options.groupSize ?? 64, 'groupSize', range, operation) }
 }
 
-async function writeJson(path: string, value: unknown): Promise<void> {
-  await writeFile(path, `${JSON.stringify(value, null, 2)}\n`)
+async function writeFiles(folder: string, files: FolderFiles): Promise<void> {
+  for (const [name, content] of files) await writeFile(join(folder, name), content)
 }

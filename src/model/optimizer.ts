@@ -61,8 +61,8 @@ export class AdamW {
    *
    * @param overrides options that differ for this step, for example the learning rate of a schedule
    * @returns gradNorm: the global norm of the gradients before clipping
-   * @throws LoopLMError INVALID_ARGUMENT naming the option; NON_FINITE naming a parameter whose gradient is not finite; nothing has
-   *   changed then
+   * @throws LoopLMError INVALID_ARGUMENT naming the option; NON_FINITE, with nothing changed, naming a parameter whose gradient is not
+   *   finite, or the options with which the update could leave the range of float32 (float64 on device `reference`)
    */
   async step(overrides: AdamWOptions = {}): Promise<{ gradNorm: number }> {
     const operation = 'AdamW.step'

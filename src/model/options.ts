@@ -31,7 +31,7 @@ export const pretrainedOptions = {
   cacheDir: true,
 } satisfies Keys<PretrainedOptions>
 
-export const saveOptions = { dtype: true, dequantize: true } satisfies Keys<SaveOptions>
+export const saveOptions = { dtype: true, dequantize: true, tokenizer: true } satisfies Keys<SaveOptions>
 
 export const scoreOptions = {
   temperature: true,

@@ -1,3 +1,4 @@
+import type { Tokenizer } from '../data/tokenizer.js'
 import type { DeviceName } from '../tensor/types.js'
 
 /** The dtypes of a model's parameters and activations. `float64` belongs to device `reference`, the other two to the rest. */
@@ -69,6 +70,8 @@ export interface SaveOptions {
    * and scales.
    */
   dequantize?: boolean
+  /** Saved with the model; default the model's own, {@link LoopLM.tokenizer}. */
+  tokenizer?: Tokenizer | undefined
 }
 
 /** Options of {@link LoopLM.score}. */

@@ -3,6 +3,7 @@ import { closeSync, mkdirSync, openSync, statSync } from 'node:fs'
 import { lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { type Owner, staleFiles } from '../data/folder-files.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { native } from '../native.js'
 
@@ -11,8 +12,9 @@ import { native } from '../native.js'
  * written whole into .save-<uuid> inside it, and then take the places of the old ones, which move to .save-<uuid>.old:
  *
  *   1. config.json moves away: from here on the folder is no checkpoint, and readers say why (`interruptedSave`);
- *   2. every other file is replaced;
- *   3. the new config.json comes: the folder is the new checkpoint.
+ *   2. files of the old checkpoint that have no successor, such as its shards, move away (`staleFiles`);
+ *   3. every other file is replaced;
+ *   4. the new config.json comes: the folder is the new checkpoint.
  *
  * So a process that dies leaves the old checkpoint, the new one, or one that is refused; an error puts the old files back. What a dead
  * process left goes with the next save: as long as a process lives, its folder is locked by the system.
@@ -25,17 +27,26 @@ const replaced = '.old'
 
 /**
  * Writes files so that a new folder is seen complete or not at all, and one that exists as the old checkpoint, as the new one or, after
- * a kill while the files were exchanged, as one that readers refuse. Other files of a folder that exists stay.
+ * a kill while the files were exchanged, as one that readers refuse. Files of the old checkpoint that the new one does not have go;
+ * the user's own files stay.
  *
+ * @param owner what is written: see {@link staleFiles}
  * @param fill writes the files into the folder it is given
+ * @returns the names of the old files that went without a successor
  * @throws LoopLMError INVALID_FILE naming what could not be written; the folder is as it was then
  */
-export async function writeFolder(folder: string, operation: string, fill: (temporary: string) => Promise<void>): Promise<void> {
+export async function writeFolder(
+  folder: string,
+  owner: Owner,
+  operation: string,
+  fill: (temporary: string) => Promise<void>,
+): Promise<string[]> {
   const target = resolve(folder)
   const id = randomUUID()
   const inside = join(target, within + id)
   let temporary = `${target}.tmp-${id}`
   let lock: number | undefined
+  let stale: string[] = []
   try {
     // nothing is awaited before `fill`, so that it makes its first call before anyone else's next one
     if (statSync(target, { throwIfNoEntry: false }) !== undefined) temporary = inside
@@ -47,10 +58,10 @@ export async function writeFolder(folder: string, operation: string, fill: (temp
       await rename(temporary, inside)
       temporary = inside
     }
-    if (temporary === inside) await replaceFiles(inside, target)
+    if (temporary === inside) stale = await replaceFiles(inside, target, owner)
     await sync(dirname(target))
   } catch (cause) {
-    if (!(await exists(temporary + replaced))) await rm(temporary, { recursive: true, force: true })
+    await removeUnlessReplacing(temporary).catch(() => {}) // the first error is the one to report
     if (!(cause instanceof LoopLMError)) throw fileError(cause, 'write', folder, operation)
     const message = cause.message.replace(`${operation}: `, '').replaceAll(temporary, target) // the folder of the caller, not the one that is gone
     throw new LoopLMError(cause.code, message, { operation, shapes: cause.shapes, cause })
@@ -58,6 +69,11 @@ export async function writeFolder(folder: string, operation: string, fill: (temp
     if (lock !== undefined) closeSync(lock)
   }
   await removeLeft(target).catch(() => {}) // the new files are in place all the same
+  return stale
+}
+
+async function removeUnlessReplacing(temporary: string): Promise<void> {
+  if (!(await exists(temporary + replaced))) await rm(temporary, { recursive: true, force: true })
 }
 
 /** Gives a folder its name; false where another save has made a folder of that name in between. */
@@ -72,8 +88,8 @@ async function takePlace(temporary: string, target: string): Promise<boolean> {
   }
 }
 
-/** Moves the files of a folder to their places in another: all of them or, where one cannot be moved, none. */
-async function replaceFiles(from: string, target: string): Promise<void> {
+/** Moves the files of a folder to their places in another: all of them or, where one cannot be moved, none. Returns the stale ones. */
+async function replaceFiles(from: string, target: string, owner: Owner): Promise<string[]> {
   const old = from + replaced
   const names = await readdir(from)
   for (const name of names) {
@@ -89,10 +105,13 @@ async function replaceFiles(from: string, target: string): Promise<void> {
   const clear = (name: string) => move(join(target, name), join(old, name)).catch(ignoreMissing)
   const place = (name: string) => move(join(from, name), join(target, name))
   const lock = await waitForFolder(target) // two saves at a time would mix their files
+  let stale: string[]
   try {
     await mkdir(old)
+    stale = await staleFiles(target, owner, names)
     for (const name of first) await clear(name)
     await sync(target)
+    for (const name of stale) await clear(name)
     for (const name of names.filter((name) => !first.includes(name))) {
       await clear(name)
       await place(name)
@@ -109,6 +128,7 @@ async function replaceFiles(from: string, target: string): Promise<void> {
   }
   await rm(from, { recursive: true, force: true })
   await rm(old, { recursive: true, force: true })
+  return stale
 }
 
 /**

@@ -172,6 +172,17 @@ export const metricGroups: readonly MetricGroup[] = [
         ],
       },
       {
+        title: 'Dynamic sampling',
+        metrics: [
+          metric('sampling/rounds', '', '`filter.resample`: rounds of prompts that the step sampled.'),
+          metric(
+            'sampling/frac_discarded',
+            'share',
+            '`filter.resample`: share of the sampled completions that are not trained on. Rewards and lengths are those of the others, `num_tokens` and `sampling_time` of all.',
+          ),
+        ],
+      },
+      {
         title: 'Learning rate',
         metrics: [metric('learning_rate', '', 'Learning rate of the step.')],
       },

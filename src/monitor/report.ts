@@ -1,9 +1,8 @@
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
-import { rename, rm, writeFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
-import { fileError } from '../errors.js'
+import { replaceFile } from '../data/write-file.js'
 import { type MetricDoc, matchMetric, metricGroups } from './metrics.js'
 import { lightColours, pageStyle } from './page/style.js'
 import type { ReportChart, ReportData } from './report-data.js'
@@ -35,14 +34,7 @@ export async function reportData(readers: readonly RunReader[], live = false): P
  */
 export async function writeReport(runs: readonly string[], path: string): Promise<void> {
   const html = reportPage(await reportData(runs.map((run) => new RunReader(run))))
-  const unfinished = `${path}.tmp`
-  try {
-    await writeFile(unfinished, html)
-    await rename(unfinished, path)
-  } catch (cause) {
-    await rm(unfinished, { force: true }).catch(() => {})
-    throw fileError(cause, 'write', path, 'report')
-  }
+  await replaceFile(path, html, 'report')
 }
 
 /** The charts that have something to show; metrics that no list knows come last, one chart each. */

@@ -155,7 +155,7 @@ async function appendWhole(path: string, text: string | Uint8Array, head?: Uint8
 
 /** A pipe in the place of a file would hold the run up. */
 async function requireFiles(path: string): Promise<void> {
-  for (const name of Object.values(files)) {
+  for (const name of [...Object.values(files), 'config.yaml']) {
     const found = await stat(join(path, name)).catch(() => undefined)
     if (found === undefined || found.isFile()) continue
     throw new LoopLMError('INVALID_FILE', `cannot write ${join(path, name)}: it is not a regular file`, { operation: 'run' })

@@ -82,7 +82,7 @@ export function advantagesOf(spec: AdvantageSpec, input: AdvantageInput): (numbe
   let values: (number | null)[]
   if (spec.baseline === 'none') values = [...rewards]
   else if (spec.scale === 'population') values = populationScores(rewards, groupSize)
-  else values = groupAdvantages(rewards, groupSize, spec.scale).advantages
+  else values = groupAdvantages(rewards, groupSize, spec.scale ?? 'group').advantages
   if (spec.strata !== undefined) {
     const strata = needed(input.strata, 'strata')
     const kinds = largest(strata) + 1

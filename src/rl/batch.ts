@@ -1,3 +1,4 @@
+import { checkNames } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { largest, smallest } from '../extremes.js'
 import { describe, packSequences, packValues } from '../model/checks.js'
@@ -6,12 +7,12 @@ import { advantagesOf, groupAdvantages, reduce } from './advantages.js'
 import type { Metrics } from './events.js'
 import { beliefAdvantages } from './objective/belief.js'
 import { usesRatio, usesReference } from './objective/compile.js'
-import type { AdvantageSpec, Objective, RewardShaper } from './objective/schema.js'
+import type { AdvantageSpec, BeliefSpec, Objective, RewardShaper } from './objective/schema.js'
 import { isLabelFree, shapeRewards } from './objective/shape-rewards.js'
 
 /**
  * Completed rollouts, as `update` and `gradients` of a policy-gradient trainer take them. Fields that the trainer's objective does not
- * read are ignored whatever they hold; null stands for an absent field.
+ * read, and those of other trainers' batches, are ignored; null stands for an absent field. Other names are refused.
  */
 export interface RolloutBatch {
   /** Prompt and response of each rollout as token ids. */
@@ -50,16 +51,13 @@ export interface RolloutBatch {
   embeddings?: readonly ArrayLike<number>[]
   /** Per sequence b_0..b_T: belief in the answer before any loop and after each (beliefs `gold-answer` and `forced-exit`). */
   beliefs?: readonly ArrayLike<number>[]
-  // biome-ignore lint/suspicious/noExplicitAny: with unknown, TypeScript would refuse batches whose type is an interface
-  [unused: string]: any
+  /** Columns of the data set's row behind each sequence. Only an objective that is a function sees them. */
+  columns?: readonly Readonly<Record<string, unknown>>[]
 }
-
-/** The fields that have a meaning; what the others hold is never looked at. */
-export type RolloutFields = { [Field in keyof RolloutBatch as string extends Field ? never : Field]: RolloutBatch[Field] }
 
 /** A batch whose rewards have become advantages. */
 export interface RatedBatch {
-  batch: RolloutFields
+  batch: RolloutBatch
   /** Response tokens of each sequence that count. */
   lengths: number[]
   /** After shaping and filtering; null: not counted. */
@@ -84,19 +82,34 @@ export interface RatingSettings {
   maxLength: number | undefined
   /** Loops of the model. */
   loops: number
+  /** b_0..b_T per sequence, where the trainer has measured them; else those of the batch. */
+  beliefs?: BeliefCurves | undefined
+}
+
+/** Belief curves by where they come from. */
+export type BeliefCurves = { [Belief in SequenceBelief]?: readonly ArrayLike<number>[] }
+type SequenceBelief = Exclude<BeliefSpec['belief'], 'token'>
+
+/** The beliefs in whole responses that the terms of an objective are rewarded by. */
+export function beliefsOf({ terms }: Objective): SequenceBelief[] {
+  const all = terms.map(({ advantage }) => advantage.loops?.belief)
+  return (['gold-answer', 'forced-exit'] as const).filter((belief) => all.includes(belief))
 }
 
 const perSequence = [
   ...(['rewards', 'advantages', 'oldLogprobs', 'referenceLogprobs', 'mask', 'exits', 'segments', 'strata', 'costs'] as const),
-  ...(['exitLoops', 'truncated', 'answers', 'embeddings', 'beliefs'] as const),
+  ...(['exitLoops', 'truncated', 'answers', 'embeddings', 'beliefs', 'columns'] as const),
 ]
-/** The names of {@link RolloutFields}. */
-export const rolloutFields: readonly (keyof RolloutFields)[] = ['sequences', 'promptLengths', ...perSequence]
+/** The names of the fields of a {@link RolloutBatch}. */
+export const rolloutFields: readonly (keyof RolloutBatch)[] = ['sequences', 'promptLengths', ...perSequence]
+
+/** Fields of other trainers' batches that may be left in one; a mask may not, which would change what is learnt. */
+const ignored: readonly string[] = [...rolloutFields.filter((field) => field !== 'mask'), 'noise']
 
 /**
  * A copy of the fields of a batch that a trainer knows, so that the caller may go on with its arrays; null counts as absent.
  *
- * @throws LoopLMError INVALID_ARGUMENT when the batch is no object
+ * @throws LoopLMError INVALID_ARGUMENT when the batch is no object or has a field that no trainer knows
  */
 export function copyBatch<Batch extends object>(
   operation: string,
@@ -107,8 +120,17 @@ export function copyBatch<Batch extends object>(
     const message = `a batch must be an object with sequences and what belongs to them, got ${describe(batch)}`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
-  const known = fields.filter((field) => batch[field] !== undefined && batch[field] !== null)
+  const extra = Object.keys(batch).filter(
+    (name) => !ignored.includes(name) && !(name === 'mask' && isAbsent(batch[name as never])),
+  )
+  const unknown = Object.fromEntries(extra.map((name) => [name, true]))
+  checkNames(unknown, fields, 'field', operation)
+  const known = fields.filter((field) => !isAbsent(batch[field]))
   return Object.fromEntries(known.map((field) => [field, copyRows(batch[field])])) as Batch
+}
+
+function isAbsent(value: unknown): boolean {
+  return value === undefined || value === null
 }
 
 function copyRows(values: unknown): unknown {
@@ -122,7 +144,7 @@ function copyRow(values: unknown): unknown {
 }
 
 /** The fields of a batch that an objective reads. @param own whether the objective is a function of the caller's */
-export function usedFields(batch: RolloutFields, objective: Objective, own: boolean): RolloutFields {
+export function usedFields(batch: RolloutBatch, objective: Objective, own: boolean): RolloutBatch {
   const { terms, lazy, filter } = objective
   const rated = batch.advantages === undefined
   const needs = (test: (spec: AdvantageSpec) => boolean) => rated && terms.some(({ advantage }) => test(advantage))
@@ -141,7 +163,8 @@ export function usedFields(batch: RolloutFields, objective: Objective, own: bool
     truncated: (rated && filter.dropTruncated) || needs(({ strata }) => strata?.by === 'truncated'),
     answers: shapes('majority', 'novelty'),
     embeddings: shapes('novelty'),
-    beliefs: terms.some(({ advantage: { loops } }) => loops !== undefined && loops.belief !== 'token'),
+    beliefs: beliefsOf(objective).length > 0,
+    columns: own,
   }
   const { sequences, promptLengths } = batch
   const fields = perSequence.filter((field) => used[field] && batch[field] !== undefined)
@@ -153,11 +176,16 @@ export function usedFields(batch: RolloutFields, objective: Objective, own: bool
  *
  * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, NON_FINITE for a reward that is not finite
  */
-export function rateBatch(operation: string, batch: RolloutFields, objective: Objective, settings: RatingSettings): RatedBatch {
+export function rateBatch(operation: string, batch: RolloutBatch, objective: Objective, settings: RatingSettings): RatedBatch {
   const responses = responseLengths(batch)
   const count = batch.sequences.length
   for (const field of perSequence) checkCount(operation, field, batch[field], count)
-  const lengths = batch.mask === undefined ? responses : maskedLengths(operation, batch)
+  if (objective.lazy?.gate === 'segment' && batch.segments === undefined) {
+    const message =
+      "segments: the gate 'segment' of objective.lazy needs them, len-1 per sequence, and the batch has none; rollouts of run() never do"
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  const lengths = maskedLengths(operation, batch)
   const metrics = lengthMetrics(responses)
   if (batch.advantages !== undefined) {
     const given = numbers(operation, 'advantages', batch.advantages)!
@@ -174,15 +202,14 @@ export function rateBatch(operation: string, batch: RolloutFields, objective: Ob
   }
   const { groupSize } = settings
   const raw = batch.rewards === undefined ? Array<number>(count).fill(0) : Array.from(batch.rewards)
-  const rewards = filterRewards(objective, shaped(operation, raw, lengths, objective, batch, settings), batch, groupSize)
+  const shapes = shaped(operation, raw, lengths, objective, batch, settings)
+  const rewards = filterRewards(operation, objective, shapes, batch.truncated, groupSize)
   const { groupStds, flat } = groupAdvantages(rewards, groupSize)
-  const input = {
-    rewards,
-    groupSize,
-    strata: strataOf(operation, objective, batch, lengths),
-    costs: costsOf(operation, objective, batch, lengths, settings),
-  }
-  const outcome = objective.terms.map(({ advantage }) => advantagesOf(advantage, input))
+  const outcome = objective.terms.map(({ advantage }) => {
+    const strata = strataOf(operation, advantage, batch, lengths)
+    const costs = costsOf(operation, advantage, batch, lengths, settings)
+    return named(operation, () => advantagesOf(advantage, { rewards, groupSize, strata, costs }))
+  })
   const { advantages, moving } = addBeliefs(operation, objective, batch, outcome, settings)
   Object.assign(metrics, {
     reward: mean(raw.filter((reward) => reward !== null)),
@@ -198,7 +225,7 @@ function shaped(
   raw: readonly (number | null)[],
   lengths: readonly number[],
   objective: Objective,
-  batch: RolloutFields,
+  batch: RolloutBatch,
   { groupSize, step }: RatingSettings,
 ): (number | null)[] {
   named(operation, () => groupAdvantages(raw, groupSize)) // refuses rewards that are not finite or no whole groups
@@ -218,13 +245,22 @@ function named<Result>(operation: string, action: () => Result): Result {
   }
 }
 
-/** Nulls in place of what the filter leaves out. */
-function filterRewards(
+/**
+ * Nulls in place of what the filter leaves out.
+ *
+ * @throws LoopLMError INVALID_ARGUMENT when the filter asks for `truncated` and the batch has none
+ */
+export function filterRewards(
+  operation: string,
   { filter }: Objective,
   rewards: readonly (number | null)[],
-  { truncated }: RolloutFields,
+  truncated: readonly boolean[] | undefined,
   groupSize: number,
 ): (number | null)[] {
+  if (filter.dropTruncated && truncated === undefined) {
+    const message = 'truncated: the filter dropTruncated needs one per sequence, and the batch has none'
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
   let kept = rewards.map((reward, i) => (filter.dropTruncated && truncated?.[i] === true ? null : reward))
   if (filter.minGroupStd > 0) {
     const groups = kept.map((_, i) => Math.floor(i / groupSize))
@@ -237,12 +273,12 @@ function filterRewards(
 
 function strataOf(
   operation: string,
-  { terms }: Objective,
-  batch: RolloutFields,
+  { strata }: AdvantageSpec,
+  batch: RolloutBatch,
   lengths: readonly number[],
 ): number[] | undefined {
-  const by = terms.map(({ advantage }) => advantage.strata?.by).find((kind) => kind !== undefined)
-  if (by === undefined) return undefined
+  if (strata === undefined) return undefined
+  const { by } = strata
   if (by === 'given') {
     const allowed = (stratum: number) => Number.isInteger(stratum) && stratum >= 0 && stratum < 2 ** 20
     return numbers(operation, 'strata', batch.strata, allowed, 'strata are integers from 0')
@@ -256,13 +292,17 @@ function strataOf(
 
 function costsOf(
   operation: string,
-  { terms }: Objective,
-  batch: RolloutFields,
+  { cost }: AdvantageSpec,
+  batch: RolloutBatch,
   lengths: readonly number[],
   { loops, maxLength }: RatingSettings,
 ): number[] | undefined {
-  const by = terms.map(({ advantage }) => advantage.cost?.by).find((kind) => kind !== undefined)
-  if (by === undefined || by === 'given') return numbers(operation, 'costs', batch.costs)
+  if (cost === undefined) return undefined
+  const { by } = cost
+  if (by === 'given') {
+    const allowed = (value: number) => typeof value === 'number' && value >= 0 && value <= 1
+    return numbers(operation, 'costs', batch.costs, allowed, 'costs are numbers from 0 to 1')
+  }
   if (by === 'exit-loop')
     return numbers(operation, 'exitLoops', batch.exitLoops)?.map((loop) => (loop - 1) / Math.max(1, loops - 1))
   const longest = maxLength ?? largest(lengths, 1)
@@ -272,23 +312,18 @@ function costsOf(
 /** Adds the rewards of single loops, and says which sequences have a gradient at all. */
 function addBeliefs(
   operation: string,
-  { terms }: Objective,
-  batch: RolloutFields,
+  objective: Objective,
+  batch: RolloutBatch,
   outcome: readonly (readonly (number | null)[])[],
-  { groupSize, loops }: RatingSettings,
+  settings: RatingSettings,
 ): { advantages: number[][][]; moving: boolean[] } {
-  const count = batch.sequences.length
   const moving = batch.sequences.map(() => false)
-  const advantages = terms.map(({ advantage }, k) => {
+  const advantages = objective.terms.map(({ advantage }, k) => {
     const spec = advantage.loops
-    const perLoop = spec !== undefined && spec.belief !== 'token'
-    if (perLoop && batch.beliefs === undefined) {
-      const message = `beliefs: the belief "${spec.belief}" needs b_0..b_T per sequence, and the batch has none`
-      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
-    }
-    // packed for the checks of its rows alone
-    if (perLoop) packValues(batch.beliefs, 'beliefs', () => [{ shape: 'loops + 1', length: loops + 1 }], count, operation)
-    const added = perLoop ? beliefAdvantages(spec, batch.beliefs!, groupSize) : undefined
+    const added =
+      spec === undefined || spec.belief === 'token'
+        ? undefined
+        : beliefAdvantages(spec, beliefCurves(operation, objective, spec.belief, batch, settings), settings.groupSize)
     return outcome[k]!.map((value, i) => {
       if (value === null) return []
       const row = added === undefined ? [value] : added[i]!.map((x) => value + x)
@@ -299,10 +334,34 @@ function addBeliefs(
   return { advantages, moving }
 }
 
-/** Response tokens that the mask keeps. */
-function maskedLengths(operation: string, { sequences, promptLengths, mask }: RolloutFields): number[] {
+/** The curves of one belief: those that the trainer measured, or the batch's. */
+function beliefCurves(
+  operation: string,
+  objective: Objective,
+  belief: SequenceBelief,
+  batch: RolloutBatch,
+  { loops, beliefs }: RatingSettings,
+): readonly ArrayLike<number>[] {
+  const curves = beliefs?.[belief] ?? batch.beliefs
+  const kinds = beliefsOf(objective)
+  const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', `beliefs: ${message}`, { operation })
+  if (curves === undefined) throw refuse(`the belief "${belief}" needs b_0..b_T per sequence, and the batch has none`)
+  if (curves === batch.beliefs && kinds.length > 1)
+    throw refuse(`the objective has the beliefs ${kinds.join(' and ')}, and a batch has curves of one; only run() measures both`)
+  // packed for the checks of its rows alone
+  packValues(curves, 'beliefs', () => [{ shape: 'loops + 1', length: loops + 1 }], batch.sequences.length, operation)
+  return curves
+}
+
+/** Response tokens that the mask keeps; without a mask all. */
+export function maskedLengths(
+  operation: string,
+  { sequences, promptLengths, mask }: Pick<RolloutBatch, 'sequences' | 'promptLengths' | 'mask'>,
+): number[] {
+  if (mask === undefined) return responseLengths({ sequences, promptLengths })
+  checkCount(operation, 'mask', mask, sequences.length)
   return sequences.map((sequence, i) => {
-    const row: ArrayLike<unknown> | null | undefined = mask![i]
+    const row: ArrayLike<unknown> | null | undefined = mask[i]
     if (row?.length !== sequence.length - 1) {
       const message = `mask[${i}] must have length - 1 = ${sequence.length - 1} entries, got ${describe(row)}`
       throw new LoopLMError('INVALID_SHAPE', message, { operation })

@@ -1,13 +1,16 @@
 import { mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { z } from 'zod'
+import { checksumOf, sha256 } from '../data/folder-files.js'
 import { maxFileBytes, readJson } from '../data/read-file.js'
+import { jsonText, onDisk } from '../data/write-file.js'
 import { fileError, LoopLMError } from '../errors.js'
-import { ignoreMissing, sync, syncAll } from '../model/write-folder.js'
+import { exists, ignoreMissing, sync, syncAll } from '../model/write-folder.js'
 
 /*
  * A checkpoint is runDir/checkpoints/step-<n>: the model as a Hugging Face folder, optimizer.safetensors and trainer_state.json.
- * Prompts, draws and the learning rate are functions of (seed, step), so these three are all that a run consists of.
+ * Prompts, draws and the learning rate are functions of (seed, step), so these three are all that a run consists of. The last file is
+ * written last and has checksums: its own, and those of the others, so that no file of another checkpoint passes for one of this.
  *
  * A folder is written as .<name>.tmp, synced and renamed. Where a folder of the name exists, that one is first renamed to .<name>.old:
  * whatever the moment at which a process dies, `settle` finds either the old folder or the new one complete.
@@ -20,7 +23,12 @@ const step = z
 const stepFolder = /^step-(\d+)$/
 
 const stateSchema = z.object({
-  format: z.literal(1),
+  /** 1: without checksums. */
+  format: z.union([z.literal(1), z.literal(2)]),
+  /** Checksum of each safetensors file of the folder. */
+  files: z.record(z.string(), z.string()).default({}),
+  /** SHA-256 of the other fields. */
+  checksum: z.string().optional(),
   trainer: z.string(),
   step,
   tokens: z.int().min(0),
@@ -40,7 +48,7 @@ const stateSchema = z.object({
 })
 
 /** What a trainer knows beside parameters and optimizer moments; trainer_state.json. */
-export type TrainerState = z.output<typeof stateSchema>
+export type TrainerState = Omit<z.output<typeof stateSchema>, 'format' | 'files' | 'checksum'>
 
 /** Writes one part of a checkpoint into the folder it is given. */
 export type CheckpointPart = (folder: string) => Promise<void>
@@ -63,15 +71,29 @@ export async function saveCheckpoint(
 ): Promise<string> {
   const folder = join(runDir, 'checkpoints')
   const path = checkpointPath(runDir, state.step)
-  await writeFolder(path, [...parts, (to) => writeFile(join(to, 'trainer_state.json'), `${JSON.stringify(state, null, 2)}\n`)])
+  await writeFolder(path, [...parts, (to) => writeState(to, state)])
   const best = new Set(state.best.map(({ step }) => step))
   const old = (await checkpointSteps(folder)).slice(0, -keep).filter((step) => !best.has(step))
   for (const step of old) {
     const going = join(folder, `.step-${step}.tmp`) // half a folder must not look like a checkpoint
-    await rename(checkpointPath(runDir, step), going)
-    await rm(going, { recursive: true, force: true })
+    await onDisk('remove', checkpointPath(runDir, step), rename(checkpointPath(runDir, step), going))
+    await onDisk('remove', going, rm(going, { recursive: true, force: true }))
   }
   return path
+}
+
+async function writeState(folder: string, state: TrainerState): Promise<void> {
+  const files: Record<string, string> = {}
+  for (const name of await readdir(folder)) {
+    const checksum = await checksumOf(join(folder, name))
+    if (checksum !== undefined) files[name] = checksum
+  }
+  const content = { format: 2, ...state, files }
+  await writeFile(join(folder, 'trainer_state.json'), jsonText({ ...content, checksum: stateChecksum(content) }))
+}
+
+function stateChecksum(content: object): string {
+  return sha256(JSON.stringify({ ...content, checksum: undefined }))
 }
 
 /** Where the checkpoint of a step lies. */
@@ -178,18 +200,18 @@ export async function setAside(runDir: string, step: number): Promise<number[]> 
   const later = (await checkpointSteps(folder)).filter((other) => other > step)
   for (const other of later) {
     const aside = join(folder, `given-up-step-${other}`)
-    await rm(aside, { recursive: true, force: true })
-    await rename(checkpointPath(runDir, other), aside)
+    await onDisk('remove', aside, rm(aside, { recursive: true, force: true }))
+    await onDisk('write', aside, rename(checkpointPath(runDir, other), aside))
   }
   return later
 }
 
 /**
- * Reads trainer_state.json of a checkpoint.
+ * Reads trainer_state.json of a checkpoint, and checks that the other files are those that it was written with.
  *
  * @param trainer the trainer that wants to resume
- * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the field, also when the folder's name has another step, or INVALID_CONFIG when
- *   another trainer wrote it
+ * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the field, also when the folder's name has another step, or the file with another
+ *   checksum, or INVALID_CONFIG when another trainer wrote it
  */
 export async function readTrainerState(checkpoint: string, trainer: string): Promise<TrainerState> {
   const operation = 'resume'
@@ -213,10 +235,25 @@ export async function readTrainerState(checkpoint: string, trainer: string): Pro
       },
     )
   }
+  const invalid = (message: string) => new LoopLMError('INVALID_FILE', message, { operation })
+  const { files, checksum, format, ...state } = result.data
   const named = stepFolder.exec(basename(resolve(checkpoint)))?.[1]
-  if (named === undefined || Number(named) === result.data.step) return result.data
-  const message = `${path}: step: is ${result.data.step} in the folder of step ${named}; the file belongs to another checkpoint`
-  throw new LoopLMError('INVALID_FILE', message, { operation })
+  if (named !== undefined && Number(named) !== state.step) {
+    throw invalid(`${path}: step: is ${state.step} in the folder of step ${named}; the file belongs to another checkpoint`)
+  }
+  const remedy = 'Restore it from a copy, or resume from another checkpoint'
+  if (format > 1 && checksum !== stateChecksum(value as object)) {
+    throw invalid(`${path}: checksum: is not that of the other fields; the file is damaged or was edited. ${remedy}`)
+  }
+  for (const [name, saved] of Object.entries(files)) {
+    const found = await checksumOf(join(checkpoint, name))
+    if (found === saved || !(await exists(join(checkpoint, name), operation))) continue // a missing one is named when it is read
+    const has = found === undefined ? 'no checksum' : `the checksum ${found}`
+    throw invalid(
+      `${join(checkpoint, name)} has ${has}, ${path} says ${saved}; the file is damaged or of another checkpoint. ${remedy}`,
+    )
+  }
+  return state
 }
 
 /**

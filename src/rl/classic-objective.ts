@@ -1,5 +1,13 @@
 import type { ClassicConfig } from './config.js'
+import { needsReference } from './objective/compile.js'
 import { type Objective, objectiveSchema } from './objective/schema.js'
+import type { ObjectiveSchedule } from './policy-gradient.js'
+
+/** The objective of every step, and whether it is compared with the starting model. */
+export function classicSchedule(config: ClassicConfig): ObjectiveSchedule {
+  const objective = classicObjective(config)
+  return { at: () => objective, reference: () => (needsReference(objective) ? 'frozen' : undefined) }
+}
 
 const defaultCap = 5 // of CISPO, as in the public Ouro code
 

@@ -129,7 +129,9 @@ const rollouts = {
   minibatches: count(2 ** 16)
     .default(1)
     .describe('Parts, in whole groups, that each pass is cut into; every part is one optimizer step.'),
-  maxNewTokens: positiveInt.optional().describe('Longest completion in tokens; default what the task says, 256 for a dataset.'),
+  maxNewTokens: positiveInt
+    .optional()
+    .describe('Longest completion in tokens; default `maxCompletionLength`, else what the task says, 256 for a dataset.'),
   temperature: positive.default(1).describe('Sampling temperature, also of all log-probabilities.'),
   topK: natural
     .default(0)
@@ -147,7 +149,7 @@ const rollouts = {
   maxCompletionLength: positiveInt
     .optional()
     .describe(
-      'Divisor of the normalizer `constant`; default `maxNewTokens`, and where `update` has neither the longest response of its batch.',
+      'Longest completion that can occur: at most so many tokens are sampled, and the normalizer `constant` divides by it; default `maxNewTokens`, for `update` else the longest response of its batch.',
     ),
   logCompletions: natural.default(4).describe('Completions per step that are written to completions.jsonl of `runDir`.'),
   logprobCheckEvery: natural
@@ -248,6 +250,18 @@ const policy = { ...run, ...optimizer, ...rollouts }
 const learningRate = (value: number) => positive.default(value).describe('Peak learning rate.')
 const weightDecay = (value: number) => nonNegative.default(value).describe('Decoupled weight decay of matrices.')
 
+/** {@link checkTogether} for the trainers that sample. */
+function checkPolicy(
+  options: RunOptions & { maxNewTokens?: number | undefined; maxCompletionLength?: number | undefined },
+  context: z.RefinementCtx,
+): void {
+  checkTogether(options, context)
+  const { maxNewTokens, maxCompletionLength } = options
+  if (maxNewTokens === undefined || maxCompletionLength === undefined || maxNewTokens <= maxCompletionLength) return
+  const message = `${maxNewTokens} is more than maxCompletionLength, ${maxCompletionLength}, which no completion exceeds; lower one or omit it`
+  context.addIssue({ code: 'custom', path: ['maxNewTokens'], message })
+}
+
 interface RunOptions {
   warmupSteps?: unknown
   warmupRatio?: unknown
@@ -309,7 +323,7 @@ export const rlttSchema = z
     ...policy,
     ...objective,
   })
-  .superRefine(checkTogether)
+  .superRefine(checkPolicy)
   .refine((options) => options.weights !== 'exit-pdf' || options.detachWeights || options.surrogate === 'reinforce', {
     path: ['detachWeights'],
     message: "false (a trained gate) is defined for surrogate 'reinforce' alone: use that one, or leave detachWeights out",
@@ -326,7 +340,7 @@ export const grpoSchema = z
     ...policy,
     ...objective,
   })
-  .superRefine(checkTogether)
+  .superRefine(checkPolicy)
 
 const recipeName = z.enum(Object.keys(recipes) as [RecipeName, ...RecipeName[]])
 const phase = z.strictObject({ until: positiveInt.optional(), objective: z.union([recipeName, objectiveSchema]) })
@@ -356,7 +370,7 @@ const objectiveTrainer = {
 }
 
 /** Options of `ObjectiveTrainer` that are plain data. */
-export const objectiveTrainerSchema = z.strictObject(objectiveTrainer).superRefine(checkTogether)
+export const objectiveTrainerSchema = z.strictObject(objectiveTrainer).superRefine(checkPolicy)
 
 /** Options of `PretrainTrainer` that are plain data. */
 export const pretrainSchema = z
@@ -460,7 +474,7 @@ export const objectiveTrainerOptions = z
       'Label-free rewards compare these; default the content of the last box, or the whole completion.',
     ),
   })
-  .superRefine(checkTogether)
+  .superRefine(checkPolicy)
 /** Options of `ObjectiveTrainer`; `looplm options objective` lists them with their defaults. */
 export type ObjectiveTrainerOptions = z.input<typeof objectiveTrainerOptions>
 /** Checked options of `ObjectiveTrainer`. */
@@ -476,7 +490,7 @@ export const looprptOptions = looprptSchema.safeExtend({
   teacher: z
     .custom<LoopLM>((value) => value instanceof LoopLM, 'must be a LoopLM')
     .optional()
-    .describe('The model that is followed and compared with; default a copy of the model.'),
+    .describe('The model that is followed and compared with, of the same configuration; default a copy of the model.'),
 })
 /** Options of `LoopRPTTrainer`; `looplm options looprpt` lists them with their defaults. */
 export type LoopRPTOptions = z.input<typeof looprptOptions>

@@ -1,3 +1,4 @@
+import { checkOptions } from '../arguments.js'
 import { largest } from '../extremes.js'
 import type { LoopLM } from '../model/model.js'
 import type { Metrics } from './events.js'
@@ -28,6 +29,7 @@ export async function evaluateSequences(
   sequences: readonly TrainingSequence[],
   options: { loops?: readonly number[] | undefined; signal?: AbortSignal | undefined } = {},
 ): Promise<SequenceEvaluation[]> {
+  checkOptions(options, { loops: true, signal: true }, 'evaluateSequences')
   const wanted = options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)
   const sums = wanted.map(() => ({ logprob: 0, correct: 0 }))
   const known = sequences.filter(({ tokens, promptLength }) => tokens.length > promptLength)

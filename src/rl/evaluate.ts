@@ -1,4 +1,4 @@
-import { checkNumber } from '../arguments.js'
+import { checkNumber, checkOptions, type Keys } from '../arguments.js'
 import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
@@ -47,6 +47,17 @@ export interface EvaluateOptions {
   signal?: AbortSignal | undefined
 }
 
+const evaluateOptions = {
+  task: true,
+  dataset: true,
+  tokenizer: true,
+  reward: true,
+  problems: true,
+  loops: true,
+  maxNewTokens: true,
+  signal: true,
+} satisfies Keys<EvaluateOptions>
+
 const promptsPerCall = 1024 // bounds the cache of keys and values
 
 /**
@@ -64,6 +75,7 @@ export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise
   const { task, dataset, tokenizer } = options
   const problems = checkNumber(options.problems ?? 256, 'problems', { min: 1, max: 2 ** 20, integer: true }, 'evaluate')
   const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, seed: 0 })
+  checkOptions(options, evaluateOptions, 'evaluate')
   const reward = options.reward ?? (task === undefined ? exactMatch : [{ name: task.name, reward: task.reward }])
   return answerProblems(model, source, namedRewards(reward), { ...options, problems })
 }

@@ -1,5 +1,5 @@
 import type { LoopLM } from '../model/model.js'
-import { classicObjective } from './classic-objective.js'
+import { classicSchedule } from './classic-objective.js'
 import { type GRPOConfig, type GRPOOptions, grpoOptions } from './config.js'
 import { PolicyGradientTrainer } from './policy-gradient.js'
 import { checkOptions } from './validate.js'
@@ -22,7 +22,6 @@ export class GRPOTrainer extends PolicyGradientTrainer<GRPOConfig> {
    */
   constructor(model: LoopLM, options: GRPOOptions = {}) {
     const config = checkOptions('GRPOTrainer', grpoOptions, options)
-    const objective = classicObjective(config)
-    super('grpo', model, config, () => objective)
+    super('grpo', model, config, classicSchedule(config))
   }
 }

@@ -1,14 +1,19 @@
+import { join } from 'node:path'
+import { LoopLMError } from '../errors.js'
+import { configDifference } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 
 /**
- * Overwrites a model's parameters with those of a checkpoint of the same sizes.
+ * Overwrites a model's parameters with those of a checkpoint of the same configuration.
  *
  * @param folder a Hugging Face checkpoint folder
- * @throws LoopLMError NOT_FOUND or INVALID_FILE naming the file, INVALID_SHAPE naming a parameter that does not fit
+ * @throws LoopLMError NOT_FOUND or INVALID_FILE naming the file, also with the field by which the checkpoint computes differently
  */
 async function loadParameters(model: LoopLM, folder: string): Promise<void> {
   const { device, dtype } = model
   using loaded = await LoopLM.fromPretrained(folder, { device, dtype })
+  const difference = configDifference(model.config, loaded.config)
+  if (difference !== undefined) throw new LoopLMError('INVALID_FILE', `${join(folder, 'config.json')}: ${difference}`)
   for (const { name } of model.parameters()) await model.setParameter(name, await loaded.getParameter(name))
 }
 

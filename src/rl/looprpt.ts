@@ -1,3 +1,4 @@
+import { configDifference } from '../model/config.js'
 import { accumulateLoopRpt, type LoopRptBatch, MovingAverage } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { TokenSequence } from '../model/types.js'
@@ -7,9 +8,12 @@ import { type LoopRPTConfig, type LoopRPTOptions, looprptOptions } from './confi
 import type { Metrics } from './events.js'
 import { SequenceTrainer } from './sequences.js'
 import type { Prepared } from './trainer.js'
-import { checkOptions } from './validate.js'
+import { checkOptions, refuseOptions } from './validate.js'
 
-/** Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Other fields are ignored; null stands for an absent one. */
+/**
+ * Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Fields of rollouts are ignored, but a mask is
+ * refused, and so are other names; null stands for an absent field.
+ */
 export interface LoopRPTBatch {
   sequences: readonly TokenSequence[]
   /** Per sequence, how many tokens are given and carry no loss; default 1 each. */
@@ -18,8 +22,6 @@ export interface LoopRPTBatch {
   noise?: readonly ArrayLike<number>[]
   /** Per sequence, rollouts × (len-1), loops counted from 0, in place of the trainer's own draws (for tests). */
   exits?: readonly ArrayLike<number>[]
-  // biome-ignore lint/suspicious/noExplicitAny: with unknown, TypeScript would refuse batches whose type is an interface
-  [unused: string]: any
 }
 
 /**
@@ -110,6 +112,14 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
   }
 
   async #followed(): Promise<LoopLM> {
+    if (this.#teacher === this.model)
+      throw refuseOptions(
+        'LoopRPTTrainer',
+        'teacher: it is the model itself, which it would follow; omit it, or give model.clone()',
+      )
+    const difference = this.#teacher && configDifference(this.model.config, this.#teacher.config)
+    if (difference !== undefined)
+      throw refuseOptions('LoopRPTTrainer', `teacher: ${difference}; the teacher must compute as the model does`)
     if (this.#teacher === undefined) {
       this.#teacher = await this.model.clone()
       this.#ownsTeacher = true

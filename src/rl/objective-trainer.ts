@@ -1,9 +1,10 @@
 import type { LoopLM } from '../model/model.js'
 import { type ObjectiveTrainerConfig, type ObjectiveTrainerOptions, objectiveTrainerOptions } from './config.js'
-import { surrogateOf } from './objective/compile.js'
+import { needsReference, surrogateOf } from './objective/compile.js'
 import { type Phase, phasesOf } from './objective/recipes.js'
 import { type Objective, objectiveSchema } from './objective/schema.js'
-import { type ObjectiveAt, PolicyGradientTrainer } from './policy-gradient.js'
+import { isLabelFree } from './objective/shape-rewards.js'
+import { type ObjectiveSchedule, PolicyGradientTrainer } from './policy-gradient.js'
 import { checkOptions, refuseOptions } from './validate.js'
 
 /**
@@ -28,13 +29,12 @@ export class ObjectiveTrainer extends PolicyGradientTrainer<ObjectiveTrainerConf
    */
   constructor(model: LoopLM, options: ObjectiveTrainerOptions = {}) {
     const config = checkOptions('ObjectiveTrainer', objectiveTrainerOptions, options)
-    const { at, ema } = schedule(config.objective)
-    super('objective', model, config, at, ema)
+    super('objective', model, config, schedule(config.objective))
   }
 }
 
-function schedule(option: ObjectiveTrainerConfig['objective']): { at: ObjectiveAt; ema: boolean } {
-  if (typeof option === 'function') return { at: () => option, ema: false }
+function schedule(option: ObjectiveTrainerConfig['objective']): ObjectiveSchedule {
+  if (typeof option === 'function') return { at: () => option, reference: () => undefined }
   const phases = phasesOf(option as Parameters<typeof phasesOf>[0]).flatMap(({ until, objective }) => {
     const inner = typeof objective === 'string' ? phasesOf(objective) : [{ objective } as Phase]
     return inner.map((phase) => ({ until: phase.until ?? until, objective: objectiveSchema.parse(phase.objective) }))
@@ -50,8 +50,11 @@ function schedule(option: ObjectiveTrainerConfig['objective']): { at: ObjectiveA
     throw refuseOptions('ObjectiveTrainer', 'objective: kl, lazy and beliefs must share one reference, all frozen or all ema')
   }
   for (const { objective } of phases) checkCombinations(objective)
-  const at = (step: number) => phases.find(({ until }) => until === undefined || step < until)!.objective
-  return { at, ema: references.includes('ema') }
+  const from = (step: number) => phases.filter(({ until }) => until === undefined || step < until)
+  return {
+    at: (step) => from(step)[0]!.objective,
+    reference: (step) => (from(step).some(({ objective }) => needsReference(objective)) ? references[0] : undefined),
+  }
 }
 
 function referencesOf({ kl, lazy, terms }: Objective): ('frozen' | 'ema')[] {
@@ -60,15 +63,33 @@ function referencesOf({ kl, lazy, terms }: Objective): ('frozen' | 'ema')[] {
   return teacher && own.length === 0 ? ['frozen'] : own
 }
 
-function checkCombinations({ terms, lazy }: Objective): void {
+function checkCombinations({ terms, lazy, kl, entropy, filter, rewards }: Objective): void {
   const refuse = (i: number, problem: string) => refuseOptions('ObjectiveTrainer', `objective.terms.${i}: ${problem}`)
   for (const [i, term] of terms.entries()) {
-    const { channel, space, combine, credit, advantage } = term
+    const { channel, space, combine, credit, advantage, draws } = term
     const { kind } = surrogateOf(term)
+    const { loops, source, baseline, scale, strata, cost, batch, sign, positiveWeight } = advantage
+    const fromRewards = { strata, cost, scale, batch: batch || undefined, baseline: baseline === 'none' ? baseline : undefined }
+    const shaped = {
+      ...fromRewards,
+      sign: sign === 'all' ? undefined : sign,
+      positiveWeight: positiveWeight === 1 ? undefined : 1,
+    }
+    const unread = Object.entries(shaped).find(([, value]) => value !== undefined)
+    if (source !== 'reward' && unread !== undefined)
+      throw refuse(i, `advantage.${unread[0]} is for advantages from rewards, and the source is ${source}; omit one of them`)
+    if (baseline === 'none' && scale !== undefined && scale !== 'none')
+      throw refuse(i, `advantage.scale: ${scale} needs the baseline 'group'; without a baseline rewards are taken as they are`)
     const attached = typeof credit === 'object' && credit.kind === 'exit-pdf' && !credit.detach
     if (channel === 'exit' && kind !== 'reinforce') throw refuse(i, 'the exit channel knows the surrogate reinforce alone')
     if (space === 'marginal' && (channel === 'exit' || advantage.loops?.belief === 'token'))
       throw refuse(i, 'the marginal space has tokens alone, without exits or beliefs in them')
+    if (channel === 'exit' && combine === 'inner') throw refuse(i, 'combine: the exit channel has one log-probability per token')
+    if (channel === 'exit' && credit !== 'exit-pdf')
+      throw refuse(i, 'credit: the exit channel credits the loop that was left; omit credit')
+    if (channel === 'exit' && loops?.belief === 'token' && loops.normalize !== 'none')
+      throw refuse(i, 'advantage.loops.normalize: the exit channel compares the draws of a token; omit normalize')
+    if (channel === 'token' && draws !== undefined) throw refuse(i, 'draws: only the exit channel draws exits')
     if (attached && (kind !== 'reinforce' || combine === 'inner' || credit.temperature !== 1))
       throw refuse(i, 'attached weights (detach: false) want the surrogate reinforce and temperature 1')
     if (kind === 'k15' && advantage.loops !== undefined)
@@ -78,6 +99,12 @@ function checkCombinations({ terms, lazy }: Objective): void {
     if (advantage.loops !== undefined && advantage.loops.belief !== 'token' && advantage.loops.base === 'teacher')
       throw refuse(i, 'base teacher belongs to the belief "token"')
   }
-  if (lazy !== undefined && terms.every(({ space }) => space === 'marginal'))
-    throw refuseOptions('ObjectiveTrainer', 'objective.lazy: needs a term in the conditional space')
+  const needsConditional = { lazy, kl: kl?.beta || undefined, 'entropy.token': entropy.token || undefined }
+  for (const [name, value] of Object.entries({ ...needsConditional, 'entropy.exit': entropy.exit || undefined }))
+    if (value !== undefined && terms.every(({ space }) => space === 'marginal'))
+      throw refuseOptions('ObjectiveTrainer', `objective.${name}: needs a term in the conditional space`)
+  if (filter.resample > 0 && isLabelFree(rewards)) {
+    const problem = 'looks for groups whose rewards spread, and the rewards majority and novelty are made later; omit resample'
+    throw refuseOptions('ObjectiveTrainer', `objective.filter.resample: ${problem}`)
+  }
 }

@@ -8,11 +8,13 @@ import type { LossMetrics, TokenSequence } from '../model/types.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { groupAdvantages } from './advantages.js'
 import {
+  type BeliefCurves,
+  beliefsOf,
   checkSequences,
   copyBatch,
+  filterRewards,
   type RatedBatch,
   type RolloutBatch,
-  type RolloutFields,
   rateBatch,
   rolloutFields,
   usedFields,
@@ -28,19 +30,20 @@ import {
   type EnginePass,
   enginePasses,
   loopsNeeded,
+  needsReference,
   onlyLastLoop,
   type RatedRollouts,
   ratioLoop,
+  uncorrected,
   usesRatio,
-  usesReference,
   usesTeacher,
 } from './objective/compile.js'
-import type { OwnObjective } from './objective/own.js'
+import { checkGradient, type ObjectiveContext, type OwnObjective } from './objective/own.js'
 import type { Objective } from './objective/schema.js'
 import { isLabelFree } from './objective/shape-rewards.js'
 import type { ProblemSource } from './problems.js'
 import { namedRewards } from './rewards.js'
-import { logprobDifference, type Rollouts, rollOut } from './rollout.js'
+import { joinRollouts, logprobDifference, pickGroups, type Rollouts, rollOut, rolloutMetrics } from './rollout.js'
 import { type Prepared, type StepWork, Trainer } from './trainer.js'
 
 const shuffleStream = 2 ** 16 // above the substreams of rollouts
@@ -50,15 +53,21 @@ const drawStream = 2 ** 17
 export interface PolicyLoss {
   sequences: readonly TokenSequence[]
   passes: EnginePass[]
-  own?: { objective: OwnObjective; rated: RatedRollouts; rewards: number[]; advantages: number[]; step: number }
+  own?: { objective: OwnObjective; context: Omit<ObjectiveContext, 'scores'> }
 }
 
-/** The objective of every step; a function stands for a caller's own. */
-export type ObjectiveAt = (step: number) => Objective | OwnObjective
+/** What is trained when; steps count from 0. */
+export interface ObjectiveSchedule {
+  /** The objective of a step; a function stands for a caller's own. */
+  at(step: number): Objective | OwnObjective
+  /** What this step or a later one compares with: the model as it was at the start, or its moving average. */
+  reference(step: number): 'frozen' | 'ema' | undefined
+}
 
 /** Completed rollouts of a step with what the objective must know of them. */
 interface Gathered {
-  batch: RolloutFields
+  batch: RolloutBatch
+  beliefs: BeliefCurves
   metrics: Metrics
 }
 
@@ -79,22 +88,20 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   RolloutBatch,
   PolicyLoss
 > {
-  readonly #objectiveAt: ObjectiveAt
-  readonly #followsEma: boolean
+  readonly #schedule: ObjectiveSchedule
   #reference: LoopLM | undefined
   #average: MovingAverage | undefined
   #rewards: readonly WeightedReward[] | undefined
+  #saidUncorrected = false
 
-  /** @param followsEma whether the reference is a moving average of the model instead of the model as it was at the start */
-  constructor(name: string, model: LoopLM, config: Config, objectiveAt: ObjectiveAt, followsEma = false) {
+  constructor(name: string, model: LoopLM, config: Config, schedule: ObjectiveSchedule) {
     super(name, model, config)
-    this.#objectiveAt = objectiveAt
-    this.#followsEma = followsEma
+    this.#schedule = schedule
     if (config.reward !== undefined) this.#rewards = namedRewards(config.reward)
   }
 
   protected get maxNewTokens(): number | undefined {
-    return this.config.maxNewTokens
+    return this.config.maxNewTokens ?? this.config.maxCompletionLength
   }
 
   override dispose(): void {
@@ -119,22 +126,23 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 
   protected override async afterUpdate(): Promise<void> {
-    const objective = this.#objective()
-    if (this.#followsEma && this.#needsReference(objective)) await (await this.#following()).update(objective.emaDecay)
+    if (this.#schedule.reference(this.step) === 'ema') await (await this.#following()).update(this.#objective().emaDecay)
   }
 
-  protected take(batch: RolloutBatch, operation: string): RolloutFields {
-    const taken: RolloutFields = copyBatch<RolloutFields>(operation, batch, rolloutFields)
+  protected take(batch: RolloutBatch, operation: string): RolloutBatch {
+    const taken: RolloutBatch = copyBatch<RolloutBatch>(operation, batch, rolloutFields)
     checkSequences(operation, taken.sequences, taken.promptLengths, this.model.config.vocab_size)
     return taken
   }
 
-  protected async prepare(taken: RolloutFields, operation: string): Promise<Prepared<PolicyLoss>> {
+  protected async prepare(taken: RolloutBatch, operation: string): Promise<Prepared<PolicyLoss>> {
     const objective = this.#objective()
-    const own = typeof this.#objectiveAt(this.step) === 'function'
+    const own = typeof this.#schedule.at(this.step) === 'function'
     const batch = usedFields(taken, objective, own)
     if (!own) this.#checkOldLogprobs(batch, objective, operation)
-    const rated = rateBatch(operation, await this.#complete(batch, objective), objective, this.#rating(this.config.maxNewTokens))
+    // a later phase, or an average, begins at the model as it is before this step
+    if (!needsReference(objective) || this.#schedule.reference(this.step) === 'ema') await this.#keepReference()
+    const rated = rateBatch(operation, await this.#complete(batch, objective), objective, this.#rating(this.maxNewTokens))
     const rollouts = await this.#withLogprobs(rated, objective, false)
     return { loss: this.#loss(rated, rollouts, [...batch.sequences.keys()]), metrics: rated.metrics }
   }
@@ -142,18 +150,22 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   protected async work(signal: AbortSignal | undefined): Promise<StepWork<PolicyLoss>> {
     const { config, problems: source } = this
     const objective = this.#objective()
-    const maxNewTokens = config.maxNewTokens ?? source.maxNewTokens
-    const { rollouts, rounds } = await this.#sample(source, objective, maxNewTokens, signal)
-    const { sequences, metrics } = rollouts
-    if (objective.filter.resample > 0) metrics['sampling/rounds'] = rounds
-    const gathered = await this.#gather(source, rollouts, objective, signal)
+    const maxNewTokens = this.maxNewTokens ?? source.maxNewTokens
     const several = config.updatesPerRollout * config.minibatches > 1
-    const rated = rateBatch(this.constructor.name, gathered.batch, objective, this.#rating(maxNewTokens))
+    if (several) this.#explainUncorrected(objective)
+    const { rollouts, rounds } = await this.#sample(source, objective, maxNewTokens, signal)
+    const metrics = rolloutMetrics(rollouts)
+    if (objective.filter.resample > 0) {
+      metrics['sampling/rounds'] = rounds
+      metrics['sampling/frac_discarded'] = 1 - rollouts.sequences.length / rollouts.cost.completions
+    }
+    const { batch, beliefs, metrics: measured } = await this.#gather(source, rollouts, objective, signal)
+    const rated = rateBatch(this.constructor.name, batch, objective, { ...this.#rating(maxNewTokens), beliefs })
     const complete = await this.#withLogprobs(rated, objective, several, signal)
     return {
       losses: this.#parts(rated).map((part) => this.#loss(rated, complete, part, maxNewTokens)),
-      metrics: { ...rated.metrics, ...metrics, ...gathered.metrics },
-      tokens: sequences.reduce((sum, sequence) => sum + sequence.length, 0),
+      metrics: { ...rated.metrics, ...metrics, ...measured },
+      tokens: rollouts.cost.tokens,
       completions: sampledCompletions(rollouts),
       logged: config.logCompletions,
     }
@@ -169,15 +181,13 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
 
   /** The frozen reference is the model as it is now, or as it was when the run that is resumed began; an average goes on. */
   protected override async start(checkpoint: string | undefined): Promise<void> {
-    if (!this.#needsReference(this.#objective())) return
-    if (this.#followsEma) {
-      const average = await this.#following()
-      if (checkpoint !== undefined) await average.load(`${checkpoint}/reference.safetensors`)
+    const reference = await this.#keepReference()
+    if (reference === undefined) return
+    if (this.#average !== undefined) {
+      if (checkpoint !== undefined) await this.#average.load(`${checkpoint}/reference.safetensors`)
       return
     }
     const { runDir } = this.config
-    this.#reference ??= await this.model.clone()
-    const reference = this.#reference
     const saved = checkpoint === undefined ? undefined : resolve(checkpoint, '..', '..', 'reference')
     const folder = runDir === undefined ? undefined : resolve(runDir, 'reference')
     if (saved !== undefined) await loadTrained(reference, saved)
@@ -196,16 +206,32 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
 
   /** The objective of the current step; for a caller's own, what the rating of rollouts needs. */
   #objective(): Objective {
-    const objective = this.#objectiveAt(this.step)
+    const objective = this.#schedule.at(this.step)
     return typeof objective === 'function' ? ownTerms : objective
   }
 
-  #needsReference(objective: Objective): boolean {
-    return usesReference(objective) || objective.lazy?.old === 'ema'
+  /** Makes the reference that this step or a later one compares with. */
+  async #keepReference(): Promise<LoopLM | undefined> {
+    const kind = this.#schedule.reference(this.step)
+    if (kind === 'ema') await this.#following()
+    else if (kind === 'frozen') this.#reference ??= await this.model.clone()
+    return kind && this.#reference
+  }
+
+  #explainUncorrected(objective: Objective): void {
+    const what = uncorrected(objective)
+    if (what === undefined || this.#saidUncorrected) return
+    this.#saidUncorrected = true
+    const { updatesPerRollout, minibatches } = this.config
+    this.warn(
+      `step ${this.step + 1}: ${updatesPerRollout * minibatches} updates are made on the same rollouts (updatesPerRollout ${updatesPerRollout}, minibatches ` +
+        `${minibatches}), but ${what} has no importance ratio: from the second update on its gradient is biased. Use the surrogate ` +
+        "'ppo' or 'cispo' in the token channel, or set both options to 1.",
+    )
   }
 
   /** One loop's log-probabilities say nothing of the ratios at the others. */
-  #checkOldLogprobs({ sequences, oldLogprobs }: RolloutFields, objective: Objective, operation: string): void {
+  #checkOldLogprobs({ sequences, oldLogprobs }: RolloutBatch, objective: Objective, operation: string): void {
     const loops = loopsNeeded(objective, this.model.config.total_ut_steps)
     if (!Array.isArray(oldLogprobs) || loops === 1 || ratioLoop(objective, loops) !== undefined) return
     const i = sequences.findIndex((sequence, i) => sequence.length > 1 && oldLogprobs[i]?.length === sequence.length - 1)
@@ -231,25 +257,27 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   ): Promise<{ rollouts: Rollouts; rounds: number }> {
     const config = { ...this.config, maxNewTokens }
     const rewards = this.rewardFunctions(source)
-    const { resample, minGroupStd } = objective.filter
-    let rollouts = await rollOut(this.model, source, rewards, config, this.step, 0, signal)
+    const { resample } = objective.filter
+    const first = await rollOut(this.model, source, rewards, config, this.step, 0, signal)
+    if (resample === 0) return { rollouts: first, rounds: 1 }
+    const { groupSize } = config
     const wanted = config.promptsPerStep * config.gradientAccumulation
     const moving = (made: Rollouts) => {
-      const { groupStds } = groupAdvantages(made.rewards, config.groupSize)
-      return [...groupStds.keys()].filter((group) => groupStds[group]! > minGroupStd)
+      const filtered = filterRewards(this.constructor.name, objective, made.rewards, made.truncated, groupSize)
+      const { groupStds } = groupAdvantages(filtered, groupSize)
+      const groups = [...groupStds.keys()].filter((group) => groupStds[group]! > 0)
+      return pickGroups(made, groups, groupSize)
     }
-    let round = 0
-    let kept = resample > 0 ? pickGroups(rollouts, moving(rollouts), config.groupSize) : rollouts
-    while (kept.sequences.length < wanted * config.groupSize && round < resample) {
-      round++
-      const more = await rollOut(this.model, source, rewards, config, this.step, round, signal)
-      kept = joinRollouts(kept, pickGroups(more, moving(more), config.groupSize))
+    let rounds = 1
+    let kept = moving(first)
+    while (kept.sequences.length < wanted * groupSize && rounds <= resample) {
+      kept = joinRollouts(kept, moving(await rollOut(this.model, source, rewards, config, this.step, rounds, signal)))
+      rounds++
     }
-    if (kept.sequences.length > 0) {
-      const groups = Array.from({ length: Math.min(wanted, kept.sequences.length / config.groupSize) }, (_, group) => group)
-      rollouts = { ...pickGroups(kept, groups, config.groupSize), metrics: rollouts.metrics }
-    }
-    return { rollouts, rounds: round + 1 }
+    const count = Math.min(wanted, kept.sequences.length / groupSize)
+    const groups = Array.from({ length: count }, (_, group) => group)
+    const rollouts = count === 0 ? { ...first, cost: kept.cost } : pickGroups(kept, groups, groupSize)
+    return { rollouts, rounds }
   }
 
   /** The batch of a step, with what the objective must know of its rollouts. */
@@ -261,7 +289,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   ): Promise<Gathered> {
     const { sequences, promptLengths, rewards, truncated, completions } = rollouts
     const { config } = this
-    const batch: RolloutFields = { sequences, promptLengths, rewards, truncated }
+    const batch: RolloutBatch = { sequences, promptLengths, rewards, truncated }
     const metrics: Metrics = {}
     if (config.exitThreshold !== undefined) {
       batch.exitLoops = rollouts.loops.map((loops) => loops.reduce((sum, loop) => sum + loop, 0) / Math.max(1, loops.length))
@@ -281,32 +309,43 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       const answerOf = 'answerOf' in config ? (config.answerOf as typeof answerKey | undefined) : undefined
       batch.answers = completions.map(({ completion, columns }) => (answerOf ?? answerKey)(completion, columns))
     }
-    const beliefs = objective.terms.map(({ advantage }) => advantage.loops?.belief)
     const problems = completions.map(({ columns }) => columns)
+    batch.columns = problems
     const { groupSize, temperature } = config
-    if (beliefs.includes('gold-answer')) {
-      batch.beliefs = await goldAnswerBeliefs(this.model, source, problems, { groupSize, temperature, signal })
-    } else if (beliefs.includes('forced-exit')) {
-      const scoring = { groupSize, maxNewTokens: config.maxNewTokens, signal }
-      batch.beliefs = await forcedExitBeliefs(this.model, source, problems, this.rewardFunctions(source), scoring)
+    const beliefs: BeliefCurves = {}
+    for (const belief of beliefsOf(objective)) {
+      const scoring = { groupSize, temperature, maxNewTokens: this.maxNewTokens, signal }
+      beliefs[belief] =
+        belief === 'gold-answer'
+          ? await goldAnswerBeliefs(this.model, source, problems, scoring)
+          : await forcedExitBeliefs(this.model, source, problems, this.rewardFunctions(source), scoring)
     }
-    return { batch: await this.#complete(batch, objective, signal), metrics }
+    return { batch: await this.#complete(batch, objective, signal), beliefs, metrics }
   }
 
-  /** Adds what the model itself can say of a batch: embeddings for novelty, mean exit loops for costs and strata. */
-  async #complete(batch: RolloutFields, objective: Objective, signal?: AbortSignal): Promise<RolloutFields> {
+  /**
+   * Adds what the model itself can say of a batch: embeddings for novelty, mean exit loops for costs and strata. An empty response
+   * resembles nothing and took one loop.
+   */
+  async #complete(batch: RolloutBatch, objective: Objective, signal?: AbortSignal): Promise<RolloutBatch> {
     const complete = { ...batch }
-    const responses = batch.sequences.every((s, i) => s.length > batch.promptLengths[i]!)
-    if (!responses || batch.advantages !== undefined) return batch // nothing to embed, or nothing to rate
-    if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty')) {
-      complete.embeddings = await this.model.embed(batch.sequences, { promptLengths: batch.promptLengths, signal })
+    const rows = [...batch.sequences.keys()].filter((i) => batch.sequences[i]!.length > batch.promptLengths[i]!)
+    if (rows.length === 0 || batch.advantages !== undefined) return batch // nothing to learn from, or nothing to rate
+    const sequences = rows.map((i) => batch.sequences[i]!)
+    const options = { promptLengths: rows.map((i) => batch.promptLengths[i]!), signal }
+    const scatter = <Value>(values: readonly Value[], empty: Value) => {
+      const whole = batch.sequences.map(() => empty)
+      for (const [k, i] of rows.entries()) whole[i] = values[k]!
+      return whole
     }
+    if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty'))
+      complete.embeddings = scatter<ArrayLike<number>>(await this.model.embed(sequences, options), [])
     const byLoop = objective.terms.some(
       ({ advantage }) => advantage.strata?.by === 'exit-loop' || advantage.cost?.by === 'exit-loop',
     )
     if (complete.exitLoops === undefined && (byLoop || objective.rewards.some(({ kind }) => kind === 'frugal'))) {
-      const means = await this.model.responseMeans(batch.sequences, { promptLengths: batch.promptLengths, signal })
-      complete.exitLoops = means.exitLoop
+      const means = await this.model.responseMeans(sequences, options)
+      complete.exitLoops = scatter(means.exitLoop, 1)
     }
     return complete
   }
@@ -318,7 +357,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
    */
   async #withLogprobs(rated: RatedBatch, objective: Objective, several: boolean, signal?: AbortSignal): Promise<RatedRollouts> {
     const { batch, lengths, counted, advantages, moving } = rated
-    const own = typeof this.#objectiveAt(this.step) === 'function'
+    const own = typeof this.#schedule.at(this.step) === 'function'
     const regularised =
       objective.kl !== undefined || objective.lazy !== undefined || objective.entropy.token !== 0 || objective.entropy.exit !== 0
     const all = own || regularised || !this.config.skipFlatGroups
@@ -364,8 +403,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       }
       complete.marginal = { ...marginal, oldLogprobs: scatter((await this.model.score(own, options)).logprobs) }
     }
-    if (this.#needsReference(objective))
-      await this.#addReference(complete, objective, { sequences, promptLengths, scatter, signal })
+    if (needsReference(objective)) await this.#addReference(complete, objective, { sequences, promptLengths, scatter, signal })
     return complete
   }
 
@@ -406,28 +444,35 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 
   /** The responses behind one start token. */
-  #marginal({ sequences, promptLengths }: RolloutFields): NonNullable<RatedRollouts['marginal']> {
+  #marginal({ sequences, promptLengths }: RolloutBatch): NonNullable<RatedRollouts['marginal']> {
     const start = this.config.marginalToken ?? this.model.config.bos_token_id ?? 0
     return { sequences: sequences.map((sequence, i) => [start, ...Array.from(sequence).slice(promptLengths[i]!)]) }
   }
 
   #loss(rated: RatedBatch, rollouts: RatedRollouts, part: readonly number[], maxNewTokens?: number): PolicyLoss {
     const { config, step } = this
-    const maxLength = config.maxCompletionLength ?? maxNewTokens ?? config.maxNewTokens
+    const maxLength = config.maxCompletionLength ?? maxNewTokens ?? this.maxNewTokens
     const rows = part.filter((i) => rollouts.active[i])
     const sequences = rows.map((i) => rollouts.sequences[i]!)
-    const objective = this.#objectiveAt(step)
+    const objective = this.#schedule.at(step)
     if (typeof objective === 'function') {
-      const rewards = rows.map((i) => rated.rewards[i]!)
       const given = rated.batch.advantages !== undefined
-      const all = given ? rated.rewards : groupAdvantages(rated.rewards, rated.groupSize).advantages
-      const own = {
-        objective,
-        rated: { ...rollouts, active: rollouts.active.map((is, i) => is && part.includes(i)) },
-        rewards,
+      const advantages = given ? rated.rewards : groupAdvantages(rated.rewards, rated.groupSize).advantages
+      const context = {
         step,
+        sequences,
+        promptLengths: rows.map((i) => rollouts.promptLengths[i]!),
+        rewards: rows.map((i) => rated.rewards[i]!),
+        advantages: rows.map((i) => advantages[i]!),
+        norms: sequenceNorms(
+          rows.map((i) => rollouts.lengths[i]!),
+          'response-mean',
+        ),
+        oldLogprobs: rollouts.oldLogprobs && rows.map((i) => rollouts.oldLogprobs![i]!),
+        mask: rollouts.mask && rows.map((i) => rollouts.mask![i]!),
+        columns: rated.batch.columns && rows.map((i) => rated.batch.columns![i]!),
       }
-      return { sequences, passes: [], own: { ...own, advantages: rows.map((i) => all[i]!) } }
+      return { sequences, passes: [], own: { objective, context } }
     }
     const passes = enginePasses(objective, rollouts, part, step, {
       temperature: config.temperature,
@@ -441,25 +486,11 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 
   /** Scores, the caller's coefficients, and the backward from them. */
-  async #accumulateOwn({
-    objective,
-    rated,
-    rewards,
-    advantages,
-    step,
-  }: NonNullable<PolicyLoss['own']>): Promise<Metrics & { loss: number }> {
-    const rows = [...rated.active.keys()].filter((i) => rated.active[i])
-    const sequences = rows.map((i) => rated.sequences[i]!)
-    const promptLengths = rows.map((i) => rated.promptLengths[i]!)
+  async #accumulateOwn({ objective, context }: NonNullable<PolicyLoss['own']>): Promise<Metrics & { loss: number }> {
+    const { sequences, promptLengths } = context
     const { temperature, recompute } = this.config
     const scores = await this.model.score(sequences, this.#scoring(promptLengths, false, undefined))
-    const norms = sequenceNorms(
-      rows.map((i) => rated.lengths[i]!),
-      'response-mean',
-    )
-    const oldLogprobs = rated.oldLogprobs && rows.map((i) => rated.oldLogprobs![i]!)
-    const context = { step, sequences, promptLengths, rewards, advantages, norms, scores, oldLogprobs }
-    const { loss, coefficients, gateCoefficients } = await objective(context)
+    const { loss, coefficients, gateCoefficients } = checkGradient(await objective({ ...context, scores }))
     await this.model.backward(sequences, coefficients, {
       temperature,
       recompute,
@@ -514,39 +545,4 @@ function sampledCompletions({ completions, rewards, scores }: Rollouts): Sampled
     reward: rewards[i]!,
     rewards: Object.fromEntries(Object.entries(scores).map(([name, values]) => [name, values[i]!])),
   }))
-}
-
-/** Some groups of rollouts, in the order of `groups`. */
-function pickGroups(rollouts: Rollouts, groups: readonly number[], groupSize: number): Rollouts {
-  const rows = groups.flatMap((group) => Array.from({ length: groupSize }, (_, i) => group * groupSize + i))
-  return mapRollouts(rollouts, (values) => rows.map((i) => values[i]!))
-}
-
-function joinRollouts(a: Rollouts, b: Rollouts): Rollouts {
-  const scores = Object.fromEntries(Object.entries(a.scores).map(([name, values]) => [name, [...values, ...b.scores[name]!]]))
-  return {
-    sequences: [...a.sequences, ...b.sequences],
-    promptLengths: [...a.promptLengths, ...b.promptLengths],
-    rewards: [...a.rewards, ...b.rewards],
-    samplingLogprobs: [...a.samplingLogprobs, ...b.samplingLogprobs],
-    loops: [...a.loops, ...b.loops],
-    truncated: [...a.truncated, ...b.truncated],
-    completions: [...a.completions, ...b.completions],
-    scores,
-    metrics: a.metrics,
-  }
-}
-
-function mapRollouts(rollouts: Rollouts, pick: <T>(values: readonly T[]) => T[]): Rollouts {
-  return {
-    sequences: pick(rollouts.sequences),
-    promptLengths: pick(rollouts.promptLengths),
-    rewards: pick(rollouts.rewards),
-    samplingLogprobs: pick(rollouts.samplingLogprobs),
-    loops: pick(rollouts.loops),
-    truncated: pick(rollouts.truncated),
-    completions: pick(rollouts.completions),
-    scores: Object.fromEntries(Object.entries(rollouts.scores).map(([name, values]) => [name, pick(values)])),
-    metrics: rollouts.metrics,
-  }
 }

@@ -2,7 +2,7 @@ import { LoopLMError } from '../errors.js'
 import { accumulateStage2 } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { LossBatch, LossObjective, TokenSequence } from '../model/types.js'
-import { responseLengths } from './batch.js'
+import { maskedLengths } from './batch.js'
 import { type PretrainConfig, type PretrainOptions, pretrainOptions } from './config.js'
 import type { Metrics } from './events.js'
 import { lossMetrics } from './metrics.js'
@@ -13,13 +13,16 @@ import { checkOptions } from './validate.js'
 
 const gate = ['model.early_exit_gate.weight', 'model.early_exit_gate.bias']
 
-/** Sequences to learn, as `update` and `gradients` of {@link PretrainTrainer} take them. Other fields are ignored; null stands for an absent one. */
+/**
+ * Sequences to learn, as `update` and `gradients` of {@link PretrainTrainer} take them. Fields of rollouts are ignored, other names are
+ * refused; null stands for an absent field.
+ */
 export interface PretrainBatch {
   sequences: readonly TokenSequence[]
   /** Per sequence, how many tokens are given and carry no loss; default 1 each, since the first token has no prediction. */
   promptLengths?: ArrayLike<number>
-  // biome-ignore lint/suspicious/noExplicitAny: with unknown, TypeScript would refuse batches whose type is an interface
-  [unused: string]: any
+  /** Per sequence len-1: 0 where a prediction carries no loss, for example tokens that a tool wrote. Stage I alone has masks. */
+  mask?: readonly ArrayLike<number>[]
 }
 
 /**
@@ -36,7 +39,7 @@ export interface PretrainBatch {
  */
 export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBatch> {
   protected readonly objective: LossObjective
-  protected readonly fields = ['sequences', 'promptLengths'] as const
+  protected readonly fields = ['sequences', 'promptLengths', 'mask'] as const
 
   /**
    * @param model trained in place
@@ -68,11 +71,18 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
   }
 
   protected async prepare(batch: PretrainBatch, operation: string): Promise<Prepared> {
-    const { sequences } = batch
+    const { sequences, mask } = batch
     const promptLengths = batch.promptLengths!
-    const lengths = responseLengths({ sequences, promptLengths })
+    if (mask !== undefined && this.config.stage === 2) {
+      const message = 'mask: Stage II learns from every token after the prompt; omit mask'
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
+    const lengths = maskedLengths(operation, { sequences, promptLengths, ...(mask === undefined ? {} : { mask }) })
     const kept = [...lengths.keys()].filter((i) => lengths[i]! > 0)
-    if (kept.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'no sequence has a token after its prompt', { operation })
+    if (kept.length === 0) {
+      const message = `no sequence has a token after its prompt${mask === undefined ? '' : ' that the mask keeps'}`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
     const all = sequenceNorms(lengths, 'token-mean')
     const norms = kept.map((i) => all[i]!)
     const loss = {
@@ -80,6 +90,7 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
       promptLengths: kept.map((i) => promptLengths[i]!),
       terms: [{ advantages: kept.map(() => 1), norms }],
       norms,
+      mask: mask && kept.map((i) => mask[i]!),
     }
     return { loss, metrics: {} }
   }

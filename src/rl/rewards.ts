@@ -1,4 +1,5 @@
 import { setMaxListeners } from 'node:events'
+import { checkOptions, type Keys } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkScore, type RewardFunction, type WeightedReward } from '../tasks/rewards.js'
 import type { Rewards } from './config.js'
@@ -18,8 +19,6 @@ export interface ScoredCompletions {
   rewards: (number | null)[]
   /** Scores before weighting, per reward name and completion. */
   byName: Record<string, (number | null)[]>
-  /** `rewards/<name>/mean` and `rewards/<name>/std` (unbiased). */
-  metrics: Metrics
 }
 
 /**
@@ -32,7 +31,9 @@ export function namedRewards(rewards: Rewards): WeightedReward[] {
   const operation = 'reward'
   const list = typeof rewards === 'function' ? [{ name: rewards.name || 'reward', reward: rewards }] : listOf(rewards)
   if (list.length === 0) throw new LoopLMError('INVALID_CONFIG', 'no reward functions given', { operation })
-  for (const [i, { name, reward, weight = 1 }] of list.entries()) {
+  for (const [i, entry] of list.entries()) {
+    checkOptions(entry, rewardFields, operation, `entry ${i}`)
+    const { name, reward, weight = 1 } = entry
     if (typeof reward !== 'function' || typeof name !== 'string') {
       throw new LoopLMError('INVALID_CONFIG', `entry ${i} must be { name: string, reward: function, weight?: number }`, {
         operation,
@@ -46,6 +47,8 @@ export function namedRewards(rewards: Rewards): WeightedReward[] {
   }
   return list
 }
+
+const rewardFields = { name: true, reward: true, weight: true } satisfies Keys<WeightedReward>
 
 /** How reward functions are called. */
 export interface RewardCalls {
@@ -68,16 +71,7 @@ export async function scoreCompletions(
   calls: RewardCalls = {},
 ): Promise<ScoredCompletions> {
   const byName: Record<string, (number | null)[]> = {}
-  const metrics: Metrics = {}
-  for (const { name, reward } of functions) {
-    byName[name] = await scoreWith(name, reward, completions, calls)
-    const known = byName[name].filter((value) => value !== null)
-    if (known.length === 0) continue
-    const mean = known.reduce((sum, value) => sum + value, 0) / known.length
-    const squares = known.reduce((sum, value) => sum + (value - mean) ** 2, 0)
-    metrics[`rewards/${name}/mean`] = mean
-    metrics[`rewards/${name}/std`] = known.length > 1 ? Math.sqrt(squares / (known.length - 1)) : 0
-  }
+  for (const { name, reward } of functions) byName[name] = await scoreWith(name, reward, completions, calls)
   const rewards = completions.map((_, i) => {
     let sum: number | null = null
     for (const { name, weight = 1 } of functions) {
@@ -86,7 +80,25 @@ export async function scoreCompletions(
     }
     return sum
   })
-  return { rewards, byName, metrics }
+  return { rewards, byName }
+}
+
+/**
+ * `rewards/<name>/mean` and `rewards/<name>/std` (unbiased); none for a reward that was null everywhere.
+ *
+ * @param byName scores before weighting, per reward name and completion
+ */
+export function rewardMetrics(byName: Readonly<Record<string, readonly (number | null)[]>>): Metrics {
+  const metrics: Metrics = {}
+  for (const [name, values] of Object.entries(byName)) {
+    const known = values.filter((value) => value !== null)
+    if (known.length === 0) continue
+    const mean = known.reduce((sum, value) => sum + value, 0) / known.length
+    const squares = known.reduce((sum, value) => sum + (value - mean) ** 2, 0)
+    metrics[`rewards/${name}/mean`] = mean
+    metrics[`rewards/${name}/std`] = known.length > 1 ? Math.sqrt(squares / (known.length - 1)) : 0
+  }
+  return metrics
 }
 
 /** The scores of one function, at most `concurrency` calls at a time; the first failure ends the others. */

@@ -1,5 +1,5 @@
 import type { LoopLM } from '../model/model.js'
-import { classicObjective } from './classic-objective.js'
+import { classicSchedule } from './classic-objective.js'
 import { type RLTTConfig, type RLTTOptions, rlttOptions } from './config.js'
 import { PolicyGradientTrainer } from './policy-gradient.js'
 import { checkOptions } from './validate.js'
@@ -24,7 +24,6 @@ export class RLTTTrainer extends PolicyGradientTrainer<RLTTConfig> {
    */
   constructor(model: LoopLM, options: RLTTOptions = {}) {
     const config = checkOptions('RLTTTrainer', rlttOptions, options)
-    const objective = classicObjective(config)
-    super('rltt', model, config, () => objective)
+    super('rltt', model, config, classicSchedule(config))
   }
 }

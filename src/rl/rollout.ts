@@ -5,7 +5,7 @@ import type { WeightedReward } from '../tasks/rewards.js'
 import type { PolicyConfig } from './config.js'
 import type { Metrics } from './events.js'
 import { type Problem, type ProblemSource, promptTokens } from './problems.js'
-import { type Completion, scoreCompletions } from './rewards.js'
+import { type Completion, rewardMetrics, scoreCompletions } from './rewards.js'
 
 /** Sampled completions with their rewards, `groupSize` consecutive ones per prompt. */
 export interface Rollouts {
@@ -21,7 +21,16 @@ export interface Rollouts {
   completions: Completion[]
   /** Scores per reward name and completion, before weighting. */
   scores: Record<string, (number | null)[]>
-  metrics: Metrics
+  /** What it took, completions that were discarded included. */
+  cost: SamplingCost
+}
+
+/** What sampling took. */
+export interface SamplingCost {
+  completions: number
+  /** Prompts included. */
+  tokens: number
+  seconds: number
 }
 
 const seedStream = 2 // substreams 0 and 1 of Random(seed, ·) draw the problems of tasks
@@ -60,12 +69,13 @@ export async function rollOut(
     for (const prompt of encoded) prompts.push(prompt)
     for (const result of await model.generate(encoded, options)) results.push(result)
   }
-  const samplingTime = (performance.now() - start) / 1000
+  const seconds = (performance.now() - start) / 1000
   const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
   const { rewardConcurrency: concurrency, rewardTimeout: timeout } = config
   const scored = await scoreCompletions(rewards, completions, { concurrency, timeout, signal })
+  const sequences = results.map(({ tokens }, i) => Int32Array.from([...prompts[i]!, ...tokens]))
   return {
-    sequences: results.map(({ tokens }, i) => Int32Array.from([...prompts[i]!, ...tokens])),
+    sequences,
     promptLengths: prompts.map((prompt) => prompt.length),
     rewards: scored.rewards,
     samplingLogprobs: results.map(({ logprobs }) => logprobs),
@@ -73,11 +83,56 @@ export async function rollOut(
     truncated: results.map(({ finishReason }) => finishReason === 'length'),
     completions,
     scores: scored.byName,
-    metrics: {
-      ...scored.metrics,
-      'completions/clipped_ratio': results.filter(({ finishReason }) => finishReason === 'length').length / results.length,
-      sampling_time: samplingTime,
-    },
+    cost: { completions: results.length, tokens: sequences.reduce((sum, { length }) => sum + length, 0), seconds },
+  }
+}
+
+/** The metrics of rollouts: rewards and clipped completions of those that are trained on, time and tokens of all that were sampled. */
+export function rolloutMetrics({ scores, truncated, cost }: Rollouts): Metrics {
+  return {
+    ...rewardMetrics(scores),
+    'completions/clipped_ratio': truncated.filter(Boolean).length / truncated.length,
+    sampling_time: cost.seconds,
+  }
+}
+
+/** Some groups of rollouts, in the order of `groups`. */
+export function pickGroups(rollouts: Rollouts, groups: readonly number[], groupSize: number): Rollouts {
+  const rows = groups.flatMap((group) => Array.from({ length: groupSize }, (_, i) => group * groupSize + i))
+  return mapRollouts(rollouts, (values) => rows.map((i) => values[i]!))
+}
+
+/** The rollouts of two rounds. */
+export function joinRollouts(a: Rollouts, b: Rollouts): Rollouts {
+  const scores = Object.fromEntries(Object.entries(a.scores).map(([name, values]) => [name, [...values, ...b.scores[name]!]]))
+  return {
+    sequences: [...a.sequences, ...b.sequences],
+    promptLengths: [...a.promptLengths, ...b.promptLengths],
+    rewards: [...a.rewards, ...b.rewards],
+    samplingLogprobs: [...a.samplingLogprobs, ...b.samplingLogprobs],
+    loops: [...a.loops, ...b.loops],
+    truncated: [...a.truncated, ...b.truncated],
+    completions: [...a.completions, ...b.completions],
+    scores,
+    cost: addCosts(a.cost, b.cost),
+  }
+}
+
+function addCosts(a: SamplingCost, b: SamplingCost): SamplingCost {
+  return { completions: a.completions + b.completions, tokens: a.tokens + b.tokens, seconds: a.seconds + b.seconds }
+}
+
+function mapRollouts(rollouts: Rollouts, pick: <T>(values: readonly T[]) => T[]): Rollouts {
+  return {
+    sequences: pick(rollouts.sequences),
+    promptLengths: pick(rollouts.promptLengths),
+    rewards: pick(rollouts.rewards),
+    samplingLogprobs: pick(rollouts.samplingLogprobs),
+    loops: pick(rollouts.loops),
+    truncated: pick(rollouts.truncated),
+    completions: pick(rollouts.completions),
+    scores: Object.fromEntries(Object.entries(rollouts.scores).map(([name, values]) => [name, pick(values)])),
+    cost: rollouts.cost,
   }
 }
 

@@ -1,5 +1,5 @@
 import { join } from 'node:path'
-import { checkInstance } from '../arguments.js'
+import { checkInstance, checkOptions } from '../arguments.js'
 import { promptProblem } from '../data/rows.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
@@ -166,10 +166,11 @@ export abstract class Trainer<
   }
 
   /**
-   * Trains for `steps` steps on the data of the options and yields what happens. With a `runDir`, metrics, completions and checkpoints are
-   * written, the last one when the run ends, is aborted, or when the loop over its events is left with `break` or an error; the abort takes
-   * effect between steps, or while sampling, scoring or evaluating. The folder is locked meanwhile. An iterator that is dropped without
-   * `return()` gives it back when it is collected, when `run` is called again, or with `dispose`.
+   * Trains for `steps` steps on the data of the options and yields what happens. A model without a tokenizer gets that of the data. With a
+   * `runDir`, metrics, completions and checkpoints are written, the last one when the run ends, is aborted, or when the loop over its events
+   * is left with `break` or an error; the abort takes effect between steps, or while sampling, scoring or evaluating. The folder is locked
+   * meanwhile. An iterator that is dropped without `return()` gives it back when it is collected, when `run` is called again, or with
+   * `dispose`.
    *
    * @param options.signal ends the run after the current step
    * @param options.config replaces config.yaml of `runDir` once the run, or the checkpoint that it resumes from, is accepted; without it the
@@ -244,6 +245,7 @@ export abstract class Trainer<
   async evaluate(
     options: { problems?: number; loops?: readonly number[]; signal?: AbortSignal | undefined } = {},
   ): Promise<Evaluation[]> {
+    checkOptions(options, { problems: true, loops: true, signal: true }, `${this.constructor.name}.evaluate`)
     const { evalProblems, evalLoops } = this.config
     const source = this.problems
     return answerProblems(this.model, source, this.rewardFunctions(source), {
@@ -553,14 +555,13 @@ export abstract class Trainer<
       (to) => saveTrained(this.model, to),
       (to) => this.optimizer.save(`${to}/optimizer.safetensors`),
       async (to) => {
-        if (this.model.adapter !== undefined) await this.#data?.tokenizer.save(to)
+        if (this.model.adapter !== undefined) await this.model.tokenizer?.save(to)
       },
       ...this.checkpointParts(),
     ]
     const config = plainConfig(this.config)
     const { fingerprint, description } = this.#data!
     const state = {
-      format: 1,
       trainer: this.name,
       step: this.#step,
       tokens: this.#tokens,

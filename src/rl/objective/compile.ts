@@ -46,6 +46,7 @@ export interface EngineSettings {
   seed: number
 }
 
+const defaultDraws = 8
 const ratioSurrogates = ['ppo', 'cispo', 'gspo', 'k15']
 
 /** The surrogate by name, with its settings. */
@@ -71,6 +72,18 @@ export function usesReference(objective: Objective): boolean {
   return (objective.kl !== undefined && objective.kl.beta > 0) || usesTeacher(objective)
 }
 
+/** Whether a step with this objective runs the reference model, or would without `referenceLogprobs` in its batch. */
+export function needsReference(objective: Objective): boolean {
+  return usesReference(objective) || objective.lazy?.old === 'ema'
+}
+
+/** The words for what no importance ratio corrects when several updates are made on the same rollouts; undefined where nothing is. */
+export function uncorrected({ terms }: Objective): string | undefined {
+  const biased = terms.filter((term) => surrogateOf(term).kind === 'reinforce' && term.advantage.source !== 'one')
+  if (biased.length === 0) return undefined
+  return biased.some(({ channel }) => channel === 'token') ? "the surrogate 'reinforce'" : 'the exit channel'
+}
+
 /** Whether a term compares with the reference model at its reference loop. */
 export function usesTeacher(objective: Objective): boolean {
   return objective.terms.some(({ advantage }) => advantage.loops?.base === 'teacher')
@@ -79,6 +92,7 @@ export function usesTeacher(objective: Objective): boolean {
 /** Loops that a pass must run: fewer than the model's only when every term and regulariser credits one early loop. */
 export function loopsNeeded(objective: Objective, loops: number): number {
   const { terms, kl, lazy, entropy } = objective
+  if (terms.length === 0) return loops // a function's own coefficients are of every loop
   const early = terms.map(({ channel, credit, advantage }) =>
     channel === 'token' && advantage.loops === undefined && typeof credit === 'object' && credit.kind === 'one-hot'
       ? credit.loop
@@ -252,7 +266,7 @@ function engineTerm(term: ObjectiveTerm, settings: EngineSettings): LossTerm {
     cap,
     tau,
     belief: loops?.belief === 'token' ? engineBelief(loops) : undefined,
-    draws: term.draws,
+    draws: term.draws ?? defaultDraws,
     seed: settings.seed,
   }
 }

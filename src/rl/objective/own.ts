@@ -1,3 +1,5 @@
+import { checkNames, describe } from '../../arguments.js'
+import { LoopLMError } from '../../errors.js'
 import type { RealArray, Scores, TokenSequence } from '../../model/types.js'
 
 /** What an own objective sees: the sequences that count, their scores under the model and their group-relative advantages. */
@@ -15,6 +17,10 @@ export interface ObjectiveContext {
   scores: Scores
   /** T × (len-1) per sequence, where the batch brings them or several updates are made on the same rollouts. */
   oldLogprobs: readonly ArrayLike<number>[] | undefined
+  /** Len-1 per sequence: 0 where a prediction does not count, for example tokens that a tool wrote; where the batch has a mask. */
+  mask: readonly ArrayLike<number>[] | undefined
+  /** The row of the data set or the problem of the task behind each sequence; in `update` what the batch brings. */
+  columns: readonly Readonly<Record<string, unknown>>[] | undefined
 }
 
 /** ∂L/∂ℓ and, when the gate is trained, ∂L/∂(gate logits); the arrays have the shapes of `scores.logprobs` and `scores.gateLogits`. */
@@ -52,3 +58,23 @@ export interface ObjectiveGradient {
  * ```
  */
 export type OwnObjective = (context: ObjectiveContext) => ObjectiveGradient | Promise<ObjectiveGradient>
+
+const gradientFields: readonly (keyof ObjectiveGradient)[] = ['loss', 'coefficients', 'gateCoefficients']
+
+/**
+ * What an own objective returned; the engine checks the shapes of the coefficients.
+ *
+ * @throws LoopLMError INVALID_ARGUMENT naming the field
+ */
+export function checkGradient(returned: unknown): ObjectiveGradient {
+  const operation = 'objective'
+  const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  if (typeof returned !== 'object' || returned === null || Array.isArray(returned))
+    throw refuse(`it must return { loss, coefficients, gateCoefficients? }, got ${describe(returned)}`)
+  checkNames(returned, gradientFields, 'field', operation)
+  const gradient = returned as ObjectiveGradient
+  if (typeof gradient.loss !== 'number') throw refuse(`loss must be a number, got ${describe(gradient.loss)}`)
+  if (!Array.isArray(gradient.coefficients))
+    throw refuse(`coefficients must be an array with one row per sequence, got ${describe(gradient.coefficients)}`)
+  return gradient
+}

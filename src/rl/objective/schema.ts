@@ -83,8 +83,10 @@ export const advantage = z.strictObject({
   baseline: z.enum(['group', 'none']).default('group').describe('Subtract the mean of the group, or not.'),
   scale: z
     .enum(['group', 'population', 'none'])
-    .default('group')
-    .describe('Divide by the standard deviation of the group: unbiased, of the population, or not at all.'),
+    .optional()
+    .describe(
+      'Divide by the standard deviation of the group (default with baseline `group`): unbiased, of the population, or not.',
+    ),
   strata: z
     .strictObject({
       by: z
@@ -151,7 +153,7 @@ export const term = z.strictObject({
     .default('outer')
     .describe('Weighted sum of the surrogates of the loops, or the surrogate of their weighted log ratio.'),
   aggregate: normalizer.default('response-mean').describe('How token terms are averaged.'),
-  draws: positiveInt.default(8).describe('Exit channel: exits drawn per token where the rollouts have none.'),
+  draws: positiveInt.optional().describe('Exit channel: exits drawn per token where the rollouts have none; default 8.'),
   weight: annealed.default(1).describe('Factor of the term.'),
 })
 

@@ -129,7 +129,7 @@ function noveltyRewards(answers: readonly (string | null)[], embeddings: readonl
 
 function cosine(a: ArrayLike<number>, b: ArrayLike<number>): number {
   let [dot, aa, bb] = [0, 0, 0]
-  for (let k = 0; k < a.length; k++) {
+  for (let k = 0; k < Math.min(a.length, b.length); k++) {
     dot += a[k]! * b[k]!
     aa += a[k]! * a[k]!
     bb += b[k]! * b[k]!
