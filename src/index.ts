@@ -55,7 +55,7 @@ export type {
 } from './rl/config.js'
 export { type EvaluateOptions, type Evaluation, evaluate } from './rl/evaluate.js'
 export { evaluateSequences, type SequenceEvaluation } from './rl/evaluate-sequences.js'
-export type { Metrics, TrainerEvent, UpdateMetrics } from './rl/events.js'
+export type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './rl/events.js'
 export { GRPOTrainer } from './rl/grpo.js'
 export { type LoopRPTBatch, LoopRPTTrainer } from './rl/looprpt.js'
 export type { ObjectiveContext, ObjectiveGradient, OwnObjective } from './rl/objective/own.js'

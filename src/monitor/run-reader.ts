@@ -73,14 +73,14 @@ export class RunReader {
       (record) => this.#addCompletion(record),
     )
     const config = await readConfig(join(this.path, 'config.yaml'))
-    const longest = [...this.#series.values()].reduce((most, { steps }) => Math.max(most, steps.length), 0)
-    const stepsPerPoint = Math.max(1, Math.ceil(longest / limits.points))
+    const strideOf = (steps: readonly number[]) => Math.max(1, Math.ceil(steps.length / limits.points))
+    const stepsPerPoint = [...this.#series.values()].reduce((most, { steps }) => Math.max(most, strideOf(steps)), 1)
     return {
       name: basename(this.path),
       step: this.#step,
       ...config,
       curves: Object.fromEntries(
-        [...this.#series].map(([name, { steps, values }]) => [name, curve(steps, values, stepsPerPoint)]),
+        [...this.#series].map(([name, { steps, values }]) => [name, curve(steps, values, strideOf(steps))]),
       ),
       completions: spread([...this.#samples.keys()].sort((a, b) => a - b)).map((step) => ({
         step,

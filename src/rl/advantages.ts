@@ -1,5 +1,6 @@
 import { describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
+import { largest } from '../extremes.js'
 import { native } from '../native.js'
 import type { AdvantageSpec } from './objective/schema.js'
 
@@ -84,7 +85,7 @@ export function advantagesOf(spec: AdvantageSpec, input: AdvantageInput): (numbe
   else values = groupAdvantages(rewards, groupSize, spec.scale ?? 'group').advantages
   if (spec.strata !== undefined) {
     const strata = needed(input.strata, 'strata')
-    const kinds = Math.max(...strata) + 1
+    const kinds = largest(strata) + 1
     const inside = zScores(
       rewards,
       strata.map((stratum, i) => Math.floor(i / groupSize) * kinds + stratum),
@@ -172,7 +173,7 @@ export function reduce(
     op,
     Float64Array.from(values, (value) => value ?? 0),
     ids,
-    Math.max(...segments) + 1,
+    largest(segments) + 1,
   )
 }
 

@@ -1,5 +1,6 @@
 import { checkNames } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
+import { largest, smallest } from '../extremes.js'
 import { describe, packSequences, packValues } from '../model/checks.js'
 import type { TokenSequence } from '../model/types.js'
 import { advantagesOf, groupAdvantages, reduce } from './advantages.js'
@@ -285,7 +286,7 @@ function strataOf(
   if (by === 'truncated') return batch.truncated?.map(Number)
   if (by === 'exit-loop')
     return numbers(operation, 'exitLoops', batch.exitLoops)?.map((loop) => Math.max(0, Math.round(loop) - 1))
-  const longest = Math.max(1, ...lengths)
+  const longest = largest(lengths, 1)
   return lengths.map((length) => Math.min(7, Math.floor((8 * length) / longest)))
 }
 
@@ -304,7 +305,7 @@ function costsOf(
   }
   if (by === 'exit-loop')
     return numbers(operation, 'exitLoops', batch.exitLoops)?.map((loop) => (loop - 1) / Math.max(1, loops - 1))
-  const longest = maxLength ?? Math.max(1, ...lengths)
+  const longest = maxLength ?? largest(lengths, 1)
   return lengths.map((length) => Math.min(1, length / longest))
 }
 
@@ -426,8 +427,8 @@ export function checkCount(operation: string, field: string, values: unknown, co
 function lengthMetrics(lengths: readonly number[]): Metrics {
   return {
     'completions/mean_length': mean(lengths),
-    'completions/min_length': Math.min(...lengths),
-    'completions/max_length': Math.max(...lengths),
+    'completions/min_length': smallest(lengths),
+    'completions/max_length': largest(lengths),
   }
 }
 

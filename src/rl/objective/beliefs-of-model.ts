@@ -2,7 +2,7 @@ import type { LoopLM } from '../../model/model.js'
 import { lastBoxed, normalizeAnswer } from '../../tasks/answers.js'
 import type { WeightedReward } from '../../tasks/rewards.js'
 import { answerProblems } from '../evaluate.js'
-import { type Problem, type ProblemSource, trainingSequence } from '../problems.js'
+import { answeredSequence, type Problem, type ProblemSource } from '../problems.js'
 
 /** The answer of a completion as label-free rewards compare it: the last box, else the whole text; null when there is none. */
 export function answerKey(completion: string, _columns: Record<string, unknown>): string | null {
@@ -29,7 +29,7 @@ export async function goldAnswerBeliefs(
   const known = [...unique.keys()].filter((k) => unique[k]!.answer !== undefined)
   const curves = unique.map(() => new Array<number>(loops + 1).fill(1 / vocabulary))
   if (known.length > 0) {
-    const drawn = known.map((k) => trainingSequence(source, unique[k]!))
+    const drawn = known.map((k) => answeredSequence(source, unique[k]!))
     const promptLengths = drawn.map(({ promptLength }) => promptLength)
     const sequences = drawn.map(({ tokens }) => tokens)
     const { logprobs } = await model.responseMeans(sequences, { promptLengths, temperature, signal })
