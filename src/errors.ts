@@ -69,9 +69,15 @@ export class LoopLMError extends Error {
  */
 export function toLoopLMError(error: unknown, operation?: string): LoopLMError {
   if (error instanceof LoopLMError) return error
-  const message = error instanceof Error ? error.message : String(error)
+  const message = errorMessage(error)
   const code = errorCodes.find((known) => known === (error as { code?: unknown } | null)?.code) ?? 'INTERNAL'
   return new LoopLMError(code, message, { operation, cause: error })
+}
+
+/** The message of anything thrown, also of an Error of another realm. */
+export function errorMessage(thrown: unknown): string {
+  const message = (thrown as { message?: unknown } | null | undefined)?.message
+  return typeof message === 'string' ? message : String(thrown)
 }
 
 const systemCauses: Readonly<Record<string, string>> = {

@@ -84,7 +84,7 @@ export async function scoreCompletions(
       const value = byName[name]![i]!
       if (value !== null) sum = (sum ?? 0) + weight * value
     }
-    return sum
+    return checkScore('(the weighted sum)', sum)
   })
   return { rewards, byName, metrics }
 }
