@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { LoopLMError } from '../errors.js'
 import { describe, packSequences, packValues } from '../model/checks.js'
 import type { TokenSequence } from '../model/types.js'
@@ -115,9 +116,7 @@ function copyRows(values: unknown): unknown {
 }
 
 function copyRow(values: unknown): unknown {
-  return Array.isArray(values) || (ArrayBuffer.isView(values) && !(values instanceof DataView))
-    ? (values as Int32Array).slice()
-    : values
+  return Array.isArray(values) || types.isTypedArray(values) ? (values as Int32Array).slice() : values
 }
 
 /** The fields of a batch that an objective reads. @param own whether the objective is a function of the caller's */

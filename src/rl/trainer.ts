@@ -1,3 +1,4 @@
+import '../dispose.js'
 import { join } from 'node:path'
 import { checkInstance } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
