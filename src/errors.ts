@@ -102,7 +102,7 @@ const systemCauses: Readonly<Record<string, string>> = {
 export function fileError(cause: unknown, action: string, path: string, operation?: string): LoopLMError {
   if (cause instanceof LoopLMError) return cause
   const { code = '', message = String(cause) } = (cause ?? {}) as { code?: string; message?: string }
-  const text = `cannot ${action} ${path}: ${systemCauses[code] ?? message}${code in systemCauses ? ` (${code})` : ''}`
+  const text = `cannot ${action} ${path}: ${Object.hasOwn(systemCauses, code) ? `${systemCauses[code]} (${code})` : message}`
   return new LoopLMError(code === 'ENOENT' && action === 'read' ? 'NOT_FOUND' : 'INVALID_FILE', text, { operation, cause })
 }
 
@@ -113,6 +113,7 @@ export function fileError(cause: unknown, action: string, path: string, operatio
  * @param error what `schema.safeParse` returned
  */
 export function configError(operation: string, error: ZodError): LoopLMError {
-  const lines = error.issues.map((issue) => `${issue.path.join('.') || 'options'}: ${issue.message}`)
+  const lines = error.issues.slice(0, 20).map((issue) => `${issue.path.join('.') || 'options'}: ${issue.message}`)
+  if (error.issues.length > lines.length) lines.push('… and more')
   return new LoopLMError('INVALID_CONFIG', lines.join('\n'), { operation, cause: error })
 }

@@ -1,6 +1,7 @@
 import { createReadStream } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import { LoopLMError } from '../errors.js'
+import { prototypeKey } from './json-value.js'
 import { isDeeper, maxJsonDepth } from './read-file.js'
 
 /** One row of a dataset. Every further column is passed to the reward functions as it is. */
@@ -146,6 +147,7 @@ function parseExample(text: string, path: string, line: number): Example {
     throw invalidLine(path, line, `must be a JSON object, got ${typeName(row)}`)
   }
   if (isDeeper(row, maxJsonDepth)) throw invalidLine(path, line, `is nested more than ${maxJsonDepth} deep`)
+  if (Object.hasOwn(row, prototypeKey)) throw invalidLine(path, line, `has a field "${prototypeKey}", which cannot be a key`)
   const { prompt, answer, completion, messages } = row as Record<string, unknown>
   if (messages !== undefined && !Array.isArray(messages)) {
     throw invalidLine(path, line, `field "messages" must be an array when present, got ${typeName(messages)}`)

@@ -1,4 +1,5 @@
 import { setMaxListeners } from 'node:events'
+import { prototypeKey } from '../data/json-value.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkScore, type RewardFunction, type WeightedReward } from '../tasks/rewards.js'
 import type { Rewards } from './config.js'
@@ -38,6 +39,7 @@ export function namedRewards(rewards: Rewards): WeightedReward[] {
         operation,
       })
     }
+    if (name === prototypeKey) throw new LoopLMError('INVALID_CONFIG', `a reward cannot be named ${prototypeKey}`, { operation })
     if (!Number.isFinite(weight))
       throw new LoopLMError('INVALID_CONFIG', `weight of ${name} must be finite, got ${weight}`, { operation })
     if (list.findIndex((other) => other.name === name) !== i) {

@@ -65,7 +65,8 @@ export class Selection {
     const { best, stalled } = this.#state
     this.#state = { ...this.#state, evaluated: step }
     if (name === undefined) return
-    const value = metrics[name] ?? metrics[`eval/${name}`]
+    const known = [name, `eval/${name}`].find((full) => Object.hasOwn(metrics, full)) // not of Object's own: toString
+    const value = known === undefined ? undefined : metrics[known]
     if (value === undefined) {
       const message = `metricForBestModel: an evaluation has no metric ${JSON.stringify(name)}; it has ${Object.keys(metrics).join(', ')}`
       throw new LoopLMError('INVALID_CONFIG', message, { operation: 'run' })
