@@ -333,6 +333,7 @@ class Parser {
     const [, whole = '', decimals = '', exponent = '0'] = /^(\d*)\.?(\d*)(?:[eE]([+-]?\d+))?$/.exec(text) ?? []
     if (text.includes('.')) this.decimal = true
     const shift = Number(exponent) - decimals.length
+    if (whole + decimals === '') throw new Unknown()
     if (whole.length + decimals.length > 300 || Math.abs(shift) > 300) throw new Unknown()
     const digits = BigInt(whole + decimals)
     return shift < 0 ? fraction(digits, 10n ** BigInt(-shift)) : fraction(digits * 10n ** BigInt(shift))

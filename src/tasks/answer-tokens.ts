@@ -77,7 +77,12 @@ const plainWords = /^(?:or|and|sq|per|[Nn]o|YES|[A-Z][a-z]{2})$/
 export const functionNames: ReadonlySet<string> = new Set(
   'sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp'.split(' '),
 )
-const plainCommands = new Set([...functionNames, 'sqrt', 'pi'])
+/** Commands without their backslash. `root` takes a whole number: sqrt12, where \sqrt12 is the root of 1. */
+const plainCommands = new Map([
+  ...[...functionNames, 'pi'].map((name) => [name, name] as const),
+  ['sqrt', 'root'],
+  ['infinity', 'infty'],
+])
 
 const symbols = new Map<string, string>(
   Object.entries({
@@ -92,7 +97,7 @@ const symbols = new Map<string, string>(
   }),
 )
 const characterCommands = new Map(
-  Object.entries({ π: 'pi', '√': 'sqrt', '∞': 'infty', '∅': 'emptyset', '…': 'dots', θ: 'theta', α: 'alpha', β: 'beta' }),
+  Object.entries({ π: 'pi', '√': 'root', '∞': 'infty', '∅': 'emptyset', '…': 'dots', θ: 'theta', α: 'alpha', β: 'beta' }),
 )
 const fractions = new Map(Object.entries({ '½': '12', '⅓': '13', '⅔': '23', '¼': '14', '¾': '34', '⅕': '15', '⅛': '18' }))
 const superscripts = '⁰¹²³⁴⁵⁶⁷⁸⁹⁻'
@@ -152,6 +157,8 @@ const plainWrappers = new Set('boxed fbox mathbf mathit boldsymbol bm'.split(' '
 const uprightCommands = new Set('text textbf textit textrm textnormal mathrm mbox operatorname'.split(' '))
 const spaces = new Set(['quad', 'qquad', ',', ':', ';', '>', ' '])
 
+const plainOperators = new Map(Object.entries({ '<=': '≤', '>=': '≥', '+/-': '±', '**': '^' }))
+const plainOperator = /<=|>=|\+\/-|\*\*/y
 const plainNumber = /\d+\.\d*(?=\\(?:overline|bar)(?![a-zA-Z]))|(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?/y
 const separator = /,\\!|\{,\}|\\,|[\u2009\u202f]|,/y
 const three = /\d{3}(?!\d)/y
@@ -176,7 +183,7 @@ export function tokenize(text: string): readonly Token[] {
     return pattern.exec(text)?.[0]
   }
 
-  /** `1,234`, `1{,}234` or `1\,234`: digits with separators in front of every three. A bare comma within brackets is none. */
+  /** `1,234`, `1{,}234` or `1\,234`: digits with separators in front of every three. In brackets, `(1,234)`, a bare comma is none. */
   const grouped = (): string | undefined => {
     const start = position
     const first = match(/[1-9]\d{0,2}(?!\d)/y)
@@ -184,10 +191,11 @@ export function tokenize(text: string): readonly Token[] {
     let digits = first
     let end = start + first.length
     let kind: string | undefined
+    const argument = text[start - 1] === '{' && /[a-zA-Z}]/.test(text[start - 2] ?? '') // the 1,000 of \frac{1,000}{3}
     for (;;) {
       position = end
       const mark = match(separator)
-      if (mark === undefined || (mark === ',' && brackets > 0) || mark !== (kind ?? mark)) break
+      if (mark === undefined || (mark === ',' && brackets > 0 && !argument) || mark !== (kind ?? mark)) break
       position = end + mark.length
       const group = match(three)
       if (group === undefined) {
@@ -200,7 +208,7 @@ export function tokenize(text: string): readonly Token[] {
     }
     position = start
     ungrouped = end
-    if (digits === first) return undefined
+    if (digits === first || (kind === ',' && brackets > 0 && text[end] !== '}')) return undefined
     position = end
     const decimals = match(/\.\d+/y) ?? ''
     position = end + decimals.length
@@ -211,8 +219,9 @@ export function tokenize(text: string): readonly Token[] {
     const afterNumber = tokens.at(-1)?.kind === 'number'
     const unit = units.has(run) && afterNumber && (run.length > 2 || (spaced && plainUnits.has(run)))
     if (afterNumber && (upright ? /^[ap]m$/i : /^[AP]M$/).test(run)) push('word', run.toUpperCase())
+    else if (/^[Ii]nfinity$/.test(run)) push('command', 'infty')
     else if (upright && run.length > 1) push('word', foldCase(run))
-    else if (plainCommands.has(run) && !unit) push('command', run === 'sqrt' ? 'root' : run)
+    else if (plainCommands.has(run) && !unit) push('command', plainCommands.get(run)!)
     else if (unit || run.length > 3 || plainWords.test(run)) push('word', foldCase(run))
     else for (const letter of run) push('letter', letter, run.length)
   }
@@ -265,6 +274,10 @@ export function tokenize(text: string): readonly Token[] {
       const name = match(/[a-zA-Z]+|[\s\S]/y) ?? ''
       position += name.length
       command(name)
+    } else if (match(plainOperator) !== undefined) {
+      const operator = match(plainOperator)!
+      position += operator.length
+      push('symbol', plainOperators.get(operator)!)
     } else {
       position++
       if (/\s/.test(character) || character === '~') spaced = true
@@ -285,7 +298,7 @@ export function tokenize(text: string): readonly Token[] {
         brackets--
       } else if (superscripts.includes(character)) superscript(character)
       else if (fractions.has(character)) fraction(fractions.get(character)!)
-      else if (characterCommands.has(character)) push('command', character === '√' ? 'root' : characterCommands.get(character)!)
+      else if (characterCommands.has(character)) push('command', characterCommands.get(character)!)
       else {
         if (character === '(' || character === '[') brackets++
         else if (character === ')' || character === ']') brackets--
@@ -358,6 +371,6 @@ function separated(a: Token, b: Token): boolean {
 
 function printToken({ kind, text }: Token): string {
   if (kind === 'begin' || kind === 'end') return `\\${kind}{${text}}`
-  if (kind === 'command') return `\\${text === 'root' ? 'sqrt' : text}`
+  if (kind === 'command') return text === 'root' ? '√' : `\\${text}`
   return text
 }

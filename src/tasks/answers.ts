@@ -107,7 +107,7 @@ export function answersEqual(a: string, b: string, tolerance = 1e-6): boolean {
   }
   const [tokensA, tokensB] = [tokenize(a), tokenize(b)]
   if (tokensA.length === 0 || tokensB.length === 0) return false
-  if (printTokens(tokensA) === printTokens(tokensB)) return true
+  if (comparedText(tokensA) === comparedText(tokensB)) return true
   try {
     algebra.resetSteps()
     return sameAnswers(parseAnswer(tokensA), parseAnswer(tokensB), tolerance)
@@ -115,6 +115,13 @@ export function answersEqual(a: string, b: string, tolerance = 1e-6): boolean {
     if (error instanceof algebra.Unknown) return false
     throw error
   }
+}
+
+/** The text of what is not understood or not worked out, such as 2^{3}·3: `^{3}` and `^3`, × and · are alike. */
+function comparedText(tokens: readonly Token[]): string {
+  return printTokens(tokens)
+    .replaceAll('×', '·')
+    .replace(/([\^_])\{(\d+)\}(?![\d.])/g, '$1$2')
 }
 
 function plainText(answer: string): string {
