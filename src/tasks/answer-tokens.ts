@@ -100,7 +100,8 @@ const characterCommands = new Map(
   Object.entries({ π: 'pi', '√': 'root', '∞': 'infty', '∅': 'emptyset', '…': 'dots', θ: 'theta', α: 'alpha', β: 'beta' }),
 )
 const fractions = new Map(Object.entries({ '½': '12', '⅓': '13', '⅔': '23', '¼': '14', '¾': '34', '⅕': '15', '⅛': '18' }))
-const superscripts = '⁰¹²³⁴⁵⁶⁷⁸⁹⁻'
+const superscripts = '⁰¹²³⁴⁵⁶⁷⁸⁹'
+const superscriptNumber = /⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+/y
 
 const commandSymbols = new Map(
   Object.entries({
@@ -274,12 +275,14 @@ export function tokenize(text: string): readonly Token[] {
       const name = match(/[a-zA-Z]+|[\s\S]/y) ?? ''
       position += name.length
       command(name)
-    } else if (match(plainOperator) !== undefined) {
-      const operator = match(plainOperator)!
-      position += operator.length
-      push('symbol', plainOperators.get(operator)!)
     } else {
-      position++
+      const special = match(plainOperator) ?? match(superscriptNumber)
+      position += special?.length ?? 1
+      if (special !== undefined) {
+        if (plainOperators.has(special)) push('symbol', plainOperators.get(special)!)
+        else superscript(special)
+        continue
+      }
       if (/\s/.test(character) || character === '~') spaced = true
       else if (character === '$') continue
       else if (character === '{' && match(/[,:;=<>+.-]\}/y) !== undefined) {
@@ -296,8 +299,7 @@ export function tokenize(text: string): readonly Token[] {
         if (!silent) push('symbol', '}')
         upright = outer
         brackets--
-      } else if (superscripts.includes(character)) superscript(character)
-      else if (fractions.has(character)) fraction(fractions.get(character)!)
+      } else if (fractions.has(character)) fraction(fractions.get(character)!)
       else if (characterCommands.has(character)) push('command', characterCommands.get(character)!)
       else {
         if (character === '(' || character === '[') brackets++
@@ -308,15 +310,11 @@ export function tokenize(text: string): readonly Token[] {
   }
   return trimmed(tokens)
 
-  function superscript(first: string): void {
-    let digits = first
-    while (position < text.length && superscripts.includes(text[position]!)) digits += text[position++]
-    const values = [...digits].map((digit) => superscripts.indexOf(digit)).map((value) => (value === 10 ? '-' : String(value)))
-    const number = values.join('')
+  function superscript(raised: string): void {
     push('symbol', '^')
     push('symbol', '{')
-    if (number.startsWith('-')) push('symbol', '-')
-    push('number', number.replace('-', ''))
+    if (raised.startsWith('⁻')) push('symbol', '-')
+    push('number', [...raised.replace('⁻', '')].map((digit) => superscripts.indexOf(digit)).join(''))
     push('symbol', '}')
   }
 
