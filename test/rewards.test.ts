@@ -3,6 +3,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { Random } from '../src/index.js'
 import { groupAdvantages } from '../src/rl/advantages.js'
 import { scoreCompletions } from '../src/rl/rewards.js'
 import {
@@ -198,6 +199,82 @@ describe('answersEqual', () => {
     for (const answer of pairs.flatMap(([, a, b]) => [a, b])) {
       expect(answersEqual(answer, answer), answer).toBe(true)
       expect(normalizeAnswer(normalizeAnswer(answer)), answer).toBe(normalizeAnswer(answer))
+    }
+  })
+
+  it('never throws, and compares in both directions alike, on parts of answers in any order', () => {
+    const parts = [
+      ...[
+        '1',
+        '2',
+        '34',
+        '0.',
+        '.2',
+        'e5',
+        '1,234',
+        '99999999999999999999',
+        'x',
+        'y',
+        'i',
+        'e',
+        'f(',
+        '\\pi',
+        '\\frac',
+        '\\sqrt',
+        '√',
+      ],
+      ...[
+        '{',
+        '}',
+        '(',
+        ')',
+        '[',
+        ']',
+        '\\{',
+        '\\}',
+        '|',
+        '^',
+        '_',
+        '+',
+        '-',
+        '/',
+        '!',
+        '\\cdot',
+        '\\times',
+        '\\pm',
+        ' ',
+        ',',
+        '.',
+        ':',
+      ],
+      ...[
+        '=',
+        '<',
+        '>',
+        '<=',
+        '\\in',
+        '\\cup',
+        '\\infty',
+        ' or ',
+        '\\text{',
+        'cm',
+        'AM',
+        'million',
+        '%',
+        '\\$',
+        '$',
+        '°',
+        '^\\circ',
+      ],
+      ...['\\begin{pmatrix}', '\\end{pmatrix}', '&', '\\\\', '\\', '\\left', '\\sin ', '\\binom', '\\overline{3}', '½', '²', '⁻'],
+    ]
+    const random = new Random(5)
+    const draw = (longest: number) =>
+      Array.from({ length: 1 + random.integer(longest) }, () => parts[random.integer(parts.length)]).join('')
+    for (let k = 0; k < 20_000; k++) {
+      const [a, b] = [draw(10), draw(4)]
+      expect(answersEqual(a, b), `${a} and ${b}`).toBe(answersEqual(b, a))
+      normalizeAnswer(a)
     }
   })
 

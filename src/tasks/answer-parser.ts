@@ -392,7 +392,7 @@ class Parser {
         return number
       })
       const packed = this.tokens[this.position + 1]
-      if (packed?.kind === 'number' && packed.text.length === 2 && digits(2) === undefined) {
+      if (packed?.kind === 'number' && /^\d\d$/.test(packed.text) && digits(2) === undefined) {
         length = 2
         ;[n, d] = [...packed.text]
       }

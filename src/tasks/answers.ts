@@ -144,8 +144,8 @@ function decimalDigits(text: string): string | undefined {
 function sameAnswers(a: Answer, b: Answer, tolerance: number): boolean {
   const inequality = ({ items }: Answer) =>
     items.some((item) => item.type === 'relation' && item.operators.some((operator) => operator !== '='))
-  if (a.items.length > 1 && a.joint !== b.joint && inequality(a)) return false
-  const [namedA, namedB] = [withoutName(a.items), withoutName(b.items)]
+  if (a.items.length > 1 && b.items.length > 1 && a.joint !== b.joint && inequality(a)) return false
+  const [namedA, namedB] = [asIntervals(a) ?? withoutName(a.items), asIntervals(b) ?? withoutName(b.items)]
   if (namedA.name !== undefined && namedB.name !== undefined && namedA.name !== namedB.name) {
     return sameUnordered(a.items, b.items, tolerance)
   }
@@ -169,6 +169,30 @@ function withoutName(items: readonly Item[]): { name?: string; items: readonly I
   const rest = items.map((item, i) => solved[i]?.value ?? item)
   if (solved.some((other) => other !== undefined && other.name !== name)) return { items }
   return rest.some((item) => item.type === 'relation') ? { items } : { name, items: rest }
+}
+
+/** `x > 5` as the interval (5, ∞), `0 < x \le 1` as (0, 1], and several with `or` as their union. */
+function asIntervals({ items, joint }: Answer): { name: string; items: readonly Item[] } | undefined {
+  const found = items.map(intervalOf)
+  const name = found[0]?.name
+  if (name === undefined || (items.length > 1 && joint !== 'or')) return undefined
+  const intervals = found.flatMap((interval) => (interval?.name === name ? [interval.item] : []))
+  if (intervals.length < items.length) return undefined
+  return { name, items: intervals.length === 1 ? intervals : [{ type: 'group', brackets: '∪', items: intervals }] }
+}
+
+function intervalOf(item: Item): { name: string; item: Item } | undefined {
+  if (item.type !== 'relation') return undefined
+  const turn = '>≥'.includes(item.operators[0]!)
+  const operators = turn ? item.operators.map((operator) => turned.get(operator) ?? '').reverse() : item.operators
+  if (operators.some((operator) => operator !== '<' && operator !== '≤')) return undefined
+  const sides = turn ? [...item.sides].reverse() : item.sides
+  const names = sides.map((side) => (side.type === 'value' ? nameOf(side) : undefined))
+  const at = names.findIndex((name) => name !== undefined)
+  if (at < 0 || at > 1 || sides.length > at + 2 || names.slice(at + 1).some((name) => name !== undefined)) return undefined
+  const ends: Item[] = [sides[at - 1] ?? { type: 'infinity', sign: -1 }, sides[at + 1] ?? { type: 'infinity', sign: 1 }]
+  const brackets = (operators[at - 1] === '≤' ? '[' : '(') + (operators[at] === '≤' ? ']' : ')')
+  return { name: names[at]!, item: { type: 'group', brackets, items: ends } }
 }
 
 /** The name and the value of `x = 5`, `5 = x` or `x \in [0, 1]`. */
