@@ -285,6 +285,14 @@ describe('answersEqual', () => {
     expect(answersEqual(`-${digits}`, digits)).toBe(false)
   })
 
+  it('refuses what is no string, and a tolerance below 0', () => {
+    expect(() => answersEqual(5 as never, '5')).toThrow(/answersEqual: a must be a string, got 5/)
+    expect(() => answersEqual('5', null as never)).toThrow(/answersEqual: b must be a string, got null/)
+    expect(() => answersEqual('5', '5', -1)).toThrow(/tolerance must be a finite number at least 0, got -1/)
+    expect(() => normalizeAnswer(undefined as never)).toThrow(/answer must be a string/)
+    expect(() => lastBoxed({} as never)).toThrow(/text must be a string/)
+  })
+
   it('takes a wider tolerance for decimals, not for other numbers', () => {
     expect(answersEqual('0.33', '1/3', 0.02)).toBe(true)
     expect(answersEqual('33/100', '1/3', 0.02)).toBe(false)

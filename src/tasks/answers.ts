@@ -1,4 +1,6 @@
 /** Comparing short mathematical answers written in LaTeX or plain text. A wrong answer must not pass. */
+import { checkNumber, describe } from '../arguments.js'
+import { LoopLMError } from '../errors.js'
 import * as algebra from './algebra.js'
 import { type Answer, type Item, parseAnswer, withoutUnit } from './answer-parser.js'
 import { printTokens, type Token, tokenize, trimmed } from './answer-tokens.js'
@@ -7,6 +9,11 @@ import { printTokens, type Token, tokenize, trimmed } from './answer-tokens.js'
 const maxLength = 4096
 /** Larger numbers have no decimals that a tolerance of 1e-6 could judge. */
 const maxApproximate = 1e6
+
+function checkString(value: unknown, name: string, operation: string): void {
+  if (typeof value === 'string') return
+  throw new LoopLMError('INVALID_ARGUMENT', `${name} must be a string, got ${describe(value)}`, { operation })
+}
 
 /**
  * The content of the last `\boxed{…}` whose braces balance, or undefined. A box that the text ends before closing does not
@@ -18,6 +25,7 @@ const maxApproximate = 1e6
  * ```
  */
 export function lastBoxed(text: string): string | undefined {
+  checkString(text, 'text', 'lastBoxed')
   const open: number[] = [] // for each brace not closed yet: where a box's content starts, or -1
   let start = -1
   let content: string | undefined
@@ -51,6 +59,7 @@ export function lastBoxed(text: string): string | undefined {
  * ```
  */
 export function normalizeAnswer(answer: string): string {
+  checkString(answer, 'answer', 'normalizeAnswer')
   if (answer.length > maxLength) return plainText(answer)
   let tokens = withoutUnit(tokenize(answer).filter((token) => !isSymbol(token, '$')))
   while (isSymbol(tokens[0], '+')) tokens = tokens.slice(1)
@@ -92,6 +101,7 @@ function withBraces(tokens: readonly Token[]): Token[] {
  *
  * @param tolerance of numbers of which one is written with a decimal point, times min(1, larger magnitude); default 1e-6. Others
  *   are compared exactly.
+ * @throws LoopLMError INVALID_ARGUMENT for what is no string, or a tolerance below 0
  *
  * @example
  * ```ts
@@ -99,6 +109,9 @@ function withBraces(tokens: readonly Token[]): Token[] {
  * ```
  */
 export function answersEqual(a: string, b: string, tolerance = 1e-6): boolean {
+  checkString(a, 'a', 'answersEqual')
+  checkString(b, 'b', 'answersEqual')
+  checkNumber(tolerance, 'tolerance', { min: 0 }, 'answersEqual')
   const [decimalA, decimalB] = [decimalDigits(a), decimalDigits(b)]
   if (decimalA !== undefined && decimalA === decimalB) return true
   if (a.length > maxLength || b.length > maxLength) {
