@@ -1,3 +1,5 @@
+import './package-root.js' // first: it fails in a bundle with an error that says so
+
 export type { ChatMessage, ChatTemplateOptions } from './data/chat-template.js'
 export { Corpus, type CorpusOptions } from './data/corpus.js'
 export { type DownloadOptions, download } from './data/download.js'

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { stringify } from 'yaml'
-import { LoopLM, Tokenizer } from '../src/index.js'
+import { type DeviceStatus, LoopLM, Tokenizer } from '../src/index.js'
 import { writeOuroFolder } from './ouro-folder.js'
 
 const program = join(import.meta.dirname, '..', 'dist', 'src', 'cli', 'main.js')
@@ -81,6 +81,19 @@ describe('looplm', () => {
     expect(facts.devices.map(({ name }: { name: string }) => name)).toEqual(expect.arrayContaining(['cpu', 'reference', 'cuda']))
     for (const { description } of facts.devices) expect(description).not.toBe('')
     expect((await looplm(['info'])).stdout).toContain(facts.looplm)
+  })
+
+  it.each(['nonsense', '', 'avx512_bf17'])('lists the other devices when LOOPLM_CPU_ISA is %j', (isa) => {
+    const env = { ...process.env, LOOPLM_CPU_ISA: isa }
+    const { status, stdout } = spawnSync(process.execPath, [program, 'info', '--json'], { env, encoding: 'utf8' })
+    const devices = JSON.parse(stdout).devices as DeviceStatus[]
+    expect(status).toBe(0)
+    expect(devices.map(({ name }) => name)).toEqual(expect.arrayContaining(['cpu', 'reference', 'cuda']))
+    expect(devices.find(({ name }) => name === 'cpu')).toMatchObject({
+      available: false,
+      description: expect.stringMatching(`not used: .*LOOPLM_CPU_ISA in the environment is "${isa}"; it takes .*baseline`),
+    })
+    expect(devices.find(({ name }) => name === 'reference')).toMatchObject({ available: true })
   })
 
   it('lists the options of a trainer', async () => {

@@ -368,7 +368,7 @@ describe('run', () => {
     [{ dataset: [{ prompt: '1' }] }, /tokenizer: a dataset needs one/],
     [{ dataset: [{ prompt: '1' }], tokenizer: tinyTask.tokenizer }, /reward: a dataset needs a reward function/],
     [{ task: tinyTask, resume: true }, /resume: true needs runDir/],
-    [{ task: tinyTask, reward: () => 'good' }, /reward reward must return a finite number or null, got good/],
+    [{ task: tinyTask, reward: () => 'good' }, /reward reward must return a finite number or null, got 'good'/],
     [
       {
         task: tinyTask,

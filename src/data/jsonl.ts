@@ -1,6 +1,7 @@
 import { createReadStream } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import { fileError, LoopLMError } from '../errors.js'
+import { prototypeKey } from './json-value.js'
 import { isDeeper, maxJsonDepth } from './read-file.js'
 import { rowProblem, typeName } from './rows.js'
 
@@ -147,6 +148,7 @@ function parseExample(text: string, path: string, line: number): Example {
     throw invalidLine(path, line, `must be a JSON object, got ${typeName(row)}`)
   }
   if (isDeeper(row, maxJsonDepth)) throw invalidLine(path, line, `is nested more than ${maxJsonDepth} deep`)
+  if (Object.hasOwn(row, prototypeKey)) throw invalidLine(path, line, `has a field "${prototypeKey}", which cannot be a key`)
   const problem = rowProblem(row)
   if (problem !== undefined) throw invalidLine(path, line, problem)
   return { prompt: '', ...row }

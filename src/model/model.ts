@@ -1,3 +1,4 @@
+import '../dispose.js'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../arguments.js'

@@ -1,8 +1,8 @@
 import { constants } from 'node:fs'
 import { type FileHandle, open, stat } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
-import { parse } from 'yaml'
 import { readText } from '../data/read-file.js'
+import { parseYaml, yamlValue } from '../data/yaml.js'
 import { LoopLMError } from '../errors.js'
 import type { CompletionGroup, Curve, RunData } from './report-data.js'
 import { files } from './run-folder.js'
@@ -193,7 +193,7 @@ async function readConfig(path: string): Promise<Pick<RunData, 'config' | 'optio
   const config = await readText(path, limits.config).catch(() => '')
   let options: Record<string, string> = {}
   try {
-    options = Object.fromEntries(flatten('', parse(config, { maxAliasCount: 100 })))
+    options = Object.fromEntries(flatten('', yamlValue(parseYaml(config, path), path)))
   } catch {
     // half written, or no YAML: shown as it is
   }

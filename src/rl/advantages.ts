@@ -2,6 +2,7 @@ import { describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { largest } from '../extremes.js'
 import { native } from '../native.js'
+import { maxReward } from '../tasks/rewards.js'
 import type { AdvantageSpec } from './objective/schema.js'
 
 /** How rewards become advantages: the group's z-score, or the difference from the group's mean alone. */
@@ -53,10 +54,12 @@ export function groupAdvantages(
     const message = `${rewards.length} rewards do not form groups of groupSize = ${groupSize}; give whole groups or pass advantages`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'groupAdvantages' })
   }
-  const wrong = rewards.findIndex((reward) => reward !== null && !Number.isFinite(reward))
+  const wrong = rewards.findIndex((reward) => reward !== null && !(typeof reward === 'number' && Math.abs(reward) <= maxReward))
   if (wrong !== -1) {
-    const code = typeof rewards[wrong] === 'number' ? 'NON_FINITE' : 'INVALID_ARGUMENT'
-    const message = `reward ${wrong} is ${describe(rewards[wrong])}; rewards are finite numbers, or null for none`
+    const large = typeof rewards[wrong] === 'number' && Number.isFinite(rewards[wrong])
+    const code = typeof rewards[wrong] === 'number' && !large ? 'NON_FINITE' : 'INVALID_ARGUMENT'
+    const allowed = `finite numbers${large ? ` of at most ${maxReward} in size` : ''}, or null for none`
+    const message = `reward ${wrong} is ${describe(rewards[wrong])}; rewards are ${allowed}`
     throw new LoopLMError(code, message, { operation: 'groupAdvantages' })
   }
   const groups = rewards.map((_, i) => Math.floor(i / groupSize))

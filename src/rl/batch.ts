@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { checkNames } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { largest, smallest } from '../extremes.js'
@@ -138,9 +139,7 @@ function copyRows(values: unknown): unknown {
 }
 
 function copyRow(values: unknown): unknown {
-  return Array.isArray(values) || (ArrayBuffer.isView(values) && !(values instanceof DataView))
-    ? (values as Int32Array).slice()
-    : values
+  return Array.isArray(values) || types.isTypedArray(values) ? (values as Int32Array).slice() : values
 }
 
 /** The fields of a batch that an objective reads. @param own whether the objective is a function of the caller's */

@@ -1,3 +1,4 @@
+import '../dispose.js'
 import { join } from 'node:path'
 import { checkInstance, checkOptions } from '../arguments.js'
 import { promptProblem } from '../data/rows.js'

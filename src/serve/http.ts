@@ -1,6 +1,7 @@
 // What the server needs of HTTP beyond node:http: bounded bodies, refusals that arrive, clients that do not read, and server-sent events.
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
+import { types } from 'node:util'
 import { HttpError } from './http-error.js'
 
 /** How long a refused client may go on sending before its connection is cut, so that it reads why. */
@@ -22,7 +23,7 @@ export async function readJson(request: IncomingMessage, maxBytes: number, milli
     if (request.headers['content-encoding'] !== undefined) throw new HttpError(415, 'content-encoding is not supported')
     body = await readBody(request, maxBytes, milliseconds)
   }
-  if (typeof body !== 'string' && !(body instanceof Uint8Array)) return body
+  if (typeof body !== 'string' && !types.isUint8Array(body)) return body
   try {
     return JSON.parse(typeof body === 'string' ? body : new TextDecoder('utf-8', { fatal: true }).decode(body))
   } catch (cause) {

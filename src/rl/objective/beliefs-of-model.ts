@@ -1,12 +1,14 @@
 import type { LoopLM } from '../../model/model.js'
 import { lastBoxed, normalizeAnswer } from '../../tasks/answers.js'
 import type { WeightedReward } from '../../tasks/rewards.js'
+import { withoutThinking } from '../../tasks/thinking.js'
 import { answerProblems } from '../evaluate.js'
 import { answeredSequence, type Problem, type ProblemSource } from '../problems.js'
 
-/** The answer of a completion as label-free rewards compare it: the last box, else the whole text; null when there is none. */
+/** A completion's answer as label-free rewards compare it, thinking left out: the last box, else all of it; null when there is none. */
 export function answerKey(completion: string, _columns: Record<string, unknown>): string | null {
-  const answer = (lastBoxed(completion) ?? completion).trim()
+  const said = withoutThinking(completion)
+  const answer = (lastBoxed(said) ?? said).trim()
   return answer === '' ? null : normalizeAnswer(answer)
 }
 
