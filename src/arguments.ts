@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { LoopLMError } from './errors.js'
 
 export interface Range {
@@ -117,7 +118,7 @@ export function checkInstance<Class>(
   operation: string,
 ): Class {
   if (value instanceof type) return value as Class
-  const remedy = value instanceof Promise ? ': await it' : ''
+  const remedy = types.isPromise(value) ? ': await it' : ''
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be a ${type.name}, as ${maker}, got ${describe(value)}${remedy}`, {
     operation,
   })

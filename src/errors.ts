@@ -78,10 +78,16 @@ export class LoopLMError extends Error {
  */
 export function toLoopLMError(error: unknown, operation?: string): LoopLMError {
   if (error instanceof LoopLMError) return error
-  const message = error instanceof Error ? error.message : String(error)
+  const message = errorMessage(error)
   const code = (error as { code?: unknown } | null)?.code
   const known = typeof code === 'string' && Object.hasOwn(statuses, code)
   return new LoopLMError(known ? (code as ErrorCode) : 'INTERNAL', message, { operation, cause: error })
+}
+
+/** The message of anything thrown, also of an Error of another realm. */
+export function errorMessage(thrown: unknown): string {
+  const message = (thrown as { message?: unknown } | null | undefined)?.message
+  return typeof message === 'string' ? message : String(thrown)
 }
 
 const systemCauses: Readonly<Record<string, string>> = {
@@ -114,7 +120,7 @@ const systemCauses: Readonly<Record<string, string>> = {
 export function fileError(cause: unknown, action: string, path: string, operation?: string): LoopLMError {
   if (cause instanceof LoopLMError) return cause
   const { code = '', message = String(cause) } = (cause ?? {}) as { code?: string; message?: string }
-  const text = `cannot ${action} ${path}: ${systemCauses[code] ?? message}${code in systemCauses ? ` (${code})` : ''}`
+  const text = `cannot ${action} ${path}: ${Object.hasOwn(systemCauses, code) ? `${systemCauses[code]} (${code})` : message}`
   return new LoopLMError(code === 'ENOENT' && action.startsWith('read') ? 'NOT_FOUND' : 'INVALID_FILE', text, {
     operation,
     cause,
@@ -128,6 +134,7 @@ export function fileError(cause: unknown, action: string, path: string, operatio
  * @param error what `schema.safeParse` returned
  */
 export function configError(operation: string, error: ZodError): LoopLMError {
-  const lines = error.issues.map((issue) => `${issue.path.join('.') || 'options'}: ${issue.message}`)
+  const lines = error.issues.slice(0, 20).map((issue) => `${issue.path.join('.') || 'options'}: ${issue.message}`)
+  if (error.issues.length > lines.length) lines.push('… and more')
   return new LoopLMError('INVALID_CONFIG', lines.join('\n'), { operation, cause: error })
 }

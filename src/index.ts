@@ -1,3 +1,5 @@
+import './package-root.js' // first: it fails in a bundle with an error that says so
+
 export type { ChatMessage, ChatTemplateOptions } from './data/chat-template.js'
 export { Corpus, type CorpusOptions } from './data/corpus.js'
 export { type DownloadOptions, download } from './data/download.js'
@@ -55,7 +57,7 @@ export type {
 } from './rl/config.js'
 export { type EvaluateOptions, type Evaluation, evaluate } from './rl/evaluate.js'
 export { evaluateSequences, type SequenceEvaluation } from './rl/evaluate-sequences.js'
-export type { Metrics, TrainerEvent, UpdateMetrics } from './rl/events.js'
+export type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './rl/events.js'
 export { GRPOTrainer } from './rl/grpo.js'
 export { type LoopRPTBatch, LoopRPTTrainer } from './rl/looprpt.js'
 export type { ObjectiveContext, ObjectiveGradient, OwnObjective } from './rl/objective/own.js'

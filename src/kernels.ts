@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { checkNumber, checkOptions, checkWord, describe, type Keys } from './arguments.js'
 import { LoopLMError } from './errors.js'
 import { checkTemperature } from './model/checks.js'
@@ -296,7 +297,7 @@ const objectiveFields = {
 } satisfies Keys<PolicyGradientObjective>
 
 function checkOffsets(offsets: readonly number[] | Int32Array, tokens: number, operation: string): Int32Array {
-  if (!Array.isArray(offsets) && !(offsets instanceof Int32Array)) {
+  if (!Array.isArray(offsets) && !types.isInt32Array(offsets)) {
     throw new LoopLMError('INVALID_ARGUMENT', `offsets must be number[] or Int32Array, got ${describe(offsets)}`, { operation })
   }
   const list = Array.from(offsets)

@@ -1,11 +1,10 @@
 /** The addon as TypeScript sees it: handles, and functions that validate again what must not crash. Only src/tensor, src/model and src/kernels call it. */
-import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { dirname, join } from 'node:path'
-import { fileURLToPath } from 'node:url'
+import { join } from 'node:path'
 import { whenAborted } from './abort.js'
 import { LoopLMError, toLoopLMError } from './errors.js'
 import type { BeliefRewards, LossMetrics, LossTerm, ModelDType, RealArray } from './model/types.js'
+import { packageRoot } from './package-root.js'
 import type { DType } from './tensor/types.js'
 
 /** An object of the engine. `dispose` gives its memory back after the calls that still use it; the garbage collector is the fallback. */
@@ -435,7 +434,7 @@ function aborted(operation: string, signal: AbortSignal): LoopLMError {
 
 function load(): NativeBinding {
   const require = createRequire(import.meta.url)
-  const root = packageRoot()
+  const root = packageRoot
   try {
     const nodeGypBuild = require('node-gyp-build') as (folder: string) => NativeBinding
     return nodeGypBuild(root)
@@ -443,11 +442,25 @@ function load(): NativeBinding {
     const reason = (cause as Error).message.trim()
     const message = [
       `the native engine could not be loaded for ${process.platform}-${process.arch}, Node ${process.version}: ${reason}`,
-      ...loadRemedies(reason, libc()).map((remedy) => `  ${remedy}`),
-      `  From a checkout: npm run build (in ${root}); it needs the packages cmake and g++.`,
-    ].join('\n')
+      ...(permissionRemedies(reason, root) ?? [
+        ...loadRemedies(reason, libc()),
+        `From a checkout: npm run build (in ${root}); it needs the packages cmake and g++.`,
+      ]),
+    ].join('\n  ')
     throw new LoopLMError('NATIVE_LOAD', message, { operation: 'looplm', cause })
   }
+}
+
+/** What helps where Node itself forbids the addon; undefined where that is not the cause. */
+function permissionRemedies(reason: string, root: string): string[] | undefined {
+  const { permission } = process as { permission?: { has(scope: string, path?: string): boolean } }
+  const disabled = /addons is disabled/.test(reason)
+  if (permission !== undefined && (disabled || !permission.has('fs.read', root))) {
+    return [
+      `Node's permission model forbids it: add --allow-addons and --allow-fs-read=${join(root, '*')} to the options of node.`,
+    ]
+  }
+  return disabled ? ['Node runs with --no-addons: remove it from the options of node and from NODE_OPTIONS.'] : undefined
 }
 
 /** The C library of this system, for example `glibc 2.36`; undefined where it has no name, as on macOS. */
@@ -482,11 +495,4 @@ export function loadRemedies(reason: string, system: string | undefined): string
     return ['The prebuilt engine is damaged or for another processor: install the package again, on this machine.']
   }
   return ['Either the prebuilt engine does not fit this system, or something that it needs is missing.']
-}
-
-/** The folder of package.json: two levels up when compiled into dist/src, one when run from src. */
-function packageRoot(): string {
-  let folder = dirname(fileURLToPath(import.meta.url))
-  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) folder = dirname(folder)
-  return folder
 }

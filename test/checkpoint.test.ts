@@ -14,6 +14,7 @@ import { LoopRPTTrainer } from '../src/rl/looprpt.js'
 import { PretrainTrainer } from '../src/rl/pretrain.js'
 import { RLTTTrainer } from '../src/rl/rltt.js'
 import { refusal } from './refusal.js'
+import { timeless } from './timeless.js'
 import { parametersOf, tinyConfig, tinyModel, tinyTask, variedReward } from './tiny.js'
 
 let root: string
@@ -43,6 +44,7 @@ interface RunOptions {
   resume?: boolean | string
   saveEvery?: number
   keepCheckpoints?: number
+  onStep?: (event: TrainerEvent) => void
 }
 const trainers = {
   'RLTT with a reference': (model: LoopLM, options: RunOptions) => new RLTTTrainer(model, { ...policy, beta: 0.05, ...options }),
@@ -70,8 +72,7 @@ async function runUntil(trainer: RLTTTrainer | GRPOTrainer | PretrainTrainer, la
 
 async function readLines(runDir: string): Promise<Record<string, number>[]> {
   const lines = (await readFile(join(runDir, 'metrics.jsonl'), 'utf8')).trimEnd().split('\n')
-  const timed = new Set(['step_time', 'sampling_time', 'tokens_per_second', 'memory/resident', 'memory/device'])
-  return lines.map((line) => Object.fromEntries(Object.entries<number>(JSON.parse(line)).filter(([name]) => !timed.has(name))))
+  return lines.map((line) => timeless<number>(JSON.parse(line)))
 }
 
 describe('resuming', () => {
@@ -102,8 +103,11 @@ describe('resuming', () => {
   it('forgets the metrics of steps after the checkpoint', async () => {
     const runDir = join(root, 'crash')
     using model = await tinyModel('cpu')
-    using trainer = trainers['Stage I'](model, { runDir, saveEvery: 2 })
-    for await (const { type, step } of trainer.run()) if (type === 'step' && step === 5) break // no checkpoint is written
+    const onStep = ({ step }: { step: number }) => {
+      if (step === 5) throw new Error('power cut')
+    }
+    using trainer = trainers['Stage I'](model, { runDir, saveEvery: 2, onStep })
+    await expect(finish(trainer.run())).rejects.toThrow('power cut') // no checkpoint is written
     using again = await tinyModel('cpu')
     using resumed = trainers['Stage I'](again, { runDir, resume: true })
     await finish(resumed.run())

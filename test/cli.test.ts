@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { stringify } from 'yaml'
-import { LoopLM, Tokenizer } from '../src/index.js'
+import { type DeviceStatus, LoopLM, Tokenizer } from '../src/index.js'
 import { writeOuroFolder } from './ouro-folder.js'
 
 const program = join(import.meta.dirname, '..', 'dist', 'src', 'cli', 'main.js')
@@ -81,6 +81,19 @@ describe('looplm', () => {
     expect(facts.devices.map(({ name }: { name: string }) => name)).toEqual(expect.arrayContaining(['cpu', 'reference', 'cuda']))
     for (const { description } of facts.devices) expect(description).not.toBe('')
     expect((await looplm(['info'])).stdout).toContain(facts.looplm)
+  })
+
+  it.each(['nonsense', '', 'avx512_bf17'])('lists the other devices when LOOPLM_CPU_ISA is %j', (isa) => {
+    const env = { ...process.env, LOOPLM_CPU_ISA: isa }
+    const { status, stdout } = spawnSync(process.execPath, [program, 'info', '--json'], { env, encoding: 'utf8' })
+    const devices = JSON.parse(stdout).devices as DeviceStatus[]
+    expect(status).toBe(0)
+    expect(devices.map(({ name }) => name)).toEqual(expect.arrayContaining(['cpu', 'reference', 'cuda']))
+    expect(devices.find(({ name }) => name === 'cpu')).toMatchObject({
+      available: false,
+      description: expect.stringMatching(`not used: .*LOOPLM_CPU_ISA in the environment is "${isa}"; it takes .*baseline`),
+    })
+    expect(devices.find(({ name }) => name === 'reference')).toMatchObject({ available: true })
   })
 
   it('lists the options of a trainer', async () => {
@@ -301,6 +314,56 @@ describe('looplm', () => {
       'rewards/size/mean': expect.any(Number),
       'rewards/exactMatch/mean': expect.any(Number),
     })
+  })
+})
+
+describe('a new model with a tokenizer', () => {
+  const rows = Array.from({ length: 8 }, (_, i) => ({ prompt: `${i}:`, completion: 'yes', answer: 'yes' }))
+  const checkpoint = 'runs/ends/checkpoints/step-120'
+  beforeAll(async () => {
+    await Tokenizer.bytes({ special: { bos: '<bos>', eos: '<eos>', pad: '<pad>' } }).save(join(root, 'ends'))
+    await writeFile(join(root, 'yes.jsonl'), rows.map((row) => `${JSON.stringify(row)}\n`).join(''))
+    const path = await writeConfig('ends.yaml', {
+      task: undefined,
+      dataset: 'yes.jsonl',
+      evalDataset: 'yes.jsonl',
+      tokenizer: 'ends',
+      options: { steps: 120, batchSize: 8, learningRate: 0.01, evalEvery: 120 },
+    })
+    const { code, stderr } = await looplm(['train', path, '--run-dir', 'runs/ends'])
+    expect(code).toBe(0)
+    expect(stderr).toMatch(/^step 0 {2}loop_1 accuracy [\d.]+ {2}loop_2 accuracy [\d.]+$/m)
+    expect(stderr).not.toContain('warning')
+  })
+
+  it('ends its answers in generate, in eval and in every file that names the end', async () => {
+    const read = async (file: string) => JSON.parse(await readFile(join(root, checkpoint, file), 'utf8'))
+    const ids = { bos_token_id: 256, eos_token_id: 257, pad_token_id: 258 }
+    expect(await read('config.json')).toMatchObject(ids)
+    expect(await read('generation_config.json')).toMatchObject(ids)
+    const generated = await looplm(['generate', checkpoint, '--prompt', '3:', '--temperature', '0', '--json'])
+    expect(jsonLines(generated.stdout)[0]).toMatchObject({ text: 'yes', finishReason: 'stop' })
+    const evaluated = await looplm(['eval', checkpoint, '--dataset', 'yes.jsonl', '--loops', '2'])
+    expect(evaluated.stdout).toBe('8 problems, greedy\n2 loops  reward 1.00  tokens 4.00\n')
+    const short = await looplm(['eval', checkpoint, '--dataset', 'yes.jsonl', '--loops', '2', '--max-new-tokens', '2'])
+    expect(short.stdout).toBe('8 problems, greedy\n2 loops  reward 0  tokens 2.00  cut off 100 %\n')
+  })
+
+  it('is not asked conversations as if they were empty prompts', async () => {
+    const messages = [{ role: 'user', content: 'hi' }]
+    await writeFile(join(root, 'chat.jsonl'), `${JSON.stringify({ messages, answer: 'ho' })}\n`)
+    const refused = await looplm(['eval', checkpoint, '--dataset', 'chat.jsonl'])
+    expectRefusal(refused, /\[0\] field "prompt" is missing: prompts are answered here, and the row has messages/)
+    const training = {
+      trainer: 'rltt',
+      task: undefined,
+      tokenizer: undefined,
+      dataset: 'chat.jsonl',
+      reward: 'exactMatch',
+      model: checkpoint,
+    }
+    const path = await writeConfig('chat.yaml', { ...training, options: { steps: 1 } })
+    expectRefusal(await looplm(['train', path]), /dataset\[0\] field "prompt" is missing/)
   })
 })
 

@@ -409,7 +409,7 @@ describe('supervised fine-tuning', () => {
     using student = await model()
     const dataset = Array.from({ length: 16 }, (_, i) => ({ prompt: `${i}:`, completion: 'yes' }))
     const options = { ...base, dataset, evalDataset: dataset.slice(0, 4), steps: 60, evalEvery: 60 }
-    const { metrics } = (await finish(new PretrainTrainer(student, options).run())).find(({ type }) => type === 'eval')!
+    const { metrics } = (await finish(new PretrainTrainer(student, options).run())).findLast(({ type }) => type === 'eval')!
     expect(metrics['eval/loop_3/accuracy']).toBeGreaterThan(0.9)
   })
 })

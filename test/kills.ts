@@ -6,6 +6,7 @@ import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { stringify } from 'yaml'
 import { Random } from '../src/data/random.js'
+import { timeless } from './timeless.js'
 
 const program = join(import.meta.dirname, '..', 'dist', 'src', 'cli', 'main.js')
 
@@ -165,10 +166,7 @@ export async function outcomeOf(root: string, name: string, steps: number): Prom
   }
   for (const file of ['metrics.jsonl', 'completions.jsonl']) {
     const text = await readFile(join(root, name, file), 'utf8').catch(() => '')
-    const timed = new Set(['step_time', 'sampling_time', 'tokens_per_second', 'memory/resident', 'memory/device'])
-    const lines = text
-      .split('\n')
-      .map((line) => line && JSON.stringify(JSON.parse(line), (key, value) => (timed.has(key) ? undefined : value)))
+    const lines = text.split('\n').map((line) => line && JSON.stringify(timeless(JSON.parse(line))))
     found[file] = lines.join('\n')
   }
   return found

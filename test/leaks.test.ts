@@ -4,6 +4,7 @@ import { memory, RLTTTrainer } from '../src/index.js'
 import { LoopLM } from '../src/model/model.js'
 import { collectGarbage } from './garbage.js'
 import { measureLeaks } from './leaks.js'
+import { timeless } from './timeless.js'
 import { parametersOf, tinyBatch, tinyConfig } from './tiny.js'
 
 it('cycles of update, generate and dispose keep nothing', { timeout: 120_000 }, async () => {
@@ -21,8 +22,7 @@ describe('two models on one device', () => {
     using trainer = new RLTTTrainer(model, { groupSize: 4, learningRate: 1e-2 })
     const results: unknown[] = []
     for (let round = 0; round < 4; round++) {
-      const { step_time: _, tokens_per_second: __, ...metrics } = await trainer.update(tinyBatch)
-      results.push(metrics)
+      results.push(timeless(await trainer.update(tinyBatch)))
       results.push(await model.generate(tinyBatch.sequences, { maxNewTokens: 6, seed }))
       results.push((await model.score(tinyBatch.sequences)).logprobs)
     }

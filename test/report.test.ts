@@ -100,6 +100,20 @@ describe('a run that is read while it is written', () => {
     expect(completions[0]!.groups[0]!.prompt).toMatch(/^x{4000}… \(5000 characters\)$/)
   })
 
+  it('keeps every evaluation of a long run, the one before its first step too', async () => {
+    const path = join(root, 'long-evaluated')
+    await mkdir(path)
+    const evaluations = [0.4, 0.1, 0.2, 0.3].map((reward, i) => ({ type: 'eval', step: 3000 * i, 'eval/loop_2/reward': reward }))
+    const steps = Array.from({ length: 9000 }, (_, i) => step(i + 1))
+    await writeFile(
+      join(path, 'metrics.jsonl'),
+      lines([evaluations[0]!, ...steps.slice(0, -1), ...evaluations.slice(1), steps.at(-1)!]),
+    )
+    const { curves } = await new RunReader(path).read()
+    expect(curves['eval/loop_2/reward']).toMatchObject({ steps: [0, 3000, 6000, 9000], values: [0.4, 0.1, 0.2, 0.3] })
+    expect(curves.reward!.steps).toHaveLength(1800)
+  })
+
   it('refuses a folder that does not exist and shows an empty one as empty', async () => {
     await expect(new RunReader(join(root, 'nowhere')).read()).rejects.toThrow(/no run folder .*nowhere/)
     await mkdir(join(root, 'empty'))

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { LoopLM } from '../src/model/model.js'
+import { RunReader } from '../src/monitor/run-reader.js'
 import { type PretrainOptions, pretrainOptions } from '../src/rl/config.js'
 import type { Metrics, TrainerEvent } from '../src/rl/events.js'
 import { GRPOTrainer } from '../src/rl/grpo.js'
@@ -27,15 +28,16 @@ async function finish(events: AsyncIterable<TrainerEvent>): Promise<TrainerEvent
   return list
 }
 
-/** A trainer whose evaluations return what a test wants. */
+/** A trainer whose evaluations return what a test wants: at step 1, 2, …, with `evalOnStart` at step 0, 1, …. */
 class Scripted extends PretrainTrainer {
   readonly script: readonly number[]
   constructor(model: LoopLM, options: PretrainOptions, script: readonly number[]) {
-    super(model, { task: tinyTask, batchSize: 4, evalEvery: 1, metricForBestModel: 'eval/score', onWarning() {}, ...options })
-    this.script = script
+    const base = { batchSize: 4, evalEvery: 1, evalOnStart: false, metricForBestModel: 'eval/score', onWarning() {} }
+    super(model, { task: tinyTask, ...base, ...options })
+    this.script = options.evalOnStart ? script : [Number.NaN, ...script]
   }
   protected override async evaluateData(): Promise<Metrics> {
-    return { 'eval/score': this.script[this.step - 1]! }
+    return { 'eval/score': this.script[this.step]! }
   }
 }
 
@@ -43,6 +45,18 @@ async function scripted(options: PretrainOptions, script: readonly number[]) {
   const model = await tinyModel('cpu')
   const trainer = new Scripted(model, { steps: script.length, ...options }, script)
   return { model, trainer, events: await finish(trainer.run()) }
+}
+
+/** Steps at which a metric stands in an event file of TensorBoard; records are length, checksum, event, checksum. */
+function tensorboardSteps(bytes: Buffer, tag: string): number[] {
+  const steps: number[] = []
+  for (let at = 0; at < bytes.length; ) {
+    const length = Number(bytes.readBigUInt64LE(at))
+    const event = bytes.subarray(at + 12, at + 12 + length)
+    if (event.includes(tag)) steps.push(event[10]!) // behind the tag and the 8 bytes of the time, and the tag of the step
+    at += length + 16
+  }
+  return steps
 }
 
 const checkpoints = async (runDir: string) => (await readdir(join(runDir, 'checkpoints'))).sort()
@@ -104,6 +118,165 @@ describe('the best checkpoints', () => {
         JSON.stringify(pretrainOptions.safeParse(options).error?.issues.map(({ path, message }) => `${path}: ${message}`)),
       ).toMatch(message)
     }
+  })
+})
+
+describe('the evaluation before the first step', () => {
+  const shown = (events: TrainerEvent[]) => events.map(({ type, step }) => `${type} ${step}`)
+  const lines = async (runDir: string): Promise<{ type: string; step: number }[]> =>
+    (await readFile(join(runDir, 'metrics.jsonl'), 'utf8'))
+      .trimEnd()
+      .split('\n')
+      .map((line) => JSON.parse(line))
+  const start = { evalOnStart: true }
+  const plain = { ...start, evalEvery: 2, metricForBestModel: undefined, steps: 4 } as PretrainOptions
+
+  it('is the default, measures the model that the run was given, and leaves the course as it is', async () => {
+    const course = async (options: PretrainOptions) => {
+      using model = await tinyModel('cpu')
+      using trainer = new PretrainTrainer(model, {
+        task: tinyTask,
+        batchSize: 4,
+        steps: 2,
+        evalEvery: 2,
+        evalProblems: 16,
+        ...options,
+      })
+      const before = await trainer.evaluate()
+      return { before, events: await finish(trainer.run()), parameters: await parametersOf(model) }
+    }
+    const with0 = await course({})
+    expect(shown(with0.events)).toEqual(['eval 0', 'step 1', 'step 2', 'eval 2', 'done 2'])
+    expect(with0.before.map(({ reward }) => reward)).toEqual(
+      [1, 2, 3].map((t) => with0.events[0]!.metrics[`eval/loop_${t}/reward`]),
+    )
+    const without = await course({ evalOnStart: false })
+    expect(shown(without.events)).toEqual(['step 1', 'step 2', 'eval 2', 'done 2'])
+    expect(without.parameters).toEqual(with0.parameters)
+    expect(shown((await course({ evalEvery: 0 })).events)).toEqual(['step 1', 'step 2', 'done 2'])
+  })
+
+  it('is in metrics.jsonl, the events of TensorBoard and the report', async () => {
+    const runDir = join(root, 'start')
+    await scripted({ ...plain, runDir }, [0.4, 0, 0.1, 0, 0.3])
+    expect(shown((await lines(runDir)) as TrainerEvent[])).toEqual([
+      'eval 0',
+      'step 1',
+      'step 2',
+      'eval 2',
+      'step 3',
+      'step 4',
+      'eval 4',
+    ])
+    const { curves } = await new RunReader(runDir).read()
+    expect(curves['eval/score']).toMatchObject({ steps: [0, 2, 4], values: [0.4, 0.1, 0.3] })
+    const events = (await readdir(runDir)).find((name) => name.startsWith('events.out.tfevents'))!
+    expect(tensorboardSteps(await readFile(join(runDir, events)), 'eval/score')).toEqual([0, 2, 4])
+    expect(await readFile(join(runDir, 'report.html'), 'utf8')).toContain('"eval/score":{"steps":[0,2,4]')
+  })
+
+  it('is not repeated by a resumed run, not even by one that was stopped at step 0', async () => {
+    const runDir = join(root, 'start-resumed')
+    const first = await scripted({ ...plain, runDir, steps: 2 }, [0.4, 0, 0.1])
+    expect(shown(first.events)).toContain('eval 0')
+    const rest = await scripted({ ...plain, runDir, resume: true }, [0.4, 0, 0.1, 0, 0.3])
+    expect(shown(rest.events)).toEqual(['step 3', 'step 4', 'eval 4', 'checkpoint 4', 'done 4'])
+    expect((await lines(runDir)).filter(({ type }) => type === 'eval').map(({ step }) => step)).toEqual([0, 2, 4])
+
+    const stopped = join(root, 'start-stopped')
+    using model = await tinyModel('cpu')
+    const controller = new AbortController()
+    const onEval = () => controller.abort()
+    const trainer = new Scripted(model, { ...plain, runDir: stopped, onEval }, [0.4, 0, 0.1])
+    expect(shown(await finish(trainer.run({ signal: controller.signal })))).toEqual(['eval 0', 'checkpoint 0', 'done 0'])
+    const resumed = await scripted({ ...plain, runDir: stopped, resume: true }, [0.4, 0, 0.1, 0, 0.3])
+    expect(shown(resumed.events).slice(0, 2)).toEqual(['step 1', 'step 2'])
+    expect((await lines(stopped)).filter(({ type }) => type === 'eval').map(({ step }) => step)).toEqual([0, 2, 4])
+  })
+
+  it('is made again, and written once, where no checkpoint knows of it', async () => {
+    const runDir = join(root, 'start-crashed')
+    using model = await tinyModel('cpu')
+    const onStep = () => {
+      throw new Error('power cut')
+    }
+    const crashed = new Scripted(model, { ...plain, runDir, onStep }, [0.4, 0, 0.1])
+    await expect(finish(crashed.run())).rejects.toThrow('power cut')
+    const again = await scripted({ ...plain, runDir, resume: true }, [0.4, 0, 0.1, 0, 0.3])
+    expect(shown(again.events)[0]).toBe('eval 0')
+    expect((await lines(runDir)).map(({ step }) => step)).toEqual([0, 1, 2, 2, 3, 4, 4])
+  })
+
+  it('makes the start a candidate for the best model', async () => {
+    const runDir = join(root, 'start-best')
+    const onWarning = vi.fn()
+    const options = { ...start, runDir, steps: 3, loadBestModelAtEnd: true, onWarning }
+    const { model, trainer } = await scripted(options, [0.9, 0.1, 0.5, 0.3])
+    using untrained = await tinyModel('cpu')
+    expect(trainer.best).toEqual({ step: 0, value: 0.9, path: join(runDir, 'checkpoints', 'step-0') })
+    expect(await parametersOf(model)).toEqual(await parametersOf(untrained))
+    expect(onWarning).toHaveBeenCalledExactlyOnceWith(
+      'no evaluation was better than that at the start: the model has the parameters of step 0 again',
+    )
+  })
+
+  it('counts for earlyStoppingPatience', async () => {
+    const { events } = await scripted({ ...start, steps: 5, earlyStoppingPatience: 2 }, [0.5, 0.4, 0.3, 0.9, 0.9, 0.9])
+    expect(events.at(-1)).toMatchObject({ step: 2, stoppedEarly: true })
+  })
+
+  it.each<[what: string, options: PretrainOptions, script: number[], warning: RegExp | undefined]>([
+    [
+      'ends below it',
+      {},
+      [0.407, 0.163, 0.253],
+      /worse at step 2 than at the start: eval\/score 0\.407 → 0\.253\. Lower learningRate/,
+    ],
+    ['ends where it began', {}, [0.4, 0.1, 0.4], undefined],
+    ['ends above it', {}, [0.4, 0.1, 0.5], undefined],
+    ['ends above it in a loss', { greaterIsBetter: false }, [0.4, 0.1, 0.5], /eval\/score 0\.400 → 0\.500/],
+    ['ends below it in a loss', { greaterIsBetter: false }, [0.4, 0.6, 0.3], undefined],
+    ['has a better one to load', { loadBestModelAtEnd: true, runDir: 'load' }, [0.4, 0.6, 0.3], undefined],
+    ['began later', { evalOnStart: false, steps: 3 }, [0.4, 0.6, 0.3], /worse at step 3 than at step 1/],
+  ])('is compared with a run that %s', async (_what, options, script, warning) => {
+    const onWarning = vi.fn()
+    const runDir = options.runDir === undefined ? {} : { runDir: join(root, options.runDir) }
+    await scripted({ ...start, steps: script.length - 1, ...options, ...runDir, onWarning }, script)
+    const warnings = onWarning.mock.calls.map(([message]) => message)
+    if (warning === undefined) expect(warnings).toEqual([])
+    else expect(warnings).toEqual([expect.stringMatching(warning)])
+  })
+
+  it('is what a resumed run is compared with', async () => {
+    const runDir = join(root, 'start-compared')
+    const script = [0.4, 0, 0.5, 0, 0.3]
+    await scripted({ ...plain, runDir, steps: 2 }, script)
+    const onWarning = vi.fn()
+    await scripted({ ...plain, runDir, resume: true, metricForBestModel: 'eval/score', onWarning }, script)
+    expect(onWarning).toHaveBeenCalledWith(
+      expect.stringMatching(/worse at step 4 than at the start: eval\/score 0\.400 → 0\.300/),
+    )
+  })
+
+  it('is compared at the most loops, by quantity and task, also across a resume', () => {
+    const selection = new Selection({ earlyStoppingThreshold: 0 } as never)
+    const metrics = (reward: number, other: number, loss: number) => ({
+      'eval/loop_1/reward': 0,
+      'eval/loop_12/reward': reward,
+      'eval/loop_4/reward': 1 - reward,
+      'eval/other/loop_2/reward': other,
+      'eval/loop_2/loss': loss,
+    })
+    selection.add(0, metrics(0.5, 0.5, 2))
+    expect(selection.falls()).toEqual([])
+    const resumed = new Selection({ earlyStoppingThreshold: 0 } as never)
+    resumed.state = JSON.parse(JSON.stringify(selection.state))
+    expect(resumed.falls()).toEqual([])
+    resumed.add(5, metrics(0.4, 0.6, 2.5))
+    expect(resumed.falls()).toEqual([
+      { metric: 'eval/loop_12/reward', before: 0.5, after: 0.4, from: 0, to: 5 },
+      { metric: 'eval/loop_2/loss', before: 2, after: 2.5, from: 0, to: 5 },
+    ])
   })
 })
 
@@ -176,7 +349,8 @@ describe('evaluations', () => {
         return tinyTask.reward(...args)
       },
     }
-    const options = { task: tinyTask, batchSize: 4, steps: 4, evalEvery: 2, evalProblems: 4, runDir, onWarning() {} }
+    const common = { task: tinyTask, batchSize: 4, steps: 4, evalEvery: 2, evalOnStart: false, evalProblems: 4 }
+    const options = { ...common, runDir, onWarning() {} }
     using model = await tinyModel('cpu')
     const first = await finish(new PretrainTrainer(model, { ...options, evalTasks: { slow } }).run({ signal: controller.signal }))
     expect(first.map(({ type, step }) => `${type} ${step}`)).toEqual(['step 1', 'step 2', 'checkpoint 2', 'done 2'])

@@ -6,6 +6,7 @@ import type { TrainerEvent } from '../src/rl/events.js'
 import { GRPOTrainer } from '../src/rl/grpo.js'
 import { PretrainTrainer } from '../src/rl/pretrain.js'
 import { RLTTTrainer } from '../src/rl/rltt.js'
+import { timeless } from './timeless.js'
 import { difference, parametersOf, tinyBatch, tinyModel, tinyTask, variedReward } from './tiny.js'
 
 const batch = { ...tinyBatch, rewards: [1, 0, 0, 0, 1, 1, 0, 0] }
@@ -32,7 +33,6 @@ describe('equal paths', () => {
     using grpo = new GRPOTrainer(b, { ...base, surrogate: 'reinforce', beta: 0.1 })
     expect(await rltt.gradients(batch)).toEqual(await grpo.gradients(batch))
     for (let step = 0; step < 3; step++) {
-      const timeless = ({ step_time, tokens_per_second, ...metrics }: Record<string, number>) => metrics
       expect(timeless(await rltt.update(batch))).toEqual(timeless(await grpo.update(batch)))
     }
     expect(await parametersOf(a)).toEqual(await parametersOf(b))
@@ -250,8 +250,8 @@ describe('run', () => {
       return { events: await collect(trainer.run()), parameters: await parametersOf(model) }
     }
     const first = await course(5)
-    expect(first.events.map(({ type, step }) => `${type} ${step}`)).toEqual(['step 1', 'step 2', 'eval 2', 'done 2'])
-    expect(Object.keys(first.events[2]!.metrics)).toEqual([
+    expect(first.events.map(({ type, step }) => `${type} ${step}`)).toEqual(['eval 0', 'step 1', 'step 2', 'eval 2', 'done 2'])
+    expect(Object.keys(first.events[3]!.metrics)).toEqual([
       'eval/loop_1/reward',
       'eval/loop_1/mean_length',
       'eval/loop_3/reward',
@@ -368,7 +368,7 @@ describe('run', () => {
     [{ dataset: [{ prompt: '1' }] }, /tokenizer: a dataset needs one/],
     [{ dataset: [{ prompt: '1' }], tokenizer: tinyTask.tokenizer }, /reward: a dataset needs a reward function/],
     [{ task: tinyTask, resume: true }, /resume: true needs runDir/],
-    [{ task: tinyTask, reward: () => 'good' }, /reward reward must return a finite number or null, got good/],
+    [{ task: tinyTask, reward: () => 'good' }, /reward reward must return a finite number or null, got 'good'/],
     [
       {
         task: tinyTask,

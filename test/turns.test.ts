@@ -9,12 +9,12 @@ import { ObjectiveTrainer } from '../src/rl/objective-trainer.js'
 import { PretrainTrainer } from '../src/rl/pretrain.js'
 import { RLTTTrainer } from '../src/rl/rltt.js'
 import { refusal } from './refusal.js'
+import { timeless } from './timeless.js'
 import { parametersOf, tinyBatch, tinyConfig, tinyModel, tinyTask, variedReward } from './tiny.js'
 
 const batch = { ...tinyBatch, rewards: [1, 0, 0, 0, 1, 1, 0, 0] }
 const other = { ...batch, rewards: [0, 1, 1, 0, 0, 0, 0, 1] }
 const base = { groupSize: 4, learningRate: 1e-2 } as const
-const timeless = ({ step_time, tokens_per_second, ...metrics }: Record<string, number>) => metrics
 
 /** One trainer of each kind on a model. */
 const trainersOf = (model: LoopLM) =>

@@ -67,8 +67,9 @@ const metrics = [
   '',
   made,
   '',
-  'Every step of a run is a line of `metrics.jsonl` with `"type": "step"`, every evaluation one with `"type": "eval"`. The names follow TRL where TRL has',
-  'the quantity. `<t>` is a loop, counted from 1; `<name>` is a reward or a task. `looplm report`, `looplm watch` and TensorBoard show the same numbers.',
+  'Every step of a run is a line of `metrics.jsonl` with `"type": "step"`, every evaluation one with `"type": "eval"`. Step 0 is the evaluation before the',
+  'first step. `time` is the time of day at which the line was written. The names follow TRL where TRL has the quantity. `<t>` is a loop, counted from 1;',
+  '`<name>` is a reward or a task. `looplm report`, `looplm watch` and TensorBoard show the same numbers.',
   ...metricGroups.flatMap(({ title, charts }) => [
     '',
     `## ${title}`,

@@ -75,7 +75,16 @@ Device::~Device() { table_->close(ctx_); }
 
 std::vector<DeviceInfo> list_devices(bool opened) {
   std::vector<DeviceInfo> out;
-  for (const char* name : {"cpu", "reference"}) out.push_back({name, Device(name, 0).description(), true});
+  const auto not_used = [](const std::string& name, const Error& error) {
+    return DeviceInfo{name, std::string("not used: ") + error.what(), false};
+  };
+  for (const char* name : {"cpu", "reference"}) {
+    try {
+      out.push_back({name, Device(name, 0).description(), true});
+    } catch (const Error& error) {
+      out.push_back(not_used(name, error));
+    }
+  }
   // The first CUDA device or why there is none, then those after it.
   const CudaLibrary& library = cuda_library(false);
   for (int i = 0;; i++) {
@@ -88,7 +97,7 @@ std::vector<DeviceInfo> list_devices(bool opened) {
       const std::string description = found;
       out.push_back({name, (opened ? Device(name, 0).description() : description) + "; " + joined(library.tried), true});
     } catch (const Error& error) {
-      out.push_back({name, std::string("not used: ") + error.what(), false});
+      out.push_back(not_used(name, error));
       if (!library.table || i == 0) return out;
     }
   }

@@ -1,6 +1,6 @@
 import { type Command, InvalidArgumentError, Option } from 'commander'
-import { parse } from 'yaml'
-import { LoopLMError } from '../errors.js'
+import { parseYaml, yamlValue } from '../data/yaml.js'
+import { errorMessage, LoopLMError } from '../errors.js'
 import { LoopLM } from '../model/model.js'
 import type { LoadOptions } from '../model/types.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
@@ -57,9 +57,10 @@ export function collect(value: string, previous: readonly string[] = []): string
 export function task(text: string): Task {
   let config: unknown
   try {
-    config = parse(text)
-  } catch {
-    throw new InvalidArgumentError('must be a task name or YAML such as "{ name: addition, digits: 3 }".')
+    config = yamlValue(parseYaml(text, '--task'), '--task')
+  } catch (cause) {
+    const why = errorMessage(cause)
+    throw new InvalidArgumentError(`must be a task name or YAML such as "{ name: addition, digits: 3 }" (${why}).`)
   }
   return createTask((typeof config === 'string' ? { name: config } : config) as TaskConfig)
 }

@@ -6,6 +6,7 @@ import type { LoopLM } from '../model/model.js'
 import { formatNumber } from '../monitor/progress.js'
 import { evaluate } from '../rl/evaluate.js'
 import { evaluateSequences } from '../rl/evaluate-sequences.js'
+import { stopTokens } from '../rl/problems.js'
 import type { Task } from '../tasks/task.js'
 import {
   collect,
@@ -72,8 +73,10 @@ async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
     return
   }
   print(`${results[0]?.problems ?? 0} problems, greedy`)
-  for (const result of results)
-    print(`${result.loops} loops  reward ${formatNumber(result.reward)}  tokens ${formatNumber(result.completionLength)}`)
+  for (const { loops, reward, completionLength, clippedRatio = 0 } of results) {
+    const cut = clippedRatio > 0 ? `  cut off ${formatNumber(100 * clippedRatio)} %` : ''
+    print(`${loops} loops  reward ${formatNumber(reward)}  tokens ${formatNumber(completionLength)}${cut}`)
+  }
 }
 
 async function evaluateText(folder: string, paths: readonly string[], flags: EvalFlags): Promise<void> {
@@ -100,7 +103,9 @@ async function evaluateText(folder: string, paths: readonly string[], flags: Eva
 
 async function predictText(model: LoopLM, paths: readonly string[], flags: EvalFlags, signal: AbortSignal) {
   const { contextLength, problems, loops } = flags
-  const corpus = await Corpus.open(paths, model.tokenizer!, { contextLength, heldOutShare: 1, signal })
+  const tokenizer = model.tokenizer!
+  const [endToken = null] = stopTokens(model, tokenizer)
+  const corpus = await Corpus.open(paths, tokenizer, { contextLength, heldOutShare: 1, endToken, signal })
   try {
     const blocks = await corpus.heldOut(problems)
     return await evaluateSequences(

@@ -24,10 +24,15 @@ export function addInfo(program: Command): void {
         platform: `${process.platform}-${process.arch}`,
         libc: libc(),
         cores: availableParallelism(),
-        devices: listDevices(true),
       }
-      if (json) printJson(facts)
-      else printFacts(facts)
+      let devices: DeviceStatus[] = []
+      try {
+        devices = listDevices(true)
+      } finally {
+        // without an engine too: the error follows
+        if (json) printJson({ ...facts, devices })
+        else printFacts({ ...facts, devices })
+      }
     })
 }
 

@@ -1,5 +1,5 @@
 import { constants } from 'node:os'
-import { LoopLMError } from '../errors.js'
+import { errorMessage, LoopLMError } from '../errors.js'
 
 /** Exit codes of the command line. */
 export const exitCodes = { ok: 0, failed: 1, usage: 2 } as const
@@ -40,7 +40,7 @@ export function reportError(error: unknown): number {
     process.stderr.write(`error: ${error.message}\n`)
     return usageCodes.has(error.code) ? exitCodes.usage : exitCodes.failed
   }
-  process.stderr.write(`error: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`)
+  process.stderr.write(`error: ${(error as Partial<Error> | undefined)?.stack ?? errorMessage(error)}\n`)
   return exitCodes.failed
 }
 

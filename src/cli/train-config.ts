@@ -1,6 +1,8 @@
 import { readFile, stat } from 'node:fs/promises'
-import { type Document, isCollection, isMap, isScalar, parseDocument } from 'yaml'
+import { type Document, isCollection, isMap, isScalar } from 'yaml'
 import { z } from 'zod'
+import { prototypeKey } from '../data/json-value.js'
+import { parseYaml, yamlValue } from '../data/yaml.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { type TrainerName, trainerSchemas } from '../rl/config-docs.js'
 import { checkOptions } from '../rl/validate.js'
@@ -91,9 +93,7 @@ export type TrainConfig = z.output<typeof trainConfigSchema>
 export async function readTrainConfig(path: string, changes: readonly string[]): Promise<TrainConfig> {
   const operation = path
   const text = await readText(path)
-  const document = parseDocument(text)
-  const problem = document.errors[0]
-  if (problem !== undefined) throw new LoopLMError('INVALID_FILE', problem.message, { operation, cause: problem })
+  const document = parseYaml(text, operation)
   if (!isMap(document.contents)) throw new LoopLMError('INVALID_FILE', 'must hold fields such as "trainer: rltt"', { operation })
   if (isEmpty(document, ['options'])) document.delete('options')
   for (const change of changes) {
@@ -102,17 +102,14 @@ export async function readTrainConfig(path: string, changes: readonly string[]):
       throw new LoopLMError('INVALID_ARGUMENT', `must be key=value, got ${JSON.stringify(change)}`, { operation: '--set' })
     }
     const names = key.split('.')
-    const parsed = parseDocument(value)
-    if (parsed.errors.length > 0)
-      throw new LoopLMError('INVALID_ARGUMENT', `${key}: ${parsed.errors[0]!.message}`, { operation: '--set' })
-    setIn(
-      document,
-      Object.hasOwn(trainConfigSchema.shape, names[0]!) ? names : ['options', ...names],
-      plainValue(parsed, '--set'),
-    )
+    if (names.includes(prototypeKey)) {
+      throw new LoopLMError('INVALID_ARGUMENT', `${key}: ${prototypeKey} cannot be a key`, { operation: '--set' })
+    }
+    const where = Object.hasOwn(trainConfigSchema.shape, names[0]!) ? names : ['options', ...names]
+    setIn(document, where, yamlValue(parseYaml(value, `--set ${key}`), `--set ${key}`))
   }
-  const given = plainValue(document, operation) as Record<string, unknown>
-  const misplaced = Object.keys(given).filter((key) => !(key in trainConfigSchema.shape) && isTrainerOption(key))
+  const given = yamlValue(document, operation) as Record<string, unknown>
+  const misplaced = Object.keys(given).filter((key) => !Object.hasOwn(trainConfigSchema.shape, key) && isTrainerOption(key))
   if (misplaced.length > 0) {
     const message = `${misplaced.join(', ')}: an option of the trainer; write it below "options:"`
     throw new LoopLMError('INVALID_CONFIG', message, { operation })
@@ -173,15 +170,6 @@ function isEmpty(document: Document, names: readonly string[]): boolean {
   return isScalar(node) && node.value === null
 }
 
-/** The document's content, its aliases resolved, of which a hostile file may have too many. */
-function plainValue(document: Document, operation: string): unknown {
-  try {
-    return document.toJS()
-  } catch (cause) {
-    throw new LoopLMError('INVALID_FILE', (cause as Error).message, { operation, cause })
-  }
-}
-
 function isTrainerOption(key: string): boolean {
-  return Object.values(trainerSchemas).some((schema) => key in schema.shape)
+  return Object.values(trainerSchemas).some((schema) => Object.hasOwn(schema.shape, key))
 }

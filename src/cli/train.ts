@@ -1,4 +1,5 @@
 import type { Command } from 'commander'
+import { nearestName } from '../arguments.js'
 import { type Dataset, loadDataset } from '../data/jsonl.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
@@ -26,7 +27,7 @@ interface TrainFlags extends DeviceFlags {
   json?: boolean
 }
 
-const builtInRewards = { exactMatch, boxedMatch }
+const builtInRewards = new Map(Object.entries({ exactMatch, boxedMatch }))
 
 /** Adds `looplm train`. */
 export function addTrain(program: Command): void {
@@ -144,11 +145,22 @@ function openTask(task: NonNullable<TrainConfig['task']>): Task {
 export async function openRewards(rewards: NonNullable<TrainConfig['reward']>): Promise<WeightedReward[]> {
   const list = typeof rewards === 'string' ? [{ reward: rewards }] : rewards
   const opened = list.map(async ({ reward, weight = 1 }): Promise<WeightedReward[]> => {
-    const functions =
-      reward in builtInRewards ? { [reward]: builtInRewards[reward as keyof typeof builtInRewards] } : await loadRewards(reward)
+    const known = builtInRewards.get(reward)
+    const functions = known === undefined ? await loadRewards(reward).catch(noReward(reward)) : { [reward]: known }
     return Object.entries(functions).map(([name, reward]) => ({ name, reward, weight }))
   })
   return (await Promise.all(opened)).flat()
+}
+
+/** A name that is neither a built-in reward nor a file. */
+function noReward(reward: string) {
+  return (error: LoopLMError): never => {
+    if (error.code !== 'NOT_FOUND') throw error
+    const names = [...builtInRewards.keys()]
+    const nearest = nearestName(reward, names)
+    const remedy = nearest === undefined ? `the built-in rewards are ${names.join(' and ')}` : `did you mean ${nearest}?`
+    throw new LoopLMError('NOT_FOUND', `no file ${reward}; ${remedy}`, { operation: 'reward', cause: error })
+  }
 }
 
 function show(event: TrainerEvent, steps: number, progress: Progress): void {

@@ -6,15 +6,16 @@ import { extname, join } from 'node:path'
 import { promisify } from 'node:util'
 import { z } from 'zod'
 import { fileError, LoopLMError } from '../errors.js'
-import { invalidLine, readLines, typeName } from './jsonl.js'
+import { invalidLine, readLines } from './jsonl.js'
 import { maxFileBytes, readJson } from './read-file.js'
+import { typeName } from './rows.js'
 import { DatasetSampler } from './sampler.js'
 import type { Tokenizer } from './tokenizer.js'
 import { onDisk, replaceFile } from './write-file.js'
 
 /*
  * Text is tokenised once, into a file of token ids: memory holds one piece of text and one block, however large the corpus is. The
- * documents lie one after another, each ended by the tokenizer's end token; blocks of `contextLength` tokens overlap by one token, so
+ * documents lie one after another, each ended by an end token; blocks of `contextLength` tokens overlap by one token, so
  * that a pass over them predicts every token but the very first exactly once.
  */
 
@@ -28,6 +29,8 @@ export interface CorpusOptions {
   seed?: number | undefined
   /** Folder that keeps the token ids for the next time; without it they lie in an unnamed temporary file. */
   cache?: string | undefined
+  /** Token that ends each document, null for none; default the tokenizer's end token. */
+  endToken?: number | null | undefined
   signal?: AbortSignal | undefined
 }
 
@@ -96,21 +99,21 @@ export class Corpus {
    * Reads .txt and .md files (each a document) and .jsonl files (each line an object with the document as `text`).
    *
    * @param paths files and folders; folders are searched to the bottom, in the order of the names; links in them to files are followed
-   * @param tokenizer whose end token ends each document
+   * @param tokenizer whose end token ends each document, unless `endToken` names another
    * @throws LoopLMError NOT_FOUND, INVALID_FILE naming file and line, INVALID_ARGUMENT naming file and line of text that the tokenizer
    *   refuses, ABORTED
    */
   static async open(paths: string | readonly string[], tokenizer: Tokenizer, options: CorpusOptions): Promise<Corpus> {
-    const { cache, contextLength, signal } = options
+    const { cache, contextLength, signal, endToken = tokenizer.eosTokenId ?? null } = options
     if (!Number.isInteger(contextLength) || contextLength < 2) {
       throw new LoopLMError('INVALID_ARGUMENT', `contextLength must be an integer of at least 2, got ${contextLength}`, {
         operation,
       })
     }
     const files = await findFiles([paths].flat())
-    const fingerprint = await fingerprintOf(files, tokenizer, signal)
+    const fingerprint = await fingerprintOf(files, tokenizer, endToken, signal)
     const cached = cache === undefined ? undefined : await openCached(cache, fingerprint, signal)
-    const { file, stored } = cached ?? (await tokenise(files, tokenizer, fingerprint, cache, signal))
+    const { file, stored } = cached ?? (await tokenise(files, tokenizer, endToken, fingerprint, cache, signal))
     if (stored.tokens < 2) {
       closeSync(file)
       const message = `${[paths].flat().join(', ')}: ${stored.tokens} tokens of text; at least 2 are needed`
@@ -196,7 +199,7 @@ async function findFiles(paths: readonly string[]): Promise<string[]> {
     if (inside.length === 0) {
       throw new LoopLMError('INVALID_FILE', `${path} holds no ${extensions.join(', ')} file`, { operation })
     }
-    files.push(...inside.sort())
+    for (const file of inside.sort()) files.push(file)
   }
   return [...new Set(files)]
 }
@@ -215,8 +218,14 @@ function isText(path: string): boolean {
 }
 
 /** A hash of all content and of the tokenizer; paths do not matter, so that a corpus may move. */
-async function fingerprintOf(files: readonly string[], tokenizer: Tokenizer, signal: AbortSignal | undefined): Promise<string> {
+async function fingerprintOf(
+  files: readonly string[],
+  tokenizer: Tokenizer,
+  endToken: number | null,
+  signal: AbortSignal | undefined,
+): Promise<string> {
   const hash = createHash('sha256').update(tokenizer.fingerprint)
+  if (endToken !== (tokenizer.eosTokenId ?? null)) hash.update(`end ${endToken}`)
   for (const path of files) {
     const own = createHash('sha256').update(extname(path).toLowerCase())
     await hashFile(own, path, signal)
@@ -258,6 +267,7 @@ async function hashFile(hash: Hash, path: string, signal: AbortSignal | undefine
 async function tokenise(
   files: readonly string[],
   tokenizer: Tokenizer,
+  endToken: number | null,
   fingerprint: string,
   cache: string | undefined,
   signal: AbortSignal | undefined,
@@ -283,7 +293,7 @@ async function tokenise(
       used = 0
     }
     for (const source of files) {
-      for await (const ids of tokensOf(source, tokenizer)) {
+      for await (const ids of tokensOf(source, tokenizer, endToken)) {
         throwIfAborted(signal)
         for (let begin = 0; begin < ids.length; begin += bufferedTokens) {
           const part = ids.slice(begin, begin + bufferedTokens)
@@ -308,8 +318,8 @@ async function tokenise(
 }
 
 /** The token ids of a file, some lines at a time. */
-async function* tokensOf(path: string, tokenizer: Tokenizer): AsyncGenerator<number[], void, undefined> {
-  const end = tokenizer.eosTokenId === undefined ? [] : [tokenizer.eosTokenId]
+async function* tokensOf(path: string, tokenizer: Tokenizer, endToken: number | null): AsyncGenerator<number[], void, undefined> {
+  const end = endToken === null ? [] : [endToken]
   let ended = true // whether the last document has its end token
   for await (const { text, line, ends } of extname(path).toLowerCase() === '.jsonl' ? readRows(path) : readPieces(path)) {
     const ids = encode(text, tokenizer, path, line)

@@ -4,7 +4,7 @@ import { copyFile, mkdir, open, readFile, rename, rm, stat, symlink } from 'node
 import { homedir } from 'node:os'
 import { basename, dirname, join, relative } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { LoopLMError } from '../errors.js'
+import { errorMessage, LoopLMError } from '../errors.js'
 import { lockFile } from './file-lock.js'
 import { onDisk, replaceFile } from './write-file.js'
 
@@ -289,7 +289,8 @@ class Remote {
       throw new LoopLMError('NOT_FOUND', `${this.#what} cannot be read (status ${status}); ${remedy}`, { operation, cause })
     }
     if (status === 404) throw new LoopLMError('NOT_FOUND', `${this.#hubUrl} has no ${this.#what}`, { operation, cause })
-    const why = (cause as Error).cause instanceof Error ? `${message}: ${((cause as Error).cause as Error).message}` : message
+    const reason = (cause as Error).cause
+    const why = reason === undefined ? message : `${message}: ${errorMessage(reason)}`
     throw new Unreachable('NOT_FOUND', `${this.#hubUrl} does not answer: ${why}`, { operation, cause })
   }
 }

@@ -1,7 +1,9 @@
 import { createReadStream } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import { fileError, LoopLMError } from '../errors.js'
+import { prototypeKey } from './json-value.js'
 import { isDeeper, maxJsonDepth } from './read-file.js'
+import { rowProblem, typeName } from './rows.js'
 
 /** One row of a dataset. Every further column is passed to the reward functions as it is. */
 export interface Example {
@@ -27,8 +29,8 @@ const newline = 0x0a
 
 /**
  * Reads a JSON Lines dataset row by row, holding one line at a time. Each line is a JSON object with a string `prompt`, an
- * optional string `answer` (or `completion`, as supervised fine-tuning calls it) and any further columns; chat `messages` may stand in
- * for the prompt. Blank lines and a byte order mark are skipped.
+ * optional string `answer` (or `completion`, as supervised fine-tuning calls it) and any further columns. For supervised fine-tuning, chat
+ * `messages` or a string `text` may stand in for the prompt, which is '' then. Blank lines and a byte order mark are skipped.
  *
  * @param path a UTF-8 file
  * @param limits `maxLineBytes` is checked while a line is still being read
@@ -146,26 +148,10 @@ function parseExample(text: string, path: string, line: number): Example {
     throw invalidLine(path, line, `must be a JSON object, got ${typeName(row)}`)
   }
   if (isDeeper(row, maxJsonDepth)) throw invalidLine(path, line, `is nested more than ${maxJsonDepth} deep`)
-  const { prompt, answer, completion, messages } = row as Record<string, unknown>
-  if (messages !== undefined && !Array.isArray(messages)) {
-    throw invalidLine(path, line, `field "messages" must be an array when present, got ${typeName(messages)}`)
-  }
-  if (typeof prompt !== 'string' && (prompt !== undefined || messages === undefined)) {
-    throw invalidLine(path, line, `field "prompt" must be a string, got ${typeName(prompt)}`)
-  }
-  for (const [field, value] of Object.entries({ answer, completion })) {
-    if (value !== undefined && typeof value !== 'string') {
-      throw invalidLine(path, line, `field "${field}" must be a string when present, got ${typeName(value)}`)
-    }
-  }
+  if (Object.hasOwn(row, prototypeKey)) throw invalidLine(path, line, `has a field "${prototypeKey}", which cannot be a key`)
+  const problem = rowProblem(row)
+  if (problem !== undefined) throw invalidLine(path, line, problem)
   return { prompt: '', ...row }
-}
-
-/** A value's type in an error's words. */
-export function typeName(value: unknown): string {
-  if (value === undefined) return 'nothing'
-  if (value === null) return 'null'
-  return Array.isArray(value) ? 'an array' : `a value of type ${typeof value}`
 }
 
 /** An error that names file and line, 1-based. */

@@ -1,13 +1,27 @@
+import { getHeapStatistics } from 'node:v8'
 import { LoopLMError } from '../errors.js'
 import { Random } from './random.js'
 
 const maxDraw = 2 ** 24
+const heapPerRow = 512 // bytes: a short row with its text, its tokens and its place in a few lists
 
-/** Refuses more rows or problems at a time than lists can hold. @throws LoopLMError INVALID_ARGUMENT */
+/**
+ * Refuses more rows or problems at a time than lists or the heap of JavaScript can hold, which would end the process.
+ *
+ * @throws LoopLMError INVALID_ARGUMENT, OUT_OF_MEMORY
+ */
 export function checkDraw(count: number, operation: string): void {
-  if (Number.isInteger(count) && count >= 0 && count <= maxDraw) return
-  const message = `at most ${maxDraw} rows or problems are read at a time, not ${count}; lower the option that says how many (batchSize, promptsPerStep, evalProblems, --problems)`
-  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  const remedy = 'lower the option that says how many (batchSize, promptsPerStep, evalProblems, --problems)'
+  if (!Number.isInteger(count) || count < 0 || count > maxDraw) {
+    const message = `at most ${maxDraw} rows or problems are read at a time, not ${count}; ${remedy}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  if (count <= 2 ** 16) return
+  const { heap_size_limit: limit, used_heap_size: used } = getHeapStatistics()
+  if (count * heapPerRow <= limit - used) return
+  const mebibytes = (bytes: number) => `${Math.ceil(bytes / 2 ** 20)} MiB`
+  const message = `${count} rows or problems take at least ${mebibytes(count * heapPerRow)}, the heap has ${mebibytes(limit - used)} left; ${remedy}`
+  throw new LoopLMError('OUT_OF_MEMORY', `${message}, or raise the limit with node --max-old-space-size`, { operation })
 }
 
 /** Where a {@link DatasetSampler} stands; plain JSON, stored in a checkpoint. */

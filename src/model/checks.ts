@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { checkNumber, checkWord, describe, type Range } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import type { NativeSequences } from '../native.js'
@@ -61,7 +62,7 @@ export function packSequences(sequences: readonly TokenSequence[], limits: Seque
   if (sequences.length === 0) throw refuse(`${name} is empty; give at least one sequence`)
   let total = 0
   for (const [i, sequence] of sequences.entries()) {
-    if (!Array.isArray(sequence) && !(sequence instanceof Int32Array)) {
+    if (!Array.isArray(sequence) && !types.isInt32Array(sequence)) {
       throw refuse(`${name}[${i}] must be number[] or Int32Array, got ${describe(sequence)}`)
     }
     if (sequence.length < minLength) {
@@ -175,7 +176,7 @@ function checkNumbers(row: ArrayLike<number>, name: string, operation: string): 
   const refuse = (found: string) =>
     new LoopLMError('INVALID_ARGUMENT', `${name} must hold numbers alone, got ${found}`, { operation })
   if (ArrayBuffer.isView(row)) {
-    if (row instanceof BigInt64Array || row instanceof BigUint64Array) throw refuse(describe(row))
+    if (types.isBigInt64Array(row) || types.isBigUint64Array(row)) throw refuse(describe(row))
     return
   }
   for (let j = 0; j < row.length; j++) if (typeof row[j] !== 'number') throw refuse(`${describe(row[j])} (entry ${j} of a row)`)

@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import { describe, nearestName } from '../arguments.js'
+import { checkJson } from '../data/json-value.js'
 import { configError, LoopLMError } from '../errors.js'
 import type { NativeModelConfig, Quantization } from '../native.js'
 
@@ -152,6 +153,7 @@ export type LoopLMConfigInput = Pick<
 export function parseConfig(value: unknown, source: string, fromFile: boolean): LoopLMConfig {
   const parsed = schema.safeParse(value)
   if (!parsed.success) throw configError(source, parsed.error)
+  checkJson(value, '', source) // unknown fields are kept, and saved again
   const { rope_parameters, quantization_config, ...config } = parsed.data
   const refuse = (field: string, problem: string) =>
     new LoopLMError('INVALID_CONFIG', `${field}: ${problem}`, { operation: source })

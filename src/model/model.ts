@@ -1,3 +1,4 @@
+import '../dispose.js'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../arguments.js'
@@ -34,6 +35,7 @@ import {
   scoreOptions,
 } from './options.js'
 import { Scheduler } from './scheduler.js'
+import { type GenerationConfig, namesEndTokens, withSpecialTokens } from './special-tokens.js'
 import type {
   BackwardOptions,
   CreateOptions,
@@ -74,16 +76,14 @@ const recomputes = ['none', 'loop', 'layer'] as const
  * ```
  */
 export class LoopLM {
-  /** The configuration with every default filled in. */
-  readonly config: Readonly<LoopLMConfig>
   readonly device: DeviceName
   readonly dtype: ModelDType
   /** Bits and group of a quantized model, see {@link LoadOptions.quantize}. */
   readonly quantization: Quantization | undefined
-  /** Token ids at which generation ends unless `stop` is given: generation_config.json's, else the configuration's. */
-  readonly endTokens: readonly number[]
   readonly #handle: NativeModel
-  readonly #generation: Record<string, unknown>
+  readonly #named: { config: LoopLMConfig; generation: GenerationConfig } // without what a tokenizer added
+  #config: Readonly<LoopLMConfig>
+  #generation: GenerationConfig
   readonly #code: ReadonlyMap<string, Uint8Array>
   readonly #threads: number
   #tokenizer: Tokenizer | undefined
@@ -92,17 +92,17 @@ export class LoopLM {
 
   private constructor(handle: NativeModel, parts: ModelParts) {
     this.#handle = handle
-    this.config = parts.config
+    this.#config = parts.config
     this.device = parts.device
     this.dtype = parts.dtype
     this.quantization = parts.quantization
     this.#threads = parts.threads
     this.#generation = parts.generation
     this.#code = parts.code ?? new Map()
-    const named = parts.generation.eos_token_id as number | number[] | null | undefined
-    this.endTokens = named == null ? endTokens(parts.config) : [named].flat()
     this.#tokenizer = parts.tokenizer
     this.#adapter = parts.adapter
+    this.#named = { config: parts.config, generation: parts.generation }
+    if (parts.tokenizer !== undefined && !this.namesEndTokens) this.takeSpecialTokens(parts.tokenizer)
   }
 
   /**
@@ -170,6 +170,28 @@ export class LoopLM {
     return new LoopLM(handle, { ...place, ...parts, dtype: native().modelDType(handle), quantization })
   }
 
+  /** The configuration with every default filled in. */
+  get config(): Readonly<LoopLMConfig> {
+    return this.#config
+  }
+
+  /**
+   * Token ids at which generation ends unless `stop` is given: those of generation_config.json, else of config.json, else the tokenizer's
+   * end token and the one that ends a turn of its chat template.
+   */
+  get endTokens(): readonly number[] {
+    const named = this.#generation.eos_token_id as number | number[] | null | undefined
+    return named == null ? endTokens(this.#config) : [named].flat()
+  }
+
+  /**
+   * Whether the configuration says where generation ends, be it nowhere.
+   * @internal
+   */
+  get namesEndTokens(): boolean {
+    return namesEndTokens(this.#config, this.#generation)
+  }
+
   /** Number of parameters; a tied head counts once. */
   get parameterCount(): number {
     return parameterCount(this.config)
@@ -177,7 +199,7 @@ export class LoopLM {
 
   /**
    * The tokenizer of the checkpoint, of the task or data that the model was trained on, or one that was assigned. It turns texts into
-   * prompts and is saved with the model.
+   * prompts and is saved with the model. A configuration that names no end, begin or padding token takes over the tokenizer's.
    */
   get tokenizer(): Tokenizer | undefined {
     return this.#tokenizer
@@ -185,7 +207,18 @@ export class LoopLM {
 
   set tokenizer(tokenizer: Tokenizer | undefined) {
     const operation = 'LoopLM.tokenizer'
-    this.#tokenizer = tokenizer === undefined ? undefined : this.#fitting(tokenizer, operation)
+    if (tokenizer !== undefined) this.takeSpecialTokens(this.#fitting(tokenizer, operation))
+    this.#tokenizer = tokenizer
+  }
+
+  /**
+   * Takes over the ids of a tokenizer's special tokens that the configuration leaves open.
+   * @internal
+   */
+  takeSpecialTokens(tokenizer: Tokenizer): void {
+    const { config, generation } = withSpecialTokens(this.#named.config, this.#named.generation, tokenizer)
+    this.#config = config
+    this.#generation = generation
   }
 
   /**
@@ -718,7 +751,7 @@ interface Place {
 interface ModelParts extends Place {
   config: LoopLMConfig
   quantization?: Quantization | undefined
-  generation: Record<string, unknown>
+  generation: GenerationConfig
   code?: ReadonlyMap<string, Uint8Array>
   tokenizer: Tokenizer | undefined
   adapter?: Adapter | undefined

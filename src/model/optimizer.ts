@@ -1,3 +1,4 @@
+import '../dispose.js'
 import { checkInstance, checkNumber, checkOptions, checkText, describe, nearestName } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { call, type NativeAdamWOptions, type NativeOptimizer, native } from '../native.js'

@@ -1,3 +1,4 @@
+import '../dispose.js'
 import { whenAborted } from '../abort.js'
 import { checkNumber, checkWord } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'

@@ -92,6 +92,17 @@ export const metricGroups: readonly MetricGroup[] = [
         metrics: [metric('completions/clipped_ratio', 'share', 'Share of the completions that ended at `maxNewTokens`.')],
       },
       {
+        title: 'Greedy answers cut off',
+        metrics: [
+          metric(
+            'eval/loop_<t>/clipped_ratio',
+            'share',
+            'Share of the greedy answers with t loops that ended at `maxNewTokens`.',
+          ),
+          metric('eval/<name>/loop_<t>/clipped_ratio', 'share', 'The same for one of `evalTasks`.'),
+        ],
+      },
+      {
         title: 'Length of greedy answers',
         metrics: [
           metric('eval/loop_<t>/mean_length', 'tokens', 'Mean tokens per greedy answer with t loops.'),

@@ -39,7 +39,7 @@ export class RunFolder {
    *
    * @param path created when it does not exist
    * @param options.config written to config.yaml unless that exists; with `options.replace` in any case
-   * @param options.step steps already made; 0 begins a new run
+   * @param options.step lines up to this step stay; -1 begins a new run
    * @param options.warn receives what the user should know
    * @throws LoopLMError INVALID_FILE when the folder cannot be written, before anything is trained
    */
@@ -81,12 +81,13 @@ export class RunFolder {
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'run' })
   }
 
-  /** Appends a line to metrics.jsonl, and its numbers to the event file. */
+  /** Appends a line with its time of day to metrics.jsonl, and its numbers to the event file. */
   async metrics(record: RunRecord): Promise<void> {
-    await this.#append(files.metrics, `${JSON.stringify(record)}\n`)
-    const { step, ...fields } = record
+    const now = new Date()
+    const { step, type, ...fields } = record
+    await this.#append(files.metrics, `${JSON.stringify({ type, step, time: now.toISOString(), ...fields })}\n`)
     const numbers = Object.entries(fields).filter((entry): entry is [string, number] => typeof entry[1] === 'number')
-    const seconds = Date.now() / 1000
+    const seconds = now.getTime() / 1000
     await this.#append(
       this.#events,
       scalarEvent(step, Object.fromEntries(numbers), seconds),

@@ -90,7 +90,10 @@ function openLocked(runDir: string, path: string, warn: (message: string) => voi
     closeSync(file)
     if (free) continue // the holder removed it in between
     const who = holder === '' ? 'another process' : `process ${holder}`
-    const message = `runDir ${runDir} is locked: ${who} trains there; wait for it or stop it, or choose another folder`
+    const own = holder.startsWith(`${process.pid} on ${hostname()}`)
+      ? '. That is this process: end its run (leave its loop with break, call return() or dispose of its trainer)'
+      : ''
+    const message = `runDir ${runDir} is locked: ${who} trains there; wait for it or stop it, or choose another folder${own}`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'run' })
   }
 }

@@ -1,8 +1,8 @@
 import { constants } from 'node:fs'
 import { type FileHandle, open, stat } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
-import { parse } from 'yaml'
 import { readText } from '../data/read-file.js'
+import { parseYaml, yamlValue } from '../data/yaml.js'
 import { LoopLMError } from '../errors.js'
 import type { CompletionGroup, Curve, RunData } from './report-data.js'
 import { files } from './run-folder.js'
@@ -73,14 +73,14 @@ export class RunReader {
       (record) => this.#addCompletion(record),
     )
     const config = await readConfig(join(this.path, 'config.yaml'))
-    const longest = [...this.#series.values()].reduce((most, { steps }) => Math.max(most, steps.length), 0)
-    const stepsPerPoint = Math.max(1, Math.ceil(longest / limits.points))
+    const strideOf = (steps: readonly number[]) => Math.max(1, Math.ceil(steps.length / limits.points))
+    const stepsPerPoint = [...this.#series.values()].reduce((most, { steps }) => Math.max(most, strideOf(steps)), 1)
     return {
       name: basename(this.path),
       step: this.#step,
       ...config,
       curves: Object.fromEntries(
-        [...this.#series].map(([name, { steps, values }]) => [name, curve(steps, values, stepsPerPoint)]),
+        [...this.#series].map(([name, { steps, values }]) => [name, curve(steps, values, strideOf(steps))]),
       ),
       completions: spread([...this.#samples.keys()].sort((a, b) => a - b)).map((step) => ({
         step,
@@ -193,7 +193,7 @@ async function readConfig(path: string): Promise<Pick<RunData, 'config' | 'optio
   const config = await readText(path, limits.config).catch(() => '')
   let options: Record<string, string> = {}
   try {
-    options = Object.fromEntries(flatten('', parse(config, { maxAliasCount: 100 })))
+    options = Object.fromEntries(flatten('', yamlValue(parseYaml(config, path), path)))
   } catch {
     // half written, or no YAML: shown as it is
   }

@@ -1,6 +1,8 @@
 import { describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
+import { largest } from '../extremes.js'
 import { native } from '../native.js'
+import { maxReward } from '../tasks/rewards.js'
 import type { AdvantageSpec } from './objective/schema.js'
 
 /** How rewards become advantages: the group's z-score, or the difference from the group's mean alone. */
@@ -52,10 +54,12 @@ export function groupAdvantages(
     const message = `${rewards.length} rewards do not form groups of groupSize = ${groupSize}; give whole groups or pass advantages`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'groupAdvantages' })
   }
-  const wrong = rewards.findIndex((reward) => reward !== null && !Number.isFinite(reward))
+  const wrong = rewards.findIndex((reward) => reward !== null && !(typeof reward === 'number' && Math.abs(reward) <= maxReward))
   if (wrong !== -1) {
-    const code = typeof rewards[wrong] === 'number' ? 'NON_FINITE' : 'INVALID_ARGUMENT'
-    const message = `reward ${wrong} is ${describe(rewards[wrong])}; rewards are finite numbers, or null for none`
+    const large = typeof rewards[wrong] === 'number' && Number.isFinite(rewards[wrong])
+    const code = typeof rewards[wrong] === 'number' && !large ? 'NON_FINITE' : 'INVALID_ARGUMENT'
+    const allowed = `finite numbers${large ? ` of at most ${maxReward} in size` : ''}, or null for none`
+    const message = `reward ${wrong} is ${describe(rewards[wrong])}; rewards are ${allowed}`
     throw new LoopLMError(code, message, { operation: 'groupAdvantages' })
   }
   const groups = rewards.map((_, i) => Math.floor(i / groupSize))
@@ -84,7 +88,7 @@ export function advantagesOf(spec: AdvantageSpec, input: AdvantageInput): (numbe
   else values = groupAdvantages(rewards, groupSize, spec.scale ?? 'group').advantages
   if (spec.strata !== undefined) {
     const strata = needed(input.strata, 'strata')
-    const kinds = Math.max(...strata) + 1
+    const kinds = largest(strata) + 1
     const inside = zScores(
       rewards,
       strata.map((stratum, i) => Math.floor(i / groupSize) * kinds + stratum),
@@ -172,7 +176,7 @@ export function reduce(
     op,
     Float64Array.from(values, (value) => value ?? 0),
     ids,
-    Math.max(...segments) + 1,
+    largest(segments) + 1,
   )
 }
 

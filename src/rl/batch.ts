@@ -1,5 +1,7 @@
+import { types } from 'node:util'
 import { checkNames } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
+import { largest, smallest } from '../extremes.js'
 import { describe, packSequences, packValues } from '../model/checks.js'
 import type { TokenSequence } from '../model/types.js'
 import { advantagesOf, groupAdvantages, reduce } from './advantages.js'
@@ -137,9 +139,7 @@ function copyRows(values: unknown): unknown {
 }
 
 function copyRow(values: unknown): unknown {
-  return Array.isArray(values) || (ArrayBuffer.isView(values) && !(values instanceof DataView))
-    ? (values as Int32Array).slice()
-    : values
+  return Array.isArray(values) || types.isTypedArray(values) ? (values as Int32Array).slice() : values
 }
 
 /** The fields of a batch that an objective reads. @param own whether the objective is a function of the caller's */
@@ -285,7 +285,7 @@ function strataOf(
   if (by === 'truncated') return batch.truncated?.map(Number)
   if (by === 'exit-loop')
     return numbers(operation, 'exitLoops', batch.exitLoops)?.map((loop) => Math.max(0, Math.round(loop) - 1))
-  const longest = Math.max(1, ...lengths)
+  const longest = largest(lengths, 1)
   return lengths.map((length) => Math.min(7, Math.floor((8 * length) / longest)))
 }
 
@@ -304,7 +304,7 @@ function costsOf(
   }
   if (by === 'exit-loop')
     return numbers(operation, 'exitLoops', batch.exitLoops)?.map((loop) => (loop - 1) / Math.max(1, loops - 1))
-  const longest = maxLength ?? Math.max(1, ...lengths)
+  const longest = maxLength ?? largest(lengths, 1)
   return lengths.map((length) => Math.min(1, length / longest))
 }
 
@@ -426,8 +426,8 @@ export function checkCount(operation: string, field: string, values: unknown, co
 function lengthMetrics(lengths: readonly number[]): Metrics {
   return {
     'completions/mean_length': mean(lengths),
-    'completions/min_length': Math.min(...lengths),
-    'completions/max_length': Math.max(...lengths),
+    'completions/min_length': smallest(lengths),
+    'completions/max_length': largest(lengths),
   }
 }
 

@@ -35,10 +35,15 @@ const stateSchema = z.object({
   skippedUpdates: z.int().min(0),
   /** What the run reads: a hash, and words for people. */
   data: z.object({ fingerprint: z.string(), description: z.string() }).optional(),
-  /** Evaluations so far: the newest one's step, those without improvement since the last one with, the best ones. */
-  evaluated: step.default(0),
+  /** Evaluations so far: the newest one's step, -1 for none; those since the last improvement; the best ones; the first one. */
+  evaluated: z
+    .int()
+    .min(-1)
+    .max(2 ** 32)
+    .default(-1),
   stalled: z.int().min(0).default(0),
   best: z.array(z.object({ step, value: z.number() })).default([]),
+  firstEvaluation: z.object({ step, metrics: z.record(z.string(), z.number()) }).optional(),
   config: z.record(z.string(), z.unknown()),
 })
 
@@ -145,6 +150,43 @@ async function settleFolder(parent: string, name: string): Promise<void> {
 export async function newestCheckpoint(runDir: string): Promise<string | undefined> {
   const step = (await checkpointSteps(join(runDir, 'checkpoints'))).at(-1)
   return step === undefined ? undefined : checkpointPath(runDir, step)
+}
+
+/**
+ * The checkpoint that a run goes on from, as its option `resume` says; undefined for a new run.
+ *
+ * @throws LoopLMError INVALID_CONFIG
+ */
+export async function findCheckpoint(
+  resume: boolean | string,
+  runDir: string | undefined,
+  operation: string,
+): Promise<string | undefined> {
+  if (resume === false) return undefined
+  if (typeof resume === 'string') return resume
+  if (runDir !== undefined) return newestCheckpoint(runDir)
+  const message = 'resume: true needs runDir; or give the path of a checkpoint'
+  throw new LoopLMError('INVALID_CONFIG', message, { operation })
+}
+
+/** What has changed between a checkpoint and the run that goes on from it, in sentences. */
+export function changesSince(
+  checkpoint: string,
+  state: TrainerState,
+  config: Readonly<Record<string, unknown>>,
+  data: TrainerState['data'],
+): string[] {
+  const changed = [...new Set([...Object.keys(state.config), ...Object.keys(config)])].filter(
+    (field) => JSON.stringify(state.config[field]) !== JSON.stringify(config[field]),
+  )
+  const said: string[] = []
+  if (changed.length > 0)
+    said.push(`resumed from ${checkpoint} with other values of ${changed.join(', ')} than it was written with`)
+  if (state.data !== undefined && data !== undefined && state.data.fingerprint !== data.fingerprint) {
+    const message = `the data has changed since ${checkpoint} was written: then ${state.data.description}, now ${data.description}`
+    said.push(`${message}; the run goes on at the same position, but will not equal one that was never interrupted`)
+  }
+  return said
 }
 
 /**

@@ -2,6 +2,7 @@ import { z } from 'zod'
 import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { loraModules } from '../model/adapter.js'
+import { maxLoops } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
@@ -19,18 +20,33 @@ const positiveInt = z.int().min(1)
 const positive = z.number().positive()
 const nonNegative = z.number().min(0)
 const share = z.number().min(0).max(1)
+const count = (most: number) => z.int().min(1).max(most)
+
+/*
+ * Counts whose things are held in memory at the same time have a bound far above what is of use: one more zero must be an error that
+ * names the option, not the end of the process.
+ */
+const mostSequences = 2 ** 20 // of a batch, a step or an evaluation
+const mostInGroup = 2 ** 16
+const mostSteps = 2 ** 32 // as checkpoints count them
+const maxTimeout = 2_147_483 // seconds; beyond, a timer of Node fires at once
 
 /** The run: how long, which seed, what is saved and evaluated. */
 const run = {
-  steps: positiveInt
+  steps: count(mostSteps)
     .default(100)
     .describe('Steps of `run`. A step is one rollout (or one pre-training batch) with its optimizer steps.'),
   seed: natural.default(0).describe('Seed of prompts, sampling and shuffling. Same seed and threads: same bits.'),
   evalEvery: natural.default(0).describe('Steps between evaluations during `run`; 0: none.'),
-  evalProblems: positiveInt.default(256).describe('Held-out problems, or packed sequences of text, per evaluation.'),
+  evalOnStart: z
+    .boolean()
+    .default(true)
+    .describe('With `evalEvery`, also evaluate before the first step (step 0). It counts for `metricForBestModel` too.'),
+  evalProblems: count(mostSequences).default(256).describe('Held-out problems, or packed sequences of text, per evaluation.'),
   evalLoops: z
-    .array(positiveInt)
+    .array(count(maxLoops))
     .min(1)
+    .max(maxLoops)
     .optional()
     .describe('Loop counts that are evaluated; default 1 to the number of loops of the model.'),
   saveEvery: natural.default(0).describe('Steps between checkpoints; 0: only when the run ends. Needs `runDir`.'),
@@ -104,13 +120,13 @@ const betas = (beta2: number) =>
 const rollouts = {
   promptsPerStep: positiveInt.default(32).describe('Different prompts per generation call.'),
   groupSize: z.int().min(2).default(8).describe('Completions per prompt; advantages are relative to this group.'),
-  gradientAccumulation: positiveInt
+  gradientAccumulation: count(1024)
     .default(1)
     .describe('Generation calls whose rollouts make one logical batch: prompts per step are `promptsPerStep` times this.'),
-  updatesPerRollout: positiveInt
+  updatesPerRollout: count(1024)
     .default(1)
     .describe('Passes over the rollouts of a step. More than 1 wants the surrogate `ppo` or `cispo`.'),
-  minibatches: positiveInt
+  minibatches: count(2 ** 16)
     .default(1)
     .describe('Parts, in whole groups, that each pass is cut into; every part is one optimizer step.'),
   maxNewTokens: positiveInt
@@ -126,7 +142,10 @@ const rollouts = {
     .default(true)
     .describe('Leave sequences without advantage, those of flat groups first, out of the passes. Never changes the loss.'),
   rewardConcurrency: positiveInt.default(64).describe('Calls of one reward function that wait for an answer at the same time.'),
-  rewardTimeout: nonNegative.default(0).describe('Seconds after which a reward that has not answered is an error; 0: never.'),
+  rewardTimeout: nonNegative
+    .max(maxTimeout)
+    .default(0)
+    .describe('Seconds after which a reward that has not answered is an error; 0: never.'),
   maxCompletionLength: positiveInt
     .optional()
     .describe(
@@ -167,6 +186,8 @@ const surrogates = ['reinforce', 'ppo', 'cispo'] as const
 
 const task = z.custom<Task>((value) => has(value, 'sample'), 'must be a task, for example addition()')
 
+const rows = z.custom<Dataset>((value) => Array.isArray(value), 'must be an array of rows').optional()
+
 /** What is not plain data, and therefore not part of a configuration file. */
 export const resources = {
   runDir: z.string().min(1).optional().describe('Folder of checkpoints, metrics and completions; without it nothing is written.'),
@@ -177,8 +198,10 @@ export const resources = {
       'Continue from the newest checkpoint of `runDir` (from the start where there is none), or from the checkpoint at this path.',
     ),
   task: task.optional().describe('Source of prompts, tokenizer, reward and held-out problems.'),
-  dataset: object<Dataset>('an array of rows', 'length').describe('Rows with a `prompt`, instead of a task.'),
-  evalDataset: object<Dataset>('an array of rows', 'length').describe('Held-out rows for evaluations of a `dataset`.'),
+  dataset: rows.describe(
+    'Rows with a `prompt`, instead of a task; `pretrain` and `looprpt` also learn rows of `messages` or `text`.',
+  ),
+  evalDataset: rows.describe('Held-out rows for evaluations of a `dataset`.'),
   evalTasks: z
     .record(z.string().regex(/^[\w.-]+$/, 'a name has letters, digits, "_", "-" and "." only'), task)
     .optional()
@@ -247,6 +270,9 @@ interface RunOptions {
   saveBest?: unknown
   loadBestModelAtEnd: boolean
   earlyStoppingPatience?: unknown
+  promptsPerStep?: number
+  groupSize?: number
+  gradientAccumulation?: number
 }
 
 /** Rules between the options that all trainers have. */
@@ -262,6 +288,14 @@ function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
   if (metric === undefined && earlyStoppingPatience !== undefined) refuse('earlyStoppingPatience', needed)
   if (metric !== undefined && options.evalEvery === 0) {
     refuse('metricForBestModel', 'needs evalEvery, the steps between evaluations; it is 0 (never)')
+  }
+  const { promptsPerStep = 1, groupSize = 1, gradientAccumulation = 1 } = options
+  const completions = promptsPerStep * groupSize * gradientAccumulation
+  if (groupSize > mostInGroup) {
+    refuse('groupSize', `at most ${mostInGroup} completions have one prompt, got ${groupSize}`)
+  } else if (completions > mostSequences) {
+    const product = 'promptsPerStep × groupSize × gradientAccumulation'
+    refuse('promptsPerStep', `${product} are ${completions} completions per step; at most ${mostSequences} are sampled`)
   }
 }
 
@@ -374,7 +408,7 @@ export const looprptSchema = z
       .describe('The reference step of a token is the first loop where the exit CDF of the teacher reaches this.'),
     lambdaBase: nonNegative.default(0.02).describe('Price of a loop, in nats.'),
     lambdaScale: nonNegative.default(0.5).describe('How much dearer a loop is where the teacher is certain.'),
-    rollouts: z.int().min(2).default(8).describe('Noisy passes per sequence.'),
+    rollouts: z.int().min(2).max(1024).default(8).describe('Noisy passes per sequence.'),
     sigma: nonNegative.default(0.1).describe('Standard deviation of the noise on the latent states.'),
     noiseSite: z
       .enum(['state', 'residual', 'embedding'])

@@ -1,4 +1,5 @@
 import { checkOptions } from '../arguments.js'
+import { largest } from '../extremes.js'
 import type { LoopLM } from '../model/model.js'
 import type { Metrics } from './events.js'
 import type { TrainingSequence } from './problems.js'
@@ -37,7 +38,7 @@ export async function evaluateSequences(
     const { logprobs, predicted } = await model.score(
       part.map(({ tokens }) => tokens),
       {
-        loops: Math.max(...wanted),
+        loops: largest(wanted),
         promptLengths: part.map(({ promptLength }) => promptLength),
         predictions: true,
         signal: options.signal,

@@ -1,12 +1,14 @@
-import { checkOptions, type Keys } from '../arguments.js'
+import { checkNumber, checkOptions, type Keys } from '../arguments.js'
 import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
+import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
+import type { GenerateResult } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import type { Rewards } from './config.js'
 import type { Metrics } from './events.js'
-import { openProblems, type ProblemSource } from './problems.js'
+import { openProblems, type ProblemSource, promptTokens, taskProblems } from './problems.js'
 import { namedRewards, scoreCompletions } from './rewards.js'
 import { completionOf, generation } from './rollout.js'
 
@@ -18,6 +20,8 @@ export interface Evaluation {
   reward: number
   /** Mean tokens per completion. */
   completionLength: number
+  /** Share of the answers that were cut off at the length limit; undefined where every answer has that length. */
+  clippedRatio?: number
   /** Problems answered. */
   problems: number
   /** Reward of each problem; null where there was no opinion. */
@@ -68,7 +72,8 @@ const promptsPerCall = 1024 // bounds the cache of keys and values
  * ```
  */
 export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise<Evaluation[]> {
-  const { task, dataset, tokenizer, problems = 256 } = options
+  const { task, dataset, tokenizer } = options
+  const problems = checkNumber(options.problems ?? 256, 'problems', { min: 1, max: 2 ** 20, integer: true }, 'evaluate')
   const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, seed: 0 })
   checkOptions(options, evaluateOptions, 'evaluate')
   const reward = options.reward ?? (task === undefined ? exactMatch : [{ name: task.name, reward: task.reward }])
@@ -83,20 +88,24 @@ export async function answerProblems(
   options: Pick<EvaluateOptions, 'loops' | 'maxNewTokens' | 'signal'> & { problems: number },
 ): Promise<Evaluation[]> {
   const problems = source.heldOut(options.problems)
-  const prompts = problems.map(({ prompt }) => source.tokenizer.encode(prompt))
+  const prompts = problems.map((problem) => promptTokens(source, problem))
   const settings = { ...generation(source, options.maxNewTokens), temperature: 0, signal: options.signal }
+  const fixedLength = source.task !== undefined && source.stop.length === 0
   const evaluations: Evaluation[] = []
   for (const loops of options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)) {
-    const results = []
+    const results: GenerateResult[] = []
     for (let start = 0; start < prompts.length; start += promptsPerCall) {
-      results.push(...(await model.generate(prompts.slice(start, start + promptsPerCall), { ...settings, loops })))
+      const part = prompts.slice(start, start + promptsPerCall)
+      for (const result of await model.generate(part, { ...settings, loops })) results.push(result)
     }
     const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
     const scored = (await scoreCompletions(rewards, completions, { signal: options.signal })).rewards
+    const cut = results.filter(({ finishReason }) => finishReason === 'length').length
     const known = scored.filter((reward) => reward !== null)
     evaluations.push({
       loops,
       reward: known.reduce((sum, reward) => sum + reward, 0) / Math.max(known.length, 1),
+      ...(fixedLength ? {} : { clippedRatio: cut / Math.max(results.length, 1) }),
       completionLength: results.reduce((sum, { tokens }) => sum + tokens.length, 0) / Math.max(results.length, 1),
       problems: problems.length,
       rewards: scored,
@@ -106,16 +115,38 @@ export async function answerProblems(
 }
 
 /**
- * `eval/loop_<t>/reward` and `eval/loop_<t>/mean_length` for each loop count t.
+ * Tasks that are evaluated beside the data of a run, in its tokens.
+ *
+ * @throws LoopLMError INVALID_CONFIG naming a task whose prompts the tokenizer refuses
+ */
+export function openEvalTasks(
+  tasks: Readonly<Record<string, Task>>,
+  tokenizer: Tokenizer,
+  maxLength: number,
+): [name: string, source: ProblemSource, reward: WeightedReward][] {
+  return Object.entries(tasks).map(([name, task]) => {
+    const source = taskProblems(task, tokenizer, 0, maxLength)
+    try {
+      promptTokens(source, source.heldOut(1)[0]!)
+    } catch (cause) {
+      throw new LoopLMError('INVALID_CONFIG', toLoopLMError(cause).message, { operation: `evalTasks.${name}`, cause })
+    }
+    return [name, source, { name, reward: task.reward }]
+  })
+}
+
+/**
+ * `eval/loop_<t>/reward`, `eval/loop_<t>/mean_length` and `eval/loop_<t>/clipped_ratio` for each loop count t.
  *
  * @param task its name comes after `eval/` where there are several
  */
 export function evaluationMetrics(evaluations: readonly Evaluation[], task?: string): Metrics {
   const prefix = task === undefined ? 'eval' : `eval/${task}`
   const metrics: Metrics = {}
-  for (const { loops, reward, completionLength } of evaluations) {
+  for (const { loops, reward, completionLength, clippedRatio } of evaluations) {
     metrics[`${prefix}/loop_${loops}/reward`] = reward
     metrics[`${prefix}/loop_${loops}/mean_length`] = completionLength
+    if (clippedRatio !== undefined) metrics[`${prefix}/loop_${loops}/clipped_ratio`] = clippedRatio
   }
   return metrics
 }

@@ -1,3 +1,5 @@
+import { largest } from '../extremes.js'
+
 /** How token terms are averaged into a loss; see {@link sequenceNorms}. */
 export type Normalizer = 'response-mean' | 'token-mean' | 'constant'
 
@@ -28,7 +30,7 @@ export function sequenceNorms(responseLengths: readonly number[], normalizer: No
       return responseLengths.map((length) => (length === 0 ? 0 : 1 / total))
     }
     case 'constant': {
-      const divisor = count * (maxLength ?? Math.max(...responseLengths))
+      const divisor = count * (maxLength ?? largest(responseLengths))
       return responseLengths.map((length) => (length === 0 ? 0 : 1 / divisor))
     }
   }

@@ -21,7 +21,7 @@ import {
 } from './batch.js'
 import { type CheckpointPart, writeFolder } from './checkpoint.js'
 import type { PolicyConfig } from './config.js'
-import type { Metrics } from './events.js'
+import type { Metrics, SampledCompletion } from './events.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
 import { lossMetrics } from './metrics.js'
 import { sequenceNorms } from './normalizer.js'
@@ -166,7 +166,8 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       losses: this.#parts(rated).map((part) => this.#loss(rated, complete, part, maxNewTokens)),
       metrics: { ...rated.metrics, ...metrics, ...measured },
       tokens: rollouts.cost.tokens,
-      completions: this.#completionRecords(rollouts),
+      completions: sampledCompletions(rollouts),
+      logged: config.logCompletions,
     }
   }
 
@@ -534,14 +535,14 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     }
     return parts
   }
+}
 
-  #completionRecords({ completions, rewards, scores }: Rollouts): Record<string, unknown>[] {
-    return completions.slice(0, this.config.logCompletions).map(({ prompt, completion, columns }, i) => ({
-      prompt,
-      completion,
-      answer: columns.answer,
-      reward: rewards[i],
-      rewards: Object.fromEntries(Object.entries(scores).map(([name, values]) => [name, values[i]])),
-    }))
-  }
+function sampledCompletions({ completions, rewards, scores }: Rollouts): SampledCompletion[] {
+  return completions.map(({ prompt, completion, columns }, i) => ({
+    prompt,
+    completion,
+    answer: columns.answer,
+    reward: rewards[i]!,
+    rewards: Object.fromEntries(Object.entries(scores).map(([name, values]) => [name, values[i]!])),
+  }))
 }

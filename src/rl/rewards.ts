@@ -1,5 +1,6 @@
 import { setMaxListeners } from 'node:events'
 import { checkOptions, type Keys } from '../arguments.js'
+import { prototypeKey } from '../data/json-value.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkScore, type RewardFunction, type WeightedReward } from '../tasks/rewards.js'
 import type { Rewards } from './config.js'
@@ -39,6 +40,7 @@ export function namedRewards(rewards: Rewards): WeightedReward[] {
         operation,
       })
     }
+    if (name === prototypeKey) throw new LoopLMError('INVALID_CONFIG', `a reward cannot be named ${prototypeKey}`, { operation })
     if (!Number.isFinite(weight))
       throw new LoopLMError('INVALID_CONFIG', `weight of ${name} must be finite, got ${weight}`, { operation })
     if (list.findIndex((other) => other.name === name) !== i) {
@@ -78,7 +80,7 @@ export async function scoreCompletions(
       const value = byName[name]![i]!
       if (value !== null) sum = (sum ?? 0) + weight * value
     }
-    return sum
+    return checkScore('(the weighted sum)', sum)
   })
   return { rewards, byName }
 }

@@ -4,7 +4,7 @@ import type { GenerateOptions, GenerateResult, RealArray } from '../model/types.
 import type { WeightedReward } from '../tasks/rewards.js'
 import type { PolicyConfig } from './config.js'
 import type { Metrics } from './events.js'
-import type { Problem, ProblemSource } from './problems.js'
+import { type Problem, type ProblemSource, promptTokens } from './problems.js'
 import { type Completion, rewardMetrics, scoreCompletions } from './rewards.js'
 
 /** Sampled completions with their rewards, `groupSize` consecutive ones per prompt. */
@@ -60,14 +60,14 @@ export async function rollOut(
   const start = performance.now()
   for (let call = 0; call < gradientAccumulation; call++) {
     const position = round * roundStride + (step * gradientAccumulation + call) * promptsPerStep
-    const drawn = source.take(position, promptsPerStep).flatMap((problem) => Array<Problem>(groupSize).fill(problem))
-    const encoded = drawn.map(({ prompt }) => source.tokenizer.encode(prompt))
+    const drawn = source.take(position, promptsPerStep)
+    const encoded = drawn.flatMap((problem) => Array<number[]>(groupSize).fill(promptTokens(source, problem)))
     const seed = new Random(config.seed, step, seedStream + call + round * roundStreams).word()
     const options = { ...generation(source, config.maxNewTokens), temperature, topK, topP, seed, signal }
     if (exitThreshold !== undefined) options.exit = { rule: 'gate', threshold: exitThreshold }
-    problems.push(...drawn)
-    prompts.push(...encoded)
-    results.push(...(await model.generate(encoded, options)))
+    for (const problem of drawn) for (let k = 0; k < groupSize; k++) problems.push(problem)
+    for (const prompt of encoded) prompts.push(prompt)
+    for (const result of await model.generate(encoded, options)) results.push(result)
   }
   const seconds = (performance.now() - start) / 1000
   const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
@@ -141,7 +141,7 @@ export function generation(source: ProblemSource, maxNewTokens: number | undefin
   return {
     maxNewTokens: maxNewTokens ?? source.maxNewTokens,
     exit: { rule: 'fixed' },
-    ...(source.stop === undefined ? {} : { stop: source.stop }),
+    stop: source.stop,
   }
 }
 

@@ -8,14 +8,26 @@ export interface RankedStep {
   value: number
 }
 
+/** A metric of held-out data that is worse than at the first evaluation. */
+export interface Fall {
+  metric: string
+  before: number
+  after: number
+  /** Steps of the two evaluations. */
+  from: number
+  to: number
+}
+
 /** What {@link Selection} knows; part of a checkpoint. */
 export interface SelectionState {
-  /** Step of the newest evaluation; 0: none yet. */
+  /** Step of the newest evaluation; -1: none yet. */
   evaluated: number
   /** Evaluations since the last one that was better than all before it by more than `earlyStoppingThreshold`. */
   stalled: number
-  /** The best evaluations, best first, at most `saveBest`. */
+  /** The best evaluations, best first, at most `saveBest`. The one before the first step is among the candidates. */
   best: RankedStep[]
+  /** The first evaluation, with its finite metrics. */
+  firstEvaluation?: { step: number; metrics: Metrics } | undefined
 }
 
 /** Follows the evaluations of a run: which steps are best, and when patience has run out. */
@@ -23,7 +35,8 @@ export class Selection {
   readonly #config: TrainerConfig
   readonly #sign: 1 | -1
   readonly #size: number
-  #state: SelectionState = { evaluated: 0, stalled: 0, best: [] }
+  #state: SelectionState = { evaluated: -1, stalled: 0, best: [] }
+  #newest: Metrics = {}
 
   constructor(config: TrainerConfig) {
     const { metricForBestModel = '', greaterIsBetter = !metricForBestModel.endsWith('loss'), saveBest = 1 } = config
@@ -36,8 +49,9 @@ export class Selection {
     return this.#state
   }
 
-  set state({ evaluated, stalled, best }: SelectionState) {
-    this.#state = { evaluated, stalled, best: this.#ranked(best) }
+  set state({ evaluated, stalled, best, firstEvaluation }: SelectionState) {
+    this.#state = { evaluated, stalled, best: this.#ranked(best), firstEvaluation }
+    this.#newest = {}
   }
 
   /** The best evaluation so far. */
@@ -63,15 +77,34 @@ export class Selection {
   add(step: number, metrics: Metrics): void {
     const { metricForBestModel: name, earlyStoppingThreshold } = this.#config
     const { best, stalled } = this.#state
-    this.#state = { ...this.#state, evaluated: step }
+    const finite = Object.fromEntries(Object.entries(metrics).filter(([, value]) => Number.isFinite(value)))
+    this.#newest = metrics
+    this.#state = { ...this.#state, evaluated: step, firstEvaluation: this.#state.firstEvaluation ?? { step, metrics: finite } }
     if (name === undefined) return
-    const value = metrics[name] ?? metrics[`eval/${name}`]
+    const value = metricOf(metrics, name)
     if (value === undefined) {
       const message = `metricForBestModel: an evaluation has no metric ${JSON.stringify(name)}; it has ${Object.keys(metrics).join(', ')}`
       throw new LoopLMError('INVALID_CONFIG', message, { operation: 'run' })
     }
     const better = best[0] === undefined || this.#sign * (value - best[0].value) > earlyStoppingThreshold
-    this.#state = { evaluated: step, stalled: better ? 0 : stalled + 1, best: this.#ranked([...best, { step, value }]) }
+    this.#state = { ...this.#state, stalled: better ? 0 : stalled + 1, best: this.#ranked([...best, { step, value }]) }
+  }
+
+  /**
+   * What the newest evaluation of this run measured as worse than the first one: `metricForBestModel`, without it rewards, accuracies and
+   * losses at the most loops.
+   */
+  falls(): Fall[] {
+    const { firstEvaluation: first, evaluated: to } = this.#state
+    if (first === undefined || first.step >= to) return []
+    const { metricForBestModel: chosen } = this.#config
+    const names = chosen === undefined ? leadingMetrics(Object.keys(this.#newest)) : [chosen]
+    return names.flatMap((metric) => {
+      const [before, after] = [metricOf(first.metrics, metric), metricOf(this.#newest, metric)]
+      if (before === undefined || after === undefined) return []
+      const sign = chosen === undefined ? (metric.endsWith('loss') ? -1 : 1) : this.#sign
+      return sign * (after - before) < 0 ? [{ metric, before, after, from: first.step, to }] : []
+    })
   }
 
   /** Best first; of equal ones the earlier. A value that is not a number is never among them. */
@@ -80,4 +113,21 @@ export class Selection {
     const numbers = list.filter(({ value }) => Number.isFinite(value))
     return numbers.sort((a, b) => this.#sign * (b.value - a.value) || a.step - b.step).slice(0, this.#size)
   }
+}
+
+/** A metric by its name, also without the `eval/` in front. */
+function metricOf(metrics: Metrics, name: string): number | undefined {
+  return [name, `eval/${name}`].filter((key) => Object.hasOwn(metrics, key)).map((key) => metrics[key]!)[0]
+}
+
+/** Of each quantity that is measured per loop, the metric at the most loops. */
+function leadingMetrics(names: readonly string[]): string[] {
+  const deepest = new Map<string, { name: string; loops: number }>()
+  for (const name of names) {
+    const [, prefix, loops, quantity] = /^(.+)\/loop_(\d+)\/(reward|accuracy|loss)$/.exec(name) ?? []
+    if (prefix === undefined) continue
+    const key = `${prefix} ${quantity}`
+    if (Number(loops) > (deepest.get(key)?.loops ?? 0)) deepest.set(key, { name, loops: Number(loops) })
+  }
+  return [...deepest.values()].map(({ name }) => name)
 }

@@ -1,5 +1,6 @@
 import { join } from 'node:path'
 import { Corpus } from '../data/corpus.js'
+import { isConversation, lessonProblem } from '../data/rows.js'
 import { LoopLMError } from '../errors.js'
 import type { LossBatch, TokenSequence } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
@@ -8,7 +9,14 @@ import type { SequenceConfig } from './config.js'
 import type { DataDescription } from './data.js'
 import { evaluateSequences, sequenceMetrics } from './evaluate-sequences.js'
 import type { Metrics } from './events.js'
-import { checkTokenizer, type ProblemSource, type TrainingSequence, trainingSequence } from './problems.js'
+import {
+  checkTokenizer,
+  type Problem,
+  type ProblemSource,
+  stopTokens,
+  type TrainingSequence,
+  trainingSequence,
+} from './problems.js'
 import { type Prepared, type StepWork, Trainer } from './trainer.js'
 
 /** What the batches of such trainers have. */
@@ -37,7 +45,11 @@ export abstract class SequenceTrainer<
 
   protected override async openData(signal: AbortSignal | undefined): Promise<DataDescription> {
     const { corpus, evalCorpus, contextLength, heldOutShare, seed, task, dataset } = this.config
-    if (corpus === undefined) return super.openData(signal)
+    if (corpus === undefined) {
+      const description = await super.openData(signal)
+      if (dataset !== undefined) this.advice.ends(this.problems, dataset.some(isConversation))
+      return description
+    }
     const operation = this.constructor.name
     if (task !== undefined || dataset !== undefined) {
       throw new LoopLMError('INVALID_CONFIG', 'give a task, a dataset or a corpus, only one of them', { operation })
@@ -48,11 +60,20 @@ export abstract class SequenceTrainer<
       throw new LoopLMError('INVALID_CONFIG', message, { operation })
     }
     const tokenizer = checkTokenizer(operation, this.model, this.config.tokenizer ?? this.model.tokenizer, 'corpus')
+    const [endToken = null] = stopTokens(this.model, tokenizer)
     const open = (paths: string | readonly string[], name: string, share: number) =>
-      Corpus.open(paths, tokenizer, { contextLength, heldOutShare: share, seed, cache: this.#cache(name), signal })
+      Corpus.open(paths, tokenizer, { contextLength, heldOutShare: share, seed, cache: this.#cache(name), signal, endToken })
     this.#corpus ??= await open(corpus, 'corpus', evalCorpus === undefined ? heldOutShare : 0)
     if (evalCorpus !== undefined) this.#evalCorpus ??= await open(evalCorpus, 'evalCorpus', 1)
     return { tokenizer, ...describeCorpus(this.#corpus) }
+  }
+
+  protected override problemOf(row: Problem): string | undefined {
+    return lessonProblem(row)
+  }
+
+  protected override readRow(row: Problem): void {
+    trainingSequence(this.problems, row)
   }
 
   protected override checkEvaluations(): void {
@@ -82,7 +103,8 @@ export abstract class SequenceTrainer<
     const batch = { sequences: drawn.map(({ tokens }) => tokens), promptLengths: drawn.map(({ promptLength }) => promptLength) }
     const operation = `${this.constructor.name}.run`
     const { loss, metrics } = await this.prepare(this.take(batch as unknown as Batch, operation), operation)
-    return { losses: [loss], metrics, tokens: drawn.reduce((sum, { tokens }) => sum + tokens.length, 0), completions: [] }
+    const tokens = drawn.reduce((sum, { tokens }) => sum + tokens.length, 0)
+    return { losses: [loss], metrics, tokens, completions: [], logged: 0 }
   }
 
   protected take(batch: Batch, operation: string): Batch {

@@ -1,5 +1,8 @@
+import '../dispose.js'
 import { join } from 'node:path'
 import { checkInstance, checkOptions } from '../arguments.js'
+import { promptProblem } from '../data/rows.js'
+import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkAdapter, sameAdapter } from '../model/adapter.js'
 import { LoopLM } from '../model/model.js'
@@ -9,12 +12,14 @@ import { writeReport } from '../monitor/report.js'
 import { RunFolder, type RunRecord } from '../monitor/run-folder.js'
 import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
-import type { Task } from '../tasks/task.js'
 import { memory } from '../tensor/devices.js'
+import { Advice } from './advice.js'
 import {
   type CheckpointPart,
+  changesSince,
   checkpointPath,
   checkUpdates,
+  findCheckpoint,
   newestCheckpoint,
   readTrainerState,
   saveCheckpoint,
@@ -24,12 +29,13 @@ import {
 } from './checkpoint.js'
 import { plainConfig, type TrainerConfig } from './config.js'
 import { type DataDescription, describeProblems } from './data.js'
-import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.js'
-import type { Metrics, TrainerEvent, UpdateMetrics } from './events.js'
+import { answerProblems, type Evaluation, evaluationMetrics, openEvalTasks } from './evaluate.js'
+import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './events.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
 import { meanMetrics } from './metrics.js'
 import { findNonFinite, nonFiniteGradient } from './non-finite.js'
-import { openProblems, type ProblemSource, taskProblems } from './problems.js'
+import { OngoingRun } from './ongoing-run.js'
+import { openProblems, type Problem, type ProblemSource, promptTokens } from './problems.js'
 import { learningRateAt } from './schedule.js'
 import { Selection } from './selection.js'
 import { inTurn } from './turns.js'
@@ -53,8 +59,10 @@ export interface StepWork<Loss = LossBatch> {
   metrics: Metrics
   /** Tokens sampled or read, prompts included. */
   tokens: number
-  /** Lines for completions.jsonl, without the step. */
-  completions: Record<string, unknown>[]
+  /** All completions of the step, none where nothing was sampled. */
+  completions: readonly SampledCompletion[]
+  /** How many of them are written to completions.jsonl. */
+  logged: number
 }
 
 /**
@@ -63,7 +71,7 @@ export interface StepWork<Loss = LossBatch> {
  */
 export abstract class Trainer<
   Config extends TrainerConfig,
-  Batch,
+  Batch extends { sequences: readonly TokenSequence[] },
   Loss extends { sequences: readonly TokenSequence[] } = LossBatch,
 > {
   readonly model: LoopLM
@@ -72,12 +80,14 @@ export abstract class Trainer<
   readonly optimizer: AdamW
   /** The trainer as configuration files and checkpoints call it. */
   readonly name: string
+  /** What a run tells its user that is no error. */
+  protected readonly advice = new Advice((message) => this.warn(message))
   #step = 0
   #tokens = 0
   #skippedUpdates = 0
   #data: DataDescription | undefined
   readonly #selection: Selection
-  readonly #warned = new Set<string>()
+  readonly #ongoing = new OngoingRun()
   #problems: ProblemSource | undefined
   #refused: LoopLMError | undefined // of a resume that was refused when parts of the checkpoint had been taken over
 
@@ -118,13 +128,13 @@ export abstract class Trainer<
    */
   async update(batch: Batch): Promise<UpdateMetrics> {
     const operation = `${this.constructor.name}.update`
-    const taken = this.take(batch, operation)
+    const taken = this.#take(batch, operation)
     return inTurn(this.model, operation, async () => {
       const start = performance.now()
       await this.#adapt()
       const { loss, metrics } = await this.prepare(taken, operation)
       const tokens = loss.sequences.reduce((sum, sequence) => sum + sequence.length, 0)
-      return this.#finishStep({ losses: [loss], metrics, tokens, completions: [] }, start)
+      return this.#finishStep({ losses: [loss], metrics, tokens, completions: [], logged: 0 }, start)
     })
   }
 
@@ -138,7 +148,7 @@ export abstract class Trainer<
    */
   async gradients(batch: Batch): Promise<{ loss: number; gradients: Map<string, RealArray> }> {
     const operation = `${this.constructor.name}.gradients`
-    const taken = this.take(batch, operation)
+    const taken = this.#take(batch, operation)
     return inTurn(this.model, operation, async () => {
       await this.#adapt()
       const { loss: lossBatch } = await this.prepare(taken, operation)
@@ -157,9 +167,11 @@ export abstract class Trainer<
   }
 
   /**
-   * Trains for `steps` steps on the data of the options and yields what happens. A model without a tokenizer gets that of the data.
-   * With a `runDir`, metrics, completions and checkpoints are written, the last one when the run ends or is aborted; the abort takes
-   * effect between steps, or while sampling, scoring or evaluating.
+   * Trains for `steps` steps on the data of the options and yields what happens. A model without a tokenizer gets that of the data. With a
+   * `runDir`, metrics, completions and checkpoints are written, the last one when the run ends, is aborted, or when the loop over its events
+   * is left with `break` or an error; the abort takes effect between steps, or while sampling, scoring or evaluating. The folder is locked
+   * meanwhile. An iterator that is dropped without `return()` gives it back when it is collected, when `run` is called again, or with
+   * `dispose`.
    *
    * @param options.signal ends the run after the current step
    * @param options.config replaces config.yaml of `runDir` once the run, or the checkpoint that it resumes from, is accepted; without it the
@@ -167,14 +179,11 @@ export abstract class Trainer<
    * @throws LoopLMError INVALID_CONFIG when there is nothing to train on, NON_FINITE naming step and tensor, INVALID_FILE when the run's
    *   folder cannot be written, INVALID_ARGUMENT when another run trains in it
    */
-  async *run(options: RunOptions = {}): AsyncGenerator<TrainerEvent, void, undefined> {
+  run(options: RunOptions = {}): AsyncGenerator<TrainerEvent, void, undefined> {
     const { runDir } = this.config
-    const unlock = runDir === undefined ? undefined : lockRun(runDir, (message) => this.warn(message))
-    try {
-      yield* this.#run(options)
-    } finally {
-      unlock?.()
-    }
+    const warn = (message: string) => this.warn(message)
+    const lock = () => (runDir === undefined ? undefined : lockRun(runDir, warn))
+    return this.#ongoing.begin(lock, () => this.#run(options), warn)
   }
 
   async *#run({ signal, config }: RunOptions): AsyncGenerator<TrainerEvent, void, undefined> {
@@ -182,6 +191,7 @@ export abstract class Trainer<
     const { folder, resumed } = await this.#open(signal, config)
     let metrics: Metrics = {}
     let saved = resumed ? this.#step : -1
+    let left = true // the caller has left the loop over the events
     try {
       for (;;) {
         const evaluation = this.#evaluationIsDue() ? await this.#evaluateStep(folder, signal) : undefined
@@ -199,17 +209,25 @@ export abstract class Trainer<
         if (ends) break
         const made = await this.#runStep(folder, signal)
         if (made === undefined) continue
-        metrics = made
-        const event: TrainerEvent = { type: 'step', step: this.#step, metrics }
+        metrics = made.metrics
+        const event: TrainerEvent = { type: 'step', step: this.#step, ...made }
         await onStep?.(event)
         yield event
       }
+      left = false
+    } catch (error) {
+      left = false
+      throw error
     } finally {
+      if (left && folder !== undefined && saved !== this.#step) await this.#inTurn(() => this.#save(folder))
       if (folder !== undefined) await this.#report(folder)
     }
     const stoppedEarly = this.#step < steps && this.#selection.exhausted
     const aborted = this.#step < steps && !stoppedEarly
-    if (!aborted) await this.#inTurn(() => this.#loadBest())
+    if (!aborted) {
+      const loaded = await this.#inTurn(() => this.#loadBest())
+      this.advice.fallen(this.#selection.falls(), loaded)
+    }
     yield { type: 'done', step: this.#step, metrics, aborted, stoppedEarly }
   }
 
@@ -239,8 +257,9 @@ export abstract class Trainer<
     })
   }
 
-  /** Gives the optimizer's memory back; the model stays. */
+  /** Gives the optimizer's memory back, and the folder of a run that was not ended; the model stays. */
   dispose(): void {
+    this.#ongoing.release()
     this.optimizer.dispose()
   }
 
@@ -266,8 +285,17 @@ export abstract class Trainer<
   /** Scores completions. */
   protected abstract rewardFunctions(source: ProblemSource): readonly WeightedReward[]
   /** Opens what the run trains on. */
-  protected async openData(_signal: AbortSignal | undefined): Promise<DataDescription> {
-    return describeProblems(this.problems, this.config)
+  protected async openData(signal: AbortSignal | undefined): Promise<DataDescription> {
+    const rows = { problemOf: (row: Problem) => this.problemOf(row), read: (row: Problem) => this.readRow(row) }
+    return describeProblems(this.problems, this.config, rows, signal)
+  }
+  /** What is wrong with a row of the dataset, or undefined. */
+  protected problemOf(row: Problem): string | undefined {
+    return promptProblem(row)
+  }
+  /** Turns a row into tokens, as a step will. @throws LoopLMError INVALID_ARGUMENT naming row and field */
+  protected readRow(row: Problem): void {
+    promptTokens(this.problems, row)
   }
   /** One evaluation's metrics, those of `evalTasks` apart. */
   protected async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
@@ -275,7 +303,9 @@ export abstract class Trainer<
   }
   /** Refuses what `evaluateData` would refuse, before anything is trained. */
   protected checkEvaluations(): void {
-    if (this.#answersProblems) this.problems.heldOut(1)
+    if (!this.#answersProblems) return
+    const { task } = this.problems
+    for (const row of this.problems.heldOut(task === undefined ? this.config.evalProblems : 1)) this.readRow(row)
   }
   /** Called once before a run's first step, with the checkpoint it resumes from. */
   protected async start(_checkpoint: string | undefined): Promise<void> {}
@@ -299,17 +329,8 @@ export abstract class Trainer<
   }
 
   /** `evalTasks` in the tokens that the run trains on. */
-  #evalTasks(): [name: string, source: ProblemSource, reward: WeightedReward][] {
-    const tasks: Readonly<Record<string, Task>> = this.config.evalTasks ?? {}
-    return Object.entries(tasks).map(([name, task]) => {
-      const source = taskProblems(task, this.#data!.tokenizer)
-      try {
-        source.tokenizer.encode(source.heldOut(1)[0]!.prompt)
-      } catch (cause) {
-        throw new LoopLMError('INVALID_CONFIG', toLoopLMError(cause).message, { operation: `evalTasks.${name}`, cause })
-      }
-      return [name, source, { name, reward: task.reward }]
-    })
+  #evalTasks() {
+    return openEvalTasks(this.config.evalTasks ?? {}, this.#data!.tokenizer, this.model.config.max_position_embeddings)
   }
 
   async #evaluateAll(signal: AbortSignal | undefined): Promise<Metrics> {
@@ -329,16 +350,20 @@ export abstract class Trainer<
     else onWarning(message)
   }
 
-  /** Says something at most once. */
-  #warnOnce(kind: string, message: string): void {
-    if (this.#warned.has(kind)) return
-    this.#warned.add(kind)
-    this.warn(`step ${this.#step + 1}: ${message}`)
+  /** A copy of a caller's batch whose sequences the model can read. */
+  #take(batch: Batch, operation: string): Batch {
+    const taken = this.take(batch, operation)
+    const most = this.model.config.max_position_embeddings
+    const i = taken.sequences.findIndex(({ length }) => length > most)
+    if (i === -1) return taken
+    const message = `sequences[${i}] has ${taken.sequences[i]!.length} tokens, more than max_position_embeddings, ${most}; shorten it`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
 
   #evaluationIsDue(): boolean {
-    const { evalEvery } = this.config
-    return evalEvery > 0 && this.#step > 0 && this.#step % evalEvery === 0 && this.#selection.state.evaluated !== this.#step
+    const { evalEvery, evalOnStart } = this.config
+    if (evalEvery === 0 || this.#selection.state.evaluated === this.#step) return false
+    return this.#step === 0 ? evalOnStart : this.#step % evalEvery === 0
   }
 
   /** Evaluates and records; undefined when it was aborted, in which case a resumed run does it again. */
@@ -347,11 +372,15 @@ export abstract class Trainer<
     if (metrics === undefined) return undefined
     this.#selection.add(this.#step, metrics)
     await folder?.metrics({ type: 'eval', step: this.#step, ...metrics })
+    this.advice.cutOffEvaluation(this.#step, metrics, this.#problems?.stop ?? this.model.endTokens)
     return metrics
   }
 
   /** One step of a run with its records; undefined when sampling was aborted. */
-  async #runStep(folder: RunFolder | undefined, signal: AbortSignal | undefined): Promise<Metrics | undefined> {
+  async #runStep(
+    folder: RunFolder | undefined,
+    signal: AbortSignal | undefined,
+  ): Promise<{ metrics: Metrics; completions: readonly SampledCompletion[] } | undefined> {
     return this.#inTurn(async () => {
       if (signal?.aborted) return undefined // while it waited
       const start = performance.now()
@@ -362,10 +391,15 @@ export abstract class Trainer<
       })
       if (work === undefined) return undefined
       const metrics = { ...(await this.#finishStep(work, start)), ...memoryMetrics() }
-      const records = work.completions.map((completion): RunRecord => ({ step: this.#step, ...completion }))
+      const { completions, logged } = work
+      if (completions.length > 0) {
+        const { problems: source, maxNewTokens = source.maxNewTokens } = this
+        this.advice.cutOff(this.#step, metrics['completions/clipped_ratio'], maxNewTokens, source)
+      }
+      const records = completions.slice(0, logged).map((completion): RunRecord => ({ step: this.#step, ...completion }))
       if (records.length > 0) await folder?.completions(records)
       await folder?.metrics({ type: 'step', step: this.#step, ...metrics })
-      return metrics
+      return { metrics, completions }
     })
   }
 
@@ -396,7 +430,7 @@ export abstract class Trainer<
     await this.model.zeroGradients()
     if (batch.sequences.length === 0) {
       this.#skippedUpdates++
-      this.#explainSkippedUpdate(work)
+      this.advice.skippedUpdate(this.#step + 1, work)
       return { loss: 0, grad_norm: 0 }
     }
     try {
@@ -405,7 +439,7 @@ export abstract class Trainer<
       if (!Number.isFinite(loss)) throw await this.#nonFinite(`the loss is ${loss}`, batch)
       const { gradNorm } = await this.optimizer.step({ learningRate, only: this.trained })
       await this.afterUpdate()
-      if (work.reward !== undefined && Math.abs(loss) < 1e-6 && gradNorm > 0) this.#explainZeroLoss(gradNorm)
+      if (work.reward !== undefined && Math.abs(loss) < 1e-6 && gradNorm > 0) this.advice.zeroLoss(this.#step + 1, gradNorm)
       return { ...metrics, grad_norm: gradNorm }
     } catch (cause) {
       await this.model.zeroGradients().catch(() => {}) // the first error is the one to report
@@ -418,31 +452,6 @@ export abstract class Trainer<
     const culprit = await findNonFinite(this.model, batch.sequences)
     const message = `${what}: ${culprit}; nothing was changed. Go back to an earlier checkpoint, lower the learning rate or maxGradNorm`
     return new LoopLMError('NON_FINITE', message, { operation })
-  }
-
-  #explainSkippedUpdate(work: Metrics): void {
-    if (work.frac_reward_zero_std === 1 && work.frac_reward_null !== 1) {
-      this.#warnOnce(
-        'flat groups',
-        'in every group all completions earned the same reward, so there is nothing to compare: no update was made and ' +
-          'the loss is 0. Use problems that are solved sometimes but not always, raise groupSize or temperature, give partial ' +
-          'rewards, or start from a better model. Later ones are only counted (skipped_updates, frac_reward_zero_std).',
-      )
-      return
-    }
-    this.#warnOnce(
-      'empty batch',
-      'no completion has both tokens and a reward to learn from (all rewards were null, or all responses are empty): no update ' +
-        'was made and the loss is 0. Later ones are only counted (skipped_updates).',
-    )
-  }
-
-  #explainZeroLoss(gradNorm: number): void {
-    this.#warnOnce(
-      'zero loss',
-      'the loss is 0, as it must be on fresh rollouts: every ratio is 1 and the advantages of a group sum to 0. The gradient is not ' +
-        `0 (grad_norm ${gradNorm.toPrecision(3)}), so the model learns; follow reward and grad_norm instead.`,
-    )
   }
 
   /** Gives the model the adapter of the options, unless it has it. */
@@ -470,13 +479,13 @@ export abstract class Trainer<
       throw new LoopLMError('INVALID_CONFIG', message, { operation: this.constructor.name })
     }
     if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused below
-    const checkpoint = await this.#findCheckpoint()
+    const checkpoint = await findCheckpoint(resume, runDir, this.constructor.name)
     const state = checkpoint === undefined ? undefined : await readTrainerState(checkpoint, this.name)
     await this.#inTurn(() => this.#adapt())
-    if (checkpoint === undefined && runDir !== undefined && resume === false && this.#step === 0)
-      await RunFolder.requireNew(runDir)
+    const begins = this.#step === 0 && this.#selection.state.evaluated < 0
+    if (checkpoint === undefined && runDir !== undefined && resume === false && begins) await RunFolder.requireNew(runDir)
     this.#data = await this.openData(signal)
-    this.model.tokenizer ??= this.#data.tokenizer // what is trained on its tokens is saved and used with it
+    this.#takeTokenizer(this.#data.tokenizer)
     if (this.config.evalEvery > 0) {
       this.checkEvaluations()
       this.#evalTasks()
@@ -484,6 +493,14 @@ export abstract class Trainer<
     await this.#inTurn(() => (checkpoint === undefined ? this.start(undefined) : this.#resume(checkpoint, state!)))
     const folder = runDir === undefined ? undefined : await this.#openFolder(runDir, config)
     return { folder, resumed: checkpoint !== undefined && checkpoint === (runDir && checkpointPath(runDir, this.#step)) }
+  }
+
+  /** A model without a tokenizer gets that of the data, so that it is saved and generates with what it was trained on. */
+  #takeTokenizer(tokenizer: Tokenizer): void {
+    const { model } = this
+    if (model.tokenizer === undefined) model.tokenizer = tokenizer
+    else if (!model.namesEndTokens) model.takeSpecialTokens(tokenizer)
+    this.advice.tokens(model, tokenizer)
   }
 
   /**
@@ -515,7 +532,9 @@ export abstract class Trainer<
   async #openFolder(runDir: string, given: RunOptions['config']): Promise<RunFolder> {
     const config = given ?? { trainer: this.name, ...plainConfig(this.config) }
     const replace = given !== undefined
-    const folder = await RunFolder.open(runDir, { config, replace, step: this.#step, warn: (message) => this.warn(message) })
+    const begins = this.#step === 0 && this.#selection.state.evaluated < 0
+    const step = begins ? -1 : this.#step
+    const folder = await RunFolder.open(runDir, { config, replace, step, warn: (message) => this.warn(message) })
     const aside = await setAside(runDir, this.#step)
     if (aside.length > 0) {
       const names = aside.map((step) => `step-${step}`).join(', ')
@@ -524,32 +543,12 @@ export abstract class Trainer<
     return folder
   }
 
-  async #findCheckpoint(): Promise<string | undefined> {
-    const { runDir, resume } = this.config
-    if (resume === false) return undefined
-    if (typeof resume === 'string') return resume
-    if (runDir !== undefined) return newestCheckpoint(runDir)
-    throw new LoopLMError('INVALID_CONFIG', 'resume: true needs runDir; or give the path of a checkpoint', {
-      operation: this.constructor.name,
-    })
-  }
-
   #goOnFrom(checkpoint: string, state: TrainerState): void {
     this.#step = state.step
     this.#tokens = state.tokens
     this.#skippedUpdates = state.skippedUpdates
     this.#selection.state = state
-    const config = plainConfig(this.config)
-    const changed = [...new Set([...Object.keys(state.config), ...Object.keys(config)])].filter(
-      (field) => JSON.stringify(state.config[field]) !== JSON.stringify(config[field]),
-    )
-    if (changed.length > 0)
-      this.warn(`resumed from ${checkpoint} with other values of ${changed.join(', ')} than it was written with`)
-    const data = this.#data
-    if (state.data !== undefined && data !== undefined && state.data.fingerprint !== data.fingerprint) {
-      const message = `the data has changed since ${checkpoint} was written: then ${state.data.description}, now ${data.description}`
-      this.warn(`${message}; the run goes on at the same position, but will not equal one that was never interrupted`)
-    }
+    for (const message of changesSince(checkpoint, state, plainConfig(this.config), this.#data)) this.warn(message)
   }
 
   async #save(folder: RunFolder): Promise<string> {
@@ -583,10 +582,12 @@ export abstract class Trainer<
     }
   }
 
-  async #loadBest(): Promise<void> {
+  /** Returns the step whose parameters the model got, or has already; undefined where the best ones are not asked for. */
+  async #loadBest(): Promise<number | undefined> {
     const { best } = this
-    if (!this.config.loadBestModelAtEnd || best?.path === undefined || best.step === this.#step) return
-    await loadTrained(this.model, best.path)
+    if (!this.config.loadBestModelAtEnd || best?.path === undefined) return undefined
+    if (best.step !== this.#step) await loadTrained(this.model, best.path)
+    return best.step
   }
 
   /** What the run came to, also when it fails: report.html in its folder. */

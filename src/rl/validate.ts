@@ -4,6 +4,9 @@ import { LoopLMError } from '../errors.js'
 
 export { nearestName }
 
+/** Problems that one error lists. */
+const maxProblems = 20
+
 /**
  * Checks options against a schema and fills in the defaults. Every refused field is named with its value and what is allowed;
  * an unknown field is answered with the nearest known one.
@@ -20,7 +23,9 @@ export function checkOptions<Schema extends z.ZodObject>(operation: string, sche
   const lines = result.error.issues.flatMap(causes).flatMap((issue) => {
     const field = issue.path.join('.')
     if (issue.code === 'unrecognized_keys') {
-      return issue.keys.map((key) => unknownKey(field === '' ? key : `${field}.${key}`, field === '' ? known : []))
+      return issue.keys
+        .slice(0, maxProblems + 1)
+        .map((key) => unknownKey(field === '' ? key : `${field}.${key}`, field === '' ? known : []))
     }
     const where = field === '' ? 'options' : field
     const value = 'input' in issue && issue.code !== 'custom' ? `, got ${show(issue.input)}` : ''
@@ -28,7 +33,8 @@ export function checkOptions<Schema extends z.ZodObject>(operation: string, sche
       issue.code === 'invalid_value' && typeof issue.input === 'string' && nearestName(issue.input, issue.values.map(String))
     return [`${where}: ${issue.message}${value}${nearest ? `; did you mean ${nearest}?` : ''}`]
   })
-  throw new LoopLMError('INVALID_CONFIG', lines.join('\n'), { operation, cause: result.error })
+  const more = lines.length > maxProblems ? [...lines.slice(0, maxProblems), '… and more'] : lines
+  throw new LoopLMError('INVALID_CONFIG', more.join('\n'), { operation, cause: result.error })
 }
 
 /** What is wrong with a value that may be one of several things: the issues of the one that it comes nearest to, by their whole paths. */

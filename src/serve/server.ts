@@ -3,7 +3,7 @@ import { setMaxListeners } from 'node:events'
 import { createServer as createHttpServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { finished } from 'node:stream/promises'
-import { LoopLMError } from '../errors.js'
+import { errorMessage, LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { Scheduler } from '../model/scheduler.js'
 import type { GenerateChunk, GenerateOptions, RealArray, TokenSequence } from '../model/types.js'
@@ -173,7 +173,9 @@ export class LoopLMServer {
     const refusal = toHttpError(error)
     if (refusal.status === 500 || (refusal.status > 500 && refusal !== error)) {
       const id = response.getHeader('x-request-id')
-      this.settings.log(`${request.method} ${request.url} (${id}): ${error instanceof Error ? error.stack : String(error)}`)
+      this.settings.log(
+        `${request.method} ${request.url} (${id}): ${(error as Partial<Error> | undefined)?.stack ?? errorMessage(error)}`,
+      )
     }
     if (!response.headersSent) {
       sendError(request, response, refusal)

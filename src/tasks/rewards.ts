@@ -1,8 +1,10 @@
 import { stat } from 'node:fs/promises'
 import { basename, extname, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { LoopLMError } from '../errors.js'
+import { describe } from '../arguments.js'
+import { errorMessage, LoopLMError } from '../errors.js'
 import { answersEqual, lastBoxed } from './answers.js'
+import { withoutThinking } from './thinking.js'
 
 export { answersEqual, lastBoxed, normalizeAnswer } from './answers.js'
 
@@ -39,18 +41,21 @@ export function exactMatch(_prompt: string, completion: string, columns: Record<
 
 /**
  * 1 when the last `\boxed{…}` of the completion equals the column `answer` by {@link answersEqual}, else 0; null without an
- * answer. An answer that itself has a `\boxed{…}`, such as a worked solution, counts as the content of its last box.
+ * answer. A box inside `<think>…</think>`, closed or not, is not an answer. Of a worked solution in the column, the last box
+ * counts, or else what follows the last `####`.
  *
  * @example
  * ```ts
  * boxedMatch('…', 'so \\boxed{\\dfrac{1}{2}}', { answer: '0.5' }) // 1
  * ```
  */
-export function boxedMatch(_prompt: string, completion: string, columns: Record<string, unknown>): number | null {
-  if (typeof columns.answer !== 'string') return null
-  const given = lastBoxed(completion)
+export function boxedMatch(prompt: string, completion: string, columns: Record<string, unknown>): number | null {
+  const { answer } = columns
+  if (typeof answer !== 'string') return null
+  const given = lastBoxed(withoutThinking(completion, prompt))
   if (given === undefined) return 0
-  return answersEqual(given, lastBoxed(columns.answer) ?? columns.answer) ? 1 : 0
+  const mark = answer.lastIndexOf('####')
+  return answersEqual(given, lastBoxed(answer) ?? (mark < 0 ? answer : answer.slice(mark + 4))) ? 1 : 0
 }
 
 /**
@@ -87,9 +92,17 @@ export function combineRewards(rewards: readonly WeightedReward[]): RewardFuncti
       }),
     )
     const opinions = scores.filter((score) => score !== null)
-    return opinions.length === 0 ? null : opinions.reduce((sum, score) => sum + score, 0)
+    return opinions.length === 0
+      ? null
+      : checkScore(
+          'combineRewards',
+          opinions.reduce((sum, score) => sum + score, 0),
+        )
   }
 }
+
+/** Larger rewards have squares that a standard deviation cannot hold. */
+export const maxReward = 1e100
 
 /**
  * Passes on what a reward function returned when it is a finite number or null.
@@ -98,9 +111,10 @@ export function combineRewards(rewards: readonly WeightedReward[]): RewardFuncti
  * @throws LoopLMError INVALID_ARGUMENT or NON_FINITE
  */
 export function checkScore(name: string, score: unknown): number | null {
-  if (score === null || Number.isFinite(score)) return score as number | null
-  const code = typeof score === 'number' ? 'NON_FINITE' : 'INVALID_ARGUMENT'
-  throw new LoopLMError(code, `reward ${name} must return a finite number or null, got ${String(score)}`)
+  if (score === null || (typeof score === 'number' && Math.abs(score) <= maxReward)) return score
+  const large = typeof score === 'number' && Number.isFinite(score) ? ` of at most ${maxReward} in size` : ''
+  const code = typeof score === 'number' && large === '' ? 'NON_FINITE' : 'INVALID_ARGUMENT'
+  throw new LoopLMError(code, `reward ${name} must return a finite number${large} or null, got ${describe(score)}`)
 }
 
 /**
@@ -126,7 +140,7 @@ export async function loadRewards(path: string): Promise<Record<string, RewardFu
   try {
     exports = await import(pathToFileURL(resolve(path)).href)
   } catch (cause) {
-    const message = `${path} does not load: ${cause instanceof Error ? cause.message : String(cause)}`
+    const message = `${path} does not load: ${errorMessage(cause)}`
     throw new LoopLMError('INVALID_FILE', message, { operation, cause })
   }
   if (typeof exports.default === 'function') return { [basename(path, extname(path))]: exports.default as RewardFunction }

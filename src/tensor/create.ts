@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { checkOptions, checkWord, describe, type Keys } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, context, type NativeTensor, native } from '../native.js'
@@ -164,9 +165,9 @@ function create<D extends DType>(
 }
 
 function defaultDType(data: Source, device: DeviceName): DType {
-  if (data instanceof Int32Array) return 'int32'
-  if (data instanceof Float64Array || device === 'reference') return 'float64'
-  return data instanceof Uint16Array ? 'bfloat16' : 'float32'
+  if (types.isInt32Array(data)) return 'int32'
+  if (types.isFloat64Array(data) || device === 'reference') return 'float64'
+  return types.isUint16Array(data) ? 'bfloat16' : 'float32'
 }
 
 function checkDType(dtype: unknown, operation: string): DType {
@@ -175,7 +176,8 @@ function checkDType(dtype: unknown, operation: string): DType {
 
 /** Other typed arrays are refused: integers of 64 bits are no numbers of JavaScript, and bytes may be a file's. */
 function checkData(data: unknown, operation: string): void {
-  const typed = [Float32Array, Float64Array, Int32Array, Uint16Array].some((type) => data instanceof type)
+  const kinds = [types.isFloat32Array, types.isFloat64Array, types.isInt32Array, types.isUint16Array]
+  const typed = kinds.some((isKind) => isKind(data)) // also of another realm
   if (typed && (data as Float32Array).length === 0) {
     const message = 'data has no elements, and every axis must be at least 1; was its ArrayBuffer transferred or shrunk?'
     throw new LoopLMError('INVALID_SHAPE', message, { operation })
@@ -191,13 +193,13 @@ function elements(
   dtype: DType,
   operation: string,
 ): Float32Array | Float64Array | Int32Array | Uint16Array {
-  if (dtype === 'bfloat16') return values instanceof Uint16Array ? values : toFloat32(values)
-  if (values instanceof Uint16Array) {
+  if (dtype === 'bfloat16') return types.isUint16Array(values) ? values : toFloat32(values)
+  if (types.isUint16Array(values)) {
     throw new LoopLMError('INVALID_ARGUMENT', `a Uint16Array holds bfloat16 bits; it cannot become ${dtype}`, { operation })
   }
-  if (dtype === 'float64') return values instanceof Float64Array ? values : Float64Array.from(values)
+  if (dtype === 'float64') return types.isFloat64Array(values) ? values : Float64Array.from(values)
   if (dtype === 'float32') return toFloat32(values)
-  if (values instanceof Int32Array) return values
+  if (types.isInt32Array(values)) return values
   const whole = Int32Array.from(values)
   const bad = whole.findIndex((value, i) => value !== values[i])
   if (bad === -1) return whole
@@ -205,7 +207,7 @@ function elements(
 }
 
 function toFloat32(values: ArrayLike<number>): Float32Array {
-  return values instanceof Float32Array ? values : Float32Array.from(values)
+  return types.isFloat32Array(values) ? values : Float32Array.from(values)
 }
 
 /** Numbers of nested arrays in row-major order, and the shape; every level must be even. */

@@ -1,3 +1,5 @@
+import '../dispose.js'
+import { types } from 'node:util'
 import { checkFlag, checkInstance, checkNumber, checkOptions, checkWord, describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { call, type NativeTensor, native } from '../native.js'
@@ -169,7 +171,7 @@ export class Tensor<D extends DType = DType> {
   /** The elements as numbers, row-major; bfloat16 widened to a Float32Array. */
   async toArray(): Promise<Values<D>> {
     const data = await this.data()
-    if (!(data instanceof Uint16Array)) return data as unknown as Values<D>
+    if (!types.isUint16Array(data)) return data as unknown as Values<D>
     return new Float32Array(Uint32Array.from(data, (bits) => bits << 16).buffer) as unknown as Values<D>
   }
 

@@ -1,12 +1,14 @@
 import type { LoopLM } from '../../model/model.js'
 import { lastBoxed, normalizeAnswer } from '../../tasks/answers.js'
 import type { WeightedReward } from '../../tasks/rewards.js'
+import { withoutThinking } from '../../tasks/thinking.js'
 import { answerProblems } from '../evaluate.js'
-import { type Problem, type ProblemSource, trainingSequence } from '../problems.js'
+import { answeredSequence, type Problem, type ProblemSource } from '../problems.js'
 
-/** The answer of a completion as label-free rewards compare it: the last box, else the whole text; null when there is none. */
+/** A completion's answer as label-free rewards compare it, thinking left out: the last box, else all of it; null when there is none. */
 export function answerKey(completion: string, _columns: Record<string, unknown>): string | null {
-  const answer = (lastBoxed(completion) ?? completion).trim()
+  const said = withoutThinking(completion)
+  const answer = (lastBoxed(said) ?? said).trim()
   return answer === '' ? null : normalizeAnswer(answer)
 }
 
@@ -29,7 +31,7 @@ export async function goldAnswerBeliefs(
   const known = [...unique.keys()].filter((k) => unique[k]!.answer !== undefined)
   const curves = unique.map(() => new Array<number>(loops + 1).fill(1 / vocabulary))
   if (known.length > 0) {
-    const drawn = known.map((k) => trainingSequence(source, unique[k]!))
+    const drawn = known.map((k) => answeredSequence(source, unique[k]!))
     const promptLengths = drawn.map(({ promptLength }) => promptLength)
     const sequences = drawn.map(({ tokens }) => tokens)
     const { logprobs } = await model.responseMeans(sequences, { promptLengths, temperature, signal })

@@ -1,4 +1,5 @@
 import { LoopLMError } from '../../errors.js'
+import { largest, smallest } from '../../extremes.js'
 import { type RewardShaper, valueAt } from './schema.js'
 
 /** What is known of each completion of a batch, groups being `groupSize` consecutive ones. */
@@ -27,7 +28,7 @@ export function shapeRewards(shapers: readonly RewardShaper[], input: RewardInpu
     const next: (number | null)[] = []
     for (let start = 0; start < rewards.length; start += input.groupSize) {
       const members = Array.from({ length: Math.min(input.groupSize, rewards.length - start) }, (_, i) => start + i)
-      next.push(...shapeGroup(shaper, rewards, input, members, step))
+      for (const reward of shapeGroup(shaper, rewards, input, members, step)) next.push(reward)
     }
     rewards = next
   }
@@ -62,7 +63,7 @@ function shapeGroup(
     }
     case 'length': {
       const lengths = members.map((i) => input.lengths[i]!)
-      const [shortest, longest] = [Math.min(...lengths), Math.max(...lengths)]
+      const [shortest, longest] = [smallest(lengths), largest(lengths)]
       return members.map((i, k) => {
         const reward = rewards[i]!
         if (reward === null) return null
@@ -102,21 +103,25 @@ function mostFrequent(answers: readonly (string | null)[]): string | null {
  */
 function noveltyRewards(answers: readonly (string | null)[], embeddings: readonly ArrayLike<number>[]): number[] {
   const majority = mostFrequent(answers)
-  const similarity = embeddings.map((a) => embeddings.map((b) => Math.min(Math.max(cosine(a, b), 0), 1)))
   const inMajority = answers.map((answer) => answer !== null && answer === majority)
   const known = [...answers.keys()].filter((i) => answers[i] !== null)
   const novelty = answers.map((_, i) => {
+    const similarity = embeddings.map((other) => Math.min(Math.max(cosine(embeddings[i]!, other), 0), 1))
     const others = known.filter((j) => j !== i)
     const own = others.filter((j) => inMajority[j] === inMajority[i])
-    const mean = own.reduce((sum, j) => sum + similarity[i]![j]!, 0) / Math.max(own.length, 1)
-    return 1 - 0.5 * mean - 0.5 * Math.max(0, ...others.map((j) => similarity[i]![j]!))
+    const mean = own.reduce((sum, j) => sum + similarity[j]!, 0) / Math.max(own.length, 1)
+    const nearest = largest(
+      others.map((j) => similarity[j]!),
+      0,
+    )
+    return 1 - 0.5 * mean - 0.5 * nearest
   })
   return answers.map((answer, i) => {
     if (answer === null) return -1
     const members = known.filter((j) => inMajority[j] === inMajority[i])
     if (members.length === 1) return inMajority[i] ? 1 : -0.5
     const values = members.map((j) => novelty[j]!)
-    const [low, high] = [Math.min(...values), Math.max(...values)]
+    const [low, high] = [smallest(values), largest(values)]
     const scaled = high - low < 1e-12 ? 0.5 : (novelty[i]! - low) / (high - low)
     return (inMajority[i] ? 0.5 : -1) + 0.5 * scaled
   })

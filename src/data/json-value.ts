@@ -1,0 +1,40 @@
+import { describe } from '../arguments.js'
+import { type ErrorCode, LoopLMError } from '../errors.js'
+import { maxJsonDepth } from './read-file.js'
+
+/** A key that an assignment takes for an object's prototype: what is assigned to it is lost without a word. */
+export const prototypeKey = '__proto__'
+
+/**
+ * Refuses a value that JSON cannot hold, or not as it is: it would fail when it is saved, after all the work. Fields that are undefined
+ * are absent.
+ *
+ * @param path how errors name the value; its fields follow a full stop
+ * @throws LoopLMError naming the field: a number that is not finite, a BigInt, a function, a symbol, an object within itself, nesting of
+ *   more than 256 levels, or a key `__proto__`
+ */
+export function checkJson(value: unknown, path: string, operation: string, code: ErrorCode = 'INVALID_CONFIG'): void {
+  const above = new Set<object>()
+  const done = new Set<object>() // checked before, at another place
+  const refuse = (where: string, problem: string) =>
+    new LoopLMError(code, `${where === '' ? 'config' : where}: ${problem}`, { operation })
+  const visit = (inner: unknown, where: string): void => {
+    if (inner === undefined || inner === null || typeof inner === 'string' || typeof inner === 'boolean') return
+    if (typeof inner === 'number') {
+      if (Number.isFinite(inner)) return
+      throw refuse(where, `must be a finite number to be saved as JSON, got ${inner}`)
+    }
+    if (typeof inner !== 'object') throw refuse(where, `cannot be saved as JSON, got ${describe(inner)}`)
+    if (above.has(inner)) throw refuse(where, 'is an object within itself, which cannot be saved as JSON')
+    if (above.size >= maxJsonDepth) throw refuse(where, `is nested more than ${maxJsonDepth} deep`)
+    if (done.has(inner)) return
+    above.add(inner)
+    for (const [key, field] of Object.entries(inner)) {
+      if (key === prototypeKey) throw refuse(where, `${prototypeKey} cannot be a key`)
+      visit(field, where === '' ? key : `${where}.${key}`)
+    }
+    above.delete(inner)
+    done.add(inner)
+  }
+  visit(value, path)
+}

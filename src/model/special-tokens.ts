@@ -1,0 +1,44 @@
+import type { Tokenizer } from '../data/tokenizer.js'
+import type { LoopLMConfig } from './config.js'
+
+/** The content of generation_config.json. */
+export type GenerationConfig = Readonly<Record<string, unknown>>
+
+/** Where a tokenizer ends a text: at its end token, and where its chat template ends a turn. */
+export function specialEndTokens(tokenizer: Tokenizer): number[] {
+  const ends = [tokenizer.eosTokenId, tokenizer.hasChatTemplate ? tokenizer.chatEndToken() : undefined]
+  return [...new Set(ends.filter((id) => id !== undefined))]
+}
+
+/** Whether a configuration says where generation ends; an empty list says: nowhere. */
+export function namesEndTokens(config: LoopLMConfig, generation: GenerationConfig): boolean {
+  return config.eos_token_id != null || generation.eos_token_id != null
+}
+
+/**
+ * Configurations with the ids of a tokenizer's begin, end and padding tokens in the fields that both leave open: generation must end where
+ * training on the same tokenizer ends a text. Ids that a configuration names stay.
+ */
+export function withSpecialTokens(
+  config: LoopLMConfig,
+  generation: GenerationConfig,
+  tokenizer: Tokenizer,
+): { config: LoopLMConfig; generation: GenerationConfig } {
+  const complete = { ...config }
+  const generating: Record<string, unknown> = { ...generation }
+  const open = (field: string) => config[field] == null && generation[field] == null
+  if (open('eos_token_id')) {
+    const ends = specialEndTokens(tokenizer)
+    if (ends.length > 0) {
+      complete.eos_token_id = ends[0]!
+      generating.eos_token_id = ends.length === 1 ? ends[0] : ends
+    }
+  }
+  const others = { bos_token_id: tokenizer.bosTokenId, pad_token_id: tokenizer.padTokenId }
+  for (const [field, id] of Object.entries(others)) {
+    if (id === undefined || !open(field)) continue
+    complete[field] = id
+    generating[field] = id
+  }
+  return { config: complete, generation: generating }
+}

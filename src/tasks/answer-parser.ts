@@ -1,0 +1,534 @@
+/** Reads the tokens of an answer as values, tuples, intervals, sets, matrices and equations. */
+import * as algebra from './algebra.js'
+import { type Fraction, fraction, type Value } from './algebra.js'
+import { functionNames, multipliers, printTokens, type Token, units } from './answer-tokens.js'
+
+const { Unknown } = algebra
+
+/** One answer, or one entry of a list, tuple, set or matrix. */
+export type Item =
+  /** `decimal`: written with a decimal point, so that it may be rounded. */
+  | { type: 'value'; value: Value; decimal: boolean; unit?: string }
+  | { type: 'infinity'; sign: number }
+  | { type: 'text'; text: string }
+  /** A tuple, an interval or a set, by its brackets; a ratio (`:`), a union (`∪`) or a row of a matrix (`&`). */
+  | { type: 'group'; brackets: string; items: Item[] }
+  | { type: 'relation'; operators: string[]; sides: Item[] }
+
+/** What an answer says: one item or a list of them, and the name that they are given, as x in x = 5. */
+export interface Answer {
+  items: Item[]
+  /** `,` or `or`, for inequalities. */
+  joint: string
+}
+
+const maxDepth = 100
+const relations = new Set(['=', '≈', '<', '>', '≤', '≥', '≠', '∈'])
+const letterCommands = new Set(
+  [
+    'alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi',
+    'varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar',
+  ]
+    .join(' ')
+    .split(' '),
+)
+/** Letters that are functions in front of a bracket: f(2) is not 2f. */
+const functionLetters = /^[fghFGHPQ]$/
+
+/** @throws Unknown for what is no mathematics that this parser knows, and for sums and products that are not worked out */
+export function parseAnswer(tokens: readonly Token[]): Answer {
+  const parser = new Parser(tokens, 1)
+  const { items, joint } = parser.answer()
+  if (!parser.ambiguous) return { items, joint }
+  return { items: [...items, ...new Parser(tokens, -1).answer().items], joint }
+}
+
+class Parser {
+  /** Whether ± occurred. */
+  ambiguous = false
+  private position = 0
+  private depth = 0
+  private decimal = false
+  private inFunction = 0
+  private inBars = 0
+  private tokens: Token[]
+
+  constructor(
+    tokens: readonly Token[],
+    private readonly sign: number,
+  ) {
+    this.tokens = [...tokens]
+  }
+
+  answer(): Answer {
+    const { items, joint } = this.list()
+    if (this.position < this.tokens.length) throw new Unknown()
+    return { items, joint }
+  }
+
+  /** The unit that these tokens are, or undefined. */
+  onlyUnit(): string | undefined {
+    const unit = this.unit()
+    return this.position === this.tokens.length ? unit : undefined
+  }
+
+  private get next(): Token | undefined {
+    return this.tokens[this.position]
+  }
+
+  private at(text: string, kind = 'symbol', offset = 0): boolean {
+    const token = this.tokens[this.position + offset]
+    return token?.kind === kind && token.text === text
+  }
+
+  private take(text: string, kind = 'symbol'): boolean {
+    const found = this.at(text, kind)
+    if (found) this.position++
+    return found
+  }
+
+  private expect(text: string): void {
+    if (!this.take(text)) throw new Unknown()
+  }
+
+  private nested<T>(read: () => T): T {
+    if (++this.depth > maxDepth) throw new Unknown()
+    const result = read()
+    this.depth--
+    return result
+  }
+
+  /** Items between commas, semicolons, `and` and `or`. */
+  private list(): { items: Item[]; joint: string } {
+    const items: Item[] = []
+    let joint = ','
+    for (;;) {
+      items.push(this.item())
+      const comma = this.take(',') || this.take(';')
+      if (this.take('or', 'word')) joint = 'or'
+      else if (this.take('and', 'word')) joint = joint === 'or' ? 'or' : 'and'
+      else if (!comma) return { items, joint }
+    }
+  }
+
+  /** Sides with relations between them; one side alone is itself. */
+  private item(): Item {
+    const sides = [this.union()]
+    const operators: string[] = []
+    while (this.next?.kind === 'symbol' && relations.has(this.next.text)) {
+      operators.push(this.next.text === '≈' ? '=' : this.next.text)
+      this.position++
+      sides.push(this.union())
+    }
+    return operators.length === 0 ? sides[0]! : { type: 'relation', operators, sides }
+  }
+
+  private union(): Item {
+    const items = [this.side()]
+    for (const brackets of ['∪', ':']) {
+      const start = this.position
+      while (this.take(brackets)) items.push(this.side())
+      if (brackets === ':' && this.tokens.slice(start, this.position).some(({ text }) => /^0\d/.test(text))) throw new Unknown() // 3:05
+      if (items.length > 1) return { type: 'group', brackets, items }
+    }
+    return items[0]!
+  }
+
+  /** Words, or a sum with its unit. */
+  private side(): Item {
+    const text = this.words()
+    if (text !== undefined) return { type: 'text', text }
+    const outer = this.decimal
+    this.decimal = false
+    const unit = this.takeCurrency()
+    const negative = unit !== undefined && this.take('-')
+    const item = this.sum()
+    const decimal = this.decimal
+    this.decimal = outer || decimal
+    if (item.type !== 'value') return item
+    const value = negative ? algebra.negate(item.value) : item.value
+    const found = unit ?? this.takeCurrency() ?? this.unit() ?? item.unit
+    return { type: 'value', value, decimal, ...(found === undefined ? {} : { unit: found }) }
+  }
+
+  /** Letters and words alone: a product of letters would not tell `no` from `on`. */
+  private words(): string | undefined {
+    let end = this.position
+    let words = false
+    for (let token = this.tokens[end]; token?.kind === 'letter' || token?.kind === 'word'; token = this.tokens[++end]) {
+      if (end > this.position && token.kind === 'word' && /^(?:or|and)$/.test(token.text)) break
+      words ||= token.kind === 'word' || token.run > 1
+    }
+    const after = this.tokens[end]
+    const ended = after === undefined || (after.kind === 'symbol' && /^[,;)\]}=≈&]$|^\\/.test(after.text)) || after.kind === 'end'
+    if (!words || !(ended || after.kind === 'word')) return undefined
+    const text = printTokens(this.tokens.slice(this.position, end))
+    this.position = end
+    return text
+  }
+
+  private takeCurrency(): string | undefined {
+    const negative = this.at('-') ? 1 : 0
+    const token = this.tokens[this.position + negative]
+    const currency = token?.kind === 'symbol' ? { $: 'dollar', '€': 'euro', '£': 'pound sterling' }[token.text] : undefined
+    if (currency !== undefined) this.tokens.splice(this.position + negative, 1)
+    return currency
+  }
+
+  /** Units in front of the end of an item, in their usual spelling. */
+  private unit(): string | undefined {
+    const start = this.position
+    let text = ''
+    let shape = ''
+    for (;;) {
+      const token = this.next
+      const degree = this.degree()
+      if (degree > 0) {
+        this.position += degree
+        const scale = this.next?.kind === 'letter' && /^[CF]$/.test(this.next.text) ? this.next.text : ''
+        if (scale !== '') this.position++
+        text += { C: 'celsius', F: 'fahrenheit' }[scale] ?? 'degree'
+        continue
+      }
+      if (token === undefined) break
+      const name = token.kind === 'word' || (token.kind === 'letter' && token.upright) ? units.get(token.text) : undefined
+      if (token.text === '%' || token.text === '\\%') text += '%'
+      else if (name !== undefined) {
+        if (/[a-zA-Z]$/.test(text)) text += ' '
+        text += name + shape
+        shape = ''
+      } else if (/^(?:square|sq|cubic|cu)$/.test(token.text)) shape = token.text.startsWith('s') ? '^2' : '^3'
+      else if (text !== '' && (token.text === 'per' || token.text === '/')) text += '/'
+      else if (text !== '' && token.text === '·') text += ' '
+      else if (text !== '' && token.text === '^') {
+        const braced = this.at('{', 'symbol', 1) ? 1 : 0
+        const exponent = this.tokens[this.position + 1 + braced]
+        if (exponent?.kind !== 'number' || (braced === 1 && !this.at('}', 'symbol', 3))) break
+        text += `^${exponent.text}`
+        this.position += 1 + 2 * braced
+      } else break
+      this.position++
+    }
+    if (text !== '' && shape === '' && !/[/ ]$/.test(text)) return text.replace(/^degree (celsius|fahrenheit)$/, '$1')
+    this.position = start
+    return undefined
+  }
+
+  /** The tokens of a degree sign here, or 0. */
+  private degree(): number {
+    if (this.at('°')) return 1
+    if (!this.at('^')) return 0
+    if (this.at('°', 'symbol', 1)) return 2
+    return this.at('{', 'symbol', 1) && this.at('°', 'symbol', 2) && this.at('}', 'symbol', 3) ? 4 : 0
+  }
+
+  private sum(): Item {
+    return this.nested(() => {
+      let total = this.signed()
+      for (;;) {
+        const sign = this.takeSign()
+        if (sign === 0) return total
+        const next = plain(this.term())
+        const left = plain(total)
+        if (algebra.haveLikeTerms(left, next)) throw new Unknown() // 2 + 3 is not worked out; 2020-05-06 is no number
+        total = item(algebra.add(left, sign < 0 ? algebra.negate(next) : next))
+      }
+    })
+  }
+
+  /** The first term of a sum. */
+  private signed(): Item {
+    const sign = this.takeSign()
+    const term = this.term()
+    if (sign >= 0) return term
+    return term.type === 'infinity' ? { type: 'infinity', sign: -term.sign } : item(algebra.negate(plain(term)))
+  }
+
+  /** 1 or -1 for a sign, 0 where there is none. */
+  private takeSign(): number {
+    if (this.take('+')) return 1
+    if (this.take('-')) return -1
+    const [plus, minus] = [this.take('±'), this.take('∓')]
+    if (!plus && !minus) return 0
+    this.ambiguous = true
+    return plus ? this.sign : -this.sign
+  }
+
+  /** Factors with · × / between them, or nothing. */
+  private term(): Item {
+    let numeral = this.next?.kind === 'number'
+    let product = this.factor()
+    for (;;) {
+      const cross = this.at('·') || this.at('×')
+      if (this.take('/')) {
+        product = item(algebra.divide(plain(product), plain(this.factor())))
+        if (this.startsFactor() || this.at('/')) throw new Unknown() // 1/2x is (1/2)x or 1/(2x); 5/6/2020 is a date
+      } else if (cross) {
+        this.position++
+        const scientific = numeral && this.at('10', 'number') && this.at('^', 'symbol', 1)
+        product = item(this.product(plain(product), plain(this.factor()), scientific))
+      } else if (this.next?.kind === 'word' && multipliers.has(this.next.text) && algebra.rational(plain(product))) {
+        const many = fraction(BigInt(multipliers.get(this.tokens[this.position++]!.text)!))
+        product = item(algebra.multiply(plain(product), algebra.number(many)))
+      } else if (this.startsFactor()) {
+        if (this.next!.kind === 'number') throw new Unknown() // 3 4 and x5
+        product = item(this.product(plain(product), plain(this.factor()), false))
+      } else return product
+      numeral = false
+    }
+  }
+
+  /** A product of two numbers is not worked out, unless it is a number in scientific notation. */
+  private product(a: Value, b: Value, scientific: boolean): Value {
+    if (!scientific && algebra.rational(a) !== undefined && algebra.rational(b) !== undefined) throw new Unknown()
+    return algebra.multiply(a, b)
+  }
+
+  private startsFactor(): boolean {
+    const { kind, text, upright } = this.next ?? {}
+    if (kind === 'symbol') return text === '(' || text === '{'
+    if (kind === 'letter') return !(upright && units.has(text!))
+    return kind === 'number' || (kind === 'command' && text !== 'overline')
+  }
+
+  private factor(): Item {
+    let base = this.primary()
+    for (;;) {
+      if (this.degree() > 0) {
+        if (this.inFunction === 0) return base
+        this.position += this.degree()
+        base = item(algebra.multiply(plain(base), algebra.atom('degree')))
+      } else if (this.take('^')) {
+        base = item(algebra.power(plain(base), this.exponent()))
+        if (this.at('^')) throw new Unknown()
+      } else if (this.take('!')) {
+        if (this.at('!')) throw new Unknown()
+        base = item(algebra.factorial(plain(base)))
+      } else return base
+    }
+  }
+
+  private exponent(): Value {
+    const negative = this.take('-')
+    const value = this.at('(') ? plain(this.primary()) : this.argument(false)
+    return negative ? algebra.negate(value) : value
+  }
+
+  /** What a command or `^` takes: a group in braces, or one token, of a number the first digit alone (`\frac12`) if TeX reads it. */
+  private argument(digit = true): Value {
+    const token = this.next
+    if (token === undefined) throw new Unknown()
+    if (token.kind === 'number') {
+      this.position++
+      if (!digit || token.text.length === 1) return algebra.number(this.numeral(token.text))
+      if (!/^\d+$/.test(token.text)) throw new Unknown()
+      this.tokens[--this.position] = { ...token, text: token.text.slice(1), spaced: false }
+      return algebra.number(fraction(BigInt(token.text[0]!)))
+    }
+    if (token.kind === 'symbol' && token.text !== '{') throw new Unknown()
+    return plain(this.primary())
+  }
+
+  private numeral(text: string): Fraction {
+    const [, whole = '', decimals = '', exponent = '0'] = /^(\d*)\.?(\d*)(?:[eE]([+-]?\d+))?$/.exec(text) ?? []
+    if (text.includes('.')) this.decimal = true
+    const shift = Number(exponent) - decimals.length
+    if (whole + decimals === '') throw new Unknown()
+    if (whole.length + decimals.length > 300 || Math.abs(shift) > 300) throw new Unknown()
+    const digits = BigInt(whole + decimals)
+    return shift < 0 ? fraction(digits, 10n ** BigInt(-shift)) : fraction(digits * 10n ** BigInt(shift))
+  }
+
+  private primary(): Item {
+    return this.nested(() => {
+      const token = this.next
+      if (token === undefined) throw new Unknown()
+      const { kind, text } = token
+      this.position++
+      algebra.spend(5)
+      if (kind === 'number') return item(this.number(text))
+      if (kind === 'letter') return item(this.letter(text))
+      if (kind === 'command') return this.command(text)
+      if (kind === 'begin') return this.matrix(text)
+      if (text !== '|' || this.inBars > 0) return this.bracket(kind === 'symbol' ? text : '')
+      this.inBars++
+      const value = algebra.absolute(plain(this.sum()))
+      this.inBars--
+      this.expect('|')
+      return item(value)
+    })
+  }
+
+  /** A number, a mixed number, a repeating decimal or a number with its base. */
+  private number(text: string): Value {
+    if (this.take('_')) {
+      const start = this.position
+      this.argument()
+      return algebra.atom(`${text} in base ${printTokens(this.tokens.slice(start, this.position)).replace(/[{}]/g, '')}`)
+    }
+    if (text.includes('.') && this.take('overline', 'command')) return this.repeating(text)
+    const value = this.numeral(text)
+    const part = /^\d+$/.test(text) ? this.fractionPart() : undefined
+    if (part === undefined) return algebra.number(value)
+    return algebra.add(algebra.number(value), algebra.number(part))
+  }
+
+  /** The fraction of a mixed number, `\frac34` or ` 3/4`. */
+  private fractionPart(): Fraction | undefined {
+    const digits = (offset: number) => {
+      const token = this.tokens[this.position + offset]
+      return token?.kind === 'number' && /^\d+$/.test(token.text) ? token.text : undefined
+    }
+    let [n, d] = [digits(0), digits(2)]
+    let length = 3
+    if (n === undefined || d === undefined || !this.at('/', 'symbol', 1)) {
+      if (!this.at('frac', 'command')) return undefined
+      length = 1
+      ;[n, d] = [0, 1].map(() => {
+        const braced = this.at('{', 'symbol', length)
+        const number = digits(length + (braced ? 1 : 0))
+        if (braced) length += this.at('}', 'symbol', length + 2) ? 3 : Number.NaN
+        else length++
+        return number
+      })
+      const packed = this.tokens[this.position + 1]
+      if (packed?.kind === 'number' && /^\d\d$/.test(packed.text) && digits(2) === undefined) {
+        length = 2
+        ;[n, d] = [...packed.text]
+      }
+    }
+    if (n === undefined || d === undefined || Number.isNaN(length)) return undefined
+    if (n.length > 20 || d.length > 20 || BigInt(n) >= BigInt(d)) throw new Unknown()
+    this.position += length
+    return fraction(BigInt(n), BigInt(d))
+  }
+
+  /** `0.1\overline{6}`. */
+  private repeating(text: string): Value {
+    const [whole = '', fixed = ''] = text.split('.')
+    this.expect('{')
+    const period = this.next?.kind === 'number' ? this.next.text : ''
+    this.position++
+    this.expect('}')
+    if (!/^\d{1,50}$/.test(period) || text.length > 100) throw new Unknown()
+    const scale = 10n ** BigInt(fixed.length)
+    const nines = 10n ** BigInt(period.length) - 1n
+    return algebra.number(fraction(BigInt(whole + fixed) * nines + BigInt(period), scale * nines))
+  }
+
+  private letter(letter: string): Value {
+    let name = letter
+    while (this.take("'")) name += "'"
+    if (this.take('_')) {
+      const start = this.position
+      if (this.next?.kind === 'number') this.position++
+      else this.argument()
+      name += `_${printTokens(this.tokens.slice(start, this.position)).replace(/[{}]/g, '')}`
+    }
+    if (!functionLetters.test(letter) || !this.at('(')) return algebra.atom(name)
+    return algebra.atom(`${name}(${algebra.print(plain(this.primary()))})`)
+  }
+
+  private command(name: string): Item {
+    if (name === 'pi') return item(algebra.atom('π'))
+    if (name === 'infty') return { type: 'infinity', sign: 1 }
+    if (name === 'emptyset') return { type: 'group', brackets: '\\{\\}', items: [] }
+    if (letterCommands.has(name) || name.startsWith('mathbb ')) return item(this.letter(`\\${name}`))
+    if (name === 'frac') {
+      const top = this.argument()
+      return item(algebra.divide(top, this.argument()))
+    }
+    if (name === 'binom') {
+      const top = this.argument()
+      return item(algebra.binomial(top, this.argument()))
+    }
+    if (name === 'sqrt' || name === 'root') {
+      let index = fraction(2n)
+      if (this.take('[')) {
+        index = algebra.rational(plain(this.sum())) ?? fraction(0n)
+        this.expect(']')
+      }
+      if (index.d !== 1n || index.n < 2n || index.n > 100n) throw new Unknown()
+      const radicand = this.at('(') ? plain(this.primary()) : this.argument(name === 'sqrt')
+      return item(algebra.power(radicand, algebra.number(fraction(1n, index.n))))
+    }
+    if (functionNames.has(name)) return item(this.function(name))
+    throw new Unknown()
+  }
+
+  /** sin x, sin(x)y, sin 2x, sin²x, log₂ x. */
+  private function(name: string): Value {
+    let exponent: Value | undefined
+    let label = name
+    for (;;) {
+      if (this.take('_')) label += `_${algebra.print(this.argument())}`
+      else if (this.degree() === 0 && this.take('^')) exponent = this.exponent()
+      else break
+    }
+    if (exponent !== undefined && algebra.rational(exponent)?.n === -1n) {
+      label = `arc${name}`
+      exponent = undefined
+    }
+    this.inFunction++
+    const bracketed = this.at('(') || this.at('{')
+    let argument = plain(bracketed ? this.primary() : this.factor())
+    if (bracketed && (this.at('^') || this.at('!'))) throw new Unknown() // sin(x)^2 is sin(x²) or (sin x)²
+    while (!bracketed && this.startsFactor() && !functionNames.has(this.next!.text)) {
+      argument = this.product(argument, plain(this.factor()), false)
+    }
+    this.inFunction--
+    const value = algebra.atom(`${label}(${algebra.print(argument)})`)
+    return exponent === undefined ? value : algebra.power(value, exponent)
+  }
+
+  /** A value in brackets, a tuple, an interval or a set. */
+  private bracket(open: string): Item {
+    const closers = { '(': /^[)\]]$/, '[': /^[)\]]$/, '{': /^\}$/, '\\{': /^\\\}$/, '⟨': /^⟩$/ }[open]
+    if (closers === undefined) throw new Unknown()
+    const close = () => this.next?.kind === 'symbol' && closers.test(this.next.text)
+    const bars = this.inBars
+    this.inBars = 0
+    const { items, joint } = close() ? { items: [], joint: ',' } : this.list()
+    this.inBars = bars
+    if (!close() || joint !== ',') throw new Unknown()
+    const brackets = open + this.tokens[this.position++]!.text
+    const [first] = items
+    const matrix = brackets === '[]' && first?.type === 'group' && first.brackets === 'matrix'
+    if (items.length === 1 && (brackets === '()' || brackets === '{}' || matrix)) return first!
+    if (items.length === 0 && brackets !== '\\{\\}') throw new Unknown()
+    return { type: 'group', brackets: brackets === '{}' ? '\\{\\}' : brackets, items }
+  }
+
+  /** Rows of a matrix; round and square brackets are alike, bars are a determinant. */
+  private matrix(name: string): Item {
+    if (!/^(?:array|[pbBvV]?matrix|smallmatrix)$/.test(name)) throw new Unknown()
+    const rows: Item[] = []
+    while (!this.at(name, 'end')) {
+      const items = [this.item()]
+      while (this.take('&')) items.push(this.item())
+      rows.push({ type: 'group', brackets: '&', items })
+      if (!this.take('\\\\') && !this.at(name, 'end')) throw new Unknown()
+    }
+    this.position++
+    return { type: 'group', brackets: /^[BvV]/.test(name) ? name : 'matrix', items: rows }
+  }
+}
+
+function item(value: Value): Item {
+  return { type: 'value', value, decimal: false }
+}
+
+/** The value of an item that is nothing else. */
+function plain(found: Item): Value {
+  if (found.type !== 'value' || found.unit !== undefined) throw new Unknown()
+  return found.value
+}
+
+/** An answer without its unit, but with a percent sign. */
+export function withoutUnit(tokens: readonly Token[]): readonly Token[] {
+  for (let start = Math.max(1, tokens.length - 12); start < tokens.length; start++) {
+    const unit = new Parser(tokens.slice(start), 1).onlyUnit()
+    if (unit !== undefined) return unit.includes('%') ? tokens : tokens.slice(0, start)
+  }
+  return tokens
+}
