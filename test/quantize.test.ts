@@ -191,8 +191,10 @@ describe.each([
       const [values, want] = [await plain.getParameter(name), await model.getParameter(name)]
       if (dtype === 'float32') expect(values).toEqual(want)
       else
-        for (const [i, v] of values.entries())
-          expect(Math.abs(v - want[i]!)).toBeLessThanOrEqual(unitRoundoff.bfloat16 * Math.abs(want[i]!))
+        expect(
+          values.every((v, i) => Math.abs(v - want[i]!) <= unitRoundoff.bfloat16 * Math.abs(want[i]!)),
+          name,
+        ).toBe(true)
     }
   })
 

@@ -28,6 +28,7 @@ function disturbed(dtype: 'bfloat16' | 'float32', seed: number): Arithmetic {
 /** As `LoopLM.score` returns them: of every sequence, loops × positions. */
 export interface Scored {
   logprobs: number[][]
+  entropy: number[][]
   gateLogits: number[][]
 }
 type Sequences = readonly (readonly number[])[]
@@ -35,10 +36,12 @@ type Sequences = readonly (readonly number[])[]
 /** What `LoopLM.score` computes, from parameters by name. */
 export function evaluate(c: Sizes, p: Parameters, sequences: Sequences, temperature = 1, r: Arithmetic = float64): Scored {
   const runs = sequences.map((ids) => forward(c, p, ids, undefined, 'state', [], r))
+  const tables = runs.map(({ states }) =>
+    states.map((rows) => rows.slice(0, -1).map((row) => logSoftmax(p, row, temperature, r))),
+  )
   return {
-    logprobs: runs.map(({ states }, i) =>
-      states.flatMap((rows) => rows.slice(0, -1).map((row, j) => logSoftmax(p, row, temperature, r)[sequences[i]![j + 1]!]!)),
-    ),
+    logprobs: tables.map((loops, i) => loops.flatMap((rows) => rows.map((row, j) => row[sequences[i]![j + 1]!]!))),
+    entropy: tables.map((loops) => loops.flat().map((row) => -row.reduce((sum, l) => sum + Math.exp(l) * l, 0))),
     gateLogits: runs.map(({ states }) => states.flatMap((rows) => rows.map((row) => gateLogit(p, row, r)))),
   }
 }
@@ -80,7 +83,8 @@ export function expectRounded(got: ArrayLike<number>, of: Yardstick, pick: (scor
   expect(distance(Array.from(got), truth)).toBeLessThanOrEqual(2 * of.scale * farthest)
 }
 
-/** The same of a whole score, log-probabilities and gate logits each. */
-export function expectScores(got: { logprobs: ArrayLike<number>[]; gateLogits: ArrayLike<number>[] }, of: Yardstick): void {
-  for (const field of ['logprobs', 'gateLogits'] as const) expectRounded(flat(got[field]), of, (scored) => flat(scored[field]))
+/** The same of a whole score, each of its fields by itself. */
+export function expectScores(got: Record<keyof Scored, ArrayLike<number>[]>, of: Yardstick): void {
+  for (const field of ['logprobs', 'entropy', 'gateLogits'] as const)
+    expectRounded(flat(got[field]), of, (scored) => flat(scored[field]))
 }
