@@ -190,7 +190,7 @@ function checkFlags(source: string, words: string[], wrong: (what: string) => vo
 }
 
 describe('examples', () => {
-  it('of docstrings and of examples/ compile', { timeout: 120_000 }, () => {
+  it('of docstrings and of examples/ compile', () => {
     const examples = docstringExamples()
     expect(examples.length).toBeGreaterThan(30)
     for (const { name, text } of examples) writeFileSync(join(folder, name), text)
@@ -243,21 +243,17 @@ describe('examples', () => {
 
   const bin = writeStandIns()
   const withCommands = documents.filter(({ all }) => all.some(({ language }) => language === 'sh'))
-  it.each(withCommands.map(({ name, all }) => [name, all] as const))(
-    'the commands of %s run',
-    { timeout: 120_000 },
-    (name, all) => {
-      const place = join(folder, `commands-${name.replaceAll(/\W/g, '-')}`)
-      mkdirSync(place)
-      for (const { file, text } of all) if (file !== undefined) writeFileSync(join(place, file), text)
-      const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` }
-      for (const { language, text } of all) {
-        if (language !== 'sh') continue
-        const { status, stdout, stderr } = spawnSync('bash', ['-e', '-c', text], { cwd: place, env, encoding: 'utf8' })
-        expect(status, `${text}\n${stdout}${stderr}`).toBe(0)
-      }
-    },
-  )
+  it.each(withCommands.map(({ name, all }) => [name, all] as const))('the commands of %s run', (name, all) => {
+    const place = join(folder, `commands-${name.replaceAll(/\W/g, '-')}`)
+    mkdirSync(place)
+    for (const { file, text } of all) if (file !== undefined) writeFileSync(join(place, file), text)
+    const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` }
+    for (const { language, text } of all) {
+      if (language !== 'sh') continue
+      const { status, stdout, stderr } = spawnSync('bash', ['-e', '-c', text], { cwd: place, env, encoding: 'utf8' })
+      expect(status, `${text}\n${stdout}${stderr}`).toBe(0)
+    }
+  })
 
   it('command lines that no test runs are ones that the programs take: commands, flags, scripts and files exist', async () => {
     const program = await commandLine()

@@ -14,7 +14,7 @@ const targets: { device: DeviceName; dtype: 'float32' | 'float64'; bound: number
   { device: 'cuda-emulated' as DeviceName, dtype: 'float32', bound: 1e-4 }, // the CUDA kernels without a GPU
 ]
 
-beforeAll(buildEmulated, 900_000)
+beforeAll(buildEmulated)
 
 type Reals = Float32Array | Float64Array
 
