@@ -55,7 +55,8 @@ function writeStandIns(): string {
   const programs = {
     npx: `case "$1 $2" in
       "looplm watch"|"looplm serve"|"looplm chat")
-        shift; "${process.execPath}" "${root}/dist/src/cli/main.js" "$@" & sleep 5; kill -INT $! ; wait $! || true;;
+        shift; said=$(mktemp); "${process.execPath}" "${root}/dist/src/cli/main.js" "$@" > $said 2>&1 &
+        while kill -0 $! && [ ! -s $said ]; do sleep 0.1; done; kill -INT $!; wait $! || true; cat $said; rm $said;;
       looplm*) shift; exec "${process.execPath}" "${root}/dist/src/cli/main.js" "$@";;
       vitest*) test -e "${root}/$3";;
       *) echo "npx $1?" >&2; exit 1;;
