@@ -10,7 +10,7 @@ import { collectGarbage } from './garbage.js'
 const root = join(import.meta.dirname, '..')
 const addonPath = (createRequire(import.meta.url)('node-gyp-build') as { resolve(folder: string): string }).resolve(root)
 
-/** JavaScript that opens a context and starts long scores, more than one queued behind the first. */
+/** JavaScript that opens a context and starts scores, hours of them: what ends before it is killed has cancelled them. */
 const startLongWork = `
   const addon = require(${JSON.stringify(addonPath)})
   const config = { vocabulary: 50, hidden: 256, intermediate: 512, layers: 4, heads: 4, kvHeads: 4, headDim: 64, loops: 16, normEps: 1e-6, ropeTheta: 1e6, tied: false }
@@ -19,7 +19,7 @@ const startLongWork = `
   const sequences = { tokens, lengths: new Int32Array(64).fill(256), promptLengths: new Int32Array(0) }
   const options = { temperature: 1, loops: 0, lastLoop: false, responsesOnly: false, predictions: false }
   const started = addon.modelCreate(context, config, 'float32', 0, 0.02).then((model) => {
-    for (let i = 0; i < 3; i++) addon.modelScore(model, sequences, options, undefined).catch(() => {})
+    for (let i = 0; i < 1000; i++) addon.modelScore(model, sequences, options, undefined).catch(() => {})
     addon.tensorFill(context, 'float32', [64, 64], 1)
     return model
   })
@@ -28,7 +28,7 @@ const startLongWork = `
 const runNode = (script: string, env: Record<string, string> = {}) =>
   spawnSync(process.execPath, ['--expose-gc', '--eval', script], {
     encoding: 'utf8',
-    timeout: 50_000,
+    timeout: 540_000,
     env: { ...process.env, ...env },
   })
 
@@ -64,10 +64,8 @@ describe('an environment that ends with work pending', () => {
       worker.on('error', () => {})
       const ended = new Promise((resolve) => worker.once('exit', resolve))
       await new Promise((resolve) => worker.once('message', resolve))
-      const from = performance.now()
       if (terminate) await worker.terminate()
       await ended
-      expect(performance.now() - from).toBeLessThan(5000)
     }
     expect(memory().bytes).toBe(before)
     const context = native().openContext('cpu', 1)
@@ -80,10 +78,8 @@ describe('an environment that ends with work pending', () => {
     ['process.exit()', `started.then(() => setTimeout(() => process.exit(7), 20))`, 7],
     ['an exception', `started.then(() => setTimeout(() => { throw new Error('end') }, 20))`, 1],
   ])('as a process by %s ends at once with its exit code', (_, script, code) => {
-    const from = performance.now()
     const { status, signal } = runNode(startLongWork + script)
     expect({ status, signal }).toEqual({ status: code, signal: null })
-    expect(performance.now() - from).toBeLessThan(5000)
   })
 
   it('does not keep an idle process alive, and keeps a busy one until its promises are settled', () => {
@@ -103,36 +99,34 @@ describe('long calls', () => {
     intermediate_size: 256,
     num_hidden_layers: 4,
     num_attention_heads: 4,
-    total_ut_steps: 16,
+    total_ut_steps: 64,
   }
-  const many = Array.from({ length: 64 }, (_, i) => Array.from({ length: 128 }, (_, j) => (i + j) % 29))
+  const many = Array.from({ length: 32 }, (_, i) => Array.from({ length: 128 }, (_, j) => (i + j) % 29))
 
   it('end soon after their signal, with ABORTED and its reason, and the next call works', async () => {
     using model = await LoopLM.create(large)
     const controller = new AbortController()
+    const started = process.cpuUsage()
     const pending = model.score(many, { signal: controller.signal })
-    setTimeout(() => controller.abort(new Error('enough')), 20)
-    const started = performance.now()
+    setTimeout(() => controller.abort(new Error('enough')))
     await expect(pending).rejects.toMatchObject({ code: 'ABORTED', cause: new Error('enough') })
-    const aborted = performance.now() - started
-    const whole = performance.now()
-    expect((await model.score(many)).loops).toBe(16)
-    expect(aborted).toBeLessThan((performance.now() - whole) / 2)
+    const aborted = process.cpuUsage(started)
+    const again = process.cpuUsage()
+    expect((await model.score(many)).loops).toBe(64)
+    expect(aborted.user).toBeLessThan(process.cpuUsage(again).user / 2) // time of this process, not of a busy machine
     await expect(model.score(many, { signal: AbortSignal.abort() })).rejects.toMatchObject({ code: 'ABORTED' })
   })
 
   it('do not block the event loop', async () => {
     using model = await LoopLM.create(large)
-    let longest = 0
-    let last = performance.now()
-    const timer = setInterval(() => {
-      longest = Math.max(longest, performance.now() - last)
-      last = performance.now()
-    }, 1)
-    const started = performance.now()
+    let turns = 0
+    let timer = setImmediate(function turn() {
+      turns++
+      timer = setImmediate(turn)
+    })
     await model.score(many)
-    clearInterval(timer)
-    expect(longest).toBeLessThan((performance.now() - started) / 3)
+    clearImmediate(timer)
+    expect(turns).toBeGreaterThan(100) // a blocked loop makes two or three
   })
 })
 

@@ -275,9 +275,7 @@ describe('saving into a folder that holds a model', () => {
   const clean = ['config.json', 'generation_config.json', 'model.safetensors', 'notes.txt', 'own']
   const stale = ['adapter_config.json', 'chat_template.jinja', 'pytorch_model.bin']
 
-  it('is the old model, the new one, or refused with what to do, wherever the process is killed', {
-    timeout: 120_000,
-  }, async () => {
+  it('is the old model, the new one, or refused with what to do, wherever the process is killed', async () => {
     const seen = new Set<string>()
     for (let at = 1; ; at++) {
       const folder = await make(`killed-${at}`)

@@ -1,4 +1,5 @@
-// Setup of vitest.device.config.ts: what a test asks of device `cpu`, or of none, goes to LOOPLM_TEST_DEVICE.
+// Setup of vitest.device.config.ts: what a test asks of device `cpu`, or of none, goes to LOOPLM_TEST_DEVICE; where it does not say how
+// many threads, LOOPLM_TEST_THREADS does.
 import { vi } from 'vitest'
 
 vi.mock('../src/tensor/devices.js', async (original) => {
@@ -6,4 +7,12 @@ vi.mock('../src/tensor/devices.js', async (original) => {
   const checkDevice: typeof module.checkDevice = (device, operation) =>
     module.checkDevice((device ?? 'cpu') === 'cpu' ? process.env.LOOPLM_TEST_DEVICE : device, operation)
   return { ...module, checkDevice }
+})
+
+vi.mock('../src/native.js', async (original) => {
+  const module = await original<typeof import('../src/native.js')>()
+  const threads = Number(process.env.LOOPLM_TEST_THREADS ?? 0)
+  const context: typeof module.context = (device, given, operation) =>
+    module.context(device, given === 0 && device === 'cpu' ? threads : given, operation)
+  return { ...module, context }
 })

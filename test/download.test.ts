@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { closeSync, existsSync, openSync, statSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readdirSync, statSync } from 'node:fs'
 import { lstat, mkdir, mkdtemp, readdir, readFile, readlink, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -18,6 +18,11 @@ let count = 0
 beforeAll(async () => {
   root = await mkdtemp(join(tmpdir(), 'looplm-download-'))
   hub = await startHub()
+  hub.received = (bytes) => {
+    const blobs = join(repository(), 'blobs')
+    const incomplete = readdirSync(blobs).filter((name) => name.endsWith('.incomplete'))
+    return incomplete.some((name) => statSync(join(blobs, name)).size === bytes)
+  }
   const folder = await writeOuroFolder(join(root, 'source'))
   for (const name of (await readdir(folder)).sort()) hub.files.set(name, await readFile(join(folder, name)))
   hub.files.set('modeling_ouro.py', Buffer.from('raise SystemExit'))
@@ -227,6 +232,16 @@ describe('downloads of the same files at once', () => {
     expect(sent().sort()).toEqual(everyFileOnce())
   })
 
+  /** Until a download of this process has found a lock taken, three times. */
+  function waiting(): () => Promise<void> {
+    const lock = vi.spyOn(native(), 'lockFile')
+    const refused = () => lock.mock.results.filter(({ value }) => value === false).length
+    return async () => {
+      await expect.poll(refused).toBeGreaterThan(2)
+      lock.mockRestore()
+    }
+  }
+
   it('one goes on with what another had received when it was killed', async () => {
     const name = 'model.safetensors'
     let release = () => {}
@@ -236,10 +251,10 @@ describe('downloads of the same files at once', () => {
     let kill = () => {}
     const killed = runDownload({ started: (child) => (kill = () => child.kill('SIGKILL')) })
     await expect.poll(() => sent(name)).toHaveLength(2) // its connection broke, and it asks for the rest
+    const waits = waiting()
     const other = download('org/tiny', { cacheDir, hubUrl: hub.url })
-    await expect.poll(listed).toBe(2)
-    await new Promise((resolve) => setTimeout(resolve, 300))
-    expect(sent(name)).toHaveLength(2) // it waits
+    await waits()
+    expect(sent(name)).toHaveLength(2)
     kill()
     expect((await killed).signal).toBe('SIGKILL')
     release()
@@ -254,9 +269,12 @@ describe('downloads of the same files at once', () => {
     hub.held = () => gate
     const first = download('org/tiny', { cacheDir, hubUrl: hub.url })
     await expect.poll(() => sent()).toHaveLength(1)
-    const signal = AbortSignal.timeout(500)
-    const error = await refusal(() => download('org/tiny', { cacheDir, hubUrl: hub.url, signal }))
-    expect(error.code).toBe('ABORTED')
+    const waits = waiting()
+    const controller = new AbortController()
+    const second = refusal(() => download('org/tiny', { cacheDir, hubUrl: hub.url, signal: controller.signal }))
+    await waits()
+    controller.abort()
+    expect((await second).code).toBe('ABORTED')
     expect(sent()).toHaveLength(1)
     release()
     await first
@@ -269,9 +287,9 @@ describe('downloads of the same files at once', () => {
     await mkdir(locks, { recursive: true })
     const lock = openSync(join(locks, `${sha256(name)}.lock`), 'w')
     expect(native().lockFile(lock)).toBe(true)
+    const waits = waiting()
     const other = download('org/tiny', { cacheDir, hubUrl: hub.url })
-    await expect.poll(() => sent().length).toBeGreaterThan(0)
-    await new Promise((resolve) => setTimeout(resolve, 300))
+    await waits()
     expect(sent(name)).toEqual([])
     closeSync(lock)
     expect(await readFile(join(await other, name))).toEqual(hub.files.get(name))

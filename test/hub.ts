@@ -13,6 +13,8 @@ export interface Hub {
   requests: string[]
   /** Called for every file that is sent: how many bytes to send before the connection breaks, or undefined for all. */
   breaks: (path: string, from: number) => number | undefined
+  /** Whether so many bytes of a file have arrived, before its connection breaks: what is on its way then is lost. */
+  received: (bytes: number) => boolean
   /** Awaited before a file is sent from a byte on. */
   held: (path: string, from: number) => Promise<void> | undefined
   /** Sent instead of a file. */
@@ -74,7 +76,11 @@ export async function startHub(): Promise<Hub> {
       response.writeHead(from > 0 ? 206 : 200, { 'content-length': bytes.length - from, ...(from > 0 ? range : {}) })
       const cut = hub.breaks(file, from)
       if (cut === undefined) response.end(bytes.subarray(from))
-      else response.write(bytes.subarray(from, from + cut), () => setTimeout(() => response.destroy(), 50))
+      else {
+        response.write(bytes.subarray(from, from + cut))
+        while (!response.destroyed && !hub.received(from + cut)) await new Promise((resolve) => setTimeout(resolve, 10))
+        response.destroy()
+      }
     }
   })
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
@@ -83,6 +89,7 @@ export async function startHub(): Promise<Hub> {
     files,
     requests: [],
     breaks: () => undefined,
+    received: () => true,
     held: () => undefined,
     damaged: new Map(),
     close: () => new Promise((resolve) => server.close(() => resolve()).closeAllConnections()),

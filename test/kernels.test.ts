@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { kernels, LoopLM, type Tensor, tensor, zeros } from '../src/index.js'
 import { refusal } from './refusal.js'
+import { expectScores, yardstick } from './rounding.js'
 
 const config = {
   vocab_size: 13,
@@ -20,10 +21,10 @@ const tokens = sequences.flat()
 const [N, D, V, T] = [tokens.length, config.hidden_size, config.vocab_size, config.total_ut_steps]
 
 type Place = { device: 'cpu'; dtype: 'float32' | 'bfloat16' } | { device: 'reference'; dtype: 'float64' }
-const places: (Place & { bound: number })[] = [
-  { device: 'cpu', dtype: 'float32', bound: 1e-5 },
-  { device: 'cpu', dtype: 'bfloat16', bound: 2e-2 },
-  { device: 'reference', dtype: 'float64', bound: 1e-12 },
+const places: Place[] = [
+  { device: 'cpu', dtype: 'float32' },
+  { device: 'cpu', dtype: 'bfloat16' },
+  { device: 'reference', dtype: 'float64' },
 ]
 
 function expectClose(got: ArrayLike<number>, want: ArrayLike<number>, bound: number) {
@@ -67,7 +68,7 @@ async function weightsOf(model: LoopLM, place: Place) {
   }
 }
 
-describe.each(places)('on $device in $dtype', ({ bound, ...place }) => {
+describe.each(places)('on $device in $dtype', (place) => {
   it('the looped block and the per-loop log-softmax give what the model scores', async () => {
     using model = await LoopLM.create(config, { ...place, seed: 2 })
     const scores = await model.score(sequences)
@@ -75,28 +76,28 @@ describe.each(places)('on $device in $dtype', ({ bound, ...place }) => {
     const out = await kernels.loopedBlockForward(hidden, block, { loops: T, offsets: [0, 5, 8] })
     expect(out.hidden.shape).toEqual([T, N, D])
     expect(out.gateLogits.shape).toEqual([T, N])
-    const gates = await out.gateLogits.toArray()
-    const wantGates = Array.from({ length: T }, (_, t) =>
-      sequences.flatMap(({ length }, i) => Array.from(scores.gateLogits[i]!.slice(t * length, (t + 1) * length))),
-    )
-    expectClose(gates, wantGates.flat(), bound)
-
     const targets = tensor(Int32Array.from([...tokens.slice(1), 0]), [N], { dtype: 'int32', device: place.device })
     const { logprobs, entropy } = await kernels.perLoopLogSoftmax(out.hidden, head, targets)
     expect(logprobs.shape).toEqual([T, N])
-    const [l, h] = [await logprobs.toArray(), await entropy.toArray()]
-    let begin = 0
-    for (const [i, { length }] of sequences.entries()) {
-      for (let t = 0; t < T; t++)
-        for (let j = 0; j < length - 1; j++) {
-          expectClose([l[t * N + begin + j]!], [scores.logprobs[i]![t * (length - 1) + j]!], bound)
-          expectClose([h[t * N + begin + j]!], [scores.entropy[i]![t * (length - 1) + j]!], bound)
-        }
-      begin += length
+    /** Rows of all tokens, [T, N], as score has them: by sequence. */
+    const bySequence = (rows: ArrayLike<number>, without: number) =>
+      sequences.map(({ length }, i) => {
+        const begin = sequences.slice(0, i).flat().length
+        return Array.from({ length: T }, (_, t) => Array.from(rows).slice(t * N + begin, t * N + begin + length - without)).flat()
+      })
+    const of = await yardstick(model, config, sequences)
+    expectScores(scores, of)
+    const got = {
+      logprobs: bySequence(await logprobs.toArray(), 1),
+      entropy: bySequence(await entropy.toArray(), 1),
+      gateLogits: bySequence(await out.gateLogits.toArray(), 0),
     }
+    expectScores(got, of)
   })
 })
 
+// Errors of float32: of a dozen operations on numbers near 1, and of the logarithm of a sum of 40,000, √40,000 · 2^-24 = 1.2e-5 (its
+// roundings have random signs) where the result is 11. Those of float64 are 2^29 times smaller.
 describe.each([
   { device: 'cpu', dtype: 'float32', bound: 1e-5 },
   { device: 'reference', dtype: 'float64', bound: 1e-12 },

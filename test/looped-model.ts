@@ -1,5 +1,13 @@
-// The looped model and the LoopRPT loss (math.md §1 and §5) once more, in plain float64 TypeScript for models of a few hundred weights.
-// Written from the formulas, it shares nothing with the engine but the names of the parameters.
+// The looped model and the LoopRPT loss (math.md §1 and §5) once more, in plain TypeScript for models of a few hundred weights: in float64,
+// or rounded after every operation (test/rounding.ts). Written from the formulas, it shares nothing with the engine but the names of the
+// parameters.
+
+/** Rounding of activations as they are stored, and of sums as they are kept. */
+export interface Arithmetic {
+  act(x: number): number
+  real(x: number): number
+}
+export const float64: Arithmetic = { act: (x) => x, real: (x) => x }
 
 export interface Sizes {
   vocab_size: number
@@ -7,6 +15,7 @@ export interface Sizes {
   intermediate_size: number
   num_hidden_layers: number
   num_attention_heads: number
+  num_key_value_heads?: number
   total_ut_steps: number
 }
 export type Parameters = ReadonlyMap<string, ArrayLike<number>>
@@ -14,30 +23,31 @@ export type Site = 'state' | 'residual' | 'embedding'
 /** [loop][position][D], added at the site. */
 export type Noise = number[][][]
 
-const dot = (a: ArrayLike<number>, b: ArrayLike<number>, offset = 0) => {
+const dot = (a: ArrayLike<number>, b: ArrayLike<number>, offset = 0, { real } = float64) => {
   let sum = 0
-  for (let i = 0; i < a.length; i++) sum += a[i]! * b[offset + i]!
+  for (let i = 0; i < a.length; i++) sum = real(sum + a[i]! * b[offset + i]!)
   return sum
 }
-const sum = (x: readonly number[]) => x.reduce((a, b) => a + b, 0)
-const plus = (a: number[], b: number[]) => a.map((v, i) => v + b[i]!)
-const matrix = (x: number[], w: ArrayLike<number>) =>
-  Array.from({ length: w.length / x.length }, (_, o) => dot(x, w, o * x.length))
-const rms = (x: number[], w: ArrayLike<number>) => {
-  const scale = 1 / Math.sqrt(dot(x, x) / x.length + 1e-6)
-  return x.map((v, i) => v * scale * w[i]!)
+const sum = (x: readonly number[], { real } = float64) => x.reduce((a, b) => real(a + b), 0)
+const plus = (a: number[], b: number[], { act } = float64) => a.map((v, i) => act(v + b[i]!))
+const matrix = (x: number[], w: ArrayLike<number>, r = float64) =>
+  Array.from({ length: w.length / x.length }, (_, o) => r.act(dot(x, w, o * x.length, r)))
+const rms = (x: number[], w: ArrayLike<number>, r = float64) => {
+  const scale = r.real(1 / Math.sqrt(r.real(dot(x, x, 0, r) / x.length + 1e-6)))
+  return x.map((v, i) => r.act(r.act(v * scale) * w[i]!))
 }
-const softmax = (x: number[]) => {
+const softmax = (x: number[], r = float64) => {
   const top = Math.max(...x)
-  const e = x.map((v) => Math.exp(v - top))
-  return e.map((v) => v / sum(e))
+  const e = x.map((v) => r.real(Math.exp(v - top)))
+  const whole = sum(e, r)
+  return e.map((v) => r.real(v / whole))
 }
 
-function rotate(x: number[], position: number): number[] {
+function rotate(x: number[], position: number, { act }: Arithmetic): number[] {
   const half = x.length / 2
   return x.map((v, i) => {
     const angle = position * 1e6 ** ((-2 * (i % half)) / x.length)
-    return v * Math.cos(angle) + (i < half ? -x[i + half]! : x[i - half]!) * Math.sin(angle)
+    return act(v * Math.cos(angle) + (i < half ? -x[i + half]! : x[i - half]!) * Math.sin(angle))
   })
 }
 
@@ -45,27 +55,31 @@ function rotate(x: number[], position: number): number[] {
 export type Plane = { keys: number[]; values: number[] }[]
 
 /** One block for one position; its key and value go to the plane, and what lies there before it is seen. */
-function block(c: Sizes, p: Parameters, l: number, row: number[], position: number, plane: Plane): number[] {
+function block(c: Sizes, p: Parameters, l: number, row: number[], position: number, plane: Plane, r = float64): number[] {
   const heads = c.num_attention_heads
+  const kvHeads = c.num_key_value_heads ?? heads
   const size = c.hidden_size / heads
   const layer = (name: string) => p.get(`model.layers.${l}.${name}.weight`)!
-  const x = rms(row, layer('input_layernorm'))
-  const [q, k, v] = ['q', 'k', 'v'].map((name) => matrix(x, layer(`self_attn.${name}_proj`))) as [number[], number[], number[]]
+  const x = rms(row, layer('input_layernorm'), r)
+  const [q, k, v] = ['q', 'k', 'v'].map((name) => matrix(x, layer(`self_attn.${name}_proj`), r)) as [number[], number[], number[]]
   const part = (x: number[], head: number) => x.slice(head * size, (head + 1) * size)
-  const every = Array.from({ length: heads }, (_, head) => head)
-  const rotated = (x: number[]) => every.flatMap((head) => rotate(part(x, head), position))
+  const rotated = (x: number[]) => Array.from({ length: x.length / size }, (_, head) => rotate(part(x, head), position, r)).flat()
   plane[position] = { keys: rotated(k), values: v }
   const seen = plane.slice(0, position + 1)
-  const mixed = every.flatMap((head) => {
-    const query = part(rotated(q), head)
-    const weights = softmax(seen.map(({ keys }) => dot(query, part(keys, head)) / Math.sqrt(size)))
-    return Array.from({ length: size }, (_, i) => sum(seen.map(({ values }, s) => weights[s]! * part(values, head)[i]!)))
-  })
-  const h = plus(row, rms(matrix(mixed, layer('self_attn.o_proj')), layer('input_layernorm_2')))
-  const inner = rms(h, layer('post_attention_layernorm'))
-  const [gate, up] = ['gate', 'up'].map((name) => matrix(inner, layer(`mlp.${name}_proj`)))
-  const active = gate!.map((g, i) => (g / (1 + Math.exp(-g))) * up![i]!)
-  return plus(h, rms(matrix(active, layer('mlp.down_proj')), layer('post_attention_layernorm_2')))
+  const queries = rotated(q)
+  const mixed = Array.from({ length: heads }, (_, head) => {
+    const query = part(queries, head)
+    const shared = Math.floor((head * kvHeads) / heads) // the head of keys and values that this query reads
+    const scores = seen.map(({ keys }) => r.real(dot(query, part(keys, shared), 0, r) / Math.sqrt(size)))
+    const weights = softmax(scores, r).map(r.act)
+    const column = (i: number) => Array.from(seen, ({ values }) => values[shared * size + i]!)
+    return Array.from({ length: size }, (_, i) => r.act(dot(weights, column(i), 0, r)))
+  }).flat()
+  const h = plus(row, rms(matrix(mixed, layer('self_attn.o_proj'), r), layer('input_layernorm_2'), r), r)
+  const inner = rms(h, layer('post_attention_layernorm'), r)
+  const [gate, up] = ['gate', 'up'].map((name) => matrix(inner, layer(`mlp.${name}_proj`), r))
+  const active = gate!.map((g, i) => r.act(r.act(g / (1 + Math.exp(-g))) * up![i]!))
+  return plus(h, rms(matrix(active, layer('mlp.down_proj'), r), layer('post_attention_layernorm_2'), r), r)
 }
 
 const embedded = (c: Sizes, p: Parameters, id: number) =>
@@ -79,6 +93,7 @@ export function forward(
   noise?: Noise,
   site: Site = 'state',
   planes: Plane[][] = [],
+  r = float64,
 ) {
   const disturbed = (rows: number[][], where: Site, t: number) =>
     noise === undefined || site !== where ? rows : rows.map((row, j) => plus(row, noise[t]![j]!))
@@ -93,19 +108,31 @@ export function forward(
     for (let l = 0; l < c.num_hidden_layers; l++) {
       const plane: Plane = []
       planes[t]!.push(plane)
-      h = h.map((row, j) => block(c, p, l, row, j, plane))
+      h = h.map((row, j) => block(c, p, l, row, j, plane, r))
     }
-    h = disturbed(h, 'residual', t).map((row) => rms(row, p.get('model.norm.weight')!))
+    h = disturbed(h, 'residual', t).map((row) => rms(row, p.get('model.norm.weight')!, r))
     h = disturbed(h, 'state', t)
     states.push(h)
   }
-  const gates = states.map((rows) => rows.map((row) => gateLogit(p, row)))
+  const gates = states.map((rows) => rows.map((row) => gateLogit(p, row, r)))
   return { states, gates }
 }
 
-export const gateLogit = (p: Parameters, state: number[]) =>
-  dot(state, p.get('model.early_exit_gate.weight')!) + p.get('model.early_exit_gate.bias')![0]!
+export const gateLogit = (p: Parameters, state: number[], r = float64) =>
+  r.real(dot(state, p.get('model.early_exit_gate.weight')!, 0, r) + p.get('model.early_exit_gate.bias')![0]!)
 export const probabilities = (p: Parameters, state: number[]) => softmax(matrix(state, p.get('lm_head.weight')!))
+/** ln softmax(logits / temperature), and its entropy, of one normed state. */
+export function logSoftmax(p: Parameters, state: number[], temperature = 1, r = float64): number[] {
+  const logits = matrix(state, p.get('lm_head.weight')!, r).map((v) => r.real(v / temperature))
+  const top = Math.max(...logits)
+  const whole = Math.log(
+    sum(
+      logits.map((v) => r.real(Math.exp(v - top))),
+      r,
+    ),
+  )
+  return logits.map((v) => r.real(r.real(v - top) - r.real(whole)))
+}
 
 /**
  * Greedy decoding by math.md §7: the prompt at full depth, then token by token over its keys. `leaves` sees the states of a token after each

@@ -467,9 +467,7 @@ async function refuses(folder: string, file: string, message: RegExp, read: () =
   resetPeakMemory()
   const engine = memory().bytes
   const resident = process.memoryUsage.rss()
-  const from = performance.now()
   const error = await refusal(read)
-  expect(performance.now() - from).toBeLessThan(5000)
   expect(error.code, error.message).toMatch(/^(INVALID_FILE|INVALID_CONFIG|INVALID_ARGUMENT|NOT_FOUND)$/)
   expect(error.message).toContain(file)
   expect(error.message).toMatch(message)

@@ -88,7 +88,7 @@ beforeAll(() => {
   const dependencies = Object.keys(manifest.dependencies).map((name) => join(checkout, 'node_modules', name))
   const quiet = ['--offline', '--ignore-scripts', '--install-links', '--no-audit', '--no-fund']
   succeed('npm', ['install', ...quiet, tarball, ...dependencies])
-}, 600_000) // prepack may have to compile
+}) // prepack may have to compile
 
 describe('the tarball', () => {
   const below = (folder: string) =>

@@ -1,5 +1,5 @@
 // A run survives what happens to long runs: kills, full disks, folders that cannot be written or vanish, and signals.
-import { spawnSync } from 'node:child_process'
+import { type ChildProcess, spawnSync } from 'node:child_process'
 import { rmSync } from 'node:fs'
 import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -32,7 +32,7 @@ async function finish(events: AsyncIterable<TrainerEvent>): Promise<TrainerEvent
 describe('a run that is killed', () => {
   const { text, rltt, grpo, looprpt } = configurations // the others, and many more kills, in test/long
   const each = Object.entries({ text, rltt, grpo, looprpt })
-  it.each(each)('%s: resumes and ends bit for bit like one that was not', { timeout: 300_000 }, async (name, config) => {
+  it.each(each)('%s: resumes and ends bit for bit like one that was not', async (name, config) => {
     const steps = 24
     await runStraight(root, `${name}-whole`, config, steps)
     const report = await killAndResume(root, `${name}-killed`, config, { kills: 2, steps, seed: 3, milliseconds: 60 })
@@ -257,19 +257,17 @@ describe('SIGINT, SIGTERM and SIGHUP', () => {
   it('a second one leaves at once, and the newest checkpoint is whole', async () => {
     await writeFile(join(root, 'twice.yaml'), JSON.stringify({ ...configurations.pretrain, options: { learningRate: 0.01 } }))
     await runProgram(['train', 'twice.yaml', '--run-dir', 'twice', '--set', 'steps=1'], { cwd: root })
-    const from = performance.now()
     let signals = 0
-    const watch = (child: { kill(signal: NodeJS.Signals): void }) => {
-      if (signals++ === 0) {
-        child.kill('SIGTERM')
-        setTimeout(() => child.kill('SIGTERM'), 5)
-      }
+    const watch = (child: ChildProcess) => {
+      if (signals++ > 0) return
+      child.stderr!.on('data', (text) => String(text).includes('send SIGTERM again') && child.kill('SIGTERM'))
+      child.kill('SIGTERM')
     }
     const args = ['train', 'twice.yaml', '--run-dir', 'twice', '--resume', '--json']
-    const big = ['--set', 'steps=100000', '--set', 'batchSize=8000']
-    const { code } = await runProgram([...args, ...big], { cwd: root, watch })
+    const big = ['--set', 'steps=100000', '--set', 'batchSize=100000'] // the step under way takes much longer than a signal
+    const { code, stderr } = await runProgram([...args, ...big], { cwd: root, watch })
     expect(code).toBe(143)
-    expect(performance.now() - from).toBeLessThan(20_000)
+    expect(stderr).not.toContain('saved')
     const resumed = await runProgram([...args, '--set', 'steps=3'], { cwd: root })
     expect(resumed.code).toBe(0)
   })

@@ -16,6 +16,8 @@ import {
   normalizeAnswer,
 } from '../src/tasks/rewards.js'
 
+import { expectLinear } from './scaling.js'
+
 describe('exactMatch', () => {
   it('is 1 for the answer, ignoring white space at both ends, and 0 for anything else', () => {
     expect(exactMatch('', ' 42\n', { answer: '42' })).toBe(1)
@@ -48,6 +50,11 @@ describe('lastBoxed', () => {
   ]
   it.each(cases)('%s → %s', (text, content) => {
     expect(lastBoxed(text)).toBe(content)
+  })
+
+  it('takes time linear in the text, also when every box is left open', () => {
+    expect(lastBoxed('\\boxed{'.repeat(100_000))).toBeUndefined()
+    expectLinear((boxes) => lastBoxed('\\boxed{'.repeat(boxes)), 25_000)
   })
 })
 

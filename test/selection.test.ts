@@ -390,14 +390,11 @@ describe('rewards that answer later', () => {
     let told = 0
     const reward = async (_p: string, completion: string, _c: object, context?: { signal?: AbortSignal }) => {
       context!.signal!.addEventListener('abort', () => told++)
-      if (completion !== '3') await later(200)
-      else await later(10_000)
+      if (completion === '3') await new Promise(() => {}) // never
       return 1
     }
-    const from = performance.now()
     const error = await refusal(() => scoreCompletions([{ name: 'judge', reward }], completions, { timeout: 0.4 }))
     expect(error.message).toMatch(/reward judge: no answer within rewardTimeout = 0.4 s/)
-    expect(performance.now() - from).toBeLessThan(5000)
     expect(told).toBe(20)
   })
 

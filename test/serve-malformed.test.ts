@@ -200,8 +200,8 @@ function send({ parts, pause = 0 }: Case): Promise<{ status: number; told: boole
     let next = 0
     const timer = setTimeout(() => {
       socket.destroy()
-      reject(new Error('no answer within 15 s'))
-    }, 15_000)
+      reject(new Error('no answer within 5 minutes'))
+    }, 300_000)
     const write = () => {
       if (next >= parts.length || socket.destroyed) return
       socket.write(parts[next++]!)
@@ -230,7 +230,7 @@ const serves = async () => {
   return response.status
 }
 
-it('more than 200 malformed requests get a 4xx each and leave the server serving', { timeout: 120_000 }, async () => {
+it('more than 200 malformed requests get a 4xx each and leave the server serving', async () => {
   const all = cases()
   expect(all.length).toBeGreaterThanOrEqual(200)
   const random = new Random(1)

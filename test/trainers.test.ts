@@ -265,6 +265,7 @@ describe('run', () => {
     using model = await tinyModel('cpu')
     using trainer = new RLTTTrainer(model, { ...runBase, steps: 1 })
     const [event] = await collect(trainer.run())
+    // float32 leaves 1e-6 (test/rounding.ts); another temperature, position or key is seen in the second digit
     expect(event!.metrics['sampling/logprob_difference/max']).toBeLessThan(1e-4)
     expect(event!.metrics['sampling/logprob_difference/mean']).toBeLessThanOrEqual(
       event!.metrics['sampling/logprob_difference/max']!,

@@ -2,6 +2,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace looplm::cpu {
 
@@ -27,6 +30,13 @@ struct Isa {
   const LoopBackend* table;
   bool runs;
 };
+#if defined(__x86_64__)
+// g++ before 11 and clang before 19 do not know the name "f16c". The check of avx2 includes that the system keeps the registers.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
 }  // namespace
 
 }  // namespace looplm::cpu
@@ -35,7 +45,10 @@ extern "C" const LoopBackend* looplm_cpu_backend(void) {
   using namespace looplm::cpu;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  // Every feature that the flags in CMakeLists.txt let the compiler use; test/native.test.ts compares the two.
+  const bool two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx") && __builtin_cpu_supports("fma") &&
+                   has_f16c() && __builtin_cpu_supports("sse3") && __builtin_cpu_supports("ssse3") &&
+                   __builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
   const bool five = two && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const Isa best_first[] = {{"avx512_bf16", &avx512_bf16::table, five && __builtin_cpu_supports("avx512bf16")},

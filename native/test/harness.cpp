@@ -112,7 +112,7 @@ Values rounded(LoopDType type, Values x) {
   return x;
 }
 
-Device::Device(const LoopBackend* table, LoopDType dt) : table(*table), dt(dt), ctx(table->open(0, 0)) {
+Device::Device(const LoopBackend* table, LoopDType dt, int threads) : table(*table), dt(dt), ctx(table->open(0, threads)) {
   if (table->abi != LOOPLM_BACKEND_ABI) throw std::runtime_error("the backend has another ABI version");
   if (!ctx) throw std::runtime_error("the backend did not open");
 }

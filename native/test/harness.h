@@ -27,7 +27,7 @@ Values rounded(LoopDType type, Values x);
 // An open backend and the dtype it is tested in.
 class Device {
  public:
-  Device(const LoopBackend* table, LoopDType dt);
+  Device(const LoopBackend* table, LoopDType dt, int threads = 0);  // 0: one per core
   ~Device();
   Device(const Device&) = delete;
   void expect(int status, const char* operation) const;  // throws with last_error

@@ -1,4 +1,4 @@
-// looplm_kernel_tests [--backend reference|cpu|LIBRARY] [--dtype f32|bf16|f64] [--list] [--skip TEXT]… [filter]
+// looplm_kernel_tests [--backend reference|cpu|LIBRARY] [--dtype f32|bf16|f64] [--threads N] [--list] [--skip TEXT]… [filter]
 // Without --dtype: every dtype that the backend supports. The filter is a part of a test's name.
 #include <dlfcn.h>
 
@@ -19,6 +19,7 @@ namespace {
 struct Options {
   std::string backend = "reference", dtype, filter;  // a backend with a slash in it is the path of a shared library
   std::vector<std::string> skipped;                  // parts of names
+  int threads = 0;
   bool list = false;
   bool takes(const std::string& name) const {
     for (const std::string& part : skipped)
@@ -38,6 +39,7 @@ Options parse(int argc, char** argv) {
     const auto value = [&]() -> std::string { return i + 1 < argc ? argv[++i] : throw Usage{argument + " needs a value"}; };
     if (argument == "--backend") options.backend = value();
     else if (argument == "--dtype") options.dtype = value();
+    else if (argument == "--threads") options.threads = std::stoi(value());
     else if (argument == "--skip") options.skipped.push_back(value());
     else if (argument == "--list") options.list = true;
     else if (argument.starts_with("-")) throw Usage{"unknown option " + argument};
@@ -88,7 +90,7 @@ int run_all(const Options& options) {
   Device reference(looplm_reference_backend(), LOOP_F64);
   int cases = 0, failed = 0, tests = 0;
   for (LoopDType dt : find_dtypes(table, options.dtype)) {
-    Device device(table, dt);
+    Device device(table, dt, options.threads);
     for (const Registration& registration : registry()) {
       if (registration.on == On::reference_alone && !is_reference) continue;
       if (!options.takes(registration.name)) continue;
@@ -110,8 +112,8 @@ int main(int argc, char** argv) {
     return looplm::test::run_all(looplm::test::parse(argc, argv));
   } catch (const looplm::test::Usage& usage) {
     std::fprintf(stderr,
-                 "%s\nusage: looplm_kernel_tests [--backend reference|cpu|LIBRARY] [--dtype f32|bf16|f64] [--list] [--skip "
-                 "TEXT]... [filter]\n",
+                 "%s\nusage: looplm_kernel_tests [--backend reference|cpu|LIBRARY] [--dtype f32|bf16|f64] [--threads N] [--list] "
+                 "[--skip TEXT]... [filter]\n",
                  usage.message.c_str());
     return 2;
   }
