@@ -30,23 +30,25 @@ export interface Served {
 }
 
 /** @throws HttpError 400 or 404 naming the field */
-export function planCompletion(served: Served, request: CompletionRequest): Plan {
+export async function planCompletion(served: Served, request: CompletionRequest): Promise<Plan> {
   const { tokenizer } = served
   checkModel(served, request.model)
   const given = request.prompt
   const single = typeof given === 'string' || typeof given[0] === 'number'
   const prompts = (single ? [given] : given) as (string | number[])[]
-  const tokens = prompts.map((prompt, i) => {
+  const tokens: number[][] = []
+  for (const [i, prompt] of prompts.entries()) {
     const param = single ? 'prompt' : `prompt[${i}]`
-    return checkPrompt(served, typeof prompt === 'string' ? encode(served, prompt, true, param) : prompt, param)
-  })
+    tokens.push(checkPrompt(served, typeof prompt === 'string' ? await encode(served, prompt, true, param) : prompt, param))
+  }
   const logprobs = request.logprobs ?? undefined
-  const format = completionFormat(request.model, tokenizer, logprobs !== undefined)
+  const promptOf = (choice: number) => tokens[Math.floor(choice / (request.n ?? 1))]!
+  const format = completionFormat(request.model, tokenizer, logprobs !== undefined, promptOf)
   return plan(served, request, tokens, 'prompt', request.max_tokens ?? 16, logprobs ?? 0, format)
 }
 
 /** @throws HttpError 400 or 404 naming the field */
-export function planChat(served: Served, request: ChatRequest): Plan {
+export async function planChat(served: Served, request: ChatRequest): Promise<Plan> {
   const { tokenizer } = served
   checkModel(served, request.model)
   if (!tokenizer.hasChatTemplate) {
@@ -71,7 +73,7 @@ export function planChat(served: Served, request: ChatRequest): Plan {
     tools: shown,
   })
   const tools = shown === undefined ? undefined : { parallel: request.parallel_tool_calls ?? true }
-  const tokens = checkPrompt(served, encode(served, text, false, 'messages'), 'messages')
+  const tokens = checkPrompt(served, await encode(served, text, false, 'messages'), 'messages')
   const format = chatFormat(request.model, tokenizer, request.logprobs === true)
   const longest = request.max_completion_tokens ?? request.max_tokens ?? undefined
   const stop = tools?.parallel === false ? [toolCallEnd] : [] // nothing behind the first call is wanted
@@ -182,7 +184,7 @@ function exitRule({ rule, threshold, min_loops: minLoops }: NonNullable<ChatRequ
 /** No text of this many characters per token is real; it is refused before time is spent on it. */
 const charactersPerToken = 16
 
-function encode(served: Served, text: string, addSpecialTokens: boolean, param: string): number[] {
+async function encode(served: Served, text: string, addSpecialTokens: boolean, param: string): Promise<number[]> {
   const { tokenizer } = served
   const context = contextOf(served)
   if (text.length > charactersPerToken * context) {
@@ -190,7 +192,7 @@ function encode(served: Served, text: string, addSpecialTokens: boolean, param: 
     throw new HttpError(400, message, { param, code: 'context_length_exceeded' })
   }
   try {
-    return tokenizer.encode(text, { addSpecialTokens })
+    return await tokenizer.encodeAsync(text, { addSpecialTokens })
   } catch (error) {
     throw new HttpError(400, `${param}: ${(error as Error).message}`, { param, code: 'invalid_value' })
   }

@@ -281,11 +281,14 @@ export class LoopLMServer {
     const timer = setTimeout(() => controller.abort(late), settings.requestTimeout * 1000)
     try {
       const body = await readJson(request, settings.maxBodyBytes, settings.bodyTimeout * 1000)
-      const plan = completion ? planCompletion(this.#served, parseCompletion(body)) : planChat(this.#served, parseChat(body))
+      const { signal } = controller
+      const plan = await (completion
+        ? planCompletion(this.#served, parseCompletion(body))
+        : planChat(this.#served, parseChat(body)))
+      signal.throwIfAborted() // encoding a long text takes time
       this.#metrics.promptTokens.add(plan.promptTokens)
       if (plan.stream) await this.#stream(plan, response, controller)
       else sendJson(response, 200, await this.#whole(plan, controller))
-      const { signal } = controller
       await finished(response, { signal }).catch(() => signal.throwIfAborted()) // until the client has it
     } finally {
       clearTimeout(timer)
