@@ -4,8 +4,10 @@ import { readFileSync } from 'node:fs'
 import { crc32, gunzipSync } from 'node:zlib'
 import { describe, expect, it } from 'vitest'
 import { Tokenizer } from '../src/data/tokenizer.js'
+import { parseTokenizerJson } from '../src/data/tokenizer-json.js'
 import { Fields } from '../src/tokenizer/fields.js'
 import { readNormalizer } from '../src/tokenizer/normalizers.js'
+import { Pipeline } from '../src/tokenizer/pipeline.js'
 import { readPreTokenizer } from '../src/tokenizer/pre-tokenizers.js'
 import { refusal } from './refusal.js'
 
@@ -16,6 +18,8 @@ interface Case {
   /** Of encoding: by text; null where Python fails. */
   ids?: (number[] | null)[]
   addSpecialTokens?: boolean
+  /** Of models: number and hash of the ids of long texts. */
+  long?: ([count: number, hash: number] | null)[]
   /** Of decoding: ids, skipSpecialTokens, text. */
   texts?: [number[], boolean, string][]
 }
@@ -24,6 +28,8 @@ interface Golden {
   characters: object
   texts: string[]
   cases: Case[]
+  /** First characters of the rows of 256 that follow. */
+  rows: number[]
   classes: { part?: object; cut?: string; normalizer?: object; removed?: string }[]
   forms: Record<string, number[]>
 }
@@ -79,6 +85,56 @@ describe('as in Python:', () => {
   })
 })
 
+describe('long texts', () => {
+  const models = golden.cases.filter(({ long }) => long !== undefined)
+  const texts = [
+    'a'.repeat(20_000),
+    'ab '.repeat(7_000),
+    'the theatre '.repeat(2_000),
+    golden.texts.join('').repeat(3),
+    '漢é😀'.repeat(2_000),
+  ]
+
+  it('have the same tokens as in Python, encoded at once and in turns', async () => {
+    for (const example of models) {
+      const tokenizer = new Tokenizer(json(example))
+      for (const [i, expected] of example.long!.entries()) {
+        if (expected === null) continue
+        for (const ids of [tokenizer.encode(texts[i]!), await tokenizer.encodeAsync(texts[i]!)]) {
+          expect([ids.length, crc32(ids.join())], `${example.type}, text ${i}`).toEqual(expected)
+        }
+      }
+    }
+  })
+
+  it.each(['BPE', 'WordPiece', 'WordLevel', 'Unigram'])('of twice the length take twice the steps: %s', (type) => {
+    for (const { tokenizer } of models.filter((example) => example.type === type)) {
+      const { vocab, addedTokens, tokenizer: read } = parseTokenizerJson(tokenizer, 'tokenizer.json')
+      const pipeline = new Pipeline(read, vocab, addedTokens, 'tokenizer.json')
+      const steps = (text: string) => Array.from({ [Symbol.iterator]: () => pipeline.encode(text, false) }).length
+      for (const part of ['a', 'ab ', 'the theatre ', '漢é😀']) {
+        const text = part.repeat(Math.ceil(30_000 / part.length))
+        // A queue's operations per piece are n log n at most; a turn ends after a fixed number of them
+        expect(steps(text + text), `${type} ${part}`).toBeLessThanOrEqual(2.2 * steps(text) + 2)
+      }
+    }
+  })
+
+  it('leave room for other work while they are encoded', async () => {
+    const { tokenizer } = models.find(({ type }) => type === 'BPE')!
+    let turns = 0
+    let open = true
+    const tick = () => {
+      turns++
+      if (open) setImmediate(tick)
+    }
+    setImmediate(tick)
+    await new Tokenizer(tokenizer).encodeAsync('a'.repeat(1_000_000))
+    open = false
+    expect(turns).toBeGreaterThan(3)
+  })
+})
+
 describe('over all of Unicode', () => {
   // Node's own tables of characters must be as new as those of Python's regular expressions
   const current = Number(process.versions.unicode) >= 16
@@ -93,26 +149,24 @@ describe('over all of Unicode', () => {
 
   it.runIf(current).each(Object.keys(golden.forms))('%s changes each character as in Python', (type) => {
     const normalize = readNormalizer(new Fields({ type }, 'normalizer', 'tokenizer.json'))
-    for (const [row, sum] of golden.forms[type]!.entries()) {
-      const characters = points(row * 256, row * 256 + 256).map((point) => String.fromCodePoint(point))
+    for (const [i, sum] of golden.forms[type]!.entries()) {
+      const characters = points(golden.rows[i]!).map((point) => String.fromCodePoint(point))
       const text = characters.map((c) => `${c} a${c}\u0334\u0301 `).join('')
-      expect(crc32(normalize({ text, head: 0 }).text), `row ${(row * 256).toString(16)}`).toBe(sum)
+      expect(crc32(normalize({ text, head: 0 }).text), `row ${golden.rows[i]!.toString(16)}`).toBe(sum)
     }
   })
 })
 
-function points(start: number, end: number): number[] {
-  const row: number[] = []
-  for (let point = start; point < end; point++) if (point < 0xd800 || point > 0xdfff) row.push(point)
-  return row
+/** The code points of a row of 256 without surrogates. */
+function points(start: number): number[] {
+  return Array.from({ length: 256 }, (_, i) => start + i).filter((point) => point < 0xd800 || point > 0xdfff)
 }
 
 /** Code points between two letters that do not stay in one piece with both. */
 function cutCharacters(part: object): number[] {
   const split = readPreTokenizer(new Fields(part, 'pre_tokenizer', 'tokenizer.json'))
   const found: number[] = []
-  for (let start = 0; start < 0x110000; start += 4096) {
-    const row = points(start, start + 4096)
+  for (const row of golden.rows.map(points)) {
     const text = `a${row.map((point) => `${String.fromCodePoint(point)}a`).join('')}`
     const joined = new Uint8Array(text.length) // by position: whether it is in one piece with the position before
     let end = 0
@@ -134,9 +188,9 @@ function cutCharacters(part: object): number[] {
 function removedCharacters(part: object): number[] {
   const normalize = readNormalizer(new Fields(part, 'normalizer', 'tokenizer.json'))
   const changed = (text: string) => normalize({ text, head: 0 }).text
-  const found = points(0, 256).filter((point) => changed(String.fromCodePoint(point)) === '')
-  for (let start = 256; start < 0x110000; start += 256) {
-    const row = points(start, start + 256)
+  const [first, ...others] = golden.rows.map(points)
+  const found = first!.filter((point) => changed(String.fromCodePoint(point)) === '')
+  for (const row of others) {
     const texts = changed(row.map((point) => `${String.fromCodePoint(point)}|`).join('')).split('|')
     found.push(...row.filter((_, i) => texts[i] === ''))
   }

@@ -313,6 +313,23 @@ def golden(name, part, tokenizer, special_tokens=True):
     return {"part": part, "type": name, "tokenizer": tokenizer, "addSpecialTokens": special_tokens, "ids": ids}
 
 
+def long_texts(tokenizer):
+    """Hashes of the ids of long texts: one letter, words, every text one behind the other."""
+    import zlib
+
+    loaded = load(tokenizer)
+    made = []
+    for text in ["a" * 20_000, "ab " * 7_000, "the theatre " * 2_000, "".join(texts) * 3, "漢é😀" * 2_000]:
+        try:
+            ids = loaded.encode(text).ids
+            made.append([len(ids), zlib.crc32(",".join(map(str, ids)).encode())])
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            made.append(None)
+    return made
+
+
 decoded_tokens = special + [
     "a", "b", "▁", "▁a", "▁the", "##b", "##", "a</w>", "b</w>", "é", "漢", "😀", " ", "  ", " a", "a ", "|", ".", ",", "!", "?", "'", "n't", "'m", "'s", "do", "not", " do not", "Ġ", "Ġa", "Ã", "©", "Â", "ð", "Ł", "ĺ", "Ģ", "ab▁", "x",
     "<0x61>", "<0xC3>", "<0xA9>", "<0xE6>", "<0xBC>", "<0xA2>", "<0xF0>", "<0x20>", "<0xc3>", "<0xZZ>", "<0x+A>", "\ufffd", "\ufeff", "▁▁", "b▁▁", "É",
@@ -368,14 +385,18 @@ def systematic_cases(model):
     for tokens, normalizer in itertools.product(added_token_sets(), [None, {"type": "Lowercase"}, {"type": "Prepend", "prepend": "▁"}, {"type": "Strip", "strip_left": True, "strip_right": True}]):
         yield golden("added tokens", "added_tokens", whole(model, added_tokens=[dict(token) for token in tokens], normalizer=normalizer, pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}))
     for name, tokenizer in model_cases():
-        yield golden(name, "model", tokenizer)
+        yield {**golden(name, "model", tokenizer), "long": long_texts(tokenizer)}
     for part in decoder_parts():
         yield decoder_golden(part)
 
 
+# Every row of 256 characters in which some are assigned, and some of the others
+rows = [*range(0, 0x40000, 256), 0x50000, *range(0xE0000, 0xE1000, 256), 0xF0000, 0xFFF00, 0x100000, 0x10FF00]
+
+
 def character_classes():
     """Ranges of code points over all of Unicode: which characters a part takes for what."""
-    points = [c for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF]
+    points = [c for row in rows for c in range(row, row + 256) if not 0xD800 <= c <= 0xDFFF]
 
     def ranges(chosen):
         made = []
@@ -417,7 +438,7 @@ def normal_forms():
     for name in ["NFC", "NFD", "NFKC", "NFKD", "Lowercase"]:
         loaded = load(whole({"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"}, normalizer={"type": name})).normalizer
         sums = []
-        for start in range(0, 0x110000, 256):
+        for start in rows:
             row = [c for c in range(start, start + 256) if not 0xD800 <= c <= 0xDFFF]
             text = "".join(f"{chr(c)} a{chr(c)}\u0334\u0301 " for c in row)
             sums.append(zlib.crc32(loaded.normalize_str(text).encode()))
@@ -442,7 +463,7 @@ def main():
         if case["tokenizer"]["model"] == model:
             case["tokenizer"]["model"] = "characters"
     lines = ",\n".join(json.dumps(case, ensure_ascii=True, separators=(",", ":")) for case in made)
-    head = {"characters": model, "texts": texts, "classes": classes, "forms": forms}
+    head = {"characters": model, "texts": texts, "rows": rows, "classes": classes, "forms": forms}
     text = json.dumps(head, ensure_ascii=True, separators=(",", ":"))[:-1] + ',"cases":[\n' + lines + "\n]}\n"
     path.write_bytes(gzip.compress(text.encode(), mtime=0))
     print(path, len(made), "cases", path.stat().st_size, "bytes")

@@ -101,13 +101,14 @@ function vocabulary(tokens: string[], special: SpecialTokens, operation: string)
  *
  * @param value the parsed file
  * @param source how errors name it
- * @returns the same content with absent optional parts as null, the added tokens with every field, and the largest id + 1
+ * @returns the same content with absent optional parts as null, the model's vocabulary, the added tokens with every field, and the largest
+ *   id + 1
  * @throws LoopLMError INVALID_FILE naming the source and the field
  */
 export function parseTokenizerJson(
   value: unknown,
   source: string,
-): { tokenizer: TokenizerJson; addedTokens: AddedToken[]; vocabSize: number } {
+): { tokenizer: TokenizerJson; vocab: Map<string, number>; addedTokens: AddedToken[]; vocabSize: number } {
   const invalid = (field: string, problem: string): LoopLMError =>
     new LoopLMError('INVALID_FILE', `${source}: field "${field}" ${problem}`, { operation: 'Tokenizer' })
 
@@ -129,37 +130,42 @@ export function parseTokenizerJson(
   }
   if (!Array.isArray(added_tokens)) throw invalid('added_tokens', 'must be an array')
 
-  const ids = new Set<number>(checkVocab(model.vocab, invalid))
+  const vocab = readVocab(model.vocab, invalid)
   if (Array.isArray(model.vocab)) checkUnknownId(model.unk_id, model.vocab, invalid)
-  const tokens = readAddedTokens(added_tokens, model.vocab as Vocab, invalid)
-  for (const { id } of tokens) ids.add(id)
-  if (ids.size === 0) throw invalid('model.vocab', 'has no tokens')
-  let vocabSize = 0
-  for (const id of ids) vocabSize = Math.max(vocabSize, id + 1)
+  const addedTokens = readAddedTokens(added_tokens, vocab, Array.isArray(model.vocab) ? model.vocab.length : vocab.size, invalid)
+  let vocabSize = Array.isArray(model.vocab) ? model.vocab.length : 0 // of tokens that occur twice the last counts
+  for (const id of vocab.values()) vocabSize = Math.max(vocabSize, id + 1)
+  for (const { id } of addedTokens) vocabSize = Math.max(vocabSize, id + 1)
+  if (vocabSize === 0) throw invalid('model.vocab', 'has no tokens')
 
   const absent = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null }
-  return { tokenizer: { ...absent, ...value, added_tokens } as unknown as TokenizerJson, addedTokens: tokens, vocabSize }
+  return { tokenizer: { ...absent, ...value, added_tokens } as unknown as TokenizerJson, vocab, addedTokens, vocabSize }
 }
 
-type Vocab = TokenizerJson['model']['vocab']
 type InvalidField = (field: string, problem: string) => LoopLMError
 
 /** A vocabulary maps tokens to ids, or (Unigram) lists pairs of a token and its score in the order of the ids. */
-function checkVocab(vocab: unknown, invalid: InvalidField): Iterable<number> {
+function readVocab(vocab: unknown, invalid: InvalidField): Map<string, number> {
+  const tokens = new Map<string, number>()
   if (Array.isArray(vocab)) {
-    const isPair = (entry: unknown) => Array.isArray(entry) && typeof entry[0] === 'string' && Number.isFinite(entry[1])
-    const bad = vocab.findIndex((entry) => !isPair(entry))
-    if (bad !== -1) throw invalid(`model.vocab.${bad}`, 'must be a pair of a token and its score, which is a number')
-    return vocab.keys()
+    for (const [id, entry] of vocab.entries()) {
+      if (!Array.isArray(entry) || typeof entry[0] !== 'string' || !Number.isFinite(entry[1])) {
+        throw invalid(`model.vocab.${id}`, 'must be a pair of a token and its score, which is a number')
+      }
+      tokens.set(entry[0], id)
+    }
+    return tokens
   }
   if (!isObject(vocab)) throw invalid('model.vocab', 'must be an object or an array')
-  const ids = new Set<number>()
-  for (const [token, id] of Object.entries(vocab)) {
+  const taken = new Set<number>()
+  for (const token in vocab) {
+    const id = vocab[token]
     if (!isTokenId(id)) throw invalid(`model.vocab.${token}`, notAnId(id))
-    if (ids.has(id)) throw invalid(`model.vocab.${token}`, `has the id ${id}, which another token has`)
-    ids.add(id)
+    tokens.set(token, id)
+    taken.add(id)
+    if (taken.size < tokens.size) throw invalid(`model.vocab.${token}`, `has the id ${id}, which another token has`)
   }
-  return ids
+  return tokens
 }
 
 /** The token that stands for unknown text in a Unigram vocabulary. */
@@ -172,17 +178,21 @@ function checkUnknownId(id: unknown, vocab: readonly unknown[], invalid: Invalid
  * The added tokens with every field. Python's tokenizers reads no ids: a token that the model's vocabulary lacks gets the next one behind
  * it, so a file with other ids would mean other tokens there.
  */
-function readAddedTokens(list: readonly unknown[], vocab: Vocab, invalid: InvalidField): AddedToken[] {
-  const own = new Map(Array.isArray(vocab) ? vocab.map(([token], id) => [token, id]) : Object.entries(vocab))
-  let next = Array.isArray(vocab) ? vocab.length : own.size
+function readAddedTokens(
+  list: readonly unknown[],
+  vocab: ReadonlyMap<string, number>,
+  size: number,
+  invalid: InvalidField,
+): AddedToken[] {
+  const behind = new Map<string, number>()
   return list.map((token, i) => {
     if (!isObject(token) || typeof token.content !== 'string' || token.content === '') {
       throw invalid(`added_tokens.${i}.content`, 'must be a text of at least one character')
     }
     const { content, id, special = false } = token
     if (!isTokenId(id)) throw invalid(`added_tokens.${i}.id`, notAnId(id))
-    const given = own.get(content) ?? next++
-    own.set(content, given)
+    const given = vocab.get(content) ?? behind.get(content) ?? size + behind.size
+    if (!vocab.has(content)) behind.set(content, given)
     if (given !== id) {
       const problem = `is ${id}, but Python's tokenizers gives ${JSON.stringify(content)} the id ${given}; set it to ${given}`
       throw invalid(`added_tokens.${i}.id`, problem)

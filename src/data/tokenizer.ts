@@ -115,7 +115,7 @@ export class Tokenizer {
     source = 'tokenizer.json',
     templateSource = 'tokenizer_config.json, field "chat_template"',
   ) {
-    const { tokenizer, addedTokens, vocabSize } = parseTokenizerJson(json, source)
+    const { tokenizer, vocab, addedTokens, vocabSize } = parseTokenizerJson(json, source)
     this.#json = tokenizer
     this.#source = source
     this.#templateSource = templateSource
@@ -123,7 +123,7 @@ export class Tokenizer {
     this.config = config
     this.#decoders = decoderTypes(tokenizer.decoder)
     this.#isAdded = new Set(addedTokens.map(({ id }) => id))
-    this.#pipeline = new Pipeline({ ...tokenizer, added_tokens: addedTokens }, source)
+    this.#pipeline = new Pipeline(tokenizer, vocab, addedTokens, source)
     this.bosTokenId = this.#configuredId('bos_token', source)
     this.eosTokenId = this.#configuredId('eos_token', source)
     this.padTokenId = this.#configuredId('pad_token', source)
@@ -466,7 +466,7 @@ export class Tokenizer {
   #encodeError(error: unknown, text: string, operation: string): unknown {
     if (!(error instanceof UnknownPiece)) return error
     const { piece } = error
-    const alphabet = Array.from(this.#pipeline.tokens()).slice(0, 128).join('')
+    const alphabet = this.#pipeline.tokens().slice(0, 128).join('')
     const points = Array.from(piece, (character) => `U+${character.codePointAt(0)!.toString(16).toUpperCase().padStart(4, '0')}`)
     const at = text.indexOf(piece) // -1 when a normalizer made the piece
     const where = `${JSON.stringify(piece)} (${points.slice(0, 8).join(' ')})${at === -1 ? '' : ` at position ${at}`}`

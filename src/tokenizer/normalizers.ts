@@ -34,7 +34,9 @@ function bert(fields: Fields): Normalizer {
 
 /** What replaces a match belongs to the match's last character. */
 function replace(find: Finder, content: string): Normalizer {
-  return ({ text, head }) => {
+  return (piece) => {
+    const { text, head } = piece
+    if (text === '') return piece // an empty pattern would match
     const made: string[] = []
     let last = 0
     let first = 0 // the new head

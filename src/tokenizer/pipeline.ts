@@ -2,7 +2,7 @@ import { AddedTokens } from './added-tokens.js'
 import { Bpe } from './bpe.js'
 import { type Decoder, readDecoder } from './decoders.js'
 import { Fields } from './fields.js'
-import type { TokenizerJson } from './json.js'
+import type { AddedToken, TokenizerJson } from './json.js'
 import type { Model } from './model.js'
 import { type Normalizer, readNormalizer } from './normalizers.js'
 import type { Piece } from './pieces.js'
@@ -22,8 +22,9 @@ const models = { BPE: Bpe, WordPiece, WordLevel, Unigram }
  */
 export class Pipeline {
   readonly type: keyof typeof models
-  readonly #ids: ReadonlyMap<string, number>
-  readonly #tokens = new Map<number, string>()
+  readonly #vocab: ReadonlyMap<string, number> // the model's
+  readonly #added: ReadonlyMap<string, number>
+  readonly #tokens: string[] = [] // by id, with holes
   /** What is decoded of an added token that is matched in its normalized form. */
   readonly #normalized = new Map<number, string>()
   readonly #special: ReadonlySet<string>
@@ -35,46 +36,46 @@ export class Pipeline {
   readonly #postProcess: PostProcessor
   readonly #decode: Decoder
 
-  /** @throws LoopLMError INVALID_FILE or UNSUPPORTED naming the source and the field */
-  constructor(json: TokenizerJson, source: string) {
+  /**
+   * @param vocab of the model, by token
+   * @param added tokens that are found before the model sees the text
+   * @param source how errors name the file
+   * @throws LoopLMError INVALID_FILE or UNSUPPORTED naming the source and the field
+   */
+  constructor(json: TokenizerJson, vocab: ReadonlyMap<string, number>, added: readonly AddedToken[], source: string) {
     const part = <Part>(field: keyof TokenizerJson, read: (fields: Fields) => Part, absent: Part): Part =>
-      json[field] === null ? absent : read(new Fields(json[field], field, source))
+      json[field] == null ? absent : read(new Fields(json[field], field, source))
     this.#normalize = part('normalizer', readNormalizer, (piece) => piece)
     this.#preTokenize = part('pre_tokenizer', readPreTokenizer, (piece) => [piece])
     this.#postProcess = part('post_processor', readPostProcessor, (parts) => parts)
     this.#decode = part('decoder', readDecoder, (tokens) => [tokens.join(' ')])
 
-    const { vocab } = json.model
-    const entries = Array.isArray(vocab) ? vocab.map(([token], id) => [token, id] as const) : Object.entries(vocab)
-    const own = new Map(entries)
     this.type = modelType(json)
-    this.#model = new models[this.type](new Fields(json.model, 'model', source), own)
+    this.#model = new models[this.type](new Fields(json.model, 'model', source), vocab)
 
-    const ids = new Map(own)
-    for (const [token, id] of entries) this.#tokens.set(id, token)
-    for (const { content, id } of json.added_tokens) {
-      ids.set(content, id)
-      this.#tokens.set(id, content)
-    }
-    this.#ids = ids
-    const normalized = json.added_tokens.filter((token) => token.normalized)
+    this.#vocab = vocab
+    this.#added = new Map(added.map(({ content, id }) => [content, id]))
+    const listed = Array.isArray(json.model.vocab) ? json.model.vocab : [] // a token may occur twice
+    for (const [id, [token]] of listed.entries()) this.#tokens[id] = token
+    for (const tokens of [vocab, this.#added]) for (const [token, id] of tokens) this.#tokens[id] = token
+    const normalized = added.filter((token) => token.normalized)
     for (const { content, id } of normalized) {
       const { text } = this.#normalize({ text: content, head: 0 })
       if (text !== content) this.#normalized.set(id, text)
     }
-    this.#special = new Set(json.added_tokens.filter(({ special }) => special).map(({ content }) => content))
-    this.#verbatim = new AddedTokens(json.added_tokens.filter((token) => !token.normalized))
+    this.#special = new Set(added.filter(({ special }) => special).map(({ content }) => content))
+    this.#verbatim = new AddedTokens(added.filter((token) => !token.normalized))
     this.#afterNormalizer = new AddedTokens(normalized, this.#normalize)
   }
 
   /** The id of a token as the vocabulary spells it, or undefined. */
   id(token: string): number | undefined {
-    return this.#ids.get(token)
+    return this.#added.get(token) ?? this.#vocab.get(token)
   }
 
   /** The tokens as the vocabulary spells them. */
-  tokens(): Iterable<string> {
-    return this.#ids.keys()
+  tokens(): string[] {
+    return Object.values(this.#tokens)
   }
 
   /** Whether decoding may skip a token that the vocabulary has. */
@@ -84,7 +85,7 @@ export class Pipeline {
 
   /** A token as the vocabulary spells it, or undefined. */
   token(id: number): string | undefined {
-    return this.#tokens.get(id)
+    return this.#tokens[id]
   }
 
   /**
@@ -126,7 +127,7 @@ export class Pipeline {
   }
 
   #spelling(id: number): string {
-    return this.#normalized.get(id) ?? this.#tokens.get(id)!
+    return this.#normalized.get(id) ?? this.#tokens[id]!
   }
 }
 
