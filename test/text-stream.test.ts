@@ -179,6 +179,15 @@ describe('the space at the start of an answer', () => {
     expect(decodeGenerated(tokenizer, tokens)).toBe('the a a')
   })
 
+  it('is kept behind a prompt that ends with white space or byte tokens', () => {
+    const all = decoders['Llama 2 that drops every space at the start']!
+    const [space, a, the] = [id(all, '▁'), id(all, '▁a'), id(all, '▁the')]
+    expect(decodeGenerated(all, [the], [a, ...Array(20).fill(space)])).toBe(' the')
+    const bytes = (text: string) => [...Buffer.from(text)].map((byte) => byte + 1)
+    expect(decodeGenerated(all, [...bytes('漢'), the], [a, ...bytes('漢'.repeat(10))])).toBe('漢 the')
+    expect(streamed(all, [...bytes('漢'), the], [], [a, ...bytes('漢'.repeat(10))]).pieces).toEqual(['', '', '', '漢 the', ''])
+  })
+
   it('does not come back in long rows of white space', () => {
     const tokenizer = decoders['Llama 2']!
     const [space, a] = [id(tokenizer, '▁'), id(tokenizer, '▁a')]

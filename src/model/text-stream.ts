@@ -77,7 +77,6 @@ export class TextStream {
     this.#tokens.push(token)
     if (this.#tokenizer.isByteToken(token)) return '' // what the row of bytes stands for is clear at its end
     const piece = this.#unread()
-    if (piece === '') return '' // a space that is dropped at the start: the next token's must not be
     if (piece.endsWith('\uFFFD')) return this.#invalid(piece)
     this.#advance(piece, this.#tokens.length)
     return this.#release(piece, false)
@@ -100,7 +99,10 @@ export class TextStream {
     return this.#release(piece, true)
   }
 
-  /** The newest piece is the context of the next, together with the one before where it is white space alone. */
+  /**
+   * The newest piece is the context of the next, together with those before it where it is empty or white space alone: a decoder that drops
+   * spaces at the start would drop the next one's too.
+   */
   #advance(piece: string, read: number): void {
     if (visible(piece) || read - this.#context > longestContext) this.#context = this.#read
     this.#read = read
