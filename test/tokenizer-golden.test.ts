@@ -41,6 +41,10 @@ const json = ({ tokenizer }: Case) => (tokenizer.model === 'characters' ? { ...t
 /** Golden cases that are refused, with what the error says. */
 const refused: [isIt: (content: string) => boolean, message: RegExp][] = [
   [(content) => content.includes('"UnicodeScripts"'), /field "pre_tokenizer.type" is "UnicodeScripts", which is not supported/],
+  [
+    (content) => content.includes('"(?i)'),
+    /field "pre_tokenizer[.\w]*pattern\.Regex" "\(\?i\).* where case is ignored is not supported/,
+  ],
   [(content) => content.includes('"\\\\X"'), /field "pre_tokenizer[.\w]*pattern\.Regex" "\\\\X" cannot be carried out: /],
 ]
 const refusalOf = (example: Case) => refused.find(([isIt]) => isIt(JSON.stringify({ ...example.tokenizer, model: null })))?.[1]

@@ -276,7 +276,33 @@ describe('a bad tokenizer file', () => {
     ['a bad regular expression', splitting({ Regex: '(' }), /"pre_tokenizer.pattern.Regex" "\(" cannot be carried out: /],
     ['\\G in one', splitting({ Regex: '\\Ga' }), /"pre_tokenizer.pattern.Regex" .* cannot be carried out: \\G is not supported/],
     ['a pattern that is neither', splitting({ Glob: '*' }), /"pre_tokenizer.pattern.Regex" must be a string/],
-    ['ss without case', splitting({ Regex: '(?i:ss)' }), /pattern.Regex" .* cannot be carried out: ignoring the case of "ss"/],
+    [
+      'ss without case',
+      splitting({ Regex: '(?i:ss)' }),
+      /pattern.Regex" .* cannot be carried out: "ss", which equals other numbers of characters/,
+    ],
+    [
+      'a property without case',
+      splitting({ Regex: '(?i:\\p{Lu})' }),
+      /cannot be carried out: \\p\{Lu\} where case is ignored is not supported/,
+    ],
+    [
+      'a range without case',
+      splitting({ Regex: '(?i:[a-z])' }),
+      /cannot be carried out: a range of letters where case is ignored/,
+    ],
+    ['é without case', splitting({ Regex: 'x(?i:é)' }), /cannot be carried out: é where case is ignored/],
+    ['flags in the middle', splitting({ Regex: 'a(?i)b' }), /cannot be carried out: \(\?i\) behind the start is not supported/],
+    [
+      'a loop over nothing',
+      splitting({ Regex: '(?:a*|b)+' }),
+      /cannot be carried out: the repeated group \(a\*\|b\), which may match nothing/,
+    ],
+    [
+      'an old property',
+      splitting({ Regex: '\\p{Extended_Pictographic}' }),
+      /cannot be carried out: \\p\{Extended_Pictographic\} is not/,
+    ],
     [
       'scripts',
       { pre_tokenizer: { type: 'UnicodeScripts' } },

@@ -1,5 +1,6 @@
 import type { Fields } from './fields.js'
-import { type Finder, onigurumaFinder, stringFinder } from './patterns.js'
+import { onigurumaFinder } from './oniguruma.js'
+import { type Finder, stringFinder } from './patterns.js'
 
 /** The field `pattern` of a Split or a Replace: `{ "String": … }` or `{ "Regex": … }`, of which the latter is Oniguruma's. */
 export function readPattern(fields: Fields): Finder {

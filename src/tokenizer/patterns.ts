@@ -1,4 +1,3 @@
-import { toRegExpDetails } from 'oniguruma-to-es'
 import { asUnicode16 } from './unicode.js'
 
 /** Where a match starts and ends, in UTF-16 units. */
@@ -62,50 +61,4 @@ export function regularFinder(expression: RegExp): Finder {
 /** Whether a position is between the halves of a surrogate pair. */
 function splitsPair(text: string, position: number): boolean {
   return (text.charCodeAt(position) & 0xfc00) === 0xdc00 && (text.charCodeAt(position - 1) & 0xfc00) === 0xd800
-}
-
-/** Numbers of Latin-1, which a `\w` outside brackets takes for letters in Oniguruma. */
-const latinNumbers = '²³¹¼½¾'
-
-const word = `[\\w${latinNumbers}]`
-const insteadOf: Readonly<Record<string, string>> = {
-  '\\w': word,
-  '\\W': `[^\\w${latinNumbers}]`,
-  '\\p{Word}': word,
-  '\\b': `(?:(?<=${word})(?!${word})|(?<!${word})(?=${word}))`,
-  '\\B': `(?:(?<=${word})(?=${word})|(?<!${word})(?!${word}))`,
-}
-
-/** Writes out what the escapes for words mean outside brackets. */
-function withLatinNumbers(pattern: string): string {
-  let depth = 0 // of brackets
-  return pattern.replaceAll(/\\p\{\w+\}|\\.|\[\^?\]?|\]/gsu, (part) => {
-    if (part.startsWith('[')) depth++
-    else if (part === ']') depth = Math.max(0, depth - 1)
-    else if (depth === 0) return insteadOf[part] ?? part
-    return part
-  })
-}
-
-/** What equals several characters when case is ignored, such as ß and ss: in Oniguruma, not in JavaScript. */
-const multipleFolds = /ss|st|ff|fi|fl|[ßẞŉǰΐΰևẖ-ẚﬀ-ﬆﬓ-ﬗ\u0130\u1f50-\u1fff]/iu
-
-/**
- * A regular expression of Oniguruma, which Python's tokenizers use, as one of JavaScript.
- *
- * @throws Error saying what JavaScript's cannot do
- */
-export function onigurumaFinder(pattern: string): Finder {
-  const ignoresCase = /\(\?[a-z]*i/.test(pattern)
-  if (ignoresCase && multipleFolds.test(pattern)) {
-    throw new Error(
-      `ignoring the case of "${multipleFolds.exec(pattern)![0]}", which equals other numbers of characters, is not supported`,
-    )
-  }
-  const written = withLatinNumbers(pattern)
-  const { pattern: source, flags, options } = toRegExpDetails(written, { accuracy: 'strict', target: 'ES2024' })
-  if (flags.includes('y') || options?.strategy !== undefined) throw new Error('\\G is not supported')
-  // The translator takes \w for letters, marks and all numbers; Oniguruma counts ⓐ and not ①
-  const words = source.replaceAll('\\p{L}\\p{M}\\p{N}\\p{Pc}', '\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}')
-  return regularFinder(new RegExp(words, `${flags}g`))
 }

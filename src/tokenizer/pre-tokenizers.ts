@@ -1,7 +1,8 @@
 import { byteCharacters, encodeBytes } from './byte-characters.js'
 import type { Fields } from './fields.js'
+import { onigurumaFinder } from './oniguruma.js'
 import { readPattern } from './pattern-field.js'
-import { characterFinder, onigurumaFinder, regularFinder } from './patterns.js'
+import { characterFinder, regularFinder } from './patterns.js'
 import { behaviors, type Piece, prepend, slice, split } from './pieces.js'
 import { isNumeric, isPunctuation, isWhitespace, wordClass } from './unicode.js'
 

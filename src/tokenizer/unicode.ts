@@ -119,11 +119,12 @@ export function normalForm(text: string, form: 'NFC' | 'NFD' | 'NFKC' | 'NFKD'):
   return parts.map((part, i) => (i % 2 === 0 ? known(part) : part)).join('')
 }
 
-const afterSixteen = oneOf(after16)
+// ʕ was a small letter, as ʗ is
+const afterSixteen = oneOf(`295 ${after16}`)
 const everyAfterSixteen = oneOf(after16, 'gu')
 
 /** The same text, as long, in which characters newer than Unicode 16 are unassigned ones: what a regular expression there sees. */
 export function asUnicode16(text: string): string {
   if (!afterSixteen.test(text)) return text
-  return text.replaceAll(everyAfterSixteen, (character) => (character.length === 1 ? '\u0378' : '\u{1fffe}'))
+  return text.replaceAll('ʕ', 'ʗ').replaceAll(everyAfterSixteen, (character) => (character.length === 1 ? '\u0378' : '\u{1fffe}'))
 }
