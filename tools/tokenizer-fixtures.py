@@ -29,6 +29,7 @@ texts = [
     "$€£+=<>^`|~ ∑√≠ ©®™°", "    four spaces    ", "a  b   c    d", "\u3000全角\u3000空白\u3000", "  ▁▁a▁b ▁", "the the the theatre", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "don't do not won ' t n't 'm 's 've 're", "a.b,c;d:e?f!g",
     "Zażółć gęślą jaźń", "Tiếng Việt", "Ελληνικά Русский Հայերեն ქართული", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𝕬 𐐀𐐨 𞤀𞤢", "\u1e9b\u0323 \u0344 \u0958 \u2126 \u212b \ufb1d \uf900", "가각 각 각", "​zero​width‌non‍joiner⁠",
     "http://example.com/a?b=c&d=e#f", "def f(x):\n    return x**2  # sq\n", "{\"a\": [1, 2.5, null]}", "1,234,567.89 12345678901234567890", "ⓐⒷ🄰🅰 ªº ʰ ⁿ ₂", "\u1cf2\u1cf3 \u166d \U000111c9 \U00011145 \u1734 \U0001171e", "\u0890\u08e2\U000110cd\U00013430 \u061c\u200e\u202a",
+    "\u0345a\u0345 ᾳ kK\u212a 's'S'ſ ʕʔ ⅰⅠ x\r\ny",
 ]
 texts += ["a" + space + "b" + space + space + "c" + space for space in white]
 
@@ -99,6 +100,7 @@ regexes = [
     r"[一-龥぀-ゟ゠-ヿ]+", r"[0-9][0-9][0-9]", r"(?=(\d{3})+(?!\d))", r"\p{N}{1,3}", r"\d", r"\w+", r"\W", r"[^\w\s]+", r"[\w]+", r"[\w.]+", r"[^\w]+", r"[\W]+", r"[\w&&[^a]]+", r"(?i)\w+", r"\p{Word}+", r"\b", r"\B", r"\s", r"\S+", r"[\s\S]", r".", r"(?m).", r"^", r"$", r"\A.", r".\z", r"\h+", r"[[:punct:]]", r"[[:alpha:]]+",
     r"[[:word:]]+", r"\p{Alnum}+", r"(?<=a)b|(?<!b)c", r"(?>a+)b?", r"a{2,3}", r"\x{1F600}|\u0301", r"\R", r"(?:)", r"a|", r"\p{P}", r"\p{S}", r"\p{M}+", r"\p{Z}", r"\p{C}", r"[^\p{L}]", r"\p{^L}", r"\P{L}", r"\p{Greek}+", r"\p{Script=Latin}+|x", r"(?i)CAFÉ|ΣΑ", r"(a)\1", r"(?<l>.)\k<l>",
     r"\u{200D}", r"[a-z&&[^aeiou]]+", r"\N", r"\O", r"\X",
+    r"(?:\S+\W\t*)+\n", r"(?i:'s|k|[xy])+", r"(?i)'s|\s", r"\p{Ll}+", r"\p{Lo}+", r"[[:print:]]+", r"[[:graph:]]+", r"[[:lower:]]|[[:upper:]]+", r"\p{Latin}+(?i:e)?", r"(?:a|b+)+c?", r"(?m:a.b)",
 ]
 
 

@@ -25,7 +25,7 @@ export class Unigram implements Model {
   constructor(fields: Fields, vocab: ReadonlyMap<string, number>) {
     const list = fields.list('vocab') as readonly (readonly [string, number])[]
     this.#vocab = vocab
-    this.#scores = Float64Array.from(list, ([, score]) => score)
+    this.#scores = Float64Array.from(list, ([, score]) => readByRust(score))
     this.#unknownScore = this.#scores.reduce((least, score) => Math.min(least, score), Infinity) - unknownPenalty
     this.#unknown = fields.value('unk_id') === undefined ? undefined : fields.count('unk_id', 0)
     this.#byteFallback = fields.flag('byte_fallback', false)
@@ -122,4 +122,17 @@ export class Unigram implements Model {
     }
     return { starts, tokens }
   }
+}
+
+/**
+ * A score as Rust's serde_json reads it: its digits as one integer, divided by a power of ten, which may be off in the last bit. Of
+ * paths with equal sums that bit decides.
+ */
+function readByRust(score: number): number {
+  const [digits, exponent = '0'] = String(Math.abs(score)).split('e')
+  const [whole, fraction = ''] = digits!.split('.')
+  const power = Number(exponent) - fraction.length
+  const scale = Number(`1e${Math.min(Math.abs(power), 308)}`)
+  const value = Number(whole! + fraction)
+  return Math.sign(score) * (power < 0 ? value / scale : value * scale)
 }
