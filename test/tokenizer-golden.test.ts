@@ -42,7 +42,7 @@ const json = ({ tokenizer }: Case) => (tokenizer.model === 'characters' ? { ...t
 const refused: [isIt: (content: string) => boolean, message: RegExp][] = [
   [(content) => content.includes('"UnicodeScripts"'), /field "pre_tokenizer.type" is "UnicodeScripts", which is not supported/],
   [
-    (content) => content.includes('"(?i)'),
+    (content) => /"\(\?i\)(?:CAF|\\\\w)/.test(content),
     /field "pre_tokenizer[.\w]*pattern\.Regex" "\(\?i\).* where case is ignored is not supported/,
   ],
   [(content) => content.includes('"\\\\X"'), /field "pre_tokenizer[.\w]*pattern\.Regex" "\\\\X" cannot be carried out: /],
