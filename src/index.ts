@@ -5,7 +5,7 @@ export { Corpus, type CorpusOptions } from './data/corpus.js'
 export { type DownloadOptions, download } from './data/download.js'
 export { type Dataset, type Example, type JsonlLimits, loadDataset, readJsonl } from './data/jsonl.js'
 export { Random } from './data/random.js'
-export { Tokenizer, type TokenizerConfig } from './data/tokenizer.js'
+export { type DecodeOptions, type EncodeOptions, Tokenizer, type TokenizerConfig } from './data/tokenizer.js'
 export { type ErrorCode, LoopLMError } from './errors.js'
 export {
   kernels,

@@ -56,7 +56,10 @@ describe('a chat template', () => {
       { name: 'tool_use', template: '{{ tools | length }} tools' },
     ]
     const config = { bos_token: { content: '<s>' }, eos_token: '</s>', chat_template: named }
-    const json = { ...tokenizerJson(), ...{ model: { type: 'WordLevel', vocab: { '<s>': 0, '</s>': 1 } }, added_tokens: [] } }
+    const json = {
+      ...tokenizerJson(),
+      ...{ model: { type: 'WordLevel', vocab: { '<s>': 0, '</s>': 1 }, unk_token: '<s>' }, added_tokens: [] },
+    }
     const tokenizer = new Tokenizer(json, config)
     expect(tokenizer.applyChatTemplate(user)).toBe('<s>Hi é😀</s>')
     expect(tokenizer.applyChatTemplate(user, { tools: [{}, {}] })).toBe('2 tools')
@@ -75,6 +78,91 @@ describe('a chat template', () => {
     expect(without.chatEndToken()).toBeUndefined()
     const plain = new Tokenizer(tokenizerJson(), { chat_template: '{% for m in messages %}{{ m.content }}\n{% endfor %}' })
     expect(plain.chatEndToken()).toBeUndefined()
+  })
+})
+
+describe('a chat template as Jinja reads it:', () => {
+  const rendered = (template: string, options = {}) =>
+    new Tokenizer(tokenizerJson(), { chat_template: template }).applyChatTemplate(user, options)
+
+  it.each([
+    ['lines that end with CR LF', '{{ messages[0].role }}:\r\nHi\r\n{% if true %}\r\nx{% endif %}\r\n!', 'user:\nHi\nx!'],
+    ['lines that end with CR', '{{ messages[0].role }}:\rHi\r!', 'user:\nHi\n!'],
+    ['line ends in a string', "{{ 'a\r\nb' }}", 'a\nb'],
+    ['a carriage return that is written as an escape', "{{ 'a\\r\\nb' }}", 'a\r\nb'],
+  ])('%s', (_what, template, text) => {
+    expect(rendered(template)).toBe(text)
+  })
+
+  it('leaves the line ends of messages as they are', () => {
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: '{{ messages[0].content }}' })
+    expect(tokenizer.applyChatTemplate([{ role: 'user', content: 'a\r\nb\rc' }])).toBe('a\r\nb\rc')
+  })
+
+  it('read from a file with CR LF', async () => {
+    const folder = await writeOuroFolder(join(root, 'crlf'))
+    await writeFile(join(folder, 'chat_template.jinja'), chatTemplate.replaceAll('\n', '\r\n'))
+    expect((await Tokenizer.fromPretrained(folder)).applyChatTemplate(user)).toBe(system + turn)
+  })
+})
+
+describe('tools', () => {
+  const tools = [{ type: 'function', function: { name: 'add' } }]
+  const withTemplate = (chat_template: unknown) => new Tokenizer(tokenizerJson(), { chat_template })
+
+  it.each([
+    ['text', 'add', /tools must be an array of JSON schemas of functions, got 'add'/],
+    ['one schema', tools[0], /tools must be an array of JSON schemas/],
+    ['names', ['add'], /tools\[0\] must be the JSON schema of a function, got 'add'/],
+    ['null among them', [tools[0], null], /tools\[1\] must be/],
+  ])('that are %s are refused', async (_what, given, message) => {
+    const error = await refusal(() => withTemplate(chatTemplate).applyChatTemplate(user, { tools: given as object[] }))
+    expect(error.code).toBe('INVALID_ARGUMENT')
+    expect(error.message).toMatch(message)
+  })
+
+  it('that the template does not show are refused', async () => {
+    for (const template of ['{{ messages[0].content }}', '{% if tools %}{% endif %}x', [{ name: 'default', template: 'x' }]]) {
+      const error = await refusal(() => withTemplate(template).applyChatTemplate(user, { tools }))
+      expect(error.code).toBe('UNSUPPORTED')
+      expect(error.message).toMatch(/tools: .*field "chat_template" does not show them to the model; omit tools/)
+      expect(() => withTemplate(template).applyChatTemplate(user, { tools: [] })).not.toThrow()
+    }
+    expect(withTemplate(chatTemplate).applyChatTemplate(user, { tools })).toContain('"name": "add"')
+  })
+
+  it('and other options are checked by name', async () => {
+    const tokenizer = withTemplate(chatTemplate)
+    const wrong = [{ add_generation_prompt: true }, { addGenerationPrompt: 'yes' }, { enableThinking: 1 }, { tool: tools }]
+    for (const options of wrong) {
+      const error = await refusal(() => tokenizer.applyChatTemplate(user, options as never))
+      expect(error.code).toBe('INVALID_ARGUMENT')
+      expect(error.message).toContain(Object.keys(options)[0]!)
+    }
+  })
+})
+
+describe('the token that ends an answer', () => {
+  const turn = "{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
+  const end = (template: string, config = {}) =>
+    new Tokenizer(tokenizerJson(), { chat_template: `{% for m in messages %}${template}{% endfor %}`, ...config }).chatEndToken()
+
+  it.each([
+    [
+      'a system message first',
+      `{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}${turn}<|im_end|>`,
+      2,
+    ],
+    ['white space before the end', `${turn} \n<|im_end|>`, 2],
+    ['the word answer behind it', `${turn}<|im_end|>{% if loop.last %}answer:<|im_start|>{% endif %}`, 2],
+    ['no end', turn, undefined],
+    ['no system message and no chat', "{{ raise_exception('never') }}", undefined],
+  ])('is found in a template with %s', (_what, template, token) => {
+    expect(end(template)).toBe(token)
+  })
+
+  it('may be an end token that the vocabulary has as a plain token', () => {
+    expect(end('{{ m.content }}{{ eos_token }}', { eos_token: '!' })).toBe(new Tokenizer(tokenizerJson()).tokenId('!'))
   })
 })
 

@@ -157,7 +157,7 @@ describe('the file of token ids', () => {
     const path = await files('cached', { 'a.txt': sentences(20), 'b.txt': sentences(20, 2) })
     const cache = join(root, 'cached-tokens')
     const open = async (by = tokenizer) => {
-      const encode = vi.spyOn(by, 'encode')
+      const encode = vi.spyOn(by, 'encodeAsync')
       const corpus = await Corpus.open(path, by, { contextLength: 16, cache })
       const block = (await corpus.take(0, 1))[0]!.join()
       corpus.close()

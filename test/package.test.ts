@@ -85,7 +85,16 @@ beforeAll(() => {
   succeed('npm', ['pack', '--pack-destination', root], {}, checkout)
   tarball = join(root, `looplm-${manifest.version}.tgz`)
   // The dependencies come from the checkout, packed and copied as if the registry had sent them: nothing is asked of a network or a cache.
-  const dependencies = Object.keys(manifest.dependencies).map((name) => join(checkout, 'node_modules', name))
+  const dependencies = new Set<string>()
+  const collect = (names: readonly string[]) => {
+    for (const name of names) {
+      const folder = join(checkout, 'node_modules', name)
+      if (dependencies.has(folder)) continue
+      dependencies.add(folder)
+      collect(Object.keys(JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8')).dependencies ?? {}))
+    }
+  }
+  collect(Object.keys(manifest.dependencies))
   const quiet = ['--offline', '--ignore-scripts', '--install-links', '--no-audit', '--no-fund']
   succeed('npm', ['install', ...quiet, tarball, ...dependencies])
 }) // prepack may have to compile

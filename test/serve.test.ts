@@ -222,7 +222,7 @@ describe("OpenAI's client", () => {
       tokens: [{ token: 301, logprob, loop: 1, alternatives }],
       finishReason: null,
     }
-    const { choices } = completionFormat('tiny', tokenizer, true).delta(piece) as OpenAI.Completion
+    const { choices } = completionFormat('tiny', tokenizer, true, () => []).delta(piece) as OpenAI.Completion
     expect(choices[0]!.logprobs).toMatchObject({
       tokens: [''],
       top_logprobs: [{ 'token_id:300': -300, A: -65, '': -301, 'token_id:302': -302 }],

@@ -2,7 +2,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promis
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { Tokenizer, type TokenizerConfig } from '../src/data/tokenizer.js'
+import { Tokenizer } from '../src/data/tokenizer.js'
 import { LoopLMError } from '../src/errors.js'
 import { refusal } from './refusal.js'
 
@@ -173,11 +173,23 @@ describe('saving and loading', () => {
     expect((await Tokenizer.fromFile(file, { eos_token: '<eos>' })).eosTokenId).toBe(2)
   })
 
-  it('keeps spaces before punctuation unless the configuration asks for their removal', async () => {
+  it('cleans up spaces where transformers does: not for BPE, whose spaces are those of the text', async () => {
     const { json } = await saved(Tokenizer.bytes(), 'spaces')
-    const decoded = (config: TokenizerConfig) => new Tokenizer(json, config).decode([...Buffer.from('a , b .')])
-    expect(decoded({})).toBe('a , b .')
-    expect(decoded({ clean_up_tokenization_spaces: true })).toBe('a, b.')
+    const clean = { clean_up_tokenization_spaces: true }
+    const bytes = [...Buffer.from("a , b . it 's")]
+    expect(new Tokenizer(json).decode(bytes)).toBe("a , b . it 's")
+    expect(new Tokenizer(json, clean).decode(bytes)).toBe("a , b . it 's")
+    expect(new Tokenizer(json).decode(bytes, { cleanUpSpaces: true })).toBe("a , b . it 's")
+    const evenBpe = { ...clean, clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output: true }
+    expect(new Tokenizer(json, evenBpe).decode(bytes)).toBe("a, b. it's")
+
+    const vocab = Object.fromEntries(['a', ',', 'b', '.', 'it', "'s", 'do', 'not', "n't", "'"].map((token, id) => [token, id]))
+    const words = { model: { type: 'WordLevel', vocab, unk_token: 'a' } }
+    const ids = [0, 1, 2, 3, 4, 5]
+    expect(new Tokenizer(words).decode(ids)).toBe("a , b . it 's")
+    expect(new Tokenizer(words, clean).decode(ids)).toBe("a, b. it's")
+    expect(new Tokenizer(words, clean).decode(ids, { cleanUpSpaces: false })).toBe("a , b . it 's")
+    expect(new Tokenizer(words, clean).decode([6, 7, 8, 9, 0])).toBe("do notn't'a") // unlike the decoders' cleaning, "do not" stays
   })
 
   it('applies the template of the post-processor unless told not to', async () => {
@@ -200,6 +212,11 @@ describe('saving and loading', () => {
   })
 })
 
+const template = (single: unknown) => ({ post_processor: { type: 'TemplateProcessing', single, special_tokens: {} } })
+const splitting = (pattern: object, behavior = 'Isolated') => ({
+  pre_tokenizer: { type: 'Split', pattern, behavior, invert: false },
+})
+
 describe('a bad tokenizer file', () => {
   const good = { type: 'WordLevel', vocab: { a: 0, b: 1 }, unk_token: '<unk>' }
   const cases: [what: string, content: unknown, message: RegExp][] = [
@@ -217,7 +234,11 @@ describe('a bad tokenizer file', () => {
     ['added tokens that are no list', { model: good, added_tokens: {} }, /"added_tokens" must be an array/],
     ['an added token without content', { model: good, added_tokens: [{ id: 2 }] }, /"added_tokens.0.content"/],
     ['an added token without id', { model: good, added_tokens: [{ content: 'c' }] }, /"added_tokens.0.id"/],
-    ['an unknown pre-tokenizer', { model: good, pre_tokenizer: { type: 'Magic' } }, /cannot be built.*Magic/],
+    [
+      'an unknown pre-tokenizer',
+      { model: good, pre_tokenizer: { type: 'Magic' } },
+      /field "pre_tokenizer.type" must be one of .*, got 'Magic'/,
+    ],
   ]
   it.each(cases)('with %s is refused by file and field', async (_what, content, message) => {
     const path = join(folder, 'bad.json')
@@ -234,12 +255,133 @@ describe('a bad tokenizer file', () => {
     await expect(Tokenizer.fromFile(join(folder, 'cut.json'))).rejects.toThrow(/cut\.json is not JSON/)
   })
 
-  it('whose template cannot be carried out is named when that is tried', async () => {
-    const post_processor = { type: 'TemplateProcessing', single: 5, special_tokens: 3 }
-    const tokenizer = new Tokenizer({ model: good, post_processor }, {}, 'some/tokenizer.json')
-    const error = await refusal(() => tokenizer.encode('a'))
-    expect(error.code).toBe('INVALID_FILE')
-    expect(error.message).toMatch(/some\/tokenizer\.json: a field .*"post_processor".* cannot be carried out: /)
+  it.each<[what: string, parts: object, message: RegExp]>([
+    ['a template that is no list', template(5), /"post_processor.single" must be an array, got 5/],
+    [
+      'a template with an unknown token',
+      template([{ SpecialToken: { id: '<x>' } }]),
+      /"post_processor.single.0.SpecialToken.id" "<x>" is not in/,
+    ],
+    ['a template of a second text', template([{ Sequence: { id: 'B' } }]), /"post_processor.single" has the sequence "B"/],
+    [
+      'a pair for a token that is none',
+      { post_processor: { type: 'BertProcessing', cls: '<s>', sep: ['a', 0] } },
+      /"post_processor.cls" must be/,
+    ],
+    [
+      'an unknown behavior',
+      splitting({ String: 'a' }, 'Merged'),
+      /"pre_tokenizer.behavior" must be one of Removed, .*, got 'Merged'/,
+    ],
+    ['a bad regular expression', splitting({ Regex: '(' }), /"pre_tokenizer.pattern.Regex" "\(" cannot be carried out: /],
+    ['\\G in one', splitting({ Regex: '\\Ga' }), /"pre_tokenizer.pattern.Regex" .* cannot be carried out: \\G is not supported/],
+    ['a pattern that is neither', splitting({ Glob: '*' }), /"pre_tokenizer.pattern.Regex" must be a string/],
+    [
+      'ss without case',
+      splitting({ Regex: '(?i:ss)' }),
+      /pattern.Regex" .* cannot be carried out: "ss", which equals other numbers of characters/,
+    ],
+    [
+      'a property without case',
+      splitting({ Regex: '(?i:\\p{Lu})' }),
+      /cannot be carried out: \\p\{Lu\} where case is ignored is not supported/,
+    ],
+    [
+      'a range without case',
+      splitting({ Regex: '(?i:[a-z])' }),
+      /cannot be carried out: a range of letters where case is ignored/,
+    ],
+    ['é without case', splitting({ Regex: 'x(?i:é)' }), /cannot be carried out: é where case is ignored/],
+    ['flags in the middle', splitting({ Regex: 'a(?i)b' }), /cannot be carried out: \(\?i\) behind the start is not supported/],
+    [
+      'a loop over nothing',
+      splitting({ Regex: '(?:a*|b)+' }),
+      /cannot be carried out: the repeated group \(a\*\|b\), which may match nothing/,
+    ],
+    [
+      'an old property',
+      splitting({ Regex: '\\p{Extended_Pictographic}' }),
+      /cannot be carried out: \\p\{Extended_Pictographic\} is not/,
+    ],
+    [
+      'scripts',
+      { pre_tokenizer: { type: 'UnicodeScripts' } },
+      /"pre_tokenizer.type" is "UnicodeScripts", which is not supported/,
+    ],
+    [
+      'pieces of no length',
+      { pre_tokenizer: { type: 'FixedLength', length: 0 } },
+      /"pre_tokenizer.length" must be an integer of at least 1, got 0/,
+    ],
+    [
+      'a mark of two characters',
+      { decoder: { type: 'Metaspace', replacement: '▁▁' } },
+      /"decoder.replacement" must be a string of one character/,
+    ],
+    [
+      'schemes that differ',
+      { pre_tokenizer: { type: 'Metaspace', replacement: '▁', add_prefix_space: false } },
+      /"pre_tokenizer.add_prefix_space"/,
+    ],
+    [
+      'a normalizer that is unknown inside a sequence',
+      { normalizer: { type: 'Sequence', normalizers: [{ type: 'NFE' }] } },
+      /"normalizer.normalizers.0.type"/,
+    ],
+    [
+      'a character map that is cut',
+      { normalizer: { type: 'Precompiled', precompiled_charsmap: 'AAAB' } },
+      /"normalizer.precompiled_charsmap" is not a/,
+    ],
+    ['an unknown decoder', { decoder: { type: 'Magic' } }, /"decoder.type" must be one of .*, got 'Magic'/],
+    [
+      'random merges',
+      { model: { type: 'BPE', vocab: { a: 0 }, merges: [], dropout: 0.1 } },
+      /"model.dropout" is 0.1: random merges are not supported/,
+    ],
+    [
+      'ids that Python does not read',
+      { added_tokens: [{ id: 7, content: '<x>' }] },
+      /"added_tokens.0.id" is 7, but .* gives "<x>" the id 2/,
+    ],
+    [
+      'a flag that is none',
+      { added_tokens: [{ id: 2, content: '<x>', lstrip: 1 }] },
+      /"added_tokens.0.lstrip" must be true or false/,
+    ],
+    ['another version', { version: '2.0' }, /"version" must be "1.0", got "2.0"/],
+  ])('with %s is refused by field', async (_what, parts, message) => {
+    const error = await refusal(() => new Tokenizer({ model: good, ...parts }, {}, 'some/tokenizer.json'))
+    expect(error.message).toMatch(/some\/tokenizer\.json: field /)
+    expect(error.message).toMatch(message)
+  })
+
+  it('that truncates or pads in Python alone is refused where that would change the result', async () => {
+    const { json } = await saved(Tokenizer.bytes(), 'truncation')
+    const encode = async (parts: object, text: string) => {
+      const tokenizer = new Tokenizer({ ...json, ...parts }, {}, 'some/tokenizer.json')
+      try {
+        return tokenizer.encode(text).length
+      } catch (error) {
+        expect((error as LoopLMError).code).toBe('UNSUPPORTED')
+        return (error as LoopLMError).message
+      }
+    }
+    const truncation = { max_length: 3, stride: 0, strategy: 'LongestFirst', direction: 'Right' }
+    expect(await encode({ truncation }, 'abc')).toBe(3)
+    expect(await encode({ truncation }, 'abcd')).toMatch(/field "truncation" cuts this text of 4 tokens to 3 in Python/)
+    const padding = {
+      strategy: { Fixed: 4 },
+      direction: 'Right',
+      pad_to_multiple_of: null,
+      pad_id: 0,
+      pad_type_id: 0,
+      pad_token: 'a',
+    }
+    expect(await encode({ padding }, 'abcd')).toBe(4)
+    expect(await encode({ padding }, 'abc')).toMatch(/field "padding" fills this text of 3 tokens up to 4/)
+    expect(await encode({ padding: { ...padding, strategy: 'BatchLongest' } }, 'abc')).toBe(3)
+    expect(await encode({ padding: { ...padding, strategy: 'BatchLongest', pad_to_multiple_of: 8 } }, 'abc')).toMatch(/up to 8/)
   })
 
   it('names a configured token that the vocabulary lacks', async () => {
@@ -250,5 +392,57 @@ describe('a bad tokenizer file', () => {
     await expect(Tokenizer.fromPretrained(path)).rejects.toThrow(/eos_token "<\/s>".*not in the vocabulary/)
     await writeFile(join(path, 'tokenizer_config.json'), '[]')
     await expect(Tokenizer.fromPretrained(path)).rejects.toThrow(/tokenizer_config\.json must hold a JSON object/)
+  })
+})
+
+describe('what is not text', () => {
+  const tokenizer = Tokenizer.bytes()
+  const messages = [{ role: 'user', content: 'Hi' }]
+
+  it.each<[what: string, value: unknown]>([
+    ['an object', {}],
+    ['nothing', undefined],
+    ['null', null],
+    ['a number', 12],
+    ['a list of texts', ['a', 'b']],
+    ['a conversation', messages],
+    ['bytes', new Uint8Array(2)],
+    ['a String object', Object('a')],
+  ])('is refused by encode: %s', async (_what, value) => {
+    for (const encode of [() => tokenizer.encode(value as string), () => tokenizer.encodeAsync(value as string)]) {
+      const error = await refusal(encode)
+      expect(error.code).toBe('INVALID_ARGUMENT')
+      expect(error.message).toMatch(/^Tokenizer\.encode(Async)?: text must be a string, got /)
+    }
+  })
+
+  it.each<[what: string, value: unknown, message: RegExp]>([
+    ['text', '12', /ids must be an array of token ids, got '12'/],
+    ['null', null, /ids must be an array of token ids, got null/],
+    ['one id', 65, /ids must be an array of token ids, got 65/],
+    ['an object', {}, /ids must be an array of token ids/],
+    ['a set', new Set([65]), /ids must be an array of token ids/],
+    ['texts', ['65'], /ids\[0\] must be a token id, got '65'/],
+    ['lists of ids', [65, [66]], /ids\[1\] must be a token id, got /],
+    ['64-bit integers', BigInt64Array.of(65n), /ids\[0\] must be a token id, got /],
+    ['a hole', Array(1), /ids\[0\] must be a token id, got undefined/],
+  ])('is refused by decode: %s', async (_what, value, message) => {
+    const error = await refusal(() => tokenizer.decode(value as number[]))
+    expect(error.code).toBe('INVALID_ARGUMENT')
+    expect(error.message).toMatch(message)
+  })
+
+  it('is refused among the options', async () => {
+    const wrong: (() => unknown)[] = [
+      () => tokenizer.encode('a', { addSpecialToken: false } as never),
+      () => tokenizer.encode('a', { addSpecialTokens: 'no' } as never),
+      () => tokenizer.decode([65], { skipSpecialTokens: 1 } as never),
+      () => tokenizer.decode([65], true as never),
+    ]
+    for (const action of wrong) expect((await refusal(action)).code).toBe('INVALID_ARGUMENT')
+  })
+
+  it('half a surrogate pair is U+FFFD, as in UTF-8', () => {
+    expect(tokenizer.encode('a\ud83d')).toEqual([0x61, 0xef, 0xbf, 0xbd])
   })
 })

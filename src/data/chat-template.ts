@@ -1,4 +1,5 @@
 import { Template } from '@huggingface/jinja'
+import { checkFlag, checkOptions, describe, type Keys } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 
 /** One turn of a conversation. Fields beyond these, such as `tool_calls` or `name`, reach the template as they are. */
@@ -13,11 +14,13 @@ export interface ChatMessage {
 export interface ChatTemplateOptions {
   /** End with what begins an answer of the assistant. Default false. */
   addGenerationPrompt?: boolean
-  /** Sets the template's `enable_thinking`; left out, the template decides. */
+  /** Sets the template's `enable_thinking`. When unset, the template decides. */
   enableThinking?: boolean | undefined
-  /** JSON schemas of functions, as the template expects them. */
+  /** JSON schemas of functions, as the template expects them. Refused when the template does not show them to the model. */
   tools?: readonly object[] | undefined
 }
+
+const chatOptions: Keys<ChatTemplateOptions> = { addGenerationPrompt: true, enableThinking: true, tools: true }
 
 /** Longest template; those of published models have some kilobytes. */
 export const maxTemplateBytes = 2 ** 20
@@ -61,7 +64,7 @@ export function compileChatTemplates({ template, name }: TemplateSource, operati
         throw invalid(`a chat template has at most ${maxTemplateBytes} characters, this one ${entry.template.length}`)
       }
       try {
-        const compiled = new Template(entry.template)
+        const compiled = new Template(entry.template.replaceAll(/\r\n?/g, '\n')) // as Jinja reads its templates
         compiled.parsed.body.unshift(...new Template(`{% set range = ${boundedRange} %}`).parsed.body)
         return [entry.name, compiled]
       } catch (cause) {
@@ -89,24 +92,47 @@ export function renderChat(
   if (!Array.isArray(messages) || messages.length === 0) throw refuse('messages must be an array of at least one message')
   const bad = messages.findIndex((message) => typeof message?.role !== 'string')
   if (bad !== -1) throw refuse(`messages[${bad}].role must be a text such as "user"`)
-  const { addGenerationPrompt = false, enableThinking, tools } = options
+  checkOptions(options, chatOptions, operation)
+  const { enableThinking, tools } = options
+  const addGenerationPrompt = checkFlag(options.addGenerationPrompt ?? false, 'addGenerationPrompt', operation)
+  if (enableThinking !== undefined) checkFlag(enableThinking, 'enableThinking', operation)
+  checkTools(tools, operation)
   const template = (tools === undefined ? undefined : templates.get('tool_use')) ?? templates.get('default')
   if (template === undefined) {
     throw refuse(`${source}: none of the templates ${[...templates.keys()].join(', ')} is named default`)
   }
-  try {
-    return template.render({
+  const render = (shown: readonly object[] | null) =>
+    template.render({
       ...special,
       [boundedRange]: rangeOf(maxRangeNumbers),
       messages,
-      tools: tools ?? null,
+      tools: shown,
       documents: null,
       add_generation_prompt: addGenerationPrompt,
       ...(enableThinking === undefined ? {} : { enable_thinking: enableThinking }),
     })
+  let text: string
+  try {
+    text = render(tools ?? null)
   } catch (cause) {
     throw refuse(`${source}: the chat template refused the messages: ${(cause as Error).message}`, cause)
   }
+  if (!tools?.length) return text
+  try {
+    if (text !== render(null)) return text
+  } catch {
+    return text // the template cannot do without tools
+  }
+  const message = `tools: ${source} does not show them to the model; omit tools, or describe them in a system message`
+  throw new LoopLMError('UNSUPPORTED', message, { operation })
+}
+
+function checkTools(tools: unknown, operation: string): void {
+  const refuse = (problem: string) => new LoopLMError('INVALID_ARGUMENT', problem, { operation })
+  if (tools === undefined) return
+  if (!Array.isArray(tools)) throw refuse(`tools must be an array of JSON schemas of functions, got ${describe(tools)}`)
+  const bad = tools.findIndex((tool) => typeof tool !== 'object' || tool === null)
+  if (bad !== -1) throw refuse(`tools[${bad}] must be the JSON schema of a function, got ${describe(tools[bad])}`)
 }
 
 /** Jinja's `range`, whose calls share a number of items. */

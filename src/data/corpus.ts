@@ -322,7 +322,7 @@ async function* tokensOf(path: string, tokenizer: Tokenizer, endToken: number | 
   const end = endToken === null ? [] : [endToken]
   let ended = true // whether the last document has its end token
   for await (const { text, line, ends } of extname(path).toLowerCase() === '.jsonl' ? readRows(path) : readPieces(path)) {
-    const ids = encode(text, tokenizer, path, line)
+    const ids = await encode(text, tokenizer, path, line)
     yield ends ? [...ids, ...end] : ids
     ended = ends
   }
@@ -386,10 +386,10 @@ function decode(bytes: Uint8Array, path: string, line: number): string {
 }
 
 /** Encodes without the tokenizer's template, and finds the line that it refuses. */
-function encode(text: string, tokenizer: Tokenizer, path: string, line: number): number[] {
+async function encode(text: string, tokenizer: Tokenizer, path: string, line: number): Promise<number[]> {
   const options = { addSpecialTokens: false }
   try {
-    return tokenizer.encode(text, options)
+    return await tokenizer.encodeAsync(text, options)
   } catch (cause) {
     for (const [i, part] of text.split('\n').entries()) {
       try {

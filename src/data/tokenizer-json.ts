@@ -1,4 +1,6 @@
 import { LoopLMError } from '../errors.js'
+import { characterOfByte } from '../tokenizer/byte-characters.js'
+import type { AddedToken, TokenizerJson } from '../tokenizer/json.js'
 import { isDeeper, maxJsonDepth } from './read-file.js'
 
 /** Tokens with a role, by their text, for example `{ eos: '<eos>' }`. */
@@ -6,34 +8,6 @@ export interface SpecialTokens {
   bos?: string
   eos?: string
   pad?: string
-}
-
-/** A tokenizer.json as Python's `tokenizers` serialises it; parts that looplm does not look into are unknown. */
-export interface TokenizerJson {
-  version: string
-  truncation: unknown
-  padding: unknown
-  added_tokens: AddedToken[]
-  normalizer: unknown
-  pre_tokenizer: unknown
-  post_processor: unknown
-  decoder: unknown
-  model: {
-    type?: string
-    vocab: Record<string, number> | [string, number][]
-    unk_token?: string | null
-    [field: string]: unknown
-  }
-}
-
-interface AddedToken {
-  id: number
-  content: string
-  single_word: boolean
-  lstrip: boolean
-  rstrip: boolean
-  normalized: boolean
-  special: boolean
 }
 
 const maxTokenId = 2 ** 24
@@ -65,7 +39,7 @@ export function characterTokenizerJson(alphabet: string, special: SpecialTokens)
 
 /** The tokenizer.json of {@link Tokenizer.bytes}: byte-level BPE with the 256 bytes as its vocabulary and no merges. */
 export function byteTokenizerJson(special: SpecialTokens): TokenizerJson {
-  const { added_tokens, vocab } = vocabulary(byteCharacters(), special, 'Tokenizer.bytes')
+  const { added_tokens, vocab } = vocabulary([...characterOfByte], special, 'Tokenizer.bytes')
   return {
     version: '1.0',
     truncation: null,
@@ -90,33 +64,11 @@ export function byteTokenizerJson(special: SpecialTokens): TokenizerJson {
   }
 }
 
-/**
- * The printable character that stands for each byte in a byte-level vocabulary (GPT-2): printable Latin-1 bytes stand for
- * themselves, the other 68 take U+0100, U+0101, … in order.
- */
-function byteCharacters(): string[] {
-  let next = 0x100
-  return Array.from({ length: 256 }, (_, byte) => {
-    const printable = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae
-    return String.fromCharCode(printable ? byte : next++)
-  })
-}
-
-const byteOfCharacter: ReadonlyMap<string, number> = new Map(byteCharacters().map((character, byte) => [character, byte]))
-
-/**
- * The bytes of a token of a byte-level vocabulary, or of a byte-fallback token such as `<0xE2>`.
- *
- * @returns undefined when the token is text
- */
-export function bytesOfToken(tokenizer: TokenizerJson, token: string): Uint8Array | undefined {
-  if (tokenizer.added_tokens.some(({ content }) => content === token)) return undefined
-  const decoder = tokenizer.decoder as { type?: string; decoders?: { type?: string }[] } | null
-  const types = [decoder, ...(decoder?.decoders ?? [])].map((step) => step?.type)
-  if (types.includes('ByteFallback') && /^<0x[\dA-F]{2}>$/.test(token)) return Uint8Array.of(Number(token.slice(1, -1)))
-  if (!types.includes('ByteLevel')) return undefined
-  const bytes = Array.from(token, (character) => byteOfCharacter.get(character))
-  return bytes.includes(undefined) ? undefined : Uint8Array.from(bytes as number[])
+/** The types of a decoder and of those in its sequence. */
+export function decoderTypes(decoder: unknown): ReadonlySet<string> {
+  const { type, decoders } = (decoder ?? {}) as { type?: string; decoders?: readonly unknown[] }
+  const inner = (decoders ?? []).flatMap((step) => [...decoderTypes(step)])
+  return new Set(type === undefined ? inner : [type, ...inner])
 }
 
 /** Ids 0, 1, … for the tokens, then for the special ones, which are listed as added tokens too. */
@@ -149,10 +101,14 @@ function vocabulary(tokens: string[], special: SpecialTokens, operation: string)
  *
  * @param value the parsed file
  * @param source how errors name it
- * @returns the same content with absent optional parts as null, and the largest id + 1
+ * @returns the same content with absent optional parts as null, the model's vocabulary, the added tokens with every field, and the largest
+ *   id + 1
  * @throws LoopLMError INVALID_FILE naming the source and the field
  */
-export function parseTokenizerJson(value: unknown, source: string): { tokenizer: TokenizerJson; vocabSize: number } {
+export function parseTokenizerJson(
+  value: unknown,
+  source: string,
+): { tokenizer: TokenizerJson; vocab: Map<string, number>; addedTokens: AddedToken[]; vocabSize: number } {
   const invalid = (field: string, problem: string): LoopLMError =>
     new LoopLMError('INVALID_FILE', `${source}: field "${field}" ${problem}`, { operation: 'Tokenizer' })
 
@@ -169,38 +125,47 @@ export function parseTokenizerJson(value: unknown, source: string): { tokenizer:
   if (model.type !== undefined && !types.includes(model.type as string)) {
     throw invalid('model.type', `must be one of ${types.join(', ')}, got ${JSON.stringify(model.type)}`)
   }
-  if (model.type === 'BPE' && !Array.isArray(model.merges)) throw invalid('model.merges', 'must be an array')
+  if (value.version !== undefined && value.version !== '1.0') {
+    throw invalid('version', `must be "1.0", got ${JSON.stringify(value.version)}`)
+  }
   if (!Array.isArray(added_tokens)) throw invalid('added_tokens', 'must be an array')
 
-  const ids = new Set<number>([...checkVocab(model.vocab, invalid), ...checkAddedTokens(added_tokens, invalid)])
+  const vocab = readVocab(model.vocab, invalid)
   if (Array.isArray(model.vocab)) checkUnknownId(model.unk_id, model.vocab, invalid)
-  else if (Array.isArray(model.merges)) checkMerges(model, invalid)
-  if (ids.size === 0) throw invalid('model.vocab', 'has no tokens')
-  let vocabSize = 0
-  for (const id of ids) vocabSize = Math.max(vocabSize, id + 1)
+  const addedTokens = readAddedTokens(added_tokens, vocab, Array.isArray(model.vocab) ? model.vocab.length : vocab.size, invalid)
+  let vocabSize = Array.isArray(model.vocab) ? model.vocab.length : 0 // of tokens that occur twice the last counts
+  for (const id of vocab.values()) vocabSize = Math.max(vocabSize, id + 1)
+  for (const { id } of addedTokens) vocabSize = Math.max(vocabSize, id + 1)
+  if (vocabSize === 0) throw invalid('model.vocab', 'has no tokens')
 
   const absent = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null }
-  return { tokenizer: { ...absent, ...value, added_tokens } as unknown as TokenizerJson, vocabSize }
+  return { tokenizer: { ...absent, ...value, added_tokens } as unknown as TokenizerJson, vocab, addedTokens, vocabSize }
 }
 
 type InvalidField = (field: string, problem: string) => LoopLMError
 
 /** A vocabulary maps tokens to ids, or (Unigram) lists pairs of a token and its score in the order of the ids. */
-function checkVocab(vocab: unknown, invalid: InvalidField): Iterable<number> {
+function readVocab(vocab: unknown, invalid: InvalidField): Map<string, number> {
+  const tokens = new Map<string, number>()
   if (Array.isArray(vocab)) {
-    const isPair = (entry: unknown) => Array.isArray(entry) && typeof entry[0] === 'string' && Number.isFinite(entry[1])
-    const bad = vocab.findIndex((entry) => !isPair(entry))
-    if (bad !== -1) throw invalid(`model.vocab.${bad}`, 'must be a pair of a token and its score, which is a number')
-    return vocab.keys()
+    for (const [id, entry] of vocab.entries()) {
+      if (!Array.isArray(entry) || typeof entry[0] !== 'string' || !Number.isFinite(entry[1])) {
+        throw invalid(`model.vocab.${id}`, 'must be a pair of a token and its score, which is a number')
+      }
+      tokens.set(entry[0], id)
+    }
+    return tokens
   }
   if (!isObject(vocab)) throw invalid('model.vocab', 'must be an object or an array')
-  const ids = new Set<number>()
-  for (const [token, id] of Object.entries(vocab)) {
+  const taken = new Set<number>()
+  for (const token in vocab) {
+    const id = vocab[token]
     if (!isTokenId(id)) throw invalid(`model.vocab.${token}`, notAnId(id))
-    if (ids.has(id)) throw invalid(`model.vocab.${token}`, `has the id ${id}, which another token has`)
-    ids.add(id)
+    tokens.set(token, id)
+    taken.add(id)
+    if (taken.size < tokens.size) throw invalid(`model.vocab.${token}`, `has the id ${id}, which another token has`)
   }
-  return ids
+  return tokens
 }
 
 /** The token that stands for unknown text in a Unigram vocabulary. */
@@ -209,34 +174,35 @@ function checkUnknownId(id: unknown, vocab: readonly unknown[], invalid: Invalid
   throw invalid('model.unk_id', `must be an id of the vocabulary, below ${vocab.length}, got ${JSON.stringify(id)}`)
 }
 
-/** A merge is "a b" or [a, b]; both and what they make are tokens, as Python demands too. */
-function checkMerges(model: Record<string, unknown>, invalid: InvalidField): void {
-  const vocab = model.vocab as Record<string, number>
-  const prefix = typeof model.continuing_subword_prefix === 'string' ? model.continuing_subword_prefix : ''
-  for (const [i, merge] of (model.merges as unknown[]).entries()) {
-    const pair = typeof merge === 'string' ? merge.split(' ') : merge
-    const [a, b] = Array.isArray(pair) && pair.length === 2 ? (pair as unknown[]) : []
-    if (typeof a !== 'string' || typeof b !== 'string') throw invalid(`model.merges.${i}`, 'must be two tokens')
-    const made = a + (b.startsWith(prefix) ? b.slice(prefix.length) : b)
-    const unknown = [a, b, made].find((token) => !Object.hasOwn(vocab, token))
-    if (unknown !== undefined)
-      throw invalid(`model.merges.${i}`, `needs the token ${JSON.stringify(unknown)}, which model.vocab lacks`)
-  }
-}
-
-function checkAddedTokens(addedTokens: unknown[], invalid: InvalidField): number[] {
-  const contents = new Map<number, string>()
-  return addedTokens.map((token, i) => {
+/**
+ * The added tokens with every field. Python's tokenizers reads no ids: a token that the model's vocabulary lacks gets the next one behind
+ * it, so a file with other ids would mean other tokens there.
+ */
+function readAddedTokens(
+  list: readonly unknown[],
+  vocab: ReadonlyMap<string, number>,
+  size: number,
+  invalid: InvalidField,
+): AddedToken[] {
+  const behind = new Map<string, number>()
+  return list.map((token, i) => {
     if (!isObject(token) || typeof token.content !== 'string' || token.content === '') {
       throw invalid(`added_tokens.${i}.content`, 'must be a text of at least one character')
     }
-    if (!isTokenId(token.id)) throw invalid(`added_tokens.${i}.id`, notAnId(token.id))
-    const other = contents.get(token.id)
-    if (other !== undefined && other !== token.content) {
-      throw invalid(`added_tokens.${i}.id`, `is ${token.id}, which the added token ${JSON.stringify(other)} has`)
+    const { content, id, special = false } = token
+    if (!isTokenId(id)) throw invalid(`added_tokens.${i}.id`, notAnId(id))
+    const given = vocab.get(content) ?? behind.get(content) ?? size + behind.size
+    if (!vocab.has(content)) behind.set(content, given)
+    if (given !== id) {
+      const problem = `is ${id}, but Python's tokenizers gives ${JSON.stringify(content)} the id ${given}; set it to ${given}`
+      throw invalid(`added_tokens.${i}.id`, problem)
     }
-    contents.set(token.id, token.content)
-    return token.id
+    const flags = { single_word: false, lstrip: false, rstrip: false, normalized: special !== true, special }
+    const read = { ...flags, ...token } as unknown as AddedToken
+    for (const flag of Object.keys(flags) as (keyof typeof flags)[]) {
+      if (typeof read[flag] !== 'boolean') throw invalid(`added_tokens.${i}.${flag}`, 'must be true or false')
+    }
+    return read
   })
 }
 

@@ -1,9 +1,13 @@
 import { createHash } from 'node:crypto'
 import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Tokenizer as Pipeline } from '@huggingface/tokenizers'
-import { checkText } from '../arguments.js'
+import { checkFlag, checkOptions, checkText, describe, type Keys } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
+import { bytesOfCharacters } from '../tokenizer/byte-characters.js'
+import { byteOfToken, cleanUpSpaces as cleanUp } from '../tokenizer/decoders.js'
+import type { TokenizerJson } from '../tokenizer/json.js'
+import { UnknownPiece } from '../tokenizer/model.js'
+import { Pipeline } from '../tokenizer/pipeline.js'
 import {
   type ChatMessage,
   type ChatTemplateOptions,
@@ -15,12 +19,11 @@ import {
 import { staleFiles } from './folder-files.js'
 import { maxFileBytes, readJson, readText } from './read-file.js'
 import {
-  bytesOfToken,
   byteTokenizerJson,
   characterTokenizerJson,
+  decoderTypes,
   parseTokenizerJson,
   type SpecialTokens,
-  type TokenizerJson,
 } from './tokenizer-json.js'
 import { jsonText, onDisk, replaceFile } from './write-file.js'
 
@@ -31,12 +34,44 @@ export interface TokenizerConfig {
   pad_token?: unknown
   unk_token?: unknown
   clean_up_tokenization_spaces?: unknown
+  clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output?: unknown
   chat_template?: unknown
   [field: string]: unknown
 }
 
+/** Options of {@link Tokenizer.encode}. */
+export interface EncodeOptions {
+  /** Apply the tokenizer's template, for example a leading bos token. Default true. */
+  addSpecialTokens?: boolean
+}
+
+/** Options of {@link Tokenizer.decode}. */
+export interface DecodeOptions {
+  /** Skip special tokens. Default false. */
+  skipSpecialTokens?: boolean
+  /**
+   * Skip ids that no token has, as Python does. Default false. A model whose vocab_size is larger than the tokenizer's draws such ids,
+   * though rarely once it is trained; generation decodes this way.
+   */
+  skipUnknownTokens?: boolean
+  /**
+   * Drop spaces before punctuation. Defaults to clean_up_tokenization_spaces of tokenizer_config.json. As in transformers 5, it has no
+   * effect on BPE tokenizers, whose spaces are those of the text.
+   */
+  cleanUpSpaces?: boolean
+}
+
+const encodeOptions: Keys<EncodeOptions> = { addSpecialTokens: true }
+const decodeOptions: Keys<DecodeOptions> = { skipSpecialTokens: true, skipUnknownTokens: true, cleanUpSpaces: true }
+
+/** Part of the fingerprint: 1 made other tokens of some texts. */
+const encodingVersion = 2
+
+/** How long encoding holds the event loop, in milliseconds. */
+const longestTurn = 8
+
 /** Stands for an answer while the template shows what follows one. */
-const answerMark = 'answer'
+const answerMark = 'answer of looplm'
 
 /**
  * Text to token ids and back: the tokenizer.json of a Hugging Face checkpoint, or a small character or byte tokenizer that
@@ -63,6 +98,8 @@ export class Tokenizer {
   readonly #json: TokenizerJson
   readonly #source: string
   readonly #pipeline: Pipeline
+  readonly #decoders: ReadonlySet<string>
+  readonly #isAdded: ReadonlySet<number>
   readonly #templateSource: string
   #templates: ChatTemplates | undefined
   #chatEnd: { token: number | undefined } | undefined
@@ -80,27 +117,15 @@ export class Tokenizer {
     source = 'tokenizer.json',
     templateSource = 'tokenizer_config.json, field "chat_template"',
   ) {
-    const { tokenizer, vocabSize } = parseTokenizerJson(json, source)
+    const { tokenizer, vocab, addedTokens, vocabSize } = parseTokenizerJson(json, source)
     this.#json = tokenizer
     this.#source = source
     this.#templateSource = templateSource
     this.vocabSize = vocabSize
     this.config = config
-    const unkToken = tokenContent(config.unk_token) ?? tokenizer.model.unk_token
-    const pipelineConfig = {
-      ...config,
-      // the pipeline looks a string up where transformers also writes an object
-      eos_token: tokenContent(config.eos_token),
-      unk_token: unkToken,
-      // as transformers does when the field is absent
-      clean_up_tokenization_spaces: config.clean_up_tokenization_spaces === true,
-    }
-    try {
-      this.#pipeline = new Pipeline(tokenizer, pipelineConfig)
-    } catch (cause) {
-      const message = `${source} describes a tokenizer that cannot be built: ${(cause as Error).message}`
-      throw new LoopLMError('INVALID_FILE', message, { operation: 'Tokenizer', cause })
-    }
+    this.#decoders = decoderTypes(tokenizer.decoder)
+    this.#isAdded = new Set(addedTokens.map(({ id }) => id))
+    this.#pipeline = new Pipeline(tokenizer, vocab, addedTokens, source)
     this.bosTokenId = this.#configuredId('bos_token', source)
     this.eosTokenId = this.#configuredId('eos_token', source)
     this.padTokenId = this.#configuredId('pad_token', source)
@@ -183,18 +208,81 @@ export class Tokenizer {
   }
 
   /**
-   * Text to token ids.
+   * Text to token ids, the same as in Python's tokenizers.
    *
    * @param text the content of an added token inside it becomes that token, as in Python
    * @param options.addSpecialTokens apply the tokenizer's template, for example a leading bos token; default true
-   * @throws LoopLMError INVALID_ARGUMENT naming the first piece of text that the vocabulary lacks, unless the tokenizer has
-   *   an unknown token; INVALID_FILE naming the tokenizer's file where a part of it cannot be carried out
+   * @throws LoopLMError INVALID_ARGUMENT when the text is not a string, or naming the first piece of it that the vocabulary lacks,
+   *   unless the tokenizer has an unknown token; UNSUPPORTED when the file asks for truncation or padding that would change the result
    */
-  encode(text: string, options: { addSpecialTokens?: boolean } = {}): number[] {
-    const special = { add_special_tokens: options.addSpecialTokens ?? true }
-    const { ids, tokens } = this.#carryOut('encode', () => this.#pipeline.encode(text, special))
-    const unknown = (ids as (number | undefined)[]).indexOf(undefined)
-    if (unknown !== -1) throw this.#unknownText(text, tokens[unknown]!)
+  encode(text: string, options: EncodeOptions = {}): number[] {
+    const operation = 'Tokenizer.encode'
+    const steps = this.#encoding(text, options, operation)
+    try {
+      let step = steps.next()
+      while (!step.done) step = steps.next()
+      return this.#checkLength(step.value, operation)
+    } catch (error) {
+      throw this.#encodeError(error, text, operation)
+    }
+  }
+
+  /**
+   * As {@link Tokenizer.encode}, in turns of some milliseconds between which other work goes on: a server that encodes a long text answers
+   * other requests meanwhile.
+   *
+   * @param text the text
+   * @param options as for encode
+   * @throws LoopLMError as encode
+   *
+   * @example
+   * ```ts
+   * const ids = await Tokenizer.bytes().encodeAsync('a'.repeat(500_000))
+   * ```
+   */
+  async encodeAsync(text: string, options: EncodeOptions = {}): Promise<number[]> {
+    const operation = 'Tokenizer.encodeAsync'
+    const steps = this.#encoding(text, options, operation)
+    try {
+      let turn = performance.now()
+      let step = steps.next()
+      while (!step.done) {
+        if (performance.now() - turn > longestTurn) {
+          await new Promise((resolve) => setImmediate(resolve))
+          turn = performance.now()
+        }
+        step = steps.next()
+      }
+      return this.#checkLength(step.value, operation)
+    } catch (error) {
+      throw this.#encodeError(error, text, operation)
+    }
+  }
+
+  #encoding(text: string, options: EncodeOptions, operation: string): Generator<void, number[]> {
+    if (typeof text !== 'string') {
+      const message = `text must be a string, got ${describe(text)}; render a list of messages with applyChatTemplate first`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
+    checkOptions(options, encodeOptions, operation)
+    return this.#pipeline.encode(text, checkFlag(options.addSpecialTokens ?? true, 'addSpecialTokens', operation))
+  }
+
+  /** Python's tokenizers truncates and pads as tokenizer.json says; transformers does not, unless it is asked to. */
+  #checkLength(ids: number[], operation: string): number[] {
+    const refuse = (field: string, does: string) => {
+      const message = `${this.#source}: field "${field}" ${does} in Python's tokenizers, but not in transformers; set it to null`
+      return new LoopLMError('UNSUPPORTED', message, { operation })
+    }
+    const { max_length: longest } = (this.#json.truncation ?? {}) as { max_length?: unknown }
+    if (typeof longest === 'number' && ids.length > longest) {
+      throw refuse('truncation', `cuts this text of ${ids.length} tokens to ${longest}`)
+    }
+    const { strategy, pad_to_multiple_of: multiple } = (this.#json.padding ?? {}) as Record<string, unknown>
+    const fixed = (strategy as { Fixed?: unknown } | null | undefined)?.Fixed
+    let length = Math.max(ids.length, typeof fixed === 'number' ? fixed : 0)
+    if (typeof multiple === 'number' && multiple > 0) length = Math.ceil(length / multiple) * multiple
+    if (length > ids.length) throw refuse('padding', `fills this text of ${ids.length} tokens up to ${length}`)
     return ids
   }
 
@@ -202,40 +290,40 @@ export class Tokenizer {
    * Token ids to text. Bytes that are not valid UTF-8, for example half a character, become U+FFFD.
    *
    * @param ids an empty list gives an empty text
-   * @param options.skipSpecialTokens leave special tokens out; default false
-   * @param options.skipUnknownTokens leave ids out that no token has, as Python does; default false. A model whose vocab_size is larger than
-   *   the tokenizer's draws such ids, though rarely once it is trained; generation decodes this way.
-   * @param options.cleanUpSpaces drop spaces before punctuation; default what tokenizer_config.json says in clean_up_tokenization_spaces
-   * @throws LoopLMError INVALID_ARGUMENT naming an id that the vocabulary lacks
+   * @param options.skipSpecialTokens skip special tokens; default false
+   * @param options.skipUnknownTokens skip ids that no token has, as Python does; default false
+   * @param options.cleanUpSpaces drop spaces before punctuation; no effect on BPE tokenizers
+   * @throws LoopLMError INVALID_ARGUMENT when ids is not a list of integers, or naming an id that the vocabulary lacks
    */
-  decode(
-    ids: ArrayLike<number>,
-    options: { skipSpecialTokens?: boolean; skipUnknownTokens?: boolean; cleanUpSpaces?: boolean } = {},
-  ): string {
-    const known = (id: number) => this.#pipeline.id_to_token(id) !== undefined
-    const list = options.skipUnknownTokens ? Array.from(ids).filter(known) : Array.from(ids)
-    if (list.length === 0) return ''
-    const unknown = list.find((id) => !known(id))
-    if (unknown !== undefined) {
-      const message = `no token has the id ${unknown}; the vocabulary has ${this.vocabSize} ids`
-      throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'Tokenizer.decode' })
+  decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    const operation = 'Tokenizer.decode'
+    const refuse = (problem: string) => new LoopLMError('INVALID_ARGUMENT', problem, { operation })
+    const isList = typeof ids === 'object' && ids !== null && Number.isSafeInteger(ids.length)
+    if (!isList) throw refuse(`ids must be an array of token ids, got ${describe(ids)}`)
+    checkOptions(options, decodeOptions, operation)
+    const flag = (name: keyof DecodeOptions, absent: boolean) => checkFlag(options[name] ?? absent, name, operation)
+    const skipUnknown = flag('skipUnknownTokens', false)
+    const known: number[] = []
+    for (let i = 0; i < ids.length; i++) {
+      const id: unknown = ids[i]
+      if (typeof id !== 'number') throw refuse(`ids[${i}] must be a token id, got ${describe(id)}`)
+      if (this.#pipeline.token(id) !== undefined) known.push(id)
+      else if (!skipUnknown) throw refuse(`no token has the id ${id}; the vocabulary has ${this.vocabSize} ids`)
     }
-    const { skipSpecialTokens = false, cleanUpSpaces } = options
-    const settings = {
-      skip_special_tokens: skipSpecialTokens,
-      ...(cleanUpSpaces === undefined ? {} : { clean_up_tokenization_spaces: cleanUpSpaces }),
-    }
-    return this.#carryOut('decode', () => this.#pipeline.decode(list, settings))
+    const skipSpecial = flag('skipSpecialTokens', false)
+    const cleans = flag('cleanUpSpaces', this.config.clean_up_tokenization_spaces === true)
+    if (known.length === 0) return ''
+    const text = this.#pipeline.decode(known, skipSpecial)
+    const { clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output: evenBpe } = this.config
+    return cleans && (this.#pipeline.type !== 'BPE' || evenBpe === true) ? cleanUp(text) : text
   }
 
-  /** Normalizers, decoders and templates are checked by nobody before they are needed. */
-  #carryOut<Result>(method: string, action: () => Result): Result {
-    try {
-      return action()
-    } catch (cause) {
-      const message = `${this.#source}: a field "normalizer", "pre_tokenizer", "model", "post_processor" or "decoder" cannot be carried out: ${(cause as Error).message}`
-      throw new LoopLMError('INVALID_FILE', message, { operation: `Tokenizer.${method}`, cause })
-    }
+  /**
+   * Whether decoding with skipSpecialTokens and skipUnknownTokens skips an id.
+   * @internal
+   */
+  isSkipped(id: number): boolean {
+    return this.#pipeline.token(id) === undefined || this.#pipeline.isSpecial(id)
   }
 
   /** True when the configuration has a chat template. */
@@ -249,9 +337,9 @@ export class Tokenizer {
    *
    * @param messages at least one; `role` and usually `content`
    * @param options.addGenerationPrompt end with what begins an answer; default false
-   * @param options.enableThinking the template's `enable_thinking`; left out, the template decides
+   * @param options.enableThinking the template's `enable_thinking`; when unset, the template decides
    * @param options.tools JSON schemas of functions, for templates that show them
-   * @throws LoopLMError UNSUPPORTED without a template, INVALID_FILE when it does not parse, INVALID_ARGUMENT when it refuses the
+   * @throws LoopLMError UNSUPPORTED without a template, or with tools that it does not show; INVALID_FILE when it does not parse, INVALID_ARGUMENT when it refuses the
    *   messages; the latter two name the template's file and the cause
    *
    * @example
@@ -284,11 +372,16 @@ export class Tokenizer {
     return this.#chatEnd.token
   }
 
+  /** Some templates want a system message, others refuse one. */
   #findChatEnd(): number | undefined {
-    const messages = [
+    const chat = [
       { role: 'user', content: 'question' },
       { role: 'assistant', content: answerMark },
     ]
+    return this.#tokenAfterAnswer(chat) ?? this.#tokenAfterAnswer([{ role: 'system', content: 'system' }, ...chat])
+  }
+
+  #tokenAfterAnswer(messages: readonly ChatMessage[]): number | undefined {
     let text: string
     try {
       text = this.applyChatTemplate(messages)
@@ -296,22 +389,28 @@ export class Tokenizer {
       return undefined // such messages do not fit the template
     }
     const at = text.lastIndexOf(answerMark)
-    const after = at === -1 ? '' : text.slice(at + answerMark.length)
-    const tokens = this.#json.added_tokens.filter(({ special, content }) => special && after.trimStart().startsWith(content))
-    return tokens.sort((a, b) => b.content.length - a.content.length)[0]?.id
+    if (at === -1) return undefined
+    const after = text.slice(at + answerMark.length).trimStart()
+    const ends = this.#json.added_tokens.filter(({ special }) => special)
+    const eos = tokenContent(this.config.eos_token)
+    const found = [...ends.map(({ content }) => content), ...(eos === undefined ? [] : [eos])].filter((end) =>
+      after.startsWith(end),
+    )
+    const longest = found.sort((a, b) => b.length - a.length)[0]
+    return longest === undefined ? undefined : this.tokenId(longest)
   }
 
   /** A hash of tokenizer.json and of the end token: equal for tokenizers that make the same tokens. */
   get fingerprint(): string {
     return createHash('sha256')
-      .update(JSON.stringify([this.#json, this.eosTokenId ?? null]))
+      .update(JSON.stringify([encodingVersion, this.#json, this.eosTokenId ?? null]))
       .digest('hex')
       .slice(0, 32)
   }
 
   /** The id of a token as the vocabulary spells it, or undefined. */
   tokenId(token: string): number | undefined {
-    return this.#pipeline.token_to_id(token)
+    return this.#pipeline.id(token)
   }
 
   /**
@@ -323,9 +422,27 @@ export class Tokenizer {
    * ```
    */
   tokenBytes(id: number): Uint8Array {
-    const token = this.#pipeline.id_to_token(id)
+    const token = this.#pipeline.token(id)
     if (token === undefined) return new Uint8Array()
-    return bytesOfToken(this.#json, token) ?? new TextEncoder().encode(this.decode([id]))
+    // Decoders that drop the space at the start of a text drop it of the first alone
+    const bytes = this.#isAdded.has(id) ? undefined : this.#bytesOf(token)
+    if (bytes !== undefined) return bytes
+    const text = (ids: number[]) => this.#pipeline.decode(ids, false)
+    return new TextEncoder().encode(text([id, id]).slice(text([id]).length))
+  }
+
+  #bytesOf(token: string): Uint8Array | undefined {
+    const byte = this.#decoders.has('ByteFallback') ? byteOfToken(token) : undefined
+    if (byte !== undefined) return Uint8Array.of(byte)
+    return this.#decoders.has('ByteLevel') ? bytesOfCharacters(token) : undefined
+  }
+
+  /**
+   * Whether a token such as `<0xE2>` stands for a byte that decoding joins with those beside it.
+   * @internal
+   */
+  isByteToken(id: number): boolean {
+    return this.#decoders.has('ByteFallback') && byteOfToken(this.#pipeline.token(id) ?? '') !== undefined
   }
 
   /**
@@ -366,12 +483,15 @@ export class Tokenizer {
     throw new LoopLMError('INVALID_FILE', message, { operation: 'Tokenizer' })
   }
 
-  #unknownText(text: string, piece: string): LoopLMError {
-    const alphabet = Object.keys(this.#json.model.vocab).slice(0, 128).join('')
+  #encodeError(error: unknown, text: string, operation: string): unknown {
+    if (!(error instanceof UnknownPiece)) return error
+    const { piece } = error
+    const alphabet = this.#pipeline.tokens().slice(0, 128).join('')
     const points = Array.from(piece, (character) => `U+${character.codePointAt(0)!.toString(16).toUpperCase().padStart(4, '0')}`)
-    const where = `${JSON.stringify(piece)} (${points.slice(0, 8).join(' ')}) at position ${text.indexOf(piece)}`
+    const at = text.indexOf(piece) // -1 when a normalizer made the piece
+    const where = `${JSON.stringify(piece)} (${points.slice(0, 8).join(' ')})${at === -1 ? '' : ` at position ${at}`}`
     const message = `${where} is not in the alphabet ${JSON.stringify(alphabet)}; remove it or build a tokenizer that has it`
-    return new LoopLMError('INVALID_ARGUMENT', message, { operation: 'Tokenizer.encode' })
+    return new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
 }
 

@@ -6,7 +6,7 @@ import { call, type NativeGenerateEvent, type NativeModel, type NativeScheduler,
 import { checkLoops } from './checks.js'
 import { encode, type Request, readRequest, withPrompt } from './generate.js'
 import type { LoopLM } from './model.js'
-import { decodeGenerated, TextStream } from './text-stream.js'
+import { contextOf, decodeGenerated, TextStream } from './text-stream.js'
 import type {
   FinishReason,
   GenerateChunk,
@@ -174,6 +174,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   readonly #operation: string
   readonly #promptLength: number
   readonly #alternatives: boolean
+  readonly #context: readonly number[] // the prompt's last tokens, with which text is decoded
   readonly #text: TextStream | undefined // watched for stop texts
   readonly #remove: () => void
   readonly #unwatch: () => void // the signal
@@ -200,7 +201,8 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     this.#operation = operation
     this.#promptLength = request.native.prompt.length
     this.#alternatives = request.native.alternatives > 0
-    this.#text = request.stopTexts.length > 0 ? new TextStream(model.tokenizer!, request.stopTexts) : undefined
+    this.#context = model.tokenizer === undefined ? [] : contextOf(model.tokenizer, request.native.prompt)
+    this.#text = request.stopTexts.length > 0 ? new TextStream(model.tokenizer!, request.stopTexts, this.#context) : undefined
     this.#remove = remove
     this.watched = watched
     this.#unwatch = whenAborted(signal, () => {
@@ -239,8 +241,8 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
 
   /** Every token from the first, as it comes. */
   async *[Symbol.asyncIterator](): AsyncGenerator<GenerateChunk, void, undefined> {
-    const text =
-      this.#text === undefined && this.#model.tokenizer !== undefined ? new TextStream(this.#model.tokenizer, []) : undefined
+    const { tokenizer } = this.#model
+    const text = this.#text === undefined && tokenizer !== undefined ? new TextStream(tokenizer, [], this.#context) : undefined
     try {
       for (let i = 0; ; i++) {
         while (i >= this.#tokens.length && this.#finish === undefined && this.#error === undefined) await this.#next()
@@ -313,7 +315,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
 
   #decoded(): string {
     if (this.#text !== undefined) return this.#pieces.join('')
-    return decodeGenerated(this.#model.tokenizer!, this.#tokens)
+    return decodeGenerated(this.#model.tokenizer!, this.#tokens, this.#context)
   }
 
   /** Resolves when something has changed. */

@@ -350,7 +350,7 @@ export type FinishReason =
 export interface GenerateResult {
   /** The new tokens, without the prompt. */
   tokens: number[]
-  /** The new tokens decoded without special tokens, when the model has a tokenizer. */
+  /** What the new tokens add to the prompt's text, without special tokens, when the model has a tokenizer. */
   text?: string
   /** One per token: log softmax(logits / temperature) over the full vocabulary, whatever top-k, top-p and min-p (temperature 1 when greedy). */
   logprobs: RealArray
@@ -364,7 +364,10 @@ export interface GenerateResult {
 /** One token of {@link LoopLM.stream}. */
 export interface GenerateChunk {
   token: number
-  /** What this token adds to the text, when the model has a tokenizer; '' while a character or a possible stop text is incomplete. */
+  /**
+   * What this token adds to the text, when the model has a tokenizer; '' while a character, a row of byte tokens or a possible stop text is
+   * incomplete.
+   */
   text?: string
   logprob: number
   /** The loop it was read from, 1-based. */

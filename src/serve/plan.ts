@@ -58,7 +58,8 @@ export async function planCompletion(served: Served, request: CompletionRequest)
   checkModel(served, request.model)
   const prompts = await readPrompts(served, request.prompt, 'prompt', request.add_special_tokens ?? true)
   const logprobs = typeof request.logprobs === 'number' ? request.logprobs : undefined
-  const format = completionFormat(request.model, tokenizer, logprobs !== undefined)
+  const promptOf = (choice: number) => prompts[Math.floor(choice / (request.n ?? 1))]!.tokens
+  const format = completionFormat(request.model, tokenizer, logprobs !== undefined, promptOf)
   const made = plan(served, request, prompts, 'prompt', request.max_tokens ?? 16, logprobs ?? 0, format)
   if (request.echo !== true) return made
   const numbers = logprobs === undefined ? 0 : made.choices.reduce((sum, { prompt }) => sum + prompt.length * (1 + logprobs), 0)
@@ -305,7 +306,7 @@ async function encode(served: Served, text: string, addSpecialTokens: boolean, p
     throw new HttpError(400, message, { param, code: 'context_length_exceeded' })
   }
   try {
-    return await tokenizer.encode(text, { addSpecialTokens })
+    return await tokenizer.encodeAsync(text, { addSpecialTokens })
   } catch (error) {
     if (!(error instanceof LoopLMError) || error.code !== 'INVALID_ARGUMENT') throw error // the tokenizer's fault
     const message = error.message.replace(`${error.operation}: `, '')

@@ -73,12 +73,21 @@ export function usageOf(promptTokens: number, loops: readonly number[]): Usage {
 const seconds = () => Math.floor(Date.now() / 1000)
 const loopsOf = ({ tokens }: Piece) => tokens.map(({ loop }) => loop)
 
-/** Objects of POST /v1/completions. */
-export function completionFormat(model: string, tokenizer: Tokenizer, logprobs: boolean): Format {
+/**
+ * Objects of POST /v1/completions.
+ *
+ * @param promptOf the tokens before a choice
+ */
+export function completionFormat(
+  model: string,
+  tokenizer: Tokenizer,
+  logprobs: boolean,
+  promptOf: (choice: number) => readonly number[],
+): Format {
   const head = { id: `cmpl-${randomUUID()}`, object: 'text_completion', created: seconds(), model }
   const offsets: ((token: number) => number)[] = [] // by choice
   const choice = (piece: Piece) => {
-    offsets[piece.index] ??= textOffsets(tokenizer, piece.echo?.text.length ?? 0)
+    if (logprobs) offsets[piece.index] ??= textOffsets(tokenizer, promptOf(piece.index), piece.echo?.text.length ?? 0)
     return {
       index: piece.index,
       text: (piece.echo?.text ?? '') + piece.text,
@@ -174,8 +183,8 @@ function topLogprobs(tokenizer: Tokenizer, { token, logprob, alternatives }: Tok
 }
 
 /** Where each token of a choice begins in its text: where the text ends that is certain without it. */
-function textOffsets(tokenizer: Tokenizer, start: number): (token: number) => number {
-  const stream = new TextStream(tokenizer, [])
+function textOffsets(tokenizer: Tokenizer, prompt: readonly number[], start: number): (token: number) => number {
+  const stream = new TextStream(tokenizer, [], prompt)
   let end = start
   return (token) => {
     const begin = end

@@ -1,0 +1,85 @@
+import type { AddedToken } from './json.js'
+import type { Normalizer } from './normalizers.js'
+import { type Piece, slice } from './pieces.js'
+import { isWhitespace, wordClass } from './unicode.js'
+
+const startsWithWord = new RegExp(`^[${wordClass}]`, 'u')
+const endsWithWord = new RegExp(`[${wordClass}]$`, 'u')
+
+/** A part of the text, with its id when it is an added token. */
+export interface Segment {
+  readonly piece: Piece
+  readonly id: number | undefined
+}
+
+interface Pattern {
+  text: string
+  token: AddedToken
+}
+
+/** Added tokens of a text, found before it is normalized, or behind that: then by their normalized contents. */
+export class AddedTokens {
+  /** By their first unit, the longest first. */
+  readonly #patterns: ReadonlyMap<number, readonly Pattern[]>
+
+  /** @param normalize undefined for those that are found in the text as it is */
+  constructor(tokens: readonly AddedToken[], normalize?: Normalizer) {
+    const patterns = new Map<number, Pattern[]>()
+    for (const token of tokens) {
+      const { content } = token
+      const text = normalize === undefined ? content : normalize({ text: content, head: 0 }).text
+      if (text === '') continue
+      const unit = text.charCodeAt(0)
+      const others = patterns.get(unit)
+      if (others === undefined) patterns.set(unit, [{ text, token }])
+      else others.push({ text, token })
+    }
+    for (const list of patterns.values()) list.sort((a, b) => b.text.length - a.text.length)
+    this.#patterns = patterns
+  }
+
+  /** Cuts a piece at its added tokens, the leftmost first, and of those the longest. */
+  *cut(piece: Piece): Generator<Segment> {
+    const { text } = piece
+    let end = 0 // of what has been given out
+    for (const { start, stop, token } of this.#found(text)) {
+      // A token that strips takes in the white space beside it
+      const from = token.lstrip ? Math.max(spaceStart(text, start), end) : start
+      if (end < from) yield { piece: slice(piece, end, from), id: undefined }
+      end = token.rstrip ? spaceEnd(text, stop) : stop
+      yield { piece: slice(piece, from, end), id: token.id }
+    }
+    if (end < text.length) yield { piece: slice(piece, end, text.length), id: undefined }
+  }
+
+  *#found(text: string): Generator<{ start: number; stop: number; token: AddedToken }> {
+    if (this.#patterns.size === 0) return
+    for (let start = 0; start < text.length; ) {
+      const match = this.#patterns.get(text.charCodeAt(start))?.find((pattern) => text.startsWith(pattern.text, start))
+      if (match === undefined) {
+        start++
+        continue
+      }
+      const stop = start + match.text.length
+      if (!match.token.single_word || isAlone(text, start, stop)) yield { start, stop, token: match.token }
+      start = stop
+    }
+  }
+}
+
+/** Whether no letter, mark, digit or underscore touches a part of the text. */
+function isAlone(text: string, start: number, stop: number): boolean {
+  return !endsWithWord.test(text.slice(Math.max(0, start - 2), start)) && !startsWithWord.test(text.slice(stop, stop + 2))
+}
+
+function spaceStart(text: string, end: number): number {
+  let start = end
+  while (start > 0 && isWhitespace(text[start - 1]!)) start--
+  return start
+}
+
+function spaceEnd(text: string, start: number): number {
+  let end = start
+  while (end < text.length && isWhitespace(text[end]!)) end++
+  return end
+}

@@ -1,0 +1,28 @@
+/** A tokenizer.json as Python's `tokenizers` serialises it; parts that looplm does not look into are unknown. */
+export interface TokenizerJson {
+  version: string
+  truncation: unknown
+  padding: unknown
+  added_tokens: AddedToken[]
+  normalizer: unknown
+  pre_tokenizer: unknown
+  post_processor: unknown
+  decoder: unknown
+  model: {
+    type?: string
+    vocab: Record<string, number> | [string, number][]
+    unk_token?: string | null
+    [field: string]: unknown
+  }
+}
+
+/** A token that is found in the text before the model sees it. */
+export interface AddedToken {
+  id: number
+  content: string
+  single_word: boolean
+  lstrip: boolean
+  rstrip: boolean
+  normalized: boolean
+  special: boolean
+}

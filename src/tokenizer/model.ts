@@ -1,0 +1,28 @@
+/** Turns pieces into tokens. */
+export interface Model {
+  /**
+   * Appends the ids of a piece's tokens.
+   *
+   * @returns what is left to do for a long piece, which appends the ids at its end; undefined when they are there already
+   * @throws UnknownPiece when the vocabulary has no token for a part of it and no unknown token
+   */
+  tokenize(piece: string, ids: number[]): Generator<void, void> | undefined
+}
+
+/** Text for which the vocabulary has no token. */
+export class UnknownPiece extends Error {
+  constructor(readonly piece: string) {
+    super(`no token for ${JSON.stringify(piece)}`)
+  }
+}
+
+/** The tokens `<0x00>` to `<0xFF>` of the bytes, or undefined when the vocabulary lacks one of them. */
+export function byteTokens(bytes: Uint8Array, vocab: ReadonlyMap<string, number>): number[] | undefined {
+  const ids: number[] = []
+  for (const byte of bytes) {
+    const id = vocab.get(`<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`)
+    if (id === undefined) return undefined
+    ids.push(id)
+  }
+  return ids
+}

@@ -1,0 +1,140 @@
+import { AddedTokens } from './added-tokens.js'
+import { Bpe } from './bpe.js'
+import { type Decoder, readDecoder } from './decoders.js'
+import { Fields } from './fields.js'
+import type { AddedToken, TokenizerJson } from './json.js'
+import type { Model } from './model.js'
+import { type Normalizer, readNormalizer } from './normalizers.js'
+import type { Piece } from './pieces.js'
+import { type PostProcessor, readPostProcessor } from './post-processors.js'
+import { type PreTokenizer, readPreTokenizer } from './pre-tokenizers.js'
+import { Unigram } from './unigram.js'
+import { WordLevel, WordPiece } from './word-models.js'
+
+/** Pieces between two pauses. */
+const slice = 256
+
+const models = { BPE: Bpe, WordPiece, WordLevel, Unigram }
+
+/**
+ * What a tokenizer.json describes, carried out as Python's tokenizers does: added tokens are cut out, the rest is normalized, split into
+ * pieces and given to the model; special tokens are put around it.
+ */
+export class Pipeline {
+  readonly type: keyof typeof models
+  readonly #vocab: ReadonlyMap<string, number> // the model's
+  readonly #added: ReadonlyMap<string, number>
+  readonly #tokens: string[] = [] // by id, with holes
+  /** What is decoded of an added token that is matched in its normalized form. */
+  readonly #normalized = new Map<number, string>()
+  readonly #special: ReadonlySet<string>
+  readonly #verbatim: AddedTokens
+  readonly #afterNormalizer: AddedTokens
+  readonly #normalize: Normalizer
+  readonly #preTokenize: PreTokenizer
+  readonly #model: Model
+  readonly #postProcess: PostProcessor
+  readonly #decode: Decoder
+
+  /**
+   * @param vocab of the model, by token
+   * @param added tokens that are found before the model sees the text
+   * @param source how errors name the file
+   * @throws LoopLMError INVALID_FILE or UNSUPPORTED naming the source and the field
+   */
+  constructor(json: TokenizerJson, vocab: ReadonlyMap<string, number>, added: readonly AddedToken[], source: string) {
+    const part = <Part>(field: keyof TokenizerJson, read: (fields: Fields) => Part, absent: Part): Part =>
+      json[field] == null ? absent : read(new Fields(json[field], field, source))
+    this.#normalize = part('normalizer', readNormalizer, (piece) => piece)
+    this.#preTokenize = part('pre_tokenizer', readPreTokenizer, (piece) => [piece])
+    this.#postProcess = part('post_processor', readPostProcessor, (parts) => parts)
+    this.#decode = part('decoder', readDecoder, (tokens) => [tokens.join(' ')])
+
+    this.type = modelType(json)
+    this.#model = new models[this.type](new Fields(json.model, 'model', source), vocab)
+
+    this.#vocab = vocab
+    this.#added = new Map(added.map(({ content, id }) => [content, id]))
+    const listed = Array.isArray(json.model.vocab) ? json.model.vocab : [] // a token may occur twice
+    for (const [id, [token]] of listed.entries()) this.#tokens[id] = token
+    for (const tokens of [vocab, this.#added]) for (const [token, id] of tokens) this.#tokens[id] = token
+    const normalized = added.filter((token) => token.normalized)
+    for (const { content, id } of normalized) {
+      const { text } = this.#normalize({ text: content, head: 0 })
+      if (text !== content) this.#normalized.set(id, text)
+    }
+    this.#special = new Set(added.filter(({ special }) => special).map(({ content }) => content))
+    this.#verbatim = new AddedTokens(added.filter((token) => !token.normalized))
+    this.#afterNormalizer = new AddedTokens(normalized, this.#normalize)
+  }
+
+  /** The id of a token as the vocabulary spells it, or undefined. */
+  id(token: string): number | undefined {
+    return this.#added.get(token) ?? this.#vocab.get(token)
+  }
+
+  /** The tokens as the vocabulary spells them. */
+  tokens(): string[] {
+    return Object.values(this.#tokens)
+  }
+
+  /** Whether decoding may skip a token that the vocabulary has. */
+  isSpecial(id: number): boolean {
+    return this.#special.has(this.#spelling(id))
+  }
+
+  /** A token as the vocabulary spells it, or undefined. */
+  token(id: number): string | undefined {
+    return this.#tokens[id]
+  }
+
+  /**
+   * The ids of a text's tokens. It pauses often enough for a server to answer others in between.
+   *
+   * @throws UnknownPiece
+   */
+  *encode(text: string, addSpecialTokens: boolean): Generator<void, number[]> {
+    const ids: number[] = []
+    let turn = 0
+    for (const { piece, id } of this.#segments(text.toWellFormed())) {
+      if (id !== undefined) {
+        ids.push(id)
+        continue
+      }
+      for (const { text: word } of this.#preTokenize(piece)) {
+        const rest = this.#model.tokenize(word, ids)
+        if (rest !== undefined) yield* rest
+        if (++turn % slice === 0) yield
+      }
+    }
+    const parts = this.#postProcess([ids], addSpecialTokens)
+    return parts.length === 1 ? [...parts[0]!] : parts.flat()
+  }
+
+  *#segments(text: string) {
+    if (text === '') return
+    const whole: Piece = { text, head: text.codePointAt(0)! > 0xffff ? 2 : 1 }
+    for (const segment of this.#verbatim.cut(whole)) {
+      if (segment.id === undefined) yield* this.#afterNormalizer.cut(this.#normalize(segment.piece))
+      else yield segment
+    }
+  }
+
+  /** The text of tokens that the vocabulary has. */
+  decode(ids: readonly number[], skipSpecialTokens: boolean): string {
+    const tokens = ids.map((id) => this.#spelling(id))
+    return this.#decode(skipSpecialTokens ? tokens.filter((token) => !this.#special.has(token)) : tokens).join('')
+  }
+
+  #spelling(id: number): string {
+    return this.#normalized.get(id) ?? this.#tokens[id]!
+  }
+}
+
+/** Older files have no type. */
+function modelType({ model }: TokenizerJson): keyof typeof models {
+  if (model.type !== undefined) return model.type as keyof typeof models
+  if (Array.isArray(model.merges)) return 'BPE'
+  if (Array.isArray(model.vocab)) return 'Unigram'
+  return model.continuing_subword_prefix === undefined ? 'WordLevel' : 'WordPiece'
+}
