@@ -1,6 +1,7 @@
 // A checked request in the model's words.
 import { randomInt } from 'node:crypto'
 import type { Tokenizer } from '../data/tokenizer.js'
+import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { ExitRule, GenerateOptions, TokenSequence } from '../model/types.js'
 import { HttpError } from './http-error.js'
@@ -84,11 +85,11 @@ export async function planChat(served: Served, request: ChatRequest): Promise<Pl
 /** Whether the template writes tools anywhere: asked of a short chat, for the client's own may take long to render. */
 function showsTools(tokenizer: Tokenizer): boolean {
   const tool = { type: 'function', function: { name: 'f', description: 'f', parameters: { type: 'object', properties: {} } } }
-  const render = (tools?: object[]) => tokenizer.applyChatTemplate([{ role: 'user', content: 'question' }], { tools })
   try {
-    return render([tool]) !== render()
-  } catch {
-    return true // it wants other messages or tools
+    tokenizer.applyChatTemplate([{ role: 'user', content: 'question' }], { tools: [tool] })
+    return true
+  } catch (error) {
+    return !(error instanceof LoopLMError && error.code === 'UNSUPPORTED') // it may want other messages or tools
   }
 }
 
