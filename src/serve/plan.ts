@@ -189,8 +189,8 @@ function shows(tokenizer: Tokenizer, what: 'tools' | 'tool_calls'): boolean {
   }
   try {
     return render(true) !== render(false)
-  } catch {
-    return true // it wants other messages or tools
+  } catch (error) {
+    return !(error instanceof LoopLMError && error.code === 'UNSUPPORTED') // it may want other messages or tools
   }
 }
 

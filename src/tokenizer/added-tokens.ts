@@ -12,30 +12,26 @@ export interface Segment {
   readonly id: number | undefined
 }
 
-interface Pattern {
-  text: string
-  token: AddedToken
-}
-
 /** Added tokens of a text, found before it is normalized, or behind that: then by their normalized contents. */
 export class AddedTokens {
-  /** By their first unit, the longest first. */
-  readonly #patterns: ReadonlyMap<number, readonly Pattern[]>
+  readonly #tokens = new Map<string, AddedToken>()
+  /** Lengths of their texts by the first unit, the longest first: there may be hundreds that begin with "<". */
+  readonly #lengths = new Map<number, number[]>()
 
   /** @param normalize undefined for those that are found in the text as it is */
   constructor(tokens: readonly AddedToken[], normalize?: Normalizer) {
-    const patterns = new Map<number, Pattern[]>()
     for (const token of tokens) {
       const { content } = token
       const text = normalize === undefined ? content : normalize({ text: content, head: 0 }).text
       if (text === '') continue
-      const unit = text.charCodeAt(0)
-      const others = patterns.get(unit)
-      if (others === undefined) patterns.set(unit, [{ text, token }])
-      else others.push({ text, token })
+      this.#tokens.set(text, token)
+      const lengths = this.#lengths.get(text.charCodeAt(0)) ?? []
+      if (!lengths.includes(text.length)) lengths.push(text.length)
+      this.#lengths.set(
+        text.charCodeAt(0),
+        lengths.sort((a, b) => b - a),
+      )
     }
-    for (const list of patterns.values()) list.sort((a, b) => b.text.length - a.text.length)
-    this.#patterns = patterns
   }
 
   /** Cuts a piece at its added tokens, the leftmost first, and of those the longest. */
@@ -53,15 +49,17 @@ export class AddedTokens {
   }
 
   *#found(text: string): Generator<{ start: number; stop: number; token: AddedToken }> {
-    if (this.#patterns.size === 0) return
+    if (this.#tokens.size === 0) return
     for (let start = 0; start < text.length; ) {
-      const match = this.#patterns.get(text.charCodeAt(start))?.find((pattern) => text.startsWith(pattern.text, start))
-      if (match === undefined) {
+      const lengths = this.#lengths.get(text.charCodeAt(start)) ?? []
+      const length = lengths.find((n) => start + n <= text.length && this.#tokens.has(text.slice(start, start + n)))
+      if (length === undefined) {
         start++
         continue
       }
-      const stop = start + match.text.length
-      if (!match.token.single_word || isAlone(text, start, stop)) yield { start, stop, token: match.token }
+      const stop = start + length
+      const token = this.#tokens.get(text.slice(start, stop))!
+      if (!token.single_word || isAlone(text, start, stop)) yield { start, stop, token }
       start = stop
     }
   }
