@@ -149,6 +149,7 @@ const options: Record<string, Row | ((name: TrainerName) => Row)> = {
   steps: { change: { steps: 2 } },
   seed: { change: { seed: 1 } },
   evalEvery: { change: { evalEvery: 1 } },
+  evalOnStart: { base: { evalEvery: 1 }, change: { evalOnStart: false } },
   evalProblems: { base: { evalEvery: 1, evalProblems: 2 }, change: { evalProblems: 3 } },
   evalLoops: { base: { evalEvery: 1 }, change: { evalLoops: [2] } },
   saveEvery: { base: { inFolder: true }, change: { saveEvery: 1 } },
