@@ -1,6 +1,7 @@
 import { types } from 'node:util'
 import { checkNumber, checkOptions, checkWord, describe, type Keys } from './arguments.js'
 import { LoopLMError } from './errors.js'
+import { ouro } from './model/architectures/ouro.js'
 import { checkTemperature } from './model/checks.js'
 import { maxLoops } from './model/config.js'
 import type { Surrogate } from './model/types.js'
@@ -116,41 +117,69 @@ async function loopedBlockForward<D extends FloatDType>(
   checkOptions(blockWeights, blockFields, operation, 'blockWeights')
   checkOptions(options, blockOptions, operation)
   const { layers, norm, gateWeight, gateBias } = blockWeights
-  const handleOf = (weight: Tensor<D>, name: string) => {
-    checkOperand(operation, hidden.device, hidden.dtype, weight, name)
-    return weight.handle(operation)
-  }
   if (!Array.isArray(layers) || layers.length === 0) {
     const message = `blockWeights.layers must be an array of at least one layer's weights, got ${describe(layers)}`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
-  const blocks = layers.map((layer: LoopedLayerWeights<D>, i) => {
+  const weights: [name: string, weight: Tensor<D>][] = layers.flatMap((layer: LoopedLayerWeights<D>, i) => {
     const name = `blockWeights.layers[${i}]`
     checkOptions(layer, layerFields, operation, name)
-    return layerNames.map((field) => handleOf(layer[field], `${name}.${field}`))
+    return layerNames.map((field): [string, Tensor<D>] => [`${name}.${field}`, layer[field]])
   })
-  const end = [
-    handleOf(norm, 'blockWeights.norm'),
-    handleOf(gateWeight, 'blockWeights.gateWeight'),
-    handleOf(gateBias, 'blockWeights.gateBias'),
-  ] as const
-  const settings = {
-    heads: checkNumber(
-      blockWeights.numAttentionHeads,
-      'blockWeights.numAttentionHeads',
-      { min: 1, max: 1024, integer: true },
-      operation,
-    ),
-    loops: checkNumber(options.loops, 'loops', { min: 1, max: maxLoops, integer: true }, operation),
-    offsets: checkOffsets(options.offsets ?? [0, hidden.shape[0] ?? 0], hidden.shape[0] ?? 0, operation),
-    ropeTheta: checkNumber(options.ropeTheta ?? 1e6, 'ropeTheta', { min: 1 }, operation),
-    normEps: checkNumber(options.normEps ?? 1e-6, 'normEps', { above: 0 }, operation),
-  }
+  weights.push(['blockWeights.norm', norm], ['blockWeights.gateWeight', gateWeight], ['blockWeights.gateBias', gateBias])
+  const handles = weights.map(([name, weight]) => {
+    checkOperand(operation, hidden.device, hidden.dtype, weight, name)
+    return weight.handle(operation)
+  })
+  const integer = { min: 1, max: 1024, integer: true }
+  const heads = checkNumber(blockWeights.numAttentionHeads, 'blockWeights.numAttentionHeads', integer, operation)
+  const loops = checkNumber(options.loops, 'loops', { min: 1, max: maxLoops, integer: true }, operation)
+  const offsets = checkOffsets(options.offsets ?? [0, hidden.shape[0] ?? 0], hidden.shape[0] ?? 0, operation)
+  const architecture = ouro({
+    ...stackSizes(hidden, layers[0]!, heads, operation),
+    num_hidden_layers: layers.length,
+    total_ut_steps: loops,
+    rope_theta: checkNumber(options.ropeTheta ?? 1e6, 'ropeTheta', { min: 1 }, operation),
+    rms_norm_eps: checkNumber(options.normEps ?? 1e-6, 'normEps', { above: 0 }, operation),
+  })
+  const names = weights.map(([name]) => name.slice(name.lastIndexOf('.') + 1))
   const states = hidden.handle(operation)
-  const out = await call(operation, () => native().kernelLoopedBlockForward(states, blocks, end, settings))
+  const out = await call(operation, () => native().kernelLoopedBlockForward(states, architecture, handles, names, offsets))
   return {
     hidden: new Tensor(out.hidden, hidden.dtype, hidden.device),
     gateLogits: new Tensor(out.gateLogits, realOf(hidden.dtype), hidden.device),
+  }
+}
+
+/** The sizes that the weights themselves say; the engine checks every weight against them. */
+function stackSizes<D extends FloatDType>(
+  hidden: Tensor<D>,
+  { qProj, kProj, gateProj }: LoopedLayerWeights<D>,
+  heads: number,
+  operation: string,
+) {
+  const refuse = (message: string) => new LoopLMError('INVALID_SHAPE', message, { operation })
+  const text = (shape: readonly number[]) => `[${shape.join(', ')}]`
+  if (hidden.shape.length !== 2) throw refuse(`hidden must be [N, D], got ${text(hidden.shape)}`)
+  if ([qProj, kProj, gateProj].some(({ shape }) => shape.length !== 2)) {
+    throw refuse('qProj, kProj and gateProj must have two axes')
+  }
+  const [q, k] = [qProj.shape[0]!, kProj.shape[0]!]
+  const headDim = q / heads
+  if (headDim % 2 !== 0) throw refuse(`the rows of qProj ${text(qProj.shape)} are not ${heads} heads of an even size`)
+  const kvHeads = k / headDim
+  if (!Number.isInteger(kvHeads) || heads % kvHeads !== 0) {
+    throw refuse(`the rows of kProj ${text(kProj.shape)} are not heads of size ${headDim} whose number divides ${heads}`)
+  }
+  return {
+    vocab_size: 1,
+    tie_word_embeddings: true,
+    hidden_size: hidden.shape[1]!,
+    intermediate_size: gateProj.shape[0]!,
+    num_attention_heads: heads,
+    num_key_value_heads: kvHeads,
+    head_dim: headDim,
+    initializer_range: 0,
   }
 }
 

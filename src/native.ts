@@ -3,6 +3,7 @@ import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { whenAborted } from './abort.js'
 import { LoopLMError, toLoopLMError } from './errors.js'
+import type { Architecture } from './model/architectures/architecture.js'
 import type { BeliefRewards, LossMetrics, LossTerm, ModelDType, RealArray } from './model/types.js'
 import { packageRoot } from './package-root.js'
 import type { DType } from './tensor/types.js'
@@ -22,20 +23,6 @@ export type NativeAverage = NativeHandle<'moving average'>
 
 /** Ends one call between two kernels. */
 export type NativeCancel = NativeHandle<'cancel flag'>
-
-export interface NativeModelConfig {
-  vocabulary: number
-  hidden: number
-  intermediate: number
-  layers: number
-  heads: number
-  kvHeads: number
-  headDim: number
-  loops: number
-  normEps: number
-  ropeTheta: number
-  tied: boolean
-}
 
 /** Sequences back to back. */
 export interface NativeSequences {
@@ -251,10 +238,9 @@ export interface NativeBinding {
 
   modelCreate(
     context: NativeContext,
-    config: NativeModelConfig,
+    architecture: Architecture,
     dtype: DType,
     seed: number,
-    range: number,
     quantization?: Quantization,
   ): Promise<NativeModel>
   /**
@@ -263,7 +249,7 @@ export interface NativeBinding {
    */
   modelLoad(
     context: NativeContext,
-    config: NativeModelConfig,
+    architecture: Architecture,
     dtype: DType | undefined,
     paths: readonly string[],
     quantization: Quantization | undefined,
@@ -362,9 +348,11 @@ export interface NativeBinding {
 
   kernelLoopedBlockForward(
     hidden: NativeTensor,
-    layers: readonly (readonly NativeTensor[])[],
-    end: readonly [norm: NativeTensor, gateWeight: NativeTensor, gateBias: NativeTensor],
-    options: { heads: number; loops: number; offsets: Int32Array; ropeTheta: number; normEps: number },
+    architecture: Architecture,
+    /** One for each parameter of the architecture but its embedding, in order, with the names that errors use. */
+    weights: readonly NativeTensor[],
+    names: readonly string[],
+    offsets: Int32Array,
   ): Promise<{ hidden: NativeTensor; gateLogits: NativeTensor }>
   kernelPerLoopLogSoftmax(
     hidden: NativeTensor,

@@ -4,21 +4,31 @@ import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
 import { describe, expect, it, vi } from 'vitest'
 import { LoopLM, type LoopLMError, memory } from '../src/index.js'
+import { architectureOf, parseConfig } from '../src/model/config.js'
 import { type NativeBinding, native } from '../src/native.js'
 import { collectGarbage } from './garbage.js'
 
 const root = join(import.meta.dirname, '..')
 const addonPath = (createRequire(import.meta.url)('node-gyp-build') as { resolve(folder: string): string }).resolve(root)
 
+const longWork = {
+  vocab_size: 50,
+  hidden_size: 256,
+  intermediate_size: 512,
+  num_hidden_layers: 4,
+  num_attention_heads: 4,
+  total_ut_steps: 16,
+}
+
 /** JavaScript that opens a context and starts scores, hours of them: what ends before it is killed has cancelled them. */
 const startLongWork = `
   const addon = require(${JSON.stringify(addonPath)})
-  const config = { vocabulary: 50, hidden: 256, intermediate: 512, layers: 4, heads: 4, kvHeads: 4, headDim: 64, loops: 16, normEps: 1e-6, ropeTheta: 1e6, tied: false }
+  const architecture = ${JSON.stringify(architectureOf(parseConfig(longWork, 'test', false)))}
   const context = addon.openContext('cpu', 2)
   const tokens = Int32Array.from({ length: 16384 }, (_, i) => i % 50)
   const sequences = { tokens, lengths: new Int32Array(64).fill(256), promptLengths: new Int32Array(0) }
   const options = { temperature: 1, loops: 0, lastLoop: false, responsesOnly: false, predictions: false }
-  const started = addon.modelCreate(context, config, 'float32', 0, 0.02).then((model) => {
+  const started = addon.modelCreate(context, architecture, 'float32', 0).then((model) => {
     for (let i = 0; i < 1000; i++) addon.modelScore(model, sequences, options, undefined).catch(() => {})
     addon.tensorFill(context, 'float32', [64, 64], 1)
     return model
@@ -171,7 +181,7 @@ describe('native functions', () => {
       (addon) => addon.openContext('cpu', -1),
       (addon) => addon.modelScore(x as never, sequences, {} as never, undefined),
       (addon) => addon.modelScore(context as never, sequences, {} as never, x as never),
-      (addon) => addon.modelCreate(context, {} as never, 'float32', 0, 1),
+      (addon) => addon.modelCreate(context, {} as never, 'float32', 0),
     ] satisfies ((addon: NativeBinding) => unknown)[]) {
       expect((await wrong(run)).code, run.toString()).toBe('INVALID_ARGUMENT')
     }

@@ -1,6 +1,7 @@
 // The kernels on tensors (src/kernels.ts).
 #include "../engine/tensor_kernels.h"
 
+#include "architecture_input.h"
 #include "functions.h"
 #include "tensor_functions.h"
 
@@ -13,24 +14,18 @@ using Slot = std::shared_ptr<TensorSlot>;
 Napi::Value looped_block_forward_of(const Napi::CallbackInfo& info) {
   const HeldTensor hidden = read_tensor(Input(info, 0, "hidden"));
   const std::shared_ptr<Executor> executor = hidden.executor;
-  auto slot = [&](const Input& in) { return read_tensor(in, executor).object; };
-  std::vector<std::vector<Slot>> layers;
-  const Input layer_list(info, 1, "layers"), end(info, 2, "end"), in(info, 3, "options");
-  for (uint32_t l = 0; l < layer_list.length(); l++) {
-    layers.emplace_back();
-    for (uint32_t i = 0; i < 11; i++) layers[l].push_back(slot(layer_list[l][i]));
-  }
-  const std::vector<Slot> last{slot(end[uint32_t(0)]), slot(end[1]), slot(end[2])};
-  const int32_t heads = int32_t(in["heads"].integer(1, 1 << 16));
-  const LoopedStackOptions options{int(in["loops"].integer(1, 1024)), in["offsets"].int32s(), in["ropeTheta"].number(),
-                                   in["normEps"].number()};
+  const Architecture architecture = read_architecture(Input(info, 1, "architecture"));
+  const Input list(info, 2, "weights"), words(info, 3, "names");
+  std::vector<Slot> slots;
+  std::vector<std::string> names;
+  for (uint32_t i = 0; i < list.length(); i++) slots.push_back(read_tensor(list[i], executor).object);
+  for (uint32_t i = 0; i < words.length(); i++) names.push_back(words[i].text());
+  const std::vector<int32_t> offsets = Input(info, 4, "offsets").int32s();
   return executor->submit(
-      info.Env(), nullptr, [executor, hidden = hidden.object, layers, last, heads, options]() -> Executor::Finish {
-        LoopedStackTensors weights{{}, last[0]->get(), last[1]->get(), last[2]->get(), heads};
-        for (const std::vector<Slot>& t : layers)
-          weights.layers.push_back({t[0]->get(), t[1]->get(), t[2]->get(), t[3]->get(), t[4]->get(), t[5]->get(), t[6]->get(),
-                                    t[7]->get(), t[8]->get(), t[9]->get(), t[10]->get()});
-        return [executor, out = looped_block_forward(hidden->get(), weights, options)](Napi::Env env) {
+      info.Env(), nullptr, [executor, hidden = hidden.object, architecture, slots, names, offsets]() -> Executor::Finish {
+        std::vector<Tensor> weights;
+        for (const Slot& slot : slots) weights.push_back(slot->get());
+        return [executor, out = looped_block_forward(hidden->get(), architecture, weights, names, offsets)](Napi::Env env) {
           Napi::Object object = Napi::Object::New(env);
           object.Set("hidden", make_tensor(env, executor, out.hidden));
           object.Set("gateLogits", make_tensor(env, executor, out.gate_logits));

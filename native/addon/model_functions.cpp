@@ -1,5 +1,6 @@
 // Models: creation, files, parameters and gradients.
 #include "../engine/safetensors.h"  // defines: load_model, save_parameters
+#include "architecture_input.h"
 #include "functions.h"
 #include "input.h"
 #include "output.h"
@@ -12,23 +13,6 @@ using HeldModel = Held<Model>;
 
 HeldModel read_model(const Napi::CallbackInfo& info, size_t index = 0) {
   return Input(info, index, "model").object<Model>(Kind::model);
-}
-
-ModelConfig read_config(const Input& in) {
-  constexpr int64_t MANY = int64_t(1) << 30;
-  ModelConfig c;
-  c.vocabulary = in["vocabulary"].integer(1, MANY);
-  c.hidden = in["hidden"].integer(1, MANY);
-  c.intermediate = in["intermediate"].integer(1, MANY);
-  c.layers = int32_t(in["layers"].integer(1, 1 << 16));
-  c.heads = int32_t(in["heads"].integer(1, 1 << 16));
-  c.kv_heads = int32_t(in["kvHeads"].integer(1, 1 << 16));
-  c.head_dim = int32_t(in["headDim"].integer(2, 1 << 14));
-  c.loops = int32_t(in["loops"].integer(1, 1 << 10));
-  c.norm_eps = in["normEps"].number();
-  c.rope_theta = in["ropeTheta"].number();
-  c.tied = in["tied"].flag();
-  return c;
 }
 
 Quantization read_quantization(const Input& in) {
@@ -58,21 +42,20 @@ Napi::Value run(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>&
 
 Napi::Value model_create(const Napi::CallbackInfo& info) {
   const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
-  const ModelConfig config = read_config(Input(info, 1, "config"));
+  const Architecture config = read_architecture(Input(info, 1, "architecture"));
   const LoopDType dtype = Input(info, 2, "dtype").dtype();
   const uint64_t seed = uint64_t(Input(info, 3, "seed").integer(0, int64_t(1) << 53));
-  const double range = Input(info, 4, "range").number();
-  const Quantization quantization = read_quantization(Input(info, 5, "quantization"));
-  return model_promise(info, context.object, [device = context->device(), config, dtype, seed, range, quantization] {
+  const Quantization quantization = read_quantization(Input(info, 4, "quantization"));
+  return model_promise(info, context.object, [device = context->device(), config, dtype, seed, quantization] {
     auto model = std::make_shared<Model>(device, dtype, config, quantization);
-    model->initialize(seed, range);
+    model->initialize(seed);
     return model;
   });
 }
 
 Napi::Value model_load(const Napi::CallbackInfo& info) {
   const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
-  const ModelConfig config = read_config(Input(info, 1, "config"));
+  const Architecture config = read_architecture(Input(info, 1, "architecture"));
   const Input named(info, 2, "dtype"), list(info, 3, "paths");
   const auto dtype = named.missing() ? std::nullopt : std::optional(named.dtype());
   std::vector<std::string> paths;

@@ -112,14 +112,13 @@ Sources collect(const std::vector<std::string>& paths, const std::vector<std::un
 }
 
 // Some writers repeat the embedding under the head's name. It is the model's tensor only if it is the same tensor.
-void drop_tied_head(Sources& sources) {
-  const auto head = sources.find("lm_head.weight"), embedding = sources.find("model.embed_tokens.weight");
+void drop_tied_head(Sources& sources, const std::string& name) {
+  const auto head = sources.find("lm_head.weight"), embedding = sources.find(name);
   if (head == sources.end() || embedding == sources.end()) return;
   const SafetensorsEntry &a = *head->second.entry, &b = *embedding->second.entry;
   if (a.dtype != b.dtype || a.shape != b.shape || std::memcmp(a.data, b.data, a.bytes) != 0)
-    refuse_tensor(
-        *head->second.path, "lm_head.weight",
-        "differs from model.embed_tokens.weight although the model's embeddings are tied (tie_word_embeddings in config.json)");
+    refuse_tensor(*head->second.path, "lm_head.weight",
+                  "differs from " + name + " although the model's embeddings are tied (tie_word_embeddings in config.json)");
   sources.erase(head);
 }
 
@@ -252,7 +251,7 @@ void check_values(const Model& model, const WantedTensor& t, const Source& sourc
 
 void load_values(Model& model, const WantedTensor& t, const Source& source, Block& block) {
   const Parameter& p = *t.parameter;
-  const Parameter* head = &p == &model.parameters().front() ? model.tied_head() : nullptr;
+  const Parameter* head = p.role == Role::embedding && !p.adapter ? model.tied_head() : nullptr;
   const size_t row = p.matrix >= 0 || head ? size_t(p.shape[1]) : 1;
   const LoopDType from = floating_dtype(source, t.name);
   visit_blocks(block, source, t.name, from, model.dt, row, [&](size_t first, const void* values, size_t count) {
@@ -342,7 +341,7 @@ Files open_files(const std::vector<std::string>& paths) {
 
 void load_files(Model& model, const std::vector<std::string>& paths, const Files& files, bool quantized, bool fresh) {
   Sources sources = collect(paths, files);
-  if (model.config.tied) drop_tied_head(sources);
+  if (model.config.tied) drop_tied_head(sources, model.embedding().name);
   load_tensors(model, all_of(model, quantized), sources, paths, fresh);
 }
 
@@ -360,7 +359,7 @@ LoopDType stored_dtype(const Files& files) {
 
 }  // namespace
 
-std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<LoopDType> dt, const ModelConfig& config,
+std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<LoopDType> dt, const Architecture& config,
                                   Quantization quantization, const std::vector<std::string>& paths, bool quantized) {
   const Files files = open_files(paths);
   auto model = std::make_shared<Model>(std::move(device), dt.value_or(stored_dtype(files)), config, quantization);

@@ -113,9 +113,7 @@ class LoopRptPass {
   // Every pass runs in the student's workspace.
   Stack stack(const Model& model, const PackedBatch& packed, int loops, Stack::Keep keep, const LatentNoise* noise = nullptr,
               bool first_given = false) {
-    return Stack(student_.device, student_.dt, student_.config, model.weights(), workspace(),
-                 student_.rope_table(packed.max_position + 1), upload(packed, workspace()), loops, keep, nullptr, noise,
-                 first_given);
+    return Stack(student_, model.weights(), upload(packed, workspace()), loops, keep, nullptr, noise, first_given);
   }
   Stack::Keep keep() const { return keep_for(o_.recompute); }
 
@@ -512,8 +510,7 @@ double accumulate_stage2(Model& model, const Sequences& sequences, int64_t token
     begin = packed.end;
     const size_t R = packed.rows.size(), N = size_t(packed.tokens()), T = size_t(loops);
     if (R == 0) continue;
-    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
-                upload(packed, w), loops, Stack::Keep::nothing);
+    Stack stack(model, model.weights(), upload(packed, w), loops, Stack::Keep::nothing);
     stack.forward_tokens();
     Buffer &all_gates = w.get("exit.all_gates", T * N * real), &logprobs_out = w.get("loss.logprobs", T * R * real);
     stack.gate_logits(all_gates.as<>());

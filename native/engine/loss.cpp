@@ -367,8 +367,7 @@ class LossPass {
     const size_t real = loop_dtype_size(model_.real());
     const int64_t D = model_.config.hidden, N = packed.tokens();
     const size_t R = packed.rows.size();
-    Stack stack(model_.device, model_.dt, model_.config, model_.weights(), w, model_.rope_table(packed.max_position + 1),
-                upload(packed, w), loops_, keep_for(o_.recompute));
+    Stack stack(model_, model_.weights(), upload(packed, w), loops_, keep_for(o_.recompute));
     stack.forward_tokens();
     const ExitTable exits = exit_table(model_, stack, packed, loops_);
     Micro m{packed, exits, {}, {}};

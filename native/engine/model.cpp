@@ -11,80 +11,59 @@
 
 namespace looplm {
 
-const void* scaled(Device& device, Workspace& workspace, LoopDType dt, const void* x, int64_t elements, const void* factor) {
-  const int64_t one = 1, none = 0;
-  const LoopDType real = loop_real(dt);
-  void* product = workspace.get("adapter.product", size_t(elements) * loop_dtype_size(real)).as<>();
-  device.run(&LoopBackend::binary, "scale", real, LOOP_MULTIPLY, 1, &elements, x, &one, factor, &none, product);
-  if (real == dt) return product;
-  void* out = workspace.get("adapter.scaled", size_t(elements) * loop_dtype_size(dt)).as<>();
-  device.run(&LoopBackend::copy_strided, "cast", real, dt, 1, &elements, static_cast<const void*>(product), &one, out, &one);
-  return out;
-}
-
 namespace {
 constexpr size_t ALIGN = 32;  // elements: every matrix starts on a 64-byte line
 
-void check_config(const ModelConfig& c) {
-  auto require = [](bool ok, const std::string& what) {
-    if (!ok) throw Error("INVALID_CONFIG", "model", what);
-  };
-  require(c.vocabulary >= 1 && c.hidden >= 1 && c.intermediate >= 1,
-          "vocab_size, hidden_size and intermediate_size must be at least 1");
-  require(c.layers >= 1 && c.loops >= 1, "num_hidden_layers and total_ut_steps must be at least 1");
-  require(c.head_dim >= 2 && c.head_dim % 2 == 0, "head_dim must be even and at least 2: rotary positions turn pairs");
-  require(c.heads >= 1 && c.kv_heads >= 1 && c.heads % c.kv_heads == 0,
-          "num_attention_heads must be a multiple of num_key_value_heads, both at least 1");
+// Elements of all parameters: so few that their bytes can be counted.
+constexpr size_t MOST = size_t(1) << 58;
+[[noreturn]] void too_many(const std::string& name) {
+  throw Error("OUT_OF_MEMORY", "model", "with " + name + " the model has more parameters than any memory holds: use smaller sizes");
+}
+size_t elements(const std::string& name, const std::vector<int64_t>& shape) {
+  size_t count = 1;
+  for (int64_t n : shape)
+    if (__builtin_mul_overflow(count, size_t(n), &count) || count > MOST) too_many(name);
+  return count;
 }
 
-struct Layout {
-  std::vector<Parameter>& out;
-  bool adapter = false;
-  size_t end = 0;
-  void add(const std::string& name, std::vector<int64_t> shape, bool joined = false) {
-    const size_t count = elements(name, shape);
-    if (!joined) end = aligned();
-    if (count > MOST - end) too_many(name);
-    out.push_back({name, std::move(shape), end, count, adapter});
-    end += count;
+// The arena: parameters in order, the parts of a matrix or vector one behind the other.
+class Layout {
+ public:
+  explicit Layout(std::vector<Parameter>& out) : out_(out) {}
+  void add(Parameter p, bool continues = false) {
+    if (!continues) end_ = aligned();
+    if (p.count > MOST - end_) too_many(p.name);
+    p.offset = end_;
+    end_ += p.count;
+    out_.push_back(std::move(p));
   }
-  // Rows [first, first + shape[0]) of a quantized matrix, outside the arena.
-  void add_quantized(const std::string& name, std::vector<int64_t> shape, int32_t matrix, int64_t first) {
-    const size_t count = elements(name, shape);
-    out.push_back({name, std::move(shape), 0, count, adapter, matrix, first});
-  }
-  // Elements of all parameters: so few that their bytes can be counted.
-  static constexpr size_t MOST = size_t(1) << 58;
-  static size_t elements(const std::string& name, const std::vector<int64_t>& shape) {
-    size_t count = 1;
-    for (int64_t s : shape)
-      if (__builtin_mul_overflow(count, size_t(s), &count) || count > MOST) too_many(name);
-    return count;
-  }
-  [[noreturn]] static void too_many(const std::string& name) {
-    throw Error("OUT_OF_MEMORY", "model",
-                "with " + name + " the model has more parameters than any memory holds: use smaller sizes");
-  }
-  size_t aligned() const { return (end + ALIGN - 1) / ALIGN * ALIGN; }
+  void reserve(size_t end) { end_ = std::max(end_, end); }  // nothing else may lie before `end`
+  size_t aligned() const { return (end_ + ALIGN - 1) / ALIGN * ALIGN; }
+
+ private:
+  std::vector<Parameter>& out_;
+  size_t end_ = 0;
 };
 
-std::string layer_prefix(int l) { return "model.layers." + std::to_string(l) + "."; }
-
-// The projections that an adapter can be given, in the order of its parameters.
-struct Projection {
-  const char *group, *module;
-  int64_t in, first, out;
-  Linear LayerWeights::*matrix;  // rows [first, first + out) of it
-};
-std::vector<Projection> projections(const ModelConfig& c) {
-  const int64_t D = c.hidden, F = c.intermediate, q = c.attention_width(), kv = int64_t(c.kv_heads) * c.head_dim;
-  return {{"self_attn", "q_proj", D, 0, q, &LayerWeights::qkv},       {"self_attn", "k_proj", D, q, kv, &LayerWeights::qkv},
-          {"self_attn", "v_proj", D, q + kv, kv, &LayerWeights::qkv}, {"self_attn", "o_proj", q, 0, D, &LayerWeights::output},
-          {"mlp", "gate_proj", D, 0, F, &LayerWeights::gate_up},      {"mlp", "up_proj", D, F, F, &LayerWeights::gate_up},
-          {"mlp", "down_proj", F, 0, D, &LayerWeights::down}};
+bool is_layer_matrix(Role role) {
+  return role == Role::attention || role == Role::attention_output || role == Role::gate_up || role == Role::down;
 }
-constexpr Linear LayerWeights::*MATRICES[] = {&LayerWeights::qkv, &LayerWeights::output, &LayerWeights::gate_up,
-                                              &LayerWeights::down};
+Linear LayerWeights::*matrix_of(Role role) {
+  return role == Role::attention          ? &LayerWeights::qkv
+         : role == Role::attention_output ? &LayerWeights::output
+         : role == Role::gate_up          ? &LayerWeights::gate_up
+                                          : &LayerWeights::down;
+}
+
+constexpr char WEIGHT[] = ".weight";
+// What adapters are named after: the tensor without ".weight", and the last part of that.
+std::string module_path(const Parameter& p) {
+  return p.name.ends_with(WEIGHT) ? p.name.substr(0, p.name.size() - sizeof WEIGHT + 1) : p.name;
+}
+std::string module_name(const Parameter& p) {
+  const std::string path = module_path(p);
+  return path.substr(path.rfind('.') + 1);
+}
 
 // Host values as `dt`.
 std::vector<uint8_t> rounded(LoopDType dt, const std::vector<double>& values) {
@@ -102,52 +81,44 @@ bool contains(const std::vector<std::string>& words, const std::string& word) {
 }
 }  // namespace
 
-Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const ModelConfig& config_in, Quantization quantization_in,
+Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const Architecture& config_in, Quantization quantization_in,
              std::shared_ptr<Buffer> arena)
     : config(config_in),
       dt(dt_in),
       device(std::move(device_in)),
       quantization(quantization_in),
       arena_(std::move(arena)),
-      workspace_(std::make_unique<Workspace>(device)) {
-  check_config(config);
+      workspace_(std::make_unique<Workspace>(device)),
+      stack_memory_(std::make_unique<StackMemory>(device)) {
+  config.check();
   if (!device->supports(dt))
     throw Error("UNSUPPORTED", "model",
                 "device \"" + device->name() + "\" does not have this dtype: cpu has float32 and bfloat16, reference float64");
   if (quantization) check_quantization();
-  const int64_t D = config.hidden, F = config.intermediate, V = config.vocabulary, q = config.attention_width(),
-                kv = int64_t(config.kv_heads) * config.head_dim;
-  Layout layout{parameters_};
-  // joined: its rows continue those of the matrix before
-  const auto add_matrix = [&](const std::string& name, int64_t out, int64_t in, bool joined = false) {
-    if (!quantization) return layout.add(name, {out, in}, joined);
-    if (!joined) matrices_.push_back(std::make_unique<QuantizedMatrix>());
-    QuantizedMatrix& matrix = *matrices_.back();
-    layout.add_quantized(name, {out, in}, int32_t(matrices_.size()) - 1, matrix.out);
-    matrix.in = in;
-    matrix.out += out;
-  };
-  layout.add("model.embed_tokens.weight", {V, D});
-  for (int l = 0; l < config.layers; l++) {
-    const std::string p = layer_prefix(l);
-    add_matrix(p + "self_attn.q_proj.weight", q, D);
-    add_matrix(p + "self_attn.k_proj.weight", kv, D, true);
-    add_matrix(p + "self_attn.v_proj.weight", kv, D, true);
-    add_matrix(p + "self_attn.o_proj.weight", D, q);
-    add_matrix(p + "mlp.gate_proj.weight", F, D);
-    add_matrix(p + "mlp.up_proj.weight", F, D, true);
-    add_matrix(p + "mlp.down_proj.weight", D, F);
-    for (const char* norm : {"input_layernorm", "input_layernorm_2", "post_attention_layernorm", "post_attention_layernorm_2"})
-      layout.add(p + norm + ".weight", {D});
+  Layout layout(parameters_);
+  for (const ParameterForm& form : config.parameters) {
+    Parameter p{form.name, form.shape, 0, elements(form.name, form.shape), form.role, form.index, form.first_row};
+    const bool continues = form.first_row > 0;
+    if (continues && (parameters_.empty() || parameters_.back().role != p.role || parameters_.back().index != p.index))
+      throw Error("INVALID_CONFIG", "model", p.name + " must come right behind the rows before its own");
+    if (quantization && (is_layer_matrix(p.role) || p.role == Role::head)) {
+      if (!continues) matrices_.push_back(std::make_unique<QuantizedMatrix>(p.role, p.index));
+      matrices_.back()->in = p.shape[1];
+      matrices_.back()->out += p.shape[0];
+      p.matrix = int32_t(matrices_.size()) - 1;
+      parameters_.push_back(std::move(p));
+      continue;
+    }
+    layout.add(std::move(p), continues);
+    // What a vector leaves out is zero.
+    if (!is_matrix(form.role)) layout.reserve(parameters_.back().offset + size_t(config.rows(form.role) - form.first_row));
   }
-  layout.add("model.norm.weight", {D});
-  layout.add("model.early_exit_gate.weight", {1, D});
-  layout.add("model.early_exit_gate.bias", {1});
-  if (!config.tied) add_matrix("lm_head.weight", V, D);
   if (config.tied && quantization) {
-    add_matrix("lm_head.weight", V, D);
-    tied_head_ = std::move(parameters_.back());
-    parameters_.pop_back();
+    matrices_.push_back(std::make_unique<QuantizedMatrix>(Role::head, 0));
+    matrices_.back()->in = config.hidden;
+    matrices_.back()->out = config.vocabulary;
+    tied_head_ = {"head", {config.vocabulary, config.hidden}, 0, size_t(config.vocabulary * config.hidden), Role::head};
+    tied_head_.matrix = int32_t(matrices_.size()) - 1;
   }
   arena_elements_ = layout.aligned();
   if (!arena_) {
@@ -182,36 +153,61 @@ void Model::clear_gaps() {
 }
 
 Weights Model::pointers(const Buffer& arena, LoopDType type) const {
-  size_t next = 0;
-  auto take = [&]() -> void* {
-    const Parameter& p = parameters_[next++];
-    return p.matrix < 0 ? arena.at(p.offset * loop_dtype_size(type)) : nullptr;
-  };
   Weights w;
-  w.embedding = take();
-  for (int l = 0; l < config.layers; l++) {
-    LayerWeights layer;
-    const int64_t D = config.hidden, F = config.intermediate;
-    layer.qkv = {take(), D, config.qkv_width(), {}};
-    next += 2;  // k and v continue q
-    layer.output = {take(), config.attention_width(), D, {}};
-    layer.gate_up = {take(), D, 2 * F, {}};
-    next += 1;  // up continues gate
-    layer.down = {take(), F, D, {}};
-    layer.attention_norm = take();
-    layer.attention_norm_2 = take();
-    layer.mlp_norm = take();
-    layer.mlp_norm_2 = take();
-    w.layers.push_back(layer);
+  w.layers.resize(size_t(config.layers));
+  for (LayerWeights& layer : w.layers)
+    for (const Role role : {Role::attention, Role::attention_output, Role::gate_up, Role::down}) {
+      Linear& linear = layer.*matrix_of(role);
+      linear.in = config.columns(role);
+      linear.out = config.rows(role);
+    }
+  for (const Parameter& p : parameters_) {
+    if (p.matrix >= 0 || p.first_row > 0) continue;
+    void* at = arena.at(p.offset * loop_dtype_size(type));
+    const auto layer = [&]() -> LayerWeights& { return w.layers[size_t(p.index)]; };
+    switch (p.role) {
+      case Role::embedding:
+        w.embedding = at;
+        break;
+      case Role::head:
+        w.head = at;
+        break;
+      case Role::exit_gate:
+        w.gate_weight = at;
+        break;
+      case Role::exit_gate_bias:
+        w.gate_bias = at;
+        break;
+      case Role::norm:
+        w.norms.resize(std::max(w.norms.size(), size_t(p.index) + 1));
+        w.norms[size_t(p.index)] = at;
+        break;
+      case Role::attention:
+      case Role::attention_output:
+      case Role::gate_up:
+      case Role::down:
+        (layer().*matrix_of(p.role)).weight = at;
+        break;
+      case Role::attention_norm:
+        layer().attention_norm = at;
+        break;
+      case Role::attention_norm_2:
+        layer().attention_norm_2 = at;
+        break;
+      case Role::mlp_norm:
+        layer().mlp_norm = at;
+        break;
+      case Role::mlp_norm_2:
+        layer().mlp_norm_2 = at;
+        break;
+      default:
+        throw Error("UNSUPPORTED", "model", p.name + ": parameters of this role are not computed yet");
+    }
   }
-  w.norm = take();
-  w.gate_weight = take();
-  w.gate_bias = take();
-  w.head = !config.tied ? take() : quantization ? nullptr : w.embedding;
-  for (size_t i = 0; i < matrices_.size(); i++) {
-    const LoopQuantized* view = &matrices_[i]->view;
-    if (i / 4 == w.layers.size()) w.quantized_head = view;
-    else (w.layers[i / 4].*MATRICES[i % 4]).quantized = view;
+  if (config.tied && !quantization) w.head = w.embedding;
+  for (const auto& matrix : matrices_) {
+    if (matrix->role == Role::head) w.quantized_head = &matrix->view;
+    else (w.layers[size_t(matrix->index)].*matrix_of(matrix->role)).quantized = &matrix->view;
   }
   return w;
 }
@@ -225,17 +221,21 @@ const Parameter& Model::parameter(const std::string& name) const {
   throw Error("NOT_FOUND", "parameter", "the model has no parameter \"" + name + "\"");
 }
 
-void Model::initialize(uint64_t seed, double range) {
+const Parameter& Model::embedding() const {
+  return *std::find_if(parameters_.begin(), parameters_.end(), [](const Parameter& p) { return p.role == Role::embedding; });
+}
+
+void Model::initialize(uint64_t seed) {
   for (size_t i = 0; i < parameters_.size(); i++) {
     const Parameter& p = parameters_[i];
-    const bool norm = p.name.find("norm") != std::string::npos, bias = p.name.find("bias") != std::string::npos;
-    std::vector<double> values(p.count, norm ? 1.0 : 0.0);
-    if (!norm && !bias)
-      for (size_t j = 0; j < p.count; j++) values[j] = range * normal(seed, uint32_t(i), 0, uint32_t(j));
+    const ParameterForm& form = config.parameters[i];
+    std::vector<double> values(p.count, form.initial == Initial::ones ? 1.0 : 0.0);
+    if (form.initial == Initial::normal)
+      for (size_t j = 0; j < p.count; j++) values[j] = form.deviation * normal(seed, uint32_t(i), 0, uint32_t(j));
     const std::vector<uint8_t> raw = rounded(dt, values);
     if (p.matrix >= 0) quantize_rows(p, 0, p.shape[0], raw.data());
     else {
-      if (tied_head() && i == 0) quantize_rows(tied_head_, 0, p.shape[0], raw.data());
+      if (tied_head() && p.role == Role::embedding) quantize_rows(tied_head_, 0, p.shape[0], raw.data());
       writable_arena(p).upload(raw.data(), raw.size(), p.offset * loop_dtype_size(dt));
       touch(p);
     }
@@ -246,12 +246,11 @@ void Model::initialize(uint64_t seed, double range) {
 void Model::attach(Weights& weights, const Buffer& arena, LoopDType type) const {
   size_t next = 0;
   auto take = [&] { return arena.at(adapter_->parameters[next++].offset * loop_dtype_size(type)); };
-  for (LayerWeights& layer : weights.layers)
-    for (const Projection& p : projections(config))
-      if (contains(adapter_->options.modules, p.module)) {
-        void* a = take();
-        (layer.*p.matrix).adapters.push_back({a, take(), p.first, p.out});
-      }
+  for (const Parameter& p : parameters_)
+    if (is_layer_matrix(p.role) && contains(adapter_->options.modules, module_name(p))) {
+      void* a = take();
+      (weights.layers[size_t(p.index)].*matrix_of(p.role)).adapters.push_back({a, take(), p.first_row, p.shape[0]});
+    }
   weights.rank = adapter_->options.rank;
   weights.scale = adapter_->scale.as<>();
 }
@@ -293,17 +292,21 @@ void Model::add_adapter(const AdapterOptions& options, uint64_t seed) {
   require(!options.modules.empty(), "an adapter needs at least one module");
   auto made = std::make_unique<Adapter>();
   made->options = options;
-  Layout layout{made->parameters, true};
+  Layout layout(made->parameters);
   std::vector<std::string> known;
-  for (const Projection& p : projections(config)) known.push_back(p.module);
+  for (const Parameter& p : parameters_)
+    if (is_layer_matrix(p.role)) known.push_back(module_name(p));
   for (const std::string& module : options.modules) require(contains(known, module), "no module is called \"" + module + "\"");
-  for (int l = 0; l < config.layers; l++)
-    for (const Projection& p : projections(config)) {
-      if (!contains(options.modules, p.module)) continue;
-      const std::string name = layer_prefix(l) + p.group + "." + p.module;
-      layout.add(name + ".lora_A.weight", {options.rank, p.in});
-      layout.add(name + ".lora_B.weight", {p.out, options.rank});
-    }
+  const auto add = [&](const std::string& name, int64_t rows, int64_t columns) {
+    Parameter p{name, {rows, columns}, 0, elements(name, {rows, columns})};
+    p.adapter = true;
+    layout.add(std::move(p));
+  };
+  for (const Parameter& p : parameters_) {
+    if (!is_layer_matrix(p.role) || !contains(options.modules, module_name(p))) continue;
+    add(module_path(p) + ".lora_A.weight", options.rank, p.shape[1]);
+    add(module_path(p) + ".lora_B.weight", p.shape[0], options.rank);
+  }
   made->elements = layout.aligned();
   made->values = Buffer(device, made->elements * loop_dtype_size(dt));
   made->values.zero(made->values.bytes());
@@ -408,25 +411,26 @@ std::unique_ptr<Model> Model::merged() const {
   copy->copy_base_from(*this);
   if (!adapter_) return copy;
   const int64_t r = adapter_->options.rank, stride = 1;
-  const size_t act = loop_dtype_size(dt);
-  for (int l = 0; l < config.layers; l++)
-    for (const Projection& p : projections(config))
-      for (const LowRank& part : (weights_.layers[size_t(l)].*p.matrix).adapters) {
-        if (part.first != p.first) continue;
-        const int64_t elements = p.out * p.in;
-        void* target = static_cast<char*>((copy->weights_.layers[size_t(l)].*p.matrix).weight) + size_t(p.first * p.in) * act;
-        // The sum is real and rounded once.
-        void* sum = workspace_->get("adapter.sum", size_t(std::max(elements, p.out * r)) * loop_dtype_size(real())).as<>();
-        auto cast = [&](LoopDType from, LoopDType to, const void* source, void* out, int64_t count) {
-          device->run(&LoopBackend::copy_strided, "merge", from, to, 1, &count, source, &stride, out, &stride);
-        };
-        cast(dt, real(), part.b, sum, p.out * r);
-        const void* b = scaled(*device, *workspace_, dt, sum, p.out * r, weights_.scale);
-        cast(dt, real(), target, sum, elements);
-        device->run(&LoopBackend::gemm, "merge", dt, 0, 0, p.out, p.in, r, b, r, static_cast<const void*>(part.a), p.in, sum,
-                    p.in, int(LOOP_GEMM_ACCUMULATE));
-        cast(real(), dt, sum, target, elements);
-      }
+  for (const Parameter& p : parameters_) {
+    if (!is_layer_matrix(p.role)) continue;
+    const Linear& own = weights_.layers[size_t(p.index)].*matrix_of(p.role);
+    for (const LowRank& part : own.adapters) {
+      if (part.first != p.first_row) continue;
+      const int64_t count = int64_t(p.count), out = p.shape[0], in = p.shape[1];
+      void* target = copy->writable_data(p);
+      // The sum is real and rounded once.
+      Buffer sum(device, size_t(std::max(count, out * r)) * loop_dtype_size(real()));
+      auto cast = [&](LoopDType from, LoopDType to, const void* source, void* result, int64_t n) {
+        device->run(&LoopBackend::copy_strided, "merge", from, to, 1, &n, source, &stride, result, &stride);
+      };
+      cast(dt, real(), part.b, sum.as<>(), out * r);
+      const void* b = scaled(device, stack_memory_->linear, dt, sum.as<>(), out * r, weights_.scale);
+      cast(dt, real(), target, sum.as<>(), count);
+      device->run(&LoopBackend::gemm, "merge", dt, 0, 0, out, in, r, b, r, static_cast<const void*>(part.a), in, sum.as<>(), in,
+                  int(LOOP_GEMM_ACCUMULATE));
+      cast(real(), dt, sum.as<>(), target, count);
+    }
+  }
   return copy;
 }
 
@@ -513,9 +517,12 @@ const Weights& Model::gradients() {
     const size_t row = (size_t(config.hidden) + ALIGN) / ALIGN * ALIGN * real_bytes;
     Buffer nowhere(device, 7 * row);
     nowhere.zero(nowhere.bytes());
-    LayerWeights layer{{nullptr, 0, 0, {}}, {nullptr, 0, 0, {}}, {nullptr, 0, 0, {}}, {nullptr, 0, 0, {}},
-                       nowhere.at(0),       nowhere.at(row),     nowhere.at(2 * row), nowhere.at(3 * row)};
-    Weights made{nullptr, nullptr, nowhere.at(4 * row), nowhere.at(5 * row), nowhere.at(6 * row), {}, 0, nullptr};
+    LayerWeights layer;
+    layer.attention_norm = nowhere.at(0), layer.attention_norm_2 = nowhere.at(row);
+    layer.mlp_norm = nowhere.at(2 * row), layer.mlp_norm_2 = nowhere.at(3 * row);
+    Weights made;
+    made.norms.assign(weights_.norms.size(), nowhere.at(4 * row));
+    made.gate_weight = nowhere.at(5 * row), made.gate_bias = nowhere.at(6 * row);
     made.layers.assign(size_t(config.layers), layer);
     attach(made, arena, real());
     gradients_ = std::move(made);
@@ -542,7 +549,7 @@ const void* Model::rope_table(int64_t positions) {
     std::vector<double> table(size_t(n * 2 * half));
     for (int64_t p = 0; p < n; p++)
       for (int64_t j = 0; j < half; j++) {
-        double angle = double(p) * std::pow(config.rope_theta, -2.0 * double(j) / config.head_dim);
+        const double angle = double(p) * config.rotary.frequency(j, config.head_dim);
         table[size_t(p * 2 * half + j)] = std::cos(angle);
         table[size_t(p * 2 * half + half + j)] = std::sin(angle);
       }

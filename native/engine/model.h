@@ -5,19 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "device.h"
+#include "architecture.h"
+#include "linear.h"
 
 namespace looplm {
-
-struct ModelConfig {  // math.md §1, Hugging Face's field names without the prefix num_
-  int64_t vocabulary = 0, hidden = 0, intermediate = 0;
-  int32_t layers = 0, heads = 0, kv_heads = 0, head_dim = 0, loops = 0;
-  double norm_eps = 1e-6, rope_theta = 1e6;
-  bool tied = false;
-  int64_t qkv_width() const { return int64_t(heads + 2 * kv_heads) * head_dim; }
-  int64_t attention_width() const { return int64_t(heads) * head_dim; }
-  bool operator==(const ModelConfig&) const = default;
-};
 
 // Weights in 8 or 4 bits with a scale for every `group` neighbours of a row (quantize.h); bits 0: none.
 struct Quantization {
@@ -26,39 +17,29 @@ struct Quantization {
 };
 
 struct Parameter {
-  std::string name;  // Hugging Face's tensor name
+  std::string name;  // of the published tensor
   std::vector<int64_t> shape;
   size_t offset = 0;  // in elements of the arena
   size_t count = 0;
+  Role role = Role::embedding;
+  int32_t index = 0;                                // of the role: layer, norm, …
+  int64_t first_row = 0;                            // of the role's matrix
   bool adapter = false;                             // of the adapter's arena
   int32_t matrix = -1;                              // of a quantized model: which of its matrices this is a part of
-  int64_t first_row = 0;                            // and from which row on
   bool decays() const { return shape.size() > 1; }  // AdamW's weight decay is for matrices
 };
 
-// A low-rank adapter (LoRA, Hu et al., arXiv 2106.09685) of the rows [first, first + out) of a matrix: they count as W + scale·B
-// A.
-struct LowRank {
-  void *a, *b;  // [rank, in], [out, rank]
-  int64_t first, out;
-};
-struct Linear {
-  void* weight;  // [out, in]; NULL among the gradients of a frozen base, and when quantized
-  int64_t in, out;
-  std::vector<LowRank> adapters;
-  const LoopQuantized* quantized = nullptr;
-};
-
-// Pointers into arenas (parameters: act, gradients: real). q, k, v lie side by side as one [qkv_width, D] matrix, gate and up
-// as [2F, D].
+// Pointers into arenas (parameters: act, gradients: real).
 struct LayerWeights {
   Linear qkv, output, gate_up, down;
-  void *attention_norm, *attention_norm_2, *mlp_norm, *mlp_norm_2;  // input_layernorm(_2), post_attention_layernorm(_2)
+  void *attention_norm = nullptr, *attention_norm_2 = nullptr, *mlp_norm = nullptr, *mlp_norm_2 = nullptr;
 };
 // As gradients of a model with an adapter: embedding and head are NULL, everything else but the adapters is a place to throw
 // values.
 struct Weights {
-  void *embedding, *head /* the embedding when tied; NULL when quantized */, *norm, *gate_weight, *gate_bias;
+  void *embedding = nullptr, *head = nullptr /* the embedding when tied; NULL when quantized */;
+  void *gate_weight = nullptr, *gate_bias = nullptr;  // of the exit gate
+  std::vector<void*> norms;
   std::vector<LayerWeights> layers;
   int64_t rank = 0;             // of the adapters
   const void* scale = nullptr;  // and alpha / rank: real, on the device
@@ -68,25 +49,41 @@ struct Weights {
 struct AdapterOptions {
   int64_t rank = 16;
   double alpha = 32;                 // scale = alpha / rank
-  std::vector<std::string> modules;  // q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj: of every layer
+  std::vector<std::string> modules;  // by the last part of their names, q_proj for example: of every layer
 };
 
 class Workspace;
 
-// x · factor as act [elements], in the workspace until the next call. x real [elements], factor real, one number on the device.
-const void* scaled(Device& device, Workspace& workspace, LoopDType dt, const void* x, int64_t elements, const void* factor);
+// What a stack works in, kept from call to call (stack.h, block.h).
+struct StackMemory {
+  explicit StackMemory(std::shared_ptr<Device> device) : device(std::move(device)) {}
+  // At least that many bytes, and some that vectors may read behind them.
+  void* reserve(Buffer& buffer, size_t bytes) {
+    if (bytes + 64 > buffer.bytes()) generation++;
+    buffer.reserve(device, bytes + 64);
+    return buffer.as<>();
+  }
+  const std::shared_ptr<Device> device;
+  uint64_t generation = 0;                                 // another number when a buffer has moved
+  Buffer registers, hidden, boundaries, values, blocks;    // act
+  Buffer x, activation;                                    // act
+  Buffer d_activation, d_branch, d_x, d_attention, d_qkv;  // act
+  Buffer d_registers;                                      // real
+  Buffer extended, extended_out, extended_lse;             // attention behind cached prefixes
+  LinearMemory linear;
+};
 
 class Model {
  public:
   // Quantized, the matrices of the blocks and the head are codes with scales from the start: no copy of them in `dt` ever exists,
   // but of a tied head the embedding, which stays as it is. Such a model only infers; what would train or change its parameters
   // is refused.
-  Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, Quantization quantization = {})
+  Model(std::shared_ptr<Device> device, LoopDType dt, const Architecture& config, Quantization quantization = {})
       : Model(std::move(device), dt, config, quantization, nullptr) {}
   ~Model();
   Model(const Model&) = delete;
 
-  const ModelConfig config;
+  const Architecture config;
   const LoopDType dt;
   const std::shared_ptr<Device> device;
   const Quantization quantization;
@@ -94,6 +91,7 @@ class Model {
 
   const std::vector<Parameter>& parameters() const { return parameters_; }  // without the adapter's
   const Parameter& parameter(const std::string& name) const;                // of either; throws NOT_FOUND
+  const Parameter& embedding() const;
   size_t arena_elements() const { return arena_elements_; }
 
   // With an adapter the model's own parameters are frozen: gradients, optimizers and averages are those of the adapter alone.
@@ -120,9 +118,8 @@ class Model {
   // logits, real [rows, vocabulary] = hidden W_headᵀ
   void head(int64_t rows, const void* hidden, void* logits);
 
-  // Normal(0, range) for matrices and the gate, ones for norms, zero for the gate's bias; a pure function of (seed, parameter,
-  // element).
-  void initialize(uint64_t seed, double range);
+  // As the description says of each parameter; a pure function of (seed, parameter, element).
+  void initialize(uint64_t seed);
   // A fresh model of the same configuration with the same parameters and adapter (a frozen reference, a teacher). With an adapter
   // the model's own parameters are shared until somebody writes to them.
   std::unique_ptr<Model> clone() const;
@@ -154,6 +151,7 @@ class Model {
 
   // cos and sin of every position below `positions`, real [positions, head_dim].
   const void* rope_table(int64_t positions);
+  StackMemory& stack_memory() { return *stack_memory_; }
   Workspace& workspace() { return *workspace_; }  // buffers that are kept from call to call
 
  private:
@@ -164,9 +162,12 @@ class Model {
     Buffer values, gradients, thrown_away, scale;
     uint64_t version = 1;
   };
-  Model(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, Quantization quantization,
+  Model(std::shared_ptr<Device> device, LoopDType dt, const Architecture& config, Quantization quantization,
         std::shared_ptr<Buffer> arena);
   struct QuantizedMatrix {
+    QuantizedMatrix(Role role, int32_t index) : role(role), index(index) {}
+    Role role;
+    int32_t index;
     Buffer codes, scales;
     int64_t out = 0, in = 0;
     LoopQuantized view{};
@@ -192,8 +193,9 @@ class Model {
   int64_t rope_positions_ = 0;
   Weights weights_, gradients_;
   std::unique_ptr<Workspace> workspace_;
+  std::unique_ptr<StackMemory> stack_memory_;
   std::unique_ptr<Adapter> adapter_;
-  std::vector<std::unique_ptr<QuantizedMatrix>> matrices_;  // per layer qkv, output, gate_up, down; then the head
+  std::vector<std::unique_ptr<QuantizedMatrix>> matrices_;  // as in `parameters`
   uint64_t version_ = 1 /* of the model's own parameters */, layout_ = 0, adapters_made_ = 0, placement_ = 0;
 };
 

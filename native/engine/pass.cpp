@@ -28,7 +28,7 @@ const char* training_remedy(Recompute recompute) {
 }
 
 int64_t default_budget(const Model& model, int loops) {
-  const ModelConfig& c = model.config;
+  const Architecture& c = model.config;
   int64_t per_token = loops * c.layers * (c.qkv_width() + c.attention_width() + 4 * c.hidden + 2 * c.intermediate) *
                       int64_t(loop_dtype_size(model.dt));
   return std::clamp<int64_t>((int64_t(64) << 20) / per_token, 2048, 8192);

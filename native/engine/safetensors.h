@@ -90,11 +90,11 @@ size_t first_not_finite(LoopDType type, const void* values, size_t count);
 
 class Device;
 class Model;
-struct ModelConfig;
+struct Architecture;
 struct Quantization;
 // A model with the parameters of the files, as load_parameters reads them, and each value read from the disk once. Without dt
 // its dtype is bfloat16 where all values of the files are, else float32.
-std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<LoopDType> dt, const ModelConfig& config,
+std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<LoopDType> dt, const Architecture& config,
                                   Quantization quantization, const std::vector<std::string>& paths, bool quantized);
 // Fills every parameter from the files (together they must hold each exactly once and nothing unknown). F32, BF16, F16 and F64
 // convert. A tied model's files may repeat the embedding as lm_head.weight. Everything, NaN and infinity included, is checked

@@ -378,8 +378,7 @@ struct Scheduler::State {
     const int deep = cache.shared() ? 1 : pieces[0].prompt->loops;
     const CacheUse use =
         cache.prompts(upload_ints(w, "scheduler.slots", slots), prefixes.data(), int32_t(prefixes.size()), prefix_rows);
-    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(max_context), batch, deep,
-                Stack::Keep::nothing, &use);
+    Stack stack(model, model.weights(), batch, deep, Stack::Keep::nothing, &use);
     if (cache.shared()) {
       run_one_loop(stack, pieces);
       return;
@@ -532,13 +531,13 @@ struct Scheduler::State {
     const int32_t length = int32_t(row.prompt->tokens.size()), position = length + row.made - 1;
     Workspace& space = model.workspace();
     Buffer &state = space.get("scheduler.token", state_bytes() + 64), &left = space.get("scheduler.left", sizeof(int32_t));
-    const ModelConfig& c = model.config;
+    const Architecture& c = model.config;
     LoopDecodeToken t{};
     t.layers = c.layers, t.heads = c.heads, t.kv_heads = c.kv_heads, t.head_dim = c.head_dim;
     t.hidden = c.hidden, t.intermediate = c.intermediate;
     t.norm_eps = c.norm_eps, t.scale = 1.0 / std::sqrt(double(c.head_dim));
     t.host_layers = layers.data();
-    t.norm = w.norm, t.gate_weight = w.gate_weight, t.gate_bias = w.gate_bias;
+    t.norm = w.norms[0], t.gate_weight = w.gate_weight, t.gate_bias = w.gate_bias;
     t.cos_sin = model.rope_table(position + 1);
     t.embedded = static_cast<const char*>(w.embedding) + size_t(items[0].token) * state_bytes();
     t.position = position;
@@ -590,8 +589,7 @@ struct Scheduler::State {
     const auto* ints = static_cast<const int32_t*>(on_device.at(context_bytes));
     const CacheUse use = cache.decoding(ints + n, on_device.as<LoopCacheContext>());
     const DeviceBatch batch{int64_t(n), ints + 2 * n, ints, nullptr, 0, 0, 0, last_position};
-    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(last_position + 1), batch, 1,
-                Stack::Keep::nothing, &use);
+    Stack stack(model, model.weights(), batch, 1, Stack::Keep::nothing, &use);
     if (fresh > 0)
       model.device->run(&LoopBackend::embed, "embed", model.dt, int64_t(fresh), model.config.hidden, batch.ids,
                         static_cast<const void*>(model.weights().embedding), stack.input());
@@ -599,7 +597,11 @@ struct Scheduler::State {
       model.device->run(&LoopBackend::copy, "states", static_cast<void*>(static_cast<char*>(stack.input()) + fresh * bytes),
                         static_cast<const void*>(states.as<>()), (n - fresh) * bytes);
     // What differs from pass to pass lies in device memory: the states, and each row's position, slots and loop.
-    const std::vector<uint64_t> key{n, w.generation(), model.placement(), cache.generation(),
+    const std::vector<uint64_t> key{n,
+                                    w.generation(),
+                                    model.stack_memory().generation,
+                                    model.placement(),
+                                    cache.generation(),
                                     uint64_t(reinterpret_cast<uintptr_t>(model.rope_table(last_position + 1)))};
     const bool replayed = replays.run(key, [&] { stack.forward_input(); });
     {

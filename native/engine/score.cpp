@@ -95,8 +95,7 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
   for (size_t begin = 0; begin < sequences.count();) {
     PackedBatch packed = pack(sequences, begin, pass.pack);
     const int64_t gates = pass.loops * packed.tokens();
-    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
-                upload(packed, w), pass.loops, Stack::Keep::nothing);
+    Stack stack(model, model.weights(), upload(packed, w), pass.loops, Stack::Keep::nothing);
     stack.forward_tokens();
     Buffer &gate_logits = w.get("exit.all_gates", size_t(gates) * real), &pdf = w.get("exit.pdf", size_t(gates) * real);
     stack.gate_logits(gate_logits.as<>());
@@ -167,8 +166,7 @@ std::vector<double> embed_sequences(Model& model, const Sequences& sequences, in
   for (size_t begin = 0; begin < sequences.count();) {
     const PackedBatch packed = pack(sequences, begin, pass.pack);
     const int64_t N = packed.tokens();
-    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
-                upload(packed, w), pass.loops, Stack::Keep::nothing);
+    Stack stack(model, model.weights(), upload(packed, w), pass.loops, Stack::Keep::nothing);
     stack.forward_tokens();
     Buffer& states = w.get("score.states", size_t(N * D) * real);
     const int64_t shape[] = {N * D}, strides[] = {1};
@@ -205,8 +203,7 @@ void backward(Model& model, const Sequences& sequences, const std::vector<double
   for (size_t begin = 0; begin < sequences.count();) {
     PackedBatch packed = pack(sequences, begin, pass.pack);
     const int64_t N = packed.tokens();
-    Stack stack(model.device, model.dt, model.config, model.weights(), w, model.rope_table(packed.max_position + 1),
-                upload(packed, w), pass.loops, keep_for(recompute));
+    Stack stack(model, model.weights(), upload(packed, w), pass.loops, keep_for(recompute));
     stack.forward_tokens();
     const size_t hidden_bytes = size_t(pass.loops * N * model.config.hidden) * real;
     Buffer& d_hidden = w.get("loss.d_hidden", hidden_bytes);

@@ -1,277 +1,203 @@
 #include "stack.h"
 
-#include <cmath>
+#include <utility>
 
 namespace looplm {
 
-Stack::Stack(std::shared_ptr<Device> device, LoopDType dt, const ModelConfig& config, const Weights& weights,
-             Workspace& workspace, const void* rope, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache,
+Stack::Stack(Model& model, const Weights& weights, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache,
              const LatentNoise* noise, bool first_given)
-    : device_(std::move(device)),
-      dt_(dt),
-      config_(config),
+    : device_(model.device),
+      dt_(model.dt),
+      a_(model.config),
       weights_(weights),
-      workspace_(workspace),
-      rope_(rope),
+      memory_(model.stack_memory()),
       batch_(batch),
       loops_(loops),
       keep_(keep),
       cache_(cache),
       noise_(noise),
       first_(first_given ? 1 : 0),
-      act_(loop_dtype_size(dt)),
-      real_(loop_dtype_size(loop_real(dt))) {
+      act_(loop_dtype_size(dt_)),
+      real_(loop_dtype_size(loop_real(dt_))),
+      state_bytes_(size_t(batch.tokens * a_.hidden) * act_),
+      block_(device_, dt_, a_, weights, batch, model.rope_table(batch.max_position + 1), cache, keep != Keep::nothing, memory_) {
   lay_out();
 }
 
+// ---- Where everything lies ----
+
+namespace {
+
+// No later step of the program writes the same register.
+bool is_last_write(const std::vector<Step>& steps, size_t i) {
+  return std::none_of(steps.begin() + ptrdiff_t(i) + 1, steps.end(), [&](const Step& s) { return s.to == steps[i].to; });
+}
+
+}  // namespace
+
+// Values that a program makes on the way; what it leaves in registers lies elsewhere.
+size_t Stack::values_of(const std::vector<Step>& steps) const {
+  size_t count = 0;
+  for (size_t i = 0; i < steps.size(); i++) count += !is_last_write(steps, i);
+  return count;
+}
+
+// Registers live in `registers` before the loops, and behind every loop in `hidden` (register 0, when the head reads it as it is)
+// or `boundaries`. Between them a forward alone needs two buffers for each register; for a backward every value has its own,
+// which with per_loop all loops share.
 void Stack::lay_out() {
-  const size_t N = size_t(batch_.tokens), D = size_t(config_.hidden), F = size_t(config_.intermediate),
-               L = size_t(config_.layers), T = size_t(loops_), run = T - size_t(first_);
-  const size_t qkv = size_t(config_.qkv_width()), width = size_t(config_.attention_width());
-  auto get = [&](const char* name, size_t bytes) { return workspace_.get(name, bytes + 64).as<>(); };
-  input_ = get("stack.input", N * D * act_);
-  hidden_ = get("stack.hidden", T * N * D * act_);
-  size_t state_count = keep_ == Keep::nothing ? 1 : keep_ == Keep::per_loop ? L : run * L;
-  size_t block_count = keep_ == Keep::all ? run * L : keep_ == Keep::per_loop ? L : 1;
-  states_ = get("stack.states", state_count * N * D * act_);
-  block_bytes_ = N * (qkv + width + 3 * D + 2 * F) * act_ + N * size_t(config_.heads) * real_;
-  block_bytes_ = (block_bytes_ + 7 * 64 + 63) / 64 * 64;
-  blocks_ = get("stack.blocks", block_count * block_bytes_);
-  x_ = get("stack.x", N * D * act_);
-  activation_ = get("stack.activation", N * F * act_);
-  if (keep_ == Keep::nothing) return;
-  d_activation_ = get("stack.d_activation", N * F * act_);
-  d_branch_ = get("stack.d_branch", N * D * act_);
-  d_x_ = get("stack.d_x", N * D * act_);
-  d_attention_ = get("stack.d_attention", N * width * act_);
-  d_qkv_ = get("stack.d_qkv", N * qkv * act_);
-  d_h_ = get("stack.d_h", N * D * real_);
-}
+  const size_t R = size_t(a_.registers), T = size_t(loops_), run = T - size_t(first_);
+  const bool forward_only = keep_ == Keep::nothing, shared = keep_ == Keep::per_loop;
+  const auto all_of = [&](size_t per_program, size_t programs) { return shared ? per_program : per_program * programs; };
+  char* registers = static_cast<char*>(memory_.reserve(memory_.registers, R * state_bytes_));
+  for (size_t r = 0; r < R; r++) inputs_.push_back(registers + r * state_bytes_);
+  hidden_ = memory_.reserve(memory_.hidden, T * state_bytes_);
+  if (R > 1 || !a_.read.empty()) memory_.reserve(memory_.boundaries, (forward_only ? 2 : T) * R * state_bytes_);
 
-Stack::Block Stack::block(int t, int l) const {
-  const size_t N = size_t(batch_.tokens), D = size_t(config_.hidden);
-  size_t index = keep_ == Keep::all        ? size_t(t - first_) * size_t(config_.layers) + size_t(l)
-                 : keep_ == Keep::per_loop ? size_t(l)
-                                           : 0;
-  char* p = static_cast<char*>(blocks_) + index * block_bytes_;
-  auto take = [&](size_t bytes) {
-    char* at = p;
-    p += (bytes + 63) / 64 * 64;
-    return static_cast<void*>(at);
+  const size_t values[] = {values_of(a_.begin), values_of(a_.loop), values_of(a_.read)};
+  const size_t blocks[] = {size_t(a_.blocks(a_.begin)), size_t(a_.blocks(a_.loop)), size_t(a_.blocks(a_.read))};
+  const size_t value_count = forward_only ? 2 * R : values[0] + all_of(values[1], run) + all_of(values[2], T);
+  const bool every_block = keep_ == Keep::all || shared;
+  const size_t block_count = every_block ? blocks[0] + all_of(blocks[1], run) + all_of(blocks[2], T) : 1;
+  char* value_memory = static_cast<char*>(memory_.reserve(memory_.values, value_count * state_bytes_));
+  char* block_memory = static_cast<char*>(memory_.reserve(memory_.blocks, block_count * block_.bytes()));
+
+  const auto space = [&](char* base, bool one, size_t before, size_t per_program, size_t index, size_t bytes) {
+    return Space{one ? base : base + (before + (shared ? 0 : index) * per_program) * bytes};
   };
-  Block b;
-  b.qkv = take(N * size_t(config_.qkv_width()) * act_);
-  b.attention = take(N * size_t(config_.attention_width()) * act_);
-  b.lse = take(N * size_t(config_.heads) * real_);
-  b.branch_1 = take(N * D * act_);
-  b.middle = take(N * D * act_);
-  b.gate_up = take(N * size_t(2 * config_.intermediate) * act_);
-  b.branch_2 = take(N * D * act_);
-  return b;
-}
-
-void* Stack::hidden_at(int t) const {
-  return static_cast<char*>(hidden_) + size_t(t) * size_t(batch_.tokens * config_.hidden) * act_;
-}
-
-void* Stack::state(int t, int l) const {
-  if (l == 0) return t == 0 ? input_ : hidden_at(t - 1);
-  size_t index = keep_ == Keep::nothing    ? 0
-                 : keep_ == Keep::per_loop ? size_t(l - 1)
-                                           : size_t((t - first_) * config_.layers + l - 1);
-  return static_cast<char*>(states_) + index * size_t(batch_.tokens * config_.hidden) * act_;
-}
-
-void Stack::gemm(const char* name, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
-                 const void* b, int64_t ldb, void* c, int64_t ldc, int flags) {
-  run(&LoopBackend::gemm, name, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, flags);
-}
-// s x Aᵀ, act [N, rank]
-const void* Stack::into_rank(const LowRank& part, const Linear& w, const void* x) {
-  const int64_t N = batch_.tokens, r = weights_.rank;
-  void* u = workspace_.get("stack.rank", size_t(N * r) * real_).as<>();
-  gemm("adapter", 0, 1, N, r, w.in, x, w.in, part.a, w.in, u, r, LOOP_GEMM_REAL_OUT);
-  return scaled(*device_, workspace_, dt_, u, N * r, weights_.scale);
-}
-// s dy B, act [N, rank]
-const void* Stack::rank_gradient(const LowRank& part, const Linear& w, const void* dy) {
-  const int64_t N = batch_.tokens, r = weights_.rank;
-  void* du = workspace_.get("stack.rank", size_t(N * r) * real_).as<>();
-  const void* own = static_cast<const char*>(dy) + size_t(part.first) * act_;
-  gemm("adapter backward", 0, 0, N, r, part.out, own, w.out, part.b, r, du, r, LOOP_GEMM_REAL_OUT);
-  return scaled(*device_, workspace_, dt_, du, N * r, weights_.scale);
-}
-
-// With an adapter the sum of the products is real and rounded once.
-void Stack::linear(const Linear& w, const void* x, void* y) {
-  const int64_t N = batch_.tokens, r = weights_.rank;
-  if (w.quantized) return run(&LoopBackend::gemm_quantized, "linear", N, w.out, w.in, x, w.in, w.quantized, y, w.out, 0);
-  void* sum = sum_of(w, y, w.out);
-  gemm("linear", 0, 1, N, w.out, w.in, x, w.in, w.weight, w.in, sum, w.out, sum == y ? 0 : LOOP_GEMM_REAL_OUT);
-  for (const LowRank& part : w.adapters)
-    gemm("adapter", 0, 1, N, part.out, r, into_rank(part, w, x), r, part.b, r,
-         static_cast<char*>(sum) + size_t(part.first) * real_, w.out, LOOP_GEMM_ACCUMULATE);
-  round_sum(sum, y, w.out);
-}
-void Stack::linear_backward_input(const Linear& w, const void* dy, void* dx) {
-  const int64_t N = batch_.tokens, r = weights_.rank;
-  void* sum = sum_of(w, dx, w.in);
-  gemm("linear backward", 0, 0, N, w.in, w.out, dy, w.out, w.weight, w.in, sum, w.in, sum == dx ? 0 : LOOP_GEMM_REAL_OUT);
-  for (const LowRank& part : w.adapters)
-    gemm("adapter backward", 0, 0, N, w.in, r, rank_gradient(part, w, dy), r, part.a, w.in, sum, w.in, LOOP_GEMM_ACCUMULATE);
-  round_sum(sum, dx, w.in);
-}
-void Stack::linear_backward_weight(const Linear& w, const Linear& d, const void* dy, const void* x) {
-  const int64_t N = batch_.tokens, r = weights_.rank;
-  if (d.weight) gemm("weight gradient", 1, 0, w.out, w.in, N, dy, w.out, x, w.in, d.weight, w.in, LOOP_GEMM_ACCUMULATE);
-  for (size_t i = 0; i < d.adapters.size(); i++) {
-    const LowRank &part = w.adapters[i], &gradient = d.adapters[i];
-    const void* own = static_cast<const char*>(dy) + size_t(part.first) * act_;
-    gemm("adapter gradient", 1, 0, part.out, r, N, own, w.out, into_rank(part, w, x), r, gradient.b, r, LOOP_GEMM_ACCUMULATE);
-    gemm("adapter gradient", 1, 0, r, w.in, N, rank_gradient(part, w, dy), r, x, w.in, gradient.a, w.in, LOOP_GEMM_ACCUMULATE);
+  const auto of_values = [&](size_t before, size_t per, size_t i) {
+    return space(value_memory, forward_only, before, per, i, state_bytes_);
+  };
+  const auto of_blocks = [&](size_t before, size_t per, size_t i) {
+    return space(block_memory, !every_block, before, per, i, block_.bytes());
+  };
+  std::vector<void*> at = inputs_;
+  begin_ = place(a_.begin, -1, false, at, of_values(0, 0, 0), of_blocks(0, 0, 0));
+  at = inputs_;
+  for (size_t t = 0; t < T; t++) {
+    const size_t i = t - std::min(t, size_t(first_));
+    programs_.push_back(
+        place(a_.loop, int(t), false, at, of_values(values[0], values[1], i), of_blocks(blocks[0], blocks[1], i)));
+    if (a_.read.empty()) continue;
+    std::vector<void*> copies = at;
+    reads_.push_back(place(a_.read, int(t), true, copies, of_values(values[0] + all_of(values[1], run), values[2], t),
+                           of_blocks(blocks[0] + all_of(blocks[1], run), blocks[2], t)));
   }
 }
-// Where the sum for act [N, width] is made: there, or where a real sum is needed in scratch, from which round_sum takes it.
-void* Stack::sum_of(const Linear& w, void* out, int64_t width) {
-  if (w.adapters.empty() || act_ == real_) return out;
-  return workspace_.get("stack.sum", size_t(batch_.tokens * width) * real_).as<>();
+
+Stack::Program Stack::place(const std::vector<Step>& steps, int loop, bool reading, std::vector<void*>& registers, Space values,
+                            Space blocks) {
+  const size_t R = size_t(a_.registers), loop_planes = cache_ ? size_t(a_.blocks(a_.loop)) * size_t(cache_->planes) : 0;
+  const auto boundary = [&](int32_t to) -> void* {
+    if (loop < 0) return inputs_[size_t(to)];
+    if (to == 0 && a_.read.empty()) return hidden_at(loop);
+    const size_t t = size_t(keep_ == Keep::nothing ? loop % 2 : loop);
+    return memory_.boundaries.at((t * R + size_t(to)) * state_bytes_);
+  };
+  size_t block = 0;  // of this program, so far
+  Program program;
+  for (size_t i = 0; i < steps.size(); i++) {
+    const Step& s = steps[i];
+    Run run{&s, loop, registers[size_t(s.to)], registers[size_t(s.from)], nullptr, {}, 0};
+    char* const work = values.next + size_t(2 * s.to) * state_bytes_;  // a forward alone: two for each register
+    const bool in_place = s.kind == Step::Kind::block;
+    if (is_last_write(steps, i) && (!reading || s.to == 0)) run.out = reading ? hidden_at(loop) : boundary(s.to);
+    else if (keep_ != Keep::nothing) run.out = values.take(state_bytes_);
+    else run.out = !in_place && run.in != work + state_bytes_ ? work + state_bytes_ : work;
+    if (s.kind == Step::Kind::block) {
+      char* memory =
+          keep_ == Keep::all || keep_ == Keep::per_loop ? static_cast<char*>(blocks.take(block_.bytes())) : blocks.next;
+      run.block = block_.carve(memory);
+      if (keep_ == Keep::nothing) run.block.middle = run.out;
+      if (cache_ && loop >= 0 && !reading)
+        run.plane = int64_t(block) * cache_->planes + (cache_->contexts || cache_->planes == 1 ? 0 : loop);
+      else run.plane = int64_t(loop_planes + (reading ? size_t(a_.blocks(a_.begin)) : 0) + block);
+      block++;
+    }
+    registers[size_t(s.to)] = run.out;
+    program.push_back(run);
+  }
+  return program;
 }
-void Stack::round_sum(const void* sum, void* out, int64_t width) {
-  if (sum == out) return;
-  const int64_t elements = batch_.tokens * width, stride = 1;
-  device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, sum, &stride, out, &stride);
+
+// ---- Forward ----
+
+void Stack::forward_tokens() {
+  forward(begin_);
+  forward_input();
+}
+void Stack::forward_states(const void* states) {
+  device_->run(&LoopBackend::copy, "copy", input(), states, state_bytes_);
+  forward_input();
+}
+void Stack::forward_input() {
+  for (size_t t = size_t(first_); t < programs_.size(); t++) {
+    forward(programs_[t]);
+    if (!reads_.empty()) forward(reads_[t]);
+  }
+}
+
+void Stack::forward_after_first(const void* first, int copies) {
+  const size_t bytes = state_bytes_ / size_t(copies);
+  for (int i = 0; i < copies; i++)
+    device_->run(&LoopBackend::copy, "copy", static_cast<void*>(static_cast<char*>(hidden_) + size_t(i) * bytes), first, bytes);
+  if (noise_at(NoiseSite::state)) add_noise(0, hidden_);
+  forward_input();
 }
 
 void Stack::normalise(const void* h, const void* weight, void* x) {
   const void* none = nullptr;
-  run(&LoopBackend::residual_norm, "norm", batch_.tokens, config_.hidden, config_.norm_eps, h, none, none, weight,
+  run(&LoopBackend::residual_norm, "norm", batch_.tokens, a_.hidden, a_.norm_eps, h, none, none, weight,
       static_cast<void*>(nullptr), x);
 }
 
-LoopAttention Stack::attention_arguments(const Block& b) const {
-  LoopAttention a{};
-  a.tokens = batch_.tokens;
-  a.heads = config_.heads;
-  a.kv_heads = config_.kv_heads;
-  a.head_dim = config_.head_dim;
-  a.scale = 1.0 / std::sqrt(double(config_.head_dim));
-  a.segments = batch_.segments;
-  a.segment_count = batch_.segment_count;
-  a.group_count = batch_.group_count;
-  a.max_context = batch_.max_context;
-  a.qkv = b.qkv;
-  a.out = b.attention;
-  a.lse = b.lse;
-  return a;
-}
-
-void Stack::attend(int t, int l, const Block& b) {
-  LoopAttention a = attention_arguments(b);
-  if (cache_) {
-    const size_t loop_plane = cache_->contexts || cache_->planes == 1 ? 0 : size_t(t);
-    const size_t plane = size_t(l) * size_t(cache_->planes) + loop_plane;
-    const size_t at = plane * size_t(cache_->slots) * size_t(config_.kv_heads * config_.head_dim) * act_;
-    void *keys = static_cast<char*>(cache_->keys) + at, *values = static_cast<char*>(cache_->values) + at;
-    run(&LoopBackend::cache_write, "cache write", batch_.tokens, config_.heads, config_.kv_heads, config_.head_dim, cache_->rows,
-        b.qkv, keys, values);
-    if (cache_->contexts) {
-      LoopDecodeAttention d{batch_.tokens, a.heads, a.kv_heads, a.head_dim,       a.scale,
-                            b.qkv,         keys,    values,     cache_->contexts, b.attention};
-      run(&LoopBackend::decode_attention, "decode attention", static_cast<const LoopDecodeAttention*>(&d));
-      return;
-    }
-    if (cache_->prefix_rows > 0) return attend_behind_prefixes(b, keys, values);
-  }
-  run(&LoopBackend::attention, "attention", static_cast<const LoopAttention*>(&a));
-}
-
-// The attention kernel reads packed rows, so the cached keys and values are laid in front of the batch's own.
-void Stack::attend_behind_prefixes(const Block& b, const void* keys, const void* values) {
-  const int64_t qkv = config_.qkv_width(), kv = int64_t(config_.kv_heads) * config_.head_dim, width = config_.attention_width();
-  const int64_t rows = cache_->prefix_rows + batch_.tokens, own = cache_->prefix_rows;
-  char* extended = workspace_.get("stack.extended", size_t(rows * qkv) * act_ + 64).as<char>();
-  char* out = workspace_.get("stack.extended_out", size_t(rows * width) * act_ + 64).as<char>();
-  auto copy = [&](void* to, const void* from, int64_t elements) {
-    device_->run(&LoopBackend::copy, "copy", to, from, size_t(elements) * act_);
-  };
-  copy(extended + size_t(own * qkv) * act_, b.qkv, batch_.tokens * qkv);
-  for (int32_t i = 0; i < cache_->prefix_count; i++) {
-    const CachedPrefix& p = cache_->prefixes[i];
-    const int64_t shape[] = {p.length, kv}, from[] = {kv, 1}, to[] = {qkv, 1};
-    char* row = extended + size_t(p.row * qkv + width) * act_;
-    for (const void* plane : {keys, values}) {
-      device_->run(&LoopBackend::copy_strided, "cached prefix", dt_, dt_, 2, shape,
-                   static_cast<const void*>(static_cast<const char*>(plane) + size_t(p.slot * kv) * act_), from,
-                   static_cast<void*>(row), to);
-      row += size_t(kv) * act_;
+void Stack::forward(const Program& program) {
+  for (size_t i = 0; i < program.size(); i++) {
+    const Run &r = program[i], *before = i > 0 ? &program[i - 1] : nullptr, *after = i + 1 < program.size() ? &r + 1 : nullptr;
+    switch (r.step->kind) {
+      case Step::Kind::embed:
+        run(&LoopBackend::embed, "embed", batch_.tokens, a_.hidden, batch_.ids, static_cast<const void*>(weights_.embedding),
+            r.out);
+        if (noise_at(NoiseSite::embedding)) add_noise(0, r.out);
+        break;
+      case Step::Kind::block:
+        forward_block(r, before, after);
+        break;
+      case Step::Kind::norm:
+        if (!before || !follows(before, Step::Kind::block, r)) normalise(r.in, weights_.norms[size_t(r.step->index)], r.out);
+        break;
+      default:
+        throw Error("INTERNAL", "stack", "a step that no forward knows");
     }
   }
-  LoopAttention a = attention_arguments(b);
-  a.tokens = rows;
-  a.qkv = extended;
-  a.out = out;
-  a.lse = workspace_.get("stack.extended_lse", size_t(rows * config_.heads) * real_ + 64).as<>();
-  run(&LoopBackend::attention, "attention", static_cast<const LoopAttention*>(&a));
-  copy(b.attention, out + size_t(own * width) * act_, batch_.tokens * width);
+  if (program.empty()) return;
+  if (&program == &begin_) return;
+  (!reads_.empty() && &program >= reads_.data() && &program < reads_.data() + reads_.size() ? newest_read_ : newest_loop_) =
+      &program;
 }
 
-void Stack::forward_tokens() {
-  run(&LoopBackend::embed, "embed", batch_.tokens, config_.hidden, batch_.ids, static_cast<const void*>(weights_.embedding),
-      input_);
-  if (noise_at(NoiseSite::embedding)) disturb(0, input_);
-  forward_input();
-}
-void Stack::forward_states(const void* states) {
-  device_->run(&LoopBackend::copy, "copy", input_, states, size_t(batch_.tokens * config_.hidden) * act_);
-  forward_input();
-}
-void Stack::forward_input() {
-  for (int t = 0; t < loops_; t++) forward_loop(t);
-}
-
-void Stack::forward_after_first(const void* first, int copies) {
-  const size_t bytes = size_t(batch_.tokens * config_.hidden) * act_ / size_t(copies);
-  for (int i = 0; i < copies; i++)
-    device_->run(&LoopBackend::copy, "copy", static_cast<void*>(static_cast<char*>(hidden_) + size_t(i) * bytes), first, bytes);
-  if (noise_at(NoiseSite::state)) disturb(0, hidden_);
-  for (int t = first_; t < loops_; t++) forward_loop(t);
-}
-
-void Stack::forward_loop(int t) {
-  normalise(state(t, 0), weights_.layers[0].attention_norm, x_);
-  for (int l = 0; l < config_.layers; l++) forward_block(t, l);
-}
-
-// x_ holds RMS(state(t, l); attention_norm) on entry, and the same of the next block on exit (the last block writes hidden
-// instead).
-void Stack::forward_block(int t, int l) {
-  const LayerWeights& w = weights_.layers[size_t(l)];
-  const Block b = block(t, l);
-  const int64_t N = batch_.tokens, D = config_.hidden, F = config_.intermediate;
-  void* middle = keep_ == Keep::nothing ? state(t, 1) : b.middle;
-  linear(w.qkv, x_, b.qkv);
-  run(&LoopBackend::rope, "rope", N, config_.heads + config_.kv_heads, config_.head_dim, config_.qkv_width(), batch_.positions,
-      rope_, 0, b.qkv);
-  attend(t, l, b);
-  linear(w.output, b.attention, b.branch_1);
-  run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, state(t, l), b.branch_1, w.attention_norm_2, w.mlp_norm,
-      middle, x_);
-  linear(w.gate_up, x_, b.gate_up);
-  run(&LoopBackend::swiglu, "swiglu", N, F, b.gate_up, activation_);
-  linear(w.down, activation_, b.branch_2);
-  const bool last = l + 1 == config_.layers, noisy = last && noise_at(NoiseSite::residual);
-  run(&LoopBackend::residual_norm, "norm", N, D, config_.norm_eps, middle, b.branch_2, w.mlp_norm_2,
-      noisy ? nullptr : norm_after(l, weights_), state(t, l + 1), last ? hidden_at(t) : x_);
+// With the norm that follows the block, when one does, and with the noise of the place.
+void Stack::forward_block(const Run& r, const Run* before, const Run* after) {
+  const LayerWeights& w = weights_.layers[size_t(r.step->index)];
+  if (!before || !follows(before, Step::Kind::block, r)) normalise(r.in, w.attention_norm, block_.x());
+  const bool norm = after && follows(after, Step::Kind::norm, r), noisy = norm && closes(after) && noise_at(NoiseSite::residual);
+  const void* next = noisy                                           ? nullptr
+                     : norm                                          ? weights_.norms[size_t(after->step->index)]
+                     : after && follows(after, Step::Kind::block, r) ? weights_.layers[size_t(after->step->index)].attention_norm
+                                                                     : nullptr;
+  block_.forward(w, r.block, r.plane, r.in, r.out, next, norm ? after->out : block_.x());
+  newest_block_ = &r;
   if (noisy) {
-    disturb(t, state(t, l + 1));
-    normalise(state(t, l + 1), weights_.norm, hidden_at(t));
+    add_noise(r.loop, r.out);
+    normalise(r.out, weights_.norms[size_t(after->step->index)], after->out);
   }
-  if (last && noise_at(NoiseSite::state)) disturb(t, hidden_at(t));
+  const Run& last = norm ? *after : r;
+  if (closes(&last) && last.step->to == 0 && noise_at(NoiseSite::state)) add_noise(r.loop, last.out);
 }
 
 // x [N, D] += the noise of loop t
-void Stack::disturb(int t, void* x) {
-  const int64_t elements = batch_.tokens * config_.hidden, stride = 1;
+void Stack::add_noise(int t, void* x) {
+  const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
   if (noise_->given) {
     const void* own = static_cast<const char*>(noise_->given) + size_t(t * elements) * act_;
     device_->run(&LoopBackend::binary, "noise", dt_, LOOP_ADD, 1, &elements, static_cast<const void*>(x), &stride, own, &stride,
@@ -280,72 +206,100 @@ void Stack::disturb(int t, void* x) {
   }
   const int64_t rows = batch_.tokens / int64_t(noise_->sigma.size());
   for (int64_t i = 0; i < int64_t(noise_->sigma.size()); i++)
-    run(&LoopBackend::add_noise, "noise", rows, config_.hidden, noise_->sigma[size_t(i)], noise_->seed, uint32_t(t),
+    run(&LoopBackend::add_noise, "noise", rows, a_.hidden, noise_->sigma[size_t(i)], noise_->seed, uint32_t(t),
         noise_->streams + i * rows, batch_.positions + i * rows,
-        static_cast<void*>(static_cast<char*>(x) + size_t(i * rows * config_.hidden) * act_));
+        static_cast<void*>(static_cast<char*>(x) + size_t(i * rows * a_.hidden) * act_));
 }
 
 void Stack::gate_logits(void* out) {
-  run(&LoopBackend::gate, "gate", loops_ * batch_.tokens, config_.hidden, hidden_, weights_.gate_weight, weights_.gate_bias, out);
+  run(&LoopBackend::gate, "gate", loops_ * batch_.tokens, a_.hidden, static_cast<const void*>(hidden_),
+      static_cast<const void*>(weights_.gate_weight), static_cast<const void*>(weights_.gate_bias), out);
+}
+
+// ---- Backward ----
+
+void* Stack::zeroed(RegisterGradients& d, int32_t to) {
+  void* own = d.own[size_t(to)];
+  device_->run(&LoopBackend::zero, "zero", own, size_t(batch_.tokens * a_.hidden) * real_);
+  return d.at[size_t(to)] = own;
+}
+// at[to] += from, which may be where the sum stays
+void Stack::add_to(RegisterGradients& d, int32_t to, void* from) {
+  void*& at = d.at[size_t(to)];
+  if (at) {
+    const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
+    device_->run(&LoopBackend::binary, "add", loop_real(dt_), LOOP_ADD, 1, &elements, static_cast<const void*>(from), &stride,
+                 static_cast<const void*>(at), &stride, from);
+  }
+  at = from;
 }
 
 void Stack::backward(const Weights& g, void* d_hidden) {
-  const int64_t elements = batch_.tokens * config_.hidden;
-  const LoopDType real = loop_real(dt_);
-  const int64_t stride = 1;
-  void* none = nullptr;
-  for (int t = loops_ - 1; t >= first_; t--) {
-    void* d_out = static_cast<char*>(d_hidden) + size_t(t * elements) * real_;
-    device_->run(&LoopBackend::copy_strided, "cast", real, dt_, 1, &elements, d_out, &stride, d_x_, &stride);
-    device_->run(&LoopBackend::zero, "zero", d_h_, size_t(elements) * real_);
-    if (keep_ == Keep::per_loop && t + 1 < loops_) forward_loop(t);
-    for (int l = config_.layers - 1; l >= 0; l--) backward_block(t, l, g);
-    run(&LoopBackend::residual_norm_backward, "norm backward", batch_.tokens, config_.hidden, config_.norm_eps, state(t, 0), none,
-        none, weights_.layers[0].attention_norm, d_x_, d_h_, none, none, g.layers[0].attention_norm);
-    if (t == 0) break;
-    void* d_previous = static_cast<char*>(d_hidden) + size_t((t - 1) * elements) * real_;
-    device_->run(&LoopBackend::binary, "add", real, LOOP_ADD, 1, &elements, d_previous, &stride, d_h_, &stride, d_previous);
+  const size_t R = size_t(a_.registers), bytes = size_t(batch_.tokens * a_.hidden) * real_;
+  char* own = static_cast<char*>(memory_.reserve(memory_.d_registers, R * bytes));
+  RegisterGradients d{{}, std::vector<void*>(R, nullptr)};
+  for (size_t r = 0; r < R; r++) d.own.push_back(own + r * bytes);
+  for (int t = loops_ - 1; t >= 0; t--) {
+    add_to(d, 0, static_cast<char*>(d_hidden) + size_t(t) * bytes);
+    if (t < first_) return;
+    if (keep_ == Keep::per_loop && newest_loop_ != &programs_[size_t(t)]) forward(programs_[size_t(t)]);
+    backward(programs_[size_t(t)], g, d);
   }
-  if (first_ == 0 && g.embedding)
-    run(&LoopBackend::embed_backward, "embed backward", batch_.tokens, config_.hidden, config_.vocabulary, batch_.ids, d_h_,
-        g.embedding);
+  backward(begin_, g, d);
 }
 
-// d_x_: gradient of the normed state after this block; d_h_: gradient of its residual state from elsewhere. On exit the same of
-// the block before.
-void Stack::backward_block(int t, int l, const Weights& g) {
-  const LayerWeights &w = weights_.layers[size_t(l)], &d = g.layers[size_t(l)];
-  const Block b = block(t, l);
-  const int64_t N = batch_.tokens, D = config_.hidden, F = config_.intermediate;
-  const bool last = t + 1 == loops_ && l + 1 == config_.layers;  // still there from the forward
-  if (keep_ == Keep::per_layer && !last) {
-    normalise(state(t, l), w.attention_norm, x_);
-    forward_block(t, l);
+void Stack::backward(const Program& program, const Weights& g, RegisterGradients& d) {
+  const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
+  for (size_t i = program.size(); i-- > 0;) {
+    const Run& r = program[i];
+    const Step& s = *r.step;
+    if (s.kind == Step::Kind::block) {
+      backward_block(program, i, g, d);
+      continue;
+    }
+    flush(d);
+    void*& at = d.at[size_t(s.to)];
+    if (!at) continue;
+    switch (s.kind) {
+      case Step::Kind::embed:
+        if (g.embedding)
+          run(&LoopBackend::embed_backward, "embed backward", batch_.tokens, a_.hidden, a_.vocabulary, batch_.ids,
+              static_cast<const void*>(at), g.embedding);
+        at = nullptr;
+        break;
+      case Step::Kind::norm:
+        device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, static_cast<const void*>(at), &stride,
+                     block_.d_x(), &stride);
+        zeroed(d, s.to);
+        pending_ = {s.to, r.in, weights_.norms[size_t(s.index)], g.norms[size_t(s.index)]};
+        break;
+      default:
+        throw Error("INTERNAL", "stack", "a step that no backward knows");
+    }
   }
-  run(&LoopBackend::residual_norm_backward, "norm backward", N, D, config_.norm_eps, state(t, l + 1), b.branch_2, w.mlp_norm_2,
-      norm_after(l, weights_), d_x_, d_h_, d_branch_, d.mlp_norm_2, const_cast<void*>(norm_after(l, g)));
+  flush(d);
+}
 
-  linear_backward_input(w.down, d_branch_, d_activation_);
-  run(&LoopBackend::swiglu_backward, "swiglu backward", N, F, b.gate_up, d_activation_, b.gate_up, activation_);
-  linear_backward_weight(w.down, d.down, d_branch_, activation_);
+void Stack::backward_block(const Program& program, size_t i, const Weights& g, RegisterGradients& d) {
+  const Run &r = program[i], *after = i + 1 < program.size() ? &r + 1 : nullptr;
+  const LayerWeights &w = weights_.layers[size_t(r.step->index)], &dw = g.layers[size_t(r.step->index)];
+  if (pending_ && pending_->to != r.step->to) flush(d);
+  void* dh = d.at[size_t(r.step->to)] ? d.at[size_t(r.step->to)] : zeroed(d, r.step->to);
+  if (keep_ == Keep::per_layer && newest_block_ != &r) forward_block(r, nullptr, after);
+  const Pending next = pending_.value_or(Pending{});
+  block_.backward(w, dw, r.block, r.out, dh, next.weight, next.d_weight);
+  normalise(r.in, w.attention_norm, block_.x());
+  block_.backward_input(w, dw);
+  pending_ = {r.step->to, r.in, w.attention_norm, dw.attention_norm};
+}
 
-  normalise(b.middle, w.mlp_norm, x_);
-  linear_backward_weight(w.gate_up, d.gate_up, b.gate_up, x_);
-  linear_backward_input(w.gate_up, b.gate_up, d_x_);
-  run(&LoopBackend::residual_norm_backward, "norm backward", N, D, config_.norm_eps, b.middle, b.branch_1, w.attention_norm_2,
-      w.mlp_norm, d_x_, d_h_, d_branch_, d.attention_norm_2, d.mlp_norm);
-
-  linear_backward_weight(w.output, d.output, d_branch_, b.attention);
-  linear_backward_input(w.output, d_branch_, d_attention_);
-  LoopAttention a = attention_arguments(b);
-  a.dout = d_attention_;
-  a.dqkv = d_qkv_;
-  run(&LoopBackend::attention_backward, "attention backward", static_cast<const LoopAttention*>(&a));
-  run(&LoopBackend::rope, "rope", N, config_.heads + config_.kv_heads, config_.head_dim, config_.qkv_width(), batch_.positions,
-      rope_, 1, d_qkv_);
-  normalise(state(t, l), w.attention_norm, x_);
-  linear_backward_weight(w.qkv, d.qkv, d_qkv_, x_);
-  linear_backward_input(w.qkv, d_qkv_, d_x_);
+// What waits at a norm goes through it.
+void Stack::flush(RegisterGradients& d) {
+  if (!pending_) return;
+  void* none = nullptr;
+  run(&LoopBackend::residual_norm_backward, "norm backward", batch_.tokens, a_.hidden, a_.norm_eps, pending_->value, none, none,
+      pending_->weight, static_cast<const void*>(block_.d_x()), d.at[size_t(pending_->to)], none, none, pending_->d_weight);
+  pending_.reset();
 }
 
 }  // namespace looplm

@@ -23,93 +23,36 @@ void require_like(const Tensor& x, const Tensor& like, const char* operation, co
         std::string(name) + " must have the dtype (" + loop_dtype_name(like.dtype) + ") and the device of the first tensor");
 }
 
-// The sizes that the weights themselves say, each weight checked against them.
-ModelConfig read_config(const Tensor& hidden, const LoopedStackTensors& w, const LoopedStackOptions& options) {
-  const char* const operation = "loopedBlockForward";
-  if (hidden.shape.size() != 2) throw Error("INVALID_SHAPE", operation, "hidden must be [N, D], got " + to_string(hidden.shape));
-  if (w.layers.empty()) throw Error("INVALID_ARGUMENT", operation, "there are no layers");
-  const LoopedLayerTensors& first = w.layers[0];
-  for (const Tensor* matrix : {&first.q, &first.k, &first.gate})
-    if (matrix->shape.size() != 2) throw Error("INVALID_SHAPE", operation, "qProj, kProj and gateProj must have two axes");
-  ModelConfig c;
-  c.vocabulary = 1;
-  c.tied = true;
-  c.hidden = hidden.shape[1];
-  c.intermediate = first.gate.shape[0];
-  c.layers = int32_t(w.layers.size());
-  c.heads = w.heads;
-  if (w.heads < 1 || first.q.shape[0] % w.heads != 0 || first.q.shape[0] / w.heads % 2 != 0)
-    throw Error(
-        "INVALID_SHAPE", operation,
-        "the rows of qProj " + to_string(first.q.shape) + " are not " + std::to_string(w.heads) + " heads of an even size");
-  c.head_dim = int32_t(first.q.shape[0] / w.heads);
-  if (first.k.shape[0] % c.head_dim != 0 || c.heads % int32_t(first.k.shape[0] / c.head_dim) != 0)
-    throw Error("INVALID_SHAPE", operation,
-                "the rows of kProj " + to_string(first.k.shape) + " are not heads of size " + std::to_string(c.head_dim) +
-                    " whose number divides " + std::to_string(c.heads));
-  c.kv_heads = int32_t(first.k.shape[0] / c.head_dim);
-  c.loops = options.loops;
-  c.norm_eps = options.norm_eps;
-  c.rope_theta = options.rope_theta;
-  return c;
-}
-
-struct NamedTensor {
-  const Tensor* tensor;
-  const char* name;
-  const char* parameter;
-};
-
-// Copies the weights into a model without a vocabulary, which lays them out as the stack reads them.
-void fill(Model& model, const LoopedStackTensors& w, const Tensor& hidden) {
-  const char* const operation = "loopedBlockForward";
-  auto copy = [&](const Tensor& x, const char* name, const std::string& parameter) {
-    const Parameter& p = model.parameter(parameter);
-    require_like(x, hidden, operation, name);
-    if (x.size() != int64_t(p.count)) require_shape(x, p.shape, operation, name);
-    if (p.decays() && p.shape[0] > 1) require_shape(x, p.shape, operation, name);
-    model.device->run(&LoopBackend::copy, operation, model.writable_data(p), static_cast<const void*>(x.data()),
-                      x.buffer->bytes());
-  };
-  for (size_t l = 0; l < w.layers.size(); l++) {
-    const LoopedLayerTensors& t = w.layers[l];
-    const std::string prefix = "model.layers." + std::to_string(l) + ".";
-    for (const NamedTensor& each :
-         {NamedTensor{&t.q, "qProj", "self_attn.q_proj"}, NamedTensor{&t.k, "kProj", "self_attn.k_proj"},
-          NamedTensor{&t.v, "vProj", "self_attn.v_proj"}, NamedTensor{&t.output, "oProj", "self_attn.o_proj"},
-          NamedTensor{&t.gate, "gateProj", "mlp.gate_proj"}, NamedTensor{&t.up, "upProj", "mlp.up_proj"},
-          NamedTensor{&t.down, "downProj", "mlp.down_proj"}, NamedTensor{&t.attention_norm, "inputLayernorm", "input_layernorm"},
-          NamedTensor{&t.attention_norm_2, "inputLayernorm2", "input_layernorm_2"},
-          NamedTensor{&t.mlp_norm, "postAttentionLayernorm", "post_attention_layernorm"},
-          NamedTensor{&t.mlp_norm_2, "postAttentionLayernorm2", "post_attention_layernorm_2"}})
-      copy(*each.tensor, each.name, prefix + each.parameter + ".weight");
-  }
-  copy(w.norm, "norm", "model.norm.weight");
-  copy(w.gate_weight, "gateWeight", "model.early_exit_gate.weight");
-  copy(w.gate_bias, "gateBias", "model.early_exit_gate.bias");
-}
-
 }  // namespace
 
-LoopedStates looped_block_forward(const Tensor& hidden, const LoopedStackTensors& weights, const LoopedStackOptions& options) {
+LoopedStates looped_block_forward(const Tensor& hidden, const Architecture& architecture, const std::vector<Tensor>& weights,
+                                  const std::vector<std::string>& names, const std::vector<int32_t>& offsets) {
   const char* const operation = "loopedBlockForward";
-  const ModelConfig config = read_config(hidden, weights, options);
-  const int64_t N = hidden.shape[0], T = options.loops;
+  const int64_t N = hidden.shape[0], T = architecture.loops;
   Sequences sequences;
   sequences.tokens.assign(size_t(N), 0);
-  sequences.offsets.assign(options.offsets.begin(), options.offsets.end());
+  sequences.offsets.assign(offsets.begin(), offsets.end());
   for (size_t i = 0; i < sequences.count(); i++)
     if (sequences.length(i) < 1) throw Error("INVALID_ARGUMENT", operation, "offsets must increase");
   if (sequences.count() < 1 || sequences.offsets.front() != 0 || sequences.offsets.back() != N)
     throw Error("INVALID_ARGUMENT", operation, "offsets must go from 0 to the " + std::to_string(N) + " rows of hidden");
 
-  Model model(hidden.device, hidden.dtype, config);
-  fill(model, weights, hidden);
-  LoopedStates out{allocate(hidden.device, hidden.dtype, {T, N, config.hidden}, operation),
+  Model model(hidden.device, hidden.dtype, architecture);
+  const std::vector<Parameter>& parameters = model.parameters();
+  if (weights.size() + 1 != parameters.size() || names.size() != weights.size())
+    throw Error("INVALID_ARGUMENT", operation, "there must be a weight for every parameter behind the embedding");
+  for (size_t i = 0; i < weights.size(); i++) {
+    const Parameter& p = parameters[i + 1];
+    const Tensor& x = weights[i];
+    require_like(x, hidden, operation, names[i].c_str());
+    if (x.size() != int64_t(p.count) || (p.decays() && p.shape[0] > 1)) require_shape(x, p.shape, operation, names[i].c_str());
+    model.device->run(&LoopBackend::copy, operation, model.writable_data(p), static_cast<const void*>(x.data()),
+                      x.buffer->bytes());
+  }
+  LoopedStates out{allocate(hidden.device, hidden.dtype, {T, N, architecture.hidden}, operation),
                    allocate(hidden.device, loop_real(hidden.dtype), {T, N}, operation)};
   const PackedBatch batch = pack(sequences, 0, {N, false, false, true});
-  Stack stack(model.device, model.dt, model.config, model.weights(), model.workspace(), model.rope_table(batch.max_position + 1),
-              upload(batch, model.workspace()), options.loops, Stack::Keep::nothing);
+  Stack stack(model, model.weights(), upload(batch, model.workspace()), int(T), Stack::Keep::nothing);
   stack.forward_states(hidden.data());
   model.device->run(&LoopBackend::copy, operation, out.hidden.data(), static_cast<const void*>(stack.hidden()),
                     out.hidden.buffer->bytes());

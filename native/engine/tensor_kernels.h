@@ -5,25 +5,13 @@
 
 namespace looplm {
 
-struct LoopedLayerTensors {  // matrices [out, in], norms [D]
-  Tensor q, k, v, output, gate, up, down;
-  Tensor attention_norm, attention_norm_2, mlp_norm, mlp_norm_2;
-};
-struct LoopedStackTensors {
-  std::vector<LoopedLayerTensors> layers;
-  Tensor norm, gate_weight, gate_bias;
-  int32_t heads;
-};
-struct LoopedStackOptions {
-  int loops;
-  std::vector<int32_t> offsets;  // of the packed sequences: 0, ..., N
-  double rope_theta, norm_eps;
-};
 struct LoopedStates {
   Tensor hidden, gate_logits;  // act [T, N, D], real [T, N]
 };
-// hidden act [N, D].
-LoopedStates looped_block_forward(const Tensor& hidden, const LoopedStackTensors& weights, const LoopedStackOptions& options);
+// hidden act [N, D], packed sequences that begin at offsets 0, …, N. weights: of every parameter but the embedding, in order;
+// names: how errors call them.
+LoopedStates looped_block_forward(const Tensor& hidden, const Architecture& architecture, const std::vector<Tensor>& weights,
+                                  const std::vector<std::string>& names, const std::vector<int32_t>& offsets);
 
 struct TokenScores {
   Tensor logprobs, entropy;  // real [T, N]

@@ -14,6 +14,7 @@
 #include "../engine/kernel_bench.h"
 #include "../engine/philox.h"
 #include "../engine/scheduler.h"
+#include "small_architecture.h"
 
 namespace looplm {
 namespace {
@@ -50,7 +51,7 @@ Row measure(const std::shared_ptr<Device>& device, LoopDType dt, const std::stri
 }
 
 // A model whose matrices are a block of random numbers over and over, which is soon made; its norms are 1.
-std::shared_ptr<Model> make_model(const std::shared_ptr<Device>& device, LoopDType dt, const ModelConfig& config) {
+std::shared_ptr<Model> make_model(const std::shared_ptr<Device>& device, LoopDType dt, const Architecture& config) {
   auto model = std::make_shared<Model>(device, dt, config);
   const size_t block = 1 << 16, size = loop_dtype_size(dt);
   std::vector<uint8_t> numbers(block * size), ones(block * size);
@@ -74,7 +75,7 @@ std::shared_ptr<Model> make_model(const std::shared_ptr<Device>& device, LoopDTy
 // Greedy decoding of so many rows at full depth, after prompts of 64 tokens: the time from token to token. Bytes: the weights
 // once for every loop, the head, and the keys and values that are read; half of the new tokens on average.
 Row measure_decode(const std::shared_ptr<Model>& model, int rows, int tokens) {
-  const ModelConfig& c = model->config;
+  const Architecture& c = model->config;
   const auto run_once = [&] {
     Scheduler scheduler(model, {rows});
     for (int i = 0; i < rows; i++) {
@@ -144,11 +145,15 @@ int run(const Options& o) {
     if (name != "copy" && name != "read" && name.find(o.filter) != std::string::npos)
       print(measure(device, dt, name, shape, o.milliseconds));
   if (std::string("decode rows").find(o.filter) != std::string::npos) {
-    ModelConfig config;
-    config.vocabulary = shape.vocabulary, config.hidden = shape.hidden, config.intermediate = shape.intermediate;
-    config.heads = shape.heads, config.kv_heads = shape.kv_heads, config.head_dim = int32_t(shape.hidden / shape.heads);
-    config.layers = tiny ? 2 : 24, config.loops = 4;
-    const auto model = make_model(device, dt, config);
+    const SmallSizes sizes{shape.vocabulary,
+                           shape.hidden,
+                           shape.intermediate,
+                           tiny ? 2 : 24,
+                           shape.heads,
+                           shape.kv_heads,
+                           int32_t(shape.hidden / shape.heads),
+                           4};
+    const auto model = make_model(device, dt, small_architecture(sizes));
     for (int rows : {1, 4, 16}) {
       const Row row = measure_decode(model, rows, tiny ? 4 : 128);
       print(row);

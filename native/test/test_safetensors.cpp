@@ -20,6 +20,7 @@
 #include "../engine/optimizer.h"
 #include "../engine/safetensors.h"
 #include "../engine/xxh64.h"
+#include "small_architecture.h"
 
 namespace looplm {
 namespace {
@@ -551,16 +552,11 @@ void test_checksums() {
 
 // ---- models
 
-ModelConfig small_config(bool tied) {
-  ModelConfig c;
-  c.vocabulary = 11, c.hidden = 6, c.intermediate = 5, c.layers = 2, c.heads = 3, c.kv_heads = 1, c.head_dim = 2, c.loops = 2,
-  c.tied = tied;
-  return c;
-}
+SmallSizes small_config(bool tied) { return {11, 6, 5, 2, 3, 1, 2, 2, tied, 0.3}; }
 
 std::shared_ptr<Model> small_model(const std::string& device, LoopDType dt, bool tied = false, uint64_t seed = 1) {
-  auto model = std::make_shared<Model>(std::make_shared<Device>(device, 2), dt, small_config(tied));
-  model->initialize(seed, 0.3);
+  auto model = std::make_shared<Model>(std::make_shared<Device>(device, 2), dt, small_architecture(small_config(tied)));
+  model->initialize(seed);
   return model;
 }
 
@@ -659,11 +655,11 @@ void test_parameters() {
   }
 
   {  // a tensor of more elements than are converted at a time
-    ModelConfig config = small_config(true);
+    SmallSizes config = small_config(true);
     config.vocabulary = 150'000, config.hidden = 2;
     const auto device = std::make_shared<Device>("cpu", 2);
-    Model from(device, LOOP_F32, config), to(device, LOOP_BF16, config);
-    from.initialize(3, 0.3);
+    Model from(device, LOOP_F32, small_architecture(config)), to(device, LOOP_BF16, small_architecture(config));
+    from.initialize(3);
     save_parameters(from, path, "F32");
     load_parameters(to, {path});
     claim("a large tensor converts to its end", all_values(to) == all_values(from, to_bf16));

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { checkNumber, checkOptions, checkWord, describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { readJson } from './checkpoint.js'
-import { type LoopLMConfig, nativeConfig } from './config.js'
+import { architectureOf, type LoopLMConfig } from './config.js'
 import { loraOptions } from './options.js'
 import type { ParameterInfo } from './types.js'
 
@@ -144,12 +144,10 @@ async function checkSize(
   model: LoopLMConfig,
   operation: string,
 ): Promise<void> {
-  const { hidden, intermediate, layers, heads, kvHeads, headDim } = nativeConfig(model)
-  const [q, kv] = [heads * headDim, kvHeads * headDim]
-  const sizes = { q_proj: [hidden, q], k_proj: [hidden, kv], v_proj: [hidden, kv], o_proj: [q, hidden] }
-  const mlp = { gate_proj: [hidden, intermediate], up_proj: [hidden, intermediate], down_proj: [intermediate, hidden] }
-  const widths = modules.flatMap((module) => ({ ...sizes, ...mlp })[module])
-  const needed = 2 * layers * rank * widths.reduce((sum, width) => sum + width, 0)
+  const adapted = architectureOf(model).parameters.filter(({ name }) =>
+    modules.some((module) => name.endsWith(`.${module}.weight`)),
+  )
+  const needed = 2 * rank * adapted.flatMap(({ shape }) => shape).reduce((sum, width) => sum + width, 0)
   const found = await stat(path).catch(() => undefined)
   if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
   if (found.size >= needed) return

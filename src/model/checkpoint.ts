@@ -6,7 +6,8 @@ import { Tokenizer } from '../data/tokenizer.js'
 import { onDisk } from '../data/write-file.js'
 import { LoopLMError } from '../errors.js'
 import type { Quantization } from '../native.js'
-import { type LoopLMConfig, parameterCount, parseConfig, parseQuantization } from './config.js'
+import { parameterCount } from './architectures/architecture.js'
+import { architectureOf, type LoopLMConfig, parseConfig, parseQuantization } from './config.js'
 import type { ModelDType, PretrainedOptions } from './types.js'
 import { exists, interruptedSave } from './write-folder.js'
 
@@ -134,7 +135,7 @@ async function checkSize(
     if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
     bytes += found.size
   }
-  const parameters = parameterCount(config)
+  const parameters = parameterCount(architectureOf(config))
   if (bytes >= (parameters * (quantization?.bits ?? 16)) / 8) return
   const message = `${weights.join(', ')}: ${bytes} bytes cannot hold the ${parameters} parameters that config.json describes`
   throw new LoopLMError('INVALID_FILE', message, { operation })

@@ -2,7 +2,9 @@ import { z } from 'zod'
 import { describe, nearestName } from '../arguments.js'
 import { checkJson } from '../data/json-value.js'
 import { configError, LoopLMError } from '../errors.js'
-import type { NativeModelConfig, Quantization } from '../native.js'
+import type { Quantization } from '../native.js'
+import { type Architecture, parameterCount } from './architectures/architecture.js'
+import { ouro } from './architectures/ouro.js'
 
 /** More loops than this are refused everywhere; published models use 4. */
 export const maxLoops = 64
@@ -193,7 +195,7 @@ export function parseConfig(value: unknown, source: string, fromFile: boolean): 
     bos_token_id: config.bos_token_id ?? null,
     eos_token_id: config.eos_token_id ?? null,
   }
-  const count = parameterCount(complete)
+  const count = parameterCount(architectureOf(complete))
   if (count > maxParameters)
     throw refuse('vocab_size … num_hidden_layers', `${count} parameters are more than looplm handles (${maxParameters})`)
   return complete
@@ -220,14 +222,6 @@ export function checkFieldNames(config: unknown, operation: string): void {
   }
 }
 
-/** Parameters of the model that a configuration describes; a tied head counts once. */
-export function parameterCount(config: LoopLMConfig): number {
-  const { hidden_size: d, intermediate_size: f, vocab_size: v } = config
-  const attention = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim * d
-  const block = attention + 3 * d * f + 4 * d
-  return config.num_hidden_layers * block + v * d * (config.tie_word_embeddings ? 1 : 2) + d + d + 1
-}
-
 /** The end tokens that a configuration names. */
 export function endTokens(config: LoopLMConfig): number[] {
   return [config.eos_token_id ?? []].flat()
@@ -245,18 +239,7 @@ export function configDifference(own: LoopLMConfig, other: LoopLMConfig): string
   return field && `${field} is ${other[field]}, but the model's is ${own[field]}`
 }
 
-export function nativeConfig(config: LoopLMConfig): NativeModelConfig {
-  return {
-    vocabulary: config.vocab_size,
-    hidden: config.hidden_size,
-    intermediate: config.intermediate_size,
-    layers: config.num_hidden_layers,
-    heads: config.num_attention_heads,
-    kvHeads: config.num_key_value_heads,
-    headDim: config.head_dim,
-    loops: config.total_ut_steps,
-    normEps: config.rms_norm_eps,
-    ropeTheta: config.rope_theta,
-    tied: config.tie_word_embeddings,
-  }
+/** What the engine computes for a configuration. */
+export function architectureOf(config: LoopLMConfig): Architecture {
+  return ouro(config)
 }

@@ -10,16 +10,16 @@ import { call, context, type NativeModel, type NativeSequences, native, type Qua
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
 import { type Adapter, adapterConfig, checkAdapter, type LoRAOptions, readAdapter, sameAdapter } from './adapter.js'
+import { parameterCount } from './architectures/architecture.js'
 import { configJson, findFolder, readCheckpoint } from './checkpoint.js'
 import { checkDType, checkLoops, checkTemperature, packSequences, packValues, sequenceLimits } from './checks.js'
 import {
+  architectureOf,
   checkFieldNames,
   configDifference,
   endTokens,
   type LoopLMConfig,
   type LoopLMConfigInput,
-  nativeConfig,
-  parameterCount,
   parseConfig,
 } from './config.js'
 import { generate, stream } from './generate.js'
@@ -129,7 +129,7 @@ export class LoopLM {
     const on = context(place.device, place.threads, operation)
     const quantization = checkQuantization(options, operation)
     const handle = await call(operation, () =>
-      native().modelCreate(on, nativeConfig(complete), place.dtype, seed, complete.initializer_range, quantization),
+      native().modelCreate(on, architectureOf(complete), place.dtype, seed, quantization),
     )
     return new LoopLM(handle, { ...place, config: complete, quantization, generation: {}, tokenizer: undefined })
   }
@@ -164,7 +164,7 @@ export class LoopLM {
     const quantization = saved ?? wished
     const on = context(place.device, place.threads, operation)
     const handle = await call(operation, () =>
-      native().modelLoad(on, nativeConfig(parts.config), place.dtype, weights, quantization, saved !== undefined),
+      native().modelLoad(on, architectureOf(parts.config), place.dtype, weights, quantization, saved !== undefined),
     )
     await warnOfChanges(found, weights[0]!)
     return new LoopLM(handle, { ...place, ...parts, dtype: native().modelDType(handle), quantization })
@@ -194,7 +194,7 @@ export class LoopLM {
 
   /** Number of parameters; a tied head counts once. */
   get parameterCount(): number {
-    return parameterCount(this.config)
+    return parameterCount(architectureOf(this.config))
   }
 
   /**

@@ -15,6 +15,7 @@
 #include "../../engine/looprpt.h"
 #include "../../engine/optimizer.h"
 #include "../../engine/safetensors.h"
+#include "../small_architecture.h"
 #include "fuzz.h"
 
 namespace looplm::fuzz {
@@ -151,12 +152,8 @@ struct QuantizedSubject {
   Image image;
 
   QuantizedSubject(const std::shared_ptr<Device>& device, int bits) {
-    ModelConfig config;
-    config.vocabulary = 3;
-    config.hidden = config.intermediate = config.head_dim = 32;
-    config.layers = config.heads = config.kv_heads = config.loops = 1;
-    model = std::make_shared<Model>(device, LOOP_F32, config, Quantization{bits, 32});
-    model->initialize(7, 0.02);
+    model = std::make_shared<Model>(device, LOOP_F32, small_architecture({3, 32, 32, 1, 1, 1, 32, 1}), Quantization{bits, 32});
+    model->initialize(7);
     const TemporaryFile file;
     save_parameters(*model, file.path, "F32");
     image = read(file.path);
@@ -192,17 +189,8 @@ struct Subject {
   }
 
   static std::shared_ptr<Model> make(const std::shared_ptr<Device>& device, LoopDType dt, bool tied) {
-    ModelConfig config;
-    config.vocabulary = 3;
-    config.hidden = 2;
-    config.intermediate = 2;
-    config.layers = 1;
-    config.heads = config.kv_heads = 1;
-    config.head_dim = 2;
-    config.loops = 1;
-    config.tied = tied;
-    auto model = std::make_shared<Model>(device, dt, config);
-    model->initialize(7, 0.02);
+    auto model = std::make_shared<Model>(device, dt, small_architecture({3, 2, 2, 1, 1, 1, 2, 1, tied}));
+    model->initialize(7);
     return model;
   }
 

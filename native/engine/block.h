@@ -1,0 +1,81 @@
+// One block: attention and MLP, each joined to the residual stream as the architecture says (Residual), forward and backward side
+// by side. h, middle and out are the stream before, between and behind the two branches, act [N, D].
+#pragma once
+#include "batch.h"
+#include "linear.h"
+#include "model.h"
+
+namespace looplm {
+
+// Earlier tokens of a prompt that a forward continues: their keys and values are in the cache, and attention finds them in front
+// of the batch's own rows.
+struct CachedPrefix {
+  int64_t row;   // of the extended batch, whose first rows are all prefixes and whose last are the batch
+  int64_t slot;  // of its first token
+  int64_t length;
+};
+
+// Where a forward puts its keys and values, and, when decoding, reads those of earlier tokens. Planes, in this order: of every
+// block of the loop `planes`, one per loop or one that the loops share; then one of every block that runs once.
+struct CacheUse {
+  void *keys, *values;  // act [planes, slots, kv_heads · head_dim]
+  int64_t slots;        // of a plane
+  int planes;           // of a block of the loop
+  const int32_t* rows;  // device [N]: the slot of each row; when decoding counted from the block's first plane, so that rows may
+                        // be at loops of their own, otherwise from the plane of the loop
+  const LoopCacheContext* contexts;  // device [N] when decoding; NULL for prompts, whose tokens attend within the batch
+  const CachedPrefix* prefixes;      // of prompts; the batch's segments then count rows of the extended batch
+  int32_t prefix_count;
+  int64_t prefix_rows;
+};
+
+// What one block leaves for its backward.
+struct BlockMemory {
+  void *qkv, *attention, *lse, *branch_1, *middle, *gate_up, *branch_2;
+};
+
+class Block {
+ public:
+  // backward: scratch for it too. cache: NULL when training.
+  Block(std::shared_ptr<Device> device, LoopDType dt, const Architecture& architecture, const Weights& weights,
+        const DeviceBatch& batch, const void* rope, const CacheUse* cache, bool backward, StackMemory& memory);
+
+  size_t bytes() const;                    // of a BlockMemory
+  BlockMemory carve(char*& memory) const;  // the next one of an array of them
+
+  void* x() const { return x_; }      // act [N, D]: N h when the block begins
+  void* d_x() const { return d_x_; }  // act [N, D]: ∂L/∂(N h) when its backward ends
+
+  // next: weight of the norm that follows `out`, whose output goes to `next_out`; NULL: none. plane: of `cache`.
+  void forward(const LayerWeights& w, const BlockMemory& b, int64_t plane, const void* in, void* out, const void* next,
+               void* next_out);
+  // dh: real [N, D], ∂L/∂out on entry, ∂L/∂in except through N on exit. next: the norm that follows, whose ∂L/∂output is in d_x.
+  void backward(const LayerWeights& w, const LayerWeights& d, const BlockMemory& b, const void* out, void* dh, const void* next,
+                void* d_next);
+  // The weight gradient of the first matrix, for which N h must be in x.
+  void backward_input(const LayerWeights& w, const LayerWeights& d);
+
+ private:
+  template <class F, class... A>
+  void run(F LoopBackend::*f, const char* name, A... a) {
+    device_->run(f, name, dt_, a...);
+  }
+  int64_t N() const { return batch_.tokens; }
+  LoopAttention attention_arguments(const BlockMemory& b) const;
+  void attend(const BlockMemory& b, int64_t plane);
+  void attend_behind_prefixes(const BlockMemory& b, const void* keys, const void* values);
+
+  const std::shared_ptr<Device> device_;
+  const LoopDType dt_;
+  const Architecture& a_;
+  const DeviceBatch batch_;
+  const void* rope_;
+  const CacheUse* cache_;
+  StackMemory& memory_;
+  LinearLayers linear_;
+  const size_t act_, real_;
+  void *x_ = nullptr, *activation_ = nullptr;
+  void *d_activation_ = nullptr, *d_branch_ = nullptr, *d_x_ = nullptr, *d_attention_ = nullptr, *d_qkv_ = nullptr;
+};
+
+}  // namespace looplm

@@ -1,0 +1,65 @@
+// Linear layers: dense or quantized weights, a bias, low-rank adapters; forward and backward side by side.
+//   y = x Wᵀ + b + s (x Aᵀ) Bᵀ
+//   dx = dy W + du A, du = s dy B;   dW += dyᵀ x,  db += Σ dy,  dB += s dyᵀ (x Aᵀ),  dA += duᵀ x
+#pragma once
+#include <vector>
+
+#include "device.h"
+
+namespace looplm {
+
+// A low-rank adapter (LoRA, Hu et al., arXiv 2106.09685) of the rows [first, first + out) of a matrix: they count as W + scale·B
+// A.
+struct LowRank {
+  void *a, *b;  // [rank, in], [out, rank]
+  int64_t first, out;
+};
+struct Linear {
+  void* weight = nullptr;  // [out, in]; NULL among the gradients of a frozen base, and when quantized
+  int64_t in = 0, out = 0;
+  void* bias = nullptr;  // [out], zeros behind the first `biased`; NULL: none
+  int64_t biased = 0;
+  std::vector<LowRank> adapters;
+  const LoopQuantized* quantized = nullptr;
+};
+
+// Scratch that is kept from call to call.
+struct LinearMemory {
+  Buffer rank, product, scaled, sum, ones;
+};
+
+// x · factor as act [elements], in `memory` until the next call. x real [elements], factor real, one number on the device.
+const void* scaled(const std::shared_ptr<Device>& device, LinearMemory& memory, LoopDType dt, const void* x, int64_t elements,
+                   const void* factor);
+
+class LinearLayers {
+ public:
+  // rank, scale: of the adapters (scale real, on the device). rows: N of every call.
+  LinearLayers(std::shared_ptr<Device> device, LoopDType dt, int64_t rows, int64_t rank, const void* scale, LinearMemory& memory)
+      : device_(std::move(device)), dt_(dt), rows_(rows), rank_(rank), scale_(scale), memory_(memory) {}
+
+  void forward(const Linear& w, const void* x, void* y);                                         // act [N, in] -> [N, out]
+  void backward_input(const Linear& w, const void* dy, void* dx);                                // act [N, out] -> [N, in]
+  void backward_weight(const Linear& w, const Linear& gradient, const void* dy, const void* x);  // adds, real
+
+ private:
+  void gemm(const char* name, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda,
+            const void* b, int64_t ldb, void* c, int64_t ldc, int flags = 0) {
+    device_->run(&LoopBackend::gemm, name, dt_, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, flags);
+  }
+  size_t act() const { return loop_dtype_size(dt_); }
+  size_t real() const { return loop_dtype_size(loop_real(dt_)); }
+  const void* into_rank(const LowRank& part, const Linear& w, const void* x);
+  const void* rank_gradient(const LowRank& part, const Linear& w, const void* dy);
+  void* sum_of(const Linear& w, void* out, int64_t width);
+  void round_sum(const void* sum, void* out, int64_t width);
+  const void* ones();
+
+  std::shared_ptr<Device> device_;
+  const LoopDType dt_;
+  const int64_t rows_, rank_;
+  const void* scale_;
+  LinearMemory& memory_;
+};
+
+}  // namespace looplm

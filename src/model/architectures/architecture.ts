@@ -1,0 +1,101 @@
+/**
+ * A looped model as data: its sizes, its parameters, and the steps that a token takes through them. The engine computes any such
+ * description (native/engine/architecture.h); a family of models is one file beside this one that makes it from a config.json.
+ */
+
+/** How a branch f (attention or MLP) joins the residual stream h: h + f(N h), h + N' f(N h), N'(h + f(N h)), or h + N' f(h). */
+export type Residual = 'pre' | 'sandwich' | 'normed' | 'post'
+
+/** What a parameter is for; the shapes are in native/engine/architecture.h. */
+export type Role =
+  | 'embedding'
+  | 'head'
+  | 'exitGate'
+  | 'exitGateBias'
+  | 'norm'
+  | 'inject'
+  | 'start'
+  | 'attention'
+  | 'attentionBias'
+  | 'attentionOutput'
+  | 'attentionOutputBias'
+  | 'gateUp'
+  | 'gateUpBias'
+  | 'down'
+  | 'downBias'
+  | 'attentionNorm'
+  | 'attentionNorm2'
+  | 'mlpNorm'
+  | 'mlpNorm2'
+  | 'queryNorm'
+  | 'keyNorm'
+
+/** A tensor of the checkpoint, and which part of which role it is. */
+export interface ParameterForm {
+  /** The published name. */
+  name: string
+  shape: readonly number[]
+  role: Role
+  /** Layer, or which of several norms; default 0. */
+  index?: number
+  /** The first row of the role's matrix that this tensor holds; the parts of a matrix follow each other. Default 0. */
+  firstRow?: number
+  initial: 'normal' | 'truncatedNormal' | 'ones' | 'zeros'
+  /** Of the normals. */
+  deviation?: number
+}
+
+/** A step of a program. Registers hold a vector of D per token. */
+export type Step =
+  | { kind: 'embed'; to: number; scale?: number }
+  | { kind: 'start' | 'block' | 'norm'; to: number; index: number }
+  | { kind: 'state'; to: number }
+  | { kind: 'add' | 'copy'; to: number; from: number }
+  | { kind: 'inject'; to: number; from: number; index: number }
+
+export interface Architecture {
+  /** The name of the family. */
+  family: string
+  /** V */
+  vocabulary: number
+  /** D */
+  hidden: number
+  /** F */
+  intermediate: number
+  /** Of all stacks together. */
+  layers: number
+  heads: number
+  kvHeads: number
+  /** Even. */
+  headDim: number
+  /** T */
+  loops: number
+  normEps: number
+  rotary: { theta: number }
+  residual: Residual
+  /** The head is the embedding. */
+  tied: boolean
+  exitGate: boolean
+  registers: number
+  /** Steps before the loops, of every loop, and between a loop and the head, which reads register 0. */
+  begin: readonly Step[]
+  loop: readonly Step[]
+  read: readonly Step[]
+  /** In the order of the arena. */
+  parameters: readonly ParameterForm[]
+}
+
+/** The steps of `layers` blocks, from layer `first` on, on a register. */
+export function blocks(first: number, layers: number, to = 0): Step[] {
+  return Array.from({ length: layers }, (_, i) => ({ kind: 'block', to, index: first + i }))
+}
+
+/** Counts from 0. */
+export function range(count: number): number[] {
+  return Array.from({ length: count }, (_, i) => i)
+}
+
+/** Elements of all parameters. */
+export function parameterCount({ parameters }: Architecture): number {
+  return parameters.reduce((sum, { shape }) => sum + shape.reduce((product, n) => product * n, 1), 0)
+}
