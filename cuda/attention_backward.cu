@@ -18,8 +18,8 @@ struct KeysBackward {
                           bytes = statistics_at + 4 * queries * 4;
 };
 
-// The queries that see a run of keys: those of the keys' own segment from the first key on, then those of every segment that has
-// it for its prefix; of each, all heads of the group, tile by tile.
+// The queries that see a run of keys: those of the keys' own segment from the first key on, or all of it when the keys begin in
+// its two-way part, then those of every segment that has it for its prefix; of each, all heads of the group, tile by tile.
 struct QueryTile {
   int segment, begin, length, head, first;  // first: query of the segment. segment -1: none
 };
@@ -28,7 +28,7 @@ template <int D, int queries>
 __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const Attention<bf16> a) {
   using B = KeysBackward<D, queries>;
   constexpr int keys = B::keys, pitch = B::pitch;
-  static_assert(queries == keys, "one tile of the own segment is on the diagonal");
+  static_assert(queries == keys, "tiles of the own segment behind that of the keys see all of them");
   const Shared<bf16> k_tile = dynamic_shared<bf16>(B::k_at, keys * pitch), v_tile = dynamic_shared<bf16>(B::v_at, keys * pitch),
                      q_tiles = dynamic_shared<bf16>(B::q_at, 2 * queries * pitch),
                      dout_tiles = dynamic_shared<bf16>(B::dout_at, 2 * queries * pitch);
@@ -37,15 +37,16 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
   const int kv_head = int(blockIdx.x) % a.kv_heads, slot = int(blockIdx.x) / a.kv_heads;
   const int own_index = segment_of_slot(a.segments, a.segment_count, keys, slot);
   const LoopSegment own_segment = a.segments[own_index];
-  const KeyRun own{own_segment.begin, own_segment.end - own_segment.begin, 0, 0};
+  const KeyRun own{own_segment.begin, own_segment.end - own_segment.begin, 0, 0, own_segment.two_way};
   const int first_key = (slot - own_index - own.begin / keys) * keys;  // of the segment
   if (first_key >= own.length) return;
+  const int first_query = first_key < own.two_way ? 0 : first_key;
   const int row = warp_id() * 16, g = lane_id() / 4, p = lane_id() % 4 * 2;
 
   const auto after = [&](QueryTile t) {
     t.first += queries;
     if (t.segment < 0 || t.first < t.length) return t;
-    t.first = t.begin == own.begin ? first_key : 0;
+    t.first = t.begin == own.begin ? first_query : 0;
     if (++t.head < (kv_head + 1) * a.ratio) return t;
     t.head = kv_head * a.ratio;
     t.first = 0;
@@ -60,7 +61,7 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
     return t;
   };
   const auto load_queries = [&](const QueryTile& t, int buffer) {
-    const KeyRun run{t.begin, t.length, 0, 0};
+    const KeyRun run{t.begin, t.length, 0, 0, 0};
     load_tile<D, queries>(q_tiles + buffer * queries * pitch, a.qkv + a.q_column(t.head), a.width, a.head_dim, run, t.first,
                           t.length);
     load_tile<D, queries>(dout_tiles + buffer * queries * pitch, a.dout + a.q_column(t.head), a.out_width, a.head_dim, run,
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
   };
 
   {
-    const QueryTile first{own_index, own.begin, own.length, kv_head * a.ratio, first_key};
+    const QueryTile first{own_index, own.begin, own.length, kv_head * a.ratio, first_query};
     load_tile<D, keys>(k_tile, a.qkv + a.k_column(kv_head), a.width, a.head_dim, own, first_key, own.length);
     load_tile<D, keys>(v_tile, a.qkv + a.v_column(kv_head), a.width, a.head_dim, own, first_key, own.length);
     load_queries(first, 0);
@@ -85,7 +86,8 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
 
   float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
   const float scale = a.scale * log2_e;
-  bool more = true, diagonal = true;
+  bool more = true, masked = true;
+  int query = first_query;  // the first of the tile, in its segment
 #pragma unroll 1
   for (int buffer = 0; more; buffer ^= 1) {
     copy_async_wait<0>();
@@ -108,7 +110,7 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         s[0][j][e] = fast_exp2(fmaf(s[0][j][e], scale, -log2_e * (e % 2 ? shift.y : shift.x)));
-        if (diagonal && row + g + e / 2 * 8 > 8 * j + p + e % 2) s[0][j][e] = 0;
+        if (masked && first_key + row + g + e / 2 * 8 > own.last_key(query + 8 * j + p + e % 2)) s[0][j][e] = 0;
       }
     }
     uint32_t weights[1][queries / 16][4];
@@ -136,7 +138,8 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
     multiply<D, 1, queries>(dk, weights, q_tile);
     const QueryTile next = plan[buffer ^ 1];
     more = next.segment >= 0;
-    diagonal = next.begin == own.begin && next.first == first_key;
+    masked = next.begin == own.begin && next.first <= first_key;
+    query = next.first;
   }
   const float k_factor[1][2] = {{a.scale, a.scale}}, v_factor[1][2] = {{1, 1}};
   const auto to = [&](int column, int r) {
@@ -168,11 +171,11 @@ __global__ void __launch_bounds__(attention_threads) queries_backward_kernel(con
                       delta = dynamic_shared<float>(B::statistics_at + B::rows * 4, B::rows);
   const int head = int(blockIdx.x) % a.heads, slot = slots - 1 - int(blockIdx.x) / a.heads, kv_head = head / a.ratio;
   const int index = segment_of_slot(a.segments, a.segment_count, B::rows, slot);
-  const KeyRun run = key_run(a.segments[index]), own{run.begin, run.length, 0, 0};
+  const KeyRun run = key_run(a.segments[index]), own{run.begin, run.length, 0, 0, 0};
   const int first = (slot - index - run.begin / B::rows) * B::rows;
   if (first >= run.length) return;
   const bf16 *k = a.qkv + a.k_column(kv_head), *v = a.qkv + a.v_column(kv_head);
-  const int visible = run.prefix + min(first + B::rows, run.length), tiles = (visible + keys - 1) / keys;
+  const int visible = run.visible(first, B::rows), tiles = (visible + keys - 1) / keys;
   const int row = warp_id() * 16 * m, g = lane_id() / 4, p = lane_id() % 4 * 2;
 
   load_tile<D, B::rows>(q_tile, a.qkv + a.q_column(head), a.width, a.head_dim, own, first, run.length);
@@ -203,19 +206,19 @@ __global__ void __launch_bounds__(attention_threads) queries_backward_kernel(con
 
     float s[m][keys / 8][4] = {}, ds[m][keys / 8][4];
     multiply_transposed<D, m, keys>(s, q_tile, row, k_tiles + buffer);
-    const int last = run.prefix + first + row + g - tile * keys - p;
-    const bool diagonal = (tile + 1) * keys > run.prefix + first + 1;
+    const bool masked = (tile + 1) * keys > run.last_key(first) + 1;
 #pragma unroll
     for (int i = 0; i < m; ++i)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float shift = lse[row + 16 * i + g + 8 * half], start = -delta[row + 16 * i + g + 8 * half];
+        const int query = row + 16 * i + g + 8 * half, last = run.last_key(first + query) - tile * keys - p;
+        const float shift = lse[query], start = -delta[query];
 #pragma unroll
         for (int j = 0; j < keys / 8; ++j)
 #pragma unroll
           for (int e = 2 * half; e < 2 * half + 2; ++e) {
             s[i][j][e] = fast_exp2(fmaf(s[i][j][e], scale, -shift));
-            if (diagonal && 8 * j + e % 2 - 16 * i - 8 * half > last) s[i][j][e] = 0;
+            if (masked && 8 * j + e % 2 > last) s[i][j][e] = 0;
             ds[i][j][e] = start;
           }
       }

@@ -8,7 +8,8 @@
 namespace looplm::cuda {
 namespace {
 
-// h_out = h + RMS(branch; w_branch),  x = RMS(h_out; w_next); without a branch x = RMS(h; w_next). x sees h_out as it is stored.
+// h_out = h + RMS(branch; w_branch), or h + branch;  x = RMS(h_out; w_next); without a branch x = RMS(h; w_next). x sees h_out as
+// it is stored.
 template <class T, int W>
 __global__ void residual_norm_kernel(int64_t d, float eps, const T* h, const T* branch, const T* w_branch, const T* w_next,
                                      T* h_out, T* x) {
@@ -21,7 +22,8 @@ __global__ void residual_norm_kernel(int64_t d, float eps, const T* h, const T* 
   const auto to_out = [&](int j, const float(&v)[W]) { write<W>(h_out + row + j, v); };
   const auto to_x = [&](int j, const float(&v)[W]) { write<W>(x + row + j, v); };
   if (branch) {
-    const float square = add_normed<W>(d, eps, branch + row, w_branch, scratch, of_h, to_out);
+    const float square = w_branch ? add_normed<W>(d, eps, branch + row, w_branch, scratch, of_h, to_out)
+                                  : add_plain<W>(d, branch + row, of_h, to_out);
     if (w_next) put_normed<W>(d, eps, square, w_next, scratch, of_out, to_x);
   } else if (w_next) {
     put_normed<W>(d, eps, sum_of_squares<W>(d, of_h), w_next, scratch, of_h, to_x);
@@ -94,7 +96,12 @@ __global__ void __launch_bounds__(256)
         write<W>(dh + at + j, g);
       }
     }
-    if (branch) {
+    if (branch && !w_branch) {
+      for (int j = begin; j < d; j += step) {
+        read<W>(dh + at + j, g);
+        write<W>(dbranch + at + j, g);
+      }
+    } else if (branch) {
       float square = 0, product = 0;
       for (int j = begin; j < d; j += step) {
         read<W>(branch + at + j, v);
@@ -148,8 +155,8 @@ int residual_norm_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, double
     int status = vectorizable(d, wide<T>, {h_out, branch, w_branch, w_next, dx, dh, dbranch})
                      ? go(norm_backward_kernel<T, wide<T>>, wide<T>)
                      : go(norm_backward_kernel<T, 1>, 1);
-    if (!status && dx) status = add_partials(c, blocks, 2 * d, d, partial, dw_next);
-    if (!status && branch) status = add_partials(c, blocks, 2 * d, d, partial + d, dw_branch);
+    if (!status && dx && dw_next) status = add_partials(c, blocks, 2 * d, d, partial, dw_next);
+    if (!status && branch && w_branch && dw_branch) status = add_partials(c, blocks, 2 * d, d, partial + d, dw_branch);
     return status;
   });
 }

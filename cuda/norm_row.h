@@ -59,4 +59,21 @@ __device__ __forceinline__ float add_normed(int64_t d, float eps, const T* branc
   return square;
 }
 
+// h + branch to `put`, as add_normed does it.
+template <int W, class T, class Row, class Put>
+__device__ __forceinline__ float add_plain(int64_t d, const T* branch, Row h, Put put) {
+  float r[W], b[W], square = 0;
+  for (int j = int(threadIdx.x) * W, step = int(blockDim.x) * W; j < d; j += step) {
+    read<W>(branch + j, b);
+    h(j, r);
+#pragma unroll
+    for (int k = 0; k < W; k++) {
+      r[k] = to_float(from_float<T>(__fadd_rn(r[k], b[k])));
+      square = fmaf(r[k], r[k], square);
+    }
+    put(j, r);
+  }
+  return square;
+}
+
 }  // namespace looplm::cuda

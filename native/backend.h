@@ -36,10 +36,16 @@ typedef struct LoopQuantized {
 
 // A run of packed tokens [begin, end) that attends causally to itself and to all of the prefix run [prefix_begin, prefix_end),
 // which holds the tokens just before it (a prompt that several responses share). An empty prefix means a whole sequence.
+// Its first `two_way` tokens attend to each other both ways.
 // Segments of one group are consecutive; a group is a prefix segment followed by the segments that read it, or one segment alone.
 typedef struct LoopSegment {
-  int32_t begin, end, prefix_begin, prefix_end, group;
+  int32_t begin, end, prefix_begin, prefix_end, group, two_way;
 } LoopSegment;
+
+// Which channels of a head the rotary embedding turns together: (j, j + head_dim/2), or (2j, 2j + 1).
+typedef enum LoopRotaryPairs { LOOP_HALVES = 0, LOOP_NEIGHBOURS = 1 } LoopRotaryPairs;
+// The gate of swiglu: silu(g) = g σ(g), or σ(g) alone.
+typedef enum LoopGate { LOOP_SILU = 0, LOOP_SIGMOID = 1 } LoopGate;
 
 typedef struct LoopAttention {
   int64_t tokens;
@@ -192,28 +198,30 @@ typedef struct LoopBackend {
                         void* dtable);
 
   // h_out = h + RMS(branch; w_branch);  x = RMS(h_out; w_next).  RMS(v; w) = v · rsqrt(mean v² + eps) · w, float32 inside.
-  // branch NULL: h_out is not written and x = RMS(h; w_next).  w_next NULL: x is not written. h_out may be h.
+  // branch NULL: h_out is not written and x = RMS(h; w_next).  w_branch NULL: h_out = h + branch.  w_next NULL: x is not written.
+  // h_out may be h.
   int (*residual_norm)(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, const void* h, const void* branch,
                        const void* w_branch, const void* w_next, void* h_out, void* x);
   // Given ∂x (act) and dh (real, in: ∂h_out from elsewhere): dh += RMSᵀ(∂x) at h_out, and dbranch (act) = RMS_branchᵀ(dh).
-  // dw_branch, dw_next real +=. branch NULL: only the first half, h_out is then h. dx NULL: only the second half.
+  // dw_branch, dw_next real +=, NULL: not wanted. branch NULL: only the first half, h_out is then h. dx NULL: only the second
+  // half. w_branch NULL: dbranch = dh.
   int (*residual_norm_backward)(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, const void* h_out, const void* branch,
                                 const void* w_branch, const void* w_next, const void* dx, void* dh, void* dbranch,
                                 void* dw_branch, void* dw_next);
 
   // In place: rotates the first `heads` heads of each row (q, then k) by the row's position; inverse != 0 rotates back (the
-  // backward). cos_sin real [max position + 1, head_dim]: head_dim/2 cosines, then head_dim/2 sines. Pairs (j, j + head_dim/2).
-  int (*rope)(void* ctx, LoopDType dt, int64_t n, int32_t heads, int32_t head_dim, int64_t row_stride, const int32_t* positions,
-              const void* cos_sin, int inverse, void* qkv);
+  // backward). cos_sin real [max position + 1, head_dim]: head_dim/2 cosines, then head_dim/2 sines.
+  int (*rope)(void* ctx, LoopDType dt, LoopRotaryPairs pairs, int64_t n, int32_t heads, int32_t head_dim, int64_t row_stride,
+              const int32_t* positions, const void* cos_sin, int inverse, void* qkv);
 
   int (*attention)(void* ctx, LoopDType dt, const LoopAttention* a);
   int (*attention_backward)(void* ctx, LoopDType dt, const LoopAttention* a);
 
-  // gate_up [n, 2f]: g then u. out [n,f] = silu(g)·u. Backward: dgate_up (may alias gate_up) and out, recomputed for the weight
+  // gate_up [n, 2f]: g then u. out [n,f] = gate(g)·u. Backward: dgate_up (may alias gate_up) and out, recomputed for the weight
   // gradient.
-  int (*swiglu)(void* ctx, LoopDType dt, int64_t n, int64_t f, const void* gate_up, void* out);
-  int (*swiglu_backward)(void* ctx, LoopDType dt, int64_t n, int64_t f, const void* gate_up, const void* dout, void* dgate_up,
-                         void* out);
+  int (*swiglu)(void* ctx, LoopDType dt, LoopGate gate, int64_t n, int64_t f, const void* gate_up, void* out);
+  int (*swiglu_backward)(void* ctx, LoopDType dt, LoopGate gate, int64_t n, int64_t f, const void* gate_up, const void* dout,
+                         void* dgate_up, void* out);
 
   // Exit gate: a[i] = w·h[i] + b (a real). Backward: dh[i] += da[i]·w (real), dw += Σ da[i]·h[i], db += Σ da[i] (real).
   int (*gate)(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* h, const void* w, const void* b, void* a);

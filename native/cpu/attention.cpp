@@ -1,4 +1,5 @@
-// Causal attention over packed segments (math.md §1), forward and backward, float32 and bfloat16. The scale is positive.
+// Causal attention over packed segments (math.md §1), whose first tokens may see each other both ways, forward and backward,
+// float32 and bfloat16. The scale is positive.
 //
 // Everything is computed transposed: a vector lane is a query, so scores are [keys][lanes] tiles (Sᵀ = K Qᵀ, Oᵀ = Vᵀ Pᵀ). Row
 // maxima and sums are then plain vector operations, Pᵀ is already the right operand of the next product, and K and V are read by
@@ -167,11 +168,12 @@ struct Block {
     const int64_t head = kv_head * shape.ratio + sharer, token = s.begin + row, back = shape.ratio * shape.head_dim;
     int64_t in_query = token * shape.stride + head * shape.head_dim, in_out = token * shape.out_stride + head * shape.head_dim;
     int64_t in_lse = head * a.tokens + token;
-    row += s.prefix_end - s.prefix_begin;
+    const int64_t prefix = s.prefix_end - s.prefix_begin, two_way = prefix + s.two_way;  // the last that sees as far
+    row += prefix;
     count = int(least(LANES, (s.end - s.begin) * shape.ratio - first));
     vectors = (count + W - 1) / W;
     for (int lane = 0; lane < vectors * W; lane++) {
-      limit[lane] = int32_t(row), query[lane] = in_query, out[lane] = in_out, lse[lane] = in_lse;
+      limit[lane] = int32_t(row < two_way ? two_way - 1 : row), query[lane] = in_query, out[lane] = in_out, lse[lane] = in_lse;
       if (lane + 1 >= count) continue;
       in_query += shape.head_dim, in_out += shape.head_dim, in_lse += a.tokens;
       if (++sharer < shape.ratio) continue;

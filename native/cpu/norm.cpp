@@ -15,7 +15,15 @@ inline float inverse_rms(const Sums& squares, int64_t d, double eps) {
 template <class E>
 inline void norm_row(int64_t d, double eps, const E* h, const E* branch, const E* w_branch, const E* w_next, E* h_out, E* x) {
   Sums squares;
-  if (branch) {
+  if (branch && !w_branch) {
+    for_vectors(
+        d, LOOPLM_VECTORS(j, part, chain) {
+          store(h_out + j, load(h + j, part) + load(branch + j, part), part);
+          const vf v = load(h_out + j, part);
+          squares.chain[chain] += v * v;
+        });
+    h = h_out;
+  } else if (branch) {
     Sums branch_squares;
     for_vectors(
         d, LOOPLM_VECTORS(j, part, chain) {
@@ -52,8 +60,10 @@ struct RowScale {
   }
 };
 
+enum class Branch { none, plain, normed };
+
 // dw: this block's sums, [d] of w_next, then [d] of w_branch
-template <class E, bool Next, bool Branch>
+template <class E, bool Next, Branch branch_kind>
 inline void norm_row_backward(int64_t d, double eps, const E* h_out, const E* branch, const E* w_branch, const E* w_next,
                               const E* dx, float* dh, E* dbranch, float* dw) {
   Sums squares, products, branch_squares, branch_products;
@@ -74,13 +84,14 @@ inline void norm_row_backward(int64_t d, double eps, const E* h_out, const E* br
           store(dh + j, g, part);
           store(dw + j, load(dw + j, part) + dy * v, part);
         }
-        if constexpr (Branch) {
+        if constexpr (branch_kind == Branch::plain) store(dbranch + j, g, part);
+        if constexpr (branch_kind == Branch::normed) {
           const vf v = load(branch + j, part);
           branch_squares.chain[chain] += v * v;
           branch_products.chain[chain] += g * load(w_branch + j, part) * v;
         }
       });
-  if constexpr (Branch) {
+  if constexpr (branch_kind == Branch::normed) {
     const RowScale scale(branch_squares, branch_products, d, eps);
     for_vectors(
         d, LOOPLM_VECTORS(j, part, chain) {
@@ -91,16 +102,16 @@ inline void norm_row_backward(int64_t d, double eps, const E* h_out, const E* br
   }
 }
 
-template <class E, bool Next, bool Branch>
+template <class E, bool Next, Branch branch_kind>
 void norm_rows_backward(Context& ctx, int64_t n, int64_t d, double eps, const E* h_out, const E* branch, const E* w_branch,
                         const E* w_next, const E* dx, float* dh, E* dbranch, float* dw_branch, float* dw_next) {
   const BlockSums blocks(ctx, n, d, 2 * d);
   blocks.run([=](int64_t begin, int64_t end, float* dw) {
     for (int64_t i = begin * d; i < end * d; i += d)
-      norm_row_backward<E, Next, Branch>(d, eps, h_out + i, branch + i, w_branch, w_next, dx + i, dh + i, dbranch + i, dw);
+      norm_row_backward<E, Next, branch_kind>(d, eps, h_out + i, branch + i, w_branch, w_next, dx + i, dh + i, dbranch + i, dw);
   });
-  if (Next) blocks.add_to(dw_next, 0, d);
-  if (Branch) blocks.add_to(dw_branch, d, d);
+  if (Next && dw_next) blocks.add_to(dw_next, 0, d);
+  if (branch_kind == Branch::normed && dw_branch) blocks.add_to(dw_branch, d, d);
 }
 
 template <class E>
@@ -121,9 +132,11 @@ int residual_norm_backward_typed(void* ctx, int64_t n, int64_t d, double eps, co
                                  const void* w_branch, const void* w_next, const void* dx, void* dh, void* dbranch,
                                  void* dw_branch, void* dw_next) {
   if (n <= 0 || d <= 0 || (!dx && !branch)) return 0;
-  const auto rows = dx && branch ? norm_rows_backward<E, true, true>
-                    : dx         ? norm_rows_backward<E, true, false>
-                                 : norm_rows_backward<E, false, true>;
+  const auto rows = dx && branch
+                        ? w_branch ? norm_rows_backward<E, true, Branch::normed> : norm_rows_backward<E, true, Branch::plain>
+                    : dx       ? norm_rows_backward<E, true, Branch::none>
+                    : w_branch ? norm_rows_backward<E, false, Branch::normed>
+                               : norm_rows_backward<E, false, Branch::plain>;
   rows(*static_cast<Context*>(ctx), n, d, eps, static_cast<const E*>(h_out), static_cast<const E*>(branch),
        static_cast<const E*>(w_branch), static_cast<const E*>(w_next), static_cast<const E*>(dx), static_cast<float*>(dh),
        static_cast<E*>(dbranch), static_cast<float*>(dw_branch), static_cast<float*>(dw_next));

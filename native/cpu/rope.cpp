@@ -1,5 +1,5 @@
-// Rotary positions (math.md §1): (u, v) = (x[j], x[j + head_dim/2]) → (u cos - v sin, v cos + u sin); the inverse turns the other
-// way.
+// Rotary positions (math.md §1): (u, v) = (x[j], x[j + head_dim/2]) or (x[2j], x[2j + 1]) → (u cos - v sin, v cos + u sin); the
+// inverse turns the other way.
 #include "rows.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
@@ -37,15 +37,27 @@ inline void rotate_row_of_vectors(E* row, int32_t heads, const float* cosine, co
   }
 }
 
+// Neighbours: plain code, for the pairs of a vector lie side by side in it.
 template <class E>
-int rotate_rows(Context& ctx, int64_t n, int32_t heads, int32_t head_dim, int64_t row_stride, const int32_t* positions,
-                const float* cos_sin, bool inverse, E* qkv) {
+inline void rotate_neighbours(E* row, int32_t heads, int32_t half, const float* cosine, const float* sine, float direction) {
+  for (int32_t head = 0; head < heads; head++, row += 2 * half)
+    for (int32_t j = 0; j < half; j++) {
+      const float u = to_float(row[2 * j]), v = to_float(row[2 * j + 1]), c = cosine[j], s = sine[j] * direction;
+      set(row[2 * j], u * c - v * s);
+      set(row[2 * j + 1], v * c + u * s);
+    }
+}
+
+template <class E>
+int rotate_rows(Context& ctx, LoopRotaryPairs pairs, int64_t n, int32_t heads, int32_t head_dim, int64_t row_stride,
+                const int32_t* positions, const float* cos_sin, bool inverse, E* qkv) {
   const float direction = inverse ? -1.0f : 1.0f;
   const int32_t half = head_dim / 2;
   for_rows(ctx, n, int64_t(heads) * head_dim, [=](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) {
       const float* cosine = cos_sin + int64_t(positions[i]) * head_dim;
-      if (head_dim == W) rotate_row_of_vectors(qkv + i * row_stride, heads, cosine, cosine + half, direction);
+      if (pairs == LOOP_NEIGHBOURS) rotate_neighbours(qkv + i * row_stride, heads, half, cosine, cosine + half, direction);
+      else if (head_dim == W) rotate_row_of_vectors(qkv + i * row_stride, heads, cosine, cosine + half, direction);
       else rotate_row(qkv + i * row_stride, heads, half, cosine, cosine + half, direction);
     }
   });
@@ -54,13 +66,13 @@ int rotate_rows(Context& ctx, int64_t n, int32_t heads, int32_t head_dim, int64_
 
 }  // namespace
 
-int rope(void* context, LoopDType dt, int64_t n, int32_t heads, int32_t head_dim, int64_t row_stride, const int32_t* positions,
-         const void* cos_sin, int inverse, void* qkv) {
+int rope(void* context, LoopDType dt, LoopRotaryPairs pairs, int64_t n, int32_t heads, int32_t head_dim, int64_t row_stride,
+         const int32_t* positions, const void* cos_sin, int inverse, void* qkv) {
   auto& ctx = *static_cast<Context*>(context);
   const auto* table = static_cast<const float*>(cos_sin);
   return dt == LOOP_BF16
-             ? rotate_rows(ctx, n, heads, head_dim, row_stride, positions, table, inverse != 0, static_cast<bf16*>(qkv))
-             : rotate_rows(ctx, n, heads, head_dim, row_stride, positions, table, inverse != 0, static_cast<float*>(qkv));
+             ? rotate_rows(ctx, pairs, n, heads, head_dim, row_stride, positions, table, inverse != 0, static_cast<bf16*>(qkv))
+             : rotate_rows(ctx, pairs, n, heads, head_dim, row_stride, positions, table, inverse != 0, static_cast<float*>(qkv));
 }
 
 }  // namespace looplm::cpu::LOOPLM_ISA

@@ -118,12 +118,13 @@ void Block::forward(const LayerWeights& w, const BlockMemory& b, int64_t plane, 
                     void* next_out) {
   const int64_t D = a_.hidden;
   linear_.forward(w.qkv, x_, b.qkv);
-  run(&LoopBackend::rope, "rope", N(), a_.heads + a_.kv_heads, a_.head_dim, a_.qkv_width(), batch_.positions, rope_, 0, b.qkv);
+  run(&LoopBackend::rope, "rope", pairs(), N(), a_.heads + a_.kv_heads, a_.head_dim, a_.qkv_width(), batch_.positions, rope_, 0,
+      b.qkv);
   attend(b, plane);
   linear_.forward(w.output, b.attention, b.branch_1);
   run(&LoopBackend::residual_norm, "norm", N(), D, a_.norm_eps, in, b.branch_1, w.attention_norm_2, w.mlp_norm, b.middle, x_);
   linear_.forward(w.gate_up, x_, b.gate_up);
-  run(&LoopBackend::swiglu, "swiglu", N(), a_.intermediate, b.gate_up, activation_);
+  run(&LoopBackend::swiglu, "swiglu", LOOP_SILU, N(), a_.intermediate, b.gate_up, activation_);
   linear_.forward(w.down, activation_, b.branch_2);
   run(&LoopBackend::residual_norm, "norm", N(), D, a_.norm_eps, b.middle, b.branch_2, w.mlp_norm_2, next, out, next_out);
 }
@@ -136,7 +137,8 @@ void Block::backward(const LayerWeights& w, const LayerWeights& d, const BlockMe
       d_branch_, d.mlp_norm_2, d_next);
 
   linear_.backward_input(w.down, d_branch_, d_activation_);
-  run(&LoopBackend::swiglu_backward, "swiglu backward", N(), a_.intermediate, b.gate_up, d_activation_, b.gate_up, activation_);
+  run(&LoopBackend::swiglu_backward, "swiglu backward", LOOP_SILU, N(), a_.intermediate, b.gate_up, d_activation_, b.gate_up,
+      activation_);
   linear_.backward_weight(w.down, d.down, d_branch_, activation_);
 
   const void* none = nullptr;
@@ -153,7 +155,8 @@ void Block::backward(const LayerWeights& w, const LayerWeights& d, const BlockMe
   a.dout = d_attention_;
   a.dqkv = d_qkv_;
   run(&LoopBackend::attention_backward, "attention backward", static_cast<const LoopAttention*>(&a));
-  run(&LoopBackend::rope, "rope", N(), a_.heads + a_.kv_heads, a_.head_dim, a_.qkv_width(), batch_.positions, rope_, 1, d_qkv_);
+  run(&LoopBackend::rope, "rope", pairs(), N(), a_.heads + a_.kv_heads, a_.head_dim, a_.qkv_width(), batch_.positions, rope_, 1,
+      d_qkv_);
 }
 
 void Block::backward_input(const LayerWeights& w, const LayerWeights& d) {

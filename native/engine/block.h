@@ -61,6 +61,7 @@ class Block {
     device_->run(f, name, dt_, a...);
   }
   int64_t N() const { return batch_.tokens; }
+  LoopRotaryPairs pairs() const { return a_.rotary.neighbours ? LOOP_NEIGHBOURS : LOOP_HALVES; }
   LoopAttention attention_arguments(const BlockMemory& b) const;
   void attend(const BlockMemory& b, int64_t plane);
   void attend_behind_prefixes(const BlockMemory& b, const void* keys, const void* values);

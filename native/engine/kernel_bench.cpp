@@ -208,7 +208,8 @@ class Bench {
     work(3.0 * double(n() * heads * head_dim()), 2.0 * double(n() * heads * head_dim()) * act_);
     const int32_t* positions = integers(n(), s_.length);
     const void* table = reals(s_.length * head_dim());
-    on_run(&LoopBackend::rope, dt_, n(), heads, head_dim(), qkv_width(), positions, table, 0, acts(n() * qkv_width()));
+    on_run(&LoopBackend::rope, dt_, LOOP_HALVES, n(), heads, head_dim(), qkv_width(), positions, table, 0,
+           acts(n() * qkv_width()));
   }
   std::shared_ptr<LoopAttention> attention_arguments() {
     std::vector<LoopSegment> segments;
@@ -249,12 +250,12 @@ class Bench {
   void swiglu() {
     work(6.0 * double(n() * f()), 3 * double(n() * f()) * act_);
     const void* gu = acts(n() * 2 * f());
-    on_run(&LoopBackend::swiglu, dt_, n(), f(), gu, acts(n() * f()));
+    on_run(&LoopBackend::swiglu, dt_, LOOP_SILU, n(), f(), gu, acts(n() * f()));
   }
   void swiglu_backward() {
     work(12.0 * double(n() * f()), 6 * double(n() * f()) * act_);
     const void *gu = acts(n() * 2 * f()), *dout = acts(n() * f());
-    on_run(&LoopBackend::swiglu_backward, dt_, n(), f(), gu, dout, acts(n() * 2 * f()), acts(n() * f()));
+    on_run(&LoopBackend::swiglu_backward, dt_, LOOP_SILU, n(), f(), gu, dout, acts(n() * 2 * f()), acts(n() * f()));
   }
   void gate() {
     work(2.0 * double(n() * d()), double(n() * d()) * act_);

@@ -19,11 +19,13 @@ struct Packed {
   Number* v(int64_t token, int32_t head) const { return k(token, head) + a.kv_heads * a.head_dim; }
 };
 
-// The tokens that token i of a segment attends to: the prefix, then the segment up to and with i.
+// The tokens that token i of a segment attends to: the prefix, then the segment up to and with i, or to the end of its two-way
+// part.
 std::vector<int32_t> visible(const LoopSegment& segment, int32_t i) {
   std::vector<int32_t> tokens;
   for (int32_t j = segment.prefix_begin; j < segment.prefix_end; ++j) tokens.push_back(j);
-  for (int32_t j = segment.begin; j <= i; ++j) tokens.push_back(j);
+  const int32_t end = i < segment.begin + segment.two_way ? segment.begin + segment.two_way : i + 1;
+  for (int32_t j = segment.begin; j < end; ++j) tokens.push_back(j);
   return tokens;
 }
 

@@ -1,4 +1,5 @@
 // RMS(v; w) = v · rsqrt(mean v² + eps) · w   (math.md §1), and the residual connection around it.
+#include <algorithm>
 #include <cmath>
 
 #include "context.h"
@@ -21,12 +22,12 @@ void rms_backward(int64_t d, double eps, const double* v, const double* w, const
   double mean = 0;
   for (int64_t j = 0; j < d; ++j) mean += dy[j] * w[j] * v[j] / double(d);
   for (int64_t j = 0; j < d; ++j) {
-    dw[j] += dy[j] * v[j] * s;
+    if (dw) dw[j] += dy[j] * v[j] * s;
     put(j, s * w[j] * dy[j] - v[j] * s * s * s * mean);
   }
 }
 
-// h_out = h + RMS(branch; w_branch),  x = RMS(h_out; w_next)           all [n, d], weights [d]
+// h_out = h + RMS(branch; w_branch), or h + branch;  x = RMS(h_out; w_next)           all [n, d], weights [d]
 int residual_norm(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, const void* h_, const void* branch_,
                   const void* w_branch_, const void* w_next_, void* h_out_, void* x_) {
   if (int status = require_float64(ctx, dt, "residual_norm")) return status;
@@ -36,8 +37,8 @@ int residual_norm(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, con
     if (branch_) {
       const double* branch = static_cast<const double*>(branch_) + i * d;
       double* h_out = static_cast<double*>(h_out_) + i * d;
-      const double s = inverse_rms(branch, d, eps);
-      for (int64_t j = 0; j < d; ++j) h_out[j] = h[j] + branch[j] * s * w_branch[j];
+      const double s = w_branch ? inverse_rms(branch, d, eps) : 1;
+      for (int64_t j = 0; j < d; ++j) h_out[j] = h[j] + branch[j] * s * (w_branch ? w_branch[j] : 1);
       h = h_out;
     }
     if (w_next_) {
@@ -65,7 +66,8 @@ int residual_norm_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, double
     if (branch_) {
       const double* branch = static_cast<const double*>(branch_) + i * d;
       double* dbranch = static_cast<double*>(dbranch_) + i * d;
-      rms_backward(d, eps, branch, w_branch, dh, dw_branch, [&](int64_t j, double value) { dbranch[j] = value; });
+      if (w_branch) rms_backward(d, eps, branch, w_branch, dh, dw_branch, [&](int64_t j, double value) { dbranch[j] = value; });
+      else std::copy_n(dh, d, dbranch);
     }
   }
   return 0;

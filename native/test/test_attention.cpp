@@ -17,10 +17,11 @@ struct Heads {
   }
 };
 
-// A prefix and the suffixes that read it; without suffixes it is a sequence alone.
+// A prefix and the suffixes that read it; without suffixes it is a sequence alone. Its first tokens see each other both ways.
 struct Group {
   int32_t prefix;
   std::vector<int32_t> suffixes;
+  int32_t two_way = 0;
 };
 
 struct Layout {
@@ -33,10 +34,11 @@ Layout layout(const std::vector<Group>& groups) {
   Layout l;
   for (const Group& group : groups) {
     const int32_t begin = l.tokens, end = begin + group.prefix;
-    l.segments.push_back({begin, end, begin, begin, l.groups});
+    l.segments.push_back({begin, end, begin, begin, l.groups, group.two_way});
     l.tokens = end;
     l.max_context = std::max(l.max_context, group.prefix);
     l.name += (l.groups ? ", " : "[") + std::to_string(group.prefix);
+    if (group.two_way > 0) l.name += " (" + std::to_string(group.two_way) + " both ways)";
     for (int32_t length : group.suffixes) {
       l.segments.push_back({l.tokens, l.tokens + length, begin, end, l.groups});
       l.tokens += length;
@@ -114,7 +116,8 @@ double plain_softmax(const Plain& p, double scale, const double* q, const std::v
 
 bool attends(const Layout& l, int32_t i, int32_t j) {
   for (const LoopSegment& s : l.segments)
-    if (s.begin <= i && i < s.end) return (s.prefix_begin <= j && j < s.prefix_end) || (s.begin <= j && j <= i);
+    if (s.begin <= i && i < s.end)
+      return (s.prefix_begin <= j && j < s.prefix_end) || (s.begin <= j && (j <= i || std::max(i, j) < s.begin + s.two_way));
   return false;
 }
 
@@ -190,6 +193,10 @@ const std::vector<Case> cases = {
     {{8, 1, 16}, {{33, {2, 2, 2, 2, 2, 2, 2, 2}}, {1, {}}}, 6},
     {{3, 1, 10}, {{33, {2, 5}}, {70, {}}}},
     {{2, 1, 130}, {{40, {}}}},
+    {{4, 2, 16}, {{7, {}, 3}, {13, {}, 13}, {2, {}, 1}}},
+    {{6, 2, 32}, {{150, {}, 100}, {64, {}, 64}, {33, {}}}, 6},
+    {{2, 1, 128}, {{130, {1, 67}, 130}, {70, {}, 33}}},
+    {{3, 1, 10}, {{33, {2, 5}, 33}, {70, {}, 65}}},
 };
 
 Values inputs(Test& t, const Heads& h, const Layout& l, double peak = 1) {
@@ -238,9 +245,12 @@ KERNEL_TEST(attention_shared, "attention: a shared prefix equals every sequence 
     const Values gradient = run_backward(t.device, h, l, qkv, stored(t.device, run(t.reference, h, l, qkv)), dout);
     Values out_alone(together.out.size()), gradient_alone(qkv.size(), 0.0);
     for (const LoopSegment& s : l.segments) {
-      const LoopSegment prefix{s.prefix_begin, s.prefix_end, 0, 0, 0};
+      const LoopSegment prefix{s.prefix_begin, s.prefix_end, 0, 0, 0, 0};
       const int32_t before = prefix.end - prefix.begin;
-      const Layout alone = layout({{before + s.end - s.begin, {}}});
+      int32_t two_way = s.two_way;
+      for (const LoopSegment& other : l.segments)
+        if (before > 0 && other.begin == prefix.begin) two_way = other.two_way;
+      const Layout alone = layout({{before + s.end - s.begin, {}, two_way}});
       const Values own = take(qkv, width, {prefix, s});
       Values own_dout = take(dout, out_width, {prefix, s});
       std::fill(own_dout.begin(), own_dout.begin() + ptrdiff_t(size_t(before) * out_width), 0.0);
@@ -296,7 +306,7 @@ KERNEL_TEST(attention_determinism, "attention: twice the same bits") {
 
 REFERENCE_TEST(attention_differences, "attention gradient by differences") {
   for (const Case& c : {Case{{2, 2, 4}, {{5, {}}}}, Case{{4, 2, 2}, {{3, {}}, {1, {}}}}, Case{{3, 1, 4}, {{3, {2, 1}}, {2, {}}}},
-                        Case{{2, 1, 2}, {{1, {1, 3, 2}}}}}) {
+                        Case{{2, 1, 2}, {{1, {1, 3, 2}}}}, Case{{2, 1, 2}, {{5, {}, 3}, {3, {2}, 3}}}}) {
     const Layout l = layout(c.groups);
     Values qkv = inputs(t, c.heads, l);
     const Values dout = t.act_normal(size_t(l.tokens * c.heads.out_width()));

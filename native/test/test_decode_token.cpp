@@ -128,9 +128,9 @@ Result step_by_step(const Device& d, const Shape& s, const Numbers& n, const Exi
       const Model::Layer& layer = m.layers[size_t(l)];
       const auto& w = layer.weights;
       multiply(s.qkv_width(), s.hidden, x, w[1], qkv);
-      d.expect(
-          table.rope(d.ctx, d.dt, 1, s.heads + s.kv_heads, s.head_dim, s.qkv_width(), positions.as<int32_t>(), m.cos_sin, 0, qkv),
-          "rope");
+      d.expect(table.rope(d.ctx, d.dt, LOOP_HALVES, 1, s.heads + s.kv_heads, s.head_dim, s.qkv_width(), positions.as<int32_t>(),
+                          m.cos_sin, 0, qkv),
+               "rope");
       d.expect(
           table.cache_write(d.ctx, d.dt, 1, s.heads, s.kv_heads, s.head_dim, slots.as<int32_t>(), qkv, layer.keys, layer.values),
           "cache_write");
@@ -148,7 +148,7 @@ Result step_by_step(const Device& d, const Shape& s, const Numbers& n, const Exi
       multiply(s.hidden, s.width(), attention, w[2], branch);
       norm(h, branch, w[3], w[4], h, x);
       multiply(2 * s.intermediate, s.hidden, x, w[5], gate_up);
-      d.expect(table.swiglu(d.ctx, d.dt, 1, s.intermediate, gate_up, activation), "swiglu");
+      d.expect(table.swiglu(d.ctx, d.dt, LOOP_SILU, 1, s.intermediate, gate_up, activation), "swiglu");
       multiply(s.hidden, s.intermediate, activation, w[6], branch);
       const bool last = l + 1 == s.layers;
       norm(h, branch, w[7], last ? m.norm : m.layers[size_t(l) + 1].weights[0], h, x);
@@ -261,7 +261,7 @@ KERNEL_TEST(replayed, "record: a replay does the calls with what lies in memory 
   Buffer a = act(d, t.act_normal(rows * k)), b = act(d, t.act_normal(n * k)), c = act(d, rows * n), out = act(d, rows * n / 2);
   const auto calls = [&] {
     d.expect(d.table.gemm(d.ctx, d.dt, 0, 1, rows, n, k, a, k, b, k, c, n, 0), "gemm");
-    d.expect(d.table.swiglu(d.ctx, d.dt, rows, n / 2, c, out), "swiglu");
+    d.expect(d.table.swiglu(d.ctx, d.dt, LOOP_SILU, rows, n / 2, c, out), "swiglu");
   };
   calls();
   const Values before = out.values();

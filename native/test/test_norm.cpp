@@ -14,9 +14,15 @@ struct Size {
 };
 const std::vector<Size> sizes = {{1, 64}, {2, 33}, {7, 257}, {13, 8}, {64, 2048}, {129, 96}, {300, 31}, {3, 5}};
 
-enum class Mode { both, next_alone, branch_alone };
-const std::vector<std::pair<Mode, const char*>> modes = {
-    {Mode::both, "both"}, {Mode::next_alone, "no branch"}, {Mode::branch_alone, "no next"}};
+enum class Mode { both, next_alone, branch_alone, plain_both, plain_alone };
+const std::vector<std::pair<Mode, const char*>> modes = {{Mode::both, "both"},
+                                                         {Mode::next_alone, "no branch"},
+                                                         {Mode::branch_alone, "no next"},
+                                                         {Mode::plain_both, "branch as it is"},
+                                                         {Mode::plain_alone, "branch as it is, no next"}};
+bool branches(Mode m) { return m != Mode::next_alone; }
+bool norms_branch(Mode m) { return m == Mode::both || m == Mode::branch_alone; }
+bool has_next(Mode m) { return m != Mode::branch_alone && m != Mode::plain_alone; }
 
 struct Forward {
   Values h, branch, w_branch, w_next;
@@ -35,12 +41,12 @@ Forward inputs(Test& t, const Size& s) {
 ForwardResult run(const Device& d, const Size& s, const Forward& in, Mode mode, bool in_place = false) {
   Buffer h = act(d, in.h), branch = act(d, in.branch), w_branch = act(d, in.w_branch), w_next = act(d, in.w_next);
   Buffer separate = act(d, s.count()), x = act(d, s.count());
-  const bool has_branch = mode != Mode::next_alone, has_next = mode != Mode::branch_alone;
+  const bool has_branch = branches(mode), normed = norms_branch(mode), next = has_next(mode);
   Buffer& h_out = in_place ? h : separate;
-  d.expect(d.table.residual_norm(d.ctx, d.dt, s.n, s.d, eps, h, branch.when(has_branch), w_branch.when(has_branch),
-                                 w_next.when(has_next), h_out.when(has_branch), x.when(has_next)),
+  d.expect(d.table.residual_norm(d.ctx, d.dt, s.n, s.d, eps, h, branch.when(has_branch), w_branch.when(normed), w_next.when(next),
+                                 h_out.when(has_branch), x.when(next)),
            "residual_norm");
-  return {has_branch ? h_out.values() : Values(), has_next ? x.values() : Values()};
+  return {has_branch ? h_out.values() : Values(), next ? x.values() : Values()};
 }
 
 // v rsqrt(mean v² + eps) in float32, rounded; then times w: as the Hugging Face model does it.
@@ -60,10 +66,10 @@ Values plain_rms(const Plain& p, const Size& s, const Values& v, const Values& w
 ForwardResult plain_forward(const Plain& p, const Size& s, const Forward& in, Mode mode) {
   ForwardResult out;
   if (mode != Mode::next_alone) {
-    out.h_out = plain_rms(p, s, in.branch, in.w_branch);
+    out.h_out = norms_branch(mode) ? plain_rms(p, s, in.branch, in.w_branch) : in.branch;
     for (size_t i = 0; i < out.h_out.size(); ++i) out.h_out[i] = p.act(in.h[i] + out.h_out[i]);
   }
-  if (mode != Mode::branch_alone) out.x = plain_rms(p, s, mode == Mode::both ? out.h_out : in.h, in.w_next);
+  if (has_next(mode)) out.x = plain_rms(p, s, branches(mode) ? out.h_out : in.h, in.w_next);
   return out;
 }
 
@@ -74,7 +80,7 @@ KERNEL_TEST(norm_forward, "residual_norm") {
       const ForwardResult got = run(t.device, s, in, mode), truth = run(t.reference, s, in, mode),
                           plain = plain_forward(t.plain(), s, in, mode);
       if (mode != Mode::next_alone) t.close(s.name() + " " + name + " h_out", got.h_out, truth.h_out, plain.h_out);
-      if (mode != Mode::branch_alone) t.close(s.name() + " " + name + " x", got.x, truth.x, plain.x);
+      if (has_next(mode)) t.close(s.name() + " " + name + " x", got.x, truth.x, plain.x);
     }
 }
 
@@ -122,13 +128,13 @@ BackwardResult run_backward(const Device& d, const Size& s, const Backward& in, 
   Buffer h_out = act(d, in.h_out), branch = act(d, in.branch), w_branch = act(d, in.w_branch), w_next = act(d, in.w_next),
          dx = act(d, in.dx);
   Buffer dh = real(d, in.dh), dbranch = act(d, s.count()), dw_branch = real(d, in.dw_branch), dw_next = real(d, in.dw_next);
-  const bool has_branch = mode != Mode::next_alone, has_next = mode != Mode::branch_alone;
-  d.expect(d.table.residual_norm_backward(d.ctx, d.dt, s.n, s.d, eps, h_out, branch.when(has_branch), w_branch.when(has_branch),
-                                          w_next.when(has_next), dx.when(has_next), dh, dbranch.when(has_branch),
-                                          dw_branch.when(has_branch), dw_next.when(has_next)),
+  const bool has_branch = branches(mode), normed = norms_branch(mode), next = has_next(mode);
+  d.expect(d.table.residual_norm_backward(d.ctx, d.dt, s.n, s.d, eps, h_out, branch.when(has_branch), w_branch.when(normed),
+                                          w_next.when(next), dx.when(next), dh, dbranch.when(has_branch), dw_branch.when(normed),
+                                          dw_next.when(next)),
            "residual_norm_backward");
-  return {dh.values(), has_branch ? dbranch.values() : Values(), has_branch ? dw_branch.values() : Values(),
-          has_next ? dw_next.values() : Values()};
+  return {dh.values(), has_branch ? dbranch.values() : Values(), normed ? dw_branch.values() : Values(),
+          next ? dw_next.values() : Values()};
 }
 
 // y = w n, n = v r: ∂n = ∂y w, ∂w = Σ ∂y n, ∂v = r (∂n - n mean(∂n n)), rounded where eager PyTorch rounds.
@@ -150,12 +156,14 @@ void plain_rms_backward(const Plain& p, const Size& s, const Values& v, const Va
 
 BackwardResult plain_backward(const Plain& p, const Size& s, const Backward& in, Mode mode) {
   BackwardResult out{in.dh, {}, in.dw_branch, in.dw_next};
-  if (mode != Mode::branch_alone) {
+  if (has_next(mode)) {
     Values dv;
     plain_rms_backward(p, s, in.h_out, in.w_next, in.dx, dv, out.dw_next);
     for (size_t i = 0; i < dv.size(); ++i) out.dh[i] = p.real(out.dh[i] + dv[i]);
   }
-  if (mode != Mode::next_alone) plain_rms_backward(p, s, in.branch, in.w_branch, out.dh, out.dbranch, out.dw_branch);
+  if (norms_branch(mode)) plain_rms_backward(p, s, in.branch, in.w_branch, out.dh, out.dbranch, out.dw_branch);
+  else if (branches(mode))
+    for (double x : out.dh) out.dbranch.push_back(p.act(x));
   return out;
 }
 
@@ -167,10 +175,10 @@ KERNEL_TEST(norm_backward, "residual_norm_backward") {
                            plain = plain_backward(t.plain(), s, in, mode);
       const std::string what = s.name() + " " + name;
       t.close_real(what + " dh", got.dh, truth.dh, plain.dh);
-      if (mode != Mode::branch_alone) t.close_real(what + " dw_next", got.dw_next, truth.dw_next, plain.dw_next);
+      if (has_next(mode)) t.close_real(what + " dw_next", got.dw_next, truth.dw_next, plain.dw_next);
       if (mode == Mode::next_alone) continue;
       t.close(what + " dbranch", got.dbranch, truth.dbranch, plain.dbranch);
-      t.close_real(what + " dw_branch", got.dw_branch, truth.dw_branch, plain.dw_branch);
+      if (norms_branch(mode)) t.close_real(what + " dw_branch", got.dw_branch, truth.dw_branch, plain.dw_branch);
     }
 }
 
@@ -184,6 +192,20 @@ KERNEL_TEST(norm_determinism, "residual_norm_backward: twice the same bits") {
   t.same_bits("dw_next", a.dw_next, b.dw_next);
 }
 
+KERNEL_TEST(norm_unwanted, "residual_norm_backward: weight gradients that nobody wants") {
+  const Size s{64, 67};
+  const Backward in = backward_inputs(t, s);
+  const BackwardResult all = run_backward(t.device, s, in, Mode::both);
+  const Device& d = t.device;
+  Buffer h_out = act(d, in.h_out), branch = act(d, in.branch), w_branch = act(d, in.w_branch), w_next = act(d, in.w_next),
+         dx = act(d, in.dx), dh = real(d, in.dh), dbranch = act(d, s.count());
+  d.expect(d.table.residual_norm_backward(d.ctx, d.dt, s.n, s.d, eps, h_out, branch, w_branch, w_next, dx, dh, dbranch, nullptr,
+                                          nullptr),
+           "residual_norm_backward");
+  t.same_bits("dh", dh.values(), all.dh);
+  t.same_bits("dbranch", dbranch.values(), all.dbranch);
+}
+
 // L = Σ α x + Σ β h_out, so that ∂x = α and the ∂h_out from elsewhere is β.
 REFERENCE_TEST(norm_differences, "residual_norm gradient by differences") {
   for (const auto& [mode, name] : modes) {
@@ -193,15 +215,15 @@ REFERENCE_TEST(norm_differences, "residual_norm gradient by differences") {
     const Mode m = mode;
     const auto loss = [&] {
       const ForwardResult out = run(t.device, s, in, m);
-      return (m == Mode::branch_alone ? 0 : dot(alpha, out.x)) + dot(beta, m == Mode::next_alone ? in.h : out.h_out);
+      return (has_next(m) ? dot(alpha, out.x) : 0) + dot(beta, m == Mode::next_alone ? in.h : out.h_out);
     };
     const Values h_out = m == Mode::next_alone ? in.h : run(t.device, s, in, m).h_out, zero(size_t(s.d), 0.0);
     const BackwardResult out = run_backward(t.device, s, {h_out, in.branch, in.w_branch, in.w_next, alpha, beta, zero, zero}, m);
     t.gradient(std::string(name) + " h", out.dh, in.h, loss);
-    if (m != Mode::branch_alone) t.gradient(std::string(name) + " w_next", out.dw_next, in.w_next, loss);
+    if (has_next(m)) t.gradient(std::string(name) + " w_next", out.dw_next, in.w_next, loss);
     if (m == Mode::next_alone) continue;
     t.gradient(std::string(name) + " branch", out.dbranch, in.branch, loss);
-    t.gradient(std::string(name) + " w_branch", out.dw_branch, in.w_branch, loss);
+    if (norms_branch(m)) t.gradient(std::string(name) + " w_branch", out.dw_branch, in.w_branch, loss);
   }
 }
 
