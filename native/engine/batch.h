@@ -44,6 +44,7 @@ struct DeviceBatch {
   const int32_t *ids, *positions;
   const LoopSegment* segments;
   int32_t segment_count, group_count, max_context, max_position;
+  const void* states = nullptr;  // act [N, D]: initial states, for architectures that have some; NULL: zeros
 };
 DeviceBatch upload(const PackedBatch& batch, Workspace& workspace);
 const int32_t* upload_ints(Workspace& workspace, const char* name, const std::vector<int32_t>& values);

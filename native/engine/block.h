@@ -32,6 +32,9 @@ struct CacheUse {
 // What one block leaves for its backward.
 struct BlockMemory {
   void *qkv, *attention, *lse, *branch_1, *middle, *gate_up, *branch_2;
+  void *sum_1 = nullptr, *sum_2 = nullptr;   // of Residual::normed: the stream before its norm
+  void *queries = nullptr, *keys = nullptr;  // before their norms, when they have some
+  void* gated = nullptr;                     // act [N, 2 heads · head_dim]: output gate, attention
 };
 
 class Block {
@@ -43,17 +46,19 @@ class Block {
   size_t bytes() const;                    // of a BlockMemory
   BlockMemory carve(char*& memory) const;  // the next one of an array of them
 
-  void* x() const { return x_; }      // act [N, D]: N h when the block begins
-  void* d_x() const { return d_x_; }  // act [N, D]: ∂L/∂(N h) when its backward ends
+  void* x() const { return x_; }      // act [N, D]: N h when the block begins, where the architecture norms it
+  void* d_x() const { return d_x_; }  // act [N, D]: ∂L/∂(N h), or ∂L/∂h where it does not, when its backward ends
 
   // next: weight of the norm that follows `out`, whose output goes to `next_out`; NULL: none. plane: of `cache`.
   void forward(const LayerWeights& w, const BlockMemory& b, int64_t plane, const void* in, void* out, const void* next,
                void* next_out);
-  // dh: real [N, D], ∂L/∂out on entry, ∂L/∂in except through N on exit. next: the norm that follows, whose ∂L/∂output is in d_x.
+  // dh: real [N, D], ∂L/∂out on entry, ∂L/∂in on exit but for what goes through d_x. next: the norm that follows, whose
+  // ∂L/∂output is in d_x.
   void backward(const LayerWeights& w, const LayerWeights& d, const BlockMemory& b, const void* out, void* dh, const void* next,
                 void* d_next);
-  // The weight gradient of the first matrix, for which N h must be in x.
-  void backward_input(const LayerWeights& w, const LayerWeights& d);
+  // Its end: the first matrix, for which N h must be in x again.
+  void backward_input(const LayerWeights& w, const LayerWeights& d, const BlockMemory& b, const void* in);
+  void add_d_x(void* dh);  // dh += d_x
 
  private:
   template <class F, class... A>
@@ -62,6 +67,18 @@ class Block {
   }
   int64_t N() const { return batch_.tokens; }
   LoopRotaryPairs pairs() const { return a_.rotary.neighbours ? LOOP_NEIGHBOURS : LOOP_HALVES; }
+  const void* input(const void* h) const { return norms_input(a_.residual) ? x_ : h; }
+  void join(const void* h, const void* branch, const void* w_out, void* sum, void* out, const void* next, void* next_out);
+  void join_backward(const void* branch, const void* w_out, void* dw_out, const void* sum, const void* out, void* dh,
+                     const void* next, void* d_next);
+  void project(const LayerWeights& w, const BlockMemory& b, const void* x);
+  void norm_heads(const LayerWeights& w, const BlockMemory& b);
+  void norm_heads_backward(const LayerWeights& w, const LayerWeights& d, const BlockMemory& b);
+  const void* gate_heads(const BlockMemory& b);
+  void output_backward(const LayerWeights& w, const LayerWeights& d, const BlockMemory& b);
+  // Columns of a matrix of `width` to or from columns of another: act [N, columns].
+  void copy_columns(const void* from, int64_t from_width, void* to, int64_t to_width, int64_t columns);
+  void* column(void* matrix, int64_t at) const { return static_cast<char*>(matrix) + size_t(at) * act_; }
   LoopAttention attention_arguments(const BlockMemory& b) const;
   void attend(const BlockMemory& b, int64_t plane);
   void attend_behind_prefixes(const BlockMemory& b, const void* keys, const void* values);

@@ -132,6 +132,7 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const Architect
     matrix->scales.zero(matrix->scales.bytes());
     matrix->view = {quantization.bits, quantization.group, matrix->codes.as<>(), matrix->scales.as<float>()};
   }
+  make_constants();
   point();
 }
 Model::~Model() = default;
@@ -161,10 +162,19 @@ Weights Model::pointers(const Buffer& arena, LoopDType type) const {
       linear.in = config.columns(role);
       linear.out = config.rows(role);
     }
+  const auto place = [](auto& list, int32_t index) -> auto& {
+    list.resize(std::max(list.size(), size_t(index) + 1));
+    return list[size_t(index)];
+  };
   for (const Parameter& p : parameters_) {
-    if (p.matrix >= 0 || p.first_row > 0) continue;
+    if (p.matrix >= 0) continue;
     void* at = arena.at(p.offset * loop_dtype_size(type));
     const auto layer = [&]() -> LayerWeights& { return w.layers[size_t(p.index)]; };
+    const auto bias = [&](Linear& linear) {
+      if (p.first_row == 0) linear.bias = at;
+      linear.biased = p.first_row + int64_t(p.count);
+    };
+    if (p.first_row > 0 && is_matrix(p.role)) continue;
     switch (p.role) {
       case Role::embedding:
         w.embedding = at;
@@ -179,8 +189,31 @@ Weights Model::pointers(const Buffer& arena, LoopDType type) const {
         w.gate_bias = at;
         break;
       case Role::norm:
-        w.norms.resize(std::max(w.norms.size(), size_t(p.index) + 1));
-        w.norms[size_t(p.index)] = at;
+        place(w.norms, p.index) = at;
+        break;
+      case Role::start:
+        place(w.starts, p.index) = at;
+        break;
+      case Role::inject:
+        place(w.injections, p.index) = {at, 2 * config.hidden, config.hidden};
+        break;
+      case Role::attention_bias:
+        bias(layer().qkv);
+        break;
+      case Role::attention_output_bias:
+        bias(layer().output);
+        break;
+      case Role::gate_up_bias:
+        bias(layer().gate_up);
+        break;
+      case Role::down_bias:
+        bias(layer().down);
+        break;
+      case Role::query_norm:
+        layer().query_norm = at;
+        break;
+      case Role::key_norm:
+        layer().key_norm = at;
         break;
       case Role::attention:
       case Role::attention_output:
@@ -200,8 +233,6 @@ Weights Model::pointers(const Buffer& arena, LoopDType type) const {
       case Role::mlp_norm_2:
         layer().mlp_norm_2 = at;
         break;
-      default:
-        throw Error("UNSUPPORTED", "model", p.name + ": parameters of this role are not computed yet");
     }
   }
   if (config.tied && !quantization) w.head = w.embedding;
@@ -230,8 +261,10 @@ void Model::initialize(uint64_t seed) {
     const Parameter& p = parameters_[i];
     const ParameterForm& form = config.parameters[i];
     std::vector<double> values(p.count, form.initial == Initial::ones ? 1.0 : 0.0);
-    if (form.initial == Initial::normal)
-      for (size_t j = 0; j < p.count; j++) values[j] = form.deviation * normal(seed, uint32_t(i), 0, uint32_t(j));
+    const bool truncated = form.initial == Initial::truncated_normal;
+    if (truncated || form.initial == Initial::normal)
+      for (size_t j = 0; j < p.count; j++)
+        values[j] = form.deviation * (truncated ? truncated_normal : normal)(seed, uint32_t(i), 0, uint32_t(j));
     const std::vector<uint8_t> raw = rounded(dt, values);
     if (p.matrix >= 0) quantize_rows(p, 0, p.shape[0], raw.data());
     else {
@@ -258,6 +291,14 @@ void Model::attach(Weights& weights, const Buffer& arena, LoopDType type) const 
 void Model::point() {
   placement_++;
   Weights weights = pointers(*arena_, dt);
+  for (LayerWeights& layer : weights.layers)
+    for (void** norm : {&layer.attention_norm, &layer.attention_norm_2, &layer.mlp_norm, &layer.mlp_norm_2})
+      if (!*norm) *norm = ones_.as<>();
+  weights.ones = ones_.as<>();
+  if (embedding_scale_) {
+    weights.embedding_scale = embedding_scale_.as<>();
+    weights.embedding_scale_real = embedding_scale_.at(sizeof(double));
+  }
   if (adapter_) attach(weights, adapter_->values, dt);
   weights_ = std::move(weights);
 }
@@ -270,6 +311,20 @@ void Model::replace(Owner& owner, Owner other) {
   } catch (...) {
     std::swap(owner, other);
     throw;
+  }
+}
+
+// Numbers that no parameter holds: the weight of norms without one, and the scale of the embedding.
+void Model::make_constants() {
+  const std::vector<uint8_t> ones = rounded(dt, std::vector<double>(size_t(config.hidden), 1.0));
+  ones_ = Buffer(device, ones.size() + 64);
+  ones_.upload(ones.data(), ones.size());
+  for (const Step& step : config.begin) {
+    if (step.kind != Step::Kind::embed || step.scale == 1) continue;
+    const std::vector<uint8_t> act = rounded(dt, {step.scale}), accurate = rounded(real(), {step.scale});
+    embedding_scale_ = Buffer(device, 2 * sizeof(double));
+    embedding_scale_.upload(act.data(), act.size());
+    embedding_scale_.upload(accurate.data(), accurate.size(), sizeof(double));
   }
 }
 Buffer& Model::writable_arena(const Parameter& p) {
@@ -513,20 +568,16 @@ const Weights& Model::gradients() {
   if (!adapter_) {
     gradients_ = pointers(arena, real());
   } else {
-    // Kernels write the gradients of norms and gate together with others: they go to one place each that nobody reads.
-    const size_t row = (size_t(config.hidden) + ALIGN) / ALIGN * ALIGN * real_bytes;
-    Buffer nowhere(device, 7 * row);
-    nowhere.zero(nowhere.bytes());
-    LayerWeights layer;
-    layer.attention_norm = nowhere.at(0), layer.attention_norm_2 = nowhere.at(row);
-    layer.mlp_norm = nowhere.at(2 * row), layer.mlp_norm_2 = nowhere.at(3 * row);
+    Buffer exit_gate(device, size_t(config.hidden + 1) * real_bytes);
+    exit_gate.zero(exit_gate.bytes());
     Weights made;
-    made.norms.assign(weights_.norms.size(), nowhere.at(4 * row));
-    made.gate_weight = nowhere.at(5 * row), made.gate_bias = nowhere.at(6 * row);
-    made.layers.assign(size_t(config.layers), layer);
+    made.norms.assign(weights_.norms.size(), nullptr);
+    made.injections.resize(weights_.injections.size());
+    made.gate_weight = exit_gate.at(real_bytes), made.gate_bias = exit_gate.as<>();
+    made.layers.resize(size_t(config.layers));
     attach(made, arena, real());
     gradients_ = std::move(made);
-    adapter_->thrown_away = std::move(nowhere);
+    adapter_->exit_gate = std::move(exit_gate);
   }
   gradient_arena() = std::move(arena);
   return gradients_;

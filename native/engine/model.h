@@ -33,16 +33,20 @@ struct Parameter {
 struct LayerWeights {
   Linear qkv, output, gate_up, down;
   void *attention_norm = nullptr, *attention_norm_2 = nullptr, *mlp_norm = nullptr, *mlp_norm_2 = nullptr;
+  void *query_norm = nullptr, *key_norm = nullptr;
 };
-// As gradients of a model with an adapter: embedding and head are NULL, everything else but the adapters is a place to throw
-// values.
+// As gradients: NULL for what is not trained (of a model with an adapter: for all but the adapters, and the exit gate, whose
+// place nobody reads).
 struct Weights {
   void *embedding = nullptr, *head = nullptr /* the embedding when tied; NULL when quantized */;
+  const void* ones = nullptr;                         // act [D]
   void *gate_weight = nullptr, *gate_bias = nullptr;  // of the exit gate
-  std::vector<void*> norms;
+  std::vector<void*> norms, starts;                   // of the steps that name them
+  std::vector<Linear> injections;                     // [D, 2 D]
   std::vector<LayerWeights> layers;
-  int64_t rank = 0;             // of the adapters
-  const void* scale = nullptr;  // and alpha / rank: real, on the device
+  int64_t rank = 0;                                                        // of the adapters
+  const void* scale = nullptr;                                             // and alpha / rank: real, on the device
+  const void *embedding_scale = nullptr, *embedding_scale_real = nullptr;  // one number each; NULL: 1
   const LoopQuantized* quantized_head = nullptr;
 };
 
@@ -68,7 +72,8 @@ struct StackMemory {
   Buffer registers, hidden, boundaries, values, blocks;    // act
   Buffer x, activation;                                    // act
   Buffer d_activation, d_branch, d_x, d_attention, d_qkv;  // act
-  Buffer d_registers;                                      // real
+  Buffer d_registers, real;                                // real; the last one scratch
+  Buffer projected, heads;                                 // act, of a block: all projections, and heads apart
   Buffer extended, extended_out, extended_lse;             // attention behind cached prefixes
   LinearMemory linear;
 };
@@ -159,7 +164,7 @@ class Model {
     AdapterOptions options;
     std::vector<Parameter> parameters;
     size_t elements = 0;
-    Buffer values, gradients, thrown_away, scale;
+    Buffer values, gradients, exit_gate /* its gradient, which nobody reads */, scale;
     uint64_t version = 1;
   };
   Model(std::shared_ptr<Device> device, LoopDType dt, const Architecture& config, Quantization quantization,
@@ -179,6 +184,7 @@ class Model {
   void point();  // weights_ at what there is
   template <class Owner>
   void replace(Owner& owner, Owner other);
+  void make_constants();
   void attach(Weights& weights, const Buffer& arena, LoopDType type) const;
   void copy_base_from(const Model& other);
   const Buffer& arena_of(const Parameter& p) const { return p.adapter ? adapter_->values : *arena_; }
@@ -190,6 +196,8 @@ class Model {
   size_t arena_elements_ = 0;
   std::shared_ptr<Buffer> arena_;  // shared among the clones of a model with an adapter
   Buffer gradient_arena_, rope_table_;
+  Buffer ones_;             // act: the weight of norms that have none
+  Buffer embedding_scale_;  // of the embed step: act, then real; empty when it is 1
   int64_t rope_positions_ = 0;
   Weights weights_, gradients_;
   std::unique_ptr<Workspace> workspace_;

@@ -3,7 +3,7 @@
 // threads run.
 //
 // counter words  {position, sequence, stream, 0} for uniform,  {index / 2, b, a, 1} for normal,  {k / 4, position, stream, 2 +
-// 4·loop} for latent noise: they never meet.
+// 4·loop} for latent noise,  {index, b, a, 3 + 4·draw} for truncated normals: they never meet.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -52,6 +52,16 @@ inline std::array<double, 2> normal_pair(uint64_t seed, uint32_t a, uint32_t b, 
 
 inline double normal(uint64_t seed, uint32_t a, uint32_t b, uint32_t index) {
   return normal_pair(seed, a, b, index / 2)[index % 2];
+}
+
+// Drawn again until it is within 3 deviations.
+inline double truncated_normal(uint64_t seed, uint32_t a, uint32_t b, uint32_t index) {
+  for (uint32_t draw = 0;; draw++) {
+    const PhiloxBlock block = philox4x32({index, b, a, 3 + 4 * draw}, seed);
+    const double radius = std::sqrt(-2 * std::log(unit_interval(block[0], block[1])));
+    const double x = radius * std::cos(2 * 3.14159265358979323846 * unit_interval(block[2], block[3]));
+    if (std::abs(x) <= 3) return x;
+  }
 }
 
 // Elements 4·block to 4·block + 3 of the noise of one position: Box-Muller on 32-bit uniforms, so that float32 follows closely.

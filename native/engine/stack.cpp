@@ -156,19 +156,41 @@ void Stack::forward(const Program& program) {
     const Run &r = program[i], *before = i > 0 ? &program[i - 1] : nullptr, *after = i + 1 < program.size() ? &r + 1 : nullptr;
     switch (r.step->kind) {
       case Step::Kind::embed:
-        run(&LoopBackend::embed, "embed", batch_.tokens, a_.hidden, batch_.ids, static_cast<const void*>(weights_.embedding),
-            r.out);
-        if (noise_at(NoiseSite::embedding)) add_noise(0, r.out);
+        embed(r);
         break;
       case Step::Kind::block:
         forward_block(r, before, after);
         break;
       case Step::Kind::norm:
-        if (!before || !follows(before, Step::Kind::block, r)) normalise(r.in, weights_.norms[size_t(r.step->index)], r.out);
+        if (!before || before->step->kind != Step::Kind::block || before->step->to != r.step->to)
+          normalise(r.in, norm_weight(r.step->index), r.out);
         break;
-      default:
-        throw Error("INTERNAL", "stack", "a step that no forward knows");
+      case Step::Kind::start: {
+        const int64_t shape[] = {batch_.tokens, a_.hidden}, one_row[] = {0, 1}, rows[] = {a_.hidden, 1};
+        device_->run(&LoopBackend::copy_strided, "start", dt_, dt_, 2, shape,
+                     static_cast<const void*>(weights_.starts[size_t(r.step->index)]), one_row, r.out, rows);
+        break;
+      }
+      case Step::Kind::state:
+        if (batch_.states) device_->run(&LoopBackend::copy, "initial states", r.out, batch_.states, state_bytes_);
+        else device_->run(&LoopBackend::zero, "initial states", r.out, state_bytes_);
+        break;
+      case Step::Kind::add: {
+        const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
+        device_->run(&LoopBackend::binary, "add", dt_, LOOP_ADD, 1, &elements, static_cast<const void*>(r.in), &stride,
+                     static_cast<const void*>(r.from), &stride, r.out);
+        break;
+      }
+      case Step::Kind::inject:
+        inject(r);
+        break;
+      case Step::Kind::copy:
+        device_->run(&LoopBackend::copy, "copy", r.out, static_cast<const void*>(r.from), state_bytes_);
+        break;
     }
+    if (closes(&r) && r.step->kind != Step::Kind::block && r.step->kind != Step::Kind::norm && r.step->to == 0 &&
+        noise_at(NoiseSite::state))
+      add_noise(r.loop, r.out);
   }
   if (program.empty()) return;
   if (&program == &begin_) return;
@@ -176,20 +198,63 @@ void Stack::forward(const Program& program) {
       &program;
 }
 
+void Stack::embed(const Run& r) {
+  run(&LoopBackend::embed, "embed", batch_.tokens, a_.hidden, batch_.ids, static_cast<const void*>(weights_.embedding), r.out);
+  if (weights_.embedding_scale) {
+    const int64_t elements = batch_.tokens * a_.hidden, stride = 1, same = 0;
+    device_->run(&LoopBackend::binary, "embedding scale", dt_, LOOP_MULTIPLY, 1, &elements, static_cast<const void*>(r.out),
+                 &stride, weights_.embedding_scale, &same, r.out);
+  }
+  if (noise_at(NoiseSite::embedding)) add_noise(0, r.out);
+}
+
+// out = W [in ; from]: two products, whose sum is real and rounded once.
+void Stack::inject(const Run& r) {
+  const int64_t N = batch_.tokens, D = a_.hidden, elements = N * D, stride = 1;
+  const Linear& w = weights_.injections[size_t(r.step->index)];
+  void* sum = act_ == real_ ? r.out : memory_.reserve(memory_.real, size_t(elements) * real_);
+  run(&LoopBackend::gemm, "inject", 0, 1, N, D, D, static_cast<const void*>(r.in), D, static_cast<const void*>(w.weight), 2 * D,
+      sum, D, int(LOOP_GEMM_REAL_OUT));
+  run(&LoopBackend::gemm, "inject", 0, 1, N, D, D, static_cast<const void*>(r.from), D, right_half(w.weight, act_), 2 * D, sum, D,
+      int(LOOP_GEMM_ACCUMULATE));
+  if (sum != r.out)
+    device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, static_cast<const void*>(sum), &stride,
+                 r.out, &stride);
+}
+void Stack::inject_backward(const Run& r, const Weights& g, RegisterGradients& d) {
+  const int64_t N = batch_.tokens, D = a_.hidden;
+  const Step& s = *r.step;
+  const Linear& w = weights_.injections[size_t(s.index)];
+  void *dy = block_.d_x(), *dw = g.injections[size_t(s.index)].weight;
+  cast_gradient(d.at[size_t(s.to)], dy);
+  if (dw) {
+    run(&LoopBackend::gemm, "inject gradient", 1, 0, D, D, N, static_cast<const void*>(dy), D, static_cast<const void*>(r.in), D,
+        dw, 2 * D, int(LOOP_GEMM_ACCUMULATE));
+    run(&LoopBackend::gemm, "inject gradient", 1, 0, D, D, N, static_cast<const void*>(dy), D, static_cast<const void*>(r.from),
+        D, const_cast<void*>(right_half(dw, real_)), 2 * D, int(LOOP_GEMM_ACCUMULATE));
+  }
+  void* d_from = d.at[size_t(s.from)] ? d.at[size_t(s.from)] : zeroed(d, s.from);
+  run(&LoopBackend::gemm, "inject backward", 0, 0, N, D, D, static_cast<const void*>(dy), D, right_half(w.weight, act_), 2 * D,
+      d_from, D, int(LOOP_GEMM_ACCUMULATE));
+  run(&LoopBackend::gemm, "inject backward", 0, 0, N, D, D, static_cast<const void*>(dy), D, static_cast<const void*>(w.weight),
+      2 * D, d.at[size_t(s.to)], D, int(LOOP_GEMM_REAL_OUT));
+}
+
 // With the norm that follows the block, when one does, and with the noise of the place.
 void Stack::forward_block(const Run& r, const Run* before, const Run* after) {
   const LayerWeights& w = weights_.layers[size_t(r.step->index)];
-  if (!before || !follows(before, Step::Kind::block, r)) normalise(r.in, w.attention_norm, block_.x());
+  const bool norms = norms_input(a_.residual);
+  if (norms && !(before && follows(before, Step::Kind::block, r))) normalise(r.in, w.attention_norm, block_.x());
   const bool norm = after && follows(after, Step::Kind::norm, r), noisy = norm && closes(after) && noise_at(NoiseSite::residual);
-  const void* next = noisy                                           ? nullptr
-                     : norm                                          ? weights_.norms[size_t(after->step->index)]
-                     : after && follows(after, Step::Kind::block, r) ? weights_.layers[size_t(after->step->index)].attention_norm
-                                                                     : nullptr;
+  const void* next = nullptr;
+  if (norm && !noisy) next = norm_weight(after->step->index);
+  else if (norms && after && follows(after, Step::Kind::block, r))
+    next = weights_.layers[size_t(after->step->index)].attention_norm;
   block_.forward(w, r.block, r.plane, r.in, r.out, next, norm ? after->out : block_.x());
   newest_block_ = &r;
   if (noisy) {
     add_noise(r.loop, r.out);
-    normalise(r.out, weights_.norms[size_t(after->step->index)], after->out);
+    normalise(r.out, norm_weight(after->step->index), after->out);
   }
   const Run& last = norm ? *after : r;
   if (closes(&last) && last.step->to == 0 && noise_at(NoiseSite::state)) add_noise(r.loop, last.out);
@@ -234,13 +299,40 @@ void Stack::add_to(RegisterGradients& d, int32_t to, void* from) {
   at = from;
 }
 
+// at[to] += from, which stays as it is
+void Stack::copy_to(RegisterGradients& d, int32_t to, const void* from) {
+  void*& at = d.at[size_t(to)];
+  const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
+  if (at) {
+    device_->run(&LoopBackend::binary, "add", loop_real(dt_), LOOP_ADD, 1, &elements, static_cast<const void*>(at), &stride, from,
+                 &stride, at);
+    return;
+  }
+  at = d.own[size_t(to)];
+  device_->run(&LoopBackend::copy, "copy", at, from, size_t(elements) * real_);
+}
+void Stack::cast_gradient(const void* from, void* to) {
+  const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
+  device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, from, &stride, to, &stride);
+}
+
 void Stack::backward(const Weights& g, void* d_hidden) {
   const size_t R = size_t(a_.registers), bytes = size_t(batch_.tokens * a_.hidden) * real_;
-  char* own = static_cast<char*>(memory_.reserve(memory_.d_registers, R * bytes));
-  RegisterGradients d{{}, std::vector<void*>(R, nullptr)};
-  for (size_t r = 0; r < R; r++) d.own.push_back(own + r * bytes);
+  char* own = static_cast<char*>(memory_.reserve(memory_.d_registers, (reads_.empty() ? 1 : 2) * R * bytes));
+  RegisterGradients d{{}, std::vector<void*>(R, nullptr)}, of_read = d;
+  for (size_t r = 0; r < R; r++) d.own.push_back(own + r * bytes), of_read.own.push_back(own + (R + r) * bytes);
   for (int t = loops_ - 1; t >= 0; t--) {
-    add_to(d, 0, static_cast<char*>(d_hidden) + size_t(t) * bytes);
+    void* d_read = static_cast<char*>(d_hidden) + size_t(t) * bytes;
+    if (reads_.empty()) {
+      add_to(d, 0, d_read);
+    } else {
+      if (keep_ == Keep::per_loop && newest_read_ != &reads_[size_t(t)]) forward(reads_[size_t(t)]);
+      of_read.at.assign(R, nullptr);
+      of_read.at[0] = d_read;
+      backward(reads_[size_t(t)], g, of_read);
+      for (size_t r = 0; r < R; r++)
+        if (of_read.at[r]) copy_to(d, int32_t(r), of_read.at[r]);
+    }
     if (t < first_) return;
     if (keep_ == Keep::per_loop && newest_loop_ != &programs_[size_t(t)]) forward(programs_[size_t(t)]);
     backward(programs_[size_t(t)], g, d);
@@ -262,19 +354,37 @@ void Stack::backward(const Program& program, const Weights& g, RegisterGradients
     if (!at) continue;
     switch (s.kind) {
       case Step::Kind::embed:
+        if (weights_.embedding_scale_real) {
+          const int64_t same = 0;
+          device_->run(&LoopBackend::binary, "embedding scale", loop_real(dt_), LOOP_MULTIPLY, 1, &elements,
+                       static_cast<const void*>(at), &stride, weights_.embedding_scale_real, &same, at);
+        }
         if (g.embedding)
           run(&LoopBackend::embed_backward, "embed backward", batch_.tokens, a_.hidden, a_.vocabulary, batch_.ids,
               static_cast<const void*>(at), g.embedding);
         at = nullptr;
         break;
       case Step::Kind::norm:
-        device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, static_cast<const void*>(at), &stride,
-                     block_.d_x(), &stride);
+        cast_gradient(at, block_.d_x());
         zeroed(d, s.to);
-        pending_ = {s.to, r.in, weights_.norms[size_t(s.index)], g.norms[size_t(s.index)]};
+        pending_ = {s.to, r.in, norm_weight(s.index), s.index < 0 ? nullptr : g.norms[size_t(s.index)]};
         break;
-      default:
-        throw Error("INTERNAL", "stack", "a step that no backward knows");
+      case Step::Kind::add:
+        copy_to(d, s.from, at);
+        break;
+      case Step::Kind::copy:
+        copy_to(d, s.from, at);
+        at = nullptr;
+        break;
+      case Step::Kind::inject:
+        inject_backward(r, g, d);
+        break;
+      case Step::Kind::start:
+      case Step::Kind::state:
+        at = nullptr;
+        break;
+      case Step::Kind::block:
+        break;
     }
   }
   flush(d);
@@ -283,19 +393,26 @@ void Stack::backward(const Program& program, const Weights& g, RegisterGradients
 void Stack::backward_block(const Program& program, size_t i, const Weights& g, RegisterGradients& d) {
   const Run &r = program[i], *after = i + 1 < program.size() ? &r + 1 : nullptr;
   const LayerWeights &w = weights_.layers[size_t(r.step->index)], &dw = g.layers[size_t(r.step->index)];
-  if (pending_ && pending_->to != r.step->to) flush(d);
+  if (pending_ && (pending_->to != r.step->to || !pending_->weight)) flush(d);
+  if (!pending_ && !d.at[size_t(r.step->to)]) return;
   void* dh = d.at[size_t(r.step->to)] ? d.at[size_t(r.step->to)] : zeroed(d, r.step->to);
   if (keep_ == Keep::per_layer && newest_block_ != &r) forward_block(r, nullptr, after);
   const Pending next = pending_.value_or(Pending{});
   block_.backward(w, dw, r.block, r.out, dh, next.weight, next.d_weight);
-  normalise(r.in, w.attention_norm, block_.x());
-  block_.backward_input(w, dw);
-  pending_ = {r.step->to, r.in, w.attention_norm, dw.attention_norm};
+  const bool norms = norms_input(a_.residual);
+  if (norms) normalise(r.in, w.attention_norm, block_.x());
+  block_.backward_input(w, dw, r.block, r.in);
+  pending_ = {r.step->to, r.in, norms ? w.attention_norm : nullptr, dw.attention_norm};
 }
 
-// What waits at a norm goes through it.
+// What waits at a norm goes through it; what has none is added.
 void Stack::flush(RegisterGradients& d) {
   if (!pending_) return;
+  if (!pending_->weight) {
+    block_.add_d_x(d.at[size_t(pending_->to)]);
+    pending_.reset();
+    return;
+  }
   void* none = nullptr;
   run(&LoopBackend::residual_norm_backward, "norm backward", batch_.tokens, a_.hidden, a_.norm_eps, pending_->value, none, none,
       pending_->weight, static_cast<const void*>(block_.d_x()), d.at[size_t(pending_->to)], none, none, pending_->d_weight);

@@ -54,7 +54,7 @@ class Stack {
   struct RegisterGradients {
     std::vector<void*> own, at;
   };
-  // ∂L/∂x in block_.d_x(), x = RMS(value; weight), not yet part of the gradient of register `to`.
+  // ∂L/∂x in block_.d_x(), x = RMS(value; weight) or without a weight x = value, not yet part of the gradient of register `to`.
   struct Pending {
     int32_t to;
     const void *value, *weight;
@@ -71,13 +71,22 @@ class Stack {
   size_t values_of(const std::vector<Step>& steps) const;
   void forward(const Program& program);
   void forward_block(const Run& run, const Run* before, const Run* after);
+  void embed(const Run& run);
+  void inject(const Run& run);
+  void inject_backward(const Run& run, const Weights& g, RegisterGradients& d);
   void backward(const Program& program, const Weights& g, RegisterGradients& d);
   void backward_block(const Program& program, size_t i, const Weights& g, RegisterGradients& d);
   void flush(RegisterGradients& d);
   void* zeroed(RegisterGradients& d, int32_t to);
   void add_to(RegisterGradients& d, int32_t to, void* from);
+  void copy_to(RegisterGradients& d, int32_t to, const void* from);
+  void cast_gradient(const void* from, void* to);  // real to act
   void normalise(const void* h, const void* weight, void* x);
   void add_noise(int t, void* x);
+  const void* norm_weight(int32_t index) const { return index < 0 ? weights_.ones : weights_.norms[size_t(index)]; }
+  const void* right_half(const void* matrix, size_t size) const {  // of the columns [x ; e]
+    return static_cast<const char*>(matrix) + size_t(a_.hidden) * size;
+  }
   bool noise_at(NoiseSite site) const { return noise_ && noise_->site == site; }
   bool closes(const Run* run) const { return run && run->loop >= 0 && run->step == &a_.loop.back(); }
   static bool follows(const Run* run, Step::Kind kind, const Run& of) {
