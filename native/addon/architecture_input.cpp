@@ -78,7 +78,19 @@ Architecture read_architecture(const Input& in) {
   a.head_dim = int32_t(in["headDim"].integer(2, 1 << 14));
   a.loops = int32_t(in["loops"].integer(1, 1 << 10));
   a.norm_eps = in["normEps"].number();
-  a.rotary.theta = in["rotary"]["theta"].number();
+  const Input rotary = in["rotary"], scaling = rotary["scaling"];
+  a.rotary.theta = rotary["theta"].number();
+  if (!rotary["pairs"].missing()) a.rotary.neighbours = rotary["pairs"].word<bool>({{"halves", false}, {"neighbours", true}});
+  if (!scaling.missing()) {
+    a.rotary.factor = scaling["factor"].number(), a.rotary.original = scaling["original"].number();
+    a.rotary.low = scaling["low"].number(), a.rotary.high = scaling["high"].number();
+  }
+  if (!in["queryKeyNorm"].missing())
+    a.query_key_norm = in["queryKeyNorm"].word<QueryKeyNorm>(
+        {{"none", QueryKeyNorm::none}, {"head", QueryKeyNorm::head}, {"all", QueryKeyNorm::all}});
+  if (!in["attentionGate"].missing()) a.attention_gate = in["attentionGate"].flag();
+  if (!in["prefixSeesItself"].missing()) a.prefix_sees_itself = in["prefixSeesItself"].flag();
+  if (!in["stateDeviation"].missing()) a.state_deviation = in["stateDeviation"].number();
   a.residual = in["residual"].word<Residual>(
       {{"pre", Residual::pre}, {"sandwich", Residual::sandwich}, {"normed", Residual::normed}, {"post", Residual::post}});
   a.tied = in["tied"].flag();

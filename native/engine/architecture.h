@@ -66,7 +66,9 @@ struct ParameterForm {
   int64_t first_row = 0;  // of the role's matrix, or element of its vector
   Initial initial = Initial::normal;
   double deviation = 0.02;
-  bool operator==(const ParameterForm&) const = default;
+  bool operator==(const ParameterForm& o) const {  // initial values are not compared: a model computes the same from others
+    return name == o.name && shape == o.shape && role == o.role && index == o.index && first_row == o.first_row;
+  }
 };
 
 // One step of a program. Registers hold a vector of D per token.

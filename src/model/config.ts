@@ -228,7 +228,7 @@ export function endTokens(config: LoopLMConfig): number[] {
 }
 
 /** The fields that decide what a model computes from its parameters. */
-const computing = [
+export const computing = [
   ...(['vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'] as const),
   ...(['num_key_value_heads', 'head_dim', 'total_ut_steps', 'rms_norm_eps', 'rope_theta', 'tie_word_embeddings'] as const),
 ]

@@ -6,6 +6,15 @@
 /** How a branch f (attention or MLP) joins the residual stream h: h + f(N h), h + N' f(N h), N'(h + f(N h)), or h + N' f(h). */
 export type Residual = 'pre' | 'sandwich' | 'normed' | 'post'
 
+/** Rotary positions. */
+export interface RotaryEmbedding {
+  theta: number
+  /** Channels that turn together: (j, j + headDim/2) or (2j, 2j + 1). Default halves. */
+  pairs?: 'halves' | 'neighbours'
+  /** llama3 scaling of the frequencies. */
+  scaling?: { factor: number; low: number; high: number; original: number }
+}
+
 /** What a parameter is for; the shapes are in native/engine/architecture.h. */
 export type Role =
   | 'embedding'
@@ -71,8 +80,16 @@ export interface Architecture {
   /** T */
   loops: number
   normEps: number
-  rotary: { theta: number }
+  rotary: RotaryEmbedding
   residual: Residual
+  /** RMS norms of queries and keys before the rotary embedding; default none. */
+  queryKeyNorm?: 'none' | 'head' | 'all'
+  /** σ(W x) multiplies the heads before the output projection; its rows come first in `attention`. Default false. */
+  attentionGate?: boolean
+  /** The tokens of a prompt attend to all of the prompt. Default false. */
+  prefixSeesItself?: boolean
+  /** Standard deviation of the initial states, normals redrawn outside ±3 of it. Default 0: zeros. */
+  stateDeviation?: number
   /** The head is the embedding. */
   tied: boolean
   exitGate: boolean
@@ -88,6 +105,11 @@ export interface Architecture {
 /** The steps of `layers` blocks, from layer `first` on, on a register. */
 export function blocks(first: number, layers: number, to = 0): Step[] {
   return Array.from({ length: layers }, (_, i) => ({ kind: 'block', to, index: first + i }))
+}
+
+/** The norms of layer `index` that a checkpoint names. */
+export function norms(hidden: number, index: number, names: Partial<Record<Role, string>>): ParameterForm[] {
+  return Object.entries(names).map(([role, name]) => ({ name, shape: [hidden], role: role as Role, index, initial: 'ones' }))
 }
 
 /** Counts from 0. */

@@ -1,0 +1,99 @@
+import { type Architecture, blocks, norms, type ParameterForm, type Role, range } from './architecture.js'
+
+/** What Nanbeige's config.json says of the computation, with every default filled in. */
+export interface NanbeigeConfig {
+  vocab_size: number
+  hidden_size: number
+  intermediate_size: number
+  num_hidden_layers: number
+  num_attention_heads: number
+  num_key_value_heads: number
+  head_dim: number
+  rms_norm_eps: number
+  rope_theta: number
+  tie_word_embeddings: boolean
+  attention_bias: boolean
+  mlp_bias: boolean
+  qk_layernorm: boolean
+  num_loops: number
+  loop_loss_weights: readonly number[]
+  skip_loop_final_norm: boolean
+  initializer_range: number
+}
+
+/**
+ * Nanbeige4.2: a Llama stack run several times. model.norm closes every loop and the next one begins with its output, or, with
+ * skip_loop_final_norm, with the state before it.
+ */
+export function nanbeige(config: NanbeigeConfig): Architecture {
+  const { hidden_size: hidden, intermediate_size: intermediate, vocab_size: vocabulary, num_hidden_layers: layers } = config
+  const q = config.num_attention_heads * config.head_dim
+  const kv = config.num_key_value_heads * config.head_dim
+  const matrix = { initial: 'normal', deviation: config.initializer_range } as const
+  const layer = (index: number): ParameterForm[] => {
+    const prefix = `model.layers.${index}.`
+    /** Projections whose rows follow each other in the matrix of a role. */
+    const part = (role: Role, biasRole: Role, biased: boolean, columns: number, parts: [name: string, rows: number][]) => {
+      const first = (i: number) => parts.slice(0, i).reduce((sum, [, rows]) => sum + rows, 0)
+      const forms = (suffix: string, form: (rows: number, i: number) => Omit<ParameterForm, 'name'>) =>
+        parts.map(([name, rows], i) => ({ name: `${prefix}${name}.${suffix}`, ...form(rows, i) }))
+      return [
+        ...forms('weight', (rows, i) => ({ shape: [rows, columns], role, index, firstRow: first(i), ...matrix })),
+        ...(biased
+          ? forms('bias', (rows, i) => ({ shape: [rows], role: biasRole, index, firstRow: first(i), initial: 'zeros' as const }))
+          : []),
+      ]
+    }
+    const attention: [string, number][] = [
+      ['self_attn.q_proj', q],
+      ['self_attn.k_proj', kv],
+      ['self_attn.v_proj', kv],
+    ]
+    const gateUp: [string, number][] = [
+      ['mlp.gate_proj', intermediate],
+      ['mlp.up_proj', intermediate],
+    ]
+    const headNorm = (role: Role, name: string) =>
+      ({ name: `${prefix}self_attn.${name}.weight`, shape: [config.head_dim], role, index, initial: 'ones' }) as const
+    return [
+      ...part('attention', 'attentionBias', config.attention_bias, hidden, attention),
+      ...part('attentionOutput', 'attentionOutputBias', config.attention_bias, q, [['self_attn.o_proj', hidden]]),
+      ...part('gateUp', 'gateUpBias', config.mlp_bias, hidden, gateUp),
+      ...part('down', 'downBias', config.mlp_bias, intermediate, [['mlp.down_proj', hidden]]),
+      ...norms(hidden, index, {
+        attentionNorm: `${prefix}input_layernorm.weight`,
+        mlpNorm: `${prefix}post_attention_layernorm.weight`,
+      }),
+      ...(config.qk_layernorm ? [headNorm('queryNorm', 'q_layernorm'), headNorm('keyNorm', 'k_layernorm')] : []),
+    ]
+  }
+  const head: ParameterForm = { name: 'lm_head.weight', shape: [vocabulary, hidden], role: 'head', ...matrix }
+  const norm = { kind: 'norm', to: 0, index: 0 } as const
+  return {
+    family: 'nanbeige',
+    vocabulary,
+    hidden,
+    intermediate,
+    layers,
+    heads: config.num_attention_heads,
+    kvHeads: config.num_key_value_heads,
+    headDim: config.head_dim,
+    loops: config.loop_loss_weights.length > 0 ? config.loop_loss_weights.length + 1 : config.num_loops,
+    normEps: config.rms_norm_eps,
+    rotary: { theta: config.rope_theta },
+    residual: 'pre',
+    queryKeyNorm: config.qk_layernorm ? 'head' : 'none',
+    tied: config.tie_word_embeddings,
+    exitGate: false,
+    registers: 1,
+    begin: [{ kind: 'embed', to: 0 }],
+    loop: config.skip_loop_final_norm ? blocks(0, layers) : [...blocks(0, layers), norm],
+    read: config.skip_loop_final_norm ? [norm] : [],
+    parameters: [
+      { name: 'model.embed_tokens.weight', shape: [vocabulary, hidden], role: 'embedding', ...matrix },
+      ...range(layers).flatMap(layer),
+      { name: 'model.norm.weight', shape: [hidden], role: 'norm', initial: 'ones' },
+      ...(config.tie_word_embeddings ? [] : [head]),
+    ],
+  }
+}
