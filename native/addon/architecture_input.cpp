@@ -101,6 +101,8 @@ Architecture read_architecture(const Input& in) {
   a.read = read_steps(in["read"]);
   const Input parameters = in["parameters"];
   for (uint32_t i = 0; i < parameters.length(); i++) a.parameters.push_back(read_parameter(parameters[i]));
+  const Input ignored = in["ignored"];
+  for (uint32_t i = 0; !ignored.missing() && i < ignored.length(); i++) a.ignored.push_back(ignored[i].text());
   a.check();
   return a;
 }

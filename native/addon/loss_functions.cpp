@@ -89,7 +89,8 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
                                       out.Set("topLogprobs", typed_array<Napi::Float64Array>(env, r->top_logprobs.data(), n));
                                     }
                                     out.Set("entropy", split(env, r->entropy, r->lengths, scored, 1));
-                                    out.Set("gateLogits", split(env, r->gate_logits, r->lengths, r->loops, 0));
+                                    const bool gates = r->gate_logits.size() > 0;
+                                    out.Set("gateLogits", split(env, r->gate_logits, r->lengths, gates ? r->loops : 0, 0));
                                     out.Set("exitPdf", split(env, r->exit_pdf, r->lengths, r->loops, 0));
                                     report_memory(env);
                                     return out;

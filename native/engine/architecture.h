@@ -106,6 +106,7 @@ struct Architecture {
   // changes none of them, for it works on copies. The head reads register 0.
   std::vector<Step> begin, loop, read;
   std::vector<ParameterForm> parameters;
+  std::vector<std::string> ignored;  // ends of names of tensors that files may hold and nobody reads
 
   int64_t qkv_width() const { return int64_t(heads + 2 * kv_heads) * head_dim; }
   int64_t attention_width() const { return int64_t(heads) * head_dim; }

@@ -22,7 +22,7 @@ struct Packer {
   // Sequences [i, end) share a prompt of more than one token; one segment holds all but its last token.
   size_t group_end(size_t i) const {
     size_t end = i + 1;
-    if (!options.share_prompts || s.prompt(i) < 2) return end;
+    if (!options.share_prompts || options.two_way || s.prompt(i) < 2) return end;
     while (end < s.count() && same_prompt(s, i, end)) end++;
     return end;
   }
@@ -32,6 +32,7 @@ struct Packer {
     for (int64_t j = from; j < to; j++) {
       out.ids.push_back(tokens[j]);
       out.positions.push_back(int32_t(j));
+      out.sources.push_back(int32_t(i));
     }
     out.max_position = std::max(out.max_position, int32_t(to - 1));
     out.max_context = std::max(out.max_context, int32_t(to));
@@ -40,7 +41,8 @@ struct Packer {
   void add_segment(size_t i, int64_t from, int32_t prefix_begin, int32_t prefix_end) {
     int32_t begin = int32_t(out.ids.size());
     add_tokens(i, from, kept(i));
-    out.segments.push_back({begin, int32_t(out.ids.size()), prefix_begin, prefix_end, out.group_count});
+    const int64_t two_way = options.two_way ? std::min(s.prompt(i), kept(i)) : 0;
+    out.segments.push_back({begin, int32_t(out.ids.size()), prefix_begin, prefix_end, out.group_count, int32_t(two_way)});
     int64_t first = options.responses_only ? s.prompt(i) - 1 : 0;
     for (int64_t j = std::max(first, from); j < s.length(i) - 1; j++)
       out.rows.push_back({begin + int32_t(j - from), s.tokens[size_t(s.offsets[i] + j + 1)], int32_t(i), int32_t(j)});
@@ -53,7 +55,7 @@ struct Packer {
       int32_t begin = int32_t(out.ids.size());
       add_tokens(i, 0, s.prompt(i) - 1);
       int32_t prefix_end = int32_t(out.ids.size());
-      out.segments.push_back({begin, prefix_end, 0, 0, out.group_count});
+      out.segments.push_back({begin, prefix_end, 0, 0, out.group_count, 0});
       for (; i < end; i++) {
         out.first_token.push_back(begin);
         if (kept(i) >= s.prompt(i)) add_segment(i, s.prompt(i) - 1, begin, prefix_end);
@@ -102,10 +104,11 @@ PackedBatch repeat(const PackedBatch& batch, int copies) {
   for (int c = 1; c < copies; c++) {
     out.ids.insert(out.ids.end(), batch.ids.begin(), batch.ids.end());
     out.positions.insert(out.positions.end(), batch.positions.begin(), batch.positions.end());
+    out.sources.insert(out.sources.end(), batch.sources.begin(), batch.sources.end());
     const int32_t shift = c * tokens;
     for (LoopSegment s : batch.segments)
-      out.segments.push_back(
-          {s.begin + shift, s.end + shift, s.prefix_begin + shift, s.prefix_end + shift, s.group + c * batch.group_count});
+      out.segments.push_back({s.begin + shift, s.end + shift, s.prefix_begin + shift, s.prefix_end + shift,
+                              s.group + c * batch.group_count, s.two_way});
     for (PredictionRow row : batch.rows) {
       row.token += shift;
       out.rows.push_back(row);

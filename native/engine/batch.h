@@ -19,6 +19,7 @@ struct PackedBatch {
   std::vector<int32_t> ids, positions;
   std::vector<LoopSegment> segments;
   std::vector<PredictionRow> rows;
+  std::vector<int32_t> sources;      // per token: the sequence that it was taken from
   std::vector<int32_t> first_token;  // per sequence of the range: packed index of its token 0 (only without shared prompts)
   size_t begin = 0, end = 0;         // the range of sequences
   int32_t group_count = 0, max_context = 0, max_position = 0;
@@ -31,6 +32,7 @@ struct PackOptions {
   bool share_prompts;    // neighbours with equal prompts read one copy of all but its last token
   bool responses_only;   // rows from the prompt length on; otherwise every prediction is a row
   bool keep_last_token;  // the last token of a sequence predicts nothing; its gate may still be wanted
+  bool two_way = false;  // prompts see themselves both ways; then none are shared, for a last token would see too little
 };
 
 // Packs sequences from `begin` on, at most to `end`; batch.end says where the next batch starts.

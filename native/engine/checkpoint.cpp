@@ -135,16 +135,21 @@ struct WantedTensor {
 struct Wanted {
   std::vector<WantedTensor> tensors;
   std::string owner, hint;
+  std::vector<std::string> ignored;  // ends of names
+  bool ignores(const std::string& name) const {
+    return std::any_of(ignored.begin(), ignored.end(), [&](const std::string& end) { return name.ends_with(end); });
+  }
 };
 
 Wanted wanted(const std::vector<Parameter>& parameters, const std::string& prefix, std::string owner, std::string hint) {
-  Wanted out{{}, std::move(owner), std::move(hint)};
+  Wanted out{{}, std::move(owner), std::move(hint), {}};
   for (const Parameter& p : parameters) out.tensors.push_back({prefix + p.name, &p, WantedTensor::Part::values, p.shape});
   return out;
 }
 // Quantized: as codes and scales.
 Wanted all_of(const Model& model, bool quantized) {
   Wanted out = wanted(model.parameters(), "", "model", "does config.json belong to this checkpoint?");
+  out.ignored = model.config.ignored;
   if (!quantized) return out;
   const auto [bits, group] = model.quantization;
   std::vector<WantedTensor> tensors;
@@ -175,7 +180,7 @@ void check_names(const Wanted& wanted, const Sources& sources, const std::vector
     if (!sources.count(t.name)) missing.push_back(t.name);
   }
   for (const auto& source : sources)
-    if (!known.count(source.first)) unknown.push_back(source.first);
+    if (!known.count(source.first) && !wanted.ignores(source.first)) unknown.push_back(source.first);
   if (missing.empty() && unknown.empty()) return;
   std::string what;
   if (!missing.empty()) what = std::to_string(missing.size()) + " tensors are missing: " + list_names(missing);

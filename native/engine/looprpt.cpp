@@ -89,6 +89,7 @@ class LoopRptPass {
     require(teacher_.device == student_.device && teacher_.dt == student_.dt && teacher_.config == student_.config &&
                 teacher_.quantization.bits == student_.quantization.bits,
             "the teacher must have the student's configuration, device and dtype");
+    require_exit_gate(student_, "looprpt", "LoopRPT");
     require(loops_ >= 2, "LoopRPT compares loops: the model needs at least two");
     require(o_.rollouts >= 2 && o_.rollouts <= 1 << 16,
             "rollouts must be at least 2, for advantages compare the rollouts of a token, and at most 65536");
@@ -113,7 +114,7 @@ class LoopRptPass {
   // Every pass runs in the student's workspace.
   Stack stack(const Model& model, const PackedBatch& packed, int loops, Stack::Keep keep, const LatentNoise* noise = nullptr,
               bool first_given = false) {
-    return Stack(student_, model.weights(), upload(packed, workspace()), loops, keep, nullptr, noise, first_given);
+    return Stack(student_, model.weights(), device_batch(student_, s_, packed), loops, keep, nullptr, noise, first_given);
   }
   Stack::Keep keep() const { return keep_for(o_.recompute); }
 
@@ -498,6 +499,7 @@ double accumulate_stage2(Model& model, const Sequences& sequences, int64_t token
   check_sequences(model, sequences, "stage 2");
   const int loops = model.config.loops;
   if (model.adapter()) throw Error("INVALID_ARGUMENT", "stage 2", "Stage II trains the gate, which an adapter leaves frozen");
+  require_exit_gate(model, "stage 2", "Stage II");
   if (loops < 2) throw Error("INVALID_ARGUMENT", "stage 2", "the gate chooses between loops: the model needs at least two");
   double rows_in_all = 0, total = 0;
   for (size_t i = 0; i < sequences.count(); i++) rows_in_all += double(sequences.length(i) - sequences.prompt(i));
@@ -510,7 +512,7 @@ double accumulate_stage2(Model& model, const Sequences& sequences, int64_t token
     begin = packed.end;
     const size_t R = packed.rows.size(), N = size_t(packed.tokens()), T = size_t(loops);
     if (R == 0) continue;
-    Stack stack(model, model.weights(), upload(packed, w), loops, Stack::Keep::nothing);
+    Stack stack(model, model.weights(), device_batch(model, sequences, packed), loops, Stack::Keep::nothing);
     stack.forward_tokens();
     Buffer &all_gates = w.get("exit.all_gates", T * N * real), &logprobs_out = w.get("loss.logprobs", T * R * real);
     stack.gate_logits(all_gates.as<>());

@@ -62,7 +62,7 @@ class LossPass {
   LossMetrics run() {
     model_.gradients();
     PackOptions options{o_.tokens_per_micro_batch > 0 ? o_.tokens_per_micro_batch : default_budget(model_, loops_),
-                        o_.share_prompts, true, false};
+                        o_.share_prompts, true, false, model_.config.prefix_sees_itself};
     for (size_t begin = 0; begin < batch_.sequences.count();) {
       PackedBatch packed = pack(batch_.sequences, begin, options);
       begin = packed.end;
@@ -117,7 +117,11 @@ class LossPass {
     };
     require(!o_.terms.empty(), "an objective needs at least one term");
     require(batch_.norms.size() == s.count(), "a batch needs one normaliser per sequence");
+    if (o_.exit_entropy != 0) require_exit_gate(model_, "loss", "an entropy of exits");
     for (const LossTerm& term : o_.terms) {
+      if (term.channel == Channel::exit) require_exit_gate(model_, "loss", "a term of the exit channel");
+      if (term.credit.kind == LoopCredit::exit_pdf || term.belief)
+        require_exit_gate(model_, "loss", "credit by exit probabilities");
       require(term.norms.size() == s.count(), "a term needs one normaliser per sequence");
       require(term.advantages.size() == s.count() || term.advantages.size() == s.count() * size_t(loops_),
               "a term needs one advantage per sequence, or one per sequence and loop");
@@ -367,7 +371,7 @@ class LossPass {
     const size_t real = loop_dtype_size(model_.real());
     const int64_t D = model_.config.hidden, N = packed.tokens();
     const size_t R = packed.rows.size();
-    Stack stack(model_, model_.weights(), upload(packed, w), loops_, keep_for(o_.recompute));
+    Stack stack(model_, model_.weights(), device_batch(model_, batch_.sequences, packed), loops_, keep_for(o_.recompute));
     stack.forward_tokens();
     const ExitTable exits = exit_table(model_, stack, packed, loops_);
     Micro m{packed, exits, {}, {}};

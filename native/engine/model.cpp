@@ -17,7 +17,8 @@ constexpr size_t ALIGN = 32;  // elements: every matrix starts on a 64-byte line
 // Elements of all parameters: so few that their bytes can be counted.
 constexpr size_t MOST = size_t(1) << 58;
 [[noreturn]] void too_many(const std::string& name) {
-  throw Error("OUT_OF_MEMORY", "model", "with " + name + " the model has more parameters than any memory holds: use smaller sizes");
+  throw Error("OUT_OF_MEMORY", "model",
+              "with " + name + " the model has more parameters than any memory holds: use smaller sizes");
 }
 size_t elements(const std::string& name, const std::vector<int64_t>& shape) {
   size_t count = 1;
@@ -31,10 +32,9 @@ class Layout {
  public:
   explicit Layout(std::vector<Parameter>& out) : out_(out) {}
   void add(Parameter p, bool continues = false) {
-    if (!continues) end_ = aligned();
-    if (p.count > MOST - end_) too_many(p.name);
-    p.offset = end_;
-    end_ += p.count;
+    p.offset = continues ? out_.back().offset + out_.back().count : aligned();
+    if (p.count > MOST - p.offset) too_many(p.name);
+    reserve(p.offset + p.count);
     out_.push_back(std::move(p));
   }
   void reserve(size_t end) { end_ = std::max(end_, end); }  // nothing else may lie before `end`
@@ -65,7 +65,11 @@ std::string module_name(const Parameter& p) {
   return path.substr(path.rfind('.') + 1);
 }
 
-// Host values as `dt`.
+bool contains(const std::vector<std::string>& words, const std::string& word) {
+  return std::find(words.begin(), words.end(), word) != words.end();
+}
+}  // namespace
+
 std::vector<uint8_t> rounded(LoopDType dt, const std::vector<double>& values) {
   std::vector<uint8_t> out(values.size() * loop_dtype_size(dt));
   for (size_t i = 0; i < values.size(); i++) {
@@ -75,11 +79,6 @@ std::vector<uint8_t> rounded(LoopDType dt, const std::vector<double>& values) {
   }
   return out;
 }
-
-bool contains(const std::vector<std::string>& words, const std::string& word) {
-  return std::find(words.begin(), words.end(), word) != words.end();
-}
-}  // namespace
 
 Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const Architecture& config_in, Quantization quantization_in,
              std::shared_ptr<Buffer> arena)
@@ -120,6 +119,8 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const Architect
     tied_head_ = {"head", {config.vocabulary, config.hidden}, 0, size_t(config.vocabulary * config.hidden), Role::head};
     tied_head_.matrix = int32_t(matrices_.size()) - 1;
   }
+  std::copy_if(parameters_.begin(), parameters_.end(), std::back_inserter(trained_),
+               [](const Parameter& p) { return p.role != Role::start; });
   arena_elements_ = layout.aligned();
   if (!arena_) {
     arena_ = std::make_shared<Buffer>(device, arena_elements_ * loop_dtype_size(dt));

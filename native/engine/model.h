@@ -22,11 +22,11 @@ struct Parameter {
   size_t offset = 0;  // in elements of the arena
   size_t count = 0;
   Role role = Role::embedding;
-  int32_t index = 0;                                // of the role: layer, norm, …
-  int64_t first_row = 0;                            // of the role's matrix
-  bool adapter = false;                             // of the adapter's arena
-  int32_t matrix = -1;                              // of a quantized model: which of its matrices this is a part of
-  bool decays() const { return shape.size() > 1; }  // AdamW's weight decay is for matrices
+  int32_t index = 0;                                          // of the role: layer, norm, …
+  int64_t first_row = 0;                                      // of the role's matrix
+  bool adapter = false;                                       // of the adapter's arena
+  int32_t matrix = -1;                                        // of a quantized model: which of its matrices this is a part of
+  bool decays() const { return adapter || is_matrix(role); }  // AdamW's weight decay
 };
 
 // Pointers into arenas (parameters: act, gradients: real).
@@ -57,6 +57,9 @@ struct AdapterOptions {
 };
 
 class Workspace;
+
+// Host values as `dt`.
+std::vector<uint8_t> rounded(LoopDType dt, const std::vector<double>& values);
 
 // What a stack works in, kept from call to call (stack.h, block.h).
 struct StackMemory {
@@ -106,8 +109,9 @@ class Model {
   const AdapterOptions* adapter() const { return adapter_ ? &adapter_->options : nullptr; }
   // A fresh model without adapter whose matrices are W + scale·B A.
   std::unique_ptr<Model> merged() const;
-  // What is trained: the adapter's parameters (model.layers.0.self_attn.q_proj.lora_A.weight, ...) where there is one, else all.
-  const std::vector<Parameter>& trained() const { return adapter_ ? adapter_->parameters : parameters_; }
+  // What is trained: the adapter's parameters (model.layers.0.self_attn.q_proj.lora_A.weight, ...) where there is one, else all
+  // but frozen vectors.
+  const std::vector<Parameter>& trained() const { return adapter_ ? adapter_->parameters : trained_; }
   size_t trained_elements() const { return adapter_ ? adapter_->elements : arena_elements_; }
   uint64_t layout() const { return layout_; }  // another number when what is trained has changed
 
@@ -191,7 +195,7 @@ class Model {
   Buffer& writable_arena(const Parameter& p);
   const Buffer& gradient_arena() const { return adapter_ ? adapter_->gradients : gradient_arena_; }
   Buffer& gradient_arena() { return adapter_ ? adapter_->gradients : gradient_arena_; }
-  std::vector<Parameter> parameters_;
+  std::vector<Parameter> parameters_, trained_;
   Parameter tied_head_;  // of a quantized model; in no file
   size_t arena_elements_ = 0;
   std::shared_ptr<Buffer> arena_;  // shared among the clones of a model with an adapter

@@ -1,12 +1,19 @@
 #include "pass.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
+
+#include "half.h"
+#include "philox.h"
 
 namespace looplm {
 
 void check_sequences(const Model& model, const Sequences& s, const char* operation) {
   if (s.count() == 0) throw Error("INVALID_ARGUMENT", operation, "the batch holds no sequences");
+  if (!s.states.empty() && s.states.size() != s.tokens.size() * size_t(model.config.hidden))
+    throw Error("INVALID_SHAPE", operation,
+                "initialStates must hold len × " + std::to_string(model.config.hidden) + " values per sequence");
   for (size_t i = 0; i < s.count(); i++) {
     if (s.length(i) < 1 || s.prompt(i) < 1 || s.prompt(i) > s.length(i))
       throw Error("INVALID_ARGUMENT", operation,
@@ -38,6 +45,55 @@ Stack::Keep keep_for(Recompute r) {
   return r == Recompute::none ? Stack::Keep::all : r == Recompute::loop ? Stack::Keep::per_loop : Stack::Keep::per_layer;
 }
 
+namespace {
+
+// Initial states of a sequence's tokens from `from` on, real [n, D]: of each position a function of the seed and the tokens up to
+// it.
+void draw_states(const Architecture& a, uint64_t seed, const int32_t* tokens, int64_t from, int64_t n, double* out) {
+  uint64_t key = 0;
+  for (int64_t j = 0; j < from + n; j++) {
+    const PhiloxBlock mixed = philox4x32({uint32_t(tokens[j]), uint32_t(key), uint32_t(key >> 32), 1}, 0);
+    key = uint64_t(mixed[0]) << 32 | mixed[1];
+    if (j < from) continue;
+    for (int64_t d = 0; d < a.hidden; d++)
+      *out++ = a.state_deviation * truncated_normal(seed, uint32_t(key >> 32), uint32_t(key), uint32_t(d));
+  }
+}
+
+}  // namespace
+
+DeviceBatch device_batch(Model& model, const Sequences& s, const PackedBatch& packed) {
+  DeviceBatch batch = upload(packed, model.workspace());
+  const Architecture& a = model.config;
+  const bool begins = std::any_of(a.begin.begin(), a.begin.end(), [](const Step& x) { return x.kind == Step::Kind::state; });
+  if (!begins || s.zero_states) return batch;
+  const size_t D = size_t(a.hidden);
+  std::vector<double> values(packed.ids.size() * D);
+  for (size_t i = 0; i < packed.ids.size();) {
+    size_t end = i + 1;  // neighbours in a sequence
+    while (end < packed.ids.size() && packed.sources[end] == packed.sources[i] &&
+           packed.positions[end] == packed.positions[end - 1] + 1)
+      end++;
+    const int64_t first = s.offsets[size_t(packed.sources[i])];
+    if (!s.states.empty())
+      std::copy_n(s.states.begin() + (first + packed.positions[i]) * int64_t(D), (end - i) * D,
+                  values.begin() + ptrdiff_t(i * D));
+    else draw_states(a, s.state_seed, &s.tokens[size_t(first)], packed.positions[i], int64_t(end - i), &values[i * D]);
+    i = end;
+  }
+  const std::vector<uint8_t> raw = rounded(model.dt, values);
+  Buffer& states = model.workspace().get("batch.states", raw.size());
+  states.upload(raw.data(), raw.size());
+  batch.states = states.as<>();
+  return batch;
+}
+
+void require_exit_gate(const Model& model, const char* operation, const char* what) {
+  if (model.config.exit_gate) return;
+  throw Error("UNSUPPORTED", operation,
+              std::string(what) + " needs an exit gate, and models of family " + model.config.family + " have none");
+}
+
 std::vector<int32_t> row_index(const PackedBatch& batch, const std::vector<int>& loops) {
   std::vector<int32_t> index;
   index.reserve(loops.size() * batch.rows.size());
@@ -64,6 +120,11 @@ ExitTable exit_table(Model& model, Stack& stack, const PackedBatch& batch, int l
   const size_t real = loop_dtype_size(model.real());
   ExitTable out{int64_t(batch.rows.size()), loops, nullptr, nullptr, {}, {}};
   const int64_t count = loops * out.rows;
+  if (!model.config.exit_gate) {  // every token takes all loops
+    out.pdf.assign(size_t(count), 0.0), out.log_pdf.assign(size_t(count), -std::numeric_limits<double>::infinity());
+    std::fill(out.pdf.end() - out.rows, out.pdf.end(), 1.0), std::fill(out.log_pdf.end() - out.rows, out.log_pdf.end(), 0.0);
+    return out;
+  }
   out.index = upload_ints(w, "exit.index", row_index(batch, all_loops(loops)));
   void* all_gates = w.get("exit.all_gates", size_t(loops * batch.tokens()) * real).as<>();
   Buffer &gates = w.get("exit.gates", size_t(count) * real), &pdf = w.get("exit.pdf", size_t(count) * real),

@@ -16,6 +16,10 @@ const char* training_remedy(Recompute recompute);
 int64_t default_budget(const Model& model, int loops);
 Stack::Keep keep_for(Recompute recompute);
 
+// The batch on the device, with the initial states of its tokens where the architecture has some.
+DeviceBatch device_batch(Model& model, const Sequences& sequences, const PackedBatch& packed);
+void require_exit_gate(const Model& model, const char* operation, const char* what);
+
 // For every loop of `loops`, the rows' places in a [T, N] table: t·N + token.
 std::vector<int32_t> row_index(const PackedBatch& batch, const std::vector<int>& loops);
 std::vector<int> all_loops(int loops);

@@ -65,7 +65,7 @@ struct Pass {
 Pass plan(const Model& model, const ScoreOptions& options) {
   Pass p{options.loops > 0 ? options.loops : model.config.loops, {}, {}};
   for (int t = options.last_loop ? p.loops - 1 : 0; t < p.loops; t++) p.scored.push_back(t);
-  p.pack = {default_budget(model, p.loops), false, options.responses_only, true};
+  p.pack = {default_budget(model, p.loops), false, options.responses_only, true, model.config.prefix_sees_itself};
   return p;
 }
 }  // namespace
@@ -90,19 +90,25 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
   const Rectangle last(sequences, 1, 1);
   out.top_tokens.resize(size_t(last.prediction_count) * size_t(options.top), -1);
   out.top_logprobs.resize(out.top_tokens.size());
-  out.gate_logits.resize(size_t(at.token_count));
+  if (model.config.exit_gate) out.gate_logits.resize(size_t(at.token_count));
   out.exit_pdf.resize(size_t(at.token_count));
   for (size_t begin = 0; begin < sequences.count();) {
     PackedBatch packed = pack(sequences, begin, pass.pack);
     const int64_t gates = pass.loops * packed.tokens();
-    Stack stack(model, model.weights(), upload(packed, w), pass.loops, Stack::Keep::nothing);
+    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.loops, Stack::Keep::nothing);
     stack.forward_tokens();
-    Buffer &gate_logits = w.get("exit.all_gates", size_t(gates) * real), &pdf = w.get("exit.pdf", size_t(gates) * real);
-    stack.gate_logits(gate_logits.as<>());
-    model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(pass.loops), packed.tokens(),
-                      static_cast<const void*>(gate_logits.as<>()), static_cast<void*>(nullptr), pdf.as<>());
-    place_gates(sequences, packed, at, pass.loops, download_reals(gate_logits, model.dt, size_t(gates)), out.gate_logits);
-    place_gates(sequences, packed, at, pass.loops, download_reals(pdf, model.dt, size_t(gates)), out.exit_pdf);
+    if (model.config.exit_gate) {
+      Buffer &gate_logits = w.get("exit.all_gates", size_t(gates) * real), &pdf = w.get("exit.pdf", size_t(gates) * real);
+      stack.gate_logits(gate_logits.as<>());
+      model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(pass.loops), packed.tokens(),
+                        static_cast<const void*>(gate_logits.as<>()), static_cast<void*>(nullptr), pdf.as<>());
+      place_gates(sequences, packed, at, pass.loops, download_reals(gate_logits, model.dt, size_t(gates)), out.gate_logits);
+      place_gates(sequences, packed, at, pass.loops, download_reals(pdf, model.dt, size_t(gates)), out.exit_pdf);
+    } else {  // every token takes all loops
+      std::vector<double> last(size_t(gates), 0.0);
+      std::fill(last.end() - packed.tokens(), last.end(), 1.0);
+      place_gates(sequences, packed, at, pass.loops, last, out.exit_pdf);
+    }
     if (!packed.rows.empty()) {
       HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
       Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
@@ -166,7 +172,7 @@ std::vector<double> embed_sequences(Model& model, const Sequences& sequences, in
   for (size_t begin = 0; begin < sequences.count();) {
     const PackedBatch packed = pack(sequences, begin, pass.pack);
     const int64_t N = packed.tokens();
-    Stack stack(model, model.weights(), upload(packed, w), pass.loops, Stack::Keep::nothing);
+    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.loops, Stack::Keep::nothing);
     stack.forward_tokens();
     Buffer& states = w.get("score.states", size_t(N * D) * real);
     const int64_t shape[] = {N * D}, strides[] = {1};
@@ -203,7 +209,7 @@ void backward(Model& model, const Sequences& sequences, const std::vector<double
   for (size_t begin = 0; begin < sequences.count();) {
     PackedBatch packed = pack(sequences, begin, pass.pack);
     const int64_t N = packed.tokens();
-    Stack stack(model, model.weights(), upload(packed, w), pass.loops, keep_for(recompute));
+    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.loops, keep_for(recompute));
     stack.forward_tokens();
     const size_t hidden_bytes = size_t(pass.loops * N * model.config.hidden) * real;
     Buffer& d_hidden = w.get("loss.d_hidden", hidden_bytes);
@@ -224,6 +230,7 @@ void backward(Model& model, const Sequences& sequences, const std::vector<double
       head_backward(model, head, loss, nullptr, nullptr, d_hidden.as<>());
     }
     if (!gate_coefficients.empty()) {
+      require_exit_gate(model, "backward", "a gradient by gate logits");
       std::vector<double> d(size_t(pass.loops * N), 0.0);
       for (size_t i = packed.begin; i < packed.end; i++)
         for (int t = 0; t < pass.loops; t++)

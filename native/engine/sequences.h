@@ -11,6 +11,11 @@ struct Sequences {
   std::vector<int32_t> tokens;
   std::vector<int64_t> offsets;         // count + 1
   std::vector<int32_t> prompt_lengths;  // empty: 1 each
+  // Of architectures that begin with a state: given, [tokens, D], or drawn from (seed, the tokens up to its own, channel), which
+  // is the same in every batch.
+  std::vector<double> states;
+  uint64_t state_seed = 0;
+  bool zero_states = false;
   size_t count() const { return offsets.empty() ? 0 : offsets.size() - 1; }
   int64_t length(size_t i) const { return offsets[i + 1] - offsets[i]; }
   int64_t prompt(size_t i) const { return prompt_lengths.empty() ? 1 : prompt_lengths[i]; }
