@@ -30,6 +30,10 @@ export interface NativeSequences {
   lengths: Int32Array
   /** Empty: 1 each. */
   promptLengths: Int32Array
+  /** Of models that begin with a state: [tokens, D]; absent: drawn from `stateSeed`, default 0, or zeros. */
+  states?: Float64Array
+  stateSeed?: number
+  zeroStates?: boolean
 }
 
 export interface NativeScores {

@@ -67,6 +67,16 @@ int64_t Architecture::columns(Role role) const {
   return role == Role::down ? intermediate : hidden;
 }
 
+bool Architecture::is_plain_sandwich() const {
+  const bool closed = !loop.empty() && loop.back().kind == Step::Kind::norm && blocks(loop) + 1 == int32_t(loop.size());
+  const bool plain = std::none_of(parameters.begin(), parameters.end(), [](const ParameterForm& p) {
+    return p.role == Role::attention_bias || p.role == Role::attention_output_bias || p.role == Role::gate_up_bias ||
+           p.role == Role::down_bias;
+  });
+  return residual == Residual::sandwich && closed && plain && exit_gate && registers == 1 && begin.size() == 1 && read.empty() &&
+         begin[0].scale == 1 && !attention_gate && query_key_norm == QueryKeyNorm::none && !rotary.neighbours;
+}
+
 namespace {
 
 void require(bool ok, const std::string& what) {

@@ -71,6 +71,8 @@ void check_request(const Model& model, const GenerateRequest& r, int loops, bool
           "temperature must be 0 (greedy) or at least 1e-6");
   require(s.top_k >= 0 && s.top_p > 0 && s.top_p <= 1 && s.min_p >= 0 && s.min_p < 1,
           "topK must be >= 0, topP in (0, 1], minP in [0, 1)");
+  require(r.exit.rule != ExitRule::gate || model.config.exit_gate,
+          "exit rule gate needs an exit gate, and models of family " + model.config.family + " have none");
   require(r.alternatives >= 0, "the number of alternatives must be at least 0");
   require(r.exit.max_loops <= loops,
           "loops " + std::to_string(r.exit.max_loops) + " are more than the scheduler's " + std::to_string(loops));
@@ -130,6 +132,9 @@ struct Scheduler::State {
         replays(model.device),
         prefill_tokens(o.prefill_tokens),
         device_bytes(model.device->memory().total) {
+    if (model.config.registers > 1 || !model.config.read.empty() || model.config.prefix_sees_itself)
+      throw Error("UNSUPPORTED", "generate",
+                  "models of family " + model.config.family + " are scored and trained, but not generated with yet");
     if (o.max_rows < 1 || o.max_tokens < 0 || o.prefill_tokens < 1)
       throw Error("INVALID_ARGUMENT", "scheduler", "maxRows and prefillTokens must be at least 1, maxTokens at least 0");
   }
@@ -518,6 +523,7 @@ struct Scheduler::State {
     const Exit& exit = row.request.exit;
     const bool gate = exit.rule == ExitRule::gate;
     if (row.request.draft_loops > 0 || !(gate || exit.rule == ExitRule::fixed)) return false;
+    if (!model.config.is_plain_sandwich()) return false;
     const Weights& w = model.weights();
     std::vector<LoopDecodeLayer> layers;
     for (int32_t l = 0; l < model.config.layers; l++) {

@@ -2,12 +2,13 @@ import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { checkNumber, checkOptions, checkWord, describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
+import type { Architecture, Role } from './architectures/architecture.js'
 import { readJson } from './checkpoint.js'
 import { architectureOf, type LoopLMConfig } from './config.js'
 import { loraOptions } from './options.js'
 import type { ParameterInfo } from './types.js'
 
-/** The projections of a layer that an adapter can be given, by their names in a checkpoint. */
+/** The projections of a layer that an adapter can be given, by their names in the checkpoints of Ouro and Nanbeige. */
 export const loraModules = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'] as const
 /** A projection that an adapter may add to. */
 export type LoRAModule = (typeof loraModules)[number]
@@ -35,10 +36,17 @@ export interface Adapter {
   readonly parameters: readonly ParameterInfo[]
 }
 
-/** Checks the options of an adapter and fills in the defaults. */
-export function checkAdapter(options: LoRAOptions, operation: string) {
+/** The projections of the layers of an architecture, by the last part of their names. */
+export function adaptableModules({ parameters }: Architecture): readonly LoRAModule[] {
+  const roles: readonly Role[] = ['attention', 'attentionOutput', 'gateUp', 'down']
+  const names = parameters.filter(({ role }) => roles.includes(role)).map(({ name }) => name.split('.').at(-2)!)
+  return [...new Set(names)] as LoRAModule[]
+}
+
+/** Checks the options of an adapter and fills in the defaults. known: the model's projections. */
+export function checkAdapter(options: LoRAOptions, operation: string, known: readonly LoRAModule[] = loraModules) {
   checkOptions(options, loraOptions, operation)
-  const { rank = 16, alpha = 32, targetModules = loraModules, dropout = 0, seed = 0 } = options
+  const { rank = 16, alpha = 32, targetModules = known, dropout = 0, seed = 0 } = options
   if (dropout !== 0) {
     throw new LoopLMError('INVALID_ARGUMENT', `dropout must be 0; there is none, got ${describe(dropout)}`, { operation })
   }
@@ -47,11 +55,11 @@ export function checkAdapter(options: LoRAOptions, operation: string) {
       operation,
     })
   }
-  const given = targetModules.map((module, i) => checkWord(module, `targetModules[${i}]`, loraModules, operation))
+  const given = targetModules.map((module, i) => checkWord(module, `targetModules[${i}]`, known, operation))
   return {
     rank: checkNumber(rank, 'rank', { min: 1, integer: true }, operation),
     alpha: checkNumber(alpha, 'alpha', { above: 0 }, operation),
-    modules: loraModules.filter((module) => given.includes(module)),
+    modules: known.filter((module) => given.includes(module)),
     seed: checkNumber(seed, 'seed', { min: 0, integer: true }, operation),
   }
 }
@@ -121,13 +129,15 @@ export async function readAdapter(folder: string, model: LoopLMConfig, operation
         'If you load the changed base model, set the field to true',
     )
   }
-  const named = config.target_modules === 'all-linear' ? loraModules : config.target_modules
+  const known = adaptableModules(architectureOf(model))
+  const named = config.target_modules === 'all-linear' ? known : config.target_modules
   if (!Array.isArray(named)) throw fail(`field "target_modules" must list projections, got ${describe(named)}`)
   const weights = join(folder, 'adapter_model.safetensors')
   try {
     const adapter = checkAdapter(
       { rank: config.r as number, alpha: config.lora_alpha as number, targetModules: named },
       operation,
+      known,
     )
     await checkSize(weights, adapter, model, operation)
     return { ...adapter, weights }

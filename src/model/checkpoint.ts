@@ -1,4 +1,4 @@
-import { readFile, stat } from 'node:fs/promises'
+import { open, readFile, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { download, findDownloaded, isRepository } from '../data/download.js'
 import { maxFileBytes, readJson as readAnyJson } from '../data/read-file.js'
@@ -7,6 +7,7 @@ import { onDisk } from '../data/write-file.js'
 import { LoopLMError } from '../errors.js'
 import type { Quantization } from '../native.js'
 import { parameterCount } from './architectures/architecture.js'
+import { familyOf } from './architectures/families.js'
 import { architectureOf, type LoopLMConfig, parseConfig, parseQuantization } from './config.js'
 import type { ModelDType, PretrainedOptions } from './types.js'
 import { exists, interruptedSave } from './write-folder.js'
@@ -47,7 +48,9 @@ export async function readCheckpoint(folder: string, operation: string): Promise
     throw new LoopLMError('NOT_FOUND', `no file ${configPath}: ${folder} is not a checkpoint folder${inside}`, { operation })
   }
   const configFile = await readJson(configPath, operation)
-  const config = parseConfig(configFile, configPath, true)
+  const byTensors = familyOf(configFile) !== undefined // whose layout only the tensors tell
+  const tensors = byTensors ? await tensorNames(await findWeights(folder, operation), operation) : []
+  const config = parseConfig(configFile, configPath, true, tensors)
   const quantization = parseQuantization(configFile, config, configPath)
   const weights = await findWeights(folder, operation)
   await checkSize(weights, config, quantization, operation)
@@ -160,14 +163,40 @@ export function configJson(
   quantization?: Quantization | undefined,
 ): Record<string, unknown> {
   const dtypes = 'dtype' in config ? { dtype, torch_dtype: dtype } : { torch_dtype: dtype }
+  const family = familyOf(config)
   const quantized =
     quantization === undefined
       ? {}
       : { quantization_config: { quant_method: 'looplm', bits: quantization.bits, group_size: quantization.groupSize } }
+  if (family !== undefined) {
+    const published = Object.entries(config).filter(([field]) => !family.aliases.includes(field))
+    return sorted({ ...Object.fromEntries(published), ...dtypes, ...quantized })
+  }
   const model = { architectures: ['OuroForCausalLM'], model_type: 'ouro', hidden_act: 'silu', rope_scaling: null }
   const unused = { attention_dropout: 0, use_sliding_window: false, use_cache: true }
   const fields = { ...unused, ...config, ...model, auto_map: autoMap(config, code), ...dtypes, ...quantized }
-  return Object.fromEntries(Object.entries(fields).sort(([a], [b]) => (a < b ? -1 : 1)))
+  return sorted(fields)
+}
+
+const sorted = (fields: Record<string, unknown>) =>
+  Object.fromEntries(Object.entries(fields).sort(([a], [b]) => (a < b ? -1 : 1)))
+
+/** Names of the tensors of safetensors files. @throws LoopLMError INVALID_FILE; the engine checks the files when it loads them */
+async function tensorNames(weights: readonly string[], operation: string): Promise<string[]> {
+  const ofFile = async (path: string): Promise<string[]> => {
+    const file = await open(path)
+    try {
+      const { buffer: length } = await file.read(Buffer.alloc(8), 0, 8, 0)
+      const bytes = Number(length.readBigUInt64LE())
+      if (bytes > maxFileBytes.tokenizer) return [] // the engine says what is wrong
+      const { buffer } = await file.read(Buffer.alloc(bytes), 0, bytes, 8)
+      return Object.keys(JSON.parse(buffer.toString('utf8')))
+    } finally {
+      await file.close()
+    }
+  }
+  const names = await Promise.all(weights.map((path) => onDisk('read', path, ofFile(path), operation)))
+  return names.flat()
 }
 
 /** A JSON object from a file of bounded size. @throws LoopLMError NOT_FOUND, INVALID_FILE */

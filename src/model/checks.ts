@@ -3,8 +3,9 @@ import { checkNumber, checkWord, describe, type Range } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import type { NativeSequences } from '../native.js'
 import type { DeviceName } from '../tensor/types.js'
+import type { Architecture } from './architectures/architecture.js'
 import { type LoopLMConfig, maxLoops } from './config.js'
-import type { ModelDType, TokenSequence } from './types.js'
+import type { ModelDType, StateOptions, TokenSequence } from './types.js'
 
 export { checkNumber, checkWord, describe }
 
@@ -52,6 +53,26 @@ export interface SequenceLimits {
 /** What every sequence of a model is held to. */
 export function sequenceLimits(config: LoopLMConfig): Pick<Required<SequenceLimits>, 'vocabulary' | 'positions'> {
   return { vocabulary: config.vocab_size, positions: config.max_position_embeddings }
+}
+
+/** The sequences with the first states of their tokens, as the options say. */
+export function withStates(
+  sequences: NativeSequences,
+  options: StateOptions,
+  { begin, hidden, family }: Architecture,
+  operation: string,
+): NativeSequences {
+  const { initialStates, initialState = 'drawn', stateSeed = 0 } = options
+  const word = checkWord(initialState, 'initialState', ['drawn', 'zeros'], operation)
+  const seed = checkNumber(stateSeed, 'stateSeed', { min: 0, integer: true }, operation)
+  if (!begin.some(({ kind }) => kind === 'state')) {
+    if (initialStates === undefined) return sequences
+    const message = `initialStates are for families that begin with a state; models of family ${family} begin with the tokens`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  if (initialStates === undefined) return { ...sequences, stateSeed: seed, zeroStates: word === 'zeros' }
+  const shape = (i: number) => [{ shape: `length × ${hidden}`, length: sequences.lengths[i]! * hidden }]
+  return { ...sequences, states: packValues(initialStates, 'initialStates', shape, sequences.lengths.length, operation) }
 }
 
 /** Checks token ids and lengths, and copies the sequences into one array. */

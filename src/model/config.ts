@@ -4,34 +4,21 @@ import { checkJson } from '../data/json-value.js'
 import { configError, LoopLMError } from '../errors.js'
 import type { Quantization } from '../native.js'
 import { type Architecture, parameterCount } from './architectures/architecture.js'
+import { familyOf } from './architectures/families.js'
+import { maxLoops, silu, size, sizes, tokens } from './architectures/fields.js'
 import { ouro } from './architectures/ouro.js'
 
-/** More loops than this are refused everywhere; published models use 4. */
-export const maxLoops = 64
+export { maxLoops }
 
 /** Every tensor of a model is addressed by 64-bit offsets; this many parameters (256 GiB in float32) is a typing error or an attack. */
 const maxParameters = 2 ** 36
 
-const size = (max: number) => z.int().min(1).max(max)
-const tokenId = z.int().min(0)
-
 const fields = {
-  vocab_size: size(2 ** 24),
-  hidden_size: size(2 ** 16),
-  intermediate_size: size(2 ** 18),
-  num_hidden_layers: size(1024),
-  num_attention_heads: size(1024),
-  num_key_value_heads: size(1024).nullish(),
-  head_dim: size(1024).nullish(),
+  ...sizes,
   total_ut_steps: size(maxLoops).default(4),
-  rms_norm_eps: z.number().positive().max(1).default(1e-6),
-  rope_theta: z.number().min(1).max(1e12).nullish(),
-  tie_word_embeddings: z.boolean().default(false),
   early_exit_threshold: z.number().positive().default(1),
-  bos_token_id: tokenId.nullish(),
-  eos_token_id: z.union([tokenId, z.array(tokenId).max(1024)]).nullish(),
-  max_position_embeddings: size(2 ** 26).default(32768),
-  initializer_range: z.number().min(0).max(100).default(0.02),
+  bos_token_id: tokens.bos_token_id,
+  eos_token_id: tokens.eos_token_id,
 }
 
 const unscaled = z.literal('default', { error: 'must be "default"; scaled rotary embeddings are not supported' }).nullish()
@@ -39,11 +26,11 @@ const wholeHead = z.literal(1, { error: 'must be 1; embeddings that rotate a par
 
 /** What a config.json may say that looplm does not compute; the accepted value is the one that changes nothing. */
 const accepted = {
-  model_type: z.literal('ouro').optional(),
+  model_type: z.literal('ouro', { error: 'must be "ouro", "nanbeige", "huginn_raven" or "hrm_text"' }).optional(),
   architectures: z
     .array(z.string().regex(/ouro/i, { error: 'must name an Ouro model; other models are not supported' }))
     .nullish(),
-  hidden_act: z.literal('silu', { error: 'must be "silu"; other activations are not supported' }).nullish(),
+  hidden_act: silu,
   rope_scaling: z.strictObject({ rope_type: unscaled, type: unscaled }).nullish(),
   rope_interleaved: z.literal(false, { error: 'must be false; pairs are the two halves of a head' }).nullish(),
   partial_rotary_factor: wholeHead,
@@ -150,9 +137,20 @@ export type LoopLMConfigInput = Pick<
  * @param value the parsed config.json, or the argument of `LoopLM.create`
  * @param source how errors name it: the path of the file or the calling function
  * @param fromFile a file must say its rope_theta (the Hugging Face class default is wrong for the checkpoints); `create` defaults to 1e6
+ * @param tensors names of the checkpoint's tensors, of a file
  * @throws LoopLMError INVALID_CONFIG with one line per field
  */
-export function parseConfig(value: unknown, source: string, fromFile: boolean): LoopLMConfig {
+export function parseConfig(value: unknown, source: string, fromFile: boolean, tensors: readonly string[] = []): LoopLMConfig {
+  const config = familyOf(value)?.parse(value, { name: source, fromFile, tensors }) ?? parseOuro(value, source, fromFile)
+  const count = parameterCount(architectureOf(config))
+  if (count > maxParameters) {
+    const message = `vocab_size … num_hidden_layers: ${count} parameters are more than looplm handles (${maxParameters})`
+    throw new LoopLMError('INVALID_CONFIG', message, { operation: source })
+  }
+  return config
+}
+
+function parseOuro(value: unknown, source: string, fromFile: boolean): LoopLMConfig {
   const parsed = schema.safeParse(value)
   if (!parsed.success) throw configError(source, parsed.error)
   checkJson(value, '', source) // unknown fields are kept, and saved again
@@ -187,7 +185,7 @@ export function parseConfig(value: unknown, source: string, fromFile: boolean): 
   if (outside !== undefined)
     throw refuse('eos_token_id, bos_token_id', `${outside} is outside the vocabulary of ${config.vocab_size}`)
 
-  const complete: LoopLMConfig = {
+  return {
     ...config,
     num_key_value_heads: kvHeads,
     head_dim: headDim,
@@ -195,10 +193,6 @@ export function parseConfig(value: unknown, source: string, fromFile: boolean): 
     bos_token_id: config.bos_token_id ?? null,
     eos_token_id: config.eos_token_id ?? null,
   }
-  const count = parameterCount(architectureOf(complete))
-  if (count > maxParameters)
-    throw refuse('vocab_size … num_hidden_layers', `${count} parameters are more than looplm handles (${maxParameters})`)
-  return complete
 }
 
 /**
@@ -213,6 +207,7 @@ export function checkFieldNames(config: unknown, operation: string): void {
     const message = `config must be an object with vocab_size, hidden_size and the other sizes, got ${describe(config)}`
     throw new LoopLMError('INVALID_CONFIG', message, { operation })
   }
+  if (familyOf(config) !== undefined) return // whose names are checked by nobody: a config.json has many
   const known = Object.keys(schema.shape)
   for (const field of Object.keys(config)) {
     if (known.includes(field)) continue
@@ -235,11 +230,15 @@ export const computing = [
 
 /** The first field by which two models compute differently, in words for an error; undefined where they compute alike. */
 export function configDifference(own: LoopLMConfig, other: LoopLMConfig): string | undefined {
-  const field = computing.find((name) => own[name] !== other[name])
-  return field && `${field} is ${other[field]}, but the model's is ${own[field]}`
+  const field = ['model_type', ...computing].find((name) => (own[name] ?? 'ouro') !== (other[name] ?? 'ouro'))
+  if (field !== undefined) return `${field} is ${other[field]}, but the model's is ${own[field]}`
+  const computed = ({ parameters, ...rest }: Architecture) =>
+    JSON.stringify([rest, parameters.map(({ initial, deviation, ...parameter }) => parameter)])
+  const same = computed(architectureOf(own)) === computed(architectureOf(other))
+  return same ? undefined : `the configuration describes another computation of family ${architectureOf(other).family}`
 }
 
 /** What the engine computes for a configuration. */
 export function architectureOf(config: LoopLMConfig): Architecture {
-  return ouro(config)
+  return familyOf(config)?.describe(config) ?? ouro(config)
 }

@@ -9,10 +9,18 @@ import { LoopLMError } from '../errors.js'
 import { call, context, type NativeModel, type NativeSequences, native, type Quantization } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
-import { type Adapter, adapterConfig, checkAdapter, type LoRAOptions, readAdapter, sameAdapter } from './adapter.js'
-import { parameterCount } from './architectures/architecture.js'
+import {
+  type Adapter,
+  adaptableModules,
+  adapterConfig,
+  checkAdapter,
+  type LoRAOptions,
+  readAdapter,
+  sameAdapter,
+} from './adapter.js'
+import { type Architecture, parameterCount } from './architectures/architecture.js'
 import { configJson, findFolder, readCheckpoint } from './checkpoint.js'
-import { checkDType, checkLoops, checkTemperature, packSequences, packValues, sequenceLimits } from './checks.js'
+import { checkDType, checkLoops, checkTemperature, packSequences, packValues, sequenceLimits, withStates } from './checks.js'
 import {
   architectureOf,
   checkFieldNames,
@@ -83,6 +91,7 @@ export class LoopLM {
   readonly #handle: NativeModel
   readonly #named: { config: LoopLMConfig; generation: GenerationConfig } // without what a tokenizer added
   #config: Readonly<LoopLMConfig>
+  readonly #architecture: Architecture
   #generation: GenerationConfig
   readonly #code: ReadonlyMap<string, Uint8Array>
   readonly #threads: number
@@ -93,6 +102,7 @@ export class LoopLM {
   private constructor(handle: NativeModel, parts: ModelParts) {
     this.#handle = handle
     this.#config = parts.config
+    this.#architecture = architectureOf(parts.config)
     this.device = parts.device
     this.dtype = parts.dtype
     this.quantization = parts.quantization
@@ -192,9 +202,19 @@ export class LoopLM {
     return namesEndTokens(this.#config, this.#generation)
   }
 
+  /** What the model computes: its sizes, parameters and steps. */
+  get architecture(): Architecture {
+    return this.#architecture
+  }
+
+  /** The family that the configuration belongs to: `ouro`, `nanbeige`, `huginn_raven`, `retrofit` or `hrm_text`. */
+  get family(): string {
+    return this.#architecture.family
+  }
+
   /** Number of parameters; a tied head counts once. */
   get parameterCount(): number {
-    return parameterCount(architectureOf(this.config))
+    return parameterCount(this.#architecture)
   }
 
   /**
@@ -287,7 +307,7 @@ export class LoopLM {
     checkOptions(options, scoreOptions, operation)
     const handle = this.handle(operation)
     const limits = { ...sequenceLimits(this.config), minLength: 2, promptLengths: options.promptLengths }
-    const packed = packSequences(sequences, limits, operation)
+    const packed = withStates(packSequences(sequences, limits, operation), options, this.architecture, operation)
     const settings = {
       temperature: checkTemperature(options.temperature, operation),
       loops: checkLoops(options.loops, operation),
@@ -361,7 +381,9 @@ export class LoopLM {
         operation,
       })
     }
-    const sequences = scored?.sequences ?? packSequences(first as readonly TokenSequence[], limits, operation)
+    const sequences =
+      scored?.sequences ??
+      withStates(packSequences(first as readonly TokenSequence[], limits, operation), options, this.architecture, operation)
     const loops = checkLoops(options.loops ?? (scored?.loops || undefined), operation)
     const t = loops || this.config.total_ut_steps
     const rows = (values: readonly ArrayLike<number>[] | undefined, name: string, shape: string, drop: number) =>
@@ -463,7 +485,7 @@ export class LoopLM {
    */
   async addAdapter(options: LoRAOptions = {}): Promise<void> {
     const operation = 'LoopLM.addAdapter'
-    const { rank, alpha, modules, seed } = checkAdapter(options, operation)
+    const { rank, alpha, modules, seed } = checkAdapter(options, operation, adaptableModules(this.#architecture))
     const handle = this.handle(operation)
     const parameters = await call(operation, () => native().modelAddAdapter(handle, { rank, alpha, modules, seed }))
     this.#adapter = { rank, alpha, targetModules: modules, parameters }

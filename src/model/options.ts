@@ -12,6 +12,7 @@ import type {
   SaveOptions,
   SchedulerOptions,
   ScoreOptions,
+  StateOptions,
 } from './types.js'
 
 const place = {
@@ -33,6 +34,8 @@ export const pretrainedOptions = {
 
 export const saveOptions = { dtype: true, dequantize: true, tokenizer: true } satisfies Keys<SaveOptions>
 
+const stateOptions = { initialStates: true, initialState: true, stateSeed: true } satisfies Keys<StateOptions>
+
 export const scoreOptions = {
   temperature: true,
   loops: true,
@@ -41,6 +44,7 @@ export const scoreOptions = {
   predictions: true,
   topLogprobs: true,
   signal: true,
+  ...stateOptions,
 } satisfies Keys<ScoreOptions>
 
 export const embedOptions = { promptLengths: true, loops: true, signal: true } as const
@@ -53,6 +57,7 @@ export const backwardOptions = {
   loops: true,
   recompute: true,
   signal: true,
+  ...stateOptions,
 } satisfies Keys<BackwardOptions>
 
 export const generateOptions = {

@@ -58,13 +58,17 @@ export class Scheduler {
     this.#operation = operation
     this.#signal = signal
     this.#kv = checkWord(options.kv ?? 'per-loop', 'kv', ['per-loop', 'shared'], operation)
-    this.#handle = native().schedulerCreate(handle, {
-      maxRows: count('maxRows', 16, 1),
-      maxTokens: options.maxTokens === undefined ? 0 : count('maxTokens', 0, 1),
-      loops: checkLoops(options.loops, operation),
-      sharedCache: this.#kv === 'shared',
-      prefillTokens: count('prefillTokens', 512, 1),
-    })
+    try {
+      this.#handle = native().schedulerCreate(handle, {
+        maxRows: count('maxRows', 16, 1),
+        maxTokens: options.maxTokens === undefined ? 0 : count('maxTokens', 0, 1),
+        loops: checkLoops(options.loops, operation),
+        sharedCache: this.#kv === 'shared',
+        prefillTokens: count('prefillTokens', 512, 1),
+      })
+    } catch (error) {
+      throw toLoopLMError(error, operation) // a family that is not generated with
+    }
   }
 
   /**

@@ -74,8 +74,18 @@ export interface SaveOptions {
   tokenizer?: Tokenizer | undefined
 }
 
+/** The first state of the loops, for families that begin with one (Huginn and retrofitted models). */
+export interface StateOptions {
+  /** Per sequence len × D, row-major. Default: drawn for each position from `stateSeed` and the tokens up to it, whatever the batch. */
+  initialStates?: readonly ArrayLike<number>[]
+  /** `zeros` draws nothing. Default `drawn`. */
+  initialState?: 'drawn' | 'zeros'
+  /** Default 0. */
+  stateSeed?: number
+}
+
 /** Options of {@link LoopLM.score}. */
-export interface ScoreOptions {
+export interface ScoreOptions extends StateOptions {
   /** Log-probabilities are of softmax(logits / temperature); default 1, more than 0. */
   temperature?: number
   /** Loops to run, 1 to 64; default the model's `total_ut_steps`. */
@@ -114,7 +124,7 @@ export interface Scores {
 }
 
 /** Options of {@link LoopLM.backward}. */
-export interface BackwardOptions {
+export interface BackwardOptions extends StateOptions {
   /** Per sequence T × len, row-major by loop: ∂L/∂(gate logits). Absent: no gradient through the gate. */
   gateCoefficients?: readonly ArrayLike<number>[]
   /** Must be the temperature of the scores that the coefficients come from; default 1. */

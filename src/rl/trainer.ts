@@ -4,7 +4,7 @@ import { checkInstance, checkOptions } from '../arguments.js'
 import { promptProblem } from '../data/rows.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
-import { checkAdapter, sameAdapter } from '../model/adapter.js'
+import { adaptableModules, checkAdapter, sameAdapter } from '../model/adapter.js'
 import { LoopLM } from '../model/model.js'
 import { AdamW } from '../model/optimizer.js'
 import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
@@ -461,7 +461,7 @@ export abstract class Trainer<
     if (lora === undefined) return
     const own = this.model.adapter
     if (own === undefined) return this.model.addAdapter({ ...lora, seed })
-    const { modules: targetModules } = checkAdapter(lora, this.constructor.name)
+    const { modules: targetModules } = checkAdapter(lora, this.constructor.name, adaptableModules(this.model.architecture))
     if (sameAdapter(own, { ...lora, targetModules })) return
     const message =
       'lora: the model has an adapter of another rank, alpha or other modules; remove it, or leave lora out to train it'

@@ -100,6 +100,8 @@ export interface Architecture {
   read: readonly Step[]
   /** In the order of the arena. */
   parameters: readonly ParameterForm[]
+  /** Ends of the names of tensors that files may hold and nobody reads. */
+  ignored?: readonly string[]
 }
 
 /** The steps of `layers` blocks, from layer `first` on, on a register. */

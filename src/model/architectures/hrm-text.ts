@@ -1,4 +1,20 @@
-import { type Architecture, blocks, type ParameterForm, range, type Step } from './architecture.js'
+import { z } from 'zod'
+import type { LoopLMConfig } from '../config.js'
+import { type Architecture, blocks, type ParameterForm, type Role, range, type Step } from './architecture.js'
+import type { ConfigSource, Family } from './families.js'
+import {
+  headSizes,
+  maxLoops,
+  parseFields,
+  refuse,
+  rotaryBase,
+  silu,
+  size,
+  sizes,
+  specialTokens,
+  tokens,
+  unused,
+} from './fields.js'
 
 /** What HRM-Text's config.json says of the computation, with every default filled in. */
 export interface HrmTextConfig {
@@ -16,6 +32,8 @@ export interface HrmTextConfig {
   rope_theta: number
   prefix_lm: boolean
   tie_word_embeddings: boolean
+  /** The checkpoint names gate, q, k, v, gate and up apart, as they are inside transformers; published files fuse them. */
+  split: boolean
 }
 
 /**
@@ -29,10 +47,17 @@ export function hrmText(config: HrmTextConfig): Architecture {
     ({ shape: [out, columns], initial: 'truncatedNormal', deviation: 1 / Math.sqrt(columns) }) as const
   const layer = (index: number): ParameterForm[] => {
     const prefix = `model.${index < depth ? 'L' : 'H'}_module.layers.${index % depth}.`
+    const attention = `${prefix}${config.split ? 'self_attn' : 'attn'}.`
+    const parts = (module: string, names: string[], rows: number, role: Role): ParameterForm[] =>
+      names.map((name, i) => ({ name: `${module}${name}.weight`, role, index, firstRow: i * rows, ...matrix(rows, hidden) }))
     return [
-      { name: `${prefix}attn.gqkv_proj.weight`, role: 'attention', index, ...matrix(4 * width, hidden) },
-      { name: `${prefix}attn.o_proj.weight`, role: 'attentionOutput', index, ...matrix(hidden, width) },
-      { name: `${prefix}mlp.gate_up_proj.weight`, role: 'gateUp', index, ...matrix(2 * intermediate, hidden) },
+      ...(config.split
+        ? parts(attention, ['gate_proj', 'q_proj', 'k_proj', 'v_proj'], width, 'attention')
+        : parts(attention, ['gqkv_proj'], 4 * width, 'attention')),
+      { name: `${attention}o_proj.weight`, role: 'attentionOutput', index, ...matrix(hidden, width) },
+      ...(config.split
+        ? parts(`${prefix}mlp.`, ['gate_proj', 'up_proj'], intermediate, 'gateUp')
+        : parts(`${prefix}mlp.`, ['gate_up_proj'], 2 * intermediate, 'gateUp')),
       { name: `${prefix}mlp.down_proj.weight`, role: 'down', index, ...matrix(hidden, intermediate) },
     ]
   }
@@ -82,4 +107,57 @@ export function hrmText(config: HrmTextConfig): Architecture {
       ...(config.tie_word_embeddings ? [] : [head]),
     ],
   }
+}
+
+const { num_key_value_heads, ...withoutGroups } = sizes
+const schema = z.looseObject({
+  ...withoutGroups,
+  ...tokens,
+  num_hidden_layers: size(2 ** 16).default(16),
+  num_layers_per_stack: size(1024).nullish(),
+  num_key_value_heads,
+  head_dim: size(1024).default(128),
+  H_cycles: size(maxLoops).default(2),
+  L_cycles: size(64).default(3),
+  L_bp_cycles: z.array(z.int().min(0)).default([2]),
+  embedding_scale: z.number().positive().nullish(),
+  max_position_embeddings: size(2 ** 26).default(2048),
+  prefix_lm: z.boolean().default(true),
+  hidden_act: silu,
+  attention_bias: unused('a bias of projections'),
+  mlp_bias: unused('a bias of projections'),
+  attention_dropout: unused('dropout'),
+})
+
+function parse(value: unknown, source: ConfigSource): LoopLMConfig {
+  const config = parseFields(schema, value, source)
+  // A configuration that transformers has saved again counts every run of a layer.
+  const layers_per_stack = config.num_layers_per_stack ?? config.num_hidden_layers
+  if (layers_per_stack > 1024)
+    throw refuse('num_hidden_layers', `must be at most 1024 per stack, got ${layers_per_stack}`, source)
+  const scale = config.embedding_scale ?? 1 / config.initializer_range
+  if (!Number.isFinite(scale)) throw refuse('initializer_range', 'must be above 0 where embedding_scale is null', source)
+  return {
+    ...config,
+    ...headSizes({ ...config, num_key_value_heads: config.num_attention_heads }, source),
+    ...specialTokens(config, source),
+    model_type: 'hrm_text',
+    rope_theta: rotaryBase(config, source) ?? 10000,
+    embedding_scale: scale,
+    looplm_split: source.tensors.some((name) => name.endsWith('self_attn.q_proj.weight')),
+    looplm_layers_per_stack: layers_per_stack,
+    total_ut_steps: config.H_cycles,
+    early_exit_threshold: 1,
+  }
+}
+
+export const hrmTextFamily: Family = {
+  parse,
+  describe: (config) =>
+    hrmText({
+      ...(config as LoopLMConfig & HrmTextConfig),
+      layers_per_stack: config.looplm_layers_per_stack as number,
+      split: config.looplm_split as boolean,
+    }),
+  aliases: ['total_ut_steps', 'early_exit_threshold', 'looplm_split', 'looplm_layers_per_stack'],
 }

@@ -1,4 +1,20 @@
+import { z } from 'zod'
+import type { LoopLMConfig } from '../config.js'
 import { type Architecture, blocks, norms, type ParameterForm, type Role, range } from './architecture.js'
+import type { ConfigSource, Family } from './families.js'
+import {
+  headSizes,
+  maxLoops,
+  parseFields,
+  refuse,
+  rotaryBase,
+  silu,
+  size,
+  sizes,
+  specialTokens,
+  tokens,
+  unused,
+} from './fields.js'
 
 /** What Nanbeige's config.json says of the computation, with every default filled in. */
 export interface NanbeigeConfig {
@@ -89,6 +105,7 @@ export function nanbeige(config: NanbeigeConfig): Architecture {
     begin: [{ kind: 'embed', to: 0 }],
     loop: config.skip_loop_final_norm ? blocks(0, layers) : [...blocks(0, layers), norm],
     read: config.skip_loop_final_norm ? [norm] : [],
+    ignored: ['rotary_emb.inv_freq'], // of old exports
     parameters: [
       { name: 'model.embed_tokens.weight', shape: [vocabulary, hidden], role: 'embedding', ...matrix },
       ...range(layers).flatMap(layer),
@@ -96,4 +113,53 @@ export function nanbeige(config: NanbeigeConfig): Architecture {
       ...(config.tie_word_embeddings ? [] : [head]),
     ],
   }
+}
+
+const flag = z.boolean().default(false)
+const schema = z.looseObject({
+  ...sizes,
+  ...tokens,
+  hidden_act: silu,
+  attention_bias: flag,
+  mlp_bias: flag,
+  qk_layernorm: flag,
+  num_loops: size(maxLoops).default(1),
+  loop_loss_weights: z
+    .array(z.number().min(0).max(1))
+    .max(maxLoops - 1)
+    .default([]),
+  skip_loop_final_norm: flag,
+  rope_scaling: z
+    .custom<unknown>((value) => value == null || (value as { type?: string; rope_type?: string }).rope_type === 'default', {
+      error: 'must be null; scaled rotary embeddings are not supported',
+    })
+    .optional(),
+  attention_dropout: unused('dropout'),
+  enable_double_loop_split: unused('a double loop split'),
+  loop_share_kv: unused('sharing keys and values between loops'),
+  enable_hyper_connection: unused('hyper-connections'),
+  enable_mhc: unused('hyper-connections'),
+  enable_h_res_identity: unused('hyper-connections'),
+  enable_depth_attention: unused('depth attention'),
+  emb_neighbor_num: unused('n-gram embeddings'),
+  insert_ngram_layer_idx: unused('n-gram embeddings'),
+  ngram_insert_all_layers: unused('n-gram embeddings'),
+})
+
+function parse(value: unknown, source: ConfigSource): LoopLMConfig {
+  const config = parseFields(schema, value, source)
+  const total = config.loop_loss_weights.reduce((sum, weight) => sum + weight, 0)
+  if (total > 1) throw refuse('loop_loss_weights', `must sum to at most 1, got ${total}`, source)
+  const theta = rotaryBase(config, source)
+  if (theta === undefined && source.fromFile)
+    throw refuse('rope_theta', 'is missing; give it (70000000 for Nanbeige4.2-3B, 10000000 for its base)', source)
+  const complete = { ...config, ...headSizes(config, source), ...specialTokens(config, source), rope_theta: theta ?? 1e7 }
+  const loops = config.loop_loss_weights.length > 0 ? config.loop_loss_weights.length + 1 : config.num_loops
+  return { ...complete, model_type: 'nanbeige', total_ut_steps: loops, early_exit_threshold: 1 }
+}
+
+export const nanbeigeFamily: Family = {
+  parse,
+  describe: (config) => nanbeige(config as LoopLMConfig & NanbeigeConfig),
+  aliases: ['total_ut_steps', 'early_exit_threshold'],
 }

@@ -1,4 +1,8 @@
+import { z } from 'zod'
+import type { LoopLMConfig } from '../config.js'
 import { type Architecture, blocks, norms, type ParameterForm, type RotaryEmbedding, range } from './architecture.js'
+import type { ConfigSource, Family } from './families.js'
+import { headSizes, maxLoops, parseFields, refuse, rotaryBase, size, specialTokens, tokens, unused } from './fields.js'
 
 /** Huginn's blocks, or those of the source model that was given loops: Llama and TinyLlama, or OLMo 2. */
 export type RavenLayout = 'huginn' | 'llama' | 'olmo2'
@@ -94,6 +98,7 @@ export function raven(config: RavenConfig): Architecture {
       ...blocks(0, prelude, e),
       { kind: 'state', to: x },
     ],
+    ignored: ['freqs_cis'], // a table of rotary positions
     loop: [{ kind: 'inject', to: x, from: e, index: 0 }, ...blocks(prelude, core, x)],
     read: [...(layout === 'huginn' ? [norm] : []), ...blocks(prelude + core, coda, x), norm],
     parameters: [
@@ -104,4 +109,111 @@ export function raven(config: RavenConfig): Architecture {
       ...(config.tie_embeddings ? [] : [head]),
     ],
   }
+}
+
+const width = size(2 ** 16)
+const schema = z.looseObject({
+  ...tokens,
+  n_embd: width.optional(),
+  hidden_size: width.optional(),
+  n_heads: size(1024).optional(),
+  num_attention_heads: size(1024).optional(),
+  num_key_value_heads: size(1024).nullish(),
+  head_dim: size(1024).nullish(),
+  intermediate_size: size(2 ** 18),
+  vocab_size: size(2 ** 24).optional(),
+  padded_vocab_size: size(2 ** 24).optional(),
+  n_layers_in_prelude: size(1024).default(2),
+  n_layers_in_recurrent_block: size(1024).default(4),
+  n_layers_in_coda: size(1024).default(2),
+  mean_recurrence: size(maxLoops).default(32),
+  norm_eps: z.number().positive().max(1).default(1e-6),
+  rope_base: z.number().min(1).max(1e12).default(50000),
+  rope_theta: z.number().min(1).max(1e12).nullish(),
+  rope_scaling: z
+    .looseObject({
+      rope_type: z.enum(['llama3', 'default'], { error: 'must be "llama3" or "default"; others are not supported' }),
+      factor: z.number().min(1).optional(),
+      low_freq_factor: z.number().positive().optional(),
+      high_freq_factor: z.number().positive().optional(),
+      original_max_position_embeddings: size(2 ** 26).optional(),
+    })
+    .nullish(),
+  block_size: size(2 ** 26).default(4096),
+  max_position_embeddings: size(2 ** 26).nullish(),
+  qk_bias: z.boolean().default(true),
+  tie_embeddings: z.boolean().default(true),
+  bias: unused('a bias in every projection'),
+  injection_type: z.literal('linear', { error: 'must be "linear"; other injections are not supported' }).default('linear'),
+  test_time_noise: unused('noise at test time'),
+  init_values: z.looseObject({ std: z.number().min(0), embed_scale: z.number().min(0) }).optional(),
+  looplm_layout: z.enum(['huginn', 'llama', 'olmo2']).optional(),
+})
+
+/** The blocks' layout, which the published configurations do not name: by the tensors. */
+function layoutOf(config: z.infer<typeof schema>, { tensors }: ConfigSource): RavenLayout {
+  if (tensors.some((name) => name.endsWith('.norm_3.weight'))) return 'huginn'
+  if (tensors.some((name) => name.endsWith('attn.q_norm.weight'))) return 'olmo2'
+  if (tensors.length > 0) return 'llama'
+  return config.looplm_layout ?? (config.rope_theta == null ? 'huginn' : 'llama')
+}
+
+function parse(value: unknown, source: ConfigSource): LoopLMConfig {
+  const config = parseFields(schema, value, source)
+  const layout = layoutOf(config, source)
+  const hidden = config.n_embd ?? config.hidden_size
+  const heads = config.n_heads ?? config.num_attention_heads
+  const vocabulary = config.padded_vocab_size ?? config.vocab_size
+  if (hidden === undefined) throw refuse('n_embd', 'is missing; give n_embd or hidden_size', source)
+  if (heads === undefined) throw refuse('n_heads', 'is missing; give n_heads or num_attention_heads', source)
+  if (vocabulary === undefined) throw refuse('padded_vocab_size', 'is missing; give padded_vocab_size or vocab_size', source)
+  const theta = layout === 'huginn' ? config.rope_base : rotaryBase(config, source)
+  if (theta === undefined) throw refuse('rope_theta', 'is missing; retrofitted models do not use rope_base', source)
+  if (layout !== 'huginn' && config.init_values === undefined)
+    throw refuse('init_values', 'is missing; it holds std and embed_scale of the source model', source)
+  const words = { vocab_size: vocabulary, hidden_size: hidden, num_attention_heads: heads }
+  const init_values = config.init_values ?? { std: Math.sqrt(2 / (5 * hidden)), embed_scale: Math.sqrt(hidden) }
+  return {
+    ...config,
+    ...words,
+    ...headSizes({ ...config, ...words }, source),
+    ...specialTokens({ ...config, ...words }, source),
+    n_embd: hidden,
+    n_heads: heads,
+    padded_vocab_size: vocabulary,
+    model_type: 'huginn_raven',
+    looplm_layout: layout,
+    init_values,
+    num_hidden_layers: config.n_layers_in_prelude + config.n_layers_in_recurrent_block + config.n_layers_in_coda,
+    total_ut_steps: config.mean_recurrence,
+    rms_norm_eps: config.norm_eps,
+    rope_theta: theta,
+    tie_word_embeddings: config.tie_embeddings,
+    early_exit_threshold: 1,
+    max_position_embeddings: config.max_position_embeddings ?? config.block_size,
+    initializer_range: Math.sqrt(2 / (5 * hidden)),
+  }
+}
+
+function describe(config: LoopLMConfig): Architecture {
+  const { rope_theta: theta, looplm_layout: layout } = config as LoopLMConfig & { looplm_layout: RavenLayout }
+  const scaling = config.rope_scaling as Record<string, number> | null | undefined
+  const rotary: RotaryEmbedding = { theta, pairs: layout === 'huginn' ? 'neighbours' : 'halves' }
+  if (scaling?.factor !== undefined && layout !== 'huginn')
+    rotary.scaling = {
+      factor: scaling.factor,
+      low: scaling.low_freq_factor ?? 1,
+      high: scaling.high_freq_factor ?? 4,
+      original: scaling.original_max_position_embeddings ?? 8192,
+    }
+  return raven({ ...(config as LoopLMConfig & RavenConfig), layout, rotary })
+}
+
+export const ravenFamily: Family = {
+  parse,
+  describe,
+  aliases: [
+    ...['hidden_size', 'num_attention_heads', 'num_hidden_layers', 'total_ut_steps', 'rms_norm_eps', 'tie_word_embeddings'],
+    ...['early_exit_threshold', 'initializer_range'],
+  ],
 }

@@ -1,0 +1,214 @@
+// Families of looped models against an independent PyTorch implementation: scores of every loop, gradients, AdamW, saved folders.
+// LOOPLM_FAMILY_FIXTURES names a folder of other seeds.
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { type DeviceName, LoopLM, RLTTTrainer } from '../src/index.js'
+import { buildEmulated } from './emulated.js'
+import { type GoldenTensor, norm, readGolden, relativeError } from './golden-files.js'
+import { refusal } from './refusal.js'
+
+const root = process.env.LOOPLM_FAMILY_FIXTURES ?? join(import.meta.dirname, 'fixtures', 'families')
+const targets: { device: DeviceName; dtype: 'float32' | 'float64'; bound: number }[] = [
+  { device: 'reference', dtype: 'float64', bound: 1e-9 },
+  { device: 'cpu', dtype: 'float32', bound: 1e-4 },
+  { device: 'cuda-emulated' as DeviceName, dtype: 'float32', bound: 1e-4 }, // the CUDA kernels without a GPU
+]
+const work = mkdtempSync(join(tmpdir(), 'looplm-families-'))
+afterAll(() => rmSync(work, { recursive: true }))
+beforeAll(buildEmulated, 900_000)
+
+interface Notes {
+  family: string
+  loops: number
+  prefix_mask: boolean
+  frozen: string[]
+}
+
+/** The batch of the golden files, as sequences. */
+function batchOf(gold: Map<string, GoldenTensor>, folder: string) {
+  const ids = gold.get('ids')!
+  const [rows, width] = ids.shape as [number, number]
+  const lengths = Array.from(gold.get('lengths')!.data)
+  const promptLengths = Array.from(gold.get('prompt_lengths')!.data)
+  const sequences = lengths.map((length, b) => Array.from(ids.data.subarray(b * width, b * width + length)))
+  const states = initialStates(folder)
+  const hidden = gold.get('hidden')!.shape[3]!
+  const initial = states && lengths.map((length, b) => states.subarray(b * width * hidden, (b * width + length) * hidden))
+  /** [T, B, width - 1] as one array per sequence, T × (length - 1). */
+  const perSequence = (name: string, from: (b: number) => number) => {
+    const { data, shape } = gold.get(name)!
+    const loops = shape[0]!
+    return lengths.map((length, b) =>
+      Array.from({ length: loops }, (_, t) => {
+        const row = (t * rows + b) * (width - 1)
+        return Array.from(data.subarray(row + from(b), row + length - 1))
+      }).flat(),
+    )
+  }
+  return {
+    sequences,
+    promptLengths,
+    lengths,
+    width,
+    perSequence,
+    options: initial === undefined ? {} : { initialStates: initial },
+  }
+}
+
+function initialStates(folder: string): Float32Array | undefined {
+  if (!readdirSync(folder).includes('initial_state.safetensors')) return undefined
+  const bytes = readFileSync(join(folder, 'initial_state.safetensors'))
+  const header = Number(bytes.readBigUInt64LE(0))
+  const [begin, end] = JSON.parse(bytes.subarray(8, 8 + header).toString()).initial_state.data_offsets
+  return new Float32Array(new Uint8Array(bytes.subarray(8 + header + begin, 8 + header + end)).buffer)
+}
+
+/** The rows behind `from` of T × width arrays. */
+const behind = (values: ArrayLike<number>, width: number, from: number) => Array.from(values).filter((_, i) => i % width >= from)
+
+describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
+  describe.each(readdirSync(root))('%s', (name) => {
+    const folder = join(root, name)
+    const gold = readGolden(folder)
+    const notes: Notes = JSON.parse(readFileSync(join(folder, 'golden.json'), 'utf8'))
+    const { sequences, promptLengths, lengths, width, perSequence, options } = batchOf(gold, folder)
+    const load = () => LoopLM.fromPretrained(folder, { device, dtype })
+    /** Inside a prefix that sees itself log-probabilities mean nothing. */
+    const first = (b: number) => (notes.prefix_mask ? promptLengths[b]! - 1 : 0)
+    const prompts = notes.prefix_mask ? { promptLengths } : {}
+
+    it('scores every token at every loop', async () => {
+      using model = await load()
+      expect(model.family).toBe(notes.family === 'huginn' ? 'huginn_raven' : notes.family)
+      const scores = await model.score(sequences, { ...options, ...prompts })
+      expect(scores.loops).toBe(notes.loops)
+      for (const [got, golden] of [
+        [scores.logprobs, 'logprobs'],
+        [scores.entropy, 'entropy'],
+      ] as const) {
+        const wanted = perSequence(golden, first)
+        for (const [b, want] of wanted.entries())
+          expect(relativeError(behind(got[b]!, lengths[b]! - 1, first(b)), want)).toBeLessThan(bound)
+      }
+      const pdf = scores.exitPdf[0]!
+      expect(Array.from(pdf), 'without a gate every token takes all loops').toEqual(
+        Array.from(pdf, (_, i) => (i < pdf.length - lengths[0]! ? 0 : 1)),
+      )
+    })
+
+    const checkGradients = (loss: string, gradients: ReadonlyMap<string, ArrayLike<number>>) => {
+      const prefix = `grad.${loss}.`
+      const wanted = [...gold].filter(([key]) => key.startsWith(prefix))
+      const total = Math.sqrt(wanted.reduce((sum, [, { data }]) => sum + norm(data) ** 2, 0))
+      expect([...gradients.keys()].sort()).toEqual(wanted.map(([key]) => key.slice(prefix.length)).sort())
+      for (const [key, { data }] of wanted)
+        expect(relativeError(gradients.get(key.slice(prefix.length))!, data, 1e-2 * total), key).toBeLessThan(bound)
+    }
+
+    it.each(['none', 'loop', 'layer'] as const)('has the gradient of a next-token loss, recompute %s', async (recompute) => {
+      using model = await load()
+      const weights = gold.get('loop_weights')!.data
+      const mask = gold.get('loss_mask')!.data
+      const tokens = mask.reduce((sum, m) => sum + m, 0)
+      const coefficients = lengths.map((length, b) =>
+        Array.from(weights, (w) =>
+          Array.from({ length: length - 1 }, (_, j) => (-w * mask[b * (width - 1) + j]!) / tokens),
+        ).flat(),
+      )
+      if (notes.prefix_mask) {
+        await model.score(sequences, { ...options, ...prompts }) // its prompts are those of the gradient
+        await model.backward(coefficients, { recompute })
+      } else {
+        await model.backward(sequences, coefficients, { ...options, recompute })
+      }
+      const gradients = new Map<string, ArrayLike<number>>()
+      for (const { name } of model.parameters()) if (!notes.frozen.includes(name)) gradients.set(name, await model.gradient(name))
+      checkGradients('next_token', gradients)
+    })
+
+    it.runIf(!('initialStates' in options))('follows the oracle through AdamW steps of RLTT', async () => {
+      using model = await load()
+      const advantages = Array.from(gold.get('advantages')!.data)
+      const settings = { weights: 'uniform', learningRate: 1e-3, weightDecay: 0.1, maxGradNorm: 1 } as const
+      using trainer = new RLTTTrainer(model, settings)
+      checkGradients('rltt_uniform', (await trainer.gradients({ sequences, promptLengths, advantages })).gradients)
+      for (const want of gold.get('adamw_losses')!.data) {
+        const { loss } = await trainer.update({ sequences, promptLengths, advantages })
+        expect(Math.abs(loss! - want) / Math.max(Math.abs(want), 0.1)).toBeLessThan(bound)
+      }
+    })
+
+    it('is saved in the published form', async () => {
+      using model = await load()
+      const saved = join(work, `${device}-${name}`)
+      await model.save(saved)
+      using again = await LoopLM.fromPretrained(saved, { device, dtype })
+      expect(again.parameters()).toEqual(model.parameters())
+      for (const { name } of model.parameters()) expect(await again.getParameter(name)).toEqual(await model.getParameter(name))
+      const published = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8'))
+      expect(JSON.parse(readFileSync(join(saved, 'config.json'), 'utf8'))).toMatchObject({
+        model_type: published.model_type,
+        ...('auto_map' in published ? { auto_map: published.auto_map } : {}),
+      })
+    })
+  })
+})
+
+it('Nanbeige generates as the oracle does, from prompts in pieces too', async () => {
+  const folder = join(root, 'nanbeige')
+  const greedy = readGolden(folder).get('greedy')!
+  using model = await LoopLM.fromPretrained(folder, { device: 'cpu', dtype: 'float32' })
+  const width = greedy.shape[1]!
+  for (const loops of [1, 2]) {
+    const want = Array.from(greedy.data.subarray((loops - 1) * width, loops * width))
+    const request = { maxNewTokens: width - 4, temperature: 0, stop: [], loops } as const
+    const [out] = await model.generate([want.slice(0, 4)], request)
+    expect([...want.slice(0, 4), ...out!.tokens]).toEqual(want)
+    using scheduler = model.scheduler({ prefillTokens: 3 })
+    expect((await scheduler.add(want.slice(0, 4), request).result()).tokens).toEqual(out!.tokens)
+  }
+})
+
+describe('what a family does not have is refused by name', () => {
+  const config = JSON.parse(readFileSync(join(root, 'nanbeige', 'config.json'), 'utf8'))
+  it.each([
+    ['enable_mhc', true, /enable_mhc: is set, but hyper-connections/],
+    ['loop_share_kv', true, /loop_share_kv/],
+    ['loop_loss_weights', [0.7, 0.7], /loop_loss_weights: must sum to at most 1, got 1.4/],
+    ['rope_scaling', { rope_type: 'yarn' }, /rope_scaling/],
+  ])('%s of Nanbeige', async (field, value, message) => {
+    const error = await refusal(() => LoopLM.create({ ...config, [field]: value }))
+    expect(error.code).toBe('INVALID_CONFIG')
+    expect(error.message).toMatch(message)
+  })
+  it('an exit gate', async () => {
+    using model = await LoopLM.create(config)
+    using trainer = new RLTTTrainer(model, { weights: 'exit-pdf' })
+    const update = () => trainer.update({ sequences: [[1, 2, 3]], promptLengths: [1], advantages: [1] })
+    expect((await refusal(update)).message).toMatch(/needs an exit gate, and models of family nanbeige have none/)
+    expect((await refusal(() => model.generate([[1]], { exit: { rule: 'gate', threshold: 0.5 } }))).message).toMatch(/exit gate/)
+  })
+  it('generation of families with several registers', async () => {
+    using model = await LoopLM.fromPretrained(join(root, 'huginn'))
+    const error = await refusal(() => model.generate([[1, 2]], { maxNewTokens: 2 }))
+    expect(error.code).toBe('UNSUPPORTED')
+    expect(error.message).toMatch(/family huginn_raven/)
+  })
+})
+
+it('first states are drawn from the tokens, whatever the batch', async () => {
+  using model = await LoopLM.fromPretrained(join(root, 'huginn'), { device: 'cpu', dtype: 'float32' })
+  const [alone] = (await model.score([[1, 2, 3, 4]])).logprobs
+  const beside = (
+    await model.score([
+      [5, 6, 7],
+      [1, 2, 3, 4],
+      [1, 2, 3, 4, 9],
+    ])
+  ).logprobs
+  expect(beside[1]).toEqual(alone)
+  expect((await model.score([[1, 2, 3, 4]], { stateSeed: 1 })).logprobs[0]).not.toEqual(alone)
+  expect((await model.score([[1, 2, 3, 4]], { initialState: 'zeros' })).logprobs[0]).not.toEqual(alone)
+})
