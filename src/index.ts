@@ -17,6 +17,7 @@ export {
   type PolicyGradientStatistics,
 } from './kernels.js'
 export type { Adapter, LoRAModule, LoRAOptions } from './model/adapter.js'
+export type { Architecture, ParameterForm, Residual, Role, RotaryEmbedding, Step } from './model/architectures/architecture.js'
 export type { LoopLMConfig, LoopLMConfigInput } from './model/config.js'
 export { LoopLM } from './model/model.js'
 export { AdamW, type AdamWOptions } from './model/optimizer.js'
@@ -42,6 +43,7 @@ export type {
   SchedulerStats,
   ScoreOptions,
   Scores,
+  StateOptions,
   Surrogate,
   TokenLogprob,
   TokenSequence,
