@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { deviceMemory, devices, LoopLM, LoopLMError, memory, PretrainTrainer, tensor, zeros } from '../src/index.js'
 import { buildEmulated, emulatedKernelTests, emulatedLibrary } from './emulated.js'
+import { collectGarbage } from './garbage.js'
 import { expectScores, yardstick } from './rounding.js'
 
 const device = 'cuda-emulated' as 'cuda' // no name for users
@@ -115,6 +116,7 @@ describe('little memory', () => {
   const greedy = { temperature: 0, stop: [] }
 
   it("deviceMemory is the device's own, and what is held is not free", async () => {
+    await collectGarbage()
     const before = deviceMemory(device)
     expect(before.total).toBe(16 * 2 ** 30)
     const x = zeros([2 ** 20], { device })

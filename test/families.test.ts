@@ -128,17 +128,20 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
       checkGradients('next_token', gradients)
     })
 
-    it.runIf(!('initialStates' in options))('follows the oracle through AdamW steps of RLTT', async () => {
-      using model = await load()
-      const advantages = Array.from(gold.get('advantages')!.data)
-      const settings = { weights: 'uniform', learningRate: 1e-3, weightDecay: 0.1, maxGradNorm: 1 } as const
-      using trainer = new RLTTTrainer(model, settings)
-      checkGradients('rltt_uniform', (await trainer.gradients({ sequences, promptLengths, advantages })).gradients)
-      for (const want of gold.get('adamw_losses')!.data) {
-        const { loss } = await trainer.update({ sequences, promptLengths, advantages })
-        expect(Math.abs(loss! - want) / Math.max(Math.abs(want), 0.1)).toBeLessThan(bound)
-      }
-    })
+    // A trainer draws first states itself, and those of the golden files are given.
+    const drawn = 'initialStates' in options
+    if (!drawn)
+      it('follows the oracle through AdamW steps of RLTT', async () => {
+        using model = await load()
+        const advantages = Array.from(gold.get('advantages')!.data)
+        const settings = { weights: 'uniform', learningRate: 1e-3, weightDecay: 0.1, maxGradNorm: 1 } as const
+        using trainer = new RLTTTrainer(model, settings)
+        checkGradients('rltt_uniform', (await trainer.gradients({ sequences, promptLengths, advantages })).gradients)
+        for (const want of gold.get('adamw_losses')!.data) {
+          const { loss } = await trainer.update({ sequences, promptLengths, advantages })
+          expect(Math.abs(loss! - want) / Math.max(Math.abs(want), 0.1)).toBeLessThan(bound)
+        }
+      })
 
     it('is saved in the published form', async () => {
       using model = await load()
