@@ -27,7 +27,7 @@ const startLongWork = `
   const context = addon.openContext('cpu', 2)
   const tokens = Int32Array.from({ length: 16384 }, (_, i) => i % 50)
   const sequences = { tokens, lengths: new Int32Array(64).fill(256), promptLengths: new Int32Array(0) }
-  const options = { temperature: 1, loops: 0, lastLoop: false, responsesOnly: false, predictions: false }
+  const options = { temperature: 1, loops: 0, lastLoop: false, responsesOnly: false, predictions: false, top: 0 }
   const started = addon.modelCreate(context, architecture, 'float32', 0).then((model) => {
     for (let i = 0; i < 1000; i++) addon.modelScore(model, sequences, options, undefined).catch(() => {})
     addon.tensorFill(context, 'float32', [64, 64], 1)
@@ -71,9 +71,13 @@ describe('an environment that ends with work pending', () => {
       const worker = new Worker(`const { parentPort } = require('node:worker_threads'); ${startLongWork}; ${script}`, {
         eval: true,
       })
-      worker.on('error', () => {})
+      let failure: unknown
+      worker.on('error', (error) => {
+        failure = error
+      })
       const ended = new Promise((resolve) => worker.once('exit', resolve))
-      await new Promise((resolve) => worker.once('message', resolve))
+      const started = new Promise((resolve) => worker.once('message', () => resolve(true)))
+      expect(await Promise.race([started, ended.then(() => failure)])).toBe(true)
       if (terminate) await worker.terminate()
       await ended
     }

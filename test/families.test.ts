@@ -129,8 +129,8 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
     })
 
     // A trainer draws first states itself, and those of the golden files are given.
-    const drawn = 'initialStates' in options
-    if (!drawn)
+    const given = 'initialStates' in options
+    if (!given)
       it('follows the oracle through AdamW steps of RLTT', async () => {
         using model = await load()
         const advantages = Array.from(gold.get('advantages')!.data)

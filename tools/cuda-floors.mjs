@@ -41,10 +41,10 @@ const behind = {
   head_rows_gradient: { kernel: 'head_rows_kernel<bf16, 4>', threads: 512, dynamic: 229376 },
   residual_norm: { kernel: 'residual_norm_kernel<bf16, 8>', threads: 256 },
   residual_norm_backward: { kernel: 'norm_backward_kernel<bf16, 8>', threads: 256, dynamic: 8 * 2048 },
-  rope: { kernel: 'rope_kernel<bf16, 8>', threads: 256 },
+  rope: { kernel: 'rope_kernel<bf16, 8, 0>', threads: 256 },
   sample: { kernel: 'sample_kernel<true>', threads: 1024, dynamic: 196608 },
-  swiglu: { kernel: 'swiglu_kernel<bf16, 8>', threads: 256 },
-  swiglu_backward: { kernel: 'swiglu_backward_kernel<bf16, 8>', threads: 256 },
+  swiglu: { kernel: 'swiglu_kernel<bf16, 8, 0>', threads: 256 },
+  swiglu_backward: { kernel: 'swiglu_backward_kernel<bf16, 8, 0>', threads: 256 },
 }
 
 /** Threads of a kernel that a multiprocessor holds at once: 2048, 64 Ki registers in units of 8 per thread, 227 KiB of shared memory. */

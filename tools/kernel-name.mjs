@@ -11,6 +11,6 @@ export function shortName(name) {
     .slice(0, end)
     .replace(/^void /, '')
     .replace(/(looplm|cuda|\(anonymous namespace\)|_GLOBAL__N__\w+)::/g, '')
-    .replace(/\((bool|int)\)/g, '')
+    .replace(/\((bool|int|Loop\w+)\)/g, '')
     .replaceAll('> >', '>>')
 }
