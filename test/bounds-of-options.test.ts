@@ -125,7 +125,7 @@ describe('sequences beyond max_position_embeddings', () => {
     }
     const error = await refusal(() => trainer[method](long))
     expect(error.message).toBe(
-      `PretrainTrainer.${method}: sequences[2] has 5 tokens, more than max_position_embeddings, 4; shorten it`,
+      `PretrainTrainer.${method}: sequences[2] has 5 tokens; the model has 4 positions (max_position_embeddings of its configuration). Shorten the sequence`,
     )
     await trainer[method]({ sequences: long.sequences.slice(0, 2) })
   })

@@ -62,16 +62,7 @@ class Workspace;
 std::vector<uint8_t> rounded(LoopDType dt, const std::vector<double>& values);
 
 // What a stack works in, kept from call to call (stack.h, block.h).
-struct StackMemory {
-  explicit StackMemory(std::shared_ptr<Device> device) : device(std::move(device)) {}
-  // At least that many bytes, and some that vectors may read behind them.
-  void* reserve(Buffer& buffer, size_t bytes) {
-    if (bytes + 64 > buffer.bytes()) generation++;
-    buffer.reserve(device, bytes + 64);
-    return buffer.as<>();
-  }
-  const std::shared_ptr<Device> device;
-  uint64_t generation = 0;                                 // another number when a buffer has moved
+struct StackBuffers {
   Buffer registers, hidden, boundaries, values, blocks;    // act
   Buffer x, activation;                                    // act
   Buffer d_activation, d_branch, d_x, d_attention, d_qkv;  // act
@@ -79,6 +70,23 @@ struct StackMemory {
   Buffer projected, heads;                                 // act, of a block: all projections, and heads apart
   Buffer extended, extended_out, extended_lse;             // attention behind cached prefixes
   LinearMemory linear;
+};
+struct StackMemory : StackBuffers {
+  explicit StackMemory(std::shared_ptr<Device> device) : device(std::move(device)) {}
+  // At least that many bytes, and some that vectors may read behind them. When there is no memory for them, all of it is given
+  // back: the call has failed, and the next one is likely to need less.
+  void* reserve(Buffer& buffer, size_t bytes) {
+    if (bytes + 64 > buffer.bytes()) generation++;
+    try {
+      buffer.reserve(device, bytes + 64);
+    } catch (...) {
+      static_cast<StackBuffers&>(*this) = {};
+      throw;
+    }
+    return buffer.as<>();
+  }
+  const std::shared_ptr<Device> device;
+  uint64_t generation = 0;  // another number when a buffer has moved
 };
 
 class Model {

@@ -1,5 +1,6 @@
 #include "stack.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace looplm {

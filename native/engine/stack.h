@@ -1,6 +1,9 @@
 // Walks the steps of an architecture (architecture.h) over a batch, forward and backward. Which buffers a step reads and writes,
 // what is kept and what is computed again is decided here; what one block computes is in block.h.
 #pragma once
+#include <optional>
+#include <utility>
+
 #include "block.h"
 
 namespace looplm {

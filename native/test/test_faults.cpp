@@ -24,6 +24,7 @@
 #include "../engine/scheduler.h"
 #include "../engine/score.h"
 #include "../engine/tensor_ops.h"
+#include "small_architecture.h"
 
 // ---- allocations of this program, host and device memory alike, may be refused
 
@@ -85,14 +86,14 @@ bool same_bits(const Numbers& a, const Numbers& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0);
 }
 
-const ModelConfig config{50, 32, 64, 2, 4, 2, 8, 3, 1e-6, 1e4, false};
+const Architecture config = small_architecture({50, 32, 64, 2, 4, 2, 8, 3, false, 0.2});
 
 // A device that has no memory of its own yet, and a model on it.
 struct Fixture {
   explicit Fixture(LoopDType dt, Quantization quantization = {}) {
     device = std::make_shared<Device>(dt == LOOP_F64 ? "reference" : "cpu", 2);
     model = std::make_shared<Model>(device, dt, config, quantization);
-    model->initialize(7, 0.2);
+    model->initialize(7);
   }
   std::shared_ptr<Device> device;
   std::shared_ptr<Model> model, teacher;

@@ -75,6 +75,14 @@ export function withStates(
   return { ...sequences, states: packValues(initialStates, 'initialStates', shape, sequences.lengths.length, operation) }
 }
 
+/** What is wrong with a sequence that needs more positions than the model has; undefined when it fits. */
+export function positionProblem(name: string, length: number, positions: number, room = 0): string | undefined {
+  if (length + room <= positions) return undefined
+  const more = room > 0 ? ` and room for ${room} more` : ''
+  const problem = `${name} has ${length} tokens${more}; the model has ${positions} positions`
+  return `${problem} (max_position_embeddings of its configuration). Shorten the sequence`
+}
+
 /** Checks token ids and lengths, and copies the sequences into one array. */
 export function packSequences(sequences: readonly TokenSequence[], limits: SequenceLimits, operation: string): NativeSequences {
   const { vocabulary, minLength, positions = Infinity, room = 0, promptLengths, name = 'sequences' } = limits
@@ -89,11 +97,8 @@ export function packSequences(sequences: readonly TokenSequence[], limits: Seque
     if (sequence.length < minLength) {
       throw refuse(`${name}[${i}] has ${sequence.length} tokens; at least ${minLength} are needed`)
     }
-    if (sequence.length + room > positions) {
-      const more = room > 0 ? ` and room for ${room} more` : ''
-      const problem = `${name}[${i}] has ${sequence.length} tokens${more}; the model has ${positions} positions`
-      throw refuse(`${problem} (max_position_embeddings of its configuration). Shorten the sequence`)
-    }
+    const problem = positionProblem(`${name}[${i}]`, sequence.length, positions, room)
+    if (problem !== undefined) throw refuse(problem)
     total += sequence.length
   }
   if (total >= 2 ** 31) throw refuse(`${name} hold ${total} tokens; at most ${2 ** 31 - 1} fit in one call`)

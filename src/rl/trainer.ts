@@ -5,6 +5,7 @@ import { promptProblem } from '../data/rows.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { adaptableModules, checkAdapter, sameAdapter } from '../model/adapter.js'
+import { positionProblem } from '../model/checks.js'
 import { LoopLM } from '../model/model.js'
 import { AdamW } from '../model/optimizer.js'
 import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
@@ -354,10 +355,11 @@ export abstract class Trainer<
   #take(batch: Batch, operation: string): Batch {
     const taken = this.take(batch, operation)
     const most = this.model.config.max_position_embeddings
-    const i = taken.sequences.findIndex(({ length }) => length > most)
-    if (i === -1) return taken
-    const message = `sequences[${i}] has ${taken.sequences[i]!.length} tokens, more than max_position_embeddings, ${most}; shorten it`
-    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    for (const [i, { length }] of taken.sequences.entries()) {
+      const problem = positionProblem(`sequences[${i}]`, length, most)
+      if (problem !== undefined) throw new LoopLMError('INVALID_ARGUMENT', problem, { operation })
+    }
+    return taken
   }
 
   #evaluationIsDue(): boolean {
