@@ -22,10 +22,13 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(const Atte
   // The longest rows first: they are at the end of a segment.
   const int head = int(blockIdx.x) % a.heads, slot = slots - 1 - int(blockIdx.x) / a.heads, kv_head = head / a.ratio;
   const int index = segment_of_slot(a.segments, a.segment_count, F::rows, slot);
-  const KeyRun run = key_run(a.segments[index]), own{run.begin, run.length, 0, 0, 0};
+  const KeyRun run = key_run(a.segments[index]), own{run.begin, run.length, 0, 0};
   const int first = (slot - index - run.begin / F::rows) * F::rows;  // query of the segment
   if (first >= run.length) return;
-  const int tiles = (run.visible(first, F::rows) + keys - 1) / keys;
+  // In shared memory: no thread keeps it in a register.
+  SHARED_ARRAY(int, two_way, 1);
+  if (threadIdx.x == 0) two_way[0] = a.segments[index].two_way;
+  const int tiles = (run.visible(first, F::rows, a.segments[index].two_way) + keys - 1) / keys;
   const int row = warp_id() * 16 * m, g = lane_id() / 4, p = lane_id() % 4 * 2;
 
   load_tile<D, F::rows>(q_tile, a.qkv + a.q_column(head), a.width, a.head_dim, own, first, run.length);
@@ -50,18 +53,16 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(const Atte
     copy_async_wait<0>();
     __syncthreads();  // the values are there, and nobody reads the keys any more
 
-    if ((tile + 1) * keys > run.last_key(first) + 1) {  // some key is behind some row
+    if ((tile + 1) * keys > run.prefix + first + 1) {  // some key is behind some row
+      const int last = run.prefix + first + row + g - tile * keys - p;
+      const int both_ways = run.prefix + two_way[0] - tile * keys - p;  // keys before this one are seen by all rows
 #pragma unroll
       for (int i = 0; i < m; ++i)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int last = run.last_key(first + row + g + 16 * i + 8 * half) - tile * keys - p;
+        for (int j = 0; j < keys / 8; ++j)
 #pragma unroll
-          for (int j = 0; j < keys / 8; ++j)
-#pragma unroll
-            for (int e = 2 * half; e < 2 * half + 2; ++e)
-              if (8 * j + e % 2 > last) s[i][j][e] = -INFINITY;
-        }
+          for (int e = 0; e < 4; ++e)
+            if (8 * j + e % 2 - 16 * i - e / 2 * 8 > last && 8 * j + e % 2 >= both_ways) s[i][j][e] = -INFINITY;
     }
 #pragma unroll
     for (int i = 0; i < m; ++i)

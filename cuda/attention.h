@@ -1,9 +1,9 @@
 // What the attention kernels share: their arguments, which rows a block has, and which token a key is.
 //
 // A segment's own tokens and those of its prefix are one run of keys: key j is token prefix_begin + j while j < prefix, then
-// token begin + j - prefix. Query i of the segment (token begin + i) sees the keys 0 … prefix + i, and while i < two_way all keys
-// before prefix + two_way. Blocks are cut within a
-// segment, so a row's arithmetic depends on its own place in the segment alone.
+// token begin + j - prefix. Query i of the segment (token begin + i) sees the keys 0 … prefix + i. While i < two_way it sees
+// all keys before prefix + two_way. Blocks are cut within a segment, so a row's arithmetic depends on its own place in the
+// segment alone.
 #pragma once
 #include "context.h"
 
@@ -34,16 +34,15 @@ struct Attention {
 
 // The keys of a segment.
 struct KeyRun {
-  int begin, length, prefix_begin, prefix, two_way;
+  int begin, length, prefix_begin, prefix;
   __device__ int keys() const { return prefix + length; }
-  __device__ int last_key(int query) const { return prefix + (query < two_way ? two_way - 1 : query); }
   // Keys that some query of [first, first + rows) sees.
-  __device__ int visible(int first, int rows) const { return last_key(min(first + rows, length) - 1) + 1; }
+  __device__ int visible(int first, int rows, int two_way) const { return prefix + max(min(first + rows, length), two_way); }
   __device__ int64_t token(int key) const { return key < prefix ? prefix_begin + key : begin + key - prefix; }
 };
 
 __device__ __forceinline__ KeyRun key_run(const LoopSegment& s) {
-  return {s.begin, s.end - s.begin, s.prefix_begin, s.prefix_end - s.prefix_begin, s.two_way};
+  return {s.begin, s.end - s.begin, s.prefix_begin, s.prefix_end - s.prefix_begin};
 }
 
 // Blocks of `rows` tokens. Segment s has the slots begin / rows + s and following: never fewer than it needs, so no table of

@@ -37,10 +37,10 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
   const int kv_head = int(blockIdx.x) % a.kv_heads, slot = int(blockIdx.x) / a.kv_heads;
   const int own_index = segment_of_slot(a.segments, a.segment_count, keys, slot);
   const LoopSegment own_segment = a.segments[own_index];
-  const KeyRun own{own_segment.begin, own_segment.end - own_segment.begin, 0, 0, own_segment.two_way};
+  const KeyRun own{own_segment.begin, own_segment.end - own_segment.begin, 0, 0};
   const int first_key = (slot - own_index - own.begin / keys) * keys;  // of the segment
   if (first_key >= own.length) return;
-  const int first_query = first_key < own.two_way ? 0 : first_key;
+  const int first_query = first_key < own_segment.two_way ? 0 : first_key;
   const int row = warp_id() * 16, g = lane_id() / 4, p = lane_id() % 4 * 2;
 
   const auto after = [&](QueryTile t) {
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
     return t;
   };
   const auto load_queries = [&](const QueryTile& t, int buffer) {
-    const KeyRun run{t.begin, t.length, 0, 0, 0};
+    const KeyRun run{t.begin, t.length, 0, 0};
     load_tile<D, queries>(q_tiles + buffer * queries * pitch, a.qkv + a.q_column(t.head), a.width, a.head_dim, run, t.first,
                           t.length);
     load_tile<D, queries>(dout_tiles + buffer * queries * pitch, a.dout + a.q_column(t.head), a.out_width, a.head_dim, run,
@@ -110,7 +110,8 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         s[0][j][e] = fast_exp2(fmaf(s[0][j][e], scale, -log2_e * (e % 2 ? shift.y : shift.x)));
-        if (masked && first_key + row + g + e / 2 * 8 > own.last_key(query + 8 * j + p + e % 2)) s[0][j][e] = 0;
+        const int key = first_key + row + g + e / 2 * 8;
+        if (masked && key > query + 8 * j + p + e % 2 && key >= own_segment.two_way) s[0][j][e] = 0;
       }
     }
     uint32_t weights[1][queries / 16][4];
@@ -171,11 +172,13 @@ __global__ void __launch_bounds__(attention_threads) queries_backward_kernel(con
                       delta = dynamic_shared<float>(B::statistics_at + B::rows * 4, B::rows);
   const int head = int(blockIdx.x) % a.heads, slot = slots - 1 - int(blockIdx.x) / a.heads, kv_head = head / a.ratio;
   const int index = segment_of_slot(a.segments, a.segment_count, B::rows, slot);
-  const KeyRun run = key_run(a.segments[index]), own{run.begin, run.length, 0, 0, 0};
+  const KeyRun run = key_run(a.segments[index]), own{run.begin, run.length, 0, 0};
   const int first = (slot - index - run.begin / B::rows) * B::rows;
   if (first >= run.length) return;
   const bf16 *k = a.qkv + a.k_column(kv_head), *v = a.qkv + a.v_column(kv_head);
-  const int visible = run.visible(first, B::rows), tiles = (visible + keys - 1) / keys;
+  SHARED_ARRAY(int, two_way, 1);
+  if (threadIdx.x == 0) two_way[0] = a.segments[index].two_way;
+  const int visible = run.visible(first, B::rows, a.segments[index].two_way), tiles = (visible + keys - 1) / keys;
   const int row = warp_id() * 16 * m, g = lane_id() / 4, p = lane_id() % 4 * 2;
 
   load_tile<D, B::rows>(q_tile, a.qkv + a.q_column(head), a.width, a.head_dim, own, first, run.length);
@@ -206,19 +209,27 @@ __global__ void __launch_bounds__(attention_threads) queries_backward_kernel(con
 
     float s[m][keys / 8][4] = {}, ds[m][keys / 8][4];
     multiply_transposed<D, m, keys>(s, q_tile, row, k_tiles + buffer);
-    const bool masked = (tile + 1) * keys > run.last_key(first) + 1;
+    if ((tile + 1) * keys > run.prefix + first + 1) {  // some key is behind some row
+      const int last = run.prefix + first + row + g - tile * keys - p;
+      const int both_ways = run.prefix + two_way[0] - tile * keys - p;  // keys before this one are seen by all rows
+#pragma unroll
+      for (int i = 0; i < m; ++i)
+#pragma unroll
+        for (int j = 0; j < keys / 8; ++j)
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            if (8 * j + e % 2 - 16 * i - e / 2 * 8 > last && 8 * j + e % 2 >= both_ways) s[i][j][e] = -INFINITY;
+    }
 #pragma unroll
     for (int i = 0; i < m; ++i)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int query = row + 16 * i + g + 8 * half, last = run.last_key(first + query) - tile * keys - p;
-        const float shift = lse[query], start = -delta[query];
+        const float shift = lse[row + 16 * i + g + 8 * half], start = -delta[row + 16 * i + g + 8 * half];
 #pragma unroll
         for (int j = 0; j < keys / 8; ++j)
 #pragma unroll
           for (int e = 2 * half; e < 2 * half + 2; ++e) {
             s[i][j][e] = fast_exp2(fmaf(s[i][j][e], scale, -shift));
-            if (masked && 8 * j + e % 2 > last) s[i][j][e] = 0;
             ds[i][j][e] = start;
           }
       }

@@ -86,10 +86,10 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_forward_kernel(const A
                       exchange = dynamic_shared<float>(3 * L::tiles_bytes, L::weight_floats);
   const int head = int(blockIdx.x) % arg.heads, slot = slots - 1 - int(blockIdx.x) / arg.heads, kv_head = head / arg.ratio;
   const int index = segment_of_slot(arg.segments, arg.segment_count, L::rows, slot);
-  const KeyRun run = key_run(arg.segments[index]), own{run.begin, run.length, 0, 0, 0};
+  const KeyRun run = key_run(arg.segments[index]), own{run.begin, run.length, 0, 0};
   const int first = (slot - index - run.begin / L::rows) * L::rows;
   if (first >= run.length) return;
-  const int visible = run.visible(first, L::rows);
+  const int two_way = arg.segments[index].two_way, visible = run.visible(first, L::rows, two_way);
   load_tile<L, T, D>(q_tile, arg.qkv + arg.q_column(head), arg.width, arg.head_dim, own, first, run.length);
 
   float out[a][L::columns] = {}, largest[a], sum[a] = {}, s[a][L::across];
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_forward_kernel(const A
     scores<L, a>(s, q_tile, k_tile, arg.head_dim);
 #pragma unroll
     for (int i = 0; i < a; ++i) {
-      const int last = run.last_key(first + a * row_group() + i);
+      const int last = run.prefix + max(first + a * row_group() + i, two_way - 1);
       float most = largest[i], here = 0;
 #pragma unroll
       for (int j = 0; j < L::across; ++j) {
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_keys_backward_kernel(c
   const int kv_head = int(blockIdx.x) % arg.kv_heads, slot = int(blockIdx.x) / arg.kv_heads;
   const int own_index = segment_of_slot(arg.segments, arg.segment_count, L::rows, slot);
   const LoopSegment own_segment = arg.segments[own_index];
-  const KeyRun own{own_segment.begin, own_segment.end - own_segment.begin, 0, 0, own_segment.two_way};
+  const KeyRun own{own_segment.begin, own_segment.end - own_segment.begin, 0, 0};
   const int first_key = (slot - own_index - own.begin / L::rows) * L::rows;
   if (first_key >= own.length) return;
   load_tile<L, T, D>(k_tile, arg.qkv + arg.k_column(kv_head), arg.width, arg.head_dim, own, first_key, own.length);
@@ -155,9 +155,10 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_keys_backward_kernel(c
   for (int index = own_index; index < arg.segment_count; ++index) {
     const LoopSegment segment = arg.segments[index];
     if (index > own_index && (segment.prefix_begin != own.begin || segment.prefix_end == segment.prefix_begin)) break;
-    const KeyRun run{segment.begin, segment.end - segment.begin, 0, 0, 0};
+    const KeyRun run{segment.begin, segment.end - segment.begin, 0, 0};
     for (int head = kv_head * arg.ratio; head < (kv_head + 1) * arg.ratio; ++head)
-      for (int first = index == own_index && first_key >= own.two_way ? first_key : 0; first < run.length; first += L::rows) {
+      for (int first = index == own_index && first_key >= own_segment.two_way ? first_key : 0; first < run.length;
+           first += L::rows) {
         __syncthreads();
         load_tile<L, T, D>(q_tile, arg.qkv + arg.q_column(head), arg.width, arg.head_dim, run, first, run.length);
         load_tile<L, T, D>(dout_tile, arg.dout + arg.q_column(head), arg.out_width, arg.head_dim, run, first, run.length);
@@ -171,7 +172,8 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_keys_backward_kernel(c
           const float lse = query < run.length ? arg.lse[at] : 0, delta = query < run.length ? arg.delta[at] : 0;
 #pragma unroll
           for (int i = 0; i < a; ++i) {
-            const bool seen = query < run.length && (index > own_index || first_key + a * row_group() + i <= own.last_key(query));
+            const bool seen = query < run.length &&
+                              (index > own_index || first_key + a * row_group() + i <= max(query, own_segment.two_way - 1));
             s[i][j] = seen ? expf(s[i][j] * arg.scale - lse) : 0;
             ds[i][j] = s[i][j] * (ds[i][j] - delta);
           }
@@ -204,10 +206,10 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_queries_backward_kerne
                       exchange = dynamic_shared<float>(4 * L::tiles_bytes, L::weight_floats);
   const int head = int(blockIdx.x) % arg.heads, slot = slots - 1 - int(blockIdx.x) / arg.heads, kv_head = head / arg.ratio;
   const int index = segment_of_slot(arg.segments, arg.segment_count, L::rows, slot);
-  const KeyRun run = key_run(arg.segments[index]), own{run.begin, run.length, 0, 0, 0};
+  const KeyRun run = key_run(arg.segments[index]), own{run.begin, run.length, 0, 0};
   const int first = (slot - index - run.begin / L::rows) * L::rows;
   if (first >= run.length) return;
-  const int visible = run.visible(first, L::rows);
+  const int two_way = arg.segments[index].two_way, visible = run.visible(first, L::rows, two_way);
   load_tile<L, T, D>(q_tile, arg.qkv + arg.q_column(head), arg.width, arg.head_dim, own, first, run.length);
   load_tile<L, T, D>(dout_tile, arg.dout + arg.q_column(head), arg.out_width, arg.head_dim, own, first, run.length);
 
@@ -221,7 +223,7 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_queries_backward_kerne
     scores<L, a>(ds, dout_tile, v_tile, arg.head_dim);
 #pragma unroll
     for (int i = 0; i < a; ++i) {
-      const int query = first + a * row_group() + i, last = query < run.length ? run.last_key(query) : -1;
+      const int query = first + a * row_group() + i, last = query < run.length ? run.prefix + max(query, two_way - 1) : -1;
       const int64_t statistics = int64_t(head) * arg.tokens + run.begin + query;
       const float lse = last >= 0 ? arg.lse[statistics] : 0, delta = last >= 0 ? arg.delta[statistics] : 0;
 #pragma unroll
