@@ -1,4 +1,4 @@
-// A looped model as data: its sizes, its parameters, and the steps that a token takes through them (families.md §1). Whoever
+// A looped model as data: its sizes, its parameters, and the steps that a token takes through them (docs/families.md). Whoever
 // makes a model gives a description; nothing else in the engine knows a family by name.
 #pragma once
 #include <cstdint>
