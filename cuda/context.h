@@ -14,7 +14,7 @@ namespace looplm::cuda {
 struct Lt;  // cuBLASLt, when the machine has it (cublaslt.h)
 
 // What a kernel found wrong with its arguments: written to pinned memory by the device, reported by the next call that waits.
-struct Complaint {
+struct KernelFault {
   int32_t raised;
   int32_t value, limit;
 };
@@ -39,7 +39,7 @@ struct Context {
   Staging staging;
   void* scratch = nullptr;
   size_t scratch_bytes = 0;
-  Complaint* complaint = nullptr;  // pinned, visible to the device
+  KernelFault* kernel_fault = nullptr;  // pinned, visible to the device
   Lt* lt = nullptr;
   DecodeBy decode = DecodeBy::token;
   bool recording = false;      // the stream is being captured: nothing may wait, and no memory may be taken
@@ -92,6 +92,7 @@ void add_swiglu(LoopBackend& table);
 void add_exit(LoopBackend& table);
 void add_head(LoopBackend& table);
 void add_optimizer(LoopBackend& table);
+void add_noise_kernels(LoopBackend& table);
 void add_sample(LoopBackend& table);
 void add_tensor(LoopBackend& table);
 

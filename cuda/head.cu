@@ -115,7 +115,7 @@ struct Ring {
 template <class T, int W>
 __global__ void __launch_bounds__(512)
     head_rows_kernel(int64_t rows, int vocabulary, Ring ring, float inverse_temperature, float* logits, const int32_t* targets,
-                     Loss loss, bool with_loss, float* logprobs, float* entropies, Complaint* complaint) {
+                     Loss loss, bool with_loss, float* logprobs, float* entropies, KernelFault* fault) {
   SHARED_ARRAY(double, sums, 64);
   SHARED_ARRAY(float, maxima, 32);
   SHARED_ARRAY(float, result, 5);  // log Σ e^y, H, c, 1 - P[target], entropy bonus
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(512)
 
     const bool valid = target >= 0 && target < vocabulary;
     if (!valid) {
-      if (threadIdx.x == 0) *complaint = {1, target, vocabulary};
+      if (threadIdx.x == 0) *fault = {1, target, vocabulary};
       target = 0;
     }
     const float chosen = threadIdx.x == 0 ? x[target] : 0;
@@ -238,7 +238,7 @@ int head_rows(void* ctx, LoopDType dt, int64_t rows, int64_t vocabulary, double 
                    launch(kernel, dim3(unsigned(row_blocks(c.device, kernel, rows, threads, shared))), dim3(unsigned(threads)),
                           shared, c.stream, rows, int(vocabulary), ring, float(1 / temperature), static_cast<float*>(logits),
                           targets, loss ? device_loss(*loss) : Loss{}, loss != nullptr, static_cast<float*>(logprobs),
-                          static_cast<float*>(entropies), c.complaint),
+                          static_cast<float*>(entropies), c.kernel_fault),
                    "head_rows");
     };
     return vectorizable(vocabulary, 4, {logits}) ? go(head_rows_kernel<T, 4>, 4) : go(head_rows_kernel<T, 1>, 1);

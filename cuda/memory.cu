@@ -31,9 +31,9 @@ int refuse_recorded(Context& c, const char* operation) {
 int wait(Context& c, const char* operation) {
   if (int status = refuse_recorded(c, operation)) return status;
   if (int status = check(c, cudaStreamSynchronize(c.stream), operation)) return status;
-  if (!c.complaint->raised) return 0;
-  const Complaint found = *c.complaint;
-  c.complaint->raised = 0;
+  if (!c.kernel_fault->raised) return 0;
+  const KernelFault found = *c.kernel_fault;
+  c.kernel_fault->raised = 0;
   return fail(c, std::string("a kernel before ") + operation + " met index " + std::to_string(found.value) + " outside 0 .. " +
                      std::to_string(found.limit - 1) + "; what it wrote is not valid");
 }
@@ -99,7 +99,7 @@ cudaError_t acquire(Context& c) {
   return first_error({cudaMemPoolSetAttribute(c.pool, cudaMemPoolAttrReleaseThreshold, &keep),
                       cudaMallocHost(reinterpret_cast<void**>(&c.staging.half[0]), staging_bytes),
                       cudaMallocHost(reinterpret_cast<void**>(&c.staging.half[1]), staging_bytes),
-                      cudaMallocHost(reinterpret_cast<void**>(&c.complaint), sizeof(Complaint)),
+                      cudaMallocHost(reinterpret_cast<void**>(&c.kernel_fault), sizeof(KernelFault)),
                       cudaEventCreateWithFlags(&c.staging.copied[0], cudaEventDisableTiming),
                       cudaEventCreateWithFlags(&c.staging.copied[1], cudaEventDisableTiming)});
 }
@@ -116,7 +116,7 @@ void close(void* ctx) {
     if (c->staging.half[i]) cudaFreeHost(c->staging.half[i]);
     if (c->staging.copied[i]) cudaEventDestroy(c->staging.copied[i]);
   }
-  if (c->complaint) cudaFreeHost(c->complaint);
+  if (c->kernel_fault) cudaFreeHost(c->kernel_fault);
   if (c->stream) cudaStreamDestroy(c->stream);
   delete c;
 }
@@ -133,7 +133,7 @@ void* open(int32_t device, int32_t) {
     close(c);
     return nullptr;
   }
-  *c->complaint = {};
+  *c->kernel_fault = {};
   const char* decode = std::getenv("LOOPLM_CUDA_DECODE");
   if (decode && std::string(decode) == "graph") c->decode = DecodeBy::graph;
   if (decode && std::string(decode) == "launches") c->decode = DecodeBy::launches;
@@ -150,7 +150,6 @@ const char* inspect(int32_t device) {
 
 const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error.c_str() : open_error.c_str(); }
 const char* describe(void* ctx) { return static_cast<Context*>(ctx)->description.c_str(); }
-int supports(void*, LoopDType dt) { return dt == LOOP_F32 || dt == LOOP_BF16; }
 
 // A second attempt gives what the pool keeps back to the device first.
 void* take(Context& c, size_t bytes) {
@@ -207,14 +206,15 @@ int zero(void* ctx, void* dst, size_t bytes) {
 
 // What the pool keeps for later allocations is free too. It may be called while another thread uses the context, so errors are
 // not kept there.
-int memory(void* ctx, size_t* free, size_t* total) {
+int properties(void* ctx, LoopDeviceProperties* out) {
   Context& c = enter(ctx);
+  *out = {1u << LOOP_F32 | 1u << LOOP_BF16, 0, 0, 0, int64_t(384) << 20, int64_t(64) << 20, 2048};
   uint64_t reserved = 0, used = 0;
-  cudaError_t status = cudaMemGetInfo(free, total);
+  cudaError_t status = cudaMemGetInfo(&out->memory_free, &out->memory_total);
   if (status == cudaSuccess) status = cudaMemPoolGetAttribute(c.pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
   if (status == cudaSuccess) status = cudaMemPoolGetAttribute(c.pool, cudaMemPoolAttrUsedMemCurrent, &used);
   if (status != cudaSuccess) return cudaGetLastError(), 1;
-  *free += size_t(reserved - std::min(reserved, used));
+  out->memory_free += size_t(reserved - std::min(reserved, used));
   return 0;
 }
 
@@ -277,7 +277,7 @@ void add_memory(LoopBackend& table) {
   table.close = close;
   table.last_error = last_error;
   table.describe = describe;
-  table.supports = supports;
+  table.properties = properties;
   table.allocate = allocate;
   table.release = release;
   table.copy_in = copy_in;
@@ -285,7 +285,6 @@ void add_memory(LoopBackend& table) {
   table.copy = copy;
   table.zero = zero;
   table.synchronize = synchronize;
-  table.memory = memory;
 }
 
 }  // namespace looplm::cuda

@@ -1,8 +1,7 @@
-// AdamW (math.md §6) and the norm for clipping, the moving average of a teacher and the latent noise of its student (§5).
+// AdamW (math.md §6) and the norm for clipping; the moving average of a teacher (§5).
 #include <cmath>
 
 #include "context.h"
-#include "philox.h"
 #include "vector.h"
 
 namespace looplm::cuda {
@@ -148,40 +147,12 @@ int moving_average(void* ctx, LoopDType dt, int64_t count, double weight, const 
   });
 }
 
-// x[i][k] += sigma · N(0, 1). A thread does four neighbours of a row: one block of the generator.
-template <class T>
-__global__ void add_noise_kernel(int64_t n, int64_t d, float sigma, uint64_t seed, uint32_t loop, const int32_t* streams,
-                                 const int32_t* positions, T* x) {
-  const int64_t blocks = (d + 3) / 4, i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, row = i / blocks,
-                block = i - row * blocks;
-  if (row >= n) return;
-  float noise[4];
-  latent_noise(seed, uint32_t(streams[row]), uint32_t(positions[row]), loop, uint32_t(block), noise);
-#pragma unroll
-  for (int k = 0; k < 4; k++)
-    if (4 * block + k < d) {
-      T& element = x[row * d + 4 * block + k];
-      element = from_float<T>(to_float(element) + sigma * noise[k]);
-    }
-}
-
-int add_noise(void* ctx, LoopDType dt, int64_t n, int64_t d, double sigma, uint64_t seed, uint32_t loop, const int32_t* streams,
-              const int32_t* positions, void* x) {
-  return with_dtype(ctx, "add_noise", dt, [&]<class T>(Context& c, T) {
-    return check(c,
-                 launch(add_noise_kernel<T>, dim3(unsigned(ceil_div(n * ceil_div(d, 4), 256))), dim3(256), 0, c.stream, n, d,
-                        float(sigma), seed, loop, streams, positions, static_cast<T*>(x)),
-                 "add_noise");
-  });
-}
-
 }  // namespace
 
 void add_optimizer(LoopBackend& table) {
   table.sum_squares = sum_squares;
   table.adamw = adamw;
   table.moving_average = moving_average;
-  table.add_noise = add_noise;
 }
 
 }  // namespace looplm::cuda

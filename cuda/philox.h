@@ -1,4 +1,4 @@
-// native/engine/philox.h for kernels: the same counters, the same bits, the same numbers up to float32 rounding.
+// native/numeric/philox.h for kernels: the same counters, the same bits, the same numbers up to float32 rounding.
 #pragma once
 #include "simt.h"
 

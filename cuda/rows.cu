@@ -14,13 +14,13 @@ struct RowCopy {
   void* to;
   int64_t to_stride;
   const int32_t* to_index;
-  Complaint* complaint;
+  KernelFault* fault;
 };
 
 // How many rows there are is not among the arguments: a negative index is all that can be told from a good one.
-__device__ __forceinline__ bool accept(int32_t index, Complaint* complaint) {
+__device__ __forceinline__ bool accept(int32_t index, KernelFault* fault) {
   if (index >= 0) return true;
-  if (threadIdx.x == 0) *complaint = {1, index, INT32_MAX};
+  if (threadIdx.x == 0) *fault = {1, index, INT32_MAX};
   return false;
 }
 
@@ -28,7 +28,7 @@ template <class Unit>
 __global__ void copy_rows_kernel(RowCopy r) {
   const int64_t row = blockIdx.x;
   const int32_t from = r.from_index ? r.from_index[row] : int32_t(row), to = r.to_index ? r.to_index[row] : int32_t(row);
-  if (!accept(from < to ? from : to, r.complaint)) return;
+  if (!accept(from < to ? from : to, r.fault)) return;
   const auto* src = static_cast<const Unit*>(r.from) + from * r.from_stride;
   auto* dst = static_cast<Unit*>(r.to) + to * r.to_stride;
   for (int64_t u = int64_t(blockIdx.y) * blockDim.x + threadIdx.x; u < r.units; u += int64_t(gridDim.y) * blockDim.x)
@@ -37,7 +37,7 @@ __global__ void copy_rows_kernel(RowCopy r) {
 
 // Lengths and strides of r in bytes.
 int copy_rows(Context& c, const char* operation, int64_t rows, size_t element, RowCopy r) {
-  r.complaint = c.complaint;
+  r.fault = c.kernel_fault;
   const auto go = [&]<class Unit>(Unit) {
     constexpr int64_t size = sizeof(Unit);
     r.units /= size, r.from_stride /= size, r.to_stride /= size;
@@ -83,14 +83,14 @@ constexpr uint64_t no_key = UINT64_MAX;  // of an id that is not in the table; s
 __device__ __forceinline__ int32_t id_of(uint64_t key) { return int32_t(key >> 32); }
 
 __global__ void __launch_bounds__(tile / 2)
-    sort_tiles_kernel(int64_t n, int64_t vocabulary, const int32_t* ids, uint64_t* keys, Complaint* complaint) {
+    sort_tiles_kernel(int64_t n, int64_t vocabulary, const int32_t* ids, uint64_t* keys, KernelFault* fault) {
   SHARED_ARRAY(uint64_t, key, tile);
   const int64_t first = int64_t(blockIdx.x) * tile;
   for (int k = int(threadIdx.x); k < tile; k += tile / 2) {
     const int64_t i = first + k;
     const int32_t id = i < n ? ids[i] : 0;
     const bool valid = id >= 0 && id < vocabulary;
-    if (!valid) *complaint = {1, id, int32_t(vocabulary)};
+    if (!valid) *fault = {1, id, int32_t(vocabulary)};
     key[k] = i < n && valid ? uint64_t(uint32_t(id)) << 32 | uint64_t(i) : no_key;
   }
   for (int length = 2; length <= tile; length *= 2)  // bitonic: runs of `length` in order, falling and rising in turn
@@ -168,7 +168,7 @@ int embed_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, int64_t vocabu
     uint64_t* merged = keys + n;
     int status = check(c,
                        launch(sort_tiles_kernel, dim3(unsigned(ceil_div(n, tile))), dim3(tile / 2), 0, c.stream, n, vocabulary,
-                              ids, keys, c.complaint),
+                              ids, keys, c.kernel_fault),
                        "embed_backward");
     for (int64_t run = tile; !status && run < n; run *= fan, std::swap(keys, merged))
       status = check(c,
@@ -190,9 +190,9 @@ int embed_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, int64_t vocabu
 
 // dst[index[i]] += src[i], every index at most once
 template <int W>
-__global__ void scatter_add_kernel(int64_t d, const int32_t* index, const float* src, float* dst, Complaint* complaint) {
+__global__ void scatter_add_kernel(int64_t d, const int32_t* index, const float* src, float* dst, KernelFault* fault) {
   const int64_t column = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * W;
-  if (column >= d || !accept(index[blockIdx.x], complaint)) return;
+  if (column >= d || !accept(index[blockIdx.x], fault)) return;
   float x[W], y[W];
   read<W>(src + blockIdx.x * d + column, x);
   float* to = dst + index[blockIdx.x] * d + column;
@@ -208,7 +208,7 @@ int scatter_add_rows(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_
       const int threads = row_threads(d, width);
       return check(c,
                    launch(kernel, dim3(unsigned(n), unsigned(ceil_div(d, int64_t(threads) * width))), dim3(unsigned(threads)), 0,
-                          c.stream, d, index, static_cast<const float*>(src), static_cast<float*>(dst), c.complaint),
+                          c.stream, d, index, static_cast<const float*>(src), static_cast<float*>(dst), c.kernel_fault),
                    "scatter_add_rows");
     };
     return vectorizable(d, 4, {src, dst}) ? go(scatter_add_kernel<4>, 4) : go(scatter_add_kernel<1>, 1);

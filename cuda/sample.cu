@@ -1,4 +1,4 @@
-// Draws one token per row as native/engine/sampling.h describes it, without sorting: the filters' thresholds are searched for by
+// Draws one token per row as native/numeric/sampling.h describes it, without sorting: the filters' thresholds are searched for by
 // halving the range of bit patterns, the draw by going down from warps to lanes to elements. A block per row, which lies in
 // shared memory where it fits. A warp has neighbouring elements, and a thread reads and writes the same of them throughout, so
 // that only sums need barriers. Counts and sums have a fixed order: a draw does not depend on the batch.

@@ -22,6 +22,7 @@ LoopBackend make_table() {
   add_exit(table);
   add_head(table);
   add_optimizer(table);
+  add_noise_kernels(table);
   add_sample(table);
   add_tensor(table);
   return table;

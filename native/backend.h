@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_BACKEND_ABI 8
+#define LOOPLM_BACKEND_ABI 9
 
 #ifdef __cplusplus
 extern "C" {
@@ -24,6 +24,16 @@ typedef enum LoopDType { LOOP_F32 = 0, LOOP_BF16 = 1, LOOP_F64 = 2, LOOP_I32 = 3
 // UNSUPPORTED: this device cannot do what was asked, whatever the memory; last_error says what it can.
 enum { LOOP_OUT_OF_MEMORY = 2, LOOP_DECLINED = 3, LOOP_UNSUPPORTED = 4 };
 enum { LOOP_GEMM_REAL_OUT = 1, LOOP_GEMM_ACCUMULATE = 2 };  // C is real instead of act; C += (implies REAL_OUT)
+
+// What the engine plans with, instead of a device's name.
+typedef struct LoopDeviceProperties {
+  uint32_t model_dtypes;             // 1 << LoopDType of each dtype that models may have
+  int32_t host_visible;              // device memory is the host's: the numbers of bytes below are 0, and the host's count
+  size_t memory_free, memory_total;  // bytes that can still be allocated, and all of them
+  int64_t logits_bytes;              // of logits that the head makes at a time
+  int64_t micro_batch_bytes;         // of activations of a micro-batch, so that they stay in or near a cache
+  int64_t micro_batch_tokens;        // so many rows, and products run at their full rate
+} LoopDeviceProperties;
 
 // A weight [n, k] in few bits: element (i, l) is codes(i, l) · scales[l / group, i]. k is a multiple of `group`, `group` of 32.
 // The codes begin at a multiple of 16 bytes, and behind them lie 64 bytes that may be read.
@@ -172,17 +182,15 @@ typedef struct LoopBackend {
   const char* (*inspect)(int32_t device);
   void (*close)(void* ctx);
   const char* (*last_error)(void* ctx);
-  const char* (*describe)(void* ctx);  // e.g. "avx512_bf16, 2 threads"
-  int (*supports)(void* ctx, LoopDType dt);
-  void* (*allocate)(void* ctx, size_t bytes);  // 64-byte aligned, contents undefined; NULL when out of memory
+  const char* (*describe)(void* ctx);                       // e.g. "avx512_bf16, 2 threads"
+  int (*properties)(void* ctx, LoopDeviceProperties* out);  // any thread
+  void* (*allocate)(void* ctx, size_t bytes);               // 64-byte aligned, contents undefined; NULL when out of memory
   void (*release)(void* ctx, void* p);
   int (*copy_in)(void* ctx, void* dst, const void* host_src, size_t bytes);
   int (*copy_out)(void* ctx, void* host_dst, const void* src, size_t bytes);
   int (*copy)(void* ctx, void* dst, const void* src, size_t bytes);
   int (*zero)(void* ctx, void* dst, size_t bytes);
   int (*synchronize)(void* ctx);
-  // Bytes of the device: all of them, and those that can still be allocated. Any thread. NULL: device memory is the host's.
-  int (*memory)(void* ctx, size_t* free, size_t* total);
 
   // C[m,n] = op(A) op(B). A is [m,k] (lda) or, transposed, [k,m]; B is [k,n] or, transposed, [n,k] (a weight). A and B act.
   int (*gemm)(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void* a,
@@ -254,7 +262,7 @@ typedef struct LoopBackend {
   // parameter = average = average + weight·(x - average): an exponential moving average kept in real, rounded to act in
   // `parameter` (NULL: not written). x act.
   int (*moving_average)(void* ctx, LoopDType dt, int64_t count, double weight, const void* x, void* average, void* parameter);
-  // x[i][k] += sigma · N(0, 1), a pure function of (seed, streams[i], positions[i], loop, k): native/engine/philox.h,
+  // x[i][k] += sigma · N(0, 1), a pure function of (seed, streams[i], positions[i], loop, k): native/numeric/philox.h,
   // latent_noise.
   int (*add_noise)(void* ctx, LoopDType dt, int64_t n, int64_t d, double sigma, uint64_t seed, uint32_t loop,
                    const int32_t* streams, const int32_t* positions, void* x);

@@ -8,7 +8,7 @@ import { build, runTests } from './native-tests.js'
 
 const programs = [
   'looplm_kernel_tests',
-  'looplm_safetensors_tests',
+  'looplm_engine_tests',
   'looplm_emulator_tests',
   'looplm_fault_tests',
   'looplm_fuzz_replay',

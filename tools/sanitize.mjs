@@ -21,7 +21,7 @@ const builds = {
 }
 const corpus = join(root, 'native', 'test', 'fuzz', 'corpus')
 const programs = [
-  { name: 'looplm_safetensors_tests', args: [], isas: [undefined] },
+  { name: 'looplm_engine_tests', args: [], isas: [undefined] },
   { name: 'looplm_fault_tests', args: [], isas: [undefined] },
   ...readdirSync(corpus).map((target) => ({
     name: 'looplm_fuzz_replay',

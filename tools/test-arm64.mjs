@@ -14,7 +14,7 @@ if (spawnSync(emulator[0], ['--version'], { stdio: 'ignore' }).status !== 0) {
 }
 const corpus = join(root, 'native', 'test', 'fuzz', 'corpus')
 const runs = [
-  ['looplm_safetensors_tests'],
+  ['looplm_engine_tests'],
   ...readdirSync(corpus).map((target) => ['looplm_fuzz_replay', target, join(corpus, target)]),
   ['looplm_kernel_tests', '--backend', 'reference'],
   ['looplm_kernel_tests', '--backend', 'cpu'],

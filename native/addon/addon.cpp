@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "../backends.h"
 #include "functions.h"
 #include "input.h"
 
@@ -53,7 +54,7 @@ Napi::Value open_context(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const std::string name = Input(info, 0, "device").text();
   const int threads = int(Input(info, 1, "threads").integer(0, 1024));
-  auto executor = std::make_shared<Executor>(env, std::make_shared<Device>(name, threads));
+  auto executor = std::make_shared<Executor>(env, open_device(name, threads));
   // Added after the executor's threadsafe function, so that this hook runs before that one's: no thread calls it once it is gone.
   const auto stop = [](void* kept) {
     const std::unique_ptr<std::shared_ptr<Executor>> owner(static_cast<std::shared_ptr<Executor>*>(kept));

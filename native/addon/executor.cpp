@@ -41,7 +41,7 @@ Executor::Executor(Napi::Env env, std::shared_ptr<Device> device) : device_(std:
       napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, settle, &wake_);
   if (status != napi_ok) throw Napi::Error::New(env, "looplm: napi_create_threadsafe_function failed");
   napi_unref_threadsafe_function(env, wake_);
-  stop_at_exit(device_->is_cuda());
+  stop_at_exit(!device_->host_visible());
   std::lock_guard lock(living().mutex);
   const auto place = living().executors.insert(this).first;
   try {

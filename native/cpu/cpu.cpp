@@ -46,14 +46,14 @@ extern "C" const LoopBackend* looplm_cpu_backend(void) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // Every feature that the flags in CMakeLists.txt let the compiler use; test/native.test.ts compares the two.
-  const bool two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx") && __builtin_cpu_supports("fma") &&
-                   has_f16c() && __builtin_cpu_supports("sse3") && __builtin_cpu_supports("ssse3") &&
-                   __builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
-  const bool five = two && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const Isa best_first[] = {{"avx512_bf16", &avx512_bf16::table, five && __builtin_cpu_supports("avx512bf16")},
-                            {"avx512", &avx512::table, five},
-                            {"avx2", &avx2::table, two},
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx") && __builtin_cpu_supports("fma") &&
+                        has_f16c() && __builtin_cpu_supports("sse3") && __builtin_cpu_supports("ssse3") &&
+                        __builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const Isa best_first[] = {{"avx512_bf16", &avx512_bf16::table, has_avx512 && __builtin_cpu_supports("avx512bf16")},
+                            {"avx512", &avx512::table, has_avx512},
+                            {"avx2", &avx2::table, has_avx2},
                             {"baseline", &baseline::table, true}};
 #else
   const Isa best_first[] = {{"avx512_bf16", nullptr, false},

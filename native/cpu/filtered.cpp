@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "../engine/philox.h"
+#include "../numeric/philox.h"
 
 namespace looplm::cpu {
 

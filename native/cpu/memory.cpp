@@ -46,7 +46,10 @@ void* open_context(int32_t threads, const char* isa) {
 void close_context(void* ctx) { delete static_cast<Context*>(ctx); }
 const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error : open_error; }
 const char* describe(void* ctx) { return static_cast<Context*>(ctx)->description; }
-int supports(void*, LoopDType dt) { return dt == LOOP_F32 || dt == LOOP_BF16; }
+int properties(void*, LoopDeviceProperties* out) {
+  *out = {1u << LOOP_F32 | 1u << LOOP_BF16, 1, 0, 0, int64_t(24) << 20, int64_t(64) << 20, 2048};
+  return 0;
+}
 void* allocate(void*, size_t bytes) { return allocate_aligned(bytes); }
 void release(void*, void* p) { std::free(p); }
 int copy_in(void*, void* dst, const void* src, size_t bytes) { return std::memcpy(dst, src, bytes), 0; }

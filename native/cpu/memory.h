@@ -8,7 +8,7 @@ void* open_context(int32_t threads, const char* isa);
 void close_context(void* ctx);
 const char* last_error(void* ctx);
 const char* describe(void* ctx);
-int supports(void* ctx, LoopDType dt);
+int properties(void* ctx, LoopDeviceProperties* out);
 void* allocate(void* ctx, size_t bytes);
 void release(void* ctx, void* p);
 int copy_in(void* ctx, void* dst, const void* host_src, size_t bytes);

@@ -1,4 +1,4 @@
-// Latent noise: W blocks of four numbers at a time. Philox4x32-10 and Box-Muller as native/engine/philox.h defines them, in
+// Latent noise: W blocks of four numbers at a time. Philox4x32-10 and Box-Muller as native/numeric/philox.h defines them, in
 // float32.
 #include "kernels.h"
 

@@ -1,4 +1,4 @@
-// Draws one token from each row of logits (the rules: engine/sampling.h). The filters search for the threshold that keeps what
+// Draws one token from each row of logits (the rules: numeric/sampling.h). The filters search for the threshold that keeps what
 // they must: a pass over a row, which lies in the caches, costs less than sorting a small part of it.
 #include <math.h>
 

@@ -44,7 +44,7 @@ void Cache::clear() noexcept {
 int64_t Cache::room() const {
   const size_t free = model_.device->memory().free, usable = free - free / 10;  // a tenth is for activations
   int64_t held = 0;  // of the host's memory what was written, of a device's all
-  if (model_.device->is_cuda()) held = slots_;
+  if (!model_.device->host_visible()) held = slots_;
   else
     for (const auto& run : written_()) held += run.second;
   const int64_t more = int64_t(usable / slot_bytes()), addressed = INT32_MAX / planes_;

@@ -4,7 +4,7 @@
 #include <memory>
 #include <set>
 
-#include "half.h"
+#include "../numeric/half.h"
 #include "json.h"  // defines: quote_briefly
 #include "model.h"
 #include "safetensors.h"

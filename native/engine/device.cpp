@@ -1,12 +1,7 @@
 #include "device.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <utility>
-
-#include "../cpu/cpu.h"
-#include "../reference/reference.h"
-#include "cuda_library.h"
 
 namespace looplm {
 
@@ -19,96 +14,32 @@ void count_allocation(size_t bytes) {
   }
   buffers.fetch_add(1);
 }
-
-// "cuda" and "cuda:0" are the first device, "cuda:1" the second.
-constexpr const char* emulated_name = "cuda-emulated";
-bool is_cuda(const std::string& name) { return name == "cuda" || name.starts_with("cuda:"); }
-int device_index(const std::string& name) {
-  const size_t colon = name.find(':');
-  if (colon == std::string::npos) return 0;
-  const std::string digits = name.substr(colon + 1);
-  if (digits.empty() || digits.size() > 4 || digits.find_first_not_of("0123456789") != std::string::npos)
-    throw Error("INVALID_ARGUMENT", "device", "\"" + name + "\" is not a device: the first one is \"cuda:0\"");
-  return std::stoi(digits);
-}
-
-std::string joined(const std::vector<std::string>& lines) {
-  std::string out;
-  for (const std::string& line : lines) out += (out.empty() ? "" : "; ") + line;
-  return out;
-}
-
-const LoopBackend* find_backend(const std::string& name) {
-  if (name == "cpu") {
-    if (const LoopBackend* table = looplm_cpu_backend()) return table;
-    const char* asked = std::getenv("LOOPLM_CPU_ISA");
-    throw Error("UNSUPPORTED", "device",
-                (asked ? "LOOPLM_CPU_ISA in the environment is \"" + std::string(asked) +
-                             "\"; it takes avx512_bf16, avx512, avx2 or baseline, and this build may have some of them only"
-                       : "this build has no kernels for the processor") +
-                    " (npm run build makes all)");
-  }
-  if (name == "reference") return looplm_reference_backend();
-  if (is_cuda(name) || name == emulated_name) {
-    const CudaLibrary& library = cuda_library(name == emulated_name);
-    if (library.table) return library.table;
-    throw Error("UNSUPPORTED", "device", "device \"" + name + "\" needs the CUDA library; tried " + joined(library.tried));
-  }
-  throw Error("UNSUPPORTED", "device", "unknown device \"" + name + "\": there are \"cpu\", \"reference\" and \"cuda\"");
-}
-
-Error could_not_be_opened(const std::string& name, const LoopBackend* table) {
-  return Error("UNSUPPORTED", "device",
-               "device \"" + name + "\" could not be opened: " + table->last_error(nullptr) +
-                   (is_cuda(name) ? "; tried " + joined(cuda_library(false).tried) : ""));
-}
 }  // namespace
 
 MemoryStats memory_stats() { return {allocated.load(), peak.load(), buffers.load()}; }
 void reset_peak_memory() { peak = allocated.load(); }
 
-Device::Device(const std::string& name, int threads) : name_(name), table_(find_backend(name)) {
-  ctx_ = table_->open(device_index(name), threads);
-  if (!ctx_) throw could_not_be_opened(name, table_);
-}
-Device::~Device() { table_->close(ctx_); }
-
-std::vector<DeviceInfo> list_devices(bool opened) {
-  std::vector<DeviceInfo> out;
-  const auto not_used = [](const std::string& name, const Error& error) {
-    return DeviceInfo{name, std::string("not used: ") + error.what(), false};
-  };
-  for (const char* name : {"cpu", "reference"}) {
-    try {
-      out.push_back({name, Device(name, 0).description(), true});
-    } catch (const Error& error) {
-      out.push_back(not_used(name, error));
-    }
-  }
-  // The first CUDA device or why there is none, then those after it.
-  const CudaLibrary& library = cuda_library(false);
-  for (int i = 0;; i++) {
-    const std::string name = i == 0 ? "cuda" : "cuda:" + std::to_string(i);
-    try {
-      const LoopBackend* table = find_backend(name);
-      const char* found = table->inspect(i);
-      if (!found && i > 0) return out;
-      if (!found) throw could_not_be_opened(name, table);
-      const std::string description = found;
-      out.push_back({name, (opened ? Device(name, 0).description() : description) + "; " + joined(library.tried), true});
-    } catch (const Error& error) {
-      out.push_back(not_used(name, error));
-      if (!library.table || i == 0) return out;
-    }
+Device::Device(std::string name, const LoopBackend* table, void* context)
+    : name_(std::move(name)), table_(table), context_(context) {
+  try {
+    properties_ = properties();
+  } catch (...) {
+    table_->close(context_);
+    throw;
   }
 }
+Device::~Device() { table_->close(context_); }
 
+LoopDeviceProperties Device::properties() const {
+  LoopDeviceProperties p{};
+  if (table_->properties(context_, &p) != 0)
+    throw Error("INTERNAL", "properties", "device \"" + name_ + "\" does not say what it has");
+  return p;
+}
 MemoryRoom Device::memory() const {
-  MemoryRoom room;
-  if (in_host_memory()) return host_memory();
-  if (table_->memory(ctx_, &room.free, &room.total) != 0)
-    throw Error("INTERNAL", "memory", "device \"" + name_ + "\" does not say how much memory it has");
-  return room;
+  if (host_visible()) return host_memory();
+  const LoopDeviceProperties now = properties();
+  return {now.memory_free, now.memory_total};
 }
 std::string Device::advice() const { return std::string(": ") + (remedy ? remedy : "dispose of models that are not needed"); }
 
@@ -119,11 +50,11 @@ constexpr size_t LARGE = size_t(64) << 20;
 }  // namespace
 
 Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move(device)), bytes_(bytes) {
-  const bool compared = device_->in_host_memory() && bytes >= LARGE;
-  if (!compared || !exceeds_host(host_memory(), bytes)) data_ = device_->table_->allocate(device_->ctx_, bytes);
+  const bool compared = device_->host_visible() && bytes >= LARGE;
+  if (!compared || !exceeds_host(host_memory(), bytes)) data_ = device_->table_->allocate(device_->context_, bytes);
   if (!data_) {
-    const std::string free = device_->in_host_memory() ? std::to_string(host_memory().free) + " bytes are free"
-                                                       : device_->table_->last_error(device_->ctx_);
+    const std::string free = device_->host_visible() ? std::to_string(host_memory().free) + " bytes are free"
+                                                     : device_->table_->last_error(device_->context_);
     throw Error("OUT_OF_MEMORY", "allocate",
                 std::to_string(bytes) + " bytes were asked of device \"" + device_->name() + "\" while looplm holds " +
                     std::to_string(allocated.load()) + " bytes (" + free + ")" + device_->advice());
@@ -132,7 +63,7 @@ Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move
 }
 Buffer::~Buffer() {
   if (!data_) return;
-  device_->table_->release(device_->ctx_, data_);
+  device_->table_->release(device_->context_, data_);
   allocated.fetch_sub(bytes_);
   buffers.fetch_sub(1);
 }

@@ -23,19 +23,21 @@ void reset_peak_memory();
 
 class Device {
  public:
-  // name: "cpu", "reference", "cuda", "cuda:1", "cuda-emulated". threads 0: one per available core.
-  Device(const std::string& name, int threads);
+  // context: of the table, closed with the device. Devices by their names: native/backends.h.
+  Device(std::string name, const LoopBackend* table, void* context);
   ~Device();
   Device(const Device&) = delete;
 
   std::string name() const { return name_; }
-  bool is_cuda() const { return name_.starts_with("cuda"); }  // "cuda-emulated" too
-  std::string last_error() const { return table_->last_error(ctx_); }
-  std::string description() const { return table_->describe(ctx_); }
-  bool in_host_memory() const { return !table_->memory; }
+  std::string last_error() const { return table_->last_error(context_); }
+  std::string description() const { return table_->describe(context_); }
+  bool host_visible() const { return properties_.host_visible != 0; }
+  int64_t logits_bytes() const { return properties_.logits_bytes; }
+  int64_t micro_batch_bytes() const { return properties_.micro_batch_bytes; }
+  int64_t micro_batch_tokens() const { return properties_.micro_batch_tokens; }
   // What the device has and what can still be allocated; the host's for devices that compute in its memory. Any thread.
   MemoryRoom memory() const;
-  bool supports(LoopDType dt) const { return table_->supports(ctx_, dt) != 0; }
+  bool supports(LoopDType dt) const { return properties_.model_dtypes >> dt & 1; }
 
   // Calls one function of the table: device.run(&LoopBackend::rope, "rope", dt, n, ...). Throws ABORTED when a cancel flag is
   // raised, so that a long call ends between two kernels.
@@ -58,8 +60,8 @@ class Device {
   }
 
   // The end of a recording, which comes even when the calls in it were aborted: false when it failed.
-  bool end_recording(void** recording) noexcept { return table_->recorded(ctx_, recording) == 0; }
-  void forget(void* recording) noexcept { table_->forget(ctx_, recording); }
+  bool end_recording(void** recording) noexcept { return table_->recorded(context_, recording) == 0; }
+  void forget(void* recording) noexcept { table_->forget(context_, recording); }
 
   const std::atomic<bool>* cancel = nullptr;  // set by the caller for the length of one engine call
   const char* remedy = nullptr;               // what helps when memory runs out; see Remedy
@@ -70,16 +72,18 @@ class Device {
   int call(Function LoopBackend::*function, const char* operation, Arguments... arguments) {
     if (cancel && cancel->load(std::memory_order_relaxed))
       throw Error("ABORTED", operation, "the operation was aborted by its AbortSignal");
-    return (table_->*function)(ctx_, arguments...);
+    return (table_->*function)(context_, arguments...);
   }
   [[noreturn]] void fail(int status, const char* operation) const {
     const char* code = status == LOOP_OUT_OF_MEMORY ? "OUT_OF_MEMORY" : status == LOOP_UNSUPPORTED ? "UNSUPPORTED" : "INTERNAL";
-    throw Error(code, operation, table_->last_error(ctx_) + (status == LOOP_OUT_OF_MEMORY ? advice() : ""));
+    throw Error(code, operation, table_->last_error(context_) + (status == LOOP_OUT_OF_MEMORY ? advice() : ""));
   }
   std::string advice() const;
+  LoopDeviceProperties properties() const;
   std::string name_;
   const LoopBackend* table_;
-  void* ctx_ = nullptr;
+  void* const context_;
+  LoopDeviceProperties properties_;  // but for the free memory, which changes
 };
 
 // Holds back the cancel flag where half of the work would be neither the old state nor the new one.
@@ -105,14 +109,6 @@ class Remedy {
   Device& device_;
   const char* const before_;
 };
-
-// The device names this build knows, for `devices()`: name, whether it is usable here, and why not. CUDA devices are described by
-// their properties; `opened`: by a context made for each, which takes memory and time, and knows more (cuBLASLt).
-struct DeviceInfo {
-  std::string name, description;
-  bool available;
-};
-std::vector<DeviceInfo> list_devices(bool opened);
 
 // Device memory, owned. An empty buffer has data() == nullptr.
 class Buffer {

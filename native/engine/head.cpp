@@ -7,8 +7,6 @@
 
 namespace looplm {
 
-int64_t head_chunk_bytes(const std::string& device) { return int64_t(device.starts_with("cuda") ? 384 : 24) << 20; }
-
 namespace {
 
 // Real arrays of a LoopLoss from row `first` on.
@@ -49,8 +47,7 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
   const int64_t D = model.config.hidden, V = model.config.vocabulary;
   const size_t act = loop_dtype_size(dt), real = loop_dtype_size(model.real());
   // A chunk of logits, their gradient in place, bounds the workspace at any T and N.
-  const int64_t chunk =
-      std::clamp<int64_t>(head_chunk_bytes(device.name()) / (V * int64_t(real)), 16, std::max<int64_t>(in.rows, 16));
+  const int64_t chunk = std::clamp<int64_t>(device.logits_bytes() / (V * int64_t(real)), 16, std::max<int64_t>(in.rows, 16));
   void* hidden = workspace.get("head.hidden", size_t(chunk * D) * act).as<>();
   Buffer& logits_buffer = workspace.get("head.logits", size_t(chunk * V) * real);
   void* logits = logits_buffer.as<>();

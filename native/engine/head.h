@@ -29,7 +29,4 @@ void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entrop
 // The same, and with each row's coefficient from `loss`: d_hidden (real) and the head's gradient are added to.
 void head_backward(Model& model, const HeadRows& in, const LoopLoss& loss, void* logprobs, void* entropies, void* d_hidden);
 
-// Logits that the head holds at a time: what suits a processor's caches, or what fills a GPU (2048 rows of 49,152).
-int64_t head_chunk_bytes(const std::string& device);
-
 }  // namespace looplm

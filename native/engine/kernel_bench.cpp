@@ -4,9 +4,9 @@
 #include <cmath>
 #include <map>
 
-#include "half.h"
+#include "../numeric/half.h"
 #include "head.h"
-#include "philox.h"
+#include "../numeric/philox.h"
 
 namespace looplm {
 
@@ -144,7 +144,7 @@ class Bench {
   // runs take turns with so many weights of `bytes` that they are four times as large. A CPU keeps to one.
   int64_t weights_in_turn(double bytes) const {
     constexpr double beyond_cache = 256 << 20;
-    return device_ && device_->is_cuda() ? std::clamp<int64_t>(int64_t(std::ceil(beyond_cache / bytes)), 1, 32) : 1;
+    return device_ && !device_->host_visible() ? std::clamp<int64_t>(int64_t(std::ceil(beyond_cache / bytes)), 1, 32) : 1;
   }
   void gemm_one_row() {
     const int64_t columns = 2 * f(), k = d(), count = weights_in_turn(double(columns * k) * act_);
@@ -291,9 +291,11 @@ class Bench {
                   gradient ? static_cast<const LoopLoss*>(loss.get()) : nullptr, logprobs, entropies);
     };
   }
+  // What is only counted, without a device, counts the most that one takes.
+  int64_t logits_bytes() const { return device_ ? device_->logits_bytes() : int64_t(384) << 20; }
   // The head with its backward as the engine runs it, chunk by chunk: logits, row kernel, ∂hidden, ∂weight.
   void whole_head() {
-    const int64_t m = std::min<int64_t>(n(), head_chunk_bytes(device_ ? device_->name() : "cuda") / (v() * int64_t(real_)));
+    const int64_t m = std::min<int64_t>(n(), logits_bytes() / (v() * int64_t(real_)));
     const int64_t chunks = std::max<int64_t>(1, n() / m);
     work(6.0 * double(chunks * m * d() * v()),
          double(chunks) * (2 * double(m * v()) * real_ + double(v() * d()) * (2 * act_ + 2 * real_)));

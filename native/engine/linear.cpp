@@ -1,6 +1,6 @@
 #include "linear.h"
 
-#include "half.h"
+#include "../numeric/half.h"
 
 namespace looplm {
 

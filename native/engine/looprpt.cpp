@@ -4,9 +4,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "half.h"
+#include "../numeric/half.h"
 #include "pass.h"
-#include "philox.h"
+#include "../numeric/philox.h"
 #include "safetensors.h"
 #include "segments.h"
 

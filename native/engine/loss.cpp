@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "pass.h"
-#include "philox.h"
+#include "../numeric/philox.h"
 #include "segments.h"
 
 namespace looplm {

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "half.h"
-#include "philox.h"
+#include "../numeric/half.h"
+#include "../numeric/philox.h"
 #include "quantize.h"
 #include "workspace.h"
 

@@ -9,7 +9,7 @@
 #include <sstream>
 #include <utility>
 
-#include "half.h"
+#include "../numeric/half.h"
 #include "json.h"  // defines: quote_briefly
 #include "safetensors.h"
 

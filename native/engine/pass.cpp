@@ -4,8 +4,8 @@
 #include <limits>
 #include <numeric>
 
-#include "half.h"
-#include "philox.h"
+#include "../numeric/half.h"
+#include "../numeric/philox.h"
 
 namespace looplm {
 
@@ -36,9 +36,10 @@ const char* training_remedy(Recompute recompute) {
 
 int64_t default_budget(const Model& model, int loops) {
   const Architecture& c = model.config;
-  int64_t per_token = loops * c.layers * (c.qkv_width() + c.attention_width() + 4 * c.hidden + 2 * c.intermediate) *
-                      int64_t(loop_dtype_size(model.dt));
-  return std::clamp<int64_t>((int64_t(64) << 20) / per_token, 2048, 8192);
+  const int64_t per_token = loops * c.layers * (c.qkv_width() + c.attention_width() + 4 * c.hidden + 2 * c.intermediate) *
+                            int64_t(loop_dtype_size(model.dt));
+  const int64_t least = model.device->micro_batch_tokens();
+  return std::clamp<int64_t>(model.device->micro_batch_bytes() / per_token, least, 4 * least);
 }
 
 Stack::Keep keep_for(Recompute r) {

@@ -11,8 +11,7 @@ void check_sequences(const Model& model, const Sequences& sequences, const char*
 // What helps a pass with a backward that found no memory.
 const char* training_remedy(Recompute recompute);
 
-// So many tokens that the activations of a micro-batch stay near the last-level cache, and the products have rows enough to run
-// at full rate.
+// So many tokens that the activations of a micro-batch stay in or near the device's cache, and the products run at full rate.
 int64_t default_budget(const Model& model, int loops);
 Stack::Keep keep_for(Recompute recompute);
 

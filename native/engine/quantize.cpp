@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "half.h"
+#include "../numeric/half.h"
 
 namespace looplm {
 

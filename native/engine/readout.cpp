@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "batch.h"  // defines: upload_ints
-#include "half.h"
+#include "../numeric/half.h"
 #include "head.h"
 
 namespace looplm {
@@ -40,7 +40,7 @@ void Readout::run(std::vector<ReadoutRow>& rows, const void* states, const void*
     if (row.read || asked) at_head.push_back(int32_t(i));
   }
   const int64_t D = model_.config.hidden, V = model_.config.vocabulary;
-  const size_t most = size_t(std::max<int64_t>(1, head_chunk_bytes(model_.device->name()) / (V * int64_t(real_))));
+  const size_t most = size_t(std::max<int64_t>(1, model_.device->logits_bytes() / (V * int64_t(real_))));
   for (size_t first = 0; first < at_head.size(); first += most) {
     const std::vector<int32_t> chunk(at_head.begin() + std::ptrdiff_t(first),
                                      at_head.begin() + std::ptrdiff_t(std::min(first + most, at_head.size())));

@@ -79,7 +79,7 @@ TokenScores per_loop_log_softmax(const Tensor& hidden, const Tensor& head, const
   const int64_t act_bytes = int64_t(loop_dtype_size(dt)), real_bytes = int64_t(loop_dtype_size(real));
   const Tensor every_target = broadcast(targets, {T, N}, operation);
   TokenScores out{allocate(device, real, {T, N}, operation), allocate(device, real, {T, N}, operation)};
-  const int64_t chunk = std::clamp<int64_t>(head_chunk_bytes(device->name()) / (V * real_bytes), 1, rows);
+  const int64_t chunk = std::clamp<int64_t>(device->logits_bytes() / (V * real_bytes), 1, rows);
   const Buffer logits(device, size_t(chunk * V * real_bytes));
   const LoopLoss* no_loss = nullptr;
   for (int64_t first = 0; first < rows; first += chunk) {

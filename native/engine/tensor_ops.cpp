@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "half.h"  // defines: float_to_bf16
+#include "../numeric/half.h"
 
 namespace looplm {
 

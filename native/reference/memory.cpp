@@ -14,7 +14,10 @@ void* open(int32_t, int32_t) { return new (std::nothrow) Context; }
 void close(void* ctx) { delete static_cast<Context*>(ctx); }
 const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error.c_str() : "no context"; }
 const char* describe(void*) { return "float64 loops, 1 thread"; }
-int supports(void*, LoopDType dt) { return dt == LOOP_F64; }
+int properties(void*, LoopDeviceProperties* out) {
+  *out = {1u << LOOP_F64, 1, 0, 0, int64_t(24) << 20, int64_t(64) << 20, 2048};
+  return 0;
+}
 
 void* allocate(void*, size_t bytes) { return ::operator new(bytes, alignment, std::nothrow); }
 void release(void*, void* p) { ::operator delete(p, alignment); }
@@ -38,7 +41,7 @@ void add_memory(LoopBackend& table) {
   table.close = close;
   table.last_error = last_error;
   table.describe = describe;
-  table.supports = supports;
+  table.properties = properties;
   table.allocate = allocate;
   table.release = release;
   table.copy_in = copy;

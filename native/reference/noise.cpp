@@ -1,5 +1,5 @@
 // Latent noise (math.md §5): h_k <- h_k + ε, ε ~ N(0, σ²).
-#include "../engine/philox.h"
+#include "../numeric/philox.h"
 #include "context.h"
 
 namespace looplm::reference {

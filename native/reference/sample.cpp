@@ -1,5 +1,5 @@
-#include "../engine/philox.h"
-#include "../engine/sampling.h"
+#include "../numeric/philox.h"
+#include "../numeric/sampling.h"
 #include "context.h"
 
 namespace looplm::reference {

@@ -10,9 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "../engine/half.h"
+#include "../backends.h"
+#include "../numeric/half.h"
 #include "../engine/kernel_bench.h"
-#include "../engine/philox.h"
+#include "../numeric/philox.h"
 #include "../engine/scheduler.h"
 #include "small_architecture.h"
 
@@ -117,7 +118,7 @@ int floors(const std::string& dtype) {
 }
 
 int run(const Options& o) {
-  const auto device = std::make_shared<Device>(o.device, 0);
+  const auto device = open_device(o.device, 0);
   const LoopDType dt = o.dtype == "f32" ? LOOP_F32 : LOOP_BF16;
   const bool tiny = o.size == "tiny";
   const KernelShape shape = tiny ? KernelShape{64, 64, 96, 128, 32, 2, 2} : ouro;

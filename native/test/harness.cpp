@@ -7,7 +7,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include "../engine/philox.h"
+#include "../numeric/philox.h"
 
 namespace looplm::test {
 namespace {

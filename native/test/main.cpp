@@ -65,8 +65,10 @@ const char* dtype_name(LoopDType dt) { return dt == LOOP_F64 ? "f64" : dt == LOO
 std::vector<LoopDType> find_dtypes(const LoopBackend* table, const std::string& name) {
   std::vector<LoopDType> found;
   void* ctx = table->open(0, 0);
+  LoopDeviceProperties properties{};
+  if (table->properties(ctx, &properties) != 0) throw Usage{std::string("backend ") + table->name + " does not say what it has"};
   for (LoopDType dt : {LOOP_F32, LOOP_BF16, LOOP_F64})
-    if (table->supports(ctx, dt) && (name.empty() || name == dtype_name(dt))) found.push_back(dt);
+    if ((properties.model_dtypes >> dt & 1) && (name.empty() || name == dtype_name(dt))) found.push_back(dt);
   table->close(ctx);
   if (found.empty()) throw Usage{std::string("backend ") + table->name + " does not support dtype " + name};
   return found;

@@ -17,6 +17,7 @@
 #include <functional>
 #include <new>
 
+#include "../backends.h"
 #include "../engine/looprpt.h"
 #include "../engine/loss.h"
 #include "../engine/optimizer.h"
@@ -24,6 +25,7 @@
 #include "../engine/scheduler.h"
 #include "../engine/score.h"
 #include "../engine/tensor_ops.h"
+#include "engine/claims.h"
 #include "small_architecture.h"
 
 // ---- allocations of this program, host and device memory alike, may be refused
@@ -71,15 +73,7 @@ extern "C" void* aligned_alloc(size_t alignment, size_t bytes) noexcept { return
 namespace looplm {
 namespace {
 
-int failures = 0;
-
-void claim(const std::string& name, bool holds, const std::string& detail = "") {
-  failures += !holds;
-  std::printf("%s %s%s%s\n", holds ? "ok" : "not ok", name.c_str(), holds || detail.empty() ? "" : ": ",
-              holds ? "" : detail.c_str());
-  std::fflush(stdout);
-}
-
+using test::claim;
 using Numbers = std::vector<double>;
 void append(Numbers& to, const Numbers& from) { to.insert(to.end(), from.begin(), from.end()); }
 bool same_bits(const Numbers& a, const Numbers& b) {
@@ -91,7 +85,7 @@ const Architecture config = small_architecture({50, 32, 64, 2, 4, 2, 8, 3, false
 // A device that has no memory of its own yet, and a model on it.
 struct Fixture {
   explicit Fixture(LoopDType dt, Quantization quantization = {}) {
-    device = std::make_shared<Device>(dt == LOOP_F64 ? "reference" : "cpu", 2);
+    device = open_device(dt == LOOP_F64 ? "reference" : "cpu", 2);
     model = std::make_shared<Model>(device, dt, config, quantization);
     model->initialize(7);
   }
@@ -598,7 +592,7 @@ void host() {
   // The system would grant it, and kill whoever fills it.
   const MemoryRoom now = host_memory();
   try {
-    const Buffer buffer(std::make_shared<Device>("cpu", 1), (now.free + now.swap + now.total) / 2 + (size_t(1) << 28));
+    const Buffer buffer(open_device("cpu", 1), (now.free + now.swap + now.total) / 2 + (size_t(1) << 28));
     claim("host memory: more than is free is refused before it is used", false, std::to_string(buffer.bytes()) + " bytes");
   } catch (const Error& e) {
     const std::string message = e.what();
@@ -691,6 +685,6 @@ int main(int argc, char** argv) {
     else looplm::filter = argv[i];
   }
   looplm::run();
-  std::printf("%d failures\n", looplm::failures);
-  return looplm::failures > 0;
+  std::printf("%d failures\n", looplm::test::failures);
+  return looplm::test::failures > 0;
 }

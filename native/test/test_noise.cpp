@@ -1,7 +1,7 @@
 // Latent noise and the teacher's moving average.
 #include <cmath>
 
-#include "../engine/philox.h"
+#include "../numeric/philox.h"
 #include "harness.h"
 
 namespace looplm::test {

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "../engine/philox.h"
+#include "../numeric/philox.h"
 #include "harness.h"
 
 namespace looplm::test {

@@ -2,7 +2,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "../engine/philox.h"
+#include "../numeric/philox.h"
 #include "harness.h"
 
 namespace looplm::test {

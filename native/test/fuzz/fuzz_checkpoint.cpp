@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "../../backends.h"
 #include "../../engine/json.h"
 #include "../../engine/looprpt.h"
 #include "../../engine/optimizer.h"
@@ -211,7 +212,7 @@ struct Subject {
 }  // namespace
 
 void checkpoint(const uint8_t* data, size_t size) {
-  static const auto device = std::make_shared<Device>("cpu", 1);
+  static const auto device = open_device("cpu", 1);
   static Subject subjects[] = {{device, LOOP_F32, false}, {device, LOOP_BF16, true}};
   Input input{data, size};
   const uint8_t choice = input.byte();

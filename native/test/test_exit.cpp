@@ -1,4 +1,4 @@
-// RoPE, SwiGLU, the exit gate and the exit distribution.
+// The exit gate and the exit distribution.
 #include <cmath>
 
 #include "harness.h"
@@ -6,143 +6,11 @@
 namespace looplm::test {
 namespace {
 
-struct Rope {
-  int64_t n;
-  int32_t heads, head_dim;
-  int64_t row_stride;
-  LoopRotaryPairs pairs = LOOP_HALVES;
-  std::string name() const {
-    return std::to_string(n) + " rows, " + std::to_string(heads) + "x" + std::to_string(head_dim) +
-           (pairs == LOOP_NEIGHBOURS ? ", neighbours" : "");
-  }
-};
-constexpr int32_t max_position = 600;
-
-Values cos_sin(Test& t, int32_t head_dim) {
-  Values table;
-  for (int position = 0; position <= max_position; ++position)
-    for (int part = 0; part < 2; ++part)
-      for (int j = 0; j < head_dim / 2; ++j) {
-        const double angle = position * std::pow(1e4, -2.0 * j / head_dim);
-        table.push_back(rounded(t.device.real(), part == 0 ? std::cos(angle) : std::sin(angle)));
-      }
-  return table;
-}
-
-Values run(const Device& d, const Rope& r, const Ints& positions, const Values& table, int inverse, const Values& qkv) {
-  Buffer at(d, positions), angles = real(d, table), x = act(d, qkv);
-  d.expect(d.table.rope(d.ctx, d.dt, r.pairs, r.n, r.heads, r.head_dim, r.row_stride, at.as<int32_t>(), angles, inverse, x),
-           "rope");
-  return x.values();
-}
-
-Values plain_rope(const Plain& p, const Rope& r, const Ints& positions, const Values& table, int inverse, Values x) {
-  const Values before = x;
-  for (int64_t i = 0; i < r.n; ++i)
-    for (int32_t e = 0; e < r.heads * r.head_dim; ++e) {
-      const int32_t half = r.head_dim / 2, j = e % r.head_dim;
-      const bool beside = r.pairs == LOOP_NEIGHBOURS, first = beside ? j % 2 == 0 : j < half;
-      const int32_t apart = beside ? 1 : half, pair = first ? e + apart : e - apart;
-      const size_t row = size_t(i * r.row_stride),
-                   angle = size_t(positions[size_t(i)] * r.head_dim + (beside ? j / 2 : j % half));
-      const double c = p.act(table[angle]), s = p.act(table[angle + size_t(half)]), sign = first != (inverse != 0) ? -1 : 1;
-      x[row + size_t(e)] = p.act(p.act(before[row + size_t(e)] * c) + sign * p.act(before[row + size_t(pair)] * s));
-    }
-  return x;
-}
-
-KERNEL_TEST(rope, "rope") {
-  for (const Rope& r : {Rope{1, 2, 8, 16}, Rope{7, 3, 16, 64}, Rope{13, 6, 32, 256}, Rope{64, 2, 64, 128}, Rope{129, 5, 96, 700},
-                        Rope{300, 2, 128, 512}, Rope{5, 1, 2, 7}, Rope{7, 3, 16, 64, LOOP_NEIGHBOURS},
-                        Rope{129, 5, 96, 700, LOOP_NEIGHBOURS}, Rope{5, 1, 2, 7, LOOP_NEIGHBOURS}}) {
-    const Ints positions = t.integers(size_t(r.n), max_position + 1);
-    const Values table = cos_sin(t, r.head_dim), x = t.act_normal(size_t(r.n * r.row_stride));
-    for (int inverse : {0, 1})
-      t.close(r.name() + (inverse ? " back" : ""), run(t.device, r, positions, table, inverse, x),
-              run(t.reference, r, positions, table, inverse, x), plain_rope(t.plain(), r, positions, table, inverse, x));
-  }
-}
-
-REFERENCE_TEST(rope_differences, "rope gradient by differences") {
-  for (const Rope& r : {Rope{3, 2, 6, 17}, Rope{3, 2, 6, 17, LOOP_NEIGHBOURS}}) {
-    const Ints positions = {0, 5, 77};
-    const Values table = cos_sin(t, r.head_dim), weights = t.act_normal(51);
-    Values x = t.act_normal(51);
-    t.gradient(r.name(), run(t.device, r, positions, table, 1, weights), x,
-               [&] { return dot(weights, run(t.device, r, positions, table, 0, x)); });
-  }
-}
-
 struct Size {
-  int64_t n, f;
-  std::string name() const { return std::to_string(n) + "x" + std::to_string(f); }
+  int64_t n, d;
+  std::string name() const { return std::to_string(n) + "x" + std::to_string(d); }
 };
-const std::vector<std::pair<LoopGate, const char*>> gates = {{LOOP_SILU, "silu"}, {LOOP_SIGMOID, "sigmoid"}};
 const std::vector<Size> sizes = {{1, 64}, {2, 33}, {7, 257}, {13, 8}, {64, 130}, {129, 1}, {300, 31}};
-
-Values swiglu(const Device& d, LoopGate gate, const Size& s, const Values& gate_up) {
-  Buffer in = act(d, gate_up), out = act(d, size_t(s.n * s.f));
-  d.expect(d.table.swiglu(d.ctx, d.dt, gate, s.n, s.f, in, out), "swiglu");
-  return out.values();
-}
-
-struct SwigluGradient {
-  Values dgate_up, out;
-};
-
-SwigluGradient swiglu_backward(const Device& d, LoopGate gate, const Size& s, const Values& gate_up, const Values& dout,
-                               bool in_place) {
-  Buffer in = act(d, gate_up), gradient = act(d, dout), separate = act(d, gate_up.size()), out = act(d, dout.size());
-  Buffer& dgate_up = in_place ? in : separate;
-  d.expect(d.table.swiglu_backward(d.ctx, d.dt, gate, s.n, s.f, in, gradient, dgate_up, out), "swiglu_backward");
-  return {dgate_up.values(), out.values()};
-}
-
-struct PlainSwiglu {
-  double out, dg, du;
-};
-
-PlainSwiglu plain_swiglu(const Plain& p, LoopGate gate, double g, double u, double dout) {
-  const double e = std::exp(-g), sigmoid = 1 / (1 + e), slope = e / ((1 + e) * (1 + e)), dvalue = p.act(dout * u);
-  const double value = p.act(gate == LOOP_SILU ? g * sigmoid : sigmoid);
-  return {p.act(value * u), p.act(dvalue * (gate == LOOP_SILU ? sigmoid + g * slope : slope)), p.act(dout * value)};
-}
-
-KERNEL_TEST(swiglu_both_ways, "swiglu") {
-  for (const auto& [gate, kind] : gates)
-    for (const Size& s : sizes) {
-      const std::string what = s.name() + " " + kind;
-      const Values gate_up = t.act_normal(size_t(2 * s.n * s.f), 3), dout = t.act_normal(size_t(s.n * s.f));
-      Values plain_out(dout.size()), plain_gradient(gate_up.size());
-      for (size_t i = 0; i < dout.size(); ++i) {
-        const size_t f = size_t(s.f), at = i / f * 2 * f + i % f;
-        const PlainSwiglu plain = plain_swiglu(t.plain(), gate, gate_up[at], gate_up[at + f], dout[i]);
-        plain_out[i] = plain.out;
-        plain_gradient[at] = plain.dg;
-        plain_gradient[at + f] = plain.du;
-      }
-      const Values truth = swiglu(t.reference, gate, s, gate_up);
-      const SwigluGradient gradient = swiglu_backward(t.reference, gate, s, gate_up, dout, false);
-      t.close(what, swiglu(t.device, gate, s, gate_up), truth, plain_out);
-      const SwigluGradient got = swiglu_backward(t.device, gate, s, gate_up, dout, false),
-                           aliased = swiglu_backward(t.device, gate, s, gate_up, dout, true);
-      t.close(what + " backward dgate_up", got.dgate_up, gradient.dgate_up, plain_gradient);
-      t.close(what + " backward out", got.out, truth, plain_out);
-      t.same_bits(what + " backward in place, dgate_up", aliased.dgate_up, got.dgate_up);
-      t.same_bits(what + " backward in place, out", aliased.out, got.out);
-    }
-}
-
-REFERENCE_TEST(swiglu_differences, "swiglu gradient by differences") {
-  for (const auto& [gate, kind] : gates) {
-    const LoopGate g = gate;
-    const Size s{3, 5};
-    Values gate_up = t.act_normal(30, 2);
-    const Values dout = t.act_normal(15);
-    t.gradient(kind, swiglu_backward(t.device, g, s, gate_up, dout, false).dgate_up, gate_up,
-               [&] { return dot(dout, swiglu(t.device, g, s, gate_up)); });
-  }
-}
 
 struct Gate {
   Values h, w, b;
@@ -150,7 +18,7 @@ struct Gate {
 
 Values gate(const Device& d, const Size& s, const Gate& in) {
   Buffer h = act(d, in.h), w = act(d, in.w), b = act(d, in.b), a = real(d, size_t(s.n));
-  d.expect(d.table.gate(d.ctx, d.dt, s.n, s.f, h, w, b, a), "gate");
+  d.expect(d.table.gate(d.ctx, d.dt, s.n, s.d, h, w, b, a), "gate");
   return a.values();
 }
 
@@ -161,19 +29,19 @@ struct GateGradient {
 GateGradient gate_backward(const Device& d, const Size& s, const Values& da, const Gate& in, const GateGradient& start) {
   Buffer gradient = real(d, da), h = act(d, in.h), w = act(d, in.w), dh = real(d, start.dh), dw = real(d, start.dw),
          db = real(d, start.db);
-  d.expect(d.table.gate_backward(d.ctx, d.dt, s.n, s.f, gradient, h, w, dh, dw, db), "gate_backward");
+  d.expect(d.table.gate_backward(d.ctx, d.dt, s.n, s.d, gradient, h, w, dh, dw, db), "gate_backward");
   return {dh.values(), dw.values(), db.values()};
 }
 
 KERNEL_TEST(gate_both_ways, "gate") {
   for (const Size& s : sizes) {
-    const Gate in{t.act_normal(size_t(s.n * s.f)), t.act_normal(size_t(s.f), 0.5), t.act_normal(1)};
+    const Gate in{t.act_normal(size_t(s.n * s.d)), t.act_normal(size_t(s.d), 0.5), t.act_normal(1)};
     const Values da = t.real_normal(size_t(s.n));
     const GateGradient start{t.real_normal(in.h.size()), t.real_normal(in.w.size()), t.real_normal(1)};
     Values plain_a(size_t(s.n), in.b[0]);
     GateGradient plain = start;
     for (size_t i = 0; i < in.h.size(); ++i) {
-      const size_t row = i / size_t(s.f), column = i % size_t(s.f);
+      const size_t row = i / size_t(s.d), column = i % size_t(s.d);
       plain_a[row] += in.h[i] * in.w[column];
       plain.dh[i] += da[row] * in.w[column];
       plain.dw[column] += da[row] * in.h[i];

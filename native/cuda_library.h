@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "../backend.h"
+#include "backend.h"
 
 namespace looplm {
 

@@ -1,0 +1,47 @@
+// The claims of the engine's tests: one line each; the program fails when one does not hold.
+#pragma once
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../../engine/error.h"
+
+namespace looplm::test {
+
+inline int failures = 0;
+
+inline void claim(const std::string& name, bool holds, const std::string& detail = "") {
+  failures += !holds;
+  std::printf("%s %s%s%s\n", holds ? "ok" : "not ok", name.c_str(), holds || detail.empty() ? "" : ": ",
+              holds ? "" : detail.c_str());
+}
+
+// The action throws an Error of this code whose message has every one of the parts.
+inline void refuses(const std::string& name, const std::string& code, const std::vector<std::string>& parts,
+                    const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    bool named = error.code == code;
+    for (const std::string& part : parts) named &= std::string(error.what()).find(part) != std::string::npos;
+    return claim(name, named, error.code + " " + error.what());
+  }
+  claim(name, false, "nothing was refused");
+}
+
+// A test of the program looplm_engine_tests, by the name that its first argument may choose.
+struct EngineTest {
+  const char* name;
+  void (*run)();
+};
+inline std::vector<EngineTest>& engine_tests() {
+  static std::vector<EngineTest> tests;
+  return tests;
+}
+#define ENGINE_TEST(function, name)                                                                  \
+  void function();                                                                                   \
+  [[maybe_unused]] const bool function##_added = (engine_tests().push_back({name, function}), true); \
+  void function()
+
+}  // namespace looplm::test
