@@ -1,5 +1,3 @@
-import type { ZodError } from 'zod'
-
 /** Every code, with the status of an HTTP answer that reports it: 4xx is the caller's fault, 5xx is not. */
 const statuses = {
   INVALID_ARGUMENT: 400, // a value passed by the caller is out of range or of the wrong type
@@ -125,16 +123,4 @@ export function fileError(cause: unknown, action: string, path: string, operatio
     operation,
     cause,
   })
-}
-
-/**
- * An INVALID_CONFIG error that lists every field zod refused, one per line.
- *
- * @param operation the function or the file whose options were checked
- * @param error what `schema.safeParse` returned
- */
-export function configError(operation: string, error: ZodError): LoopLMError {
-  const lines = error.issues.slice(0, 20).map((issue) => `${issue.path.join('.') || 'options'}: ${issue.message}`)
-  if (error.issues.length > lines.length) lines.push('… and more')
-  return new LoopLMError('INVALID_CONFIG', lines.join('\n'), { operation, cause: error })
 }

@@ -1,5 +1,4 @@
 import { types } from 'node:util'
-import { checkNumber, checkOptions, checkWord, describe, type Keys } from './arguments.js'
 import { LoopLMError } from './errors.js'
 import { ouro } from './model/architectures/ouro.js'
 import { checkTemperature } from './model/checks.js'
@@ -8,6 +7,7 @@ import type { Surrogate } from './model/types.js'
 import { call, native } from './native.js'
 import { checkOperand, checkTensor, Tensor } from './tensor/tensor.js'
 import type { FloatDType } from './tensor/types.js'
+import { checkNumber, checkOptions, checkWord, describe, type Keys } from './validation/arguments.js'
 
 /** Weights of one block: matrices [out, in], norms [D]. H heads, K key-value heads of size S, F feed-forward width. */
 export interface LoopedLayerWeights<D extends FloatDType> {

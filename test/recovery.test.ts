@@ -5,8 +5,9 @@ import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { replaceFolder } from '../src/files/replace-folder.js'
 import { RunFolder } from '../src/monitor/run-folder.js'
-import { newestCheckpoint, setAside, settle, writeFolder } from '../src/rl/checkpoint.js'
+import { newestCheckpoint, setAside, settle } from '../src/rl/checkpoint.js'
 import type { TrainerEvent } from '../src/rl/events.js'
 import { PretrainTrainer } from '../src/rl/pretrain.js'
 import { RLTTTrainer } from '../src/rl/rltt.js'
@@ -88,11 +89,11 @@ describe('a folder that a process left while it was writing', () => {
   it('is replaced whole, and stays as it was when a part fails', async () => {
     const folder = join(root, 'replace')
     const write = (mark: string) => (to: string) => writeFile(join(to, 'mark'), mark)
-    await writeFolder(join(folder, 'a'), [write('first')])
-    await writeFolder(join(folder, 'a'), [write('second')])
+    await replaceFolder(join(folder, 'a'), [write('first')])
+    await replaceFolder(join(folder, 'a'), [write('second')])
     expect(await marks(folder)).toEqual({ a: 'second' })
     const full = () => Promise.reject(Object.assign(new Error('no space'), { code: 'ENOSPC' }))
-    const error = await refusal(() => writeFolder(join(folder, 'a'), [write('third'), full]))
+    const error = await refusal(() => replaceFolder(join(folder, 'a'), [write('third'), full]))
     expect(error.message).toMatch(/cannot write .*replace\/a: the disk is full; free some space \(ENOSPC\)/)
     expect(await marks(folder)).toEqual({ a: 'second' })
   })

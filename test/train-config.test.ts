@@ -6,10 +6,10 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { task } from '../src/cli/arguments.js'
 import { openRewards } from '../src/cli/train.js'
 import { readTrainConfig } from '../src/cli/train-config.js'
-import { checkJson } from '../src/data/json-value.js'
 import { parseYaml } from '../src/data/yaml.js'
 import { addition, GRPOTrainer, LoopLM, loadDataset, ObjectiveTrainer, PretrainTrainer } from '../src/index.js'
 import { namedRewards } from '../src/rl/rewards.js'
+import { checkJson } from '../src/validation/json-value.js'
 import { refusal } from './refusal.js'
 
 let folder: string

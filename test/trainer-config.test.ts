@@ -1,11 +1,11 @@
 import { describe, expect, it } from 'vitest'
 import { grpoOptions, pretrainOptions, rlttOptions } from '../src/rl/config.js'
 import { trainerOptions } from '../src/rl/config-docs.js'
-import { checkOptions } from '../src/rl/validate.js'
+import { parseOptions } from '../src/validation/schema.js'
 
 const refusal = (options: unknown, schema: typeof rlttOptions | typeof grpoOptions | typeof pretrainOptions = rlttOptions) => {
   try {
-    checkOptions('Trainer', schema, options)
+    parseOptions('Trainer', schema, options)
   } catch (error) {
     return (error as Error).message
   }
@@ -23,21 +23,21 @@ describe('trainer options', () => {
       groupSize: 8,
       promptsPerStep: 32,
     }
-    expect(checkOptions('x', rlttOptions, {})).toMatchObject({
+    expect(parseOptions('x', rlttOptions, {})).toMatchObject({
       ...defaults,
       weights: 'exit-pdf',
       detachWeights: true,
       surrogate: 'reinforce',
     })
-    expect(checkOptions('x', grpoOptions, {})).toMatchObject({
+    expect(parseOptions('x', grpoOptions, {})).toMatchObject({
       ...defaults,
       weights: 'last',
       surrogate: 'ppo',
       epsilon: 0.2,
       adamBetas: [0.9, 0.999],
     })
-    expect(checkOptions('x', grpoOptions, {})).not.toHaveProperty('dualClip')
-    expect(checkOptions('x', pretrainOptions, {})).toMatchObject({ stage: 1, adamBetas: [0.9, 0.95] })
+    expect(parseOptions('x', grpoOptions, {})).not.toHaveProperty('dualClip')
+    expect(parseOptions('x', pretrainOptions, {})).toMatchObject({ stage: 1, adamBetas: [0.9, 0.95] })
   })
 
   it('name the field, the value and what is allowed', () => {

@@ -70,7 +70,7 @@ Napi::Value dtype_of(const Napi::CallbackInfo& info) {
   return Napi::String::New(info.Env(), loop_dtype_name(read_model(info).object->dt));
 }
 
-// The checksums of the other files of the folder, as src/data/folder-files.ts writes and reads them.
+// The checksums of the other files of the folder, as src/files/folder-files.ts writes and reads them.
 std::map<std::string, std::string> read_files(const Input& files) { return {{"looplm.sha256", files.text()}}; }
 
 Napi::Value model_save(const Napi::CallbackInfo& info) {

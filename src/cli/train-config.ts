@@ -1,11 +1,11 @@
 import { readFile, stat } from 'node:fs/promises'
 import { type Document, isCollection, isMap, isScalar } from 'yaml'
 import { z } from 'zod'
-import { prototypeKey } from '../data/json-value.js'
 import { parseYaml, yamlValue } from '../data/yaml.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { type TrainerName, trainerSchemas } from '../rl/config-docs.js'
-import { checkOptions } from '../rl/validate.js'
+import { prototypeKey } from '../validation/json-value.js'
+import { parseOptions } from '../validation/schema.js'
 
 const maxConfigBytes = 2 ** 20
 const rewardName = z.string().min(1)
@@ -114,8 +114,8 @@ export async function readTrainConfig(path: string, changes: readonly string[]):
     const message = `${misplaced.join(', ')}: an option of the trainer; write it below "options:"`
     throw new LoopLMError('INVALID_CONFIG', message, { operation })
   }
-  const config = checkOptions(path, trainConfigSchema, given)
-  checkOptions(`${path}, options`, trainerSchemas[config.trainer], config.options) // before a large model is loaded
+  const config = parseOptions(path, trainConfigSchema, given)
+  parseOptions(`${path}, options`, trainerSchemas[config.trainer], config.options) // before a large model is loaded
   const sources = [config.task, config.dataset, config.corpus].filter((source) => source !== undefined)
   if (sources.length !== 1) {
     throw new LoopLMError('INVALID_CONFIG', 'needs a task or a dataset, one of them (pretrain and looprpt also take a corpus)', {

@@ -1,5 +1,4 @@
 import type { Command } from 'commander'
-import { nearestName } from '../arguments.js'
 import { type Dataset, loadDataset } from '../data/jsonl.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
@@ -16,6 +15,7 @@ import { RLTTTrainer } from '../rl/rltt.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
 import { boxedMatch, exactMatch, loadRewards, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
+import { didYouMean } from '../validation/names.js'
 import { collect, type DeviceFlags, deviceFlags, deviceOptions } from './arguments.js'
 import { exitCodes, interruptedCode, interruptible, print, printJson } from './output.js'
 import { readTrainConfig, type TrainConfig } from './train-config.js'
@@ -157,8 +157,7 @@ function noReward(reward: string) {
   return (error: LoopLMError): never => {
     if (error.code !== 'NOT_FOUND') throw error
     const names = [...builtInRewards.keys()]
-    const nearest = nearestName(reward, names)
-    const remedy = nearest === undefined ? `the built-in rewards are ${names.join(' and ')}` : `did you mean ${nearest}?`
+    const remedy = didYouMean(reward, names, `the built-in rewards are ${names.join(' and ')}`)
     throw new LoopLMError('NOT_FOUND', `no file ${reward}; ${remedy}`, { operation: 'reward', cause: error })
   }
 }

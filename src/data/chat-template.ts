@@ -1,6 +1,6 @@
 import { Template } from '@huggingface/jinja'
-import { checkFlag, checkOptions, describe, type Keys } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
+import { checkFlag, checkOptions, describe, type Keys } from '../validation/arguments.js'
 
 /** One turn of a conversation. Fields beyond these, such as `tool_calls` or `name`, reach the template as they are. */
 export interface ChatMessage {

@@ -6,12 +6,12 @@ import { extname, join } from 'node:path'
 import { promisify } from 'node:util'
 import { z } from 'zod'
 import { fileError, LoopLMError } from '../errors.js'
+import { maxFileBytes, readJson } from '../files/read.js'
+import { onDisk, replaceFile } from '../files/write.js'
 import { invalidLine, readLines } from './jsonl.js'
-import { maxFileBytes, readJson } from './read-file.js'
 import { typeName } from './rows.js'
 import { DatasetSampler } from './sampler.js'
 import type { Tokenizer } from './tokenizer.js'
-import { onDisk, replaceFile } from './write-file.js'
 
 /*
  * Text is tokenised once, into a file of token ids: memory holds one piece of text and one block, however large the corpus is. The

@@ -5,8 +5,9 @@ import { homedir } from 'node:os'
 import { basename, dirname, join, relative } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { errorMessage, LoopLMError } from '../errors.js'
-import { lockFile } from './file-lock.js'
-import { onDisk, replaceFile } from './write-file.js'
+import { lockFile } from '../files/lock.js'
+import { maxFileBytes, readJson } from '../files/read.js'
+import { exists, onDisk, replaceFile } from '../files/write.js'
 
 /** Options of {@link download}. */
 export interface DownloadOptions {
@@ -191,11 +192,11 @@ class Repository {
 
   /** The files of a commit; where other tools fetched it and they are not known, those without which there is no model. */
   async #names(commit: string): Promise<string[]> {
-    const listed = await readJson(this.#listing(commit))
+    const listed = await readList(this.#listing(commit))
     if (Array.isArray(listed)) return listed.map(String)
     const single = 'model.safetensors'
     if (await exists(join(this.snapshot(commit), single))) return ['config.json', single]
-    const index = (await readJson(join(this.snapshot(commit), `${single}.index.json`))) as { weight_map?: object } | undefined
+    const index = (await readList(join(this.snapshot(commit), `${single}.index.json`))) as { weight_map?: object } | undefined
     const shards = Object.values(index?.weight_map ?? {}).map(String)
     return ['config.json', ...(shards.length === 0 ? [single] : shards)]
   }
@@ -436,19 +437,11 @@ function warn(message: string): void {
   process.emitWarning(`${message}: see to it that no other process downloads there`, { type: 'LoopLMWarning' })
 }
 
-const readJson = (path: string): Promise<unknown> =>
-  readFile(path, 'utf8')
-    .then(JSON.parse)
-    .catch(() => undefined)
+/** The JSON of a list of files; undefined where there is none. */
+const readList = (path: string): Promise<unknown> => readJson(path, maxFileBytes.list).catch(() => undefined)
 
 const sizeOf = (path: string): Promise<number> =>
   stat(path).then(
     ({ size }) => size,
     () => 0,
-  )
-
-const exists = (path: string): Promise<boolean> =>
-  stat(path).then(
-    () => true,
-    () => false,
   )

@@ -1,8 +1,7 @@
 import { createReadStream } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import { fileError, LoopLMError } from '../errors.js'
-import { prototypeKey } from './json-value.js'
-import { isDeeper, maxJsonDepth } from './read-file.js'
+import { isDeeper, maxJsonDepth, prototypeKey } from '../validation/json-value.js'
 import { rowProblem, typeName } from './rows.js'
 
 /** One row of a dataset. Every further column is passed to the reward functions as it is. */

@@ -1,7 +1,7 @@
 import { LoopLMError } from '../errors.js'
 import { characterOfByte } from '../tokenizer/byte-characters.js'
 import type { AddedToken, TokenizerJson } from '../tokenizer/json.js'
-import { isDeeper, maxJsonDepth } from './read-file.js'
+import { isDeeper, maxJsonDepth } from '../validation/json-value.js'
 
 /** Tokens with a role, by their text, for example `{ eos: '<eos>' }`. */
 export interface SpecialTokens {

@@ -1,13 +1,16 @@
 import { createHash } from 'node:crypto'
 import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { checkFlag, checkOptions, checkText, describe, type Keys } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
+import { staleFiles } from '../files/folder-files.js'
+import { maxFileBytes, readJson, readText } from '../files/read.js'
+import { jsonText, onDisk, replaceFile } from '../files/write.js'
 import { bytesOfCharacters } from '../tokenizer/byte-characters.js'
 import { byteOfToken, cleanUpSpaces as cleanUp } from '../tokenizer/decoders.js'
 import type { TokenizerJson } from '../tokenizer/json.js'
 import { UnknownPiece } from '../tokenizer/model.js'
 import { Pipeline } from '../tokenizer/pipeline.js'
+import { checkFlag, checkOptions, checkText, describe, type Keys } from '../validation/arguments.js'
 import {
   type ChatMessage,
   type ChatTemplateOptions,
@@ -16,8 +19,6 @@ import {
   maxTemplateBytes,
   renderChat,
 } from './chat-template.js'
-import { staleFiles } from './folder-files.js'
-import { maxFileBytes, readJson, readText } from './read-file.js'
 import {
   byteTokenizerJson,
   characterTokenizerJson,
@@ -25,7 +26,6 @@ import {
   parseTokenizerJson,
   type SpecialTokens,
 } from './tokenizer-json.js'
-import { jsonText, onDisk, replaceFile } from './write-file.js'
 
 /** The fields of tokenizer_config.json that looplm reads; all others are kept and saved again. */
 export interface TokenizerConfig {

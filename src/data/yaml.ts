@@ -1,6 +1,6 @@
 import { type Document, isAlias, isCollection, isMap, isScalar, Lexer, type Node, Parser, parseDocument, type Scalar } from 'yaml'
 import { LoopLMError } from '../errors.js'
-import { prototypeKey } from './json-value.js'
+import { prototypeKey } from '../validation/json-value.js'
 
 /** Deepest nesting of a YAML text: the parser and all that reads its result call themselves. */
 const maxYamlDepth = 100

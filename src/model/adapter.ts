@@ -1,9 +1,9 @@
 import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { checkNumber, checkOptions, checkWord, describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
+import { checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
 import type { Architecture, Role } from './architectures/architecture.js'
-import { readJson } from './checkpoint.js'
+import { readObject } from './checkpoint.js'
 import { architectureOf, type LoopLMConfig } from './config.js'
 import { loraOptions } from './options.js'
 import type { ParameterInfo } from './types.js'
@@ -110,7 +110,7 @@ function isNeutral(field: string, value: unknown): boolean {
 export async function readAdapter(folder: string, model: LoopLMConfig, operation: string) {
   const path = join(folder, 'adapter_config.json')
   const fail = (problem: string, cause?: unknown) => new LoopLMError('INVALID_FILE', `${path}: ${problem}`, { operation, cause })
-  const config = await readJson(path, operation)
+  const config = await readObject(path, operation)
   if (config.peft_type !== 'LORA') throw fail(`field "peft_type" must be "LORA", got ${describe(config.peft_type)}`)
   if (config.task_type != null && config.task_type !== 'CAUSAL_LM')
     throw fail(`field "task_type" must be "CAUSAL_LM" or null, got ${describe(config.task_type)}`)

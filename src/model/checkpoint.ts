@@ -1,16 +1,16 @@
 import { open, readFile, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { download, findDownloaded, isRepository } from '../data/download.js'
-import { maxFileBytes, readJson as readAnyJson } from '../data/read-file.js'
 import { Tokenizer } from '../data/tokenizer.js'
-import { onDisk } from '../data/write-file.js'
 import { LoopLMError } from '../errors.js'
+import { maxFileBytes, readJson } from '../files/read.js'
+import { exists, onDisk } from '../files/write.js'
+import { interruptedSave } from '../files/write-folder.js'
 import type { Quantization } from '../native.js'
 import { parameterCount } from './architectures/architecture.js'
 import { familyOf } from './architectures/families.js'
 import { architectureOf, type LoopLMConfig, parseConfig, parseQuantization } from './config.js'
 import type { ModelDType, PretrainedOptions } from './types.js'
-import { exists, interruptedSave } from './write-folder.js'
 
 /** The parts of a Hugging Face checkpoint folder. */
 export interface Checkpoint {
@@ -47,7 +47,7 @@ export async function readCheckpoint(folder: string, operation: string): Promise
     const inside = (await exists(join(folder, 'checkpoints'))) ? `; those of a run are in ${join(folder, 'checkpoints')}` : ''
     throw new LoopLMError('NOT_FOUND', `no file ${configPath}: ${folder} is not a checkpoint folder${inside}`, { operation })
   }
-  const configFile = await readJson(configPath, operation)
+  const configFile = await readObject(configPath, operation)
   const byTensors = familyOf(configFile) !== undefined // whose layout only the tensors tell
   const tensors = byTensors ? await tensorNames(await findWeights(folder, operation), operation) : []
   const config = parseConfig(configFile, configPath, true, tensors)
@@ -55,7 +55,7 @@ export async function readCheckpoint(folder: string, operation: string): Promise
   const weights = await findWeights(folder, operation)
   await checkSize(weights, config, quantization, operation)
   const generationPath = join(folder, 'generation_config.json')
-  const generation = (await exists(generationPath, operation)) ? await readJson(generationPath, operation) : {}
+  const generation = (await exists(generationPath, operation)) ? await readObject(generationPath, operation) : {}
   checkEndTokens(generation, generationPath, config, operation)
   const tokenizer = (await exists(join(folder, 'tokenizer.json'), operation)) ? await Tokenizer.fromPretrained(folder) : undefined
   if (tokenizer !== undefined && tokenizer.vocabSize > config.vocab_size) {
@@ -112,7 +112,7 @@ async function findWeights(folder: string, operation: string): Promise<string[]>
     const message = `${folder} has neither model.safetensors nor model.safetensors.index.json`
     throw new LoopLMError('NOT_FOUND', message, { operation })
   }
-  const map = (await readJson(indexPath, operation, maxFileBytes.list)).weight_map
+  const map = (await readObject(indexPath, operation, maxFileBytes.list)).weight_map
   const invalid = (problem: string) =>
     new LoopLMError('INVALID_FILE', `${indexPath}: field "weight_map" ${problem}`, { operation })
   if (typeof map !== 'object' || map === null) throw invalid('must be an object')
@@ -200,12 +200,12 @@ async function tensorNames(weights: readonly string[], operation: string): Promi
 }
 
 /** A JSON object from a file of bounded size. @throws LoopLMError NOT_FOUND, INVALID_FILE */
-export async function readJson(
+export async function readObject(
   path: string,
   operation: string,
   maxBytes: number = maxFileBytes.config,
 ): Promise<Record<string, unknown>> {
-  const value = await readAnyJson(path, maxBytes, operation).catch(async (cause: LoopLMError) => {
+  const value = await readJson(path, maxBytes, operation).catch(async (cause: LoopLMError) => {
     const interrupted = cause.code === 'NOT_FOUND' ? await interruptedSave(dirname(path)) : undefined
     throw interrupted === undefined ? cause : new LoopLMError('INVALID_FILE', interrupted, { operation, cause })
   })

@@ -1,8 +1,10 @@
 import { z } from 'zod'
-import { describe, nearestName } from '../arguments.js'
-import { checkJson } from '../data/json-value.js'
-import { configError, LoopLMError } from '../errors.js'
+import { LoopLMError } from '../errors.js'
 import type { Quantization } from '../native.js'
+import { describe } from '../validation/arguments.js'
+import { checkJson } from '../validation/json-value.js'
+import { didYouMean } from '../validation/names.js'
+import { checkSchema } from '../validation/schema.js'
 import { type Architecture, parameterCount } from './architectures/architecture.js'
 import { familyOf } from './architectures/families.js'
 import { maxLoops, silu, size, sizes, tokens } from './architectures/fields.js'
@@ -79,9 +81,7 @@ export function parseQuantization(
   source: string,
 ): Quantization | undefined {
   if (value.quantization_config == null) return undefined
-  const parsed = quantizationSchema.safeParse(value)
-  if (!parsed.success) throw configError(source, parsed.error)
-  const { bits, group_size: groupSize } = parsed.data.quantization_config
+  const { bits, group_size: groupSize } = checkSchema(source, quantizationSchema, value).quantization_config
   const widths = [config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size]
   if (groupSize % 32 !== 0 || widths.some((width) => width % groupSize !== 0)) {
     const message = `quantization_config.group_size: must be a multiple of 32 that divides the widths ${widths.join(', ')}, got ${groupSize}`
@@ -151,10 +151,8 @@ export function parseConfig(value: unknown, source: string, fromFile: boolean, t
 }
 
 function parseOuro(value: unknown, source: string, fromFile: boolean): LoopLMConfig {
-  const parsed = schema.safeParse(value)
-  if (!parsed.success) throw configError(source, parsed.error)
+  const { rope_parameters, quantization_config, ...config } = checkSchema(source, schema, value)
   checkJson(value, '', source) // unknown fields are kept, and saved again
-  const { rope_parameters, quantization_config, ...config } = parsed.data
   const refuse = (field: string, problem: string) =>
     new LoopLMError('INVALID_CONFIG', `${field}: ${problem}`, { operation: source })
   if (quantization_config != null && !fromFile)
@@ -211,9 +209,8 @@ export function checkFieldNames(config: unknown, operation: string): void {
   const known = Object.keys(schema.shape)
   for (const field of Object.keys(config)) {
     if (known.includes(field)) continue
-    const nearest = nearestName(field, known, field.length < 13 ? 1 : 2)
-    if (nearest === undefined) continue
-    throw new LoopLMError('INVALID_CONFIG', `${field}: unknown field; did you mean ${nearest}?`, { operation })
+    const remedy = didYouMean(field, known, '', { farthest: field.length < 13 ? 1 : 2 })
+    if (remedy !== '') throw new LoopLMError('INVALID_CONFIG', `${field}: unknown field; ${remedy}`, { operation })
   }
 }
 

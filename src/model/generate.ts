@@ -1,6 +1,6 @@
-import { checkNumber, checkOptions, checkWord, describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import type { NativeGenerateRequest, NativeModel } from '../native.js'
+import { checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
 import { checkLoops, lowestTemperature, packSequences, sequenceLimits } from './checks.js'
 import type { LoopLM } from './model.js'
 import { exitFields, generateOptions, speculateFields } from './options.js'

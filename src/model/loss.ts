@@ -1,5 +1,5 @@
-import { checkNumber, checkWord } from '../arguments.js'
 import { call, type NativeModel, native } from '../native.js'
+import { checkNumber, checkWord } from '../validation/arguments.js'
 import {
   checkLoops,
   checkTemperature,

@@ -1,14 +1,15 @@
 import '../dispose.js'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../arguments.js'
-import { type FolderFiles, listChecksums, warnOfChanges } from '../data/folder-files.js'
 import { Tokenizer } from '../data/tokenizer.js'
-import { jsonText } from '../data/write-file.js'
 import { LoopLMError } from '../errors.js'
+import { type FolderFiles, listChecksums, warnOfChanges } from '../files/folder-files.js'
+import { jsonText } from '../files/write.js'
+import { writeFolder } from '../files/write-folder.js'
 import { call, context, type NativeModel, type NativeSequences, native, type Quantization } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
+import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../validation/arguments.js'
 import {
   type Adapter,
   adaptableModules,
@@ -66,7 +67,6 @@ import type {
   TokenLogprob,
   TokenSequence,
 } from './types.js'
-import { writeFolder } from './write-folder.js'
 
 const recomputes = ['none', 'loop', 'layer'] as const
 

@@ -1,7 +1,8 @@
 import '../dispose.js'
-import { checkInstance, checkNumber, checkOptions, checkText, describe, nearestName } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { call, type NativeAdamWOptions, type NativeOptimizer, native } from '../native.js'
+import { checkInstance, checkNumber, checkOptions, checkText, describe } from '../validation/arguments.js'
+import { didYouMean } from '../validation/names.js'
 import { LoopLM } from './model.js'
 import { adamWOptions } from './options.js'
 
@@ -137,7 +138,6 @@ function checkNames(only: readonly string[], model: LoopLM, operation: string): 
   const known = new Set(names)
   const at = only.findIndex((name) => !known.has(name))
   if (at === -1) return only
-  const nearest = typeof only[at] === 'string' ? nearestName(only[at], names) : undefined
-  const remedy = nearest === undefined ? 'model.parameters() lists them' : `did you mean '${nearest}'?`
+  const remedy = didYouMean(String(only[at]), names, 'model.parameters() lists them', { write: (near) => `'${near}'` })
   throw refuse(`only[${at}]: the model has no parameter ${describe(only[at])}; ${remedy}`)
 }

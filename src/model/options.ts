@@ -1,5 +1,5 @@
 // The names of all options, once; an option that is in no list is refused.
-import type { Keys } from '../arguments.js'
+import type { Keys } from '../validation/arguments.js'
 import type { LoRAOptions } from './adapter.js'
 import type { AdamWOptions } from './optimizer.js'
 import type {

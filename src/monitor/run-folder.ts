@@ -1,9 +1,10 @@
 import { createReadStream } from 'node:fs'
-import { mkdir, open, readdir, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { type FileHandle, mkdir, open, readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { stringify } from 'yaml'
 import { fileError, LoopLMError } from '../errors.js'
+import { exists, replaceFile } from '../files/write.js'
 import { eventFileHead, scalarEvent } from './tensorboard.js'
 
 /** A line of metrics.jsonl or completions.jsonl. */
@@ -110,11 +111,8 @@ export class RunFolder {
     const path = join(this.path, 'config.yaml')
     try {
       await mkdir(this.path, { recursive: true })
-      if (!replace) return await writeFile(path, this.#config, { flag: 'wx' }).catch(ignoreExisting)
-      await writeFile(`${path}.tmp`, this.#config)
-      await rename(`${path}.tmp`, path)
+      if (replace || !(await exists(path))) await replaceFile(path, this.#config, 'run')
     } catch (cause) {
-      await rm(`${path}.tmp`, { force: true }).catch(() => {}) // the first error is the one to report
       throw fileError(cause, 'write', this.path, 'run')
     }
   }
@@ -165,32 +163,22 @@ async function requireFiles(path: string): Promise<void> {
 /** Keeps the lines up to a step; returns how many lines were no record, apart from half a line that a crash left at the end. */
 async function truncate(path: string, step: number): Promise<number> {
   if ((await stat(path).catch(() => undefined)) === undefined) return 0
-  const temporary = `${path}.tmp`
   let damaged = 0
   let lastDamaged = false
-  try {
-    const output = await open(temporary, 'w')
-    try {
-      let kept: string[] = []
-      for await (const line of createInterface({ input: createReadStream(path), crlfDelay: Infinity })) {
-        const found = stepOf(line)
-        lastDamaged = found === undefined && line.trim() !== ''
-        if (lastDamaged) damaged++
-        if (found !== undefined && found <= step) kept.push(`${line}\n`)
-        if (kept.length < 1024) continue
-        await output.appendFile(kept.join(''))
-        kept = []
-      }
+  const copy = async (output: FileHandle) => {
+    let kept: string[] = []
+    for await (const line of createInterface({ input: createReadStream(path), crlfDelay: Infinity })) {
+      const found = stepOf(line)
+      lastDamaged = found === undefined && line.trim() !== ''
+      if (lastDamaged) damaged++
+      if (found !== undefined && found <= step) kept.push(`${line}\n`)
+      if (kept.length < 1024) continue
       await output.appendFile(kept.join(''))
-      await output.sync()
-    } finally {
-      await output.close()
+      kept = []
     }
-    await rename(temporary, path)
-  } catch (cause) {
-    await rm(temporary, { force: true }).catch(() => {})
-    throw fileError(cause, 'write', path, 'run')
+    await output.appendFile(kept.join(''))
   }
+  await replaceFile(path, copy, 'run')
   return damaged - Number(lastDamaged)
 }
 
@@ -207,8 +195,4 @@ function stepOf(line: string): number | undefined {
 async function syncFile(path: string): Promise<void> {
   const file = await open(path, 'r').catch(() => undefined)
   await file?.sync().finally(() => file.close())
-}
-
-function ignoreExisting(error: { code?: string }): void {
-  if (error.code !== 'EEXIST') throw error
 }

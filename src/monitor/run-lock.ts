@@ -1,19 +1,8 @@
-import {
-  closeSync,
-  fstatSync,
-  ftruncateSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  rmdirSync,
-  rmSync,
-  statSync,
-  writeSync,
-} from 'node:fs'
+import { closeSync, ftruncateSync, mkdirSync, readFileSync, rmdirSync, rmSync, writeSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { fileError, LoopLMError } from '../errors.js'
-import { native } from '../native.js'
+import { isAt, type OpenLock, openLock } from '../files/lock.js'
 
 /*
  * Two trainings in one folder would mix their metrics and take each other's half-written checkpoints away. The lock is the system's
@@ -70,35 +59,28 @@ function removeEmpty(path: string, top: string): void {
 }
 
 function openLocked(runDir: string, path: string, warn: (message: string) => void): number {
-  for (;;) {
-    let file: number
-    try {
-      mkdirSync(runDir, { recursive: true })
-      file = openSync(path, 'a+')
-    } catch (cause) {
-      throw fileError(cause, 'write', runDir, 'run')
-    }
-    let free = true
-    try {
-      free = native().lockFile(file)
-    } catch (cause) {
-      warn(`${runDir} cannot be locked (${(cause as Error).message}): see to it that no other process trains there`)
-      return file
-    }
-    if (free && isAt(file, path)) return file
-    const holder = free ? '' : readFileSync(file, 'utf8').trim()
-    closeSync(file)
-    if (free) continue // the holder removed it in between
-    const who = holder === '' ? 'another process' : `process ${holder}`
-    const own = holder.startsWith(`${process.pid} on ${hostname()}`)
-      ? '. That is this process: end its run (leave its loop with break, call return() or dispose of its trainer)'
-      : ''
-    const message = `runDir ${runDir} is locked: ${who} trains there; wait for it or stop it, or choose another folder${own}`
-    throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'run' })
-  }
+  const lock = openIn(runDir, path)
+  const { file } = lock
+  if (lock.state === 'unsupported') warn(`${runDir} cannot be locked (${lock.why}): see to it that no other process trains there`)
+  if (lock.state !== 'held') return file
+  const holder = readFileSync(file, 'utf8').trim()
+  closeSync(file)
+  const who = holder === '' ? 'another process' : `process ${holder}`
+  const own = holder.startsWith(`${process.pid} on ${hostname()}`)
+    ? '. That is this process: end its run (leave its loop with break, call return() or dispose of its trainer)'
+    : ''
+  const message = `runDir ${runDir} is locked: ${who} trains there; wait for it or stop it, or choose another folder${own}`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'run' })
 }
 
-/** Whether an open file is still the one of that path. */
-function isAt(file: number, path: string): boolean {
-  return statSync(path, { throwIfNoEntry: false })?.ino === fstatSync(file).ino
+function openIn(runDir: string, path: string): OpenLock {
+  for (;;) {
+    makeFolder(runDir)
+    try {
+      return openLock(path, 'a+')
+    } catch (cause) {
+      // a run that ended has just removed its folder
+      if ((cause as { code?: string }).code !== 'ENOENT') throw fileError(cause, 'write', runDir, 'run')
+    }
+  }
 }

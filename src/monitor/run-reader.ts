@@ -1,9 +1,9 @@
 import { constants } from 'node:fs'
 import { type FileHandle, open, stat } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
-import { readText } from '../data/read-file.js'
 import { parseYaml, yamlValue } from '../data/yaml.js'
 import { LoopLMError } from '../errors.js'
+import { readText } from '../files/read.js'
 import type { CompletionGroup, Curve, RunData } from './report-data.js'
 import { files } from './run-folder.js'
 

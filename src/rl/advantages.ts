@@ -1,8 +1,8 @@
-import { describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { largest } from '../extremes.js'
 import { native } from '../native.js'
 import { maxReward } from '../tasks/rewards.js'
+import { describe } from '../validation/arguments.js'
 import type { AdvantageSpec } from './objective/schema.js'
 
 /** How rewards become advantages: the group's z-score, or the difference from the group's mean alone. */

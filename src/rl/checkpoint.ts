@@ -1,19 +1,17 @@
-import { mkdir, readdir, rename, rm, writeFile } from 'node:fs/promises'
-import { basename, dirname, join, resolve } from 'node:path'
+import { readdir, rename, rm, writeFile } from 'node:fs/promises'
+import { basename, join, resolve } from 'node:path'
 import { z } from 'zod'
-import { checksumOf, sha256 } from '../data/folder-files.js'
-import { maxFileBytes, readJson } from '../data/read-file.js'
-import { jsonText, onDisk } from '../data/write-file.js'
-import { fileError, LoopLMError } from '../errors.js'
-import { exists, ignoreMissing, sync, syncAll } from '../model/write-folder.js'
+import { LoopLMError } from '../errors.js'
+import { checksumOf, sha256 } from '../files/folder-files.js'
+import { maxFileBytes, readJson } from '../files/read.js'
+import { type FolderPart, namesIn, replaceFolder, settleFolder, unsettledFolders } from '../files/replace-folder.js'
+import { exists, jsonText, onDisk } from '../files/write.js'
+import { checkSchema } from '../validation/schema.js'
 
 /*
  * A checkpoint is runDir/checkpoints/step-<n>: the model as a Hugging Face folder, optimizer.safetensors and trainer_state.json.
  * Prompts, draws and the learning rate are functions of (seed, step), so these three are all that a run consists of. The last file is
  * written last and has checksums: its own, and those of the others, so that no file of another checkpoint passes for one of this.
- *
- * A folder is written as .<name>.tmp, synced and renamed. Where a folder of the name exists, that one is first renamed to .<name>.old:
- * whatever the moment at which a process dies, `settle` finds either the old folder or the new one complete.
  */
 
 const step = z
@@ -50,9 +48,6 @@ const stateSchema = z.object({
 /** What a trainer knows beside parameters and optimizer moments; trainer_state.json. */
 export type TrainerState = Omit<z.output<typeof stateSchema>, 'format' | 'files' | 'checksum'>
 
-/** Writes one part of a checkpoint into the folder it is given. */
-export type CheckpointPart = (folder: string) => Promise<void>
-
 /**
  * Writes a checkpoint, and removes all but the newest ones and those that are to stay.
  *
@@ -66,12 +61,12 @@ export type CheckpointPart = (folder: string) => Promise<void>
 export async function saveCheckpoint(
   runDir: string,
   state: TrainerState,
-  parts: readonly CheckpointPart[],
+  parts: readonly FolderPart[],
   keep: number,
 ): Promise<string> {
   const folder = join(runDir, 'checkpoints')
   const path = checkpointPath(runDir, state.step)
-  await writeFolder(path, [...parts, (to) => writeState(to, state)])
+  await replaceFolder(path, [...parts, (to) => writeState(to, state)])
   const best = new Set(state.best.map(({ step }) => step))
   const old = (await checkpointSteps(folder)).slice(0, -keep).filter((step) => !best.has(step))
   for (const step of old) {
@@ -102,48 +97,12 @@ export function checkpointPath(runDir: string, step: number): string {
 }
 
 /**
- * Writes a folder that exists completely or not at all.
- *
- * @param path replaced when it exists
- * @throws LoopLMError INVALID_FILE naming what could not be written, for example on a full disk; nothing has changed then
- */
-export async function writeFolder(path: string, parts: readonly CheckpointPart[]): Promise<void> {
-  const parent = dirname(path)
-  const temporary = join(parent, `.${basename(path)}.tmp`)
-  const old = join(parent, `.${basename(path)}.old`)
-  try {
-    await rm(temporary, { recursive: true, force: true })
-    await mkdir(temporary, { recursive: true })
-    for (const part of parts) await part(temporary)
-    await syncAll(temporary)
-    await rename(path, old).catch(ignoreMissing)
-    await rename(temporary, path)
-    await sync(parent)
-    await rm(old, { recursive: true, force: true })
-  } catch (cause) {
-    await rm(temporary, { recursive: true, force: true }).catch(() => {}) // the first error is the one to report
-    await settleFolder(parent, basename(path)).catch(() => {})
-    if (!(cause instanceof LoopLMError)) throw fileError(cause, 'write', path)
-    throw new LoopLMError('INVALID_FILE', `cannot write ${path}: ${cause.message}`, { cause })
-  }
-}
-
-/**
- * Ends what a process that died had begun with {@link writeFolder} in a run's folder, the reference and checkpoints: whole folders get
- * their names, parts of folders go. Other files and folders are the user's.
+ * Ends what a process that died had begun in a run's folder, the reference and checkpoints. Other files and folders are the user's.
  */
 export async function settle(runDir: string): Promise<void> {
   await settleFolder(runDir, 'reference')
   const checkpoints = join(runDir, 'checkpoints')
-  const begun = (await list(checkpoints)).map((name) => /^\.(.*)\.(tmp|old)$/.exec(name)?.[1] ?? '')
-  for (const name of begun) if (stepFolder.test(name)) await settleFolder(checkpoints, name)
-}
-
-async function settleFolder(parent: string, name: string): Promise<void> {
-  const names = await list(parent)
-  const [old, temporary] = [`.${name}.old`, `.${name}.tmp`]
-  if (names.includes(old) && !names.includes(name)) await rename(join(parent, old), join(parent, name))
-  for (const left of [old, temporary]) await rm(join(parent, left), { recursive: true, force: true })
+  for (const name of await unsettledFolders(checkpoints)) if (stepFolder.test(name)) await settleFolder(checkpoints, name)
 }
 
 /** The newest checkpoint of a run, or undefined. */
@@ -221,22 +180,12 @@ export async function readTrainerState(checkpoint: string, trainer: string): Pro
     const message = `${checkpoint} is not a checkpoint of a trainer: no file ${path}`
     throw new LoopLMError('NOT_FOUND', message, { operation, cause })
   })
-  const result = stateSchema.safeParse(value)
-  if (!result.success) {
-    const problems = result.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`)
-    throw new LoopLMError('INVALID_FILE', `${path}: ${problems.join('; ')}`, { operation, cause: result.error })
-  }
-  if (result.data.trainer !== trainer) {
-    throw new LoopLMError(
-      'INVALID_CONFIG',
-      `${path}: trainer: ${checkpoint} was written by the trainer ${result.data.trainer}, not ${trainer}`,
-      {
-        operation,
-      },
-    )
+  const { files, checksum, format, ...state } = checkSchema(path, stateSchema, value, { code: 'INVALID_FILE' })
+  if (state.trainer !== trainer) {
+    const message = `${path}: trainer: ${checkpoint} was written by the trainer ${state.trainer}, not ${trainer}`
+    throw new LoopLMError('INVALID_CONFIG', message, { operation })
   }
   const invalid = (message: string) => new LoopLMError('INVALID_FILE', message, { operation })
-  const { files, checksum, format, ...state } = result.data
   const named = stepFolder.exec(basename(resolve(checkpoint)))?.[1]
   if (named !== undefined && Number(named) !== state.step) {
     throw invalid(`${path}: step: is ${state.step} in the folder of step ${named}; the file belongs to another checkpoint`)
@@ -271,17 +220,9 @@ export function checkUpdates(checkpoint: string, { step, skippedUpdates }: Train
 
 /** Steps of the complete checkpoints of a folder, in ascending order. */
 async function checkpointSteps(folder: string): Promise<number[]> {
-  return (await list(folder))
+  return (await namesIn(folder))
     .map((name) => stepFolder.exec(name)?.[1])
     .filter((step) => step !== undefined)
     .map(Number)
     .sort((a, b) => a - b)
-}
-
-/** The names in a folder; none where there is no folder. */
-async function list(folder: string): Promise<string[]> {
-  return readdir(folder).catch((error) => {
-    if (error.code === 'ENOENT') return []
-    throw fileError(error, 'read', folder, 'run')
-  })
 }

@@ -1,6 +1,6 @@
-import { checkOptions } from '../arguments.js'
 import { largest } from '../extremes.js'
 import type { LoopLM } from '../model/model.js'
+import { checkOptions } from '../validation/arguments.js'
 import type { Metrics } from './events.js'
 import type { TrainingSequence } from './problems.js'
 

@@ -1,8 +1,8 @@
 import type { LoopLM } from '../model/model.js'
+import { parseOptions } from '../validation/schema.js'
 import { classicSchedule } from './classic-objective.js'
 import { type GRPOConfig, type GRPOOptions, grpoOptions } from './config.js'
 import { PolicyGradientTrainer } from './policy-gradient.js'
-import { checkOptions } from './validate.js'
 
 /**
  * GRPO (DeepSeekMath, arXiv 2402.03300; math.md §3) on the last loop: RLTT's code with all weight on loop T and, unless told otherwise,
@@ -21,7 +21,7 @@ export class GRPOTrainer extends PolicyGradientTrainer<GRPOConfig> {
    * @throws LoopLMError INVALID_CONFIG naming every refused option
    */
   constructor(model: LoopLM, options: GRPOOptions = {}) {
-    const config = checkOptions('GRPOTrainer', grpoOptions, options)
+    const config = parseOptions('GRPOTrainer', grpoOptions, options)
     super('grpo', model, config, classicSchedule(config))
   }
 }

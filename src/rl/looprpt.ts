@@ -1,14 +1,14 @@
+import type { FolderPart } from '../files/replace-folder.js'
 import { configDifference } from '../model/config.js'
 import { accumulateLoopRpt, type LoopRptBatch, MovingAverage } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { TokenSequence } from '../model/types.js'
+import { parseOptions, refuseOptions } from '../validation/schema.js'
 import { checkCount, responseLengths } from './batch.js'
-import type { CheckpointPart } from './checkpoint.js'
 import { type LoopRPTConfig, type LoopRPTOptions, looprptOptions } from './config.js'
 import type { Metrics } from './events.js'
 import { SequenceTrainer } from './sequences.js'
 import type { Prepared } from './trainer.js'
-import { checkOptions, refuseOptions } from './validate.js'
 
 /**
  * Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Fields of rollouts are ignored, but a mask is
@@ -47,7 +47,7 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
    * @throws LoopLMError INVALID_CONFIG naming every refused option
    */
   constructor(model: LoopLM, options: LoopRPTOptions = {}) {
-    super('looprpt', model, checkOptions('LoopRPTTrainer', looprptOptions, options))
+    super('looprpt', model, parseOptions('LoopRPTTrainer', looprptOptions, options))
     this.#teacher = this.config.teacher
   }
 
@@ -107,7 +107,7 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
     if (checkpoint !== undefined) await average.load(`${checkpoint}/teacher.safetensors`)
   }
 
-  protected override checkpointParts(): CheckpointPart[] {
+  protected override checkpointParts(): FolderPart[] {
     return [async (to) => (await this.#following()).save(`${to}/teacher.safetensors`)]
   }
 

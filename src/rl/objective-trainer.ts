@@ -1,11 +1,11 @@
 import type { LoopLM } from '../model/model.js'
+import { parseOptions, refuseOptions } from '../validation/schema.js'
 import { type ObjectiveTrainerConfig, type ObjectiveTrainerOptions, objectiveTrainerOptions } from './config.js'
 import { needsReference, surrogateOf } from './objective/compile.js'
 import { type Phase, phasesOf } from './objective/recipes.js'
 import { type Objective, objectiveSchema } from './objective/schema.js'
 import { isLabelFree } from './objective/shape-rewards.js'
 import { type ObjectiveSchedule, PolicyGradientTrainer } from './policy-gradient.js'
-import { checkOptions, refuseOptions } from './validate.js'
 
 /**
  * Policy-gradient training with any objective of the algebra (docs/objectives.md): a recipe by name, an objective of your own
@@ -28,7 +28,7 @@ export class ObjectiveTrainer extends PolicyGradientTrainer<ObjectiveTrainerConf
    * @throws LoopLMError INVALID_CONFIG naming every refused option
    */
   constructor(model: LoopLM, options: ObjectiveTrainerOptions = {}) {
-    const config = checkOptions('ObjectiveTrainer', objectiveTrainerOptions, options)
+    const config = parseOptions('ObjectiveTrainer', objectiveTrainerOptions, options)
     super('objective', model, config, schedule(config.objective))
   }
 }

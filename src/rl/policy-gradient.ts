@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { Random } from '../data/random.js'
 import { LoopLMError } from '../errors.js'
+import { type FolderPart, replaceFolder } from '../files/replace-folder.js'
 import { MovingAverage } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { LossMetrics, TokenSequence } from '../model/types.js'
@@ -19,7 +20,6 @@ import {
   rolloutFields,
   usedFields,
 } from './batch.js'
-import { type CheckpointPart, writeFolder } from './checkpoint.js'
 import type { PolicyConfig } from './config.js'
 import type { Metrics, SampledCompletion } from './events.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
@@ -191,17 +191,17 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     const saved = checkpoint === undefined ? undefined : resolve(checkpoint, '..', '..', 'reference')
     const folder = runDir === undefined ? undefined : resolve(runDir, 'reference')
     if (saved !== undefined) await loadTrained(reference, saved)
-    if (folder !== undefined && folder !== saved) await writeFolder(folder, [(to) => saveTrained(reference, to)])
+    if (folder !== undefined && folder !== saved) await replaceFolder(folder, [(to) => saveTrained(reference, to)])
   }
 
-  protected override checkpointParts(): CheckpointPart[] {
+  protected override checkpointParts(): FolderPart[] {
     const average = this.#average
     if (average !== undefined) return [(to) => average.save(`${to}/reference.safetensors`)]
     // a run folder that vanished and was made again lacks the reference, without which its checkpoints could not be resumed
     const reference = this.#reference
     const folder = resolve(this.config.runDir ?? '', 'reference')
     if (reference === undefined || existsSync(folder)) return []
-    return [() => writeFolder(folder, [(to) => saveTrained(reference, to)])]
+    return [() => replaceFolder(folder, [(to) => saveTrained(reference, to)])]
   }
 
   /** The objective of the current step; for a caller's own, what the rating of rollouts needs. */

@@ -2,6 +2,7 @@ import { LoopLMError } from '../errors.js'
 import { accumulateStage2 } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { LossBatch, LossObjective, TokenSequence } from '../model/types.js'
+import { parseOptions } from '../validation/schema.js'
 import { maskedLengths } from './batch.js'
 import { type PretrainConfig, type PretrainOptions, pretrainOptions } from './config.js'
 import type { Metrics } from './events.js'
@@ -9,7 +10,6 @@ import { lossMetrics } from './metrics.js'
 import { sequenceNorms } from './normalizer.js'
 import { SequenceTrainer } from './sequences.js'
 import type { Prepared } from './trainer.js'
-import { checkOptions } from './validate.js'
 
 const gate = ['model.early_exit_gate.weight', 'model.early_exit_gate.bias']
 
@@ -47,7 +47,7 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
    * @throws LoopLMError INVALID_CONFIG naming every refused option
    */
   constructor(model: LoopLM, options: PretrainOptions = {}) {
-    const config = checkOptions('PretrainTrainer', pretrainOptions, options)
+    const config = parseOptions('PretrainTrainer', pretrainOptions, options)
     super('pretrain', model, config)
     this.objective = {
       terms: [{ credit: { kind: 'exit-pdf', detach: false } }],

@@ -1,8 +1,8 @@
 import { setMaxListeners } from 'node:events'
-import { checkOptions, type Keys } from '../arguments.js'
-import { prototypeKey } from '../data/json-value.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkScore, type RewardFunction, type WeightedReward } from '../tasks/rewards.js'
+import { checkOptions, type Keys } from '../validation/arguments.js'
+import { prototypeKey } from '../validation/json-value.js'
 import type { Rewards } from './config.js'
 import type { Metrics } from './events.js'
 

@@ -1,8 +1,8 @@
 import type { LoopLM } from '../model/model.js'
+import { parseOptions } from '../validation/schema.js'
 import { classicSchedule } from './classic-objective.js'
 import { type RLTTConfig, type RLTTOptions, rlttOptions } from './config.js'
 import { PolicyGradientTrainer } from './policy-gradient.js'
-import { checkOptions } from './validate.js'
 
 /**
  * RLTT, reinforcement learning on the thoughts of every loop (arXiv 2602.10520; math.md §4): the policy gradient of the log-probabilities
@@ -23,7 +23,7 @@ export class RLTTTrainer extends PolicyGradientTrainer<RLTTConfig> {
    * @throws LoopLMError INVALID_CONFIG naming every refused option
    */
   constructor(model: LoopLM, options: RLTTOptions = {}) {
-    const config = checkOptions('RLTTTrainer', rlttOptions, options)
+    const config = parseOptions('RLTTTrainer', rlttOptions, options)
     super('rltt', model, config, classicSchedule(config))
   }
 }

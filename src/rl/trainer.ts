@@ -1,9 +1,9 @@
 import '../dispose.js'
 import { join } from 'node:path'
-import { checkInstance, checkOptions } from '../arguments.js'
 import { promptProblem } from '../data/rows.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
+import type { FolderPart } from '../files/replace-folder.js'
 import { adaptableModules, checkAdapter, sameAdapter } from '../model/adapter.js'
 import { positionProblem } from '../model/checks.js'
 import { LoopLM } from '../model/model.js'
@@ -14,9 +14,9 @@ import { RunFolder, type RunRecord } from '../monitor/run-folder.js'
 import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { memory } from '../tensor/devices.js'
+import { checkInstance, checkOptions } from '../validation/arguments.js'
 import { Advice } from './advice.js'
 import {
-  type CheckpointPart,
   changesSince,
   checkpointPath,
   checkUpdates,
@@ -313,7 +313,7 @@ export abstract class Trainer<
   /** Called after every optimizer step. */
   protected async afterUpdate(): Promise<void> {}
   /** What a checkpoint holds beside the model, the optimizer and the state. */
-  protected checkpointParts(): CheckpointPart[] {
+  protected checkpointParts(): FolderPart[] {
     return []
   }
 
@@ -554,7 +554,7 @@ export abstract class Trainer<
   }
 
   async #save(folder: RunFolder): Promise<string> {
-    const parts: CheckpointPart[] = [
+    const parts: FolderPart[] = [
       (to) => saveTrained(this.model, to),
       (to) => this.optimizer.save(`${to}/optimizer.safetensors`),
       async (to) => {

@@ -2,8 +2,9 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import { types } from 'node:util'
+import { isDeeper } from '../validation/json-value.js'
 import { HttpError } from './http-error.js'
-import { nestsTooDeep, tooDeep, valueNestsTooDeep } from './json.js'
+import { maxJsonDepth, nestsTooDeep, tooDeep } from './json.js'
 
 /** How long a refused client may go on sending before its connection is cut, so that it reads why. */
 const lingerMilliseconds = 1000
@@ -13,7 +14,7 @@ const lingerMilliseconds = 1000
  *
  * @throws HttpError 400, 408, 413 or 415; 500 when something in front has read the body and kept it
  */
-export async function readJson(request: IncomingMessage, maxBytes: number, milliseconds: number): Promise<unknown> {
+export async function readBody(request: IncomingMessage, maxBytes: number, milliseconds: number): Promise<unknown> {
   const type = request.headers['content-type'] ?? ''
   if (!/^application\/json(;\s*charset="?utf-8"?)?\s*$/i.test(type)) {
     // a web page cannot send this type to a server that does not allow it to (CORS)
@@ -22,11 +23,11 @@ export async function readJson(request: IncomingMessage, maxBytes: number, milli
   let { body } = request as { body?: unknown }
   if (body === undefined) {
     if (request.headers['content-encoding'] !== undefined) throw new HttpError(415, 'content-encoding is not supported')
-    body = await readBody(request, maxBytes, milliseconds)
+    body = await receive(request, maxBytes, milliseconds)
   }
   const refuseDepth = () => new HttpError(400, `the body: ${tooDeep}`, { code: 'invalid_json' })
   if (typeof body !== 'string' && !types.isUint8Array(body)) {
-    if (valueNestsTooDeep(body)) throw refuseDepth()
+    if (isDeeper(body, maxJsonDepth)) throw refuseDepth()
     return body
   }
   try {
@@ -39,7 +40,7 @@ export async function readJson(request: IncomingMessage, maxBytes: number, milli
   }
 }
 
-function readBody(request: IncomingMessage, maxBytes: number, milliseconds: number): Promise<Buffer> {
+function receive(request: IncomingMessage, maxBytes: number, milliseconds: number): Promise<Buffer> {
   if (request.readableEnded) {
     const remedy = 'set request.body to it, or mount the handler in front of what reads bodies'
     throw new HttpError(500, `the body was read before the handler was called; ${remedy}`, { code: 'body_consumed' })

@@ -22,13 +22,3 @@ export function nestsTooDeep(text: string): boolean {
   }
   return false
 }
-
-/** The same of a value that was parsed by others. */
-export function valueNestsTooDeep(value: unknown): boolean {
-  let level: unknown[] = [value]
-  for (let depth = 0; level.length > 0; depth++) {
-    if (depth > maxJsonDepth) return true
-    level = level.flatMap((inside) => (typeof inside === 'object' && inside !== null ? Object.values(inside) : []))
-  }
-  return false
-}

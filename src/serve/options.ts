@@ -1,7 +1,7 @@
 import { isIP } from 'node:net'
 import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
-import { checkOptions } from '../rl/validate.js'
+import { parseOptions } from '../validation/schema.js'
 
 const seconds = (fallback: number) => z.number().positive().max(86_400).default(fallback)
 const count = (fallback: number) => z.int().min(1).max(1_000_000).default(fallback)
@@ -88,7 +88,7 @@ export type ServerSettings = Omit<ServeSettings, 'apiKey'> & { maxCachedTokens: 
  * @throws LoopLMError INVALID_CONFIG naming each field
  */
 export function checkServeOptions(options: ServeOptions): ServeSettings {
-  const settings = checkOptions('createServer', schema, options)
+  const settings = parseOptions('createServer', schema, options)
   if (!isLoopback(settings.host) && settings.apiKey === undefined) {
     const message = `apiKey: is needed because host ${settings.host} can be reached from other machines; looplm serve reads LOOPLM_API_KEY`
     throw new LoopLMError('INVALID_CONFIG', message, { operation: 'createServer' })

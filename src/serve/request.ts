@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import { exitRules } from '../model/generate.js'
-import { nearestName } from '../rl/validate.js'
+import { problemsOf } from '../validation/schema.js'
 import { HttpError } from './http-error.js'
 import { nestsTooDeep, tooDeep } from './json.js'
 import { ignored, neutral, neutralChatFields, neutralFields } from './neutral.js'
@@ -212,20 +212,14 @@ export const parseChat = (body: unknown): ChatRequest => check(chatSchema, body)
 export const parseEmbedding = (body: unknown): EmbeddingRequest => check(embeddingSchema, body)
 
 function check<Schema extends z.ZodObject>(schema: Schema, body: unknown): z.output<Schema> {
-  const result = schema.safeParse(withoutNulls(body, schema))
+  const result = schema.safeParse(withoutNulls(body, schema), { reportInput: true })
   if (result.success) return result.data
-  const issue = result.error.issues[0]!
-  if (issue.code === 'unrecognized_keys') {
-    const key = issue.keys[0]!.slice(0, 64)
-    const nearest = issue.path.length === 0 ? nearestName(key, Object.keys(schema.shape)) : undefined
-    const param = fieldName([...issue.path, key])
-    const hint = nearest === undefined ? '' : `; did you mean ${nearest}?`
-    throw new HttpError(400, `${param}: unknown field${hint}`, { param, code: 'unknown_parameter' })
-  }
-  const param = issue.path.length === 0 ? undefined : fieldName(issue.path)
-  const missing = issue.code !== 'custom' && valueAt(body, issue.path) === undefined
-  const message = `${param ?? 'the body'}: ${missing ? 'is missing' : issue.message}`
-  throw new HttpError(400, message, { param, code: missing ? 'missing_required_parameter' : 'invalid_value' })
+  const { kind, path, message } = problemsOf(result.error, schema)[0]!
+  const param = path.length === 0 ? undefined : fieldName(path)
+  if (kind === 'unknown') throw new HttpError(400, `${param}: ${message}`, { param, code: 'unknown_parameter' })
+  const missing = kind === 'missing'
+  const text = `${param ?? 'the body'}: ${missing ? 'is missing' : message}`
+  throw new HttpError(400, text, { param, code: missing ? 'missing_required_parameter' : 'invalid_value' })
 }
 
 /** A field that is not known asks for nothing when it is null. */
@@ -238,10 +232,4 @@ function withoutNulls(body: unknown, schema: z.ZodObject): unknown {
 function fieldName(path: readonly PropertyKey[]): string {
   const parts = path.map((part) => (typeof part === 'number' ? `[${part}]` : `.${String(part)}`))
   return parts.join('').replace(/^\./, '')
-}
-
-function valueAt(body: unknown, path: readonly PropertyKey[]): unknown {
-  let value = body
-  for (const key of path) value = (value as Record<PropertyKey, unknown> | null | undefined)?.[key]
-  return value
 }

@@ -11,7 +11,7 @@ import { deviceMemory } from '../tensor/devices.js'
 import { Admission } from './admission.js'
 import { Batches } from './batches.js'
 import { ChoiceReader } from './choice-reader.js'
-import { limitWriting, readJson, refuseSocket, sendError, sendEvent, sendJson } from './http.js'
+import { limitWriting, readBody, refuseSocket, sendError, sendEvent, sendJson } from './http.js'
 import { HttpError, toHttpError } from './http-error.js'
 import { Metrics } from './metrics.js'
 import {
@@ -309,7 +309,7 @@ export class LoopLMServer {
     const timer = setTimeout(() => controller.abort(late), settings.requestTimeout * 1000)
     try {
       const { signal } = controller
-      const body = await readJson(request, settings.maxBodyBytes, settings.bodyTimeout * 1000)
+      const body = await readBody(request, settings.maxBodyBytes, settings.bodyTimeout * 1000)
       if (path === '/v1/embeddings') sendJson(response, 200, await this.#embed(parseEmbedding(body), controller))
       else {
         const completion = path === '/v1/completions'

@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { parseOptions } from './options.js'
+import { parseOptions } from '../validation/schema.js'
 import { defineTask, type Task } from './task.js'
 
 const schema = z
@@ -35,7 +35,7 @@ export type AdditionOptions = z.input<typeof schema>
  * ```
  */
 export function addition(options: AdditionOptions = {}): Task {
-  const { digits, minDigits = digits, width = digits } = parseOptions('addition', schema, options)
+  const { digits, minDigits = digits, width = digits } = parseOptions('task addition', schema, options)
   return defineTask({
     name: 'addition',
     alphabet: '0123456789+=',

@@ -1,6 +1,7 @@
 /** Comparing short mathematical answers written in LaTeX or plain text. A wrong answer must not pass. */
-import { checkNumber, describe } from '../arguments.js'
+
 import { LoopLMError } from '../errors.js'
+import { checkNumber, describe } from '../validation/arguments.js'
 import * as algebra from './algebra.js'
 import { type Answer, type Item, parseAnswer, withoutUnit } from './answer-parser.js'
 import { printTokens, type Token, tokenize, trimmed } from './answer-tokens.js'

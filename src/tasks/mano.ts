@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import type { Random } from '../data/random.js'
-import { parseOptions } from './options.js'
+import { parseOptions } from '../validation/schema.js'
 import { defineTask, type Task } from './task.js'
 
 const digits = '0123456789abcdefghijklmnopqrstuvwxyz'
@@ -28,7 +28,7 @@ export type ManoOptions = z.input<typeof schema>
  * ```
  */
 export function mano(options: ManoOptions = {}): Task {
-  const { modulus, operations } = parseOptions('mano', schema, options)
+  const { modulus, operations } = parseOptions('task mano', schema, options)
   return defineTask({
     name: 'mano',
     alphabet: `${digits.slice(0, modulus)}${operators.join('')}=`,

@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import type { Random } from '../data/random.js'
-import { parseOptions } from './options.js'
+import { parseOptions } from '../validation/schema.js'
 import { defineTask, type Task } from './task.js'
 
 const names = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'
@@ -29,7 +29,7 @@ export type PointerChasingOptions = z.input<typeof schema>
  * ```
  */
 export function pointerChasing(options: PointerChasingOptions = {}): Task {
-  const { nodes, hops } = parseOptions('pointerChasing', schema, options)
+  const { nodes, hops } = parseOptions('task pointerChasing', schema, options)
   return defineTask({
     name: 'pointerChasing',
     alphabet: `${names.slice(0, nodes)}?=`,

@@ -1,8 +1,8 @@
 import { stat } from 'node:fs/promises'
 import { basename, extname, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { describe } from '../arguments.js'
 import { errorMessage, LoopLMError } from '../errors.js'
+import { describe } from '../validation/arguments.js'
 import { answersEqual, lastBoxed } from './answers.js'
 import { withoutThinking } from './thinking.js'
 

@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { parseOptions } from './options.js'
+import { parseOptions } from '../validation/schema.js'
 import { defineTask, type Task } from './task.js'
 
 const symbols = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz' // in the order of their character codes
@@ -25,7 +25,7 @@ export type SortingOptions = z.input<typeof schema>
  * ```
  */
 export function sorting(options: SortingOptions = {}): Task {
-  const { count, values } = parseOptions('sorting', schema, options)
+  const { count, values } = parseOptions('task sorting', schema, options)
   return defineTask({
     name: 'sorting',
     alphabet: `${symbols.slice(0, values)}=`,

@@ -1,7 +1,7 @@
 import { types } from 'node:util'
-import { checkOptions, checkWord, describe, type Keys } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, context, type NativeTensor, native } from '../native.js'
+import { checkOptions, checkWord, describe, type Keys } from '../validation/arguments.js'
 import { checkDevice } from './devices.js'
 import { checkAxis, checkIntegers, checkOperand, checkTensor, dtypes, Tensor } from './tensor.js'
 import type { DeviceName, DType, NestedNumbers, TensorOptions } from './types.js'

@@ -1,6 +1,6 @@
-import { describe } from '../arguments.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { context, native } from '../native.js'
+import { describe } from '../validation/arguments.js'
 import type { DeviceName } from './types.js'
 
 const names: readonly DeviceName[] = ['cpu', 'reference', 'cuda', 'auto']

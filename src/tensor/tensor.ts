@@ -1,8 +1,8 @@
 import '../dispose.js'
 import { types } from 'node:util'
-import { checkFlag, checkInstance, checkNumber, checkOptions, checkWord, describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
 import { call, type NativeTensor, native } from '../native.js'
+import { checkFlag, checkInstance, checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
 import type { DeviceName, DType, DTypeArrays, FloatDType } from './types.js'
 
 export const dtypes: readonly DType[] = ['float32', 'bfloat16', 'float64', 'int32']

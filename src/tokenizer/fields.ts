@@ -1,5 +1,5 @@
-import { describe } from '../arguments.js'
 import { LoopLMError } from '../errors.js'
+import { describe } from '../validation/arguments.js'
 
 /** An object of a tokenizer.json whose fields are read with checks; errors name the file and the field. */
 export class Fields {

@@ -1,7 +1,8 @@
 // What the configurations of several families have in common.
 import { z } from 'zod'
-import { checkJson } from '../../data/json-value.js'
-import { configError, LoopLMError } from '../../errors.js'
+import { LoopLMError } from '../../errors.js'
+import { checkJson } from '../../validation/json-value.js'
+import { checkSchema } from '../../validation/schema.js'
 import type { LoopLMConfig } from '../config.js'
 import type { ConfigSource } from './families.js'
 
@@ -45,10 +46,9 @@ export const silu = z.literal('silu', { error: 'must be "silu"; other activation
 
 /** The checked fields, unknown ones included. @throws LoopLMError INVALID_CONFIG with one line per field */
 export function parseFields<T>(schema: z.ZodType<T>, value: unknown, { name }: ConfigSource): T {
-  const parsed = schema.safeParse(value)
-  if (!parsed.success) throw configError(name, parsed.error)
+  const fields = checkSchema(name, schema, value)
   checkJson(value, '', name)
-  return parsed.data
+  return fields
 }
 
 export function refuse(field: string, problem: string, { name }: ConfigSource): LoopLMError {

@@ -1,6 +1,6 @@
-import { checkNames, describe } from '../../arguments.js'
 import { LoopLMError } from '../../errors.js'
 import type { RealArray, Scores, TokenSequence } from '../../model/types.js'
+import { checkNames, describe } from '../../validation/arguments.js'
 
 /** What an own objective sees: the sequences that count, their scores under the model and their group-relative advantages. */
 export interface ObjectiveContext {

@@ -1,11 +1,12 @@
 import { randomUUID } from 'node:crypto'
-import { closeSync, mkdirSync, openSync, statSync } from 'node:fs'
-import { lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
+import { closeSync, mkdirSync, statSync } from 'node:fs'
+import { lstat, mkdir, readdir, rename, rm } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { type Owner, staleFiles } from '../data/folder-files.js'
 import { fileError, LoopLMError } from '../errors.js'
-import { native } from '../native.js'
+import { type Owner, staleFiles } from './folder-files.js'
+import { openLock } from './lock.js'
+import { exists, ignoreMissing, sync, syncAll } from './write.js'
 
 /*
  * A new folder is filled beside its place, as NAME.tmp-<uuid>, synced and renamed. In a folder that exists, the new files are first
@@ -166,60 +167,23 @@ function isLeft(name: string, prefix: string): boolean {
 
 /** The system's lock on a folder, which falls with this process; undefined where another has it, or nothing can be locked. */
 function lockFolder(path: string): number | undefined {
-  let file: number | undefined
   try {
-    file = openSync(path, 'r')
-    if (native().lockFile(file)) return file
+    const { state, file } = openLock(path, 'r')
+    if (state === 'locked') return file
+    closeSync(file)
   } catch {
-    // a file system that cannot lock
+    // it is not there, or cannot be read
   }
-  if (file !== undefined) closeSync(file)
   return undefined
 }
 
 /** As {@link lockFolder}, once whoever has the lock gives it back. */
 async function waitForFolder(path: string): Promise<number | undefined> {
   for (;;) {
-    const file = openSync(path, 'r')
-    try {
-      if (native().lockFile(file)) return file
-    } catch {
-      closeSync(file)
-      return undefined
-    }
+    const { state, file } = openLock(path, 'r')
+    if (state === 'locked') return file
     closeSync(file)
+    if (state === 'unsupported') return undefined
     await delay(10)
   }
-}
-
-/** Waits until a file, or a folder with all that is in it, is on the disk. */
-export async function syncAll(path: string): Promise<void> {
-  if ((await stat(path)).isDirectory()) for (const name of await readdir(path)) await syncAll(join(path, name))
-  await sync(path)
-}
-
-/** Waits until a file, or the names in a folder, are on the disk. */
-export async function sync(path: string): Promise<void> {
-  const file = await open(path, 'r')
-  await file.sync().finally(() => file.close())
-}
-
-/** For what may not be there. */
-export function ignoreMissing(error: { code?: string }): void {
-  if (error.code !== 'ENOENT') throw error
-}
-
-/**
- * Whether there is a file or folder of that path.
- *
- * @throws LoopLMError INVALID_FILE where that cannot be seen
- */
-export async function exists(path: string, operation?: string): Promise<boolean> {
-  return stat(path).then(
-    () => true,
-    (cause) => {
-      if (cause.code === 'ENOENT' || cause.code === 'ENOTDIR') return false
-      throw fileError(cause, 'read', path, operation)
-    },
-  )
 }

@@ -1,5 +1,6 @@
 import { types } from 'node:util'
-import { LoopLMError } from './errors.js'
+import { LoopLMError } from '../errors.js'
+import { didYouMean } from './names.js'
 
 export interface Range {
   min?: number
@@ -56,8 +57,7 @@ export function checkNames(
 ): void {
   const unknown = Object.keys(given).find((name) => !known.includes(name))
   if (unknown === undefined) return
-  const nearest = nearestName(unknown, known)
-  const remedy = nearest === undefined ? `the ${what}s are ${known.join(', ')}` : `did you mean ${path(nearest)}?`
+  const remedy = didYouMean(unknown, known, `the ${what}s are ${known.join(', ')}`, { write: path })
   throw new LoopLMError('INVALID_ARGUMENT', `${path(unknown)}: unknown ${what}; ${remedy}`, { operation })
 }
 
@@ -122,44 +122,6 @@ export function checkInstance<Class>(
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be a ${type.name}, as ${maker}, got ${describe(value)}${remedy}`, {
     operation,
   })
-}
-
-/**
- * The known name nearest to a misspelt one, or undefined when none is near.
- *
- * @param farthest how many letters may differ; default a third of the name's, at least 2
- */
-export function nearestName(
-  name: string,
-  known: readonly string[],
-  farthest = Math.max(2, Math.floor(name.length / 3)),
-): string | undefined {
-  let best: string | undefined
-  let bestDistance = farthest + 1
-  for (const candidate of known) {
-    const distance = editDistance(plain(name), plain(candidate))
-    if (distance < bestDistance) {
-      best = candidate
-      bestDistance = distance
-    }
-  }
-  return best
-}
-
-function plain(name: string): string {
-  return name.replaceAll(/[-_]/g, '').toLowerCase()
-}
-
-function editDistance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j)
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i]
-    for (let j = 1; j <= b.length; j++) {
-      next.push(Math.min(next[j - 1]! + 1, row[j]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)))
-    }
-    row = next
-  }
-  return row[b.length]!
 }
 
 /** A value in an error message: short, and never a whole array. */

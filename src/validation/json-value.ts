@@ -1,6 +1,8 @@
-import { describe } from '../arguments.js'
 import { type ErrorCode, LoopLMError } from '../errors.js'
-import { maxJsonDepth } from './read-file.js'
+import { describe } from './arguments.js'
+
+/** Deepest nesting of JSON from a file: what is saved or hashed again goes through functions that call themselves. */
+export const maxJsonDepth = 256
 
 /** A key that an assignment takes for an object's prototype: what is assigned to it is lost without a word. */
 export const prototypeKey = '__proto__'
@@ -37,4 +39,12 @@ export function checkJson(value: unknown, path: string, operation: string, code:
     done.add(inner)
   }
   visit(value, path)
+}
+
+/** Whether a value holds others inside others more than `depth` times. */
+export function isDeeper(value: unknown, depth: number): boolean {
+  if (typeof value !== 'object' || value === null) return false
+  if (depth === 0) return true
+  for (const inner of Array.isArray(value) ? value : Object.values(value)) if (isDeeper(inner, depth - 1)) return true
+  return false
 }

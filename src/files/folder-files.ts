@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { lstat, open, readdir, readFile } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
-import { maxFileBytes, readJson } from './read-file.js'
+import { maxFileBytes, readJson } from './read.js'
 
 /*
  * The files of a folder that describe a model. The weights of looplm have checksums in the header of their safetensors file

@@ -1,6 +1,7 @@
 import { constants } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { fileError, LoopLMError } from '../errors.js'
+import { isDeeper, maxJsonDepth } from '../validation/json-value.js'
 
 /*
  * Files of a checkpoint, a tokenizer or a run's folder may come from anywhere: a pipe in their place must not hold the reader up, and
@@ -15,9 +16,6 @@ export const maxFileBytes = {
   list: 16 * 2 ** 20,
   tokenizer: 64 * 2 ** 20,
 } as const
-
-/** Deepest nesting of JSON from a file: what is saved or hashed again goes through functions that call themselves. */
-export const maxJsonDepth = 256
 
 /**
  * The text of a regular file of bounded size, without a byte order mark.
@@ -58,12 +56,4 @@ export async function readJson(path: string, maxBytes: number, operation?: strin
   }
   if (!isDeeper(value, maxJsonDepth)) return value
   throw new LoopLMError('INVALID_FILE', `${path} is nested more than ${maxJsonDepth} deep`, { operation })
-}
-
-/** Whether a value holds others inside others more than `depth` times. */
-export function isDeeper(value: unknown, depth: number): boolean {
-  if (typeof value !== 'object' || value === null) return false
-  if (depth === 0) return true
-  for (const inner of Array.isArray(value) ? value : Object.values(value)) if (isDeeper(inner, depth - 1)) return true
-  return false
 }

@@ -1,0 +1,81 @@
+import { randomUUID } from 'node:crypto'
+import { type FileHandle, open, readdir, rename, rm, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { fileError } from '../errors.js'
+
+/** JSON as looplm writes it into files for people. */
+export function jsonText(value: unknown): string {
+  return `${JSON.stringify(value, null, 2)}\n`
+}
+
+/**
+ * Writes a file so that nobody ever sees a part of it: not after a crash, and not when two write it at once.
+ *
+ * @param path in a folder that exists
+ * @param content of the file, or what writes it
+ * @throws LoopLMError INVALID_FILE naming the file; one of that name is as it was then
+ */
+export async function replaceFile(
+  path: string,
+  content: string | Uint8Array | ((file: FileHandle) => Promise<void>),
+  operation?: string,
+): Promise<void> {
+  const temporary = `${path}.tmp-${randomUUID()}`
+  try {
+    const file = await open(temporary, 'wx')
+    try {
+      await (typeof content === 'function' ? content(file) : file.writeFile(content))
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+    await rename(temporary, path)
+  } catch (cause) {
+    await rm(temporary, { force: true }).catch(() => {}) // the first error is the one to report
+    throw fileError(cause, 'write', path, operation)
+  }
+}
+
+/**
+ * What the file system does, with its errors in words.
+ *
+ * @param action what is tried, for example `write`
+ * @throws LoopLMError as {@link fileError}
+ */
+export async function onDisk<Result>(action: string, path: string, done: Promise<Result>, operation?: string): Promise<Result> {
+  return done.catch((cause) => {
+    throw fileError(cause, action, path, operation)
+  })
+}
+
+/** Waits until a file, or a folder with all that is in it, is on the disk. */
+export async function syncAll(path: string): Promise<void> {
+  if ((await stat(path)).isDirectory()) for (const name of await readdir(path)) await syncAll(join(path, name))
+  await sync(path)
+}
+
+/** Waits until a file, or the names in a folder, are on the disk. */
+export async function sync(path: string): Promise<void> {
+  const file = await open(path, 'r')
+  await file.sync().finally(() => file.close())
+}
+
+/** For what may not be there. */
+export function ignoreMissing(error: { code?: string }): void {
+  if (error.code !== 'ENOENT') throw error
+}
+
+/**
+ * Whether there is a file or folder of that path.
+ *
+ * @throws LoopLMError INVALID_FILE where that cannot be seen
+ */
+export async function exists(path: string, operation?: string): Promise<boolean> {
+  return stat(path).then(
+    () => true,
+    (cause) => {
+      if (cause.code === 'ENOENT' || cause.code === 'ENOTDIR') return false
+      throw fileError(cause, 'read', path, operation)
+    },
+  )
+}

@@ -1,0 +1,120 @@
+import { z } from 'zod'
+import { type ErrorCode, LoopLMError } from '../errors.js'
+import { describe } from './arguments.js'
+import { didYouMean } from './names.js'
+
+/** Problems that one error lists. */
+const maxProblems = 20
+
+/** One thing that is wrong with a value. */
+export interface Problem {
+  /** Where, from the value on. */
+  path: readonly PropertyKey[]
+  kind: 'unknown' | 'missing' | 'invalid'
+  /** What is allowed or, for an unknown field, what to do; without the path. */
+  message: string
+}
+
+/**
+ * Checks a value against a schema and fills in the defaults. Every refused field is named with its value and what is allowed; an unknown
+ * field is answered with the nearest known one.
+ *
+ * @param operation what the value belongs to, for example `RLTTTrainer` or a file's path
+ * @param options.code of the error, default INVALID_CONFIG
+ * @param options.what the word for a field, default `field`
+ * @throws LoopLMError with one line per problem
+ */
+export function checkSchema<Schema extends z.ZodType>(
+  operation: string,
+  schema: Schema,
+  value: unknown,
+  options: { code?: ErrorCode; what?: string } = {},
+): z.output<Schema> {
+  const { code = 'INVALID_CONFIG', what = 'field' } = options
+  const result = schema.safeParse(value, { reportInput: true })
+  if (result.success) return result.data
+  const lines = problemsOf(result.error, schema, what).map(({ path, message }) => `${path.join('.') || 'options'}: ${message}`)
+  const more = lines.length > maxProblems ? [...lines.slice(0, maxProblems), '… and more'] : lines
+  throw new LoopLMError(code, more.join('\n'), { operation, cause: result.error })
+}
+
+/** {@link checkSchema} for what a caller passes: its fields are called options. */
+export function parseOptions<Schema extends z.ZodType>(operation: string, schema: Schema, options: unknown): z.output<Schema> {
+  return checkSchema(operation, schema, options, { what: 'option' })
+}
+
+/** INVALID_CONFIG for options that each are right and do not go together. */
+export function refuseOptions(operation: string, message: string): LoopLMError {
+  return new LoopLMError('INVALID_CONFIG', message, { operation })
+}
+
+/**
+ * What zod refused, in words, at most one more than an error lists.
+ *
+ * @param error of `schema.safeParse(…, { reportInput: true })`
+ */
+export function problemsOf(error: z.ZodError, schema: z.ZodType, what = 'field'): Problem[] {
+  const known = schema instanceof z.ZodObject ? Object.keys(schema.shape) : []
+  return error.issues.flatMap(causes).flatMap((issue): Problem[] => {
+    const { path } = issue
+    if (issue.code !== 'unrecognized_keys') {
+      const missing = issue.code !== 'custom' && 'input' in issue && issue.input === undefined
+      return [{ path, kind: missing ? 'missing' : 'invalid', message: invalidText(issue) }]
+    }
+    return issue.keys.slice(0, maxProblems + 1).map((name): Problem => {
+      const key = name.slice(0, 64)
+      const message = `unknown ${what}${path.length === 0 ? unknownRemedy(key, known, what) : ''}`
+      return { path: [...path, key], kind: 'unknown', message }
+    })
+  })
+}
+
+function unknownRemedy(key: string, known: readonly string[], what: string): string {
+  const list = known.length === 0 ? '' : `the ${what}s are ${known.join(', ')}`
+  const remedy = didYouMean(key, known, list)
+  return remedy === '' ? '' : `; ${remedy}`
+}
+
+function invalidText(issue: z.core.$ZodIssue): string {
+  const value = 'input' in issue && issue.code !== 'custom' ? `, got ${show(issue.input)}` : ''
+  if (issue.code !== 'invalid_value' || typeof issue.input !== 'string') return `${issue.message}${value}`
+  const remedy = didYouMean(issue.input, issue.values.map(String), '')
+  return `${issue.message}${value}${remedy === '' ? '' : `; ${remedy}`}`
+}
+
+/** What is wrong with a value that may be one of several things: the issues of the one that it comes nearest to, by their whole paths. */
+function causes(issue: z.core.$ZodIssue): z.core.$ZodIssue[] {
+  if (issue.code !== 'invalid_union') return [issue]
+  const alternatives = issue.errors.map((errors) =>
+    errors.flatMap((error) => causes({ ...error, path: [...issue.path, ...error.path] })),
+  )
+  const depth = issue.path.length
+  const isKind = ({ code, path }: z.core.$ZodIssue) =>
+    code === 'invalid_value' && path.length === depth + 1 && path[depth] === 'kind'
+  const isOfAnotherType = (error: z.core.$ZodIssue) =>
+    error.path.length === depth &&
+    error.code !== 'unrecognized_keys' &&
+    !(error.code === 'invalid_value' && typeof error.input === 'string' && typeof error.values[0] === 'string')
+  const near = alternatives.filter((errors) => !errors.some((error) => isOfAnotherType(error) || isKind(error)))
+  if (near.length > 0) return near.reduce((best, errors) => (errors.length < best.length ? errors : best))
+  const kinds = alternatives.flat().filter(isKind)
+  if (kinds.length === 0) return [issue]
+  const values = kinds.flatMap((error) => (error.code === 'invalid_value' ? error.values : []))
+  return [{ ...kinds[0], values, message: `must be one of ${values.join(', ')}` } as z.core.$ZodIssue]
+}
+
+function show(value: unknown): string {
+  if (typeof value === 'function') return 'a function'
+  if (typeof value === 'number' || typeof value === 'bigint' || value === undefined) return String(value)
+  const text = asJson(value)
+  return text.length > 80 ? `${text.slice(0, 77)}…` : text
+}
+
+/** Some values have no JSON: objects that contain themselves, big integers. */
+function asJson(value: unknown): string {
+  try {
+    return JSON.stringify(value) ?? String(value)
+  } catch {
+    return describe(value)
+  }
+}
