@@ -17,7 +17,6 @@ export {
   type PolicyGradientStatistics,
 } from './kernels.js'
 export type { Adapter, LoRAModule, LoRAOptions } from './model/adapter.js'
-export type { Architecture, ParameterForm, Residual, Role, RotaryEmbedding, Step } from './model/architectures/architecture.js'
 export type { LoopLMConfig, LoopLMConfigInput } from './model/config.js'
 export { LoopLM } from './model/model.js'
 export { AdamW, type AdamWOptions } from './model/optimizer.js'
@@ -48,6 +47,7 @@ export type {
   TokenLogprob,
   TokenSequence,
 } from './model/types.js'
+export type { Architecture, ParameterForm, Residual, Role, RotaryEmbedding, Step } from './native/architecture.js'
 export type { RolloutBatch } from './rl/batch.js'
 export type {
   GRPOOptions,

@@ -3,10 +3,9 @@ import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { whenAborted } from './abort.js'
 import { LoopLMError, toLoopLMError } from './errors.js'
-import type { Architecture } from './model/architectures/architecture.js'
-import type { BeliefRewards, LossMetrics, LossTerm, ModelDType, RealArray } from './model/types.js'
+import type { Architecture } from './native/architecture.js'
+import type { BeliefRewards, DType, LossMetrics, LossTerm, ModelDType, RealArray } from './native/types.js'
 import { packageRoot } from './package-root.js'
-import type { DType } from './tensor/types.js'
 
 /** An object of the engine. `dispose` gives its memory back after the calls that still use it; the garbage collector is the fallback. */
 export interface NativeHandle<Kind extends string = string> {

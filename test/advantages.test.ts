@@ -1,7 +1,7 @@
 // Advantages and normalisers against the worked numbers of math.md §2.
 import { describe, expect, it } from 'vitest'
-import { groupAdvantages } from '../src/rl/advantages.js'
-import { sequenceNorms } from '../src/rl/normalizer.js'
+import { groupAdvantages } from '../src/rl/objective/advantages.js'
+import { sequenceNorms } from '../src/rl/objective/normalizer.js'
 
 /** A group of eight with k right answers, the right ones first. */
 const rewards = (right: number) => Array.from({ length: 8 }, (_, i) => (i < right ? 1 : 0))

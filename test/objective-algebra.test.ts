@@ -1,7 +1,7 @@
 // The worked numbers of the objective algebra (docs/objectives.md): advantages, rewards of groups, beliefs.
 import { describe, expect, it } from 'vitest'
 import { native } from '../src/native.js'
-import { advantagesOf } from '../src/rl/advantages.js'
+import { advantagesOf } from '../src/rl/objective/advantages.js'
 import { beliefAdvantages } from '../src/rl/objective/belief.js'
 import { enginePasses } from '../src/rl/objective/compile.js'
 import { phasesOf, recipes } from '../src/rl/objective/recipes.js'

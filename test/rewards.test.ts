@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { Random } from '../src/index.js'
-import { groupAdvantages } from '../src/rl/advantages.js'
+import { groupAdvantages } from '../src/rl/objective/advantages.js'
 import { scoreCompletions } from '../src/rl/rewards.js'
 import {
   answersEqual,

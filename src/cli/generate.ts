@@ -1,5 +1,5 @@
 import { type Command, Option } from 'commander'
-import { exitRules } from '../model/generate.js'
+import { exitRules } from '../model/request.js'
 import type { ExitRule, GenerateOptions } from '../model/types.js'
 import { collect, type ModelFlags, modelOptions, natural, nonNegative, openModel, positiveInteger } from './arguments.js'
 import { interruptible, print, printJson } from './output.js'

@@ -1,11 +1,10 @@
 import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { LoopLMError } from '../errors.js'
-import { checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
-import type { Architecture, Role } from './architectures/architecture.js'
+import type { Architecture, Role } from '../native/architecture.js'
+import { checkNumber, checkOptions, checkWord, describe, type Keys } from '../validation/arguments.js'
 import { readObject } from './checkpoint.js'
 import { architectureOf, type LoopLMConfig } from './config.js'
-import { loraOptions } from './options.js'
 import type { ParameterInfo } from './types.js'
 
 /** The projections of a layer that an adapter can be given, by their names in the checkpoints of Ouro and Nanbeige. */
@@ -26,6 +25,14 @@ export interface LoRAOptions {
   /** Of A's random start; default 0. */
   seed?: number | undefined
 }
+
+const loraOptions = {
+  rank: true,
+  alpha: true,
+  targetModules: true,
+  dropout: true,
+  seed: true,
+} satisfies Keys<LoRAOptions>
 
 /** A model's adapter: W x + (alpha / rank) · B A x in every target projection, the same in every loop (LoRA, arXiv 2106.09685). */
 export interface Adapter {

@@ -1,9 +1,9 @@
 import { types } from 'node:util'
 import { LoopLMError } from '../errors.js'
+import type { Architecture } from '../native/architecture.js'
 import type { NativeSequences } from '../native.js'
 import type { DeviceName } from '../tensor/types.js'
 import { checkNumber, checkWord, describe, type Range } from '../validation/arguments.js'
-import type { Architecture } from './architectures/architecture.js'
 import { type LoopLMConfig, maxLoops } from './config.js'
 import type { ModelDType, StateOptions, TokenSequence } from './types.js'
 

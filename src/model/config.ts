@@ -1,15 +1,17 @@
 import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
+import { type Architecture, parameterCount } from '../native/architecture.js'
 import type { Quantization } from '../native.js'
 import { describe } from '../validation/arguments.js'
 import { checkJson } from '../validation/json-value.js'
 import { didYouMean } from '../validation/names.js'
 import { checkSchema } from '../validation/schema.js'
-import { type Architecture, parameterCount } from './architectures/architecture.js'
 import { familyOf } from './architectures/families.js'
+import type { LoopLMConfig, LoopLMConfigInput } from './architectures/family.js'
 import { maxLoops, silu, size, sizes, tokens } from './architectures/fields.js'
 import { ouro } from './architectures/ouro.js'
 
+export type { LoopLMConfig, LoopLMConfigInput }
 export { maxLoops }
 
 /** Every tensor of a model is addressed by 64-bit offsets; this many parameters (256 GiB in float32) is a typing error or an attack. */
@@ -89,47 +91,6 @@ export function parseQuantization(
   }
   return { bits, groupSize }
 }
-
-/**
- * A looped model's configuration, in the words of Hugging Face's config.json (Ouro, arXiv 2510.25741). Fields that looplm does not know
- * are kept and saved again.
- */
-export interface LoopLMConfig {
-  /** Token ids are 0 .. vocab_size-1. */
-  vocab_size: number
-  /** D, the width of the hidden state. */
-  hidden_size: number
-  /** F, the width of the feed-forward layer. */
-  intermediate_size: number
-  /** L, blocks per loop. */
-  num_hidden_layers: number
-  num_attention_heads: number
-  /** Fewer than num_attention_heads: grouped-query attention. */
-  num_key_value_heads: number
-  /** Even. */
-  head_dim: number
-  /** T, how often the same blocks run. */
-  total_ut_steps: number
-  rms_norm_eps: number
-  rope_theta: number
-  /** true: the LM head is the embedding. */
-  tie_word_embeddings: boolean
-  /** Cumulative exit probability at which generation leaves the loops; 1 is full depth. */
-  early_exit_threshold: number
-  bos_token_id: number | null
-  eos_token_id: number | number[] | null
-  max_position_embeddings: number
-  /** Standard deviation of the initial matrices. */
-  initializer_range: number
-  [field: string]: unknown
-}
-
-/** What {@link LoopLM.create} needs; every other field has Hugging Face's default. */
-export type LoopLMConfigInput = Pick<
-  LoopLMConfig,
-  'vocab_size' | 'hidden_size' | 'intermediate_size' | 'num_hidden_layers' | 'num_attention_heads'
-> &
-  Partial<LoopLMConfig>
 
 /**
  * Checks a configuration and fills in defaults.

@@ -6,6 +6,7 @@ import { LoopLMError } from '../errors.js'
 import { type FolderFiles, listChecksums, warnOfChanges } from '../files/folder-files.js'
 import { jsonText } from '../files/write.js'
 import { writeFolder } from '../files/write-folder.js'
+import { type Architecture, parameterCount } from '../native/architecture.js'
 import { call, context, type NativeModel, type NativeSequences, native, type Quantization } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
@@ -19,7 +20,6 @@ import {
   readAdapter,
   sameAdapter,
 } from './adapter.js'
-import { type Architecture, parameterCount } from './architectures/architecture.js'
 import { configJson, findFolder, readCheckpoint } from './checkpoint.js'
 import { checkDType, checkLoops, checkTemperature, packSequences, packValues, sequenceLimits, withStates } from './checks.js'
 import {
@@ -31,7 +31,7 @@ import {
   type LoopLMConfigInput,
   parseConfig,
 } from './config.js'
-import { generate, stream } from './generate.js'
+import { generate, stream } from './generation.js'
 import { accumulateLoss } from './loss.js'
 import {
   backwardOptions,

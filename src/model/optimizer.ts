@@ -1,10 +1,9 @@
 import '../dispose.js'
 import { LoopLMError } from '../errors.js'
 import { call, type NativeAdamWOptions, type NativeOptimizer, native } from '../native.js'
-import { checkInstance, checkNumber, checkOptions, checkText, describe } from '../validation/arguments.js'
+import { checkInstance, checkNumber, checkOptions, checkText, describe, type Keys } from '../validation/arguments.js'
 import { didYouMean } from '../validation/names.js'
 import { LoopLM } from './model.js'
-import { adamWOptions } from './options.js'
 
 /** Options of {@link AdamW}; `step` takes them again to override them for one step. */
 export interface AdamWOptions {
@@ -21,6 +20,15 @@ export interface AdamWOptions {
   /** Names of the parameters that change (the others have neither step nor decay); default all. */
   only?: readonly string[] | undefined
 }
+
+const adamWOptions = {
+  learningRate: true,
+  betas: true,
+  eps: true,
+  weightDecay: true,
+  maxGradNorm: true,
+  only: true,
+} satisfies Keys<AdamWOptions>
 
 /**
  * AdamW (Loshchilov and Hutter, arXiv 1711.05101) with bias correction. Moments and, for a bfloat16 model, master parameters are float32

@@ -1,7 +1,5 @@
 // The names of all options, once; an option that is in no list is refused.
 import type { Keys } from '../validation/arguments.js'
-import type { LoRAOptions } from './adapter.js'
-import type { AdamWOptions } from './optimizer.js'
 import type {
   BackwardOptions,
   CreateOptions,
@@ -96,20 +94,3 @@ export const schedulerOptions = {
   kv: true,
   prefillTokens: true,
 } satisfies Keys<SchedulerOptions>
-
-export const loraOptions = {
-  rank: true,
-  alpha: true,
-  targetModules: true,
-  dropout: true,
-  seed: true,
-} satisfies Keys<LoRAOptions>
-
-export const adamWOptions = {
-  learningRate: true,
-  betas: true,
-  eps: true,
-  weightDecay: true,
-  maxGradNorm: true,
-  only: true,
-} satisfies Keys<AdamWOptions>

@@ -4,8 +4,7 @@ import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, type NativeGenerateEvent, type NativeModel, type NativeScheduler, native } from '../native.js'
 import { checkNumber, checkWord } from '../validation/arguments.js'
 import { checkLoops } from './checks.js'
-import { encode, type Request, readRequest, withPrompt } from './generate.js'
-import type { LoopLM } from './model.js'
+import { encode, type GeneratingModel, type Request, readRequest, withPrompt } from './request.js'
 import { contextOf, decodeGenerated, TextStream } from './text-stream.js'
 import type {
   FinishReason,
@@ -35,7 +34,7 @@ import type {
  * ```
  */
 export class Scheduler {
-  readonly #model: LoopLM
+  readonly #model: GeneratingModel
   readonly #handle: NativeScheduler
   readonly #operation: string
   readonly #signal: AbortSignal | undefined
@@ -46,7 +45,7 @@ export class Scheduler {
 
   /** @internal */
   constructor(
-    model: LoopLM,
+    model: GeneratingModel,
     handle: NativeModel,
     operation: string,
     options: { [Field in keyof SchedulerOptions]: SchedulerOptions[Field] | undefined },
@@ -174,7 +173,7 @@ export class Scheduler {
 export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   /** @internal */
   readonly watched: boolean
-  readonly #model: LoopLM
+  readonly #model: GeneratingModel
   readonly #operation: string
   readonly #promptLength: number
   readonly #alternatives: boolean
@@ -194,7 +193,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
 
   /** @internal */
   constructor(
-    model: LoopLM,
+    model: GeneratingModel,
     request: Request,
     watched: boolean,
     operation: string,

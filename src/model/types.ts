@@ -1,14 +1,11 @@
 import type { Tokenizer } from '../data/tokenizer.js'
+import type { LossTerm, ModelDType, RealArray } from '../native/types.js'
 import type { DeviceName } from '../tensor/types.js'
 
-/** The dtypes of a model's parameters and activations. `float64` belongs to device `reference`, the other two to the rest. */
-export type ModelDType = 'float32' | 'bfloat16' | 'float64'
+export type { BeliefRewards, LossMetrics, LossTerm, ModelDType, RealArray } from '../native/types.js'
 
 /** Token ids of one sequence. */
 export type TokenSequence = readonly number[] | Int32Array
-
-/** Real numbers that looplm returns: `Float64Array` on device `reference`, `Float32Array` on every other. */
-export type RealArray = Float32Array | Float64Array
 
 /** What a trainer keeps of the forward pass: everything, the state after each loop, or the state before each layer. */
 export type Recompute = 'none' | 'loop' | 'layer'
@@ -175,57 +172,6 @@ export interface LossBatch {
   mask?: readonly ArrayLike<number>[] | undefined
 }
 
-/**
- * Rewards of the loops from a belief curve, as the engine computes them (native/engine/belief.h).
- * @internal
- */
-export interface BeliefRewards {
-  value: 'probability' | 'log' | 'best-of'
-  attempts: number
-  base: 'none' | 'previous' | 'teacher'
-  cost: number
-  clip: number | undefined
-  delta: boolean
-  discount: number
-}
-
-/**
- * One term of an objective; an absent field has the default in brackets.
- * @internal
- */
-export interface LossTerm {
-  /** [token] */
-  channel?: 'token' | 'exit'
-  /** [exit-pdf, detached] */
-  credit?: {
-    kind: 'exit-pdf' | 'uniform' | 'progressive' | 'one-hot'
-    temperature?: number | undefined
-    alpha?: number | undefined
-    /** 1-based; 0: the last */
-    loop?: number | undefined
-    detach?: boolean | undefined
-  }
-  /** [reinforce] */
-  surrogate?: 'reinforce' | 'ppo' | 'cispo' | 'gspo' | 'k15'
-  /** [false] */
-  inner?: boolean
-  /** [0.2] */
-  epsilonLow?: number
-  /** [0.2] */
-  epsilonHigh?: number
-  /** 0: none [0] */
-  dualClip?: number
-  /** CISPO's cap on the ratio [5] */
-  cap?: number
-  /** [0] */
-  tau?: number
-  belief?: (BeliefRewards & { norm: 'none' | 'loops' | 'gain'; scale: number; threshold: number; costScale: number }) | undefined
-  /** Exit channel: exits per token that are drawn where the batch has none [0] */
-  draws?: number
-  /** [0] */
-  seed?: number
-}
-
 /** Which loops a regulariser acts on: the last, all alike, or those of the first token term by their weights. */
 export type LoopSet = 'last' | 'uniform' | 'credit'
 
@@ -255,32 +201,6 @@ export interface LossObjective {
   tokensPerMicroBatch?: number
   /** Equal prompts of neighbouring sequences run once [true] */
   sharePrompts?: boolean
-}
-
-/**
- * What the engine measured while it accumulated a loss. Means are over response tokens.
- * @internal
- */
-export interface LossMetrics {
-  loss: number
-  policyLoss: number
-  /** Mean k3 estimate; 0 without a reference. */
-  kl: number
-  /** The LLDS term, weighted. */
-  lazyLoss: number
-  /** Mean token entropy in nats at the last scored loop. */
-  entropy: number
-  ratio: number
-  clipLow: number
-  clipHigh: number
-  responseTokens: number
-  /** Mean of Σ t·p_t, 1-based. */
-  exitLoop: number
-  exitEntropy: number
-  /** One per loop; NaN where a loop was not scored. */
-  loopLogprob: number[]
-  loopWeight: number[]
-  loopExit: number[]
 }
 
 /** A prompt: token ids, or text when the model has a tokenizer. */

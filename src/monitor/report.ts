@@ -4,7 +4,7 @@ import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { replaceFile } from '../files/write.js'
 import { type MetricDoc, matchMetric, metricGroups } from './metrics.js'
-import { lightColours, pageStyle } from './page/style.js'
+import { lightColours, pageStyle } from './page-style.js'
 import type { ReportChart, ReportData } from './report-data.js'
 import { RunReader } from './run-reader.js'
 

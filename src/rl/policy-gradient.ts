@@ -7,7 +7,6 @@ import { MovingAverage } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { LossMetrics, TokenSequence } from '../model/types.js'
 import type { WeightedReward } from '../tasks/rewards.js'
-import { groupAdvantages } from './advantages.js'
 import {
   type BeliefCurves,
   beliefsOf,
@@ -20,12 +19,12 @@ import {
   rolloutFields,
   usedFields,
 } from './batch.js'
+import { answerKey, forcedExitBeliefs, goldAnswerBeliefs } from './beliefs-of-model.js'
 import type { PolicyConfig } from './config.js'
 import type { Metrics, SampledCompletion } from './events.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
 import { lossMetrics } from './metrics.js'
-import { sequenceNorms } from './normalizer.js'
-import { answerKey, forcedExitBeliefs, goldAnswerBeliefs } from './objective/beliefs-of-model.js'
+import { groupAdvantages } from './objective/advantages.js'
 import {
   type EnginePass,
   enginePasses,
@@ -38,6 +37,7 @@ import {
   usesRatio,
   usesTeacher,
 } from './objective/compile.js'
+import { sequenceNorms } from './objective/normalizer.js'
 import { checkGradient, type ObjectiveContext, type OwnObjective } from './objective/own.js'
 import type { Objective } from './objective/schema.js'
 import { isLabelFree } from './objective/shape-rewards.js'

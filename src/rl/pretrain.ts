@@ -7,7 +7,7 @@ import { maskedLengths } from './batch.js'
 import { type PretrainConfig, type PretrainOptions, pretrainOptions } from './config.js'
 import type { Metrics } from './events.js'
 import { lossMetrics } from './metrics.js'
-import { sequenceNorms } from './normalizer.js'
+import { sequenceNorms } from './objective/normalizer.js'
 import { SequenceTrainer } from './sequences.js'
 import type { Prepared } from './trainer.js'
 

@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { exitRules } from '../model/generate.js'
+import { exitRules } from '../model/request.js'
 import { problemsOf } from '../validation/schema.js'
 import { HttpError } from './http-error.js'
 import { nestsTooDeep, tooDeep } from './json.js'

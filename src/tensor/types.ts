@@ -1,11 +1,12 @@
+import type { DType } from '../native/types.js'
+
+export type { DType }
+
 /**
  * Devices that looplm knows; `devices()` says which work here. `cuda` is the first CUDA device, `cuda:1` the second; `auto` is `cuda` where
  * that works and `cpu` elsewhere.
  */
 export type DeviceName = 'cpu' | 'reference' | 'cuda' | `cuda:${number}` | 'auto'
-
-/** Element types of a {@link Tensor}. `float64` lives on device `reference`, `bfloat16` on the others. */
-export type DType = 'float32' | 'bfloat16' | 'float64' | 'int32'
 
 /** The dtypes that arithmetic other than `add`, `mul`, `sum` and `max` is defined for. */
 export type FloatDType = Exclude<DType, 'int32'>

@@ -1,5 +1,5 @@
 import type { AddedToken } from './json.js'
-import type { Normalizer } from './normalizers.js'
+import type { Normalizer } from './pieces.js'
 import { type Piece, slice } from './pieces.js'
 import { isWhitespace, wordClass } from './unicode.js'
 

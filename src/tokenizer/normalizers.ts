@@ -2,12 +2,9 @@ import { byteCharacters, encodeBytes } from './byte-characters.js'
 import type { Fields } from './fields.js'
 import { readPattern } from './pattern-field.js'
 import type { Finder } from './patterns.js'
-import { type Piece, prepend } from './pieces.js'
+import { type Normalizer, prepend } from './pieces.js'
 import { readPrecompiled } from './precompiled.js'
 import { cleaned, lowercase, normalForm, oneOf, strip, withoutMarks, withoutNonspacingMarks } from './unicode.js'
-
-/** Changes a text before it is split. */
-export type Normalizer = (piece: Piece) => Piece
 
 /** A function that treats every character by itself, so that of the head is the head of its result. */
 const characterwise =

@@ -10,6 +10,9 @@ export interface Piece {
   readonly head: number
 }
 
+/** Changes a text before it is split. */
+export type Normalizer = (piece: Piece) => Piece
+
 export const behaviors = ['Removed', 'Isolated', 'MergedWithPrevious', 'MergedWithNext', 'Contiguous'] as const
 
 /** What becomes of the matches at which a text is split. */

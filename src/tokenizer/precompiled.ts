@@ -1,6 +1,6 @@
 import { encodeBytes } from './byte-characters.js'
 import type { Fields } from './fields.js'
-import type { Normalizer } from './normalizers.js'
+import type { Normalizer } from './pieces.js'
 
 const graphemes = new Intl.Segmenter('en', { granularity: 'grapheme' })
 

@@ -3,8 +3,7 @@ import { z } from 'zod'
 import { LoopLMError } from '../../errors.js'
 import { checkJson } from '../../validation/json-value.js'
 import { checkSchema } from '../../validation/schema.js'
-import type { LoopLMConfig } from '../config.js'
-import type { ConfigSource } from './families.js'
+import type { ConfigSource, LoopLMConfig } from './family.js'
 
 export const size = (max: number) => z.int().min(1).max(max)
 const tokenId = z.int().min(0)

@@ -1,7 +1,6 @@
 import { z } from 'zod'
-import type { LoopLMConfig } from '../config.js'
-import { type Architecture, blocks, norms, type ParameterForm, type Role, range } from './architecture.js'
-import type { ConfigSource, Family } from './families.js'
+import { type Architecture, blocks, norms, type ParameterForm, type Role, range } from '../../native/architecture.js'
+import type { ConfigSource, Family, LoopLMConfig } from './family.js'
 import {
   headSizes,
   maxLoops,

@@ -1,5 +1,5 @@
-import type { LoopLMConfig } from '../config.js'
-import { type Architecture, blocks, type ParameterForm, range } from './architecture.js'
+import { type Architecture, blocks, type ParameterForm, range } from '../../native/architecture.js'
+import type { LoopLMConfig } from './family.js'
 
 /** What Ouro's config.json says of the computation. */
 export type OuroSizes = Pick<

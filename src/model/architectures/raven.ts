@@ -1,7 +1,6 @@
 import { z } from 'zod'
-import type { LoopLMConfig } from '../config.js'
-import { type Architecture, blocks, norms, type ParameterForm, type RotaryEmbedding, range } from './architecture.js'
-import type { ConfigSource, Family } from './families.js'
+import { type Architecture, blocks, norms, type ParameterForm, type RotaryEmbedding, range } from '../../native/architecture.js'
+import type { ConfigSource, Family, LoopLMConfig } from './family.js'
 import { headSizes, maxLoops, parseFields, refuse, rotaryBase, size, specialTokens, tokens, unused } from './fields.js'
 
 /** Huginn's blocks, or those of the source model that was given loops: Llama and TinyLlama, or OLMo 2. */

@@ -1,5 +1,5 @@
 import { native } from '../../native.js'
-import { reduce, zScores } from '../advantages.js'
+import { reduce, zScores } from './advantages.js'
 import type { BeliefSpec } from './schema.js'
 
 const smallest = 1e-6 // a belief of 0 has no logarithm

@@ -1,5 +1,5 @@
 import type { LossBatch, LossObjective, LossTerm, Recompute, TokenSequence } from '../../model/types.js'
-import { sequenceNorms } from '../normalizer.js'
+import { sequenceNorms } from './normalizer.js'
 import type { BeliefSpec, Objective, ObjectiveTerm } from './schema.js'
 import { valueAt } from './schema.js'
 

@@ -1,9 +1,9 @@
-import type { LoopLM } from '../../model/model.js'
-import { lastBoxed, normalizeAnswer } from '../../tasks/answers.js'
-import type { WeightedReward } from '../../tasks/rewards.js'
-import { withoutThinking } from '../../tasks/thinking.js'
-import { answerProblems } from '../evaluate.js'
-import { answeredSequence, type Problem, type ProblemSource } from '../problems.js'
+import type { LoopLM } from '../model/model.js'
+import { lastBoxed, normalizeAnswer } from '../tasks/answers.js'
+import type { WeightedReward } from '../tasks/rewards.js'
+import { withoutThinking } from '../tasks/thinking.js'
+import { answerProblems } from './evaluate.js'
+import { answeredSequence, type Problem, type ProblemSource } from './problems.js'
 
 /** A completion's answer as label-free rewards compare it, thinking left out: the last box, else all of it; null when there is none. */
 export function answerKey(completion: string, _columns: Record<string, unknown>): string | null {

@@ -1,4 +1,4 @@
-import { largest } from '../extremes.js'
+import { largest } from '../../extremes.js'
 
 /** How token terms are averaged into a loss; see {@link sequenceNorms}. */
 export type Normalizer = 'response-mean' | 'token-mean' | 'constant'

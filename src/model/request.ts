@@ -1,11 +1,11 @@
+import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
-import type { NativeGenerateRequest, NativeModel } from '../native.js'
+import type { NativeGenerateRequest } from '../native.js'
 import { checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
 import { checkLoops, lowestTemperature, packSequences, sequenceLimits } from './checks.js'
-import type { LoopLM } from './model.js'
+import type { LoopLMConfig } from './config.js'
 import { exitFields, generateOptions, speculateFields } from './options.js'
-import { Scheduler } from './scheduler.js'
-import type { ExitRule, GenerateChunk, GenerateOptions, GenerateResult, Prompt, TokenSequence } from './types.js'
+import type { ExitRule, GenerateOptions, ModelDType, Prompt, TokenSequence } from './types.js'
 
 /** A prompt and its options as the engine takes them. */
 export interface Request {
@@ -14,58 +14,22 @@ export interface Request {
   stopTexts: string[]
 }
 
-/** Prompt tokens that a batch runs at once: enough to keep the products at full rate, few enough to bound the activations. */
-const prefillTokens = 4096
-
-/** The body of LoopLM.generate: a scheduler with a place for every prompt. */
-export async function generate(
-  model: LoopLM,
-  handle: NativeModel,
-  prompts: readonly Prompt[],
-  options: GenerateOptions,
-): Promise<GenerateResult[]> {
-  const operation = 'LoopLM.generate'
-  if (!Array.isArray(prompts)) {
-    throw new LoopLMError('INVALID_ARGUMENT', `prompts must be an array of prompts, got ${describe(prompts)}`, { operation })
-  }
-  const texts = encode(model, prompts, 'prompts', operation)
-  const request = readRequest(model, options, operation)
-  using scheduler = new Scheduler(model, handle, operation, own(prompts.length, options), options.signal)
-  const requests = texts.map((prompt, sequence) =>
-    scheduler.enter(withPrompt(model, request, prompt, sequence), request.stopTexts.length > 0),
-  )
-  scheduler.drive()
-  return await Promise.all(requests.map((entered) => entered.result()))
-}
-
-/** The body of LoopLM.stream. */
-export async function* stream(
-  model: LoopLM,
-  handle: () => NativeModel,
-  prompt: Prompt,
-  options: GenerateOptions,
-): AsyncGenerator<GenerateChunk, void, undefined> {
-  const operation = 'LoopLM.stream'
-  const texts = encode(model, [prompt], 'prompts', operation)
-  const request = readRequest(model, options, operation)
-  using scheduler = new Scheduler(model, handle(), operation, own(1, options), options.signal)
-  const entered = scheduler.enter(withPrompt(model, request, texts[0]!), true)
-  scheduler.drive()
-  yield* entered
-}
-
-function own(rows: number, options: GenerateOptions) {
-  return { maxRows: rows, loops: options.loops, kv: options.kv, prefillTokens }
+/** What generation needs to know of a model. */
+export interface GeneratingModel {
+  readonly config: Readonly<LoopLMConfig>
+  readonly dtype: ModelDType
+  readonly tokenizer: Tokenizer | undefined
+  readonly endTokens: readonly number[]
 }
 
 /** A request for one prompt. It ends where the model's positions end, as at `maxNewTokens`. */
-export function withPrompt(model: LoopLM, request: Request, prompt: Int32Array, sequence = 0): Request {
+export function withPrompt(model: GeneratingModel, request: Request, prompt: Int32Array, sequence = 0): Request {
   const maxNewTokens = Math.min(request.native.maxNewTokens, model.config.max_position_embeddings - prompt.length)
   return { ...request, native: { ...request.native, prompt, sequence, maxNewTokens } }
 }
 
 /** Every prompt as token ids, with a position left for a new one. */
-export function encode(model: LoopLM, prompts: readonly Prompt[], name: string, operation: string): Int32Array[] {
+export function encode(model: GeneratingModel, prompts: readonly Prompt[], name: string, operation: string): Int32Array[] {
   const tokens = prompts.map((prompt: Prompt, i): TokenSequence => {
     if (typeof prompt !== 'string') return prompt
     if (model.tokenizer !== undefined) return model.tokenizer.encode(prompt)
@@ -81,7 +45,7 @@ export function encode(model: LoopLM, prompts: readonly Prompt[], name: string, 
 }
 
 /** Checks the options of a request; the prompt is filled in by the caller. */
-export function readRequest(model: LoopLM, options: GenerateOptions, operation: string): Request {
+export function readRequest(model: GeneratingModel, options: GenerateOptions, operation: string): Request {
   checkOptions(options, generateOptions, operation)
   const number = (
     name: 'maxNewTokens' | 'topK' | 'topP' | 'minP' | 'seed' | 'logprobs',
@@ -142,7 +106,7 @@ function readDraft(speculate: GenerateOptions['speculate'], operation: string) {
 }
 
 function readStop(
-  model: LoopLM,
+  model: GeneratingModel,
   stop: GenerateOptions['stop'],
   operation: string,
 ): { stopTokens: number[]; stopTexts: string[] } {

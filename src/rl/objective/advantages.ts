@@ -1,9 +1,9 @@
-import { LoopLMError } from '../errors.js'
-import { largest } from '../extremes.js'
-import { native } from '../native.js'
-import { maxReward } from '../tasks/rewards.js'
-import { describe } from '../validation/arguments.js'
-import type { AdvantageSpec } from './objective/schema.js'
+import { LoopLMError } from '../../errors.js'
+import { largest } from '../../extremes.js'
+import { native } from '../../native.js'
+import { maxReward } from '../../tasks/rewards.js'
+import { describe } from '../../validation/arguments.js'
+import type { AdvantageSpec } from './schema.js'
 
 /** How rewards become advantages: the group's z-score, or the difference from the group's mean alone. */
 export type ScaleRewards = 'group' | 'none'

@@ -1,4 +1,4 @@
-import { darkPalette, palette } from '../chart.js'
+import { darkPalette, palette } from './chart.js'
 
 /** Colours of curves, on light ground and on dark: two more than a figure has, so that eight runs can be compared. */
 export const lightColours = [...palette, '#3a2a8c', '#8b1a1a']

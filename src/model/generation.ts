@@ -1,0 +1,50 @@
+import { LoopLMError } from '../errors.js'
+import type { NativeModel } from '../native.js'
+import { describe } from '../validation/arguments.js'
+import { encode, type GeneratingModel, readRequest, withPrompt } from './request.js'
+import { Scheduler } from './scheduler.js'
+import type { GenerateChunk, GenerateOptions, GenerateResult, Prompt } from './types.js'
+
+/** Prompt tokens that a batch runs at once: enough to keep the products at full rate, few enough to bound the activations. */
+const prefillTokens = 4096
+
+/** The body of LoopLM.generate: a scheduler with a place for every prompt. */
+export async function generate(
+  model: GeneratingModel,
+  handle: NativeModel,
+  prompts: readonly Prompt[],
+  options: GenerateOptions,
+): Promise<GenerateResult[]> {
+  const operation = 'LoopLM.generate'
+  if (!Array.isArray(prompts)) {
+    throw new LoopLMError('INVALID_ARGUMENT', `prompts must be an array of prompts, got ${describe(prompts)}`, { operation })
+  }
+  const texts = encode(model, prompts, 'prompts', operation)
+  const request = readRequest(model, options, operation)
+  using scheduler = new Scheduler(model, handle, operation, own(prompts.length, options), options.signal)
+  const requests = texts.map((prompt, sequence) =>
+    scheduler.enter(withPrompt(model, request, prompt, sequence), request.stopTexts.length > 0),
+  )
+  scheduler.drive()
+  return await Promise.all(requests.map((entered) => entered.result()))
+}
+
+/** The body of LoopLM.stream. */
+export async function* stream(
+  model: GeneratingModel,
+  handle: () => NativeModel,
+  prompt: Prompt,
+  options: GenerateOptions,
+): AsyncGenerator<GenerateChunk, void, undefined> {
+  const operation = 'LoopLM.stream'
+  const texts = encode(model, [prompt], 'prompts', operation)
+  const request = readRequest(model, options, operation)
+  using scheduler = new Scheduler(model, handle(), operation, own(1, options), options.signal)
+  const entered = scheduler.enter(withPrompt(model, request, texts[0]!), true)
+  scheduler.drive()
+  yield* entered
+}
+
+function own(rows: number, options: GenerateOptions) {
+  return { maxRows: rows, loops: options.loops, kv: options.kv, prefillTokens }
+}

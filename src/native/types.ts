@@ -1,0 +1,87 @@
+// What TypeScript and the engine call by the same names.
+
+/** Element types of a {@link Tensor}. `float64` lives on device `reference`, `bfloat16` on the others. */
+export type DType = 'float32' | 'bfloat16' | 'float64' | 'int32'
+
+/** The dtypes of a model's parameters and activations. `float64` belongs to device `reference`, the other two to the rest. */
+export type ModelDType = 'float32' | 'bfloat16' | 'float64'
+
+/** Real numbers that looplm returns: `Float64Array` on device `reference`, `Float32Array` on every other. */
+export type RealArray = Float32Array | Float64Array
+
+/**
+ * Rewards of the loops from a belief curve, as the engine computes them (native/engine/belief.h).
+ * @internal
+ */
+export interface BeliefRewards {
+  value: 'probability' | 'log' | 'best-of'
+  attempts: number
+  base: 'none' | 'previous' | 'teacher'
+  cost: number
+  clip: number | undefined
+  delta: boolean
+  discount: number
+}
+
+/**
+ * One term of an objective; an absent field has the default in brackets.
+ * @internal
+ */
+export interface LossTerm {
+  /** [token] */
+  channel?: 'token' | 'exit'
+  /** [exit-pdf, detached] */
+  credit?: {
+    kind: 'exit-pdf' | 'uniform' | 'progressive' | 'one-hot'
+    temperature?: number | undefined
+    alpha?: number | undefined
+    /** 1-based; 0: the last */
+    loop?: number | undefined
+    detach?: boolean | undefined
+  }
+  /** [reinforce] */
+  surrogate?: 'reinforce' | 'ppo' | 'cispo' | 'gspo' | 'k15'
+  /** [false] */
+  inner?: boolean
+  /** [0.2] */
+  epsilonLow?: number
+  /** [0.2] */
+  epsilonHigh?: number
+  /** 0: none [0] */
+  dualClip?: number
+  /** CISPO's cap on the ratio [5] */
+  cap?: number
+  /** [0] */
+  tau?: number
+  belief?: (BeliefRewards & { norm: 'none' | 'loops' | 'gain'; scale: number; threshold: number; costScale: number }) | undefined
+  /** Exit channel: exits per token that are drawn where the batch has none [0] */
+  draws?: number
+  /** [0] */
+  seed?: number
+}
+
+/**
+ * What the engine measured while it accumulated a loss. Means are over response tokens.
+ * @internal
+ */
+export interface LossMetrics {
+  loss: number
+  policyLoss: number
+  /** Mean k3 estimate; 0 without a reference. */
+  kl: number
+  /** The LLDS term, weighted. */
+  lazyLoss: number
+  /** Mean token entropy in nats at the last scored loop. */
+  entropy: number
+  ratio: number
+  clipLow: number
+  clipHigh: number
+  responseTokens: number
+  /** Mean of Σ t·p_t, 1-based. */
+  exitLoop: number
+  exitEntropy: number
+  /** One per loop; NaN where a loop was not scored. */
+  loopLogprob: number[]
+  loopWeight: number[]
+  loopExit: number[]
+}

@@ -1,0 +1,149 @@
+import { readdirSync, readFileSync } from 'node:fs'
+import { dirname, join, normalize } from 'node:path'
+import { describe, expect, it } from 'vitest'
+
+interface Row {
+  /** Folders and files. */
+  members: string[]
+  /** First members of the rows that it may import. */
+  allowed: string[]
+}
+
+/** The table of docs/architecture.md, from top to bottom. */
+function readTable(): Row[] {
+  const text = readFileSync('docs/architecture.md', 'utf8')
+  const rows = [...text.matchAll(/^\| (`(?:src|native|cuda)[^|]*) \| ([^|]*) \|$/gm)]
+  const names = (cell: string) => [...cell.matchAll(/`([^`]+)`/g)].map(([, name]) => name!)
+  const members = rows.map(([, folders]) => names(folders!))
+  const resolve = (name: string) => {
+    const candidates = [name, `src/${name}`, `src/${name}.ts`]
+    const found = candidates.flatMap((candidate) => members.filter((row) => row.includes(candidate)))[0]
+    if (found === undefined) throw new Error(`docs/architecture.md: no row for ${name}`)
+    return found[0]!
+  }
+  return rows.map(([, , allowed], i) => ({ members: members[i]!, allowed: names(allowed!).map(resolve) }))
+}
+
+function filesOf(folder: string, extension: RegExp): string[] {
+  return readdirSync(folder, { recursive: true, encoding: 'utf8' })
+    .map((name) => join(folder, name))
+    .filter((name) => extension.test(name))
+}
+
+/** What each file imports, among `files`. */
+type Imports = ReadonlyMap<string, readonly string[]>
+
+function typescriptImports(): Imports {
+  const files = filesOf('src', /\.ts$/)
+  const from = (file: string) =>
+    [...readFileSync(file, 'utf8').matchAll(/(?:from|import)\s*\(?\s*'(\.[^']+)\.js'/g)].map(([, path]) =>
+      normalize(join(dirname(file), `${path}.ts`)),
+    )
+  return new Map(files.map((file) => [file, from(file)]))
+}
+
+function nativeIncludes(): Imports {
+  const files = ['native', 'cuda'].flatMap((folder) => filesOf(folder, /\.(h|cpp|cu|cuh)$/))
+  const known = new Set(files)
+  const from = (file: string) =>
+    [...readFileSync(file, 'utf8').matchAll(/^\s*#\s*include "([^"]+)"/gm)].flatMap(([, path]) => {
+      const found = [dirname(file), '.'].map((folder) => normalize(join(folder, path!))).find((candidate) => known.has(candidate))
+      return found ?? []
+    })
+  return new Map(files.map((file) => [file, from(file)]))
+}
+
+/** The row that a file belongs to: that of its own name, else of the nearest folder above it. */
+function rowOf(file: string, rows: readonly Row[]): Row | undefined {
+  for (let path = file; path !== '.'; path = dirname(path)) {
+    const row = rows.find(({ members }) => members.includes(path))
+    if (row !== undefined) return row
+  }
+  return undefined
+}
+
+function arrows(imports: Imports, rows: readonly Row[]) {
+  const used = new Set<string>()
+  const problems: string[] = []
+  for (const [file, imported] of imports) {
+    const row = rowOf(file, rows)
+    if (row === undefined) problems.push(`${file} belongs to no row`)
+    for (const other of imported) {
+      const target = rowOf(other, rows)
+      if (row === undefined || target === undefined || row === target) continue
+      used.add(`${row.members[0]} -> ${target.members[0]}`)
+      if (!row.allowed.includes(target.members[0]!)) problems.push(`${file} imports ${other}`)
+    }
+  }
+  return { used, problems }
+}
+
+/** A circle of imports, file by file; undefined where there is none. */
+function circle(imports: Imports): string[] | undefined {
+  const done = new Set<string>()
+  const visit = (file: string, above: readonly string[]): string[] | undefined => {
+    if (above.includes(file)) return [...above.slice(above.indexOf(file)), file]
+    if (done.has(file)) return undefined
+    for (const other of imports.get(file) ?? []) {
+      const found = visit(other, [...above, file])
+      if (found !== undefined) return found
+    }
+    done.add(file)
+    return undefined
+  }
+  for (const file of imports.keys()) {
+    const found = visit(file, [])
+    if (found !== undefined) return found
+  }
+  return undefined
+}
+
+describe.each([
+  ['src', typescriptImports],
+  ['native and cuda', nativeIncludes],
+])('in %s', (_, read) => {
+  const rows = readTable()
+  const imports = read()
+
+  it('imports are those that docs/architecture.md allows', () => {
+    expect(imports.size).toBeGreaterThan(100)
+    expect(arrows(imports, rows).problems).toEqual([])
+  })
+
+  it('files import each other in no circle', () => {
+    expect(circle(imports)).toBeUndefined()
+  })
+})
+
+describe('the table of docs/architecture.md', () => {
+  const rows = readTable()
+
+  it('allows nothing that is not used', () => {
+    const used = new Set([...arrows(typescriptImports(), rows).used, ...arrows(nativeIncludes(), rows).used])
+    const allowed = rows.flatMap(({ members, allowed }) => allowed.map((other) => `${members[0]} -> ${other}`))
+    expect(allowed.filter((arrow) => !used.has(arrow))).toEqual([])
+  })
+
+  it('points down: a row imports rows below it', () => {
+    const order = rows.map(({ members }) => members[0]!)
+    for (const { members, allowed } of rows) {
+      const name = members[0]!
+      if (name === 'cuda/emulator') continue // compiles the kernels that include it
+      for (const other of allowed) expect(order.indexOf(other), `${name} -> ${other}`).toBeGreaterThan(order.indexOf(name))
+    }
+  })
+
+  it('would notice an arrow that points up, and a circle', () => {
+    const upward: Imports = new Map([['src/files/read.ts', ['src/rl/trainer.ts']]])
+    expect(arrows(upward, rows).problems).toEqual(['src/files/read.ts imports src/rl/trainer.ts'])
+    expect(
+      circle(
+        new Map([
+          ['a', ['b']],
+          ['b', ['c']],
+          ['c', ['a']],
+        ]),
+      ),
+    ).toEqual(['a', 'b', 'c', 'a'])
+  })
+})
