@@ -7,23 +7,11 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { z } from 'zod'
 import { LoopLM } from '../src/model/model.js'
 import { native } from '../src/native.js'
-import { type TrainerName, trainerSchemas } from '../src/rl/config-docs.js'
-import { GRPOTrainer } from '../src/rl/grpo.js'
-import { LoopRPTTrainer } from '../src/rl/looprpt.js'
 import { objectiveSchema } from '../src/rl/objective/schema.js'
-import { ObjectiveTrainer } from '../src/rl/objective-trainer.js'
-import { PretrainTrainer } from '../src/rl/pretrain.js'
-import { RLTTTrainer } from '../src/rl/rltt.js'
+import { type TrainerName, trainerNames, trainers } from '../src/rl/registry.js'
 import { parametersOf, tinyConfig, tinyTask } from './tiny.js'
 
 type Options = Record<string, unknown>
-const trainers = {
-  rltt: RLTTTrainer,
-  grpo: GRPOTrainer,
-  objective: ObjectiveTrainer,
-  looprpt: LoopRPTTrainer,
-  pretrain: PretrainTrainer,
-}
 const policies: readonly TrainerName[] = ['rltt', 'grpo', 'objective']
 
 let folder: string
@@ -71,8 +59,7 @@ async function outcome(name: TrainerName, options: Options, quiet = false): Prom
     : []
   const generate = vi.spyOn(model, 'generate')
   try {
-    const Trainer = trainers[name] as new (model: LoopLM, options: object) => RLTTTrainer
-    using trainer = new Trainer(model, { ...data, ...shared, ...sizes, ...rest })
+    using trainer = trainers[name].create(model, { ...data, ...shared, ...sizes, ...rest })
     for await (const { type, step, metrics } of trainer.run()) {
       const { step_time, tokens_per_second, sampling_time, ...timeless } = metrics
       const numbers = Object.entries(timeless).filter(([key]) => !key.startsWith('memory/'))
@@ -349,8 +336,8 @@ function paths(schema: JsonSchema, prefix = ''): string[] {
 
 const fieldsOf = (schema: z.ZodType) => new Set(paths(z.toJSONSchema(schema, { io: 'input' }) as JsonSchema))
 
-describe.each(Object.keys(trainers) as TrainerName[])('every option of %s', (name) => {
-  const fields = [...fieldsOf(trainerSchemas[name])].filter((path) => !path.startsWith('objective.'))
+describe.each(trainerNames)('every option of %s', (name) => {
+  const fields = [...fieldsOf(trainers[name].schema)].filter((path) => !path.startsWith('objective.'))
   it.each(fields)('%s', async (field) => {
     expect(Object.keys(options)).toContain(field)
     const found = options[field]!
@@ -375,7 +362,7 @@ describe('every field of an objective', () => {
 })
 
 it('every row belongs to a field', () => {
-  const all = new Set((Object.keys(trainers) as TrainerName[]).flatMap((name) => [...fieldsOf(trainerSchemas[name])]))
+  const all = new Set(trainerNames.flatMap((name) => [...fieldsOf(trainers[name].schema)]))
   expect(Object.keys(options).filter((field) => !all.has(field))).toEqual([])
   expect(Object.keys(objectives).filter((field) => !fieldsOf(objectiveSchema).has(field))).toEqual([])
 })

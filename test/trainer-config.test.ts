@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { grpoOptions, pretrainOptions, rlttOptions } from '../src/rl/config.js'
-import { trainerOptions } from '../src/rl/config-docs.js'
+import { trainerOptions } from '../src/rl/registry.js'
 import { parseOptions } from '../src/validation/schema.js'
 
 const refusal = (options: unknown, schema: typeof rlttOptions | typeof grpoOptions | typeof pretrainOptions = rlttOptions) => {

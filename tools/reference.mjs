@@ -5,7 +5,8 @@ import { fileURLToPath } from 'node:url'
 import { trainConfigSchema } from '../dist/src/cli/train-config.js'
 import { metricGroups } from '../dist/src/monitor/metrics.js'
 import { resources, rlttOptions } from '../dist/src/rl/config.js'
-import { schemaOptions, trainerOptions, trainerSchemas } from '../dist/src/rl/config-docs.js'
+import { trainerOptions, trainers } from '../dist/src/rl/registry.js'
+import { schemaOptions } from '../dist/src/validation/schema-docs.js'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const made = '<!-- Made by `npm run docs:reference`; do not edit. -->'
@@ -26,8 +27,7 @@ const optionRows = (options) =>
   ])
 const head = ['option', 'value', 'default', 'what it does']
 
-const byTrainer = Object.fromEntries(Object.keys(trainerSchemas).map((name) => [name, trainerOptions(name)]))
-const titles = { rltt: 'RLTT', grpo: 'GRPO', looprpt: 'LoopRPT', pretrain: 'Pre-training and fine-tuning' }
+const byTrainer = Object.fromEntries(Object.keys(trainers).map((name) => [name, trainerOptions(name)]))
 const same = (a) => (b) => JSON.stringify(a) === JSON.stringify(b)
 const shared = byTrainer.rltt.filter((option) => Object.values(byTrainer).every((options) => options.some(same(option))))
 const own = (options) => options.filter((option) => !shared.some(same(option)))
@@ -49,7 +49,7 @@ const configuration = [
   ...table(head, optionRows(shared)),
   ...Object.entries(byTrainer).flatMap(([name, options]) => [
     '',
-    `## ${titles[name] ?? name} (\`${name}\`)`,
+    `## ${trainers[name].title} (\`${name}\`)`,
     '',
     ...table(head, optionRows(own(options))),
   ]),

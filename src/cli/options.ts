@@ -1,5 +1,5 @@
 import { Argument, type Command } from 'commander'
-import { type TrainerName, trainerOptions, trainerSchemas } from '../rl/config-docs.js'
+import { type TrainerName, trainerNames, trainerOptions } from '../rl/registry.js'
 import { print, printJson } from './output.js'
 
 /** Adds `looplm options`. */
@@ -7,7 +7,7 @@ export function addOptions(program: Command): void {
   program
     .command('options')
     .description('list the options of a trainer with their defaults')
-    .addArgument(new Argument('<trainer>', 'trainer').choices(Object.keys(trainerSchemas)))
+    .addArgument(new Argument('<trainer>', 'trainer').choices(trainerNames))
     .option('--json', 'write one JSON array to standard output and nothing else')
     .action((trainer: TrainerName, { json }: { json?: boolean }) => {
       const options = trainerOptions(trainer)

@@ -3,7 +3,7 @@ import { type Document, isCollection, isMap, isScalar } from 'yaml'
 import { z } from 'zod'
 import { parseYaml, yamlValue } from '../data/yaml.js'
 import { fileError, LoopLMError } from '../errors.js'
-import { type TrainerName, trainerSchemas } from '../rl/config-docs.js'
+import { trainerNames, trainers } from '../rl/registry.js'
 import { prototypeKey } from '../validation/json-value.js'
 import { parseOptions } from '../validation/schema.js'
 
@@ -20,7 +20,7 @@ const task = z.union(
 
 /** A training configuration file: what to train, on what, and the trainer's options. */
 export const trainConfigSchema = z.strictObject({
-  trainer: z.enum(Object.keys(trainerSchemas) as TrainerName[]).describe('Which trainer runs.'),
+  trainer: z.enum(trainerNames).describe('Which trainer runs.'),
   model: z
     .union(
       [z.string().min(1), z.record(z.string(), z.unknown())],
@@ -115,7 +115,7 @@ export async function readTrainConfig(path: string, changes: readonly string[]):
     throw new LoopLMError('INVALID_CONFIG', message, { operation })
   }
   const config = parseOptions(path, trainConfigSchema, given)
-  parseOptions(`${path}, options`, trainerSchemas[config.trainer], config.options) // before a large model is loaded
+  parseOptions(`${path}, options`, trainers[config.trainer].schema, config.options) // before a large model is loaded
   const sources = [config.task, config.dataset, config.corpus].filter((source) => source !== undefined)
   if (sources.length !== 1) {
     throw new LoopLMError('INVALID_CONFIG', 'needs a task or a dataset, one of them (pretrain and looprpt also take a corpus)', {
@@ -171,5 +171,5 @@ function isEmpty(document: Document, names: readonly string[]): boolean {
 }
 
 function isTrainerOption(key: string): boolean {
-  return Object.values(trainerSchemas).some((schema) => Object.hasOwn(schema.shape, key))
+  return Object.values(trainers).some(({ schema }) => Object.hasOwn(schema.shape, key))
 }

@@ -5,13 +5,8 @@ import { LoopLMError } from '../errors.js'
 import type { LoopLMConfigInput } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 import { formatNumber, Progress } from '../monitor/progress.js'
-import type { PretrainOptions, RLTTOptions } from '../rl/config.js'
 import type { TrainerEvent } from '../rl/events.js'
-import { GRPOTrainer } from '../rl/grpo.js'
-import { LoopRPTTrainer } from '../rl/looprpt.js'
-import { ObjectiveTrainer } from '../rl/objective-trainer.js'
-import { PretrainTrainer } from '../rl/pretrain.js'
-import { RLTTTrainer } from '../rl/rltt.js'
+import { trainers } from '../rl/registry.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
 import { boxedMatch, exactMatch, loadRewards, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
@@ -66,7 +61,7 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
     ...(config.resume === undefined ? {} : { resume: config.resume }),
     onWarning: (message: string) => progress.log(`warning: ${message}`),
   }
-  using trainer = makeTrainer(config.trainer, model, options)
+  using trainer = trainers[config.trainer].create(model, options)
   const { resume: _, ...written } = config // `looplm train RUN/config.yaml --resume` goes on
   let checkpoint: string | undefined
   let last: TrainerEvent | undefined
@@ -89,18 +84,6 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
     config.runDir === undefined ? 'nothing was saved (no run folder)' : `${saved}; continue with: ${resumeCommand(path, flags)}`
   process.stderr.write(`stopped after step ${last.step}; ${how}\n`)
   return interruptedCode(reason)
-}
-
-function makeTrainer(
-  name: TrainConfig['trainer'],
-  model: LoopLM,
-  options: object,
-): RLTTTrainer | GRPOTrainer | ObjectiveTrainer | LoopRPTTrainer | PretrainTrainer {
-  // the trainers check their options; a configuration file's are not typed
-  if (name === 'pretrain') return new PretrainTrainer(model, options as PretrainOptions)
-  if (name === 'looprpt') return new LoopRPTTrainer(model, options)
-  if (name === 'objective') return new ObjectiveTrainer(model, options)
-  return name === 'grpo' ? new GRPOTrainer(model, options) : new RLTTTrainer(model, options as RLTTOptions)
 }
 
 async function openModel(config: TrainConfig, tokenizer: Tokenizer | undefined): Promise<LoopLM> {

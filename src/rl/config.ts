@@ -12,7 +12,7 @@ import { type RecipeName, recipes } from './objective/recipes.js'
 import { normalizer, objectiveSchema } from './objective/schema.js'
 
 /*
- * One schema per trainer. Types, validation and the documentation of the options (config-docs.ts) are all read from here.
+ * One schema per trainer. Types, validation and the documentation of the options (registry.ts) are all read from here.
  */
 
 const natural = z.int().min(0)

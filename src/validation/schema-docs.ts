@@ -1,17 +1,4 @@
 import { z } from 'zod'
-import { grpoSchema, looprptSchema, objectiveTrainerSchema, pretrainSchema, rlttSchema } from './config.js'
-
-/** The trainers by the names that configuration files and the command line use. */
-export const trainerSchemas = {
-  rltt: rlttSchema,
-  grpo: grpoSchema,
-  objective: objectiveTrainerSchema,
-  looprpt: looprptSchema,
-  pretrain: pretrainSchema,
-} as const
-
-/** Name of a trainer in configuration files and on the command line. */
-export type TrainerName = keyof typeof trainerSchemas
 
 /** One option as the documentation shows it. */
 export interface OptionDoc {
@@ -38,20 +25,6 @@ interface JsonSchema {
   exclusiveMaximum?: number
   default?: unknown
   description?: string
-}
-
-/**
- * The options of a trainer, read from its schema.
- *
- * @param trainer `rltt`, `grpo`, `objective`, `looprpt` or `pretrain`
- *
- * @example
- * ```ts
- * for (const { name, type, description } of trainerOptions('rltt')) console.log(name, type, description)
- * ```
- */
-export function trainerOptions(trainer: TrainerName): OptionDoc[] {
-  return schemaOptions(trainerSchemas[trainer])
 }
 
 /** The fields of an object's schema. */
