@@ -1,7 +1,9 @@
 import { join } from 'node:path'
 import { LoopLMError } from '../errors.js'
+import { adaptableModules, checkAdapter, sameAdapter } from '../model/adapter.js'
 import { configDifference } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
+import type { TrainerConfig } from './config.js'
 
 /**
  * Overwrites a model's parameters with those of a checkpoint of the same configuration.
@@ -27,4 +29,24 @@ export async function loadTrained(model: LoopLM, folder: string): Promise<void> 
 export async function saveTrained(model: LoopLM, folder: string): Promise<void> {
   if (model.adapter === undefined) await model.save(folder)
   else await model.saveAdapter(folder)
+}
+
+/**
+ * Gives a model the adapter that the option `lora` describes, unless it has it.
+ *
+ * @throws LoopLMError INVALID_CONFIG when the model has another adapter
+ */
+export async function addTrainedAdapter(
+  model: LoopLM,
+  { lora, seed }: Pick<TrainerConfig, 'lora' | 'seed'>,
+  operation: string,
+): Promise<void> {
+  if (lora === undefined) return
+  const own = model.adapter
+  if (own === undefined) return model.addAdapter({ ...lora, seed })
+  const { modules: targetModules } = checkAdapter(lora, operation, adaptableModules(model.architecture))
+  if (sameAdapter(own, { ...lora, targetModules })) return
+  const message =
+    'lora: the model has an adapter of another rank, alpha or other modules; remove it, or leave lora out to train it'
+  throw new LoopLMError('INVALID_CONFIG', message, { operation })
 }

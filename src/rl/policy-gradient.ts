@@ -44,7 +44,8 @@ import { isLabelFree } from './objective/shape-rewards.js'
 import type { ProblemSource } from './problems.js'
 import { namedRewards } from './rewards.js'
 import { joinRollouts, logprobDifference, pickGroups, type Rollouts, rollOut, rolloutMetrics } from './rollout.js'
-import { type Prepared, type StepWork, Trainer } from './trainer.js'
+import { type Prepared, Trainer } from './trainer.js'
+import type { StepWork } from './updates.js'
 
 const shuffleStream = 2 ** 16 // above the substreams of rollouts
 const drawStream = 2 ** 17

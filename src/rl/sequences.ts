@@ -17,7 +17,8 @@ import {
   type TrainingSequence,
   trainingSequence,
 } from './problems.js'
-import { type Prepared, type StepWork, Trainer } from './trainer.js'
+import { type Prepared, Trainer } from './trainer.js'
+import type { StepWork } from './updates.js'
 
 /** What the batches of such trainers have. */
 interface SequenceBatch {

@@ -1,45 +1,30 @@
 import '../dispose.js'
-import { join } from 'node:path'
 import { promptProblem } from '../data/rows.js'
-import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { FolderPart } from '../files/replace-folder.js'
-import { adaptableModules, checkAdapter, sameAdapter } from '../model/adapter.js'
 import { positionProblem } from '../model/checks.js'
 import { LoopLM } from '../model/model.js'
 import { AdamW } from '../model/optimizer.js'
 import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
-import { writeReport } from '../monitor/report.js'
-import { RunFolder, type RunRecord } from '../monitor/run-folder.js'
+import type { RunFolder } from '../monitor/run-folder.js'
 import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
-import { memory } from '../tensor/devices.js'
 import { checkInstance, checkOptions } from '../validation/arguments.js'
 import { Advice } from './advice.js'
-import {
-  changesSince,
-  checkpointPath,
-  checkUpdates,
-  findCheckpoint,
-  newestCheckpoint,
-  readTrainerState,
-  saveCheckpoint,
-  setAside,
-  settle,
-  type TrainerState,
-} from './checkpoint.js'
-import { plainConfig, type TrainerConfig } from './config.js'
+import { checkpointPath } from './checkpoint.js'
+import type { TrainerConfig } from './config.js'
 import { type DataDescription, describeProblems } from './data.js'
-import { answerProblems, type Evaluation, evaluationMetrics, openEvalTasks } from './evaluate.js'
+import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.js'
+import { Evaluations } from './evaluations.js'
 import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './events.js'
-import { loadTrained, saveTrained } from './load-parameters.js'
-import { meanMetrics } from './metrics.js'
-import { findNonFinite, nonFiniteGradient } from './non-finite.js'
+import { addTrainedAdapter } from './load-parameters.js'
 import { OngoingRun } from './ongoing-run.js'
 import { openProblems, type Problem, type ProblemSource, promptTokens } from './problems.js'
-import { learningRateAt } from './schedule.js'
+import { RunCheckpoints } from './run-checkpoints.js'
+import { memoryMetrics, RunLog } from './run-log.js'
 import { Selection } from './selection.js'
 import { inTurn } from './turns.js'
+import { type Position, type StepWork, Updates } from './updates.js'
 
 /** What a run is told beside the trainer's options. */
 interface RunOptions {
@@ -53,22 +38,18 @@ export interface Prepared<Loss = LossBatch> {
   metrics: Metrics
 }
 
-/** The work of one step of `run`. */
-export interface StepWork<Loss = LossBatch> {
-  /** One logical batch per optimizer step. */
-  losses: Loss[]
-  metrics: Metrics
-  /** Tokens sampled or read, prompts included. */
-  tokens: number
-  /** All completions of the step, none where nothing was sampled. */
-  completions: readonly SampledCompletion[]
-  /** How many of them are written to completions.jsonl. */
-  logged: number
+/** A run that is under way. */
+interface OpenRun {
+  data: DataDescription
+  folder: RunFolder | undefined
+  log: RunLog
+  /** Step of the newest checkpoint of the folder; -1: none. */
+  saved: number
 }
 
 /**
- * What all trainers share: optimizer steps, the run with its evaluations and checkpoints, and resuming. A subclass says which loss
- * is minimised and where its batches come from.
+ * What all trainers share: the loop of a run over steps, evaluations and checkpoints. A subclass says which loss is minimised and where
+ * its batches come from.
  */
 export abstract class Trainer<
   Config extends TrainerConfig,
@@ -83,39 +64,55 @@ export abstract class Trainer<
   readonly name: string
   /** What a run tells its user that is no error. */
   protected readonly advice = new Advice((message) => this.warn(message))
-  #step = 0
-  #tokens = 0
-  #skippedUpdates = 0
-  #data: DataDescription | undefined
+  readonly #position: Position = { step: 0, tokens: 0, skippedUpdates: 0 }
   readonly #selection: Selection
+  readonly #updates: Updates<Loss>
+  readonly #evaluations: Evaluations
+  readonly #checkpoints: RunCheckpoints
   readonly #ongoing = new OngoingRun()
   #problems: ProblemSource | undefined
-  #refused: LoopLMError | undefined // of a resume that was refused when parts of the checkpoint had been taken over
 
   constructor(name: string, model: LoopLM, config: Config) {
     checkInstance(model, 'model', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', new.target.name)
     this.name = name
     this.model = model
     this.config = config
+    const [beta1, beta2] = config.adamBetas
+    const { adamEps: eps, weightDecay, maxGradNorm } = config
+    this.optimizer = new AdamW(model, { betas: [beta1, beta2], eps, weightDecay, maxGradNorm })
     this.#selection = new Selection(config)
-    this.optimizer = new AdamW(model, {
-      betas: [config.adamBetas[0], config.adamBetas[1]],
-      eps: config.adamEps,
-      weightDecay: config.weightDecay,
-      maxGradNorm: config.maxGradNorm,
+    const { optimizer, advice } = this
+    const shared = { model, optimizer, config, advice }
+    this.#updates = new Updates<Loss>(
+      {
+        ...shared,
+        accumulate: (loss) => this.accumulate(loss),
+        trained: () => this.trained,
+        afterUpdate: () => this.afterUpdate(),
+      },
+      this.#position,
+    )
+    this.#evaluations = new Evaluations(model, config, this.#selection)
+    this.#checkpoints = new RunCheckpoints({
+      ...shared,
+      name,
+      operation: new.target.name,
+      position: this.#position,
+      selection: this.#selection,
+      start: (checkpoint) => this.start(checkpoint),
+      extra: () => this.checkpointParts(),
+      warn: (message) => this.warn(message),
     })
   }
 
   /** Steps made so far. */
   get step(): number {
-    return this.#step
+    return this.#position.step
   }
 
   /** The evaluation with the best `metricForBestModel` so far, and its checkpoint where there is a `runDir`. */
   get best(): { step: number; value: number; path?: string } | undefined {
-    const { best } = this.#selection
-    const { runDir } = this.config
-    return best === undefined || runDir === undefined ? best : { ...best, path: checkpointPath(runDir, best.step) }
+    return this.#checkpoints.best
   }
 
   /**
@@ -135,7 +132,7 @@ export abstract class Trainer<
       await this.#adapt()
       const { loss, metrics } = await this.prepare(taken, operation)
       const tokens = loss.sequences.reduce((sum, sequence) => sum + sequence.length, 0)
-      return this.#finishStep({ losses: [loss], metrics, tokens, completions: [], logged: 0 }, start)
+      return this.#updates.make({ losses: [loss], metrics, tokens, completions: [], logged: 0 }, start)
     })
   }
 
@@ -152,18 +149,7 @@ export abstract class Trainer<
     const taken = this.#take(batch, operation)
     return inTurn(this.model, operation, async () => {
       await this.#adapt()
-      const { loss: lossBatch } = await this.prepare(taken, operation)
-      await this.model.zeroGradients()
-      try {
-        const loss = lossBatch.sequences.length === 0 ? 0 : (await this.accumulate(lossBatch)).loss
-        if (!Number.isFinite(loss)) throw await this.#nonFinite(`the loss is ${loss}`, lossBatch, operation)
-        const gradients = await this.model.gradients()
-        const bad = nonFiniteGradient(gradients)
-        if (bad !== undefined) throw await this.#nonFinite(bad, lossBatch, operation)
-        return { loss, gradients }
-      } finally {
-        await this.model.zeroGradients()
-      }
+      return this.#updates.gradients((await this.prepare(taken, operation)).loss, operation)
     })
   }
 
@@ -188,30 +174,26 @@ export abstract class Trainer<
   }
 
   async *#run({ signal, config }: RunOptions): AsyncGenerator<TrainerEvent, void, undefined> {
-    const { steps, saveEvery, onStep, onEval } = this.config
-    const { folder, resumed } = await this.#open(signal, config)
+    const { steps, onStep, onEval } = this.config
+    const run = await this.#open(signal, config)
     let metrics: Metrics = {}
-    let saved = resumed ? this.#step : -1
     let left = true // the caller has left the loop over the events
     try {
       for (;;) {
-        const evaluation = this.#evaluationIsDue() ? await this.#evaluateStep(folder, signal) : undefined
+        const evaluation = this.#evaluations.isDue(this.step) ? await this.#evaluateStep(run, signal) : undefined
         if (evaluation !== undefined) {
-          const event: TrainerEvent = { type: 'eval', step: this.#step, metrics: evaluation }
+          const event: TrainerEvent = { type: 'eval', step: this.step, metrics: evaluation }
           await onEval?.(event)
           yield event
         }
-        const ends = this.#step >= steps || signal?.aborted === true || this.#selection.exhausted
-        const due = this.#step > 0 && saveEvery > 0 && this.#step % saveEvery === 0
-        if (folder !== undefined && saved !== this.#step && (ends || due || this.#selection.holds(this.#step))) {
-          saved = this.#step
-          yield { type: 'checkpoint', step: saved, metrics: {}, path: await this.#inTurn(() => this.#save(folder)) }
-        }
+        const ends = this.step >= steps || signal?.aborted === true || this.#selection.exhausted
+        const path = await this.#save(run, ends)
+        if (path !== undefined) yield { type: 'checkpoint', step: this.step, metrics: {}, path }
         if (ends) break
-        const made = await this.#runStep(folder, signal)
+        const made = await this.#runStep(run, signal)
         if (made === undefined) continue
         metrics = made.metrics
-        const event: TrainerEvent = { type: 'step', step: this.#step, ...made }
+        const event: TrainerEvent = { type: 'step', step: this.step, ...made }
         await onStep?.(event)
         yield event
       }
@@ -220,16 +202,16 @@ export abstract class Trainer<
       left = false
       throw error
     } finally {
-      if (left && folder !== undefined && saved !== this.#step) await this.#inTurn(() => this.#save(folder))
-      if (folder !== undefined) await this.#report(folder)
+      if (left) await this.#save(run, true)
+      await run.log.finish((message) => this.warn(message))
     }
-    const stoppedEarly = this.#step < steps && this.#selection.exhausted
-    const aborted = this.#step < steps && !stoppedEarly
+    const stoppedEarly = this.step < steps && this.#selection.exhausted
+    const aborted = this.step < steps && !stoppedEarly
     if (!aborted) {
-      const loaded = await this.#inTurn(() => this.#loadBest())
+      const loaded = await this.#inTurn(() => this.#checkpoints.loadBest())
       this.advice.fallen(this.#selection.falls(), loaded)
     }
-    yield { type: 'done', step: this.#step, metrics, aborted, stoppedEarly }
+    yield { type: 'done', step: this.step, metrics, aborted, stoppedEarly }
   }
 
   /**
@@ -329,21 +311,6 @@ export abstract class Trainer<
     return task !== undefined || evalDataset !== undefined || evalTasks === undefined
   }
 
-  /** `evalTasks` in the tokens that the run trains on. */
-  #evalTasks() {
-    return openEvalTasks(this.config.evalTasks ?? {}, this.#data!.tokenizer, this.model.config.max_position_embeddings)
-  }
-
-  async #evaluateAll(signal: AbortSignal | undefined): Promise<Metrics> {
-    const { evalProblems: problems, evalLoops: loops } = this.config
-    const metrics = await this.evaluateData(signal)
-    for (const [name, source, reward] of this.#evalTasks()) {
-      const evaluations = await answerProblems(this.model, source, [reward], { problems, loops, signal })
-      Object.assign(metrics, evaluationMetrics(evaluations, name))
-    }
-    return metrics
-  }
-
   /** Tells the user something that is no error. */
   protected warn(message: string): void {
     const { onWarning } = this.config
@@ -362,25 +329,20 @@ export abstract class Trainer<
     return taken
   }
 
-  #evaluationIsDue(): boolean {
-    const { evalEvery, evalOnStart } = this.config
-    if (evalEvery === 0 || this.#selection.state.evaluated === this.#step) return false
-    return this.#step === 0 ? evalOnStart : this.#step % evalEvery === 0
-  }
-
   /** Evaluates and records; undefined when it was aborted, in which case a resumed run does it again. */
-  async #evaluateStep(folder: RunFolder | undefined, signal: AbortSignal | undefined): Promise<Metrics | undefined> {
-    const metrics = await unlessAborted(signal, () => this.#evaluateAll(signal))
+  async #evaluateStep({ data, log }: OpenRun, signal: AbortSignal | undefined): Promise<Metrics | undefined> {
+    const { step } = this
+    const evaluate = () => this.#evaluations.evaluate(step, () => this.evaluateData(signal), data.tokenizer, signal)
+    const metrics = await unlessAborted(signal, evaluate)
     if (metrics === undefined) return undefined
-    this.#selection.add(this.#step, metrics)
-    await folder?.metrics({ type: 'eval', step: this.#step, ...metrics })
-    this.advice.cutOffEvaluation(this.#step, metrics, this.#problems?.stop ?? this.model.endTokens)
+    await log.evaluation(step, metrics)
+    this.advice.cutOffEvaluation(step, metrics, this.#problems?.stop ?? this.model.endTokens)
     return metrics
   }
 
   /** One step of a run with its records; undefined when sampling was aborted. */
   async #runStep(
-    folder: RunFolder | undefined,
+    { log }: OpenRun,
     signal: AbortSignal | undefined,
   ): Promise<{ metrics: Metrics; completions: readonly SampledCompletion[] } | undefined> {
     return this.#inTurn(async () => {
@@ -389,213 +351,61 @@ export abstract class Trainer<
       const work = await unlessAborted(signal, () => this.work(signal)).catch((cause: unknown) => {
         const { code, message } = toLoopLMError(cause)
         if (code !== 'NON_FINITE') throw cause
-        throw new LoopLMError(code, message, { operation: `step ${this.#step + 1}`, cause })
+        throw new LoopLMError(code, message, { operation: `step ${this.step + 1}`, cause })
       })
       if (work === undefined) return undefined
-      const metrics = { ...(await this.#finishStep(work, start)), ...memoryMetrics() }
+      const metrics = { ...(await this.#updates.make(work, start)), ...memoryMetrics() }
       const { completions, logged } = work
       if (completions.length > 0) {
         const { problems: source, maxNewTokens = source.maxNewTokens } = this
-        this.advice.cutOff(this.#step, metrics['completions/clipped_ratio'], maxNewTokens, source)
+        this.advice.cutOff(this.step, metrics['completions/clipped_ratio'], maxNewTokens, source)
       }
-      const records = completions.slice(0, logged).map((completion): RunRecord => ({ step: this.#step, ...completion }))
-      if (records.length > 0) await folder?.completions(records)
-      await folder?.metrics({ type: 'step', step: this.#step, ...metrics })
+      await log.step(this.step, metrics, completions.slice(0, logged))
       return { metrics, completions }
     })
   }
 
-  /** Makes the optimizer steps of a step and completes its metrics. */
-  async #finishStep(work: StepWork<Loss>, start: number): Promise<UpdateMetrics> {
-    const learningRate = learningRateAt(this.config, this.#step)
-    const made: UpdateMetrics[] = []
-    for (const loss of work.losses) made.push(await this.#optimize(loss, work.metrics, learningRate))
-    this.#step++
-    this.#tokens += work.tokens
-    const seconds = (performance.now() - start) / 1000
-    const means = meanMetrics(made)
-    return {
-      ...work.metrics,
-      ...means,
-      loss: means.loss ?? 0,
-      grad_norm: means.grad_norm ?? 0,
-      learning_rate: learningRate,
-      skipped_updates: this.#skippedUpdates,
-      num_tokens: this.#tokens,
-      step_time: seconds,
-      tokens_per_second: work.tokens / seconds,
-    }
-  }
-
-  /** One optimizer step; none when no sequence of the batch has a gradient. */
-  async #optimize(batch: Loss, work: Metrics, learningRate: number): Promise<UpdateMetrics> {
-    await this.model.zeroGradients()
-    if (batch.sequences.length === 0) {
-      this.#skippedUpdates++
-      this.advice.skippedUpdate(this.#step + 1, work)
-      return { loss: 0, grad_norm: 0 }
-    }
-    try {
-      const metrics = await this.accumulate(batch)
-      const { loss } = metrics
-      if (!Number.isFinite(loss)) throw await this.#nonFinite(`the loss is ${loss}`, batch)
-      const { gradNorm } = await this.optimizer.step({ learningRate, only: this.trained })
-      await this.afterUpdate()
-      if (work.reward !== undefined && Math.abs(loss) < 1e-6 && gradNorm > 0) this.advice.zeroLoss(this.#step + 1, gradNorm)
-      return { ...metrics, grad_norm: gradNorm }
-    } catch (cause) {
-      await this.model.zeroGradients().catch(() => {}) // the first error is the one to report
-      const { code, message } = toLoopLMError(cause)
-      throw new LoopLMError(code, message, { operation: `step ${this.#step + 1}`, cause })
-    }
-  }
-
-  async #nonFinite(what: string, batch: Loss, operation?: string): Promise<LoopLMError> {
-    const culprit = await findNonFinite(this.model, batch.sequences)
-    const message = `${what}: ${culprit}; nothing was changed. Go back to an earlier checkpoint, lower the learning rate or maxGradNorm`
-    return new LoopLMError('NON_FINITE', message, { operation })
+  /** Writes a checkpoint where one is due, and returns its path. @param ends the run ends here */
+  async #save(run: OpenRun, ends: boolean): Promise<string | undefined> {
+    const { step } = this
+    const { saveEvery } = this.config
+    const { folder, data } = run
+    const due = step > 0 && saveEvery > 0 && step % saveEvery === 0
+    if (folder === undefined || run.saved === step || !(ends || due || this.#selection.holds(step))) return undefined
+    run.saved = step
+    return this.#inTurn(() => this.#checkpoints.save(folder, data))
   }
 
   /** Gives the model the adapter of the options, unless it has it. */
   async #adapt(): Promise<void> {
-    if (this.#refused !== undefined) throw this.#refused
-    const { lora, seed } = this.config
-    if (lora === undefined) return
-    const own = this.model.adapter
-    if (own === undefined) return this.model.addAdapter({ ...lora, seed })
-    const { modules: targetModules } = checkAdapter(lora, this.constructor.name, adaptableModules(this.model.architecture))
-    if (sameAdapter(own, { ...lora, targetModules })) return
-    const message =
-      'lora: the model has an adapter of another rank, alpha or other modules; remove it, or leave lora out to train it'
-    throw new LoopLMError('INVALID_CONFIG', message, { operation: this.constructor.name })
+    this.#checkpoints.checkUsable()
+    await addTrainedAdapter(this.model, this.config, this.constructor.name)
   }
 
   /** Resumes and opens the run's folder. */
-  async #open(
-    signal: AbortSignal | undefined,
-    config: RunOptions['config'],
-  ): Promise<{ folder: RunFolder | undefined; resumed: boolean }> {
-    const { runDir, resume, loadBestModelAtEnd } = this.config
-    if (loadBestModelAtEnd && runDir === undefined) {
-      const message = 'loadBestModelAtEnd: needs runDir, where the best checkpoint is kept'
-      throw new LoopLMError('INVALID_CONFIG', message, { operation: this.constructor.name })
-    }
-    if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused below
-    const checkpoint = await findCheckpoint(resume, runDir, this.constructor.name)
-    const state = checkpoint === undefined ? undefined : await readTrainerState(checkpoint, this.name)
+  async #open(signal: AbortSignal | undefined, config: RunOptions['config']): Promise<OpenRun> {
+    const { runDir, evalEvery } = this.config
+    const found = await this.#checkpoints.find()
     await this.#inTurn(() => this.#adapt())
-    const begins = this.#step === 0 && this.#selection.state.evaluated < 0
-    if (checkpoint === undefined && runDir !== undefined && resume === false && begins) await RunFolder.requireNew(runDir)
-    this.#data = await this.openData(signal)
-    this.#takeTokenizer(this.#data.tokenizer)
-    if (this.config.evalEvery > 0) {
+    await this.#checkpoints.checkFolder(found)
+    const data = await this.openData(signal)
+    this.#takeTokenizer(data.tokenizer)
+    if (evalEvery > 0) {
       this.checkEvaluations()
-      this.#evalTasks()
+      this.#evaluations.check(data.tokenizer)
     }
-    await this.#inTurn(() => (checkpoint === undefined ? this.start(undefined) : this.#resume(checkpoint, state!)))
-    const folder = runDir === undefined ? undefined : await this.#openFolder(runDir, config)
-    return { folder, resumed: checkpoint !== undefined && checkpoint === (runDir && checkpointPath(runDir, this.#step)) }
+    await this.#inTurn(() => this.#checkpoints.begin(found, data))
+    const folder = await this.#checkpoints.openFolder(config)
+    const resumed = found !== undefined && found.path === (runDir && checkpointPath(runDir, this.step))
+    return { data, folder, log: new RunLog(folder), saved: resumed ? this.step : -1 }
   }
 
   /** A model without a tokenizer gets that of the data, so that it is saved and generates with what it was trained on. */
-  #takeTokenizer(tokenizer: Tokenizer): void {
+  #takeTokenizer(tokenizer: DataDescription['tokenizer']): void {
     const { model } = this
     if (model.tokenizer === undefined) model.tokenizer = tokenizer
     else if (!model.namesEndTokens) model.takeSpecialTokens(tokenizer)
     this.advice.tokens(model, tokenizer)
-  }
-
-  /**
-   * Takes over all of a checkpoint, or, where a part of it is damaged, leaves model and position as they were. Optimizer and teacher
-   * cannot go back: a trainer whose optimizer was replaced by then refuses any further use.
-   */
-  async #resume(checkpoint: string, state: TrainerState): Promise<void> {
-    using before = await this.model.clone()
-    const [step, tokens, skippedUpdates, selection] = [this.#step, this.#tokens, this.#skippedUpdates, this.#selection.state]
-    let replaced = false
-    try {
-      await loadTrained(this.model, checkpoint)
-      await this.optimizer.load(`${checkpoint}/optimizer.safetensors`)
-      replaced = true
-      checkUpdates(checkpoint, state, this.optimizer.steps)
-      this.#goOnFrom(checkpoint, state)
-      await this.start(checkpoint)
-    } catch (cause) {
-      await this.model.copyParametersFrom(before)
-      ;[this.#step, this.#tokens, this.#skippedUpdates, this.#selection.state] = [step, tokens, skippedUpdates, selection]
-      if (!replaced) throw cause
-      const { code, message } = toLoopLMError(cause)
-      const remedy = 'the trainer has taken over parts of the checkpoint: make a new one'
-      this.#refused = new LoopLMError(code, `${message}; ${remedy}`, { cause })
-      throw this.#refused
-    }
-  }
-
-  async #openFolder(runDir: string, given: RunOptions['config']): Promise<RunFolder> {
-    const config = given ?? { trainer: this.name, ...plainConfig(this.config) }
-    const replace = given !== undefined
-    const begins = this.#step === 0 && this.#selection.state.evaluated < 0
-    const step = begins ? -1 : this.#step
-    const folder = await RunFolder.open(runDir, { config, replace, step, warn: (message) => this.warn(message) })
-    const aside = await setAside(runDir, this.#step)
-    if (aside.length > 0) {
-      const names = aside.map((step) => `step-${step}`).join(', ')
-      this.warn(`the run goes on from step ${this.#step}; the later ${names} of ${runDir} were renamed to given-up-step-…`)
-    }
-    return folder
-  }
-
-  #goOnFrom(checkpoint: string, state: TrainerState): void {
-    this.#step = state.step
-    this.#tokens = state.tokens
-    this.#skippedUpdates = state.skippedUpdates
-    this.#selection.state = state
-    for (const message of changesSince(checkpoint, state, plainConfig(this.config), this.#data)) this.warn(message)
-  }
-
-  async #save(folder: RunFolder): Promise<string> {
-    const parts: FolderPart[] = [
-      (to) => saveTrained(this.model, to),
-      (to) => this.optimizer.save(`${to}/optimizer.safetensors`),
-      async (to) => {
-        if (this.model.adapter !== undefined) await this.model.tokenizer?.save(to)
-      },
-      ...this.checkpointParts(),
-    ]
-    const config = plainConfig(this.config)
-    const { fingerprint, description } = this.#data!
-    const state = {
-      trainer: this.name,
-      step: this.#step,
-      tokens: this.#tokens,
-      skippedUpdates: this.#skippedUpdates,
-      data: { fingerprint, description },
-      ...this.#selection.state,
-      config,
-    } as const
-    try {
-      await folder.sync()
-      return await saveCheckpoint(folder.path, state, parts, this.config.keepCheckpoints)
-    } catch (cause) {
-      const newest = await newestCheckpoint(folder.path).catch(() => undefined)
-      const left = newest === undefined ? 'the run has no checkpoint yet' : `the newest checkpoint is ${newest}`
-      const { code, message } = toLoopLMError(cause)
-      throw new LoopLMError(code, `${message}; ${left}`, { cause })
-    }
-  }
-
-  /** Returns the step whose parameters the model got, or has already; undefined where the best ones are not asked for. */
-  async #loadBest(): Promise<number | undefined> {
-    const { best } = this
-    if (!this.config.loadBestModelAtEnd || best?.path === undefined) return undefined
-    if (best.step !== this.#step) await loadTrained(this.model, best.path)
-    return best.step
-  }
-
-  /** What the run came to, also when it fails: report.html in its folder. */
-  async #report(folder: RunFolder): Promise<void> {
-    const write = writeReport([folder.path], join(folder.path, 'report.html'))
-    await write.catch((error) => this.warn(`no report was written: ${toLoopLMError(error).message}`))
   }
 
   /** What a run does to the model or reads of it as a whole, not in the middle of another trainer's step. */
@@ -615,9 +425,4 @@ async function unlessAborted<Result>(
     if (signal?.aborted === true && toLoopLMError(error).code === 'ABORTED') return undefined
     throw error
   }
-}
-
-/** Resident memory of the process and memory on devices, in MiB. */
-function memoryMetrics(): Metrics {
-  return { 'memory/resident': process.memoryUsage.rss() / 2 ** 20, 'memory/device': memory().bytes / 2 ** 20 }
 }

@@ -1,0 +1,183 @@
+import { LoopLMError, toLoopLMError } from '../errors.js'
+import type { FolderPart } from '../files/replace-folder.js'
+import type { LoopLM } from '../model/model.js'
+import type { AdamW } from '../model/optimizer.js'
+import { RunFolder } from '../monitor/run-folder.js'
+import {
+  changesSince,
+  checkpointPath,
+  checkUpdates,
+  findCheckpoint,
+  newestCheckpoint,
+  readTrainerState,
+  saveCheckpoint,
+  setAside,
+  settle,
+  type TrainerState,
+} from './checkpoint.js'
+import { plainConfig, type TrainerConfig } from './config.js'
+import type { DataDescription } from './data.js'
+import { loadTrained, saveTrained } from './load-parameters.js'
+import type { Selection } from './selection.js'
+import type { Position } from './updates.js'
+
+/** What a run's checkpoints consist of, and whom they tell. */
+export interface CheckpointedParts {
+  /** The trainer as checkpoints call it. */
+  name: string
+  /** How errors name the trainer. */
+  operation: string
+  model: LoopLM
+  optimizer: AdamW
+  config: TrainerConfig
+  position: Position
+  selection: Selection
+  /** Takes over what the trainer itself keeps in a checkpoint; undefined: the run begins. */
+  start(checkpoint: string | undefined): Promise<void>
+  /** What the trainer itself keeps in a checkpoint. */
+  extra(): FolderPart[]
+  warn(message: string): void
+}
+
+/** The checkpoint that a run goes on from. */
+export interface FoundCheckpoint {
+  path: string
+  state: TrainerState
+}
+
+/** Begins, resumes and saves the runs of a trainer. */
+export class RunCheckpoints {
+  readonly #parts: CheckpointedParts
+  #refused: LoopLMError | undefined // of a resume that was refused when parts of the checkpoint had been taken over
+
+  constructor(parts: CheckpointedParts) {
+    this.#parts = parts
+  }
+
+  /** @throws LoopLMError where parts of a damaged checkpoint were taken over and cannot go back */
+  checkUsable(): void {
+    if (this.#refused !== undefined) throw this.#refused
+  }
+
+  /** The checkpoint that the option `resume` asks for. */
+  async find(): Promise<FoundCheckpoint | undefined> {
+    const { runDir, resume, loadBestModelAtEnd } = this.#parts.config
+    const { operation, name } = this.#parts
+    if (loadBestModelAtEnd && runDir === undefined) {
+      const message = 'loadBestModelAtEnd: needs runDir, where the best checkpoint is kept'
+      throw new LoopLMError('INVALID_CONFIG', message, { operation })
+    }
+    if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused later
+    const path = await findCheckpoint(resume, runDir, operation)
+    return path === undefined ? undefined : { path, state: await readTrainerState(path, name) }
+  }
+
+  /** @throws LoopLMError INVALID_ARGUMENT where a run begins in the folder of another */
+  async checkFolder(found: FoundCheckpoint | undefined): Promise<void> {
+    const { runDir, resume } = this.#parts.config
+    if (found === undefined && runDir !== undefined && resume === false && this.#begins) await RunFolder.requireNew(runDir)
+  }
+
+  /**
+   * Begins a run, or takes over all of a checkpoint. Where a part of it is damaged, model and position stay as they were. Optimizer and
+   * teacher cannot go back: a trainer whose optimizer was replaced by then refuses any further use.
+   */
+  async begin(found: FoundCheckpoint | undefined, data: DataDescription): Promise<void> {
+    if (found === undefined) return this.#parts.start(undefined)
+    const { model, optimizer, position, selection } = this.#parts
+    using before = await model.clone()
+    const [{ ...were }, ranked] = [position, selection.state]
+    let replaced = false
+    try {
+      await loadTrained(model, found.path)
+      await optimizer.load(`${found.path}/optimizer.safetensors`)
+      replaced = true
+      checkUpdates(found.path, found.state, optimizer.steps)
+      this.#goOnFrom(found, data)
+      await this.#parts.start(found.path)
+    } catch (cause) {
+      await model.copyParametersFrom(before)
+      Object.assign(position, were)
+      selection.state = ranked
+      if (!replaced) throw cause
+      const { code, message } = toLoopLMError(cause)
+      const remedy = 'the trainer has taken over parts of the checkpoint: make a new one'
+      this.#refused = new LoopLMError(code, `${message}; ${remedy}`, { cause })
+      throw this.#refused
+    }
+  }
+
+  /**
+   * Opens the run's folder at the position of the run.
+   *
+   * @param given replaces its config.yaml
+   * @returns undefined where the run has none
+   */
+  async openFolder(given: Record<string, unknown> | undefined): Promise<RunFolder | undefined> {
+    const { name, config, position, warn } = this.#parts
+    const { runDir } = config
+    if (runDir === undefined) return undefined
+    const written = given ?? { trainer: name, ...plainConfig(config) }
+    const step = this.#begins ? -1 : position.step
+    const folder = await RunFolder.open(runDir, { config: written, replace: given !== undefined, step, warn })
+    const aside = await setAside(runDir, position.step)
+    if (aside.length > 0) {
+      const names = aside.map((step) => `step-${step}`).join(', ')
+      warn(`the run goes on from step ${position.step}; the later ${names} of ${runDir} were renamed to given-up-step-…`)
+    }
+    return folder
+  }
+
+  /** Writes the checkpoint of the current step and returns its path. */
+  async save(folder: RunFolder, { fingerprint, description }: DataDescription): Promise<string> {
+    const { name, model, optimizer, config, position, selection, extra } = this.#parts
+    const parts: FolderPart[] = [
+      (to) => saveTrained(model, to),
+      (to) => optimizer.save(`${to}/optimizer.safetensors`),
+      async (to) => {
+        if (model.adapter !== undefined) await model.tokenizer?.save(to)
+      },
+      ...extra(),
+    ]
+    const data = { fingerprint, description }
+    const state = { trainer: name, ...position, data, ...selection.state, config: plainConfig(config) }
+    try {
+      await folder.sync()
+      return await saveCheckpoint(folder.path, state, parts, config.keepCheckpoints)
+    } catch (cause) {
+      const newest = await newestCheckpoint(folder.path).catch(() => undefined)
+      const left = newest === undefined ? 'the run has no checkpoint yet' : `the newest checkpoint is ${newest}`
+      const { code, message } = toLoopLMError(cause)
+      throw new LoopLMError(code, `${message}; ${left}`, { cause })
+    }
+  }
+
+  /** The best evaluation so far, and its checkpoint where there is a run's folder. */
+  get best(): { step: number; value: number; path?: string } | undefined {
+    const { selection, config } = this.#parts
+    const { best } = selection
+    return best === undefined || config.runDir === undefined ? best : { ...best, path: checkpointPath(config.runDir, best.step) }
+  }
+
+  /** Returns the step whose parameters the model got, or has already; undefined where the best ones are not asked for. */
+  async loadBest(): Promise<number | undefined> {
+    const { best } = this
+    const { config, model, position } = this.#parts
+    if (!config.loadBestModelAtEnd || best?.path === undefined) return undefined
+    if (best.step !== position.step) await loadTrained(model, best.path)
+    return best.step
+  }
+
+  /** Whether nothing of the run was made or evaluated yet. */
+  get #begins(): boolean {
+    return this.#parts.position.step === 0 && this.#parts.selection.state.evaluated < 0
+  }
+
+  #goOnFrom({ path, state }: FoundCheckpoint, data: DataDescription): void {
+    const { position, selection, config, warn } = this.#parts
+    const { step, tokens, skippedUpdates } = state
+    Object.assign(position, { step, tokens, skippedUpdates })
+    selection.state = state
+    for (const message of changesSince(path, state, plainConfig(config), data)) warn(message)
+  }
+}
