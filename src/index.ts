@@ -62,7 +62,7 @@ export { evaluateSequences, type SequenceEvaluation } from './rl/evaluate-sequen
 export type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './rl/events.js'
 export { GRPOTrainer } from './rl/grpo.js'
 export { type LoopRPTBatch, LoopRPTTrainer } from './rl/looprpt.js'
-export type { ObjectiveContext, ObjectiveGradient, OwnObjective } from './rl/objective/own.js'
+export type { ObjectiveContext, ObjectiveGradient, OwnObjective } from './rl/objective/custom-objective.js'
 export { type Phase, type RecipeName, recipes } from './rl/objective/recipes.js'
 export type { ObjectiveInput } from './rl/objective/schema.js'
 export { ObjectiveTrainer } from './rl/objective-trainer.js'

@@ -7,7 +7,7 @@ import { LoopLM } from '../model/model.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import type { TrainerEvent } from './events.js'
-import type { OwnObjective } from './objective/own.js'
+import type { OwnObjective } from './objective/custom-objective.js'
 import { type RecipeName, recipes } from './objective/recipes.js'
 import { normalizer, objectiveSchema } from './objective/schema.js'
 

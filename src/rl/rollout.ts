@@ -7,21 +7,31 @@ import type { Metrics } from './events.js'
 import { type Problem, type ProblemSource, promptTokens } from './problems.js'
 import { type Completion, rewardMetrics, scoreCompletions } from './rewards.js'
 
-/** Sampled completions with their rewards, `groupSize` consecutive ones per prompt. */
-export interface Rollouts {
-  sequences: Int32Array[]
-  promptLengths: number[]
-  rewards: (number | null)[]
-  /** Per sequence, one log-probability per response token as the sampler computed it. */
-  samplingLogprobs: RealArray[]
-  /** Per sequence, the loop each response token was read from, 1-based. */
-  loops: number[][]
-  /** Whether each response was cut at the length limit. */
-  truncated: boolean[]
-  completions: Completion[]
-  /** Scores per reward name and completion, before weighting. */
-  scores: Record<string, (number | null)[]>
-  /** What it took, completions that were discarded included. */
+/** One completion with what is known of it. */
+export interface Rollout {
+  /** Prompt and response. */
+  tokens: Int32Array
+  promptLength: number
+  /** One log-probability per response token as the sampler computed it. */
+  samplingLogprobs: RealArray
+  /** The loop each response token was read from, 1-based. */
+  loops: number[]
+  /** Weighted sum of the rewards; null when all were null. */
+  reward: number | null
+  /** Scores by reward, before weighting. */
+  scores: Record<string, number | null>
+  /** Whether the response was cut at the length limit. */
+  truncated: boolean
+  /** The response without the token that ended it. */
+  text: string
+  /** The row of the dataset or the problem of the task. */
+  columns: Problem
+}
+
+/** Rollouts, `groupSize` consecutive ones per prompt, and what they took. */
+export interface SampledRollouts {
+  rollouts: Rollout[]
+  /** Of all that was sampled, what was discarded included. */
   cost: SamplingCost
 }
 
@@ -33,106 +43,108 @@ export interface SamplingCost {
   seconds: number
 }
 
+/**
+ * Where the rollouts of a step come from. Trainers ask for them and know nothing of how text comes about.
+ *
+ * @param step 0-based; prompts and draws depend on (seed, step, round) alone
+ * @param round counted from 0; later rounds of a step bring other problems
+ * @param signal stops between two kernels with ABORTED
+ */
+export type RolloutSource = (step: number, round: number, signal: AbortSignal | undefined) => Promise<SampledRollouts>
+
 const seedStream = 2 // substreams 0 and 1 of Random(seed, ·) draw the problems of tasks
 const roundStride = 2 ** 30 // positions of the problems of later rounds: the same step never draws one twice
 const roundStreams = 2 ** 11
 
-/**
- * Samples and scores the completions of one step. Prompts and draws depend on (seed, step) alone.
- *
- * @param step 0-based
- * @param round counted from 0; later rounds of a step bring other problems
- * @param signal stops between two kernels with ABORTED
- */
-export async function rollOut(
+/** Samples one completion after another for each prompt of a source, and scores them. */
+export function singleTurn(
   model: LoopLM,
   source: ProblemSource,
   rewards: readonly WeightedReward[],
   config: PolicyConfig,
-  step: number,
-  round: number,
-  signal?: AbortSignal,
-): Promise<Rollouts> {
+): RolloutSource {
   const { promptsPerStep, gradientAccumulation, groupSize, temperature, topK, topP, exitThreshold } = config
-  const problems: Problem[] = []
-  const prompts: number[][] = []
-  const results: GenerateResult[] = []
-  const start = performance.now()
-  for (let call = 0; call < gradientAccumulation; call++) {
-    const position = round * roundStride + (step * gradientAccumulation + call) * promptsPerStep
-    const drawn = source.take(position, promptsPerStep)
-    const encoded = drawn.flatMap((problem) => Array<number[]>(groupSize).fill(promptTokens(source, problem)))
-    const seed = new Random(config.seed, step, seedStream + call + round * roundStreams).word()
-    const options = { ...generation(source, config.maxNewTokens), temperature, topK, topP, seed, signal }
-    if (exitThreshold !== undefined) options.exit = { rule: 'gate', threshold: exitThreshold }
-    for (const problem of drawn) for (let k = 0; k < groupSize; k++) problems.push(problem)
-    for (const prompt of encoded) prompts.push(prompt)
-    for (const result of await model.generate(encoded, options)) results.push(result)
+  return async (step, round, signal) => {
+    const problems: Problem[] = []
+    const prompts: number[][] = []
+    const results: GenerateResult[] = []
+    const start = performance.now()
+    for (let call = 0; call < gradientAccumulation; call++) {
+      const position = round * roundStride + (step * gradientAccumulation + call) * promptsPerStep
+      const drawn = source.take(position, promptsPerStep)
+      const encoded = drawn.flatMap((problem) => Array<number[]>(groupSize).fill(promptTokens(source, problem)))
+      const seed = new Random(config.seed, step, seedStream + call + round * roundStreams).word()
+      const options = { ...generation(source, config.maxNewTokens), temperature, topK, topP, seed, signal }
+      if (exitThreshold !== undefined) options.exit = { rule: 'gate', threshold: exitThreshold }
+      for (const problem of drawn) for (let k = 0; k < groupSize; k++) problems.push(problem)
+      for (const prompt of encoded) prompts.push(prompt)
+      for (const result of await model.generate(encoded, options)) results.push(result)
+    }
+    const seconds = (performance.now() - start) / 1000
+    const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
+    const { rewardConcurrency: concurrency, rewardTimeout: timeout } = config
+    const scored = await scoreCompletions(rewards, completions, { concurrency, timeout, signal })
+    const rollouts = results.map((result, i): Rollout => {
+      const { tokens, logprobs: samplingLogprobs, loops, finishReason } = result
+      return {
+        tokens: Int32Array.from([...prompts[i]!, ...tokens]),
+        promptLength: prompts[i]!.length,
+        ...{ samplingLogprobs, loops },
+        reward: scored.rewards[i]!,
+        scores: Object.fromEntries(Object.entries(scored.byName).map(([name, values]) => [name, values[i]!])),
+        truncated: finishReason === 'length',
+        text: completions[i]!.completion,
+        columns: problems[i]!,
+      }
+    })
+    const tokens = rollouts.reduce((sum, { tokens }) => sum + tokens.length, 0)
+    return { rollouts, cost: { completions: rollouts.length, tokens, seconds } }
   }
-  const seconds = (performance.now() - start) / 1000
-  const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
-  const { rewardConcurrency: concurrency, rewardTimeout: timeout } = config
-  const scored = await scoreCompletions(rewards, completions, { concurrency, timeout, signal })
-  const sequences = results.map(({ tokens }, i) => Int32Array.from([...prompts[i]!, ...tokens]))
-  return {
-    sequences,
-    promptLengths: prompts.map((prompt) => prompt.length),
-    rewards: scored.rewards,
-    samplingLogprobs: results.map(({ logprobs }) => logprobs),
-    loops: results.map(({ loops }) => loops),
-    truncated: results.map(({ finishReason }) => finishReason === 'length'),
-    completions,
-    scores: scored.byName,
-    cost: { completions: results.length, tokens: sequences.reduce((sum, { length }) => sum + length, 0), seconds },
+}
+
+/**
+ * The rollouts of a step. With dynamic sampling, groups that teach nothing are replaced by those of later rounds.
+ *
+ * @param resample most further rounds
+ * @param moving the groups of rollouts that teach something, by their number; asked only with `resample`
+ */
+export async function sampleStep(
+  source: RolloutSource,
+  step: number,
+  { groupSize, groups: wanted, resample }: { groupSize: number; groups: number; resample: number },
+  moving: (rollouts: readonly Rollout[]) => readonly number[],
+  signal: AbortSignal | undefined,
+): Promise<SampledRollouts & { rounds: number }> {
+  const first = await source(step, 0, signal)
+  if (resample === 0) return { ...first, rounds: 1 }
+  const kept: Rollout[] = []
+  const keep = (rollouts: readonly Rollout[]) => {
+    for (const group of moving(rollouts))
+      for (const rollout of rollouts.slice(group * groupSize, (group + 1) * groupSize)) kept.push(rollout)
   }
+  keep(first.rollouts)
+  const cost = { ...first.cost }
+  let rounds = 1
+  while (kept.length < wanted * groupSize && rounds <= resample) {
+    const more = await source(step, rounds, signal)
+    keep(more.rollouts)
+    cost.completions += more.cost.completions
+    cost.tokens += more.cost.tokens
+    cost.seconds += more.cost.seconds
+    rounds++
+  }
+  const rollouts = kept.length === 0 ? first.rollouts : kept.slice(0, wanted * groupSize)
+  return { rollouts, cost, rounds }
 }
 
 /** The metrics of rollouts: rewards and clipped completions of those that are trained on, time and tokens of all that were sampled. */
-export function rolloutMetrics({ scores, truncated, cost }: Rollouts): Metrics {
+export function rolloutMetrics({ rollouts, cost }: SampledRollouts): Metrics {
+  const names = new Set(rollouts.flatMap(({ scores }) => Object.keys(scores)))
+  const byName = Object.fromEntries([...names].map((name) => [name, rollouts.map(({ scores }) => scores[name] ?? null)]))
   return {
-    ...rewardMetrics(scores),
-    'completions/clipped_ratio': truncated.filter(Boolean).length / truncated.length,
+    ...rewardMetrics(byName),
+    'completions/clipped_ratio': rollouts.filter(({ truncated }) => truncated).length / rollouts.length,
     sampling_time: cost.seconds,
-  }
-}
-
-/** Some groups of rollouts, in the order of `groups`. */
-export function pickGroups(rollouts: Rollouts, groups: readonly number[], groupSize: number): Rollouts {
-  const rows = groups.flatMap((group) => Array.from({ length: groupSize }, (_, i) => group * groupSize + i))
-  return mapRollouts(rollouts, (values) => rows.map((i) => values[i]!))
-}
-
-/** The rollouts of two rounds. */
-export function joinRollouts(a: Rollouts, b: Rollouts): Rollouts {
-  const scores = Object.fromEntries(Object.entries(a.scores).map(([name, values]) => [name, [...values, ...b.scores[name]!]]))
-  return {
-    sequences: [...a.sequences, ...b.sequences],
-    promptLengths: [...a.promptLengths, ...b.promptLengths],
-    rewards: [...a.rewards, ...b.rewards],
-    samplingLogprobs: [...a.samplingLogprobs, ...b.samplingLogprobs],
-    loops: [...a.loops, ...b.loops],
-    truncated: [...a.truncated, ...b.truncated],
-    completions: [...a.completions, ...b.completions],
-    scores,
-    cost: addCosts(a.cost, b.cost),
-  }
-}
-
-function addCosts(a: SamplingCost, b: SamplingCost): SamplingCost {
-  return { completions: a.completions + b.completions, tokens: a.tokens + b.tokens, seconds: a.seconds + b.seconds }
-}
-
-function mapRollouts(rollouts: Rollouts, pick: <T>(values: readonly T[]) => T[]): Rollouts {
-  return {
-    sequences: pick(rollouts.sequences),
-    promptLengths: pick(rollouts.promptLengths),
-    rewards: pick(rollouts.rewards),
-    samplingLogprobs: pick(rollouts.samplingLogprobs),
-    loops: pick(rollouts.loops),
-    truncated: pick(rollouts.truncated),
-    completions: pick(rollouts.completions),
-    scores: Object.fromEntries(Object.entries(rollouts.scores).map(([name, values]) => [name, pick(values)])),
-    cost: rollouts.cost,
   }
 }
 
@@ -155,14 +167,13 @@ export function completionOf(source: ProblemSource, problem: Problem, result: Ge
 /**
  * How far the sampler's log-probabilities are from those of the training kernels.
  *
- * @param sampling per sequence, one per response token
- * @param scored per sequence len-1, last loop
+ * @param scored per rollout len-1, last loop
  */
-export function logprobDifference(sampling: readonly RealArray[], scored: readonly ArrayLike<number>[]): Metrics {
+export function logprobDifference(rollouts: readonly Rollout[], scored: readonly ArrayLike<number>[]): Metrics {
   let sum = 0
   let max = 0
   let count = 0
-  for (const [i, logprobs] of sampling.entries()) {
+  for (const [i, { samplingLogprobs: logprobs }] of rollouts.entries()) {
     const start = scored[i]!.length - logprobs.length
     for (let j = 0; j < logprobs.length; j++) {
       const difference = Math.abs(logprobs[j]! - scored[i]![start + j]!)

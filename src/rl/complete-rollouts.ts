@@ -1,0 +1,164 @@
+// Adds to rollouts what the model itself, or the reference, says of them.
+import { LoopLMError } from '../errors.js'
+import type { LoopLM } from '../model/model.js'
+import type { RatedBatch, RolloutBatch } from './batch.js'
+import type { PolicyConfig } from './config.js'
+import {
+  loopsNeeded,
+  needsReference,
+  onlyLastLoop,
+  type RatedRollouts,
+  ratioLoop,
+  usesRatio,
+  usesTeacher,
+} from './objective/compile.js'
+import type { Objective } from './objective/schema.js'
+
+/** Values of some rows in their places among all rows. */
+function scattered<Value>(count: number, rows: readonly number[], values: readonly Value[], empty: Value): Value[] {
+  const whole = Array<Value>(count).fill(empty)
+  for (const [k, i] of rows.entries()) whole[i] = values[k]!
+  return whole
+}
+
+/**
+ * Adds what the model itself can say of a batch: embeddings for novelty, mean exit loops for costs and strata. An empty response
+ * resembles nothing and took one loop.
+ */
+export async function addModelsView(
+  model: LoopLM,
+  batch: RolloutBatch,
+  objective: Objective,
+  signal?: AbortSignal,
+): Promise<RolloutBatch> {
+  const complete = { ...batch }
+  const count = batch.sequences.length
+  const rows = [...batch.sequences.keys()].filter((i) => batch.sequences[i]!.length > batch.promptLengths[i]!)
+  if (rows.length === 0 || batch.advantages !== undefined) return batch // nothing to learn from, or nothing to rate
+  const sequences = rows.map((i) => batch.sequences[i]!)
+  const options = { promptLengths: rows.map((i) => batch.promptLengths[i]!), signal }
+  if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty'))
+    complete.embeddings = scattered<ArrayLike<number>>(count, rows, await model.embed(sequences, options), [])
+  const byLoop = objective.terms.some(
+    ({ advantage }) => advantage.strata?.by === 'exit-loop' || advantage.cost?.by === 'exit-loop',
+  )
+  if (complete.exitLoops === undefined && (byLoop || objective.rewards.some(({ kind }) => kind === 'frugal'))) {
+    const means = await model.responseMeans(sequences, options)
+    complete.exitLoops = scattered(count, rows, means.exitLoop, 1)
+  }
+  return complete
+}
+
+/** One loop's log-probabilities say nothing of the ratios at the others. @throws LoopLMError INVALID_SHAPE */
+export function checkOldLogprobs(
+  { sequences, oldLogprobs }: RolloutBatch,
+  objective: Objective,
+  modelLoops: number,
+  operation: string,
+): void {
+  const loops = loopsNeeded(objective, modelLoops)
+  if (!Array.isArray(oldLogprobs) || loops === 1 || ratioLoop(objective, loops) !== undefined) return
+  const i = sequences.findIndex((sequence, i) => sequence.length > 1 && oldLogprobs[i]?.length === sequence.length - 1)
+  if (i === -1) return
+  const width = sequences[i]!.length - 1
+  const message =
+    `oldLogprobs[${i}] has length - 1 = ${width} entries, those of one loop, but the objective has ratios at several: give loops × ` +
+    `(length - 1) = ${loops * width}, as score returned them before the update, or weights that credit one loop ('last'), or leave ` +
+    'oldLogprobs out where the rollouts are fresh, so that every ratio is 1'
+  throw new LoopLMError('INVALID_SHAPE', message, { operation })
+}
+
+/** What {@link withLogprobs} asks, and how. */
+export interface Scoring {
+  model: LoopLM
+  reference(): Promise<LoopLM>
+  config: PolicyConfig
+  objective: Objective
+  /** The objective is a function of the caller's, of which `objective` says nothing. */
+  custom: boolean
+  /** More than one optimizer step is made on these rollouts; with one, every ratio is 1 and nothing is scored. */
+  several: boolean
+  signal: AbortSignal | undefined
+}
+
+/** Adds the log-probabilities that the objective needs and the batch does not bring. */
+export async function withLogprobs(rated: RatedBatch, scoring: Scoring): Promise<RatedRollouts> {
+  const { batch, lengths, counted, advantages, moving } = rated
+  const { config, objective, custom } = scoring
+  const { kl, lazy, entropy } = objective
+  const regularised = kl !== undefined || lazy !== undefined || entropy.token !== 0 || entropy.exit !== 0
+  const all = custom || regularised || !config.skipFlatGroups
+  const active = counted.map((is, i) => is && lengths[i]! > 0 && (all || moving[i]!))
+  const { sequences, promptLengths, oldLogprobs, referenceLogprobs, exits, segments, mask } = batch
+  const complete: RatedRollouts = {
+    ...{ sequences, promptLengths, lengths, counted, active, advantages },
+    ...{ oldLogprobs, referenceLogprobs, exits, segments, mask },
+  }
+  const rows = [...active.keys()].filter((i) => active[i])
+  if (objective.terms.some(({ space }) => space === 'marginal')) complete.marginal = marginal(batch, scoring)
+  if (rows.length === 0) return complete
+  if (scoring.several) await addOldLogprobs(complete, rows, scoring)
+  if (needsReference(objective)) await addReference(complete, rows, scoring)
+  return complete
+}
+
+/** The responses behind one start token. */
+function marginal({ sequences, promptLengths }: RolloutBatch, { config, model }: Scoring) {
+  const start = config.marginalToken ?? model.config.bos_token_id ?? 0
+  return { sequences: sequences.map((sequence, i) => [start, ...Array.from(sequence).slice(promptLengths[i]!)]) }
+}
+
+async function addOldLogprobs(complete: RatedRollouts, rows: readonly number[], scoring: Scoring): Promise<void> {
+  const { model, config, objective, custom, signal } = scoring
+  const loops = model.config.total_ut_steps
+  const run = loopsNeeded(objective, loops)
+  const scored = async (space: 'conditional' | 'marginal', sequences: RatedRollouts['sequences'], promptLengths: number[]) => {
+    const { logprobs } = await model.score(
+      rows.map((i) => sequences[i]!),
+      {
+        ...{ promptLengths, temperature: config.temperature, signal },
+        lastLoop: !custom && onlyLastLoop(objective, space, run),
+        ...(run === loops ? {} : { loops: run }),
+      },
+    )
+    return scattered<ArrayLike<number>>(sequences.length, rows, logprobs, [])
+  }
+  if ((custom || usesRatio(objective, 'conditional')) && complete.oldLogprobs === undefined) {
+    const promptLengths = rows.map((i) => complete.promptLengths[i]!)
+    complete.oldLogprobs = await scored('conditional', complete.sequences, promptLengths)
+  }
+  if (usesRatio(objective, 'marginal')) {
+    const { sequences } = complete.marginal!
+    const ones = rows.map(() => 1)
+    complete.marginal = { sequences, oldLogprobs: await scored('marginal', sequences, ones) }
+  }
+}
+
+async function addReference(complete: RatedRollouts, rows: readonly number[], scoring: Scoring): Promise<void> {
+  const { model, config, objective, signal } = scoring
+  const lazy = objective.lazy?.old === 'ema'
+  const teacher = usesTeacher(objective)
+  if (complete.referenceLogprobs !== undefined && !lazy && !teacher) return
+  const loops = model.config.total_ut_steps
+  const byLoop =
+    teacher ||
+    (objective.kl !== undefined && objective.kl.loops !== 'last') ||
+    (lazy && !onlyLastLoop(objective, 'conditional', loops))
+  const sequences = rows.map((i) => complete.sequences[i]!)
+  const promptLengths = rows.map((i) => complete.promptLengths[i]!)
+  const { temperature } = config
+  const scores = await (await scoring.reference()).score(sequences, { promptLengths, lastLoop: !byLoop, temperature, signal })
+  const scatter = (values: readonly ArrayLike<number>[]) => scattered(complete.sequences.length, rows, values, [])
+  const logprobs = scatter(scores.logprobs)
+  if (complete.referenceLogprobs === undefined) complete.referenceLogprobs = logprobs
+  if (lazy) complete.lazyLogprobs = logprobs
+  if (!teacher) return
+  const widths = sequences.map((sequence) => sequence.length - 1)
+  complete.referenceEntropy = scatter(scores.entropy.map((entropy, i) => entropy.slice((loops - 1) * widths[i]!)))
+  complete.referenceExitPdf = scatter(
+    scores.exitPdf.map((pdf, i) => {
+      const [width, stride] = [widths[i]!, widths[i]! + 1] // the pdf has an entry per token, the prediction behind the last is left out
+      return Array.from({ length: loops }, (_, t) => [...pdf.subarray(t * stride, t * stride + width)]).flat()
+    }),
+  )
+}

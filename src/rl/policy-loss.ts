@@ -1,0 +1,118 @@
+// From rated rollouts to logical batches, and from those to gradients.
+import { Random } from '../data/random.js'
+import type { LoopLM } from '../model/model.js'
+import type { LossMetrics, TokenSequence } from '../model/types.js'
+import type { RatedBatch } from './batch.js'
+import type { PolicyConfig } from './config.js'
+import type { Metrics } from './events.js'
+import { lossMetrics } from './metrics.js'
+import { groupAdvantages } from './objective/advantages.js'
+import { type EnginePass, enginePasses, type RatedRollouts, usesRatio } from './objective/compile.js'
+import { checkGradient, type ObjectiveContext, type OwnObjective } from './objective/custom-objective.js'
+import { sequenceNorms } from './objective/normalizer.js'
+import type { Objective } from './objective/schema.js'
+
+const shuffleStream = 2 ** 16 // above the substreams of rollouts
+const drawStream = 2 ** 17
+
+/** One logical batch: calls of the engine's loss core, or a caller's own objective. */
+export interface PolicyLoss {
+  sequences: readonly TokenSequence[]
+  passes: EnginePass[]
+  own?: { objective: OwnObjective; context: Omit<ObjectiveContext, 'scores'> }
+}
+
+/** The logical batches of a step, as indices of rollouts: every pass over them, cut into minibatches of whole groups. */
+export function logicalBatches(config: PolicyConfig, step: number, { rewards, groupSize }: RatedBatch): number[][] {
+  const { updatesPerRollout, minibatches, seed } = config
+  const groups = rewards.length / groupSize
+  const parts: number[][] = []
+  for (let pass = 0; pass < updatesPerRollout; pass++) {
+    const order = Array.from({ length: groups }, (_, group) => group)
+    if (minibatches > 1) new Random(seed, step, shuffleStream + pass).shuffle(order)
+    for (let k = 0; k < minibatches; k++) {
+      const part = order.slice(Math.floor((k * groups) / minibatches), Math.floor(((k + 1) * groups) / minibatches))
+      if (part.length > 0) parts.push(part.flatMap((group) => Array.from({ length: groupSize }, (_, i) => group * groupSize + i)))
+    }
+  }
+  return parts
+}
+
+/**
+ * The loss of some rollouts of a step.
+ *
+ * @param part indices of the rollouts that form the logical batch
+ * @param settings.maxLength divisor of the normalizer `constant`
+ */
+export function policyLoss(
+  objective: Objective | OwnObjective,
+  rated: RatedBatch,
+  rollouts: RatedRollouts,
+  part: readonly number[],
+  settings: { config: PolicyConfig; step: number; loops: number; maxLength: number | undefined },
+): PolicyLoss {
+  const { config, step, loops, maxLength } = settings
+  const rows = part.filter((i) => rollouts.active[i])
+  const sequences = rows.map((i) => rollouts.sequences[i]!)
+  if (typeof objective === 'function') {
+    return { sequences, passes: [], own: { objective, context: customContext(rated, rollouts, rows, step) } }
+  }
+  const { temperature, recompute, tokensPerMicroBatch } = config
+  const seed = new Random(config.seed, step, drawStream).word()
+  const engine = { temperature, recompute, tokensPerMicroBatch, maxLength, loops, seed }
+  const passes = enginePasses(objective, rollouts, part, step, engine)
+  return { sequences: passes.length === 0 ? [] : sequences, passes }
+}
+
+function customContext(
+  rated: RatedBatch,
+  rollouts: RatedRollouts,
+  rows: readonly number[],
+  step: number,
+): Omit<ObjectiveContext, 'scores'> {
+  const given = rated.batch.advantages !== undefined
+  const advantages = given ? rated.rewards : groupAdvantages(rated.rewards, rated.groupSize).advantages
+  const pick = <Value>(values: ArrayLike<Value>) => rows.map((i) => values[i]!)
+  return {
+    step,
+    sequences: pick(rollouts.sequences),
+    promptLengths: pick(rollouts.promptLengths),
+    rewards: pick(rated.rewards) as number[],
+    advantages: pick(advantages) as number[],
+    norms: sequenceNorms(pick(rollouts.lengths), 'response-mean'),
+    oldLogprobs: rollouts.oldLogprobs && pick(rollouts.oldLogprobs),
+    mask: rollouts.mask && pick(rollouts.mask),
+    columns: rated.batch.columns && pick(rated.batch.columns),
+  }
+}
+
+/** Adds the gradient of a logical batch to the model's. */
+export async function accumulatePolicyLoss(
+  model: LoopLM,
+  { passes, own }: PolicyLoss,
+  objective: Objective,
+  config: PolicyConfig,
+): Promise<Metrics & { loss: number }> {
+  if (own !== undefined) return accumulateCustom(model, own, config)
+  const measured: LossMetrics[] = []
+  for (const { batch, objective: spec } of passes) measured.push(await model.accumulateLoss(batch, spec))
+  const ratio = usesRatio(objective, 'conditional') || usesRatio(objective, 'marginal')
+  const metrics = lossMetrics(measured[0]!, { ratio, kl: objective.kl !== undefined })
+  for (const more of measured.slice(1)) metrics.loss += more.loss
+  if (objective.lazy !== undefined) metrics.lazy_loss = measured[0]!.lazyLoss
+  return metrics
+}
+
+/** Scores, the caller's coefficients, and the backward from them. */
+async function accumulateCustom(
+  model: LoopLM,
+  { objective, context }: NonNullable<PolicyLoss['own']>,
+  { temperature, recompute }: PolicyConfig,
+): Promise<{ loss: number }> {
+  const { sequences, promptLengths } = context
+  const scores = await model.score(sequences, { promptLengths, lastLoop: false, temperature })
+  const { loss, coefficients, gateCoefficients } = checkGradient(await objective({ ...context, scores }))
+  const gate = gateCoefficients === undefined ? {} : { gateCoefficients }
+  await model.backward(sequences, coefficients, { temperature, recompute, ...gate })
+  return { loss }
+}
