@@ -49,14 +49,6 @@ export type {
 } from './model/types.js'
 export type { Architecture, ParameterForm, Residual, Role, RotaryEmbedding, Step } from './native/architecture.js'
 export type { RolloutBatch } from './rl/batch.js'
-export type {
-  GRPOOptions,
-  LoopRPTOptions,
-  ObjectiveTrainerOptions,
-  PretrainOptions,
-  Rewards,
-  RLTTOptions,
-} from './rl/config.js'
 export { type EvaluateOptions, type Evaluation, evaluate } from './rl/evaluate.js'
 export { evaluateSequences, type SequenceEvaluation } from './rl/evaluate-sequences.js'
 export type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './rl/events.js'
@@ -66,6 +58,7 @@ export type { ObjectiveContext, ObjectiveGradient, OwnObjective } from './rl/obj
 export { type Phase, type RecipeName, recipes } from './rl/objective/recipes.js'
 export type { ObjectiveInput } from './rl/objective/schema.js'
 export { ObjectiveTrainer } from './rl/objective-trainer.js'
+export type { GRPOOptions, LoopRPTOptions, ObjectiveTrainerOptions, PretrainOptions, Rewards, RLTTOptions } from './rl/options.js'
 export { type PretrainBatch, PretrainTrainer } from './rl/pretrain.js'
 export { RLTTTrainer } from './rl/rltt.js'
 export type { ServeOptions, ServerSettings, ServeSettings } from './serve/options.js'

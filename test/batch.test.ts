@@ -1,12 +1,12 @@
 // What batches and options of trainers may hold: fields that are not read, arrays that change afterwards, mistakes by name.
 import { describe, expect, expectTypeOf, it } from 'vitest'
 import { LoopLM } from '../src/model/model.js'
-import type { ObjectiveTrainerOptions } from '../src/rl/config.js'
 import type { UpdateMetrics } from '../src/rl/events.js'
 import { GRPOTrainer } from '../src/rl/grpo.js'
 import { LoopRPTTrainer } from '../src/rl/looprpt.js'
 import { lossMetrics } from '../src/rl/metrics.js'
 import { ObjectiveTrainer } from '../src/rl/objective-trainer.js'
+import type { ObjectiveTrainerOptions } from '../src/rl/options.js'
 import { PretrainTrainer } from '../src/rl/pretrain.js'
 import { RLTTTrainer } from '../src/rl/rltt.js'
 import { refusal } from './refusal.js'

@@ -1,5 +1,6 @@
+import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { grpoOptions, pretrainOptions, rlttOptions } from '../src/rl/config.js'
+import { grpoOptions, looprptOptions, objectiveTrainerOptions, pretrainOptions, rlttOptions } from '../src/rl/config.js'
 import { trainerOptions } from '../src/rl/registry.js'
 import { parseOptions } from '../src/validation/schema.js'
 
@@ -74,5 +75,50 @@ describe('trainer options', () => {
       }
     }
     expect(trainerOptions('rltt').find(({ name }) => name === 'groupSize')).toMatchObject({ type: 'integer >= 2', default: '8' })
+  })
+})
+
+describe('the comments of the option types', () => {
+  const source = readFileSync('src/rl/options.ts', 'utf8')
+  const interfaces = new Map(
+    [...source.matchAll(/^export interface (\w+)(?: extends ([\w, ]+))? \{([\s\S]*?)^\}/gm)].map(
+      ([, name, parents = '', body]) => {
+        const members = [...body!.matchAll(/\/\*\*([\s\S]*?)\*\/\s+(\w+)\??:/g)].map(([, comment, field]) => {
+          const words = comment!.split('\n').map((line) => line.trim().replace(/^\* ?/, ''))
+          return [field!, words.join(' ').trim()] as const
+        })
+        return [name!, { parents: parents.split(', ').filter(Boolean), comments: new Map(members) }]
+      },
+    ),
+  )
+  const commentOf = (name: string, field: string): string | undefined => {
+    const { parents, comments } = interfaces.get(name)!
+    return comments.get(field) ?? parents.map((parent) => commentOf(parent, field)).find((comment) => comment !== undefined)
+  }
+
+  it.each([
+    ['rltt', 'RLTTConfig'],
+    ['grpo', 'GRPOConfig'],
+    ['pretrain', 'PretrainConfig'],
+    ['looprpt', 'LoopRPTConfig'],
+    ['objective', 'ObjectiveTrainerConfig'],
+  ] as const)('of %s say what its schema says', (trainer, type) => {
+    for (const { name, description, default: value } of trainerOptions(trainer)) {
+      if (name === 'objective') continue // the type also takes a function
+      const said = value === undefined || name === 'lora' ? description : `${description} Default \`${value}\`.`
+      expect(commentOf(type, name), name).toBe(said)
+    }
+  })
+
+  it('of what is not plain data say what the schemas say', () => {
+    for (const [type, { shape }] of [
+      ['PolicyConfig', objectiveTrainerOptions],
+      ['LoopRPTConfig', looprptOptions],
+    ] as const) {
+      for (const [name, schema] of Object.entries(shape)) {
+        if (name === 'objective') continue
+        expect(commentOf(type, name)?.startsWith(schema.description!), name).toBe(true)
+      }
+    }
   })
 })

@@ -1,9 +1,9 @@
 // What the trainers promise beyond the numbers of the golden files: equal paths, invariances, bookkeeping, refusals.
 import { describe, expect, it, vi } from 'vitest'
 import type { LoopLM } from '../src/model/model.js'
-import type { PretrainOptions, RLTTOptions } from '../src/rl/config.js'
 import type { TrainerEvent } from '../src/rl/events.js'
 import { GRPOTrainer } from '../src/rl/grpo.js'
+import type { PretrainOptions, RLTTOptions } from '../src/rl/options.js'
 import { PretrainTrainer } from '../src/rl/pretrain.js'
 import { RLTTTrainer } from '../src/rl/rltt.js'
 import { timeless } from './timeless.js'

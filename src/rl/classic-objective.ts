@@ -1,6 +1,6 @@
-import type { ClassicConfig } from './config.js'
 import { needsReference } from './objective/compile.js'
 import { type Objective, objectiveSchema } from './objective/schema.js'
+import type { ClassicConfig } from './options.js'
 import type { ObjectiveSchedule } from './policy-gradient.js'
 
 /** The objective of every step, and whether it is compared with the starting model. */

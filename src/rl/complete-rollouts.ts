@@ -2,7 +2,6 @@
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { RatedBatch, RolloutBatch } from './batch.js'
-import type { PolicyConfig } from './config.js'
 import {
   loopsNeeded,
   needsReference,
@@ -13,6 +12,7 @@ import {
   usesTeacher,
 } from './objective/compile.js'
 import type { Objective } from './objective/schema.js'
+import type { PolicyConfig } from './options.js'
 
 /** Values of some rows in their places among all rows. */
 function scattered<Value>(count: number, rows: readonly number[], values: readonly Value[], empty: Value): Value[] {

@@ -4,15 +4,27 @@ import type { Tokenizer } from '../data/tokenizer.js'
 import { loraModules } from '../model/adapter.js'
 import { maxLoops } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
-import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import type { TrainerEvent } from './events.js'
 import type { OwnObjective } from './objective/custom-objective.js'
 import { type RecipeName, recipes } from './objective/recipes.js'
 import { normalizer, objectiveSchema } from './objective/schema.js'
+import type {
+  GRPOConfig,
+  GRPOOptions,
+  LoopRPTConfig,
+  LoopRPTOptions,
+  ObjectiveTrainerConfig,
+  ObjectiveTrainerOptions,
+  PretrainConfig,
+  PretrainOptions,
+  Rewards,
+  RLTTConfig,
+  RLTTOptions,
+} from './options.js'
 
 /*
- * One schema per trainer. Types, validation and the documentation of the options (registry.ts) are all read from here.
+ * One schema per trainer. Validation and the documentation of the options (registry.ts) are read from here; options.ts has the types.
  */
 
 const natural = z.int().min(0)
@@ -212,9 +224,6 @@ export const resources = {
   onWarning: fn<(message: string) => void>().describe('Receives warnings; default `process.emitWarning`.'),
 }
 
-/** A reward function, several with names and weights, or several by name. */
-export type Rewards = RewardFunction | readonly WeightedReward[] | Readonly<Record<string, RewardFunction>>
-
 /** Packed text, for the trainers that learn from given tokens. */
 const text = {
   contextLength: z.int().min(2).default(1024).describe('Tokens per packed sequence of a `corpus`.'),
@@ -299,8 +308,7 @@ function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
   }
 }
 
-/** Options of `RLTTTrainer` that are plain data. */
-export const rlttSchema = z
+const rltt = z
   .strictObject({
     weights: z
       .enum(['exit-pdf', 'uniform', 'progressive', 'last'])
@@ -329,8 +337,7 @@ export const rlttSchema = z
     message: "false (a trained gate) is defined for surrogate 'reinforce' alone: use that one, or leave detachWeights out",
   })
 
-/** Options of `GRPOTrainer` that are plain data. */
-export const grpoSchema = z
+const grpo = z
   .strictObject({
     weights: z.literal('last').default('last').describe('GRPO trains the last loop.'),
     surrogate: z.enum(surrogates).default('ppo').describe('`ppo` clips the ratio to the policy that made the rollout.'),
@@ -369,11 +376,7 @@ const objectiveTrainer = {
   ...policy,
 }
 
-/** Options of `ObjectiveTrainer` that are plain data. */
-export const objectiveTrainerSchema = z.strictObject(objectiveTrainer).superRefine(checkPolicy)
-
-/** Options of `PretrainTrainer` that are plain data. */
-export const pretrainSchema = z
+const pretrain = z
   .strictObject({
     stage: z
       .union([z.literal(1), z.literal(2)], 'must be 1 or 2')
@@ -396,8 +399,7 @@ export const pretrainSchema = z
     message: 'Stage II trains the gate, which an adapter leaves frozen',
   })
 
-/** Options of `LoopRPTTrainer` that are plain data. */
-export const looprptSchema = z
+const looprpt = z
   .strictObject({
     rho: positive
       .max(1)
@@ -453,12 +455,9 @@ export const looprptSchema = z
     message: 'antithetic noise comes in pairs: rollouts must be even',
   })
 
-/** {@link rlttSchema} with the task, the rewards and the callbacks: everything that `RLTTTrainer` takes. */
-export const rlttOptions = rlttSchema.safeExtend({ ...resources, ...rewards })
-/** {@link grpoSchema} with the task, the rewards and the callbacks. */
-export const grpoOptions = grpoSchema.safeExtend({ ...resources, ...rewards })
-/** {@link objectiveTrainerSchema} with the task, the rewards and the callbacks, or a function in place of the objective. */
-export const objectiveTrainerOptions = z
+const rlttWhole = rltt.safeExtend({ ...resources, ...rewards })
+const grpoWhole = grpo.safeExtend({ ...resources, ...rewards })
+const objectiveWhole = z
   .strictObject({
     ...objectiveTrainer,
     ...resources,
@@ -475,16 +474,8 @@ export const objectiveTrainerOptions = z
     ),
   })
   .superRefine(checkPolicy)
-/** Options of `ObjectiveTrainer`; `looplm options objective` lists them with their defaults. */
-export type ObjectiveTrainerOptions = z.input<typeof objectiveTrainerOptions>
-/** Checked options of `ObjectiveTrainer`. */
-export type ObjectiveTrainerConfig = z.output<typeof objectiveTrainerOptions>
-
-/** {@link pretrainSchema} with the task and the callbacks. */
-export const pretrainOptions = pretrainSchema.safeExtend({ ...resources, ...corpora })
-
-/** {@link looprptSchema} with the task, the teacher and the callbacks. */
-export const looprptOptions = looprptSchema.safeExtend({
+const pretrainWhole = pretrain.safeExtend({ ...resources, ...corpora })
+const looprptWhole = looprpt.safeExtend({
   ...resources,
   ...corpora,
   teacher: z
@@ -492,34 +483,34 @@ export const looprptOptions = looprptSchema.safeExtend({
     .optional()
     .describe('The model that is followed and compared with, of the same configuration; default a copy of the model.'),
 })
-/** Options of `LoopRPTTrainer`; `looplm options looprpt` lists them with their defaults. */
-export type LoopRPTOptions = z.input<typeof looprptOptions>
-/** Checked options of `LoopRPTTrainer`. */
-export type LoopRPTConfig = z.output<typeof looprptOptions>
 
-/** Options of `RLTTTrainer`; `looplm options rltt` lists them with their defaults. */
-export type RLTTOptions = z.input<typeof rlttOptions>
-/** Options of `GRPOTrainer`; `looplm options grpo` lists them with their defaults. */
-export type GRPOOptions = z.input<typeof grpoOptions>
-/** Options of `PretrainTrainer`; `looplm options pretrain` lists them with their defaults. */
-export type PretrainOptions = z.input<typeof pretrainOptions>
+/** A schema by what it gives and takes. */
+export type OptionSchema<Config, Options> = z.ZodType<Config, Options> & { readonly shape: Readonly<Record<string, z.ZodType>> }
 
-/** Checked options, defaults filled in, of a trainer whose objective is made of its options. */
-export type ClassicConfig = RLTTConfig | GRPOConfig
-/** Checked options of `RLTTTrainer`. */
-export type RLTTConfig = z.output<typeof rlttOptions>
-/** Checked options of `GRPOTrainer`. */
-export type GRPOConfig = z.output<typeof grpoOptions>
-/** What all policy-gradient trainers have in common. */
-export type PolicyConfig = Omit<RLTTConfig, keyof typeof objective | 'weights' | 'alpha' | 'detachWeights' | 'surrogate'> &
-  Partial<Pick<ObjectiveTrainerConfig, 'exitThreshold' | 'marginalToken' | 'answerOf'>>
-/** Checked options of `PretrainTrainer`. */
-export type PretrainConfig = z.output<typeof pretrainOptions>
-/** What all trainers have in common. */
-export type TrainerConfig = Omit<PretrainConfig, 'stage' | 'entropyCoefficient' | keyof SequenceOptions>
-/** What the trainers that learn from given tokens have in common. */
-export type SequenceConfig = TrainerConfig & Pick<PretrainConfig, keyof SequenceOptions>
-type SequenceOptions = Pick<PretrainConfig, 'batchSize' | keyof typeof text | keyof typeof corpora>
+// Options that are plain data, as files have them.
+export const rlttSchema: z.ZodObject = rltt
+export const grpoSchema: z.ZodObject = grpo
+export const objectiveTrainerSchema: z.ZodObject = z.strictObject(objectiveTrainer).superRefine(checkPolicy)
+export const pretrainSchema: z.ZodObject = pretrain
+export const looprptSchema: z.ZodObject = looprpt
+
+// The same with the task, the rewards and the callbacks: all that a trainer takes.
+export const rlttOptions: OptionSchema<RLTTConfig, RLTTOptions> = rlttWhole
+export const grpoOptions: OptionSchema<GRPOConfig, GRPOOptions> = grpoWhole
+export const objectiveTrainerOptions: OptionSchema<ObjectiveTrainerConfig, ObjectiveTrainerOptions> = objectiveWhole
+export const pretrainOptions: OptionSchema<PretrainConfig, PretrainOptions> = pretrainWhole
+export const looprptOptions: OptionSchema<LoopRPTConfig, LoopRPTOptions> = looprptWhole
+
+/** `true` where two types have the same fields, of types that fit each other. */
+type Same<A, B> = [A, B, keyof A, keyof B] extends [B, A, keyof B, keyof A] ? true : false
+/** The types of options.ts are what the schemas take and give; a line that does not compile names the trainer that differs. */
+type Agreed<Schema extends z.ZodType, Config, Options> = readonly [Same<z.output<Schema>, Config>, Same<z.input<Schema>, Options>]
+const agreed: readonly [true, true] = [true, true]
+agreed satisfies Agreed<typeof rlttWhole, RLTTConfig, RLTTOptions>
+agreed satisfies Agreed<typeof grpoWhole, GRPOConfig, GRPOOptions>
+agreed satisfies Agreed<typeof objectiveWhole, ObjectiveTrainerConfig, ObjectiveTrainerOptions>
+agreed satisfies Agreed<typeof pretrainWhole, PretrainConfig, PretrainOptions>
+agreed satisfies Agreed<typeof looprptWhole, LoopRPTConfig, LoopRPTOptions>
 
 const notData = new Set(['teacher'])
 

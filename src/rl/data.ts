@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
-import type { TrainerConfig } from './config.js'
+import type { TrainerConfig } from './options.js'
 import type { Problem, ProblemSource } from './problems.js'
 
 /** What a run trains on, as far as checkpoints are concerned. */

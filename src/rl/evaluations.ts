@@ -1,8 +1,8 @@
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoopLM } from '../model/model.js'
-import type { TrainerConfig } from './config.js'
 import { answerProblems, evaluationMetrics, openEvalTasks } from './evaluate.js'
 import type { Metrics } from './events.js'
+import type { TrainerConfig } from './options.js'
 import type { Selection } from './selection.js'
 
 /** The evaluations of a run: of its own data, and of `evalTasks`. */

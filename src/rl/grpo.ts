@@ -1,7 +1,8 @@
 import type { LoopLM } from '../model/model.js'
 import { parseOptions } from '../validation/schema.js'
 import { classicSchedule } from './classic-objective.js'
-import { type GRPOConfig, type GRPOOptions, grpoOptions } from './config.js'
+import { grpoOptions } from './config.js'
+import type { GRPOConfig, GRPOOptions } from './options.js'
 import { PolicyGradientTrainer } from './policy-gradient.js'
 
 /**

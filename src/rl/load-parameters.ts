@@ -3,7 +3,7 @@ import { LoopLMError } from '../errors.js'
 import { adaptableModules, checkAdapter, sameAdapter } from '../model/adapter.js'
 import { configDifference } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
-import type { TrainerConfig } from './config.js'
+import type { TrainerConfig } from './options.js'
 
 /**
  * Overwrites a model's parameters with those of a checkpoint of the same configuration.

@@ -1,10 +1,11 @@
 import type { LoopLM } from '../model/model.js'
 import { parseOptions, refuseOptions } from '../validation/schema.js'
-import { type ObjectiveTrainerConfig, type ObjectiveTrainerOptions, objectiveTrainerOptions } from './config.js'
+import { objectiveTrainerOptions } from './config.js'
 import { needsReference, surrogateOf } from './objective/compile.js'
 import { type Phase, phasesOf } from './objective/recipes.js'
 import { type Objective, objectiveSchema } from './objective/schema.js'
 import { isLabelFree } from './objective/shape-rewards.js'
+import type { ObjectiveTrainerConfig, ObjectiveTrainerOptions } from './options.js'
 import { type ObjectiveSchedule, PolicyGradientTrainer } from './policy-gradient.js'
 
 /**

@@ -3,7 +3,6 @@ import { Random } from '../data/random.js'
 import type { LoopLM } from '../model/model.js'
 import type { LossMetrics, TokenSequence } from '../model/types.js'
 import type { RatedBatch } from './batch.js'
-import type { PolicyConfig } from './config.js'
 import type { Metrics } from './events.js'
 import { lossMetrics } from './metrics.js'
 import { groupAdvantages } from './objective/advantages.js'
@@ -11,6 +10,7 @@ import { type EnginePass, enginePasses, type RatedRollouts, usesRatio } from './
 import { checkGradient, type ObjectiveContext, type OwnObjective } from './objective/custom-objective.js'
 import { sequenceNorms } from './objective/normalizer.js'
 import type { Objective } from './objective/schema.js'
+import type { PolicyConfig } from './options.js'
 
 const shuffleStream = 2 ** 16 // above the substreams of rollouts
 const drawStream = 2 ** 17

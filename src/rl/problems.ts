@@ -6,7 +6,7 @@ import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import { specialEndTokens } from '../model/special-tokens.js'
 import type { Task } from '../tasks/task.js'
-import type { TrainerConfig } from './config.js'
+import type { TrainerConfig } from './options.js'
 
 /** A prompt with the columns that reward functions see. */
 export interface Problem {

@@ -3,8 +3,8 @@ import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkScore, type RewardFunction, type WeightedReward } from '../tasks/rewards.js'
 import { checkOptions, type Keys } from '../validation/arguments.js'
 import { prototypeKey } from '../validation/json-value.js'
-import type { Rewards } from './config.js'
 import type { Metrics } from './events.js'
+import type { Rewards } from './options.js'
 
 /** A completion and what the reward functions see of it. */
 export interface Completion {

@@ -1,7 +1,8 @@
 import type { LoopLM } from '../model/model.js'
 import { parseOptions } from '../validation/schema.js'
 import { classicSchedule } from './classic-objective.js'
-import { type RLTTConfig, type RLTTOptions, rlttOptions } from './config.js'
+import { rlttOptions } from './config.js'
+import type { RLTTConfig, RLTTOptions } from './options.js'
 import { PolicyGradientTrainer } from './policy-gradient.js'
 
 /**

@@ -15,9 +15,10 @@ import {
   settle,
   type TrainerState,
 } from './checkpoint.js'
-import { plainConfig, type TrainerConfig } from './config.js'
+import { plainConfig } from './config.js'
 import type { DataDescription } from './data.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
+import type { TrainerConfig } from './options.js'
 import type { Selection } from './selection.js'
 import type { Position } from './updates.js'
 

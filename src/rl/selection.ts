@@ -1,6 +1,6 @@
 import { LoopLMError } from '../errors.js'
-import type { TrainerConfig } from './config.js'
 import type { Metrics } from './events.js'
+import type { TrainerConfig } from './options.js'
 
 /** An evaluation and its value of `metricForBestModel`. */
 export interface RankedStep {

@@ -5,10 +5,10 @@ import { LoopLMError } from '../errors.js'
 import type { LossBatch, TokenSequence } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import { checkSequences, copyBatch } from './batch.js'
-import type { SequenceConfig } from './config.js'
 import type { DataDescription } from './data.js'
 import { evaluateSequences, sequenceMetrics } from './evaluate-sequences.js'
 import type { Metrics } from './events.js'
+import type { SequenceConfig } from './options.js'
 import {
   checkTokenizer,
   type Problem,

@@ -3,10 +3,10 @@ import type { LoopLM } from '../model/model.js'
 import type { AdamW } from '../model/optimizer.js'
 import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
 import type { Advice } from './advice.js'
-import type { TrainerConfig } from './config.js'
 import type { Metrics, SampledCompletion, UpdateMetrics } from './events.js'
 import { meanMetrics } from './metrics.js'
 import { findNonFinite, nonFiniteGradient } from './non-finite.js'
+import type { TrainerConfig } from './options.js'
 import { learningRateAt } from './schedule.js'
 
 /** How far a trainer has come. */

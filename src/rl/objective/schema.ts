@@ -135,6 +135,8 @@ export const surrogate = z.union([
 ])
 
 export const normalizer = z.enum(['response-mean', 'token-mean', 'constant'])
+/** How the tokens of responses are averaged. */
+export type Normalizer = z.output<typeof normalizer>
 
 export const term = z.strictObject({
   channel: z

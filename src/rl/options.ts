@@ -1,0 +1,354 @@
+// The options of every trainer as types. The schemas in config.ts check them at run time, and the compiler that both agree;
+// test/trainer-config.test.ts holds the comments against the descriptions of the schemas.
+import type { Dataset } from '../data/jsonl.js'
+import type { Tokenizer } from '../data/tokenizer.js'
+import type { LoRAModule } from '../model/adapter.js'
+import type { LoopLM } from '../model/model.js'
+import type { LoopWeights, Recompute, Surrogate } from '../model/types.js'
+import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
+import type { Task } from '../tasks/task.js'
+import type { TrainerEvent } from './events.js'
+import type { OwnObjective } from './objective/custom-objective.js'
+import type { RecipeName } from './objective/recipes.js'
+import type { Normalizer, Objective, ObjectiveInput } from './objective/schema.js'
+
+/** A reward function, several with names and weights, or several by name. */
+export type Rewards = RewardFunction | readonly WeightedReward[] | Readonly<Record<string, RewardFunction>>
+
+type EventCallback = (event: TrainerEvent) => void | Promise<void>
+
+/** The run: how long, which seed, what is saved and evaluated. */
+export interface RunConfig {
+  /** Steps of `run`. A step is one rollout (or one pre-training batch) with its optimizer steps. Default `100`. */
+  steps: number
+  /** Seed of prompts, sampling and shuffling. Same seed and threads: same bits. Default `0`. */
+  seed: number
+  /** Steps between evaluations during `run`; 0: none. Default `0`. */
+  evalEvery: number
+  /** With `evalEvery`, also evaluate before the first step (step 0). It counts for `metricForBestModel` too. Default `true`. */
+  evalOnStart: boolean
+  /** Held-out problems, or packed sequences of text, per evaluation. Default `256`. */
+  evalProblems: number
+  /** Loop counts that are evaluated; default 1 to the number of loops of the model. */
+  evalLoops?: number[] | undefined
+  /** Steps between checkpoints; 0: only when the run ends. Needs `runDir`. Default `0`. */
+  saveEvery: number
+  /** How many of the newest checkpoints are kept. Default `3`. */
+  keepCheckpoints: number
+  /** Metric of the evaluations that says which checkpoint is best, for example `eval/loop_4/reward`. */
+  metricForBestModel?: string | undefined
+  /** Whether more of `metricForBestModel` is better; default yes, unless its name ends in `loss`. */
+  greaterIsBetter?: boolean | undefined
+  /** How many of the best checkpoints are written and kept beside the newest; default 1 with `metricForBestModel`. */
+  saveBest?: number | undefined
+  /** When the run ends by itself, the model gets the parameters of the best checkpoint. Needs `runDir`. Default `false`. */
+  loadBestModelAtEnd: boolean
+  /** The run ends after this many evaluations in a row in which `metricForBestModel` was no better than before. */
+  earlyStoppingPatience?: number | undefined
+  /** By how much an evaluation must beat the best one before to count as better for `earlyStoppingPatience`. Default `0`. */
+  earlyStoppingThreshold: number
+}
+
+/** A low-rank adapter that is trained in place of the model. */
+export interface LoRAConfig {
+  /** Inner dimension of the adapter. Default `16`. */
+  rank: number
+  /** The adapter counts alpha / rank times. Default `32`. */
+  alpha: number
+  /** There is none. Default `0`. */
+  dropout: 0
+  /** Projections of every layer that get one. Default all of them. */
+  targetModules: LoRAModule[]
+}
+
+/** The optimizer: AdamW, its schedule and its memory. */
+export interface OptimizerConfig {
+  /** Course of the learning rate after the warm-up. Default `"constant"`. */
+  schedule: 'constant' | 'linear' | 'cosine'
+  /** Steps of linear warm-up. */
+  warmupSteps?: number | undefined
+  /** Warm-up as a share of `steps`; not together with `warmupSteps`. */
+  warmupRatio?: number | undefined
+  /** Where `linear` and `cosine` end. Default `0`. */
+  minLearningRate: number
+  /** Added to the square root in AdamW. Default `1e-8`. */
+  adamEps: number
+  /** Gradients are scaled down to this global norm; 0: never. Default `1`. */
+  maxGradNorm: number
+  /** Activations that the backward pass computes again instead of keeping them. Less memory, same numbers. Default `"none"`. */
+  recompute: Recompute
+  /** Tokens per pass through the engine; 0: chosen from the size of the model. Never changes the loss. Default `0`. */
+  tokensPerMicroBatch: number
+  /**
+   * Trains a low-rank adapter in place of the model, which stays as it is; checkpoints are those of the adapter, in the
+   * format of PEFT.
+   */
+  lora?: LoRAConfig | undefined
+  /** Peak learning rate. */
+  learningRate: number
+  /** Decoupled weight decay of matrices. */
+  weightDecay: number
+  /** Decay rates of the two moments of AdamW. */
+  adamBetas: [number, number]
+}
+
+/** What is not plain data, and therefore not part of a configuration file. */
+export interface Resources {
+  /** Folder of checkpoints, metrics and completions; without it nothing is written. */
+  runDir?: string | undefined
+  /**
+   * Continue from the newest checkpoint of `runDir` (from the start where there is none), or from the checkpoint at this
+   * path. Default `false`.
+   */
+  resume: boolean | string
+  /** Source of prompts, tokenizer, reward and held-out problems. */
+  task?: Task | undefined
+  /** Rows with a `prompt`, instead of a task; `pretrain` and `looprpt` also learn rows of `messages` or `text`. */
+  dataset?: Dataset | undefined
+  /** Held-out rows for evaluations of a `dataset`. */
+  evalDataset?: Dataset | undefined
+  /** Further tasks whose held-out problems are answered at each evaluation, by the name that their metrics get. */
+  evalTasks?: Record<string, Task> | undefined
+  /** Tokenizer of a `dataset`; default the one of the model. */
+  tokenizer?: Tokenizer | undefined
+  /** Called after every step, awaited. */
+  onStep?: EventCallback | undefined
+  /** Called after every evaluation, awaited. */
+  onEval?: EventCallback | undefined
+  /** Receives warnings; default `process.emitWarning`. */
+  onWarning?: ((message: string) => void) | undefined
+}
+
+/** What all trainers have in common. */
+export interface TrainerConfig extends RunConfig, OptimizerConfig, Resources {}
+
+/** Rollouts and advantages. */
+export interface RolloutConfig {
+  /** Different prompts per generation call. Default `32`. */
+  promptsPerStep: number
+  /** Completions per prompt; advantages are relative to this group. Default `8`. */
+  groupSize: number
+  /** Generation calls whose rollouts make one logical batch: prompts per step are `promptsPerStep` times this. Default `1`. */
+  gradientAccumulation: number
+  /** Passes over the rollouts of a step. More than 1 wants the surrogate `ppo` or `cispo`. Default `1`. */
+  updatesPerRollout: number
+  /** Parts, in whole groups, that each pass is cut into; every part is one optimizer step. Default `1`. */
+  minibatches: number
+  /** Longest completion in tokens; default `maxCompletionLength`, else what the task says, 256 for a dataset. */
+  maxNewTokens?: number | undefined
+  /** Sampling temperature, also of all log-probabilities. Default `1`. */
+  temperature: number
+  /** Sample from the k likeliest tokens; 0: all. Log-probabilities stay those of the full vocabulary. Default `0`. */
+  topK: number
+  /** Sample from the smallest set of tokens with this probability. Default `1`. */
+  topP: number
+  /** Leave sequences without advantage, those of flat groups first, out of the passes. Never changes the loss. Default `true`. */
+  skipFlatGroups: boolean
+  /** Calls of one reward function that wait for an answer at the same time. Default `64`. */
+  rewardConcurrency: number
+  /** Seconds after which a reward that has not answered is an error; 0: never. Default `0`. */
+  rewardTimeout: number
+  /**
+   * Longest completion that can occur: at most so many tokens are sampled, and the normalizer `constant` divides by it;
+   * default `maxNewTokens`, for `update` else the longest response of its batch.
+   */
+  maxCompletionLength?: number | undefined
+  /** Completions per step that are written to completions.jsonl of `runDir`. Default `4`. */
+  logCompletions: number
+  /** Steps between comparisons of the log-probabilities of sampling and of training; 0: never. Default `10`. */
+  logprobCheckEvery: number
+  /** Replaces the reward of the task: a function, a list of { name, reward, weight } or functions by name. Several are added. */
+  reward?: Rewards | undefined
+}
+
+/** What all policy-gradient trainers have in common. Those whose options lack the last three leave them undefined. */
+export interface PolicyConfig extends TrainerConfig, RolloutConfig {
+  /** Rollouts leave the loops where the exit CDF reaches this, and exit terms train those exits; default full depth. */
+  exitThreshold?: number | undefined
+  /** Start token in place of the prompt for terms in the marginal space; default the `bos_token_id` of the model, else 0. */
+  marginalToken?: number | undefined
+  /** Label-free rewards compare these; default the content of the last box, or the whole completion. */
+  answerOf?: ((completion: string, columns: Record<string, unknown>) => string | null) | undefined
+}
+
+/** The objective of math.md §2–§4, as RLTT and GRPO spell it. */
+export interface ClassicObjectiveConfig {
+  /** Divide advantages by the standard deviation of the group, or not. Default `"group"`. */
+  scaleRewards: 'group' | 'none'
+  /** Weight of the k3 estimate of the KL divergence to the frozen starting model, at the last loop. Default `0`. */
+  beta: number
+  /**
+   * Mean over tokens of each response and then over responses; mean over all tokens; or division by `maxCompletionLength`.
+   * Default `"response-mean"`.
+   */
+  normalizer: Normalizer
+  /** `ppo`: ratios below 1 - epsilon are clipped. Default `0.2`. */
+  epsilon: number
+  /** `ppo`: ratios above 1 + epsilonHigh are clipped; default `epsilon`. `cispo`: cap of the ratio, default 5. */
+  epsilonHigh?: number | undefined
+  /** `ppo`: bound of the ratio of sequences with a negative advantage; default none. */
+  dualClip?: number | undefined
+}
+
+/** Checked options of `RLTTTrainer`. */
+export interface RLTTConfig extends TrainerConfig, RolloutConfig, ClassicObjectiveConfig {
+  /**
+   * How the log-probabilities of the loops are weighted: by the probability of leaving at the loop, equally, by t^alpha,
+   * or the last alone. Default `"exit-pdf"`.
+   */
+  weights: LoopWeights
+  /** Exponent of `progressive`. Default `1`. */
+  alpha: number
+  /**
+   * No gradient through `exit-pdf` weights; false trains the gate as well and wants the surrogate `reinforce`. Default
+   * `true`.
+   */
+  detachWeights: boolean
+  /** `reinforce` has no ratio and wants one optimizer step per rollout. Default `"reinforce"`. */
+  surrogate: Surrogate
+  /** Peak learning rate. Default `0.000001`. */
+  learningRate: number
+  /** Decoupled weight decay of matrices. Default `0`. */
+  weightDecay: number
+  /** Decay rates of the two moments of AdamW. Default `[0.9,0.999]`. */
+  adamBetas: [number, number]
+}
+
+/** Checked options of `GRPOTrainer`. */
+export interface GRPOConfig extends TrainerConfig, RolloutConfig, ClassicObjectiveConfig {
+  /** GRPO trains the last loop. Default `"last"`. */
+  weights: 'last'
+  /** `ppo` clips the ratio to the policy that made the rollout. Default `"ppo"`. */
+  surrogate: Surrogate
+  /** Peak learning rate. Default `0.000001`. */
+  learningRate: number
+  /** Decoupled weight decay of matrices. Default `0`. */
+  weightDecay: number
+  /** Decay rates of the two moments of AdamW. Default `[0.9,0.999]`. */
+  adamBetas: [number, number]
+}
+
+/** Checked options of a trainer whose objective is made of its options. */
+export type ClassicConfig = RLTTConfig | GRPOConfig
+
+/** Checked options of `ObjectiveTrainer`. */
+export interface ObjectiveTrainerConfig extends PolicyConfig {
+  /** As in the configuration, or a function that returns coefficients. Default `"rltt"`. */
+  objective: ObjectiveOption<Objective>
+  /** Peak learning rate. Default `0.000001`. */
+  learningRate: number
+  /** Decoupled weight decay of matrices. Default `0`. */
+  weightDecay: number
+  /** Decay rates of the two moments of AdamW. Default `[0.9,0.999]`. */
+  adamBetas: [number, number]
+}
+
+/** A recipe, an objective of the algebra, a list of them by step, or a function that returns coefficients. */
+type ObjectiveOption<Algebra> =
+  | RecipeName
+  | Algebra
+  | readonly { until?: number | undefined; objective: RecipeName | Algebra }[]
+  | OwnObjective
+
+/** What the trainers that learn from given tokens have in common. */
+export interface SequenceConfig extends TrainerConfig {
+  /** Sequences per step. Default `32`. */
+  batchSize: number
+  /** Tokens per packed sequence of a `corpus`. Default `1024`. */
+  contextLength: number
+  /** Share of a `corpus` that is kept back for evaluations; not with `evalCorpus`. Default `0.05`. */
+  heldOutShare: number
+  /** Files or folders of .txt, .md and .jsonl (`text` of each line), instead of a task or dataset. */
+  corpus?: string | string[] | undefined
+  /** Held-out text for evaluations of a `corpus`. */
+  evalCorpus?: string | string[] | undefined
+}
+
+/** Checked options of `PretrainTrainer`. */
+export interface PretrainConfig extends SequenceConfig {
+  /**
+   * Stage I trains everything on the expected cross-entropy; Stage II the gate alone, to go on while a loop helps. Default
+   * `1`.
+   */
+  stage: 1 | 2
+  /** Weight of the entropy of the exit distribution; keeps the gate from collapsing. Default `0.1`. */
+  entropyCoefficient: number
+  /** Peak learning rate. Default `0.0003`. */
+  learningRate: number
+  /** Decoupled weight decay of matrices. Default `0.1`. */
+  weightDecay: number
+  /** Decay rates of the two moments of AdamW. Default `[0.9,0.95]`. */
+  adamBetas: [number, number]
+}
+
+/** Checked options of `LoopRPTTrainer`. */
+export interface LoopRPTConfig extends SequenceConfig {
+  /** Share of the predictions of each sequence that count: those of highest teacher entropy. Default `0.2`. */
+  rho: number
+  /** The reference step of a token is the first loop where the exit CDF of the teacher reaches this. Default `0.5`. */
+  tau: number
+  /** Price of a loop, in nats. Default `0.02`. */
+  lambdaBase: number
+  /** How much dearer a loop is where the teacher is certain. Default `0.5`. */
+  lambdaScale: number
+  /** Noisy passes per sequence. Default `8`. */
+  rollouts: number
+  /** Standard deviation of the noise on the latent states. Default `0.1`. */
+  sigma: number
+  /**
+   * Where the noise is added: the normed state of every loop, the residual stream before that norm, or the embedded tokens
+   * once. Behind `state` the passes share their first loop, which saves time. Default `"state"`.
+   */
+  noiseSite: 'state' | 'residual' | 'embedding'
+  /**
+   * Rollouts come in pairs with opposite noise, which halves the draws and cancels odd errors. Wants even `rollouts`.
+   * Default `false`.
+   */
+  antithetic: boolean
+  /** Whose log-probability a rollout earns at its exit: its own, or that of the pass without noise. Default `"rollout"`. */
+  rewardFrom: 'rollout' | 'clean'
+  /** Weight of the policy gradient of the exits. Default `1`. */
+  policyCoefficient: number
+  /** Weight of the cross-entropy of the loops, by exit probability and reward. Default `1`. */
+  representationCoefficient: number
+  /** Weight of the entropy of the exit distribution. Default `0.01`. */
+  entropyCoefficient: number
+  /** Weight of the k3 estimate of the KL divergence to the teacher. Default `0.0001`. */
+  klCoefficient: number
+  /**
+   * Over which loops that estimate is taken: their mean, by the (detached) exit distribution, or the last alone. Default
+   * `"mean"`.
+   */
+  klReduction: 'mean' | 'weighted' | 'last'
+  /** The teacher becomes this share of itself and the rest of the model after every step; 1: frozen. Default `0.995`. */
+  teacherDecay: number
+  /** The model that is followed and compared with, of the same configuration; default a copy of the model. */
+  teacher?: LoopLM | undefined
+  /** Peak learning rate. Default `0.000005`. */
+  learningRate: number
+  /** Decoupled weight decay of matrices. Default `0.01`. */
+  weightDecay: number
+  /** Decay rates of the two moments of AdamW. Default `[0.9,0.999]`. */
+  adamBetas: [number, number]
+}
+
+/** A configuration as a caller writes it: every field may be absent, as may those of `lora`. */
+type Options<Config extends TrainerConfig> = {
+  [Key in keyof Config]?: Key extends 'lora'
+    ? { [Field in keyof LoRAConfig]?: LoRAConfig[Field] | undefined } | undefined
+    : Config[Key] | undefined
+}
+
+/** Options of `RLTTTrainer`; `looplm options rltt` lists them with their defaults. */
+export interface RLTTOptions extends Options<RLTTConfig> {}
+/** Options of `GRPOTrainer`; `looplm options grpo` lists them with their defaults. */
+export interface GRPOOptions extends Options<GRPOConfig> {}
+/** Options of `ObjectiveTrainer`; `looplm options objective` lists them with their defaults. */
+export interface ObjectiveTrainerOptions extends Options<Omit<ObjectiveTrainerConfig, 'objective'>> {
+  /** As in the configuration, or a function that returns coefficients. Default `"rltt"`. */
+  objective?: ObjectiveOption<ObjectiveInput> | undefined
+}
+/** Options of `PretrainTrainer`; `looplm options pretrain` lists them with their defaults. */
+export interface PretrainOptions extends Options<PretrainConfig> {}
+/** Options of `LoopRPTTrainer`; `looplm options looprpt` lists them with their defaults. */
+export interface LoopRPTOptions extends Options<LoopRPTConfig> {}
