@@ -11,14 +11,12 @@ const sequences = [
 ]
 
 for (let step = 0; step < 20; step++) {
-  const { loops, logprobs } = await model.score(sequences)
+  const scored = await model.score(sequences)
+  const { loops, logprobs } = scored
   // the loss: minus the mean log-probability over loops, tokens and sequences; its derivative is the same for each of them
   const all = logprobs.flatMap((rows) => Array.from(rows))
   const loss = -all.reduce((sum, logprob) => sum + logprob, 0) / all.length
-  await model.backward(
-    sequences,
-    logprobs.map((rows) => rows.map(() => -1 / all.length)),
-  )
+  await scored.backward(logprobs.map((rows) => rows.map(() => -1 / all.length)))
   const { gradNorm } = await optimizer.step()
   if (step % 5 === 0)
     console.log(`step ${step}: loss ${loss.toFixed(4)} over ${loops} loops, gradient norm ${gradNorm.toFixed(3)}`)

@@ -21,6 +21,7 @@ export type { LoopLMConfig, LoopLMConfigInput } from './model/config.js'
 export { LoopLM } from './model/model.js'
 export { AdamW, type AdamWOptions } from './model/optimizer.js'
 export { GenerateRequest, Scheduler } from './model/scheduler.js'
+export type { ScoredSequences } from './model/score.js'
 export type {
   BackwardOptions,
   CreateOptions,
@@ -40,6 +41,7 @@ export type {
   SaveOptions,
   SchedulerOptions,
   SchedulerStats,
+  ScoredBackwardOptions,
   ScoreOptions,
   Scores,
   StateOptions,

@@ -122,6 +122,32 @@ describe('gradients', () => {
     }
   })
 
+  it('belong to the scores that they come from, whatever was scored since', async () => {
+    using model = await LoopLM.create(small, { device: 'reference' })
+    const ones = (rows: readonly ArrayLike<number>[]) => rows.map((row) => Array.from(row, () => -1))
+    const [first, second] = await Promise.all([
+      model.score(sequences, { temperature: 0.8, loops: 2 }),
+      model.score([[1, 2, 3]], { temperature: 2 }),
+    ])
+    const error = await refusal(() => model.backward(ones(second.logprobs)))
+    expect(error).toMatchObject({ code: 'INVALID_ARGUMENT' })
+    expect(error.message).toMatch(/several calls of score .* scored\.backward\(coefficients\)/)
+    await first.backward(ones(first.logprobs))
+    const gradients = await model.gradients()
+    await model.zeroGradients()
+    await model.backward(sequences, ones(first.logprobs), { temperature: 0.8, loops: 2 })
+    expect(await model.gradients()).toEqual(gradients)
+    await model.zeroGradients()
+    await second.backward(ones(second.logprobs))
+    expect(await model.gradients()).not.toEqual(gradients)
+    await model.score(sequences) // alone: the short form is clear again
+    await model.backward(sequences.map((row) => Array(3 * (row.length - 1)).fill(-1)))
+    const wrong = await refusal(() => first.backward(ones(second.logprobs)))
+    expect(wrong).toMatchObject({ code: 'INVALID_SHAPE', operation: 'Scores.backward' })
+    model.dispose()
+    expect(await refusal(() => first.backward(ones(first.logprobs)))).toMatchObject({ code: 'DISPOSED' })
+  })
+
   it('accumulate until they are zeroed, and have every parameter by name', async () => {
     using model = await LoopLM.create(small)
     const { logprobs } = await model.score(sequences)

@@ -7,7 +7,7 @@ import { type FolderFiles, listChecksums, warnOfChanges } from '../files/folder-
 import { jsonText } from '../files/write.js'
 import { writeFolder } from '../files/write-folder.js'
 import { type Architecture, parameterCount } from '../native/architecture.js'
-import { call, context, type NativeModel, type NativeSequences, native, type Quantization } from '../native.js'
+import { call, context, type NativeModel, native, type Quantization } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
 import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../validation/arguments.js'
@@ -21,7 +21,7 @@ import {
   sameAdapter,
 } from './adapter.js'
 import { configJson, findFolder, readCheckpoint } from './checkpoint.js'
-import { checkDType, checkLoops, checkTemperature, packSequences, packValues, sequenceLimits, withStates } from './checks.js'
+import { checkDType, packValues } from './checks.js'
 import {
   architectureOf,
   checkFieldNames,
@@ -33,17 +33,18 @@ import {
 } from './config.js'
 import { generate, stream } from './generation.js'
 import { accumulateLoss } from './loss.js'
-import {
-  backwardOptions,
-  createOptions,
-  embedOptions,
-  pretrainedOptions,
-  responseMeansOptions,
-  saveOptions,
-  schedulerOptions,
-  scoreOptions,
-} from './options.js'
+import { backwardOptions, createOptions, pretrainedOptions, saveOptions, schedulerOptions } from './options.js'
 import { Scheduler } from './scheduler.js'
+import {
+  backward,
+  embed,
+  packForBackward,
+  responseMeans,
+  type ScoredForm,
+  type ScoredSequences,
+  score,
+  scoredForm,
+} from './score.js'
 import { type GenerationConfig, namesEndTokens, withSpecialTokens } from './special-tokens.js'
 import type {
   BackwardOptions,
@@ -63,12 +64,8 @@ import type {
   SaveOptions,
   SchedulerOptions,
   ScoreOptions,
-  Scores,
-  TokenLogprob,
   TokenSequence,
 } from './types.js'
-
-const recomputes = ['none', 'loop', 'layer'] as const
 
 /**
  * A looped language model: L blocks that run T times over the same hidden state, an exit gate, and a head that reads any loop (Ouro,
@@ -97,7 +94,8 @@ export class LoopLM {
   readonly #threads: number
   #tokenizer: Tokenizer | undefined
   #adapter: Adapter | undefined
-  #scored: { sequences: NativeSequences; temperature: number; loops: number } | undefined
+  #scored: { form: ScoredForm; ambiguous: boolean } | undefined // by the newest call of score
+  #scoring = 0 // calls of score under way
 
   private constructor(handle: NativeModel, parts: ModelParts) {
     this.#handle = handle
@@ -212,6 +210,15 @@ export class LoopLM {
     return this.#architecture.family
   }
 
+  /**
+   * Where and in which dtype the model computes, as options of {@link LoopLM.fromPretrained}.
+   * @internal
+   */
+  get place(): Required<Pick<LoadOptions, 'device' | 'dtype'>> & Pick<LoadOptions, 'threads'> {
+    const { device, dtype } = this
+    return { device, dtype, ...(this.#threads === 0 ? {} : { threads: this.#threads }) }
+  }
+
   /** Number of parameters; a tied head counts once. */
   get parameterCount(): number {
     return parameterCount(this.#architecture)
@@ -302,46 +309,26 @@ export class LoopLM {
    * const lastLoop = logprobs[0].subarray((loops - 1) * 3) // log P of tokens 3, 8 and 1
    * ```
    */
-  async score(sequences: readonly TokenSequence[], options: ScoreOptions = {}): Promise<Scores> {
+  async score(sequences: readonly TokenSequence[], options: ScoreOptions = {}): Promise<ScoredSequences> {
     const operation = 'LoopLM.score'
-    checkOptions(options, scoreOptions, operation)
-    const handle = this.handle(operation)
-    const limits = { ...sequenceLimits(this.config), minLength: 2, promptLengths: options.promptLengths }
-    const packed = withStates(packSequences(sequences, limits, operation), options, this.architecture, operation)
-    const settings = {
-      temperature: checkTemperature(options.temperature, operation),
-      loops: checkLoops(options.loops, operation),
-      lastLoop: checkFlag(options.lastLoop ?? false, 'lastLoop', operation),
-      responsesOnly: options.promptLengths !== undefined,
-      predictions: checkFlag(options.predictions ?? false, 'predictions', operation),
-      top: checkNumber(
-        options.topLogprobs ?? 0,
-        'topLogprobs',
-        { min: 0, max: this.config.vocab_size, integer: true },
-        operation,
-      ),
-    }
-    this.#scored = { sequences: packed, temperature: settings.temperature, loops: settings.loops }
-    const { predicted, topTokens, topLogprobs, ...scores } = await call(
-      operation,
-      (cancel) => native().modelScore(handle, packed, settings, cancel),
-      options.signal,
-    )
-    return {
-      ...scores,
-      ...(predicted === undefined ? {} : { predicted: predicted.map((tokens) => Int32Array.from(tokens)) }),
-      ...(topTokens === undefined ? {} : { topLogprobs: topLists(packed.lengths, settings.top, topTokens, topLogprobs!) }),
+    const form = scoredForm(this, sequences, options, operation)
+    this.#scored = { form, ambiguous: this.#scoring > 0 }
+    this.#scoring++
+    try {
+      return await score(this, form, options, operation)
+    } finally {
+      this.#scoring--
     }
   }
 
   /**
    * Adds to the gradients those of any loss L of the log-probabilities, given ∂L/∂ℓ: score first, differentiate your loss, come back with
-   * its coefficients. The sequences are those of the last {@link LoopLM.score}, with its temperature and loops. Gradients accumulate until
-   * {@link LoopLM.zeroGradients} or an optimizer's step.
+   * its coefficients. The sequences are those of the last {@link LoopLM.score}, with its temperature and loops; after calls of it that ran
+   * at the same time use {@link ScoredSequences.backward}. Gradients accumulate until {@link LoopLM.zeroGradients} or an optimizer's step.
    *
    * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
    * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)
-   * @throws LoopLMError INVALID_SHAPE, NON_FINITE, ABORTED
+   * @throws LoopLMError INVALID_SHAPE, NON_FINITE, ABORTED; INVALID_ARGUMENT when several calls of `score` ran at the same time
    *
    * @example
    * ```ts
@@ -369,48 +356,25 @@ export class LoopLM {
     third?: BackwardOptions,
   ): Promise<void> {
     const operation = 'LoopLM.backward'
-    const handle = this.handle(operation)
-    const explicit = Array.isArray(second)
-    const given = explicit ? third : (second as BackwardOptions | undefined)
-    const options = given === undefined ? {} : given
-    checkOptions(options, backwardOptions, operation)
-    const limits = { ...sequenceLimits(this.config), minLength: 2 }
-    const scored = explicit ? undefined : this.#scored
-    if (!explicit && scored === undefined) {
-      throw new LoopLMError('INVALID_ARGUMENT', 'call score first, or give the sequences: backward(sequences, coefficients)', {
-        operation,
-      })
+    this.handle(operation)
+    if (Array.isArray(second)) {
+      const given = third === undefined ? {} : third
+      const form = packForBackward(this, first as readonly TokenSequence[], given, operation)
+      return backward(this, form, second, given, operation)
     }
-    const sequences =
-      scored?.sequences ??
-      withStates(packSequences(first as readonly TokenSequence[], limits, operation), options, this.architecture, operation)
-    const loops = checkLoops(options.loops ?? (scored?.loops || undefined), operation)
-    const t = loops || this.config.total_ut_steps
-    const rows = (values: readonly ArrayLike<number>[] | undefined, name: string, shape: string, drop: number) =>
-      packValues(
-        values,
-        name,
-        (i) => [{ shape, length: t * (sequences.lengths[i]! - drop) }],
-        sequences.lengths.length,
-        operation,
-      )
-    const coefficients = rows(
-      (explicit ? second : first) as readonly ArrayLike<number>[],
-      'coefficients',
-      'loops × (length - 1)',
-      1,
-    )
-    const gateCoefficients = rows(options.gateCoefficients, 'gateCoefficients', 'loops × length', 0)
-    const settings = {
-      temperature: checkTemperature(options.temperature ?? scored?.temperature, operation),
-      loops,
-      recompute: checkWord(options.recompute ?? 'none', 'recompute', recomputes, operation),
+    const given = second === undefined ? {} : (second as BackwardOptions)
+    checkOptions(given, backwardOptions, operation)
+    if (this.#scored === undefined) {
+      const message = 'call score first, or give the sequences: backward(sequences, coefficients)'
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
-    await call(
-      operation,
-      (cancel) => native().modelBackward(handle, sequences, coefficients, gateCoefficients, settings, cancel),
-      options.signal,
-    )
+    if (this.#scored.ambiguous) {
+      const message =
+        'several calls of score ran at the same time, so it is not clear whose coefficients these are: call backward of what score ' +
+        'returned, const scored = await model.score(sequences); await scored.backward(coefficients)'
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
+    await backward(this, this.#scored.form, first, given, operation)
   }
 
   /**
@@ -651,20 +615,7 @@ export class LoopLM {
     sequences: readonly TokenSequence[],
     options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'signal'> = {},
   ): Promise<{ logprobs: number[][]; exitLoop: number[] }> {
-    const operation = 'LoopLM.responseMeans'
-    checkOptions(options, responseMeansOptions, operation)
-    const limits = { ...sequenceLimits(this.config), minLength: 2, promptLengths: options.promptLengths }
-    const packed = packSequences(sequences, limits, operation)
-    const settings = {
-      temperature: checkTemperature(options.temperature, operation),
-      loops: checkLoops(options.loops, operation),
-    }
-    const handle = this.handle(operation)
-    const run = (cancel: Parameters<Parameters<typeof call>[1]>[0]) =>
-      native().modelResponseMeans(handle, packed, settings, cancel)
-    const means = await call(operation, run, options.signal)
-    const row = (i: number) => means.logprobs.slice(i * means.loops, (i + 1) * means.loops)
-    return { logprobs: sequences.map((_, i) => row(i)), exitLoop: means.exitLoop }
+    return responseMeans(this, sequences, options)
   }
 
   /**
@@ -687,13 +638,7 @@ export class LoopLM {
     sequences: readonly TokenSequence[],
     options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'signal'> = {},
   ): Promise<RealArray[]> {
-    const operation = 'LoopLM.embed'
-    checkOptions(options, embedOptions, operation)
-    const limits = { ...sequenceLimits(this.config), minLength: 1, promptLengths: options.promptLengths }
-    const packed = packSequences(sequences, limits, operation)
-    const loops = checkLoops(options.loops, operation)
-    const handle = this.handle(operation)
-    return call(operation, (cancel) => native().modelEmbed(handle, packed, loops, cancel), options.signal)
+    return embed(this, sequences, options)
   }
 
   /**
@@ -750,18 +695,6 @@ export class LoopLM {
     if (found !== undefined) return found
     throw new LoopLMError('NOT_FOUND', `the model has no parameter ${describe(name)}; parameters() lists them`, { operation })
   }
-}
-
-/** What the engine has back to back, as one list per prediction. */
-function topLists(lengths: Int32Array, count: number, tokens: Int32Array, logprobs: Float64Array): TokenLogprob[][][] {
-  let at = 0
-  const list = () => {
-    const from = at
-    at += count
-    if (tokens[from] === -1) return []
-    return Array.from({ length: count }, (_, k) => ({ token: tokens[from + k]!, logprob: logprobs[from + k]! }))
-  }
-  return Array.from(lengths, (length) => Array.from({ length: length - 1 }, list))
 }
 
 interface Place {

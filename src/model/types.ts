@@ -99,7 +99,7 @@ export interface ScoreOptions extends StateOptions {
   signal?: AbortSignal | undefined
 }
 
-/** What {@link LoopLM.score} returns: one array per sequence, row-major by loop. */
+/** The numbers of {@link LoopLM.score}: one array per sequence, row-major by loop. */
 export interface Scores {
   /** T, the number of loops that ran. */
   loops: number
@@ -120,18 +120,22 @@ export interface Scores {
   exitPdf: RealArray[]
 }
 
-/** Options of {@link LoopLM.backward}. */
-export interface BackwardOptions extends StateOptions {
+/** Options of {@link ScoredSequences.backward}. */
+export interface ScoredBackwardOptions {
   /** Per sequence T × len, row-major by loop: ∂L/∂(gate logits). Absent: no gradient through the gate. */
   gateCoefficients?: readonly ArrayLike<number>[]
-  /** Must be the temperature of the scores that the coefficients come from; default 1. */
-  temperature?: number
-  /** Must be the loops of the scores that the coefficients come from; default the model's. */
-  loops?: number
   /** Trades time for memory and changes no number. Default `none`. */
   recompute?: Recompute
   /** Rejects with code ABORTED; gradients are then partly accumulated: call `zeroGradients()`. */
   signal?: AbortSignal | undefined
+}
+
+/** Options of {@link LoopLM.backward}. */
+export interface BackwardOptions extends StateOptions, ScoredBackwardOptions {
+  /** Must be the temperature of the scores that the coefficients come from; default 1. */
+  temperature?: number
+  /** Must be the loops of the scores that the coefficients come from; default the model's. */
+  loops?: number
 }
 
 /**

@@ -12,11 +12,10 @@ import type { TrainerConfig } from './options.js'
  * @throws LoopLMError NOT_FOUND or INVALID_FILE naming the file, also with the field by which the checkpoint computes differently
  */
 async function loadParameters(model: LoopLM, folder: string): Promise<void> {
-  const { device, dtype } = model
-  using loaded = await LoopLM.fromPretrained(folder, { device, dtype })
+  using loaded = await LoopLM.fromPretrained(folder, model.place)
   const difference = configDifference(model.config, loaded.config)
   if (difference !== undefined) throw new LoopLMError('INVALID_FILE', `${join(folder, 'config.json')}: ${difference}`)
-  for (const { name } of model.parameters()) await model.setParameter(name, await loaded.getParameter(name))
+  await model.copyParametersFrom(loaded)
 }
 
 /** Reads into a model what {@link saveTrained} wrote of it. @throws LoopLMError as {@link loadParameters} */

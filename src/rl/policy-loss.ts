@@ -110,9 +110,9 @@ async function accumulateCustom(
   { temperature, recompute }: PolicyConfig,
 ): Promise<{ loss: number }> {
   const { sequences, promptLengths } = context
-  const scores = await model.score(sequences, { promptLengths, lastLoop: false, temperature })
+  const scores = await model.score(sequences, { promptLengths, temperature })
   const { loss, coefficients, gateCoefficients } = checkGradient(await objective({ ...context, scores }))
   const gate = gateCoefficients === undefined ? {} : { gateCoefficients }
-  await model.backward(sequences, coefficients, { temperature, recompute, ...gate })
+  await scores.backward(coefficients, { recompute, ...gate })
   return { loss }
 }

@@ -1,0 +1,214 @@
+import type { Architecture } from '../native/architecture.js'
+import { call, type NativeModel, type NativeScores, type NativeSequences, native } from '../native.js'
+import { checkFlag, checkNumber, checkOptions, checkWord } from '../validation/arguments.js'
+import type { LoopLMConfig } from './architectures/family.js'
+import { checkLoops, checkTemperature, packSequences, packValues, sequenceLimits, withStates } from './checks.js'
+import { backwardOptions, embedOptions, responseMeansOptions, scoreOptions } from './options.js'
+import type {
+  BackwardOptions,
+  RealArray,
+  ScoredBackwardOptions,
+  ScoreOptions,
+  Scores,
+  TokenLogprob,
+  TokenSequence,
+} from './types.js'
+
+const recomputes = ['none', 'loop', 'layer'] as const
+
+/** What scoring needs to know of a model. */
+export interface ScoringModel {
+  readonly config: Readonly<LoopLMConfig>
+  readonly architecture: Architecture
+  handle(operation: string): NativeModel
+}
+
+/** Sequences with how they are scored: what a backward pass through the same scores must repeat. */
+export interface ScoredForm {
+  packed: NativeSequences
+  temperature: number
+  /** 0: the model's. */
+  loops: number
+}
+
+/** Checks the arguments of `score`. Nothing is awaited: what is called next finds the form. */
+export function scoredForm(
+  model: ScoringModel,
+  sequences: readonly TokenSequence[],
+  options: ScoreOptions,
+  operation: string,
+): ScoredForm {
+  checkOptions(options, scoreOptions, operation)
+  model.handle(operation)
+  const limits = { ...sequenceLimits(model.config), minLength: 2, promptLengths: options.promptLengths }
+  return {
+    packed: withStates(packSequences(sequences, limits, operation), options, model.architecture, operation),
+    temperature: checkTemperature(options.temperature, operation),
+    loops: checkLoops(options.loops, operation),
+  }
+}
+
+/** The body of LoopLM.score. */
+export async function score(
+  model: ScoringModel,
+  form: ScoredForm,
+  options: ScoreOptions,
+  operation: string,
+): Promise<ScoredSequences> {
+  const { packed, temperature, loops } = form
+  const most = { min: 0, max: model.config.vocab_size, integer: true }
+  const settings = {
+    temperature,
+    loops,
+    lastLoop: checkFlag(options.lastLoop ?? false, 'lastLoop', operation),
+    responsesOnly: options.promptLengths !== undefined,
+    predictions: checkFlag(options.predictions ?? false, 'predictions', operation),
+    top: checkNumber(options.topLogprobs ?? 0, 'topLogprobs', most, operation),
+  }
+  const handle = model.handle(operation)
+  const scores = await call(operation, (cancel) => native().modelScore(handle, packed, settings, cancel), options.signal)
+  return new ScoredSequences(model, form, scores, settings.top)
+}
+
+/**
+ * What {@link LoopLM.score} returns: {@link Scores}, and the way back from a loss of them to gradients.
+ *
+ * @example
+ * ```ts
+ * const scored = await model.score(sequences)
+ * await scored.backward(scored.logprobs.map((l) => l.map(() => -1 / l.length))) // the loss is the mean negative log-probability
+ * ```
+ */
+export class ScoredSequences implements Scores {
+  readonly loops: number
+  readonly logprobs: RealArray[]
+  declare readonly predicted?: Int32Array[]
+  declare readonly topLogprobs?: TokenLogprob[][][]
+  readonly entropy: RealArray[]
+  readonly gateLogits: RealArray[]
+  readonly exitPdf: RealArray[]
+  readonly #model: ScoringModel
+  readonly #form: ScoredForm
+
+  /** @internal */
+  constructor(model: ScoringModel, form: ScoredForm, scores: NativeScores, top: number) {
+    this.#model = model
+    this.#form = form
+    this.loops = scores.loops
+    this.logprobs = scores.logprobs
+    if (scores.predicted !== undefined) this.predicted = scores.predicted.map((tokens) => Int32Array.from(tokens))
+    const { topTokens, topLogprobs } = scores
+    if (topTokens !== undefined) this.topLogprobs = topLists(form.packed.lengths, top, topTokens, topLogprobs!)
+    this.entropy = scores.entropy
+    this.gateLogits = scores.gateLogits
+    this.exitPdf = scores.exitPdf
+  }
+
+  /**
+   * Adds to the model's gradients those of any loss L of these scores, given ∂L/∂ℓ. Sequences, temperature, loops and first states are
+   * those that were scored, with the parameters that the model has now. Gradients accumulate until {@link LoopLM.zeroGradients} or an
+   * optimizer's step.
+   *
+   * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
+   * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)
+   * @throws LoopLMError INVALID_SHAPE, NON_FINITE, DISPOSED, ABORTED; INVALID_ARGUMENT naming the option
+   */
+  async backward(coefficients: readonly ArrayLike<number>[], options: ScoredBackwardOptions = {}): Promise<void> {
+    await backward(this.#model, this.#form, coefficients, options, 'Scores.backward')
+  }
+}
+
+/** What the engine has back to back, as one list per prediction. */
+function topLists(lengths: Int32Array, count: number, tokens: Int32Array, logprobs: Float64Array): TokenLogprob[][][] {
+  let at = 0
+  const list = () => {
+    const from = at
+    at += count
+    if (tokens[from] === -1) return []
+    return Array.from({ length: count }, (_, k) => ({ token: tokens[from + k]!, logprob: logprobs[from + k]! }))
+  }
+  return Array.from(lengths, (length) => Array.from({ length: length - 1 }, list))
+}
+
+/**
+ * Adds the gradients of a loss of scores to the model's.
+ *
+ * @param form of the scores; `temperature` and `loops` of the options replace its own
+ */
+export async function backward(
+  model: ScoringModel,
+  form: ScoredForm,
+  coefficients: readonly ArrayLike<number>[],
+  options: BackwardOptions,
+  operation: string,
+): Promise<void> {
+  checkOptions(options, backwardOptions, operation)
+  const handle = model.handle(operation)
+  const { packed } = form
+  const loops = checkLoops(options.loops ?? (form.loops || undefined), operation)
+  const t = loops || model.config.total_ut_steps
+  const rows = (values: readonly ArrayLike<number>[] | undefined, name: string, shape: string, drop: number) => {
+    const lengths = (i: number) => [{ shape, length: t * (packed.lengths[i]! - drop) }]
+    return packValues(values, name, lengths, packed.lengths.length, operation)
+  }
+  const given = rows(coefficients, 'coefficients', 'loops × (length - 1)', 1)
+  const gate = rows(options.gateCoefficients, 'gateCoefficients', 'loops × length', 0)
+  const settings = {
+    temperature: checkTemperature(options.temperature ?? form.temperature, operation),
+    loops,
+    recompute: checkWord(options.recompute ?? 'none', 'recompute', recomputes, operation),
+  }
+  const run = (cancel: Cancel) => native().modelBackward(handle, packed, given, gate, settings, cancel)
+  await call(operation, run, options.signal)
+}
+
+type Cancel = Parameters<Parameters<typeof call>[1]>[0]
+
+/** The sequences of a backward pass that was not preceded by scores. */
+export function packForBackward(
+  model: ScoringModel,
+  sequences: readonly TokenSequence[],
+  options: BackwardOptions,
+  operation: string,
+): ScoredForm {
+  checkOptions(options, backwardOptions, operation)
+  const limits = { ...sequenceLimits(model.config), minLength: 2 }
+  const packed = withStates(packSequences(sequences, limits, operation), options, model.architecture, operation)
+  return { packed, temperature: 1, loops: 0 }
+}
+
+/** The body of LoopLM.responseMeans. */
+export async function responseMeans(
+  model: ScoringModel,
+  sequences: readonly TokenSequence[],
+  options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'signal'>,
+): Promise<{ logprobs: number[][]; exitLoop: number[] }> {
+  const operation = 'LoopLM.responseMeans'
+  checkOptions(options, responseMeansOptions, operation)
+  const limits = { ...sequenceLimits(model.config), minLength: 2, promptLengths: options.promptLengths }
+  const packed = packSequences(sequences, limits, operation)
+  const settings = {
+    temperature: checkTemperature(options.temperature, operation),
+    loops: checkLoops(options.loops, operation),
+  }
+  const handle = model.handle(operation)
+  const run = (cancel: Cancel) => native().modelResponseMeans(handle, packed, settings, cancel)
+  const means = await call(operation, run, options.signal)
+  const row = (i: number) => means.logprobs.slice(i * means.loops, (i + 1) * means.loops)
+  return { logprobs: sequences.map((_, i) => row(i)), exitLoop: means.exitLoop }
+}
+
+/** The body of LoopLM.embed. */
+export async function embed(
+  model: ScoringModel,
+  sequences: readonly TokenSequence[],
+  options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'signal'>,
+): Promise<RealArray[]> {
+  const operation = 'LoopLM.embed'
+  checkOptions(options, embedOptions, operation)
+  const limits = { ...sequenceLimits(model.config), minLength: 1, promptLengths: options.promptLengths }
+  const packed = packSequences(sequences, limits, operation)
+  const loops = checkLoops(options.loops, operation)
+  const handle = model.handle(operation)
+  return call(operation, (cancel) => native().modelEmbed(handle, packed, loops, cancel), options.signal)
+}
