@@ -1,6 +1,8 @@
 import { isIP } from 'node:net'
 import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
+import type { LoopLM } from '../model/model.js'
+import { deviceMemory } from '../tensor/devices.js'
 import { parseOptions } from '../validation/schema.js'
 
 const seconds = (fallback: number) => z.number().positive().max(86_400).default(fallback)
@@ -101,4 +103,15 @@ export function isLoopback(host: string): boolean {
   const name = host.replace(/^\[|\]$/g, '').toLowerCase()
   if (name === 'localhost' || name === '::1') return true
   return isIP(name) === 4 && name.startsWith('127.')
+}
+
+/** As many tokens as half of the device's free memory holds keys and values of, but no more than all places can use. */
+export function roomForTokens(
+  { config, device, dtype }: LoopLM,
+  { kv, maxRunning }: Pick<ServeSettings, 'kv' | 'maxRunning'>,
+): number {
+  const planes = config.num_hidden_layers * (kv === 'shared' ? 1 : config.total_ut_steps)
+  const bytes = 2 * planes * config.num_key_value_heads * config.head_dim * { bfloat16: 2, float32: 4, float64: 8 }[dtype]
+  const useful = maxRunning * config.max_position_embeddings
+  return Math.max(1, Math.min(useful, Math.floor(deviceMemory(device).free / 2 / bytes), maxCachedTokens))
 }

@@ -1,30 +1,19 @@
-import { createHash, randomUUID, timingSafeEqual } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import { setMaxListeners } from 'node:events'
 import { createServer as createHttpServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { finished } from 'node:stream/promises'
 import { errorMessage, LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
-import type { Scheduler } from '../model/scheduler.js'
-import type { GenerateChunk, GenerateOptions, RealArray, TokenSequence } from '../model/types.js'
-import { deviceMemory } from '../tensor/devices.js'
+import { authorize, crossOrigin } from './access.js'
 import { Admission } from './admission.js'
-import { Batches } from './batches.js'
-import { ChoiceReader } from './choice-reader.js'
-import { limitWriting, readBody, refuseSocket, sendError, sendEvent, sendJson } from './http.js'
+import { Answers } from './answers.js'
+import { limitWriting, readBody, refuseSocket, sendError, sendJson } from './http.js'
 import { HttpError, toHttpError } from './http-error.js'
 import { Metrics } from './metrics.js'
-import {
-  checkServeOptions,
-  isLoopback,
-  maxCachedTokens,
-  type ServeOptions,
-  type ServerSettings,
-  type ServeSettings,
-} from './options.js'
-import { contextOf, type Plan, planChat, planCompletion, planEmbedding, type ScoreSettings, type Served } from './plan.js'
-import { type EmbeddingRequest, parseChat, parseCompletion, parseEmbedding } from './request.js'
-import { embeddingAnswer, type TokenReport, usageOf } from './responses.js'
+import { checkServeOptions, roomForTokens, type ServeOptions, type ServerSettings } from './options.js'
+import { contextOf, planChat, planCompletion, type Served } from './plan.js'
+import { parseChat, parseCompletion, parseEmbedding } from './request.js'
 
 /** The client left: there is nobody to answer. */
 const clientGone = new HttpError(499, 'the client left')
@@ -54,9 +43,7 @@ export class LoopLMServer {
   readonly #admission: Admission
   readonly #metrics: Metrics
   readonly #open = new Set<AbortController>()
-  readonly #scores: Batches<ScoreSettings, TokenReport[]>
-  readonly #vectors: Batches<{ loops?: number }, RealArray>
-  #scheduler: Scheduler | undefined
+  readonly #answers: Answers
   readonly #created = Math.floor(Date.now() / 1000)
   #stopping: Promise<void> | undefined
 
@@ -73,15 +60,14 @@ export class LoopLMServer {
     this.#apiKey = apiKey
     this.#served = { model, tokenizer, settings }
     this.#admission = new Admission(settings.maxRunning, settings.maxWaiting)
-    this.#scores = new Batches(settings.prefillTokens, (sequences, options) => this.#scoreAll(sequences, options))
-    this.#vectors = new Batches(settings.prefillTokens, (sequences, options) => model.embed(sequences, options))
     this.#metrics = new Metrics(model.config.total_ut_steps, {
       running: () => this.#admission.running,
       waiting: () => this.#admission.waiting,
       requests: () => this.#open.size,
-      cachedTokens: () => this.#scheduler?.stats().cachedTokens ?? 0,
+      cachedTokens: () => this.#answers.cachedTokens,
       cachedTokensLimit: () => settings.maxCachedTokens,
     })
+    this.#answers = new Answers(this.#served, settings, this.#admission, this.#metrics)
     const header = settings.headerTimeout * 1000
     this.#server = createHttpServer(
       {
@@ -148,7 +134,7 @@ export class LoopLMServer {
     await closed
     while (this.#open.size > 0) await new Promise((resolve) => setTimeout(resolve, 10)) // of a handler mounted elsewhere
     for (const timer of timers) clearTimeout(timer)
-    this.#scheduler?.dispose()
+    this.#answers.dispose()
   }
 
   /** Answers one request; mounts into any server that has node:http's requests, for example `app.use(server.handler)`. */
@@ -199,10 +185,10 @@ export class LoopLMServer {
     if (expect !== undefined && !/^100-continue$/i.test(expect)) {
       throw new HttpError(417, `expect: ${expect.slice(0, 80)} cannot be met, only 100-continue`, { code: 'expectation_failed' })
     }
-    if (this.#crossOrigin(request, response)) return
+    if (crossOrigin(request, response, settings.corsOrigins)) return
     const model = /^\/v1\/models\/(.+)$/.exec(path)?.[1]
     const methods = model === undefined ? paths[path] : paths['/v1/models']
-    if (path !== '/health') this.#authorize(request, authority)
+    if (path !== '/health') authorize(request, authority, settings.host, this.#apiKey)
     if (methods === undefined) {
       const message = `there is no ${path.slice(0, 200)}; there are ${Object.keys(paths).join(', ')}`
       throw new HttpError(404, message, { code: 'not_found' })
@@ -251,43 +237,6 @@ export class LoopLMServer {
     return { id: name, object: 'model', created: this.#created, owned_by: 'looplm', loops, context: contextOf(this.#served) }
   }
 
-  /** @throws HttpError 401 or 403 */
-  #authorize(request: IncomingMessage, authority: string | undefined): void {
-    const { host } = this.settings
-    const apiKey = this.#apiKey
-    if (apiKey !== undefined) {
-      const token = /^Bearer +(.+)$/i.exec(request.headers.authorization ?? '')?.[1] ?? ''
-      const digest = (text: string) => createHash('sha256').update(text).digest()
-      if (timingSafeEqual(digest(token), digest(apiKey))) return
-      throw new HttpError(401, 'the API key is missing or wrong; send "Authorization: Bearer KEY"', {
-        code: 'invalid_api_key',
-        headers: { 'www-authenticate': 'Bearer' },
-      })
-    }
-    // A web page whose host name was pointed at this machine shows itself by that name.
-    const named = (authority ?? host).replace(/:\d+$/, '')
-    if (isLoopback(named)) return
-    throw new HttpError(403, `host ${named.slice(0, 200)} is not this machine; set an API key to serve under other names`)
-  }
-
-  /** Answers a browser's question whether a page may call; true when that was the request. */
-  #crossOrigin(request: IncomingMessage, response: ServerResponse): boolean {
-    const { corsOrigins } = this.settings
-    const { origin } = request.headers
-    if (origin === undefined || !(corsOrigins.includes('*') || corsOrigins.includes(origin))) return false
-    response.setHeader('access-control-allow-origin', corsOrigins.includes('*') ? '*' : origin)
-    response.setHeader('access-control-expose-headers', 'retry-after, x-looplm-max-tokens, x-request-id')
-    response.setHeader('vary', 'origin')
-    if (request.method !== 'OPTIONS') return false
-    response.writeHead(204, {
-      'access-control-allow-methods': 'GET, POST',
-      'access-control-allow-headers': request.headers['access-control-request-headers'] ?? 'authorization, content-type',
-      'access-control-max-age': '600',
-    })
-    response.end()
-    return true
-  }
-
   async #answer(request: IncomingMessage, response: ServerResponse, path: string): Promise<void> {
     if (this.#stopping !== undefined) throw stopped()
     const { settings } = this
@@ -310,7 +259,7 @@ export class LoopLMServer {
     try {
       const { signal } = controller
       const body = await readBody(request, settings.maxBodyBytes, settings.bodyTimeout * 1000)
-      if (path === '/v1/embeddings') sendJson(response, 200, await this.#embed(parseEmbedding(body), controller))
+      if (path === '/v1/embeddings') sendJson(response, 200, await this.#answers.embed(parseEmbedding(body), controller))
       else {
         const completion = path === '/v1/completions'
         const plan = await (completion
@@ -319,8 +268,8 @@ export class LoopLMServer {
         signal.throwIfAborted() // encoding a long text takes time
         this.#metrics.promptTokens.add(plan.promptTokens)
         if (plan.cutTo !== undefined) response.setHeader('x-looplm-max-tokens', plan.cutTo)
-        if (plan.stream) await this.#stream(plan, response, controller)
-        else sendJson(response, 200, await this.#whole(plan, controller))
+        if (plan.stream) await this.#answers.stream(plan, response, controller)
+        else sendJson(response, 200, await this.#answers.whole(plan, controller))
       }
       await finished(response, { signal }).catch(() => signal.throwIfAborted()) // until the client has it
     } finally {
@@ -328,145 +277,6 @@ export class LoopLMServer {
       this.#open.delete(controller)
     }
   }
-
-  async #whole(plan: Plan, controller: AbortController): Promise<object> {
-    const readers = plan.choices.map((_, index) => new ChoiceReader(index, plan.parts?.()))
-    const choices: object[] = []
-    await this.#run(plan, readers, controller, (index) => {
-      if (readers[index]!.complete) choices[index] = plan.format.choice(readers[index]!.take())
-    })
-    const loops = readers.flatMap((reader) => reader.loops)
-    return plan.format.whole(choices, usageOf(plan.promptTokens, loops))
-  }
-
-  async #stream(plan: Plan, response: ServerResponse, controller: AbortController): Promise<void> {
-    const { format, includeUsage } = plan
-    const send = (value: object) => sendEvent(response, JSON.stringify(includeUsage ? { usage: null, ...value } : value))
-    const readers = plan.choices.map((_, index) => new ChoiceReader(index, plan.parts?.()))
-    const opened = new Set<number>()
-    await this.#run(plan, readers, controller, (index) => {
-      const opening = opened.has(index) ? undefined : format.opening(index)
-      opened.add(index)
-      if (opening !== undefined) send(opening)
-      if (readers[index]!.ready) send(format.delta(readers[index]!.take()))
-    })
-    const loops = readers.flatMap((reader) => reader.loops)
-    if (includeUsage) send(format.usage(usageOf(plan.promptTokens, loops)))
-    sendEvent(response, '[DONE]')
-    response.end()
-  }
-
-  /**
-   * Runs all sequences of a request; the first that fails ends the others, and all have ended when this returns or throws. A sequence does
-   * not wait for the client: what that has not read yet lies in memory, and the place is another's.
-   *
-   * @param changed called when a choice has something new
-   */
-  async #run(
-    plan: Plan,
-    readers: readonly ChoiceReader[],
-    controller: AbortController,
-    changed: (index: number) => void,
-  ): Promise<void> {
-    const { signal } = controller
-    const places = this.#admission.admit(plan.choices.length, signal)
-    const start = performance.now()
-    const echoes = new Map<TokenSequence, Promise<readonly TokenReport[]>>() // choices of one prompt share its scores
-    const run = async (index: number): Promise<void> => {
-      const { prompt, options, echo } = plan.choices[index]!
-      const reader = readers[index]!
-      await places[index]!.granted
-      if (echo !== undefined) {
-        const tokens = echo.scores && (echoes.get(prompt) ?? this.#score(prompt, echo.scores, signal))
-        if (tokens !== undefined) echoes.set(prompt, tokens)
-        reader.repeat({ text: echo.text, tokens: (await tokens) ?? [] })
-      }
-      if (options.maxNewTokens === 0) {
-        reader.end()
-        changed(index)
-        return
-      }
-      let before: number | undefined
-      for await (const chunk of this.#tokens(prompt, { ...options, signal })) {
-        const now = performance.now()
-        if (before === undefined) this.#metrics.firstToken.observe((now - start) / 1000)
-        else this.#metrics.interToken.observe((now - before) / 1000)
-        before = now
-        this.#metrics.newTokens.add()
-        this.#metrics.loops.observe(chunk.loop)
-        reader.add(chunk)
-        changed(index)
-        if (reader.complete) break
-      }
-    }
-    const outcomes = await Promise.allSettled(
-      plan.choices.map((_, index) =>
-        run(index)
-          .catch((error: unknown) => {
-            const reason = signal.aborted ? signal.reason : error
-            controller.abort(reason)
-            throw reason
-          })
-          .finally(() => places[index]!.release()),
-      ),
-    )
-    const failed = outcomes.find((outcome) => outcome.status === 'rejected')
-    if (failed !== undefined) throw failed.reason
-  }
-
-  #tokens(prompt: TokenSequence, options: GenerateOptions): AsyncIterable<GenerateChunk> {
-    const { maxRunning: maxRows, maxCachedTokens: maxTokens, kv, prefillTokens } = this.settings
-    this.#scheduler ??= this.#served.model.scheduler({ maxRows, maxTokens, kv, prefillTokens })
-    return this.#scheduler.add(prompt, options)
-  }
-
-  /** What the model says of the tokens of a prompt, each given those before it. */
-  async #score(prompt: TokenSequence, settings: ScoreSettings, signal: AbortSignal): Promise<TokenReport[]> {
-    const first: TokenReport = { token: prompt[0]!, logprob: null, alternatives: null }
-    const rest = prompt.length < 2 ? [] : await this.#scores.add(prompt, settings, signal)
-    return [first, ...rest]
-  }
-
-  async #scoreAll(sequences: TokenSequence[], { temperature, loops, topLogprobs }: ScoreSettings): Promise<TokenReport[][]> {
-    const options = { temperature, topLogprobs, lastLoop: true, ...(loops === undefined ? {} : { loops }) }
-    const scores = await this.#served.model.score(sequences, options)
-    return sequences.map((sequence, i) =>
-      Array.from(scores.logprobs[i]!, (logprob, j) => {
-        if (!Number.isFinite(logprob)) {
-          const message = `the log-probability of token ${j + 1} of a prompt is ${logprob}: the model's parameters or states overflow`
-          throw new LoopLMError('NON_FINITE', message)
-        }
-        return { token: sequence[j + 1]!, logprob, alternatives: scores.topLogprobs?.[i]?.[j] ?? [] }
-      }),
-    )
-  }
-
-  async #embed(request: EmbeddingRequest, controller: AbortController): Promise<object> {
-    const { signal } = controller
-    const { sequences } = await planEmbedding(this.#served, request)
-    const promptTokens = sequences.reduce((sum, { length }) => sum + length, 0)
-    this.#metrics.promptTokens.add(promptTokens)
-    const [place] = this.#admission.admit(1, signal)
-    try {
-      await place!.granted
-      const options = request.loops == null ? {} : { loops: request.loops }
-      const vectors = await Promise.all(sequences.map((sequence) => this.#vectors.add(sequence, options, signal)))
-      return embeddingAnswer(request.model, vectors, request.encoding_format === 'base64', promptTokens)
-    } catch (error) {
-      controller.abort(error) // the others of this request need not run
-      throw error
-    } finally {
-      place!.release()
-    }
-  }
-}
-
-/** As many tokens as half of the device's free memory holds keys and values of, but no more than all places can use. */
-function roomForTokens({ config, device, dtype }: LoopLM, { kv, maxRunning }: Pick<ServeSettings, 'kv' | 'maxRunning'>): number {
-  const planes = config.num_hidden_layers * (kv === 'shared' ? 1 : config.total_ut_steps)
-  const bytes = 2 * planes * config.num_key_value_heads * config.head_dim * { bfloat16: 2, float32: 4, float64: 8 }[dtype]
-  const useful = maxRunning * config.max_position_embeddings
-  return Math.max(1, Math.min(useful, Math.floor(deviceMemory(device).free / 2 / bytes), maxCachedTokens))
 }
 
 /**
