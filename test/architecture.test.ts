@@ -147,3 +147,32 @@ describe('the table of docs/architecture.md', () => {
     ).toEqual(['a', 'b', 'c', 'a'])
   })
 })
+
+/** Lines of a file that are neither empty nor a comment. */
+function codeLines(file: string): string[] {
+  const text = readFileSync(file, 'utf8').replaceAll(/^ *\/\*[\s\S]*?\*\/ *\n/gm, '')
+  return text.split('\n').filter((line) => line.trim() !== '' && !line.trim().startsWith('//'))
+}
+
+/** Lines from each line that matches to the next one that closes it, at the same indentation. */
+function lengthsOf(lines: readonly string[], opens: RegExp): [first: string, length: number][] {
+  return [...lines.entries()]
+    .filter(([, line]) => opens.test(line))
+    .map(([start, line]) => {
+      const indentation = /^ */.exec(line)![0]
+      const end = lines.findIndex((other, i) => i > start && other.startsWith(`${indentation}}`) && !/\{$/.test(other))
+      return [line.trim(), end - start + 1]
+    })
+}
+
+describe.each(filesOf('src', /\.ts$/))('%s', (file) => {
+  const lines = codeLines(file)
+
+  it('has no class over 300 lines and no function over 100, comments aside', () => {
+    const classes = lengthsOf(lines, /^(?:export )?(?:abstract )?class /)
+    expect(classes.filter(([, length]) => length > 300)).toEqual([])
+    const functions =
+      /^(?:export )?(?:async )?function|^ {2}(?!if|for|while|switch|return)(?:[a-z]+ )*\*?#?\w+\(.*\{$|^(?:export )?const \w+ = .*=> \{$/
+    expect(lengthsOf(lines, functions).filter(([, length]) => length > 100)).toEqual([])
+  })
+})

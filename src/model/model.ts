@@ -1,26 +1,14 @@
 import '../dispose.js'
-import { writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
-import { type FolderFiles, listChecksums, warnOfChanges } from '../files/folder-files.js'
-import { jsonText } from '../files/write.js'
-import { writeFolder } from '../files/write-folder.js'
+import { warnOfChanges } from '../files/folder-files.js'
 import { type Architecture, parameterCount } from '../native/architecture.js'
 import { call, context, type NativeModel, native, type Quantization } from '../native.js'
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
 import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../validation/arguments.js'
-import {
-  type Adapter,
-  adaptableModules,
-  adapterConfig,
-  checkAdapter,
-  type LoRAOptions,
-  readAdapter,
-  sameAdapter,
-} from './adapter.js'
-import { configJson, findFolder, readCheckpoint } from './checkpoint.js'
+import { type Adapter, adaptableModules, checkAdapter, type LoRAOptions, readAdapter, sameAdapter } from './adapter.js'
+import { findFolder, readCheckpoint } from './checkpoint.js'
 import { checkDType, packValues } from './checks.js'
 import {
   architectureOf,
@@ -34,6 +22,7 @@ import {
 import { generate, stream } from './generation.js'
 import { accumulateLoss } from './loss.js'
 import { backwardOptions, createOptions, pretrainedOptions, saveOptions, schedulerOptions } from './options.js'
+import { saveAdapter, saveModel } from './save.js'
 import { Scheduler } from './scheduler.js'
 import {
   backward,
@@ -234,7 +223,7 @@ export class LoopLM {
 
   set tokenizer(tokenizer: Tokenizer | undefined) {
     const operation = 'LoopLM.tokenizer'
-    if (tokenizer !== undefined) this.takeSpecialTokens(this.#fitting(tokenizer, operation))
+    if (tokenizer !== undefined) this.takeSpecialTokens(fittingTokenizer(tokenizer, this.config, operation))
     this.#tokenizer = tokenizer
   }
 
@@ -276,23 +265,11 @@ export class LoopLM {
     }
     const dtype = this.#fileDType(options, operation)
     const dequantize = checkFlag(options.dequantize ?? false, 'dequantize', operation)
-    const tokenizer = options.tokenizer === undefined ? this.#tokenizer : this.#fitting(options.tokenizer, operation)
-    const { bos_token_id, eos_token_id } = this.config
-    const quantization = dequantize ? undefined : this.quantization
-    const files: FolderFiles = new Map<string, string | Uint8Array>([
-      ['config.json', jsonText(configJson(this.config, dtype, this.#code, quantization))],
-      ['generation_config.json', jsonText({ bos_token_id, eos_token_id, ...this.#generation })],
-      ...this.#code,
-      ...(tokenizer?.files() ?? []),
-    ])
-    const stale = await writeFolder(folder, 'model', operation, async (temporary) => {
-      const weights = join(temporary, 'model.safetensors')
-      await call(operation, () => native().modelSave(handle, weights, fileDTypes[dtype], dequantize, listChecksums(files)))
-      await writeFiles(temporary, files)
-    })
-    if (tokenizer !== undefined || !stale.includes('tokenizer.json')) return
-    const message = `the model has no tokenizer, so that of the model that ${folder} held was removed`
-    process.emitWarning(`${operation}: ${message}; set model.tokenizer, or pass tokenizer`, { type: 'LoopLMWarning' })
+    const tokenizer =
+      options.tokenizer === undefined ? this.#tokenizer : fittingTokenizer(options.tokenizer, this.config, operation)
+    const { config, quantization } = this
+    const described = { config, quantization, generation: this.#generation, code: this.#code, tokenizer: tokenizer?.files() }
+    await saveModel(handle, folder, described, { dtype, dequantize }, operation)
   }
 
   /**
@@ -476,13 +453,7 @@ export class LoopLM {
     const handle = this.handle(operation)
     const adapter = this.#adapter
     if (adapter === undefined) throw new LoopLMError('INVALID_ARGUMENT', 'the model has no adapter', { operation })
-    const dtype = this.#fileDType(options, operation)
-    const files: FolderFiles = new Map([['adapter_config.json', jsonText(adapterConfig(adapter))]])
-    await writeFolder(folder, 'adapter', operation, async (temporary) => {
-      const weights = join(temporary, 'adapter_model.safetensors')
-      await call(operation, () => native().modelSaveAdapter(handle, weights, fileDTypes[dtype], listChecksums(files)))
-      await writeFiles(temporary, files)
-    })
+    await saveAdapter(handle, folder, adapter, this.#fileDType(options, operation), operation)
   }
 
   /**
@@ -547,14 +518,7 @@ export class LoopLM {
   async setParameter(name: string, values: ArrayLike<number>): Promise<void> {
     const operation = 'LoopLM.setParameter'
     const handle = this.handle(operation)
-    const shape = this.#parameter(name, operation).shape
-    const length = shape.reduce((product, n) => product * n, 1)
-    const packed = packValues([values], name, () => [{ shape: `[${shape.join(', ')}]`, length }], 1, operation)
-    const at = packed.findIndex((value) => Math.abs(value) > largest[this.dtype])
-    if (at !== -1) {
-      const message = `${name} holds ${packed[at]} (entry ${at} of all); the largest value of ${this.dtype} is ${largest[this.dtype]}`
-      throw new LoopLMError('NON_FINITE', message, { operation })
-    }
+    const packed = parameterValues(this.#parameter(name, operation), values, this.dtype, operation)
     await call(operation, () => native().modelWrite(handle, name, packed))
   }
 
@@ -588,11 +552,7 @@ export class LoopLM {
     const operation = 'LoopLM.copyParametersFrom'
     checkInstance(other, 'other', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', operation)
     const [to, from] = [this.handle(operation), other.handle(operation)]
-    const place = (['device', 'dtype'] as const).find((field) => this[field] !== other[field])
-    const difference =
-      configDifference(this.config, other.config) ??
-      (place && `${place} is ${other[place]}, but the model's is ${this[place]}`) ??
-      (this.#threads === other.#threads ? undefined : 'threads differ')
+    const difference = configDifference(this.config, other.config) ?? placeDifference(this.place, other.place)
     if (difference !== undefined) throw new LoopLMError('INVALID_ARGUMENT', `other: ${difference}`, { operation })
     await call(operation, () => native().modelCopyParameters(to, from))
   }
@@ -678,13 +638,6 @@ export class LoopLM {
     return new LoopLM(handle, { ...place, generation: this.#generation, code: this.#code, tokenizer: this.#tokenizer, adapter })
   }
 
-  #fitting(tokenizer: Tokenizer, operation: string): Tokenizer {
-    checkInstance(tokenizer, 'tokenizer', Tokenizer, 'Tokenizer.fromPretrained resolves to, or undefined', operation)
-    if (tokenizer.vocabSize <= this.config.vocab_size) return tokenizer
-    const message = `the tokenizer has ${tokenizer.vocabSize} ids, the model's vocab_size is ${this.config.vocab_size}`
-    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
-  }
-
   #fileDType(options: SaveOptions, operation: string): ModelDType {
     const dtypes = (['float32', 'bfloat16', 'float64'] as const).filter((word) => word !== 'float64' || this.dtype === word)
     return checkWord(options.dtype ?? this.dtype, 'dtype', dtypes, operation)
@@ -714,7 +667,36 @@ interface ModelParts extends Place {
 
 /** The largest finite values of the dtypes. */
 const largest = { float32: (2 - 2 ** -23) * 2 ** 127, bfloat16: (2 - 2 ** -7) * 2 ** 127, float64: Number.MAX_VALUE } as const
-const fileDTypes = { float32: 'F32', bfloat16: 'BF16', float64: 'F64' } as const
+
+/** The first way in which two models compute in different places, in words for an error. */
+function placeDifference(own: LoopLM['place'], other: LoopLM['place']): string | undefined {
+  const field = (['device', 'dtype'] as const).find((field) => own[field] !== other[field])
+  if (field !== undefined) return `${field} is ${other[field]}, but the model's is ${own[field]}`
+  return own.threads === other.threads ? undefined : 'threads differ'
+}
+
+/** A tokenizer whose tokens the model has. */
+function fittingTokenizer(tokenizer: Tokenizer, { vocab_size }: LoopLMConfig, operation: string): Tokenizer {
+  checkInstance(tokenizer, 'tokenizer', Tokenizer, 'Tokenizer.fromPretrained resolves to, or undefined', operation)
+  if (tokenizer.vocabSize <= vocab_size) return tokenizer
+  const message = `the tokenizer has ${tokenizer.vocabSize} ids, the model's vocab_size is ${vocab_size}`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}
+
+/** Values that a parameter of a dtype can have. */
+function parameterValues(
+  { name, shape }: ParameterInfo,
+  values: ArrayLike<number>,
+  dtype: ModelDType,
+  operation: string,
+): Float64Array {
+  const length = shape.reduce((product, n) => product * n, 1)
+  const packed = packValues([values], name, () => [{ shape: `[${shape.join(', ')}]`, length }], 1, operation)
+  const at = packed.findIndex((value) => Math.abs(value) > largest[dtype])
+  if (at === -1) return packed
+  const message = `${name} holds ${packed[at]} (entry ${at} of all); the largest value of ${dtype} is ${largest[dtype]}`
+  throw new LoopLMError('NON_FINITE', message, { operation })
+}
 
 function checkPlace<Fallback extends ModelDType | undefined>(
   options: LoadOptions,
@@ -742,8 +724,4 @@ function checkQuantization(options: LoadOptions, operation: string): Quantizatio
   const bits = checkWord(options.quantize, 'quantize', ['int8', 'int4'], operation) === 'int8' ? 8 : 4
   const range = { min: 32, max: 2 ** 16, integer: true }
   return { bits, groupSize: checkNumber(options.groupSize ?? 64, 'groupSize', range, operation) }
-}
-
-async function writeFiles(folder: string, files: FolderFiles): Promise<void> {
-  for (const [name, content] of files) await writeFile(join(folder, name), content)
 }

@@ -1,6 +1,7 @@
 /** Reads the tokens of an answer as values, tuples, intervals, sets, matrices and equations. */
 import * as algebra from './algebra.js'
-import { type Fraction, fraction, type Value } from './algebra.js'
+import { fraction, type Value } from './algebra.js'
+import { NumberReader } from './answer-numbers.js'
 import { functionNames, multipliers, printTokens, type Token, units } from './answer-tokens.js'
 
 const { Unknown } = algebra
@@ -43,52 +44,24 @@ export function parseAnswer(tokens: readonly Token[]): Answer {
   return { items: [...items, ...new Parser(tokens, -1).answer().items], joint }
 }
 
-class Parser {
+class Parser extends NumberReader {
   /** Whether ± occurred. */
   ambiguous = false
-  private position = 0
   private depth = 0
-  private decimal = false
   private inFunction = 0
   private inBars = 0
-  private tokens: Token[]
 
   constructor(
     tokens: readonly Token[],
     private readonly sign: number,
   ) {
-    this.tokens = [...tokens]
+    super(tokens)
   }
 
   answer(): Answer {
     const { items, joint } = this.list()
     if (this.position < this.tokens.length) throw new Unknown()
     return { items, joint }
-  }
-
-  /** The unit that these tokens are, or undefined. */
-  onlyUnit(): string | undefined {
-    const unit = this.unit()
-    return this.position === this.tokens.length ? unit : undefined
-  }
-
-  private get next(): Token | undefined {
-    return this.tokens[this.position]
-  }
-
-  private at(text: string, kind = 'symbol', offset = 0): boolean {
-    const token = this.tokens[this.position + offset]
-    return token?.kind === kind && token.text === text
-  }
-
-  private take(text: string, kind = 'symbol'): boolean {
-    const found = this.at(text, kind)
-    if (found) this.position++
-    return found
-  }
-
-  private expect(text: string): void {
-    if (!this.take(text)) throw new Unknown()
   }
 
   private nested<T>(read: () => T): T {
@@ -149,77 +122,6 @@ class Parser {
     const value = negative ? algebra.negate(item.value) : item.value
     const found = unit ?? this.takeCurrency() ?? this.unit() ?? item.unit
     return { type: 'value', value, decimal, ...(found === undefined ? {} : { unit: found }) }
-  }
-
-  /** Letters and words alone: a product of letters would not tell `no` from `on`. */
-  private words(): string | undefined {
-    let end = this.position
-    let words = false
-    for (let token = this.tokens[end]; token?.kind === 'letter' || token?.kind === 'word'; token = this.tokens[++end]) {
-      if (end > this.position && token.kind === 'word' && /^(?:or|and)$/.test(token.text)) break
-      words ||= token.kind === 'word' || token.run > 1
-    }
-    const after = this.tokens[end]
-    const ended = after === undefined || (after.kind === 'symbol' && /^[,;)\]}=≈&]$|^\\/.test(after.text)) || after.kind === 'end'
-    if (!words || !(ended || after.kind === 'word')) return undefined
-    const text = printTokens(this.tokens.slice(this.position, end))
-    this.position = end
-    return text
-  }
-
-  private takeCurrency(): string | undefined {
-    const negative = this.at('-') ? 1 : 0
-    const token = this.tokens[this.position + negative]
-    const currency = token?.kind === 'symbol' ? { $: 'dollar', '€': 'euro', '£': 'pound sterling' }[token.text] : undefined
-    if (currency !== undefined) this.tokens.splice(this.position + negative, 1)
-    return currency
-  }
-
-  /** Units in front of the end of an item, in their usual spelling. */
-  private unit(): string | undefined {
-    const start = this.position
-    let text = ''
-    let shape = ''
-    for (;;) {
-      const token = this.next
-      const degree = this.degree()
-      if (degree > 0) {
-        this.position += degree
-        const scale = this.next?.kind === 'letter' && /^[CF]$/.test(this.next.text) ? this.next.text : ''
-        if (scale !== '') this.position++
-        text += { C: 'celsius', F: 'fahrenheit' }[scale] ?? 'degree'
-        continue
-      }
-      if (token === undefined) break
-      const name = token.kind === 'word' || (token.kind === 'letter' && token.upright) ? units.get(token.text) : undefined
-      if (token.text === '%' || token.text === '\\%') text += '%'
-      else if (name !== undefined) {
-        if (/[a-zA-Z]$/.test(text)) text += ' '
-        text += name + shape
-        shape = ''
-      } else if (/^(?:square|sq|cubic|cu)$/.test(token.text)) shape = token.text.startsWith('s') ? '^2' : '^3'
-      else if (text !== '' && (token.text === 'per' || token.text === '/')) text += '/'
-      else if (text !== '' && token.text === '·') text += ' '
-      else if (text !== '' && token.text === '^') {
-        const braced = this.at('{', 'symbol', 1) ? 1 : 0
-        const exponent = this.tokens[this.position + 1 + braced]
-        if (exponent?.kind !== 'number' || (braced === 1 && !this.at('}', 'symbol', 3))) break
-        text += `^${exponent.text}`
-        this.position += 1 + 2 * braced
-      } else break
-      this.position++
-    }
-    if (text !== '' && shape === '' && !/[/ ]$/.test(text)) return text.replace(/^degree (celsius|fahrenheit)$/, '$1')
-    this.position = start
-    return undefined
-  }
-
-  /** The tokens of a degree sign here, or 0. */
-  private degree(): number {
-    if (this.at('°')) return 1
-    if (!this.at('^')) return 0
-    if (this.at('°', 'symbol', 1)) return 2
-    return this.at('{', 'symbol', 1) && this.at('°', 'symbol', 2) && this.at('}', 'symbol', 3) ? 4 : 0
   }
 
   private sum(): Item {
@@ -329,16 +231,6 @@ class Parser {
     return plain(this.primary())
   }
 
-  private numeral(text: string): Fraction {
-    const [, whole = '', decimals = '', exponent = '0'] = /^(\d*)\.?(\d*)(?:[eE]([+-]?\d+))?$/.exec(text) ?? []
-    if (text.includes('.')) this.decimal = true
-    const shift = Number(exponent) - decimals.length
-    if (whole + decimals === '') throw new Unknown()
-    if (whole.length + decimals.length > 300 || Math.abs(shift) > 300) throw new Unknown()
-    const digits = BigInt(whole + decimals)
-    return shift < 0 ? fraction(digits, 10n ** BigInt(-shift)) : fraction(digits * 10n ** BigInt(shift))
-  }
-
   private primary(): Item {
     return this.nested(() => {
       const token = this.next
@@ -371,49 +263,6 @@ class Parser {
     const part = /^\d+$/.test(text) ? this.fractionPart() : undefined
     if (part === undefined) return algebra.number(value)
     return algebra.add(algebra.number(value), algebra.number(part))
-  }
-
-  /** The fraction of a mixed number, `\frac34` or ` 3/4`. */
-  private fractionPart(): Fraction | undefined {
-    const digits = (offset: number) => {
-      const token = this.tokens[this.position + offset]
-      return token?.kind === 'number' && /^\d+$/.test(token.text) ? token.text : undefined
-    }
-    let [n, d] = [digits(0), digits(2)]
-    let length = 3
-    if (n === undefined || d === undefined || !this.at('/', 'symbol', 1)) {
-      if (!this.at('frac', 'command')) return undefined
-      length = 1
-      ;[n, d] = [0, 1].map(() => {
-        const braced = this.at('{', 'symbol', length)
-        const number = digits(length + (braced ? 1 : 0))
-        if (braced) length += this.at('}', 'symbol', length + 2) ? 3 : Number.NaN
-        else length++
-        return number
-      })
-      const packed = this.tokens[this.position + 1]
-      if (packed?.kind === 'number' && /^\d\d$/.test(packed.text) && digits(2) === undefined) {
-        length = 2
-        ;[n, d] = [...packed.text]
-      }
-    }
-    if (n === undefined || d === undefined || Number.isNaN(length)) return undefined
-    if (n.length > 20 || d.length > 20 || BigInt(n) >= BigInt(d)) throw new Unknown()
-    this.position += length
-    return fraction(BigInt(n), BigInt(d))
-  }
-
-  /** `0.1\overline{6}`. */
-  private repeating(text: string): Value {
-    const [whole = '', fixed = ''] = text.split('.')
-    this.expect('{')
-    const period = this.next?.kind === 'number' ? this.next.text : ''
-    this.position++
-    this.expect('}')
-    if (!/^\d{1,50}$/.test(period) || text.length > 100) throw new Unknown()
-    const scale = 10n ** BigInt(fixed.length)
-    const nines = 10n ** BigInt(period.length) - 1n
-    return algebra.number(fraction(BigInt(whole + fixed) * nines + BigInt(period), scale * nines))
   }
 
   private letter(letter: string): Value {
@@ -522,13 +371,4 @@ function item(value: Value): Item {
 function plain(found: Item): Value {
   if (found.type !== 'value' || found.unit !== undefined) throw new Unknown()
   return found.value
-}
-
-/** An answer without its unit, but with a percent sign. */
-export function withoutUnit(tokens: readonly Token[]): readonly Token[] {
-  for (let start = Math.max(1, tokens.length - 12); start < tokens.length; start++) {
-    const unit = new Parser(tokens.slice(start), 1).onlyUnit()
-    if (unit !== undefined) return unit.includes('%') ? tokens : tokens.slice(0, start)
-  }
-  return tokens
 }

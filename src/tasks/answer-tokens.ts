@@ -166,164 +166,180 @@ const three = /\d{3}(?!\d)/y
 
 /** The tokens of an answer without dollar signs, sizes of brackets and other marks that do not change its meaning. */
 export function tokenize(text: string): readonly Token[] {
-  const tokens: Token[] = []
-  const groups: { outer: boolean; silent: boolean }[] = [] // of open braces: whether upright before, whether part of a wrapper
-  let upright = false
-  let wrapper: 'upright' | 'plain' | undefined // a brace that follows belongs to \text or \mathbf
-  let spaced = false
-  let position = 0
-  let brackets = 0 // that are open: a comma within is no thousands separator
-  let ungrouped = 0 // digits before this position have no thousands separators
-  const push = (kind: Token['kind'], token: string, run = 0): void => {
-    tokens.push({ kind, text: token, spaced, upright, run })
-    spaced = false
-    wrapper = undefined
+  return trimmed(new Lexer(text).read())
+}
+
+class Lexer {
+  readonly #text: string
+  readonly #tokens: Token[] = []
+  readonly #groups: { outer: boolean; silent: boolean }[] = [] // of open braces: whether upright before, whether part of a wrapper
+  #upright = false
+  #wrapper: 'upright' | 'plain' | undefined // a brace that follows belongs to \text or \mathbf
+  #spaced = false
+  #position = 0
+  #brackets = 0 // that are open: a comma within is no thousands separator
+  #ungrouped = 0 // digits before this position have no thousands separators
+
+  constructor(text: string) {
+    this.#text = text
   }
-  const match = (pattern: RegExp): string | undefined => {
-    pattern.lastIndex = position
-    return pattern.exec(text)?.[0]
+
+  read(): readonly Token[] {
+    while (this.#position < this.#text.length) this.#next(this.#text[this.#position]!)
+    return this.#tokens
+  }
+
+  #next(character: string): void {
+    if (/\d/.test(character) || (character === '.' && /\d/.test(this.#text[this.#position + 1] ?? ''))) {
+      const start = this.#position
+      const number = this.#grouped() ?? this.#match(plainNumber)!
+      if (this.#position === start) this.#position += number.length
+      this.#push('number', number)
+    } else if (/[a-zA-Z]/.test(character)) {
+      const meridiem = this.#tokens.at(-1)?.kind === 'number' ? this.#match(/[ap]\.\s?m\.?/iy) : undefined
+      const run = meridiem ?? this.#match(/[a-zA-Z]+/y)!
+      this.#position += run.length
+      if (meridiem === undefined) this.#letters(run)
+      else this.#push('word', `${meridiem[0]!.toUpperCase()}M`)
+    } else if (character === '\\') {
+      this.#position++
+      const name = this.#match(/[a-zA-Z]+|[\s\S]/y) ?? ''
+      this.#position += name.length
+      this.#command(name)
+    } else this.#symbol(character)
+  }
+
+  /** Operators, brackets and other characters. */
+  #symbol(character: string): void {
+    const special = this.#match(plainOperator) ?? this.#match(superscriptNumber)
+    this.#position += special?.length ?? 1
+    if (special !== undefined) {
+      if (plainOperators.has(special)) this.#push('symbol', plainOperators.get(special)!)
+      else this.#superscript(special)
+      return
+    }
+    if (/\s/.test(character) || character === '~') this.#spaced = true
+    else if (character === '$') return
+    else if (character === '{' && this.#match(/[,:;=<>+.-]\}/y) !== undefined) {
+      this.#push('symbol', this.#text[this.#position]!)
+      this.#position += 2
+    } else if (character === '{') {
+      this.#groups.push({ outer: this.#upright, silent: this.#upright || this.#wrapper !== undefined })
+      if (!this.#upright && this.#wrapper === undefined) this.#push('symbol', '{')
+      this.#upright ||= this.#wrapper === 'upright'
+      this.#wrapper = undefined
+      this.#brackets++
+    } else if (character === '}') {
+      const { outer = false, silent = false } = this.#groups.pop() ?? {}
+      if (!silent) this.#push('symbol', '}')
+      this.#upright = outer
+      this.#brackets--
+    } else if (fractions.has(character)) this.#fraction(fractions.get(character)!)
+    else if (characterCommands.has(character)) this.#push('command', characterCommands.get(character)!)
+    else {
+      if (character === '(' || character === '[') this.#brackets++
+      else if (character === ')' || character === ']') this.#brackets--
+      this.#push('symbol', symbols.get(character) ?? character)
+    }
+  }
+
+  #push(kind: Token['kind'], token: string, run = 0): void {
+    this.#tokens.push({ kind, text: token, spaced: this.#spaced, upright: this.#upright, run })
+    this.#spaced = false
+    this.#wrapper = undefined
+  }
+  #match(pattern: RegExp): string | undefined {
+    pattern.lastIndex = this.#position
+    return pattern.exec(this.#text)?.[0]
   }
 
   /** `1,234`, `1{,}234` or `1\,234`: digits with separators in front of every three. In brackets, `(1,234)`, a bare comma is none. */
-  const grouped = (): string | undefined => {
-    const start = position
-    const first = match(/[1-9]\d{0,2}(?!\d)/y)
-    if (first === undefined || start < ungrouped) return undefined
+  #grouped(): string | undefined {
+    const start = this.#position
+    const first = this.#match(/[1-9]\d{0,2}(?!\d)/y)
+    if (first === undefined || start < this.#ungrouped) return undefined
     let digits = first
     let end = start + first.length
     let kind: string | undefined
-    const argument = text[start - 1] === '{' && /[a-zA-Z}]/.test(text[start - 2] ?? '') // the 1,000 of \frac{1,000}{3}
+    const argument = this.#text[start - 1] === '{' && /[a-zA-Z}]/.test(this.#text[start - 2] ?? '') // the 1,000 of \frac{1,000}{3}
     for (;;) {
-      position = end
-      const mark = match(separator)
-      if (mark === undefined || (mark === ',' && brackets > 0 && !argument) || mark !== (kind ?? mark)) break
-      position = end + mark.length
-      const group = match(three)
+      this.#position = end
+      const mark = this.#match(separator)
+      if (mark === undefined || (mark === ',' && this.#brackets > 0 && !argument) || mark !== (kind ?? mark)) break
+      this.#position = end + mark.length
+      const group = this.#match(three)
       if (group === undefined) {
-        if (mark === ',' && match(/\d/y) !== undefined) digits = first // 1,234,56 is a list
+        if (mark === ',' && this.#match(/\d/y) !== undefined) digits = first // 1,234,56 is a list
         break
       }
       kind = mark
       digits += group
-      end = position + 3
+      end = this.#position + 3
     }
-    position = start
-    ungrouped = end
-    if (digits === first || (kind === ',' && brackets > 0 && text[end] !== '}')) return undefined
-    position = end
-    const decimals = match(/\.\d+/y) ?? ''
-    position = end + decimals.length
+    this.#position = start
+    this.#ungrouped = end
+    if (digits === first || (kind === ',' && this.#brackets > 0 && this.#text[end] !== '}')) return undefined
+    this.#position = end
+    const decimals = this.#match(/\.\d+/y) ?? ''
+    this.#position = end + decimals.length
     return digits + decimals
   }
 
-  const letters = (run: string): void => {
-    const afterNumber = tokens.at(-1)?.kind === 'number'
-    const unit = units.has(run) && afterNumber && (run.length > 2 || (spaced && plainUnits.has(run)))
-    if (afterNumber && (upright ? /^[ap]m$/i : /^[AP]M$/).test(run)) push('word', run.toUpperCase())
-    else if (/^[Ii]nfinity$/.test(run)) push('command', 'infty')
-    else if (upright && run.length > 1) push('word', foldCase(run))
-    else if (plainCommands.has(run) && !unit) push('command', plainCommands.get(run)!)
-    else if (unit || run.length > 3 || plainWords.test(run)) push('word', foldCase(run))
-    else for (const letter of run) push('letter', letter, run.length)
+  #letters(run: string): void {
+    const afterNumber = this.#tokens.at(-1)?.kind === 'number'
+    const unit = units.has(run) && afterNumber && (run.length > 2 || (this.#spaced && plainUnits.has(run)))
+    if (afterNumber && (this.#upright ? /^[ap]m$/i : /^[AP]M$/).test(run)) this.#push('word', run.toUpperCase())
+    else if (/^[Ii]nfinity$/.test(run)) this.#push('command', 'infty')
+    else if (this.#upright && run.length > 1) this.#push('word', foldCase(run))
+    else if (plainCommands.has(run) && !unit) this.#push('command', plainCommands.get(run)!)
+    else if (unit || run.length > 3 || plainWords.test(run)) this.#push('word', foldCase(run))
+    else for (const letter of run) this.#push('letter', letter, run.length)
   }
 
-  const command = (name: string): void => {
+  #command(name: string): void {
     if (name === '!') return
-    if (spaces.has(name)) spaced = true
-    else if (name === '$' || name === '%' || name === '#' || name === '&' || name === '_') push('symbol', name)
+    if (spaces.has(name)) this.#spaced = true
+    else if (name === '$' || name === '%' || name === '#' || name === '&' || name === '_') this.#push('symbol', name)
     else if (name === '{' || name === '}') {
-      brackets += name === '{' ? 1 : -1
-      push('symbol', `\\${name}`)
+      this.#brackets += name === '{' ? 1 : -1
+      this.#push('symbol', `\\${name}`)
     } else if ('()[]'.includes(name)) return
     else if (name === '\\') {
-      push('symbol', '\\\\')
-      position += match(/\s*\[[-\d.]+(?:pt|em|ex|mm|cm)\]/y)?.length ?? 0
+      this.#push('symbol', '\\\\')
+      this.#position += this.#match(/\s*\[[-\d.]+(?:pt|em|ex|mm|cm)\]/y)?.length ?? 0
     } else if (name === 'begin' || name === 'end') {
-      const environment = match(/\s*\{[a-zA-Z]+\*?\}/y) ?? ''
-      position += environment.length
+      const environment = this.#match(/\s*\{[a-zA-Z]+\*?\}/y) ?? ''
+      this.#position += environment.length
       const kind = /[a-zA-Z]+/.exec(environment)?.[0] ?? ''
-      push(name, kind)
-      if (name === 'begin' && kind === 'array') position += match(/\s*\{[lcr|\s]*\}/y)?.length ?? 0
+      this.#push(name, kind)
+      if (name === 'begin' && kind === 'array') this.#position += this.#match(/\s*\{[lcr|\s]*\}/y)?.length ?? 0
     } else if (name === 'mathbb') {
-      const set = match(/\s*\{?[A-Z]\}?/y) ?? ''
-      position += set.length
-      push('command', `mathbb ${set.replace(/[^A-Z]/g, '')}`)
-    } else if (uprightCommands.has(name)) wrapper = 'upright'
-    else if (plainWrappers.has(name)) wrapper = 'plain'
+      const set = this.#match(/\s*\{?[A-Z]\}?/y) ?? ''
+      this.#position += set.length
+      this.#push('command', `mathbb ${set.replace(/[^A-Z]/g, '')}`)
+    } else if (uprightCommands.has(name)) this.#wrapper = 'upright'
+    else if (plainWrappers.has(name)) this.#wrapper = 'plain'
     else if (!dropped.has(name)) {
       const symbol = commandSymbols.get(name)
-      if (symbol === undefined) push('command', commandNames.get(name) ?? name)
-      else push('symbol', symbol)
+      if (symbol === undefined) this.#push('command', commandNames.get(name) ?? name)
+      else this.#push('symbol', symbol)
     }
   }
 
-  while (position < text.length) {
-    const character = text[position]!
-    if (/\d/.test(character) || (character === '.' && /\d/.test(text[position + 1] ?? ''))) {
-      const start = position
-      const number = grouped() ?? match(plainNumber)!
-      if (position === start) position += number.length
-      push('number', number)
-    } else if (/[a-zA-Z]/.test(character)) {
-      const meridiem = tokens.at(-1)?.kind === 'number' ? match(/[ap]\.\s?m\.?/iy) : undefined
-      const run = meridiem ?? match(/[a-zA-Z]+/y)!
-      position += run.length
-      if (meridiem === undefined) letters(run)
-      else push('word', `${meridiem[0]!.toUpperCase()}M`)
-    } else if (character === '\\') {
-      position++
-      const name = match(/[a-zA-Z]+|[\s\S]/y) ?? ''
-      position += name.length
-      command(name)
-    } else {
-      const special = match(plainOperator) ?? match(superscriptNumber)
-      position += special?.length ?? 1
-      if (special !== undefined) {
-        if (plainOperators.has(special)) push('symbol', plainOperators.get(special)!)
-        else superscript(special)
-        continue
-      }
-      if (/\s/.test(character) || character === '~') spaced = true
-      else if (character === '$') continue
-      else if (character === '{' && match(/[,:;=<>+.-]\}/y) !== undefined) {
-        push('symbol', text[position]!)
-        position += 2
-      } else if (character === '{') {
-        groups.push({ outer: upright, silent: upright || wrapper !== undefined })
-        if (!upright && wrapper === undefined) push('symbol', '{')
-        upright ||= wrapper === 'upright'
-        wrapper = undefined
-        brackets++
-      } else if (character === '}') {
-        const { outer = false, silent = false } = groups.pop() ?? {}
-        if (!silent) push('symbol', '}')
-        upright = outer
-        brackets--
-      } else if (fractions.has(character)) fraction(fractions.get(character)!)
-      else if (characterCommands.has(character)) push('command', characterCommands.get(character)!)
-      else {
-        if (character === '(' || character === '[') brackets++
-        else if (character === ')' || character === ']') brackets--
-        push('symbol', symbols.get(character) ?? character)
-      }
-    }
-  }
-  return trimmed(tokens)
-
-  function superscript(raised: string): void {
-    push('symbol', '^')
-    push('symbol', '{')
-    if (raised.startsWith('⁻')) push('symbol', '-')
-    push('number', [...raised.replace('⁻', '')].map((digit) => superscripts.indexOf(digit)).join(''))
-    push('symbol', '}')
+  #superscript(raised: string): void {
+    this.#push('symbol', '^')
+    this.#push('symbol', '{')
+    if (raised.startsWith('⁻')) this.#push('symbol', '-')
+    this.#push('number', [...raised.replace('⁻', '')].map((digit) => superscripts.indexOf(digit)).join(''))
+    this.#push('symbol', '}')
   }
 
-  function fraction([numerator, denominator]: string): void {
-    push('command', 'frac')
+  #fraction([numerator, denominator]: string): void {
+    this.#push('command', 'frac')
     for (const number of [numerator!, denominator!]) {
-      push('symbol', '{')
-      push('number', number)
-      push('symbol', '}')
+      this.#push('symbol', '{')
+      this.#push('number', number)
+      this.#push('symbol', '}')
     }
   }
 }

@@ -3,8 +3,9 @@
 import { LoopLMError } from '../errors.js'
 import { checkNumber, describe } from '../validation/arguments.js'
 import * as algebra from './algebra.js'
-import { type Answer, type Item, parseAnswer, withoutUnit } from './answer-parser.js'
+import { type Answer, type Item, parseAnswer } from './answer-parser.js'
 import { printTokens, type Token, tokenize, trimmed } from './answer-tokens.js'
+import { withoutUnit } from './answer-units.js'
 
 /** Longer answers are compared as text, and as integers and decimals. */
 const maxLength = 4096
