@@ -81,9 +81,9 @@ describe('trainer options', () => {
 describe('the comments of the option types', () => {
   const source = readFileSync('src/rl/options.ts', 'utf8')
   const interfaces = new Map(
-    [...source.matchAll(/^export interface (\w+)(?: extends ([\w, ]+))? \{([\s\S]*?)^\}/gm)].map(
-      ([, name, parents = '', body]) => {
-        const members = [...body!.matchAll(/\/\*\*([\s\S]*?)\*\/\s+(\w+)\??:/g)].map(([, comment, field]) => {
+    [...source.matchAll(/^export interface (\w+)(?: extends ([\w, ]+))? \{(?:\}|([\s\S]*?)^\})/gm)].map(
+      ([, name, parents = '', body = '']) => {
+        const members = [...body.matchAll(/\/\*\*([\s\S]*?)\*\/\s+(\w+)\??:/g)].map(([, comment, field]) => {
           const words = comment!.split('\n').map((line) => line.trim().replace(/^\* ?/, ''))
           return [field!, words.join(' ').trim()] as const
         })
