@@ -1,6 +1,8 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
+import { z } from 'zod'
 import { grpoOptions, looprptOptions, objectiveTrainerOptions, pretrainOptions, rlttOptions } from '../src/rl/config.js'
+import { objectiveSchema } from '../src/rl/objective/schema.js'
 import { trainerOptions } from '../src/rl/registry.js'
 import { parseOptions } from '../src/validation/schema.js'
 
@@ -121,4 +123,31 @@ describe('the comments of the option types', () => {
       }
     }
   })
+})
+
+it('the type of an objective has the fields of its schema, with their comments', () => {
+  const source = readFileSync('src/rl/objective/input.ts', 'utf8')
+  const text = source.replaceAll(/\s*\n\s*\*?\s*/g, ' ')
+  interface Node {
+    properties?: Record<string, Node>
+    items?: Node
+    anyOf?: Node[]
+    oneOf?: Node[]
+    description?: string
+    default?: unknown
+  }
+  const names = new Set<string>()
+  const visit = ({ properties = {}, items, anyOf = [], oneOf = [] }: Node): void => {
+    for (const inner of [...(items === undefined ? [] : [items]), ...anyOf, ...oneOf]) visit(inner)
+    for (const [name, field] of Object.entries(properties)) {
+      names.add(name)
+      const said =
+        field.default === undefined ? field.description : `${field.description} Default \`${JSON.stringify(field.default)}\`.`
+      if (field.description !== undefined) expect(text).toContain(said)
+      visit(field)
+    }
+  }
+  visit(z.toJSONSchema(objectiveSchema, { io: 'input' }) as Node)
+  const written = new Set([...source.replaceAll(/\/\*[\s\S]*?\*\//g, '').matchAll(/(\w+)\??:/g)].map(([, name]) => name!))
+  expect([...written].sort()).toEqual([...names].sort())
 })

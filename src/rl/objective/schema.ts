@@ -1,4 +1,7 @@
 import { z } from 'zod'
+import type { ObjectiveInput } from './input.js'
+
+export type { ObjectiveInput }
 
 /*
  * The objective algebra: rewards → filter → advantage → loop credit → space → channel → surrogate → aggregate → regularisers. Each
@@ -159,7 +162,7 @@ export const term = z.strictObject({
   weight: annealed.default(1).describe('Factor of the term.'),
 })
 
-export const objectiveSchema = z.strictObject({
+const objective = z.strictObject({
   rewards: z.array(rewardShaper).readonly().default([]).describe('What the rewards of a group go through, in this order.'),
   filter: filter.prefault({}).describe('Which rollouts are trained on.'),
   terms: z.array(term).min(1).readonly().describe('The policy gradient, a sum of terms.'),
@@ -188,10 +191,14 @@ export const objectiveSchema = z.strictObject({
   emaDecay: share.default(0.995).describe('Decay of the moving average, where one is used.'),
 })
 
-/** An objective as it is written: absent fields have their defaults. */
-export type ObjectiveInput = z.input<typeof objectiveSchema>
 /** An objective with every default filled in. */
-export type Objective = z.output<typeof objectiveSchema>
+export type Objective = z.output<typeof objective>
+
+/** Checks an {@link ObjectiveInput} and fills in its defaults. */
+export const objectiveSchema: z.ZodType<Objective, ObjectiveInput> = objective
+// the line above says that ObjectiveInput takes all that the schema takes, this one that the schema takes all of ObjectiveInput
+true satisfies [ObjectiveInput] extends [z.input<typeof objective>] ? true : false
+
 export type ObjectiveTerm = z.output<typeof term>
 export type AdvantageSpec = z.output<typeof advantage>
 export type BeliefSpec = z.output<typeof beliefReward>

@@ -1,0 +1,210 @@
+// An objective as types. The schema checks it at run time, and the compiler that both agree.
+
+/** An objective of the algebra as it is written; an absent field has its default (docs/objectives.md). */
+export interface ObjectiveInput {
+  /** What the rewards of a group go through, in this order. Default `[]`. */
+  rewards?: readonly RewardShaperInput[] | undefined
+  /** Which rollouts are trained on. Default `{}`. */
+  filter?: FilterInput | undefined
+  /** The policy gradient, a sum of terms. */
+  terms: readonly ObjectiveTermInput[]
+  /** k3 estimate of the KL divergence to the starting model or to its moving average. */
+  kl?: KLInput | undefined
+  /** LLDS: holds responses with A >= 0 whose likelihood fell since the rollout, or below the moving average. */
+  lazy?: LazyInput | undefined
+  /** Weights of the entropy of the tokens and of the exit distribution. Default `{}`. */
+  entropy?: EntropyInput | undefined
+  /** Decay of the moving average, where one is used. Default `0.995`. */
+  emaDecay?: number | undefined
+}
+
+/** What the rewards of a group go through. */
+export type RewardShaperInput =
+  /** TTRL: 1 for the most frequent answer of the group, else 0. */
+  | { kind: 'majority' }
+  /** EVOL-RL: the majority earns .5 to 1, the others -1 to -.5, more the less a response resembles the rest. */
+  | { kind: 'novelty' }
+  /** Kimi k1.5: adds .5 - (length - min) / (max - min) to right answers, and its negative part to wrong ones. */
+  | { kind: 'length'; weight?: AnnealedInput | undefined }
+  /** DAPO: subtracts up to 1 over the last `cache` tokens before `maxLength`, and 1 beyond. */
+  | { kind: 'overlong'; maxLength: number; cache: number; weight?: AnnealedInput | undefined }
+  /**
+   * IKEA: adds .6, .4, .2 or 0 to a right answer that took 1, 2, 3 or more loops (mean exit, rounded); .05 to wrong ones
+   * beyond 1.
+   */
+  | { kind: 'frugal'; weight?: AnnealedInput | undefined }
+
+/** A number, or one that moves in a straight line from `from` to `to` over the first `steps` steps and then stays. */
+export type AnnealedInput = number | { from: number; to: number; steps: number }
+
+/** Which rollouts are trained on. */
+export interface FilterInput {
+  /** Groups whose rewards spread less are left out. Default `0`. */
+  minGroupStd?: number | undefined
+  /** Completions cut at the length limit are left out of their group. Default `false`. */
+  dropTruncated?: boolean | undefined
+  /** Train on the first so many of each group; all of them vote and count for rewards. */
+  keepPerGroup?: number | undefined
+  /** DAPO dynamic sampling: so many more rounds of prompts at most, until a step has its groups with spread. Default `0`. */
+  resample?: number | undefined
+}
+
+/** One term of the policy gradient. */
+export interface ObjectiveTermInput {
+  /** Log-probability of the token at every loop, or of the loop that was left. Default `"token"`. */
+  channel?: 'token' | 'exit' | undefined
+  /** Given the prompt, or without it: one start token in its place (PreRL). Default `"conditional"`. */
+  space?: 'conditional' | 'marginal' | undefined
+  /** A. Default `{}`. */
+  advantage?: AdvantageInput | undefined
+  /** How the loops of a token share its credit; Σ over loops is 1. Default `"exit-pdf"`. */
+  credit?: CreditInput | undefined
+  /** What is made of log-probability, ratio and advantage. Default `"reinforce"`. */
+  surrogate?: SurrogateInput | undefined
+  /** Weighted sum of the surrogates of the loops, or the surrogate of their weighted log ratio. Default `"outer"`. */
+  combine?: 'outer' | 'inner' | undefined
+  /** How token terms are averaged. Default `"response-mean"`. */
+  aggregate?: 'response-mean' | 'token-mean' | 'constant' | undefined
+  /** Exit channel: exits drawn per token where the rollouts have none; default 8. */
+  draws?: number | undefined
+  /** Factor of the term. Default `1`. */
+  weight?: AnnealedInput | undefined
+}
+
+/** How rewards become advantages. */
+export interface AdvantageInput {
+  /** Advantages from rewards; 1 for every sequence (imitation); 0, so that `loops` alone speaks. Default `"reward"`. */
+  source?: 'reward' | 'one' | 'zero' | undefined
+  /** Subtract the mean of the group, or not. Default `"group"`. */
+  baseline?: 'group' | 'none' | undefined
+  /** Divide by the standard deviation of the group (default with baseline `group`): unbiased, of the population, or not. */
+  scale?: 'group' | 'population' | 'none' | undefined
+  /** SAN: z-scores inside strata of the group. */
+  strata?: StrataInput | undefined
+  /** CAPO: cheap right answers gain, dear ones lose, and a right answer keeps at least .001. */
+  cost?: CostInput | undefined
+  /** BN-GSPO: z-score once more over the batch. Default `false`. */
+  batch?: boolean | undefined
+  /** Keep all advantages, or those of one sign. Default `"all"`. */
+  sign?: 'all' | 'negative' | 'positive' | undefined
+  /** Factor of positive advantages (weighted NSR). Default `1`. */
+  positiveWeight?: number | undefined
+  /** Rewards of single loops that are added. */
+  loops?: LoopRewardsInput | undefined
+}
+
+/** SAN: z-scores inside strata of the group. */
+export interface StrataInput {
+  /** `strata` of the batch; cut or finished; length in eighths of the longest; mean exit loop, rounded. */
+  by: 'given' | 'truncated' | 'length' | 'exit-loop'
+  /** Share of the z-score inside the stratum; the rest is that of the group. Default `0.5`. */
+  blend?: number | undefined
+}
+
+/** CAPO: what a response costs. */
+export interface CostInput {
+  /** Cost of a response in [0, 1]. Default `"exit-loop"`. */
+  by?: 'given' | 'exit-loop' | 'length' | undefined
+  /** λ_e: weight of the shaped saving. Default `0.25`. */
+  shape?: number | undefined
+  /** λ_g: weight of the cost itself. Default `0.05`. */
+  price?: number | undefined
+  /** c0: the cost that is thought normal. Default `0.4`. */
+  pivot?: number | undefined
+  /** α: share of the mean cost of the group in the pivot. Default `0.5`. */
+  pivotShare?: number | undefined
+  /** τ of the sigmoid. Default `0.15`. */
+  temperature?: number | undefined
+  /** A reward above this counts as right. Default `0.35`. */
+  rightAbove?: number | undefined
+}
+
+/** Rewards of single loops from a belief curve b_0..b_T, the probability of being right when stopping at loop t. */
+export interface LoopRewardsInput {
+  /**
+   * Source of b_t: the probability of the token itself; of the gold answer, mean over its tokens; the reward of a greedy
+   * answer with t loops.
+   */
+  belief: 'token' | 'gold-answer' | 'forced-exit'
+  /** φ(b): b, log b or 1 - (1 - b)^attempts. Default `"log"`. */
+  value?: 'probability' | 'log' | 'best-of' | undefined
+  /** `best-of`: attempts. Default `4`. */
+  attempts?: number | undefined
+  /**
+   * What φ(b_t) is compared with: the loop before, the reference model at its reference loop (`token` only), the mean of
+   * the group at the same loop, nothing. Default `"previous"`.
+   */
+  base?: 'previous' | 'teacher' | 'group' | 'none' | undefined
+  /** η: r_t becomes min(r_t - η, 0). */
+  clip?: number | undefined
+  /** r_t becomes r_t - r_{t+1}; the last two loops keep theirs and 0. Default `false`. */
+  delta?: boolean | undefined
+  /** γ of G_t = Σ_{k>=t} γ^(k-t) r_k. Default `0`. */
+  discount?: number | undefined
+  /** Price of a loop: r_t falls by cost · (t - 1), with base `teacher` by cost · (t - its reference loop). Default `0`. */
+  cost?: number | undefined
+  /** How much dearer a loop is where the reference is certain (base `teacher`). Default `0`. */
+  costScale?: number | undefined
+  /** Base `teacher`: its reference loop is the first whose exit CDF reaches this. Default `0.5`. */
+  threshold?: number | undefined
+  /**
+   * G as it is; z-score over the loops; its positive part; z-score over the group at each loop (not `token`). Default
+   * `"none"`.
+   */
+  normalize?: 'none' | 'loops' | 'gain' | 'group' | undefined
+  /** α: what is added to the advantage is α times that. Default `1`. */
+  scale?: number | undefined
+}
+
+/** How the loops of a token share its credit. */
+export type CreditInput =
+  | 'last'
+  | 'uniform'
+  | 'progressive'
+  | 'exit-pdf'
+  | { kind: 'progressive'; alpha: number }
+  | { kind: 'one-hot'; loop: number }
+  | { kind: 'exit-pdf'; detach?: boolean | undefined; temperature?: number | undefined }
+
+/** What is made of log-probability, ratio and advantage. */
+export type SurrogateInput =
+  | 'reinforce'
+  | 'ppo'
+  | 'cispo'
+  | 'gspo'
+  | 'k15'
+  | { kind: 'ppo'; low?: number | undefined; high?: number | undefined; dual?: number | undefined }
+  | { kind: 'cispo'; cap?: number | undefined }
+  | { kind: 'gspo'; low?: number | undefined; high?: number | undefined }
+  | { kind: 'k15'; tau?: number | undefined }
+
+/** k3 estimate of a KL divergence. */
+export interface KLInput {
+  beta: number
+  /** Default `"last"`. */
+  loops?: 'last' | 'uniform' | 'credit' | undefined
+  /** Default `"frozen"`. */
+  reference?: 'frozen' | 'ema' | undefined
+}
+
+/** LLDS: holds responses whose likelihood fell. */
+export interface LazyInput {
+  /** Default `0.2`. */
+  weight?: number | undefined
+  /** Default `"response"`. */
+  gate?: 'token' | 'segment' | 'response' | 'loop' | undefined
+  /** Default `"credit"`. */
+  loops?: 'last' | 'uniform' | 'credit' | undefined
+  /** Default `"all"`. */
+  norm?: 'all' | 'preserving' | undefined
+  /** Default `"rollout"`. */
+  old?: 'rollout' | 'ema' | undefined
+}
+
+/** Weights of entropies. */
+export interface EntropyInput {
+  /** Default `0`. */
+  token?: AnnealedInput | undefined
+  /** Default `0`. */
+  exit?: AnnealedInput | undefined
+}
