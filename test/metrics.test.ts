@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { addition, GRPOTrainer, LoopLM, LoopRPTTrainer, PretrainTrainer, RLTTTrainer } from '../src/index.js'
-import { matchMetric, metricGroups } from '../src/monitor/metrics.js'
+import { matchMetric, metricGroups } from '../src/monitor/metric-catalogue.js'
 import { RunReader } from '../src/monitor/run-reader.js'
 
 let root: string

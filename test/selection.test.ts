@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { LoopLM } from '../src/model/model.js'
 import { RunReader } from '../src/monitor/run-reader.js'
+import { BestCheckpoints } from '../src/rl/best-checkpoint.js'
 import { pretrainOptions } from '../src/rl/config.js'
 import type { Metrics, TrainerEvent } from '../src/rl/events.js'
 import { GRPOTrainer } from '../src/rl/grpo.js'
@@ -12,7 +13,6 @@ import type { PretrainOptions } from '../src/rl/options.js'
 import { PretrainTrainer } from '../src/rl/pretrain.js'
 import { scoreCompletions } from '../src/rl/rewards.js'
 import { RLTTTrainer } from '../src/rl/rltt.js'
-import { Selection } from '../src/rl/selection.js'
 import { addition, sorting } from '../src/tasks/index.js'
 import { refusal } from './refusal.js'
 import { parametersOf, tinyBatch, tinyModel, tinyTask, variedReward } from './tiny.js'
@@ -77,9 +77,9 @@ describe('the best checkpoints', () => {
 
   it('are those with the least of a metric that is a loss', async () => {
     const config = { metricForBestModel: 'eval/loop_1/loss', saveBest: 2 } as unknown as ConstructorParameters<
-      typeof Selection
+      typeof BestCheckpoints
     >[0]
-    const selection = new Selection(config)
+    const selection = new BestCheckpoints(config)
     for (const [i, value] of [3, 1, Number.NaN, 2, 1].entries()) selection.add(i + 1, { 'eval/loop_1/loss': value })
     expect(selection.state.best.map(({ step }) => step)).toEqual([2, 5])
   })
@@ -260,7 +260,7 @@ describe('the evaluation before the first step', () => {
   })
 
   it('is compared at the most loops, by quantity and task, also across a resume', () => {
-    const selection = new Selection({ earlyStoppingThreshold: 0 } as never)
+    const selection = new BestCheckpoints({ earlyStoppingThreshold: 0 } as never)
     const metrics = (reward: number, other: number, loss: number) => ({
       'eval/loop_1/reward': 0,
       'eval/loop_12/reward': reward,
@@ -270,7 +270,7 @@ describe('the evaluation before the first step', () => {
     })
     selection.add(0, metrics(0.5, 0.5, 2))
     expect(selection.falls()).toEqual([])
-    const resumed = new Selection({ earlyStoppingThreshold: 0 } as never)
+    const resumed = new BestCheckpoints({ earlyStoppingThreshold: 0 } as never)
     resumed.state = JSON.parse(JSON.stringify(selection.state))
     expect(resumed.falls()).toEqual([])
     resumed.add(5, metrics(0.4, 0.6, 2.5))

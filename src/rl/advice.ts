@@ -1,9 +1,9 @@
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoopLM } from '../model/model.js'
 import { formatNumber } from '../monitor/progress.js'
+import type { Fall } from './best-checkpoint.js'
 import type { Metrics } from './events.js'
 import type { ProblemSource } from './problems.js'
-import type { Fall } from './selection.js'
 
 const firstSteps = 2
 

@@ -1,17 +1,17 @@
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoopLM } from '../model/model.js'
+import type { BestCheckpoints } from './best-checkpoint.js'
 import { answerProblems, evaluationMetrics, openEvalTasks } from './evaluate.js'
 import type { Metrics } from './events.js'
 import type { TrainerConfig } from './options.js'
-import type { Selection } from './selection.js'
 
 /** The evaluations of a run: of its own data, and of `evalTasks`. */
 export class Evaluations {
   readonly #model: LoopLM
   readonly #config: TrainerConfig
-  readonly #selection: Selection
+  readonly #selection: BestCheckpoints
 
-  constructor(model: LoopLM, config: TrainerConfig, selection: Selection) {
+  constructor(model: LoopLM, config: TrainerConfig, selection: BestCheckpoints) {
     this.#model = model
     this.#config = config
     this.#selection = selection

@@ -8,7 +8,7 @@ import { checkCount, responseLengths } from './batch.js'
 import { looprptOptions } from './config.js'
 import type { Metrics } from './events.js'
 import type { LoopRPTConfig, LoopRPTOptions } from './options.js'
-import { SequenceTrainer } from './sequences.js'
+import { SequenceTrainer } from './sequence-trainer.js'
 import type { Prepared } from './trainer.js'
 
 /**

@@ -6,10 +6,10 @@ import { parseOptions } from '../validation/schema.js'
 import { maskedLengths } from './batch.js'
 import { pretrainOptions } from './config.js'
 import type { Metrics } from './events.js'
-import { lossMetrics } from './metrics.js'
+import { lossMetrics } from './loss-metrics.js'
 import { sequenceNorms } from './objective/normalizer.js'
 import type { PretrainConfig, PretrainOptions } from './options.js'
-import { SequenceTrainer } from './sequences.js'
+import { SequenceTrainer } from './sequence-trainer.js'
 import type { Prepared } from './trainer.js'
 
 const gate = ['model.early_exit_gate.weight', 'model.early_exit_gate.bias']

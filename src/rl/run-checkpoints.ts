@@ -3,6 +3,7 @@ import type { FolderPart } from '../files/replace-folder.js'
 import type { LoopLM } from '../model/model.js'
 import type { AdamW } from '../model/optimizer.js'
 import { RunFolder } from '../monitor/run-folder.js'
+import type { BestCheckpoints } from './best-checkpoint.js'
 import {
   changesSince,
   checkpointPath,
@@ -19,7 +20,6 @@ import { plainConfig } from './config.js'
 import type { DataDescription } from './data.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
 import type { TrainerConfig } from './options.js'
-import type { Selection } from './selection.js'
 import type { Position } from './updates.js'
 
 /** What a run's checkpoints consist of, and whom they tell. */
@@ -32,7 +32,7 @@ export interface CheckpointedParts {
   optimizer: AdamW
   config: TrainerConfig
   position: Position
-  selection: Selection
+  selection: BestCheckpoints
   /** Takes over what the trainer itself keeps in a checkpoint; undefined: the run begins. */
   start(checkpoint: string | undefined): Promise<void>
   /** What the trainer itself keeps in a checkpoint. */

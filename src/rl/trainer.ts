@@ -11,19 +11,19 @@ import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { checkInstance, checkOptions } from '../validation/arguments.js'
 import { Advice } from './advice.js'
+import { BestCheckpoints } from './best-checkpoint.js'
 import { checkpointPath } from './checkpoint.js'
 import { type DataDescription, describeProblems } from './data.js'
 import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.js'
 import { Evaluations } from './evaluations.js'
 import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './events.js'
 import { addTrainedAdapter } from './load-parameters.js'
+import { exclusively } from './mutex.js'
 import { OngoingRun } from './ongoing-run.js'
 import type { TrainerConfig } from './options.js'
 import { openProblems, type Problem, type ProblemSource, promptTokens } from './problems.js'
 import { RunCheckpoints } from './run-checkpoints.js'
 import { memoryMetrics, RunLog } from './run-log.js'
-import { Selection } from './selection.js'
-import { inTurn } from './turns.js'
 import { type Position, type StepWork, Updates } from './updates.js'
 
 /** What a run is told beside the trainer's options. */
@@ -65,7 +65,7 @@ export abstract class Trainer<
   /** What a run tells its user that is no error. */
   protected readonly advice = new Advice((message) => this.warn(message))
   readonly #position: Position = { step: 0, tokens: 0, skippedUpdates: 0 }
-  readonly #selection: Selection
+  readonly #selection: BestCheckpoints
   readonly #updates: Updates<Loss>
   readonly #evaluations: Evaluations
   readonly #checkpoints: RunCheckpoints
@@ -80,7 +80,7 @@ export abstract class Trainer<
     const [beta1, beta2] = config.adamBetas
     const { adamEps: eps, weightDecay, maxGradNorm } = config
     this.optimizer = new AdamW(model, { betas: [beta1, beta2], eps, weightDecay, maxGradNorm })
-    this.#selection = new Selection(config)
+    this.#selection = new BestCheckpoints(config)
     const { optimizer, advice } = this
     const shared = { model, optimizer, config, advice }
     this.#updates = new Updates<Loss>(
@@ -127,7 +127,7 @@ export abstract class Trainer<
   async update(batch: Batch): Promise<UpdateMetrics> {
     const operation = `${this.constructor.name}.update`
     const taken = this.#take(batch, operation)
-    return inTurn(this.model, operation, async () => {
+    return exclusively(this.model, operation, async () => {
       const start = performance.now()
       await this.#adapt()
       const { loss, metrics } = await this.prepare(taken, operation)
@@ -147,7 +147,7 @@ export abstract class Trainer<
   async gradients(batch: Batch): Promise<{ loss: number; gradients: Map<string, RealArray> }> {
     const operation = `${this.constructor.name}.gradients`
     const taken = this.#take(batch, operation)
-    return inTurn(this.model, operation, async () => {
+    return exclusively(this.model, operation, async () => {
       await this.#adapt()
       return this.#updates.gradients((await this.prepare(taken, operation)).loss, operation)
     })
@@ -208,7 +208,7 @@ export abstract class Trainer<
     const stoppedEarly = this.step < steps && this.#selection.exhausted
     const aborted = this.step < steps && !stoppedEarly
     if (!aborted) {
-      const loaded = await this.#inTurn(() => this.#checkpoints.loadBest())
+      const loaded = await this.#exclusively(() => this.#checkpoints.loadBest())
       this.advice.fallen(this.#selection.falls(), loaded)
     }
     yield { type: 'done', step: this.step, metrics, aborted, stoppedEarly }
@@ -345,7 +345,7 @@ export abstract class Trainer<
     { log }: OpenRun,
     signal: AbortSignal | undefined,
   ): Promise<{ metrics: Metrics; completions: readonly SampledCompletion[] } | undefined> {
-    return this.#inTurn(async () => {
+    return this.#exclusively(async () => {
       if (signal?.aborted) return undefined // while it waited
       const start = performance.now()
       const work = await unlessAborted(signal, () => this.work(signal)).catch((cause: unknown) => {
@@ -373,7 +373,7 @@ export abstract class Trainer<
     const due = step > 0 && saveEvery > 0 && step % saveEvery === 0
     if (folder === undefined || run.saved === step || !(ends || due || this.#selection.holds(step))) return undefined
     run.saved = step
-    return this.#inTurn(() => this.#checkpoints.save(folder, data))
+    return this.#exclusively(() => this.#checkpoints.save(folder, data))
   }
 
   /** Gives the model the adapter of the options, unless it has it. */
@@ -386,7 +386,7 @@ export abstract class Trainer<
   async #open(signal: AbortSignal | undefined, config: RunOptions['config']): Promise<OpenRun> {
     const { runDir, evalEvery } = this.config
     const found = await this.#checkpoints.find()
-    await this.#inTurn(() => this.#adapt())
+    await this.#exclusively(() => this.#adapt())
     await this.#checkpoints.checkFolder(found)
     const data = await this.openData(signal)
     this.#takeTokenizer(data.tokenizer)
@@ -394,7 +394,7 @@ export abstract class Trainer<
       this.checkEvaluations()
       this.#evaluations.check(data.tokenizer)
     }
-    await this.#inTurn(() => this.#checkpoints.begin(found, data))
+    await this.#exclusively(() => this.#checkpoints.begin(found, data))
     const folder = await this.#checkpoints.openFolder(config)
     const resumed = found !== undefined && found.path === (runDir && checkpointPath(runDir, this.step))
     return { data, folder, log: new RunLog(folder), saved: resumed ? this.step : -1 }
@@ -409,8 +409,8 @@ export abstract class Trainer<
   }
 
   /** What a run does to the model or reads of it as a whole, not in the middle of another trainer's step. */
-  #inTurn<Result>(action: () => Promise<Result>): Promise<Result> {
-    return inTurn(this.model, `${this.constructor.name}.run`, action)
+  #exclusively<Result>(action: () => Promise<Result>): Promise<Result> {
+    return exclusively(this.model, `${this.constructor.name}.run`, action)
   }
 }
 

@@ -10,9 +10,9 @@ import { Admission } from './admission.js'
 import { Answers } from './answers.js'
 import { limitWriting, readBody, refuseSocket, sendError, sendJson } from './http.js'
 import { HttpError, toHttpError } from './http-error.js'
-import { Metrics } from './metrics.js'
 import { checkServeOptions, roomForTokens, type ServeOptions, type ServerSettings } from './options.js'
 import { contextOf, planChat, planCompletion, type Served } from './plan.js'
+import { Metrics } from './prometheus.js'
 import { parseChat, parseCompletion, parseEmbedding } from './request.js'
 
 /** The client left: there is nobody to answer. */

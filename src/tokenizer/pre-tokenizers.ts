@@ -63,7 +63,7 @@ function* fixedLength(piece: Piece, length: number): Generator<Piece> {
 
 const readers: Readonly<Record<string, (fields: Fields) => PreTokenizer>> = {
   BertPreTokenizer: () =>
-    inTurn([(piece) => split(piece, whitespace, 'Removed'), (piece) => split(piece, punctuation, 'Isolated')]),
+    exclusively([(piece) => split(piece, whitespace, 'Removed'), (piece) => split(piece, punctuation, 'Isolated')]),
   ByteLevel: byteLevel,
   CharDelimiterSplit: (fields) => {
     const delimiter = fields.character('delimiter')
@@ -83,7 +83,7 @@ const readers: Readonly<Record<string, (fields: Fields) => PreTokenizer>> = {
     const behavior = fields.word('behavior', behaviors, 'Isolated')
     return (piece) => split(piece, punctuation, behavior)
   },
-  Sequence: (fields) => inTurn(fields.objects('pretokenizers').map(readPreTokenizer)),
+  Sequence: (fields) => exclusively(fields.objects('pretokenizers').map(readPreTokenizer)),
   Split: (fields) => {
     const [find, behavior, invert] = [readPattern(fields), fields.word('behavior', behaviors), fields.flag('invert')]
     return (piece) => split(piece, find, behavior, invert)
@@ -96,7 +96,7 @@ const readers: Readonly<Record<string, (fields: Fields) => PreTokenizer>> = {
 }
 
 /** Each step splits what the one before has made. */
-function inTurn(steps: readonly PreTokenizer[]): PreTokenizer {
+function exclusively(steps: readonly PreTokenizer[]): PreTokenizer {
   return (piece) => {
     let pieces: Iterable<Piece> = [piece]
     for (const step of steps) pieces = splitAll(pieces, step)

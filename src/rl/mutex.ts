@@ -2,13 +2,14 @@ import { AsyncLocalStorage } from 'node:async_hooks'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 
-interface Turn {
+/** An action that has a model to itself. */
+interface Holder {
   model: LoopLM
   over: boolean
 }
 
 const newest = new WeakMap<LoopLM, Promise<unknown>>()
-const around = new AsyncLocalStorage<readonly Turn[]>() // the turns that the running code is part of
+const around = new AsyncLocalStorage<readonly Holder[]>() // those that the running code is part of
 
 /**
  * Runs an action when those that were given before for the same model have ended, whoever gave them and however they ended. Gradients
@@ -17,20 +18,20 @@ const around = new AsyncLocalStorage<readonly Turn[]>() // the turns that the ru
  * @param operation names the caller in an error
  * @throws LoopLMError INVALID_ARGUMENT when it is called from inside such an action, which would wait for itself; what the action throws
  */
-export async function inTurn<Result>(model: LoopLM, operation: string, action: () => Promise<Result>): Promise<Result> {
+export async function exclusively<Result>(model: LoopLM, operation: string, action: () => Promise<Result>): Promise<Result> {
   const outer = (around.getStore() ?? []).filter(({ over }) => !over)
-  if (outer.some((turn) => turn.model === model)) {
+  if (outer.some((holder) => holder.model === model)) {
     const message =
       'it was called from inside a step of the same model, for example by a reward or an objective, and would wait for that step ' +
       'while the step waits for it; call it between steps, or train a clone of the model'
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
-  const turn = { model, over: false }
+  const holder = { model, over: false }
   const run = async () => {
     try {
-      return await around.run([...outer, turn], action)
+      return await around.run([...outer, holder], action)
     } finally {
-      turn.over = true
+      holder.over = true
     }
   }
   const result = (newest.get(model) ?? Promise.resolve()).then(run)

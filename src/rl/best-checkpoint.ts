@@ -18,8 +18,8 @@ export interface Fall {
   to: number
 }
 
-/** What {@link Selection} knows; part of a checkpoint. */
-export interface SelectionState {
+/** What {@link BestCheckpoints} knows; part of a checkpoint. */
+export interface BestCheckpointsState {
   /** Step of the newest evaluation; -1: none yet. */
   evaluated: number
   /** Evaluations since the last one that was better than all before it by more than `earlyStoppingThreshold`. */
@@ -31,11 +31,11 @@ export interface SelectionState {
 }
 
 /** Follows the evaluations of a run: which steps are best, and when patience has run out. */
-export class Selection {
+export class BestCheckpoints {
   readonly #config: TrainerConfig
   readonly #sign: 1 | -1
   readonly #size: number
-  #state: SelectionState = { evaluated: -1, stalled: 0, best: [] }
+  #state: BestCheckpointsState = { evaluated: -1, stalled: 0, best: [] }
   #newest: Metrics = {}
 
   constructor(config: TrainerConfig) {
@@ -45,11 +45,11 @@ export class Selection {
     this.#size = saveBest
   }
 
-  get state(): SelectionState {
+  get state(): BestCheckpointsState {
     return this.#state
   }
 
-  set state({ evaluated, stalled, best, firstEvaluation }: SelectionState) {
+  set state({ evaluated, stalled, best, firstEvaluation }: BestCheckpointsState) {
     this.#state = { evaluated, stalled, best: this.#ranked(best), firstEvaluation }
     this.#newest = {}
   }
