@@ -7,6 +7,7 @@ import { formatNumber } from '../monitor/progress.js'
 import { evaluate } from '../rl/evaluate.js'
 import { evaluateSequences } from '../rl/evaluate-sequences.js'
 import { stopTokens } from '../rl/problems.js'
+import { builtInRewards } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import {
   collect,
@@ -49,7 +50,7 @@ export function addEval(program: Command): void {
     .option('--context-length <count>', 'tokens of a block of text', positiveInteger, 512)
     .option(
       '--reward <reward>',
-      'exactMatch, boxedMatch or a module; may be repeated (default: what the task says, exactMatch)',
+      `${Object.keys(builtInRewards).join(', ')} or a module; may be repeated (default: what the task says, exactMatch)`,
       collect,
     )
     .option('--problems <count>', 'problems to answer, or blocks of text, spread over all of it', problemCount, 256)

@@ -4,11 +4,13 @@ import { z } from 'zod'
 import { parseYaml, yamlValue } from '../data/yaml.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { trainerNames, trainers } from '../rl/registry.js'
+import { builtInRewards } from '../tasks/rewards.js'
 import { prototypeKey } from '../validation/json-value.js'
 import { parseOptions } from '../validation/schema.js'
 
 const maxConfigBytes = 2 ** 20
 const rewardName = z.string().min(1)
+const builtIn = Object.keys(builtInRewards)
 const paths = z.union(
   [z.string().min(1), z.array(z.string().min(1)).min(1)],
   'must be the path of a file or folder, or a list of them',
@@ -66,11 +68,11 @@ export const trainConfigSchema = z.strictObject({
   reward: z
     .union(
       [rewardName, z.array(z.strictObject({ reward: rewardName, weight: z.number().optional() })).min(1)],
-      'must be exactMatch, boxedMatch or the path of a module, or a list of { reward, weight }',
+      `must be ${builtIn.join(', ')} or the path of a module, or a list of { reward, weight }`,
     )
     .optional()
     .describe(
-      '`exactMatch`, `boxedMatch` or the path of a module that exports functions; several as a list of `{ reward, weight }`.',
+      `${builtIn.map((name) => `\`${name}\``).join(', ')} or the path of a module that exports functions; several as a list of \`{ reward, weight }\`.`,
     ),
   runDir: z.string().min(1).optional().describe('Folder of metrics, completions and checkpoints; without it nothing is saved.'),
   resume: z

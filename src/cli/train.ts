@@ -8,7 +8,7 @@ import { formatNumber, Progress } from '../monitor/progress.js'
 import type { TrainerEvent } from '../rl/events.js'
 import { trainers } from '../rl/registry.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
-import { boxedMatch, exactMatch, loadRewards, type WeightedReward } from '../tasks/rewards.js'
+import { builtInRewards, loadRewards, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import { didYouMean } from '../validation/names.js'
 import { collect, type DeviceFlags, deviceFlags, deviceOptions } from './arguments.js'
@@ -21,8 +21,6 @@ interface TrainFlags extends DeviceFlags {
   set?: string[]
   json?: boolean
 }
-
-const builtInRewards = new Map(Object.entries({ exactMatch, boxedMatch }))
 
 /** Adds `looplm train`. */
 export function addTrain(program: Command): void {
@@ -128,8 +126,8 @@ function openTask(task: NonNullable<TrainConfig['task']>): Task {
 export async function openRewards(rewards: NonNullable<TrainConfig['reward']>): Promise<WeightedReward[]> {
   const list = typeof rewards === 'string' ? [{ reward: rewards }] : rewards
   const opened = list.map(async ({ reward, weight = 1 }): Promise<WeightedReward[]> => {
-    const known = builtInRewards.get(reward)
-    const functions = known === undefined ? await loadRewards(reward).catch(noReward(reward)) : { [reward]: known }
+    const known = Object.hasOwn(builtInRewards, reward) ? { [reward]: builtInRewards[reward]! } : undefined
+    const functions = known ?? (await loadRewards(reward).catch(noReward(reward)))
     return Object.entries(functions).map(([name, reward]) => ({ name, reward, weight }))
   })
   return (await Promise.all(opened)).flat()
@@ -139,7 +137,7 @@ export async function openRewards(rewards: NonNullable<TrainConfig['reward']>): 
 function noReward(reward: string) {
   return (error: LoopLMError): never => {
     if (error.code !== 'NOT_FOUND') throw error
-    const names = [...builtInRewards.keys()]
+    const names = Object.keys(builtInRewards)
     const remedy = didYouMean(reward, names, `the built-in rewards are ${names.join(' and ')}`)
     throw new LoopLMError('NOT_FOUND', `no file ${reward}; ${remedy}`, { operation: 'reward', cause: error })
   }

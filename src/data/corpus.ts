@@ -8,9 +8,8 @@ import { z } from 'zod'
 import { fileError, LoopLMError } from '../errors.js'
 import { maxFileBytes, readJson } from '../files/read.js'
 import { onDisk, replaceFile } from '../files/write.js'
-import { invalidLine, readLines } from './jsonl.js'
-import { typeName } from './rows.js'
 import { DatasetSampler } from './sampler.js'
+import { isText, readText, textExtensions } from './text-formats.js'
 import type { Tokenizer } from './tokenizer.js'
 
 /*
@@ -34,10 +33,6 @@ export interface CorpusOptions {
   signal?: AbortSignal | undefined
 }
 
-const extensions = ['.txt', '.md', '.jsonl'] as const
-const pieceLength = 2 ** 16 // characters; a piece ends with a line
-const longestPiece = 2 ** 20
-const longestLine = 2 ** 24 // bytes
 const bufferedTokens = 2 ** 16
 
 const cacheSchema = z.object({
@@ -185,7 +180,7 @@ async function findFiles(paths: readonly string[]): Promise<string[]> {
     const found = await onDisk('read', path, stat(path), operation)
     if (!found.isDirectory()) {
       if (!isText(path) || !found.isFile()) {
-        throw new LoopLMError('INVALID_FILE', `${path}: a corpus is made of ${extensions.join(', ')} files`, { operation })
+        throw new LoopLMError('INVALID_FILE', `${path}: a corpus is made of ${textExtensions.join(', ')} files`, { operation })
       }
       files.push(path)
       continue
@@ -197,7 +192,7 @@ async function findFiles(paths: readonly string[]): Promise<string[]> {
       if (isText(file) && (entry.isFile() || (entry.isSymbolicLink() && (await leadsToFile(file))))) inside.push(file)
     }
     if (inside.length === 0) {
-      throw new LoopLMError('INVALID_FILE', `${path} holds no ${extensions.join(', ')} file`, { operation })
+      throw new LoopLMError('INVALID_FILE', `${path} holds no ${textExtensions.join(', ')} file`, { operation })
     }
     for (const file of inside.sort()) files.push(file)
   }
@@ -211,10 +206,6 @@ async function leadsToFile(link: string): Promise<boolean> {
   } catch (cause) {
     throw fileError(cause, 'read', link, operation)
   }
-}
-
-function isText(path: string): boolean {
-  return extensions.some((extension) => extension === extname(path).toLowerCase())
 }
 
 /** A hash of all content and of the tokenizer; paths do not matter, so that a corpus may move. */
@@ -321,68 +312,12 @@ async function tokenise(
 async function* tokensOf(path: string, tokenizer: Tokenizer, endToken: number | null): AsyncGenerator<number[], void, undefined> {
   const end = endToken === null ? [] : [endToken]
   let ended = true // whether the last document has its end token
-  for await (const { text, line, ends } of extname(path).toLowerCase() === '.jsonl' ? readRows(path) : readPieces(path)) {
+  for await (const { text, line, ends } of readText(path)) {
     const ids = await encode(text, tokenizer, path, line)
     yield ends ? [...ids, ...end] : ids
     ended = ends
   }
   if (!ended) yield end
-}
-
-/** A text of a corpus and where it begins; `ends` where a document does. */
-interface Piece {
-  text: string
-  line: number
-  ends: boolean
-}
-
-/** The documents of a JSON Lines file. */
-async function* readRows(path: string): AsyncGenerator<Piece, void, undefined> {
-  let line = 0
-  for await (const bytes of readLines(path)) {
-    line++
-    const row = decode(bytes, path, line).trim()
-    if (row === '') continue
-    let value: unknown
-    try {
-      value = JSON.parse(row)
-    } catch (cause) {
-      throw invalidLine(path, line, `is not JSON: ${(cause as Error).message}`, cause)
-    }
-    const text = (value as { text?: unknown } | null)?.text
-    if (typeof text !== 'string') throw invalidLine(path, line, `field "text" must be a string, got ${typeName(text)}`)
-    if (text !== '') yield { text, line, ends: true }
-  }
-}
-
-/**
- * A file of text in pieces of whole lines. A piece ends before a line that does not begin with white space, where tokenizers split
- * anyway; only a very long one ends elsewhere.
- */
-async function* readPieces(path: string): AsyncGenerator<Piece, void, undefined> {
-  let text = ''
-  let first = 1
-  let line = 0
-  for await (const bytes of readLines(path, longestLine, '; break it into lines')) {
-    line++
-    const next = decode(bytes, path, line)
-    if (text.length >= longestPiece || (text.length >= pieceLength && /^\S/.test(next))) {
-      yield { text, line: first, ends: false }
-      text = ''
-      first = line
-    }
-    text += `${next}\n`
-  }
-  text = text.slice(0, -1)
-  if (text.trim() !== '' || first > 1) yield { text, line: first, ends: true }
-}
-
-function decode(bytes: Uint8Array, path: string, line: number): string {
-  try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
-  } catch (cause) {
-    throw invalidLine(path, line, 'is not valid UTF-8; save the file as UTF-8', cause)
-  }
 }
 
 /** Encodes without the tokenizer's template, and finds the line that it refuses. */

@@ -8,12 +8,12 @@ import type { LoopLM } from '../model/model.js'
 import { authorize, crossOrigin } from './access.js'
 import { Admission } from './admission.js'
 import { Answers } from './answers.js'
+import { endpoints } from './endpoints.js'
 import { limitWriting, readBody, refuseSocket, sendError, sendJson } from './http.js'
 import { HttpError, toHttpError } from './http-error.js'
 import { checkServeOptions, roomForTokens, type ServeOptions, type ServerSettings } from './options.js'
-import { contextOf, planChat, planCompletion, type Served } from './plan.js'
+import { contextOf, type Served } from './plan.js'
 import { Metrics } from './prometheus.js'
-import { parseChat, parseCompletion, parseEmbedding } from './request.js'
 
 /** The client left: there is nobody to answer. */
 const clientGone = new HttpError(499, 'the client left')
@@ -25,9 +25,7 @@ const paths: Readonly<Record<string, readonly string[]>> = {
   '/health': reads,
   '/metrics': reads,
   '/v1/models': reads,
-  '/v1/completions': writes,
-  '/v1/chat/completions': writes,
-  '/v1/embeddings': writes,
+  ...Object.fromEntries(Object.keys(endpoints).map((path) => [path, writes])),
 }
 
 /**
@@ -259,18 +257,8 @@ export class LoopLMServer {
     try {
       const { signal } = controller
       const body = await readBody(request, settings.maxBodyBytes, settings.bodyTimeout * 1000)
-      if (path === '/v1/embeddings') sendJson(response, 200, await this.#answers.embed(parseEmbedding(body), controller))
-      else {
-        const completion = path === '/v1/completions'
-        const plan = await (completion
-          ? planCompletion(this.#served, parseCompletion(body))
-          : planChat(this.#served, parseChat(body)))
-        signal.throwIfAborted() // encoding a long text takes time
-        this.#metrics.promptTokens.add(plan.promptTokens)
-        if (plan.cutTo !== undefined) response.setHeader('x-looplm-max-tokens', plan.cutTo)
-        if (plan.stream) await this.#answers.stream(plan, response, controller)
-        else sendJson(response, 200, await this.#answers.whole(plan, controller))
-      }
+      const parts = { served: this.#served, answers: this.#answers, metrics: this.#metrics }
+      await endpoints[path]!({ ...parts, body, response, controller })
       await finished(response, { signal }).catch(() => signal.throwIfAborted()) // until the client has it
     } finally {
       clearTimeout(timer)

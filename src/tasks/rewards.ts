@@ -58,6 +58,9 @@ export function boxedMatch(prompt: string, completion: string, columns: Record<s
   return answersEqual(given, lastBoxed(answer) ?? (mark < 0 ? answer : answer.slice(mark + 4))) ? 1 : 0
 }
 
+/** The rewards that configuration files and the command line know by name. */
+export const builtInRewards: Readonly<Record<string, RewardFunction>> = { exactMatch, boxedMatch }
+
 /**
  * The weighted sum of several rewards. A reward that returns null is left out; when all do, the result is null.
  *

@@ -1,0 +1,81 @@
+// Files that a corpus is made of: a new format is one reader, and its line in `formats`.
+import { extname } from 'node:path'
+import { invalidLine, readLines } from './jsonl.js'
+import { typeName } from './rows.js'
+
+const pieceLength = 2 ** 16 // characters; a piece ends with a line
+const longestPiece = 2 ** 20
+const longestLine = 2 ** 24 // bytes
+
+/** A text of a corpus and where it begins; `ends` where a document does. */
+export interface Piece {
+  text: string
+  line: number
+  ends: boolean
+}
+
+type Reader = (path: string) => AsyncGenerator<Piece, void, undefined>
+
+/** Readers by the ends of file names. */
+const formats: Readonly<Record<string, Reader>> = { '.txt': readPieces, '.md': readPieces, '.jsonl': readRows }
+
+/** The ends of the names of files that can be read. */
+export const textExtensions: readonly string[] = Object.keys(formats)
+
+export function isText(path: string): boolean {
+  return textExtensions.includes(extname(path).toLowerCase())
+}
+
+/** The text of such a file, some lines at a time. @throws LoopLMError INVALID_FILE naming the line */
+export function readText(path: string): AsyncGenerator<Piece, void, undefined> {
+  return formats[extname(path).toLowerCase()]!(path)
+}
+
+/** The documents of a JSON Lines file. */
+async function* readRows(path: string): AsyncGenerator<Piece, void, undefined> {
+  let line = 0
+  for await (const bytes of readLines(path)) {
+    line++
+    const row = decode(bytes, path, line).trim()
+    if (row === '') continue
+    let value: unknown
+    try {
+      value = JSON.parse(row)
+    } catch (cause) {
+      throw invalidLine(path, line, `is not JSON: ${(cause as Error).message}`, cause)
+    }
+    const text = (value as { text?: unknown } | null)?.text
+    if (typeof text !== 'string') throw invalidLine(path, line, `field "text" must be a string, got ${typeName(text)}`)
+    if (text !== '') yield { text, line, ends: true }
+  }
+}
+
+/**
+ * A file of text in pieces of whole lines. A piece ends before a line that does not begin with white space, where tokenizers split
+ * anyway; only a very long one ends elsewhere.
+ */
+async function* readPieces(path: string): AsyncGenerator<Piece, void, undefined> {
+  let text = ''
+  let first = 1
+  let line = 0
+  for await (const bytes of readLines(path, longestLine, '; break it into lines')) {
+    line++
+    const next = decode(bytes, path, line)
+    if (text.length >= longestPiece || (text.length >= pieceLength && /^\S/.test(next))) {
+      yield { text, line: first, ends: false }
+      text = ''
+      first = line
+    }
+    text += `${next}\n`
+  }
+  text = text.slice(0, -1)
+  if (text.trim() !== '' || first > 1) yield { text, line: first, ends: true }
+}
+
+function decode(bytes: Uint8Array, path: string, line: number): string {
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+  } catch (cause) {
+    throw invalidLine(path, line, 'is not valid UTF-8; save the file as UTF-8', cause)
+  }
+}
