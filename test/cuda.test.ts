@@ -6,6 +6,7 @@ import { deviceMemory, devices, LoopLM, LoopLMError, memory, PretrainTrainer, te
 import { buildEmulated, emulatedKernelTests, emulatedLibrary } from './emulated.js'
 import { collectGarbage } from './garbage.js'
 import { expectScores, yardstick } from './rounding.js'
+import { smallConfig } from './tiny.js'
 
 const device = 'cuda-emulated' as 'cuda' // no name for users
 
@@ -71,16 +72,7 @@ describe('the device', () => {
   })
 })
 
-const config = {
-  vocab_size: 50,
-  hidden_size: 64,
-  intermediate_size: 96,
-  num_hidden_layers: 2,
-  num_attention_heads: 4,
-  num_key_value_heads: 2,
-  total_ut_steps: 2,
-  initializer_range: 0.2,
-}
+const config = { ...smallConfig, total_ut_steps: 2 }
 
 describe('little memory', () => {
   const small = { sequences: [[1, 2, 3, 4, 5]] }

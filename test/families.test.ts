@@ -6,10 +6,10 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type DeviceName, LoopLM, RLTTTrainer } from '../src/index.js'
 import { buildEmulated } from './emulated.js'
-import { type GoldenTensor, norm, readGolden, relativeError } from './golden-files.js'
+import { batchOf, behind, type Notes, familiesFolder as root } from './family-fixtures.js'
+import { norm, readGolden, relativeError } from './golden-files.js'
 import { refusal } from './refusal.js'
 
-const root = process.env.LOOPLM_FAMILY_FIXTURES ?? join(import.meta.dirname, 'fixtures', 'families')
 const targets: { device: DeviceName; dtype: 'float32' | 'float64'; bound: number }[] = [
   { device: 'reference', dtype: 'float64', bound: 1e-9 },
   { device: 'cpu', dtype: 'float32', bound: 1e-4 },
@@ -18,55 +18,6 @@ const targets: { device: DeviceName; dtype: 'float32' | 'float64'; bound: number
 const work = mkdtempSync(join(tmpdir(), 'looplm-families-'))
 afterAll(() => rmSync(work, { recursive: true }))
 beforeAll(buildEmulated, 900_000)
-
-interface Notes {
-  family: string
-  loops: number
-  prefix_mask: boolean
-  frozen: string[]
-}
-
-/** The batch of the golden files, as sequences. */
-function batchOf(gold: Map<string, GoldenTensor>, folder: string) {
-  const ids = gold.get('ids')!
-  const [rows, width] = ids.shape as [number, number]
-  const lengths = Array.from(gold.get('lengths')!.data)
-  const promptLengths = Array.from(gold.get('prompt_lengths')!.data)
-  const sequences = lengths.map((length, b) => Array.from(ids.data.subarray(b * width, b * width + length)))
-  const states = initialStates(folder)
-  const hidden = gold.get('hidden')!.shape[3]!
-  const initial = states && lengths.map((length, b) => states.subarray(b * width * hidden, (b * width + length) * hidden))
-  /** [T, B, width - 1] as one array per sequence, T × (length - 1). */
-  const perSequence = (name: string, from: (b: number) => number) => {
-    const { data, shape } = gold.get(name)!
-    const loops = shape[0]!
-    return lengths.map((length, b) =>
-      Array.from({ length: loops }, (_, t) => {
-        const row = (t * rows + b) * (width - 1)
-        return Array.from(data.subarray(row + from(b), row + length - 1))
-      }).flat(),
-    )
-  }
-  return {
-    sequences,
-    promptLengths,
-    lengths,
-    width,
-    perSequence,
-    options: initial === undefined ? {} : { initialStates: initial },
-  }
-}
-
-function initialStates(folder: string): Float32Array | undefined {
-  if (!readdirSync(folder).includes('initial_state.safetensors')) return undefined
-  const bytes = readFileSync(join(folder, 'initial_state.safetensors'))
-  const header = Number(bytes.readBigUInt64LE(0))
-  const [begin, end] = JSON.parse(bytes.subarray(8, 8 + header).toString()).initial_state.data_offsets
-  return new Float32Array(new Uint8Array(bytes.subarray(8 + header + begin, 8 + header + end)).buffer)
-}
-
-/** The rows behind `from` of T × width arrays. */
-const behind = (values: ArrayLike<number>, width: number, from: number) => Array.from(values).filter((_, i) => i % width >= from)
 
 describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
   describe.each(readdirSync(root))('%s', (name) => {

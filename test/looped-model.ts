@@ -195,6 +195,21 @@ export function prediction(c: Sizes, p: Parameters, run: ReturnType<typeof forwa
 }
 export type Prediction = ReturnType<typeof prediction>
 
+/** A looped model that LoopRPT can be computed for: `run` gives the prediction of token j + 1 by position j. */
+export interface Computation {
+  vocabulary: number
+  loops: number
+  run(p: Parameters, ids: readonly number[], noise?: Noise, site?: Site): (j: number) => Prediction
+}
+export const ouro = (c: Sizes): Computation => ({
+  vocabulary: c.vocab_size,
+  loops: c.total_ut_steps,
+  run: (p, ids, noise, site) => {
+    const run = forward(c, p, ids, noise, site)
+    return (j) => prediction(c, p, run, ids, j)
+  },
+})
+
 export function zScores(values: readonly number[], eps: number): number[] {
   const mean = sum(values) / values.length
   const deviation = Math.sqrt(sum(values.map((v) => (v - mean) ** 2)) / (values.length - 1))
@@ -244,48 +259,50 @@ export interface LoopRptCase {
  * The loss as a function of the student's parameters, and what is detached in it (hard tokens, exits, weights, advantages) taken at
  * `fixed`. Its value at `fixed` is the loss; its derivative there is what the engine must return.
  */
-export function loopRptLoss(c: Sizes, of: LoopRptCase, teacher: Parameters, fixed: Parameters): (student: Parameters) => number {
+export function loopRptLoss(
+  c: Computation,
+  of: LoopRptCase,
+  teacher: Parameters,
+  fixed: Parameters,
+): (student: Parameters) => number {
   const passes = (p: Parameters, i: number) => {
     const ids = of.sequences[i]!
-    return {
-      clean: forward(c, p, ids),
-      noisy: Array.from({ length: of.rollouts }, (_, g) => forward(c, p, ids, of.noise(i, g), of.site)),
-    }
+    return { clean: c.run(p, ids), noisy: Array.from({ length: of.rollouts }, (_, g) => c.run(p, ids, of.noise(i, g), of.site)) }
   }
   const detached = of.sequences.flatMap((ids, i) => {
-    const taught = forward(c, teacher, ids)
+    const taught = c.run(teacher, ids)
     const { clean, noisy } = passes(fixed, i)
     const positions = Array.from({ length: ids.length - of.promptLengths[i]! }, (_, n) => of.promptLengths[i]! - 1 + n)
-    const entropy = (j: number) => prediction(c, teacher, taught, ids, j).entropy
+    const entropy = (j: number) => taught(j).entropy
     const hard = [...positions].sort((a, b) => entropy(b) - entropy(a)).slice(0, Math.ceil(of.rho * positions.length))
     return hard.map((j) => {
-      const t = prediction(c, teacher, taught, ids, j)
-      const own = prediction(c, fixed, clean, ids, j)
-      const rollouts = noisy.map((run) => prediction(c, fixed, run, ids, j))
+      const t = taught(j)
+      const own = clean(j)
+      const rollouts = noisy.map((run) => run(j))
       const exits = rollouts.map(({ logPdf }, g) => of.exit(i, g, j, logPdf.map(Math.exp)))
       const earned = exits.map((exit, g) => {
         const logprobs = of.rewardFrom === 'clean' ? own.logprobs : rollouts[g]!.logprobs
-        return rewards(c.vocab_size, t, logprobs).R[exit]!
+        return rewards(c.vocabulary, t, logprobs).R[exit]!
       })
-      const T = c.total_ut_steps
+      const T = c.loops
       const klWeights = rollouts.map(({ logPdf }) =>
         logPdf.map((q, k) => (of.klReduction === 'mean' ? 1 / T : of.klReduction === 'last' ? Number(k === T - 1) : Math.exp(q))),
       )
-      const w = cleanWeights(own.logPdf, rewards(c.vocab_size, t, own.logprobs).R)
+      const w = cleanWeights(own.logPdf, rewards(c.vocabulary, t, own.logprobs).R)
       return { i, j, teacher: t.logprobs, exits, advantages: zScores(earned, 1e-8), klWeights, w }
     })
   })
   return (student) => {
     let loss = 0
-    for (const [i, ids] of of.sequences.entries()) {
+    for (const i of of.sequences.keys()) {
       const { clean, noisy } = passes(student, i)
       for (const token of detached.filter((token) => token.i === i)) {
-        const own = prediction(c, student, clean, ids, token.j)
+        const own = clean(token.j)
         loss +=
           of.coefficients.representation * representationLoss(token.w, own.logprobs) -
           of.coefficients.entropy * entropyOf(own.logPdf)
         for (const [g, run] of noisy.entries()) {
-          const { logprobs, logPdf } = prediction(c, student, run, ids, token.j)
+          const { logprobs, logPdf } = run(token.j)
           const kl = sum(k3(token.teacher, logprobs).map((v, t) => v * token.klWeights[g]![t]!))
           loss +=
             (-of.coefficients.policy * token.advantages[g]! * logPdf[token.exits[g]!]! + of.coefficients.kl * kl) / of.rollouts

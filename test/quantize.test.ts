@@ -8,18 +8,8 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type LoadOptions, LoopLM, memory } from '../src/index.js'
 import { refusal } from './refusal.js'
 import { expectScores, unitRoundoff, yardstick } from './rounding.js'
-import { parametersOf } from './tiny.js'
+import { smallConfig as config, parametersOf } from './tiny.js'
 
-const config = {
-  vocab_size: 50,
-  hidden_size: 64,
-  intermediate_size: 96,
-  num_hidden_layers: 2,
-  num_attention_heads: 4,
-  num_key_value_heads: 2,
-  total_ut_steps: 3,
-  initializer_range: 0.2,
-}
 const prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
 const sequences = [[1, 2, 3, 4, 5, 6], Array.from({ length: 20 }, (_, i) => (7 * i) % 50)]
 let folder: string

@@ -2,18 +2,8 @@
 import { describe, expect, it } from 'vitest'
 import { LoopLM } from '../src/index.js'
 import { expectScores, yardstick } from './rounding.js'
-import { parametersOf } from './tiny.js'
+import { smallConfig as config, parametersOf } from './tiny.js'
 
-const config = {
-  vocab_size: 50,
-  hidden_size: 64,
-  intermediate_size: 96,
-  num_hidden_layers: 2,
-  num_attention_heads: 4,
-  num_key_value_heads: 2,
-  total_ut_steps: 3,
-  initializer_range: 0.2,
-}
 const sequences = [Array.from({ length: 20 }, (_, i) => (7 * i) % 50)]
 
 /** Faults in one place of one matrix, of the kinds that a kernel may have. */

@@ -4,6 +4,7 @@
 // order and with its own exp: it may be twice as far from the truth as the farthest draw.
 import { expect } from 'vitest'
 import type { LoopLM } from '../src/index.js'
+import { describedLogSoftmax, describedStates } from './described-model.js'
 import { type Arithmetic, float64, forward, gateLogit, logSoftmax, type Parameters, type Sizes } from './looped-model.js'
 import { parametersOf } from './tiny.js'
 
@@ -70,6 +71,34 @@ export async function yardstick(
     rounded: Array.from({ length: draws }, (_, seed) => evaluate(c, p, sequences, temperature, disturbed(drawn, seed))),
     scale,
   }
+}
+
+/** The same of any family, from its description. Inside a prompt that sees itself both ways log-probabilities mean nothing: omitted. */
+export async function describedYardstick(
+  model: LoopLM,
+  sequences: Sequences,
+  options: { promptLengths?: readonly number[]; initialStates?: readonly ArrayLike<number>[]; parameters?: Parameters } = {},
+): Promise<Yardstick> {
+  const a = model.architecture
+  const own = options.parameters ?? (await parametersOf(model))
+  const p = new Map([...own].map(([name, values]) => [name, Float64Array.from(values)]))
+  const scored = (r: Arithmetic): Scored => {
+    const tables = sequences.map((ids, i) => {
+      const promptLength = options.promptLengths?.[i] ?? 1
+      const states = describedStates(a, p, ids, { promptLength, initialStates: options.initialStates?.[i] ?? [], r })
+      return states.map((rows) => rows.slice(promptLength - 1, -1).map((row) => describedLogSoftmax(a, p, row, 1, r)))
+    })
+    const target = (i: number, j: number) => sequences[i]![(options.promptLengths?.[i] ?? 1) + j]!
+    return {
+      logprobs: tables.map((loops, i) => loops.flatMap((rows) => rows.map((row, j) => row[target(i, j)]!))),
+      entropy: tables.map((loops) => loops.flat().map((row) => -row.reduce((sum, l) => sum + Math.exp(l) * l, 0))),
+      gateLogits: [],
+    }
+  }
+  const dtype = model.dtype === 'bfloat16' ? 'bfloat16' : 'float32'
+  const scale = model.dtype === 'float64' ? (2 * unitRoundoff.float64) / unitRoundoff.float32 : 1
+  const rounded = Array.from({ length: draws }, (_, seed) => scored(disturbed(dtype, seed)))
+  return { truth: scored(float64), rounded, scale }
 }
 
 const flat = (rows: readonly ArrayLike<number>[]) => rows.flatMap((row) => Array.from(row))

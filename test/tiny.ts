@@ -15,6 +15,18 @@ export const tinyConfig = {
   initializer_range: 0.3, // far from uniform predictions, so that gradients are not small
 }
 
+/** One whose widths groups of 32 divide, with grouped queries. */
+export const smallConfig = {
+  vocab_size: 50,
+  hidden_size: 64,
+  intermediate_size: 96,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  total_ut_steps: 3,
+  initializer_range: 0.2,
+}
+
 export const tinyModel = (device: DeviceName = 'reference', seed = 1) => LoopLM.create(tinyConfig, { device, seed })
 
 /** Two groups of four completions; the rewards of the first differ, those of the second do not. */

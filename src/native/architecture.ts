@@ -52,6 +52,8 @@ export interface ParameterForm {
   initial: 'normal' | 'truncatedNormal' | 'ones' | 'zeros'
   /** Of the normals. */
   deviation?: number
+  /** Instead of one for all: of equal parts of the rows, in order. */
+  deviations?: readonly number[]
 }
 
 /** A step of a program. Registers hold a vector of D per token. */
@@ -109,6 +111,31 @@ export function blocks(first: number, layers: number, to = 0): Step[] {
   return Array.from({ length: layers }, (_, i) => ({ kind: 'block', to, index: first + i }))
 }
 
+/** Sizes from a configuration in the words of Llama and its relatives. */
+export function llamaSizes(config: {
+  vocab_size: number
+  hidden_size: number
+  intermediate_size: number
+  num_attention_heads: number
+  num_key_value_heads: number
+  head_dim: number
+  rms_norm_eps: number
+  rope_theta: number
+  tie_word_embeddings: boolean
+}) {
+  return {
+    vocabulary: config.vocab_size,
+    hidden: config.hidden_size,
+    intermediate: config.intermediate_size,
+    heads: config.num_attention_heads,
+    kvHeads: config.num_key_value_heads,
+    headDim: config.head_dim,
+    normEps: config.rms_norm_eps,
+    rotary: { theta: config.rope_theta },
+    tied: config.tie_word_embeddings,
+  }
+}
+
 /** The norms of layer `index` that a checkpoint names. */
 export function norms(hidden: number, index: number, names: Partial<Record<Role, string>>): ParameterForm[] {
   return Object.entries(names).map(([role, name]) => ({ name, shape: [hidden], role: role as Role, index, initial: 'ones' }))
@@ -118,6 +145,23 @@ export function norms(hidden: number, index: number, names: Partial<Record<Role,
 export function range(count: number): number[] {
   return Array.from({ length: count }, (_, i) => i)
 }
+
+/**
+ * A description with an exit gate of its own, where the family has none: D → 1 on what the head reads. It starts with zeros, so that at
+ * first half of what is left leaves after every loop.
+ */
+export function withExitGate(architecture: Architecture): Architecture {
+  if (architecture.exitGate) return architecture
+  const [weight, bias] = exitGateNames
+  const gate: ParameterForm[] = [
+    { name: weight, shape: [1, architecture.hidden], role: 'exitGate', initial: 'zeros' },
+    { name: bias, shape: [1], role: 'exitGateBias', initial: 'zeros' },
+  ]
+  return { ...architecture, exitGate: true, parameters: [...architecture.parameters, ...gate] }
+}
+
+/** The tensors of an exit gate: Ouro's names, for every family. */
+export const exitGateNames = ['model.early_exit_gate.weight', 'model.early_exit_gate.bias'] as const
 
 /** Elements of all parameters. */
 export function parameterCount({ parameters }: Architecture): number {

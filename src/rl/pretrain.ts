@@ -1,4 +1,5 @@
 import { LoopLMError } from '../errors.js'
+import { exitGateNames } from '../native/architecture.js'
 import { accumulateStage2 } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import type { LossBatch, LossObjective, TokenSequence } from '../model/types.js'
@@ -11,8 +12,6 @@ import { sequenceNorms } from './objective/normalizer.js'
 import type { PretrainConfig, PretrainOptions } from './options.js'
 import { SequenceTrainer } from './sequence-trainer.js'
 import type { Prepared } from './trainer.js'
-
-const gate = ['model.early_exit_gate.weight', 'model.early_exit_gate.bias']
 
 /**
  * Sequences to learn, as `update` and `gradients` of {@link PretrainTrainer} take them. Fields of rollouts are ignored, other names are
@@ -59,7 +58,7 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
   }
 
   protected override get trained(): readonly string[] | undefined {
-    return this.config.stage === 2 ? gate : undefined
+    return this.config.stage === 2 ? exitGateNames : undefined
   }
 
   protected async accumulate(loss: LossBatch): Promise<Metrics & { loss: number }> {

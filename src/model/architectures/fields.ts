@@ -43,6 +43,9 @@ export const unused = (what: string) =>
 
 export const silu = z.literal('silu', { error: 'must be "silu"; other activations are not supported' }).nullish()
 
+/** What Nanbeige, HRM-Text and others have in common with Llama. */
+export const llamaFields = { ...sizes, ...tokens, hidden_act: silu, attention_dropout: unused('dropout') }
+
 /** The checked fields, unknown ones included. @throws LoopLMError INVALID_CONFIG with one line per field */
 export function parseFields<T>(schema: z.ZodType<T>, value: unknown, { name }: ConfigSource): T {
   const fields = checkSchema(name, schema, value)
@@ -66,7 +69,7 @@ export function rotaryBase(
 }
 
 /** Head size and key/value heads that fit the others. */
-export function headSizes(
+function headSizes(
   config: {
     hidden_size: number
     num_attention_heads: number
@@ -86,7 +89,7 @@ export function headSizes(
 }
 
 /** The end and begin tokens, null where none is named, within the vocabulary. */
-export function specialTokens(
+function specialTokens(
   config: {
     vocab_size: number
     bos_token_id?: number | null | undefined
@@ -98,4 +101,12 @@ export function specialTokens(
   if (outside !== undefined)
     throw refuse('eos_token_id, bos_token_id', `${outside} is outside the vocabulary of ${config.vocab_size}`, source)
   return { bos_token_id: config.bos_token_id ?? null, eos_token_id: config.eos_token_id ?? null }
+}
+
+/** A configuration with sizes of heads and special tokens filled in. */
+export function completed<Config extends Parameters<typeof headSizes>[0] & Parameters<typeof specialTokens>[0]>(
+  config: Config,
+  source: ConfigSource,
+) {
+  return { ...config, ...headSizes(config, source), ...specialTokens(config, source) }
 }

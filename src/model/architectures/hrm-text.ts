@@ -1,19 +1,7 @@
 import { z } from 'zod'
-import { type Architecture, blocks, type ParameterForm, type Role, range, type Step } from '../../native/architecture.js'
+import { type Architecture, blocks, llamaSizes, type ParameterForm, type Role, range, type Step } from '../../native/architecture.js'
 import type { ConfigSource, Family, LoopLMConfig } from './family.js'
-import {
-  headSizes,
-  maxLoops,
-  parseFields,
-  refuse,
-  rotaryBase,
-  silu,
-  size,
-  sizes,
-  specialTokens,
-  tokens,
-  unused,
-} from './fields.js'
+import { completed, llamaFields, maxLoops, parseFields, refuse, rotaryBase, size, unused } from './fields.js'
 
 /** What HRM-Text's config.json says of the computation, with every default filled in. */
 export interface HrmTextConfig {
@@ -65,21 +53,13 @@ export function hrmText(config: HrmTextConfig): Architecture {
   const norm = (to: number) => ({ kind: 'norm', to, index: -1 }) as const
   const think: Step[] = [{ kind: 'add', to: fast, from: slow }, ...blocks(0, depth, fast), norm(fast)]
   return {
+    ...llamaSizes({ ...config, num_key_value_heads: config.num_attention_heads }),
     family: 'hrm_text',
-    vocabulary,
-    hidden,
-    intermediate,
     layers: 2 * depth,
-    heads: config.num_attention_heads,
-    kvHeads: config.num_attention_heads,
-    headDim: config.head_dim,
     loops: config.H_cycles,
-    normEps: config.rms_norm_eps,
-    rotary: { theta: config.rope_theta },
     residual: 'pre',
     attentionGate: true,
     prefixSeesItself: config.prefix_lm,
-    tied: config.tie_word_embeddings,
     exitGate: false,
     registers: 2,
     begin: [
@@ -108,13 +88,10 @@ export function hrmText(config: HrmTextConfig): Architecture {
   }
 }
 
-const { num_key_value_heads, ...withoutGroups } = sizes
 const schema = z.looseObject({
-  ...withoutGroups,
-  ...tokens,
+  ...llamaFields,
   num_hidden_layers: size(2 ** 16).default(16),
   num_layers_per_stack: size(1024).nullish(),
-  num_key_value_heads,
   head_dim: size(1024).default(128),
   H_cycles: size(maxLoops).default(2),
   L_cycles: size(64).default(3),
@@ -122,10 +99,8 @@ const schema = z.looseObject({
   embedding_scale: z.number().positive().nullish(),
   max_position_embeddings: size(2 ** 26).default(2048),
   prefix_lm: z.boolean().default(true),
-  hidden_act: silu,
   attention_bias: unused('a bias of projections'),
   mlp_bias: unused('a bias of projections'),
-  attention_dropout: unused('dropout'),
 })
 
 function parse(value: unknown, source: ConfigSource): LoopLMConfig {
@@ -137,9 +112,7 @@ function parse(value: unknown, source: ConfigSource): LoopLMConfig {
   const scale = config.embedding_scale ?? 1 / config.initializer_range
   if (!Number.isFinite(scale)) throw refuse('initializer_range', 'must be above 0 where embedding_scale is null', source)
   return {
-    ...config,
-    ...headSizes({ ...config, num_key_value_heads: config.num_attention_heads }, source),
-    ...specialTokens(config, source),
+    ...completed({ ...config, num_key_value_heads: config.num_attention_heads }, source), // whatever the file says of them
     model_type: 'hrm_text',
     rope_theta: rotaryBase(config, source) ?? 10000,
     embedding_scale: scale,

@@ -1,19 +1,7 @@
 import { z } from 'zod'
-import { type Architecture, blocks, norms, type ParameterForm, type Role, range } from '../../native/architecture.js'
+import { type Architecture, blocks, llamaSizes, norms, type ParameterForm, type Role, range } from '../../native/architecture.js'
 import type { ConfigSource, Family, LoopLMConfig } from './family.js'
-import {
-  headSizes,
-  maxLoops,
-  parseFields,
-  refuse,
-  rotaryBase,
-  silu,
-  size,
-  sizes,
-  specialTokens,
-  tokens,
-  unused,
-} from './fields.js'
+import { completed, llamaFields, maxLoops, parseFields, refuse, rotaryBase, size, unused } from './fields.js'
 
 /** What Nanbeige's config.json says of the computation, with every default filled in. */
 export interface NanbeigeConfig {
@@ -85,20 +73,12 @@ export function nanbeige(config: NanbeigeConfig): Architecture {
   const head: ParameterForm = { name: 'lm_head.weight', shape: [vocabulary, hidden], role: 'head', ...matrix }
   const norm = { kind: 'norm', to: 0, index: 0 } as const
   return {
+    ...llamaSizes(config),
     family: 'nanbeige',
-    vocabulary,
-    hidden,
-    intermediate,
     layers,
-    heads: config.num_attention_heads,
-    kvHeads: config.num_key_value_heads,
-    headDim: config.head_dim,
     loops: config.loop_loss_weights.length > 0 ? config.loop_loss_weights.length + 1 : config.num_loops,
-    normEps: config.rms_norm_eps,
-    rotary: { theta: config.rope_theta },
     residual: 'pre',
     queryKeyNorm: config.qk_layernorm ? 'head' : 'none',
-    tied: config.tie_word_embeddings,
     exitGate: false,
     registers: 1,
     begin: [{ kind: 'embed', to: 0 }],
@@ -116,9 +96,7 @@ export function nanbeige(config: NanbeigeConfig): Architecture {
 
 const flag = z.boolean().default(false)
 const schema = z.looseObject({
-  ...sizes,
-  ...tokens,
-  hidden_act: silu,
+  ...llamaFields,
   attention_bias: flag,
   mlp_bias: flag,
   qk_layernorm: flag,
@@ -133,7 +111,6 @@ const schema = z.looseObject({
       error: 'must be null; scaled rotary embeddings are not supported',
     })
     .optional(),
-  attention_dropout: unused('dropout'),
   enable_double_loop_split: unused('a double loop split'),
   loop_share_kv: unused('sharing keys and values between loops'),
   enable_hyper_connection: unused('hyper-connections'),
@@ -152,7 +129,7 @@ function parse(value: unknown, source: ConfigSource): LoopLMConfig {
   const theta = rotaryBase(config, source)
   if (theta === undefined && source.fromFile)
     throw refuse('rope_theta', 'is missing; give it (70000000 for Nanbeige4.2-3B, 10000000 for its base)', source)
-  const complete = { ...config, ...headSizes(config, source), ...specialTokens(config, source), rope_theta: theta ?? 1e7 }
+  const complete = { ...completed(config, source), rope_theta: theta ?? 1e7 }
   const loops = config.loop_loss_weights.length > 0 ? config.loop_loss_weights.length + 1 : config.num_loops
   return { ...complete, model_type: 'nanbeige', total_ut_steps: loops, early_exit_threshold: 1 }
 }

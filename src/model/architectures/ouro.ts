@@ -1,4 +1,4 @@
-import { type Architecture, blocks, type ParameterForm, range } from '../../native/architecture.js'
+import { type Architecture, blocks, exitGateNames, llamaSizes, type ParameterForm, range } from '../../native/architecture.js'
 import type { LoopLMConfig } from './family.js'
 
 /** What Ouro's config.json says of the computation. */
@@ -45,19 +45,11 @@ export function ouro(config: OuroSizes): Architecture {
   }
   const head: ParameterForm = { name: 'lm_head.weight', shape: [vocabulary, hidden], role: 'head', ...matrix }
   return {
+    ...llamaSizes(config),
     family: 'ouro',
-    vocabulary,
-    hidden,
-    intermediate,
     layers,
-    heads: config.num_attention_heads,
-    kvHeads: config.num_key_value_heads,
-    headDim: config.head_dim,
     loops: config.total_ut_steps,
-    normEps: config.rms_norm_eps,
-    rotary: { theta: config.rope_theta },
     residual: 'sandwich',
-    tied: config.tie_word_embeddings,
     exitGate: true,
     registers: 1,
     begin: [{ kind: 'embed', to: 0 }],
@@ -67,8 +59,8 @@ export function ouro(config: OuroSizes): Architecture {
       { name: 'model.embed_tokens.weight', shape: [vocabulary, hidden], role: 'embedding', ...matrix },
       ...range(layers).flatMap(layer),
       { name: 'model.norm.weight', role: 'norm', ...norm },
-      { name: 'model.early_exit_gate.weight', shape: [1, hidden], role: 'exitGate', ...matrix },
-      { name: 'model.early_exit_gate.bias', shape: [1], role: 'exitGateBias', initial: 'zeros' },
+      { name: exitGateNames[0], shape: [1, hidden], role: 'exitGate', ...matrix },
+      { name: exitGateNames[1], shape: [1], role: 'exitGateBias', initial: 'zeros' },
       ...(config.tie_word_embeddings ? [] : [head]),
     ],
   }

@@ -1,7 +1,7 @@
 import { z } from 'zod'
 import { type Architecture, blocks, norms, type ParameterForm, type RotaryEmbedding, range } from '../../native/architecture.js'
 import type { ConfigSource, Family, LoopLMConfig } from './family.js'
-import { headSizes, maxLoops, parseFields, refuse, rotaryBase, size, specialTokens, tokens, unused } from './fields.js'
+import { completed, maxLoops, parseFields, refuse, rotaryBase, size, tokens, unused } from './fields.js'
 
 /** Huginn's blocks, or those of the source model that was given loops: Llama and TinyLlama, or OLMo 2. */
 export type RavenLayout = 'huginn' | 'llama' | 'olmo2'
@@ -173,10 +173,7 @@ function parse(value: unknown, source: ConfigSource): LoopLMConfig {
   const words = { vocab_size: vocabulary, hidden_size: hidden, num_attention_heads: heads }
   const init_values = config.init_values ?? { std: Math.sqrt(2 / (5 * hidden)), embed_scale: Math.sqrt(hidden) }
   return {
-    ...config,
-    ...words,
-    ...headSizes({ ...config, ...words }, source),
-    ...specialTokens({ ...config, ...words }, source),
+    ...completed({ ...config, ...words }, source),
     n_embd: hidden,
     n_heads: heads,
     padded_vocab_size: vocabulary,
