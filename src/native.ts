@@ -249,6 +249,7 @@ export interface NativeBinding {
   /**
    * @param dtype undefined: that of the files
    * @param quantized the files hold codes and scales of that quantization already
+   * @param added parameters that the files do not have, and that begin as the architecture says
    */
   modelLoad(
     context: NativeContext,
@@ -257,12 +258,13 @@ export interface NativeBinding {
     paths: readonly string[],
     quantization: Quantization | undefined,
     quantized: boolean,
+    added: readonly string[],
   ): Promise<NativeModel>
   modelDType(model: NativeModel): ModelDType
   modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', dequantize: boolean, files: string): Promise<void>
   modelAddAdapter(
     model: NativeModel,
-    options: { rank: number; alpha: number; modules: readonly string[]; seed: number },
+    options: { rank: number; alpha: number; modules: readonly string[]; perLoop: boolean; seed: number },
   ): Promise<{ name: string; shape: number[] }[]>
   modelRemoveAdapter(model: NativeModel): Promise<void>
   modelSaveAdapter(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', files: string): Promise<void>

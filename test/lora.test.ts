@@ -17,6 +17,8 @@ import {
   PretrainTrainer,
   RLTTTrainer,
 } from '../src/index.js'
+import { adapterOf, fillAdapter, mergedBy } from './adapters.js'
+import { expectDerivative } from './central-differences.js'
 import { withoutChecksums } from './checksums.js'
 import { relativeError } from './golden-files.js'
 import { forward, prediction } from './looped-model.js'
@@ -40,34 +42,8 @@ const options: LoRAOptions = { rank: 4, alpha: 3, seed: 5 } // alpha / rank is e
 async function adapted(place: { device?: DeviceName; dtype?: ModelDType } = { device: 'reference' }, more: LoRAOptions = {}) {
   const model = await LoopLM.create(config, { seed: 1, ...place })
   await model.addAdapter({ ...options, ...more })
-  for (const [i, { name, shape }] of model.adapter!.parameters.entries())
-    if (name.endsWith('lora_B.weight'))
-      await model.setParameter(
-        name,
-        Float64Array.from({ length: shape[0]! * shape[1]! }, (_, j) => 0.2 * Math.sin(i + 3 * j)),
-      )
+  await fillAdapter(model)
   return model
-}
-const adapterOf = async (model: LoopLM) => {
-  const values = new Map<string, ArrayLike<number>>()
-  for (const { name } of model.adapter!.parameters) values.set(name, await model.getParameter(name))
-  return values
-}
-/** W + (alpha / rank) B A of every adapted matrix, the other parameters as they are. */
-function mergedBy(base: ReadonlyMap<string, ArrayLike<number>>, adapter: ReadonlyMap<string, ArrayLike<number>>) {
-  const out = new Map(base)
-  for (const [name, a] of adapter) {
-    if (!name.endsWith('lora_A.weight')) continue
-    const target = name.replace('lora_A.', '')
-    const b = adapter.get(name.replace('lora_A', 'lora_B'))!
-    const width = a.length / 4
-    const delta = (i: number, j: number) => [0, 1, 2, 3].reduce((s, k) => s + b[i * 4 + k]! * a[k * width + j]!, 0)
-    out.set(
-      target,
-      Float64Array.from(base.get(target)!, (w, n) => w + scale * delta(Math.floor(n / width), n % width)),
-    )
-  }
-  return out
 }
 const product = (x: ArrayLike<number>, y: ArrayLike<number>, m: number, k: number, n: number) =>
   Array.from({ length: m * n }, (_, i) => {
@@ -103,7 +79,7 @@ describe('an adapter', () => {
     const merged = await model.mergeAdapter()
     expect(merged.adapter).toBeUndefined()
     const want = await merged.score(sequences)
-    const parameters = mergedBy(before, await adapterOf(model))
+    const parameters = mergedBy(before, await adapterOf(model), scale)
     expectScores(await model.score(sequences), await yardstick(model, config, sequences, { parameters }))
     expectScores(want, await yardstick(merged, config, sequences))
     // A weight and four products, at most six roundings here and in `mergedBy`; bfloat16 has sums in float32 and is rounded once.
@@ -126,7 +102,7 @@ describe('an adapter', () => {
     const [sampled] = await model.generate([[1, 10]], { maxNewTokens: 10, temperature: 1, seed: 3, stop: [] })
     const whole = [[1, 10, ...sampled!.tokens]]
     const { logprobs } = await model.score(whole, { lastLoop: true })
-    const parameters = mergedBy(await parametersOf(model), await adapterOf(model))
+    const parameters = mergedBy(await parametersOf(model), await adapterOf(model), scale)
     const of = await yardstick(model, config, whole, { parameters })
     for (const got of [sampled!.logprobs, logprobs[0]!.subarray(1)])
       expectRounded(got, of, (scored) => scored.logprobs[0]!.slice(-10))
@@ -141,7 +117,7 @@ describe('an adapter', () => {
     const base = await parametersOf(model)
     const adapter = await adapterOf(model)
     const loss = (values: ReadonlyMap<string, ArrayLike<number>>) => {
-      const p = mergedBy(base, values)
+      const p = mergedBy(base, values, scale)
       let sum = 0
       for (const [i, ids] of sequences.entries()) {
         const run = forward(config, p, ids)
@@ -152,20 +128,7 @@ describe('an adapter', () => {
       }
       return sum
     }
-    const step = 1e-5
-    for (const [name, gradient] of gradients) {
-      const direction = Array.from(gradient, (_, i) => Math.sin(2 + 5 * i))
-      const at = (size: number) =>
-        loss(
-          new Map(adapter).set(
-            name,
-            Float64Array.from(adapter.get(name)!, (v, i) => v + size * direction[i]!),
-          ),
-        )
-      const want = (at(step) - at(-step)) / (2 * step)
-      const got = Array.from(gradient).reduce((s, g, i) => s + g * direction[i]!, 0)
-      expect(Math.abs(got - want) / Math.max(Math.abs(want), 0.1), name).toBeLessThan(1e-7)
-    }
+    expectDerivative(gradients, adapter, loss, 1e-7)
   })
 
   it.each<[DeviceName, ModelDType, number]>([

@@ -60,7 +60,10 @@ ParameterForm read_parameter(const Input& in) {
                                            {"truncatedNormal", Initial::truncated_normal},
                                            {"ones", Initial::ones},
                                            {"zeros", Initial::zeros}});
-  if (!in["deviation"].missing()) p.deviation = in["deviation"].number();
+  if (!in["deviation"].missing()) p.deviations = {in["deviation"].number()};
+  const Input parts = in["deviations"];
+  if (!parts.missing()) p.deviations.clear();
+  for (uint32_t i = 0; !parts.missing() && i < parts.length(); i++) p.deviations.push_back(parts[i].number());
   return p;
 }
 

@@ -62,8 +62,11 @@ Napi::Value model_load(const Napi::CallbackInfo& info) {
   for (uint32_t i = 0; i < list.length(); i++) paths.push_back(list[i].text());
   const Quantization quantization = read_quantization(Input(info, 4, "quantization"));
   const bool quantized = Input(info, 5, "quantized").flag();
-  return model_promise(info, context.object, [device = context->device(), config, dtype, paths, quantization, quantized] {
-    return load_model(device, dtype, config, quantization, paths, quantized);
+  const Input list_of_added(info, 6, "added");
+  std::vector<std::string> added;
+  for (uint32_t i = 0; i < list_of_added.length(); i++) added.push_back(list_of_added[i].text());
+  return model_promise(info, context.object, [device = context->device(), config, dtype, paths, quantization, quantized, added] {
+    return load_model(device, dtype, config, quantization, paths, quantized, added);
   });
 }
 Napi::Value dtype_of(const Napi::CallbackInfo& info) {
@@ -111,6 +114,7 @@ Napi::Value add_adapter(const Napi::CallbackInfo& info) {
   options.alpha = in["alpha"].number();
   const Input modules = in["modules"];
   for (uint32_t i = 0; i < modules.length(); i++) options.modules.push_back(modules[i].text());
+  options.per_loop = in["perLoop"].flag();
   const uint64_t seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
   return model.executor->submit(info.Env(), nullptr, [model = model.object, options, seed]() -> Executor::Finish {
     model->add_adapter(options, seed);

@@ -110,6 +110,8 @@ class ParameterCheck {
       require(n >= 1 && n <= (int64_t(1) << 32), p.name + " has an impossible shape");
       count *= n;
     }
+    require(!p.deviations.empty() && p.shape[0] % int64_t(p.deviations.size()) == 0,
+            p.name + " has " + std::to_string(p.deviations.size()) + " deviations, which do not divide its rows");
     const int64_t columns = a_.columns(p.role);
     require(!is_matrix(p.role) || (p.shape.size() == 2 && p.shape[1] == columns),
             p.name + " must be a matrix with " + std::to_string(columns) + " columns");

@@ -65,7 +65,7 @@ struct ParameterForm {
   int32_t index = 0;
   int64_t first_row = 0;  // of the role's matrix, or element of its vector
   Initial initial = Initial::normal;
-  double deviation = 0.02;
+  std::vector<double> deviations{0.02};            // of normals; several: of equal parts of the rows, in order
   bool operator==(const ParameterForm& o) const {  // initial values are not compared: a model computes the same from others
     return name == o.name && shape == o.shape && role == o.role && index == o.index && first_row == o.first_row;
   }

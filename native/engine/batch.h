@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "linear.h"  // defines: LoopRows
 #include "sequences.h"
 #include "workspace.h"
 
@@ -46,7 +47,8 @@ struct DeviceBatch {
   const int32_t *ids, *positions;
   const LoopSegment* segments;
   int32_t segment_count, group_count, max_context, max_position;
-  const void* states = nullptr;  // act [N, D]: initial states, for architectures that have some; NULL: zeros
+  const void* states = nullptr;   // act [N, D]: initial states, for architectures that have some; NULL: zeros
+  std::vector<LoopRows> loops{};  // of a pass whose rows are at loops of their own; empty: at those that the stack walks
 };
 DeviceBatch upload(const PackedBatch& batch, Workspace& workspace);
 const int32_t* upload_ints(Workspace& workspace, const char* name, const std::vector<int32_t>& values);

@@ -16,6 +16,7 @@ Block::Block(std::shared_ptr<Device> device, LoopDType dt, const Architecture& a
       linear_(device_, dt, batch.tokens, weights.rank, weights.scale, memory.linear),
       act_(loop_dtype_size(dt)),
       real_(loop_dtype_size(loop_real(dt))) {
+  if (!batch.loops.empty()) linear_.at_loops(batch.loops);
   const size_t rows = size_t(batch.tokens), D = size_t(a_.hidden), F = size_t(a_.intermediate);
   x_ = memory.reserve(memory.x, rows * D * act_);
   activation_ = memory.reserve(memory.activation, rows * F * act_);

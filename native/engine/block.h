@@ -46,6 +46,11 @@ class Block {
   size_t bytes() const;                    // of a BlockMemory
   BlockMemory carve(char*& memory) const;  // the next one of an array of them
 
+  // The loop that the rows are at, unless the batch says it of each.
+  void at_loop(int loop) {
+    if (batch_.loops.empty()) linear_.at_loop(loop);
+  }
+
   void* x() const { return x_; }      // act [N, D]: N h when the block begins, where the architecture norms it
   void* d_x() const { return d_x_; }  // act [N, D]: ∂L/∂(N h), or ∂L/∂h where it does not, when its backward ends
 

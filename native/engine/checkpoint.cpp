@@ -344,10 +344,14 @@ Files open_files(const std::vector<std::string>& paths) {
   return files;
 }
 
-void load_files(Model& model, const std::vector<std::string>& paths, const Files& files, bool quantized, bool fresh) {
+void load_files(Model& model, const std::vector<std::string>& paths, const Files& files, bool quantized, bool fresh,
+                const std::vector<std::string>& added = {}) {
   Sources sources = collect(paths, files);
   if (model.config.tied) drop_tied_head(sources, model.embedding().name);
-  load_tensors(model, all_of(model, quantized), sources, paths, fresh);
+  Wanted wanted = all_of(model, quantized);
+  std::erase_if(wanted.tensors,
+                [&](const WantedTensor& t) { return std::find(added.begin(), added.end(), t.name) != added.end(); });
+  load_tensors(model, wanted, sources, paths, fresh);
 }
 
 // bfloat16 where all values are that, or codes and their scales; else float32, which holds every value of F16 and most of F64.
@@ -365,10 +369,12 @@ LoopDType stored_dtype(const Files& files) {
 }  // namespace
 
 std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<LoopDType> dt, const Architecture& config,
-                                  Quantization quantization, const std::vector<std::string>& paths, bool quantized) {
+                                  Quantization quantization, const std::vector<std::string>& paths, bool quantized,
+                                  const std::vector<std::string>& added) {
   const Files files = open_files(paths);
   auto model = std::make_shared<Model>(std::move(device), dt.value_or(stored_dtype(files)), config, quantization);
-  load_files(*model, paths, files, quantized, true);
+  load_files(*model, paths, files, quantized, true, added);
+  for (const std::string& name : added) model->initialize(model->parameter(name), 0);
   return model;
 }
 void load_parameters(Model& model, const std::vector<std::string>& paths, bool quantized) {

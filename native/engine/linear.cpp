@@ -18,20 +18,20 @@ const void* scaled(const std::shared_ptr<Device>& device, LinearMemory& memory, 
   return out;
 }
 
-// s x Aᵀ, act [N, rank]
-const void* LinearLayers::into_rank(const LowRank& part, const Linear& w, const void* x) {
+// s x Aᵀ, act [rows of one loop, rank]
+const void* LinearLayers::into_rank(const LowRank& part, const Linear& w, const void* x, const LoopRows& of) {
   memory_.rank.reserve(device_, size_t(rows_ * rank_) * real());
   void* u = memory_.rank.as<>();
-  gemm("adapter", 0, 1, rows_, rank_, w.in, x, w.in, part.a, w.in, u, rank_, LOOP_GEMM_REAL_OUT);
-  return scaled(device_, memory_, dt_, u, rows_ * rank_, scale_);
+  gemm("adapter", 0, 1, of.count, rank_, w.in, row(x, of.first, w.in), w.in, part.a, w.in, u, rank_, LOOP_GEMM_REAL_OUT);
+  return scaled(device_, memory_, dt_, u, of.count * rank_, scale_);
 }
-// s dy B, act [N, rank]
-const void* LinearLayers::rank_gradient(const LowRank& part, const Linear& w, const void* dy) {
+// s dy B, act [rows of one loop, rank]
+const void* LinearLayers::rank_gradient(const LowRank& part, const Linear& w, const void* dy, const LoopRows& of) {
   memory_.rank.reserve(device_, size_t(rows_ * rank_) * real());
   void* du = memory_.rank.as<>();
-  const void* own = static_cast<const char*>(dy) + size_t(part.first) * act();
-  gemm("adapter backward", 0, 0, rows_, rank_, part.out, own, w.out, part.b, rank_, du, rank_, LOOP_GEMM_REAL_OUT);
-  return scaled(device_, memory_, dt_, du, rows_ * rank_, scale_);
+  const void* own = static_cast<const char*>(row(dy, of.first, w.out)) + size_t(part.first) * act();
+  gemm("adapter backward", 0, 0, of.count, rank_, part.out, own, w.out, part.b, rank_, du, rank_, LOOP_GEMM_REAL_OUT);
+  return scaled(device_, memory_, dt_, du, of.count * rank_, scale_);
 }
 
 // With an adapter the sum of the products is real and rounded once.
@@ -42,9 +42,12 @@ void LinearLayers::forward(const Linear& w, const void* x, void* y) {
   } else {
     void* sum = sum_of(w, y, w.out);
     gemm("linear", 0, 1, N, w.out, w.in, x, w.in, w.weight, w.in, sum, w.out, sum == y ? 0 : LOOP_GEMM_REAL_OUT);
-    for (const LowRank& part : w.adapters)
-      gemm("adapter", 0, 1, N, part.out, r, into_rank(part, w, x), r, part.b, r,
-           static_cast<char*>(sum) + size_t(part.first) * real(), w.out, LOOP_GEMM_ACCUMULATE);
+    for (const LowRank& adapter : w.adapters)
+      for (const LoopRows& of : loops_) {
+        const LowRank part = adapter.of_loop(of.loop);
+        gemm("adapter", 0, 1, of.count, part.out, r, into_rank(part, w, x, of), r, part.b, r,
+             static_cast<char*>(sum) + size_t(of.first * w.out + part.first) * real(), w.out, LOOP_GEMM_ACCUMULATE);
+      }
     round_sum(sum, y, w.out);
   }
   if (!w.bias) return;
@@ -56,20 +59,29 @@ void LinearLayers::backward_input(const Linear& w, const void* dy, void* dx) {
   const int64_t N = rows_, r = rank_;
   void* sum = sum_of(w, dx, w.in);
   gemm("linear backward", 0, 0, N, w.in, w.out, dy, w.out, w.weight, w.in, sum, w.in, sum == dx ? 0 : LOOP_GEMM_REAL_OUT);
-  for (const LowRank& part : w.adapters)
-    gemm("adapter backward", 0, 0, N, w.in, r, rank_gradient(part, w, dy), r, part.a, w.in, sum, w.in, LOOP_GEMM_ACCUMULATE);
+  for (const LowRank& adapter : w.adapters)
+    for (const LoopRows& of : loops_) {
+      const LowRank part = adapter.of_loop(of.loop);
+      gemm("adapter backward", 0, 0, of.count, w.in, r, rank_gradient(part, w, dy, of), r, part.a, w.in,
+           static_cast<char*>(sum) + size_t(of.first * w.in) * real(), w.in, LOOP_GEMM_ACCUMULATE);
+    }
   round_sum(sum, dx, w.in);
 }
 void LinearLayers::backward_weight(const Linear& w, const Linear& d, const void* dy, const void* x) {
   const int64_t N = rows_, r = rank_;
   if (d.weight) gemm("weight gradient", 1, 0, w.out, w.in, N, dy, w.out, x, w.in, d.weight, w.in, LOOP_GEMM_ACCUMULATE);
   if (d.bias) gemm("bias gradient", 0, 0, 1, d.biased, N, ones(), N, dy, w.out, d.bias, d.biased, LOOP_GEMM_ACCUMULATE);
-  for (size_t i = 0; i < d.adapters.size(); i++) {
-    const LowRank &part = w.adapters[i], &gradient = d.adapters[i];
-    const void* own = static_cast<const char*>(dy) + size_t(part.first) * act();
-    gemm("adapter gradient", 1, 0, part.out, r, N, own, w.out, into_rank(part, w, x), r, gradient.b, r, LOOP_GEMM_ACCUMULATE);
-    gemm("adapter gradient", 1, 0, r, w.in, N, rank_gradient(part, w, dy), r, x, w.in, gradient.a, w.in, LOOP_GEMM_ACCUMULATE);
-  }
+  for (size_t i = 0; i < d.adapters.size(); i++)
+    for (const LoopRows& of : loops_) {
+      const LowRank part = w.adapters[i].of_loop(of.loop), gradient = d.adapters[i].of_loop(of.loop);
+      const int64_t n = of.count;
+      const void *own = static_cast<const char*>(row(dy, of.first, w.out)) + size_t(part.first) * act(),
+                 *in = row(x, of.first, w.in);
+      gemm("adapter gradient", 1, 0, part.out, r, n, own, w.out, into_rank(part, w, x, of), r, gradient.b, r,
+           LOOP_GEMM_ACCUMULATE);
+      gemm("adapter gradient", 1, 0, r, w.in, n, rank_gradient(part, w, dy, of), r, in, w.in, gradient.a, w.in,
+           LOOP_GEMM_ACCUMULATE);
+    }
 }
 
 // Where the sum for act [N, width] is made: there, or where a real sum is needed in scratch, from which round_sum takes it.

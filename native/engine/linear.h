@@ -13,6 +13,11 @@ namespace looplm {
 struct LowRank {
   void *a, *b;  // [rank, in], [out, rank]
   int64_t first, out;
+  size_t loop_bytes = 0;  // from the matrices of one loop to those of the next; 0: all loops have the same
+  LowRank of_loop(int32_t loop) const {
+    const size_t bytes = size_t(loop) * loop_bytes;
+    return {static_cast<char*>(a) + bytes, static_cast<char*>(b) + bytes, first, out};
+  }
 };
 struct Linear {
   void* weight = nullptr;  // [out, in]; NULL among the gradients of a frozen base, and when quantized
@@ -21,6 +26,12 @@ struct Linear {
   int64_t biased = 0;
   std::vector<LowRank> adapters;
   const LoopQuantized* quantized = nullptr;
+};
+
+// Neighbouring rows of a batch that are at the same loop.
+struct LoopRows {
+  int64_t first, count;
+  int32_t loop;  // counted from 0
 };
 
 // Scratch that is kept from call to call.
@@ -36,7 +47,11 @@ class LinearLayers {
  public:
   // rank, scale: of the adapters (scale real, on the device). rows: N of every call.
   LinearLayers(std::shared_ptr<Device> device, LoopDType dt, int64_t rows, int64_t rank, const void* scale, LinearMemory& memory)
-      : device_(std::move(device)), dt_(dt), rows_(rows), rank_(rank), scale_(scale), memory_(memory) {}
+      : device_(std::move(device)), dt_(dt), rows_(rows), rank_(rank), scale_(scale), memory_(memory), loops_{{0, rows, 0}} {}
+
+  // Whose adapters the rows take, where loops have their own: at first those of loop 0.
+  void at_loop(int32_t loop) { loops_ = {{0, rows_, loop}}; }
+  void at_loops(const std::vector<LoopRows>& loops) { loops_ = loops; }
 
   void forward(const Linear& w, const void* x, void* y);                                         // act [N, in] -> [N, out]
   void backward_input(const Linear& w, const void* dy, void* dx);                                // act [N, out] -> [N, in]
@@ -49,8 +64,11 @@ class LinearLayers {
   }
   size_t act() const { return loop_dtype_size(dt_); }
   size_t real() const { return loop_dtype_size(loop_real(dt_)); }
-  const void* into_rank(const LowRank& part, const Linear& w, const void* x);
-  const void* rank_gradient(const LowRank& part, const Linear& w, const void* dy);
+  const void* row(const void* x, int64_t at, int64_t width) const {  // of act [N, width]
+    return static_cast<const char*>(x) + size_t(at * width) * act();
+  }
+  const void* into_rank(const LowRank& part, const Linear& w, const void* x, const LoopRows& of);
+  const void* rank_gradient(const LowRank& part, const Linear& w, const void* dy, const LoopRows& of);
   void* sum_of(const Linear& w, void* out, int64_t width);
   void round_sum(const void* sum, void* out, int64_t width);
   const void* ones();
@@ -60,6 +78,7 @@ class LinearLayers {
   const int64_t rows_, rank_;
   const void* scale_;
   LinearMemory& memory_;
+  std::vector<LoopRows> loops_;
 };
 
 }  // namespace looplm

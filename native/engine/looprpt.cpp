@@ -42,7 +42,8 @@ size_t hard_count(double rho, int64_t predictions) { return size_t(std::ceil(rho
 // advantage needs the rewards of all G rollouts of its token. Where they do not fit into one micro-batch their states are not
 // kept: all rollouts run forward for the rewards alone, and run again, with the same noise, for the backward. With T loops the
 // whole costs about 1 + 3 + 3 G (T-1)/T forwards, and at most G (T-1)/T more when rollouts are run again: for T = 4 and G = 8
-// that is 22 and 28, where G + 1 whole passes would need 28.
+// that is 22 and 28, where G + 1 whole passes would need 28. Models with further registers, or with a readout of their own, run
+// all passes whole.
 class LoopRptPass {
  public:
   LoopRptPass(Model& student, Model& teacher, const LoopRptBatch& batch, const LoopRptOptions& options)
@@ -70,7 +71,7 @@ class LoopRptPass {
     totals_.loop_exit.assign(size_t(loops_), 0.0);
     student_.gradients();
     for (size_t begin = 0; begin < s_.count();) {
-      PackedBatch packed = pack(s_, begin, {budget_, false, true, false});
+      PackedBatch packed = pack(s_, begin, pack_options(budget_));
       begin = packed.end;
       if (!packed.rows.empty()) chunk(packed);
     }
@@ -90,6 +91,8 @@ class LoopRptPass {
                 teacher_.quantization.bits == student_.quantization.bits,
             "the teacher must have the student's configuration, device and dtype");
     require_exit_gate(student_, "looprpt", "LoopRPT");
+    require(o_.noise_site != NoiseSite::residual || student_.config.loop.back().kind == Step::Kind::norm,
+            "noiseSite residual is before the norm that closes a loop, and this model's loops have none: use noiseSite state");
     require(loops_ >= 2, "LoopRPT compares loops: the model needs at least two");
     require(o_.rollouts >= 2 && o_.rollouts <= 1 << 16,
             "rollouts must be at least 2, for advantages compare the rollouts of a token, and at most 65536");
@@ -117,12 +120,15 @@ class LoopRptPass {
     return Stack(student_, model.weights(), device_batch(student_, s_, packed), loops, keep, nullptr, noise, first_given);
   }
   Stack::Keep keep() const { return keep_for(o_.recompute); }
+  PackOptions pack_options(int64_t budget) const { return {budget, false, true, false, student_.config.prefix_sees_itself}; }
+  // Whether register 0 behind the first loop is all that the other loops need.
+  bool shares_first() const { return student_.config.registers == 1 && student_.config.read.empty(); }
 
   void chunk(PackedBatch& packed) {
     choose(packed);
     const size_t elements = size_t(packed.tokens() * D());
     Buffer& first = workspace().get("looprpt.first", elements * loop_dtype_size(student_.dt));
-    {
+    if (shares_first()) {
       Stack one = stack(student_, packed, 1, Stack::Keep::nothing);
       one.forward_tokens();
       student_.device->run(&LoopBackend::copy, "copy", first.as<>(), static_cast<const void*>(one.hidden()),
@@ -133,12 +139,13 @@ class LoopRptPass {
     clean_pass(packed, first, d_first);
     // Rollouts of as many sequences as fit G times over, at least of one.
     for (size_t begin = packed.begin; begin < packed.end;) {
-      PackedBatch part = pack(s_, begin, {budget_ / o_.rollouts, false, true, false}, packed.end);
+      PackedBatch part = pack(s_, begin, pack_options(budget_ / o_.rollouts), packed.end);
       keep_hard_rows(part);
       const size_t at = size_t(packed.first_token[begin - packed.begin] * D());
       if (!part.rows.empty()) rollouts(part, first.at(at * loop_dtype_size(student_.dt)), d_first.at(at * real()));
       begin = part.end;
     }
+    if (!shares_first()) return;
     Stack one = stack(student_, packed, 1, keep());
     one.forward_tokens();
     one.backward(student_.gradients(), d_first.as<>());
@@ -229,8 +236,9 @@ class LoopRptPass {
 
   // L_rep = -Σ_k w_k ℓ_k with w_k = p_k (1 + ReLU(z_k R(k))) detached, and L_ent = -H(p).
   void clean_pass(const PackedBatch& packed, const Buffer& first, const Buffer& d_first) {
-    Stack stack = this->stack(student_, packed, loops_, keep(), nullptr, true);
-    stack.forward_after_first(first.as<>(), 1);
+    Stack stack = this->stack(student_, packed, loops_, keep(), nullptr, shares_first());
+    if (shares_first()) stack.forward_after_first(first.as<>(), 1);
+    else stack.forward_tokens();
     const ExitTable exits = exit_table(student_, stack, packed, loops_);
     const size_t R = packed.rows.size(), T = size_t(loops_);
     const HeadRows head = head_rows(student_, stack, packed, all_loops(loops_), 1);
@@ -267,7 +275,7 @@ class LoopRptPass {
     head_backward(student_, head, loss, nullptr, nullptr, d_hidden);
     exit_backward(student_, stack, packed, exits, d_pdf, d_hidden);
     stack.backward(student_.gradients(), d_hidden);
-    add(d_first.as<>(), d_hidden, packed.tokens() * D());
+    if (shares_first()) add(d_first.as<>(), d_hidden, packed.tokens() * D());
   }
 
   // Some rollouts of some sequences side by side. A row of rollout g is a row of `one`, g after g.
@@ -284,7 +292,7 @@ class LoopRptPass {
     out.noise = latent_noise(out);
     return out;
   }
-  bool from_first() const { return o_.noise_site == NoiseSite::state; }
+  bool from_first() const { return shares_first() && o_.noise_site == NoiseSite::state; }
   void forward(Stack& stack, const Rollouts& of, const void* first) {
     if (from_first()) stack.forward_after_first(first, of.end - of.begin);
     else stack.forward_tokens();

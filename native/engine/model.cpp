@@ -45,15 +45,54 @@ class Layout {
   size_t end_ = 0;
 };
 
-bool is_layer_matrix(Role role) {
-  return role == Role::attention || role == Role::attention_output || role == Role::gate_up || role == Role::down;
-}
+// The place of a layer's role; NULL when it is another one.
 Linear LayerWeights::*matrix_of(Role role) {
-  return role == Role::attention          ? &LayerWeights::qkv
-         : role == Role::attention_output ? &LayerWeights::output
-         : role == Role::gate_up          ? &LayerWeights::gate_up
-                                          : &LayerWeights::down;
+  switch (role) {
+    case Role::attention:
+      return &LayerWeights::qkv;
+    case Role::attention_output:
+      return &LayerWeights::output;
+    case Role::gate_up:
+      return &LayerWeights::gate_up;
+    case Role::down:
+      return &LayerWeights::down;
+    default:
+      return nullptr;
+  }
 }
+Linear LayerWeights::*biased_by(Role role) {
+  switch (role) {
+    case Role::attention_bias:
+      return &LayerWeights::qkv;
+    case Role::attention_output_bias:
+      return &LayerWeights::output;
+    case Role::gate_up_bias:
+      return &LayerWeights::gate_up;
+    case Role::down_bias:
+      return &LayerWeights::down;
+    default:
+      return nullptr;
+  }
+}
+void* LayerWeights::*vector_of(Role role) {
+  switch (role) {
+    case Role::query_norm:
+      return &LayerWeights::query_norm;
+    case Role::key_norm:
+      return &LayerWeights::key_norm;
+    case Role::attention_norm:
+      return &LayerWeights::attention_norm;
+    case Role::attention_norm_2:
+      return &LayerWeights::attention_norm_2;
+    case Role::mlp_norm:
+      return &LayerWeights::mlp_norm;
+    case Role::mlp_norm_2:
+      return &LayerWeights::mlp_norm_2;
+    default:
+      return nullptr;
+  }
+}
+bool is_layer_matrix(Role role) { return matrix_of(role) != nullptr; }
 
 constexpr char WEIGHT[] = ".weight";
 // What adapters are named after: the tensor without ".weight", and the last part of that.
@@ -170,70 +209,29 @@ Weights Model::pointers(const Buffer& arena, LoopDType type) const {
   for (const Parameter& p : parameters_) {
     if (p.matrix >= 0) continue;
     void* at = arena.at(p.offset * loop_dtype_size(type));
-    const auto layer = [&]() -> LayerWeights& { return w.layers[size_t(p.index)]; };
-    const auto bias = [&](Linear& linear) {
+    if (p.first_row > 0 && is_matrix(p.role)) continue;
+    if (const auto matrix = matrix_of(p.role)) {
+      (w.layers[size_t(p.index)].*matrix).weight = at;
+    } else if (const auto biased = biased_by(p.role)) {
+      Linear& linear = w.layers[size_t(p.index)].*biased;
       if (p.first_row == 0) linear.bias = at;
       linear.biased = p.first_row + int64_t(p.count);
-    };
-    if (p.first_row > 0 && is_matrix(p.role)) continue;
-    switch (p.role) {
-      case Role::embedding:
-        w.embedding = at;
-        break;
-      case Role::head:
-        w.head = at;
-        break;
-      case Role::exit_gate:
-        w.gate_weight = at;
-        break;
-      case Role::exit_gate_bias:
-        w.gate_bias = at;
-        break;
-      case Role::norm:
-        place(w.norms, p.index) = at;
-        break;
-      case Role::start:
-        place(w.starts, p.index) = at;
-        break;
-      case Role::inject:
-        place(w.injections, p.index) = {at, 2 * config.hidden, config.hidden};
-        break;
-      case Role::attention_bias:
-        bias(layer().qkv);
-        break;
-      case Role::attention_output_bias:
-        bias(layer().output);
-        break;
-      case Role::gate_up_bias:
-        bias(layer().gate_up);
-        break;
-      case Role::down_bias:
-        bias(layer().down);
-        break;
-      case Role::query_norm:
-        layer().query_norm = at;
-        break;
-      case Role::key_norm:
-        layer().key_norm = at;
-        break;
-      case Role::attention:
-      case Role::attention_output:
-      case Role::gate_up:
-      case Role::down:
-        (layer().*matrix_of(p.role)).weight = at;
-        break;
-      case Role::attention_norm:
-        layer().attention_norm = at;
-        break;
-      case Role::attention_norm_2:
-        layer().attention_norm_2 = at;
-        break;
-      case Role::mlp_norm:
-        layer().mlp_norm = at;
-        break;
-      case Role::mlp_norm_2:
-        layer().mlp_norm_2 = at;
-        break;
+    } else if (const auto vector = vector_of(p.role)) {
+      w.layers[size_t(p.index)].*vector = at;
+    } else if (p.role == Role::embedding) {
+      w.embedding = at;
+    } else if (p.role == Role::head) {
+      w.head = at;
+    } else if (p.role == Role::exit_gate) {
+      w.gate_weight = at;
+    } else if (p.role == Role::exit_gate_bias) {
+      w.gate_bias = at;
+    } else if (p.role == Role::norm) {
+      place(w.norms, p.index) = at;
+    } else if (p.role == Role::start) {
+      place(w.starts, p.index) = at;
+    } else if (p.role == Role::inject) {
+      place(w.injections, p.index) = {at, 2 * config.hidden, config.hidden};
     }
   }
   if (config.tied && !quantization) w.head = w.embedding;
@@ -258,34 +256,45 @@ const Parameter& Model::embedding() const {
 }
 
 void Model::initialize(uint64_t seed) {
-  for (size_t i = 0; i < parameters_.size(); i++) {
-    const Parameter& p = parameters_[i];
-    const ParameterForm& form = config.parameters[i];
-    std::vector<double> values(p.count, form.initial == Initial::ones ? 1.0 : 0.0);
-    const bool truncated = form.initial == Initial::truncated_normal;
-    if (truncated || form.initial == Initial::normal)
-      for (size_t j = 0; j < p.count; j++)
-        values[j] = form.deviation * (truncated ? truncated_normal : normal)(seed, uint32_t(i), 0, uint32_t(j));
-    const std::vector<uint8_t> raw = rounded(dt, values);
-    if (p.matrix >= 0) quantize_rows(p, 0, p.shape[0], raw.data());
-    else {
-      if (tied_head() && p.role == Role::embedding) quantize_rows(tied_head_, 0, p.shape[0], raw.data());
-      writable_arena(p).upload(raw.data(), raw.size(), p.offset * loop_dtype_size(dt));
-      touch(p);
-    }
-  }
+  for (const Parameter& p : parameters_) initialize(p, seed);
+}
+void Model::initialize(const Parameter& p, uint64_t seed) {
+  const size_t i = size_t(&p - parameters_.data());
+  const ParameterForm& form = config.parameters[i];
+  std::vector<double> values(p.count, form.initial == Initial::ones ? 1.0 : 0.0);
+  const bool truncated = form.initial == Initial::truncated_normal;
+  const size_t part = p.count / form.deviations.size();
+  if (truncated || form.initial == Initial::normal)
+    for (size_t j = 0; j < p.count; j++)
+      values[j] = form.deviations[j / part] * (truncated ? truncated_normal : normal)(seed, uint32_t(i), 0, uint32_t(j));
+  const std::vector<uint8_t> raw = rounded(dt, values);
+  if (p.matrix >= 0) return quantize_rows(p, 0, p.shape[0], raw.data());
+  if (tied_head() && p.role == Role::embedding) quantize_rows(tied_head_, 0, p.shape[0], raw.data());
+  writable_arena(p).upload(raw.data(), raw.size(), p.offset * loop_dtype_size(dt));
+  touch(p);
+}
+
+// How many pairs of matrices an adapter has for a parameter.
+int32_t Model::adapter_loops(const AdapterOptions& options, const Parameter& p) const {
+  const auto runs = [&](const Step& step) { return step.kind == Step::Kind::block && step.index == p.index; };
+  const bool looped = std::any_of(config.loop.begin(), config.loop.end(), runs);
+  return options.per_loop && looped ? config.loops : 1;
 }
 
 // The places of the adapter's matrices in an arena laid out as its parameters are.
 void Model::attach(Weights& weights, const Buffer& arena, LoopDType type) const {
-  size_t next = 0;
-  auto take = [&] { return arena.at(adapter_->parameters[next++].offset * loop_dtype_size(type)); };
-  for (const Parameter& p : parameters_)
-    if (is_layer_matrix(p.role) && contains(adapter_->options.modules, module_name(p))) {
-      void* a = take();
-      (weights.layers[size_t(p.index)].*matrix_of(p.role)).adapters.push_back({a, take(), p.first_row, p.shape[0]});
-    }
+  const size_t size = loop_dtype_size(type);
+  const Parameter* next = adapter_->parameters.data();
+  for (const Parameter& p : parameters_) {
+    if (!is_layer_matrix(p.role) || !contains(adapter_->options.modules, module_name(p))) continue;
+    LowRank part{arena.at(next[0].offset * size), arena.at(next[1].offset * size), p.first_row, p.shape[0]};
+    const int32_t loops = adapter_loops(adapter_->options, p);
+    if (loops > 1) part.loop_bytes = (next[2].offset - next[0].offset) * size;
+    (weights.layers[size_t(p.index)].*matrix_of(p.role)).adapters.push_back(part);
+    next += 2 * loops;
+  }
   weights.rank = adapter_->options.rank;
+  weights.adapter_loops = adapter_->options.per_loop ? config.loops : 0;
   weights.scale = adapter_->scale.as<>();
 }
 
@@ -360,8 +369,12 @@ void Model::add_adapter(const AdapterOptions& options, uint64_t seed) {
   };
   for (const Parameter& p : parameters_) {
     if (!is_layer_matrix(p.role) || !contains(options.modules, module_name(p))) continue;
-    add(module_path(p) + ".lora_A.weight", options.rank, p.shape[1]);
-    add(module_path(p) + ".lora_B.weight", p.shape[0], options.rank);
+    const int32_t loops = adapter_loops(options, p);
+    for (int32_t t = 1; t <= loops; t++) {
+      const std::string of = loops > 1 ? ".loop_" + std::to_string(t) : "";
+      add(module_path(p) + ".lora_A" + of + ".weight", options.rank, p.shape[1]);
+      add(module_path(p) + ".lora_B" + of + ".weight", p.shape[0], options.rank);
+    }
   }
   made->elements = layout.aligned();
   made->values = Buffer(device, made->elements * loop_dtype_size(dt));
@@ -466,6 +479,10 @@ std::unique_ptr<Model> Model::merged() const {
   auto copy = std::make_unique<Model>(device, dt, config);
   copy->copy_base_from(*this);
   if (!adapter_) return copy;
+  if (adapter_->options.per_loop)
+    throw Error("UNSUPPORTED", "merge",
+                "every loop has an adapter of its own (perLoop), and the loops share the matrices that they would be added to: "
+                "keep the adapter beside the model, with saveAdapter and loadAdapter");
   const int64_t r = adapter_->options.rank, stride = 1;
   for (const Parameter& p : parameters_) {
     if (!is_layer_matrix(p.role)) continue;

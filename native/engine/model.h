@@ -45,6 +45,7 @@ struct Weights {
   std::vector<Linear> injections;                     // [D, 2 D]
   std::vector<LayerWeights> layers;
   int64_t rank = 0;                                                        // of the adapters
+  int32_t adapter_loops = 0;                                               // that have adapters of their own; 0: they share one
   const void* scale = nullptr;                                             // and alpha / rank: real, on the device
   const void *embedding_scale = nullptr, *embedding_scale_real = nullptr;  // one number each; NULL: 1
   const LoopQuantized* quantized_head = nullptr;
@@ -54,6 +55,7 @@ struct AdapterOptions {
   int64_t rank = 16;
   double alpha = 32;                 // scale = alpha / rank
   std::vector<std::string> modules;  // by the last part of their names, q_proj for example: of every layer
+  bool per_loop = false;             // matrices of its own for every loop, in the layers that the loops run
 };
 
 class Workspace;
@@ -111,11 +113,12 @@ class Model {
   size_t arena_elements() const { return arena_elements_; }
 
   // With an adapter the model's own parameters are frozen: gradients, optimizers and averages are those of the adapter alone.
-  // A is uniform in ±1/sqrt(in), a pure function of (seed, parameter, element), B is zero: at first nothing changes.
+  // A is uniform in ±1/sqrt(in), a pure function of (seed, parameter, element), B is zero: at first nothing changes. Its matrices
+  // are called …q_proj.lora_A.weight or, of a loop, …q_proj.lora_A.loop_1.weight.
   void add_adapter(const AdapterOptions& options, uint64_t seed);
   void remove_adapter();
   const AdapterOptions* adapter() const { return adapter_ ? &adapter_->options : nullptr; }
-  // A fresh model without adapter whose matrices are W + scale·B A.
+  // A fresh model without adapter whose matrices are W + scale·B A. Throws UNSUPPORTED when loops have adapters of their own.
   std::unique_ptr<Model> merged() const;
   // What is trained: the adapter's parameters (model.layers.0.self_attn.q_proj.lora_A.weight, ...) where there is one, else all
   // but frozen vectors.
@@ -137,6 +140,7 @@ class Model {
 
   // As the description says of each parameter; a pure function of (seed, parameter, element).
   void initialize(uint64_t seed);
+  void initialize(const Parameter& p, uint64_t seed);
   // A fresh model of the same configuration with the same parameters and adapter (a frozen reference, a teacher). With an adapter
   // the model's own parameters are shared until somebody writes to them.
   std::unique_ptr<Model> clone() const;
@@ -191,6 +195,7 @@ class Model {
   };
   void check_quantization() const;
   void refuse_quantized(const char* operation) const;
+  int32_t adapter_loops(const AdapterOptions& options, const Parameter& p) const;
   Weights pointers(const Buffer& arena, LoopDType type) const;
   void clear_gaps();
   void point();  // weights_ at what there is

@@ -93,9 +93,11 @@ class Model;
 struct Architecture;
 struct Quantization;
 // A model with the parameters of the files, as load_parameters reads them, and each value read from the disk once. Without dt
-// its dtype is bfloat16 where all values of the files are, else float32.
+// its dtype is bfloat16 where all values of the files are, else float32. added: parameters that the files do not have; they begin
+// as the description says, with seed 0.
 std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<LoopDType> dt, const Architecture& config,
-                                  Quantization quantization, const std::vector<std::string>& paths, bool quantized);
+                                  Quantization quantization, const std::vector<std::string>& paths, bool quantized,
+                                  const std::vector<std::string>& added = {});
 // Fills every parameter from the files (together they must hold each exactly once and nothing unknown). F32, BF16, F16 and F64
 // convert. A tied model's files may repeat the embedding as lm_head.weight. Everything, NaN and infinity included, is checked
 // before the first parameter changes; only an abort leaves the model with some parameters of each. A quantized model quantizes

@@ -72,11 +72,15 @@ void check_request(const Model& model, const GenerateRequest& r, int loops, bool
   require(s.top_k >= 0 && s.top_p > 0 && s.top_p <= 1 && s.min_p >= 0 && s.min_p < 1,
           "topK must be >= 0, topP in (0, 1], minP in [0, 1)");
   require(r.exit.rule != ExitRule::gate || model.config.exit_gate,
-          "exit rule gate needs an exit gate, and models of family " + model.config.family + " have none");
+          "exit rule gate needs an exit gate, and models of family " + model.config.family +
+              " have none of their own: create or load the model with exitGate: true, and train it");
   require(r.alternatives >= 0, "the number of alternatives must be at least 0");
   require(r.exit.max_loops <= loops,
           "loops " + std::to_string(r.exit.max_loops) + " are more than the scheduler's " + std::to_string(loops));
   const int most = r.exit.max_loops > 0 ? r.exit.max_loops : loops;
+  const int adapted = model.weights().adapter_loops;
+  require(adapted == 0 || most <= adapted,
+          "the adapter has matrices for " + std::to_string(adapted) + " loops, not for " + std::to_string(most));
   require(r.exit.min_loops >= 1 && r.exit.min_loops <= most,
           "minLoops must be between 1 and the " + std::to_string(most) + " loops that a token may take");
   require(!std::isnan(r.exit.threshold), "the exit threshold is not a number");
@@ -372,14 +376,19 @@ struct Scheduler::State {
     Buffer& on_device = w.get("batch.segments", segments.size() * sizeof(LoopSegment));
     on_device.upload(segments.data(), segments.size() * sizeof(LoopSegment));
     const int64_t N = int64_t(ids.size());
-    const DeviceBatch batch{N,
-                            upload_ints(w, "batch.ids", ids),
-                            upload_ints(w, "batch.positions", positions),
-                            on_device.as<LoopSegment>(),
-                            int32_t(segments.size()),
-                            int32_t(segments.size()),
-                            max_context,
-                            max_context - 1};
+    DeviceBatch batch{N,
+                      upload_ints(w, "batch.ids", ids),
+                      upload_ints(w, "batch.positions", positions),
+                      on_device.as<LoopSegment>(),
+                      int32_t(segments.size()),
+                      int32_t(segments.size()),
+                      max_context,
+                      max_context - 1};
+    if (cache.shared() && model.weights().adapter_loops > 0)  // each prompt is at a loop of its own
+      for (int64_t first = 0; const Piece& piece : pieces) {
+        batch.loops.push_back({first, piece.to - piece.from, piece.prompt->loop});
+        first += piece.to - piece.from;
+      }
     const int deep = cache.shared() ? 1 : pieces[0].prompt->loops;
     const CacheUse use =
         cache.prompts(upload_ints(w, "scheduler.slots", slots), prefixes.data(), int32_t(prefixes.size()), prefix_rows);
@@ -567,6 +576,16 @@ struct Scheduler::State {
     return true;
   }
 
+  // Neighbouring rows at the same loop: an adapter of every loop's own is added to them together.
+  std::vector<LoopRows> loops_of_rows() const {
+    std::vector<LoopRows> out;
+    for (size_t i = 0; i < items.size(); i++) {
+      if (out.empty() || out.back().loop != items[i].loop) out.push_back({int64_t(i), 0, items[i].loop});
+      out.back().count++;
+    }
+    return out;
+  }
+
   // Every row one loop further.
   void pass() {
     if (items.empty() || whole_token()) return;
@@ -594,7 +613,8 @@ struct Scheduler::State {
     on_device.upload(of_rows.data(), of_rows.size());
     const auto* ints = static_cast<const int32_t*>(on_device.at(context_bytes));
     const CacheUse use = cache.decoding(ints + n, on_device.as<LoopCacheContext>());
-    const DeviceBatch batch{int64_t(n), ints + 2 * n, ints, nullptr, 0, 0, 0, last_position};
+    DeviceBatch batch{int64_t(n), ints + 2 * n, ints, nullptr, 0, 0, 0, last_position};
+    if (model.weights().adapter_loops > 0) batch.loops = loops_of_rows();
     Stack stack(model, model.weights(), batch, 1, Stack::Keep::nothing, &use);
     if (fresh > 0)
       model.device->run(&LoopBackend::embed, "embed", model.dt, int64_t(fresh), model.config.hidden, batch.ids,
@@ -603,12 +623,13 @@ struct Scheduler::State {
       model.device->run(&LoopBackend::copy, "states", static_cast<void*>(static_cast<char*>(stack.input()) + fresh * bytes),
                         static_cast<const void*>(states.as<>()), (n - fresh) * bytes);
     // What differs from pass to pass lies in device memory: the states, and each row's position, slots and loop.
-    const std::vector<uint64_t> key{n,
-                                    w.generation(),
-                                    model.stack_memory().generation,
-                                    model.placement(),
-                                    cache.generation(),
-                                    uint64_t(reinterpret_cast<uintptr_t>(model.rope_table(last_position + 1)))};
+    std::vector<uint64_t> key{n,
+                              w.generation(),
+                              model.stack_memory().generation,
+                              model.placement(),
+                              cache.generation(),
+                              uint64_t(reinterpret_cast<uintptr_t>(model.rope_table(last_position + 1)))};
+    for (const LoopRows& of : batch.loops) key.push_back(uint64_t(of.count) << 32 | uint64_t(of.loop));
     const bool replayed = replays.run(key, [&] { stack.forward_input(); });
     {
       std::lock_guard lock(mutex);

@@ -22,6 +22,10 @@ Stack::Stack(Model& model, const Weights& weights, const DeviceBatch& batch, int
       real_(loop_dtype_size(loop_real(dt_))),
       state_bytes_(size_t(batch.tokens * a_.hidden) * act_),
       block_(device_, dt_, a_, weights, batch, model.rope_table(batch.max_position + 1), cache, keep != Keep::nothing, memory_) {
+  if (weights.adapter_loops > 0 && loops > weights.adapter_loops)
+    throw Error("INVALID_ARGUMENT", "loops",
+                "the adapter has matrices for " + std::to_string(weights.adapter_loops) + " loops, not for " +
+                    std::to_string(loops) + ": run at most as many, or train an adapter without perLoop");
   lay_out();
 }
 
@@ -251,6 +255,7 @@ void Stack::forward_block(const Run& r, const Run* before, const Run* after) {
   if (norm && !noisy) next = norm_weight(after->step->index);
   else if (norms && after && follows(after, Step::Kind::block, r))
     next = weights_.layers[size_t(after->step->index)].attention_norm;
+  block_.at_loop(std::max(r.loop, 0));
   block_.forward(w, r.block, r.plane, r.in, r.out, next, norm ? after->out : block_.x());
   newest_block_ = &r;
   if (noisy) {
@@ -399,6 +404,7 @@ void Stack::backward_block(const Program& program, size_t i, const Weights& g, R
   void* dh = d.at[size_t(r.step->to)] ? d.at[size_t(r.step->to)] : zeroed(d, r.step->to);
   if (keep_ == Keep::per_layer && newest_block_ != &r) forward_block(r, nullptr, after);
   const Pending next = pending_.value_or(Pending{});
+  block_.at_loop(std::max(r.loop, 0));
   block_.backward(w, dw, r.block, r.out, dh, next.weight, next.d_weight);
   const bool norms = norms_input(a_.residual);
   if (norms) normalise(r.in, w.attention_norm, block_.x());

@@ -19,7 +19,7 @@ inline Architecture small_architecture(const SmallSizes& s) {
   a.tied = s.tied, a.exit_gate = true;
   const int64_t D = s.hidden, F = s.intermediate, q = a.attention_width(), kv = a.kv_width();
   const auto matrix = [&](const std::string& name, int64_t out, int64_t in, Role role, int32_t index = 0, int64_t first = 0) {
-    a.parameters.push_back({name, {out, in}, role, index, first, Initial::normal, s.deviation});
+    a.parameters.push_back({name, {out, in}, role, index, first, Initial::normal, {s.deviation}});
   };
   const auto norm = [&](const std::string& name, Role role, int32_t index) {
     a.parameters.push_back({name, {D}, role, index, 0, Initial::ones});

@@ -2,15 +2,24 @@ import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { LoopLMError } from '../errors.js'
 import type { Architecture, Role } from '../native/architecture.js'
-import { checkNumber, checkOptions, checkWord, describe, type Keys } from '../validation/arguments.js'
+import { checkFlag, checkNumber, checkOptions, checkWord, describe, type Keys } from '../validation/arguments.js'
 import { readObject } from './checkpoint.js'
 import { architectureOf, type LoopLMConfig } from './config.js'
 import type { ParameterInfo } from './types.js'
 
-/** The projections of a layer that an adapter can be given, by their names in the checkpoints of Ouro and Nanbeige. */
-export const loraModules = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'] as const
-/** A projection that an adapter may add to. */
-export type LoRAModule = (typeof loraModules)[number]
+/**
+ * A projection of a layer that an adapter may add to, by the last part of its name in the checkpoint. Ouro and Nanbeige have the seven
+ * that are listed; other families have fused ones, such as `Wqkv` and `fc` (Huginn) or `gqkv_proj` (HRM-Text).
+ */
+export type LoRAModule =
+  | 'q_proj'
+  | 'k_proj'
+  | 'v_proj'
+  | 'o_proj'
+  | 'gate_proj'
+  | 'up_proj'
+  | 'down_proj'
+  | (string & Record<never, never>)
 
 /** Options of {@link LoopLM.addAdapter}. */
 export interface LoRAOptions {
@@ -18,8 +27,13 @@ export interface LoRAOptions {
   rank?: number | undefined
   /** The adapter counts alpha / rank times; default 32. */
   alpha?: number | undefined
-  /** Which projections of every layer; default all seven. */
+  /** Which projections of every layer; default all. */
   targetModules?: readonly LoRAModule[] | undefined
+  /**
+   * Every loop has an adapter of its own, in the layers that the loops run: as many times the parameters as the model has loops. Such an
+   * adapter runs at most that many loops and cannot be merged. Default false: the loops share one.
+   */
+  perLoop?: boolean | undefined
   /** There is none: 0, as in a trainer's `lora`. */
   dropout?: 0 | undefined
   /** Of A's random start; default 0. */
@@ -30,16 +44,22 @@ const loraOptions = {
   rank: true,
   alpha: true,
   targetModules: true,
+  perLoop: true,
   dropout: true,
   seed: true,
 } satisfies Keys<LoRAOptions>
 
-/** A model's adapter: W x + (alpha / rank) · B A x in every target projection, the same in every loop (LoRA, arXiv 2106.09685). */
+/** A model's adapter: W x + (alpha / rank) · B A x in every target projection (LoRA, arXiv 2106.09685). */
 export interface Adapter {
   readonly rank: number
   readonly alpha: number
   readonly targetModules: readonly LoRAModule[]
-  /** A, [rank, in], and B, [out, rank], of every target: `model.layers.0.self_attn.q_proj.lora_A.weight` and so on. */
+  /** Every loop has matrices of its own. */
+  readonly perLoop: boolean
+  /**
+   * A, [rank, in], and B, [out, rank], of every target: `model.layers.0.self_attn.q_proj.lora_A.weight` and so on, or with `perLoop`
+   * `model.layers.0.self_attn.q_proj.lora_A.loop_1.weight`.
+   */
   readonly parameters: readonly ParameterInfo[]
 }
 
@@ -51,9 +71,9 @@ export function adaptableModules({ parameters }: Architecture): readonly LoRAMod
 }
 
 /** Checks the options of an adapter and fills in the defaults. known: the model's projections. */
-export function checkAdapter(options: LoRAOptions, operation: string, known: readonly LoRAModule[] = loraModules) {
+export function checkAdapter(options: LoRAOptions, operation: string, known: readonly LoRAModule[]) {
   checkOptions(options, loraOptions, operation)
-  const { rank = 16, alpha = 32, targetModules = known, dropout = 0, seed = 0 } = options
+  const { rank = 16, alpha = 32, targetModules = known, perLoop = false, dropout = 0, seed = 0 } = options
   if (dropout !== 0) {
     throw new LoopLMError('INVALID_ARGUMENT', `dropout must be 0; there is none, got ${describe(dropout)}`, { operation })
   }
@@ -67,14 +87,18 @@ export function checkAdapter(options: LoRAOptions, operation: string, known: rea
     rank: checkNumber(rank, 'rank', { min: 1, integer: true }, operation),
     alpha: checkNumber(alpha, 'alpha', { above: 0 }, operation),
     modules: known.filter((module) => given.includes(module)),
+    perLoop: checkFlag(perLoop, 'perLoop', operation),
     seed: checkNumber(seed, 'seed', { min: 0, integer: true }, operation),
   }
 }
 
+/** The peft_type of an adapter with matrices for every loop: PEFT does not know it, and refuses such a folder. */
+const perLoopType = 'LOOPLM_LORA_PER_LOOP'
+
 /** adapter_config.json as PEFT reads it. */
-export function adapterConfig({ rank, alpha, targetModules }: Adapter): Record<string, unknown> {
+export function adapterConfig({ rank, alpha, targetModules, perLoop }: Adapter): Record<string, unknown> {
   return {
-    peft_type: 'LORA',
+    peft_type: perLoop ? perLoopType : 'LORA',
     task_type: 'CAUSAL_LM',
     base_model_name_or_path: null,
     r: rank,
@@ -118,7 +142,9 @@ export async function readAdapter(folder: string, model: LoopLMConfig, operation
   const path = join(folder, 'adapter_config.json')
   const fail = (problem: string, cause?: unknown) => new LoopLMError('INVALID_FILE', `${path}: ${problem}`, { operation, cause })
   const config = await readObject(path, operation)
-  if (config.peft_type !== 'LORA') throw fail(`field "peft_type" must be "LORA", got ${describe(config.peft_type)}`)
+  const perLoop = config.peft_type === perLoopType
+  if (config.peft_type !== 'LORA' && !perLoop)
+    throw fail(`field "peft_type" must be "LORA" or "${perLoopType}", got ${describe(config.peft_type)}`)
   if (config.task_type != null && config.task_type !== 'CAUSAL_LM')
     throw fail(`field "task_type" must be "CAUSAL_LM" or null, got ${describe(config.task_type)}`)
   if ((config.bias ?? 'none') !== 'none') throw fail(`field "bias" must be "none", got ${describe(config.bias)}`)
@@ -142,7 +168,7 @@ export async function readAdapter(folder: string, model: LoopLMConfig, operation
   const weights = join(folder, 'adapter_model.safetensors')
   try {
     const adapter = checkAdapter(
-      { rank: config.r as number, alpha: config.lora_alpha as number, targetModules: named },
+      { rank: config.r as number, alpha: config.lora_alpha as number, targetModules: named, perLoop },
       operation,
       known,
     )
@@ -157,14 +183,16 @@ export async function readAdapter(folder: string, model: LoopLMConfig, operation
 /** A small file cannot make us allocate a large adapter: a parameter takes at least two bytes in it. */
 async function checkSize(
   path: string,
-  { rank, modules }: { rank: number; modules: readonly LoRAModule[] },
+  { rank, modules, perLoop }: { rank: number; modules: readonly LoRAModule[]; perLoop: boolean },
   model: LoopLMConfig,
   operation: string,
 ): Promise<void> {
-  const adapted = architectureOf(model).parameters.filter(({ name }) =>
-    modules.some((module) => name.endsWith(`.${module}.weight`)),
-  )
-  const needed = 2 * rank * adapted.flatMap(({ shape }) => shape).reduce((sum, width) => sum + width, 0)
+  const { parameters, loop, loops } = architectureOf(model)
+  const looped = (index = 0) => loop.some((step) => step.kind === 'block' && step.index === index)
+  const widths = parameters
+    .filter(({ name }) => modules.some((module) => name.endsWith(`.${module}.weight`)))
+    .map(({ shape, index }) => (perLoop && looped(index) ? loops : 1) * shape.reduce((sum, width) => sum + width, 0))
+  const needed = 2 * rank * widths.reduce((sum, width) => sum + width, 0)
   const found = await stat(path).catch(() => undefined)
   if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
   if (found.size >= needed) return
@@ -174,5 +202,6 @@ async function checkSize(
 
 /** Whether two adapters have the same shape. */
 export function sameAdapter(a: Omit<Adapter, 'parameters'>, b: Omit<Adapter, 'parameters'>): boolean {
-  return a.rank === b.rank && a.alpha === b.alpha && a.targetModules.join() === b.targetModules.join()
+  const same = a.rank === b.rank && a.alpha === b.alpha && a.perLoop === b.perLoop
+  return same && a.targetModules.join() === b.targetModules.join()
 }

@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
-import { type Architecture, parameterCount } from '../native/architecture.js'
+import { type Architecture, exitGateNames, parameterCount, withExitGate } from '../native/architecture.js'
 import type { Quantization } from '../native.js'
 import { describe } from '../validation/arguments.js'
 import { checkJson } from '../validation/json-value.js'
@@ -103,6 +103,11 @@ export function parseQuantization(
  */
 export function parseConfig(value: unknown, source: string, fromFile: boolean, tensors: readonly string[] = []): LoopLMConfig {
   const config = familyOf(value)?.parse(value, { name: source, fromFile, tensors }) ?? parseOuro(value, source, fromFile)
+  const gate = config[exitGateField]
+  if (gate !== undefined && gate !== true) {
+    const message = `${exitGateField}: must be true or absent, got ${describe(gate)}`
+    throw new LoopLMError('INVALID_CONFIG', message, { operation: source })
+  }
   const count = parameterCount(architectureOf(config))
   if (count > maxParameters) {
     const message = `vocab_size … num_hidden_layers: ${count} parameters are more than looplm handles (${maxParameters})`
@@ -191,12 +196,27 @@ export function configDifference(own: LoopLMConfig, other: LoopLMConfig): string
   const field = ['model_type', ...computing].find((name) => (own[name] ?? 'ouro') !== (other[name] ?? 'ouro'))
   if (field !== undefined) return `${field} is ${other[field]}, but the model's is ${own[field]}`
   const computed = ({ parameters, ...rest }: Architecture) =>
-    JSON.stringify([rest, parameters.map(({ initial, deviation, ...parameter }) => parameter)])
+    JSON.stringify([rest, parameters.map(({ initial, deviation, deviations, ...parameter }) => parameter)])
   const same = computed(architectureOf(own)) === computed(architectureOf(other))
   return same ? undefined : `the configuration describes another computation of family ${architectureOf(other).family}`
 }
 
 /** What the engine computes for a configuration. */
 export function architectureOf(config: LoopLMConfig): Architecture {
-  return familyOf(config)?.describe(config) ?? ouro(config)
+  const architecture = familyOf(config)?.describe(config) ?? ouro(config)
+  return config[exitGateField] === true ? withExitGate(architecture) : architecture
+}
+
+/** The field of config.json that says of a family without exit gates that the model has been given one. */
+const exitGateField = 'looplm_exit_gate'
+
+/**
+ * The configuration of a model that is given an exit gate, where its family has none.
+ *
+ * @returns the names of the tensors that its files do not have yet
+ */
+export function addExitGate(config: LoopLMConfig): { config: LoopLMConfig; added: readonly string[] } {
+  const before = architectureOf(config)
+  if (before.exitGate) return { config, added: [] }
+  return { config: { ...config, [exitGateField]: true }, added: exitGateNames }
 }

@@ -11,6 +11,7 @@ import { type Adapter, adaptableModules, checkAdapter, type LoRAOptions, readAda
 import { findFolder, readCheckpoint } from './checkpoint.js'
 import { checkDType, packValues } from './checks.js'
 import {
+  addExitGate,
   architectureOf,
   checkFieldNames,
   configDifference,
@@ -120,7 +121,9 @@ export class LoopLM {
     const operation = 'LoopLM.create'
     checkOptions(options, createOptions, operation)
     checkFieldNames(config, operation)
-    const complete = parseConfig(config, operation, false)
+    const parsed = parseConfig(config, operation, false)
+    const gate = checkFlag(options.exitGate ?? false, 'exitGate', operation)
+    const complete = gate ? addExitGate(parsed).config : parsed
     const place = checkPlace(options, 'float32', operation)
     const seed = checkNumber(options.seed ?? 0, 'seed', { min: 0, integer: true }, operation)
     const on = context(place.device, place.threads, operation)
@@ -153,7 +156,9 @@ export class LoopLM {
     const place = checkPlace(options, undefined, operation)
     const wished = checkQuantization(options, operation)
     const found = await findFolder(folder, options, operation)
-    const { weights, quantization: saved, ...parts } = await readCheckpoint(found, operation)
+    const gate = checkFlag(options.exitGate ?? false, 'exitGate', operation)
+    const { weights, quantization: saved, config: own, ...parts } = await readCheckpoint(found, operation)
+    const { config, added } = gate ? addExitGate(own) : { config: own, added: [] }
     if (saved !== undefined && wished !== undefined) {
       const message = `${found} is quantized already (${saved.bits} bits, groups of ${saved.groupSize}): leave quantize away`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
@@ -161,10 +166,10 @@ export class LoopLM {
     const quantization = saved ?? wished
     const on = context(place.device, place.threads, operation)
     const handle = await call(operation, () =>
-      native().modelLoad(on, architectureOf(parts.config), place.dtype, weights, quantization, saved !== undefined),
+      native().modelLoad(on, architectureOf(config), place.dtype, weights, quantization, saved !== undefined, added),
     )
     await warnOfChanges(found, weights[0]!)
-    return new LoopLM(handle, { ...place, ...parts, dtype: native().modelDType(handle), quantization })
+    return new LoopLM(handle, { ...place, ...parts, config, dtype: native().modelDType(handle), quantization })
   }
 
   /** The configuration with every default filled in. */
@@ -412,7 +417,7 @@ export class LoopLM {
 
   /**
    * Gives the model a low-rank adapter (LoRA, Hu et al., arXiv 2106.09685): every target projection W x becomes W x + (alpha / rank) · B A x,
-   * with the same A and B in every loop. A is uniform in ±1/√in and B is zero, so that nothing changes at first. From now on the model's own
+   * with the same A and B in every loop, or with `perLoop` a pair for each of the model's loops. A is uniform in ±1/√in and B is zero, so that nothing changes at first. From now on the model's own
    * parameters are frozen: gradients and optimizers are those of the adapter alone. Gradients accumulated before are forgotten.
    *
    * @throws LoopLMError INVALID_ARGUMENT naming the option, or when there is an adapter already
@@ -426,10 +431,10 @@ export class LoopLM {
    */
   async addAdapter(options: LoRAOptions = {}): Promise<void> {
     const operation = 'LoopLM.addAdapter'
-    const { rank, alpha, modules, seed } = checkAdapter(options, operation, adaptableModules(this.#architecture))
+    const { rank, alpha, modules, perLoop, seed } = checkAdapter(options, operation, adaptableModules(this.#architecture))
     const handle = this.handle(operation)
-    const parameters = await call(operation, () => native().modelAddAdapter(handle, { rank, alpha, modules, seed }))
-    this.#adapter = { rank, alpha, targetModules: modules, parameters }
+    const parameters = await call(operation, () => native().modelAddAdapter(handle, { rank, alpha, modules, perLoop, seed }))
+    this.#adapter = { rank, alpha, targetModules: modules, perLoop, parameters }
   }
 
   /** Takes the adapter away; the model is what it was before, and all of it can be trained again. */
@@ -472,13 +477,13 @@ export class LoopLM {
   async loadAdapter(folder: string): Promise<void> {
     const operation = 'LoopLM.loadAdapter'
     checkText(folder, 'folder', 'the path of a folder with an adapter', operation)
-    const { rank, alpha, modules, weights } = await readAdapter(folder, this.config, operation)
+    const { modules: targetModules, weights, rank, alpha, perLoop } = await readAdapter(folder, this.config, operation)
     const own = this.#adapter
-    if (own !== undefined && !sameAdapter(own, { rank, alpha, targetModules: modules })) {
-      const message = `the model has an adapter of another rank, alpha or other modules than ${folder}: remove it first`
+    if (own !== undefined && !sameAdapter(own, { rank, alpha, targetModules, perLoop })) {
+      const message = `the model has an adapter of another rank, alpha, perLoop or other modules than ${folder}: remove it first`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
-    if (own === undefined) await this.addAdapter({ rank, alpha, targetModules: modules })
+    if (own === undefined) await this.addAdapter({ rank, alpha, targetModules, perLoop })
     const handle = this.handle(operation)
     try {
       await call(operation, () => native().modelLoadAdapter(handle, weights))
@@ -493,6 +498,7 @@ export class LoopLM {
    * A model of its own whose matrices are W + (alpha / rank) · B A: without adapter, as fast as the base. This model does not change.
    *
    * @returns without an adapter, a copy of the model
+   * @throws LoopLMError UNSUPPORTED when every loop has an adapter of its own (`perLoop`): the loops share the matrices
    */
   async mergeAdapter(): Promise<LoopLM> {
     const handle = this.handle('LoopLM.mergeAdapter')

@@ -19,6 +19,7 @@ const place = {
   threads: true,
   quantize: true,
   groupSize: true,
+  exitGate: true,
 } satisfies Keys<LoadOptions>
 
 export const createOptions = { ...place, seed: true } satisfies Keys<CreateOptions>

@@ -35,6 +35,12 @@ export interface LoadOptions {
   quantize?: 'int8' | 'int4' | undefined
   /** A multiple of 32 that divides the widths of the matrices; default 64. */
   groupSize?: number | undefined
+  /**
+   * Give a model whose family has no exit gate one: D → 1 on what the head reads after each loop. It starts with zeros, is trained and saved
+   * with the model (`looplm_exit_gate` of config.json), and serves `exit-pdf` weights, LoopRPT and the exit rule `gate`. Default false; a
+   * model that has a gate keeps it.
+   */
+  exitGate?: boolean | undefined
 }
 
 /** Options of {@link LoopLM.fromPretrained}. */

@@ -1,7 +1,6 @@
 import { z } from 'zod'
 import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
-import { loraModules } from '../model/adapter.js'
 import { maxLoops } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 import type { Task } from '../tasks/task.js'
@@ -111,10 +110,14 @@ const optimizer = {
       alpha: positive.default(32).describe('The adapter counts alpha / rank times.'),
       dropout: z.literal(0).default(0).describe('There is none.'),
       targetModules: z
-        .array(z.enum(loraModules))
+        .array(z.string().min(1))
         .min(1)
-        .default([...loraModules])
-        .describe('Projections of every layer that get one.'),
+        .optional()
+        .describe('Projections of every layer that get one, by the last part of their names; default all of them.'),
+      perLoop: z
+        .boolean()
+        .default(false)
+        .describe('An adapter of its own for every loop: as many times the parameters. It cannot be merged into the model.'),
     })
     .optional()
     .describe(

@@ -57,8 +57,10 @@ export interface LoRAConfig {
   alpha: number
   /** There is none. Default `0`. */
   dropout: 0
-  /** Projections of every layer that get one. Default all of them. */
-  targetModules: LoRAModule[]
+  /** Projections of every layer that get one, by the last part of their names; default all of them. */
+  targetModules?: LoRAModule[] | undefined
+  /** An adapter of its own for every loop: as many times the parameters. It cannot be merged into the model. Default `false`. */
+  perLoop: boolean
 }
 
 /** The optimizer: AdamW, its schedule and its memory. */

@@ -42,6 +42,7 @@ export function raven(config: RavenConfig): Architecture {
     initial: 'truncatedNormal',
     deviation: deviation / Math.sqrt(2 * (prelude + coda + core * config.mean_recurrence)),
   } as const
+  const gateUp = { initial: 'truncatedNormal', deviations: [deviation, output.deviation] } as const
   const layer = (index: number): ParameterForm[] => {
     const part =
       index < prelude
@@ -65,7 +66,7 @@ export function raven(config: RavenConfig): Architecture {
       { name: `${prefix}attn.Wqkv.weight`, shape: [q + 2 * kv, hidden], role: 'attention', index, ...matrix },
       ...(config.qk_bias ? [{ ...bias, index, initial: 'zeros' } as const] : []),
       { name: `${prefix}attn.proj.weight`, shape: [hidden, q], role: 'attentionOutput', index, ...output },
-      { name: `${prefix}mlp.fc.weight`, shape: [2 * intermediate, hidden], role: 'gateUp', index, ...matrix },
+      { name: `${prefix}mlp.fc.weight`, shape: [2 * intermediate, hidden], role: 'gateUp', index, ...gateUp },
       { name: `${prefix}mlp.proj.weight`, shape: [hidden, intermediate], role: 'down', index, ...output },
       ...norms(hidden, index, ofLayout),
       ...(layout === 'olmo2' ? headNorms : []),
