@@ -264,7 +264,7 @@ export interface NativeBinding {
   modelSave(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', dequantize: boolean, files: string): Promise<void>
   modelAddAdapter(
     model: NativeModel,
-    options: { rank: number; alpha: number; modules: readonly string[]; perLoop: boolean; seed: number },
+    options: { rank: number; alpha: number; modules: readonly string[]; perLoop: boolean; shiftRank: number; seed: number },
   ): Promise<{ name: string; shape: number[] }[]>
   modelRemoveAdapter(model: NativeModel): Promise<void>
   modelSaveAdapter(model: NativeModel, path: string, dtype: 'F32' | 'BF16' | 'F64', files: string): Promise<void>

@@ -13,6 +13,8 @@ export interface DescribedOptions {
   promptLength?: number
   /** The initial states, length × D; default zeros. */
   initialStates?: ArrayLike<number>
+  /** Matrices of a layer's Shift-FFN (docs/math.md): [rank, D], [rank, 2 D], [D, rank]. */
+  shift?: (layer: number) => { a: ArrayLike<number>; b: ArrayLike<number>; c: ArrayLike<number> }
   /** [loop][position][D], added to register 0 behind every loop. */
   noise?: readonly Rows[]
   r?: Arithmetic
@@ -58,6 +60,7 @@ class Layers {
     private readonly a: Architecture,
     private readonly r: Arithmetic,
     private readonly promptLength: number,
+    private readonly shift: DescribedOptions['shift'],
   ) {}
 
   norm(x: number[], weight: ArrayLike<number> | undefined): number[] {
@@ -142,9 +145,22 @@ class Layers {
     })
   }
 
+  /** x_i + C (relu(B [x_(i-1) ; x_i]) · (A x_(i-1))), zeros before the first. */
+  #edited(rows: Rows, layer: number): Rows {
+    const { r } = this
+    if (this.shift === undefined) return rows
+    const { a, b, c } = this.shift(layer)
+    return rows.map((x, j) => {
+      const before = j > 0 ? rows[j - 1]! : x.map(() => 0)
+      const gate = product([...before, ...x], b, r).map((v) => Math.max(v, 0))
+      const m = product(before, a, r).map((v, k) => r.act(gate[k]! * v))
+      return plus(x, product(m, c, r), r)
+    })
+  }
+
   mlp(rows: Rows, p: ByRole, layer: number): Rows {
     const F = this.a.intermediate
-    return rows.map((x) => {
+    return this.#edited(rows, layer).map((x) => {
       const y = this.linear(x, p('gateUp', layer), p('gateUpBias', layer))
       const active = y.slice(0, F).map((g, i) => this.r.act(this.r.act(g * sigmoid(g)) * y[F + i]!))
       return this.linear(active, p('down', layer), p('downBias', layer))
@@ -173,9 +189,9 @@ export function describedStates(
   a: Architecture,
   parameters: Parameters | ((loop: number) => Parameters),
   ids: readonly number[],
-  { loops = a.loops, promptLength = 1, initialStates, noise, r = float64 }: DescribedOptions = {},
+  { loops = a.loops, promptLength = 1, initialStates, shift, noise, r = float64 }: DescribedOptions = {},
 ): Rows[] {
-  const layers = new Layers(a, r, promptLength)
+  const layers = new Layers(a, r, promptLength, shift)
   const D = a.hidden
   const of = (loop: number) => byRole(a, typeof parameters === 'function' ? parameters(loop) : parameters)
   const outside = of(-1)

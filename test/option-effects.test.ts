@@ -165,6 +165,7 @@ const options: Record<string, Row | ((name: TrainerName) => Row)> = {
   'lora.rank': { base: { lora: { rank: 2 } }, change: { lora: { rank: 3 } } },
   'lora.alpha': { base: { lora: { alpha: 2 } }, change: { lora: { alpha: 3 } } },
   'lora.perLoop': { base: { lora: {} }, change: { lora: { perLoop: true } } },
+  'lora.shiftRank': { base: { lora: {} }, change: { lora: { shiftRank: 2 } } },
   'lora.targetModules': { base: { lora: {} }, change: { lora: { targetModules: ['q_proj'] } } },
   promptsPerStep: { change: { promptsPerStep: 3 } },
   groupSize: { change: { groupSize: 3 } },

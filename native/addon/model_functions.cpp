@@ -115,6 +115,7 @@ Napi::Value add_adapter(const Napi::CallbackInfo& info) {
   const Input modules = in["modules"];
   for (uint32_t i = 0; i < modules.length(); i++) options.modules.push_back(modules[i].text());
   options.per_loop = in["perLoop"].flag();
+  options.shift_rank = in["shiftRank"].integer(0, int64_t(1) << 20);
   const uint64_t seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
   return model.executor->submit(info.Env(), nullptr, [model = model.object, options, seed]() -> Executor::Finish {
     model->add_adapter(options, seed);

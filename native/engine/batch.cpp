@@ -125,6 +125,16 @@ const int32_t* upload_ints(Workspace& workspace, const char* name, const std::ve
   return buffer.as<int32_t>();
 }
 
+std::vector<int32_t> previous_rows(const std::vector<LoopSegment>& segments, int64_t tokens) {
+  const auto none = int32_t(tokens);
+  std::vector<int32_t> previous(static_cast<size_t>(tokens), none);
+  for (const LoopSegment& s : segments) {
+    if (s.begin < s.end && s.prefix_begin < s.prefix_end) previous[size_t(s.begin)] = s.prefix_end - 1;
+    for (int32_t row = s.begin + 1; row < s.end; row++) previous[size_t(row)] = row - 1;
+  }
+  return previous;
+}
+
 DeviceBatch upload(const PackedBatch& batch, Workspace& workspace) {
   Buffer& segments = workspace.get("batch.segments", batch.segments.size() * sizeof(LoopSegment));
   segments.upload(batch.segments.data(), batch.segments.size() * sizeof(LoopSegment));
@@ -135,7 +145,9 @@ DeviceBatch upload(const PackedBatch& batch, Workspace& workspace) {
           int32_t(batch.segments.size()),
           batch.group_count,
           batch.max_context,
-          batch.max_position};
+          batch.max_position,
+          nullptr,
+          upload_ints(workspace, "batch.previous", previous_rows(batch.segments, batch.tokens()))};
 }
 
 }  // namespace looplm

@@ -47,10 +47,13 @@ struct DeviceBatch {
   const int32_t *ids, *positions;
   const LoopSegment* segments;
   int32_t segment_count, group_count, max_context, max_position;
-  const void* states = nullptr;   // act [N, D]: initial states, for architectures that have some; NULL: zeros
-  std::vector<LoopRows> loops{};  // of a pass whose rows are at loops of their own; empty: at those that the stack walks
+  const void* states = nullptr;       // act [N, D]: initial states, for architectures that have some; NULL: zeros
+  const int32_t* previous = nullptr;  // [N]: the row of the token before; N: there is none
+  std::vector<LoopRows> loops{};      // of a pass whose rows are at loops of their own; empty: at those that the stack walks
 };
 DeviceBatch upload(const PackedBatch& batch, Workspace& workspace);
+// DeviceBatch::previous for segments over rows [0, tokens).
+std::vector<int32_t> previous_rows(const std::vector<LoopSegment>& segments, int64_t tokens);
 const int32_t* upload_ints(Workspace& workspace, const char* name, const std::vector<int32_t>& values);
 
 }  // namespace looplm

@@ -14,6 +14,8 @@ Block::Block(std::shared_ptr<Device> device, LoopDType dt, const Architecture& a
       cache_(cache),
       memory_(memory),
       linear_(device_, dt, batch.tokens, weights.rank, weights.scale, memory.linear),
+      shift_(device_, dt, batch.tokens, architecture.hidden, memory.shift),
+      shift_rank_(weights.shift_rank),
       act_(loop_dtype_size(dt)),
       real_(loop_dtype_size(loop_real(dt))) {
   if (!batch.loops.empty()) linear_.at_loops(batch.loops);
@@ -50,6 +52,7 @@ BlockMemory Block::carve(char*& memory) const {
     b.keys = next(rows * size_t(a_.kv_width()) * act_);
   }
   if (a_.attention_gate) b.gated = next(rows * size_t(2 * a_.attention_width()) * act_);
+  if (shift_rank_ > 0) b.shift = next(rows * size_t(2 * shift_rank_) * act_);
   return b;
 }
 size_t Block::bytes() const {
@@ -119,6 +122,25 @@ void Block::attend_behind_prefixes(const BlockMemory& b, const void* keys, const
   a.lse = memory_.reserve(memory_.extended_lse, size_t(rows * a_.heads) * real_);
   run(&LoopBackend::attention, "attention", static_cast<const LoopAttention*>(&a));
   copy(b.attention, out + size_t(own * width) * act_, N() * width);
+}
+
+// What the MLP reads where it sees the token before: x̃ (shift.h). With a cache, y is kept there for the tokens to come.
+const void* Block::edit(const Shift& w, const BlockMemory& b, int64_t plane, const void* x) {
+  ShiftSource source{batch_.previous, {}, nullptr, nullptr, nullptr};
+  const int32_t earlier = cache_ && !cache_->contexts ? cache_->prefix_count : 0;
+  const void* y = shift_.states(w, x, earlier);
+  if (cache_) {
+    const auto at = [&](void* base, int64_t slot) {
+      return static_cast<char*>(base) + size_t((plane * cache_->slots + slot) * w.rank) * act_;
+    };
+    void *p = at(cache_->shift_p, 0), *a = at(cache_->shift_a, 0);
+    run(&LoopBackend::cache_write, "shift", N(), 0, 1, int32_t(w.rank), cache_->rows, y, p, a);
+    for (int32_t i = 0; i < earlier; i++)
+      for (void* half : {cache_->shift_p, cache_->shift_a})
+        source.earlier.push_back(at(half, cache_->prefixes[i].slot + cache_->prefixes[i].length - 1));
+    if (cache_->contexts) source.slots = cache_->before, source.cached_p = p, source.cached_a = a;
+  }
+  return shift_.forward(w, x, source, b.shift);
 }
 
 // ---- The residual stream ----
@@ -246,7 +268,8 @@ void Block::forward(const LayerWeights& w, const BlockMemory& b, int64_t plane, 
   attend(b, plane);
   linear_.forward(w.output, gate_heads(b), b.branch_1);
   join(in, b.branch_1, w.attention_norm_2, b.sum_1, b.middle, norms_input(a_.residual) ? w.mlp_norm : nullptr, x_);
-  linear_.forward(w.gate_up, input(b.middle), b.gate_up);
+  const void* x = input(b.middle);
+  linear_.forward(w.gate_up, w.shift ? edit(w.shift, b, plane, x) : x, b.gate_up);
   run(&LoopBackend::swiglu, "swiglu", LOOP_SILU, N(), a_.intermediate, static_cast<const void*>(b.gate_up), activation_);
   linear_.forward(w.down, activation_, b.branch_2);
   join(b.middle, b.branch_2, w.mlp_norm_2, b.sum_2, out, next, next_out);
@@ -265,8 +288,10 @@ void Block::backward(const LayerWeights& w, const LayerWeights& d, const BlockMe
   if (norm)
     run(&LoopBackend::residual_norm, "norm", N(), a_.hidden, a_.norm_eps, static_cast<const void*>(b.middle), none, none,
         static_cast<const void*>(w.mlp_norm), static_cast<void*>(nullptr), x_);
-  linear_.backward_weight(w.gate_up, d.gate_up, b.gate_up, input(b.middle));
+  const void* x = input(b.middle);
+  linear_.backward_weight(w.gate_up, d.gate_up, b.gate_up, w.shift ? shift_.edited(w.shift, x, b.shift) : x);
   linear_.backward_input(w.gate_up, b.gate_up, d_x_);
+  if (w.shift) shift_.backward(w.shift, d.shift, x, batch_.previous, b.shift, d_x_);
   if (!norm) add_d_x(dh);
   join_backward(b.branch_1, w.attention_norm_2, d.attention_norm_2, b.sum_1, b.middle, dh, norm ? w.mlp_norm : nullptr,
                 d.mlp_norm);

@@ -4,6 +4,7 @@
 #include "batch.h"
 #include "linear.h"
 #include "model.h"
+#include "shift.h"
 
 namespace looplm {
 
@@ -27,6 +28,10 @@ struct CacheUse {
   const CachedPrefix* prefixes;      // of prompts; the batch's segments then count rows of the extended batch
   int32_t prefix_count;
   int64_t prefix_rows;
+  // Of layers whose MLP sees the token before (shift.h): a plane's y in two halves, act [planes, slots, rank], and when decoding
+  // the slots of the rows' predecessors, counted as `rows`.
+  void *shift_p = nullptr, *shift_a = nullptr;
+  const int32_t* before = nullptr;
 };
 
 // What one block leaves for its backward.
@@ -35,6 +40,7 @@ struct BlockMemory {
   void *sum_1 = nullptr, *sum_2 = nullptr;   // of Residual::normed: the stream before its norm
   void *queries = nullptr, *keys = nullptr;  // before their norms, when they have some
   void* gated = nullptr;                     // act [N, 2 heads · head_dim]: output gate, attention
+  void* shift = nullptr;                     // act [N, 2 rank] (shift.h)
 };
 
 class Block {
@@ -85,6 +91,7 @@ class Block {
   void copy_columns(const void* from, int64_t from_width, void* to, int64_t to_width, int64_t columns);
   void* column(void* matrix, int64_t at) const { return static_cast<char*>(matrix) + size_t(at) * act_; }
   LoopAttention attention_arguments(const BlockMemory& b) const;
+  const void* edit(const Shift& w, const BlockMemory& b, int64_t plane, const void* x);
   void attend(const BlockMemory& b, int64_t plane);
   void attend_behind_prefixes(const BlockMemory& b, const void* keys, const void* values);
 
@@ -96,6 +103,8 @@ class Block {
   const CacheUse* cache_;
   StackMemory& memory_;
   LinearLayers linear_;
+  ShiftFfn shift_;
+  const int64_t shift_rank_;
   const size_t act_, real_;
   void *x_ = nullptr, *activation_ = nullptr;
   void *d_activation_ = nullptr, *d_branch_ = nullptr, *d_x_ = nullptr, *d_attention_ = nullptr, *d_qkv_ = nullptr;

@@ -6,6 +6,7 @@ namespace looplm {
 
 int64_t Cache::take(int64_t slots) {
   if (slots == 0) return 0;
+  if (used_ == 0 && shift_p_.width != shift_width()) clear();  // an adapter has come or gone
   const auto hole = std::find_if(free_.begin(), free_.end(), [&](const auto& one) { return one.second >= slots; });
   if (hole == free_.end()) return -1;
   const int64_t first = hole->first, rest = hole->second - slots;
@@ -34,8 +35,7 @@ void Cache::give(int64_t first, int64_t slots) {
 }
 
 void Cache::clear() noexcept {
-  keys_ = Buffer();
-  values_ = Buffer();
+  for (Part* part : {&keys_, &values_, &shift_p_, &shift_a_}) *part = {};
   free_.clear();
   slots_ = used_ = 0;
   generation_++;
@@ -65,48 +65,55 @@ bool Cache::grow_for(int64_t slots, int64_t wish) {
 // A cache of another size with the same contents. False when there is no memory for it.
 bool Cache::replace(int64_t slots) {
   const Cache::Runs runs = written_();
-  const size_t size = loop_dtype_size(model_.dt), row_bytes = width() * size;
-  const int64_t planes = int64_t(model_.config.layers) * planes_, row = int64_t(width());
-  Buffer larger[2];
+  const size_t size = loop_dtype_size(model_.dt);
+  const int64_t planes = int64_t(model_.config.layers) * planes_;
+  Part larger[] = {{{}, width()}, {{}, width()}, {{}, shift_width()}, {{}, shift_width()}};
   try {
-    for (Buffer& buffer : larger) buffer = Buffer(model_.device, size_t(planes * slots) * row_bytes + 64);
+    for (Part& part : larger)
+      if (part.width > 0) part.buffer = Buffer(model_.device, size_t(planes * slots) * part.width * size + 64);
   } catch (const Error& error) {
     if (error.code != "OUT_OF_MEMORY") throw;
     return false;
   }
-  for (const auto& [from, to] : {std::pair(&keys_, &larger[0]), std::pair(&values_, &larger[1])})
+  Part* const parts[] = {&keys_, &values_, &shift_p_, &shift_a_};
+  for (size_t i = 0; i < 4; i++)
     for (const auto& [first, count] : runs) {
-      const int64_t shape[] = {planes, count * row}, from_strides[] = {slots_ * row, 1}, to_strides[] = {slots * row, 1};
-      const size_t at = size_t(first) * row_bytes;
+      const int64_t row = int64_t(larger[i].width);
+      if (row == 0) continue;
+      const int64_t shape[] = {planes, count * row}, from[] = {slots_ * row, 1}, to[] = {slots * row, 1};
+      const size_t at = size_t(first * row) * size;
       model_.device->run(&LoopBackend::copy_strided, "grow the cache", model_.dt, model_.dt, 2, shape,
-                         static_cast<const void*>(from->at(at)), from_strides, to->at(at), to_strides);
+                         static_cast<const void*>(parts[i]->buffer.at(at)), from, larger[i].buffer.at(at), to);
     }
   const int64_t added = slots - slots_, first = slots_;
   used_ += added;  // as if the new slots had been taken
   slots_ = slots;
   generation_++;
-  keys_ = std::move(larger[0]);
-  values_ = std::move(larger[1]);
+  for (size_t i = 0; i < 4; i++) *parts[i] = std::move(larger[i]);
   give(first, added);
   return true;
 }
 
-CacheUse Cache::decoding(const int32_t* rows, const LoopCacheContext* contexts) const {
-  return {keys_.as<>(), values_.as<>(), slots_, planes_, rows, contexts, nullptr, 0, 0};
+CacheUse Cache::decoding(const int32_t* rows, const LoopCacheContext* contexts, const int32_t* before) const {
+  return {keys_.buffer.as<>(),    values_.buffer.as<>(),  slots_, planes_, rows, contexts, nullptr, 0, 0,
+          shift_p_.buffer.as<>(), shift_a_.buffer.as<>(), before};
 }
 CacheUse Cache::prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows) const {
-  return {keys_.as<>(), values_.as<>(), slots_, planes_, rows, nullptr, prefixes, prefix_count, prefix_rows};
+  return {keys_.buffer.as<>(),    values_.buffer.as<>(),  slots_, planes_, rows, nullptr, prefixes, prefix_count, prefix_rows,
+          shift_p_.buffer.as<>(), shift_a_.buffer.as<>(), nullptr};
 }
 
 void Cache::copy_up(int64_t slot, int t, int loops) {
   if (shared() || t + 1 >= loops) return;
-  const int64_t row = int64_t(width()), plane = slots_ * row, layer = planes_ * plane;
-  const int64_t shape[] = {model_.config.layers, loops - t - 1, row}, from[] = {layer, 0, 1}, to[] = {layer, plane, 1};
   const size_t size = loop_dtype_size(model_.dt);
-  for (const Buffer* buffer : {&keys_, &values_})
+  for (const Part* part : {&keys_, &values_, &shift_p_, &shift_a_}) {
+    const int64_t row = int64_t(part->width), plane = slots_ * row, layer = planes_ * plane;
+    if (row == 0) continue;
+    const int64_t shape[] = {model_.config.layers, loops - t - 1, row}, from[] = {layer, 0, 1}, to[] = {layer, plane, 1};
     model_.device->run(&LoopBackend::copy_strided, "copy up", model_.dt, model_.dt, 3, shape,
-                       static_cast<const void*>(buffer->at(size_t(t * plane + slot * row) * size)), from,
-                       buffer->at(size_t((t + 1) * plane + slot * row) * size), to);
+                       static_cast<const void*>(part->buffer.at(size_t(t * plane + slot * row) * size)), from,
+                       part->buffer.at(size_t((t + 1) * plane + slot * row) * size), to);
+  }
 }
 
 }  // namespace looplm

@@ -30,7 +30,9 @@ class Cache {
   int64_t room() const;
   void clear() noexcept;  // gives the memory back
 
-  size_t slot_bytes() const { return size_t(2 * model_.config.layers * planes_) * width() * loop_dtype_size(model_.dt); }
+  size_t slot_bytes() const {
+    return size_t(2 * model_.config.layers * planes_) * (width() + shift_width()) * loop_dtype_size(model_.dt);
+  }
 
   uint64_t generation() const { return generation_; }  // another number when the planes have moved
   int64_t used() const { return used_; }
@@ -38,13 +40,14 @@ class Cache {
   bool shared() const { return planes_ == 1; }
 
   // For a pass whose rows are at loops of their own: `rows` and the contexts hold slots as `slot_at` gives them.
-  CacheUse decoding(const int32_t* rows, const LoopCacheContext* contexts) const;
+  // before: the slots of the rows' predecessors, in the same way; read where an adapter has shifts.
+  CacheUse decoding(const int32_t* rows, const LoopCacheContext* contexts, const int32_t* before) const;
   // For prompts: every loop of the stack writes its own plane (of a shared cache, over the one before).
   CacheUse prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows) const;
   // The keys and values of a layer's first plane.
   std::pair<void*, void*> planes(int layer) const {
     const size_t at = size_t(layer * planes_) * size_t(slots_) * width() * loop_dtype_size(model_.dt);
-    return {keys_.at(at), values_.at(at)};
+    return {keys_.buffer.at(at), values_.buffer.at(at)};
   }
   // A slot of loop t's plane, counted from the layer's first plane.
   int32_t slot_at(int t, int64_t slot) const { return int32_t((planes_ == 1 ? 0 : t) * slots_ + slot); }
@@ -56,6 +59,7 @@ class Cache {
  private:
   bool replace(int64_t slots);
   size_t width() const { return size_t(model_.config.kv_heads) * size_t(model_.config.head_dim); }
+  size_t shift_width() const { return size_t(model_.weights().shift_rank); }
 
   Model& model_;
   const int planes_;  // per layer
@@ -64,7 +68,12 @@ class Cache {
   int64_t slots_ = 0, used_ = 0;
   uint64_t generation_ = 0;
   std::map<int64_t, int64_t> free_;  // first slot -> how many
-  Buffer keys_, values_;             // act [layers, planes, slots, kv_heads · head_dim]
+  // act [layers, planes, slots, width]: keys and values, width kv_heads · head_dim; the two halves of shift.h's y, width rank
+  struct Part {
+    Buffer buffer;
+    size_t width = 0;
+  };
+  Part keys_, values_, shift_p_, shift_a_;
 };
 
 }  // namespace looplm

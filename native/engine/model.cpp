@@ -293,6 +293,12 @@ void Model::attach(Weights& weights, const Buffer& arena, LoopDType type) const 
     (weights.layers[size_t(p.index)].*matrix_of(p.role)).adapters.push_back(part);
     next += 2 * loops;
   }
+  if (adapter_->options.shift_rank > 0)
+    for (LayerWeights& layer : weights.layers) {
+      const auto take = [&] { return arena.at(next++->offset * size); };
+      layer.shift.a = take(), layer.shift.b = take(), layer.shift.c = take();
+      layer.shift.rank = weights.shift_rank = adapter_->options.shift_rank;
+    }
   weights.rank = adapter_->options.rank;
   weights.adapter_loops = adapter_->options.per_loop ? config.loops : 0;
   weights.scale = adapter_->scale.as<>();
@@ -376,14 +382,23 @@ void Model::add_adapter(const AdapterOptions& options, uint64_t seed) {
       add(module_path(p) + ".lora_B" + of + ".weight", p.shape[0], options.rank);
     }
   }
+  if (const int64_t r = options.shift_rank; r > 0) {
+    const int64_t D = config.hidden;
+    std::vector<std::string> of_layer(size_t(config.layers));  // beside the last matrix of its MLP
+    for (const Parameter& p : parameters_)
+      if (p.role == Role::down) of_layer[size_t(p.index)] = module_path(p).substr(0, module_path(p).rfind('.')) + ".shift_ffn.";
+    for (const std::string& path : of_layer)
+      add(path + "a.weight", r, D), add(path + "b.weight", r, 2 * D), add(path + "c.weight", D, r);
+  }
   made->elements = layout.aligned();
   made->values = Buffer(device, made->elements * loop_dtype_size(dt));
   made->values.zero(made->values.bytes());
   made->scale = Buffer(device, sizeof(double));
   const double scale = options.alpha / double(options.rank);
   upload_reals(made->scale, dt, &scale, 1);
-  for (size_t i = 0; i < made->parameters.size(); i += 2) {  // the A of each pair
+  for (size_t i = 0; i < made->parameters.size(); i++) {
     const Parameter& p = made->parameters[i];
+    if (p.name.find(".lora_B.") != std::string::npos || p.name.ends_with(".shift_ffn.c.weight")) continue;  // stays zero
     const double bound = 1 / std::sqrt(double(p.shape[1]));
     std::vector<double> values(p.count);
     for (size_t j = 0; j < p.count; j++) values[j] = bound * (2 * uniform(seed, uint32_t(i), uint32_t(j), ADAPTER_STREAM) - 1);
@@ -479,6 +494,10 @@ std::unique_ptr<Model> Model::merged() const {
   auto copy = std::make_unique<Model>(device, dt, config);
   copy->copy_base_from(*this);
   if (!adapter_) return copy;
+  if (adapter_->options.shift_rank > 0)
+    throw Error("UNSUPPORTED", "merge",
+                "the adapter lets the MLP see the token before (shiftRank), which no matrix of the model can: keep the adapter "
+                "beside the model, with saveAdapter and loadAdapter");
   if (adapter_->options.per_loop)
     throw Error("UNSUPPORTED", "merge",
                 "every loop has an adapter of its own (perLoop), and the loops share the matrices that they would be added to: "

@@ -7,6 +7,7 @@
 
 #include "architecture.h"
 #include "linear.h"
+#include "shift.h"
 
 namespace looplm {
 
@@ -34,6 +35,7 @@ struct LayerWeights {
   Linear qkv, output, gate_up, down;
   void *attention_norm = nullptr, *attention_norm_2 = nullptr, *mlp_norm = nullptr, *mlp_norm_2 = nullptr;
   void *query_norm = nullptr, *key_norm = nullptr;
+  Shift shift;  // of an adapter
 };
 // As gradients: NULL for what is not trained (of a model with an adapter: for all but the adapters, and the exit gate, whose
 // place nobody reads).
@@ -45,6 +47,7 @@ struct Weights {
   std::vector<Linear> injections;                     // [D, 2 D]
   std::vector<LayerWeights> layers;
   int64_t rank = 0;                                                        // of the adapters
+  int64_t shift_rank = 0;                                                  // of the layers' shifts; 0: there are none
   int32_t adapter_loops = 0;                                               // that have adapters of their own; 0: they share one
   const void* scale = nullptr;                                             // and alpha / rank: real, on the device
   const void *embedding_scale = nullptr, *embedding_scale_real = nullptr;  // one number each; NULL: 1
@@ -56,6 +59,7 @@ struct AdapterOptions {
   double alpha = 32;                 // scale = alpha / rank
   std::vector<std::string> modules;  // by the last part of their names, q_proj for example: of every layer
   bool per_loop = false;             // matrices of its own for every loop, in the layers that the loops run
+  int64_t shift_rank = 0;            // the MLP of every layer sees the token before (shift.h), which all loops share; 0: not
 };
 
 class Workspace;
@@ -72,6 +76,7 @@ struct StackBuffers {
   Buffer projected, heads;                                 // act, of a block: all projections, and heads apart
   Buffer extended, extended_out, extended_lse;             // attention behind cached prefixes
   LinearMemory linear;
+  ShiftMemory shift;
 };
 struct StackMemory : StackBuffers {
   explicit StackMemory(std::shared_ptr<Device> device) : device(std::move(device)) {}

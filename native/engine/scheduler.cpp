@@ -351,6 +351,18 @@ struct Scheduler::State {
     return pieces;
   }
 
+  // DeviceBatch::previous: the first row of a piece that continues a prompt finds what the cache has of its predecessor behind
+  // the row of those that have none.
+  static std::vector<int32_t> rows_before(const std::vector<Piece>& pieces, int64_t tokens) {
+    std::vector<int32_t> out;
+    int32_t cached = int32_t(tokens) + 1;
+    for (const Piece& piece : pieces) {
+      out.push_back(piece.from > 0 ? cached++ : int32_t(tokens));
+      for (int64_t j = piece.from + 1; j < piece.to; j++) out.push_back(int32_t(out.size()) - 1);
+    }
+    return out;
+  }
+
   void run_pieces(const std::vector<Piece>& pieces) {
     std::vector<int32_t> ids, positions, slots;
     std::vector<CachedPrefix> prefixes;
@@ -384,6 +396,7 @@ struct Scheduler::State {
                       int32_t(segments.size()),
                       max_context,
                       max_context - 1};
+    batch.previous = upload_ints(w, "batch.previous", rows_before(pieces, N));
     if (cache.shared() && model.weights().adapter_loops > 0)  // each prompt is at a loop of its own
       for (int64_t first = 0; const Piece& piece : pieces) {
         batch.loops.push_back({first, piece.to - piece.from, piece.prompt->loop});
@@ -532,8 +545,8 @@ struct Scheduler::State {
     const Exit& exit = row.request.exit;
     const bool gate = exit.rule == ExitRule::gate;
     if (row.request.draft_loops > 0 || !(gate || exit.rule == ExitRule::fixed)) return false;
-    if (!model.config.is_plain_sandwich()) return false;
     const Weights& w = model.weights();
+    if (!model.config.is_plain_sandwich() || w.shift_rank > 0) return false;
     std::vector<LoopDecodeLayer> layers;
     for (int32_t l = 0; l < model.config.layers; l++) {
       const LayerWeights& of = w.layers[size_t(l)];
@@ -591,7 +604,7 @@ struct Scheduler::State {
     if (items.empty() || whole_token()) return;
     const size_t n = items.size(), bytes = state_bytes();
     Workspace& w = model.workspace();
-    std::vector<int32_t> ids, positions, slots;
+    std::vector<int32_t> ids, positions, slots, before;
     std::vector<LoopCacheContext> contexts;
     int32_t last_position = 0;
     for (const Item& item : items) {
@@ -601,19 +614,20 @@ struct Scheduler::State {
       positions.push_back(length + own - 1);
       last_position = std::max(last_position, positions.back());
       slots.push_back(cache.slot_at(item.loop, row.slot + own - 1));
+      before.push_back(cache.slot_at(item.loop, own > 1 ? row.slot + own - 2 : row.prompt->slot + length - 1));
       contexts.push_back({cache.slot_at(item.loop, row.prompt->slot), length, cache.slot_at(item.loop, row.slot), own});
     }
     // All that differs between passes, in one copy.
     const size_t context_bytes = n * sizeof(LoopCacheContext), fresh = ids.size();
-    std::vector<char> of_rows(context_bytes + (2 * n + fresh) * sizeof(int32_t));
+    std::vector<char> of_rows(context_bytes + (3 * n + fresh) * sizeof(int32_t));
     char* end = std::copy_n(reinterpret_cast<const char*>(contexts.data()), context_bytes, of_rows.data());
-    for (const auto* ints : {&positions, &slots, &ids})
+    for (const auto* ints : {&positions, &slots, &before, &ids})
       end = std::copy_n(reinterpret_cast<const char*>(ints->data()), ints->size() * sizeof(int32_t), end);
-    Buffer& on_device = w.get("scheduler.rows", n * (sizeof(LoopCacheContext) + 3 * sizeof(int32_t)));
+    Buffer& on_device = w.get("scheduler.rows", n * (sizeof(LoopCacheContext) + 4 * sizeof(int32_t)));
     on_device.upload(of_rows.data(), of_rows.size());
     const auto* ints = static_cast<const int32_t*>(on_device.at(context_bytes));
-    const CacheUse use = cache.decoding(ints + n, on_device.as<LoopCacheContext>());
-    DeviceBatch batch{int64_t(n), ints + 2 * n, ints, nullptr, 0, 0, 0, last_position};
+    const CacheUse use = cache.decoding(ints + n, on_device.as<LoopCacheContext>(), ints + 2 * n);
+    DeviceBatch batch{int64_t(n), ints + 3 * n, ints, nullptr, 0, 0, 0, last_position};
     if (model.weights().adapter_loops > 0) batch.loops = loops_of_rows();
     Stack stack(model, model.weights(), batch, 1, Stack::Keep::nothing, &use);
     if (fresh > 0)

@@ -34,6 +34,11 @@ export interface LoRAOptions {
    * adapter runs at most that many loops and cannot be merged. Default false: the loops share one.
    */
   perLoop?: boolean | undefined
+  /**
+   * The MLP of every layer also sees the token before (Shift-FFN, arXiv 2505.17153; docs/math.md): three matrices of this inner dimension
+   * per layer, which all loops share. Such an adapter cannot be merged. Default 0: none.
+   */
+  shiftRank?: number | undefined
   /** There is none: 0, as in a trainer's `lora`. */
   dropout?: 0 | undefined
   /** Of A's random start; default 0. */
@@ -45,6 +50,7 @@ const loraOptions = {
   alpha: true,
   targetModules: true,
   perLoop: true,
+  shiftRank: true,
   dropout: true,
   seed: true,
 } satisfies Keys<LoRAOptions>
@@ -56,6 +62,8 @@ export interface Adapter {
   readonly targetModules: readonly LoRAModule[]
   /** Every loop has matrices of its own. */
   readonly perLoop: boolean
+  /** The inner dimension of Shift-FFN; 0: none. */
+  readonly shiftRank: number
   /**
    * A, [rank, in], and B, [out, rank], of every target: `model.layers.0.self_attn.q_proj.lora_A.weight` and so on, or with `perLoop`
    * `model.layers.0.self_attn.q_proj.lora_A.loop_1.weight`.
@@ -73,7 +81,7 @@ export function adaptableModules({ parameters }: Architecture): readonly LoRAMod
 /** Checks the options of an adapter and fills in the defaults. known: the model's projections. */
 export function checkAdapter(options: LoRAOptions, operation: string, known: readonly LoRAModule[]) {
   checkOptions(options, loraOptions, operation)
-  const { rank = 16, alpha = 32, targetModules = known, perLoop = false, dropout = 0, seed = 0 } = options
+  const { rank = 16, alpha = 32, targetModules = known, perLoop = false, shiftRank = 0, dropout = 0, seed = 0 } = options
   if (dropout !== 0) {
     throw new LoopLMError('INVALID_ARGUMENT', `dropout must be 0; there is none, got ${describe(dropout)}`, { operation })
   }
@@ -88,17 +96,20 @@ export function checkAdapter(options: LoRAOptions, operation: string, known: rea
     alpha: checkNumber(alpha, 'alpha', { above: 0 }, operation),
     modules: known.filter((module) => given.includes(module)),
     perLoop: checkFlag(perLoop, 'perLoop', operation),
+    shiftRank: checkNumber(shiftRank, 'shiftRank', { min: 0, integer: true }, operation),
     seed: checkNumber(seed, 'seed', { min: 0, integer: true }, operation),
   }
 }
 
-/** The peft_type of an adapter with matrices for every loop: PEFT does not know it, and refuses such a folder. */
-const perLoopType = 'LOOPLM_LORA_PER_LOOP'
+/** The peft_type of an adapter that PEFT cannot compute, for loops of their own or Shift-FFN: PEFT refuses such a folder. */
+const ownType = 'LOOPLM_LORA'
 
 /** adapter_config.json as PEFT reads it. */
-export function adapterConfig({ rank, alpha, targetModules, perLoop }: Adapter): Record<string, unknown> {
+export function adapterConfig({ rank, alpha, targetModules, perLoop, shiftRank }: Adapter): Record<string, unknown> {
   return {
-    peft_type: perLoop ? perLoopType : 'LORA',
+    ...(perLoop || shiftRank > 0
+      ? { peft_type: ownType, looplm_per_loop: perLoop, looplm_shift_rank: shiftRank }
+      : { peft_type: 'LORA' }),
     task_type: 'CAUSAL_LM',
     base_model_name_or_path: null,
     r: rank,
@@ -120,6 +131,7 @@ export function adapterConfig({ rank, alpha, targetModules, perLoop }: Adapter):
 /** Fields of adapter_config.json without a part in what a loaded plain LoRA computes: any value passes. */
 const harmless = [
   ...['peft_type', 'task_type', 'r', 'lora_alpha', 'target_modules', 'init_lora_weights', 'bias'], // checked one by one
+  ...['looplm_per_loop', 'looplm_shift_rank'],
   ...['base_model_name_or_path', 'revision', 'inference_mode', 'auto_mapping', 'peft_version', 'runtime_config'],
   'lora_dropout', // of training
   ...['loftq_config', 'eva_config', 'corda_config', 'lora_ga_config'], // of initializations, see init_lora_weights
@@ -142,9 +154,10 @@ export async function readAdapter(folder: string, model: LoopLMConfig, operation
   const path = join(folder, 'adapter_config.json')
   const fail = (problem: string, cause?: unknown) => new LoopLMError('INVALID_FILE', `${path}: ${problem}`, { operation, cause })
   const config = await readObject(path, operation)
-  const perLoop = config.peft_type === perLoopType
-  if (config.peft_type !== 'LORA' && !perLoop)
-    throw fail(`field "peft_type" must be "LORA" or "${perLoopType}", got ${describe(config.peft_type)}`)
+  const own = config.peft_type === ownType
+  if (config.peft_type !== 'LORA' && !own)
+    throw fail(`field "peft_type" must be "LORA" or "${ownType}", got ${describe(config.peft_type)}`)
+  const [perLoop, shiftRank] = own ? [config.looplm_per_loop, config.looplm_shift_rank] : [false, 0]
   if (config.task_type != null && config.task_type !== 'CAUSAL_LM')
     throw fail(`field "task_type" must be "CAUSAL_LM" or null, got ${describe(config.task_type)}`)
   if ((config.bias ?? 'none') !== 'none') throw fail(`field "bias" must be "none", got ${describe(config.bias)}`)
@@ -168,7 +181,13 @@ export async function readAdapter(folder: string, model: LoopLMConfig, operation
   const weights = join(folder, 'adapter_model.safetensors')
   try {
     const adapter = checkAdapter(
-      { rank: config.r as number, alpha: config.lora_alpha as number, targetModules: named, perLoop },
+      {
+        rank: config.r as number,
+        alpha: config.lora_alpha as number,
+        targetModules: named,
+        perLoop: perLoop as boolean,
+        shiftRank: shiftRank as number,
+      },
       operation,
       known,
     )
@@ -183,16 +202,16 @@ export async function readAdapter(folder: string, model: LoopLMConfig, operation
 /** A small file cannot make us allocate a large adapter: a parameter takes at least two bytes in it. */
 async function checkSize(
   path: string,
-  { rank, modules, perLoop }: { rank: number; modules: readonly LoRAModule[]; perLoop: boolean },
+  { rank, modules, perLoop, shiftRank }: ReturnType<typeof checkAdapter>,
   model: LoopLMConfig,
   operation: string,
 ): Promise<void> {
-  const { parameters, loop, loops } = architectureOf(model)
+  const { parameters, layers, hidden, loop, loops } = architectureOf(model)
   const looped = (index = 0) => loop.some((step) => step.kind === 'block' && step.index === index)
   const widths = parameters
     .filter(({ name }) => modules.some((module) => name.endsWith(`.${module}.weight`)))
     .map(({ shape, index }) => (perLoop && looped(index) ? loops : 1) * shape.reduce((sum, width) => sum + width, 0))
-  const needed = 2 * rank * widths.reduce((sum, width) => sum + width, 0)
+  const needed = 2 * (rank * widths.reduce((sum, width) => sum + width, 0) + 4 * layers * hidden * shiftRank)
   const found = await stat(path).catch(() => undefined)
   if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
   if (found.size >= needed) return
@@ -202,6 +221,6 @@ async function checkSize(
 
 /** Whether two adapters have the same shape. */
 export function sameAdapter(a: Omit<Adapter, 'parameters'>, b: Omit<Adapter, 'parameters'>): boolean {
-  const same = a.rank === b.rank && a.alpha === b.alpha && a.perLoop === b.perLoop
+  const same = a.rank === b.rank && a.alpha === b.alpha && a.perLoop === b.perLoop && a.shiftRank === b.shiftRank
   return same && a.targetModules.join() === b.targetModules.join()
 }

@@ -417,7 +417,7 @@ export class LoopLM {
 
   /**
    * Gives the model a low-rank adapter (LoRA, Hu et al., arXiv 2106.09685): every target projection W x becomes W x + (alpha / rank) · B A x,
-   * with the same A and B in every loop, or with `perLoop` a pair for each of the model's loops. A is uniform in ±1/√in and B is zero, so that nothing changes at first. From now on the model's own
+   * with the same A and B in every loop, or with `perLoop` a pair for each of the model's loops. `shiftRank` adds Shift-FFN. A is uniform in ±1/√in and B is zero, so that nothing changes at first. From now on the model's own
    * parameters are frozen: gradients and optimizers are those of the adapter alone. Gradients accumulated before are forgotten.
    *
    * @throws LoopLMError INVALID_ARGUMENT naming the option, or when there is an adapter already
@@ -431,10 +431,10 @@ export class LoopLM {
    */
   async addAdapter(options: LoRAOptions = {}): Promise<void> {
     const operation = 'LoopLM.addAdapter'
-    const { rank, alpha, modules, perLoop, seed } = checkAdapter(options, operation, adaptableModules(this.#architecture))
+    const { modules, seed, ...rest } = checkAdapter(options, operation, adaptableModules(this.#architecture))
     const handle = this.handle(operation)
-    const parameters = await call(operation, () => native().modelAddAdapter(handle, { rank, alpha, modules, perLoop, seed }))
-    this.#adapter = { rank, alpha, targetModules: modules, perLoop, parameters }
+    const parameters = await call(operation, () => native().modelAddAdapter(handle, { ...rest, modules, seed }))
+    this.#adapter = { ...rest, targetModules: modules, parameters }
   }
 
   /** Takes the adapter away; the model is what it was before, and all of it can be trained again. */
@@ -477,13 +477,13 @@ export class LoopLM {
   async loadAdapter(folder: string): Promise<void> {
     const operation = 'LoopLM.loadAdapter'
     checkText(folder, 'folder', 'the path of a folder with an adapter', operation)
-    const { modules: targetModules, weights, rank, alpha, perLoop } = await readAdapter(folder, this.config, operation)
+    const { modules: targetModules, weights, seed, ...rest } = await readAdapter(folder, this.config, operation)
     const own = this.#adapter
-    if (own !== undefined && !sameAdapter(own, { rank, alpha, targetModules, perLoop })) {
-      const message = `the model has an adapter of another rank, alpha, perLoop or other modules than ${folder}: remove it first`
+    if (own !== undefined && !sameAdapter(own, { ...rest, targetModules })) {
+      const message = `the model has an adapter of another rank, alpha, perLoop, shiftRank or other modules than ${folder}: remove it first`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
-    if (own === undefined) await this.addAdapter({ rank, alpha, targetModules, perLoop })
+    if (own === undefined) await this.addAdapter({ ...rest, targetModules })
     const handle = this.handle(operation)
     try {
       await call(operation, () => native().modelLoadAdapter(handle, weights))
@@ -498,7 +498,7 @@ export class LoopLM {
    * A model of its own whose matrices are W + (alpha / rank) · B A: without adapter, as fast as the base. This model does not change.
    *
    * @returns without an adapter, a copy of the model
-   * @throws LoopLMError UNSUPPORTED when every loop has an adapter of its own (`perLoop`): the loops share the matrices
+   * @throws LoopLMError UNSUPPORTED when every loop has an adapter of its own (`perLoop`), or with `shiftRank`: no matrix could hold them
    */
   async mergeAdapter(): Promise<LoopLM> {
     const handle = this.handle('LoopLM.mergeAdapter')

@@ -118,6 +118,11 @@ const optimizer = {
         .boolean()
         .default(false)
         .describe('An adapter of its own for every loop: as many times the parameters. It cannot be merged into the model.'),
+      shiftRank: natural
+        .default(0)
+        .describe(
+          'The MLP also sees the token before (Shift-FFN, arXiv 2505.17153), by matrices of this inner dimension; 0: not.',
+        ),
     })
     .optional()
     .describe(

@@ -61,6 +61,8 @@ export interface LoRAConfig {
   targetModules?: LoRAModule[] | undefined
   /** An adapter of its own for every loop: as many times the parameters. It cannot be merged into the model. Default `false`. */
   perLoop: boolean
+  /** The MLP also sees the token before (Shift-FFN, arXiv 2505.17153), by matrices of this inner dimension; 0: not. Default `0`. */
+  shiftRank: number
 }
 
 /** The optimizer: AdamW, its schedule and its memory. */

@@ -1,5 +1,13 @@
 import { z } from 'zod'
-import { type Architecture, blocks, llamaSizes, type ParameterForm, type Role, range, type Step } from '../../native/architecture.js'
+import {
+  type Architecture,
+  blocks,
+  llamaSizes,
+  type ParameterForm,
+  type Role,
+  range,
+  type Step,
+} from '../../native/architecture.js'
 import type { ConfigSource, Family, LoopLMConfig } from './family.js'
 import { completed, llamaFields, maxLoops, parseFields, refuse, rotaryBase, size, unused } from './fields.js'
 
