@@ -23,6 +23,7 @@ export { AdamW, type AdamWOptions } from './model/optimizer.js'
 export { GenerateRequest, Scheduler } from './model/scheduler.js'
 export type { ScoredSequences } from './model/score.js'
 export type {
+  BackwardLoops,
   BackwardOptions,
   CreateOptions,
   ExitRule,

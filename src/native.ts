@@ -35,6 +35,18 @@ export interface NativeSequences {
   zeroStates?: boolean
 }
 
+/** Which loops run, are read and carry gradient; LoopOptions of native/engine/sequences.h. */
+export interface NativeLoops {
+  /** 0: the model's. */
+  loops: number
+  /** From 1, growing; absent: every loop. */
+  readLoops?: Int32Array
+  /** The last so many; absent or 0: all. */
+  backwardLoops?: number
+  /** Of each loop: so many of its first steps carry no gradient. */
+  constantSteps?: Int32Array
+}
+
 export interface NativeScores {
   loops: number
   logprobs: RealArray[]
@@ -49,18 +61,27 @@ export interface NativeScores {
 }
 
 /** LossObjective with every default filled in. */
-export interface NativeObjective {
-  terms: readonly Required<Omit<LossTerm, 'belief'> & { belief: LossTerm['belief'] }>[]
+export interface NativeObjective extends NativeLoops {
+  terms: readonly (Required<Omit<LossTerm, 'belief' | 'credit'>> & { belief: LossTerm['belief']; credit: NativeCredit })[]
   beta: number
   betaLoops: string
   tokenEntropy: number
   exitEntropy: number
   lazy: { gate: string; loops: string } | undefined
   temperature: number
-  loops: number
   recompute: string
   tokensPerMicroBatch: number
   sharePrompts: boolean
+}
+
+export interface NativeCredit {
+  kind: string
+  temperature: number
+  alpha: number
+  loop: number
+  /** Of kind `given`. */
+  weights?: Float64Array
+  detach: boolean
 }
 
 /** The arrays of a LossBatch, back to back; an empty one is absent. */
@@ -282,9 +303,8 @@ export interface NativeBinding {
   modelScore(
     model: NativeModel,
     sequences: NativeSequences,
-    options: {
+    options: NativeLoops & {
       temperature: number
-      loops: number
       lastLoop: boolean
       responsesOnly: boolean
       predictions: boolean
@@ -298,7 +318,7 @@ export interface NativeBinding {
     sequences: NativeSequences,
     coefficients: Float64Array,
     gateCoefficients: Float64Array,
-    options: { temperature: number; loops: number; recompute: string },
+    options: NativeLoops & { temperature: number; recompute: string },
     cancel: Cancel,
   ): Promise<void>
   modelAccumulateLoss(

@@ -439,7 +439,15 @@ describe('types', () => {
 
   it('a loss that is no number stays a field of the metrics', () => {
     const measured = { loss: Number.NaN, policyLoss: 0, kl: 0, lazyLoss: 0, entropy: 1, ratio: 1, clipLow: 0, clipHigh: 0 }
-    const more = { responseTokens: 1, exitLoop: 1, exitEntropy: 0, loopLogprob: [Number.NaN], loopWeight: [1], loopExit: [1] }
+    const more = {
+      responseTokens: 1,
+      exitLoop: 1,
+      exitEntropy: 0,
+      loops: [1],
+      loopLogprob: [Number.NaN],
+      loopWeight: [1],
+      loopExit: [1],
+    }
     const metrics = lossMetrics({ ...measured, ...more }, { ratio: false, kl: false })
     expect(metrics.loss).toBeNaN()
     expect(metrics).not.toHaveProperty('loop_1/logprob')

@@ -10,6 +10,8 @@ export interface Notes {
   loops: number
   prefix_mask: boolean
   frozen: string[]
+  /** Of the published training: loops that carry gradient, or L steps of each cycle. */
+  truncate: number | number[] | null
 }
 
 /** The batch of the golden files, as sequences. */

@@ -228,7 +228,7 @@ describe('LLDS', () => {
       recompute: 'none',
       tokensPerMicroBatch: 64,
       maxLength: undefined,
-      loops: 2,
+      loops: { run: 2, read: [1, 2], scoring: { loops: 2 } },
       seed: 1,
     } as const
     const [given] = enginePasses(objective, rated, [0, 1, 2], 0, settings)

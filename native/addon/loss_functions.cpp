@@ -17,6 +17,15 @@ Recompute read_recompute(const Input& in) {
   return in.word<Recompute>({{"none", Recompute::none}, {"loop", Recompute::loop}, {"layer", Recompute::layer}});
 }
 
+LoopOptions read_loops(const Input& in) {
+  LoopOptions o;
+  o.run = int(in["loops"].integer(0, MAX_LOOPS));
+  if (const Input read = in["readLoops"]; !read.missing()) o.read = read.int32s();
+  if (const Input backward = in["backwardLoops"]; !backward.missing()) o.backward = int(backward.integer(0, MAX_LOOPS));
+  if (const Input constant = in["constantSteps"]; !constant.missing()) o.constant_steps = constant.int32s();
+  return o;
+}
+
 void check_vocabulary(const Sequences& sequences, const Model& model, int64_t shortest = 2) {
   for (int32_t token : sequences.tokens)
     if (token < 0 || token >= model.config.vocabulary)
@@ -49,7 +58,7 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
   const Input in(info, 2, "options");
   ScoreOptions options;
   options.temperature = in["temperature"].number();
-  options.loops = int(in["loops"].integer(0, MAX_LOOPS));
+  options.loops = read_loops(in);
   options.last_loop = in["lastLoop"].flag();
   options.responses_only = in["responsesOnly"].flag();
   options.predictions = in["predictions"].flag();
@@ -57,7 +66,7 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
   return model.executor->submit(info.Env(), Input(info, 3, "cancel").cancel(),
                                 [model = model.object, sequences, options]() -> Executor::Finish {
                                   struct Result {
-                                    int64_t loops;
+                                    int64_t loops, reads;
                                     bool last_loop;
                                     std::vector<int64_t> lengths;
                                     Reals logprobs, entropy, gate_logits, exit_pdf, predicted;
@@ -67,6 +76,7 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
                                   Scores scores = score(*model, *sequences, options);
                                   auto r = std::make_shared<Result>();
                                   r->loops = scores.loops;
+                                  r->reads = scores.reads;
                                   r->last_loop = options.last_loop;
                                   for (size_t i = 0; i < sequences->count(); i++) r->lengths.push_back(sequences->length(i));
                                   r->logprobs = Reals(std::move(scores.logprobs), model->dt);
@@ -77,7 +87,7 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
                                   r->top_logprobs = std::move(scores.top_logprobs);
                                   r->predicted = Reals(std::move(scores.predicted), LOOP_F64);  // token ids, exactly
                                   return [r](Napi::Env env) {
-                                    const int64_t scored = r->last_loop ? 1 : r->loops;
+                                    const int64_t scored = r->last_loop ? 1 : r->reads;
                                     Napi::Object out = Napi::Object::New(env);
                                     out.Set("loops", double(r->loops));
                                     out.Set("logprobs", split(env, r->logprobs, r->lengths, scored, 1));
@@ -90,8 +100,8 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
                                     }
                                     out.Set("entropy", split(env, r->entropy, r->lengths, scored, 1));
                                     const bool gates = r->gate_logits.size() > 0;
-                                    out.Set("gateLogits", split(env, r->gate_logits, r->lengths, gates ? r->loops : 0, 0));
-                                    out.Set("exitPdf", split(env, r->exit_pdf, r->lengths, r->loops, 0));
+                                    out.Set("gateLogits", split(env, r->gate_logits, r->lengths, gates ? r->reads : 0, 0));
+                                    out.Set("exitPdf", split(env, r->exit_pdf, r->lengths, r->reads, 0));
                                     report_memory(env);
                                     return out;
                                   };
@@ -107,9 +117,10 @@ Napi::Value backward_of(const Napi::CallbackInfo& info) {
   const Input in(info, 4, "options");
   ScoreOptions options;
   options.temperature = in["temperature"].number();
-  options.loops = int(in["loops"].integer(0, MAX_LOOPS));
+  options.loops = read_loops(in);
   const Recompute recompute = read_recompute(in["recompute"]);
-  const size_t loops = size_t(options.loops ? options.loops : model->config.loops), tokens = sequences->tokens.size();
+  const size_t run = size_t(options.loops.run ? options.loops.run : model->config.loops), tokens = sequences->tokens.size();
+  const size_t loops = options.loops.read.empty() ? run : options.loops.read.size();
   if (coefficients->size() != loops * (tokens - sequences->count()) || (!gates->empty() && gates->size() != loops * tokens))
     throw Error("INVALID_SHAPE", "looplm",
                 "coefficients must be loops × (length - 1) and gateCoefficients loops × length per sequence");
@@ -149,7 +160,9 @@ LossTerm read_term(const Input& in, const Input& values) {
   t.credit.kind = credit["kind"].word<LoopCredit>({{"exit-pdf", LoopCredit::exit_pdf},
                                                    {"uniform", LoopCredit::uniform},
                                                    {"progressive", LoopCredit::progressive},
-                                                   {"one-hot", LoopCredit::one_hot}});
+                                                   {"one-hot", LoopCredit::one_hot},
+                                                   {"given", LoopCredit::given}});
+  if (const Input weights = credit["weights"]; !weights.missing()) t.credit.weights = weights.doubles();
   t.credit.temperature = credit["temperature"].number();
   t.credit.alpha = credit["alpha"].number();
   t.credit.loop = int(credit["loop"].integer(0, MAX_LOOPS));
@@ -196,7 +209,7 @@ Objective read_objective(const Input& in, const Input& values) {
         read_loop_set(lazy["loops"]), values["lazyNorms"].doubles()};
   }
   o.temperature = in["temperature"].number();
-  o.loops = int(in["loops"].integer(0, MAX_LOOPS));
+  o.loops = read_loops(in);
   o.recompute = read_recompute(in["recompute"]);
   o.tokens_per_micro_batch = in["tokensPerMicroBatch"].integer(0, int64_t(1) << 40);
   o.share_prompts = in["sharePrompts"].flag();
@@ -216,6 +229,7 @@ Napi::Value metrics_object(Napi::Env env, const LossMetrics& m) {
   out.Set("responseTokens", m.response_tokens);
   out.Set("exitLoop", m.exit_loop);
   out.Set("exitEntropy", m.exit_entropy);
+  out.Set("loops", number_array(env, m.loops));
   out.Set("loopLogprob", number_array(env, m.loop_logprob));
   out.Set("loopWeight", number_array(env, m.loop_weight));
   out.Set("loopExit", number_array(env, m.loop_exit));
@@ -254,7 +268,7 @@ Napi::Value response_means_of(const Napi::CallbackInfo& info) {
   const Input in(info, 2, "options");
   ScoreOptions options;
   options.temperature = in["temperature"].number();
-  options.loops = int(in["loops"].integer(0, MAX_LOOPS));
+  options.loops = read_loops(in);
   return model.executor->submit(info.Env(), Input(info, 3, "cancel").cancel(),
                                 [model = model.object, sequences, options]() -> Executor::Finish {
                                   return [means = response_means(*model, *sequences, options)](Napi::Env env) {

@@ -6,10 +6,13 @@ namespace looplm {
 
 namespace {
 
+// Given states may differ where tokens do not.
 bool same_prompt(const Sequences& s, size_t a, size_t b) {
   if (s.prompt(a) != s.prompt(b)) return false;
-  const int32_t *x = s.tokens.data() + s.offsets[a], *y = s.tokens.data() + s.offsets[b];
-  return std::equal(x, x + s.prompt(a), y);
+  const int64_t length = s.prompt(a), width = int64_t(s.states.size() / std::max<size_t>(1, s.tokens.size()));
+  const auto x = s.tokens.begin() + s.offsets[a], y = s.tokens.begin() + s.offsets[b];
+  const auto u = s.states.begin() + s.offsets[a] * width, v = s.states.begin() + s.offsets[b] * width;
+  return std::equal(x, x + length, y) && std::equal(u, u + length * width, v);
 }
 
 struct Packer {

@@ -23,11 +23,16 @@ class LossPass {
       : model_(model),
         batch_(batch),
         o_(objective),
-        loops_(objective.loops > 0 ? objective.loops : model.config.loops),
+        plan_(plan_of(model, objective.loops, "loss")),
+        loops_(plan_.reads()),
         totals_(loops_) {
     check();
     for (int t = 0; t < loops_; t++)
       if (scores(t)) scored_.push_back(t);
+    if (!model_.config.exit_gate) {  // which would read every loop
+      stack_plan_.read.clear();
+      for (int t : scored_) stack_plan_.read.push_back(plan_.read[size_t(t)]);
+    }
     int64_t predictions = 0;
     for (size_t i = 0; i < batch_.sequences.count(); i++) {
       prediction_offsets_.push_back(predictions);
@@ -61,7 +66,7 @@ class LossPass {
 
   LossMetrics run() {
     model_.gradients();
-    PackOptions options{o_.tokens_per_micro_batch > 0 ? o_.tokens_per_micro_batch : default_budget(model_, loops_),
+    PackOptions options{o_.tokens_per_micro_batch > 0 ? o_.tokens_per_micro_batch : default_budget(model_, plan_.loops),
                         o_.share_prompts, true, false, model_.config.prefix_sees_itself};
     for (size_t begin = 0; begin < batch_.sequences.count();) {
       PackedBatch packed = pack(batch_.sequences, begin, options);
@@ -69,7 +74,9 @@ class LossPass {
       if (!batch_.mask.empty()) std::erase_if(packed.rows, [&](const PredictionRow& row) { return batch_.mask[at(row)] == 0; });
       if (!packed.rows.empty()) micro_batch(packed);
     }
-    return totals_.means();
+    LossMetrics metrics = totals_.means();
+    for (int t : plan_.read) metrics.loops.push_back(t + 1);
+    return metrics;
   }
 
  private:
@@ -138,7 +145,10 @@ class LossPass {
               "a belief with base teacher needs the reference's logprobs, entropy and exit distribution");
       require(term.surrogate != Surrogate::k15 || (term.advantages.size() == s.count() && !term.belief),
               "k1.5 compares whole sequences: one advantage per sequence and no belief");
-      require(term.credit.loop >= 0 && term.credit.loop <= loops_, "one-hot credit names a loop that does not run");
+      require(term.credit.kind != LoopCredit::one_hot || one_hot(term.credit) < loops_,
+              "one-hot credit names a loop that is not read");
+      require(term.credit.kind != LoopCredit::given || int(term.credit.weights.size()) == loops_,
+              "given credit needs one weight per loop that is read");
     }
     require(o_.beta == 0 || !batch_.reference_logprobs.empty(), "beta > 0 needs referenceLogprobs");
     require(!o_.lazy || o_.lazy->norms.size() == s.count(), "LLDS needs one normaliser per sequence");
@@ -151,8 +161,14 @@ class LossPass {
     return std::any_of(o_.terms.begin(), o_.terms.end(),
                        [](const LossTerm& t) { return t.belief && t.belief->base == BeliefBase::teacher; });
   }
-  int one_hot(const Credit& credit) const { return credit.loop > 0 ? credit.loop - 1 : loops_ - 1; }
-  bool weighs(const Credit& credit, int t) const { return credit.kind != LoopCredit::one_hot || one_hot(credit) == t; }
+  int one_hot(const Credit& credit) const {  // loops_ where it is not read
+    if (credit.loop == 0) return loops_ - 1;
+    return int(std::find(plan_.read.begin(), plan_.read.end(), credit.loop - 1) - plan_.read.begin());
+  }
+  bool weighs(const Credit& credit, int t) const {
+    if (credit.kind == LoopCredit::given) return credit.weights[size_t(t)] != 0;
+    return credit.kind != LoopCredit::one_hot || one_hot(credit) == t;
+  }
   const LossTerm* first_token_term() const {
     for (const LossTerm& term : o_.terms)
       if (term.channel == Channel::token) return &term;
@@ -210,11 +226,13 @@ class LossPass {
     const size_t R = m.R();
     RowTable w(scored_.size() * R, 0.0);
     double sum = 0;
-    for (int s = 1; s <= loops_; s++) sum += std::pow(double(s), credit.alpha);
+    for (int t : plan_.read) sum += std::pow(double(t + 1), credit.alpha);
     for (size_t k = 0; k < scored_.size(); k++) {
       const int t = scored_[k];
       const double fixed = credit.kind == LoopCredit::uniform       ? 1.0 / loops_
-                           : credit.kind == LoopCredit::progressive ? std::pow(double(t + 1), credit.alpha) / sum
+                           : credit.kind == LoopCredit::given ? credit.weights[size_t(t)]
+                           : credit.kind == LoopCredit::progressive
+                               ? std::pow(double(plan_.read[size_t(t)] + 1), credit.alpha) / sum
                                                                     : double(weighs(credit, t));
       for (size_t r = 0; r < R; r++) w[k * R + r] = credit.kind == LoopCredit::exit_pdf ? m.exits.pdf[size_t(t) * R + r] : fixed;
     }
@@ -371,17 +389,17 @@ class LossPass {
     const size_t real = loop_dtype_size(model_.real());
     const int64_t D = model_.config.hidden, N = packed.tokens();
     const size_t R = packed.rows.size();
-    Stack stack(model_, model_.weights(), device_batch(model_, batch_.sequences, packed), loops_, keep_for(o_.recompute));
+    Stack stack(model_, model_.weights(), device_batch(model_, batch_.sequences, packed), stack_plan_, keep_for(o_.recompute));
     stack.forward_tokens();
     const ExitTable exits = exit_table(model_, stack, packed, loops_);
     Micro m{packed, exits, {}, {}};
-    const size_t hidden_bytes = size_t(loops_ * N * D) * real;
+    const size_t hidden_bytes = size_t(stack_plan_.reads() * N * D) * real;
     Buffer& d_hidden = w.get("loss.d_hidden", hidden_bytes);
     d_hidden.zero(hidden_bytes);
 
     std::vector<double> d_pdf(exits.pdf.size(), 0.0);
     if (!scored_.empty()) {
-      const HeadRows head = head_rows(model_, stack, packed, scored_, o_.temperature);
+      const HeadRows head = head_rows(model_, stack, packed, hidden_of_scored(), o_.temperature);
       Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
              &entropies = w.get("loss.entropies", size_t(head.rows) * real);
       auto download = [&] {
@@ -430,6 +448,9 @@ class LossPass {
     if (exits_trained) exit_backward(model_, stack, packed, exits, d_pdf, d_hidden.as<>());
     stack.backward(model_.gradients(), d_hidden.as<>());
   }
+
+  // Places of the scored loops among the stack's hidden states.
+  std::vector<int> hidden_of_scored() const { return model_.config.exit_gate ? scored_ : all_loops(int(scored_.size())); }
 
   LoopLossSums reduce(const Buffer& logprobs, int64_t rows, const LoopLoss& loss, void* coefficients) {
     LoopLossSums sums{};
@@ -572,7 +593,7 @@ class LossPass {
       for (size_t r = 0; r < R; r++) {
         const double p = m.exits.pdf[t * R + r], log_p = m.exits.log_pdf[t * R + r], h = p > 0 ? -p * log_p : 0;
         totals_.exit[t] += p;
-        sums.exit_loop += double(t + 1) * p;
+        sums.exit_loop += double(plan_.read[t] + 1) * p;
         sums.exit_entropy += h;
         sums.loss -= o_.exit_entropy * batch_.norms[size_t(m.packed.rows[r].sequence)] * h;
       }
@@ -581,7 +602,9 @@ class LossPass {
   Model& model_;
   const LossBatch& batch_;
   const Objective& o_;
-  const int loops_;
+  const LoopPlan plan_;
+  const int loops_;            // that are read; loops count among them from here on
+  LoopPlan stack_plan_ = plan_;
   Totals totals_;
   std::vector<int> scored_;  // loops whose log-probabilities are needed
   std::vector<int64_t> prediction_offsets_;

@@ -16,8 +16,9 @@ struct LossMetrics {
   double response_tokens = 0;
   double exit_loop = 0;  // mean of Σ t p_t
   double exit_entropy = 0;
-  std::vector<double> loop_logprob, loop_weight,
-      loop_exit;  // per loop, means over response tokens; NaN where a loop was not scored
+  std::vector<double> loops;  // that were read, 1-based
+  // Per loop that was read, means over response tokens; NaN where a loop was not scored.
+  std::vector<double> loop_logprob, loop_weight, loop_exit;
 };
 
 // Adds ∂L/∂θ to the model's gradients. L is Σ over all sequences of the batch, whatever the micro-batches.

@@ -11,14 +11,15 @@
 
 namespace looplm {
 
-enum class LoopCredit { exit_pdf, uniform, progressive, one_hot };
+enum class LoopCredit { exit_pdf, uniform, progressive, one_hot, given };
 
-// How the loops of a token share its credit: w_1..w_T, Σ w = 1.
+// How the loops that are read share the credit of a token: w_1..w_T, Σ w = 1.
 struct Credit {
   LoopCredit kind = LoopCredit::exit_pdf;
   double temperature = 1;  // exit_pdf: w ∝ p^(1/temperature)
   double alpha = 1;        // progressive: w ∝ t^alpha
   int loop = 0;            // one_hot: 1-based; 0: the last
+  std::vector<double> weights;  // given: one per loop that is read
   bool detach = true;      // false: the exit-pdf weights carry gradient into the gate
 };
 
@@ -42,7 +43,7 @@ struct LossTerm {
   // Exit channel: exits per token drawn from p when the batch brings none; with a belief, advantages are z-scores over them.
   int draws = 0;
   uint64_t seed = 0;
-  std::vector<double> advantages;  // one per sequence, or loops per sequence
+  std::vector<double> advantages;  // one per sequence, or one per sequence and loop that is read
   std::vector<double> norms;       // one per sequence: the length normaliser n of each of its response tokens
 };
 
@@ -64,14 +65,14 @@ struct Objective {
   double exit_entropy = 0;   // - exit_entropy · H(p)
   std::optional<LazyLikelihood> lazy;
   double temperature = 1;
-  int loops = 0;  // 0: the model's
+  LoopOptions loops;
   Recompute recompute = Recompute::none;
   int64_t tokens_per_micro_batch = 0;  // 0: chosen from the model's size; never changes the loss
   bool share_prompts = true;           // equal prompts of neighbouring sequences run once
 };
 
 // Per prediction: per sequence, concatenated, len-1 entries (the one weighted loop, or what has no loops) or loops × (len-1),
-// row-major by loop.
+// row-major by loop. Only loops that are read count.
 struct LossBatch {
   Sequences sequences;
   std::vector<double> norms;  // of the regularisers, as LossTerm::norms

@@ -46,6 +46,26 @@ Stack::Keep keep_for(Recompute r) {
   return r == Recompute::none ? Stack::Keep::all : r == Recompute::loop ? Stack::Keep::per_loop : Stack::Keep::per_layer;
 }
 
+LoopPlan plan_of(const Model& model, const LoopOptions& o, const char* operation) {
+  const auto require = [&](bool ok, const std::string& what) {
+    if (!ok) throw Error("INVALID_ARGUMENT", operation, what);
+  };
+  const int loops = o.run > 0 ? o.run : model.config.loops;
+  LoopPlan plan(o.read.empty() ? loops : int(o.read.back()));
+  if (!o.read.empty()) plan.read.clear();
+  for (size_t k = 0; k < o.read.size(); k++) {
+    const int32_t before = k > 0 ? o.read[k - 1] : 0;
+    require(o.read[k] > before && o.read[k] <= loops,
+            "readLoops must be growing numbers from 1 to the " + std::to_string(loops) + " loops that run");
+    plan.read.push_back(int(o.read[k]) - 1);
+  }
+  require(o.backward >= 0, "backwardLoops must be at least 1");
+  plan.backward = o.backward;
+  require(o.constant_steps.empty() || int(o.constant_steps.size()) >= plan.loops, "constantSteps must have one entry per loop");
+  plan.constant_steps.assign(o.constant_steps.begin(), o.constant_steps.end());
+  return plan;
+}
+
 namespace {
 
 // Initial states of a sequence's tokens from `from` on, real [n, D]: of each position a function of the seed and the tokens up to

@@ -57,15 +57,19 @@ void place_top(const PackedBatch& packed, const Rectangle& last, const HeadTop& 
   }
 }
 
+// Which loops are read, by the caller and by the stack: without an exit gate no other loop than the scored ones matters.
 struct Pass {
-  int loops;
-  std::vector<int> scored;
+  LoopPlan plan;
+  int reads;                // that the results have rows of
+  std::vector<int> scored;  // of those that the stack reads
   PackOptions pack;
 };
-Pass plan(const Model& model, const ScoreOptions& options) {
-  Pass p{options.loops > 0 ? options.loops : model.config.loops, {}, {}};
-  for (int t = options.last_loop ? p.loops - 1 : 0; t < p.loops; t++) p.scored.push_back(t);
-  p.pack = {default_budget(model, p.loops), false, options.responses_only, true, model.config.prefix_sees_itself};
+Pass pass_of(const Model& model, const ScoreOptions& options, const char* operation) {
+  Pass p{plan_of(model, options.loops, operation), 0, {}, {}};
+  p.reads = p.plan.reads();
+  if (options.last_loop && !model.config.exit_gate) p.plan.read = {p.plan.read.back()};
+  for (int k = options.last_loop ? p.plan.reads() - 1 : 0; k < p.plan.reads(); k++) p.scored.push_back(k);
+  p.pack = {default_budget(model, p.plan.loops), false, options.responses_only, true, model.config.prefix_sees_itself};
   return p;
 }
 }  // namespace
@@ -77,13 +81,14 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
                 "the number of top tokens must be from 0 to " + std::to_string(model.config.vocabulary) + ", got " +
                     std::to_string(options.top));
   check_sequences(model, sequences, "score");
-  const Pass pass = plan(model, options);
+  const Pass pass = pass_of(model, options, "score");
   const int K = int(pass.scored.size());
-  const Rectangle at(sequences, K, pass.loops);
+  const Rectangle at(sequences, K, pass.reads);
   Workspace& w = model.workspace();
   const size_t real = loop_dtype_size(model.real());
   Scores out;
-  out.loops = pass.loops;
+  out.loops = pass.plan.loops;
+  out.reads = pass.reads;
   out.logprobs.resize(size_t(at.prediction_count));
   out.entropy.resize(size_t(at.prediction_count));
   if (options.predictions) out.predicted.resize(size_t(at.prediction_count));
@@ -94,20 +99,20 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
   out.exit_pdf.resize(size_t(at.token_count));
   for (size_t begin = 0; begin < sequences.count();) {
     PackedBatch packed = pack(sequences, begin, pass.pack);
-    const int64_t gates = pass.loops * packed.tokens();
-    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.loops, Stack::Keep::nothing);
+    const int64_t gates = pass.reads * packed.tokens();
+    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.plan, Stack::Keep::nothing);
     stack.forward_tokens();
     if (model.config.exit_gate) {
       Buffer &gate_logits = w.get("exit.all_gates", size_t(gates) * real), &pdf = w.get("exit.pdf", size_t(gates) * real);
       stack.gate_logits(gate_logits.as<>());
-      model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(pass.loops), packed.tokens(),
+      model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(pass.reads), packed.tokens(),
                         static_cast<const void*>(gate_logits.as<>()), static_cast<void*>(nullptr), pdf.as<>());
-      place_gates(sequences, packed, at, pass.loops, download_reals(gate_logits, model.dt, size_t(gates)), out.gate_logits);
-      place_gates(sequences, packed, at, pass.loops, download_reals(pdf, model.dt, size_t(gates)), out.exit_pdf);
+      place_gates(sequences, packed, at, pass.reads, download_reals(gate_logits, model.dt, size_t(gates)), out.gate_logits);
+      place_gates(sequences, packed, at, pass.reads, download_reals(pdf, model.dt, size_t(gates)), out.exit_pdf);
     } else {  // every token takes all loops
       std::vector<double> last(size_t(gates), 0.0);
       std::fill(last.end() - packed.tokens(), last.end(), 1.0);
-      place_gates(sequences, packed, at, pass.loops, last, out.exit_pdf);
+      place_gates(sequences, packed, at, pass.reads, last, out.exit_pdf);
     }
     if (!packed.rows.empty()) {
       HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
@@ -164,7 +169,10 @@ ResponseMeans response_means(Model& model, const Sequences& sequences, const Sco
 std::vector<double> embed_sequences(Model& model, const Sequences& sequences, int loops) {
   const Remedy remedy(*model.device, REMEDY);
   check_sequences(model, sequences, "embed");
-  const Pass pass = plan(model, {1, loops, true, false});
+  LoopOptions last;
+  last.run = loops;
+  last.read = {loops > 0 ? loops : model.config.loops};
+  const Pass pass = pass_of(model, {1, last, true, false}, "embed");
   const int64_t D = model.config.hidden;
   const size_t real = loop_dtype_size(model.real()), act = loop_dtype_size(model.dt);
   Workspace& w = model.workspace();
@@ -172,13 +180,12 @@ std::vector<double> embed_sequences(Model& model, const Sequences& sequences, in
   for (size_t begin = 0; begin < sequences.count();) {
     const PackedBatch packed = pack(sequences, begin, pass.pack);
     const int64_t N = packed.tokens();
-    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.loops, Stack::Keep::nothing);
+    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.plan, Stack::Keep::nothing);
     stack.forward_tokens();
     Buffer& states = w.get("score.states", size_t(N * D) * real);
     const int64_t shape[] = {N * D}, strides[] = {1};
-    const void* last = static_cast<const char*>(stack.hidden()) + size_t((pass.loops - 1) * N * D) * act;
     model.device->run(&LoopBackend::copy_strided, "states", model.dt, model.real(), int32_t(1),
-                      static_cast<const int64_t*>(shape), last, static_cast<const int64_t*>(strides), states.as<>(),
+                      static_cast<const int64_t*>(shape), static_cast<const void*>(stack.hidden()), static_cast<const int64_t*>(strides), states.as<>(),
                       static_cast<const int64_t*>(strides));
     const std::vector<double> h = download_reals(states, model.dt, size_t(N * D));
     for (size_t i = packed.begin; i < packed.end; i++) {
@@ -196,8 +203,8 @@ void backward(Model& model, const Sequences& sequences, const std::vector<double
               const std::vector<double>& gate_coefficients, const ScoreOptions& options, Recompute recompute) {
   const Remedy remedy(*model.device, training_remedy(recompute));
   check_sequences(model, sequences, "backward");
-  Pass pass = plan(model, options);
-  const Rectangle at(sequences, int(pass.scored.size()), pass.loops);
+  const Pass pass = pass_of(model, options, "backward");
+  const Rectangle at(sequences, pass.reads, pass.reads);
   if (int64_t(coefficients.size()) != at.prediction_count ||
       (!gate_coefficients.empty() && int64_t(gate_coefficients.size()) != at.token_count))
     throw Error("INVALID_SHAPE", "backward",
@@ -209,9 +216,9 @@ void backward(Model& model, const Sequences& sequences, const std::vector<double
   for (size_t begin = 0; begin < sequences.count();) {
     PackedBatch packed = pack(sequences, begin, pass.pack);
     const int64_t N = packed.tokens();
-    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.loops, keep_for(recompute));
+    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.plan, keep_for(recompute));
     stack.forward_tokens();
-    const size_t hidden_bytes = size_t(pass.loops * N * model.config.hidden) * real;
+    const size_t hidden_bytes = size_t(pass.reads * N * model.config.hidden) * real;
     Buffer& d_hidden = w.get("loss.d_hidden", hidden_bytes);
     d_hidden.zero(hidden_bytes);
     HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
@@ -231,15 +238,15 @@ void backward(Model& model, const Sequences& sequences, const std::vector<double
     }
     if (!gate_coefficients.empty()) {
       require_exit_gate(model, "backward", "a gradient by gate logits");
-      std::vector<double> d(size_t(pass.loops * N), 0.0);
+      std::vector<double> d(size_t(pass.reads * N), 0.0);
       for (size_t i = packed.begin; i < packed.end; i++)
-        for (int t = 0; t < pass.loops; t++)
+        for (int t = 0; t < pass.reads; t++)
           for (int64_t j = 0; j < sequences.length(i); j++)
             d[size_t(t * N + packed.first_token[i - packed.begin] + j)] =
                 gate_coefficients[size_t(at.tokens[i] + t * sequences.length(i) + j)];
       Buffer& d_gates = w.get("exit.d_gates", d.size() * real);
       upload_reals(d_gates, model.dt, d.data(), d.size());
-      gate_backward(model, stack, pass.loops * N, d_gates.as<>(), d_hidden.as<>());
+      gate_backward(model, stack, pass.reads * N, d_gates.as<>(), d_hidden.as<>());
     }
     stack.backward(model.gradients(), d_hidden.as<>());
     begin = packed.end;

@@ -7,14 +7,14 @@ namespace looplm {
 
 struct ScoreOptions {
   double temperature = 1;
-  int loops = 0;                // 0: the model's
+  LoopOptions loops;
   bool last_loop = false;       // logprobs and entropy of the last loop alone: 1 × (len-1) per sequence
   bool responses_only = false;  // rows before a response read as 0 and cost nothing in the head
   bool predictions = false;     // also the likeliest token of each row
   int top = 0;                  // also this many of the most probable tokens of each row of the last loop
 };
-struct Scores {  // per sequence, concatenated; logprobs and entropy loops × (len-1), gates and pdf loops × len, row-major by loop
-  int loops = 0;
+struct Scores {  // per sequence, concatenated; logprobs and entropy reads × (len-1), gates and pdf reads × len, row-major by loop
+  int loops = 0, reads = 0;  // that ran, and that are read
   std::vector<double> logprobs, entropy, gate_logits, exit_pdf;
   std::vector<double> predicted;  // token ids in the form of logprobs; empty unless asked for
   // (len-1) × top per sequence, concatenated, best first; token -1 where a row was not scored
@@ -35,7 +35,7 @@ ResponseMeans response_means(Model& model, const Sequences& sequences, const Sco
 // hidden_size values per sequence.
 std::vector<double> embed_sequences(Model& model, const Sequences& sequences, int loops);
 
-// Accumulates the gradient of any L given ∂L/∂ℓ (loops × (len-1) per sequence) and, when not empty, ∂L/∂gate logits (loops ×
+// Accumulates the gradient of any L given ∂L/∂ℓ (reads × (len-1) per sequence) and, when not empty, ∂L/∂gate logits (reads ×
 // len).
 void backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients,
               const std::vector<double>& gate_coefficients, const ScoreOptions& options, Recompute recompute);

@@ -21,6 +21,14 @@ struct Sequences {
   int64_t prompt(size_t i) const { return prompt_lengths.empty() ? 1 : prompt_lengths[i]; }
 };
 
+// The loops of an operation, counted from 1 (stack.h, LoopPlan).
+struct LoopOptions {
+  int run = 0;                          // 0: the model's
+  std::vector<int32_t> read;            // ascending; empty: every loop. Nothing runs behind the last of them
+  int backward = 0;                     // the last so many carry gradient; 0: all
+  std::vector<int32_t> constant_steps;  // of each loop that runs: so many of its first steps carry none; empty: none
+};
+
 // What a training pass keeps of its forward pass: everything, the state after each loop, or the state before each layer.
 enum class Recompute { none, loop, layer };
 

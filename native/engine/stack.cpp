@@ -5,27 +5,32 @@
 
 namespace looplm {
 
-Stack::Stack(Model& model, const Weights& weights, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache,
-             const LatentNoise* noise, bool first_given)
+Stack::Stack(Model& model, const Weights& weights, const DeviceBatch& batch, const LoopPlan& plan, Keep keep,
+             const CacheUse* cache, const LatentNoise* noise, bool first_given)
     : device_(model.device),
       dt_(model.dt),
       a_(model.config),
       weights_(weights),
       memory_(model.stack_memory()),
       batch_(batch),
-      loops_(loops),
+      plan_(plan),
+      loops_(plan.loops),
       keep_(keep),
       cache_(cache),
       noise_(noise),
       first_(first_given ? 1 : 0),
+      first_backward_(keep == Keep::nothing ? plan.loops
+                                            : std::max(first_, plan.backward > 0 ? plan.loops - plan.backward : 0)),
       act_(loop_dtype_size(dt_)),
       real_(loop_dtype_size(loop_real(dt_))),
       state_bytes_(size_t(batch.tokens * a_.hidden) * act_),
-      block_(device_, dt_, a_, weights, batch, model.rope_table(batch.max_position + 1), cache, keep != Keep::nothing, memory_) {
-  if (weights.adapter_loops > 0 && loops > weights.adapter_loops)
+      block_(device_, dt_, a_, weights, batch, model.rope_table(batch.max_position + 1), cache, keep != Keep::nothing, memory_),
+      slots_(size_t(plan.loops), -1) {
+  for (size_t k = 0; k < plan.read.size(); k++) slots_[size_t(plan.read[k])] = int(k);
+  if (weights.adapter_loops > 0 && loops_ > weights.adapter_loops)
     throw Error("INVALID_ARGUMENT", "loops",
                 "the adapter has matrices for " + std::to_string(weights.adapter_loops) + " loops, not for " +
-                    std::to_string(loops) + ": run at most as many, or train an adapter without perLoop");
+                    std::to_string(loops_) + ": run at most as many, or train an adapter without perLoop");
   lay_out();
 }
 
@@ -33,87 +38,155 @@ Stack::Stack(Model& model, const Weights& weights, const DeviceBatch& batch, int
 
 namespace {
 
-// No later step of the program writes the same register.
-bool is_last_write(const std::vector<Step>& steps, size_t i) {
-  return std::none_of(steps.begin() + ptrdiff_t(i) + 1, steps.end(), [&](const Step& s) { return s.to == steps[i].to; });
+// Whether a step of (i, end) writes the register that step i writes.
+bool written_again(const std::vector<Step>& steps, size_t i, size_t end) {
+  for (size_t k = i + 1; k < end; k++)
+    if (steps[k].to == steps[i].to) return true;
+  return false;
+}
+
+// Where the value of step i lies, when the first `constant` steps carry no gradient: with what the program leaves behind, in
+// memory of its own that a backward reads, or where the next values pass as well.
+enum class Place { result, kept, passing };
+Place place_of(const std::vector<Step>& steps, size_t i, bool reading, size_t constant) {
+  if (!written_again(steps, i, steps.size()) && (!reading || steps[i].to == 0)) return Place::result;
+  return i < constant && (reading || written_again(steps, i, constant)) ? Place::passing : Place::kept;
+}
+
+// Memory that a program keeps, in values and blocks.
+struct Extent {
+  size_t values = 0, blocks = 0;
+};
+Extent extent_of(const std::vector<Step>& steps, bool reading, size_t constant) {
+  Extent e;
+  for (size_t i = 0; i < steps.size(); i++) {
+    e.values += place_of(steps, i, reading, constant) == Place::kept;
+    e.blocks += steps[i].kind == Step::Kind::block && i >= constant;
+  }
+  return e;
+}
+// Of programs that follow each other, or that lie over each other.
+void grow(Extent& all, const Extent& one, bool over) {
+  all.values = over ? std::max(all.values, one.values) : all.values + one.values;
+  all.blocks = over ? std::max(all.blocks, one.blocks) : all.blocks + one.blocks;
 }
 
 }  // namespace
 
-// Values that a program makes on the way; what it leaves in registers lies elsewhere.
-size_t Stack::values_of(const std::vector<Step>& steps) const {
-  size_t count = 0;
-  for (size_t i = 0; i < steps.size(); i++) count += !is_last_write(steps, i);
-  return count;
+size_t Stack::constant_steps(int loop) const {
+  if (!carries(loop)) return a_.loop.size();
+  return plan_.constant_steps.empty() ? 0 : std::min(a_.loop.size(), size_t(plan_.constant_steps[size_t(loop)]));
+}
+bool Stack::writes(int32_t to) const {
+  return std::any_of(a_.loop.begin(), a_.loop.end(), [&](const Step& s) { return s.to == to; });
+}
+// The next loop's backward reads it, its own, or that of the readout behind it.
+bool Stack::keeps_boundary(int loop) const {
+  return keep_ != Keep::nothing && (carries(loop + 1) || (slot(loop) >= 0 && !a_.read.empty()));
 }
 
 // Registers live in `registers` before the loops, and behind every loop in `hidden` (register 0, when the head reads it as it is)
-// or `boundaries`. Between them a forward alone needs two buffers for each register; for a backward every value has its own,
-// which with per_loop all loops share.
-void Stack::lay_out() {
-  const size_t R = size_t(a_.registers), T = size_t(loops_), run = T - size_t(first_);
-  const bool forward_only = keep_ == Keep::nothing, shared = keep_ == Keep::per_loop;
-  const auto all_of = [&](size_t per_program, size_t programs) { return shared ? per_program : per_program * programs; };
-  char* registers = static_cast<char*>(memory_.reserve(memory_.registers, R * state_bytes_));
-  for (size_t r = 0; r < R; r++) inputs_.push_back(registers + r * state_bytes_);
-  hidden_ = memory_.reserve(memory_.hidden, T * state_bytes_);
-  if (R > 1 || !a_.read.empty()) memory_.reserve(memory_.boundaries, (forward_only ? 2 : T) * R * state_bytes_);
-
-  const size_t values[] = {values_of(a_.begin), values_of(a_.loop), values_of(a_.read)};
-  const size_t blocks[] = {size_t(a_.blocks(a_.begin)), size_t(a_.blocks(a_.loop)), size_t(a_.blocks(a_.read))};
-  const size_t value_count = forward_only ? 2 * R : values[0] + all_of(values[1], run) + all_of(values[2], T);
-  const bool every_block = keep_ == Keep::all || shared;
-  const size_t block_count = every_block ? blocks[0] + all_of(blocks[1], run) + all_of(blocks[2], T) : 1;
-  char* value_memory = static_cast<char*>(memory_.reserve(memory_.values, value_count * state_bytes_));
-  char* block_memory = static_cast<char*>(memory_.reserve(memory_.blocks, block_count * block_.bytes()));
-
-  const auto space = [&](char* base, bool one, size_t before, size_t per_program, size_t index, size_t bytes) {
-    return Space{one ? base : base + (before + (shared ? 0 : index) * per_program) * bytes};
-  };
-  const auto of_values = [&](size_t before, size_t per, size_t i) {
-    return space(value_memory, forward_only, before, per, i, state_bytes_);
-  };
-  const auto of_blocks = [&](size_t before, size_t per, size_t i) {
-    return space(block_memory, !every_block, before, per, i, block_.bytes());
-  };
-  std::vector<void*> at = inputs_;
-  begin_ = place(a_.begin, -1, false, at, of_values(0, 0, 0), of_blocks(0, 0, 0));
-  at = inputs_;
-  for (size_t t = 0; t < T; t++) {
-    const size_t i = t - std::min(t, size_t(first_));
-    programs_.push_back(
-        place(a_.loop, int(t), false, at, of_values(values[0], values[1], i), of_blocks(blocks[0], blocks[1], i)));
-    if (a_.read.empty()) continue;
-    std::vector<void*> copies = at;
-    reads_.push_back(place(a_.read, int(t), true, copies, of_values(values[0] + all_of(values[1], run), values[2], t),
-                           of_blocks(blocks[0] + all_of(blocks[1], run), blocks[2], t)));
+// or `boundaries`: each of its own where a backward reads it, else the loops take two in turns.
+void Stack::lay_out_boundaries() {
+  const size_t R = size_t(a_.registers);
+  std::vector<int64_t> index(size_t(loops_) * R, -1);
+  int64_t count = 0;
+  const auto in_hidden = [&](int t, size_t r) { return r == 0 && a_.read.empty() && slot(t) >= 0; };
+  for (size_t r = 0; r < R; r++) {
+    int64_t turns[] = {-1, -1};
+    for (int t = 0; t < loops_ && writes(int32_t(r)); t++) {
+      if (in_hidden(t, r)) continue;
+      int64_t own = -1, &at = keeps_boundary(t) ? own : turns[t % 2];
+      if (at < 0) at = count++;
+      index[size_t(t) * R + r] = at;
+    }
+  }
+  if (count > 0) memory_.reserve(memory_.boundaries, size_t(count) * state_bytes_);
+  for (size_t i = 0; i < index.size(); i++) {
+    const int t = int(i / R);
+    boundaries_.push_back(in_hidden(t, i % R) ? hidden_at(t)
+                          : index[i] < 0      ? nullptr
+                                              : memory_.boundaries.at(size_t(index[i]) * state_bytes_));
   }
 }
 
-Stack::Program Stack::place(const std::vector<Step>& steps, int loop, bool reading, std::vector<void*>& registers, Space values,
-                            Space blocks) {
+// Between the boundaries steps without a backward need two buffers for each register and the memory of one block. Every value
+// that a backward reads has its own, which with per_loop all loops share, and so do all readouts.
+void Stack::lay_out() {
+  const size_t R = size_t(a_.registers);
+  const bool forward_only = keep_ == Keep::nothing, over = keep_ == Keep::per_loop, one_block = keep_ == Keep::per_layer;
+  char* registers = static_cast<char*>(memory_.reserve(memory_.registers, R * state_bytes_));
+  for (size_t r = 0; r < R; r++) inputs_.push_back(registers + r * state_bytes_);
+  hidden_ = memory_.reserve(memory_.hidden, size_t(plan_.reads()) * state_bytes_);
+  lay_out_boundaries();
+
+  const size_t begin_constant = forward_only ? a_.begin.size() : 0, read_constant = forward_only ? a_.read.size() : 0;
+  bool passing = forward_only;
+  Extent begin = extent_of(a_.begin, false, begin_constant), loops, reads;
+  for (int t = first_; t < loops_; t++) {
+    passing |= constant_steps(t) > 0;
+    grow(loops, extent_of(a_.loop, false, constant_steps(t)), over);
+    if (slot(t) >= 0) grow(reads, extent_of(a_.read, true, read_constant), over);
+  }
+  const size_t values = begin.values + loops.values + reads.values;
+  const size_t blocks = one_block ? 0 : begin.blocks + loops.blocks + reads.blocks;
+  char* value_memory = static_cast<char*>(memory_.reserve(memory_.values, (values + (passing ? 2 * R : 0)) * state_bytes_));
+  char* block_memory =
+      static_cast<char*>(memory_.reserve(memory_.blocks, (blocks + (passing || one_block ? 1 : 0)) * block_.bytes()));
+  passing_values_ = value_memory + values * state_bytes_;
+  passing_block_ = block_memory + blocks * block_.bytes();
+
+  Room room{value_memory, block_memory};
+  std::vector<void*> at = inputs_;
+  begin_ = place(a_.begin, -1, false, begin_constant, at, room);
+  Room of_reads{room.values + loops.values * state_bytes_, room.blocks + (one_block ? 0 : loops.blocks) * block_.bytes()};
+  at = inputs_;
+  for (int t = 0; t < loops_; t++) {
+    if (t < first_) {
+      for (size_t r = 0; r < R; r++)
+        if (writes(int32_t(r))) at[r] = boundaries_[size_t(t) * R + r];
+      programs_.emplace_back();
+    } else {
+      Room rest = room;
+      programs_.push_back(place(a_.loop, t, false, constant_steps(t), at, rest));
+      if (!over) room = rest;
+    }
+    if (a_.read.empty() || slot(t) < 0) continue;
+    std::vector<void*> copies = at;
+    Room rest = of_reads;
+    reads_.push_back(place(a_.read, t, true, read_constant, copies, rest));
+    if (!over) of_reads = rest;
+  }
+}
+
+Stack::Program Stack::place(const std::vector<Step>& steps, int loop, bool reading, size_t constant,
+                            std::vector<void*>& registers, Room& room) {
   const size_t R = size_t(a_.registers), loop_planes = cache_ ? size_t(a_.blocks(a_.loop)) * size_t(cache_->planes) : 0;
-  const auto boundary = [&](int32_t to) -> void* {
-    if (loop < 0) return inputs_[size_t(to)];
-    if (to == 0 && a_.read.empty()) return hidden_at(loop);
-    const size_t t = size_t(keep_ == Keep::nothing ? loop % 2 : loop);
-    return memory_.boundaries.at((t * R + size_t(to)) * state_bytes_);
-  };
   size_t block = 0;  // of this program, so far
   Program program;
   for (size_t i = 0; i < steps.size(); i++) {
     const Step& s = steps[i];
-    Run run{&s, loop, registers[size_t(s.to)], registers[size_t(s.from)], nullptr, {}, 0};
-    char* const work = values.next + size_t(2 * s.to) * state_bytes_;  // a forward alone: two for each register
+    Run run{&s, loop, registers[size_t(s.to)], registers[size_t(s.from)], nullptr, {}, 0, i < constant};
+    char* const passing = passing_values_ + size_t(2 * s.to) * state_bytes_;
     const bool in_place = s.kind == Step::Kind::block;
-    if (is_last_write(steps, i) && (!reading || s.to == 0)) run.out = reading ? hidden_at(loop) : boundary(s.to);
-    else if (keep_ != Keep::nothing) run.out = values.take(state_bytes_);
-    else run.out = !in_place && run.in != work + state_bytes_ ? work + state_bytes_ : work;
+    switch (place_of(steps, i, reading, constant)) {
+      case Place::result:
+        run.out = reading    ? hidden_at(loop)
+                  : loop < 0 ? inputs_[size_t(s.to)]
+                             : boundaries_[size_t(loop) * R + size_t(s.to)];
+        break;
+      case Place::kept:
+        run.out = std::exchange(room.values, room.values + state_bytes_);
+        break;
+      case Place::passing:
+        run.out = !in_place && run.in != passing + state_bytes_ ? passing + state_bytes_ : passing;
+        break;
+    }
     if (s.kind == Step::Kind::block) {
-      char* memory =
-          keep_ == Keep::all || keep_ == Keep::per_loop ? static_cast<char*>(blocks.take(block_.bytes())) : blocks.next;
+      const bool own = !run.constant && keep_ != Keep::per_layer;
+      char* memory = own ? std::exchange(room.blocks, room.blocks + block_.bytes()) : passing_block_;
       run.block = block_.carve(memory);
-      if (keep_ == Keep::nothing) run.block.middle = run.out;
+      if (run.constant) run.block.middle = run.out;
       if (cache_ && loop >= 0 && !reading)
         run.plane = int64_t(block) * cache_->planes + (cache_->contexts || cache_->planes == 1 ? 0 : loop);
       else run.plane = int64_t(loop_planes + (reading ? size_t(a_.blocks(a_.begin)) : 0) + block);
@@ -136,9 +209,9 @@ void Stack::forward_states(const void* states) {
   forward_input();
 }
 void Stack::forward_input() {
-  for (size_t t = size_t(first_); t < programs_.size(); t++) {
-    forward(programs_[t]);
-    if (!reads_.empty()) forward(reads_[t]);
+  for (int t = first_; t < loops_; t++) {
+    forward(programs_[size_t(t)]);
+    if (!reads_.empty() && slot(t) >= 0) forward(reads_[size_t(slot(t))]);
   }
 }
 
@@ -283,7 +356,7 @@ void Stack::add_noise(int t, void* x) {
 }
 
 void Stack::gate_logits(void* out) {
-  run(&LoopBackend::gate, "gate", loops_ * batch_.tokens, a_.hidden, static_cast<const void*>(hidden_),
+  run(&LoopBackend::gate, "gate", plan_.reads() * batch_.tokens, a_.hidden, static_cast<const void*>(hidden_),
       static_cast<const void*>(weights_.gate_weight), static_cast<const void*>(weights_.gate_bias), out);
 }
 
@@ -328,22 +401,31 @@ void Stack::backward(const Weights& g, void* d_hidden) {
   RegisterGradients d{{}, std::vector<void*>(R, nullptr)}, of_read = d;
   for (size_t r = 0; r < R; r++) d.own.push_back(own + r * bytes), of_read.own.push_back(own + (R + r) * bytes);
   for (int t = loops_ - 1; t >= 0; t--) {
-    void* d_read = static_cast<char*>(d_hidden) + size_t(t) * bytes;
-    if (reads_.empty()) {
-      add_to(d, 0, d_read);
-    } else {
-      if (keep_ == Keep::per_loop && newest_read_ != &reads_[size_t(t)]) forward(reads_[size_t(t)]);
-      of_read.at.assign(R, nullptr);
-      of_read.at[0] = d_read;
-      backward(reads_[size_t(t)], g, of_read);
-      for (size_t r = 0; r < R; r++)
-        if (of_read.at[r]) copy_to(d, int32_t(r), of_read.at[r]);
-    }
+    if (slot(t) >= 0) backward_read(t, g, static_cast<char*>(d_hidden) + size_t(slot(t)) * bytes, d, of_read);
     if (t < first_) return;
+    if (!carries(t)) continue;
     if (keep_ == Keep::per_loop && newest_loop_ != &programs_[size_t(t)]) forward(programs_[size_t(t)]);
     backward(programs_[size_t(t)], g, d);
+    if (t > first_ && !carries(t - 1))  // what loops wrote before is constant
+      for (size_t r = 0; r < R; r++)
+        if (writes(int32_t(r))) d.at[r] = nullptr;
   }
   backward(begin_, g, d);
+}
+
+// d_read: ∂L/∂hidden of the loop. It reaches the registers that loops write only where the loop carries gradient.
+void Stack::backward_read(int t, const Weights& g, void* d_read, RegisterGradients& d, RegisterGradients& of_read) {
+  if (reads_.empty()) {
+    if (t < first_ || carries(t)) add_to(d, 0, d_read);
+    return;
+  }
+  const Program& read = reads_[size_t(slot(t))];
+  if (keep_ == Keep::per_loop && newest_read_ != &read) forward(read);
+  of_read.at.assign(d.at.size(), nullptr);
+  of_read.at[0] = d_read;
+  backward(read, g, of_read);
+  for (size_t r = 0; r < d.at.size(); r++)
+    if (of_read.at[r] && (t < first_ || carries(t) || !writes(int32_t(r)))) copy_to(d, int32_t(r), of_read.at[r]);
 }
 
 void Stack::backward(const Program& program, const Weights& g, RegisterGradients& d) {
@@ -351,6 +433,11 @@ void Stack::backward(const Program& program, const Weights& g, RegisterGradients
   for (size_t i = program.size(); i-- > 0;) {
     const Run& r = program[i];
     const Step& s = *r.step;
+    if (r.constant) {
+      flush(d);
+      d.at[size_t(s.to)] = nullptr;
+      continue;
+    }
     if (s.kind == Step::Kind::block) {
       backward_block(program, i, g, d);
       continue;

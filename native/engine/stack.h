@@ -1,6 +1,7 @@
 // Walks the steps of an architecture (architecture.h) over a batch, forward and backward. Which buffers a step reads and writes,
 // what is kept and what is computed again is decided here; what one block computes is in block.h.
 #pragma once
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -20,14 +21,25 @@ struct LatentNoise {
   const int32_t* streams;  // device [N]: which draw a token belongs to
 };
 
+// Which loops run, which of them are read, and what of them a backward goes through. Loops count from 0.
+struct LoopPlan {
+  LoopPlan(int loops) : loops(loops), read(size_t(loops)) { std::iota(read.begin(), read.end(), 0); }
+  int loops;
+  std::vector<int> read;            // ascending: only these have hidden states; at first all
+  int backward = 0;                 // the last so many carry gradient, what the others compute is constant; 0: all carry it
+  std::vector<int> constant_steps;  // of each loop: so many of its first steps are constants too; empty: none
+  int reads() const { return int(read.size()); }
+};
+
 class Stack {
  public:
   enum class Keep { nothing, all, per_loop, per_layer };  // for the backward: nothing is forward only
 
   // weights: the model's, or those of another model of the same architecture, which then runs in the memory of this one.
-  // Buffers are valid until the next Stack on the same model. With first_given the first loop was run elsewhere.
-  Stack(Model& model, const Weights& weights, const DeviceBatch& batch, int loops, Keep keep, const CacheUse* cache = nullptr,
-        const LatentNoise* noise = nullptr, bool first_given = false);
+  // Buffers are valid until the next Stack on the same model. With first_given the first loop was run elsewhere, and every loop
+  // is read.
+  Stack(Model& model, const Weights& weights, const DeviceBatch& batch, const LoopPlan& plan, Keep keep,
+        const CacheUse* cache = nullptr, const LatentNoise* noise = nullptr, bool first_given = false);
 
   // From token ids; from given states act [N, D] in place of the embedded tokens, or those that the caller has put into input();
   // or from a first loop that was run elsewhere, its states act [N, D] given `copies` times over: only loops 2 to T are run then.
@@ -36,11 +48,12 @@ class Stack {
   void forward_input();
   void forward_after_first(const void* first, int copies);
   void* input() const { return inputs_[0]; }  // act [N, D]: register 0 before the first loop
-  void* hidden() const { return hidden_; }    // act [T, N, D]: what the head reads after every loop
-  void gate_logits(void* out);                // real [T, N]
+  void* hidden() const { return hidden_; }    // act [K, N, D]: what the head reads after each of the K loops that are read
+  void gate_logits(void* out);                // real [K, N]
 
-  // d_hidden: real [T, N, D], ∂L/∂hidden, consumed. Adds to the gradients (the embedding's too). After forward_after_first it
-  // stops at the first loop's states, whose whole gradient is then in the first [N, D] of d_hidden.
+  // d_hidden: real [K, N, D], ∂L/∂hidden, consumed. Adds to the gradients. Steps before the loops and readouts carry gradient
+  // whatever the plan says of the loops. After forward_after_first it stops at the first loop's states, whose whole gradient is
+  // then in the first [N, D] of d_hidden.
   void backward(const Weights& gradients, void* d_hidden);
 
  private:
@@ -51,6 +64,7 @@ class Stack {
     void *in, *from, *out;
     BlockMemory block;  // of a block, with its first plane in the cache
     int64_t plane;
+    bool constant;  // no gradient goes through it
   };
   using Program = std::vector<Run>;
   // ∂L/∂registers on the way back. at[r]: real [N, D] where it lies, NULL while it is zero; own[r]: a buffer for it.
@@ -63,15 +77,18 @@ class Stack {
     const void *value, *weight;
     void* d_weight;
   };
-  struct Space {  // hands out the arrays of a buffer one after the other
-    char* next;
-    void* take(size_t bytes) { return std::exchange(next, next + bytes); }
+  struct Room {  // where the next value and the next block lie
+    char *values, *blocks;
   };
 
   void lay_out();
-  Program place(const std::vector<Step>& steps, int loop, bool reading, std::vector<void*>& registers, Space values,
-                Space blocks);
-  size_t values_of(const std::vector<Step>& steps) const;
+  void lay_out_boundaries();
+  Program place(const std::vector<Step>& steps, int loop, bool reading, size_t constant, std::vector<void*>& registers, Room& room);
+  size_t constant_steps(int loop) const;
+  bool carries(int loop) const { return loop >= first_backward_; }
+  bool keeps_boundary(int loop) const;
+  bool writes(int32_t to) const;  // whether a loop does
+  void backward_read(int loop, const Weights& g, void* d_read, RegisterGradients& d, RegisterGradients& of_read);
   void forward(const Program& program);
   void forward_block(const Run& run, const Run* before, const Run* after);
   void embed(const Run& run);
@@ -99,7 +116,8 @@ class Stack {
   void run(F LoopBackend::*f, const char* name, A... a) {
     device_->run(f, name, dt_, a...);
   }
-  void* hidden_at(int t) const { return static_cast<char*>(hidden_) + size_t(t) * state_bytes_; }
+  int slot(int loop) const { return slots_[size_t(loop)]; }  // of a loop in `hidden`; -1: not read
+  void* hidden_at(int loop) const { return static_cast<char*>(hidden_) + size_t(slot(loop)) * state_bytes_; }
 
   const std::shared_ptr<Device> device_;
   const LoopDType dt_;
@@ -107,18 +125,23 @@ class Stack {
   const Weights& weights_;
   StackMemory& memory_;
   const DeviceBatch batch_;
+  const LoopPlan plan_;
   const int loops_;
   const Keep keep_;
   const CacheUse* cache_;
   const LatentNoise* noise_;
-  const int first_;          // loop that is run first
-  const size_t act_, real_;  // bytes of an element
+  const int first_;           // loop that is run first
+  const int first_backward_;  // loop that carries gradient first
+  const size_t act_, real_;   // bytes of an element
   const size_t state_bytes_;
   Block block_;
   Program begin_;
-  std::vector<Program> programs_, reads_;  // of each loop, and of the readout behind it
-  std::vector<void*> inputs_;              // the registers before the first loop
+  std::vector<Program> programs_, reads_;  // of each loop, and of the readout behind each loop that is read
+  std::vector<int> slots_;
+  std::vector<void*> inputs_;      // the registers before the first loop
+  std::vector<void*> boundaries_;  // and behind each loop: [T, R]
   void* hidden_ = nullptr;
+  char *passing_values_ = nullptr, *passing_block_ = nullptr;  // of steps that no backward goes through
   std::optional<Pending> pending_;
   // What still lies in memory that several share: of the loops and of the readouts (per_loop), of the blocks (per_layer).
   const Program *newest_loop_ = nullptr, *newest_read_ = nullptr;

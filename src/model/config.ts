@@ -195,7 +195,7 @@ export const computing = [
 export function configDifference(own: LoopLMConfig, other: LoopLMConfig): string | undefined {
   const field = ['model_type', ...computing].find((name) => (own[name] ?? 'ouro') !== (other[name] ?? 'ouro'))
   if (field !== undefined) return `${field} is ${other[field]}, but the model's is ${own[field]}`
-  const computed = ({ parameters, ...rest }: Architecture) =>
+  const computed = ({ parameters, publishedBackward, ...rest }: Architecture) =>
     JSON.stringify([rest, parameters.map(({ initial, deviation, deviations, ...parameter }) => parameter)])
   const same = computed(architectureOf(own)) === computed(architectureOf(other))
   return same ? undefined : `the configuration describes another computation of family ${architectureOf(other).family}`

@@ -1,15 +1,18 @@
+import { LoopLMError } from '../errors.js'
+import type { Architecture } from '../native/architecture.js'
 import { call, type NativeModel, native } from '../native.js'
 import { checkNumber, checkWord } from '../validation/arguments.js'
 import {
-  checkLoops,
   checkTemperature,
   packIntegers,
   packPerSequence,
   packSequences,
   packValues,
   sequenceLimits,
+  withStates,
 } from './checks.js'
 import type { LoopLMConfig } from './config.js'
+import { checkLoopChoice } from './loops.js'
 import type { LossBatch, LossMetrics, LossObjective, LossTerm } from './types.js'
 
 const loopSets = ['last', 'uniform', 'credit'] as const
@@ -17,7 +20,7 @@ type Check = Parameters<typeof checkNumber>[2]
 
 /** Checks a batch and an objective, fills in defaults and hands them to the engine. */
 export async function accumulateLoss(
-  config: LoopLMConfig,
+  { config, architecture }: { readonly config: LoopLMConfig; readonly architecture: Architecture },
   model: NativeModel,
   batch: LossBatch,
   objective: LossObjective,
@@ -25,10 +28,16 @@ export async function accumulateLoss(
 ): Promise<LossMetrics> {
   const operation = 'LoopLM.accumulateLoss'
   const limits = { ...sequenceLimits(config), minLength: 2, promptLengths: batch.promptLengths }
-  const sequences = packSequences(batch.sequences, limits, operation)
+  const { initialStates } = batch
+  const { initialState, stateSeed } = objective
+  const states = {
+    ...(initialStates === undefined ? {} : { initialStates }),
+    ...(initialState === undefined ? {} : { initialState }),
+    ...(stateSeed === undefined ? {} : { stateSeed }),
+  }
+  const sequences = withStates(packSequences(batch.sequences, limits, operation), states, architecture, operation)
   const count = sequences.lengths.length
-  const loops = checkLoops(objective.loops, operation)
-  const t = loops || config.total_ut_steps
+  const { native: loops, reads: t } = checkLoopChoice(objective, architecture, operation)
   const width = (i: number) => sequences.lengths[i]! - 1
   const once = (i: number) => [{ shape: 'length - 1', length: width(i) }]
   const byLoop = (i: number) => [{ shape: 'loops × (length - 1)', length: t * width(i) }]
@@ -57,14 +66,14 @@ export async function accumulateLoss(
     loops: checkWord(objective.lazy.loops, 'lazy.loops', loopSets, operation),
   }
   const settings = {
-    terms: objective.terms.map((term) => termSettings(term, operation)),
+    terms: objective.terms.map((term) => termSettings(term, t, operation)),
     beta: number(objective.beta, 'beta', 0, { min: 0 }),
     betaLoops: checkWord(objective.betaLoops ?? 'last', 'betaLoops', loopSets, operation),
     tokenEntropy: number(objective.tokenEntropy, 'tokenEntropy', 0, {}),
     exitEntropy: number(objective.exitEntropy, 'exitEntropy', 0, {}),
     lazy,
     temperature: checkTemperature(objective.temperature, operation),
-    loops,
+    ...loops,
     recompute: checkWord(objective.recompute ?? 'none', 'recompute', ['none', 'loop', 'layer'], operation),
     tokensPerMicroBatch: number(objective.tokensPerMicroBatch, 'tokensPerMicroBatch', 0, { min: 0, integer: true }),
     sharePrompts: objective.sharePrompts ?? true,
@@ -72,18 +81,19 @@ export async function accumulateLoss(
   return call(operation, (cancel) => native().modelAccumulateLoss(model, sequences, values, settings, cancel), signal)
 }
 
-function termSettings(term: LossTerm, operation: string) {
+function termSettings(term: LossTerm, loops: number, operation: string) {
   const number = (name: keyof LossTerm & string, fallback: number, range: Check) =>
     checkNumber(term[name] ?? fallback, name, range, operation)
-  const { kind, temperature = 1, alpha = 1, loop = 0, detach = true } = term.credit ?? { kind: 'exit-pdf' as const }
+  const { kind, temperature = 1, alpha = 1, loop = 0, weights, detach = true } = term.credit ?? { kind: 'exit-pdf' as const }
   return {
     channel: checkWord(term.channel ?? 'token', 'channel', ['token', 'exit'], operation),
     credit: {
-      kind: checkWord(kind, 'credit', ['exit-pdf', 'uniform', 'progressive', 'one-hot'], operation),
+      kind: checkWord(kind, 'credit', ['exit-pdf', 'uniform', 'progressive', 'one-hot', 'given'], operation),
       temperature: checkNumber(temperature, 'credit.temperature', { above: 0 }, operation),
       alpha: checkNumber(alpha, 'alpha', {}, operation),
       loop: checkNumber(loop, 'credit.loop', { min: 0, integer: true }, operation),
       detach,
+      ...(kind === 'given' ? { weights: shares(weights, loops, operation) } : {}),
     },
     surrogate: checkWord(term.surrogate ?? 'reinforce', 'surrogate', ['reinforce', 'ppo', 'cispo', 'gspo', 'k15'], operation),
     inner: term.inner ?? false,
@@ -96,4 +106,12 @@ function termSettings(term: LossTerm, operation: string) {
     draws: number('draws', 0, { min: 0, integer: true }),
     seed: number('seed', 0, { min: 0, integer: true }),
   }
+}
+
+/** Weights of the loops that are read, divided by their sum. */
+function shares(weights: readonly number[] | undefined, loops: number, operation: string): Float64Array {
+  const given = packPerSequence(weights ?? [], 'weights', loops, operation)
+  const total = given.reduce((sum, weight) => sum + weight, 0)
+  if (given.every((weight) => weight >= 0) && total > 0) return given.map((weight) => weight / total)
+  throw new LoopLMError('INVALID_ARGUMENT', 'weights of loops must be at least 0, and one of them more', { operation })
 }

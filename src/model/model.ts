@@ -616,7 +616,7 @@ export class LoopLM {
     objective: LossObjective,
     options: { signal?: AbortSignal | undefined } = {},
   ): Promise<LossMetrics> {
-    return accumulateLoss(this.config, this.handle('LoopLM.accumulateLoss'), batch, objective, options.signal)
+    return accumulateLoss(this, this.handle('LoopLM.accumulateLoss'), batch, objective, options.signal)
   }
 
   /** Gives the model's memory back once the calls that were made before have ended. Later calls throw DISPOSED. */

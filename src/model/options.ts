@@ -38,6 +38,7 @@ const stateOptions = { initialStates: true, initialState: true, stateSeed: true 
 export const scoreOptions = {
   temperature: true,
   loops: true,
+  readLoops: true,
   lastLoop: true,
   promptLengths: true,
   predictions: true,
@@ -54,6 +55,8 @@ export const backwardOptions = {
   gateCoefficients: true,
   temperature: true,
   loops: true,
+  readLoops: true,
+  backwardLoops: true,
   recompute: true,
   signal: true,
   ...stateOptions,

@@ -3,6 +3,7 @@ import { call, type NativeModel, type NativeScores, type NativeSequences, native
 import { checkFlag, checkNumber, checkOptions, checkWord } from '../validation/arguments.js'
 import type { LoopLMConfig } from './architectures/family.js'
 import { checkLoops, checkTemperature, packSequences, packValues, sequenceLimits, withStates } from './checks.js'
+import { checkLoopChoice, type LoopChoice } from './loops.js'
 import { backwardOptions, embedOptions, responseMeansOptions, scoreOptions } from './options.js'
 import type {
   BackwardOptions,
@@ -27,8 +28,7 @@ export interface ScoringModel {
 export interface ScoredForm {
   packed: NativeSequences
   temperature: number
-  /** 0: the model's. */
-  loops: number
+  choice: Pick<LoopChoice, 'loops' | 'readLoops'>
 }
 
 /** Checks the arguments of `score`. Nothing is awaited: what is called next finds the form. */
@@ -41,10 +41,11 @@ export function scoredForm(
   checkOptions(options, scoreOptions, operation)
   model.handle(operation)
   const limits = { ...sequenceLimits(model.config), minLength: 2, promptLengths: options.promptLengths }
+  checkLoopChoice(options, model.architecture, operation)
   return {
     packed: withStates(packSequences(sequences, limits, operation), options, model.architecture, operation),
     temperature: checkTemperature(options.temperature, operation),
-    loops: checkLoops(options.loops, operation),
+    choice: { loops: options.loops, readLoops: options.readLoops && [...options.readLoops] },
   }
 }
 
@@ -55,11 +56,11 @@ export async function score(
   options: ScoreOptions,
   operation: string,
 ): Promise<ScoredSequences> {
-  const { packed, temperature, loops } = form
+  const { packed, temperature, choice } = form
   const most = { min: 0, max: model.config.vocab_size, integer: true }
   const settings = {
     temperature,
-    loops,
+    ...checkLoopChoice(choice, model.architecture, operation).native,
     lastLoop: checkFlag(options.lastLoop ?? false, 'lastLoop', operation),
     responsesOnly: options.promptLengths !== undefined,
     predictions: checkFlag(options.predictions ?? false, 'predictions', operation),
@@ -81,6 +82,7 @@ export async function score(
  */
 export class ScoredSequences implements Scores {
   readonly loops: number
+  declare readonly readLoops?: readonly number[]
   readonly logprobs: RealArray[]
   declare readonly predicted?: Int32Array[]
   declare readonly topLogprobs?: TokenLogprob[][][]
@@ -95,6 +97,7 @@ export class ScoredSequences implements Scores {
     this.#model = model
     this.#form = form
     this.loops = scores.loops
+    if (form.choice.readLoops !== undefined) this.readLoops = form.choice.readLoops
     this.logprobs = scores.logprobs
     if (scores.predicted !== undefined) this.predicted = scores.predicted.map((tokens) => Int32Array.from(tokens))
     const { topTokens, topLogprobs } = scores
@@ -133,7 +136,7 @@ function topLists(lengths: Int32Array, count: number, tokens: Int32Array, logpro
 /**
  * Adds the gradients of a loss of scores to the model's.
  *
- * @param form of the scores; `temperature` and `loops` of the options replace its own
+ * @param form of the scores; `temperature`, `loops` and `readLoops` of the options replace its own
  */
 export async function backward(
   model: ScoringModel,
@@ -145,8 +148,9 @@ export async function backward(
   checkOptions(options, backwardOptions, operation)
   const handle = model.handle(operation)
   const { packed } = form
-  const loops = checkLoops(options.loops ?? (form.loops || undefined), operation)
-  const t = loops || model.config.total_ut_steps
+  const { loops = form.choice.loops, readLoops = form.choice.readLoops, backwardLoops } = options
+  const checked = checkLoopChoice({ loops, readLoops, backwardLoops }, model.architecture, operation)
+  const t = checked.reads
   const rows = (values: readonly ArrayLike<number>[] | undefined, name: string, shape: string, drop: number) => {
     const lengths = (i: number) => [{ shape, length: t * (packed.lengths[i]! - drop) }]
     return packValues(values, name, lengths, packed.lengths.length, operation)
@@ -155,7 +159,7 @@ export async function backward(
   const gate = rows(options.gateCoefficients, 'gateCoefficients', 'loops × length', 0)
   const settings = {
     temperature: checkTemperature(options.temperature ?? form.temperature, operation),
-    loops,
+    ...checked.native,
     recompute: checkWord(options.recompute ?? 'none', 'recompute', recomputes, operation),
   }
   const run = (cancel: Cancel) => native().modelBackward(handle, packed, given, gate, settings, cancel)
@@ -174,7 +178,7 @@ export function packForBackward(
   checkOptions(options, backwardOptions, operation)
   const limits = { ...sequenceLimits(model.config), minLength: 2 }
   const packed = withStates(packSequences(sequences, limits, operation), options, model.architecture, operation)
-  return { packed, temperature: 1, loops: 0 }
+  return { packed, temperature: 1, choice: {} }
 }
 
 /** The body of LoopLM.responseMeans. */

@@ -10,6 +10,14 @@ export type TokenSequence = readonly number[] | Int32Array
 /** What a trainer keeps of the forward pass: everything, the state after each loop, or the state before each layer. */
 export type Recompute = 'none' | 'loop' | 'layer'
 
+/**
+ * How many of the last loops carry gradient: what the loops before computes is constant to the backward pass, and they keep nothing for it.
+ * The steps before the loops, such as a prelude, and every readout carry gradient in any case. `published`: as the family was trained. That
+ * is the last `mean_backprop_depth` loops of Huginn and of retrofitted models, the last `L_bp_cycles` L steps of each cycle of HRM-Text, and
+ * all of others.
+ */
+export type BackwardLoops = number | 'published'
+
 /** How a token's credit is shared among the loops (RLTT, arXiv 2602.10520): Σ over loops is 1. */
 export type LoopWeights = 'exit-pdf' | 'uniform' | 'progressive' | 'last'
 
@@ -93,6 +101,11 @@ export interface ScoreOptions extends StateOptions {
   temperature?: number
   /** Loops to run, 1 to 64; default the model's `total_ut_steps`. */
   loops?: number
+  /**
+   * Read only these loops, growing numbers from 1: arrays by loop then have a row for each of them, and the exit distribution is one over
+   * them. Nothing runs behind the last one. Default every loop.
+   */
+  readLoops?: readonly number[] | undefined
   /** Score the last loop alone: `logprobs` and `entropy` are then 1 × (len-1) per sequence. Default false. */
   lastLoop?: boolean
   /** Per sequence, how many tokens are prompt: rows before the response read as 0 and cost nothing in the head. */
@@ -109,6 +122,8 @@ export interface ScoreOptions extends StateOptions {
 export interface Scores {
   /** T, the number of loops that ran. */
   loops: number
+  /** With `readLoops`, those: T in the shapes below is then their number. */
+  readLoops?: readonly number[]
   /** T × (len-1): log P of token j+1 given tokens 0..j, after each loop. 1 × (len-1) with `lastLoop`. */
   logprobs: RealArray[]
   /** With `predictions`, T × (len-1): the token with the largest logit, the lowest id of equal ones. */
@@ -130,6 +145,8 @@ export interface Scores {
 export interface ScoredBackwardOptions {
   /** Per sequence T × len, row-major by loop: ∂L/∂(gate logits). Absent: no gradient through the gate. */
   gateCoefficients?: readonly ArrayLike<number>[]
+  /** Truncates the backward pass; default all loops carry gradient. */
+  backwardLoops?: BackwardLoops | undefined
   /** Trades time for memory and changes no number. Default `none`. */
   recompute?: Recompute
   /** Rejects with code ABORTED; gradients are then partly accumulated: call `zeroGradients()`. */
@@ -142,15 +159,19 @@ export interface BackwardOptions extends StateOptions, ScoredBackwardOptions {
   temperature?: number
   /** Must be the loops of the scores that the coefficients come from; default the model's. */
   loops?: number
+  /** Must be those of the scores that the coefficients come from; T is then their number. */
+  readLoops?: readonly number[] | undefined
 }
 
 /**
  * Sequences with everything that an objective needs to know of them, as the engine's loss core reads it. Per prediction means len-1
- * values per sequence, by loop T × (len-1), row-major by loop.
+ * values per sequence, by loop T × (len-1), row-major by loop; with `readLoops` T is the number of loops that are read.
  * @internal
  */
 export interface LossBatch {
   sequences: readonly TokenSequence[]
+  /** Per sequence len × D: the first state of its tokens, for families that begin with one. */
+  initialStates?: readonly ArrayLike<number>[] | undefined
   /** Per sequence, tokens before the response; default 1 each (every prediction counts). */
   promptLengths?: ArrayLike<number> | undefined
   /** Per term of the objective. */
@@ -189,7 +210,7 @@ export type LoopSet = 'last' | 'uniform' | 'credit'
  * Fields of the engine's Objective; an absent field has the default in brackets.
  * @internal
  */
-export interface LossObjective {
+export interface LossObjective extends Omit<StateOptions, 'initialStates'> {
   terms: readonly LossTerm[]
   /** Weight of the k3 estimate of KL to the reference [0] */
   beta?: number
@@ -205,6 +226,10 @@ export interface LossObjective {
   temperature?: number
   /** [the model's] */
   loops?: number | undefined
+  /** [every loop] */
+  readLoops?: readonly number[] | undefined
+  /** [all loops] */
+  backwardLoops?: BackwardLoops | undefined
   /** [none] */
   recompute?: Recompute
   /** 0: chosen from the model's size; never changes the loss [0] */

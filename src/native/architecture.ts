@@ -100,6 +100,13 @@ export interface Architecture {
   begin: readonly Step[]
   loop: readonly Step[]
   read: readonly Step[]
+  /** The family was trained with a varying number of loops, so that more than `loops` may run. Default false. */
+  freeLoops?: boolean
+  /**
+   * What carries gradient in the family's published training: the last `loops` loops, or of each loop all but its first `constantSteps`
+   * steps. Default all.
+   */
+  publishedBackward?: { loops: number; constantSteps?: never } | { loops?: never; constantSteps: readonly number[] }
   /** In the order of the arena. */
   parameters: readonly ParameterForm[]
   /** Ends of the names of tensors that files may hold and nobody reads. */

@@ -32,11 +32,13 @@ export interface LossTerm {
   channel?: 'token' | 'exit'
   /** [exit-pdf, detached] */
   credit?: {
-    kind: 'exit-pdf' | 'uniform' | 'progressive' | 'one-hot'
+    kind: 'exit-pdf' | 'uniform' | 'progressive' | 'one-hot' | 'given'
     temperature?: number | undefined
     alpha?: number | undefined
     /** 1-based; 0: the last */
     loop?: number | undefined
+    /** Of kind `given`: one per loop that is read; they are divided by their sum. */
+    weights?: readonly number[] | undefined
     detach?: boolean | undefined
   }
   /** [reinforce] */
@@ -80,7 +82,9 @@ export interface LossMetrics {
   /** Mean of Σ t·p_t, 1-based. */
   exitLoop: number
   exitEntropy: number
-  /** One per loop; NaN where a loop was not scored. */
+  /** The loops that were read, 1-based. */
+  loops: number[]
+  /** One per loop that was read; NaN where it was not scored. */
   loopLogprob: number[]
   loopWeight: number[]
   loopExit: number[]

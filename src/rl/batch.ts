@@ -20,6 +20,11 @@ export interface RolloutBatch {
   sequences: readonly TokenSequence[]
   /** Per sequence, how many of its tokens are prompt; at least 1. */
   promptLengths: ArrayLike<number>
+  /**
+   * Per sequence len × D, row-major: the first state of its tokens, for families that begin with one. It must be that of the rollout, or no
+   * ratio is 1 at equal weights. Default: drawn as in `score`, by `stateSeed` and `initialState` of the trainer.
+   */
+  initialStates?: readonly ArrayLike<number>[]
   /** One per sequence, `groupSize` consecutive sequences sharing a prompt; null leaves a sequence out. */
   rewards?: ArrayLike<number | null>
   /** One per sequence, instead of rewards. */
@@ -81,8 +86,10 @@ export interface RatingSettings {
   step: number
   /** Longest response in tokens, for costs and strata by length. */
   maxLength: number | undefined
-  /** Loops of the model. */
+  /** Loops that are read. */
   loops: number
+  /** The deepest of them; default their number. */
+  deepest?: number | undefined
   /** b_0..b_T per sequence, where the trainer has measured them; else those of the batch. */
   beliefs?: BeliefCurves | undefined
 }
@@ -99,7 +106,7 @@ export function beliefsOf({ terms }: Objective): SequenceBelief[] {
 
 const perSequence = [
   ...(['rewards', 'advantages', 'oldLogprobs', 'referenceLogprobs', 'mask', 'exits', 'segments', 'strata', 'costs'] as const),
-  ...(['exitLoops', 'truncated', 'answers', 'embeddings', 'beliefs', 'columns'] as const),
+  ...(['exitLoops', 'truncated', 'answers', 'embeddings', 'beliefs', 'initialStates', 'columns'] as const),
 ]
 /** The names of the fields of a {@link RolloutBatch}. */
 export const rolloutFields: readonly (keyof RolloutBatch)[] = ['sequences', 'promptLengths', ...perSequence]
@@ -164,6 +171,7 @@ export function usedFields(batch: RolloutBatch, objective: Objective, own: boole
     embeddings: shapes('novelty'),
     beliefs: beliefsOf(objective).length > 0,
     columns: own,
+    initialStates: true,
   }
   const { sequences, promptLengths } = batch
   const fields = perSequence.filter((field) => used[field] && batch[field] !== undefined)
@@ -294,7 +302,7 @@ function costsOf(
   { cost }: AdvantageSpec,
   batch: RolloutBatch,
   lengths: readonly number[],
-  { loops, maxLength }: RatingSettings,
+  { loops, deepest = loops, maxLength }: RatingSettings,
 ): number[] | undefined {
   if (cost === undefined) return undefined
   const { by } = cost
@@ -303,7 +311,7 @@ function costsOf(
     return numbers(operation, 'costs', batch.costs, allowed, 'costs are numbers from 0 to 1')
   }
   if (by === 'exit-loop')
-    return numbers(operation, 'exitLoops', batch.exitLoops)?.map((loop) => (loop - 1) / Math.max(1, loops - 1))
+    return numbers(operation, 'exitLoops', batch.exitLoops)?.map((loop) => (loop - 1) / Math.max(1, deepest - 1))
   const longest = maxLength ?? largest(lengths, 1)
   return lengths.map((length) => Math.min(1, length / longest))
 }

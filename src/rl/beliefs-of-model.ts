@@ -17,25 +17,26 @@ export function answerKey(completion: string, _columns: Record<string, unknown>)
  * any loop every token is equally likely. Rows without an answer have a flat curve.
  *
  * @param problems one per rollout, `groupSize` consecutive ones alike
- * @returns per rollout b_0..b_T
+ * @param options.loops which loops, from 1
+ * @returns per rollout b_0 and one per loop
  */
 export async function goldAnswerBeliefs(
   model: LoopLM,
   source: ProblemSource,
   problems: readonly Record<string, unknown>[],
-  options: { groupSize: number; temperature: number; signal: AbortSignal | undefined },
+  options: { groupSize: number; temperature: number; loops: readonly number[]; signal: AbortSignal | undefined },
 ): Promise<number[][]> {
-  const { groupSize, temperature, signal } = options
-  const { total_ut_steps: loops, vocab_size: vocabulary } = model.config
+  const { groupSize, temperature, loops, signal } = options
+  const { vocab_size: vocabulary } = model.config
   const unique = problems.filter((_, i) => i % groupSize === 0).map((problem) => problem as Problem)
   const known = [...unique.keys()].filter((k) => unique[k]!.answer !== undefined)
-  const curves = unique.map(() => new Array<number>(loops + 1).fill(1 / vocabulary))
+  const curves = unique.map(() => new Array<number>(loops.length + 1).fill(1 / vocabulary))
   if (known.length > 0) {
     const drawn = known.map((k) => answeredSequence(source, unique[k]!))
     const promptLengths = drawn.map(({ promptLength }) => promptLength)
     const sequences = drawn.map(({ tokens }) => tokens)
-    const { logprobs } = await model.responseMeans(sequences, { promptLengths, temperature, signal })
-    for (const [j, k] of known.entries()) curves[k] = [1 / vocabulary, ...logprobs[j]!.map(Math.exp)]
+    const { logprobs } = await model.responseMeans(sequences, { promptLengths, temperature, loops: loops.at(-1)!, signal })
+    for (const [j, k] of known.entries()) curves[k] = [1 / vocabulary, ...loops.map((t) => Math.exp(logprobs[j]![t - 1]!))]
   }
   return problems.map((_, i) => curves[Math.floor(i / groupSize)]!)
 }
@@ -51,13 +52,13 @@ export async function forcedExitBeliefs(
   source: ProblemSource,
   problems: readonly Record<string, unknown>[],
   rewards: readonly WeightedReward[],
-  options: { groupSize: number; maxNewTokens: number | undefined; signal: AbortSignal | undefined },
+  options: { groupSize: number; maxNewTokens: number | undefined; loops: readonly number[]; signal: AbortSignal | undefined },
 ): Promise<number[][]> {
   const { groupSize, maxNewTokens, signal } = options
   const unique = problems.filter((_, i) => i % groupSize === 0).map((problem) => problem as Problem)
   const trial = { ...source, heldOut: () => unique }
   const curves = unique.map(() => [0])
-  for (let loops = 1; loops <= model.config.total_ut_steps; loops++) {
+  for (const loops of options.loops) {
     const results = await answerProblems(model, trial, rewards, { problems: unique.length, loops: [loops], maxNewTokens, signal })
     for (const [k, reward] of results[0]!.rewards.entries()) curves[k]!.push(Math.min(1, Math.max(0, reward ?? 0)))
   }

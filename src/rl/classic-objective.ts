@@ -21,6 +21,7 @@ export function classicObjective(config: ClassicConfig): Objective {
   } as const
   const alpha = 'alpha' in config ? config.alpha : 1
   const detach = 'detachWeights' in config ? config.detachWeights : true
+  const { weights } = config
   const credits = {
     'exit-pdf': { kind: 'exit-pdf', detach },
     progressive: { kind: 'progressive', alpha },
@@ -30,7 +31,7 @@ export function classicObjective(config: ClassicConfig): Objective {
   return objectiveSchema.parse({
     terms: [
       {
-        credit: credits[config.weights],
+        credit: typeof weights === 'string' ? credits[weights] : { kind: 'given', weights },
         surrogate: surrogates[config.surrogate],
         advantage: { scale: config.scaleRewards },
         aggregate: config.normalizer,

@@ -3,7 +3,7 @@ import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { RatedBatch, RolloutBatch } from './batch.js'
 import {
-  loopsNeeded,
+  loopsToRun,
   needsReference,
   onlyLastLoop,
   type RatedRollouts,
@@ -13,6 +13,7 @@ import {
 } from './objective/compile.js'
 import type { Objective } from './objective/schema.js'
 import type { PolicyConfig } from './options.js'
+import type { TrainedLoops } from './trained-loops.js'
 
 /** Values of some rows in their places among all rows. */
 function scattered<Value>(count: number, rows: readonly number[], values: readonly Value[], empty: Value): Value[] {
@@ -29,6 +30,7 @@ export async function addModelsView(
   model: LoopLM,
   batch: RolloutBatch,
   objective: Objective,
+  { run }: TrainedLoops,
   signal?: AbortSignal,
 ): Promise<RolloutBatch> {
   const complete = { ...batch }
@@ -36,7 +38,7 @@ export async function addModelsView(
   const rows = [...batch.sequences.keys()].filter((i) => batch.sequences[i]!.length > batch.promptLengths[i]!)
   if (rows.length === 0 || batch.advantages !== undefined) return batch // nothing to learn from, or nothing to rate
   const sequences = rows.map((i) => batch.sequences[i]!)
-  const options = { promptLengths: rows.map((i) => batch.promptLengths[i]!), signal }
+  const options = { promptLengths: rows.map((i) => batch.promptLengths[i]!), loops: run, signal }
   if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty'))
     complete.embeddings = scattered<ArrayLike<number>>(count, rows, await model.embed(sequences, options), [])
   const byLoop = objective.terms.some(
@@ -53,11 +55,12 @@ export async function addModelsView(
 export function checkOldLogprobs(
   { sequences, oldLogprobs }: RolloutBatch,
   objective: Objective,
-  modelLoops: number,
+  trained: TrainedLoops,
   operation: string,
 ): void {
-  const loops = loopsNeeded(objective, modelLoops)
-  if (!Array.isArray(oldLogprobs) || loops === 1 || ratioLoop(objective, loops) !== undefined) return
+  const run = loopsToRun(objective, trained)
+  const loops = trained.scoring.readLoops?.length ?? run
+  if (!Array.isArray(oldLogprobs) || loops === 1 || ratioLoop(objective, run) !== undefined) return
   const i = sequences.findIndex((sequence, i) => sequence.length > 1 && oldLogprobs[i]?.length === sequence.length - 1)
   if (i === -1) return
   const width = sequences[i]!.length - 1
@@ -73,6 +76,7 @@ export interface Scoring {
   model: LoopLM
   reference(): Promise<LoopLM>
   config: PolicyConfig
+  loops: TrainedLoops
   objective: Objective
   /** The objective is a function of the caller's, of which `objective` says nothing. */
   custom: boolean
@@ -89,9 +93,9 @@ export async function withLogprobs(rated: RatedBatch, scoring: Scoring): Promise
   const regularised = kl !== undefined || lazy !== undefined || entropy.token !== 0 || entropy.exit !== 0
   const all = custom || regularised || !config.skipFlatGroups
   const active = counted.map((is, i) => is && lengths[i]! > 0 && (all || moving[i]!))
-  const { sequences, promptLengths, oldLogprobs, referenceLogprobs, exits, segments, mask } = batch
+  const { sequences, initialStates, promptLengths, oldLogprobs, referenceLogprobs, exits, segments, mask } = batch
   const complete: RatedRollouts = {
-    ...{ sequences, promptLengths, lengths, counted, active, advantages },
+    ...{ sequences, initialStates, promptLengths, lengths, counted, active, advantages },
     ...{ oldLogprobs, referenceLogprobs, exits, segments, mask },
   }
   const rows = [...active.keys()].filter((i) => active[i])
@@ -108,17 +112,22 @@ function marginal({ sequences, promptLengths }: RolloutBatch, { config, model }:
   return { sequences: sequences.map((sequence, i) => [start, ...Array.from(sequence).slice(promptLengths[i]!)]) }
 }
 
+/** The first states of some rows, where the batch brings them. */
+function statesOf({ initialStates }: RatedRollouts, rows: readonly number[]) {
+  return initialStates === undefined ? {} : { initialStates: rows.map((i) => initialStates[i]!) }
+}
+
 async function addOldLogprobs(complete: RatedRollouts, rows: readonly number[], scoring: Scoring): Promise<void> {
   const { model, config, objective, custom, signal } = scoring
-  const loops = model.config.total_ut_steps
-  const run = loopsNeeded(objective, loops)
+  const run = loopsToRun(objective, scoring.loops)
   const scored = async (space: 'conditional' | 'marginal', sequences: RatedRollouts['sequences'], promptLengths: number[]) => {
     const { logprobs } = await model.score(
       rows.map((i) => sequences[i]!),
       {
-        ...{ promptLengths, temperature: config.temperature, signal },
+        ...{ promptLengths, temperature: config.temperature, signal, ...scoring.loops.scoring },
         lastLoop: !custom && onlyLastLoop(objective, space, run),
-        ...(run === loops ? {} : { loops: run }),
+        loops: run,
+        ...(space === 'conditional' ? statesOf(complete, rows) : {}),
       },
     )
     return scattered<ArrayLike<number>>(sequences.length, rows, logprobs, [])
@@ -135,19 +144,20 @@ async function addOldLogprobs(complete: RatedRollouts, rows: readonly number[], 
 }
 
 async function addReference(complete: RatedRollouts, rows: readonly number[], scoring: Scoring): Promise<void> {
-  const { model, config, objective, signal } = scoring
+  const { config, objective, signal } = scoring
   const lazy = objective.lazy?.old === 'ema'
   const teacher = usesTeacher(objective)
   if (complete.referenceLogprobs !== undefined && !lazy && !teacher) return
-  const loops = model.config.total_ut_steps
+  const loops = scoring.loops.read.length
   const byLoop =
     teacher ||
     (objective.kl !== undefined && objective.kl.loops !== 'last') ||
-    (lazy && !onlyLastLoop(objective, 'conditional', loops))
+    (lazy && !onlyLastLoop(objective, 'conditional', scoring.loops.run))
   const sequences = rows.map((i) => complete.sequences[i]!)
   const promptLengths = rows.map((i) => complete.promptLengths[i]!)
   const { temperature } = config
-  const scores = await (await scoring.reference()).score(sequences, { promptLengths, lastLoop: !byLoop, temperature, signal })
+  const options = { promptLengths, lastLoop: !byLoop, temperature, signal, ...scoring.loops.scoring, ...statesOf(complete, rows) }
+  const scores = await (await scoring.reference()).score(sequences, options)
   const scatter = (values: readonly ArrayLike<number>[]) => scattered(complete.sequences.length, rows, values, [])
   const logprobs = scatter(scores.logprobs)
   if (complete.referenceLogprobs === undefined) complete.referenceLogprobs = logprobs

@@ -130,6 +130,34 @@ const optimizer = {
     ),
 }
 
+/** Which loops are trained, and how they begin. */
+const depth = {
+  loops: count(maxLoops)
+    .optional()
+    .describe(
+      'Loops of rollouts and of training; default those of the model. More are for families that were trained with a varying number.',
+    ),
+  readLoops: z
+    .array(count(maxLoops))
+    .min(1)
+    .max(maxLoops)
+    .optional()
+    .describe('Loops, in growing order, that are read and share the credit; nothing runs behind the last one. Default all.'),
+  backwardLoops: z
+    .union([count(maxLoops), z.literal('published')], "must be a number of loops, at least 1, or 'published'")
+    .optional()
+    .describe(
+      'Only the last so many loops carry gradient, and the others keep nothing for it; `published`: as the family was trained. Default all.',
+    ),
+  initialState: z
+    .enum(['drawn', 'zeros'])
+    .default('drawn')
+    .describe(
+      'First state of the loops of families that begin with a random one: drawn from `stateSeed` and the tokens, or zeros.',
+    ),
+  stateSeed: natural.default(0).describe('Seed of first states.'),
+}
+
 const betas = (beta2: number) =>
   z
     .tuple([z.number().min(0).lt(1), z.number().min(0).lt(1)])
@@ -263,16 +291,36 @@ const rewards = {
     ),
 }
 
-const policy = { ...run, ...optimizer, ...rollouts }
+const policy = { ...run, ...optimizer, ...depth, ...rollouts }
+const loopShares = z
+  .array(nonNegative)
+  .min(1)
+  .max(maxLoops)
+  .refine((weights) => weights.some((weight) => weight > 0), {
+    message: 'one of the weights must be more than 0',
+  })
+const loopWeights = z.union(
+  [z.enum(['exit-pdf', 'uniform', 'progressive', 'last']), loopShares],
+  "must be 'exit-pdf', 'uniform', 'progressive', 'last' or a list of numbers, one per loop that is read",
+)
 const learningRate = (value: number) => positive.default(value).describe('Peak learning rate.')
 const weightDecay = (value: number) => nonNegative.default(value).describe('Decoupled weight decay of matrices.')
 
 /** {@link checkTogether} for the trainers that sample. */
 function checkPolicy(
-  options: RunOptions & { maxNewTokens?: number | undefined; maxCompletionLength?: number | undefined },
+  options: RunOptions & {
+    maxNewTokens?: number | undefined
+    maxCompletionLength?: number | undefined
+    exitThreshold?: number | undefined
+    readLoops?: readonly number[] | undefined
+  },
   context: z.RefinementCtx,
 ): void {
   checkTogether(options, context)
+  if (options.exitThreshold !== undefined && options.readLoops !== undefined) {
+    const message = 'rollouts that leave early may leave at any loop; omit readLoops or exitThreshold'
+    context.addIssue({ code: 'custom', path: ['readLoops'], message })
+  }
   const { maxNewTokens, maxCompletionLength } = options
   if (maxNewTokens === undefined || maxCompletionLength === undefined || maxNewTokens <= maxCompletionLength) return
   const message = `${maxNewTokens} is more than maxCompletionLength, ${maxCompletionLength}, which no completion exceeds; lower one or omit it`
@@ -318,11 +366,10 @@ function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
 
 const rltt = z
   .strictObject({
-    weights: z
-      .enum(['exit-pdf', 'uniform', 'progressive', 'last'])
+    weights: loopWeights
       .default('exit-pdf')
       .describe(
-        'How the log-probabilities of the loops are weighted: by the probability of leaving at the loop, equally, by t^alpha, or the last alone.',
+        'How the log-probabilities of the loops are weighted: by the probability of leaving at the loop, equally, by t^alpha, the last alone, or by numbers, one per loop that is read.',
       ),
     alpha: nonNegative.default(1).describe('Exponent of `progressive`.'),
     detachWeights: z
@@ -390,9 +437,17 @@ const pretrain = z
       .union([z.literal(1), z.literal(2)], 'must be 1 or 2')
       .default(1)
       .describe('Stage I trains everything on the expected cross-entropy; Stage II the gate alone, to go on while a loop helps.'),
+    weights: loopWeights
+      .optional()
+      .describe(
+        'Stage I: weights of the cross-entropies of the loops. `exit-pdf` trains the gate as well, and is the default of models that have one; without one the default is `last`.',
+      ),
+    alpha: nonNegative.default(1).describe('Exponent of `progressive`.'),
     entropyCoefficient: nonNegative
       .default(0.1)
-      .describe('Weight of the entropy of the exit distribution; keeps the gate from collapsing.'),
+      .describe(
+        'Weight of the entropy of the exit distribution; keeps the gate from collapsing. Read with `exit-pdf` weights alone.',
+      ),
     batchSize: positiveInt.default(32).describe('Sequences per step.'),
     ...text,
     learningRate: learningRate(3e-4),
@@ -400,6 +455,7 @@ const pretrain = z
     adamBetas: betas(0.95),
     ...run,
     ...optimizer,
+    ...depth,
   })
   .superRefine(checkTogether)
   .refine(({ stage, lora }) => stage === 1 || lora === undefined, {

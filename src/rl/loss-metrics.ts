@@ -23,7 +23,7 @@ export function lossMetrics(loss: LossMetrics, terms: { ratio: boolean; kl: bool
     ['weight', loss.loopWeight],
     ['exit_prob', loss.loopExit],
   ] as const) {
-    for (const [loop, value] of values.entries()) metrics[`loop_${loop + 1}/${name}`] = value
+    for (const [loop, value] of values.entries()) metrics[`loop_${loss.loops[loop]!}/${name}`] = value
   }
   return { loss: loss.loss, ...Object.fromEntries(Object.entries(metrics).filter(([, value]) => !Number.isNaN(value))) }
 }

@@ -4,7 +4,7 @@ import type { Dataset } from '../data/jsonl.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoRAModule } from '../model/adapter.js'
 import type { LoopLM } from '../model/model.js'
-import type { LoopWeights, Recompute, Surrogate } from '../model/types.js'
+import type { BackwardLoops, LoopWeights, Recompute, Surrogate } from '../model/types.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import type { TrainerEvent } from './events.js'
@@ -96,6 +96,31 @@ export interface OptimizerConfig {
   adamBetas: [number, number]
 }
 
+/** Which loops are trained, and how they begin. */
+export interface LoopConfig {
+  /**
+   * Loops of rollouts and of training; default those of the model. More are for families that were trained with a varying
+   * number.
+   */
+  loops?: number | undefined
+  /**
+   * Loops, in growing order, that are read and share the credit; nothing runs behind the last one. Default all.
+   */
+  readLoops?: number[] | undefined
+  /**
+   * Only the last so many loops carry gradient, and the others keep nothing for it; `published`: as the family was trained.
+   * Default all.
+   */
+  backwardLoops?: BackwardLoops | undefined
+  /**
+   * First state of the loops of families that begin with a random one: drawn from `stateSeed` and the tokens, or zeros.
+   * Default `"drawn"`.
+   */
+  initialState: 'drawn' | 'zeros'
+  /** Seed of first states. Default `0`. */
+  stateSeed: number
+}
+
 /** What is not plain data, and therefore not part of a configuration file. */
 export interface Resources {
   /** Folder of checkpoints, metrics and completions; without it nothing is written. */
@@ -127,7 +152,7 @@ export interface Resources {
 export interface TrainerConfig extends RunConfig, OptimizerConfig, Resources {}
 
 /** Rollouts and advantages. */
-export interface RolloutConfig {
+export interface RolloutConfig extends LoopConfig {
   /** Different prompts per generation call. Default `32`. */
   promptsPerStep: number
   /** Completions per prompt; advantages are relative to this group. Default `8`. */
@@ -197,10 +222,10 @@ export interface ClassicObjectiveConfig {
 /** Checked options of `RLTTTrainer`. */
 export interface RLTTConfig extends TrainerConfig, RolloutConfig, ClassicObjectiveConfig {
   /**
-   * How the log-probabilities of the loops are weighted: by the probability of leaving at the loop, equally, by t^alpha,
-   * or the last alone. Default `"exit-pdf"`.
+   * How the log-probabilities of the loops are weighted: by the probability of leaving at the loop, equally, by t^alpha, the
+   * last alone, or by numbers, one per loop that is read. Default `"exit-pdf"`.
    */
-  weights: LoopWeights
+  weights: LoopWeights | number[]
   /** Exponent of `progressive`. Default `1`. */
   alpha: number
   /**
@@ -269,13 +294,23 @@ export interface SequenceConfig extends TrainerConfig {
 }
 
 /** Checked options of `PretrainTrainer`. */
-export interface PretrainConfig extends SequenceConfig {
+export interface PretrainConfig extends SequenceConfig, LoopConfig {
   /**
    * Stage I trains everything on the expected cross-entropy; Stage II the gate alone, to go on while a loop helps. Default
    * `1`.
    */
   stage: 1 | 2
-  /** Weight of the entropy of the exit distribution; keeps the gate from collapsing. Default `0.1`. */
+  /**
+   * Stage I: weights of the cross-entropies of the loops. `exit-pdf` trains the gate as well, and is the default of models
+   * that have one; without one the default is `last`.
+   */
+  weights?: LoopWeights | number[] | undefined
+  /** Exponent of `progressive`. Default `1`. */
+  alpha: number
+  /**
+   * Weight of the entropy of the exit distribution; keeps the gate from collapsing. Read with `exit-pdf` weights alone.
+   * Default `0.1`.
+   */
   entropyCoefficient: number
   /** Peak learning rate. Default `0.0003`. */
   learningRate: number

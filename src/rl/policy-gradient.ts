@@ -18,7 +18,7 @@ import { answerKey, forcedExitBeliefs, goldAnswerBeliefs } from './beliefs-of-mo
 import { addModelsView, checkOldLogprobs, type Scoring, withLogprobs } from './complete-rollouts.js'
 import type { Metrics, SampledCompletion } from './events.js'
 import { groupAdvantages } from './objective/advantages.js'
-import { loopsNeeded, needsReference, onlyLastLoop, type RatedRollouts, uncorrected } from './objective/compile.js'
+import { loopsToRun, needsReference, onlyLastLoop, type RatedRollouts, uncorrected } from './objective/compile.js'
 import type { OwnObjective } from './objective/custom-objective.js'
 import type { Objective } from './objective/schema.js'
 import { isLabelFree } from './objective/shape-rewards.js'
@@ -28,6 +28,7 @@ import type { ProblemSource } from './problems.js'
 import { ReferenceModel } from './reference-model.js'
 import { namedRewards } from './rewards.js'
 import { logprobDifference, type Rollout, rolloutMetrics, type SampledRollouts, sampleStep, singleTurn } from './rollout.js'
+import { type TrainedLoops, trainedLoops } from './trained-loops.js'
 import { type Prepared, Trainer } from './trainer.js'
 import type { StepWork } from './updates.js'
 
@@ -65,6 +66,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
 > {
   readonly #schedule: ObjectiveSchedule
   readonly #reference: ReferenceModel
+  readonly #loops: TrainedLoops
   #rewards: readonly WeightedReward[] | undefined
   #saidUncorrected = false
 
@@ -72,6 +74,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     super(name, model, config)
     this.#schedule = schedule
     this.#reference = new ReferenceModel(model, config.runDir, new.target.name)
+    this.#loops = trainedLoops(new.target.name, model, config)
     if (config.reward !== undefined) this.#rewards = namedRewards(config.reward)
   }
 
@@ -85,7 +88,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 
   protected accumulate(loss: PolicyLoss): Promise<Metrics & { loss: number }> {
-    return accumulatePolicyLoss(this.model, loss, this.#objective(), this.config)
+    return accumulatePolicyLoss(this.model, loss, this.#objective(), this.config, this.#loops)
   }
 
   protected override async afterUpdate(): Promise<void> {
@@ -101,11 +104,11 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   protected async prepare(taken: RolloutBatch, operation: string): Promise<Prepared<PolicyLoss>> {
     const objective = this.#objective()
     const batch = usedFields(taken, objective, this.#custom)
-    if (!this.#custom) checkOldLogprobs(batch, objective, this.model.config.total_ut_steps, operation)
+    if (!this.#custom) checkOldLogprobs(batch, objective, this.#loops, operation)
     const reference = this.#schedule.reference(this.step)
     // a later phase, or an average, begins at the model as it is before this step
     if (!needsReference(objective) || reference === 'ema') await this.#reference.keep(reference)
-    const complete = await addModelsView(this.model, batch, objective)
+    const complete = await addModelsView(this.model, batch, objective, this.#loops)
     const rated = rateBatch(operation, complete, objective, this.#rating(this.maxNewTokens))
     const rollouts = await withLogprobs(rated, this.#scoring(objective, false, undefined))
     return { loss: this.#loss(rated, rollouts, [...batch.sequences.keys()]), metrics: rated.metrics }
@@ -176,7 +179,8 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 
   #rating(maxLength: number | undefined) {
-    return { groupSize: this.config.groupSize, step: this.step, maxLength, loops: this.model.config.total_ut_steps }
+    const { read, run } = this.#loops
+    return { groupSize: this.config.groupSize, step: this.step, maxLength, loops: read.length, deepest: run }
   }
 
   /** Rollouts of the step; with dynamic sampling, groups without spread are replaced by those of later rounds. */
@@ -187,7 +191,9 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     signal: AbortSignal | undefined,
   ): Promise<SampledRollouts & { rounds: number }> {
     const { groupSize, promptsPerStep, gradientAccumulation } = this.config
-    const source = singleTurn(this.model, problems, this.rewardFunctions(problems), { ...this.config, maxNewTokens })
+    const { run } = this.#loops
+    const loops = run === this.model.architecture.loops ? undefined : run
+    const source = singleTurn(this.model, problems, this.rewardFunctions(problems), { ...this.config, maxNewTokens, loops })
     const moving = (made: readonly Rollout[]) => {
       const rewards = made.map(({ reward }) => reward)
       const truncated = made.map(({ truncated }) => truncated)
@@ -212,10 +218,11 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     if (config.exitThreshold === undefined && config.logprobCheckEvery > 0 && this.step % config.logprobCheckEvery === 0) {
       const { promptLengths } = batch
       const { temperature } = config
-      const { logprobs } = await model.score(batch.sequences, { promptLengths, lastLoop: true, temperature, signal })
+      const options = { promptLengths, lastLoop: true, temperature, signal, ...this.#loops.scoring }
+      const { logprobs } = await model.score(batch.sequences, options)
       Object.assign(metrics, logprobDifference(rollouts, logprobs))
-      const loops = model.config.total_ut_steps
-      if (objective.terms.length > 0 && onlyLastLoop(objective, 'conditional', loops) && loopsNeeded(objective, loops) === loops)
+      const { run } = this.#loops
+      if (objective.terms.length > 0 && onlyLastLoop(objective, 'conditional', run) && loopsToRun(objective, this.#loops) === run)
         batch.oldLogprobs = logprobs
     }
     if (isLabelFree(objective.rewards)) {
@@ -223,7 +230,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       batch.answers = rollouts.map(({ text, columns }) => answerOf(text, columns))
     }
     const beliefs = await this.#beliefs(source, rollouts, objective, signal)
-    return { batch: await addModelsView(model, batch, objective, signal), beliefs, metrics }
+    return { batch: await addModelsView(model, batch, objective, this.#loops, signal), beliefs, metrics }
   }
 
   async #beliefs(
@@ -234,7 +241,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   ): Promise<BeliefCurves> {
     const problems = rollouts.map(({ columns }) => columns)
     const { groupSize, temperature } = this.config
-    const scoring = { groupSize, temperature, maxNewTokens: this.maxNewTokens, signal }
+    const scoring = { groupSize, temperature, maxNewTokens: this.maxNewTokens, loops: this.#loops.read, signal }
     const beliefs: BeliefCurves = {}
     for (const belief of beliefsOf(objective)) {
       beliefs[belief] =
@@ -248,13 +255,13 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   #scoring(objective: Objective, several: boolean, signal: AbortSignal | undefined): Scoring {
     const { model, config } = this
     const reference = () => this.#reference.get(this.optimizer.steps)
-    return { model, reference, config, objective, custom: this.#custom, several, signal }
+    return { model, reference, config, loops: this.#loops, objective, custom: this.#custom, several, signal }
   }
 
   #loss(rated: RatedBatch, rollouts: RatedRollouts, part: readonly number[], maxNewTokens?: number): PolicyLoss {
-    const { config, step, model } = this
+    const { config, step } = this
     const maxLength = config.maxCompletionLength ?? maxNewTokens ?? this.maxNewTokens
-    const settings = { config, step, loops: model.config.total_ut_steps, maxLength }
+    const settings = { config, step, loops: this.#loops, maxLength }
     return policyLoss(this.#schedule.at(step), rated, rollouts, part, settings)
   }
 }

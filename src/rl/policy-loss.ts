@@ -11,6 +11,7 @@ import { checkGradient, type ObjectiveContext, type OwnObjective } from './objec
 import { sequenceNorms } from './objective/normalizer.js'
 import type { Objective } from './objective/schema.js'
 import type { PolicyConfig } from './options.js'
+import type { TrainedLoops } from './trained-loops.js'
 
 const shuffleStream = 2 ** 16 // above the substreams of rollouts
 const drawStream = 2 ** 17
@@ -19,7 +20,7 @@ const drawStream = 2 ** 17
 export interface PolicyLoss {
   sequences: readonly TokenSequence[]
   passes: EnginePass[]
-  own?: { objective: OwnObjective; context: Omit<ObjectiveContext, 'scores'> }
+  own?: { objective: OwnObjective; context: Omit<ObjectiveContext, 'scores'>; initialStates?: readonly ArrayLike<number>[] }
 }
 
 /** The logical batches of a step, as indices of rollouts: every pass over them, cut into minibatches of whole groups. */
@@ -49,13 +50,15 @@ export function policyLoss(
   rated: RatedBatch,
   rollouts: RatedRollouts,
   part: readonly number[],
-  settings: { config: PolicyConfig; step: number; loops: number; maxLength: number | undefined },
+  settings: { config: PolicyConfig; step: number; loops: TrainedLoops; maxLength: number | undefined },
 ): PolicyLoss {
   const { config, step, loops, maxLength } = settings
   const rows = part.filter((i) => rollouts.active[i])
   const sequences = rows.map((i) => rollouts.sequences[i]!)
   if (typeof objective === 'function') {
-    return { sequences, passes: [], own: { objective, context: customContext(rated, rollouts, rows, step) } }
+    const { initialStates } = rollouts
+    const states = initialStates === undefined ? {} : { initialStates: rows.map((i) => initialStates[i]!) }
+    return { sequences, passes: [], own: { objective, context: customContext(rated, rollouts, rows, step), ...states } }
   }
   const { temperature, recompute, tokensPerMicroBatch } = config
   const seed = new Random(config.seed, step, drawStream).word()
@@ -92,8 +95,9 @@ export async function accumulatePolicyLoss(
   { passes, own }: PolicyLoss,
   objective: Objective,
   config: PolicyConfig,
+  loops: TrainedLoops,
 ): Promise<Metrics & { loss: number }> {
-  if (own !== undefined) return accumulateCustom(model, own, config)
+  if (own !== undefined) return accumulateCustom(model, own, config, loops)
   const measured: LossMetrics[] = []
   for (const { batch, objective: spec } of passes) measured.push(await model.accumulateLoss(batch, spec))
   const ratio = usesRatio(objective, 'conditional') || usesRatio(objective, 'marginal')
@@ -106,13 +110,14 @@ export async function accumulatePolicyLoss(
 /** Scores, the caller's coefficients, and the backward from them. */
 async function accumulateCustom(
   model: LoopLM,
-  { objective, context }: NonNullable<PolicyLoss['own']>,
+  { objective, context, ...states }: NonNullable<PolicyLoss['own']>,
   { temperature, recompute }: PolicyConfig,
+  { scoring, backwardLoops }: TrainedLoops,
 ): Promise<{ loss: number }> {
   const { sequences, promptLengths } = context
-  const scores = await model.score(sequences, { promptLengths, temperature })
+  const scores = await model.score(sequences, { promptLengths, temperature, ...scoring, ...states })
   const { loss, coefficients, gateCoefficients } = checkGradient(await objective({ ...context, scores }))
   const gate = gateCoefficients === undefined ? {} : { gateCoefficients }
-  await scores.backward(coefficients, { recompute, ...gate })
+  await scores.backward(coefficients, { recompute, backwardLoops, ...gate })
   return { loss }
 }

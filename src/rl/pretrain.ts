@@ -11,6 +11,7 @@ import { lossMetrics } from './loss-metrics.js'
 import { sequenceNorms } from './objective/normalizer.js'
 import type { PretrainConfig, PretrainOptions } from './options.js'
 import { SequenceTrainer } from './sequence-trainer.js'
+import { trainedLoops } from './trained-loops.js'
 import type { Prepared } from './trainer.js'
 
 /**
@@ -23,6 +24,8 @@ export interface PretrainBatch {
   promptLengths?: ArrayLike<number>
   /** Per sequence len-1: 0 where a prediction carries no loss, for example tokens that a tool wrote. Stage I alone has masks. */
   mask?: readonly ArrayLike<number>[]
+  /** Per sequence len × D, row-major: the first state of its tokens, for families that begin with one. Default: drawn from `stateSeed`. */
+  initialStates?: readonly ArrayLike<number>[]
 }
 
 /**
@@ -39,7 +42,7 @@ export interface PretrainBatch {
  */
 export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBatch> {
   protected readonly objective: LossObjective
-  protected readonly fields = ['sequences', 'promptLengths', 'mask'] as const
+  protected readonly fields = ['sequences', 'promptLengths', 'mask', 'initialStates'] as const
 
   /**
    * @param model trained in place
@@ -49,9 +52,19 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
   constructor(model: LoopLM, options: PretrainOptions = {}) {
     const config = parseOptions('PretrainTrainer', pretrainOptions, options)
     super('pretrain', model, config)
+    const { weights = model.architecture.exitGate ? 'exit-pdf' : 'last', alpha, entropyCoefficient } = config
+    const loops = trainedLoops('PretrainTrainer', model, config)
+    const credits = {
+      'exit-pdf': { kind: 'exit-pdf', detach: false },
+      progressive: { kind: 'progressive', alpha },
+      uniform: { kind: 'uniform' },
+      last: { kind: 'one-hot' },
+    } as const
     this.objective = {
-      terms: [{ credit: { kind: 'exit-pdf', detach: false } }],
-      exitEntropy: config.entropyCoefficient,
+      terms: [{ credit: typeof weights === 'string' ? credits[weights] : { kind: 'given', weights } }],
+      exitEntropy: weights === 'exit-pdf' ? entropyCoefficient : 0,
+      ...loops.scoring,
+      backwardLoops: loops.backwardLoops,
       recompute: config.recompute,
       tokensPerMicroBatch: config.tokensPerMicroBatch,
     }
@@ -71,7 +84,7 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
   }
 
   protected async prepare(batch: PretrainBatch, operation: string): Promise<Prepared> {
-    const { sequences, mask } = batch
+    const { sequences, mask, initialStates } = batch
     const promptLengths = batch.promptLengths!
     if (mask !== undefined && this.config.stage === 2) {
       const message = 'mask: Stage II learns from every token after the prompt; omit mask'
@@ -91,6 +104,7 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
       terms: [{ advantages: kept.map(() => 1), norms }],
       norms,
       mask: mask && kept.map((i) => mask[i]!),
+      initialStates: initialStates && kept.map((i) => initialStates[i]!),
     }
     return { loss, metrics: {} }
   }

@@ -75,6 +75,7 @@ export function singleTurn(
       const encoded = drawn.flatMap((problem) => Array<number[]>(groupSize).fill(promptTokens(source, problem)))
       const seed = new Random(config.seed, step, seedStream + call + round * roundStreams).word()
       const options = { ...generation(source, config.maxNewTokens), temperature, topK, topP, seed, signal }
+      if (config.loops !== undefined) options.loops = config.loops
       if (exitThreshold !== undefined) options.exit = { rule: 'gate', threshold: exitThreshold }
       for (const problem of drawn) for (let k = 0; k < groupSize; k++) problems.push(problem)
       for (const prompt of encoded) prompts.push(prompt)

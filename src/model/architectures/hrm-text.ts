@@ -22,6 +22,8 @@ export interface HrmTextConfig {
   head_dim: number
   H_cycles: number
   L_cycles: number
+  /** Of each cycle, so many of its last L steps carry gradient in training; a shorter list is of the last cycles, the others have 1. */
+  L_bp_cycles: readonly number[]
   embedding_scale: number
   rms_norm_eps: number
   rope_theta: number
@@ -60,6 +62,8 @@ export function hrmText(config: HrmTextConfig): Architecture {
   const [slow, fast] = [0, 1]
   const norm = (to: number) => ({ kind: 'norm', to, index: -1 }) as const
   const think: Step[] = [{ kind: 'add', to: fast, from: slow }, ...blocks(0, depth, fast), norm(fast)]
+  const missing = Math.max(0, config.H_cycles - config.L_bp_cycles.length)
+  const trainedCycles = [...range(missing).map(() => 1), ...config.L_bp_cycles]
   return {
     ...llamaSizes({ ...config, num_key_value_heads: config.num_attention_heads }),
     family: 'hrm_text',
@@ -70,6 +74,7 @@ export function hrmText(config: HrmTextConfig): Architecture {
     prefixSeesItself: config.prefix_lm,
     exitGate: false,
     registers: 2,
+    publishedBackward: { constantSteps: trainedCycles.map((n) => Math.max(0, config.L_cycles - n) * think.length) },
     begin: [
       { kind: 'embed', to: slow, scale: config.embedding_scale },
       { kind: 'start', to: fast, index: 0 },

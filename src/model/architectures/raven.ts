@@ -18,6 +18,7 @@ export interface RavenConfig {
   n_layers_in_recurrent_block: number
   n_layers_in_coda: number
   mean_recurrence: number
+  mean_backprop_depth: number
   norm_eps: number
   rotary: RotaryEmbedding
   qk_bias: boolean
@@ -93,6 +94,8 @@ export function raven(config: RavenConfig): Architecture {
     tied: config.tie_embeddings,
     exitGate: false,
     registers: 2,
+    freeLoops: true,
+    publishedBackward: { loops: config.mean_backprop_depth },
     begin: [
       { kind: 'embed', to: e, scale: layout === 'huginn' ? Math.sqrt(hidden) : config.init_values.embed_scale },
       ...blocks(0, prelude, e),
@@ -127,6 +130,7 @@ const schema = z.looseObject({
   n_layers_in_recurrent_block: size(1024).default(4),
   n_layers_in_coda: size(1024).default(2),
   mean_recurrence: size(maxLoops).default(32),
+  mean_backprop_depth: size(1024).default(8),
   norm_eps: z.number().positive().max(1).default(1e-6),
   rope_base: z.number().min(1).max(1e12).default(50000),
   rope_theta: z.number().min(1).max(1e12).nullish(),

@@ -1,4 +1,5 @@
 import type { LossBatch, LossObjective, LossTerm, Recompute, TokenSequence } from '../../model/types.js'
+import type { TrainedLoops } from '../trained-loops.js'
 import { sequenceNorms } from './normalizer.js'
 import type { BeliefSpec, Objective, ObjectiveTerm } from './schema.js'
 import { valueAt } from './schema.js'
@@ -12,6 +13,7 @@ export interface EnginePass {
 /** Rollouts with everything that the terms of an objective need to know of them. */
 export interface RatedRollouts {
   sequences: readonly TokenSequence[]
+  initialStates?: readonly ArrayLike<number>[] | undefined
   promptLengths: ArrayLike<number>
   /** Response tokens that count. */
   lengths: readonly number[]
@@ -40,8 +42,7 @@ export interface EngineSettings {
   tokensPerMicroBatch: number
   /** Divisor of the normalizer `constant`. */
   maxLength: number | undefined
-  /** Loops of the model. */
-  loops: number
+  loops: TrainedLoops
   /** Of draws in the exit channel. */
   seed: number
 }
@@ -100,6 +101,11 @@ export function loopsNeeded(objective: Objective, loops: number): number {
   )
   const regularised = (kl !== undefined && kl.loops !== 'credit') || (lazy !== undefined && lazy.loops !== 'credit')
   return regularised || entropy.exit !== 0 ? loops : Math.min(loops, Math.max(...early))
+}
+
+/** Loops that run: fewer than the trainer's where no other is needed and `readLoops` does not say which are read. */
+export function loopsToRun(objective: Objective, { run, scoring }: TrainedLoops): number {
+  return scoring.readLoops === undefined ? loopsNeeded(objective, run) : run
 }
 
 /** Whether the last loop that runs is the only one that the token terms of a space weigh. */
@@ -179,12 +185,15 @@ export function enginePasses(
     return positions.map((k) => all[k]! * (term === undefined ? 1 : valueAt(term.weight, step)))
   }
   const pick = <T>(values: readonly T[] | undefined) => values && rows.map((i) => values[i]!)
-  const loops = loopsNeeded(objective, settings.loops)
+  const loops = loopsToRun(objective, settings.loops)
+  const reads = settings.loops.scoring.readLoops?.length ?? loops
   const shared = {
     temperature: settings.temperature,
     recompute: settings.recompute,
     tokensPerMicroBatch: settings.tokensPerMicroBatch,
-    loops: loops === settings.loops ? undefined : loops,
+    ...settings.loops.scoring,
+    loops,
+    backwardLoops: settings.loops.backwardLoops,
   }
   const termsOf = (space: ObjectiveTerm['space']) =>
     [...objective.terms.keys()].filter((k) => objective.terms[k]!.space === space)
@@ -203,10 +212,11 @@ export function enginePasses(
     passes.push({
       batch: {
         sequences,
+        initialStates: pick(rated.initialStates),
         promptLengths: rows.map((i) => rated.promptLengths[i]!),
         terms: valuesOf(conditional),
         norms: normsOf(undefined),
-        oldLogprobs: old && oneLoop ? atEveryLoop(old, sequences, loops) : old,
+        oldLogprobs: old && oneLoop ? atEveryLoop(old, sequences, reads) : old,
         referenceLogprobs: pick(rated.referenceLogprobs),
         referenceEntropy: pick(rated.referenceEntropy),
         referenceExitPdf: pick(rated.referenceExitPdf),

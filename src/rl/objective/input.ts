@@ -164,6 +164,7 @@ export type CreditInput =
   | 'exit-pdf'
   | { kind: 'progressive'; alpha: number }
   | { kind: 'one-hot'; loop: number }
+  | { kind: 'given'; weights: readonly number[] }
   | { kind: 'exit-pdf'; detach?: boolean | undefined; temperature?: number | undefined }
 
 /** What is made of log-probability, ratio and advantage. */

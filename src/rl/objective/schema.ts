@@ -121,6 +121,14 @@ export const credit = z.union([
   z.enum(['last', 'uniform', 'progressive', 'exit-pdf']),
   z.strictObject({ kind: z.literal('progressive'), alpha: z.number() }),
   z.strictObject({ kind: z.literal('one-hot'), loop: positiveInt }),
+  z.strictObject({
+    kind: z.literal('given'),
+    weights: z
+      .array(nonNegative)
+      .min(1)
+      .readonly()
+      .refine((weights) => weights.some((weight) => weight > 0), { message: 'one of the weights must be more than 0' }),
+  }),
   z.strictObject({ kind: z.literal('exit-pdf'), detach: z.boolean().default(true), temperature: positive.default(1) }),
 ])
 
