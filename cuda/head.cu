@@ -1,6 +1,7 @@
 // From logits to log-probabilities, and from a log-probability to its coefficient c = ∂L/∂ℓ (math.md §2).
 #include <cmath>
 
+#include "../native/token_loss.h"
 #include "context.h"
 #include "vector.h"
 
@@ -29,9 +30,8 @@ Loss device_loss(const LoopLoss& l) {
           reals(l.entropy_scale)};
 }
 
-// The sums of LoopLossSums, in its order.
-constexpr int sum_count = 8;
-enum { total_loss, policy_loss, kl, kl_rows, ratio, clipped_low, clipped_high, rows_counted };
+constexpr int sum_count = 8;  // of LoopLossSums
+static_assert(sizeof(LoopLossSums) == sum_count * sizeof(double));
 
 // A row's own numbers, 0 where the loss has no such array. Read together, so that one wait on memory is for all of them.
 struct RowTerms {
@@ -42,46 +42,9 @@ __device__ __forceinline__ RowTerms row_terms(const Loss& l, int64_t row) {
   return {at(l.scale), at(l.advantage), at(l.old_logprob), at(l.reference_logprob), at(l.kl_scale), at(l.entropy_scale)};
 }
 
-// The coefficient of a row, and what it adds to the sums. In double: there is one of these for a whole row of logits.
-__device__ double row_loss(const Loss& l, const RowTerms& row, double logprob, double (&add)[sum_count]) {
-#pragma unroll
-  for (int s = 0; s < sum_count; s++) add[s] = 0;
-  double coefficient = 0;
-  if (const double scale = row.scale; scale != 0) {
-    const double advantage = row.advantage;
-    const bool has_ratio = l.surrogate == LOOP_PPO || l.surrogate == LOOP_CISPO;
-    const double r = has_ratio && l.old_logprob ? exp(logprob - double(row.old_logprob)) : 1;
-    add[rows_counted] = 1;
-    add[ratio] = r;
-    if (l.surrogate == LOOP_GIVEN) {
-      coefficient = scale;
-      add[policy_loss] = scale * logprob;
-    } else if (l.surrogate == LOOP_REINFORCE) {
-      coefficient = -scale * advantage;
-      add[policy_loss] = coefficient * logprob;
-    } else if (l.surrogate == LOOP_PPO) {
-      const double low = 1 - l.epsilon_low, high = advantage >= 0 ? 1 + l.epsilon_high : l.dual_clip;
-      const bool cut_low = advantage < 0 && r <= low, cut_high = (advantage >= 0 || l.dual_clip > 0) && r >= high;
-      coefficient = cut_low || cut_high ? 0 : -scale * advantage * r;
-      add[policy_loss] = -scale * advantage * (cut_low ? low : cut_high ? high : r);
-      add[clipped_low] = cut_low;
-      add[clipped_high] = cut_high && advantage != 0;
-    } else {
-      const double capped = r < l.cap ? r : l.cap;
-      coefficient = -scale * advantage * capped;
-      add[policy_loss] = coefficient * logprob;
-      add[clipped_high] = r > l.cap && advantage != 0;
-    }
-  }
-  add[total_loss] = add[policy_loss];
-  if (const double scale = row.kl_scale; scale != 0) {
-    const double d = double(row.reference_logprob) - logprob, change = expm1(d);
-    coefficient -= scale * change;
-    add[kl] = change - d;
-    add[kl_rows] = 1;
-    add[total_loss] += scale * (change - d);
-  }
-  return coefficient;
+__device__ __forceinline__ double row_loss(const Loss& l, const RowTerms& row, double logprob, LoopLossSums& sums) {
+  const TokenLossForm form{l.surrogate, l.epsilon_low, l.epsilon_high, l.dual_clip, l.cap, l.old_logprob != nullptr};
+  return token_loss(form, {row.scale, row.advantage, row.old_logprob, row.reference_logprob, row.kl_scale}, logprob, sums);
 }
 
 // e^x for x <= 0 in three instructions; below about -87, and for -∞ - (-∞), it is 0. x becomes finite, so that 0 · x is 0.
@@ -192,7 +155,7 @@ __global__ void __launch_bounds__(512)
       if (logprobs) logprobs[row] = float(logprob);
       if (entropies) entropies[row] = float(entropy);
       if (with_loss) {
-        double unused[sum_count];
+        LoopLossSums unused{};
         result[0] = float(log_sum);
         result[1] = float(entropy);
         result[2] = float(row_loss(loss, terms, double(float(logprob)), unused));
@@ -250,11 +213,13 @@ __global__ void __launch_bounds__(256)
     policy_gradient_kernel(int64_t rows, const float* logprobs, Loss loss, float* coefficients, double* partial) {
   SHARED_ARRAY(double, scratch, 8);
   const int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  double add[sum_count] = {};
+  LoopLossSums sums{};
   if (row < rows) {
-    const double c = row_loss(loss, row_terms(loss, row), logprobs[row], add);
+    const double c = row_loss(loss, row_terms(loss, row), logprobs[row], sums);
     if (coefficients) coefficients[row] = float(c);
   }
+  const double add[sum_count] = {sums.loss,  sums.policy_loss, sums.kl,           sums.kl_rows,
+                                 sums.ratio, sums.clipped_low, sums.clipped_high, sums.rows};
 #pragma unroll
   for (int s = 0; s < sum_count; s++) {
     const double sum = block_sum(add[s], scratch);
@@ -288,7 +253,6 @@ int policy_gradient(void* ctx, LoopDType dt, int64_t rows, const void* logprobs,
                      launch(policy_gradient_sums_kernel, dim3(1), dim3(32 * sum_count), 0, c.stream, blocks,
                             static_cast<const double*>(sums + sum_count), sums),
                      "policy_gradient");
-    static_assert(sizeof(LoopLossSums) == sum_count * sizeof(double));
     return status ? status : read_back(c, host_sums, sums, sizeof *host_sums);
   });
 }

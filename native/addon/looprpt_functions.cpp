@@ -1,5 +1,6 @@
 // LoopRPT, Stage II and the teacher's moving average.
 #include "../engine/looprpt.h"
+#include "../engine/moving_average.h"
 
 #include <optional>
 

@@ -189,7 +189,7 @@ LossTerm read_term(const Input& in, const Input& values) {
   t.draws = int(in["draws"].integer(0, 1024));
   t.seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
   t.advantages = values["advantages"].doubles();
-  t.norms = values["norms"].doubles();
+  t.length_normalizers = values["norms"].doubles();
   return t;
 }
 
@@ -242,7 +242,7 @@ Napi::Value accumulate_loss_of(const Napi::CallbackInfo& info) {
   batch->sequences = Input(info, 1, "sequences").sequences();
   check_vocabulary(batch->sequences, *model);
   const Input values(info, 2, "values");
-  batch->norms = values["norms"].doubles();
+  batch->length_normalizers = values["norms"].doubles();
   batch->old_logprobs = values["oldLogprobs"].doubles();
   batch->reference_logprobs = values["referenceLogprobs"].doubles();
   batch->lazy_logprobs = values["lazyLogprobs"].doubles();

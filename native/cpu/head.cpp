@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "../token_loss.h"
 #include "softmax.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
@@ -10,42 +11,8 @@ namespace {
 
 inline double entry(const void* array, int64_t row) { return static_cast<const float*>(array)[row]; }
 
-// The coefficient of a row with log-probability `logprob`, and what the row adds to the sums. The one place where a loss is
-// defined.
-double row_coefficient(const LoopLoss& loss, int64_t row, float logprob, LoopLossSums& sums) {
-  const double l = logprob, scale = entry(loss.scale, row), kl_scale = loss.kl_scale ? entry(loss.kl_scale, row) : 0;
-  double coefficient = 0, policy_loss = 0;
-  if (scale != 0) {
-    const double weight = loss.surrogate == LOOP_GIVEN ? scale : -scale * entry(loss.advantage, row);
-    const bool has_ratio = loss.surrogate == LOOP_PPO || loss.surrogate == LOOP_CISPO;
-    const double ratio = has_ratio && loss.old_logprob ? exp(l - entry(loss.old_logprob, row)) : 1;
-    if (loss.surrogate == LOOP_PPO) {
-      const bool gain = entry(loss.advantage, row) >= 0;
-      const double low = 1 - loss.epsilon_low, high = gain ? 1 + loss.epsilon_high : loss.dual_clip;
-      const bool cut_low = !gain && ratio <= low, cut_high = (gain || loss.dual_clip > 0) && ratio >= high;
-      coefficient = cut_low || cut_high ? 0 : weight * ratio;
-      policy_loss = weight * (cut_low ? low : cut_high ? high : ratio);
-      sums.clipped_low += cut_low;
-      sums.clipped_high += cut_high && weight != 0;
-    } else {
-      const bool cut = loss.surrogate == LOOP_CISPO && ratio > loss.cap;
-      coefficient = weight * (cut ? loss.cap : ratio);
-      policy_loss = coefficient * l;
-      sums.clipped_high += cut && weight != 0;
-    }
-    sums.ratio += ratio;
-    sums.rows += 1;
-  }
-  sums.policy_loss += policy_loss;
-  sums.loss += policy_loss;
-  if (kl_scale != 0) {  // + kl_scale (e^d - d - 1)
-    const double d = entry(loss.reference_logprob, row) - l, growth = expm1(d);
-    coefficient -= kl_scale * growth;
-    sums.loss += kl_scale * (growth - d);
-    sums.kl += growth - d;
-    sums.kl_rows += 1;
-  }
-  return coefficient;
+inline double row_coefficient(const LoopLoss& loss, int64_t row, float logprob, LoopLossSums& sums) {
+  return token_loss(token_loss_form(loss), token_loss_row<float>(loss, row), double(logprob), sums);
 }
 
 inline double entropy_scale(const LoopLoss& loss, int64_t row) { return loss.entropy_scale ? entry(loss.entropy_scale, row) : 0; }

@@ -122,6 +122,11 @@ PackedBatch repeat(const PackedBatch& batch, int copies) {
   return out;
 }
 
+const int32_t* upload_ints(const std::shared_ptr<Device>& device, Buffer& buffer, const std::vector<int32_t>& values) {
+  buffer.reserve(device, values.size() * 4 + 4);
+  buffer.upload(values.data(), values.size() * 4);
+  return buffer.as<int32_t>();
+}
 const int32_t* upload_ints(Workspace& workspace, const char* name, const std::vector<int32_t>& values) {
   Buffer& buffer = workspace.get(name, values.size() * 4 + 4);
   buffer.upload(values.data(), values.size() * 4);
@@ -138,19 +143,19 @@ std::vector<int32_t> previous_rows(const std::vector<LoopSegment>& segments, int
   return previous;
 }
 
-DeviceBatch upload(const PackedBatch& batch, Workspace& workspace) {
-  Buffer& segments = workspace.get("batch.segments", batch.segments.size() * sizeof(LoopSegment));
-  segments.upload(batch.segments.data(), batch.segments.size() * sizeof(LoopSegment));
+DeviceBatch upload(const PackedBatch& batch, const std::shared_ptr<Device>& device, BatchMemory& memory) {
+  memory.segments.reserve(device, batch.segments.size() * sizeof(LoopSegment));
+  memory.segments.upload(batch.segments.data(), batch.segments.size() * sizeof(LoopSegment));
   return {batch.tokens(),
-          upload_ints(workspace, "batch.ids", batch.ids),
-          upload_ints(workspace, "batch.positions", batch.positions),
-          segments.as<LoopSegment>(),
+          upload_ints(device, memory.ids, batch.ids),
+          upload_ints(device, memory.positions, batch.positions),
+          memory.segments.as<LoopSegment>(),
           int32_t(batch.segments.size()),
           batch.group_count,
           batch.max_context,
           batch.max_position,
           nullptr,
-          upload_ints(workspace, "batch.previous", previous_rows(batch.segments, batch.tokens()))};
+          upload_ints(device, memory.previous, previous_rows(batch.segments, batch.tokens()))};
 }
 
 }  // namespace looplm

@@ -5,6 +5,7 @@
 
 #include "linear.h"  // defines: LoopRows
 #include "sequences.h"
+#include "operation_memory.h"
 #include "workspace.h"
 
 namespace looplm {
@@ -51,9 +52,10 @@ struct DeviceBatch {
   const int32_t* previous = nullptr;  // [N]: the row of the token before; N: there is none
   std::vector<LoopRows> loops{};      // of a pass whose rows are at loops of their own; empty: at those that the stack walks
 };
-DeviceBatch upload(const PackedBatch& batch, Workspace& workspace);
+DeviceBatch upload(const PackedBatch& batch, const std::shared_ptr<Device>& device, BatchMemory& memory);
 // DeviceBatch::previous for segments over rows [0, tokens).
 std::vector<int32_t> previous_rows(const std::vector<LoopSegment>& segments, int64_t tokens);
+const int32_t* upload_ints(const std::shared_ptr<Device>& device, Buffer& buffer, const std::vector<int32_t>& values);
 const int32_t* upload_ints(Workspace& workspace, const char* name, const std::vector<int32_t>& values);
 
 }  // namespace looplm

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "workspace.h"
+#include "operation_memory.h"
 
 namespace looplm {
 
@@ -42,16 +42,16 @@ void add_top(HeadTop& top, const Buffer& logits, LoopDType dt, double temperatur
 void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logprobs, void* entropies, void* d_hidden,
               int32_t* predicted, HeadTop* top) {
   Device& device = *model.device;
-  Workspace& workspace = model.workspace();
+  HeadMemory& memory = model.memory().head;
   const LoopDType dt = model.dt;
   const int64_t D = model.config.hidden, V = model.config.vocabulary;
   const size_t act = loop_dtype_size(dt), real = loop_dtype_size(model.real());
   // A chunk of logits, their gradient in place, bounds the workspace at any T and N.
   const int64_t chunk = std::clamp<int64_t>(device.logits_bytes() / (V * int64_t(real)), 16, std::max<int64_t>(in.rows, 16));
-  void* hidden = workspace.get("head.hidden", size_t(chunk * D) * act).as<>();
-  Buffer& logits_buffer = workspace.get("head.logits", size_t(chunk * V) * real);
-  void* logits = logits_buffer.as<>();
-  void* d_rows = loss ? workspace.get("head.d_rows", size_t(chunk * D) * real).as<>() : nullptr;
+  memory.hidden.reserve(model.device, size_t(chunk * D) * act);
+  memory.logits.reserve(model.device, size_t(chunk * V) * real);
+  if (loss) memory.d_hidden.reserve(model.device, size_t(chunk * D) * real);
+  void *hidden = memory.hidden.as<>(), *logits = memory.logits.as<>(), *d_rows = memory.d_hidden.as<>();
   const void* weight = in.weight;
   void* d_weight = loss ? model.gradients().head : nullptr;
   const int64_t row_stride = V * int64_t(real / act);  // of the gradient, which lies over the logits
@@ -66,7 +66,7 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
     if (predicted)
       device.run(&LoopBackend::reduce, "argmax", model.real(), LOOP_ARGMAX, m, V, int64_t(1), static_cast<const void*>(logits),
                  static_cast<void*>(predicted + first));
-    if (top) add_top(*top, logits_buffer, dt, in.temperature, first, m, V);
+    if (top) add_top(*top, memory.logits, dt, in.temperature, first, m, V);
     LoopLoss part{};
     if (loss) part = from_row(*loss, first, real);
     device.run(&LoopBackend::head_rows, "head rows", dt, m, V, in.temperature, logits, in.targets + first,

@@ -1,6 +1,6 @@
 // LoopRPT: reinforcement pre-training of the latent steps (math.md §5; arXiv 2603.19714), and Stage II, the gate alone (§6).
 #pragma once
-#include "score.h"
+#include "sequences.h"
 #include "stack.h"
 
 namespace looplm {
@@ -48,20 +48,5 @@ LoopRptMetrics accumulate_looprpt(Model& student, Model& teacher, const LoopRptB
 // Stage II: the label of loop t >= 2 is whether it helped, σ(50 (gain - 0.005)), gain = max(0, CE_{t-1} - CE_t); binary
 // cross-entropy with 1 - λ_t, mean over response tokens, 1/T. Adds to the gate's gradients alone. Returns the loss.
 double accumulate_stage2(Model& model, const Sequences& sequences, int64_t tokens_per_micro_batch);
-
-// teacher <- decay · teacher + (1 - decay) · student, kept in real whatever the dtype.
-class MovingAverage {
- public:
-  MovingAverage(std::shared_ptr<Model> teacher, std::shared_ptr<Model> student);
-  void update(double decay);
-  void save(const std::string& path) const;  // the exact average, "average.<name>"
-  void load(const std::string& path);
-
- private:
-  std::shared_ptr<Model> teacher_, student_;
-  Buffer average_;  // real; empty in float32 and float64, where the teacher's own parameters are it
-  void check() const;
-  void* average(const Parameter& p) const;
-};
 
 }  // namespace looplm

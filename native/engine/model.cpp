@@ -7,6 +7,7 @@
 #include "../numeric/half.h"
 #include "../numeric/philox.h"
 #include "quantize.h"
+#include "operation_memory.h"
 #include "workspace.h"
 
 namespace looplm {
@@ -127,6 +128,7 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const Architect
       quantization(quantization_in),
       arena_(std::move(arena)),
       workspace_(std::make_unique<Workspace>(device)),
+      memory_(std::make_unique<OperationMemory>()),
       stack_memory_(std::make_unique<StackMemory>(device)) {
   config.check();
   if (!device->supports(dt))

@@ -63,6 +63,7 @@ struct AdapterOptions {
 };
 
 class Workspace;
+struct OperationMemory;
 
 // Host values as `dt`.
 std::vector<uint8_t> rounded(LoopDType dt, const std::vector<double>& values);
@@ -178,6 +179,7 @@ class Model {
   // cos and sin of every position below `positions`, real [positions, head_dim].
   const void* rope_table(int64_t positions);
   StackMemory& stack_memory() { return *stack_memory_; }
+  OperationMemory& memory() { return *memory_; }
   Workspace& workspace() { return *workspace_; }  // buffers that are kept from call to call
 
  private:
@@ -223,6 +225,7 @@ class Model {
   int64_t rope_positions_ = 0;
   Weights weights_, gradients_;
   std::unique_ptr<Workspace> workspace_;
+  std::unique_ptr<OperationMemory> memory_;
   std::unique_ptr<StackMemory> stack_memory_;
   std::unique_ptr<Adapter> adapter_;
   std::vector<std::unique_ptr<QuantizedMatrix>> matrices_;  // as in `parameters`

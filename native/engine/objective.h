@@ -16,11 +16,11 @@ enum class LoopCredit { exit_pdf, uniform, progressive, one_hot, given };
 // How the loops that are read share the credit of a token: w_1..w_T, Σ w = 1.
 struct Credit {
   LoopCredit kind = LoopCredit::exit_pdf;
-  double temperature = 1;  // exit_pdf: w ∝ p^(1/temperature)
-  double alpha = 1;        // progressive: w ∝ t^alpha
-  int loop = 0;            // one_hot: 1-based; 0: the last
+  double temperature = 1;       // exit_pdf: w ∝ p^(1/temperature)
+  double alpha = 1;             // progressive: w ∝ t^alpha
+  int loop = 0;                 // one_hot: 1-based; 0: the last
   std::vector<double> weights;  // given: one per loop that is read
-  bool detach = true;      // false: the exit-pdf weights carry gradient into the gate
+  bool detach = true;           // false: the exit-pdf weights carry gradient into the gate
 };
 
 enum class Channel { token, exit };  // the log-probability of the token at every loop, or of the exit log p_{t*}
@@ -43,8 +43,8 @@ struct LossTerm {
   // Exit channel: exits per token drawn from p when the batch brings none; with a belief, advantages are z-scores over them.
   int draws = 0;
   uint64_t seed = 0;
-  std::vector<double> advantages;  // one per sequence, or one per sequence and loop that is read
-  std::vector<double> norms;       // one per sequence: the length normaliser n of each of its response tokens
+  std::vector<double> advantages;          // one per sequence, or one per sequence and loop that is read
+  std::vector<double> length_normalizers;  // one per sequence: n of each of its response tokens
 };
 
 enum class LoopSet { last, uniform, credit };  // of a regulariser: one loop, all alike, or by the first token term's weights
@@ -54,7 +54,7 @@ struct LazyLikelihood {
   enum class Gate { token, segment, response, loop };  // loop: the response, each loop by itself
   Gate gate = Gate::response;
   LoopSet loops = LoopSet::last;
-  std::vector<double> norms;  // one per sequence: λ / the token count; 0 where the sequence is not to be kept
+  std::vector<double> length_normalizers;  // one per sequence: λ / the token count; 0 where the sequence is not to be kept
 };
 
 struct Objective {
@@ -75,7 +75,7 @@ struct Objective {
 // row-major by loop. Only loops that are read count.
 struct LossBatch {
   Sequences sequences;
-  std::vector<double> norms;  // of the regularisers, as LossTerm::norms
+  std::vector<double> length_normalizers;  // of the regularisers, as those of a term
   // Empty when the objective needs none; without old ones every ratio is 1. `lazy` empty: LLDS compares with the old ones.
   std::vector<double> old_logprobs, reference_logprobs, lazy_logprobs;
   std::vector<double> reference_entropy, reference_exit_pdf;  // base `teacher`: len-1 (last loop), and loops × (len-1)

@@ -1,10 +1,8 @@
 #include "pass.h"
 
 #include <algorithm>
-#include <limits>
 #include <numeric>
 
-#include "../numeric/half.h"
 #include "../numeric/philox.h"
 
 namespace looplm {
@@ -84,7 +82,8 @@ void draw_states(const Architecture& a, uint64_t seed, const int32_t* tokens, in
 }  // namespace
 
 DeviceBatch device_batch(Model& model, const Sequences& s, const PackedBatch& packed) {
-  DeviceBatch batch = upload(packed, model.workspace());
+  BatchMemory& memory = model.memory().batch;
+  DeviceBatch batch = upload(packed, model.device, memory);
   const Architecture& a = model.config;
   const bool begins = std::any_of(a.begin.begin(), a.begin.end(), [](const Step& x) { return x.kind == Step::Kind::state; });
   if (!begins || s.zero_states) return batch;
@@ -103,9 +102,9 @@ DeviceBatch device_batch(Model& model, const Sequences& s, const PackedBatch& pa
     i = end;
   }
   const std::vector<uint8_t> raw = rounded(model.dt, values);
-  Buffer& states = model.workspace().get("batch.states", raw.size());
-  states.upload(raw.data(), raw.size());
-  batch.states = states.as<>();
+  memory.states.reserve(model.device, raw.size());
+  memory.states.upload(raw.data(), raw.size());
+  batch.states = memory.states.as<>();
   return batch;
 }
 
@@ -128,72 +127,6 @@ std::vector<int> all_loops(int loops) {
   std::vector<int> all(static_cast<size_t>(loops));
   std::iota(all.begin(), all.end(), 0);
   return all;
-}
-
-const void* device_reals(Model& model, const char* name, const std::vector<double>& values) {
-  if (values.empty()) return nullptr;
-  Buffer& buffer = model.workspace().get(name, values.size() * loop_dtype_size(model.real()));
-  upload_reals(buffer, model.dt, values.data(), values.size());
-  return buffer.as<>();
-}
-
-ExitTable exit_table(Model& model, Stack& stack, const PackedBatch& batch, int loops) {
-  Workspace& w = model.workspace();
-  const size_t real = loop_dtype_size(model.real());
-  ExitTable out{int64_t(batch.rows.size()), loops, nullptr, nullptr, {}, {}};
-  const int64_t count = loops * out.rows;
-  if (!model.config.exit_gate) {  // every token takes all loops
-    out.pdf.assign(size_t(count), 0.0), out.log_pdf.assign(size_t(count), -std::numeric_limits<double>::infinity());
-    std::fill(out.pdf.end() - out.rows, out.pdf.end(), 1.0), std::fill(out.log_pdf.end() - out.rows, out.log_pdf.end(), 0.0);
-    return out;
-  }
-  out.index = upload_ints(w, "exit.index", row_index(batch, all_loops(loops)));
-  void* all_gates = w.get("exit.all_gates", size_t(loops * batch.tokens()) * real).as<>();
-  Buffer &gates = w.get("exit.gates", size_t(count) * real), &pdf = w.get("exit.pdf", size_t(count) * real),
-         &log_pdf = w.get("exit.log_pdf", size_t(count) * real);
-  stack.gate_logits(all_gates);
-  model.device->run(&LoopBackend::gather_rows, "gather gates", model.real(), count, int64_t(1), out.index, all_gates,
-                    gates.as<>());
-  model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(loops), out.rows, gates.as<>(), log_pdf.as<>(),
-                    pdf.as<>());
-  out.gates = gates.as<>();
-  out.pdf = download_reals(pdf, model.dt, size_t(count));
-  out.log_pdf = download_reals(log_pdf, model.dt, size_t(count));
-  return out;
-}
-
-HeadRows head_rows(Model& model, const Stack& stack, const PackedBatch& batch, const std::vector<int>& loops,
-                   double temperature) {
-  std::vector<int32_t> targets;
-  for (size_t k = 0; k < loops.size(); k++)
-    for (auto& row : batch.rows) targets.push_back(row.target);
-  return {int64_t(targets.size()),
-          stack.hidden(),
-          upload_ints(model.workspace(), "head.index", row_index(batch, loops)),
-          upload_ints(model.workspace(), "head.targets", targets),
-          temperature,
-          model.weights().head};
-}
-
-void exit_backward(Model& model, const Stack& stack, const PackedBatch& batch, const ExitTable& exits,
-                   const std::vector<double>& d_pdf, void* d_hidden) {
-  Workspace& w = model.workspace();
-  const size_t real = loop_dtype_size(model.real()), tokens = size_t(exits.loops * batch.tokens());
-  const void* d = device_reals(model, "exit.d_pdf", d_pdf);
-  void* d_rows = w.get("exit.d_rows", d_pdf.size() * real).as<>();
-  Buffer& d_gates = w.get("exit.d_gates", tokens * real);
-  d_gates.zero(tokens * real);
-  model.device->run(&LoopBackend::exit_pdf_backward, "exit_pdf backward", model.dt, int64_t(exits.loops), exits.rows, exits.gates,
-                    d, d_rows);
-  model.device->run(&LoopBackend::scatter_add_rows, "scatter gates", model.dt, int64_t(d_pdf.size()), int64_t(1), exits.index,
-                    static_cast<const void*>(d_rows), d_gates.as<>());
-  gate_backward(model, stack, int64_t(tokens), d_gates.as<>(), d_hidden);
-}
-
-void gate_backward(Model& model, const Stack& stack, int64_t rows, const void* d_gates, void* d_hidden) {
-  const Weights &w = model.weights(), &g = model.gradients();
-  model.device->run(&LoopBackend::gate_backward, "gate backward", model.dt, rows, model.config.hidden, d_gates,
-                    static_cast<const void*>(stack.hidden()), w.gate_weight, d_hidden, g.gate_weight, g.gate_bias);
 }
 
 }  // namespace looplm

@@ -1,5 +1,6 @@
 #include "score.h"
 
+#include "micro_batch.h"
 #include "pass.h"
 
 namespace looplm {
@@ -43,6 +44,18 @@ void place_gates(const Sequences& s, const PackedBatch& packed, const Rectangle&
             from[size_t(t * packed.tokens() + packed.first_token[i - packed.begin] + j)];
 }
 
+// The other way: [reads, N].
+std::vector<double> packed_gates(const Sequences& s, const PackedBatch& packed, const Rectangle& at, int loops,
+                                 const std::vector<double>& from) {
+  std::vector<double> to(size_t(loops * packed.tokens()), 0.0);
+  for (size_t i = packed.begin; i < packed.end; i++)
+    for (int t = 0; t < loops; t++)
+      for (int64_t j = 0; j < s.length(i); j++)
+        to[size_t(t * packed.tokens() + packed.first_token[i - packed.begin] + j)] =
+            from[size_t(at.tokens[i] + t * s.length(i) + j)];
+  return to;
+}
+
 // A token's log P is the target's and the margin, so that the target among them has the very number of `logprobs`.
 void place_top(const PackedBatch& packed, const Rectangle& last, const HeadTop& top, const std::vector<double>& logprobs,
                Scores& out) {
@@ -74,6 +87,44 @@ Pass pass_of(const Model& model, const ScoreOptions& options, const char* operat
 }
 }  // namespace
 
+namespace {
+
+void add_exits(MicroBatch& batch, const Sequences& sequences, const PackedBatch& packed, const Rectangle& at, Scores& out) {
+  if (out.gate_logits.empty()) {  // no gate
+    place_gates(sequences, packed, at, out.reads, last_loop_exits(packed.tokens(), out.reads).pdf, out.exit_pdf);
+    return;
+  }
+  const TokenExits exits = batch.token_exits();
+  place_gates(sequences, packed, at, out.reads, exits.gate_logits, out.gate_logits);
+  place_gates(sequences, packed, at, out.reads, exits.pdf, out.exit_pdf);
+}
+
+void add_values(Model& model, MicroBatch& batch, const Sequences& sequences, const PackedBatch& packed, const Rectangle& at,
+                const Rectangle& last, const Pass& pass, const ScoreOptions& options, Scores& out) {
+  const int K = int(pass.scored.size());
+  const HeadRows head = batch.rows(pass.scored, options.temperature);
+  const size_t count = size_t(head.rows), bytes = count * loop_dtype_size(model.real());
+  HeadMemory& memory = model.memory().head;
+  memory.logprobs.reserve(model.device, bytes);
+  memory.entropies.reserve(model.device, bytes);
+  if (options.predictions) memory.predicted.reserve(model.device, count * sizeof(int32_t));
+  std::vector<int32_t> targets;
+  for (const PredictionRow& row : packed.rows) targets.push_back(row.target);
+  HeadTop top{head.rows - int64_t(packed.rows.size()), options.top, targets, {}, {}};
+  head_forward(model, head, memory.logprobs.as<>(), memory.entropies.as<>(),
+               options.predictions ? memory.predicted.as<int32_t>() : nullptr, options.top > 0 ? &top : nullptr);
+  const std::vector<double> values = download_reals(memory.logprobs, model.dt, count);
+  place_scores(sequences, packed, at, K, values, out.logprobs);
+  place_top(packed, last, top, values, out);
+  place_scores(sequences, packed, at, K, download_reals(memory.entropies, model.dt, count), out.entropy);
+  if (!options.predictions) return;
+  std::vector<int32_t> tokens(count);
+  memory.predicted.download(tokens.data(), tokens.size() * sizeof(int32_t));
+  place_scores(sequences, packed, at, K, std::vector<double>(tokens.begin(), tokens.end()), out.predicted);
+}
+
+}  // namespace
+
 Scores score(Model& model, const Sequences& sequences, const ScoreOptions& options) {
   const Remedy remedy(*model.device, REMEDY);
   if (options.top < 0 || options.top > model.config.vocabulary)
@@ -82,61 +133,23 @@ Scores score(Model& model, const Sequences& sequences, const ScoreOptions& optio
                     std::to_string(options.top));
   check_sequences(model, sequences, "score");
   const Pass pass = pass_of(model, options, "score");
-  const int K = int(pass.scored.size());
-  const Rectangle at(sequences, K, pass.reads);
-  Workspace& w = model.workspace();
-  const size_t real = loop_dtype_size(model.real());
+  const Rectangle at(sequences, int(pass.scored.size()), pass.reads), last(sequences, 1, 1);
   Scores out;
   out.loops = pass.plan.loops;
   out.reads = pass.reads;
   out.logprobs.resize(size_t(at.prediction_count));
   out.entropy.resize(size_t(at.prediction_count));
   if (options.predictions) out.predicted.resize(size_t(at.prediction_count));
-  const Rectangle last(sequences, 1, 1);
   out.top_tokens.resize(size_t(last.prediction_count) * size_t(options.top), -1);
   out.top_logprobs.resize(out.top_tokens.size());
   if (model.config.exit_gate) out.gate_logits.resize(size_t(at.token_count));
   out.exit_pdf.resize(size_t(at.token_count));
-  for (size_t begin = 0; begin < sequences.count();) {
-    PackedBatch packed = pack(sequences, begin, pass.pack);
-    const int64_t gates = pass.reads * packed.tokens();
-    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.plan, Stack::Keep::nothing);
-    stack.forward_tokens();
-    if (model.config.exit_gate) {
-      Buffer &gate_logits = w.get("exit.all_gates", size_t(gates) * real), &pdf = w.get("exit.pdf", size_t(gates) * real);
-      stack.gate_logits(gate_logits.as<>());
-      model.device->run(&LoopBackend::exit_pdf, "exit_pdf", model.dt, int64_t(pass.reads), packed.tokens(),
-                        static_cast<const void*>(gate_logits.as<>()), static_cast<void*>(nullptr), pdf.as<>());
-      place_gates(sequences, packed, at, pass.reads, download_reals(gate_logits, model.dt, size_t(gates)), out.gate_logits);
-      place_gates(sequences, packed, at, pass.reads, download_reals(pdf, model.dt, size_t(gates)), out.exit_pdf);
-    } else {  // every token takes all loops
-      std::vector<double> last(size_t(gates), 0.0);
-      std::fill(last.end() - packed.tokens(), last.end(), 1.0);
-      place_gates(sequences, packed, at, pass.reads, last, out.exit_pdf);
-    }
-    if (!packed.rows.empty()) {
-      HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
-      Buffer &logprobs = w.get("loss.logprobs", size_t(head.rows) * real),
-             &entropies = w.get("loss.entropies", size_t(head.rows) * real);
-      Buffer* predicted = options.predictions ? &w.get("score.predicted", size_t(head.rows) * sizeof(int32_t)) : nullptr;
-      std::vector<int32_t> targets;
-      if (options.top > 0)
-        for (const PredictionRow& row : packed.rows) targets.push_back(row.target);
-      HeadTop top{head.rows - int64_t(packed.rows.size()), options.top, targets, {}, {}};
-      head_forward(model, head, logprobs.as<>(), entropies.as<>(), predicted ? predicted->as<int32_t>() : nullptr,
-                   options.top > 0 ? &top : nullptr);
-      const std::vector<double> values = download_reals(logprobs, model.dt, size_t(head.rows));
-      place_scores(sequences, packed, at, K, values, out.logprobs);
-      place_top(packed, last, top, values, out);
-      place_scores(sequences, packed, at, K, download_reals(entropies, model.dt, size_t(head.rows)), out.entropy);
-      if (predicted) {
-        std::vector<int32_t> tokens(size_t(head.rows));
-        predicted->download(tokens.data(), tokens.size() * sizeof(int32_t));
-        place_scores(sequences, packed, at, K, std::vector<double>(tokens.begin(), tokens.end()), out.predicted);
-      }
-    }
-    begin = packed.end;
-  }
+  for_micro_batches(sequences, pass.pack, [&](const PackedBatch& packed) {
+    MicroBatch batch(model, model.weights(), sequences, packed, {pass.plan, Stack::Keep::nothing});
+    batch.stack.forward_tokens();
+    add_exits(batch, sequences, packed, at, out);
+    if (!packed.rows.empty()) add_values(model, batch, sequences, packed, at, last, pass, options, out);
+  });
   return out;
 }
 
@@ -174,28 +187,23 @@ std::vector<double> embed_sequences(Model& model, const Sequences& sequences, in
   last.read = {loops > 0 ? loops : model.config.loops};
   const Pass pass = pass_of(model, {1, last, true, false}, "embed");
   const int64_t D = model.config.hidden;
-  const size_t real = loop_dtype_size(model.real()), act = loop_dtype_size(model.dt);
-  Workspace& w = model.workspace();
   std::vector<double> out(sequences.count() * size_t(D), 0.0);
-  for (size_t begin = 0; begin < sequences.count();) {
-    const PackedBatch packed = pack(sequences, begin, pass.pack);
-    const int64_t N = packed.tokens();
-    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.plan, Stack::Keep::nothing);
-    stack.forward_tokens();
-    Buffer& states = w.get("score.states", size_t(N * D) * real);
-    const int64_t shape[] = {N * D}, strides[] = {1};
-    model.device->run(&LoopBackend::copy_strided, "states", model.dt, model.real(), int32_t(1),
-                      static_cast<const int64_t*>(shape), static_cast<const void*>(stack.hidden()), static_cast<const int64_t*>(strides), states.as<>(),
-                      static_cast<const int64_t*>(strides));
-    const std::vector<double> h = download_reals(states, model.dt, size_t(N * D));
+  for_micro_batches(sequences, pass.pack, [&](const PackedBatch& packed) {
+    const int64_t elements = packed.tokens() * D, stride = 1;
+    MicroBatch batch(model, model.weights(), sequences, packed, {pass.plan, Stack::Keep::nothing});
+    batch.stack.forward_tokens();
+    Buffer& states = model.memory().last_states;
+    states.reserve(model.device, size_t(elements) * loop_dtype_size(model.real()));
+    model.device->run(&LoopBackend::copy_strided, "states", model.dt, model.real(), 1, &elements,
+                      static_cast<const void*>(batch.stack.hidden()), &stride, states.as<>(), &stride);
+    const std::vector<double> h = download_reals(states, model.dt, size_t(elements));
     for (size_t i = packed.begin; i < packed.end; i++) {
       const int64_t length = sequences.length(i), from = sequences.prompt_lengths.empty() ? 0 : sequences.prompt(i);
       for (int64_t j = from; j < length; j++)
         for (int64_t d = 0; d < D; d++)
           out[i * size_t(D) + size_t(d)] += h[size_t((packed.first_token[i - packed.begin] + j) * D + d)] / double(length - from);
     }
-    begin = packed.end;
-  }
+  });
   return out;
 }
 
@@ -211,46 +219,20 @@ void backward(Model& model, const Sequences& sequences, const std::vector<double
                 "coefficients must hold loops × (len-1) values per sequence (" + std::to_string(at.prediction_count) +
                     " in all, got " + std::to_string(coefficients.size()) + "), gate coefficients loops × len (" +
                     std::to_string(at.token_count) + ")");
-  Workspace& w = model.workspace();
-  const size_t real = loop_dtype_size(model.real());
-  for (size_t begin = 0; begin < sequences.count();) {
-    PackedBatch packed = pack(sequences, begin, pass.pack);
-    const int64_t N = packed.tokens();
-    Stack stack(model, model.weights(), device_batch(model, sequences, packed), pass.plan, keep_for(recompute));
-    stack.forward_tokens();
-    const size_t hidden_bytes = size_t(pass.reads * N * model.config.hidden) * real;
-    Buffer& d_hidden = w.get("loss.d_hidden", hidden_bytes);
-    d_hidden.zero(hidden_bytes);
-    HeadRows head = head_rows(model, stack, packed, pass.scored, options.temperature);
+  if (!gate_coefficients.empty()) require_exit_gate(model, "backward", "a gradient by gate logits");
+  for_micro_batches(sequences, pass.pack, [&](const PackedBatch& packed) {
+    MicroBatch batch(model, model.weights(), sequences, packed, {pass.plan, keep_for(recompute)});
+    batch.stack.forward_tokens();
     std::vector<double> scale;
-    for (size_t k = 0; k < pass.scored.size(); k++)
-      for (auto& row : packed.rows) {
+    for (int k : pass.scored)
+      for (const PredictionRow& row : packed.rows) {
         const size_t i = size_t(row.sequence);
-        scale.push_back(coefficients[size_t(at.predictions[i] + int64_t(k) * (sequences.length(i) - 1) + row.position)]);
+        scale.push_back(coefficients[size_t(at.predictions[i] + k * (sequences.length(i) - 1) + row.position)]);
       }
-    if (head.rows > 0) {
-      Buffer& scales = w.get("loss.scale", scale.size() * real);
-      upload_reals(scales, model.dt, scale.data(), scale.size());
-      LoopLoss loss{};
-      loss.surrogate = LOOP_GIVEN;
-      loss.scale = scales.as<>();
-      head_backward(model, head, loss, nullptr, nullptr, d_hidden.as<>());
-    }
-    if (!gate_coefficients.empty()) {
-      require_exit_gate(model, "backward", "a gradient by gate logits");
-      std::vector<double> d(size_t(pass.reads * N), 0.0);
-      for (size_t i = packed.begin; i < packed.end; i++)
-        for (int t = 0; t < pass.reads; t++)
-          for (int64_t j = 0; j < sequences.length(i); j++)
-            d[size_t(t * N + packed.first_token[i - packed.begin] + j)] =
-                gate_coefficients[size_t(at.tokens[i] + t * sequences.length(i) + j)];
-      Buffer& d_gates = w.get("exit.d_gates", d.size() * real);
-      upload_reals(d_gates, model.dt, d.data(), d.size());
-      gate_backward(model, stack, pass.reads * N, d_gates.as<>(), d_hidden.as<>());
-    }
-    stack.backward(model.gradients(), d_hidden.as<>());
-    begin = packed.end;
-  }
+    if (!scale.empty()) batch.backward_head(batch.rows(pass.scored, options.temperature), given_coefficients(std::move(scale)));
+    if (!gate_coefficients.empty()) batch.backward_gates(packed_gates(sequences, packed, at, pass.reads, gate_coefficients));
+    batch.backward();
+  });
 }
 
 }  // namespace looplm

@@ -19,8 +19,7 @@ Stack::Stack(Model& model, const Weights& weights, const DeviceBatch& batch, con
       cache_(cache),
       noise_(noise),
       first_(first_given ? 1 : 0),
-      first_backward_(keep == Keep::nothing ? plan.loops
-                                            : std::max(first_, plan.backward > 0 ? plan.loops - plan.backward : 0)),
+      first_backward_(keep == Keep::nothing ? plan.loops : std::max(first_, plan.backward > 0 ? plan.loops - plan.backward : 0)),
       act_(loop_dtype_size(dt_)),
       real_(loop_dtype_size(loop_real(dt_))),
       state_bytes_(size_t(batch.tokens * a_.hidden) * act_),
@@ -171,9 +170,7 @@ Stack::Program Stack::place(const std::vector<Step>& steps, int loop, bool readi
     const bool in_place = s.kind == Step::Kind::block;
     switch (place_of(steps, i, reading, constant)) {
       case Place::result:
-        run.out = reading    ? hidden_at(loop)
-                  : loop < 0 ? inputs_[size_t(s.to)]
-                             : boundaries_[size_t(loop) * R + size_t(s.to)];
+        run.out = reading ? hidden_at(loop) : loop < 0 ? inputs_[size_t(s.to)] : boundaries_[size_t(loop) * R + size_t(s.to)];
         break;
       case Place::kept:
         run.out = std::exchange(room.values, room.values + state_bytes_);

@@ -40,6 +40,7 @@ class Stack {
   // is read.
   Stack(Model& model, const Weights& weights, const DeviceBatch& batch, const LoopPlan& plan, Keep keep,
         const CacheUse* cache = nullptr, const LatentNoise* noise = nullptr, bool first_given = false);
+  Stack(const Stack&) = delete;
 
   // From token ids; from given states act [N, D] in place of the embedded tokens, or those that the caller has put into input();
   // or from a first loop that was run elsewhere, its states act [N, D] given `copies` times over: only loops 2 to T are run then.
@@ -47,6 +48,7 @@ class Stack {
   void forward_states(const void* states);
   void forward_input();
   void forward_after_first(const void* first, int copies);
+  const Weights& weights() const { return weights_; }
   void* input() const { return inputs_[0]; }  // act [N, D]: register 0 before the first loop
   void* hidden() const { return hidden_; }    // act [K, N, D]: what the head reads after each of the K loops that are read
   void gate_logits(void* out);                // real [K, N]
@@ -83,7 +85,8 @@ class Stack {
 
   void lay_out();
   void lay_out_boundaries();
-  Program place(const std::vector<Step>& steps, int loop, bool reading, size_t constant, std::vector<void*>& registers, Room& room);
+  Program place(const std::vector<Step>& steps, int loop, bool reading, size_t constant, std::vector<void*>& registers,
+                Room& room);
   size_t constant_steps(int loop) const;
   bool carries(int loop) const { return loop >= first_backward_; }
   bool keeps_boundary(int loop) const;

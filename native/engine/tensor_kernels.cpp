@@ -52,7 +52,7 @@ LoopedStates looped_block_forward(const Tensor& hidden, const Architecture& arch
   LoopedStates out{allocate(hidden.device, hidden.dtype, {T, N, architecture.hidden}, operation),
                    allocate(hidden.device, loop_real(hidden.dtype), {T, N}, operation)};
   const PackedBatch batch = pack(sequences, 0, {N, false, false, true});
-  Stack stack(model, model.weights(), upload(batch, model.workspace()), int(T), Stack::Keep::nothing);
+  Stack stack(model, model.weights(), upload(batch, model.device, model.memory().batch), int(T), Stack::Keep::nothing);
   stack.forward_states(hidden.data());
   model.device->run(&LoopBackend::copy, operation, out.hidden.data(), static_cast<const void*>(stack.hidden()),
                     out.hidden.buffer->bytes());

@@ -20,6 +20,7 @@
 #include "../backends.h"
 #include "../engine/looprpt.h"
 #include "../engine/loss.h"
+#include "../engine/moving_average.h"
 #include "../engine/optimizer.h"
 #include "../engine/safetensors.h"
 #include "../engine/scheduler.h"
@@ -142,11 +143,11 @@ Numbers losses(Fixture& f, int size, bool several_passes, bool exits) {
   f.model->zero_gradients();
   LossBatch batch;
   batch.sequences = sequences(size, 9, 3);
-  batch.norms.assign(size_t(size), 0.1);
+  batch.length_normalizers.assign(size_t(size), 0.1);
   Objective objective;
   LossTerm term;
   term.surrogate = several_passes ? Surrogate::gspo : Surrogate::reinforce;
-  term.norms = batch.norms;
+  term.length_normalizers = batch.length_normalizers;
   for (int i = 0; i < size; i++) term.advantages.push_back(i % 2 ? 1 : -0.5);
   objective.terms.push_back(term);
   if (several_passes)

@@ -1,0 +1,68 @@
+#include "loop_weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "micro_batch.h"
+
+namespace looplm {
+
+namespace {
+
+// Position of the loop of a one-hot credit; count() where it is not read.
+int one_hot(const Credit& credit, const ReadLoops& loops) {
+  if (credit.loop == 0) return loops.count() - 1;
+  return int(std::find(loops.read.begin(), loops.read.end(), credit.loop - 1) - loops.read.begin());
+}
+
+// w ∝ p^(1/temperature)
+double tempered(const ExitTable& exits, double temperature, int k, size_t r) {
+  const size_t R = size_t(exits.rows);
+  if (temperature == 1) return exits.pdf[size_t(k) * R + r];
+  double largest = -std::numeric_limits<double>::infinity(), total = 0;
+  const auto log_p = [&](int t) { return exits.log_pdf[size_t(t) * R + r] / temperature; };
+  for (int t = 0; t < exits.loops; t++) largest = std::max(largest, log_p(t));
+  for (int t = 0; t < exits.loops; t++) total += std::exp(log_p(t) - largest);
+  return std::exp(log_p(k) - largest) / total;
+}
+
+}  // namespace
+
+bool weighs(const Credit& credit, const ReadLoops& loops, int k) {
+  if (credit.kind == LoopCredit::given) return credit.weights[size_t(k)] != 0;
+  return credit.kind != LoopCredit::one_hot || one_hot(credit, loops) == k;
+}
+
+bool names_loops(const Credit& credit, const ReadLoops& loops) {
+  if (credit.kind == LoopCredit::given) return int(credit.weights.size()) == loops.count();
+  return credit.kind != LoopCredit::one_hot || one_hot(credit, loops) < loops.count();
+}
+
+std::vector<double> loop_weights(const Credit& credit, const ReadLoops& loops, const ExitTable& exits) {
+  const size_t R = size_t(exits.rows);
+  double powers = 0;
+  for (int t : loops.read) powers += std::pow(double(t + 1), credit.alpha);
+  std::vector<double> w;
+  for (int k : loops.scored)
+    for (size_t r = 0; r < R; r++) switch (credit.kind) {
+        case LoopCredit::exit_pdf:
+          w.push_back(tempered(exits, credit.temperature, k, r));
+          break;
+        case LoopCredit::uniform:
+          w.push_back(1.0 / loops.count());
+          break;
+        case LoopCredit::progressive:
+          w.push_back(std::pow(double(loops.read[size_t(k)] + 1), credit.alpha) / powers);
+          break;
+        case LoopCredit::one_hot:
+          w.push_back(one_hot(credit, loops) == k);
+          break;
+        case LoopCredit::given:
+          w.push_back(credit.weights[size_t(k)]);
+          break;
+      }
+  return w;
+}
+
+}  // namespace looplm

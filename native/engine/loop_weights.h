@@ -1,0 +1,25 @@
+// How the loops that are read share the credit of a token: w_1..w_K, Σ w = 1. A weighting is an entry of LoopCredit and a case of
+// loop_weights.
+#pragma once
+#include <vector>
+
+#include "objective.h"
+
+namespace looplm {
+
+struct ExitTable;
+
+// The loops that are read, 0-based numbers, and which of them are scored: positions in `read`.
+struct ReadLoops {
+  std::vector<int> read, scored;
+  int count() const { return int(read.size()); }
+};
+
+// Whether a loop, counted among those that are read, has any weight.
+bool weighs(const Credit& credit, const ReadLoops& loops, int k);
+// Whether the credit names loops that are read.
+bool names_loops(const Credit& credit, const ReadLoops& loops);
+// [scored, R], loop by loop; what is not scored has no weight.
+std::vector<double> loop_weights(const Credit& credit, const ReadLoops& loops, const ExitTable& exits);
+
+}  // namespace looplm

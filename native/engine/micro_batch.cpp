@@ -1,0 +1,152 @@
+#include "micro_batch.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "pass.h"
+
+namespace looplm {
+
+MicroBatch::MicroBatch(Model& model, const Weights& weights, const Sequences& sequences, const PackedBatch& packed, Passage p)
+    : stack(model, weights, device_batch(model, sequences, packed), p.plan, p.keep, nullptr, p.noise, p.first_given),
+      model_(model),
+      packed_(packed),
+      reads_(p.plan.reads()) {}
+
+Buffer& MicroBatch::reserved(Buffer& buffer, size_t elements) const {
+  buffer.reserve(model_.device, elements * real());
+  return buffer;
+}
+
+// ---- Values ----
+
+ExitTable last_loop_exits(int64_t rows, int loops) {
+  const size_t before = size_t((loops - 1) * rows);
+  ExitTable out{rows, loops, std::vector<double>(before, 0.0),
+                std::vector<double>(before, -std::numeric_limits<double>::infinity())};
+  out.pdf.resize(before + size_t(rows), 1.0);
+  out.log_pdf.resize(before + size_t(rows), 0.0);
+  return out;
+}
+
+void MicroBatch::run_gates(Buffer& logits) { stack.gate_logits(reserved(logits, size_t(gates())).as<>()); }
+
+const ExitTable& MicroBatch::exits() {
+  if (exits_) return *exits_;
+  ExitTable out{int64_t(packed_.rows.size()), reads_, {}, {}};
+  const int64_t count = reads_ * out.rows;
+  if (!model_.config.exit_gate) return exits_.emplace(last_loop_exits(out.rows, reads_));
+  ExitMemory& memory = model_.memory().exits;
+  const int32_t* index = upload_ints(model_.device, memory.index, row_index(packed_, all_loops(reads_)));
+  Buffer &rows = reserved(memory.gates, size_t(count)), &pdf = reserved(memory.pdf, size_t(count)),
+         &log_pdf = reserved(memory.log_pdf, size_t(count));
+  run_gates(memory.token_gates);
+  model_.device->run(&LoopBackend::gather_rows, "gather gates", model_.real(), count, int64_t(1), index,
+                     static_cast<const void*>(memory.token_gates.as<>()), rows.as<>());
+  model_.device->run(&LoopBackend::exit_pdf, "exit_pdf", model_.dt, int64_t(reads_), out.rows,
+                     static_cast<const void*>(rows.as<>()), log_pdf.as<>(), pdf.as<>());
+  out.pdf = download_reals(pdf, model_.dt, size_t(count));
+  out.log_pdf = download_reals(log_pdf, model_.dt, size_t(count));
+  return exits_.emplace(std::move(out));
+}
+
+TokenExits MicroBatch::token_exits() {
+  TokenExits out;
+  const size_t count = size_t(gates());
+  ExitMemory& memory = model_.memory().exits;
+  run_gates(memory.token_gates);
+  Buffer& pdf = reserved(memory.pdf, count);
+  model_.device->run(&LoopBackend::exit_pdf, "exit_pdf", model_.dt, int64_t(reads_), packed_.tokens(),
+                     static_cast<const void*>(memory.token_gates.as<>()), static_cast<void*>(nullptr), pdf.as<>());
+  out.gate_logits = download_reals(memory.token_gates, model_.dt, count);
+  out.pdf = download_reals(pdf, model_.dt, count);
+  return out;
+}
+
+HeadRows MicroBatch::head_rows(const std::vector<int32_t>& index, const std::vector<int32_t>& targets, double temperature) const {
+  HeadMemory& memory = model_.memory().head;
+  return {int64_t(targets.size()),
+          stack.hidden(),
+          upload_ints(model_.device, memory.index, index),
+          upload_ints(model_.device, memory.targets, targets),
+          temperature,
+          stack.weights().head};
+}
+HeadRows MicroBatch::rows(const std::vector<int>& reads, double temperature) const {
+  std::vector<int32_t> targets;
+  for (size_t k = 0; k < reads.size(); k++)
+    for (const PredictionRow& row : packed_.rows) targets.push_back(row.target);
+  return head_rows(row_index(packed_, reads), targets, temperature);
+}
+HeadRows MicroBatch::rows_at(const std::vector<int>& reads, double temperature) const {
+  std::vector<int32_t> index, targets;
+  for (size_t r = 0; r < packed_.rows.size(); r++) {
+    index.push_back(int32_t(reads[r] * packed_.tokens() + packed_.rows[r].token));
+    targets.push_back(packed_.rows[r].target);
+  }
+  return head_rows(index, targets, temperature);
+}
+
+TokenValues MicroBatch::values(const HeadRows& rows, bool logprobs, bool entropies) {
+  HeadMemory& memory = model_.memory().head;
+  const size_t count = size_t(rows.rows);
+  Buffer *l = logprobs ? &reserved(memory.logprobs, count) : nullptr,
+         *h = entropies ? &reserved(memory.entropies, count) : nullptr;
+  head_forward(model_, rows, l ? l->as<>() : nullptr, h ? h->as<>() : nullptr);
+  TokenValues out;
+  if (l) out.logprobs = download_reals(*l, model_.dt, count);
+  if (h) out.entropies = download_reals(*h, model_.dt, count);
+  return out;
+}
+
+// ---- Backward ----
+
+void* MicroBatch::d_hidden() {
+  Buffer& buffer = model_.memory().d_hidden;
+  const size_t elements = size_t(gates() * model_.config.hidden);
+  if (!has_d_hidden_) reserved(buffer, elements).zero(elements * real());
+  has_d_hidden_ = true;
+  return buffer.as<>();
+}
+
+void MicroBatch::backward_head(const HeadRows& rows, const RowLoss& loss, TokenValues* values, LoopLossSums* sums) {
+  HeadMemory& memory = model_.memory().head;
+  const LoopLoss on_device = upload(model_, loss);
+  const size_t count = size_t(rows.rows);
+  if (!values) return head_backward(model_, rows, on_device, nullptr, nullptr, d_hidden());
+  Buffer &l = reserved(memory.logprobs, count), &h = reserved(memory.entropies, count);
+  head_backward(model_, rows, on_device, l.as<>(), h.as<>(), d_hidden());
+  *values = {download_reals(l, model_.dt, count), download_reals(h, model_.dt, count)};
+  if (sums) *sums = sums_of(model_, on_device, l.as<>(), count);
+}
+
+void MicroBatch::backward_exits(const std::vector<double>& d_pdf) {
+  ExitMemory& memory = model_.memory().exits;
+  Buffer &d = reserved(memory.d_pdf, d_pdf.size()), &d_rows = reserved(memory.d_gates, d_pdf.size()),
+         &d_tokens = reserved(memory.d_token_gates, size_t(gates()));
+  upload_reals(d, model_.dt, d_pdf.data(), d_pdf.size());
+  d_tokens.zero(size_t(gates()) * real());
+  model_.device->run(&LoopBackend::exit_pdf_backward, "exit_pdf backward", model_.dt, int64_t(reads_), exits().rows,
+                     static_cast<const void*>(memory.gates.as<>()), static_cast<const void*>(d.as<>()), d_rows.as<>());
+  model_.device->run(&LoopBackend::scatter_add_rows, "scatter gates", model_.dt, int64_t(d_pdf.size()), int64_t(1),
+                     static_cast<const int32_t*>(memory.index.as<int32_t>()), static_cast<const void*>(d_rows.as<>()),
+                     d_tokens.as<>());
+  backward_gates(d_tokens);
+}
+
+void MicroBatch::backward_gates(const std::vector<double>& d_gate_logits) {
+  Buffer& d = reserved(model_.memory().exits.d_token_gates, d_gate_logits.size());
+  upload_reals(d, model_.dt, d_gate_logits.data(), d_gate_logits.size());
+  backward_gates(d);
+}
+
+void MicroBatch::backward_gates(const Buffer& d) {
+  const Weights &w = model_.weights(), &g = model_.gradients();
+  model_.device->run(&LoopBackend::gate_backward, "gate backward", model_.dt, gates(), model_.config.hidden,
+                     static_cast<const void*>(d.as<>()), static_cast<const void*>(stack.hidden()),
+                     static_cast<const void*>(w.gate_weight), d_hidden(), g.gate_weight, g.gate_bias);
+}
+
+void MicroBatch::backward() { stack.backward(model_.gradients(), d_hidden()); }
+
+}  // namespace looplm

@@ -1,0 +1,48 @@
+// Device buffers that operations keep from call to call. Each belongs to one operation, or to one step that several share; they
+// grow, and are the model's.
+#pragma once
+#include "device.h"
+
+namespace looplm {
+
+struct BatchMemory {      // a packed batch of N tokens
+  Buffer ids, positions;  // int32 [N]
+  Buffer segments;        // LoopSegment
+  Buffer previous;        // int32 [N]
+  Buffer states;          // act [N, D]
+};
+
+struct HeadMemory {
+  Buffer index, targets;            // int32 [rows]
+  Buffer hidden, logits, d_hidden;  // of a chunk of m rows: act [m, D], real [m, V], real [m, D]
+  Buffer logprobs, entropies;       // real [rows]
+  Buffer predicted;                 // int32 [rows]
+};
+
+struct RowLossMemory {  // real [rows]
+  Buffer scale, advantage, old_logprob, reference_logprob, kl_scale, entropy_scale, coefficients;
+};
+
+struct ExitMemory {
+  Buffer token_gates, d_token_gates;  // real [K, N]
+  Buffer index;                       // int32 [K, R]: of the rows in them
+  Buffer gates, pdf, log_pdf;         // real [K, R], or [K, N] of all tokens
+  Buffer d_pdf, d_gates;              // real [K, R]
+};
+
+struct LoopRptMemory {
+  Buffer first, d_first;  // act and real [N, D]: the states after the first loop, and their gradient
+  Buffer streams, noise;  // int32 [N]; act [T, N, D]
+};
+
+struct OperationMemory {
+  BatchMemory batch;
+  HeadMemory head;
+  RowLossMemory loss;
+  ExitMemory exits;
+  LoopRptMemory looprpt;
+  Buffer d_hidden;     // real [K, N, D]
+  Buffer last_states;  // real [N, D]
+};
+
+}  // namespace looplm

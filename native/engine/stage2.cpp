@@ -1,0 +1,59 @@
+#include <algorithm>
+#include <cmath>
+
+#include "looprpt.h"
+#include "micro_batch.h"
+#include "pass.h"
+
+namespace looplm {
+
+namespace {
+
+constexpr double SLOPE = 50, MARGIN = 0.005;
+
+// Binary cross-entropy of staying, 1 - λ, against the target, and its derivative by the gate's logit.
+struct Stay {
+  double loss, slope;
+};
+Stay stay(double gate, double target) {
+  const double softplus = std::log1p(std::exp(-std::abs(gate))), log_leave = std::min(gate, 0.0) - softplus,
+               log_stay = std::min(-gate, 0.0) - softplus;
+  return {-(target * log_stay + (1 - target) * log_leave), target - std::exp(log_stay)};  // λ - (1 - target)
+}
+
+}  // namespace
+
+double accumulate_stage2(Model& model, const Sequences& sequences, int64_t tokens_per_micro_batch) {
+  const Remedy remedy(*model.device, training_remedy(Recompute::layer));
+  check_sequences(model, sequences, "stage 2");
+  const int loops = model.config.loops;
+  if (model.adapter()) throw Error("INVALID_ARGUMENT", "stage 2", "Stage II trains the gate, which an adapter leaves frozen");
+  require_exit_gate(model, "stage 2", "Stage II");
+  if (loops < 2) throw Error("INVALID_ARGUMENT", "stage 2", "the gate chooses between loops: the model needs at least two");
+  double rows_in_all = 0, total = 0;
+  for (size_t i = 0; i < sequences.count(); i++) rows_in_all += double(sequences.length(i) - sequences.prompt(i));
+  model.gradients();
+  const int64_t budget = tokens_per_micro_batch > 0 ? tokens_per_micro_batch : default_budget(model, loops);
+  for_micro_batches(sequences, {budget, true, true, false, model.config.prefix_sees_itself}, [&](const PackedBatch& packed) {
+    const size_t R = packed.rows.size(), N = size_t(packed.tokens()), T = size_t(loops);
+    if (R == 0) return;
+    MicroBatch batch(model, model.weights(), sequences, packed, {loops, Stack::Keep::nothing});
+    batch.stack.forward_tokens();
+    const std::vector<double> gates = batch.token_exits().gate_logits,
+                              logprobs = batch.values(batch.rows(all_loops(loops), 1), true, false).logprobs;
+    std::vector<double> d_gates(T * N, 0.0);
+    const double share = 1 / (double(loops) * rows_in_all);
+    for (size_t t = 1; t < T; t++)
+      for (size_t r = 0; r < R; r++) {
+        const size_t at = t * N + size_t(packed.rows[r].token);
+        const double gain = std::max(0.0, logprobs[t * R + r] - logprobs[(t - 1) * R + r]);
+        const Stay s = stay(gates[at], 1 / (1 + std::exp(-SLOPE * (gain - MARGIN))));
+        total += share * s.loss;
+        d_gates[at] += share * s.slope;
+      }
+    batch.backward_gates(d_gates);  // and no further: the trunk is frozen
+  });
+  return total;
+}
+
+}  // namespace looplm
