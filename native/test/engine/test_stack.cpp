@@ -155,6 +155,23 @@ ENGINE_TEST(stack_truncated, "stack: loops before the last k are constants") {
   }
 }
 
+ENGINE_TEST(stack_embedding, "stack: nothing reaches the embedding through constant loops") {
+  const auto model = small_model("reference", LOOP_F64);
+  Run run{*model, two_sequences(), 3};
+  run.sequences.states.clear();
+  run.plan.backward = 2;
+  for (Stack::Keep keep : KEEPS) {
+    run.gradient(keep);
+    const auto largest = [&](const Parameter& p) {
+      double most = 0;
+      for (const double x : model->read_gradient(p)) most = std::max(most, std::abs(x));
+      return most;
+    };
+    claim("none for the embedding", largest(model->embedding()) == 0);
+    claim("some for the blocks", largest(model->parameter("model.layers.0.mlp.down_proj.weight")) > 0);
+  }
+}
+
 ENGINE_TEST(stack_constant_steps, "stack: the first steps of a loop are constants") {
   const auto model = make(false);
   Run run{*model, two_sequences(), LOOPS};
