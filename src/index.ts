@@ -1,9 +1,13 @@
 import './package-root.js' // first: it fails in a bundle with an error that says so
 
 export type { ChatMessage, ChatTemplateOptions } from './data/chat-template.js'
+export type { ColumnSource, Columns, ReadyColumns } from './data/columns.js'
 export { Corpus, type CorpusOptions } from './data/corpus.js'
-export { type DownloadOptions, download } from './data/download.js'
-export { type Dataset, type Example, type JsonlLimits, loadDataset, readJsonl } from './data/jsonl.js'
+export { type Dataset, type DatasetOptions, type Example, loadDataset, readDataset } from './data/dataset.js'
+export { DatasetStream, type DatasetStreamOptions } from './data/dataset-stream.js'
+export { download } from './data/download.js'
+export { type DatasetDownloadOptions, downloadDataset } from './data/download-dataset.js'
+export type { DownloadOptions } from './data/download-options.js'
 export { Random } from './data/random.js'
 export { type DecodeOptions, type EncodeOptions, Tokenizer, type TokenizerConfig } from './data/tokenizer.js'
 export { type ErrorCode, LoopLMError } from './errors.js'
@@ -66,6 +70,7 @@ export { type PretrainBatch, PretrainTrainer } from './rl/pretrain.js'
 export { RLTTTrainer } from './rl/rltt.js'
 export type { ServeOptions, ServerSettings, ServeSettings } from './serve/options.js'
 export { createServer, LoopLMServer } from './serve/server.js'
+export { countdownMatch } from './tasks/countdown.js'
 export * from './tasks/index.js'
 export {
   answersEqual,

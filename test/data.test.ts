@@ -2,7 +2,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { loadDataset, readJsonl } from '../src/data/jsonl.js'
+import { loadDataset, readDataset } from '../src/data/dataset.js'
 import { philox, Random } from '../src/data/random.js'
 import { DatasetSampler } from '../src/data/sampler.js'
 import { LoopLMError, toLoopLMError } from '../src/errors.js'
@@ -192,7 +192,7 @@ describe('JSON Lines', () => {
   })
 
   it('streams: the first rows come although a later one is bad', async () => {
-    const rows = readJsonl(await write('{"prompt":"a"}\n{"prompt":1}\n'))
+    const rows = readDataset(await write('{"prompt":"a"}\n{"prompt":1}\n'))
     expect((await rows.next()).value).toEqual({ prompt: 'a' })
     await expect(rows.next()).rejects.toThrow(/line 2/)
   })
@@ -220,15 +220,15 @@ describe('JSON Lines', () => {
 
   it('refuses a line that is too long before it is read to its end, and a file that is too large', async () => {
     const path = await write(`{"prompt":"a"}\n{"prompt":"${'x'.repeat(300_000)}"}`)
-    await expect(loadDataset(path, { maxLineBytes: 1000 })).rejects.toThrow(/line 2 is longer than maxLineBytes = 1000/)
+    await expect(loadDataset(path, { maxRowBytes: 1000 })).rejects.toThrow(/line 2 is longer than maxRowBytes = 1000/)
     await expect(loadDataset(path, { maxFileBytes: 1000 })).rejects.toThrow(/more than maxFileBytes = 1000/)
-    await expect(loadDataset(path, { maxLineBytes: 300_013 })).resolves.toHaveLength(2)
-    await expect(loadDataset(path, { maxLineBytes: 300_012 })).rejects.toThrow(/line 2/)
+    await expect(loadDataset(path, { maxRowBytes: 300_013 })).resolves.toHaveLength(2)
+    await expect(loadDataset(path, { maxRowBytes: 300_012 })).rejects.toThrow(/line 2/)
   })
 
   it('says when the file is missing or a folder', async () => {
     await expect(loadDataset(join(folder, 'none.jsonl'))).rejects.toMatchObject({ code: 'NOT_FOUND' })
-    await expect(readJsonl(join(folder, 'none.jsonl')).next()).rejects.toMatchObject({ code: 'NOT_FOUND' })
+    await expect(readDataset(join(folder, 'none.jsonl')).next()).rejects.toMatchObject({ code: 'NOT_FOUND' })
     await expect(loadDataset(folder)).rejects.toMatchObject({ code: 'INVALID_FILE' })
   })
 })

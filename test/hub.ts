@@ -25,7 +25,7 @@ export interface Hub {
 const sha256 = (bytes: Buffer) => createHash('sha256').update(bytes).digest('hex')
 const gitId = (bytes: Buffer) => createHash('sha1').update(`blob ${bytes.length}\0`).update(bytes).digest('hex')
 
-/** Starts a hub with one model, `org/tiny`; large files are those of safetensors. */
+/** Starts a hub with one model, `org/tiny`, whose files are those of a dataset of that name too; large files are those of safetensors and Parquet. */
 export async function startHub(): Promise<Hub> {
   const files = new Map<string, Buffer>()
   const server = createServer(async (request, response) => {
@@ -39,8 +39,8 @@ export async function startHub(): Promise<Hub> {
       response.writeHead(status, { 'content-type': 'application/json' })
       response.end('{"error":"not here"}')
     }
-    const file = /^\/(?:org\/tiny\/resolve\/[\da-f]{40}|cdn)\/(.+)$/.exec(url.pathname)?.[1]
-    if (/^\/api\/models\/org\/tiny\/revision\/(main|v1|c0ffee0+)$/.test(url.pathname)) {
+    const file = /^\/(?:(?:datasets\/)?org\/tiny\/resolve\/[\da-f]{40}|cdn)\/(.+)$/.exec(url.pathname)?.[1]
+    if (/^\/api\/(models|datasets)\/org\/tiny\/revision\/(main|v1|c0ffee0+)$/.test(url.pathname)) {
       json({
         _id: '1',
         id: 'org/tiny',
@@ -52,13 +52,13 @@ export async function startHub(): Promise<Hub> {
         lastModified: '2026-01-01',
       })
     } else if (url.pathname.startsWith('/api/models/org/secret/')) missing(401)
-    else if (url.pathname === `/api/models/org/tiny/tree/${commit}`) {
+    else if (/^\/api\/(models|datasets)\/org\/tiny\/tree\/c0ffee0+$/.test(url.pathname)) {
       const all = [...files].map(([path, bytes]) => ({
         type: 'file',
         path,
         oid: gitId(bytes),
         size: bytes.length,
-        ...(path.endsWith('.safetensors') ? { lfs: { oid: sha256(bytes), size: bytes.length, pointerSize: 130 } } : {}),
+        ...(/\.(safetensors|parquet)$/.test(path) ? { lfs: { oid: sha256(bytes), size: bytes.length, pointerSize: 130 } } : {}),
       }))
       const from = Number(url.searchParams.get('cursor') ?? 0)
       const next = `<${hub.url}${url.pathname}?cursor=${from + 2}>; rel="next"`

@@ -586,7 +586,7 @@ describe('a dataset', () => {
     ['with a completion that is a list', '{"prompt":"a","completion":[]}\n', /line 1 field "completion"/],
     ['with messages that are a text', '{"messages":"hi"}\n', /line 1 field "messages"/],
     ['with bytes that are not UTF-8', Uint8Array.from([0x7b, 0x22, 0xff, 0x0a]), /line 1 is not valid UTF-8/],
-    ['with a line without an end', `{"prompt":"${'x'.repeat(2 ** 24 + 10)}"}`, /line 1 is longer than maxLineBytes/],
+    ['with a line without an end', `{"prompt":"${'x'.repeat(2 ** 24 + 10)}"}`, /line 1 is longer than maxRowBytes/],
     ['with a column nested too deeply', `{"prompt":"a","x":${nested(100_000)}}\n`, /line 1 is nested more than 256 deep/],
     ['with a nested line', `{"prompt":"a"}\n${nested(100_000)}\n`, /line 2/],
   ])('%s', async (_what, text, message) => {

@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { Random } from '../src/index.js'
 import { groupAdvantages } from '../src/rl/objective/advantages.js'
 import { scoreCompletions } from '../src/rl/rewards.js'
+import { countdownMatch } from '../src/tasks/countdown.js'
 import {
   answersEqual,
   boxedMatch,
@@ -456,5 +457,51 @@ describe('loadRewards', () => {
       message: expect.stringMatching(/d\.mjs.*boom/),
     })
     await expect(loadRewards(await write('e.mjs', 'import "./nowhere.mjs"'))).rejects.toMatchObject({ code: 'INVALID_FILE' })
+  })
+})
+
+describe('countdownMatch', () => {
+  const score = (expression: string, nums = [1, 5, 6], target = 25) =>
+    countdownMatch('', `so \\boxed{${expression}}`, { nums, target })
+
+  it.each(['(6-1)*5', '5 * ( 6 - 1 )', '(6 - 1) \\times 5', '(6−1)·5 = 25', '\\left(6-1\\right)\\cdot 5', '((6)-(1))*5'])(
+    'takes %s',
+    (expression) => {
+      expect(score(expression)).toBe(1)
+    },
+  )
+
+  it.each([
+    ['25', 'the target alone'],
+    ['5*5', 'a number that is not there'],
+    ['(6-1)*5+0', 'a number too many'],
+    ['6-1+5*4', 'another number'],
+    ['6*5-1', 'another value'],
+    ['(6-1)*5=26', 'a wrong claim'],
+    ['(6-1)*5)', 'a bracket too many'],
+    ['(6-1)5', 'an operation that is not written'],
+    ['(6-1)*', 'half an expression'],
+    ['', 'nothing'],
+    ['6-1)*(5', 'brackets the wrong way round'],
+    ['(6-1)*5'.padEnd(2000, ' '), 'a very long one'],
+    ['('.repeat(900), 'brackets alone'],
+  ])('refuses %s: %s', (expression) => {
+    expect(score(expression)).toBe(0)
+  })
+
+  it('computes with fractions, exactly, and never divides by zero', () => {
+    expect(score('8/(3-8/3)', [3, 3, 8, 8], 24)).toBe(1)
+    expect(score('1/3*3', [1, 3, 3], 1)).toBe(1)
+    expect(score('1/(2-2)', [1, 2, 2], 1)).toBe(0)
+    expect(score('1', [2 ** 60], 1)).toBe(null) // no exact numbers
+    expect(score('999999999999999*999999999999999', [999999999999999, 999999999999999], 5)).toBe(0)
+  })
+
+  it('has no opinion without numbers, and does not look into thoughts', () => {
+    expect(countdownMatch('', '\\boxed{1}', { target: 1 })).toBeNull()
+    expect(countdownMatch('', '\\boxed{1}', { nums: [1] })).toBeNull()
+    const columns = { nums: [1, 5, 6], target: 25 }
+    expect(countdownMatch('', '<think>\\boxed{(6-1)*5}</think> no', columns)).toBe(0)
+    expect(countdownMatch('', 'no box', columns)).toBe(0)
   })
 })

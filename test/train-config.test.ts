@@ -127,7 +127,7 @@ describe('names that every object has', () => {
     const { code, message } = await refusal(() => openRewards(name))
     expect({ code, message }).toEqual({
       code: 'NOT_FOUND',
-      message: `reward: no file ${name}; the built-in rewards are exactMatch and boxedMatch`,
+      message: `reward: no file ${name}; the built-in rewards are exactMatch, boxedMatch, countdownMatch`,
     })
   })
 

@@ -1,6 +1,7 @@
-import type { Command } from 'commander'
+import { type Command, Option } from 'commander'
+import { type ReadyColumns, readyColumns } from '../data/columns.js'
 import { Corpus } from '../data/corpus.js'
-import { loadDataset } from '../data/jsonl.js'
+import { type DatasetOptions, loadDataset } from '../data/dataset.js'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import { formatNumber } from '../monitor/progress.js'
@@ -25,6 +26,9 @@ import { openRewards } from './train.js'
 interface EvalFlags extends ModelFlags {
   task?: Task
   dataset?: string
+  split?: string
+  config?: string
+  columns?: ReadyColumns
   text?: string[]
   contextLength: number
   reward?: string[]
@@ -41,7 +45,10 @@ export function addEval(program: Command): void {
     .description('answer held-out problems greedily, or predict text, with several loop counts')
     .argument('<model>', 'Hugging Face checkpoint folder')
     .option('--task <task>', 'name of a task, or YAML such as "{ name: addition, digits: 3 }"', task)
-    .option('--dataset <file>', 'JSON Lines file with prompt and answer, instead of a task')
+    .option('--dataset <path>', 'file or folder of rows with prompt and answer, or hub:org/name, instead of a task')
+    .option('--split <name>', 'split of the dataset (default: train)')
+    .option('--config <name>', 'configuration of the dataset')
+    .addOption(new Option('--columns <form>', 'the form of its rows').choices(Object.keys(readyColumns)))
     .option(
       '--text <path>',
       'files or folders of text, instead of a task: loss, perplexity and accuracy; may be repeated',
@@ -62,7 +69,7 @@ export function addEval(program: Command): void {
 
 async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
   if (flags.text !== undefined) return evaluateText(folder, flags.text, flags)
-  const dataset = flags.dataset === undefined ? undefined : await loadDataset(flags.dataset)
+  const dataset = flags.dataset === undefined ? undefined : await loadDataset(flags.dataset, datasetFlags(flags))
   const reward = flags.reward && (await openRewards(flags.reward.map((reward) => ({ reward }))))
   using model = await openModel(folder, flags)
   const { task, problems, loops, maxNewTokens } = flags
@@ -78,6 +85,10 @@ async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
     const cut = clippedRatio > 0 ? `  cut off ${formatNumber(100 * clippedRatio)} %` : ''
     print(`${loops} loops  reward ${formatNumber(reward)}  tokens ${formatNumber(completionLength)}${cut}`)
   }
+}
+
+function datasetFlags({ split, config, columns }: EvalFlags): DatasetOptions {
+  return { split, config, columns }
 }
 
 async function evaluateText(folder: string, paths: readonly string[], flags: EvalFlags): Promise<void> {

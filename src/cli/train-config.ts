@@ -1,6 +1,8 @@
 import { readFile, stat } from 'node:fs/promises'
 import { type Document, isCollection, isMap, isScalar } from 'yaml'
 import { z } from 'zod'
+import { type ReadyColumns, readyColumns } from '../data/columns.js'
+import { formats } from '../data/formats/format.js'
 import { parseYaml, yamlValue } from '../data/yaml.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { trainerNames, trainers } from '../rl/registry.js'
@@ -18,6 +20,32 @@ const paths = z.union(
 const task = z.union(
   [z.string(), z.looseObject({ name: z.string() })],
   'must be the name of a task, or { name, … } with its options',
+)
+
+const name = z.string().min(1)
+const columns = z.union(
+  [
+    z.enum(Object.keys(readyColumns) as ReadyColumns[]),
+    z.record(z.string(), z.union([name, z.null(), z.strictObject({ template: name })])),
+  ],
+  `must be ${Object.keys(readyColumns).join(', ')}, or a map of columns such as { prompt: question }`,
+)
+const dataset = z.union(
+  [
+    name,
+    z.strictObject({
+      path: name,
+      split: name.optional(),
+      config: name.optional(),
+      columns: columns.optional(),
+      format: z.enum(formats).optional(),
+      delimiter: z.string().length(1).optional(),
+      download: z.boolean().optional(),
+      revision: name.optional(),
+      cacheDir: name.optional(),
+    }),
+  ],
+  'must be the path of a file or folder, or { path, … } with its options',
 )
 
 /** A training configuration file: what to train, on what, and the trainer's options. */
@@ -52,12 +80,12 @@ export const trainConfigSchema = z.strictObject({
     .record(z.string(), task)
     .optional()
     .describe('Tasks to evaluate beside the one that is trained, by a name of their own.'),
-  dataset: z
-    .string()
-    .min(1)
+  dataset: dataset
     .optional()
-    .describe('JSON Lines file whose rows have a `prompt`, and an `answer` where rewards want one.'),
-  evalDataset: z.string().min(1).optional().describe('Held-out rows for the evaluations of a dataset.'),
+    .describe(
+      'Rows with a `prompt`, and an `answer` where rewards want one: a file or folder of JSON Lines, JSON, CSV or Parquet, `hub:org/name`, or `{ path, split, config, columns, format, delimiter, download, revision, cacheDir }`.',
+    ),
+  evalDataset: dataset.optional().describe('Held-out rows for the evaluations of a dataset.'),
   corpus: paths.optional().describe('Text to learn: a file, a folder or a list of them, instead of a task or a dataset.'),
   evalCorpus: paths.optional().describe('Held-out text for the evaluations of a corpus.'),
   tokenizer: z

@@ -1,5 +1,5 @@
 import type { Command } from 'commander'
-import { type Dataset, loadDataset } from '../data/jsonl.js'
+import { type Dataset, loadDataset } from '../data/dataset.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 import type { LoopLMConfigInput } from '../model/config.js'
@@ -109,13 +109,19 @@ async function openResources(config: TrainConfig) {
   }
   if (config.corpus !== undefined) resources.corpus = config.corpus
   if (config.evalCorpus !== undefined) resources.evalCorpus = config.evalCorpus
-  if (config.dataset !== undefined) resources.dataset = await loadDataset(config.dataset)
-  if (config.evalDataset !== undefined) resources.evalDataset = await loadDataset(config.evalDataset)
+  if (config.dataset !== undefined) resources.dataset = await openDataset(config.dataset)
+  if (config.evalDataset !== undefined) resources.evalDataset = await openDataset(config.evalDataset)
   if (config.tokenizer !== undefined) {
     resources.tokenizer = config.tokenizer === 'bytes' ? Tokenizer.bytes() : await Tokenizer.fromPretrained(config.tokenizer)
   }
   if (config.reward !== undefined) resources.reward = await openRewards(config.reward)
   return resources
+}
+
+function openDataset(dataset: NonNullable<TrainConfig['dataset']>): Promise<Dataset> {
+  if (typeof dataset === 'string') return loadDataset(dataset)
+  const { path, ...options } = dataset
+  return loadDataset(path, options)
 }
 
 function openTask(task: NonNullable<TrainConfig['task']>): Task {
@@ -138,7 +144,7 @@ function noReward(reward: string) {
   return (error: LoopLMError): never => {
     if (error.code !== 'NOT_FOUND') throw error
     const names = Object.keys(builtInRewards)
-    const remedy = didYouMean(reward, names, `the built-in rewards are ${names.join(' and ')}`)
+    const remedy = didYouMean(reward, names, `the built-in rewards are ${names.join(', ')}`)
     throw new LoopLMError('NOT_FOUND', `no file ${reward}; ${remedy}`, { operation: 'reward', cause: error })
   }
 }

@@ -1,6 +1,6 @@
 import { createHash, type Hash } from 'node:crypto'
 import { closeSync, createReadStream, fsync, openSync, read, write } from 'node:fs'
-import { mkdir, mkdtemp, readdir, rm, stat } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { extname, join } from 'node:path'
 import { promisify } from 'node:util'
@@ -8,6 +8,7 @@ import { z } from 'zod'
 import { fileError, LoopLMError } from '../errors.js'
 import { maxFileBytes, readJson } from '../files/read.js'
 import { onDisk, replaceFile } from '../files/write.js'
+import { listFiles } from './list-files.js'
 import { DatasetSampler } from './sampler.js'
 import { isText, readText, textExtensions } from './text-formats.js'
 import type { Tokenizer } from './tokenizer.js'
@@ -185,27 +186,13 @@ async function findFiles(paths: readonly string[]): Promise<string[]> {
       files.push(path)
       continue
     }
-    const inside: string[] = []
-    const entries = await onDisk('read', path, readdir(path, { recursive: true, withFileTypes: true }), operation)
-    for (const entry of entries) {
-      const file = join(entry.parentPath, entry.name)
-      if (isText(file) && (entry.isFile() || (entry.isSymbolicLink() && (await leadsToFile(file))))) inside.push(file)
-    }
+    const inside = await listFiles(path, isText, operation)
     if (inside.length === 0) {
       throw new LoopLMError('INVALID_FILE', `${path} holds no ${textExtensions.join(', ')} file`, { operation })
     }
-    for (const file of inside.sort()) files.push(file)
+    for (const file of inside) files.push(file)
   }
   return [...new Set(files)]
-}
-
-/** Links to files are followed, those to folders are not: they may lead round in a circle. */
-async function leadsToFile(link: string): Promise<boolean> {
-  try {
-    return (await stat(link)).isFile()
-  } catch (cause) {
-    throw fileError(cause, 'read', link, operation)
-  }
 }
 
 /** A hash of all content and of the tokenizer; paths do not matter, so that a corpus may move. */

@@ -1,11 +1,12 @@
 // Files that a corpus is made of: a new format is one reader, and its line in `formats`.
 import { extname } from 'node:path'
-import { invalidLine, readLines } from './jsonl.js'
+import { decodeText, invalidRow, readLines } from './lines.js'
 import { typeName } from './rows.js'
 
 const pieceLength = 2 ** 16 // characters; a piece ends with a line
 const longestPiece = 2 ** 20
 const longestLine = 2 ** 24 // bytes
+const operation = 'corpus'
 
 /** A text of a corpus and where it begins; `ends` where a document does. */
 export interface Piece {
@@ -33,20 +34,21 @@ export function readText(path: string): AsyncGenerator<Piece, void, undefined> {
 
 /** The documents of a JSON Lines file. */
 async function* readRows(path: string): AsyncGenerator<Piece, void, undefined> {
-  let line = 0
-  for await (const bytes of readLines(path)) {
-    line++
-    const row = decode(bytes, path, line).trim()
-    if (row === '') continue
-    let value: unknown
-    try {
-      value = JSON.parse(row)
-    } catch (cause) {
-      throw invalidLine(path, line, `is not JSON: ${(cause as Error).message}`, cause)
+  for await (const lines of readLines(path, { operation })) {
+    for (const { bytes, line } of lines) {
+      const refuse = (problem: string, cause?: unknown) => invalidRow(path, `line ${line}`, problem, operation, cause)
+      const row = decodeText(bytes, path, `line ${line}`, operation).trim()
+      if (row === '') continue
+      let value: unknown
+      try {
+        value = JSON.parse(row)
+      } catch (cause) {
+        throw refuse(`is not JSON: ${(cause as Error).message}`, cause)
+      }
+      const text = (value as { text?: unknown } | null)?.text
+      if (typeof text !== 'string') throw refuse(`field "text" must be a string, got ${typeName(text)}`)
+      if (text !== '') yield { text, line, ends: true }
     }
-    const text = (value as { text?: unknown } | null)?.text
-    if (typeof text !== 'string') throw invalidLine(path, line, `field "text" must be a string, got ${typeName(text)}`)
-    if (text !== '') yield { text, line, ends: true }
   }
 }
 
@@ -57,25 +59,17 @@ async function* readRows(path: string): AsyncGenerator<Piece, void, undefined> {
 async function* readPieces(path: string): AsyncGenerator<Piece, void, undefined> {
   let text = ''
   let first = 1
-  let line = 0
-  for await (const bytes of readLines(path, longestLine, '; break it into lines')) {
-    line++
-    const next = decode(bytes, path, line)
-    if (text.length >= longestPiece || (text.length >= pieceLength && /^\S/.test(next))) {
-      yield { text, line: first, ends: false }
-      text = ''
-      first = line
+  for await (const lines of readLines(path, { operation, maxRowBytes: longestLine, remedy: '; break it into lines' })) {
+    for (const { bytes, line } of lines) {
+      const next = decodeText(bytes, path, `line ${line}`, operation)
+      if (text.length >= longestPiece || (text.length >= pieceLength && /^\S/.test(next))) {
+        yield { text, line: first, ends: false }
+        text = ''
+        first = line
+      }
+      text += `${next}\n`
     }
-    text += `${next}\n`
   }
   text = text.slice(0, -1)
   if (text.trim() !== '' || first > 1) yield { text, line: first, ends: true }
-}
-
-function decode(bytes: Uint8Array, path: string, line: number): string {
-  try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
-  } catch (cause) {
-    throw invalidLine(path, line, 'is not valid UTF-8; save the file as UTF-8', cause)
-  }
 }

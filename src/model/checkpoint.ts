@@ -1,6 +1,7 @@
 import { open, readFile, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
-import { download, findDownloaded, isRepository } from '../data/download.js'
+import { download, findDownloaded } from '../data/download.js'
+import { isRepository } from '../data/hub.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 import { maxFileBytes, readJson } from '../files/read.js'

@@ -1,5 +1,6 @@
+import { lastBoxed } from '../data/boxed.js'
 import type { LoopLM } from '../model/model.js'
-import { lastBoxed, normalizeAnswer } from '../tasks/answers.js'
+import { normalizeAnswer } from '../tasks/answers.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { withoutThinking } from '../tasks/thinking.js'
 import { answerProblems } from './evaluate.js'

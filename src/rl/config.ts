@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import type { Dataset } from '../data/jsonl.js'
+import type { Dataset } from '../data/dataset.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { maxLoops } from '../model/config.js'
 import { LoopLM } from '../model/model.js'

@@ -1,4 +1,4 @@
-import type { Dataset } from '../data/jsonl.js'
+import type { Dataset } from '../data/dataset.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'

@@ -18,35 +18,6 @@ function checkString(value: unknown, name: string, operation: string): void {
 }
 
 /**
- * The content of the last `\boxed{…}` whose braces balance, or undefined. A box that the text ends before closing does not
- * count; `\{` and `\}` are characters, not braces.
- *
- * @example
- * ```ts
- * lastBoxed('so \\boxed{\\frac{1}{2}}.') // '\\frac{1}{2}'
- * ```
- */
-export function lastBoxed(text: string): string | undefined {
-  checkString(text, 'text', 'lastBoxed')
-  const open: number[] = [] // for each brace not closed yet: where a box's content starts, or -1
-  let start = -1
-  let content: string | undefined
-  for (const match of text.matchAll(/\\boxed\s*\{|[{}]|\\[{}]|\\\\(?!boxed)/g)) {
-    const [token] = match
-    if (token === '{') open.push(-1)
-    else if (token.startsWith('\\boxed')) open.push(match.index + token.length)
-    else if (token === '}') {
-      const closed = open.pop() ?? -1
-      if (closed > start) {
-        start = closed
-        content = text.slice(start, match.index)
-      }
-    }
-  }
-  return content
-}
-
-/**
  * Brings an answer into a textual form: without white space, dollar signs, sizes of brackets, `\text{…}` and its like, thousands
  * separators, a unit or a final full stop, with `\frac{1}{2}` for `\dfrac12`. Two forms of one value, such as `1/2` and `0.5`,
  * stay different: compare with {@link answersEqual}.

@@ -1,12 +1,15 @@
 import { stat } from 'node:fs/promises'
 import { basename, extname, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
+import { lastBoxed } from '../data/boxed.js'
 import { errorMessage, LoopLMError } from '../errors.js'
 import { describe } from '../validation/arguments.js'
-import { answersEqual, lastBoxed } from './answers.js'
+import { answersEqual } from './answers.js'
+import { countdownMatch } from './countdown.js'
 import { withoutThinking } from './thinking.js'
 
-export { answersEqual, lastBoxed, normalizeAnswer } from './answers.js'
+export { lastBoxed } from '../data/boxed.js'
+export { answersEqual, normalizeAnswer } from './answers.js'
 
 /**
  * Scores a completion. `columns` is the dataset row or the task's problem, with `answer` where there is one. `null` means no
@@ -59,7 +62,7 @@ export function boxedMatch(prompt: string, completion: string, columns: Record<s
 }
 
 /** The rewards that configuration files and the command line know by name. */
-export const builtInRewards: Readonly<Record<string, RewardFunction>> = { exactMatch, boxedMatch }
+export const builtInRewards: Readonly<Record<string, RewardFunction>> = { exactMatch, boxedMatch, countdownMatch }
 
 /**
  * The weighted sum of several rewards. A reward that returns null is left out; when all do, the result is null.

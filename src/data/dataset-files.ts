@@ -1,0 +1,200 @@
+import { stat } from 'node:fs/promises'
+import { basename, join, relative, sep } from 'node:path'
+import { LoopLMError } from '../errors.js'
+import { maxFileBytes, readText } from '../files/read.js'
+import { onDisk } from '../files/write.js'
+import { extensions, type Format, formatOf } from './formats/format.js'
+import { listFiles } from './list-files.js'
+import { parseYaml, yamlValue } from './yaml.js'
+
+/** Which files of a source are read. */
+export interface FileChoice {
+  /** Default what the files' names say. */
+  format?: Format | undefined
+  /** `train`, `test`, …; default `train` where there are several. */
+  split?: string | undefined
+  /** A configuration of the set, as its README.md names them, or a folder in it. */
+  config?: string | undefined
+}
+
+/** The shards of a dataset, in the order of their names. */
+export interface DataFiles {
+  paths: string[]
+  format: Format
+}
+
+/** JSON files that describe a set and are no part of it. */
+const descriptions = new Set(['config.json', 'dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json'])
+
+/** The words that name a split, as in Hugging Face's tools. */
+const splitWords: Readonly<Record<string, readonly string[]>> = {
+  train: ['train', 'training'],
+  validation: ['validation', 'valid', 'val', 'dev'],
+  test: ['test', 'testing', 'eval', 'evaluation'],
+}
+
+/**
+ * The files of a local dataset.
+ *
+ * @param source a file, or a folder that is searched to the bottom
+ * @throws LoopLMError NOT_FOUND, INVALID_FILE, INVALID_ARGUMENT naming the splits or configurations that there are
+ */
+export async function findDataFiles(source: string, choice: FileChoice, operation: string): Promise<DataFiles> {
+  const found = await stat(source).catch((cause) => {
+    if ((cause as { code?: string }).code !== 'ENOENT') return onDisk('read', source, Promise.reject(cause), operation)
+    throw new LoopLMError('NOT_FOUND', `no file or folder ${source}`, { operation, cause })
+  })
+  if (!found.isDirectory()) {
+    const given = (['split', 'config'] as const).find((name) => choice[name] !== undefined)
+    if (given !== undefined) {
+      const message = `${given}: ${source} is a single file, which has none; omit ${given}, or give the folder`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
+    return { paths: [source], format: choice.format ?? checkFormat(source, operation) }
+  }
+  const isData = (path: string) => choice.format !== undefined || formatOf(path) !== undefined || basename(path) === 'README.md'
+  const names = (await listFiles(source, isData, operation)).map((path) => relative(source, path).replaceAll(sep, '/'))
+  const readme = names.includes('README.md')
+    ? await readText(join(source, 'README.md'), maxFileBytes.config, operation)
+    : undefined
+  const chosen = chooseFiles(names, readme, choice, source, operation)
+  return { paths: chosen.names.map((name) => join(source, name)), format: chosen.format }
+}
+
+function checkFormat(path: string, operation: string): Format {
+  const format = formatOf(path)
+  if (format !== undefined) return format
+  const message = `${path}: the name ends in none of ${extensions.join(', ')}; give format`
+  throw new LoopLMError('INVALID_FILE', message, { operation })
+}
+
+/**
+ * The files of a set that a split of a configuration is made of: what the front matter of README.md says, else what the names say.
+ *
+ * @param names relative to the set
+ */
+export function chooseFiles(
+  names: readonly string[],
+  readme: string | undefined,
+  choice: FileChoice,
+  source: string,
+  operation: string,
+): { names: string[]; format: Format } {
+  const data = names.filter((name) => {
+    const file = basename(name)
+    return file !== 'README.md' && !descriptions.has(file) && !/(^|\/)[._]/.test(name)
+  })
+  const splits =
+    splitsOfReadme(readme, data, choice, source, operation) ?? splitsByName(inFolder(data, choice.config, source, operation))
+  const chosen = pick(splits, choice.split, source, operation)
+  const kinds = [...new Set(chosen.map((name) => choice.format ?? formatOf(name)))].filter((kind) => kind !== undefined)
+  if (kinds.length === 1) return { names: chosen, format: kinds[0]! }
+  const problem =
+    kinds.length === 0
+      ? `holds no ${extensions.join(', ')} file`
+      : `holds files of several formats (${kinds.join(', ')}); give the path of one of them or of a folder of one format`
+  throw new LoopLMError('INVALID_FILE', `${source} ${problem}`, { operation })
+}
+
+function pick(splits: ReadonlyMap<string, string[]>, split: string | undefined, source: string, operation: string): string[] {
+  const known = [...splits.keys()]
+  if (split === undefined && known.length === 1) return splits.get(known[0]!)!
+  const found = splits.get(split ?? 'train')
+  if (found !== undefined) return found
+  if (known.length === 0) return []
+  const problem = split === undefined ? 'give one' : `there is no ${JSON.stringify(split)}`
+  throw new LoopLMError('INVALID_ARGUMENT', `split: ${source} has ${known.join(', ')}; ${problem}`, { operation })
+}
+
+function inFolder(names: readonly string[], folder: string | undefined, source: string, operation: string): string[] {
+  if (folder === undefined) return [...names]
+  const inside = names.filter((name) => name.startsWith(`${folder}/`))
+  if (inside.length > 0) return inside
+  const folders = [...new Set(names.filter((name) => name.includes('/')).map((name) => name.split('/')[0]!))]
+  const known = folders.length === 0 ? 'it has none' : `it has ${folders.join(', ')}`
+  throw new LoopLMError('INVALID_ARGUMENT', `config: ${source} has no ${JSON.stringify(folder)}; ${known}`, { operation })
+}
+
+function splitsByName(names: readonly string[]): Map<string, string[]> {
+  const splits = new Map<string, string[]>()
+  for (const name of names) {
+    const split = splitOf(name) ?? 'train'
+    splits.set(split, [...(splits.get(split) ?? []), name])
+  }
+  return splits
+}
+
+/** The split that a path names: `data/test-00000-of-00002.parquet`, `validation/a.jsonl`, `train.csv`. */
+function splitOf(path: string): string | undefined {
+  const words = path
+    .toLowerCase()
+    .split(/[^a-z]+/)
+    .reverse() // the file's own name first
+  for (const word of words) {
+    for (const [split, names] of Object.entries(splitWords)) if (names.includes(word)) return split
+  }
+  return /([\w.]+)-\d{5}-of-\d{5}\.\w+$/.exec(path)?.[1]
+}
+
+interface ReadmeConfig {
+  config_name?: unknown
+  default?: unknown
+  data_dir?: unknown
+  data_files?: unknown
+}
+
+/** The splits of a configuration by the front matter of a README.md, if it has configurations. */
+function splitsOfReadme(
+  readme: string | undefined,
+  names: readonly string[],
+  { config }: FileChoice,
+  source: string,
+  operation: string,
+): Map<string, string[]> | undefined {
+  const configs = readmeConfigs(readme)
+  if (configs.length === 0) return undefined
+  const chosen =
+    config === undefined
+      ? (configs.find((one) => one.default === true || one.config_name === 'default') ??
+        (configs.length === 1 ? configs[0] : undefined))
+      : configs.find((one) => one.config_name === config)
+  if (chosen === undefined) {
+    const problem = config === undefined ? 'give one' : `there is no ${JSON.stringify(config)}`
+    const known = configs.map((one) => String(one.config_name)).join(', ')
+    throw new LoopLMError('INVALID_ARGUMENT', `config: ${source} has ${known}; ${problem}`, { operation })
+  }
+  const folder = typeof chosen.data_dir === 'string' ? `${chosen.data_dir.replace(/\/$/, '')}/` : ''
+  const matching = (patterns: unknown) => {
+    const tests = [patterns].flat().map((pattern) => globTest(folder + String(pattern)))
+    return names.filter((name) => tests.some((test) => test.test(name)))
+  }
+  const { data_files: files } = chosen
+  if (files === undefined) return splitsByName(names.filter((name) => name.startsWith(folder)))
+  const parts = [files].flat() as (string | { split?: unknown; path?: unknown })[]
+  if (parts.every((part) => typeof part === 'string')) return new Map([['train', matching(parts)]])
+  return new Map(
+    parts.map((part) => (typeof part === 'string' ? ['train', matching(part)] : [String(part.split), matching(part.path)])),
+  )
+}
+
+function readmeConfigs(readme: string | undefined): ReadmeConfig[] {
+  const front = /^\ufeff?---\r?\n([\s\S]*?)\r?\n---/.exec(readme ?? '')?.[1]
+  if (front === undefined) return []
+  try {
+    const { configs } = yamlValue(parseYaml(front, 'README.md'), 'README.md') as { configs?: unknown }
+    return Array.isArray(configs) ? configs.filter((one) => typeof one === 'object' && one !== null) : []
+  } catch {
+    return [] // it is for people first: the names say enough
+  }
+}
+
+/** The test of a pattern in which `*` stands for a part of a name, `**` for any folders and `?` for a character. */
+function globTest(pattern: string): RegExp {
+  const text = pattern.replace(/^\.\//, '').replaceAll(/\*\*\/|\*\*|[*?]|[.+^${}()|[\]\\]/g, (found) => {
+    if (found === '**/') return '(?:.*/)?'
+    if (found === '**') return '.*'
+    if (found === '*') return '[^/]*'
+    return found === '?' ? '[^/]' : `\\${found}`
+  })
+  return new RegExp(`^${text}$`)
+}

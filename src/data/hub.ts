@@ -1,0 +1,383 @@
+import { createHash } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import { copyFile, mkdir, open, readFile, rename, rm, stat, symlink } from 'node:fs/promises'
+import { homedir } from 'node:os'
+import { basename, dirname, join, relative } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { errorMessage, LoopLMError } from '../errors.js'
+import { lockFile } from '../files/lock.js'
+import { maxFileBytes, readJson } from '../files/read.js'
+import { exists, onDisk, replaceFile } from '../files/write.js'
+import type { DownloadOptions } from './download-options.js'
+
+/*
+ * Repositories of the Hugging Face Hub: what the hub says of them, and the cache that Hugging Face's own tools share.
+ */
+
+/** What the hub keeps; the words are those of its addresses. */
+export type RepositoryKind = 'model' | 'dataset'
+
+/** A file of the repository. */
+export interface RemoteFile {
+  path: string
+  size: number
+  /** SHA-256 of a large file, Git's object id of any other; also the blob's name in the cache. */
+  oid: string
+}
+
+const operation = 'download'
+const attempts = 5
+
+/** Whether a text has the form of a repository's name, such as `org/name`. */
+export function isRepository(name: string): boolean {
+  return /^[\w-][\w.-]*\/[\w-][\w.-]*$/.test(name)
+}
+
+/** @throws LoopLMError INVALID_ARGUMENT */
+export function checkRevision(revision: string, operation: string): void {
+  if (/^[\w-][\w.-]*(\/[\w-][\w.-]*)*$/.test(revision)) return
+  const message = `revision ${JSON.stringify(revision)} is not a branch, tag or commit`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}
+
+/** Where Hugging Face's tools keep what they download. */
+export function hubCache(): string {
+  const { HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME } = process.env
+  const named = HF_HUB_CACHE ?? HUGGINGFACE_HUB_CACHE
+  return named ?? join(HF_HOME ?? join(XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'huggingface'), 'hub')
+}
+
+type Hub = typeof import('@huggingface/hub')
+
+/** The hub's client. @throws LoopLMError UNSUPPORTED where it is not installed */
+export async function loadHub(): Promise<Hub> {
+  try {
+    return await import('@huggingface/hub')
+  } catch (cause) {
+    const message = 'needs the package @huggingface/hub; run npm install @huggingface/hub'
+    throw new LoopLMError('UNSUPPORTED', message, { operation, cause })
+  }
+}
+
+/** The network, or the host, does not answer; the same request may succeed later. */
+export class Unreachable extends LoopLMError {}
+
+/**
+ * A repository in the cache. `.looplm/COMMIT.json`, which Hugging Face's tools pass over, lists the files of a commit: what is in its
+ * snapshot may be a part of them.
+ */
+export class Repository {
+  readonly #cacheDir: string
+  readonly #path: string
+
+  constructor(kind: RepositoryKind, cacheDir: string, name: string) {
+    this.#cacheDir = cacheDir
+    this.#path = join(cacheDir, `${kind}s--${name.replace('/', '--')}`)
+  }
+
+  snapshot(commit: string): string {
+    return join(this.#path, 'snapshots', commit)
+  }
+
+  link(commit: string, file: RemoteFile): string {
+    return join(this.snapshot(commit), file.path)
+  }
+
+  blob(file: RemoteFile): string {
+    return join(this.#path, 'blobs', file.oid)
+  }
+
+  /** The file with which Hugging Face's tools lock a blob, too. */
+  lock(file: RemoteFile): string {
+    return join(this.#cacheDir, '.locks', basename(this.#path), `${file.oid}.lock`)
+  }
+
+  /** Remembers what a commit consists of. */
+  async writeListing(commit: string, files: readonly RemoteFile[]): Promise<void> {
+    await writeNote(this.#listing(commit), `${JSON.stringify(files.map(({ path }) => path))}\n`)
+  }
+
+  /** Remembers which commit a branch or tag is at. */
+  async writeRef(revision: string, commit: string): Promise<void> {
+    if ((await this.#commit(revision)) !== commit) await writeNote(this.#ref(revision), commit)
+  }
+
+  /** The commit of a revision, and the files that it was said to have, as far as they are known here. */
+  async known(revision: string): Promise<{ commit: string | undefined; names: string[] | undefined }> {
+    const commit = /^[\da-f]{40}$/.test(revision) ? revision : await this.#commit(revision)
+    const listed = commit === undefined ? undefined : await readList(this.#listing(commit))
+    return { commit, names: Array.isArray(listed) ? listed.map(String) : undefined }
+  }
+
+  /** The snapshot of a model's revision when it is complete; `problem` names a file that is missing, if there is a snapshot. */
+  async find(revision: string): Promise<{ folder?: string; problem?: string }> {
+    const commit = /^[\da-f]{40}$/.test(revision) ? revision : await this.#commit(revision)
+    if (commit === undefined || !(await exists(this.snapshot(commit)))) return {}
+    for (const name of await this.#names(commit)) {
+      if (await exists(join(this.snapshot(commit), name))) continue
+      return { problem: `${this.snapshot(commit)} in the cache is incomplete: it has no ${name}` }
+    }
+    return { folder: this.snapshot(commit) }
+  }
+
+  /** The files of a commit; where other tools fetched it and they are not known, those without which there is no model. */
+  async #names(commit: string): Promise<string[]> {
+    const listed = await readList(this.#listing(commit))
+    if (Array.isArray(listed)) return listed.map(String)
+    const single = 'model.safetensors'
+    if (await exists(join(this.snapshot(commit), single))) return ['config.json', single]
+    const index = (await readList(join(this.snapshot(commit), `${single}.index.json`))) as { weight_map?: object } | undefined
+    const shards = Object.values(index?.weight_map ?? {}).map(String)
+    return ['config.json', ...(shards.length === 0 ? [single] : shards)]
+  }
+
+  async #commit(revision: string): Promise<string | undefined> {
+    const text = await readFile(this.#ref(revision), 'utf8').catch(() => '')
+    return /^[\da-f]{40}$/.test(text) ? text : undefined
+  }
+
+  #ref(revision: string): string {
+    return join(this.#path, 'refs', ...revision.split('/'))
+  }
+
+  #listing(commit: string): string {
+    return join(this.#path, '.looplm', `${commit}.json`)
+  }
+}
+
+/** A repository on the hub. */
+export class Remote {
+  readonly #kind: RepositoryKind
+  readonly #name: string
+  readonly #revision: string
+  readonly #token: string | undefined
+  readonly #hubUrl: string
+  readonly #signal: AbortSignal | undefined
+
+  constructor(kind: RepositoryKind, name: string, revision: string, options: DownloadOptions) {
+    this.#kind = kind
+    this.#name = name
+    this.#revision = revision
+    this.#token = options.token ?? process.env.HF_TOKEN
+    this.#hubUrl = (options.hubUrl ?? process.env.HF_ENDPOINT ?? 'https://huggingface.co').replace(/\/$/, '')
+    this.#signal = options.signal
+  }
+
+  async commit(hub: Hub): Promise<string> {
+    const call = { ...this.#call(), name: this.#name, revision: this.#revision, additionalFields: ['sha' as const] }
+    const info = this.#kind === 'model' ? hub.modelInfo(call) : hub.datasetInfo(call)
+    const { sha } = await info.catch((error: unknown) => this.#refuse(error))
+    if (/^[\da-f]{40}$/.test(sha)) return sha
+    throw new LoopLMError('INVALID_FILE', `${this.#hubUrl} names no commit for ${this.what}`, { operation })
+  }
+
+  /** Those files of a commit that are wanted; of a model, those beside its config.json alone. */
+  async files(hub: Hub, commit: string, wanted: (path: string) => boolean): Promise<RemoteFile[]> {
+    const files: RemoteFile[] = []
+    const repo = { type: this.#kind, name: this.#name }
+    const list = hub.listFiles({ ...this.#call(), repo, revision: commit, recursive: this.#kind === 'dataset' })
+    try {
+      for await (const { type, path, size, oid, lfs } of list) {
+        if (type !== 'file' || !wanted(path)) continue
+        const id = lfs?.oid ?? oid ?? ''
+        if (!/^([\da-f]{40}|[\da-f]{64})$/.test(id)) {
+          throw new LoopLMError('INVALID_FILE', `${this.#hubUrl} gives no checksum for ${this.#name}/${path}`, { operation })
+        }
+        files.push({ path, size: lfs?.size ?? size, oid: id })
+      }
+    } catch (error) {
+      this.#refuse(error)
+    }
+    return files
+  }
+
+  /** The file's bytes from one on. */
+  async read(commit: string, file: RemoteFile, from: number): Promise<Response> {
+    const folder = this.#kind === 'dataset' ? 'datasets/' : ''
+    const path = file.path.split('/').map(encodeURIComponent).join('/')
+    const url = `${this.#hubUrl}/${folder}${this.#name}/resolve/${commit}/${path}`
+    const headers: Record<string, string> = from > 0 ? { range: `bytes=${from}-` } : {}
+    if (this.#token !== undefined) headers.authorization = `Bearer ${this.#token}` // fetch drops it when it is sent elsewhere
+    const response = await fetch(url, { headers, signal: this.#signal ?? null }).catch((error) => this.#refuse(error))
+    if (response.ok) return response
+    if (response.status === 416) {
+      const message = `${url} has at most ${from} bytes instead of ${file.size}; try again later`
+      throw new LoopLMError('INVALID_FILE', message, { operation })
+    }
+    return this.#refuse({ statusCode: response.status, message: `${url}: status ${response.status}` })
+  }
+
+  /** How errors name it. */
+  get what(): string {
+    return `${this.#name} at revision ${this.#revision}`
+  }
+
+  #call() {
+    const signalled: typeof fetch = (url, init) => fetch(url, { ...init, signal: this.#signal ?? null })
+    return { hubUrl: this.#hubUrl, fetch: signalled, ...(this.#token === undefined ? {} : { accessToken: this.#token }) }
+  }
+
+  #refuse(cause: unknown): never {
+    if (cause instanceof LoopLMError) throw cause
+    if (this.#signal?.aborted) throw aborted(cause)
+    const { statusCode: status, message } = cause as { statusCode?: number; message: string }
+    if (status === 401 || status === 403) {
+      const remedy = 'it does not exist, or is private or gated: set HF_TOKEN to a token that may read it'
+      throw new LoopLMError('NOT_FOUND', `${this.what} cannot be read (status ${status}); ${remedy}`, { operation, cause })
+    }
+    if (status === 404) throw new LoopLMError('NOT_FOUND', `${this.#hubUrl} has no ${this.what}`, { operation, cause })
+    const reason = (cause as Error).cause
+    const why = reason === undefined ? message : `${message}: ${errorMessage(reason)}`
+    throw new Unreachable('NOT_FOUND', `${this.#hubUrl} does not answer: ${why}`, { operation, cause })
+  }
+}
+
+/** Puts a file of a commit into its snapshot; of several downloads that want it, one fetches it and the others wait. */
+export async function obtain(
+  remote: Remote,
+  cache: Repository,
+  commit: string,
+  file: RemoteFile,
+  options: DownloadOptions,
+): Promise<void> {
+  const { signal, onProgress } = options
+  const blob = cache.blob(file)
+  const incomplete = `${blob}.incomplete`
+  let seen: number | undefined // of what another download has received
+  const wait = async () => {
+    if (signal?.aborted) throw aborted(signal.reason)
+    const received = await sizeOf(incomplete)
+    if (received > (seen ?? 0)) onProgress?.(file.path, received, file.size)
+    seen = received
+    await sleep(100)
+  }
+  const unlock = await lockFile(cache.lock(file), { operation, wait, warn })
+  try {
+    await onDisk('write', dirname(blob), mkdir(dirname(blob), { recursive: true }), operation)
+    if (!(await exists(blob))) await fetchBlob(remote, commit, file, blob, options)
+    else if (seen !== undefined) onProgress?.(file.path, file.size, file.size)
+    const link = cache.link(commit, file)
+    if (!(await exists(link))) await onDisk('write', link, place(blob, link), operation)
+  } finally {
+    unlock()
+  }
+}
+
+/** Shows a blob under its name in a snapshot. */
+async function place(blob: string, link: string): Promise<void> {
+  await mkdir(dirname(link), { recursive: true })
+  await rm(link, { force: true }) // a link to nothing
+  await symlink(relative(dirname(link), blob), link).catch(async () => {
+    await copyFile(blob, `${link}.incomplete`) // some file systems have no links
+    await rename(`${link}.incomplete`, link)
+  })
+}
+
+/** Fetches a file, continuing after interruptions, and gives it its name when its checksum is right. */
+async function fetchBlob(
+  remote: Remote,
+  commit: string,
+  file: RemoteFile,
+  blob: string,
+  options: DownloadOptions,
+): Promise<void> {
+  const incomplete = `${blob}.incomplete`
+  for (let attempt = 1; ; attempt++) {
+    const before = await sizeOf(incomplete)
+    try {
+      await receive(remote, commit, file, incomplete, options)
+      break
+    } catch (error) {
+      if (!(error instanceof Unreachable)) throw error
+      if ((await sizeOf(incomplete)) > before) attempt = 0 // it goes on, slowly
+      if (attempt >= attempts) throw error
+      await sleep(100 * 2 ** attempt)
+    }
+  }
+  const sum = await onDisk('read', incomplete, checksum(incomplete, file), operation)
+  if (sum !== file.oid) {
+    await onDisk('remove', incomplete, rm(incomplete), operation)
+    const message = `${file.path} has the checksum ${sum} instead of ${file.oid}; it was removed, try again`
+    throw new LoopLMError('INVALID_FILE', message, { operation })
+  }
+  await onDisk('write', blob, rename(incomplete, blob), operation)
+}
+
+async function receive(
+  remote: Remote,
+  commit: string,
+  file: RemoteFile,
+  incomplete: string,
+  { signal, onProgress }: DownloadOptions,
+): Promise<void> {
+  const writing = <Result>(action: Promise<Result>) => onDisk(`write ${file.path} to`, incomplete, action, operation)
+  let received = await sizeOf(incomplete)
+  const cutOff = (cause?: unknown) =>
+    signal?.aborted
+      ? aborted(cause)
+      : new Unreachable('NOT_FOUND', `${file.path} was cut off after ${received} bytes`, { operation, cause })
+  if (received > file.size) received = 0
+  if (received < file.size || file.size === 0) {
+    const response = await remote.read(commit, file, received)
+    if (response.status !== 206) received = 0 // the server sends the whole
+    const output = await writing(open(incomplete, received === 0 ? 'w' : 'a'))
+    try {
+      for await (const part of partsOf(response, cutOff)) {
+        await writing(output.writeFile(part)) // all of it: write may stop at a part of it
+        received += part.length
+        onProgress?.(file.path, received, file.size)
+      }
+      await writing(output.sync())
+    } finally {
+      await writing(output.close())
+    }
+  }
+  if (received < file.size) throw cutOff()
+}
+
+/** The body; what breaks while it is read is told apart from what the reader does with it. */
+async function* partsOf(
+  response: Response,
+  broken: (cause: unknown) => LoopLMError,
+): AsyncGenerator<Uint8Array, void, undefined> {
+  try {
+    yield* response.body ?? []
+  } catch (cause) {
+    throw broken(cause)
+  }
+}
+
+/** SHA-256 of a large file; for others Git's, which begins with the length. */
+async function checksum(path: string, { oid }: RemoteFile): Promise<string> {
+  const hash = createHash(oid.length === 64 ? 'sha256' : 'sha1')
+  if (oid.length === 40) hash.update(`blob ${await sizeOf(path)}\0`)
+  for await (const part of createReadStream(path)) hash.update(part)
+  return hash.digest('hex')
+}
+
+/** Writes a small file of the cache. */
+async function writeNote(path: string, text: string): Promise<void> {
+  await onDisk('write', dirname(path), mkdir(dirname(path), { recursive: true }), operation)
+  await replaceFile(path, text, operation)
+}
+
+const aborted = (cause: unknown): LoopLMError =>
+  new LoopLMError('ABORTED', 'the download was aborted by its AbortSignal', { operation, cause })
+
+const warned = new Set<string>()
+
+/** Warns once, not at every file. */
+function warn(message: string): void {
+  if (warned.has(message)) return
+  warned.add(message)
+  process.emitWarning(`${message}: see to it that no other process downloads there`, { type: 'LoopLMWarning' })
+}
+
+/** The JSON of a list of files; undefined where there is none. */
+const readList = (path: string): Promise<unknown> => readJson(path, maxFileBytes.list).catch(() => undefined)
+
+const sizeOf = (path: string): Promise<number> =>
+  stat(path).then(
+    ({ size }) => size,
+    () => 0,
+  )
