@@ -344,9 +344,26 @@ describe('a new model with a tokenizer', () => {
     const generated = await looplm(['generate', checkpoint, '--prompt', '3:', '--temperature', '0', '--json'])
     expect(jsonLines(generated.stdout)[0]).toMatchObject({ text: 'yes', finishReason: 'stop' })
     const evaluated = await looplm(['eval', checkpoint, '--dataset', 'yes.jsonl', '--loops', '2'])
-    expect(evaluated.stdout).toBe('8 problems, greedy\n2 loops  reward 1.00  tokens 4.00\n')
+    expect(evaluated.stdout).toBe('8 problems, greedy; intervals of 95 %\n2 loops  reward 1.00 (0.676 to 1.000)  tokens 4.00\n')
     const short = await looplm(['eval', checkpoint, '--dataset', 'yes.jsonl', '--loops', '2', '--max-new-tokens', '2'])
-    expect(short.stdout).toBe('8 problems, greedy\n2 loops  reward 0  tokens 2.00  cut off 100 %\n')
+    expect(short.stdout).toBe(
+      '8 problems, greedy; intervals of 95 %\n2 loops  reward 0 (0.000 to 0.324)  tokens 2.00  cut off 100 %\n',
+    )
+  })
+
+  it('is evaluated with several samples, on a part of a dataset, and its answers are saved', async () => {
+    await mkdir(join(root, 'parts'))
+    await writeFile(join(root, 'parts', 'train.csv'), 'question,reply\n0:,no\n')
+    await writeFile(join(root, 'parts', 'test.jsonl'), `${JSON.stringify({ problem: '1:', answer: 'yes' })}\n`)
+    const part = ['--dataset', 'parts', '--split', 'test', '--columns', 'math', '--reward', 'exactMatch']
+    const sampled = ['--loops', '2', '--samples', '4', '--temperature', '0.1', '--save', 'answers.jsonl']
+    const { code, stdout, stderr } = await looplm(['eval', checkpoint, ...part, ...sampled])
+    expect([code, stderr]).toEqual([0, ''])
+    const line = '2 loops  reward 1.00 (1.000 to 1.000)  pass@1 1.00  pass@2 1.00  pass@4 1.00  tokens 4.00'
+    expect(stdout).toBe(`1 problems, 4 samples, temperature 0.1; intervals of 95 %\n${line}\n`)
+    const answers = (await readFile(join(root, 'answers.jsonl'), 'utf8')).trimEnd().split('\n')
+    const answer = { loops: 2, problem: 0, completion: 'yes', reward: 1 }
+    expect(answers.map((one) => JSON.parse(one))).toEqual([0, 1, 2, 3].map((sample) => ({ ...answer, sample })))
   })
 
   it('is not asked conversations as if they were empty prompts', async () => {

@@ -1,11 +1,12 @@
+import { writeFile } from 'node:fs/promises'
 import { type Command, Option } from 'commander'
 import { type ReadyColumns, readyColumns } from '../data/columns.js'
 import { Corpus } from '../data/corpus.js'
 import { type DatasetOptions, loadDataset } from '../data/dataset.js'
-import { LoopLMError } from '../errors.js'
+import { fileError, LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import { formatNumber } from '../monitor/progress.js'
-import { evaluate } from '../rl/evaluate.js'
+import { type Evaluation, evaluate } from '../rl/evaluate.js'
 import { evaluateSequences } from '../rl/evaluate-sequences.js'
 import { stopTokens } from '../rl/problems.js'
 import { builtInRewards } from '../tasks/rewards.js'
@@ -15,6 +16,8 @@ import {
   loopCounts,
   type ModelFlags,
   modelOptions,
+  natural,
+  nonNegative,
   openModel,
   positiveInteger,
   problemCount,
@@ -35,6 +38,10 @@ interface EvalFlags extends ModelFlags {
   problems: number
   loops?: number[]
   maxNewTokens?: number
+  samples?: number
+  temperature?: number
+  seed?: number
+  save?: string
   json?: boolean
 }
 
@@ -42,7 +49,7 @@ interface EvalFlags extends ModelFlags {
 export function addEval(program: Command): void {
   const command = program
     .command('eval')
-    .description('answer held-out problems greedily, or predict text, with several loop counts')
+    .description('answer held-out problems, or predict text, with several loop counts')
     .argument('<model>', 'Hugging Face checkpoint folder')
     .option('--task <task>', 'name of a task, or YAML such as "{ name: addition, digits: 3 }"', task)
     .option('--dataset <path>', 'file or folder of rows with prompt and answer, or hub:org/name, instead of a task')
@@ -63,6 +70,10 @@ export function addEval(program: Command): void {
     .option('--problems <count>', 'problems to answer, or blocks of text, spread over all of it', problemCount, 256)
     .option('--loops <counts>', "loop counts such as 1,2,4; default 1 to the model's", loopCounts)
     .option('--max-new-tokens <count>', 'longest answer', positiveInteger)
+    .option('--samples <count>', 'answers to each problem, for pass@k (default: 1)', positiveInteger)
+    .option('--temperature <value>', '0 is greedy (default: 0 for one sample, else 1)', nonNegative)
+    .option('--seed <number>', 'seed of the samples (default: 0)', natural)
+    .option('--save <file>', 'write every answer with its reward to a JSON Lines file')
     .option('--json', 'write one JSON object to standard output and nothing else')
   modelOptions(command).action(evaluateModel)
 }
@@ -72,19 +83,45 @@ async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
   const dataset = flags.dataset === undefined ? undefined : await loadDataset(flags.dataset, datasetFlags(flags))
   const reward = flags.reward && (await openRewards(flags.reward.map((reward) => ({ reward }))))
   using model = await openModel(folder, flags)
-  const { task, problems, loops, maxNewTokens } = flags
+  const { task, problems, loops, maxNewTokens, samples, temperature, seed } = flags
+  const sampling = { samples, temperature, seed }
   const results = await interruptible((signal) =>
-    evaluate(model, { task, dataset, reward, problems, loops, maxNewTokens, signal }),
+    evaluate(model, { task, dataset, reward, problems, loops, maxNewTokens, ...sampling, onProgress: showProgress, signal }),
   )
+  if (flags.save !== undefined) await saveAnswers(flags.save, results)
   if (flags.json) {
-    printJson({ model: folder, results })
+    printJson({ model: folder, results: results.map(({ answers: _, ...result }) => result) })
     return
   }
-  print(`${results[0]?.problems ?? 0} problems, greedy`)
-  for (const { loops, reward, completionLength, clippedRatio = 0 } of results) {
-    const cut = clippedRatio > 0 ? `  cut off ${formatNumber(100 * clippedRatio)} %` : ''
-    print(`${loops} loops  reward ${formatNumber(reward)}  tokens ${formatNumber(completionLength)}${cut}`)
-  }
+  const one = (results[0]?.samples ?? 1) === 1
+  const how =
+    one && (temperature ?? 0) === 0 ? 'greedy' : `${results[0]?.samples} samples, temperature ${temperature ?? (one ? 0 : 1)}`
+  print(`${results[0]?.problems ?? 0} problems, ${how}; intervals of 95 %`)
+  for (const result of results) print(resultText(result))
+}
+
+function resultText({ loops, reward, interval, passAt = {}, completionLength, clippedRatio = 0 }: Evaluation): string {
+  const cut = clippedRatio > 0 ? `  cut off ${formatNumber(100 * clippedRatio)} %` : ''
+  const pass = Object.entries(passAt).map(([k, share]) => `  pass@${k} ${formatNumber(share)}`)
+  const between = `(${interval.low.toFixed(3)} to ${interval.high.toFixed(3)})`
+  return `${loops} loops  reward ${formatNumber(reward)} ${between}${pass.join('')}  tokens ${formatNumber(completionLength)}${cut}`
+}
+
+/** A line that is redrawn; a log is left alone. */
+function showProgress({ loops, answered, of }: { loops: number; answered: number; of: number }): void {
+  const { stderr } = process
+  if (stderr.isTTY === true)
+    stderr.write(`\r\x1b[2K${loops} loops: ${answered} of ${of} answers${answered === of ? '\r\x1b[2K' : ''}`)
+}
+
+/** A line per answer: loops, the problem's number, the sample's, the completion and its reward. */
+async function saveAnswers(path: string, results: readonly Evaluation[]): Promise<void> {
+  const lines = results.flatMap(({ loops, answers }) =>
+    answers.flatMap((own, problem) => own.map((answer, sample) => JSON.stringify({ loops, problem, sample, ...answer }))),
+  )
+  await writeFile(path, lines.map((line) => `${line}\n`).join('')).catch((cause) => {
+    throw fileError(cause, 'write', path, 'looplm eval')
+  })
 }
 
 function datasetFlags({ split, config, columns }: EvalFlags): DatasetOptions {

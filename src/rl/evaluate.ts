@@ -1,4 +1,5 @@
 import type { Dataset } from '../data/dataset.js'
+import { Random } from '../data/random.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
@@ -11,21 +12,36 @@ import type { Rewards } from './options.js'
 import { openProblems, type ProblemSource, promptTokens, taskProblems } from './problems.js'
 import { namedRewards, scoreCompletions } from './rewards.js'
 import { completionOf, generation } from './rollout.js'
+import { bootstrapInterval, type Interval, passAtK, wilsonInterval } from './statistics.js'
 
-/** Greedy answers to held-out problems with one loop count. */
+/** A sampled answer and what it earned; null where there was no opinion. */
+export interface Answer {
+  completion: string
+  reward: number | null
+}
+
+/** Answers to held-out problems with one loop count. */
 export interface Evaluation {
   /** Loops that every token ran. */
   loops: number
-  /** Mean reward; the accuracy when rewards are 0 and 1. */
+  /** Mean reward; the accuracy when rewards are 0 and 1. With several samples the mean over problems of their means (avg@k). */
   reward: number
+  /** Where the mean lies with 95 % confidence: {@link wilsonInterval} for a share of problems, else {@link bootstrapInterval}. */
+  interval: Interval
+  /** {@link passAtK} for k = 1, 2, 4, … and the number of samples; only with several samples whose rewards are 0 and 1. */
+  passAt?: Record<number, number>
   /** Mean tokens per completion. */
   completionLength: number
   /** Share of the answers that were cut off at the length limit; undefined where every answer has that length. */
   clippedRatio?: number
   /** Problems answered. */
   problems: number
-  /** Reward of each problem; null where there was no opinion. */
+  /** Answers to each problem. */
+  samples: number
+  /** Reward of each problem, the mean of its samples; null where there was no opinion. */
   rewards: (number | null)[]
+  /** Of each problem its answers. */
+  answers: Answer[][]
 }
 
 /** What {@link evaluate} answers, and how. */
@@ -44,6 +60,14 @@ export interface EvaluateOptions {
   loops?: readonly number[] | undefined
   /** Longest answer in tokens; default what the task says, 256 for a dataset. */
   maxNewTokens?: number | undefined
+  /** Answers to each problem; default 1. */
+  samples?: number | undefined
+  /** 0: greedy. Default 0 for one sample, 1 for several. */
+  temperature?: number | undefined
+  /** Of the draws; default 0. */
+  seed?: number | undefined
+  /** Called after every part that was answered. */
+  onProgress?: ((progress: { loops: number; answered: number; of: number }) => void) | undefined
   signal?: AbortSignal | undefined
 }
 
@@ -55,20 +79,26 @@ const evaluateOptions = {
   problems: true,
   loops: true,
   maxNewTokens: true,
+  samples: true,
+  temperature: true,
+  seed: true,
+  onProgress: true,
   signal: true,
 } satisfies Keys<EvaluateOptions>
 
 const promptsPerCall = 1024 // bounds the cache of keys and values
 
 /**
- * Answers held-out problems greedily, once per loop count; the same problems each time.
+ * Answers held-out problems once per loop count, greedily or by sampling; the same problems each time.
  *
  * @throws LoopLMError INVALID_CONFIG without a task, dataset or tokenizer, ABORTED
  *
  * @example
  * ```ts
  * const results = await evaluate(model, { task: addition({ digits: 3 }), problems: 1000, loops: [2, 4] })
- * for (const { loops, reward } of results) console.log(loops, reward)
+ * for (const { loops, reward, interval } of results) console.log(loops, reward, interval.low, interval.high)
+ * const [sampled] = await evaluate(model, { task: addition({ digits: 3 }), problems: 100, loops: [4], samples: 8 })
+ * console.log(sampled.passAt)
  * ```
  */
 export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise<Evaluation[]> {
@@ -76,8 +106,18 @@ export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise
   const problems = checkNumber(options.problems ?? 256, 'problems', { min: 1, max: 2 ** 20, integer: true }, 'evaluate')
   const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, seed: 0 })
   checkOptions(options, evaluateOptions, 'evaluate')
+  checkSampling(options)
   const reward = options.reward ?? (task === undefined ? exactMatch : [{ name: task.name, reward: task.reward }])
   return answerProblems(model, source, namedRewards(reward), { ...options, problems })
+}
+
+function checkSampling({ samples = 1, temperature, seed }: EvaluateOptions): void {
+  checkNumber(samples, 'samples', { min: 1, max: 2 ** 16, integer: true }, 'evaluate')
+  if (temperature !== undefined) checkNumber(temperature, 'temperature', { min: 0 }, 'evaluate')
+  if (seed !== undefined) checkNumber(seed, 'seed', { min: 0, below: 2 ** 53, integer: true }, 'evaluate')
+  if (samples === 1 || temperature !== 0) return
+  const message = `samples: ${samples} greedy answers are all the same; give a temperature above 0, or omit samples`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'evaluate' })
 }
 
 /** The body of {@link evaluate}, for a source that is open already. */
@@ -85,33 +125,66 @@ export async function answerProblems(
   model: LoopLM,
   source: ProblemSource,
   rewards: readonly WeightedReward[],
-  options: Pick<EvaluateOptions, 'loops' | 'maxNewTokens' | 'signal'> & { problems: number },
+  options: Omit<EvaluateOptions, 'task' | 'dataset' | 'tokenizer' | 'reward'> & { problems: number },
 ): Promise<Evaluation[]> {
+  const { samples = 1, temperature = samples === 1 ? 0 : 1, seed = 0, signal, onProgress } = options
   const problems = source.heldOut(options.problems)
-  const prompts = problems.map((problem) => promptTokens(source, problem))
-  const settings = { ...generation(source, options.maxNewTokens), temperature: 0, signal: options.signal }
+  const prompts = problems.flatMap((problem) => Array<number[]>(samples).fill(promptTokens(source, problem)))
+  const settings = { ...generation(source, options.maxNewTokens), temperature, signal }
   const fixedLength = source.task !== undefined && source.stop.length === 0
   const evaluations: Evaluation[] = []
   for (const loops of options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)) {
     const results: GenerateResult[] = []
     for (let start = 0; start < prompts.length; start += promptsPerCall) {
       const part = prompts.slice(start, start + promptsPerCall)
-      for (const result of await model.generate(part, { ...settings, loops })) results.push(result)
+      const drawn = new Random(seed, start, loops).word() // a draw depends on the seed of its call and the index in it
+      for (const result of await model.generate(part, { ...settings, loops, seed: drawn })) results.push(result)
+      onProgress?.({ loops, answered: results.length, of: prompts.length })
     }
-    const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
-    const scored = (await scoreCompletions(rewards, completions, { signal: options.signal })).rewards
+    const completions = results.map((result, i) => completionOf(source, problems[Math.floor(i / samples)]!, result))
+    const scored = (await scoreCompletions(rewards, completions, { signal })).rewards
     const cut = results.filter(({ finishReason }) => finishReason === 'length').length
-    const known = scored.filter((reward) => reward !== null)
+    const answers = problems.map((_, problem) =>
+      Array.from({ length: samples }, (_, sample) => {
+        const i = problem * samples + sample
+        return { completion: completions[i]!.completion, reward: scored[i]! }
+      }),
+    )
     evaluations.push({
       loops,
-      reward: known.reduce((sum, reward) => sum + reward, 0) / Math.max(known.length, 1),
+      ...(await summarize(answers)),
       ...(fixedLength ? {} : { clippedRatio: cut / Math.max(results.length, 1) }),
       completionLength: results.reduce((sum, { tokens }) => sum + tokens.length, 0) / Math.max(results.length, 1),
       problems: problems.length,
-      rewards: scored,
+      samples,
+      answers,
     })
   }
   return evaluations
+}
+
+/** Means and intervals over the problems that have a reward. */
+async function summarize(answers: readonly Answer[][]): Promise<Pick<Evaluation, 'reward' | 'interval' | 'passAt' | 'rewards'>> {
+  const known = answers.map((own) => own.map(({ reward }) => reward).filter((reward) => reward !== null))
+  const rewards = known.map((own) => (own.length === 0 ? null : own.reduce((sum, reward) => sum + reward, 0) / own.length))
+  const means = rewards.filter((reward) => reward !== null)
+  if (means.length === 0) return { reward: 0, interval: { low: 0, high: 0 }, rewards }
+  const sum = means.reduce((total, reward) => total + reward, 0)
+  const single = answers.every(({ length }) => length === 1)
+  const binary = known.every((own) => own.every((reward) => reward === 0 || reward === 1))
+  const interval = single && binary ? wilsonInterval(sum, means.length) : await bootstrapInterval(means)
+  const samples = Math.min(...known.filter(({ length }) => length > 0).map(({ length }) => length))
+  if (single || !binary) return { reward: sum / means.length, interval, rewards }
+  const counts = [...new Set([...Array.from({ length: 31 }, (_, i) => 2 ** i).filter((k) => k < samples), samples])]
+  const passAt = Object.fromEntries(
+    counts.map((k) => {
+      const shares = known
+        .filter(({ length }) => length > 0)
+        .map((own) => passAtK(own.filter((one) => one === 1).length, own.length, k))
+      return [k, shares.reduce((total, share) => total + share, 0) / shares.length]
+    }),
+  )
+  return { reward: sum / means.length, interval, passAt, rewards }
 }
 
 /**

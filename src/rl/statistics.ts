@@ -1,0 +1,154 @@
+import { Random } from '../data/random.js'
+import { LoopLMError } from '../errors.js'
+import { checkNumber } from '../validation/arguments.js'
+
+/** Where a share or a mean lies with the given confidence. */
+export interface Interval {
+  low: number
+  high: number
+}
+
+const millisecondsAtOnce = 8
+
+/**
+ * The interval of Wilson (1927) for a share: it stays within 0 and 1 and is right for few trials and for shares near the ends, where the
+ * normal approximation is not.
+ *
+ * @param successes a number from 0 to `trials`
+ * @param trials at least 1, independent of each other
+ * @param confidence between 0 and 1; default 0.95
+ * @throws LoopLMError INVALID_ARGUMENT
+ *
+ * @example
+ * ```ts
+ * const { low, high } = wilsonInterval(40, 50) // 0.6696…, 0.8876…
+ * ```
+ */
+export function wilsonInterval(successes: number, trials: number, confidence = 0.95): Interval {
+  const operation = 'wilsonInterval'
+  checkNumber(trials, 'trials', { min: 1, integer: true }, operation)
+  checkNumber(successes, 'successes', { min: 0, max: trials }, operation)
+  const z = normalQuantile((1 + checkConfidence(confidence, operation)) / 2)
+  const share = successes / trials
+  const middle = (share + z ** 2 / (2 * trials)) / (1 + z ** 2 / trials)
+  const half = (z / (1 + z ** 2 / trials)) * Math.sqrt((share * (1 - share)) / trials + z ** 2 / (4 * trials ** 2))
+  return { low: successes === 0 ? 0 : Math.max(0, middle - half), high: successes === trials ? 1 : Math.min(1, middle + half) }
+}
+
+/**
+ * The percentile bootstrap (Efron, 1979) of a mean: between which values the mean lies when the values are drawn again, with replacement.
+ * For several samples per problem, give the mean of each problem: problems are what an evaluation draws at random.
+ *
+ * @param values at least one finite number
+ * @param options.confidence between 0 and 1; default 0.95
+ * @param options.resamples default 1000
+ * @param options.seed of the draws; default 0
+ * @throws LoopLMError INVALID_ARGUMENT
+ *
+ * @example
+ * ```ts
+ * const { low, high } = await bootstrapInterval([0.25, 1, 0, 0.5, 0.75])
+ * ```
+ */
+export async function bootstrapInterval(
+  values: ArrayLike<number>,
+  options: { confidence?: number; resamples?: number; seed?: number } = {},
+): Promise<Interval> {
+  const operation = 'bootstrapInterval'
+  const { confidence = 0.95, resamples = 1000, seed = 0 } = options
+  checkConfidence(confidence, operation)
+  checkNumber(resamples, 'resamples', { min: 1, max: 2 ** 20, integer: true }, operation)
+  const count = values.length
+  if (count === 0) throw new LoopLMError('INVALID_ARGUMENT', 'values: at least one is needed', { operation })
+  for (let i = 0; i < count; i++) checkNumber(values[i], `values[${i}]`, {}, operation)
+  const means = new Float64Array(resamples)
+  let begun = performance.now()
+  for (let resample = 0; resample < resamples; resample++) {
+    const random = new Random(seed, resample)
+    let sum = 0
+    for (let i = 0; i < count; i++) sum += values[random.integer(count)]!
+    means[resample] = sum / count
+    if (performance.now() - begun < millisecondsAtOnce) continue
+    await new Promise((resolve) => setImmediate(resolve)) // other work of the process gets its turn
+    begun = performance.now()
+  }
+  means.sort()
+  const at = (share: number) => means[Math.min(resamples - 1, Math.max(0, Math.round(share * (resamples - 1))))]!
+  return { low: at((1 - confidence) / 2), high: at((1 + confidence) / 2) }
+}
+
+/**
+ * pass@k: the probability that of k samples at least one is right, estimated without bias from n ≥ k samples of a problem, of which c are
+ * right: 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374, equation 1). The mean over problems is what is reported.
+ *
+ * @param correct c, from 0 to `samples`
+ * @param samples n
+ * @param k from 1 to `samples`
+ * @throws LoopLMError INVALID_ARGUMENT
+ *
+ * @example
+ * ```ts
+ * const share = passAtK(1, 4, 2) // 0.5
+ * ```
+ */
+export function passAtK(correct: number, samples: number, k: number): number {
+  const operation = 'passAtK'
+  checkNumber(samples, 'samples', { min: 1, integer: true }, operation)
+  checkNumber(correct, 'correct', { min: 0, max: samples, integer: true }, operation)
+  checkNumber(k, 'k', { min: 1, max: samples, integer: true }, operation)
+  if (samples - correct < k) return 1
+  let allWrong = 1 // the product form of the paper: no binomial overflows
+  for (let i = samples - correct + 1; i <= samples; i++) allWrong *= 1 - k / i
+  return 1 - allWrong
+}
+
+/**
+ * avg@k: the mean score of the first k samples of each problem, over all problems.
+ *
+ * @param scores per problem, one per sample
+ * @param k from 1 to the number of samples; default all of them
+ * @throws LoopLMError INVALID_ARGUMENT
+ *
+ * @example
+ * ```ts
+ * const mean = averageAtK([[1, 0, 1, 1], [0, 0, 0, 1]], 4) // 0.5
+ * ```
+ */
+export function averageAtK(scores: readonly ArrayLike<number>[], k?: number): number {
+  const operation = 'averageAtK'
+  if (scores.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'scores: at least one problem is needed', { operation })
+  let sum = 0
+  for (const [i, own] of scores.entries()) {
+    const count = checkNumber(k ?? own.length, `k for problem ${i}`, { min: 1, max: own.length, integer: true }, operation)
+    let total = 0
+    for (let sample = 0; sample < count; sample++) total += checkNumber(own[sample], `scores[${i}][${sample}]`, {}, operation)
+    sum += total / count
+  }
+  return sum / scores.length
+}
+
+function checkConfidence(confidence: number, operation: string): number {
+  return checkNumber(confidence, 'confidence', { above: 0, below: 1 }, operation)
+}
+
+/** The value below which a standard normal variable lies with probability p ≥ 1/2, by bisection of {@link normalCdf}. */
+function normalQuantile(p: number): number {
+  let [low, high] = [0, 8.3] // beyond, the probability is 1 in double precision
+  for (let i = 0; i < 60; i++) {
+    const middle = (low + high) / 2
+    if (normalCdf(middle) < p) low = middle
+    else high = middle
+  }
+  return (low + high) / 2
+}
+
+/** Φ(x) = 1/2 + φ(x) (x + x³/3 + x⁵/(3·5) + …), Marsaglia, J. Stat. Softw. 11(4), 2004. All terms are positive: nothing cancels. */
+function normalCdf(x: number): number {
+  let sum = x
+  let term = x
+  for (let i = 3; sum + term !== sum; i += 2) {
+    term *= x ** 2 / i
+    sum += term
+  }
+  return 0.5 + (sum * Math.exp(-(x ** 2) / 2)) / Math.sqrt(2 * Math.PI)
+}
