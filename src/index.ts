@@ -22,6 +22,7 @@ export {
 } from './kernels.js'
 export type { Adapter, LoRAModule, LoRAOptions } from './model/adapter.js'
 export type { LoopLMConfig, LoopLMConfigInput } from './model/config.js'
+export { type EstimateOptions, estimateMemory, type MemoryEstimate } from './model/estimate.js'
 export { LoopLM } from './model/model.js'
 export { AdamW, type AdamWOptions } from './model/optimizer.js'
 export { GenerateRequest, Scheduler } from './model/scheduler.js'

@@ -2,11 +2,13 @@
 import { Command, CommanderError } from 'commander'
 import { addChat } from './chat.js'
 import { addDownload } from './download.js'
+import { addEstimate } from './estimate.js'
 import { addEval } from './eval.js'
 import { addGenerate } from './generate.js'
 import { addInfo, version } from './info.js'
 import { addOptions } from './options.js'
 import { exitCodes, reportError } from './output.js'
+import { addPlan } from './plan.js'
 import { addQuantize } from './quantize.js'
 import { addReport } from './report.js'
 import { addServe } from './serve.js'
@@ -18,7 +20,20 @@ const program = new Command('looplm')
   .showHelpAfterError('(--help lists what is possible)')
   .exitOverride()
 
-for (const add of [addTrain, addGenerate, addChat, addServe, addDownload, addQuantize, addEval, addReport, addOptions, addInfo])
+for (const add of [
+  addTrain,
+  addPlan,
+  addEstimate,
+  addGenerate,
+  addChat,
+  addServe,
+  addDownload,
+  addQuantize,
+  addEval,
+  addReport,
+  addOptions,
+  addInfo,
+])
   add(program)
 
 // a reader that has seen enough, such as head; a terminal that has hung up is told nothing more

@@ -202,21 +202,28 @@ export async function readAdapter(folder: string, model: LoopLMConfig, operation
 /** A small file cannot make us allocate a large adapter: a parameter takes at least two bytes in it. */
 async function checkSize(
   path: string,
-  { rank, modules, perLoop, shiftRank }: ReturnType<typeof checkAdapter>,
+  form: ReturnType<typeof checkAdapter>,
   model: LoopLMConfig,
   operation: string,
 ): Promise<void> {
-  const { parameters, layers, hidden, loop, loops } = architectureOf(model)
-  const looped = (index = 0) => loop.some((step) => step.kind === 'block' && step.index === index)
-  const widths = parameters
-    .filter(({ name }) => modules.some((module) => name.endsWith(`.${module}.weight`)))
-    .map(({ shape, index }) => (perLoop && looped(index) ? loops : 1) * shape.reduce((sum, width) => sum + width, 0))
-  const needed = 2 * (rank * widths.reduce((sum, width) => sum + width, 0) + 4 * layers * hidden * shiftRank)
+  const needed = 2 * adapterParameterCount(architectureOf(model), form)
   const found = await stat(path).catch(() => undefined)
   if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
   if (found.size >= needed) return
   const message = `${path}: ${found.size} bytes cannot hold the ${needed / 2} parameters that adapter_config.json describes for this model`
   throw new LoopLMError('INVALID_FILE', message, { operation })
+}
+
+/** The numbers in an adapter. */
+export function adapterParameterCount(
+  { parameters, layers, hidden, loop, loops }: Architecture,
+  { rank, modules, perLoop, shiftRank }: { rank: number; modules: readonly LoRAModule[]; perLoop: boolean; shiftRank: number },
+): number {
+  const looped = (index = 0) => loop.some((step) => step.kind === 'block' && step.index === index)
+  const widths = parameters
+    .filter(({ name }) => modules.some((module) => name.endsWith(`.${module}.weight`)))
+    .map(({ shape, index }) => (perLoop && looped(index) ? loops : 1) * shape.reduce((sum, width) => sum + width, 0))
+  return rank * widths.reduce((sum, width) => sum + width, 0) + 4 * layers * hidden * shiftRank
 }
 
 /** Whether two adapters have the same shape. */

@@ -1,0 +1,102 @@
+import { readFile, stat } from 'node:fs/promises'
+import { type Command, Option } from 'commander'
+import { fileError, LoopLMError } from '../errors.js'
+import { findFolder, readCheckpoint } from '../model/checkpoint.js'
+import { type LoopLMConfig, parseConfig } from '../model/config.js'
+import { type EstimateOptions, estimateMemory, type MemoryEstimate } from '../model/estimate.js'
+import { deviceMemory } from '../tensor/devices.js'
+import { positiveInteger } from './arguments.js'
+import { print, printJson } from './output.js'
+
+interface EstimateFlags extends Pick<EstimateOptions, 'dtype' | 'loops' | 'recompute'> {
+  context: number
+  sequences: number
+  tokensPerMicroBatch: number
+  json?: boolean
+}
+
+/** Tokens of a micro-batch where the options leave the choice to the engine. */
+export const usualMicroBatch = 4096
+
+/** Adds `looplm estimate`. */
+export function addEstimate(program: Command): void {
+  program
+    .command('estimate')
+    .description('how much memory a model takes to generate and to train, by its config.json alone')
+    .argument('<model>', 'checkpoint folder, a model that was downloaded, or a config.json')
+    .addOption(
+      new Option('--dtype <name>', 'of weights, activations and cache').choices(['float32', 'bfloat16']).default('bfloat16'),
+    )
+    .option('--loops <count>', "loops that are run (default: the model's)", positiveInteger)
+    .option('--context <tokens>', 'tokens of a sequence in the cache', positiveInteger, 4096)
+    .option('--sequences <count>', 'sequences in the cache', positiveInteger, 1)
+    .option('--tokens-per-micro-batch <count>', 'tokens of a pass in training', positiveInteger, usualMicroBatch)
+    .addOption(new Option('--recompute <what>', 'in training').choices(['none', 'loop', 'layer']).default('none'))
+    .option('--json', 'write one JSON object to standard output and nothing else')
+    .action(showEstimate)
+}
+
+async function showEstimate(model: string, flags: EstimateFlags): Promise<void> {
+  const { dtype, loops, recompute, context, sequences, tokensPerMicroBatch, json } = flags
+  const estimate = estimateMemory(await readConfig(model), { dtype, loops, recompute })
+  const cache = context * sequences * estimate.cachePerToken
+  const activations = tokensPerMicroBatch * (estimate.activationsPerToken + estimate.headPerToken)
+  const generate = estimate.weights + cache
+  const train = trainingBytes(estimate, activations)
+  const { free } = deviceMemory()
+  if (json) {
+    printJson({ model, ...estimate, cache, activations, generate, train, free })
+    return
+  }
+  print(`${estimate.parameters} parameters, ${dtype}`)
+  printRow('weights', estimate.weights)
+  printRow('cache', cache, `${sequences} × ${context} tokens, ${bytesText(estimate.cachePerToken)} each`)
+  printRow('to generate', generate, fits(generate, free))
+  printRow('gradients', estimate.gradients)
+  printRow('optimizer', estimate.optimizer)
+  printRow('activations', activations, `at most, for ${tokensPerMicroBatch} tokens at a time, recompute ${recompute}`)
+  printRow('to train', train, fits(train, free))
+  printRow('free here', free)
+}
+
+/** What a trainer holds while it computes gradients. */
+export function trainingBytes({ weights, gradients, optimizer }: MemoryEstimate, activations: number): number {
+  return weights + gradients + optimizer + activations
+}
+
+/** The configuration of a checkpoint folder or of a config.json; weights are not read. */
+export async function readConfig(model: string): Promise<LoopLMConfig> {
+  const operation = 'looplm estimate'
+  const isFile = await stat(model).then(
+    (found) => found.isFile(),
+    () => false,
+  )
+  if (!isFile) return (await readCheckpoint(await findFolder(model, {}, operation), operation)).config
+  const text = await readFile(model, 'utf8').catch((cause) => {
+    throw fileError(cause, 'read', model, operation)
+  })
+  let value: unknown
+  try {
+    value = JSON.parse(text)
+  } catch (cause) {
+    throw new LoopLMError('INVALID_FILE', `${model} is not JSON: ${(cause as Error).message}`, { operation, cause })
+  }
+  return parseConfig(value, model, true)
+}
+
+/** A line of the table. */
+export function printRow(name: string, bytes: number, note = ''): void {
+  print(`${name.padEnd(14)}${bytesText(bytes).padStart(10)}${note === '' ? '' : `  ${note}`}`)
+}
+
+/** Whether so much memory is free. */
+export function fits(bytes: number, free: number): string {
+  return bytes <= free ? 'fits in the free memory' : 'does not fit in the free memory'
+}
+
+/** A number of bytes for people. */
+export function bytesText(bytes: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
+  const unit = Math.min(units.length - 1, Math.max(0, Math.floor(Math.log2(Math.max(bytes, 1)) / 10)))
+  return `${(bytes / 2 ** (10 * unit)).toFixed(unit === 0 ? 0 : 1)} ${units[unit]}`
+}

@@ -1,0 +1,122 @@
+import type { Command } from 'commander'
+import { adaptableModules, adapterParameterCount } from '../model/adapter.js'
+import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.js'
+import { estimateMemory } from '../model/estimate.js'
+import { trainers } from '../rl/registry.js'
+import { deviceMemory } from '../tensor/devices.js'
+import { parseOptions } from '../validation/schema.js'
+import { collect, positiveInteger } from './arguments.js'
+import { fits, printRow, readConfig, trainingBytes, usualMicroBatch } from './estimate.js'
+import { print, printJson } from './output.js'
+import { readTrainConfig, type TrainConfig } from './train-config.js'
+
+interface PlanFlags {
+  set?: string[]
+  promptTokens: number
+  json?: boolean
+}
+
+/** The options that decide how much memory a run takes; each trainer has some of them. */
+interface PlannedOptions {
+  recompute: 'none' | 'loop' | 'layer'
+  tokensPerMicroBatch: number
+  lora?: { rank: number; targetModules?: string[] | undefined; perLoop: boolean; shiftRank: number } | undefined
+  beta?: number
+  promptsPerStep?: number
+  groupSize?: number
+  maxNewTokens?: number | undefined
+  maxCompletionLength?: number | undefined
+}
+
+/** Adds `looplm plan`. */
+export function addPlan(program: Command): void {
+  program
+    .command('plan')
+    .description('how much memory a training run will take, and whether it fits; trains nothing')
+    .argument('<config>', 'YAML file as for looplm train')
+    .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
+    .option('--prompt-tokens <count>', 'tokens of a prompt in the rollouts', positiveInteger, 256)
+    .option('--json', 'write one JSON object to standard output and nothing else')
+    .action(showPlan)
+}
+
+async function showPlan(path: string, { set = [], promptTokens, json }: PlanFlags): Promise<void> {
+  const plan = await makePlan(await readTrainConfig(path, set), promptTokens)
+  if (json) {
+    printJson(plan)
+    return
+  }
+  print(`${plan.parameters} parameters, ${plan.trained} trained, ${plan.dtype}`)
+  printRow('weights', plan.weights, plan.copies > 1 ? 'with the frozen starting model of beta' : '')
+  printRow('gradients', plan.gradients)
+  printRow('optimizer', plan.optimizer)
+  printRow(
+    'activations',
+    plan.activations,
+    `at most, for ${plan.tokensPerMicroBatch} tokens at a time, recompute ${plan.recompute}`,
+  )
+  if (plan.rollouts !== undefined) {
+    const waves = plan.waves === undefined ? 'not even one fits' : plan.waves === 1 ? 'all at once' : `in ${plan.waves} waves`
+    printRow('rollouts', plan.cache, `${plan.rollouts} × ${plan.rolloutTokens} tokens of keys and values, ${waves}`)
+  }
+  printRow('to train', plan.train, fits(plan.train, plan.free))
+  printRow('free here', plan.free)
+  if (plan.remedy !== undefined) print(plan.remedy)
+}
+
+/** The memory of a run, in bytes. Rollouts that do not fit beside the rest wait for others: `waves` says how many rounds that takes. */
+async function makePlan(config: TrainConfig, promptTokens: number) {
+  const options = parseOptions('options', trainers[config.trainer].schema, config.options) as unknown as PlannedOptions
+  const { recompute, tokensPerMicroBatch: given, lora, beta = 0, promptsPerStep, groupSize } = options
+  const model = await modelConfig(config.model)
+  const dtype = config.dtype === 'bfloat16' ? 'bfloat16' : 'float32'
+  const architecture = architectureOf(model)
+  const trained =
+    lora && adapterParameterCount(architecture, { ...lora, modules: lora.targetModules ?? adaptableModules(architecture) })
+  const estimate = estimateMemory(model, { dtype, recompute, trained })
+  const tokensPerMicroBatch = given === 0 ? usualMicroBatch : given
+  const activations = tokensPerMicroBatch * (estimate.activationsPerToken + estimate.headPerToken)
+  const copies = beta > 0 && lora === undefined ? 2 : 1
+  const weights = copies * estimate.weights
+  const train = trainingBytes({ ...estimate, weights }, activations)
+  const { free } = deviceMemory(config.device as 'cpu' | undefined)
+  const rollouts = promptsPerStep === undefined || groupSize === undefined ? undefined : promptsPerStep * groupSize
+  const rolloutTokens = promptTokens + (options.maxNewTokens ?? options.maxCompletionLength ?? 256)
+  const each = rolloutTokens * estimate.cachePerToken
+  const room = Math.floor((free - train) / each)
+  return {
+    trainer: config.trainer,
+    parameters: estimate.parameters,
+    trained: trained ?? estimate.parameters,
+    dtype,
+    copies,
+    weights,
+    gradients: estimate.gradients,
+    optimizer: estimate.optimizer,
+    activations,
+    tokensPerMicroBatch,
+    recompute,
+    train,
+    rollouts,
+    rolloutTokens,
+    cache: (rollouts ?? 0) * each,
+    waves: rollouts === undefined || room < 1 ? undefined : Math.ceil(rollouts / room),
+    free,
+    remedy: train <= free ? undefined : remedyFor(options, dtype),
+  }
+}
+
+function remedyFor({ recompute, lora }: PlannedOptions, dtype: string): string {
+  const ideas = [
+    dtype === 'float32' && 'dtype: bfloat16',
+    lora === undefined && 'lora',
+    recompute !== 'layer' && "recompute: 'layer'",
+    'a lower tokensPerMicroBatch',
+  ]
+  return `What helps: ${ideas.filter((idea) => idea !== false).join(', ')}`
+}
+
+async function modelConfig(model: TrainConfig['model']): Promise<LoopLMConfig> {
+  if (typeof model === 'string') return readConfig(model)
+  return parseConfig({ vocab_size: 256, ...model }, 'model', false) // a tokenizer of the run may have more tokens
+}

@@ -1,0 +1,158 @@
+// What a model is said to take, and what the engine allocates for it.
+import { readdirSync } from 'node:fs'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { stringify } from 'yaml'
+import { estimateMemory, GRPOTrainer, LoopLM, memory, PretrainTrainer } from '../src/index.js'
+import { runProgram } from './kills.js'
+import { refusal } from './refusal.js'
+
+const families = join(import.meta.dirname, 'fixtures', 'families')
+const sizes = {
+  vocab_size: 100,
+  hidden_size: 64,
+  intermediate_size: 176,
+  num_hidden_layers: 3,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  total_ut_steps: 4,
+}
+const within = (estimate: number, measured: number, slack = 0) =>
+  expect(Math.abs(estimate - measured)).toBeLessThan(0.05 * measured + slack)
+
+type Recompute = 'none' | 'loop' | 'layer'
+
+/** What a training step holds; the last token of a sequence has nothing to predict. */
+async function heldBy(step: { update(batch: never): Promise<unknown>; dispose(): void }, batch: object) {
+  const before = memory().bytes
+  await step.update(batch as never)
+  const after = memory().bytes
+  step.dispose()
+  return { optimizer: after - memory().bytes, rest: memory().bytes - before }
+}
+const tokens = (model: LoopLM, count: number, length: number) =>
+  Array.from({ length: count }, (_, i) =>
+    Array.from({ length }, (_, j) => (j === 0 ? 1 : (7 * i + 3 * j) % model.config.vocab_size)),
+  )
+
+describe('an estimate of memory', () => {
+  it.each(
+    (['float32', 'bfloat16'] as const).flatMap((dtype) =>
+      (['none', 'loop', 'layer'] as const).map((recompute) => [dtype, recompute] as const),
+    ),
+  )('of a model in %s, recompute %s, is within 5 % of what the engine holds', async (dtype, recompute) => {
+    const before = memory().bytes
+    using model = await LoopLM.create(sizes, { dtype })
+    const estimate = estimateMemory(model.config, { dtype, recompute })
+    within(estimate.weights, memory().bytes - before)
+    const trainer = new PretrainTrainer(model, { recompute, tokensPerMicroBatch: 1024 })
+    const { optimizer, rest } = await heldBy(trainer, { sequences: tokens(model, 8, 65) })
+    within(estimate.optimizer, optimizer)
+    within(estimate.gradients + 8 * 64 * (estimate.activationsPerToken + estimate.headPerToken), rest)
+  })
+
+  it.each(
+    readdirSync(families).flatMap((name) =>
+      (['none', 'loop', 'layer'] as Recompute[]).map((recompute) => [name, recompute] as const),
+    ),
+  )('of %s, recompute %s, is within 5 % too', async (name, recompute) => {
+    const before = memory().bytes
+    using model = await LoopLM.fromPretrained(join(families, name))
+    const estimate = estimateMemory(model.config, { dtype: 'float32', recompute })
+    const slack = 64 * model.parameters().length // a tensor begins on a line of 64 bytes, which is much for one of 8 numbers
+    within(estimate.weights, memory().bytes - before, slack)
+    const trainer = new GRPOTrainer(model, { onWarning: () => {}, recompute, tokensPerMicroBatch: 4096, groupSize: 64 })
+    const batch = {
+      sequences: tokens(model, 64, 25),
+      promptLengths: Array(64).fill(1),
+      rewards: Array.from({ length: 64 }, (_, i) => i % 2),
+    }
+    const { optimizer, rest } = await heldBy(trainer, batch)
+    within(estimate.optimizer, optimizer, 2 * slack)
+    within(
+      estimate.gradients + 64 * 24 * (estimate.activationsPerToken + estimate.headPerToken / model.config.total_ut_steps),
+      rest,
+    )
+  })
+
+  it('counts parameters, and the keys and values of a token in every loop', async () => {
+    using model = await LoopLM.create(sizes)
+    const { parameters, cachePerToken } = estimateMemory(model.config)
+    expect(parameters).toBe(model.parameterCount)
+    const held = async (maxNewTokens: number) => {
+      const scheduler = model.scheduler({ maxTokens: maxNewTokens + 16 })
+      const before = memory().bytes
+      await scheduler.add([1, 2, 3], { maxNewTokens, temperature: 0 }).result()
+      const bytes = memory().bytes - before
+      const { slots } = scheduler.stats()
+      scheduler.dispose()
+      return { bytes, slots }
+    }
+    const [few, many] = [await held(100), await held(1000)]
+    within(cachePerToken, (many.bytes - few.bytes) / (many.slots - few.slots))
+    expect(estimateMemory(model.config, { loops: 2 }).cachePerToken).toBe(cachePerToken / 2)
+  })
+
+  it('refuses what it does not know', async () => {
+    using model = await LoopLM.create(sizes)
+    expect((await refusal(() => estimateMemory(model.config, { dtype: 'int8' as never }))).message).toMatch(
+      /dtype must be one of/,
+    )
+    expect((await refusal(() => estimateMemory(model.config, { loops: 0 }))).message).toMatch(/loops/)
+  })
+})
+
+describe('on the command line', () => {
+  let root: string
+  beforeAll(async () => {
+    root = await mkdtemp(join(tmpdir(), 'looplm-plan-'))
+    await writeFile(join(root, 'config.json'), JSON.stringify({ model_type: 'ouro', rope_theta: 1e6, ...sizes }))
+    const file = { trainer: 'grpo', model: sizes, dataset: 'rows.jsonl', reward: 'exactMatch', dtype: 'bfloat16' }
+    const options = { beta: 0.1, promptsPerStep: 4, groupSize: 8, maxNewTokens: 100, tokensPerMicroBatch: 512 }
+    await writeFile(join(root, 'grpo.yaml'), stringify({ ...file, options }))
+    await writeFile(join(root, 'lora.yaml'), stringify({ ...file, options: { ...options, lora: { rank: 4 } } }))
+  })
+  afterAll(() => rm(root, { recursive: true }))
+  const looplm = (...args: string[]) => runProgram(args, { cwd: root })
+
+  it('an estimate adds up and says what fits', async () => {
+    const { code, stdout } = await looplm('estimate', 'config.json', '--context', '1000', '--sequences', '3', '--json')
+    expect(code).toBe(0)
+    const said = JSON.parse(stdout)
+    using model = await LoopLM.create(sizes)
+    const estimate = estimateMemory(model.config, { dtype: 'bfloat16' })
+    expect(said).toMatchObject(estimate)
+    expect(said.cache).toBe(3000 * estimate.cachePerToken)
+    expect(said.generate).toBe(said.weights + said.cache)
+    expect(said.train).toBe(said.weights + said.gradients + said.optimizer + said.activations)
+    const text = await looplm('estimate', 'config.json', '--dtype', 'float32', '--sequences', '100000000')
+    expect(text.stdout).toMatch(/^151937 parameters, float32\nweights +593\.5 KiB\n/)
+    expect(text.stdout).toMatch(/to generate .* does not fit in the free memory/)
+    expect(text.stdout).toMatch(/to train .* fits in the free memory/)
+    expect((await looplm('estimate', 'nowhere')).stderr).toMatch(/no folder nowhere/)
+  })
+
+  it('a plan counts the reference model, the rollouts and an adapter, without reading the data', async () => {
+    const plan = async (name: string, ...more: string[]) => {
+      const { code, stdout, stderr } = await looplm('plan', name, '--prompt-tokens', '50', '--json', ...more)
+      expect([code, stderr]).toEqual([0, ''])
+      return JSON.parse(stdout)
+    }
+    const parsed = await plan('grpo.yaml', '--set', 'model.vocab_size=100')
+    using model = await LoopLM.create(sizes)
+    const { cachePerToken, gradients, weights } = estimateMemory(model.config, { dtype: 'bfloat16' })
+    expect(parsed).toMatchObject({ copies: 2, weights: 2 * weights, gradients, rollouts: 32, rolloutTokens: 150, waves: 1 })
+    expect(parsed.cache).toBe(32 * 150 * cachePerToken)
+    const adapted = await plan('lora.yaml')
+    await model.addAdapter({ rank: 4 })
+    expect(adapted.trained).toBe(model.adapter!.parameters.reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0))
+    expect(adapted).toMatchObject({ copies: 1, gradients: 4 * adapted.trained })
+    const many = await plan('grpo.yaml', '--set', 'promptsPerStep=2000', '--set', 'maxNewTokens=200000')
+    expect(many.waves).toBeGreaterThan(1)
+    const text = await looplm('plan', 'grpo.yaml', '--set', 'tokensPerMicroBatch=1000000000')
+    expect(text.stdout).toMatch(/to train .* does not fit in the free memory/)
+    expect(text.stdout).toMatch(/What helps: lora, recompute: 'layer', a lower tokensPerMicroBatch/)
+  })
+})
