@@ -234,7 +234,9 @@ const surrogates = ['reinforce', 'ppo', 'cispo'] as const
 
 const task = z.custom<Task>((value) => has(value, 'sample'), 'must be a task, for example addition()')
 
-const rows = z.custom<Dataset>((value) => Array.isArray(value), 'must be an array of rows').optional()
+const rows = z
+  .custom<Dataset>((value) => Array.isArray(value), 'must be an array of rows; read a file with await loadDataset(path)')
+  .optional()
 
 /** What is not plain data, and therefore not part of a configuration file. */
 export const resources = {
