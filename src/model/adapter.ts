@@ -231,3 +231,10 @@ export function sameAdapter(a: Omit<Adapter, 'parameters'>, b: Omit<Adapter, 'pa
   const same = a.rank === b.rank && a.alpha === b.alpha && a.perLoop === b.perLoop && a.shiftRank === b.shiftRank
   return same && a.targetModules.join() === b.targetModules.join()
 }
+
+/** Refuses to load an adapter of `folder` where the model has one of another shape. */
+export function requireSameAdapter(own: Adapter, wanted: Omit<Adapter, 'parameters'>, folder: string, operation: string): void {
+  if (sameAdapter(own, wanted)) return
+  const message = `the model has an adapter of another rank, alpha, perLoop, shiftRank or other modules than ${folder}: remove it first`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}

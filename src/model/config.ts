@@ -2,7 +2,7 @@ import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
 import { type Architecture, exitGateNames, parameterCount, withExitGate } from '../native/architecture.js'
 import type { Quantization } from '../native.js'
-import { describe } from '../validation/arguments.js'
+import { checkFlag, describe } from '../validation/arguments.js'
 import { checkJson } from '../validation/json-value.js'
 import { didYouMean } from '../validation/names.js'
 import { checkSchema } from '../validation/schema.js'
@@ -12,7 +12,7 @@ import { maxLoops, silu, size, sizes, tokens } from './architectures/fields.js'
 import { ouro } from './architectures/ouro.js'
 
 export type { LoopLMConfig, LoopLMConfigInput }
-export { maxLoops }
+export { exitGateNames, maxLoops }
 
 /** Every tensor of a model is addressed by 64-bit offsets; this many parameters (256 GiB in float32) is a typing error or an attack. */
 const maxParameters = 2 ** 36
@@ -211,12 +211,15 @@ export function architectureOf(config: LoopLMConfig): Architecture {
 const exitGateField = 'looplm_exit_gate'
 
 /**
- * The configuration of a model that is given an exit gate, where its family has none.
+ * The configuration of a model that is given an exit gate where it is wished and its family has none.
  *
- * @returns the names of the tensors that its files do not have yet
+ * @returns with the names of the tensors that its files do not have yet
  */
-export function addExitGate(config: LoopLMConfig): { config: LoopLMConfig; added: readonly string[] } {
-  const before = architectureOf(config)
-  if (before.exitGate) return { config, added: [] }
+export function withExitGateIf(
+  wished: boolean | undefined,
+  config: LoopLMConfig,
+  operation: string,
+): { config: LoopLMConfig; added: readonly string[] } {
+  if (!checkFlag(wished ?? false, 'exitGate', operation) || architectureOf(config).exitGate) return { config, added: [] }
   return { config: { ...config, [exitGateField]: true }, added: exitGateNames }
 }

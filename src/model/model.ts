@@ -7,11 +7,10 @@ import { call, context, type NativeModel, native, type Quantization } from '../n
 import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
 import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../validation/arguments.js'
-import { type Adapter, adaptableModules, checkAdapter, type LoRAOptions, readAdapter, sameAdapter } from './adapter.js'
+import { type Adapter, adaptableModules, checkAdapter, type LoRAOptions, readAdapter, requireSameAdapter } from './adapter.js'
 import { findFolder, readCheckpoint } from './checkpoint.js'
 import { checkDType, packValues } from './checks.js'
 import {
-  addExitGate,
   architectureOf,
   checkFieldNames,
   configDifference,
@@ -19,6 +18,7 @@ import {
   type LoopLMConfig,
   type LoopLMConfigInput,
   parseConfig,
+  withExitGateIf,
 } from './config.js'
 import { generate, stream } from './generation.js'
 import { accumulateLoss } from './loss.js'
@@ -121,9 +121,7 @@ export class LoopLM {
     const operation = 'LoopLM.create'
     checkOptions(options, createOptions, operation)
     checkFieldNames(config, operation)
-    const parsed = parseConfig(config, operation, false)
-    const gate = checkFlag(options.exitGate ?? false, 'exitGate', operation)
-    const complete = gate ? addExitGate(parsed).config : parsed
+    const { config: complete } = withExitGateIf(options.exitGate, parseConfig(config, operation, false), operation)
     const place = checkPlace(options, 'float32', operation)
     const seed = checkNumber(options.seed ?? 0, 'seed', { min: 0, integer: true }, operation)
     const on = context(place.device, place.threads, operation)
@@ -156,9 +154,8 @@ export class LoopLM {
     const place = checkPlace(options, undefined, operation)
     const wished = checkQuantization(options, operation)
     const found = await findFolder(folder, options, operation)
-    const gate = checkFlag(options.exitGate ?? false, 'exitGate', operation)
     const { weights, quantization: saved, config: own, ...parts } = await readCheckpoint(found, operation)
-    const { config, added } = gate ? addExitGate(own) : { config: own, added: [] }
+    const { config, added } = withExitGateIf(options.exitGate, own, operation)
     if (saved !== undefined && wished !== undefined) {
       const message = `${found} is quantized already (${saved.bits} bits, groups of ${saved.groupSize}): leave quantize away`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
@@ -417,8 +414,9 @@ export class LoopLM {
 
   /**
    * Gives the model a low-rank adapter (LoRA, Hu et al., arXiv 2106.09685): every target projection W x becomes W x + (alpha / rank) · B A x,
-   * with the same A and B in every loop, or with `perLoop` a pair for each of the model's loops. `shiftRank` adds Shift-FFN. A is uniform in ±1/√in and B is zero, so that nothing changes at first. From now on the model's own
-   * parameters are frozen: gradients and optimizers are those of the adapter alone. Gradients accumulated before are forgotten.
+   * with the same A and B in every loop, or with `perLoop` a pair for each of the model's loops. `shiftRank` adds Shift-FFN. A is uniform
+   * in ±1/√in and B is zero, so that nothing changes at first. From now on the model's own parameters are frozen: gradients and optimizers
+   * are those of the adapter alone. Gradients accumulated before are forgotten.
    *
    * @throws LoopLMError INVALID_ARGUMENT naming the option, or when there is an adapter already
    *
@@ -479,11 +477,8 @@ export class LoopLM {
     checkText(folder, 'folder', 'the path of a folder with an adapter', operation)
     const { modules: targetModules, weights, seed, ...rest } = await readAdapter(folder, this.config, operation)
     const own = this.#adapter
-    if (own !== undefined && !sameAdapter(own, { ...rest, targetModules })) {
-      const message = `the model has an adapter of another rank, alpha, perLoop, shiftRank or other modules than ${folder}: remove it first`
-      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
-    }
-    if (own === undefined) await this.addAdapter({ ...rest, targetModules })
+    if (own !== undefined) requireSameAdapter(own, { ...rest, targetModules }, folder, operation)
+    else await this.addAdapter({ ...rest, targetModules })
     const handle = this.handle(operation)
     try {
       await call(operation, () => native().modelLoadAdapter(handle, weights))
