@@ -21,7 +21,7 @@ Architecture two_registers(bool coda) {
   a.layers = coda ? 3 : 2, a.heads = 3, a.kv_heads = 1, a.head_dim = 2, a.loops = LOOPS;
   a.residual = Residual::pre, a.registers = 2;
   const auto add = [&](const std::string& name, std::vector<int64_t> shape, Role role, int32_t index, Initial initial) {
-    a.parameters.push_back({name, std::move(shape), role, index, 0, initial, 0.4});
+    a.parameters.push_back({name, std::move(shape), role, index, 0, initial, {0.4}});
   };
   add("embedding", {V, D}, Role::embedding, 0, Initial::normal);
   for (int32_t l = 0; l < a.layers; l++) {
