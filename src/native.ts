@@ -229,6 +229,24 @@ type Arrays = Float32Array | Float64Array | Int32Array | Uint16Array
 export interface Quantization {
   readonly bits: 4 | 8
   readonly groupSize: number
+  /** false: the head keeps its plain values. Default true. */
+  readonly head?: boolean
+}
+
+/** A file whose header TypeScript has read: where the tensors of a model's parameters lie in it. */
+export interface NativeTensorFile {
+  path: string
+  tensors: readonly {
+    /** Of the parameter. */
+    name: string
+    /** F32, BF16, F16, F64, or a type of native/engine/block_formats.h. */
+    type: string
+    shape: readonly number[]
+    /** In bytes of the file. */
+    offset: number
+    /** The rows are those of heads of so many rows, with the two halves of a head in turns; 0: in order. */
+    headRows?: number
+  }[]
 }
 
 export interface NativeBinding {
@@ -279,6 +297,15 @@ export interface NativeBinding {
     paths: readonly string[],
     quantization: Quantization | undefined,
     quantized: boolean,
+    added: readonly string[],
+  ): Promise<NativeModel>
+  /** The same from a file of another format. Without a dtype: bfloat16 where all of its matrices are that, else float32. */
+  modelLoadTensors(
+    context: NativeContext,
+    architecture: Architecture,
+    dtype: DType | undefined,
+    file: NativeTensorFile,
+    quantization: Quantization | undefined,
     added: readonly string[],
   ): Promise<NativeModel>
   modelDType(model: NativeModel): ModelDType

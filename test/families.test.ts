@@ -168,7 +168,7 @@ describe('what a family does not have is refused by name', () => {
     using model = await LoopLM.create(config)
     using trainer = new RLTTTrainer(model, { weights: 'exit-pdf' })
     const update = () => trainer.update({ sequences: [[1, 2, 3]], promptLengths: [1], advantages: [1] })
-    expect((await refusal(update)).message).toMatch(/needs an exit gate, and models of family nanbeige have none/)
+    expect((await refusal(update)).message).toMatch(/needs an exit gate, and this model of family nanbeige has none/)
     expect((await refusal(() => model.generate([[1]], { exit: { rule: 'gate', threshold: 0.5 } }))).message).toMatch(/exit gate/)
   })
   it('generation of families with several registers', async () => {

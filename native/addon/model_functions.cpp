@@ -17,7 +17,26 @@ HeldModel read_model(const Napi::CallbackInfo& info, size_t index = 0) {
 
 Quantization read_quantization(const Input& in) {
   if (in.missing()) return {};
-  return {int(in["bits"].integer(4, 8)), int(in["groupSize"].integer(1, 1 << 20))};
+  return {int(in["bits"].integer(4, 8)), int(in["groupSize"].integer(1, 1 << 20)), in["head"].missing() || in["head"].flag()};
+}
+
+std::vector<std::string> read_texts(const Input& list) {
+  std::vector<std::string> out;
+  for (uint32_t i = 0; i < list.length(); i++) out.push_back(list[i].text());
+  return out;
+}
+
+// NativeTensorFile of src/native.ts.
+TensorFile read_tensor_file(const Input& in) {
+  TensorFile file{in["path"].text(), {}};
+  const Input list = in["tensors"];
+  for (uint32_t i = 0; i < list.length(); i++) {
+    const Input t = list[i];
+    constexpr int64_t most = int64_t(1) << 53;
+    file.tensors.push_back({t["name"].text(), t["type"].text(), t["shape"].integers(), uint64_t(t["offset"].integer(0, most)),
+                            t["headRows"].missing() ? 0 : t["headRows"].integer(0, most)});
+  }
+  return file;
 }
 
 // A promise of the model that `make` returns on the executor's thread.
@@ -62,11 +81,21 @@ Napi::Value model_load(const Napi::CallbackInfo& info) {
   for (uint32_t i = 0; i < list.length(); i++) paths.push_back(list[i].text());
   const Quantization quantization = read_quantization(Input(info, 4, "quantization"));
   const bool quantized = Input(info, 5, "quantized").flag();
-  const Input list_of_added(info, 6, "added");
-  std::vector<std::string> added;
-  for (uint32_t i = 0; i < list_of_added.length(); i++) added.push_back(list_of_added[i].text());
+  const std::vector<std::string> added = read_texts(Input(info, 6, "added"));
   return model_promise(info, context.object, [device = context->device(), config, dtype, paths, quantization, quantized, added] {
     return load_model(device, dtype, config, quantization, paths, quantized, added);
+  });
+}
+Napi::Value model_load_tensors(const Napi::CallbackInfo& info) {
+  const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
+  const Architecture config = read_architecture(Input(info, 1, "architecture"));
+  const Input named(info, 2, "dtype");
+  const auto dtype = named.missing() ? std::nullopt : std::optional(named.dtype());
+  const TensorFile file = read_tensor_file(Input(info, 3, "file"));
+  const Quantization quantization = read_quantization(Input(info, 4, "quantization"));
+  const std::vector<std::string> added = read_texts(Input(info, 5, "added"));
+  return model_promise(info, context.object, [device = context->device(), config, dtype, file, quantization, added] {
+    return load_model(device, dtype, config, quantization, file, added);
   });
 }
 Napi::Value dtype_of(const Napi::CallbackInfo& info) {
@@ -210,6 +239,7 @@ Napi::Value zero_gradients(const Napi::CallbackInfo& info) {
 void add_model_functions(Napi::Env env, Napi::Object exports) {
   add<model_create>(env, exports, "modelCreate");
   add<model_load>(env, exports, "modelLoad");
+  add<model_load_tensors>(env, exports, "modelLoadTensors");
   add<dtype_of>(env, exports, "modelDType");
   add<model_save>(env, exports, "modelSave");
   add<add_adapter>(env, exports, "modelAddAdapter");

@@ -1,10 +1,12 @@
-// The model's parameters from and to safetensors files.
+// The model's parameters from and to safetensors files, and from GGUF files.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <set>
 
 #include "../numeric/half.h"
+#include "block_formats.h"
 #include "json.h"  // defines: quote_briefly
 #include "model.h"
 #include "safetensors.h"
@@ -94,10 +96,19 @@ std::string list_names(const std::vector<std::string>& names) {
   return names.size() > most ? out + " and " + std::to_string(names.size() - most) + " more" : out;
 }
 
-// One tensor and the file it lies in.
+// One tensor and the file it lies in. head_rows: the tensor's rows are those of heads of so many rows, in which a row of the
+// first half stands in front of its partner of the second; 0: rows are in the model's order.
 struct Source {
   const std::string* path;
   const SafetensorsEntry* entry;
+  int64_t head_rows = 0;
+  // Where the file has row `row` of the model.
+  size_t row_in_file(size_t row) const {
+    const size_t rows = size_t(head_rows);
+    if (rows == 0) return row;
+    const size_t i = row % rows;
+    return row - i + (i < rows / 2 ? 2 * i : 2 * (i - rows / 2) + 1);
+  }
 };
 using Sources = std::map<std::string, Source>;
 
@@ -151,7 +162,7 @@ Wanted all_of(const Model& model, bool quantized) {
   Wanted out = wanted(model.parameters(), "", "model", "does config.json belong to this checkpoint?");
   out.ignored = model.config.ignored;
   if (!quantized) return out;
-  const auto [bits, group] = model.quantization;
+  const int bits = model.quantization.bits, group = model.quantization.group;
   std::vector<WantedTensor> tensors;
   for (WantedTensor& t : out.tensors) {
     const Parameter* p = t.parameter;
@@ -193,9 +204,30 @@ void check_names(const Wanted& wanted, const Sources& sources, const std::vector
 
 const char* codes_dtype(int bits) { return bits == 8 ? "I8" : "U8"; }
 
-LoopDType floating_dtype(const Source& source, const std::string& name) {
+// How the elements of a tensor lie in a file.
+struct Encoding {
+  LoopDType dtype = LOOP_F32;           // of one element, or of what a block expands to
+  const BlockFormat* blocks = nullptr;  // NULL: one by one
+  size_t bytes(size_t elements) const {
+    return blocks ? elements / blocks->elements * blocks->bytes : elements * loop_dtype_size(dtype);
+  }
+  bool is(LoopDType type) const { return !blocks && dtype == type; }
+  void decode(LoopDType to, const uint8_t* src, uint8_t* dst, size_t count) const {
+    if (is(to)) std::memcpy(dst, src, bytes(count));
+    else if (!blocks) convert(dtype, to, src, dst, count);
+    else {
+      std::vector<float> values(blocks->elements);
+      for (size_t i = 0; i < count; i += blocks->elements, src += blocks->bytes) {
+        blocks->expand(src, values.data());
+        convert(LOOP_F32, to, reinterpret_cast<const uint8_t*>(values.data()), dst + i * loop_dtype_size(to), values.size());
+      }
+    }
+  }
+};
+Encoding encoding_of(const Source& source, const std::string& name) {
   for (const LoopDType type : {LOOP_F32, LOOP_BF16, LOOP_F16, LOOP_F64})
-    if (source.entry->dtype == safetensors_dtype(type)) return type;
+    if (source.entry->dtype == safetensors_dtype(type)) return {type};
+  if (const BlockFormat* blocks = block_format(source.entry->dtype)) return {LOOP_F32, blocks};
   refuse_tensor(*source.path, name, "dtype " + source.entry->dtype + " cannot be a parameter; F32, BF16, F16 and F64 can");
 }
 
@@ -205,33 +237,40 @@ LoopDType floating_dtype(const Source& source, const std::string& name) {
 // is kept from tensor to tensor.
 using Block = std::vector<uint8_t>;
 template <class Visit>
-void visit_blocks(Block& block, const Source& tensor, const std::string& name, LoopDType from, LoopDType to, size_t row,
+void visit_blocks(Block& block, const Source& tensor, const Encoding& from, const std::string& name, LoopDType to, size_t row,
                   Visit visit) {
   const SafetensorsEntry& entry = *tensor.entry;
-  const size_t total = entry.bytes / loop_dtype_size(from);
+  const auto& shape = entry.shape;
+  size_t total = 1;
+  for (const int64_t n : shape) total *= size_t(n);
+  const size_t columns = shape.size() < 2 ? 1 : size_t(shape.back());
+  const size_t unit = tensor.head_rows > 0 ? size_t(tensor.head_rows) * columns : row, size = loop_dtype_size(to);
+  const bool direct = from.is(to) && tensor.head_rows == 0;
   Xxh64 checksum;
-  const size_t longest = std::max<size_t>(1, (size_t(1) << 20) / row) * row;
-  if (from != to) block.resize(std::max(block.size(), std::min(total, longest) * loop_dtype_size(to)));
+  const size_t longest = std::max<size_t>(1, (size_t(1) << 20) / unit) * unit;
+  if (!direct) block.resize(std::max(block.size(), std::min(total, longest) * size));
   for (size_t first = 0; first < total; first += longest) {
-    const size_t count = std::min(longest, total - first);
-    const size_t bytes = count * loop_dtype_size(from);
-    const uint8_t* source = static_cast<const uint8_t*>(entry.data) + first * loop_dtype_size(from);
+    const size_t count = std::min(longest, total - first), bytes = from.bytes(count);
+    const uint8_t* source = static_cast<const uint8_t*>(entry.data) + from.bytes(first);
     if (entry.checksum) checksum.update(source, bytes);
-    if (from != to) convert(from, to, source, block.data(), count);
-    visit(first, static_cast<const void*>(from == to ? source : block.data()), count);
+    if (tensor.head_rows > 0)
+      for (size_t r = 0; r < count / columns; r++)
+        from.decode(to, source + from.bytes(tensor.row_in_file(r) * columns), block.data() + r * columns * size, columns);
+    else if (!direct) from.decode(to, source, block.data(), count);
+    visit(first, static_cast<const void*>(direct ? source : block.data()), count);
     MappedFile::forget(source, bytes);
   }
   check_checksum(*tensor.path, name, entry, checksum.digest());
 }
 
 // `values`, elements [first, first + count) of a tensor that was `from` in the file, as `to`.
-void require_finite(const Source& source, const std::string& name, LoopDType from, LoopDType to, size_t first, const void* values,
-                    size_t count) {
+void require_finite(const Source& source, const std::string& name, const Encoding& from, LoopDType to, size_t first,
+                    const void* values, size_t count) {
   const size_t bad = first_not_finite(to, values, count);
   if (bad < count)
     refuse_tensor(*source.path, name,
                   "element " + std::to_string(first + bad) + " is not finite" +
-                      (from == to ? "" : std::string(" as ") + safetensors_dtype(to)));
+                      (from.is(to) ? "" : std::string(" as ") + safetensors_dtype(to)));
 }
 
 // Shape and dtype.
@@ -241,28 +280,62 @@ void check_form(const Model& model, const WantedTensor& t, const Source& source)
                   "shape " + shape_text(source.entry->shape) + ", but the configuration asks for " + shape_text(t.shape));
   const std::string& dtype = source.entry->dtype;
   const std::string asked = t.part == WantedTensor::Part::codes ? codes_dtype(model.quantization.bits) : "F32";
-  if (t.part == WantedTensor::Part::values) floating_dtype(source, t.name);
+  if (t.part == WantedTensor::Part::values) encoding_of(source, t.name);
   else if (dtype != asked)
     refuse_tensor(*source.path, t.name, "dtype " + dtype + ", but quantization_config of config.json asks for " + asked);
 }
 
 void check_values(const Model& model, const WantedTensor& t, const Source& source, Block& block) {
   if (t.part == WantedTensor::Part::codes) return check_checksum(*source.path, t.name, *source.entry);  // every code is a weight
-  const LoopDType from = floating_dtype(source, t.name), to = t.part == WantedTensor::Part::scales ? LOOP_F32 : model.dt;
-  visit_blocks(block, source, t.name, from, to, 1, [&](size_t first, const void* values, size_t count) {
+  const LoopDType to = t.part == WantedTensor::Part::scales ? LOOP_F32 : model.dt;
+  const Encoding from = encoding_of(source, t.name);
+  visit_blocks(block, source, from, t.name, to, 1, [&](size_t first, const void* values, size_t count) {
     require_finite(source, t.name, from, to, first, values, count);
   });
 }
 
+// Whether a quantized model has codes as a file's blocks have them.
+bool same_codes(const Quantization& q, const Encoding& from) {
+  return from.blocks && q.group == 32 && from.blocks->name == (q.bits == 8 ? "Q8_0" : "Q4_0");
+}
+// Those codes and their scales, as they are.
+void load_codes(Model& model, const Parameter& p, const std::string& name, const Source& source, const Encoding& from) {
+  const size_t columns = size_t(p.shape[1]), groups = columns / 32, row_bytes = from.bytes(columns);
+  const size_t code_bytes = size_t(4 * model.quantization.bits), unit = source.head_rows > 0 ? size_t(source.head_rows) : 1;
+  const size_t longest = std::max<size_t>(1, (size_t(1) << 20) / (unit * columns)) * unit, total = size_t(p.shape[0]);
+  const auto split = model.quantization.bits == 8 ? split_q8_0 : split_q4_0;
+  std::vector<uint8_t> codes(std::min(longest, total) * groups * code_bytes);
+  std::vector<float> scales(std::min(longest, total) * groups);
+  for (size_t first = 0; first < total; first += longest) {
+    const size_t rows = std::min(longest, total - first);
+    const uint8_t* begin = static_cast<const uint8_t*>(source.entry->data) + first * row_bytes;
+    for (size_t r = 0; r < rows; r++) {
+      const uint8_t* row = begin + source.row_in_file(r) * row_bytes;
+      for (size_t g = 0; g < groups; g++) {
+        const size_t at = r * groups + g;
+        scales[at] = split(row + g * from.blocks->bytes, &codes[at * code_bytes]);
+        if (!std::isfinite(scales[at]))
+          refuse_tensor(*source.path, name, "the scale of block " + std::to_string(first * groups + at) + " is not finite");
+      }
+    }
+    model.write_codes(p, int64_t(first), int64_t(rows), codes.data());
+    model.write_scales(p, int64_t(first), int64_t(rows), scales.data());
+    MappedFile::forget(begin, rows * row_bytes);
+  }
+}
+
 void load_values(Model& model, const WantedTensor& t, const Source& source, Block& block) {
   const Parameter& p = *t.parameter;
+  const Encoding from = encoding_of(source, t.name);
   const Parameter* head = p.role == Role::embedding && !p.adapter ? model.tied_head() : nullptr;
-  const size_t row = p.matrix >= 0 || head ? size_t(p.shape[1]) : 1;
-  const LoopDType from = floating_dtype(source, t.name);
-  visit_blocks(block, source, t.name, from, model.dt, row, [&](size_t first, const void* values, size_t count) {
+  const bool keep = same_codes(model.quantization, from);
+  if (keep && p.matrix >= 0) return load_codes(model, p, t.name, source, from);
+  if (keep && head) load_codes(model, *head, t.name, source, from);
+  const size_t row = p.matrix >= 0 || head || from.blocks ? size_t(p.shape.back()) : 1;
+  visit_blocks(block, source, from, t.name, model.dt, row, [&](size_t first, const void* values, size_t count) {
     require_finite(source, t.name, from, model.dt, first, values, count);
     if (p.matrix >= 0) return model.quantize_rows(p, int64_t(first / row), int64_t(count / row), values);
-    if (head) model.quantize_rows(*head, int64_t(first / row), int64_t(count / row), values);
+    if (head && !keep) model.quantize_rows(*head, int64_t(first / row), int64_t(count / row), values);
     const size_t size = loop_dtype_size(model.dt);
     void* to = static_cast<char*>(model.writable_data(p)) + first * size;
     model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);
@@ -283,7 +356,7 @@ void load_tensor(Model& model, const WantedTensor& t, const Source& source, Bloc
     case WantedTensor::Part::scales: {
       std::vector<float> scales(source.entry->bytes / 4);
       std::memcpy(scales.data(), source.entry->data, source.entry->bytes);  // a file's tensors need not be aligned
-      require_finite(source, t.name, LOOP_F32, LOOP_F32, 0, scales.data(), scales.size());
+      require_finite(source, t.name, {LOOP_F32}, LOOP_F32, 0, scales.data(), scales.size());
       check_checksum(*source.path, t.name, *source.entry);
       model.write_scales(p, 0, rows, scales.data());
       break;
@@ -344,14 +417,41 @@ Files open_files(const std::vector<std::string>& paths) {
   return files;
 }
 
+Wanted without(Wanted wanted, const std::vector<std::string>& names) {
+  std::erase_if(wanted.tensors,
+                [&](const WantedTensor& t) { return std::find(names.begin(), names.end(), t.name) != names.end(); });
+  return wanted;
+}
+
 void load_files(Model& model, const std::vector<std::string>& paths, const Files& files, bool quantized, bool fresh,
                 const std::vector<std::string>& added = {}) {
   Sources sources = collect(paths, files);
   if (model.config.tied) drop_tied_head(sources, model.embedding().name);
-  Wanted wanted = all_of(model, quantized);
-  std::erase_if(wanted.tensors,
-                [&](const WantedTensor& t) { return std::find(added.begin(), added.end(), t.name) != added.end(); });
-  load_tensors(model, wanted, sources, paths, fresh);
+  load_tensors(model, without(all_of(model, quantized), added), sources, paths, fresh);
+}
+
+// What a file of another form says of its tensors, once every one lies within it.
+std::vector<SafetensorsEntry> entries_of(const TensorFile& file, const MappedFile& mapping) {
+  std::vector<SafetensorsEntry> entries;
+  for (const StoredTensor& t : file.tensors) {
+    SafetensorsEntry entry{t.type, t.shape};
+    const Encoding encoding = encoding_of({&file.path, &entry}, t.name);
+    size_t elements = 1;
+    for (const int64_t n : t.shape)
+      if (n < 1 || __builtin_mul_overflow(elements, size_t(n), &elements) || elements > mapping.size() * 4)
+        refuse_tensor(file.path, t.name, "shape " + shape_text(t.shape) + " is more than the file holds");
+    const int64_t rows = t.shape.empty() ? 0 : t.shape[0];
+    if (encoding.blocks && (t.shape.size() != 2 || size_t(t.shape[1]) % encoding.blocks->elements != 0))
+      refuse_tensor(file.path, t.name, "rows of shape " + shape_text(t.shape) + " are no whole blocks of " + t.type);
+    if (t.head_rows < 0 || (t.head_rows > 0 && (t.head_rows % 2 != 0 || rows % t.head_rows != 0)))
+      refuse_tensor(file.path, t.name, "its rows are no whole heads of " + std::to_string(t.head_rows));
+    entry.bytes = encoding.bytes(elements);
+    if (t.offset > mapping.size() || entry.bytes > mapping.size() - t.offset)
+      refuse_tensor(file.path, t.name, "ends behind the end of the file (is it cut short?)");
+    entry.data = static_cast<const uint8_t*>(mapping.data()) + t.offset;
+    entries.push_back(std::move(entry));
+  }
+  return entries;
 }
 
 // bfloat16 where all values are that, or codes and their scales; else float32, which holds every value of F16 and most of F64.
@@ -374,6 +474,24 @@ std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<
   const Files files = open_files(paths);
   auto model = std::make_shared<Model>(std::move(device), dt.value_or(stored_dtype(files)), config, quantization);
   load_files(*model, paths, files, quantized, true, added);
+  for (const std::string& name : added) model->initialize(model->parameter(name), 0);
+  return model;
+}
+std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<LoopDType> dt, const Architecture& config,
+                                  Quantization quantization, const TensorFile& file, const std::vector<std::string>& added) {
+  const MappedFile mapping(file.path);
+  const std::vector<SafetensorsEntry> entries = entries_of(file, mapping);
+  const bool half = std::any_of(entries.begin(), entries.end(), [](const auto& e) { return e.dtype == "BF16"; });
+  const bool other =
+      std::any_of(entries.begin(), entries.end(), [](const auto& e) { return e.dtype != "BF16" && e.shape.size() > 1; });
+  const std::vector<std::string> paths{file.path};
+  auto model =
+      std::make_shared<Model>(std::move(device), dt.value_or(half && !other ? LOOP_BF16 : LOOP_F32), config, quantization);
+  Sources sources;
+  for (size_t i = 0; i < entries.size(); i++)
+    if (!sources.emplace(file.tensors[i].name, Source{&paths[0], &entries[i], file.tensors[i].head_rows}).second)
+      refuse_tensor(file.path, file.tensors[i].name, "is there twice");
+  load_tensors(*model, without(all_of(*model, false), added), sources, paths, true);
   for (const std::string& name : added) model->initialize(model->parameter(name), 0);
   return model;
 }

@@ -141,7 +141,7 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const Architect
     const bool continues = form.first_row > 0;
     if (continues && (parameters_.empty() || parameters_.back().role != p.role || parameters_.back().index != p.index))
       throw Error("INVALID_CONFIG", "model", p.name + " must come right behind the rows before its own");
-    if (quantization && (is_layer_matrix(p.role) || p.role == Role::head)) {
+    if (quantization && (is_layer_matrix(p.role) || (p.role == Role::head && quantization.head))) {
       if (!continues) matrices_.push_back(std::make_unique<QuantizedMatrix>(p.role, p.index));
       matrices_.back()->in = p.shape[1];
       matrices_.back()->out += p.shape[0];
@@ -153,7 +153,7 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const Architect
     // What a vector leaves out is zero.
     if (!is_matrix(form.role)) layout.reserve(parameters_.back().offset + size_t(config.rows(form.role) - form.first_row));
   }
-  if (config.tied && quantization) {
+  if (config.tied && quantization && quantization.head) {
     matrices_.push_back(std::make_unique<QuantizedMatrix>(Role::head, 0));
     matrices_.back()->in = config.hidden;
     matrices_.back()->out = config.vocabulary;
@@ -236,7 +236,7 @@ Weights Model::pointers(const Buffer& arena, LoopDType type) const {
       place(w.injections, p.index) = {at, 2 * config.hidden, config.hidden};
     }
   }
-  if (config.tied && !quantization) w.head = w.embedding;
+  if (config.tied && !tied_head()) w.head = w.embedding;
   for (const auto& matrix : matrices_) {
     if (matrix->role == Role::head) w.quantized_head = &matrix->view;
     else (w.layers[size_t(matrix->index)].*matrix_of(matrix->role)).quantized = &matrix->view;
@@ -438,7 +438,7 @@ void Model::check_quantization() const {
 }
 
 void Model::quantize_rows(const Parameter& p, int64_t first, int64_t rows, const void* values) {
-  const auto [bits, group] = quantization;
+  const int bits = quantization.bits, group = quantization.group;
   const size_t in = size_t(p.shape[1]), row_codes = in * size_t(bits) / 8, groups = in / size_t(group);
   std::vector<float> row(in), scales(size_t(rows) * groups);
   std::vector<uint8_t> codes(size_t(rows) * row_codes);

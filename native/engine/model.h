@@ -11,9 +11,10 @@
 
 namespace looplm {
 
-// Weights in 8 or 4 bits with a scale for every `group` neighbours of a row (quantize.h); bits 0: none.
+// Weights in 8 or 4 bits with a scale for every `group` neighbours of a row (quantize.h); bits 0: none. head: the head's too.
 struct Quantization {
   int bits = 0, group = 0;
+  bool head = true;
   explicit operator bool() const { return bits != 0; }
 };
 

@@ -72,8 +72,8 @@ void check_request(const Model& model, const GenerateRequest& r, int loops, bool
   require(s.top_k >= 0 && s.top_p > 0 && s.top_p <= 1 && s.min_p >= 0 && s.min_p < 1,
           "topK must be >= 0, topP in (0, 1], minP in [0, 1)");
   require(r.exit.rule != ExitRule::gate || model.config.exit_gate,
-          "exit rule gate needs an exit gate, and models of family " + model.config.family +
-              " have none of their own: create or load the model with exitGate: true, and train it");
+          "exit rule gate needs an exit gate, and this model of family " + model.config.family +
+              " has none of its own: create or load the model with exitGate: true, and train it");
   require(r.alternatives >= 0, "the number of alternatives must be at least 0");
   require(r.exit.max_loops <= loops,
           "loops " + std::to_string(r.exit.max_loops) + " are more than the scheduler's " + std::to_string(loops));

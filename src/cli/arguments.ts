@@ -104,7 +104,12 @@ export async function openModel(folder: string, flags: ModelFlags): Promise<Loop
     const message = '--adapter cannot be merged into quantized weights: save the merged model, then quantize that'
     throw new LoopLMError('INVALID_ARGUMENT', message)
   }
-  const model = await LoopLM.fromPretrained(folder, { ...deviceFlags(flags), quantize, groupSize })
+  const model = await LoopLM.fromPretrained(folder, {
+    ...deviceFlags(flags),
+    quantize,
+    groupSize,
+    dequantize: adapter !== undefined,
+  })
   if (adapter === undefined) return model
   try {
     await model.loadAdapter(adapter)

@@ -86,7 +86,7 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
 
 async function openModel(config: TrainConfig, tokenizer: Tokenizer | undefined): Promise<LoopLM> {
   const place = deviceFlags(config as DeviceFlags)
-  if (typeof config.model === 'string') return LoopLM.fromPretrained(config.model, place)
+  if (typeof config.model === 'string') return LoopLM.fromPretrained(config.model, { ...place, dequantize: true })
   const vocabulary = tokenizer === undefined ? {} : { vocab_size: tokenizer.vocabSize }
   const seed = typeof config.options.seed === 'number' ? config.options.seed : 0
   return LoopLM.create({ ...vocabulary, ...config.model } as LoopLMConfigInput, { ...place, seed })

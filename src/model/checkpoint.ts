@@ -166,9 +166,7 @@ export function configJson(
   const dtypes = 'dtype' in config ? { dtype, torch_dtype: dtype } : { torch_dtype: dtype }
   const family = familyOf(config)
   const quantized =
-    quantization === undefined
-      ? {}
-      : { quantization_config: { quant_method: 'looplm', bits: quantization.bits, group_size: quantization.groupSize } }
+    quantization === undefined ? {} : { quantization_config: { quant_method: 'looplm', ...savedQuantization(quantization) } }
   if (family !== undefined) {
     const published = Object.entries(config).filter(([field]) => !family.aliases.includes(field))
     return sorted({ ...Object.fromEntries(published), ...dtypes, ...quantized })
@@ -178,6 +176,11 @@ export function configJson(
   const fields = { ...unused, ...config, ...model, auto_map: autoMap(config, code), ...dtypes, ...quantized }
   return sorted(fields)
 }
+
+const savedQuantization = ({ bits, groupSize, head }: Quantization) => ({
+  ...{ bits, group_size: groupSize },
+  ...(head === false ? { modules_to_not_convert: ['lm_head'] } : {}),
+})
 
 const sorted = (fields: Record<string, unknown>) =>
   Object.fromEntries(Object.entries(fields).sort(([a], [b]) => (a < b ? -1 : 1)))

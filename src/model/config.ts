@@ -68,6 +68,9 @@ const quantizationSchema = z.object({
       .int()
       .min(32)
       .max(2 ** 16),
+    modules_to_not_convert: z
+      .tuple([z.literal('lm_head')], { error: 'must be ["lm_head"]; looplm quantizes all other matrices' })
+      .optional(),
   }),
 })
 
@@ -83,13 +86,14 @@ export function parseQuantization(
   source: string,
 ): Quantization | undefined {
   if (value.quantization_config == null) return undefined
-  const { bits, group_size: groupSize } = checkSchema(source, quantizationSchema, value).quantization_config
+  const read = checkSchema(source, quantizationSchema, value).quantization_config
+  const { bits, group_size: groupSize, modules_to_not_convert: plain } = read
   const widths = [config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size]
   if (groupSize % 32 !== 0 || widths.some((width) => width % groupSize !== 0)) {
     const message = `quantization_config.group_size: must be a multiple of 32 that divides the widths ${widths.join(', ')}, got ${groupSize}`
     throw new LoopLMError('INVALID_CONFIG', message, { operation: source })
   }
-  return { bits, groupSize }
+  return { bits, groupSize, ...(plain === undefined ? {} : { head: false }) }
 }
 
 /**
@@ -104,8 +108,9 @@ export function parseQuantization(
 export function parseConfig(value: unknown, source: string, fromFile: boolean, tensors: readonly string[] = []): LoopLMConfig {
   const config = familyOf(value)?.parse(value, { name: source, fromFile, tensors }) ?? parseOuro(value, source, fromFile)
   const gate = config[exitGateField]
-  if (gate !== undefined && gate !== true) {
-    const message = `${exitGateField}: must be true or absent, got ${describe(gate)}`
+  const ouroWithout = gate === false && familyOf(value) === undefined
+  if (gate !== undefined && gate !== true && !ouroWithout) {
+    const message = `${exitGateField}: must be true or absent, of Ouro also false, got ${describe(gate)}`
     throw new LoopLMError('INVALID_CONFIG', message, { operation: source })
   }
   const count = parameterCount(architectureOf(config))
@@ -207,7 +212,7 @@ export function architectureOf(config: LoopLMConfig): Architecture {
   return config[exitGateField] === true ? withExitGate(architecture) : architecture
 }
 
-/** The field of config.json that says of a family without exit gates that the model has been given one. */
+/** The field of config.json that says of a family without exit gates that the model has been given one, and of Ouro that it has none. */
 const exitGateField = 'looplm_exit_gate'
 
 /**

@@ -8,7 +8,7 @@ import { checkDevice } from '../tensor/devices.js'
 import type { DeviceName } from '../tensor/types.js'
 import { checkFlag, checkInstance, checkNumber, checkOptions, checkText, checkWord, describe } from '../validation/arguments.js'
 import { type Adapter, adaptableModules, checkAdapter, type LoRAOptions, readAdapter, requireSameAdapter } from './adapter.js'
-import { findFolder, readCheckpoint } from './checkpoint.js'
+import { findFolder } from './checkpoint.js'
 import { checkDType, packValues } from './checks.js'
 import {
   architectureOf,
@@ -21,6 +21,7 @@ import {
   withExitGateIf,
 } from './config.js'
 import { generate, stream } from './generation.js'
+import { loadPretrained } from './load.js'
 import { accumulateLoss } from './loss.js'
 import { backwardOptions, createOptions, pretrainedOptions, saveOptions, schedulerOptions } from './options.js'
 import { saveAdapter, saveModel } from './save.js'
@@ -134,10 +135,11 @@ export class LoopLM {
 
   /**
    * Loads a Hugging Face checkpoint folder: config.json, model.safetensors (or its shards and model.safetensors.index.json),
-   * generation_config.json and, where it exists, the tokenizer.
+   * generation_config.json and, where it exists, the tokenizer. Or a GGUF file of llama.cpp (families ouro and nanbeige) with the
+   * tokenizer inside it; its Q8_0 and Q4_0 matrices keep their codes (see {@link LoopLM.quantization}), other types become plain values.
    *
    * @param folder the checkpoint folder, or the name of a model on the Hugging Face Hub that was downloaded before; with `download: true`
-   *   it is fetched
+   *   it is fetched. Or a GGUF file, or a folder that holds one and no safetensors
    * @param options device, dtype (default the files' own; others are converted, rounding to nearest) and threads
    * @throws LoopLMError NOT_FOUND, INVALID_FILE or INVALID_CONFIG naming the file and the field, INVALID_ARGUMENT naming the option,
    *   UNSUPPORTED, OUT_OF_MEMORY
@@ -154,19 +156,9 @@ export class LoopLM {
     const place = checkPlace(options, undefined, operation)
     const wished = checkQuantization(options, operation)
     const found = await findFolder(folder, options, operation)
-    const { weights, quantization: saved, config: own, ...parts } = await readCheckpoint(found, operation)
-    const { config, added } = withExitGateIf(options.exitGate, own, operation)
-    if (saved !== undefined && wished !== undefined) {
-      const message = `${found} is quantized already (${saved.bits} bits, groups of ${saved.groupSize}): leave quantize away`
-      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
-    }
-    const quantization = saved ?? wished
-    const on = context(place.device, place.threads, operation)
-    const handle = await call(operation, () =>
-      native().modelLoad(on, architectureOf(config), place.dtype, weights, quantization, saved !== undefined, added),
-    )
-    await warnOfChanges(found, weights[0]!)
-    return new LoopLM(handle, { ...place, ...parts, config, dtype: native().modelDType(handle), quantization })
+    const settings = { quantization: wished, dequantize: options.dequantize === true, exitGate: options.exitGate }
+    const { handle, ...parts } = await loadPretrained(found, place, settings, operation)
+    return new LoopLM(handle, { ...place, ...parts })
   }
 
   /** The configuration with every default filled in. */
@@ -713,6 +705,8 @@ function checkPlace<Fallback extends ModelDType | undefined>(
 function checkPretrained(options: PretrainedOptions, operation: string): void {
   checkOptions(options, pretrainedOptions, operation)
   if (options.download !== undefined) checkFlag(options.download, 'download', operation)
+  if (options.dequantize !== undefined && checkFlag(options.dequantize, 'dequantize', operation) && options.quantize)
+    throw new LoopLMError('INVALID_ARGUMENT', 'dequantize and quantize contradict each other: give one of them', { operation })
   if (options.revision !== undefined) checkText(options.revision, 'revision', 'a branch, tag or commit', operation)
   if (options.cacheDir !== undefined) checkText(options.cacheDir, 'cacheDir', 'the path of a folder', operation)
 }

@@ -29,6 +29,7 @@ export const pretrainedOptions = {
   download: true,
   revision: true,
   cacheDir: true,
+  dequantize: true,
 } satisfies Keys<PretrainedOptions>
 
 export const saveOptions = { dtype: true, dequantize: true, tokenizer: true } satisfies Keys<SaveOptions>

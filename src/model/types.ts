@@ -62,6 +62,11 @@ export interface PretrainedOptions extends LoadOptions {
   revision?: string
   /** Where downloads are kept; default the cache of Hugging Face's own tools. */
   cacheDir?: string
+  /**
+   * Load the quantized matrices of a GGUF file as the plain values that their codes stand for, for example to train. Default false: Q8_0
+   * and Q4_0 files keep their codes. Folders that looplm saved quantized are refused.
+   */
+  dequantize?: boolean
   /** Not read, for nothing is drawn: one set of options serves {@link LoopLM.create} as well. */
   seed?: number
 }

@@ -45,6 +45,8 @@ export interface LoopLMConfig {
   tie_word_embeddings: boolean
   /** Cumulative exit probability at which generation leaves the loops; 1 is full depth. */
   early_exit_threshold: number
+  /** true: an exit gate was added. false, of Ouro: there is none, as in llama.cpp's files. Absent: as the family is published. */
+  looplm_exit_gate?: boolean | undefined
   bos_token_id: number | null
   eos_token_id: number | number[] | null
   max_position_embeddings: number

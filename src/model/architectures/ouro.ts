@@ -16,7 +16,7 @@ export type OuroSizes = Pick<
   | 'rope_theta'
   | 'tie_word_embeddings'
   | 'initializer_range'
->
+> & { looplm_exit_gate?: boolean | undefined }
 
 /** Ouro (arXiv 2510.25741): sandwich norms, a norm after every loop that the next loop, the head and the exit gate read. */
 export function ouro(config: OuroSizes): Architecture {
@@ -43,6 +43,11 @@ export function ouro(config: OuroSizes): Architecture {
       { name: name('post_attention_layernorm_2'), role: 'mlpNorm2', index, ...norm },
     ]
   }
+  const hasGate = config.looplm_exit_gate === undefined // else there is none, or one that was added (withExitGate)
+  const gate: ParameterForm[] = [
+    { name: exitGateNames[0], shape: [1, hidden], role: 'exitGate', ...matrix },
+    { name: exitGateNames[1], shape: [1], role: 'exitGateBias', initial: 'zeros' },
+  ]
   const head: ParameterForm = { name: 'lm_head.weight', shape: [vocabulary, hidden], role: 'head', ...matrix }
   return {
     ...llamaSizes(config),
@@ -50,7 +55,7 @@ export function ouro(config: OuroSizes): Architecture {
     layers,
     loops: config.total_ut_steps,
     residual: 'sandwich',
-    exitGate: true,
+    exitGate: hasGate,
     registers: 1,
     begin: [{ kind: 'embed', to: 0 }],
     loop: [...blocks(0, layers), { kind: 'norm', to: 0, index: 0 }],
@@ -59,8 +64,7 @@ export function ouro(config: OuroSizes): Architecture {
       { name: 'model.embed_tokens.weight', shape: [vocabulary, hidden], role: 'embedding', ...matrix },
       ...range(layers).flatMap(layer),
       { name: 'model.norm.weight', role: 'norm', ...norm },
-      { name: exitGateNames[0], shape: [1, hidden], role: 'exitGate', ...matrix },
-      { name: exitGateNames[1], shape: [1], role: 'exitGateBias', initial: 'zeros' },
+      ...(hasGate ? gate : []),
       ...(config.tie_word_embeddings ? [] : [head]),
     ],
   }

@@ -1,0 +1,305 @@
+import { readdir, stat } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { type GgufFile, type GgufValue, readGguf } from '../data/gguf.js'
+import { ggufTokenIds, ggufTokenizer } from '../data/gguf-tokenizer.js'
+import { Tokenizer } from '../data/tokenizer.js'
+import { LoopLMError } from '../errors.js'
+import { exists, onDisk } from '../files/write.js'
+import { parameterCount } from '../native/architecture.js'
+import { call, context, type NativeModel, type NativeTensorFile, native, type Quantization } from '../native.js'
+import type { DeviceName } from '../tensor/types.js'
+import { architectureOf, type LoopLMConfig, parseConfig, withExitGateIf } from './config.js'
+import type { ModelDType } from './types.js'
+
+/** A model as a GGUF file of llama.cpp describes it. */
+export interface GgufModel {
+  config: LoopLMConfig
+  weights: NativeTensorFile
+  /** What keeps the file's codes and scales as they are; undefined where its blocks are of other kinds, or of several. */
+  quantization: Quantization | undefined
+  generation: Record<string, unknown>
+  tokenizer: Tokenizer | undefined
+  /** The element types of the file's matrices, with the number of each. */
+  types: ReadonlyMap<string, number>
+}
+
+/**
+ * The GGUF file that a path names: itself, or the one in a folder that has no safetensors.
+ *
+ * @returns undefined for other folders
+ * @throws LoopLMError INVALID_ARGUMENT where a folder has several, INVALID_FILE for other files
+ */
+export async function findGguf(path: string, operation: string): Promise<string | undefined> {
+  const found = await onDisk('read', path, stat(path), operation)
+  if (!found.isDirectory()) {
+    if (path.endsWith('.gguf')) return path
+    const message = `${path} is neither a checkpoint folder nor a file whose name ends in .gguf`
+    throw new LoopLMError('INVALID_FILE', message, { operation })
+  }
+  const names = await onDisk('read', path, readdir(path), operation)
+  if (names.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return undefined
+  const files = names.filter((name) => name.endsWith('.gguf')).sort()
+  if (files.length < 2) return files[0] === undefined ? undefined : join(path, files[0])
+  const message = `${path} has ${files.length} GGUF files: name one of ${files.slice(0, 10).join(', ')}`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}
+
+/** Where a model is loaded. */
+export interface LoadPlace {
+  device: DeviceName
+  dtype: ModelDType | undefined
+  threads: number
+}
+
+/** How a model is loaded. */
+export interface LoadSettings {
+  /** undefined: as the files are. */
+  quantization: Quantization | undefined
+  /** Plain values of quantized GGUF files. */
+  dequantize: boolean
+  /** Add an exit gate where there is none. */
+  exitGate: boolean | undefined
+}
+
+/** A file's model in the engine. */
+export async function loadGguf(
+  path: string,
+  { device, dtype, threads }: LoadPlace,
+  settings: LoadSettings,
+  operation: string,
+): Promise<Omit<GgufModel, 'weights' | 'types'> & { handle: NativeModel; dtype: ModelDType }> {
+  const { weights, types, config: own, ...model } = await readGgufModel(path, operation)
+  const { config, added } = withExitGateIf(settings.exitGate, own, operation)
+  const quantization = settings.quantization ?? (settings.dequantize ? undefined : model.quantization)
+  const on = context(device, threads, operation)
+  const architecture = architectureOf(config)
+  const load = () => native().modelLoadTensors(on, architecture, dtype, weights, quantization, added)
+  const handle = await call(operation, load)
+  if (config.looplm_exit_gate === false) {
+    const lacks = 'exit rule "gate", credit by exit probabilities, Stage I, Stage II and LoopRPT do not work'
+    const remedy = 'The original checkpoint has one; exitGate: true adds one that must be trained'
+    const message = `${path} has no exit gate, as llama.cpp writes Ouro: ${lacks}. ${remedy}`
+    process.emitWarning(`${operation}: ${message}`, { type: 'LoopLMWarning' })
+  }
+  return { ...model, config, handle, quantization, dtype: native().modelDType(handle) }
+}
+
+/** Reads everything but the weights. @throws LoopLMError naming the file and the key or tensor at fault */
+export async function readGgufModel(path: string, operation: string): Promise<GgufModel> {
+  const file = await readGguf(path, operation)
+  const keys = new Keys(file, operation)
+  const tokenizer = await findTokenizer(file, operation)
+  const config = readConfig(keys)
+  if (tokenizer !== undefined && tokenizer.vocabSize > config.vocab_size) {
+    const message = `${path}: the tokenizer has ${tokenizer.vocabSize} ids, the model ${config.vocab_size}`
+    throw new LoopLMError('INVALID_FILE', message, { operation })
+  }
+  const matrices = file.tensors.filter(({ shape }) => shape.length > 1)
+  const types = new Map<string, number>()
+  for (const { type } of matrices) types.set(type, (types.get(type) ?? 0) + 1)
+  const weights = { path, tensors: nameTensors(keys, config) }
+  return { config, weights, quantization: keptQuantization(file), generation: ends(file, tokenizer, operation), tokenizer, types }
+}
+
+/** The file's own tokenizer, or the tokenizer.json beside it where the file's cannot be rebuilt or is not there. */
+async function findTokenizer(file: GgufFile, operation: string): Promise<Tokenizer | undefined> {
+  const folder = dirname(file.path)
+  const beside = async () =>
+    (await exists(join(folder, 'tokenizer.json'), operation)) ? Tokenizer.fromPretrained(folder) : undefined
+  try {
+    return ggufTokenizer(file, operation) ?? (await beside())
+  } catch (error) {
+    const other = error instanceof LoopLMError && error.code === 'UNSUPPORTED' ? await beside() : undefined
+    if (other === undefined) throw error
+    return other
+  }
+}
+
+/** Where generation ends: at the file's end tokens, and where its chat template ends a turn. */
+function ends(file: GgufFile, tokenizer: Tokenizer | undefined, operation: string): Record<string, unknown> {
+  const { eos, eot, eom } = ggufTokenIds(file, operation)
+  const chat = tokenizer?.hasChatTemplate ? tokenizer.chatEndToken() : undefined
+  const ids = [...new Set([eos, eot, eom, chat].filter((id) => id !== undefined))]
+  return ids.length === 0 ? {} : { eos_token_id: ids }
+}
+
+/** The keys of one architecture. */
+class Keys {
+  readonly family: string
+
+  constructor(
+    readonly file: GgufFile,
+    readonly operation: string,
+  ) {
+    const family = file.metadata.get('general.architecture')
+    if (typeof family === 'string' && Object.hasOwn(layerNames, family)) {
+      this.family = family
+      return
+    }
+    const known = Object.keys(layerNames).join(' and ')
+    const message = `${file.path}: key "general.architecture" is ${JSON.stringify(family)?.slice(0, 100)}; looplm reads GGUF files of ${known}`
+    throw new LoopLMError('UNSUPPORTED', message, { operation })
+  }
+
+  value(name: string): GgufValue | undefined {
+    return this.file.metadata.get(`${this.family}.${name}`)
+  }
+
+  /** A number; a list of one number per layer counts as that number where all are the same. */
+  number(name: string): number | undefined {
+    const value = this.value(name)
+    if (value === undefined) return undefined
+    const list = Array.isArray(value) ? value : [value]
+    if (typeof list[0] === 'number' && list.every((entry) => entry === list[0])) return list[0]
+    throw this.invalid(name, `must be one number, the same for all layers, got ${JSON.stringify(value).slice(0, 100)}`)
+  }
+
+  required(name: string): number {
+    const value = this.number(name)
+    if (value === undefined) throw this.invalid(name, 'is missing')
+    return value
+  }
+
+  invalid(name: string, problem: string): LoopLMError {
+    const message = `${this.file.path}: key "${this.family}.${name}" ${problem}`
+    return new LoopLMError('INVALID_FILE', message, { operation: this.operation })
+  }
+}
+
+/** What a key must be for a model that looplm computes, where it is there. */
+const neutral: Readonly<Record<string, (value: GgufValue) => boolean>> = {
+  ...Object.fromEntries(
+    ['expert_count', 'attention.sliding_window', 'attn_logit_softcapping', 'final_logit_softcapping', 'attention.scale'].map(
+      (key) => [key, (value: GgufValue) => value === 0],
+    ),
+  ),
+  ...Object.fromEntries(
+    ['logit_scale', 'embedding_scale', 'residual_scale'].map((key) => [key, (v: GgufValue) => v === 1 || v === 0]),
+  ),
+  'rope.scaling.type': (value) => value === 'none',
+  'attention.causal': (value) => value === true,
+}
+
+/** The configuration in the words of config.json. */
+function readConfig(keys: Keys): LoopLMConfig {
+  const { file, family, operation } = keys
+  for (const [name, fits] of Object.entries(neutral)) {
+    const value = keys.value(name)
+    if (value !== undefined && !fits(value))
+      throw keys.invalid(name, `is ${JSON.stringify(value).slice(0, 100)}, which looplm does not compute`)
+  }
+  const shapes = new Map(file.tensors.map(({ name, shape }) => [name, shape]))
+  const embedding = shapes.get('token_embd.weight')
+  if (embedding?.length !== 2) {
+    const problem = embedding === undefined ? 'has no tensor "token_embd.weight"' : 'tensor "token_embd.weight" must be a matrix'
+    throw new LoopLMError('INVALID_FILE', `${file.path}: ${problem}`, { operation })
+  }
+  const vocabulary = embedding[0]!
+  if ((keys.number('vocab_size') ?? vocabulary) !== vocabulary)
+    throw keys.invalid('vocab_size', `is ${keys.number('vocab_size')}, but token_embd.weight has ${vocabulary} rows`)
+  const heads = keys.required('attention.head_count')
+  const headDim = keys.number('attention.key_length') ?? keys.number('rope.dimension_count')
+  const width = headDim ?? keys.required('embedding_length') / heads
+  for (const name of ['attention.value_length', 'rope.dimension_count'])
+    if ((keys.number(name) ?? width) !== width) throw keys.invalid(name, `is ${keys.number(name)}, but the heads have ${width}`)
+  const { bos, eos, pad } = ggufTokenIds(file, operation)
+  const loops = keys.number('num_loops') ?? 1
+  const skips = keys.value('skip_loop_final_norm') === true
+  const common = {
+    vocab_size: vocabulary,
+    hidden_size: keys.required('embedding_length'),
+    intermediate_size: keys.required('feed_forward_length'),
+    num_hidden_layers: keys.required('block_count'),
+    num_attention_heads: heads,
+    num_key_value_heads: keys.number('attention.head_count_kv') ?? heads,
+    head_dim: width,
+    max_position_embeddings: keys.required('context_length'),
+    rms_norm_eps: decimal(keys.required('attention.layer_norm_rms_epsilon')),
+    rope_theta: decimal(keys.required('rope.freq_base')),
+    tie_word_embeddings: !shapes.has('output.weight'),
+    bos_token_id: bos ?? null,
+    eos_token_id: eos ?? null,
+    ...(pad === undefined ? {} : { pad_token_id: pad }),
+  }
+  if (family === 'ouro') {
+    if (skips) throw keys.invalid('skip_loop_final_norm', 'is true, which Ouro models do not do')
+    const own = { model_type: 'ouro', total_ut_steps: loops, early_exit_threshold: 1, looplm_exit_gate: false }
+    return parseConfig({ ...common, ...own }, file.path, true)
+  }
+  const own = {
+    ...{ model_type: 'nanbeige', architectures: ['NanbeigeForCausalLM'], num_loops: loops, skip_loop_final_norm: skips },
+    attention_bias: shapes.has('blk.0.attn_q.bias'),
+    mlp_bias: shapes.has('blk.0.ffn_gate.bias'),
+  }
+  return parseConfig({ ...common, ...own }, file.path, true)
+}
+
+/** The shortest decimal number that a float32 can have been written from: 1e-6 instead of 9.99999997e-7. */
+function decimal(value: number): number {
+  for (let digits = 1; digits < 10; digits++) {
+    const short = Number(value.toPrecision(digits))
+    if (Math.fround(short) === value) return short
+  }
+  return value
+}
+
+const matrices = {
+  attn_q: 'self_attn.q_proj',
+  attn_k: 'self_attn.k_proj',
+  attn_v: 'self_attn.v_proj',
+  attn_output: 'self_attn.o_proj',
+  ffn_gate: 'mlp.gate_proj',
+  ffn_up: 'mlp.up_proj',
+  ffn_down: 'mlp.down_proj',
+}
+/** Published names of a layer's tensors, by family and by llama.cpp's names. */
+const layerNames: Readonly<Record<string, Readonly<Record<string, string>>>> = {
+  ouro: {
+    ...matrices,
+    attn_norm: 'input_layernorm',
+    post_attention_norm: 'input_layernorm_2',
+    ffn_norm: 'post_attention_layernorm',
+    post_ffw_norm: 'post_attention_layernorm_2',
+  },
+  nanbeige: { ...matrices, attn_norm: 'input_layernorm', ffn_norm: 'post_attention_layernorm' },
+}
+const names: Readonly<Record<string, string>> = {
+  'token_embd.weight': 'model.embed_tokens.weight',
+  'output_norm.weight': 'model.norm.weight',
+  'output.weight': 'lm_head.weight',
+}
+
+function publishedName(family: string, name: string): string | undefined {
+  if (Object.hasOwn(names, name)) return names[name]
+  const [, layer, part, suffix] = /^blk\.(\d{1,4})\.(\w+)\.(weight|bias)$/.exec(name) ?? []
+  const own = layerNames[family]!
+  return part !== undefined && Object.hasOwn(own, part) ? `model.layers.${Number(layer)}.${own[part]}.${suffix}` : undefined
+}
+
+/** The tensors under their published names. llama.cpp turns neighbours of queries and keys, so their rows are in turns. */
+function nameTensors({ file, family, operation }: Keys, config: LoopLMConfig): NativeTensorFile['tensors'] {
+  let elements = 0
+  const tensors = file.tensors.map(({ name, ...tensor }) => {
+    const published = publishedName(family, name)
+    if (published === undefined) {
+      const message = `${file.path}: tensor ${JSON.stringify(name)} is none that looplm knows of family ${family}`
+      throw new LoopLMError('UNSUPPORTED', message, { operation })
+    }
+    elements += tensor.shape.reduce((product, n) => product * n, 1)
+    return { ...tensor, name: published, headRows: /\.[qk]_proj\./.test(published) ? config.head_dim : 0 }
+  })
+  const parameters = parameterCount(architectureOf(config))
+  if (elements >= parameters) return tensors // a small file cannot make us allocate a large model
+  const message = `${file.path}: ${elements} values cannot be the ${parameters} parameters that its keys describe (is it cut short?)`
+  throw new LoopLMError('INVALID_FILE', message, { operation })
+}
+
+/** The engine's own form that holds the blocks of all layers exactly: 8 bits for Q8_0, 4 bits for Q4_0, in groups of 32. */
+function keptQuantization({ tensors }: GgufFile): Quantization | undefined {
+  const [type, ...others] = new Set(
+    tensors.filter(({ name, shape }) => name.startsWith('blk.') && shape.length > 1).map((tensor) => tensor.type),
+  )
+  if (others.length > 0 || (type !== 'Q8_0' && type !== 'Q4_0')) return undefined
+  const head = tensors.find(({ name }) => name === 'output.weight') ?? tensors.find(({ name }) => name === 'token_embd.weight')
+  return { bits: type === 'Q8_0' ? 8 : 4, groupSize: 32, ...(head?.type === type ? {} : { head: false }) }
+}
