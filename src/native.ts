@@ -33,6 +33,8 @@ export interface NativeSequences {
   states?: Float64Array
   stateSeed?: number
   zeroStates?: boolean
+  /** Vectors in place of embedded tokens: which of all tokens, ascending, and [tokens, D]. */
+  vectors?: { tokens: Int32Array; values: Float64Array }
 }
 
 /** Which loops run, are read and carry gradient; LoopOptions of native/engine/sequences.h. */
@@ -347,7 +349,7 @@ export interface NativeBinding {
     gateCoefficients: Float64Array,
     options: NativeLoops & { temperature: number; recompute: string },
     cancel: Cancel,
-  ): Promise<void>
+  ): Promise<RealArray>
   modelAccumulateLoss(
     model: NativeModel,
     sequences: NativeSequences,

@@ -126,10 +126,11 @@ Napi::Value backward_of(const Napi::CallbackInfo& info) {
                 "coefficients must be loops × (length - 1) and gateCoefficients loops × length per sequence");
   return model.executor->submit(info.Env(), Input(info, 5, "cancel").cancel(),
                                 [model = model.object, sequences, coefficients, gates, options, recompute]() -> Executor::Finish {
-                                  backward(*model, *sequences, *coefficients, *gates, options, recompute);
-                                  return [](Napi::Env env) {
+                                  auto vectors = std::make_shared<Reals>(
+                                      backward(*model, *sequences, *coefficients, *gates, options, recompute), model->dt);
+                                  return [vectors](Napi::Env env) {
                                     report_memory(env);
-                                    return env.Undefined();
+                                    return vectors->array(env);
                                   };
                                 });
 }

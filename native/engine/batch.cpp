@@ -22,10 +22,11 @@ struct Packer {
 
   int64_t kept(size_t i) const { return s.length(i) - (options.keep_last_token ? 0 : 1); }
 
-  // Sequences [i, end) share a prompt of more than one token; one segment holds all but its last token.
+  // Sequences [i, end) share a prompt of more than one token; one segment holds all but its last token. Prompts with input
+  // vectors are not shared: equal ids do not make them equal.
   size_t group_end(size_t i) const {
     size_t end = i + 1;
-    if (!options.share_prompts || options.two_way || s.prompt(i) < 2) return end;
+    if (!options.share_prompts || options.two_way || s.prompt(i) < 2 || s.vectors.count() > 0) return end;
     while (end < s.count() && same_prompt(s, i, end)) end++;
     return end;
   }

@@ -42,6 +42,12 @@ PackedBatch pack(const Sequences& sequences, size_t begin, const PackOptions& op
 // A batch several times over, copy after copy; rows and first_token of a copy follow those of the one before.
 PackedBatch repeat(const PackedBatch& batch, int copies);
 
+// Neighbouring tokens of a batch that begin with given vectors instead of their embeddings.
+struct VectorRun {
+  int64_t token, count;
+  int64_t vector;  // the first one's, of the sequences' input vectors
+};
+
 // The device copies a stack reads.
 struct DeviceBatch {
   int64_t tokens;
@@ -51,6 +57,10 @@ struct DeviceBatch {
   const void* states = nullptr;       // act [N, D]: initial states, for architectures that have some; NULL: zeros
   const int32_t* previous = nullptr;  // [N]: the row of the token before; N: there is none
   std::vector<LoopRows> loops{};      // of a pass whose rows are at loops of their own; empty: at those that the stack walks
+  // What embedded tokens are replaced by, behind the embedding's scale: of all runs, one behind the other.
+  std::vector<VectorRun> vector_runs{};
+  const void* vectors = nullptr;  // act [vectors of all runs, D]
+  void* d_vectors = nullptr;      // real, the same shape: where a backward adds their gradient; NULL: nobody wants it
 };
 DeviceBatch upload(const PackedBatch& batch, const std::shared_ptr<Device>& device, BatchMemory& memory);
 // DeviceBatch::previous for segments over rows [0, tokens).

@@ -10,6 +10,8 @@ struct BatchMemory {      // a packed batch of N tokens
   Buffer segments;        // LoopSegment
   Buffer previous;        // int32 [N]
   Buffer states;          // act [N, D]
+  Buffer vectors;         // act [input vectors, D]
+  Buffer d_vectors;       // real, the same shape
 };
 
 struct HeadMemory {

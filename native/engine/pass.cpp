@@ -12,6 +12,12 @@ void check_sequences(const Model& model, const Sequences& s, const char* operati
   if (!s.states.empty() && s.states.size() != s.tokens.size() * size_t(model.config.hidden))
     throw Error("INVALID_SHAPE", operation,
                 "initialStates must hold len × " + std::to_string(model.config.hidden) + " values per sequence");
+  const InputVectors& v = s.vectors;
+  if (v.values.size() != v.tokens.size() * size_t(model.config.hidden))
+    throw Error("INVALID_SHAPE", operation, "inputVectors must hold " + std::to_string(model.config.hidden) + " values each");
+  for (size_t k = 0; k < v.tokens.size(); k++)
+    if (v.tokens[k] < (k > 0 ? v.tokens[k - 1] + 1 : 0) || v.tokens[k] >= int64_t(s.tokens.size()))
+      throw Error("INVALID_ARGUMENT", operation, "positions of inputVectors must ascend and lie within their sequence");
   for (size_t i = 0; i < s.count(); i++) {
     if (s.length(i) < 1 || s.prompt(i) < 1 || s.prompt(i) > s.length(i))
       throw Error("INVALID_ARGUMENT", operation,
@@ -79,11 +85,47 @@ void draw_states(const Architecture& a, uint64_t seed, const int32_t* tokens, in
   }
 }
 
+// Which of the batch's tokens have input vectors, in its order.
+std::vector<VectorRun> runs_of_vectors(const Sequences& s, const PackedBatch& packed) {
+  const std::vector<int64_t>& tokens = s.vectors.tokens;
+  std::vector<VectorRun> runs;
+  if (tokens.empty()) return runs;
+  for (size_t i = 0; i < packed.ids.size(); i++) {
+    const int64_t token = s.offsets[size_t(packed.sources[i])] + packed.positions[i];
+    const auto found = std::lower_bound(tokens.begin(), tokens.end(), token);
+    if (found == tokens.end() || *found != token) continue;
+    const int64_t vector = found - tokens.begin();
+    if (!runs.empty() && runs.back().token + runs.back().count == int64_t(i) && runs.back().vector + runs.back().count == vector)
+      runs.back().count++;
+    else runs.push_back({int64_t(i), 1, vector});
+  }
+  return runs;
+}
+
+void add_vectors(Model& model, const Sequences& s, const PackedBatch& packed, DeviceBatch& batch) {
+  batch.vector_runs = runs_of_vectors(s, packed);
+  if (batch.vector_runs.empty()) return;
+  const int64_t D = model.config.hidden;
+  std::vector<double> values;
+  for (const VectorRun& v : batch.vector_runs)
+    values.insert(values.end(), &s.vectors.values[size_t(v.vector * D)], &s.vectors.values[size_t(v.vector * D)] + v.count * D);
+  BatchMemory& memory = model.memory().batch;
+  const std::vector<uint8_t> raw = rounded(model.dt, values);
+  memory.vectors.reserve(model.device, raw.size());
+  memory.vectors.upload(raw.data(), raw.size());
+  const size_t bytes = values.size() * loop_dtype_size(model.real());
+  memory.d_vectors.reserve(model.device, bytes);
+  memory.d_vectors.zero(bytes);
+  batch.vectors = memory.vectors.as<>();
+  batch.d_vectors = memory.d_vectors.as<>();
+}
+
 }  // namespace
 
 DeviceBatch device_batch(Model& model, const Sequences& s, const PackedBatch& packed) {
   BatchMemory& memory = model.memory().batch;
   DeviceBatch batch = upload(packed, model.device, memory);
+  add_vectors(model, s, packed, batch);
   const Architecture& a = model.config;
   const bool begins = std::any_of(a.begin.begin(), a.begin.end(), [](const Step& x) { return x.kind == Step::Kind::state; });
   if (!begins || s.zero_states) return batch;
@@ -106,6 +148,20 @@ DeviceBatch device_batch(Model& model, const Sequences& s, const PackedBatch& pa
   memory.states.upload(raw.data(), raw.size());
   batch.states = memory.states.as<>();
   return batch;
+}
+
+void read_vector_gradients(Model& model, const Sequences& s, const PackedBatch& packed, std::vector<double>& out) {
+  const std::vector<VectorRun> runs = runs_of_vectors(s, packed);
+  const int64_t D = model.config.hidden;
+  int64_t count = 0;
+  for (const VectorRun& v : runs) count += v.count;
+  if (count == 0) return;
+  const std::vector<double> d = download_reals(model.memory().batch.d_vectors, model.dt, size_t(count * D));
+  auto from = d.begin();
+  for (const VectorRun& v : runs) {
+    std::copy_n(from, v.count * D, out.begin() + v.vector * D);
+    from += v.count * D;
+  }
 }
 
 void require_exit_gate(const Model& model, const char* operation, const char* what) {

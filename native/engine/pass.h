@@ -18,6 +18,8 @@ LoopPlan plan_of(const Model& model, const LoopOptions& options, const char* ope
 
 // The batch on the device, with the initial states of its tokens where the architecture has some.
 DeviceBatch device_batch(Model& model, const Sequences& sequences, const PackedBatch& packed);
+// Of the sequences' input vectors: those of the newest batch's tokens, whose gradient a backward has left on the device.
+void read_vector_gradients(Model& model, const Sequences& sequences, const PackedBatch& packed, std::vector<double>& out);
 void require_exit_gate(const Model& model, const char* operation, const char* what);
 
 // For every loop of `loops`, the rows' places in a [loops, N] table: t·N + token. Of a stack's hidden states t counts the loops

@@ -207,8 +207,8 @@ std::vector<double> embed_sequences(Model& model, const Sequences& sequences, in
   return out;
 }
 
-void backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients,
-              const std::vector<double>& gate_coefficients, const ScoreOptions& options, Recompute recompute) {
+std::vector<double> backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients,
+                             const std::vector<double>& gate_coefficients, const ScoreOptions& options, Recompute recompute) {
   const Remedy remedy(*model.device, training_remedy(recompute));
   check_sequences(model, sequences, "backward");
   const Pass pass = pass_of(model, options, "backward");
@@ -220,6 +220,7 @@ void backward(Model& model, const Sequences& sequences, const std::vector<double
                     " in all, got " + std::to_string(coefficients.size()) + "), gate coefficients loops × len (" +
                     std::to_string(at.token_count) + ")");
   if (!gate_coefficients.empty()) require_exit_gate(model, "backward", "a gradient by gate logits");
+  std::vector<double> d_vectors(sequences.vectors.values.size());
   for_micro_batches(sequences, pass.pack, [&](const PackedBatch& packed) {
     MicroBatch batch(model, model.weights(), sequences, packed, {pass.plan, keep_for(recompute)});
     batch.stack.forward_tokens();
@@ -232,7 +233,9 @@ void backward(Model& model, const Sequences& sequences, const std::vector<double
     if (!scale.empty()) batch.backward_head(batch.rows(pass.scored, options.temperature), given_coefficients(std::move(scale)));
     if (!gate_coefficients.empty()) batch.backward_gates(packed_gates(sequences, packed, at, pass.reads, gate_coefficients));
     batch.backward();
+    read_vector_gradients(model, sequences, packed, d_vectors);
   });
+  return d_vectors;
 }
 
 }  // namespace looplm

@@ -36,8 +36,8 @@ ResponseMeans response_means(Model& model, const Sequences& sequences, const Sco
 std::vector<double> embed_sequences(Model& model, const Sequences& sequences, int loops);
 
 // Accumulates the gradient of any L given ∂L/∂ℓ (reads × (len-1) per sequence) and, when not empty, ∂L/∂gate logits (reads ×
-// len).
-void backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients,
-              const std::vector<double>& gate_coefficients, const ScoreOptions& options, Recompute recompute);
+// len). Returns ∂L/∂ the sequences' input vectors, [vectors, D].
+std::vector<double> backward(Model& model, const Sequences& sequences, const std::vector<double>& coefficients,
+                             const std::vector<double>& gate_coefficients, const ScoreOptions& options, Recompute recompute);
 
 }  // namespace looplm

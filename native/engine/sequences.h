@@ -6,6 +6,13 @@
 
 namespace looplm {
 
+// Vectors that stand in place of embedded tokens.
+struct InputVectors {
+  std::vector<int64_t> tokens;  // which, of all sequences' tokens; ascending
+  std::vector<double> values;   // [tokens, D]
+  int64_t count() const { return int64_t(tokens.size()); }
+};
+
 // Sequences back to back. Response tokens are those from prompt_lengths[i] on (at least 1: the first token has no prediction).
 struct Sequences {
   std::vector<int32_t> tokens;
@@ -16,6 +23,7 @@ struct Sequences {
   std::vector<double> states;
   uint64_t state_seed = 0;
   bool zero_states = false;
+  InputVectors vectors;
   size_t count() const { return offsets.empty() ? 0 : offsets.size() - 1; }
   int64_t length(size_t i) const { return offsets[i + 1] - offsets[i]; }
   int64_t prompt(size_t i) const { return prompt_lengths.empty() ? 1 : prompt_lengths[i]; }

@@ -280,7 +280,30 @@ void Stack::embed(const Run& r) {
     device_->run(&LoopBackend::binary, "embedding scale", dt_, LOOP_MULTIPLY, 1, &elements, static_cast<const void*>(r.out),
                  &stride, weights_.embedding_scale, &same, r.out);
   }
+  const size_t row = size_t(a_.hidden) * act_;
+  const char* vectors = static_cast<const char*>(batch_.vectors);
+  for (const VectorRun& v : batch_.vector_runs) {
+    void* to = static_cast<char*>(r.out) + size_t(v.token) * row;
+    device_->run(&LoopBackend::copy, "input vectors", to, static_cast<const void*>(vectors), size_t(v.count) * row);
+    vectors += size_t(v.count) * row;
+  }
   if (noise_at(NoiseSite::embedding)) add_noise(0, r.out);
+}
+// d_embedded, real [N, D]: the rows of given vectors go to their gradient; no token has a part in them.
+void Stack::take_vector_gradients(void* d_embedded) {
+  const size_t row = size_t(a_.hidden) * real_;
+  char* to = static_cast<char*>(batch_.d_vectors);
+  for (const VectorRun& v : batch_.vector_runs) {
+    void* from = static_cast<char*>(d_embedded) + size_t(v.token) * row;
+    const size_t bytes = size_t(v.count) * row;
+    if (to) {
+      const int64_t elements = v.count * a_.hidden, stride = 1;
+      device_->run(&LoopBackend::binary, "gradient of input vectors", loop_real(dt_), LOOP_ADD, 1, &elements,
+                   static_cast<const void*>(to), &stride, static_cast<const void*>(from), &stride, static_cast<void*>(to));
+      to += bytes;
+    }
+    device_->run(&LoopBackend::zero, "gradient of input vectors", from, bytes);
+  }
 }
 
 // out = W [in ; from]: two products, whose sum is real and rounded once.
@@ -444,6 +467,7 @@ void Stack::backward(const Program& program, const Weights& g, RegisterGradients
     if (!at) continue;
     switch (s.kind) {
       case Step::Kind::embed:
+        take_vector_gradients(at);
         if (weights_.embedding_scale_real) {
           const int64_t same = 0;
           device_->run(&LoopBackend::binary, "embedding scale", loop_real(dt_), LOOP_MULTIPLY, 1, &elements,

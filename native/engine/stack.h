@@ -95,6 +95,7 @@ class Stack {
   void forward(const Program& program);
   void forward_block(const Run& run, const Run* before, const Run* after);
   void embed(const Run& run);
+  void take_vector_gradients(void* d_embedded);
   void inject(const Run& run);
   void inject_backward(const Run& run, const Weights& g, RegisterGradients& d);
   void backward(const Program& program, const Weights& g, RegisterGradients& d);

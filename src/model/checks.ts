@@ -3,9 +3,9 @@ import { LoopLMError } from '../errors.js'
 import type { Architecture } from '../native/architecture.js'
 import type { NativeSequences } from '../native.js'
 import type { DeviceName } from '../tensor/types.js'
-import { checkNumber, checkWord, describe, type Range } from '../validation/arguments.js'
+import { checkNumber, checkOptions, checkWord, describe, type Range } from '../validation/arguments.js'
 import { type LoopLMConfig, maxLoops } from './config.js'
-import type { ModelDType, StateOptions, TokenSequence } from './types.js'
+import type { InputOptions, InputVectors, ModelDType, StateOptions, TokenSequence } from './types.js'
 
 export { checkNumber, checkWord, describe }
 
@@ -73,6 +73,49 @@ export function withStates(
   if (initialStates === undefined) return { ...sequences, stateSeed: seed, zeroStates: word === 'zeros' }
   const shape = (i: number) => [{ shape: `length × ${hidden}`, length: sequences.lengths[i]! * hidden }]
   return { ...sequences, states: packValues(initialStates, 'initialStates', shape, sequences.lengths.length, operation) }
+}
+
+/** The sequences with vectors in place of embedded tokens, as the options say. */
+export function withVectors(
+  sequences: NativeSequences,
+  given: InputOptions['inputVectors'],
+  hidden: number,
+  operation: string,
+): NativeSequences {
+  if (given === undefined) return sequences
+  const count = sequences.lengths.length
+  if (!Array.isArray(given) || given.length !== count) {
+    const message = `inputVectors must be an array with one entry for each of the ${count} sequences, got ${describe(given)}`
+    throw new LoopLMError('INVALID_SHAPE', message, { operation })
+  }
+  const tokens: number[] = []
+  const values: ArrayLike<number>[] = []
+  let first = 0
+  for (const [i, vectors] of given.entries()) {
+    const length = sequences.lengths[i]!
+    if (vectors !== undefined) {
+      const name = `inputVectors[${i}]`
+      checkOptions<InputVectors>(vectors, { positions: true, values: true }, operation, name)
+      const { positions, values: own } = vectors
+      const wanted = (positions?.length ?? NaN) * hidden
+      if (own?.length !== wanted) {
+        const form = `one of ${hidden} numbers for each of its ${positions?.length ?? 0} positions`
+        const message = `${name}.values must hold ${form}, ${wanted || 0} in all; got ${own?.length ?? describe(own)}`
+        throw new LoopLMError('INVALID_SHAPE', message, { operation })
+      }
+      for (let k = 0; k < positions.length; k++) {
+        const from = k === 0 ? 0 : positions[k - 1]! + 1 // ascending
+        const range = { min: from, max: length - 1, integer: true }
+        tokens.push(
+          first + checkNumber(positions[k], `${name}.positions[${k}] (of ${length} tokens, ascending)`, range, operation),
+        )
+      }
+      values.push(own)
+    }
+    first += length
+  }
+  if (tokens.length === 0) return sequences
+  return { ...sequences, vectors: { tokens: Int32Array.from(tokens), values: concatenate(values, 'inputVectors', operation) } }
 }
 
 /** What is wrong with a sequence that needs more positions than the model has; undefined when it fits. */

@@ -39,6 +39,7 @@ import {
 import { type GenerationConfig, namesEndTokens, withSpecialTokens } from './special-tokens.js'
 import type {
   BackwardOptions,
+  BackwardResult,
   CreateOptions,
   GenerateChunk,
   GenerateOptions,
@@ -299,6 +300,7 @@ export class LoopLM {
    *
    * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
    * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)
+   * @returns the gradients of the sequences' `inputVectors`
    * @throws LoopLMError INVALID_SHAPE, NON_FINITE, ABORTED; INVALID_ARGUMENT when several calls of `score` ran at the same time
    *
    * @example
@@ -307,7 +309,7 @@ export class LoopLM {
    * await model.backward(logprobs.map((l) => l.map(() => -1 / l.length))) // the loss is the mean negative log-probability
    * ```
    */
-  backward(coefficients: readonly ArrayLike<number>[], options?: BackwardOptions): Promise<void>
+  backward(coefficients: readonly ArrayLike<number>[], options?: BackwardOptions): Promise<BackwardResult>
   /**
    * The same for sequences that are given again.
    *
@@ -320,12 +322,12 @@ export class LoopLM {
     sequences: readonly TokenSequence[],
     coefficients: readonly ArrayLike<number>[],
     options?: BackwardOptions,
-  ): Promise<void>
+  ): Promise<BackwardResult>
   async backward(
     first: readonly ArrayLike<number>[],
     second?: readonly ArrayLike<number>[] | BackwardOptions,
     third?: BackwardOptions,
-  ): Promise<void> {
+  ): Promise<BackwardResult> {
     const operation = 'LoopLM.backward'
     this.handle(operation)
     if (Array.isArray(second)) {
@@ -345,7 +347,7 @@ export class LoopLM {
         'returned, const scored = await model.score(sequences); await scored.backward(coefficients)'
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
-    await backward(this, this.#scored.form, first, given, operation)
+    return backward(this, this.#scored.form, first, given, operation)
   }
 
   /**

@@ -5,6 +5,7 @@ import type {
   CreateOptions,
   ExitRule,
   GenerateOptions,
+  InputOptions,
   LoadOptions,
   PretrainedOptions,
   SaveOptions,
@@ -34,6 +35,8 @@ export const pretrainedOptions = {
 
 export const saveOptions = { dtype: true, dequantize: true, tokenizer: true } satisfies Keys<SaveOptions>
 
+const inputOptions = { inputVectors: true } satisfies Keys<InputOptions>
+
 const stateOptions = { initialStates: true, initialState: true, stateSeed: true } satisfies Keys<StateOptions>
 
 export const scoreOptions = {
@@ -46,6 +49,7 @@ export const scoreOptions = {
   topLogprobs: true,
   signal: true,
   ...stateOptions,
+  ...inputOptions,
 } satisfies Keys<ScoreOptions>
 
 export const embedOptions = { promptLengths: true, loops: true, signal: true } as const
@@ -61,6 +65,7 @@ export const backwardOptions = {
   recompute: true,
   signal: true,
   ...stateOptions,
+  ...inputOptions,
 } satisfies Keys<BackwardOptions>
 
 export const generateOptions = {

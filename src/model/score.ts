@@ -2,15 +2,18 @@ import type { Architecture } from '../native/architecture.js'
 import { call, type NativeModel, type NativeScores, type NativeSequences, native } from '../native.js'
 import { checkFlag, checkNumber, checkOptions, checkWord } from '../validation/arguments.js'
 import type { LoopLMConfig } from './architectures/family.js'
-import { checkLoops, checkTemperature, packSequences, packValues, sequenceLimits, withStates } from './checks.js'
+import { checkLoops, checkTemperature, packSequences, packValues, sequenceLimits, withStates, withVectors } from './checks.js'
 import { checkLoopChoice, type LoopChoice } from './loops.js'
 import { backwardOptions, embedOptions, responseMeansOptions, scoreOptions } from './options.js'
 import type {
   BackwardOptions,
+  BackwardResult,
+  InputOptions,
   RealArray,
   ScoredBackwardOptions,
   ScoreOptions,
   Scores,
+  StateOptions,
   TokenLogprob,
   TokenSequence,
 } from './types.js'
@@ -43,10 +46,21 @@ export function scoredForm(
   const limits = { ...sequenceLimits(model.config), minLength: 2, promptLengths: options.promptLengths }
   checkLoopChoice(options, model.architecture, operation)
   return {
-    packed: withStates(packSequences(sequences, limits, operation), options, model.architecture, operation),
+    packed: withInputs(model, packSequences(sequences, limits, operation), options, operation),
     temperature: checkTemperature(options.temperature, operation),
     choice: { loops: options.loops, readLoops: options.readLoops && [...options.readLoops] },
   }
+}
+
+/** The sequences with what the options add to their tokens. */
+function withInputs(
+  { architecture }: ScoringModel,
+  sequences: NativeSequences,
+  options: StateOptions & InputOptions,
+  operation: string,
+): NativeSequences {
+  const states = withStates(sequences, options, architecture, operation)
+  return withVectors(states, options.inputVectors, architecture.hidden, operation)
 }
 
 /** The body of LoopLM.score. */
@@ -114,10 +128,11 @@ export class ScoredSequences implements Scores {
    *
    * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
    * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)
+   * @returns the gradients of the sequences' `inputVectors`
    * @throws LoopLMError INVALID_SHAPE, NON_FINITE, DISPOSED, ABORTED; INVALID_ARGUMENT naming the option
    */
-  async backward(coefficients: readonly ArrayLike<number>[], options: ScoredBackwardOptions = {}): Promise<void> {
-    await backward(this.#model, this.#form, coefficients, options, 'Scores.backward')
+  async backward(coefficients: readonly ArrayLike<number>[], options: ScoredBackwardOptions = {}): Promise<BackwardResult> {
+    return backward(this.#model, this.#form, coefficients, options, 'Scores.backward')
   }
 }
 
@@ -144,7 +159,7 @@ export async function backward(
   coefficients: readonly ArrayLike<number>[],
   options: BackwardOptions,
   operation: string,
-): Promise<void> {
+): Promise<BackwardResult> {
   checkOptions(options, backwardOptions, operation)
   const handle = model.handle(operation)
   const { packed } = form
@@ -163,7 +178,19 @@ export async function backward(
     recompute: checkWord(options.recompute ?? 'none', 'recompute', recomputes, operation),
   }
   const run = (cancel: Cancel) => native().modelBackward(handle, packed, given, gate, settings, cancel)
-  await call(operation, run, options.signal)
+  return { inputVectors: splitVectors(await call(operation, run, options.signal), packed, model.config.hidden_size) }
+}
+
+/** The gradient of all input vectors, by sequence. */
+function splitVectors(gradient: RealArray, { lengths, vectors }: NativeSequences, hidden: number): RealArray[] {
+  let token = 0
+  let vector = 0
+  return Array.from(lengths, (length) => {
+    const first = vector
+    token += length
+    while (vectors !== undefined && vectors.tokens[vector]! < token) vector++
+    return gradient.slice(first * hidden, vector * hidden)
+  })
 }
 
 type Cancel = Parameters<Parameters<typeof call>[1]>[0]
@@ -177,7 +204,7 @@ export function packForBackward(
 ): ScoredForm {
   checkOptions(options, backwardOptions, operation)
   const limits = { ...sequenceLimits(model.config), minLength: 2 }
-  const packed = withStates(packSequences(sequences, limits, operation), options, model.architecture, operation)
+  const packed = withInputs(model, packSequences(sequences, limits, operation), options, operation)
   return { packed, temperature: 1, choice: {} }
 }
 

@@ -100,8 +100,28 @@ export interface StateOptions {
   stateSeed?: number
 }
 
+/** Vectors that one sequence has in place of embedded tokens: a soft prompt, or what another model computed. */
+export interface InputVectors {
+  /** Which tokens of the sequence, ascending. What ids stand there does not matter, but for the predictions of those ids. */
+  positions: ArrayLike<number>
+  /** positions × D, row-major; what an embedded token would be after `embedding_scale`, where the model has one. */
+  values: ArrayLike<number>
+}
+
+/** Inputs beside token ids. */
+export interface InputOptions {
+  /** Per sequence its vectors, or undefined. Default: every token is embedded. */
+  inputVectors?: readonly (InputVectors | undefined)[]
+}
+
+/** What {@link LoopLM.backward} returns. */
+export interface BackwardResult {
+  /** ∂L/∂{@link InputVectors.values}, per sequence; empty where a sequence has none. */
+  inputVectors: RealArray[]
+}
+
 /** Options of {@link LoopLM.score}. */
-export interface ScoreOptions extends StateOptions {
+export interface ScoreOptions extends StateOptions, InputOptions {
   /** Log-probabilities are of softmax(logits / temperature); default 1, more than 0. */
   temperature?: number
   /** Loops to run, 1 to 64; default the model's `total_ut_steps`. */
@@ -159,7 +179,7 @@ export interface ScoredBackwardOptions {
 }
 
 /** Options of {@link LoopLM.backward}. */
-export interface BackwardOptions extends StateOptions, ScoredBackwardOptions {
+export interface BackwardOptions extends StateOptions, InputOptions, ScoredBackwardOptions {
   /** Must be the temperature of the scores that the coefficients come from; default 1. */
   temperature?: number
   /** Must be the loops of the scores that the coefficients come from; default the model's. */
