@@ -1,4 +1,5 @@
 // GGUF files of llama.cpp: a model read from one is, to the last bit, the model of a folder with the same values.
+import { spawnSync } from 'node:child_process'
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -394,4 +395,35 @@ describe('the tokenizer inside', () => {
       return id === -1 ? [...Buffer.from(symbol)].map((byte) => 3 + byte) : [id]
     })
   }
+})
+
+describe('the command line', () => {
+  const looplm = (...args: string[]) =>
+    spawnSync(process.execPath, [join(import.meta.dirname, '..', 'dist', 'src', 'cli', 'main.js'), ...args], { encoding: 'utf8' })
+  let gguf: string
+  beforeAll(async () => {
+    gguf = (await make('command-line', sizes, () => 'Q8_0')).gguf
+  })
+
+  it('describes a file and a folder without loading them', async () => {
+    const { stdout } = looplm('info', gguf, '--json')
+    const { model } = JSON.parse(stdout)
+    expect(model).toMatchObject({ path: gguf, family: 'ouro', layers: 2, loops: 3, exitGate: false, tokenizer: null })
+    expect(model).toMatchObject({ quantization: { bits: 8, groupSize: 32 }, types: { Q8_0: 16 } })
+    expect(looplm('info', gguf).stdout).toMatch(/ouro, \d+ parameters[\s\S]*16 × Q8_0[\s\S]*loads quantized: 8 bits/)
+    const folder = JSON.parse(looplm('info', fixture('base'), '--json').stdout).model
+    expect(folder).toMatchObject({ family: 'ouro', layers: 2, loops: 4, exitGate: true, types: null, quantization: null })
+    const missing = looplm('info', join(root, 'nowhere.gguf'))
+    expect([missing.status, missing.stderr]).toEqual([2, expect.stringMatching(/no folder .*nowhere\.gguf/)])
+  })
+
+  it('generates from a file and quantizes it', async () => {
+    const { stdout, stderr } = looplm('generate', gguf, '--prompt', 'x')
+    expect(stdout).toBe('')
+    expect(stderr).toMatch(/tokenizer/) // this one has none
+    const small = join(root, 'command-line-small')
+    expect(looplm('quantize', gguf, small, '--bits', '4', '--group-size', '32').stdout).toContain('4 bits, groups of 32')
+    using model = await LoopLM.fromPretrained(small)
+    expect(model.quantization).toEqual({ bits: 4, groupSize: 32 })
+  })
 })
