@@ -284,13 +284,13 @@ describe('examples', () => {
     checkLooplm(program, ['serve', 'FOLDER', '--dtype', 'bfloat16', '--no-such'], wrong)
     checkLooplm(program, ['sing'], wrong)
     checkLooplm(program, ['quantize', 'FOLDER'], wrong)
-    checkLooplm(program, ['info', 'MORE'], wrong)
+    checkLooplm(program, ['info', 'MODEL', 'MORE'], wrong)
     checkFlags(sourcesOf('node tools/fuzz.mjs'), ['--', '--minutes', '10', '--hours', '1'], wrong)
     expect(problems).toEqual([
       'looplm serve has no --no-such',
       'looplm has no command sing',
       'looplm quantize wants 2 arguments, here are 1',
-      'looplm info takes 0 arguments, here are 1',
+      'looplm info takes 1 arguments, here are 2',
       'there is no --hours in what it runs',
     ])
   })
