@@ -1,5 +1,6 @@
 // GGUF files of llama.cpp: a model read from one is, to the last bit, the model of a folder with the same values.
 import { spawnSync } from 'node:child_process'
+import { randomFillSync } from 'node:crypto'
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -426,4 +427,38 @@ describe('the command line', () => {
     using model = await LoopLM.fromPretrained(small)
     expect(model.quantization).toEqual({ bits: 4, groupSize: 32 })
   })
+})
+
+it('a file never lies in memory beside its model', async () => {
+  const config = { ...sizes, vocab_size: 4096, hidden_size: 512, intermediate_size: 1408, num_hidden_layers: 6 }
+  const random = (count: number) => {
+    const data = randomFillSync(Buffer.alloc((count / 32) * 34))
+    for (let at = 0; at < data.length; at += 34) data.writeUInt16LE(0x1400, at)
+    return data
+  }
+  using model = await LoopLM.create(config as never, { dtype: 'bfloat16' })
+  const entries = model.parameters().map(({ name, shape }): Entry => {
+    const count = shape.reduce((a, b) => a * b, 1)
+    const [type, data] = shape.length > 1 ? (['Q8_0', random(count)] as const) : (['F32', floats(Array(count).fill(1))] as const)
+    return { name: ggufName('ouro', name)!, type, shape: [...shape], data }
+  })
+  const gguf = await writeGguf(join(root, 'large.gguf'), ggufMetadata('ouro', config), entries)
+  const code = `
+    import { readFileSync } from 'node:fs'
+    import { LoopLM, memory } from ${JSON.stringify(join(import.meta.dirname, '..', 'dist', 'src', 'index.js'))}
+    const high = () => 1024 * Number(/VmHWM:\\s+(\\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1])
+    const [small, large, dequantize] = process.argv.slice(1)
+    ;(await LoopLM.fromPretrained(small)).dispose() // what every model brings along
+    const before = high()
+    const model = await LoopLM.fromPretrained(large, { dtype: 'bfloat16', dequantize: dequantize === 'yes' })
+    console.log(JSON.stringify({ bytes: memory().bytes, peak: memory().peak, resident: high() - before }))`
+  const { gguf: small } = await make('small', sizes, () => 'Q8_0')
+  for (const dequantize of ['no', 'yes']) {
+    const run = spawnSync(process.execPath, ['--input-type=module', '-e', code, small, gguf, dequantize], { encoding: 'utf8' })
+    const { bytes, peak, resident } = JSON.parse(run.stdout)
+    expect(peak).toBe(bytes)
+    expect(bytes).toBeLessThan((dequantize === 'yes' ? 2.02 : 1.4) * model.parameterCount)
+    expect(resident).toBeLessThan(1.1 * bytes + 2 ** 23) // a second copy is larger: the file has 25 MB
+    expect(resident).toBeGreaterThan(2 ** 23)
+  }
 })
