@@ -151,6 +151,9 @@ it('a model without an exit gate generates, refuses what needs one by name, and 
   using again = await LoopLM.fromPretrained(join(root, 'no-gate-saved'))
   expect(again.config.looplm_exit_gate).toBe(false)
   expect(await again.score(sequences)).toEqual(await model.score(sequences))
+  using gated = await LoopLM.fromPretrained(gguf, { exitGate: true })
+  expect((await gated.score(sequences)).logprobs).toEqual((await model.score(sequences)).logprobs)
+  expect((await gated.generate([[1, 2]], gate))[0]!.tokens.length).toBe(4)
 })
 
 describe.each(['F32', 'F16', 'BF16', 'F64', 'Q8_0', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1', 'Q4_K', 'Q5_K', 'Q6_K'])(
