@@ -38,7 +38,10 @@ export function addChat(program: Command): void {
   const command = program
     .command('chat')
     .description('talk to a checkpoint in the terminal; every token is coloured by the loop it was read from')
-    .argument('<model>', 'Hugging Face checkpoint folder with a tokenizer and a chat template, or the name of a downloaded model')
+    .argument(
+      '<model>',
+      'Hugging Face checkpoint folder or GGUF file with a tokenizer and a chat template, or the name of a downloaded model',
+    )
     .option('--system <text>', 'system message')
     .option('--think', "set the template's enable_thinking")
     .option('--no-think', "clear the template's enable_thinking")

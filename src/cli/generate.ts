@@ -30,7 +30,7 @@ export function addGenerate(program: Command): void {
   const command = program
     .command('generate')
     .description('continue prompts with a checkpoint')
-    .argument('<model>', 'Hugging Face checkpoint folder with a tokenizer')
+    .argument('<model>', 'Hugging Face checkpoint folder or GGUF file with a tokenizer')
     .requiredOption('--prompt <text>', 'prompt; may be repeated', collect)
     .option('--json', 'write one JSON object per prompt to standard output and nothing else')
   samplingOptions(command, 64)

@@ -16,7 +16,7 @@ export function addQuantize(program: Command): void {
   program
     .command('quantize')
     .description('write a copy of a checkpoint with its matrices in 8 or 4 bits, which looplm alone loads')
-    .argument('<model>', 'Hugging Face checkpoint folder')
+    .argument('<model>', 'Hugging Face checkpoint folder, or a GGUF file')
     .argument('<folder>', 'where the copy goes')
     .addOption(new Option('--bits <count>', 'bits per weight').choices(['4', '8']).makeOptionMandatory())
     .option('--group-size <count>', 'neighbours that share a scale, a multiple of 32 (default: 64)', positiveInteger)

@@ -15,7 +15,7 @@ export function addServe(program: Command): void {
   const command = program
     .command('serve')
     .description("serve a checkpoint over OpenAI's HTTP interface; Ctrl-C lets running answers end first")
-    .argument('<model>', 'Hugging Face checkpoint folder with a tokenizer, or the name of a downloaded model')
+    .argument('<model>', 'Hugging Face checkpoint folder or GGUF file with a tokenizer, or the name of a downloaded model')
     .option('--host <address>', 'address to listen on; one that other machines reach needs an API key (default: 127.0.0.1)')
     .option('--port <number>', 'port; 0 is any free one (default: 8000)', natural)
     .option(
