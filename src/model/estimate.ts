@@ -25,7 +25,10 @@ export interface MemoryEstimate {
   optimizer: number
   /** Keys and values of one token in all loops. */
   cachePerToken: number
-  /** Of one token of a micro-batch in training, all that is kept and worked on between the embedding and the head. */
+  /**
+   * Of one token of a micro-batch in training, all that is kept and worked on between the embedding and the head, when every loop is read
+   * and carries gradient: that is the most.
+   */
   activationsPerToken: number
   /** Of one token of a micro-batch in training, logits and what the head works on. They are made in chunks: this is the most. */
   headPerToken: number
