@@ -1,5 +1,5 @@
 // Generation: requests that come and go, and the runs that serve them.
-#include "../engine/scheduler.h"
+#include "../engine/generation/scheduler.h"
 
 #include "functions.h"
 #include "input.h"

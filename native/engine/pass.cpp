@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "../numeric/philox.h"
+#include "initial_state.h"
 
 namespace looplm {
 
@@ -72,19 +72,6 @@ LoopPlan plan_of(const Model& model, const LoopOptions& o, const char* operation
 
 namespace {
 
-// Initial states of a sequence's tokens from `from` on, real [n, D]: of each position a function of the seed and the tokens up to
-// it.
-void draw_states(const Architecture& a, uint64_t seed, const int32_t* tokens, int64_t from, int64_t n, double* out) {
-  uint64_t key = 0;
-  for (int64_t j = 0; j < from + n; j++) {
-    const PhiloxBlock mixed = philox4x32({uint32_t(tokens[j]), uint32_t(key), uint32_t(key >> 32), 1}, 0);
-    key = uint64_t(mixed[0]) << 32 | mixed[1];
-    if (j < from) continue;
-    for (int64_t d = 0; d < a.hidden; d++)
-      *out++ = a.state_deviation * truncated_normal(seed, uint32_t(key >> 32), uint32_t(key), uint32_t(d));
-  }
-}
-
 // Which of the batch's tokens have input vectors, in its order.
 std::vector<VectorRun> runs_of_vectors(const Sequences& s, const PackedBatch& packed) {
   const std::vector<int64_t>& tokens = s.vectors.tokens;
@@ -127,8 +114,7 @@ DeviceBatch device_batch(Model& model, const Sequences& s, const PackedBatch& pa
   DeviceBatch batch = upload(packed, model.device, memory);
   add_vectors(model, s, packed, batch);
   const Architecture& a = model.config;
-  const bool begins = std::any_of(a.begin.begin(), a.begin.end(), [](const Step& x) { return x.kind == Step::Kind::state; });
-  if (!begins || s.zero_states) return batch;
+  if (!begins_with_state(a) || s.zero_states) return batch;
   const size_t D = size_t(a.hidden);
   std::vector<double> values(packed.ids.size() * D);
   for (size_t i = 0; i < packed.ids.size();) {
@@ -140,7 +126,13 @@ DeviceBatch device_batch(Model& model, const Sequences& s, const PackedBatch& pa
     if (!s.states.empty())
       std::copy_n(s.states.begin() + (first + packed.positions[i]) * int64_t(D), (end - i) * D,
                   values.begin() + ptrdiff_t(i * D));
-    else draw_states(a, s.state_seed, &s.tokens[size_t(first)], packed.positions[i], int64_t(end - i), &values[i * D]);
+    else {
+      StateKey key;
+      for (int32_t j = 0; j <= packed.positions[end - 1]; j++) {
+        key.append(s.tokens[size_t(first + j)]);
+        if (j >= packed.positions[i]) key.draw(a, s.state_seed, &values[(i + size_t(j - packed.positions[i])) * D]);
+      }
+    }
     i = end;
   }
   const std::vector<uint8_t> raw = rounded(model.dt, values);

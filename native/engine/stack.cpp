@@ -150,6 +150,7 @@ void Stack::lay_out() {
       programs_.push_back(place(a_.loop, t, false, constant_steps(t), at, rest));
       if (!over) room = rest;
     }
+    outputs_.push_back(at);
     if (a_.read.empty() || slot(t) < 0) continue;
     std::vector<void*> copies = at;
     Room rest = of_reads;
@@ -210,6 +211,27 @@ void Stack::forward_input() {
     forward(programs_[size_t(t)]);
     if (!reads_.empty() && slot(t) >= 0) forward(reads_[size_t(slot(t))]);
   }
+}
+
+void Stack::forward_begin(const Registers& to) {
+  inputs_ = to;
+  Registers at = to;
+  Room none{};
+  begin_ = place(a_.begin, -1, false, a_.begin.size(), at, none);
+  forward(begin_);
+}
+void Stack::forward_loops(const std::function<void(int t)>& after) {
+  for (int t = 0; t < loops_; t++) {
+    forward(programs_[size_t(t)]);
+    if (after) after(t);
+  }
+}
+void Stack::forward_last_read() { forward(reads_.back()); }
+void Stack::forward_read(const Registers& from) {
+  Registers copies = from;
+  Room none{};
+  reads_.assign(1, place(a_.read, 0, true, a_.read.size(), copies, none));
+  forward_last_read();
 }
 
 void Stack::forward_after_first(const void* first, int copies) {

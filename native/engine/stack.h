@@ -1,6 +1,7 @@
 // Walks the steps of an architecture (architecture.h) over a batch, forward and backward. Which buffers a step reads and writes,
 // what is kept and what is computed again is decided here; what one block computes is in block.h.
 #pragma once
+#include <functional>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -50,8 +51,16 @@ class Stack {
   void forward_after_first(const void* first, int copies);
   const Weights& weights() const { return weights_; }
   void* input() const { return inputs_[0]; }  // act [N, D]: register 0 before the first loop
-  void* hidden() const { return hidden_; }    // act [K, N, D]: what the head reads after each of the K loops that are read
-  void gate_logits(void* out);                // real [K, N]
+  // Parts, for generation (Keep::nothing), where each has rows of its own. Registers are act [N, D] each.
+  using Registers = std::vector<void*>;
+  const Registers& inputs() const { return inputs_; }                    // before the first loop
+  const Registers& outputs(int t) const { return outputs_[size_t(t)]; }  // behind loop t, until two loops later
+  void forward_begin(const Registers& to);                               // what the loops begin with, for these rows
+  void forward_loops(const std::function<void(int t)>& after);           // from inputs() on, without readouts
+  void forward_last_read();                                              // the readout behind the last loop
+  void forward_read(const Registers& from);                              // a readout of given registers; hidden() is act [N, D]
+  void* hidden() const { return hidden_; }  // act [K, N, D]: what the head reads after each of the K loops that are read
+  void gate_logits(void* out);              // real [K, N]
 
   // d_hidden: real [K, N, D], ∂L/∂hidden, consumed. Adds to the gradients. Steps before the loops and readouts carry gradient
   // whatever the plan says of the loops. After forward_after_first it stops at the first loop's states, whose whole gradient is
@@ -142,8 +151,9 @@ class Stack {
   Program begin_;
   std::vector<Program> programs_, reads_;  // of each loop, and of the readout behind each loop that is read
   std::vector<int> slots_;
-  std::vector<void*> inputs_;      // the registers before the first loop
-  std::vector<void*> boundaries_;  // and behind each loop: [T, R]
+  Registers inputs_;                // the registers before the first loop
+  std::vector<Registers> outputs_;  // and behind every one
+  std::vector<void*> boundaries_;   // where those behind each loop lie: [T, R]
   void* hidden_ = nullptr;
   char *passing_values_ = nullptr, *passing_block_ = nullptr;  // of steps that no backward goes through
   std::optional<Pending> pending_;

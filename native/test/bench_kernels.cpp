@@ -13,8 +13,8 @@
 #include "../backends.h"
 #include "../numeric/half.h"
 #include "../engine/kernel_bench.h"
+#include "../engine/generation/scheduler.h"
 #include "../numeric/philox.h"
-#include "../engine/scheduler.h"
 #include "small_architecture.h"
 
 namespace looplm {

@@ -23,7 +23,7 @@
 #include "../engine/moving_average.h"
 #include "../engine/optimizer.h"
 #include "../engine/safetensors.h"
-#include "../engine/scheduler.h"
+#include "../engine/generation/scheduler.h"
 #include "../engine/score.h"
 #include "../engine/tensor_ops.h"
 #include "engine/claims.h"

@@ -4,7 +4,7 @@
 
 namespace looplm {
 
-int64_t Cache::take(int64_t slots) {
+int64_t Cache::allocate(int64_t slots) {
   if (slots == 0) return 0;
   if (used_ == 0 && shift_p_.width != shift_width()) clear();  // an adapter has come or gone
   const auto hole = std::find_if(free_.begin(), free_.end(), [&](const auto& one) { return one.second >= slots; });
@@ -16,7 +16,7 @@ int64_t Cache::take(int64_t slots) {
   return first;
 }
 
-void Cache::give(int64_t first, int64_t slots) {
+void Cache::release(int64_t first, int64_t slots) {
   if (slots == 0) return;
   used_ -= slots;
   auto after = free_.lower_bound(first);
@@ -52,13 +52,13 @@ int64_t Cache::room() const {
   return std::min({fitting, addressed, limit_ > 0 ? limit_ : addressed});
 }
 
-bool Cache::grow_for(int64_t slots, int64_t wish) {
+bool Cache::grow_for(int64_t slots, int64_t preferred) {
   if (used_ == 0) clear();  // nothing to copy: the two need not be there at once
   // What lies free at the end grows with the cache.
   const int64_t tail = free_.empty() || free_.rbegin()->first + free_.rbegin()->second < slots_ ? 0 : free_.rbegin()->second;
   const int64_t least = slots_ - tail + slots, most = room();
   if (least > most) return false;
-  const int64_t roomy = std::min(most, std::max({least, slots_ - tail + wish, slots_ + slots_ / 2}));
+  const int64_t roomy = std::min(most, std::max({least, slots_ - tail + preferred, slots_ + slots_ / 2}));
   return replace(roomy) || (least < roomy && replace(least));
 }
 
@@ -66,7 +66,7 @@ bool Cache::grow_for(int64_t slots, int64_t wish) {
 bool Cache::replace(int64_t slots) {
   const Cache::Runs runs = written_();
   const size_t size = loop_dtype_size(model_.dt);
-  const int64_t planes = int64_t(model_.config.layers) * planes_;
+  const int64_t planes = all_planes_;
   Part larger[] = {{{}, width()}, {{}, width()}, {{}, shift_width()}, {{}, shift_width()}};
   try {
     for (Part& part : larger)
@@ -86,11 +86,11 @@ bool Cache::replace(int64_t slots) {
                          static_cast<const void*>(parts[i]->buffer.at(at)), from, larger[i].buffer.at(at), to);
     }
   const int64_t added = slots - slots_, first = slots_;
-  used_ += added;  // as if the new slots had been taken
+  used_ += added;  // as if the new slots had been allocated
   slots_ = slots;
   generation_++;
   for (size_t i = 0; i < 4; i++) *parts[i] = std::move(larger[i]);
-  give(first, added);
+  release(first, added);
   return true;
 }
 
@@ -107,9 +107,9 @@ void Cache::copy_up(int64_t slot, int t, int loops) {
   if (shared() || t + 1 >= loops) return;
   const size_t size = loop_dtype_size(model_.dt);
   for (const Part* part : {&keys_, &values_, &shift_p_, &shift_a_}) {
-    const int64_t row = int64_t(part->width), plane = slots_ * row, layer = planes_ * plane;
+    const int64_t row = int64_t(part->width), plane = slots_ * row, block = planes_ * plane;
     if (row == 0) continue;
-    const int64_t shape[] = {model_.config.layers, loops - t - 1, row}, from[] = {layer, 0, 1}, to[] = {layer, plane, 1};
+    const int64_t shape[] = {loop_blocks_, loops - t - 1, row}, from[] = {block, 0, 1}, to[] = {block, plane, 1};
     model_.device->run(&LoopBackend::copy_strided, "copy up", model_.dt, model_.dt, 3, shape,
                        static_cast<const void*>(part->buffer.at(size_t(t * plane + slot * row) * size)), from,
                        part->buffer.at(size_t((t + 1) * plane + slot * row) * size), to);

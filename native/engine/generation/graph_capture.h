@@ -8,15 +8,15 @@
 #include <utility>
 #include <vector>
 
-#include "device.h"
+#include "../device.h"
 
 namespace looplm {
 
-class Replays {
+class GraphCapture {
  public:
-  explicit Replays(std::shared_ptr<Device> device) : device_(std::move(device)) {}
-  ~Replays() { clear(); }
-  Replays(const Replays&) = delete;
+  explicit GraphCapture(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+  ~GraphCapture() { clear(); }
+  GraphCapture(const GraphCapture&) = delete;
 
   // key: everything that decides addresses and numbers in `calls`. The first time they are made, which gives them the memory they
   // need; the second time recorded. True when they were replayed.

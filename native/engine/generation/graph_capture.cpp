@@ -1,8 +1,8 @@
-#include "replays.h"
+#include "graph_capture.h"
 
 namespace looplm {
 
-bool Replays::run(const std::vector<uint64_t>& key, const std::function<void()>& calls) {
+bool GraphCapture::run(const std::vector<uint64_t>& key, const std::function<void()>& calls) {
   const auto found = recordings_.find(key);
   if (found == recordings_.end()) {
     calls();
@@ -30,7 +30,7 @@ bool Replays::run(const std::vector<uint64_t>& key, const std::function<void()>&
   return true;
 }
 
-void Replays::clear() {
+void GraphCapture::clear() {
   for (const auto& [key, recording] : recordings_)
     if (recording) device_->forget(recording);
   recordings_.clear();

@@ -1,0 +1,162 @@
+#include "admission.h"
+
+#include <algorithm>
+#include <set>
+
+namespace looplm {
+
+int64_t Admission::add(GenerateRequest request) {
+  if (request.exit.rule == ExitRule::gate && request.exit.threshold >= 1) request.exit.rule = ExitRule::fixed;
+  check_request(g_.model, request, g_.loops, g_.cache.shared());
+  const int64_t slots = int64_t(request.prompt.size()) + g_.row_slots(request), limit = g_.options.max_tokens;
+  if (limit > 0 && slots > limit)
+    throw Error("INVALID_ARGUMENT", "generate",
+                "a prompt of " + std::to_string(request.prompt.size()) + " tokens and " + std::to_string(request.max_new_tokens) +
+                    " new ones do not fit in the scheduler's maxTokens " + std::to_string(limit));
+  const int64_t most = std::min<int64_t>(int64_t(device_bytes_ / g_.cache.slot_bytes()), INT32_MAX / g_.loops);
+  if (slots > most) throw Error("OUT_OF_MEMORY", "generate", too_large(request, most));
+  std::lock_guard lock(mutex_);
+  const int64_t id = next_id_++;
+  arrived_.emplace_back(id, std::move(request));
+  g_.count([](SchedulerStats& s) { s.waiting++; });
+  return id;
+}
+
+void Admission::cancel(int64_t request) {
+  std::lock_guard lock(mutex_);
+  cancelled_.push_back(request);
+}
+
+std::vector<Row*> Admission::receive() {
+  std::vector<int64_t> cancelled;
+  {
+    std::lock_guard lock(mutex_);
+    for (auto& request : arrived_) waiting_.push_back(std::move(request));
+    arrived_.clear();
+    cancelled.swap(cancelled_);
+  }
+  std::sort(cancelled.begin(), cancelled.end());
+  cancelled.erase(std::unique(cancelled.begin(), cancelled.end()), cancelled.end());
+  std::vector<Row*> rows;
+  for (int64_t id : cancelled) {
+    g_.events.erase(id);
+    const auto queued = std::find_if(waiting_.begin(), waiting_.end(), [&](auto& request) { return request.first == id; });
+    if (queued != waiting_.end()) waiting_.erase(queued);
+    if (const auto row = g_.rows.find(id); row != g_.rows.end()) rows.push_back(&row->second);
+  }
+  return rows;
+}
+
+void Admission::admit() {
+  while (!waiting_.empty() && int64_t(g_.rows.size()) < g_.options.max_rows) {
+    if (waiting_.front().first == blocked_ && g_.releases == blocked_releases_) return;
+    if (!admit_first()) return;
+  }
+}
+
+// False when the first request has to wait.
+bool Admission::admit_first() {
+  auto& [id, request] = waiting_.front();
+  const int64_t length = int64_t(request.prompt.size()), own = g_.row_slots(request);
+  Prompt* prompt = find_prompt(request, loops_of(request));
+  std::unique_ptr<Prompt> made = prompt ? nullptr : make_prompt(request, loops_of(request));
+  int64_t prompt_slot = -1, slot = -1;
+  for (bool grown = false;; grown = true) {
+    prompt_slot = prompt ? prompt->slot : g_.cache.allocate(length);
+    slot = prompt_slot < 0 ? -1 : g_.cache.allocate(own);
+    if (slot >= 0) break;
+    if (!prompt && prompt_slot >= 0) g_.cache.release(prompt_slot, length);
+    const int64_t preferred = g_.cache.used() == 0 ? slots_of_waiting() : 0;
+    if (!grown && g_.cache.grow_for(prompt ? own : length + own, preferred)) continue;
+    if (!g_.rows.empty()) {
+      blocked_ = id;
+      blocked_releases_ = g_.releases;
+      return false;
+    }
+    g_.fail(id, too_large(request, g_.cache.room()));
+    waiting_.pop_front();
+    return true;
+  }
+  if (made) {
+    made->slot = prompt_slot;
+    prompt = made.get();
+    g_.prompts.push_back(std::move(made));
+  }
+  prompt->users++;
+  const int max_loops = loops_of(request);
+  Row& row = g_.rows.emplace(id, Row{id, std::move(request), max_loops, prompt, slot, g_.acquire_index()}).first->second;
+  for (int32_t token : prompt->tokens) row.state_key.append(token);
+  waiting_.pop_front();
+  return true;
+}
+
+// Prompts are shared where their tokens, loops and initial states are the same.
+Prompt* Admission::find_prompt(const GenerateRequest& request, int loops) const {
+  const size_t given = request.prompt.size() * size_t(g_.architecture().hidden);
+  const auto same_states = [&](const InitialStates& a, const InitialStates& b) {
+    if (!begins_with_state(g_.architecture())) return true;
+    if (a.given.empty() != b.given.empty()) return false;
+    if (!a.given.empty()) return std::equal(a.given.begin(), a.given.begin() + ptrdiff_t(given), b.given.begin());
+    return a.zeros == b.zeros && (a.zeros || a.seed == b.seed);
+  };
+  for (auto& p : g_.prompts)
+    if (p->loops == loops && p->tokens == request.prompt && same_states(p->initial, request.states)) return p.get();
+  return nullptr;
+}
+
+std::unique_ptr<Prompt> Admission::make_prompt(const GenerateRequest& request, int loops) const {
+  auto prompt = std::make_unique<Prompt>();
+  prompt->tokens = request.prompt;
+  prompt->loops = loops;
+  if (!begins_with_state(g_.architecture())) return prompt;
+  prompt->initial = request.states;
+  if (request.states.zeros || !request.states.given.empty()) return prompt;
+  StateKey key;
+  for (int32_t token : request.prompt) {
+    key.append(token);
+    prompt->state_keys.push_back(key);
+  }
+  return prompt;
+}
+
+// For all that can begin at once: a call of `generate` knows all it needs.
+int64_t Admission::slots_of_waiting() const {
+  int64_t slots = 0;
+  std::set<std::pair<int, std::vector<int32_t>>> seen;
+  size_t n = g_.rows.size();
+  for (auto& [id, request] : waiting_) {
+    if (n++ == size_t(g_.options.max_rows)) break;
+    slots += g_.row_slots(request);
+    if (seen.emplace(request.exit.max_loops, request.prompt).second) slots += int64_t(request.prompt.size());
+  }
+  return slots;
+}
+
+std::string Admission::too_large(const GenerateRequest& request, int64_t room) const {
+  const int64_t slots = int64_t(request.prompt.size()) + g_.row_slots(request);
+  const size_t slot_bytes = g_.cache.slot_bytes();
+  return "a prompt of " + std::to_string(request.prompt.size()) + " tokens and up to " + std::to_string(request.max_new_tokens) +
+         " new ones need " + std::to_string(size_t(slots) * slot_bytes) + " bytes of cache (" + std::to_string(slot_bytes) +
+         " a token), and device \"" + g_.model.device->name() + "\" has room for " + std::to_string(room) +
+         " tokens: lower maxNewTokens, shorten the prompt, or use kv 'shared' or bfloat16";
+}
+
+void Admission::update_counts() {
+  std::lock_guard lock(mutex_);
+  g_.count([&](SchedulerStats& s) {
+    s.rows = int64_t(g_.rows.size());
+    s.waiting = int64_t(waiting_.size() + arrived_.size());
+    s.cached_tokens = g_.cache.used();
+    s.slots = g_.cache.slots();
+  });
+}
+
+void Admission::clear() noexcept {
+  waiting_.clear();
+  blocked_ = 0;
+  std::lock_guard lock(mutex_);
+  arrived_.clear();
+  cancelled_.clear();
+}
+
+}  // namespace looplm

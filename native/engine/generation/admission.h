@@ -1,0 +1,49 @@
+// Requests on their way in: added and cancelled from any thread, and given a row and room in the cache in the order in which they
+// came.
+#pragma once
+#include <deque>
+#include <utility>
+
+#include "rows.h"
+
+namespace looplm {
+
+class Admission {
+ public:
+  explicit Admission(Generation& generation) : g_(generation), device_bytes_(generation.model.device->memory().total) {}
+
+  // From any thread. Throws when the request can never run.
+  int64_t add(GenerateRequest request);
+  void cancel(int64_t request);
+
+  // Takes over what other threads have added; returns the rows that were cancelled, which are still there.
+  std::vector<Row*> receive();
+  // First come, first served: a request that does not fit holds back those behind it, so that none waits for ever. One that does
+  // not fit although nothing else is there fails.
+  void admit();
+  bool waiting() const { return !waiting_.empty(); }
+  void update_counts();
+  void clear() noexcept;
+
+ private:
+  using Entry = std::pair<int64_t, GenerateRequest>;
+  bool admit_first();
+  Prompt* find_prompt(const GenerateRequest& request, int loops) const;
+  std::unique_ptr<Prompt> make_prompt(const GenerateRequest& request, int loops) const;
+  int64_t slots_of_waiting() const;
+  std::string too_large(const GenerateRequest& request, int64_t room) const;
+  int loops_of(const GenerateRequest& request) const { return request.exit.max_loops > 0 ? request.exit.max_loops : g_.loops; }
+
+  Generation& g_;
+  const size_t device_bytes_;
+  std::deque<Entry> waiting_;
+  int64_t blocked_ = 0;            // the first request that waits, when it found no room,
+  uint64_t blocked_releases_ = 0;  // and how many rows had gone by then
+
+  mutable std::mutex mutex_;
+  std::deque<Entry> arrived_;
+  std::vector<int64_t> cancelled_;
+  int64_t next_id_ = 1;
+};
+
+}  // namespace looplm

@@ -1,0 +1,40 @@
+// Measures what exit rules look at, for the rows that ask, and lets the rules decide.
+#pragma once
+#include "head_row.h"
+
+namespace looplm {
+
+class ExitMeter {
+ public:
+  ExitMeter(Generation& generation, RowGather& gather) : g_(generation), gather_(gather) {}
+
+  void apply_states(std::vector<HeadRow>& rows, const void* after, const void* before);
+  // hidden: act [index, D], of rows `index`.
+  void apply_gates(std::vector<HeadRow>& rows, const std::vector<int32_t>& index, const void* hidden);
+  // logits: real [chunk, V].
+  void apply_distributions(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, const Buffer& logits);
+
+ private:
+  struct Memory {
+    Buffer gates;                        // real [rows]
+    Buffer logits;                       // real [asking, V]
+    Buffer argmax;                       // int32 [asking]
+    Buffer log_p, p, previous, product;  // real [asking, V]
+    Buffer sums;                         // real [asking]
+    Buffer index;                        // int32 [asking]
+    // real [row indices, 2, V]: log-probabilities after the loop before and after this one. Two, so that a loop that found no
+    // memory can be read again.
+    Buffer kept;
+  };
+  void measure_argmax(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, const Buffer& logits);
+  void measure_entropies(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, const Buffer& logits);
+  void measure_divergences(const std::vector<HeadRow*>& asking, const std::vector<double>& negative_entropy);
+  std::vector<double> expectation(int64_t n, const void* p, const void* x);
+  std::vector<double> download_state(const void* states, int64_t row) const;
+
+  Generation& g_;
+  RowGather& gather_;
+  Memory memory_;
+};
+
+}  // namespace looplm

@@ -1,0 +1,194 @@
+#include "prefill.h"
+
+#include <algorithm>
+
+namespace looplm {
+
+bool Prefill::open() const {
+  return std::any_of(g_.prompts.begin(), g_.prompts.end(), [](auto& p) { return !p->ready; });
+}
+
+bool Prefill::shrink() {
+  constexpr int64_t FEWEST = 32;
+  if (tokens_ <= FEWEST) return false;
+  tokens_ = std::max(FEWEST, tokens_ / 2);
+  return true;
+}
+
+// A piece of a prompt reads the earlier ones from the cache. It runs at full depth where every loop has a plane. Loops that share
+// one overwrite it, and a piece needs the keys that the earlier ones have at its own loop: there all pieces run a loop, then all
+// of them the next. A turn does as much either way.
+void Prefill::run() {
+  int64_t room = tokens_ * (g_.cache.shared() ? g_.loops : 1);
+  while (room > 0 && open()) {
+    const std::vector<Piece> pieces = next_pieces(std::min(room, tokens_));
+    for (const Piece& piece : pieces) room -= piece.count();
+    run_pieces(pieces);
+    if (!g_.cache.shared()) break;
+  }
+}
+
+// At most one piece of each prompt, all of them at the same loops. A prompt that sees itself both ways runs whole.
+std::vector<Prefill::Piece> Prefill::next_pieces(int64_t room) const {
+  std::vector<Piece> pieces;
+  for (auto& p : g_.prompts) {
+    if (room <= 0) break;
+    if (p->ready || (!pieces.empty() && (p->loops != pieces[0].prompt->loops || p->loop != pieces[0].prompt->loop))) continue;
+    const int64_t rest = p->length() - p->done, count = g_.architecture().prefix_sees_itself ? rest : std::min(rest, room);
+    if (count > room && !pieces.empty()) continue;
+    pieces.push_back({p.get(), p->done, p->done + count});
+    room -= count;
+  }
+  return pieces;
+}
+
+struct Prefill::Packed {
+  std::vector<int32_t> ids, positions, slots;
+  std::vector<LoopSegment> segments;
+  std::vector<CachedPrefix> prefixes;
+  int64_t prefix_rows = 0;
+  int32_t max_context = 0;
+};
+
+// Rows of segments count from the cached prefixes, which attention lays in front.
+Prefill::Packed Prefill::pack(const std::vector<Piece>& pieces) const {
+  Packed out;
+  for (const Piece& piece : pieces) {
+    if (piece.from > 0) out.prefixes.push_back({out.prefix_rows, piece.prompt->slot, piece.from});
+    out.prefix_rows += piece.from;
+  }
+  int32_t prefix = 0;
+  for (const Piece& piece : pieces) {
+    const int32_t begin = int32_t(out.prefix_rows + int64_t(out.ids.size())), count = int32_t(piece.count());
+    const int32_t two_way = g_.architecture().prefix_sees_itself ? count : 0;
+    out.segments.push_back({begin, begin + count, prefix, prefix + int32_t(piece.from), int32_t(out.segments.size()), two_way});
+    prefix += int32_t(piece.from);
+    out.max_context = std::max(out.max_context, int32_t(piece.to));
+    for (int64_t j = piece.from; j < piece.to; j++) {
+      out.ids.push_back(piece.prompt->tokens[size_t(j)]);
+      out.positions.push_back(int32_t(j));
+      out.slots.push_back(int32_t(piece.prompt->slot + j));
+    }
+  }
+  return out;
+}
+
+// DeviceBatch::previous: the first row of a piece that continues a prompt finds what the cache has of its predecessor behind the
+// row of those that have none.
+std::vector<int32_t> Prefill::rows_before(const std::vector<Piece>& pieces, int64_t tokens) {
+  std::vector<int32_t> out;
+  int32_t cached = int32_t(tokens) + 1;
+  for (const Piece& piece : pieces) {
+    out.push_back(piece.from > 0 ? cached++ : int32_t(tokens));
+    for (int64_t j = piece.from + 1; j < piece.to; j++) out.push_back(int32_t(out.size()) - 1);
+  }
+  return out;
+}
+
+void Prefill::run_pieces(const std::vector<Piece>& pieces) {
+  Model& model = g_.model;
+  const Packed packed = pack(pieces);
+  const auto& device = model.device;
+  const int64_t N = int64_t(packed.ids.size());
+  const int32_t count = int32_t(packed.segments.size());
+  const int first = pieces[0].prompt->loop, loops = g_.cache.shared() ? 1 : pieces[0].prompt->loops;
+  DeviceBatch batch{N,
+                    upload(device, memory_.ids, packed.ids),
+                    upload(device, memory_.positions, packed.positions),
+                    upload(device, memory_.segments, packed.segments),
+                    count,
+                    count,
+                    packed.max_context,
+                    packed.max_context - 1};
+  batch.previous = upload(device, memory_.previous, rows_before(pieces, N));
+  if (g_.cache.shared() && model.weights().adapter_loops > 0) batch.loops.push_back({0, N, first});
+  if (first == 0) batch.states = initial_states(pieces, N);
+  const CacheUse use = g_.cache.prompts(upload(device, memory_.slots, packed.slots), packed.prefixes.data(),
+                                        int32_t(packed.prefixes.size()), packed.prefix_rows);
+  reserve(pieces);
+  Stack stack(model, model.weights(), batch, loops, Stack::Keep::nothing, &use);
+  if (first == 0) stack.forward_begin(Stack::Registers(stack.inputs()));
+  else load_states(pieces, stack.inputs());
+  stack.forward_loops([&](int t) { keep_last(pieces, stack.outputs(t), first + t); });
+  if (g_.reads_with_blocks && first + loops == pieces[0].prompt->loops) stack.forward_last_read();
+  if (g_.cache.shared()) keep_states(pieces, stack.outputs(0));
+  advance(pieces);
+}
+
+// Memory that outlives the pieces, before anything changes.
+void Prefill::reserve(const std::vector<Piece>& pieces) {
+  for (const Piece& piece : pieces) {
+    Prompt& p = *piece.prompt;
+    const size_t bytes = g_.registers() * g_.state_bytes;
+    if (!p.last) p.last = Buffer(g_.model.device, size_t(p.loops) * bytes);
+    if (g_.cache.shared() && !p.states) p.states = Buffer(g_.model.device, size_t(p.length()) * bytes);
+  }
+}
+
+const void* Prefill::initial_states(const std::vector<Piece>& pieces, int64_t tokens) {
+  const Architecture& a = g_.architecture();
+  if (!begins_with_state(a)) return nullptr;
+  const size_t D = size_t(a.hidden);
+  std::vector<double> values(size_t(tokens) * D);
+  double* out = values.data();
+  for (const Piece& piece : pieces)
+    for (int64_t j = piece.from; j < piece.to; j++, out += D) {
+      const Prompt& p = *piece.prompt;
+      if (!p.initial.given.empty()) std::copy_n(&p.initial.given[size_t(j) * D], D, out);
+      else if (!p.initial.zeros) p.state_keys[size_t(j)].draw(a, p.initial.seed, out);
+    }
+  return upload(g_.model.device, memory_.states, rounded(g_.model.dt, values));
+}
+
+void Prefill::copy(void* to, const void* from, int64_t states) {
+  g_.model.device->run(&LoopBackend::copy, "states of a prompt", to, from, size_t(states) * g_.state_bytes);
+}
+
+void Prefill::load_states(const std::vector<Piece>& pieces, const Stack::Registers& inputs) {
+  for (size_t r = 0; r < g_.registers(); r++) {
+    size_t row = 0;
+    for (const Piece& piece : pieces) {
+      const Prompt& p = *piece.prompt;
+      copy(static_cast<char*>(inputs[r]) + row * g_.state_bytes,
+           p.states.at((r * size_t(p.length()) + size_t(piece.from)) * g_.state_bytes), piece.count());
+      row += size_t(piece.count());
+    }
+  }
+}
+
+void Prefill::keep_states(const std::vector<Piece>& pieces, const Stack::Registers& outputs) {
+  for (size_t r = 0; r < g_.registers(); r++) {
+    const char* from = static_cast<const char*>(outputs[r]);
+    for (const Piece& piece : pieces) {
+      Prompt& p = *piece.prompt;
+      copy(p.states.at((r * size_t(p.length()) + size_t(piece.from)) * g_.state_bytes), from, piece.count());
+      from += size_t(piece.count()) * g_.state_bytes;
+    }
+  }
+}
+
+// The registers of a prompt's last token behind loop `loop`: its first new token is read from them.
+void Prefill::keep_last(const std::vector<Piece>& pieces, const Stack::Registers& outputs, int loop) {
+  const size_t R = g_.registers();
+  size_t end = 0;
+  for (const Piece& piece : pieces) {
+    end += size_t(piece.count());
+    if (!piece.completes()) continue;
+    for (size_t r = 0; r < R; r++)
+      copy(piece.prompt->last.at((size_t(loop) * R + r) * g_.state_bytes),
+           static_cast<const char*>(outputs[r]) + (end - 1) * g_.state_bytes, 1);
+  }
+}
+
+void Prefill::advance(const std::vector<Piece>& pieces) {
+  for (const Piece& piece : pieces) {
+    Prompt& p = *piece.prompt;
+    p.done = piece.to;
+    if (!piece.completes()) continue;
+    p.ready = !g_.cache.shared() || ++p.loop == p.loops;
+    if (p.ready) p.states = Buffer();
+    else p.done = 0;
+  }
+}
+
+}  // namespace looplm

@@ -1,0 +1,64 @@
+// What a caller asks of generation, and what it hears back.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "exit_rule.h"
+
+namespace looplm {
+
+class Model;
+
+struct Sampling {
+  double temperature = 1;  // 0: greedy
+  int top_k = 0;
+  double top_p = 1, min_p = 0;
+  uint64_t seed = 0;
+  bool operator==(const Sampling&) const = default;
+};
+
+// Of architectures whose program has `state` steps: given for every position, [prompt + max_new_tokens, D], or drawn from (seed,
+// the tokens up to the position, channel), as score draws them.
+struct InitialStates {
+  std::vector<double> given;
+  uint64_t seed = 0;
+  bool zeros = false;
+};
+
+struct GenerateRequest {
+  std::vector<int32_t> prompt;
+  int max_new_tokens = 16;
+  Sampling sampling;
+  ExitOptions exit;
+  InitialStates states;
+  std::vector<int32_t> stop_tokens;
+  int32_t sequence = 0;  // a draw depends on (seed, sequence, position) alone
+  int alternatives = 0;  // so many of the most probable tokens are reported with each token
+  // Self-speculation: `draft_tokens` positions are drafted with `draft_loops` loops each, then the remaining loops run over all
+  // of them at once and keep what full depth would have drawn. 0: off.
+  int draft_loops = 0, draft_tokens = 0;
+};
+
+enum class Finish { none, length, stop, failed };
+
+struct GeneratedToken {
+  int32_t token;
+  double logprob;                                        // full vocabulary, at the sampling temperature (1 when greedy)
+  int32_t loop;                                          // 1-based, the loop it was read from
+  std::vector<std::pair<int32_t, double>> alternatives;  // most probable first
+};
+struct GenerateEvent {  // what became of a request since the last time
+  int64_t request;
+  std::vector<GeneratedToken> tokens;
+  Finish finish = Finish::none;
+  std::string failure;  // of a request that failed: there was no memory for it
+};
+
+// Throws INVALID_ARGUMENT. loops, shared: of the scheduler and its cache.
+void check_request(const Model& model, const GenerateRequest& request, int loops, bool shared);
+// Loops beyond the model's are for families that were trained with any number.
+void check_loops(const Model& model, int loops);
+
+}  // namespace looplm

@@ -1,0 +1,92 @@
+#include "rows.h"
+
+#include <algorithm>
+
+namespace looplm {
+
+namespace {
+
+bool has_blocks(const Architecture& a, const std::vector<Step>& steps) { return a.blocks(steps) > 0; }
+
+}  // namespace
+
+Generation::Generation(Model& model, const SchedulerOptions& options)
+    : model(model),
+      options(options),
+      loops(options.loops > 0 ? options.loops : model.config.loops),
+      state_bytes(size_t(model.config.hidden) * loop_dtype_size(model.dt)),
+      cache(model, loops, options.shared_cache, options.max_tokens, [this] { return written(); }),
+      reads_with_blocks(has_blocks(model.config, model.config.read)) {}
+
+// The slots that hold keys and values; a draft's lie behind the tokens that are made.
+Cache::Runs Generation::written() const {
+  Cache::Runs runs;
+  for (auto& p : prompts)
+    if (p->written() > 0) runs.emplace_back(p->slot, p->written());
+  for (auto& [id, row] : rows)
+    if (const int64_t count =
+            std::min<int64_t>(row_slots(row.request), row.made + row.request.draft_tokens + (reads_with_blocks ? 1 : 0));
+        count > 0 && row.made > 0)
+      runs.emplace_back(row.slot, count);
+  return runs;
+}
+
+int32_t Generation::acquire_index() {
+  if (free_indices_.empty()) return row_indices++;
+  const int32_t index = free_indices_.back();
+  free_indices_.pop_back();
+  return index;
+}
+
+void Generation::release(Row& row) {
+  releases++;
+  cache.release(row.slot, row_slots(row.request));
+  free_indices_.push_back(row.index);
+  if (--row.prompt->users == 0) {
+    cache.release(row.prompt->slot, row.prompt->length());
+    prompts.erase(std::find_if(prompts.begin(), prompts.end(), [&](auto& p) { return p.get() == row.prompt; }));
+  }
+  rows.erase(row.id);
+}
+
+void Generation::clear() noexcept {
+  rows.clear();
+  prompts.clear();
+  events.clear();
+  cache.clear();
+  free_indices_.clear();
+  row_indices = 0;
+  releases++;
+  count([](SchedulerStats& s) { s.rows = s.waiting = s.cached_tokens = 0; });
+}
+
+GenerateEvent& Generation::event(int64_t request) {
+  return events.try_emplace(request, GenerateEvent{request, {}, Finish::none, {}}).first->second;
+}
+
+bool Generation::add_token(Row& row, GeneratedToken token) {
+  GenerateEvent& out = event(row.id);
+  row.newest = token.token;
+  row.state_key.append(token.token);
+  row.made++;
+  const auto& stops = row.request.stop_tokens;
+  if (std::find(stops.begin(), stops.end(), token.token) != stops.end()) out.finish = Finish::stop;
+  else if (row.made >= row.request.max_new_tokens) out.finish = Finish::length;
+  out.tokens.push_back(std::move(token));
+  return out.finish == Finish::none;
+}
+
+void Generation::fail(int64_t request, const std::string& why) {
+  GenerateEvent& out = event(request);
+  out.finish = Finish::failed;
+  out.failure = why;
+}
+
+std::vector<GenerateEvent> Generation::collect_events() {
+  std::vector<GenerateEvent> out;
+  for (auto& [id, one] : events) out.push_back(std::move(one));
+  events.clear();
+  return out;
+}
+
+}  // namespace looplm

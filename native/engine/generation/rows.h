@@ -1,0 +1,115 @@
+// The prompts and rows that requests hold, and what the parts of a scheduler share.
+#pragma once
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "../initial_state.h"
+#include "cache.h"
+#include "scheduler.h"
+
+namespace looplm {
+
+// A prompt that some rows share. Its keys lie in [slot, slot + tokens.size()).
+struct Prompt {
+  std::vector<int32_t> tokens;
+  InitialStates initial;
+  std::vector<StateKey> state_keys;  // of its positions, where they are drawn
+  int loops = 0;                     // it ran, or will run, this many
+  int64_t slot = 0;
+  int64_t done = 0;  // tokens whose keys are in the cache; of a shared cache those of the loop under way
+  int users = 0;
+  Buffer last;         // act [loops, R, D]: the registers behind every loop at its last token, once all of it has run
+  int loop = 0;        // of a shared cache: loops that all tokens have completed,
+  Buffer states;       // act [R, tokens, D]: and the registers that the next loop starts from
+  bool ready = false;  // every token has run at full depth
+  int64_t length() const { return int64_t(tokens.size()); }
+  int64_t written() const { return ready || loop > 0 ? length() : done; }
+};
+
+// A request that generates.
+struct Row {
+  int64_t id;
+  GenerateRequest request;
+  int max_loops;
+  Prompt* prompt;
+  int64_t slot;                      // keys of its new tokens lie from here on
+  int32_t index;                     // in buffers with a place for every row
+  StateKey state_key = {};           // of its newest token
+  bool started = false;              // its first token was drawn
+  int made = 0;                      // new tokens
+  int32_t newest = -1;               // of them
+  ExitState exit = {};               // of the token under way
+  std::vector<int32_t> drafts = {};  // tokens drafted behind the newest one
+  bool verifying = false;
+};
+
+// One token of a row on its way through the loops.
+struct ActiveToken {
+  Row* row;
+  int32_t ahead;  // drafted tokens before it, behind the newest real one
+  int loop;       // loops completed
+  int32_t token;
+  int32_t made() const { return row->made + ahead; }  // new tokens up to it, itself included
+  int32_t position() const { return int32_t(row->prompt->tokens.size()) + made() - 1; }
+};
+
+struct Generation {
+  Generation(Model& model, const SchedulerOptions& options);
+
+  Model& model;
+  const SchedulerOptions options;
+  const int loops;
+  const size_t state_bytes;  // of one register of one token
+  Cache cache;
+  std::map<int64_t, Row> rows;  // by request: older first
+  std::vector<std::unique_ptr<Prompt>> prompts;
+  int32_t row_indices = 0;  // that rows have had so far
+  uint64_t releases = 0;    // rows that have gone
+  std::map<int64_t, GenerateEvent> events;
+
+  const Architecture& architecture() const { return model.config; }
+  size_t registers() const { return size_t(model.config.registers); }
+  // Slots of a row: its last token's keys are never read; the readout of the prompt's last token is the row's own.
+  int64_t row_slots(const GenerateRequest& request) const { return request.max_new_tokens - 1 + (reads_with_blocks ? 1 : 0); }
+  const bool reads_with_blocks;
+
+  int32_t acquire_index();
+  void release(Row& row);  // its cache and its prompt, and itself
+  void clear() noexcept;
+
+  GenerateEvent& event(int64_t request);
+  // A new token of a row; false when it is the last.
+  bool add_token(Row& row, GeneratedToken token);
+  void fail(int64_t request, const std::string& why);
+  std::vector<GenerateEvent> collect_events();
+
+  // Counters, read from any thread.
+  template <class Change>
+  void count(Change change) {
+    std::lock_guard lock(mutex_);
+    change(stats_);
+  }
+  SchedulerStats stats() const {
+    std::lock_guard lock(mutex_);
+    return stats_;
+  }
+
+ private:
+  Cache::Runs written() const;
+  std::vector<int32_t> free_indices_;
+  mutable std::mutex mutex_;
+  SchedulerStats stats_;
+};
+
+// ---- Buffers of the parts
+
+// Values on the device until the next call with the same buffer.
+template <class T>
+const T* upload(const std::shared_ptr<Device>& device, Buffer& buffer, const std::vector<T>& values) {
+  buffer.reserve(device, values.size() * sizeof(T) + sizeof(T));
+  if (!values.empty()) buffer.upload(values.data(), values.size() * sizeof(T));
+  return buffer.as<T>();
+}
+
+}  // namespace looplm

@@ -1,0 +1,89 @@
+#include "scheduler.h"
+
+#include "admission.h"
+#include "decode.h"
+#include "prefill.h"
+
+namespace looplm {
+
+struct Scheduler::State {
+  State(std::shared_ptr<Model> m, const SchedulerOptions& options)
+      : held(std::move(m)), g(*held, options), admission(g), prefill(g), decode(g) {
+    const Architecture& a = held->config;
+    if (a.registers > 1 || !a.read.empty() || a.prefix_sees_itself)
+      throw Error("UNSUPPORTED", "generate",
+                  "models of family " + a.family + " are scored and trained, but not generated with yet");
+    if (options.max_rows < 1 || options.max_tokens < 0 || options.prefill_tokens < 1)
+      throw Error("INVALID_ARGUMENT", "scheduler", "maxRows and prefillTokens must be at least 1, maxTokens at least 0");
+  }
+
+  // Does something that may find no memory, and that has then changed nothing. In that case prompts are run in smaller pieces and
+  // at last the newest request fails, so that the others go on.
+  template <class Step>
+  void attempt(Step step) {
+    const Remedy remedy(*g.model.device, "generate fewer sequences at a time, or shorter ones");
+    try {
+      step();
+    } catch (const Error& error) {
+      if (error.code != "OUT_OF_MEMORY" || g.rows.empty()) throw;
+      if (prefill.open() && prefill.shrink()) return;
+      Row& newest = g.rows.rbegin()->second;
+      g.fail(newest.id, error.what());
+      remove(newest);
+    }
+  }
+  void remove(Row& row) {
+    decode.drop(row);
+    g.release(row);
+  }
+
+  std::vector<GenerateEvent> run(bool until_token) {
+    do {
+      for (Row* row : admission.receive()) remove(*row);
+      if (g.rows.empty()) prefill.restore();
+      admission.admit();
+      attempt([&] {
+        decode.reserve();
+        prefill.run();
+        decode.start_rows();
+      });
+      attempt([&] { decode.run(); });
+      admission.update_counts();
+    } while ((!g.rows.empty() || admission.waiting()) && !(until_token && !g.events.empty()));
+    return g.collect_events();
+  }
+
+  // After an error nothing of the requests is left, and new ones may come. Takes no memory: there may be none.
+  void reset() noexcept {
+    decode.clear();
+    admission.clear();
+    g.clear();
+  }
+
+  const std::shared_ptr<Model> held;
+  Generation g;
+  Admission admission;
+  Prefill prefill;
+  Decode decode;
+};
+
+Scheduler::Scheduler(std::shared_ptr<Model> model, const SchedulerOptions& options)
+    : state_(std::make_unique<State>(std::move(model), options)) {}
+Scheduler::~Scheduler() = default;
+
+int64_t Scheduler::add(GenerateRequest request) { return state_->admission.add(std::move(request)); }
+void Scheduler::cancel(int64_t request) { state_->admission.cancel(request); }
+
+std::vector<GenerateEvent> Scheduler::run(bool until_token) {
+  try {
+    return state_->run(until_token);
+  } catch (...) {
+    state_->reset();
+    throw;
+  }
+}
+
+LoopDType Scheduler::dtype() const { return state_->held->dt; }
+SchedulerStats Scheduler::stats() const { return state_->g.stats(); }
+
+}  // namespace looplm

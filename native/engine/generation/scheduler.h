@@ -1,0 +1,57 @@
+// Generation for many requests at once, scheduled by loop (math.md §7): every pass over the weights takes each row under way one
+// loop further, at whatever loop it is. Rows that leave the loops go to the head, their next token enters with the next pass, and
+// finished rows make room for waiting requests.
+//
+// request     what is asked and answered          admission    who begins, and room in the cache for it
+// prefill     prompts, into the cache             decode       rows under way, one loop a pass
+// token_head  exit rules, head and sampling       speculation  drafts
+// exit_rule   the rules, one entry each           cache        keys and values of all rows
+#pragma once
+#include <memory>
+
+#include "../model.h"
+#include "request.h"
+
+namespace looplm {
+
+struct SchedulerOptions {
+  int max_rows = 16;             // sequences that generate at the same time; the others wait in the order in which they came
+  int64_t max_tokens = 0;        // cached tokens at the same time, 0: as many as fit in memory
+  int loops = 0;                 // the most any request may use; 0: the model's
+  bool shared_cache = false;     // one plane per layer instead of one per (layer, loop)
+  bool force = false;            // shared_cache for a family that was not made for it
+  int64_t prefill_tokens = 512;  // prompt tokens run between two passes of the rows under way
+};
+
+struct SchedulerStats {
+  int64_t rows = 0, waiting = 0;         // requests that generate, and that wait for room
+  int64_t cached_tokens = 0, slots = 0;  // of the cache: in use (prompts, and room for the answers), and there
+  int64_t passes = 0, pass_rows = 0;     // passes of one loop so far, and the rows in all of them
+  int64_t replayed_passes = 0;           // of them, those that the device replayed from a recording (a CUDA graph)
+  int64_t whole_tokens = 0;              // tokens whose loops were one call of the device
+  int64_t drafted = 0, accepted = 0;     // positions drafted ahead, and those of them that were kept
+};
+
+// Requests come and go from any thread; `run` is called from one thread at a time. Equal prompts under way run once and share
+// their part of the cache. The model's parameters must not change while requests are under way.
+class Scheduler {
+ public:
+  Scheduler(std::shared_ptr<Model> model, const SchedulerOptions& options);
+  ~Scheduler();
+
+  int64_t add(GenerateRequest request);  // throws INVALID_ARGUMENT, OUT_OF_MEMORY when the device is too small for it
+  // Takes effect before the next pass: the row and its cache are free, and nothing more is reported.
+  void cancel(int64_t request);
+  // Runs until no request is left or, with `until_token`, until there is something to report. Returns what happened, in the order
+  // of the requests. A request that finds no memory waits while others run, and fails alone when none does. When this throws, all
+  // requests are gone.
+  std::vector<GenerateEvent> run(bool until_token);
+  SchedulerStats stats() const;
+  LoopDType dtype() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace looplm
