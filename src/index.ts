@@ -23,6 +23,7 @@ export {
 export type { Adapter, LoRAModule, LoRAOptions } from './model/adapter.js'
 export type { LoopLMConfig, LoopLMConfigInput } from './model/config.js'
 export { type EstimateOptions, estimateMemory, type MemoryEstimate } from './model/estimate.js'
+export type { ExitRule } from './model/exit-rules.js'
 export { LoopLM } from './model/model.js'
 export { AdamW, type AdamWOptions } from './model/optimizer.js'
 export { GenerateRequest, Scheduler } from './model/scheduler.js'
@@ -31,8 +32,8 @@ export type {
   BackwardLoops,
   BackwardOptions,
   BackwardResult,
+  CachePolicy,
   CreateOptions,
-  ExitRule,
   FinishReason,
   GenerateChunk,
   GenerateOptions,

@@ -156,6 +156,8 @@ export interface NativeSchedulerOptions {
   /** 0: the model's. */
   loops: number
   sharedCache: boolean
+  /** Shared planes for a family that was not made for them. */
+  force: boolean
   prefillTokens: number
 }
 
@@ -170,6 +172,8 @@ export interface NativeGenerateRequest {
   rule: string
   threshold: number
   minLoops: number
+  /** Agreements in a row, of rule argmax-stable. */
+  patience: number
   /** 0: the scheduler's. */
   loops: number
   stopTokens: Int32Array
@@ -178,6 +182,10 @@ export interface NativeGenerateRequest {
   /** 0: no speculation. */
   draftLoops: number
   draftTokens: number
+  /** Initial states, (prompt + maxNewTokens) × D; empty: as the seed says. */
+  states: Float64Array
+  stateSeed: number
+  zeroStates: boolean
 }
 
 export interface NativeGenerateEvent {

@@ -137,21 +137,6 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
   })
 })
 
-it('Nanbeige generates as the oracle does, from prompts in pieces too', async () => {
-  const folder = join(root, 'nanbeige')
-  const greedy = readGolden(folder).get('greedy')!
-  using model = await LoopLM.fromPretrained(folder, { device: 'cpu', dtype: 'float32' })
-  const width = greedy.shape[1]!
-  for (const loops of [1, 2]) {
-    const want = Array.from(greedy.data.subarray((loops - 1) * width, loops * width))
-    const request = { maxNewTokens: width - 4, temperature: 0, stop: [], loops } as const
-    const [out] = await model.generate([want.slice(0, 4)], request)
-    expect([...want.slice(0, 4), ...out!.tokens]).toEqual(want)
-    using scheduler = model.scheduler({ prefillTokens: 3 })
-    expect((await scheduler.add(want.slice(0, 4), request).result()).tokens).toEqual(out!.tokens)
-  }
-})
-
 describe('what a family does not have is refused by name', () => {
   const config = JSON.parse(readFileSync(join(root, 'nanbeige', 'config.json'), 'utf8'))
   it.each([
@@ -170,12 +155,6 @@ describe('what a family does not have is refused by name', () => {
     const update = () => trainer.update({ sequences: [[1, 2, 3]], promptLengths: [1], advantages: [1] })
     expect((await refusal(update)).message).toMatch(/needs an exit gate, and this model of family nanbeige has none/)
     expect((await refusal(() => model.generate([[1]], { exit: { rule: 'gate', threshold: 0.5 } }))).message).toMatch(/exit gate/)
-  })
-  it('generation of families with several registers', async () => {
-    using model = await LoopLM.fromPretrained(join(root, 'huginn'))
-    const error = await refusal(() => model.generate([[1, 2]], { maxNewTokens: 2 }))
-    expect(error.code).toBe('UNSUPPORTED')
-    expect(error.message).toMatch(/family huginn_raven/)
   })
 })
 

@@ -30,6 +30,10 @@ const exits: ExitRule[] = [
   { rule: 'entropy', threshold: 2 },
   { rule: 'argmax-stable' },
   { rule: 'argmax-stable', minLoops: 3 },
+  { rule: 'cosine', threshold: 0.3 },
+  { rule: 'kl-previous', threshold: 0.5 },
+  { rule: 'entropy-change', threshold: 0.3 },
+  { rule: 'argmax-stable', patience: 2 },
 ]
 /** Every request of another kind. */
 const mixed: GenerateOptions[] = [
@@ -195,21 +199,25 @@ describe('an exit rule', () => {
   const entropy = (p: number[]) => -p.reduce((sum, x) => sum + x * Math.log(x), 0)
   const divergence = (p: number[], q: number[]) => p.reduce((sum, x, v) => sum + x * Math.log(x / q[v]!), 0)
   const argmax = (p: number[]) => p.indexOf(Math.max(...p))
-  const holds: Record<string, (p: number[][], cdf: number[], t: number, threshold: number) => boolean> = {
+  const holds: Record<string, (p: number[][], cdf: number[], t: number, threshold: number, patience: number) => boolean> = {
     gate: (_, cdf, t, threshold) => cdf[t]! >= threshold,
     entropy: (p, _, t, threshold) => entropy(p[t]!) <= threshold,
     kl: (p, _, t, threshold) => t > 0 && divergence(p[t]!, p[t - 1]!) <= threshold,
-    'argmax-stable': (p, _, t) => t > 0 && argmax(p[t]!) === argmax(p[t - 1]!),
+    'argmax-stable': (p, _, t, __, patience) =>
+      t >= patience && p.slice(t - patience, t).every((before) => argmax(before) === argmax(p[t]!)),
+    'kl-previous': (p, _, t, threshold) => divergence(t > 0 ? p[t - 1]! : p[t]!.map(() => 1 / V), p[t]!) <= threshold,
+    'entropy-change': (p, _, t, threshold) => t > 0 && Math.abs(entropy(p[t]!) - entropy(p[t - 1]!)) <= threshold,
   }
 
   it.each(exits.filter(({ rule }) => rule in holds))('$rule leaves where its formula says', async (exit) => {
-    const { rule, threshold = 0, minLoops = 1 } = exit as { rule: string; threshold?: number; minLoops?: number }
+    type Fields = { rule: string; threshold?: number; minLoops?: number; patience?: number }
+    const { rule, threshold = 0, minLoops = 1, patience = 1 } = exit as Fields
     const seen = new Set<number>()
     for (let seed = 0; seed < 24; seed++) {
       const prefix = Array.from({ length: 1 + (seed % 5) }, (_, j) => (seed * 7 + j * 3 + seed * j) % V)
       const { p, cdf } = await distributions(prefix)
       let want = minLoops - 1
-      while (want < T - 1 && !holds[rule]!(p, cdf, want, threshold)) want++
+      while (want < T - 1 && !holds[rule]!(p, cdf, want, threshold, patience)) want++
       const [result] = await model.generate([prefix], { ...open, maxNewTokens: 1, temperature: 0, exit })
       expect(result!.loops, `${prefix}`).toEqual([want + 1])
       expect(result!.tokens).toEqual([argmax(p[want]!)])
@@ -273,8 +281,9 @@ describe('an exit rule with the fewest and the most loops, by its formula in pla
   const norm = (x: readonly number[]) => Math.sqrt(x.reduce((sum, v) => sum + v * v, 0))
   const argmax = (p: readonly number[]) => p.indexOf(Math.max(...p))
   const table = (state: number[]) => probabilities(parameters, state)
+  const entropy = (p: number[]) => -p.reduce((sum, v) => sum + v * Math.log(v), 0)
   /** Whether a token goes after the last of its states, by the rule alone. */
-  const goes: Record<ExitRule['rule'], (h: number[][], threshold: number) => boolean> = {
+  const goes: Record<ExitRule['rule'], (h: number[][], threshold: number, patience: number) => boolean> = {
     fixed: () => false,
     gate: (h, threshold) => 1 - h.reduce((stay, state) => stay / (1 + Math.exp(gateLogit(parameters, state))), 1) >= threshold,
     'hidden-delta': (h, threshold) =>
@@ -284,13 +293,28 @@ describe('an exit rule with the fewest and the most loops, by its formula in pla
       const before = table(h.at(-2)!)
       return table(h.at(-1)!).reduce((sum, v, i) => sum + v * Math.log(v / before[i]!), 0) <= threshold
     },
-    entropy: (h, threshold) => -table(h.at(-1)!).reduce((sum, v) => sum + v * Math.log(v), 0) <= threshold,
-    'argmax-stable': (h) => h.length > 1 && argmax(table(h.at(-1)!)) === argmax(table(h.at(-2)!)),
+    entropy: (h, threshold) => entropy(table(h.at(-1)!)) <= threshold,
+    cosine: (h, threshold) => {
+      if (h.length < 2) return false
+      const [now, before] = [h.at(-1)!, h.at(-2)!]
+      return 1 - now.reduce((sum, v, i) => sum + v * before[i]!, 0) / (norm(now) * norm(before)) <= threshold
+    },
+    'kl-previous': (h, threshold) => {
+      const now = table(h.at(-1)!)
+      const before = h.length < 2 ? now.map(() => 1 / V) : table(h.at(-2)!)
+      return before.reduce((sum, v, i) => sum + v * Math.log(v / now[i]!), 0) <= threshold
+    },
+    'entropy-change': (h, threshold) =>
+      h.length > 1 && Math.abs(entropy(table(h.at(-1)!)) - entropy(table(h.at(-2)!))) <= threshold,
+    'argmax-stable': (h, _, patience) => {
+      if (h.length <= patience) return false
+      const last = h.slice(-patience - 1).map((state) => argmax(table(state)))
+      return last.every((token) => token === last[0])
+    },
   }
   const leaves =
-    ({ rule, threshold = 0, minLoops = 1 }: { rule: ExitRule['rule']; threshold?: number; minLoops?: number }) =>
-    (h: number[][]) =>
-      h.length >= minLoops && goes[rule](h, threshold)
+    (exit: { rule: ExitRule['rule']; threshold?: number; minLoops?: number; patience?: number }) => (h: number[][]) =>
+      h.length >= (exit.minLoops ?? 1) && goes[exit.rule](h, exit.threshold ?? 0, exit.patience ?? 1)
 
   it.each([
     { rule: 'fixed' },
@@ -298,7 +322,11 @@ describe('an exit rule with the fewest and the most loops, by its formula in pla
     { rule: 'hidden-delta', threshold: 0.7 },
     { rule: 'kl', threshold: 0.5 },
     { rule: 'entropy', threshold: 1.2 },
+    { rule: 'cosine', threshold: 0.3 },
+    { rule: 'kl-previous', threshold: 0.5 },
+    { rule: 'entropy-change', threshold: 0.3 },
     { rule: 'argmax-stable' },
+    { rule: 'argmax-stable', patience: 2 },
   ] as const)('$rule', async (exit) => {
     const left: Record<string, number> = {}
     for (let seed = 0; seed < 12; seed++) {

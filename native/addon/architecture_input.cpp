@@ -98,6 +98,8 @@ Architecture read_architecture(const Input& in) {
       {{"pre", Residual::pre}, {"sandwich", Residual::sandwich}, {"normed", Residual::normed}, {"post", Residual::post}});
   a.tied = in["tied"].flag();
   a.exit_gate = in["exitGate"].flag();
+  if (!in["fixedLoops"].missing()) a.fixed_loops = in["fixedLoops"].flag();
+  if (!in["sharedPlanes"].missing()) a.shared_planes = in["sharedPlanes"].flag();
   a.registers = int32_t(in["registers"].integer(1, 8));
   a.begin = read_steps(in["begin"]);
   a.loop = read_steps(in["loop"]);

@@ -40,20 +40,19 @@ GenerateRequest read_request(const Input& in) {
   r.sampling.top_p = in["topP"].number();
   r.sampling.min_p = in["minP"].number();
   r.sampling.seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
-  r.exit.rule = in["rule"].word<ExitRule>({{"fixed", ExitRule::fixed},
-                                           {"gate", ExitRule::gate},
-                                           {"hidden-delta", ExitRule::hidden_delta},
-                                           {"kl", ExitRule::kl},
-                                           {"entropy", ExitRule::entropy},
-                                           {"argmax-stable", ExitRule::argmax_stable}});
+  r.exit.rule = exit_rule_named(in["rule"].text());
   r.exit.threshold = in["threshold"].number();
   r.exit.min_loops = int(in["minLoops"].integer(1, 1024));
+  r.exit.patience = int(in["patience"].integer(1, 1024));
   r.exit.max_loops = int(in["loops"].integer(0, 1024));
   r.stop_tokens = in["stopTokens"].int32s();
   r.sequence = int32_t(in["sequence"].integer(0, MOST));
   r.alternatives = int(in["alternatives"].integer(0, MOST));
   r.draft_loops = int(in["draftLoops"].integer(0, 1024));
   r.draft_tokens = int(in["draftTokens"].integer(0, MOST));
+  r.states.given = in["states"].doubles();
+  r.states.seed = uint64_t(in["stateSeed"].integer(0, int64_t(1) << 53));
+  r.states.zeros = in["zeroStates"].flag();
   return r;
 }
 
@@ -65,6 +64,7 @@ Napi::Value scheduler_create(const Napi::CallbackInfo& info) {
   o.max_tokens = in["maxTokens"].integer(0, MOST);
   o.loops = int(in["loops"].integer(0, 1024));
   o.shared_cache = in["sharedCache"].flag();
+  o.force = in["force"].flag();
   o.prefill_tokens = in["prefillTokens"].integer(1, MOST);
   return make_handle(info.Env(), {Kind::scheduler, model.executor, std::make_shared<Scheduler>(model.object, o)});
 }

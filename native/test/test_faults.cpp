@@ -82,12 +82,13 @@ bool same_bits(const Numbers& a, const Numbers& b) {
 }
 
 const Architecture config = small_architecture({50, 32, 64, 2, 4, 2, 8, 3, false, 0.2});
+const Architecture with_prelude = small_prelude_architecture({50, 32, 64, 2, 4, 2, 8, 3, false, 0.2});
 
 // A device that has no memory of its own yet, and a model on it.
 struct Fixture {
-  explicit Fixture(LoopDType dt, Quantization quantization = {}) {
+  explicit Fixture(LoopDType dt, Quantization quantization = {}, const Architecture& architecture = config) {
     device = open_device(dt == LOOP_F64 ? "reference" : "cpu", 2);
-    model = std::make_shared<Model>(device, dt, config, quantization);
+    model = std::make_shared<Model>(device, dt, architecture, quantization);
     model->initialize(7);
   }
   std::shared_ptr<Device> device;
@@ -199,6 +200,7 @@ Numbers generation(Fixture& f, int size, bool shared) {
     r.sampling.top_p = 0.9;
     r.sequence = i;
     r.exit.rule = rules[i % 7];
+    if (r.exit.rule == ExitRule::gate && !f.model->config.exit_gate) r.exit.rule = ExitRule::kl_previous;
     r.exit.threshold = r.exit.rule == ExitRule::entropy ? 3.5 : 0.4;
     r.alternatives = i % 2;
     if (i % 7 == 0 && !shared) r.draft_loops = 1, r.draft_tokens = 3;
@@ -446,22 +448,23 @@ std::vector<int32_t> tokens_of(const GenerateEvent& event) {
 
 // Whatever allocation of the device fails, a request ends with its own tokens or with an error of its own, and a run does not
 // fail.
-void fail_alone(bool shared) {
-  const std::string name = std::string("generate: the others go on, ") + (shared ? "shared" : "per-loop") + " cache";
+void fail_alone(bool shared, const Architecture& architecture = config) {
+  const std::string name =
+      "generate: the others go on, " + architecture.family + ", " + (shared ? "shared" : "per-loop") + " cache";
   if (name.find(filter) == std::string::npos) return;
   SchedulerOptions options;
   options.shared_cache = shared;
   options.prefill_tokens = 64;
   const auto ask = [&](int i) {
     GenerateRequest r = request(i, 40 + i, 8);
-    r.exit.rule = i % 2 ? ExitRule::kl : ExitRule::gate;
+    r.exit.rule = i % 2 ? ExitRule::kl : architecture.exit_gate ? ExitRule::gate : ExitRule::cosine;
     r.exit.threshold = 0.4;
     if (i == 2 && !shared) r.exit.rule = ExitRule::fixed, r.draft_loops = 1, r.draft_tokens = 3;
     return r;
   };
   std::vector<std::vector<int32_t>> expected;
   for (int i = 0; i < 5; i++) {
-    Fixture f(LOOP_F32);
+    Fixture f(LOOP_F32, {}, architecture);
     Scheduler alone(f.model, options);
     const int64_t id = alone.add(ask(i));
     expected.push_back(tokens_of(run_all(alone)[id]));
@@ -469,7 +472,7 @@ void fail_alone(bool shared) {
   long failed = 0, at = 1;
   std::string problem;
   for (;; at++) {
-    Fixture f(LOOP_F32);
+    Fixture f(LOOP_F32, {}, architecture);
     Scheduler scheduler(f.model, options);
     std::vector<int64_t> ids;
     for (int i = 0; i < 5; i++) ids.push_back(scheduler.add(ask(i)));
@@ -652,6 +655,9 @@ void run() {
       hold(
           std::string("generate, ") + (shared ? "shared" : "per-loop") + " cache, " + loop_dtype_name(dt),
           [dt] { return Fixture(dt); }, [shared](Fixture& f, int size) { return generation(f, size, shared); });
+  hold(
+      "generate, several registers", [] { return Fixture(LOOP_F32, {}, with_prelude); },
+      [](Fixture& f, int size) { return generation(f, size, false); });
   for (int bits : {4, 8})
     hold(
         "score with " + std::to_string(bits) + " bits",
@@ -674,6 +680,7 @@ void run() {
       "copy on write", [] { return Fixture(LOOP_F32); }, copies);
   hold_in_both("tensors", tensors);
   for (bool shared : {false, true}) fail_alone(shared);
+  fail_alone(false, with_prelude);
   too_large();
 }
 

@@ -1,6 +1,6 @@
 import { type Command, Option } from 'commander'
-import { exitRules } from '../model/request.js'
-import type { ExitRule, GenerateOptions } from '../model/types.js'
+import { type ExitRule, exitRuleNames } from '../model/exit-rules.js'
+import type { GenerateOptions } from '../model/types.js'
 import { collect, type ModelFlags, modelOptions, natural, nonNegative, openModel, positiveInteger } from './arguments.js'
 import { interruptible, print, printJson } from './output.js'
 
@@ -15,6 +15,7 @@ export interface SamplingFlags {
   loops?: number
   exit?: ExitRule['rule']
   exitThreshold?: number
+  patience?: number
   minLoops?: number
   kv?: 'per-loop' | 'shared'
   stop?: string[]
@@ -47,9 +48,10 @@ export function samplingOptions(command: Command, longest: number): Command {
     .option('--min-p <share>', 'sample from tokens with this share of the largest probability', nonNegative)
     .option('--seed <number>', 'seed of the draws', natural)
     .option('--loops <count>', "loops per token; default the model's", positiveInteger)
-    .addOption(new Option('--exit <rule>', 'when a token leaves the loops (default: gate)').choices(exitRules))
+    .addOption(new Option('--exit <rule>', 'when a token leaves the loops (default: gate)').choices(exitRuleNames))
     .option('--exit-threshold <number>', 'of the rule; for gate the exit probability, 1 is full depth', nonNegative)
     .option('--min-loops <count>', 'loops before the rule is asked', positiveInteger)
+    .option('--patience <count>', 'agreements in a row that rule argmax-stable asks for', positiveInteger)
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
     .option('--stop <text>', 'text that ends a continuation; may be repeated; replaces the end tokens of the model', collect)
 }
@@ -72,9 +74,22 @@ async function generate(folder: string, flags: GenerateFlags): Promise<void> {
 
 /** The options that were given. */
 export function generationOptions(flags: SamplingFlags): GenerateOptions {
-  const { maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, exitThreshold: threshold, minLoops } = flags
-  const chosen = flags.exit !== undefined || threshold !== undefined || minLoops !== undefined
-  const exit = chosen ? definedOnly({ rule: flags.exit ?? 'gate', threshold, minLoops }) : undefined
+  const {
+    maxNewTokens,
+    temperature,
+    topK,
+    topP,
+    minP,
+    seed,
+    loops,
+    kv,
+    stop,
+    exitThreshold: threshold,
+    minLoops,
+    patience,
+  } = flags
+  const chosen = flags.exit !== undefined || [threshold, minLoops, patience].some((value) => value !== undefined)
+  const exit = chosen ? definedOnly({ rule: flags.exit ?? 'gate', threshold, minLoops, patience }) : undefined
   return definedOnly({ maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, exit }) as GenerateOptions
 }
 

@@ -55,22 +55,31 @@ export function sequenceLimits(config: LoopLMConfig): Pick<Required<SequenceLimi
   return { vocabulary: config.vocab_size, positions: config.max_position_embeddings }
 }
 
+/** How initial states are made where none are given; refuses given ones for a family that begins with the tokens alone. */
+export function readStates(options: StateOptions, { begin, family }: Architecture, operation: string) {
+  const { initialStates, initialState = 'drawn', stateSeed = 0 } = options
+  const word = checkWord(initialState, 'initialState', ['drawn', 'zeros'], operation)
+  const seed = checkNumber(stateSeed, 'stateSeed', { min: 0, integer: true }, operation)
+  const stateless = !begin.some(({ kind }) => kind === 'state')
+  if (stateless && initialStates !== undefined) {
+    const message = `initialStates are for families that begin with a state; models of family ${family} begin with the tokens`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  return { stateless, stateSeed: seed, zeroStates: word === 'zeros' }
+}
+
 /** The sequences with the first states of their tokens, as the options say. */
 export function withStates(
   sequences: NativeSequences,
   options: StateOptions,
-  { begin, hidden, family }: Architecture,
+  architecture: Architecture,
   operation: string,
 ): NativeSequences {
-  const { initialStates, initialState = 'drawn', stateSeed = 0 } = options
-  const word = checkWord(initialState, 'initialState', ['drawn', 'zeros'], operation)
-  const seed = checkNumber(stateSeed, 'stateSeed', { min: 0, integer: true }, operation)
-  if (!begin.some(({ kind }) => kind === 'state')) {
-    if (initialStates === undefined) return sequences
-    const message = `initialStates are for families that begin with a state; models of family ${family} begin with the tokens`
-    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
-  }
-  if (initialStates === undefined) return { ...sequences, stateSeed: seed, zeroStates: word === 'zeros' }
+  const { initialStates } = options
+  const { hidden } = architecture
+  const { stateless, ...drawn } = readStates(options, architecture, operation)
+  if (stateless) return sequences
+  if (initialStates === undefined) return { ...sequences, ...drawn }
   const shape = (i: number) => [{ shape: `length × ${hidden}`, length: sequences.lengths[i]! * hidden }]
   return { ...sequences, states: packValues(initialStates, 'initialStates', shape, sequences.lengths.length, operation) }
 }

@@ -1,7 +1,7 @@
 import { LoopLMError } from '../errors.js'
 import type { NativeModel } from '../native.js'
 import { describe } from '../validation/arguments.js'
-import { encode, type GeneratingModel, readRequest, withPrompt } from './request.js'
+import { type GeneratingModel, readRequests } from './request.js'
 import { Scheduler } from './scheduler.js'
 import type { GenerateChunk, GenerateOptions, GenerateResult, Prompt } from './types.js'
 
@@ -19,14 +19,11 @@ export async function generate(
   if (!Array.isArray(prompts)) {
     throw new LoopLMError('INVALID_ARGUMENT', `prompts must be an array of prompts, got ${describe(prompts)}`, { operation })
   }
-  const texts = encode(model, prompts, 'prompts', operation)
-  const request = readRequest(model, options, operation)
+  const requests = readRequests(model, prompts, 'prompts', options, operation)
   using scheduler = new Scheduler(model, handle, operation, own(prompts.length, options), options.signal)
-  const requests = texts.map((prompt, sequence) =>
-    scheduler.enter(withPrompt(model, request, prompt, sequence), request.stopTexts.length > 0),
-  )
+  const entered = requests.map((request) => scheduler.enter(request, request.stopTexts.length > 0))
   scheduler.drive()
-  return await Promise.all(requests.map((entered) => entered.result()))
+  return await Promise.all(entered.map((request) => request.result()))
 }
 
 /** The body of LoopLM.stream. */
@@ -37,10 +34,9 @@ export async function* stream(
   options: GenerateOptions,
 ): AsyncGenerator<GenerateChunk, void, undefined> {
   const operation = 'LoopLM.stream'
-  const texts = encode(model, [prompt], 'prompts', operation)
-  const request = readRequest(model, options, operation)
+  const [request] = readRequests(model, [prompt], 'prompts', options, operation)
   using scheduler = new Scheduler(model, handle(), operation, own(1, options), options.signal)
-  const entered = scheduler.enter(withPrompt(model, request, texts[0]!), true)
+  const entered = scheduler.enter(request!, true)
   scheduler.drive()
   yield* entered
 }

@@ -3,7 +3,6 @@ import type { Keys } from '../validation/arguments.js'
 import type {
   BackwardOptions,
   CreateOptions,
-  ExitRule,
   GenerateOptions,
   InputOptions,
   LoadOptions,
@@ -82,18 +81,10 @@ export const generateOptions = {
   speculate: true,
   stop: true,
   signal: true,
+  ...stateOptions,
 } satisfies Keys<GenerateOptions>
 
-const settled = { rule: true, threshold: true, minLoops: true } as const
-
-export const exitFields = {
-  fixed: { rule: true },
-  gate: settled,
-  'hidden-delta': settled,
-  kl: settled,
-  entropy: settled,
-  'argmax-stable': { rule: true, minLoops: true },
-} satisfies { [Rule in ExitRule['rule']]: Keys<Extract<ExitRule, { rule: Rule }>> }
+export const cachePolicyFields = { planes: true, force: true } as const
 
 export const speculateFields = { loops: true, tokens: true } satisfies Keys<NonNullable<GenerateOptions['speculate']>>
 

@@ -1,11 +1,13 @@
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
+import type { Architecture } from '../native/architecture.js'
 import type { NativeGenerateRequest } from '../native.js'
-import { checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
-import { checkLoops, lowestTemperature, packSequences, sequenceLimits } from './checks.js'
+import { checkFlag, checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
+import { checkLoops, lowestTemperature, packSequences, packValues, readStates, sequenceLimits } from './checks.js'
 import type { LoopLMConfig } from './config.js'
-import { exitFields, generateOptions, speculateFields } from './options.js'
-import type { ExitRule, GenerateOptions, ModelDType, Prompt, TokenSequence } from './types.js'
+import { readExit } from './exit-rules.js'
+import { cachePolicyFields, generateOptions, speculateFields } from './options.js'
+import type { CachePolicy, GenerateOptions, ModelDType, Prompt, TokenSequence } from './types.js'
 
 /** A prompt and its options as the engine takes them. */
 export interface Request {
@@ -16,20 +18,55 @@ export interface Request {
 
 /** What generation needs to know of a model. */
 export interface GeneratingModel {
+  readonly architecture: Architecture
   readonly config: Readonly<LoopLMConfig>
   readonly dtype: ModelDType
   readonly tokenizer: Tokenizer | undefined
   readonly endTokens: readonly number[]
 }
 
-/** A request for one prompt. It ends where the model's positions end, as at `maxNewTokens`. */
-export function withPrompt(model: GeneratingModel, request: Request, prompt: Int32Array, sequence = 0): Request {
-  const maxNewTokens = Math.min(request.native.maxNewTokens, model.config.max_position_embeddings - prompt.length)
-  return { ...request, native: { ...request.native, prompt, sequence, maxNewTokens } }
+/** A batch of requests that differ in their prompts and initial states alone. */
+export function readRequests(
+  model: GeneratingModel,
+  prompts: readonly Prompt[],
+  name: 'prompt' | 'prompts',
+  options: GenerateOptions,
+  operation: string,
+): Request[] {
+  const tokens = encode(model, prompts, name, operation)
+  const request = readRequest(model, options, operation)
+  const states = splitStates(model, options, tokens, request.native.maxNewTokens, operation)
+  return tokens.map((prompt, sequence) => {
+    // It ends where the model's positions end, as at `maxNewTokens`.
+    const maxNewTokens = Math.min(request.native.maxNewTokens, model.config.max_position_embeddings - prompt.length)
+    const positions = (prompt.length + maxNewTokens) * model.architecture.hidden
+    const initial = states?.[sequence]?.subarray(0, positions) ?? new Float64Array()
+    return { ...request, native: { ...request.native, prompt, sequence, maxNewTokens, states: initial } }
+  })
+}
+
+/** Given initial states, one array per prompt. */
+function splitStates(
+  { architecture }: GeneratingModel,
+  options: GenerateOptions,
+  prompts: readonly Int32Array[],
+  maxNewTokens: number,
+  operation: string,
+): Float64Array[] | undefined {
+  if (options.initialStates === undefined) return undefined
+  const { hidden } = architecture
+  const lengths = prompts.map(({ length }) => (length + maxNewTokens) * hidden)
+  const shape = (i: number) => [{ shape: `(prompt + maxNewTokens) × ${hidden}`, length: lengths[i]! }]
+  const packed = packValues(options.initialStates, 'initialStates', shape, prompts.length, operation)
+  let end = 0
+  return lengths.map((length) => {
+    end += length
+    return packed.subarray(end - length, end)
+  })
 }
 
 /** Every prompt as token ids, with a position left for a new one. */
-export function encode(model: GeneratingModel, prompts: readonly Prompt[], name: string, operation: string): Int32Array[] {
+function encode(model: GeneratingModel, prompts: readonly Prompt[], name: string, operation: string): Int32Array[] {
   const tokens = prompts.map((prompt: Prompt, i): TokenSequence => {
     if (typeof prompt !== 'string') return prompt
     if (model.tokenizer !== undefined) return model.tokenizer.encode(prompt)
@@ -45,7 +82,7 @@ export function encode(model: GeneratingModel, prompts: readonly Prompt[], name:
 }
 
 /** Checks the options of a request; the prompt is filled in by the caller. */
-export function readRequest(model: GeneratingModel, options: GenerateOptions, operation: string): Request {
+function readRequest(model: GeneratingModel, options: GenerateOptions, operation: string): Request {
   checkOptions(options, generateOptions, operation)
   const number = (
     name: 'maxNewTokens' | 'topK' | 'topP' | 'minP' | 'seed' | 'logprobs',
@@ -53,7 +90,8 @@ export function readRequest(model: GeneratingModel, options: GenerateOptions, op
     range: Parameters<typeof checkNumber>[2],
   ) => checkNumber(options[name] ?? fallback, name, range, operation)
   const { stopTokens, stopTexts } = readStop(model, options.stop, operation)
-  checkWord(options.kv ?? 'per-loop', 'kv', ['per-loop', 'shared'], operation)
+  readCachePolicy(options.kv, operation)
+  const { stateSeed, zeroStates } = readStates(options, model.architecture, operation)
   return {
     stopTexts,
     native: {
@@ -70,7 +108,23 @@ export function readRequest(model: GeneratingModel, options: GenerateOptions, op
       stopTokens: Int32Array.from(stopTokens),
       alternatives: number('logprobs', 0, { min: 0, max: model.config.vocab_size, integer: true }),
       ...readDraft(options.speculate, operation),
+      states: new Float64Array(),
+      stateSeed,
+      zeroStates,
     },
+  }
+}
+
+export function readCachePolicy(
+  kv: CachePolicy | undefined,
+  operation: string,
+): { planes: 'per-loop' | 'shared'; force: boolean } {
+  const words = ['per-loop', 'shared'] as const
+  if (typeof kv !== 'object') return { planes: checkWord(kv ?? 'per-loop', 'kv', words, operation), force: false }
+  checkOptions(kv, cachePolicyFields, operation, 'kv')
+  return {
+    planes: checkWord(kv.planes, 'kv.planes', words, operation),
+    force: checkFlag(kv.force ?? false, 'kv.force', operation),
   }
 }
 
@@ -79,21 +133,6 @@ function readTemperature(temperature: number | undefined, operation: string): nu
   if (checked === 0 || checked >= lowestTemperature) return checked
   const message = `temperature must be 0 (greedy) or at least ${lowestTemperature}, got ${checked}`
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
-}
-
-export const exitRules = ['gate', 'fixed', 'hidden-delta', 'kl', 'entropy', 'argmax-stable'] as const
-
-function readExit(exit: ExitRule | undefined, configured: number, operation: string) {
-  if (exit === undefined) return { rule: 'gate', threshold: configured, minLoops: 1 }
-  const rule = checkWord(exit?.rule, 'exit.rule', exitRules, operation)
-  checkOptions<ExitRule>(exit, exitFields[rule], operation, 'exit')
-  const given = exit as { threshold?: number; minLoops?: number }
-  const minLoops = checkNumber(given.minLoops ?? 1, 'exit.minLoops', { min: 1, max: 64, integer: true }, operation)
-  if (rule === 'fixed' || rule === 'argmax-stable') return { rule, threshold: 0, minLoops }
-  if (rule === 'gate') {
-    return { rule, threshold: checkNumber(given.threshold ?? configured, 'exit.threshold', { above: 0 }, operation), minLoops }
-  }
-  return { rule, threshold: checkNumber(given.threshold, 'exit.threshold', { min: 0 }, operation), minLoops }
 }
 
 function readDraft(speculate: GenerateOptions['speculate'], operation: string) {

@@ -2,9 +2,9 @@ import '../dispose.js'
 import { whenAborted } from '../abort.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, type NativeGenerateEvent, type NativeModel, type NativeScheduler, native } from '../native.js'
-import { checkNumber, checkWord } from '../validation/arguments.js'
+import { checkNumber } from '../validation/arguments.js'
 import { checkLoops } from './checks.js'
-import { encode, type GeneratingModel, type Request, readRequest, withPrompt } from './request.js'
+import { type GeneratingModel, type Request, readCachePolicy, readRequests } from './request.js'
 import { contextOf, decodeGenerated, TextStream } from './text-stream.js'
 import type {
   FinishReason,
@@ -56,17 +56,19 @@ export class Scheduler {
     this.#model = model
     this.#operation = operation
     this.#signal = signal
-    this.#kv = checkWord(options.kv ?? 'per-loop', 'kv', ['per-loop', 'shared'], operation)
+    const { planes, force } = readCachePolicy(options.kv, operation)
+    this.#kv = planes
     try {
       this.#handle = native().schedulerCreate(handle, {
         maxRows: count('maxRows', 16, 1),
         maxTokens: options.maxTokens === undefined ? 0 : count('maxTokens', 0, 1),
         loops: checkLoops(options.loops, operation),
-        sharedCache: this.#kv === 'shared',
+        sharedCache: planes === 'shared',
+        force,
         prefillTokens: count('prefillTokens', 512, 1),
       })
     } catch (error) {
-      throw toLoopLMError(error, operation) // a family that is not generated with
+      throw toLoopLMError(error, operation) // loops or planes that the family does not allow
     }
   }
 
@@ -83,13 +85,13 @@ export class Scheduler {
   add(prompt: Prompt, options: GenerateOptions = {}): GenerateRequest {
     const operation = 'Scheduler.add'
     if (this.#handle.disposed) throw new LoopLMError('DISPOSED', 'the scheduler was disposed', { operation })
-    const request = readRequest(this.#model, options, operation)
-    if (options.kv !== undefined && options.kv !== this.#kv) {
-      const message = `kv is '${options.kv}', but all requests of this scheduler share a cache that is '${this.#kv}'`
+    const [request] = readRequests(this.#model, [prompt], 'prompt', options, operation)
+    const { planes } = readCachePolicy(options.kv ?? this.#kv, operation)
+    if (planes !== this.#kv) {
+      const message = `kv is '${planes}', but all requests of this scheduler share a cache that is '${this.#kv}'`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
-    const [tokens] = encode(this.#model, [prompt], 'prompt', operation)
-    const entered = this.enter(withPrompt(this.#model, request, tokens!), true, operation, options.signal)
+    const entered = this.enter(request!, true, operation, options.signal)
     queueMicrotask(() => this.drive()) // what is added in one go begins together
     return entered
   }

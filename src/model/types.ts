@@ -1,6 +1,7 @@
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LossTerm, ModelDType, RealArray } from '../native/types.js'
 import type { DeviceName } from '../tensor/types.js'
+import type { ExitRule } from './exit-rules.js'
 
 export type { BeliefRewards, LossMetrics, LossTerm, ModelDType, RealArray } from '../native/types.js'
 
@@ -267,25 +268,16 @@ export interface LossObjective extends Omit<StateOptions, 'initialStates'> {
 export type Prompt = TokenSequence | string
 
 /**
- * When a token leaves the loops: after the first loop, not before `minLoops`, at which the rule holds, and after the last loop (`loops`
- * of the options) in any case. h is the normed state after a loop, P = softmax(logits) at temperature 1.
+ * Planes of keys and values: one per loop, which is exact, or one that all loops share, which takes a T-th of the memory. Ouro was published
+ * with both. Other families give wrong tokens with shared planes, so `{ planes: 'shared', force: true }` must say that this is wanted.
  */
-export type ExitRule =
-  /** Always after the last loop. */
-  | { rule: 'fixed' }
-  /** The cumulative exit probability has reached `threshold`; 1 or more is full depth (Ouro, arXiv 2510.25741, §3). */
-  | { rule: 'gate'; threshold?: number; minLoops?: number }
-  /** The state has settled: |h_t - h_(t-1)| ≤ threshold · |h_t|. */
-  | { rule: 'hidden-delta'; threshold: number; minLoops?: number }
-  /** The prediction has settled: KL(P_t || P_(t-1)) ≤ threshold, in nats. Runs the head after every loop. */
-  | { rule: 'kl'; threshold: number; minLoops?: number }
-  /** The prediction is certain: its entropy is at most threshold, in nats. Runs the head after every loop. */
-  | { rule: 'entropy'; threshold: number; minLoops?: number }
-  /** The most probable token is that of the loop before. Runs the head after every loop. */
-  | { rule: 'argmax-stable'; minLoops?: number }
+export type CachePolicy = 'per-loop' | 'shared' | { planes: 'per-loop' | 'shared'; force?: boolean }
 
-/** Options of {@link LoopLM.generate}, {@link LoopLM.stream} and {@link Scheduler.add}. */
-export interface GenerateOptions {
+/**
+ * Options of {@link LoopLM.generate}, {@link LoopLM.stream} and {@link Scheduler.add}. `initialStates` has one entry per prompt,
+ * (prompt + `maxNewTokens`) × D.
+ */
+export interface GenerateOptions extends StateOptions {
   /** Default 16. Generation also ends, with finish reason `length`, where the model's `max_position_embeddings` end. */
   maxNewTokens?: number
   /** 0 is greedy (the lowest id wins a tie). Default 1. */
@@ -298,12 +290,15 @@ export interface GenerateOptions {
   minP?: number
   /** A draw depends on (seed, index of the prompt, position) alone. Default 0. */
   seed?: number
-  /** Loops that a token takes at most, 1 to 64; default the model's, in a scheduler the scheduler's. */
+  /**
+   * Loops that a token takes at most, 1 to 64; default the model's, in a scheduler the scheduler's. Nanbeige and HRM-Text refuse more than
+   * they have.
+   */
   loops?: number
   /** Default: `gate` with the configuration's `early_exit_threshold`, which is full depth when it is 1. */
   exit?: ExitRule
-  /** Cache planes per loop (exact, default) or one that all loops share (a T-th of the memory). In a scheduler it is the scheduler's. */
-  kv?: 'per-loop' | 'shared'
+  /** See {@link CachePolicy}; default per-loop. In a scheduler it is the scheduler's. */
+  kv?: CachePolicy
   /** Report so many of the most probable tokens with every token, as `topLogprobs`. Default 0. */
   logprobs?: number
   /**
@@ -380,7 +375,7 @@ export interface SchedulerOptions {
   /** The most loops a request may take, 1 to 64; default the model's. */
   loops?: number
   /** As in {@link GenerateOptions.kv}, for all requests. */
-  kv?: 'per-loop' | 'shared'
+  kv?: CachePolicy
   /** Prompt tokens that are run between two tokens of the others: fewer keep them flowing, more are faster. Default 512. */
   prefillTokens?: number
 }

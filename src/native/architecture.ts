@@ -95,6 +95,10 @@ export interface Architecture {
   /** The head is the embedding. */
   tied: boolean
   exitGate: boolean
+  /** The model was trained with `loops` loops alone: generation refuses more. Default false. */
+  fixedLoops?: boolean
+  /** Loops may share their planes of keys and values. Default false. */
+  sharedPlanes?: boolean
   registers: number
   /** Steps before the loops, of every loop, and between a loop and the head, which reads register 0. */
   begin: readonly Step[]
@@ -173,4 +177,10 @@ export const exitGateNames = ['model.early_exit_gate.weight', 'model.early_exit_
 /** Elements of all parameters. */
 export function parameterCount({ parameters }: Architecture): number {
   return parameters.reduce((sum, { shape }) => sum + shape.reduce((product, n) => product * n, 1), 0)
+}
+
+/** Planes of keys and values of a token: of every block of the loop as many as `loops`, of every other one. */
+export function cachePlanes({ begin, loop, read }: Architecture, loops: number): number {
+  const count = (steps: readonly Step[]) => steps.filter(({ kind }) => kind === 'block').length
+  return count(loop) * loops + count(begin) + count(read)
 }

@@ -2,6 +2,7 @@ import { isIP } from 'node:net'
 import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
+import { cachePlanes } from '../native/architecture.js'
 import { deviceMemory } from '../tensor/devices.js'
 import { parseOptions } from '../validation/schema.js'
 
@@ -107,11 +108,11 @@ export function isLoopback(host: string): boolean {
 
 /** As many tokens as half of the device's free memory holds keys and values of, but no more than all places can use. */
 export function roomForTokens(
-  { config, device, dtype }: LoopLM,
+  { architecture, config, device, dtype }: LoopLM,
   { kv, maxRunning }: Pick<ServeSettings, 'kv' | 'maxRunning'>,
 ): number {
-  const planes = config.num_hidden_layers * (kv === 'shared' ? 1 : config.total_ut_steps)
-  const bytes = 2 * planes * config.num_key_value_heads * config.head_dim * { bfloat16: 2, float32: 4, float64: 8 }[dtype]
+  const planes = cachePlanes(architecture, kv === 'shared' ? 1 : architecture.loops)
+  const bytes = 2 * planes * architecture.kvHeads * architecture.headDim * { bfloat16: 2, float32: 4, float64: 8 }[dtype]
   const useful = maxRunning * config.max_position_embeddings
   return Math.max(1, Math.min(useful, Math.floor(deviceMemory(device).free / 2 / bytes), maxCachedTokens))
 }

@@ -4,8 +4,9 @@ import { types } from 'node:util'
 import type { ChatMessage, ChatTemplateOptions } from '../data/chat-template.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
+import type { ExitRule } from '../model/exit-rules.js'
 import type { LoopLM } from '../model/model.js'
-import type { ExitRule, GenerateOptions } from '../model/types.js'
+import type { GenerateOptions } from '../model/types.js'
 import { HttpError } from './http-error.js'
 import type { ServerSettings } from './options.js'
 import type { ChatRequest, CompletionRequest, EmbeddingRequest } from './request.js'
@@ -291,8 +292,8 @@ function seedOf(seed: number, choice: number): number {
   return Number(BigInt.asUintN(53, BigInt(seed) + BigInt(choice) * goldenRatio))
 }
 
-function exitRule({ rule, threshold, min_loops: minLoops }: NonNullable<ChatRequest['exit']>): ExitRule {
-  return { rule, ...given({ threshold, minLoops }) } as ExitRule // the schema says which of them a rule has
+function exitRule({ rule, threshold, min_loops: minLoops, patience }: NonNullable<ChatRequest['exit']>): ExitRule {
+  return { rule, ...given({ threshold, minLoops, patience }) } as ExitRule // the schema says which of them a rule has
 }
 
 /** No text of this many characters per token is real; it is refused before time is spent on it. */

@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { exitRules } from '../model/request.js'
+import { type ExitRule, exitRuleNames, exitRules } from '../model/exit-rules.js'
 import { problemsOf } from '../validation/schema.js'
 import { HttpError } from './http-error.js'
 import { nestsTooDeep, tooDeep } from './json.js'
@@ -18,24 +18,25 @@ const seed = z
   .refine((value) => Number.isInteger(value) && value >= -(2 ** 63) && value <= 2 ** 64, 'must be an integer of 64 bits')
   .nullish()
 
-const minLoops = z.int().min(1).max(64).nullish()
+const rounds = z.int().min(1).max(64).nullish()
+/** The fields of a rule, from the one list of what rules take. */
+function exitFields(rule: ExitRule['rule']) {
+  const { threshold, minLoops, patience } = exitRules[rule]
+  const none = absent(rule === 'fixed' ? 'rule fixed takes all loops' : `rule ${rule} has none`)
+  const range = threshold !== undefined && 'above' in threshold ? z.number().gt(threshold.above) : z.number().min(0)
+  const optional = rule === 'gate' || threshold?.default !== undefined
+  return z.strictObject({
+    rule: z.literal(rule),
+    threshold: threshold === undefined ? none : optional ? range.nullish() : range,
+    min_loops: minLoops === undefined ? none : rounds,
+    patience: patience === undefined ? none : rounds,
+  })
+}
+const [firstRule, ...otherRules] = exitRuleNames
 const exit = z.discriminatedUnion(
   'rule',
-  [
-    z.strictObject({
-      rule: z.literal('fixed'),
-      threshold: absent('rule fixed takes all loops'),
-      min_loops: absent('rule fixed takes all loops'),
-    }),
-    z.strictObject({ rule: z.literal('gate'), threshold: z.number().gt(0).nullish(), min_loops: minLoops }),
-    z.strictObject({ rule: z.enum(['hidden-delta', 'kl', 'entropy']), threshold: z.number().min(0), min_loops: minLoops }),
-    z.strictObject({
-      rule: z.literal('argmax-stable'),
-      threshold: absent('rule argmax-stable has none'),
-      min_loops: minLoops,
-    }),
-  ],
-  `must be an object such as { "rule": "gate", "threshold": 0.6 }; rules are ${exitRules.join(', ')}`,
+  [exitFields(firstRule!), ...otherRules.map(exitFields)],
+  `must be an object such as { "rule": "gate", "threshold": 0.6 }; rules are ${exitRuleNames.join(', ')}`,
 )
 
 const shared = {

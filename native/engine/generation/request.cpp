@@ -21,9 +21,9 @@ void check_sampling(const Sampling& s) {
 
 void check_exit(const Model& model, const ExitOptions& exit, int loops, int most) {
   require_argument(!(entry_of(exit.rule).needs & exit_needs::gate) || model.config.exit_gate,
-                   std::string("exit rule ") + entry_of(exit.rule).name + " needs an exit gate, and models of family " +
+                   std::string("exit rule ") + entry_of(exit.rule).name + " needs an exit gate, and this model of family " +
                        model.config.family +
-                       " have none of their own: create or load the model with exitGate: true, and train it");
+                       " has none of its own: create or load the model with exitGate: true, and train it");
   require_argument(exit.max_loops <= loops,
                    "loops " + std::to_string(exit.max_loops) + " are more than the scheduler's " + std::to_string(loops));
   require_argument(exit.min_loops >= 1 && exit.min_loops <= most,
@@ -33,6 +33,13 @@ void check_exit(const Model& model, const ExitOptions& exit, int loops, int most
 }
 
 }  // namespace
+
+void check_loops(const Model& model, int loops) {
+  const Architecture& a = model.config;
+  require_argument(!a.fixed_loops || loops <= a.loops,
+                   "loops: models of family " + a.family + " have " + std::to_string(a.loops) + ", got " + std::to_string(loops) +
+                       ": they were trained with this number alone, give at most " + std::to_string(a.loops));
+}
 
 void check_request(const Model& model, const GenerateRequest& r, int loops, bool shared) {
   require_argument(!r.prompt.empty(), "the prompt is empty: give at least one token (a beginning-of-text token, say)");

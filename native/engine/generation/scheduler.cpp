@@ -9,10 +9,13 @@ namespace looplm {
 struct Scheduler::State {
   State(std::shared_ptr<Model> m, const SchedulerOptions& options)
       : held(std::move(m)), g(*held, options), admission(g), prefill(g), decode(g) {
+    check_loops(*held, options.loops);
     const Architecture& a = held->config;
-    if (a.registers > 1 || !a.read.empty() || a.prefix_sees_itself)
+    if (options.shared_cache && !a.shared_planes && !options.force)
       throw Error("UNSUPPORTED", "generate",
-                  "models of family " + a.family + " are scored and trained, but not generated with yet");
+                  "kv 'shared': models of family " + a.family +
+                      " need keys and values of every loop, and give wrong tokens without them: use kv 'per-loop', or say kv { "
+                      "planes: 'shared', force: true }");
     if (options.max_rows < 1 || options.max_tokens < 0 || options.prefill_tokens < 1)
       throw Error("INVALID_ARGUMENT", "scheduler", "maxRows and prefillTokens must be at least 1, maxTokens at least 0");
   }

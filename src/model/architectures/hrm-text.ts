@@ -73,6 +73,7 @@ export function hrmText(config: HrmTextConfig): Architecture {
     attentionGate: true,
     prefixSeesItself: config.prefix_lm,
     exitGate: false,
+    fixedLoops: true,
     registers: 2,
     publishedBackward: { constantSteps: trainedCycles.map((n) => Math.max(0, config.L_cycles - n) * think.length) },
     begin: [

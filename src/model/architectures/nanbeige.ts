@@ -80,6 +80,7 @@ export function nanbeige(config: NanbeigeConfig): Architecture {
     residual: 'pre',
     queryKeyNorm: config.qk_layernorm ? 'head' : 'none',
     exitGate: false,
+    fixedLoops: true,
     registers: 1,
     begin: [{ kind: 'embed', to: 0 }],
     loop: config.skip_loop_final_norm ? blocks(0, layers) : [...blocks(0, layers), norm],

@@ -56,6 +56,7 @@ export function ouro(config: OuroSizes): Architecture {
     loops: config.total_ut_steps,
     residual: 'sandwich',
     exitGate: hasGate,
+    sharedPlanes: true,
     registers: 1,
     begin: [{ kind: 'embed', to: 0 }],
     loop: [...blocks(0, layers), { kind: 'norm', to: 0, index: 0 }],
