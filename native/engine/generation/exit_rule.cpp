@@ -12,6 +12,8 @@ namespace {
 using Options = const ExitOptions&;
 using Measures = const ExitMeasures&;
 
+// In the order of ExitRule.
+//
 // gate           Σ_(s<=t) p_s >= threshold, p_s = λ_s Π_(r<s) (1 - λ_r)    Ouro, arXiv 2510.25741, §3; math.md §1
 // hidden-delta   |h_t - h_(t-1)| <= threshold · |h_t|                      Raven's latent difference, arXiv 2502.05171
 // cosine         1 - cos(h_t, h_(t-1)) <= threshold
@@ -49,9 +51,7 @@ const ExitRuleEntry rules[] = {
 
 }  // namespace
 
-const ExitRuleEntry& entry_of(ExitRule rule) {
-  return *std::find_if(std::begin(rules), std::end(rules), [&](const ExitRuleEntry& e) { return e.rule == rule; });
-}
+const ExitRuleEntry& entry_of(ExitRule rule) { return rules[size_t(rule)]; }
 
 ExitRule exit_rule_named(const std::string& name) {
   std::string names;

@@ -67,6 +67,12 @@ ENGINE_TEST(test_exit_rules, "exit rules") {
             exit_loop(rule(ExitRule::argmax_stable, 0, 1, 2), tokens) == 5 &&
             exit_loop(rule(ExitRule::argmax_stable, 0, 1, 4), tokens) == 7 &&
             exit_loop(rule(ExitRule::argmax_stable, 0, 1, 5), tokens) == 0);
+  bool in_order = true;
+  for (int r = 0; r <= int(ExitRule::argmax_stable); r++) {
+    const ExitRuleEntry& entry = entry_of(ExitRule(r));
+    in_order &= entry.rule == ExitRule(r) && exit_rule_named(entry.name) == entry.rule;
+  }
+  claim("exit rules are where their number says", in_order);
   try {
     exit_rule_named("never");
     claim("exit rules are named", false);
