@@ -1,0 +1,9 @@
+// A world of one rank: what runs when no launcher started the process.
+#pragma once
+#include "../comm.h"
+
+namespace looplm {
+
+const LoopComm* solo_comm();
+
+}  // namespace looplm

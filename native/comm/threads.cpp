@@ -1,0 +1,238 @@
+#include "threads.h"
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <string>
+
+namespace looplm {
+
+namespace threads {
+namespace {
+
+// What a rank has come with. The other ranks read it between the two meetings of an operation.
+struct Call {
+  const char* operation = "";
+  int32_t detail = 0;  // root or op: the same for all ranks
+  const void* const* send = nullptr;
+  const int64_t* bytes = nullptr;  // sent to each rank, or of each rank's part
+  void* data = nullptr;
+  int64_t count = 0;
+};
+
+struct World {
+  World(int size, double timeout) : size(size), timeout(timeout), calls(size), present(size, false) {}
+  const int size;
+  const double timeout;
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<Call> calls;
+  std::vector<bool> present;  // in the meeting that has begun
+  int arrived = 0;
+  uint64_t meetings = 0;
+  std::string failure;  // the first one
+  int status = 0;
+};
+
+struct Rank {
+  Rank(std::shared_ptr<World> world, int rank) : world(std::move(world)), rank(rank) {}
+  const std::shared_ptr<World> world;
+  const int rank;
+  std::atomic<int64_t> sent{0};
+  std::string error;  // this rank's copy
+};
+Rank& at(void* ctx) { return *static_cast<Rank*>(ctx); }
+
+int fail(World& world, int status, const std::string& message) {  // under the lock
+  if (world.failure.empty()) world.failure = message, world.status = status;
+  world.changed.notify_all();
+  return world.status;
+}
+
+std::string absent(const World& world) {
+  std::string text;
+  for (int q = 0; q < world.size; q++)
+    if (!world.present[q]) text += (text.empty() ? "rank " : ", rank ") + std::to_string(q);
+  return text;
+}
+
+// Whether this rank is the last one: then the meeting has taken place.
+bool last_of(World& world, int rank) {  // under the lock
+  world.present[rank] = true;
+  if (++world.arrived < world.size) return false;
+  world.arrived = 0;
+  world.present.assign(world.size, false);
+  world.meetings++;
+  world.changed.notify_all();
+  return true;
+}
+
+// Waits until every rank is here. Either all ranks get 0 or none.
+int meet(Rank& own, const char* operation) {
+  World& world = *own.world;
+  std::unique_lock lock(world.mutex);
+  if (!world.failure.empty()) return world.status;
+  const uint64_t meeting = world.meetings;
+  if (last_of(world, own.rank)) return 0;
+  const auto over = [&] { return world.meetings != meeting || !world.failure.empty(); };
+  if (!world.changed.wait_for(lock, std::chrono::duration<double>(world.timeout), over)) {
+    std::ostringstream text;
+    text << operation << ": rank " << own.rank << " of " << world.size << " waited " << world.timeout << " s for "
+         << absent(world) << "; look for the error of that rank, or raise the time limit";
+    return fail(world, LOOP_COMM_TIMEOUT, text.str());
+  }
+  return world.meetings == meeting ? world.status : 0;
+}
+
+// Waits until no rank reads this one's buffers any more. All who met come here, whatever has failed meanwhile.
+void leave(Rank& own) {
+  World& world = *own.world;
+  std::unique_lock lock(world.mutex);
+  const uint64_t meeting = world.meetings;
+  if (!last_of(world, own.rank)) world.changed.wait(lock, [&] { return world.meetings != meeting; });
+}
+
+// Whether all ranks have come with the same operation.
+int compare(Rank& own) {
+  World& world = *own.world;
+  std::lock_guard lock(world.mutex);
+  if (!world.failure.empty()) return world.status;
+  const Call& first = world.calls[0];
+  for (int q = 1; q < world.size; q++) {
+    const Call& call = world.calls[q];
+    if (std::strcmp(call.operation, first.operation) != 0)
+      return fail(world, LOOP_COMM_FAILED,
+                  std::string("rank 0 calls ") + first.operation + ", rank " + std::to_string(q) + " calls " + call.operation +
+                      ": all ranks must make the same calls");
+    if (call.detail != first.detail || call.count != first.count)
+      return fail(world, LOOP_COMM_FAILED,
+                  std::string(first.operation) + ": rank 0 and rank " + std::to_string(q) + " call it with different arguments");
+  }
+  return 0;
+}
+
+int sizes_differ(Rank& own, const char* operation, int from, int to, int64_t sent, int64_t received) {
+  std::lock_guard lock(own.world->mutex);
+  return fail(*own.world, LOOP_COMM_FAILED,
+              std::string(operation) + ": rank " + std::to_string(from) + " sends " + std::to_string(sent) + " bytes to rank " +
+                  std::to_string(to) + ", which takes " + std::to_string(received));
+}
+
+// One operation: all ranks come, each takes what it receives from the calls of the others, all leave.
+template <class Take>
+int together(void* ctx, const Call& call, Take take) {
+  Rank& own = at(ctx);
+  own.world->calls[own.rank] = call;
+  int status = meet(own, call.operation);
+  if (!status) {
+    status = compare(own);
+    if (!status) status = take(own);
+    leave(own);
+  }
+  if (status) {
+    std::lock_guard lock(own.world->mutex);
+    own.error = own.world->failure;
+  }
+  return status;
+}
+
+int all_to_all_v(void* ctx, const void* const* send, const int64_t* send_bytes, void* const* receive,
+                 const int64_t* receive_bytes) {
+  Call call{"all_to_all_v"};
+  call.send = send, call.bytes = send_bytes;
+  return together(ctx, call, [&](Rank& own) {
+    for (int q = 0; q < own.world->size; q++) {
+      const Call& other = own.world->calls[q];
+      if (other.bytes[own.rank] != receive_bytes[q])
+        return sizes_differ(own, "all_to_all_v", q, own.rank, other.bytes[own.rank], receive_bytes[q]);
+      if (receive_bytes[q] > 0 && other.send[own.rank] != receive[q])
+        std::memcpy(receive[q], other.send[own.rank], size_t(receive_bytes[q]));
+      if (q != own.rank) own.sent += send_bytes[q];
+    }
+    return 0;
+  });
+}
+
+int all_gather_v(void* ctx, void* data, const int64_t* bytes) {
+  Call call{"all_gather_v"};
+  call.data = data, call.bytes = bytes;
+  return together(ctx, call, [&](Rank& own) {
+    size_t offset = 0;
+    for (int q = 0; q < own.world->size; q++) {
+      const Call& other = own.world->calls[q];
+      if (other.bytes[q] != bytes[q]) return sizes_differ(own, "all_gather_v", q, own.rank, other.bytes[q], bytes[q]);
+      if (q != own.rank && bytes[q] > 0)
+        std::memcpy(static_cast<char*>(data) + offset, static_cast<const char*>(other.data) + offset, size_t(bytes[q]));
+      offset += size_t(bytes[q]);
+    }
+    own.sent += bytes[own.rank] * (own.world->size - 1);
+    return 0;
+  });
+}
+
+double larger(double a, double b) { return std::isnan(a) || a > b ? a : b; }
+
+int all_reduce(void* ctx, LoopCommReduce op, int64_t count, double* values) {
+  const std::vector<double> mine(values, values + count);  // the others read it while `values` is written
+  Call call{"all_reduce"};
+  call.detail = op, call.count = count, call.data = const_cast<double*>(mine.data());
+  return together(ctx, call, [&](Rank& own) {
+    for (int64_t i = 0; i < count; i++)
+      for (int q = 0; q < own.world->size; q++) {
+        const double other = static_cast<const double*>(own.world->calls[q].data)[i];
+        values[i] = q == 0 ? other : op == LOOP_COMM_SUM ? values[i] + other : larger(values[i], other);
+      }
+    own.sent += count * int64_t(sizeof(double)) * (own.world->size - 1);
+    return 0;
+  });
+}
+
+int broadcast(void* ctx, int32_t root, void* data, int64_t bytes) {
+  Call call{"broadcast"};
+  call.detail = root, call.count = bytes, call.data = data;
+  return together(ctx, call, [&](Rank& own) {
+    if (own.rank != root && bytes > 0) std::memcpy(data, own.world->calls[root].data, size_t(bytes));
+    if (own.rank == root) own.sent += bytes * (own.world->size - 1);
+    return 0;
+  });
+}
+
+int barrier(void* ctx) {
+  return together(ctx, Call{"barrier"}, [](Rank&) { return 0; });
+}
+
+void* open(const LoopCommOptions*) { return nullptr; }
+void close(void* ctx) { delete static_cast<Rank*>(ctx); }
+void abort(void* ctx, const char* message, int32_t) {
+  Rank& own = at(ctx);
+  std::lock_guard lock(own.world->mutex);
+  fail(*own.world, LOOP_COMM_FAILED, "rank " + std::to_string(own.rank) + " failed: " + message);
+}
+const char* last_error(void* ctx) { return ctx ? at(ctx).error.c_str() : "ranks that are threads are made by open_threads"; }
+const char* describe(void*) { return "threads of one process"; }
+int32_t rank(void* ctx) { return at(ctx).rank; }
+int32_t size(void* ctx) { return at(ctx).world->size; }
+int64_t bytes_sent(void* ctx) { return at(ctx).sent; }
+
+const LoopComm table = {LOOPLM_COMM_ABI, "threads",  open,      close,  abort,      last_error,
+                        describe,        rank,       size,      rank,   bytes_sent, all_to_all_v,
+                        all_gather_v,    all_reduce, broadcast, barrier};
+
+}  // namespace
+}  // namespace threads
+
+const LoopComm* threads_comm() { return &threads::table; }
+
+std::vector<void*> open_threads(int size, double timeout) {
+  const auto world = std::make_shared<threads::World>(size, timeout);
+  std::vector<void*> ranks;
+  for (int r = 0; r < size; r++) ranks.push_back(new threads::Rank(world, r));
+  return ranks;
+}
+
+}  // namespace looplm
