@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
+#include <optional>
 #include <sstream>
 #include <utility>
 
@@ -17,38 +19,10 @@ namespace looplm {
 
 namespace {
 
-struct Norm {
-  double value;
-  const Parameter* culprit;  // where the running sum stopped being finite
-};
-
-// Σ x² over the reals at data(p) of every parameter that is trained.
-template <class Data>
-std::vector<double> sums_of_squares(const Model& model, Data data) {
-  std::vector<int64_t> counts;
-  std::vector<const void*> arrays;
-  for (const Parameter& p : model.trained()) {
-    counts.push_back(int64_t(p.count));
-    arrays.push_back(data(p));
-  }
-  std::vector<double> sums(counts.size());
-  model.device->run(&LoopBackend::sum_squares, "sum_squares", model.dt, int64_t(counts.size()), counts.data(), arrays.data(),
-                    sums.data());
-  return sums;
+const void* element(const void* data, LoopDType type, size_t index) {
+  return static_cast<const char*>(data) + index * loop_dtype_size(type);
 }
-
-Norm measure(Model& model) {
-  Norm norm{0, nullptr};
-  if (!model.has_gradients()) return norm;
-  const std::vector<double> sums = sums_of_squares(model, [&](const Parameter& p) { return model.gradient_data(p); });
-  double total = 0;
-  for (size_t i = 0; i < sums.size(); i++) {
-    total += sums[i];
-    if (!norm.culprit && !std::isfinite(total)) norm.culprit = &model.trained()[i];
-  }
-  norm.value = std::sqrt(total);
-  return norm;
-}
+void* element(void* data, LoopDType type, size_t index) { return static_cast<char*>(data) + index * loop_dtype_size(type); }
 
 Error out_of_range(LoopDType real, const AdamWOptions& options, double gradient, int64_t step) {
   std::ostringstream text;
@@ -61,18 +35,60 @@ Error out_of_range(LoopDType real, const AdamWOptions& options, double gradient,
 
 }  // namespace
 
-double gradient_norm(Model& model) { return measure(model).value; }
+double gradient_norm(Model& model) {
+  if (!model.has_gradients()) return 0;
+  std::vector<int64_t> counts;
+  std::vector<const void*> arrays;
+  for (const Parameter& p : model.trained()) {
+    counts.push_back(int64_t(p.count));
+    arrays.push_back(model.gradient_data(p));
+  }
+  std::vector<double> sums(counts.size());
+  model.device->run(&LoopBackend::sum_squares, "sum_squares", model.dt, int64_t(counts.size()), counts.data(), arrays.data(),
+                    sums.data());
+  return std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0));
+}
 
-AdamW::AdamW(std::shared_ptr<Model> model)
+AdamW::AdamW(std::shared_ptr<Model> model, std::shared_ptr<Communicator> world)
     : model_(std::move(model)), layout_(model_->layout()), version_(model_->version() - 1), bounded_(version_) {
+  if (world && world->size() > 1) parallel_ = std::make_unique<DataParallel>(std::move(world), model_);
+  find_pieces();
   const Remedy remedy(*model_->device, "train an adapter, whose optimizer is small, or a smaller model");
-  const size_t bytes = model_->trained_elements() * loop_dtype_size(model_->real());
+  const size_t bytes = state_elements() * loop_dtype_size(model_->real());
   for (Buffer* moment : {&first_, &second_}) {
     *moment = Buffer(model_->device, bytes);
     moment->zero(bytes);
   }
   if (model_->dt == LOOP_BF16) master_ = Buffer(model_->device, bytes);
   refresh_masters();
+}
+
+// Of one rank: the parameters as they are, with their state in the places of the arena.
+void AdamW::find_pieces() {
+  const std::vector<Parameter>& trained = model_->trained();
+  if (!parallel_) {
+    for (size_t i = 0; i < trained.size(); i++) pieces_.push_back({i, 0, trained[i].count, trained[i].offset});
+    return;
+  }
+  const Partition& partition = parallel_->partition();
+  size_t next = 0, state = 0;  // the first parameter that ends behind the share
+  for (size_t b = 0; b < partition.buckets(); b++) {
+    const ElementRange own = partition.share(b, parallel_->rank());
+    while (next < trained.size() && trained[next].offset + trained[next].count <= own.begin) next++;
+    for (size_t i = next; i < trained.size() && trained[i].offset < own.end; i++) {
+      const size_t begin = std::max(own.begin, trained[i].offset), end = std::min(own.end, trained[i].offset + trained[i].count);
+      if (begin < end) pieces_.push_back({i, begin - trained[i].offset, end - begin, state + begin - own.begin});
+    }
+    state += own.count();
+  }
+}
+
+size_t AdamW::state_elements() const {
+  if (!parallel_) return model_->trained_elements();
+  size_t count = 0;
+  for (size_t b = 0; b < parallel_->partition().buckets(); b++)
+    count += parallel_->partition().share(b, parallel_->rank()).count();
+  return count;
 }
 
 void AdamW::check_layout() const {
@@ -83,26 +99,69 @@ void AdamW::check_layout() const {
 
 void AdamW::refresh_masters() const {
   if (!master_ || version_ == model_->version()) return;
-  for (const Parameter& p : model_->trained()) {
-    const int64_t count = int64_t(p.count), stride = 1;
-    model_->device->run(&LoopBackend::copy_strided, "copy_strided", LOOP_BF16, LOOP_F32, 1, &count, model_->parameter_data(p),
-                        &stride, master_.at(p.offset * sizeof(float)), &stride);
+  for (const Piece& piece : pieces_) {
+    const int64_t count = int64_t(piece.count), stride = 1;
+    const void* parameter = model_->parameter_data(model_->trained()[piece.parameter]);
+    model_->device->run(&LoopBackend::copy_strided, "copy_strided", LOOP_BF16, LOOP_F32, 1, &count,
+                        element(parameter, LOOP_BF16, piece.first), &stride, master_.at(piece.state * sizeof(float)), &stride);
   }
   version_ = model_->version();
 }
 
+template <class Data>
+std::vector<double> AdamW::sums_of_squares(Data data) const {
+  std::vector<int64_t> counts;
+  std::vector<const void*> arrays;
+  for (const Piece& piece : pieces_) {
+    counts.push_back(int64_t(piece.count));
+    arrays.push_back(data(model_->trained()[piece.parameter], piece));
+  }
+  std::vector<double> of_pieces(pieces_.size()), sums(model_->trained().size());
+  model_->device->run(&LoopBackend::sum_squares, "sum_squares", model_->dt, int64_t(counts.size()), counts.data(), arrays.data(),
+                      of_pieces.data());
+  for (size_t i = 0; i < pieces_.size(); i++) sums[pieces_[i].parameter] += of_pieces[i];
+  return sums;
+}
+
+AdamW::Norm AdamW::measure_gradients(bool& anew) const {
+  Model& model = *model_;
+  std::vector<double> sums = sums_of_squares([&](const Parameter& p, const Piece& piece) -> const void* {
+    return element(model.gradient_data(p), model.real(), piece.first);
+  });
+  if (parallel_) {
+    sums.push_back(anew ? 1 : 0);
+    parallel_->sum(sums);
+    anew = sums.back() > 0;
+    sums.pop_back();
+  }
+  Norm norm{0, nullptr};
+  double total = 0;
+  for (size_t i = 0; i < sums.size(); i++) {
+    total += sums[i];
+    if (!norm.culprit && !std::isfinite(total)) norm.culprit = &model.trained()[i];
+  }
+  norm.value = std::sqrt(total);
+  return norm;
+}
+
 // The 2-norm of each kind, which no element exceeds.
 AdamW::Bounds AdamW::measured() const {
-  const size_t size = loop_dtype_size(model_->real());
-  const auto norm = [&](auto data) {
-    double total = 0;
-    for (double sum : sums_of_squares(*model_, data)) total += sum;
-    return std::sqrt(total);
+  const LoopDType real = model_->real();
+  const auto total = [&](auto data) {
+    const std::vector<double> sums = sums_of_squares(data);
+    return std::accumulate(sums.begin(), sums.end(), 0.0);
   };
   const auto of = [&](const Buffer& state) {
-    return norm([&](const Parameter& p) -> const void* { return state.at(p.offset * size); });
+    return total([&](const Parameter&, const Piece& piece) -> const void* { return element(state.at(0), real, piece.state); });
   };
-  return {master_ ? of(master_) : norm([&](const Parameter& p) { return model_->parameter_data(p); }), of(first_), of(second_)};
+  const auto parameters = [&] {
+    return total([&](const Parameter& p, const Piece& piece) -> const void* {
+      return element(model_->parameter_data(p), model_->dt, piece.first);
+    });
+  };
+  std::vector<double> squares = {master_ ? of(master_) : parameters(), of(first_), of(second_)};
+  if (parallel_) parallel_->sum(squares);
+  return {std::sqrt(squares[0]), std::sqrt(squares[1]), std::sqrt(squares[2])};
 }
 
 // Bounds behind a step whose gradients are at most `gradient` each: the arithmetic of the kernels on the largest values that can
@@ -131,8 +190,14 @@ AdamW::Bounds AdamW::after_step(Bounds b, const AdamWOptions& options, double gr
 double AdamW::step(const AdamWOptions& options) {
   check_layout();
   Model& model = *model_;
-  model.gradients();  // zeros when nothing was accumulated
-  const Norm norm = measure(model);
+  model.gradients();                      // zeros when nothing was accumulated
+  std::optional<Uninterrupted> together;  // a rank that leaves alone would keep the others waiting
+  if (parallel_) {
+    together.emplace(*model.device);
+    parallel_->reduce_gradients();
+  }
+  bool anew = bounded_ != model.version();
+  const Norm norm = measure_gradients(anew);
   if (norm.culprit)
     throw Error(
         "NON_FINITE", "step",
@@ -144,28 +209,10 @@ double AdamW::step(const AdamWOptions& options) {
   refresh_masters();
   const double gradient = norm.value * scale;
   Bounds bounds = after_step(bounds_, options, gradient);
-  if (bounded_ != model.version() || !std::isfinite(bounds.parameter)) bounds = after_step(measured(), options, gradient);
+  if (anew || !std::isfinite(bounds.parameter)) bounds = after_step(measured(), options, gradient);
   if (!std::isfinite(bounds.parameter)) throw out_of_range(model.real(), options, gradient, steps_ + 1);
-  for (const Parameter& p : model.trained()) {
-    if (!options.only.empty() && std::find(options.only.begin(), options.only.end(), p.name) == options.only.end()) continue;
-    const size_t offset = p.offset * loop_dtype_size(model.real());
-    const LoopAdamW update{
-        .count = int64_t(p.count),
-        .parameter = model.writable_data(p),
-        .master = master_ ? master_.at(offset) : nullptr,
-        .gradient = model.gradient_data(p),
-        .first_moment = first_.at(offset),
-        .second_moment = second_.at(offset),
-        .learning_rate = options.learning_rate,
-        .beta1 = options.beta1,
-        .beta2 = options.beta2,
-        .epsilon = options.epsilon,
-        .weight_decay = p.decays() ? options.weight_decay : 0,
-        .gradient_scale = scale,
-        .step = steps_ + 1,
-    };
-    model.device->run(&LoopBackend::adamw, "adamw", model.dt, &update);
-  }
+  update(options, scale);
+  if (parallel_) parallel_->gather_parameters();
   steps_++;
   model.zero_gradients();
   model.touch();
@@ -174,14 +221,47 @@ double AdamW::step(const AdamWOptions& options) {
   return norm.value;
 }
 
+void AdamW::update(const AdamWOptions& options, double gradient_scale) {
+  Model& model = *model_;
+  const LoopDType real = model.real();
+  for (const Piece& piece : pieces_) {
+    const Parameter& p = model.trained()[piece.parameter];
+    if (!options.only.empty() && std::find(options.only.begin(), options.only.end(), p.name) == options.only.end()) continue;
+    const LoopAdamW update{
+        .count = int64_t(piece.count),
+        .parameter = element(model.writable_data(p), model.dt, piece.first),
+        .master = master_ ? element(master_.at(0), real, piece.state) : nullptr,
+        .gradient = element(model.gradient_data(p), real, piece.first),
+        .first_moment = element(first_.at(0), real, piece.state),
+        .second_moment = element(second_.at(0), real, piece.state),
+        .learning_rate = options.learning_rate,
+        .beta1 = options.beta1,
+        .beta2 = options.beta2,
+        .epsilon = options.epsilon,
+        .weight_decay = p.decays() ? options.weight_decay : 0,
+        .gradient_scale = gradient_scale,
+        .step = steps_ + 1,
+    };
+    model.device->run(&LoopBackend::adamw, "adamw", model.dt, &update);
+  }
+}
+
 std::vector<AdamW::State> AdamW::states() const {
   std::vector<State> out = {{"first.", &first_}, {"second.", &second_}};
   if (master_) out.push_back({"master.", &master_});
   return out;
 }
 
+void AdamW::refuse_shares(const char* operation) const {
+  if (parallel_)
+    throw Error(
+        "UNSUPPORTED", operation,
+        "each process has a share of the optimizer's state, and a file of shares does not exist yet: save the model alone");
+}
+
 void AdamW::save(const std::string& path) const {
   check_layout();
+  refuse_shares("save");
   refresh_masters();
   const size_t size = loop_dtype_size(model_->real());
   std::vector<SafetensorsOutput> tensors;
@@ -231,6 +311,7 @@ bool rounds_to_parameter(const Model& model, const Parameter& p, const void* mas
 
 void AdamW::load(const std::string& path) {
   check_layout();
+  refuse_shares("load");
   const Model& model = *model_;
   const SafetensorsFile file(path);
   const int64_t step = read_step(path, file);

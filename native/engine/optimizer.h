@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "data_parallel.h"
 #include "model.h"
 
 namespace looplm {
@@ -16,23 +17,47 @@ struct AdamWOptions {
 
 class AdamW {
  public:
-  explicit AdamW(std::shared_ptr<Model> model);
-  // One step on the model's gradients, which are then zeroed. Returns the gradient's norm before clipping. Throws NON_FINITE, and
-  // changes nothing, when a gradient is not finite (the error names its parameter) or when options and gradients could take
-  // parameters or moments out of the range of real.
+  // `world`: the ranks that train this model together. Each of them has the same parameters, and keeps the state of its shares
+  // alone (data_parallel.h).
+  explicit AdamW(std::shared_ptr<Model> model, std::shared_ptr<Communicator> world = nullptr);
+  // One step on the model's gradients, summed over the ranks, which are then zeroed. Returns the gradient's norm before clipping.
+  // Throws NON_FINITE, and changes nothing, when a gradient is not finite (the error names its parameter) or when options and
+  // gradients could take parameters or moments out of the range of real; on all ranks alike.
   double step(const AdamWOptions& options);
   int64_t steps() const { return steps_; }
-  // Moments, masters and the step count, exactly; `load` refuses a file of another model.
+  // NULL when one process trains.
+  DataParallel* parallel() { return parallel_.get(); }
+  // Moments, masters and the step count, exactly; `load` refuses a file of another model. Of one rank.
   void save(const std::string& path) const;
   void load(const std::string& path);  // after the model's own parameters, which the masters must round to
 
  private:
+  // A run of elements of one parameter that this rank owns.
+  struct Piece {
+    size_t parameter;     // its index among the trained ones
+    size_t first, count;  // elements of the parameter
+    size_t state;         // where the first one's state is, in elements
+  };
+  void find_pieces();
+  size_t state_elements() const;
+  // Σ x² over what this rank owns of each trained parameter; data(parameter, piece) points to the reals.
+  template <class Data>
+  std::vector<double> sums_of_squares(Data data) const;
+  struct Norm {
+    double value;
+    const Parameter* culprit;  // where the running sum stopped being finite
+  };
+  // Of the gradients of all ranks. `anew`: set when a rank does not know its bounds.
+  Norm measure_gradients(bool& anew) const;
+  void update(const AdamWOptions& options, double gradient_scale);
+
   struct State {
     const char* prefix;  // of the tensor's name in a file
     const Buffer* buffer;
   };
   std::vector<State> states() const;
   void check_layout() const;
+  void refuse_shares(const char* operation) const;  // files hold whole parameters
   void refresh_masters() const;
 
   // No parameter, first or second moment is larger in magnitude.
@@ -43,8 +68,10 @@ class AdamW {
   Bounds after_step(Bounds b, const AdamWOptions& options, double gradient) const;
 
   std::shared_ptr<Model> model_;
-  const uint64_t layout_;           // of what is trained
-  Buffer first_, second_, master_;  // real, laid out as the model's arena; masters only when the model is bfloat16
+  const uint64_t layout_;  // of what is trained
+  std::unique_ptr<DataParallel> parallel_;
+  std::vector<Piece> pieces_;       // in the order of the arena
+  Buffer first_, second_, master_;  // real; masters only when the model is bfloat16
   mutable uint64_t version_;        // of the parameters that the masters stand for: when the model's moved on, they are made anew
   int64_t steps_ = 0;
   Bounds bounds_{};

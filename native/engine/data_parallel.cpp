@@ -1,0 +1,165 @@
+#include "data_parallel.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace looplm {
+
+namespace {
+
+// A bucket is large enough that its messages are worth their latency, 256 KiB to each rank, and small enough that several are on
+// their way at once.
+constexpr size_t BUCKET = size_t(1) << 20, MESSAGE = size_t(1) << 16;  // elements
+constexpr size_t UNDER_WAY = 3;                                        // exchanges at once
+
+size_t rounded_up(size_t count) { return (count + Partition::ALIGNMENT - 1) / Partition::ALIGNMENT * Partition::ALIGNMENT; }
+
+}  // namespace
+
+Partition::Partition(size_t elements, int size)
+    : elements_(elements), length_(size == 1 ? rounded_up(elements) : std::max(BUCKET, MESSAGE * size_t(size))), size_(size) {}
+
+size_t Partition::buckets() const { return elements_ == 0 ? 0 : (elements_ + length_ - 1) / length_; }
+
+ElementRange Partition::bucket(size_t index) const { return {index * length_, std::min(elements_, (index + 1) * length_)}; }
+
+ElementRange Partition::share(size_t index, int rank) const {
+  const ElementRange all = bucket(index);
+  const size_t each = rounded_up((all.count() + size_t(size_) - 1) / size_t(size_));
+  const size_t begin = std::min(all.end, all.begin + each * size_t(rank));
+  return {begin, std::min(all.end, begin + each)};
+}
+
+DataParallel::DataParallel(std::shared_ptr<Communicator> world, std::shared_ptr<Model> model)
+    : world_(std::move(world)),
+      model_(std::move(model)),
+      partition_(model_->trained_elements(), world_->size()),
+      left_(partition_.buckets()) {}
+
+DataParallel::~DataParallel() { forget_exchanges(); }
+
+std::vector<int64_t> DataParallel::share_bytes(size_t bucket, size_t element_size) const {
+  std::vector<int64_t> bytes;
+  for (int q = 0; q < world_->size(); q++) bytes.push_back(int64_t(partition_.share(bucket, q).count() * element_size));
+  return bytes;
+}
+
+void DataParallel::gradients_final_from(size_t begin) {
+  while (left_ > 0 && partition_.bucket(left_ - 1).begin >= begin) start_exchange(--left_);
+}
+
+void DataParallel::reduce_gradients() {
+  try {
+    gradients_final_from(0);
+    while (!under_way_.empty()) finish_exchange();
+  } catch (...) {
+    forget_exchanges();
+    throw;
+  }
+  left_ = partition_.buckets();
+}
+
+// What is under way still writes to its memory.
+void DataParallel::forget_exchanges() noexcept {
+  for (Exchange& e : under_way_) e.done.wait();
+  under_way_.clear();
+  left_ = partition_.buckets();
+}
+
+void DataParallel::start_exchange(size_t bucket) {
+  if (under_way_.size() == UNDER_WAY) finish_exchange();
+  Model& model = *model_;
+  model.gradients();  // zeros when nothing was accumulated
+  const Parameter& first = model.trained().front();
+  const size_t size = loop_dtype_size(model.real());
+  gradients_ = static_cast<char*>(model.gradient_data(first)) - first.offset * size;
+
+  Exchange e;
+  if (!spare_.empty()) {
+    e = std::move(spare_.back());
+    spare_.pop_back();
+  }
+  e.bucket = bucket;
+  const ElementRange all = partition_.bucket(bucket), own = partition_.share(bucket, rank());
+  const size_t part = own.count() * size, ranks = size_t(world_->size());
+  e.slots.reserve(model.device, part * ranks + 64);
+  const bool in_place = model.device->in_host_memory();
+  if (!in_place) {
+    e.out.resize(all.count() * size);
+    e.into.resize(part * ranks);
+    model.device->run(&LoopBackend::copy_out, "copy_out", static_cast<void*>(e.out.data()),
+                      static_cast<const void*>(gradient(all.begin)), e.out.size());
+  }
+  std::vector<const void*> send;
+  std::vector<void*> receive;
+  for (int q = 0; q < world_->size(); q++) {
+    const size_t begin = partition_.share(bucket, q).begin;
+    send.push_back(in_place ? gradient(begin) : e.out.data() + (begin - all.begin) * size);
+    receive.push_back((in_place ? e.slots.as<uint8_t>() : e.into.data()) + part * size_t(q));
+  }
+  std::vector<int64_t> send_bytes = share_bytes(bucket, size), receive_bytes(ranks, int64_t(part));
+  send_bytes[size_t(rank())] = receive_bytes[size_t(rank())] = 0;  // this rank's own part is where it is
+  e.done = world_->start_all_to_all_v(std::move(send), std::move(send_bytes), std::move(receive), std::move(receive_bytes));
+  under_way_.push_back(std::move(e));
+}
+
+void DataParallel::finish_exchange() {
+  Exchange e = std::move(under_way_.front());
+  under_way_.pop_front();
+  e.done.get();
+  if (partition_.share(e.bucket, rank()).count() > 0) add_in_rank_order(e);
+  spare_.push_back(std::move(e));
+}
+
+// gradient = ((part of rank 0 + part of rank 1) + part of rank 2) + …
+void DataParallel::add_in_rank_order(Exchange& e) {
+  Device& device = *model_->device;
+  const ElementRange own = partition_.share(e.bucket, rank());
+  const size_t part = own.count() * loop_dtype_size(model_->real());
+  if (!device.in_host_memory()) e.slots.upload(e.into.data(), e.into.size());
+  void* const gradients = gradient(own.begin);
+  const auto of = [&](int q) { return q == rank() ? gradients : e.slots.at(part * size_t(q)); };
+  const int64_t count = int64_t(own.count()), stride = 1;
+  void* const sum = e.slots.at(0);  // rank 0's slot, which is free once it is added
+  for (int q = 1; q < world_->size(); q++) {
+    const void* before = q == 1 ? of(0) : sum;
+    void* out = q + 1 == world_->size() ? gradients : sum;
+    device.run(&LoopBackend::binary, "binary", model_->real(), LOOP_ADD, 1, &count, before, &stride,
+               static_cast<const void*>(of(q)), &stride, out);
+  }
+}
+
+void DataParallel::gather_parameters() {
+  Model& model = *model_;
+  const Parameter& first = model.trained().front();
+  char* const parameters = static_cast<char*>(model.writable_data(first)) - first.offset * loop_dtype_size(model.dt);
+  if (model.device->in_host_memory()) gather_in_place(parameters);
+  else gather_staged(parameters);
+}
+
+void DataParallel::gather_in_place(char* parameters) {
+  const size_t size = loop_dtype_size(model_->dt);
+  std::vector<std::future<void>> gathered;
+  for (size_t b = 0; b < partition_.buckets(); b++)
+    gathered.push_back(world_->start_all_gather_v(parameters + partition_.bucket(b).begin * size, share_bytes(b, size)));
+  for (std::future<void>& one : gathered) one.wait();  // all, also when one fails: they write to the parameters
+  for (std::future<void>& one : gathered) one.get();
+}
+
+void DataParallel::gather_staged(char* parameters) {
+  Device& device = *model_->device;
+  const size_t size = loop_dtype_size(model_->dt);
+  std::vector<uint8_t> host;
+  for (size_t b = 0; b < partition_.buckets(); b++) {
+    const ElementRange all = partition_.bucket(b), own = partition_.share(b, rank());
+    host.resize(all.count() * size);
+    uint8_t* const at = host.data() + (own.begin - all.begin) * size;
+    device.run(&LoopBackend::copy_out, "copy_out", static_cast<void*>(at),
+               static_cast<const void*>(parameters + own.begin * size), own.count() * size);
+    world_->all_gather_v(host.data(), share_bytes(b, size));
+    device.run(&LoopBackend::copy_in, "copy_in", static_cast<void*>(parameters + all.begin * size),
+               static_cast<const void*>(host.data()), host.size());
+  }
+}
+
+}  // namespace looplm

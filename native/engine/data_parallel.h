@@ -1,0 +1,89 @@
+// Data-parallel training: every rank has all parameters and the gradient of its own sequences; each owns a share of the elements,
+// for which it alone keeps the optimizer's state (ZeRO stage 1, Rajbhandari et al., arXiv 1910.02054).
+//
+// The arena of what is trained is cut into buckets, and each bucket into one share per rank. A step
+//   1. exchanges gradients: of every bucket, rank q gets the parts of all ranks for its share and adds them in the order of the
+//      ranks, in float32. The order is fixed, so the same world gives the same bits in every run;
+//   2. lets AdamW change the elements of its own shares (optimizer.h);
+//   3. gathers the parameters, in their own dtype.
+// On the wire per rank: (size - 1) / size · (gradients + parameters).
+#pragma once
+#include <deque>
+#include <future>
+#include <memory>
+#include <vector>
+
+#include "communicator.h"
+#include "model.h"
+
+namespace looplm {
+
+// Elements [begin, end) of the arena.
+struct ElementRange {
+  size_t begin, end;
+  size_t count() const { return end - begin; }
+};
+
+// Who owns which elements.
+class Partition {
+ public:
+  // One bucket when there is one rank.
+  Partition(size_t elements, int size);
+  size_t buckets() const;
+  ElementRange bucket(size_t index) const;
+  // Starts at a multiple of ALIGNMENT elements, as buckets do. Empty where a bucket has fewer elements than ranks.
+  ElementRange share(size_t bucket, int rank) const;
+
+  static constexpr size_t ALIGNMENT = 64;
+
+ private:
+  size_t elements_, length_;  // length_: of a bucket
+  int size_;
+};
+
+class DataParallel {
+ public:
+  DataParallel(std::shared_ptr<Communicator> world, std::shared_ptr<Model> model);
+  ~DataParallel();
+  DataParallel(const DataParallel&) = delete;
+
+  const Partition& partition() const { return partition_; }
+  int rank() const { return world_->rank(); }
+
+  // The gradients of all elements from `begin` on are final on this rank: their exchange may begin while the backward pass goes
+  // on with those before them. Optional. All ranks do so in the last backward pass before a step; `begin` may differ.
+  void gradients_final_from(size_t begin);
+  // Exchanges what is left. Then the gradients of this rank's shares are the sums over all ranks; the others are this rank's own.
+  void reduce_gradients();
+  // Gives every rank the parameters of all shares.
+  void gather_parameters();
+  // Sums over the ranks, added in their order.
+  void sum(std::vector<double>& values) { world_->all_reduce(LOOP_COMM_SUM, values); }
+
+ private:
+  // The exchange of one bucket. Other ranks' parts of this rank's share arrive at `slots`, one after the other.
+  struct Exchange {
+    size_t bucket = 0;
+    Buffer slots;                    // device memory
+    std::vector<uint8_t> out, into;  // host copies, on devices with memory of their own
+    std::future<void> done;
+  };
+  void start_exchange(size_t bucket);
+  void finish_exchange();  // the oldest one
+  void forget_exchanges() noexcept;
+  void add_in_rank_order(Exchange& exchange);
+  void gather_in_place(char* parameters);
+  void gather_staged(char* parameters);
+  void* gradient(size_t element) const { return gradients_ + element * loop_dtype_size(model_->real()); }
+  std::vector<int64_t> share_bytes(size_t bucket, size_t element_size) const;
+
+  const std::shared_ptr<Communicator> world_;
+  const std::shared_ptr<Model> model_;
+  const Partition partition_;
+  char* gradients_ = nullptr;  // of the arena's first element
+  size_t left_;                // buckets whose exchange has not begun; they begin from the last one down
+  std::deque<Exchange> under_way_;
+  std::vector<Exchange> spare_;  // whose memory is used again
+};
+
+}  // namespace looplm

@@ -1,0 +1,361 @@
+// The sharded optimizer on ranks that are threads, against the optimizer of one rank on the sum of all gradients.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../backends.h"
+#include "../comm/threads.h"
+#include "../engine/error.h"
+#include "../engine/optimizer.h"
+#include "small_architecture.h"
+
+namespace looplm {
+namespace {
+
+int failures = 0;
+std::mutex printing;
+
+void claim(const std::string& name, bool holds, const std::string& detail = "") {
+  std::lock_guard lock(printing);
+  failures += !holds;
+  std::printf("%s %s%s%s\n", holds ? "ok" : "not ok", name.c_str(), holds || detail.empty() ? "" : ": ",
+              holds ? "" : detail.c_str());
+  std::fflush(stdout);
+}
+
+using Bytes = std::vector<uint8_t>;
+using Numbers = std::vector<double>;
+
+// Of one bucket, and of three.
+const Architecture small = small_architecture({50, 32, 64, 2, 4, 2, 8, 3, false, 0.2});
+const Architecture large = small_architecture({12000, 96, 200, 2, 4, 2, 24, 2, false, 0.2});
+
+struct Kind {
+  const char* name;
+  LoopDType dt;
+  const Architecture* architecture;
+  bool adapter = false;
+};
+const std::vector<Kind> kinds = {
+    {"float64", LOOP_F64, &small},
+    {"float32", LOOP_F32, &small},
+    {"bfloat16", LOOP_BF16, &small},
+    {"float32 adapters", LOOP_F32, &small, true},
+    {"bfloat16 adapters", LOOP_BF16, &small, true},
+    {"float32 in three buckets", LOOP_F32, &large},
+};
+
+std::shared_ptr<Model> make_model(const Kind& kind) {
+  const auto device = open_device(kind.dt == LOOP_F64 ? "reference" : "cpu", 1);
+  auto model = std::make_shared<Model>(device, kind.dt, *kind.architecture);
+  model->initialize(7);
+  if (kind.adapter) model->add_adapter({4, 8, {"q_proj", "down_proj"}}, 11);
+  return model;
+}
+
+// The parts of rank `rank` of `size`, of step `step`: numbers whose sum depends on the order in which they are added.
+double part(int rank, int step, size_t i) {
+  const uint64_t mixed = (uint64_t(rank) * 1000003 + uint64_t(step) * 7919 + i) * 0x9e3779b97f4a7c15ull;
+  return (double(mixed >> 40) / double(1 << 24) - 0.5) * std::pow(10.0, double(mixed % 5) - 2);
+}
+
+// The gradient of every trained parameter becomes the sum of the parts of ranks [first, end), added in that order.
+void write_gradients(Model& model, int first, int end, int step) {
+  model.gradients();
+  for (const Parameter& p : model.trained()) {
+    if (model.real() == LOOP_F64) {
+      auto* g = static_cast<double*>(model.gradient_data(p));
+      for (size_t i = 0; i < p.count; i++)
+        for (int r = first; r < end; r++) g[i] = (r == first ? 0 : g[i]) + part(r, step, p.offset + i);
+    } else {
+      auto* g = static_cast<float*>(model.gradient_data(p));
+      for (size_t i = 0; i < p.count; i++)
+        for (int r = first; r < end; r++) g[i] = (r == first ? 0 : g[i]) + float(part(r, step, p.offset + i));
+    }
+  }
+}
+
+Bytes raw(const Model& model) {
+  Bytes all;
+  for (const Parameter& p : model.trained()) {
+    Bytes one(p.count * loop_dtype_size(model.dt));
+    model.read_raw(p, one.data());
+    all.insert(all.end(), one.begin(), one.end());
+  }
+  return all;
+}
+Numbers values(const Model& model) {
+  Numbers all;
+  for (const Parameter& p : model.trained()) {
+    const Numbers one = model.read(p);
+    all.insert(all.end(), one.begin(), one.end());
+  }
+  return all;
+}
+double difference(const Numbers& a, const Numbers& b) {
+  double square = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); i++) square += (a[i] - b[i]) * (a[i] - b[i]), norm += b[i] * b[i];
+  return std::sqrt(square / norm);
+}
+
+struct Rank {
+  std::shared_ptr<Communicator> world;
+  std::shared_ptr<Model> model;
+  std::unique_ptr<AdamW> optimizer;
+};
+// The work of every rank, each on a thread, with a model and an optimizer made there.
+void in_world(const Kind& kind, int size, double timeout, const std::function<void(Rank&)>& work) {
+  const std::vector<void*> contexts = open_threads(size, timeout);
+  std::vector<std::thread> threads;
+  for (int r = 0; r < size; r++)
+    threads.emplace_back([&, r] {
+      Rank rank;
+      rank.world = std::make_shared<Communicator>(threads_comm(), contexts[size_t(r)]);
+      rank.model = make_model(kind);
+      rank.optimizer = std::make_unique<AdamW>(rank.model, rank.world);
+      try {
+        work(rank);
+      } catch (const std::exception& error) {
+        claim("no unexpected error on rank " + std::to_string(r), false, error.what());
+        rank.world->abort(error.what(), 1);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
+AdamWOptions options_of(int step, double max_grad_norm = 0) {
+  AdamWOptions options{.learning_rate = 0.01 / step, .weight_decay = 0.1};
+  options.max_grad_norm = max_grad_norm;
+  return options;
+}
+
+constexpr int STEPS = 3;
+
+void equals_one_rank(const Kind& kind, int size, double max_grad_norm) {
+  const auto model = make_model(kind);
+  AdamW optimizer(model);
+  Numbers norms;
+  for (int step = 1; step <= STEPS; step++) {
+    write_gradients(*model, 0, size, step);
+    norms.push_back(optimizer.step(options_of(step, max_grad_norm)));
+  }
+  const Bytes expected = raw(*model);
+  const Numbers expected_values = values(*model);
+  in_world(kind, size, 60, [&](Rank& rank) {
+    const std::string name = std::string(" (") + kind.name + ", rank " + std::to_string(rank.world->rank()) + " of " +
+                             std::to_string(size) + (max_grad_norm > 0 ? ", clipped)" : ")");
+    bool same_norms = true;
+    for (int step = 1; step <= STEPS; step++) {
+      write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, step);
+      const double norm = rank.optimizer->step(options_of(step, max_grad_norm));
+      same_norms &= std::abs(norm - norms[size_t(step) - 1]) <= 1e-12 * norm;
+    }
+    claim("the norm is that of the summed gradients" + name, same_norms);
+    // Clipping scales by the norm, whose squares are added in another order.
+    if (max_grad_norm == 0) claim("parameters have the bits of one rank" + name, raw(*rank.model) == expected);
+    else {
+      const double distance = difference(values(*rank.model), expected_values);
+      claim("parameters are those of one rank" + name, distance <= 1e-6, std::to_string(distance));
+    }
+  });
+}
+
+// In any order of readiness the exchange gives the same bits.
+void early_exchange(const Kind& kind, int size) {
+  std::vector<Bytes> plain(static_cast<size_t>(size));
+  const auto train = [&](bool early, const std::function<void(Rank&)>& end) {
+    in_world(kind, size, 60, [&](Rank& rank) {
+      const auto& trained = rank.model->trained();
+      for (int step = 1; step <= STEPS; step++) {
+        write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, step);
+        // Ranks that differ in when they know, one of them not at all.
+        if (early && size_t(rank.world->rank()) + 1 < size_t(size))
+          for (size_t i = trained.size(); i > 0; i -= std::min(i, size_t(rank.world->rank()) + 1))
+            rank.optimizer->parallel()->gradients_final_from(trained[i - 1].offset);
+        rank.optimizer->step(options_of(step));
+      }
+      end(rank);
+    });
+  };
+  train(false, [&](Rank& rank) { plain[size_t(rank.world->rank())] = raw(*rank.model); });
+  train(true, [&](Rank& rank) {
+    claim(std::string("an exchange that begins in the backward pass gives the same bits (") + kind.name + ", rank " +
+              std::to_string(rank.world->rank()) + " of " + std::to_string(size) + ")",
+          raw(*rank.model) == plain[size_t(rank.world->rank())]);
+  });
+}
+
+void only_some(int size) {
+  const Kind& kind = kinds[1];
+  in_world(kind, size, 60, [&](Rank& rank) {
+    AdamWOptions options = options_of(1);
+    const Parameter& changed = rank.model->trained()[3];
+    options.only = {changed.name};
+    const auto before = make_model(kind);
+    write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
+    rank.optimizer->step(options);
+    bool right = true;
+    for (const Parameter& p : rank.model->trained())
+      right &= (rank.model->read(p) == before->read(before->parameter(p.name))) == (p.name != changed.name);
+    claim("`only` names what changes, on rank " + std::to_string(rank.world->rank()) + " of " + std::to_string(size), right);
+  });
+}
+
+void state_and_bytes(const Kind& kind, int size) {
+  const std::vector<void*> contexts = open_threads(size, 60);
+  std::vector<Rank> ranks(static_cast<size_t>(size));
+  const std::string name = std::string(" (") + kind.name + ", " + std::to_string(size) + " ranks)";
+  size_t total = 0;
+  bool fair = true;
+  const auto one = make_model(kind);
+  const size_t copies = kind.dt == LOOP_BF16 ? 3 : 2, real = loop_dtype_size(one->real()), elements = one->trained_elements();
+  for (size_t r = 0; r < ranks.size(); r++) {
+    ranks[r].world = std::make_shared<Communicator>(threads_comm(), contexts[r]);
+    ranks[r].model = make_model(kind);
+    const size_t before = memory_stats().allocated_bytes;
+    ranks[r].optimizer = std::make_unique<AdamW>(ranks[r].model, ranks[r].world);
+    const size_t state = memory_stats().allocated_bytes - before;
+    total += state;
+    const Partition partition(elements, size);
+    const double most = double(elements) / size + double(partition.buckets() * (size == 1 ? 0 : Partition::ALIGNMENT));
+    fair &= double(state) <= double(copies * real) * most;
+  }
+  claim("all ranks together have one state" + name, total == copies * real * elements, std::to_string(total));
+  claim("no rank has more than its share of the state" + name, fair);
+
+  std::vector<std::thread> threads;
+  for (Rank& rank : ranks)
+    threads.emplace_back([&rank] {
+      write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
+      rank.optimizer->step(options_of(1));
+    });
+  for (std::thread& thread : threads) thread.join();
+  int64_t sent = 0;
+  for (const Rank& rank : ranks) sent += rank.world->bytes_sent();
+  const int64_t others = size - 1, moved = int64_t(elements * (real + loop_dtype_size(one->dt)));
+  // Squares of each parameter's gradient and whether bounds are known; at the first step the bounds.
+  const int64_t numbers = 8 * (int64_t(one->trained().size()) + 1 + 3);
+  claim("a step sends gradients and parameters once, to each rank that needs them" + name,
+        sent == others * moved + size * others * numbers, std::to_string(sent));
+  if (kind.architecture == &large) {
+    const double wanted = double(others) / size * double(moved);
+    claim("a rank sends (N - 1) / N of gradients and parameters" + name, std::abs(double(sent) / size - wanted) <= 0.01 * wanted);
+  }
+}
+
+std::string error_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return error.code + " " + error.what();
+  }
+  return "nothing";
+}
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+void bad_gradients(const Kind& kind, int size) {
+  for (int bad : {0, size - 1})
+    in_world(kind, size, 60, [&](Rank& rank) {
+      const Bytes before = raw(*rank.model);
+      write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
+      const Parameter& p = rank.model->trained()[2];
+      if (rank.world->rank() == bad)
+        static_cast<float*>(rank.model->gradient_data(p))[1] = std::numeric_limits<float>::infinity();
+      const std::string said = error_of([&] { rank.optimizer->step(options_of(1)); });
+      const std::string name = " (rank " + std::to_string(rank.world->rank()) + " of " + std::to_string(size) + ", bad on rank " +
+                               std::to_string(bad) + ")";
+      claim("a gradient that is not finite on one rank is every rank's error" + name,
+            said.starts_with("NON_FINITE step 1: the gradient of " + p.name + " is not finite"), said);
+      claim("nothing was changed" + name, raw(*rank.model) == before && rank.optimizer->steps() == 0);
+      rank.model->zero_gradients();
+      write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 2);
+      rank.optimizer->step(options_of(1));
+      claim("the next step is made" + name, raw(*rank.model) != before && rank.optimizer->steps() == 1);
+    });
+}
+
+void out_of_range(int size) {
+  in_world(kinds[1], size, 60, [&](Rank& rank) {
+    write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
+    AdamWOptions options = options_of(1);
+    options.learning_rate = 1e30;
+    const std::string said = error_of([&] { rank.optimizer->step(options); });
+    claim("an update out of range is refused by rank " + std::to_string(rank.world->rank()) + " of " + std::to_string(size),
+          contains(said, "NON_FINITE step 1: the update could leave the range of float32"), said);
+  });
+}
+
+void no_files() {
+  in_world(kinds[1], 2, 60, [&](Rank& rank) {
+    const std::string name = " (rank " + std::to_string(rank.world->rank()) + ")";
+    std::string said = error_of([&] { rank.optimizer->save("/nowhere/state"); });
+    claim("a share of the state is not saved as if it were all" + name, said.starts_with("UNSUPPORTED"), said);
+    said = error_of([&] { rank.optimizer->load("/nowhere/state"); });
+    claim("nor loaded" + name, said.starts_with("UNSUPPORTED"), said);
+  });
+}
+
+void lost_rank() {
+  in_world(kinds[5], 3, 0.5, [&](Rank& rank) {
+    if (rank.world->rank() == 1) return;  // never comes
+    write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
+    const std::string said = error_of([&] { rank.optimizer->step(options_of(1)); });
+    claim("a rank that never comes: the step of rank " + std::to_string(rank.world->rank()) + " ends with an error",
+          contains(said, "PARALLEL") && contains(said, "all_to_all_v: rank ") && contains(said, "for rank 1"), said);
+  });
+}
+
+void partitions() {
+  for (int size = 1; size <= 5; size++)
+    for (size_t elements : {size_t(0), size_t(1), size_t(63), size_t(64), size_t(65), size_t(1000), size_t(1) << 20,
+                            (size_t(1) << 20) + 1, (size_t(3) << 20) + 17}) {
+      const Partition partition(elements, size);
+      size_t next = 0;
+      bool right = true;
+      for (size_t b = 0; b < partition.buckets(); b++) {
+        right &= partition.bucket(b).begin == next && partition.bucket(b).count() > 0;
+        for (int r = 0; r < size; r++) {
+          const ElementRange share = partition.share(b, r);
+          right &= share.begin == next && share.end >= share.begin && share.end <= partition.bucket(b).end;
+          right &= share.count() == 0 || share.begin % Partition::ALIGNMENT == 0;
+          next = share.end;
+        }
+        right &= next == partition.bucket(b).end;
+      }
+      claim("shares cover " + std::to_string(elements) + " elements once, " + std::to_string(size) + " ranks",
+            right && next == elements);
+    }
+}
+
+}  // namespace
+}  // namespace looplm
+
+int main() {
+  using namespace looplm;
+  try {
+    partitions();
+    for (const Kind& kind : kinds)
+      for (int size = 1; size <= 5; size++) {
+        equals_one_rank(kind, size, 0);
+        state_and_bytes(kind, size);
+        if (kind.architecture == &small) equals_one_rank(kind, size, 1);
+      }
+    for (int size : {2, 3, 5}) {
+      early_exchange(kinds[5], size);
+      only_some(size);
+      bad_gradients(kinds[1], size);
+      out_of_range(size);
+    }
+    no_files();
+    lost_rank();
+  } catch (const std::exception& error) {
+    claim("no unexpected error", false, error.what());
+  }
+  return failures > 0;
+}
