@@ -10,7 +10,8 @@ const statuses = {
   ABORTED: 499, // an AbortSignal fired
   DISPOSED: 503, // an object was used after dispose()
   NON_FINITE: 500, // a NaN or an infinity where a finite number is required
-  NATIVE_LOAD: 500, // the native addon or a device library could not be loaded
+  NATIVE_LOAD: 500, // the native addon, a device library or an MPI could not be loaded
+  PARALLEL: 500, // another process of a parallel run failed, did not come in time, or runs something else
   INTERNAL: 500, // a bug in looplm
 } as const
 

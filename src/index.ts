@@ -60,6 +60,7 @@ export type {
   TokenSequence,
 } from './model/types.js'
 export type { Architecture, ParameterForm, Residual, Role, RotaryEmbedding, Step } from './native/architecture.js'
+export { type ParallelOptions, parallel, type World } from './parallel.js'
 export type { RolloutBatch } from './rl/batch.js'
 export { type Answer, type EvaluateOptions, type Evaluation, evaluate } from './rl/evaluate.js'
 export { evaluateSequences, type SequenceEvaluation } from './rl/evaluate-sequences.js'

@@ -19,6 +19,7 @@ export type NativeModel = NativeHandle<'model'>
 export type NativeOptimizer = NativeHandle<'optimizer'>
 export type NativeScheduler = NativeHandle<'scheduler'>
 export type NativeAverage = NativeHandle<'moving average'>
+export type NativeWorld = NativeHandle<'world'>
 
 /** Ends one call between two kernels. */
 export type NativeCancel = NativeHandle<'cancel flag'>
@@ -395,7 +396,7 @@ export interface NativeBinding {
   averageLoad(average: NativeAverage, path: string): Promise<void>
 
   /** Memory is taken by the first call, so that creating one never waits. */
-  optimizerCreate(model: NativeModel): NativeOptimizer
+  optimizerCreate(model: NativeModel, world?: NativeWorld): NativeOptimizer
   optimizerStep(optimizer: NativeOptimizer, options: NativeAdamWOptions): Promise<{ gradNorm: number; steps: number }>
   optimizerSave(optimizer: NativeOptimizer, path: string): Promise<void>
   optimizerLoad(optimizer: NativeOptimizer, path: string): Promise<number>
@@ -437,6 +438,28 @@ export interface NativeBinding {
   ): Promise<{ handle: NativeHandle; flops: number; bytes: number }>
   /** Seconds that all runs together took. */
   benchRun(kernel: NativeHandle, repeats: number): Promise<number>
+
+  /** What this machine has. Opens libmpi for its version, and closes it again. */
+  parallelLibraries(): { name: string; available: boolean; description: string }[]
+  /**
+   * Blocks until all processes have come. `library`: solo, openmpi or mpich. `timeout` in seconds, after which the process ends with the
+   * message `late`; `messageBytes` 0: 2^30.
+   */
+  parallelOpen(library: string, options: { timeout: number; messageBytes: number; late: string }): NativeWorld
+  parallelPlace(world: NativeWorld): { rank: number; size: number; localRank: number; description: string }
+  parallelReduce(world: NativeWorld, operation: 'sum' | 'max', values: Float64Array): Promise<Float64Array>
+  parallelGather(world: NativeWorld, bytes: Uint8Array): Promise<Uint8Array[]>
+  parallelExchange(world: NativeWorld, parts: readonly Uint8Array[]): Promise<Uint8Array[]>
+  parallelBroadcast(world: NativeWorld, root: number, bytes: Uint8Array): Promise<Uint8Array>
+  parallelBarrier(world: NativeWorld): Promise<void>
+  /** Bytes sent to other ranks so far. */
+  parallelBytes(world: NativeWorld): number
+  /** Whether no operation is under way. */
+  parallelIdle(world: NativeWorld): boolean
+  /** Blocks until all ranks leave the world. */
+  parallelClose(world: NativeWorld): void
+  /** Ends all ranks, or without a world this process. */
+  parallelAbort(world: NativeWorld | undefined, message: string, status: number): never
 }
 
 let binding: NativeBinding | undefined

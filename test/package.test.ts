@@ -116,8 +116,9 @@ describe('the tarball', () => {
       ...[...below('docs/study'), ...compiled, ...below('prebuilds')],
     ]
     expect(files.map((name) => name.replace(/^package\//, '')).sort()).toEqual(expected.sort())
-    const built = existsSync(join(checkout, 'build', 'Release', 'looplm_cuda.so')) ? [`${prebuilds}/looplm_cuda.so`] : []
-    const own = [`${prebuilds}/looplm.node`, ...built]
+    const libraries = ['looplm_cuda.so', 'looplm_openmpi.so', 'looplm_mpich.so']
+    const built = libraries.filter((name) => existsSync(join(checkout, 'build', 'Release', name)))
+    const own = ['looplm.node', ...built].map((name) => `${prebuilds}/${name}`)
     expect(
       below(prebuilds)
         .map((name) => name.replace(/\.(glibc|musl)/, ''))

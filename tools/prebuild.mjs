@@ -97,6 +97,29 @@ if (existsSync(cuda) && !cross) {
   renameSync(unfinishedCuda, packedCuda)
 }
 
+// The libraries for MPI, where the headers of an MPI were here (CMakeLists.txt).
+for (const mpi of ['openmpi', 'mpich']) {
+  const name = `looplm_${mpi}.so`
+  const packed = join(folder, name)
+  const source = join(root, 'build', 'Release', name)
+  rmSync(packed, { force: true })
+  if (!existsSync(source) || cross) continue
+  const unfinishedMpi = `${packed}.tmp`
+  copyFileSync(source, unfinishedMpi)
+  output('strip', unfinishedMpi)
+  const needs = inspect(unfinishedMpi)
+  const wrong = [
+    ...needs.libraries.filter((library) => !system.test(library)),
+    ...needs.exported.filter((s) => s !== 'looplm_comm'),
+  ]
+  if (wrong.length > 0) {
+    rmSync(unfinishedMpi)
+    refuse(`${name} needs or exports ${wrong.slice(0, 3).join(', ')}, and must need libmpi alone, which it finds open`)
+  }
+  requireOldGlibc(name, needs.glibc)
+  renameSync(unfinishedMpi, packed)
+}
+
 const megabytes = (statSync(addon).size / 1e6).toFixed(1)
 console.log(
   `looplm: ${relative(root, addon)}, ${megabytes} MB, needs ${libraries.join(', ')}${glibc ? `, glibc >= ${glibc}` : ''}`,

@@ -102,6 +102,7 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   add_generation_functions(env, exports);
   add_kernel_functions(env, exports);
   add_bench_functions(env, exports);
+  add_parallel_functions(env, exports);
   return exports;
 }
 

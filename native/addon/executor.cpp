@@ -41,7 +41,7 @@ Executor::Executor(Napi::Env env, std::shared_ptr<Device> device) : device_(std:
       napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, settle, &wake_);
   if (status != napi_ok) throw Napi::Error::New(env, "looplm: napi_create_threadsafe_function failed");
   napi_unref_threadsafe_function(env, wake_);
-  stop_at_exit(!device_->host_visible());
+  stop_at_exit(device_ && !device_->host_visible());
   std::lock_guard lock(living().mutex);
   const auto place = living().executors.insert(this).first;
   try {
@@ -138,12 +138,12 @@ void Executor::loop() {
 void Executor::run(Task& task) {
   try {
     if (task.cancel->load()) throw Error("ABORTED", "executor", "the operation was aborted by its AbortSignal");
-    device_->cancel = task.cancel.get();
+    if (device_) device_->cancel = task.cancel.get();
     task.finish = task.work();
   } catch (...) {
     task.error = std::current_exception();
   }
-  device_->cancel = nullptr;
+  if (device_) device_->cancel = nullptr;
 }
 
 void Executor::settle(napi_env env, napi_value, void* self, void*) {

@@ -26,7 +26,7 @@ class Executor {
   // Runs on the executor's thread.
   using Work = std::function<Finish()>;
 
-  Executor(Napi::Env env, std::shared_ptr<Device> device);
+  Executor(Napi::Env env, std::shared_ptr<Device> device);  // NULL: for work that no device does
   ~Executor();
   Executor(const Executor&) = delete;
 

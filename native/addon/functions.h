@@ -14,6 +14,7 @@ void add_optimizer_functions(Napi::Env env, Napi::Object exports);
 void add_generation_functions(Napi::Env env, Napi::Object exports);
 void add_kernel_functions(Napi::Env env, Napi::Object exports);
 void add_bench_functions(Napi::Env env, Napi::Object exports);
+void add_parallel_functions(Napi::Env env, Napi::Object exports);
 
 // A function whose C++ exceptions become JavaScript errors.
 template <Napi::Value (*function)(const Napi::CallbackInfo&)>

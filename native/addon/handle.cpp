@@ -28,6 +28,8 @@ const char* kind_name(Kind kind) {
       return "kernel under measurement";
     case Kind::cancel:
       return "cancel flag";
+    case Kind::world:
+      return "world";
   }
   return "object";
 }

@@ -10,7 +10,7 @@
 
 namespace looplm::addon {
 
-enum class Kind { context, tensor, model, optimizer, scheduler, average, bench, cancel };
+enum class Kind { context, tensor, model, optimizer, scheduler, average, bench, cancel, world };
 const char* kind_name(Kind kind);
 
 struct Content {

@@ -13,9 +13,10 @@ namespace {
 // The optimizer takes its memory on the executor's thread, at the first call.
 struct OptimizerSlot {
   std::shared_ptr<Model> model;
+  std::shared_ptr<Communicator> world;  // NULL: this process trains alone
   std::optional<AdamW> optimizer;
   AdamW& get() {
-    if (!optimizer) optimizer.emplace(model);
+    if (!optimizer) optimizer.emplace(model, world);
     return *optimizer;
   }
 };
@@ -26,8 +27,10 @@ Held<OptimizerSlot> read_optimizer(const Napi::CallbackInfo& info) {
 
 Napi::Value optimizer_create(const Napi::CallbackInfo& info) {
   const auto model = Input(info, 0, "model").object<Model>(Kind::model);
-  return make_handle(
-      info.Env(), {Kind::optimizer, model.executor, std::make_shared<OptimizerSlot>(OptimizerSlot{model.object, std::nullopt})});
+  const Input given(info, 1, "world");
+  const auto world = given.missing() ? nullptr : given.object<Communicator>(Kind::world).object;
+  auto slot = std::make_shared<OptimizerSlot>(OptimizerSlot{model.object, world, std::nullopt});
+  return make_handle(info.Env(), {Kind::optimizer, model.executor, std::move(slot)});
 }
 
 Napi::Value step(const Napi::CallbackInfo& info) {

@@ -83,7 +83,7 @@ void DataParallel::start_exchange(size_t bucket) {
   const ElementRange all = partition_.bucket(bucket), own = partition_.share(bucket, rank());
   const size_t part = own.count() * size, ranks = size_t(world_->size());
   e.slots.reserve(model.device, part * ranks + 64);
-  const bool in_place = model.device->in_host_memory();
+  const bool in_place = model.device->host_visible();
   if (!in_place) {
     e.out.resize(all.count() * size);
     e.into.resize(part * ranks);
@@ -116,7 +116,7 @@ void DataParallel::add_in_rank_order(Exchange& e) {
   Device& device = *model_->device;
   const ElementRange own = partition_.share(e.bucket, rank());
   const size_t part = own.count() * loop_dtype_size(model_->real());
-  if (!device.in_host_memory()) e.slots.upload(e.into.data(), e.into.size());
+  if (!device.host_visible()) e.slots.upload(e.into.data(), e.into.size());
   void* const gradients = gradient(own.begin);
   const auto of = [&](int q) { return q == rank() ? gradients : e.slots.at(part * size_t(q)); };
   const int64_t count = int64_t(own.count()), stride = 1;
@@ -133,7 +133,7 @@ void DataParallel::gather_parameters() {
   Model& model = *model_;
   const Parameter& first = model.trained().front();
   char* const parameters = static_cast<char*>(model.writable_data(first)) - first.offset * loop_dtype_size(model.dt);
-  if (model.device->in_host_memory()) gather_in_place(parameters);
+  if (model.device->host_visible()) gather_in_place(parameters);
   else gather_staged(parameters);
 }
 

@@ -7,6 +7,7 @@ import { architectureOf } from '../model/config.js'
 import { findGguf, readGgufModel } from '../model/gguf.js'
 import { parameterCount } from '../native/architecture.js'
 import { libc } from '../native.js'
+import { chooseLibrary, detectLauncher, type ParallelLibrary, parallelLibraries } from '../parallel.js'
 import { type DeviceStatus, listDevices } from '../tensor/devices.js'
 import { print, printJson } from './output.js'
 
@@ -19,7 +20,7 @@ export function version(): string {
 export function addInfo(program: Command): void {
   program
     .command('info')
-    .description('what works on this machine: devices, instruction sets, threads, versions, and why CUDA is or is not used')
+    .description('what works on this machine: devices, instruction sets, threads, versions, MPI, and why CUDA is or is not used')
     .argument('[model]', 'also describe this model, without loading it: a checkpoint folder or a GGUF file')
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(async (path: string | undefined, { json }: { json?: boolean }) => {
@@ -32,15 +33,33 @@ export function addInfo(program: Command): void {
         cores: availableParallelism(),
       }
       let devices: DeviceStatus[] = []
+      let parallel: Parallel = { libraries: [] }
       try {
         devices = listDevices(true)
+        parallel = findParallel()
       } finally {
         // without an engine too: the error follows
-        if (json) printJson({ ...facts, devices, model })
-        else printFacts({ ...facts, devices })
+        if (json) printJson({ ...facts, devices, parallel, model })
+        else printFacts({ ...facts, devices, parallel })
         if (!json && model !== undefined) printModel(model)
       }
     })
+}
+
+interface Parallel {
+  libraries: ParallelLibrary[]
+  /** What started this process together with others. */
+  launcher?: string
+  /** The library that `parallel.init` would use. */
+  used?: string | undefined
+}
+
+function findParallel(): Parallel {
+  const libraries = parallelLibraries()
+  const launcher = detectLauncher(process.env)
+  return launcher === undefined
+    ? { libraries }
+    : { libraries, launcher: launcher.name, used: launcher.size === 1 ? undefined : chooseLibrary(launcher, libraries) }
 }
 
 function printFacts(facts: {
@@ -50,13 +69,19 @@ function printFacts(facts: {
   libc: string | undefined
   cores: number
   devices: DeviceStatus[]
+  parallel: Parallel
 }): void {
   print(
     `looplm ${facts.looplm}, Node ${facts.node}, ${facts.platform}${facts.libc === undefined ? '' : ` (${facts.libc})`}, ${facts.cores} cores`,
   )
-  for (const { name, available, description } of facts.devices) {
+  const { libraries, launcher, used } = facts.parallel
+  for (const { name, available, description } of [...facts.devices, ...libraries]) {
     print(`${available ? pc.green('yes') : pc.yellow('no ')}  ${name.padEnd(10)} ${description}`)
   }
+  if (libraries.length > 0)
+    print(
+      `many processes: ${launcher === undefined ? 'none, no launcher (mpirun, mpiexec, srun) started this one' : `${launcher}, ${used ?? 'alone'}`}`,
+    )
 }
 
 /** What the files of a model say of it. */

@@ -1,6 +1,7 @@
 import '../dispose.js'
 import { LoopLMError } from '../errors.js'
 import { call, type NativeAdamWOptions, type NativeOptimizer, native } from '../native.js'
+import { World } from '../parallel.js'
 import { checkInstance, checkNumber, checkOptions, checkText, describe, type Keys } from '../validation/arguments.js'
 import { didYouMean } from '../validation/names.js'
 import { LoopLM } from './model.js'
@@ -19,6 +20,11 @@ export interface AdamWOptions {
   maxGradNorm?: number | undefined
   /** Names of the parameters that change (the others have neither step nor decay); default all. */
   only?: readonly string[] | undefined
+  /**
+   * The processes that train this model together, as `parallel.init` resolves to. Each has the same parameters and the gradients of its own
+   * sequences. A step sums the gradients over the processes; each keeps a share of the optimizer's state. For the constructor alone.
+   */
+  world?: World | undefined
 }
 
 const adamWOptions = {
@@ -28,6 +34,7 @@ const adamWOptions = {
   weightDecay: true,
   maxGradNorm: true,
   only: true,
+  world: true,
 } satisfies Keys<AdamWOptions>
 
 /**
@@ -55,10 +62,13 @@ export class AdamW {
     const operation = 'AdamW'
     checkInstance(model, 'model', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', operation)
     const handle = model.handle(operation)
-    nativeOptions(options, model, operation)
-    this.#options = { ...options }
+    checkOptions(options, adamWOptions, operation)
+    const { world, ...rest } = options
+    nativeOptions(rest, model, operation)
+    if (world !== undefined) checkInstance(world, 'world', World, 'parallel.init resolves to', operation)
+    this.#options = rest
     this.#model = model
-    this.#handle = native().optimizerCreate(handle)
+    this.#handle = native().optimizerCreate(handle, world?.handle)
   }
 
   /** Steps made so far, those of a loaded state included. */
@@ -67,17 +77,18 @@ export class AdamW {
   }
 
   /**
-   * Moves the model's parameters by its accumulated gradients, which are then zero.
+   * Moves the model's parameters by its accumulated gradients, which are then zero. With a `world`, all its processes call it alike.
    *
    * @param overrides options that differ for this step, for example the learning rate of a schedule
    * @returns gradNorm: the global norm of the gradients before clipping
    * @throws LoopLMError INVALID_ARGUMENT naming the option; NON_FINITE, with nothing changed, naming a parameter whose gradient is not
-   *   finite, or the options with which the update could leave the range of float32 (float64 on device `reference`)
+   *   finite, or the options with which the update could leave the range of float32 (float64 on device `reference`); PARALLEL when another
+   *   process of the `world` fails or does not come in time
    */
-  async step(overrides: AdamWOptions = {}): Promise<{ gradNorm: number }> {
+  async step(overrides: Omit<AdamWOptions, 'world'> = {}): Promise<{ gradNorm: number }> {
     const operation = 'AdamW.step'
     const handle = this.#alive(operation)
-    checkOptions(overrides, adamWOptions, operation)
+    checkOptions(overrides, stepOptions, operation)
     const given = Object.fromEntries(Object.entries(overrides).filter(([, value]) => value !== undefined))
     const options = nativeOptions({ ...this.#options, ...given }, this.#model, operation)
     const { gradNorm, steps } = await call(operation, () => native().optimizerStep(handle, options))
@@ -119,8 +130,9 @@ export class AdamW {
   }
 }
 
-function nativeOptions(options: AdamWOptions, model: LoopLM, operation: string): NativeAdamWOptions {
-  checkOptions(options, adamWOptions, operation)
+const { world: _, ...stepOptions } = adamWOptions
+
+function nativeOptions(options: Omit<AdamWOptions, 'world'>, model: LoopLM, operation: string): NativeAdamWOptions {
   const { learningRate = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, maxGradNorm = 0, only } = options
   if (!Array.isArray(betas) || betas.length !== 2) {
     throw new LoopLMError('INVALID_ARGUMENT', `betas must be two numbers, got ${describe(betas)}`, { operation })

@@ -1,0 +1,55 @@
+// Programs under the launchers of Open MPI and MPICH.
+import { spawn, spawnSync } from 'node:child_process'
+
+/** How a launcher starts `ranks` processes on this machine, whatever its cores and its user. */
+const launchers = {
+  openmpi: {
+    program: 'mpirun.openmpi',
+    options: ['--allow-run-as-root', '--oversubscribe', '--bind-to', 'none', '-n'],
+    debian: 'openmpi-bin libopenmpi-dev',
+  },
+  mpich: { program: 'mpiexec.mpich', options: ['-n'], debian: 'mpich libmpich-dev' },
+}
+export type MpiName = keyof typeof launchers
+
+/** The implementations that tests can use; a line says why one is not among them. */
+export const installed = (Object.keys(launchers) as MpiName[]).filter((name) => {
+  const { program, debian } = launchers[name]
+  const found = process.platform === 'linux' && spawnSync(program, ['--version'], { stdio: 'ignore' }).status === 0
+  if (!found)
+    console.log(`parallel: tests under ${name} are left out, ${program} is not here (Debian: apt-get install ${debian})`)
+  return found
+})
+
+export interface Ended {
+  status: number | null
+  stdout: string
+  stderr: string
+}
+
+/** Runs a program as so many ranks to its end. Nothing of a launcher that started this process reaches it. */
+export function launch(
+  name: MpiName,
+  ranks: number,
+  program: string,
+  args: string[],
+  extra: NodeJS.ProcessEnv = {},
+): Promise<Ended> {
+  const inherited = Object.entries(process.env).filter(([key]) => !/^(OMPI_|PMI|SLURM_|VITEST|NODE_OPTIONS)/.test(key))
+  const { program: launcher, options } = launchers[name]
+  const child = spawn(launcher, [...options, String(ranks), program, ...args], {
+    env: { ...Object.fromEntries(inherited), ...extra },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
+  const ended: Ended = { status: null, stdout: '', stderr: '' }
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    ended.stdout += text
+  })
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    ended.stderr += text
+  })
+  return new Promise((resolve, reject) => {
+    child.on('error', reject)
+    child.on('close', (status) => resolve({ ...ended, status }))
+  })
+}

@@ -1,0 +1,120 @@
+// One rank of a test: node test/parallel-rank.mjs SCENARIO. Prints one line of JSON.
+import { createHash } from 'node:crypto'
+import { writeSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { AdamW, LoopLM, parallel } from '../dist/src/index.js'
+
+const scenario = process.argv[2]
+const config = {
+  vocab_size: 300,
+  hidden_size: 64,
+  intermediate_size: 96,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  total_ut_steps: 2,
+}
+// A rank's line in one piece: others write to the same pipe.
+const say = (value) => writeSync(1, `${JSON.stringify(value)}\n`)
+
+/** Trains on the share of the sequences that belongs to this rank; a checksum of the parameters at the end. */
+async function train(world, { dtype = 'float32', adapter = false } = {}) {
+  const model = await LoopLM.create(config, { seed: 1, dtype, threads: 1 })
+  if (adapter) await model.addAdapter({ rank: 4, seed: 2 })
+  const optimizer = new AdamW(model, { learningRate: 1e-2, weightDecay: 0.1, world })
+  const norms = []
+  for (let step = 0; step < 4; step++) {
+    for (let i = world.rank; i < 6; i += world.size) {
+      const tokens = Array.from({ length: 9 }, (_, j) => (17 * i + 5 * step + j * j) % config.vocab_size)
+      await model.backward([tokens], [new Float64Array(8 * 2).fill(-1 / 96)])
+    }
+    norms.push((await optimizer.step()).gradNorm)
+  }
+  const hash = createHash('sha256')
+  const values = []
+  for (const { name } of adapter ? model.adapter.parameters : model.parameters()) {
+    const one = await model.getParameter(name)
+    hash.update(one)
+    values.push(one[0], one[one.length - 1])
+  }
+  return { hash: hash.digest('hex'), values, norms }
+}
+
+const scenarios = {
+  async place() {
+    const { rank, size, localRank, backend, library } = await parallel.init()
+    say({ rank, size, localRank, backend, library })
+  },
+  async operations() {
+    const world = await parallel.init({ timeout: 60 })
+    const again = await parallel.init({ timeout: 60 })
+    const sum = await world.sum([world.rank === 0 ? 1e17 : world.rank === 2 ? -1e17 : 1, 1])
+    const max = await world.max([world.rank, -world.rank])
+    const gathered = await world.gather({ rank: world.rank, text: 'ä'.repeat(world.rank) })
+    const told = await world.broadcast({ from: world.rank }, world.size - 1)
+    const parts = Array.from({ length: world.size }, (_, q) => Uint8Array.of(...Array(q).fill(10 * world.rank + q)))
+    const exchanged = (await world.exchange(parts)).map((part) => Array.from(part))
+    await world.barrier()
+    say({ rank: world.rank, same: again === world, sum, max, gathered, told, exchanged })
+  },
+  async train() {
+    const world = await parallel.init({ timeout: 60 })
+    const trained = {}
+    for (const [name, options] of Object.entries({
+      float32: {},
+      bfloat16: { dtype: 'bfloat16' },
+      adapter: { adapter: true },
+    }))
+      trained[name] = await train(world, options)
+    say({ rank: world.rank, trained })
+  },
+  async disagree() {
+    const world = await parallel.init({ timeout: 60 })
+    await world.agree({ version: '1', seed: String(world.rank === world.size - 1) }, 'test')
+  },
+  /** A rank that throws while the others wait for it. */
+  async fail() {
+    const world = await parallel.init({ timeout: 600 })
+    if (world.rank === 1) throw new Error('the disk is on fire')
+    await world.barrier()
+    say('nobody came this far')
+  },
+  /** A rank that ends in good order, but too early. */
+  async leave() {
+    const world = await parallel.init({ timeout: 10 })
+    if (world.rank === 1) return
+    await world.barrier()
+  },
+  async kill() {
+    const world = await parallel.init({ timeout: 600 })
+    if (world.rank === 1) process.kill(process.pid, 'SIGKILL')
+    await world.barrier()
+    say('nobody came this far')
+  },
+  async force() {
+    await parallel.init({ backend: 'mpi' })
+  },
+  async exit() {
+    const world = await parallel.init({ timeout: 600 })
+    if (world.rank === 1) process.exit(7)
+    await world.barrier()
+  },
+  /** A rank that is at work for longer than the limit when the others have ended. */
+  async late() {
+    const world = await parallel.init({ timeout: 10 })
+    if (world.rank === 0) await sleep(12_000)
+    say({ rank: world.rank })
+  },
+  async hang() {
+    const world = await parallel.init({ timeout: 10 })
+    if (world.rank === 1) await sleep(600_000)
+    await world.sum([1])
+  },
+  /** A rank that ends before MPI has begun. */
+  async absent() {
+    const rank = process.env.OMPI_COMM_WORLD_RANK ?? process.env.PMI_RANK
+    if (rank === '1') await sleep(600_000)
+    await parallel.init({ timeout: 2 })
+  },
+}
+
+await scenarios[scenario]()

@@ -1,0 +1,282 @@
+// Many processes: the communication table and the sharded optimizer on threads, then processes under Open MPI and MPICH.
+import { execFileSync, spawnSync } from 'node:child_process'
+import { join } from 'node:path'
+import { Worker } from 'node:worker_threads'
+import { beforeAll, describe, expect, it } from 'vitest'
+import { AdamW } from '../src/model/optimizer.js'
+import { chooseLibrary, detectLauncher, parallel, parallelLibraries } from '../src/parallel.js'
+import { installed, launch, type MpiName } from './mpi.js'
+import { build, runTests } from './native-tests.js'
+import { refusal } from './refusal.js'
+import { tinyModel } from './tiny.js'
+
+const said = async (run: () => unknown) => {
+  const { code, message } = await refusal(run)
+  return `${code} ${message}`
+}
+
+const programs = ['Release/looplm_comm_tests', 'Release/looplm_data_parallel_tests']
+const fixture = join(import.meta.dirname, 'parallel-rank.mjs')
+
+beforeAll(() => {
+  execFileSync('cmake', ['--build', build, '--target', 'looplm_comm_tests', 'looplm_data_parallel_tests'], { stdio: 'pipe' })
+})
+
+describe('ranks as threads', () => {
+  it('every operation of the communication table in worlds of 1 to 5, ranks that fail and ranks that never come', async () => {
+    const { failures, passed, status } = await runTests(programs[0]!, [])
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(600)
+    expect(status).toBe(0)
+  })
+
+  it('the sharded optimizer is the optimizer of one rank, with 1/N of its state and the bytes that it must send', async () => {
+    const { failures, passed, status } = await runTests(programs[1]!, [])
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(500)
+    expect(status).toBe(0)
+  })
+})
+
+describe('the launcher of a process', () => {
+  it.each([
+    [{}, undefined],
+    [{ OMPI_COMM_WORLD_SIZE: '4', OMPI_COMM_WORLD_RANK: '2', PMIX_RANK: '2' }, ['mpirun of Open MPI', 4, 2, 'openmpi']],
+    [{ PMI_SIZE: '3', PMI_RANK: '0' }, ['mpiexec of MPICH', 3, 0, 'mpich']],
+    [{ PMI_SIZE: '8', PMI_RANK: '7', SLURM_STEP_NUM_TASKS: '8' }, ['srun --mpi=pmi2', 8, 7, 'mpich']],
+    [{ PMIX_RANK: '5', SLURM_STEP_NUM_TASKS: '8' }, ['srun --mpi=pmix', 8, 5, 'openmpi']],
+    [{ PMIX_RANK: '1' }, ['prterun', undefined, 1, 'openmpi']],
+    [{ SLURM_STEP_NUM_TASKS: '8', SLURM_PROCID: '1' }, ['srun', 8, 1, 'openmpi']],
+    // the script of a job, which srun did not start
+    [{ SLURM_NTASKS: '8', SLURM_PROCID: '0', SLURM_JOB_ID: '77' }, undefined],
+    [{ OMPI_COMM_WORLD_SIZE: '' }, undefined],
+  ])('%j', (environment, expected) => {
+    const found = detectLauncher(environment)
+    expect(found && [found.name, found.size, found.rank, found.libraries[0]]).toEqual(expected)
+  })
+
+  it('decides which library is used, the next best where the first is missing', () => {
+    const found = (names: string[]) =>
+      ['openmpi', 'mpich'].map((name) => ({ name, available: names.includes(name), description: '' }))
+    const slurm = detectLauncher({ PMI_SIZE: '2', PMI_RANK: '0' })!
+    expect(chooseLibrary(slurm, found(['openmpi', 'mpich']))).toBe('mpich')
+    expect(chooseLibrary(slurm, found(['openmpi']))).toBe('openmpi')
+    expect(chooseLibrary(detectLauncher({ OMPI_COMM_WORLD_SIZE: '2' })!, found(['mpich']))).toBeUndefined()
+  })
+})
+
+/** A process that says it was launched, which it was not. */
+function alone(scenario: string, env: Record<string, string>) {
+  return spawnSync(process.execPath, [fixture, scenario], { env: { ...process.env, ...env }, encoding: 'utf8' })
+}
+
+describe('a process alone', () => {
+  it('is a world of one, and loads no MPI', async () => {
+    const world = await parallel.init()
+    expect(world).toMatchObject({ rank: 0, size: 1, localRank: 0, backend: 'off', library: undefined })
+    expect(await world.sum([1, 2])).toEqual([1, 2])
+    expect(await world.max([-3])).toEqual([-3])
+    expect(await world.gather({ a: 'ü' })).toEqual([{ a: 'ü' }])
+    expect(await world.broadcast('x')).toBe('x')
+    expect(await world.exchange([Uint8Array.of(1, 2)])).toEqual([Uint8Array.of(1, 2)])
+    await world.barrier()
+    expect(world.bytesSent).toBe(0)
+    const loaded = (process.report.getReport() as { sharedObjects: string[] }).sharedObjects
+    expect(loaded.filter((path) => /mpi/.test(path))).toEqual([])
+    expect(await parallel.init()).toBe(world)
+    expect(await said(() => parallel.init({ timeout: 5 }))).toMatch(
+      /INVALID_ARGUMENT parallel.init: .* backend 'auto' and timeout 600/,
+    )
+  })
+
+  it('refuses options by name, and a worker', async () => {
+    expect(await said(() => parallel.init({ backend: 'nccl' as 'mpi' }))).toMatch(/backend must be one of 'auto', 'mpi', 'off'/)
+    expect(await said(() => parallel.init({ timeout: 0 }))).toMatch(/timeout must be a finite number more than 0/)
+    expect(await said(() => parallel.init({ time: 1 } as object))).toMatch(/unknown option/)
+    const world = await parallel.init()
+    expect(await said(() => world.broadcast(1, 1))).toMatch(/root must be an integer/)
+    expect(await said(() => world.exchange([]))).toMatch(/parts must have one entry per rank/)
+    using model = await tinyModel()
+    expect(await said(() => new AdamW(model, { world: {} as never }))).toMatch(
+      /world must be a World, as parallel.init resolves to/,
+    )
+    using optimizer = new AdamW(model, { world })
+    expect(await said(() => optimizer.step({ world } as object))).toMatch(/world: unknown option/)
+  })
+
+  it.runIf(installed.length > 0)('under no launcher there is nothing for backend mpi', () => {
+    const { status, stderr } = alone('force', {})
+    expect(stderr).toMatch(
+      "backend 'mpi' needs a launcher, and none started this process: start the program with mpirun, mpiexec or srun",
+    )
+    expect(status).toBe(1)
+  })
+
+  it('a launcher without library is an error that says what was tried and what helps', () => {
+    const { status, stderr } = alone('place', { OMPI_COMM_WORLD_SIZE: '2', LOOPLM_MPI_LIBRARY: '/nowhere/libmpi.so' })
+    expect(stderr).toMatch(/NATIVE_LOAD/)
+    expect(stderr).toMatch('mpirun of Open MPI started this process, but there is no MPI for it')
+    expect(stderr).toMatch(/openmpi: \/nowhere\/libmpi.so: .*No such file/)
+    expect(stderr).toMatch("Install that MPI, load its module, or choose backend 'off'")
+    expect(status).toBe(1)
+  })
+
+  it.runIf(installed.includes('mpich'))('an MPI that does not know the launcher is an error, not a world of one', () => {
+    const { status, stderr } = alone('place', { PMI_SIZE: '2', PMI_RANK: '0' })
+    expect(stderr).toMatch(/mpiexec of MPICH started 2 processes, but for MPICH [\d.]+ there are 1/)
+    expect(status).toBe(1)
+  })
+
+  it('a library of another kind is none', () => {
+    const libc = (process.report.getReport() as { sharedObjects: string[] }).sharedObjects.find((path) =>
+      /\/libc\.so\.6$/.test(path),
+    )
+    if (libc === undefined) return
+    const code = `import { parallelLibraries } from ${JSON.stringify(join(build, '..', 'dist', 'src', 'parallel.js'))}
+      console.log(JSON.stringify(parallelLibraries()))`
+    const env = { ...process.env, LOOPLM_MPI_LIBRARY: libc }
+    const found = JSON.parse(execFileSync(process.execPath, ['--input-type=module', '-e', code], { env, encoding: 'utf8' }))
+    expect(found[0]).toEqual({ name: 'openmpi', available: false, description: `${libc} is no MPI` })
+  })
+
+  it('looplm info lists the libraries and what would be used', () => {
+    const info = (env: Record<string, string>, ...args: string[]) =>
+      execFileSync(process.execPath, [join(build, '..', 'dist', 'src', 'cli', 'main.js'), 'info', ...args], {
+        env: { ...process.env, ...env },
+        encoding: 'utf8',
+      })
+    const facts = JSON.parse(info({}, '--json')).parallel
+    expect(facts.libraries.map(({ name }: { name: string }) => name)).toEqual(['openmpi', 'mpich', 'nccl'])
+    expect(facts.libraries).toEqual(parallelLibraries())
+    expect(facts.launcher).toBeUndefined()
+    expect(info({})).toMatch('none, no launcher (mpirun, mpiexec, srun) started this one')
+    for (const name of installed) {
+      const launched: Record<MpiName, Record<string, string>> = {
+        openmpi: { OMPI_COMM_WORLD_SIZE: '2' },
+        mpich: { PMI_SIZE: '2' },
+      }
+      expect(JSON.parse(info(launched[name], '--json')).parallel.used).toBe(name)
+      expect(facts.libraries.find((one: { name: string }) => one.name === name).available).toBe(true)
+    }
+  })
+})
+
+it.runIf(installed.length > 0)('a worker thread joins no world', async () => {
+  const code = `const { parentPort } = require('node:worker_threads')
+    import(${JSON.stringify(join(build, '..', 'dist', 'src', 'index.js'))}).then(({ parallel }) => parallel.init())
+      .then(() => 'joined', ({ code, message }) => code + ' ' + message).then((said) => parentPort.postMessage(said))`
+  const worker = new Worker(code, { eval: true })
+  const answer = await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject))
+  expect(answer).toMatch(/UNSUPPORTED parallel.init: call it in the main thread/)
+})
+
+describe.each(installed)('processes under %s', (mpi) => {
+  const ranksOf = (stdout: string) => {
+    const lines = stdout
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line))
+    return lines.sort((a, b) => a.rank - b.rank)
+  }
+  const succeed = async (ranks: number, scenario: string) => {
+    const { status, stdout, stderr } = await launch(mpi, ranks, process.execPath, [fixture, scenario])
+    expect(status, stderr).toBe(0)
+    const said = ranksOf(stdout)
+    expect(said.map(({ rank }) => rank)).toEqual(Array.from({ length: ranks }, (_, i) => i))
+    return said
+  }
+  const fail = async (ranks: number, scenario: string) => {
+    const began = performance.now()
+    const ended = await launch(mpi, ranks, process.execPath, [fixture, scenario])
+    expect(ended.status, ended.stdout).not.toBe(0)
+    return { ...ended, seconds: (performance.now() - began) / 1000 }
+  }
+
+  it.each([2, 3])('every operation of the communication table, %i ranks', async (ranks) => {
+    for (const args of [[mpi], [mpi, '9973']]) {
+      // messages in one piece and in many
+      const { status, stdout, stderr } = await launch(mpi, ranks, join(build, programs[0]!), args)
+      const lines = stdout.split('\n')
+      expect(lines.filter((line) => line.startsWith('not ok'))).toEqual([])
+      expect(lines.filter((line) => line.startsWith('ok')).length).toBeGreaterThan(30 * ranks)
+      expect(status, stderr).toBe(0)
+    }
+  })
+
+  it.each([2, 3])('each rank knows its place, %i ranks', async (ranks) => {
+    for (const [i, { rank, size, localRank, backend, library }] of (await succeed(ranks, 'place')).entries()) {
+      expect({ rank, size, localRank, backend }).toEqual({ rank: i, size: ranks, localRank: i, backend: 'mpi' })
+      expect(library).toMatch({ openmpi: /^Open MPI v[\d.]+$/, mpich: /^MPICH [\d.]+$/ }[mpi])
+    }
+  })
+
+  it.each([2, 3])('values are summed in the order of the ranks, gathered, broadcast and exchanged, %i ranks', async (ranks) => {
+    const all = Array.from({ length: ranks }, (_, rank) => rank)
+    for (const [i, said] of (await succeed(ranks, 'operations')).entries())
+      expect(said).toEqual({
+        rank: i,
+        same: true,
+        sum: [ranks === 2 ? 1e17 : 0, ranks],
+        max: [ranks - 1, 0],
+        gathered: all.map((rank) => ({ rank, text: 'ä'.repeat(rank) })),
+        told: { from: ranks - 1 },
+        exchanged: all.map((rank) => Array(i).fill(10 * rank + i)),
+      })
+  })
+
+  it.each([2, 3])('a model trained together is that of one process, %i ranks', async (ranks) => {
+    const [one] = ranksOf(execFileSync(process.execPath, [fixture, 'train'], { encoding: 'utf8' }))
+    const [first, second] = [await succeed(ranks, 'train'), await succeed(ranks, 'train')]
+    expect(second).toEqual(first) // the same bits in every run
+    for (const { trained } of first) {
+      expect(trained).toEqual(first[0].trained) // and on every rank
+      for (const [kind, bound] of [
+        ['float32', 1e-5],
+        ['adapter', 1e-5],
+        ['bfloat16', 1e-2],
+      ] as const) {
+        const [found, expected] = [trained[kind].values as number[], one.trained[kind].values as number[]]
+        const distance = Math.hypot(...found.map((value, i) => value - expected[i]!)) / Math.hypot(...expected)
+        expect(distance, kind).toBeLessThan(bound)
+      }
+    }
+  })
+
+  it('a rank that throws ends all ranks with its error', async () => {
+    const { stdout, stderr } = await fail(3, 'fail')
+    expect(stderr).toMatch('looplm: rank 1 of 3 ends all ranks: Error: the disk is on fire')
+    expect(stdout).not.toMatch('nobody came this far')
+  })
+
+  it('a rank that exits ends all ranks with its exit code', async () => {
+    const { status, stderr } = await fail(2, 'exit')
+    expect(stderr).toMatch('looplm: rank 1 of 2 ends all ranks: the process ended with exit code 7')
+    expect(status).toBe(7)
+  })
+
+  it('a rank that is killed ends all ranks', async () => {
+    const { stdout, seconds } = await fail(3, 'kill')
+    expect(stdout).not.toMatch('nobody came this far')
+    expect(seconds).toBeLessThan(300) // the limit of the operation that the others wait in is 600
+  })
+
+  it('a rank that hangs, one that has left, and one that never comes are errors of the others, with operation, rank and limit', async () => {
+    const who = String.raw`looplm: rank \d of 3 ends all ranks: LoopLMError: `
+    expect((await fail(3, 'hang')).stderr).toMatch(
+      new RegExp(`${who}World.sum: all_gather_v: rank \\d of 3 waited 10 s for other ranks; .* raise the time limit`),
+    )
+    expect((await fail(3, 'leave')).stderr).toMatch(new RegExp(`${who}World.barrier: barrier: rank \\d of 3 waited 10 s`))
+    expect((await fail(2, 'absent')).stderr).toMatch(
+      /looplm: parallel.init: rank 0 of 2 waited 2 s for the other processes of mpi/,
+    )
+  })
+
+  it('ranks that run different things are told which', async () => {
+    const { stderr } = await fail(3, 'disagree')
+    expect(stderr).toMatch("test: seed is 'false' on rank 0 and 'true' on rank 2: start every process with the same program")
+  })
+
+  it('ranks that have ended wait for one that is still at work, longer than the limit', async () => {
+    expect(await succeed(2, 'late')).toEqual([{ rank: 0 }, { rank: 1 }])
+  })
+})
