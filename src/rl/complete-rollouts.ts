@@ -11,9 +11,9 @@ import {
   usesRatio,
   usesTeacher,
 } from './objective/compile.js'
+import type { TrainedLoops } from './objective/loops.js'
 import type { Objective } from './objective/schema.js'
 import type { PolicyConfig } from './options.js'
-import type { TrainedLoops } from './trained-loops.js'
 
 /** Values of some rows in their places among all rows. */
 function scattered<Value>(count: number, rows: readonly number[], values: readonly Value[], empty: Value): Value[] {

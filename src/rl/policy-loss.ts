@@ -8,10 +8,10 @@ import { lossMetrics } from './loss-metrics.js'
 import { groupAdvantages } from './objective/advantages.js'
 import { type EnginePass, enginePasses, type RatedRollouts, usesRatio } from './objective/compile.js'
 import { checkGradient, type ObjectiveContext, type OwnObjective } from './objective/custom-objective.js'
+import type { TrainedLoops } from './objective/loops.js'
 import { sequenceNorms } from './objective/normalizer.js'
 import type { Objective } from './objective/schema.js'
 import type { PolicyConfig } from './options.js'
-import type { TrainedLoops } from './trained-loops.js'
 
 const shuffleStream = 2 ** 16 // above the substreams of rollouts
 const drawStream = 2 ** 17

@@ -1,19 +1,8 @@
 import { checkLoopChoice } from '../model/loops.js'
 import type { LoopLM } from '../model/model.js'
-import type { BackwardLoops, StateOptions } from '../model/types.js'
 import { refuseOptions } from '../validation/schema.js'
+import type { TrainedLoops } from './objective/loops.js'
 import type { LoopConfig } from './options.js'
-
-/** The loops that a trainer trains. */
-export interface TrainedLoops {
-  /** Loops that run. */
-  run: number
-  /** The loops that are read, from 1. */
-  read: readonly number[]
-  /** What scores of rollouts need to be those of the training pass. */
-  scoring: { loops: number; readLoops?: readonly number[] } & Omit<StateOptions, 'initialStates'>
-  backwardLoops?: BackwardLoops
-}
 
 /**
  * The loops of a trainer, checked against its model.

@@ -1,5 +1,5 @@
 import type { LossBatch, LossObjective, LossTerm, Recompute, TokenSequence } from '../../model/types.js'
-import type { TrainedLoops } from '../trained-loops.js'
+import type { TrainedLoops } from './loops.js'
 import { sequenceNorms } from './normalizer.js'
 import type { BeliefSpec, Objective, ObjectiveTerm } from './schema.js'
 import { valueAt } from './schema.js'
