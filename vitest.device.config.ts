@@ -13,4 +13,4 @@ const device = mergeConfig(base, {
     ...(threads ? { testNamePattern: /^(?!kernels on cuda-emulated|products use|'cuda-emulated'|the programme for a GPU)/ } : {}),
   },
 })
-export default { ...device, test: { ...device.test, include: names.map((name) => `test/${name}.test.ts`) } }
+export default { ...device, test: { ...device.test, include: names.map((name) => `test/**/${name}.test.ts`) } }

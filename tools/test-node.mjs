@@ -1,4 +1,4 @@
-// The tests on other versions of Node: `node tools/test-node.mjs 20 22 24`, all of them; `-- test/cli.test.ts` after the versions, those files.
+// The tests on other versions of Node: `node tools/test-node.mjs 20 22 24`, all of them; `-- test/cli/cli.test.ts` after the versions, those files.
 // The binaries come from the npm registry (node-<platform>-<arch>, which runs no script at install) into a folder of the system's
 // temporary one, which is removed at the end. Programs that the tests start are found on PATH: it begins with that Node.
 import { spawn, spawnSync } from 'node:child_process'

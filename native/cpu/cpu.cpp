@@ -45,7 +45,7 @@ extern "C" const LoopBackend* looplm_cpu_backend(void) {
   using namespace looplm::cpu;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  // Every feature that the flags in CMakeLists.txt let the compiler use; test/native.test.ts compares the two.
+  // Every feature that the flags in CMakeLists.txt let the compiler use; test/native/native.test.ts compares the two.
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx") && __builtin_cpu_supports("fma") &&
                         has_f16c() && __builtin_cpu_supports("sse3") && __builtin_cpu_supports("ssse3") &&
                         __builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");

@@ -1,5 +1,5 @@
 // The options of every trainer as types. The schemas in config.ts check them at run time, and the compiler that both agree;
-// test/trainer-config.test.ts holds the comments against the descriptions of the schemas.
+// test/rl/trainer-config.test.ts holds the comments against the descriptions of the schemas.
 import type { Dataset } from '../data/dataset.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoRAModule } from '../model/adapter.js'

@@ -1,0 +1,258 @@
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { LoopLM, Tokenizer } from '../../src/index.js'
+import { chatTemplate, tokenizerJson, writeOuroFolder } from '../ouro-folder.js'
+import { refusal } from '../refusal.js'
+
+let root: string
+beforeAll(async () => {
+  root = await mkdtemp(join(tmpdir(), 'looplm-chat-'))
+})
+afterAll(() => rm(root, { recursive: true }))
+
+const user = [{ role: 'user', content: 'Hi é😀' }]
+const system = '<|im_start|>system\nYou help.<|im_end|>\n'
+const turn = '<|im_start|>user\nHi é😀<|im_end|>\n'
+
+describe('a chat template', () => {
+  it.each(['file', 'field'] as const)('of a published folder (%s) renders the conversation', async (template) => {
+    const tokenizer = await Tokenizer.fromPretrained(await writeOuroFolder(join(root, template), { template }))
+    expect(tokenizer.applyChatTemplate(user)).toBe(system + turn)
+    const open = { addGenerationPrompt: true }
+    expect(tokenizer.applyChatTemplate(user, open)).toBe(`${system}${turn}<|im_start|>assistant\n`)
+    expect(tokenizer.applyChatTemplate(user, { ...open, enableThinking: true })).toBe(`${system}${turn}<|im_start|>assistant\n`)
+    expect(tokenizer.applyChatTemplate(user, { ...open, enableThinking: false })).toBe(
+      `${system}${turn}<|im_start|>assistant\n<think>\n\n</think>\n\n`,
+    )
+    const tools = [{ type: 'function', function: { name: 'add' } }]
+    expect(tokenizer.applyChatTemplate([{ role: 'system', content: 'S' }, ...user], { tools })).toBe(
+      `<|im_start|>system\nTools: [{"type": "function", "function": {"name": "add"}}]<|im_end|>\n<|im_start|>system\nS<|im_end|>\n${turn}`,
+    )
+    const again = join(root, `${template}-again`)
+    await tokenizer.save(again)
+    expect((await Tokenizer.fromPretrained(again)).applyChatTemplate(user)).toBe(system + turn)
+  })
+
+  it('in its own file wins over the one in tokenizer_config.json', async () => {
+    const folder = await writeOuroFolder(join(root, 'both'), { template: 'field' })
+    await writeFile(join(folder, 'chat_template.jinja'), '{{ messages | length }} messages')
+    expect((await Tokenizer.fromPretrained(folder)).applyChatTemplate(user)).toBe('1 messages')
+  })
+
+  it('turns special tokens into their ids', async () => {
+    const tokenizer = await Tokenizer.fromPretrained(await writeOuroFolder(join(root, 'ids')))
+    const ids = tokenizer.encode(tokenizer.applyChatTemplate(user), { addSpecialTokens: false })
+    expect(ids.filter((id) => id < 3)).toEqual([1, 2, 1, 2])
+    expect(tokenizer.decode(ids)).toBe(system + turn)
+  })
+
+  it('reads the special tokens of the configuration, and chooses tool_use among named templates when there are tools', () => {
+    const special = { bos: '<s>', eos: '</s>' }
+    const base = Tokenizer.bytes({ special })
+    const named = [
+      { name: 'default', template: '{{ bos_token }}{{ messages[0].content }}{{ eos_token }}' },
+      { name: 'tool_use', template: '{{ tools | length }} tools' },
+    ]
+    const config = { bos_token: { content: '<s>' }, eos_token: '</s>', chat_template: named }
+    const json = {
+      ...tokenizerJson(),
+      ...{ model: { type: 'WordLevel', vocab: { '<s>': 0, '</s>': 1 }, unk_token: '<s>' }, added_tokens: [] },
+    }
+    const tokenizer = new Tokenizer(json, config)
+    expect(tokenizer.applyChatTemplate(user)).toBe('<s>Hi é😀</s>')
+    expect(tokenizer.applyChatTemplate(user, { tools: [{}, {}] })).toBe('2 tools')
+    expect(base.hasChatTemplate).toBe(false)
+  })
+
+  it('has the range of Jinja', () => {
+    const template = '\n{{ range(3) | join }} {{ range(1, 4) | join }} {{ range(5, 0, -2) | join }} {{ range(2, 2) | length }}'
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template })
+    for (let again = 0; again < 2; again++) expect(tokenizer.applyChatTemplate(user)).toBe('\n012 123 531 0')
+  })
+
+  it('says which token ends an answer', async () => {
+    expect((await Tokenizer.fromPretrained(await writeOuroFolder(join(root, 'end')))).chatEndToken()).toBe(2)
+    const without = await Tokenizer.fromPretrained(await writeOuroFolder(join(root, 'no-end'), { template: 'none' }))
+    expect(without.chatEndToken()).toBeUndefined()
+    const plain = new Tokenizer(tokenizerJson(), { chat_template: '{% for m in messages %}{{ m.content }}\n{% endfor %}' })
+    expect(plain.chatEndToken()).toBeUndefined()
+  })
+})
+
+describe('a chat template as Jinja reads it:', () => {
+  const rendered = (template: string, options = {}) =>
+    new Tokenizer(tokenizerJson(), { chat_template: template }).applyChatTemplate(user, options)
+
+  it.each([
+    ['lines that end with CR LF', '{{ messages[0].role }}:\r\nHi\r\n{% if true %}\r\nx{% endif %}\r\n!', 'user:\nHi\nx!'],
+    ['lines that end with CR', '{{ messages[0].role }}:\rHi\r!', 'user:\nHi\n!'],
+    ['line ends in a string', "{{ 'a\r\nb' }}", 'a\nb'],
+    ['a carriage return that is written as an escape', "{{ 'a\\r\\nb' }}", 'a\r\nb'],
+  ])('%s', (_what, template, text) => {
+    expect(rendered(template)).toBe(text)
+  })
+
+  it('leaves the line ends of messages as they are', () => {
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: '{{ messages[0].content }}' })
+    expect(tokenizer.applyChatTemplate([{ role: 'user', content: 'a\r\nb\rc' }])).toBe('a\r\nb\rc')
+  })
+
+  it('read from a file with CR LF', async () => {
+    const folder = await writeOuroFolder(join(root, 'crlf'))
+    await writeFile(join(folder, 'chat_template.jinja'), chatTemplate.replaceAll('\n', '\r\n'))
+    expect((await Tokenizer.fromPretrained(folder)).applyChatTemplate(user)).toBe(system + turn)
+  })
+})
+
+describe('tools', () => {
+  const tools = [{ type: 'function', function: { name: 'add' } }]
+  const withTemplate = (chat_template: unknown) => new Tokenizer(tokenizerJson(), { chat_template })
+
+  it.each([
+    ['text', 'add', /tools must be an array of JSON schemas of functions, got 'add'/],
+    ['one schema', tools[0], /tools must be an array of JSON schemas/],
+    ['names', ['add'], /tools\[0\] must be the JSON schema of a function, got 'add'/],
+    ['null among them', [tools[0], null], /tools\[1\] must be/],
+  ])('that are %s are refused', async (_what, given, message) => {
+    const error = await refusal(() => withTemplate(chatTemplate).applyChatTemplate(user, { tools: given as object[] }))
+    expect(error.code).toBe('INVALID_ARGUMENT')
+    expect(error.message).toMatch(message)
+  })
+
+  it('that the template does not show are refused', async () => {
+    for (const template of ['{{ messages[0].content }}', '{% if tools %}{% endif %}x', [{ name: 'default', template: 'x' }]]) {
+      const error = await refusal(() => withTemplate(template).applyChatTemplate(user, { tools }))
+      expect(error.code).toBe('UNSUPPORTED')
+      expect(error.message).toMatch(/tools: .*field "chat_template" does not show them to the model; omit tools/)
+      expect(() => withTemplate(template).applyChatTemplate(user, { tools: [] })).not.toThrow()
+    }
+    expect(withTemplate(chatTemplate).applyChatTemplate(user, { tools })).toContain('"name": "add"')
+  })
+
+  it('and other options are checked by name', async () => {
+    const tokenizer = withTemplate(chatTemplate)
+    const wrong = [{ add_generation_prompt: true }, { addGenerationPrompt: 'yes' }, { enableThinking: 1 }, { tool: tools }]
+    for (const options of wrong) {
+      const error = await refusal(() => tokenizer.applyChatTemplate(user, options as never))
+      expect(error.code).toBe('INVALID_ARGUMENT')
+      expect(error.message).toContain(Object.keys(options)[0]!)
+    }
+  })
+})
+
+describe('the token that ends an answer', () => {
+  const turn = "{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
+  const end = (template: string, config = {}) =>
+    new Tokenizer(tokenizerJson(), { chat_template: `{% for m in messages %}${template}{% endfor %}`, ...config }).chatEndToken()
+
+  it.each([
+    [
+      'a system message first',
+      `{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}${turn}<|im_end|>`,
+      2,
+    ],
+    ['white space before the end', `${turn} \n<|im_end|>`, 2],
+    ['the word answer behind it', `${turn}<|im_end|>{% if loop.last %}answer:<|im_start|>{% endif %}`, 2],
+    ['no end', turn, undefined],
+    ['no system message and no chat', "{{ raise_exception('never') }}", undefined],
+  ])('is found in a template with %s', (_what, template, token) => {
+    expect(end(template)).toBe(token)
+  })
+
+  it('may be an end token that the vocabulary has as a plain token', () => {
+    expect(end('{{ m.content }}{{ eos_token }}', { eos_token: '!' })).toBe(new Tokenizer(tokenizerJson()).tokenId('!'))
+  })
+})
+
+describe('a chat template that fails names its file and the cause:', () => {
+  it('a syntax error, at first use', async () => {
+    const folder = await writeOuroFolder(join(root, 'syntax'))
+    await writeFile(join(folder, 'chat_template.jinja'), '{% for message in %}')
+    const tokenizer = await Tokenizer.fromPretrained(folder)
+    const error = await refusal(() => tokenizer.applyChatTemplate(user))
+    expect(error.code).toBe('INVALID_FILE')
+    expect(error.message).toContain(`${join(folder, 'chat_template.jinja')}: the chat template does not parse: `)
+  })
+
+  it('what the template itself refuses', async () => {
+    const folder = await writeOuroFolder(join(root, 'refuses'), { template: 'field' })
+    const tokenizer = await Tokenizer.fromPretrained(folder)
+    const error = await refusal(() => tokenizer.applyChatTemplate([{ role: 'owl', content: '' }]))
+    expect(error.code).toBe('INVALID_ARGUMENT')
+    expect(error.message).toContain(join(folder, 'tokenizer_config.json'))
+    expect(error.message).toContain('field "chat_template"')
+    expect(error.message).toContain('no role owl')
+  })
+
+  it.each([
+    [7, /must be a text or a list/],
+    [[], /must be a text or a list/],
+    [[{ name: 'default' }], /entry 0.*"name" and "template"/],
+    [[{ name: 'rag', template: 'x' }], /none of the templates rag is named default/],
+  ])('the field %j', async (template, message) => {
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template })
+    expect((await refusal(() => tokenizer.applyChatTemplate(user))).message).toMatch(message)
+  })
+
+  it.each([
+    ['of a hundred thousand million numbers', '{% for i in range(100000000000) %}{% endfor %}'],
+    ['inside each other', '{% for i in range(10000) %}{% for j in range(10000) %}x{% endfor %}{% endfor %}'],
+    ['of small steps', '{% for i in range(0, 1, 0.0000001) %}{% endfor %}'],
+  ])('loops over ranges %s', async (_what, template) => {
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template }, 'f', 'some/chat_template.jinja')
+    const error = await refusal(() => tokenizer.applyChatTemplate(user))
+    expect(error.code).toBe('INVALID_ARGUMENT')
+    expect(error.message).toMatch(/some\/chat_template\.jinja: .*range\(\)/)
+  })
+
+  it('a template of more than a megabyte', async () => {
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: 'x'.repeat(2 ** 20 + 1) }, 'f', 'some/file')
+    expect((await refusal(() => tokenizer.applyChatTemplate(user))).message).toMatch(/some\/file: .*at most 1048576 characters/)
+  })
+
+  it('messages that are none, and no template at all', async () => {
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: chatTemplate })
+    expect((await refusal(() => tokenizer.applyChatTemplate([]))).message).toMatch(/messages must be an array of at least one/)
+    const bad = [...user, { content: 'x' }] as never
+    expect((await refusal(() => tokenizer.applyChatTemplate(bad))).message).toMatch(/messages\[1\]\.role/)
+    expect((await refusal(() => new Tokenizer(tokenizerJson()).applyChatTemplate(user))).code).toBe('UNSUPPORTED')
+  })
+})
+
+describe('an Ouro folder', () => {
+  it('ends generation at the tokens of generation_config.json, 0 and 2, not at those of config.json', async () => {
+    const folder = await writeOuroFolder(join(root, 'model'))
+    expect(JSON.parse(await readFile(join(folder, 'config.json'), 'utf8')).eos_token_id).toBe(0)
+    using model = await LoopLM.fromPretrained(folder)
+    expect(model.endTokens).toEqual([0, 2])
+    const results = await model.generate(Array(64).fill([5, 6, 7]), { maxNewTokens: 100, temperature: 3 })
+    const last = results.filter(({ finishReason }) => finishReason === 'stop').map(({ tokens }) => tokens.at(-1))
+    expect(new Set(last)).toEqual(new Set([0, 2]))
+    for (const { tokens } of results) expect(tokens.slice(0, -1).some((token) => token === 0 || token === 2)).toBe(false)
+  })
+})
+
+describe('the bytes of a token', () => {
+  it('are those it stands for, also when it is a part of a character', () => {
+    const tokenizer = new Tokenizer(tokenizerJson())
+    const text = 'the naïve 漢 😀 in'
+    const ids = tokenizer.encode(text)
+    expect(Buffer.concat(ids.map((id) => tokenizer.tokenBytes(id))).toString()).toBe(text)
+    expect(ids.some((id) => tokenizer.decode([id]) === '\ufffd')).toBe(true)
+    expect(Buffer.from(tokenizer.tokenBytes(2)).toString()).toBe('<|im_end|>')
+  })
+
+  it('of a byte-fallback token are that byte', () => {
+    const vocab = { '<unk>': 0, '<0xC3>': 1, '<0xA9>': 2, '▁é': 3, a: 4 }
+    const decoder = {
+      type: 'Sequence',
+      decoders: [{ type: 'Replace', pattern: { String: '▁' }, content: ' ' }, { type: 'ByteFallback' }, { type: 'Fuse' }],
+    }
+    const model = { type: 'BPE', vocab, merges: [], byte_fallback: true, unk_token: '<unk>' }
+    const tokenizer = new Tokenizer({ model, decoder })
+    expect([...tokenizer.tokenBytes(1)]).toEqual([0xc3])
+    expect(Buffer.from(tokenizer.tokenBytes(3)).toString()).toBe(' é')
+  })
+})

@@ -1,0 +1,92 @@
+// A model's positions end at max_position_embeddings: what is longer is refused by name, and generation ends there.
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { GRPOTrainer, LoopLM, PretrainTrainer } from '../../src/index.js'
+import { refusal } from '../refusal.js'
+
+const positions = 24
+const config = {
+  vocab_size: 20,
+  hidden_size: 16,
+  intermediate_size: 24,
+  num_hidden_layers: 1,
+  num_attention_heads: 2,
+  total_ut_steps: 2,
+  max_position_embeddings: positions,
+}
+const sequence = (length: number) => Array.from({ length }, (_, i) => i % 20)
+const open = { temperature: 0, stop: [] }
+
+describe('the last position of a model', () => {
+  let model: LoopLM
+  beforeAll(async () => {
+    model = await LoopLM.create(config, { seed: 1 })
+  })
+  afterAll(() => model.dispose())
+
+  it.each([
+    ['score', (m: LoopLM, s: number[][]) => m.score(s)],
+    ['responseMeans', (m: LoopLM, s: number[][]) => m.responseMeans(s)],
+    [
+      'backward',
+      (m: LoopLM, s: number[][]) =>
+        m.backward(
+          s,
+          s.map((one) => new Float32Array(2 * (one.length - 1))),
+        ),
+    ],
+    [
+      'a pre-training step',
+      (m: LoopLM, s: number[][]) => new PretrainTrainer(m, { learningRate: 1e-3 }).update({ sequences: s }),
+    ],
+    [
+      'a step with rewards',
+      (m: LoopLM, s: number[][]) =>
+        new GRPOTrainer(m, { groupSize: 2, learningRate: 1e-3 }).update({
+          sequences: s,
+          promptLengths: s.map(() => 2),
+          rewards: s.map((_, i) => i),
+        }),
+    ],
+  ] as const)('%s takes a sequence that ends there, and refuses a longer one', async (_, run) => {
+    await run(model, [sequence(3), sequence(positions)])
+    const { code, message } = await refusal(() => run(model, [sequence(3), sequence(positions + 1)]))
+    expect(code).toBe('INVALID_ARGUMENT')
+    expect(message).toMatch(/sequences\[1\] has 25 tokens.*24 positions \(max_position_embeddings.*Shorten/)
+  })
+
+  it('ends generation, with reason length, however many tokens were asked for', async () => {
+    const prompts = [sequence(20), sequence(5), sequence(positions - 1)]
+    for (const kv of ['per-loop', 'shared'] as const) {
+      const results = await model.generate(prompts, { ...open, kv, maxNewTokens: 10 })
+      expect(results.map(({ tokens, finishReason }) => [tokens.length, finishReason])).toEqual([
+        [4, 'length'],
+        [10, 'length'],
+        [1, 'length'],
+      ])
+    }
+    const [most] = await model.generate([[1]], { ...open, maxNewTokens: 2 ** 24 })
+    expect(most!.tokens).toHaveLength(positions - 1)
+    let streamed = 0
+    for await (const { finishReason } of model.stream(sequence(20), { ...open, maxNewTokens: 100 })) {
+      streamed++
+      expect(finishReason).toBe(streamed === 4 ? 'length' : undefined)
+    }
+    using scheduler = model.scheduler({ maxTokens: positions })
+    const { tokens } = await scheduler.add(sequence(22), { ...open, maxNewTokens: 2 ** 24 }).result()
+    expect(tokens).toHaveLength(2)
+  })
+
+  it('leaves no room behind a prompt that reaches it: generate, stream and a scheduler refuse it', async () => {
+    const prompt = sequence(positions)
+    using scheduler = model.scheduler()
+    for (const run of [
+      () => model.generate([[1], prompt], open),
+      () => model.stream(prompt, open).next(),
+      () => scheduler.add(prompt, open),
+    ]) {
+      const { code, message } = await refusal(run)
+      expect(code).toBe('INVALID_ARGUMENT')
+      expect(message).toMatch(/prompts?\[[01]\] has 24 tokens and room for 1 more; the model has 24 positions/)
+    }
+  })
+})

@@ -1,0 +1,253 @@
+// Models in 8 and 4 bits: their parameters are near the original's, and everything else is what a model with those parameters does.
+import { execFile } from 'node:child_process'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { type LoadOptions, LoopLM, memory } from '../../src/index.js'
+import { refusal } from '../refusal.js'
+import { expectScores, unitRoundoff, yardstick } from '../rounding.js'
+import { smallConfig as config, parametersOf } from '../tiny.js'
+
+const prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+const sequences = [[1, 2, 3, 4, 5, 6], Array.from({ length: 20 }, (_, i) => (7 * i) % 50)]
+let folder: string
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'looplm-quantize-'))
+  using model = await LoopLM.create(config, { seed: 3 })
+  await model.save(join(folder, 'model'))
+})
+afterAll(() => rm(folder, { recursive: true }))
+
+/** The quantized model of a tied one whose head is a matrix of its own with the same values. */
+async function withOwnHead(tied: LoopLM, options: LoadOptions): Promise<LoopLM> {
+  using plain = await LoopLM.create(config, { dtype: tied.dtype })
+  for (const { name } of tied.parameters()) await plain.setParameter(name, await tied.getParameter(name))
+  await plain.setParameter('lm_head.weight', await tied.getParameter('model.embed_tokens.weight'))
+  const own = await mkdtemp(join(folder, 'own-'))
+  await plain.save(own)
+  return LoopLM.fromPretrained(own, options)
+}
+
+describe.each([
+  { quantize: 'int8', dtype: 'float32', steps: 127 },
+  { quantize: 'int4', dtype: 'float32', steps: 8 },
+  { quantize: 'int8', dtype: 'bfloat16', steps: 127 },
+  { quantize: 'int4', dtype: 'bfloat16', steps: 8 },
+] as const)('$quantize in $dtype', ({ quantize, dtype, steps }) => {
+  const load = () => LoopLM.fromPretrained(join(folder, 'model'), { dtype, quantize, groupSize: 32 })
+
+  it('keeps every weight to half a step of its group, and norms, gate and embedding as they are', async () => {
+    using model = await load()
+    using original = await LoopLM.fromPretrained(join(folder, 'model'), { dtype })
+    for (const { name, shape } of original.parameters()) {
+      const [values, want] = [await model.getParameter(name), await original.getParameter(name)]
+      if (shape.length < 2 || !/_proj|lm_head/.test(name)) {
+        expect(values).toEqual(want)
+        continue
+      }
+      let different = 0
+      for (let first = 0; first < want.length; first += 32) {
+        const largest = Math.max(...want.slice(first, first + 32).map(Math.abs))
+        for (let i = first; i < first + 32; i++) {
+          // The far end of 4 bits is one step short on one side. Scale, quotient, product and what is stored are rounded to float32.
+          const step = (largest / steps) * (steps === 8 ? 1 : 0.5)
+          expect(Math.abs(values[i]! - want[i]!)).toBeLessThanOrEqual(step + 4 * unitRoundoff.float32 * largest)
+          if (values[i] !== want[i]) different++
+        }
+      }
+      expect(different).toBeGreaterThan(0)
+    }
+  })
+
+  it('computes what a model with those weights computes', async () => {
+    using model = await load()
+    using plain = await LoopLM.create(config, { dtype: 'float32' })
+    for (const { name } of plain.parameters()) await plain.setParameter(name, await model.getParameter(name))
+    expectScores(await model.score(sequences), await yardstick(model, config, sequences))
+    const options = { maxNewTokens: 8, temperature: 0, stop: [] }
+    const results = await model.generate(prompts, options)
+    for (const [i, prompt] of prompts.entries()) expect((await model.generate([prompt], options))[0]).toEqual(results[i])
+    if (dtype === 'float32')
+      expect(results.map(({ tokens }) => tokens)).toEqual((await plain.generate(prompts, options)).map(({ tokens }) => tokens))
+  })
+
+  it('has of a tied head the rows that a head of its own with the same values would have', async () => {
+    const options = { dtype, quantize, groupSize: 32 } as const
+    using tied = await LoopLM.create({ ...config, tie_word_embeddings: true }, { ...options, seed: 3 })
+    using source = await LoopLM.create({ ...config, tie_word_embeddings: true }, { dtype, seed: 3 })
+    const one = join(folder, `tied-${quantize}-${dtype}`)
+    await source.save(one)
+    using untied = await withOwnHead(source, options)
+    using read = await LoopLM.fromPretrained(one, options)
+    const want = await untied.score(sequences)
+    for (const model of [tied, read]) {
+      expect(await model.score(sequences)).toEqual(want)
+      expect(await model.getParameter('model.embed_tokens.weight')).toEqual(
+        await source.getParameter('model.embed_tokens.weight'),
+      )
+    }
+    expect(await source.score(sequences)).not.toEqual(want)
+  })
+
+  it('takes less memory and refuses to train', async () => {
+    const before = memory().bytes
+    using model = await load()
+    const taken = memory().bytes - before
+    using original = await LoopLM.fromPretrained(join(folder, 'model'), { dtype })
+    expect(taken).toBeLessThan(0.75 * (memory().bytes - before - taken))
+    const code = async (run: () => Promise<unknown>) => (await refusal(run)).code
+    await model.score([[1, 2]])
+    expect(await code(() => model.backward([Float32Array.from([1, 1, 1])]))).toBe('UNSUPPORTED')
+    expect(await code(() => model.clone())).toBe('UNSUPPORTED')
+    expect(await code(async () => model.setParameter('lm_head.weight', await original.getParameter('lm_head.weight')))).toBe(
+      'UNSUPPORTED',
+    )
+  })
+})
+
+it('a width that groups do not divide, a wrong word and a device without such products are refused by name', async () => {
+  const message = async (options: object, sizes: object = {}) =>
+    (await refusal(() => LoopLM.create({ ...config, ...sizes }, options))).message
+  expect(await message({ quantize: 'int4', groupSize: 64 })).toMatch(/groups of 64 do not fit.*64, 64 and 96/)
+  expect(await message({ quantize: 'int3' })).toMatch(/quantize must be one of 'int8', 'int4'/)
+  expect(await message({ quantize: 'int8', groupSize: 16 })).toMatch(/groupSize.*at least 32/)
+  expect(await message({ quantize: 'int8', groupSize: 48 })).toMatch(/groups of 48 do not fit/)
+  expect(await message({ groupSize: 32 })).toMatch(/groupSize is for quantized models: say quantize too/)
+})
+
+/** Names, dtypes and shapes of a safetensors file. */
+async function tensorsOf(file: string): Promise<Record<string, [dtype: string, shape: number[]]>> {
+  const bytes = await readFile(file)
+  const { __metadata__, ...entries } = JSON.parse(bytes.subarray(8, 8 + Number(bytes.readBigUInt64LE(0))).toString())
+  return Object.fromEntries(
+    Object.entries<{ dtype: string; shape: number[] }>(entries).map(([name, { dtype, shape }]) => [name, [dtype, shape]]),
+  )
+}
+
+describe.each([
+  { quantize: 'int8', dtype: 'float32', tied: false },
+  { quantize: 'int4', dtype: 'bfloat16', tied: false },
+  { quantize: 'int4', dtype: 'float32', tied: true },
+] as const)('a folder saved with $quantize, $dtype, tied $tied', ({ quantize, dtype, tied }) => {
+  const bits = quantize === 'int8' ? 8 : 4
+  const name = () => join(folder, `${quantize}-${dtype}-${tied}`)
+  const make = () => LoopLM.create({ ...config, tie_word_embeddings: tied }, { dtype, quantize, groupSize: 32, seed: 3 })
+  beforeAll(async () => {
+    using model = await make()
+    await model.save(name())
+  })
+
+  it('gives the model that was saved, to the last bit, and as often as it is saved again', async () => {
+    using model = await make()
+    using loaded = await LoopLM.fromPretrained(name(), { dtype })
+    expect(loaded.quantization).toEqual({ bits, groupSize: 32 })
+    expect(await loaded.score(sequences)).toEqual(await model.score(sequences))
+    const options = { maxNewTokens: 8, seed: 4, stop: [] }
+    expect(await loaded.generate(prompts, options)).toEqual(await model.generate(prompts, options))
+    await loaded.save(`${name()}-again`)
+    const read = (folder: string) => readFile(join(folder, 'model.safetensors'))
+    expect((await read(`${name()}-again`)).equals(await read(name()))).toBe(true)
+    const config = async (folder: string) => JSON.parse(await readFile(join(folder, 'config.json'), 'utf8'))
+    expect(await config(`${name()}-again`)).toEqual(await config(name()))
+  })
+
+  it('says so in config.json, and has no tensor that a reader of plain weights takes for one', async () => {
+    const { quantization_config } = JSON.parse(await readFile(join(name(), 'config.json'), 'utf8'))
+    expect(quantization_config).toEqual({ quant_method: 'looplm', bits, group_size: 32 })
+    const tensors = await tensorsOf(join(name(), 'model.safetensors'))
+    const plain = dtype === 'float32' ? 'F32' : 'BF16'
+    using model = await make()
+    for (const { name, shape } of model.parameters()) {
+      const { [name]: tensor, [`${name}_scale`]: scale } = tensors
+      if (!/_proj|lm_head/.test(name)) {
+        expect([tensor, scale], name).toEqual([[plain, shape], undefined])
+        continue
+      }
+      const [out, width] = shape as [number, number]
+      expect(tensor, name).toEqual(bits === 8 ? ['I8', [out, width / 32, 32]] : ['U8', [out, width / 32, 16]])
+      expect(scale, name).toEqual(['F32', [out, width / 32]])
+    }
+    expect('lm_head.weight' in tensors).toBe(!tied) // a tied head is made from the embedding, which keeps its dtype
+  })
+
+  it('is written plain on request, with the values of its codes', async () => {
+    using model = await LoopLM.fromPretrained(name(), { dtype })
+    await model.save(`${name()}-plain`, { dequantize: true })
+    using plain = await LoopLM.fromPretrained(`${name()}-plain`, { dtype })
+    expect(plain.quantization).toBeUndefined()
+    for (const { name } of model.parameters()) {
+      const [values, want] = [await plain.getParameter(name), await model.getParameter(name)]
+      if (dtype === 'float32') expect(values).toEqual(want)
+      else
+        expect(
+          values.every((v, i) => Math.abs(v - want[i]!) <= unitRoundoff.bfloat16 * Math.abs(want[i]!)),
+          name,
+        ).toBe(true)
+    }
+  })
+
+  it('is not quantized again, and means in float64 what it means here', async () => {
+    const attempt = (options: object) => refusal(() => LoopLM.fromPretrained(name(), options))
+    expect((await attempt({ quantize: 'int4' })).message).toMatch(
+      /is quantized already \(\d bits, groups of 32\): leave quantize away/,
+    )
+    using model = await LoopLM.fromPretrained(name(), { dtype })
+    using exact = await LoopLM.fromPretrained(name(), { device: 'reference' })
+    for (const { name } of model.parameters()) // the same codes: values differ by the roundings of dtype alone
+      expect(Float32Array.from(await exact.getParameter(name))).toEqual(await model.getParameter(name))
+    const parameters = new Map<string, ArrayLike<number>>(await parametersOf(exact))
+    if (tied) {
+      using source = await LoopLM.create({ ...config, tie_word_embeddings: true }, { dtype, seed: 3 })
+      using own = await withOwnHead(source, { dtype, quantize, groupSize: 32 })
+      await own.save(`${name()}-own`)
+      using exactly = await LoopLM.fromPretrained(`${name()}-own`, { device: 'reference' })
+      parameters.set('lm_head.weight', await exactly.getParameter('lm_head.weight'))
+    }
+    for (const each of [model, exact]) {
+      const of = await yardstick(each, config, sequences, { parameters })
+      expectScores(await each.score(sequences), of)
+    }
+  })
+})
+
+it('what is quantized at load, saved and loaded is never in memory twice, nor as it was', async () => {
+  const sizes = {
+    ...{ vocab_size: 4096, hidden_size: 512, intermediate_size: 1408, num_hidden_layers: 6, num_attention_heads: 8 },
+    total_ut_steps: 2,
+  }
+  const [plain, quantized] = [join(folder, 'large'), join(folder, 'large-int4')]
+  const parameters = await (async () => {
+    using model = await LoopLM.create(sizes, { dtype: 'bfloat16', seed: 1 })
+    await model.save(plain)
+    return model.parameterCount
+  })()
+  /** Peaks of the engine's and of the process' memory while a process of its own loads a folder, beyond what it had before. */
+  const measure = async (from: string, options: object, saveTo?: string) => {
+    const code = `
+      import { readFileSync } from 'node:fs'
+      import { LoopLM, memory } from ${JSON.stringify(join(import.meta.dirname, '..', '..', 'dist', 'src', 'index.js'))}
+      const high = () => 1024 * Number(/VmHWM:\\s+(\\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1])
+      const small = { vocab_size: 32, hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2 }
+      ;(await LoopLM.create(small)).dispose() // what every model brings along
+      const before = high()
+      const model = await LoopLM.fromPretrained(${JSON.stringify(from)}, ${JSON.stringify({ dtype: 'bfloat16', ...options })})
+      const resident = high() - before
+      ${saveTo === undefined ? '' : `await model.save(${JSON.stringify(saveTo)})`}
+      console.log(JSON.stringify({ bytes: memory().bytes, peak: memory().peak, resident }))`
+    const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', code])
+    return JSON.parse(stdout) as Record<'bytes' | 'peak' | 'resident', number>
+  }
+  const runs = [await measure(plain, { quantize: 'int4' }, quantized), await measure(quantized, {})]
+  for (const { bytes, peak, resident } of runs) {
+    expect(bytes).toBeLessThan(0.4 * 2 * parameters)
+    expect(peak).toBe(bytes)
+    expect(resident).toBeLessThan(1.1 * bytes + 2 ** 23) // a block of the file and what a process does by the way
+  }
+  // plain weights are in memory once too; the bounds notice a second copy: they are larger than all of that
+  const whole = await measure(plain, {})
+  expect(whole.peak).toBeLessThan(1.01 * 2 * parameters)
+  expect(whole.resident).toBeLessThan(1.1 * 2 * parameters + 2 ** 23)
+  expect(whole.resident).toBeGreaterThan(1.1 * runs[0]!.bytes + 2 ** 23)
+})

@@ -1,0 +1,175 @@
+// Shift-FFN: the MLP of every layer also sees the token before, in scores, gradients and decoding with a cache.
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { type DeviceName, LoopLM, type LoopLMConfigInput, RLTTTrainer } from '../../src/index.js'
+import { registerFamily } from '../../src/model/architectures/families.js'
+import { adapterOf, fillAdapter, mergedBy } from '../adapters.js'
+import { expectDerivative } from '../central-differences.js'
+import { describedLogSoftmax, describedStates } from '../described-model.js'
+import { twoRegisters } from '../fixtures/two-registers.js'
+import { relativeError } from '../golden-files.js'
+import type { Parameters } from '../looped-model.js'
+import { refusal } from '../refusal.js'
+import { parametersOf, tinyConfig } from '../tiny.js'
+
+const work = mkdtempSync(join(tmpdir(), 'looplm-shift-'))
+afterAll(() => rmSync(work, { recursive: true }))
+beforeAll(() => registerFamily('two_registers', twoRegisters))
+
+const ouro = { ...tinyConfig, num_hidden_layers: 2 }
+const described: LoopLMConfigInput = {
+  ...{ model_type: 'two_registers', vocab_size: 12, hidden_size: 16, intermediate_size: 20, num_hidden_layers: 4 },
+  ...{ num_attention_heads: 2, initializer_range: 0.3 },
+}
+const sequences = [
+  [1, 10, 2, 11, 0, 3],
+  [1, 10, 2, 7],
+  [7, 8, 11, 5],
+]
+const scale = 0.75
+
+/** A model whose Shift-FFN does something; its gates are open for some tokens and shut for others. */
+async function shifted(config: LoopLMConfigInput, device: DeviceName = 'reference', more = {}): Promise<LoopLM> {
+  const model = await LoopLM.create(config, { device, seed: 1 })
+  await model.addAdapter({ rank: 2, alpha: 2 * scale, seed: 5, shiftRank: 3, ...more })
+  await fillAdapter(model)
+  for (const [i, { name, shape }] of model.adapter!.parameters.entries())
+    if (name.endsWith('shift_ffn.c.weight'))
+      await model.setParameter(
+        name,
+        Float64Array.from({ length: shape[0]! * shape[1]! }, (_, j) => 0.5 * Math.cos(i + 2 * j)),
+      )
+  return model
+}
+const modules = (config: LoopLMConfigInput) => ({ targetModules: [config === described ? 'down' : 'down_proj'] })
+
+function logprobs(model: LoopLM, base: Parameters, adapter: Parameters, ids: readonly number[]): number[] {
+  const a = model.architecture
+  const paths = [...adapter.keys()].filter((name) => name.endsWith('.shift_ffn.a.weight'))
+  const shift = (layer: number) => {
+    const of = (letter: string) => adapter.get(paths[layer]!.replace(/a\.weight$/, `${letter}.weight`))!
+    return { a: of('a'), b: of('b'), c: of('c') }
+  }
+  const merged = mergedBy(base, adapter, scale)
+  return describedStates(a, merged, ids, { shift }).flatMap((rows) =>
+    rows.slice(0, -1).map((row, j) => describedLogSoftmax(a, base, row)[ids[j + 1]!]!),
+  )
+}
+
+describe.each([
+  ['Ouro', ouro],
+  ['a family with a prelude and a coda', described],
+] as const)('on %s', (_, config) => {
+  it('starts as nothing, with three matrices per layer', async () => {
+    using plain = await LoopLM.create(config, { seed: 1 })
+    using model = await LoopLM.create(config, { seed: 1 })
+    await model.addAdapter({ rank: 2, shiftRank: 3, ...modules(config) })
+    expect((await model.score(sequences)).logprobs).toEqual((await plain.score(sequences)).logprobs)
+    const own = model.adapter!.parameters.filter(({ name }) => name.includes('shift_ffn'))
+    expect(own).toHaveLength(3 * model.architecture.layers)
+    expect(own.slice(0, 3).map(({ shape }) => shape)).toEqual([
+      [3, 16],
+      [3, 32],
+      [16, 3],
+    ])
+  })
+
+  it.each([
+    ['reference', 1e-12],
+    ['cpu', 1e-5],
+  ] as const)('scores by its formula (%s)', async (device, bound) => {
+    using model = await shifted(config, device, modules(config))
+    const [base, adapter] = [await parametersOf(model), await adapterOf(model)]
+    const scores = await model.score(sequences, { initialState: 'zeros' })
+    for (const [i, ids] of sequences.entries())
+      expect(relativeError(scores.logprobs[i]!, logprobs(model, base, adapter, ids))).toBeLessThan(bound)
+  })
+
+  it.each(['none', 'loop', 'layer'] as const)(
+    'has the gradient of a loss: central differences, recompute %s',
+    async (recompute) => {
+      using model = await shifted(config, 'reference', modules(config))
+      const coefficients = sequences.map((ids, i) =>
+        Float64Array.from({ length: 3 * (ids.length - 1) }, (_, n) => Math.cos(n + i)),
+      )
+      await model.backward(sequences, coefficients, { initialState: 'zeros', recompute })
+      const [base, adapter] = [await parametersOf(model), await adapterOf(model)]
+      expectDerivative(await model.gradients(), adapter, (values) =>
+        sequences.reduce(
+          (sum, ids, i) => logprobs(model, base, values, ids).reduce((s, l, k) => s + coefficients[i]![k]! * l, sum),
+          0,
+        ),
+      )
+    },
+  )
+})
+
+it('responses that share a prompt have the gradient of whole sequences', async () => {
+  using model = await shifted(ouro, 'reference', modules(ouro))
+  const batch = { sequences, promptLengths: [3, 3, 1], advantages: [1, -1, 0.5] }
+  const gradients = async (given: typeof batch) => {
+    using trainer = new RLTTTrainer(model, { weights: 'uniform', normalizer: 'constant', maxCompletionLength: 5 })
+    return (await trainer.gradients(given)).gradients
+  }
+  const together = await gradients(batch) // the first two read one copy of their prompt
+  const sum = new Map<string, Float64Array>()
+  for (const i of sequences.keys()) {
+    const one = { sequences: [sequences[i]!], promptLengths: [batch.promptLengths[i]!], advantages: [batch.advantages[i]! / 3] }
+    for (const [name, g] of await gradients(one)) {
+      const before = sum.get(name) ?? new Float64Array(g.length)
+      sum.set(
+        name,
+        Float64Array.from(g, (v, k) => v + before[k]!),
+      )
+    }
+  }
+  for (const [name, g] of together) expect(relativeError(g, sum.get(name)!, 1e-12), name).toBeLessThan(1e-9)
+})
+
+describe('decoding with a cache', () => {
+  it('samples with the log-probabilities that it scores with, whatever the pieces of the prompt', async () => {
+    using model = await shifted(ouro, 'cpu', modules(ouro))
+    const prompts = [[1, 10, 2, 5, 6, 7, 8], [3]]
+    for (const more of [{}, { speculate: { loops: 1, tokens: 3 } }] as const)
+      for (const prefillTokens of [512, 2]) {
+        using scheduler = model.scheduler({ prefillTokens })
+        const options = { maxNewTokens: 8, seed: 3, stop: [], exit: { rule: 'fixed' }, ...more } as const
+        const requests = prompts.map((prompt) => scheduler.add(prompt, options))
+        for (const [i, prompt] of prompts.entries()) {
+          const result = await requests[i]!.result()
+          const { logprobs } = await model.score([[...prompt, ...result.tokens]], { lastLoop: true })
+          expect(relativeError(result.logprobs, logprobs[0]!.slice(-8))).toBeLessThan(1e-4)
+        }
+      }
+  })
+
+  it.each(['per-loop', 'shared'] as const)('does not depend on the batch, with early exits too, kv %s', async (kv) => {
+    using model = await shifted(ouro, 'cpu', modules(ouro))
+    const prompts = [[1, 10, 2], [4], [5, 6, 7, 8, 9]]
+    const options = { maxNewTokens: 8, temperature: 0, stop: [], kv, exit: { rule: 'entropy', threshold: 1.5 } } as const
+    const together = await model.generate(prompts, options)
+    expect(new Set(together.flatMap(({ loops }) => loops)).size).toBeGreaterThan(1)
+    for (const [i, prompt] of prompts.entries()) expect((await model.generate([prompt], options))[0]).toEqual(together[i])
+  })
+})
+
+it('trains, is saved and loaded to the last bit, and is not merged', async () => {
+  using model = await LoopLM.create(ouro, { seed: 1 })
+  using trainer = new RLTTTrainer(model, { weights: 'uniform', learningRate: 0.05, lora: { rank: 2, shiftRank: 3 } })
+  for (let step = 0; step < 2; step++) await trainer.update({ sequences, promptLengths: [1, 1, 1], advantages: [1, -1, 0.5] })
+  const trained = await adapterOf(model)
+  using fresh = await LoopLM.create(ouro, { seed: 1 })
+  await fresh.addAdapter({ rank: 2, shiftRank: 3 })
+  for (const [name, values] of await adapterOf(fresh)) expect(trained.get(name), name).not.toEqual(values)
+  await model.saveAdapter(join(work, 'adapter'))
+  using other = await LoopLM.create(ouro, { seed: 1 })
+  await other.loadAdapter(join(work, 'adapter'))
+  expect(await adapterOf(other)).toEqual(trained)
+  expect(await other.score(sequences)).toEqual(await model.score(sequences))
+  expect(await refusal(() => model.mergeAdapter())).toMatchObject({
+    code: 'UNSUPPORTED',
+    message: expect.stringContaining('shiftRank'),
+  })
+})

@@ -1,0 +1,242 @@
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { lineChart, ticks } from '../../src/monitor/chart.js'
+import { formatDuration, formatNumber, Progress } from '../../src/monitor/progress.js'
+import { RunFolder } from '../../src/monitor/run-folder.js'
+import { crc32c, scalarEvent } from '../../src/monitor/tensorboard.js'
+
+let root: string
+beforeAll(async () => {
+  root = await mkdtemp(join(tmpdir(), 'looplm-monitor-'))
+})
+afterAll(() => rm(root, { recursive: true }))
+
+describe('run folder', () => {
+  it('appends lines and keeps those up to the step it is resumed from', async () => {
+    const path = join(root, 'run')
+    const folder = await RunFolder.open(path, { config: { trainer: 'rltt', steps: 3 }, step: 0 })
+    for (const step of [1, 2, 3]) await folder.metrics({ type: 'step', step, loss: step / 10 })
+    await folder.completions([{ step: 3, prompt: '1+1=', completion: '2' }])
+    await writeFile(join(path, 'metrics.jsonl'), '{"step":4,"lo', { flag: 'a' }) // a crash in the middle of a line
+
+    const resumed = await RunFolder.open(path, { config: { trainer: 'grpo' }, step: 2 })
+    await resumed.metrics({ type: 'step', step: 3, loss: 7 })
+    const lines = (await readFile(join(path, 'metrics.jsonl'), 'utf8')).trimEnd().split('\n')
+    expect(lines.map((line) => JSON.parse(line).loss)).toEqual([0.1, 0.2, 7])
+    expect(await readFile(join(path, 'completions.jsonl'), 'utf8')).toBe('')
+    expect(await readFile(join(path, 'config.yaml'), 'utf8')).toBe('trainer: rltt\nsteps: 3\n')
+  })
+
+  it('does not begin a new run over an old one', async () => {
+    await expect(RunFolder.requireNew(join(root, 'run'))).rejects.toThrow(/already holds a run; continue it with resume/)
+    await RunFolder.requireNew(join(root, 'other'))
+  })
+})
+
+describe('progress', () => {
+  const state = { step: 10, steps: 100, metrics: { loss: 0.12345, reward: 0.5 } }
+
+  it('redraws one line on a terminal, never wider than it', () => {
+    const written: string[] = []
+    const progress = new Progress({ isTTY: true, columns: 20, write: (text) => written.push(text) })
+    progress.update(state)
+    progress.end()
+    expect(written[0]).toBe('\r\x1b[2Kstep 10/100  loss 0')
+    expect(written.at(-1)).toBe('\n')
+  })
+
+  it('writes a plain line every tenth of the run elsewhere', () => {
+    const written: string[] = []
+    const progress = new Progress({ write: (text) => written.push(text) })
+    for (let step = 1; step <= 100; step++) progress.update({ ...state, step })
+    expect(written).toHaveLength(10)
+    expect(written[0]).toMatch(/^step 10\/100 {2}loss 0\.123 {2}reward 0\.500 {2}left /)
+  })
+
+  it('writes numbers and durations briefly', () => {
+    expect([0, 1234567, 0.5, 1e-5, -2].map(formatNumber)).toEqual(['0', '1,234,567', '0.500', '1.00e-5', '-2.00'])
+    expect([5, 190, 7500].map(formatDuration)).toEqual(['5s', '3m10s', '2h05m'])
+  })
+})
+
+describe('line chart', () => {
+  it('has ticks at round numbers inside the range', () => {
+    expect(ticks(0, 1, 5)).toEqual([0, 0.2, 0.4, 0.6, 0.8, 1])
+    expect(ticks(0.13, 0.87, 5)).toEqual([0.2, 0.4, 0.6, 0.8])
+    expect(ticks(0, 200, 6)).toEqual([0, 50, 100, 150, 200])
+  })
+
+  it('is one accessible SVG with a legend that escapes names', () => {
+    const points = [
+      [0, 0.1],
+      [1, Number.NaN],
+      [2, 0.3],
+    ] as const
+    const panel = { title: 'Reward', xLabel: 'step', yLabel: 'reward', series: [{ name: 'a < b & "c"', points }] }
+    const svg = lineChart({ title: 'T', description: 'D', panels: [panel, panel] })
+    expect(svg).toMatch(/^<svg [^>]*role="img" aria-labelledby="chart-title chart-description">/)
+    expect(svg).toContain('<title id="chart-title">T</title>')
+    expect(svg).toContain('prefers-color-scheme:dark')
+    expect(svg).toContain('a &lt; b &amp; &quot;c&quot;')
+    expect(svg).not.toContain('NaN')
+    expect(svg.match(/class="curve line0" d="M[\d. ]+M[\d. ]+"/g)).toHaveLength(2) // the gap breaks the line
+  })
+
+  it('draws intervals with their points, inside the panel, and labels the given places', () => {
+    const points: [number, number][] = [
+      [1, 0.5],
+      [2, Number.NaN],
+      [3, 0.7],
+    ]
+    const intervals: [number, number][] = [
+      [0.2, 0.8],
+      [0.1, 0.2],
+      [0.6, 0.9],
+    ]
+    const series = [{ name: 'mean', points, intervals }]
+    const panel = { title: '', xLabel: '', yLabel: '', xTicks: [1, 3], xPadding: 1, series }
+    const svg = lineChart({ title: '', description: '', panels: [panel] })
+    const bars = [...svg.matchAll(/class="curve line0" d="M([\d.]+) ([\d.]+)V([\d.]+)"/g)].map((match) =>
+      match.slice(1).map(Number),
+    )
+    expect(bars).toEqual([
+      [153, 227.5, 80.5], // x of 1 in [0, 4]; 0.2 and 0.8 in [0.1, 0.9], from 56 at the top to 252
+      [347, 129.5, 56],
+    ])
+    expect(svg.match(/<circle class="dot0" [^>]* r="3"/g)).toHaveLength(2)
+    expect([...svg.matchAll(/text-anchor="middle">(\d)</g)].map((match) => match[1])).toEqual(['1', '3'])
+  })
+
+  it('draws a flat or empty series', () => {
+    const panel = (points: [number, number][]) => ({ title: '', xLabel: '', yLabel: '', series: [{ name: 'x', points }] })
+    expect(
+      lineChart({
+        title: '',
+        description: '',
+        panels: [
+          panel([]),
+          panel([
+            [3, 1],
+            [3, 1],
+          ]),
+        ],
+      }),
+    ).not.toContain('NaN')
+  })
+})
+
+/** One event as another reader of the format sees it: fields by number, messages as lists of fields. */
+type Field = [number: number, value: number | Buffer]
+
+function fields(message: Buffer): Field[] {
+  const found: Field[] = []
+  let at = 0
+  const varint = () => {
+    let value = 0
+    for (let factor = 1; ; factor *= 128) {
+      const byte = message[at++]!
+      value += (byte & 127) * factor
+      if (byte < 128) return value
+    }
+  }
+  const take = (length: number) => {
+    at += length
+    return message.subarray(at - length, at)
+  }
+  while (at < message.length) {
+    const tag = varint()
+    const kind = tag & 7
+    const number = tag >>> 3
+    if (kind === 0) found.push([number, varint()])
+    else if (kind === 1) found.push([number, take(8).readDoubleLE()])
+    else if (kind === 5) found.push([number, take(4).readFloatLE()])
+    else found.push([number, take(varint())])
+  }
+  return found
+}
+
+/** The CRC by its definition: the remainder of a division of polynomials, bit by bit. */
+function slowCrc(bytes: Buffer): number {
+  let crc = 0xffffffffn
+  for (const byte of bytes)
+    for (let bit = 0; bit < 8; bit++) {
+      const carry = (crc ^ BigInt((byte >> bit) & 1)) & 1n
+      crc = (crc >> 1n) ^ (carry * 0x82f63b78n)
+    }
+  return Number(crc ^ 0xffffffffn)
+}
+
+function readEvents(file: Buffer): Field[][] {
+  const events: Field[][] = []
+  const check = (bytes: Buffer, stored: number) => {
+    const unmasked = (stored - 0xa282ead8) >>> 0
+    expect(((unmasked << 15) | (unmasked >>> 17)) >>> 0).toBe(slowCrc(bytes))
+  }
+  for (let at = 0; at < file.length; ) {
+    const length = Number(file.readBigUInt64LE(at))
+    check(file.subarray(at, at + 8), file.readUInt32LE(at + 8))
+    const data = file.subarray(at + 12, at + 12 + length)
+    check(data, file.readUInt32LE(at + 12 + length))
+    events.push(fields(data))
+    at += length + 16
+  }
+  return events
+}
+
+describe('events for TensorBoard', () => {
+  it('have the checksums of RFC 3720', () => {
+    expect(crc32c(Buffer.alloc(32))).toBe(0x8a9136aa)
+    expect(crc32c(Buffer.alloc(32, 0xff))).toBe(0x62a8ab43)
+    expect(crc32c(Uint8Array.from({ length: 32 }, (_, i) => i))).toBe(0x46dd794e)
+    expect(crc32c(Buffer.from('123456789'))).toBe(0xe3069283)
+  })
+
+  it('hold the numbers of every step, and where a resumed run begins', async () => {
+    const path = join(root, 'events')
+    const before = Date.now() / 1000
+    const first = await RunFolder.open(path, { config: {}, step: 0 })
+    await first.metrics({ type: 'step', step: 1, loss: 0.5, 'loop_1/weight': 0.25, note: 'no number' })
+    await first.metrics({ type: 'step', step: 300, loss: -1e-7 })
+    const [name] = (await readdir(path)).filter((file) => file.includes('tfevents'))
+    const events = readEvents(await readFile(join(path, name!)))
+    expect(events).toHaveLength(4)
+    const times = events.map((event) => event[0]![1] as number)
+    expect(Math.min(...times)).toBeGreaterThanOrEqual(Math.floor(before))
+    expect(Math.max(...times)).toBeLessThanOrEqual(Date.now() / 1000)
+    expect(events[0]!.slice(1)).toEqual([
+      [2, 0],
+      [3, Buffer.from('brain.Event:2')],
+    ])
+    expect(events[1]!.slice(1)).toEqual([
+      [2, 1],
+      [7, Buffer.from([8, 1])],
+    ]) // session_log { status: START }
+    const scalars = (event: Field[]) =>
+      fields(event.find(([number]) => number === 5)![1] as Buffer).map(([, value]) => fields(value as Buffer))
+    expect(events[2]![1]).toEqual([2, 1])
+    expect(scalars(events[2]!)).toEqual([
+      [
+        [1, Buffer.from('loss')],
+        [2, 0.5],
+      ],
+      [
+        [1, Buffer.from('loop_1/weight')],
+        [2, 0.25],
+      ],
+    ])
+    expect(events[3]![1]).toEqual([2, 300])
+    expect(scalars(events[3]!)).toEqual([
+      [
+        [1, Buffer.from('loss')],
+        [2, Math.fround(-1e-7)],
+      ],
+    ])
+  })
+
+  it('count steps beyond 32 bits', () => {
+    const [event] = readEvents(Buffer.from(scalarEvent(2 ** 40 + 5, { x: 1 }, 0)))
+    expect(event![1]).toEqual([2, 2 ** 40 + 5])
+  })
+})

@@ -1,0 +1,31 @@
+// Decoding on device cuda: whichever way the loops of a token are computed (LOOPLM_CUDA_DECODE), the results are the same bits.
+import { beforeAll, describe, expect, it } from 'vitest'
+import { type Generated, generateBy, total, ways } from '../decode-ways.js'
+import { buildEmulated } from '../emulated.js'
+
+const device = process.env.LOOPLM_TEST_DEVICE ?? 'cuda-emulated' // npm run test:gpu has a real one
+beforeAll(() => {
+  if (device === 'cuda-emulated') buildEmulated()
+})
+
+describe.each(['float32', 'bfloat16'])('a decoded token in %s', (dtype) => {
+  it('has the same bits by launches, by graph and by one kernel', () => {
+    const [launches, graph, token] = ways.map((way) => generateBy(way, device, dtype, 'short')) as [
+      Generated[],
+      Generated[],
+      Generated[],
+    ]
+    for (const [i, { made }] of launches.entries()) {
+      expect(graph[i]!.made).toEqual(made)
+      expect(token[i]!.made).toEqual(made)
+    }
+    expect([total(launches, 'replayedPasses'), total(launches, 'wholeTokens'), total(graph, 'wholeTokens')]).toEqual([0, 0, 0])
+    expect(total(graph, 'replayedPasses')).toBeGreaterThan(0.7 * total(graph, 'passes'))
+    for (const { from, rows, options, wholeTokens, made } of token) {
+      if ('again' in options) continue
+      const fits = typeof from === 'string' // the other model has heads of 10
+      if (rows === 1) expect(wholeTokens).toBe(fits ? made.tokens[0]!.length - 1 : 0)
+      else if (rows === 2 && fits) expect(wholeTokens).toBeGreaterThan(0) // when the other has ended
+    }
+  })
+})

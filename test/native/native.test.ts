@@ -1,0 +1,106 @@
+// The native test programs: every kernel of every table against the float64 reference, central differences of every backward, and the
+// reader of safetensors against malformed files, and the emulator against kernels with planted faults.
+import { execFileSync } from 'node:child_process'
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, it } from 'vitest'
+import { build, runTests } from '../native-tests.js'
+
+const programs = [
+  'looplm_kernel_tests',
+  'looplm_engine_tests',
+  'looplm_emulator_tests',
+  'looplm_fault_tests',
+  'looplm_fuzz_replay',
+]
+
+beforeAll(() => {
+  execFileSync('cmake', ['--build', build, '--target', ...programs], { stdio: 'pipe' })
+})
+
+// A processor, or the machine that emulates one, may lack a single feature of a set: a table that uses it would end the process.
+describe.runIf(process.arch === 'x64')('an instruction set is chosen', () => {
+  const root = join(build, '..')
+  const compiler = () => /^CMAKE_CXX_COMPILER:\w+=(.*)$/m.exec(readFileSync(join(build, 'CMakeCache.txt'), 'utf8'))![1]!
+  const flags: Record<string, string[]> = {}
+  for (const [, isa, words] of readFileSync(join(root, 'CMakeLists.txt'), 'utf8').matchAll(/set\(ISA_(avx\w+) (.*)\)/g))
+    flags[isa!] = words!.split(' ').flatMap((word) => flags[/^\$\{ISA_(\w+)\}$/.exec(word)?.[1] ?? ''] ?? word)
+
+  /** Names of features that the compiler may use, such as sse41. */
+  const macros = (options: string[]) =>
+    [
+      ...execFileSync(compiler(), [...options, '-dM', '-E', '-x', 'c++', '/dev/null'], { encoding: 'utf8' }).matchAll(
+        /__(\w+)__ 1$/gm,
+      ),
+    ]
+      .map(([, name]) => name!.replaceAll('_', '').toLowerCase())
+      .filter((name) => name !== 'biggestalignment')
+  // crc32 belongs to sse4.2; without xsave the system keeps no registers of AVX, which the check of avx2 includes
+  const implied = ['crc32', 'xsave']
+
+  const source = readFileSync(join(root, 'native', 'cpu', 'cpu.cpp'), 'utf8')
+  const names = (from: string) => {
+    const text = source.slice(source.indexOf(from)).split(/;|\},/)[0]!
+    const asked = [...text.matchAll(/__builtin_cpu_supports\("([^"]+)"\)|has_(\w+)\(\)/g)]
+    return asked.map(([, known, own]) => (known ?? own)!.replaceAll('.', ''))
+  }
+  const two = names('const bool two =')
+  const five = [...two, ...names('const bool five = two &&')]
+
+  it.each([
+    ['avx2', two],
+    ['avx512', five],
+    ['avx512_bf16', [...five, ...names('{"avx512_bf16", &avx512_bf16::table, five &&')]],
+  ])('%s only where the processor has everything that the compiler may use for it', (isa, asked) => {
+    const baseline = new Set(macros([]))
+    const used = macros(flags[isa]!).filter((name) => !baseline.has(name))
+    expect(used.length).toBeGreaterThan(5)
+    expect(used.filter((name) => !asked.includes(name) && !implied.includes(name))).toEqual([])
+  })
+})
+
+describe.concurrent('native tests', () => {
+  it('the reference: formulas, gradients by central differences, worked numbers', async () => {
+    const { failures, passed, status } = await runTests(programs[0]!, ['--backend', 'reference'])
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(50)
+    expect(status).toBe(0)
+  })
+
+  it.each(['avx512_bf16', 'avx512', 'avx2', 'baseline'])('the CPU kernels against the reference, at most %s', async (isa) => {
+    const env = { LOOPLM_CPU_ISA: isa }
+    const { failures, passed, status } = await runTests(programs[0]!, ['--backend', 'cpu'], env)
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(50)
+    expect(status).toBe(0)
+  })
+
+  it('safetensors: malformed files, round trips, conversions', async () => {
+    const { failures, passed, status } = await runTests(programs[1]!, [])
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(100)
+    expect(status).toBe(0)
+  })
+
+  it('memory that cannot be had and calls that are aborted, wherever the engine is', { timeout: 600_000 }, async () => {
+    const { failures, passed, status } = await runTests(programs[3]!, [])
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(60)
+    expect(status).toBe(0)
+  })
+
+  it('the emulator: shared memory, barriers, shuffles, mma, and every planted fault found', async () => {
+    const { failures, passed, status } = await runTests(programs[2]!, [])
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(30)
+    expect(status).toBe(0)
+  })
+
+  const corpus = join(import.meta.dirname, '..', '..', 'native', 'test', 'fuzz', 'corpus')
+  it.each(readdirSync(corpus))('the corpus of the fuzzer, target %s', async (target) => {
+    const inputs = readdirSync(join(corpus, target)).sort()
+    const { stdout, status } = await runTests('looplm_fuzz_replay', [target, join(corpus, target)])
+    expect(stdout.trimEnd().split('\n')).toEqual(inputs)
+    expect(status, `the last of ${stdout.slice(-100)}`).toBe(0)
+  })
+})

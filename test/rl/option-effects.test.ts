@@ -1,0 +1,379 @@
+// No option of a trainer and no field of an objective is ignored: each changes what a short run does. A field that is added without a
+// row here fails the test, and so does a row whose field nothing reads.
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { z } from 'zod'
+import { LoopLM } from '../../src/model/model.js'
+import { native } from '../../src/native.js'
+import { objectiveSchema } from '../../src/rl/objective/schema.js'
+import { type TrainerName, trainerNames, trainers } from '../../src/rl/registry.js'
+import { parametersOf, tinyConfig, tinyTask } from '../tiny.js'
+
+type Options = Record<string, unknown>
+const policies: readonly TrainerName[] = ['rltt', 'grpo', 'objective']
+
+let folder: string
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), 'looplm-options-'))
+  writeFileSync(join(folder, 'text.txt'), '1+2=3 4+5=9 '.replaceAll(' ', '').repeat(40))
+})
+afterAll(() => rmSync(folder, { recursive: true }))
+
+let runs = 0
+
+/** Everything that a run does but its times: events, metrics, warnings, files, parameters; its calls of the engine for `quiet` options. */
+async function outcome(name: TrainerName, options: Options, quiet = false): Promise<string> {
+  using model = await LoopLM.create(tinyConfig, { device: 'reference', seed: 1 })
+  const { inFolder, rows, text, ...rest } = options
+  const runDir = inFolder === true ? join(folder, `run-${runs++}`) : undefined
+  const data = {
+    ...(rows === true || text === true ? {} : { task: { ...tinyTask, stop: [0, 1, 2, 3] } }), // completions of 1 or 2 tokens
+    ...(rows === true
+      ? {
+          dataset: ['1+2', '3+4', '5+5'].map((sum) => ({ prompt: `${sum}=`, answer: '3' })),
+          evalDataset: [{ prompt: '1+2=', answer: '3' }],
+          tokenizer: tinyTask.tokenizer,
+        }
+      : {}),
+    ...(text === true ? { corpus: join(folder, 'text.txt'), tokenizer: tinyTask.tokenizer } : {}),
+  }
+  let [calls, waiting, most] = [0, 0, 0]
+  const reward = async (_prompt: string, completion: string) => {
+    const value = calls++ + ((completion.charCodeAt(0) || 0) % 7) // later evaluations earn more
+    most = Math.max(most, ++waiting)
+    await new Promise((resolve) => setTimeout(resolve, 2))
+    waiting--
+    return value
+  }
+  const log: unknown[] = []
+  const onWarning = (message: string) => log.push(message)
+  const policy = policies.includes(name)
+  const shared = { steps: 3, learningRate: 1e-2, onWarning, ...(runDir === undefined ? {} : { runDir }) }
+  const sizes = policy
+    ? { reward, promptsPerStep: 2, groupSize: 4, logprobCheckEvery: 0 }
+    : { batchSize: 4, ...(name === 'looprpt' ? { rollouts: 4 } : {}) }
+  const spies = quiet
+    ? (['modelAccumulateLoss', 'modelAccumulateLoopRpt', 'modelScore'] as const).map((call) => vi.spyOn(native(), call))
+    : []
+  const generate = vi.spyOn(model, 'generate')
+  try {
+    using trainer = trainers[name].create(model, { ...data, ...shared, ...sizes, ...rest })
+    for await (const { type, step, metrics } of trainer.run()) {
+      const { step_time, tokens_per_second, sampling_time, ...timeless } = metrics
+      const numbers = Object.entries(timeless).filter(([key]) => !key.startsWith('memory/'))
+      log.push(
+        type,
+        step,
+        numbers,
+        generate.mock.calls.map(([prompts]) => prompts.length),
+      )
+    }
+    log.push(trainer.best?.step)
+  } catch (error) {
+    log.push(String(error))
+  } finally {
+    for (const spy of spies) {
+      log.push(spy.mock.calls.map((given) => given.slice(1).map((value) => plain(value))))
+      spy.mockRestore()
+    }
+  }
+  if (runDir !== undefined) log.push(readdirSync(join(runDir, 'checkpoints')).sort(), completions(runDir))
+  const adapter = await Promise.all(
+    (model.adapter?.parameters ?? []).map(async ({ name }) => [name, await model.getParameter(name)]),
+  )
+  return JSON.stringify([log, quiet ? most : 0, [...(await parametersOf(model))].map(plain), adapter.map(plain)])
+}
+
+const known = new Map<string, Promise<string>>()
+
+/** The outcome of options that several rows begin with; twice the same, else a difference would say nothing. */
+function repeated(name: TrainerName, options: Options, quiet = false): Promise<string> {
+  const twice = async () => {
+    const first = await outcome(name, options, quiet)
+    expect(first).not.toMatch(/Error/)
+    expect(await outcome(name, options, quiet)).toBe(first)
+    return first
+  }
+  const key = JSON.stringify([name, options, quiet], (_, value) => (typeof value === 'function' ? String(value) : value))
+  const made = known.get(key) ?? twice()
+  known.set(key, made)
+  return made
+}
+
+const plain = (value: unknown): unknown => {
+  if (ArrayBuffer.isView(value)) return Array.from(value as Float64Array)
+  if (Array.isArray(value)) return value.map(plain)
+  if (typeof value !== 'object' || value === null) return value
+  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, plain(inner)]))
+}
+const completions = (runDir: string) => {
+  const path = join(runDir, 'completions.jsonl')
+  return readdirSync(runDir).includes('completions.jsonl') ? readFileSync(path, 'utf8').split('\n').length : 0
+}
+
+interface Row {
+  /** Options of both runs. */
+  base?: Options
+  change: Options
+  /** Changes no number: the calls of the engine and of the rewards are compared as well. */
+  quiet?: boolean
+}
+const ratio = { surrogate: 'ppo', updatesPerRollout: 3 }
+const evaluated = (name: TrainerName) => ({
+  ...{ inFolder: true, rows: true, evalEvery: 1, evalLoops: [1], steps: 3, keepCheckpoints: 1 },
+  ...(policies.includes(name) ? { maxNewTokens: 2 } : {}),
+})
+// rewards and losses grow and fall from evaluation to evaluation, so that the first one is the worst
+const best = (name: TrainerName) => ({
+  ...evaluated(name),
+  metricForBestModel: policies.includes(name) ? 'eval/loop_1/reward' : 'eval/loop_1/loss',
+})
+const worst = (name: TrainerName) => ({ ...best(name), greaterIsBetter: !policies.includes(name) })
+
+const options: Record<string, Row | ((name: TrainerName) => Row)> = {
+  steps: { change: { steps: 2 } },
+  seed: { change: { seed: 1 } },
+  evalEvery: { change: { evalEvery: 1 } },
+  evalOnStart: { base: { evalEvery: 1 }, change: { evalOnStart: false } },
+  evalProblems: { base: { evalEvery: 1, evalProblems: 2 }, change: { evalProblems: 3 } },
+  evalLoops: { base: { evalEvery: 1 }, change: { evalLoops: [2] } },
+  saveEvery: { base: { inFolder: true }, change: { saveEvery: 1 } },
+  keepCheckpoints: { base: { inFolder: true, saveEvery: 1 }, change: { keepCheckpoints: 1 } },
+  metricForBestModel: (name) => ({ base: evaluated(name), change: best(name) }),
+  greaterIsBetter: (name) => ({ base: best(name), change: worst(name) }),
+  saveBest: (name) => ({ base: best(name), change: { saveBest: 2 } }),
+  loadBestModelAtEnd: (name) => ({ base: worst(name), change: { loadBestModelAtEnd: true } }),
+  earlyStoppingPatience: (name) => ({ base: worst(name), change: { earlyStoppingPatience: 1 } }),
+  earlyStoppingThreshold: (name) => ({
+    base: { ...best(name), earlyStoppingPatience: 1 },
+    change: { earlyStoppingThreshold: 1e9 },
+  }),
+  schedule: { change: { schedule: 'linear' } },
+  warmupSteps: { change: { warmupSteps: 2 } },
+  warmupRatio: { change: { warmupRatio: 0.9 } },
+  minLearningRate: { base: { schedule: 'cosine' }, change: { minLearningRate: 1e-3 } },
+  learningRate: { change: { learningRate: 2e-2 } },
+  weightDecay: { change: { weightDecay: 0.3 } },
+  adamBetas: { change: { adamBetas: [0.5, 0.6] } },
+  adamEps: { change: { adamEps: 1e-2 } },
+  maxGradNorm: { change: { maxGradNorm: 1e-3 } },
+  recompute: { change: { recompute: 'layer' }, quiet: true },
+  tokensPerMicroBatch: { change: { tokensPerMicroBatch: 8 }, quiet: true },
+  loops: { change: { loops: 2 } },
+  readLoops: { change: { readLoops: [1, 2] } },
+  backwardLoops: { change: { backwardLoops: 1 } },
+  lora: { change: { lora: {} } },
+  'lora.rank': { base: { lora: { rank: 2 } }, change: { lora: { rank: 3 } } },
+  'lora.alpha': { base: { lora: { alpha: 2 } }, change: { lora: { alpha: 3 } } },
+  'lora.perLoop': { base: { lora: {} }, change: { lora: { perLoop: true } } },
+  'lora.shiftRank': { base: { lora: {} }, change: { lora: { shiftRank: 2 } } },
+  'lora.targetModules': { base: { lora: {} }, change: { lora: { targetModules: ['q_proj'] } } },
+  promptsPerStep: { change: { promptsPerStep: 3 } },
+  groupSize: { change: { groupSize: 3 } },
+  gradientAccumulation: { change: { gradientAccumulation: 2 } },
+  updatesPerRollout: { change: { updatesPerRollout: 2 } },
+  minibatches: { change: { minibatches: 2 } },
+  maxNewTokens: { change: { maxNewTokens: 1 } },
+  maxCompletionLength: { change: { maxCompletionLength: 1 } },
+  temperature: { change: { temperature: 0.5 } },
+  topK: { change: { topK: 2 } },
+  topP: { change: { topP: 0.3 } },
+  skipFlatGroups: { base: { reward: () => 1 }, change: { skipFlatGroups: false } },
+  rewardConcurrency: { change: { rewardConcurrency: 2 }, quiet: true },
+  rewardTimeout: { change: { rewardTimeout: 1e-6 } },
+  logCompletions: { base: { inFolder: true }, change: { logCompletions: 1 } },
+  logprobCheckEvery: { change: { logprobCheckEvery: 1 } },
+  scaleRewards: { change: { scaleRewards: 'none' } },
+  beta: { change: { beta: 0.5 } },
+  normalizer: { change: { normalizer: 'constant' } },
+  epsilon: { base: ratio, change: { epsilon: 1e-4 } },
+  epsilonHigh: { base: ratio, change: { epsilonHigh: 1e-4 } },
+  dualClip: { base: ratio, change: { dualClip: 1.0001 } },
+  weights: { change: { weights: 'uniform' } },
+  alpha: { base: { weights: 'progressive' }, change: { alpha: 2 } },
+  detachWeights: { change: { detachWeights: false } },
+  surrogate: (name) => ({ base: { updatesPerRollout: 2 }, change: { surrogate: name === 'grpo' ? 'reinforce' : 'ppo' } }),
+  objective: { change: { objective: 'grpo' } },
+  exitThreshold: { change: { exitThreshold: 0.3 } },
+  marginalToken: { base: { objective: 'prerl' }, change: { marginalToken: 3 } },
+  stage: { change: { stage: 2 } },
+  entropyCoefficient: { change: { entropyCoefficient: 0.5 } },
+  batchSize: { change: { batchSize: 2 } },
+  contextLength: { base: { text: true, contextLength: 8 }, change: { contextLength: 9 } },
+  heldOutShare: { base: { text: true, contextLength: 8, evalEvery: 1 }, change: { heldOutShare: 0.5 } },
+  rho: { change: { rho: 0.9 } },
+  tau: { change: { tau: 0.99 } },
+  lambdaBase: { change: { lambdaBase: 1 } },
+  lambdaScale: { change: { lambdaScale: 5 } },
+  rollouts: { change: { rollouts: 6 } },
+  sigma: { change: { sigma: 1 } },
+  noiseSite: { change: { noiseSite: 'embedding' } },
+  antithetic: { change: { antithetic: true } },
+  rewardFrom: { change: { rewardFrom: 'clean' } },
+  policyCoefficient: { change: { policyCoefficient: 0.1 } },
+  representationCoefficient: { change: { representationCoefficient: 0.1 } },
+  klCoefficient: { change: { klCoefficient: 1 } },
+  klReduction: { base: { klCoefficient: 1 }, change: { klReduction: 'last' } },
+  teacherDecay: { base: { klCoefficient: 1 }, change: { teacherDecay: 0.5 } },
+}
+
+const term = (fields: Options = {}, more: Options = {}) => ({
+  terms: [{ surrogate: 'ppo', credit: 'uniform', ...fields }],
+  ...more,
+})
+const advantage = (fields: Options, more: Options = {}) => term({ advantage: fields }, more)
+const loops = (fields: Options) => advantage({ loops: { belief: 'token', ...fields } })
+const pair = (base: unknown, change: unknown) => [base, change] as const
+const cost = (fields: Options) => advantage({ cost: { by: 'length', ...fields } })
+const credit = (value: unknown) => term({ credit: value })
+const clipped = (kind: string, fields: Options = {}) => term({ surrogate: { kind, ...fields } })
+const lazy = (fields: Options) => term({}, { lazy: { weight: 1, gate: 'token', ...fields } })
+const kl = (fields: Options) => term({}, { kl: { beta: 1, ...fields } })
+const shaped = (shaper: Options) => term({}, { rewards: [shaper] })
+const teacher = { base: 'teacher', cost: 0.1 }
+const exits = (fields: Options = {}) => ({ terms: [{ channel: 'exit', ...fields }] })
+const overlong = { kind: 'overlong', maxLength: 2, cache: 2 }
+
+/** By path: two objectives that differ in the field. */
+const objectives: Record<string, readonly [unknown, unknown]> = {
+  rewards: pair(term(), shaped({ kind: 'majority' })),
+  'rewards.weight': pair(shaped({ kind: 'length' }), shaped({ kind: 'length', weight: 3 })),
+  'rewards.maxLength': pair(shaped(overlong), shaped({ ...overlong, maxLength: 9 })),
+  'rewards.cache': pair(shaped(overlong), shaped({ ...overlong, cache: 1 })),
+  filter: pair(term(), term({}, { filter: { keepPerGroup: 2 } })),
+  'filter.minGroupStd': pair(term(), term({}, { filter: { minGroupStd: 1e6 } })),
+  'filter.dropTruncated': pair(term(), term({}, { filter: { dropTruncated: true } })),
+  'filter.keepPerGroup': pair(term(), term({}, { filter: { keepPerGroup: 3 } })),
+  'filter.resample': pair(term(), term({}, { filter: { resample: 1 } })),
+  terms: pair(term(), { terms: [...term().terms, ...exits().terms] }),
+  'terms.channel': pair({ terms: [{}] }, exits()),
+  'terms.space': pair(term(), term({ space: 'marginal' })),
+  'terms.advantage': pair(term(), advantage({ scale: 'none' })),
+  'terms.advantage.source': pair(term(), advantage({ source: 'one' })),
+  'terms.advantage.baseline': pair(advantage({ scale: 'none' }), advantage({ baseline: 'none' })),
+  'terms.advantage.scale': pair(term(), advantage({ scale: 'population' })),
+  'terms.advantage.strata': pair(term(), advantage({ strata: { by: 'length' } })),
+  'terms.advantage.strata.by': pair(advantage({ strata: { by: 'truncated' } }), advantage({ strata: { by: 'length' } })),
+  'terms.advantage.strata.blend': pair(
+    advantage({ strata: { by: 'length' } }),
+    advantage({ strata: { by: 'length', blend: 1 } }),
+  ),
+  'terms.advantage.cost': pair(term(), cost({})),
+  'terms.advantage.cost.by': pair(cost({}), cost({ by: 'exit-loop' })),
+  'terms.advantage.cost.shape': pair(cost({}), cost({ shape: 2 })),
+  'terms.advantage.cost.price': pair(cost({}), cost({ price: 2 })),
+  'terms.advantage.cost.pivot': pair(cost({}), cost({ pivot: 0.9 })),
+  'terms.advantage.cost.pivotShare': pair(cost({}), cost({ pivotShare: 0.9 })),
+  'terms.advantage.cost.temperature': pair(cost({}), cost({ temperature: 2 })),
+  'terms.advantage.cost.rightAbove': pair(cost({}), cost({ rightAbove: 1 })),
+  'terms.advantage.batch': pair(term(), advantage({ batch: true })),
+  'terms.advantage.sign': pair(term(), advantage({ sign: 'negative' })),
+  'terms.advantage.positiveWeight': pair(term(), advantage({ positiveWeight: 3 })),
+  'terms.advantage.loops': pair(term(), loops({})),
+  'terms.advantage.loops.belief': pair(loops({}), loops({ belief: 'gold-answer' })),
+  'terms.advantage.loops.value': pair(loops({}), loops({ value: 'probability' })),
+  'terms.advantage.loops.attempts': pair(loops({ value: 'best-of' }), loops({ value: 'best-of', attempts: 9 })),
+  'terms.advantage.loops.base': pair(loops({}), loops({ base: 'none' })),
+  'terms.advantage.loops.clip': pair(loops({}), loops({ clip: 0.1 })),
+  'terms.advantage.loops.delta': pair(loops({}), loops({ delta: true })),
+  'terms.advantage.loops.discount': pair(loops({}), loops({ discount: 0.9 })),
+  'terms.advantage.loops.cost': pair(loops({}), loops({ cost: 0.5 })),
+  'terms.advantage.loops.costScale': pair(loops(teacher), loops({ ...teacher, costScale: 3 })),
+  'terms.advantage.loops.threshold': pair(loops(teacher), loops({ ...teacher, threshold: 0.99 })),
+  'terms.advantage.loops.normalize': pair(loops({}), loops({ normalize: 'loops' })),
+  'terms.advantage.loops.scale': pair(loops({}), loops({ scale: 3 })),
+  'terms.credit': pair(credit('last'), credit('exit-pdf')),
+  'terms.credit.alpha': pair(credit({ kind: 'progressive', alpha: 1 }), credit({ kind: 'progressive', alpha: 3 })),
+  'terms.credit.loop': pair(credit({ kind: 'one-hot', loop: 1 }), credit({ kind: 'one-hot', loop: 2 })),
+  'terms.credit.weights': pair(credit({ kind: 'given', weights: [1, 1, 2] }), credit({ kind: 'given', weights: [3, 0, 1] })),
+  'terms.credit.detach': pair({ terms: [{}] }, { terms: [{ credit: { kind: 'exit-pdf', detach: false } }] }),
+  'terms.credit.temperature': pair(credit({ kind: 'exit-pdf' }), credit({ kind: 'exit-pdf', temperature: 0.3 })),
+  'terms.surrogate': pair(term(), term({ surrogate: 'reinforce' })),
+  'terms.surrogate.low': pair(clipped('ppo'), clipped('ppo', { low: 1e-4 })),
+  'terms.surrogate.high': pair(clipped('gspo'), clipped('gspo', { high: 1e-4 })),
+  'terms.surrogate.dual': pair(clipped('ppo'), clipped('ppo', { dual: 1.0001 })),
+  'terms.surrogate.cap': pair(clipped('cispo'), clipped('cispo', { cap: 1 })),
+  'terms.surrogate.tau': pair(clipped('k15'), clipped('k15', { tau: 3 })),
+  'terms.combine': pair(term(), term({ combine: 'inner' })),
+  'terms.aggregate': pair(term(), term({ aggregate: 'token-mean' })),
+  'terms.draws': pair(exits(), exits({ draws: 3 })),
+  'terms.weight': pair(
+    { terms: [{}, { credit: 'last' }] },
+    { terms: [{}, { credit: 'last', weight: { from: 0, to: 1, steps: 2 } }] },
+  ),
+  kl: pair(term(), kl({})),
+  'kl.beta': pair(kl({}), kl({ beta: 2 })),
+  'kl.loops': pair(kl({}), kl({ loops: 'uniform' })),
+  'kl.reference': pair(kl({}), kl({ reference: 'ema' })),
+  lazy: pair(term(), lazy({})),
+  'lazy.weight': pair(lazy({}), lazy({ weight: 3 })),
+  'lazy.gate': pair(lazy({}), lazy({ gate: 'response' })),
+  'lazy.loops': pair(lazy({}), lazy({ loops: 'last' })),
+  'lazy.norm': pair(lazy({}), lazy({ norm: 'preserving' })),
+  'lazy.old': pair(lazy({}), lazy({ old: 'ema' })),
+  entropy: pair(term(), term({}, { entropy: { token: 0.1, exit: 0.1 } })),
+  'entropy.token': pair(term(), term({}, { entropy: { token: 0.5 } })),
+  'entropy.exit': pair(term(), term({}, { entropy: { exit: 0.5 } })),
+  emaDecay: pair(kl({ reference: 'ema' }), { ...kl({ reference: 'ema' }), emaDecay: 0.1 }),
+}
+
+interface JsonSchema {
+  properties?: Record<string, JsonSchema>
+  items?: JsonSchema
+  anyOf?: JsonSchema[]
+  oneOf?: JsonSchema[]
+  const?: unknown
+}
+
+/** The paths of all fields below a schema; not those of annealed numbers, nor fields with one value. */
+function paths(schema: JsonSchema, prefix = ''): string[] {
+  const { properties, items, anyOf = [], oneOf = [] } = schema
+  const below = [...(items === undefined ? [] : [items]), ...anyOf, ...oneOf].flatMap((inner) => paths(inner, prefix))
+  if (properties === undefined || 'from' in properties) return below
+  const own = Object.entries(properties).flatMap(([name, inner]) => {
+    if (inner.const !== undefined) return []
+    const path = prefix === '' ? name : `${prefix}.${name}`
+    return [path, ...paths(inner, path)]
+  })
+  return [...below, ...own]
+}
+
+/** First states exist in other families alone: test/rl/families-training.test.ts. */
+const ofOtherFamilies = ['initialState', 'stateSeed']
+
+const fieldsOf = (schema: z.ZodType) => new Set(paths(z.toJSONSchema(schema, { io: 'input' }) as JsonSchema))
+
+describe.each(trainerNames)('every option of %s', (name) => {
+  const fields = [...fieldsOf(trainers[name].schema)].filter(
+    (path) => !path.startsWith('objective.') && !ofOtherFamilies.includes(path),
+  )
+  it.each(fields)('%s', async (field) => {
+    expect(Object.keys(options)).toContain(field)
+    const found = options[field]!
+    const { base = {}, change, quiet } = typeof found === 'function' ? found(name) : found
+    // folders belong to what all trainers share
+    if (base.inFolder === true && !['rltt', 'pretrain'].includes(name)) return
+    const before = await repeated(name, base, quiet)
+    expect(await outcome(name, { ...base, ...change }, quiet)).not.toBe(before)
+  })
+})
+
+describe('every field of an objective', () => {
+  it.each([...fieldsOf(objectiveSchema)])('%s', async (field) => {
+    expect(Object.keys(objectives)).toContain(field)
+    const [base, change] = objectives[field]!
+    const several = { updatesPerRollout: 4, steps: 2, learningRate: 5e-2 }
+    const before = await repeated('objective', { ...several, objective: base })
+    const after = await outcome('objective', { ...several, objective: change })
+    expect(after).not.toMatch(/Error/)
+    expect(after).not.toBe(before)
+  })
+})
+
+it('every row belongs to a field', () => {
+  const all = new Set(trainerNames.flatMap((name) => [...fieldsOf(trainers[name].schema)]))
+  expect(Object.keys(options).filter((field) => !all.has(field))).toEqual([])
+  expect(Object.keys(objectives).filter((field) => !fieldsOf(objectiveSchema).has(field))).toEqual([])
+})

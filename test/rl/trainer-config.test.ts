@@ -1,0 +1,153 @@
+import { readFileSync } from 'node:fs'
+import { describe, expect, it } from 'vitest'
+import { z } from 'zod'
+import { grpoOptions, looprptOptions, objectiveTrainerOptions, pretrainOptions, rlttOptions } from '../../src/rl/config.js'
+import { objectiveSchema } from '../../src/rl/objective/schema.js'
+import { trainerOptions } from '../../src/rl/registry.js'
+import { parseOptions } from '../../src/validation/schema.js'
+
+const refusal = (options: unknown, schema: typeof rlttOptions | typeof grpoOptions | typeof pretrainOptions = rlttOptions) => {
+  try {
+    parseOptions('Trainer', schema, options)
+  } catch (error) {
+    return (error as Error).message
+  }
+  throw new Error('was accepted')
+}
+
+describe('trainer options', () => {
+  it('have the documented defaults', () => {
+    const defaults = {
+      normalizer: 'response-mean',
+      beta: 0,
+      adamEps: 1e-8,
+      maxGradNorm: 1,
+      temperature: 1,
+      groupSize: 8,
+      promptsPerStep: 32,
+    }
+    expect(parseOptions('x', rlttOptions, {})).toMatchObject({
+      ...defaults,
+      weights: 'exit-pdf',
+      detachWeights: true,
+      surrogate: 'reinforce',
+    })
+    expect(parseOptions('x', grpoOptions, {})).toMatchObject({
+      ...defaults,
+      weights: 'last',
+      surrogate: 'ppo',
+      epsilon: 0.2,
+      adamBetas: [0.9, 0.999],
+    })
+    expect(parseOptions('x', grpoOptions, {})).not.toHaveProperty('dualClip')
+    expect(parseOptions('x', pretrainOptions, {})).toMatchObject({ stage: 1, adamBetas: [0.9, 0.95] })
+  })
+
+  it('name the field, the value and what is allowed', () => {
+    expect(refusal({ weights: 'exit_pdf' })).toMatch(/weights: .*"exit-pdf"\|"uniform"\|"progressive"\|"last".* got "exit_pdf"/)
+    expect(refusal({ groupSize: 1 })).toMatch(/groupSize: .*>=2, got 1/)
+    expect(refusal({ learningRate: '1e-5' })).toMatch(/learningRate: .*number.*got "1e-5"/)
+    expect(refusal({ adamBetas: [0.9, 1] })).toMatch(/adamBetas\.1: .*<1, got 1/)
+    expect(refusal({ task: 3 })).toMatch(/task: must be a task/)
+    expect(refusal({ stage: 3 }, pretrainOptions)).toMatch(/stage: must be 1 or 2, got 3/)
+  })
+
+  it('refuse every wrong field at once', () => {
+    expect(refusal({ steps: 0, seed: -1, topP: 2 }).split('\n')).toHaveLength(3)
+  })
+
+  it('refuse unknown fields with the nearest known name', () => {
+    expect(refusal({ learning_rate: 1 })).toMatch(/learning_rate: unknown option; did you mean learningRate\?/)
+    expect(refusal({ epsilonhigh: 1 })).toMatch(/did you mean epsilonHigh\?/)
+    expect(refusal({ entropyCoeficient: 1 }, pretrainOptions)).toMatch(/did you mean entropyCoefficient\?/)
+    expect(refusal({ quux: 1 })).toMatch(/the options are weights, alpha/)
+  })
+
+  it('refuse two kinds of warm-up', () => {
+    for (const schema of [rlttOptions, grpoOptions, pretrainOptions]) {
+      expect(refusal({ warmupSteps: 1, warmupRatio: 0.1 }, schema)).toMatch(/give warmupSteps or warmupRatio, not both/)
+    }
+  })
+
+  it('are all documented with type and default', () => {
+    for (const trainer of ['rltt', 'grpo', 'pretrain'] as const) {
+      for (const option of trainerOptions(trainer)) {
+        expect(option.description, option.name).not.toBe('')
+        expect(option.type, option.name).not.toMatch(/any|object/)
+      }
+    }
+    expect(trainerOptions('rltt').find(({ name }) => name === 'groupSize')).toMatchObject({ type: 'integer >= 2', default: '8' })
+  })
+})
+
+describe('the comments of the option types', () => {
+  const source = readFileSync('src/rl/options.ts', 'utf8')
+  const interfaces = new Map(
+    [...source.matchAll(/^export interface (\w+)(?: extends ([\w, ]+))? \{(?:\}|([\s\S]*?)^\})/gm)].map(
+      ([, name, parents = '', body = '']) => {
+        const members = [...body.matchAll(/\/\*\*([\s\S]*?)\*\/\s+(\w+)\??:/g)].map(([, comment, field]) => {
+          const words = comment!.split('\n').map((line) => line.trim().replace(/^\* ?/, ''))
+          return [field!, words.join(' ').trim()] as const
+        })
+        return [name!, { parents: parents.split(', ').filter(Boolean), comments: new Map(members) }]
+      },
+    ),
+  )
+  const commentOf = (name: string, field: string): string | undefined => {
+    const { parents, comments } = interfaces.get(name)!
+    return comments.get(field) ?? parents.map((parent) => commentOf(parent, field)).find((comment) => comment !== undefined)
+  }
+
+  it.each([
+    ['rltt', 'RLTTConfig'],
+    ['grpo', 'GRPOConfig'],
+    ['pretrain', 'PretrainConfig'],
+    ['looprpt', 'LoopRPTConfig'],
+    ['objective', 'ObjectiveTrainerConfig'],
+  ] as const)('of %s say what its schema says', (trainer, type) => {
+    for (const { name, description, default: value } of trainerOptions(trainer)) {
+      if (name === 'objective') continue // the type also takes a function
+      const said = value === undefined || name === 'lora' ? description : `${description} Default \`${value}\`.`
+      expect(commentOf(type, name), name).toBe(said)
+    }
+  })
+
+  it('of what is not plain data say what the schemas say', () => {
+    for (const [type, { shape }] of [
+      ['PolicyConfig', objectiveTrainerOptions],
+      ['LoopRPTConfig', looprptOptions],
+    ] as const) {
+      for (const [name, schema] of Object.entries(shape)) {
+        if (name === 'objective') continue
+        expect(commentOf(type, name)?.startsWith(schema.description!), name).toBe(true)
+      }
+    }
+  })
+})
+
+it('the type of an objective has the fields of its schema, with their comments', () => {
+  const source = readFileSync('src/rl/objective/input.ts', 'utf8')
+  const text = source.replaceAll(/\s*\n\s*\*?\s*/g, ' ')
+  interface Node {
+    properties?: Record<string, Node>
+    items?: Node
+    anyOf?: Node[]
+    oneOf?: Node[]
+    description?: string
+    default?: unknown
+  }
+  const names = new Set<string>()
+  const visit = ({ properties = {}, items, anyOf = [], oneOf = [] }: Node): void => {
+    for (const inner of [...(items === undefined ? [] : [items]), ...anyOf, ...oneOf]) visit(inner)
+    for (const [name, field] of Object.entries(properties)) {
+      names.add(name)
+      const said =
+        field.default === undefined ? field.description : `${field.description} Default \`${JSON.stringify(field.default)}\`.`
+      if (field.description !== undefined) expect(text).toContain(said)
+      visit(field)
+    }
+  }
+  visit(z.toJSONSchema(objectiveSchema, { io: 'input' }) as Node)
+  const written = new Set([...source.replaceAll(/\/\*[\s\S]*?\*\//g, '').matchAll(/(\w+)\??:/g)].map(([, name]) => name!))
+  expect([...written].sort()).toEqual([...names].sort())
+})
