@@ -2,13 +2,13 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { type DeviceName, type ExitRule, type GenerateOptions, LoopLM } from '../src/index.js'
-import { buildEmulated } from './emulated.js'
-import { readGolden } from './golden-files.js'
-import { FamilyDecoder, type Seen } from './looped-family.js'
-import { refusal } from './refusal.js'
+import { type DeviceName, type ExitRule, type GenerateOptions, LoopLM } from '../../src/index.js'
+import { buildEmulated } from '../emulated.js'
+import { readGolden } from '../golden-files.js'
+import { FamilyDecoder, type Seen } from '../looped-family.js'
+import { refusal } from '../refusal.js'
 
-const root = process.env.LOOPLM_FAMILY_FIXTURES ?? join(import.meta.dirname, 'fixtures', 'families')
+const root = process.env.LOOPLM_FAMILY_FIXTURES ?? join(import.meta.dirname, '../fixtures', 'families')
 const cases = readdirSync(root)
 const folderOf = (name: string) => join(root, name)
 const notesOf = (name: string): { loops: number; greedy_prompt: number; prefix_mask: boolean } =>

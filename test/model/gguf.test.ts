@@ -5,7 +5,7 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { LoopLM, Tokenizer } from '../src/index.js'
+import { LoopLM, Tokenizer } from '../../src/index.js'
 import {
   blockSize,
   type Entry,
@@ -18,10 +18,10 @@ import {
   turned,
   valuesOf,
   writeGguf,
-} from './gguf-file.js'
-import { chatTemplate, specialTokens, tokenizerJson } from './ouro-folder.js'
-import { refusal } from './refusal.js'
-import { readTensors, type Stored, writeTensors } from './stored-tensors.js'
+} from '../gguf-file.js'
+import { chatTemplate, specialTokens, tokenizerJson } from '../ouro-folder.js'
+import { refusal } from '../refusal.js'
+import { readTensors, type Stored, writeTensors } from '../stored-tensors.js'
 
 let root: string
 beforeAll(async () => {
@@ -33,7 +33,7 @@ const sequences = [
   [1, 2, 3, 4, 5, 6],
   [7, 8, 9],
 ]
-const fixture = (...parts: string[]) => join(import.meta.dirname, 'fixtures', ...parts)
+const fixture = (...parts: string[]) => join(import.meta.dirname, '../fixtures', ...parts)
 type Config = Record<string, unknown>
 const readConfig = async (folder: string): Promise<Config> =>
   JSON.parse(await readFile(join(folder, 'config.json'), 'utf8')) as Config

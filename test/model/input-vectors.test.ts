@@ -2,13 +2,13 @@
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { type DeviceName, type InputVectors, LoopLM } from '../src/index.js'
-import { generator } from './gguf-file.js'
-import { refusal } from './refusal.js'
-import { tinyModel } from './tiny.js'
+import { type DeviceName, type InputVectors, LoopLM } from '../../src/index.js'
+import { generator } from '../gguf-file.js'
+import { refusal } from '../refusal.js'
+import { tinyModel } from '../tiny.js'
 
-const families = join(import.meta.dirname, 'fixtures', 'families')
-const models = [join(import.meta.dirname, 'fixtures', 'gqa'), ...readdirSync(families).map((name) => join(families, name))]
+const families = join(import.meta.dirname, '../fixtures', 'families')
+const models = [join(import.meta.dirname, '../fixtures', 'gqa'), ...readdirSync(families).map((name) => join(families, name))]
 const sequences = [
   [3, 1, 4, 1, 5, 9, 2],
   [6, 5, 3, 5],

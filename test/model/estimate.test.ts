@@ -5,11 +5,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { stringify } from 'yaml'
-import { estimateMemory, LoopLM, memory, PretrainTrainer } from '../src/index.js'
-import { runProgram } from './kills.js'
-import { refusal } from './refusal.js'
+import { estimateMemory, LoopLM, memory, PretrainTrainer } from '../../src/index.js'
+import { runProgram } from '../kills.js'
+import { refusal } from '../refusal.js'
 
-const families = join(import.meta.dirname, 'fixtures', 'families')
+const families = join(import.meta.dirname, '../fixtures', 'families')
 const sizes = {
   vocab_size: 100,
   hidden_size: 64,

@@ -3,10 +3,10 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
-import { LoopLM, LoopLMError, memory, resetPeakMemory } from '../src/index.js'
-import { collectGarbage } from './garbage.js'
-import { type Entry, generator, ggufBytes, ggufMetadata, ggufName, type Metadata, randomData, text, u64 } from './gguf-file.js'
-import { refusal } from './refusal.js'
+import { LoopLM, LoopLMError, memory, resetPeakMemory } from '../../src/index.js'
+import { collectGarbage } from '../garbage.js'
+import { type Entry, generator, ggufBytes, ggufMetadata, ggufName, type Metadata, randomData, text, u64 } from '../gguf-file.js'
+import { refusal } from '../refusal.js'
 
 let root: string
 let path: string
