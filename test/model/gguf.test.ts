@@ -403,7 +403,7 @@ describe('the tokenizer inside', () => {
 
 describe('the command line', () => {
   const looplm = (...args: string[]) =>
-    spawnSync(process.execPath, [join(import.meta.dirname, '..', 'dist', 'src', 'cli', 'main.js'), ...args], { encoding: 'utf8' })
+    spawnSync(process.execPath, [join(import.meta.dirname, '..', '..', 'dist', 'src', 'cli', 'main.js'), ...args], { encoding: 'utf8' })
   let gguf: string
   beforeAll(async () => {
     gguf = (await make('command-line', sizes, () => 'Q8_0')).gguf
@@ -448,7 +448,7 @@ it('a file never lies in memory beside its model', async () => {
   const gguf = await writeGguf(join(root, 'large.gguf'), ggufMetadata('ouro', config), entries)
   const code = `
     import { readFileSync } from 'node:fs'
-    import { LoopLM, memory } from ${JSON.stringify(join(import.meta.dirname, '..', 'dist', 'src', 'index.js'))}
+    import { LoopLM, memory } from ${JSON.stringify(join(import.meta.dirname, '..', '..', 'dist', 'src', 'index.js'))}
     const high = () => 1024 * Number(/VmHWM:\\s+(\\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1])
     const [small, large, dequantize] = process.argv.slice(1)
     ;(await LoopLM.fromPretrained(small)).dispose() // what every model brings along
