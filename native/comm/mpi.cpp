@@ -15,7 +15,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <unistd.h>
@@ -23,6 +22,7 @@
 
 #include "../comm.h"
 #include "version_text.h"
+#include "../numeric/decimal.h"
 
 namespace {
 
@@ -126,11 +126,10 @@ int Operation::late() {
     last = messages[i].other;
     missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(last);
   }
-  std::ostringstream text;
-  text << who(world, name) << " waited " << world.timeout << " s for "
-       << (missing.empty() ? "other ranks; look for their errors" : missing + "; look for the error of that rank")
-       << ", or raise the time limit";
-  return fail(world, LOOP_COMM_TIMEOUT, text.str());
+  const std::string whom = missing.empty() ? "other ranks; look for their errors" : missing + "; look for the error of that rank";
+  const std::string text =
+      who(world, name) + " waited " + looplm::decimal(world.timeout) + " s for " + whom + ", or raise the time limit";
+  return fail(world, LOOP_COMM_TIMEOUT, text);
 }
 
 // Waits for all that was started.

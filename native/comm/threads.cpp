@@ -1,4 +1,5 @@
 #include "threads.h"
+#include "../numeric/decimal.h"
 
 #include <atomic>
 #include <chrono>
@@ -7,7 +8,6 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <sstream>
 #include <string>
 
 namespace looplm {
@@ -81,10 +81,10 @@ int meet(Rank& own, const char* operation) {
   if (last_of(world, own.rank)) return 0;
   const auto over = [&] { return world.meetings != meeting || !world.failure.empty(); };
   if (!world.changed.wait_for(lock, std::chrono::duration<double>(world.timeout), over)) {
-    std::ostringstream text;
-    text << operation << ": rank " << own.rank << " of " << world.size << " waited " << world.timeout << " s for "
-         << absent(world) << "; look for the error of that rank, or raise the time limit";
-    return fail(world, LOOP_COMM_TIMEOUT, text.str());
+    const std::string text = operation + std::string(": rank ") + std::to_string(own.rank) + " of " + std::to_string(world.size) +
+                             " waited " + decimal(world.timeout) + " s for " + absent(world) +
+                             "; look for the error of that rank, or raise the time limit";
+    return fail(world, LOOP_COMM_TIMEOUT, text);
   }
   return world.meetings == meeting ? world.status : 0;
 }

@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
+#include <vector>
 
 namespace looplm {
 
@@ -21,21 +21,50 @@ void narrow(MemoryRoom& room, size_t limit, size_t used) {
   room.free = std::min(room.free, limit - std::min(limit, used));
 }
 
+// Streams of the standard library would add half a megabyte to the addon. No lines when the file is missing.
+std::vector<std::string> lines_of(const std::string& path) {
+  std::vector<std::string> lines;
+  FILE* file = std::fopen(path.c_str(), "re");
+  if (!file) return lines;
+  char* line = nullptr;
+  size_t capacity = 0;
+  for (ssize_t length; (length = getline(&line, &capacity, file)) >= 0;) {
+    while (length > 0 && line[length - 1] == '\n') length--;
+    lines.emplace_back(line, size_t(length));
+  }
+  std::free(line);
+  std::fclose(file);
+  return lines;
+}
+
+// The words of a line, which spaces and tabs part.
+std::vector<std::string> words_of(const std::string& line) {
+  std::vector<std::string> words;
+  for (size_t at = 0; (at = line.find_first_not_of(" \t", at)) != std::string::npos;) {
+    const size_t end = std::min(line.find_first_of(" \t", at), line.size());
+    words.push_back(line.substr(at, end - at));
+    at = end;
+  }
+  return words;
+}
+
+// UNLIMITED for what is no number: "max".
+size_t number_of(const std::string& word) {
+  return word.empty() || word[0] < '0' || word[0] > '9' ? UNLIMITED : size_t(std::strtoull(word.c_str(), nullptr, 10));
+}
+
 // A file with one number, or UNLIMITED when it is missing or says "max".
 size_t read_number(const std::string& path) {
-  std::ifstream file(path);
-  size_t value;
-  return file >> value ? value : UNLIMITED;
+  const std::vector<std::string> lines = lines_of(path);
+  return lines.empty() ? UNLIMITED : number_of(lines[0]);
 }
 
 // The number behind a name in a file of lines "name: value kB" or "name value"; `missing` without such a line.
 size_t read_field(const std::string& path, const std::string& name, size_t missing) {
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream words(line);
-    std::string found, unit;
-    size_t value;
-    if (words >> found && found == name && words >> value) return words >> unit && unit == "kB" ? value * 1024 : value;
+  for (const std::string& line : lines_of(path)) {
+    const std::vector<std::string> words = words_of(line);
+    if (words.size() < 2 || words[0] != name || number_of(words[1]) == UNLIMITED) continue;
+    return number_of(words[1]) * (words.size() > 2 && words[2] == "kB" ? 1024 : 1);
   }
   return missing;
 }
@@ -53,8 +82,7 @@ void narrow_by_group(MemoryRoom& room, const std::string& folder, const char* li
 // /proc/self/cgroup has lines "0::/path" (version 2) and "4:memory:/path" (version 1). A container may see its own group as the
 // root, whatever the path says, so every folder from the path up to the root is asked.
 void narrow_by_groups(MemoryRoom& room, const std::string& root) {
-  std::ifstream file(root + "/proc/self/cgroup");
-  for (std::string line; std::getline(file, line);) {
+  for (const std::string& line : lines_of(root + "/proc/self/cgroup")) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
@@ -89,11 +117,11 @@ MemoryRoom host_memory(const std::string& root) {
     narrow(room, read_field(meminfo, "CommitLimit:", UNLIMITED), read_field(meminfo, "Committed_AS:", 0));
   narrow_by_groups(room, root);
   // Pages: size, resident, shared, text, library, data and stack, ...
-  std::ifstream statm(root + "/proc/self/statm");
-  size_t size = 0, data = 0, skipped;
-  if (statm >> size >> skipped >> skipped >> skipped >> skipped >> data) {
-    narrow_by_limit(room, RLIMIT_AS, size * page);
-    narrow_by_limit(room, RLIMIT_DATA, data * page);
+  const std::vector<std::string> statm = lines_of(root + "/proc/self/statm");
+  const std::vector<std::string> pages = statm.empty() ? statm : words_of(statm[0]);
+  if (pages.size() > 5) {
+    narrow_by_limit(room, RLIMIT_AS, number_of(pages[0]) * page);
+    narrow_by_limit(room, RLIMIT_DATA, number_of(pages[5]) * page);
   }
   return room;
 }

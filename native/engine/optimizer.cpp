@@ -8,9 +8,9 @@
 #include <limits>
 #include <numeric>
 #include <optional>
-#include <sstream>
 #include <utility>
 
+#include "../numeric/decimal.h"
 #include "../numeric/half.h"
 #include "json.h"  // defines: quote_briefly
 #include "safetensors.h"
@@ -25,12 +25,12 @@ const void* element(const void* data, LoopDType type, size_t index) {
 void* element(void* data, LoopDType type, size_t index) { return static_cast<char*>(data) + index * loop_dtype_size(type); }
 
 Error out_of_range(LoopDType real, const AdamWOptions& options, double gradient, int64_t step) {
-  std::ostringstream text;
-  text << "step " << step << ": the update could leave the range of " << (real == LOOP_F64 ? "float64" : "float32")
-       << " (learningRate " << options.learning_rate << ", eps " << options.epsilon << ", weightDecay " << options.weight_decay
-       << ", norm of the gradients after clipping " << gradient
-       << "); nothing was changed. Lower learningRate or weightDecay, raise eps, or set maxGradNorm";
-  return Error("NON_FINITE", "step", text.str());
+  return Error("NON_FINITE", "step",
+               "step " + std::to_string(step) + ": the update could leave the range of " +
+                   (real == LOOP_F64 ? "float64" : "float32") + " (learningRate " + decimal(options.learning_rate) + ", eps " +
+                   decimal(options.epsilon) + ", weightDecay " + decimal(options.weight_decay) +
+                   ", norm of the gradients after clipping " + decimal(gradient) +
+                   "); nothing was changed. Lower learningRate or weightDecay, raise eps, or set maxGradNorm");
 }
 
 }  // namespace

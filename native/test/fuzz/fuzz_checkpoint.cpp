@@ -14,6 +14,7 @@
 #include "../../backends.h"
 #include "../../engine/json.h"
 #include "../../engine/looprpt.h"
+#include "../../engine/moving_average.h"
 #include "../../engine/optimizer.h"
 #include "../../engine/safetensors.h"
 #include "../small_architecture.h"
