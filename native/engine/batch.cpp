@@ -128,11 +128,6 @@ const int32_t* upload_ints(const std::shared_ptr<Device>& device, Buffer& buffer
   buffer.upload(values.data(), values.size() * 4);
   return buffer.as<int32_t>();
 }
-const int32_t* upload_ints(Workspace& workspace, const char* name, const std::vector<int32_t>& values) {
-  Buffer& buffer = workspace.get(name, values.size() * 4 + 4);
-  buffer.upload(values.data(), values.size() * 4);
-  return buffer.as<int32_t>();
-}
 
 std::vector<int32_t> previous_rows(const std::vector<LoopSegment>& segments, int64_t tokens) {
   const auto none = int32_t(tokens);

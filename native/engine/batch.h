@@ -6,7 +6,6 @@
 #include "linear.h"  // defines: LoopRows
 #include "sequences.h"
 #include "operation_memory.h"
-#include "workspace.h"
 
 namespace looplm {
 
@@ -66,6 +65,5 @@ DeviceBatch upload(const PackedBatch& batch, const std::shared_ptr<Device>& devi
 // DeviceBatch::previous for segments over rows [0, tokens).
 std::vector<int32_t> previous_rows(const std::vector<LoopSegment>& segments, int64_t tokens);
 const int32_t* upload_ints(const std::shared_ptr<Device>& device, Buffer& buffer, const std::vector<int32_t>& values);
-const int32_t* upload_ints(Workspace& workspace, const char* name, const std::vector<int32_t>& values);
 
 }  // namespace looplm

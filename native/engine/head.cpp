@@ -46,7 +46,7 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
   const LoopDType dt = model.dt;
   const int64_t D = model.config.hidden, V = model.config.vocabulary;
   const size_t act = loop_dtype_size(dt), real = loop_dtype_size(model.real());
-  // A chunk of logits, their gradient in place, bounds the workspace at any T and N.
+  // A chunk of logits, their gradient in place, bounds the memory at any T and N.
   const int64_t chunk = std::clamp<int64_t>(device.logits_bytes() / (V * int64_t(real)), 16, std::max<int64_t>(in.rows, 16));
   memory.hidden.reserve(model.device, size_t(chunk * D) * act);
   memory.logits.reserve(model.device, size_t(chunk * V) * real);

@@ -8,7 +8,6 @@
 #include "../numeric/philox.h"
 #include "quantize.h"
 #include "operation_memory.h"
-#include "workspace.h"
 
 namespace looplm {
 
@@ -127,7 +126,6 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const Architect
       device(std::move(device_in)),
       quantization(quantization_in),
       arena_(std::move(arena)),
-      workspace_(std::make_unique<Workspace>(device)),
       memory_(std::make_unique<OperationMemory>()),
       stack_memory_(std::make_unique<StackMemory>(device)) {
   config.check();

@@ -63,7 +63,6 @@ struct AdapterOptions {
   int64_t shift_rank = 0;            // the MLP of every layer sees the token before (shift.h), which all loops share; 0: not
 };
 
-class Workspace;
 struct OperationMemory;
 
 // Host values as `dt`.
@@ -180,8 +179,7 @@ class Model {
   // cos and sin of every position below `positions`, real [positions, head_dim].
   const void* rope_table(int64_t positions);
   StackMemory& stack_memory() { return *stack_memory_; }
-  OperationMemory& memory() { return *memory_; }
-  Workspace& workspace() { return *workspace_; }  // buffers that are kept from call to call
+  OperationMemory& memory() { return *memory_; }  // operation_memory.h
 
  private:
   struct Adapter {
@@ -225,7 +223,6 @@ class Model {
   Buffer embedding_scale_;  // of the embed step: act, then real; empty when it is 1
   int64_t rope_positions_ = 0;
   Weights weights_, gradients_;
-  std::unique_ptr<Workspace> workspace_;
   std::unique_ptr<OperationMemory> memory_;
   std::unique_ptr<StackMemory> stack_memory_;
   std::unique_ptr<Adapter> adapter_;

@@ -63,7 +63,7 @@ export function singleTurn(
   rewards: readonly WeightedReward[],
   config: PolicyConfig,
 ): RolloutSource {
-  const { promptsPerStep, gradientAccumulation, groupSize, temperature, topK, topP, exitThreshold } = config
+  const { promptsPerStep, gradientAccumulation, groupSize, temperature, topK, topP, exitThreshold, initialState, stateSeed } = config
   return async (step, round, signal) => {
     const problems: Problem[] = []
     const prompts: number[][] = []
@@ -74,7 +74,8 @@ export function singleTurn(
       const drawn = source.take(position, promptsPerStep)
       const encoded = drawn.flatMap((problem) => Array<number[]>(groupSize).fill(promptTokens(source, problem)))
       const seed = new Random(config.seed, step, seedStream + call + round * roundStreams).word()
-      const options = { ...generation(source, config.maxNewTokens), temperature, topK, topP, seed, signal }
+      const sampling = { temperature, topK, topP, seed, initialState, stateSeed, signal }
+      const options = { ...generation(source, config.maxNewTokens), ...sampling }
       if (config.loops !== undefined) options.loops = config.loops
       if (exitThreshold !== undefined) options.exit = { rule: 'gate', threshold: exitThreshold }
       for (const problem of drawn) for (let k = 0; k < groupSize; k++) problems.push(problem)

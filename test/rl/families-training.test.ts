@@ -6,7 +6,7 @@ import { describe, expect, it } from 'vitest'
 import { GRPOTrainer, LoopLM, memory, ObjectiveTrainer, PretrainTrainer, RLTTTrainer, resetPeakMemory } from '../../src/index.js'
 import { norm, readGolden, relativeError } from '../golden-files.js'
 import { refusal } from '../refusal.js'
-import { tinyModel } from '../tiny.js'
+import { tinyModel, tinyTask, variedReward } from '../tiny.js'
 
 const root = join(import.meta.dirname, '..', 'fixtures', 'families')
 const families = readdirSync(root)
@@ -291,6 +291,19 @@ describe('trainers of every family', () => {
     let after = before
     for (let step = 0; step < 5; step++) after = (await pretrain.update({ sequences, promptLengths })).loss!
     expect(after).toBeLessThan(before)
+  })
+
+  it.each([{ stateSeed: 7 }, { initialState: 'zeros' }, { loops: 5 }] as const)('sample what they train: %j', async (change) => {
+    const sizes = { vocab_size: tinyTask.tokenizer.vocabSize, hidden_size: 16, intermediate_size: 24, num_attention_heads: 2 }
+    const layers = { num_hidden_layers: 3, n_layers_in_prelude: 1, n_layers_in_recurrent_block: 1, n_layers_in_coda: 1 }
+    const config = { model_type: 'huginn_raven', ...sizes, ...layers, mean_recurrence: 3 }
+    using model = await LoopLM.create(config, { device: 'reference', seed: 1 })
+    const run = { task: tinyTask, steps: 1, promptsPerStep: 2, groupSize: 4, maxNewTokens: 4, logprobCheckEvery: 1, ...change }
+    using trainer = new GRPOTrainer(model, { ...run, reward: variedReward, onWarning: () => {} })
+    const steps: Record<string, number>[] = []
+    for await (const { type, metrics } of trainer.run()) if (type === 'step') steps.push(metrics)
+    expect(steps[0]!['sampling/logprob_difference/max']).toBeLessThan(1e-9)
+    expect(steps[0]!['ratio/mean']).toBeCloseTo(1, 9)
   })
 
   it('read some loops with given weights', async () => {
