@@ -63,7 +63,8 @@ export function singleTurn(
   rewards: readonly WeightedReward[],
   config: PolicyConfig,
 ): RolloutSource {
-  const { promptsPerStep, gradientAccumulation, groupSize, temperature, topK, topP, exitThreshold, initialState, stateSeed } = config
+  const { promptsPerStep, gradientAccumulation, groupSize, temperature, topK, topP, exitThreshold, initialState, stateSeed } =
+    config
   return async (step, round, signal) => {
     const problems: Problem[] = []
     const prompts: number[][] = []

@@ -403,7 +403,9 @@ describe('the tokenizer inside', () => {
 
 describe('the command line', () => {
   const looplm = (...args: string[]) =>
-    spawnSync(process.execPath, [join(import.meta.dirname, '..', '..', 'dist', 'src', 'cli', 'main.js'), ...args], { encoding: 'utf8' })
+    spawnSync(process.execPath, [join(import.meta.dirname, '..', '..', 'dist', 'src', 'cli', 'main.js'), ...args], {
+      encoding: 'utf8',
+    })
   let gguf: string
   beforeAll(async () => {
     gguf = (await make('command-line', sizes, () => 'Q8_0')).gguf
