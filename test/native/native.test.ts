@@ -44,13 +44,13 @@ describe.runIf(process.arch === 'x64')('an instruction set is chosen', () => {
     const asked = [...text.matchAll(/__builtin_cpu_supports\("([^"]+)"\)|has_(\w+)\(\)/g)]
     return asked.map(([, known, own]) => (known ?? own)!.replaceAll('.', ''))
   }
-  const two = names('const bool two =')
-  const five = [...two, ...names('const bool five = two &&')]
+  const avx2 = names('const bool has_avx2 =')
+  const avx512 = [...avx2, ...names('const bool has_avx512 = has_avx2 &&')]
 
   it.each([
-    ['avx2', two],
-    ['avx512', five],
-    ['avx512_bf16', [...five, ...names('{"avx512_bf16", &avx512_bf16::table, five &&')]],
+    ['avx2', avx2],
+    ['avx512', avx512],
+    ['avx512_bf16', [...avx512, ...names('{"avx512_bf16", &avx512_bf16::table, has_avx512 &&')]],
   ])('%s only where the processor has everything that the compiler may use for it', (isa, asked) => {
     const baseline = new Set(macros([]))
     const used = macros(flags[isa]!).filter((name) => !baseline.has(name))
