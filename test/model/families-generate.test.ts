@@ -127,6 +127,24 @@ describe.each(cases)('%s', (name) => {
     if (loops > 3) expect(varied, 'rules that told tokens apart').toBeGreaterThan(6)
   })
 
+  it('exits by the gate of a model that was given one, which reads what the head reads', async () => {
+    using model = await LoopLM.fromPretrained(folderOf(name), { device: 'reference', exitGate: true })
+    const weight = Float64Array.from({ length: model.architecture.hidden }, (_, i) => Math.sin(5 * i + 1))
+    await model.setParameter('model.early_exit_gate.weight', weight)
+    const loops = loopsOf(name)
+    const seen = new Set<number>()
+    for (let token = 0; token < 30; token++) {
+      const [pdf] = (await model.score([[token, 0]], { loops, promptLengths: [1] })).exitPdf
+      let [sum, want] = [pdf![0]!, 1]
+      while (want < loops && sum < 0.6) sum += pdf![2 * want++]!
+      const exit = { rule: 'gate', threshold: 0.6 } as const
+      const [got] = await model.generate([[token]], { ...open, maxNewTokens: 1, loops, exit })
+      expect(got!.loops, `${token}`).toEqual([want])
+      seen.add(want)
+    }
+    expect(seen.size).toBeGreaterThan(1)
+  })
+
   it('gives a request the same bits alone and in a batch', async () => {
     using model = await LoopLM.fromPretrained(folderOf(name), { device: 'cpu', dtype: 'float32' })
     const loops = loopsOf(name)
