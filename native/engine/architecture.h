@@ -100,7 +100,7 @@ struct Architecture {
   bool attention_gate = false;      // σ(W x) multiplies the heads before the output projection
   bool prefix_sees_itself = false;  // a prompt's tokens attend to all of the prompt
   bool tied = false, exit_gate = false;
-  bool fixed_loops = false;    // trained with `loops` alone: generation refuses more
+  bool fixed_loops = false;    // trained with `loops` alone: generation and trainers refuse more
   bool shared_planes = false;  // loops may share their planes of keys and values
   double state_deviation = 0;  // of `state` steps: normals redrawn outside ±3 deviations
   int32_t registers = 1;

@@ -95,7 +95,7 @@ export interface Architecture {
   /** The head is the embedding. */
   tied: boolean
   exitGate: boolean
-  /** The model was trained with `loops` loops alone: generation refuses more. Default false. */
+  /** The model was trained with `loops` loops alone: generation and trainers refuse more. Default false. */
   fixedLoops?: boolean
   /** Loops may share their planes of keys and values. Default false. */
   sharedPlanes?: boolean
@@ -104,8 +104,6 @@ export interface Architecture {
   begin: readonly Step[]
   loop: readonly Step[]
   read: readonly Step[]
-  /** The family was trained with a varying number of loops, so that more than `loops` may run. Default false. */
-  freeLoops?: boolean
   /**
    * What carries gradient in the family's published training: the last `loops` loops, or of each loop all but its first `constantSteps`
    * steps. Default all.

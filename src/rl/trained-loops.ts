@@ -11,7 +11,7 @@ import type { LoopConfig } from './options.js'
  */
 export function trainedLoops(trainer: string, { architecture }: LoopLM, config: LoopConfig): TrainedLoops {
   const { loops = architecture.loops, readLoops, backwardLoops, initialState, stateSeed } = config
-  if (loops > architecture.loops && architecture.freeLoops !== true) {
+  if (loops > architecture.loops && architecture.fixedLoops === true) {
     const problem = `${loops} is more than the ${architecture.loops} loops of the model, and family ${architecture.family} has a fixed number`
     throw refuseOptions(trainer, `loops: ${problem}`)
   }

@@ -94,7 +94,6 @@ export function raven(config: RavenConfig): Architecture {
     tied: config.tie_embeddings,
     exitGate: false,
     registers: 2,
-    freeLoops: true,
     publishedBackward: { loops: config.mean_backprop_depth },
     begin: [
       { kind: 'embed', to: e, scale: layout === 'huginn' ? Math.sqrt(hidden) : config.init_values.embed_scale },
