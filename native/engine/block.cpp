@@ -36,7 +36,7 @@ BlockMemory Block::carve(char*& memory) const {
   auto next = [&](size_t bytes) {
     char* at = memory;
     memory += (bytes + 63) / 64 * 64;
-    return static_cast<void*>(at);
+    return at;
   };
   BlockMemory b;
   b.qkv = next(rows * size_t(a_.qkv_width()) * act_);
@@ -110,8 +110,7 @@ void Block::attend_behind_prefixes(const BlockMemory& b, const void* keys, const
     char* row = extended + size_t(p.row * qkv + width) * act_;
     for (const void* plane : {keys, values}) {
       device_->run(&LoopBackend::copy_strided, "cached prefix", dt_, dt_, 2, shape,
-                   static_cast<const void*>(static_cast<const char*>(plane) + size_t(p.slot * kv) * act_), from,
-                   static_cast<void*>(row), to);
+                   static_cast<const char*>(plane) + size_t(p.slot * kv) * act_, from, row, to);
       row += size_t(kv) * act_;
     }
   }
@@ -168,8 +167,7 @@ void Block::join_backward(const void* branch, const void* w_out, void* dw_out, c
     return norm(out, branch, norms_output(a_.residual) ? w_out : nullptr, next, dw_out, d_next);
   if (next) norm(out, nullptr, nullptr, next, nullptr, d_next);
   const int64_t elements = N() * a_.hidden, stride = 1;
-  device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, static_cast<const void*>(dh), &stride, d_x_,
-               &stride);
+  device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, dh, &stride, d_x_, &stride);
   device_->run(&LoopBackend::zero, "zero", dh, size_t(elements) * real_);
   norm(sum, branch, nullptr, w_out, nullptr, dw_out);
 }
@@ -183,7 +181,7 @@ void Block::add_d_x(void* dh) {
     device_->run(&LoopBackend::copy_strided, "cast", dt_, real, 1, &elements, dx, &stride, wide, &stride);
     dx = wide;
   }
-  device_->run(&LoopBackend::binary, "add", real, LOOP_ADD, 1, &elements, static_cast<const void*>(dh), &stride, dx, &stride, dh);
+  device_->run(&LoopBackend::binary, "add", real, LOOP_ADD, 1, &elements, dh, &stride, dx, &stride, dh);
 }
 
 // ---- Queries, keys, values and the output gate ----
@@ -209,8 +207,7 @@ void Block::norm_heads(const LayerWeights& w, const BlockMemory& b) {
     const void* none = nullptr;
     void* normed = memory_.reserve(memory_.heads, size_t(N() * width) * act_);
     copy_columns(column(b.qkv, first), a_.qkv_width(), before, width, width);
-    run(&LoopBackend::residual_norm, "head norm", N() * (width / d), d, a_.norm_eps, static_cast<const void*>(before), none, none,
-        weight, static_cast<void*>(nullptr), normed);
+    run(&LoopBackend::residual_norm, "head norm", N() * (width / d), d, a_.norm_eps, before, none, none, weight, nullptr, normed);
     copy_columns(normed, width, column(b.qkv, first), a_.qkv_width(), width);
   };
   norm(0, a_.attention_width(), w.query_norm, b.queries);
@@ -225,12 +222,10 @@ void Block::norm_heads_backward(const LayerWeights& w, const LayerWeights& gradi
          *dh = memory_.reserve(memory_.real, size_t(N() * width) * real_);
     copy_columns(column(d_qkv_, first), a_.qkv_width(), dx, width, width);
     device_->run(&LoopBackend::zero, "zero", dh, size_t(N() * width) * real_);
-    run(&LoopBackend::residual_norm_backward, "head norm backward", N() * (width / d), d, a_.norm_eps, before,
-        static_cast<const void*>(none), static_cast<const void*>(none), weight, static_cast<const void*>(dx), dh, none, none,
-        d_weight);
+    run(&LoopBackend::residual_norm_backward, "head norm backward", N() * (width / d), d, a_.norm_eps, before, none, none, weight,
+        dx, dh, none, none, d_weight);
     const int64_t shape[] = {N(), width}, in[] = {width, 1}, out[] = {a_.qkv_width(), 1};
-    device_->run(&LoopBackend::copy_strided, "columns", loop_real(dt_), dt_, 2, shape, static_cast<const void*>(dh), in,
-                 column(d_qkv_, first), out);
+    device_->run(&LoopBackend::copy_strided, "columns", loop_real(dt_), dt_, 2, shape, dh, in, column(d_qkv_, first), out);
   };
   norm(0, a_.attention_width(), w.query_norm, gradient.query_norm, b.queries);
   norm(a_.attention_width(), a_.kv_width(), w.key_norm, gradient.key_norm, b.keys);
@@ -242,7 +237,7 @@ const void* Block::gate_heads(const BlockMemory& b) {
   const int64_t width = a_.attention_width();
   void* out = memory_.reserve(memory_.heads, size_t(N() * width) * act_);
   copy_columns(b.attention, width, column(b.gated, width), 2 * width, width);
-  run(&LoopBackend::swiglu, "output gate", LOOP_SIGMOID, N(), width, static_cast<const void*>(b.gated), out);
+  run(&LoopBackend::swiglu, "output gate", LOOP_SIGMOID, N(), width, b.gated, out);
   return out;
 }
 // From d_branch_ to d_attention_; the gate's gradient takes the place of the gate.
@@ -251,8 +246,7 @@ void Block::output_backward(const LayerWeights& w, const LayerWeights& d, const 
   if (!a_.attention_gate) return linear_.backward_weight(w.output, d.output, d_branch_, b.attention);
   const int64_t width = a_.attention_width();
   void* out = memory_.reserve(memory_.heads, size_t(N() * width) * act_);
-  run(&LoopBackend::swiglu_backward, "output gate backward", LOOP_SIGMOID, N(), width, static_cast<const void*>(b.gated),
-      static_cast<const void*>(d_attention_), b.gated, out);
+  run(&LoopBackend::swiglu_backward, "output gate backward", LOOP_SIGMOID, N(), width, b.gated, d_attention_, b.gated, out);
   linear_.backward_weight(w.output, d.output, d_branch_, out);
   copy_columns(column(b.gated, width), 2 * width, d_attention_, width, width);
 }
@@ -270,7 +264,7 @@ void Block::forward(const LayerWeights& w, const BlockMemory& b, int64_t plane, 
   join(in, b.branch_1, w.attention_norm_2, b.sum_1, b.middle, norms_input(a_.residual) ? w.mlp_norm : nullptr, x_);
   const void* x = input(b.middle);
   linear_.forward(w.gate_up, w.shift ? edit(w.shift, b, plane, x) : x, b.gate_up);
-  run(&LoopBackend::swiglu, "swiglu", LOOP_SILU, N(), a_.intermediate, static_cast<const void*>(b.gate_up), activation_);
+  run(&LoopBackend::swiglu, "swiglu", LOOP_SILU, N(), a_.intermediate, b.gate_up, activation_);
   linear_.forward(w.down, activation_, b.branch_2);
   join(b.middle, b.branch_2, w.mlp_norm_2, b.sum_2, out, next, next_out);
 }
@@ -279,15 +273,13 @@ void Block::backward(const LayerWeights& w, const LayerWeights& d, const BlockMe
                      const void* next, void* d_next) {
   join_backward(b.branch_2, w.mlp_norm_2, d.mlp_norm_2, b.sum_2, out, dh, next, d_next);
   linear_.backward_input(w.down, d_branch_, d_activation_);
-  run(&LoopBackend::swiglu_backward, "swiglu backward", LOOP_SILU, N(), a_.intermediate, static_cast<const void*>(b.gate_up),
-      static_cast<const void*>(d_activation_), b.gate_up, activation_);
+  run(&LoopBackend::swiglu_backward, "swiglu backward", LOOP_SILU, N(), a_.intermediate, b.gate_up, d_activation_, b.gate_up,
+      activation_);
   linear_.backward_weight(w.down, d.down, d_branch_, activation_);
 
   const bool norm = norms_input(a_.residual);
   const void* none = nullptr;
-  if (norm)
-    run(&LoopBackend::residual_norm, "norm", N(), a_.hidden, a_.norm_eps, static_cast<const void*>(b.middle), none, none,
-        static_cast<const void*>(w.mlp_norm), static_cast<void*>(nullptr), x_);
+  if (norm) run(&LoopBackend::residual_norm, "norm", N(), a_.hidden, a_.norm_eps, b.middle, none, none, w.mlp_norm, nullptr, x_);
   const void* x = input(b.middle);
   linear_.backward_weight(w.gate_up, d.gate_up, b.gate_up, w.shift ? shift_.edited(w.shift, x, b.shift) : x);
   linear_.backward_input(w.gate_up, b.gate_up, d_x_);

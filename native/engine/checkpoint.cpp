@@ -257,7 +257,7 @@ void visit_blocks(Block& block, const Source& tensor, const Encoding& from, cons
       for (size_t r = 0; r < count / columns; r++)
         from.decode(to, source + from.bytes(tensor.row_in_file(r) * columns), block.data() + r * columns * size, columns);
     else if (!direct) from.decode(to, source, block.data(), count);
-    visit(first, static_cast<const void*>(direct ? source : block.data()), count);
+    visit(first, direct ? source : block.data(), count);
     MappedFile::forget(source, bytes);
   }
   check_checksum(*tensor.path, name, entry, checksum.digest());

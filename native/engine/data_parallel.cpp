@@ -87,8 +87,7 @@ void DataParallel::start_exchange(size_t bucket) {
   if (!in_place) {
     e.out.resize(all.count() * size);
     e.into.resize(part * ranks);
-    model.device->run(&LoopBackend::copy_out, "copy_out", static_cast<void*>(e.out.data()),
-                      static_cast<const void*>(gradient(all.begin)), e.out.size());
+    model.device->run(&LoopBackend::copy_out, "copy_out", e.out.data(), gradient(all.begin), e.out.size());
   }
   std::vector<const void*> send;
   std::vector<void*> receive;
@@ -124,8 +123,7 @@ void DataParallel::add_in_rank_order(Exchange& e) {
   for (int q = 1; q < world_->size(); q++) {
     const void* before = q == 1 ? of(0) : sum;
     void* out = q + 1 == world_->size() ? gradients : sum;
-    device.run(&LoopBackend::binary, "binary", model_->real(), LOOP_ADD, 1, &count, before, &stride,
-               static_cast<const void*>(of(q)), &stride, out);
+    device.run(&LoopBackend::binary, "binary", model_->real(), LOOP_ADD, 1, &count, before, &stride, of(q), &stride, out);
   }
 }
 
@@ -154,11 +152,9 @@ void DataParallel::gather_staged(char* parameters) {
     const ElementRange all = partition_.bucket(b), own = partition_.share(b, rank());
     host.resize(all.count() * size);
     uint8_t* const at = host.data() + (own.begin - all.begin) * size;
-    device.run(&LoopBackend::copy_out, "copy_out", static_cast<void*>(at),
-               static_cast<const void*>(parameters + own.begin * size), own.count() * size);
+    device.run(&LoopBackend::copy_out, "copy_out", at, parameters + own.begin * size, own.count() * size);
     world_->all_gather_v(host.data(), share_bytes(b, size));
-    device.run(&LoopBackend::copy_in, "copy_in", static_cast<void*>(parameters + all.begin * size),
-               static_cast<const void*>(host.data()), host.size());
+    device.run(&LoopBackend::copy_in, "copy_in", parameters + all.begin * size, host.data(), host.size());
   }
 }
 

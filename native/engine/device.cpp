@@ -82,7 +82,7 @@ void Buffer::reserve(const std::shared_ptr<Device>& device, size_t bytes) {
 void Buffer::extend(const std::shared_ptr<Device>& device, size_t bytes) {
   if (bytes <= bytes_) return;
   Buffer larger(device, bytes);
-  if (bytes_ > 0) device->run(&LoopBackend::copy, "copy", larger.data_, static_cast<const void*>(data_), bytes_);
+  if (bytes_ > 0) device->run(&LoopBackend::copy, "copy", larger.data_, data_, bytes_);
   *this = std::move(larger);
 }
 void Buffer::upload(const void* host, size_t bytes, size_t byte_offset) {

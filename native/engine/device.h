@@ -120,10 +120,15 @@ class Buffer {
   Buffer& operator=(Buffer&& other) noexcept;
 
   template <class T = void>
-  T* as() const {
+  T* as() {
     return static_cast<T*>(data_);
   }
-  void* at(size_t byte_offset) const { return static_cast<char*>(data_) + byte_offset; }
+  template <class T = void>
+  const T* as() const {
+    return static_cast<const T*>(data_);
+  }
+  void* at(size_t byte_offset) { return as<char>() + byte_offset; }
+  const void* at(size_t byte_offset) const { return as<char>() + byte_offset; }
   size_t bytes() const { return bytes_; }
   explicit operator bool() const { return data_ != nullptr; }
   void reserve(const std::shared_ptr<Device>& device, size_t bytes);  // grows; contents are lost when it does

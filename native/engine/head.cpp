@@ -64,8 +64,7 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
       device.run(&LoopBackend::gemm, "head", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT));
     else model.head(m, hidden, logits);  // quantized
     if (predicted)
-      device.run(&LoopBackend::reduce, "argmax", model.real(), LOOP_ARGMAX, m, V, int64_t(1), static_cast<const void*>(logits),
-                 static_cast<void*>(predicted + first));
+      device.run(&LoopBackend::reduce, "argmax", model.real(), LOOP_ARGMAX, m, V, int64_t(1), logits, predicted + first);
     if (top) add_top(*top, memory.logits, dt, in.temperature, first, m, V);
     LoopLoss part{};
     if (loss) part = from_row(*loss, first, real);

@@ -125,8 +125,8 @@ class Bench {
     Device* device = device_.get();
     LoopDType real = loop_real(dt_);
     out_.run = [=] {
-      device->run(&LoopBackend::copy_strided, "bench", real, real, 1, static_cast<const int64_t*>(shape.get()),
-                  static_cast<const void*>(from), static_cast<const int64_t*>(&stride), to, static_cast<const int64_t*>(&stride));
+      device->run(&LoopBackend::copy_strided, "bench", real, real, 1, static_cast<const int64_t*>(shape.get()), from,
+                  static_cast<const int64_t*>(&stride), to, static_cast<const int64_t*>(&stride));
     };
   }
   void product(int ta, int tb, int64_t m, int64_t columns, int64_t k, int flags) {
@@ -314,10 +314,10 @@ class Bench {
         device->run(&LoopBackend::gemm, "bench", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT));
         device->run(&LoopBackend::head_rows, "bench", dt, m, V, 1.0, logits, targets, static_cast<const LoopLoss*>(loss.get()),
                     logprobs, none);
-        device->run(&LoopBackend::gemm, "bench", dt, 0, 0, m, D, V, static_cast<const void*>(logits), stride, weight, D, d_hidden,
-                    D, int(LOOP_GEMM_REAL_OUT));
-        device->run(&LoopBackend::gemm, "bench", dt, 1, 0, V, D, m, static_cast<const void*>(logits), stride, hidden, D, d_weight,
-                    D, int(LOOP_GEMM_ACCUMULATE));
+        device->run(&LoopBackend::gemm, "bench", dt, 0, 0, m, D, V, logits, stride, weight, D, d_hidden, D,
+                    int(LOOP_GEMM_REAL_OUT));
+        device->run(&LoopBackend::gemm, "bench", dt, 1, 0, V, D, m, logits, stride, hidden, D, d_weight, D,
+                    int(LOOP_GEMM_ACCUMULATE));
       }
     };
   }

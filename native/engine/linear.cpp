@@ -14,7 +14,7 @@ const void* scaled(const std::shared_ptr<Device>& device, LinearMemory& memory, 
   if (real == dt) return product;
   memory.scaled.reserve(device, size_t(elements) * loop_dtype_size(dt));
   void* out = memory.scaled.as<>();
-  device->run(&LoopBackend::copy_strided, "cast", real, dt, 1, &elements, static_cast<const void*>(product), &one, out, &one);
+  device->run(&LoopBackend::copy_strided, "cast", real, dt, 1, &elements, product, &one, out, &one);
   return out;
 }
 
@@ -52,8 +52,7 @@ void LinearLayers::forward(const Linear& w, const void* x, void* y) {
   }
   if (!w.bias) return;
   const int64_t shape[] = {N, w.out}, of_rows[] = {w.out, 1}, same[] = {0, 1};
-  device_->run(&LoopBackend::binary, "bias", dt_, LOOP_ADD, 2, shape, static_cast<const void*>(y), of_rows,
-               static_cast<const void*>(w.bias), same, y);
+  device_->run(&LoopBackend::binary, "bias", dt_, LOOP_ADD, 2, shape, y, of_rows, w.bias, same, y);
 }
 void LinearLayers::backward_input(const Linear& w, const void* dy, void* dx) {
   const int64_t N = rows_, r = rank_;

@@ -98,8 +98,7 @@ class LoopRptPass {
   // to [elements] += from, both real
   void add(void* to, const void* from, int64_t elements) {
     const int64_t stride = 1;
-    student_.device->run(&LoopBackend::binary, "add", student_.real(), LOOP_ADD, 1, &elements, static_cast<const void*>(to),
-                         &stride, from, &stride, to);
+    student_.device->run(&LoopBackend::binary, "add", student_.real(), LOOP_ADD, 1, &elements, to, &stride, from, &stride, to);
   }
 
   void chunk(PackedBatch& packed) {
@@ -112,8 +111,7 @@ class LoopRptPass {
     if (shares_first()) {
       MicroBatch one = one_loop(packed, Stack::Keep::nothing);
       one.stack.forward_tokens();
-      student_.device->run(&LoopBackend::copy, "copy", memory.first.as<>(), static_cast<const void*>(one.stack.hidden()),
-                           elements * act());
+      student_.device->run(&LoopBackend::copy, "copy", memory.first.as<>(), one.stack.hidden(), elements * act());
     }
     memory.d_first.zero(elements * real());
     clean_pass(packed, hard);

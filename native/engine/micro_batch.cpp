@@ -42,9 +42,9 @@ const ExitTable& MicroBatch::exits() {
          &log_pdf = reserved(memory.log_pdf, size_t(count));
   run_gates(memory.token_gates);
   model_.device->run(&LoopBackend::gather_rows, "gather gates", model_.real(), count, int64_t(1), index,
-                     static_cast<const void*>(memory.token_gates.as<>()), rows.as<>());
-  model_.device->run(&LoopBackend::exit_pdf, "exit_pdf", model_.dt, int64_t(reads_), out.rows,
-                     static_cast<const void*>(rows.as<>()), log_pdf.as<>(), pdf.as<>());
+                     memory.token_gates.as<>(), rows.as<>());
+  model_.device->run(&LoopBackend::exit_pdf, "exit_pdf", model_.dt, int64_t(reads_), out.rows, rows.as<>(), log_pdf.as<>(),
+                     pdf.as<>());
   out.pdf = download_reals(pdf, model_.dt, size_t(count));
   out.log_pdf = download_reals(log_pdf, model_.dt, size_t(count));
   return exits_.emplace(std::move(out));
@@ -56,8 +56,8 @@ TokenExits MicroBatch::token_exits() {
   ExitMemory& memory = model_.memory().exits;
   run_gates(memory.token_gates);
   Buffer& pdf = reserved(memory.pdf, count);
-  model_.device->run(&LoopBackend::exit_pdf, "exit_pdf", model_.dt, int64_t(reads_), packed_.tokens(),
-                     static_cast<const void*>(memory.token_gates.as<>()), static_cast<void*>(nullptr), pdf.as<>());
+  model_.device->run(&LoopBackend::exit_pdf, "exit_pdf", model_.dt, int64_t(reads_), packed_.tokens(), memory.token_gates.as<>(),
+                     nullptr, pdf.as<>());
   out.gate_logits = download_reals(memory.token_gates, model_.dt, count);
   out.pdf = download_reals(pdf, model_.dt, count);
   return out;
@@ -127,10 +127,9 @@ void MicroBatch::backward_exits(const std::vector<double>& d_pdf) {
   upload_reals(d, model_.dt, d_pdf.data(), d_pdf.size());
   d_tokens.zero(size_t(gates()) * real());
   model_.device->run(&LoopBackend::exit_pdf_backward, "exit_pdf backward", model_.dt, int64_t(reads_), exits().rows,
-                     static_cast<const void*>(memory.gates.as<>()), static_cast<const void*>(d.as<>()), d_rows.as<>());
+                     memory.gates.as<>(), d.as<>(), d_rows.as<>());
   model_.device->run(&LoopBackend::scatter_add_rows, "scatter gates", model_.dt, int64_t(d_pdf.size()), int64_t(1),
-                     static_cast<const int32_t*>(memory.index.as<int32_t>()), static_cast<const void*>(d_rows.as<>()),
-                     d_tokens.as<>());
+                     static_cast<const int32_t*>(memory.index.as<int32_t>()), d_rows.as<>(), d_tokens.as<>());
   backward_gates(d_tokens);
 }
 
@@ -142,9 +141,8 @@ void MicroBatch::backward_gates(const std::vector<double>& d_gate_logits) {
 
 void MicroBatch::backward_gates(const Buffer& d) {
   const Weights &w = model_.weights(), &g = model_.gradients();
-  model_.device->run(&LoopBackend::gate_backward, "gate backward", model_.dt, gates(), model_.config.hidden,
-                     static_cast<const void*>(d.as<>()), static_cast<const void*>(stack.hidden()),
-                     static_cast<const void*>(w.gate_weight), d_hidden(), g.gate_weight, g.gate_bias);
+  model_.device->run(&LoopBackend::gate_backward, "gate backward", model_.dt, gates(), model_.config.hidden, d.as<>(),
+                     stack.hidden(), w.gate_weight, d_hidden(), g.gate_weight, g.gate_bias);
 }
 
 void MicroBatch::backward() { stack.backward(model_.gradients(), d_hidden()); }

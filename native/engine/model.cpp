@@ -193,7 +193,7 @@ void Model::clear_gaps() {
   clear_to(arena_elements_);
 }
 
-Weights Model::pointers(const Buffer& arena, LoopDType type) const {
+Weights Model::pointers(Buffer& arena, LoopDType type) const {
   Weights w;
   w.layers.resize(size_t(config.layers));
   for (LayerWeights& layer : w.layers)
@@ -282,7 +282,7 @@ int32_t Model::adapter_loops(const AdapterOptions& options, const Parameter& p) 
 }
 
 // The places of the adapter's matrices in an arena laid out as its parameters are.
-void Model::attach(Weights& weights, const Buffer& arena, LoopDType type) const {
+void Model::attach(Weights& weights, Buffer& arena, LoopDType type) const {
   const size_t size = loop_dtype_size(type);
   const Parameter* next = adapter_->parameters.data();
   for (const Parameter& p : parameters_) {
@@ -347,7 +347,7 @@ Buffer& Model::writable_arena(const Parameter& p) {
   if (p.adapter) return adapter_->values;
   if (arena_.use_count() > 1) {
     auto own = std::make_shared<Buffer>(device, arena_->bytes());
-    device->run(&LoopBackend::copy, "copy", own->as<>(), static_cast<const void*>(arena_->as<>()), arena_->bytes());
+    device->run(&LoopBackend::copy, "copy", own->as<>(), arena_->as<>(), arena_->bytes());
     replace(arena_, std::move(own));
   }
   return *arena_;
@@ -485,8 +485,8 @@ void Model::head(int64_t rows, const void* hidden, void* logits) {
     device->run(&LoopBackend::gemm_quantized, "head", dt, rows, V, D, hidden, D, weights_.quantized_head, logits, V,
                 int(LOOP_GEMM_REAL_OUT));
   else
-    device->run(&LoopBackend::gemm, "head", dt, 0, 1, rows, V, D, hidden, D, static_cast<const void*>(weights_.head), D, logits,
-                V, int(LOOP_GEMM_REAL_OUT));
+    device->run(&LoopBackend::gemm, "head", dt, 0, 1, rows, V, D, hidden, D, weights_.head, D, logits, V,
+                int(LOOP_GEMM_REAL_OUT));
 }
 
 std::unique_ptr<Model> Model::merged() const {
@@ -518,8 +518,7 @@ std::unique_ptr<Model> Model::merged() const {
       cast(dt, real(), part.b, sum.as<>(), out * r);
       const void* b = scaled(device, stack_memory_->linear, dt, sum.as<>(), out * r, weights_.scale);
       cast(dt, real(), target, sum.as<>(), count);
-      device->run(&LoopBackend::gemm, "merge", dt, 0, 0, out, in, r, b, r, static_cast<const void*>(part.a), in, sum.as<>(), in,
-                  int(LOOP_GEMM_ACCUMULATE));
+      device->run(&LoopBackend::gemm, "merge", dt, 0, 0, out, in, r, b, r, part.a, in, sum.as<>(), in, int(LOOP_GEMM_ACCUMULATE));
       cast(real(), dt, sum.as<>(), target, count);
     }
   }
@@ -540,15 +539,14 @@ void Model::copy_base_from(const Model& other) {
     throw Error("INVALID_ARGUMENT", "copy_parameters", "both models must have the same configuration, dtype and device");
   if (arena_ == other.arena_) return;
   Buffer& own = writable_arena(parameters_.front());
-  device->run(&LoopBackend::copy, "copy", own.as<>(), static_cast<const void*>(other.arena_->as<>()), own.bytes());
+  device->run(&LoopBackend::copy, "copy", own.as<>(), other.arena_->as<>(), own.bytes());
   touch(parameters_.front());
 }
 void Model::copy_parameters_from(const Model& other) {
   if (!same_adapter(other)) throw Error("INVALID_ARGUMENT", "copy_parameters", "both models must have the same adapter or none");
   copy_base_from(other);
   if (!adapter_) return;
-  device->run(&LoopBackend::copy, "copy", adapter_->values.as<>(), static_cast<const void*>(other.adapter_->values.as<>()),
-              adapter_->values.bytes());
+  device->run(&LoopBackend::copy, "copy", adapter_->values.as<>(), other.adapter_->values.as<>(), adapter_->values.bytes());
   touch();
 }
 bool Model::same_adapter(const Model& other) const {

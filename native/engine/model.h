@@ -167,7 +167,8 @@ class Model {
   void zero_gradients();
   const void* parameter_data(const Parameter& p) const { return arena_of(p).at(p.offset * loop_dtype_size(dt)); }
   void* writable_data(const Parameter& p) { return writable_arena(p).at(p.offset * loop_dtype_size(dt)); }
-  void* gradient_data(const Parameter& p) const { return gradient_arena().at(p.offset * loop_dtype_size(real())); }  // p trained
+  void* gradient_data(const Parameter& p) { return gradient_arena().at(p.offset * loop_dtype_size(real())); }  // p trained
+  const void* gradient_data(const Parameter& p) const { return gradient_arena().at(p.offset * loop_dtype_size(real())); }
 
   // Of what is trained. Raised by whoever changes parameters: one, or all that are trained.
   uint64_t version() const { return adapter_ ? adapter_->version : version_; }
@@ -202,13 +203,13 @@ class Model {
   void check_quantization() const;
   void refuse_quantized(const char* operation) const;
   int32_t adapter_loops(const AdapterOptions& options, const Parameter& p) const;
-  Weights pointers(const Buffer& arena, LoopDType type) const;
+  Weights pointers(Buffer& arena, LoopDType type) const;
   void clear_gaps();
   void point();  // weights_ at what there is
   template <class Owner>
   void replace(Owner& owner, Owner other);
   void make_constants();
-  void attach(Weights& weights, const Buffer& arena, LoopDType type) const;
+  void attach(Weights& weights, Buffer& arena, LoopDType type) const;
   void copy_base_from(const Model& other);
   const Buffer& arena_of(const Parameter& p) const { return p.adapter ? adapter_->values : *arena_; }
   Buffer& writable_arena(const Parameter& p);

@@ -26,16 +26,19 @@ void MovingAverage::check() const {
                 "the teacher must have the student's configuration, device, dtype and adapter");
 }
 
-void* MovingAverage::average(const Parameter& p) const {
+void* MovingAverage::average(const Parameter& p) {
   return average_ ? average_.at(p.offset * loop_dtype_size(teacher_->real())) : teacher_->writable_data(p);
+}
+
+const void* MovingAverage::average(const Parameter& p) const {
+  return average_ ? average_.at(p.offset * loop_dtype_size(teacher_->real())) : teacher_->parameter_data(p);
 }
 
 void MovingAverage::update(double decay) {
   check();
   for (auto& p : student_->trained())
     teacher_->device->run(&LoopBackend::moving_average, "moving average", teacher_->dt, int64_t(p.count), 1 - decay,
-                          student_->parameter_data(p), average(p),
-                          average_ ? teacher_->writable_data(p) : static_cast<void*>(nullptr));
+                          student_->parameter_data(p), average(p), average_ ? teacher_->writable_data(p) : nullptr);
   teacher_->touch();
 }
 
@@ -44,8 +47,7 @@ void MovingAverage::save(const std::string& path) const {
   std::vector<SafetensorsOutput> tensors;
   for (const Parameter& p : teacher_->trained())
     tensors.push_back({"average." + p.name, safetensors_dtype(teacher_->real()), p.shape, [this, &p, size](uint8_t* out) {
-                         teacher_->device->run(&LoopBackend::copy_out, "copy_out", static_cast<void*>(out),
-                                               static_cast<const void*>(average(p)), p.count * size);
+                         teacher_->device->run(&LoopBackend::copy_out, "copy_out", out, average(p), p.count * size);
                        }});
   write_safetensors(path, tensors, {});
 }

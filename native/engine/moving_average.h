@@ -19,7 +19,8 @@ class MovingAverage {
   std::shared_ptr<Model> teacher_, student_;
   Buffer average_;  // real; empty in float32 and float64, where the teacher's own parameters are it
   void check() const;
-  void* average(const Parameter& p) const;
+  void* average(const Parameter& p);
+  const void* average(const Parameter& p) const;
 };
 
 }  // namespace looplm

@@ -246,12 +246,6 @@ void AdamW::update(const AdamWOptions& options, double gradient_scale) {
   }
 }
 
-std::vector<AdamW::State> AdamW::states() const {
-  std::vector<State> out = {{"first.", &first_}, {"second.", &second_}};
-  if (master_) out.push_back({"master.", &master_});
-  return out;
-}
-
 void AdamW::refuse_shares(const char* operation) const {
   if (parallel_)
     throw Error(
@@ -265,7 +259,7 @@ void AdamW::save(const std::string& path) const {
   refresh_masters();
   const size_t size = loop_dtype_size(model_->real());
   std::vector<SafetensorsOutput> tensors;
-  for (const State& state : states())
+  for (const auto& state : states(*this))
     for (const Parameter& p : model_->trained())
       tensors.push_back(
           {state.prefix + p.name, safetensors_dtype(model_->real()), p.shape,
@@ -322,7 +316,7 @@ void AdamW::load(const std::string& path) {
                   ", but the model is " + safetensors_dtype(model.dt));
 
   std::map<std::string, SafetensorsEntry> unknown = file.tensors();
-  for (const State& state : states())
+  for (const auto& state : states(*this))
     for (const Parameter& p : model.trained()) {
       const std::string name = state.prefix + p.name;
       const auto found = file.tensors().find(name);
@@ -350,7 +344,7 @@ void AdamW::load(const std::string& path) {
   };
   const size_t size = loop_dtype_size(model.real());
   std::vector<Copy> copies;  // before the first of them, for a list may find no memory
-  for (const auto& [prefix, buffer] : states())
+  for (const auto& [prefix, buffer] : states(*this))
     for (const Parameter& p : model.trained())
       copies.push_back({buffer->at(p.offset * size), file.tensors().at(prefix + p.name).data, p.count * size});
   const Uninterrupted uninterrupted(*model.device);

@@ -51,11 +51,19 @@ class AdamW {
   Norm measure_gradients(bool& anew) const;
   void update(const AdamWOptions& options, double gradient_scale);
 
+  template <class B>
   struct State {
     const char* prefix;  // of the tensor's name in a file
-    const Buffer* buffer;
+    B* buffer;
   };
-  std::vector<State> states() const;
+  // self: this; what is written to is not const.
+  template <class Self>
+  static auto states(Self& self) {
+    std::vector<State<std::remove_reference_t<decltype((self.first_))>>> out = {{"first.", &self.first_},
+                                                                                {"second.", &self.second_}};
+    if (self.master_) out.push_back({"master.", &self.master_});
+    return out;
+  }
   void check_layout() const;
   void refuse_shares(const char* operation) const;  // files hold whole parameters
   void refresh_masters() const;
@@ -70,9 +78,10 @@ class AdamW {
   std::shared_ptr<Model> model_;
   const uint64_t layout_;  // of what is trained
   std::unique_ptr<DataParallel> parallel_;
-  std::vector<Piece> pieces_;       // in the order of the arena
-  Buffer first_, second_, master_;  // real; masters only when the model is bfloat16
-  mutable uint64_t version_;        // of the parameters that the masters stand for: when the model's moved on, they are made anew
+  std::vector<Piece> pieces_;  // in the order of the arena
+  Buffer first_, second_;      // real
+  mutable Buffer master_;      // real; only when the model is bfloat16
+  mutable uint64_t version_;   // of the parameters that the masters stand for: when the model's moved on, they are made anew
   int64_t steps_ = 0;
   Bounds bounds_{};
   uint64_t bounded_;  // the version of the parameters that the bounds hold for

@@ -194,8 +194,8 @@ std::vector<double> embed_sequences(Model& model, const Sequences& sequences, in
     batch.stack.forward_tokens();
     Buffer& states = model.memory().last_states;
     states.reserve(model.device, size_t(elements) * loop_dtype_size(model.real()));
-    model.device->run(&LoopBackend::copy_strided, "states", model.dt, model.real(), 1, &elements,
-                      static_cast<const void*>(batch.stack.hidden()), &stride, states.as<>(), &stride);
+    model.device->run(&LoopBackend::copy_strided, "states", model.dt, model.real(), 1, &elements, batch.stack.hidden(), &stride,
+                      states.as<>(), &stride);
     const std::vector<double> h = download_reals(states, model.dt, size_t(elements));
     for (size_t i = packed.begin; i < packed.end; i++) {
       const int64_t length = sequences.length(i), from = sequences.prompt_lengths.empty() ? 0 : sequences.prompt(i);

@@ -55,12 +55,12 @@ const void* ShiftFfn::forward(const Shift& w, const void* x, const ShiftSource& 
     void* y = memory_.states.as<>();
     for (size_t i = 0; i < source.earlier.size(); i++)
       device_->run(&LoopBackend::copy, "shift", act_at(y, (2 * (N + 1) + int64_t(i)) * r), source.earlier[i], size_t(r) * act);
-    device_->run(&LoopBackend::embed, "shift", dt_, N, 2 * r, source.previous, static_cast<const void*>(y), gate_up);
+    device_->run(&LoopBackend::embed, "shift", dt_, N, 2 * r, source.previous, y, gate_up);
   }
   // P x_(i-1) + Q x_i: the sum is real and rounded once.
   void* gate = reals(r).gate;
   copy(dt_, real_, r, gate_up, 2 * r, gate, r);
-  gemm(0, 1, N, r, D, x, D, act_at(static_cast<const void*>(w.b), D), 2 * D, gate, r, LOOP_GEMM_ACCUMULATE);
+  gemm(0, 1, N, r, D, x, D, act_at(w.b, D), 2 * D, gate, r, LOOP_GEMM_ACCUMULATE);
   copy(real_, dt_, r, gate, r, gate_up, 2 * r);
   return edited(w, x, gate_up);
 }
@@ -72,8 +72,7 @@ const void* ShiftFfn::product(const Shift& w, const void* gate_up) {
   device_->run(&LoopBackend::zero, "shift", of.zero, size_t(R) * loop_dtype_size(real_));
   copy(dt_, real_, r, gate_up, 2 * r, of.gate, r);
   copy(dt_, real_, r, act_at(gate_up, r), 2 * r, of.up, r);
-  device_->run(&LoopBackend::reduce, "relu", real_, LOOP_MAX, int64_t(1), int64_t(2), R, static_cast<const void*>(of.zero),
-               of.relu);
+  device_->run(&LoopBackend::reduce, "relu", real_, LOOP_MAX, int64_t(1), int64_t(2), R, of.zero, of.relu);
   multiply(R, of.relu, of.up, of.d_rows);
   copy(real_, dt_, r, of.d_rows, r, memory_.product.as<>(), r);
   return memory_.product.as<>();
@@ -101,11 +100,10 @@ void ShiftFfn::backward(const Shift& w, const Shift& d, const void* x, const int
     upload_reals(memory_.steps, dt_, steps, 2);
   }
   memory_.largest.reserve(device_, size_t(R) * sizeof(int32_t) + 64);
-  device_->run(&LoopBackend::reduce, "relu", real_, LOOP_ARGMAX, int64_t(1), int64_t(2), R, static_cast<const void*>(of.zero),
+  device_->run(&LoopBackend::reduce, "relu", real_, LOOP_ARGMAX, int64_t(1), int64_t(2), R, of.zero,
                memory_.largest.as<>());  // the first of equals: slope 0 at 0
   device_->run(&LoopBackend::gather_rows, "relu", real_, R, int64_t(1),
-               static_cast<const int32_t*>(memory_.largest.as<int32_t>()), static_cast<const void*>(memory_.steps.as<>()),
-               of.slope);
+               static_cast<const int32_t*>(memory_.largest.as<int32_t>()), memory_.steps.as<>(), of.slope);
   gemm(0, 0, N, r, D, dx, D, w.c, r, of.dm, r, LOOP_GEMM_REAL_OUT);
   multiply(R, of.dm, of.relu, of.relu);  // ∂u
   multiply(R, of.dm, of.up, of.up);
@@ -115,15 +113,14 @@ void ShiftFfn::backward(const Shift& w, const Shift& d, const void* x, const int
 
   // What the predecessors get, some of them from several successors. The last row is for those who have none.
   device_->run(&LoopBackend::zero, "shift backward", of.d_states, size_t((N + 1) * 2 * r) * loop_dtype_size(real_));
-  device_->run(&LoopBackend::embed_backward, "shift backward", dt_, N, 2 * r, N + 1, previous,
-               static_cast<const void*>(of.d_rows), of.d_states);
+  device_->run(&LoopBackend::embed_backward, "shift backward", dt_, N, 2 * r, N + 1, previous, of.d_rows, of.d_states);
   memory_.states.reserve(device_, size_t((N + 1) * 2 * r) * act + 64);
   memory_.edited.reserve(device_, size_t(N * std::max(D, 2 * r)) * act + 64);
   void *dy = memory_.states.as<>(), *dg = memory_.edited.as<>();
   copy(real_, dt_, 2 * r, of.d_states, 2 * r, dy, 2 * r);
   copy(real_, dt_, r, of.up, r, dg, r);
 
-  const void *dy_a = act_at(static_cast<const void*>(dy), r), *q = act_at(static_cast<const void*>(w.b), D);
+  const void *dy_a = act_at(dy, r), *q = act_at(w.b, D);
   gemm(1, 0, r, D, N, dg, r, x, D, real_at(d.b, D), 2 * D, LOOP_GEMM_ACCUMULATE);
   gemm(1, 0, r, D, N, dy, 2 * r, x, D, d.b, 2 * D, LOOP_GEMM_ACCUMULATE);
   gemm(1, 0, r, D, N, dy_a, 2 * r, x, D, d.a, D, LOOP_GEMM_ACCUMULATE);

@@ -237,15 +237,14 @@ void Stack::forward_read(const Registers& from) {
 void Stack::forward_after_first(const void* first, int copies) {
   const size_t bytes = state_bytes_ / size_t(copies);
   for (int i = 0; i < copies; i++)
-    device_->run(&LoopBackend::copy, "copy", static_cast<void*>(static_cast<char*>(hidden_) + size_t(i) * bytes), first, bytes);
+    device_->run(&LoopBackend::copy, "copy", static_cast<char*>(hidden_) + size_t(i) * bytes, first, bytes);
   if (noise_at(NoiseSite::state)) add_noise(0, hidden_);
   forward_input();
 }
 
 void Stack::normalise(const void* h, const void* weight, void* x) {
   const void* none = nullptr;
-  run(&LoopBackend::residual_norm, "norm", batch_.tokens, a_.hidden, a_.norm_eps, h, none, none, weight,
-      static_cast<void*>(nullptr), x);
+  run(&LoopBackend::residual_norm, "norm", batch_.tokens, a_.hidden, a_.norm_eps, h, none, none, weight, nullptr, x);
 }
 
 void Stack::forward(const Program& program) {
@@ -264,8 +263,8 @@ void Stack::forward(const Program& program) {
         break;
       case Step::Kind::start: {
         const int64_t shape[] = {batch_.tokens, a_.hidden}, one_row[] = {0, 1}, rows[] = {a_.hidden, 1};
-        device_->run(&LoopBackend::copy_strided, "start", dt_, dt_, 2, shape,
-                     static_cast<const void*>(weights_.starts[size_t(r.step->index)]), one_row, r.out, rows);
+        device_->run(&LoopBackend::copy_strided, "start", dt_, dt_, 2, shape, weights_.starts[size_t(r.step->index)], one_row,
+                     r.out, rows);
         break;
       }
       case Step::Kind::state:
@@ -274,15 +273,14 @@ void Stack::forward(const Program& program) {
         break;
       case Step::Kind::add: {
         const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
-        device_->run(&LoopBackend::binary, "add", dt_, LOOP_ADD, 1, &elements, static_cast<const void*>(r.in), &stride,
-                     static_cast<const void*>(r.from), &stride, r.out);
+        device_->run(&LoopBackend::binary, "add", dt_, LOOP_ADD, 1, &elements, r.in, &stride, r.from, &stride, r.out);
         break;
       }
       case Step::Kind::inject:
         inject(r);
         break;
       case Step::Kind::copy:
-        device_->run(&LoopBackend::copy, "copy", r.out, static_cast<const void*>(r.from), state_bytes_);
+        device_->run(&LoopBackend::copy, "copy", r.out, r.from, state_bytes_);
         break;
     }
     if (closes(&r) && r.step->kind != Step::Kind::block && r.step->kind != Step::Kind::norm && r.step->to == 0 &&
@@ -296,17 +294,17 @@ void Stack::forward(const Program& program) {
 }
 
 void Stack::embed(const Run& r) {
-  run(&LoopBackend::embed, "embed", batch_.tokens, a_.hidden, batch_.ids, static_cast<const void*>(weights_.embedding), r.out);
+  run(&LoopBackend::embed, "embed", batch_.tokens, a_.hidden, batch_.ids, weights_.embedding, r.out);
   if (weights_.embedding_scale) {
     const int64_t elements = batch_.tokens * a_.hidden, stride = 1, same = 0;
-    device_->run(&LoopBackend::binary, "embedding scale", dt_, LOOP_MULTIPLY, 1, &elements, static_cast<const void*>(r.out),
-                 &stride, weights_.embedding_scale, &same, r.out);
+    device_->run(&LoopBackend::binary, "embedding scale", dt_, LOOP_MULTIPLY, 1, &elements, r.out, &stride,
+                 weights_.embedding_scale, &same, r.out);
   }
   const size_t row = size_t(a_.hidden) * act_;
   const char* vectors = static_cast<const char*>(batch_.vectors);
   for (const VectorRun& v : batch_.vector_runs) {
     void* to = static_cast<char*>(r.out) + size_t(v.token) * row;
-    device_->run(&LoopBackend::copy, "input vectors", to, static_cast<const void*>(vectors), size_t(v.count) * row);
+    device_->run(&LoopBackend::copy, "input vectors", to, vectors, size_t(v.count) * row);
     vectors += size_t(v.count) * row;
   }
   if (noise_at(NoiseSite::embedding)) add_noise(0, r.out);
@@ -320,8 +318,8 @@ void Stack::take_vector_gradients(void* d_embedded) {
     const size_t bytes = size_t(v.count) * row;
     if (to) {
       const int64_t elements = v.count * a_.hidden, stride = 1;
-      device_->run(&LoopBackend::binary, "gradient of input vectors", loop_real(dt_), LOOP_ADD, 1, &elements,
-                   static_cast<const void*>(to), &stride, static_cast<const void*>(from), &stride, static_cast<void*>(to));
+      device_->run(&LoopBackend::binary, "gradient of input vectors", loop_real(dt_), LOOP_ADD, 1, &elements, to, &stride, from,
+                   &stride, to);
       to += bytes;
     }
     device_->run(&LoopBackend::zero, "gradient of input vectors", from, bytes);
@@ -333,13 +331,11 @@ void Stack::inject(const Run& r) {
   const int64_t N = batch_.tokens, D = a_.hidden, elements = N * D, stride = 1;
   const Linear& w = weights_.injections[size_t(r.step->index)];
   void* sum = act_ == real_ ? r.out : memory_.reserve(memory_.real, size_t(elements) * real_);
-  run(&LoopBackend::gemm, "inject", 0, 1, N, D, D, static_cast<const void*>(r.in), D, static_cast<const void*>(w.weight), 2 * D,
-      sum, D, int(LOOP_GEMM_REAL_OUT));
-  run(&LoopBackend::gemm, "inject", 0, 1, N, D, D, static_cast<const void*>(r.from), D, right_half(w.weight, act_), 2 * D, sum, D,
+  run(&LoopBackend::gemm, "inject", 0, 1, N, D, D, r.in, D, w.weight, 2 * D, sum, D, int(LOOP_GEMM_REAL_OUT));
+  run(&LoopBackend::gemm, "inject", 0, 1, N, D, D, r.from, D, right_half(w.weight, act_), 2 * D, sum, D,
       int(LOOP_GEMM_ACCUMULATE));
   if (sum != r.out)
-    device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, static_cast<const void*>(sum), &stride,
-                 r.out, &stride);
+    device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, sum, &stride, r.out, &stride);
 }
 void Stack::inject_backward(const Run& r, const Weights& g, RegisterGradients& d) {
   const int64_t N = batch_.tokens, D = a_.hidden;
@@ -348,16 +344,15 @@ void Stack::inject_backward(const Run& r, const Weights& g, RegisterGradients& d
   void *dy = block_.d_x(), *dw = g.injections[size_t(s.index)].weight;
   cast_gradient(d.at[size_t(s.to)], dy);
   if (dw) {
-    run(&LoopBackend::gemm, "inject gradient", 1, 0, D, D, N, static_cast<const void*>(dy), D, static_cast<const void*>(r.in), D,
-        dw, 2 * D, int(LOOP_GEMM_ACCUMULATE));
-    run(&LoopBackend::gemm, "inject gradient", 1, 0, D, D, N, static_cast<const void*>(dy), D, static_cast<const void*>(r.from),
-        D, const_cast<void*>(right_half(dw, real_)), 2 * D, int(LOOP_GEMM_ACCUMULATE));
+    run(&LoopBackend::gemm, "inject gradient", 1, 0, D, D, N, dy, D, r.in, D, dw, 2 * D, int(LOOP_GEMM_ACCUMULATE));
+    run(&LoopBackend::gemm, "inject gradient", 1, 0, D, D, N, dy, D, r.from, D, const_cast<void*>(right_half(dw, real_)), 2 * D,
+        int(LOOP_GEMM_ACCUMULATE));
   }
   void* d_from = d.at[size_t(s.from)] ? d.at[size_t(s.from)] : zeroed(d, s.from);
-  run(&LoopBackend::gemm, "inject backward", 0, 0, N, D, D, static_cast<const void*>(dy), D, right_half(w.weight, act_), 2 * D,
-      d_from, D, int(LOOP_GEMM_ACCUMULATE));
-  run(&LoopBackend::gemm, "inject backward", 0, 0, N, D, D, static_cast<const void*>(dy), D, static_cast<const void*>(w.weight),
-      2 * D, d.at[size_t(s.to)], D, int(LOOP_GEMM_REAL_OUT));
+  run(&LoopBackend::gemm, "inject backward", 0, 0, N, D, D, dy, D, right_half(w.weight, act_), 2 * D, d_from, D,
+      int(LOOP_GEMM_ACCUMULATE));
+  run(&LoopBackend::gemm, "inject backward", 0, 0, N, D, D, dy, D, w.weight, 2 * D, d.at[size_t(s.to)], D,
+      int(LOOP_GEMM_REAL_OUT));
 }
 
 // With the norm that follows the block, when one does, and with the noise of the place.
@@ -386,20 +381,18 @@ void Stack::add_noise(int t, void* x) {
   const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
   if (noise_->given) {
     const void* own = static_cast<const char*>(noise_->given) + size_t(t * elements) * act_;
-    device_->run(&LoopBackend::binary, "noise", dt_, LOOP_ADD, 1, &elements, static_cast<const void*>(x), &stride, own, &stride,
-                 x);
+    device_->run(&LoopBackend::binary, "noise", dt_, LOOP_ADD, 1, &elements, x, &stride, own, &stride, x);
     return;
   }
   const int64_t rows = batch_.tokens / int64_t(noise_->sigma.size());
   for (int64_t i = 0; i < int64_t(noise_->sigma.size()); i++)
     run(&LoopBackend::add_noise, "noise", rows, a_.hidden, noise_->sigma[size_t(i)], noise_->seed, uint32_t(t),
-        noise_->streams + i * rows, batch_.positions + i * rows,
-        static_cast<void*>(static_cast<char*>(x) + size_t(i * rows * a_.hidden) * act_));
+        noise_->streams + i * rows, batch_.positions + i * rows, static_cast<char*>(x) + size_t(i * rows * a_.hidden) * act_);
 }
 
 void Stack::gate_logits(void* out) {
-  run(&LoopBackend::gate, "gate", plan_.reads() * batch_.tokens, a_.hidden, static_cast<const void*>(hidden_),
-      static_cast<const void*>(weights_.gate_weight), static_cast<const void*>(weights_.gate_bias), out);
+  run(&LoopBackend::gate, "gate", plan_.reads() * batch_.tokens, a_.hidden, hidden_, weights_.gate_weight, weights_.gate_bias,
+      out);
 }
 
 // ---- Backward ----
@@ -414,8 +407,7 @@ void Stack::add_to(RegisterGradients& d, int32_t to, void* from) {
   void*& at = d.at[size_t(to)];
   if (at) {
     const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
-    device_->run(&LoopBackend::binary, "add", loop_real(dt_), LOOP_ADD, 1, &elements, static_cast<const void*>(from), &stride,
-                 static_cast<const void*>(at), &stride, from);
+    device_->run(&LoopBackend::binary, "add", loop_real(dt_), LOOP_ADD, 1, &elements, from, &stride, at, &stride, from);
   }
   at = from;
 }
@@ -425,8 +417,7 @@ void Stack::copy_to(RegisterGradients& d, int32_t to, const void* from) {
   void*& at = d.at[size_t(to)];
   const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
   if (at) {
-    device_->run(&LoopBackend::binary, "add", loop_real(dt_), LOOP_ADD, 1, &elements, static_cast<const void*>(at), &stride, from,
-                 &stride, at);
+    device_->run(&LoopBackend::binary, "add", loop_real(dt_), LOOP_ADD, 1, &elements, at, &stride, from, &stride, at);
     return;
   }
   at = d.own[size_t(to)];
@@ -492,12 +483,12 @@ void Stack::backward(const Program& program, const Weights& g, RegisterGradients
         take_vector_gradients(at);
         if (weights_.embedding_scale_real) {
           const int64_t same = 0;
-          device_->run(&LoopBackend::binary, "embedding scale", loop_real(dt_), LOOP_MULTIPLY, 1, &elements,
-                       static_cast<const void*>(at), &stride, weights_.embedding_scale_real, &same, at);
+          device_->run(&LoopBackend::binary, "embedding scale", loop_real(dt_), LOOP_MULTIPLY, 1, &elements, at, &stride,
+                       weights_.embedding_scale_real, &same, at);
         }
         if (g.embedding)
-          run(&LoopBackend::embed_backward, "embed backward", batch_.tokens, a_.hidden, a_.vocabulary, batch_.ids,
-              static_cast<const void*>(at), g.embedding);
+          run(&LoopBackend::embed_backward, "embed backward", batch_.tokens, a_.hidden, a_.vocabulary, batch_.ids, at,
+              g.embedding);
         at = nullptr;
         break;
       case Step::Kind::norm:
@@ -552,7 +543,7 @@ void Stack::flush(RegisterGradients& d) {
   }
   void* none = nullptr;
   run(&LoopBackend::residual_norm_backward, "norm backward", batch_.tokens, a_.hidden, a_.norm_eps, pending_->value, none, none,
-      pending_->weight, static_cast<const void*>(block_.d_x()), d.at[size_t(pending_->to)], none, none, pending_->d_weight);
+      pending_->weight, block_.d_x(), d.at[size_t(pending_->to)], none, none, pending_->d_weight);
   pending_.reset();
 }
 

@@ -46,16 +46,14 @@ LoopedStates looped_block_forward(const Tensor& hidden, const Architecture& arch
     const Tensor& x = weights[i];
     require_like(x, hidden, operation, names[i].c_str());
     if (x.size() != int64_t(p.count) || (p.decays() && p.shape[0] > 1)) require_shape(x, p.shape, operation, names[i].c_str());
-    model.device->run(&LoopBackend::copy, operation, model.writable_data(p), static_cast<const void*>(x.data()),
-                      x.buffer->bytes());
+    model.device->run(&LoopBackend::copy, operation, model.writable_data(p), x.data(), x.buffer->bytes());
   }
   LoopedStates out{allocate(hidden.device, hidden.dtype, {T, N, architecture.hidden}, operation),
                    allocate(hidden.device, loop_real(hidden.dtype), {T, N}, operation)};
   const PackedBatch batch = pack(sequences, 0, {N, false, false, true});
   Stack stack(model, model.weights(), upload(batch, model.device, model.memory().batch), int(T), Stack::Keep::nothing);
   stack.forward_states(hidden.data());
-  model.device->run(&LoopBackend::copy, operation, out.hidden.data(), static_cast<const void*>(stack.hidden()),
-                    out.hidden.buffer->bytes());
+  model.device->run(&LoopBackend::copy, operation, out.hidden.data(), stack.hidden(), out.hidden.buffer->bytes());
   stack.gate_logits(out.gate_logits.data());
   return out;
 }
@@ -80,17 +78,17 @@ TokenScores per_loop_log_softmax(const Tensor& hidden, const Tensor& head, const
   const Tensor every_target = broadcast(targets, {T, N}, operation);
   TokenScores out{allocate(device, real, {T, N}, operation), allocate(device, real, {T, N}, operation)};
   const int64_t chunk = std::clamp<int64_t>(device->logits_bytes() / (V * real_bytes), 1, rows);
-  const Buffer logits(device, size_t(chunk * V * real_bytes));
+  Buffer logits(device, size_t(chunk * V * real_bytes));
   const LoopLoss* no_loss = nullptr;
   for (int64_t first = 0; first < rows; first += chunk) {
     const int64_t m = std::min(chunk, rows - first);
     const void* from = static_cast<char*>(hidden.data()) + first * D * act_bytes;
-    device->run(&LoopBackend::gemm, operation, dt, 0, 1, m, V, D, from, D, static_cast<const void*>(head.data()), D,
-                logits.as<>(), V, int(LOOP_GEMM_REAL_OUT));
+    device->run(&LoopBackend::gemm, operation, dt, 0, 1, m, V, D, from, D, head.data(), D, logits.as<>(), V,
+                int(LOOP_GEMM_REAL_OUT));
     device->run(&LoopBackend::head_rows, operation, dt, m, V, temperature, logits.as<>(),
                 static_cast<const int32_t*>(every_target.data()) + first, no_loss,
-                static_cast<void*>(static_cast<char*>(out.logprobs.data()) + first * real_bytes),
-                static_cast<void*>(static_cast<char*>(out.entropy.data()) + first * real_bytes));
+                static_cast<char*>(out.logprobs.data()) + first * real_bytes,
+                static_cast<char*>(out.entropy.data()) + first * real_bytes);
   }
   return out;
 }
@@ -119,8 +117,8 @@ PolicyGradient policy_gradient_reduction(const PolicyGradientTensors& in, LoopLo
   loss.advantage = advantages.data();
   loss.old_logprob = loss.surrogate == LOOP_REINFORCE ? nullptr : in.old_logprobs->data();
   const LoopLoss* objective = &loss;
-  logprobs.device->run(&LoopBackend::policy_gradient, operation, logprobs.dtype, logprobs.size(),
-                       static_cast<const void*>(logprobs.data()), objective, out.coefficients.data(), &out.sums);
+  logprobs.device->run(&LoopBackend::policy_gradient, operation, logprobs.dtype, logprobs.size(), logprobs.data(), objective,
+                       out.coefficients.data(), &out.sums);
   return out;
 }
 

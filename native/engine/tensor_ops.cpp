@@ -70,8 +70,8 @@ void copy_strided(const Tensor& x, size_t offset, const Shape& shape, const Shap
                   const Shape& out_strides, const char* operation) {
   const char* from = static_cast<const char*>(x.data()) + offset * loop_dtype_size(x.dtype);
   char* to = static_cast<char*>(out.data()) + out_offset * loop_dtype_size(out.dtype);
-  x.device->run(&LoopBackend::copy_strided, operation, x.dtype, out.dtype, int32_t(shape.size()), shape.data(),
-                static_cast<const void*>(from), strides.data(), static_cast<void*>(to), out_strides.data());
+  x.device->run(&LoopBackend::copy_strided, operation, x.dtype, out.dtype, int32_t(shape.size()), shape.data(), from,
+                strides.data(), to, out_strides.data());
 }
 
 }  // namespace
@@ -107,7 +107,7 @@ void check_dtype(const Device& device, LoopDType dtype, const char* operation) {
 Tensor allocate(const std::shared_ptr<Device>& device, LoopDType dtype, const Shape& shape, const char* operation) {
   check_dtype(*device, dtype, operation);
   const int64_t size = checked_size(shape, operation);
-  return {device, dtype, shape, std::make_shared<const Buffer>(device, size_t(size) * loop_dtype_size(dtype))};
+  return {device, dtype, shape, std::make_shared<Buffer>(device, size_t(size) * loop_dtype_size(dtype))};
 }
 
 Tensor from_host(const std::shared_ptr<Device>& device, LoopDType dtype, const Shape& shape, const void* elements, bool rounded) {
@@ -182,9 +182,8 @@ Tensor binary(LoopBinaryOp op, const Tensor& a, const Tensor& b) {
   if (!shape) bad_shape(operation, "shapes " + to_string(a.shape) + " and " + to_string(b.shape) + " do not broadcast");
   Tensor out = allocate(a.device, a.dtype, *shape, operation);
   const Shape stride_a = broadcast_strides(a.shape, *shape), stride_b = broadcast_strides(b.shape, *shape);
-  a.device->run(&LoopBackend::binary, operation, a.dtype, op, int32_t(shape->size()), shape->data(),
-                static_cast<const void*>(a.data()), stride_a.data(), static_cast<const void*>(b.data()), stride_b.data(),
-                out.data());
+  a.device->run(&LoopBackend::binary, operation, a.dtype, op, int32_t(shape->size()), shape->data(), a.data(), stride_a.data(),
+                b.data(), stride_b.data(), out.data());
   return out;
 }
 
@@ -200,8 +199,8 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   const int64_t d = x.shape.back();
   const void* none = nullptr;
   void* unchanged = nullptr;
-  x.device->run(&LoopBackend::residual_norm, operation, x.dtype, x.size() / d, d, eps, static_cast<const void*>(x.data()), none,
-                none, static_cast<const void*>(weight.data()), unchanged, out.data());
+  x.device->run(&LoopBackend::residual_norm, operation, x.dtype, x.size() / d, d, eps, x.data(), none, none, weight.data(),
+                unchanged, out.data());
   return out;
 }
 
@@ -211,8 +210,7 @@ Tensor softmax(const Tensor& x, bool logarithm) {
   if (x.shape.empty()) bad_shape(operation, "the tensor needs at least one axis, got []");
   Tensor out = allocate(x.device, x.dtype, x.shape, operation);
   const int64_t n = x.shape.back();
-  x.device->run(&LoopBackend::softmax, operation, x.dtype, x.size() / n, n, int(logarithm), static_cast<const void*>(x.data()),
-                out.data());
+  x.device->run(&LoopBackend::softmax, operation, x.dtype, x.size() / n, n, int(logarithm), x.data(), out.data());
   return out;
 }
 
@@ -236,7 +234,7 @@ Tensor gather(const Tensor& x, const Tensor& indices) {
   shape.insert(shape.end(), x.shape.begin() + 1, x.shape.end());
   Tensor out = allocate(x.device, x.dtype, shape, operation);
   x.device->run(&LoopBackend::gather_rows, operation, x.dtype, indices.size(), x.size() / x.shape[0],
-                static_cast<const int32_t*>(indices.data()), static_cast<const void*>(x.data()), out.data());
+                static_cast<const int32_t*>(indices.data()), x.data(), out.data());
   return out;
 }
 
@@ -254,7 +252,7 @@ Tensor reduce(LoopReduceOp op, const Tensor& x, std::optional<int64_t> axis) {
     shape.erase(shape.begin() + int64_t(at));
   }
   Tensor out = allocate(x.device, op == LOOP_ARGMAX ? LOOP_I32 : x.dtype, shape, operation);
-  x.device->run(&LoopBackend::reduce, operation, x.dtype, op, outer, n, inner, static_cast<const void*>(x.data()), out.data());
+  x.device->run(&LoopBackend::reduce, operation, x.dtype, op, outer, n, inner, x.data(), out.data());
   return out;
 }
 

@@ -18,7 +18,7 @@ struct Tensor {
   std::shared_ptr<Device> device;
   LoopDType dtype = LOOP_F32;
   Shape shape;
-  std::shared_ptr<const Buffer> buffer;
+  std::shared_ptr<Buffer> buffer;
 
   void* data() const { return buffer->as<>(); }
   int64_t size() const;

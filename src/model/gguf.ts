@@ -36,7 +36,7 @@ export async function findGguf(path: string, operation: string): Promise<string 
     const message = `${path} is neither a checkpoint folder nor a file whose name ends in .gguf`
     throw new LoopLMError('INVALID_FILE', message, { operation })
   }
-  const names = await onDisk('read', path, readdir(path), operation)
+  const names = await readdir(path).catch(() => []) // of a folder that cannot be listed, reading its files says why
   if (names.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return undefined
   const files = names.filter((name) => name.endsWith('.gguf')).sort()
   if (files.length < 2) return files[0] === undefined ? undefined : join(path, files[0])

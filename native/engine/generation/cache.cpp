@@ -82,8 +82,8 @@ bool Cache::replace(int64_t slots) {
       if (row == 0) continue;
       const int64_t shape[] = {planes, count * row}, from[] = {slots_ * row, 1}, to[] = {slots * row, 1};
       const size_t at = size_t(first * row) * size;
-      model_.device->run(&LoopBackend::copy_strided, "grow the cache", model_.dt, model_.dt, 2, shape,
-                         static_cast<const void*>(parts[i]->buffer.at(at)), from, larger[i].buffer.at(at), to);
+      model_.device->run(&LoopBackend::copy_strided, "grow the cache", model_.dt, model_.dt, 2, shape, parts[i]->buffer.at(at),
+                         from, larger[i].buffer.at(at), to);
     }
   const int64_t added = slots - slots_, first = slots_;
   used_ += added;  // as if the new slots had been allocated
@@ -94,11 +94,11 @@ bool Cache::replace(int64_t slots) {
   return true;
 }
 
-CacheUse Cache::decoding(const int32_t* rows, const LoopCacheContext* contexts, const int32_t* before) const {
+CacheUse Cache::decoding(const int32_t* rows, const LoopCacheContext* contexts, const int32_t* before) {
   return {keys_.buffer.as<>(),    values_.buffer.as<>(),  slots_, planes_, rows, contexts, nullptr, 0, 0,
           shift_p_.buffer.as<>(), shift_a_.buffer.as<>(), before};
 }
-CacheUse Cache::prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows) const {
+CacheUse Cache::prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows) {
   return {keys_.buffer.as<>(),    values_.buffer.as<>(),  slots_, planes_, rows, nullptr, prefixes, prefix_count, prefix_rows,
           shift_p_.buffer.as<>(), shift_a_.buffer.as<>(), nullptr};
 }
@@ -106,12 +106,12 @@ CacheUse Cache::prompts(const int32_t* rows, const CachedPrefix* prefixes, int32
 void Cache::copy_up(int64_t slot, int t, int loops) {
   if (shared() || t + 1 >= loops) return;
   const size_t size = loop_dtype_size(model_.dt);
-  for (const Part* part : {&keys_, &values_, &shift_p_, &shift_a_}) {
+  for (Part* part : {&keys_, &values_, &shift_p_, &shift_a_}) {
     const int64_t row = int64_t(part->width), plane = slots_ * row, block = planes_ * plane;
     if (row == 0) continue;
     const int64_t shape[] = {loop_blocks_, loops - t - 1, row}, from[] = {block, 0, 1}, to[] = {block, plane, 1};
     model_.device->run(&LoopBackend::copy_strided, "copy up", model_.dt, model_.dt, 3, shape,
-                       static_cast<const void*>(part->buffer.at(size_t(t * plane + slot * row) * size)), from,
+                       part->buffer.at(size_t(t * plane + slot * row) * size), from,
                        part->buffer.at(size_t((t + 1) * plane + slot * row) * size), to);
   }
 }

@@ -45,11 +45,11 @@ class Cache {
 
   // For a pass whose rows are at loops of their own: `rows` and the contexts hold slots as `slot_at` gives them.
   // before: the slots of the rows' predecessors, in the same way; read where an adapter has shifts.
-  CacheUse decoding(const int32_t* rows, const LoopCacheContext* contexts, const int32_t* before) const;
+  CacheUse decoding(const int32_t* rows, const LoopCacheContext* contexts, const int32_t* before);
   // For prompts: every loop of the stack writes its own plane (of a shared cache, over the one before).
-  CacheUse prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows) const;
+  CacheUse prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows);
   // The keys and values of the first plane of a block of the loop.
-  std::pair<void*, void*> planes(int block) const {
+  std::pair<void*, void*> planes(int block) {
     const size_t at = size_t(block * planes_) * size_t(slots_) * width() * loop_dtype_size(model_.dt);
     return {keys_.buffer.at(at), values_.buffer.at(at)};
   }

@@ -58,8 +58,7 @@ std::vector<Row*> Decode::read_first(const std::vector<Row*>& rows, int loop, st
   std::vector<HeadRow> reads;
   for (size_t i = 0; i < rows.size(); i++) {
     const auto copy = [&](void* to, int t, size_t r) {
-      device->run(&LoopBackend::copy, "first states", to,
-                  static_cast<const void*>(rows[i]->prompt->last.at((size_t(t - 1) * R + r) * bytes)), bytes);
+      device->run(&LoopBackend::copy, "first states", to, rows[i]->prompt->last.at((size_t(t - 1) * R + r) * bytes), bytes);
     };
     for (size_t r = 0; r < R; r++) copy(memory_.first.at((r * rows.size() + i) * bytes), loop, r);
     if (loop > 1) copy(memory_.before.at(i * bytes), loop - 1, 0);
@@ -187,7 +186,7 @@ std::vector<LoopRows> Decode::loops_of_rows() const {
 // All that differs between passes, in one copy: contexts, then positions [n], slots [n], those of the tokens before [n], and the
 // token ids of the fresh.
 const int32_t* Decode::upload_rows(CacheUse& use, int32_t& last_position) {
-  const Cache& cache = g_.cache;
+  Cache& cache = g_.cache;
   const size_t n = tokens_.size(), context_bytes = n * sizeof(LoopCacheContext);
   std::vector<LoopCacheContext> contexts;
   std::vector<int32_t> positions, slots, before, ids;
@@ -261,8 +260,8 @@ void Decode::load_states(const Stack& loop, size_t fresh) {
   const size_t bytes = g_.state_bytes, staying = tokens_.size() - fresh;
   if (staying == 0) return;
   for (size_t r = 0; r < g_.registers(); r++)
-    g_.model.device->run(&LoopBackend::copy, "states", static_cast<void*>(static_cast<char*>(loop.inputs()[r]) + fresh * bytes),
-                         static_cast<const void*>(states_.values.at(r * states_.tokens * bytes)), staying * bytes);
+    g_.model.device->run(&LoopBackend::copy, "states", static_cast<char*>(loop.inputs()[r]) + fresh * bytes,
+                         states_.values.at(r * states_.tokens * bytes), staying * bytes);
 }
 
 // states_ = rows `index` of `from`

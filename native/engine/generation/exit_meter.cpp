@@ -18,8 +18,8 @@ void decide(HeadRow& row) { row.exits = exits(row.exit_options(), row.loop, row.
 std::vector<double> ExitMeter::download_state(const void* states, int64_t row) const {
   const size_t D = size_t(g_.architecture().hidden);
   std::vector<char> raw(g_.state_bytes);
-  g_.model.device->run(&LoopBackend::copy_out, "copy_out", static_cast<void*>(raw.data()),
-                       static_cast<const void*>(static_cast<const char*>(states) + size_t(row) * g_.state_bytes), g_.state_bytes);
+  g_.model.device->run(&LoopBackend::copy_out, "copy_out", raw.data(),
+                       static_cast<const char*>(states) + size_t(row) * g_.state_bytes, g_.state_bytes);
   std::vector<double> out(D);
   for (size_t j = 0; j < D; j++) {
     if (g_.model.dt == LOOP_F64) out[j] = reinterpret_cast<const double*>(raw.data())[j];
@@ -53,7 +53,7 @@ void ExitMeter::apply_gates(std::vector<HeadRow>& rows, const std::vector<int32_
   const Weights& w = g_.model.weights();
   memory_.gates.reserve(g_.model.device, index.size() * loop_dtype_size(g_.model.real()));
   g_.model.device->run(&LoopBackend::gate, "gate", g_.model.dt, int64_t(index.size()), g_.architecture().hidden, hidden,
-                       static_cast<const void*>(w.gate_weight), static_cast<const void*>(w.gate_bias), memory_.gates.as<>());
+                       w.gate_weight, w.gate_bias, memory_.gates.as<>());
   const std::vector<double> logits = download_reals(memory_.gates, g_.model.dt, index.size());
   for (size_t k = 0; k < index.size(); k++) {
     if (!asks(index[k])) continue;
@@ -94,8 +94,8 @@ std::vector<double> ExitMeter::expectation(int64_t n, const void* p, const void*
   memory_.sums.reserve(g_.model.device, size_t(n) * loop_dtype_size(real));
   g_.model.device->run(&LoopBackend::binary, "multiply", real, LOOP_MULTIPLY, 1, &count, p, &one, x, &one,
                        memory_.product.as<>());
-  g_.model.device->run(&LoopBackend::reduce, "sum", real, LOOP_SUM, n, V, int64_t(1),
-                       static_cast<const void*>(memory_.product.as<>()), memory_.sums.as<>());
+  g_.model.device->run(&LoopBackend::reduce, "sum", real, LOOP_SUM, n, V, int64_t(1), memory_.product.as<>(),
+                       memory_.sums.as<>());
   return download_reals(memory_.sums, g_.model.dt, size_t(n));
 }
 
@@ -138,8 +138,7 @@ void ExitMeter::measure_divergences(const std::vector<HeadRow*>& asking, const s
 
   const auto reversed = [](const HeadRow* row) { return row->needs(exit_needs::reverse_divergence); };
   if (std::any_of(asking.begin(), asking.end(), reversed)) {
-    device->run(&LoopBackend::softmax, "softmax", real, n, V, 0, static_cast<const void*>(memory_.previous.as<>()),
-                memory_.p.as<>());
+    device->run(&LoopBackend::softmax, "softmax", real, n, V, 0, memory_.previous.as<>(), memory_.p.as<>());
     const std::vector<double> reverse = expectation(n, memory_.p.as<>(), memory_.log_p.as<>());
     for (size_t k = 0; k < asking.size(); k++) {
       const double entropy = asking[k]->loop == 1 ? std::log(double(V)) : asking[k]->exit.entropy;
@@ -148,7 +147,7 @@ void ExitMeter::measure_divergences(const std::vector<HeadRow*>& asking, const s
   }
   for (size_t k = 0; k < asking.size(); k++)
     device->run(&LoopBackend::copy, "keep log-probabilities", memory_.kept.at(size_t(before[k] ^ 1) * row_bytes),
-                static_cast<const void*>(memory_.log_p.at(k * row_bytes)), row_bytes);
+                memory_.log_p.at(k * row_bytes), row_bytes);
 }
 
 }  // namespace looplm

@@ -21,8 +21,7 @@ void Speculation::reserve() {
   if (width_ > 0) {
     const int64_t shape[] = {std::min(rows_, g_.row_indices), width_ * token}, from[] = {width_ * token, 1},
                   to[] = {width * token, 1};
-    model.device->run(&LoopBackend::copy_strided, "drafts", model.dt, model.dt, 2, shape,
-                      static_cast<const void*>(states_.as<>()), from, wider.as<>(), to);
+    model.device->run(&LoopBackend::copy_strided, "drafts", model.dt, model.dt, 2, shape, states_.as<>(), from, wider.as<>(), to);
   }
   states_ = std::move(wider);
   rows_ = g_.row_indices;
@@ -32,7 +31,7 @@ void Speculation::reserve() {
 void Speculation::keep(const ActiveToken& token, const Stack::Registers& after, size_t i) {
   for (size_t r = 0; r < g_.registers(); r++)
     g_.model.device->run(&LoopBackend::copy, "drafted state", states_.at(offset(*token.row, token.ahead, r)),
-                         static_cast<const void*>(static_cast<const char*>(after[r]) + i * g_.state_bytes), g_.state_bytes);
+                         static_cast<const char*>(after[r]) + i * g_.state_bytes, g_.state_bytes);
 }
 
 bool Speculation::verify(Row& row, HeadRow* reads, size_t count) {
