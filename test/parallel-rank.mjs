@@ -1,6 +1,7 @@
-// One rank of a test: node test/parallel-rank.mjs SCENARIO. Prints one line of JSON.
+// One rank of a test: node test/parallel-rank.mjs SCENARIO. What it finds is a file of LOOPLM_RANK_FOLDER.
 import { createHash } from 'node:crypto'
-import { writeSync } from 'node:fs'
+import { writeFileSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AdamW, LoopLM, parallel } from '../dist/src/index.js'
 
@@ -13,8 +14,11 @@ const config = {
   num_attention_heads: 4,
   total_ut_steps: 2,
 }
-// A rank's line in one piece: others write to the same pipe.
-const say = (value) => writeSync(1, `${JSON.stringify(value)}\n`)
+// What a rank says lies in a file of its own: launchers mix long lines of several ranks.
+const say = (value) =>
+  typeof value === 'string'
+    ? writeSync(1, `${value}\n`)
+    : writeFileSync(join(process.env.LOOPLM_RANK_FOLDER, `${value.rank}.json`), JSON.stringify(value))
 
 /** Trains on the share of the sequences that belongs to this rank; a checksum of the parameters at the end. */
 async function train(world, { dtype = 'float32', adapter = false } = {}) {

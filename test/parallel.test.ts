@@ -1,5 +1,7 @@
 // Many processes: the communication table and the sharded optimizer on threads, then processes under Open MPI and MPICH.
 import { execFileSync, spawnSync } from 'node:child_process'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
 import { beforeAll, describe, expect, it } from 'vitest'
@@ -171,23 +173,27 @@ it.runIf(installed.length > 0)('a worker thread joins no world', async () => {
 })
 
 describe.each(installed)('processes under %s', (mpi) => {
-  const ranksOf = (stdout: string) => {
-    const lines = stdout
-      .trim()
-      .split('\n')
-      .map((line) => JSON.parse(line))
-    return lines.sort((a, b) => a.rank - b.rank)
+  const folder = () => mkdtempSync(join(tmpdir(), 'looplm-ranks-'))
+  /** What the ranks wrote into a folder, which is removed. */
+  const ranksOf = (written: string) => {
+    const said = readdirSync(written).map((name) => JSON.parse(readFileSync(join(written, name), 'utf8')))
+    rmSync(written, { recursive: true })
+    return said.sort((a, b) => a.rank - b.rank)
   }
   const succeed = async (ranks: number, scenario: string) => {
-    const { status, stdout, stderr } = await launch(mpi, ranks, process.execPath, [fixture, scenario])
+    const written = folder()
+    const extra = { LOOPLM_RANK_FOLDER: written }
+    const { status, stderr } = await launch(mpi, ranks, process.execPath, [fixture, scenario], extra)
     expect(status, stderr).toBe(0)
-    const said = ranksOf(stdout)
+    const said = ranksOf(written)
     expect(said.map(({ rank }) => rank)).toEqual(Array.from({ length: ranks }, (_, i) => i))
     return said
   }
   const fail = async (ranks: number, scenario: string) => {
     const began = performance.now()
-    const ended = await launch(mpi, ranks, process.execPath, [fixture, scenario])
+    const written = folder()
+    const ended = await launch(mpi, ranks, process.execPath, [fixture, scenario], { LOOPLM_RANK_FOLDER: written })
+    ranksOf(written)
     expect(ended.status, ended.stdout).not.toBe(0)
     return { ...ended, seconds: (performance.now() - began) / 1000 }
   }
@@ -225,7 +231,9 @@ describe.each(installed)('processes under %s', (mpi) => {
   })
 
   it.each([2, 3])('a model trained together is that of one process, %i ranks', async (ranks) => {
-    const [one] = ranksOf(execFileSync(process.execPath, [fixture, 'train'], { encoding: 'utf8' }))
+    const alone = folder()
+    execFileSync(process.execPath, [fixture, 'train'], { env: { ...process.env, LOOPLM_RANK_FOLDER: alone } })
+    const [one] = ranksOf(alone)
     const [first, second] = [await succeed(ranks, 'train'), await succeed(ranks, 'train')]
     expect(second).toEqual(first) // the same bits in every run
     for (const { trained } of first) {

@@ -88,7 +88,7 @@ it('nothing in src asks whether an array, an error or a promise is of this realm
   const files = (await readdir(join(root, 'src'), { recursive: true })).filter((name) => name.endsWith('.ts'))
   const builtIn =
     /instanceof (?:\w*Array|ArrayBuffer|SharedArrayBuffer|DataView|Error|\w+Error|Promise|Map|Set|Date|RegExp|Object|Function|AbortSignal|URL)\b/
-  const own = /instanceof (?:LoopLMError|HttpError|CommanderError)\b/g
+  const own = /instanceof (?:LoopLMError|HttpError|CommanderError|CsvError)\b/g
   const found = files.filter((name) => builtIn.test(readFileSync(join(root, 'src', name), 'utf8').replaceAll(own, '')))
   expect(found).toEqual([])
 })

@@ -319,6 +319,8 @@ void abort(void* ctx, const char* message, int32_t status) {
   world.aborting = true;
   std::fprintf(stderr, "looplm: rank %d of %d ends all ranks: %s\n", world.rank, world.size, message);
   std::fflush(stderr);
+  // MPICH's launcher drops what it has not yet read when it hears of the abort.
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
   // MPI_Abort may end this process by exit(), whose handlers wait for threads that wait for other ranks.
   static int exit_status;
   exit_status = status;

@@ -2,6 +2,7 @@
  * A thread that decodes Parquet: a column of a row group is decoded in one go, which would hold up the event loop for as long as it takes.
  */
 import { type FileHandle, open } from 'node:fs/promises'
+import { types } from 'node:util'
 import { parentPort } from 'node:worker_threads'
 import { type FileMetaData, parquetMetadataAsync, parquetReadObjects, parquetSchema } from 'hyparquet'
 import { compressors } from 'hyparquet-compressors'
@@ -145,8 +146,8 @@ function plainValue(value: unknown): unknown {
   if (value === null || value === undefined || value instanceof Unreadable) return value ?? undefined
   if (typeof value === 'bigint') return Number.isSafeInteger(Number(value)) ? Number(value) : String(value)
   if (typeof value !== 'object') return value
-  if (value instanceof Date) return value.toISOString()
-  if (value instanceof Uint8Array) return text(value) ?? Buffer.from(value).toString('base64')
+  if (types.isDate(value)) return value.toISOString()
+  if (types.isUint8Array(value)) return text(value) ?? Buffer.from(value).toString('base64')
   const list = Array.isArray(value) || ArrayBuffer.isView(value) ? [...(value as Iterable<unknown>)] : undefined
   if (list !== undefined) {
     const made = list.map((inner) => plainValue(inner) ?? null)
