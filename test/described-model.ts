@@ -4,6 +4,12 @@
 import type { Architecture, Role, Step } from '../src/native/architecture.js'
 import { type Arithmetic, type Computation, exitLogPdf, float64, type Parameters } from './looped-model.js'
 
+/** Of the family in test/fixtures/two-registers.ts. */
+export const describedConfig = {
+  ...{ model_type: 'two_registers', vocab_size: 12, hidden_size: 16, intermediate_size: 20, num_hidden_layers: 4 },
+  ...{ num_attention_heads: 2, initializer_range: 0.3 },
+}
+
 type Rows = number[][] // [position][channel]
 
 export interface DescribedOptions {

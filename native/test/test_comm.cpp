@@ -1,16 +1,14 @@
 // The communication table: every operation against what it must give, which each rank computes by itself.
 //
 //   looplm_comm_tests                         solo, and threads as ranks, in worlds of 1 to 5
-//   looplm_comm_tests LIBRARY [bytes]         this process as one rank of LIBRARY (openmpi, mpich), under its launcher; `bytes`
-//   is
-//                                             the largest message
+//   looplm_comm_tests LIBRARY [bytes]         this process as one rank of LIBRARY (openmpi, mpich), under its launcher;
+//                                             `bytes` is the largest message
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <limits>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -20,21 +18,12 @@
 #include "../comm_library.h"
 #include "../engine/communicator.h"
 #include "../engine/error.h"
+#include "engine/claims.h"
 
 namespace looplm {
 namespace {
 
-int failures = 0;
-std::mutex printing;
-
-void claim(const std::string& name, bool holds, const std::string& detail = "") {
-  std::lock_guard lock(printing);
-  failures += !holds;
-  std::printf("%s %s%s%s\n", holds ? "ok" : "not ok", name.c_str(), holds || detail.empty() ? "" : ": ",
-              holds ? "" : detail.c_str());
-  std::fflush(stdout);
-}
-
+using test::claim;
 using Bytes = std::vector<uint8_t>;
 
 // What rank `from` sends to rank `to`: bytes that only they exchange.
@@ -276,7 +265,7 @@ int run_rank(const std::string& library, int64_t message_bytes) {
   every_operation(*table, ctx);
   claim("it says which library it is", contains(table->describe(ctx), library == "openmpi" ? "Open MPI" : "MPICH"),
         table->describe(ctx));
-  if (failures) table->abort(ctx, "a test failed", 1);
+  if (test::failures) table->abort(ctx, "a test failed", 1);
   table->close(ctx);
   return 0;
 }
@@ -297,5 +286,5 @@ int main(int argc, char** argv) {
   } catch (const std::exception& error) {
     claim("no unexpected error", false, error.what());
   }
-  return failures > 0;
+  return test::failures > 0;
 }

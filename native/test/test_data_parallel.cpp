@@ -4,7 +4,6 @@
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -13,22 +12,13 @@
 #include "../comm/threads.h"
 #include "../engine/error.h"
 #include "../engine/optimizer.h"
+#include "engine/claims.h"
 #include "small_architecture.h"
 
 namespace looplm {
 namespace {
 
-int failures = 0;
-std::mutex printing;
-
-void claim(const std::string& name, bool holds, const std::string& detail = "") {
-  std::lock_guard lock(printing);
-  failures += !holds;
-  std::printf("%s %s%s%s\n", holds ? "ok" : "not ok", name.c_str(), holds || detail.empty() ? "" : ": ",
-              holds ? "" : detail.c_str());
-  std::fflush(stdout);
-}
-
+using test::claim;
 using Bytes = std::vector<uint8_t>;
 using Numbers = std::vector<double>;
 
@@ -357,5 +347,5 @@ int main() {
   } catch (const std::exception& error) {
     claim("no unexpected error", false, error.what());
   }
-  return failures > 0;
+  return test::failures > 0;
 }

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, expect, it } from 'vitest'
 import { LoopLM, type LoopLMConfigInput, RLTTTrainer } from '../../src/index.js'
 import { registerFamily } from '../../src/model/architectures/families.js'
 import { expectDerivative } from '../central-differences.js'
-import { describedLogSoftmax, describedStates } from '../described-model.js'
+import { describedConfig, describedLogSoftmax, describedStates } from '../described-model.js'
 import { twoRegisters } from '../fixtures/two-registers.js'
 import { relativeError } from '../golden-files.js'
 import type { Parameters } from '../looped-model.js'
@@ -16,10 +16,7 @@ const folder = mkdtempSync(join(tmpdir(), 'looplm-described-'))
 afterAll(() => rmSync(folder, { recursive: true }))
 beforeAll(() => registerFamily('two_registers', twoRegisters))
 
-const config: LoopLMConfigInput = {
-  ...{ model_type: 'two_registers', vocab_size: 12, hidden_size: 16, intermediate_size: 20, num_hidden_layers: 4 },
-  ...{ num_attention_heads: 4, num_key_value_heads: 2, initializer_range: 0.3 },
-}
+const config: LoopLMConfigInput = { ...describedConfig, num_attention_heads: 4, num_key_value_heads: 2 }
 const sequences = [
   [1, 10, 2, 11, 0, 3],
   [7, 8, 11, 5],

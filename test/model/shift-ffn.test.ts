@@ -7,7 +7,7 @@ import { type DeviceName, LoopLM, type LoopLMConfigInput, RLTTTrainer } from '..
 import { registerFamily } from '../../src/model/architectures/families.js'
 import { adapterOf, fillAdapter, mergedBy } from '../adapters.js'
 import { expectDerivative } from '../central-differences.js'
-import { describedLogSoftmax, describedStates } from '../described-model.js'
+import { describedConfig as described, describedLogSoftmax, describedStates } from '../described-model.js'
 import { twoRegisters } from '../fixtures/two-registers.js'
 import { relativeError } from '../golden-files.js'
 import type { Parameters } from '../looped-model.js'
@@ -19,10 +19,6 @@ afterAll(() => rmSync(work, { recursive: true }))
 beforeAll(() => registerFamily('two_registers', twoRegisters))
 
 const ouro = { ...tinyConfig, num_hidden_layers: 2 }
-const described: LoopLMConfigInput = {
-  ...{ model_type: 'two_registers', vocab_size: 12, hidden_size: 16, intermediate_size: 20, num_hidden_layers: 4 },
-  ...{ num_attention_heads: 2, initializer_range: 0.3 },
-}
 const sequences = [
   [1, 10, 2, 11, 0, 3],
   [1, 10, 2, 7],

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdio>
 #include <functional>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -10,16 +11,14 @@
 namespace looplm::test {
 
 inline int failures = 0;
+inline std::mutex claiming;  // ranks that are threads claim too
 
 inline void claim(const std::string& name, bool holds, const std::string& detail = "") {
+  std::lock_guard lock(claiming);
   failures += !holds;
   std::printf("%s %s%s%s\n", holds ? "ok" : "not ok", name.c_str(), holds || detail.empty() ? "" : ": ",
               holds ? "" : detail.c_str());
-}
-
-// By central differences of fourth order.
-inline double derivative(const std::function<double(double)>& of, double step = 1e-5) {
-  return (8 * (of(step) - of(-step)) - (of(2 * step) - of(-2 * step))) / (12 * step);
+  std::fflush(stdout);
 }
 
 // The action throws an Error of this code whose message has every one of the parts.
