@@ -21,6 +21,11 @@ inline void claim(const std::string& name, bool holds, const std::string& detail
   std::fflush(stdout);
 }
 
+// By central differences of fourth order.
+inline double derivative(const std::function<double(double)>& of, double step = 1e-5) {
+  return (8 * (of(step) - of(-step)) - (of(2 * step) - of(-2 * step))) / (12 * step);
+}
+
 // The action throws an Error of this code whose message has every one of the parts.
 inline void refuses(const std::string& name, const std::string& code, const std::vector<std::string>& parts,
                     const std::function<void()>& action) {
