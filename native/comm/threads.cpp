@@ -134,10 +134,9 @@ int together(void* ctx, const Call& call, Take take) {
     if (!status) status = take(own);
     leave(own);
   }
-  if (status) {
-    std::lock_guard lock(own.world->mutex);
-    own.error = own.world->failure;
-  }
+  std::lock_guard lock(own.world->mutex);
+  if (!status) status = own.world->status;  // what another rank has found is every rank's error
+  if (status) own.error = own.world->failure;
   return status;
 }
 
