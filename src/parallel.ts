@@ -10,7 +10,7 @@ export interface Launcher {
   /** Processes that it started; undefined where it does not say. */
   size: number | undefined
   rank: number | undefined
-  /** The MPIs that can talk to it, the likeliest first. */
+  /** MPI libraries that work with this launcher, in the order in which they are tried. */
   libraries: readonly string[]
 }
 

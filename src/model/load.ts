@@ -17,7 +17,7 @@ export async function loadPretrained(path: string, place: LoadPlace, settings: L
   const { weights, quantization: saved, config: own, ...parts } = await readCheckpoint(path, operation)
   const { config, added } = withExitGateIf(settings.exitGate, own, operation)
   if (saved !== undefined && settings.quantization !== undefined) {
-    const message = `${path} is quantized already (${saved.bits} bits, groups of ${saved.groupSize}): leave quantize away`
+    const message = `${path} is quantized already (${saved.bits} bits, groups of ${saved.groupSize}): omit quantize`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
   if (saved !== undefined && settings.dequantize) {

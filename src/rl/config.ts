@@ -135,7 +135,7 @@ const depth = {
   loops: count(maxLoops)
     .optional()
     .describe(
-      'Loops of rollouts and of training; default those of the model. More are for families that were trained with a varying number.',
+      'Loops of rollouts and of training; default those of the model. Nanbeige and HRM-Text refuse more than the model has.',
     ),
   readLoops: z
     .array(count(maxLoops))

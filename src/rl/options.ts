@@ -99,8 +99,7 @@ export interface OptimizerConfig {
 /** Which loops are trained, and how they begin. */
 export interface LoopConfig {
   /**
-   * Loops of rollouts and of training; default those of the model. More are for families that were trained with a varying
-   * number.
+   * Loops of rollouts and of training; default those of the model. Nanbeige and HRM-Text refuse more than the model has.
    */
   loops?: number | undefined
   /**

@@ -179,7 +179,7 @@ ENGINE_TEST(test_malformed_headers, "safetensors: malformed headers") {
     parse(image(R"({"a":{"dtype":"U8","shape":[)" + shape + R"(],"data_offsets":[0,1]}})", 1));
   });
 
-  // Every prefix of a good header is refused, whatever it is cut at.
+  // A header that is cut short at any byte is refused.
   const std::string good = R"({"__metadata__":{"k":"v\u00e9"},"a":{"dtype":"U8","shape":[1,2],"data_offsets":[0,2]}})";
   size_t refused = 0;
   for (size_t n = 0; n < good.size(); n++) try {
