@@ -25,7 +25,7 @@ export type { LoopLMConfig, LoopLMConfigInput } from './model/config.js'
 export { type EstimateOptions, estimateMemory, type MemoryEstimate } from './model/estimate.js'
 export type { ExitRule } from './model/exit-rules.js'
 export { LoopLM } from './model/model.js'
-export { AdamW, type AdamWOptions } from './model/optimizer.js'
+export { AdamW, type AdamWOptions, type ExchangeTimes } from './model/optimizer.js'
 export { GenerateRequest, Scheduler } from './model/scheduler.js'
 export type { ScoredSequences } from './model/score.js'
 export type {

@@ -397,7 +397,12 @@ export interface NativeBinding {
 
   /** Memory is taken by the first call, so that creating one never waits. */
   optimizerCreate(model: NativeModel, world?: NativeWorld): NativeOptimizer
-  optimizerStep(optimizer: NativeOptimizer, options: NativeAdamWOptions): Promise<{ gradNorm: number; steps: number }>
+  /** exchanging, waiting: seconds of all steps so far; 0 where one process trains. */
+  optimizerStep(
+    optimizer: NativeOptimizer,
+    options: NativeAdamWOptions,
+  ): Promise<{ gradNorm: number; steps: number; exchanging: number; waiting: number }>
+  optimizerExchangeDuringNext(optimizer: NativeOptimizer): Promise<void>
   optimizerSave(optimizer: NativeOptimizer, path: string): Promise<void>
   optimizerLoad(optimizer: NativeOptimizer, path: string): Promise<number>
 

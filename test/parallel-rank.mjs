@@ -21,13 +21,14 @@ const say = (value) =>
     : writeFileSync(join(process.env.LOOPLM_RANK_FOLDER, `${value.rank}.json`), JSON.stringify(value))
 
 /** Trains on the share of the sequences that belongs to this rank; a checksum of the parameters at the end. */
-async function train(world, { dtype = 'float32', adapter = false } = {}) {
+async function train(world, { dtype = 'float32', adapter = false, overlap = false } = {}) {
   const model = await LoopLM.create(config, { seed: 1, dtype, threads: 1 })
   if (adapter) await model.addAdapter({ rank: 4, seed: 2 })
   const optimizer = new AdamW(model, { learningRate: 1e-2, weightDecay: 0.1, world })
   const norms = []
   for (let step = 0; step < 4; step++) {
     for (let i = world.rank; i < 6; i += world.size) {
+      if (overlap && i + world.size >= 6) await optimizer.exchangeDuringNext()
       const tokens = Array.from({ length: 9 }, (_, j) => (17 * i + 5 * step + j * j) % config.vocab_size)
       await model.backward([tokens], [new Float64Array(8 * 2).fill(-1 / 96)])
     }
@@ -67,6 +68,7 @@ const scenarios = {
       float32: {},
       bfloat16: { dtype: 'bfloat16' },
       adapter: { adapter: true },
+      overlap: { overlap: true },
     }))
       trained[name] = await train(world, options)
     say({ rank: world.rank, trained })

@@ -238,6 +238,7 @@ describe.each(installed)('processes under %s', (mpi) => {
     expect(second).toEqual(first) // the same bits in every run
     for (const { trained } of first) {
       expect(trained).toEqual(first[0].trained) // and on every rank
+      expect(trained.overlap).toEqual(trained.float32) // and when gradients travel during the backward pass
       for (const [kind, bound] of [
         ['float32', 1e-5],
         ['adapter', 1e-5],

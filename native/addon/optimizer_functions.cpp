@@ -47,13 +47,26 @@ Napi::Value step(const Napi::CallbackInfo& info) {
   for (uint32_t i = 0; i < only.length(); i++) options.only.push_back(only[i].text());
   return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, options]() -> Executor::Finish {
     const double norm = slot->get().step(options);
-    return [norm, steps = slot->get().steps()](Napi::Env env) {
+    const DataParallel* parallel = slot->get().parallel();
+    const auto times = parallel ? parallel->times() : DataParallel::Times{};
+    return [norm, times, steps = slot->get().steps()](Napi::Env env) {
       Napi::Object out = Napi::Object::New(env);
       out.Set("gradNorm", norm);
       out.Set("steps", double(steps));
+      out.Set("exchanging", times.exchanging);
+      out.Set("waiting", times.waiting);
       report_memory(env);
       return out;
     };
+  });
+}
+
+// A world of one has nothing to exchange.
+Napi::Value exchange_during_next(const Napi::CallbackInfo& info) {
+  const auto slot = read_optimizer(info);
+  return slot.executor->submit(info.Env(), nullptr, [slot = slot.object]() -> Executor::Finish {
+    if (DataParallel* parallel = slot->get().parallel()) parallel->exchange_during_next();
+    return [](Napi::Env env) { return env.Undefined(); };
   });
 }
 
@@ -83,6 +96,7 @@ Napi::Value optimizer_load(const Napi::CallbackInfo& info) {
 void add_optimizer_functions(Napi::Env env, Napi::Object exports) {
   add<optimizer_create>(env, exports, "optimizerCreate");
   add<step>(env, exports, "optimizerStep");
+  add<exchange_during_next>(env, exports, "optimizerExchangeDuringNext");
   add<optimizer_save>(env, exports, "optimizerSave");
   add<optimizer_load>(env, exports, "optimizerLoad");
 }

@@ -1,6 +1,7 @@
 #include "communicator.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "error.h"
@@ -43,8 +44,13 @@ void Communicator::loop() {
   }
 }
 
-std::future<void> Communicator::start(const char* operation, std::function<int()> call) {
+std::future<void> Communicator::start(const char* operation, std::function<int()> call, bool exchange) {
   std::lock_guard lock(mutex_);
+  if (reserved_ && !exchange)
+    throw Error("PARALLEL", operation,
+                std::string(operation) +
+                    ": the exchange of gradients has begun in the backward pass: make the optimizer's step " +
+                    "before any other operation of the processes");
   if (stopping_) throw Error("PARALLEL", operation, std::string(operation) + ": this process has left its world");
   const auto work = [this, operation, call = std::move(call)] {
     if (call() != 0) throw Error("PARALLEL", operation, table_->last_error(ctx_));
@@ -65,6 +71,18 @@ std::future<void> Communicator::start_all_to_all_v(std::vector<const void*> send
 void Communicator::all_to_all_v(const std::vector<const void*>& send, const std::vector<int64_t>& send_bytes,
                                 const std::vector<void*>& receive, const std::vector<int64_t>& receive_bytes) {
   start_all_to_all_v(send, send_bytes, receive, receive_bytes).get();
+}
+
+std::future<void> Communicator::start_exchange(std::vector<const void*> send, std::vector<int64_t> send_bytes,
+                                               std::vector<void*> receive, std::vector<int64_t> receive_bytes) {
+  const auto call = [this, send = std::move(send), send_bytes = std::move(send_bytes), receive = std::move(receive),
+                     receive_bytes = std::move(receive_bytes)] {
+    const auto began = std::chrono::steady_clock::now();
+    const int status = table_->all_to_all_v(ctx_, send.data(), send_bytes.data(), receive.data(), receive_bytes.data());
+    exchange_seconds_ = exchange_seconds_ + std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    return status;
+  };
+  return start("all_to_all_v", call, true);
 }
 
 std::future<void> Communicator::start_all_gather_v(void* data, std::vector<int64_t> bytes) {

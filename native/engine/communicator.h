@@ -35,6 +35,13 @@ class Communicator {
                     const std::vector<void*>& receive, const std::vector<int64_t>& receive_bytes);
   std::future<void> start_all_to_all_v(std::vector<const void*> send, std::vector<int64_t> send_bytes, std::vector<void*> receive,
                                        std::vector<int64_t> receive_bytes);
+  // While the world is reserved, only exchanges may begin: all ranks make their calls in one order, and not all of them need
+  // begin to exchange as early.
+  void reserve(bool reserved) { reserved_ = reserved; }
+  std::future<void> start_exchange(std::vector<const void*> send, std::vector<int64_t> send_bytes, std::vector<void*> receive,
+                                   std::vector<int64_t> receive_bytes);
+  double exchange_seconds() const { return exchange_seconds_; }  // that the thread has spent in them
+
   void all_gather_v(void* data, const std::vector<int64_t>& bytes);
   std::future<void> start_all_gather_v(void* data, std::vector<int64_t> bytes);
   void all_reduce(LoopCommReduce op, std::vector<double>& values);
@@ -59,7 +66,7 @@ class Communicator {
     std::function<void()> work;
     std::promise<void> done;
   };
-  std::future<void> start(const char* operation, std::function<int()> call);
+  std::future<void> start(const char* operation, std::function<int()> call, bool exchange = false);
   void loop();
 
   const LoopComm* const table_;
@@ -72,7 +79,8 @@ class Communicator {
   std::list<Task> queue_;
   size_t unfinished_ = 0;  // queued or under way
   bool stopping_ = false;
-  std::atomic<bool> closed_{false};
+  std::atomic<bool> closed_{false}, reserved_{false};
+  std::atomic<double> exchange_seconds_{0};
   std::atomic<int64_t> sent_{0};
   std::thread thread_;
 };

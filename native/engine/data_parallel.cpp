@@ -1,6 +1,7 @@
 #include "data_parallel.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 namespace looplm {
@@ -36,7 +37,10 @@ DataParallel::DataParallel(std::shared_ptr<Communicator> world, std::shared_ptr<
       partition_(model_->trained_elements(), world_->size()),
       left_(partition_.buckets()) {}
 
-DataParallel::~DataParallel() { forget_exchanges(); }
+DataParallel::~DataParallel() {
+  model_->next_final = {};
+  forget_exchanges();
+}
 
 std::vector<int64_t> DataParallel::share_bytes(size_t bucket, size_t element_size) const {
   std::vector<int64_t> bytes;
@@ -44,19 +48,43 @@ std::vector<int64_t> DataParallel::share_bytes(size_t bucket, size_t element_siz
   return bytes;
 }
 
-void DataParallel::gradients_final_from(size_t begin) {
-  while (left_ > 0 && partition_.bucket(left_ - 1).begin >= begin) start_exchange(--left_);
+void DataParallel::exchange_during_next() {
+  model_->next_final = [this](size_t begin) { gradients_final_from(begin); };
 }
 
-void DataParallel::reduce_gradients() {
+void DataParallel::gradients_final_from(size_t begin) {
+  final_from_ = std::min(final_from_, begin);
   try {
-    gradients_final_from(0);
-    while (!under_way_.empty()) finish_exchange();
+    advance();
   } catch (...) {
     forget_exchanges();
     throw;
   }
-  left_ = partition_.buckets();
+}
+
+// As far as possible without waiting.
+void DataParallel::advance() {
+  const auto arrived = [](const Exchange& e) { return e.done.wait_for(std::chrono::seconds(0)) == std::future_status::ready; };
+  for (;;) {
+    while (!under_way_.empty() && arrived(under_way_.front())) finish_exchange();
+    if (left_ == 0 || partition_.bucket(left_ - 1).begin < final_from_ || under_way_.size() == UNDER_WAY) return;
+    start_exchange(--left_);
+  }
+}
+
+void DataParallel::reduce_gradients() {
+  model_->next_final = {};  // this rank had nothing to accumulate
+  gradients_final_from(0);
+  try {
+    while (left_ > 0 || !under_way_.empty()) {
+      finish_exchange();
+      advance();
+    }
+  } catch (...) {
+    forget_exchanges();
+    throw;
+  }
+  forget_exchanges();
 }
 
 // What is under way still writes to its memory.
@@ -64,10 +92,12 @@ void DataParallel::forget_exchanges() noexcept {
   for (Exchange& e : under_way_) e.done.wait();
   under_way_.clear();
   left_ = partition_.buckets();
+  final_from_ = SIZE_MAX;
+  world_->reserve(false);
 }
 
 void DataParallel::start_exchange(size_t bucket) {
-  if (under_way_.size() == UNDER_WAY) finish_exchange();
+  world_->reserve(true);
   Model& model = *model_;
   model.gradients();  // zeros when nothing was accumulated
   const Parameter& first = model.trained().front();
@@ -98,14 +128,16 @@ void DataParallel::start_exchange(size_t bucket) {
   }
   std::vector<int64_t> send_bytes = share_bytes(bucket, size), receive_bytes(ranks, int64_t(part));
   send_bytes[size_t(rank())] = receive_bytes[size_t(rank())] = 0;  // this rank's own part is where it is
-  e.done = world_->start_all_to_all_v(std::move(send), std::move(send_bytes), std::move(receive), std::move(receive_bytes));
+  e.done = world_->start_exchange(std::move(send), std::move(send_bytes), std::move(receive), std::move(receive_bytes));
   under_way_.push_back(std::move(e));
 }
 
 void DataParallel::finish_exchange() {
   Exchange e = std::move(under_way_.front());
   under_way_.pop_front();
+  const auto began = std::chrono::steady_clock::now();
   e.done.get();
+  waiting_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   if (partition_.share(e.bucket, rank()).count() > 0) add_in_rank_order(e);
   spare_.push_back(std::move(e));
 }

@@ -50,15 +50,26 @@ class DataParallel {
   const Partition& partition() const { return partition_; }
   int rank() const { return world_->rank(); }
 
-  // The gradients of all elements from `begin` on are final on this rank: their exchange may begin while the backward pass goes
-  // on with those before them. Optional. All ranks do so in the last backward pass before a step; `begin` may differ.
+  // The gradients of all elements from `begin` on are final on this rank: their exchange begins while the backward pass goes on
+  // with those before them. Optional; ranks may differ. From the first call on the world is reserved for the exchange until
+  // reduce_gradients.
   void gradients_final_from(size_t begin);
+  // The next accumulation of gradients says so by itself. It must be the last one before the step.
+  void exchange_during_next();
+  size_t begun() const { return partition_.buckets() - left_; }  // buckets whose exchange has begun
   // Exchanges what is left. Then the gradients of this rank's shares are the sums over all ranks; the others are this rank's own.
   void reduce_gradients();
   // Gives every rank the parameters of all shares.
   void gather_parameters();
   // Sums over the ranks, added in their order.
   void sum(std::vector<double>& values) { world_->all_reduce(LOOP_COMM_SUM, values); }
+
+  // Of the exchanges of gradients so far, in seconds: how long they were under way on the communication thread, and how long this
+  // rank's computation stood still for them.
+  struct Times {
+    double exchanging = 0, waiting = 0;
+  };
+  Times times() const { return {world_->exchange_seconds(), waiting_}; }
 
  private:
   // The exchange of one bucket. Other ranks' parts of this rank's share arrive at `slots`, one after the other.
@@ -68,6 +79,7 @@ class DataParallel {
     std::vector<uint8_t> out, into;  // host copies, on devices with memory of their own
     std::future<void> done;
   };
+  void advance();
   void start_exchange(size_t bucket);
   void finish_exchange();  // the oldest one
   void forget_exchanges() noexcept;
@@ -82,6 +94,8 @@ class DataParallel {
   const Partition partition_;
   char* gradients_ = nullptr;  // of the arena's first element
   size_t left_;                // buckets whose exchange has not begun; they begin from the last one down
+  size_t final_from_ = SIZE_MAX;
+  double waiting_ = 0;
   std::deque<Exchange> under_way_;
   std::vector<Exchange> spare_;  // whose memory is used again
 };

@@ -1,6 +1,7 @@
 #include "loss.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "exit_terms.h"
 #include "loss_totals.h"
@@ -16,7 +17,8 @@ namespace {
 // for the gradient are one: the same RowLoss then makes the coefficients inside of it.
 class LossPass {
  public:
-  LossPass(Model& model, const LossInput& in) : model_(model), in_(in), o_(in.objective), totals_(in) {
+  LossPass(Model& model, const LossInput& in)
+      : model_(model), in_(in), o_(in.objective), totals_(in), final_(std::exchange(model.next_final, {})) {
     const auto token = [](const LossTerm& term) { return term.channel == Channel::token; };
     const auto apart = [](const LossTerm& term) { return needs_values(term) || term.belief; };
     one_pass_ = !o_.lazy && std::count_if(o_.terms.begin(), o_.terms.end(), token) <= 1 &&
@@ -54,7 +56,7 @@ class LossPass {
     totals_.add_loss(add_exit_entropy(in_, rows, d_pdf));
     totals_.add_rows(rows);
     if (trains_exits(o_)) batch.backward_exits(d_pdf);
-    batch.backward();
+    batch.backward(final_);
   }
 
   void from_own_values(MicroBatch& batch, const HeadRows& head, LossRows& rows, std::vector<double>& d_pdf) {
@@ -107,6 +109,7 @@ class LossPass {
   const LossInput& in_;
   const Objective& o_;
   LossTotals totals_;
+  const GradientsFinal final_;
   bool one_pass_ = false;
 };
 

@@ -11,7 +11,8 @@ MicroBatch::MicroBatch(Model& model, const Weights& weights, const Sequences& se
     : stack(model, weights, device_batch(model, sequences, packed), p.plan, p.keep, nullptr, p.noise, p.first_given),
       model_(model),
       packed_(packed),
-      reads_(p.plan.reads()) {}
+      reads_(p.plan.reads()),
+      last_(packed.end == sequences.count()) {}
 
 Buffer& MicroBatch::reserved(Buffer& buffer, size_t elements) const {
   buffer.reserve(model_.device, elements * real());
@@ -145,6 +146,8 @@ void MicroBatch::backward_gates(const Buffer& d) {
                      stack.hidden(), w.gate_weight, d_hidden(), g.gate_weight, g.gate_bias);
 }
 
-void MicroBatch::backward() { stack.backward(model_.gradients(), d_hidden()); }
+void MicroBatch::backward(const GradientsFinal& final) {
+  stack.backward(model_.gradients(), d_hidden(), last_ ? final : GradientsFinal{});
+}
 
 }  // namespace looplm

@@ -53,8 +53,8 @@ class MicroBatch {
   void backward_head(const HeadRows& rows, const RowLoss& loss, TokenValues* values = nullptr, LoopLossSums* sums = nullptr);
   void backward_exits(const std::vector<double>& d_pdf);          // ∂L/∂p, [K, R]
   void backward_gates(const std::vector<double>& d_gate_logits);  // [K, N]
-  // ... and from there to the parameters.
-  void backward();
+  // ... and from there to the parameters. `final` hears when gradients are final, if this batch is the last of its sequences.
+  void backward(const GradientsFinal& final = {});
   void* d_hidden();  // real [K, N, D]: ∂L/∂hidden so far
 
  private:
@@ -68,6 +68,7 @@ class MicroBatch {
   Model& model_;
   const PackedBatch& packed_;
   const int reads_;
+  const bool last_;  // of the sequences
   std::optional<ExitTable> exits_;
   bool has_d_hidden_ = false;
 };

@@ -1,6 +1,7 @@
 // The looped model: its configuration, its parameters in one arena, and their gradients.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -64,6 +65,9 @@ struct AdapterOptions {
 };
 
 struct OperationMemory;
+
+// Hears that the gradients of what is trained are final from element `begin` of their arena on: nothing more is added to them.
+using GradientsFinal = std::function<void(size_t begin)>;
 
 // Host values as `dt`.
 std::vector<uint8_t> rounded(LoopDType dt, const std::vector<double>& values);
@@ -165,6 +169,8 @@ class Model {
   const Weights& gradients();  // allocated, and zeroed, on first use
   bool has_gradients() const { return bool(gradient_arena()); }
   void zero_gradients();
+  // Who hears of the next accumulation of gradients, and of no later one, when they are final (final_gradients.h).
+  GradientsFinal next_final;
   const void* parameter_data(const Parameter& p) const { return arena_of(p).at(p.offset * loop_dtype_size(dt)); }
   void* writable_data(const Parameter& p) { return writable_arena(p).at(p.offset * loop_dtype_size(dt)); }
   void* gradient_data(const Parameter& p) { return gradient_arena().at(p.offset * loop_dtype_size(real())); }  // p trained

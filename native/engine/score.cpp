@@ -1,5 +1,7 @@
 #include "score.h"
 
+#include <utility>
+
 #include "micro_batch.h"
 #include "pass.h"
 
@@ -221,6 +223,7 @@ std::vector<double> backward(Model& model, const Sequences& sequences, const std
                     std::to_string(at.token_count) + ")");
   if (!gate_coefficients.empty()) require_exit_gate(model, "backward", "a gradient by gate logits");
   std::vector<double> d_vectors(sequences.vectors.values.size());
+  const GradientsFinal final = std::exchange(model.next_final, {});
   for_micro_batches(sequences, pass.pack, [&](const PackedBatch& packed) {
     MicroBatch batch(model, model.weights(), sequences, packed, {pass.plan, keep_for(recompute)});
     batch.stack.forward_tokens();
@@ -232,7 +235,7 @@ std::vector<double> backward(Model& model, const Sequences& sequences, const std
       }
     if (!scale.empty()) batch.backward_head(batch.rows(pass.scored, options.temperature), given_coefficients(std::move(scale)));
     if (!gate_coefficients.empty()) batch.backward_gates(packed_gates(sequences, packed, at, pass.reads, gate_coefficients));
-    batch.backward();
+    batch.backward(final);
     read_vector_gradients(model, sequences, packed, d_vectors);
   });
   return d_vectors;

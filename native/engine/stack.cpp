@@ -7,7 +7,8 @@ namespace looplm {
 
 Stack::Stack(Model& model, const Weights& weights, const DeviceBatch& batch, const LoopPlan& plan, Keep keep,
              const CacheUse* cache, const LatentNoise* noise, bool first_given)
-    : device_(model.device),
+    : model_(model),
+      device_(model.device),
       dt_(model.dt),
       a_(model.config),
       weights_(weights),
@@ -428,7 +429,29 @@ void Stack::cast_gradient(const void* from, void* to) {
   device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, from, &stride, to, &stride);
 }
 
-void Stack::backward(const Weights& g, void* d_hidden) {
+// The steps whose gradients will be added, in their order.
+void Stack::begin_way_back() {
+  std::vector<const Step*> order;
+  const auto back = [&](const Program& program) {
+    for (auto run = program.rbegin(); run != program.rend(); ++run) order.push_back(run->step);
+  };
+  for (int t = loops_ - 1; t >= std::max(0, first_ - 1); t--) {
+    if (slot(t) >= 0 && !reads_.empty()) back(reads_[size_t(slot(t))]);
+    if (t >= first_ && carries(t)) back(programs_[size_t(t)]);
+  }
+  if (first_ == 0) back(begin_);
+  final_gradients_.emplace(model_, order);
+  steps_back_ = 0;
+}
+// At the beginning of a step. That before may wait at its norm.
+void Stack::announce_final() {
+  if (final_ && steps_back_ > 0) final_(final_gradients_->from(steps_back_ - 1));
+  steps_back_++;
+}
+
+void Stack::backward(const Weights& g, void* d_hidden, GradientsFinal final) {
+  final_ = std::move(final);
+  if (final_) begin_way_back();
   const size_t R = size_t(a_.registers), bytes = size_t(batch_.tokens * a_.hidden) * real_;
   char* own = static_cast<char*>(memory_.reserve(memory_.d_registers, (reads_.empty() ? 1 : 2) * R * bytes));
   RegisterGradients d{{}, std::vector<void*>(R, nullptr)}, of_read = d;
@@ -444,6 +467,7 @@ void Stack::backward(const Weights& g, void* d_hidden) {
         if (writes(int32_t(r))) d.at[r] = nullptr;
   }
   backward(begin_, g, d);
+  if (final_) final_(0);
 }
 
 // d_read: ∂L/∂hidden of the loop. It reaches the registers that loops write only where the loop carries gradient.
@@ -466,6 +490,7 @@ void Stack::backward(const Program& program, const Weights& g, RegisterGradients
   for (size_t i = program.size(); i-- > 0;) {
     const Run& r = program[i];
     const Step& s = *r.step;
+    announce_final();
     if (r.constant) {
       flush(d);
       d.at[size_t(s.to)] = nullptr;

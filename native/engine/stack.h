@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "block.h"
+#include "final_gradients.h"
 
 namespace looplm {
 
@@ -64,8 +65,8 @@ class Stack {
 
   // d_hidden: real [K, N, D], ∂L/∂hidden, consumed. Adds to the gradients. Steps before the loops and readouts carry gradient
   // whatever the plan says of the loops. After forward_after_first it stops at the first loop's states, whose whole gradient is
-  // then in the first [N, D] of d_hidden.
-  void backward(const Weights& gradients, void* d_hidden);
+  // then in the first [N, D] of d_hidden. `final` hears of gradients to which nothing more is added.
+  void backward(const Weights& gradients, void* d_hidden, GradientsFinal final = {});
 
  private:
   // A step where it stands: the buffers that it reads and writes, act [N, D].
@@ -110,6 +111,8 @@ class Stack {
   void backward(const Program& program, const Weights& g, RegisterGradients& d);
   void backward_block(const Program& program, size_t i, const Weights& g, RegisterGradients& d);
   void flush(RegisterGradients& d);
+  void begin_way_back();
+  void announce_final();
   void* zeroed(RegisterGradients& d, int32_t to);
   void add_to(RegisterGradients& d, int32_t to, void* from);
   void copy_to(RegisterGradients& d, int32_t to, const void* from);
@@ -132,6 +135,7 @@ class Stack {
   int slot(int loop) const { return slots_[size_t(loop)]; }  // of a loop in `hidden`; -1: not read
   void* hidden_at(int loop) const { return static_cast<char*>(hidden_) + size_t(slot(loop)) * state_bytes_; }
 
+  const Model& model_;
   const std::shared_ptr<Device> device_;
   const LoopDType dt_;
   const Architecture& a_;
@@ -160,6 +164,9 @@ class Stack {
   // What still lies in memory that several share: of the loops and of the readouts (per_loop), of the blocks (per_layer).
   const Program *newest_loop_ = nullptr, *newest_read_ = nullptr;
   const Run* newest_block_ = nullptr;
+  GradientsFinal final_;  // who hears of them, when, and how many steps of the way back have begun
+  std::optional<FinalGradients> final_gradients_;
+  size_t steps_back_ = 0;
 };
 
 }  // namespace looplm

@@ -12,6 +12,7 @@
 #include "../comm/threads.h"
 #include "../engine/error.h"
 #include "../engine/optimizer.h"
+#include "../engine/score.h"
 #include "engine/claims.h"
 #include "small_architecture.h"
 
@@ -93,6 +94,16 @@ double difference(const Numbers& a, const Numbers& b) {
   for (size_t i = 0; i < a.size(); i++) square += (a[i] - b[i]) * (a[i] - b[i]), norm += b[i] * b[i];
   return std::sqrt(square / norm);
 }
+
+std::string error_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return error.code + " " + error.what();
+  }
+  return "nothing";
+}
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 struct Rank {
   std::shared_ptr<Communicator> world;
@@ -181,6 +192,48 @@ void early_exchange(const Kind& kind, int size) {
   });
 }
 
+// Exchanged while the first loop's way back is under way: the same bits. The last rank has no sequences and goes on to the step.
+void overlapped(const Kind& kind, int size) {
+  std::vector<Bytes> plain(static_cast<size_t>(size));
+  const auto train = [&](bool overlap, const std::function<void(Rank&)>& end) {
+    in_world(kind, size, 60, [&](Rank& rank) {
+      const int own = rank.world->rank();
+      DataParallel& parallel = *rank.optimizer->parallel();
+      for (int step = 1; step <= STEPS; step++) {
+        for (int part = 0; part < 2 && own + 1 < size; part++) {
+          Sequences s;
+          for (int i = 0; i < 2; i++) {
+            s.offsets.push_back(int64_t(s.tokens.size()));
+            for (int j = 0; j < 7 + own; j++) s.tokens.push_back((own * 5 + step * 3 + part + i + j * j) % 12);
+          }
+          s.offsets.push_back(int64_t(s.tokens.size()));
+          const size_t rows = (s.tokens.size() - 2) * size_t(rank.model->config.loops);
+          if (overlap && part == 1) parallel.exchange_during_next();
+          backward(*rank.model, s, Numbers(rows, -0.01), {}, {}, Recompute::none);
+          claim("an exchange begins in the last accumulation before the step, where it was asked for",
+                (parallel.begun() > 0) == (overlap && part == 1));
+          if (overlap && part == 1 && step == 1) {
+            const std::string said = error_of([&] { rank.world->barrier(); });
+            claim("until the step no other operation begins", contains(said, "make the optimizer's step before"), said);
+          }
+        }
+        if (overlap && own + 1 == size) parallel.exchange_during_next();
+        rank.optimizer->step(options_of(step));
+        claim("the step leaves no exchange behind", parallel.begun() == 0 && !rank.model->next_final);
+      }
+      end(rank);
+    });
+  };
+  train(false, [&](Rank& rank) { plain[size_t(rank.world->rank())] = raw(*rank.model); });
+  train(true, [&](Rank& rank) {
+    const DataParallel::Times times = rank.optimizer->parallel()->times();
+    claim(std::string("an exchange during the way back gives the same bits (") + kind.name + ", rank " +
+              std::to_string(rank.world->rank()) + " of " + std::to_string(size) + ")",
+          raw(*rank.model) == plain[size_t(rank.world->rank())]);
+    claim("its times are known", times.exchanging > 0 && times.waiting >= 0);
+  });
+}
+
 void only_some(int size) {
   const Kind& kind = kinds[1];
   in_world(kind, size, 60, [&](Rank& rank) {
@@ -238,16 +291,6 @@ void state_and_bytes(const Kind& kind, int size) {
     claim("a rank sends (N - 1) / N of gradients and parameters" + name, std::abs(double(sent) / size - wanted) <= 0.01 * wanted);
   }
 }
-
-std::string error_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.code + " " + error.what();
-  }
-  return "nothing";
-}
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 void bad_gradients(const Kind& kind, int size) {
   for (int bad : {0, size - 1})
@@ -338,6 +381,7 @@ int main() {
       }
     for (int size : {2, 3, 5}) {
       early_exchange(kinds[5], size);
+      for (const Kind& kind : {kinds[1], kinds[4], kinds[5]}) overlapped(kind, size);
       only_some(size);
       bad_gradients(kinds[1], size);
       out_of_range(size);

@@ -27,6 +27,14 @@ export interface AdamWOptions {
   world?: World | undefined
 }
 
+/** How long the exchange of gradients took, in seconds. */
+export interface ExchangeTimes {
+  /** It was under way, waiting for slower processes included. */
+  exchanging: number
+  /** Computation stood still for it. What is less than `exchanging` was hidden behind the backward pass. */
+  waiting: number
+}
+
 const adamWOptions = {
   learningRate: true,
   betas: true,
@@ -53,6 +61,7 @@ export class AdamW {
   readonly #model: LoopLM
   readonly #options: AdamWOptions
   #steps = 0
+  #exchanged: ExchangeTimes = { exchanging: 0, waiting: 0 }
 
   /**
    * @param model whose gradients are stepped on
@@ -76,6 +85,29 @@ export class AdamW {
     return this.#steps
   }
 
+  /** Of all steps so far, with a `world` of several processes; zeros in a world of one. */
+  get exchanged(): ExchangeTimes {
+    return this.#exchanged
+  }
+
+  /**
+   * Sends gradients to the other processes of the `world` while the next backward pass (`backward` or `accumulateLoss` of the model) goes on:
+   * those of a layer as soon as nothing more is added to them. It must be the last one before the step, and until then no other operation of the
+   * world begins. The bits are the same as without. A process without sequences for it goes on to the step. In a world of one nothing happens.
+   *
+   * @example
+   * ```ts
+   * await optimizer.exchangeDuringNext()
+   * await model.backward(sequences, coefficients)
+   * await optimizer.step()
+   * ```
+   */
+  async exchangeDuringNext(): Promise<void> {
+    const operation = 'AdamW.exchangeDuringNext'
+    const handle = this.#alive(operation)
+    await call(operation, () => native().optimizerExchangeDuringNext(handle))
+  }
+
   /**
    * Moves the model's parameters by its accumulated gradients, which are then zero. With a `world`, all its processes call it alike.
    *
@@ -91,8 +123,9 @@ export class AdamW {
     checkOptions(overrides, stepOptions, operation)
     const given = Object.fromEntries(Object.entries(overrides).filter(([, value]) => value !== undefined))
     const options = nativeOptions({ ...this.#options, ...given }, this.#model, operation)
-    const { gradNorm, steps } = await call(operation, () => native().optimizerStep(handle, options))
+    const { gradNorm, steps, exchanging, waiting } = await call(operation, () => native().optimizerStep(handle, options))
     this.#steps = steps
+    this.#exchanged = { exchanging, waiting }
     return { gradNorm }
   }
 

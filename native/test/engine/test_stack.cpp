@@ -194,6 +194,68 @@ ENGINE_TEST(stack_constant_steps, "stack: the first steps of a loop are constant
   for (Stack::Keep keep : KEEPS) claim("the same bits, whatever is kept", run.gradient(keep) == part);
 }
 
+// What the way back says to be final stays as it is. Returns how many elements are final before the last step of it.
+size_t check_announcements(const std::string& name, Model& model, const LoopPlan& plan, Stack::Keep keep) {
+  Run run{model, two_sequences(), plan};
+  if (model.config.family != "two registers") run.sequences.states.clear();
+  Stack stack(model, model.weights(), device_batch(model, run.sequences, run.packed), plan, keep);
+  stack.forward_tokens();
+  Buffer d_hidden(model.device, run.elements() * sizeof(double));
+  const std::vector<double> d = run.weights();
+  d_hidden.upload(d.data(), d.size() * sizeof(double));
+  const auto gradients = [&] {
+    std::vector<double> all(model.trained_elements());
+    for (const Parameter& p : model.trained()) {
+      const std::vector<double> one = model.read_gradient(p);
+      std::copy(one.begin(), one.end(), all.begin() + ptrdiff_t(p.offset));
+    }
+    return all;
+  };
+  struct Said {
+    size_t begin;
+    std::vector<double> gradients;
+  };
+  std::vector<Said> said;
+  model.zero_gradients();
+  stack.backward(model.gradients(), d_hidden.as<>(), [&](size_t begin) { said.push_back({begin, gradients()}); });
+  const std::vector<double> end = gradients();
+  bool kept = !said.empty() && said.back().begin == 0, falls = true;
+  size_t early = 0;
+  for (size_t i = 0; i < said.size(); i++) {
+    kept &= std::equal(end.begin() + ptrdiff_t(said[i].begin), end.end(), said[i].gradients.begin() + ptrdiff_t(said[i].begin));
+    falls &= i == 0 || said[i].begin <= said[i - 1].begin;
+    if (i + 1 < said.size()) early = model.trained_elements() - said[i].begin;
+  }
+  claim(name + ": nothing is added to a gradient that was said to be final", kept);
+  claim(name + ": more and more are final", falls);
+  return early;
+}
+
+ENGINE_TEST(stack_final, "stack: gradients that are final") {
+  for (const bool coda : {false, true}) {
+    const auto model = make(coda);
+    for (const int backward : {0, 2}) {
+      LoopPlan plan(LOOPS);
+      plan.backward = backward;
+      const std::string name = std::string("two registers") + (coda ? ", a coda, " : ", ") + std::to_string(backward);
+      const size_t early = check_announcements(name, *model, plan, Stack::Keep::all);
+      claim(name + ": what only the loops and the readout have is final before the last step",
+            early >= model->trained_elements() - model->parameter("layer 1 attention").offset);
+    }
+  }
+  for (const bool tied : {false, true})
+    for (const Stack::Keep keep : {Stack::Keep::all, Stack::Keep::per_loop, Stack::Keep::per_layer}) {
+      const auto model = small_model("reference", LOOP_F64, tied);
+      const std::string name = std::string(tied ? "tied" : "untied") + ", memory " + std::to_string(int(keep));
+      const size_t early = check_announcements(name, *model, LoopPlan(2), keep);
+      claim(name + ": all but the embedding and the first layer are final before the last step",
+            early >= model->trained_elements() - model->parameter("model.layers.1.self_attn.q_proj.weight").offset);
+    }
+  const auto model = small_model("reference", LOOP_F64);
+  model->add_adapter({2, 4, {"q_proj", "down_proj"}, true, 2}, 5);
+  check_announcements("adapters of each loop", *model, LoopPlan(2), Stack::Keep::all);
+}
+
 ENGINE_TEST(stack_memory, "stack: memory for the loops that carry gradient") {
   const auto bytes = [](int backward, bool one_read) {
     const auto model = make(true);
