@@ -3,8 +3,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { LoopLM } from '../src/index.js'
+import { figures } from '../study/figures.js'
 import { baseId, chosenRate, dueRuns, type Method, methods, settings, trainingId } from '../study/plan.js'
-import { figures, fillTables, tables } from '../study/report.js'
+import { fillTables } from '../study/report.js'
 import {
   type BaseResult,
   type Measurement,
@@ -15,6 +16,7 @@ import {
 } from '../study/results.js'
 import { train } from '../study/run.js'
 import { deviation, holm, interval, logGamma, pairedTest, studentCdf, studentQuantile } from '../study/statistics.js'
+import { tables } from '../study/tables.js'
 
 const root = join(import.meta.dirname, '..')
 const folder = mkdtempSync(join(tmpdir(), 'study-'))

@@ -1,18 +1,22 @@
 import { LoopLMError } from '../errors.js'
 import { addition } from './addition.js'
+import { chain } from './chain.js'
 import { mano } from './mano.js'
+import { parity } from './parity.js'
 import { pointerChasing } from './pointer-chasing.js'
 import { sorting } from './sorting.js'
 import type { Task } from './task.js'
 
 export { type AdditionOptions, addition } from './addition.js'
+export { type ChainOptions, chain } from './chain.js'
 export { type ManoOptions, mano } from './mano.js'
+export { type ParityOptions, parity } from './parity.js'
 export { type PointerChasingOptions, pointerChasing } from './pointer-chasing.js'
 export { type SortingOptions, sorting } from './sorting.js'
 export type { Problem, Split, Task } from './task.js'
 
 /** The built-in tasks by name. */
-export const tasks = { addition, mano, sorting, pointerChasing } as const
+export const tasks = { addition, mano, sorting, pointerChasing, parity, chain } as const
 
 /** Name of a built-in task. */
 export type TaskName = keyof typeof tasks

@@ -1,10 +1,10 @@
 import { z } from 'zod'
 import type { Random } from '../data/random.js'
 import { parseOptions } from '../validation/schema.js'
+import { apply, operators } from './modular.js'
 import { defineTask, type Task } from './task.js'
 
 const digits = '0123456789abcdefghijklmnopqrstuvwxyz'
-const operators = ['+', '-', '*'] as const
 
 const schema = z.strictObject({
   modulus: z.int().min(2).max(digits.length).default(10),
@@ -64,15 +64,4 @@ function countExpressions(operations: number, modulus: number): number {
     count += trees * operators.length ** n * modulus ** (n + 1)
   }
   return count
-}
-
-function apply(operator: (typeof operators)[number], left: number, right: number, modulus: number): number {
-  switch (operator) {
-    case '+':
-      return (left + right) % modulus
-    case '-':
-      return (left - right + modulus) % modulus
-    case '*':
-      return (left * right) % modulus
-  }
 }

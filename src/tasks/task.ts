@@ -49,6 +49,10 @@ export interface TaskDefinition {
   maxCompletionLength: number
   /** How many different problems there are, for {@link Task.heldOut}. */
   problems: number
+  /** The character of the alphabet that ends a completion; omit it where every answer has `maxCompletionLength` characters. */
+  end?: string
+  /** The part of a completion that is compared with the answer; default all of it. */
+  answerOf?(completion: string): string
   /** Draws a problem. Problems with the same key are variants of each other and fall into the same split. */
   draw(random: Random): { problem: Problem; key: string }
 }
@@ -62,7 +66,8 @@ const maxDraws = 10_000
  * to the test split when a hash of its key says so, whatever the seed; `sample` draws until the split is the wanted one.
  */
 export function defineTask(definition: TaskDefinition): Task {
-  const { name, maxPromptLength, maxCompletionLength, draw } = definition
+  const { name, maxPromptLength, maxCompletionLength, draw, end, answerOf = (completion) => completion } = definition
+  const tokenizer = Tokenizer.characters(definition.alphabet)
   const heldOut = definition.problems >= minHeldOutProblems
 
   function sample(split: Split, index: number, seed = 0): Problem {
@@ -80,13 +85,13 @@ export function defineTask(definition: TaskDefinition): Task {
 
   return {
     name,
-    tokenizer: Tokenizer.characters(definition.alphabet),
+    tokenizer,
     maxPromptLength,
     maxCompletionLength,
-    stop: [],
+    stop: end === undefined ? [] : tokenizer.encode(end),
     heldOut,
     sample,
-    reward: (_prompt, completion, columns) => (completion === columns.answer ? 1 : 0),
+    reward: (_prompt, completion, columns) => (answerOf(completion) === columns.answer ? 1 : 0),
   }
 }
 

@@ -2,7 +2,18 @@ import { describe, expect, it } from 'vitest'
 import { parse } from 'yaml'
 import { Random } from '../../src/data/random.js'
 import { LoopLMError } from '../../src/errors.js'
-import { addition, createTask, mano, pointerChasing, sorting, type Task, type TaskConfig, tasks } from '../../src/tasks/index.js'
+import {
+  addition,
+  chain,
+  createTask,
+  mano,
+  parity,
+  pointerChasing,
+  sorting,
+  type Task,
+  type TaskConfig,
+  tasks,
+} from '../../src/tasks/index.js'
 import { cpuTime } from '../scaling.js'
 
 const variants: Record<string, Task> = {
@@ -16,6 +27,10 @@ const variants: Record<string, Task> = {
   'sorting 20 of 62': sorting({ count: 20, values: 62 }),
   'pointer chasing': pointerChasing(),
   'pointer chasing, 62 nodes': pointerChasing({ nodes: 62, hops: 61 }),
+  parity: parity(),
+  'parity of 3 bits': parity({ bits: 3, written: 0 }),
+  chain: chain(),
+  'chain modulo 36, 16 operations': chain({ modulus: 36, operations: 16 }),
 }
 
 describe.each(Object.entries(variants))('%s', (_name, task) => {
@@ -33,19 +48,23 @@ describe.each(Object.entries(variants))('%s', (_name, task) => {
   })
 
   it('keeps to its alphabet and its lengths', () => {
-    for (const { prompt, answer } of problems) {
-      expect(task.tokenizer.encode(prompt).length).toBeLessThanOrEqual(task.maxPromptLength)
-      expect(task.tokenizer.encode(answer).length).toBe(task.maxCompletionLength)
-    }
+    const learned = problems.map(({ answer, completion = answer }) => task.tokenizer.encode(completion as string).length)
+    for (const { prompt } of problems) expect(task.tokenizer.encode(prompt).length).toBeLessThanOrEqual(task.maxPromptLength)
     expect(Math.max(...problems.map(({ prompt }) => prompt.length))).toBe(task.maxPromptLength)
-    expect(task.stop).toEqual([])
+    // Without an end token every answer has the same length; with one, the longest leaves room for it.
+    if (task.stop.length === 0) expect(new Set(learned)).toEqual(new Set([task.maxCompletionLength]))
+    else expect(Math.max(...learned)).toBeLessThanOrEqual(task.maxCompletionLength - task.stop.length)
+    for (const end of task.stop) expect(end).toBeLessThan(task.tokenizer.vocabSize)
   })
 
   it('rewards the answer and nothing else', () => {
     const { prompt, answer } = problems[0]!
     expect(task.reward(prompt, answer, { answer })).toBe(1)
-    for (const completion of ['', `${answer}0`, answer.slice(1), ` ${answer}`])
+    const wrong = answer === '0' ? '1' : '0'
+    for (const completion of ['', `${answer}${wrong}`, answer.slice(1), `${answer} `])
       expect(task.reward(prompt, completion, { answer })).toBe(0)
+    for (const { prompt, answer, completion = answer } of problems)
+      expect(task.reward(prompt, completion as string, { answer })).toBe(1)
   })
 })
 
@@ -186,12 +205,81 @@ describe('pointer chasing', () => {
   })
 })
 
+describe('parity', () => {
+  it('is right, at once and written out, in the shares that were asked for', () => {
+    const task = parity({ bits: 9, written: 0.25 })
+    let written = 0
+    for (let i = 0; i < 2000; i++) {
+      const { prompt, answer, completion } = task.sample('train', i)
+      const bits = prompt.slice(0, -1)
+      const prefixes = [...bits].map((_, k) => `${bits.slice(0, k + 1).replaceAll('0', '').length % 2}`)
+      expect(answer).toBe(prefixes.at(-1))
+      if (completion === answer) continue
+      written++
+      expect(completion).toBe(prefixes.join(''))
+    }
+    expect(Math.abs(written / 2000 - 0.25)).toBeLessThan(0.04) // 4 standard deviations
+  })
+})
+
+describe('chain', () => {
+  /** The values of all assignments, by substitution. */
+  function solve(prompt: string, modulus: number): { values: number[]; asked: number } {
+    const known = new Map<string, number>()
+    const read = (text: string) => known.get(text) ?? Number.parseInt(text, 36)
+    const [assignments, asked] = [prompt.split(';').slice(0, -1), prompt.split('?')[1]!]
+    for (const assignment of assignments) {
+      const [, name, left, operator, right] = /^(\w)=(\w)(?:([-+*])(\w))?$/.exec(assignment)!
+      let value = read(left!)
+      if (operator === '+') value += read(right!)
+      if (operator === '-') value -= read(right!)
+      if (operator === '*') value *= read(right!)
+      known.set(name!, ((value % modulus) + modulus) % modulus)
+    }
+    return { values: [...known.values()], asked: known.get(asked)! }
+  }
+
+  it('is right, and shows its work in four ways', () => {
+    const ways = { direct: 0, half: 0, all: 0, twice: 0 }
+    const task = chain({ modulus: 13, operations: 5, traces: { direct: 2, half: 1, all: 1, twice: 0 } })
+    for (let i = 0; i < 2000; i++) {
+      const { prompt, answer, completion } = task.sample('train', i)
+      const { values, asked } = solve(prompt, 13)
+      expect(values.length - 1).toBeGreaterThanOrEqual(3)
+      expect(values.length - 1).toBeLessThanOrEqual(5)
+      const text = values.map((value) => value.toString(36).toUpperCase())
+      expect(answer).toBe(text.at(-1))
+      expect(asked).toBe(values.at(-1))
+      const shown = {
+        direct: answer,
+        half: text
+          .toReversed()
+          .filter((_, k) => k % 2 === 0)
+          .toReversed()
+          .join(''),
+        all: text.join(''),
+        twice: text.map((value) => value + value).join(''),
+      }
+      ways[Object.entries(shown).find(([, each]) => each === completion)![0] as keyof typeof ways]++
+    }
+    for (const [way, share] of Object.entries({ direct: 0.5, half: 0.25, all: 0.25, twice: 0 }))
+      expect(Math.abs(ways[way as keyof typeof ways] / 2000 - share)).toBeLessThan(0.045) // 4 standard deviations
+  })
+
+  it('refuses traces without a weight, by name', () => {
+    expect(() => chain({ traces: { direct: 0, half: 0, all: 0, twice: 0 } })).toThrow(/traces: one of the weights/)
+    expect(() => chain({ operations: 2, minOperations: 3 })).toThrow(/minOperations: must not exceed operations/)
+  })
+})
+
 describe('the test split', () => {
   it.each([
     ['addition', addition({ digits: 2 })],
     ['mano', mano({ modulus: 5, operations: 1 })],
     ['sorting', sorting({ count: 2, values: 10 })],
     ['pointer chasing', pointerChasing({ nodes: 5, hops: 2 })],
+    ['parity', parity({ bits: 8 })],
+    ['chain', chain({ operations: 2 })],
   ])('of %s shares no problem with training, whatever the seeds', (_name, task) => {
     expect(task.heldOut).toBe(true)
     const prompts = (split: 'train' | 'test', seed: number) =>
