@@ -77,7 +77,7 @@ export interface PolicyGradientObjective {
 
 /** Inputs of `kernels.policyGradientReduction` beside the log-probabilities. */
 export interface PolicyGradientInputs<R extends 'float32' | 'float64'> {
-  /** `[T, N]`: loop weights w, or whatever distributes credit over the loops. */
+  /** `[T, N]`: loop weights w, or any other weights of the loops. */
   weights: Tensor<R>
   /** `[N]`: the advantage A of each token's sequence. */
   advantages: Tensor<R>

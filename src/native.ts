@@ -65,7 +65,7 @@ export interface NativeScores {
 
 /** LossObjective with every default filled in. */
 export interface NativeObjective extends NativeLoops {
-  terms: readonly (Required<Omit<LossTerm, 'belief' | 'credit'>> & { belief: LossTerm['belief']; credit: NativeCredit })[]
+  terms: readonly (Required<Omit<LossTerm, 'belief' | 'weights'>> & { belief: LossTerm['belief']; weights: NativeLoopWeights })[]
   beta: number
   betaLoops: string
   tokenEntropy: number
@@ -77,7 +77,7 @@ export interface NativeObjective extends NativeLoops {
   sharePrompts: boolean
 }
 
-export interface NativeCredit {
+export interface NativeLoopWeights {
   kind: string
   temperature: number
   alpha: number
@@ -89,12 +89,12 @@ export interface NativeCredit {
 
 /** The arrays of a LossBatch, back to back; an empty one is absent. */
 export interface NativeLossValues {
-  terms: readonly { advantages: Float64Array; norms: Float64Array }[]
-  norms: Float64Array
+  terms: readonly { advantages: Float64Array; lengthNormalizers: Float64Array }[]
+  lengthNormalizers: Float64Array
   oldLogprobs: Float64Array
   referenceLogprobs: Float64Array
   lazyLogprobs: Float64Array
-  lazyNorms: Float64Array
+  lazyNormalizers: Float64Array
   referenceEntropy: Float64Array
   referenceExitPdf: Float64Array
   exits: Int32Array

@@ -136,7 +136,7 @@ Napi::Value backward_of(const Napi::CallbackInfo& info) {
 }
 
 LoopSet read_loop_set(const Input& in) {
-  return in.word<LoopSet>({{"last", LoopSet::last}, {"uniform", LoopSet::uniform}, {"credit", LoopSet::credit}});
+  return in.word<LoopSet>({{"last", LoopSet::last}, {"uniform", LoopSet::uniform}, {"weights", LoopSet::weights}});
 }
 
 BeliefRewards read_belief(const Input& in) {
@@ -157,17 +157,17 @@ BeliefRewards read_belief(const Input& in) {
 LossTerm read_term(const Input& in, const Input& values) {
   LossTerm t;
   t.channel = in["channel"].word<Channel>({{"token", Channel::token}, {"exit", Channel::exit}});
-  const Input credit = in["credit"];
-  t.credit.kind = credit["kind"].word<LoopCredit>({{"exit-pdf", LoopCredit::exit_pdf},
-                                                   {"uniform", LoopCredit::uniform},
-                                                   {"progressive", LoopCredit::progressive},
-                                                   {"one-hot", LoopCredit::one_hot},
-                                                   {"given", LoopCredit::given}});
-  if (const Input weights = credit["weights"]; !weights.missing()) t.credit.weights = weights.doubles();
-  t.credit.temperature = credit["temperature"].number();
-  t.credit.alpha = credit["alpha"].number();
-  t.credit.loop = int(credit["loop"].integer(0, MAX_LOOPS));
-  t.credit.detach = credit["detach"].flag();
+  const Input weights = in["weights"];
+  t.weights.kind = weights["kind"].word<LoopWeighting>({{"exit-pdf", LoopWeighting::exit_pdf},
+                                                        {"uniform", LoopWeighting::uniform},
+                                                        {"progressive", LoopWeighting::progressive},
+                                                        {"one-hot", LoopWeighting::one_hot},
+                                                        {"given", LoopWeighting::given}});
+  if (const Input given = weights["weights"]; !given.missing()) t.weights.given = given.doubles();
+  t.weights.temperature = weights["temperature"].number();
+  t.weights.alpha = weights["alpha"].number();
+  t.weights.loop = int(weights["loop"].integer(0, MAX_LOOPS));
+  t.weights.detach = weights["detach"].flag();
   t.surrogate = in["surrogate"].word<Surrogate>({{"reinforce", Surrogate::reinforce},
                                                  {"ppo", Surrogate::ppo},
                                                  {"cispo", Surrogate::cispo},
@@ -181,8 +181,8 @@ LossTerm read_term(const Input& in, const Input& values) {
   t.tau = in["tau"].number();
   if (const Input belief = in["belief"]; !belief.missing()) {
     t.belief = read_belief(belief);
-    t.belief_norm =
-        belief["norm"].word<BeliefNorm>({{"none", BeliefNorm::none}, {"loops", BeliefNorm::loops}, {"gain", BeliefNorm::gain}});
+    t.belief_norm = belief["normalize"].word<BeliefNorm>(
+        {{"none", BeliefNorm::none}, {"loops", BeliefNorm::loops}, {"gain", BeliefNorm::gain}});
     t.belief_scale = belief["scale"].number();
     t.reference_threshold = belief["threshold"].number();
     t.cost_scale = belief["costScale"].number();
@@ -190,7 +190,7 @@ LossTerm read_term(const Input& in, const Input& values) {
   t.draws = int(in["draws"].integer(0, 1024));
   t.seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
   t.advantages = values["advantages"].doubles();
-  t.length_normalizers = values["norms"].doubles();
+  t.length_normalizers = values["lengthNormalizers"].doubles();
   return t;
 }
 
@@ -207,7 +207,7 @@ Objective read_objective(const Input& in, const Input& values) {
     o.lazy = LazyLikelihood{
         lazy["gate"].word<Gate>(
             {{"token", Gate::token}, {"segment", Gate::segment}, {"response", Gate::response}, {"loop", Gate::loop}}),
-        read_loop_set(lazy["loops"]), values["lazyNorms"].doubles()};
+        read_loop_set(lazy["loops"]), values["lazyNormalizers"].doubles()};
   }
   o.temperature = in["temperature"].number();
   o.loops = read_loops(in);
@@ -243,7 +243,7 @@ Napi::Value accumulate_loss_of(const Napi::CallbackInfo& info) {
   batch->sequences = Input(info, 1, "sequences").sequences();
   check_vocabulary(batch->sequences, *model);
   const Input values(info, 2, "values");
-  batch->length_normalizers = values["norms"].doubles();
+  batch->length_normalizers = values["lengthNormalizers"].doubles();
   batch->old_logprobs = values["oldLogprobs"].doubles();
   batch->reference_logprobs = values["referenceLogprobs"].doubles();
   batch->lazy_logprobs = values["lazyLogprobs"].doubles();

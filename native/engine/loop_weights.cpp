@@ -10,10 +10,10 @@ namespace looplm {
 
 namespace {
 
-// Position of the loop of a one-hot credit; count() where it is not read.
-int one_hot(const Credit& credit, const ReadLoops& loops) {
-  if (credit.loop == 0) return loops.count() - 1;
-  return int(std::find(loops.read.begin(), loops.read.end(), credit.loop - 1) - loops.read.begin());
+// Position of the loop of one-hot weights; count() where it is not read.
+int one_hot(const LoopWeights& weights, const ReadLoops& loops) {
+  if (weights.loop == 0) return loops.count() - 1;
+  return int(std::find(loops.read.begin(), loops.read.end(), weights.loop - 1) - loops.read.begin());
 }
 
 // w ∝ p^(1/temperature)
@@ -29,37 +29,37 @@ double tempered(const ExitTable& exits, double temperature, int k, size_t r) {
 
 }  // namespace
 
-bool weighs(const Credit& credit, const ReadLoops& loops, int k) {
-  if (credit.kind == LoopCredit::given) return credit.weights[size_t(k)] != 0;
-  return credit.kind != LoopCredit::one_hot || one_hot(credit, loops) == k;
+bool weighs(const LoopWeights& weights, const ReadLoops& loops, int k) {
+  if (weights.kind == LoopWeighting::given) return weights.given[size_t(k)] != 0;
+  return weights.kind != LoopWeighting::one_hot || one_hot(weights, loops) == k;
 }
 
-bool names_loops(const Credit& credit, const ReadLoops& loops) {
-  if (credit.kind == LoopCredit::given) return int(credit.weights.size()) == loops.count();
-  return credit.kind != LoopCredit::one_hot || one_hot(credit, loops) < loops.count();
+bool names_loops(const LoopWeights& weights, const ReadLoops& loops) {
+  if (weights.kind == LoopWeighting::given) return int(weights.given.size()) == loops.count();
+  return weights.kind != LoopWeighting::one_hot || one_hot(weights, loops) < loops.count();
 }
 
-std::vector<double> loop_weights(const Credit& credit, const ReadLoops& loops, const ExitTable& exits) {
+std::vector<double> loop_weights(const LoopWeights& weights, const ReadLoops& loops, const ExitTable& exits) {
   const size_t R = size_t(exits.rows);
   double powers = 0;
-  for (int t : loops.read) powers += std::pow(double(t + 1), credit.alpha);
+  for (int t : loops.read) powers += std::pow(double(t + 1), weights.alpha);
   std::vector<double> w;
   for (int k : loops.scored)
-    for (size_t r = 0; r < R; r++) switch (credit.kind) {
-        case LoopCredit::exit_pdf:
-          w.push_back(tempered(exits, credit.temperature, k, r));
+    for (size_t r = 0; r < R; r++) switch (weights.kind) {
+        case LoopWeighting::exit_pdf:
+          w.push_back(tempered(exits, weights.temperature, k, r));
           break;
-        case LoopCredit::uniform:
+        case LoopWeighting::uniform:
           w.push_back(1.0 / loops.count());
           break;
-        case LoopCredit::progressive:
-          w.push_back(std::pow(double(loops.read[size_t(k)] + 1), credit.alpha) / powers);
+        case LoopWeighting::progressive:
+          w.push_back(std::pow(double(loops.read[size_t(k)] + 1), weights.alpha) / powers);
           break;
-        case LoopCredit::one_hot:
-          w.push_back(one_hot(credit, loops) == k);
+        case LoopWeighting::one_hot:
+          w.push_back(one_hot(weights, loops) == k);
           break;
-        case LoopCredit::given:
-          w.push_back(credit.weights[size_t(k)]);
+        case LoopWeighting::given:
+          w.push_back(weights.given[size_t(k)]);
           break;
       }
   return w;

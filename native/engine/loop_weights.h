@@ -1,5 +1,5 @@
-// How the loops that are read share the credit of a token: w_1..w_K, Σ w = 1. A weighting is an entry of LoopCredit and a case of
-// loop_weights.
+// How the loops that are read weigh in the loss of a token: w_1..w_K, Σ w = 1. A weighting is an entry of
+// LoopWeighting and a case of loop_weights.
 #pragma once
 #include <vector>
 
@@ -16,10 +16,10 @@ struct ReadLoops {
 };
 
 // Whether a loop, counted among those that are read, has any weight.
-bool weighs(const Credit& credit, const ReadLoops& loops, int k);
-// Whether the credit names loops that are read.
-bool names_loops(const Credit& credit, const ReadLoops& loops);
+bool weighs(const LoopWeights& weights, const ReadLoops& loops, int k);
+// Whether weights name loops that are read.
+bool names_loops(const LoopWeights& weights, const ReadLoops& loops);
 // [scored, R], loop by loop; what is not scored has no weight.
-std::vector<double> loop_weights(const Credit& credit, const ReadLoops& loops, const ExitTable& exits);
+std::vector<double> loop_weights(const LoopWeights& weights, const ReadLoops& loops, const ExitTable& exits);
 
 }  // namespace looplm

@@ -96,7 +96,7 @@ class LossPass {
   }
 
   RowTable weights_of(const LossTerm& term, const LossRows& rows) {
-    RowTable w = loop_weights(term.credit, in_.loops, rows.exits);
+    RowTable w = loop_weights(term.weights, in_.loops, rows.exits);
     if (&term == in_.first_token_term()) totals_.add_weights(w, rows.R());
     return w;
   }

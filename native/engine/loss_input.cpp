@@ -51,13 +51,13 @@ void LossInput::check() const {
 void LossInput::check_term(const LossTerm& term) const {
   const size_t count = batch.sequences.count();
   if (term.channel == Channel::exit) require_exit_gate(model, "loss", "a term of the exit channel");
-  if (term.credit.kind == LoopCredit::exit_pdf || term.belief) require_exit_gate(model, "loss", "credit by exit probabilities");
+  if (term.weights.kind == LoopWeighting::exit_pdf || term.belief) require_exit_gate(model, "loss", "exit-pdf weights");
   require(term.length_normalizers.size() == count, "a term needs one normaliser per sequence");
   require(term.advantages.size() == count || term.advantages.size() == count * size_t(loops.count()),
           "a term needs one advantage per sequence, or one per sequence and loop");
-  require(!attached(term) || (term.surrogate == Surrogate::reinforce && term.credit.temperature == 1),
+  require(!attached(term) || (term.surrogate == Surrogate::reinforce && term.weights.temperature == 1),
           "attached exit-pdf weights (detachWeights: false of a trainer, detach: false of a term) are defined for the reinforce "
-          "surrogate at credit temperature 1: use those, or detached weights");
+          "surrogate at temperature 1: use those, or detached weights");
   require(term.channel == Channel::token || term.surrogate == Surrogate::reinforce,
           "the exit channel knows the reinforce surrogate alone");
   require(term.channel == Channel::token || term.draws > 0 || !batch.exits.empty(),
@@ -67,8 +67,8 @@ void LossInput::check_term(const LossTerm& term) const {
           "a belief with base teacher needs the reference's logprobs, entropy and exit distribution");
   require(term.surrogate != Surrogate::k15 || (term.advantages.size() == count && !term.belief),
           "k1.5 compares whole sequences: one advantage per sequence and no belief");
-  require(names_loops(term.credit, loops),
-          "one-hot credit must name a loop that is read, and given credit have one weight for each of them");
+  require(names_loops(term.weights, loops),
+          "one-hot weights must name a loop that is read, and given weights have one number for each of them");
 }
 
 void LossInput::check_sizes() const {
@@ -104,25 +104,25 @@ const LossTerm* LossInput::first_token_term() const {
   return nullptr;
 }
 
-Credit LossInput::credit_of(LoopSet set) const {
-  if (set == LoopSet::uniform) return {LoopCredit::uniform};
+LoopWeights LossInput::weights_of(LoopSet set) const {
+  if (set == LoopSet::uniform) return {LoopWeighting::uniform};
   const LossTerm* term = first_token_term();
-  return set == LoopSet::credit && term ? term->credit : Credit{LoopCredit::one_hot};
+  return set == LoopSet::weights && term ? term->weights : LoopWeights{LoopWeighting::one_hot};
 }
 
 bool LossInput::in_set(LoopSet set, int k) const {
   if (set == LoopSet::last) return k + 1 == loops.count();
   const LossTerm* term = first_token_term();
-  return set == LoopSet::uniform || !term || weighs(term->credit, loops, k);
+  return set == LoopSet::uniform || !term || weighs(term->weights, loops, k);
 }
 
 // Whether the head must run at a loop.
 bool LossInput::scores(int k) const {
   if (objective.beta != 0 && in_set(objective.beta_loops, k)) return true;
   if (objective.lazy && in_set(objective.lazy->loops, k)) return true;
-  if (objective.token_entropy != 0 && in_set(LoopSet::credit, k)) return true;
+  if (objective.token_entropy != 0 && in_set(LoopSet::weights, k)) return true;
   return std::any_of(objective.terms.begin(), objective.terms.end(), [&](const LossTerm& term) {
-    return term.belief.has_value() || (term.channel == Channel::token && weighs(term.credit, loops, k));
+    return term.belief.has_value() || (term.channel == Channel::token && weighs(term.weights, loops, k));
   });
 }
 

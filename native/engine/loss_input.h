@@ -37,7 +37,7 @@ class LossInput {
   double value(const PredictionValues& of, const PredictionRow& row, int k) const;  // at the k-th loop that is read
   double advantage(const LossTerm& term, const PredictionRow& row, int k) const;
   const LossTerm* first_token_term() const;
-  Credit credit_of(LoopSet set) const;
+  LoopWeights weights_of(LoopSet set) const;
 
  private:
   void check() const;
@@ -52,7 +52,7 @@ class LossInput {
 
 inline bool has_ratio(Surrogate s) { return s != Surrogate::reinforce; }
 inline bool attached(const LossTerm& term) {
-  return term.channel == Channel::token && term.credit.kind == LoopCredit::exit_pdf && !term.credit.detach;
+  return term.channel == Channel::token && term.weights.kind == LoopWeighting::exit_pdf && !term.weights.detach;
 }
 
 // One micro-batch of a loss: its rows, their exits, and, once they are known, their values.

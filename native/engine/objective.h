@@ -11,16 +11,16 @@
 
 namespace looplm {
 
-enum class LoopCredit { exit_pdf, uniform, progressive, one_hot, given };
+enum class LoopWeighting { exit_pdf, uniform, progressive, one_hot, given };
 
-// How the loops that are read share the credit of a token: w_1..w_T, Σ w = 1.
-struct Credit {
-  LoopCredit kind = LoopCredit::exit_pdf;
-  double temperature = 1;       // exit_pdf: w ∝ p^(1/temperature)
-  double alpha = 1;             // progressive: w ∝ t^alpha
-  int loop = 0;                 // one_hot: 1-based; 0: the last
-  std::vector<double> weights;  // given: one per loop that is read
-  bool detach = true;           // false: the exit-pdf weights carry gradient into the gate
+// How the loops that are read weigh in the loss of a token: w_1..w_T, Σ w = 1.
+struct LoopWeights {
+  LoopWeighting kind = LoopWeighting::exit_pdf;
+  double temperature = 1;     // exit_pdf: w ∝ p^(1/temperature)
+  double alpha = 1;           // progressive: w ∝ t^alpha
+  int loop = 0;               // one_hot: 1-based; 0: the last
+  std::vector<double> given;  // given: one per loop that is read
+  bool detach = true;         // false: the exit-pdf weights carry gradient into the gate
 };
 
 enum class Channel { token, exit };  // the log-probability of the token at every loop, or of the exit log p_{t*}
@@ -29,7 +29,7 @@ enum class BeliefNorm { none, loops, gain };  // of the returns over a token's l
 
 struct LossTerm {
   Channel channel = Channel::token;
-  Credit credit;
+  LoopWeights weights;
   Surrogate surrogate = Surrogate::reinforce;
   bool inner = false;  // the surrogate of the weighted sum of the loops' log ratios, instead of the weighted sum of surrogates
   double epsilon_low = 0.2, epsilon_high = 0.2, dual_clip = 0, cap = 5;
@@ -47,7 +47,7 @@ struct LossTerm {
   std::vector<double> length_normalizers;  // one per sequence: n of each of its response tokens
 };
 
-enum class LoopSet { last, uniform, credit };  // of a regulariser: one loop, all alike, or by the first token term's weights
+enum class LoopSet { last, uniform, weights };  // of a regulariser: one loop, all alike, or by the first token term's weights
 
 // λ Σ max(0, -ρ) over segments whose likelihood fell, of sequences that should be kept (LLDS, 2512.04220).
 struct LazyLikelihood {

@@ -153,7 +153,7 @@ Numbers losses(Fixture& f, int size, bool several_passes, bool exits) {
   objective.terms.push_back(term);
   if (several_passes)
     for (size_t i = 0; i < batch.sequences.tokens.size() - size_t(size); i++) batch.old_logprobs.push_back(-3);
-  if (several_passes) objective.terms[0].credit.kind = LoopCredit::one_hot;
+  if (several_passes) objective.terms[0].weights.kind = LoopWeighting::one_hot;
   if (exits) {
     LossTerm exit = term;
     exit.surrogate = Surrogate::reinforce;

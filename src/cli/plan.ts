@@ -25,7 +25,6 @@ interface PlannedOptions {
   promptsPerStep?: number
   groupSize?: number
   maxNewTokens?: number | undefined
-  maxCompletionLength?: number | undefined
 }
 
 /** Adds `looplm plan`. */
@@ -81,7 +80,7 @@ async function makePlan(config: TrainConfig, promptTokens: number) {
   const train = trainingBytes({ ...estimate, weights }, activations)
   const { free } = deviceMemory(config.device as 'cpu' | undefined)
   const rollouts = promptsPerStep === undefined || groupSize === undefined ? undefined : promptsPerStep * groupSize
-  const rolloutTokens = promptTokens + (options.maxNewTokens ?? options.maxCompletionLength ?? 256)
+  const rolloutTokens = promptTokens + (options.maxNewTokens ?? 256)
   const each = rolloutTokens * estimate.cachePerToken
   const room = Math.floor((free - train) / each)
   return {

@@ -76,7 +76,7 @@ export async function loadGguf(
   const load = () => native().modelLoadTensors(on, architecture, dtype, weights, quantization, added)
   const handle = await call(operation, load)
   if (config.looplm_exit_gate === false) {
-    const lacks = 'exit rule "gate", credit by exit probabilities, Stage I, Stage II and LoopRPT do not work'
+    const lacks = 'exit rule "gate", exit-pdf weights, Stage I, Stage II and LoopRPT do not work'
     const remedy = 'The original checkpoint has one; exitGate: true adds one that must be trained'
     const message = `${path} has no exit gate, as llama.cpp writes Ouro: ${lacks}. ${remedy}`
     process.emitWarning(`${operation}: ${message}`, { type: 'LoopLMWarning' })

@@ -15,7 +15,7 @@ import type { LoopLMConfig } from './config.js'
 import { checkLoopChoice } from './loops.js'
 import type { LossBatch, LossMetrics, LossObjective, LossTerm } from './types.js'
 
-const loopSets = ['last', 'uniform', 'credit'] as const
+const loopSets = ['last', 'uniform', 'weights'] as const
 type Check = Parameters<typeof checkNumber>[2]
 
 /** Checks a batch and an objective, fills in defaults and hands them to the engine. */
@@ -43,16 +43,18 @@ export async function accumulateLoss(
   const byLoop = (i: number) => [{ shape: 'loops × (length - 1)', length: t * width(i) }]
   const either = (i: number) => [...once(i), ...byLoop(i)]
   const values = {
-    terms: batch.terms.map(({ advantages, norms }) => ({
+    terms: batch.terms.map(({ advantages, lengthNormalizers }) => ({
       advantages: packPerSequence(advantages, 'advantages', advantages?.length === count * t ? count * t : count, operation),
-      norms: packPerSequence(norms, 'norms', count, operation),
+      lengthNormalizers: packPerSequence(lengthNormalizers, 'lengthNormalizers', count, operation),
     })),
-    norms: packPerSequence(batch.norms, 'norms', count, operation),
+    lengthNormalizers: packPerSequence(batch.lengthNormalizers, 'lengthNormalizers', count, operation),
     oldLogprobs: packValues(batch.oldLogprobs, 'oldLogprobs', either, count, operation),
     referenceLogprobs: packValues(batch.referenceLogprobs, 'referenceLogprobs', either, count, operation),
     lazyLogprobs: packValues(batch.lazyLogprobs, 'lazyLogprobs', either, count, operation),
-    lazyNorms:
-      batch.lazyNorms === undefined ? new Float64Array(0) : packPerSequence(batch.lazyNorms, 'lazyNorms', count, operation),
+    lazyNormalizers:
+      batch.lazyNormalizers === undefined
+        ? new Float64Array(0)
+        : packPerSequence(batch.lazyNormalizers, 'lazyNormalizers', count, operation),
     referenceEntropy: packValues(batch.referenceEntropy, 'referenceEntropy', once, count, operation),
     referenceExitPdf: packValues(batch.referenceExitPdf, 'referenceExitPdf', byLoop, count, operation),
     exits: packIntegers(batch.exits, 'exits', once, { min: 0, max: t - 1 }, count, operation),
@@ -84,14 +86,14 @@ export async function accumulateLoss(
 function termSettings(term: LossTerm, loops: number, operation: string) {
   const number = (name: keyof LossTerm & string, fallback: number, range: Check) =>
     checkNumber(term[name] ?? fallback, name, range, operation)
-  const { kind, temperature = 1, alpha = 1, loop = 0, weights, detach = true } = term.credit ?? { kind: 'exit-pdf' as const }
+  const { kind, temperature = 1, alpha = 1, loop = 0, weights, detach = true } = term.weights ?? { kind: 'exit-pdf' as const }
   return {
     channel: checkWord(term.channel ?? 'token', 'channel', ['token', 'exit'], operation),
-    credit: {
-      kind: checkWord(kind, 'credit', ['exit-pdf', 'uniform', 'progressive', 'one-hot', 'given'], operation),
-      temperature: checkNumber(temperature, 'credit.temperature', { above: 0 }, operation),
+    weights: {
+      kind: checkWord(kind, 'weights', ['exit-pdf', 'uniform', 'progressive', 'one-hot', 'given'], operation),
+      temperature: checkNumber(temperature, 'weights.temperature', { above: 0 }, operation),
       alpha: checkNumber(alpha, 'alpha', {}, operation),
-      loop: checkNumber(loop, 'credit.loop', { min: 0, integer: true }, operation),
+      loop: checkNumber(loop, 'weights.loop', { min: 0, integer: true }, operation),
       detach,
       ...(kind === 'given' ? { weights: shares(weights, loops, operation) } : {}),
     },

@@ -19,7 +19,7 @@ export type Recompute = 'none' | 'loop' | 'layer'
  */
 export type BackwardLoops = number | 'published'
 
-/** How a token's credit is shared among the loops (RLTT, arXiv 2602.10520): Σ over loops is 1. */
+/** How the loops weigh in the loss of a token (RLTT, arXiv 2602.10520): Σ over loops is 1. */
 export type LoopWeights = 'exit-pdf' | 'uniform' | 'progressive' | 'last'
 
 /** The policy-gradient surrogate of one token. */
@@ -204,11 +204,11 @@ export interface LossBatch {
   terms: readonly {
     /** One per sequence, or T per sequence, loop by loop. */
     advantages: ArrayLike<number>
-    /** One per sequence: the length normaliser n of each of its response tokens (math.md §2), times the weight of the term. */
-    norms: ArrayLike<number>
+    /** One per sequence: the length normalizer n of each of its response tokens (math.md §2), times the weight of the term. */
+    lengthNormalizers: ArrayLike<number>
   }[]
   /** One per sequence: the normaliser of the regularisers. */
-  norms: ArrayLike<number>
+  lengthNormalizers: ArrayLike<number>
   /** Per prediction (the one weighted loop), or by loop. */
   oldLogprobs?: readonly ArrayLike<number>[] | undefined
   /** Per prediction (last loop), or by loop. */
@@ -216,7 +216,7 @@ export interface LossBatch {
   /** What LLDS compares with instead of `oldLogprobs`. */
   lazyLogprobs?: readonly ArrayLike<number>[] | undefined
   /** One per sequence, λ over the token count of LLDS; 0 for sequences that may become less likely. */
-  lazyNorms?: ArrayLike<number> | undefined
+  lazyNormalizers?: ArrayLike<number> | undefined
   /** Per prediction: entropy of the reference at the last loop. */
   referenceEntropy?: readonly ArrayLike<number>[] | undefined
   /** By loop: the exit distribution of the reference. */
@@ -230,7 +230,7 @@ export interface LossBatch {
 }
 
 /** Which loops a regulariser acts on: the last, all alike, or those of the first token term by their weights. */
-export type LoopSet = 'last' | 'uniform' | 'credit'
+export type LoopSet = 'last' | 'uniform' | 'weights'
 
 /**
  * Fields of the engine's Objective; an absent field has the default in brackets.

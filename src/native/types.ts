@@ -31,7 +31,7 @@ export interface LossTerm {
   /** [token] */
   channel?: 'token' | 'exit'
   /** [exit-pdf, detached] */
-  credit?: {
+  weights?: {
     kind: 'exit-pdf' | 'uniform' | 'progressive' | 'one-hot' | 'given'
     temperature?: number | undefined
     alpha?: number | undefined
@@ -55,7 +55,9 @@ export interface LossTerm {
   cap?: number
   /** [0] */
   tau?: number
-  belief?: (BeliefRewards & { norm: 'none' | 'loops' | 'gain'; scale: number; threshold: number; costScale: number }) | undefined
+  belief?:
+    | (BeliefRewards & { normalize: 'none' | 'loops' | 'gain'; scale: number; threshold: number; costScale: number })
+    | undefined
   /** Exit channel: exits per token that are drawn where the batch has none [0] */
   draws?: number
   /** [0] */

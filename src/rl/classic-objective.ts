@@ -9,20 +9,23 @@ export function classicSchedule(config: ClassicConfig): ObjectiveSchedule {
   return { at: () => objective, reference: () => (needsReference(objective) ? 'frozen' : undefined) }
 }
 
-const defaultCap = 5 // of CISPO, as in the public Ouro code
-
 /** The objective that the options of RLTT and GRPO spell: one token term and perhaps a KL (math.md §2–§4). */
 export function classicObjective(config: ClassicConfig): Objective {
-  const { epsilon, epsilonHigh, dualClip, beta } = config
+  const { epsilon, epsilonHigh, dualClip, cap, beta } = config
   const surrogates = {
     reinforce: 'reinforce',
-    ppo: { kind: 'ppo', low: epsilon, high: epsilonHigh ?? epsilon, ...(dualClip === undefined ? {} : { dual: dualClip }) },
-    cispo: { kind: 'cispo', cap: epsilonHigh ?? defaultCap },
+    ppo: {
+      kind: 'ppo',
+      epsilonLow: epsilon,
+      epsilonHigh: epsilonHigh ?? epsilon,
+      ...(dualClip === undefined ? {} : { dualClip }),
+    },
+    cispo: cap === undefined ? 'cispo' : { kind: 'cispo', cap },
   } as const
   const alpha = 'alpha' in config ? config.alpha : 1
   const detach = 'detachWeights' in config ? config.detachWeights : true
   const { weights } = config
-  const credits = {
+  const byName = {
     'exit-pdf': { kind: 'exit-pdf', detach },
     progressive: { kind: 'progressive', alpha },
     uniform: 'uniform',
@@ -31,10 +34,10 @@ export function classicObjective(config: ClassicConfig): Objective {
   return objectiveSchema.parse({
     terms: [
       {
-        credit: typeof weights === 'string' ? credits[weights] : { kind: 'given', weights },
+        weights: typeof weights === 'string' ? byName[weights] : { kind: 'given', weights },
         surrogate: surrogates[config.surrogate],
         advantage: { scale: config.scaleRewards },
-        aggregate: config.normalizer,
+        normalizer: config.normalizer,
       },
     ],
     ...(beta === 0 ? {} : { kl: { beta } }),

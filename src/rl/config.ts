@@ -4,6 +4,7 @@ import type { Tokenizer } from '../data/tokenizer.js'
 import { maxLoops } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 import type { Task } from '../tasks/task.js'
+import { alsoCalled } from '../validation/schema.js'
 import type { TrainerEvent } from './events.js'
 import type { OwnObjective } from './objective/custom-objective.js'
 import { type RecipeName, recipes } from './objective/recipes.js'
@@ -142,7 +143,7 @@ const depth = {
     .min(1)
     .max(maxLoops)
     .optional()
-    .describe('Loops, in growing order, that are read and share the credit; nothing runs behind the last one. Default all.'),
+    .describe('Loops, in growing order, that are read and weighted; nothing runs behind the last one. Default all.'),
   backwardLoops: z
     .union([count(maxLoops), z.literal('published')], "must be a number of loops, at least 1, or 'published'")
     .optional()
@@ -179,7 +180,8 @@ const rollouts = {
     .describe('Parts, in whole groups, that each pass is cut into; every part is one optimizer step.'),
   maxNewTokens: positiveInt
     .optional()
-    .describe('Longest completion in tokens; default `maxCompletionLength`, else what the task says, 256 for a dataset.'),
+    .describe('Longest completion in tokens; default what the task says, 256 for a dataset.')
+    .meta(alsoCalled('max_completion_length')),
   temperature: positive.default(1).describe('Sampling temperature, also of all log-probabilities.'),
   topK: natural
     .default(0)
@@ -194,11 +196,12 @@ const rollouts = {
     .max(maxTimeout)
     .default(0)
     .describe('Seconds after which a reward that has not answered is an error; 0: never.'),
-  maxCompletionLength: positiveInt
+  constantNormalizerLength: positiveInt
     .optional()
     .describe(
-      'Longest completion that can occur: at most so many tokens are sampled, and the normalizer `constant` divides by it; default `maxNewTokens`, for `update` else the longest response of its batch.',
-    ),
+      'Tokens that the normalizer `constant` divides by; default `maxNewTokens`, for `update` else the longest response of its batch.',
+    )
+    .meta(alsoCalled('maxCompletionLength')),
   logCompletions: natural.default(4).describe('Completions per step that are written to completions.jsonl of `runDir`.'),
   logprobCheckEvery: natural
     .default(10)
@@ -217,17 +220,16 @@ const objective = {
   normalizer: normalizer
     .default('response-mean')
     .describe(
-      'Mean over tokens of each response and then over responses; mean over all tokens; or division by `maxCompletionLength`.',
+      'Mean over tokens of each response and then over responses; mean over all tokens; or division by `constantNormalizerLength`.',
     ),
   epsilon: nonNegative.default(0.2).describe('`ppo`: ratios below 1 - epsilon are clipped.'),
-  epsilonHigh: nonNegative
-    .optional()
-    .describe('`ppo`: ratios above 1 + epsilonHigh are clipped; default `epsilon`. `cispo`: cap of the ratio, default 5.'),
+  epsilonHigh: nonNegative.optional().describe('`ppo`: ratios above 1 + epsilonHigh are clipped; default `epsilon`.'),
   dualClip: z
     .number()
     .gt(1)
     .optional()
     .describe('`ppo`: bound of the ratio of sequences with a negative advantage; default none.'),
+  cap: positive.optional().describe('`cispo`: cap of the ratio; default 5.'),
 }
 
 const surrogates = ['reinforce', 'ppo', 'cispo'] as const
@@ -311,8 +313,6 @@ const weightDecay = (value: number) => nonNegative.default(value).describe('Deco
 /** {@link checkTogether} for the trainers that sample. */
 function checkPolicy(
   options: RunOptions & {
-    maxNewTokens?: number | undefined
-    maxCompletionLength?: number | undefined
     exitThreshold?: number | undefined
     readLoops?: readonly number[] | undefined
   },
@@ -323,10 +323,6 @@ function checkPolicy(
     const message = 'rollouts that leave early may leave at any loop; omit readLoops or exitThreshold'
     context.addIssue({ code: 'custom', path: ['readLoops'], message })
   }
-  const { maxNewTokens, maxCompletionLength } = options
-  if (maxNewTokens === undefined || maxCompletionLength === undefined || maxNewTokens <= maxCompletionLength) return
-  const message = `${maxNewTokens} is more than maxCompletionLength, ${maxCompletionLength}, which no completion exceeds; lower one or omit it`
-  context.addIssue({ code: 'custom', path: ['maxNewTokens'], message })
 }
 
 interface RunOptions {
@@ -340,6 +336,17 @@ interface RunOptions {
   promptsPerStep?: number
   groupSize?: number
   gradientAccumulation?: number
+}
+
+/** {@link checkPolicy} for RLTT and GRPO. */
+function checkClassic(
+  options: Parameters<typeof checkPolicy>[0] & { surrogate: string; epsilonHigh?: unknown },
+  context: z.RefinementCtx,
+): void {
+  checkPolicy(options, context)
+  if (options.surrogate !== 'cispo' || options.epsilonHigh === undefined) return
+  const message = "belongs to the surrogate 'ppo'; the option cap is the bound of 'cispo'"
+  context.addIssue({ code: 'custom', path: ['epsilonHigh'], message })
 }
 
 /** Rules between the options that all trainers have. */
@@ -388,7 +395,7 @@ const rltt = z
     ...policy,
     ...objective,
   })
-  .superRefine(checkPolicy)
+  .superRefine(checkClassic)
   .refine((options) => options.weights !== 'exit-pdf' || options.detachWeights || options.surrogate === 'reinforce', {
     path: ['detachWeights'],
     message: "false (a trained gate) is defined for surrogate 'reinforce' alone: use that one, or leave detachWeights out",
@@ -404,7 +411,7 @@ const grpo = z
     ...policy,
     ...objective,
   })
-  .superRefine(checkPolicy)
+  .superRefine(checkClassic)
 
 const recipeName = z.enum(Object.keys(recipes) as [RecipeName, ...RecipeName[]])
 const phase = z.strictObject({ until: positiveInt.optional(), objective: z.union([recipeName, objectiveSchema]) })

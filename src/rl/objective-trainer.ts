@@ -17,7 +17,7 @@ import { type ObjectiveSchedule, PolicyGradientTrainer } from './policy-gradient
  * const trainer = new ObjectiveTrainer(model, {
  *   task: addition({ digits: 3 }),
  *   learningRate: 2e-4,
- *   objective: { terms: [{ credit: 'exit-pdf', advantage: { strata: { by: 'exit-loop' } } }], entropy: { exit: 0.01 } },
+ *   objective: { terms: [{ weights: 'exit-pdf', advantage: { strata: { by: 'exit-loop' } } }], entropy: { exit: 0.01 } },
  * })
  * for await (const event of trainer.run()) if (event.type === 'step') console.log(event.step, event.metrics.reward)
  * ```
@@ -67,7 +67,7 @@ function referencesOf({ kl, lazy, terms }: Objective): ('frozen' | 'ema')[] {
 function checkCombinations({ terms, lazy, kl, entropy, filter, rewards }: Objective): void {
   const refuse = (i: number, problem: string) => refuseOptions('ObjectiveTrainer', `objective.terms.${i}: ${problem}`)
   for (const [i, term] of terms.entries()) {
-    const { channel, space, combine, credit, advantage, draws } = term
+    const { channel, space, combine, weights, advantage, draws } = term
     const { kind } = surrogateOf(term)
     const { loops, source, baseline, scale, strata, cost, batch, sign, positiveWeight } = advantage
     const fromRewards = { strata, cost, scale, batch: batch || undefined, baseline: baseline === 'none' ? baseline : undefined }
@@ -81,17 +81,17 @@ function checkCombinations({ terms, lazy, kl, entropy, filter, rewards }: Object
       throw refuse(i, `advantage.${unread[0]} is for advantages from rewards, and the source is ${source}; omit one of them`)
     if (baseline === 'none' && scale !== undefined && scale !== 'none')
       throw refuse(i, `advantage.scale: ${scale} needs the baseline 'group'; without a baseline rewards are taken as they are`)
-    const attached = typeof credit === 'object' && credit.kind === 'exit-pdf' && !credit.detach
+    const attached = typeof weights === 'object' && weights.kind === 'exit-pdf' && !weights.detach
     if (channel === 'exit' && kind !== 'reinforce') throw refuse(i, 'the exit channel knows the surrogate reinforce alone')
     if (space === 'marginal' && (channel === 'exit' || advantage.loops?.belief === 'token'))
       throw refuse(i, 'the marginal space has tokens alone, without exits or beliefs in them')
     if (channel === 'exit' && combine === 'inner') throw refuse(i, 'combine: the exit channel has one log-probability per token')
-    if (channel === 'exit' && credit !== 'exit-pdf')
-      throw refuse(i, 'credit: the exit channel credits the loop that was left; omit credit')
+    if (channel === 'exit' && weights !== 'exit-pdf')
+      throw refuse(i, 'weights: the exit channel trains the loop that was left alone; omit weights')
     if (channel === 'exit' && loops?.belief === 'token' && loops.normalize !== 'none')
       throw refuse(i, 'advantage.loops.normalize: the exit channel compares the draws of a token; omit normalize')
     if (channel === 'token' && draws !== undefined) throw refuse(i, 'draws: only the exit channel draws exits')
-    if (attached && (kind !== 'reinforce' || combine === 'inner' || credit.temperature !== 1))
+    if (attached && (kind !== 'reinforce' || combine === 'inner' || weights.temperature !== 1))
       throw refuse(i, 'attached weights (detach: false) want the surrogate reinforce and temperature 1')
     if (kind === 'k15' && advantage.loops !== undefined)
       throw refuse(i, 'k15 compares whole responses and takes no rewards of loops')

@@ -103,7 +103,7 @@ export interface LoopConfig {
    */
   loops?: number | undefined
   /**
-   * Loops, in growing order, that are read and share the credit; nothing runs behind the last one. Default all.
+   * Loops, in growing order, that are read and weighted; nothing runs behind the last one. Default all.
    */
   readLoops?: number[] | undefined
   /**
@@ -162,7 +162,7 @@ export interface RolloutConfig extends LoopConfig {
   updatesPerRollout: number
   /** Parts, in whole groups, that each pass is cut into; every part is one optimizer step. Default `1`. */
   minibatches: number
-  /** Longest completion in tokens; default `maxCompletionLength`, else what the task says, 256 for a dataset. */
+  /** Longest completion in tokens; default what the task says, 256 for a dataset. */
   maxNewTokens?: number | undefined
   /** Sampling temperature, also of all log-probabilities. Default `1`. */
   temperature: number
@@ -177,10 +177,10 @@ export interface RolloutConfig extends LoopConfig {
   /** Seconds after which a reward that has not answered is an error; 0: never. Default `0`. */
   rewardTimeout: number
   /**
-   * Longest completion that can occur: at most so many tokens are sampled, and the normalizer `constant` divides by it;
-   * default `maxNewTokens`, for `update` else the longest response of its batch.
+   * Tokens that the normalizer `constant` divides by; default `maxNewTokens`, for `update` else the longest response of its
+   * batch.
    */
-  maxCompletionLength?: number | undefined
+  constantNormalizerLength?: number | undefined
   /** Completions per step that are written to completions.jsonl of `runDir`. Default `4`. */
   logCompletions: number
   /** Steps between comparisons of the log-probabilities of sampling and of training; 0: never. Default `10`. */
@@ -206,16 +206,18 @@ export interface ClassicObjectiveConfig {
   /** Weight of the k3 estimate of the KL divergence to the frozen starting model, at the last loop. Default `0`. */
   beta: number
   /**
-   * Mean over tokens of each response and then over responses; mean over all tokens; or division by `maxCompletionLength`.
+   * Mean over tokens of each response and then over responses; mean over all tokens; or division by `constantNormalizerLength`.
    * Default `"response-mean"`.
    */
   normalizer: Normalizer
   /** `ppo`: ratios below 1 - epsilon are clipped. Default `0.2`. */
   epsilon: number
-  /** `ppo`: ratios above 1 + epsilonHigh are clipped; default `epsilon`. `cispo`: cap of the ratio, default 5. */
+  /** `ppo`: ratios above 1 + epsilonHigh are clipped; default `epsilon`. */
   epsilonHigh?: number | undefined
   /** `ppo`: bound of the ratio of sequences with a negative advantage; default none. */
   dualClip?: number | undefined
+  /** `cispo`: cap of the ratio; default 5. */
+  cap?: number | undefined
 }
 
 /** Checked options of `RLTTTrainer`. */

@@ -80,7 +80,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 
   protected get maxNewTokens(): number | undefined {
-    return this.config.maxNewTokens ?? this.config.maxCompletionLength
+    return this.config.maxNewTokens
   }
 
   override dispose(): void {
@@ -261,8 +261,8 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
 
   #loss(rated: RatedBatch, rollouts: RatedRollouts, part: readonly number[], maxNewTokens?: number): PolicyLoss {
     const { config, step } = this
-    const maxLength = config.maxCompletionLength ?? maxNewTokens ?? this.maxNewTokens
-    const settings = { config, step, loops: this.#loops, maxLength }
+    const constantLength = config.constantNormalizerLength ?? maxNewTokens ?? this.maxNewTokens
+    const settings = { config, step, loops: this.#loops, constantLength }
     return policyLoss(this.#schedule.at(step), rated, rollouts, part, settings)
   }
 }

@@ -9,7 +9,7 @@ import { groupAdvantages } from './objective/advantages.js'
 import { type EnginePass, enginePasses, type RatedRollouts, usesRatio } from './objective/compile.js'
 import { checkGradient, type ObjectiveContext, type OwnObjective } from './objective/custom-objective.js'
 import type { TrainedLoops } from './objective/loops.js'
-import { sequenceNorms } from './objective/normalizer.js'
+import { lengthNormalizers } from './objective/normalizer.js'
 import type { Objective } from './objective/schema.js'
 import type { PolicyConfig } from './options.js'
 
@@ -43,16 +43,16 @@ export function logicalBatches(config: PolicyConfig, step: number, { rewards, gr
  * The loss of some rollouts of a step.
  *
  * @param part indices of the rollouts that form the logical batch
- * @param settings.maxLength divisor of the normalizer `constant`
+ * @param settings.constantLength divisor of the normalizer `constant`
  */
 export function policyLoss(
   objective: Objective | OwnObjective,
   rated: RatedBatch,
   rollouts: RatedRollouts,
   part: readonly number[],
-  settings: { config: PolicyConfig; step: number; loops: TrainedLoops; maxLength: number | undefined },
+  settings: { config: PolicyConfig; step: number; loops: TrainedLoops; constantLength: number | undefined },
 ): PolicyLoss {
-  const { config, step, loops, maxLength } = settings
+  const { config, step, loops, constantLength } = settings
   const rows = part.filter((i) => rollouts.active[i])
   const sequences = rows.map((i) => rollouts.sequences[i]!)
   if (typeof objective === 'function') {
@@ -62,7 +62,7 @@ export function policyLoss(
   }
   const { temperature, recompute, tokensPerMicroBatch } = config
   const seed = new Random(config.seed, step, drawStream).word()
-  const engine = { temperature, recompute, tokensPerMicroBatch, maxLength, loops, seed }
+  const engine = { temperature, recompute, tokensPerMicroBatch, constantLength, loops, seed }
   const passes = enginePasses(objective, rollouts, part, step, engine)
   return { sequences: passes.length === 0 ? [] : sequences, passes }
 }
@@ -82,7 +82,7 @@ function customContext(
     promptLengths: pick(rollouts.promptLengths),
     rewards: pick(rated.rewards) as number[],
     advantages: pick(advantages) as number[],
-    norms: sequenceNorms(pick(rollouts.lengths), 'response-mean'),
+    lengthNormalizers: lengthNormalizers(pick(rollouts.lengths), 'response-mean'),
     oldLogprobs: rollouts.oldLogprobs && pick(rollouts.oldLogprobs),
     mask: rollouts.mask && pick(rollouts.mask),
     columns: rated.batch.columns && pick(rated.batch.columns),

@@ -8,7 +8,7 @@ import { maskedLengths } from './batch.js'
 import { pretrainOptions } from './config.js'
 import type { Metrics } from './events.js'
 import { lossMetrics } from './loss-metrics.js'
-import { sequenceNorms } from './objective/normalizer.js'
+import { lengthNormalizers } from './objective/normalizer.js'
 import type { PretrainConfig, PretrainOptions } from './options.js'
 import { SequenceTrainer } from './sequence-trainer.js'
 import { trainedLoops } from './trained-loops.js'
@@ -54,14 +54,14 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
     super('pretrain', model, config)
     const { weights = model.architecture.exitGate ? 'exit-pdf' : 'last', alpha, entropyCoefficient } = config
     const loops = trainedLoops('PretrainTrainer', model, config)
-    const credits = {
+    const byName = {
       'exit-pdf': { kind: 'exit-pdf', detach: false },
       progressive: { kind: 'progressive', alpha },
       uniform: { kind: 'uniform' },
       last: { kind: 'one-hot' },
     } as const
     this.objective = {
-      terms: [{ credit: typeof weights === 'string' ? credits[weights] : { kind: 'given', weights } }],
+      terms: [{ weights: typeof weights === 'string' ? byName[weights] : { kind: 'given', weights } }],
       exitEntropy: weights === 'exit-pdf' ? entropyCoefficient : 0,
       ...loops.scoring,
       backwardLoops: loops.backwardLoops,
@@ -96,13 +96,13 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
       const message = `no sequence has a token after its prompt${mask === undefined ? '' : ' that the mask keeps'}`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
-    const all = sequenceNorms(lengths, 'token-mean')
-    const norms = kept.map((i) => all[i]!)
+    const all = lengthNormalizers(lengths, 'token-mean')
+    const normalizers = kept.map((i) => all[i]!)
     const loss = {
       sequences: kept.map((i) => sequences[i]!),
       promptLengths: kept.map((i) => promptLengths[i]!),
-      terms: [{ advantages: kept.map(() => 1), norms }],
-      norms,
+      terms: [{ advantages: kept.map(() => 1), lengthNormalizers: normalizers }],
+      lengthNormalizers: normalizers,
       mask: mask && kept.map((i) => mask[i]!),
       initialStates: initialStates && kept.map((i) => initialStates[i]!),
     }

@@ -54,25 +54,58 @@ export function refuseOptions(operation: string, message: string): LoopLMError {
  * @param error of `schema.safeParse(…, { reportInput: true })`
  */
 export function problemsOf(error: z.ZodError, schema: z.ZodType, what = 'field'): Problem[] {
-  const known = schema instanceof z.ZodObject ? Object.keys(schema.shape) : []
   return error.issues.flatMap(causes).flatMap((issue): Problem[] => {
     const { path } = issue
     if (issue.code !== 'unrecognized_keys') {
       const missing = issue.code !== 'custom' && 'input' in issue && issue.input === undefined
       return [{ path, kind: missing ? 'missing' : 'invalid', message: invalidText(issue) }]
     }
+    const fields = objectsAt(schema, path)
+      .filter((object) => isOfKind(object, issue.input))
+      .flatMap((object) => Object.entries<z.ZodType>(object.shape))
     return issue.keys.slice(0, maxProblems + 1).map((name): Problem => {
       const key = name.slice(0, 64)
-      const message = `unknown ${what}${path.length === 0 ? unknownRemedy(key, known, what) : ''}`
-      return { path: [...path, key], kind: 'unknown', message }
+      return { path: [...path, key], kind: 'unknown', message: `unknown ${what}${unknownRemedy(key, fields, what)}` }
     })
   })
 }
 
-function unknownRemedy(key: string, known: readonly string[], what: string): string {
+/**
+ * For `.meta()` of a field: what earlier versions and other libraries call it. The field has one name; an unknown one of these is refused
+ * with a question after it.
+ */
+export function alsoCalled(...names: string[]): { alsoCalled: readonly string[] } {
+  return { alsoCalled: names }
+}
+
+function unknownRemedy(key: string, fields: readonly (readonly [name: string, schema: z.ZodType])[], what: string): string {
+  const renamed = fields.find(([, schema]) =>
+    (schema.meta() as Partial<ReturnType<typeof alsoCalled>>)?.alsoCalled?.includes(key),
+  )
+  if (renamed !== undefined) return `; did you mean ${renamed[0]}?`
+  const known = [...new Set(fields.map(([name]) => name))]
   const list = known.length === 0 ? '' : `the ${what}s are ${known.join(', ')}`
   const remedy = didYouMean(key, known, list)
   return remedy === '' ? '' : `; ${remedy}`
+}
+
+/** The objects that a schema allows at a path. */
+function objectsAt(schema: z.ZodType, path: readonly PropertyKey[]): z.ZodObject[] {
+  if (schema instanceof z.ZodUnion) return schema.options.flatMap((option) => objectsAt(option as z.ZodType, path))
+  const [step, ...rest] = path
+  if (schema instanceof z.ZodArray) return typeof step === 'number' ? objectsAt(schema.element as z.ZodType, rest) : []
+  if (schema instanceof z.ZodObject) {
+    if (step === undefined) return [schema]
+    const field: z.ZodType | undefined = schema.shape[String(step)]
+    return field === undefined ? [] : objectsAt(field, rest)
+  }
+  const { innerType } = schema.def as { innerType?: z.ZodType } // of an optional, a default, a readonly
+  return innerType === undefined ? [] : objectsAt(innerType, path)
+}
+
+function isOfKind({ shape }: z.ZodObject, value: unknown): boolean {
+  const kind: z.ZodType | undefined = shape.kind
+  return kind === undefined || kind.safeParse((value as { kind?: unknown }).kind).success
 }
 
 function invalidText(issue: z.core.$ZodIssue): string {

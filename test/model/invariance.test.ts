@@ -80,12 +80,12 @@ describe('loss and gradients', () => {
   })
 
   it('do not depend on whether a prompt is shared', async () => {
-    const norms = sequences.map((s, i) => 1 / (5 * (s.length - promptLengths[i]!)))
+    const lengthNormalizers = sequences.map((s, i) => 1 / (5 * (s.length - promptLengths[i]!)))
     const run = async (sharePrompts: boolean): Promise<Result> => {
       await model.zeroGradients()
       const { loss } = await model.accumulateLoss(
-        { sequences, promptLengths, terms: [{ advantages, norms }], norms },
-        { terms: [{ credit: { kind: 'uniform' } }], sharePrompts },
+        { sequences, promptLengths, terms: [{ advantages, lengthNormalizers }], lengthNormalizers },
+        { terms: [{ weights: { kind: 'uniform' } }], sharePrompts },
       )
       const out = { loss, gradients: await model.gradients() }
       await model.zeroGradients()
@@ -101,7 +101,7 @@ describe('loss and gradients', () => {
   it.each(['response-mean', 'token-mean', 'constant'] as const)(
     'do not depend on the order of the sequences (%s)',
     async (normalizer) => {
-      const options = { normalizer, maxCompletionLength: 64 }
+      const options = { normalizer, constantNormalizerLength: 64 }
       const order = [4, 2, 0, 3, 1]
       const shuffled = {
         sequences: order.map((i) => sequences[i]!),

@@ -131,12 +131,12 @@ describe('a group of completions larger than a micro-batch', () => {
   const sizes = { ...config, max_position_embeddings: 512 }
   const prompt = Array.from({ length: 20 }, (_, i) => i)
   const batchOf = (group: number) => {
-    const norms = new Array<number>(group).fill(1 / 40)
+    const lengthNormalizers = new Array<number>(group).fill(1 / 40)
     return {
       sequences: Array.from({ length: group }, (_, i) => [...prompt, ...Array.from({ length: 40 }, (_, j) => (i + j) % 20)]),
       promptLengths: new Array<number>(group).fill(20),
-      terms: [{ advantages: norms.map((_, i) => (i % 2) - 0.5), norms }],
-      norms,
+      terms: [{ advantages: lengthNormalizers.map((_, i) => (i % 2) - 0.5), lengthNormalizers }],
+      lengthNormalizers,
     }
   }
   const objective = (tokensPerMicroBatch: number) => ({ terms: [{}], tokensPerMicroBatch })

@@ -177,18 +177,18 @@ describe('gradients', () => {
 
 describe('the loss core', () => {
   const advantages = [1, -0.5, 2]
-  const norms = [0.1, 0.2, 0.3]
-  const batch = { sequences, promptLengths: [2, 1, 3], terms: [{ advantages, norms }], norms }
+  const lengthNormalizers = [0.1, 0.2, 0.3]
+  const batch = { sequences, promptLengths: [2, 1, 3], terms: [{ advantages, lengthNormalizers }], lengthNormalizers }
   const last = { kind: 'one-hot' } as const
 
   it('of REINFORCE on the last loop is what its definition says', async () => {
     using model = await LoopLM.create(small, { device: 'reference' })
     const { logprobs } = await model.score(sequences)
-    const metrics = await model.accumulateLoss(batch, { terms: [{ credit: last }] })
+    const metrics = await model.accumulateLoss(batch, { terms: [{ weights: last }] })
     let want = 0
     for (const [i, { length }] of sequences.entries())
       for (let j = batch.promptLengths[i]! - 1; j < length - 1; j++)
-        want -= norms[i]! * advantages[i]! * logprobs[i]![2 * (length - 1) + j]!
+        want -= lengthNormalizers[i]! * advantages[i]! * logprobs[i]![2 * (length - 1) + j]!
     expect(metrics.loss).toBeCloseTo(want, 10)
     expect(metrics.responseTokens).toBe(5 + 2 + 3)
     expect(metrics.loopExit.reduce((a, b) => a + b)).toBeCloseTo(1, 10)
@@ -197,13 +197,13 @@ describe('the loss core', () => {
 
   it('gives the same gradients as score and backward with the same coefficients', async () => {
     using model = await LoopLM.create(small, { device: 'reference' })
-    await model.accumulateLoss(batch, { terms: [{ credit: { kind: 'uniform' } }] })
+    await model.accumulateLoss(batch, { terms: [{ weights: { kind: 'uniform' } }] })
     const wanted = await model.gradients()
     await model.zeroGradients()
     const { logprobs } = await model.score(sequences)
     const coefficients = logprobs.map((row, i) => {
       const width = sequences[i]!.length - 1
-      return row.map((_, k) => (k % width < batch.promptLengths[i]! - 1 ? 0 : (-norms[i]! * advantages[i]!) / 3))
+      return row.map((_, k) => (k % width < batch.promptLengths[i]! - 1 ? 0 : (-lengthNormalizers[i]! * advantages[i]!) / 3))
     })
     await model.backward(coefficients)
     for (const [name, gradient] of await model.gradients())
@@ -214,7 +214,7 @@ describe('the loss core', () => {
     using model = await LoopLM.create(small, { device: 'reference' })
     const { logprobs } = await model.score(sequences)
     const ofLast = logprobs.map((row, i) => row.slice(2 * (sequences[i]!.length - 1)))
-    const ppo = { terms: [{ credit: last, surrogate: 'ppo' }], beta: 0.1 } as const
+    const ppo = { terms: [{ weights: last, surrogate: 'ppo' }], beta: 0.1 } as const
     const one = await model.accumulateLoss({ ...batch, oldLogprobs: ofLast, referenceLogprobs: ofLast }, ppo)
     const all = await model.accumulateLoss({ ...batch, oldLogprobs: logprobs, referenceLogprobs: logprobs }, ppo)
     expect(one.ratio).toBeCloseTo(1, 10)
@@ -223,7 +223,11 @@ describe('the loss core', () => {
     const error = await refusal(() => model.accumulateLoss({ ...batch, oldLogprobs: logprobs.slice(1) }, ppo))
     expect(error.code).toBe('INVALID_SHAPE')
     expect(
-      (await refusal(() => model.accumulateLoss({ ...batch, terms: [{ advantages: [Number.NaN, 1, 1], norms }] }, ppo))).code,
+      (
+        await refusal(() =>
+          model.accumulateLoss({ ...batch, terms: [{ advantages: [Number.NaN, 1, 1], lengthNormalizers }] }, ppo),
+        )
+      ).code,
     ).toBe('NON_FINITE')
   })
 })

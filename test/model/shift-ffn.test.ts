@@ -106,7 +106,7 @@ it('responses that share a prompt have the gradient of whole sequences', async (
   using model = await shifted(ouro, 'reference', modules(ouro))
   const batch = { sequences, promptLengths: [3, 3, 1], advantages: [1, -1, 0.5] }
   const gradients = async (given: typeof batch) => {
-    using trainer = new RLTTTrainer(model, { weights: 'uniform', normalizer: 'constant', maxCompletionLength: 5 })
+    using trainer = new RLTTTrainer(model, { weights: 'uniform', normalizer: 'constant', constantNormalizerLength: 5 })
     return (await trainer.gradients(given)).gradients
   }
   const together = await gradients(batch) // the first two read one copy of their prompt

@@ -139,7 +139,7 @@ describe('a mask', () => {
     using trainer = new ObjectiveTrainer(model, {
       ...base,
       objective: (context) => {
-        seen.push(context.mask, context.norms)
+        seen.push(context.mask, context.lengthNormalizers)
         return { loss: 0, coefficients: context.scores.logprobs.map((row) => row.map(() => 0)) }
       },
     })
@@ -308,7 +308,7 @@ describe('oldLogprobs', () => {
     const reference = (await model.score(sequences)).logprobs.map((row) => row.map((l) => l - 0.3))
     const whole = reference.map((row) => row.map((l, k) => l + 0.1 * Math.sin(k)))
     const last = whole.map((row) => row.slice(row.length - row.length / loops))
-    const objective = { terms: [{ credit: 'last', surrogate: 'ppo' }], kl: { beta: 0.1, loops: 'uniform' } } as const
+    const objective = { terms: [{ weights: 'last', surrogate: 'ppo' }], kl: { beta: 0.1, loops: 'uniform' } } as const
     using trainer = new ObjectiveTrainer(model, { ...base, objective })
     const given = { ...batch, referenceLogprobs: reference }
     const want = await trainer.gradients({ ...given, oldLogprobs: whole })
@@ -317,7 +317,7 @@ describe('oldLogprobs', () => {
     expect(difference(got.gradients, want.gradients)).toBeLessThan(1e-12)
     using early = new ObjectiveTrainer(model, {
       ...base,
-      objective: { ...objective, terms: [{ credit: { kind: 'one-hot', loop: 2 }, surrogate: 'ppo' }] },
+      objective: { ...objective, terms: [{ weights: { kind: 'one-hot', loop: 2 }, surrogate: 'ppo' }] },
     })
     const second = whole.map((row) => row.slice(row.length / loops, (2 * row.length) / loops))
     expect((await early.gradients({ ...given, oldLogprobs: second })).loss).toBeCloseTo(
@@ -351,7 +351,7 @@ describe('options', () => {
     }
     const longest = Math.max(...sequences.map((s, i) => s.length - batch.promptLengths[i]))
     expect(longest).toBe(3)
-    expect(await lossOf({})).toBe(await lossOf({ maxCompletionLength: longest }))
+    expect(await lossOf({})).toBe(await lossOf({ constantNormalizerLength: longest }))
     expect(await lossOf({})).toBeCloseTo(await lossOf({ tokensPerMicroBatch: 8 }), 12)
     expect(await lossOf({ maxNewTokens: 6 })).toBeCloseTo((await lossOf({})) / 2, 12)
   })
@@ -375,8 +375,8 @@ describe('options', () => {
 
   it('attached weights of a term are refused at another temperature', async () => {
     using model = await tinyModel()
-    const credit = { kind: 'exit-pdf', detach: false, temperature: 2 } as const
-    const { message } = await refusal(() => new ObjectiveTrainer(model, { objective: { terms: [{ credit }] } }))
+    const weights = { kind: 'exit-pdf', detach: false, temperature: 2 } as const
+    const { message } = await refusal(() => new ObjectiveTrainer(model, { objective: { terms: [{ weights }] } }))
     expect(message).toMatch(/terms\.0: attached weights.*temperature 1/)
   })
 

@@ -6,7 +6,7 @@ import { largest, smallest } from '../../src/extremes.js'
 import { evaluate, GRPOTrainer, LoopLM, LoopRPTTrainer, ObjectiveTrainer, PretrainTrainer, RLTTTrainer } from '../../src/index.js'
 import { rateBatch } from '../../src/rl/batch.js'
 import { advantagesOf, groupAdvantages } from '../../src/rl/objective/advantages.js'
-import { sequenceNorms } from '../../src/rl/objective/normalizer.js'
+import { lengthNormalizers } from '../../src/rl/objective/normalizer.js'
 import { phasesOf } from '../../src/rl/objective/recipes.js'
 import { objectiveSchema } from '../../src/rl/objective/schema.js'
 import { shapeRewards } from '../../src/rl/objective/shape-rewards.js'
@@ -41,10 +41,10 @@ describe('a batch of 130,000 short sequences', () => {
     expect(rateBatch('test', batch, objective, settings).advantages[0]).toHaveLength(many)
   })
 
-  it('in one group has advantages, norms and shaped rewards', () => {
+  it('in one group has advantages, length normalizers and shaped rewards', () => {
     const lengths = promptLengths
     expect(groupAdvantages(rewards, many).advantages).toHaveLength(many)
-    expect(sequenceNorms(lengths, 'constant')).toHaveLength(many)
+    expect(lengthNormalizers(lengths, 'constant')).toHaveLength(many)
     const spec = objectiveSchema.parse({ terms: [{ advantage: { strata: { by: 'given' } } }] }).terms[0]!.advantage
     expect(advantagesOf(spec, { rewards, groupSize: many, strata: rewards })).toHaveLength(many)
     const shapers = objectiveSchema.parse({ rewards: [{ kind: 'length' }], terms: [{}] }).rewards

@@ -246,7 +246,7 @@ describe('first states in training', () => {
     for (const [Trainer, more] of [
       [RLTTTrainer, { weights: 'last' }],
       [GRPOTrainer, { surrogate: 'reinforce' }],
-      [ObjectiveTrainer, { objective: { terms: [{ credit: 'last' }] } }],
+      [ObjectiveTrainer, { objective: { terms: [{ weights: 'last' }] } }],
     ] as const) {
       const make = Trainer as unknown as new (model: LoopLM, options: object) => RLTTTrainer
       using changed = new make(model, { ...more, ...change })
@@ -283,7 +283,7 @@ describe('trainers of every family', () => {
     expect((await rltt.update({ ...batch, oldLogprobs: all }))['ratio/mean']).toBe(1)
     using objective = new ObjectiveTrainer(model, {
       ...options,
-      objective: { terms: [{ credit: 'uniform', surrogate: 'gspo' }, { credit: 'last' }], kl: { beta: 0.1 } },
+      objective: { terms: [{ weights: 'uniform', surrogate: 'gspo' }, { weights: 'last' }], kl: { beta: 0.1 } },
     })
     using pretrain = new PretrainTrainer(model, { learningRate: 1e-3 })
     for (const trainer of [grpo, rltt, objective]) expect((await trainer.update(batch)).loss).toBeTypeOf('number')

@@ -176,7 +176,10 @@ const options: Record<string, Row | ((name: TrainerName) => Row)> = {
   updatesPerRollout: { change: { updatesPerRollout: 2 } },
   minibatches: { change: { minibatches: 2 } },
   maxNewTokens: { change: { maxNewTokens: 1 } },
-  maxCompletionLength: { change: { maxCompletionLength: 1 } },
+  constantNormalizerLength: (name) => ({
+    base: name === 'objective' ? { objective: 'dr-grpo' } : { normalizer: 'constant' },
+    change: { constantNormalizerLength: 1 },
+  }),
   temperature: { change: { temperature: 0.5 } },
   topK: { change: { topK: 2 } },
   topP: { change: { topP: 0.3 } },
@@ -191,6 +194,7 @@ const options: Record<string, Row | ((name: TrainerName) => Row)> = {
   epsilon: { base: ratio, change: { epsilon: 1e-4 } },
   epsilonHigh: { base: ratio, change: { epsilonHigh: 1e-4 } },
   dualClip: { base: ratio, change: { dualClip: 1.0001 } },
+  cap: { base: { ...ratio, surrogate: 'cispo' }, change: { cap: 0.5 } },
   weights: { change: { weights: 'uniform' } },
   alpha: { base: { weights: 'progressive' }, change: { alpha: 2 } },
   detachWeights: { change: { detachWeights: false } },
@@ -220,14 +224,14 @@ const options: Record<string, Row | ((name: TrainerName) => Row)> = {
 }
 
 const term = (fields: Options = {}, more: Options = {}) => ({
-  terms: [{ surrogate: 'ppo', credit: 'uniform', ...fields }],
+  terms: [{ surrogate: 'ppo', weights: 'uniform', ...fields }],
   ...more,
 })
 const advantage = (fields: Options, more: Options = {}) => term({ advantage: fields }, more)
 const loops = (fields: Options) => advantage({ loops: { belief: 'token', ...fields } })
 const pair = (base: unknown, change: unknown) => [base, change] as const
 const cost = (fields: Options) => advantage({ cost: { by: 'length', ...fields } })
-const credit = (value: unknown) => term({ credit: value })
+const weights = (value: unknown) => term({ weights: value })
 const clipped = (kind: string, fields: Options = {}) => term({ surrogate: { kind, ...fields } })
 const lazy = (fields: Options) => term({}, { lazy: { weight: 1, gate: 'token', ...fields } })
 const kl = (fields: Options) => term({}, { kl: { beta: 1, ...fields } })
@@ -284,24 +288,24 @@ const objectives: Record<string, readonly [unknown, unknown]> = {
   'terms.advantage.loops.threshold': pair(loops(teacher), loops({ ...teacher, threshold: 0.99 })),
   'terms.advantage.loops.normalize': pair(loops({}), loops({ normalize: 'loops' })),
   'terms.advantage.loops.scale': pair(loops({}), loops({ scale: 3 })),
-  'terms.credit': pair(credit('last'), credit('exit-pdf')),
-  'terms.credit.alpha': pair(credit({ kind: 'progressive', alpha: 1 }), credit({ kind: 'progressive', alpha: 3 })),
-  'terms.credit.loop': pair(credit({ kind: 'one-hot', loop: 1 }), credit({ kind: 'one-hot', loop: 2 })),
-  'terms.credit.weights': pair(credit({ kind: 'given', weights: [1, 1, 2] }), credit({ kind: 'given', weights: [3, 0, 1] })),
-  'terms.credit.detach': pair({ terms: [{}] }, { terms: [{ credit: { kind: 'exit-pdf', detach: false } }] }),
-  'terms.credit.temperature': pair(credit({ kind: 'exit-pdf' }), credit({ kind: 'exit-pdf', temperature: 0.3 })),
+  'terms.weights': pair(weights('last'), weights('exit-pdf')),
+  'terms.weights.alpha': pair(weights({ kind: 'progressive', alpha: 1 }), weights({ kind: 'progressive', alpha: 3 })),
+  'terms.weights.loop': pair(weights({ kind: 'one-hot', loop: 1 }), weights({ kind: 'one-hot', loop: 2 })),
+  'terms.weights.weights': pair(weights({ kind: 'given', weights: [1, 1, 2] }), weights({ kind: 'given', weights: [3, 0, 1] })),
+  'terms.weights.detach': pair({ terms: [{}] }, { terms: [{ weights: { kind: 'exit-pdf', detach: false } }] }),
+  'terms.weights.temperature': pair(weights({ kind: 'exit-pdf' }), weights({ kind: 'exit-pdf', temperature: 0.3 })),
   'terms.surrogate': pair(term(), term({ surrogate: 'reinforce' })),
-  'terms.surrogate.low': pair(clipped('ppo'), clipped('ppo', { low: 1e-4 })),
-  'terms.surrogate.high': pair(clipped('gspo'), clipped('gspo', { high: 1e-4 })),
-  'terms.surrogate.dual': pair(clipped('ppo'), clipped('ppo', { dual: 1.0001 })),
+  'terms.surrogate.epsilonLow': pair(clipped('ppo'), clipped('ppo', { epsilonLow: 1e-4 })),
+  'terms.surrogate.epsilonHigh': pair(clipped('gspo'), clipped('gspo', { epsilonHigh: 1e-4 })),
+  'terms.surrogate.dualClip': pair(clipped('ppo'), clipped('ppo', { dualClip: 1.0001 })),
   'terms.surrogate.cap': pair(clipped('cispo'), clipped('cispo', { cap: 1 })),
   'terms.surrogate.tau': pair(clipped('k15'), clipped('k15', { tau: 3 })),
   'terms.combine': pair(term(), term({ combine: 'inner' })),
-  'terms.aggregate': pair(term(), term({ aggregate: 'token-mean' })),
+  'terms.normalizer': pair(term(), term({ normalizer: 'token-mean' })),
   'terms.draws': pair(exits(), exits({ draws: 3 })),
   'terms.weight': pair(
-    { terms: [{}, { credit: 'last' }] },
-    { terms: [{}, { credit: 'last', weight: { from: 0, to: 1, steps: 2 } }] },
+    { terms: [{}, { weights: 'last' }] },
+    { terms: [{}, { weights: 'last', weight: { from: 0, to: 1, steps: 2 } }] },
   ),
   kl: pair(term(), kl({})),
   'kl.beta': pair(kl({}), kl({ beta: 2 })),
@@ -311,7 +315,7 @@ const objectives: Record<string, readonly [unknown, unknown]> = {
   'lazy.weight': pair(lazy({}), lazy({ weight: 3 })),
   'lazy.gate': pair(lazy({}), lazy({ gate: 'response' })),
   'lazy.loops': pair(lazy({}), lazy({ loops: 'last' })),
-  'lazy.norm': pair(lazy({}), lazy({ norm: 'preserving' })),
+  'lazy.normalizer': pair(lazy({}), lazy({ normalizer: 'preserving' })),
   'lazy.old': pair(lazy({}), lazy({ old: 'ema' })),
   entropy: pair(term(), term({}, { entropy: { token: 0.1, exit: 0.1 } })),
   'entropy.token': pair(term(), term({}, { entropy: { token: 0.5 } })),

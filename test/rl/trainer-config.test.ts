@@ -58,6 +58,10 @@ describe('trainer options', () => {
 
   it('refuse unknown fields with the nearest known name', () => {
     expect(refusal({ learning_rate: 1 })).toMatch(/learning_rate: unknown option; did you mean learningRate\?/)
+    expect(refusal({ maxCompletionLength: 1 })).toMatch(
+      /maxCompletionLength: unknown option; did you mean constantNormalizerLength\?/,
+    )
+    expect(refusal({ max_completion_length: 1 })).toMatch(/max_completion_length: unknown option; did you mean maxNewTokens\?/)
     expect(refusal({ epsilonhigh: 1 })).toMatch(/did you mean epsilonHigh\?/)
     expect(refusal({ entropyCoeficient: 1 }, pretrainOptions)).toMatch(/did you mean entropyCoefficient\?/)
     expect(refusal({ quux: 1 })).toMatch(/the options are weights, alpha/)

@@ -64,7 +64,7 @@ describe('equal paths', () => {
 
 describe('what never changes the loss', () => {
   it.each(['response-mean', 'token-mean', 'constant'] as const)('micro-batches, with normalizer %s', async (normalizer) => {
-    const options = { normalizer, maxCompletionLength: 7 }
+    const options = { normalizer, constantNormalizerLength: 7 }
     const whole = await gradientsOf({ ...options, tokensPerMicroBatch: 1000 })
     const cut = await gradientsOf({ ...options, tokensPerMicroBatch: 8 })
     expect(cut.loss).toBeCloseTo(whole.loss, 12)

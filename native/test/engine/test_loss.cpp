@@ -1,5 +1,5 @@
 // The loss: one description of a term, whether its coefficients are made inside of the head's pass or outside, in one micro-batch
-// or in several; and how the loops that are read share the credit.
+// or in several; and how the loops that are read are weighted.
 #include <cmath>
 
 #include "../../engine/loop_weights.h"
@@ -31,7 +31,7 @@ LossBatch small_batch() {
 LossTerm term_of(const LossBatch& b, Surrogate surrogate) {
   LossTerm t;
   t.surrogate = surrogate;
-  t.credit.kind = LoopCredit::uniform;
+  t.weights.kind = LoopWeighting::uniform;
   t.advantages = {1, -0.5, 0.25};
   t.length_normalizers = b.length_normalizers;
   return t;
@@ -94,7 +94,7 @@ ENGINE_TEST(loss_differences, "loss: gradient by central differences") {
   const LossBatch batch = small_batch();
   Objective objective;
   objective.terms = {term_of(batch, Surrogate::reinforce)};
-  objective.terms[0].credit = {LoopCredit::exit_pdf, 1, 1, 0, {}, false};  // attached: the gate learns too
+  objective.terms[0].weights = {LoopWeighting::exit_pdf, 1, 1, 0, {}, false};  // attached: the gate learns too
   objective.loops.read = {1, 3};
   objective.exit_entropy = 0.05;
   LossBatch fresh = batch;
@@ -125,18 +125,18 @@ ENGINE_TEST(loop_weights_sum, "loop weights: sum to 1") {
   ExitTable exits{2, 3, {0.5, 0.1, 0.3, 0.2, 0.2, 0.7}, {}};
   for (const double p : exits.pdf) exits.log_pdf.push_back(std::log(p));
   const ReadLoops loops{{3, 7, 15}, {0, 1, 2}};
-  const auto sums = [&](const Credit& credit) {
-    const std::vector<double> w = loop_weights(credit, loops, exits);
+  const auto sums = [&](const LoopWeights& weights) {
+    const std::vector<double> w = loop_weights(weights, loops, exits);
     return std::abs(w[0] + w[2] + w[4] - 1) < 1e-15 && std::abs(w[1] + w[3] + w[5] - 1) < 1e-15;
   };
-  claim("exit_pdf", sums({LoopCredit::exit_pdf}));
-  claim("exit_pdf at a temperature", sums({LoopCredit::exit_pdf, 0.5}));
-  claim("uniform", sums({LoopCredit::uniform}));
-  claim("progressive", sums({LoopCredit::progressive, 1, 2}));
-  claim("one_hot", sums({LoopCredit::one_hot, 1, 1, 8}));
-  claim("given", sums({LoopCredit::given, 1, 1, 0, {0.25, 0.25, 0.5}}));
-  claim("progressive grows with the number of the loop", loop_weights({LoopCredit::progressive}, loops, exits)[2] == 8.0 / 28);
-  claim("a loop that is not read has no credit", !names_loops({LoopCredit::one_hot, 1, 1, 5}, loops));
+  claim("exit_pdf", sums({LoopWeighting::exit_pdf}));
+  claim("exit_pdf at a temperature", sums({LoopWeighting::exit_pdf, 0.5}));
+  claim("uniform", sums({LoopWeighting::uniform}));
+  claim("progressive", sums({LoopWeighting::progressive, 1, 2}));
+  claim("one_hot", sums({LoopWeighting::one_hot, 1, 1, 8}));
+  claim("given", sums({LoopWeighting::given, 1, 1, 0, {0.25, 0.25, 0.5}}));
+  claim("progressive grows with the number of the loop", loop_weights({LoopWeighting::progressive}, loops, exits)[2] == 8.0 / 28);
+  claim("a loop that is not read has no weight", !names_loops({LoopWeighting::one_hot, 1, 1, 5}, loops));
 }
 
 ENGINE_TEST(loss_refusals, "loss: refuses what does not fit") {
@@ -152,9 +152,9 @@ ENGINE_TEST(loss_refusals, "loss: refuses what does not fit") {
   o.loops.read = {4};
   refused("a loop that does not run", "INVALID_ARGUMENT", "readLoops", o, batch);
   o = objective;
-  o.terms[0].credit = {LoopCredit::one_hot, 1, 1, 2};
+  o.terms[0].weights = {LoopWeighting::one_hot, 1, 1, 2};
   o.loops.read = {1, 3};
-  refused("credit for a loop that is not read", "INVALID_ARGUMENT", "one-hot credit", o, batch);
+  refused("weights of a loop that is not read", "INVALID_ARGUMENT", "one-hot weights", o, batch);
   LossBatch b = batch;
   b.old_logprobs.resize(11);
   refused("ratios of one loop where several are weighted", "INVALID_SHAPE", "oldLogprobs", objective, b);

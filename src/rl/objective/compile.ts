@@ -1,6 +1,6 @@
 import type { LossBatch, LossObjective, LossTerm, Recompute, TokenSequence } from '../../model/types.js'
 import type { TrainedLoops } from './loops.js'
-import { sequenceNorms } from './normalizer.js'
+import { lengthNormalizers } from './normalizer.js'
 import type { BeliefSpec, Objective, ObjectiveTerm } from './schema.js'
 import { valueAt } from './schema.js'
 
@@ -41,7 +41,7 @@ export interface EngineSettings {
   recompute: Recompute
   tokensPerMicroBatch: number
   /** Divisor of the normalizer `constant`. */
-  maxLength: number | undefined
+  constantLength: number | undefined
   loops: TrainedLoops
   /** Of draws in the exit channel. */
   seed: number
@@ -53,9 +53,9 @@ const ratioSurrogates = ['ppo', 'cispo', 'gspo', 'k15']
 /** The surrogate by name, with its settings. */
 export function surrogateOf(term: ObjectiveTerm): {
   kind: string
-  low?: number
-  high?: number
-  dual?: number
+  epsilonLow?: number
+  epsilonHigh?: number
+  dualClip?: number
   cap?: number
   tau?: number
 } {
@@ -90,16 +90,16 @@ export function usesTeacher(objective: Objective): boolean {
   return objective.terms.some(({ advantage }) => advantage.loops?.base === 'teacher')
 }
 
-/** Loops that a pass must run: fewer than the model's only when every term and regulariser credits one early loop. */
+/** Loops that a pass must run: fewer than the model's only when every term and regulariser weighs one early loop. */
 export function loopsNeeded(objective: Objective, loops: number): number {
   const { terms, kl, lazy, entropy } = objective
   if (terms.length === 0) return loops // a function's own coefficients are of every loop
-  const early = terms.map(({ channel, credit, advantage }) =>
-    channel === 'token' && advantage.loops === undefined && typeof credit === 'object' && credit.kind === 'one-hot'
-      ? credit.loop
+  const early = terms.map(({ channel, weights, advantage }) =>
+    channel === 'token' && advantage.loops === undefined && typeof weights === 'object' && weights.kind === 'one-hot'
+      ? weights.loop
       : loops,
   )
-  const regularised = (kl !== undefined && kl.loops !== 'credit') || (lazy !== undefined && lazy.loops !== 'credit')
+  const regularised = (kl !== undefined && kl.loops !== 'weights') || (lazy !== undefined && lazy.loops !== 'weights')
   return regularised || entropy.exit !== 0 ? loops : Math.min(loops, Math.max(...early))
 }
 
@@ -113,9 +113,9 @@ export function onlyLastLoop(objective: Objective, space: ObjectiveTerm['space']
   return (
     (objective.lazy === undefined || objective.lazy.loops !== 'uniform') &&
     tokenTerms(objective, space).every(
-      ({ credit, advantage }) =>
+      ({ weights, advantage }) =>
         advantage.loops?.belief !== 'token' &&
-        (credit === 'last' || (typeof credit === 'object' && credit.kind === 'one-hot' && credit.loop === loops)),
+        (weights === 'last' || (typeof weights === 'object' && weights.kind === 'one-hot' && weights.loop === loops)),
     )
   )
 }
@@ -128,13 +128,13 @@ export function onlyLastLoop(objective: Objective, space: ObjectiveTerm['space']
  */
 export function ratioLoop(objective: Objective, loops: number): number | undefined {
   const terms = tokenTerms(objective, 'conditional')
-  const compared = terms.filter((term) => ratioSurrogates.includes(surrogateOf(term).kind)).map(({ credit }) => credit)
+  const compared = terms.filter((term) => ratioSurrogates.includes(surrogateOf(term).kind)).map(({ weights }) => weights)
   const { lazy } = objective
-  if (lazy?.old === 'rollout') compared.push(lazy.loops === 'credit' ? (terms[0]?.credit ?? 'last') : lazy.loops)
+  if (lazy?.old === 'rollout') compared.push(lazy.loops === 'weights' ? (terms[0]?.weights ?? 'last') : lazy.loops)
   const found = new Set(
-    compared.map((credit) => {
-      if (credit === 'last') return loops
-      return typeof credit === 'object' && credit.kind === 'one-hot' ? credit.loop : undefined
+    compared.map((weights) => {
+      if (weights === 'last') return loops
+      return typeof weights === 'object' && weights.kind === 'one-hot' ? weights.loop : undefined
     }),
   )
   return found.size === 1 ? [...found][0] : undefined
@@ -160,7 +160,7 @@ function tokenTerms(objective: Objective, space: ObjectiveTerm['space']): Object
 
 /**
  * The calls of the engine for one optimizer step: one for the terms given the prompt with the regularisers, one for those without it.
- * Norms are those of the whole logical batch, so that leaving out what has no gradient does not change the loss.
+ * Length normalizers are those of the whole logical batch, so that leaving out what has no gradient does not change the loss.
  *
  * @param part indices of the sequences that form the logical batch
  * @param step counted from 0
@@ -177,11 +177,11 @@ export function enginePasses(
   const positions = [...counted.keys()].filter((k) => rated.active[counted[k]!])
   if (positions.length === 0) return []
   const rows = positions.map((k) => counted[k]!)
-  const normsOf = (term: ObjectiveTerm | undefined) => {
+  const normalizersOf = (term: ObjectiveTerm | undefined) => {
     const all =
       term !== undefined && surrogateOf(term).kind === 'k15'
         ? lengths.map(() => 1 / lengths.length)
-        : sequenceNorms(lengths, (term ?? objective.terms[0]!).aggregate, settings.maxLength)
+        : lengthNormalizers(lengths, (term ?? objective.terms[0]!).normalizer, settings.constantLength)
     return positions.map((k) => all[k]! * (term === undefined ? 1 : valueAt(term.weight, step)))
   }
   const pick = <T>(values: readonly T[] | undefined) => values && rows.map((i) => values[i]!)
@@ -200,7 +200,7 @@ export function enginePasses(
   const valuesOf = (indices: readonly number[]) =>
     indices.map((k) => ({
       advantages: rows.flatMap((i) => rated.advantages[k]![i]!),
-      norms: normsOf(objective.terms[k]!),
+      lengthNormalizers: normalizersOf(objective.terms[k]!),
     }))
   const passes: EnginePass[] = []
   const conditional = termsOf('conditional')
@@ -215,13 +215,13 @@ export function enginePasses(
         initialStates: pick(rated.initialStates),
         promptLengths: rows.map((i) => rated.promptLengths[i]!),
         terms: valuesOf(conditional),
-        norms: normsOf(undefined),
+        lengthNormalizers: normalizersOf(undefined),
         oldLogprobs: old && oneLoop ? atEveryLoop(old, sequences, reads) : old,
         referenceLogprobs: pick(rated.referenceLogprobs),
         referenceEntropy: pick(rated.referenceEntropy),
         referenceExitPdf: pick(rated.referenceExitPdf),
         lazyLogprobs: pick(rated.lazyLogprobs),
-        lazyNorms: lazy && lazyNorms(objective, rated, counted, rows),
+        lazyNormalizers: lazy && lazyNormalizers(objective, rated, counted, rows),
         exits: pick(rated.exits),
         segments: pick(rated.segments),
         mask: pick(rated.mask),
@@ -244,7 +244,7 @@ export function enginePasses(
         sequences: pick(rated.marginal!.sequences)!,
         promptLengths: rows.map(() => 1),
         terms: valuesOf(marginal),
-        norms: normsOf(objective.terms[marginal[0]!]),
+        lengthNormalizers: normalizersOf(objective.terms[marginal[0]!]),
         oldLogprobs: pick(rated.marginal!.oldLogprobs),
       },
       objective: { ...shared, terms: marginal.map((k) => engineTerm(objective.terms[k]!, settings)) },
@@ -254,25 +254,30 @@ export function enginePasses(
 }
 
 /** λ over the token count for sequences that should stay likely: no disadvantage in the first conditional term, on the mean of its loops. */
-function lazyNorms(objective: Objective, rated: RatedRollouts, counted: readonly number[], rows: readonly number[]): number[] {
-  const { weight, norm } = objective.lazy!
+function lazyNormalizers(
+  objective: Objective,
+  rated: RatedRollouts,
+  counted: readonly number[],
+  rows: readonly number[],
+): number[] {
+  const { weight, normalizer } = objective.lazy!
   const outcome = rated.advantages[objective.terms.findIndex(({ space }) => space === 'conditional')]!
   const kept = (i: number) => outcome[i]!.reduce((sum, a) => sum + a, 0) >= 0
-  const total = counted.filter((i) => norm === 'all' || kept(i)).reduce((sum, i) => sum + rated.lengths[i]!, 0)
+  const total = counted.filter((i) => normalizer === 'all' || kept(i)).reduce((sum, i) => sum + rated.lengths[i]!, 0)
   return rows.map((i) => (kept(i) && total > 0 ? weight / total : 0))
 }
 
 function engineTerm(term: ObjectiveTerm, settings: EngineSettings): LossTerm {
-  const { kind, low = 0.2, high = 0.2, dual = 0, cap = 5, tau = 0.1 } = surrogateOf(term)
+  const { kind, epsilonLow = 0.2, epsilonHigh = 0.2, dualClip = 0, cap = 5, tau = 0.1 } = surrogateOf(term)
   const loops = term.advantage.loops
   return {
     channel: term.channel,
-    credit: engineCredit(term.credit),
+    weights: engineWeights(term.weights),
     surrogate: kind as NonNullable<LossTerm['surrogate']>,
     inner: term.combine === 'inner',
-    epsilonLow: low,
-    epsilonHigh: high,
-    dualClip: dual,
+    epsilonLow,
+    epsilonHigh,
+    dualClip,
     cap,
     tau,
     belief: loops?.belief === 'token' ? engineBelief(loops) : undefined,
@@ -281,9 +286,9 @@ function engineTerm(term: ObjectiveTerm, settings: EngineSettings): LossTerm {
   }
 }
 
-function engineCredit(credit: ObjectiveTerm['credit']): NonNullable<LossTerm['credit']> {
-  if (credit === 'last') return { kind: 'one-hot' }
-  return typeof credit === 'string' ? { kind: credit } : credit
+function engineWeights(weights: ObjectiveTerm['weights']): NonNullable<LossTerm['weights']> {
+  if (weights === 'last') return { kind: 'one-hot' }
+  return typeof weights === 'string' ? { kind: weights } : weights
 }
 
 function engineBelief(spec: BeliefSpec): NonNullable<LossTerm['belief']> {
@@ -295,7 +300,7 @@ function engineBelief(spec: BeliefSpec): NonNullable<LossTerm['belief']> {
     clip: spec.clip,
     delta: spec.delta,
     discount: spec.discount,
-    norm: spec.normalize as 'none' | 'loops' | 'gain',
+    normalize: spec.normalize as 'none' | 'loops' | 'gain',
     scale: spec.scale,
     threshold: spec.threshold,
     costScale: spec.costScale,

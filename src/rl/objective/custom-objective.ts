@@ -12,7 +12,7 @@ export interface ObjectiveContext {
   /** z-scores of the groups. */
   advantages: readonly number[]
   /** 1 / (sequences × response tokens), per sequence. */
-  norms: readonly number[]
+  lengthNormalizers: readonly number[]
   /** Of all loops, at the training temperature; rows before a response are 0. */
   scores: Scores
   /** T × (len-1) per sequence, where the batch brings them or several updates are made on the same rollouts. */
@@ -41,15 +41,15 @@ export interface ObjectiveGradient {
  * import type { OwnObjective } from 'looplm'
  *
  * // REINFORCE on the second loop alone
- * const objective: OwnObjective = ({ sequences, promptLengths, advantages, norms, scores }) => {
+ * const objective: OwnObjective = ({ sequences, promptLengths, advantages, lengthNormalizers, scores }) => {
  *   let loss = 0
  *   const coefficients = scores.logprobs.map((logprobs, i) => {
  *     const width = sequences[i]!.length - 1
  *     return logprobs.map((logprob, k) => {
  *       const [loop, position] = [Math.floor(k / width), k % width]
  *       if (loop !== 1 || position < promptLengths[i]! - 1) return 0
- *       loss -= norms[i]! * advantages[i]! * logprob
- *       return -norms[i]! * advantages[i]!
+ *       loss -= lengthNormalizers[i]! * advantages[i]! * logprob
+ *       return -lengthNormalizers[i]! * advantages[i]!
  *     })
  *   })
  *   return { loss, coefficients }

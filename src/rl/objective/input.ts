@@ -57,14 +57,14 @@ export interface ObjectiveTermInput {
   space?: 'conditional' | 'marginal' | undefined
   /** A. Default `{}`. */
   advantage?: AdvantageInput | undefined
-  /** How the loops of a token share its credit; Σ over loops is 1. Default `"exit-pdf"`. */
-  credit?: CreditInput | undefined
+  /** How the loops weigh in the loss of a token; Σ over loops is 1. Default `"exit-pdf"`. */
+  weights?: LoopWeightsInput | undefined
   /** What is made of log-probability, ratio and advantage. Default `"reinforce"`. */
   surrogate?: SurrogateInput | undefined
   /** Weighted sum of the surrogates of the loops, or the surrogate of their weighted log ratio. Default `"outer"`. */
   combine?: 'outer' | 'inner' | undefined
   /** How token terms are averaged. Default `"response-mean"`. */
-  aggregate?: 'response-mean' | 'token-mean' | 'constant' | undefined
+  normalizer?: 'response-mean' | 'token-mean' | 'constant' | undefined
   /** Exit channel: exits drawn per token where the rollouts have none; default 8. */
   draws?: number | undefined
   /** Factor of the term. Default `1`. */
@@ -156,8 +156,8 @@ export interface LoopRewardsInput {
   scale?: number | undefined
 }
 
-/** How the loops of a token share its credit. */
-export type CreditInput =
+/** How the loops weigh in the loss of a token. */
+export type LoopWeightsInput =
   | 'last'
   | 'uniform'
   | 'progressive'
@@ -174,16 +174,16 @@ export type SurrogateInput =
   | 'cispo'
   | 'gspo'
   | 'k15'
-  | { kind: 'ppo'; low?: number | undefined; high?: number | undefined; dual?: number | undefined }
+  | { kind: 'ppo'; epsilonLow?: number | undefined; epsilonHigh?: number | undefined; dualClip?: number | undefined }
   | { kind: 'cispo'; cap?: number | undefined }
-  | { kind: 'gspo'; low?: number | undefined; high?: number | undefined }
+  | { kind: 'gspo'; epsilonLow?: number | undefined; epsilonHigh?: number | undefined }
   | { kind: 'k15'; tau?: number | undefined }
 
 /** k3 estimate of a KL divergence. */
 export interface KLInput {
   beta: number
   /** Default `"last"`. */
-  loops?: 'last' | 'uniform' | 'credit' | undefined
+  loops?: 'last' | 'uniform' | 'weights' | undefined
   /** Default `"frozen"`. */
   reference?: 'frozen' | 'ema' | undefined
 }
@@ -194,10 +194,10 @@ export interface LazyInput {
   weight?: number | undefined
   /** Default `"response"`. */
   gate?: 'token' | 'segment' | 'response' | 'loop' | undefined
-  /** Default `"credit"`. */
-  loops?: 'last' | 'uniform' | 'credit' | undefined
+  /** Default `"weights"`. */
+  loops?: 'last' | 'uniform' | 'weights' | undefined
   /** Default `"all"`. */
-  norm?: 'all' | 'preserving' | undefined
+  normalizer?: 'all' | 'preserving' | undefined
   /** Default `"rollout"`. */
   old?: 'rollout' | 'ema' | undefined
 }

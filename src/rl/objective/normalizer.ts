@@ -1,6 +1,6 @@
 import { largest } from '../../extremes.js'
 
-/** How token terms are averaged into a loss; see {@link sequenceNorms}. */
+/** How token terms are averaged into a loss; see {@link lengthNormalizers}. */
 export type Normalizer = 'response-mean' | 'token-mean' | 'constant'
 
 /**
@@ -9,18 +9,18 @@ export type Normalizer = 'response-mean' | 'token-mean' | 'constant'
  *
  * - `response-mean`: 1 / (B |y|), the mean over sequences of each one's mean (GRPO, arXiv 2402.03300; RLTT, arXiv 2602.10520)
  * - `token-mean`: 1 / Σ |y|, the mean over all response tokens (DAPO, arXiv 2503.14476)
- * - `constant`: 1 / (B · maxLength) (Dr. GRPO, arXiv 2503.20783); without maxLength the longest of the responses stands for it
+ * - `constant`: 1 / (B · constantLength) (Dr. GRPO, arXiv 2503.20783); without constantLength the longest of the responses stands for it
  *
  * @param responseLengths response tokens |y| of each sequence; one without any gets the factor 0 and still counts in B
  * @param normalizer which of the three
- * @param maxLength tokens; read by `constant`
+ * @param constantLength tokens; read by `constant`
  *
  * @example
  * ```ts
- * sequenceNorms([2, 4], 'response-mean') // [1/4, 1/8]
+ * lengthNormalizers([2, 4], 'response-mean') // [1/4, 1/8]
  * ```
  */
-export function sequenceNorms(responseLengths: readonly number[], normalizer: Normalizer, maxLength?: number): number[] {
+export function lengthNormalizers(responseLengths: readonly number[], normalizer: Normalizer, constantLength?: number): number[] {
   const count = responseLengths.length
   switch (normalizer) {
     case 'response-mean':
@@ -30,7 +30,7 @@ export function sequenceNorms(responseLengths: readonly number[], normalizer: No
       return responseLengths.map((length) => (length === 0 ? 0 : 1 / total))
     }
     case 'constant': {
-      const divisor = count * (maxLength ?? largest(responseLengths))
+      const divisor = count * (constantLength ?? largest(responseLengths))
       return responseLengths.map((length) => (length === 0 ? 0 : 1 / divisor))
     }
   }

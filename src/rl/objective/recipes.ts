@@ -8,19 +8,19 @@ export interface Phase {
 
 const group = { baseline: 'group', scale: 'group' } as const
 const meanOnly = { baseline: 'group', scale: 'none' } as const
-const clipHigher = { kind: 'ppo', low: 0.2, high: 0.28 } as const
+const clipHigher = { kind: 'ppo', epsilonLow: 0.2, epsilonHigh: 0.28 } as const
 
-const grpo: ObjectiveInput = { terms: [{ credit: 'last', surrogate: 'ppo', advantage: group }] }
-const rlttTerm = { credit: 'exit-pdf', surrogate: 'reinforce', advantage: group } as const
+const grpo: ObjectiveInput = { terms: [{ weights: 'last', surrogate: 'ppo', advantage: group }] }
+const rlttTerm = { weights: 'exit-pdf', surrogate: 'reinforce', advantage: group } as const
 const rltt: ObjectiveInput = { terms: [rlttTerm] }
 const prerl: ObjectiveInput = {
   terms: [
     {
-      credit: 'last',
+      weights: 'last',
       space: 'marginal',
-      surrogate: { kind: 'ppo', low: 0.2, high: 0.2, dual: 10 },
+      surrogate: { kind: 'ppo', epsilonLow: 0.2, epsilonHigh: 0.2, dualClip: 10 },
       advantage: { ...meanOnly, sign: 'negative' },
-      aggregate: 'token-mean',
+      normalizer: 'token-mean',
     },
   ],
 }
@@ -29,26 +29,28 @@ const gainOverTeacher = { belief: 'token', value: 'log', base: 'teacher', cost: 
 /** Published methods as values of the algebra. Their papers and settings: docs/objectives.md. */
 export const recipes = {
   grpo,
-  'dr-grpo': { terms: [{ credit: 'last', surrogate: 'ppo', advantage: meanOnly, aggregate: 'constant' }] },
+  'dr-grpo': { terms: [{ weights: 'last', surrogate: 'ppo', advantage: meanOnly, normalizer: 'constant' }] },
   dapo: {
     filter: { resample: 3 },
-    terms: [{ credit: 'last', surrogate: clipHigher, advantage: group, aggregate: 'token-mean' }],
+    terms: [{ weights: 'last', surrogate: clipHigher, advantage: group, normalizer: 'token-mean' }],
   },
-  cispo: { terms: [{ credit: 'last', surrogate: { kind: 'cispo', cap: 5 }, advantage: group, aggregate: 'token-mean' }] },
-  gspo: { terms: [{ credit: 'last', surrogate: { kind: 'gspo', low: 3e-4, high: 4e-4 }, advantage: group }] },
+  cispo: { terms: [{ weights: 'last', surrogate: { kind: 'cispo', cap: 5 }, advantage: group, normalizer: 'token-mean' }] },
+  gspo: { terms: [{ weights: 'last', surrogate: { kind: 'gspo', epsilonLow: 3e-4, epsilonHigh: 4e-4 }, advantage: group }] },
   'bn-gspo': {
-    terms: [{ credit: 'last', surrogate: { kind: 'gspo', low: 0.2, high: 0.28 }, advantage: { ...group, batch: true } }],
+    terms: [
+      { weights: 'last', surrogate: { kind: 'gspo', epsilonLow: 0.2, epsilonHigh: 0.28 }, advantage: { ...group, batch: true } },
+    ],
     kl: { beta: 1e-4 },
   },
   'k1.5': {
     rewards: [{ kind: 'length' }],
-    terms: [{ credit: 'last', surrogate: 'k15', advantage: meanOnly, aggregate: 'constant' }],
+    terms: [{ weights: 'last', surrogate: 'k15', advantage: meanOnly, normalizer: 'constant' }],
   },
   rltt,
   looprpt: {
     terms: [
       { channel: 'exit', advantage: { source: 'zero', loops: gainOverTeacher }, draws: 8 },
-      { credit: 'exit-pdf', advantage: { source: 'one', loops: { ...gainOverTeacher, normalize: 'gain' } } },
+      { weights: 'exit-pdf', advantage: { source: 'one', loops: { ...gainOverTeacher, normalize: 'gain' } } },
     ],
     entropy: { exit: 0.01 },
     kl: { beta: 1e-4, loops: 'uniform', reference: 'ema' },
@@ -57,7 +59,7 @@ export const recipes = {
   prerl,
   dsrl: [{ until: 20, objective: prerl }, { objective: grpo }],
   'bupo-loop': [
-    { until: 20, objective: { terms: [{ ...rlttTerm, credit: { kind: 'one-hot', loop: 2 } }] } },
+    { until: 20, objective: { terms: [{ ...rlttTerm, weights: { kind: 'one-hot', loop: 2 } }] } },
     { objective: rltt },
   ],
   llds: { terms: [rlttTerm], lazy: { weight: 0.2, gate: 'loop', old: 'ema' } },
@@ -70,27 +72,27 @@ export const recipes = {
   },
   'igpo-loop': {
     terms: [
-      { credit: 'uniform', advantage: { ...group, loops: { belief: 'gold-answer', value: 'log', discount: 0, scale: 0.1 } } },
+      { weights: 'uniform', advantage: { ...group, loops: { belief: 'gold-answer', value: 'log', discount: 0, scale: 0.1 } } },
     ],
   },
   mrt: {
     terms: [
       {
-        credit: 'uniform',
+        weights: 'uniform',
         advantage: { ...group, loops: { belief: 'forced-exit', value: 'probability', discount: 0, scale: 0.1 } },
       },
     ],
   },
   pav: {
     terms: [
-      { credit: 'uniform', advantage: { ...group, loops: { belief: 'forced-exit', value: 'best-of', attempts: 4, scale: 3 } } },
+      { weights: 'uniform', advantage: { ...group, loops: { belief: 'forced-exit', value: 'best-of', attempts: 4, scale: 3 } } },
     ],
     kl: { beta: 1e-3 },
   },
   'clip-delta': {
     terms: [
       {
-        credit: 'uniform',
+        weights: 'uniform',
         advantage: {
           ...group,
           loops: { belief: 'token', value: 'probability', base: 'none', clip: 0.5, delta: true, discount: 1, scale: 0.1 },
@@ -101,11 +103,11 @@ export const recipes = {
   ttrl: {
     rewards: [{ kind: 'majority' }],
     filter: { keepPerGroup: 32 },
-    terms: [{ credit: 'last', surrogate: 'ppo', advantage: group }],
+    terms: [{ weights: 'last', surrogate: 'ppo', advantage: group }],
   },
   'evol-rl': {
     rewards: [{ kind: 'novelty' }],
-    terms: [{ credit: 'last', surrogate: clipHigher, advantage: group, aggregate: 'token-mean' }],
+    terms: [{ weights: 'last', surrogate: clipHigher, advantage: group, normalizer: 'token-mean' }],
     entropy: { token: 0.003 },
     kl: { beta: 1e-3 },
   },

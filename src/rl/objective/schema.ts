@@ -1,10 +1,11 @@
 import { z } from 'zod'
+import { alsoCalled } from '../../validation/schema.js'
 import type { ObjectiveInput } from './input.js'
 
 export type { ObjectiveInput }
 
 /*
- * The objective algebra: rewards → filter → advantage → loop credit → space → channel → surrogate → aggregate → regularisers. Each
+ * The objective algebra: rewards → filter → advantage → loop weights → space → channel → surrogate → normalizer → regularisers. Each
  * part is a small value; types, validation and documentation are read from here. Formulas: docs/objectives.md.
  */
 
@@ -117,7 +118,7 @@ export const advantage = z.strictObject({
   loops: beliefReward.optional().describe('Rewards of single loops that are added.'),
 })
 
-export const credit = z.union([
+export const loopWeights = z.union([
   z.enum(['last', 'uniform', 'progressive', 'exit-pdf']),
   z.strictObject({ kind: z.literal('progressive'), alpha: z.number() }),
   z.strictObject({ kind: z.literal('one-hot'), loop: positiveInt }),
@@ -132,16 +133,16 @@ export const credit = z.union([
   z.strictObject({ kind: z.literal('exit-pdf'), detach: z.boolean().default(true), temperature: positive.default(1) }),
 ])
 
+const clip = {
+  epsilonLow: nonNegative.default(0.2).meta(alsoCalled('low')),
+  epsilonHigh: nonNegative.default(0.2).meta(alsoCalled('high')),
+}
+
 export const surrogate = z.union([
   z.enum(['reinforce', 'ppo', 'cispo', 'gspo', 'k15']),
-  z.strictObject({
-    kind: z.literal('ppo'),
-    low: nonNegative.default(0.2),
-    high: nonNegative.default(0.2),
-    dual: z.number().gt(1).optional(),
-  }),
+  z.strictObject({ kind: z.literal('ppo'), ...clip, dualClip: z.number().gt(1).optional().meta(alsoCalled('dual')) }),
   z.strictObject({ kind: z.literal('cispo'), cap: positive.default(5) }),
-  z.strictObject({ kind: z.literal('gspo'), low: nonNegative.default(0.2), high: nonNegative.default(0.2) }),
+  z.strictObject({ kind: z.literal('gspo'), ...clip }),
   z.strictObject({ kind: z.literal('k15'), tau: nonNegative.default(0.1) }),
 ])
 
@@ -159,13 +160,16 @@ export const term = z.strictObject({
     .default('conditional')
     .describe('Given the prompt, or without it: one start token in its place (PreRL).'),
   advantage: advantage.prefault({}).describe('A.'),
-  credit: credit.default('exit-pdf').describe('How the loops of a token share its credit; Σ over loops is 1.'),
+  weights: loopWeights
+    .default('exit-pdf')
+    .describe('How the loops weigh in the loss of a token; Σ over loops is 1.')
+    .meta(alsoCalled('credit')),
   surrogate: surrogate.default('reinforce').describe('What is made of log-probability, ratio and advantage.'),
   combine: z
     .enum(['outer', 'inner'])
     .default('outer')
     .describe('Weighted sum of the surrogates of the loops, or the surrogate of their weighted log ratio.'),
-  aggregate: normalizer.default('response-mean').describe('How token terms are averaged.'),
+  normalizer: normalizer.default('response-mean').describe('How token terms are averaged.').meta(alsoCalled('aggregate')),
   draws: positiveInt.optional().describe('Exit channel: exits drawn per token where the rollouts have none; default 8.'),
   weight: annealed.default(1).describe('Factor of the term.'),
 })
@@ -177,7 +181,7 @@ const objective = z.strictObject({
   kl: z
     .strictObject({
       beta: nonNegative,
-      loops: z.enum(['last', 'uniform', 'credit']).default('last'),
+      loops: z.enum(['last', 'uniform', 'weights']).default('last'),
       reference: z.enum(['frozen', 'ema']).default('frozen'),
     })
     .optional()
@@ -186,8 +190,8 @@ const objective = z.strictObject({
     .strictObject({
       weight: nonNegative.default(0.2),
       gate: z.enum(['token', 'segment', 'response', 'loop']).default('response'),
-      loops: z.enum(['last', 'uniform', 'credit']).default('credit'),
-      norm: z.enum(['all', 'preserving']).default('all'),
+      loops: z.enum(['last', 'uniform', 'weights']).default('weights'),
+      normalizer: z.enum(['all', 'preserving']).default('all').meta(alsoCalled('norm')),
       old: z.enum(['rollout', 'ema']).default('rollout'),
     })
     .optional()

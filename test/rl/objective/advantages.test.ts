@@ -1,7 +1,7 @@
 // Advantages and normalisers against the worked numbers of math.md §2.
 import { describe, expect, it } from 'vitest'
 import { groupAdvantages } from '../../../src/rl/objective/advantages.js'
-import { sequenceNorms } from '../../../src/rl/objective/normalizer.js'
+import { lengthNormalizers } from '../../../src/rl/objective/normalizer.js'
 
 /** A group of eight with k right answers, the right ones first. */
 const rewards = (right: number) => Array.from({ length: 8 }, (_, i) => (i < right ? 1 : 0))
@@ -45,18 +45,18 @@ describe('group advantages', () => {
 
 describe('sequence norms', () => {
   it('average over each response, over all tokens, or divide by a constant', () => {
-    expect(sequenceNorms([2, 4], 'response-mean')).toEqual([1 / 4, 1 / 8])
-    expect(sequenceNorms([2, 4], 'token-mean')).toEqual([1 / 6, 1 / 6])
-    expect(sequenceNorms([2, 4], 'constant', 10)).toEqual([1 / 20, 1 / 20])
+    expect(lengthNormalizers([2, 4], 'response-mean')).toEqual([1 / 4, 1 / 8])
+    expect(lengthNormalizers([2, 4], 'token-mean')).toEqual([1 / 6, 1 / 6])
+    expect(lengthNormalizers([2, 4], 'constant', 10)).toEqual([1 / 20, 1 / 20])
   })
 
   it('count an empty response in the batch and give it no weight', () => {
-    expect(sequenceNorms([0, 4], 'response-mean')).toEqual([0, 1 / 8])
-    expect(sequenceNorms([0, 4], 'token-mean')).toEqual([0, 1 / 4])
+    expect(lengthNormalizers([0, 4], 'response-mean')).toEqual([0, 1 / 8])
+    expect(lengthNormalizers([0, 4], 'token-mean')).toEqual([0, 1 / 4])
   })
 
   it('without a constant divide by the longest response', () => {
-    expect(sequenceNorms([2, 0, 4], 'constant')).toEqual([1 / 12, 0, 1 / 12])
-    expect(sequenceNorms([0, 0], 'constant')).toEqual([0, 0])
+    expect(lengthNormalizers([2, 0, 4], 'constant')).toEqual([1 / 12, 0, 1 / 12])
+    expect(lengthNormalizers([0, 0], 'constant')).toEqual([0, 0])
   })
 })

@@ -151,7 +151,7 @@ describe('beliefs', () => {
     close(returns({ ...spec, delta: true, discount: 1 }, raw), [0, -0.3, 0, 0])
   })
 
-  it('the price of loops, the norms and the scale', () => {
+  it('the price of loops, the length normalizers and the scale', () => {
     close(returns({ value: 'probability', base: 'none', cost: 0.1 }), [0.25, 0.1, 0.4, 0.4])
     const z = returns({ value: 'probability', normalize: 'loops' })
     expect(z.reduce((a, b) => a + b)).toBeCloseTo(0, 10)
@@ -201,7 +201,10 @@ describe('beliefs', () => {
 
 describe('LLDS', () => {
   it('keeps responses without disadvantage in the first conditional term, on the mean of its loops', () => {
-    const objective = objectiveSchema.parse({ terms: [{ space: 'marginal' }, {}], lazy: { weight: 0.2, norm: 'preserving' } })
+    const objective = objectiveSchema.parse({
+      terms: [{ space: 'marginal' }, {}],
+      lazy: { weight: 0.2, normalizer: 'preserving' },
+    })
     const all = [true, true, true]
     const rated = {
       ...{
@@ -227,12 +230,12 @@ describe('LLDS', () => {
       temperature: 1,
       recompute: 'none',
       tokensPerMicroBatch: 64,
-      maxLength: undefined,
+      constantLength: undefined,
       loops: { run: 2, read: [1, 2], scoring: { loops: 2 } },
       seed: 1,
     } as const
     const [given] = enginePasses(objective, rated, [0, 1, 2], 0, settings)
-    expect(given!.batch.lazyNorms).toEqual([0.2 / 4, 0.2 / 4, 0])
+    expect(given!.batch.lazyNormalizers).toEqual([0.2 / 4, 0.2 / 4, 0])
   })
 })
 

@@ -45,13 +45,13 @@ async function train(options: Options): Promise<{ steps: Metrics[]; parameters: 
 }
 
 /** The clipped surrogate of every loop alike, as a caller would write it. */
-function ppo({ sequences, promptLengths, advantages, norms, scores, oldLogprobs }: ObjectiveContext) {
+function ppo({ sequences, promptLengths, advantages, lengthNormalizers, scores, oldLogprobs }: ObjectiveContext) {
   let loss = 0
   const coefficients = scores.logprobs.map((row, i) => {
     const width = sequences[i]!.length - 1
     return Array.from(row, (l, k) => {
       if (k % width < promptLengths[i]! - 1) return 0
-      const [A, weight] = [advantages[i]!, norms[i]! / scores.loops]
+      const [A, weight] = [advantages[i]!, lengthNormalizers[i]! / scores.loops]
       const ratio = Math.exp(l - (oldLogprobs === undefined ? l : oldLogprobs[i]![k]!))
       const clipped = Math.min(Math.max(ratio, 0.8), 1.2)
       loss -= weight * Math.min(ratio * A, clipped * A)
@@ -70,7 +70,7 @@ describe('a function as objective', () => {
   ])('makes the updates of the term that it computes: %o', async (several) => {
     const shared = { ...several, steps: 2, skipFlatGroups: false } // a function sees flat groups too
     const own = await train({ ...shared, objective: ppo })
-    const term = await train({ ...shared, objective: { terms: [{ credit: 'uniform', surrogate: 'ppo' }] } })
+    const term = await train({ ...shared, objective: { terms: [{ weights: 'uniform', surrogate: 'ppo' }] } })
     expect(difference(own.parameters, term.parameters)).toBeLessThan(1e-12)
     for (const [i, { loss }] of own.steps.entries()) expect(loss).toBeCloseTo(term.steps[i]!.loss!, 12)
   })
@@ -184,7 +184,7 @@ describe('several terms', () => {
   it('each have their own beliefs', async () => {
     const loss = async (terms: ObjectiveInput['terms']) => (await train({ objective: { terms }, steps: 1 })).steps[0]!.loss!
     const term = (belief: 'gold-answer' | 'forced-exit') =>
-      ({ credit: 'uniform', advantage: { loops: { belief, value: 'probability' } } }) as const
+      ({ weights: 'uniform', advantage: { loops: { belief, value: 'probability' } } }) as const
     const [gold, forced] = [await loss([term('gold-answer')]), await loss([term('forced-exit')])]
     expect(gold).not.toBeCloseTo(forced, 6)
     expect(await loss([term('gold-answer'), term('forced-exit')])).toBeCloseTo(gold + forced, 11)
@@ -331,7 +331,7 @@ describe('several updates without a ratio', () => {
   })
 })
 
-describe('maxCompletionLength', () => {
+describe('maxNewTokens', () => {
   const longest = async (options: object) => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, { ...runOptions, ...options })
@@ -346,36 +346,31 @@ describe('maxCompletionLength', () => {
 
   it('limits completions of rollouts and evaluations', async () => {
     expect(await longest({ steps: 1 })).toBe(tinyTask.maxCompletionLength)
-    expect(await longest({ steps: 1, maxCompletionLength: 1 })).toBe(1)
-    expect(await longest({ steps: 1, maxCompletionLength: 9 })).toBe(9)
-    expect(await longest({ steps: 1, maxCompletionLength: 9, maxNewTokens: 2 })).toBe(2)
+    expect(await longest({ steps: 1, maxNewTokens: 1 })).toBe(1)
+    expect(await longest({ steps: 1, maxNewTokens: 9 })).toBe(9)
+    expect(await longest({ steps: 1, maxNewTokens: 2, constantNormalizerLength: 9 })).toBe(2)
     const rows = {
       task: undefined,
       dataset: [{ prompt: '1+1=' }],
       evalDataset: [{ prompt: '1+1=' }],
       tokenizer: tinyTask.tokenizer,
     }
-    expect(await longest({ ...rows, steps: 1, maxCompletionLength: 5 })).toBe(5)
+    expect(await longest({ ...rows, steps: 1, maxNewTokens: 5 })).toBe(5)
   })
 
   it('limits the trials of forced exits', async () => {
     using model = await tinyModel()
     const generate = vi.spyOn(model, 'generate')
-    using trainer = new ObjectiveTrainer(model, { ...runOptions, objective: 'mrt', steps: 1, maxCompletionLength: 1 })
+    using trainer = new ObjectiveTrainer(model, { ...runOptions, objective: 'mrt', steps: 1, maxNewTokens: 1 })
     await stepsOf(trainer)
     expect(generate.mock.calls).toHaveLength(1 + loops)
     for (const [, given] of generate.mock.calls) expect(given!.maxNewTokens).toBe(1)
   })
 
-  it('refuses a limit above it', async () => {
+  it('is not an option of trainers that do not sample', async () => {
     using model = await tinyModel()
-    const options = { maxNewTokens: 9, maxCompletionLength: 8 }
-    for (const Trainer of [RLTTTrainer, GRPOTrainer, ObjectiveTrainer]) {
-      const { code, message } = await refusal(() => new Trainer(model, options))
-      expect(code).toBe('INVALID_CONFIG')
-      expect(message).toMatch(/maxNewTokens: 9 is more than maxCompletionLength, 8/)
-    }
-    expect((await refusal(() => new PretrainTrainer(model, options as object))).message).toMatch(/unknown option/)
+    const { message } = await refusal(() => new PretrainTrainer(model, { maxNewTokens: 9 } as object))
+    expect(message).toMatch(/maxNewTokens: unknown option/)
   })
 
   it('of a task is what evaluate takes', async () => {
@@ -387,11 +382,11 @@ describe('maxCompletionLength', () => {
 })
 
 describe('phases whose later ones need a reference', () => {
-  const plain: ObjectiveInput = { terms: [{ credit: 'last' }] }
+  const plain: ObjectiveInput = { terms: [{ weights: 'last' }] }
   const frozen: ObjectiveInput = { ...plain, kl: { beta: 0.5 } }
   const ema: ObjectiveInput = { ...plain, kl: { beta: 0.5, reference: 'ema' }, emaDecay: 0.5 }
-  const lazy: ObjectiveInput = { terms: [{ credit: 'uniform' }], lazy: { old: 'ema', gate: 'token' } }
-  const teacher: ObjectiveInput = { terms: [{ credit: 'uniform', advantage: { loops: { belief: 'token', base: 'teacher' } } }] }
+  const lazy: ObjectiveInput = { terms: [{ weights: 'uniform' }], lazy: { old: 'ema', gate: 'token' } }
+  const teacher: ObjectiveInput = { terms: [{ weights: 'uniform', advantage: { loops: { belief: 'token', base: 'teacher' } } }] }
   const phases: Record<string, Phase[]> = {
     'a frozen KL': [{ until: 2, objective: plain }, { objective: frozen }],
     'a KL to the average': [{ until: 2, objective: { ...plain, emaDecay: 0.5 } }, { objective: ema }],
@@ -480,9 +475,9 @@ describe('phases whose later ones need a reference', () => {
 describe('an empty response beside others', () => {
   const given = { ...batch, sequences: batch.sequences.map((s, i) => (i === 2 ? s.slice(0, 4) : s)), answers: [...'ababcccd'] }
   it.each([
-    ['novelty', { terms: [{ credit: 'uniform' }], rewards: [{ kind: 'novelty' }] }],
-    ['a price of loops', { terms: [{ credit: 'uniform', advantage: { cost: {} } }], rewards: [{ kind: 'frugal' }] }],
-    ['strata of loops', { terms: [{ credit: 'uniform', advantage: { strata: { by: 'exit-loop' } } }] }],
+    ['novelty', { terms: [{ weights: 'uniform' }], rewards: [{ kind: 'novelty' }] }],
+    ['a price of loops', { terms: [{ weights: 'uniform', advantage: { cost: {} } }], rewards: [{ kind: 'frugal' }] }],
+    ['strata of loops', { terms: [{ weights: 'uniform', advantage: { strata: { by: 'exit-loop' } } }] }],
   ] as [string, ObjectiveInput][])('is rated: %s', async (_, objective) => {
     using model = await tinyModel()
     using trainer = new ObjectiveTrainer(model, { groupSize: 4, objective })
@@ -515,7 +510,7 @@ describe('what an objective would not read is refused by name', () => {
     [{ terms: [{ advantage: { baseline: 'none', scale: 'group' } }] }, /advantage\.scale: group needs the baseline 'group'/],
     [{ terms: [{ advantage: { baseline: 'none', scale: 'population' } }] }, /advantage\.scale: population/],
     [{ terms: [{ channel: 'exit', combine: 'inner' }] }, /terms\.0: combine/],
-    [{ terms: [{ channel: 'exit', credit: 'last' }] }, /terms\.0: credit/],
+    [{ terms: [{ channel: 'exit', weights: 'last' }] }, /terms\.0: weights/],
     [{ terms: [{ channel: 'exit', advantage: { loops: { belief: 'token', normalize: 'gain' } } }] }, /loops\.normalize/],
     [{ terms: [{ draws: 4 }] }, /terms\.0: draws/],
     [{ terms: [{ space: 'marginal' }], kl: { beta: 0.1 } }, /objective\.kl: needs a term in the conditional space/],
@@ -531,7 +526,7 @@ describe('what an objective would not read is refused by name', () => {
 
   it.each([
     [{ terms: [{}], filter: { dropTruncated: true } }, /truncated: the filter dropTruncated needs one per sequence/],
-    [{ terms: [{ credit: 'uniform' }], lazy: { gate: 'segment' } }, /segments: the gate 'segment'/],
+    [{ terms: [{ weights: 'uniform' }], lazy: { gate: 'segment' } }, /segments: the gate 'segment'/],
   ] as [ObjectiveInput, RegExp][])('in a batch that lacks the field: %j', async (objective, message) => {
     using model = await tinyModel()
     using trainer = new ObjectiveTrainer(model, { groupSize: 4, objective })

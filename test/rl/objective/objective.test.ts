@@ -19,7 +19,7 @@ const loops = tinyConfig.total_ut_steps
 const { sequences, promptLengths } = tinyBatch
 const width = (i: number) => sequences[i]!.length - 1
 const lengths = sequences.map((sequence, i) => sequence.length - promptLengths[i]!)
-const norms = lengths.map((length) => 1 / (sequences.length * length))
+const lengthNormalizers = lengths.map((length) => 1 / (sequences.length * length))
 const advantages = [1.2, -0.7, 0.4, -0.9, 0, 0.3, -0.2, 0.8]
 
 let model: LoopLM
@@ -46,8 +46,8 @@ afterAll(() => model.dispose())
 const isResponse = (i: number, j: number) => j >= promptLengths[i]! - 1
 const sum = (values: readonly number[]) => values.reduce((a, b) => a + b, 0)
 
-type Credit = NonNullable<LossTerm['credit']>
-const credits: Record<string, Credit> = {
+type Weights = NonNullable<LossTerm['weights']>
+const weightings: Record<string, Weights> = {
   'exit-pdf': { kind: 'exit-pdf' },
   tempered: { kind: 'exit-pdf', temperature: 0.5 },
   uniform: { kind: 'uniform' },
@@ -57,25 +57,25 @@ const credits: Record<string, Credit> = {
 }
 
 /** w of a token at every loop, as the specification says it. */
-function weightsOf(credit: Credit, i: number, j: number): number[] {
+function weightsOf(weights: Weights, i: number, j: number): number[] {
   const p = Array.from({ length: loops }, (_, t) => pdf[i]![t * width(i) + j]!)
   const raw = p.map((x, t) => {
-    if (credit.kind === 'uniform') return 1
-    if (credit.kind === 'progressive') return (t + 1) ** credit.alpha!
-    if (credit.kind === 'one-hot') return Number(t + 1 === (credit.loop ?? loops))
-    return x ** (1 / (credit.temperature ?? 1))
+    if (weights.kind === 'uniform') return 1
+    if (weights.kind === 'progressive') return (t + 1) ** weights.alpha!
+    if (weights.kind === 'one-hot') return Number(t + 1 === (weights.loop ?? loops))
+    return x ** (1 / (weights.temperature ?? 1))
   })
   return raw.map((x) => x / sum(raw))
 }
 
 /** c[i][t·width + j] of one token term with respect to ℓ, and its loss, by the formulas of math.md §2. */
 function plainTerm(term: LossTerm, old: number[][]): { coefficients: number[][]; loss: number } {
-  const credit = term.credit!
+  const weights = term.weights!
   const { epsilonLow = 0.2, epsilonHigh = 0.2, dualClip = 0, cap = 5, tau = 0 } = term
   let loss = 0
   const coefficients = sequences.map((_, i) => {
     const A = advantages[i]!
-    const w = Array.from({ length: width(i) }, (_, j) => weightsOf(credit, i, j))
+    const w = Array.from({ length: width(i) }, (_, j) => weightsOf(weights, i, j))
     const rho = (t: number, j: number) => logprobs[i]![t * width(i) + j]! - old[i]![t * width(i) + j]!
     const positions = Array.from({ length: width(i) }, (_, j) => j).filter((j) => isResponse(i, j))
     const mixed = positions.map((j) => sum(w[j]!.map((x, t) => x * rho(t, j))))
@@ -83,9 +83,9 @@ function plainTerm(term: LossTerm, old: number[][]): { coefficients: number[][];
     return Array.from({ length: loops * width(i) }, (_, k) => {
       const [t, j] = [Math.floor(k / width(i)), k % width(i)]
       if (!isResponse(i, j)) return 0
-      const n = norms[i]! * w[j]![t]!
+      const n = lengthNormalizers[i]! * w[j]![t]!
       if (term.surrogate === 'k15') {
-        loss -= t === 0 && j === positions[0] ? norms[i]! * (A * S - (tau / 2) * S * S) : 0
+        loss -= t === 0 && j === positions[0] ? lengthNormalizers[i]! * (A * S - (tau / 2) * S * S) : 0
         return -n * (A - tau * S)
       }
       if (n === 0) return 0
@@ -109,8 +109,8 @@ function plainTerm(term: LossTerm, old: number[][]): { coefficients: number[][];
 }
 
 const batchOf = (terms: readonly LossTerm[], more: Partial<LossBatch> = {}): LossBatch => ({
-  ...{ sequences, promptLengths, norms, oldLogprobs: old, referenceLogprobs: reference },
-  terms: terms.map(() => ({ advantages, norms })),
+  ...{ sequences, promptLengths, lengthNormalizers, oldLogprobs: old, referenceLogprobs: reference },
+  terms: terms.map(() => ({ advantages, lengthNormalizers })),
   ...more,
 })
 
@@ -167,8 +167,8 @@ const surrogates: Record<string, Partial<LossTerm>> = {
 }
 
 describe.each(Object.entries(surrogates))('%s', (_, surrogate) => {
-  it.each(Object.entries(credits))('has the coefficients of its formula with credit %s', async (_, credit) => {
-    const term = { ...surrogate, credit }
+  it.each(Object.entries(weightings))('has the coefficients of its formula with weights %s', async (_, weights) => {
+    const term = { ...surrogate, weights }
     const plain = plainTerm(term, old)
     const got = await engine({ terms: [term] })
     expect(got.loss).toBeCloseTo(plain.loss, 11)
@@ -179,9 +179,9 @@ describe.each(Object.entries(surrogates))('%s', (_, surrogate) => {
 describe('several terms', () => {
   it('add up, whatever their surrogates', async () => {
     const terms = [
-      { credit: credits.last!, surrogate: 'ppo' } as const,
-      { credit: credits.uniform! },
-      { credit: credits['exit-pdf']!, surrogate: 'gspo' } as const,
+      { weights: weightings.last!, surrogate: 'ppo' } as const,
+      { weights: weightings.uniform! },
+      { weights: weightings['exit-pdf']!, surrogate: 'gspo' } as const,
     ]
     const plain = terms.map((term) => plainTerm(term, old))
     const got = await engine({ terms })
@@ -192,10 +192,13 @@ describe('several terms', () => {
 
   it('do not depend on micro-batches', async () => {
     const objective: LossObjective = {
-      terms: [{ credit: credits.uniform!, surrogate: 'gspo' }, { channel: 'exit' }],
+      terms: [{ weights: weightings.uniform!, surrogate: 'gspo' }, { channel: 'exit' }],
       ...{ beta: 0.1, betaLoops: 'uniform', tokenEntropy: 0.02, exitEntropy: 0.03, lazy: { gate: 'loop', loops: 'uniform' } },
     }
-    const more = { exits: sequences.map((_, i) => Array.from({ length: width(i) }, (_, j) => (i + j) % loops)), lazyNorms: norms }
+    const more = {
+      exits: sequences.map((_, i) => Array.from({ length: width(i) }, (_, j) => (i + j) % loops)),
+      lazyNormalizers: lengthNormalizers,
+    }
     const whole = await engine(objective, more)
     const cut = await engine({ ...objective, tokensPerMicroBatch: 1 }, more)
     expect(cut.loss).toBeCloseTo(whole.loss, 11)
@@ -206,28 +209,34 @@ describe('several terms', () => {
 describe('central differences', () => {
   const exits = sequences.map((sequence, i) => Array.from({ length: sequence.length - 1 }, (_, j) => (i + j) % loops))
   const cases: Record<string, [LossObjective, Partial<LossBatch>?]> = {
-    reinforce: [{ terms: [{ credit: credits.uniform! }] }],
-    'attached weights': [{ terms: [{ credit: { kind: 'exit-pdf', detach: false } }] }],
+    reinforce: [{ terms: [{ weights: weightings.uniform! }] }],
+    'attached weights': [{ terms: [{ weights: { kind: 'exit-pdf', detach: false } }] }],
     'attached weights in two passes': [
-      { terms: [{ credit: { kind: 'exit-pdf', detach: false } }], lazy: { gate: 'token', loops: 'uniform' } },
-      { lazyNorms: norms },
+      { terms: [{ weights: { kind: 'exit-pdf', detach: false } }], lazy: { gate: 'token', loops: 'uniform' } },
+      { lazyNormalizers: lengthNormalizers },
     ],
-    ppo: [{ terms: [{ credit: credits.uniform!, surrogate: 'ppo' }] }],
-    gspo: [{ terms: [{ credit: credits.uniform!, surrogate: 'gspo' }] }],
-    'k1.5': [{ terms: [{ credit: credits.progressive!, surrogate: 'k15', tau: 0.5 }] }],
-    'inner ppo': [{ terms: [{ credit: credits.uniform!, surrogate: 'ppo', inner: true }] }],
+    ppo: [{ terms: [{ weights: weightings.uniform!, surrogate: 'ppo' }] }],
+    gspo: [{ terms: [{ weights: weightings.uniform!, surrogate: 'gspo' }] }],
+    'k1.5': [{ terms: [{ weights: weightings.progressive!, surrogate: 'k15', tau: 0.5 }] }],
+    'inner ppo': [{ terms: [{ weights: weightings.uniform!, surrogate: 'ppo', inner: true }] }],
     'the exit channel': [{ terms: [{ channel: 'exit' }] }, { exits }],
-    'k3, last loop': [{ terms: [{ credit: credits.last! }], beta: 0.4 }],
-    'k3, all loops': [{ terms: [{ credit: credits.last! }], beta: 0.4, betaLoops: 'uniform' }],
-    'k3 by credit': [{ terms: [{ credit: credits.progressive! }], beta: 0.4, betaLoops: 'credit' }],
-    'token entropy': [{ terms: [{ credit: credits.uniform! }], tokenEntropy: 0.3 }],
-    'exit entropy': [{ terms: [{ credit: credits.uniform! }], exitEntropy: 0.3 }],
-    'LLDS by token': [{ terms: [{ credit: credits.uniform! }], lazy: { gate: 'token', loops: 'uniform' } }, { lazyNorms: norms }],
-    'LLDS by response': [
-      { terms: [{ credit: credits.uniform! }], lazy: { gate: 'response', loops: 'last' } },
-      { lazyNorms: norms },
+    'k3, last loop': [{ terms: [{ weights: weightings.last! }], beta: 0.4 }],
+    'k3, all loops': [{ terms: [{ weights: weightings.last! }], beta: 0.4, betaLoops: 'uniform' }],
+    'k3 by weights': [{ terms: [{ weights: weightings.progressive! }], beta: 0.4, betaLoops: 'weights' }],
+    'token entropy': [{ terms: [{ weights: weightings.uniform! }], tokenEntropy: 0.3 }],
+    'exit entropy': [{ terms: [{ weights: weightings.uniform! }], exitEntropy: 0.3 }],
+    'LLDS by token': [
+      { terms: [{ weights: weightings.uniform! }], lazy: { gate: 'token', loops: 'uniform' } },
+      { lazyNormalizers: lengthNormalizers },
     ],
-    'LLDS by loop': [{ terms: [{ credit: credits.uniform! }], lazy: { gate: 'loop', loops: 'credit' } }, { lazyNorms: norms }],
+    'LLDS by response': [
+      { terms: [{ weights: weightings.uniform! }], lazy: { gate: 'response', loops: 'last' } },
+      { lazyNormalizers: lengthNormalizers },
+    ],
+    'LLDS by loop': [
+      { terms: [{ weights: weightings.uniform! }], lazy: { gate: 'loop', loops: 'weights' } },
+      { lazyNormalizers: lengthNormalizers },
+    ],
   }
   it.each(Object.entries(cases))('%s', async (_, [objective, more]) => expectDerivative(objective, more))
 })
@@ -245,9 +254,9 @@ describe('the exit channel', () => {
         if (j === width(i) || !isResponse(i, j)) return 0
         const exit = exits[i]![j]!
         const lambda = 1 / (1 + Math.exp(-a))
-        if (t === 0) loss -= norms[i]! * advantages[i]! * Math.log(pdf[i]![exit * width(i) + j]!)
+        if (t === 0) loss -= lengthNormalizers[i]! * advantages[i]! * Math.log(pdf[i]![exit * width(i) + j]!)
         if (t === loops - 1 || t > exit) return 0
-        return -norms[i]! * advantages[i]! * (t === exit ? 1 - lambda : -lambda)
+        return -lengthNormalizers[i]! * advantages[i]! * (t === exit ? 1 - lambda : -lambda)
       }),
     )
     expect(got.loss).toBeCloseTo(loss, 11)
@@ -261,7 +270,7 @@ describe('the exit channel', () => {
     let expected = 0
     for (const [i, row] of pdf.entries())
       for (const [k, p] of row.entries())
-        if (isResponse(i, k % width(i))) expected -= norms[i]! * advantages[i]! * p * Math.log(p)
+        if (isResponse(i, k % width(i))) expected -= lengthNormalizers[i]! * advantages[i]! * p * Math.log(p)
     expect(Math.abs(got.loss - expected)).toBeLessThan(0.02)
   })
 })
@@ -278,8 +287,8 @@ describe('beliefs in tokens', () => {
       discount: 0.5,
     } as const
     const term = {
-      credit: credits.uniform!,
-      belief: { ...belief, norm: 'none', scale: 0.3, threshold: 0.5, costScale: 0 },
+      weights: weightings.uniform!,
+      belief: { ...belief, normalize: 'none', scale: 0.3, threshold: 0.5, costScale: 0 },
     } as const
     const got = await engine({ terms: [term] })
     const coefficients = sequences.map((_, i) =>
@@ -289,7 +298,7 @@ describe('beliefs in tokens', () => {
         const curve = [-Math.log(12), ...Array.from({ length: loops }, (_, s) => logprobs[i]![s * width(i) + j]!)]
         let gain = 0
         for (let s = t; s < loops; s++) gain += 0.5 ** (s - t) * (curve[s + 1]! - curve[s]! - 0.1 * s)
-        return (-norms[i]! / loops) * (advantages[i]! + 0.3 * gain)
+        return (-lengthNormalizers[i]! / loops) * (advantages[i]! + 0.3 * gain)
       }),
     )
     expect(difference(await fromCoefficients(coefficients), got.gradients)).toBeLessThan(1e-11)
@@ -305,7 +314,7 @@ describe('beliefs in tokens', () => {
       delta: false,
       discount: 0,
     } as const
-    const term = { channel: 'exit', belief: { ...belief, norm: 'none', scale: 2, threshold: 0.5, costScale: 0 } } as const
+    const term = { channel: 'exit', belief: { ...belief, normalize: 'none', scale: 2, threshold: 0.5, costScale: 0 } } as const
     const exits = sequences.map((_, i) => Array.from({ length: width(i) }, (_, j) => (i + 2 * j) % loops))
     const got = await engine({ terms: [term] }, { exits })
     let loss = 0
@@ -313,7 +322,7 @@ describe('beliefs in tokens', () => {
       for (const [j, exit] of row.entries())
         if (isResponse(i, j)) {
           const at = exit * width(i) + j
-          loss -= norms[i]! * (advantages[i]! + 2 * Math.exp(logprobs[i]![at]!)) * Math.log(pdf[i]![at]!)
+          loss -= lengthNormalizers[i]! * (advantages[i]! + 2 * Math.exp(logprobs[i]![at]!)) * Math.log(pdf[i]![at]!)
         }
     expect(got.loss).toBeCloseTo(loss, 11)
   })
@@ -336,11 +345,11 @@ describe('LLDS', () => {
     const { lazyLoss } = await model.accumulateLoss(
       {
         sequences: three,
-        terms: [{ advantages: [1, 0, -1], norms: [0, 0, 0] }],
-        ...{ norms: [0, 0, 0], oldLogprobs: shifted, lazyNorms: [1 / tokens, 1 / tokens, 0] },
+        terms: [{ advantages: [1, 0, -1], lengthNormalizers: [0, 0, 0] }],
+        ...{ lengthNormalizers: [0, 0, 0], oldLogprobs: shifted, lazyNormalizers: [1 / tokens, 1 / tokens, 0] },
         ...more,
       },
-      { terms: [{ credit: { kind: 'one-hot' } }], lazy: { gate, loops: 'last' } },
+      { terms: [{ weights: { kind: 'one-hot' } }], lazy: { gate, loops: 'last' } },
     )
     await model.zeroGradients()
     return lazyLoss
@@ -392,20 +401,20 @@ describe('invariants', () => {
     expect(await gradients({ objective: 'rltt' })).toEqual(await rltt.gradients(batch))
   })
 
-  it('loops that agree make every credit the same', async () => {
+  it('loops that agree make all weights the same', async () => {
     using still = await tinyModel()
     for (const { name, shape } of still.parameters())
       if (/o_proj|down_proj/.test(name)) await still.setParameter(name, new Float64Array(shape.reduce((a, b) => a * b)))
     const losses: number[] = []
-    for (const credit of ['last', 'uniform', 'progressive', 'exit-pdf', { kind: 'exit-pdf', temperature: 0.3 }] as const)
+    for (const weights of ['last', 'uniform', 'progressive', 'exit-pdf', { kind: 'exit-pdf', temperature: 0.3 }] as const)
       losses.push(
-        (await gradients({ objective: { terms: [{ credit, surrogate: 'ppo' }] } }, { oldLogprobs: undefined }, still)).loss,
+        (await gradients({ objective: { terms: [{ weights, surrogate: 'ppo' }] } }, { oldLogprobs: undefined }, still)).loss,
       )
     for (const loss of losses) expect(loss).toBeCloseTo(losses[0]!, 6)
   })
 
   it('inner and outer are the same for reinforce', async () => {
-    const of = (combine: 'inner' | 'outer') => gradients({ objective: { terms: [{ credit: 'uniform', combine }] } })
+    const of = (combine: 'inner' | 'outer') => gradients({ objective: { terms: [{ weights: 'uniform', combine }] } })
     const [inner, outer] = [await of('inner'), await of('outer')]
     expect(inner.loss).toBeCloseTo(outer.loss, 12)
     expect(difference(inner.gradients, outer.gradients)).toBeLessThan(1e-12)
@@ -413,11 +422,11 @@ describe('invariants', () => {
 
   it('on policy, LLDS is 0 and ppo, gspo and k1.5 follow reinforce', async () => {
     const oldLogprobs = logprobs
-    const plain = await gradients({ objective: { terms: [{ credit: 'uniform' }] } })
-    const lazy = await gradients({ objective: { terms: [{ credit: 'uniform' }], lazy: { gate: 'token' } } }, { oldLogprobs })
+    const plain = await gradients({ objective: { terms: [{ weights: 'uniform' }] } })
+    const lazy = await gradients({ objective: { terms: [{ weights: 'uniform' }], lazy: { gate: 'token' } } }, { oldLogprobs })
     expect(lazy.loss).toBeCloseTo(plain.loss, 12)
     for (const surrogate of ['ppo', 'gspo', 'cispo'] as const) {
-      const got = await gradients({ objective: { terms: [{ credit: 'uniform', surrogate }] } }, { oldLogprobs })
+      const got = await gradients({ objective: { terms: [{ weights: 'uniform', surrogate }] } }, { oldLogprobs })
       expect(difference(plain.gradients, got.gradients), surrogate).toBeLessThan(1e-10)
     }
   })
@@ -430,7 +439,7 @@ describe('invariants', () => {
       ...{ oldLogprobs: pick(old), referenceLogprobs: pick(reference) },
     }
     const objective = {
-      terms: [{ credit: 'uniform', surrogate: 'gspo', advantage: { strata: { by: 'length' } } }],
+      terms: [{ weights: 'uniform', surrogate: 'gspo', advantage: { strata: { by: 'length' } } }],
       kl: { beta: 0.1, loops: 'uniform' },
       lazy: { gate: 'response' },
       entropy: { token: 0.01, exit: 0.01 },
@@ -449,16 +458,16 @@ describe('invariants', () => {
     expect(difference(masked.gradients, later.gradients)).toBeLessThan(1e-12)
   })
 
-  it('credit on an early loop runs no more loops than that', async () => {
-    const early = await gradients({ objective: { terms: [{ credit: { kind: 'one-hot', loop: 2 }, surrogate: 'ppo' }] } })
-    const got = await engine({ terms: [{ credit: credits['one-hot 2']! }] })
+  it('weights of an early loop run no more loops than that', async () => {
+    const early = await gradients({ objective: { terms: [{ weights: { kind: 'one-hot', loop: 2 }, surrogate: 'ppo' }] } })
+    const got = await engine({ terms: [{ weights: weightings['one-hot 2']! }] })
     const gate = early.gradients.get('model.early_exit_gate.weight')!
     expect(gate.every((g) => g === 0)).toBe(true)
     expect(got.gradients.size).toBe(early.gradients.size)
   })
 
   it('the marginal space sees responses alone', async () => {
-    const objective = { terms: [{ credit: 'last', space: 'marginal', surrogate: 'ppo' }] } as const
+    const objective = { terms: [{ weights: 'last', space: 'marginal', surrogate: 'ppo' }] } as const
     const got = await gradients({ objective, marginalToken: 3 })
     using plain = new GRPOTrainer(model, { groupSize: 4 })
     const alone = sequences.map((sequence, i) => [3, ...sequence.slice(promptLengths[i]!)])
@@ -475,7 +484,7 @@ describe('LoopRPT without noise', () => {
     const scores = await teacher.score(sequences)
     const [, tokenTerm] = recipes.looprpt.terms
     const objective = {
-      terms: [{ credit: { kind: 'exit-pdf' } as const, belief: beliefOf(tokenTerm.advantage.loops) }],
+      terms: [{ weights: { kind: 'exit-pdf' } as const, belief: beliefOf(tokenTerm.advantage.loops) }],
       beta: 0.2,
       betaLoops: 'uniform',
       exitEntropy: 0.01,
@@ -483,7 +492,11 @@ describe('LoopRPT without noise', () => {
     const tokens = sum(lengths)
     const each = lengths.map(() => 1 / tokens)
     const got = await engine(objective, {
-      ...{ terms: [{ advantages: lengths.map(() => 1), norms: each }], norms: each, oldLogprobs: undefined },
+      ...{
+        terms: [{ advantages: lengths.map(() => 1), lengthNormalizers: each }],
+        lengthNormalizers: each,
+        oldLogprobs: undefined,
+      },
       referenceLogprobs: scores.logprobs,
       referenceEntropy: scores.entropy.map((row, i) => row.slice((loops - 1) * width(i))),
       referenceExitPdf: scores.exitPdf.map((row, i) =>
@@ -496,7 +509,7 @@ describe('LoopRPT without noise', () => {
 
   const beliefOf = (spec: { cost: number; costScale: number }): NonNullable<LossTerm['belief']> => ({
     ...({ value: 'log', attempts: 4, base: 'teacher', clip: undefined, delta: false, discount: 0 } as const),
-    ...({ cost: spec.cost, costScale: spec.costScale, norm: 'gain', scale: 1, threshold: 0.5 } as const),
+    ...({ cost: spec.cost, costScale: spec.costScale, normalize: 'gain', scale: 1, threshold: 0.5 } as const),
   })
 })
 
@@ -506,11 +519,14 @@ describe('a function as objective', () => {
     const want = await rltt.gradients(tinyBatch)
     using trainer = new ObjectiveTrainer(model, {
       groupSize: 4,
-      objective: ({ sequences, promptLengths, advantages, norms, scores }) => {
+      objective: ({ sequences, promptLengths, advantages, lengthNormalizers, scores }) => {
         let loss = 0
         const coefficients = scores.logprobs.map((row, i) =>
           [...row].map((l, k) => {
-            const c = k % (sequences[i]!.length - 1) < promptLengths[i]! - 1 ? 0 : (-norms[i]! * advantages[i]!) / scores.loops
+            const c =
+              k % (sequences[i]!.length - 1) < promptLengths[i]! - 1
+                ? 0
+                : (-lengthNormalizers[i]! * advantages[i]!) / scores.loops
             loss += c * l
             return c
           }),
@@ -578,8 +594,8 @@ describe('recipes on a task', () => {
 
 describe('what does not go together is refused by name', () => {
   it('attached weights with a ratio, in the words of options and of terms', async () => {
-    const credit = { kind: 'exit-pdf', detach: false } as const
-    const { message } = await refusal(() => engine({ terms: [{ credit, surrogate: 'ppo' }] }))
+    const weights = { kind: 'exit-pdf', detach: false } as const
+    const { message } = await refusal(() => engine({ terms: [{ weights, surrogate: 'ppo' }] }))
     expect(message).toMatch(/detachWeights: false of a trainer, detach: false of a term.*reinforce surrogate/)
   })
 
@@ -587,7 +603,7 @@ describe('what does not go together is refused by name', () => {
     [{ terms: [] }, /objective/],
     ['nonsense' as 'rltt', /objective/],
     [{ terms: [{ channel: 'exit', surrogate: 'ppo' }] }, /terms\.0: the exit channel/],
-    [{ terms: [{ credit: { kind: 'exit-pdf', detach: false }, surrogate: 'ppo' }] }, /terms\.0: attached/],
+    [{ terms: [{ weights: { kind: 'exit-pdf', detach: false }, surrogate: 'ppo' }] }, /terms\.0: attached/],
     [{ terms: [{ advantage: { loops: { belief: 'token', base: 'group' } } }] }, /terms\.0: beliefs in tokens/],
     [{ terms: [{}], kl: { beta: 1, reference: 'frozen' }, lazy: { old: 'ema' } }, /share one reference/],
     [[{ objective: 'rltt' }, { objective: 'grpo' }], /growing `until`/],
@@ -605,11 +621,20 @@ describe('a mistake in an objective is named where it is', () => {
   it.each([
     ['grop', /^ObjectiveTrainer: objective: .*got "grop"; did you mean grpo\?$/],
     [5, /objective: must be the name of a recipe, an objective of the algebra, a list of .*, or a function, got 5$/],
-    [{ terms: [{}], klo: {} }, /objective\.klo: unknown option$/],
-    [{ terms: [{ credit: { kind: 'one-hot', loop: 0 } }] }, /objective\.terms\.0\.credit\.loop: .*got 0$/],
+    [{ terms: [{}], klo: {} }, /objective\.klo: unknown option; did you mean kl\?$/],
+    [{ terms: [{ credit: 'last' }] }, /objective\.terms\.0\.credit: unknown option; did you mean weights\?$/],
+    [{ terms: [{ aggregate: 'constant' }] }, /terms\.0\.aggregate: unknown option; did you mean normalizer\?$/],
+    [{ terms: [{ surrogate: { kind: 'ppo', low: 0.1 } }] }, /surrogate\.low: unknown option; did you mean epsilonLow\?$/],
+    [{ terms: [{ surrogate: { kind: 'gspo', high: 0.1 } }] }, /surrogate\.high: unknown option; did you mean epsilonHigh\?$/],
+    [{ terms: [{ surrogate: { kind: 'ppo', dual: 3 } }] }, /surrogate\.dual: unknown option; did you mean dualClip\?$/],
+    [{ terms: [{ surrogate: { kind: 'cispo', low: 0.1 } }] }, /surrogate\.low: unknown option; the options are kind, cap$/],
+    [{ terms: [{}], lazy: { norm: 'all' } }, /objective\.lazy\.norm: unknown option; did you mean normalizer\?$/],
+    [[{ until: 1, objective: { terms: [{ credit: 'last' }] } }], /credit: unknown option; did you mean weights\?$/],
+    [{ terms: [{}], kl: { beta: 1, loops: 'credit' } }, /objective\.kl\.loops: .*'weights'|weights.*got "credit"/],
+    [{ terms: [{ weights: { kind: 'one-hot', loop: 0 } }] }, /objective\.terms\.0\.weights\.loop: .*got 0$/],
     [
-      { terms: [{ credit: { kind: 'one-hit', loop: 1 } }] },
-      /credit\.kind: must be one of progressive, one-hot.*did you mean one-hot\?$/,
+      { terms: [{ weights: { kind: 'one-hit', loop: 1 } }] },
+      /weights\.kind: must be one of progressive, one-hot.*did you mean one-hot\?$/,
     ],
     [{ terms: [{ weight: { from: 0, to: 1 } }] }, /objective\.terms\.0\.weight\.steps: /],
     [
