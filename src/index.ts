@@ -50,6 +50,7 @@ export type {
   Recompute,
   SaveOptions,
   SchedulerOptions,
+  SchedulerRequestOptions,
   SchedulerStats,
   ScoredBackwardOptions,
   ScoreOptions,

@@ -179,6 +179,13 @@ export interface NativeGenerateRequest {
   loops: number
   stopTokens: Int32Array
   sequence: number
+  /** Its keys and values stay when it has ended. */
+  keep: boolean
+  /** A kept request that it continues; 0: none. */
+  parent: number
+  /** Tokens at the start that see each other, for families with such prompts; 0: the whole prompt. */
+  prefix: number
+  releaseParent: boolean
   alternatives: number
   /** 0: no speculation. */
   draftLoops: number
@@ -210,6 +217,10 @@ export interface NativeSchedulerStats {
   passRows: number
   replayedPasses: number
   wholeTokens: number
+  kept: number
+  evicted: number
+  prefilled: number
+  reused: number
   drafted: number
   accepted: number
 }
@@ -409,9 +420,10 @@ export interface NativeBinding {
   schedulerCreate(model: NativeModel, options: NativeSchedulerOptions): NativeScheduler
   /** The request's number, at once; it is served by the runs, also by one under way. */
   schedulerAdd(scheduler: NativeScheduler, request: NativeGenerateRequest): number
-  schedulerCancel(scheduler: NativeScheduler, request: number): void
-  /** Until no request is left or, with `untilToken`, until there is something to tell. */
-  schedulerRun(scheduler: NativeScheduler, untilToken: boolean, cancel: Cancel): Promise<NativeGenerateEvent[]>
+  /** keep: as if it had ended, where it asked to be kept. */
+  schedulerCancel(scheduler: NativeScheduler, request: number, keep: boolean): void
+  /** Until no request is left, or one has ended, or there is a token. */
+  schedulerRun(scheduler: NativeScheduler, until: 'idle' | 'finish' | 'token', cancel: Cancel): Promise<NativeGenerateEvent[]>
   schedulerStats(scheduler: NativeScheduler): NativeSchedulerStats
 
   kernelLoopedBlockForward(

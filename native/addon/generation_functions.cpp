@@ -50,6 +50,10 @@ GenerateRequest read_request(const Input& in) {
   r.alternatives = int(in["alternatives"].integer(0, MOST));
   r.draft_loops = int(in["draftLoops"].integer(0, 1024));
   r.draft_tokens = int(in["draftTokens"].integer(0, MOST));
+  r.keep = in["keep"].flag();
+  r.parent = in["parent"].integer(0, int64_t(1) << 53);
+  r.prefix = in["prefix"].integer(0, MOST);
+  r.release_parent = in["releaseParent"].flag();
   r.states.given = in["states"].doubles();
   r.states.seed = uint64_t(in["stateSeed"].integer(0, int64_t(1) << 53));
   r.states.zeros = in["zeroStates"].flag();
@@ -76,7 +80,7 @@ Napi::Value add_request(const Napi::CallbackInfo& info) {
 
 Napi::Value scheduler_cancel(const Napi::CallbackInfo& info) {
   const HeldScheduler scheduler = read_scheduler(info);
-  scheduler->cancel(Input(info, 1, "request").integer(1, int64_t(1) << 53));
+  scheduler->cancel(Input(info, 1, "request").integer(1, int64_t(1) << 53), Input(info, 2, "keep").flag());
   return info.Env().Undefined();
 }
 
@@ -111,10 +115,11 @@ Napi::Object event_object(Napi::Env env, const GenerateEvent& event, LoopDType d
 
 Napi::Value scheduler_run(const Napi::CallbackInfo& info) {
   const HeldScheduler scheduler = read_scheduler(info);
-  const bool until_token = Input(info, 1, "untilToken").flag();
+  const std::string name = Input(info, 1, "until").text();
+  const Until until = name == "token" ? Until::token : name == "finish" ? Until::finish : Until::idle;
   return scheduler.executor->submit(info.Env(), Input(info, 2, "cancel").cancel(),
-                                    [scheduler = scheduler.object, until_token]() -> Executor::Finish {
-                                      auto events = std::make_shared<std::vector<GenerateEvent>>(scheduler->run(until_token));
+                                    [scheduler = scheduler.object, until]() -> Executor::Finish {
+                                      auto events = std::make_shared<std::vector<GenerateEvent>>(scheduler->run(until));
                                       return [dtype = scheduler->dtype(), events](Napi::Env env) {
                                         Napi::Array array = Napi::Array::New(env, events->size());
                                         for (uint32_t i = 0; i < events->size(); i++)
@@ -137,6 +142,10 @@ Napi::Value stats(const Napi::CallbackInfo& info) {
   set("passRows", s.pass_rows);
   set("replayedPasses", s.replayed_passes);
   set("wholeTokens", s.whole_tokens);
+  set("kept", s.kept);
+  set("evicted", s.evicted);
+  set("prefilled", s.prefilled);
+  set("reused", s.reused);
   set("drafted", s.drafted);
   set("accepted", s.accepted);
   return out;

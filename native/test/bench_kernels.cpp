@@ -86,9 +86,9 @@ Row measure_decode(const std::shared_ptr<Model>& model, int rows, int tokens) {
       request.sampling.temperature = 0;
       scheduler.add(std::move(request));
     }
-    scheduler.run(true);  // the prompts, and a token of each row
+    scheduler.run(Until::token);  // the prompts, and a token of each row
     const double begin = now();
-    scheduler.run(false);
+    scheduler.run(Until::idle);
     return (now() - begin) / (tokens - 1);
   };
   run_once();

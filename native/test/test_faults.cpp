@@ -208,7 +208,7 @@ Numbers generation(Fixture& f, int size, bool shared) {
   }
   std::map<int64_t, Numbers> made;
   while (std::any_of(ids.begin(), ids.end(), [&](int64_t id) { return made.count(id) == 0 || made[id].back() >= 0; })) {
-    for (const GenerateEvent& event : f.scheduler->run(false)) {
+    for (const GenerateEvent& event : f.scheduler->run(Until::idle)) {
       if (event.finish == Finish::failed) throw Error("OUT_OF_MEMORY", "generate", event.failure);
       for (const GeneratedToken& t : event.tokens) append(made[event.request], {double(t.token), t.logprob, double(t.loop)});
       if (event.finish != Finish::none) made[event.request].push_back(-1);
@@ -430,7 +430,7 @@ void hold_in_both(const std::string& name, const Scenario& scenario) {
 // Tokens of a request that is alone, or of several.
 std::map<int64_t, GenerateEvent> run_all(Scheduler& scheduler) {
   std::map<int64_t, GenerateEvent> out;
-  for (const GenerateEvent& event : scheduler.run(false)) out[event.request] = event;
+  for (const GenerateEvent& event : scheduler.run(Until::idle)) out[event.request] = event;
   return out;
 }
 GenerateRequest request(int first, int length, int new_tokens) {

@@ -21,7 +21,7 @@ export async function generate(
   }
   const requests = readRequests(model, prompts, 'prompts', options, operation)
   using scheduler = new Scheduler(model, handle, operation, own(prompts.length, options), options.signal)
-  const entered = requests.map((request) => scheduler.enter(request, request.stopTexts.length > 0))
+  const entered = requests.map((request) => scheduler.enter(request, request.stopTexts.length > 0 ? 'token' : 'idle'))
   scheduler.drive()
   return await Promise.all(entered.map((request) => request.result()))
 }
@@ -36,7 +36,7 @@ export async function* stream(
   const operation = 'LoopLM.stream'
   const [request] = readRequests(model, [prompt], 'prompts', options, operation)
   using scheduler = new Scheduler(model, handle(), operation, own(1, options), options.signal)
-  const entered = scheduler.enter(request!, true)
+  const entered = scheduler.enter(request!, 'token')
   scheduler.drive()
   yield* entered
 }

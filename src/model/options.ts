@@ -2,6 +2,7 @@
 import type { Keys } from '../validation/arguments.js'
 import type {
   BackwardOptions,
+  ContinueOptions,
   CreateOptions,
   GenerateOptions,
   InputOptions,
@@ -9,6 +10,7 @@ import type {
   PretrainedOptions,
   SaveOptions,
   SchedulerOptions,
+  SchedulerRequestOptions,
   ScoreOptions,
   StateOptions,
 } from './types.js'
@@ -83,6 +85,10 @@ export const generateOptions = {
   signal: true,
   ...stateOptions,
 } satisfies Keys<GenerateOptions>
+
+export const requestOptions = { ...generateOptions, keep: true, sequence: true } satisfies Keys<SchedulerRequestOptions>
+
+export const continueOptions = { ...requestOptions, at: true, fork: true } satisfies Keys<ContinueOptions>
 
 export const cachePolicyFields = { planes: true, force: true } as const
 

@@ -106,6 +106,7 @@ function readRequest(model: GeneratingModel, options: GenerateOptions, operation
       loops: checkLoops(options.loops, operation),
       ...readExit(options.exit, model.config.early_exit_threshold, operation),
       stopTokens: Int32Array.from(stopTokens),
+      ...{ keep: false, parent: 0, prefix: 0, releaseParent: false },
       alternatives: number('logprobs', 0, { min: 0, max: model.config.vocab_size, integer: true }),
       ...readDraft(options.speculate, operation),
       states: new Float64Array(),

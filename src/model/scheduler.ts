@@ -2,19 +2,22 @@ import '../dispose.js'
 import { whenAborted } from '../abort.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, type NativeGenerateEvent, type NativeModel, type NativeScheduler, native } from '../native.js'
-import { checkNumber } from '../validation/arguments.js'
+import { checkFlag, checkNumber, checkOptions } from '../validation/arguments.js'
 import { checkLoops } from './checks.js'
+import { continueOptions, requestOptions } from './options.js'
 import { type GeneratingModel, type Request, readCachePolicy, readRequests } from './request.js'
 import { contextOf, decodeGenerated, TextStream } from './text-stream.js'
 import type {
+  ContinueOptions,
   FinishReason,
   GenerateChunk,
-  GenerateOptions,
   GenerateResult,
   Prompt,
   SchedulerOptions,
+  SchedulerRequestOptions,
   SchedulerStats,
   TokenLogprob,
+  TokenSequence,
 } from './types.js'
 
 /**
@@ -40,6 +43,8 @@ export class Scheduler {
   readonly #signal: AbortSignal | undefined
   readonly #kv: 'per-loop' | 'shared'
   readonly #live = new Map<number, GenerateRequest>()
+  readonly #kept = new Map<GenerateRequest, Kept>() // requests that asked for it, from their start to their release
+  #newest = 0 // request
   #cancelled = false
   #driving = false
 
@@ -77,21 +82,82 @@ export class Scheduler {
    * end, or fails alone: the others go on.
    *
    * @param prompt token ids, or a text when the model has a tokenizer
-   * @param options as for {@link LoopLM.generate}; `kv` must be the scheduler's and `loops` at most the scheduler's. A `signal` that
-   * fires ends this request alone.
+   * @param options as for {@link LoopLM.generate}, with `keep` for {@link continue}; `kv` must be the scheduler's and `loops` at most the
+   * scheduler's. A `signal` that fires ends this request alone.
    * @throws LoopLMError INVALID_ARGUMENT naming the argument, also when the request can never fit in `maxTokens`; OUT_OF_MEMORY when the
    *   device can never hold it; DISPOSED
    */
-  add(prompt: Prompt, options: GenerateOptions = {}): GenerateRequest {
-    const operation = 'Scheduler.add'
+  add(prompt: Prompt, options: SchedulerRequestOptions = {}): GenerateRequest {
+    return this.#begin(prompt, options, {}, 'Scheduler.add')
+  }
+
+  /**
+   * Goes on where a request that was added with `keep: true` ended: behind its tokens come those given here, then new ones. What the cache
+   * has of the earlier tokens is not run again. Where the cache needed the room for others, they are; the result is the same.
+   *
+   * @param request it has ended, with finish reason `length` or `stop`. It is released when the new request begins, unless `fork` says that
+   *   it will be continued again.
+   * @param tokens what comes behind the tokens of the request, for example the next question; may be empty
+   * @param options replace those of the request one by one
+   * @throws LoopLMError INVALID_ARGUMENT when the request was not kept, is released or has not ended; else as {@link add}
+   *
+   * @example
+   * ```ts
+   * const first = scheduler.add([1, 2, 3], { keep: true, maxNewTokens: 8 })
+   * await first.result()
+   * const second = scheduler.continue(first, [7, 8], { maxNewTokens: 4 })
+   * await second.result()
+   * second.release()
+   * ```
+   */
+  continue(request: GenerateRequest, tokens: TokenSequence, options: ContinueOptions = {}): GenerateRequest {
+    const operation = 'Scheduler.continue'
+    const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    const kept = this.#kept.get(request)
+    if (kept === undefined) {
+      const why =
+        request instanceof GenerateRequest ? 'it was not added with keep: true, or it was released' : 'it is none of its requests'
+      throw refuse(`request: this scheduler cannot continue it: ${why}`)
+    }
+    checkOptions(options, continueOptions, operation)
+    const made = request.ended
+    if (made === undefined) throw refuse('request: it has not ended, or it failed; wait for its result')
+    const { at = made.length, fork = false, ...changed } = options
+    const stay = checkNumber(at, 'at', { min: 0, max: made.length, integer: true }, operation)
+    const prompt = [...kept.prompt, ...made.slice(0, stay), ...Array.from(tokens)]
+    const parent = { parent: kept.id, prefix: kept.prefix, releaseParent: !checkFlag(fork, 'fork', operation) }
+    const next = this.#begin(prompt, { ...kept.options, ...changed }, parent, operation)
+    if (parent.releaseParent) this.#kept.delete(request)
+    return next
+  }
+
+  #begin(
+    prompt: Prompt,
+    options: SchedulerRequestOptions,
+    parent: { parent?: number; prefix?: number; releaseParent?: boolean },
+    operation: string,
+  ): GenerateRequest {
     if (this.#handle.disposed) throw new LoopLMError('DISPOSED', 'the scheduler was disposed', { operation })
-    const [request] = readRequests(this.#model, [prompt], 'prompt', options, operation)
+    checkOptions(options, requestOptions, operation)
+    const { keep = false, sequence = 0, ...generation } = options
+    const [request] = readRequests(this.#model, [prompt], 'prompt', generation, operation)
     const { planes } = readCachePolicy(options.kv ?? this.#kv, operation)
     if (planes !== this.#kv) {
       const message = `kv is '${planes}', but all requests of this scheduler share a cache that is '${this.#kv}'`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
-    const entered = this.enter(request!, true, operation, options.signal)
+    const added = {
+      keep: checkFlag(keep, 'keep', operation),
+      sequence: checkNumber(sequence, 'sequence', { min: 0, max: 2 ** 31 - 1, integer: true }, operation),
+    }
+    const native = { ...request!.native, ...added, ...parent }
+    const watched = !keep || request!.stopTexts.length > 0 ? 'token' : 'finish'
+    const entered = this.enter({ ...request!, native }, watched, operation, options.signal)
+    if (keep) {
+      const { prompt } = native
+      const prefix = parent.prefix ?? prompt.length
+      this.#kept.set(entered, { id: this.#newest, prompt, prefix, options: { keep, sequence, ...generation } })
+    }
     queueMicrotask(() => this.drive()) // what is added in one go begins together
     return entered
   }
@@ -105,10 +171,11 @@ export class Scheduler {
   dispose(): void {
     if (this.#handle.disposed) return
     for (const [id, request] of this.#live) {
-      native().schedulerCancel(this.#handle, id)
+      native().schedulerCancel(this.#handle, id, false)
       request.fail(new LoopLMError('DISPOSED', 'the scheduler was disposed', { operation: this.#operation }))
     }
     this.#live.clear()
+    this.#kept.clear()
     this.#handle.dispose()
   }
 
@@ -118,21 +185,27 @@ export class Scheduler {
   }
 
   /** @internal */
-  enter(request: Request, watched: boolean, operation = this.#operation, signal?: AbortSignal): GenerateRequest {
+  enter(request: Request, watched: Watched, operation = this.#operation, signal?: AbortSignal): GenerateRequest {
     let id: number
     try {
       id = native().schedulerAdd(this.#handle, request.native)
     } catch (error) {
       throw toLoopLMError(error, operation)
     }
-    const entered = new GenerateRequest(this.#model, request, watched, operation, () => this.#remove(id), signal)
+    const remove = (keep: boolean) => {
+      if (!keep) this.#kept.delete(entered)
+      this.#remove(id, keep)
+    }
+    const entered: GenerateRequest = new GenerateRequest(this.#model, request, watched, operation, remove, signal)
     this.#live.set(id, entered)
+    this.#newest = id
     return entered
   }
 
-  #remove(id: number): void {
-    if (!this.#live.delete(id) || this.#handle.disposed) return
-    native().schedulerCancel(this.#handle, id)
+  /** @param keep what it has stays in the cache */
+  #remove(id: number, keep: boolean): void {
+    if (this.#handle.disposed || (!this.#live.delete(id) && keep)) return
+    native().schedulerCancel(this.#handle, id, keep)
     this.#cancelled = true
     this.drive()
   }
@@ -147,8 +220,9 @@ export class Scheduler {
     try {
       while ((this.#live.size > 0 || this.#cancelled) && !this.#handle.disposed) {
         this.#cancelled = false
-        const untilToken = [...this.#live.values()].some(({ watched }) => watched)
-        const run = (cancel: Parameters<Parameters<typeof call>[1]>[0]) => native().schedulerRun(this.#handle, untilToken, cancel)
+        const watched = [...this.#live.values()].map(({ watched }) => watched)
+        const until = (['token', 'finish'] as const).find((kind) => watched.includes(kind)) ?? 'idle'
+        const run = (cancel: Parameters<Parameters<typeof call>[1]>[0]) => native().schedulerRun(this.#handle, until, cancel)
         const events = await call(this.#operation, run, this.#signal)
         for (const event of events) this.#receive(event)
       }
@@ -169,19 +243,31 @@ export class Scheduler {
   }
 }
 
+/** What a request wants to hear of before all others have ended: its tokens, its end, or nothing. */
+type Watched = 'token' | 'finish' | 'idle'
+
+/** A request that can be continued. */
+interface Kept {
+  id: number
+  prompt: ArrayLike<number> & Iterable<number>
+  /** The prompt that began it all, in tokens. */
+  prefix: number
+  options: SchedulerRequestOptions
+}
+
 /**
  * A sequence under way in a {@link Scheduler}: iterate over its tokens, or wait for its result. Leaving the iteration early cancels it.
  */
 export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   /** @internal */
-  readonly watched: boolean
+  watched: Watched
   readonly #model: GeneratingModel
   readonly #operation: string
   readonly #promptLength: number
   readonly #alternatives: boolean
   readonly #context: readonly number[] // the prompt's last tokens, with which text is decoded
   readonly #text: TextStream | undefined // watched for stop texts
-  readonly #remove: () => void
+  readonly #remove: (keep: boolean) => void
   readonly #unwatch: () => void // the signal
   readonly #tokens: number[] = []
   readonly #logprobs: number[] = []
@@ -197,9 +283,9 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   constructor(
     model: GeneratingModel,
     request: Request,
-    watched: boolean,
+    watched: Watched,
     operation: string,
-    remove: () => void,
+    remove: (keep: boolean) => void,
     signal: AbortSignal | undefined,
   ) {
     this.#model = model
@@ -212,7 +298,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     this.watched = watched
     this.#unwatch = whenAborted(signal, () => {
       this.fail(new LoopLMError('ABORTED', 'the operation was aborted by its AbortSignal', { operation, cause: signal?.reason }))
-      remove()
+      remove(false)
     })
   }
 
@@ -241,11 +327,26 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   cancel(): void {
     if (this.#finish !== undefined || this.#error !== undefined) return
     this.#end('cancelled')
-    this.#remove()
+    this.#remove(false)
+  }
+
+  /** Gives back the cache of a request that was added with `keep: true`; it can be continued no more. */
+  release(): void {
+    this.cancel()
+    this.#remove(false)
+  }
+
+  /**
+   * Its tokens, if it has ended and can be continued.
+   * @internal
+   */
+  get ended(): readonly number[] | undefined {
+    return this.#finish === undefined || this.#finish === 'cancelled' ? undefined : this.#tokens
   }
 
   /** Every token from the first, as it comes. */
   async *[Symbol.asyncIterator](): AsyncGenerator<GenerateChunk, void, undefined> {
+    this.watched = 'token'
     const { tokenizer } = this.#model
     const text = this.#text === undefined && tokenizer !== undefined ? new TextStream(tokenizer, [], this.#context) : undefined
     try {
@@ -275,7 +376,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     for (let i = 0; i < tokens.length; i++) {
       if (!Number.isFinite(logprobs[i])) {
         this.fail(this.#nonFinite(logprobs[i]!, loops[i]!))
-        this.#remove()
+        this.#remove(false)
         return
       }
       this.#tokens.push(tokens[i]!)
@@ -286,7 +387,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
       this.#pieces.push(this.#text.push(tokens[i]!))
       if (!this.#text.stopped) continue
       this.#end('stop')
-      this.#remove()
+      this.#remove(true)
       return
     }
     if (finish === 'failed') this.fail(new LoopLMError('OUT_OF_MEMORY', failure, { operation: this.#operation }))

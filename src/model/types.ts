@@ -380,6 +380,22 @@ export interface SchedulerOptions {
   prefillTokens?: number
 }
 
+/** Options of {@link Scheduler.add}. */
+export interface SchedulerRequestOptions extends GenerateOptions {
+  /** Keep the keys and values of the request when it has ended, for {@link Scheduler.continue}. Needs kv `per-loop`. Default false. */
+  keep?: boolean
+  /** Stands for the index of the prompt in `generate`: a draw depends on (seed, sequence, position) alone. Default 0. */
+  sequence?: number
+}
+
+/** Options of {@link Scheduler.continue}. */
+export interface ContinueOptions extends SchedulerRequestOptions {
+  /** How many of the new tokens of the continued request stay; default all. */
+  at?: number
+  /** Keep the continued request too, so that it can be continued again. Default false: it is released. */
+  fork?: boolean
+}
+
 /** What a {@link Scheduler} is doing. */
 export interface SchedulerStats {
   /** Requests that have their place in the batch. */
@@ -397,6 +413,12 @@ export interface SchedulerStats {
   replayedPasses: number
   /** Tokens whose loops were all computed by one call of the device (on CUDA, one kernel; each counts as that many passes). */
   wholeTokens: number
+  /** Ended requests that are kept in the cache, and how many have made room for others so far. */
+  kept: number
+  evicted: number
+  /** Tokens of prompts that have run so far, and tokens that continued requests found in the cache instead. */
+  prefilled: number
+  reused: number
   /** Positions drafted ahead by self-speculation, and those of them that were kept. */
   drafted: number
   accepted: number

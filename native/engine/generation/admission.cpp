@@ -22,27 +22,26 @@ int64_t Admission::add(GenerateRequest request) {
   return id;
 }
 
-void Admission::cancel(int64_t request) {
+void Admission::cancel(int64_t request, bool keep) {
   std::lock_guard lock(mutex_);
-  cancelled_.push_back(request);
+  cancelled_.insert_or_assign(request, keep);
 }
 
-std::vector<Row*> Admission::receive() {
-  std::vector<int64_t> cancelled;
+std::vector<std::pair<Row*, bool>> Admission::receive() {
+  std::map<int64_t, bool> cancelled;
   {
     std::lock_guard lock(mutex_);
     for (auto& request : arrived_) waiting_.push_back(std::move(request));
     arrived_.clear();
     cancelled.swap(cancelled_);
   }
-  std::sort(cancelled.begin(), cancelled.end());
-  cancelled.erase(std::unique(cancelled.begin(), cancelled.end()), cancelled.end());
-  std::vector<Row*> rows;
-  for (int64_t id : cancelled) {
+  std::vector<std::pair<Row*, bool>> rows;
+  for (const auto& [id, keep] : cancelled) {
     g_.events.erase(id);
     const auto queued = std::find_if(waiting_.begin(), waiting_.end(), [&](auto& request) { return request.first == id; });
     if (queued != waiting_.end()) waiting_.erase(queued);
-    if (const auto row = g_.rows.find(id); row != g_.rows.end()) rows.push_back(&row->second);
+    if (const auto row = g_.rows.find(id); row != g_.rows.end()) rows.emplace_back(&row->second, keep);
+    if (!keep && g_.kept.count(id)) g_.forget(id);
   }
   return rows;
 }
@@ -58,16 +57,25 @@ void Admission::admit() {
 bool Admission::admit_first() {
   auto& [id, request] = waiting_.front();
   const int64_t length = int64_t(request.prompt.size()), own = g_.row_slots(request);
-  Prompt* prompt = find_prompt(request, loops_of(request));
-  std::unique_ptr<Prompt> made = prompt ? nullptr : make_prompt(request, loops_of(request));
+  Prompt* prompt = nullptr;
+  std::unique_ptr<Prompt> made;
   int64_t prompt_slot = -1, slot = -1;
-  for (bool grown = false;; grown = true) {
+  for (bool grown = false;;) {
+    prompt = find_prompt(request, loops_of(request));
+    made = prompt ? nullptr : make_prompt(request, loops_of(request));
     prompt_slot = prompt ? prompt->slot : g_.cache.allocate(length);
     slot = prompt_slot < 0 ? -1 : g_.cache.allocate(own);
     if (slot >= 0) break;
     if (!prompt && prompt_slot >= 0) g_.cache.release(prompt_slot, length);
     const int64_t preferred = g_.cache.used() == 0 ? slots_of_waiting() : 0;
-    if (!grown && g_.cache.grow_for(prompt ? own : length + own, preferred)) continue;
+    if (!grown && g_.cache.grow_for(prompt ? own : length + own, preferred)) {
+      grown = true;
+      continue;
+    }
+    if (evict(request.parent)) {
+      grown = false;
+      continue;
+    }
     if (!g_.rows.empty()) {
       blocked_ = id;
       blocked_releases_ = g_.releases;
@@ -80,9 +88,11 @@ bool Admission::admit_first() {
   if (made) {
     made->slot = prompt_slot;
     prompt = made.get();
+    reuse(*prompt, request);
     g_.prompts.push_back(std::move(made));
   }
   prompt->users++;
+  if (request.release_parent && g_.kept.count(request.parent)) g_.forget(request.parent);
   const int max_loops = loops_of(request);
   Row& row = g_.rows.emplace(id, Row{id, std::move(request), max_loops, prompt, slot, g_.acquire_index()}).first->second;
   for (int32_t token : prompt->tokens) row.state_key.append(token);
@@ -90,17 +100,56 @@ bool Admission::admit_first() {
   return true;
 }
 
+// The request that was kept first makes room, the one that is continued last of all.
+bool Admission::evict(int64_t parent) {
+  if (g_.kept.empty()) return false;
+  auto first = g_.kept.begin();
+  if (first->first == parent && g_.kept.size() > 1) first++;
+  g_.forget(first->first);
+  g_.count([](SchedulerStats& s) { s.evicted++; });
+  return true;
+}
+
+// Copies what the cache has of the prompt's beginning: attention reads a prompt from neighbouring slots.
+void Admission::reuse(Prompt& prompt, const GenerateRequest& request) {
+  const auto found = g_.kept.find(request.parent);
+  if (found == g_.kept.end()) return;
+  const Row& row = found->second;
+  const Prompt& from = *row.prompt;
+  const auto token = [&](int64_t j) {
+    return j < from.length() ? from.tokens[size_t(j)] : row.generated[size_t(j - from.length())];
+  };
+  int64_t common = 0;
+  const int64_t most = std::min(row.cached(), prompt.length() - 1);
+  while (common < most && token(common) == prompt.tokens[size_t(common)]) common++;
+  if (from.loops != prompt.loops || !same_states(from.initial, prompt.initial, common)) return;
+  if (g_.architecture().prefix_sees_itself && (from.prefix != prompt.prefix || common < prompt.prefix)) return;
+  const int64_t shared = std::min(common, from.length());
+  g_.cache.copy_slots(Cache::Planes::states, from.slot, prompt.slot, shared);
+  g_.cache.copy_slots(Cache::Planes::states, row.slot, prompt.slot + shared, common - shared);
+  // the readout of the prompt's last token is the row's own, in its first slot
+  const int64_t read = std::min(common, from.length() - 1);
+  g_.cache.copy_slots(Cache::Planes::readout, from.slot, prompt.slot, read);
+  g_.cache.copy_slots(Cache::Planes::readout, row.slot, prompt.slot + read, common - read);
+  prompt.done = common;
+  g_.count([&](SchedulerStats& s) { s.reused += common; });
+}
+
+bool Admission::same_states(const InitialStates& a, const InitialStates& b, int64_t tokens) const {
+  if (!begins_with_state(g_.architecture())) return true;
+  if (a.given.empty() != b.given.empty()) return false;
+  const ptrdiff_t values = ptrdiff_t(tokens) * g_.architecture().hidden;
+  if (!a.given.empty()) return std::equal(a.given.begin(), a.given.begin() + values, b.given.begin());
+  return a.zeros == b.zeros && (a.zeros || a.seed == b.seed);
+}
+
 // Prompts are shared where their tokens, loops and initial states are the same.
 Prompt* Admission::find_prompt(const GenerateRequest& request, int loops) const {
-  const size_t given = request.prompt.size() * size_t(g_.architecture().hidden);
-  const auto same_states = [&](const InitialStates& a, const InitialStates& b) {
-    if (!begins_with_state(g_.architecture())) return true;
-    if (a.given.empty() != b.given.empty()) return false;
-    if (!a.given.empty()) return std::equal(a.given.begin(), a.given.begin() + ptrdiff_t(given), b.given.begin());
-    return a.zeros == b.zeros && (a.zeros || a.seed == b.seed);
-  };
+  const int64_t length = int64_t(request.prompt.size());
   for (auto& p : g_.prompts)
-    if (p->loops == loops && p->tokens == request.prompt && same_states(p->initial, request.states)) return p.get();
+    if (p->loops == loops && p->tokens == request.prompt && p->prefix == prefix_of(request) &&
+        same_states(p->initial, request.states, length))
+      return p.get();
   return nullptr;
 }
 
@@ -108,6 +157,7 @@ std::unique_ptr<Prompt> Admission::make_prompt(const GenerateRequest& request, i
   auto prompt = std::make_unique<Prompt>();
   prompt->tokens = request.prompt;
   prompt->loops = loops;
+  prompt->prefix = prefix_of(request);
   if (!begins_with_state(g_.architecture())) return prompt;
   prompt->initial = request.states;
   if (request.states.zeros || !request.states.given.empty()) return prompt;
@@ -145,6 +195,7 @@ void Admission::update_counts() {
   std::lock_guard lock(mutex_);
   g_.count([&](SchedulerStats& s) {
     s.rows = int64_t(g_.rows.size());
+    s.kept = int64_t(g_.kept.size());
     s.waiting = int64_t(waiting_.size() + arrived_.size());
     s.cached_tokens = g_.cache.used();
     s.slots = g_.cache.slots();

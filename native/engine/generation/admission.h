@@ -14,10 +14,11 @@ class Admission {
 
   // From any thread. Throws when the request can never run.
   int64_t add(GenerateRequest request);
-  void cancel(int64_t request);
+  void cancel(int64_t request, bool keep);
 
-  // Takes over what other threads have added; returns the rows that were cancelled, which are still there.
-  std::vector<Row*> receive();
+  // Takes over what other threads have added; returns the rows that were cancelled, which are still there, and whether what
+  // they have is kept.
+  std::vector<std::pair<Row*, bool>> receive();
   // First come, first served: a request that does not fit holds back those behind it, so that none waits for ever. One that does
   // not fit although nothing else is there fails.
   void admit();
@@ -28,10 +29,18 @@ class Admission {
  private:
   using Entry = std::pair<int64_t, GenerateRequest>;
   bool admit_first();
+  bool evict(int64_t parent);
+  void reuse(Prompt& prompt, const GenerateRequest& request);
+  bool same_states(const InitialStates& a, const InitialStates& b, int64_t tokens) const;
   Prompt* find_prompt(const GenerateRequest& request, int loops) const;
   std::unique_ptr<Prompt> make_prompt(const GenerateRequest& request, int loops) const;
   int64_t slots_of_waiting() const;
   std::string too_large(const GenerateRequest& request, int64_t room) const;
+  // Of families without a two-way prefix all prompts are alike.
+  int64_t prefix_of(const GenerateRequest& request) const {
+    if (!g_.architecture().prefix_sees_itself) return 0;
+    return request.prefix > 0 ? request.prefix : int64_t(request.prompt.size());
+  }
   int loops_of(const GenerateRequest& request) const { return request.exit.max_loops > 0 ? request.exit.max_loops : g_.loops; }
 
   Generation& g_;
@@ -42,7 +51,7 @@ class Admission {
 
   mutable std::mutex mutex_;
   std::deque<Entry> arrived_;
-  std::vector<int64_t> cancelled_;
+  std::map<int64_t, bool> cancelled_;
   int64_t next_id_ = 1;
 };
 

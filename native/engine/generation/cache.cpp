@@ -103,6 +103,21 @@ CacheUse Cache::prompts(const int32_t* rows, const CachedPrefix* prefixes, int32
           shift_p_.buffer.as<>(), shift_a_.buffer.as<>(), nullptr};
 }
 
+void Cache::copy_slots(Planes which, int64_t from, int64_t to, int64_t count) {
+  const int64_t readout = model_.config.blocks(model_.config.read), states = all_planes_ - readout;
+  const int64_t first = which == Planes::states ? 0 : states, planes = which == Planes::states ? states : readout;
+  if (count == 0 || planes == 0) return;
+  const size_t size = loop_dtype_size(model_.dt);
+  for (Part* part : {&keys_, &values_, &shift_p_, &shift_a_}) {
+    const int64_t row = int64_t(part->width);
+    if (row == 0) continue;
+    const int64_t shape[] = {planes, count * row}, strides[] = {slots_ * row, 1};
+    model_.device->run(&LoopBackend::copy_strided, "copy slots", model_.dt, model_.dt, 2, shape,
+                       part->buffer.at(size_t((first * slots_ + from) * row) * size), strides,
+                       part->buffer.at(size_t((first * slots_ + to) * row) * size), strides);
+  }
+}
+
 void Cache::copy_up(int64_t slot, int t, int loops) {
   if (shared() || t + 1 >= loops) return;
   const size_t size = loop_dtype_size(model_.dt);

@@ -56,6 +56,9 @@ class Cache {
   // A slot of loop t's plane, counted from the block's first plane.
   int32_t slot_at(int t, int64_t slot) const { return int32_t((planes_ == 1 ? 0 : t) * slots_ + slot); }
 
+  // Copies `count` slots, of the planes of `begin` and of the loop or of those of the readout.
+  enum class Planes { states, readout };
+  void copy_slots(Planes planes, int64_t from, int64_t to, int64_t count);
   // A token that left after loop t (0-based): its keys and values are copied to the planes of the loops [t + 1, loops), where
   // later, deeper tokens look for them.
   void copy_up(int64_t slot, int t, int loops);

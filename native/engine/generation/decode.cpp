@@ -74,7 +74,7 @@ std::vector<Row*> Decode::read_first(const std::vector<Row*>& rows, int loop, st
     row.started = reads[i].exits;
     if (!reads[i].exits) staying.push_back(&row);
     else if (g_.add_token(row, std::move(reads[i].drawn))) fresh.push_back({&row, 0, 0, row.newest});
-    else g_.release(row);
+    else g_.finish(row);
   }
   return staying;
 }
@@ -321,7 +321,7 @@ void Decode::settle(const Stack::Registers& after, const void* before, HeadRow::
                            speculation_.kept(*row, ahead, r), g_.state_bytes);
   tokens_ = std::move(next.fresh);
   tokens_.insert(tokens_.end(), next.staying.begin(), next.staying.end());
-  for (Row* row : next.done) g_.release(*row);
+  for (Row* row : next.done) g_.finish(*row);
 }
 
 void Decode::settle_plain(size_t i, std::vector<HeadRow>& reads, Next& next) {

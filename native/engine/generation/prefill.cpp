@@ -34,7 +34,7 @@ std::vector<Prefill::Piece> Prefill::next_pieces(int64_t room) const {
   for (auto& p : g_.prompts) {
     if (room <= 0) break;
     if (p->ready || (!pieces.empty() && (p->loops != pieces[0].prompt->loops || p->loop != pieces[0].prompt->loop))) continue;
-    const int64_t rest = p->length() - p->done, count = g_.architecture().prefix_sees_itself ? rest : std::min(rest, room);
+    const int64_t rest = p->length() - p->done, count = std::max(p->done == 0 ? p->prefix : 0, std::min(rest, room));
     if (count > room && !pieces.empty()) continue;
     pieces.push_back({p.get(), p->done, p->done + count});
     room -= count;
@@ -60,7 +60,7 @@ Prefill::Packed Prefill::pack(const std::vector<Piece>& pieces) const {
   int32_t prefix = 0;
   for (const Piece& piece : pieces) {
     const int32_t begin = int32_t(out.prefix_rows + int64_t(out.ids.size())), count = int32_t(piece.count());
-    const int32_t two_way = g_.architecture().prefix_sees_itself ? count : 0;
+    const int32_t two_way = piece.from == 0 ? int32_t(piece.prompt->prefix) : 0;
     out.segments.push_back({begin, begin + count, prefix, prefix + int32_t(piece.from), int32_t(out.segments.size()), two_way});
     prefix += int32_t(piece.from);
     out.max_context = std::max(out.max_context, int32_t(piece.to));
@@ -113,6 +113,9 @@ void Prefill::run_pieces(const std::vector<Piece>& pieces) {
   if (g_.reads_with_blocks && first + loops == pieces[0].prompt->loops) stack.forward_last_read();
   if (g_.cache.shared()) keep_states(pieces, stack.outputs(0));
   advance(pieces);
+  g_.count([&](SchedulerStats& s) {
+    if (first == 0) s.prefilled += N;
+  });
 }
 
 // Memory that outlives the pieces, before anything changes.

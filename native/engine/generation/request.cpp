@@ -51,6 +51,11 @@ void check_request(const Model& model, const GenerateRequest& r, int loops, bool
   if (!r.states.given.empty() && r.states.given.size() != positions * size_t(model.config.hidden))
     throw Error("INVALID_SHAPE", "generate",
                 "initialStates must hold (prompt + maxNewTokens) × " + std::to_string(model.config.hidden) + " values a prompt");
+  require_argument(
+      !r.keep || !shared,
+      "keep: a kept sequence is continued from the keys and values of every loop, and kv 'shared' has those of the last "
+      "alone: use kv 'per-loop'");
+  require_argument(r.prefix >= 0 && r.prefix <= int64_t(r.prompt.size()), "prefix must be at most the prompt's tokens");
   check_sampling(r.sampling);
   require_argument(r.alternatives >= 0, "the number of alternatives must be at least 0");
   const int most = r.exit.max_loops > 0 ? r.exit.max_loops : loops;

@@ -39,7 +39,17 @@ struct GenerateRequest {
   // Self-speculation: `draft_tokens` positions are drafted with `draft_loops` loops each, then the remaining loops run over all
   // of them at once and keep what full depth would have drawn. 0: off.
   int draft_loops = 0, draft_tokens = 0;
+  // Keys and values stay in the cache when the request has ended, until it is cancelled or others need the room.
+  bool keep = false;
+  // An ended request that was kept, 0: none. The longest beginning that the prompt shares with its tokens is taken from the
+  // cache.
+  int64_t parent = 0;
+  int64_t prefix = 0;           // tokens at the prompt's start that see each other, where the family has that; 0: all
+  bool release_parent = false;  // once this request has begun
 };
+
+// When a run returns: when no request is left, or already when one has ended, or when there is a token.
+enum class Until { idle, finish, token };
 
 enum class Finish { none, length, stop, failed };
 

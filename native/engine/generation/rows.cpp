@@ -28,6 +28,8 @@ Cache::Runs Generation::written() const {
             std::min<int64_t>(row_slots(row.request), row.made + row.request.draft_tokens + (reads_with_blocks ? 1 : 0));
         count > 0 && row.made > 0)
       runs.emplace_back(row.slot, count);
+  for (auto& [id, row] : kept)
+    if (row_slots(row.request) > 0) runs.emplace_back(row.slot, row_slots(row.request));
   return runs;
 }
 
@@ -38,26 +40,47 @@ int32_t Generation::acquire_index() {
   return index;
 }
 
+void Generation::finish(Row& row) {
+  if (!row.request.keep) return release(row);
+  releases++;
+  const int64_t reserved = row_slots(row.request);
+  row.request.max_new_tokens = row.made;  // the slots behind those of its tokens are free
+  const int64_t used = row_slots(row.request);
+  cache.release(row.slot + used, reserved - used);
+  free_indices_.push_back(row.index);
+  kept.insert(rows.extract(row.id));
+}
+
 void Generation::release(Row& row) {
+  release_cache(row);
+  free_indices_.push_back(row.index);
+  rows.erase(row.id);
+}
+
+void Generation::forget(int64_t id) {
+  release_cache(kept.at(id));
+  kept.erase(id);
+}
+
+void Generation::release_cache(Row& row) {
   releases++;
   cache.release(row.slot, row_slots(row.request));
-  free_indices_.push_back(row.index);
   if (--row.prompt->users == 0) {
     cache.release(row.prompt->slot, row.prompt->length());
     prompts.erase(std::find_if(prompts.begin(), prompts.end(), [&](auto& p) { return p.get() == row.prompt; }));
   }
-  rows.erase(row.id);
 }
 
 void Generation::clear() noexcept {
   rows.clear();
+  kept.clear();
   prompts.clear();
   events.clear();
   cache.clear();
   free_indices_.clear();
   row_indices = 0;
   releases++;
-  count([](SchedulerStats& s) { s.rows = s.waiting = s.cached_tokens = 0; });
+  count([](SchedulerStats& s) { s.rows = s.kept = s.waiting = s.cached_tokens = 0; });
 }
 
 GenerateEvent& Generation::event(int64_t request) {
@@ -69,6 +92,7 @@ bool Generation::add_token(Row& row, GeneratedToken token) {
   row.newest = token.token;
   row.state_key.append(token.token);
   row.made++;
+  if (row.request.keep) row.generated.push_back(token.token);
   const auto& stops = row.request.stop_tokens;
   if (std::find(stops.begin(), stops.end(), token.token) != stops.end()) out.finish = Finish::stop;
   else if (row.made >= row.request.max_new_tokens) out.finish = Finish::length;
@@ -80,6 +104,12 @@ void Generation::fail(int64_t request, const std::string& why) {
   GenerateEvent& out = event(request);
   out.finish = Finish::failed;
   out.failure = why;
+}
+
+bool Generation::reached(Until until) const {
+  if (until == Until::token) return !events.empty();
+  return until == Until::finish &&
+         std::any_of(events.begin(), events.end(), [](auto& event) { return event.second.finish != Finish::none; });
 }
 
 std::vector<GenerateEvent> Generation::collect_events() {

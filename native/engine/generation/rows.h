@@ -15,6 +15,7 @@ struct Prompt {
   std::vector<int32_t> tokens;
   InitialStates initial;
   std::vector<StateKey> state_keys;  // of its positions, where they are drawn
+  int64_t prefix = 0;                // tokens at its start that see each other, where the family has that
   int loops = 0;                     // it ran, or will run, this many
   int64_t slot = 0;
   int64_t done = 0;  // tokens whose keys are in the cache; of a shared cache those of the loop under way
@@ -42,6 +43,9 @@ struct Row {
   ExitState exit = {};               // of the token under way
   std::vector<int32_t> drafts = {};  // tokens drafted behind the newest one
   bool verifying = false;
+  std::vector<int32_t> generated = {};  // all new tokens, where the row is kept
+  // Keys and values of so many tokens are there: those of the newest come when it is continued.
+  int64_t cached() const { return prompt->length() + made - 1; }
 };
 
 // One token of a row on its way through the loops.
@@ -63,6 +67,7 @@ struct Generation {
   const size_t state_bytes;  // of one register of one token
   Cache cache;
   std::map<int64_t, Row> rows;  // by request: older first
+  std::map<int64_t, Row> kept;  // that have ended, and whose keys and values are still there
   std::vector<std::unique_ptr<Prompt>> prompts;
   int32_t row_indices = 0;  // that rows have had so far
   uint64_t releases = 0;    // rows that have gone
@@ -75,13 +80,16 @@ struct Generation {
   const bool reads_with_blocks;
 
   int32_t acquire_index();
+  void finish(Row& row);   // releases it, or keeps what is in its cache
   void release(Row& row);  // its cache and its prompt, and itself
+  void forget(int64_t kept);
   void clear() noexcept;
 
   GenerateEvent& event(int64_t request);
   // A new token of a row; false when it is the last.
   bool add_token(Row& row, GeneratedToken token);
   void fail(int64_t request, const std::string& why);
+  bool reached(Until until) const;
   std::vector<GenerateEvent> collect_events();
 
   // Counters, read from any thread.
@@ -97,6 +105,7 @@ struct Generation {
 
  private:
   Cache::Runs written() const;
+  void release_cache(Row& row);
   std::vector<int32_t> free_indices_;
   mutable std::mutex mutex_;
   SchedulerStats stats_;

@@ -32,17 +32,18 @@ struct Scheduler::State {
       if (prefill.open() && prefill.shrink()) return;
       Row& newest = g.rows.rbegin()->second;
       g.fail(newest.id, error.what());
-      remove(newest);
+      remove(newest, false);
     }
   }
-  void remove(Row& row) {
+  void remove(Row& row, bool keep) {
     decode.drop(row);
-    g.release(row);
+    if (keep && row.started) g.finish(row);
+    else g.release(row);
   }
 
-  std::vector<GenerateEvent> run(bool until_token) {
+  std::vector<GenerateEvent> run(Until until) {
     do {
-      for (Row* row : admission.receive()) remove(*row);
+      for (auto [row, keep] : admission.receive()) remove(*row, keep);
       if (g.rows.empty()) prefill.restore();
       admission.admit();
       attempt([&] {
@@ -52,7 +53,7 @@ struct Scheduler::State {
       });
       attempt([&] { decode.run(); });
       admission.update_counts();
-    } while ((!g.rows.empty() || admission.waiting()) && !(until_token && !g.events.empty()));
+    } while ((!g.rows.empty() || admission.waiting()) && !g.reached(until));
     return g.collect_events();
   }
 
@@ -75,11 +76,11 @@ Scheduler::Scheduler(std::shared_ptr<Model> model, const SchedulerOptions& optio
 Scheduler::~Scheduler() = default;
 
 int64_t Scheduler::add(GenerateRequest request) { return state_->admission.add(std::move(request)); }
-void Scheduler::cancel(int64_t request) { state_->admission.cancel(request); }
+void Scheduler::cancel(int64_t request, bool keep) { state_->admission.cancel(request, keep); }
 
-std::vector<GenerateEvent> Scheduler::run(bool until_token) {
+std::vector<GenerateEvent> Scheduler::run(Until until) {
   try {
-    return state_->run(until_token);
+    return state_->run(until);
   } catch (...) {
     state_->reset();
     throw;

@@ -29,6 +29,8 @@ struct SchedulerStats {
   int64_t passes = 0, pass_rows = 0;     // passes of one loop so far, and the rows in all of them
   int64_t replayed_passes = 0;           // of them, those that the device replayed from a recording (a CUDA graph)
   int64_t whole_tokens = 0;              // tokens whose loops were one call of the device
+  int64_t kept = 0, evicted = 0;         // ended requests in the cache, and those that made room for others so far
+  int64_t prefilled = 0, reused = 0;     // tokens of prompts that ran so far, and that the cache had from kept requests
   int64_t drafted = 0, accepted = 0;     // positions drafted ahead, and those of them that were kept
 };
 
@@ -40,12 +42,12 @@ class Scheduler {
   ~Scheduler();
 
   int64_t add(GenerateRequest request);  // throws INVALID_ARGUMENT, OUT_OF_MEMORY when the device is too small for it
-  // Takes effect before the next pass: the row and its cache are free, and nothing more is reported.
-  void cancel(int64_t request);
-  // Runs until no request is left or, with `until_token`, until there is something to report. Returns what happened, in the order
-  // of the requests. A request that finds no memory waits while others run, and fails alone when none does. When this throws, all
-  // requests are gone.
-  std::vector<GenerateEvent> run(bool until_token);
+  // Takes effect before the next pass: the row and its cache are free, and nothing more is reported. With `keep` a row that has
+  // tokens stays in the cache as if it had ended, where its request asked for that.
+  void cancel(int64_t request, bool keep = false);
+  // Runs until there is something to report of the kind that is asked for. Returns what happened, in the order of the requests. A
+  // request that finds no memory waits while others run, and fails alone when none does. When this throws, all requests are gone.
+  std::vector<GenerateEvent> run(Until until);
   SchedulerStats stats() const;
   LoopDType dtype() const;
 

@@ -159,7 +159,7 @@ GenerateRequest request(const Model& model, int i) {
 using Tokens = std::vector<std::pair<int32_t, double>>;
 std::map<int64_t, Tokens> run_all(Scheduler& scheduler) {
   std::map<int64_t, Tokens> out;
-  for (const GenerateEvent& event : scheduler.run(false))
+  for (const GenerateEvent& event : scheduler.run(Until::idle))
     for (const GeneratedToken& t : event.tokens) out[event.request].emplace_back(t.token + 1000 * t.loop, t.logprob);
   return out;
 }
@@ -191,7 +191,7 @@ void batches(const std::string& name, const Architecture& architecture) {
   std::vector<int64_t> ids;
   for (int i = 0; i < COUNT; i++) ids.push_back(scheduler.add(request(*model, i)));
   const auto collect = [&](bool until_token) {
-    for (const GenerateEvent& event : scheduler.run(until_token))
+    for (const GenerateEvent& event : scheduler.run(until_token ? Until::token : Until::idle))
       for (const GeneratedToken& t : event.tokens) made[event.request].emplace_back(t.token + 1000 * t.loop, t.logprob);
   };
   collect(true);

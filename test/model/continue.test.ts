@@ -1,0 +1,123 @@
+// Requests that go on where others ended: what they make is what score says of the whole, and no token runs twice.
+import { readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, it } from 'vitest'
+import { type DeviceName, LoopLM, type Scheduler } from '../../src/index.js'
+import { buildEmulated } from '../emulated.js'
+import { refusal } from '../refusal.js'
+import { tinyConfig, tinyTask } from '../tiny.js'
+
+const root = join(import.meta.dirname, '../fixtures', 'families')
+const targets = [
+  { device: 'reference', dtype: 'float64', bound: 1e-12 },
+  { device: 'cpu', dtype: 'float32', bound: 1e-5 },
+  { device: 'cuda-emulated' as DeviceName, dtype: 'float32', bound: 1e-5 },
+] as const
+beforeAll(buildEmulated, 900_000)
+
+const prompt = [1, 2, 3, 4]
+const options = { keep: true, maxNewTokens: 4, stop: [], seed: 5, sequence: 3, exit: { rule: 'fixed' } } as const
+const replies = [[5, 6], [], [7, 8, 9]]
+
+/** Tokens and log-probabilities of an episode of four turns. */
+async function episode(scheduler: Scheduler) {
+  let request = scheduler.add(prompt, options)
+  const tokens = [...prompt]
+  const sampled: { at: number; logprob: number }[] = []
+  for (let turn = 0; ; turn++) {
+    const made = await request.result()
+    for (const [j, logprob] of made.logprobs.entries()) sampled.push({ at: tokens.length + j - 1, logprob })
+    tokens.push(...made.tokens)
+    const reply = replies[turn]
+    if (reply === undefined) return { tokens, sampled, request }
+    tokens.push(...reply)
+    request = scheduler.continue(request, reply)
+  }
+}
+
+describe.each(targets)('on $device in $dtype', ({ device, dtype, bound }) => {
+  it.each(readdirSync(root))('%s: turns have the log-probabilities of the whole, and no token runs twice', async (name) => {
+    using model = await LoopLM.fromPretrained(join(root, name), { device, dtype })
+    using scheduler = model.scheduler({ prefillTokens: 3 })
+    const { tokens, sampled, request } = await episode(scheduler)
+    const { logprobs } = await model.score([tokens], { promptLengths: [prompt.length], lastLoop: true })
+    for (const { at, logprob } of sampled) expect(Math.abs(logprob - logprobs[0]![at]!)).toBeLessThan(bound)
+    const { prefilled, reused, kept, evicted } = scheduler.stats()
+    // behind the prompt, a turn runs the last token of the turn before, which no loop has seen, and the reply
+    expect(prefilled).toBe(prompt.length + replies.reduce((sum, reply) => sum + 1 + reply.length, 0))
+    expect({ reused, kept, evicted }).toEqual({ reused: 7 + 13 + 17, kept: 1, evicted: 0 })
+    request.release()
+    await expect.poll(() => scheduler.stats().cachedTokens).toBe(0)
+    expect(scheduler.stats().kept).toBe(0)
+  })
+})
+
+describe('a kept request', () => {
+  const open = async () => LoopLM.create({ ...tinyConfig, num_hidden_layers: 2 }, { device: 'cpu', seed: 3 })
+
+  it('makes the same bits where it was evicted and with others beside it', async () => {
+    using model = await open()
+    using alone = model.scheduler()
+    const { tokens } = await episode(alone)
+    using tight = model.scheduler({ maxTokens: 40 }) // room for two
+    const all = await Promise.all([episode(tight), episode(tight), episode(tight)])
+    for (const made of all) expect(made.tokens).toEqual(tokens)
+    expect(tight.stats().evicted).toBeGreaterThan(0)
+  })
+
+  it('branches at any of its tokens', async () => {
+    using model = await open()
+    using scheduler = model.scheduler()
+    const trunk = scheduler.add(prompt, { ...options, maxNewTokens: 6 })
+    const { tokens } = await trunk.result()
+    const before = scheduler.stats()
+    const branches = [1, 2, 3].map((sequence) => scheduler.continue(trunk, [], { at: 4, fork: true, sequence }))
+    const made = await Promise.all(branches.map((branch) => branch.result()))
+    const after = scheduler.stats()
+    expect(after.prefilled - before.prefilled).toBe(1) // equal prompts are shared
+    for (const [i, { logprobs, tokens: own }] of made.entries()) {
+      const whole = [...prompt, ...tokens.slice(0, 4)]
+      const fresh = await scheduler.add(whole, { ...options, maxNewTokens: 6, sequence: i + 1, keep: false }).result()
+      expect(own).toEqual(fresh.tokens)
+      expect(logprobs).toEqual(fresh.logprobs)
+    }
+    trunk.release()
+    expect((await refusal(() => scheduler.continue(trunk, [1]))).message).toContain('it was released')
+  })
+
+  it('goes on behind a stop text', async () => {
+    using model = await open()
+    model.tokenizer = tinyTask.tokenizer
+    using scheduler = model.scheduler()
+    const whole = await scheduler.add(prompt, { ...options, keep: false }).result()
+    const request = scheduler.add(prompt, { ...options, stop: [model.tokenizer.decode([whole.tokens[1]!])] })
+    const { tokens } = await request.result()
+    expect(tokens).toEqual(whole.tokens.slice(0, whole.tokens.indexOf(whole.tokens[1]!) + 1))
+    const next = scheduler.continue(request, [3], { stop: [] })
+    const fresh = await scheduler.add([...prompt, ...tokens, 3], { ...options, keep: false }).result()
+    expect((await next.result()).logprobs).toEqual(fresh.logprobs)
+    expect(scheduler.stats().reused).toBe(prompt.length + tokens.length - 1)
+  })
+
+  it('says what it cannot do', async () => {
+    using model = await open()
+    using scheduler = model.scheduler()
+    const plain = scheduler.add(prompt, { maxNewTokens: 2, stop: [] })
+    await plain.result()
+    expect((await refusal(() => scheduler.continue(plain, [1]))).message).toContain('it was not added with keep: true')
+    const running = scheduler.add(prompt, options)
+    expect((await refusal(() => scheduler.continue(running, [1]))).message).toContain('it has not ended')
+    await running.result()
+    expect((await refusal(() => scheduler.continue(running, [1], { at: 5 }))).message).toContain('at must be')
+    expect((await refusal(() => scheduler.continue(running, [1], { att: 5 } as object))).message).toContain('att')
+    expect((await refusal(() => scheduler.continue(running, [99]))).message).toContain('99')
+    running.cancel()
+    running.release()
+    using shared = model.scheduler({ kv: 'shared' })
+    expect((await refusal(() => shared.add(prompt, options))).message).toContain("kv 'per-loop'")
+    using small = model.scheduler({ maxTokens: 12 })
+    const first = small.add(prompt, options)
+    await first.result()
+    expect((await refusal(() => small.continue(first, [1, 2]))).message).toContain('maxTokens 12')
+  })
+})
