@@ -97,6 +97,7 @@ export interface NativeLossValues {
   lazyNormalizers: Float64Array
   referenceEntropy: Float64Array
   referenceExitPdf: Float64Array
+  numbers: Int32Array
   exits: Int32Array
   segments: Int32Array
   mask: Int32Array
@@ -391,13 +392,16 @@ export interface NativeBinding {
     student: NativeModel,
     teacher: NativeModel,
     sequences: NativeSequences,
-    draws: { ids: Int32Array; noise: Float64Array; exits: Int32Array },
+    draws: { ids: Int32Array; responses: Int32Array; noise: Float64Array; exits: Int32Array },
     options: NativeLoopRptOptions,
     cancel: Cancel,
   ): Promise<NativeLoopRptMetrics>
+  /** 16 digits. */
+  modelChecksum(model: NativeModel): Promise<string>
   modelAccumulateStage2(
     model: NativeModel,
     sequences: NativeSequences,
+    tokens: number,
     tokensPerMicroBatch: number,
     cancel: Cancel,
   ): Promise<number>

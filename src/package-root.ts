@@ -35,3 +35,8 @@ function packageName(folder: string): unknown {
     return undefined
   }
 }
+
+/** The version of this package. */
+export function packageVersion(): string {
+  return (JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as { version: string }).version
+}

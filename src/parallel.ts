@@ -135,8 +135,13 @@ export class World {
 
   /** What every process has, by rank. `value` is sent as JSON. @throws LoopLMError PARALLEL */
   async gather<Value>(value: Value): Promise<Value[]> {
-    const parts = await call('World.gather', () => native().parallelGather(this.#native, encode(value)))
+    const parts = await this.gatherBytes(encode(value))
     return parts.map((part) => decode<Value>(part))
+  }
+
+  /** The bytes that every process has, by rank; as many as each of them likes. @throws LoopLMError PARALLEL */
+  async gatherBytes(bytes: Uint8Array): Promise<Uint8Array[]> {
+    return call('World.gather', () => native().parallelGather(this.#native, bytes))
   }
 
   /**
@@ -211,20 +216,40 @@ let joined: { backend: string; timeout: number; world: World } | undefined
  * ```
  */
 async function init(options: ParallelOptions = {}): Promise<World> {
-  const operation = 'parallel.init'
+  return enter(options, 'parallel.init')
+}
+
+function enter(options: ParallelOptions, operation: string): World {
   checkOptions(options, { backend: true, timeout: true }, operation)
   const backend = checkWord(options.backend ?? 'auto', 'backend', ['auto', 'mpi', 'off'], operation)
   const timeout = checkNumber(options.timeout ?? 600, 'timeout', { above: 0, max: 1e6 }, operation)
   if (joined !== undefined) {
     if (joined.backend === backend && joined.timeout === timeout) return joined.world
     const before = `backend '${joined.backend}' and timeout ${joined.timeout}`
-    throw new LoopLMError('INVALID_ARGUMENT', `this process has called it before, with ${before}; keep to these`, { operation })
+    throw new LoopLMError('INVALID_ARGUMENT', `this process has joined its world before, with ${before}; keep to these`, {
+      operation,
+    })
   }
   if (!isMainThread)
-    throw new LoopLMError('UNSUPPORTED', 'call it in the main thread: MPI starts once in a process', { operation })
+    throw new LoopLMError('UNSUPPORTED', 'call parallel.init in the main thread: MPI starts once in a process', { operation })
   const world = join(backend, timeout, operation)
   joined = { backend, timeout, world }
   return world
+}
+
+/**
+ * The world of a trainer or an evaluation: what this process has joined, or joins now where a launcher started it.
+ *
+ * @returns undefined where this process is alone, or chose backend `off`
+ * @throws LoopLMError as {@link parallel.init}
+ */
+export function worldOfLauncher(operation: string): World | undefined {
+  if (joined === undefined) {
+    const launcher = detectLauncher(process.env)
+    if (launcher === undefined || launcher.size === 1) return undefined
+    enter({}, operation)
+  }
+  return joined!.world.size > 1 ? joined!.world : undefined
 }
 
 function join(backend: 'auto' | 'mpi' | 'off', timeout: number, operation: string): World {

@@ -169,7 +169,7 @@ it.runIf(installed.length > 0)('a worker thread joins no world', async () => {
       .then(() => 'joined', ({ code, message }) => code + ' ' + message).then((said) => parentPort.postMessage(said))`
   const worker = new Worker(code, { eval: true })
   const answer = await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject))
-  expect(answer).toMatch(/UNSUPPORTED parallel.init: call it in the main thread/)
+  expect(answer).toMatch(/UNSUPPORTED parallel.init: call parallel.init in the main thread/)
 })
 
 describe.each(installed)('processes under %s', (mpi) => {

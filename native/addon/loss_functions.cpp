@@ -250,6 +250,7 @@ Napi::Value accumulate_loss_of(const Napi::CallbackInfo& info) {
   batch->reference_entropy = values["referenceEntropy"].doubles();
   batch->reference_exit_pdf = values["referenceExitPdf"].doubles();
   batch->exits = values["exits"].int32s();
+  for (int32_t number : values["numbers"].int32s()) batch->numbers.push_back(uint32_t(number));
   batch->segments = values["segments"].int32s();
   batch->mask = values["mask"].int32s();
   auto objective = std::make_shared<Objective>(read_objective(Input(info, 3, "objective"), values));

@@ -1,5 +1,6 @@
 // Models: creation, files, parameters and gradients.
 #include "../engine/safetensors.h"  // defines: load_model, save_parameters
+#include "../engine/xxh64.h"
 #include "architecture_input.h"
 #include "functions.h"
 #include "input.h"
@@ -176,6 +177,25 @@ Napi::Value copy_parameters(const Napi::CallbackInfo& info) {
   return run(info, to.executor, [to = to.object, from = from.object] { to->copy_parameters_from(*from); });
 }
 
+// Of all parameters and those of the adapter: equal bits have equal checksums.
+Napi::Value checksum(const Napi::CallbackInfo& info) {
+  const HeldModel model = read_model(info);
+  return model.executor->submit(info.Env(), nullptr, [model = model.object]() -> Executor::Finish {
+    Xxh64 sum;
+    std::vector<uint8_t> raw;
+    const auto add = [&](const std::vector<Parameter>& parameters) {
+      for (const Parameter& p : parameters) {
+        raw.resize(p.count * loop_dtype_size(model->dt));
+        model->read_raw(p, raw.data());
+        sum.update(raw.data(), raw.size());
+      }
+    };
+    add(model->parameters());
+    if (model->adapter()) add(model->trained());
+    return [text = checksum_text(sum.digest())](Napi::Env env) { return Napi::String::New(env, text); };
+  });
+}
+
 Napi::Value parameters(const Napi::CallbackInfo& info) { return parameter_list(read_model(info)->parameters())(info.Env()); }
 
 Napi::Value read(const Napi::CallbackInfo& info) {
@@ -250,6 +270,7 @@ void add_model_functions(Napi::Env env, Napi::Object exports) {
   add<clone>(env, exports, "modelClone");
   add<copy_parameters>(env, exports, "modelCopyParameters");
   add<parameters>(env, exports, "modelParameters");
+  add<checksum>(env, exports, "modelChecksum");
   add<read>(env, exports, "modelRead");
   add<write>(env, exports, "modelWrite");
   add<read_gradient>(env, exports, "modelReadGradient");

@@ -11,7 +11,8 @@ namespace {
 
 int draw_exit(const LossInput& in, const LossRows& rows, const LossTerm& term, size_t r, int g) {
   const PredictionRow& row = rows.packed.rows[r];
-  const double u = uniform(term.seed, uint32_t(row.sequence), uint32_t(row.position), OBJECTIVE_EXIT_STREAM + uint32_t(g));
+  const uint32_t sequence = in.batch.numbers.empty() ? uint32_t(row.sequence) : in.batch.numbers[size_t(row.sequence)];
+  const double u = uniform(term.seed, sequence, uint32_t(row.position), OBJECTIVE_EXIT_STREAM + uint32_t(g));
   double cdf = 0;
   for (int t = 0; t + 1 < in.loops.count(); t++) {
     cdf += rows.exits.pdf[size_t(t) * rows.R() + r];

@@ -67,7 +67,10 @@ class LoopRptPass {
         loops_(options.loops > 0 ? options.loops : student.config.loops),
         budget_(options.tokens_per_micro_batch > 0 ? options.tokens_per_micro_batch : default_budget(student, loops_)),
         draws_(student, batch, options, loops_) {
-    for (size_t i = 0; i < s_.count(); i++) count_ += double(hard_count(o_.rho, s_.length(i) - s_.prompt(i)));
+    std::vector<int32_t> responses = batch.responses;
+    if (responses.empty())
+      for (size_t i = 0; i < s_.count(); i++) responses.push_back(s_.length(i) - s_.prompt(i));
+    for (int32_t tokens : responses) count_ += double(hard_count(o_.rho, tokens));
     if (count_ == 0) throw Error("INVALID_ARGUMENT", "looprpt", "no sequence has a token after its prompt");
   }
 
@@ -286,7 +289,7 @@ class LoopRptPass {
   const int loops_;
   const int64_t budget_;
   const LoopRptDraws draws_;
-  double count_ = 0;  // hard tokens of the batch
+  double count_ = 0;  // hard tokens of the logical batch
   LoopRptMetrics totals_;
 };
 

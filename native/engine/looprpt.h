@@ -27,6 +27,9 @@ struct LoopRptOptions {
 struct LoopRptBatch {
   Sequences sequences;
   std::vector<uint32_t> ids;  // one per sequence: its number in the random draws
+  // Response tokens of every sequence of the logical batch, of which these sequences may be a share: means are over its hard
+  // tokens. Empty: those of the sequences.
+  std::vector<int32_t> responses;
   // In place of own draws, per sequence, concatenated: noise G × T × len × D, exits G × (len-1) with 0-based loops. Empty: drawn.
   std::vector<double> noise;
   std::vector<int32_t> exits;
@@ -46,7 +49,8 @@ struct LoopRptMetrics {
 LoopRptMetrics accumulate_looprpt(Model& student, Model& teacher, const LoopRptBatch& batch, const LoopRptOptions& options);
 
 // Stage II: the label of loop t >= 2 is whether it helped, σ(50 (gain - 0.005)), gain = max(0, CE_{t-1} - CE_t); binary
-// cross-entropy with 1 - λ_t, mean over response tokens, 1/T. Adds to the gate's gradients alone. Returns the loss.
-double accumulate_stage2(Model& model, const Sequences& sequences, int64_t tokens_per_micro_batch);
+// cross-entropy with 1 - λ_t, mean over `tokens` response tokens, those of the logical batch, 1/T. Adds to the gate's gradients
+// alone. Returns the loss.
+double accumulate_stage2(Model& model, const Sequences& sequences, double tokens, int64_t tokens_per_micro_batch);
 
 }  // namespace looplm

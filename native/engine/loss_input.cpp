@@ -77,6 +77,7 @@ void LossInput::check_sizes() const {
       throw Error("INVALID_SHAPE", "loss",
                   std::string(name) + " holds " + std::to_string(size) + " values, expected " + std::to_string(expected));
   };
+  fits(batch.numbers.size(), int64_t(batch.sequences.count()), "numbers");
   fits(batch.exits.size(), predictions_, "exits");
   fits(batch.segments.size(), predictions_, "segments");
   fits(batch.mask.size(), predictions_, "mask");

@@ -79,6 +79,7 @@ struct LossBatch {
   // Empty when the objective needs none; without old ones every ratio is 1. `lazy` empty: LLDS compares with the old ones.
   std::vector<double> old_logprobs, reference_logprobs, lazy_logprobs;
   std::vector<double> reference_entropy, reference_exit_pdf;  // base `teacher`: len-1 (last loop), and loops × (len-1)
+  std::vector<uint32_t> numbers;                              // of the sequences, in the draws of exits; empty: their indices
   std::vector<int32_t> exits;                                 // 0-based loops, len-1 (exit channel); empty: drawn
   std::vector<int32_t> segments;                              // action ids, len-1 (LLDS); empty: the response is one
   std::vector<int32_t> mask;                                  // len-1; 0: the prediction does not count. Empty: all responses

@@ -23,15 +23,14 @@ Stay stay(double gate, double target) {
 
 }  // namespace
 
-double accumulate_stage2(Model& model, const Sequences& sequences, int64_t tokens_per_micro_batch) {
+double accumulate_stage2(Model& model, const Sequences& sequences, double tokens, int64_t tokens_per_micro_batch) {
   const Remedy remedy(*model.device, training_remedy(Recompute::layer));
   check_sequences(model, sequences, "stage 2");
   const int loops = model.config.loops;
   if (model.adapter()) throw Error("INVALID_ARGUMENT", "stage 2", "Stage II trains the gate, which an adapter leaves frozen");
   require_exit_gate(model, "stage 2", "Stage II");
   if (loops < 2) throw Error("INVALID_ARGUMENT", "stage 2", "the gate chooses between loops: the model needs at least two");
-  double rows_in_all = 0, total = 0;
-  for (size_t i = 0; i < sequences.count(); i++) rows_in_all += double(sequences.length(i) - sequences.prompt(i));
+  double total = 0;
   model.gradients();
   const int64_t budget = tokens_per_micro_batch > 0 ? tokens_per_micro_batch : default_budget(model, loops);
   for_micro_batches(sequences, {budget, true, true, false, model.config.prefix_sees_itself}, [&](const PackedBatch& packed) {
@@ -42,7 +41,7 @@ double accumulate_stage2(Model& model, const Sequences& sequences, int64_t token
     const std::vector<double> gates = batch.token_exits().gate_logits,
                               logprobs = batch.values(batch.rows(all_loops(loops), 1), true, false).logprobs;
     std::vector<double> d_gates(T * N, 0.0);
-    const double share = 1 / (double(loops) * rows_in_all);
+    const double share = 1 / (double(loops) * tokens);
     for (size_t t = 1; t < T; t++)
       for (size_t r = 0; r < R; r++) {
         const size_t at = t * N + size_t(packed.rows[r].token);

@@ -1,4 +1,3 @@
-import { createRequire } from 'node:module'
 import { availableParallelism } from 'node:os'
 import type { Command } from 'commander'
 import pc from 'picocolors'
@@ -7,14 +6,10 @@ import { architectureOf } from '../model/config.js'
 import { findGguf, readGgufModel } from '../model/gguf.js'
 import { parameterCount } from '../native/architecture.js'
 import { libc } from '../native.js'
+import { packageVersion } from '../package-root.js'
 import { chooseLibrary, detectLauncher, type ParallelLibrary, parallelLibraries } from '../parallel.js'
 import { type DeviceStatus, listDevices } from '../tensor/devices.js'
 import { print, printJson } from './output.js'
-
-/** The version of this package. */
-export function version(): string {
-  return (createRequire(import.meta.url)('looplm/package.json') as { version: string }).version
-}
 
 /** Adds `looplm info`. */
 export function addInfo(program: Command): void {
@@ -26,7 +21,7 @@ export function addInfo(program: Command): void {
     .action(async (path: string | undefined, { json }: { json?: boolean }) => {
       const model = path === undefined ? undefined : await modelFacts(path)
       const facts = {
-        looplm: version(),
+        looplm: packageVersion(),
         node: process.version,
         platform: `${process.platform}-${process.arch}`,
         libc: libc(),

@@ -1,11 +1,12 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from 'commander'
+import { packageVersion } from '../package-root.js'
 import { addChat } from './chat.js'
 import { addDownload } from './download.js'
 import { addEstimate } from './estimate.js'
 import { addEval } from './eval.js'
 import { addGenerate } from './generate.js'
-import { addInfo, version } from './info.js'
+import { addInfo } from './info.js'
 import { addOptions } from './options.js'
 import { exitCodes, reportError } from './output.js'
 import { addPlan } from './plan.js'
@@ -16,7 +17,7 @@ import { addTrain } from './train.js'
 
 const program = new Command('looplm')
   .description('Train and run looped language models.')
-  .version(version())
+  .version(packageVersion())
   .showHelpAfterError('(--help lists what is possible)')
   .exitOverride()
 

@@ -12,6 +12,8 @@ export interface LoopRptBatch {
   promptLengths: ArrayLike<number>
   /** One per sequence: its number in the random draws. */
   ids: readonly number[]
+  /** Response tokens of every sequence of the logical batch, of which these may be a share: means are over its hard tokens. */
+  responses: readonly number[]
   /** Per sequence rollouts × loops × len × hidden_size, in place of own draws. */
   noise?: readonly ArrayLike<number>[] | undefined
   /** Per sequence rollouts × (len-1), loops counted from 0, in place of own draws. */
@@ -40,6 +42,7 @@ export async function accumulateLoopRpt(
   const exits = (i: number) => [{ shape: 'rollouts × (length - 1)', length: options.rollouts * (sequences.lengths[i]! - 1) }]
   const draws = {
     ids: Int32Array.from(batch.ids),
+    responses: Int32Array.from(batch.responses),
     noise: packValues(batch.noise, 'noise', noise, count, operation),
     exits: packIntegers(batch.exits, 'exits', exits, { min: 0, max: total_ut_steps - 1 }, count, operation),
   }
@@ -47,17 +50,17 @@ export async function accumulateLoopRpt(
   return call(operation, (cancel) => native().modelAccumulateLoopRpt(own, other, sequences, draws, options, cancel), signal)
 }
 
-/** Adds the gradient of the Stage II loss, which reaches the gate alone; returns the loss. */
+/** Adds the gradient of the Stage II loss, which reaches the gate alone; returns the loss. @param batch.tokens response tokens of the logical batch */
 export async function accumulateStage2(
   model: LoopLM,
-  batch: { sequences: readonly TokenSequence[]; promptLengths: ArrayLike<number> },
+  batch: { sequences: readonly TokenSequence[]; promptLengths: ArrayLike<number>; tokens: number },
   tokensPerMicroBatch: number,
 ): Promise<number> {
   const operation = 'Stage II'
   const limits = { ...sequenceLimits(model.config), minLength: 2, promptLengths: batch.promptLengths }
   const sequences = packSequences(batch.sequences, limits, operation)
   const handle = model.handle(operation)
-  return call(operation, (cancel) => native().modelAccumulateStage2(handle, sequences, tokensPerMicroBatch, cancel))
+  return call(operation, (cancel) => native().modelAccumulateStage2(handle, sequences, batch.tokens, tokensPerMicroBatch, cancel))
 }
 
 /** A teacher that follows a student: teacher ← decay · teacher + (1 - decay) · student, in float32 even for bfloat16 models. */

@@ -57,6 +57,7 @@ export async function accumulateLoss(
         : packPerSequence(batch.lazyNormalizers, 'lazyNormalizers', count, operation),
     referenceEntropy: packValues(batch.referenceEntropy, 'referenceEntropy', once, count, operation),
     referenceExitPdf: packValues(batch.referenceExitPdf, 'referenceExitPdf', byLoop, count, operation),
+    numbers: packNumbers(batch.numbers, count, operation),
     exits: packIntegers(batch.exits, 'exits', once, { min: 0, max: t - 1 }, count, operation),
     segments: packIntegers(batch.segments, 'segments', once, {}, count, operation),
     mask: packIntegers(batch.mask, 'mask', once, { min: 0, max: 1 }, count, operation),
@@ -81,6 +82,10 @@ export async function accumulateLoss(
     sharePrompts: objective.sharePrompts ?? true,
   }
   return call(operation, (cancel) => native().modelAccumulateLoss(model, sequences, values, settings, cancel), signal)
+}
+
+function packNumbers(numbers: readonly number[] | undefined, count: number, operation: string): Int32Array {
+  return numbers === undefined ? new Int32Array() : Int32Array.from(packPerSequence(numbers, 'numbers', count, operation))
 }
 
 function termSettings(term: LossTerm, loops: number, operation: string) {

@@ -76,6 +76,7 @@ export const generateOptions = {
   topP: true,
   minP: true,
   seed: true,
+  sequenceNumbers: true,
   loops: true,
   exit: true,
   kv: true,

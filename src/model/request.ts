@@ -3,7 +3,15 @@ import { LoopLMError } from '../errors.js'
 import type { Architecture } from '../native/architecture.js'
 import type { NativeGenerateRequest } from '../native.js'
 import { checkFlag, checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
-import { checkLoops, lowestTemperature, packSequences, packValues, readStates, sequenceLimits } from './checks.js'
+import {
+  checkLoops,
+  lowestTemperature,
+  packPerSequence,
+  packSequences,
+  packValues,
+  readStates,
+  sequenceLimits,
+} from './checks.js'
 import type { LoopLMConfig } from './config.js'
 import { readExit } from './exit-rules.js'
 import { cachePolicyFields, generateOptions, speculateFields } from './options.js'
@@ -36,13 +44,22 @@ export function readRequests(
   const tokens = encode(model, prompts, name, operation)
   const request = readRequest(model, options, operation)
   const states = splitStates(model, options, tokens, request.native.maxNewTokens, operation)
-  return tokens.map((prompt, sequence) => {
+  const numbers = sequenceNumbers(options, tokens.length, operation)
+  return tokens.map((prompt, index) => {
     // It ends where the model's positions end, as at `maxNewTokens`.
     const maxNewTokens = Math.min(request.native.maxNewTokens, model.config.max_position_embeddings - prompt.length)
     const positions = (prompt.length + maxNewTokens) * model.architecture.hidden
-    const initial = states?.[sequence]?.subarray(0, positions) ?? new Float64Array()
+    const initial = states?.[index]?.subarray(0, positions) ?? new Float64Array()
+    const sequence = numbers?.[index] ?? index
     return { ...request, native: { ...request.native, prompt, sequence, maxNewTokens, states: initial } }
   })
+}
+
+function sequenceNumbers(options: GenerateOptions, count: number, operation: string): Int32Array | undefined {
+  if (options.sequenceNumbers === undefined) return undefined
+  const packed = packPerSequence(options.sequenceNumbers, 'sequenceNumbers', count, operation)
+  const limits = { min: 0, max: 2 ** 31 - 1, integer: true }
+  return Int32Array.from(packed, (number, i) => checkNumber(number, `sequenceNumbers[${i}]`, limits, operation))
 }
 
 /** Given initial states, one array per prompt. */

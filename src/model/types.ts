@@ -196,6 +196,8 @@ export interface BackwardOptions extends StateOptions, InputOptions, ScoredBackw
  */
 export interface LossBatch {
   sequences: readonly TokenSequence[]
+  /** The number of each sequence in the draws of exits; default its index. */
+  numbers?: readonly number[] | undefined
   /** Per sequence len × D: the first state of its tokens, for families that begin with one. */
   initialStates?: readonly ArrayLike<number>[] | undefined
   /** Per sequence, tokens before the response; default 1 each (every prediction counts). */
@@ -288,8 +290,10 @@ export interface GenerateOptions extends StateOptions {
   topP?: number
   /** Keep tokens with at least this share of the largest probability, less than 1; 0 (default) is off. */
   minP?: number
-  /** A draw depends on (seed, index of the prompt, position) alone. Default 0. */
+  /** A draw depends on (seed, number of the sequence, position) alone. Default 0. */
   seed?: number
+  /** The number of each prompt's sequence in the draws, for prompts of one batch that several calls share; default its index. */
+  sequenceNumbers?: readonly number[]
   /**
    * Loops that a token takes at most, 1 to 64; default the model's, in a scheduler the scheduler's. Nanbeige and HRM-Text refuse more than
    * they have.

@@ -239,13 +239,33 @@ export const metricGroups: readonly MetricGroup[] = [
         metrics: [
           metric('step_time', 's', 'Seconds of the step.'),
           metric('sampling_time', 's', 'Seconds of the step that went into sampling.'),
+          metric('parallel/step_time_max', 's', 'Of several processes: seconds of the slowest one.'),
         ],
+      },
+      {
+        title: 'Processes',
+        metrics: [
+          metric(
+            'parallel/wait_share',
+            'share',
+            'Share of the step that processes spent on waiting for the others, gradients and parameters apart; their mean.',
+          ),
+          metric('parallel/imbalance', '', 'Tokens that the busiest process trained, over the mean of all: 1 is balanced.'),
+        ],
+      },
+      {
+        title: 'Traffic',
+        metrics: [metric('parallel/bytes', 'bytes', 'Bytes that a process sent to others in the step; the mean of all.')],
       },
       {
         title: 'Memory',
         metrics: [
-          metric('memory/resident', 'MiB', 'Resident memory of the process after the step.'),
-          metric('memory/device', 'MiB', 'Memory that tensors, models and optimizers hold on their devices.'),
+          metric('memory/resident', 'MiB', 'Resident memory of the process after the step; of several processes the most.'),
+          metric(
+            'memory/device',
+            'MiB',
+            'Memory that tensors, models and optimizers hold on their devices; of several processes the most.',
+          ),
         ],
       },
       {

@@ -5,6 +5,7 @@ import type { WeightedReward } from '../tasks/rewards.js'
 import { withoutThinking } from '../tasks/thinking.js'
 import { answerProblems } from './evaluate.js'
 import { answeredSequence, type Problem, type ProblemSource } from './problems.js'
+import type { Ranks } from './ranks.js'
 
 /** A completion's answer as label-free rewards compare it, thinking left out: the last box, else all of it; null when there is none. */
 export function answerKey(completion: string, _columns: Record<string, unknown>): string | null {
@@ -25,18 +26,20 @@ export async function goldAnswerBeliefs(
   model: LoopLM,
   source: ProblemSource,
   problems: readonly Record<string, unknown>[],
-  options: { groupSize: number; temperature: number; loops: readonly number[]; signal: AbortSignal | undefined },
+  options: { groupSize: number; temperature: number; loops: readonly number[]; signal: AbortSignal | undefined; ranks: Ranks },
 ): Promise<number[][]> {
-  const { groupSize, temperature, loops, signal } = options
+  const { groupSize, temperature, loops, signal, ranks } = options
   const { vocab_size: vocabulary } = model.config
   const unique = problems.filter((_, i) => i % groupSize === 0).map((problem) => problem as Problem)
   const known = [...unique.keys()].filter((k) => unique[k]!.answer !== undefined)
   const curves = unique.map(() => new Array<number>(loops.length + 1).fill(1 / vocabulary))
   if (known.length > 0) {
-    const drawn = known.map((k) => answeredSequence(source, unique[k]!))
-    const promptLengths = drawn.map(({ promptLength }) => promptLength)
-    const sequences = drawn.map(({ tokens }) => tokens)
-    const { logprobs } = await model.responseMeans(sequences, { promptLengths, temperature, loops: loops.at(-1)!, signal })
+    const logprobs = await ranks.rows('beliefs', ranks.strided(known.length), async (own) => {
+      const drawn = own.map((j) => answeredSequence(source, unique[known[j]!]!))
+      const promptLengths = drawn.map(({ promptLength }) => promptLength)
+      const sequences = drawn.map(({ tokens }) => tokens)
+      return (await model.responseMeans(sequences, { promptLengths, temperature, loops: loops.at(-1)!, signal })).logprobs
+    })
     for (const [j, k] of known.entries()) curves[k] = [1 / vocabulary, ...loops.map((t) => Math.exp(logprobs[j]![t - 1]!))]
   }
   return problems.map((_, i) => curves[Math.floor(i / groupSize)]!)
@@ -53,14 +56,21 @@ export async function forcedExitBeliefs(
   source: ProblemSource,
   problems: readonly Record<string, unknown>[],
   rewards: readonly WeightedReward[],
-  options: { groupSize: number; maxNewTokens: number | undefined; loops: readonly number[]; signal: AbortSignal | undefined },
+  options: {
+    groupSize: number
+    maxNewTokens: number | undefined
+    loops: readonly number[]
+    signal: AbortSignal | undefined
+    ranks: Ranks
+  },
 ): Promise<number[][]> {
-  const { groupSize, maxNewTokens, signal } = options
+  const { groupSize, maxNewTokens, signal, ranks } = options
   const unique = problems.filter((_, i) => i % groupSize === 0).map((problem) => problem as Problem)
   const trial = { ...source, heldOut: () => unique }
   const curves = unique.map(() => [0])
   for (const loops of options.loops) {
-    const results = await answerProblems(model, trial, rewards, { problems: unique.length, loops: [loops], maxNewTokens, signal })
+    const asked = { problems: unique.length, loops: [loops], maxNewTokens, signal, ranks }
+    const results = await answerProblems(model, trial, rewards, asked)
     for (const [k, reward] of results[0]!.rewards.entries()) curves[k]!.push(Math.min(1, Math.max(0, reward ?? 0)))
   }
   return problems.map((_, i) => curves[Math.floor(i / groupSize)]!)

@@ -14,6 +14,7 @@ import {
 import type { TrainedLoops } from './objective/loops.js'
 import type { Objective } from './objective/schema.js'
 import type { PolicyConfig } from './options.js'
+import type { Ranks } from './ranks.js'
 
 /** Values of some rows in their places among all rows. */
 function scattered<Value>(count: number, rows: readonly number[], values: readonly Value[], empty: Value): Value[] {
@@ -22,31 +23,48 @@ function scattered<Value>(count: number, rows: readonly number[], values: readon
   return whole
 }
 
+/** What the model is asked with, beside training. */
+export interface ModelsView {
+  model: LoopLM
+  ranks: Ranks
+  signal: AbortSignal | undefined
+}
+
 /**
  * Adds what the model itself can say of a batch: embeddings for novelty, mean exit loops for costs and strata. An empty response
  * resembles nothing and took one loop.
  */
 export async function addModelsView(
-  model: LoopLM,
+  { model, ranks, signal }: ModelsView,
   batch: RolloutBatch,
   objective: Objective,
   { run }: TrainedLoops,
-  signal?: AbortSignal,
 ): Promise<RolloutBatch> {
   const complete = { ...batch }
   const count = batch.sequences.length
   const rows = [...batch.sequences.keys()].filter((i) => batch.sequences[i]!.length > batch.promptLengths[i]!)
   if (rows.length === 0 || batch.advantages !== undefined) return batch // nothing to learn from, or nothing to rate
-  const sequences = rows.map((i) => batch.sequences[i]!)
-  const options = { promptLengths: rows.map((i) => batch.promptLengths[i]!), loops: run, signal }
-  if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty'))
-    complete.embeddings = scattered<ArrayLike<number>>(count, rows, await model.embed(sequences, options), [])
+  const shares = ranks.strided(rows.length)
+  const ask = (own: readonly number[]) => ({
+    sequences: own.map((k) => batch.sequences[rows[k]!]!),
+    options: { promptLengths: own.map((k) => batch.promptLengths[rows[k]!]!), loops: run, signal },
+  })
+  if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty')) {
+    const vectors = await ranks.rows('embeddings', shares, (own) => {
+      const { sequences, options } = ask(own)
+      return model.embed(sequences, options)
+    })
+    complete.embeddings = scattered<ArrayLike<number>>(count, rows, vectors, [])
+  }
   const byLoop = objective.terms.some(
     ({ advantage }) => advantage.strata?.by === 'exit-loop' || advantage.cost?.by === 'exit-loop',
   )
   if (complete.exitLoops === undefined && (byLoop || objective.rewards.some(({ kind }) => kind === 'frugal'))) {
-    const means = await model.responseMeans(sequences, options)
-    complete.exitLoops = scattered(count, rows, means.exitLoop, 1)
+    const exitLoops = await ranks.rows('exit loops', shares, async (own) => {
+      const { sequences, options } = ask(own)
+      return Array.from((await model.responseMeans(sequences, options)).exitLoop)
+    })
+    complete.exitLoops = scattered(count, rows, exitLoops, 1)
   }
   return complete
 }
@@ -83,22 +101,30 @@ export interface Scoring {
   /** More than one optimizer step is made on these rollouts; with one, every ratio is 1 and nothing is scored. */
   several: boolean
   signal: AbortSignal | undefined
+  /** The sequences that this process trains; of the others nothing is added. */
+  rows: readonly number[]
 }
 
-/** Adds the log-probabilities that the objective needs and the batch does not bring. */
-export async function withLogprobs(rated: RatedBatch, scoring: Scoring): Promise<RatedRollouts> {
-  const { batch, lengths, counted, advantages, moving } = rated
-  const { config, objective, custom } = scoring
+/** Whether each sequence has a gradient. */
+export function activeRows(
+  { lengths, counted, moving }: RatedBatch,
+  { config, objective, custom }: Pick<Scoring, 'config' | 'objective' | 'custom'>,
+): boolean[] {
   const { kl, lazy, entropy } = objective
   const regularised = kl !== undefined || lazy !== undefined || entropy.token !== 0 || entropy.exit !== 0
   const all = custom || regularised || !config.skipFlatGroups
-  const active = counted.map((is, i) => is && lengths[i]! > 0 && (all || moving[i]!))
+  return counted.map((is, i) => is && lengths[i]! > 0 && (all || moving[i]!))
+}
+
+/** Adds the log-probabilities that the objective needs and the batch does not bring. */
+export async function withLogprobs(rated: RatedBatch, active: readonly boolean[], scoring: Scoring): Promise<RatedRollouts> {
+  const { batch, lengths, counted, advantages } = rated
+  const { objective, rows } = scoring
   const { sequences, initialStates, promptLengths, oldLogprobs, referenceLogprobs, exits, segments, mask } = batch
   const complete: RatedRollouts = {
     ...{ sequences, initialStates, promptLengths, lengths, counted, active, advantages },
     ...{ oldLogprobs, referenceLogprobs, exits, segments, mask },
   }
-  const rows = [...active.keys()].filter((i) => active[i])
   if (objective.terms.some(({ space }) => space === 'marginal')) complete.marginal = marginal(batch, scoring)
   if (rows.length === 0) return complete
   if (scoring.several) await addOldLogprobs(complete, rows, scoring)

@@ -3,6 +3,7 @@ import type { LoopLM } from '../model/model.js'
 import { checkOptions } from '../validation/arguments.js'
 import type { Metrics } from './events.js'
 import type { TrainingSequence } from './problems.js'
+import { Ranks } from './ranks.js'
 
 /** How well given tokens are predicted after a loop. */
 export interface SequenceEvaluation {
@@ -19,7 +20,8 @@ export interface SequenceEvaluation {
 const sequencesPerCall = 32 // bounds the scores that are held at once
 
 /**
- * Predicts each token after the prompt from those before it, once for all loop counts.
+ * Predicts each token after the prompt from those before it, once for all loop counts. Under a launcher all processes call it alike, share
+ * the sequences out, and get the same results.
  *
  * @param options.loops loop counts; default 1 to the model's
  * @throws LoopLMError ABORTED
@@ -30,37 +32,54 @@ export async function evaluateSequences(
   options: { loops?: readonly number[] | undefined; signal?: AbortSignal | undefined } = {},
 ): Promise<SequenceEvaluation[]> {
   checkOptions(options, { loops: true, signal: true }, 'evaluateSequences')
+  const ranks = Ranks.found('evaluateSequences')
   const wanted = options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)
-  const sums = wanted.map(() => ({ logprob: 0, correct: 0 }))
   const known = sequences.filter(({ tokens, promptLength }) => tokens.length > promptLength)
-  for (let begin = 0; begin < known.length; begin += sequencesPerCall) {
-    const part = known.slice(begin, begin + sequencesPerCall)
-    const { logprobs, predicted } = await model.score(
-      part.map(({ tokens }) => tokens),
-      {
-        loops: largest(wanted),
-        promptLengths: part.map(({ promptLength }) => promptLength),
-        predictions: true,
-        signal: options.signal,
-      },
-    )
-    for (const [i, { tokens, promptLength }] of part.entries()) {
-      for (const [k, loops] of wanted.entries()) {
-        const row = (loops - 1) * (tokens.length - 1)
-        for (let j = promptLength; j < tokens.length; j++) {
-          sums[k]!.logprob += logprobs[i]![row + j - 1]!
-          sums[k]!.correct += Number(predicted![i]![row + j - 1] === tokens[j])
-        }
-      }
+  const predicted = await ranks.rows('predictions', ranks.strided(known.length), async (own) => {
+    const sums: PredictionSum[][] = []
+    for (let begin = 0; begin < own.length; begin += sequencesPerCall) {
+      const part = own.slice(begin, begin + sequencesPerCall).map((i) => known[i]!)
+      for (const one of await predict(model, part, wanted, options.signal)) sums.push(one)
     }
-  }
+    return sums
+  })
   const tokens = known.reduce((sum, { tokens, promptLength }) => sum + tokens.length - promptLength, 0)
   return wanted.map((loops, k) => ({
     loops,
-    loss: -sums[k]!.logprob / tokens,
-    accuracy: sums[k]!.correct / tokens,
+    loss: -predicted.reduce((sum, one) => sum + one[k]!.logprob, 0) / tokens,
+    accuracy: predicted.reduce((sum, one) => sum + one[k]!.correct, 0) / tokens,
     tokens,
   }))
+}
+
+/** Of one sequence after one loop. */
+interface PredictionSum {
+  logprob: number
+  correct: number
+}
+
+/** Of each sequence the sums over its tokens, for each loop count. */
+async function predict(
+  model: LoopLM,
+  part: readonly TrainingSequence[],
+  wanted: readonly number[],
+  signal: AbortSignal | undefined,
+): Promise<PredictionSum[][]> {
+  const { logprobs, predicted } = await model.score(
+    part.map(({ tokens }) => tokens),
+    { loops: largest(wanted), promptLengths: part.map(({ promptLength }) => promptLength), predictions: true, signal },
+  )
+  return part.map(({ tokens, promptLength }, i) =>
+    wanted.map((loops) => {
+      const sum = { logprob: 0, correct: 0 }
+      const row = (loops - 1) * (tokens.length - 1)
+      for (let j = promptLength; j < tokens.length; j++) {
+        sum.logprob += logprobs[i]![row + j - 1]!
+        sum.correct += Number(predicted![i]![row + j - 1] === tokens[j])
+      }
+      return sum
+    }),
+  )
 }
 
 /** `eval/loop_<t>/loss` and `eval/loop_<t>/accuracy` for each loop count t. */

@@ -10,6 +10,7 @@ import { checkNumber, checkOptions, type Keys } from '../validation/arguments.js
 import type { Metrics } from './events.js'
 import type { Rewards } from './options.js'
 import { openProblems, type ProblemSource, promptTokens, taskProblems } from './problems.js'
+import { Ranks } from './ranks.js'
 import { namedRewards, scoreCompletions } from './rewards.js'
 import { completionOf, generation } from './rollout.js'
 import { bootstrapInterval, type Interval, passAtK, wilsonInterval } from './statistics.js'
@@ -89,7 +90,8 @@ const evaluateOptions = {
 const promptsPerCall = 1024 // bounds the cache of keys and values
 
 /**
- * Answers held-out problems once per loop count, greedily or by sampling; the same problems each time.
+ * Answers held-out problems once per loop count, greedily or by sampling; the same problems each time. Under a launcher all processes call
+ * it alike, share the problems out, and get the same results.
  *
  * @throws LoopLMError INVALID_CONFIG without a task, dataset or tokenizer, ABORTED
  *
@@ -108,7 +110,7 @@ export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise
   checkOptions(options, evaluateOptions, 'evaluate')
   checkSampling(options)
   const reward = options.reward ?? (task === undefined ? exactMatch : [{ name: task.name, reward: task.reward }])
-  return answerProblems(model, source, namedRewards(reward), { ...options, problems })
+  return answerProblems(model, source, namedRewards(reward), { ...options, problems, ranks: Ranks.found('evaluate') })
 }
 
 function checkSampling({ samples = 1, temperature, seed }: EvaluateOptions): void {
@@ -125,36 +127,47 @@ export async function answerProblems(
   model: LoopLM,
   source: ProblemSource,
   rewards: readonly WeightedReward[],
-  options: Omit<EvaluateOptions, 'task' | 'dataset' | 'tokenizer' | 'reward'> & { problems: number },
+  options: Omit<EvaluateOptions, 'task' | 'dataset' | 'tokenizer' | 'reward'> & { problems: number; ranks: Ranks },
 ): Promise<Evaluation[]> {
-  const { samples = 1, temperature = samples === 1 ? 0 : 1, seed = 0, signal, onProgress } = options
+  const { samples = 1, temperature = samples === 1 ? 0 : 1, seed = 0, signal, onProgress, ranks } = options
   const problems = source.heldOut(options.problems)
   const prompts = problems.flatMap((problem) => Array<number[]>(samples).fill(promptTokens(source, problem)))
   const settings = { ...generation(source, options.maxNewTokens), temperature, signal }
   const fixedLength = source.task !== undefined && source.stop.length === 0
   const evaluations: Evaluation[] = []
   for (const loops of options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)) {
-    const results: GenerateResult[] = []
-    for (let start = 0; start < prompts.length; start += promptsPerCall) {
-      const part = prompts.slice(start, start + promptsPerCall)
-      const drawn = new Random(seed, start, loops).word() // a draw depends on the seed of its call and the index in it
-      for (const result of await model.generate(part, { ...settings, loops, seed: drawn })) results.push(result)
-      onProgress?.({ loops, answered: results.length, of: prompts.length })
-    }
-    const completions = results.map((result, i) => completionOf(source, problems[Math.floor(i / samples)]!, result))
-    const scored = (await scoreCompletions(rewards, completions, { signal })).rewards
-    const cut = results.filter(({ finishReason }) => finishReason === 'length').length
+    const results = await ranks.rows('answers', ranks.strided(prompts.length), async (own) => {
+      const generated: GenerateResult[] = []
+      for (let start = 0; start < prompts.length; start += promptsPerCall) {
+        const rows = own.filter((row) => row >= start && row < start + promptsPerCall)
+        const drawn = new Random(seed, start, loops).word() // a draw depends on the seed of its call and the number in it
+        const sequenceNumbers = rows.map((row) => row - start)
+        const options = { ...settings, loops, seed: drawn, sequenceNumbers }
+        const part = rows.map((row) => prompts[row]!)
+        if (part.length > 0) for (const result of await model.generate(part, options)) generated.push(result)
+        onProgress?.({ loops, answered: Math.min(prompts.length, start + promptsPerCall), of: prompts.length })
+      }
+      const completions = generated.map((result, k) => completionOf(source, problems[Math.floor(own[k]! / samples)]!, result))
+      const { rewards: scored } = await scoreCompletions(rewards, completions, { signal })
+      return generated.map(({ tokens, finishReason }, k) => ({
+        completion: completions[k]!.completion,
+        reward: scored[k]!,
+        tokens: tokens.length,
+        cut: finishReason === 'length',
+      }))
+    })
+    const cut = results.filter((result) => result.cut).length
     const answers = problems.map((_, problem) =>
       Array.from({ length: samples }, (_, sample) => {
-        const i = problem * samples + sample
-        return { completion: completions[i]!.completion, reward: scored[i]! }
+        const { completion, reward } = results[problem * samples + sample]!
+        return { completion, reward }
       }),
     )
     evaluations.push({
       loops,
       ...(await summarize(answers)),
       ...(fixedLength ? {} : { clippedRatio: cut / Math.max(results.length, 1) }),
-      completionLength: results.reduce((sum, { tokens }) => sum + tokens.length, 0) / Math.max(results.length, 1),
+      completionLength: results.reduce((sum, { tokens }) => sum + tokens, 0) / Math.max(results.length, 1),
       problems: problems.length,
       samples,
       answers,

@@ -4,6 +4,7 @@ import type { BestCheckpoints } from './best-checkpoint.js'
 import { answerProblems, evaluationMetrics, openEvalTasks } from './evaluate.js'
 import type { Metrics } from './events.js'
 import type { TrainerConfig } from './options.js'
+import type { Ranks } from './ranks.js'
 
 /** The evaluations of a run: of its own data, and of `evalTasks`. */
 export class Evaluations {
@@ -11,7 +12,10 @@ export class Evaluations {
   readonly #config: TrainerConfig
   readonly #selection: BestCheckpoints
 
-  constructor(model: LoopLM, config: TrainerConfig, selection: BestCheckpoints) {
+  readonly #ranks: Ranks
+
+  constructor(model: LoopLM, config: TrainerConfig, selection: BestCheckpoints, ranks: Ranks) {
+    this.#ranks = ranks
     this.#model = model
     this.#config = config
     this.#selection = selection
@@ -43,7 +47,7 @@ export class Evaluations {
     const { evalProblems: problems, evalLoops: loops } = this.#config
     const metrics = await ofData()
     for (const [name, source, reward] of this.#tasks(tokenizer)) {
-      const evaluations = await answerProblems(this.#model, source, [reward], { problems, loops, signal })
+      const evaluations = await answerProblems(this.#model, source, [reward], { problems, loops, signal, ranks: this.#ranks })
       Object.assign(metrics, evaluationMetrics(evaluations, name))
     }
     this.#selection.add(step, metrics)

@@ -7,9 +7,12 @@ import { parseOptions, refuseOptions } from '../validation/schema.js'
 import { checkCount, responseLengths } from './batch.js'
 import { looprptOptions } from './config.js'
 import type { Metrics } from './events.js'
+import type { Measured } from './loss-metrics.js'
 import type { LoopRPTConfig, LoopRPTOptions } from './options.js'
 import { SequenceTrainer } from './sequence-trainer.js'
+import { sharesOf } from './shares.js'
 import type { Prepared } from './trainer.js'
+import type { Portion } from './updates.js'
 
 /**
  * Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Fields of rollouts are ignored, but a mask is
@@ -63,7 +66,7 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
     super.dispose()
   }
 
-  protected async accumulate(batch: LoopRptBatch): Promise<Metrics & { loss: number }> {
+  protected async accumulate(batch: LoopRptBatch): Promise<Measured> {
     const { seed, recompute, tokensPerMicroBatch } = this.config
     const m = await accumulateLoopRpt(this.model, await this.#followed(), batch, {
       ...this.#coefficients(),
@@ -91,7 +94,9 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
     ] as const) {
       for (const [loop, value] of values.entries()) metrics[`loop_${loop + 1}/${name}`] = value
     }
-    return metrics
+    // each a sum over hard tokens, divided by those of the whole batch
+    const sums = Object.keys(metrics).filter((name) => name !== 'hard_tokens')
+    return { metrics, weight: 1, sums }
   }
 
   protected override async afterUpdate(): Promise<void> {
@@ -99,7 +104,7 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
   }
 
   protected async prepare(batch: LoopRPTBatch, operation: string): Promise<Prepared<LoopRptBatch>> {
-    return { loss: this.#batch(batch, this.step * this.config.batchSize, operation), metrics: {} }
+    return { portion: this.#portion(batch, this.step * this.config.batchSize, operation), metrics: {} }
   }
 
   /** The teacher continues from the checkpoint that the run resumes from. */
@@ -144,16 +149,22 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
   }
 
   /** Leaves out sequences without a response; draws are numbered from `first`, so that a resumed run repeats them. */
-  #batch({ sequences, promptLengths, noise, exits }: LoopRPTBatch, first: number, operation: string): LoopRptBatch {
+  #portion(batch: LoopRPTBatch, first: number, operation: string): Portion<LoopRptBatch> {
+    const { sequences, noise, exits } = batch
+    const promptLengths = batch.promptLengths!
     for (const [field, values] of Object.entries({ noise, exits })) checkCount(operation, field, values, sequences.length)
-    const lengths = responseLengths({ sequences, promptLengths: promptLengths! })
+    const lengths = responseLengths({ sequences, promptLengths })
     const kept = [...lengths.keys()].filter((i) => lengths[i]! > 0)
-    return {
-      sequences: kept.map((i) => sequences[i]!),
-      promptLengths: kept.map((i) => promptLengths![i]!),
-      ids: kept.map((i) => (first + i) % 2 ** 24),
-      noise: noise && kept.map((i) => noise[i]!),
-      exits: exits && kept.map((i) => exits[i]!),
+    const { rows, whole } = sharesOf(this.ranks.size, { sequences, promptLengths, groupSize: 1 }, kept)
+    const own = rows[this.ranks.rank]!
+    const loss = {
+      sequences: own.map((i) => sequences[i]!),
+      promptLengths: own.map((i) => promptLengths[i]!),
+      ids: own.map((i) => (first + i) % 2 ** 24),
+      responses: kept.map((i) => lengths[i]!),
+      noise: noise && own.map((i) => noise[i]!),
+      exits: exits && own.map((i) => exits[i]!),
     }
+    return { loss: own.length === 0 ? undefined : loss, ...whole }
   }
 }

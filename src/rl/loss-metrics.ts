@@ -38,3 +38,26 @@ export function meanMetrics(list: readonly Metrics[]): Metrics {
   }
   return means
 }
+
+/** What a loss came to in this process. */
+export interface Measured {
+  metrics: Metrics & { loss: number }
+  /** Weight of this process's means among those of the others, for example its tokens. */
+  weight: number
+  /** The metrics that are sums over the processes; the others are means. */
+  sums: readonly string[]
+}
+
+/** The metrics of a batch from those of its shares: sums, and means by the weights of the shares. */
+export function sharedMetrics(shares: readonly Measured[]): Metrics & { loss: number } {
+  const [first] = shares
+  if (shares.length === 1) return first!.metrics
+  const totals: Metrics & { loss: number } = { loss: 0 }
+  for (const name of new Set(shares.flatMap(({ metrics }) => Object.keys(metrics)))) {
+    const known = shares.filter(({ metrics }) => metrics[name] !== undefined)
+    const sum = first!.sums.includes(name)
+    const weight = sum ? 1 : known.reduce((total, share) => total + share.weight, 0)
+    totals[name] = known.reduce((total, share) => total + (sum ? 1 : share.weight) * share.metrics[name]!, 0) / (weight || 1)
+  }
+  return totals
+}

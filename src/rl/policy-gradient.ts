@@ -15,10 +15,11 @@ import {
   usedFields,
 } from './batch.js'
 import { answerKey, forcedExitBeliefs, goldAnswerBeliefs } from './beliefs-of-model.js'
-import { addModelsView, checkOldLogprobs, type Scoring, withLogprobs } from './complete-rollouts.js'
+import { activeRows, addModelsView, checkOldLogprobs, type ModelsView, withLogprobs } from './complete-rollouts.js'
 import type { Metrics, SampledCompletion } from './events.js'
+import type { Measured } from './loss-metrics.js'
 import { groupAdvantages } from './objective/advantages.js'
-import { loopsToRun, needsReference, onlyLastLoop, type RatedRollouts, uncorrected } from './objective/compile.js'
+import { loopsToRun, needsReference, onlyLastLoop, uncorrected } from './objective/compile.js'
 import type { OwnObjective } from './objective/custom-objective.js'
 import type { TrainedLoops } from './objective/loops.js'
 import type { Objective } from './objective/schema.js'
@@ -29,9 +30,10 @@ import type { ProblemSource } from './problems.js'
 import { ReferenceModel } from './reference-model.js'
 import { namedRewards } from './rewards.js'
 import { logprobDifference, type Rollout, rolloutMetrics, type SampledRollouts, sampleStep, singleTurn } from './rollout.js'
+import { sharesOf } from './shares.js'
 import { trainedLoops } from './trained-loops.js'
 import { type Prepared, Trainer } from './trainer.js'
-import type { StepWork } from './updates.js'
+import type { Portion, StepWork } from './updates.js'
 
 /** What is trained when; steps count from 0. */
 export interface ObjectiveSchedule {
@@ -74,7 +76,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   constructor(name: string, model: LoopLM, config: Config, schedule: ObjectiveSchedule) {
     super(name, model, config)
     this.#schedule = schedule
-    this.#reference = new ReferenceModel(model, config.runDir, new.target.name)
+    this.#reference = new ReferenceModel(model, config.runDir, this.ranks.leads, new.target.name)
     this.#loops = trainedLoops(new.target.name, model, config)
     if (config.reward !== undefined) this.#rewards = namedRewards(config.reward)
   }
@@ -88,7 +90,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     super.dispose()
   }
 
-  protected accumulate(loss: PolicyLoss): Promise<Metrics & { loss: number }> {
+  protected accumulate(loss: PolicyLoss): Promise<Measured> {
     return accumulatePolicyLoss(this.model, loss, this.#objective(), this.config, this.#loops)
   }
 
@@ -109,10 +111,13 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     const reference = this.#schedule.reference(this.step)
     // a later phase, or an average, begins at the model as it is before this step
     if (!needsReference(objective) || reference === 'ema') await this.#reference.keep(reference)
-    const complete = await addModelsView(this.model, batch, objective, this.#loops)
+    const complete = await addModelsView(this.#view(undefined), batch, objective, this.#loops)
     const rated = rateBatch(operation, complete, objective, this.#rating(this.maxNewTokens))
-    const rollouts = await withLogprobs(rated, this.#scoring(objective, false, undefined))
-    return { loss: this.#loss(rated, rollouts, [...batch.sequences.keys()]), metrics: rated.metrics }
+    const [portion] = await this.#portions(rated, [[...batch.sequences.keys()]], {
+      several: false,
+      maxNewTokens: this.maxNewTokens,
+    })
+    return { portion: portion!, metrics: rated.metrics }
   }
 
   protected async work(signal: AbortSignal | undefined): Promise<StepWork<PolicyLoss>> {
@@ -130,9 +135,8 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     }
     const { batch, beliefs, metrics: measured } = await this.#gather(source, rollouts, objective, signal)
     const rated = rateBatch(this.constructor.name, batch, objective, { ...this.#rating(maxNewTokens), beliefs })
-    const complete = await withLogprobs(rated, this.#scoring(objective, several, signal))
     return {
-      losses: logicalBatches(config, step, rated).map((part) => this.#loss(rated, complete, part, maxNewTokens)),
+      portions: await this.#portions(rated, logicalBatches(config, step, rated), { several, maxNewTokens, signal }),
       metrics: { ...rated.metrics, ...metrics, ...measured },
       tokens: cost.tokens,
       completions: rollouts.map(sampledCompletion),
@@ -203,7 +207,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       return [...groupStds.keys()].filter((group) => groupStds[group]! > 0)
     }
     const wanted = { groupSize, groups: promptsPerStep * gradientAccumulation, resample: objective.filter.resample }
-    return sampleStep(source, this.step, wanted, moving, signal)
+    return sampleStep(this.ranks, source, this.step, wanted, moving, signal)
   }
 
   /** The batch of a step, with what the objective must know of its rollouts. */
@@ -217,10 +221,17 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     const batch = batchOf(rollouts, config.exitThreshold !== undefined)
     const metrics: Metrics = {}
     if (config.exitThreshold === undefined && config.logprobCheckEvery > 0 && this.step % config.logprobCheckEvery === 0) {
-      const { promptLengths } = batch
-      const { temperature } = config
-      const options = { promptLengths, lastLoop: true, temperature, signal, ...this.#loops.scoring }
-      const { logprobs } = await model.score(batch.sequences, options)
+      const { sequences, promptLengths } = batch
+      const options = { lastLoop: true, temperature: config.temperature, signal, ...this.#loops.scoring }
+      const logprobs = await this.ranks.rows('logprobs', this.ranks.strided(sequences.length), async (rows) => {
+        const own = { ...options, promptLengths: rows.map((i) => promptLengths[i]!) }
+        return (
+          await model.score(
+            rows.map((i) => sequences[i]!),
+            own,
+          )
+        ).logprobs
+      })
       Object.assign(metrics, logprobDifference(rollouts, logprobs))
       const { run } = this.#loops
       if (objective.terms.length > 0 && onlyLastLoop(objective, 'conditional', run) && loopsToRun(objective, this.#loops) === run)
@@ -231,7 +242,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       batch.answers = rollouts.map(({ text, columns }) => answerOf(text, columns))
     }
     const beliefs = await this.#beliefs(source, rollouts, objective, signal)
-    return { batch: await addModelsView(model, batch, objective, this.#loops, signal), beliefs, metrics }
+    return { batch: await addModelsView(this.#view(signal), batch, objective, this.#loops), beliefs, metrics }
   }
 
   async #beliefs(
@@ -242,7 +253,8 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   ): Promise<BeliefCurves> {
     const problems = rollouts.map(({ columns }) => columns)
     const { groupSize, temperature } = this.config
-    const scoring = { groupSize, temperature, maxNewTokens: this.maxNewTokens, loops: this.#loops.read, signal }
+    const { ranks } = this
+    const scoring = { groupSize, temperature, maxNewTokens: this.maxNewTokens, loops: this.#loops.read, signal, ranks }
     const beliefs: BeliefCurves = {}
     for (const belief of beliefsOf(objective)) {
       beliefs[belief] =
@@ -253,17 +265,44 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     return beliefs
   }
 
-  #scoring(objective: Objective, several: boolean, signal: AbortSignal | undefined): Scoring {
-    const { model, config } = this
-    const reference = () => this.#reference.get(this.optimizer.steps)
-    return { model, reference, config, loops: this.#loops, objective, custom: this.#custom, several, signal }
+  /** How the model is asked about rollouts beside training on them. */
+  #view(signal: AbortSignal | undefined): ModelsView {
+    return { model: this.model, ranks: this.ranks, signal }
   }
 
-  #loss(rated: RatedBatch, rollouts: RatedRollouts, part: readonly number[], maxNewTokens?: number): PolicyLoss {
-    const { config, step } = this
+  /**
+   * This process's shares of logical batches, with what their losses need to know of the sequences.
+   *
+   * @param parts the sequences of each logical batch
+   */
+  async #portions(
+    rated: RatedBatch,
+    parts: readonly (readonly number[])[],
+    { several, maxNewTokens, signal }: { several: boolean; maxNewTokens: number | undefined; signal?: AbortSignal | undefined },
+  ): Promise<Portion<PolicyLoss>[]> {
+    const { model, config, ranks, step } = this
+    const objective = this.#objective()
+    const custom = this.#custom
+    const active = activeRows(rated, { config, objective, custom })
+    const shares = parts.map((part) =>
+      sharesOf(
+        ranks.size,
+        { ...rated.batch, groupSize: rated.groupSize },
+        part.filter((i) => active[i]),
+      ),
+    )
+    const own = shares.map(({ rows }) => rows[ranks.rank]!)
+    const rows = [...new Set(own.flat())].sort((a, b) => a - b)
+    const reference = () => this.#reference.get(this.optimizer.steps)
+    const scoring = { model, reference, config, loops: this.#loops, objective, custom, several, signal, rows }
+    const rollouts = await ranks.each('scores', () => withLogprobs(rated, active, scoring))
     const constantLength = config.constantNormalizerLength ?? maxNewTokens ?? this.maxNewTokens
     const settings = { config, step, loops: this.#loops, constantLength }
-    return policyLoss(this.#schedule.at(step), rated, rollouts, part, settings)
+    return parts.map((part, k) => {
+      const share = { part, own: own[k]! }
+      const loss = share.own.length === 0 ? undefined : policyLoss(this.#schedule.at(step), rated, rollouts, share, settings)
+      return { loss, ...shares[k]!.whole }
+    })
   }
 }
 

@@ -3,7 +3,7 @@ import { Random } from '../data/random.js'
 import type { LoopLM } from '../model/model.js'
 import type { LossMetrics, TokenSequence } from '../model/types.js'
 import type { RatedBatch } from './batch.js'
-import type { Metrics } from './events.js'
+import type { Measured } from './loss-metrics.js'
 import { lossMetrics } from './loss-metrics.js'
 import { groupAdvantages } from './objective/advantages.js'
 import { type EnginePass, enginePasses, type RatedRollouts, usesRatio } from './objective/compile.js'
@@ -39,50 +39,62 @@ export function logicalBatches(config: PolicyConfig, step: number, { rewards, gr
   return parts
 }
 
+/** What this process trains of a logical batch. */
+export interface OwnPart {
+  /** The sequences of the whole batch. */
+  part: readonly number[]
+  /** Those that this process trains. */
+  own: readonly number[]
+}
+
 /**
- * The loss of some rollouts of a step.
+ * The loss of this process's share of a logical batch.
  *
- * @param part indices of the rollouts that form the logical batch
  * @param settings.constantLength divisor of the normalizer `constant`
  */
 export function policyLoss(
   objective: Objective | OwnObjective,
   rated: RatedBatch,
   rollouts: RatedRollouts,
-  part: readonly number[],
+  { part, own }: OwnPart,
   settings: { config: PolicyConfig; step: number; loops: TrainedLoops; constantLength: number | undefined },
 ): PolicyLoss {
   const { config, step, loops, constantLength } = settings
-  const rows = part.filter((i) => rollouts.active[i])
-  const sequences = rows.map((i) => rollouts.sequences[i]!)
   if (typeof objective === 'function') {
     const { initialStates } = rollouts
-    const states = initialStates === undefined ? {} : { initialStates: rows.map((i) => initialStates[i]!) }
-    return { sequences, passes: [], own: { objective, context: customContext(rated, rollouts, rows, step), ...states } }
+    const states = initialStates === undefined ? {} : { initialStates: own.map((i) => initialStates[i]!) }
+    const context = customContext(rated, rollouts, { part, own }, step)
+    return { sequences: context.sequences, passes: [], own: { objective, context, ...states } }
   }
   const { temperature, recompute, tokensPerMicroBatch } = config
   const seed = new Random(config.seed, step, drawStream).word()
-  const engine = { temperature, recompute, tokensPerMicroBatch, constantLength, loops, seed }
+  const engine = { temperature, recompute, tokensPerMicroBatch, constantLength, loops, seed, own: new Set(own) }
   const passes = enginePasses(objective, rollouts, part, step, engine)
-  return { sequences: passes.length === 0 ? [] : sequences, passes }
+  return { sequences: own.map((i) => rollouts.sequences[i]!), passes }
 }
 
 function customContext(
   rated: RatedBatch,
   rollouts: RatedRollouts,
-  rows: readonly number[],
+  { part, own }: OwnPart,
   step: number,
 ): Omit<ObjectiveContext, 'scores'> {
   const given = rated.batch.advantages !== undefined
   const advantages = given ? rated.rewards : groupAdvantages(rated.rewards, rated.groupSize).advantages
-  const pick = <Value>(values: ArrayLike<Value>) => rows.map((i) => values[i]!)
+  const pick = <Value>(values: ArrayLike<Value>) => own.map((i) => values[i]!)
+  const active = part.filter((i) => rollouts.active[i])
+  const normalizers = lengthNormalizers(
+    active.map((i) => rollouts.lengths[i]!),
+    'response-mean',
+  )
+  const normalizerOf = new Map(active.map((i, k) => [i, normalizers[k]!]))
   return {
     step,
     sequences: pick(rollouts.sequences),
     promptLengths: pick(rollouts.promptLengths),
     rewards: pick(rated.rewards) as number[],
     advantages: pick(advantages) as number[],
-    lengthNormalizers: lengthNormalizers(pick(rollouts.lengths), 'response-mean'),
+    lengthNormalizers: own.map((i) => normalizerOf.get(i)!),
     oldLogprobs: rollouts.oldLogprobs && pick(rollouts.oldLogprobs),
     mask: rollouts.mask && pick(rollouts.mask),
     columns: rated.batch.columns && pick(rated.batch.columns),
@@ -96,7 +108,7 @@ export async function accumulatePolicyLoss(
   objective: Objective,
   config: PolicyConfig,
   loops: TrainedLoops,
-): Promise<Metrics & { loss: number }> {
+): Promise<Measured> {
   if (own !== undefined) return accumulateCustom(model, own, config, loops)
   const measured: LossMetrics[] = []
   for (const { batch, objective: spec } of passes) measured.push(await model.accumulateLoss(batch, spec))
@@ -104,7 +116,7 @@ export async function accumulatePolicyLoss(
   const metrics = lossMetrics(measured[0]!, { ratio, kl: objective.kl !== undefined })
   for (const more of measured.slice(1)) metrics.loss += more.loss
   if (objective.lazy !== undefined) metrics.lazy_loss = measured[0]!.lazyLoss
-  return metrics
+  return { metrics, weight: measured[0]!.responseTokens, sums: ['loss', 'policy_loss', 'lazy_loss'] }
 }
 
 /** Scores, the caller's coefficients, and the backward from them. */
@@ -113,11 +125,11 @@ async function accumulateCustom(
   { objective, context, ...states }: NonNullable<PolicyLoss['own']>,
   { temperature, recompute }: PolicyConfig,
   { scoring, backwardLoops }: TrainedLoops,
-): Promise<{ loss: number }> {
+): Promise<Measured> {
   const { sequences, promptLengths } = context
   const scores = await model.score(sequences, { promptLengths, temperature, ...scoring, ...states })
   const { loss, coefficients, gateCoefficients } = checkGradient(await objective({ ...context, scores }))
   const gate = gateCoefficients === undefined ? {} : { gateCoefficients }
   await scores.backward(coefficients, { recompute, backwardLoops, ...gate })
-  return { loss }
+  return { metrics: { loss }, weight: 1, sums: ['loss'] }
 }

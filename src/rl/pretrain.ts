@@ -6,11 +6,12 @@ import type { LossBatch, LossObjective, TokenSequence } from '../model/types.js'
 import { parseOptions } from '../validation/schema.js'
 import { maskedLengths } from './batch.js'
 import { pretrainOptions } from './config.js'
-import type { Metrics } from './events.js'
+import type { Measured } from './loss-metrics.js'
 import { lossMetrics } from './loss-metrics.js'
 import { lengthNormalizers } from './objective/normalizer.js'
 import type { PretrainConfig, PretrainOptions } from './options.js'
 import { SequenceTrainer } from './sequence-trainer.js'
+import { sharesOf } from './shares.js'
 import { trainedLoops } from './trained-loops.js'
 import type { Prepared } from './trainer.js'
 
@@ -28,6 +29,12 @@ export interface PretrainBatch {
   initialStates?: readonly ArrayLike<number>[]
 }
 
+/** A share of a batch. */
+interface PretrainLoss extends LossBatch {
+  /** Response tokens of the whole batch. */
+  tokens: number
+}
+
 /**
  * Pre-training and supervised fine-tuning of a looped model, Stage I of Ouro (arXiv 2510.25741; math.md §6): the cross-entropy of every
  * loop, expected under the exit distribution, minus `entropyCoefficient` times the entropy of that distribution; the mean over all
@@ -40,7 +47,7 @@ export interface PretrainBatch {
  * for await (const event of trainer.run()) console.log(event.step, event.metrics.loss)
  * ```
  */
-export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBatch> {
+export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBatch, PretrainLoss> {
   protected readonly objective: LossObjective
   protected readonly fields = ['sequences', 'promptLengths', 'mask', 'initialStates'] as const
 
@@ -74,16 +81,18 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
     return this.config.stage === 2 ? exitGateNames : undefined
   }
 
-  protected async accumulate(loss: LossBatch): Promise<Metrics & { loss: number }> {
-    if (this.config.stage === 1)
-      return lossMetrics(await this.model.accumulateLoss(loss, this.objective), { ratio: false, kl: false })
-    const { sequences, promptLengths } = loss
-    return {
-      loss: await accumulateStage2(this.model, { sequences, promptLengths: promptLengths! }, this.config.tokensPerMicroBatch),
+  protected async accumulate(batch: PretrainLoss): Promise<Measured> {
+    const sums = ['loss']
+    if (this.config.stage === 1) {
+      const measured = await this.model.accumulateLoss(batch, this.objective)
+      return { metrics: lossMetrics(measured, { ratio: false, kl: false }), weight: measured.responseTokens, sums }
     }
+    const { sequences, promptLengths, tokens } = batch
+    const asked = { sequences, promptLengths: promptLengths!, tokens }
+    return { metrics: { loss: await accumulateStage2(this.model, asked, this.config.tokensPerMicroBatch) }, weight: 1, sums }
   }
 
-  protected async prepare(batch: PretrainBatch, operation: string): Promise<Prepared> {
+  protected async prepare(batch: PretrainBatch, operation: string): Promise<Prepared<PretrainLoss>> {
     const { sequences, mask, initialStates } = batch
     const promptLengths = batch.promptLengths!
     if (mask !== undefined && this.config.stage === 2) {
@@ -97,15 +106,18 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
     const all = lengthNormalizers(lengths, 'token-mean')
-    const normalizers = kept.map((i) => all[i]!)
+    const { rows, whole } = sharesOf(this.ranks.size, { sequences, promptLengths, groupSize: 1 }, kept)
+    const own = rows[this.ranks.rank]!
+    const normalizers = own.map((i) => all[i]!)
     const loss = {
-      sequences: kept.map((i) => sequences[i]!),
-      promptLengths: kept.map((i) => promptLengths[i]!),
-      terms: [{ advantages: kept.map(() => 1), lengthNormalizers: normalizers }],
+      sequences: own.map((i) => sequences[i]!),
+      promptLengths: own.map((i) => promptLengths[i]!),
+      terms: [{ advantages: own.map(() => 1), lengthNormalizers: normalizers }],
       lengthNormalizers: normalizers,
-      mask: mask && kept.map((i) => mask[i]!),
-      initialStates: initialStates && kept.map((i) => initialStates[i]!),
+      tokens: lengths.reduce((sum, length) => sum + length, 0),
+      mask: mask && own.map((i) => mask[i]!),
+      initialStates: initialStates && own.map((i) => initialStates[i]!),
     }
-    return { loss, metrics: {} }
+    return { portion: { loss: own.length === 0 ? undefined : loss, ...whole }, metrics: {} }
   }
 }

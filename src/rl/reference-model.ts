@@ -14,8 +14,14 @@ export class ReferenceModel {
   #reference: LoopLM | undefined
   #average: MovingAverage | undefined
 
-  /** @param runDir where a frozen reference is kept */
-  constructor(model: LoopLM, runDir: string | undefined, operation: string) {
+  readonly #writes: boolean
+
+  /**
+   * @param runDir where a frozen reference is kept
+   * @param writes whether this process keeps it there
+   */
+  constructor(model: LoopLM, runDir: string | undefined, writes: boolean, operation: string) {
+    this.#writes = writes
     this.#model = model
     this.#runDir = runDir
     this.#operation = operation
@@ -58,7 +64,8 @@ export class ReferenceModel {
     const saved = checkpoint === undefined ? undefined : resolve(checkpoint, '..', '..', 'reference')
     const folder = this.#runDir === undefined ? undefined : resolve(this.#runDir, 'reference')
     if (saved !== undefined) await loadTrained(reference, saved)
-    if (folder !== undefined && folder !== saved) await replaceFolder(folder, [(to) => saveTrained(reference, to)])
+    if (folder !== undefined && folder !== saved && this.#writes)
+      await replaceFolder(folder, [(to) => saveTrained(reference, to)])
   }
 
   /** What a checkpoint holds of it. */

@@ -1,10 +1,12 @@
 import { Random } from '../data/random.js'
+import { largest } from '../extremes.js'
 import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions, GenerateResult, RealArray } from '../model/types.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import type { Metrics } from './events.js'
 import type { PolicyConfig } from './options.js'
 import { type Problem, type ProblemSource, promptTokens } from './problems.js'
+import type { Ranks } from './ranks.js'
 import { type Completion, rewardMetrics, scoreCompletions } from './rewards.js'
 
 /** One completion with what is known of it. */
@@ -44,13 +46,21 @@ export interface SamplingCost {
 }
 
 /**
- * Where the rollouts of a step come from. Trainers ask for them and know nothing of how text comes about.
+ * Where the rollouts of a step come from. Trainers ask for them and know nothing of how text comes about. Several processes sample a round
+ * together: each is asked for groups of its own, and what comes of a group depends on (seed, step, round, number of the group) alone.
  *
- * @param step 0-based; prompts and draws depend on (seed, step, round) alone
+ * @param step 0-based
  * @param round counted from 0; later rounds of a step bring other problems
+ * @param mine the groups to sample, counted over the round
  * @param signal stops between two kernels with ABORTED
+ * @returns the rollouts of those groups, in their order
  */
-export type RolloutSource = (step: number, round: number, signal: AbortSignal | undefined) => Promise<SampledRollouts>
+export type RolloutSource = (
+  step: number,
+  round: number,
+  mine: (group: number) => boolean,
+  signal: AbortSignal | undefined,
+) => Promise<SampledRollouts>
 
 const seedStream = 2 // substreams 0 and 1 of Random(seed, ·) draw the problems of tasks
 const roundStride = 2 ** 30 // positions of the problems of later rounds: the same step never draws one twice
@@ -65,17 +75,21 @@ export function singleTurn(
 ): RolloutSource {
   const { promptsPerStep, gradientAccumulation, groupSize, temperature, topK, topP, exitThreshold, initialState, stateSeed } =
     config
-  return async (step, round, signal) => {
+  return async (step, round, mine, signal) => {
     const problems: Problem[] = []
     const prompts: number[][] = []
     const results: GenerateResult[] = []
     const start = performance.now()
     for (let call = 0; call < gradientAccumulation; call++) {
       const position = round * roundStride + (step * gradientAccumulation + call) * promptsPerStep
-      const drawn = source.take(position, promptsPerStep)
+      const all = source.take(position, promptsPerStep)
+      const groups = [...all.keys()].filter((group) => mine(call * promptsPerStep + group))
+      if (groups.length === 0) continue
+      const drawn = groups.map((group) => all[group]!)
       const encoded = drawn.flatMap((problem) => Array<number[]>(groupSize).fill(promptTokens(source, problem)))
+      const sequenceNumbers = groups.flatMap((group) => Array.from({ length: groupSize }, (_, k) => group * groupSize + k))
       const seed = new Random(config.seed, step, seedStream + call + round * roundStreams).word()
-      const sampling = { temperature, topK, topP, seed, initialState, stateSeed, signal }
+      const sampling = { temperature, topK, topP, seed, sequenceNumbers, initialState, stateSeed, signal }
       const options = { ...generation(source, config.maxNewTokens), ...sampling }
       if (config.loops !== undefined) options.loops = config.loops
       if (exitThreshold !== undefined) options.exit = { rule: 'gate', threshold: exitThreshold }
@@ -112,13 +126,15 @@ export function singleTurn(
  * @param moving the groups of rollouts that teach something, by their number; asked only with `resample`
  */
 export async function sampleStep(
+  ranks: Ranks,
   source: RolloutSource,
   step: number,
   { groupSize, groups: wanted, resample }: { groupSize: number; groups: number; resample: number },
   moving: (rollouts: readonly Rollout[]) => readonly number[],
   signal: AbortSignal | undefined,
 ): Promise<SampledRollouts & { rounds: number }> {
-  const first = await source(step, 0, signal)
+  const sample = (round: number) => sampleTogether(ranks, source, step, round, groupSize, signal)
+  const first = await sample(0)
   if (resample === 0) return { ...first, rounds: 1 }
   const kept: Rollout[] = []
   const keep = (rollouts: readonly Rollout[]) => {
@@ -129,7 +145,7 @@ export async function sampleStep(
   const cost = { ...first.cost }
   let rounds = 1
   while (kept.length < wanted * groupSize && rounds <= resample) {
-    const more = await source(step, rounds, signal)
+    const more = await sample(rounds)
     keep(more.rollouts)
     cost.completions += more.cost.completions
     cost.tokens += more.cost.tokens
@@ -138,6 +154,28 @@ export async function sampleStep(
   }
   const rollouts = kept.length === 0 ? first.rollouts : kept.slice(0, wanted * groupSize)
   return { rollouts, cost, rounds }
+}
+
+/** The rollouts of a round, each group sampled and rewarded by one process, in every process. */
+async function sampleTogether(
+  ranks: Ranks,
+  source: RolloutSource,
+  step: number,
+  round: number,
+  groupSize: number,
+  signal: AbortSignal | undefined,
+): Promise<SampledRollouts> {
+  const mine = (group: number) => group % ranks.size === ranks.rank
+  const parts = await ranks.all('rollouts', () => source(step, round, mine, signal))
+  if (parts.length === 1) return parts[0]!
+  const count = parts.reduce((sum, { rollouts }) => sum + rollouts.length, 0)
+  const rollouts = Array.from({ length: count }, (_, i) => {
+    const group = Math.floor(i / groupSize)
+    return parts[group % ranks.size]!.rollouts[Math.floor(group / ranks.size) * groupSize + (i % groupSize)]!
+  })
+  const total = (of: (cost: SamplingCost) => number) => parts.reduce((sum, { cost }) => sum + of(cost), 0)
+  const seconds = largest(parts.map(({ cost }) => cost.seconds))
+  return { rollouts, cost: { completions: total((cost) => cost.completions), tokens: total((cost) => cost.tokens), seconds } }
 }
 
 /** The metrics of rollouts: rewards and clipped completions of those that are trained on, time and tokens of all that were sampled. */

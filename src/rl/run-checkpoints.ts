@@ -1,5 +1,6 @@
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { FolderPart } from '../files/replace-folder.js'
+import { parametersChecksum } from '../model/checksum.js'
 import type { LoopLM } from '../model/model.js'
 import type { AdamW } from '../model/optimizer.js'
 import { RunFolder } from '../monitor/run-folder.js'
@@ -18,8 +19,10 @@ import {
 } from './checkpoint.js'
 import { plainConfig } from './config.js'
 import type { DataDescription } from './data.js'
+import { factsOfRun } from './facts-of-run.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
 import type { TrainerConfig } from './options.js'
+import type { Ranks } from './ranks.js'
 import type { Position } from './updates.js'
 
 /** What a run's checkpoints consist of, and whom they tell. */
@@ -31,6 +34,7 @@ export interface CheckpointedParts {
   model: LoopLM
   optimizer: AdamW
   config: TrainerConfig
+  ranks: Ranks
   position: Position
   selection: BestCheckpoints
   /** Takes over what the trainer itself keeps in a checkpoint; undefined: the run begins. */
@@ -68,15 +72,24 @@ export class RunCheckpoints {
       const message = 'loadBestModelAtEnd: needs runDir, where the best checkpoint is kept'
       throw new LoopLMError('INVALID_CONFIG', message, { operation })
     }
-    if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused later
-    const path = await findCheckpoint(resume, runDir, operation)
-    return path === undefined ? undefined : { path, state: await readTrainerState(path, name) }
+    return this.#parts.ranks.first('resume', async () => {
+      if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused later
+      const path = await findCheckpoint(resume, runDir, operation)
+      return path === undefined ? undefined : { path, state: await readTrainerState(path, name) }
+    })
+  }
+
+  /** @throws LoopLMError PARALLEL where processes that train together do not run the same thing */
+  async agree(data: DataDescription): Promise<void> {
+    const { ranks, name, config, model, operation } = this.#parts
+    await ranks.agree(() => factsOfRun(name, config, model, data), operation)
   }
 
   /** @throws LoopLMError INVALID_ARGUMENT where a run begins in the folder of another */
   async checkFolder(found: FoundCheckpoint | undefined): Promise<void> {
     const { runDir, resume } = this.#parts.config
-    if (found === undefined && runDir !== undefined && resume === false && this.#begins) await RunFolder.requireNew(runDir)
+    if (found !== undefined || runDir === undefined || resume !== false || !this.#begins) return
+    await this.#parts.ranks.first('run folder', () => RunFolder.requireNew(runDir))
   }
 
   /**
@@ -84,6 +97,12 @@ export class RunCheckpoints {
    * teacher cannot go back: a trainer whose optimizer was replaced by then refuses any further use.
    */
   async begin(found: FoundCheckpoint | undefined, data: DataDescription): Promise<void> {
+    const { ranks, model, operation } = this.#parts
+    await ranks.each('begin', () => this.#begin(found, data))
+    await ranks.agree(async () => ({ parameters: await parametersChecksum(model) }), operation)
+  }
+
+  async #begin(found: FoundCheckpoint | undefined, data: DataDescription): Promise<void> {
     if (found === undefined) return this.#parts.start(undefined)
     const { model, optimizer, position, selection } = this.#parts
     using before = await model.clone()
@@ -112,12 +131,18 @@ export class RunCheckpoints {
    * Opens the run's folder at the position of the run.
    *
    * @param given replaces its config.yaml
-   * @returns undefined where the run has none
+   * @returns undefined where the run has none, and in all processes but the first
    */
   async openFolder(given: Record<string, unknown> | undefined): Promise<RunFolder | undefined> {
-    const { name, config, position, warn } = this.#parts
-    const { runDir } = config
+    const { runDir } = this.#parts.config
     if (runDir === undefined) return undefined
+    return this.#parts.ranks.each('run folder', async () =>
+      this.#parts.ranks.leads ? this.#openFolder(runDir, given) : undefined,
+    )
+  }
+
+  async #openFolder(runDir: string, given: Record<string, unknown> | undefined): Promise<RunFolder> {
+    const { name, config, position, warn } = this.#parts
     const written = given ?? { trainer: name, ...plainConfig(config) }
     const step = this.#begins ? -1 : position.step
     const folder = await RunFolder.open(runDir, { config: written, replace: given !== undefined, step, warn })
@@ -129,12 +154,40 @@ export class RunCheckpoints {
     return folder
   }
 
-  /** Writes the checkpoint of the current step and returns its path. */
-  async save(folder: RunFolder, { fingerprint, description }: DataDescription): Promise<string> {
-    const { name, model, optimizer, config, position, selection, extra } = this.#parts
+  /**
+   * Writes the checkpoint of the current step and returns its path: the first process the folder, each its share of the optimizer.
+   *
+   * @param folder of the first process
+   */
+  async save(folder: RunFolder | undefined, data: DataDescription): Promise<string> {
+    const { ranks, optimizer } = this.#parts
+    const saveOptimizer = async (folder: () => string) => {
+      const to = await ranks.first('checkpoint folder', folder)
+      await ranks.each('optimizer', () => optimizer.save(`${to}/optimizer.safetensors`))
+    }
+    const paths = await ranks.all('checkpoint', async () => {
+      if (folder === undefined) return saveOptimizer(() => '')
+      let asked = false
+      const part = (to: string) => {
+        asked = true
+        return saveOptimizer(() => to)
+      }
+      return this.#save(folder, data, part).catch(async (cause: unknown) => {
+        const failed = () => {
+          throw cause
+        }
+        if (!asked) await saveOptimizer(failed).catch(() => {}) // for whom the others wait
+        throw cause
+      })
+    })
+    return paths[0] as string
+  }
+
+  async #save(folder: RunFolder, { fingerprint, description }: DataDescription, saveOptimizer: FolderPart): Promise<string> {
+    const { name, model, config, position, selection, extra } = this.#parts
     const parts: FolderPart[] = [
       (to) => saveTrained(model, to),
-      (to) => optimizer.save(`${to}/optimizer.safetensors`),
+      saveOptimizer,
       async (to) => {
         if (model.adapter !== undefined) await model.tokenizer?.save(to)
       },
@@ -163,9 +216,9 @@ export class RunCheckpoints {
   /** Returns the step whose parameters the model got, or has already; undefined where the best ones are not asked for. */
   async loadBest(): Promise<number | undefined> {
     const { best } = this
-    const { config, model, position } = this.#parts
+    const { config, model, position, ranks } = this.#parts
     if (!config.loadBestModelAtEnd || best?.path === undefined) return undefined
-    if (best.step !== position.step) await loadTrained(model, best.path)
+    if (best.step !== position.step) await ranks.each('best', () => loadTrained(model, best.path!))
     return best.step
   }
 

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { Corpus } from '../data/corpus.js'
 import { isConversation, lessonProblem } from '../data/rows.js'
@@ -64,9 +65,12 @@ export abstract class SequenceTrainer<
     const [endToken = null] = stopTokens(this.model, tokenizer)
     const open = (paths: string | readonly string[], name: string, share: number) =>
       Corpus.open(paths, tokenizer, { contextLength, heldOutShare: share, seed, cache: this.#cache(name), signal, endToken })
-    this.#corpus ??= await open(corpus, 'corpus', evalCorpus === undefined ? heldOutShare : 0)
-    if (evalCorpus !== undefined) this.#evalCorpus ??= await open(evalCorpus, 'evalCorpus', 1)
-    return { tokenizer, ...describeCorpus(this.#corpus) }
+    // the first process writes the tokens into the run's folder, where the others find them if they can see it
+    await this.ranks.leaderFirst('corpus', async () => {
+      this.#corpus ??= await open(corpus, 'corpus', evalCorpus === undefined ? heldOutShare : 0)
+      if (evalCorpus !== undefined) this.#evalCorpus ??= await open(evalCorpus, 'evalCorpus', 1)
+    })
+    return { tokenizer, ...describeCorpus(this.#corpus!) }
   }
 
   protected override problemOf(row: Problem): string | undefined {
@@ -103,9 +107,9 @@ export abstract class SequenceTrainer<
     const drawn = await this.#draw(this.step * batchSize, batchSize)
     const batch = { sequences: drawn.map(({ tokens }) => tokens), promptLengths: drawn.map(({ promptLength }) => promptLength) }
     const operation = `${this.constructor.name}.run`
-    const { loss, metrics } = await this.prepare(this.take(batch as unknown as Batch, operation), operation)
+    const { portion, metrics } = await this.prepare(this.take(batch as unknown as Batch, operation), operation)
     const tokens = drawn.reduce((sum, { tokens }) => sum + tokens.length, 0)
-    return { losses: [loss], metrics, tokens, completions: [], logged: 0 }
+    return { portions: [portion], metrics, tokens, completions: [], logged: 0 }
   }
 
   protected take(batch: Batch, operation: string): Batch {
@@ -128,11 +132,19 @@ export abstract class SequenceTrainer<
     if (this.#corpus !== undefined) {
       return (await this.#corpus.take(start, count)).map((tokens) => ({ tokens, promptLength: 1 }))
     }
-    return this.problems.take(start, count).map((problem) => trainingSequence(this.problems, problem))
+    const drawn = this.problems.take(start, count)
+    return this.ranks.rows('sequences', this.ranks.strided(count), (own) =>
+      own.map((i) => {
+        const { tokens, promptLength } = trainingSequence(this.problems, drawn[i]!)
+        return { tokens: Int32Array.from(tokens), promptLength }
+      }),
+    )
   }
 
   #cache(name: string): string | undefined {
-    return this.config.runDir === undefined ? undefined : join(this.config.runDir, name)
+    const { runDir } = this.config
+    const cache = runDir === undefined ? undefined : join(runDir, name)
+    return cache !== undefined && (this.ranks.leads || existsSync(cache)) ? cache : undefined
   }
 }
 

@@ -17,14 +17,18 @@ import { type DataDescription, describeProblems } from './data.js'
 import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.js'
 import { Evaluations } from './evaluations.js'
 import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './events.js'
+import { checksumOfSequences } from './facts-of-run.js'
 import { addTrainedAdapter } from './load-parameters.js'
+import type { Measured } from './loss-metrics.js'
 import { exclusively } from './mutex.js'
 import { OngoingRun } from './ongoing-run.js'
 import type { TrainerConfig } from './options.js'
 import { openProblems, type Problem, type ProblemSource, promptTokens } from './problems.js'
+import { Ranks } from './ranks.js'
 import { RunCheckpoints } from './run-checkpoints.js'
 import { memoryMetrics, RunLog } from './run-log.js'
-import { type Position, type StepWork, Updates } from './updates.js'
+import { StepClock } from './step-clock.js'
+import { type Portion, type Position, type StepWork, Updates } from './updates.js'
 
 /** What a run is told beside the trainer's options. */
 interface RunOptions {
@@ -32,9 +36,9 @@ interface RunOptions {
   config?: Record<string, unknown> | undefined
 }
 
-/** One logical batch as the engine takes it, with what is already known about it. */
+/** This process's share of a logical batch as the engine takes it, with what is already known about the whole. */
 export interface Prepared<Loss = LossBatch> {
-  loss: Loss
+  portion: Portion<Loss>
   metrics: Metrics
 }
 
@@ -62,6 +66,8 @@ export abstract class Trainer<
   readonly optimizer: AdamW
   /** The trainer as configuration files and checkpoints call it. */
   readonly name: string
+  /** The processes that train together. */
+  protected readonly ranks: Ranks
   /** What a run tells its user that is no error. */
   protected readonly advice = new Advice((message) => this.warn(message))
   readonly #position: Position = { step: 0, tokens: 0, skippedUpdates: 0 }
@@ -79,10 +85,12 @@ export abstract class Trainer<
     this.config = config
     const [beta1, beta2] = config.adamBetas
     const { adamEps: eps, weightDecay, maxGradNorm } = config
-    this.optimizer = new AdamW(model, { betas: [beta1, beta2], eps, weightDecay, maxGradNorm })
+    this.ranks = Ranks.found(new.target.name)
+    const { ranks } = this
+    this.optimizer = new AdamW(model, { betas: [beta1, beta2], eps, weightDecay, maxGradNorm, world: ranks.world })
     this.#selection = new BestCheckpoints(config)
     const { optimizer, advice } = this
-    const shared = { model, optimizer, config, advice }
+    const shared = { model, optimizer, config, advice, ranks }
     this.#updates = new Updates<Loss>(
       {
         ...shared,
@@ -92,7 +100,7 @@ export abstract class Trainer<
       },
       this.#position,
     )
-    this.#evaluations = new Evaluations(model, config, this.#selection)
+    this.#evaluations = new Evaluations(model, config, this.#selection, ranks)
     this.#checkpoints = new RunCheckpoints({
       ...shared,
       name,
@@ -118,7 +126,8 @@ export abstract class Trainer<
   /**
    * Makes one optimizer step on a given batch, at the learning rate that the schedule has for the current step. The batch is read before
    * the call returns its promise. Calls of `update` and `gradients` on one model, also by several trainers, are carried out one after the
-   * other in the order in which they were made. Gradients that were accumulated on the model before play no part and are forgotten.
+   * other in the order in which they were made. Gradients that were accumulated on the model before play no part and are forgotten. Of
+   * several processes all give the same batch, and share the work.
    *
    * @returns `loss`, `grad_norm` (before clipping), `learning_rate` and the other metrics
    * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field of the batch; NON_FINITE naming step and parameter, with
@@ -128,11 +137,11 @@ export abstract class Trainer<
     const operation = `${this.constructor.name}.update`
     const taken = this.#take(batch, operation)
     return exclusively(this.model, operation, async () => {
-      const start = performance.now()
+      const clock = new StepClock(this.ranks)
       await this.#adapt()
-      const { loss, metrics } = await this.prepare(taken, operation)
-      const tokens = loss.sequences.reduce((sum, sequence) => sum + sequence.length, 0)
-      return this.#updates.make({ losses: [loss], metrics, tokens, completions: [], logged: 0 }, start)
+      await this.ranks.agree(() => ({ sequences: checksumOfSequences(taken.sequences) }), operation)
+      const { portion, metrics } = await this.prepare(taken, operation)
+      return this.#updates.make({ portions: [portion], metrics, tokens: portion.tokens, completions: [], logged: 0 }, clock)
     })
   }
 
@@ -149,7 +158,7 @@ export abstract class Trainer<
     const taken = this.#take(batch, operation)
     return exclusively(this.model, operation, async () => {
       await this.#adapt()
-      return this.#updates.gradients((await this.prepare(taken, operation)).loss, operation)
+      return this.#updates.gradients((await this.prepare(taken, operation)).portion, operation)
     })
   }
 
@@ -169,7 +178,7 @@ export abstract class Trainer<
   run(options: RunOptions = {}): AsyncGenerator<TrainerEvent, void, undefined> {
     const { runDir } = this.config
     const warn = (message: string) => this.warn(message)
-    const lock = () => (runDir === undefined ? undefined : lockRun(runDir, warn))
+    const lock = () => (runDir === undefined || !this.ranks.leads ? undefined : lockRun(runDir, warn))
     return this.#ongoing.begin(lock, () => this.#run(options), warn)
   }
 
@@ -186,7 +195,8 @@ export abstract class Trainer<
           await onEval?.(event)
           yield event
         }
-        const ends = this.step >= steps || signal?.aborted === true || this.#selection.exhausted
+        const aborted = await this.ranks.any('step', signal?.aborted === true)
+        const ends = this.step >= steps || aborted || this.#selection.exhausted
         const path = await this.#save(run, ends)
         if (path !== undefined) yield { type: 'checkpoint', step: this.step, metrics: {}, path }
         if (ends) break
@@ -237,6 +247,7 @@ export abstract class Trainer<
       loops: options.loops ?? evalLoops,
       maxNewTokens: this.maxNewTokens,
       signal: options.signal,
+      ranks: this.ranks,
     })
   }
 
@@ -251,8 +262,8 @@ export abstract class Trainer<
     this.dispose()
   }
 
-  /** Adds the gradient of a logical batch to the model's and returns `loss` and the other metrics. */
-  protected abstract accumulate(loss: Loss): Promise<Metrics & { loss: number }>
+  /** Adds the gradient of a share of a logical batch to the model's. */
+  protected abstract accumulate(loss: Loss): Promise<Measured>
   /** The parameters that an optimizer step changes; undefined: all. */
   protected get trained(): readonly string[] | undefined {
     return undefined
@@ -313,6 +324,7 @@ export abstract class Trainer<
 
   /** Tells the user something that is no error. */
   protected warn(message: string): void {
+    if (!this.ranks.leads) return
     const { onWarning } = this.config
     if (onWarning === undefined) process.emitWarning(message, { type: 'LoopLMWarning' })
     else onWarning(message)
@@ -333,9 +345,9 @@ export abstract class Trainer<
   async #evaluateStep({ data, log }: OpenRun, signal: AbortSignal | undefined): Promise<Metrics | undefined> {
     const { step } = this
     const evaluate = () => this.#evaluations.evaluate(step, () => this.evaluateData(signal), data.tokenizer, signal)
-    const metrics = await unlessAborted(signal, evaluate)
+    const metrics = await this.#unlessAborted(signal, evaluate)
     if (metrics === undefined) return undefined
-    await log.evaluation(step, metrics)
+    await this.ranks.first('log', () => log.evaluation(step, metrics))
     this.advice.cutOffEvaluation(step, metrics, this.#problems?.stop ?? this.model.endTokens)
     return metrics
   }
@@ -346,21 +358,21 @@ export abstract class Trainer<
     signal: AbortSignal | undefined,
   ): Promise<{ metrics: Metrics; completions: readonly SampledCompletion[] } | undefined> {
     return this.#exclusively(async () => {
-      if (signal?.aborted) return undefined // while it waited
-      const start = performance.now()
-      const work = await unlessAborted(signal, () => this.work(signal)).catch((cause: unknown) => {
+      if (await this.ranks.any('begin', signal?.aborted === true)) return undefined // while it waited
+      const clock = new StepClock(this.ranks)
+      const work = await this.#unlessAborted(signal, () => this.work(signal)).catch((cause: unknown) => {
         const { code, message } = toLoopLMError(cause)
         if (code !== 'NON_FINITE') throw cause
         throw new LoopLMError(code, message, { operation: `step ${this.step + 1}`, cause })
       })
       if (work === undefined) return undefined
-      const metrics = { ...(await this.#updates.make(work, start)), ...memoryMetrics() }
+      const metrics = { ...(await this.#updates.make(work, clock)), ...(await this.ranks.most('memory', memoryMetrics())) }
       const { completions, logged } = work
       if (completions.length > 0) {
         const { problems: source, maxNewTokens = source.maxNewTokens } = this
         this.advice.cutOff(this.step, metrics['completions/clipped_ratio'], maxNewTokens, source)
       }
-      await log.step(this.step, metrics, completions.slice(0, logged))
+      await this.ranks.first('log', () => log.step(this.step, metrics, completions.slice(0, logged)))
       return { metrics, completions }
     })
   }
@@ -371,7 +383,7 @@ export abstract class Trainer<
     const { saveEvery } = this.config
     const { folder, data } = run
     const due = step > 0 && saveEvery > 0 && step % saveEvery === 0
-    if (folder === undefined || run.saved === step || !(ends || due || this.#selection.holds(step))) return undefined
+    if (this.config.runDir === undefined || run.saved === step || !(ends || due || this.#selection.holds(step))) return undefined
     run.saved = step
     return this.#exclusively(() => this.#checkpoints.save(folder, data))
   }
@@ -386,9 +398,10 @@ export abstract class Trainer<
   async #open(signal: AbortSignal | undefined, config: RunOptions['config']): Promise<OpenRun> {
     const { runDir, evalEvery } = this.config
     const found = await this.#checkpoints.find()
-    await this.#exclusively(() => this.#adapt())
+    await this.#exclusively(() => this.ranks.each('adapter', () => this.#adapt()))
     await this.#checkpoints.checkFolder(found)
-    const data = await this.openData(signal)
+    const data = await this.ranks.each('data', () => this.openData(signal))
+    await this.#checkpoints.agree(data)
     this.#takeTokenizer(data.tokenizer)
     if (evalEvery > 0) {
       this.checkEvaluations()
@@ -408,21 +421,19 @@ export abstract class Trainer<
     this.advice.tokens(model, tokenizer)
   }
 
+  /** What an action returns; undefined when the signal ended it, here or in another process. */
+  async #unlessAborted<Result>(signal: AbortSignal | undefined, action: () => Promise<Result>): Promise<Result | undefined> {
+    try {
+      return await action()
+    } catch (error) {
+      const ended = toLoopLMError(error).code === 'ABORTED' && (await this.ranks.any('abort', signal?.aborted === true))
+      if (ended) return undefined
+      throw error
+    }
+  }
+
   /** What a run does to the model or reads of it as a whole, not in the middle of another trainer's step. */
   #exclusively<Result>(action: () => Promise<Result>): Promise<Result> {
     return exclusively(this.model, `${this.constructor.name}.run`, action)
-  }
-}
-
-/** What an action returns; undefined when the signal ended it. */
-async function unlessAborted<Result>(
-  signal: AbortSignal | undefined,
-  action: () => Promise<Result>,
-): Promise<Result | undefined> {
-  try {
-    return await action()
-  } catch (error) {
-    if (signal?.aborted === true && toLoopLMError(error).code === 'ABORTED') return undefined
-    throw error
   }
 }

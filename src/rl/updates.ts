@@ -4,10 +4,12 @@ import type { AdamW } from '../model/optimizer.js'
 import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
 import type { Advice } from './advice.js'
 import type { Metrics, SampledCompletion, UpdateMetrics } from './events.js'
-import { meanMetrics } from './loss-metrics.js'
+import { type Measured, meanMetrics, sharedMetrics } from './loss-metrics.js'
 import { findNonFinite, nonFiniteGradient } from './non-finite.js'
 import type { TrainerConfig } from './options.js'
+import type { Ranks } from './ranks.js'
 import { learningRateAt } from './schedule.js'
+import type { StepClock } from './step-clock.js'
 
 /** How far a trainer has come. */
 export interface Position {
@@ -19,10 +21,22 @@ export interface Position {
   skippedUpdates: number
 }
 
+/** This process's share of a logical batch, the batch of one optimizer step. */
+export interface Portion<Loss = LossBatch> {
+  /** With the norms of the whole batch; undefined: this process has none of its sequences. */
+  loss: Loss | undefined
+  /** Sequences with a gradient in the whole batch; with 0 the update is skipped. */
+  sequences: number
+  /** Their tokens, prompts included. */
+  tokens: number
+  /** Tokens of the busiest process over the mean of all. */
+  imbalance: number
+}
+
 /** The work of one step of a run. */
 export interface StepWork<Loss = LossBatch> {
   /** One logical batch per optimizer step. */
-  losses: Loss[]
+  portions: Portion<Loss>[]
   metrics: Metrics
   /** Tokens sampled or read, prompts included. */
   tokens: number
@@ -38,8 +52,9 @@ export interface Learner<Loss> {
   readonly optimizer: AdamW
   readonly config: TrainerConfig
   readonly advice: Advice
-  /** Adds the gradient of a logical batch to the model's and returns `loss` and the other metrics. */
-  accumulate(loss: Loss): Promise<Metrics & { loss: number }>
+  readonly ranks: Ranks
+  /** Adds the gradient of a share of a logical batch to the model's. */
+  accumulate(loss: Loss): Promise<Measured>
   /** The parameters that an optimizer step changes; undefined: all. */
   trained(): readonly string[] | undefined
   /** Called after every optimizer step. */
@@ -59,16 +74,15 @@ export class Updates<Loss extends { sequences: readonly TokenSequence[] }> {
   /**
    * Makes the optimizer steps of a step and completes its metrics.
    *
-   * @param start of the step, by `performance.now()`
+   * @param clock started with the step
    */
-  async make(work: StepWork<Loss>, start: number): Promise<UpdateMetrics> {
+  async make(work: StepWork<Loss>, clock: StepClock): Promise<UpdateMetrics> {
     const position = this.#position
     const learningRate = learningRateAt(this.#learner.config, position.step)
     const made: UpdateMetrics[] = []
-    for (const loss of work.losses) made.push(await this.#optimize(loss, work.metrics, learningRate))
+    for (const portion of work.portions) made.push(await this.#optimize(portion, work.metrics, learningRate))
     position.step++
     position.tokens += work.tokens
-    const seconds = (performance.now() - start) / 1000
     const means = meanMetrics(made)
     return {
       ...work.metrics,
@@ -78,21 +92,19 @@ export class Updates<Loss extends { sequences: readonly TokenSequence[] }> {
       learning_rate: learningRate,
       skipped_updates: position.skippedUpdates,
       num_tokens: position.tokens,
-      step_time: seconds,
-      tokens_per_second: work.tokens / seconds,
+      ...(await clock.read(work)),
     }
   }
 
   /** The loss of a batch and its gradients; the model's own are zero before and afterwards. */
-  async gradients(batch: Loss, operation: string): Promise<{ loss: number; gradients: Map<string, RealArray> }> {
-    const { model } = this.#learner
+  async gradients(portion: Portion<Loss>, operation: string): Promise<{ loss: number; gradients: Map<string, RealArray> }> {
+    const { model, ranks } = this.#learner
     await model.zeroGradients()
     try {
-      const loss = batch.sequences.length === 0 ? 0 : (await this.#learner.accumulate(batch)).loss
-      if (!Number.isFinite(loss)) throw await this.#nonFinite(`the loss is ${loss}`, batch, operation)
-      const gradients = await model.gradients()
+      const { loss } = await this.#accumulate(portion, operation)
+      const gradients = await ranks.sumOfArrays(operation, await model.gradients())
       const bad = nonFiniteGradient(gradients)
-      if (bad !== undefined) throw await this.#nonFinite(bad, batch, operation)
+      if (bad !== undefined) throw await this.#nonFinite(bad, portion.loss, operation)
       return { loss, gradients }
     } finally {
       await model.zeroGradients()
@@ -100,22 +112,20 @@ export class Updates<Loss extends { sequences: readonly TokenSequence[] }> {
   }
 
   /** One optimizer step; none when no sequence of the batch has a gradient. */
-  async #optimize(batch: Loss, work: Metrics, learningRate: number): Promise<UpdateMetrics> {
+  async #optimize(portion: Portion<Loss>, work: Metrics, learningRate: number): Promise<UpdateMetrics> {
     const { model, optimizer, advice } = this.#learner
     const step = this.#position.step + 1
     await model.zeroGradients()
-    if (batch.sequences.length === 0) {
+    if (portion.sequences === 0) {
       this.#position.skippedUpdates++
       advice.skippedUpdate(step, work)
       return { loss: 0, grad_norm: 0 }
     }
     try {
-      const metrics = await this.#learner.accumulate(batch)
-      const { loss } = metrics
-      if (!Number.isFinite(loss)) throw await this.#nonFinite(`the loss is ${loss}`, batch)
+      const metrics = await this.#accumulate(portion)
       const { gradNorm } = await optimizer.step({ learningRate, only: this.#learner.trained() })
       await this.#learner.afterUpdate()
-      if (work.reward !== undefined && Math.abs(loss) < 1e-6 && gradNorm > 0) advice.zeroLoss(step, gradNorm)
+      if (work.reward !== undefined && Math.abs(metrics.loss) < 1e-6 && gradNorm > 0) advice.zeroLoss(step, gradNorm)
       return { ...metrics, grad_norm: gradNorm }
     } catch (cause) {
       await model.zeroGradients().catch(() => {}) // the first error is the one to report
@@ -124,8 +134,20 @@ export class Updates<Loss extends { sequences: readonly TokenSequence[] }> {
     }
   }
 
-  async #nonFinite(what: string, batch: Loss, operation?: string): Promise<LoopLMError> {
-    const culprit = await findNonFinite(this.#learner.model, batch.sequences)
+  /** Adds the gradient of this process's share to the model's. @returns the metrics of the whole batch */
+  async #accumulate({ loss, sequences }: Portion<Loss>, operation?: string): Promise<Metrics & { loss: number }> {
+    if (sequences === 0) return { loss: 0 }
+    const measured = await this.#learner.ranks.all('loss', async () => {
+      if (loss === undefined) return undefined
+      const own = await this.#learner.accumulate(loss)
+      if (Number.isFinite(own.metrics.loss)) return own
+      throw await this.#nonFinite(`the loss is ${own.metrics.loss}`, loss, operation)
+    })
+    return sharedMetrics(measured.filter((one) => one !== undefined))
+  }
+
+  async #nonFinite(what: string, batch: Loss | undefined, operation?: string): Promise<LoopLMError> {
+    const culprit = await findNonFinite(this.#learner.model, batch?.sequences ?? [])
     const message = `${what}: ${culprit}; nothing was changed. Go back to an earlier checkpoint, lower the learning rate or maxGradNorm`
     return new LoopLMError('NON_FINITE', message, { operation })
   }

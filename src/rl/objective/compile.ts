@@ -45,6 +45,8 @@ export interface EngineSettings {
   loops: TrainedLoops
   /** Of draws in the exit channel. */
   seed: number
+  /** The sequences whose gradients this call makes; default all. Norms are those of the whole logical batch in any case. */
+  own?: ReadonlySet<number> | undefined
 }
 
 const defaultDraws = 8
@@ -174,8 +176,10 @@ export function enginePasses(
 ): EnginePass[] {
   const counted = part.filter((i) => rated.counted[i])
   const lengths = counted.map((i) => rated.lengths[i]!)
-  const positions = [...counted.keys()].filter((k) => rated.active[counted[k]!])
-  if (positions.length === 0) return []
+  const active = [...counted.keys()].filter((k) => rated.active[counted[k]!])
+  const numbers = [...active.keys()].filter((n) => settings.own?.has(counted[active[n]!]!) ?? true)
+  if (numbers.length === 0) return []
+  const positions = numbers.map((n) => active[n]!)
   const rows = positions.map((k) => counted[k]!)
   const normalizersOf = (term: ObjectiveTerm | undefined) => {
     const all =
@@ -212,6 +216,7 @@ export function enginePasses(
     passes.push({
       batch: {
         sequences,
+        numbers,
         initialStates: pick(rated.initialStates),
         promptLengths: rows.map((i) => rated.promptLengths[i]!),
         terms: valuesOf(conditional),
@@ -242,6 +247,7 @@ export function enginePasses(
     passes.push({
       batch: {
         sequences: pick(rated.marginal!.sequences)!,
+        numbers,
         promptLengths: rows.map(() => 1),
         terms: valuesOf(marginal),
         lengthNormalizers: normalizersOf(objective.terms[marginal[0]!]),
