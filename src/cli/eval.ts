@@ -2,10 +2,10 @@ import { writeFile } from 'node:fs/promises'
 import { type Command, Option } from 'commander'
 import { type ReadyColumns, readyColumns } from '../data/columns.js'
 import { Corpus } from '../data/corpus.js'
-import { type DatasetOptions, loadDataset } from '../data/dataset.js'
 import { fileError, LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import { formatNumber } from '../monitor/progress.js'
+import { openRows } from '../rl/dataset-rows.js'
 import { type Evaluation, evaluate } from '../rl/evaluate.js'
 import { evaluateSequences } from '../rl/evaluate-sequences.js'
 import { stopTokens } from '../rl/problems.js'
@@ -23,10 +23,11 @@ import {
   problemCount,
   task,
 } from './arguments.js'
+import { type ChatFlags, chatOptions, chatSettings } from './chat-flags.js'
 import { interruptible, print, printJson } from './output.js'
 import { openRewards } from './train.js'
 
-interface EvalFlags extends ModelFlags {
+interface EvalFlags extends ModelFlags, ChatFlags {
   task?: Task
   dataset?: string
   split?: string
@@ -75,18 +76,33 @@ export function addEval(program: Command): void {
     .option('--seed <number>', 'seed of the samples (default: 0)', natural)
     .option('--save <file>', 'write every answer with its reward to a JSON Lines file')
     .option('--json', 'write one JSON object to standard output and nothing else')
+  chatOptions(command)
   modelOptions(command).action(evaluateModel)
 }
 
 async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
   if (flags.text !== undefined) return evaluateText(folder, flags.text, flags)
-  const dataset = flags.dataset === undefined ? undefined : await loadDataset(flags.dataset, datasetFlags(flags))
+  const { dataset: path, split, config, columns } = flags
+  const dataset = path === undefined ? undefined : { path, split, config, columns }
+  if (dataset !== undefined) await openRows(dataset, 'dataset', 0, 'looplm eval').head(1) // before a large model is loaded
+  const chatTemplate = chatSettings(flags)
   const reward = flags.reward && (await openRewards(flags.reward.map((reward) => ({ reward }))))
   using model = await openModel(folder, flags)
   const { task, problems, loops, maxNewTokens, samples, temperature, seed } = flags
   const sampling = { samples, temperature, seed }
   const results = await interruptible((signal) =>
-    evaluate(model, { task, dataset, reward, problems, loops, maxNewTokens, ...sampling, onProgress: showProgress, signal }),
+    evaluate(model, {
+      task,
+      dataset,
+      chatTemplate,
+      reward,
+      problems,
+      loops,
+      maxNewTokens,
+      ...sampling,
+      onProgress: showProgress,
+      signal,
+    }),
   )
   if (flags.save !== undefined) await saveAnswers(flags.save, results)
   if (flags.json) {
@@ -122,10 +138,6 @@ async function saveAnswers(path: string, results: readonly Evaluation[]): Promis
   await writeFile(path, lines.map((line) => `${line}\n`).join('')).catch((cause) => {
     throw fileError(cause, 'write', path, 'looplm eval')
   })
-}
-
-function datasetFlags({ split, config, columns }: EvalFlags): DatasetOptions {
-  return { split, config, columns }
 }
 
 async function evaluateText(folder: string, paths: readonly string[], flags: EvalFlags): Promise<void> {

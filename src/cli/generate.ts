@@ -1,7 +1,11 @@
 import { type Command, Option } from 'commander'
+import type { ChatMessage } from '../data/chat-template.js'
+import { LoopLMError } from '../errors.js'
 import { type ExitRule, exitRuleNames } from '../model/exit-rules.js'
 import type { GenerateOptions } from '../model/types.js'
+import { stopTokens } from '../rl/problems.js'
 import { collect, type ModelFlags, modelOptions, natural, nonNegative, openModel, positiveInteger } from './arguments.js'
+import { type ChatFlags, chatOptions, chatSettings, conversation, encodeConversations } from './chat-flags.js'
 import { interruptible, print, printJson } from './output.js'
 
 /** What {@link samplingOptions} adds. */
@@ -21,8 +25,9 @@ export interface SamplingFlags {
   stop?: string[]
 }
 
-interface GenerateFlags extends ModelFlags, SamplingFlags {
-  prompt: string[]
+interface GenerateFlags extends ModelFlags, SamplingFlags, ChatFlags {
+  prompt?: string[]
+  messages?: ChatMessage[][]
   json?: boolean
 }
 
@@ -32,9 +37,15 @@ export function addGenerate(program: Command): void {
     .command('generate')
     .description('continue prompts with a checkpoint')
     .argument('<model>', 'Hugging Face checkpoint folder or GGUF file with a tokenizer')
-    .requiredOption('--prompt <text>', 'prompt; may be repeated', collect)
+    .option('--prompt <text>', 'prompt; may be repeated', collect)
+    .option(
+      '--messages <list>',
+      'a conversation to answer, such as "[{ role: user, content: Hi }]"; may be repeated',
+      conversation,
+    )
     .option('--json', 'write one JSON object per prompt to standard output and nothing else')
   samplingOptions(command, 64)
+  chatOptions(command)
   modelOptions(command).action(generate)
 }
 
@@ -57,17 +68,23 @@ export function samplingOptions(command: Command, longest: number): Command {
 }
 
 async function generate(folder: string, flags: GenerateFlags): Promise<void> {
+  const { prompt = [], messages = [], json } = flags
+  const given: (string | ChatMessage[])[] = [...prompt, ...messages]
+  if (given.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'looplm generate: give a --prompt, or --messages to answer')
   using model = await openModel(folder, flags)
+  const chats = messages.length > 0 || chatSettings(flags) !== undefined
+  const prompts = chats ? await encodeConversations(model.tokenizer, given, flags) : prompt
+  const ends = chats && flags.stop === undefined ? { stop: stopTokens(model, model.tokenizer!) } : {}
   await interruptible(async (signal) => {
-    const options = { ...generationOptions(flags), signal }
-    if (!flags.json && flags.prompt.length === 1) {
-      for await (const { text } of model.stream(flags.prompt[0]!, options)) process.stdout.write(text ?? '')
+    const options = { ...generationOptions(flags), ...ends, signal }
+    if (!json && prompts.length === 1) {
+      for await (const { text } of model.stream(prompts[0]!, options)) process.stdout.write(text ?? '')
       print('')
       return
     }
-    for (const [i, result] of (await model.generate(flags.prompt, options)).entries()) {
-      if (flags.json) printJson({ prompt: flags.prompt[i], ...result, logprobs: Array.from(result.logprobs) })
-      else print(`${flags.prompt[i]}${result.text}`)
+    for (const [i, result] of (await model.generate(prompts, options)).entries()) {
+      if (json) printJson({ prompt: given[i], ...result, logprobs: Array.from(result.logprobs) })
+      else print(chats ? `${result.text}` : `${given[i]}${result.text}`)
     }
   })
 }

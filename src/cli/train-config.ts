@@ -43,6 +43,7 @@ const dataset = z.union(
       download: z.boolean().optional(),
       revision: name.optional(),
       cacheDir: name.optional(),
+      shuffleBuffer: z.int().min(1).optional(),
     }),
   ],
   'must be the path of a file or folder, or { path, … } with its options',
@@ -83,7 +84,7 @@ export const trainConfigSchema = z.strictObject({
   dataset: dataset
     .optional()
     .describe(
-      'Rows with a `prompt`, and an `answer` where rewards want one: a file or folder of JSON Lines, JSON, CSV or Parquet, `hub:org/name`, or `{ path, split, config, columns, format, delimiter, download, revision, cacheDir }`.',
+      'Rows with a `prompt` (a text or messages), and an `answer` where rewards want one: a file or folder of JSON Lines, JSON, CSV or Parquet, `hub:org/name`, or `{ path, split, config, columns, format, delimiter, download, revision, cacheDir, shuffleBuffer }`.',
     ),
   evalDataset: dataset.optional().describe('Held-out rows for the evaluations of a dataset.'),
   corpus: paths.optional().describe('Text to learn: a file, a folder or a list of them, instead of a task or a dataset.'),

@@ -1,10 +1,10 @@
 import type { Command } from 'commander'
-import { type Dataset, loadDataset } from '../data/dataset.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 import type { LoopLMConfigInput } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 import { formatNumber, Progress } from '../monitor/progress.js'
+import { type DatasetSource, openRows } from '../rl/dataset-rows.js'
 import type { TrainerEvent } from '../rl/events.js'
 import { trainers } from '../rl/registry.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
@@ -95,8 +95,8 @@ async function openModel(config: TrainConfig, tokenizer: Tokenizer | undefined):
 async function openResources(config: TrainConfig) {
   const resources: {
     task?: Task
-    dataset?: Dataset
-    evalDataset?: Dataset
+    dataset?: DatasetSource
+    evalDataset?: DatasetSource
     evalTasks?: Record<string, Task>
     corpus?: string | string[]
     evalCorpus?: string | string[]
@@ -109,19 +109,17 @@ async function openResources(config: TrainConfig) {
   }
   if (config.corpus !== undefined) resources.corpus = config.corpus
   if (config.evalCorpus !== undefined) resources.evalCorpus = config.evalCorpus
-  if (config.dataset !== undefined) resources.dataset = await openDataset(config.dataset)
-  if (config.evalDataset !== undefined) resources.evalDataset = await openDataset(config.evalDataset)
+  for (const name of ['dataset', 'evalDataset'] as const) {
+    const source = config[name]
+    if (source === undefined) continue
+    await openRows(source, name, 0, 'looplm train').head(1) // before a large model is loaded
+    resources[name] = source
+  }
   if (config.tokenizer !== undefined) {
     resources.tokenizer = config.tokenizer === 'bytes' ? Tokenizer.bytes() : await Tokenizer.fromPretrained(config.tokenizer)
   }
   if (config.reward !== undefined) resources.reward = await openRewards(config.reward)
   return resources
-}
-
-function openDataset(dataset: NonNullable<TrainConfig['dataset']>): Promise<Dataset> {
-  if (typeof dataset === 'string') return loadDataset(dataset)
-  const { path, ...options } = dataset
-  return loadDataset(path, options)
 }
 
 function openTask(task: NonNullable<TrainConfig['task']>): Task {

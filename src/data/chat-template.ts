@@ -18,9 +18,11 @@ export interface ChatTemplateOptions {
   enableThinking?: boolean | undefined
   /** JSON schemas of functions, as the template expects them. Refused when the template does not show them to the model. */
   tools?: readonly object[] | undefined
+  /** Further variables of the template, by their names in it, for example `{ reasoning_effort: 'low' }`. */
+  variables?: Readonly<Record<string, unknown>> | undefined
 }
 
-const chatOptions: Keys<ChatTemplateOptions> = { addGenerationPrompt: true, enableThinking: true, tools: true }
+const chatOptions: Keys<ChatTemplateOptions> = { addGenerationPrompt: true, enableThinking: true, tools: true, variables: true }
 
 /** Longest template; those of published models have some kilobytes. */
 export const maxTemplateBytes = 2 ** 20
@@ -40,6 +42,13 @@ export interface TemplateSource {
 /** A compiled template. Jinja's own type stays inside this file: its declarations do not type-check in strict projects. */
 interface CompiledTemplate {
   render(items?: Record<string, unknown>): string
+}
+
+/** A part of a rendered conversation. */
+export interface ChatPart {
+  text: string
+  /** Whether the model is to learn it; the rest is given. */
+  learned: boolean
 }
 
 /** Compiled templates by name; a single template has the name `default`. */
@@ -93,7 +102,7 @@ export function renderChat(
   const bad = messages.findIndex((message) => typeof message?.role !== 'string')
   if (bad !== -1) throw refuse(`messages[${bad}].role must be a text such as "user"`)
   checkOptions(options, chatOptions, operation)
-  const { enableThinking, tools } = options
+  const { enableThinking, tools, variables } = options
   const addGenerationPrompt = checkFlag(options.addGenerationPrompt ?? false, 'addGenerationPrompt', operation)
   if (enableThinking !== undefined) checkFlag(enableThinking, 'enableThinking', operation)
   checkTools(tools, operation)
@@ -104,6 +113,7 @@ export function renderChat(
   const render = (shown: readonly object[] | null) =>
     template.render({
       ...special,
+      ...variables,
       [boundedRange]: rangeOf(maxRangeNumbers),
       messages,
       tools: shown,
@@ -125,6 +135,50 @@ export function renderChat(
   }
   const message = `tools: ${source} does not show them to the model; omit tools, or describe them in a system message`
   throw new LoopLMError('UNSUPPORTED', message, { operation })
+}
+
+/*
+ * `{% generation %}` … `{% endgeneration %}` of transformers, around what the assistant writes. The compiler drops these tags, so each is
+ * cut in two around a mark that stays in the text: the white space at either side is treated as it was.
+ */
+const [beginMark, endMark] = ['\ue000looplm begins\ue000', '\ue000looplm ends\ue000']
+const generationTag = /\{%(-?)\s*(end)?generation\s*(-?)%\}/g
+
+/** The template with marks for {@link chatParts}, or undefined where it does not say what the assistant writes. */
+export function withMarks({ template, name }: TemplateSource): TemplateSource | undefined {
+  const mark = (text: string) =>
+    text.replaceAll(generationTag, (_, left: string, end: string | undefined, right: string) => {
+      const tag = `${end ?? ''}generation`
+      return `{%${left} ${tag} %}${end === undefined ? beginMark : endMark}{% ${tag} ${right}%}`
+    })
+  const has = (text: unknown) => typeof text === 'string' && text.search(generationTag) !== -1
+  if (typeof template === 'string') return has(template) ? { template: mark(template), name } : undefined
+  if (!Array.isArray(template) || !template.some((entry) => has(entry?.template))) return undefined
+  return { template: template.map((entry) => ({ ...entry, template: mark(String(entry?.template)) })), name }
+}
+
+/** Cuts a text at its marks. @throws LoopLMError INVALID_ARGUMENT where they do not come in pairs */
+export function chatParts(text: string, source: string, operation: string): ChatPart[] {
+  const parts: ChatPart[] = []
+  let learned = false
+  for (const piece of text.split(/(\ue000looplm (?:begins|ends)\ue000)/)) {
+    if (piece !== beginMark && piece !== endMark) {
+      if (piece !== '') parts.push({ text: piece, learned })
+    } else if (learned === (piece === endMark)) {
+      learned = !learned
+    } else {
+      const message = `${source}: {% generation %} and {% endgeneration %} must come in pairs, one after the other`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
+  }
+  return parts
+}
+
+/** The words of a template. */
+export function templateWords({ template }: TemplateSource): Set<string> {
+  const texts =
+    typeof template === 'string' ? [template] : Array.isArray(template) ? template.map((entry) => entry?.template) : []
+  return new Set(texts.flatMap((text) => String(text).match(/[A-Za-z_]\w*/g) ?? []))
 }
 
 function checkTools(tools: unknown, operation: string): void {

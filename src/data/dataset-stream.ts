@@ -4,7 +4,7 @@ import { LoopLMError } from '../errors.js'
 import { onDisk } from '../files/write.js'
 import { checkNumber } from '../validation/arguments.js'
 import { type DatasetOptions, type Example, openFiles, readExamples } from './dataset.js'
-import type { Format, Place } from './formats/format.js'
+import { type Format, nameOfPlace, type Place } from './formats/format.js'
 import { Random } from './random.js'
 import { checkDraw, type SamplerState } from './sampler.js'
 
@@ -12,8 +12,13 @@ import { checkDraw, type SamplerState } from './sampler.js'
 export interface DatasetStreamOptions extends DatasetOptions {
   /** Order of the rows. Default 0. */
   seed?: number | undefined
-  /** Rows that are shuffled among each other, which is also how many lie in memory. Default 10000. */
+  /** Rows that are shuffled among each other, which is also how many lie in memory. Default as many as take 32 MiB as JSON. */
   shuffleBuffer?: number | undefined
+  /**
+   * Called with every row and its JSON while the set is opened, awaited; what it throws ends `open`.
+   * @internal
+   */
+  onRow?: ((row: Example, json: string) => void | Promise<void>) | undefined
 }
 
 /** A file of the set. */
@@ -36,6 +41,8 @@ interface Span {
 
 const operation = 'dataset'
 const rowsPerPlace = 1024
+const bufferBytes = 2 ** 25
+const names = new WeakMap<Example, string>()
 const shardStream = 2 ** 32 - 1 // substream of the order of the shards; the windows have the others
 
 /**
@@ -89,11 +96,14 @@ export class DatasetStream {
    * @throws LoopLMError as {@link loadDataset}
    */
   static async open(source: string, options: DatasetStreamOptions = {}): Promise<DatasetStream> {
-    const { seed = 0, shuffleBuffer = 10_000, ...reading } = options
+    const { seed = 0, shuffleBuffer, onRow, ...reading } = options
     const { paths, format } = await openFiles(source, reading)
     checkNumber(seed, 'seed', { min: 0, below: 2 ** 53, integer: true }, operation)
-    checkNumber(shuffleBuffer, 'shuffleBuffer', { min: 1, max: 2 ** 24, integer: true }, operation)
+    if (shuffleBuffer !== undefined) {
+      checkNumber(shuffleBuffer, 'shuffleBuffer', { min: 1, max: 2 ** 24, integer: true }, operation)
+    }
     const hash = createHash('sha256')
+    let bytes = 0
     const shards: Shard[] = []
     for (const path of paths) {
       const { size, mtimeMs } = await onDisk('read', path, stat(path), operation)
@@ -101,7 +111,12 @@ export class DatasetStream {
       for await (const examples of readExamples(path, format, reading)) {
         for (const { example, row, line, byte } of examples) {
           if (row % rowsPerPlace === 0) shard.places.push({ row, line, byte })
-          hash.update(`${JSON.stringify(example)}\n`)
+          const json = JSON.stringify(example)
+          hash.update(`${json}\n`)
+          bytes += json.length
+          if (onRow === undefined) continue
+          names.set(example, `${path} ${nameOfPlace(format, { row, line, byte })}`)
+          await onRow(example, json)
         }
         shard.rows += examples.length
       }
@@ -109,7 +124,22 @@ export class DatasetStream {
     }
     if (shards.length === 0) throw new LoopLMError('INVALID_FILE', `${source} has no rows`, { operation })
     const fingerprint = hash.digest('hex').slice(0, 16)
-    return new DatasetStream(shards, fingerprint, format, reading, seed, Math.min(shuffleBuffer, rowsOf(shards)))
+    const rows = rowsOf(shards)
+    const buffer = shuffleBuffer ?? Math.max(1, Math.floor(rows * Math.min(1, bufferBytes / bytes)))
+    return new DatasetStream(shards, fingerprint, format, reading, seed, Math.min(buffer, rows))
+  }
+
+  /** What decides which row comes when. */
+  get order(): { seed: number; shuffleBuffer: number } {
+    return { seed: this.#seed, shuffleBuffer: this.#buffer }
+  }
+
+  /**
+   * Where a row that a stream gave was read: its file and its place there.
+   * @internal
+   */
+  static nameOf(row: Example): string | undefined {
+    return names.get(row)
   }
 
   /** Seed and number of rows taken: all that is needed to resume. */
@@ -189,8 +219,9 @@ export class DatasetStream {
     const place = shard.places[Math.floor(begin / rowsPerPlace)]!
     let missing = end - begin
     for await (const examples of readExamples(path, this.#format, this.#options, place)) {
-      for (const { example, row } of examples) {
+      for (const { example, row, line, byte } of examples) {
         if (row < begin || row >= end) continue
+        names.set(example, `${path} ${nameOfPlace(this.#format, { row, line, byte })}`)
         rows.push(example)
         missing--
       }

@@ -2,6 +2,7 @@ import { stat } from 'node:fs/promises'
 import { LoopLMError } from '../errors.js'
 import { onDisk } from '../files/write.js'
 import { checkFlag, checkNumber, checkOptions, checkText, checkWord, type Keys } from '../validation/arguments.js'
+import type { ChatMessage } from './chat-template.js'
 import { type Columns, columnMapper, RowProblem, readyColumns } from './columns.js'
 import { type DataFiles, findDataFiles } from './dataset-files.js'
 import { downloadDataset, findDownloadedDataset } from './download-dataset.js'
@@ -14,7 +15,7 @@ import { rowProblem } from './rows.js'
 
 /** One row of a dataset. Every further column is passed to the reward functions as it is. */
 export interface Example {
-  prompt: string
+  prompt: string | readonly ChatMessage[]
   answer?: string
   [column: string]: unknown
 }
@@ -76,8 +77,8 @@ const readers: Readonly<Record<Format, ReadRows>> = {
 
 /**
  * Reads a dataset into memory: JSON Lines, JSON (an array of objects), CSV or Parquet, one file or a folder of shards. Each row has a
- * string `prompt`, an optional string `answer` (or `completion`, as supervised fine-tuning calls it) and any further columns. For
- * supervised fine-tuning, chat `messages` or a string `text` may stand in for the prompt, which is '' then.
+ * `prompt` (a string or chat messages), an optional string `answer` (or `completion`, as supervised fine-tuning calls it) and any further
+ * columns. For supervised fine-tuning, chat `messages` or a string `text` may stand in for the prompt, which is '' then.
  *
  * @param source a file, a folder, or `hub:org/name` for a set of the Hugging Face Hub that was downloaded (or is, with `download: true`)
  * @returns at least one row

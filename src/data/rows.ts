@@ -10,13 +10,13 @@ export function typeName(value: unknown): string {
   return Array.isArray(value) ? 'an array' : `a value of type ${typeof value}`
 }
 
-const rendering = 'render it with tokenizer.applyChatTemplate(messages, { addGenerationPrompt: true })'
+const answering = 'to have it answered, give what comes before the answer as prompt'
 
 /**
- * What is wrong with the fields of a row that looplm reads, or undefined. A row has a string `prompt`, chat `messages` or a string `text`;
- * `answer` and `completion` are strings where they are present.
+ * What is wrong with the fields of a row that looplm reads, or undefined. A row has a `prompt` (a string or chat messages), chat `messages`
+ * or a string `text`; `answer` and `completion` are strings where they are present, a `completion` may be messages behind such a prompt.
  *
- * @returns a clause without a subject, for example `field "prompt" must be a string, got null`
+ * @returns a clause without a subject, for example `field "prompt" must be a string or an array of messages, got null`
  */
 export function rowProblem(row: unknown): string | undefined {
   if (typeof row !== 'object' || row === null || Array.isArray(row)) return `must be an object, got ${typeName(row)}`
@@ -24,20 +24,19 @@ export function rowProblem(row: unknown): string | undefined {
   if (messages !== undefined && !Array.isArray(messages)) {
     return `field "messages" must be an array when present, got ${typeName(messages)}`
   }
-  if (typeof prompt !== 'string' && (prompt !== undefined || (messages === undefined && typeof text !== 'string'))) {
+  const isPrompt = typeof prompt === 'string' || Array.isArray(prompt)
+  if (!isPrompt && (prompt !== undefined || (messages === undefined && typeof text !== 'string'))) {
     if (prompt === undefined && text !== undefined) return `field "text" must be a string, got ${typeName(text)}`
     const names = Object.keys(row).slice(0, 8).join(', ')
-    const remedy = Array.isArray(prompt)
-      ? `; a prompt of messages is not supported yet: ${rendering}`
-      : prompt === undefined && names !== ''
-        ? `; the row has the fields ${names}`
-        : ''
-    return `field "prompt" must be a string, got ${typeName(prompt)}${remedy}`
+    const fields = prompt === undefined && names !== '' ? `; the row has the fields ${names}` : ''
+    return `field "prompt" must be a string or an array of messages, got ${typeName(prompt)}${fields}`
   }
-  for (const [field, value] of Object.entries({ answer, completion })) {
-    if (value !== undefined && typeof value !== 'string') {
-      return `field "${field}" must be a string when present, got ${typeName(value)}`
-    }
+  if (answer !== undefined && typeof answer !== 'string') {
+    return `field "answer" must be a string when present, got ${typeName(answer)}`
+  }
+  if (completion !== undefined && typeof completion !== 'string' && !(Array.isArray(prompt) && Array.isArray(completion))) {
+    const also = Array.isArray(completion) ? ', or messages behind a prompt of messages' : ''
+    return `field "completion" must be a string when present${also}, got ${typeName(completion)}`
   }
   return isConversation(row) ? conversationProblem(row) : undefined
 }
@@ -47,9 +46,15 @@ export function promptProblem(row: unknown): string | undefined {
   const problem = rowProblem(row)
   if (problem !== undefined) return problem
   const { prompt, messages, text } = row as Record<string, unknown>
+  if (Array.isArray(prompt)) {
+    const { role } = prompt.at(-1) as { role: string }
+    return role === 'assistant'
+      ? 'field "prompt" ends with a message of the assistant; leave out what is to be answered'
+      : undefined
+  }
   if (typeof prompt === 'string' && prompt !== '') return undefined
   const answered = 'prompts are answered here, and the row has'
-  if (messages !== undefined) return `field "prompt" is missing: ${answered} messages; ${rendering} and give the result as prompt`
+  if (messages !== undefined) return `field "prompt" is missing: ${answered} messages; ${answering}`
   if (text !== undefined) return `field "prompt" is missing: ${answered} text, which pretrain learns from`
   return undefined
 }
@@ -58,25 +63,45 @@ export function promptProblem(row: unknown): string | undefined {
 export function lessonProblem(row: unknown): string | undefined {
   const problem = rowProblem(row)
   if (problem !== undefined) return problem
-  const { prompt, messages, completion } = row as Record<string, unknown>
-  if (messages === undefined) return undefined
+  const { prompt, messages, completion, answer } = row as Record<string, unknown>
+  if (messages === undefined) {
+    if (!Array.isArray(prompt) || completion !== undefined || answer !== undefined) return undefined
+    return 'has messages as "prompt" and nothing to learn behind them; give a completion or an answer, or name the column messages'
+  }
   if (prompt !== undefined && prompt !== '') return 'has the fields "prompt" and "messages"; give one of them'
   return completion === undefined ? undefined : 'has the fields "messages" and "completion"; the last message is the completion'
 }
 
-/** Whether a row's text are its messages. */
+/** Whether a row's text are messages. */
 export function isConversation(row: object): boolean {
   const { prompt, messages } = row as Record<string, unknown>
-  return messages !== undefined && (prompt === undefined || prompt === '')
+  return Array.isArray(prompt) || (messages !== undefined && (prompt === undefined || prompt === ''))
 }
 
-/** Messages as chat templates expect them. A part that a template cannot render would become "[object Object]". */
+/** What is wrong with the messages of a row. A part that a template cannot render would become "[object Object]". */
 function conversationProblem(row: object): string | undefined {
-  const { messages, tools, ...others } = row as Record<string, unknown>
-  const list = messages as readonly unknown[]
-  if (list.length === 0) return 'field "messages" is empty; give at least one message'
+  const { messages, prompt, completion, tools, documents, chat_template_kwargs: variables } = row as Record<string, unknown>
+  const lists = Array.isArray(prompt) ? { prompt, completion: Array.isArray(completion) ? completion : undefined } : { messages }
+  for (const [field, list] of Object.entries(lists)) {
+    const problem = list === undefined ? undefined : messagesProblem(field, list as readonly unknown[])
+    if (problem !== undefined) return problem
+  }
+  if (tools != null) {
+    if (!Array.isArray(tools)) return `field "tools" must be an array of JSON schemas, got ${typeName(tools)}`
+    const wrong = tools.findIndex((tool) => typeof tool !== 'object' || tool === null || Array.isArray(tool))
+    if (wrong !== -1) return `field "tools[${wrong}]" must be a JSON schema, got ${typeName(tools[wrong])}`
+  }
+  if (variables != null && (typeof variables !== 'object' || Array.isArray(variables))) {
+    return `field "chat_template_kwargs" must be an object of variables of the template, got ${typeName(variables)}`
+  }
+  return documents == null ? undefined : 'field "documents" beside messages is not supported; remove it'
+}
+
+/** Messages as chat templates expect them. */
+function messagesProblem(field: string, list: readonly unknown[]): string | undefined {
+  if (list.length === 0) return `field "${field}" is empty; give at least one message`
   for (const [i, message] of list.entries()) {
-    const name = `messages[${i}]`
+    const name = `${field}[${i}]`
     if (typeof message !== 'object' || message === null || Array.isArray(message)) {
       return `field "${name}" must be an object with role and content, got ${typeName(message)}`
     }
@@ -85,11 +110,5 @@ function conversationProblem(row: object): string | undefined {
     if (typeof content === 'string' || (content == null && Array.isArray(calls))) continue
     return `field "${name}.content" must be a string, got ${typeName(content)}`
   }
-  if (tools != null) {
-    if (!Array.isArray(tools)) return `field "tools" must be an array of JSON schemas, got ${typeName(tools)}`
-    const wrong = tools.findIndex((tool) => typeof tool !== 'object' || tool === null || Array.isArray(tool))
-    if (wrong !== -1) return `field "tools[${wrong}]" must be a JSON schema, got ${typeName(tools[wrong])}`
-  }
-  const unused = ['documents', 'chat_template_kwargs'].find((field) => others[field] != null)
-  return unused === undefined ? undefined : `field "${unused}" beside messages is not supported; remove it`
+  return undefined
 }

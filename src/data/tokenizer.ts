@@ -10,14 +10,20 @@ import { byteOfToken, cleanUpSpaces as cleanUp } from '../tokenizer/decoders.js'
 import type { TokenizerJson } from '../tokenizer/json.js'
 import { UnknownPiece } from '../tokenizer/model.js'
 import { Pipeline } from '../tokenizer/pipeline.js'
+import { nextTurn, turnIsOver } from '../turns.js'
 import { checkFlag, checkOptions, checkText, describe, type Keys } from '../validation/arguments.js'
 import {
   type ChatMessage,
+  type ChatPart,
   type ChatTemplateOptions,
   type ChatTemplates,
+  chatParts,
   compileChatTemplates,
   maxTemplateBytes,
   renderChat,
+  type TemplateSource,
+  templateWords,
+  withMarks,
 } from './chat-template.js'
 import {
   byteTokenizerJson,
@@ -67,9 +73,6 @@ const decodeOptions: Keys<DecodeOptions> = { skipSpecialTokens: true, skipUnknow
 /** Part of the fingerprint: 1 made other tokens of some texts. */
 const encodingVersion = 2
 
-/** How long encoding holds the event loop, in milliseconds. */
-const longestTurn = 8
-
 /** Stands for an answer while the template shows what follows one. */
 const answerMark = 'answer of looplm'
 
@@ -102,6 +105,7 @@ export class Tokenizer {
   readonly #isAdded: ReadonlySet<number>
   readonly #templateSource: string
   #templates: ChatTemplates | undefined
+  #marked: ChatTemplates | null | undefined // null: the template has no marks
   #chatEnd: { token: number | undefined } | undefined
 
   /**
@@ -244,13 +248,9 @@ export class Tokenizer {
     const operation = 'Tokenizer.encodeAsync'
     const steps = this.#encoding(text, options, operation)
     try {
-      let turn = performance.now()
       let step = steps.next()
       while (!step.done) {
-        if (performance.now() - turn > longestTurn) {
-          await new Promise((resolve) => setImmediate(resolve))
-          turn = performance.now()
-        }
+        if (turnIsOver()) await nextTurn()
         step = steps.next()
       }
       return this.#checkLength(step.value, operation)
@@ -339,6 +339,7 @@ export class Tokenizer {
    * @param options.addGenerationPrompt end with what begins an answer; default false
    * @param options.enableThinking the template's `enable_thinking`; when unset, the template decides
    * @param options.tools JSON schemas of functions, for templates that show them
+   * @param options.variables further variables of the template, by their names in it
    * @throws LoopLMError UNSUPPORTED without a template, or with tools that it does not show; INVALID_FILE when it does not parse, INVALID_ARGUMENT when it refuses the
    *   messages; the latter two name the template's file and the cause
    *
@@ -354,13 +355,62 @@ export class Tokenizer {
       const message = 'the tokenizer has no chat template; add chat_template.jinja to the checkpoint folder'
       throw new LoopLMError('UNSUPPORTED', message, { operation })
     }
-    const source = this.#templateSource
-    this.#templates ??= compileChatTemplates({ template: this.config.chat_template, name: source }, operation)
+    this.#templates ??= compileChatTemplates(this.#template, operation)
+    return renderChat(this.#templates, this.#templateSource, messages, options, this.#specialTexts(), operation)
+  }
+
+  /**
+   * A rendered conversation in parts: those inside `{% generation %}` of the template, and what lies between them. Undefined for templates
+   * without such marks.
+   * @internal
+   */
+  chatParts(messages: readonly ChatMessage[], options: ChatTemplateOptions): ChatPart[] | undefined {
+    const operation = 'Tokenizer.applyChatTemplate'
+    if (this.#marked === undefined) {
+      const marked = this.hasChatTemplate ? withMarks(this.#template) : undefined
+      this.#marked = marked === undefined ? null : compileChatTemplates(marked, operation)
+    }
+    if (this.#marked === null) return undefined
+    const text = renderChat(this.#marked, this.#templateSource, messages, options, this.#specialTexts(), operation)
+    return chatParts(text, this.#templateSource, operation)
+  }
+
+  /**
+   * The words that occur in the chat template, among them the variables that it reads.
+   * @internal
+   */
+  chatWords(): ReadonlySet<string> {
+    return templateWords(this.#template)
+  }
+
+  /**
+   * The same tokens with another chat template.
+   *
+   * @param template Jinja
+   * @param source how errors name it
+   * @throws LoopLMError INVALID_FILE when it does not parse
+   *
+   * @example
+   * ```ts
+   * const chatty = tokenizer.withChatTemplate('{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}')
+   * ```
+   */
+  withChatTemplate(template: string, source = 'the chat template'): Tokenizer {
+    compileChatTemplates({ template, name: source }, 'Tokenizer.withChatTemplate')
+    return new Tokenizer(this.#json, { ...this.config, chat_template: template }, this.#source, source)
+  }
+
+  get #template(): TemplateSource {
+    return { template: this.config.chat_template, name: this.#templateSource }
+  }
+
+  /** The texts of the special tokens by role, as templates read them. */
+  #specialTexts(): Record<string, string> {
     const special = Object.entries(this.config).flatMap(([field, value]) => {
       const content = field.endsWith('_token') ? tokenContent(value) : undefined
       return content === undefined ? [] : [[field, content]]
     })
-    return renderChat(this.#templates, source, messages, options, Object.fromEntries(special), operation)
+    return Object.fromEntries(special)
   }
 
   /**

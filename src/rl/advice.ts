@@ -46,9 +46,9 @@ export class Advice {
   }
 
   /** Rows of which a model learns no end. */
-  ends({ stop, tokenizer, task }: ProblemSource, chat: boolean): void {
+  ends(model: LoopLM, { stop, tokenizer, task }: ProblemSource, chat: boolean): void {
     const turnEnd = chat ? tokenizer.chatEndToken() : undefined
-    if (turnEnd !== undefined && !stop.includes(turnEnd)) {
+    if (turnEnd !== undefined && model.namesEndTokens && !model.endTokens.includes(turnEnd)) {
       this.#once(
         'turn end',
         `the chat template ends an answer with token ${turnEnd}, at which generation does not stop; add it to eos_token_id of ` +

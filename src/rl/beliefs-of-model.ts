@@ -4,7 +4,8 @@ import { normalizeAnswer } from '../tasks/answers.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { withoutThinking } from '../tasks/thinking.js'
 import { answerProblems } from './evaluate.js'
-import { answeredSequence, type Problem, type ProblemSource } from './problems.js'
+import { answeredSequence, type TrainingSequence } from './lessons.js'
+import type { Problem, ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
 
 /** A completion's answer as label-free rewards compare it, thinking left out: the last box, else all of it; null when there is none. */
@@ -35,7 +36,8 @@ export async function goldAnswerBeliefs(
   const curves = unique.map(() => new Array<number>(loops.length + 1).fill(1 / vocabulary))
   if (known.length > 0) {
     const logprobs = await ranks.rows('beliefs', ranks.strided(known.length), async (own) => {
-      const drawn = own.map((j) => answeredSequence(source, unique[known[j]!]!))
+      const drawn: TrainingSequence[] = []
+      for (const j of own) drawn.push(await answeredSequence(source, unique[known[j]!]!))
       const promptLengths = drawn.map(({ promptLength }) => promptLength)
       const sequences = drawn.map(({ tokens }) => tokens)
       return (await model.responseMeans(sequences, { promptLengths, temperature, loops: loops.at(-1)!, signal })).logprobs
@@ -66,7 +68,7 @@ export async function forcedExitBeliefs(
 ): Promise<number[][]> {
   const { groupSize, maxNewTokens, signal, ranks } = options
   const unique = problems.filter((_, i) => i % groupSize === 0).map((problem) => problem as Problem)
-  const trial = { ...source, heldOut: () => unique }
+  const trial = { ...source, heldOut: async () => unique }
   const curves = unique.map(() => [0])
   for (const loops of options.loops) {
     const asked = { problems: unique.length, loops: [loops], maxNewTokens, signal, ranks }

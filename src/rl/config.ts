@@ -1,10 +1,11 @@
 import { z } from 'zod'
-import type { Dataset } from '../data/dataset.js'
+import { DatasetStream } from '../data/dataset-stream.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { maxLoops } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 import type { Task } from '../tasks/task.js'
 import { alsoCalled } from '../validation/schema.js'
+import type { DatasetSource } from './dataset-rows.js'
 import type { TrainerEvent } from './events.js'
 import type { OwnObjective } from './objective/custom-objective.js'
 import { type RecipeName, recipes } from './objective/recipes.js'
@@ -42,6 +43,20 @@ const mostSequences = 2 ** 20 // of a batch, a step or an evaluation
 const mostInGroup = 2 ** 16
 const mostSteps = 2 ** 32 // as checkpoints count them
 const maxTimeout = 2_147_483 // seconds; beyond, a timer of Node fires at once
+
+/** How conversations become text. */
+const chatTemplate = z
+  .object({
+    template: z.string().min(1).optional(),
+    tools: z.array(z.record(z.string(), z.unknown())).optional(),
+    system: z.string().optional(),
+    wrapPrompts: z.boolean().optional(),
+  })
+  .catchall(z.unknown())
+  .optional()
+  .describe(
+    "How conversations become text: `template` (Jinja, or a .jinja file) in place of the tokenizer's, `tools` that are shown, a `system` message for those without one, `wrapPrompts: true` for prompts that are texts and become the message of a user. Every other field is a variable of the template, for example `enable_thinking: false`.",
+  )
 
 /** The run: how long, which seed, what is saved and evaluated. */
 const run = {
@@ -85,6 +100,7 @@ const run = {
   earlyStoppingThreshold: nonNegative
     .default(0)
     .describe('By how much an evaluation must beat the best one before to count as better for `earlyStoppingPatience`.'),
+  chatTemplate,
 }
 
 /** The optimizer: AdamW, its schedule and its memory. */
@@ -237,7 +253,10 @@ const surrogates = ['reinforce', 'ppo', 'cispo'] as const
 const task = z.custom<Task>((value) => has(value, 'sample'), 'must be a task, for example addition()')
 
 const rows = z
-  .custom<Dataset>((value) => Array.isArray(value), 'must be an array of rows; read a file with await loadDataset(path)')
+  .custom<DatasetSource>(
+    (value) => typeof value === 'string' || Array.isArray(value) || has(value, 'path') || value instanceof DatasetStream,
+    'must be an array of rows, a DatasetStream, a path, or { path, … } with the options of loadDataset',
+  )
   .optional()
 
 /** What is not plain data, and therefore not part of a configuration file. */
@@ -251,7 +270,7 @@ export const resources = {
     ),
   task: task.optional().describe('Source of prompts, tokenizer, reward and held-out problems.'),
   dataset: rows.describe(
-    'Rows with a `prompt`, instead of a task; `pretrain` and `looprpt` also learn rows of `messages` or `text`.',
+    'Rows with a `prompt`, a text or messages, instead of a task; `pretrain` and `looprpt` also learn rows of `messages` or `text`. An array, a `DatasetStream`, a path, `hub:org/name`, or `{ path, … }` with the options of `loadDataset` and `shuffleBuffer`.',
   ),
   evalDataset: rows.describe('Held-out rows for evaluations of a `dataset`.'),
   evalTasks: z
@@ -458,6 +477,12 @@ const pretrain = z
         'Weight of the entropy of the exit distribution; keeps the gate from collapsing. Read with `exit-pdf` weights alone.',
       ),
     batchSize: positiveInt.default(32).describe('Sequences per step.'),
+    assistantOnly: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Of a conversation, learn every message of the assistant: what the template has in `{% generation %}`, else what each adds. Default the last message alone.',
+      ),
     ...text,
     learningRate: learningRate(3e-4),
     weightDecay: weightDecay(0.1),
@@ -467,6 +492,10 @@ const pretrain = z
     ...depth,
   })
   .superRefine(checkTogether)
+  .refine(({ stage, assistantOnly }) => stage === 1 || !assistantOnly, {
+    path: ['assistantOnly'],
+    message: 'Stage II learns from every token after the prompt; omit assistantOnly',
+  })
   .refine(({ stage, lora }) => stage === 1 || lora === undefined, {
     path: ['lora'],
     message: 'Stage II trains the gate, which an adapter leaves frozen',

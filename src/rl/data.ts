@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
+import { isConversation } from '../data/rows.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
-import type { TrainerConfig } from './options.js'
 import type { Problem, ProblemSource } from './problems.js'
 
 /** What a run trains on, as far as checkpoints are concerned. */
@@ -11,12 +11,13 @@ export interface DataDescription {
   fingerprint: string
   /** For people, for example `a dataset of 7473 rows`. */
   description: string
+  /** Rows or packed sequences of a pass; undefined where there is no end. */
+  rows?: number | undefined
+  /** Whether rows were seen whose text are messages. */
+  conversations?: boolean
 }
 
 const sampledProblems = 8
-// Between two slices, other work of the process gets its turn.
-const charactersAtOnce = 2 ** 20
-const millisecondsAtOnce = 8
 
 /**
  * A dataset is known by all its rows, a task by its first problems.
@@ -27,51 +28,22 @@ const millisecondsAtOnce = 8
  */
 export async function describeProblems(
   source: ProblemSource,
-  config: Pick<TrainerConfig, 'dataset' | 'seed'>,
-  rows: { problemOf(row: Problem): string | undefined; read(row: Problem): void },
+  rows: { problemOf(row: Problem): string | undefined; read(row: Problem): Promise<void> },
   signal?: AbortSignal,
 ): Promise<DataDescription> {
-  const { task, tokenizer } = source
-  const { dataset } = config
+  const { task, tokenizer, maxLength, chat } = source
+  const { problemOf, read } = rows
+  // no token has less than a byte, but a template adds some
+  const mayBeLong = (row: Problem, bytes: number) =>
+    bytes + (chat.wrapsPrompts || isConversation(row) ? chat.extraLength : 0) >= maxLength
+  const described = await source.describe({ problemOf, read, mayBeLong }, signal)
+  if (described !== undefined) return { tokenizer, ...described, description: `a dataset of ${described.rows} rows` }
   const hash = createHash('sha256')
-  let characters = 0
-  let begun = performance.now()
-  for (const [i, row] of (dataset ?? source.take(0, sampledProblems)).entries()) {
-    const name = task === undefined ? `dataset[${i}]` : source.nameOf(row)
-    const wrong = rows.problemOf(row)
-    if (wrong !== undefined) throw new LoopLMError('INVALID_ARGUMENT', `${name} ${wrong}`, { operation: 'dataset' })
-    const text = jsonOf(row, name)
-    hash.update(`${text}\n`)
-    if (task === undefined && Buffer.byteLength(text) >= source.maxLength) rows.read(row) // no token has less than a byte
-    characters += text.length
-    if (characters < charactersAtOnce && performance.now() - begun < millisecondsAtOnce) continue
-    await new Promise((resolve) => setImmediate(resolve))
-    characters = 0
-    begun = performance.now()
-    if (signal?.aborted) throw new LoopLMError('ABORTED', 'the dataset was not read to its end', { cause: signal.reason })
+  for (const problem of await source.take(0, sampledProblems)) {
+    const wrong = problemOf(problem)
+    if (wrong !== undefined)
+      throw new LoopLMError('INVALID_ARGUMENT', `${source.nameOf(problem)} ${wrong}`, { operation: 'dataset' })
+    hash.update(`${JSON.stringify(problem)}\n`)
   }
-  const description = task === undefined ? `a dataset of ${dataset?.length} rows` : `the task ${task.name}`
-  return { tokenizer, fingerprint: hash.digest('hex').slice(0, 16), description }
-}
-
-/** @throws LoopLMError INVALID_ARGUMENT naming the column that has no JSON */
-function jsonOf(row: Problem, name: string): string {
-  try {
-    return JSON.stringify(row) ?? ''
-  } catch (cause) {
-    const column = Object.keys(row).find((key) => !hasJson(row[key]))
-    const where = column === undefined ? '' : ` field "${column}"`
-    const remedy = 'rows are plain data, as in a JSON Lines file: give texts and numbers in place of big integers, and no cycles'
-    const message = `${name}${where} has no JSON (${(cause as Error).message.split('\n')[0]}); ${remedy}`
-    throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'dataset', cause })
-  }
-}
-
-function hasJson(value: unknown): boolean {
-  try {
-    JSON.stringify(value)
-    return true
-  } catch {
-    return false
-  }
+  return { tokenizer, fingerprint: hash.digest('hex').slice(0, 16), description: `the task ${task!.name}` }
 }

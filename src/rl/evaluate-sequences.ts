@@ -2,7 +2,7 @@ import { largest } from '../extremes.js'
 import type { LoopLM } from '../model/model.js'
 import { checkOptions } from '../validation/arguments.js'
 import type { Metrics } from './events.js'
-import type { TrainingSequence } from './problems.js'
+import type { TrainingSequence } from './lessons.js'
 import { Ranks } from './ranks.js'
 
 /** How well given tokens are predicted after a loop. */
@@ -43,7 +43,7 @@ export async function evaluateSequences(
     }
     return sums
   })
-  const tokens = known.reduce((sum, { tokens, promptLength }) => sum + tokens.length - promptLength, 0)
+  const tokens = known.reduce((sum, sequence) => sum + learnedTokens(sequence), 0)
   return wanted.map((loops, k) => ({
     loops,
     loss: -predicted.reduce((sum, one) => sum + one[k]!.logprob, 0) / tokens,
@@ -69,17 +69,23 @@ async function predict(
     part.map(({ tokens }) => tokens),
     { loops: largest(wanted), promptLengths: part.map(({ promptLength }) => promptLength), predictions: true, signal },
   )
-  return part.map(({ tokens, promptLength }, i) =>
+  return part.map(({ tokens, promptLength, mask }, i) =>
     wanted.map((loops) => {
       const sum = { logprob: 0, correct: 0 }
       const row = (loops - 1) * (tokens.length - 1)
       for (let j = promptLength; j < tokens.length; j++) {
+        if (mask?.[j - 1] === 0) continue
         sum.logprob += logprobs[i]![row + j - 1]!
         sum.correct += Number(predicted![i]![row + j - 1] === tokens[j])
       }
       return sum
     }),
   )
+}
+
+function learnedTokens({ tokens, promptLength, mask }: TrainingSequence): number {
+  if (mask === undefined) return tokens.length - promptLength
+  return mask.subarray(promptLength - 1).reduce((sum, learned) => sum + learned, 0)
 }
 
 /** `eval/loop_<t>/loss` and `eval/loop_<t>/accuracy` for each loop count t. */

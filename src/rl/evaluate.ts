@@ -1,4 +1,4 @@
-import type { Dataset } from '../data/dataset.js'
+import type { ChatSettings } from '../data/chat-format.js'
 import { Random } from '../data/random.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
@@ -7,9 +7,11 @@ import type { GenerateResult } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import { checkNumber, checkOptions, type Keys } from '../validation/arguments.js'
+import type { DatasetSource } from './dataset-rows.js'
 import type { Metrics } from './events.js'
+import { type EncodedPrompt, encodePrompt, encodePrompts } from './lessons.js'
 import type { Rewards } from './options.js'
-import { openProblems, type ProblemSource, promptTokens, taskProblems } from './problems.js'
+import { openProblems, type ProblemSource, taskProblems } from './problems.js'
 import { Ranks } from './ranks.js'
 import { namedRewards, scoreCompletions } from './rewards.js'
 import { completionOf, generation } from './rollout.js'
@@ -49,8 +51,10 @@ export interface Evaluation {
 export interface EvaluateOptions {
   /** Its held-out problems are answered. */
   task?: Task | undefined
-  /** Rows to answer, instead of a task. */
-  dataset?: Dataset | undefined
+  /** Rows to answer, or where they are read, instead of a task. */
+  dataset?: DatasetSource | undefined
+  /** How prompts that are conversations become text; default as the tokenizer's chat template says. */
+  chatTemplate?: ChatSettings | undefined
   /** Tokenizer of a dataset; default the model's. */
   tokenizer?: Tokenizer | undefined
   /** Default: the task's, `exactMatch` for a dataset. */
@@ -75,6 +79,7 @@ export interface EvaluateOptions {
 const evaluateOptions = {
   task: true,
   dataset: true,
+  chatTemplate: true,
   tokenizer: true,
   reward: true,
   problems: true,
@@ -104,9 +109,9 @@ const promptsPerCall = 1024 // bounds the cache of keys and values
  * ```
  */
 export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise<Evaluation[]> {
-  const { task, dataset, tokenizer } = options
+  const { task, dataset, tokenizer, chatTemplate } = options
   const problems = checkNumber(options.problems ?? 256, 'problems', { min: 1, max: 2 ** 20, integer: true }, 'evaluate')
-  const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, seed: 0 })
+  const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, chatTemplate, seed: 0 })
   checkOptions(options, evaluateOptions, 'evaluate')
   checkSampling(options)
   const reward = options.reward ?? (task === undefined ? exactMatch : [{ name: task.name, reward: task.reward }])
@@ -130,8 +135,9 @@ export async function answerProblems(
   options: Omit<EvaluateOptions, 'task' | 'dataset' | 'tokenizer' | 'reward'> & { problems: number; ranks: Ranks },
 ): Promise<Evaluation[]> {
   const { samples = 1, temperature = samples === 1 ? 0 : 1, seed = 0, signal, onProgress, ranks } = options
-  const problems = source.heldOut(options.problems)
-  const prompts = problems.flatMap((problem) => Array<number[]>(samples).fill(promptTokens(source, problem)))
+  const problems = await source.heldOut(options.problems)
+  const encoded = await encodePrompts(source, problems)
+  const prompts = encoded.flatMap((prompt) => Array<EncodedPrompt>(samples).fill(prompt))
   const settings = { ...generation(source, options.maxNewTokens), temperature, signal }
   const fixedLength = source.task !== undefined && source.stop.length === 0
   const evaluations: Evaluation[] = []
@@ -143,11 +149,14 @@ export async function answerProblems(
         const drawn = new Random(seed, start, loops).word() // a draw depends on the seed of its call and the number in it
         const sequenceNumbers = rows.map((row) => row - start)
         const options = { ...settings, loops, seed: drawn, sequenceNumbers }
-        const part = rows.map((row) => prompts[row]!)
+        const part = rows.map((row) => prompts[row]!.tokens)
         if (part.length > 0) for (const result of await model.generate(part, options)) generated.push(result)
         onProgress?.({ loops, answered: Math.min(prompts.length, start + promptsPerCall), of: prompts.length })
       }
-      const completions = generated.map((result, k) => completionOf(source, problems[Math.floor(own[k]! / samples)]!, result))
+      const completions = generated.map((result, k) => {
+        const row = own[k]!
+        return completionOf(source, problems[Math.floor(row / samples)]!, prompts[row]!, result)
+      })
       const { rewards: scored } = await scoreCompletions(rewards, completions, { signal })
       return generated.map(({ tokens, finishReason }, k) => ({
         completion: completions[k]!.completion,
@@ -205,20 +214,21 @@ async function summarize(answers: readonly Answer[][]): Promise<Pick<Evaluation,
  *
  * @throws LoopLMError INVALID_CONFIG naming a task whose prompts the tokenizer refuses
  */
-export function openEvalTasks(
+export async function openEvalTasks(
   tasks: Readonly<Record<string, Task>>,
   tokenizer: Tokenizer,
   maxLength: number,
-): [name: string, source: ProblemSource, reward: WeightedReward][] {
-  return Object.entries(tasks).map(([name, task]) => {
+): Promise<[name: string, source: ProblemSource, reward: WeightedReward][]> {
+  const opened = Object.entries(tasks).map(async ([name, task]): Promise<[string, ProblemSource, WeightedReward]> => {
     const source = taskProblems(task, tokenizer, 0, maxLength)
     try {
-      promptTokens(source, source.heldOut(1)[0]!)
+      await encodePrompt(source, (await source.heldOut(1))[0]!)
     } catch (cause) {
       throw new LoopLMError('INVALID_CONFIG', toLoopLMError(cause).message, { operation: `evalTasks.${name}`, cause })
     }
     return [name, source, { name, reward: task.reward }]
   })
+  return Promise.all(opened)
 }
 
 /**

@@ -29,8 +29,8 @@ export class Evaluations {
   }
 
   /** @throws LoopLMError INVALID_CONFIG naming a task of `evalTasks` that cannot be asked in these tokens */
-  check(tokenizer: Tokenizer): void {
-    this.#tasks(tokenizer)
+  async check(tokenizer: Tokenizer): Promise<void> {
+    await this.#tasks(tokenizer)
   }
 
   /**
@@ -46,7 +46,7 @@ export class Evaluations {
   ): Promise<Metrics> {
     const { evalProblems: problems, evalLoops: loops } = this.#config
     const metrics = await ofData()
-    for (const [name, source, reward] of this.#tasks(tokenizer)) {
+    for (const [name, source, reward] of await this.#tasks(tokenizer)) {
       const evaluations = await answerProblems(this.#model, source, [reward], { problems, loops, signal, ranks: this.#ranks })
       Object.assign(metrics, evaluationMetrics(evaluations, name))
     }

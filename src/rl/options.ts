@@ -1,12 +1,13 @@
 // The options of every trainer as types. The schemas in config.ts check them at run time, and the compiler that both agree;
 // test/rl/trainer-config.test.ts holds the comments against the descriptions of the schemas.
-import type { Dataset } from '../data/dataset.js'
+import type { ChatSettings } from '../data/chat-format.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoRAModule } from '../model/adapter.js'
 import type { LoopLM } from '../model/model.js'
 import type { BackwardLoops, LoopWeights, Recompute, Surrogate } from '../model/types.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
+import type { DatasetSource } from './dataset-rows.js'
 import type { TrainerEvent } from './events.js'
 import type { OwnObjective } from './objective/custom-objective.js'
 import type { RecipeName } from './objective/recipes.js'
@@ -47,6 +48,12 @@ export interface RunConfig {
   earlyStoppingPatience?: number | undefined
   /** By how much an evaluation must beat the best one before to count as better for `earlyStoppingPatience`. Default `0`. */
   earlyStoppingThreshold: number
+  /**
+   * How conversations become text: `template` (Jinja, or a .jinja file) in place of the tokenizer's, `tools` that are shown,
+   * a `system` message for those without one, `wrapPrompts: true` for prompts that are texts and become the message of a
+   * user. Every other field is a variable of the template, for example `enable_thinking: false`.
+   */
+  chatTemplate?: ChatSettings | undefined
 }
 
 /** A low-rank adapter that is trained in place of the model. */
@@ -131,10 +138,14 @@ export interface Resources {
   resume: boolean | string
   /** Source of prompts, tokenizer, reward and held-out problems. */
   task?: Task | undefined
-  /** Rows with a `prompt`, instead of a task; `pretrain` and `looprpt` also learn rows of `messages` or `text`. */
-  dataset?: Dataset | undefined
+  /**
+   * Rows with a `prompt`, a text or messages, instead of a task; `pretrain` and `looprpt` also learn rows of `messages` or
+   * `text`. An array, a `DatasetStream`, a path, `hub:org/name`, or `{ path, … }` with the options of `loadDataset` and
+   * `shuffleBuffer`.
+   */
+  dataset?: DatasetSource | undefined
   /** Held-out rows for evaluations of a `dataset`. */
-  evalDataset?: Dataset | undefined
+  evalDataset?: DatasetSource | undefined
   /** Further tasks whose held-out problems are answered at each evaluation, by the name that their metrics get. */
   evalTasks?: Record<string, Task> | undefined
   /** Tokenizer of a `dataset`; default the one of the model. */
@@ -296,6 +307,11 @@ export interface SequenceConfig extends TrainerConfig {
 
 /** Checked options of `PretrainTrainer`. */
 export interface PretrainConfig extends SequenceConfig, LoopConfig {
+  /**
+   * Of a conversation, learn every message of the assistant: what the template has in `{% generation %}`, else what each
+   * adds. Default the last message alone. Default `false`.
+   */
+  assistantOnly: boolean
   /**
    * Stage I trains everything on the expected cross-entropy; Stage II the gate alone, to go on while a loop helps. Default
    * `1`.

@@ -325,6 +325,6 @@ function batchOf(rollouts: readonly Rollout[], exited: boolean): RolloutBatch {
   return batch
 }
 
-function sampledCompletion({ text, columns, reward, scores }: Rollout): SampledCompletion {
-  return { prompt: columns.prompt, completion: text, answer: columns.answer, reward, rewards: scores }
+function sampledCompletion({ prompt, text, columns, reward, scores }: Rollout): SampledCompletion {
+  return { prompt, completion: text, answer: columns.answer, reward, rewards: scores }
 }

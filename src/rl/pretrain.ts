@@ -6,6 +6,7 @@ import type { LossBatch, LossObjective, TokenSequence } from '../model/types.js'
 import { parseOptions } from '../validation/schema.js'
 import { maskedLengths } from './batch.js'
 import { pretrainOptions } from './config.js'
+import type { LessonOptions } from './lessons.js'
 import type { Measured } from './loss-metrics.js'
 import { lossMetrics } from './loss-metrics.js'
 import { lengthNormalizers } from './objective/normalizer.js'
@@ -75,6 +76,10 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
       recompute: config.recompute,
       tokensPerMicroBatch: config.tokensPerMicroBatch,
     }
+  }
+
+  protected override get lessons(): LessonOptions {
+    return { assistantOnly: this.config.assistantOnly }
   }
 
   protected override get trained(): readonly string[] | undefined {

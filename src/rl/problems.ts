@@ -1,16 +1,16 @@
-import type { ChatMessage } from '../data/chat-template.js'
-import { isConversation, lessonProblem, promptProblem } from '../data/rows.js'
-import { checkDraw, DatasetSampler } from '../data/sampler.js'
+import { ChatFormat, type PromptContent } from '../data/chat-format.js'
+import { checkDraw } from '../data/sampler.js'
 import type { Tokenizer } from '../data/tokenizer.js'
-import { LoopLMError, toLoopLMError } from '../errors.js'
+import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import { specialEndTokens } from '../model/special-tokens.js'
 import type { Task } from '../tasks/task.js'
+import { type DatasetRows, openRows, type RowCheck, type RowsDescription } from './dataset-rows.js'
 import type { TrainerConfig } from './options.js'
 
 /** A prompt with the columns that reward functions see. */
 export interface Problem {
-  prompt: string
+  prompt: PromptContent
   answer?: string
   [column: string]: unknown
 }
@@ -18,6 +18,8 @@ export interface Problem {
 /** Where a trainer's prompts come from: a task or a dataset. What a step gets depends on the seed and the step alone. */
 export interface ProblemSource {
   readonly tokenizer: Tokenizer
+  /** Writes conversations. */
+  readonly chat: ChatFormat
   /** Longest completion in tokens. */
   readonly maxNewTokens: number
   /** Tokens that end a completion; the first one ends what is learned. Empty where every completion has `maxNewTokens` tokens. */
@@ -27,9 +29,11 @@ export interface ProblemSource {
   /** The task whose reward is used when the caller gives none. */
   readonly task: Task | undefined
   /** `count` training problems from position `start` on. */
-  take(start: number, count: number): Problem[]
+  take(start: number, count: number): Promise<Problem[]>
   /** Up to `count` held-out problems, always the same ones. */
-  heldOut(count: number): Problem[]
+  heldOut(count: number): Promise<Problem[]>
+  /** Reads all rows of a dataset once; undefined for a task. @throws LoopLMError naming the first row that is refused, ABORTED */
+  describe(check: RowCheck, signal: AbortSignal | undefined): Promise<RowsDescription | undefined>
   /** How errors name a problem, for example `dataset[3]`. */
   nameOf(problem: Problem): string
 }
@@ -45,7 +49,8 @@ const datasetMaxNewTokens = 256
 export function openProblems(
   operation: string,
   model: LoopLM,
-  config: Pick<TrainerConfig, 'task' | 'dataset' | 'evalDataset' | 'tokenizer' | 'seed'>,
+  config: Pick<TrainerConfig, 'task' | 'dataset' | 'evalDataset' | 'tokenizer' | 'seed'> &
+    Partial<Pick<TrainerConfig, 'chatTemplate'>>,
 ): ProblemSource {
   const { task, dataset, seed } = config
   if ((task === undefined) === (dataset === undefined)) {
@@ -54,47 +59,43 @@ export function openProblems(
   }
   const tokenizer = checkTokenizer(operation, model, task?.tokenizer ?? config.tokenizer ?? model.tokenizer, 'dataset')
   const maxLength = model.config.max_position_embeddings
-  if (task !== undefined) return taskProblems(task, tokenizer, seed, maxLength)
-  const rows = { dataset: checkRows(dataset, 'dataset', operation), evalDataset: config.evalDataset }
-  let sampler = new DatasetSampler(rows.dataset, { seed })
+  if (task !== undefined) {
+    if (config.chatTemplate === undefined) return taskProblems(task, tokenizer, seed, maxLength)
+    throw new LoopLMError('INVALID_CONFIG', 'chatTemplate: prompts of a task are no conversations; omit it', { operation })
+  }
+  const chat = new ChatFormat(tokenizer, config.chatTemplate)
+  const rows = openRows(dataset!, 'dataset', seed, operation)
+  let held: DatasetRows | undefined
   return {
-    task,
-    tokenizer,
+    task: undefined,
+    tokenizer: chat.tokenizer,
+    chat,
     maxNewTokens: datasetMaxNewTokens,
-    stop: stopTokens(model, tokenizer),
+    stop: stopTokens(model, chat.tokenizer),
     maxLength,
-    take(start, count) {
-      if (sampler.state.index !== start) sampler = new DatasetSampler(rows.dataset, { seed, index: start })
-      return sampler.take(count)
-    },
-    heldOut(count) {
-      if (rows.evalDataset === undefined) {
+    take: (start, count) => rows.take(start, count),
+    async heldOut(count) {
+      if (config.evalDataset === undefined) {
         throw new LoopLMError('INVALID_CONFIG', 'evalDataset: evaluation with a dataset needs held-out rows', { operation })
       }
-      return checkRows(rows.evalDataset, 'evalDataset', operation).slice(0, count)
+      held ??= openRows(config.evalDataset, 'evalDataset', seed, operation)
+      return held.head(count)
     },
-    nameOf(problem) {
-      for (const [name, list] of Object.entries(rows)) {
-        const index = list?.indexOf(problem) ?? -1
-        if (index !== -1) return `${name}[${index}]`
-      }
-      return 'a row of the dataset'
-    },
+    describe: (check, signal) => rows.describe(check, signal),
+    nameOf: (problem) => rows.nameOf(problem) ?? held?.nameOf(problem) ?? 'a row of the dataset',
   }
 }
 
-/** @throws LoopLMError INVALID_CONFIG for what is no list of rows */
-function checkRows(rows: unknown, name: string, operation: string): Problem[] {
-  if (Array.isArray(rows) && rows.length > 0) return rows
-  const message = Array.isArray(rows) ? 'has no rows' : 'must be an array of rows, such as loadDataset returns'
-  throw new LoopLMError('INVALID_CONFIG', `${name}: ${message}`, { operation })
-}
-
-/** Where the rows of a dataset end: at the model's end tokens, at the tokenizer's where the model names none. */
+/**
+ * Where the rows of a dataset end: at the model's end tokens, at the tokenizer's where the model names none, and where the chat template
+ * ends a turn.
+ */
 export function stopTokens(model: LoopLM, tokenizer: Tokenizer): number[] {
   const ends = model.namesEndTokens ? model.endTokens : specialEndTokens(tokenizer)
   const own = tokenizer.eosTokenId
-  return own !== undefined && ends.includes(own) ? [...new Set([own, ...ends])] : [...ends]
+  const turn = tokenizer.hasChatTemplate ? tokenizer.chatEndToken() : undefined
+  const all = [...ends, ...(turn === undefined ? [] : [turn])]
+  return [...new Set(own !== undefined && ends.includes(own) ? [own, ...all] : all)]
 }
 
 /** The tokenizer of text that a model reads. @throws LoopLMError INVALID_CONFIG when there is none, or it has more tokens than the model */
@@ -115,136 +116,15 @@ export function taskProblems(task: Task, tokenizer: Tokenizer, seed = 0, maxLeng
   return {
     task,
     tokenizer,
+    chat: new ChatFormat(tokenizer),
     maxNewTokens: task.maxCompletionLength,
     stop: task.stop,
     maxLength,
-    take: (start, count) => range(start, count).map((index) => task.sample('train', index, seed)),
-    heldOut: (count) => range(0, count).map((index) => task.sample('test', index)),
+    take: async (start, count) => range(start, count).map((index) => task.sample('train', index, seed)),
+    heldOut: async (count) => range(0, count).map((index) => task.sample('test', index)),
+    describe: async () => undefined,
     nameOf: () => `a problem of the task ${task.name}`,
   }
-}
-
-/**
- * The tokens of a prompt that is to be answered.
- *
- * @throws LoopLMError INVALID_ARGUMENT naming the row and the field, when it is no prompt, when the tokenizer refuses it, or when it
- *   leaves no room for an answer
- */
-export function promptTokens(source: ProblemSource, problem: Problem): number[] {
-  const refuse = refusal(source, problem)
-  const wrong = promptProblem(problem)
-  if (wrong !== undefined) throw refuse(wrong)
-  const tokens = encodeField(source, problem, 'prompt', problem.prompt)
-  if (tokens.length === 0) throw refuse('field "prompt" has no tokens; give at least one to go on from')
-  if (tokens.length < source.maxLength) return tokens
-  throw refuse(`field "prompt" has ${tokens.length} tokens, ${lengthLimit(source, 'a prompt with its answer')}`)
-}
-
-/** Tokens to learn. */
-export interface TrainingSequence {
-  tokens: number[] | Int32Array
-  /** How many of them are given. */
-  promptLength: number
-}
-
-/**
- * A problem with its answer as one token sequence: prompt, answer and the token that ends it. The answer is the column `completion` where
- * there is one, else `answer`. A row of chat `messages` is rendered by the tokenizer's template, with its `tools`, and its last message
- * is learned. A row of `text` is learned whole.
- *
- * @returns the tokens and how many of them are prompt. Of a row without an answer all tokens but the first are trained.
- * @throws LoopLMError INVALID_ARGUMENT naming the row and the field that cannot be learned
- */
-export function trainingSequence(source: ProblemSource, problem: Problem): TrainingSequence {
-  const wrong = lessonProblem(problem)
-  if (wrong !== undefined) throw refusal(source, problem)(wrong)
-  return checkLength(source, problem, isConversation(problem) ? chatSequence(source, problem) : textSequence(source, problem))
-}
-
-/**
- * A prompt with its answer as {@link trainingSequence} returns it, whatever further columns the row has.
- *
- * @throws LoopLMError INVALID_ARGUMENT naming the row and the field
- */
-export function answeredSequence(source: ProblemSource, problem: Problem): TrainingSequence {
-  const wrong = promptProblem(problem)
-  if (wrong !== undefined) throw refusal(source, problem)(wrong)
-  return checkLength(source, problem, textSequence(source, problem))
-}
-
-function checkLength(source: ProblemSource, problem: Problem, made: TrainingSequence): TrainingSequence {
-  const refuse = refusal(source, problem)
-  const { length } = made.tokens
-  if (length < 2) throw refuse(`has ${length} tokens; at least 2 are needed, the first of which is given`)
-  if (length <= source.maxLength) return made
-  throw refuse(`has ${length} tokens, ${lengthLimit(source, 'a sequence')}`)
-}
-
-function textSequence(source: ProblemSource, problem: Problem): TrainingSequence {
-  const { text, completion, answer } = problem
-  const end = source.stop.slice(0, 1)
-  const learned = completion !== undefined ? 'completion' : answer !== undefined ? 'answer' : undefined
-  const isText = learned === undefined && typeof text === 'string' && (problem.prompt ?? '') === ''
-  const field = isText ? 'text' : 'prompt'
-  const prompt = encodeField(source, problem, field, isText ? text : (problem.prompt ?? ''))
-  if (learned === undefined) return { tokens: [...prompt, ...end], promptLength: 1 }
-  const given = (completion ?? answer) as string
-  const tokens = [...prompt, ...encodeField(source, problem, learned, given, { addSpecialTokens: false }), ...end]
-  return { tokens, promptLength: Math.max(1, prompt.length) } // the first token of all is never predicted
-}
-
-function chatSequence(source: ProblemSource, problem: Problem): TrainingSequence {
-  const { tokenizer } = source
-  const refuse = refusal(source, problem)
-  const messages = problem.messages as readonly ChatMessage[]
-  const { tools } = problem as { tools?: readonly object[] | null }
-  const render = (list: readonly ChatMessage[], addGenerationPrompt: boolean) => {
-    try {
-      return tokenizer.applyChatTemplate(list, { addGenerationPrompt, tools: tools ?? undefined })
-    } catch (cause) {
-      throw toLoopLMError(cause).code === 'INVALID_ARGUMENT'
-        ? refuse(`field "messages": ${(cause as Error).message}`, cause)
-        : cause
-    }
-  }
-  const whole = render(messages, false)
-  const given = render(messages.slice(0, -1), true)
-  if (!whole.startsWith(given)) {
-    const problem =
-      'the chat template writes the conversation differently once it is answered, so its last message cannot be told apart'
-    throw refuse(`field "messages": ${problem}`)
-  }
-  const options = { addSpecialTokens: false } // the template writes them
-  const prompt = encodeField(source, problem, 'messages', given, options)
-  const answer = encodeField(source, problem, 'messages', whole.slice(given.length), options)
-  const turnEnd = tokenizer.chatEndToken()
-  const ended = answer.some((token) => token === turnEnd || source.stop.includes(token))
-  return { tokens: [...prompt, ...answer, ...(ended ? [] : source.stop.slice(0, 1))], promptLength: prompt.length }
-}
-
-/** The one place where the text of problems becomes tokens. */
-function encodeField(
-  source: ProblemSource,
-  problem: Problem,
-  field: string,
-  text: string,
-  options: { addSpecialTokens?: boolean } = {},
-): number[] {
-  try {
-    return source.tokenizer.encode(text, options)
-  } catch (cause) {
-    const { code, message } = toLoopLMError(cause)
-    throw new LoopLMError(code, `${source.nameOf(problem)} field "${field}": ${message}`, { operation: 'dataset', cause })
-  }
-}
-
-function refusal(source: ProblemSource, problem: Problem): (wrong: string, cause?: unknown) => LoopLMError {
-  return (wrong, cause) =>
-    new LoopLMError('INVALID_ARGUMENT', `${source.nameOf(problem)} ${wrong}`, { operation: 'dataset', cause })
-}
-
-function lengthLimit({ maxLength }: ProblemSource, what: string): string {
-  return `and ${what} has at most ${maxLength} (max_position_embeddings): beyond it the model's positions were not trained; shorten the row`
 }
 
 function range(start: number, count: number): number[] {

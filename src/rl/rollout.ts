@@ -4,8 +4,9 @@ import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions, GenerateResult, RealArray } from '../model/types.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import type { Metrics } from './events.js'
+import { type EncodedPrompt, encodePrompts } from './lessons.js'
 import type { PolicyConfig } from './options.js'
-import { type Problem, type ProblemSource, promptTokens } from './problems.js'
+import type { Problem, ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
 import { type Completion, rewardMetrics, scoreCompletions } from './rewards.js'
 
@@ -24,6 +25,8 @@ export interface Rollout {
   scores: Record<string, number | null>
   /** Whether the response was cut at the length limit. */
   truncated: boolean
+  /** The prompt's text; a conversation as its template writes it. */
+  prompt: string
   /** The response without the token that ended it. */
   text: string
   /** The row of the dataset or the problem of the task. */
@@ -77,16 +80,16 @@ export function singleTurn(
     config
   return async (step, round, mine, signal) => {
     const problems: Problem[] = []
-    const prompts: number[][] = []
+    const prompts: EncodedPrompt[] = []
     const results: GenerateResult[] = []
     const start = performance.now()
     for (let call = 0; call < gradientAccumulation; call++) {
       const position = round * roundStride + (step * gradientAccumulation + call) * promptsPerStep
-      const all = source.take(position, promptsPerStep)
+      const all = await source.take(position, promptsPerStep)
       const groups = [...all.keys()].filter((group) => mine(call * promptsPerStep + group))
       if (groups.length === 0) continue
       const drawn = groups.map((group) => all[group]!)
-      const encoded = drawn.flatMap((problem) => Array<number[]>(groupSize).fill(promptTokens(source, problem)))
+      const encoded = (await encodePrompts(source, drawn)).flatMap((prompt) => Array<EncodedPrompt>(groupSize).fill(prompt))
       const sequenceNumbers = groups.flatMap((group) => Array.from({ length: groupSize }, (_, k) => group * groupSize + k))
       const seed = new Random(config.seed, step, seedStream + call + round * roundStreams).word()
       const sampling = { temperature, topK, topP, seed, sequenceNumbers, initialState, stateSeed, signal }
@@ -95,21 +98,23 @@ export function singleTurn(
       if (exitThreshold !== undefined) options.exit = { rule: 'gate', threshold: exitThreshold }
       for (const problem of drawn) for (let k = 0; k < groupSize; k++) problems.push(problem)
       for (const prompt of encoded) prompts.push(prompt)
-      for (const result of await model.generate(encoded, options)) results.push(result)
+      const tokens = encoded.map((prompt) => prompt.tokens)
+      for (const result of await model.generate(tokens, options)) results.push(result)
     }
     const seconds = (performance.now() - start) / 1000
-    const completions = results.map((result, i) => completionOf(source, problems[i]!, result))
+    const completions = results.map((result, i) => completionOf(source, problems[i]!, prompts[i]!, result))
     const { rewardConcurrency: concurrency, rewardTimeout: timeout } = config
     const scored = await scoreCompletions(rewards, completions, { concurrency, timeout, signal })
     const rollouts = results.map((result, i): Rollout => {
       const { tokens, logprobs: samplingLogprobs, loops, finishReason } = result
       return {
-        tokens: Int32Array.from([...prompts[i]!, ...tokens]),
-        promptLength: prompts[i]!.length,
+        tokens: Int32Array.from([...prompts[i]!.tokens, ...tokens]),
+        promptLength: prompts[i]!.tokens.length,
         ...{ samplingLogprobs, loops },
         reward: scored.rewards[i]!,
         scores: Object.fromEntries(Object.entries(scored.byName).map(([name, values]) => [name, values[i]!])),
         truncated: finishReason === 'length',
+        prompt: prompts[i]!.text,
         text: completions[i]!.completion,
         columns: problems[i]!,
       }
@@ -199,10 +204,10 @@ export function generation(source: ProblemSource, maxNewTokens: number | undefin
 }
 
 /** What the reward functions see: the text without the token that ended it. */
-export function completionOf(source: ProblemSource, problem: Problem, result: GenerateResult): Completion {
+export function completionOf(source: ProblemSource, problem: Problem, prompt: EncodedPrompt, result: GenerateResult): Completion {
   const tokens = result.finishReason === 'stop' ? result.tokens.slice(0, -1) : result.tokens
   const completion = source.tokenizer.decode(tokens, { skipUnknownTokens: true })
-  return { prompt: problem.prompt, completion, columns: problem }
+  return { prompt: prompt.text, completion, columns: problem }
 }
 
 /**

@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { Corpus } from '../data/corpus.js'
-import { isConversation, lessonProblem } from '../data/rows.js'
+import { lessonProblem } from '../data/rows.js'
 import { LoopLMError } from '../errors.js'
 import type { LossBatch, TokenSequence } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
@@ -9,15 +9,9 @@ import { checkSequences, copyBatch } from './batch.js'
 import type { DataDescription } from './data.js'
 import { evaluateSequences, sequenceMetrics } from './evaluate-sequences.js'
 import type { Metrics } from './events.js'
+import { type LessonOptions, type TrainingSequence, trainingSequence, trainingSequences } from './lessons.js'
 import type { SequenceConfig } from './options.js'
-import {
-  checkTokenizer,
-  type Problem,
-  type ProblemSource,
-  stopTokens,
-  type TrainingSequence,
-  trainingSequence,
-} from './problems.js'
+import { checkTokenizer, type Problem, type ProblemSource, stopTokens } from './problems.js'
 import { type Prepared, Trainer } from './trainer.js'
 import type { StepWork } from './updates.js'
 
@@ -49,7 +43,7 @@ export abstract class SequenceTrainer<
     const { corpus, evalCorpus, contextLength, heldOutShare, seed, task, dataset } = this.config
     if (corpus === undefined) {
       const description = await super.openData(signal)
-      if (dataset !== undefined) this.advice.ends(this.problems, dataset.some(isConversation))
+      if (dataset !== undefined) this.advice.ends(this.model, this.problems, description.conversations === true)
       return description
     }
     const operation = this.constructor.name
@@ -77,13 +71,13 @@ export abstract class SequenceTrainer<
     return lessonProblem(row)
   }
 
-  protected override readRow(row: Problem): void {
-    trainingSequence(this.problems, row)
+  protected override async readRow(row: Problem): Promise<void> {
+    await trainingSequence(this.problems, row, this.lessons)
   }
 
-  protected override checkEvaluations(): void {
+  protected override async checkEvaluations(): Promise<void> {
     const held = this.#evalCorpus ?? this.#corpus
-    if (held === undefined) super.checkEvaluations()
+    if (held === undefined) await super.checkEvaluations()
     if (held === undefined || held.heldOutBlocks > 0) return
     const { blocks } = held
     const message = `heldOutShare: of ${blocks} packed sequences none is held out; raise it, lower contextLength, or give evalCorpus`
@@ -97,7 +91,7 @@ export abstract class SequenceTrainer<
     const held = this.#evalCorpus ?? this.#corpus
     const sequences =
       held === undefined
-        ? this.problems.heldOut(evalProblems).map((problem) => trainingSequence(this.problems, problem))
+        ? await trainingSequences(this.problems, await this.problems.heldOut(evalProblems), this.lessons)
         : (await held.heldOut(evalProblems)).map((tokens) => ({ tokens, promptLength: 1 }))
     return sequenceMetrics(await evaluateSequences(this.model, sequences, { loops: evalLoops, signal }))
   }
@@ -105,7 +99,11 @@ export abstract class SequenceTrainer<
   protected async work(): Promise<StepWork<Loss>> {
     const { batchSize } = this.config
     const drawn = await this.#draw(this.step * batchSize, batchSize)
-    const batch = { sequences: drawn.map(({ tokens }) => tokens), promptLengths: drawn.map(({ promptLength }) => promptLength) }
+    const batch = {
+      sequences: drawn.map(({ tokens }) => tokens),
+      promptLengths: drawn.map(({ promptLength }) => promptLength),
+      ...(drawn.some(({ mask }) => mask !== undefined) ? { mask: drawn.map(maskOf) } : {}),
+    }
     const operation = `${this.constructor.name}.run`
     const { portion, metrics } = await this.prepare(this.take(batch as unknown as Batch, operation), operation)
     const tokens = drawn.reduce((sum, { tokens }) => sum + tokens.length, 0)
@@ -120,6 +118,11 @@ export abstract class SequenceTrainer<
     return { ...taken, promptLengths }
   }
 
+  /** What of a row is learned. */
+  protected get lessons(): LessonOptions {
+    return {}
+  }
+
   /** The fields of a batch that have a meaning. */
   protected abstract readonly fields: readonly (keyof Batch & string)[]
   protected abstract override prepare(batch: Batch, operation: string): Promise<Prepared<Loss>>
@@ -132,13 +135,15 @@ export abstract class SequenceTrainer<
     if (this.#corpus !== undefined) {
       return (await this.#corpus.take(start, count)).map((tokens) => ({ tokens, promptLength: 1 }))
     }
-    const drawn = this.problems.take(start, count)
-    return this.ranks.rows('sequences', this.ranks.strided(count), (own) =>
-      own.map((i) => {
-        const { tokens, promptLength } = trainingSequence(this.problems, drawn[i]!)
-        return { tokens: Int32Array.from(tokens), promptLength }
-      }),
-    )
+    const drawn = await this.problems.take(start, count)
+    return this.ranks.rows('sequences', this.ranks.strided(count), async (own) => {
+      const made = await trainingSequences(
+        this.problems,
+        own.map((i) => drawn[i]!),
+        this.lessons,
+      )
+      return made.map((sequence) => ({ ...sequence, tokens: Int32Array.from(sequence.tokens) }))
+    })
   }
 
   #cache(name: string): string | undefined {
@@ -146,6 +151,10 @@ export abstract class SequenceTrainer<
     const cache = runDir === undefined ? undefined : join(runDir, name)
     return cache !== undefined && (this.ranks.leads || existsSync(cache)) ? cache : undefined
   }
+}
+
+function maskOf({ tokens, mask }: TrainingSequence): Uint8Array {
+  return mask ?? new Uint8Array(tokens.length - 1).fill(1)
 }
 
 function describeCorpus({ fingerprint, files, tokens }: Corpus): Omit<DataDescription, 'tokenizer'> {

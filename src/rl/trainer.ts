@@ -9,6 +9,7 @@ import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
 import type { RunFolder } from '../monitor/run-folder.js'
 import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
+import { nextTurn, turnIsOver } from '../turns.js'
 import { checkInstance, checkOptions } from '../validation/arguments.js'
 import { Advice } from './advice.js'
 import { BestCheckpoints } from './best-checkpoint.js'
@@ -18,12 +19,13 @@ import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.j
 import { Evaluations } from './evaluations.js'
 import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './events.js'
 import { checksumOfSequences } from './facts-of-run.js'
+import { encodePrompt } from './lessons.js'
 import { addTrainedAdapter } from './load-parameters.js'
 import type { Measured } from './loss-metrics.js'
 import { exclusively } from './mutex.js'
 import { OngoingRun } from './ongoing-run.js'
 import type { TrainerConfig } from './options.js'
-import { openProblems, type Problem, type ProblemSource, promptTokens } from './problems.js'
+import { openProblems, type Problem, type ProblemSource } from './problems.js'
 import { Ranks } from './ranks.js'
 import { RunCheckpoints } from './run-checkpoints.js'
 import { memoryMetrics, RunLog } from './run-log.js'
@@ -281,25 +283,29 @@ export abstract class Trainer<
   /** Opens what the run trains on. */
   protected async openData(signal: AbortSignal | undefined): Promise<DataDescription> {
     const rows = { problemOf: (row: Problem) => this.problemOf(row), read: (row: Problem) => this.readRow(row) }
-    return describeProblems(this.problems, this.config, rows, signal)
+    return describeProblems(this.problems, rows, signal)
   }
   /** What is wrong with a row of the dataset, or undefined. */
   protected problemOf(row: Problem): string | undefined {
     return promptProblem(row)
   }
   /** Turns a row into tokens, as a step will. @throws LoopLMError INVALID_ARGUMENT naming row and field */
-  protected readRow(row: Problem): void {
-    promptTokens(this.problems, row)
+  protected async readRow(row: Problem): Promise<void> {
+    await encodePrompt(this.problems, row)
   }
   /** One evaluation's metrics, those of `evalTasks` apart. */
   protected async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
     return this.#answersProblems ? evaluationMetrics(await this.evaluate({ signal })) : {}
   }
   /** Refuses what `evaluateData` would refuse, before anything is trained. */
-  protected checkEvaluations(): void {
+  protected async checkEvaluations(): Promise<void> {
     if (!this.#answersProblems) return
     const { task } = this.problems
-    for (const row of this.problems.heldOut(task === undefined ? this.config.evalProblems : 1)) this.readRow(row)
+    const rows = await this.problems.heldOut(task === undefined ? this.config.evalProblems : 1)
+    for (const row of rows) {
+      if (turnIsOver()) await nextTurn()
+      await this.readRow(row)
+    }
   }
   /** Called once before a run's first step, with the checkpoint it resumes from. */
   protected async start(_checkpoint: string | undefined): Promise<void> {}
@@ -404,8 +410,8 @@ export abstract class Trainer<
     await this.#checkpoints.agree(data)
     this.#takeTokenizer(data.tokenizer)
     if (evalEvery > 0) {
-      this.checkEvaluations()
-      this.#evaluations.check(data.tokenizer)
+      await this.checkEvaluations()
+      await this.#evaluations.check(data.tokenizer)
     }
     await this.#exclusively(() => this.#checkpoints.begin(found, data))
     const folder = await this.#checkpoints.openFolder(config)
@@ -416,7 +422,7 @@ export abstract class Trainer<
   /** A model without a tokenizer gets that of the data, so that it is saved and generates with what it was trained on. */
   #takeTokenizer(tokenizer: DataDescription['tokenizer']): void {
     const { model } = this
-    if (model.tokenizer === undefined) model.tokenizer = tokenizer
+    if (model.tokenizer === undefined || this.config.chatTemplate?.template !== undefined) model.tokenizer = tokenizer
     else if (!model.namesEndTokens) model.takeSpecialTokens(tokenizer)
     this.advice.tokens(model, tokenizer)
   }

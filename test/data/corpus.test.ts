@@ -10,10 +10,11 @@ import { Tokenizer } from '../../src/data/tokenizer.js'
 import { LoopLM } from '../../src/model/model.js'
 import { evaluateSequences } from '../../src/rl/evaluate-sequences.js'
 import type { TrainerEvent } from '../../src/rl/events.js'
+import { trainingSequence } from '../../src/rl/lessons.js'
 import { LoopRPTTrainer } from '../../src/rl/looprpt.js'
 import type { PretrainOptions } from '../../src/rl/options.js'
 import { PretrainTrainer } from '../../src/rl/pretrain.js'
-import { openProblems, trainingSequence } from '../../src/rl/problems.js'
+import { openProblems } from '../../src/rl/problems.js'
 import { refusal } from '../refusal.js'
 import { parametersOf } from '../tiny.js'
 
@@ -387,7 +388,7 @@ describe('supervised fine-tuning', () => {
   it('learns the completion and its end token, and nothing of the prompt', async () => {
     using student = await model()
     const source = openProblems('test', student, { dataset: [{ prompt: '' }], tokenizer, seed: 0 })
-    const { tokens, promptLength } = trainingSequence(source, { prompt: 'ab', completion: 'cd', answer: 'never' })
+    const { tokens, promptLength } = await trainingSequence(source, { prompt: 'ab', completion: 'cd', answer: 'never' })
     expect(tokens).toEqual([...bytes('abcd'), end])
     expect(promptLength).toBe(2)
   })
@@ -400,7 +401,7 @@ describe('supervised fine-tuning', () => {
       { role: 'user', content: 'hi' },
       { role: 'assistant', content: 'ho' },
     ]
-    const { tokens, promptLength } = trainingSequence(source, { prompt: '', messages })
+    const { tokens, promptLength } = await trainingSequence(source, { prompt: '', messages })
     expect(chatting.decode(tokens as number[])).toBe('<user>hi\n<assistant>ho\n')
     expect(chatting.decode((tokens as number[]).slice(promptLength))).toBe('ho\n')
   })

@@ -9,7 +9,7 @@ import { type DatasetOptions, readExamples } from '../../src/data/dataset.js'
 import type { Format, Place } from '../../src/data/formats/format.js'
 import { DatasetSampler } from '../../src/data/sampler.js'
 import { type Dataset, DatasetStream, loadDataset, Random, readDataset, Tokenizer } from '../../src/index.js'
-import { describeProblems } from '../../src/rl/data.js'
+import { openRows } from '../../src/rl/dataset-rows.js'
 import { refusal } from '../refusal.js'
 
 let root: string
@@ -136,7 +136,7 @@ describe('a dataset', () => {
       'an element without a field',
       'a.json',
       '[{"prompt":"a"},{"promt":"b"}]',
-      /row 2 field "prompt" must be a string, got nothing/,
+      /row 2 field "prompt" must be a string or an array of messages, got nothing/,
     ],
     ['NUL bytes in JSON Lines', 'a.jsonl', '{"prompt":"a"}\n\0\0\0\n', /line 2 has NUL bytes, so the file is damaged/],
     ['UTF-16', 'a.jsonl', Buffer.from('\ufeff{"prompt":"a"}\n', 'utf16le'), /line 1 is not valid UTF-8; save the file as UTF-8/],
@@ -159,7 +159,7 @@ describe('a dataset', () => {
       'no such column',
       'a.csv',
       'question,answer\na,b\n',
-      /row 1 .* field "prompt" must be a string, got nothing; the row has the fields question/,
+      /row 1 .* field "prompt" must be a string or an array of messages, got nothing; the row has the fields question/,
     ],
     ['a Parquet file that is cut off', 'a.parquet', whole.subarray(0, 400), /a\.parquet is no Parquet file, or cut off/],
     ['a Parquet file of a few bytes', 'a.parquet', 'PAR1', /a\.parquet is no Parquet file/],
@@ -458,9 +458,10 @@ describe('a stream', () => {
     expect(stream.rows).toBe(3000)
     expect(await stream.take(0, 7000)).toEqual(new DatasetSampler(rows, { seed: 5 }).take(7000))
     const dataset = (await loadDataset(folder)) as Dataset
-    const source = { task: undefined, tokenizer: Tokenizer.bytes(), maxLength: Infinity } as never
-    const checks = { problemOf: () => undefined, read() {} }
-    expect(stream.fingerprint).toBe((await describeProblems(source, { dataset, seed: 0 }, checks)).fingerprint)
+    const checks = { problemOf: () => undefined, read: async () => {}, mayBeLong: () => false }
+    const described = await openRows(dataset, 'dataset', 5, 'test').describe(checks, undefined)
+    expect(described).toEqual({ fingerprint: stream.fingerprint, rows: 3000, conversations: false })
+    expect(await openRows(stream, 'dataset', 5, 'test').describe(checks, undefined)).toEqual(described)
   })
 
   it.each([

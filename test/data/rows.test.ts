@@ -9,8 +9,9 @@ import { LoopLMError } from '../../src/errors.js'
 import { evaluate, RLTTTrainer } from '../../src/index.js'
 import { LoopLM } from '../../src/model/model.js'
 import { describeProblems } from '../../src/rl/data.js'
+import { encodePrompt, trainingSequence } from '../../src/rl/lessons.js'
 import { PretrainTrainer } from '../../src/rl/pretrain.js'
-import { openProblems, promptTokens, trainingSequence } from '../../src/rl/problems.js'
+import { openProblems } from '../../src/rl/problems.js'
 import { refusal } from '../refusal.js'
 import { tinyTask } from '../tiny.js'
 
@@ -50,12 +51,22 @@ const malformed: [what: string, row: unknown, message: RegExp][] = [
   ['nothing', undefined, /dataset\[1\] must be an object, got nothing/],
   ['a string', 'a prompt', /dataset\[1\] must be an object, got a value of type string/],
   ['an array', ['a'], /dataset\[1\] must be an object, got an array/],
-  ['a number as prompt', { prompt: 5 }, /dataset\[1\] field "prompt" must be a string, got a value of type number/],
-  ['a null as prompt', { prompt: null }, /dataset\[1\] field "prompt" must be a string, got null/],
-  ['messages as prompt', { prompt: messages }, /field "prompt" must be a string, got an array; .*applyChatTemplate/],
-  ['a tokenized prompt', { prompt: Int32Array.of(1, 2) }, /field "prompt" must be a string, got a value of type object/],
+  [
+    'a number as prompt',
+    { prompt: 5 },
+    /dataset\[1\] field "prompt" must be a string or an array of messages, got a value of type number/,
+  ],
+  ['a null as prompt', { prompt: null }, /dataset\[1\] field "prompt" must be a string or an array of messages, got null/],
+  ['no message as prompt', { prompt: [] }, /dataset\[1\] field "prompt" is empty; give at least one message/],
+  ['texts as prompt', { prompt: ['hi'] }, /field "prompt\[0\]" must be an object with role and content/],
+  ['messages as answer', { prompt: [user], answer: [assistant] }, /field "answer" must be a string when present, got an array/],
+  [
+    'a tokenized prompt',
+    { prompt: Int32Array.of(1, 2) },
+    /field "prompt" must be a string or an array of messages, got a value of type object/,
+  ],
   ['no prompt', { question: 'q', solution: 's' }, /got nothing; the row has the fields question, solution/],
-  ['no field', {}, /dataset\[1\] field "prompt" must be a string, got nothing/],
+  ['no field', {}, /dataset\[1\] field "prompt" must be a string or an array of messages, got nothing/],
   [
     'a number as answer',
     { prompt: 'a', answer: 4 },
@@ -65,7 +76,7 @@ const malformed: [what: string, row: unknown, message: RegExp][] = [
   [
     'messages as completion',
     { prompt: 'a', completion: [assistant] },
-    /field "completion" must be a string when present, got an array/,
+    /field "completion" must be a string when present, or messages behind a prompt of messages, got an array/,
   ],
   ['a number as text', { text: 5 }, /dataset\[1\] field "text" must be a string, got a value of type number/],
 ]
@@ -83,7 +94,7 @@ const unanswered: [what: string, row: unknown, message: RegExp][] = [
   [
     'messages',
     { messages },
-    /dataset\[1\] field "prompt" is missing: .*has messages; render it with tokenizer\.applyChatTemplate/,
+    /dataset\[1\] field "prompt" is missing: .*has messages; .*give what comes before the answer as prompt/,
   ],
   ['messages beside the empty prompt of a file', { prompt: '', messages }, /field "prompt" is missing/],
   ['text', { text: 'once' }, /dataset\[1\] field "prompt" is missing: .*has text/],
@@ -139,7 +150,9 @@ describe('a row in code', () => {
     using model = await newModel({ vocab_size: 12 })
     const task = { ...tinyTask, sample: () => ({ prompt: 17, answer: '1' }) as never }
     const error = await refusal(() => evaluate(model, { task, problems: 1, loops: [1] }))
-    expect(error.message).toMatch(/a problem of the task addition field "prompt" must be a string, got a value of type number/)
+    expect(error.message).toMatch(
+      /a problem of the task addition field "prompt" must be a string or an array of messages, got a value of type number/,
+    )
   })
 
   it('that the tokenizer refuses is named', async () => {
@@ -150,8 +163,8 @@ describe('a row in code', () => {
   })
 
   it.each([
-    [{ length: 1, 0: first }, /dataset: must be an array of rows/],
-    ['rows.jsonl', /dataset: must be an array of rows/],
+    [{ length: 1, 0: first }, /dataset: must be an array of rows, a DatasetStream, a path/],
+    [5, /dataset: must be an array of rows/],
     [new Map(), /dataset: must be an array of rows/],
   ])('is not looked for in %o', async (dataset, message) => {
     using model = await newModel()
@@ -168,7 +181,10 @@ describe('a row that is learned', () => {
   it('may be text alone, which is learned whole', async () => {
     using model = await newModel()
     const source = openProblems('test', model, { dataset: [first], tokenizer, seed: 0 })
-    expect(trainingSequence(source, { text: 'once' } as never)).toEqual({ tokens: [...bytes('once'), eos], promptLength: 1 })
+    expect(await trainingSequence(source, { text: 'once' } as never)).toEqual({
+      tokens: [...bytes('once'), eos],
+      promptLength: 1,
+    })
     const rows = [{ text: 'once' }, { text: 'upon a time', source: 'book' }] as unknown as Dataset
     using trainer = new PretrainTrainer(model, { dataset: rows, tokenizer, batchSize: 2, steps: 1 })
     for await (const { type, metrics } of trainer.run()) if (type === 'step') expect(metrics.num_tokens).toBe(5 + 12)
@@ -188,10 +204,10 @@ describe('a row that is learned', () => {
   it('shows its tools to the chat template', async () => {
     using model = await newModel()
     const source = openProblems('test', model, { dataset: [first], tokenizer: await chatting(), seed: 0 })
-    const render = (row: object) => source.tokenizer.decode(trainingSequence(source, row as never).tokens)
-    expect(render({ messages, tools: [{ name: 'a' }, { name: 'b' }] })).toBe('[2 tools]<user>hi<eos><assistant>ho<eos>')
-    expect(render({ messages })).toBe('<user>hi<eos><assistant>ho<eos>')
-    expect(render({ messages, tools: null })).toBe('<user>hi<eos><assistant>ho<eos>')
+    const render = async (row: object) => source.tokenizer.decode((await trainingSequence(source, row as never)).tokens)
+    expect(await render({ messages, tools: [{ name: 'a' }, { name: 'b' }] })).toBe('[2 tools]<user>hi<eos><assistant>ho<eos>')
+    expect(await render({ messages })).toBe('<user>hi<eos><assistant>ho<eos>')
+    expect(await render({ messages, tools: null })).toBe('<user>hi<eos><assistant>ho<eos>')
   })
 
   it.each([
@@ -210,8 +226,9 @@ describe('a row that is learned', () => {
     [{ messages, tools: ['search'] }, /field "tools\[0\]" must be a JSON schema/],
     [
       { messages, chat_template_kwargs: { enable_thinking: false } },
-      /field "chat_template_kwargs" beside messages is not supported/,
+      /dataset\[0\] field "messages": .*enable_thinking: the chat template reads no such variable/,
     ],
+    [{ messages, chat_template_kwargs: 'think' }, /field "chat_template_kwargs" must be an object/],
     [{ messages, documents: [{}] }, /field "documents" beside messages is not supported/],
     [{ prompt: 'p', messages }, /has the fields "prompt" and "messages"; give one of them/],
     [{ messages, completion: 'ho' }, /has the fields "messages" and "completion"/],
@@ -289,8 +306,8 @@ describe('max_position_embeddings', () => {
   it('leaves a prompt room for one token', async () => {
     using model = await newModel({ max_position_embeddings: 9 })
     const source = openProblems('test', model, { dataset: [long], tokenizer, seed: 0 })
-    expect(promptTokens(source, long)).toEqual(bytes('abcdefgh'))
-    expect((await refusal(async () => promptTokens(source, { prompt: 'abcdefghi' }))).message).toMatch(/has 9 tokens/)
+    expect((await encodePrompt(source, long)).tokens).toEqual(bytes('abcdefgh'))
+    expect((await refusal(() => encodePrompt(source, { prompt: 'abcdefghi' }))).message).toMatch(/has 9 tokens/)
   })
 })
 
@@ -307,7 +324,7 @@ describe('a large dataset', () => {
     }
     setImmediate(turn)
     const source = openProblems('test', model, { dataset, tokenizer, seed: 0 })
-    await describeProblems(source, { dataset, seed: 0 }, { problemOf: () => undefined, read() {} })
+    await describeProblems(source, { problemOf: () => undefined, read: async () => {} })
     waiting = false
     expect(turns).toBeGreaterThanOrEqual(20) // a slice is a megabyte of 32
   })

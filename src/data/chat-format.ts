@@ -1,0 +1,175 @@
+import { readFileSync, statSync } from 'node:fs'
+import { fileError, LoopLMError } from '../errors.js'
+import { didYouMean } from '../validation/names.js'
+import { type ChatMessage, type ChatPart, type ChatTemplateOptions, maxTemplateBytes } from './chat-template.js'
+import type { Tokenizer } from './tokenizer.js'
+
+/** How conversations become text, as trainers, evaluations and configuration files take it in `chatTemplate`. */
+export interface ChatSettings {
+  /** A template in place of the tokenizer's: Jinja, or the path of a file that ends in `.jinja`. */
+  template?: string | undefined
+  /** JSON schemas of functions that are shown to the model; a row's own column `tools` replaces them. */
+  tools?: Record<string, unknown>[] | undefined
+  /** In front of conversations without a system message. */
+  system?: string | undefined
+  /** Prompts that are texts become the message of a user. */
+  wrapPrompts?: boolean | undefined
+  /** A variable of the template by its name there, for example `enable_thinking: false`. */
+  [variable: string]: unknown
+}
+
+/** What a row may say of its own conversation. */
+interface ChatColumns {
+  tools?: readonly object[] | null | undefined
+  chat_template_kwargs?: Readonly<Record<string, unknown>> | null | undefined
+}
+
+/** Columns of a row; those of {@link ChatColumns} are checked. */
+type Columns = Readonly<Record<string, unknown>>
+
+/** Messages of a row, or the text of its prompt. */
+export type PromptContent = string | readonly ChatMessage[]
+
+/**
+ * Turns conversations into text as the chat template of a tokenizer writes them. That text has all its special tokens: encode it with
+ * `addSpecialTokens: false`.
+ */
+export class ChatFormat {
+  readonly tokenizer: Tokenizer
+  readonly #settings: ChatSettings
+  readonly #variables: Readonly<Record<string, unknown>>
+
+  /**
+   * @throws LoopLMError INVALID_CONFIG for a variable that the template does not read, UNSUPPORTED for settings without a template,
+   *   NOT_FOUND or INVALID_FILE for a template
+   */
+  constructor(tokenizer: Tokenizer, settings: ChatSettings = {}) {
+    const { template, tools: _tools, system: _system, wrapPrompts: _wraps, ...variables } = settings
+    this.tokenizer = template === undefined ? tokenizer : withTemplate(tokenizer, template)
+    this.#settings = settings
+    this.#variables = variables
+    if (Object.keys(settings).length > 0 && !this.tokenizer.hasChatTemplate) {
+      const message = 'the tokenizer has no chat template; give one as chatTemplate.template'
+      throw new LoopLMError('UNSUPPORTED', message, { operation: 'chatTemplate' })
+    }
+    this.#checkVariables(variables)
+  }
+
+  /** Whether prompts that are texts become the message of a user. */
+  get wrapsPrompts(): boolean {
+    return this.#settings.wrapPrompts === true
+  }
+
+  /** Characters that a conversation may have beside those of its row, roughly. */
+  get extraLength(): number {
+    return 8192 + JSON.stringify(this.#settings).length
+  }
+
+  /**
+   * The text of what is to be answered.
+   *
+   * @returns `rendered`: by the template, which writes all special tokens
+   * @throws LoopLMError INVALID_ARGUMENT why the template refuses the messages, UNSUPPORTED without a template
+   */
+  prompt(content: PromptContent, columns: Columns): { text: string; rendered: boolean } {
+    if (typeof content === 'string' && !this.wrapsPrompts) return { text: content, rendered: false }
+    return { text: this.#render(this.messages(content), columns, true), rendered: true }
+  }
+
+  /** A prompt as messages; a text is a user's. */
+  messages(content: PromptContent): readonly ChatMessage[] {
+    return typeof content === 'string' ? [{ role: 'user', content }] : content
+  }
+
+  /**
+   * A conversation in parts, those that are learned and those that are given.
+   *
+   * @param given how many messages are given; those behind them are learned as one answer
+   * @throws LoopLMError INVALID_ARGUMENT why it cannot be told apart
+   */
+  lesson(messages: readonly ChatMessage[], given: number, columns: Columns): ChatPart[] {
+    const whole = this.#render(messages, columns, false)
+    const prompt = this.#render(messages.slice(0, given), columns, true)
+    if (whole.startsWith(prompt)) {
+      return [
+        { text: prompt, learned: false },
+        { text: whole.slice(prompt.length), learned: true },
+      ]
+    }
+    throw refuse(
+      'the chat template writes the conversation differently once it is answered, so its last message cannot be told apart',
+    )
+  }
+
+  /**
+   * The same with every message of the assistant learned: what the template has in `{% generation %}`, else what a message of the
+   * assistant adds to the conversation before it.
+   *
+   * @throws LoopLMError INVALID_ARGUMENT where there is no such message, or where the template rewrites earlier turns
+   */
+  assistantLesson(messages: readonly ChatMessage[], columns: Columns): ChatPart[] {
+    const answers = [...messages.keys()].filter((i) => messages[i]!.role === 'assistant')
+    if (answers.length === 0) throw refuse('has no message of the role "assistant" to learn')
+    const marked = this.tokenizer.chatParts(this.#completed(messages), this.#options(columns, false))
+    if (marked !== undefined) return marked
+    const whole = this.#render(messages, columns, false)
+    const parts: ChatPart[] = []
+    let done = 0
+    for (const i of answers) {
+      const before = this.#render(messages.slice(0, i), columns, true)
+      const after = i === messages.length - 1 ? whole : this.#render(messages.slice(0, i + 1), columns, false)
+      if (!after.startsWith(before) || !whole.startsWith(after) || before.length < done) {
+        const remedy =
+          'so answers cannot be told apart by what they add: put {% generation %} and {% endgeneration %} around them in the template'
+        throw refuse(`the chat template writes messages[${i}] differently once the conversation goes on, ${remedy}`)
+      }
+      parts.push({ text: whole.slice(done, before.length), learned: false })
+      parts.push({ text: whole.slice(before.length, after.length), learned: true })
+      done = after.length
+    }
+    return [...parts, { text: whole.slice(done), learned: false }].filter(({ text }) => text !== '')
+  }
+
+  #render(messages: readonly ChatMessage[], columns: Columns, addGenerationPrompt: boolean): string {
+    return this.tokenizer.applyChatTemplate(this.#completed(messages), this.#options(columns, addGenerationPrompt))
+  }
+
+  #completed(messages: readonly ChatMessage[]): readonly ChatMessage[] {
+    const { system } = this.#settings
+    if (system === undefined || messages[0]?.role === 'system' || messages[0]?.role === 'developer') return messages
+    return [{ role: 'system', content: system }, ...messages]
+  }
+
+  #options(columns: Columns, addGenerationPrompt: boolean): ChatTemplateOptions {
+    const { tools, chat_template_kwargs: own } = columns as ChatColumns
+    if (own != null) this.#checkVariables(own)
+    return { addGenerationPrompt, tools: tools ?? this.#settings.tools, variables: { ...this.#variables, ...own } }
+  }
+
+  #checkVariables(variables: Readonly<Record<string, unknown>>): void {
+    const words = Object.keys(variables).length === 0 ? new Set() : this.tokenizer.chatWords()
+    const unread = Object.keys(variables).find((name) => !words.has(name))
+    if (unread === undefined) return
+    const near = didYouMean(unread, [...(words as Set<string>), 'template', 'tools', 'system', 'wrapPrompts'], 'remove it')
+    const message = `${unread}: the chat template reads no such variable; ${near}`
+    throw new LoopLMError('INVALID_CONFIG', message, { operation: 'chatTemplate' })
+  }
+}
+
+function refuse(problem: string): LoopLMError {
+  return new LoopLMError('INVALID_ARGUMENT', problem, { operation: 'chatTemplate' })
+}
+
+function withTemplate(tokenizer: Tokenizer, template: string): Tokenizer {
+  if (!template.endsWith('.jinja')) return tokenizer.withChatTemplate(template, 'chatTemplate.template')
+  const operation = 'chatTemplate'
+  let text: string
+  try {
+    const { size } = statSync(template)
+    if (size > maxTemplateBytes) throw refuse(`a template has at most ${maxTemplateBytes} bytes, ${template} has ${size}`)
+    text = readFileSync(template, 'utf8')
+  } catch (cause) {
+    throw cause instanceof LoopLMError ? cause : fileError(cause, 'read the chat template', template, operation)
+  }
+  return tokenizer.withChatTemplate(text, template)
+}

@@ -1,0 +1,220 @@
+// The one place where problems become tokens: prompts to answer, and sequences to learn.
+import type { ChatMessage } from '../data/chat-template.js'
+import { isConversation, lessonProblem, promptProblem } from '../data/rows.js'
+import { LoopLMError, toLoopLMError } from '../errors.js'
+import { nextTurn, turnIsOver } from '../turns.js'
+import type { Problem, ProblemSource } from './problems.js'
+
+/** A prompt as the model gets it. */
+export interface EncodedPrompt {
+  tokens: number[]
+  /** A conversation as its template writes it. */
+  text: string
+}
+
+/** Tokens to learn. */
+export interface TrainingSequence {
+  tokens: number[] | Int32Array
+  /** How many of them are given. */
+  promptLength: number
+  /** len-1: 0 where a prediction behind them is given as well; absent where all are learned. */
+  mask?: Uint8Array
+}
+
+/**
+ * The tokens of a prompt that is to be answered: a text, or messages as the chat template writes them.
+ *
+ * @throws LoopLMError INVALID_ARGUMENT naming the row and the field, when it is no prompt, when the tokenizer or the template refuses it, or
+ *   when it leaves no room for an answer
+ */
+export async function encodePrompt(source: ProblemSource, problem: Problem): Promise<EncodedPrompt> {
+  const refuse = refusal(source, problem)
+  const wrong = promptProblem(problem)
+  if (wrong !== undefined) throw refuse(wrong)
+  const { text, rendered } = chatting(source, problem, 'prompt', () => source.chat.prompt(problem.prompt, problem))
+  const tokens = await encodeField(source, problem, 'prompt', text, { addSpecialTokens: !rendered })
+  if (tokens.length === 0) throw refuse('field "prompt" has no tokens; give at least one to go on from')
+  if (tokens.length < source.maxLength) return { tokens, text }
+  throw refuse(`field "prompt" has ${tokens.length} tokens, ${lengthLimit(source, 'a prompt with its answer')}`)
+}
+
+/** {@link encodePrompt} of many, between which other work of the process gets its turn. */
+export async function encodePrompts(source: ProblemSource, problems: readonly Problem[]): Promise<EncodedPrompt[]> {
+  const prompts: EncodedPrompt[] = []
+  for (const problem of problems) {
+    if (turnIsOver()) await nextTurn()
+    prompts.push(await encodePrompt(source, problem))
+  }
+  return prompts
+}
+
+/** What of a row is learned. */
+export interface LessonOptions {
+  /** Every message of the assistant, in place of the last message alone. */
+  assistantOnly?: boolean
+}
+
+/**
+ * A problem with its answer as one token sequence: prompt, answer and the token that ends it. The answer is the column `completion` where
+ * there is one, else `answer`. Of a row of chat `messages`, rendered by the tokenizer's template with its `tools`, the last message is
+ * learned, or every one of the assistant. A row of `text` is learned whole.
+ *
+ * @returns the tokens and how many of them are prompt. Of a row without an answer all tokens but the first are trained.
+ * @throws LoopLMError INVALID_ARGUMENT naming the row and the field that cannot be learned
+ */
+export async function trainingSequence(
+  source: ProblemSource,
+  problem: Problem,
+  options: LessonOptions = {},
+): Promise<TrainingSequence> {
+  const wrong = lessonProblem(problem)
+  if (wrong !== undefined) throw refusal(source, problem)(wrong)
+  const conversation = conversationOf(source, problem)
+  const made =
+    conversation === undefined
+      ? await textSequence(source, problem)
+      : await chatSequence(source, problem, conversation, options.assistantOnly === true)
+  return checkLength(source, problem, made)
+}
+
+/** {@link trainingSequence} of many, between which other work of the process gets its turn. */
+export async function trainingSequences(
+  source: ProblemSource,
+  problems: readonly Problem[],
+  options: LessonOptions = {},
+): Promise<TrainingSequence[]> {
+  const made: TrainingSequence[] = []
+  for (const problem of problems) {
+    if (turnIsOver()) await nextTurn()
+    made.push(await trainingSequence(source, problem, options))
+  }
+  return made
+}
+
+/**
+ * A prompt with its answer right behind it and the token that ends it, whatever further columns the row has.
+ *
+ * @throws LoopLMError INVALID_ARGUMENT naming the row and the field
+ */
+export async function answeredSequence(source: ProblemSource, problem: Problem): Promise<TrainingSequence> {
+  const { tokens: prompt } = await encodePrompt(source, problem)
+  const field = problem.completion === undefined ? 'answer' : 'completion'
+  const answer = await encodeField(source, problem, field, problem[field] as string, { addSpecialTokens: false })
+  const chats = Array.isArray(problem.prompt) || source.chat.wrapsPrompts
+  const end = (chats ? source.tokenizer.chatEndToken() : undefined) ?? source.stop[0]
+  const tokens = [...prompt, ...answer, ...(end === undefined ? [] : [end])]
+  return checkLength(source, problem, { tokens, promptLength: prompt.length })
+}
+
+function checkLength(source: ProblemSource, problem: Problem, made: TrainingSequence): TrainingSequence {
+  const refuse = refusal(source, problem)
+  const { length } = made.tokens
+  if (length < 2) throw refuse(`has ${length} tokens; at least 2 are needed, the first of which is given`)
+  if (length <= source.maxLength) return made
+  throw refuse(`has ${length} tokens, ${lengthLimit(source, 'a sequence')}`)
+}
+
+async function textSequence(source: ProblemSource, problem: Problem): Promise<TrainingSequence> {
+  const { text, completion, answer } = problem
+  const end = source.stop.slice(0, 1)
+  const learned = completion !== undefined ? 'completion' : answer !== undefined ? 'answer' : undefined
+  const isText = learned === undefined && typeof text === 'string' && (problem.prompt ?? '') === ''
+  const field = isText ? 'text' : 'prompt'
+  const prompt = await encodeField(source, problem, field, isText ? text : ((problem.prompt ?? '') as string))
+  if (learned === undefined) return { tokens: [...prompt, ...end], promptLength: 1 }
+  const given = (completion ?? answer) as string
+  const tokens = [...prompt, ...(await encodeField(source, problem, learned, given, { addSpecialTokens: false })), ...end]
+  return { tokens, promptLength: Math.max(1, prompt.length) } // the first token of all is never predicted
+}
+
+/** Messages of which some are given. */
+interface Conversation {
+  messages: readonly ChatMessage[]
+  given: number
+}
+
+/** A row as a conversation; undefined for a row of texts. */
+function conversationOf(source: ProblemSource, problem: Problem): Conversation | undefined {
+  const { prompt, messages, completion, answer } = problem
+  if (isConversation(problem) && !Array.isArray(prompt)) {
+    const all = messages as readonly ChatMessage[]
+    return { messages: all, given: all.length - 1 }
+  }
+  const said = completion ?? answer
+  if (said === undefined || !(Array.isArray(prompt) || (source.chat.wrapsPrompts && prompt !== ''))) return undefined
+  const asked = source.chat.messages(prompt)
+  const answered = Array.isArray(said) ? (said as ChatMessage[]) : [{ role: 'assistant', content: said }]
+  return { messages: [...asked, ...answered], given: asked.length }
+}
+
+async function chatSequence(
+  source: ProblemSource,
+  problem: Problem,
+  { messages, given }: Conversation,
+  assistantOnly: boolean,
+): Promise<TrainingSequence> {
+  const field = Array.isArray(problem.messages) ? 'messages' : 'prompt'
+  const parts = chatting(source, problem, field, () =>
+    assistantOnly ? source.chat.assistantLesson(messages, problem) : source.chat.lesson(messages, given, problem),
+  )
+  const tokens: number[] = []
+  const learned: boolean[] = []
+  for (const part of parts) {
+    const encoded = await encodeField(source, problem, field, part.text, { addSpecialTokens: false })
+    for (const token of part.learned && part === parts.at(-1) ? withEnd(source, encoded) : encoded) {
+      tokens.push(token)
+      learned.push(part.learned)
+    }
+  }
+  const first = learned.indexOf(true)
+  if (first === -1) throw refusal(source, problem)(`field "${field}": the chat template writes nothing that is to be learned`)
+  const promptLength = Math.max(1, first) // the first token of all is never predicted
+  if (learned.indexOf(false, promptLength) === -1) return { tokens, promptLength }
+  return { tokens, promptLength, mask: Uint8Array.from(learned.slice(1), Number) }
+}
+
+/** The end of a conversation with a token that ends it, unless the template has written one. */
+function withEnd(source: ProblemSource, tokens: number[]): number[] {
+  const turnEnd = source.tokenizer.chatEndToken()
+  const ended = tokens.some((token) => token === turnEnd || source.stop.includes(token))
+  return ended ? tokens : [...tokens, ...source.stop.slice(0, 1)]
+}
+
+/** What the chat template makes of a row; its refusals name the row and the field. */
+function chatting<Result>(source: ProblemSource, problem: Problem, field: string, render: () => Result): Result {
+  try {
+    return render()
+  } catch (cause) {
+    const { code, message } = toLoopLMError(cause)
+    throw code === 'INVALID_ARGUMENT' || code === 'INVALID_CONFIG'
+      ? refusal(source, problem)(`field "${field}": ${message}`, cause)
+      : cause
+  }
+}
+
+async function encodeField(
+  source: ProblemSource,
+  problem: Problem,
+  field: string,
+  text: string,
+  options: { addSpecialTokens?: boolean } = {},
+): Promise<number[]> {
+  const { tokenizer } = source
+  try {
+    const tokens = await tokenizer.encodeAsync(text, options)
+    const { bosTokenId: bos } = tokenizer
+    return bos !== undefined && tokens[0] === bos && tokens[1] === bos ? tokens.slice(1) : tokens // the text began with it already
+  } catch (cause) {
+    const { code, message } = toLoopLMError(cause)
+    throw new LoopLMError(code, `${source.nameOf(problem)} field "${field}": ${message}`, { operation: 'dataset', cause })
+  }
+}
+
+function refusal(source: ProblemSource, problem: Problem): (wrong: string, cause?: unknown) => LoopLMError {
+  return (wrong, cause) =>
+    new LoopLMError('INVALID_ARGUMENT', `${source.nameOf(problem)} ${wrong}`, { operation: 'dataset', cause })
+}
+
+function lengthLimit({ maxLength }: ProblemSource, what: string): string {
+  return `and ${what} has at most ${maxLength} (max_position_embeddings): beyond it the model's positions were not trained; shorten the row`
+}
