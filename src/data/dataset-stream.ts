@@ -3,8 +3,8 @@ import { stat } from 'node:fs/promises'
 import { LoopLMError } from '../errors.js'
 import { onDisk } from '../files/write.js'
 import { checkNumber } from '../validation/arguments.js'
-import { type DatasetOptions, type Example, openFiles, readExamples } from './dataset.js'
-import { type Format, nameOfPlace, type Place } from './formats/format.js'
+import { type DatasetOptions, type Example, nameRow, openFiles, readExamples } from './dataset.js'
+import type { Format, Place } from './formats/format.js'
 import { Random } from './random.js'
 import { checkDraw, type SamplerState } from './sampler.js'
 
@@ -42,7 +42,6 @@ interface Span {
 const operation = 'dataset'
 const rowsPerPlace = 1024
 const bufferBytes = 2 ** 25
-const names = new WeakMap<Example, string>()
 const shardStream = 2 ** 32 - 1 // substream of the order of the shards; the windows have the others
 
 /**
@@ -115,7 +114,7 @@ export class DatasetStream {
           hash.update(`${json}\n`)
           bytes += json.length
           if (onRow === undefined) continue
-          names.set(example, `${path} ${nameOfPlace(format, { row, line, byte })}`)
+          nameRow(example, path, format, { row, line, byte })
           await onRow(example, json)
         }
         shard.rows += examples.length
@@ -132,14 +131,6 @@ export class DatasetStream {
   /** What decides which row comes when. */
   get order(): { seed: number; shuffleBuffer: number } {
     return { seed: this.#seed, shuffleBuffer: this.#buffer }
-  }
-
-  /**
-   * Where a row that a stream gave was read: its file and its place there.
-   * @internal
-   */
-  static nameOf(row: Example): string | undefined {
-    return names.get(row)
   }
 
   /** Seed and number of rows taken: all that is needed to resume. */
@@ -221,7 +212,7 @@ export class DatasetStream {
     for await (const examples of readExamples(path, this.#format, this.#options, place)) {
       for (const { example, row, line, byte } of examples) {
         if (row < begin || row >= end) continue
-        names.set(example, `${path} ${nameOfPlace(this.#format, { row, line, byte })}`)
+        nameRow(example, path, this.#format, { row, line, byte })
         rows.push(example)
         missing--
       }

@@ -122,8 +122,25 @@ export async function loadDataset(source: string, options: DatasetOptions = {}):
 export async function* readDataset(source: string, options: DatasetOptions = {}): AsyncGenerator<Example, void, undefined> {
   const { paths, format } = await openFiles(source, options)
   for (const path of paths) {
-    for await (const rows of readExamples(path, format, options)) for (const { example } of rows) yield example
+    for await (const rows of readExamples(path, format, options)) {
+      for (const { example, row, line, byte } of rows) {
+        nameRow(example, path, format, { row, line, byte })
+        yield example
+      }
+    }
   }
+}
+
+const rowNames = new WeakMap<Example, string>()
+
+/** Remembers where a row was read, for errors about it. */
+export function nameRow(row: Example, path: string, format: Format, place: Place): void {
+  rowNames.set(row, `${path} ${nameOfPlace(format, place)}`)
+}
+
+/** The file and the place of a row that was read while it was needed; undefined for other rows. */
+export function nameOfRow(row: Example): string | undefined {
+  return rowNames.get(row)
 }
 
 /** The files of a source, its options checked. */

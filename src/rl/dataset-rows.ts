@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { type Dataset, type DatasetOptions, type Example, readDataset } from '../data/dataset.js'
+import { type Dataset, type DatasetOptions, type Example, nameOfRow, readDataset } from '../data/dataset.js'
 import { DatasetStream } from '../data/dataset-stream.js'
 import { isConversation } from '../data/rows.js'
 import { DatasetSampler } from '../data/sampler.js'
@@ -147,7 +147,7 @@ class StreamedRows implements DatasetRows {
   }
 
   nameOf(row: Example): string | undefined {
-    return DatasetStream.nameOf(row)
+    return nameOfRow(row)
   }
 
   #open(check?: RowCheck, signal?: AbortSignal): Promise<DatasetStream> {
@@ -159,7 +159,7 @@ class StreamedRows implements DatasetRows {
     const { path, ...options } = this.#source
     const onRow = async (row: Example, json: string) => {
       this.#conversations ||= isConversation(row)
-      if (check !== undefined) await checkRow(row, DatasetStream.nameOf(row) ?? path, check, () => json)
+      if (check !== undefined) await checkRow(row, nameOfRow(row) ?? path, check, () => json)
     }
     this.#opening = DatasetStream.open(path, { ...options, seed: this.#seed, onRow, signal })
     this.#opening.catch(() => {

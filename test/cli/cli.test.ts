@@ -370,7 +370,7 @@ describe('a new model with a tokenizer', () => {
     const messages = [{ role: 'user', content: 'hi' }]
     await writeFile(join(root, 'chat.jsonl'), `${JSON.stringify({ messages, answer: 'ho' })}\n`)
     const refused = await looplm(['eval', checkpoint, '--dataset', 'chat.jsonl'])
-    expectRefusal(refused, /\[0\] field "prompt" is missing: prompts are answered here, and the row has messages/)
+    expectRefusal(refused, /chat\.jsonl line 1 field "prompt" is missing: prompts are answered here, and the row has messages/)
     const training = {
       trainer: 'rltt',
       task: undefined,
@@ -380,7 +380,7 @@ describe('a new model with a tokenizer', () => {
       model: checkpoint,
     }
     const path = await writeConfig('chat.yaml', { ...training, options: { steps: 1 } })
-    expectRefusal(await looplm(['train', path]), /dataset\[0\] field "prompt" is missing/)
+    expectRefusal(await looplm(['train', path]), /chat\.jsonl line 1 field "prompt" is missing/)
   })
 })
 
@@ -554,7 +554,9 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
   it.each([
     [['trian'], /unknown command 'trian'[\s\S]*train/],
     [['info', '--jsno'], /unknown option '--jsno'[\s\S]*--json/],
-    [['generate', 'nowhere'], /required option '--prompt <text>'/],
+    [['generate', 'nowhere'], /give a --prompt, or --messages to answer/],
+    [['generate', 'nowhere', '--messages', 'hi'], /--messages <list>.*list of messages such as/],
+    [['eval', 'nowhere', '--chat-template', '5'], /--chat-template <settings>.*enable_thinking/],
     [['generate', 'nowhere', '--prompt', 'a', '--top-k', '-3'], /--top-k <count>.*natural number/],
     [['generate', 'nowhere', '--prompt', 'a'], /nowhere/],
     [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],

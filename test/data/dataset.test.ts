@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type DatasetOptions, readExamples } from '../../src/data/dataset.js'
 import type { Format, Place } from '../../src/data/formats/format.js'
 import { DatasetSampler } from '../../src/data/sampler.js'
-import { type Dataset, DatasetStream, loadDataset, Random, readDataset, Tokenizer } from '../../src/index.js'
+import { type Dataset, DatasetStream, loadDataset, Random, readDataset } from '../../src/index.js'
 import { openRows } from '../../src/rl/dataset-rows.js'
 import { refusal } from '../refusal.js'
 

@@ -26,10 +26,10 @@ let runs = 0
 /** Everything that a run does but its times: events, metrics, warnings, files, parameters; its calls of the engine for `quiet` options. */
 async function outcome(name: TrainerName, options: Options, quiet = false): Promise<string> {
   using model = await LoopLM.create(tinyConfig, { device: 'reference', seed: 1 })
-  const { inFolder, rows, text, ...rest } = options
+  const { inFolder, rows, text, chats, ...rest } = options
   const runDir = inFolder === true ? join(folder, `run-${runs++}`) : undefined
   const data = {
-    ...(rows === true || text === true ? {} : { task: { ...tinyTask, stop: [0, 1, 2, 3] } }), // completions of 1 or 2 tokens
+    ...(rows === true || text === true || chats !== undefined ? {} : { task: { ...tinyTask, stop: [0, 1, 2, 3] } }), // completions of 1 or 2 tokens
     ...(rows === true
       ? {
           dataset: ['1+2', '3+4', '5+5'].map((sum) => ({ prompt: `${sum}=`, answer: '3' })),
@@ -37,6 +37,12 @@ async function outcome(name: TrainerName, options: Options, quiet = false): Prom
           tokenizer: tinyTask.tokenizer,
         }
       : {}),
+    ...(chats === undefined
+      ? {}
+      : {
+          dataset: [chats === 'text' ? { prompt: '5+5=', answer: '3' } : { prompt: dialogue, answer: '9' }],
+          tokenizer: tinyTask.tokenizer.withChatTemplate(template),
+        }),
     ...(text === true ? { corpus: join(folder, 'text.txt'), tokenizer: tinyTask.tokenizer } : {}),
   }
   let [calls, waiting, most] = [0, 0, 0]
@@ -85,6 +91,9 @@ async function outcome(name: TrainerName, options: Options, quiet = false): Prom
   )
   return JSON.stringify([log, quiet ? most : 0, [...(await parametersOf(model))].map(plain), adapter.map(plain)])
 }
+
+const template = '{% if shout %}0{% endif %}{% if tools %}1{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}'
+const dialogue = ['1+2=', '3', '4+5='].map((content, i) => ({ role: i === 1 ? 'assistant' : 'user', content }))
 
 const known = new Map<string, Promise<string>>()
 
@@ -150,6 +159,15 @@ const options: Record<string, Row | ((name: TrainerName) => Row)> = {
     base: { ...best(name), earlyStoppingPatience: 1 },
     change: { earlyStoppingThreshold: 1e9 },
   }),
+  chatTemplate: { base: { chats: true }, change: { chatTemplate: { shout: true } } },
+  'chatTemplate.template': { base: { chats: true }, change: { chatTemplate: { template: `5${template}` } } },
+  'chatTemplate.tools': { base: { chats: true }, change: { chatTemplate: { tools: [{ name: 'add' }] } } },
+  'chatTemplate.system': { base: { chats: true }, change: { chatTemplate: { system: '7' } } },
+  'chatTemplate.wrapPrompts': {
+    base: { chats: 'text', chatTemplate: { system: '7' } },
+    change: { chatTemplate: { wrapPrompts: true, system: '7' } },
+  },
+  assistantOnly: { base: { chats: true }, change: { assistantOnly: true } },
   schedule: { change: { schedule: 'linear' } },
   warmupSteps: { change: { warmupSteps: 2 } },
   warmupRatio: { change: { warmupRatio: 0.9 } },
