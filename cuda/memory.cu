@@ -208,7 +208,7 @@ int zero(void* ctx, void* dst, size_t bytes) {
 // not kept there.
 int properties(void* ctx, LoopDeviceProperties* out) {
   Context& c = enter(ctx);
-  *out = {1u << LOOP_F32 | 1u << LOOP_BF16, 0, 0, 0, int64_t(384) << 20, int64_t(64) << 20, 2048};
+  *out = {1u << LOOP_F32 | 1u << LOOP_BF16, 0, 0, 0, int64_t(384) << 20, int64_t(64) << 20, 2048, 1, 0};
   uint64_t reserved = 0, used = 0;
   cudaError_t status = cudaMemGetInfo(&out->memory_free, &out->memory_total);
   if (status == cudaSuccess) status = cudaMemPoolGetAttribute(c.pool, cudaMemPoolAttrReservedMemCurrent, &reserved);

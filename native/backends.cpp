@@ -34,7 +34,8 @@ const LoopBackend* find_backend(const std::string& name) {
     const char* asked = std::getenv("LOOPLM_CPU_ISA");
     throw Error("UNSUPPORTED", "device",
                 (asked ? "LOOPLM_CPU_ISA in the environment is \"" + std::string(asked) +
-                             "\"; it takes avx512_bf16, avx512, avx2 or baseline, and this build may have some of them only"
+                             "\"; it takes avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2 or baseline, and this build may "
+                             "have some of them only"
                        : "this build has no kernels for the processor") +
                     " (npm run build makes all)");
   }

@@ -256,6 +256,11 @@ export interface Quantization {
   readonly head?: boolean
 }
 
+/** With what products take of activations; undefined: what the device prefers. */
+export interface NativeQuantization extends Quantization {
+  readonly activations?: 'float' | 'int8'
+}
+
 /** A file whose header TypeScript has read: where the tensors of a model's parameters lie in it. */
 export interface NativeTensorFile {
   path: string
@@ -306,7 +311,7 @@ export interface NativeBinding {
     architecture: Architecture,
     dtype: DType,
     seed: number,
-    quantization?: Quantization,
+    quantization?: NativeQuantization,
   ): Promise<NativeModel>
   /**
    * @param dtype undefined: that of the files
@@ -318,7 +323,7 @@ export interface NativeBinding {
     architecture: Architecture,
     dtype: DType | undefined,
     paths: readonly string[],
-    quantization: Quantization | undefined,
+    quantization: NativeQuantization | undefined,
     quantized: boolean,
     added: readonly string[],
   ): Promise<NativeModel>
@@ -328,7 +333,7 @@ export interface NativeBinding {
     architecture: Architecture,
     dtype: DType | undefined,
     file: NativeTensorFile,
-    quantization: Quantization | undefined,
+    quantization: NativeQuantization | undefined,
     added: readonly string[],
   ): Promise<NativeModel>
   modelDType(model: NativeModel): ModelDType

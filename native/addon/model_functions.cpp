@@ -18,7 +18,11 @@ HeldModel read_model(const Napi::CallbackInfo& info, size_t index = 0) {
 
 Quantization read_quantization(const Input& in) {
   if (in.missing()) return {};
-  return {int(in["bits"].integer(4, 8)), int(in["groupSize"].integer(1, 1 << 20)), in["head"].missing() || in["head"].flag()};
+  const Input activations = in["activations"];
+  return {int(in["bits"].integer(4, 8)), int(in["groupSize"].integer(1, 1 << 20)), in["head"].missing() || in["head"].flag(),
+          activations.missing()          ? Activations::by_device
+          : activations.text() == "int8" ? Activations::int8
+                                         : Activations::as_they_are};
 }
 
 std::vector<std::string> read_texts(const Input& list) {

@@ -3,6 +3,7 @@
 #include <stdint.h>
 #include <stdlib.h>  // defines: free
 
+#include "int8.h"
 #include "pool.h"
 
 namespace looplm::cpu {
@@ -10,9 +11,13 @@ namespace looplm::cpu {
 struct Context {
   explicit Context(int threads) : pool(threads) {}
   Pool pool;
+  Int8Product int8_product = nullptr;
   char error[256] = "";
   char description[64] = "";
 };
+
+// A context of the instruction set that cpu.cpp chooses. Throws std::bad_alloc, std::system_error.
+Context* make_context(int threads);
 
 // 64-byte aligned memory as the table's `allocate` gives; NULL when there is none. Freed with free.
 void* allocate_aligned(size_t bytes);

@@ -1,10 +1,14 @@
 #include "cpu.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>  // defines: remove_pointer_t
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+
+#include "context.h"
 
 namespace looplm::cpu {
 
@@ -18,16 +22,25 @@ extern const LoopBackend table [[gnu::weak]];
 }
 namespace avx2 {
 extern const LoopBackend table [[gnu::weak]];
+std::remove_pointer_t<Int8Product> int8_product;
+}  // namespace avx2
+namespace avx512_vnni {
+std::remove_pointer_t<Int8Product> int8_product;
+}
+namespace avx2_vnni {
+std::remove_pointer_t<Int8Product> int8_product;
 }
 #endif
 namespace baseline {
 extern const LoopBackend table [[gnu::weak]];
-}
+std::remove_pointer_t<Int8Product> int8_product;
+}  // namespace baseline
 
 namespace {
 struct Isa {
   const char* name;
   const LoopBackend* table;
+  Int8Product int8_product;
   bool runs;
 };
 #if defined(__x86_64__)
@@ -36,13 +49,15 @@ bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
+// In the same way, as old compilers do not know this name either: leaf 7, subleaf 1, bit 4 of eax.
+bool has_avxvnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
 #endif
-}  // namespace
 
-}  // namespace looplm::cpu
-
-extern "C" const LoopBackend* looplm_cpu_backend(void) {
-  using namespace looplm::cpu;
+// What the environment and the processor leave of the instruction sets, the best one; its table null when there is none.
+Isa choose() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // Every feature that the flags in CMakeLists.txt let the compiler use; test/native/native.test.ts compares the two.
@@ -51,21 +66,41 @@ extern "C" const LoopBackend* looplm_cpu_backend(void) {
                         __builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const Isa best_first[] = {{"avx512_bf16", &avx512_bf16::table, has_avx512 && __builtin_cpu_supports("avx512bf16")},
-                            {"avx512", &avx512::table, has_avx512},
-                            {"avx2", &avx2::table, has_avx2},
-                            {"baseline", &baseline::table, true}};
+  const bool has_avx512_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
+  const bool has_avx2_vnni = has_avx2 && has_avxvnni();
+  // Without VNNI, 512 bits multiply no more bytes than 256.
+  const Int8Product wide = has_avx512_vnni ? avx512_vnni::int8_product : avx2::int8_product;
+  const Isa best_first[] = {{"avx512_bf16", &avx512_bf16::table, wide, has_avx512 && __builtin_cpu_supports("avx512bf16")},
+                            {"avx512_vnni", &avx512::table, wide, has_avx512_vnni},
+                            {"avx512", &avx512::table, avx2::int8_product, has_avx512},
+                            {"avx2_vnni", &avx2::table, avx2_vnni::int8_product, has_avx2_vnni},
+                            {"avx2", &avx2::table, avx2::int8_product, has_avx2},
+                            {"baseline", &baseline::table, baseline::int8_product, true}};
 #else
-  const Isa best_first[] = {{"avx512_bf16", nullptr, false},
-                            {"avx512", nullptr, false},
-                            {"avx2", nullptr, false},
-                            {"baseline", &baseline::table, true}};
+  const Isa best_first[] = {
+      {"avx512_bf16", nullptr, nullptr, false}, {"avx512_vnni", nullptr, nullptr, false},
+      {"avx512", nullptr, nullptr, false},      {"avx2_vnni", nullptr, nullptr, false},
+      {"avx2", nullptr, nullptr, false},        {"baseline", &baseline::table, baseline::int8_product, true}};
 #endif
   const char* limit = std::getenv("LOOPLM_CPU_ISA");
   bool below = !limit;  // false until the limit's row is reached
   for (auto& isa : best_first) {
     if (limit && std::strcmp(isa.name, limit) == 0) below = true;
-    if (below && isa.runs && isa.table) return isa.table;
+    if (below && isa.runs && isa.table) return isa;
   }
-  return nullptr;
+  return {};
 }
+
+}  // namespace
+
+Context* make_context(int threads) {
+  const Isa isa = choose();
+  auto* ctx = new Context(threads);
+  ctx->int8_product = isa.int8_product;
+  std::snprintf(ctx->description, sizeof ctx->description, "%s, %d threads", isa.name, ctx->pool.threads());
+  return ctx;
+}
+
+}  // namespace looplm::cpu
+
+extern "C" const LoopBackend* looplm_cpu_backend(void) { return looplm::cpu::choose().table; }

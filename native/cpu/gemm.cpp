@@ -5,7 +5,7 @@
 // With few rows, as in decoding, reading B is the work. A task then packs one block of one panel after the other into its L1
 // cache and uses it at once, so B streams from memory once, as it lies there: a transposed B (a weight, [n, k]) is turned by
 // squares of W x W registers, which costs less than the memory takes. With many rows B is packed for all of them, some columns at
-// a time.
+// a time. bfloat16 that the processor does not multiply is widened on the way: B in its panels, A in a block of each task.
 #include "gemm.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
@@ -26,10 +26,10 @@ inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // One register tile over k steps. A element (i, step) lies at a[i·row + step·KS] (PackedA: at a[(step·MR + i)·KS]).
 template <class E, int M, bool PackedA>
-inline __attribute__((always_inline)) void tile(int64_t k, const E* a, int64_t row, const Packed<E>* b, vf acc[M][2]) {
+inline __attribute__((always_inline)) void tile(int64_t k, const Packed<E>* a, int64_t row, const Packed<E>* b, vf acc[M][2]) {
   constexpr int ks = KS<E>, groups = (M + 2) / 3;
   const int64_t steps = k / ks;
-  const E* p[groups];  // a base per three rows: x86 addresses reach base, base + row and base + 2·row
+  const Packed<E>* p[groups];  // a base per three rows: x86 addresses reach base, base + row and base + 2·row
   for (int g = 0; g < groups; g++) p[g] = a + (PackedA ? 0 : 3 * g * row);
   for (int64_t s = 0; s < steps; s++) {
     auto b0 = Step<E>::load_b(b), b1 = Step<E>::load_b(b + W * ks);
@@ -59,7 +59,7 @@ inline __attribute__((always_inline)) void tile(int64_t k, const E* a, int64_t r
 }
 
 template <class E, class Out, int M, bool PackedA>
-void micro(int64_t n, int64_t k, const E* a, int64_t lda, const Packed<E>* b, Out* c, int64_t ldc, bool accumulate) {
+void micro(int64_t n, int64_t k, const Packed<E>* a, int64_t lda, const Packed<E>* b, Out* c, int64_t ldc, bool accumulate) {
   vf acc[M][2];
   for (int i = 0; i < M; i++) acc[i][0] = acc[i][1] = vf{};
   tile<E, M, PackedA>(k, a, lda, b, acc);
@@ -77,8 +77,9 @@ void micro(int64_t n, int64_t k, const E* a, int64_t lda, const Packed<E>* b, Ou
 }
 
 template <class E, class Out, bool PackedA>
-void strip(int64_t m, int64_t n, int64_t k, const E* a, int64_t lda, const Packed<E>* b, Out* c, int64_t ldc, bool accumulate) {
-  using Micro = void (*)(int64_t, int64_t, const E*, int64_t, const Packed<E>*, Out*, int64_t, bool);
+void strip(int64_t m, int64_t n, int64_t k, const Packed<E>* a, int64_t lda, const Packed<E>* b, Out* c, int64_t ldc,
+           bool accumulate) {
+  using Micro = void (*)(int64_t, int64_t, const Packed<E>*, int64_t, const Packed<E>*, Out*, int64_t, bool);
   static constexpr Micro table[] = {
     micro<E, Out, 1, PackedA>,
     micro<E, Out, 2, PackedA>,
@@ -101,12 +102,12 @@ void strip(int64_t m, int64_t n, int64_t k, const E* a, int64_t lda, const Packe
 // Rows [0, m) by columns [0, n) of C over one block [k0, k0 + kb) of k. packed_k: the padded length of k in B.
 // A is row-major from column k0, or strips of MR rows packed for this block alone.
 template <class E, class Out, bool PackedA>
-void k_block(int64_t m, int64_t n, int64_t k0, int64_t kb, int64_t packed_k, const E* a, int64_t lda, const Packed<E>* b, Out* c,
-             int64_t ldc, bool accumulate) {
+void k_block(int64_t m, int64_t n, int64_t k0, int64_t kb, int64_t packed_k, const Packed<E>* a, int64_t lda, const Packed<E>* b,
+             Out* c, int64_t ldc, bool accumulate) {
   const int64_t strips = blocks(m, MR), strip_size = MR * ((kb + KS<E> - 1) / KS<E> * KS<E>);
   for (int64_t s = 0; s < strips; s++) {
     int64_t rows = min64(MR, m - s * MR);
-    const E* as = PackedA ? a + s * strip_size : a + s * MR * lda;
+    const Packed<E>* as = PackedA ? a + s * strip_size : a + s * MR * lda;
     for (int64_t j = 0; j < n; j += NR)
       strip<E, Out, PackedA>(rows, min64(NR, n - j), kb, as, lda, b + j * packed_k + k0 * NR, c + s * MR * ldc + j, ldc,
                              accumulate || k0 > 0);
@@ -121,16 +122,16 @@ int64_t padded(int64_t k) {
 // Strips of MR columns of a transposed A ([k, m] in memory), so that a step of k finds its MR values side by side. Goes along the
 // rows of A, which lie far apart: one run through memory for all strips.
 template <class E>
-void pack_strips(int64_t m, int64_t k, const E* a, int64_t lda, E* out) {
+void pack_strips(int64_t m, int64_t k, const E* a, int64_t lda, Packed<E>* out) {
   constexpr int ks = KS<E>;
   const int64_t strip_size = MR * padded<E>(k);
   for (int64_t s = 0; s < k; s += ks) {
     const E *first = a + s * lda, *second = ks == 1 || s + 1 < k ? first + (ks - 1) * lda : nullptr;
-    E* step = out + s * MR;
+    Packed<E>* step = out + s * MR;
     for (int64_t i = 0; i < m; i += MR, step += strip_size) {
       if (m - i >= MR && second) {
         if constexpr (ks == 1) {
-          memcpy((void*)step, first + i, MR * sizeof(E));
+          copy_packed<E>(first + i, MR, step);
         } else {
           uint32_t pairs[MR];
           for (int j = 0; j < MR; j++) pairs[j] = uint32_t(first[i + j].bits) | uint32_t(second[i + j].bits) << 16;
@@ -139,8 +140,8 @@ void pack_strips(int64_t m, int64_t k, const E* a, int64_t lda, E* out) {
         continue;
       }
       for (int64_t j = 0; j < MR; j++) {
-        step[j * ks] = i + j < m ? first[i + j] : E{};
-        if (ks == 2) step[j * ks + ks - 1] = (i + j < m && second) ? second[i + j] : E{};
+        step[j * ks] = i + j < m ? as_packed(first[i + j]) : Packed<E>{};
+        if (ks == 2) step[j * ks + ks - 1] = (i + j < m && second) ? as_packed(second[i + j]) : Packed<E>{};
       }
     }
   }
@@ -177,16 +178,12 @@ void pack(bool transposed, int64_t n, [[maybe_unused]] int64_t k, const E* b, in
           Packed<E>* out) {
   constexpr int ks = KS<E>;
   const int64_t columns = min64(NR, n - column);
-  auto convert = [](E x) {
-    if constexpr (sizeof(Packed<E>) == sizeof(E)) return x;
-    else return to_float(x);
-  };
   if (columns < NR) memset((void*)out, 0, size_t(NR * padded<E>(kb)) * sizeof(Packed<E>));
   if (!transposed) {
     for (int64_t s = 0; s < kb; s += ks)
       for (int64_t j = 0; j < columns; j++)
         for (int u = 0; u < ks; u++)
-          out[s * NR + j * ks + u] = s + u < kb ? convert(b[(k0 + s + u) * ldb + column + j]) : Packed<E>{};
+          out[s * NR + j * ks + u] = s + u < kb ? as_packed(b[(k0 + s + u) * ldb + column + j]) : Packed<E>{};
     return;
   }
   const int64_t squares = columns == NR ? kb / SQUARE<E> * SQUARE<E> : 0;
@@ -195,7 +192,7 @@ void pack(bool transposed, int64_t n, [[maybe_unused]] int64_t k, const E* b, in
     for (int half = 0; half < 2; half++) pack_square<E>(from + half * W * ldb + s, ldb, out + s * NR + half * W * ks);
   for (int64_t j = 0; j < columns; j++)
     for (int64_t s = squares; s < kb; s += ks)
-      for (int u = 0; u < ks; u++) out[s * NR + j * ks + u] = s + u < kb ? convert(from[j * ldb + s + u]) : Packed<E>{};
+      for (int u = 0; u < ks; u++) out[s * NR + j * ks + u] = s + u < kb ? as_packed(from[j * ldb + s + u]) : Packed<E>{};
 }
 
 // UNITS units of W rows of a transposed B, turned: a vector holds W columns of a unit of k. Half a square leaves registers free
@@ -231,7 +228,7 @@ inline __attribute__((always_inline)) void load_units(const E* from, int64_t ldb
 // the order of `micro`, block by block of k. A is packed by pack_units. next: where B goes on after these columns; it is fetched
 // meanwhile, line after line in the order of memory (right where rows of B touch).
 template <class E, class Out, int M>
-void stream(int64_t k, const E* a, const E* b, int64_t ldb, const E* next, Out* c, int64_t ldc, bool accumulate) {
+void stream(int64_t k, const Packed<E>* a, const E* b, int64_t ldb, const E* next, Out* c, int64_t ldc, bool accumulate) {
   constexpr int64_t STEP = UNITS * 4 / int64_t(sizeof(E)), LINES = W * UNITS * 4 / 64;
   vf total[M] = {};
   for (int64_t k0 = 0; k0 < k; k0 += KC<E>) {
@@ -242,7 +239,7 @@ void stream(int64_t k, const E* a, const E* b, int64_t ldb, const E* next, Out* 
 #pragma GCC unroll 8
       for (int64_t i = 0; i < LINES; i++) __builtin_prefetch(next + s * W + i * (64 / int64_t(sizeof(E))), 0, 2);
       load_units(b + s, ldb, units);
-      const E* x = a + s * M;
+      const Packed<E>* x = a + s * M;
 #pragma GCC unroll 8
       for (int j = 0; j < UNITS; j++) {
         if constexpr (sizeof(E) == sizeof(Packed<E>)) {
@@ -262,9 +259,9 @@ void stream(int64_t k, const E* a, const E* b, int64_t ldb, const E* next, Out* 
 }
 
 template <class E, class Out>
-void stream_strip(int64_t m, int64_t k, const E* a, const E* b, int64_t ldb, const E* next, Out* c, int64_t ldc,
+void stream_strip(int64_t m, int64_t k, const Packed<E>* a, const E* b, int64_t ldb, const E* next, Out* c, int64_t ldc,
                   bool accumulate) {
-  using Stream = void (*)(int64_t, const E*, const E*, int64_t, const E*, Out*, int64_t, bool);
+  using Stream = void (*)(int64_t, const Packed<E>*, const E*, int64_t, const E*, Out*, int64_t, bool);
   static constexpr Stream table[] = {
     stream<E, Out, 1>,
     stream<E, Out, 2>,
@@ -310,12 +307,13 @@ struct Product {
     }
     E* out = static_cast<E*>(c) + row * ldc + column;
     if (!transpose_a && k <= KC<E>) {
-      k_block<E, E, false>(rows, columns, 0, k, padded<E>(k), a + row * lda, lda, panels, out, ldc, false);
+      const Left left = left_rows(row, rows, 0, k, thread, 0);
+      k_block<E, E, false>(rows, columns, 0, k, padded<E>(k), left.a, left.stride, panels, out, ldc, false);
       return;
     }
     // A bfloat16 result of more than one block of k: the sums stay in float32 until the end.
     const size_t bytes = size_t(MC * task_columns()) * sizeof(float);
-    float* sums = static_cast<float*>(ctx.pool.scratch(thread, bytes + strip_bytes()));
+    float* sums = static_cast<float*>(ctx.pool.scratch(thread, bytes + left_bytes()));
     sum_blocks(row, rows, columns, panels, sums, task_columns(), false, thread, bytes);
     for (int64_t i = 0; i < rows; i++)
       for (int64_t j = 0; j < columns; j += W) {
@@ -324,23 +322,41 @@ struct Product {
         else store_part(out + i * ldc + j, load_part(from, int(columns - j)), int(columns - j));
       }
   }
-  // The task's sums over all blocks of k. The strips of a transposed A lie in the thread's scratch behind `used` bytes, a block
-  // at a time.
+  // Rows of A, which is not transposed, over a block of k as the kernel reads them: where they are, or widened.
+  struct Left {
+    const Packed<E>* a;
+    int64_t stride;
+  };
+  Left left_rows(int64_t row, int64_t rows, int64_t k0, int64_t kb, int thread, size_t used) const {
+    const E* from = a + row * lda + k0;
+    if constexpr (!widened_left<E>) {
+      return {from, lda};
+    } else {
+      Packed<E>* to = left_memory(thread, used);
+      for (int64_t i = 0; i < rows; i++) copy_packed<E>(from + i * lda, kb, to + i * KC<E>);
+      return {to, KC<E>};
+    }
+  }
+  Packed<E>* left_memory(int thread, size_t used) const {
+    return reinterpret_cast<Packed<E>*>(static_cast<char*>(ctx.pool.scratch(thread, used + left_bytes())) + used);
+  }
+  // The task's sums over all blocks of k. What it packs of A lies in the thread's scratch behind `used` bytes, a block at a time.
   void sum_blocks(int64_t row, int64_t rows, int64_t columns, const Packed<E>* panels, float* out, int64_t stride, bool add,
                   int thread, size_t used) const {
     const int64_t pk = padded<E>(k);
     for (int64_t k0 = 0; k0 < k; k0 += KC<E>) {
       const int64_t kb = min64(KC<E>, k - k0);
       if (!transpose_a) {
-        k_block<E, float, false>(rows, columns, k0, kb, pk, a + row * lda + k0, lda, panels, out, stride, add);
+        const Left left = left_rows(row, rows, k0, kb, thread, used);
+        k_block<E, float, false>(rows, columns, k0, kb, pk, left.a, left.stride, panels, out, stride, add);
         continue;
       }
-      E* strips = reinterpret_cast<E*>(static_cast<char*>(ctx.pool.scratch(thread, used + strip_bytes())) + used);
+      Packed<E>* strips = left_memory(thread, used);
       pack_strips<E>(rows, kb, a + k0 * lda + row, lda, strips);
       k_block<E, float, true>(rows, columns, k0, kb, pk, strips, 0, panels, out, stride, add);
     }
   }
-  size_t strip_bytes() const { return transpose_a ? size_t(MC * KC<E>) * sizeof(E) : 0; }
+  size_t left_bytes() const { return transpose_a || widened_left<E> ? size_t(MC * KC<E>) * sizeof(Packed<E>) : 0; }
   int64_t task_columns() const { return transpose_a ? NC_TRANSPOSED : NC; }
 
   // Many rows: columns of B by the bufferful, packed by all threads and then used by all.
@@ -362,12 +378,11 @@ struct Product {
   }
 
   // The rows of A side by side for every step of k, so that one pointer reaches them: [k / KS][m][KS], k whole squares.
-  const E* pack_units() const {
-    auto* units = static_cast<E*>(ctx.pool.scratch(ctx.pool.threads(), size_t(m * k) * sizeof(E)));
-    if constexpr (sizeof(E) * KS<E> == sizeof(float) && STREAMED <= W) {  // in squares
-      for (int64_t s = 0; s < k; s += SQUARE<E>) {
+  void pack_units(const Left& left, Packed<E>* units) const {
+    if constexpr (STREAMED <= W) {
+      for (int64_t s = 0; s < k; s += W * KS<E>) {  // in squares
         vf square[W];
-        for (int64_t i = 0; i < W; i++) square[i] = *(const vf_any*)(a + (i < m ? i : 0) * lda + s);
+        for (int64_t i = 0; i < W; i++) square[i] = *(const vf_any*)(left.a + (i < m ? i : 0) * left.stride + s);
         transpose(square);
         auto* to = reinterpret_cast<float*>(units + s * m);
         for (int64_t j = 0; j < W; j++) {
@@ -377,20 +392,32 @@ struct Product {
       }
     } else {
       for (int64_t i = 0; i < m; i++)
-        for (int64_t s = 0; s < k; s += KS<E>) memcpy((void*)(units + s * m + i * KS<E>), a + i * lda + s, KS<E> * sizeof(E));
+        for (int64_t s = 0; s < k; s += KS<E>)
+          memcpy((void*)(units + s * m + i * KS<E>), left.a + i * left.stride + s, KS<E> * sizeof(Packed<E>));
     }
-    return units;
   }
   // Few rows: a task takes some panels, block of k by block of k.
   void run_streamed() const {
-    const E* units = nullptr;  // for `stream`, where it applies
-    if (transpose_b && m <= STREAMED && k % SQUARE<E> == 0) units = m == 1 ? a : pack_units();
+    auto* room = static_cast<Packed<E>*>(ctx.pool.scratch(ctx.pool.threads(), size_t(2 * m * k) * sizeof(Packed<E>)));
+    Left left{};
+    if constexpr (widened_left<E>) {
+      for (int64_t i = 0; i < m; i++) copy_packed<E>(a + i * lda, k, room + i * k);
+      left = {room, k};
+    } else {
+      left = {a, lda};
+    }
+    const Packed<E>* units = nullptr;  // for `stream`, where it applies
+    if (transpose_b && m <= STREAMED && k % SQUARE<E> == 0) {
+      units = m == 1 ? left.a : room + m * k;
+      if (m > 1) pack_units(left, room + m * k);
+    }
     const Shares shares{blocks(n, NR), ctx.pool.threads()};
     ctx.pool.run(shares.count(), [&](int64_t i, int thread) {
-      for (int64_t panel = shares.begin(i), end = shares.begin(i + 1); panel < end; panel++) stream_panel(panel, units, thread);
+      for (int64_t panel = shares.begin(i), end = shares.begin(i + 1); panel < end; panel++)
+        stream_panel(panel, left, units, thread);
     });
   }
-  void stream_panel(int64_t panel, const E* units, int thread) const {
+  void stream_panel(int64_t panel, const Left& left, const Packed<E>* units, int thread) const {
     const int64_t column = panel * NR, columns = min64(NR, n - column);
     if (units && columns == NR) {
       if (real_out || sizeof(E) == 4) stream_halves(units, column, static_cast<float*>(c) + column);
@@ -402,13 +429,13 @@ struct Product {
     auto* packed = reinterpret_cast<Packed<E>*>(scratch);
     if (real_out || sizeof(E) == 4) {
       auto* out = static_cast<float*>(c) + column;
-      for (int64_t k0 = 0; k0 < k; k0 += KC<E>) block_of_panel(column, columns, k0, packed, out, ldc, accumulate || k0 > 0);
+      for (int64_t k0 = 0; k0 < k; k0 += KC<E>) block_of_panel(left, column, columns, k0, packed, out, ldc, accumulate || k0 > 0);
       return;
     }
     E* out = static_cast<E*>(c) + column;
-    if (k <= KC<E>) return block_of_panel(column, columns, 0, packed, out, ldc, false);
+    if (k <= KC<E>) return block_of_panel(left, column, columns, 0, packed, out, ldc, false);
     auto* sums = reinterpret_cast<float*>(scratch + packed_bytes);
-    for (int64_t k0 = 0; k0 < k; k0 += KC<E>) block_of_panel(column, columns, k0, packed, sums, NR, k0 > 0);
+    for (int64_t k0 = 0; k0 < k; k0 += KC<E>) block_of_panel(left, column, columns, k0, packed, sums, NR, k0 > 0);
     for (int64_t i = 0; i < m; i++)
       for (int64_t j = 0; j < columns; j += W) {
         if (columns - j >= W) store(out + i * ldc + j, load(sums + i * NR + j));
@@ -416,18 +443,20 @@ struct Product {
       }
   }
   template <class Out>
-  void stream_halves(const E* units, int64_t column, Out* out) const {
+  void stream_halves(const Packed<E>* units, int64_t column, Out* out) const {
     const E *first = b + column * ldb, *second = first + W * ldb;
     const E* next = column + 2 * NR <= n ? second + W * ldb : first;
     stream_strip<E, Out>(m, k, units, first, ldb, second, out, ldc, accumulate);
     stream_strip<E, Out>(m, k, units, second, ldb, next, out + W, ldc, accumulate);
   }
   template <class Out>
-  void block_of_panel(int64_t column, int64_t columns, int64_t k0, Packed<E>* packed, Out* out, int64_t stride, bool add) const {
+  void block_of_panel(const Left& left, int64_t column, int64_t columns, int64_t k0, Packed<E>* packed, Out* out, int64_t stride,
+                      bool add) const {
     const int64_t kb = min64(KC<E>, k - k0);
     pack<E>(transpose_b, n, k, b, ldb, column, k0, kb, packed);
     for (int64_t i = 0; i < m; i += MR)
-      strip<E, Out, false>(min64(MR, m - i), columns, kb, a + i * lda + k0, lda, packed, out + i * stride, stride, add);
+      strip<E, Out, false>(min64(MR, m - i), columns, kb, left.a + i * left.stride + k0, left.stride, packed, out + i * stride,
+                           stride, add);
   }
 
   void run() const {

@@ -12,7 +12,8 @@ constexpr int MR = 6;
 #endif
 constexpr int NR = 2 * W;
 
-// What a packed B holds of one element: bfloat16 stays bfloat16 only where the processor multiplies it.
+// What a product reads of one element: bfloat16 stays bfloat16 only where the processor multiplies it. Elsewhere both sides are
+// widened to float32 once, on the way to where they are read many times.
 #if defined(__AVX512BF16__)
 template <class E>
 using Packed = E;
@@ -50,12 +51,27 @@ struct Step<bf16> {
 };
 #else
 template <>
-struct Step<bf16> {
-  static vf broadcast(const bf16* a) { return splat(to_float(*a)); }
-  static vf load_b(const float* b) { return load(b); }
-  static vf fma(vf a, vf b, vf acc) { return a * b + acc; }
-};
+struct Step<bf16> : Step<float> {};
 #endif
+
+template <class E>
+constexpr bool widened_left = sizeof(Packed<E>) != sizeof(E);
+template <class E>
+inline Packed<E> as_packed(E x) {
+  if constexpr (widened_left<E>) return to_float(x);
+  else return x;
+}
+// `count` elements as a product reads them; `out` may have room for no more.
+template <class E>
+inline void copy_packed(const E* from, int64_t count, Packed<E>* out) {
+  if constexpr (!widened_left<E>) {
+    memcpy((void*)out, from, size_t(count) * sizeof(E));
+  } else {
+    int64_t i = 0;
+    for (; i + W <= count; i += W) store(out + i, load(from + i));
+    for (; i < count; i++) out[i] = to_float(from[i]);
+  }
+}
 
 // A run of parts cut into tasks: rounds of one task per thread, each round half of what is left, so that memory is read in long
 // runs and yet all threads end together.

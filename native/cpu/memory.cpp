@@ -33,11 +33,9 @@ void* allocate_aligned(size_t bytes) {
 
 static thread_local char open_error[256] = "no context";
 
-void* open_context(int32_t threads, const char* isa) {
+void* open_context(int32_t, int32_t threads) {
   try {
-    auto* ctx = new Context(threads);
-    std::snprintf(ctx->description, sizeof ctx->description, "%s, %d threads", isa, ctx->pool.threads());
-    return ctx;
+    return make_context(threads);
   } catch (const std::exception& e) {  // no memory, or no thread
     std::snprintf(open_error, sizeof open_error, "%d threads: %s; use fewer threads", int(threads), e.what());
     return nullptr;
@@ -47,7 +45,7 @@ void close_context(void* ctx) { delete static_cast<Context*>(ctx); }
 const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error : open_error; }
 const char* describe(void* ctx) { return static_cast<Context*>(ctx)->description; }
 int properties(void*, LoopDeviceProperties* out) {
-  *out = {1u << LOOP_F32 | 1u << LOOP_BF16, 1, 0, 0, int64_t(24) << 20, int64_t(64) << 20, 2048};
+  *out = {1u << LOOP_F32 | 1u << LOOP_BF16, 1, 0, 0, int64_t(24) << 20, int64_t(64) << 20, 2048, QUANTIZED_ROWS, 2};
   return 0;
 }
 void* allocate(void*, size_t bytes) { return allocate_aligned(bytes); }

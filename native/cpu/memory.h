@@ -4,7 +4,7 @@
 
 namespace looplm::cpu {
 
-void* open_context(int32_t threads, const char* isa);
+void* open_context(int32_t device, int32_t threads);
 void close_context(void* ctx);
 const char* last_error(void* ctx);
 const char* describe(void* ctx);

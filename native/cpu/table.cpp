@@ -6,11 +6,6 @@
 
 namespace looplm::cpu::LOOPLM_ISA {
 
-#define LOOPLM_TEXT_OF(x) #x
-#define LOOPLM_TEXT(x) LOOPLM_TEXT_OF(x)
-
-static void* open(int32_t, int32_t threads) { return open_context(threads, LOOPLM_TEXT(LOOPLM_ISA)); }
-
 // A kernel of the table: no exception leaves it. Memory that it could not have is LOOP_OUT_OF_MEMORY, and the kernel can be
 // called again.
 template <auto kernel>
@@ -34,7 +29,7 @@ extern const LoopBackend table;
 const LoopBackend table = {
     .abi = LOOPLM_BACKEND_ABI,
     .name = "cpu",
-    .open = open,
+    .open = open_context,
     .close = close_context,
     .last_error = last_error,
     .describe = describe,

@@ -166,11 +166,14 @@ Model::Model(std::shared_ptr<Device> device_in, LoopDType dt_in, const Architect
     clear_gaps();
   }
   for (auto& matrix : matrices_) {
-    matrix->codes = Buffer(device, size_t(matrix->out * matrix->in) * size_t(quantization.bits) / 8 + 64);
+    matrix->view = {quantization.bits, quantization.group, nullptr, nullptr, activation_bits()};
+    const int64_t side = device->quantized_rows(), rows = (matrix->out + side - 1) / side * side;
+    matrix->codes = Buffer(device, size_t(rows) * matrix->row_bytes() + 64);
     matrix->codes.zero(matrix->codes.bytes());
-    matrix->scales = Buffer(device, size_t(matrix->in / quantization.group * matrix->out) * 4);
+    matrix->scales = Buffer(device, size_t(matrix->groups() * rows) * 4);
     matrix->scales.zero(matrix->scales.bytes());
-    matrix->view = {quantization.bits, quantization.group, matrix->codes.as<>(), matrix->scales.as<float>()};
+    matrix->view.codes = matrix->codes.as<>();
+    matrix->view.scales = matrix->scales.as<float>();
   }
   make_constants();
   point();
@@ -435,6 +438,16 @@ void Model::check_quantization() const {
                       std::to_string(config.intermediate));
 }
 
+int Model::activation_bits() const {
+  const int has = device->int8_activations();
+  if (quantization.activations == Activations::int8 && has == 0)
+    throw Error("UNSUPPORTED", "quantize",
+                "device \"" + device->name() +
+                    "\" multiplies activations as they are: omit activations, or say 'float'; cpu and reference have 'int8'");
+  return quantization.activations == Activations::int8 || (quantization.activations == Activations::by_device && has == 2) ? 8
+                                                                                                                           : 0;
+}
+
 void Model::quantize_rows(const Parameter& p, int64_t first, int64_t rows, const void* values) {
   const int bits = quantization.bits, group = quantization.group;
   const size_t in = size_t(p.shape[1]), row_codes = in * size_t(bits) / 8, groups = in / size_t(group);
@@ -447,14 +460,29 @@ void Model::quantize_rows(const Parameter& p, int64_t first, int64_t rows, const
   write_codes(p, first, rows, codes.data());
   write_scales(p, first, rows, scales.data());
 }
+// Where R > 1 rows lie side by side in the host's memory: calls f with the place of a unit (of 32 bits) or of a scale, and with
+// its place among `rows` rows of `units` each.
+template <class F>
+static void side_by_side(int64_t side, int64_t first, int64_t rows, int64_t units, F f) {
+  for (int64_t i = 0; i < rows; i++) {
+    const int64_t row = first + i, begin = row / side * units * side + row % side;
+    for (int64_t u = 0; u < units; u++) f(size_t(begin + u * side), size_t(i * units + u));
+  }
+}
 void Model::write_codes(const Parameter& p, int64_t first, int64_t rows, const void* codes) {
   QuantizedMatrix& m = *matrices_[size_t(p.matrix)];
-  const size_t row = size_t(m.in) * size_t(m.view.bits) / 8;
-  m.codes.upload(codes, size_t(rows) * row, size_t(p.first_row + first) * row);
+  const size_t row = m.row_bytes();
+  const int64_t side = device->quantized_rows();
+  if (side == 1) return m.codes.upload(codes, size_t(rows) * row, size_t(p.first_row + first) * row);
+  side_by_side(side, p.first_row + first, rows, int64_t(row / 4),
+               [&](size_t place, size_t i) { std::memcpy(m.codes.at(4 * place), static_cast<const char*>(codes) + 4 * i, 4); });
 }
 void Model::write_scales(const Parameter& p, int64_t first, int64_t rows, const float* scales) {
   QuantizedMatrix& m = *matrices_[size_t(p.matrix)];
-  const int64_t groups = m.in / m.view.group;
+  const int64_t groups = m.groups(), side = device->quantized_rows();
+  if (side > 1)
+    return side_by_side(side, p.first_row + first, rows, groups,
+                        [&](size_t place, size_t i) { m.scales.as<float>()[place] = scales[i]; });
   std::vector<float> column(static_cast<size_t>(rows));  // the scales of a group lie side by side
   for (int64_t g = 0; g < groups; g++) {
     for (int64_t i = 0; i < rows; i++) column[size_t(i)] = scales[i * groups + g];
@@ -463,15 +491,25 @@ void Model::write_scales(const Parameter& p, int64_t first, int64_t rows, const 
 }
 std::vector<uint8_t> Model::read_codes(const Parameter& p) const {
   const QuantizedMatrix& m = *matrices_[size_t(p.matrix)];
-  const size_t row = size_t(m.in) * size_t(m.view.bits) / 8;
+  const size_t row = m.row_bytes();
+  const int64_t side = device->quantized_rows();
   std::vector<uint8_t> codes(size_t(p.shape[0]) * row);
-  m.codes.download(codes.data(), codes.size(), size_t(p.first_row) * row);
+  if (side == 1) m.codes.download(codes.data(), codes.size(), size_t(p.first_row) * row);
+  else
+    side_by_side(side, p.first_row, p.shape[0], int64_t(row / 4),
+                 [&](size_t place, size_t i) { std::memcpy(&codes[4 * i], m.codes.at(4 * place), 4); });
   return codes;
 }
 std::vector<float> Model::read_scales(const Parameter& p) const {
   const QuantizedMatrix& m = *matrices_[size_t(p.matrix)];
-  const size_t rows = size_t(p.shape[0]), groups = size_t(m.in / m.view.group);
+  const size_t rows = size_t(p.shape[0]), groups = size_t(m.groups());
+  const int64_t side = device->quantized_rows();
   std::vector<float> column(rows), scales(rows * groups);
+  if (side > 1) {
+    side_by_side(side, p.first_row, p.shape[0], m.groups(),
+                 [&](size_t place, size_t i) { scales[i] = m.scales.as<float>()[place]; });
+    return scales;
+  }
   for (size_t g = 0; g < groups; g++) {
     m.scales.download(column.data(), rows * 4, (g * size_t(m.out) + size_t(p.first_row)) * 4);
     for (size_t i = 0; i < rows; i++) scales[i * groups + g] = column[i];

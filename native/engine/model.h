@@ -12,10 +12,14 @@
 
 namespace looplm {
 
+// What products with quantized weights take of activations: as they are, or 8 bits. by_device: what its properties prefer.
+enum class Activations { by_device, as_they_are, int8 };
+
 // Weights in 8 or 4 bits with a scale for every `group` neighbours of a row (quantize.h); bits 0: none. head: the head's too.
 struct Quantization {
   int bits = 0, group = 0;
   bool head = true;
+  Activations activations = Activations::by_device;
   explicit operator bool() const { return bits != 0; }
 };
 
@@ -205,7 +209,10 @@ class Model {
     Buffer codes, scales;
     int64_t out = 0, in = 0;
     LoopQuantized view{};
+    int64_t groups() const { return in / view.group; }
+    size_t row_bytes() const { return size_t(in) * size_t(view.bits) / 8; }
   };
+  int activation_bits() const;
   void check_quantization() const;
   void refuse_quantized(const char* operation) const;
   int32_t adapter_loops(const AdapterOptions& options, const Parameter& p) const;

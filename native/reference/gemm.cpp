@@ -1,3 +1,8 @@
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <vector>
+
 #include "context.h"
 
 namespace looplm::reference {
@@ -19,23 +24,50 @@ int gemm(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, i
   return 0;
 }
 
-// C[m,n] = Σ_k A[m,k] · (code · scale)[n,k]
+int code_of(const LoopQuantized& b, int64_t k, int64_t j, int64_t l) {
+  if (b.bits == 8) return static_cast<const int8_t*>(b.codes)[j * k + l];
+  const int pair = static_cast<const uint8_t*>(b.codes)[(j * k + l) / 2];
+  return (l % 2 ? pair >> 4 : pair & 15) - 8;
+}
+
+// A row in 8 bits, rounded in float32 as LoopQuantized says: codes [k], scales [k / group].
+struct RoundedRow {
+  std::vector<int> codes;
+  std::vector<double> scales;
+  RoundedRow(const double* x, int64_t k, int group) {
+    for (int64_t first = 0; first < k; first += group) {
+      float most = 0;
+      bool finite = true;
+      for (int64_t l = first; l < first + group; ++l) {
+        finite = finite && std::isfinite(float(x[l]));
+        most = std::max(most, std::fabs(float(x[l])));
+      }
+      const float inverse = finite && most > 1e-30f ? 127 / most : 0;
+      for (int64_t l = first; l < first + group; ++l) codes.push_back(finite ? int(std::nearbyint(float(x[l]) * inverse)) : 0);
+      scales.push_back(finite ? double(most / 127) : std::nan(""));
+    }
+  }
+};
+
+// C[m,n] = Σ_k A[m,k] · (code · scale)[n,k], or the same of rounded rows of A
 int gemm_quantized(void* ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, const void* a_, int64_t lda, const LoopQuantized* b,
                    void* c_, int64_t ldc, int) {
   if (int status = require_float64(ctx, dt, "gemm_quantized")) return status;
   const auto* a = static_cast<const double*>(a_);
   auto* c = static_cast<double*>(c_);
-  const auto code = [&](int64_t j, int64_t l) -> int {
-    if (b->bits == 8) return static_cast<const int8_t*>(b->codes)[j * k + l];
-    const int pair = static_cast<const uint8_t*>(b->codes)[(j * k + l) / 2];
-    return (l % 2 ? pair >> 4 : pair & 15) - 8;
-  };
-  for (int64_t i = 0; i < m; ++i)
+  for (int64_t i = 0; i < m; ++i) {
+    std::optional<RoundedRow> row;
+    if (b->activation_bits == 8) row.emplace(a + i * lda, k, b->group);
     for (int64_t j = 0; j < n; ++j) {
       double sum = 0;
-      for (int64_t l = 0; l < k; ++l) sum += a[i * lda + l] * code(j, l) * double(b->scales[l / b->group * n + j]);
+      for (int64_t l = 0; l < k; ++l) {
+        const int64_t g = l / b->group;
+        const double x = row ? row->codes[size_t(l)] * row->scales[size_t(g)] : a[i * lda + l];
+        sum += x * code_of(*b, k, j, l) * double(b->scales[g * n + j]);
+      }
       c[i * ldc + j] = sum;
     }
+  }
   return 0;
 }
 

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "harness.h"
 
@@ -11,9 +13,11 @@ struct Quantized {
   int64_t m, n, k;
   int flags;
   int64_t pad = 0;  // elements between the rows of A and of C
+  int32_t activation_bits = 0;
   std::string name() const {
-    return std::to_string(bits) + " bits, groups of " + std::to_string(group) + ", " + std::to_string(m) + "x" +
-           std::to_string(n) + "x" + std::to_string(k) + " flags " + std::to_string(flags) + " pad " + std::to_string(pad);
+    return (activation_bits == 8 ? "int8 activations, " : "") + std::to_string(bits) + " bits, groups of " +
+           std::to_string(group) + ", " + std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k) + " flags " +
+           std::to_string(flags) + " pad " + std::to_string(pad);
   }
 };
 
@@ -38,7 +42,37 @@ Operands operands(Test& t, const Quantized& q) {
   return o;
 }
 
-Values run(const Device& d, const Quantized& q, const Operands& o) {
+// Rows of n side by side, as LoopQuantized has them: unit u of row i of [n, units] from `unit(i, u)`.
+template <class T, class F>
+std::vector<T> side_by_side(int64_t side, int64_t n, int64_t units, F unit) {
+  std::vector<T> out(size_t((n + side - 1) / side * side * units));
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t u = 0; u < units; ++u) out[size_t((i / side * units + u) * side + i % side)] = unit(i, u);
+  return out;
+}
+Operands arranged(const Device& d, const Quantized& q, const Operands& o) {
+  LoopDeviceProperties properties{};
+  d.expect(d.table.properties(d.ctx, &properties), "properties");
+  const int64_t side = properties.quantized_rows, units = q.k * q.bits / 32;
+  if (side == 1) return o;
+  const auto codes = side_by_side<uint32_t>(side, q.n, units, [&](int64_t i, int64_t u) {
+    uint32_t unit;
+    std::memcpy(&unit, &o.codes[size_t(4 * (i * units + u))], 4);
+    return unit;
+  });
+  Operands out{o.a, std::vector<uint8_t>(codes.size() * 4 + 64), {}};
+  std::memcpy(out.codes.data(), codes.data(), codes.size() * 4);
+  out.scales = side_by_side<float>(side, q.n, q.k / q.group, [&](int64_t i, int64_t g) { return o.scales[size_t(g * q.n + i)]; });
+  return out;
+}
+bool has_int8_activations(const Device& d) {
+  LoopDeviceProperties properties{};
+  d.expect(d.table.properties(d.ctx, &properties), "properties");
+  return properties.int8_activations > 0;
+}
+
+Values run(const Device& d, const Quantized& q, const Operands& plain) {
+  const Operands o = arranged(d, q, plain);
   const int64_t lda = q.k + q.pad, ldc = q.n + q.pad;
   Values spread(size_t(q.m * lda), 1e3);
   for (size_t i = 0; i < o.a.size(); ++i) spread[i / size_t(q.k) * size_t(lda) + i % size_t(q.k)] = o.a[i];
@@ -46,7 +80,7 @@ Values run(const Device& d, const Quantized& q, const Operands& o) {
   void *codes = d.table.allocate(d.ctx, o.codes.size()), *scales = d.table.allocate(d.ctx, o.scales.size() * 4);
   d.expect(d.table.copy_in(d.ctx, codes, o.codes.data(), o.codes.size()), "copy_in");
   d.expect(d.table.copy_in(d.ctx, scales, o.scales.data(), o.scales.size() * 4), "copy_in");
-  const LoopQuantized b{q.bits, q.group, codes, static_cast<const float*>(scales)};
+  const LoopQuantized b{q.bits, q.group, codes, static_cast<const float*>(scales), q.activation_bits};
   d.expect(d.table.gemm_quantized(d.ctx, d.dt, q.m, q.n, q.k, a, lda, &b, c, ldc, q.flags), "gemm_quantized");
   const Values rows = c.values();
   Values out;
@@ -57,7 +91,20 @@ Values run(const Device& d, const Quantized& q, const Operands& o) {
   return out;
 }
 
-Values plain_product(const Plain& p, const Quantized& q, const Operands& o) {
+// A row of activations in 8 bits, as numbers again.
+Values eight_bits(const Quantized& q, const Values& a) {
+  Values out;
+  for (size_t first = 0; first < a.size(); first += size_t(q.group)) {
+    float most = 0;
+    for (size_t l = 0; l < size_t(q.group); ++l) most = std::max(most, float(std::fabs(a[first + l])));
+    const float inverse = most > 1e-30f ? 127 / most : 0, scale = most / 127;
+    for (size_t l = 0; l < size_t(q.group); ++l) out.push_back(std::nearbyint(float(a[first + l]) * inverse) * double(scale));
+  }
+  return out;
+}
+
+Values plain_product(const Plain& p, const Quantized& q, const Operands& given) {
+  const Operands o{q.activation_bits == 8 ? eight_bits(q, given.a) : given.a, given.codes, given.scales};
   Values c;
   for (int64_t i = 0; i < q.m; ++i)
     for (int64_t j = 0; j < q.n; ++j) {
@@ -76,19 +123,58 @@ const std::vector<Quantized> shapes = {
     {8, 64, 2, 20, 2112, 0},  {4, 128, 16, 17, 4224, 1},  {4, 64, 7, 263, 192, 0},   {8, 32, 12, 258, 160, 1},
     {4, 32, 3, 18, 96, 0, 3}, {8, 64, 21, 18, 192, 1, 3}, {4, 64, 70, 129, 64, 0, 8}};
 
+void compare(Test& t, const Quantized& q) {
+  const Operands o = operands(t, q);
+  const Values got = run(t.device, q, o), truth = run(t.reference, q, o), plain = plain_product(t.plain(), q, o);
+  if (q.flags) t.close_real(q.name(), got, truth, plain);
+  else t.close(q.name(), got, truth, plain);
+}
+
 KERNEL_TEST(gemm_quantized, "product with a quantized weight") {
   if (!t.device.table.gemm_quantized) return;
-  for (const Quantized& q : shapes) {
-    const Operands o = operands(t, q);
-    const Values got = run(t.device, q, o), truth = run(t.reference, q, o), plain = plain_product(t.plain(), q, o);
-    if (q.flags) t.close_real(q.name(), got, truth, plain);
-    else t.close(q.name(), got, truth, plain);
+  for (const Quantized& q : shapes) compare(t, q);
+}
+
+KERNEL_TEST(gemm_int8, "product of int8 activations with a quantized weight") {
+  if (!has_int8_activations(t.device)) return;
+  for (Quantized q : shapes) {
+    q.activation_bits = 8;
+    compare(t, q);
+  }
+  compare(t, {4, 32, 600, 40, 640, 1, 0, 8});  // more rows than are gone through at a time
+}
+
+KERNEL_TEST(gemm_int8_extremes, "product of int8 activations: the largest codes, zeros and what is not finite") {
+  if (!has_int8_activations(t.device)) return;
+  for (const int bits : {8, 4}) {
+    const Quantized q{bits, 64, 5, 20, 128, 1, 0, 8};
+    Operands o = operands(t, q);
+    // the codes that are farthest from 0, of both signs: sums in 16 bits must not overflow
+    for (size_t i = 0; i < o.codes.size(); ++i)
+      o.codes[i] = bits == 4 ? (i / 64 % 2 ? 0xff : 0x00) : (i / 128 % 3 == 0 ? 0x81 : i / 128 % 3 == 1 ? 0x80 : 0x7f);
+    for (size_t i = 0; i < o.a.size(); ++i) o.a[i] = i / 128 == 0 ? 1 : i / 128 == 1 ? -1 : i / 128 == 2 ? 0 : o.a[i];
+    t.within(std::to_string(bits) + " bits, largest", run(t.device, q, o), run(t.reference, q, o), 1e-5);
+    const size_t n = size_t(q.n), k = size_t(q.k);
+    const Values before = run(t.device, q, o);
+    o.a[3 * k + 70] = std::nan("");
+    o.a[4 * k] = INFINITY;
+    const Values after = run(t.device, q, o);
+    t.same_bits(std::to_string(bits) + " bits, the other rows", slice(after, 0, 3 * n), slice(before, 0, 3 * n));
+    bool all = true;
+    for (double x : slice(after, 3 * n, 2 * n)) all = all && std::isnan(x);
+    t.claim(std::to_string(bits) + " bits: a row with a number that is not finite is not a number", all);
   }
 }
 
 KERNEL_TEST(gemm_quantized_rows, "product with a quantized weight: a row does not depend on the others") {
   if (!t.device.table.gemm_quantized) return;
-  for (const Quantized& q : {Quantized{4, 32, 40, 67, 160, 1}, {8, 32, 40, 67, 160, 1}, {4, 64, 67, 20, 1216, 1}}) {
+  for (const Quantized& q : {Quantized{4, 32, 40, 67, 160, 1},
+                             {8, 32, 40, 67, 160, 1},
+                             {4, 64, 67, 20, 1216, 1},
+                             {4, 32, 40, 67, 160, 1, 0, 8},
+                             {8, 96, 600, 67, 480, 1, 0, 8},
+                             {4, 64, 300, 20, 1216, 1, 0, 8}}) {
+    if (q.activation_bits == 8 && !has_int8_activations(t.device)) continue;
     const Operands o = operands(t, q);
     const Values batch = run(t.device, q, o);
     const size_t n = size_t(q.n), k = size_t(q.k);

@@ -83,23 +83,29 @@ export function deviceFlags(flags: DeviceFlags): LoadOptions {
 }
 
 /** What {@link modelOptions} adds. */
-export interface ModelFlags extends DeviceFlags, Pick<LoadOptions, 'quantize' | 'groupSize'> {
+export interface ModelFlags extends DeviceFlags, Pick<LoadOptions, 'quantize' | 'groupSize' | 'activations'> {
   adapter?: string
 }
 
-/** Adds --adapter, --quantize, --group-size and the device's options. */
+/** Adds --adapter, --quantize, --group-size, --activations and the device's options. */
 export function modelOptions(command: Command): Command {
   return deviceOptions(
     command
       .option('--adapter <folder>', 'LoRA adapter of the model (adapter_config.json, adapter_model.safetensors)')
       .addOption(new Option('--quantize <type>', 'keep the matrices in 8 or 4 bits').choices(['int8', 'int4']))
-      .option('--group-size <count>', 'neighbours that share a scale, a multiple of 32 (default: 64)', positiveInteger),
+      .option('--group-size <count>', 'neighbours that share a scale, a multiple of 32 (default: 64)', positiveInteger)
+      .addOption(
+        new Option('--activations <type>', 'what products of a quantized model take: 8 bits, or as they are').choices([
+          'float',
+          'int8',
+        ]),
+      ),
   )
 }
 
 /** Loads a checkpoint, with the adapter that was asked for merged into it. */
 export async function openModel(folder: string, flags: ModelFlags): Promise<LoopLM> {
-  const { adapter, quantize, groupSize } = flags
+  const { adapter, quantize, groupSize, activations } = flags
   if (adapter !== undefined && quantize !== undefined) {
     const message = '--adapter cannot be merged into quantized weights: save the merged model, then quantize that'
     throw new LoopLMError('INVALID_ARGUMENT', message)
@@ -108,6 +114,7 @@ export async function openModel(folder: string, flags: ModelFlags): Promise<Loop
     ...deviceFlags(flags),
     quantize,
     groupSize,
+    activations,
     dequantize: adapter !== undefined,
   })
   if (adapter === undefined) return model

@@ -46,7 +46,7 @@ export function addServe(program: Command): void {
 }
 
 async function serve(folder: string, flags: ServeFlags): Promise<void> {
-  const { device, dtype, threads, adapter, quantize, groupSize, corsOrigin, ...rest } = flags
+  const { device, dtype, threads, adapter, quantize, groupSize, activations, corsOrigin, ...rest } = flags
   const apiKey = flags.apiKey ?? process.env.LOOPLM_API_KEY
   const options: ServeOptions = {
     name: existsSync(folder) ? basename(resolve(folder)) : folder,
@@ -56,7 +56,7 @@ async function serve(folder: string, flags: ServeFlags): Promise<void> {
     log: (line) => process.stderr.write(`error: ${line}\n`),
   }
   checkServeOptions(options) // before a large model is loaded
-  using model = await openModel(folder, { device, dtype, threads, adapter, quantize, groupSize } as ModelFlags)
+  using model = await openModel(folder, { device, dtype, threads, adapter, quantize, groupSize, activations } as ModelFlags)
   const server = createServer(model, options)
   await interruptible(async (signal) => {
     const url = await server.listen()

@@ -9,7 +9,8 @@ import { parameterCount } from '../native/architecture.js'
 import { call, context, type NativeModel, type NativeTensorFile, native, type Quantization } from '../native.js'
 import type { DeviceName } from '../tensor/types.js'
 import { architectureOf, type LoopLMConfig, parseConfig, withExitGateIf } from './config.js'
-import type { ModelDType } from './types.js'
+import { engineQuantization } from './quantization.js'
+import type { LoadOptions, ModelDType } from './types.js'
 
 /** A model as a GGUF file of llama.cpp describes it. */
 export interface GgufModel {
@@ -59,6 +60,8 @@ export interface LoadSettings {
   dequantize: boolean
   /** Add an exit gate where there is none. */
   exitGate: boolean | undefined
+  /** Of a quantized model: what its products take of activations. */
+  activations: LoadOptions['activations']
 }
 
 /** A file's model in the engine. */
@@ -71,9 +74,10 @@ export async function loadGguf(
   const { weights, types, config: own, ...model } = await readGgufModel(path, operation)
   const { config, added } = withExitGateIf(settings.exitGate, own, operation)
   const quantization = settings.quantization ?? (settings.dequantize ? undefined : model.quantization)
+  const engine = engineQuantization(quantization, settings.activations, operation)
   const on = context(device, threads, operation)
   const architecture = architectureOf(config)
-  const load = () => native().modelLoadTensors(on, architecture, dtype, weights, quantization, added)
+  const load = () => native().modelLoadTensors(on, architecture, dtype, weights, engine, added)
   const handle = await call(operation, load)
   if (config.looplm_exit_gate === false) {
     const lacks = 'exit rule "gate", exit-pdf weights, Stage I, Stage II and LoopRPT do not work'

@@ -4,6 +4,7 @@ import { call, context, type NativeModel, native } from '../native.js'
 import { type Checkpoint, readCheckpoint } from './checkpoint.js'
 import { architectureOf, withExitGateIf } from './config.js'
 import { findGguf, type LoadPlace, type LoadSettings, loadGguf } from './gguf.js'
+import { engineQuantization } from './quantization.js'
 import type { ModelDType } from './types.js'
 
 /** What loading makes of files. */
@@ -25,9 +26,10 @@ export async function loadPretrained(path: string, place: LoadPlace, settings: L
     throw new LoopLMError('UNSUPPORTED', message, { operation })
   }
   const quantization = saved ?? settings.quantization
+  const engine = engineQuantization(quantization, settings.activations, operation)
   const on = context(place.device, place.threads, operation)
   const handle = await call(operation, () =>
-    native().modelLoad(on, architectureOf(config), place.dtype, weights, quantization, saved !== undefined, added),
+    native().modelLoad(on, architectureOf(config), place.dtype, weights, engine, saved !== undefined, added),
   )
   await warnOfChanges(path, weights[0]!)
   return { ...parts, config, handle, quantization, dtype: native().modelDType(handle) }

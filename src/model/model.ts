@@ -24,6 +24,7 @@ import { generate, stream } from './generation.js'
 import { loadPretrained } from './load.js'
 import { accumulateLoss } from './loss.js'
 import { backwardOptions, createOptions, pretrainedOptions, saveOptions, schedulerOptions } from './options.js'
+import { checkQuantization, engineQuantization } from './quantization.js'
 import { saveAdapter, saveModel } from './save.js'
 import { Scheduler } from './scheduler.js'
 import {
@@ -128,9 +129,8 @@ export class LoopLM {
     const seed = checkNumber(options.seed ?? 0, 'seed', { min: 0, integer: true }, operation)
     const on = context(place.device, place.threads, operation)
     const quantization = checkQuantization(options, operation)
-    const handle = await call(operation, () =>
-      native().modelCreate(on, architectureOf(complete), place.dtype, seed, quantization),
-    )
+    const engine = engineQuantization(quantization, options.activations, operation)
+    const handle = await call(operation, () => native().modelCreate(on, architectureOf(complete), place.dtype, seed, engine))
     return new LoopLM(handle, { ...place, config: complete, quantization, generation: {}, tokenizer: undefined })
   }
 
@@ -157,7 +157,8 @@ export class LoopLM {
     const place = checkPlace(options, undefined, operation)
     const wished = checkQuantization(options, operation)
     const found = await findFolder(folder, options, operation)
-    const settings = { quantization: wished, dequantize: options.dequantize === true, exitGate: options.exitGate }
+    const { dequantize = false, exitGate, activations } = options
+    const settings = { quantization: wished, dequantize, exitGate, activations }
     const { handle, ...parts } = await loadPretrained(found, place, settings, operation)
     return new LoopLM(handle, { ...place, ...parts })
   }
@@ -711,14 +712,4 @@ function checkPretrained(options: PretrainedOptions, operation: string): void {
     throw new LoopLMError('INVALID_ARGUMENT', 'dequantize and quantize contradict each other: give one of them', { operation })
   if (options.revision !== undefined) checkText(options.revision, 'revision', 'a branch, tag or commit', operation)
   if (options.cacheDir !== undefined) checkText(options.cacheDir, 'cacheDir', 'the path of a folder', operation)
-}
-
-function checkQuantization(options: LoadOptions, operation: string): Quantization | undefined {
-  if (options.quantize === undefined) {
-    if (options.groupSize === undefined) return undefined
-    throw new LoopLMError('INVALID_ARGUMENT', 'groupSize is for quantized models: say quantize too', { operation })
-  }
-  const bits = checkWord(options.quantize, 'quantize', ['int8', 'int4'], operation) === 'int8' ? 8 : 4
-  const range = { min: 32, max: 2 ** 16, integer: true }
-  return { bits, groupSize: checkNumber(options.groupSize ?? 64, 'groupSize', range, operation) }
 }

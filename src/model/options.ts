@@ -21,6 +21,7 @@ const place = {
   threads: true,
   quantize: true,
   groupSize: true,
+  activations: true,
   exitGate: true,
 } satisfies Keys<LoadOptions>
 

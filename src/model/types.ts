@@ -45,6 +45,12 @@ export interface LoadOptions {
   /** A multiple of 32 that divides the widths of the matrices; default 64. */
   groupSize?: number | undefined
   /**
+   * Of a quantized model: what its products take of activations. `int8`: each row is rounded to 8 bits with a scale for every `groupSize`
+   * neighbours, which is up to four times as fast on a processor; docs/performance.md has what it costs in perplexity. `float`: as they
+   * are. Default: `int8` on device `cpu`, `float` on `reference`, which has both; `cuda` has `float` alone. Files are the same.
+   */
+  activations?: 'float' | 'int8' | undefined
+  /**
    * Give a model whose family has no exit gate one: D → 1 on what the head reads after each loop. It starts with zeros, is trained and saved
    * with the model (`looplm_exit_gate` of config.json), and serves `exit-pdf` weights, LoopRPT and the exit rule `gate`. Default false; a
    * model that has a gate keeps it.

@@ -36,7 +36,8 @@ describe.each([
   { quantize: 'int8', dtype: 'bfloat16', steps: 127 },
   { quantize: 'int4', dtype: 'bfloat16', steps: 8 },
 ] as const)('$quantize in $dtype', ({ quantize, dtype, steps }) => {
-  const load = () => LoopLM.fromPretrained(join(folder, 'model'), { dtype, quantize, groupSize: 32 })
+  const load = (options: LoadOptions = {}) =>
+    LoopLM.fromPretrained(join(folder, 'model'), { dtype, quantize, groupSize: 32, ...options })
 
   it('keeps every weight to half a step of its group, and norms, gate and embedding as they are', async () => {
     using model = await load()
@@ -62,7 +63,7 @@ describe.each([
   })
 
   it('computes what a model with those weights computes', async () => {
-    using model = await load()
+    using model = await load({ activations: 'float' })
     using plain = await LoopLM.create(config, { dtype: 'float32' })
     for (const { name } of plain.parameters()) await plain.setParameter(name, await model.getParameter(name))
     expectScores(await model.score(sequences), await yardstick(model, config, sequences))
@@ -71,6 +72,31 @@ describe.each([
     for (const [i, prompt] of prompts.entries()) expect((await model.generate([prompt], options))[0]).toEqual(results[i])
     if (dtype === 'float32')
       expect(results.map(({ tokens }) => tokens)).toEqual((await plain.generate(prompts, options)).map(({ tokens }) => tokens))
+  })
+
+  it('rounds activations to 8 bits by itself, as the reference does when asked, and each row alone', async () => {
+    using model = await load()
+    using asked = await load({ activations: 'int8' })
+    using float = await load({ activations: 'float' })
+    const scores = await model.score(sequences)
+    expect(await asked.score(sequences)).toEqual(scores)
+    expect(await float.score(sequences)).not.toEqual(scores)
+    const options = { maxNewTokens: 8, temperature: 0, stop: [] }
+    const results = await model.generate(prompts, options)
+    for (const [i, prompt] of prompts.entries()) expect((await model.generate([prompt], options))[0]).toEqual(results[i])
+    if (dtype === 'bfloat16') return // the reference has no activations of 16 bits
+    const reference = { device: 'reference', dtype: 'float64' } as const
+    using exact = await load({ ...reference, activations: 'int8' })
+    using exactly = await load({ ...reference, activations: 'float' })
+    const difference = (a: number[], b: number[]) => Math.hypot(...a.map((x, i) => x - b[i]!)) / Math.hypot(...b)
+    const logprobs = async (of: LoopLM) => (await of.score(sequences)).logprobs.flatMap((rows) => [...rows])
+    const truth = await logprobs(exact)
+    // A float32 activation may lie on the other side of a rounding than the float64 one, and what follows then rounds otherwise too:
+    // the kernels themselves are compared in native/test.
+    expect(difference(await logprobs(model), truth)).toBeLessThan(
+      0.5 * difference(await logprobs(model), await logprobs(exactly)),
+    )
+    expect(difference(await logprobs(float), await logprobs(exactly))).toBeLessThan(1e-5)
   })
 
   it('has of a tied head the rows that a head of its own with the same values would have', async () => {
@@ -115,6 +141,8 @@ it('a width that groups do not divide, a wrong word and a device without such pr
   expect(await message({ quantize: 'int8', groupSize: 16 })).toMatch(/groupSize.*at least 32/)
   expect(await message({ quantize: 'int8', groupSize: 48 })).toMatch(/groups of 48 do not fit/)
   expect(await message({ groupSize: 32 })).toMatch(/groupSize is for quantized models: say quantize too/)
+  expect(await message({ activations: 'int8' })).toMatch(/activations is for quantized models: say quantize too/)
+  expect(await message({ quantize: 'int8', activations: 'int4' })).toMatch(/activations must be one of 'float', 'int8'/)
 })
 
 /** Names, dtypes and shapes of a safetensors file. */
@@ -191,7 +219,7 @@ describe.each([
   it('is not quantized again, and means in float64 what it means here', async () => {
     const attempt = (options: object) => refusal(() => LoopLM.fromPretrained(name(), options))
     expect((await attempt({ quantize: 'int4' })).message).toMatch(/is quantized already \(\d bits, groups of 32\): omit quantize/)
-    using model = await LoopLM.fromPretrained(name(), { dtype })
+    using model = await LoopLM.fromPretrained(name(), { dtype, activations: 'float' })
     using exact = await LoopLM.fromPretrained(name(), { device: 'reference' })
     for (const { name } of model.parameters()) // the same codes: values differ by the roundings of dtype alone
       expect(Float32Array.from(await exact.getParameter(name))).toEqual(await model.getParameter(name))

@@ -5,6 +5,7 @@ import { beforeAll, describe, expect, it } from 'vitest'
 import { deviceMemory, devices, LoopLM, LoopLMError, memory, PretrainTrainer, tensor, zeros } from '../../src/index.js'
 import { buildEmulated, emulatedKernelTests, emulatedLibrary } from '../emulated.js'
 import { collectGarbage } from '../garbage.js'
+import { refusal } from '../refusal.js'
 import { expectScores, yardstick } from '../rounding.js'
 import { smallConfig } from '../tiny.js'
 
@@ -173,7 +174,7 @@ describe('a model with weights of few bits', () => {
   ] as const)('%s in %s computes what the CPU does', async (quantize, dtype) => {
     const options = { dtype, quantize, groupSize: 32, seed: 3 } as const
     using model = await LoopLM.create(config, { ...options, device })
-    using onCpu = await LoopLM.create(config, options)
+    using onCpu = await LoopLM.create(config, { ...options, activations: 'float' })
     const tokens = Array.from({ length: 20 }, (_, i) => (7 * i) % 50)
     const of = await yardstick(onCpu, config, [tokens])
     for (const each of [model, onCpu]) expectScores(await each.score([tokens]), of)
@@ -181,6 +182,14 @@ describe('a model with weights of few bits', () => {
     for (const [i, prompt] of prompts.entries()) expect((await model.generate([prompt], greedy))[0]).toEqual(results[i])
     if (dtype === 'float32')
       expect(results.map((r) => r.tokens)).toEqual((await onCpu.generate(prompts, greedy)).map((r) => r.tokens))
+  })
+
+  it('keeps activations as they are, and says so when asked to round them', async () => {
+    const error = await refusal(() => LoopLM.create(config, { device, quantize: 'int8', groupSize: 32, activations: 'int8' }))
+    expect([error.code, error.message]).toEqual([
+      'UNSUPPORTED',
+      expect.stringMatching(/as they are: omit activations, or say 'float'/),
+    ])
   })
 })
 

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { build, runTests } from '../native-tests.js'
 
+const isas = ['avx512_bf16', 'avx512_vnni', 'avx512', 'avx2_vnni', 'avx2', 'baseline']
 const programs = [
   'looplm_kernel_tests',
   'looplm_engine_tests',
@@ -50,7 +51,9 @@ describe.runIf(process.arch === 'x64')('an instruction set is chosen', () => {
   it.each([
     ['avx2', avx2],
     ['avx512', avx512],
-    ['avx512_bf16', [...avx512, ...names('{"avx512_bf16", &avx512_bf16::table, has_avx512 &&')]],
+    ['avx512_bf16', [...avx512, ...names('{"avx512_bf16", &avx512_bf16::table, wide, has_avx512 &&')]],
+    ['avx512_vnni', [...avx512, ...names('const bool has_avx512_vnni = has_avx512 &&')]],
+    ['avx2_vnni', [...avx2, ...names('const bool has_avx2_vnni = has_avx2 &&')]],
   ])('%s only where the processor has everything that the compiler may use for it', (isa, asked) => {
     const baseline = new Set(macros([]))
     const used = macros(flags[isa]!).filter((name) => !baseline.has(name))
@@ -67,7 +70,7 @@ describe.concurrent('native tests', () => {
     expect(status).toBe(0)
   })
 
-  it.each(['avx512_bf16', 'avx512', 'avx2', 'baseline'])('the CPU kernels against the reference, at most %s', async (isa) => {
+  it.each(isas)('the CPU kernels against the reference, at most %s', async (isa) => {
     const env = { LOOPLM_CPU_ISA: isa }
     const { failures, passed, status } = await runTests(programs[0]!, ['--backend', 'cpu'], env)
     expect(failures).toEqual([])

@@ -1,0 +1,324 @@
+// Products with both sides in whole numbers. Each row of A is rounded to 8 bits once, group by group of k (LoopQuantized); a
+// group's sum is exact in 32 bits, whatever the order and the instruction, and only the groups' sums are added up in float32, one
+// after the other. So a row's bits depend neither on the other rows nor on how they are cut.
+//
+// The processor multiplies bytes without a sign by bytes with one, four neighbours of k at a time: the weight's go without, as
+// code + OFFSET, and OFFSET times the sum of the activations is where a group's sum begins. A vector holds a unit (32 bits of
+// codes) of several rows of the weight, and a row's activations are broadcast to it.
+#include "int8.h"
+
+#include "gemm.h"
+#include "kernels.h"
+#if defined(__ARM_NEON)
+#include <arm_neon.h>  // defines: products of bytes
+#elif defined(__SSE2__)
+#include <immintrin.h>  // defines: the same
+#endif
+
+namespace looplm::cpu::LOOPLM_ISA {
+
+namespace {
+
+constexpr int64_t R = QUANTIZED_ROWS;
+constexpr int V = R / W;               // vectors side by side
+constexpr int BLOCK = 32;              // of k, which a group is whole numbers of
+constexpr int STRIP = W / 2;           // rows of A at a time: as many as there are registers for
+constexpr int64_t CACHED = 256 << 10;  // bytes of A that are gone through before more of the weight is read
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr bool unsigned_weights = true;
+#else
+constexpr bool unsigned_weights = false;
+#endif
+typedef vi vi_any __attribute__((aligned(2), may_alias));
+template <int BITS>
+constexpr int OFFSET = BITS == 4          ? 8
+                       : unsigned_weights ? 128
+                                          : 0;
+template <int BITS>
+constexpr int PARTS = BITS == 4 ? 2 : 1;  // of a unit, four elements of k each
+
+// The four codes of part `part` of each lane's unit, as `dot` takes them.
+template <int BITS>
+inline __attribute__((always_inline)) vi part_of(vi units, int part) {
+  if constexpr (BITS == 4) return (vi)((vu)units >> (4 * part)) & 0x0f0f0f0f;
+  else if constexpr (unsigned_weights) return units ^ int(0x80808080);
+  else return units;
+}
+
+// Where four activations of a row are.
+inline __attribute__((always_inline)) vi broadcast(const int8_t* x) {
+  int32_t four;
+  memcpy(&four, x, 4);
+  return four - vi{};
+}
+
+// sum + Σ of four codes times four activations, lane by lane.
+#if defined(__AVX512VNNI__)
+template <int BITS>
+inline vi dot(vi sum, vi codes, vi x) {
+  return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
+}
+#elif defined(__AVXVNNI__)
+template <int BITS>
+inline vi dot(vi sum, vi codes, vi x) {
+  return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)x);
+}
+#elif defined(__AVX2__)
+// Of 8 bits: the codes' signs move to the activations. Two products of 127 · 128 fit in the 16 bits that they are added in.
+template <int BITS>
+inline __attribute__((always_inline)) vi dot(vi sum, vi codes, vi x) {
+  const __m256i pairs = BITS == 4
+                            ? _mm256_maddubs_epi16((__m256i)codes, (__m256i)x)
+                            : _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)codes), _mm256_sign_epi8((__m256i)x, (__m256i)codes));
+  return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+template <int BITS>
+inline vi dot(vi sum, vi codes, vi x) {
+  return (vi)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)x);
+}
+#elif defined(__ARM_NEON)
+template <int BITS>
+inline vi dot(vi sum, vi codes, vi x) {
+  const int8x16_t w = (int8x16_t)codes, a = (int8x16_t)x;
+  const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(a))), high = vpaddlq_s16(vmull_high_s8(w, a));
+  return sum + (vi)vpaddq_s32(low, high);
+}
+#else
+// Even and odd bytes as numbers of 16 bits.
+typedef int16_t vshort __attribute__((vector_size(W * 4)));
+inline vi even_bytes(vi x) { return (vi)(((vshort)x << 8) >> 8); }
+inline vi odd_bytes(vi x) { return (vi)((vshort)x >> 8); }
+template <int BITS>
+inline vi dot(vi sum, vi codes, vi x) {
+  const auto products = [](vi a, vi b) { return (vi)_mm_madd_epi16((__m128i)a, (__m128i)b); };
+  return sum + products(even_bytes(codes), even_bytes(x)) + products(odd_bytes(codes), odd_bytes(x));
+}
+#endif
+
+// acc[i][v] += M rows times the R columns of a block of k. x: [BLOCK / 8][M][8], the order of eight elements is that of
+// `store_eight`.
+template <int BITS, int M>
+inline __attribute__((always_inline)) void add_block(const int32_t* units, const int8_t* x, vi (&acc)[M][V]) {
+  constexpr int all = BLOCK * BITS / 32;
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)
+  if constexpr (BITS == 4) {  // eight pairs of products of at most 15 · 127 fit in 16 bits
+    __m256i pairs[M][V];
+#pragma GCC unroll 8
+    for (int p = 0; p < 2 * all; p++) {
+      __m256i codes[V];
+      for (int v = 0; v < V; v++) codes[v] = (__m256i)part_of<4>(*(const vi_any*)(units + p / 2 * R + v * W), p % 2);
+#pragma GCC unroll 4
+      for (int i = 0; i < M; i++) {
+        const __m256i four = (__m256i)broadcast(x + (p / 2 * M + i) * 8 + p % 2 * 4);
+        for (int v = 0; v < V; v++) {
+          const __m256i products = _mm256_maddubs_epi16(codes[v], four);
+          pairs[i][v] = p == 0 ? products : _mm256_add_epi16(pairs[i][v], products);
+        }
+      }
+    }
+    for (int i = 0; i < M; i++)
+      for (int v = 0; v < V; v++) acc[i][v] += (vi)_mm256_madd_epi16(pairs[i][v], _mm256_set1_epi16(1));
+    return;
+  }
+#endif
+#pragma GCC unroll 8
+  for (int u = 0; u < all; u++)
+#pragma GCC unroll 2
+    for (int part = 0; part < PARTS<BITS>; part++) {
+      vi codes[V];
+      for (int v = 0; v < V; v++) codes[v] = part_of<BITS>(*(const vi_any*)(units + u * R + v * W), part);
+      const int four = u * PARTS<BITS> + part;
+#pragma GCC unroll 8
+      for (int i = 0; i < M; i++) {
+        const vi a = broadcast(x + (four / 2 * M + i) * 8 + four % 2 * 4);
+        for (int v = 0; v < V; v++) acc[i][v] = dot<BITS>(acc[i][v], codes[v], a);
+      }
+    }
+}
+
+// Rows of A in 8 bits: strips of rows side by side for every eight elements of k.
+struct Rows {
+  int8_t* codes;    // of each strip [k / 8][rows][8]
+  float* scales;    // of each strip [k / group][rows]
+  int32_t* begins;  // the same: - OFFSET Σ codes
+};
+
+struct Task {
+  const LoopQuantized& b;
+  int64_t m, n, k;
+  Rows a;
+  void* c;
+  int64_t ldc;
+  bool bf16_out;
+  int64_t groups() const { return k / b.group; }
+
+  void put(int64_t row, int64_t column, vf value) const {
+    const int64_t left = n - column, at = row * ldc + column;
+    if (left <= 0) return;
+    if (bf16_out) write(static_cast<bf16*>(c) + at, value, left);
+    else write(static_cast<float*>(c) + at, value, left);
+  }
+  template <class Out>
+  static void write(Out* out, vf value, int64_t left) {
+    if (left >= W) store(out, value);
+    else store_part(out, value, int(left));
+  }
+};
+
+// M rows of C from row `first` on, columns [block R, block R + R).
+template <int BITS, int M>
+void tile(const Task& t, int64_t first, int64_t block) {
+  constexpr int chains = M * V >= 4 ? 1 : 4 / (M * V);  // additions to one sum wait for each other, those to several do not
+  const int64_t groups = t.groups(), group_blocks = t.b.group / BLOCK;
+  const int32_t* units = static_cast<const int32_t*>(t.b.codes) + block * t.k * BITS / 32 * R;
+  const float *scales = t.b.scales + block * groups * R, *x_scales = t.a.scales + first * groups;
+  const int32_t* begins = t.a.begins + first * groups;
+  const int8_t* x = t.a.codes + first * t.k;
+  vf total[M][V] = {};
+  for (int64_t g = 0; g < groups; g++) {
+    vi acc[chains][M][V] = {};
+    for (int i = 0; i < M; i++)
+      for (int v = 0; v < V; v++) acc[0][i][v] = begins[g * M + i] - vi{};
+    for (int64_t b = 0; b < group_blocks; b += chains)
+#pragma GCC unroll 4
+      for (int chain = 0; chain < chains; chain++) {
+        if (chain > 0 && b + chain >= group_blocks) break;
+        for (int line = 0; line < BITS; line++) __builtin_prefetch(units + line * R + 32 * R);
+        add_block<BITS, M>(units, x, acc[chain]);
+        units += BITS * R;
+        x += BLOCK * M;
+      }
+    for (int v = 0; v < V; v++) {
+      const vf scale = load(scales + g * R + v * W);
+      for (int i = 0; i < M; i++) {
+        vi sum = acc[0][i][v];
+        for (int chain = 1; chain < chains; chain++) sum += acc[chain][i][v];
+        total[i][v] += __builtin_convertvector(sum, vf) * (scale * x_scales[g * M + i]);
+      }
+    }
+  }
+  for (int i = 0; i < M; i++)
+    for (int v = 0; v < V; v++) t.put(first + i, block * R + v * W, total[i][v]);
+}
+
+inline int64_t strip_rows(int64_t left) { return left >= STRIP ? STRIP : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+template <int BITS>
+void strips(const Task& t, int64_t first, int64_t end, int64_t block) {
+  for (int64_t rows; first < end; first += rows) {
+    rows = strip_rows(end - first);
+    if (rows == STRIP) tile<BITS, STRIP>(t, first, block);
+    else if (STRIP > 4 && rows == 4) tile<BITS, 4>(t, first, block);
+    else if (STRIP > 2 && rows == 2) tile<BITS, 2>(t, first, block);
+    else tile<BITS, 1>(t, first, block);
+  }
+}
+
+template <int BITS>
+void run(Context& ctx, const Task& t) {
+  const int64_t blocks = (t.n + R - 1) / R, runs = (t.m * t.k + CACHED - 1) / CACHED,
+                length = ((t.m + runs - 1) / runs + STRIP - 1) / STRIP * STRIP;
+  const auto go = [&](int64_t first, int64_t block, int64_t end) {
+    for (; block < end; block++) strips<BITS>(t, first, least(t.m, first + length), block);
+  };
+  if (length >= t.m) {
+    const Shares shares{blocks, ctx.pool.threads()};
+    ctx.pool.run(shares.count(), [&](int64_t task, int) { go(0, shares.begin(task), shares.begin(task + 1)); });
+    return;
+  }
+  constexpr int64_t wide = 8;
+  const int64_t panels = (blocks + wide - 1) / wide;
+  ctx.pool.run((t.m + length - 1) / length * panels, [&](int64_t task, int) {
+    const int64_t block = task % panels * wide;
+    go(task / panels * length, block, least(blocks, block + wide));
+  });
+}
+
+inline vi to_nearest(vf x) {
+#if defined(__AVX512F__)
+  return (vi)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+  return (vi)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__SSE2__)
+  return (vi)_mm_cvtps_epi32((__m128)x);
+#else
+  return (vi)vcvtnq_s32_f32((float32x4_t)x);
+#endif
+}
+typedef int8_t vb __attribute__((vector_size(W)));
+typedef int8_t eight __attribute__((vector_size(8)));
+
+// 4 bits: a unit's lower halves are the even elements.
+template <int BITS>
+inline void store_eight(int8_t* to, const int8_t* from) {
+  eight x;
+  memcpy(&x, from, 8);
+  if constexpr (BITS == 4) x = __builtin_shufflevector(x, x, 0, 2, 4, 6, 1, 3, 5, 7);
+  memcpy(to, &x, 8);
+}
+
+// One group of one row; `stride` bytes between its eights.
+template <class E, int BITS>
+void round_group(const E* x, int group, int8_t* codes, int64_t stride, float* scale, int32_t* begin) {
+  vf largest = {}, broken = {};
+  for (int l = 0; l < group; l += W) {
+    const vf value = load(x + l), size = (vf)((vu)value & 0x7fffffffu);
+    largest = vmax(size, largest);
+    broken += value * 0.0f;  // not a number when one of them is not finite
+  }
+  const float most = maximum(largest), inverse = most > 1e-30f ? 127 / most : 0;
+  vi codes_sum = {};
+  alignas(64) int8_t natural[BLOCK];
+  for (int first = 0; first < group; first += BLOCK) {
+    for (int l = 0; l < BLOCK; l += W) {
+      const vi code = to_nearest(load(x + first + l) * inverse);
+      codes_sum += code;
+      const vb bytes = __builtin_convertvector(code, vb);
+      memcpy(natural + l, &bytes, W);
+    }
+    for (int l = 0; l < BLOCK; l += 8, codes += stride) store_eight<BITS>(codes, natural + l);
+  }
+  int32_t all = 0;
+  for (int i = 0; i < W; i++) all += codes_sum[i];
+  *scale = most / 127 + sum(broken);
+  *begin = -OFFSET<BITS> * all;
+}
+
+template <class E, int BITS>
+void round_rows(Context& ctx, const Task& t, const E* a, int64_t lda) {
+  const int64_t groups = t.groups();
+  const int group = t.b.group;
+  ctx.pool.run((t.m + STRIP - 1) / STRIP, [&](int64_t task, int) {
+    const int64_t end = least(t.m, (task + 1) * STRIP);
+    for (int64_t first = task * STRIP, rows; first < end; first += rows) {
+      rows = strip_rows(end - first);
+      for (int64_t i = 0; i < rows; i++)
+        for (int64_t g = 0; g < groups; g++)
+          round_group<E, BITS>(a + (first + i) * lda + g * group, group, t.a.codes + first * t.k + (g * group / 8 * rows + i) * 8,
+                               rows * 8, t.a.scales + first * groups + g * rows + i, t.a.begins + first * groups + g * rows + i);
+    }
+  });
+}
+
+template <int BITS>
+void product(Context& ctx, LoopDType dt, const Task& t, const void* a, int64_t lda) {
+  if (dt == LOOP_BF16) round_rows<bf16, BITS>(ctx, t, static_cast<const bf16*>(a), lda);
+  else round_rows<float, BITS>(ctx, t, static_cast<const float*>(a), lda);
+  run<BITS>(ctx, t);
+}
+
+}  // namespace
+
+void int8_product(Context& ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda, const LoopQuantized& b,
+                  void* c, int64_t ldc, bool bf16_out) {
+  const int64_t groups = m * (k / b.group);
+  auto* scales = static_cast<float*>(ctx.pool.scratch(ctx.pool.threads(), size_t(groups * 8 + m * k)));
+  auto* begins = reinterpret_cast<int32_t*>(scales + groups);
+  const Task t{b, m, n, k, {reinterpret_cast<int8_t*>(begins + groups), scales, begins}, c, ldc, bf16_out};
+  if (b.bits == 4) product<4>(ctx, dt, t, a, lda);
+  else product<8>(ctx, dt, t, a, lda);
+}
+
+}  // namespace looplm::cpu::LOOPLM_ISA

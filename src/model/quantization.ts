@@ -1,0 +1,27 @@
+import { LoopLMError } from '../errors.js'
+import type { NativeQuantization, Quantization } from '../native.js'
+import { checkNumber, checkWord } from '../validation/arguments.js'
+import type { LoadOptions } from './types.js'
+
+/** What the options `quantize` and `groupSize` ask for; undefined: nothing. */
+export function checkQuantization(options: LoadOptions, operation: string): Quantization | undefined {
+  if (options.quantize === undefined) {
+    if (options.groupSize === undefined) return undefined
+    throw new LoopLMError('INVALID_ARGUMENT', 'groupSize is for quantized models: say quantize too', { operation })
+  }
+  const bits = checkWord(options.quantize, 'quantize', ['int8', 'int4'], operation) === 'int8' ? 8 : 4
+  const range = { min: 32, max: 2 ** 16, integer: true }
+  return { bits, groupSize: checkNumber(options.groupSize ?? 64, 'groupSize', range, operation) }
+}
+
+/** With what the option `activations` asks for, which files know nothing of. */
+export function engineQuantization(
+  quantization: Quantization | undefined,
+  activations: LoadOptions['activations'],
+  operation: string,
+): NativeQuantization | undefined {
+  if (activations === undefined) return quantization
+  checkWord(activations, 'activations', ['float', 'int8'], operation)
+  if (quantization !== undefined) return { ...quantization, activations }
+  throw new LoopLMError('INVALID_ARGUMENT', 'activations is for quantized models: say quantize too', { operation })
+}
