@@ -34,8 +34,13 @@ export interface NativeSequences {
   states?: Float64Array
   stateSeed?: number
   zeroStates?: boolean
-  /** Vectors in place of embedded tokens: which of all tokens, ascending, and [tokens, D]. */
-  vectors?: { tokens: Int32Array; values: Float64Array }
+  vectors?: NativeVectors
+}
+
+/** Vectors in place of embedded tokens: which of all tokens, ascending, and [tokens, D]. */
+export interface NativeVectors {
+  tokens: Int32Array
+  values: Float64Array
 }
 
 /** Which loops run, are read and carry gradient; LoopOptions of native/engine/sequences.h. */
@@ -195,6 +200,8 @@ export interface NativeGenerateRequest {
   states: Float64Array
   stateSeed: number
   zeroStates: boolean
+  /** Of tokens of the prompt. */
+  vectors?: NativeVectors
 }
 
 export interface NativeGenerateEvent {
@@ -382,7 +389,7 @@ export interface NativeBinding {
     values: NativeLossValues,
     objective: NativeObjective,
     cancel: Cancel,
-  ): Promise<LossMetrics>
+  ): Promise<Omit<LossMetrics, 'inputVectors'> & { inputVectors: RealArray }>
   modelResponseMeans(
     model: NativeModel,
     sequences: NativeSequences,

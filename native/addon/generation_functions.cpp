@@ -54,6 +54,7 @@ GenerateRequest read_request(const Input& in) {
   r.parent = in["parent"].integer(0, int64_t(1) << 53);
   r.prefix = in["prefix"].integer(0, MOST);
   r.release_parent = in["releaseParent"].flag();
+  r.vectors = in["vectors"].vectors();
   r.states.given = in["states"].doubles();
   r.states.seed = uint64_t(in["stateSeed"].integer(0, int64_t(1) << 53));
   r.states.zeros = in["zeroStates"].flag();

@@ -96,12 +96,17 @@ Sequences Input::sequences() const {
     if (out.prompt_lengths[i] < 1 || out.prompt_lengths[i] >= out.length(i))
       (*this)["promptLengths"].fail("must leave at least one token of each sequence");
   if (const Input states = (*this)["states"]; !states.missing()) out.states = states.doubles();
-  if (const Input vectors = (*this)["vectors"]; !vectors.missing()) {
-    for (const int32_t token : vectors["tokens"].int32s()) out.vectors.tokens.push_back(token);
-    out.vectors.values = vectors["values"].doubles();
-  }
+  out.vectors = (*this)["vectors"].vectors();
   if (const Input seed = (*this)["stateSeed"]; !seed.missing()) out.state_seed = uint64_t(seed.integer(0, int64_t(1) << 53));
   if (const Input zeros = (*this)["zeroStates"]; !zeros.missing()) out.zero_states = zeros.flag();
+  return out;
+}
+
+InputVectors Input::vectors() const {
+  InputVectors out;
+  if (missing()) return out;
+  for (const int32_t token : (*this)["tokens"].int32s()) out.tokens.push_back(token);
+  out.values = (*this)["values"].doubles();
   return out;
 }
 

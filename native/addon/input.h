@@ -52,9 +52,10 @@ class Input {
   std::vector<int32_t> int32s() const;  // an Int32Array
   std::vector<double> doubles() const;  // a Float64Array
   Napi::TypedArray typed_array() const;
-  const void* bytes() const;    // of a typed array, which may be a view of a SharedArrayBuffer
-  Sequences sequences() const;  // NativeSequences of src/native.ts
-  CancelFlag cancel() const;    // empty when missing
+  const void* bytes() const;     // of a typed array, which may be a view of a SharedArrayBuffer
+  Sequences sequences() const;   // NativeSequences of src/native.ts
+  InputVectors vectors() const;  // NativeVectors; none where missing
+  CancelFlag cancel() const;     // empty when missing
 
   template <class T>
   Held<T> object(Kind kind) const {

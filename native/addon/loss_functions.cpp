@@ -217,7 +217,7 @@ Objective read_objective(const Input& in, const Input& values) {
   return o;
 }
 
-Napi::Value metrics_object(Napi::Env env, const LossMetrics& m) {
+Napi::Value metrics_object(Napi::Env env, const LossMetrics& m, LoopDType dtype) {
   Napi::Object out = Napi::Object::New(env);
   out.Set("loss", m.loss);
   out.Set("policyLoss", m.policy_loss);
@@ -234,6 +234,7 @@ Napi::Value metrics_object(Napi::Env env, const LossMetrics& m) {
   out.Set("loopLogprob", number_array(env, m.loop_logprob));
   out.Set("loopWeight", number_array(env, m.loop_weight));
   out.Set("loopExit", number_array(env, m.loop_exit));
+  out.Set("inputVectors", Reals(m.d_vectors, dtype).array(env));
   return out;
 }
 
@@ -254,13 +255,13 @@ Napi::Value accumulate_loss_of(const Napi::CallbackInfo& info) {
   batch->segments = values["segments"].int32s();
   batch->mask = values["mask"].int32s();
   auto objective = std::make_shared<Objective>(read_objective(Input(info, 3, "objective"), values));
-  return model.executor->submit(info.Env(), Input(info, 4, "cancel").cancel(),
-                                [model = model.object, batch, objective]() -> Executor::Finish {
-                                  return [metrics = accumulate_loss(*model, *batch, *objective)](Napi::Env env) {
-                                    report_memory(env);
-                                    return metrics_object(env, metrics);
-                                  };
-                                });
+  return model.executor->submit(
+      info.Env(), Input(info, 4, "cancel").cancel(), [model = model.object, batch, objective]() -> Executor::Finish {
+        return [metrics = accumulate_loss(*model, *batch, *objective), dtype = model->dt](Napi::Env env) {
+          report_memory(env);
+          return metrics_object(env, metrics, dtype);
+        };
+      });
 }
 
 Napi::Value response_means_of(const Napi::CallbackInfo& info) {

@@ -139,6 +139,27 @@ std::vector<int32_t> previous_rows(const std::vector<LoopSegment>& segments, int
   return previous;
 }
 
+int64_t InputVectors::common(const InputVectors& other) const {
+  const size_t least = size_t(std::min(count(), other.count())), width = count() > 0 ? values.size() / tokens.size() : 0;
+  size_t k = 0;
+  const auto row = [&](const InputVectors& of) { return of.values.begin() + ptrdiff_t(k * width); };
+  while (k < least && tokens[k] == other.tokens[k] && std::equal(row(*this), row(*this) + ptrdiff_t(width), row(other))) k++;
+  int64_t first = INT64_MAX;
+  for (const InputVectors* of : {this, &other})
+    if (int64_t(k) < of->count()) first = std::min(first, of->tokens[k]);
+  return first;
+}
+
+void VectorRuns::add(const InputVectors& vectors, int64_t token, int64_t row, int64_t hidden) {
+  const auto found = std::lower_bound(vectors.tokens.begin(), vectors.tokens.end(), token);
+  if (found == vectors.tokens.end() || *found != token) return;
+  const int64_t vector = found - vectors.tokens.begin();
+  values.insert(values.end(), vectors.values.begin() + vector * hidden, vectors.values.begin() + (vector + 1) * hidden);
+  if (!runs.empty() && runs.back().token + runs.back().count == row && runs.back().vector + runs.back().count == vector)
+    runs.back().count++;
+  else runs.push_back({row, 1, vector});
+}
+
 DeviceBatch upload(const PackedBatch& batch, const std::shared_ptr<Device>& device, BatchMemory& memory) {
   memory.segments.reserve(device, batch.segments.size() * sizeof(LoopSegment));
   memory.segments.upload(batch.segments.data(), batch.segments.size() * sizeof(LoopSegment));

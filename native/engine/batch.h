@@ -46,6 +46,13 @@ struct VectorRun {
   int64_t token, count;
   int64_t vector;  // the first one's, of the sequences' input vectors
 };
+// The runs of a batch, whose rows are added in order.
+struct VectorRuns {
+  std::vector<VectorRun> runs;
+  std::vector<double> values;  // [vectors of all runs, D]
+  // Row `row` is token `token` of those that `vectors` belongs to.
+  void add(const InputVectors& vectors, int64_t token, int64_t row, int64_t hidden);
+};
 
 // The device copies a stack reads.
 struct DeviceBatch {

@@ -18,7 +18,12 @@ namespace {
 class LossPass {
  public:
   LossPass(Model& model, const LossInput& in)
-      : model_(model), in_(in), o_(in.objective), totals_(in), final_(std::exchange(model.next_final, {})) {
+      : model_(model),
+        in_(in),
+        o_(in.objective),
+        totals_(in),
+        final_(std::exchange(model.next_final, {})),
+        d_vectors_(in.batch.sequences.vectors.values.size()) {
     const auto token = [](const LossTerm& term) { return term.channel == Channel::token; };
     const auto apart = [](const LossTerm& term) { return needs_values(term) || term.belief; };
     one_pass_ = !o_.lazy && std::count_if(o_.terms.begin(), o_.terms.end(), token) <= 1 &&
@@ -35,7 +40,9 @@ class LossPass {
       if (!mask.empty()) std::erase_if(packed.rows, [&](const PredictionRow& row) { return mask[in_.at(row)] == 0; });
       if (!packed.rows.empty()) micro_batch(packed);
     });
-    return totals_.metrics();
+    LossMetrics metrics = totals_.metrics();
+    metrics.d_vectors = std::move(d_vectors_);
+    return metrics;
   }
 
  private:
@@ -57,6 +64,7 @@ class LossPass {
     totals_.add_rows(rows);
     if (trains_exits(o_)) batch.backward_exits(d_pdf);
     batch.backward(final_);
+    read_vector_gradients(model_, in_.batch.sequences, packed, d_vectors_);
   }
 
   void from_own_values(MicroBatch& batch, const HeadRows& head, LossRows& rows, std::vector<double>& d_pdf) {
@@ -110,6 +118,7 @@ class LossPass {
   const Objective& o_;
   LossTotals totals_;
   const GradientsFinal final_;
+  std::vector<double> d_vectors_;
   bool one_pass_ = false;
 };
 

@@ -19,6 +19,7 @@ struct LossMetrics {
   std::vector<double> loops;  // that were read, 1-based
   // Per loop that was read, means over response tokens; NaN where a loop was not scored.
   std::vector<double> loop_logprob, loop_weight, loop_exit;
+  std::vector<double> d_vectors;  // ∂L/∂ the batch's input vectors, [vectors, D]
 };
 
 // Adds ∂L/∂θ to the model's gradients. L is Σ over all sequences of the batch, whatever the micro-batches.

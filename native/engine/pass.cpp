@@ -7,17 +7,20 @@
 
 namespace looplm {
 
+void check_vectors(const InputVectors& v, size_t tokens, int64_t hidden, const char* operation) {
+  if (v.values.size() != v.tokens.size() * size_t(hidden))
+    throw Error("INVALID_SHAPE", operation, "inputVectors must hold " + std::to_string(hidden) + " values each");
+  for (size_t k = 0; k < v.tokens.size(); k++)
+    if (v.tokens[k] < (k > 0 ? v.tokens[k - 1] + 1 : 0) || v.tokens[k] >= int64_t(tokens))
+      throw Error("INVALID_ARGUMENT", operation, "positions of inputVectors must ascend and lie within their sequence");
+}
+
 void check_sequences(const Model& model, const Sequences& s, const char* operation) {
   if (s.count() == 0) throw Error("INVALID_ARGUMENT", operation, "the batch holds no sequences");
   if (!s.states.empty() && s.states.size() != s.tokens.size() * size_t(model.config.hidden))
     throw Error("INVALID_SHAPE", operation,
                 "initialStates must hold len × " + std::to_string(model.config.hidden) + " values per sequence");
-  const InputVectors& v = s.vectors;
-  if (v.values.size() != v.tokens.size() * size_t(model.config.hidden))
-    throw Error("INVALID_SHAPE", operation, "inputVectors must hold " + std::to_string(model.config.hidden) + " values each");
-  for (size_t k = 0; k < v.tokens.size(); k++)
-    if (v.tokens[k] < (k > 0 ? v.tokens[k - 1] + 1 : 0) || v.tokens[k] >= int64_t(s.tokens.size()))
-      throw Error("INVALID_ARGUMENT", operation, "positions of inputVectors must ascend and lie within their sequence");
+  check_vectors(s.vectors, s.tokens.size(), model.config.hidden, operation);
   for (size_t i = 0; i < s.count(); i++) {
     if (s.length(i) < 1 || s.prompt(i) < 1 || s.prompt(i) > s.length(i))
       throw Error("INVALID_ARGUMENT", operation,
@@ -72,37 +75,25 @@ LoopPlan plan_of(const Model& model, const LoopOptions& o, const char* operation
 
 namespace {
 
-// Which of the batch's tokens have input vectors, in its order.
-std::vector<VectorRun> runs_of_vectors(const Sequences& s, const PackedBatch& packed) {
-  const std::vector<int64_t>& tokens = s.vectors.tokens;
-  std::vector<VectorRun> runs;
-  if (tokens.empty()) return runs;
-  for (size_t i = 0; i < packed.ids.size(); i++) {
-    const int64_t token = s.offsets[size_t(packed.sources[i])] + packed.positions[i];
-    const auto found = std::lower_bound(tokens.begin(), tokens.end(), token);
-    if (found == tokens.end() || *found != token) continue;
-    const int64_t vector = found - tokens.begin();
-    if (!runs.empty() && runs.back().token + runs.back().count == int64_t(i) && runs.back().vector + runs.back().count == vector)
-      runs.back().count++;
-    else runs.push_back({int64_t(i), 1, vector});
-  }
-  return runs;
+VectorRuns runs_of_vectors(const Sequences& s, const PackedBatch& packed, int64_t hidden) {
+  VectorRuns out;
+  if (s.vectors.count() == 0) return out;
+  for (size_t i = 0; i < packed.ids.size(); i++)
+    out.add(s.vectors, s.offsets[size_t(packed.sources[i])] + packed.positions[i], int64_t(i), hidden);
+  return out;
 }
 
 void add_vectors(Model& model, const Sequences& s, const PackedBatch& packed, DeviceBatch& batch) {
-  batch.vector_runs = runs_of_vectors(s, packed);
-  if (batch.vector_runs.empty()) return;
-  const int64_t D = model.config.hidden;
-  std::vector<double> values;
-  for (const VectorRun& v : batch.vector_runs)
-    values.insert(values.end(), &s.vectors.values[size_t(v.vector * D)], &s.vectors.values[size_t(v.vector * D)] + v.count * D);
+  VectorRuns found = runs_of_vectors(s, packed, model.config.hidden);
+  if (found.runs.empty()) return;
   BatchMemory& memory = model.memory().batch;
-  const std::vector<uint8_t> raw = rounded(model.dt, values);
+  const std::vector<uint8_t> raw = rounded(model.dt, found.values);
   memory.vectors.reserve(model.device, raw.size());
   memory.vectors.upload(raw.data(), raw.size());
-  const size_t bytes = values.size() * loop_dtype_size(model.real());
+  const size_t bytes = found.values.size() * loop_dtype_size(model.real());
   memory.d_vectors.reserve(model.device, bytes);
   memory.d_vectors.zero(bytes);
+  batch.vector_runs = std::move(found.runs);
   batch.vectors = memory.vectors.as<>();
   batch.d_vectors = memory.d_vectors.as<>();
 }
@@ -143,8 +134,8 @@ DeviceBatch device_batch(Model& model, const Sequences& s, const PackedBatch& pa
 }
 
 void read_vector_gradients(Model& model, const Sequences& s, const PackedBatch& packed, std::vector<double>& out) {
-  const std::vector<VectorRun> runs = runs_of_vectors(s, packed);
   const int64_t D = model.config.hidden;
+  const std::vector<VectorRun> runs = runs_of_vectors(s, packed, D).runs;
   int64_t count = 0;
   for (const VectorRun& v : runs) count += v.count;
   if (count == 0) return;

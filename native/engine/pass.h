@@ -4,6 +4,8 @@
 
 namespace looplm {
 
+// vectors: of `tokens` tokens.
+void check_vectors(const InputVectors& vectors, size_t tokens, int64_t hidden, const char* operation);
 void check_sequences(const Model& model, const Sequences& sequences, const char* operation);
 
 // What helps a pass with a backward that found no memory.

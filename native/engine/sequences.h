@@ -11,6 +11,9 @@ struct InputVectors {
   std::vector<int64_t> tokens;  // which, of all sequences' tokens; ascending
   std::vector<double> values;   // [tokens, D]
   int64_t count() const { return int64_t(tokens.size()); }
+  bool operator==(const InputVectors&) const = default;
+  // So many tokens have the same vectors, or none, in both.
+  int64_t common(const InputVectors& other) const;
 };
 
 // Sequences back to back. Response tokens are those from prompt_lengths[i] on (at least 1: the first token has no prediction).

@@ -5,7 +5,7 @@ import type { NativeSequences } from '../native.js'
 import type { DeviceName } from '../tensor/types.js'
 import { checkNumber, checkOptions, checkWord, describe, type Range } from '../validation/arguments.js'
 import { type LoopLMConfig, maxLoops } from './config.js'
-import type { InputOptions, InputVectors, ModelDType, StateOptions, TokenSequence } from './types.js'
+import type { InputOptions, InputVectors, ModelDType, RealArray, StateOptions, TokenSequence } from './types.js'
 
 export { checkNumber, checkWord, describe }
 
@@ -125,6 +125,18 @@ export function withVectors(
   }
   if (tokens.length === 0) return sequences
   return { ...sequences, vectors: { tokens: Int32Array.from(tokens), values: concatenate(values, 'inputVectors', operation) } }
+}
+
+/** The gradient of all input vectors, by sequence. */
+export function splitVectors(gradient: RealArray, { lengths, vectors }: NativeSequences, hidden: number): RealArray[] {
+  let token = 0
+  let vector = 0
+  return Array.from(lengths, (length) => {
+    const first = vector
+    token += length
+    while (vectors !== undefined && vectors.tokens[vector]! < token) vector++
+    return gradient.slice(first * hidden, vector * hidden)
+  })
 }
 
 /** What is wrong with a sequence that needs more positions than the model has; undefined when it fits. */

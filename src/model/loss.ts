@@ -1,6 +1,6 @@
 import { LoopLMError } from '../errors.js'
 import type { Architecture } from '../native/architecture.js'
-import { call, type NativeModel, native } from '../native.js'
+import { call, type NativeCancel, type NativeModel, native } from '../native.js'
 import { checkNumber, checkWord } from '../validation/arguments.js'
 import {
   checkTemperature,
@@ -9,7 +9,9 @@ import {
   packSequences,
   packValues,
   sequenceLimits,
+  splitVectors,
   withStates,
+  withVectors,
 } from './checks.js'
 import type { LoopLMConfig } from './config.js'
 import { checkLoopChoice } from './loops.js'
@@ -35,7 +37,8 @@ export async function accumulateLoss(
     ...(initialState === undefined ? {} : { initialState }),
     ...(stateSeed === undefined ? {} : { stateSeed }),
   }
-  const sequences = withStates(packSequences(batch.sequences, limits, operation), states, architecture, operation)
+  const stated = withStates(packSequences(batch.sequences, limits, operation), states, architecture, operation)
+  const sequences = withVectors(stated, batch.inputVectors, architecture.hidden, operation)
   const count = sequences.lengths.length
   const { native: loops, reads: t } = checkLoopChoice(objective, architecture, operation)
   const width = (i: number) => sequences.lengths[i]! - 1
@@ -81,7 +84,9 @@ export async function accumulateLoss(
     tokensPerMicroBatch: number(objective.tokensPerMicroBatch, 'tokensPerMicroBatch', 0, { min: 0, integer: true }),
     sharePrompts: objective.sharePrompts ?? true,
   }
-  return call(operation, (cancel) => native().modelAccumulateLoss(model, sequences, values, settings, cancel), signal)
+  const run = (cancel: NativeCancel | undefined) => native().modelAccumulateLoss(model, sequences, values, settings, cancel)
+  const metrics = await call(operation, run, signal)
+  return { ...metrics, inputVectors: splitVectors(metrics.inputVectors, sequences, architecture.hidden) }
 }
 
 function packNumbers(numbers: readonly number[] | undefined, count: number, operation: string): Int32Array {

@@ -569,7 +569,7 @@ export class LoopLM {
    */
   async responseMeans(
     sequences: readonly TokenSequence[],
-    options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'signal'> = {},
+    options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'inputVectors' | 'signal'> = {},
   ): Promise<{ logprobs: number[][]; exitLoop: number[] }> {
     return responseMeans(this, sequences, options)
   }
@@ -592,7 +592,7 @@ export class LoopLM {
    */
   async embed(
     sequences: readonly TokenSequence[],
-    options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'signal'> = {},
+    options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'inputVectors' | 'signal'> = {},
   ): Promise<RealArray[]> {
     return embed(this, sequences, options)
   }

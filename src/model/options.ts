@@ -54,7 +54,7 @@ export const scoreOptions = {
   ...inputOptions,
 } satisfies Keys<ScoreOptions>
 
-export const embedOptions = { promptLengths: true, loops: true, signal: true } as const
+export const embedOptions = { promptLengths: true, loops: true, ...inputOptions, signal: true } as const
 
 export const responseMeansOptions = { ...embedOptions, temperature: true } as const
 
@@ -86,6 +86,7 @@ export const generateOptions = {
   stop: true,
   signal: true,
   ...stateOptions,
+  ...inputOptions,
 } satisfies Keys<GenerateOptions>
 
 export const requestOptions = { ...generateOptions, keep: true, sequence: true } satisfies Keys<SchedulerRequestOptions>

@@ -1,7 +1,7 @@
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 import type { Architecture } from '../native/architecture.js'
-import type { NativeGenerateRequest } from '../native.js'
+import type { NativeGenerateRequest, NativeSequences, NativeVectors } from '../native.js'
 import { checkFlag, checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
 import {
   checkLoops,
@@ -11,6 +11,7 @@ import {
   packValues,
   readStates,
   sequenceLimits,
+  withVectors,
 } from './checks.js'
 import type { LoopLMConfig } from './config.js'
 import { readExit } from './exit-rules.js'
@@ -41,7 +42,9 @@ export function readRequests(
   options: GenerateOptions,
   operation: string,
 ): Request[] {
-  const tokens = encode(model, prompts, name, operation)
+  const packed = encode(model, prompts, name, operation)
+  const tokens = splitPrompts(packed)
+  const vectors = splitInputVectors(model, packed, options, operation)
   const request = readRequest(model, options, operation)
   const states = splitStates(model, options, tokens, request.native.maxNewTokens, operation)
   const numbers = sequenceNumbers(options, tokens.length, operation)
@@ -51,7 +54,8 @@ export function readRequests(
     const positions = (prompt.length + maxNewTokens) * model.architecture.hidden
     const initial = states?.[index]?.subarray(0, positions) ?? new Float64Array()
     const sequence = numbers?.[index] ?? index
-    return { ...request, native: { ...request.native, prompt, sequence, maxNewTokens, states: initial } }
+    const own = vectors?.[index] && { vectors: vectors[index] }
+    return { ...request, native: { ...request.native, prompt, sequence, maxNewTokens, states: initial, ...own } }
   })
 }
 
@@ -83,18 +87,42 @@ function splitStates(
 }
 
 /** Every prompt as token ids, with a position left for a new one. */
-function encode(model: GeneratingModel, prompts: readonly Prompt[], name: string, operation: string): Int32Array[] {
+function encode(model: GeneratingModel, prompts: readonly Prompt[], name: string, operation: string): NativeSequences {
   const tokens = prompts.map((prompt: Prompt, i): TokenSequence => {
     if (typeof prompt !== 'string') return prompt
     if (model.tokenizer !== undefined) return model.tokenizer.encode(prompt)
     const message = `${name}[${i}] is a text, and the model has no tokenizer; give token ids or set model.tokenizer`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   })
-  const packed = packSequences(tokens, { ...sequenceLimits(model.config), room: 1, minLength: 1, name }, operation)
+  return packSequences(tokens, { ...sequenceLimits(model.config), room: 1, minLength: 1, name }, operation)
+}
+
+function splitPrompts({ tokens, lengths }: NativeSequences): Int32Array[] {
   let end = 0
-  return Array.from(packed.lengths, (length) => {
+  return Array.from(lengths, (length) => {
     end += length
-    return packed.tokens.subarray(end - length, end)
+    return tokens.subarray(end - length, end)
+  })
+}
+
+/** Input vectors by prompt, their tokens counted from its start. */
+function splitInputVectors(
+  { architecture: { hidden } }: GeneratingModel,
+  packed: NativeSequences,
+  { inputVectors }: GenerateOptions,
+  operation: string,
+): NativeVectors[] | undefined {
+  const { vectors } = withVectors(packed, inputVectors, hidden, operation)
+  if (vectors === undefined) return undefined
+  let [first, from] = [0, 0]
+  return Array.from(packed.lengths, (length) => {
+    let to = from
+    while (to < vectors.tokens.length && vectors.tokens[to]! < first + length) to++
+    const own = { tokens: vectors.tokens.slice(from, to), values: vectors.values.slice(from * hidden, to * hidden) }
+    for (const k of own.tokens.keys()) own.tokens[k]! -= first
+    first += length
+    from = to
+    return own
   })
 }
 

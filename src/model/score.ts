@@ -2,7 +2,16 @@ import type { Architecture } from '../native/architecture.js'
 import { call, type NativeModel, type NativeScores, type NativeSequences, native } from '../native.js'
 import { checkFlag, checkNumber, checkOptions, checkWord } from '../validation/arguments.js'
 import type { LoopLMConfig } from './architectures/family.js'
-import { checkLoops, checkTemperature, packSequences, packValues, sequenceLimits, withStates, withVectors } from './checks.js'
+import {
+  checkLoops,
+  checkTemperature,
+  packSequences,
+  packValues,
+  sequenceLimits,
+  splitVectors,
+  withStates,
+  withVectors,
+} from './checks.js'
 import { checkLoopChoice, type LoopChoice } from './loops.js'
 import { backwardOptions, embedOptions, responseMeansOptions, scoreOptions } from './options.js'
 import type {
@@ -181,18 +190,6 @@ export async function backward(
   return { inputVectors: splitVectors(await call(operation, run, options.signal), packed, model.config.hidden_size) }
 }
 
-/** The gradient of all input vectors, by sequence. */
-function splitVectors(gradient: RealArray, { lengths, vectors }: NativeSequences, hidden: number): RealArray[] {
-  let token = 0
-  let vector = 0
-  return Array.from(lengths, (length) => {
-    const first = vector
-    token += length
-    while (vectors !== undefined && vectors.tokens[vector]! < token) vector++
-    return gradient.slice(first * hidden, vector * hidden)
-  })
-}
-
 type Cancel = Parameters<Parameters<typeof call>[1]>[0]
 
 /** The sequences of a backward pass that was not preceded by scores. */
@@ -212,12 +209,12 @@ export function packForBackward(
 export async function responseMeans(
   model: ScoringModel,
   sequences: readonly TokenSequence[],
-  options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'signal'>,
+  options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'inputVectors' | 'signal'>,
 ): Promise<{ logprobs: number[][]; exitLoop: number[] }> {
   const operation = 'LoopLM.responseMeans'
   checkOptions(options, responseMeansOptions, operation)
   const limits = { ...sequenceLimits(model.config), minLength: 2, promptLengths: options.promptLengths }
-  const packed = packSequences(sequences, limits, operation)
+  const packed = withInputs(model, packSequences(sequences, limits, operation), options, operation)
   const settings = {
     temperature: checkTemperature(options.temperature, operation),
     loops: checkLoops(options.loops, operation),
@@ -233,12 +230,12 @@ export async function responseMeans(
 export async function embed(
   model: ScoringModel,
   sequences: readonly TokenSequence[],
-  options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'signal'>,
+  options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'inputVectors' | 'signal'>,
 ): Promise<RealArray[]> {
   const operation = 'LoopLM.embed'
   checkOptions(options, embedOptions, operation)
   const limits = { ...sequenceLimits(model.config), minLength: 1, promptLengths: options.promptLengths }
-  const packed = packSequences(sequences, limits, operation)
+  const packed = withInputs(model, packSequences(sequences, limits, operation), options, operation)
   const loops = checkLoops(options.loops, operation)
   const handle = model.handle(operation)
   return call(operation, (cancel) => native().modelEmbed(handle, packed, loops, cancel), options.signal)

@@ -117,7 +117,7 @@ export interface InputVectors {
 
 /** Inputs beside token ids. */
 export interface InputOptions {
-  /** Per sequence its vectors, or undefined. Default: every token is embedded. */
+  /** Per sequence or prompt its vectors, or undefined. Default: every token is embedded. */
   inputVectors?: readonly (InputVectors | undefined)[]
 }
 
@@ -206,6 +206,8 @@ export interface LossBatch {
   numbers?: readonly number[] | undefined
   /** Per sequence len × D: the first state of its tokens, for families that begin with one. */
   initialStates?: readonly ArrayLike<number>[] | undefined
+  /** Per sequence its vectors in place of embedded tokens. */
+  inputVectors?: InputOptions['inputVectors'] | undefined
   /** Per sequence, tokens before the response; default 1 each (every prediction counts). */
   promptLengths?: ArrayLike<number> | undefined
   /** Per term of the objective. */
@@ -285,7 +287,7 @@ export type CachePolicy = 'per-loop' | 'shared' | { planes: 'per-loop' | 'shared
  * Options of {@link LoopLM.generate}, {@link LoopLM.stream} and {@link Scheduler.add}. `initialStates` has one entry per prompt,
  * (prompt + `maxNewTokens`) × D.
  */
-export interface GenerateOptions extends StateOptions {
+export interface GenerateOptions extends StateOptions, InputOptions {
   /** Default 16. Generation also ends, with finish reason `length`, where the model's `max_position_embeddings` end. */
   maxNewTokens?: number
   /** 0 is greedy (the lowest id wins a tie). Default 1. */

@@ -90,4 +90,6 @@ export interface LossMetrics {
   loopLogprob: number[]
   loopWeight: number[]
   loopExit: number[]
+  /** Per sequence ∂L/∂ its input vectors; empty where it has none. */
+  inputVectors: RealArray[]
 }

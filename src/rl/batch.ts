@@ -2,7 +2,7 @@ import { types } from 'node:util'
 import { LoopLMError } from '../errors.js'
 import { largest, smallest } from '../extremes.js'
 import { describe, packSequences, packValues } from '../model/checks.js'
-import type { TokenSequence } from '../model/types.js'
+import type { InputVectors, TokenSequence } from '../model/types.js'
 import { checkNames } from '../validation/arguments.js'
 import type { Metrics } from './events.js'
 import { advantagesOf, groupAdvantages, reduce } from './objective/advantages.js'
@@ -25,6 +25,11 @@ export interface RolloutBatch {
    * ratio is 1 at equal weights. Default: drawn as in `score`, by `stateSeed` and `initialState` of the trainer.
    */
   initialStates?: readonly ArrayLike<number>[]
+  /**
+   * Per sequence its vectors in place of embedded tokens (soft prompts), or undefined, as `score` takes them. `gradients` returns
+   * their gradients, `update` hands them to `onInputVectors`.
+   */
+  inputVectors?: readonly (InputVectors | undefined)[]
   /** One per sequence, `groupSize` consecutive sequences sharing a prompt; null leaves a sequence out. */
   rewards?: ArrayLike<number | null>
   /** One per sequence, instead of rewards. */
@@ -106,13 +111,15 @@ export function beliefsOf({ terms }: Objective): SequenceBelief[] {
 
 const perSequence = [
   ...(['rewards', 'advantages', 'oldLogprobs', 'referenceLogprobs', 'mask', 'exits', 'segments', 'strata', 'costs'] as const),
-  ...(['exitLoops', 'truncated', 'answers', 'embeddings', 'beliefs', 'initialStates', 'columns'] as const),
+  ...(['exitLoops', 'truncated', 'answers', 'embeddings', 'beliefs', 'initialStates', 'inputVectors', 'columns'] as const),
 ]
 /** The names of the fields of a {@link RolloutBatch}. */
 export const rolloutFields: readonly (keyof RolloutBatch)[] = ['sequences', 'promptLengths', ...perSequence]
 
-/** Fields of other trainers' batches that may be left in one; a mask may not, which would change what is learnt. */
-const ignored: readonly string[] = [...rolloutFields.filter((field) => field !== 'mask'), 'noise']
+/** What changes what is learnt, and is refused where it is not read. */
+const essential: readonly string[] = ['mask', 'inputVectors']
+/** Fields of other trainers' batches that may be left in one. */
+const ignored: readonly string[] = [...rolloutFields.filter((field) => !essential.includes(field)), 'noise']
 
 /**
  * A copy of the fields of a batch that a trainer knows, so that the caller may go on with its arrays; null counts as absent.
@@ -129,12 +136,14 @@ export function copyBatch<Batch extends object>(
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
   const extra = Object.keys(batch).filter(
-    (name) => !ignored.includes(name) && !(name === 'mask' && isAbsent(batch[name as never])),
+    (name) => !ignored.includes(name) && !(essential.includes(name) && isAbsent(batch[name as never])),
   )
   const unknown = Object.fromEntries(extra.map((name) => [name, true]))
   checkNames(unknown, fields, 'field', operation)
   const known = fields.filter((field) => !isAbsent(batch[field]))
-  return Object.fromEntries(known.map((field) => [field, copyRows(batch[field])])) as Batch
+  return Object.fromEntries(
+    known.map((field) => [field, field === 'inputVectors' ? copyVectors(batch[field]) : copyRows(batch[field])]),
+  ) as Batch
 }
 
 function isAbsent(value: unknown): boolean {
@@ -143,6 +152,12 @@ function isAbsent(value: unknown): boolean {
 
 function copyRows(values: unknown): unknown {
   return Array.isArray(values) ? values.map(copyRow) : copyRow(values)
+}
+
+function copyVectors(values: unknown): unknown {
+  if (!Array.isArray(values)) return values
+  const own = (vectors: object) => Object.entries(vectors).map(([name, rows]) => [name, copyRow(rows)])
+  return values.map((vectors) => (typeof vectors === 'object' && vectors !== null ? Object.fromEntries(own(vectors)) : undefined))
 }
 
 function copyRow(values: unknown): unknown {
@@ -172,6 +187,7 @@ export function usedFields(batch: RolloutBatch, objective: Objective, own: boole
     beliefs: beliefsOf(objective).length > 0,
     columns: own,
     initialStates: true,
+    inputVectors: true,
   }
   const { sequences, promptLengths } = batch
   const fields = perSequence.filter((field) => used[field] && batch[field] !== undefined)

@@ -45,9 +45,13 @@ export async function addModelsView(
   const rows = [...batch.sequences.keys()].filter((i) => batch.sequences[i]!.length > batch.promptLengths[i]!)
   if (rows.length === 0 || batch.advantages !== undefined) return batch // nothing to learn from, or nothing to rate
   const shares = ranks.strided(rows.length)
+  const { inputVectors } = batch
   const ask = (own: readonly number[]) => ({
     sequences: own.map((k) => batch.sequences[rows[k]!]!),
-    options: { promptLengths: own.map((k) => batch.promptLengths[rows[k]!]!), loops: run, signal },
+    options: {
+      ...{ promptLengths: own.map((k) => batch.promptLengths[rows[k]!]!), loops: run, signal },
+      ...(inputVectors === undefined ? {} : { inputVectors: own.map((k) => inputVectors[rows[k]!]) }),
+    },
   })
   if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty')) {
     const vectors = await ranks.rows('embeddings', shares, (own) => {
@@ -120,9 +124,9 @@ export function activeRows(
 export async function withLogprobs(rated: RatedBatch, active: readonly boolean[], scoring: Scoring): Promise<RatedRollouts> {
   const { batch, lengths, counted, advantages } = rated
   const { objective, rows } = scoring
-  const { sequences, initialStates, promptLengths, oldLogprobs, referenceLogprobs, exits, segments, mask } = batch
+  const { sequences, initialStates, inputVectors, promptLengths, oldLogprobs, referenceLogprobs, exits, segments, mask } = batch
   const complete: RatedRollouts = {
-    ...{ sequences, initialStates, promptLengths, lengths, counted, active, advantages },
+    ...{ sequences, initialStates, inputVectors, promptLengths, lengths, counted, active, advantages },
     ...{ oldLogprobs, referenceLogprobs, exits, segments, mask },
   }
   if (objective.terms.some(({ space }) => space === 'marginal')) complete.marginal = marginal(batch, scoring)
@@ -138,9 +142,12 @@ function marginal({ sequences, promptLengths }: RolloutBatch, { config, model }:
   return { sequences: sequences.map((sequence, i) => [start, ...Array.from(sequence).slice(promptLengths[i]!)]) }
 }
 
-/** The first states of some rows, where the batch brings them. */
-function statesOf({ initialStates }: RatedRollouts, rows: readonly number[]) {
-  return initialStates === undefined ? {} : { initialStates: rows.map((i) => initialStates[i]!) }
+/** The first states and input vectors of some rows, where the batch brings them. */
+export function inputsOf({ initialStates, inputVectors }: RatedRollouts, rows: readonly number[]) {
+  return {
+    ...(initialStates === undefined ? {} : { initialStates: rows.map((i) => initialStates[i]!) }),
+    ...(inputVectors === undefined ? {} : { inputVectors: rows.map((i) => inputVectors[i]) }),
+  }
 }
 
 async function addOldLogprobs(complete: RatedRollouts, rows: readonly number[], scoring: Scoring): Promise<void> {
@@ -153,7 +160,7 @@ async function addOldLogprobs(complete: RatedRollouts, rows: readonly number[], 
         ...{ promptLengths, temperature: config.temperature, signal, ...scoring.loops.scoring },
         lastLoop: !custom && onlyLastLoop(objective, space, run),
         loops: run,
-        ...(space === 'conditional' ? statesOf(complete, rows) : {}),
+        ...(space === 'conditional' ? inputsOf(complete, rows) : {}),
       },
     )
     return scattered<ArrayLike<number>>(sequences.length, rows, logprobs, [])
@@ -182,7 +189,7 @@ async function addReference(complete: RatedRollouts, rows: readonly number[], sc
   const sequences = rows.map((i) => complete.sequences[i]!)
   const promptLengths = rows.map((i) => complete.promptLengths[i]!)
   const { temperature } = config
-  const options = { promptLengths, lastLoop: !byLoop, temperature, signal, ...scoring.loops.scoring, ...statesOf(complete, rows) }
+  const options = { promptLengths, lastLoop: !byLoop, temperature, signal, ...scoring.loops.scoring, ...inputsOf(complete, rows) }
   const scores = await (await scoring.reference()).score(sequences, options)
   const scatter = (values: readonly ArrayLike<number>[]) => scattered(complete.sequences.length, rows, values, [])
   const logprobs = scatter(scores.logprobs)

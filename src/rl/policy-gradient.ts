@@ -107,6 +107,10 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   protected async prepare(taken: RolloutBatch, operation: string): Promise<Prepared<PolicyLoss>> {
     const objective = this.#objective()
     const batch = usedFields(taken, objective, this.#custom)
+    if (batch.inputVectors !== undefined && objective.terms.some(({ space }) => space === 'marginal')) {
+      const message = 'inputVectors: terms in the marginal space do not see the prompt; omit inputVectors'
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
     if (!this.#custom) checkOldLogprobs(batch, objective, this.#loops, operation)
     const reference = this.#schedule.reference(this.step)
     // a later phase, or an average, begins at the model as it is before this step

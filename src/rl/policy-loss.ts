@@ -1,8 +1,9 @@
 // From rated rollouts to logical batches, and from those to gradients.
 import { Random } from '../data/random.js'
 import type { LoopLM } from '../model/model.js'
-import type { LossMetrics, TokenSequence } from '../model/types.js'
+import type { InputVectors, LossMetrics } from '../model/types.js'
 import type { RatedBatch } from './batch.js'
+import { inputsOf } from './complete-rollouts.js'
 import type { Measured } from './loss-metrics.js'
 import { lossMetrics } from './loss-metrics.js'
 import { groupAdvantages } from './objective/advantages.js'
@@ -12,15 +13,20 @@ import type { TrainedLoops } from './objective/loops.js'
 import { lengthNormalizers } from './objective/normalizer.js'
 import type { Objective } from './objective/schema.js'
 import type { PolicyConfig } from './options.js'
+import type { LogicalBatch } from './updates.js'
 
 const shuffleStream = 2 ** 16 // above the substreams of rollouts
 const drawStream = 2 ** 17
 
 /** One logical batch: calls of the engine's loss core, or a caller's own objective. */
-export interface PolicyLoss {
-  sequences: readonly TokenSequence[]
+export interface PolicyLoss extends LogicalBatch {
   passes: EnginePass[]
-  own?: { objective: OwnObjective; context: Omit<ObjectiveContext, 'scores'>; initialStates?: readonly ArrayLike<number>[] }
+  own?: {
+    objective: OwnObjective
+    context: Omit<ObjectiveContext, 'scores'>
+    initialStates?: readonly ArrayLike<number>[]
+    inputVectors?: readonly (InputVectors | undefined)[]
+  }
 }
 
 /** The logical batches of a step, as indices of rollouts: every pass over them, cut into minibatches of whole groups. */
@@ -61,16 +67,14 @@ export function policyLoss(
 ): PolicyLoss {
   const { config, step, loops, constantLength } = settings
   if (typeof objective === 'function') {
-    const { initialStates } = rollouts
-    const states = initialStates === undefined ? {} : { initialStates: own.map((i) => initialStates[i]!) }
     const context = customContext(rated, rollouts, { part, own }, step)
-    return { sequences: context.sequences, passes: [], own: { objective, context, ...states } }
+    return { sequences: context.sequences, rows: own, passes: [], own: { objective, context, ...inputsOf(rollouts, own) } }
   }
   const { temperature, recompute, tokensPerMicroBatch } = config
   const seed = new Random(config.seed, step, drawStream).word()
   const engine = { temperature, recompute, tokensPerMicroBatch, constantLength, loops, seed, own: new Set(own) }
   const passes = enginePasses(objective, rollouts, part, step, engine)
-  return { sequences: own.map((i) => rollouts.sequences[i]!), passes }
+  return { sequences: own.map((i) => rollouts.sequences[i]!), rows: own, passes }
 }
 
 function customContext(
@@ -104,17 +108,19 @@ function customContext(
 /** Adds the gradient of a logical batch to the model's. */
 export async function accumulatePolicyLoss(
   model: LoopLM,
-  { passes, own }: PolicyLoss,
+  loss: PolicyLoss,
   objective: Objective,
   config: PolicyConfig,
   loops: TrainedLoops,
 ): Promise<Measured> {
-  if (own !== undefined) return accumulateCustom(model, own, config, loops)
+  const { passes, own } = loss
+  if (own !== undefined) return accumulateCustom(model, loss, own, config, loops)
   const measured: LossMetrics[] = []
   for (const { batch, objective: spec } of passes) measured.push(await model.accumulateLoss(batch, spec))
   const ratio = usesRatio(objective, 'conditional') || usesRatio(objective, 'marginal')
   const metrics = lossMetrics(measured[0]!, { ratio, kl: objective.kl !== undefined })
   for (const more of measured.slice(1)) metrics.loss += more.loss
+  loss.vectorGradients = measured[0]!.inputVectors
   if (objective.lazy !== undefined) metrics.lazy_loss = measured[0]!.lazyLoss
   return { metrics, weight: measured[0]!.responseTokens, sums: ['loss', 'policy_loss', 'lazy_loss'] }
 }
@@ -122,14 +128,15 @@ export async function accumulatePolicyLoss(
 /** Scores, the caller's coefficients, and the backward from them. */
 async function accumulateCustom(
   model: LoopLM,
-  { objective, context, ...states }: NonNullable<PolicyLoss['own']>,
+  batch: PolicyLoss,
+  { objective, context, ...inputs }: NonNullable<PolicyLoss['own']>,
   { temperature, recompute }: PolicyConfig,
   { scoring, backwardLoops }: TrainedLoops,
 ): Promise<Measured> {
   const { sequences, promptLengths } = context
-  const scores = await model.score(sequences, { promptLengths, temperature, ...scoring, ...states })
+  const scores = await model.score(sequences, { promptLengths, temperature, ...scoring, ...inputs })
   const { loss, coefficients, gateCoefficients } = checkGradient(await objective({ ...context, scores }))
   const gate = gateCoefficients === undefined ? {} : { gateCoefficients }
-  await scores.backward(coefficients, { recompute, backwardLoops, ...gate })
+  batch.vectorGradients = (await scores.backward(coefficients, { recompute, backwardLoops, ...gate })).inputVectors
   return { metrics: { loss }, weight: 1, sums: ['loss'] }
 }

@@ -2,7 +2,7 @@ import { LoopLMError } from '../errors.js'
 import { exitGateNames } from '../model/config.js'
 import { accumulateStage2 } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
-import type { LossBatch, LossObjective, TokenSequence } from '../model/types.js'
+import type { InputVectors, LossBatch, LossObjective, TokenSequence } from '../model/types.js'
 import { parseOptions } from '../validation/schema.js'
 import { maskedLengths } from './batch.js'
 import { pretrainOptions } from './config.js'
@@ -15,6 +15,7 @@ import { SequenceTrainer } from './sequence-trainer.js'
 import { sharesOf } from './shares.js'
 import { trainedLoops } from './trained-loops.js'
 import type { Prepared } from './trainer.js'
+import type { LogicalBatch } from './updates.js'
 
 /**
  * Sequences to learn, as `update` and `gradients` of {@link PretrainTrainer} take them. Fields of rollouts are ignored, other names are
@@ -28,10 +29,16 @@ export interface PretrainBatch {
   mask?: readonly ArrayLike<number>[]
   /** Per sequence len × D, row-major: the first state of its tokens, for families that begin with one. Default: drawn from `stateSeed`. */
   initialStates?: readonly ArrayLike<number>[]
+  /**
+   * Per sequence its vectors in place of embedded tokens (soft prompts), or undefined, as `score` takes them. `gradients` returns
+   * their gradients, `update` hands them to `onInputVectors`. Stage I alone has them.
+   */
+  inputVectors?: readonly (InputVectors | undefined)[]
 }
 
 /** A share of a batch. */
-interface PretrainLoss extends LossBatch {
+interface PretrainLoss extends LossBatch, LogicalBatch {
+  sequences: readonly TokenSequence[]
   /** Response tokens of the whole batch. */
   tokens: number
 }
@@ -50,7 +57,7 @@ interface PretrainLoss extends LossBatch {
  */
 export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBatch, PretrainLoss> {
   protected readonly objective: LossObjective
-  protected readonly fields = ['sequences', 'promptLengths', 'mask', 'initialStates'] as const
+  protected readonly fields = ['sequences', 'promptLengths', 'mask', 'initialStates', 'inputVectors'] as const
 
   /**
    * @param model trained in place
@@ -90,6 +97,7 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
     const sums = ['loss']
     if (this.config.stage === 1) {
       const measured = await this.model.accumulateLoss(batch, this.objective)
+      batch.vectorGradients = measured.inputVectors
       return { metrics: lossMetrics(measured, { ratio: false, kl: false }), weight: measured.responseTokens, sums }
     }
     const { sequences, promptLengths, tokens } = batch
@@ -98,11 +106,12 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
   }
 
   protected async prepare(batch: PretrainBatch, operation: string): Promise<Prepared<PretrainLoss>> {
-    const { sequences, mask, initialStates } = batch
+    const { sequences, mask, initialStates, inputVectors } = batch
     const promptLengths = batch.promptLengths!
-    if (mask !== undefined && this.config.stage === 2) {
-      const message = 'mask: Stage II learns from every token after the prompt; omit mask'
-      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    if (this.config.stage === 2) {
+      const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
+      if (mask !== undefined) throw refuse('mask: Stage II learns from every token after the prompt; omit mask')
+      if (inputVectors !== undefined) throw refuse('inputVectors: Stage II trains the exit gate alone; omit inputVectors')
     }
     const lengths = maskedLengths(operation, { sequences, promptLengths, ...(mask === undefined ? {} : { mask }) })
     const kept = [...lengths.keys()].filter((i) => lengths[i]! > 0)
@@ -122,6 +131,8 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
       tokens: lengths.reduce((sum, length) => sum + length, 0),
       mask: mask && own.map((i) => mask[i]!),
       initialStates: initialStates && own.map((i) => initialStates[i]!),
+      inputVectors: inputVectors && own.map((i) => inputVectors[i]),
+      rows: own,
     }
     return { portion: { loss: own.length === 0 ? undefined : loss, ...whole }, metrics: {} }
   }

@@ -13,7 +13,7 @@ import { type LessonOptions, type TrainingSequence, trainingSequence, trainingSe
 import type { SequenceConfig } from './options.js'
 import { checkTokenizer, type Problem, type ProblemSource, stopTokens } from './problems.js'
 import { type Prepared, Trainer } from './trainer.js'
-import type { StepWork } from './updates.js'
+import type { LogicalBatch, StepWork } from './updates.js'
 
 /** What the batches of such trainers have. */
 interface SequenceBatch {
@@ -28,7 +28,7 @@ interface SequenceBatch {
 export abstract class SequenceTrainer<
   Config extends SequenceConfig,
   Batch extends SequenceBatch,
-  Loss extends { sequences: readonly TokenSequence[] } = LossBatch,
+  Loss extends LogicalBatch = LossBatch,
 > extends Trainer<Config, Batch, Loss> {
   protected readonly maxNewTokens = undefined
   #corpus: Corpus | undefined

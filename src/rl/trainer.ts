@@ -5,7 +5,7 @@ import type { FolderPart } from '../files/replace-folder.js'
 import { positionProblem } from '../model/checks.js'
 import { LoopLM } from '../model/model.js'
 import { AdamW } from '../model/optimizer.js'
-import type { LossBatch, RealArray, TokenSequence } from '../model/types.js'
+import type { InputVectors, LossBatch, RealArray, TokenSequence } from '../model/types.js'
 import type { RunFolder } from '../monitor/run-folder.js'
 import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
@@ -30,7 +30,13 @@ import { Ranks } from './ranks.js'
 import { RunCheckpoints } from './run-checkpoints.js'
 import { memoryMetrics, RunLog } from './run-log.js'
 import { StepClock } from './step-clock.js'
-import { type Portion, type Position, type StepWork, Updates } from './updates.js'
+import { type LogicalBatch, type Portion, type Position, type StepWork, Updates } from './updates.js'
+
+/** Options of `update`. */
+export interface UpdateOptions {
+  /** Receives ∂L/∂ the batch's `inputVectors`, one array per sequence in the form of its values. */
+  onInputVectors?: (gradients: RealArray[]) => void
+}
 
 /** What a run is told beside the trainer's options. */
 interface RunOptions {
@@ -59,8 +65,8 @@ interface OpenRun {
  */
 export abstract class Trainer<
   Config extends TrainerConfig,
-  Batch extends { sequences: readonly TokenSequence[] },
-  Loss extends { sequences: readonly TokenSequence[] } = LossBatch,
+  Batch extends { sequences: readonly TokenSequence[]; inputVectors?: readonly (InputVectors | undefined)[] },
+  Loss extends LogicalBatch = LossBatch,
 > {
   readonly model: LoopLM
   /** The options with all defaults filled in. */
@@ -131,19 +137,24 @@ export abstract class Trainer<
    * other in the order in which they were made. Gradients that were accumulated on the model before play no part and are forgotten. Of
    * several processes all give the same batch, and share the work.
    *
+   * @param options.onInputVectors called with the gradients of the batch's `inputVectors`, one array per sequence in the form of its values
    * @returns `loss`, `grad_norm` (before clipping), `learning_rate` and the other metrics
    * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field of the batch; NON_FINITE naming step and parameter, with
    *   the parameters unchanged
    */
-  async update(batch: Batch): Promise<UpdateMetrics> {
+  async update(batch: Batch, options: UpdateOptions = {}): Promise<UpdateMetrics> {
     const operation = `${this.constructor.name}.update`
+    checkOptions(options, { onInputVectors: true }, operation)
     const taken = this.#take(batch, operation)
     return exclusively(this.model, operation, async () => {
       const clock = new StepClock(this.ranks)
       await this.#adapt()
       await this.ranks.agree(() => ({ sequences: checksumOfSequences(taken.sequences) }), operation)
       const { portion, metrics } = await this.prepare(taken, operation)
-      return this.#updates.make({ portions: [portion], metrics, tokens: portion.tokens, completions: [], logged: 0 }, clock)
+      const work = { portions: [portion], metrics, tokens: portion.tokens, completions: [], logged: 0 }
+      const made = await this.#updates.make(work, clock)
+      options.onInputVectors?.(await this.#vectorGradients(taken, portion.loss, operation))
+      return made
     })
   }
 
@@ -152,15 +163,18 @@ export abstract class Trainer<
    * own gradients are the place of the computation: what `model.backward` had accumulated there is zero afterwards, so read
    * `model.gradients()` before. Calls wait for each other as those of `update` do.
    *
-   * @returns `gradients` has every trained parameter by its Hugging Face name, in the shape of the parameter, row-major
+   * @returns `gradients` has every trained parameter by its Hugging Face name, in the shape of the parameter, row-major;
+   *   `inputVectors` the gradients of the batch's vectors, one array per sequence in the form of its values
    * @throws LoopLMError as `update` does
    */
-  async gradients(batch: Batch): Promise<{ loss: number; gradients: Map<string, RealArray> }> {
+  async gradients(batch: Batch): Promise<{ loss: number; gradients: Map<string, RealArray>; inputVectors: RealArray[] }> {
     const operation = `${this.constructor.name}.gradients`
     const taken = this.#take(batch, operation)
     return exclusively(this.model, operation, async () => {
       await this.#adapt()
-      return this.#updates.gradients((await this.prepare(taken, operation)).portion, operation)
+      const { portion } = await this.prepare(taken, operation)
+      const found = await this.#updates.gradients(portion, operation)
+      return { ...found, inputVectors: await this.#vectorGradients(taken, portion.loss, operation) }
     })
   }
 
@@ -334,6 +348,16 @@ export abstract class Trainer<
     const { onWarning } = this.config
     if (onWarning === undefined) process.emitWarning(message, { type: 'LoopLMWarning' })
     else onWarning(message)
+  }
+
+  /** By sequence of a batch, those of all processes; what has no gradient has zeros. */
+  async #vectorGradients({ sequences, inputVectors }: Batch, loss: Loss | undefined, operation: string): Promise<RealArray[]> {
+    const Reals = this.model.device === 'reference' ? Float64Array : Float32Array
+    const all: RealArray[] = sequences.map((_, i) => new Reals(inputVectors?.[i]?.values.length ?? 0))
+    for (const [k, gradient] of (loss?.vectorGradients ?? []).entries()) all[loss!.rows?.[k] ?? k] = gradient
+    if (inputVectors === undefined) return all
+    const named = new Map(all.map((gradient, i) => [`inputVectors[${i}]`, gradient]))
+    return [...(await this.ranks.sumOfArrays(operation, named)).values()]
   }
 
   /** A copy of a caller's batch whose sequences the model can read. */

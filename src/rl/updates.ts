@@ -46,6 +46,15 @@ export interface StepWork<Loss = LossBatch> {
   logged: number
 }
 
+/** A logical batch, whatever its trainer makes of it. */
+export interface LogicalBatch {
+  sequences: readonly TokenSequence[]
+  /** Which sequences of the caller's batch they are; absent: all. */
+  rows?: readonly number[]
+  /** Per sequence ∂L/∂ its input vectors, once its gradient was accumulated. */
+  vectorGradients?: RealArray[]
+}
+
 /** What {@link Updates} needs of a trainer. */
 export interface Learner<Loss> {
   readonly model: LoopLM
@@ -62,7 +71,7 @@ export interface Learner<Loss> {
 }
 
 /** Makes optimizer steps, and counts them. */
-export class Updates<Loss extends { sequences: readonly TokenSequence[] }> {
+export class Updates<Loss extends LogicalBatch> {
   readonly #learner: Learner<Loss>
   readonly #position: Position
 

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { type DeviceName, type InputVectors, LoopLM } from '../../src/index.js'
 import { generator } from '../gguf-file.js'
+import { embedded } from '../input-vectors.js'
 import { refusal } from '../refusal.js'
 import { tinyModel } from '../tiny.js'
 
@@ -18,16 +19,6 @@ const promptLengths = [3, 2, 2]
 /** Of the first sequence a run and one alone, of the second none, of the third its first token. */
 const places = [[0, 1, 4], undefined, [0]]
 const states = { initialState: 'zeros' } as const // Huginn draws its state from the ids
-
-/** What tokens are embedded as: scaled rows of the table. */
-async function embedded(model: LoopLM, ids: readonly number[]): Promise<number[]> {
-  const { parameters, begin, hidden } = model.architecture
-  const table = await model.getParameter(parameters.find(({ role }) => role === 'embedding')!.name)
-  const step = begin.find(({ kind }) => kind === 'embed')
-  const round = model.device === 'reference' ? (x: number) => x : Math.fround
-  const scale = round((step?.kind === 'embed' ? step.scale : undefined) ?? 1)
-  return ids.flatMap((id) => Array.from(table.subarray(id * hidden, (id + 1) * hidden), (value) => round(value * scale)))
-}
 
 function randomVectors(hidden: number, seed = 7, size = 1): (InputVectors | undefined)[] {
   const next = generator(seed)

@@ -446,6 +446,7 @@ describe('types', () => {
       loops: [1],
       loopLogprob: [Number.NaN],
       loopWeight: [1],
+      inputVectors: [],
       loopExit: [1],
     }
     const metrics = lossMetrics({ ...measured, ...more }, { ratio: false, kl: false })

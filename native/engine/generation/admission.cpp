@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 
 namespace looplm {
 
@@ -120,7 +121,7 @@ void Admission::reuse(Prompt& prompt, const GenerateRequest& request) {
     return j < from.length() ? from.tokens[size_t(j)] : row.generated[size_t(j - from.length())];
   };
   int64_t common = 0;
-  const int64_t most = std::min(row.cached(), prompt.length() - 1);
+  const int64_t most = std::min({row.cached(), prompt.length() - 1, from.vectors.common(prompt.vectors)});
   while (common < most && token(common) == prompt.tokens[size_t(common)]) common++;
   if (from.loops != prompt.loops || !same_states(from.initial, prompt.initial, common)) return;
   if (g_.architecture().prefix_sees_itself && (from.prefix != prompt.prefix || common < prompt.prefix)) return;
@@ -143,11 +144,11 @@ bool Admission::same_states(const InitialStates& a, const InitialStates& b, int6
   return a.zeros == b.zeros && (a.zeros || a.seed == b.seed);
 }
 
-// Prompts are shared where their tokens, loops and initial states are the same.
+// Prompts are shared where their tokens, input vectors, loops and initial states are the same.
 Prompt* Admission::find_prompt(const GenerateRequest& request, int loops) const {
   const int64_t length = int64_t(request.prompt.size());
   for (auto& p : g_.prompts)
-    if (p->loops == loops && p->tokens == request.prompt && p->prefix == prefix_of(request) &&
+    if (p->loops == loops && p->tokens == request.prompt && p->vectors == request.vectors && p->prefix == prefix_of(request) &&
         same_states(p->initial, request.states, length))
       return p.get();
   return nullptr;
@@ -156,6 +157,7 @@ Prompt* Admission::find_prompt(const GenerateRequest& request, int loops) const 
 std::unique_ptr<Prompt> Admission::make_prompt(const GenerateRequest& request, int loops) const {
   auto prompt = std::make_unique<Prompt>();
   prompt->tokens = request.prompt;
+  prompt->vectors = request.vectors;
   prompt->loops = loops;
   prompt->prefix = prefix_of(request);
   if (!begins_with_state(g_.architecture())) return prompt;
@@ -172,12 +174,13 @@ std::unique_ptr<Prompt> Admission::make_prompt(const GenerateRequest& request, i
 // For all that can begin at once: a call of `generate` knows all it needs.
 int64_t Admission::slots_of_waiting() const {
   int64_t slots = 0;
-  std::set<std::pair<int, std::vector<int32_t>>> seen;
+  std::set<std::tuple<int, std::vector<int32_t>, std::vector<double>>> seen;
   size_t n = g_.rows.size();
   for (auto& [id, request] : waiting_) {
     if (n++ == size_t(g_.options.max_rows)) break;
     slots += g_.row_slots(request);
-    if (seen.emplace(request.exit.max_loops, request.prompt).second) slots += int64_t(request.prompt.size());
+    if (seen.emplace(request.exit.max_loops, request.prompt, request.vectors.values).second)
+      slots += int64_t(request.prompt.size());
   }
   return slots;
 }

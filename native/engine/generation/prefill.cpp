@@ -102,7 +102,10 @@ void Prefill::run_pieces(const std::vector<Piece>& pieces) {
                     packed.max_context - 1};
   batch.previous = upload(device, memory_.previous, rows_before(pieces, N));
   if (g_.cache.shared() && model.weights().adapter_loops > 0) batch.loops.push_back({0, N, first});
-  if (first == 0) batch.states = initial_states(pieces, N);
+  if (first == 0) {
+    batch.states = initial_states(pieces, N);
+    add_vectors(pieces, batch);
+  }
   const CacheUse use = g_.cache.prompts(upload(device, memory_.slots, packed.slots), packed.prefixes.data(),
                                         int32_t(packed.prefixes.size()), packed.prefix_rows);
   reserve(pieces);
@@ -141,6 +144,16 @@ const void* Prefill::initial_states(const std::vector<Piece>& pieces, int64_t to
       else if (!p.initial.zeros) p.state_keys[size_t(j)].draw(a, p.initial.seed, out);
     }
   return upload(g_.model.device, memory_.states, rounded(g_.model.dt, values));
+}
+
+void Prefill::add_vectors(const std::vector<Piece>& pieces, DeviceBatch& batch) {
+  VectorRuns found;
+  int64_t row = 0;
+  for (const Piece& piece : pieces)
+    for (int64_t j = piece.from; j < piece.to; j++) found.add(piece.prompt->vectors, j, row++, g_.architecture().hidden);
+  if (found.runs.empty()) return;
+  batch.vectors = upload(g_.model.device, memory_.vectors, rounded(g_.model.dt, found.values));
+  batch.vector_runs = std::move(found.runs);
 }
 
 void Prefill::copy(void* to, const void* from, int64_t states) {

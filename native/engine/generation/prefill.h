@@ -27,6 +27,7 @@ class Prefill {
     Buffer ids, positions, slots, previous;  // int32 [N]
     Buffer segments;                         // LoopSegment [pieces]
     Buffer states;                           // act [N, D], initial
+    Buffer vectors;                          // act [input vectors, D]
   };
   std::vector<Piece> next_pieces(int64_t room) const;
   static std::vector<int32_t> rows_before(const std::vector<Piece>& pieces, int64_t tokens);
@@ -34,6 +35,7 @@ class Prefill {
   void run_pieces(const std::vector<Piece>& pieces);
   void reserve(const std::vector<Piece>& pieces);
   const void* initial_states(const std::vector<Piece>& pieces, int64_t tokens);
+  void add_vectors(const std::vector<Piece>& pieces, DeviceBatch& batch);
   void load_states(const std::vector<Piece>& pieces, const Stack::Registers& inputs);
   void keep_states(const std::vector<Piece>& pieces, const Stack::Registers& outputs);
   void keep_last(const std::vector<Piece>& pieces, const Stack::Registers& outputs, int loop);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "../model.h"
+#include "../pass.h"
 
 namespace looplm {
 
@@ -56,6 +57,7 @@ void check_request(const Model& model, const GenerateRequest& r, int loops, bool
       "keep: a kept sequence is continued from the keys and values of every loop, and kv 'shared' has those of the last "
       "alone: use kv 'per-loop'");
   require_argument(r.prefix >= 0 && r.prefix <= int64_t(r.prompt.size()), "prefix must be at most the prompt's tokens");
+  check_vectors(r.vectors, r.prompt.size(), model.config.hidden, "generate");
   check_sampling(r.sampling);
   require_argument(r.alternatives >= 0, "the number of alternatives must be at least 0");
   const int most = r.exit.max_loops > 0 ? r.exit.max_loops : loops;

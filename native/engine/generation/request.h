@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "../sequences.h"  // defines: InputVectors
 #include "exit_rule.h"
 
 namespace looplm {
@@ -33,6 +34,7 @@ struct GenerateRequest {
   Sampling sampling;
   ExitOptions exit;
   InitialStates states;
+  InputVectors vectors;  // of tokens of the prompt
   std::vector<int32_t> stop_tokens;
   int32_t sequence = 0;  // a draw depends on (seed, sequence, position) alone
   int alternatives = 0;  // so many of the most probable tokens are reported with each token

@@ -13,6 +13,7 @@ namespace looplm {
 // A prompt that some rows share. Its keys lie in [slot, slot + tokens.size()).
 struct Prompt {
   std::vector<int32_t> tokens;
+  InputVectors vectors;
   InitialStates initial;
   std::vector<StateKey> state_keys;  // of its positions, where they are drawn
   int64_t prefix = 0;                // tokens at its start that see each other, where the family has that

@@ -1,4 +1,4 @@
-import type { LossBatch, LossObjective, LossTerm, Recompute, TokenSequence } from '../../model/types.js'
+import type { InputVectors, LossBatch, LossObjective, LossTerm, Recompute, TokenSequence } from '../../model/types.js'
 import type { TrainedLoops } from './loops.js'
 import { lengthNormalizers } from './normalizer.js'
 import type { BeliefSpec, Objective, ObjectiveTerm } from './schema.js'
@@ -14,6 +14,7 @@ export interface EnginePass {
 export interface RatedRollouts {
   sequences: readonly TokenSequence[]
   initialStates?: readonly ArrayLike<number>[] | undefined
+  inputVectors?: readonly (InputVectors | undefined)[] | undefined
   promptLengths: ArrayLike<number>
   /** Response tokens that count. */
   lengths: readonly number[]
@@ -218,6 +219,7 @@ export function enginePasses(
         sequences,
         numbers,
         initialStates: pick(rated.initialStates),
+        inputVectors: pick(rated.inputVectors),
         promptLengths: rows.map((i) => rated.promptLengths[i]!),
         terms: valuesOf(conditional),
         lengthNormalizers: normalizersOf(undefined),
