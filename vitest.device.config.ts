@@ -3,7 +3,7 @@ import base from './vitest.config.js'
 
 // The numerical tests with another device in the place of `cpu` (LOOPLM_TEST_DEVICE=cuda is npm run test:gpu), or on the CPU with a number
 // of threads (LOOPLM_TEST_THREADS, in test/long/processors.test.ts), without what the emulator computes alone.
-const numerical = ['golden', 'kernels', 'invariance', 'precision', 'model', 'generate', 'quantize', 'trainers', 'looprpt']
+const numerical = ['nccl', 'golden', 'kernels', 'invariance', 'precision', 'model', 'generate', 'quantize', 'trainers', 'looprpt']
 const onProcessor = ['rounding', 'tensor', 'scheduler', 'lora', 'looprpt-gradients', 'objective', 'batch', 'saved-folder', 'cuda']
 const threads = process.env.LOOPLM_TEST_THREADS !== undefined
 const names = [...numerical, ...(threads ? onProcessor : ['cuda-decode'])]

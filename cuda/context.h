@@ -95,5 +95,6 @@ void add_optimizer(LoopBackend& table);
 void add_noise_kernels(LoopBackend& table);
 void add_sample(LoopBackend& table);
 void add_tensor(LoopBackend& table);
+void add_link(LoopBackend& table);
 
 }  // namespace looplm::cuda

@@ -25,6 +25,7 @@ LoopBackend make_table() {
   add_noise_kernels(table);
   add_sample(table);
   add_tensor(table);
+  add_link(table);
   return table;
 }
 

@@ -180,6 +180,15 @@ typedef enum LoopBinaryOp { LOOP_ADD = 0, LOOP_MULTIPLY = 1 } LoopBinaryOp;
 typedef enum LoopReduceOp { LOOP_SUM = 0, LOOP_MEAN = 1, LOOP_MAX = 2, LOOP_ARGMAX = 3 /* out: int32 */ } LoopReduceOp;
 #define LOOP_MAX_RANK 8
 
+// What a context can say of the direct way from its device to those of other processes.
+#define LOOP_LINK_KEY_BYTES 128
+typedef struct LoopLinkInfo {
+  int32_t usable;     // 0: `library` says why not
+  int32_t chosen;     // the user named this library, and would not have another way
+  char library[256];  // name and version
+  char device[64];    // which device of its machine this is
+} LoopLinkInfo;
+
 typedef struct LoopBackend {
   uint32_t abi;
   const char* name;  // "cpu", "reference", "cuda"
@@ -300,6 +309,19 @@ typedef struct LoopBackend {
                       const int64_t* host_src_strides, void* dst, const int64_t* host_dst_strides);
   int (*softmax)(void* ctx, LoopDType type, int64_t rows, int64_t n, int logarithm, const void* x, void* out);
   int (*reduce)(void* ctx, LoopDType type, LoopReduceOp op, int64_t outer, int64_t n, int64_t inner, const void* x, void* out);
+
+  // The link: device memory to and from the devices of other processes, without the host's memory between them. Rank 0 makes a
+  // key of LOOP_LINK_KEY_BYTES, all ranks open with it, and wait for each other there (NULL: it failed). An exchange is asked for
+  // behind everything asked of the context before, and is under way until `link_exchanged` has found it complete, the oldest one
+  // first: with `wait` after at most `timeout` seconds, else at once, LOOP_DECLINED when it is not. Arrays have an entry per
+  // rank. After an error the link is lost. link_info NULL: the backend has none of these.
+  int (*link_info)(void* ctx, LoopLinkInfo* out);
+  int (*link_key)(void* ctx, void* host_key);
+  void* (*link_open)(void* ctx, const void* host_key, int32_t rank, int32_t size, double timeout);
+  void (*link_close)(void* ctx, void* link);
+  int (*link_exchange)(void* ctx, void* link, const void* const* host_send, const int64_t* host_send_bytes,
+                       void* const* host_receive, const int64_t* host_receive_bytes);
+  int (*link_exchanged)(void* ctx, void* link, int wait);
 } LoopBackend;
 
 #ifdef __cplusplus

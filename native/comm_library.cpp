@@ -107,10 +107,23 @@ const LoopComm* open_mpi_table(const Implementation& mpi) {
   return table;
 }
 
+// What cuda/nccl.cu would open. Its version: 2708 is 2.7.8, and since 2.9 21805 is 2.18.5.
 CommLibrary nccl() {
-  void* library = dlopen("libnccl.so.2", RTLD_LAZY | RTLD_LOCAL);
-  if (!library) return {"nccl", false, dlerror()};
-  const CommLibrary found = {"nccl", false, file_of(dlsym(library, "ncclGetVersion")) + ": found, not used yet"};
+  const char* chosen = std::getenv("LOOPLM_NCCL");
+  if (chosen && std::string(chosen) == "off") return {"nccl", false, "LOOPLM_NCCL=off"};
+  void* library = dlopen(chosen ? chosen : "libnccl.so.2", RTLD_LAZY | RTLD_LOCAL);
+  if (!library)
+    return {"nccl", false, std::string(dlerror()) + " (Debian and Ubuntu: libnccl2 of NVIDIA's packages; pip: nvidia-nccl-cu12)"};
+  const auto version = reinterpret_cast<int (*)(int*)>(dlsym(library, "ncclGetVersion"));
+  int v = 0;
+  CommLibrary found = {"nccl", false, "no NCCL"};
+  if (version && version(&v) == 0) {
+    const int major = v < 10000 ? v / 1000 : v / 10000, rest = v < 10000 ? v % 1000 : v % 10000;
+    found.available = v >= 2700;
+    found.description = "NCCL " + std::to_string(major) + "." + std::to_string(rest / 100) + "." + std::to_string(rest % 100) +
+                        " (" + file_of(reinterpret_cast<const void*>(version)) + ")" +
+                        (v < 2700 ? ": 2.7 or later is needed" : "");
+  }
   dlclose(library);
   return found;
 }

@@ -428,7 +428,7 @@ export interface NativeBinding {
   optimizerStep(
     optimizer: NativeOptimizer,
     options: NativeAdamWOptions,
-  ): Promise<{ gradNorm: number; steps: number; exchanging: number; waiting: number }>
+  ): Promise<{ gradNorm: number; steps: number; exchanging: number; waiting: number; over: string }>
   optimizerExchangeDuringNext(optimizer: NativeOptimizer): Promise<void>
   optimizerSave(optimizer: NativeOptimizer, path: string): Promise<void>
   optimizerLoad(optimizer: NativeOptimizer, path: string): Promise<number>

@@ -20,9 +20,12 @@ const say = (value) =>
     ? writeSync(1, `${value}\n`)
     : writeFileSync(join(process.env.LOOPLM_RANK_FOLDER, `${value.rank}.json`), JSON.stringify(value))
 
+/** What carried the gradients. */
+let over
 /** Trains on the share of the sequences that belongs to this rank; a checksum of the parameters at the end. */
 async function train(world, { dtype = 'float32', adapter = false, overlap = false } = {}) {
-  const model = await LoopLM.create(config, { seed: 1, dtype, threads: 1 })
+  const device = process.env.LOOPLM_RANK_DEVICE ?? 'cpu'
+  const model = await LoopLM.create(config, { seed: 1, dtype, threads: 1, device })
   if (adapter) await model.addAdapter({ rank: 4, seed: 2 })
   const optimizer = new AdamW(model, { learningRate: 1e-2, weightDecay: 0.1, world })
   const norms = []
@@ -41,6 +44,7 @@ async function train(world, { dtype = 'float32', adapter = false, overlap = fals
     hash.update(one)
     values.push(one[0], one[one.length - 1])
   }
+  over = optimizer.exchanged.over
   return { hash: hash.digest('hex'), values, norms }
 }
 
@@ -64,14 +68,15 @@ const scenarios = {
   async train() {
     const world = await parallel.init({ timeout: 60 })
     const trained = {}
+    const only = process.env.LOOPLM_RANK_KINDS
     for (const [name, options] of Object.entries({
       float32: {},
       bfloat16: { dtype: 'bfloat16' },
       adapter: { adapter: true },
       overlap: { overlap: true },
     }))
-      trained[name] = await train(world, options)
-    say({ rank: world.rank, trained })
+      if (!only || only.includes(name)) trained[name] = await train(world, options)
+    say({ rank: world.rank, trained, over })
   },
   async disagree() {
     const world = await parallel.init({ timeout: 60 })

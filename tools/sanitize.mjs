@@ -23,6 +23,8 @@ const corpus = join(root, 'native', 'test', 'fuzz', 'corpus')
 const programs = [
   { name: 'looplm_engine_tests', args: [], isas: [undefined] },
   { name: 'looplm_fault_tests', args: [], isas: [undefined] },
+  { name: 'looplm_comm_tests', args: [], isas: [undefined] },
+  { name: 'looplm_data_parallel_tests', args: [], isas: [undefined] },
   ...readdirSync(corpus).map((target) => ({
     name: 'looplm_fuzz_replay',
     args: [target, join(corpus, target)],

@@ -24,16 +24,19 @@ struct CUgraph_st {
 struct CUgraphExec_st {
   std::vector<Work> work;
 };
-// A copy between pinned memory and the device that the host has not waited for.
+// A copy between pinned memory and the device that the host has not waited for, or other work that ends later.
 struct Transfer {
-  bool to_host;
-  void* host;
+  bool to_host = false;
+  void* host = nullptr;
   std::vector<char> bytes;  // what the device gave, or what the host's memory held
-  uint64_t number;
+  uint64_t number = 0;
+  std::function<int()> poll;  // of other work
 };
 int submit_for_others(void* stream, const std::function<int()>& work);
+void end_later(void* stream, const std::function<int()>& poll);
 struct CUstream_st {
   LooplmSubmit submit = submit_for_others;
+  LooplmLater later = end_later;
   CUgraph_st* capture = nullptr;
   bool invalid = false;  // something was asked that a capture may not contain
   std::vector<Transfer> transfers;
@@ -129,7 +132,11 @@ cudaError_t settle(cudaStream_t stream, uint64_t number) {
   cudaError_t status = cudaSuccess;
   while (stream && !stream->transfers.empty() && stream->transfers.front().number <= number) {
     const Transfer& t = stream->transfers.front();
-    if (t.to_host) std::memcpy(t.host, t.bytes.data(), t.bytes.size());
+    if (t.poll) {
+      int ended = t.poll();
+      for (; ended < 0; ended = t.poll()) usleep(100);
+      if (ended != 0) status = looplm::emulator::report_fault("work of another library failed");
+    } else if (t.to_host) std::memcpy(t.host, t.bytes.data(), t.bytes.size());
     else if (std::memcmp(t.host, t.bytes.data(), t.bytes.size()) != 0)
       status = looplm::emulator::report_fault("pinned memory changed while a copy from it to the device was under way");
     stream->transfers.erase(stream->transfers.begin());
@@ -137,15 +144,29 @@ cudaError_t settle(cudaStream_t stream, uint64_t number) {
   return status;
 }
 
+// What is asked of a stream is done behind the work of others.
+cudaError_t after_others(cudaStream_t stream) {
+  const auto other = [](const Transfer& t) { return bool(t.poll); };
+  if (!stream || std::none_of(stream->transfers.begin(), stream->transfers.end(), other)) return cudaSuccess;
+  return settle(stream, UINT64_MAX);
+}
+
 constexpr size_t alignment = 256;
 size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
 
 }  // namespace
 
+void end_later(void* stream, const std::function<int()>& poll) {
+  auto* s = static_cast<cudaStream_t>(stream);
+  s->transfers.push_back({false, nullptr, {}, ++s->last, poll});
+}
 cudaError_t looplm::emulator::submit(cudaStream_t stream, Work work) {
   require_alive();
   if (!stream && refused()) return result(cudaErrorStreamCaptureUnsupported);  // the default stream waits for the others
-  if (!stream || !stream->capture) return result(work());
+  if (!stream || !stream->capture) {
+    if (const cudaError_t status = after_others(stream)) return result(status);
+    return result(work());
+  }
   if (stream->invalid) return result(cudaErrorStreamCaptureInvalidated);
   stream->capture->work.push_back(std::move(work));
   return cudaSuccess;
@@ -249,6 +270,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   }
   return result(cudaErrorInvalidValue);
 }
+cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int) {
+  static std::atomic<int> asked{0};
+  const char* place = std::getenv("LOOPLM_EMULATOR_PLACE");
+  if (place) std::snprintf(text, size_t(length), "%s", place);
+  else std::snprintf(text, size_t(length), "emulated:%d:%d", int(getpid()), asked++);
+  return cudaSuccess;
+}
 cudaError_t cudaDriverGetVersion(int* version) {
   *version = number_or("LOOPLM_EMULATOR_DRIVER", 13000);
   return cudaSuccess;
@@ -337,7 +365,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   void* host = to_host ? to : const_cast<void*>(from);
   if (transfer && stream && !stream->capture && is_pinned(host, bytes)) {
     const auto* source = static_cast<const char*>(from);
-    stream->transfers.push_back({to_host, host, {source, source + bytes}, ++stream->last});
+    stream->transfers.push_back({to_host, host, {source, source + bytes}, ++stream->last, {}});
     if (to_host) std::memset(to, 0xFF, bytes);
     else std::memcpy(to, from, bytes);
     return cudaSuccess;
@@ -401,7 +429,17 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (refused()) return result(cudaErrorStreamCaptureUnsupported);
   return result(settle(event->stream, event->number));
 }
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (!event->stream) return cudaSuccess;
+  for (Transfer& t : event->stream->transfers) {
+    if (t.number > event->number) break;
+    if (!t.poll) continue;
+    const int ended = t.poll();
+    if (ended < 0) return result(cudaErrorNotReady);
+    t.poll = [ended] { return ended; };
+  }
+  return result(settle(event->stream, event->number));
+}
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();
   return cudaSuccess;

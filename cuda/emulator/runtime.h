@@ -36,6 +36,8 @@ struct CUstream_st;
 struct CUevent_st;
 // How others than kernels (the stand-in for cuBLASLt) put work on a stream: the first member of a stream.
 using LooplmSubmit = int (*)(void* stream, const std::function<int()>& work);
+// The second one: work that ends by itself later (the stand-in for NCCL). poll: negative while it is under way, then its status.
+using LooplmLater = void (*)(void* stream, const std::function<int()>& poll);
 using cudaStream_t = CUstream_st*;
 using cudaEvent_t = CUevent_st*;
 using cudaGraph_t = CUgraph_st*;
@@ -44,6 +46,7 @@ using cudaGraphExec_t = CUgraphExec_st*;
 // ---- devices: one, of 4 multiprocessors
 //   LOOPLM_EMULATOR_MEMORY   bytes that it has (16 GiB)
 //   LOOPLM_EMULATOR_CHIP     its compute capability (9.0), which decides the shared memory of a block
+//   LOOPLM_EMULATOR_PLACE    where it is in the machine; without it, everybody who asks has a device of its own
 //   LOOPLM_EMULATOR_DRIVER   the version of CUDA that the driver is for (13000); 0: there is no driver
 
 enum cudaDeviceAttr {
@@ -68,6 +71,7 @@ cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device);
 cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total);

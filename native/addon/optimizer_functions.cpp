@@ -49,12 +49,14 @@ Napi::Value step(const Napi::CallbackInfo& info) {
     const double norm = slot->get().step(options);
     const DataParallel* parallel = slot->get().parallel();
     const auto times = parallel ? parallel->times() : DataParallel::Times{};
-    return [norm, times, steps = slot->get().steps()](Napi::Env env) {
+    const std::string over = parallel ? parallel->over() : "";
+    return [norm, times, over, steps = slot->get().steps()](Napi::Env env) {
       Napi::Object out = Napi::Object::New(env);
       out.Set("gradNorm", norm);
       out.Set("steps", double(steps));
       out.Set("exchanging", times.exchanging);
       out.Set("waiting", times.waiting);
+      out.Set("over", over);
       report_memory(env);
       return out;
     };

@@ -88,7 +88,7 @@ Napi::Value parallel_open(const Napi::CallbackInfo& info) {
     const Watchdog watchdog(options.timeout, in["late"].text());
     void* ctx = table->open(&options);
     if (!ctx) throw Error("PARALLEL", "open", table->last_error(nullptr));
-    world = std::make_shared<Communicator>(table, ctx);
+    world = std::make_shared<Communicator>(table, ctx, options.timeout);
   }
   auto executor = std::make_shared<Executor>(env, nullptr);
   const auto stop = [](void* kept) {

@@ -8,13 +8,14 @@
 
 namespace looplm {
 
-Communicator::Communicator(const LoopComm* table, void* ctx)
+Communicator::Communicator(const LoopComm* table, void* ctx, double timeout)
     : table_(table),
       ctx_(ctx),
       rank_(table->rank(ctx)),
       size_(table->size(ctx)),
       local_rank_(table->local_rank(ctx)),
       description_(table->describe(ctx)),
+      timeout_(timeout),
       thread_([this] { loop(); }) {}
 
 Communicator::~Communicator() { close(); }

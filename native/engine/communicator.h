@@ -19,15 +19,18 @@ namespace looplm {
 
 class Communicator {
  public:
-  Communicator(const LoopComm* table, void* ctx);  // an open context, which now belongs to the communicator
-  ~Communicator();                                 // leaves the world unless `close` did
+  // An open context, which now belongs to the communicator, and the seconds that its operations wait.
+  Communicator(const LoopComm* table, void* ctx, double timeout = 600);
+  ~Communicator();  // leaves the world unless `close` did
   Communicator(const Communicator&) = delete;
 
   int rank() const { return rank_; }
   int size() const { return size_; }
   int local_rank() const { return local_rank_; }
   const std::string& description() const { return description_; }
-  int64_t bytes_sent() const { return closed_ ? sent_.load() : table_->bytes_sent(ctx_); }  // to other ranks
+  double timeout() const { return timeout_; }
+  int64_t bytes_sent() const { return linked_ + (closed_ ? sent_.load() : table_->bytes_sent(ctx_)); }  // to other ranks
+  void count_sent(int64_t bytes) { linked_ += bytes; }                                                  // by another way
 
   // Operations of all ranks, as comm.h describes them. They are made in the order of the calls; `start_…` does not wait: buffers
   // stay as they are until `get` of what it returns. Error PARALLEL names operation, rank, cause and remedy.
@@ -73,6 +76,7 @@ class Communicator {
   void* const ctx_;
   const int rank_, size_, local_rank_;
   const std::string description_;
+  const double timeout_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
@@ -81,7 +85,7 @@ class Communicator {
   bool stopping_ = false;
   std::atomic<bool> closed_{false}, reserved_{false};
   std::atomic<double> exchange_seconds_{0};
-  std::atomic<int64_t> sent_{0};
+  std::atomic<int64_t> sent_{0}, linked_{0};
   std::thread thread_;
 };
 

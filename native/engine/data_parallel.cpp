@@ -53,6 +53,7 @@ void DataParallel::exchange_during_next() {
 }
 
 void DataParallel::gradients_final_from(size_t begin) {
+  const Uninterrupted whole(*model_->device);  // half an exchange would keep the others waiting
   final_from_ = std::min(final_from_, begin);
   try {
     advance();
@@ -64,9 +65,9 @@ void DataParallel::gradients_final_from(size_t begin) {
 
 // As far as possible without waiting.
 void DataParallel::advance() {
-  const auto arrived = [](const Exchange& e) { return e.done.wait_for(std::chrono::seconds(0)) == std::future_status::ready; };
   for (;;) {
-    while (!under_way_.empty() && arrived(under_way_.front())) finish_exchange();
+    while (!under_way_.empty() && finish_exchange(false)) {
+    }
     if (left_ == 0 || partition_.bucket(left_ - 1).begin < final_from_ || under_way_.size() == UNDER_WAY) return;
     start_exchange(--left_);
   }
@@ -77,7 +78,7 @@ void DataParallel::reduce_gradients() {
   gradients_final_from(0);
   try {
     while (left_ > 0 || !under_way_.empty()) {
-      finish_exchange();
+      finish_exchange(true);
       advance();
     }
   } catch (...) {
@@ -89,14 +90,27 @@ void DataParallel::reduce_gradients() {
 
 // What is under way still writes to its memory.
 void DataParallel::forget_exchanges() noexcept {
-  for (Exchange& e : under_way_) e.done.wait();
+  for (Exchange& e : under_way_) {
+    if (e.done.valid()) e.done.wait();
+    else if (link_) link_->forget_oldest();
+  }
   under_way_.clear();
   left_ = partition_.buckets();
   final_from_ = SIZE_MAX;
   world_->reserve(false);
 }
 
+// Found out by the first exchange, which all ranks make.
+void DataParallel::find_way() {
+  if (!over_.empty()) return;
+  std::string why_not;
+  link_ = DeviceLink::open(model_->device, *world_, why_not);
+  over_ = link_ ? link_->description() : world_->description();
+  if (!link_ && !model_->device->host_visible()) over_ += ", through the host's memory (" + why_not + ")";
+}
+
 void DataParallel::start_exchange(size_t bucket) {
+  find_way();
   world_->reserve(true);
   Model& model = *model_;
   model.gradients();  // zeros when nothing was accumulated
@@ -113,7 +127,7 @@ void DataParallel::start_exchange(size_t bucket) {
   const ElementRange all = partition_.bucket(bucket), own = partition_.share(bucket, rank());
   const size_t part = own.count() * size, ranks = size_t(world_->size());
   e.slots.reserve(model.device, part * ranks + 64);
-  const bool in_place = model.device->host_visible();
+  const bool in_place = link_ || model.device->host_visible();
   if (!in_place) {
     e.out.resize(all.count() * size);
     e.into.resize(part * ranks);
@@ -128,18 +142,31 @@ void DataParallel::start_exchange(size_t bucket) {
   }
   std::vector<int64_t> send_bytes = share_bytes(bucket, size), receive_bytes(ranks, int64_t(part));
   send_bytes[size_t(rank())] = receive_bytes[size_t(rank())] = 0;  // this rank's own part is where it is
-  e.done = world_->start_exchange(std::move(send), std::move(send_bytes), std::move(receive), std::move(receive_bytes));
+  e.began = Clock::now();
+  if (link_) link_->exchange(send, send_bytes, receive, receive_bytes);
+  else e.done = world_->start_exchange(std::move(send), std::move(send_bytes), std::move(receive), std::move(receive_bytes));
   under_way_.push_back(std::move(e));
 }
 
-void DataParallel::finish_exchange() {
+// The oldest one. Without `wait`: whether it has arrived.
+bool DataParallel::finish_exchange(bool wait) {
+  std::future<void>& done = under_way_.front().done;
+  const auto began = Clock::now();
+  const auto since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
+  if (link_) {
+    if (!link_->arrived(wait)) return false;
+    linked_seconds_ += since(std::max(under_way_.front().began, last_arrival_));
+    last_arrival_ = Clock::now();
+  } else {
+    if (!wait && done.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return false;
+    done.get();
+  }
+  if (wait) waiting_ += since(began);
   Exchange e = std::move(under_way_.front());
   under_way_.pop_front();
-  const auto began = std::chrono::steady_clock::now();
-  e.done.get();
-  waiting_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   if (partition_.share(e.bucket, rank()).count() > 0) add_in_rank_order(e);
   spare_.push_back(std::move(e));
+  return true;
 }
 
 // gradient = ((part of rank 0 + part of rank 1) + part of rank 2) + …
@@ -147,7 +174,7 @@ void DataParallel::add_in_rank_order(Exchange& e) {
   Device& device = *model_->device;
   const ElementRange own = partition_.share(e.bucket, rank());
   const size_t part = own.count() * loop_dtype_size(model_->real());
-  if (!device.host_visible()) e.slots.upload(e.into.data(), e.into.size());
+  if (!link_ && !device.host_visible()) e.slots.upload(e.into.data(), e.into.size());
   void* const gradients = gradient(own.begin);
   const auto of = [&](int q) { return q == rank() ? gradients : e.slots.at(part * size_t(q)); };
   const int64_t count = int64_t(own.count()), stride = 1;
@@ -163,7 +190,8 @@ void DataParallel::gather_parameters() {
   Model& model = *model_;
   const Parameter& first = model.trained().front();
   char* const parameters = static_cast<char*>(model.writable_data(first)) - first.offset * loop_dtype_size(model.dt);
-  if (model.device->host_visible()) gather_in_place(parameters);
+  if (link_) gather_linked(parameters);
+  else if (model.device->host_visible()) gather_in_place(parameters);
   else gather_staged(parameters);
 }
 
@@ -174,6 +202,20 @@ void DataParallel::gather_in_place(char* parameters) {
     gathered.push_back(world_->start_all_gather_v(parameters + partition_.bucket(b).begin * size, share_bytes(b, size)));
   for (std::future<void>& one : gathered) one.wait();  // all, also when one fails: they write to the parameters
   for (std::future<void>& one : gathered) one.get();
+}
+
+void DataParallel::gather_linked(char* parameters) {
+  const size_t size = loop_dtype_size(model_->dt);
+  for (size_t b = 0; b < partition_.buckets(); b++) {
+    const std::vector<int64_t> bytes = share_bytes(b, size);
+    std::vector<int64_t> sent(bytes.size(), bytes[size_t(rank())]), received = bytes;
+    sent[size_t(rank())] = received[size_t(rank())] = 0;
+    std::vector<const void*> send(bytes.size(), parameters + partition_.share(b, rank()).begin * size);
+    std::vector<void*> receive;
+    for (int q = 0; q < world_->size(); q++) receive.push_back(parameters + partition_.share(b, q).begin * size);
+    link_->exchange(send, sent, receive, received);
+  }
+  for (size_t b = 0; b < partition_.buckets(); b++) link_->arrived(true);
 }
 
 void DataParallel::gather_staged(char* parameters) {

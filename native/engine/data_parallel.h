@@ -8,12 +8,15 @@
 //   3. gathers the parameters, in their own dtype.
 // On the wire per rank: (size - 1) / size · (gradients + parameters).
 #pragma once
+#include <chrono>
 #include <deque>
 #include <future>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "communicator.h"
+#include "device_link.h"
 #include "model.h"
 
 namespace looplm {
@@ -69,22 +72,28 @@ class DataParallel {
   struct Times {
     double exchanging = 0, waiting = 0;
   };
-  Times times() const { return {world_->exchange_seconds(), waiting_}; }
+  Times times() const { return {world_->exchange_seconds() + linked_seconds_, waiting_}; }
+  // What carries them: "NCCL 2.23.4", or an MPI; empty before the first exchange.
+  const std::string& over() const { return over_; }
 
  private:
+  using Clock = std::chrono::steady_clock;
   // The exchange of one bucket. Other ranks' parts of this rank's share arrive at `slots`, one after the other.
   struct Exchange {
     size_t bucket = 0;
     Buffer slots;                    // device memory
     std::vector<uint8_t> out, into;  // host copies, on devices with memory of their own
-    std::future<void> done;
+    std::future<void> done;          // of a world's exchange; the link knows of its own
+    Clock::time_point began;
   };
+  void find_way();
   void advance();
   void start_exchange(size_t bucket);
-  void finish_exchange();  // the oldest one
+  bool finish_exchange(bool wait);
   void forget_exchanges() noexcept;
   void add_in_rank_order(Exchange& exchange);
   void gather_in_place(char* parameters);
+  void gather_linked(char* parameters);
   void gather_staged(char* parameters);
   void* gradient(size_t element) const { return gradients_ + element * loop_dtype_size(model_->real()); }
   std::vector<int64_t> share_bytes(size_t bucket, size_t element_size) const;
@@ -95,7 +104,10 @@ class DataParallel {
   char* gradients_ = nullptr;  // of the arena's first element
   size_t left_;                // buckets whose exchange has not begun; they begin from the last one down
   size_t final_from_ = SIZE_MAX;
-  double waiting_ = 0;
+  double waiting_ = 0, linked_seconds_ = 0;
+  Clock::time_point last_arrival_{};  // over the link
+  std::unique_ptr<DeviceLink> link_;  // NULL: the world carries
+  std::string over_;
   std::deque<Exchange> under_way_;
   std::vector<Exchange> spare_;  // whose memory is used again
 };

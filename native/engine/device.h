@@ -61,6 +61,12 @@ class Device {
     return table_->*function != nullptr;
   }
 
+  // The link to other devices (device_link.h). NULL when it cannot be opened; last_error says why.
+  void* open_link(const void* key, int rank, int size, double timeout) {
+    return table_->link_open(context_, key, rank, size, timeout);
+  }
+  void close_link(void* link) noexcept { table_->link_close(context_, link); }
+
   // The end of a recording, which comes even when the calls in it were aborted: false when it failed.
   bool end_recording(void** recording) noexcept { return table_->recorded(context_, recording) == 0; }
   void forget(void* recording) noexcept { table_->forget(context_, recording); }

@@ -1,4 +1,9 @@
 // The sharded optimizer on ranks that are threads, against the optimizer of one rank on the sum of all gradients.
+//
+//   looplm_data_parallel_tests [DEVICE [some | fault]]
+//
+// DEVICE: instead of the processor and the reference, such as cuda-emulated. some: what is quick there. fault: what
+// LOOPLM_NCCL_DOUBLE_FAULT spoils is every rank's error.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -42,8 +47,11 @@ const std::vector<Kind> kinds = {
     {"float32 in three buckets", LOOP_F32, &large},
 };
 
+std::string device_name;  // given; empty: by the kind
+bool runs(const Kind& kind) { return device_name.empty() || kind.dt != LOOP_F64; }
+
 std::shared_ptr<Model> make_model(const Kind& kind) {
-  const auto device = open_device(kind.dt == LOOP_F64 ? "reference" : "cpu", 1);
+  const auto device = open_device(!device_name.empty() ? device_name : kind.dt == LOOP_F64 ? "reference" : "cpu", 1);
   auto model = std::make_shared<Model>(device, kind.dt, *kind.architecture);
   model->initialize(7);
   if (kind.adapter) model->add_adapter({4, 8, {"q_proj", "down_proj"}}, 11);
@@ -57,19 +65,20 @@ double part(int rank, int step, size_t i) {
 }
 
 // The gradient of every trained parameter becomes the sum of the parts of ranks [first, end), added in that order.
+template <class Real>
+void write_gradients(Model& model, int first, int end, int step) {
+  for (const Parameter& p : model.trained()) {
+    std::vector<Real> g(p.count);
+    for (size_t i = 0; i < p.count; i++)
+      for (int r = first; r < end; r++) g[i] = (r == first ? 0 : g[i]) + Real(part(r, step, p.offset + i));
+    model.device->run(&LoopBackend::copy_in, "copy_in", model.gradient_data(p), static_cast<const void*>(g.data()),
+                      g.size() * sizeof(Real));
+  }
+}
 void write_gradients(Model& model, int first, int end, int step) {
   model.gradients();
-  for (const Parameter& p : model.trained()) {
-    if (model.real() == LOOP_F64) {
-      auto* g = static_cast<double*>(model.gradient_data(p));
-      for (size_t i = 0; i < p.count; i++)
-        for (int r = first; r < end; r++) g[i] = (r == first ? 0 : g[i]) + part(r, step, p.offset + i);
-    } else {
-      auto* g = static_cast<float*>(model.gradient_data(p));
-      for (size_t i = 0; i < p.count; i++)
-        for (int r = first; r < end; r++) g[i] = (r == first ? 0 : g[i]) + float(part(r, step, p.offset + i));
-    }
-  }
+  if (model.real() == LOOP_F64) write_gradients<double>(model, first, end, step);
+  else write_gradients<float>(model, first, end, step);
 }
 
 Bytes raw(const Model& model) {
@@ -117,7 +126,7 @@ void in_world(const Kind& kind, int size, double timeout, const std::function<vo
   for (int r = 0; r < size; r++)
     threads.emplace_back([&, r] {
       Rank rank;
-      rank.world = std::make_shared<Communicator>(threads_comm(), contexts[size_t(r)]);
+      rank.world = std::make_shared<Communicator>(threads_comm(), contexts[size_t(r)], timeout);
       rank.model = make_model(kind);
       rank.optimizer = std::make_unique<AdamW>(rank.model, rank.world);
       try {
@@ -282,8 +291,8 @@ void state_and_bytes(const Kind& kind, int size) {
   int64_t sent = 0;
   for (const Rank& rank : ranks) sent += rank.world->bytes_sent();
   const int64_t others = size - 1, moved = int64_t(elements * (real + loop_dtype_size(one->dt)));
-  // Squares of each parameter's gradient and whether bounds are known; at the first step the bounds.
-  const int64_t numbers = 8 * (int64_t(one->trained().size()) + 1 + 3);
+  // Squares of each parameter's gradient and whether bounds are known; at the first step the bounds, and what device each has.
+  const int64_t numbers = 8 * (int64_t(one->trained().size()) + 1 + 3) + (size == 1 ? 0 : DeviceLink::INTRODUCTION);
   claim("a step sends gradients and parameters once, to each rank that needs them" + name,
         sent == others * moved + size * others * numbers, std::to_string(sent));
   if (kind.architecture == &large) {
@@ -298,8 +307,10 @@ void bad_gradients(const Kind& kind, int size) {
       const Bytes before = raw(*rank.model);
       write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
       const Parameter& p = rank.model->trained()[2];
+      const float infinity = std::numeric_limits<float>::infinity();
       if (rank.world->rank() == bad)
-        static_cast<float*>(rank.model->gradient_data(p))[1] = std::numeric_limits<float>::infinity();
+        rank.model->device->run(&LoopBackend::copy_in, "copy_in", rank.model->gradient_data(p),
+                                static_cast<const void*>(&infinity), sizeof infinity);
       const std::string said = error_of([&] { rank.optimizer->step(options_of(1)); });
       const std::string name = " (rank " + std::to_string(rank.world->rank()) + " of " + std::to_string(size) + ", bad on rank " +
                                std::to_string(bad) + ")";
@@ -340,7 +351,7 @@ void lost_rank() {
     write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
     const std::string said = error_of([&] { rank.optimizer->step(options_of(1)); });
     claim("a rank that never comes: the step of rank " + std::to_string(rank.world->rank()) + " ends with an error",
-          contains(said, "PARALLEL") && contains(said, "all_to_all_v: rank ") && contains(said, "for rank 1"), said);
+          contains(said, "PARALLEL") && contains(said, "all_gather_v: rank ") && contains(said, "for rank 1"), said);
   });
 }
 
@@ -366,28 +377,65 @@ void partitions() {
     }
 }
 
+// On the emulated device, where the stand-in for NCCL is told to fail on one rank or on all.
+void link_fault(int size) {
+  in_world(kinds[1], size, 4, [&](Rank& rank) {
+    write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
+    const std::string said = error_of([&] { rank.optimizer->step(options_of(1)); });
+    std::printf("# rank %d: %s\n", rank.world->rank(), said.c_str());
+    claim("the step of rank " + std::to_string(rank.world->rank()) + " ends with an error", said.starts_with("PARALLEL"), said);
+  });
+}
+
+void all_tests() {
+  partitions();
+  const bool processor = device_name.empty();
+  for (const Kind& kind : kinds)
+    for (int size = 1; size <= (processor ? 5 : 4) && runs(kind); size++) {
+      equals_one_rank(kind, size, 0);
+      if (processor) state_and_bytes(kind, size);
+      if (kind.architecture == &small) equals_one_rank(kind, size, 1);
+    }
+  for (int size : processor ? std::vector<int>{2, 3, 5} : std::vector<int>{2, 3}) {
+    early_exchange(kinds[5], size);
+    for (const Kind& kind : {kinds[1], kinds[4], kinds[5]}) overlapped(kind, size);
+    only_some(size);
+    bad_gradients(kinds[1], size);
+    out_of_range(size);
+  }
+  no_files();
+  lost_rank();
+}
+
+// Of a device that takes its time: every way once.
+void some_tests() {
+  for (int size = 1; size <= 4; size++) equals_one_rank(kinds[size % 2 == 0 ? 2 : 1], size, 0);
+  equals_one_rank(kinds[4], 3, 1);
+  early_exchange(kinds[5], 3);
+  overlapped(kinds[1], 3);
+  bad_gradients(kinds[1], 2);
+}
+
+void say_way() {
+  in_world(kinds[1], 2, 60, [](Rank& rank) {
+    write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
+    rank.optimizer->step(options_of(1));
+    if (rank.world->rank() == 0) std::printf("# gradients go over %s\n", rank.optimizer->parallel()->over().c_str());
+  });
+}
+
 }  // namespace
 }  // namespace looplm
 
-int main() {
+int main(int argc, char** argv) {
   using namespace looplm;
+  if (argc > 1) device_name = argv[1];
+  const std::string part = argc > 2 ? argv[2] : "all";
   try {
-    partitions();
-    for (const Kind& kind : kinds)
-      for (int size = 1; size <= 5; size++) {
-        equals_one_rank(kind, size, 0);
-        state_and_bytes(kind, size);
-        if (kind.architecture == &small) equals_one_rank(kind, size, 1);
-      }
-    for (int size : {2, 3, 5}) {
-      early_exchange(kinds[5], size);
-      for (const Kind& kind : {kinds[1], kinds[4], kinds[5]}) overlapped(kind, size);
-      only_some(size);
-      bad_gradients(kinds[1], size);
-      out_of_range(size);
-    }
-    no_files();
-    lost_rank();
+    if (part == "fault") link_fault(3);
+    else if (part == "some") some_tests();
+    else all_tests();
+    if (part != "fault") say_way();
   } catch (const std::exception& error) {
     claim("no unexpected error", false, error.what());
   }

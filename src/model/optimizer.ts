@@ -27,12 +27,14 @@ export interface AdamWOptions {
   world?: World | undefined
 }
 
-/** How long the exchange of gradients took, in seconds. */
+/** How the exchange of gradients went, in seconds. */
 export interface ExchangeTimes {
   /** It was under way, waiting for slower processes included. */
   exchanging: number
   /** Computation stood still for it. What is less than `exchanging` was hidden behind the backward pass. */
   waiting: number
+  /** What carries gradients: `NCCL 2.23.4`, or an MPI; empty in a world of one and before the first step. */
+  over: string
 }
 
 const adamWOptions = {
@@ -61,7 +63,7 @@ export class AdamW {
   readonly #model: LoopLM
   readonly #options: AdamWOptions
   #steps = 0
-  #exchanged: ExchangeTimes = { exchanging: 0, waiting: 0 }
+  #exchanged: ExchangeTimes = { exchanging: 0, waiting: 0, over: '' }
 
   /**
    * @param model whose gradients are stepped on
@@ -123,9 +125,9 @@ export class AdamW {
     checkOptions(overrides, stepOptions, operation)
     const given = Object.fromEntries(Object.entries(overrides).filter(([, value]) => value !== undefined))
     const options = nativeOptions({ ...this.#options, ...given }, this.#model, operation)
-    const { gradNorm, steps, exchanging, waiting } = await call(operation, () => native().optimizerStep(handle, options))
+    const { gradNorm, steps, exchanging, waiting, over } = await call(operation, () => native().optimizerStep(handle, options))
     this.#steps = steps
-    this.#exchanged = { exchanging, waiting }
+    this.#exchanged = { exchanging, waiting, over }
     return { gradNorm }
   }
 

@@ -1,0 +1,121 @@
+// The link between GPUs: NCCL by a stand-in over files (native/test/nccl_double.cpp), which ends the process where a rule of NCCL's manual is
+// broken, and on a machine with a GPU and NCCL the library itself.
+import { execFileSync } from 'node:child_process'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { buildEmulated, emulatedKernelTests, emulatedLibrary } from '../emulated.js'
+import { installed, launch } from '../mpi.js'
+import { build, runTests } from '../native-tests.js'
+
+const double = join(build, 'Release', 'looplm_nccl_double.so')
+const tests = 'Release/looplm_data_parallel_tests'
+const folder = mkdtempSync(join(tmpdir(), 'looplm-nccl-'))
+const through = { LOOPLM_NCCL: double, LOOPLM_NCCL_DOUBLE: folder }
+
+beforeAll(() => {
+  buildEmulated()
+  execFileSync('cmake', ['--build', build, '--target', 'looplm_data_parallel_tests', 'looplm_nccl_double'], { stdio: 'pipe' })
+})
+afterAll(() => rmSync(folder, { recursive: true }))
+
+describe('gradients and parameters on emulated devices', () => {
+  it('travel by NCCL with the bits of one rank, in worlds of 1 to 4, also during the backward pass', async () => {
+    const log = join(folder, 'log')
+    const { failures, passed, status, stdout } = await runTests(tests, ['cuda-emulated', 'some'], {
+      ...through,
+      LOOPLM_NCCL_DOUBLE_LOG: log,
+    })
+    expect(failures).toEqual([])
+    expect(passed).toBeGreaterThan(70)
+    expect(status).toBe(0)
+    expect(stdout).toMatch('# gradients go over NCCL 2.23.4')
+    expect(readFileSync(log, 'utf8').split('\n').length).toBeGreaterThan(200)
+  })
+
+  it('go through the memory of the host without it', async () => {
+    const { failures, status, stdout } = await runTests(tests, ['cuda-emulated', 'some'], { LOOPLM_NCCL: 'off' })
+    expect(failures).toEqual([])
+    expect(status).toBe(0)
+    expect(stdout).toMatch("# gradients go over threads of one process, through the host's memory (rank 0: LOOPLM_NCCL=off)")
+  })
+
+  it.each([
+    ['version', 3, /LOOPLM_NCCL names a library that cannot be used: .* is NCCL 2\.4\.8: 2\.7 or later is needed/],
+    ['init@1', 3, /rank \d could not open the link between the GPUs: NCCL: unhandled system error; .*LOOPLM_NCCL=off/],
+    ['duplicate', 3, /rank 0 could not open the link between the GPUs: NCCL: invalid usage; NCCL_DEBUG=WARN says more/],
+    ['send@1', 1, /exchange: rank 1 of 3: NCCL: unhandled cuda error/],
+    ['remote@2', 1, /exchange: rank 2 of 3: NCCL: remote process exited .*; look for the error of the rank that failed/],
+    ['lost', 3, /exchange: rank \d of 3 waited 4 s for other ranks; look for their errors, or raise the time limit/],
+  ])('end with an error of every rank when NCCL fails: %s', async (fault, ranks, reason) => {
+    const env = { ...through, LOOPLM_NCCL_DOUBLE_FAULT: fault }
+    const { failures, passed, stdout } = await runTests(tests, ['cuda-emulated', 'fault'], env)
+    expect(failures).toEqual([])
+    expect(passed).toBe(3)
+    expect(stdout.split('\n').filter((line) => reason.test(line)).length, stdout).toBe(ranks)
+  })
+
+  it('two ranks on one GPU are told so', async () => {
+    const env = { ...through, LOOPLM_EMULATOR_PLACE: '0000:1b:00.0' }
+    const { stdout } = await runTests(tests, ['cuda-emulated', 'fault'], env)
+    expect(stdout).toMatch(
+      /rank 0 and rank 1 have one GPU, 0000:1b:00\.0 of .*: start as many processes on a machine as it has GPUs/,
+    )
+  })
+
+  it.each([
+    [{ LOOPLM_NCCL: '/nowhere/libnccl.so' }, /rank 0: LOOPLM_NCCL names a library .*\/nowhere\/libnccl\.so: cannot open/],
+    [{ LOOPLM_NCCL: emulatedLibrary }, /LOOPLM_NCCL names a library .*emulated\.so has no function nccl/],
+  ])('a library that was named and cannot be used is an error: %o', async (env, reason) => {
+    expect((await runTests(tests, ['cuda-emulated', 'fault'], env)).stdout).toMatch(reason)
+  })
+})
+
+it.each([
+  [{ LOOPLM_NCCL: double }, /nccl +NCCL 2\.23\.4 \(.*looplm_nccl_double\.so\)/],
+  [{ LOOPLM_NCCL: double, LOOPLM_NCCL_DOUBLE_FAULT: 'version' }, /nccl .*NCCL 2\.4\.8 .*: 2\.7 or later is needed/],
+  [{ LOOPLM_NCCL: 'off' }, /nccl .*LOOPLM_NCCL=off/],
+  [{ LOOPLM_NCCL: '/nowhere/libnccl.so' }, /nccl .*\/nowhere\/libnccl\.so: cannot open .*nvidia-nccl/],
+])('looplm info says which NCCL would be used: %o', async (env, reason) => {
+  const main = join(build, '..', 'dist', 'src', 'cli', 'main.js')
+  expect((await runTests(process.execPath, [main, 'info'], env)).stdout).toMatch(reason)
+})
+
+it('a world of one sends to itself', async () => {
+  const { failures, passed, status } = await emulatedKernelTests(['link:'], through)
+  expect(failures).toEqual([])
+  expect(passed).toBeGreaterThan(3)
+  expect(status).toBe(0)
+})
+
+describe.each(installed)('processes under %s, each with an emulated device', (mpi) => {
+  it.each([
+    ['NCCL', through],
+    ['the memory of the host', {}],
+  ])('train one model over %s', async (_, env) => {
+    const written = mkdtempSync(join(folder, 'ranks-'))
+    const fixture = join(import.meta.dirname, '..', 'parallel-rank.mjs')
+    const variables = {
+      LOOPLM_RANK_FOLDER: written,
+      LOOPLM_RANK_DEVICE: 'cuda-emulated',
+      LOOPLM_RANK_KINDS: 'float32 overlap',
+      ...env,
+    }
+    const { status, stderr } = await launch(mpi, 2, process.execPath, [fixture, 'train'], variables)
+    expect(status, stderr).toBe(0)
+    const ranks = readdirSync(written).map((name) => JSON.parse(readFileSync(join(written, name), 'utf8')))
+    expect(ranks.length).toBe(2)
+    expect(ranks[0].trained).toEqual(ranks[1].trained)
+    expect(ranks[0].trained.overlap).toEqual(ranks[0].trained.float32)
+    expect(ranks[0].over).toMatch(env === through ? /^NCCL 2\.23\.4$/ : /^(Open MPI|MPICH) .*through the host's memory/)
+  })
+})
+
+const real = join(build, 'Release', 'looplm_cuda.so')
+it.runIf(process.env.LOOPLM_TEST_DEVICE === 'cuda' && existsSync(real))('the library itself, in a world of one', async () => {
+  const { failures, status, stdout } = await runTests('looplm_kernel_tests', ['--backend', real, 'link:'])
+  expect(failures).toEqual([])
+  expect(status).toBe(0)
+  expect(stdout).toMatch(/^(ok|# no link)/m)
+})
