@@ -356,8 +356,43 @@ int sample(void* ctx, LoopDType dt, const LoopSample* s) {
   });
 }
 
+__global__ void edit_logits_kernel(int64_t count, const LoopLogitEdit* edits, float* logits) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  const LoopLogitEdit edit = edits[i];
+  const double biased = double(logits[edit.place]) + edit.bias;
+  logits[edit.place] = float((biased > 0 ? biased / edit.repetition : biased * edit.repetition) - edit.penalty);
+}
+
+// A row per blockIdx.x.
+__global__ void mask_logits_kernel(int64_t vocabulary, int64_t words, const uint32_t* allowed, float* logits) {
+  const int64_t row = blockIdx.x, v = int64_t(blockIdx.y) * blockDim.x + threadIdx.x;
+  if (v < vocabulary && !(allowed[row * words + v / 32] >> (v % 32) & 1)) logits[row * vocabulary + v] = -INFINITY;
+}
+
+int edit_logits(void* ctx, LoopDType dt, const LoopLogitEdits* e) {
+  return with_dtype(ctx, "edit_logits", dt, [&](Context& c, auto) {
+    auto* logits = static_cast<float*>(e->logits);
+    int status = 0;
+    if (e->count > 0)
+      status = check(c,
+                     launch(edit_logits_kernel, dim3(unsigned(ceil_div(e->count, int64_t(256)))), dim3(256), 0, c.stream,
+                            e->count, e->edits, logits),
+                     "edit_logits");
+    if (status || !e->allowed || e->rows == 0) return status;
+    const int64_t words = ceil_div(e->vocabulary, int64_t(32));
+    return check(c,
+                 launch(mask_logits_kernel, dim3(unsigned(e->rows), unsigned(ceil_div(e->vocabulary, int64_t(256)))), dim3(256),
+                        0, c.stream, e->vocabulary, words, e->allowed, logits),
+                 "edit_logits");
+  });
+}
+
 }  // namespace
 
-void add_sample(LoopBackend& table) { table.sample = sample; }
+void add_sample(LoopBackend& table) {
+  table.sample = sample;
+  table.edit_logits = edit_logits;
+}
 
 }  // namespace looplm::cuda

@@ -176,6 +176,23 @@ typedef struct LoopSample {
   void* logprobs;  // real: log softmax(logits / temperature)[token] over the full vocabulary (temperature 1 when greedy)
 } LoopSample;
 
+// What generation options make of one logit x: y = x + bias, divided by `repetition` where y > 0 and multiplied by it elsewhere,
+// then minus `penalty`; computed in double, rounded once. A bias of -infinity bans the token.
+typedef struct LoopLogitEdit {
+  int64_t place;  // row * vocabulary + token
+  double bias, repetition, penalty;
+} LoopLogitEdit;
+
+typedef struct LoopLogitEdits {
+  int64_t rows, vocabulary;
+  void* logits;                // real [rows, vocabulary], in place
+  int64_t count;               // of the edits, each of a place of its own
+  const LoopLogitEdit* edits;  // [count]
+  // [rows, ceil(vocabulary / 32)], NULL: every token may be drawn. Where bit v % 32 of word v / 32 is not set, the logit of v
+  // becomes -infinity.
+  const uint32_t* allowed;
+} LoopLogitEdits;
+
 typedef enum LoopBinaryOp { LOOP_ADD = 0, LOOP_MULTIPLY = 1 } LoopBinaryOp;
 typedef enum LoopReduceOp { LOOP_SUM = 0, LOOP_MEAN = 1, LOOP_MAX = 2, LOOP_ARGMAX = 3 /* out: int32 */ } LoopReduceOp;
 #define LOOP_MAX_RANK 8
@@ -290,6 +307,7 @@ typedef struct LoopBackend {
                      const int32_t* slots, const void* qkv, void* keys, void* values);
   int (*decode_attention)(void* ctx, LoopDType dt, const LoopDecodeAttention* a);
   int (*sample)(void* ctx, LoopDType dt, const LoopSample* s);
+  int (*edit_logits)(void* ctx, LoopDType dt, const LoopLogitEdits* e);
 
   // All blocks and loops of one token at once, bit for bit what the functions above make of it. NULL: the backend has none.
   int (*decode_token)(void* ctx, LoopDType dt, const LoopDecodeToken* t);

@@ -41,6 +41,8 @@ export type {
   InputOptions,
   InputVectors,
   LoadOptions,
+  LogitsContext,
+  LogitsProcessor,
   LoopWeights,
   ModelDType,
   ParameterInfo,

@@ -168,7 +168,19 @@ export interface NativeSchedulerOptions {
   prefillTokens: number
 }
 
-export interface NativeGenerateRequest {
+/** What changes the logits before a draw. */
+export interface NativeLogitOptions {
+  biasTokens: Int32Array
+  biases: Float64Array
+  bannedTokens: Int32Array
+  repetitionPenalty: number
+  frequencyPenalty: number
+  presencePenalty: number
+  /** What is asked of JavaScript before every draw, and comes by schedulerAnswer. */
+  host: 'none' | 'mask' | 'logits'
+}
+
+export interface NativeGenerateRequest extends NativeLogitOptions {
   prompt: Int32Array
   maxNewTokens: number
   temperature: number
@@ -212,6 +224,8 @@ export interface NativeGenerateEvent {
   /** Per token, where they were asked for. */
   alternatives: { token: number; logprob: number }[][]
   finish: 'none' | 'length' | 'stop' | 'failed'
+  /** The logits of the next draw, [V], where the request's host is `logits`. */
+  logits?: RealArray
   /** Why there was no memory for a request that failed; else empty. */
   failure: string
 }
@@ -436,9 +450,14 @@ export interface NativeBinding {
   schedulerCreate(model: NativeModel, options: NativeSchedulerOptions): NativeScheduler
   /** The request's number, at once; it is served by the runs, also by one under way. */
   schedulerAdd(scheduler: NativeScheduler, request: NativeGenerateRequest): number
+  /**
+   * What a request's next draw waits for: bits of the tokens that may be drawn (bit v % 32 of word v / 32), or logits; the other is
+   * empty. It may come early, also while the scheduler runs.
+   */
+  schedulerAnswer(scheduler: NativeScheduler, request: number, allowed: Int32Array, logits: Float64Array): void
   /** keep: as if it had ended, where it asked to be kept. */
   schedulerCancel(scheduler: NativeScheduler, request: number, keep: boolean): void
-  /** Until no request is left, or one has ended, or there is a token. */
+  /** Until no request is left, or one has ended, or there is a token, or until all wait for answers. */
   schedulerRun(scheduler: NativeScheduler, until: 'idle' | 'finish' | 'token', cancel: Cancel): Promise<NativeGenerateEvent[]>
   schedulerStats(scheduler: NativeScheduler): NativeSchedulerStats
 

@@ -1,6 +1,8 @@
 // Generation: requests that come and go, and the runs that serve them.
 #include "../engine/generation/scheduler.h"
 
+#include <cmath>
+
 #include "functions.h"
 #include "input.h"
 #include "output.h"
@@ -31,6 +33,24 @@ const char* finish_name(Finish finish) {
 
 constexpr int64_t MOST = INT32_MAX;
 
+LogitOptions::Host read_host(const std::string& name) {
+  return name == "mask" ? LogitOptions::Host::mask : name == "logits" ? LogitOptions::Host::logits : LogitOptions::Host::none;
+}
+
+LogitOptions read_logit_options(const Input& in) {
+  LogitOptions o;
+  const std::vector<int32_t> tokens = in["biasTokens"].int32s(), banned = in["bannedTokens"].int32s();
+  const std::vector<double> values = in["biases"].doubles();
+  if (tokens.size() != values.size()) throw Error("INVALID_ARGUMENT", "generate", "biases must have one value per biased token");
+  for (size_t i = 0; i < tokens.size(); i++) o.biases.emplace_back(tokens[i], values[i]);
+  for (int32_t token : banned) o.biases.emplace_back(token, -INFINITY);
+  o.repetition = in["repetitionPenalty"].number();
+  o.frequency = in["frequencyPenalty"].number();
+  o.presence = in["presencePenalty"].number();
+  o.host = read_host(in["host"].text());
+  return o;
+}
+
 GenerateRequest read_request(const Input& in) {
   GenerateRequest r;
   r.prompt = in["prompt"].int32s();
@@ -40,6 +60,7 @@ GenerateRequest read_request(const Input& in) {
   r.sampling.top_p = in["topP"].number();
   r.sampling.min_p = in["minP"].number();
   r.sampling.seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
+  r.logits = read_logit_options(in);
   r.exit.rule = exit_rule_named(in["rule"].text());
   r.exit.threshold = in["threshold"].number();
   r.exit.min_loops = int(in["minLoops"].integer(1, 1024));
@@ -85,6 +106,14 @@ Napi::Value scheduler_cancel(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// Words of a mask, or the logits themselves.
+Napi::Value scheduler_answer(const Napi::CallbackInfo& info) {
+  const HeldScheduler scheduler = read_scheduler(info);
+  scheduler->answer(Input(info, 1, "request").integer(1, int64_t(1) << 53),
+                    {Input(info, 2, "allowed").int32s(), Input(info, 3, "logits").doubles()});
+  return info.Env().Undefined();
+}
+
 Napi::Object event_object(Napi::Env env, const GenerateEvent& event, LoopDType dtype) {
   std::vector<int32_t> tokens, loops;
   std::vector<double> logprobs;
@@ -111,6 +140,7 @@ Napi::Object event_object(Napi::Env env, const GenerateEvent& event, LoopDType d
   out.Set("alternatives", alternatives);
   out.Set("finish", finish_name(event.finish));
   out.Set("failure", event.failure);
+  if (!event.logits.empty()) out.Set("logits", Reals(std::vector<double>(event.logits), dtype).array(env));
   return out;
 }
 
@@ -157,6 +187,7 @@ Napi::Value stats(const Napi::CallbackInfo& info) {
 void add_generation_functions(Napi::Env env, Napi::Object exports) {
   add<scheduler_create>(env, exports, "schedulerCreate");
   add<add_request>(env, exports, "schedulerAdd");
+  add<scheduler_answer>(env, exports, "schedulerAnswer");
   add<scheduler_cancel>(env, exports, "schedulerCancel");
   add<scheduler_run>(env, exports, "schedulerRun");
   add<stats>(env, exports, "schedulerStats");

@@ -3,8 +3,42 @@
 #include <algorithm>
 
 #include "../numeric/philox.h"
+#include "../numeric/sampling.h"
+#include "context.h"
 
 namespace looplm::cpu {
+
+namespace {
+
+// x [n]: what the bits do not allow becomes -infinity.
+void apply_mask(const uint32_t* allowed, int64_t n, float* x) {
+  const float banned = -__builtin_inff();
+  for (int64_t v = 0; v < n; v += 32) {
+    const uint32_t word = allowed[v / 32];
+    const int64_t end = std::min(v + 32, n);
+    if (word == ~0u) continue;
+    if (word == 0) std::fill(x + v, x + end, banned);
+    else
+      for (int64_t i = v; i < end; i++) x[i] = word >> (i - v) & 1 ? x[i] : banned;
+  }
+}
+
+}  // namespace
+
+int edit_logits(void* context, LoopDType, const LoopLogitEdits* e) {
+  auto& ctx = *static_cast<Context*>(context);
+  auto* logits = static_cast<float*>(e->logits);
+  for (int64_t i = 0; i < e->count; i++) {
+    const LoopLogitEdit& edit = e->edits[i];
+    logits[edit.place] = edited_logit(logits[edit.place], edit.bias, edit.repetition, edit.penalty);
+  }
+  const int64_t n = e->vocabulary, words = (n + 31) / 32;
+  if (e->allowed)
+    for_rows(ctx, e->rows, n, [=](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; i++) apply_mask(e->allowed + i * words, n, logits + i * n);
+    });
+  return 0;
+}
 
 double draw_number(uint64_t seed, int32_t sequence, int32_t position) {
   return uniform(seed, uint32_t(sequence), uint32_t(position));

@@ -5,6 +5,8 @@
 
 namespace looplm::cpu {
 
+int edit_logits(void* ctx, LoopDType dt, const LoopLogitEdits* e);
+
 // The uniform number of a draw, from (seed, sequence, position) alone.
 double draw_number(uint64_t seed, int32_t sequence, int32_t position);
 

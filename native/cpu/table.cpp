@@ -1,6 +1,7 @@
 // The kernel table of one instruction set.
 #include <cstdio>
 
+#include "filtered.h"
 #include "kernels.h"
 #include "memory.h"
 
@@ -67,6 +68,7 @@ const LoopBackend table = {
     .cache_write = guarded<cache_write>,
     .decode_attention = guarded<decode_attention>,
     .sample = guarded<sample>,
+    .edit_logits = edit_logits,
     .decode_token = nullptr,
     .record = nullptr,
     .recorded = nullptr,

@@ -15,6 +15,13 @@
 
 namespace looplm {
 
+// As LoopLogitEdit of backend.h says.
+template <class Real>
+Real edited_logit(Real logit, double bias, double repetition, double penalty) {
+  const double biased = double(logit) + bias;
+  return Real((biased > 0 ? biased / repetition : biased * repetition) - penalty);
+}
+
 struct SampleOptions {
   double temperature = 1;  // 0: greedy, the lowest index wins a tie
   int64_t top_k = 0;       // 0: off

@@ -158,6 +158,43 @@ KERNEL_TEST(sample_tokens, "sample") {
   }
 }
 
+KERNEL_TEST(edit_logits, "edit_logits") {
+  for (const auto& [rows, vocabulary] :
+       {std::pair{size_t(3), int64_t(1031)}, {size_t(9), int64_t(64)}, {size_t(1), int64_t(1)}}) {
+    const Values logits = t.real_normal(rows * size_t(vocabulary), 2);
+    const size_t words = size_t(vocabulary + 31) / 32;
+    std::vector<LoopLogitEdit> edits;
+    for (size_t i = 0; i < rows; ++i)
+      for (int64_t v = int64_t(i) % 3; v < vocabulary; v += 5)
+        edits.push_back({int64_t(i) * vocabulary + v, v % 4 == 0 ? 0.75 : 0.0, v % 3 == 0 ? 1.3 : 1.0, v % 2 == 0 ? 0.4 : 0.0});
+    edits.back().bias = -INFINITY;
+    Ints allowed;
+    for (size_t w = 0; w < rows * words; ++w)  // none, all, and some of a word
+      allowed.push_back(w % 3 == 0 ? 0 : w % 3 == 1 ? -1 : int32_t(0x9e3779b9u * uint32_t(w)));
+    for (const bool masked : {false, true}) {
+      Values expected = logits;
+      for (const LoopLogitEdit& e : edits) {
+        const double x = expected[size_t(e.place)] + e.bias;
+        expected[size_t(e.place)] = rounded(t.device.real(), (x > 0 ? x / e.repetition : x * e.repetition) - e.penalty);
+      }
+      for (size_t i = 0; masked && i < expected.size(); ++i) {
+        const size_t row = i / size_t(vocabulary), v = i % size_t(vocabulary);
+        if (!(uint32_t(allowed[row * words + v / 32]) >> (v % 32) & 1)) expected[i] = -INFINITY;
+      }
+      Buffer x = real(t.device, logits), mask(t.device, allowed), changes = structs(t.device, edits);
+      const LoopLogitEdits e{int64_t(rows),
+                             vocabulary,
+                             x,
+                             int64_t(edits.size()),
+                             changes.as<LoopLogitEdit>(),
+                             masked ? mask.as<uint32_t>() : nullptr};
+      t.device.expect(t.device.table.edit_logits(t.device.ctx, t.device.dt, &e), "edit_logits");
+      const std::string what = std::to_string(rows) + "x" + std::to_string(vocabulary) + (masked ? ", masked" : "");
+      t.claim(what, x.values() == expected, "logits differ from the formula");
+    }
+  }
+}
+
 KERNEL_TEST(sample_ties, "sample: ties") {
   const Draws in{6, {1, 3, 3, 0, 3, 2, 5, 5, 5, 5, 5, 5}, {0, 1}, {0, 0}};
   t.claim("greedy takes the lowest index", run(t.device, in, {0}).tokens == Ints{1, 0});

@@ -43,6 +43,13 @@ export function nonNegative(text: string): number {
   throw new InvalidArgumentError('must be a number of at least 0.')
 }
 
+/** Reads any finite number. */
+export function finite(text: string): number {
+  const value = Number(text)
+  if (text.trim() !== '' && Number.isFinite(value)) return value
+  throw new InvalidArgumentError('must be a number.')
+}
+
 /** Reads loop counts such as `1,2,4`. */
 export function loopCounts(text: string): number[] {
   return text.split(',').map((part) => positiveInteger(part.trim()))

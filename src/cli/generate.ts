@@ -4,7 +4,7 @@ import { LoopLMError } from '../errors.js'
 import { type ExitRule, exitRuleNames } from '../model/exit-rules.js'
 import type { GenerateOptions } from '../model/types.js'
 import { stopTokens } from '../rl/problems.js'
-import { collect, type ModelFlags, modelOptions, natural, nonNegative, openModel, positiveInteger } from './arguments.js'
+import { collect, finite, type ModelFlags, modelOptions, natural, nonNegative, openModel, positiveInteger } from './arguments.js'
 import { type ChatFlags, chatOptions, chatSettings, conversation, encodeConversations } from './chat-flags.js'
 import { interruptible, print, printJson } from './output.js'
 
@@ -15,6 +15,9 @@ export interface SamplingFlags {
   topK?: number
   topP?: number
   minP?: number
+  repetitionPenalty?: number
+  frequencyPenalty?: number
+  presencePenalty?: number
   seed?: number
   loops?: number
   exit?: ExitRule['rule']
@@ -57,6 +60,9 @@ export function samplingOptions(command: Command, longest: number): Command {
     .option('--top-k <count>', 'sample from the k likeliest tokens', natural)
     .option('--top-p <share>', 'sample from the smallest set of tokens with this probability', nonNegative)
     .option('--min-p <share>', 'sample from tokens with this share of the largest probability', nonNegative)
+    .option('--repetition-penalty <number>', 'divides the logits of tokens that the text has; 1 is off', nonNegative)
+    .option('--frequency-penalty <number>', 'lowers logits by the times that a token was drawn; 0 is off', finite)
+    .option('--presence-penalty <number>', 'lowers logits of tokens that were drawn; 0 is off', finite)
     .option('--seed <number>', 'seed of the draws', natural)
     .option('--loops <count>', "loops per token; default the model's", positiveInteger)
     .addOption(new Option('--exit <rule>', 'when a token leaves the loops (default: gate)').choices(exitRuleNames))
@@ -91,23 +97,12 @@ async function generate(folder: string, flags: GenerateFlags): Promise<void> {
 
 /** The options that were given. */
 export function generationOptions(flags: SamplingFlags): GenerateOptions {
-  const {
-    maxNewTokens,
-    temperature,
-    topK,
-    topP,
-    minP,
-    seed,
-    loops,
-    kv,
-    stop,
-    exitThreshold: threshold,
-    minLoops,
-    patience,
-  } = flags
+  const { maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, minLoops, patience } = flags
+  const { repetitionPenalty, frequencyPenalty, presencePenalty, exitThreshold: threshold } = flags
   const chosen = flags.exit !== undefined || [threshold, minLoops, patience].some((value) => value !== undefined)
   const exit = chosen ? definedOnly({ rule: flags.exit ?? 'gate', threshold, minLoops, patience }) : undefined
-  return definedOnly({ maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, exit }) as GenerateOptions
+  const sampling = { temperature, topK, topP, minP, repetitionPenalty, frequencyPenalty, presencePenalty, seed }
+  return definedOnly({ maxNewTokens, ...sampling, loops, kv, stop, exit }) as GenerateOptions
 }
 
 function definedOnly(fields: object): object {

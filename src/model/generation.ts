@@ -1,7 +1,7 @@
 import { LoopLMError } from '../errors.js'
 import type { NativeModel } from '../native.js'
 import { describe } from '../validation/arguments.js'
-import { type GeneratingModel, readRequests } from './request.js'
+import { type GeneratingModel, type Request, readRequests } from './request.js'
 import { Scheduler } from './scheduler.js'
 import type { GenerateChunk, GenerateOptions, GenerateResult, Prompt } from './types.js'
 
@@ -21,7 +21,8 @@ export async function generate(
   }
   const requests = readRequests(model, prompts, 'prompts', options, operation)
   using scheduler = new Scheduler(model, handle, operation, own(prompts.length, options), options.signal)
-  const entered = requests.map((request) => scheduler.enter(request, request.stopTexts.length > 0 ? 'token' : 'idle'))
+  const watched = ({ native, stopTexts }: Request) => (stopTexts.length > 0 || native.host !== 'none' ? 'token' : 'idle')
+  const entered = requests.map((request) => scheduler.enter(request, watched(request)))
   scheduler.drive()
   return await Promise.all(entered.map((request) => request.result()))
 }

@@ -15,14 +15,17 @@ import {
 } from './checks.js'
 import type { LoopLMConfig } from './config.js'
 import { readExit } from './exit-rules.js'
+import { readLogitOptions } from './logit-options.js'
 import { cachePolicyFields, generateOptions, speculateFields } from './options.js'
-import type { CachePolicy, GenerateOptions, ModelDType, Prompt, TokenSequence } from './types.js'
+import type { CachePolicy, GenerateOptions, LogitsProcessor, ModelDType, Prompt, TokenSequence } from './types.js'
 
 /** A prompt and its options as the engine takes them. */
 export interface Request {
   native: NativeGenerateRequest
   /** Texts that end a sequence; they are looked for after every token. */
   stopTexts: string[]
+  /** Of native.host `logits`. */
+  processor?: LogitsProcessor
 }
 
 /** What generation needs to know of a model. */
@@ -139,7 +142,9 @@ function readRequest(model: GeneratingModel, options: GenerateOptions, operation
   const { stateSeed, zeroStates } = readStates(options, model.architecture, operation)
   return {
     stopTexts,
+    ...(options.logitsProcessor === undefined ? {} : { processor: options.logitsProcessor }),
     native: {
+      ...readLogitOptions(options, model.config.vocab_size, operation),
       prompt: new Int32Array(),
       sequence: 0,
       maxNewTokens: number('maxNewTokens', 16, { min: 1, max: 2 ** 24, integer: true }),

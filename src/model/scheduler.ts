@@ -4,6 +4,7 @@ import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, type NativeGenerateEvent, type NativeModel, type NativeScheduler, native } from '../native.js'
 import { checkFlag, checkNumber, checkOptions } from '../validation/arguments.js'
 import { checkLoops } from './checks.js'
+import { checkedLogits } from './logit-options.js'
 import { continueOptions, requestOptions } from './options.js'
 import { type GeneratingModel, type Request, readCachePolicy, readRequests } from './request.js'
 import { contextOf, decodeGenerated, TextStream } from './text-stream.js'
@@ -13,6 +14,7 @@ import type {
   GenerateChunk,
   GenerateResult,
   Prompt,
+  RealArray,
   SchedulerOptions,
   SchedulerRequestOptions,
   SchedulerStats,
@@ -45,6 +47,7 @@ export class Scheduler {
   readonly #live = new Map<number, GenerateRequest>()
   readonly #kept = new Map<GenerateRequest, Kept>() // requests that asked for it, from their start to their release
   #newest = 0 // request
+  readonly #asked = new Map<number, RealArray>() // logits that wait for a processor, by request
   #cancelled = false
   #driving = false
 
@@ -151,7 +154,8 @@ export class Scheduler {
       sequence: checkNumber(sequence, 'sequence', { min: 0, max: 2 ** 31 - 1, integer: true }, operation),
     }
     const native = { ...request!.native, ...added, ...parent }
-    const watched = !keep || request!.stopTexts.length > 0 ? 'token' : 'finish'
+    const told = !keep || request!.stopTexts.length > 0 || native.host !== 'none'
+    const watched = told ? 'token' : 'finish'
     const entered = this.enter({ ...request!, native }, watched, operation, options.signal)
     if (keep) {
       const { prompt } = native
@@ -223,7 +227,9 @@ export class Scheduler {
         const watched = [...this.#live.values()].map(({ watched }) => watched)
         const until = (['token', 'finish'] as const).find((kind) => watched.includes(kind)) ?? 'idle'
         const run = (cancel: Parameters<Parameters<typeof call>[1]>[0]) => native().schedulerRun(this.#handle, until, cancel)
-        const events = await call(this.#operation, run, this.#signal)
+        const running = call(this.#operation, run, this.#signal)
+        this.#answer() // while the pass runs
+        const events = await running
         for (const event of events) this.#receive(event)
       }
     } catch (error) {
@@ -240,6 +246,16 @@ export class Scheduler {
     if (request === undefined) return
     if (event.finish !== 'none') this.#live.delete(event.request)
     request.receive(event)
+    if (event.logits !== undefined) this.#asked.set(event.request, event.logits)
+  }
+
+  /** What rows wait for before their next draw. */
+  #answer(): void {
+    for (const [id, logits] of this.#asked) {
+      const answer = this.#live.get(id)?.processed(logits)
+      if (answer !== undefined && this.#live.has(id)) native().schedulerAnswer(this.#handle, id, new Int32Array(), answer)
+    }
+    this.#asked.clear()
   }
 }
 
@@ -263,6 +279,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   watched: Watched
   readonly #model: GeneratingModel
   readonly #operation: string
+  readonly #request: Request
   readonly #promptLength: number
   readonly #alternatives: boolean
   readonly #context: readonly number[] // the prompt's last tokens, with which text is decoded
@@ -290,6 +307,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   ) {
     this.#model = model
     this.#operation = operation
+    this.#request = request
     this.#promptLength = request.native.prompt.length
     this.#alternatives = request.native.alternatives > 0
     this.#context = model.tokenizer === undefined ? [] : contextOf(model.tokenizer, request.native.prompt)
@@ -368,6 +386,19 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
       }
     } finally {
       this.cancel()
+    }
+  }
+
+  /** The logits of the next draw after the request's processor; undefined when it failed. @internal */
+  processed(logits: RealArray): Float64Array | undefined {
+    const { processor, native } = this.#request
+    try {
+      const context = { prompt: native.prompt, tokens: this.#tokens, index: native.sequence }
+      return checkedLogits(processor!(logits, context) ?? logits, logits.length, this.#operation)
+    } catch (error) {
+      this.fail(error)
+      this.#remove(false)
+      return undefined
     }
   }
 

@@ -298,6 +298,27 @@ export interface GenerateOptions extends StateOptions, InputOptions {
   topP?: number
   /** Keep tokens with at least this share of the largest probability, less than 1; 0 (default) is off. */
   minP?: number
+  /**
+   * Added to the logits of these token ids, before temperature and filters: an object or a Map from id to a finite number. Positive makes
+   * a token more likely, -100 all but rules it out.
+   */
+  logitBias?: Readonly<Record<number, number>> | ReadonlyMap<number, number>
+  /** Token ids that are never drawn. An end token among them does not end the sequence. */
+  bannedTokens?: readonly number[]
+  /**
+   * As in Hugging Face transformers: for each token that is in the prompt or was drawn, a positive logit is divided by this and a
+   * negative one multiplied by it. More than 0; 1 (default) is off.
+   */
+  repetitionPenalty?: number
+  /** As in OpenAI's interface: subtracted from the logit of a token once for each time that it was drawn. 0 (default) is off. */
+  frequencyPenalty?: number
+  /** As in OpenAI's interface: subtracted once from the logit of each token that was drawn. 0 (default) is off. */
+  presencePenalty?: number
+  /**
+   * A function of your own that sees the logits before every draw, after biases and penalties: change them in place, or return others.
+   * Slow: logits are copied to JavaScript and back for every token, and the sequence waits meanwhile. Not together with `speculate`.
+   */
+  logitsProcessor?: LogitsProcessor
   /** A draw depends on (seed, number of the sequence, position) alone. Default 0. */
   seed?: number
   /** The number of each prompt's sequence in the draws, for prompts of one batch that several calls share; default its index. */
@@ -327,6 +348,27 @@ export interface GenerateOptions extends StateOptions, InputOptions {
   signal?: AbortSignal | undefined
 }
 
+/** What a {@link LogitsProcessor} knows of the sequence. */
+export interface LogitsContext {
+  /** The prompt's tokens. */
+  readonly prompt: Int32Array
+  /** The tokens drawn so far. */
+  readonly tokens: readonly number[]
+  /** Index of the prompt among those of the call; 0 in a scheduler. */
+  readonly index: number
+}
+
+/**
+ * Changes logits before a token is drawn.
+ *
+ * @param logits one per token of the vocabulary, yours to change
+ * @returns other logits of the same length, or nothing when they were changed in place. `-Infinity` rules a token out; at least one must
+ *   be finite, and none may be NaN or `Infinity`.
+ */
+export type LogitsProcessor =
+  | ((logits: RealArray, context: LogitsContext) => void)
+  | ((logits: RealArray, context: LogitsContext) => ArrayLike<number>)
+
 /** One of the most probable tokens at a position. */
 export interface TokenLogprob {
   token: number
@@ -349,7 +391,10 @@ export interface GenerateResult {
   tokens: number[]
   /** What the new tokens add to the prompt's text, without special tokens, when the model has a tokenizer. */
   text?: string
-  /** One per token: log softmax(logits / temperature) over the full vocabulary, whatever top-k, top-p and min-p (temperature 1 when greedy). */
+  /**
+   * One per token: log softmax(logits / temperature) over the full vocabulary (temperature 1 when greedy), as `score` computes it: the
+   * model's own, whatever top-k, top-p, min-p, biases, penalties, grammars and processors make of the draw.
+   */
   logprobs: RealArray
   /** One per token: the loop it was read from, 1-based. */
   loops: number[]

@@ -2,6 +2,7 @@ import { z } from 'zod'
 import { DatasetStream } from '../data/dataset-stream.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { maxLoops } from '../model/config.js'
+import { type ExitRule, exitRuleNames, readExit } from '../model/exit-rules.js'
 import { LoopLM } from '../model/model.js'
 import type { Task } from '../tasks/task.js'
 import { alsoCalled } from '../validation/schema.js'
@@ -181,6 +182,22 @@ const betas = (beta2: number) =>
     .default([0.9, beta2])
     .describe('Decay rates of the two moments of AdamW.')
 
+/** The exit rule of rollouts; which rule has which field is in one list of the model. */
+const exit = z
+  .strictObject({
+    rule: z.enum(exitRuleNames).describe('When a token leaves the loops.'),
+    threshold: z.number().optional().describe('At which value the rule holds; default that of the rule.'),
+    minLoops: count(maxLoops).optional().describe('Loops before which no token leaves; default 1.'),
+    patience: count(maxLoops).optional().describe('`argmax-stable`: agreements in a row; default 1.'),
+  })
+  .superRefine((rule, context) => {
+    try {
+      readExit(rule as ExitRule, 1, '')
+    } catch (error) {
+      context.addIssue({ code: 'custom', message: (error as Error).message.replace(/^: /, '') })
+    }
+  }) as unknown as z.ZodType<ExitRule, ExitRule>
+
 /** Rollouts and advantages. */
 const rollouts = {
   promptsPerStep: positiveInt.default(32).describe('Different prompts per generation call.'),
@@ -203,6 +220,29 @@ const rollouts = {
     .default(0)
     .describe('Sample from the k likeliest tokens; 0: all. Log-probabilities stay those of the full vocabulary.'),
   topP: positive.max(1).default(1).describe('Sample from the smallest set of tokens with this probability.'),
+  minP: nonNegative.lt(1).default(0).describe('Sample from tokens with at least this share of the largest probability; 0: all.'),
+  repetitionPenalty: positive
+    .default(1)
+    .describe(
+      'Logits of tokens in the prompt or drawn before: positive ones are divided by it, negative ones multiplied; 1: off.',
+    ),
+  frequencyPenalty: z
+    .number()
+    .default(0)
+    .describe('Subtracted from the logit of a token once for each time that it was drawn before; 0: off.'),
+  presencePenalty: z.number().default(0).describe('Subtracted once from the logit of each token that was drawn before; 0: off.'),
+  logitBias: z
+    .record(z.string().regex(/^\d+$/, 'must be a token id'), z.number())
+    .optional()
+    .describe('Added to the logits of these token ids, for example `{ 13: -2 }`.'),
+  bannedTokens: z.array(natural).optional().describe('Token ids that are never sampled.'),
+  stop: z
+    .array(z.union([natural, z.string().min(1)], 'must be a token id or a string that is not empty'))
+    .optional()
+    .describe('Token ids or strings that end a completion, in place of the end tokens of the task or the model.'),
+  exit: exit
+    .optional()
+    .describe('Exit rule of rollouts. Training and its log-probabilities stay at full depth, which is also the default.'),
   skipFlatGroups: z
     .boolean()
     .default(true)
@@ -333,11 +373,16 @@ const weightDecay = (value: number) => nonNegative.default(value).describe('Deco
 function checkPolicy(
   options: RunOptions & {
     exitThreshold?: number | undefined
+    exit?: unknown
     readLoops?: readonly number[] | undefined
   },
   context: z.RefinementCtx,
 ): void {
   checkTogether(options, context)
+  if (options.exitThreshold !== undefined && options.exit !== undefined) {
+    const message = 'exitThreshold is the exit rule gate, whose exits are trained; omit one of them'
+    context.addIssue({ code: 'custom', path: ['exit'], message })
+  }
   if (options.exitThreshold !== undefined && options.readLoops !== undefined) {
     const message = 'rollouts that leave early may leave at any loop; omit readLoops or exitThreshold'
     context.addIssue({ code: 'custom', path: ['readLoops'], message })

@@ -3,6 +3,7 @@
 import type { ChatSettings } from '../data/chat-format.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoRAModule } from '../model/adapter.js'
+import type { ExitRule } from '../model/exit-rules.js'
 import type { LoopLM } from '../model/model.js'
 import type { BackwardLoops, LoopWeights, Recompute, Surrogate } from '../model/types.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
@@ -181,6 +182,25 @@ export interface RolloutConfig extends LoopConfig {
   topK: number
   /** Sample from the smallest set of tokens with this probability. Default `1`. */
   topP: number
+  /** Sample from tokens with at least this share of the largest probability; 0: all. Default `0`. */
+  minP: number
+  /**
+   * Logits of tokens in the prompt or drawn before: positive ones are divided by it, negative ones multiplied; 1: off.
+   * Default `1`.
+   */
+  repetitionPenalty: number
+  /** Subtracted from the logit of a token once for each time that it was drawn before; 0: off. Default `0`. */
+  frequencyPenalty: number
+  /** Subtracted once from the logit of each token that was drawn before; 0: off. Default `0`. */
+  presencePenalty: number
+  /** Added to the logits of these token ids, for example `{ 13: -2 }`. */
+  logitBias?: Record<string, number> | undefined
+  /** Token ids that are never sampled. */
+  bannedTokens?: number[] | undefined
+  /** Token ids or strings that end a completion, in place of the end tokens of the task or the model. */
+  stop?: (number | string)[] | undefined
+  /** Exit rule of rollouts. Training and its log-probabilities stay at full depth, which is also the default. */
+  exit?: ExitRule | undefined
   /** Leave sequences without advantage, those of flat groups first, out of the passes. Never changes the loss. Default `true`. */
   skipFlatGroups: boolean
   /** Calls of one reward function that wait for an answer at the same time. Default `64`. */

@@ -30,6 +30,7 @@ import type { ProblemSource } from './problems.js'
 import { ReferenceModel } from './reference-model.js'
 import { namedRewards } from './rewards.js'
 import { logprobDifference, type Rollout, rolloutMetrics, type SampledRollouts, sampleStep, singleTurn } from './rollout.js'
+import { rolloutExit } from './sampling.js'
 import { sharesOf } from './shares.js'
 import { trainedLoops } from './trained-loops.js'
 import { type Prepared, Trainer } from './trainer.js'
@@ -224,7 +225,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     const { config, model } = this
     const batch = batchOf(rollouts, config.exitThreshold !== undefined)
     const metrics: Metrics = {}
-    if (config.exitThreshold === undefined && config.logprobCheckEvery > 0 && this.step % config.logprobCheckEvery === 0) {
+    if (rolloutExit(config).rule === 'fixed' && config.logprobCheckEvery > 0 && this.step % config.logprobCheckEvery === 0) {
       const { sequences, promptLengths } = batch
       const options = { lastLoop: true, temperature: config.temperature, signal, ...this.#loops.scoring }
       const logprobs = await this.ranks.rows('logprobs', this.ranks.strided(sequences.length), async (rows) => {

@@ -6,7 +6,7 @@ import type { LoopLM } from '../model/model.js'
 import { specialEndTokens } from '../model/special-tokens.js'
 import type { Task } from '../tasks/task.js'
 import { type DatasetRows, openRows, type RowCheck, type RowsDescription } from './dataset-rows.js'
-import type { TrainerConfig } from './options.js'
+import type { RolloutConfig, TrainerConfig } from './options.js'
 
 /** A prompt with the columns that reward functions see. */
 export interface Problem {
@@ -24,6 +24,8 @@ export interface ProblemSource {
   readonly maxNewTokens: number
   /** Tokens that end a completion; the first one ends what is learned. Empty where every completion has `maxNewTokens` tokens. */
   readonly stop: readonly number[]
+  /** Texts that end a completion as well. */
+  readonly stopTexts?: readonly string[]
   /** Most tokens of a prompt with its completion: `max_position_embeddings` of the model. */
   readonly maxLength: number
   /** The task whose reward is used when the caller gives none. */
@@ -50,8 +52,16 @@ export function openProblems(
   operation: string,
   model: LoopLM,
   config: Pick<TrainerConfig, 'task' | 'dataset' | 'evalDataset' | 'tokenizer' | 'seed'> &
-    Partial<Pick<TrainerConfig, 'chatTemplate'>>,
+    Partial<Pick<TrainerConfig, 'chatTemplate'>> &
+    Pick<RolloutConfig, 'stop'>,
 ): ProblemSource {
+  const source = openData(operation, model, config)
+  if (config.stop === undefined) return source
+  const stop = config.stop.filter((entry) => typeof entry === 'number')
+  return { ...source, stop, stopTexts: config.stop.filter((entry) => typeof entry === 'string') }
+}
+
+function openData(operation: string, model: LoopLM, config: Parameters<typeof openProblems>[2]): ProblemSource {
   const { task, dataset, seed } = config
   if ((task === undefined) === (dataset === undefined)) {
     const message = 'a task or a dataset is needed, one of them; only update() and gradients() of a trainer need neither'

@@ -9,6 +9,7 @@ import type { PolicyConfig } from './options.js'
 import type { Problem, ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
 import { type Completion, rewardMetrics, scoreCompletions } from './rewards.js'
+import { samplingOptions } from './sampling.js'
 
 /** One completion with what is known of it. */
 export interface Rollout {
@@ -76,8 +77,7 @@ export function singleTurn(
   rewards: readonly WeightedReward[],
   config: PolicyConfig,
 ): RolloutSource {
-  const { promptsPerStep, gradientAccumulation, groupSize, temperature, topK, topP, exitThreshold, initialState, stateSeed } =
-    config
+  const { promptsPerStep, gradientAccumulation, groupSize } = config
   return async (step, round, mine, signal) => {
     const problems: Problem[] = []
     const prompts: EncodedPrompt[] = []
@@ -92,10 +92,7 @@ export function singleTurn(
       const encoded = (await encodePrompts(source, drawn)).flatMap((prompt) => Array<EncodedPrompt>(groupSize).fill(prompt))
       const sequenceNumbers = groups.flatMap((group) => Array.from({ length: groupSize }, (_, k) => group * groupSize + k))
       const seed = new Random(config.seed, step, seedStream + call + round * roundStreams).word()
-      const sampling = { temperature, topK, topP, seed, sequenceNumbers, initialState, stateSeed, signal }
-      const options = { ...generation(source, config.maxNewTokens), ...sampling }
-      if (config.loops !== undefined) options.loops = config.loops
-      if (exitThreshold !== undefined) options.exit = { rule: 'gate', threshold: exitThreshold }
+      const options = { ...generation(source, config.maxNewTokens), ...samplingOptions(config), seed, sequenceNumbers, signal }
       for (const problem of drawn) for (let k = 0; k < groupSize; k++) problems.push(problem)
       for (const prompt of encoded) prompts.push(prompt)
       const tokens = encoded.map((prompt) => prompt.tokens)
@@ -199,14 +196,17 @@ export function generation(source: ProblemSource, maxNewTokens: number | undefin
   return {
     maxNewTokens: maxNewTokens ?? source.maxNewTokens,
     exit: { rule: 'fixed' },
-    stop: source.stop,
+    stop: [...source.stop, ...(source.stopTexts ?? [])],
   }
 }
 
 /** What the reward functions see: the text without the token that ended it. */
 export function completionOf(source: ProblemSource, problem: Problem, prompt: EncodedPrompt, result: GenerateResult): Completion {
-  const tokens = result.finishReason === 'stop' ? result.tokens.slice(0, -1) : result.tokens
-  const completion = source.tokenizer.decode(tokens, { skipUnknownTokens: true })
+  const ended = result.finishReason === 'stop' && source.stop.includes(result.tokens.at(-1)!)
+  const tokens = ended ? result.tokens.slice(0, -1) : result.tokens
+  const text = source.tokenizer.decode(tokens, { skipUnknownTokens: true })
+  const ends = (source.stopTexts ?? []).map((stop) => text.indexOf(stop)).filter((index) => index >= 0)
+  const completion = text.slice(0, Math.min(text.length, ...ends))
   return { prompt: prompt.text, completion, columns: problem }
 }
 

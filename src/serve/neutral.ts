@@ -16,7 +16,7 @@ export function neutral(values: readonly unknown[], reason: string) {
 /** Accepted with any value: it cannot change the answer. */
 export const ignored = z.unknown().optional()
 
-const penalties = 'penalties are not supported'
+const penalties = 'there are frequency_penalty, presence_penalty and repetition_penalty'
 const beams = 'beam search is not supported'
 const samplers = 'this way of sampling is not supported; there are temperature, top_k, top_p and min_p'
 const constraints = 'constrained answers are not supported'
@@ -24,16 +24,12 @@ const ids = 'token ids are not part of an answer'
 
 /** Fields of generation that OpenAI, vLLM, SGLang, llama.cpp and TGI have. */
 export const neutralFields = {
-  frequency_penalty: neutral([0], penalties),
-  presence_penalty: neutral([0], penalties),
-  repetition_penalty: neutral([1], penalties),
   repeat_penalty: neutral([1], penalties),
   dry_multiplier: neutral([0], penalties),
   no_repeat_ngram_size: neutral([0], penalties),
-  logit_bias: neutral([{}], 'biases are not supported'),
-  bad_words: neutral([[]], 'biases are not supported'),
-  allowed_token_ids: neutral([], 'biases are not supported'),
-  logits_processors: neutral([[]], 'biases are not supported'),
+  bad_words: neutral([[]], 'words are not banned; logit_bias takes token ids'),
+  allowed_token_ids: neutral([], 'logit_bias makes token ids more or less likely'),
+  logits_processors: neutral([[]], 'code is not run; logit_bias changes logits'),
   best_of: neutral([1], 'the best of several answers is not chosen; ask for n and choose'),
   use_beam_search: neutral([false], beams),
   length_penalty: neutral([1], beams),

@@ -223,6 +223,10 @@ function plan(
     topP: request.top_p || undefined,
     topK: request.top_k === -1 ? 0 : request.top_k, // all tokens, as vLLM writes it
     minP: request.min_p,
+    frequencyPenalty: request.frequency_penalty,
+    presencePenalty: request.presence_penalty,
+    repetitionPenalty: request.repetition_penalty,
+    logitBias: checkBiases(served, request.logit_bias),
     loops: request.loops,
     exit: request.exit == null ? undefined : exitRule(request.exit),
     logprobs: alternatives === 0 ? undefined : alternatives,
@@ -318,6 +322,14 @@ async function encode(served: Served, text: string, addSpecialTokens: boolean, p
 function checkPrompt(served: Served, prompt: number[], param: string): number[] {
   if (prompt.length === 0) throw new HttpError(400, `${param}: has no tokens`, { param, code: 'invalid_value' })
   return checkTokens(served, prompt, param)
+}
+
+function checkBiases({ model }: Served, biases: CompletionRequest['logit_bias']): Record<string, number> | undefined {
+  const size = model.config.vocab_size
+  const bad = Object.keys(biases ?? {}).find((token) => Number(token) >= size)
+  if (bad === undefined) return biases ?? undefined
+  const message = `logit_bias: ${bad} is not a token id of the model: they go from 0 to ${size - 1}`
+  throw new HttpError(400, message, { param: 'logit_bias', code: 'invalid_value' })
 }
 
 function checkTokens({ model }: Served, tokens: number[], param: string): number[] {

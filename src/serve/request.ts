@@ -18,6 +18,11 @@ const seed = z
   .refine((value) => Number.isInteger(value) && value >= -(2 ** 63) && value <= 2 ** 64, 'must be an integer of 64 bits')
   .nullish()
 
+const logitBias = z
+  .record(z.string().regex(/^\d{1,9}$/, 'must be a token id'), z.number().min(-100).max(100))
+  .refine((biases) => Object.keys(biases).length <= 4096, 'must have at most 4096 token ids')
+  .nullish()
+
 const rounds = z.int().min(1).max(64).nullish()
 /** The fields of a rule, from the one list of what rules take. */
 function exitFields(rule: ExitRule['rule']) {
@@ -50,6 +55,10 @@ const shared = {
     .max(2 ** 31 - 1)
     .nullish(),
   min_p: z.number().min(0).lt(1).nullish(),
+  frequency_penalty: z.number().min(-2).max(2).nullish(),
+  presence_penalty: z.number().min(-2).max(2).nullish(),
+  repetition_penalty: z.number().gt(0).max(100).nullish(),
+  logit_bias: logitBias,
   n: z.int().min(1).max(128).nullish(),
   seed,
   stop,

@@ -17,6 +17,7 @@ interface JsonSchema {
   anyOf?: JsonSchema[]
   oneOf?: JsonSchema[]
   properties?: Record<string, JsonSchema>
+  additionalProperties?: JsonSchema | boolean
   items?: JsonSchema
   prefixItems?: JsonSchema[]
   minimum?: number
@@ -43,6 +44,8 @@ export function schemaOptions(object: z.ZodType): OptionDoc[] {
 
 function typeText(field: JsonSchema): string {
   if (field.properties !== undefined) return `{ ${Object.keys(field.properties).join(', ')} }`
+  if (typeof field.additionalProperties === 'object' && Object.keys(field.additionalProperties).length > 0)
+    return `${typeText(field.additionalProperties)} by name`
   if (field.oneOf !== undefined) return field.oneOf.map(typeText).join(' | ')
   if (field.anyOf !== undefined) return field.anyOf.map(typeText).join(' | ')
   if (field.enum !== undefined) return field.enum.map((value) => JSON.stringify(value)).join(' | ')

@@ -109,6 +109,7 @@ function isOfKind({ shape }: z.ZodObject, value: unknown): boolean {
 }
 
 function invalidText(issue: z.core.$ZodIssue): string {
+  if (issue.code === 'invalid_key' && issue.issues[0] !== undefined) return issue.issues[0].message
   const value = 'input' in issue && issue.code !== 'custom' ? `, got ${show(issue.input)}` : ''
   if (issue.code !== 'invalid_value' || typeof issue.input !== 'string') return `${issue.message}${value}`
   const remedy = didYouMean(issue.input, issue.values.map(String), '')

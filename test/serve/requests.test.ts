@@ -324,7 +324,8 @@ describe('a field that changes nothing', () => {
   })
 
   it.each([
-    ['repetition_penalty', 1.1, /penalties are not supported/],
+    ['repeat_penalty', 1.1, /frequency_penalty, presence_penalty and repetition_penalty/],
+    ['allowed_token_ids', [5], /logit_bias/],
     ['min_tokens', 5, /least length is not supported/],
     ['use_beam_search', true, /beam search is not supported/],
     ['typical_p', 0.5, /way of sampling is not supported/],

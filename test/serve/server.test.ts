@@ -93,6 +93,19 @@ describe("OpenAI's client", () => {
     expect((await client.completions.create({ ...body, prompt: tokens })).choices[0]!.text).toBe(expected!.text)
   })
 
+  it('gets what biases and penalties make of an answer', async () => {
+    const { client } = await serve()
+    const own = { logitBias: { 40: 3, 41: -100 }, frequencyPenalty: 1.5, presencePenalty: -0.5, repetitionPenalty: 1.2 }
+    const fields = { logit_bias: { 40: 3, 41: -100 }, frequency_penalty: 1.5, presence_penalty: -0.5, repetition_penalty: 1.2 }
+    const [expected] = await model.generate(['in the'], { maxNewTokens: 12, seed: 3, logprobs: 2, ...own })
+    const body = { model: 'tiny', prompt: 'in the', max_tokens: 12, seed: 3, logprobs: 2, ...fields }
+    const { choices } = await client.completions.create(body)
+    expect(choices[0]!.text).toBe(expected!.text)
+    expect(choices[0]!.logprobs!.token_logprobs).toEqual(Array.from(expected!.logprobs))
+    const [plain] = await model.generate(['in the'], { maxNewTokens: 12, seed: 3 })
+    expect(plain!.tokens).not.toEqual(expected!.tokens)
+  })
+
   it('gets a chat answer for the rendered template, ended at the end of the turn', async () => {
     const { client } = await serve()
     const messages = [{ role: 'user' as const, content: 'Hi é😀' }]
@@ -284,7 +297,12 @@ describe('a refusal', () => {
     ['chat', { ...chat, max_tokens: 0 }, 400, 'max_tokens', />=1/],
     ['chat', { ...chat, top_logprobs: 3 }, 400, 'top_logprobs', /needs logprobs/],
     ['chat', { ...chat, response_format: { type: 'json_object' } }, 400, 'response_format.type', /text/],
-    ['chat', { ...chat, frequency_penalty: 1 }, 400, 'frequency_penalty', /must be 0: penalties are not supported/],
+    ['chat', { ...chat, frequency_penalty: 3 }, 400, 'frequency_penalty', /<=2/],
+    ['chat', { ...chat, presence_penalty: -2.5 }, 400, 'presence_penalty', />=-2/],
+    ['completions', { ...completion, repetition_penalty: 0 }, 400, 'repetition_penalty', />0/],
+    ['completions', { ...completion, logit_bias: { 5: 101 } }, 400, 'logit_bias.5', /<=100/],
+    ['completions', { ...completion, logit_bias: { five: 1 } }, 400, 'logit_bias.five', /must be a token id/],
+    ['completions', { ...completion, logit_bias: { 5000: 1 } }, 400, 'logit_bias', /5000 is not a token id of the model/],
     ['chat', { ...chat, n: 129 }, 400, 'n', /128/],
     ['completions', { ...completion, prompt: [1, 5000] }, 400, 'prompt[1]', /got 5000/],
     ['completions', { ...completion, prompt: '' }, 400, 'prompt', /no tokens/],

@@ -97,6 +97,7 @@ bool Admission::admit_first() {
   const int max_loops = loops_of(request);
   Row& row = g_.rows.emplace(id, Row{id, std::move(request), max_loops, prompt, slot, g_.acquire_index()}).first->second;
   for (int32_t token : prompt->tokens) row.state_key.append(token);
+  row.edits = LogitEdits(row.request.logits, prompt->tokens);
   waiting_.pop_front();
   return true;
 }

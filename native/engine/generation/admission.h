@@ -23,6 +23,10 @@ class Admission {
   // not fit although nothing else is there fails.
   void admit();
   bool waiting() const { return !waiting_.empty(); }
+  bool idle() const {  // nothing waits, and nothing has arrived
+    std::lock_guard lock(mutex_);
+    return waiting_.empty() && arrived_.empty();
+  }
   void update_counts();
   void clear() noexcept;
 

@@ -19,6 +19,7 @@ struct Decode::Next {
 
 void Decode::clear() noexcept {
   tokens_.clear();
+  deferred_.clear();
   states_.tokens = 0;
 }
 
@@ -67,16 +68,56 @@ std::vector<Row*> Decode::read_first(const std::vector<Row*>& rows, int loop, st
   Stack::Registers after;
   for (size_t r = 0; r < R; r++) after.push_back(memory_.first.at(r * rows.size() * bytes));
   head_.run(reads, after, memory_.before.as<>());
-  std::vector<Row*> staying;
+  std::vector<Row*> staying, done;
   for (size_t i = 0; i < rows.size(); i++) {
     Row& row = *rows[i];
     row.exit = reads[i].exits ? ExitState{} : reads[i].exit;
     row.started = reads[i].exits;
     if (!reads[i].exits) staying.push_back(&row);
-    else if (g_.add_token(row, std::move(reads[i].drawn))) fresh.push_back({&row, 0, 0, row.newest});
-    else g_.finish(row);
+    else if (accept(row, reads[i], done)) fresh.push_back({&row, 0, 0, row.newest});
   }
+  for (Row* row : done) g_.finish(*row);
   return staying;
+}
+
+bool Decode::accept(Row& row, HeadRow& read, std::vector<Row*>& done) {
+  if (read.deferred) {
+    deferred_.push_back({&row, read.loop});
+    if (!read.logits.empty()) g_.event(row.id).logits = std::move(read.logits);
+    return false;
+  }
+  if (g_.add_token(row, std::move(read.drawn))) return true;
+  done.push_back(&row);
+  return false;
+}
+
+// ---- Rows whose draw waited for the host
+
+void Decode::draw_deferred() {
+  if (deferred_.empty()) return;
+  g_.collect_answers();
+  std::vector<HeadRow> reads;
+  std::vector<Deferred> waiting, ready;
+  for (const Deferred& one : deferred_) {
+    (one.row->waits_for_host() ? waiting : ready).push_back(one);
+    if (one.row->waits_for_host()) continue;
+    reads.push_back(head_row(*one.row, HeadRow::Ask::always, one.loop, 0));
+    reads.back().exits = true;
+  }
+  if (reads.empty()) return;
+  head_.draw_deferred(reads);
+  deferred_ = std::move(waiting);
+  std::vector<ActiveToken> fresh;
+  std::vector<Row*> done;
+  for (size_t i = 0; i < reads.size(); i++)
+    if (accept(*ready[i].row, reads[i], done)) fresh.push_back({ready[i].row, 0, 0, ready[i].row->newest});
+  tokens_.insert(tokens_.begin(), fresh.begin(), fresh.end());
+  for (Row* row : done) g_.finish(*row);
+}
+
+bool Decode::waits_for_host() const {
+  return tokens_.empty() && !deferred_.empty() &&
+         std::all_of(deferred_.begin(), deferred_.end(), [](const Deferred& one) { return one.row->waits_for_host(); });
 }
 
 // ---- One token alone, all loops in one call
@@ -275,6 +316,7 @@ void Decode::gather_states(const std::vector<int32_t>& index, const Stack::Regis
 }
 
 void Decode::drop(const Row& row) {
+  std::erase_if(deferred_, [&](const Deferred& one) { return one.row == &row; });
   std::vector<ActiveToken> kept;
   std::vector<int32_t> index;
   int32_t carried = 0;
@@ -335,8 +377,7 @@ void Decode::settle_plain(size_t i, std::vector<HeadRow>& reads, Next& next) {
     return;
   }
   g_.cache.copy_up(row.slot + row.made - 1, token.loop - 1, row.max_loops);
-  if (g_.add_token(row, std::move(read.drawn))) next.fresh.push_back({&row, 0, 0, row.newest});
-  else next.done.push_back(&row);
+  if (accept(row, read, next.done)) next.fresh.push_back({&row, 0, 0, row.newest});
 }
 
 void Decode::settle_draft(size_t i, std::vector<HeadRow>& reads, const Stack::Registers& after, Next& next) {

@@ -20,6 +20,10 @@ class Decode {
   // the exit rule chooses among them.
   void start_rows();
   void run();
+  // Rows whose draw waited for the host's answer, which has come.
+  void draw_deferred();
+  // Nothing is left to do before the host answers.
+  bool waits_for_host() const;
   // Takes a row's tokens out of the pass; the registers of the others close up.
   void drop(const Row& row);
   void clear() noexcept;
@@ -53,6 +57,8 @@ class Decode {
   void load_states(const Stack& loop, size_t fresh);
   void settle(const Stack::Registers& after, const void* before, HeadRow::Ask ask, int loops);
   void settle_draft(size_t i, std::vector<HeadRow>& reads, const Stack::Registers& after, Next& next);
+  // What became of a row that left the loops; false when it needs no pass now.
+  bool accept(Row& row, HeadRow& read, std::vector<Row*>& done);
   void settle_plain(size_t i, std::vector<HeadRow>& reads, Next& next);
   void gather_states(const std::vector<int32_t>& index, const Stack::Registers& from);
   std::vector<Row*> read_first(const std::vector<Row*>& rows, int loop, std::vector<ActiveToken>& fresh);
@@ -62,7 +68,12 @@ class Decode {
   TokenHead head_;
   Speculation speculation_;
   RowGather gather_;
-  GraphCapture graphs_;              // of passes
+  GraphCapture graphs_;  // of passes
+  struct Deferred {      // a row between the head and its draw
+    Row* row;
+    int loop;
+  };
+  std::vector<Deferred> deferred_;
   std::vector<ActiveToken> tokens_;  // fresh ones (loop 0) first; `states_` has those of the others, in their order
   States states_, next_states_;
   Memory memory_;

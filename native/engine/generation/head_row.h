@@ -13,8 +13,10 @@ struct HeadRow {
   ExitState exit = {};  // from loop to loop
   ExitMeasures measures = {};
   // Results
-  bool exits = false;  // it left the loops, and `drawn` is its token
+  bool exits = false;     // it left the loops, and `drawn` is its token
+  bool deferred = false;  // it left the loops, and its draw waits for the host: its logits are kept
   GeneratedToken drawn = {};
+  std::vector<double> logits = {};  // [V], of a row that is deferred and whose host asks for them
 
   const ExitOptions& exit_options() const { return row->request.exit; }
   int32_t position() const { return int32_t(row->prompt->tokens.size()) + made; }  // of the token that is drawn

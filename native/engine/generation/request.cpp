@@ -20,6 +20,22 @@ void check_sampling(const Sampling& s) {
                    "topK must be >= 0, topP in (0, 1], minP in [0, 1)");
 }
 
+void check_logits(const Model& model, const GenerateRequest& r) {
+  const LogitOptions& o = r.logits;
+  const int64_t V = model.config.vocabulary;
+  int64_t banned = 0;
+  for (auto [token, bias] : o.biases) {
+    require_argument(token >= 0 && token < V, "logitBias and bannedTokens: token id " + std::to_string(token) +
+                                                  " is outside the vocabulary of " + std::to_string(V));
+    banned += std::isinf(bias);
+  }
+  require_argument(banned < V, "bannedTokens: every token is banned, and none is left to draw");
+  require_argument(o.repetition > 0 && std::isfinite(o.repetition + o.frequency + o.presence),
+                   "repetitionPenalty must be more than 0, frequencyPenalty and presencePenalty must be finite");
+  require_argument(o.host == LogitOptions::Host::none || r.draft_loops == 0,
+                   "speculate does not work with grammar or logitsProcessor, which answer one token at a time: omit one of them");
+}
+
 void check_exit(const Model& model, const ExitOptions& exit, int loops, int most) {
   require_argument(!(entry_of(exit.rule).needs & exit_needs::gate) || model.config.exit_gate,
                    std::string("exit rule ") + entry_of(exit.rule).name + " needs an exit gate, and this model of family " +
@@ -59,6 +75,7 @@ void check_request(const Model& model, const GenerateRequest& r, int loops, bool
   require_argument(r.prefix >= 0 && r.prefix <= int64_t(r.prompt.size()), "prefix must be at most the prompt's tokens");
   check_vectors(r.vectors, r.prompt.size(), model.config.hidden, "generate");
   check_sampling(r.sampling);
+  check_logits(model, r);
   require_argument(r.alternatives >= 0, "the number of alternatives must be at least 0");
   const int most = r.exit.max_loops > 0 ? r.exit.max_loops : loops;
   check_exit(model, r.exit, loops, most);

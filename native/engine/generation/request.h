@@ -28,10 +28,22 @@ struct InitialStates {
   bool zeros = false;
 };
 
+// What changes the logits before the filters, in this order: biases, the penalties, what the host answers. Exit rules and the
+// log-probabilities that are reported know nothing of it.
+struct LogitOptions {
+  std::vector<std::pair<int32_t, double>> biases;  // -infinity: the token is never drawn
+  double repetition = 1;                           // of tokens of the prompt and new ones: positive logits / it, others · it
+  double frequency = 0, presence = 0;              // per time that a token was drawn; once when it was
+  // Asked of the host before every draw. mask: which tokens may be drawn. logits: the logits that take the place of these.
+  enum class Host { none, mask, logits } host = Host::none;
+  bool penalise() const { return repetition != 1 || frequency != 0 || presence != 0; }
+};
+
 struct GenerateRequest {
   std::vector<int32_t> prompt;
   int max_new_tokens = 16;
   Sampling sampling;
+  LogitOptions logits;
   ExitOptions exit;
   InitialStates states;
   InputVectors vectors;  // of tokens of the prompt
@@ -57,7 +69,8 @@ enum class Finish { none, length, stop, failed };
 
 struct GeneratedToken {
   int32_t token;
-  double logprob;                                        // full vocabulary, at the sampling temperature (1 when greedy)
+  // Full vocabulary, at the sampling temperature (1 when greedy), before LogitOptions: what training computes.
+  double logprob;
   int32_t loop;                                          // 1-based, the loop it was read from
   std::vector<std::pair<int32_t, double>> alternatives;  // most probable first
 };
@@ -65,7 +78,15 @@ struct GenerateEvent {  // what became of a request since the last time
   int64_t request;
   std::vector<GeneratedToken> tokens;
   Finish finish = Finish::none;
-  std::string failure;  // of a request that failed: there was no memory for it
+  std::string failure;         // of a request that failed: there was no memory for it
+  std::vector<double> logits;  // [V], of a request with Host::logits: its next draw waits for the answer
+};
+
+// The host's answer for a request's next draw: what its LogitOptions ask for.
+struct HostAnswer {
+  std::vector<int32_t> allowed;  // bit v % 32 of word v / 32
+  std::vector<double> logits;    // [V]
+  bool empty() const { return allowed.empty() && logits.empty(); }
 };
 
 // Throws INVALID_ARGUMENT. loops, shared: of the scheduler and its cache.

@@ -83,8 +83,22 @@ void Generation::clear() noexcept {
   count([](SchedulerStats& s) { s.rows = s.kept = s.waiting = s.cached_tokens = 0; });
 }
 
+void Generation::answer(int64_t request, HostAnswer answer) {
+  std::lock_guard lock(answers_mutex_);
+  answers_[request] = std::move(answer);
+}
+
+void Generation::collect_answers() {
+  std::lock_guard lock(answers_mutex_);
+  for (auto it = answers_.begin(); it != answers_.end();) {
+    const auto row = rows.find(it->first);
+    if (row != rows.end()) row->second.answer = std::move(it->second);
+    it = row != rows.end() ? answers_.erase(it) : std::next(it);
+  }
+}
+
 GenerateEvent& Generation::event(int64_t request) {
-  return events.try_emplace(request, GenerateEvent{request, {}, Finish::none, {}}).first->second;
+  return events.try_emplace(request, GenerateEvent{request, {}, Finish::none, {}, {}}).first->second;
 }
 
 bool Generation::add_token(Row& row, GeneratedToken token) {
@@ -93,6 +107,8 @@ bool Generation::add_token(Row& row, GeneratedToken token) {
   row.state_key.append(token.token);
   row.made++;
   if (row.request.keep) row.generated.push_back(token.token);
+  row.edits.add_drawn(token.token);
+  row.answer = {};
   const auto& stops = row.request.stop_tokens;
   if (std::find(stops.begin(), stops.end(), token.token) != stops.end()) out.finish = Finish::stop;
   else if (row.made >= row.request.max_new_tokens) out.finish = Finish::length;

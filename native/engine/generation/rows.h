@@ -6,6 +6,7 @@
 
 #include "../initial_state.h"
 #include "cache.h"
+#include "logit_edits.h"
 #include "scheduler.h"
 
 namespace looplm {
@@ -42,11 +43,14 @@ struct Row {
   int made = 0;                      // new tokens
   int32_t newest = -1;               // of them
   ExitState exit = {};               // of the token under way
+  LogitEdits edits = {};             // of its next draw
+  HostAnswer answer = {};            // for its next draw; empty: not there yet
   std::vector<int32_t> drafts = {};  // tokens drafted behind the newest one
   bool verifying = false;
   std::vector<int32_t> generated = {};  // all new tokens, where the row is kept
   // Keys and values of so many tokens are there: those of the newest come when it is continued.
   int64_t cached() const { return prompt->length() + made - 1; }
+  bool waits_for_host() const { return request.logits.host != LogitOptions::Host::none && answer.empty(); }
 };
 
 // One token of a row on its way through the loops.
@@ -86,6 +90,15 @@ struct Generation {
   void forget(int64_t kept);
   void clear() noexcept;
 
+  void answer(int64_t request, HostAnswer answer);  // from any thread
+  void collect_answers();                           // to the rows that are there
+  // Those left are of requests that are gone.
+  template <class Busy>
+  void drop_answers_unless(Busy busy) {
+    std::lock_guard lock(answers_mutex_);
+    if (!busy()) answers_.clear();
+  }
+
   GenerateEvent& event(int64_t request);
   // A new token of a row; false when it is the last.
   bool add_token(Row& row, GeneratedToken token);
@@ -110,6 +123,8 @@ struct Generation {
   std::vector<int32_t> free_indices_;
   mutable std::mutex mutex_;
   SchedulerStats stats_;
+  std::mutex answers_mutex_;
+  std::map<int64_t, HostAnswer> answers_;  // that have come and are not with their rows yet
 };
 
 // ---- Buffers of the parts

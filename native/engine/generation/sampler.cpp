@@ -20,43 +20,127 @@ void add_alternatives(HeadRow& row, const std::vector<double>& logits) {
   for (size_t k = 0; k < n; k++) row.drawn.alternatives.emplace_back(order[k], logits[size_t(order[k])] / temperature - log_sum);
 }
 
+bool edited(const Row& row) { return !row.edits.empty() || row.request.logits.host != LogitOptions::Host::none; }
+
+bool drawn_alike(const Row& a, const Row& b) { return a.request.sampling == b.request.sampling && edited(a) == edited(b); }
+
 }  // namespace
 
 // Rows with the same sampling options are drawn together.
-void Sampler::draw(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, Buffer& logits) {
-  const auto sampling = [&](int32_t k) -> const Sampling& { return rows[size_t(chunk[size_t(k)])].row->request.sampling; };
-  std::vector<int32_t> open;  // rows of the chunk
-  for (size_t k = 0; k < chunk.size(); k++)
-    if (rows[size_t(chunk[k])].exits) open.push_back(int32_t(k));
+void Sampler::draw(std::vector<HeadRow>& rows, const Index& chunk, Buffer& logits) {
+  const auto row = [&](int32_t k) -> HeadRow& { return rows[size_t(chunk[size_t(k)])]; };
+  const auto exits = [&](int32_t i) { return rows[size_t(i)].exits; };
+  if (std::any_of(chunk.begin(), chunk.end(), exits)) g_.collect_answers();
+  Index open;  // rows of the chunk
+  for (size_t k = 0; k < chunk.size(); k++) {
+    HeadRow& r = row(int32_t(k));
+    if (!r.exits) continue;
+    if (r.row->waits_for_host()) defer(r, int64_t(k), logits);
+    else open.push_back(int32_t(k));
+  }
   while (!open.empty()) {
-    std::vector<int32_t> group, rest;
-    for (int32_t k : open) (sampling(k) == sampling(open[0]) ? group : rest).push_back(k);
+    Index group, rest;
+    for (int32_t k : open) (drawn_alike(*row(k).row, *row(open[0]).row) ? group : rest).push_back(k);
     draw_alike(rows, chunk, group, logits);
     open = std::move(rest);
   }
 }
 
-void Sampler::draw_alike(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, const std::vector<int32_t>& group,
-                         Buffer& logits) {
+void Sampler::draw_deferred(std::vector<HeadRow>& rows) {
+  const int64_t V = model_.config.vocabulary;
+  Index index, chunk;
+  for (size_t i = 0; i < rows.size(); i++) {
+    index.push_back(rows[i].row->index);
+    chunk.push_back(int32_t(i));
+  }
+  memory_.again.reserve(model_.device, index.size() * size_t(V) * loop_dtype_size(model_.real()));
+  gather_.into(memory_.again.as<>(), model_.real(), index, V, memory_.deferred.as<>());
+  draw(rows, chunk, memory_.again);
+}
+
+// place: of the row in `logits`. The host is shown logits that are biased and penalised.
+void Sampler::defer(HeadRow& row, int64_t place, Buffer& logits) {
+  const size_t V = size_t(model_.config.vocabulary), bytes = V * loop_dtype_size(model_.real());
+  const auto copy = [&](Buffer& to, size_t offset) {
+    model_.device->run(&LoopBackend::copy, "logits that wait", to.at(offset), logits.at(size_t(place) * bytes), bytes);
+  };
+  row.deferred = true;
+  memory_.deferred.extend(model_.device, size_t(g_.row_indices) * bytes);
+  copy(memory_.deferred, size_t(row.row->index) * bytes);
+  if (row.row->request.logits.host != LogitOptions::Host::logits) return;
+  memory_.asked.reserve(model_.device, bytes);
+  copy(memory_.asked, 0);
+  edit({&row}, memory_.asked.as<>());
+  row.logits = download_reals(memory_.asked, model_.dt, V);
+}
+
+// logits real [rows, V], in place
+void Sampler::edit(const std::vector<const HeadRow*>& rows, void* logits) {
+  const int64_t V = model_.config.vocabulary;
+  const size_t words = size_t(V + 31) / 32;
+  std::vector<LoopLogitEdit> edits;
+  std::vector<int32_t> allowed;
+  for (size_t k = 0; k < rows.size(); k++) {
+    const Row& row = *rows[k]->row;
+    const size_t ahead = size_t(rows[k]->made - row.made);
+    if (ahead == 0) {
+      row.edits.append_to(edits, int64_t(k) * V);
+    } else {
+      LogitEdits drafted = row.edits;
+      for (size_t d = 0; d < ahead; d++) drafted.add_drawn(row.drafts[d]);
+      drafted.append_to(edits, int64_t(k) * V);
+    }
+    if (row.answer.allowed.empty()) continue;
+    allowed.resize(rows.size() * words, -1);  // every token
+    std::copy(row.answer.allowed.begin(), row.answer.allowed.end(), allowed.begin() + ptrdiff_t(k * words));
+  }
+  const auto* mask = reinterpret_cast<const uint32_t*>(upload(model_.device, memory_.allowed, allowed));
+  const LoopLogitEdits e{int64_t(rows.size()),
+                         V,
+                         logits,
+                         int64_t(edits.size()),
+                         upload(model_.device, memory_.edits, edits),
+                         allowed.empty() ? nullptr : mask};
+  model_.device->run(&LoopBackend::edit_logits, "edit logits", model_.dt, static_cast<const LoopLogitEdits*>(&e));
+}
+
+// Logits that the host gave, biased and penalised before.
+void Sampler::replace(const std::vector<const HeadRow*>& rows, Buffer& logits) {
+  const size_t V = size_t(model_.config.vocabulary);
+  for (size_t k = 0; k < rows.size(); k++)
+    if (const auto& given = rows[k]->row->answer.logits; !given.empty()) upload_reals(logits, model_.dt, given.data(), V, k * V);
+}
+
+void Sampler::draw_alike(std::vector<HeadRow>& rows, const Index& chunk, const Index& group, Buffer& logits) {
   const auto& device = model_.device;
   const int64_t V = model_.config.vocabulary;
   const size_t n = group.size();
   const auto row = [&](size_t k) -> HeadRow& { return rows[size_t(chunk[size_t(group[k])])]; };
   std::vector<int32_t> sequences, positions;
+  std::vector<const HeadRow*> members;
   std::vector<std::vector<double>> seen(n);  // before the sampler may overwrite them
   for (size_t k = 0; k < n; k++) {
+    members.push_back(&row(k));
     sequences.push_back(row(k).row->request.sequence);
     positions.push_back(row(k).position());
     if (row(k).row->request.alternatives > 0)
       seen[k] = download_reals(logits, model_.dt, size_t(V), size_t(group[k]) * size_t(V));
   }
+  const bool edits = edited(*row(0).row);
   const void* own = gather_(memory_.logits, model_.real(), group, V, int64_t(chunk.size()), logits.as<>());
+  if (edits) {
+    const size_t bytes = n * size_t(V) * loop_dtype_size(model_.real());
+    memory_.own.reserve(device, bytes);
+    device->run(&LoopBackend::copy, "logits to edit", memory_.own.as<>(), own, bytes);
+    edit(members, memory_.own.as<>());
+    replace(members, memory_.own);
+  }
   memory_.tokens.reserve(device, n * 4);
   memory_.logprobs.reserve(device, n * loop_dtype_size(model_.real()));
   const Sampling& options = row(0).row->request.sampling;
   const LoopSample s{int64_t(n),
                      V,
-                     own,
+                     edits ? memory_.own.as<>() : own,
                      options.temperature,
                      options.top_k,
                      options.top_p,
@@ -67,6 +151,10 @@ void Sampler::draw_alike(std::vector<HeadRow>& rows, const std::vector<int32_t>&
                      memory_.tokens.as<int32_t>(),
                      memory_.logprobs.as<>()};
   device->run(&LoopBackend::sample, "sample", model_.dt, static_cast<const LoopSample*>(&s));
+  if (edits)  // the sampler saw other logits than the model's
+    device->run(&LoopBackend::head_rows, "log-probabilities", model_.dt, int64_t(n), V,
+                options.temperature == 0 ? 1.0 : options.temperature, const_cast<void*>(own), memory_.tokens.as<const int32_t>(),
+                static_cast<const LoopLoss*>(nullptr), memory_.logprobs.as<>(), static_cast<void*>(nullptr));
   std::vector<int32_t> tokens(n);
   memory_.tokens.download(tokens.data(), n * 4);
   const std::vector<double> logprobs = download_reals(memory_.logprobs, model_.dt, n);

@@ -6,20 +6,29 @@ namespace looplm {
 
 class Sampler {
  public:
-  Sampler(Model& model, RowGather& gather) : model_(model), gather_(gather) {}
+  Sampler(Generation& generation, RowGather& gather) : g_(generation), model_(generation.model), gather_(gather) {}
 
-  // For the rows of a chunk that exit, from logits real [chunk, V].
+  // For the rows of a chunk that exit, from logits real [chunk, V]. Those whose answer from the host is not there are deferred.
   void draw(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, Buffer& logits);
+  // Deferred rows whose answer has come. Their indices do not change.
+  void draw_deferred(std::vector<HeadRow>& rows);
 
  private:
   struct Memory {
-    Buffer logits;                        // real [rows, V]
+    Buffer logits, own;                   // real [rows, V]
     Buffer sequences, positions, tokens;  // int32 [rows]
     Buffer logprobs;                      // real [rows]
+    Buffer edits, allowed;
+    Buffer deferred;      // real [row indices, V]: logits as the head made them
+    Buffer asked, again;  // real [V], real [rows, V]
   };
-  void draw_alike(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, const std::vector<int32_t>& group,
-                  Buffer& logits);
+  using Index = std::vector<int32_t>;
+  void draw_alike(std::vector<HeadRow>& rows, const Index& chunk, const Index& group, Buffer& logits);
+  void defer(HeadRow& row, int64_t place, Buffer& logits);
+  void edit(const std::vector<const HeadRow*>& rows, void* logits);
+  void replace(const std::vector<const HeadRow*>& rows, Buffer& logits);
 
+  Generation& g_;
   Model& model_;
   RowGather& gather_;
   Memory memory_;

@@ -51,9 +51,12 @@ struct Scheduler::State {
         prefill.run();
         decode.start_rows();
       });
+      attempt([&] { decode.draw_deferred(); });
       attempt([&] { decode.run(); });
       admission.update_counts();
+      if (decode.waits_for_host() && !prefill.open()) break;
     } while ((!g.rows.empty() || admission.waiting()) && !g.reached(until));
+    g.drop_answers_unless([&] { return !g.rows.empty() || !admission.idle(); });
     return g.collect_events();
   }
 
@@ -77,6 +80,7 @@ Scheduler::~Scheduler() = default;
 
 int64_t Scheduler::add(GenerateRequest request) { return state_->admission.add(std::move(request)); }
 void Scheduler::cancel(int64_t request, bool keep) { state_->admission.cancel(request, keep); }
+void Scheduler::answer(int64_t request, HostAnswer answer) { state_->g.answer(request, std::move(answer)); }
 
 std::vector<GenerateEvent> Scheduler::run(Until until) {
   try {

@@ -45,8 +45,12 @@ class Scheduler {
   // Takes effect before the next pass: the row and its cache are free, and nothing more is reported. With `keep` a row that has
   // tokens stays in the cache as if it had ended, where its request asked for that.
   void cancel(int64_t request, bool keep = false);
-  // Runs until there is something to report of the kind that is asked for. Returns what happened, in the order of the requests. A
-  // request that finds no memory waits while others run, and fails alone when none does. When this throws, all requests are gone.
+  // For the next draw of a request whose LogitOptions ask for it. May come before the row is there or after it has left the
+  // loops.
+  void answer(int64_t request, HostAnswer answer);
+  // Runs until there is something to report of the kind that is asked for, or until all rows wait for answers. Returns what
+  // happened, in the order of the requests. A request that finds no memory waits while others run, and fails alone when none
+  // does. When this throws, all requests are gone.
   std::vector<GenerateEvent> run(Until until);
   SchedulerStats stats() const;
   LoopDType dtype() const;

@@ -8,11 +8,13 @@ namespace looplm {
 class TokenHead {
  public:
   explicit TokenHead(Generation& generation)
-      : g_(generation), gather_(generation.model), meter_(generation, gather_), sampler_(generation.model, gather_) {}
+      : g_(generation), gather_(generation.model), meter_(generation, gather_), sampler_(generation, gather_) {}
 
   // after: the registers behind a loop, act [rows, D] each. before: register 0 before it, for rules that compare states. Rows
   // that exit have drawn their token.
   void run(std::vector<HeadRow>& rows, const Stack::Registers& after, const void* before);
+  // Rows that `run` deferred, and whose answer from the host has come, draw their token.
+  void draw_deferred(std::vector<HeadRow>& rows) { sampler_.draw_deferred(rows); }
 
  private:
   struct Memory {
