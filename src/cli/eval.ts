@@ -9,6 +9,7 @@ import { openRows } from '../rl/dataset-rows.js'
 import { type Evaluation, evaluate } from '../rl/evaluate.js'
 import { evaluateSequences } from '../rl/evaluate-sequences.js'
 import { stopTokens } from '../rl/problems.js'
+import type { Interval } from '../rl/statistics.js'
 import { builtInRewards } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import {
@@ -106,7 +107,7 @@ async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
   )
   if (flags.save !== undefined) await saveAnswers(flags.save, results)
   if (flags.json) {
-    printJson({ model: folder, results: results.map(({ answers: _, ...result }) => result) })
+    printJson({ model: folder, results: results.map(({ answers: _answers, columns: _columns, ...result }) => result) })
     return
   }
   const one = (results[0]?.samples ?? 1) === 1
@@ -119,8 +120,11 @@ async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
 function resultText({ loops, reward, interval, passAt = {}, completionLength, clippedRatio = 0 }: Evaluation): string {
   const cut = clippedRatio > 0 ? `  cut off ${formatNumber(100 * clippedRatio)} %` : ''
   const pass = Object.entries(passAt).map(([k, share]) => `  pass@${k} ${formatNumber(share)}`)
-  const between = `(${interval.low.toFixed(3)} to ${interval.high.toFixed(3)})`
-  return `${loops} loops  reward ${formatNumber(reward)} ${between}${pass.join('')}  tokens ${formatNumber(completionLength)}${cut}`
+  return `${loops} loops  reward ${formatNumber(reward)} ${intervalText(interval)}${pass.join('')}  tokens ${formatNumber(completionLength)}${cut}`
+}
+
+function intervalText({ low, high }: Interval): string {
+  return `(${low.toFixed(3)} to ${high.toFixed(3)})`
 }
 
 /** A line that is redrawn; a log is left alone. */
@@ -130,10 +134,13 @@ function showProgress({ loops, answered, of }: { loops: number; answered: number
     stderr.write(`\r\x1b[2K${loops} loops: ${answered} of ${of} answers${answered === of ? '\r\x1b[2K' : ''}`)
 }
 
-/** A line per answer: loops, the problem's number, the sample's, the completion and its reward. */
+/** A line per answer: loops, the problem's number and what it asks, the sample's number, the completion and its reward. */
 async function saveAnswers(path: string, results: readonly Evaluation[]): Promise<void> {
-  const lines = results.flatMap(({ loops, answers }) =>
-    answers.flatMap((own, problem) => own.map((answer, sample) => JSON.stringify({ loops, problem, sample, ...answer }))),
+  const lines = results.flatMap(({ loops, answers, columns }) =>
+    answers.flatMap((own, problem) => {
+      const { prompt, answer } = columns[problem]!
+      return own.map((given, sample) => JSON.stringify({ loops, problem, sample, prompt, answer, ...given }))
+    }),
   )
   await writeFile(path, lines.map((line) => `${line}\n`).join('')).catch((cause) => {
     throw fileError(cause, 'write', path, 'looplm eval')
@@ -158,8 +165,10 @@ async function evaluateText(folder: string, paths: readonly string[], flags: Eva
     return
   }
   print(`${measured[0]?.tokens ?? 0} tokens`)
-  for (const { loops, loss, perplexity, accuracy } of measured)
-    print(`${loops} loops  loss ${formatNumber(loss)}  perplexity ${perplexity.toFixed(4)}  accuracy ${formatNumber(accuracy)}`)
+  for (const { loops, loss, perplexity, accuracy, interval } of measured) {
+    const figures = `loss ${formatNumber(loss)}  perplexity ${perplexity.toFixed(4)}  accuracy ${formatNumber(accuracy)}`
+    print(`${loops} loops  ${figures} ${intervalText(interval)}`)
+  }
 }
 
 async function predictText(model: LoopLM, paths: readonly string[], flags: EvalFlags, signal: AbortSignal) {

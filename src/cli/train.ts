@@ -178,7 +178,10 @@ function show(event: TrainerEvent, steps: number, progress: Progress): void {
 function evaluationText(metrics: Readonly<Record<string, number>>): string {
   const shown = Object.entries(metrics).flatMap(([name, value]) => {
     const [, where, what] = /^eval\/(.+)\/(reward|accuracy)$/.exec(name) ?? []
-    return where === undefined ? [] : [`${where} ${what === 'reward' ? '' : 'accuracy '}${formatNumber(value)}`]
+    if (where === undefined) return []
+    const [low, high] = [metrics[`${name}_low`], metrics[`${name}_high`]]
+    const between = low === undefined || high === undefined ? '' : ` (${formatNumber(low)} to ${formatNumber(high)})`
+    return [`${where} ${what === 'reward' ? '' : 'accuracy '}${formatNumber(value)}${between}`]
   })
   return shown.join('  ')
 }

@@ -1,6 +1,6 @@
 /*
  * What every metric is: the report's charts and docs/metrics.md are both made from this list, and a test holds it against what the
- * trainers write. `<t>` stands for a loop, counted from 1, and `<name>` for a reward or a task.
+ * trainers write. `<t>` stands for a loop, counted from 1, `<name>` for a reward or a task, and `<k>` for a number of samples.
  */
 
 /** One metric, or one per loop or reward. */
@@ -43,6 +43,30 @@ export const metricGroups: readonly MetricGroup[] = [
         ],
       },
       {
+        title: 'Interval of the accuracy by loops',
+        metrics: [
+          metric(
+            'eval/loop_<t>/reward_low',
+            '',
+            'Where the mean reward lies with 95 % confidence, from here: the interval of Wilson for single answers that earn 0 or 1, else a bootstrap over the problems.',
+          ),
+          metric('eval/loop_<t>/reward_high', '', 'To here.'),
+          metric('eval/<name>/loop_<t>/reward_low', '', 'The same for one of `evalTasks`.'),
+          metric('eval/<name>/loop_<t>/reward_high', '', 'The same for one of `evalTasks`.'),
+        ],
+      },
+      {
+        title: 'Right in several samples, by loops',
+        metrics: [
+          metric(
+            'eval/loop_<t>/pass_at_<k>',
+            'share',
+            'With `evalSamples`: how often one of k answers is right (pass@k, without bias), when rewards are 0 and 1.',
+          ),
+          metric('eval/<name>/loop_<t>/pass_at_<k>', 'share', 'The same for one of `evalTasks`.'),
+        ],
+      },
+      {
         title: 'Held-out text by loops',
         metrics: [
           metric(
@@ -50,6 +74,17 @@ export const metricGroups: readonly MetricGroup[] = [
             'share',
             'Share of the tokens of held-out text, or of held-out answers, that loop t thinks likeliest.',
           ),
+        ],
+      },
+      {
+        title: 'Interval of held-out text by loops',
+        metrics: [
+          metric(
+            'eval/loop_<t>/accuracy_low',
+            'share',
+            'Where the accuracy lies with 95 % confidence, from here: a bootstrap over the sequences.',
+          ),
+          metric('eval/loop_<t>/accuracy_high', 'share', 'To here.'),
         ],
       },
       {
@@ -289,7 +324,7 @@ export const metricGroups: readonly MetricGroup[] = [
 /** What stands in a name for `<t>` and `<name>` of a documented one; undefined when the name is another metric. */
 export function matchMetric(documented: string, name: string): { loop?: number; name?: string } | undefined {
   const literal = documented.replaceAll(/[.*+?^${}()|[\]\\]/g, '\\$&')
-  const pattern = literal.replace('<t>', '(?<loop>[1-9]\\d*)').replace('<name>', '(?<name>.+)')
+  const pattern = literal.replace('<t>', '(?<loop>[1-9]\\d*)').replace('<name>', '(?<name>.+)').replace('<k>', '(?:[1-9]\\d*)')
   const match = new RegExp(`^${pattern}$`).exec(name)
   if (match === null) return undefined
   const { loop, name: found } = match.groups ?? {}

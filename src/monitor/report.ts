@@ -64,7 +64,9 @@ function layOut(names: readonly string[]): ReportData['sections'] {
 function labelOf(documented: string, metric: string, { loop, name }: { loop?: number; name?: string }): string {
   if (loop === undefined) return metric
   if (documented.startsWith('loop_')) return `loop ${loop}` // a quantity of one loop, not of a run with so many
-  return [name, loop === 1 ? '1 loop' : `${loop} loops`].filter((part) => part !== undefined).join(', ')
+  const [, what, k] = /_(low|high|at_(\d+))$/.exec(metric) ?? []
+  const end = k === undefined ? { low: 'from', high: 'to' }[what ?? ''] : `pass@${k}`
+  return [name, loop === 1 ? '1 loop' : `${loop} loops`, end].filter((part) => part !== undefined).join(', ')
 }
 
 const uplot = join(dirname(createRequire(import.meta.url).resolve('uplot/package.json')), 'dist')

@@ -77,6 +77,15 @@ const run = {
     .max(maxLoops)
     .optional()
     .describe('Loop counts that are evaluated; default 1 to the number of loops of the model.'),
+  evalSamples: count(mostInGroup)
+    .default(1)
+    .describe('Answers to each problem of an evaluation: more than 1 measure pass@k and the mean over them (avg@k).'),
+  evalTemperature: nonNegative
+    .optional()
+    .describe('Temperature of the answers of an evaluation; 0: greedy. Default 0 for one answer to each problem, 1 for several.'),
+  evalMaxNewTokens: positiveInt
+    .optional()
+    .describe('Longest answer of an evaluation in tokens; default `maxNewTokens`, else what the task says, 256 for a dataset.'),
   saveEvery: natural.default(0).describe('Steps between checkpoints; 0: only when the run ends. Needs `runDir`.'),
   keepCheckpoints: positiveInt.default(3).describe('How many of the newest checkpoints are kept.'),
   metricForBestModel: z
@@ -354,6 +363,13 @@ const rewards = {
     ),
 }
 
+/** What the trainers that learn from given tokens measure beside their losses. */
+const answered = {
+  reward: rewards.reward.describe(
+    'Evaluations also answer held-out problems and score the answers with this: a function, a list of { name, reward, weight } or functions by name. Default the reward of the task.',
+  ),
+}
+
 const policy = { ...run, ...optimizer, ...depth, ...rollouts }
 const loopShares = z
   .array(nonNegative)
@@ -393,6 +409,8 @@ interface RunOptions {
   warmupSteps?: unknown
   warmupRatio?: unknown
   evalEvery: number
+  evalSamples: number
+  evalTemperature?: number | undefined
   metricForBestModel?: unknown
   saveBest?: unknown
   loadBestModelAtEnd: boolean
@@ -424,6 +442,9 @@ function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
   if (metric === undefined && saveBest !== undefined) refuse('saveBest', needed)
   if (metric === undefined && loadBestModelAtEnd) refuse('loadBestModelAtEnd', needed)
   if (metric === undefined && earlyStoppingPatience !== undefined) refuse('earlyStoppingPatience', needed)
+  if (options.evalSamples > 1 && options.evalTemperature === 0) {
+    refuse('evalTemperature', `${options.evalSamples} greedy answers are all the same; give more than 0, or omit evalSamples`)
+  }
   if (metric !== undefined && options.evalEvery === 0) {
     refuse('metricForBestModel', 'needs evalEvery, the steps between evaluations; it is 0 (never)')
   }
@@ -621,10 +642,11 @@ const objectiveWhole = z
     ),
   })
   .superRefine(checkPolicy)
-const pretrainWhole = pretrain.safeExtend({ ...resources, ...corpora })
+const pretrainWhole = pretrain.safeExtend({ ...resources, ...corpora, ...answered })
 const looprptWhole = looprpt.safeExtend({
   ...resources,
   ...corpora,
+  ...answered,
   teacher: z
     .custom<LoopLM>((value) => value instanceof LoopLM, 'must be a LoopLM')
     .optional()

@@ -4,6 +4,7 @@ import { checkOptions } from '../validation/arguments.js'
 import type { Metrics } from './events.js'
 import type { TrainingSequence } from './lessons.js'
 import { Ranks } from './ranks.js'
+import { bootstrapInterval, type Interval } from './statistics.js'
 
 /** How well given tokens are predicted after a loop. */
 export interface SequenceEvaluation {
@@ -13,6 +14,8 @@ export interface SequenceEvaluation {
   loss: number
   /** Share of the tokens that are the likeliest ones. */
   accuracy: number
+  /** Where that share lies with 95 % confidence, by {@link bootstrapInterval} over the sequences. */
+  interval: Interval
   /** Tokens that were predicted. */
   tokens: number
 }
@@ -34,7 +37,7 @@ export async function evaluateSequences(
   checkOptions(options, { loops: true, signal: true }, 'evaluateSequences')
   const ranks = Ranks.found('evaluateSequences')
   const wanted = options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)
-  const known = sequences.filter(({ tokens, promptLength }) => tokens.length > promptLength)
+  const known = sequences.filter((sequence) => learnedTokens(sequence) > 0)
   const predicted = await ranks.rows('predictions', ranks.strided(known.length), async (own) => {
     const sums: PredictionSum[][] = []
     for (let begin = 0; begin < own.length; begin += sequencesPerCall) {
@@ -43,13 +46,20 @@ export async function evaluateSequences(
     }
     return sums
   })
-  const tokens = known.reduce((sum, sequence) => sum + learnedTokens(sequence), 0)
-  return wanted.map((loops, k) => ({
-    loops,
-    loss: -predicted.reduce((sum, one) => sum + one[k]!.logprob, 0) / tokens,
-    accuracy: predicted.reduce((sum, one) => sum + one[k]!.correct, 0) / tokens,
-    tokens,
-  }))
+  const weights = known.map(learnedTokens)
+  const tokens = weights.reduce((sum, count) => sum + count, 0)
+  const evaluations: SequenceEvaluation[] = []
+  for (const [k, loops] of wanted.entries()) {
+    const shares = predicted.map((one, i) => one[k]!.correct / weights[i]!)
+    evaluations.push({
+      loops,
+      loss: -predicted.reduce((sum, one) => sum + one[k]!.logprob, 0) / tokens,
+      accuracy: predicted.reduce((sum, one) => sum + one[k]!.correct, 0) / tokens,
+      interval: known.length === 0 ? { low: 0, high: 0 } : await bootstrapInterval(shares, { weights }),
+      tokens,
+    })
+  }
+  return evaluations
 }
 
 /** Of one sequence after one loop. */
@@ -91,9 +101,11 @@ function learnedTokens({ tokens, promptLength, mask }: TrainingSequence): number
 /** `eval/loop_<t>/loss` and `eval/loop_<t>/accuracy` for each loop count t. */
 export function sequenceMetrics(evaluations: readonly SequenceEvaluation[]): Metrics {
   const metrics: Metrics = {}
-  for (const { loops, loss, accuracy } of evaluations) {
+  for (const { loops, loss, accuracy, interval } of evaluations) {
     metrics[`eval/loop_${loops}/loss`] = loss
     metrics[`eval/loop_${loops}/accuracy`] = accuracy
+    metrics[`eval/loop_${loops}/accuracy_low`] = interval.low
+    metrics[`eval/loop_${loops}/accuracy_high`] = interval.high
   }
   return metrics
 }

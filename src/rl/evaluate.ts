@@ -11,7 +11,7 @@ import type { DatasetSource } from './dataset-rows.js'
 import type { Metrics } from './events.js'
 import { type EncodedPrompt, encodePrompt, encodePrompts } from './lessons.js'
 import type { Rewards } from './options.js'
-import { openProblems, type ProblemSource, taskProblems } from './problems.js'
+import { openProblems, type Problem, type ProblemSource, taskProblems } from './problems.js'
 import { Ranks } from './ranks.js'
 import { namedRewards, scoreCompletions } from './rewards.js'
 import { completionOf, generation } from './rollout.js'
@@ -45,6 +45,8 @@ export interface Evaluation {
   rewards: (number | null)[]
   /** Of each problem its answers. */
   answers: Answer[][]
+  /** The problems that were answered: the rows of the dataset, or what the task drew. */
+  columns: Problem[]
 }
 
 /** What {@link evaluate} answers, and how. */
@@ -113,18 +115,22 @@ export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise
   const problems = checkNumber(options.problems ?? 256, 'problems', { min: 1, max: 2 ** 20, integer: true }, 'evaluate')
   const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, chatTemplate, seed: 0 })
   checkOptions(options, evaluateOptions, 'evaluate')
-  checkSampling(options)
+  checkSampling(options, 'evaluate')
   const reward = options.reward ?? (task === undefined ? exactMatch : [{ name: task.name, reward: task.reward }])
   return answerProblems(model, source, namedRewards(reward), { ...options, problems, ranks: Ranks.found('evaluate') })
 }
 
-function checkSampling({ samples = 1, temperature, seed }: EvaluateOptions): void {
-  checkNumber(samples, 'samples', { min: 1, max: 2 ** 16, integer: true }, 'evaluate')
-  if (temperature !== undefined) checkNumber(temperature, 'temperature', { min: 0 }, 'evaluate')
-  if (seed !== undefined) checkNumber(seed, 'seed', { min: 0, below: 2 ** 53, integer: true }, 'evaluate')
+/** @throws LoopLMError INVALID_ARGUMENT */
+export function checkSampling(
+  { samples = 1, temperature, seed }: Pick<EvaluateOptions, 'samples' | 'temperature' | 'seed'>,
+  operation: string,
+): void {
+  checkNumber(samples, 'samples', { min: 1, max: 2 ** 16, integer: true }, operation)
+  if (temperature !== undefined) checkNumber(temperature, 'temperature', { min: 0 }, operation)
+  if (seed !== undefined) checkNumber(seed, 'seed', { min: 0, below: 2 ** 53, integer: true }, operation)
   if (samples === 1 || temperature !== 0) return
   const message = `samples: ${samples} greedy answers are all the same; give a temperature above 0, or omit samples`
-  throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'evaluate' })
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 
 /** The body of {@link evaluate}, for a source that is open already. */
@@ -180,6 +186,7 @@ export async function answerProblems(
       problems: problems.length,
       samples,
       answers,
+      columns: problems,
     })
   }
   return evaluations
@@ -232,17 +239,21 @@ export async function openEvalTasks(
 }
 
 /**
- * `eval/loop_<t>/reward`, `eval/loop_<t>/mean_length` and `eval/loop_<t>/clipped_ratio` for each loop count t.
+ * `eval/loop_<t>/reward` with its interval, `pass_at_<k>` of several samples, `mean_length` and `clipped_ratio` for each loop count t.
  *
  * @param task its name comes after `eval/` where there are several
  */
 export function evaluationMetrics(evaluations: readonly Evaluation[], task?: string): Metrics {
   const prefix = task === undefined ? 'eval' : `eval/${task}`
   const metrics: Metrics = {}
-  for (const { loops, reward, completionLength, clippedRatio } of evaluations) {
-    metrics[`${prefix}/loop_${loops}/reward`] = reward
-    metrics[`${prefix}/loop_${loops}/mean_length`] = completionLength
-    if (clippedRatio !== undefined) metrics[`${prefix}/loop_${loops}/clipped_ratio`] = clippedRatio
+  for (const { loops, reward, interval, passAt = {}, completionLength, clippedRatio } of evaluations) {
+    const at = `${prefix}/loop_${loops}`
+    metrics[`${at}/reward`] = reward
+    metrics[`${at}/reward_low`] = interval.low
+    metrics[`${at}/reward_high`] = interval.high
+    for (const [k, share] of Object.entries(passAt)) metrics[`${at}/pass_at_${k}`] = share
+    metrics[`${at}/mean_length`] = completionLength
+    if (clippedRatio !== undefined) metrics[`${at}/clipped_ratio`] = clippedRatio
   }
   return metrics
 }

@@ -44,10 +44,18 @@ export class Evaluations {
     tokenizer: Tokenizer,
     signal: AbortSignal | undefined,
   ): Promise<Metrics> {
-    const { evalProblems: problems, evalLoops: loops } = this.#config
+    const {
+      evalProblems: problems,
+      evalLoops: loops,
+      evalSamples: samples,
+      evalTemperature: temperature,
+      evalMaxNewTokens: maxNewTokens,
+      seed,
+    } = this.#config
+    const answering = { problems, loops, samples, temperature, seed, maxNewTokens, signal, ranks: this.#ranks }
     const metrics = await ofData()
     for (const [name, source, reward] of await this.#tasks(tokenizer)) {
-      const evaluations = await answerProblems(this.#model, source, [reward], { problems, loops, signal, ranks: this.#ranks })
+      const evaluations = await answerProblems(this.#model, source, [reward], answering)
       Object.assign(metrics, evaluationMetrics(evaluations, name))
     }
     this.#selection.add(step, metrics)

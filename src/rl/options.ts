@@ -33,6 +33,16 @@ export interface RunConfig {
   evalProblems: number
   /** Loop counts that are evaluated; default 1 to the number of loops of the model. */
   evalLoops?: number[] | undefined
+  /** Answers to each problem of an evaluation: more than 1 measure pass@k and the mean over them (avg@k). Default `1`. */
+  evalSamples: number
+  /**
+   * Temperature of the answers of an evaluation; 0: greedy. Default 0 for one answer to each problem, 1 for several.
+   */
+  evalTemperature?: number | undefined
+  /**
+   * Longest answer of an evaluation in tokens; default `maxNewTokens`, else what the task says, 256 for a dataset.
+   */
+  evalMaxNewTokens?: number | undefined
   /** Steps between checkpoints; 0: only when the run ends. Needs `runDir`. Default `0`. */
   saveEvery: number
   /** How many of the newest checkpoints are kept. Default `3`. */
@@ -323,6 +333,11 @@ export interface SequenceConfig extends TrainerConfig {
   corpus?: string | string[] | undefined
   /** Held-out text for evaluations of a `corpus`. */
   evalCorpus?: string | string[] | undefined
+  /**
+   * Evaluations also answer held-out problems and score the answers with this: a function, a list of { name, reward, weight }
+   * or functions by name. Default the reward of the task.
+   */
+  reward?: Rewards | undefined
 }
 
 /** Checked options of `PretrainTrainer`. */

@@ -1,17 +1,20 @@
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
+import type { ChatMessage } from '../data/chat-template.js'
 import { Corpus } from '../data/corpus.js'
-import { lessonProblem } from '../data/rows.js'
+import { isConversation, lessonProblem } from '../data/rows.js'
 import { LoopLMError } from '../errors.js'
 import type { LossBatch, TokenSequence } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import { checkSequences, copyBatch } from './batch.js'
 import type { DataDescription } from './data.js'
+import { evaluationMetrics } from './evaluate.js'
 import { evaluateSequences, sequenceMetrics } from './evaluate-sequences.js'
 import type { Metrics } from './events.js'
-import { type LessonOptions, type TrainingSequence, trainingSequence, trainingSequences } from './lessons.js'
+import { encodePrompts, type LessonOptions, type TrainingSequence, trainingSequence, trainingSequences } from './lessons.js'
 import type { SequenceConfig } from './options.js'
 import { checkTokenizer, type Problem, type ProblemSource, stopTokens } from './problems.js'
+import { namedRewards } from './rewards.js'
 import { type Prepared, Trainer } from './trainer.js'
 import type { LogicalBatch, StepWork } from './updates.js'
 
@@ -78,6 +81,10 @@ export abstract class SequenceTrainer<
   protected override async checkEvaluations(): Promise<void> {
     const held = this.#evalCorpus ?? this.#corpus
     if (held === undefined) await super.checkEvaluations()
+    const { reward, evalDataset, evalProblems } = this.config
+    if (held === undefined && reward !== undefined && evalDataset !== undefined) {
+      await encodePrompts(this.questions, await this.questions.heldOut(evalProblems))
+    }
     if (held === undefined || held.heldOutBlocks > 0) return
     const { blocks } = held
     const message = `heldOutShare: of ${blocks} packed sequences none is held out; raise it, lower contextLength, or give evalCorpus`
@@ -86,14 +93,16 @@ export abstract class SequenceTrainer<
 
   /** Text and datasets are predicted token by token; tasks are asked. */
   protected override async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
-    const { evalProblems, evalLoops, task, evalDataset } = this.config
+    const { evalProblems, evalLoops, task, evalDataset, reward } = this.config
     if (task !== undefined || (this.#corpus === undefined && evalDataset === undefined)) return super.evaluateData(signal)
     const held = this.#evalCorpus ?? this.#corpus
     const sequences =
       held === undefined
         ? await trainingSequences(this.problems, await this.problems.heldOut(evalProblems), this.lessons)
         : (await held.heldOut(evalProblems)).map((tokens) => ({ tokens, promptLength: 1 }))
-    return sequenceMetrics(await evaluateSequences(this.model, sequences, { loops: evalLoops, signal }))
+    const metrics = sequenceMetrics(await evaluateSequences(this.model, sequences, { loops: evalLoops, signal }))
+    if (reward === undefined || held !== undefined) return metrics
+    return { ...metrics, ...evaluationMetrics(await this.evaluate({ signal })) }
   }
 
   protected async work(): Promise<StepWork<Loss>> {
@@ -118,6 +127,22 @@ export abstract class SequenceTrainer<
     return { ...taken, promptLengths }
   }
 
+  /** Lessons that are conversations are asked without their last message. */
+  protected override get questions(): ProblemSource {
+    const source = this.problems
+    const lessons = new Map<Problem, Problem>()
+    const ask = (lesson: Problem) => {
+      const question = withoutAnswer(lesson)
+      lessons.set(question, lesson)
+      return question
+    }
+    return {
+      ...source,
+      heldOut: async (count) => (await source.heldOut(count)).map(ask),
+      nameOf: (question) => source.nameOf(lessons.get(question) ?? question),
+    }
+  }
+
   /** What of a row is learned. */
   protected get lessons(): LessonOptions {
     return {}
@@ -128,6 +153,7 @@ export abstract class SequenceTrainer<
   protected abstract override prepare(batch: Batch, operation: string): Promise<Prepared<Loss>>
 
   protected rewardFunctions({ task }: ProblemSource): readonly WeightedReward[] {
+    if (this.config.reward !== undefined) return namedRewards(this.config.reward)
     return task === undefined ? [{ name: 'exactMatch', reward: exactMatch }] : [{ name: task.name, reward: task.reward }]
   }
 
@@ -151,6 +177,14 @@ export abstract class SequenceTrainer<
     const cache = runDir === undefined ? undefined : join(runDir, name)
     return cache !== undefined && (this.ranks.leads || existsSync(cache)) ? cache : undefined
   }
+}
+
+function withoutAnswer(lesson: Problem): Problem {
+  const { messages, prompt, ...columns } = lesson
+  if (!isConversation(lesson) || !Array.isArray(messages)) return lesson
+  const last = messages.at(-1) as ChatMessage
+  const answer = columns.answer ?? (typeof last.content === 'string' ? last.content : undefined)
+  return { ...columns, ...(answer === undefined ? {} : { answer }), prompt: messages.slice(0, -1) }
 }
 
 function maskOf({ tokens, mask }: TrainingSequence): Uint8Array {

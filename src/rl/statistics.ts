@@ -1,5 +1,6 @@
 import { Random } from '../data/random.js'
 import { LoopLMError } from '../errors.js'
+import { nextTurn, turnIsOver } from '../turns.js'
 import { checkNumber } from '../validation/arguments.js'
 
 /** Where a share or a mean lies with the given confidence. */
@@ -7,8 +8,6 @@ export interface Interval {
   low: number
   high: number
 }
-
-const millisecondsAtOnce = 8
 
 /**
  * The interval of Wilson (1927) for a share: it stays within 0 and 1 and is right for few trials and for shares near the ends, where the
@@ -43,6 +42,7 @@ export function wilsonInterval(successes: number, trials: number, confidence = 0
  * @param options.confidence between 0 and 1; default 0.95
  * @param options.resamples default 1000
  * @param options.seed of the draws; default 0
+ * @param options.weights of the values in each mean, one per value and more than 0; default all alike
  * @throws LoopLMError INVALID_ARGUMENT
  *
  * @example
@@ -52,25 +52,32 @@ export function wilsonInterval(successes: number, trials: number, confidence = 0
  */
 export async function bootstrapInterval(
   values: ArrayLike<number>,
-  options: { confidence?: number; resamples?: number; seed?: number } = {},
+  options: { confidence?: number; resamples?: number; seed?: number; weights?: ArrayLike<number> } = {},
 ): Promise<Interval> {
   const operation = 'bootstrapInterval'
-  const { confidence = 0.95, resamples = 1000, seed = 0 } = options
+  const { confidence = 0.95, resamples = 1000, seed = 0, weights } = options
   checkConfidence(confidence, operation)
   checkNumber(resamples, 'resamples', { min: 1, max: 2 ** 20, integer: true }, operation)
   const count = values.length
   if (count === 0) throw new LoopLMError('INVALID_ARGUMENT', 'values: at least one is needed', { operation })
   for (let i = 0; i < count; i++) checkNumber(values[i], `values[${i}]`, {}, operation)
+  if (weights !== undefined && weights.length !== count) {
+    throw new LoopLMError('INVALID_SHAPE', `weights has ${weights.length} entries for ${count} values`, { operation })
+  }
+  for (let i = 0; weights !== undefined && i < count; i++) checkNumber(weights[i], `weights[${i}]`, { above: 0 }, operation)
   const means = new Float64Array(resamples)
-  let begun = performance.now()
   for (let resample = 0; resample < resamples; resample++) {
     const random = new Random(seed, resample)
     let sum = 0
-    for (let i = 0; i < count; i++) sum += values[random.integer(count)]!
-    means[resample] = sum / count
-    if (performance.now() - begun < millisecondsAtOnce) continue
-    await new Promise((resolve) => setImmediate(resolve)) // other work of the process gets its turn
-    begun = performance.now()
+    let total = 0
+    for (let i = 0; i < count; i++) {
+      const drawn = random.integer(count)
+      const weight = weights === undefined ? 1 : weights[drawn]!
+      sum += weight * values[drawn]!
+      total += weight
+    }
+    means[resample] = sum / total
+    if (turnIsOver()) await nextTurn()
   }
   means.sort()
   const at = (share: number) => means[Math.min(resamples - 1, Math.max(0, Math.round(share * (resamples - 1))))]!

@@ -15,7 +15,7 @@ import { Advice } from './advice.js'
 import { BestCheckpoints } from './best-checkpoint.js'
 import { checkpointPath } from './checkpoint.js'
 import { type DataDescription, describeProblems } from './data.js'
-import { answerProblems, type Evaluation, evaluationMetrics } from './evaluate.js'
+import { answerProblems, checkSampling, type Evaluation, evaluationMetrics } from './evaluate.js'
 import { Evaluations } from './evaluations.js'
 import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './events.js'
 import { checksumOfSequences } from './facts-of-run.js'
@@ -241,11 +241,13 @@ export abstract class Trainer<
   }
 
   /**
-   * Answers held-out problems of the task, or rows of `evalDataset`, greedily with several loop counts.
+   * Answers held-out problems of the task, or rows of `evalDataset`, with several loop counts.
    *
    * @param options.problems default `evalProblems`
    * @param options.loops loop counts; default `evalLoops`, else 1 to the model's
-   * @returns per loop count the mean reward, which is the accuracy when rewards are 0 and 1
+   * @param options.samples answers to each problem; default `evalSamples`
+   * @param options.temperature default `evalTemperature`, else 0 for one sample and 1 for several
+   * @returns per loop count the mean reward, which is the accuracy when rewards are 0 and 1, with its interval
    *
    * @example
    * ```ts
@@ -253,15 +255,26 @@ export abstract class Trainer<
    * ```
    */
   async evaluate(
-    options: { problems?: number; loops?: readonly number[]; signal?: AbortSignal | undefined } = {},
+    options: {
+      problems?: number
+      loops?: readonly number[]
+      samples?: number
+      temperature?: number
+      signal?: AbortSignal | undefined
+    } = {},
   ): Promise<Evaluation[]> {
-    checkOptions(options, { problems: true, loops: true, signal: true }, `${this.constructor.name}.evaluate`)
-    const { evalProblems, evalLoops } = this.config
-    const source = this.problems
+    const operation = `${this.constructor.name}.evaluate`
+    checkOptions(options, { problems: true, loops: true, samples: true, temperature: true, signal: true }, operation)
+    checkSampling(options, operation)
+    const { evalProblems, evalLoops, evalSamples, evalTemperature, evalMaxNewTokens, seed } = this.config
+    const source = this.questions
     return answerProblems(this.model, source, this.rewardFunctions(source), {
       problems: options.problems ?? evalProblems,
       loops: options.loops ?? evalLoops,
-      maxNewTokens: this.maxNewTokens,
+      samples: options.samples ?? evalSamples,
+      temperature: options.temperature ?? (options.samples === undefined ? evalTemperature : undefined),
+      seed,
+      maxNewTokens: evalMaxNewTokens ?? this.maxNewTokens,
       signal: options.signal,
       ranks: this.ranks,
     })
@@ -334,6 +347,11 @@ export abstract class Trainer<
   protected get problems(): ProblemSource {
     this.#problems ??= openProblems(this.constructor.name, this.model, this.config)
     return this.#problems
+  }
+
+  /** Whose held-out problems are answered. */
+  protected get questions(): ProblemSource {
+    return this.problems
   }
 
   /** Tasks and datasets are asked questions; a dataset without held-out rows only where there is nothing else to ask. */

@@ -362,7 +362,7 @@ describe('a new model with a tokenizer', () => {
     const line = '2 loops  reward 1.00 (1.000 to 1.000)  pass@1 1.00  pass@2 1.00  pass@4 1.00  tokens 4.00'
     expect(stdout).toBe(`1 problems, 4 samples, temperature 0.1; intervals of 95 %\n${line}\n`)
     const answers = (await readFile(join(root, 'answers.jsonl'), 'utf8')).trimEnd().split('\n')
-    const answer = { loops: 2, problem: 0, completion: 'yes', reward: 1 }
+    const answer = { loops: 2, problem: 0, prompt: '1:', answer: 'yes', completion: 'yes', reward: 1 }
     expect(answers.map((one) => JSON.parse(one))).toEqual([0, 1, 2, 3].map((sample) => ({ ...answer, sample })))
   })
 

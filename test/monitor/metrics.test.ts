@@ -23,7 +23,7 @@ const config = {
   total_ut_steps: 2,
 }
 const task = addition({ digits: 1 })
-const common = { task, steps: 2, evalEvery: 1, evalProblems: 4 }
+const common = { task, steps: 2, evalEvery: 1, evalProblems: 4, evalSamples: 2 }
 const policy = { ...common, promptsPerStep: 2, groupSize: 4, beta: 0.1, logprobCheckEvery: 1, evalTasks: { other: task } }
 const text = { steps: 2, evalEvery: 1, batchSize: 2, contextLength: 8, heldOutShare: 0.3, tokenizer: task.tokenizer }
 const someNull = (_prompt: string, completion: string) => (completion.startsWith('1') ? null : completion.length % 2)

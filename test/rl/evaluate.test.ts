@@ -1,6 +1,17 @@
 // Evaluations that one would publish: samples, pass@k, intervals, the answers themselves.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type Dataset, evaluate, LoopLM, passAtK, Tokenizer, wilsonInterval } from '../../src/index.js'
+import {
+  bootstrapInterval,
+  type Dataset,
+  evaluate,
+  evaluateSequences,
+  LoopLM,
+  type Metrics,
+  PretrainTrainer,
+  passAtK,
+  Tokenizer,
+  wilsonInterval,
+} from '../../src/index.js'
 import { refusal } from '../refusal.js'
 
 const tokenizer = Tokenizer.characters('ab:', { special: { eos: '<eos>' } })
@@ -78,4 +89,86 @@ describe('an evaluation', () => {
     const error = await refusal(() => evaluate(model, { ...options, ...wrong }))
     expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringMatching(message)])
   })
+})
+
+describe('the evaluations of a run', () => {
+  const evaluationsOf = async (trainer: PretrainTrainer) => {
+    const found: Record<number, Metrics> = {}
+    for await (const { type, step, metrics } of trainer.run()) if (type === 'eval') found[step] = metrics
+    return found
+  }
+  const shared = { tokenizer, batchSize: 4, steps: 2, evalEvery: 2, evalLoops: [2], evalMaxNewTokens: 3, learningRate: 1e-12 }
+
+  it('of fine-tuning answer and score problems beside the losses, from step 0 on, with intervals and pass@k', async () => {
+    using own = await model.clone()
+    const options = { ...shared, dataset, evalDataset: dataset, reward: first, evalSamples: 4, seed: 5 }
+    using trainer = new PretrainTrainer(own, options)
+    const found = await evaluationsOf(trainer)
+    expect(Object.keys(found)).toEqual(['0', '2'])
+    const [direct] = await evaluate(model, {
+      dataset,
+      tokenizer,
+      reward: first,
+      loops: [2],
+      maxNewTokens: 3,
+      samples: 4,
+      seed: 5,
+    })
+    expect(found[0]).toMatchObject({
+      'eval/loop_2/reward': direct!.reward,
+      'eval/loop_2/reward_low': direct!.interval.low,
+      'eval/loop_2/reward_high': direct!.interval.high,
+      'eval/loop_2/pass_at_1': direct!.passAt![1],
+      'eval/loop_2/pass_at_4': direct!.passAt![4],
+    })
+    const { 'eval/loop_2/accuracy': accuracy, 'eval/loop_2/accuracy_low': low, 'eval/loop_2/accuracy_high': high } = found[0]!
+    expect(low).toBeLessThanOrEqual(accuracy!)
+    expect(high).toBeGreaterThanOrEqual(accuracy!)
+    const [greedy] = await trainer.evaluate({ problems: 4, samples: 1 })
+    expect([greedy!.problems, greedy!.samples, greedy!.passAt]).toEqual([4, 1, undefined])
+  })
+
+  it('ask lessons that are conversations without their last message', async () => {
+    using own = await model.clone()
+    const chat = tokenizer.withChatTemplate('{% for m in messages %}{{ m.content }}{% endfor %}')
+    const rows = ['a:', 'b:'].map((content) => ({
+      messages: [
+        { role: 'user', content },
+        { role: 'assistant', content: 'ab' },
+      ],
+    })) as unknown as Dataset
+    const asked: unknown[] = []
+    const reward = (prompt: string, _completion: string, { answer }: Record<string, unknown>) => asked.push([prompt, answer])
+    await evaluationsOf(new PretrainTrainer(own, { ...shared, tokenizer: chat, dataset: rows, evalDataset: rows, reward }))
+    expect(asked.slice(0, 2)).toEqual([
+      ['a:', 'ab'],
+      ['b:', 'ab'],
+    ])
+  })
+
+  it('that would draw greedy answers several times, or ask rows without a question, are refused before the run', async () => {
+    using own = await model.clone()
+    const wrong = () => new PretrainTrainer(own, { evalSamples: 2, evalTemperature: 0 })
+    expect((await refusal(wrong)).message).toMatch(/evalTemperature: 2 greedy answers are all the same/)
+    const rows = [{ text: 'ab' }] as unknown as Dataset
+    const trainer = new PretrainTrainer(own, { ...shared, dataset, evalDataset: rows, reward: first })
+    expect((await refusal(() => evaluationsOf(trainer))).message).toMatch(/evalDataset\[0\] field "prompt" is missing: .*text/)
+  })
+})
+
+it('the accuracy of given tokens has the bootstrap interval of its sequences, longer ones weighing more', async () => {
+  const sequences = [
+    { tokens: [0, 1, 2, 1, 0, 1], promptLength: 1 },
+    { tokens: [1, 0], promptLength: 1 },
+    { tokens: [2, 2, 1, 0], promptLength: 2 },
+  ]
+  const [result] = await evaluateSequences(model, sequences, { loops: [2] })
+  const shares = await Promise.all(sequences.map(async (one) => (await evaluateSequences(model, [one], { loops: [2] }))[0]!))
+  const weights = [5, 1, 2]
+  expect(shares.map(({ tokens }) => tokens)).toEqual(weights)
+  const values = shares.map(({ accuracy }) => accuracy)
+  expect(result!.accuracy).toBeCloseTo(values.reduce((sum, value, i) => sum + value * weights[i]!, 0) / 8, 12)
+  expect(result!.interval).toEqual(await bootstrapInterval(values, { weights }))
+  expect(await bootstrapInterval([0, 1, 1], { weights: [1, 1, 1] })).toEqual(await bootstrapInterval([0, 1, 1]))
+  expect((await refusal(() => bootstrapInterval([0, 1], { weights: [1] }))).code).toBe('INVALID_SHAPE')
 })

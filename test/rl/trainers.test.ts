@@ -253,8 +253,12 @@ describe('run', () => {
     expect(first.events.map(({ type, step }) => `${type} ${step}`)).toEqual(['eval 0', 'step 1', 'step 2', 'eval 2', 'done 2'])
     expect(Object.keys(first.events[3]!.metrics)).toEqual([
       'eval/loop_1/reward',
+      'eval/loop_1/reward_low',
+      'eval/loop_1/reward_high',
       'eval/loop_1/mean_length',
       'eval/loop_3/reward',
+      'eval/loop_3/reward_low',
+      'eval/loop_3/reward_high',
       'eval/loop_3/mean_length',
     ])
     expect((await course(5)).parameters).toEqual(first.parameters)
