@@ -23,3 +23,16 @@ export async function nextTurn(): Promise<void> {
   await new Promise((resolve) => setImmediate(resolve))
   began = performance.now()
 }
+
+/** What an action makes of each item, one after the other, with turns for other work between them. */
+export async function inTurns<Item, Result>(
+  items: readonly Item[],
+  action: (item: Item) => Result | Promise<Result>,
+): Promise<Result[]> {
+  const made: Result[] = []
+  for (const item of items) {
+    if (turnIsOver()) await nextTurn()
+    made.push(await action(item))
+  }
+  return made
+}

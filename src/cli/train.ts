@@ -1,3 +1,4 @@
+import { basename, dirname, join, relative, resolve } from 'node:path'
 import type { Command } from 'commander'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
@@ -27,14 +28,28 @@ export function addTrain(program: Command): void {
   const command = program
     .command('train')
     .description('train a model as a YAML file says; Ctrl-C saves a checkpoint when there is a run folder')
-    .argument('<config>', 'YAML file with trainer, model, task or dataset, and options')
+    .argument('[config]', 'YAML file with trainer, model, task or dataset, and options; may be left out with --resume <run>')
     .option('--run-dir <folder>', 'folder of checkpoints and metrics (runDir of the file)')
-    .option('--resume [checkpoint]', 'continue from the newest checkpoint of the run folder, or from this one')
+    .option('--resume [run]', 'continue from the newest checkpoint of the run folder, of this one, or from this checkpoint')
     .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
     .option('--json', 'write one JSON object per event to standard output and nothing else')
-  deviceOptions(command).action(async (path: string, flags: TrainFlags) => {
-    process.exitCode = await train(path, flags)
+  deviceOptions(command).action(async (path: string | undefined, flags: TrainFlags) => {
+    process.exitCode = await (path === undefined ? trainOn(flags) : train(path, flags))
   })
+}
+
+/** Goes on with a run as its own config.yaml says. */
+async function trainOn(flags: TrainFlags): Promise<number> {
+  const { resume: place } = flags
+  if (typeof place !== 'string') {
+    const message = 'looplm train: give a configuration, or go on with a run: --resume RUN'
+    throw new LoopLMError('INVALID_ARGUMENT', message)
+  }
+  const above = dirname(resolve(place))
+  const isCheckpoint = basename(above) === 'checkpoints'
+  const runDir = isCheckpoint ? relative(process.cwd(), dirname(above)) || '.' : place
+  const resume = isCheckpoint ? place : true
+  return train(join(runDir, 'config.yaml'), { runDir, ...flags, resume })
 }
 
 /** Trains, and returns the exit code. */
@@ -79,7 +94,9 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
   if (last?.type !== 'done' || !last.aborted) return exitCodes.ok
   const saved = checkpoint === undefined ? 'nothing was left to save' : `saved ${checkpoint}`
   const how =
-    config.runDir === undefined ? 'nothing was saved (no run folder)' : `${saved}; continue with: ${resumeCommand(path, flags)}`
+    config.runDir === undefined
+      ? 'nothing was saved (no run folder)'
+      : `${saved}; continue with: looplm train --resume ${shellWord(config.runDir)}`
   process.stderr.write(`stopped after step ${last.step}; ${how}\n`)
   return interruptedCode(reason)
 }
@@ -184,15 +201,6 @@ function evaluationText(metrics: Readonly<Record<string, number>>): string {
     return [`${where} ${what === 'reward' ? '' : 'accuracy '}${formatNumber(value)}${between}`]
   })
   return shown.join('  ')
-}
-
-/** What goes on with a run that was stopped. */
-function resumeCommand(path: string, flags: TrainFlags): string {
-  const { runDir, device, dtype, threads, set = [] } = flags
-  const values = Object.entries({ '--run-dir': runDir, '--device': device, '--dtype': dtype, '--threads': threads })
-  const given = values.flatMap(([name, value]) => (value === undefined ? [] : [name, String(value)]))
-  const words = ['looplm', 'train', path, ...given, ...set.flatMap((change) => ['--set', change]), '--resume']
-  return words.map(shellWord).join(' ')
 }
 
 /** A word as shells read it. */

@@ -3,8 +3,9 @@ import type { LoopLM } from '../model/model.js'
 import { normalizeAnswer } from '../tasks/answers.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { withoutThinking } from '../tasks/thinking.js'
+import { inTurns } from '../turns.js'
 import { answerProblems } from './evaluate.js'
-import { answeredSequence, type TrainingSequence } from './lessons.js'
+import { answeredSequence } from './lessons.js'
 import type { Problem, ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
 
@@ -36,8 +37,7 @@ export async function goldAnswerBeliefs(
   const curves = unique.map(() => new Array<number>(loops.length + 1).fill(1 / vocabulary))
   if (known.length > 0) {
     const logprobs = await ranks.rows('beliefs', ranks.strided(known.length), async (own) => {
-      const drawn: TrainingSequence[] = []
-      for (const j of own) drawn.push(await answeredSequence(source, unique[known[j]!]!))
+      const drawn = await inTurns(own, (j) => answeredSequence(source, unique[known[j]!]!))
       const promptLengths = drawn.map(({ promptLength }) => promptLength)
       const sequences = drawn.map(({ tokens }) => tokens)
       return (await model.responseMeans(sequences, { promptLengths, temperature, loops: loops.at(-1)!, signal })).logprobs

@@ -42,6 +42,7 @@ const count = (most: number) => z.int().min(1).max(most)
  */
 const mostSequences = 2 ** 20 // of a batch, a step or an evaluation
 const mostInGroup = 2 ** 16
+const defaultSteps = 100
 const mostSteps = 2 ** 32 // as checkpoints count them
 const maxTimeout = 2_147_483 // seconds; beyond, a timer of Node fires at once
 
@@ -62,8 +63,13 @@ const chatTemplate = z
 /** The run: how long, which seed, what is saved and evaluated. */
 const run = {
   steps: count(mostSteps)
-    .default(100)
+    .default(defaultSteps)
     .describe('Steps of `run`. A step is one rollout (or one pre-training batch) with its optimizer steps.'),
+  epochs: positive
+    .optional()
+    .describe(
+      'Passes over the rows of a dataset or the packed sequences of a corpus, in place of `steps`; a part of one is possible.',
+    ),
   seed: natural.default(0).describe('Seed of prompts, sampling and shuffling. Same seed and threads: same bits.'),
   evalEvery: natural.default(0).describe('Steps between evaluations during `run`; 0: none.'),
   evalOnStart: z
@@ -406,6 +412,8 @@ function checkPolicy(
 }
 
 interface RunOptions {
+  steps: number
+  epochs?: number | undefined
   warmupSteps?: unknown
   warmupRatio?: unknown
   evalEvery: number
@@ -438,6 +446,7 @@ function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
   if (options.warmupSteps !== undefined && options.warmupRatio !== undefined) {
     refuse('warmupRatio', 'give warmupSteps or warmupRatio, not both')
   }
+  if (options.epochs !== undefined && options.steps !== defaultSteps) refuse('epochs', 'give steps or epochs, not both')
   const needed = 'needs metricForBestModel, the metric that says what is best, for example eval/loop_4/reward'
   if (metric === undefined && saveBest !== undefined) refuse('saveBest', needed)
   if (metric === undefined && loadBestModelAtEnd) refuse('loadBestModelAtEnd', needed)

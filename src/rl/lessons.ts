@@ -2,7 +2,7 @@
 import type { ChatMessage } from '../data/chat-template.js'
 import { isConversation, lessonProblem, promptProblem } from '../data/rows.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
-import { nextTurn, turnIsOver } from '../turns.js'
+import { inTurns } from '../turns.js'
 import type { Problem, ProblemSource } from './problems.js'
 
 /** A prompt as the model gets it. */
@@ -39,13 +39,8 @@ export async function encodePrompt(source: ProblemSource, problem: Problem): Pro
 }
 
 /** {@link encodePrompt} of many, between which other work of the process gets its turn. */
-export async function encodePrompts(source: ProblemSource, problems: readonly Problem[]): Promise<EncodedPrompt[]> {
-  const prompts: EncodedPrompt[] = []
-  for (const problem of problems) {
-    if (turnIsOver()) await nextTurn()
-    prompts.push(await encodePrompt(source, problem))
-  }
-  return prompts
+export function encodePrompts(source: ProblemSource, problems: readonly Problem[]): Promise<EncodedPrompt[]> {
+  return inTurns(problems, (problem) => encodePrompt(source, problem))
 }
 
 /** What of a row is learned. */
@@ -78,17 +73,12 @@ export async function trainingSequence(
 }
 
 /** {@link trainingSequence} of many, between which other work of the process gets its turn. */
-export async function trainingSequences(
+export function trainingSequences(
   source: ProblemSource,
   problems: readonly Problem[],
   options: LessonOptions = {},
 ): Promise<TrainingSequence[]> {
-  const made: TrainingSequence[] = []
-  for (const problem of problems) {
-    if (turnIsOver()) await nextTurn()
-    made.push(await trainingSequence(source, problem, options))
-  }
-  return made
+  return inTurns(problems, (problem) => trainingSequence(source, problem, options))
 }
 
 /**

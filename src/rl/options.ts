@@ -23,6 +23,10 @@ type EventCallback = (event: TrainerEvent) => void | Promise<void>
 export interface RunConfig {
   /** Steps of `run`. A step is one rollout (or one pre-training batch) with its optimizer steps. Default `100`. */
   steps: number
+  /**
+   * Passes over the rows of a dataset or the packed sequences of a corpus, in place of `steps`; a part of one is possible.
+   */
+  epochs?: number | undefined
   /** Seed of prompts, sampling and shuffling. Same seed and threads: same bits. Default `0`. */
   seed: number
   /** Steps between evaluations during `run`; 0: none. Default `0`. */

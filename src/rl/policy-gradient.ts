@@ -86,6 +86,10 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     return this.config.maxNewTokens
   }
 
+  protected get rowsPerStep(): number {
+    return this.config.promptsPerStep * this.config.gradientAccumulation
+  }
+
   override dispose(): void {
     this.#reference.dispose()
     super.dispose()

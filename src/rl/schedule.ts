@@ -1,3 +1,5 @@
+import { LoopLMError } from '../errors.js'
+
 /** What {@link learningRateAt} needs; the fields of a trainer's configuration. */
 export interface Schedule {
   schedule: 'constant' | 'linear' | 'cosine'
@@ -34,4 +36,24 @@ export function learningRateAt(schedule: Schedule, step: number): number {
   const progress = Math.min((step - first) / (steps - first), 1)
   const height = schedule.schedule === 'linear' ? 1 - progress : (1 + Math.cos(Math.PI * progress)) / 2
   return minLearningRate + (learningRate - minLearningRate) * height
+}
+
+/**
+ * Sets `steps` to what `epochs` come to, where they are given.
+ *
+ * @param rows of a pass; undefined where the data has no end
+ * @param rowsPerStep how many of them a step reads
+ * @throws LoopLMError INVALID_CONFIG for epochs of what has no end
+ */
+export function countSteps(
+  config: { steps: number; epochs?: number | undefined },
+  rows: number | undefined,
+  rowsPerStep: number,
+  operation: string,
+): void {
+  if (config.epochs === undefined) return
+  if (rows === undefined) {
+    throw new LoopLMError('INVALID_CONFIG', 'epochs: a task has no end, and so no passes; give steps', { operation })
+  }
+  config.steps = Math.max(1, Math.ceil((config.epochs * rows) / rowsPerStep))
 }

@@ -37,6 +37,10 @@ export abstract class SequenceTrainer<
   #corpus: Corpus | undefined
   #evalCorpus: Corpus | undefined
 
+  protected get rowsPerStep(): number {
+    return this.config.batchSize
+  }
+
   override dispose(): void {
     for (const corpus of [this.#corpus, this.#evalCorpus]) corpus?.close()
     super.dispose()
@@ -191,6 +195,10 @@ function maskOf({ tokens, mask }: TrainingSequence): Uint8Array {
   return mask ?? new Uint8Array(tokens.length - 1).fill(1)
 }
 
-function describeCorpus({ fingerprint, files, tokens }: Corpus): Omit<DataDescription, 'tokenizer'> {
-  return { fingerprint, description: `a corpus of ${files.length} ${files.length === 1 ? 'file' : 'files'} and ${tokens} tokens` }
+function describeCorpus({ fingerprint, files, tokens, blocks: rows }: Corpus): Omit<DataDescription, 'tokenizer'> {
+  return {
+    fingerprint,
+    rows,
+    description: `a corpus of ${files.length} ${files.length === 1 ? 'file' : 'files'} and ${tokens} tokens`,
+  }
 }

@@ -9,13 +9,13 @@ import type { InputVectors, LossBatch, RealArray, TokenSequence } from '../model
 import type { RunFolder } from '../monitor/run-folder.js'
 import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
-import { nextTurn, turnIsOver } from '../turns.js'
+import { inTurns } from '../turns.js'
 import { checkInstance, checkOptions } from '../validation/arguments.js'
 import { Advice } from './advice.js'
 import { BestCheckpoints } from './best-checkpoint.js'
 import { checkpointPath } from './checkpoint.js'
 import { type DataDescription, describeProblems } from './data.js'
-import { answerProblems, checkSampling, type Evaluation, evaluationMetrics } from './evaluate.js'
+import { answerProblems, checkSampling, type EvaluateOptions, type Evaluation, evaluationMetrics } from './evaluate.js'
 import { Evaluations } from './evaluations.js'
 import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './events.js'
 import { checksumOfSequences } from './facts-of-run.js'
@@ -29,6 +29,7 @@ import { openProblems, type Problem, type ProblemSource } from './problems.js'
 import { Ranks } from './ranks.js'
 import { RunCheckpoints } from './run-checkpoints.js'
 import { memoryMetrics, RunLog } from './run-log.js'
+import { countSteps } from './schedule.js'
 import { StepClock } from './step-clock.js'
 import { type LogicalBatch, type Portion, type Position, type StepWork, Updates } from './updates.js'
 
@@ -199,8 +200,8 @@ export abstract class Trainer<
   }
 
   async *#run({ signal, config }: RunOptions): AsyncGenerator<TrainerEvent, void, undefined> {
-    const { steps, onStep, onEval } = this.config
     const run = await this.#open(signal, config)
+    const { steps, onStep, onEval } = this.config
     let metrics: Metrics = {}
     let left = true // the caller has left the loop over the events
     try {
@@ -255,13 +256,7 @@ export abstract class Trainer<
    * ```
    */
   async evaluate(
-    options: {
-      problems?: number
-      loops?: readonly number[]
-      samples?: number
-      temperature?: number
-      signal?: AbortSignal | undefined
-    } = {},
+    options: Pick<EvaluateOptions, 'problems' | 'loops' | 'samples' | 'temperature' | 'signal'> = {},
   ): Promise<Evaluation[]> {
     const operation = `${this.constructor.name}.evaluate`
     checkOptions(options, { problems: true, loops: true, samples: true, temperature: true, signal: true }, operation)
@@ -297,6 +292,8 @@ export abstract class Trainer<
   protected get trained(): readonly string[] | undefined {
     return undefined
   }
+  /** Rows of the data that a step reads. */
+  protected abstract get rowsPerStep(): number
   /** Longest completion, where the options say so. */
   protected abstract readonly maxNewTokens: number | undefined
   /** A copy of what the trainer knows of a caller's batch, its sequences checked; made before anything is awaited. */
@@ -329,10 +326,7 @@ export abstract class Trainer<
     if (!this.#answersProblems) return
     const { task } = this.problems
     const rows = await this.problems.heldOut(task === undefined ? this.config.evalProblems : 1)
-    for (const row of rows) {
-      if (turnIsOver()) await nextTurn()
-      await this.readRow(row)
-    }
+    await inTurns(rows, (row) => this.readRow(row))
   }
   /** Called once before a run's first step, with the checkpoint it resumes from. */
   protected async start(_checkpoint: string | undefined): Promise<void> {}
@@ -451,6 +445,7 @@ export abstract class Trainer<
     const data = await this.ranks.each('data', () => this.openData(signal))
     await this.#checkpoints.agree(data)
     this.#takeTokenizer(data.tokenizer)
+    countSteps(this.config, data.rows, this.rowsPerStep, this.constructor.name)
     if (evalEvery > 0) {
       await this.checkEvaluations()
       await this.#evaluations.check(data.tokenizer)

@@ -5,7 +5,7 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { stringify } from 'yaml'
+import { parse, stringify } from 'yaml'
 import { type DeviceStatus, LoopLM, Tokenizer } from '../../src/index.js'
 import { writeOuroFolder } from '../ouro-folder.js'
 
@@ -212,16 +212,16 @@ describe('looplm', () => {
     expect(stopped.code).toBe(130)
     const step = jsonLines(stopped.stdout).at(-1).step
     expect(stopped.stderr).toContain(
-      `stopped after step ${step}; saved runs/b/checkpoints/step-${step}; continue with: looplm train ${path} --resume`,
+      `stopped after step ${step}; saved runs/b/checkpoints/step-${step}; continue with: looplm train --resume runs/b`,
     )
 
-    const resumed = await looplm(['train', path, '--resume', '--set', `steps=${step + 2}`, '--json'])
+    const resumed = await looplm(['train', '--resume', 'runs/b', '--set', `steps=${step + 2}`, '--json'])
     expect(resumed.code).toBe(0)
     const steps = jsonLines(resumed.stdout).filter(({ type }) => type === 'step')
     expect(steps.map((event) => event.step)).toEqual([step + 1, step + 2])
   })
 
-  it('quotes the command to go on with and leaves none of its flags out', async () => {
+  it('goes on with a run as its folder says, flags and changes included', async () => {
     const path = await writeConfig("it's long.yaml", { options: { ...config.options, steps: 1e6 } })
     let interrupted = false
     const flags = ['--run-dir', 'runs/with $HOME', '--device', 'cpu', '--dtype', 'bfloat16', '--threads', '1', '--set', 'seed=3']
@@ -230,15 +230,18 @@ describe('looplm', () => {
       interrupted = true
       child.kill('SIGINT')
     })
-    const [, command] = /continue with: looplm (train .* --resume)$/m.exec(stopped.stderr) ?? []
-    expect(command).toBe(
-      "train 'it'\\''s long.yaml' --run-dir 'runs/with $HOME' --device cpu --dtype bfloat16 --threads 1 --set seed=3 --resume",
-    )
+    const [, command] = /continue with: looplm (train .*)$/m.exec(stopped.stderr) ?? []
+    expect(command).toBe("train --resume 'runs/with $HOME'")
+    const written = parse(await readFile(join(root, 'runs/with $HOME/config.yaml'), 'utf8'))
+    expect(written).toMatchObject({ device: 'cpu', dtype: 'bfloat16', threads: 1, options: { seed: 3 } })
     const step = jsonLines(stopped.stdout).at(-1).step
     const again = spawnSync('sh', ['-c', `'${process.execPath}' '${program}' ${command} --set steps=${step + 1}`], { cwd: root })
     expect(String(again.stderr)).toContain(`step ${step + 1}/${step + 1}`)
     expect(again.status).toBe(0)
     expect(path).toContain("it's")
+    const checkpoint = `runs/with $HOME/checkpoints/step-${step}`
+    const { stderr } = await looplm(['train', '--resume', checkpoint, '--set', `steps=${step + 2}`])
+    expect(stderr).toContain(`the later step-${step + 1} of runs/with $HOME were renamed`)
   })
 
   it('says that nothing is left to do', async () => {
@@ -553,6 +556,8 @@ describe('looplm quantize', () => {
 describe('looplm refuses, with exit code 2 and no stack trace,', () => {
   it.each([
     [['trian'], /unknown command 'trian'[\s\S]*train/],
+    [['train'], /give a configuration, or go on with a run: --resume RUN/],
+    [['train', '--resume', 'nowhere'], /no file nowhere\/config\.yaml/],
     [['info', '--jsno'], /unknown option '--jsno'[\s\S]*--json/],
     [['generate', 'nowhere'], /give a --prompt, or --messages to answer/],
     [['generate', 'nowhere', '--messages', 'hi'], /--messages <list>.*list of messages such as/],

@@ -143,6 +143,7 @@ const worst = (name: TrainerName) => ({ ...best(name), greaterIsBetter: !policie
 
 const options: Record<string, Row | ((name: TrainerName) => Row)> = {
   steps: { change: { steps: 2 } },
+  epochs: { base: { rows: true }, change: { steps: undefined, epochs: 1.5 } },
   seed: { change: { seed: 1 } },
   evalEvery: { change: { evalEvery: 1 } },
   evalOnStart: { base: { evalEvery: 1 }, change: { evalOnStart: false } },
