@@ -557,7 +557,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
   it.each([
     [['trian'], /unknown command 'trian'[\s\S]*train/],
     [['train'], /give a configuration, or go on with a run: --resume RUN/],
-    [['train', '--resume', 'nowhere'], /no file nowhere\/config\.yaml/],
+    [['train', '--resume', 'nowhere'], /cannot read the configuration nowhere\/config\.yaml/],
     [['info', '--jsno'], /unknown option '--jsno'[\s\S]*--json/],
     [['generate', 'nowhere'], /give a --prompt, or --messages to answer/],
     [['generate', 'nowhere', '--messages', 'hi'], /--messages <list>.*list of messages such as/],
