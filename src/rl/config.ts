@@ -226,10 +226,7 @@ const rollouts = {
   minibatches: count(2 ** 16)
     .default(1)
     .describe('Parts, in whole groups, that each pass is cut into; every part is one optimizer step.'),
-  maxNewTokens: positiveInt
-    .optional()
-    .describe('Longest completion in tokens; default what the task says, 256 for a dataset.')
-    .meta(alsoCalled('max_completion_length')),
+  maxNewTokens: positiveInt.optional().describe('Longest completion in tokens; default what the task says, 256 for a dataset.'),
   temperature: positive.default(1).describe('Sampling temperature, also of all log-probabilities.'),
   topK: natural
     .default(0)

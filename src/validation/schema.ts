@@ -2,6 +2,7 @@ import { z } from 'zod'
 import { type ErrorCode, LoopLMError } from '../errors.js'
 import { describe } from './arguments.js'
 import { didYouMean } from './names.js'
+import { optionOfTrl } from './trl-names.js'
 
 /** Problems that one error lists. */
 const maxProblems = 20
@@ -82,8 +83,9 @@ function unknownRemedy(key: string, fields: readonly (readonly [name: string, sc
   const renamed = fields.find(([, schema]) =>
     (schema.meta() as Partial<ReturnType<typeof alsoCalled>>)?.alsoCalled?.includes(key),
   )
-  if (renamed !== undefined) return `; did you mean ${renamed[0]}?`
   const known = [...new Set(fields.map(([name]) => name))]
+  const other = renamed?.[0] ?? optionOfTrl(key, known)
+  if (other !== undefined) return `; did you mean ${other}?`
   const list = known.length === 0 ? '' : `the ${what}s are ${known.join(', ')}`
   const remedy = didYouMean(key, known, list)
   return remedy === '' ? '' : `; ${remedy}`

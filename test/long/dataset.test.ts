@@ -1,4 +1,5 @@
-// Streamed datasets of 200 MB in every format and of 2 GB as JSON Lines: how long the event loop waits meanwhile, and how much memory it takes.
+// Streamed datasets of 200 MB in every format and of 2 GB as JSON Lines, alone and under a trainer: how long the event loop waits meanwhile, and
+// how much memory it takes.
 import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
 import { createWriteStream } from 'node:fs'
@@ -52,16 +53,37 @@ async function writeShards(name: string, bytes: number): Promise<string> {
   return folder
 }
 
+/** Takes batches all over two passes. */
+const reading = `
+    const begun = performance.now()
+    const stream = await looplm.DatasetStream.open(path, { seed: 1, shuffleBuffer: 10_000 })
+    const opened = performance.now()
+    for (let i = 0; i < 12; i++) await stream.take(Math.floor((i * stream.rows) / 6) + 17, 256)
+    const rows = stream.rows`
+
+/** Trains on a path. The time is that until the first step. */
+const training = `
+    const options = { dataset: path, tokenizer: looplm.Tokenizer.bytes(), steps: 40, batchSize: 16, seed: 1 }
+    const trainer = new looplm.PretrainTrainer(model, options)
+    const begun = performance.now()
+    let opened
+    for await (const _ of trainer.run()) opened ??= performance.now()
+    const rows = 40 * 16
+    trainer.dispose()`
+
 /**
- * Reads a set and takes batches of it all over two passes, in a process of its own. What a turn of the event loop takes is the processor
- * time of its thread, which other programs do not change; the delay by the clock is measured too.
+ * Works on a set in a process of its own, and measures from the moment at which a model is there. What a turn of the event loop takes is the
+ * processor time of its thread, which other programs do not change; the delay by the clock is measured too.
  */
-function measure(path: string) {
+function measure(path: string, work: string) {
   const index = new URL('../../dist/src/index.js', import.meta.url).href
   const script = `
     import { readFileSync } from 'node:fs'
     import { monitorEventLoopDelay } from 'node:perf_hooks'
-    import { DatasetStream } from ${JSON.stringify(index)}
+    import * as looplm from ${JSON.stringify(index)}
+    const path = ${JSON.stringify(path)}
+    const sizes = { hidden_size: 16, intermediate_size: 24, num_hidden_layers: 1, num_attention_heads: 2, total_ut_steps: 2 }
+    const model = await looplm.LoopLM.create({ vocab_size: 256, ...sizes }, { seed: 0 })
     const cpuTime = () => Number(readFileSync('/proc/self/task/' + process.pid + '/schedstat', 'latin1').split(' ')[0]) / 1e6
     const before = process.memoryUsage.rss() // maxRSS begins with that of the process that started this one
     let peak = before
@@ -78,15 +100,12 @@ function measure(path: string) {
     }
     setImmediate(turn)
     delay.enable()
-    const begun = performance.now()
-    const stream = await DatasetStream.open(${JSON.stringify(path)}, { seed: 1, shuffleBuffer: 10_000 })
-    const opened = performance.now()
-    for (let i = 0; i < 12; i++) await stream.take(Math.floor((i * stream.rows) / 6) + 17, 256)
+    ${work}
     delay.disable()
     watching = false
     turns.sort((a, b) => a - b)
     console.log(JSON.stringify({
-      rows: stream.rows,
+      rows,
       seconds: (opened - begun) / 1000,
       turns: turns.length,
       p99: turns[Math.floor(0.99 * turns.length)],
@@ -101,20 +120,24 @@ function measure(path: string) {
   >
 }
 
-const cases: [what: string, make: () => Promise<string>][] = [
+const cases: [what: string, make: () => Promise<string>, work?: string][] = [
   ['200 MB of JSON Lines', () => write('a.jsonl', 200e6, '', (i) => `${JSON.stringify(row(i))}\n`, '')],
   ['200 MB as one JSON array', () => write('a.json', 200e6, '[{"prompt":"first"}', (i) => `,\n${JSON.stringify(row(i))}`, ']')],
   ['200 MB of CSV', () => write('a.csv', 200e6, 'prompt,answer,id\n', (i) => `${Object.values(row(i)).map(cell)}\n`, '')],
   ['200 MB in shards of Parquet', () => writeShards('parquet', 200e6)],
   ['2 GB of JSON Lines', () => write('b.jsonl', 2e9, '', (i) => `${JSON.stringify(row(i))}\n`, '')],
+  ['training on 200 MB in shards of Parquet', () => writeShards('trained', 200e6), training],
+  ['training on 2 GB of JSON Lines', () => write('c.jsonl', 2e9, '', (i) => `${JSON.stringify(row(i))}\n`, ''), training],
 ]
 
-it.each(cases)('%s', async (what, make) => {
+it.each(cases)('%s', async (what, make, work = reading) => {
   const path = await make()
-  const { rows, seconds, turns, p99, longest, delay, mebibytes } = measure(path)
+  const { rows, seconds, turns, p99, longest, delay, mebibytes } = measure(path, work)
   await rm(path, { recursive: true })
   const loop = `of ${turns} turns p99 ${p99.toFixed(1)} ms, longest ${longest.toFixed(0)} ms (delay by the clock p99 ${delay.toFixed(1)} ms)`
-  console.log(`${what}: ${rows} rows opened in ${seconds.toFixed(1)} s; ${loop}; ${mebibytes.toFixed(0)} MiB more`)
+  console.log(
+    `${what}: ${rows} rows ${work === reading ? 'opened' : 'trained, the first'} in ${seconds.toFixed(1)} s; ${loop}; ${mebibytes.toFixed(0)} MiB more`,
+  )
   expect(p99).toBeLessThan(10)
   expect(mebibytes).toBeLessThan(300)
 })

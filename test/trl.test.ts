@@ -1,0 +1,86 @@
+// docs/coming-from-trl.md: every name of TRL has a row, and what a row names is an option, which errors propose.
+import { readFileSync } from 'node:fs'
+import { describe, expect, it } from 'vitest'
+import type { z } from 'zod'
+import { grpoOptions, looprptOptions, objectiveTrainerOptions, pretrainOptions, rlttOptions } from '../src/rl/config.js'
+import { parseOptions } from '../src/validation/schema.js'
+import { namesOfTrl } from '../src/validation/trl-names.js'
+import { refusal } from './refusal.js'
+
+const lists = JSON.parse(readFileSync('test/fixtures/trl-names.json', 'utf8')) as Record<string, string | string[]>
+const text = readFileSync('docs/coming-from-trl.md', 'utf8')
+const trainers = {
+  rltt: rlttOptions,
+  grpo: grpoOptions,
+  objective: objectiveTrainerOptions,
+  pretrain: pretrainOptions,
+  looprpt: looprptOptions,
+}
+const options = new Set(Object.values(trainers).flatMap(({ shape }) => Object.keys(shape)))
+
+interface Row {
+  names: string[]
+  /** What is here; none for a dash. */
+  here: string[]
+  cell: string
+}
+
+/** The rows of a section's table. */
+function rowsOf(section: string): Row[] {
+  const part = text.split(/^## /m).find((one) => one.startsWith(`${section}\n`))
+  if (part === undefined) throw new Error(`docs/coming-from-trl.md has no section ${section}`)
+  const quoted = (cell: string) => [...cell.matchAll(/`([^`]+)`/g)].map(([, name]) => name!)
+  return [...part.matchAll(/^\| (`[^|]+) \| ([^|]+) \| ([^|]*)\|$/gm)].map(([, names, here]) => ({
+    names: quoted(names!),
+    here: here === '–' ? [] : quoted(here!),
+    cell: here!,
+  }))
+}
+
+const sections = {
+  Trainers: 'trainers',
+  GRPOConfig: 'GRPOConfig',
+  SFTConfig: 'SFTConfig',
+  TrainingArguments: 'TrainingArguments',
+  Callbacks: 'callbacks',
+}
+const configurations = ['Trainers', 'GRPOConfig', 'SFTConfig', 'TrainingArguments'].flatMap(rowsOf)
+const spelling = (name: string) => name.replaceAll('_', '').toLowerCase()
+
+describe('coming from TRL', () => {
+  it.each(Object.entries(sections))('%s: every name has one row, and no other has one', (section, list) => {
+    const names = rowsOf(section).flatMap((row) => row.names)
+    expect(names.length).toBeGreaterThan(10)
+    expect([...names].sort()).toEqual([...(lists[list] as string[])].sort())
+  })
+
+  it('a row has what is here, or a dash', () => {
+    for (const { names, here, cell } of Object.keys(sections).flatMap(rowsOf)) {
+      expect([names, here.length > 0 || cell === '–']).toEqual([names, true])
+    }
+  })
+
+  it('an error proposes the option that a row names for TRL’s name', () => {
+    const proposed = new Map(namesOfTrl)
+    for (const { names, here } of configurations) {
+      if (here.length === 0 || !here.every((name) => options.has(name))) continue
+      for (const name of names) {
+        if (here.some((option) => spelling(option) === spelling(name))) continue
+        expect([name, proposed.get(name)]).toEqual([name, here])
+      }
+    }
+  })
+
+  it.each(namesOfTrl)('%s is answered with %j', async (name, expected) => {
+    const rows = configurations.filter(({ names }) => names.includes(name))
+    expect(rows.some(({ here }) => expected.every((option) => here.includes(option)))).toBe(true)
+    for (const option of expected) {
+      const schemas = Object.entries(trainers).filter(([, { shape }]) => Object.hasOwn(shape, option))
+      for (const [trainer, schema] of schemas) {
+        const first = expected.find((one) => Object.hasOwn(schema.shape, one))
+        const error = await refusal(() => parseOptions(trainer, schema as z.ZodType, { [name]: 1 }))
+        expect(error.message).toContain(`${name}: unknown option; did you mean ${first}?`)
+      }
+    }
+  })
+})
