@@ -1,10 +1,30 @@
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoopLM } from '../model/model.js'
+import type { WeightedReward } from '../tasks/rewards.js'
+import { inTurns } from '../turns.js'
+import { checkOptions } from '../validation/arguments.js'
 import type { BestCheckpoints } from './best-checkpoint.js'
-import { answerProblems, evaluationMetrics, openEvalTasks } from './evaluate.js'
+import {
+  answerProblems,
+  checkSampling,
+  type EvaluateOptions,
+  type Evaluation,
+  evaluationMetrics,
+  openEvalTasks,
+} from './evaluate.js'
 import type { Metrics } from './events.js'
 import type { TrainerConfig } from './options.js'
+import type { Problem, ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
+
+/** What a caller of `evaluate` of a trainer may say. */
+export type Asked = Pick<EvaluateOptions, 'problems' | 'loops' | 'samples' | 'temperature' | 'signal'>
+
+/** @throws LoopLMError INVALID_ARGUMENT */
+export function checkAsked(asked: Asked, operation: string): void {
+  checkOptions(asked, { problems: true, loops: true, samples: true, temperature: true, signal: true }, operation)
+  checkSampling(asked, operation)
+}
 
 /** The evaluations of a run: of its own data, and of `evalTasks`. */
 export class Evaluations {
@@ -44,22 +64,42 @@ export class Evaluations {
     tokenizer: Tokenizer,
     signal: AbortSignal | undefined,
   ): Promise<Metrics> {
-    const {
-      evalProblems: problems,
-      evalLoops: loops,
-      evalSamples: samples,
-      evalTemperature: temperature,
-      evalMaxNewTokens: maxNewTokens,
-      seed,
-    } = this.#config
-    const answering = { problems, loops, samples, temperature, seed, maxNewTokens, signal, ranks: this.#ranks }
     const metrics = await ofData()
     for (const [name, source, reward] of await this.#tasks(tokenizer)) {
-      const evaluations = await answerProblems(this.#model, source, [reward], answering)
-      Object.assign(metrics, evaluationMetrics(evaluations, name))
+      Object.assign(metrics, evaluationMetrics(await this.answer(source, [reward], { signal }), name))
     }
     this.#selection.add(step, metrics)
     return metrics
+  }
+
+  /**
+   * Answers held-out problems as the options of the run say, where the caller says nothing else.
+   *
+   * @param maxNewTokens of the trainer; the option `evalMaxNewTokens` comes first
+   */
+  answer(
+    source: ProblemSource,
+    rewards: readonly WeightedReward[],
+    asked: Asked,
+    maxNewTokens?: number | undefined,
+  ): Promise<Evaluation[]> {
+    const { evalProblems, evalLoops, evalSamples, evalTemperature, evalMaxNewTokens, seed } = this.#config
+    return answerProblems(this.#model, source, rewards, {
+      problems: asked.problems ?? evalProblems,
+      loops: asked.loops ?? evalLoops,
+      samples: asked.samples ?? evalSamples,
+      temperature: asked.temperature ?? (asked.samples === undefined ? evalTemperature : undefined),
+      seed,
+      maxNewTokens: evalMaxNewTokens ?? maxNewTokens,
+      signal: asked.signal,
+      ranks: this.#ranks,
+    })
+  }
+
+  /** Reads what an evaluation will ask: all rows of a dataset that it takes, one problem of a task. */
+  async read(source: ProblemSource, read: (row: Problem) => Promise<void>): Promise<void> {
+    const rows = await source.heldOut(source.task === undefined ? this.#config.evalProblems : 1)
+    await inTurns(rows, read)
   }
 
   /** `evalTasks` in the tokens that the run trains on. */

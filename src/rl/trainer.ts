@@ -9,14 +9,13 @@ import type { InputVectors, LossBatch, RealArray, TokenSequence } from '../model
 import type { RunFolder } from '../monitor/run-folder.js'
 import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
-import { inTurns } from '../turns.js'
 import { checkInstance, checkOptions } from '../validation/arguments.js'
 import { Advice } from './advice.js'
 import { BestCheckpoints } from './best-checkpoint.js'
 import { checkpointPath } from './checkpoint.js'
 import { type DataDescription, describeProblems } from './data.js'
-import { answerProblems, checkSampling, type EvaluateOptions, type Evaluation, evaluationMetrics } from './evaluate.js'
-import { Evaluations } from './evaluations.js'
+import { type Evaluation, evaluationMetrics } from './evaluate.js'
+import { type Asked, checkAsked, Evaluations } from './evaluations.js'
 import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './events.js'
 import { checksumOfSequences } from './facts-of-run.js'
 import { encodePrompt } from './lessons.js'
@@ -255,24 +254,10 @@ export abstract class Trainer<
    * const [early, , , full] = await trainer.evaluate({ problems: 1000, loops: [1, 2, 3, 4] })
    * ```
    */
-  async evaluate(
-    options: Pick<EvaluateOptions, 'problems' | 'loops' | 'samples' | 'temperature' | 'signal'> = {},
-  ): Promise<Evaluation[]> {
-    const operation = `${this.constructor.name}.evaluate`
-    checkOptions(options, { problems: true, loops: true, samples: true, temperature: true, signal: true }, operation)
-    checkSampling(options, operation)
-    const { evalProblems, evalLoops, evalSamples, evalTemperature, evalMaxNewTokens, seed } = this.config
-    const source = this.questions
-    return answerProblems(this.model, source, this.rewardFunctions(source), {
-      problems: options.problems ?? evalProblems,
-      loops: options.loops ?? evalLoops,
-      samples: options.samples ?? evalSamples,
-      temperature: options.temperature ?? (options.samples === undefined ? evalTemperature : undefined),
-      seed,
-      maxNewTokens: evalMaxNewTokens ?? this.maxNewTokens,
-      signal: options.signal,
-      ranks: this.ranks,
-    })
+  async evaluate(options: Asked = {}): Promise<Evaluation[]> {
+    const { questions: source, maxNewTokens } = this
+    checkAsked(options, `${this.constructor.name}.evaluate`)
+    return this.#evaluations.answer(source, this.rewardFunctions(source), options, maxNewTokens)
   }
 
   /** Gives the optimizer's memory back, and the folder of a run that was not ended; the model stays. */
@@ -319,14 +304,11 @@ export abstract class Trainer<
   }
   /** One evaluation's metrics, those of `evalTasks` apart. */
   protected async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
-    return this.#answersProblems ? evaluationMetrics(await this.evaluate({ signal })) : {}
+    return answersProblems(this.config) ? evaluationMetrics(await this.evaluate({ signal })) : {}
   }
   /** Refuses what `evaluateData` would refuse, before anything is trained. */
   protected async checkEvaluations(): Promise<void> {
-    if (!this.#answersProblems) return
-    const { task } = this.problems
-    const rows = await this.problems.heldOut(task === undefined ? this.config.evalProblems : 1)
-    await inTurns(rows, (row) => this.readRow(row))
+    if (answersProblems(this.config)) await this.#evaluations.read(this.problems, (row) => this.readRow(row))
   }
   /** Called once before a run's first step, with the checkpoint it resumes from. */
   protected async start(_checkpoint: string | undefined): Promise<void> {}
@@ -346,12 +328,6 @@ export abstract class Trainer<
   /** Whose held-out problems are answered. */
   protected get questions(): ProblemSource {
     return this.problems
-  }
-
-  /** Tasks and datasets are asked questions; a dataset without held-out rows only where there is nothing else to ask. */
-  get #answersProblems(): boolean {
-    const { task, evalDataset, evalTasks } = this.config
-    return task !== undefined || evalDataset !== undefined || evalTasks === undefined
   }
 
   /** Tells the user something that is no error. */
@@ -479,4 +455,9 @@ export abstract class Trainer<
   #exclusively<Result>(action: () => Promise<Result>): Promise<Result> {
     return exclusively(this.model, `${this.constructor.name}.run`, action)
   }
+}
+
+/** Tasks and datasets are asked questions; a dataset without held-out rows only where there is nothing else to ask. */
+function answersProblems({ task, evalDataset, evalTasks }: TrainerConfig): boolean {
+  return task !== undefined || evalDataset !== undefined || evalTasks === undefined
 }
