@@ -176,3 +176,62 @@ describe.each(filesOf('src', /\.ts$/))('%s', (file) => {
     expect(lengthsOf(lines, functions).filter(([, length]) => length > 100)).toEqual([])
   })
 })
+
+/** A block of C++ with its first line, comments aside: a function with its head, or a class. */
+interface NativeBlock {
+  head: string
+  length: number
+}
+
+/** The blocks of a file that clang-format has formatted: a closing brace stands where its statement begins. */
+function nativeBlocks(lines: readonly string[]): NativeBlock[] {
+  const ends = (line: string) => /[;{}]$|^ *(?:public|protected|private):$|^#/.test(line.replace(/ *\/\/.*$/, ''))
+  return [...lines.keys()].flatMap((at) => {
+    if (!/\{(?: *\/\/.*)?$/.test(lines[at]!)) return []
+    let start = at
+    while (start > 0 && !ends(lines[start - 1]!)) start--
+    const indentation = /^ */.exec(lines[start]!)![0]
+    const end = lines.findIndex((line, i) => i > at && line.startsWith(`${indentation}}`))
+    return [
+      {
+        head: lines
+          .slice(start, at + 1)
+          .join(' ')
+          .trim(),
+        length: end - start + 1,
+      },
+    ]
+  })
+}
+
+describe('in native/engine', () => {
+  const blocks = filesOf('native/engine', /\.(h|cpp)$/).flatMap((file) => nativeBlocks(codeLines(file)))
+  const isFunction = ({ head }: NativeBlock) => /\(/.test(head) && !/^(?:class|struct|enum|namespace|extern)\b/.test(head)
+
+  it('no function has over 100 lines, comments aside', () => {
+    const functions = blocks.filter(isFunction)
+    expect(functions.length).toBeGreaterThan(500)
+    expect(functions.filter(({ length }) => length > 100)).toEqual([])
+  })
+
+  it('no class has over 300 lines with all its members, comments aside', () => {
+    const classes = blocks.flatMap(({ head, length }) => {
+      const name = /^(?:class|struct) (\w+)/.exec(head)?.[1]
+      if (name === undefined) return []
+      const member = new RegExp(`^(?:[^(]*\\W)?${name}::(?:~?\\w+|operator\\W+)\\(`)
+      const members = blocks.filter((block) => isFunction(block) && member.test(block.head))
+      return [{ name, lines: members.reduce((sum, block) => sum + block.length, length) }]
+    })
+    expect(classes.length).toBeGreaterThan(100)
+    // Two are still to be split; they may not grow until then.
+    const left: Record<string, number> = { Decode: 370, Model: 700 }
+    expect(classes.filter(({ name, lines }) => lines > (left[name] ?? 300))).toEqual([])
+  })
+
+  it('would notice what is too long', () => {
+    const long = [...Array(101)].map(() => '  x();')
+    expect(nativeBlocks(['void Long::run(int a,', '               int b) {', ...long, '}'])).toEqual([
+      { head: 'void Long::run(int a,                int b) {', length: 104 },
+    ])
+  })
+})

@@ -221,10 +221,15 @@ describe('examples', () => {
     ['fastify', /^8 answers; the fourth has \d+ tokens.*\ntrue\n$/],
     ['openai-client', /^whole: [\s\S]*mean_loops: [\d.]+[\s\S]*streamed the same text: true\n$/],
     ['worker', /^(\w+ → 16 tokens, mean log-probability -[\d.]+: .*\n){3}$/],
+    [
+      'context-compressor',
+      /^whole prompts: 3\d\.\d tokens, right .*\nvectors and kept tokens: 11\.0 positions, right .*\nkept tokens alone: 9\.0 tokens, right .*\n$/,
+      ['20', '4', '60'],
+    ],
     ['vectors', /^states 4 × 7 × 64; .*: true\nagrees with score\(\): true\n$/],
-  ])('examples/%s.ts runs', (name, said) => {
+  ] as [string, RegExp, string[]?][])('examples/%s.ts runs', (name, said, words = []) => {
     const program = join(root, 'dist', 'examples', `${name}.js`)
-    expect(execFileSync(process.execPath, [program], { encoding: 'utf8' })).toMatch(said)
+    expect(execFileSync(process.execPath, [program, ...words], { encoding: 'utf8' })).toMatch(said)
   })
 
   for (const { name, code } of documents.filter(({ code }) => code.length > 0))

@@ -13,6 +13,7 @@ Block::Block(std::shared_ptr<Device> device, LoopDType dt, const Architecture& a
       rope_(rope),
       cache_(cache),
       memory_(memory),
+      attention_(device_, dt, a_, batch_, cache, memory),
       linear_(device_, dt, batch.tokens, weights.rank, weights.scale, memory.linear),
       shift_(device_, dt, batch.tokens, architecture.hidden, memory.shift),
       shift_rank_(weights.shift_rank),
@@ -59,68 +60,6 @@ size_t Block::bytes() const {
   char* end = nullptr;
   carve(end);
   return size_t(end - static_cast<char*>(nullptr));
-}
-
-LoopAttention Block::attention_arguments(const BlockMemory& b) const {
-  LoopAttention a{};
-  a.tokens = batch_.tokens;
-  a.heads = a_.heads;
-  a.kv_heads = a_.kv_heads;
-  a.head_dim = a_.head_dim;
-  a.scale = 1.0 / std::sqrt(double(a_.head_dim));
-  a.segments = batch_.segments;
-  a.segment_count = batch_.segment_count;
-  a.group_count = batch_.group_count;
-  a.max_context = batch_.max_context;
-  a.qkv = b.qkv;
-  a.out = b.attention;
-  a.lse = b.lse;
-  return a;
-}
-
-void Block::attend(const BlockMemory& b, int64_t plane) {
-  LoopAttention a = attention_arguments(b);
-  if (cache_) {
-    const size_t at = size_t(plane) * size_t(cache_->slots) * size_t(a_.kv_width()) * act_;
-    void *keys = static_cast<char*>(cache_->keys) + at, *values = static_cast<char*>(cache_->values) + at;
-    run(&LoopBackend::cache_write, "cache write", N(), a_.heads, a_.kv_heads, a_.head_dim, cache_->rows, b.qkv, keys, values);
-    if (cache_->contexts) {
-      LoopDecodeAttention d{N(), a.heads, a.kv_heads, a.head_dim, a.scale, b.qkv, keys, values, cache_->contexts, b.attention};
-      run(&LoopBackend::decode_attention, "decode attention", static_cast<const LoopDecodeAttention*>(&d));
-      return;
-    }
-    if (cache_->prefix_rows > 0) return attend_behind_prefixes(b, keys, values);
-  }
-  run(&LoopBackend::attention, "attention", static_cast<const LoopAttention*>(&a));
-}
-
-// The attention kernel reads packed rows, so the cached keys and values are laid in front of the batch's own.
-void Block::attend_behind_prefixes(const BlockMemory& b, const void* keys, const void* values) {
-  const int64_t qkv = a_.qkv_width(), kv = a_.kv_width(), width = a_.attention_width();
-  const int64_t rows = cache_->prefix_rows + N(), own = cache_->prefix_rows;
-  char* extended = static_cast<char*>(memory_.reserve(memory_.extended, size_t(rows * qkv) * act_));
-  char* out = static_cast<char*>(memory_.reserve(memory_.extended_out, size_t(rows * width) * act_));
-  auto copy = [&](void* to, const void* from, int64_t elements) {
-    device_->run(&LoopBackend::copy, "copy", to, from, size_t(elements) * act_);
-  };
-  copy(extended + size_t(own * qkv) * act_, b.qkv, N() * qkv);
-  for (int32_t i = 0; i < cache_->prefix_count; i++) {
-    const CachedPrefix& p = cache_->prefixes[i];
-    const int64_t shape[] = {p.length, kv}, from[] = {kv, 1}, to[] = {qkv, 1};
-    char* row = extended + size_t(p.row * qkv + width) * act_;
-    for (const void* plane : {keys, values}) {
-      device_->run(&LoopBackend::copy_strided, "cached prefix", dt_, dt_, 2, shape,
-                   static_cast<const char*>(plane) + size_t(p.slot * kv) * act_, from, row, to);
-      row += size_t(kv) * act_;
-    }
-  }
-  LoopAttention a = attention_arguments(b);
-  a.tokens = rows;
-  a.qkv = extended;
-  a.out = out;
-  a.lse = memory_.reserve(memory_.extended_lse, size_t(rows * a_.heads) * real_);
-  run(&LoopBackend::attention, "attention", static_cast<const LoopAttention*>(&a));
-  copy(b.attention, out + size_t(own * width) * act_, N() * width);
 }
 
 // What the MLP reads where it sees the token before: x̃ (shift.h). With a cache, y is kept there for the tokens to come.
@@ -259,7 +198,7 @@ void Block::forward(const LayerWeights& w, const BlockMemory& b, int64_t plane, 
   norm_heads(w, b);
   run(&LoopBackend::rope, "rope", pairs(), N(), a_.heads + a_.kv_heads, a_.head_dim, a_.qkv_width(), batch_.positions, rope_, 0,
       b.qkv);
-  attend(b, plane);
+  attention_.forward(b, plane);
   linear_.forward(w.output, gate_heads(b), b.branch_1);
   join(in, b.branch_1, w.attention_norm_2, b.sum_1, b.middle, norms_input(a_.residual) ? w.mlp_norm : nullptr, x_);
   const void* x = input(b.middle);
@@ -289,7 +228,7 @@ void Block::backward(const LayerWeights& w, const LayerWeights& d, const BlockMe
                 d.mlp_norm);
 
   output_backward(w, d, b);
-  LoopAttention a = attention_arguments(b);
+  LoopAttention a = attention_.arguments(b);
   a.dout = d_attention_;
   a.dqkv = d_qkv_;
   run(&LoopBackend::attention_backward, "attention backward", static_cast<const LoopAttention*>(&a));

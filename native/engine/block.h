@@ -1,47 +1,11 @@
 // One block: attention and MLP, each joined to the residual stream as the architecture says (Residual), forward and backward side
 // by side. h, middle and out are the stream before, between and behind the two branches, act [N, D].
 #pragma once
-#include "batch.h"
+#include "block_attention.h"
 #include "linear.h"
-#include "model.h"
 #include "shift.h"
 
 namespace looplm {
-
-// Earlier tokens of a prompt that a forward continues: their keys and values are in the cache, and attention finds them in front
-// of the batch's own rows.
-struct CachedPrefix {
-  int64_t row;   // of the extended batch, whose first rows are all prefixes and whose last are the batch
-  int64_t slot;  // of its first token
-  int64_t length;
-};
-
-// Where a forward puts its keys and values, and, when decoding, reads those of earlier tokens. Planes, in this order: of every
-// block of the loop `planes`, one per loop or one that the loops share; then one of every block that runs once.
-struct CacheUse {
-  void *keys, *values;  // act [planes, slots, kv_heads · head_dim]
-  int64_t slots;        // of a plane
-  int planes;           // of a block of the loop
-  const int32_t* rows;  // device [N]: the slot of each row; when decoding counted from the block's first plane, so that rows may
-                        // be at loops of their own, otherwise from the plane of the loop
-  const LoopCacheContext* contexts;  // device [N] when decoding; NULL for prompts, whose tokens attend within the batch
-  const CachedPrefix* prefixes;      // of prompts; the batch's segments then count rows of the extended batch
-  int32_t prefix_count;
-  int64_t prefix_rows;
-  // Of layers whose MLP sees the token before (shift.h): a plane's y in two halves, act [planes, slots, rank], and when decoding
-  // the slots of the rows' predecessors, counted as `rows`.
-  void *shift_p = nullptr, *shift_a = nullptr;
-  const int32_t* before = nullptr;
-};
-
-// What one block leaves for its backward.
-struct BlockMemory {
-  void *qkv, *attention, *lse, *branch_1, *middle, *gate_up, *branch_2;
-  void *sum_1 = nullptr, *sum_2 = nullptr;   // of Residual::normed: the stream before its norm
-  void *queries = nullptr, *keys = nullptr;  // before their norms, when they have some
-  void* gated = nullptr;                     // act [N, 2 heads · head_dim]: output gate, attention
-  void* shift = nullptr;                     // act [N, 2 rank] (shift.h)
-};
 
 class Block {
  public:
@@ -90,10 +54,7 @@ class Block {
   // Columns of a matrix of `width` to or from columns of another: act [N, columns].
   void copy_columns(const void* from, int64_t from_width, void* to, int64_t to_width, int64_t columns);
   void* column(void* matrix, int64_t at) const { return static_cast<char*>(matrix) + size_t(at) * act_; }
-  LoopAttention attention_arguments(const BlockMemory& b) const;
   const void* edit(const Shift& w, const BlockMemory& b, int64_t plane, const void* x);
-  void attend(const BlockMemory& b, int64_t plane);
-  void attend_behind_prefixes(const BlockMemory& b, const void* keys, const void* values);
 
   const std::shared_ptr<Device> device_;
   const LoopDType dt_;
@@ -102,6 +63,7 @@ class Block {
   const void* rope_;
   const CacheUse* cache_;
   StackMemory& memory_;
+  const BlockAttention attention_;
   LinearLayers linear_;
   ShiftFfn shift_;
   const int64_t shift_rank_;

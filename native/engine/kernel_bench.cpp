@@ -12,56 +12,19 @@ namespace looplm {
 
 namespace {
 
-class Bench {
+// What a case is made of: inputs on the device, and its work. Without a device nothing is allocated and nothing may be run: what
+// remains is the work.
+class BenchCase {
  public:
-  Bench(std::shared_ptr<Device> device, LoopDType dt, const KernelShape& shape)
+  BenchCase(std::shared_ptr<Device> device, LoopDType dt, const KernelShape& shape)
       : device_(std::move(device)),
         dt_(dt),
         s_(shape),
         act_(double(loop_dtype_size(dt))),
         real_(double(loop_dtype_size(loop_real(dt)))) {}
+  KernelCase take() { return std::move(out_); }
 
-  // Without a device nothing is allocated and nothing may be run: what remains is the work.
-  KernelCase make(const std::string& name) {
-    auto found = table().find(name);
-    if (found == table().end()) throw Error("NOT_FOUND", "bench", "there is no kernel \"" + name + "\" to bench");
-    (this->*found->second)();
-    return std::move(out_);
-  }
-  static const std::map<std::string, void (Bench::*)()>& table() {
-    static const std::map<std::string, void (Bench::*)()> cases = {
-        {"read", &Bench::read},
-        {"copy", &Bench::copy},
-        {"gemm", &Bench::gemm},
-        {"gemm_input_gradient", &Bench::gemm_input_gradient},
-        {"gemm_weight_gradient", &Bench::gemm_weight_gradient},
-        {"gemm_one_row", &Bench::gemm_one_row},
-        {"gemm_int4_one_row", &Bench::gemm_int4_one_row},
-        {"embed", &Bench::embed},
-        {"embed_backward", &Bench::embed_backward},
-        {"residual_norm", &Bench::residual_norm},
-        {"residual_norm_backward", &Bench::residual_norm_backward},
-        {"rope", &Bench::rope},
-        {"attention", &Bench::attention},
-        {"attention_backward", &Bench::attention_backward},
-        {"swiglu", &Bench::swiglu},
-        {"swiglu_backward", &Bench::swiglu_backward},
-        {"gate", &Bench::gate},
-        {"gate_backward", &Bench::gate_backward},
-        {"exit_pdf", &Bench::exit_pdf},
-        {"head_rows", &Bench::head_rows},
-        {"head_rows_gradient", &Bench::head_rows_gradient},
-        {"head", &Bench::whole_head},
-        {"policy_gradient", &Bench::policy_gradient},
-        {"adamw", &Bench::adamw},
-        {"decode_attention", &Bench::decode_attention},
-        {"sample", &Bench::sample},
-        {"sample_top_p", &Bench::sample_top_p},
-    };
-    return cases;
-  }
-
- private:
+ protected:
   // Device memory of `count` elements of `type`, normal times `scale`, the same values every time.
   void* random(LoopDType type, int64_t count, double scale = 0.5) {
     if (!device_) return nullptr;
@@ -107,6 +70,19 @@ class Bench {
   int64_t v() const { return s_.vocabulary; }
   int32_t head_dim() const { return int32_t(s_.hidden / s_.heads); }
   int64_t qkv_width() const { return int64_t(s_.heads + 2 * s_.kv_heads) * head_dim(); }
+
+  std::shared_ptr<Device> device_;
+  LoopDType dt_;
+  KernelShape s_;
+  double act_, real_;
+  std::shared_ptr<int64_t> shape_;
+  KernelCase out_;
+};
+
+// Memory, products, and the parts of a block and of the exits.
+class BlockCases : public BenchCase {
+ public:
+  using BenchCase::BenchCase;
 
   void read() {  // the gate over an array far larger than the caches: the memory's read rate
     const int64_t rows = int64_t(1) << 15, width = 2048;
@@ -272,6 +248,13 @@ class Bench {
     const void* gates = reals(4 * n());
     on_run(&LoopBackend::exit_pdf, dt_, int64_t(4), n(), gates, reals(4 * n()), reals(4 * n()));
   }
+};
+
+// The head, the optimizer, and what a decoded token needs.
+class HeadCases : public BenchCase {
+ public:
+  using BenchCase::BenchCase;
+
   void head_rows() { head(false); }
   void head_rows_gradient() { head(true); }
   void head(bool gradient) {
@@ -402,26 +385,62 @@ class Bench {
     LoopDType dt = dt_;
     out_.run = [=] { device->run(&LoopBackend::sample, "bench", dt, static_cast<const LoopSample*>(s.get())); };
   }
-
-  std::shared_ptr<Device> device_;
-  LoopDType dt_;
-  KernelShape s_;
-  double act_, real_;
-  std::shared_ptr<int64_t> shape_;
-  KernelCase out_;
 };
+
+template <class Cases, void (Cases::*make)()>
+KernelCase made(const std::shared_ptr<Device>& device, LoopDType dt, const KernelShape& shape) {
+  Cases cases(device, dt, shape);
+  (cases.*make)();
+  return cases.take();
+}
+
+using Make = KernelCase (*)(const std::shared_ptr<Device>&, LoopDType, const KernelShape&);
+const std::map<std::string, Make>& table() {
+  static const std::map<std::string, Make> cases = {
+      {"read", made<BlockCases, &BlockCases::read>},
+      {"copy", made<BlockCases, &BlockCases::copy>},
+      {"gemm", made<BlockCases, &BlockCases::gemm>},
+      {"gemm_input_gradient", made<BlockCases, &BlockCases::gemm_input_gradient>},
+      {"gemm_weight_gradient", made<BlockCases, &BlockCases::gemm_weight_gradient>},
+      {"gemm_one_row", made<BlockCases, &BlockCases::gemm_one_row>},
+      {"gemm_int4_one_row", made<BlockCases, &BlockCases::gemm_int4_one_row>},
+      {"embed", made<BlockCases, &BlockCases::embed>},
+      {"embed_backward", made<BlockCases, &BlockCases::embed_backward>},
+      {"residual_norm", made<BlockCases, &BlockCases::residual_norm>},
+      {"residual_norm_backward", made<BlockCases, &BlockCases::residual_norm_backward>},
+      {"rope", made<BlockCases, &BlockCases::rope>},
+      {"attention", made<BlockCases, &BlockCases::attention>},
+      {"attention_backward", made<BlockCases, &BlockCases::attention_backward>},
+      {"swiglu", made<BlockCases, &BlockCases::swiglu>},
+      {"swiglu_backward", made<BlockCases, &BlockCases::swiglu_backward>},
+      {"gate", made<BlockCases, &BlockCases::gate>},
+      {"gate_backward", made<BlockCases, &BlockCases::gate_backward>},
+      {"exit_pdf", made<BlockCases, &BlockCases::exit_pdf>},
+      {"head_rows", made<HeadCases, &HeadCases::head_rows>},
+      {"head_rows_gradient", made<HeadCases, &HeadCases::head_rows_gradient>},
+      {"head", made<HeadCases, &HeadCases::whole_head>},
+      {"policy_gradient", made<HeadCases, &HeadCases::policy_gradient>},
+      {"adamw", made<HeadCases, &HeadCases::adamw>},
+      {"decode_attention", made<HeadCases, &HeadCases::decode_attention>},
+      {"sample", made<HeadCases, &HeadCases::sample>},
+      {"sample_top_p", made<HeadCases, &HeadCases::sample_top_p>},
+  };
+  return cases;
+}
 
 }  // namespace
 
 std::vector<std::string> kernel_names() {
   std::vector<std::string> names;
-  for (auto& [name, make] : Bench::table()) names.push_back(name);
+  for (auto& [name, make] : table()) names.push_back(name);
   return names;
 }
 
 KernelCase make_kernel_case(const std::shared_ptr<Device>& device, LoopDType dt, const std::string& name,
                             const KernelShape& shape) {
-  return Bench(device, dt, shape).make(name);
+  const auto found = table().find(name);
+  if (found == table().end()) throw Error("NOT_FOUND", "bench", "there is no kernel \"" + name + "\" to bench");
+  return found->second(device, dt, shape);
 }
 
 }  // namespace looplm

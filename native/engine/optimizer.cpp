@@ -33,6 +33,28 @@ Error out_of_range(LoopDType real, const AdamWOptions& options, double gradient,
                    "); nothing was changed. Lower learningRate or weightDecay, raise eps, or set maxGradNorm");
 }
 
+// Bounds behind a step whose gradients are at most `gradient` each: the arithmetic of the kernels on the largest values that can
+// occur. Infinite where a number on the way could leave the range. The quotient of the moments is at most the first over epsilon,
+// which is far above what occurs and far within the range for options that train.
+AdamWBounds after_step(AdamWBounds b, const AdamWOptions& options, double gradient, bool wide, double steps) {
+  const auto rounded = [wide](double x) { return wide ? x : double(float(x)); };
+  constexpr double slack = 1 + 1e-6;  // the roundings of one element: about ten of at most 2^-24 each
+  const double rate = options.learning_rate, decay = options.weight_decay;
+  const double bias1 = 1 / (1 - std::pow(options.beta1, steps)), bias2 = 1 / (1 - std::pow(options.beta2, steps));
+  const double smallest = wide ? DBL_MIN : double(FLT_MIN), largest = wide ? DBL_MAX : double(FLT_MAX);
+  b.first = slack * (rounded(options.beta1) * b.first + rounded(1 - options.beta1) * gradient);
+  b.second = slack * (rounded(options.beta2) * b.second + rounded(1 - options.beta2) * gradient * gradient);
+  // a processor may take an epsilon below the normal numbers for 0
+  const double quotient =
+      options.epsilon < smallest ? std::numeric_limits<double>::infinity() : slack * b.first * bias1 / options.epsilon;
+  const double before = b.parameter;
+  b.parameter = slack * (before + rate * quotient + rate * decay * before);
+  for (double x : {rate * bias1, rate * bias1 * b.first, quotient, decay, rate * decay, decay * before, gradient * gradient,
+                   b.second * bias2, b.parameter})
+    if (!(x < largest / 4)) b.parameter = std::numeric_limits<double>::infinity();
+  return b;
+}
+
 }  // namespace
 
 double gradient_norm(Model& model) {
@@ -145,7 +167,7 @@ AdamW::Norm AdamW::measure_gradients(bool& anew) const {
 }
 
 // The 2-norm of each kind, which no element exceeds.
-AdamW::Bounds AdamW::measured() const {
+AdamWBounds AdamW::measured() const {
   const LoopDType real = model_->real();
   const auto total = [&](auto data) {
     const std::vector<double> sums = sums_of_squares(data);
@@ -162,29 +184,6 @@ AdamW::Bounds AdamW::measured() const {
   std::vector<double> squares = {master_ ? of(master_) : parameters(), of(first_), of(second_)};
   if (parallel_) parallel_->sum(squares);
   return {std::sqrt(squares[0]), std::sqrt(squares[1]), std::sqrt(squares[2])};
-}
-
-// Bounds behind a step whose gradients are at most `gradient` each: the arithmetic of the kernels on the largest values that can
-// occur. Infinite where a number on the way could leave the range. The quotient of the moments is at most the first over epsilon,
-// which is far above what occurs and far within the range for options that train.
-AdamW::Bounds AdamW::after_step(Bounds b, const AdamWOptions& options, double gradient) const {
-  const bool wide = model_->real() == LOOP_F64;
-  const auto rounded = [wide](double x) { return wide ? x : double(float(x)); };
-  constexpr double slack = 1 + 1e-6;  // the roundings of one element: about ten of at most 2^-24 each
-  const double rate = options.learning_rate, decay = options.weight_decay, steps = double(steps_ + 1);
-  const double bias1 = 1 / (1 - std::pow(options.beta1, steps)), bias2 = 1 / (1 - std::pow(options.beta2, steps));
-  const double smallest = wide ? DBL_MIN : double(FLT_MIN), largest = wide ? DBL_MAX : double(FLT_MAX);
-  b.first = slack * (rounded(options.beta1) * b.first + rounded(1 - options.beta1) * gradient);
-  b.second = slack * (rounded(options.beta2) * b.second + rounded(1 - options.beta2) * gradient * gradient);
-  // a processor may take an epsilon below the normal numbers for 0
-  const double quotient =
-      options.epsilon < smallest ? std::numeric_limits<double>::infinity() : slack * b.first * bias1 / options.epsilon;
-  const double before = b.parameter;
-  b.parameter = slack * (before + rate * quotient + rate * decay * before);
-  for (double x : {rate * bias1, rate * bias1 * b.first, quotient, decay, rate * decay, decay * before, gradient * gradient,
-                   b.second * bias2, b.parameter})
-    if (!(x < largest / 4)) b.parameter = std::numeric_limits<double>::infinity();
-  return b;
 }
 
 double AdamW::step(const AdamWOptions& options) {
@@ -208,8 +207,10 @@ double AdamW::step(const AdamWOptions& options) {
   const Uninterrupted uninterrupted(*model.device);
   refresh_masters();
   const double gradient = norm.value * scale;
-  Bounds bounds = after_step(bounds_, options, gradient);
-  if (anew || !std::isfinite(bounds.parameter)) bounds = after_step(measured(), options, gradient);
+  const bool wide = model.real() == LOOP_F64;
+  const double steps = double(steps_ + 1);
+  AdamWBounds bounds = after_step(bounds_, options, gradient, wide, steps);
+  if (anew || !std::isfinite(bounds.parameter)) bounds = after_step(measured(), options, gradient, wide, steps);
   if (!std::isfinite(bounds.parameter)) throw out_of_range(model.real(), options, gradient, steps_ + 1);
   update(options, scale);
   if (parallel_) parallel_->gather_parameters();

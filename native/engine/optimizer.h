@@ -15,6 +15,11 @@ struct AdamWOptions {
   double max_grad_norm = 0;       // 0: no clipping. Factor min(1, max / (norm + 1e-6))
 };
 
+// No parameter, first or second moment is larger in magnitude.
+struct AdamWBounds {
+  double parameter, first, second;
+};
+
 class AdamW {
  public:
   // `world`: the ranks that train this model together. Each of them has the same parameters, and keeps the state of its shares
@@ -68,12 +73,7 @@ class AdamW {
   void refuse_shares(const char* operation) const;  // files hold whole parameters
   void refresh_masters() const;
 
-  // No parameter, first or second moment is larger in magnitude.
-  struct Bounds {
-    double parameter, first, second;
-  };
-  Bounds measured() const;
-  Bounds after_step(Bounds b, const AdamWOptions& options, double gradient) const;
+  AdamWBounds measured() const;
 
   std::shared_ptr<Model> model_;
   const uint64_t layout_;  // of what is trained
@@ -83,7 +83,7 @@ class AdamW {
   mutable Buffer master_;      // real; only when the model is bfloat16
   mutable uint64_t version_;   // of the parameters that the masters stand for: when the model's moved on, they are made anew
   int64_t steps_ = 0;
-  Bounds bounds_{};
+  AdamWBounds bounds_{};
   uint64_t bounded_;  // the version of the parameters that the bounds hold for
 };
 

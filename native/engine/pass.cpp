@@ -53,11 +53,20 @@ Stack::Keep keep_for(Recompute r) {
   return r == Recompute::none ? Stack::Keep::all : r == Recompute::loop ? Stack::Keep::per_loop : Stack::Keep::per_layer;
 }
 
+void check_loops(const Model& model, int loops, const char* operation) {
+  const Architecture& a = model.config;
+  if (!a.fixed_loops || loops <= a.loops) return;
+  throw Error("INVALID_ARGUMENT", operation,
+              "loops: models of family " + a.family + " have " + std::to_string(a.loops) + ", got " + std::to_string(loops) +
+                  ": they were trained with this number alone, give at most " + std::to_string(a.loops));
+}
+
 LoopPlan plan_of(const Model& model, const LoopOptions& o, const char* operation) {
   const auto require = [&](bool ok, const std::string& what) {
     if (!ok) throw Error("INVALID_ARGUMENT", operation, what);
   };
   const int loops = o.run > 0 ? o.run : model.config.loops;
+  check_loops(model, loops, operation);
   LoopPlan plan(o.read.empty() ? loops : int(o.read.back()));
   if (!o.read.empty()) plan.read.clear();
   for (size_t k = 0; k < o.read.size(); k++) {

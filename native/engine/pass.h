@@ -15,6 +15,8 @@ const char* training_remedy(Recompute recompute);
 int64_t default_budget(const Model& model, int loops);
 Stack::Keep keep_for(Recompute recompute);
 
+// Loops beyond the model's are for families that were trained with any number.
+void check_loops(const Model& model, int loops, const char* operation);
 // Throws INVALID_ARGUMENT for loops that do not run.
 LoopPlan plan_of(const Model& model, const LoopOptions& options, const char* operation);
 

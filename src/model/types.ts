@@ -131,7 +131,9 @@ export interface BackwardResult {
 export interface ScoreOptions extends StateOptions, InputOptions {
   /** Log-probabilities are of softmax(logits / temperature); default 1, more than 0. */
   temperature?: number
-  /** Loops to run, 1 to 64; default the model's `total_ut_steps`. */
+  /**
+   * Loops to run, 1 to 64; default the model's `total_ut_steps`. Nanbeige and HRM-Text refuse more than they have.
+   */
   loops?: number
   /**
    * Read only these loops, growing numbers from 1: arrays by loop then have a row for each of them, and the exit distribution is one over

@@ -214,7 +214,15 @@ describe('what a family does not allow is refused by name', () => {
   const load = (name: string) => LoopLM.fromPretrained(folderOf(name), { device: 'cpu', dtype: 'float32' })
   it.each(['nanbeige', 'hrm_text'])('more loops than %s has', async (name) => {
     using model = await load(name)
-    const error = await refusal(() => model.generate([[1, 2]], { loops: notesOf(name).loops + 1 }))
+    const loops = notesOf(name).loops + 1
+    const sequences = [[1, 2, 3]]
+    for (const run of [
+      () => model.score(sequences, { loops }),
+      () => model.embed(sequences, { loops }),
+      () => model.responseMeans(sequences, { loops }),
+    ])
+      expect((await refusal(run)).message).toMatch(/loops: models of family \w+ have 2, got 3: .*at most 2/)
+    const error = await refusal(() => model.generate([[1, 2]], { loops }))
     expect(error.message).toMatch(/loops: models of family \w+ have 2, got 3: .*at most 2/)
   })
   it.each(['nanbeige', 'huginn', 'hrm_text'])('planes that the loops of %s share, unless it is said with force', async (name) => {

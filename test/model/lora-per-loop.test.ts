@@ -8,6 +8,7 @@ import { registerFamily } from '../../src/model/architectures/families.js'
 import { adapterOf, fillAdapter, mergedBy } from '../adapters.js'
 import { expectDerivative } from '../central-differences.js'
 import { describedConfig as described, describedLogSoftmax, describedStates } from '../described-model.js'
+import { buildEmulated } from '../emulated.js'
 import { twoRegisters } from '../fixtures/two-registers.js'
 import { relativeError } from '../golden-files.js'
 import type { Parameters } from '../looped-model.js'
@@ -17,6 +18,8 @@ import { parametersOf, tinyConfig } from '../tiny.js'
 const work = mkdtempSync(join(tmpdir(), 'looplm-per-loop-'))
 afterAll(() => rmSync(work, { recursive: true }))
 beforeAll(() => registerFamily('two_registers', twoRegisters))
+beforeAll(buildEmulated, 900_000)
+const emulated = 'cuda-emulated' as DeviceName // the CUDA kernels without a GPU
 
 const ouro = { ...tinyConfig, num_hidden_layers: 2 }
 const sequences = [
@@ -52,6 +55,7 @@ describe.each([
   it.each([
     ['reference', 1e-12],
     ['cpu', 1e-5],
+    [emulated, 1e-5],
   ] as const)('every loop runs with its own (%s)', async (device, bound) => {
     using model = await adapted(config, device)
     const [base, adapter] = [await parametersOf(model), await adapterOf(model)]
@@ -114,8 +118,13 @@ describe.each([
   })
 })
 
-it.each(['per-loop', 'shared'] as const)('decodes rows that are at different loops of one pass, kv %s', async (kv) => {
-  using model = await adapted(ouro, 'cpu')
+it.each([
+  ['per-loop', 'cpu'],
+  ['shared', 'cpu'],
+  ['per-loop', emulated],
+  ['shared', emulated],
+] as const)('decodes rows that are at different loops of one pass, kv %s, on %s', async (kv, device) => {
+  using model = await adapted(ouro, device)
   const prompts = [[1, 10, 2], [4], [5, 6, 7, 8, 9]]
   const options = { maxNewTokens: 8, temperature: 0, stop: [], kv, exit: { rule: 'entropy', threshold: 2.2 } } as const
   const together = await model.generate(prompts, options)
@@ -124,14 +133,25 @@ it.each(['per-loop', 'shared'] as const)('decodes rows that are at different loo
   for (const [i, prompt] of prompts.entries()) expect((await model.generate([prompt], options))[0]).toEqual(together[i])
 })
 
-it('samples with the log-probabilities that it scores with', async () => {
-  using model = await adapted(ouro, 'cpu')
+it.each(['cpu', emulated] as const)('samples with the log-probabilities that it scores with, on %s', async (device) => {
+  using model = await adapted(ouro, device)
   for (const more of [{}, { speculate: { loops: 1, tokens: 3 } }]) {
     const results = await model.generate([[1, 10], [3]], { maxNewTokens: 8, seed: 3, stop: [], exit: { rule: 'fixed' }, ...more })
     const whole = [[1, 10], [3]].map((prompt, i) => [...prompt, ...results[i]!.tokens])
     const { logprobs } = await model.score(whole, { lastLoop: true })
     for (const i of [0, 1]) expect(relativeError(results[i]!.logprobs, logprobs[i]!.slice(-8))).toBeLessThan(1e-4)
   }
+})
+
+it('has the gradient of the reference on cuda-emulated', async () => {
+  const gradients = async (device: DeviceName) => {
+    using model = await adapted(ouro, device)
+    const scored = await model.score(sequences)
+    await scored.backward(scored.logprobs.map((rows, i) => rows.map((_, n) => Math.cos(n + i))))
+    return model.gradients()
+  }
+  const [want, got] = [await gradients('reference'), await gradients(emulated)]
+  for (const [name, values] of want) expect(relativeError(got.get(name)!, values), name).toBeLessThan(1e-4)
 })
 
 it('takes as many times the memory as there are loops', async () => {

@@ -8,6 +8,7 @@ import { registerFamily } from '../../src/model/architectures/families.js'
 import { adapterOf, fillAdapter, mergedBy } from '../adapters.js'
 import { expectDerivative } from '../central-differences.js'
 import { describedConfig as described, describedLogSoftmax, describedStates } from '../described-model.js'
+import { buildEmulated } from '../emulated.js'
 import { twoRegisters } from '../fixtures/two-registers.js'
 import { relativeError } from '../golden-files.js'
 import type { Parameters } from '../looped-model.js'
@@ -17,6 +18,8 @@ import { parametersOf, tinyConfig } from '../tiny.js'
 const work = mkdtempSync(join(tmpdir(), 'looplm-shift-'))
 afterAll(() => rmSync(work, { recursive: true }))
 beforeAll(() => registerFamily('two_registers', twoRegisters))
+beforeAll(buildEmulated, 900_000)
+const emulated = 'cuda-emulated' as DeviceName // the CUDA kernels without a GPU
 
 const ouro = { ...tinyConfig, num_hidden_layers: 2 }
 const sequences = [
@@ -75,6 +78,7 @@ describe.each([
   it.each([
     ['reference', 1e-12],
     ['cpu', 1e-5],
+    [emulated, 1e-5],
   ] as const)('scores by its formula (%s)', async (device, bound) => {
     using model = await shifted(config, device, modules(config))
     const [base, adapter] = [await parametersOf(model), await adapterOf(model)]
@@ -125,30 +129,49 @@ it('responses that share a prompt have the gradient of whole sequences', async (
 })
 
 describe('decoding with a cache', () => {
-  it('samples with the log-probabilities that it scores with, whatever the pieces of the prompt', async () => {
-    using model = await shifted(ouro, 'cpu', modules(ouro))
-    const prompts = [[1, 10, 2, 5, 6, 7, 8], [3]]
-    for (const more of [{}, { speculate: { loops: 1, tokens: 3 } }] as const)
-      for (const prefillTokens of [512, 2]) {
-        using scheduler = model.scheduler({ prefillTokens })
-        const options = { maxNewTokens: 8, seed: 3, stop: [], exit: { rule: 'fixed' }, ...more } as const
-        const requests = prompts.map((prompt) => scheduler.add(prompt, options))
-        for (const [i, prompt] of prompts.entries()) {
-          const result = await requests[i]!.result()
-          const { logprobs } = await model.score([[...prompt, ...result.tokens]], { lastLoop: true })
-          expect(relativeError(result.logprobs, logprobs[0]!.slice(-8))).toBeLessThan(1e-4)
+  it.each(['cpu', emulated] as const)(
+    'samples with the log-probabilities that it scores with, whatever the pieces of the prompt, on %s',
+    async (device) => {
+      using model = await shifted(ouro, device, modules(ouro))
+      const prompts = [[1, 10, 2, 5, 6, 7, 8], [3]]
+      for (const more of [{}, { speculate: { loops: 1, tokens: 3 } }] as const)
+        for (const prefillTokens of [512, 2]) {
+          using scheduler = model.scheduler({ prefillTokens })
+          const options = { maxNewTokens: 8, seed: 3, stop: [], exit: { rule: 'fixed' }, ...more } as const
+          const requests = prompts.map((prompt) => scheduler.add(prompt, options))
+          for (const [i, prompt] of prompts.entries()) {
+            const result = await requests[i]!.result()
+            const { logprobs } = await model.score([[...prompt, ...result.tokens]], { lastLoop: true })
+            expect(relativeError(result.logprobs, logprobs[0]!.slice(-8))).toBeLessThan(1e-4)
+          }
         }
-      }
-  })
+    },
+  )
 
-  it.each(['per-loop', 'shared'] as const)('does not depend on the batch, with early exits too, kv %s', async (kv) => {
-    using model = await shifted(ouro, 'cpu', modules(ouro))
+  it.each([
+    ['per-loop', 'cpu'],
+    ['shared', 'cpu'],
+    ['per-loop', emulated],
+    ['shared', emulated],
+  ] as const)('does not depend on the batch, with early exits too, kv %s, on %s', async (kv, device) => {
+    using model = await shifted(ouro, device, modules(ouro))
     const prompts = [[1, 10, 2], [4], [5, 6, 7, 8, 9]]
     const options = { maxNewTokens: 8, temperature: 0, stop: [], kv, exit: { rule: 'entropy', threshold: 1.5 } } as const
     const together = await model.generate(prompts, options)
     expect(new Set(together.flatMap(({ loops }) => loops)).size).toBeGreaterThan(1)
     for (const [i, prompt] of prompts.entries()) expect((await model.generate([prompt], options))[0]).toEqual(together[i])
   })
+})
+
+it('has the gradient of the reference on cuda-emulated', async () => {
+  const gradients = async (device: DeviceName) => {
+    using model = await shifted(ouro, device, modules(ouro))
+    const scored = await model.score(sequences)
+    await scored.backward(scored.logprobs.map((rows, i) => rows.map((_, n) => Math.cos(n + i))))
+    return model.gradients()
+  }
+  const [want, got] = [await gradients('reference'), await gradients(emulated)]
+  for (const [name, values] of want) expect(relativeError(got.get(name)!, values), name).toBeLessThan(1e-4)
 })
 
 it('trains, is saved and loaded to the last bit, and is not merged', async () => {

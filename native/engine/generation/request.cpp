@@ -50,13 +50,6 @@ void check_exit(const Model& model, const ExitOptions& exit, int loops, int most
 
 }  // namespace
 
-void check_loops(const Model& model, int loops) {
-  const Architecture& a = model.config;
-  require_argument(!a.fixed_loops || loops <= a.loops,
-                   "loops: models of family " + a.family + " have " + std::to_string(a.loops) + ", got " + std::to_string(loops) +
-                       ": they were trained with this number alone, give at most " + std::to_string(a.loops));
-}
-
 void check_request(const Model& model, const GenerateRequest& r, int loops, bool shared) {
   require_argument(!r.prompt.empty(), "the prompt is empty: give at least one token (a beginning-of-text token, say)");
   for (int32_t id : r.prompt)

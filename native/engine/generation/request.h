@@ -91,7 +91,5 @@ struct HostAnswer {
 
 // Throws INVALID_ARGUMENT. loops, shared: of the scheduler and its cache.
 void check_request(const Model& model, const GenerateRequest& request, int loops, bool shared);
-// Loops beyond the model's are for families that were trained with any number.
-void check_loops(const Model& model, int loops);
 
 }  // namespace looplm

@@ -1,5 +1,6 @@
 #include "scheduler.h"
 
+#include "../pass.h"
 #include "admission.h"
 #include "decode.h"
 #include "prefill.h"
@@ -9,7 +10,7 @@ namespace looplm {
 struct Scheduler::State {
   State(std::shared_ptr<Model> m, const SchedulerOptions& options)
       : held(std::move(m)), g(*held, options), admission(g), prefill(g), decode(g) {
-    check_loops(*held, options.loops);
+    check_loops(*held, options.loops, "generate");
     const Architecture& a = held->config;
     if (options.shared_cache && !a.shared_planes && !options.force)
       throw Error("UNSUPPORTED", "generate",

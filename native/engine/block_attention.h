@@ -1,0 +1,75 @@
+// The attention of a block, over a batch and over what a cache has of earlier tokens.
+#pragma once
+#include <memory>
+
+#include "batch.h"
+#include "model.h"
+
+namespace looplm {
+
+// Earlier tokens of a prompt that a forward continues: their keys and values are in the cache, and attention finds them in front
+// of the batch's own rows.
+struct CachedPrefix {
+  int64_t row;   // of the extended batch, whose first rows are all prefixes and whose last are the batch
+  int64_t slot;  // of its first token
+  int64_t length;
+};
+
+// Where a forward puts its keys and values, and, when decoding, reads those of earlier tokens. Planes, in this order: of every
+// block of the loop `planes`, one per loop or one that the loops share; then one of every block that runs once.
+struct CacheUse {
+  void *keys, *values;  // act [planes, slots, kv_heads · head_dim]
+  int64_t slots;        // of a plane
+  int planes;           // of a block of the loop
+  const int32_t* rows;  // device [N]: the slot of each row; when decoding counted from the block's first plane, so that rows may
+                        // be at loops of their own, otherwise from the plane of the loop
+  const LoopCacheContext* contexts;  // device [N] when decoding; NULL for prompts, whose tokens attend within the batch
+  const CachedPrefix* prefixes;      // of prompts; the batch's segments then count rows of the extended batch
+  int32_t prefix_count;
+  int64_t prefix_rows;
+  // Of layers whose MLP sees the token before (shift.h): a plane's y in two halves, act [planes, slots, rank], and when decoding
+  // the slots of the rows' predecessors, counted as `rows`.
+  void *shift_p = nullptr, *shift_a = nullptr;
+  const int32_t* before = nullptr;
+};
+
+// What one block leaves for its backward.
+struct BlockMemory {
+  void *qkv, *attention, *lse, *branch_1, *middle, *gate_up, *branch_2;
+  void *sum_1 = nullptr, *sum_2 = nullptr;   // of Residual::normed: the stream before its norm
+  void *queries = nullptr, *keys = nullptr;  // before their norms, when they have some
+  void* gated = nullptr;                     // act [N, 2 heads · head_dim]: output gate, attention
+  void* shift = nullptr;                     // act [N, 2 rank] (shift.h)
+};
+
+class BlockAttention {
+ public:
+  // cache: NULL when training. What is given outlives this.
+  BlockAttention(std::shared_ptr<Device> device, LoopDType dt, const Architecture& architecture, const DeviceBatch& batch,
+                 const CacheUse* cache, StackMemory& memory)
+      : device_(std::move(device)),
+        dt_(dt),
+        a_(architecture),
+        batch_(batch),
+        cache_(cache),
+        memory_(memory),
+        act_(loop_dtype_size(dt)),
+        real_(loop_dtype_size(loop_real(dt))) {}
+
+  LoopAttention arguments(const BlockMemory& b) const;
+  // b.qkv to b.attention. plane: of the cache.
+  void forward(const BlockMemory& b, int64_t plane) const;
+
+ private:
+  void behind_prefixes(const BlockMemory& b, const void* keys, const void* values) const;
+
+  const std::shared_ptr<Device> device_;
+  const LoopDType dt_;
+  const Architecture& a_;
+  const DeviceBatch& batch_;
+  const CacheUse* cache_;
+  StackMemory& memory_;
+  const size_t act_, real_;
+};
+
+}  // namespace looplm
