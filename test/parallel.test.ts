@@ -3,6 +3,7 @@ import { execFileSync, spawnSync } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { AdamW } from '../src/model/optimizer.js'
@@ -18,6 +19,7 @@ const said = async (run: () => unknown) => {
 }
 
 const programs = ['Release/looplm_comm_tests', 'Release/looplm_data_parallel_tests']
+const root = join(import.meta.dirname, '..')
 const fixture = join(import.meta.dirname, 'parallel-rank.mjs')
 
 beforeAll(() => {
@@ -161,6 +163,19 @@ describe('a process alone', () => {
       expect(facts.libraries.find((one: { name: string }) => one.name === name).available).toBe(true)
     }
   })
+})
+
+it('the simulation of many GPUs is what its program makes', async () => {
+  const { page, parameters, step } = await import(pathToFileURL(join(root, 'tools', 'simulate-parallel.mjs')).href)
+  expect(readFileSync(join(root, 'docs', 'parallel-simulation.md'), 'utf8')).toBe(page())
+  const alone = step(1, 4096)
+  expect(alone.total).toBe(alone.compute + alone.optimizer) // nothing to exchange
+  for (const gpus of [8, 64, 512]) {
+    const parts = step(gpus, 4096)
+    expect(parts.gradients).toBeGreaterThan(((4 * parameters) / gpus / 450e9) * (Math.min(gpus, 8) - 1)) // the links' own rate
+    expect(parts.hidden).toBeLessThanOrEqual(parts.gradients)
+    expect(parts.total).toBeGreaterThan(parts.compute)
+  }
 })
 
 it.runIf(installed.length > 0)('a worker thread joins no world', async () => {

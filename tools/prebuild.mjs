@@ -53,7 +53,7 @@ function inspect(addon) {
 }
 
 let built = join(root, 'build', 'Release', 'looplm.node')
-if (cross) built = join(crossBuild(['looplm']), 'looplm.node')
+if (cross) built = join(crossBuild(['looplm', 'looplm_mpis']), 'looplm.node')
 else {
   const { status } = spawnSync(process.execPath, [join(root, 'tools', 'build-native.mjs'), '--all'], { stdio: 'inherit' })
   if (status !== 0) process.exit(status ?? 1)
@@ -101,12 +101,12 @@ if (existsSync(cuda) && !cross) {
 for (const mpi of ['openmpi', 'mpich']) {
   const name = `looplm_${mpi}.so`
   const packed = join(folder, name)
-  const source = join(root, 'build', 'Release', name)
+  const source = join(root, 'build', ...(cross ? [arch] : []), 'Release', name)
   rmSync(packed, { force: true })
-  if (!existsSync(source) || cross) continue
+  if (!existsSync(source)) continue
   const unfinishedMpi = `${packed}.tmp`
   copyFileSync(source, unfinishedMpi)
-  output('strip', unfinishedMpi)
+  output(cross ? 'aarch64-linux-gnu-strip' : 'strip', unfinishedMpi)
   const needs = inspect(unfinishedMpi)
   const wrong = [
     ...needs.libraries.filter((library) => !system.test(library)),

@@ -2,7 +2,7 @@
 // Every finding is printed with its file and line; there is no place for known ones. Arguments pick one of the builds: address, thread.
 import { spawnSync } from 'node:child_process'
 import { readdirSync } from 'node:fs'
-import { dirname, join, relative } from 'node:path'
+import { basename, dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { cmakeBuild } from './cmake.mjs'
 
@@ -23,8 +23,8 @@ const corpus = join(root, 'native', 'test', 'fuzz', 'corpus')
 const programs = [
   { name: 'looplm_engine_tests', args: [], isas: [undefined] },
   { name: 'looplm_fault_tests', args: [], isas: [undefined] },
-  { name: 'looplm_comm_tests', args: [], isas: [undefined] },
-  { name: 'looplm_data_parallel_tests', args: [], isas: [undefined] },
+  { name: 'Release/looplm_comm_tests', args: [], isas: [undefined] },
+  { name: 'Release/looplm_data_parallel_tests', args: [], isas: [undefined] },
   ...readdirSync(corpus).map((target) => ({
     name: 'looplm_fuzz_replay',
     args: [target, join(corpus, target)],
@@ -42,7 +42,7 @@ function stop(message) {
 
 function build(kind) {
   const flags = `-O1 -g1 -fno-omit-frame-pointer ${builds[kind].flags}` // -g1: line numbers
-  const targets = [...new Set(programs.map(({ name }) => name))]
+  const targets = [...new Set(programs.map(({ name }) => basename(name)))]
   return cmakeBuild(`sanitize-${kind}`, { CMAKE_BUILD_TYPE: 'Sanitize', LOOPLM_UNITY: 'OFF', CMAKE_CXX_FLAGS: flags }, targets)
 }
 

@@ -2,7 +2,7 @@
 // against malformed files, the fuzzer's corpus. Slow, because every instruction is translated: half an hour on two cores.
 import { spawnSync } from 'node:child_process'
 import { readdirSync } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { crossBuild } from './cross-build.mjs'
 
@@ -16,10 +16,11 @@ const corpus = join(root, 'native', 'test', 'fuzz', 'corpus')
 const runs = [
   ['looplm_engine_tests'],
   ...readdirSync(corpus).map((target) => ['looplm_fuzz_replay', target, join(corpus, target)]),
+  ['Release/looplm_comm_tests'],
   ['looplm_kernel_tests', '--backend', 'reference'],
   ['looplm_kernel_tests', '--backend', 'cpu'],
 ]
-const folder = crossBuild([...new Set(runs.map(([program]) => program))])
+const folder = crossBuild([...new Set(runs.map(([program]) => basename(program)))])
 let failed = 0
 for (const [program, ...args] of runs) {
   const started = performance.now()
