@@ -11,6 +11,7 @@ export type { DownloadOptions } from './data/download-options.js'
 export { Random } from './data/random.js'
 export { type DecodeOptions, type EncodeOptions, Tokenizer, type TokenizerConfig } from './data/tokenizer.js'
 export { type ErrorCode, LoopLMError } from './errors.js'
+export type { Grammar } from './grammar/grammar.js'
 export {
   kernels,
   type LoopedBlockOptions,

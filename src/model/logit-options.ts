@@ -17,7 +17,7 @@ export function readLogitOptions(options: GenerateOptions, vocabulary: number, o
     repetitionPenalty: checkNumber(options.repetitionPenalty ?? 1, 'repetitionPenalty', { above: 0 }, operation),
     frequencyPenalty: finite('frequencyPenalty'),
     presencePenalty: finite('presencePenalty'),
-    host: logitsProcessor === undefined ? 'none' : 'logits',
+    host: options.grammar !== undefined ? 'mask' : logitsProcessor === undefined ? 'none' : 'logits',
   }
 }
 

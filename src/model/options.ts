@@ -82,6 +82,7 @@ export const generateOptions = {
   frequencyPenalty: true,
   presencePenalty: true,
   logitsProcessor: true,
+  grammar: true,
   seed: true,
   sequenceNumbers: true,
   loops: true,

@@ -1,5 +1,6 @@
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
+import { grammarText } from '../grammar/grammar.js'
 import type { Architecture } from '../native/architecture.js'
 import type { NativeGenerateRequest, NativeSequences, NativeVectors } from '../native.js'
 import { checkFlag, checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
@@ -24,6 +25,8 @@ export interface Request {
   native: NativeGenerateRequest
   /** Texts that end a sequence; they are looked for after every token. */
   stopTexts: string[]
+  /** Of native.host `mask`: its rules. */
+  grammar?: string
   /** Of native.host `logits`. */
   processor?: LogitsProcessor
 }
@@ -142,6 +145,7 @@ function readRequest(model: GeneratingModel, options: GenerateOptions, operation
   const { stateSeed, zeroStates } = readStates(options, model.architecture, operation)
   return {
     stopTexts,
+    ...(options.grammar === undefined ? {} : { grammar: readGrammar(model, options, operation) }),
     ...(options.logitsProcessor === undefined ? {} : { processor: options.logitsProcessor }),
     native: {
       ...readLogitOptions(options, model.config.vocab_size, operation),
@@ -164,6 +168,13 @@ function readRequest(model: GeneratingModel, options: GenerateOptions, operation
       zeroStates,
     },
   }
+}
+
+function readGrammar(model: GeneratingModel, options: GenerateOptions, operation: string): string {
+  const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  if (model.tokenizer === undefined) throw refuse('grammar: the model has no tokenizer; set model.tokenizer')
+  if (options.logitsProcessor !== undefined) throw refuse('grammar does not go with logitsProcessor; omit one of them')
+  return grammarText(options.grammar!, operation)
 }
 
 export function readCachePolicy(

@@ -4,6 +4,7 @@ import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, type NativeGenerateEvent, type NativeModel, type NativeScheduler, native } from '../native.js'
 import { checkFlag, checkNumber, checkOptions } from '../validation/arguments.js'
 import { checkLoops } from './checks.js'
+import { Constraint } from './constraint.js'
 import { checkedLogits } from './logit-options.js'
 import { continueOptions, requestOptions } from './options.js'
 import { type GeneratingModel, type Request, readCachePolicy, readRequests } from './request.js'
@@ -48,6 +49,10 @@ export class Scheduler {
   readonly #kept = new Map<GenerateRequest, Kept>() // requests that asked for it, from their start to their release
   #newest = 0 // request
   readonly #asked = new Map<number, RealArray>() // logits that wait for a processor, by request
+  readonly #constraints = new Map<number, Constraint>() // by request
+  readonly #moves = new Map<number, number | undefined>() // newest tokens of requests whose constraints have not seen them
+  readonly #answering = new Set<Promise<void>>()
+  #wake: (() => void) | undefined // from waiting for answers
   #cancelled = false
   #driving = false
 
@@ -178,9 +183,11 @@ export class Scheduler {
       native().schedulerCancel(this.#handle, id, false)
       request.fail(new LoopLMError('DISPOSED', 'the scheduler was disposed', { operation: this.#operation }))
     }
+    for (const id of this.#live.keys()) this.#unconstrain(id)
     this.#live.clear()
     this.#kept.clear()
     this.#handle.dispose()
+    this.#wake?.()
   }
 
   /** `using scheduler = …` disposes at the end of the block. */
@@ -203,11 +210,16 @@ export class Scheduler {
     const entered: GenerateRequest = new GenerateRequest(this.#model, request, watched, operation, remove, signal)
     this.#live.set(id, entered)
     this.#newest = id
+    if (request.grammar !== undefined) {
+      this.#constraints.set(id, new Constraint(this.#model, request, operation))
+      this.#moves.set(id, undefined)
+    }
     return entered
   }
 
   /** @param keep what it has stays in the cache */
   #remove(id: number, keep: boolean): void {
+    this.#unconstrain(id)
     if (this.#handle.disposed || (!this.#live.delete(id) && keep)) return
     native().schedulerCancel(this.#handle, id, keep)
     this.#cancelled = true
@@ -219,6 +231,7 @@ export class Scheduler {
    * @internal
    */
   async drive(): Promise<void> {
+    this.#wake?.()
     if (this.#driving) return
     this.#driving = true
     try {
@@ -231,9 +244,11 @@ export class Scheduler {
         this.#answer() // while the pass runs
         const events = await running
         for (const event of events) this.#receive(event)
+        if (events.length === 0) await this.#anAnswer()
       }
     } catch (error) {
       const failed = [...this.#live.values()]
+      for (const id of this.#live.keys()) this.#unconstrain(id)
       this.#live.clear()
       for (const request of failed) request.fail(error)
     } finally {
@@ -244,9 +259,19 @@ export class Scheduler {
   #receive(event: NativeGenerateEvent): void {
     const request = this.#live.get(event.request)
     if (request === undefined) return
-    if (event.finish !== 'none') this.#live.delete(event.request)
+    if (event.finish !== 'none') {
+      this.#live.delete(event.request)
+      this.#unconstrain(event.request)
+    }
     request.receive(event)
     if (event.logits !== undefined) this.#asked.set(event.request, event.logits)
+    if (this.#constraints.has(event.request)) this.#moves.set(event.request, event.tokens.at(-1))
+  }
+
+  #unconstrain(id: number): void {
+    this.#constraints.get(id)?.close()
+    this.#constraints.delete(id)
+    this.#moves.delete(id)
   }
 
   /** What rows wait for before their next draw. */
@@ -256,6 +281,37 @@ export class Scheduler {
       if (answer !== undefined && this.#live.has(id)) native().schedulerAnswer(this.#handle, id, new Int32Array(), answer)
     }
     this.#asked.clear()
+    for (const [id, token] of this.#moves) {
+      const answering = this.#constrain(id, this.#constraints.get(id)!, token).finally(() => this.#answering.delete(answering))
+      this.#answering.add(answering)
+    }
+    this.#moves.clear()
+  }
+
+  /** Says which tokens a request may draw next. */
+  async #constrain(id: number, constraint: Constraint, token: number | undefined): Promise<void> {
+    try {
+      const allowed = await constraint.next(token)
+      const request = this.#live.get(id)
+      if (request === undefined || this.#handle.disposed) return
+      if (allowed === undefined) request.complete()
+      else native().schedulerAnswer(this.#handle, id, allowed, new Float64Array())
+    } catch (error) {
+      this.#live.get(id)?.fail(error)
+      this.#remove(id, false)
+    }
+  }
+
+  /** Until a row may go on, or another request comes. */
+  async #anAnswer(): Promise<void> {
+    if (this.#answering.size === 0) return
+    const woken = new Promise<void>((resolve) => {
+      this.#wake = resolve
+    })
+    const unwatch = whenAborted(this.#signal, () => this.#wake?.())
+    await Promise.race([woken, ...this.#answering])
+    this.#wake = undefined
+    unwatch()
   }
 }
 
@@ -424,6 +480,12 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     if (finish === 'failed') this.fail(new LoopLMError('OUT_OF_MEMORY', failure, { operation: this.#operation }))
     else if (finish !== 'none') this.#end(finish)
     else this.#notify()
+  }
+
+  /** Ends where the grammar has no more to say, and no end token says so. @internal */
+  complete(): void {
+    this.#end('stop')
+    this.#remove(true)
   }
 
   /** @internal */

@@ -1,4 +1,5 @@
 import type { Tokenizer } from '../data/tokenizer.js'
+import type { Grammar } from '../grammar/grammar.js'
 import type { LossTerm, ModelDType, RealArray } from '../native/types.js'
 import type { DeviceName } from '../tensor/types.js'
 import type { ExitRule } from './exit-rules.js'
@@ -321,6 +322,12 @@ export interface GenerateOptions extends StateOptions, InputOptions {
    * Slow: logits are copied to JavaScript and back for every token, and the sequence waits meanwhile. Not together with `speculate`.
    */
   logitsProcessor?: LogitsProcessor
+  /**
+   * The text that is generated must be JSON of a schema, match a regular expression, or follow rules: other tokens are not drawn, and
+   * the sequence ends where the text is complete. One that `maxNewTokens` cuts is not. Needs a tokenizer. Not together with `speculate` or
+   * `logitsProcessor`.
+   */
+  grammar?: Grammar
   /** A draw depends on (seed, number of the sequence, position) alone. Default 0. */
   seed?: number
   /** The number of each prompt's sequence in the draws, for prompts of one batch that several calls share; default its index. */

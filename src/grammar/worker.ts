@@ -1,0 +1,100 @@
+/*
+ * A thread that keeps grammars: compiling one holds a processor for some tenths of a second, and a fault of the library ends it.
+ */
+import { readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname } from 'node:path'
+import { compileFunction, constants } from 'node:vm'
+import { parentPort } from 'node:worker_threads'
+import type { CompiledGrammar, GrammarCompiler, GrammarMatcher } from '@mlc-ai/web-xgrammar'
+
+/** What the thread is asked; numbers are the caller's. */
+export type GrammarCall =
+  /** tokens: by id, in the characters of a byte-level vocabulary, '' where there is none; behind them comes the end. */
+  | { kind: 'vocabulary'; vocabulary: number; tokens: readonly string[] }
+  | { kind: 'compile'; vocabulary: number; grammar: number; ebnf: string }
+  | { kind: 'forget'; grammar: number }
+  /** moves: per row its session, its grammar where it begins (else -1), and the token that it took (else -1). */
+  | { kind: 'masks'; moves: Int32Array; closed: readonly number[] }
+
+export type GrammarRequest = GrammarCall & { id: number }
+
+/** masks: per move the tokens that may come next, bit v % 32 of word v / 32, the end behind the last. */
+export type GrammarAnswer = { id: number; masks?: Int32Array } | { id: number; problem: string; fatal: boolean }
+
+type Library = typeof import('@mlc-ai/web-xgrammar')
+
+/** The package is CommonJS in a package that says it is not. */
+function load(log: (line: string) => void): Library {
+  process.removeAllListeners('warning') // of this thread: the loader for `import` inside is called experimental
+  const require = createRequire(import.meta.url)
+  const filename = require.resolve('@mlc-ai/web-xgrammar')
+  const module = { exports: {} as Library }
+  const write = (...parts: unknown[]) => log(parts.join(' '))
+  const names = ['exports', 'module', 'require', '__filename', '__dirname', 'console']
+  const run = compileFunction(readFileSync(filename, 'utf8'), names, {
+    filename,
+    importModuleDynamically: constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
+  })
+  run(module.exports, module, require, filename, dirname(filename), { log: write, warn: write, error: write, info: write })
+  return module.exports
+}
+
+let lines: string[] = []
+const library = load((line) => lines.push(line))
+const compilers = new Map<number, GrammarCompiler>()
+const grammars = new Map<number, CompiledGrammar>()
+const sessions = new Map<number, GrammarMatcher>()
+
+let turn: Promise<void> = Promise.resolve() // one request after another
+parentPort!.on('message', (request: GrammarRequest) => {
+  turn = turn.then(async () => {
+    const answer = await answerTo(request)
+    parentPort!.postMessage(answer, 'masks' in answer && answer.masks !== undefined ? [answer.masks.buffer as ArrayBuffer] : [])
+  })
+})
+
+async function answerTo(request: GrammarRequest): Promise<GrammarAnswer> {
+  const { id } = request
+  lines = []
+  try {
+    const masks = await carryOut(request)
+    return masks === undefined ? { id } : { id, masks }
+  } catch (error) {
+    const said = lines.map((line) => /\[FATAL\].*?:\d+: (.*)/s.exec(line)?.[1]?.trim()).find((line) => line !== undefined)
+    return { id, problem: said ?? (error instanceof Error ? error.message : String(error)), fatal: true }
+  }
+}
+
+async function carryOut(request: GrammarRequest): Promise<Int32Array | undefined> {
+  if (request.kind === 'masks') return masksOf(request.moves, request.closed)
+  if (request.kind === 'forget') {
+    grammars.get(request.grammar)?.dispose()
+    grammars.delete(request.grammar)
+  } else if (request.kind === 'vocabulary') {
+    const { tokens, vocabulary } = request
+    const size = tokens.length + 1
+    const info = await library.TokenizerInfo.createTokenizerInfo([...tokens, ''], 'byte_level', false, size, [tokens.length])
+    compilers.set(vocabulary, await library.GrammarCompiler.createGrammarCompiler(info, false))
+  } else grammars.set(request.grammar, await compilers.get(request.vocabulary)!.compileGrammar(request.ebnf))
+  return undefined
+}
+
+async function masksOf(moves: Int32Array, closed: readonly number[]): Promise<Int32Array> {
+  for (const session of closed) {
+    sessions.get(session)?.dispose()
+    sessions.delete(session)
+  }
+  let masks: Int32Array | undefined
+  const rows = moves.length / 3
+  for (let row = 0; row < rows; row++) {
+    const [session, grammar, token] = moves.subarray(3 * row, 3 * row + 3) as unknown as [number, number, number]
+    if (grammar >= 0) sessions.set(session, await library.GrammarMatcher.createGrammarMatcher(grammars.get(grammar)!))
+    const matcher = sessions.get(session)!
+    if (token >= 0 && !matcher.acceptToken(token)) throw new Error(`the grammar refused token ${token}, which its mask allowed`)
+    const mask = await matcher.getNextTokenBitmask()
+    masks ??= new Int32Array(rows * mask.length)
+    masks.set(mask, row * mask.length)
+  }
+  return masks ?? new Int32Array()
+}

@@ -1,0 +1,44 @@
+import { LoopLMError } from '../errors.js'
+import { beginGrammar, type GrammarSession } from '../grammar/sessions.js'
+import type { GeneratingModel, Request } from './request.js'
+
+/** The tokens that a request with a grammar may draw, step by step. */
+export class Constraint {
+  readonly #request: Request
+  readonly #operation: string
+  readonly #session: Promise<GrammarSession>
+  #made = 0
+
+  constructor(model: GeneratingModel, request: Request, operation: string) {
+    this.#request = request
+    this.#operation = operation
+    this.#session = beginGrammar(model.tokenizer!, model.config.vocab_size, request.grammar!)
+    this.#session.catch(() => {}) // told by `next`
+  }
+
+  /**
+   * Bits of the tokens that may be drawn behind a token, or at the start; undefined where the text is complete and no end token says so.
+   *
+   * @throws LoopLMError INVALID_ARGUMENT when the grammar is wrong, or when the vocabulary has no token that continues it
+   */
+  async next(token?: number): Promise<Int32Array | undefined> {
+    const { stopTokens, bannedTokens } = this.#request.native
+    const { allowed, mayEnd } = await (await this.#session).next(token)
+    if (token !== undefined) this.#made++
+    const put = (ids: Int32Array, on: boolean) => {
+      for (const id of ids) allowed[id >> 5] = on ? allowed[id >> 5]! | (1 << (id & 31)) : allowed[id >> 5]! & ~(1 << (id & 31))
+    }
+    put(stopTokens, mayEnd) // one that is text as well would end the text too early
+    put(bannedTokens, false)
+    if (allowed.some((word) => word !== 0)) return allowed
+    if (mayEnd) return undefined
+    const message =
+      `grammar: behind ${this.#made} tokens no token of the vocabulary continues the text: the tokenizer lacks the characters that come ` +
+      'next, or bannedTokens or stop has them'
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation: this.#operation })
+  }
+
+  close(): void {
+    this.#session.then((session) => session.close()).catch(() => {})
+  }
+}
