@@ -20,6 +20,9 @@ const keywordsOf: Readonly<Record<Type, readonly string[]>> = {
   array: ['items', 'prefixItems', 'minItems', 'maxItems'],
   object: ['properties', 'required', 'additionalProperties', 'minProperties', 'maxProperties', 'propertyNames'],
 }
+/** Longer strings are repetitions, whose masks take some 30 ms. */
+const longestChain = 256
+
 const annotations = [
   ...['$schema', '$id', '$comment', '$defs', 'definitions', 'title', 'description', 'default', 'examples', 'deprecated'],
   ...['readOnly', 'writeOnly', 'strict', 'contentMediaType'],
@@ -91,26 +94,57 @@ const anyCharacter: readonly Range[] = [
  * @throws LoopLMError INVALID_ARGUMENT naming the place in the schema and the keyword
  */
 export function jsonSchemaToEbnf(schema: unknown): string {
-  return new SchemaWriter(schema).grammar()
+  const { start, rules } = schemaRules(schema, '')
+  return [`root ::= ${start}`, ...rules, ...sharedRules].join('\n')
 }
+
+/** Rules of a schema, for a grammar that has {@link sharedRules} too. */
+export interface SchemaRules {
+  /** An expression that is the JSON. */
+  start: string
+  rules: readonly string[]
+}
+
+/**
+ * The rules of a schema as a part of a grammar.
+ *
+ * @param prefix begins the names of its rules
+ * @throws LoopLMError as {@link jsonSchemaToEbnf}
+ */
+export function schemaRules(schema: unknown, prefix: string): SchemaRules {
+  return new SchemaWriter(schema, prefix).rules()
+}
+
+/** One character more of a JSON string, and what comes behind it. A chain of rules makes masks many times faster than a repetition. */
+const oneMore = (next: string) => `plain ${next} | escape ${next} | wide ${next}`
+
+/** What every grammar of JSON has once. */
+export const sharedRules: readonly string[] = [
+  `plain ::= ${classText(intersection(plainCharacters, [[0, 0x7f]]))}`,
+  'escape ::= "\\\\" (["\\\\bfnrt] | "u00" [01] [0-9a-f])',
+  `wide ::= ${classText(intersection(anyCharacter, [[0x80, 0x10ffff]]))}`,
+  'character ::= plain | escape | wide',
+  'text ::= "\\"" rest',
+  `rest ::= "\\"" | ${oneMore('rest')}`,
+  ...jsonRules.map(([name, text]) => `${name} ::= ${text}`),
+]
 
 class SchemaWriter {
   readonly #root: unknown
   readonly #rules: string[] = []
   readonly #referenced = new Map<string, string>() // rules by the reference that they stand for
+  readonly #chains = new Set<string>()
   #count = 0
 
-  constructor(root: unknown) {
+  readonly #prefix: string
+
+  constructor(root: unknown, prefix: string) {
     this.#root = root
+    this.#prefix = prefix
   }
 
-  grammar(): string {
-    const root = this.#schema(this.#root, '#')
-    const shared = jsonRules.map(([name, text]) => `${name} ::= ${text}`)
-    const character = writeJson(anyCharacter)
-    return [`root ::= ${root}`, ...this.#rules, `character ::= ${character}`, 'text ::= "\\"" character* "\\""', ...shared].join(
-      '\n',
-    )
+  rules(): SchemaRules {
+    return { start: this.#schema(this.#root, '#'), rules: this.#rules }
   }
 
   #refuse(at: string, what: string): never {
@@ -118,7 +152,7 @@ class SchemaWriter {
   }
 
   #rule(text: string): string {
-    const name = `r${this.#count++}`
+    const name = `${this.#prefix}r${this.#count++}`
     this.#rules.push(`${name} ::= ${text}`)
     return name
   }
@@ -175,7 +209,7 @@ class SchemaWriter {
         this.#refuse(`${at}/$ref`, `${reference} is not there`)
       place = (place as Fields)[name]
     }
-    const name = `r${this.#count++}`
+    const name = `${this.#prefix}r${this.#count++}`
     this.#referenced.set(reference, name)
     const text = this.#schema(place, reference)
     if (text === name) this.#refuse(`${at}/$ref`, `${reference} is nothing but a reference to itself`)
@@ -284,7 +318,24 @@ class SchemaWriter {
         this.#refuse(`${at}/format`, `must be one of ${Object.keys(formats).join(', ')}, got ${JSON.stringify(format)}`)
       return `"\\"" (${regexToEbnf(text, writeJson)}) "\\""`
     }
-    return sized ? `"\\"" character{${least ?? 0},${most ?? ''}} "\\""` : 'text'
+    return sized ? this.#sizedText(least ?? 0, most) : 'text'
+  }
+
+  #sizedText(least: number, most: number | undefined): string {
+    if (Math.max(least, most ?? 0) > longestChain) return `"\\"" character{${least},${most ?? ''}} "\\""`
+    return `"\\"" ${this.#rest(least, most)}`
+  }
+
+  /** A rule for so many characters more, and the end; strings of equal rest share it. */
+  #rest(least: number, most: number | undefined): string {
+    if (most === 0) return '"\\""'
+    if (least === 0 && most === undefined) return 'rest'
+    const name = `${this.#prefix}s${least}_${most ?? ''}`
+    if (this.#chains.has(name)) return name
+    this.#chains.add(name)
+    const next = this.#rest(Math.max(0, least - 1), most === undefined ? undefined : most - 1)
+    this.#rules.push(`${name} ::= ${least === 0 ? '"\\"" | ' : ''}${oneMore(next)}`)
+    return name
   }
 
   #array(schema: Fields, at: string): string {

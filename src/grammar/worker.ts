@@ -6,7 +6,6 @@ import { createRequire } from 'node:module'
 import { dirname } from 'node:path'
 import { compileFunction, constants } from 'node:vm'
 import { parentPort } from 'node:worker_threads'
-import type { CompiledGrammar, GrammarCompiler, GrammarMatcher } from '@mlc-ai/web-xgrammar'
 
 /** What the thread is asked; numbers are the caller's. */
 export type GrammarCall =
@@ -22,7 +21,25 @@ export type GrammarRequest = GrammarCall & { id: number }
 /** masks: per move the tokens that may come next, bit v % 32 of word v / 32, the end behind the last. */
 export type GrammarAnswer = { id: number; masks?: Int32Array } | { id: number; problem: string; fatal: boolean }
 
-type Library = typeof import('@mlc-ai/web-xgrammar')
+/** What is used of @mlc-ai/web-xgrammar. */
+interface Library {
+  TokenizerInfo: {
+    createTokenizerInfo(tokens: string[], type: string, space: boolean, size: number, stops: number[]): Promise<object>
+  }
+  GrammarCompiler: { createGrammarCompiler(info: object, cached: boolean): Promise<GrammarCompiler> }
+  GrammarMatcher: { createGrammarMatcher(grammar: CompiledGrammar): Promise<GrammarMatcher> }
+}
+interface GrammarCompiler {
+  compileGrammar(ebnf: string): Promise<CompiledGrammar>
+}
+interface CompiledGrammar {
+  dispose(): void
+}
+interface GrammarMatcher {
+  acceptToken(token: number): boolean
+  getNextTokenBitmask(): Promise<Int32Array>
+  dispose(): void
+}
 
 /** The package is CommonJS in a package that says it is not. */
 function load(log: (line: string) => void): Library {

@@ -7,6 +7,7 @@ import { LoopLMError } from '../errors.js'
 import type { ExitRule } from '../model/exit-rules.js'
 import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions } from '../model/types.js'
+import { constraintOf } from './constraints.js'
 import { HttpError } from './http-error.js'
 import type { ServerSettings } from './options.js'
 import type { ChatRequest, CompletionRequest, EmbeddingRequest } from './request.js'
@@ -113,9 +114,11 @@ export async function planChat(served: Served, request: ChatRequest): Promise<Pl
   const format = chatFormat(request.model, tokenizer, request.logprobs === true)
   const longest = request.max_completion_tokens ?? request.max_tokens ?? undefined
   const made = plan(served, request, [{ tokens }], 'messages', longest, request.top_logprobs ?? 0, format)
+  const thinking = opensThought(text)
+  const ebnf = constraintOf(request, thinking, shown !== undefined)
+  if (ebnf !== undefined) for (const { options } of made.choices) options.grammar = { ebnf }
   const calls = request.tool_choice === 'none' ? 'drop' : shown === undefined ? 'keep' : 'take'
   const most = request.parallel_tool_calls === false ? 1 : undefined
-  const thinking = opensThought(text)
   return { ...made, parts: () => new ToolCallStream(most, { calls, thinking }) }
 }
 

@@ -190,12 +190,34 @@ const chatSchema = z.strictObject({
   logprobs: z.boolean().nullish(),
   top_logprobs: z.int().min(0).max(20).nullish(),
   tools: z.array(tool).max(128).nullish(),
-  tool_choice: z.enum(['auto', 'none'], 'must be "auto" or "none": a call cannot be forced').nullish(),
+  tool_choice: z
+    .union(
+      [
+        z.enum(['auto', 'none', 'required']),
+        z.strictObject({ type: z.literal('function'), function: z.strictObject({ name: z.string().min(1) }) }),
+      ],
+      'must be "auto", "none", "required" or { "type": "function", "function": { "name": … } }',
+    )
+    .nullish(),
   parallel_tool_calls: z.boolean().nullish(),
   response_format: z
-    .looseObject({
-      type: z.literal('text', 'must be "text": JSON mode and schemas (structured outputs) are not supported'),
-    })
+    .discriminatedUnion(
+      'type',
+      [
+        z.strictObject({ type: z.literal('text') }),
+        z.strictObject({ type: z.literal('json_object') }),
+        z.strictObject({
+          type: z.literal('json_schema'),
+          json_schema: z.strictObject({
+            name: z.string().min(1).max(64),
+            description: z.string().nullish(),
+            schema: z.record(z.string(), z.unknown()).nullish(),
+            strict: z.boolean().nullish(),
+          }),
+        }),
+      ],
+      'must be { "type": "text" }, { "type": "json_object" } or { "type": "json_schema", "json_schema": … }',
+    )
     .nullish(),
   reasoning_effort: z
     .enum(['none', 'medium'], 'must be "none" (no thinking) or "medium" (as the model does): the model knows no other effort')

@@ -353,9 +353,9 @@ describe('a field that changes nothing', () => {
 
   it.each([
     [
-      { response_format: { type: 'json_schema', json_schema: { name: 'a' } } },
-      'response_format.type',
-      /schemas .* are not supported/,
+      { response_format: { type: 'json_schema', json_schema: { name: 'a', schema: { type: 'array', uniqueItems: true } } } },
+      'response_format.json_schema.schema',
+      /#\/uniqueItems: this keyword is not supported/,
     ],
     [
       { messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'x' } }] }] },
@@ -372,7 +372,10 @@ describe('a field that changes nothing', () => {
     [{ messages: [{ role: 'user', content: [null] }] }, 'messages[0].content', /part 0 must be/],
     [{ messages: [{ role: 'robot', content: 'a' }] }, 'messages[0].role', /must be one of system/],
     [{ messages: [{ role: 'function', content: 'a', name: 'f' }] }, 'messages[0].role', /must be one of/],
-    [{ tool_choice: 'required' }, 'tool_choice', /cannot be forced/],
+    [{ response_format: { type: 'yaml' } }, 'response_format.type', /text/],
+    [{ response_format: { type: 'json_schema' } }, 'response_format.json_schema', /missing/],
+    [{ response_format: { type: 'json_schema', json_schema: {} } }, 'response_format.json_schema.name', /missing/],
+    [{ tool_choice: 'required' }, 'tool_choice', /a call is required, and there are no tools/],
     [{ reasoning_effort: 'high' }, 'reasoning_effort', /no other effort/],
     [{ continue_final_message: true }, 'continue_final_message', /begins a turn/],
     [{ modalities: ['text', 'audio'] }, 'modalities', /answers are texts/],

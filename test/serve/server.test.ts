@@ -296,7 +296,7 @@ describe('a refusal', () => {
     ['chat', { ...chat, temprature: 1 }, 400, 'temprature', /did you mean temperature\?/],
     ['chat', { ...chat, max_tokens: 0 }, 400, 'max_tokens', />=1/],
     ['chat', { ...chat, top_logprobs: 3 }, 400, 'top_logprobs', /needs logprobs/],
-    ['chat', { ...chat, response_format: { type: 'json_object' } }, 400, 'response_format.type', /text/],
+    ['chat', { ...chat, response_format: { type: 'json' } }, 400, 'response_format.type', /text/],
     ['chat', { ...chat, frequency_penalty: 3 }, 400, 'frequency_penalty', /<=2/],
     ['chat', { ...chat, presence_penalty: -2.5 }, 400, 'presence_penalty', />=-2/],
     ['completions', { ...completion, repetition_penalty: 0 }, 400, 'repetition_penalty', />0/],
@@ -372,7 +372,9 @@ describe('a refusal', () => {
           const unset = client.post(path, { body: { ...body, [field!]: null } })
           await expect(unset, `${field} null`).resolves.toHaveProperty('choices')
         }
-        const needed = { top_logprobs: { logprobs: true }, stream_options: { stream: true } }[field!]
+        const needed = {
+          ...{ top_logprobs: { logprobs: true }, stream_options: { stream: true }, tool_choice: { tools: telling.tools } },
+        }[field!]
         const request = { ...body, ...needed, [field!]: value }
         const call = client.post(path, { body: request })
         if (refused.includes(field)) {

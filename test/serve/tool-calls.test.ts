@@ -274,11 +274,27 @@ describe("OpenAI's client", () => {
     expect(cut.choices[0]!.message.content).toMatch(/^<tool_call>\n\{"name/)
   })
 
+  it('is forced, with arguments that fit its parameters', async () => {
+    const parameters = { type: 'object', properties: { a: { type: 'integer' }, b: { enum: ['x', 'y'] } }, required: ['a', 'b'] }
+    const given = [...tools, { type: 'function' as const, function: { name: 'other', parameters } }]
+    for (const tool_choice of ['required', { type: 'function', function: { name: 'other' } }] as const) {
+      const choice = (await client.chat.completions.create({ ...body(asked), max_tokens: 400, tools: given, tool_choice }))
+        .choices[0]!
+      expect(choice.finish_reason).toBe('tool_calls')
+      const [call] = choice.message.tool_calls as { function: { name: string; arguments: string } }[]
+      expect(tool_choice === 'required' ? ['add', 'other'] : ['other']).toContain(call!.function.name)
+      const values = JSON.parse(call!.function.arguments)
+      if (call!.function.name === 'other') expect(values).toEqual({ a: expect.any(Number), b: expect.stringMatching(/^[xy]$/) })
+    }
+  })
+
   it.each([
     [{ tools: [{ type: 'retrieval' }] }, 'tools[0].type'],
     [{ tools: [{ type: 'function', function: {} }] }, 'tools[0].function.name'],
-    [{ tools, tool_choice: 'required' }, 'tool_choice'],
-    [{ tools, tool_choice: { type: 'function', function: { name: 'add' } } }, 'tool_choice'],
+    [{ tool_choice: 'required' }, 'tool_choice'],
+    [{ tools, tool_choice: 'always' }, 'tool_choice'],
+    [{ tools, tool_choice: { type: 'function', function: { name: 'subtract' } } }, 'tool_choice'],
+    [{ tools, tool_choice: { type: 'function' } }, 'tool_choice.function'],
     [{ functions: [] }, 'functions'],
     [{ messages: [{ role: 'assistant', tool_calls: [{ type: 'function' }] }] }, 'messages[0].tool_calls[0].function'],
     [
