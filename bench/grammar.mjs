@@ -1,5 +1,5 @@
 // What a grammar costs: CPU time per token of 8 sequences at once with a vocabulary of 49152, with and without, in turns.
-// node bench/grammar.mjs [hidden] [layers]; the processes' user and system time, so that other programs do not count.
+// npm install --no-save gpt-tokenizer && node bench/grammar.mjs [hidden] [layers]; the process's user and system time, so that other programs do not count.
 import { LoopLM, Tokenizer } from '../dist/src/index.js'
 
 const vocabulary = 49152
@@ -9,7 +9,7 @@ const [hidden = 512, layers = 6] = process.argv.slice(2).map(Number)
 async function tokenizer() {
   const json = JSON.parse(Tokenizer.bytes({ special: { eos: '<eos>' } }).files()[0][1])
   const spelling = Object.fromEntries(Object.entries(json.model.vocab).map(([token, id]) => [id, token]))
-  const { default: learnt } = await import(process.env.GPT2_RANKS)
+  const { default: learnt } = await import(process.env.GPT2_RANKS ?? 'gpt-tokenizer/bpeRanks/r50k_base')
   let next = 257
   for (const piece of learnt) {
     const bytes = typeof piece === 'string' ? new TextEncoder().encode(piece) : Uint8Array.from(piece ?? [])
