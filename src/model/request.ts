@@ -50,8 +50,8 @@ export function readRequests(
 ): Request[] {
   const packed = encode(model, prompts, name, operation)
   const tokens = splitPrompts(packed)
-  const vectors = splitInputVectors(model, packed, options, operation)
   const request = readRequest(model, options, operation)
+  const vectors = splitInputVectors(model, packed, options, operation)
   const states = splitStates(model, options, tokens, request.native.maxNewTokens, operation)
   const numbers = sequenceNumbers(options, tokens.length, operation)
   return tokens.map((prompt, index) => {

@@ -363,7 +363,7 @@ export interface LogitsContext {
   readonly prompt: Int32Array
   /** The tokens drawn so far. */
   readonly tokens: readonly number[]
-  /** Index of the prompt among those of the call; 0 in a scheduler. */
+  /** Number of the sequence in the draws: the prompt's index in the call, 0 in a scheduler, unless you gave another. */
   readonly index: number
 }
 
