@@ -10,6 +10,7 @@ export { type DatasetDownloadOptions, downloadDataset } from './data/download-da
 export type { DownloadOptions } from './data/download-options.js'
 export { Random } from './data/random.js'
 export { type DecodeOptions, type EncodeOptions, Tokenizer, type TokenizerConfig } from './data/tokenizer.js'
+export type { ToolCall } from './data/tool-calls.js'
 export { type ErrorCode, LoopLMError } from './errors.js'
 export type { Grammar } from './grammar/grammar.js'
 export {
@@ -34,6 +35,7 @@ export type {
   BackwardOptions,
   BackwardResult,
   CachePolicy,
+  ContinueOptions,
   CreateOptions,
   FinishReason,
   GenerateChunk,
@@ -65,7 +67,8 @@ export type {
 } from './model/types.js'
 export type { Architecture, ParameterForm, Residual, Role, RotaryEmbedding, Step } from './native/architecture.js'
 export { type ParallelOptions, parallel, type World } from './parallel.js'
-export type { RolloutBatch } from './rl/batch.js'
+export type { BatchTurn, RolloutBatch } from './rl/batch.js'
+export type { Environment, EnvironmentContext, Episode, EpisodeTurn, StepResult } from './rl/environment.js'
 export { type Answer, type EvaluateOptions, type Evaluation, evaluate } from './rl/evaluate.js'
 export { evaluateSequences, type SequenceEvaluation } from './rl/evaluate-sequences.js'
 export type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './rl/events.js'
@@ -78,7 +81,10 @@ export { ObjectiveTrainer } from './rl/objective-trainer.js'
 export type { GRPOOptions, LoopRPTOptions, ObjectiveTrainerOptions, PretrainOptions, Rewards, RLTTOptions } from './rl/options.js'
 export { type PretrainBatch, PretrainTrainer } from './rl/pretrain.js'
 export { RLTTTrainer } from './rl/rltt.js'
+export type { RolloutContext, RolloutFunction } from './rl/rollout-function.js'
+export type { Problem, Rollout, RolloutTurn } from './rl/rollout-record.js'
 export { averageAtK, bootstrapInterval, type Interval, passAtK, wilsonInterval } from './rl/statistics.js'
+export { defineTool, type Tool, type ToolContext, type ToolDefinition } from './rl/tools.js'
 export type { ServeOptions, ServerSettings, ServeSettings } from './serve/options.js'
 export { createServer, LoopLMServer } from './serve/server.js'
 export { countdownMatch } from './tasks/countdown.js'

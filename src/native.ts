@@ -94,7 +94,7 @@ export interface NativeLoopWeights {
 
 /** The arrays of a LossBatch, back to back; an empty one is absent. */
 export interface NativeLossValues {
-  terms: readonly { advantages: Float64Array; lengthNormalizers: Float64Array }[]
+  terms: readonly { advantages: Float64Array; tokenAdvantages: Float64Array; lengthNormalizers: Float64Array }[]
   lengthNormalizers: Float64Array
   oldLogprobs: Float64Array
   referenceLogprobs: Float64Array

@@ -190,6 +190,7 @@ LossTerm read_term(const Input& in, const Input& values) {
   t.draws = int(in["draws"].integer(0, 1024));
   t.seed = uint64_t(in["seed"].integer(0, int64_t(1) << 53));
   t.advantages = values["advantages"].doubles();
+  t.token_advantages = values["tokenAdvantages"].doubles();
   t.length_normalizers = values["lengthNormalizers"].doubles();
   return t;
 }

@@ -55,6 +55,8 @@ void LossInput::check_term(const LossTerm& term) const {
   require(term.length_normalizers.size() == count, "a term needs one normaliser per sequence");
   require(term.advantages.size() == count || term.advantages.size() == count * size_t(loops.count()),
           "a term needs one advantage per sequence, or one per sequence and loop");
+  require(term.token_advantages.empty() || (term.surrogate != Surrogate::gspo && term.surrogate != Surrogate::k15),
+          "gspo and k1.5 compare whole sequences: their tokens have no advantages of their own");
   require(!attached(term) || (term.surrogate == Surrogate::reinforce && term.weights.temperature == 1),
           "attached exit-pdf weights (detachWeights: false of a trainer, detach: false of a term) are defined for the reinforce "
           "surrogate at temperature 1: use those, or detached weights");
@@ -81,6 +83,7 @@ void LossInput::check_sizes() const {
   fits(batch.exits.size(), predictions_, "exits");
   fits(batch.segments.size(), predictions_, "segments");
   fits(batch.mask.size(), predictions_, "mask");
+  for (const LossTerm& term : objective.terms) fits(term.token_advantages.size(), predictions_, "tokenAdvantages");
   fits(batch.reference_entropy.size(), predictions_, "referenceEntropy");
   fits(batch.reference_exit_pdf.size(), predictions_ * loops.count(), "referenceExitPdf");
 }
@@ -146,8 +149,9 @@ double LossInput::value(const PredictionValues& of, const PredictionRow& row, in
 
 double LossInput::advantage(const LossTerm& term, const PredictionRow& row, int k) const {
   const size_t i = size_t(row.sequence);
-  return term.advantages.size() == batch.sequences.count() ? term.advantages[i]
-                                                           : term.advantages[i * size_t(loops.count()) + size_t(k)];
+  const double own = term.token_advantages.empty() ? 0 : term.token_advantages[at(row)];
+  const bool by_loop = term.advantages.size() != batch.sequences.count();
+  return own + term.advantages[by_loop ? i * size_t(loops.count()) + size_t(k) : i];
 }
 
 std::vector<int32_t> LossRows::sequence_of_row() const {

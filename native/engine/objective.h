@@ -44,6 +44,7 @@ struct LossTerm {
   int draws = 0;
   uint64_t seed = 0;
   std::vector<double> advantages;          // one per sequence, or one per sequence and loop that is read
+  std::vector<double> token_advantages;    // of predictions, len-1 each: added to those of the sequence. Empty: none
   std::vector<double> length_normalizers;  // one per sequence: n of each of its response tokens
 };
 

@@ -46,8 +46,9 @@ export async function accumulateLoss(
   const byLoop = (i: number) => [{ shape: 'loops × (length - 1)', length: t * width(i) }]
   const either = (i: number) => [...once(i), ...byLoop(i)]
   const values = {
-    terms: batch.terms.map(({ advantages, lengthNormalizers }) => ({
+    terms: batch.terms.map(({ advantages, tokenAdvantages, lengthNormalizers }) => ({
       advantages: packPerSequence(advantages, 'advantages', advantages?.length === count * t ? count * t : count, operation),
+      tokenAdvantages: packValues(tokenAdvantages, 'tokenAdvantages', once, count, operation),
       lengthNormalizers: packPerSequence(lengthNormalizers, 'lengthNormalizers', count, operation),
     })),
     lengthNormalizers: packPerSequence(batch.lengthNormalizers, 'lengthNormalizers', count, operation),

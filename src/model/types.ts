@@ -217,6 +217,8 @@ export interface LossBatch {
   terms: readonly {
     /** One per sequence, or T per sequence, loop by loop. */
     advantages: ArrayLike<number>
+    /** Per prediction: added to those of the sequence. */
+    tokenAdvantages?: readonly ArrayLike<number>[] | undefined
     /** One per sequence: the length normalizer n of each of its response tokens (math.md §2), times the weight of the term. */
     lengthNormalizers: ArrayLike<number>
   }[]

@@ -147,6 +147,37 @@ export const metricGroups: readonly MetricGroup[] = [
     ],
   },
   {
+    title: 'Episodes',
+    charts: [
+      {
+        title: 'Turns',
+        metrics: [
+          metric('episodes/turns', '', 'Mean turns of the model in an episode.'),
+          metric('turns/gain', '', 'Mean gain of a turn in the belief in the gold answer (`advantage.gain`).'),
+        ],
+      },
+      {
+        title: 'Tools',
+        metrics: [
+          metric('tools/call_frequency', '', 'Mean calls of tools in an episode.'),
+          metric('tools/failure_frequency', 'share', 'Share of these calls that were answered with an error message.'),
+        ],
+      },
+      {
+        title: 'Cache between turns',
+        metrics: [
+          metric('sampling/prefilled_tokens', 'tokens', 'Prompts and replies that ran in this step, each token once.'),
+          metric('sampling/reused_tokens', 'tokens', 'Tokens of earlier turns whose keys and values were still in the cache.'),
+          metric(
+            'sampling/evicted_sequences',
+            '',
+            'Sequences that left the cache between two turns for want of memory, and ran again.',
+          ),
+        ],
+      },
+    ],
+  },
+  {
     title: 'Policy',
     charts: [
       {

@@ -10,6 +10,7 @@ import { beliefAdvantages } from './objective/belief.js'
 import { usesRatio, usesReference } from './objective/compile.js'
 import type { AdvantageSpec, BeliefSpec, Objective, RewardShaper } from './objective/schema.js'
 import { isLabelFree, shapeRewards } from './objective/shape-rewards.js'
+import { overTokens, turnAdvantages } from './objective/turns.js'
 
 /**
  * Completed rollouts, as `update` and `gradients` of a policy-gradient trainer take them. Fields that the trainer's objective does not
@@ -44,6 +45,8 @@ export interface RolloutBatch {
   referenceLogprobs?: readonly ArrayLike<number>[]
   /** Per sequence len-1: 0 where a prediction does not count, for example tokens that a tool wrote. */
   mask?: readonly ArrayLike<number>[]
+  /** Per sequence the model's turns, as ranges of its tokens, with the rewards of their own; read by advantages with source `turn`. */
+  turns?: readonly (readonly BatchTurn[])[]
   /** Per sequence len-1: the loop each prediction was read from, counted from 0; exit terms train these. */
   exits?: readonly ArrayLike<number>[]
   /** Per sequence len-1: which action of the response a token belongs to (LLDS with gate `segment`). */
@@ -66,6 +69,16 @@ export interface RolloutBatch {
   columns?: readonly Readonly<Record<string, unknown>>[]
 }
 
+/** A turn of the model in a batch. */
+export interface BatchTurn {
+  /** First token. */
+  begin: number
+  /** Behind the last token. */
+  end: number
+  /** Of this turn alone; part of the reward of the sequence. */
+  reward: number | null
+}
+
 /** A batch whose rewards have become advantages. */
 export interface RatedBatch {
   batch: RolloutBatch
@@ -76,6 +89,8 @@ export interface RatedBatch {
   counted: boolean[]
   /** Per term of the objective: advantages per sequence, one or T each; [] where not counted. */
   advantages: number[][][]
+  /** Per term whose advantages are those of turns: one per prediction, len-1 per sequence. */
+  tokenAdvantages: (number[][] | undefined)[]
   /** Whether each sequence has a gradient through its advantages. */
   moving: boolean[]
   /** Sequences per group: `groupSize`, or 1 where advantages were given. */
@@ -95,6 +110,8 @@ export interface RatingSettings {
   loops: number
   /** The deepest of them; default their number. */
   deepest?: number | undefined
+  /** What turns gain beside their rewards, per sequence. */
+  gains?: readonly (readonly number[])[] | undefined
   /** b_0..b_T per sequence, where the trainer has measured them; else those of the batch. */
   beliefs?: BeliefCurves | undefined
 }
@@ -110,8 +127,9 @@ export function beliefsOf({ terms }: Objective): SequenceBelief[] {
 }
 
 const perSequence = [
-  ...(['rewards', 'advantages', 'oldLogprobs', 'referenceLogprobs', 'mask', 'exits', 'segments', 'strata', 'costs'] as const),
-  ...(['exitLoops', 'truncated', 'answers', 'embeddings', 'beliefs', 'initialStates', 'inputVectors', 'columns'] as const),
+  ...(['rewards', 'advantages', 'oldLogprobs', 'referenceLogprobs', 'mask', 'turns', 'exits', 'segments', 'strata'] as const),
+  ...(['costs', 'exitLoops', 'truncated', 'answers', 'embeddings', 'beliefs', 'initialStates', 'inputVectors'] as const),
+  ...(['columns'] as const),
 ]
 /** The names of the fields of a {@link RolloutBatch}. */
 export const rolloutFields: readonly (keyof RolloutBatch)[] = ['sequences', 'promptLengths', ...perSequence]
@@ -176,6 +194,7 @@ export function usedFields(batch: RolloutBatch, objective: Objective, own: boole
     oldLogprobs: own || usesRatio(objective, 'conditional'),
     referenceLogprobs: usesReference(objective),
     mask: true,
+    turns: needs(({ source }) => source === 'turn'),
     exits: terms.some(({ channel }) => channel === 'exit'),
     segments: lazy?.gate === 'segment',
     strata: needs(({ strata }) => strata?.by === 'given'),
@@ -200,7 +219,6 @@ export function usedFields(batch: RolloutBatch, objective: Objective, own: boole
  * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, NON_FINITE for a reward that is not finite
  */
 export function rateBatch(operation: string, batch: RolloutBatch, objective: Objective, settings: RatingSettings): RatedBatch {
-  const responses = responseLengths(batch)
   const count = batch.sequences.length
   for (const field of perSequence) checkCount(operation, field, batch[field], count)
   if (objective.lazy?.gate === 'segment' && batch.segments === undefined) {
@@ -209,17 +227,18 @@ export function rateBatch(operation: string, batch: RolloutBatch, objective: Obj
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
   const lengths = maskedLengths(operation, batch)
-  const metrics = lengthMetrics(responses)
+  const metrics = lengthMetrics(lengths)
   if (batch.advantages !== undefined) {
     const given = numbers(operation, 'advantages', batch.advantages)!
     const outcome = objective.terms.map(({ advantage }) =>
-      given.map((value) => (advantage.source === 'reward' ? value : advantage.source === 'one' ? 1 : 0)),
+      given.map((value) => (fromRewards(advantage) ? value : advantage.source === 'one' ? 1 : 0)),
     )
     const { advantages } = addBeliefs(operation, objective, batch, outcome, { ...settings, groupSize: 1 })
     const counted = given.map(() => true)
-    return { batch, lengths, rewards: given, counted, advantages, moving: counted, groupSize: 1, metrics }
+    const tokenAdvantages = objective.terms.map(() => undefined)
+    return { batch, lengths, rewards: given, counted, advantages, tokenAdvantages, moving: counted, groupSize: 1, metrics }
   }
-  const imitation = objective.terms.every(({ advantage }) => advantage.source !== 'reward')
+  const imitation = objective.terms.every(({ advantage }) => !fromRewards(advantage))
   if (batch.rewards === undefined && !isLabelFree(objective.rewards) && !imitation) {
     throw new LoopLMError('INVALID_ARGUMENT', 'a batch needs rewards or advantages, one per sequence', { operation })
   }
@@ -234,13 +253,18 @@ export function rateBatch(operation: string, batch: RolloutBatch, objective: Obj
     return named(operation, () => advantagesOf(advantage, { rewards, groupSize, strata, costs }))
   })
   const { advantages, moving } = addBeliefs(operation, objective, batch, outcome, settings)
+  const tokenAdvantages = objective.terms.map(({ advantage }) =>
+    advantage.source === 'turn' ? advantagesOfTurns(operation, advantage, batch, rewards, settings) : undefined,
+  )
+  for (const rows of tokenAdvantages) for (const [i, row] of (rows ?? []).entries()) moving[i] ||= row.some((a) => a !== 0)
   Object.assign(metrics, {
     reward: mean(raw.filter((reward) => reward !== null)),
     reward_std: mean(groupStds),
     frac_reward_zero_std: mean(flat.map(Number)),
   })
   if (raw.includes(null)) metrics.frac_reward_null = mean(raw.map((reward) => Number(reward === null)))
-  return { batch, lengths, rewards, counted: rewards.map((reward) => reward !== null), advantages, moving, groupSize, metrics }
+  const counted = rewards.map((reward) => reward !== null)
+  return { batch, lengths, rewards, counted, advantages, tokenAdvantages, moving, groupSize, metrics }
 }
 
 function shaped(
@@ -355,6 +379,58 @@ function addBeliefs(
     })
   })
   return { advantages, moving }
+}
+
+function fromRewards({ source }: AdvantageSpec): boolean {
+  return source === 'reward' || source === 'turn'
+}
+
+/** The advantages of turns, at their tokens. A sequence without turns is one. */
+function advantagesOfTurns(
+  operation: string,
+  { discount, scale }: AdvantageSpec,
+  batch: RolloutBatch,
+  rewards: readonly (number | null)[],
+  { groupSize, gains }: RatingSettings,
+): number[][] {
+  const { sequences, promptLengths } = batch
+  const turns = sequences.map(
+    ({ length }, i) => checkTurns(operation, batch, i) ?? [{ begin: promptLengths[i]!, end: length, reward: null }],
+  )
+  const values = turnAdvantages({ discount, scale: scale === 'none' ? 'none' : 'group' }, { rewards, turns, gains, groupSize })
+  return overTokens(
+    turns,
+    values,
+    sequences.map(({ length }) => length),
+  )
+}
+
+/** @throws LoopLMError INVALID_ARGUMENT naming the turn */
+function checkTurns(
+  operation: string,
+  { sequences, promptLengths, turns }: RolloutBatch,
+  i: number,
+): readonly BatchTurn[] | undefined {
+  const own: unknown = turns?.[i]
+  if (own === undefined || own === null) return undefined
+  const refuse = (what: string, message: string) =>
+    new LoopLMError('INVALID_ARGUMENT', `turns[${i}]${what} ${message}`, { operation })
+  if (!Array.isArray(own)) throw refuse('', `must be a list of { begin, end, reward }, got ${describe(own)}`)
+  let from = promptLengths[i]!
+  for (const [k, turn] of (own as (BatchTurn | null)[]).entries()) {
+    const { begin, end, reward } = turn ?? ({} as BatchTurn)
+    const inside =
+      Number.isInteger(begin) && Number.isInteger(end) && begin >= from && begin <= end && end <= sequences[i]!.length
+    if (!inside)
+      throw refuse(
+        `[${k}]`,
+        `must have begin and end from ${from} to ${sequences[i]!.length}, got ${describe(begin)} and ${describe(end)}`,
+      )
+    if (reward !== null && !Number.isFinite(reward))
+      throw refuse(`[${k}].reward`, `must be a finite number or null, got ${describe(reward)}`)
+    from = end
+  }
+  return own
 }
 
 /** The curves of one belief: those that the trainer measured, or the batch's. */

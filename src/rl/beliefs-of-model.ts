@@ -6,8 +6,9 @@ import { withoutThinking } from '../tasks/thinking.js'
 import { inTurns } from '../turns.js'
 import { answerProblems } from './evaluate.js'
 import { answeredSequence } from './lessons.js'
-import type { Problem, ProblemSource } from './problems.js'
+import type { ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
+import type { Problem } from './rollout-record.js'
 
 /** A completion's answer as label-free rewards compare it, thinking left out: the last box, else all of it; null when there is none. */
 export function answerKey(completion: string, _columns: Record<string, unknown>): string | null {

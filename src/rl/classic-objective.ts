@@ -36,7 +36,7 @@ export function classicObjective(config: ClassicConfig): Objective {
       {
         weights: typeof weights === 'string' ? byName[weights] : { kind: 'given', weights },
         surrogate: surrogates[config.surrogate],
-        advantage: { scale: config.scaleRewards },
+        advantage: { ...config.advantage, scale: config.scaleRewards },
         normalizer: config.normalizer,
       },
     ],

@@ -1,6 +1,7 @@
 // Adds to rollouts what the model itself, or the reference, says of them.
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
+import type { TokenSequence } from '../model/types.js'
 import type { RatedBatch, RolloutBatch } from './batch.js'
 import {
   loopsToRun,
@@ -64,13 +65,33 @@ export async function addModelsView(
     ({ advantage }) => advantage.strata?.by === 'exit-loop' || advantage.cost?.by === 'exit-loop',
   )
   if (complete.exitLoops === undefined && (byLoop || objective.rewards.some(({ kind }) => kind === 'frugal'))) {
+    const { mask } = batch
     const exitLoops = await ranks.rows('exit loops', shares, async (own) => {
       const { sequences, options } = ask(own)
-      return Array.from((await model.responseMeans(sequences, options)).exitLoop)
+      if (mask === undefined) return Array.from((await model.responseMeans(sequences, options)).exitLoop)
+      return maskedExitLoops(model, sequences, { ...options, masks: own.map((k) => mask[rows[k]!]!) })
     })
     complete.exitLoops = scattered(count, rows, exitLoops, 1)
   }
   return complete
+}
+
+/** Mean exit loop of the tokens that the model wrote. */
+async function maskedExitLoops(
+  model: LoopLM,
+  sequences: readonly TokenSequence[],
+  { masks, ...options }: { promptLengths: number[]; loops: number; signal?: AbortSignal | undefined; masks: ArrayLike<number>[] },
+): Promise<number[]> {
+  const { exitPdf, loops } = await model.score(sequences, options)
+  return sequences.map((sequence, i) => {
+    let [sum, count] = [0, 0]
+    for (let j = options.promptLengths[i]! - 1; j < sequence.length - 1; j++) {
+      if (Number(masks[i]![j]) === 0) continue
+      for (let t = 0; t < loops; t++) sum += (t + 1) * exitPdf[i]![t * sequence.length + j]!
+      count++
+    }
+    return count === 0 ? 1 : sum / count
+  })
 }
 
 /** One loop's log-probabilities say nothing of the ratios at the others. @throws LoopLMError INVALID_SHAPE */
@@ -122,11 +143,11 @@ export function activeRows(
 
 /** Adds the log-probabilities that the objective needs and the batch does not bring. */
 export async function withLogprobs(rated: RatedBatch, active: readonly boolean[], scoring: Scoring): Promise<RatedRollouts> {
-  const { batch, lengths, counted, advantages } = rated
+  const { batch, lengths, counted, advantages, tokenAdvantages } = rated
   const { objective, rows } = scoring
   const { sequences, initialStates, inputVectors, promptLengths, oldLogprobs, referenceLogprobs, exits, segments, mask } = batch
   const complete: RatedRollouts = {
-    ...{ sequences, initialStates, inputVectors, promptLengths, lengths, counted, active, advantages },
+    ...{ sequences, initialStates, inputVectors, promptLengths, lengths, counted, active, advantages, tokenAdvantages },
     ...{ oldLogprobs, referenceLogprobs, exits, segments, mask },
   }
   if (objective.terms.some(({ space }) => space === 'marginal')) complete.marginal = marginal(batch, scoring)
@@ -137,9 +158,12 @@ export async function withLogprobs(rated: RatedBatch, active: readonly boolean[]
 }
 
 /** The responses behind one start token. */
-function marginal({ sequences, promptLengths }: RolloutBatch, { config, model }: Scoring) {
+function marginal({ sequences, promptLengths, mask }: RolloutBatch, { config, model }: Scoring) {
   const start = config.marginalToken ?? model.config.bos_token_id ?? 0
-  return { sequences: sequences.map((sequence, i) => [start, ...Array.from(sequence).slice(promptLengths[i]!)]) }
+  return {
+    sequences: sequences.map((sequence, i) => [start, ...Array.from(sequence).slice(promptLengths[i]!)]),
+    mask: mask?.map((row, i) => Array.from(row).slice(promptLengths[i]! - 1)),
+  }
 }
 
 /** The first states and input vectors of some rows, where the batch brings them. */
@@ -170,9 +194,9 @@ async function addOldLogprobs(complete: RatedRollouts, rows: readonly number[], 
     complete.oldLogprobs = await scored('conditional', complete.sequences, promptLengths)
   }
   if (usesRatio(objective, 'marginal')) {
-    const { sequences } = complete.marginal!
+    const { sequences, mask } = complete.marginal!
     const ones = rows.map(() => 1)
-    complete.marginal = { sequences, oldLogprobs: await scored('marginal', sequences, ones) }
+    complete.marginal = { sequences, mask, oldLogprobs: await scored('marginal', sequences, ones) }
   }
 }
 

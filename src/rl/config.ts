@@ -7,6 +7,7 @@ import { LoopLM } from '../model/model.js'
 import type { Task } from '../tasks/task.js'
 import { alsoCalled } from '../validation/schema.js'
 import type { DatasetSource } from './dataset-rows.js'
+import type { Environment } from './environment.js'
 import type { TrainerEvent } from './events.js'
 import type { OwnObjective } from './objective/custom-objective.js'
 import { type RecipeName, recipes } from './objective/recipes.js'
@@ -24,6 +25,8 @@ import type {
   RLTTConfig,
   RLTTOptions,
 } from './options.js'
+import type { RolloutFunction } from './rollout-function.js'
+import type { Tool } from './tools.js'
 
 /*
  * One schema per trainer. Validation and the documentation of the options (registry.ts) are read from here; options.ts has the types.
@@ -276,8 +279,54 @@ const rollouts = {
     .describe('Steps between comparisons of the log-probabilities of sampling and of training; 0: never.'),
 }
 
+/** Episodes of an environment. */
+const episodes = {
+  maxTurns: count(2 ** 16)
+    .default(8)
+    .describe('Most turns of the model in an episode.'),
+  maxEpisodeTokens: positiveInt
+    .optional()
+    .describe('Most tokens of an episode, its prompt included; default the `max_position_embeddings` of the model.'),
+  toolConcurrency: positiveInt.default(16).describe('Calls of tools that run at the same time.'),
+  toolTimeout: nonNegative
+    .max(maxTimeout)
+    .default(30)
+    .describe('Seconds after which a call of a tool is answered with an error message; 0: never.'),
+  environmentTimeout: nonNegative
+    .max(maxTimeout)
+    .default(300)
+    .describe('Seconds after which an environment that has not answered is an error; 0: never.'),
+  reencode: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Where the chat template rewrites earlier turns: encode the conversation again, and train the turns since then alone.',
+    ),
+}
+
+/** What makes rollouts other than single turns. */
+const rolloutResources = {
+  rollout: fn<RolloutFunction>().describe('Makes the rollouts of a step; default completions of the prompts.'),
+  environment: fn<Environment>().describe(
+    'Makes the episode of a problem, with turns, tools and rewards; rollouts are episodes then.',
+  ),
+  tools: z
+    .custom<readonly Tool[]>(
+      (value) => Array.isArray(value) && value.every((tool) => has(tool, 'call') && has(tool, 'parameters')),
+      'must be a list of tools, as defineTool makes them',
+    )
+    .optional()
+    .describe('Tools that every episode offers.'),
+}
+
 /** The objective of math.md §2–§4. */
 const objective = {
+  advantage: z
+    .strictObject({ source: z.enum(['reward', 'turn']).default('reward'), discount: share.default(1) })
+    .default({ source: 'reward', discount: 1 })
+    .describe(
+      'One advantage per sequence, from its reward; or one per turn of an episode, from the rewards of this turn and later ones, each next one times `discount`.',
+    ),
   scaleRewards: z
     .enum(['group', 'none'])
     .default('group')
@@ -373,7 +422,7 @@ const answered = {
   ),
 }
 
-const policy = { ...run, ...optimizer, ...depth, ...rollouts }
+const policy = { ...run, ...optimizer, ...depth, ...rollouts, ...episodes }
 const loopShares = z
   .array(nonNegative)
   .min(1)
@@ -423,6 +472,16 @@ interface RunOptions {
   promptsPerStep?: number
   groupSize?: number
   gradientAccumulation?: number
+}
+
+/** Rollouts have one source. */
+function checkRolloutResources(
+  { rollout, environment, tools }: { rollout?: unknown; environment?: unknown; tools?: unknown },
+  context: z.RefinementCtx,
+): void {
+  const refuse = (field: string, message: string) => context.addIssue({ code: 'custom', path: [field], message })
+  if (rollout !== undefined && environment !== undefined) refuse('rollout', 'give a rollout function or an environment, not both')
+  if (tools !== undefined && environment === undefined) refuse('tools', 'belong to an environment; give one, or omit tools')
 }
 
 /** {@link checkPolicy} for RLTT and GRPO. */
@@ -629,13 +688,14 @@ const looprpt = z
     message: 'antithetic noise comes in pairs: rollouts must be even',
   })
 
-const rlttWhole = rltt.safeExtend({ ...resources, ...rewards })
-const grpoWhole = grpo.safeExtend({ ...resources, ...rewards })
+const rlttWhole = rltt.safeExtend({ ...resources, ...rewards, ...rolloutResources }).superRefine(checkRolloutResources)
+const grpoWhole = grpo.safeExtend({ ...resources, ...rewards, ...rolloutResources }).superRefine(checkRolloutResources)
 const objectiveWhole = z
   .strictObject({
     ...objectiveTrainer,
     ...resources,
     ...rewards,
+    ...rolloutResources,
     objective: z
       .union(
         [objectiveTrainer.objective, z.custom<OwnObjective>((value) => typeof value === 'function')],
@@ -648,6 +708,7 @@ const objectiveWhole = z
     ),
   })
   .superRefine(checkPolicy)
+  .superRefine(checkRolloutResources)
 const pretrainWhole = pretrain.safeExtend({ ...resources, ...corpora, ...answered })
 const looprptWhole = looprpt.safeExtend({
   ...resources,
@@ -693,7 +754,7 @@ const notData = new Set(['teacher'])
 export function plainConfig(config: object): Record<string, unknown> {
   const entries = Object.entries(config).filter(
     ([key, value]) =>
-      ![resources, corpora, rewards].some((group) => key in group) &&
+      ![resources, corpora, rewards, rolloutResources].some((group) => key in group) &&
       !notData.has(key) &&
       typeof value !== 'function' &&
       value !== undefined,

@@ -2,7 +2,8 @@ import { createHash } from 'node:crypto'
 import { isConversation } from '../data/rows.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
-import type { Problem, ProblemSource } from './problems.js'
+import type { ProblemSource } from './problems.js'
+import type { Problem } from './rollout-record.js'
 
 /** What a run trains on, as far as checkpoints are concerned. */
 export interface DataDescription {

@@ -14,7 +14,8 @@ import {
 } from './evaluate.js'
 import type { Metrics } from './events.js'
 import type { TrainerConfig } from './options.js'
-import type { Problem, ProblemSource } from './problems.js'
+import type { ProblemSource } from './problems.js'
+import type { Problem } from './rollout-record.js'
 import type { Ranks } from './ranks.js'
 
 /** What a caller of `evaluate` of a trainer may say. */

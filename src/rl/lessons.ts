@@ -3,7 +3,8 @@ import type { ChatMessage } from '../data/chat-template.js'
 import { isConversation, lessonProblem, promptProblem } from '../data/rows.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { inTurns } from '../turns.js'
-import type { Problem, ProblemSource } from './problems.js'
+import type { ProblemSource } from './problems.js'
+import type { Problem } from './rollout-record.js'
 
 /** A prompt as the model gets it. */
 export interface EncodedPrompt {

@@ -69,15 +69,32 @@ function checkCombinations({ terms, lazy, kl, entropy, filter, rewards }: Object
   for (const [i, term] of terms.entries()) {
     const { channel, space, combine, weights, advantage, draws } = term
     const { kind } = surrogateOf(term)
-    const { loops, source, baseline, scale, strata, cost, batch, sign, positiveWeight } = advantage
+    const { loops, source, gain, baseline, scale, strata, cost, batch, sign, positiveWeight } = advantage
     const fromRewards = { strata, cost, scale, batch: batch || undefined, baseline: baseline === 'none' ? baseline : undefined }
+    const byTurn = {
+      strata,
+      cost,
+      batch: batch || undefined,
+      baseline: fromRewards.baseline,
+      population: scale === 'population' || undefined,
+    }
     const shaped = {
       ...fromRewards,
       sign: sign === 'all' ? undefined : sign,
       positiveWeight: positiveWeight === 1 ? undefined : 1,
     }
     const unread = Object.entries(shaped).find(([, value]) => value !== undefined)
-    if (source !== 'reward' && unread !== undefined)
+    const byReward = { ...byTurn, sign: shaped.sign, positiveWeight: shaped.positiveWeight }
+    const ofSequences = Object.entries(byReward).find(([, value]) => value !== undefined)
+    if (source === 'turn' && ofSequences !== undefined)
+      throw refuse(i, `advantage.${ofSequences[0]} compares whole sequences, and the source is turn; omit one of them`)
+    if (source === 'turn' && (kind === 'gspo' || kind === 'k15' || space === 'marginal'))
+      throw refuse(
+        i,
+        `advantage.source: turns have advantages of their own, and ${space === 'marginal' ? 'the marginal space' : kind} has one per sequence`,
+      )
+    if (source !== 'turn' && gain !== undefined) throw refuse(i, "advantage.gain: belongs to the source 'turn'")
+    if (source !== 'reward' && source !== 'turn' && unread !== undefined)
       throw refuse(i, `advantage.${unread[0]} is for advantages from rewards, and the source is ${source}; omit one of them`)
     if (baseline === 'none' && scale !== undefined && scale !== 'none')
       throw refuse(i, `advantage.scale: ${scale} needs the baseline 'group'; without a baseline rewards are taken as they are`)

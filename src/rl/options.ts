@@ -9,10 +9,13 @@ import type { BackwardLoops, LoopWeights, Recompute, Surrogate } from '../model/
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import type { DatasetSource } from './dataset-rows.js'
+import type { Environment } from './environment.js'
 import type { TrainerEvent } from './events.js'
 import type { OwnObjective } from './objective/custom-objective.js'
 import type { RecipeName } from './objective/recipes.js'
 import type { Normalizer, Objective, ObjectiveInput } from './objective/schema.js'
+import type { RolloutFunction } from './rollout-function.js'
+import type { Tool } from './tools.js'
 
 /** A reward function, several with names and weights, or several by name. */
 export type Rewards = RewardFunction | readonly WeightedReward[] | Readonly<Record<string, RewardFunction>>
@@ -234,8 +237,37 @@ export interface RolloutConfig extends LoopConfig {
   reward?: Rewards | undefined
 }
 
+/** Episodes of an `environment`, and what is no data of rollouts. */
+export interface EpisodeConfig {
+  /** Most turns of the model in an episode. Default `8`. */
+  maxTurns: number
+  /** Most tokens of an episode, its prompt included; default the `max_position_embeddings` of the model. */
+  maxEpisodeTokens?: number | undefined
+  /** Calls of tools that run at the same time. Default `16`. */
+  toolConcurrency: number
+  /** Seconds after which a call of a tool is answered with an error message; 0: never. Default `30`. */
+  toolTimeout: number
+  /** Seconds after which an environment that has not answered is an error; 0: never. Default `300`. */
+  environmentTimeout: number
+  /**
+   * Where the chat template rewrites earlier turns: encode the conversation again, and train the turns since then alone.
+   * Default `false`.
+   */
+  reencode: boolean
+}
+
+/** What makes rollouts other than single turns; none of it is data. */
+export interface RolloutResources {
+  /** Makes the rollouts of a step; default completions of the prompts. */
+  rollout?: RolloutFunction | undefined
+  /** Makes the episode of a problem, with turns, tools and rewards; rollouts are episodes then. */
+  environment?: Environment | undefined
+  /** Tools that every episode offers. */
+  tools?: readonly Tool[] | undefined
+}
+
 /** What all policy-gradient trainers have in common. Those whose options lack the last three leave them undefined. */
-export interface PolicyConfig extends TrainerConfig, RolloutConfig {
+export interface PolicyConfig extends TrainerConfig, RolloutConfig, EpisodeConfig, RolloutResources {
   /** Rollouts leave the loops where the exit CDF reaches this, and exit terms train those exits; default full depth. */
   exitThreshold?: number | undefined
   /** Start token in place of the prompt for terms in the marginal space; default the `bos_token_id` of the model, else 0. */
@@ -246,6 +278,11 @@ export interface PolicyConfig extends TrainerConfig, RolloutConfig {
 
 /** The objective of math.md §2–§4, as RLTT and GRPO spell it. */
 export interface ClassicObjectiveConfig {
+  /**
+   * One advantage per sequence, from its reward; or one per turn of an episode, from the rewards of this turn and later ones, each
+   * next one times `discount`. Default `{"source":"reward","discount":1}`.
+   */
+  advantage: { source: 'reward' | 'turn'; discount: number }
   /** Divide advantages by the standard deviation of the group, or not. Default `"group"`. */
   scaleRewards: 'group' | 'none'
   /** Weight of the k3 estimate of the KL divergence to the frozen starting model, at the last loop. Default `0`. */
@@ -266,7 +303,7 @@ export interface ClassicObjectiveConfig {
 }
 
 /** Checked options of `RLTTTrainer`. */
-export interface RLTTConfig extends TrainerConfig, RolloutConfig, ClassicObjectiveConfig {
+export interface RLTTConfig extends TrainerConfig, RolloutConfig, EpisodeConfig, RolloutResources, ClassicObjectiveConfig {
   /**
    * How the log-probabilities of the loops are weighted: by the probability of leaving at the loop, equally, by t^alpha, the
    * last alone, or by numbers, one per loop that is read. Default `"exit-pdf"`.
@@ -290,7 +327,7 @@ export interface RLTTConfig extends TrainerConfig, RolloutConfig, ClassicObjecti
 }
 
 /** Checked options of `GRPOTrainer`. */
-export interface GRPOConfig extends TrainerConfig, RolloutConfig, ClassicObjectiveConfig {
+export interface GRPOConfig extends TrainerConfig, RolloutConfig, EpisodeConfig, RolloutResources, ClassicObjectiveConfig {
   /** GRPO trains the last loop. Default `"last"`. */
   weights: 'last'
   /** `ppo` clips the ratio to the policy that made the rollout. Default `"ppo"`. */
@@ -427,11 +464,13 @@ export interface LoopRPTConfig extends SequenceConfig {
   adamBetas: [number, number]
 }
 
-/** A configuration as a caller writes it: every field may be absent, as may those of `lora`. */
+/** A configuration as a caller writes it: every field may be absent, as may those of `lora` and `advantage`. */
 type Options<Config extends TrainerConfig> = {
   [Key in keyof Config]?: Key extends 'lora'
     ? { [Field in keyof LoRAConfig]?: LoRAConfig[Field] | undefined } | undefined
-    : Config[Key] | undefined
+    : Key extends 'advantage'
+      ? { source?: 'reward' | 'turn' | undefined; discount?: number | undefined } | undefined
+      : Config[Key] | undefined
 }
 
 /** Options of `RLTTTrainer`; `looplm options rltt` lists them with their defaults. */

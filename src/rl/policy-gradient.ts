@@ -29,11 +29,14 @@ import { accumulatePolicyLoss, logicalBatches, type PolicyLoss, policyLoss } fro
 import type { ProblemSource } from './problems.js'
 import { ReferenceModel } from './reference-model.js'
 import { namedRewards } from './rewards.js'
-import { logprobDifference, type Rollout, rolloutMetrics, type SampledRollouts, sampleStep, singleTurn } from './rollout.js'
+import { logprobDifference, rolloutMetrics, type SampledRollouts, sampleStep } from './rollout.js'
+import type { Rollout } from './rollout-record.js'
+import { rolloutSource } from './rollout-sources.js'
 import { rolloutExit } from './sampling.js'
 import { sharesOf } from './shares.js'
 import { trainedLoops } from './trained-loops.js'
 import { type Prepared, Trainer } from './trainer.js'
+import { turnGains } from './turn-gains.js'
 import type { Portion, StepWork } from './updates.js'
 
 /** What is trained when; steps count from 0. */
@@ -47,6 +50,7 @@ export interface ObjectiveSchedule {
 /** Completed rollouts of a step with what the objective must know of them. */
 interface Gathered {
   batch: RolloutBatch
+  gains: number[][] | undefined
   beliefs: BeliefCurves
   metrics: Metrics
 }
@@ -142,8 +146,8 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       metrics['sampling/rounds'] = rounds
       metrics['sampling/frac_discarded'] = 1 - rollouts.length / cost.completions
     }
-    const { batch, beliefs, metrics: measured } = await this.#gather(source, rollouts, objective, signal)
-    const rated = rateBatch(this.constructor.name, batch, objective, { ...this.#rating(maxNewTokens), beliefs })
+    const { batch, beliefs, gains, metrics: measured } = await this.#gather(source, rollouts, objective, signal)
+    const rated = rateBatch(this.constructor.name, batch, objective, { ...this.#rating(maxNewTokens), beliefs, gains })
     return {
       portions: await this.#portions(rated, logicalBatches(config, step, rated), { several, maxNewTokens, signal }),
       metrics: { ...rated.metrics, ...metrics, ...measured },
@@ -207,7 +211,11 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     const { groupSize, promptsPerStep, gradientAccumulation } = this.config
     const { run } = this.#loops
     const loops = run === this.model.architecture.loops ? undefined : run
-    const source = singleTurn(this.model, problems, this.rewardFunctions(problems), { ...this.config, maxNewTokens, loops })
+    const source = rolloutSource(this.model, problems, () => this.rewardFunctions(problems), {
+      ...this.config,
+      maxNewTokens,
+      loops,
+    })
     const moving = (made: readonly Rollout[]) => {
       const rewards = made.map(({ reward }) => reward)
       const truncated = made.map(({ truncated }) => truncated)
@@ -251,7 +259,11 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       batch.answers = rollouts.map(({ text, columns }) => answerOf(text, columns))
     }
     const beliefs = await this.#beliefs(source, rollouts, objective, signal)
-    return { batch: await addModelsView(this.#view(signal), batch, objective, this.#loops), beliefs, metrics }
+    const spec = objective.terms.find(({ advantage }) => advantage.gain !== undefined)?.advantage.gain
+    const scoring = { temperature: config.temperature, loops: this.#loops.run, signal, ranks: this.ranks }
+    const gains = spec === undefined ? undefined : await turnGains(model, source, rollouts, spec, scoring)
+    if (gains !== undefined) metrics['turns/gain'] = meanOf(gains.flat())
+    return { batch: await addModelsView(this.#view(signal), batch, objective, this.#loops), beliefs, gains, metrics }
   }
 
   async #beliefs(
@@ -324,16 +336,36 @@ function batchOf(rollouts: readonly Rollout[], exited: boolean): RolloutBatch {
     truncated: rollouts.map(({ truncated }) => truncated),
     columns: rollouts.map(({ columns }) => columns),
   }
-  if (!exited) return batch
-  batch.exitLoops = rollouts.map(({ loops }) => loops.reduce((sum, loop) => sum + loop, 0) / Math.max(1, loops.length))
-  batch.exits = rollouts.map(({ tokens, promptLength, loops }) => {
+  if (rollouts.some(({ mask }) => mask !== undefined)) batch.mask = rollouts.map(predictionMask)
+  if (rollouts.some(({ turns }) => turns !== undefined)) {
+    batch.turns = rollouts.map(
+      ({ turns, tokens, promptLength }) => turns ?? [{ begin: promptLength, end: tokens.length, reward: null }],
+    )
+  }
+  if (!exited || rollouts.some(({ loops }) => loops === undefined)) return batch
+  batch.exitLoops = rollouts.map(({ loops = [], mask }) => {
+    const own = loops.filter((_, j) => mask?.[j] !== 0)
+    return own.reduce((sum, loop) => sum + loop, 0) / Math.max(1, own.length)
+  })
+  batch.exits = rollouts.map(({ tokens, promptLength, loops = [] }) => {
     const exits = new Array<number>(tokens.length - 1).fill(0)
-    for (const [j, loop] of loops.entries()) exits[promptLength - 1 + j] = loop - 1
+    for (const [j, loop] of loops.entries()) exits[promptLength - 1 + j] = Math.max(0, loop - 1)
     return exits
   })
   return batch
 }
 
-function sampledCompletion({ prompt, text, columns, reward, scores }: Rollout): SampledCompletion {
-  return { prompt, completion: text, answer: columns.answer, reward, rewards: scores }
+function meanOf(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length)
+}
+
+/** Of predictions, len-1: those in the prompt do not count anyway. */
+function predictionMask({ tokens, promptLength, mask }: Rollout): Uint8Array {
+  const all = new Uint8Array(tokens.length - 1).fill(1)
+  if (mask !== undefined) all.set(mask, promptLength - 1)
+  return all
+}
+
+function sampledCompletion({ prompt, text, columns, reward, scores = {} }: Rollout): SampledCompletion {
+  return { prompt: prompt ?? String(columns.prompt), completion: text, answer: columns.answer, reward, rewards: scores }
 }

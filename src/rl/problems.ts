@@ -1,4 +1,4 @@
-import { ChatFormat, type PromptContent } from '../data/chat-format.js'
+import { ChatFormat } from '../data/chat-format.js'
 import { checkDraw } from '../data/sampler.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
@@ -7,13 +7,7 @@ import { specialEndTokens } from '../model/special-tokens.js'
 import type { Task } from '../tasks/task.js'
 import { type DatasetRows, openRows, type RowCheck, type RowsDescription } from './dataset-rows.js'
 import type { RolloutConfig, TrainerConfig } from './options.js'
-
-/** A prompt with the columns that reward functions see. */
-export interface Problem {
-  prompt: PromptContent
-  answer?: string
-  [column: string]: unknown
-}
+import type { Problem } from './rollout-record.js'
 
 /** Where a trainer's prompts come from: a task or a dataset. What a step gets depends on the seed and the step alone. */
 export interface ProblemSource {

@@ -5,6 +5,7 @@ import { checkOptions, type Keys } from '../validation/arguments.js'
 import { prototypeKey } from '../validation/json-value.js'
 import type { Metrics } from './events.js'
 import type { Rewards } from './options.js'
+import { within } from './within.js'
 
 /** A completion and what the reward functions see of it. */
 export interface Completion {
@@ -115,13 +116,17 @@ async function scoreWith(
   setMaxListeners(0, controller.signal) // one per waiting call
   const scores: (number | null)[] = Array(completions.length)
   let next = 0
+  const late = () => {
+    const message = `no answer within rewardTimeout = ${timeout} s; raise it, or return null where no answer is to be had`
+    return new LoopLMError('ABORTED', message, { operation })
+  }
   const abort = () => controller.abort(new LoopLMError('ABORTED', 'the run was aborted', { operation, cause: signal?.reason }))
   const worker = async (): Promise<void> => {
     while (next < completions.length && !controller.signal.aborted) {
       const i = next++
       const { prompt, completion, columns } = completions[i]!
       const answer = async () => reward(prompt, completion, columns, { signal: controller.signal })
-      scores[i] = checkScore(name, await within(answer(), timeout, controller.signal, operation))
+      scores[i] = checkScore(name, await within(answer(), timeout, controller.signal, late))
     }
   }
   signal?.addEventListener('abort', abort, { once: true })
@@ -135,25 +140,6 @@ async function scoreWith(
     throw toLoopLMError(error, operation)
   } finally {
     signal?.removeEventListener('abort', abort)
-  }
-}
-
-/** A promise's value, unless a number of seconds passes first (0: never) or the signal fires. */
-async function within<T>(promise: Promise<T>, seconds: number, signal: AbortSignal, operation: string): Promise<T> {
-  let timer: NodeJS.Timeout | undefined
-  let stop: (() => void) | undefined
-  const cut = new Promise<never>((_, reject) => {
-    stop = () => reject(signal.reason)
-    if (signal.aborted) stop()
-    else signal.addEventListener('abort', stop)
-    const late = `no answer within rewardTimeout = ${seconds} s; raise it, or return null where no answer is to be had`
-    if (seconds > 0) timer = setTimeout(() => reject(new LoopLMError('ABORTED', late, { operation })), 1000 * seconds)
-  })
-  try {
-    return await Promise.race([promise, cut])
-  } finally {
-    clearTimeout(timer)
-    signal.removeEventListener('abort', stop!)
   }
 }
 

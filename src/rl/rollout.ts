@@ -1,44 +1,24 @@
 import { Random } from '../data/random.js'
 import { largest } from '../extremes.js'
 import type { LoopLM } from '../model/model.js'
-import type { GenerateOptions, GenerateResult, RealArray } from '../model/types.js'
+import type { GenerateOptions, GenerateResult } from '../model/types.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import type { Metrics } from './events.js'
 import { type EncodedPrompt, encodePrompts } from './lessons.js'
 import type { PolicyConfig } from './options.js'
-import type { Problem, ProblemSource } from './problems.js'
+import type { ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
 import { type Completion, rewardMetrics, scoreCompletions } from './rewards.js'
+import type { Problem, Rollout } from './rollout-record.js'
 import { samplingOptions } from './sampling.js'
-
-/** One completion with what is known of it. */
-export interface Rollout {
-  /** Prompt and response. */
-  tokens: Int32Array
-  promptLength: number
-  /** One log-probability per response token as the sampler computed it. */
-  samplingLogprobs: RealArray
-  /** The loop each response token was read from, 1-based. */
-  loops: number[]
-  /** Weighted sum of the rewards; null when all were null. */
-  reward: number | null
-  /** Scores by reward, before weighting. */
-  scores: Record<string, number | null>
-  /** Whether the response was cut at the length limit. */
-  truncated: boolean
-  /** The prompt's text; a conversation as its template writes it. */
-  prompt: string
-  /** The response without the token that ended it. */
-  text: string
-  /** The row of the dataset or the problem of the task. */
-  columns: Problem
-}
 
 /** Rollouts, `groupSize` consecutive ones per prompt, and what they took. */
 export interface SampledRollouts {
   rollouts: Rollout[]
   /** Of all that was sampled, what was discarded included. */
   cost: SamplingCost
+  /** What else the source measured. */
+  metrics?: Metrics
 }
 
 /** What sampling took. */
@@ -66,9 +46,10 @@ export type RolloutSource = (
   signal: AbortSignal | undefined,
 ) => Promise<SampledRollouts>
 
-const seedStream = 2 // substreams 0 and 1 of Random(seed, ·) draw the problems of tasks
-const roundStride = 2 ** 30 // positions of the problems of later rounds: the same step never draws one twice
-const roundStreams = 2 ** 11
+/** Of draws; above those of problems. */
+export const seedStream = 2 // substreams 0 and 1 of Random(seed, ·) draw the problems of tasks
+export const roundStride = 2 ** 30 // positions of the problems of later rounds: the same step never draws one twice
+export const roundStreams = 2 ** 11
 
 /** Samples one completion after another for each prompt of a source, and scores them. */
 export function singleTurn(
@@ -177,17 +158,25 @@ async function sampleTogether(
   })
   const total = (of: (cost: SamplingCost) => number) => parts.reduce((sum, { cost }) => sum + of(cost), 0)
   const seconds = largest(parts.map(({ cost }) => cost.seconds))
-  return { rollouts, cost: { completions: total((cost) => cost.completions), tokens: total((cost) => cost.tokens), seconds } }
+  const completions = total((cost) => cost.completions)
+  const metrics: Metrics = {}
+  for (const { metrics: own = {}, cost } of parts)
+    for (const [name, value] of Object.entries(own)) {
+      const weight = name.startsWith('sampling/') ? 1 : cost.completions / completions // counts add up, means are those of all
+      metrics[name] = (metrics[name] ?? 0) + weight * value
+    }
+  return { rollouts, cost: { completions, tokens: total((cost) => cost.tokens), seconds }, metrics }
 }
 
 /** The metrics of rollouts: rewards and clipped completions of those that are trained on, time and tokens of all that were sampled. */
-export function rolloutMetrics({ rollouts, cost }: SampledRollouts): Metrics {
-  const names = new Set(rollouts.flatMap(({ scores }) => Object.keys(scores)))
-  const byName = Object.fromEntries([...names].map((name) => [name, rollouts.map(({ scores }) => scores[name] ?? null)]))
+export function rolloutMetrics({ rollouts, cost, metrics = {} }: SampledRollouts): Metrics {
+  const names = new Set(rollouts.flatMap(({ scores = {} }) => Object.keys(scores)))
+  const byName = Object.fromEntries([...names].map((name) => [name, rollouts.map(({ scores }) => scores?.[name] ?? null)]))
   return {
     ...rewardMetrics(byName),
     'completions/clipped_ratio': rollouts.filter(({ truncated }) => truncated).length / rollouts.length,
     sampling_time: cost.seconds,
+    ...metrics,
   }
 }
 
@@ -219,9 +208,10 @@ export function logprobDifference(rollouts: readonly Rollout[], scored: readonly
   let sum = 0
   let max = 0
   let count = 0
-  for (const [i, { samplingLogprobs: logprobs }] of rollouts.entries()) {
+  for (const [i, { samplingLogprobs: logprobs = [], mask }] of rollouts.entries()) {
     const start = scored[i]!.length - logprobs.length
     for (let j = 0; j < logprobs.length; j++) {
+      if (mask?.[j] === 0) continue
       const difference = Math.abs(logprobs[j]! - scored[i]![start + j]!)
       sum += difference
       max = Math.max(max, difference)

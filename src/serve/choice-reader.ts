@@ -1,6 +1,6 @@
+import type { AnswerParts, ToolCallStream } from '../data/tool-calls.js'
 import type { GenerateChunk } from '../model/types.js'
 import type { Echo, Piece } from './responses.js'
-import type { AnswerParts, ToolCallStream } from './tool-calls.js'
 
 /** Collects what a sequence makes until it is sent. */
 export class ChoiceReader {

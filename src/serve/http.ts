@@ -2,9 +2,9 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import { types } from 'node:util'
+import { maxJsonDepth, nestsTooDeep, tooDeep } from '../validation/json-depth.js'
 import { isDeeper } from '../validation/json-value.js'
 import { HttpError } from './http-error.js'
-import { maxJsonDepth, nestsTooDeep, tooDeep } from './json.js'
 
 /** How long a refused client may go on sending before its connection is cut, so that it reads why. */
 const lingerMilliseconds = 1000

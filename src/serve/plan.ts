@@ -3,6 +3,7 @@ import { randomInt } from 'node:crypto'
 import { types } from 'node:util'
 import type { ChatMessage, ChatTemplateOptions } from '../data/chat-template.js'
 import type { Tokenizer } from '../data/tokenizer.js'
+import { opensThought, ToolCallStream } from '../data/tool-calls.js'
 import { LoopLMError } from '../errors.js'
 import type { ExitRule } from '../model/exit-rules.js'
 import type { LoopLM } from '../model/model.js'
@@ -12,7 +13,6 @@ import { HttpError } from './http-error.js'
 import type { ServerSettings } from './options.js'
 import type { ChatRequest, CompletionRequest, EmbeddingRequest } from './request.js'
 import { chatFormat, completionFormat, type Format } from './responses.js'
-import { opensThought, ToolCallStream } from './tool-calls.js'
 
 /** One choice. */
 export interface Choice {

@@ -1,8 +1,8 @@
 import { z } from 'zod'
 import { type ExitRule, exitRuleNames, exitRules } from '../model/exit-rules.js'
+import { nestsTooDeep, tooDeep } from '../validation/json-depth.js'
 import { problemsOf } from '../validation/schema.js'
 import { HttpError } from './http-error.js'
-import { nestsTooDeep, tooDeep } from './json.js'
 import { ignored, neutral, neutralChatFields, neutralFields } from './neutral.js'
 
 const stop = z

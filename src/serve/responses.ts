@@ -1,8 +1,8 @@
 import { randomUUID } from 'node:crypto'
 import type { Tokenizer } from '../data/tokenizer.js'
+import type { ToolCall } from '../data/tool-calls.js'
 import { TextStream } from '../model/text-stream.js'
 import type { RealArray, TokenLogprob } from '../model/types.js'
-import type { ToolCall } from './tool-calls.js'
 
 /** What is reported of one token. */
 export interface TokenReport {

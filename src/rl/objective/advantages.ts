@@ -81,7 +81,7 @@ export function groupAdvantages(
  */
 export function advantagesOf(spec: AdvantageSpec, input: AdvantageInput): (number | null)[] {
   const { rewards, groupSize } = input
-  if (spec.source !== 'reward') return rewards.map((reward) => (reward === null ? null : spec.source === 'one' ? 1 : 0))
+  if (spec.source !== 'reward') return rewards.map((reward) => (reward === null ? null : spec.source === 'one' ? 1 : 0)) // those of turns come by token
   let values: (number | null)[]
   if (spec.baseline === 'none') values = [...rewards]
   else if (spec.scale === 'population') values = populationScores(rewards, groupSize)

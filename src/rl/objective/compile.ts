@@ -24,6 +24,8 @@ export interface RatedRollouts {
   active: readonly boolean[]
   /** Per term: advantages, one or T per sequence. */
   advantages: readonly (readonly (readonly number[])[])[]
+  /** Per term: those of tokens, len-1 per sequence, where the term has them; [] where not counted. */
+  tokenAdvantages?: readonly (readonly (readonly number[])[] | undefined)[] | undefined
   oldLogprobs?: readonly ArrayLike<number>[] | undefined
   referenceLogprobs?: readonly ArrayLike<number>[] | undefined
   referenceEntropy?: readonly ArrayLike<number>[] | undefined
@@ -33,7 +35,13 @@ export interface RatedRollouts {
   segments?: readonly ArrayLike<number>[] | undefined
   mask?: readonly ArrayLike<number>[] | undefined
   /** The responses behind one start token, for terms in the marginal space. */
-  marginal?: { sequences: readonly TokenSequence[]; oldLogprobs?: readonly ArrayLike<number>[] | undefined } | undefined
+  marginal?:
+    | {
+        sequences: readonly TokenSequence[]
+        mask?: readonly ArrayLike<number>[] | undefined
+        oldLogprobs?: readonly ArrayLike<number>[] | undefined
+      }
+    | undefined
 }
 
 /** How the engine runs, whatever the objective. */
@@ -205,6 +213,7 @@ export function enginePasses(
   const valuesOf = (indices: readonly number[]) =>
     indices.map((k) => ({
       advantages: rows.flatMap((i) => rated.advantages[k]![i]!),
+      tokenAdvantages: pick(rated.tokenAdvantages?.[k]),
       lengthNormalizers: normalizersOf(objective.terms[k]!),
     }))
   const passes: EnginePass[] = []
@@ -254,6 +263,7 @@ export function enginePasses(
         terms: valuesOf(marginal),
         lengthNormalizers: normalizersOf(objective.terms[marginal[0]!]),
         oldLogprobs: pick(rated.marginal!.oldLogprobs),
+        mask: pick(rated.marginal!.mask),
       },
       objective: { ...shared, terms: marginal.map((k) => engineTerm(objective.terms[k]!, settings)) },
     })
@@ -269,8 +279,11 @@ function lazyNormalizers(
   rows: readonly number[],
 ): number[] {
   const { weight, normalizer } = objective.lazy!
-  const outcome = rated.advantages[objective.terms.findIndex(({ space }) => space === 'conditional')]!
-  const kept = (i: number) => outcome[i]!.reduce((sum, a) => sum + a, 0) >= 0
+  const first = objective.terms.findIndex(({ space }) => space === 'conditional')
+  const outcome = rated.advantages[first]!
+  const ofTokens = rated.tokenAdvantages?.[first]
+  const sum = (values: readonly number[] = []) => values.reduce((total, value) => total + value, 0)
+  const kept = (i: number) => sum(outcome[i]) + sum(ofTokens?.[i]) >= 0
   const total = counted.filter((i) => normalizer === 'all' || kept(i)).reduce((sum, i) => sum + rated.lengths[i]!, 0)
   return rows.map((i) => (kept(i) && total > 0 ? weight / total : 0))
 }

@@ -73,8 +73,18 @@ export interface ObjectiveTermInput {
 
 /** How rewards become advantages. */
 export interface AdvantageInput {
-  /** Advantages from rewards; 1 for every sequence (imitation); 0, so that `loops` alone speaks. Default `"reward"`. */
-  source?: 'reward' | 'one' | 'zero' | undefined
+  /**
+   * Advantages from rewards; one per turn of an episode, from the rewards of its turns; 1 for every sequence (imitation); 0,
+   * so that `loops` alone speaks. Default `"reward"`.
+   */
+  source?: 'reward' | 'turn' | 'one' | 'zero' | undefined
+  /**
+   * Source `turn`: γ of G_k = Σ_{m>=k} γ^(m-k) r_m, over the turns from k on. The rest of the reward is that of the last
+   * turn. Default `1`.
+   */
+  discount?: number | undefined
+  /** IGPO: adds to the reward of a turn what it gains in the belief b in the gold answer, mean over its tokens. */
+  gain?: GainInput | undefined
   /** Subtract the mean of the group, or not. Default `"group"`. */
   baseline?: 'group' | 'none' | undefined
   /** Divide by the standard deviation of the group (default with baseline `group`): unbiased, of the population, or not. */
@@ -91,6 +101,16 @@ export interface AdvantageInput {
   positiveWeight?: number | undefined
   /** Rewards of single loops that are added. */
   loops?: LoopRewardsInput | undefined
+}
+
+/** IGPO: the gain of a turn. */
+export interface GainInput {
+  /** Factor of the gain. Default `1`. */
+  weight?: number | undefined
+  /** φ(b): b or log b. Default `"probability"`. */
+  value?: 'probability' | 'log' | undefined
+  /** What the model would write before the answer. Default `""`. */
+  prefix?: string | undefined
 }
 
 /** SAN: z-scores inside strata of the group. */

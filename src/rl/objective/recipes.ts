@@ -75,6 +75,11 @@ export const recipes = {
       { weights: 'uniform', advantage: { ...group, loops: { belief: 'gold-answer', value: 'log', discount: 0, scale: 0.1 } } },
     ],
   },
+  'turn-grpo': { terms: [{ weights: 'last', surrogate: 'ppo', advantage: { source: 'turn', scale: 'group' } }] },
+  igpo: {
+    terms: [{ weights: 'last', surrogate: 'ppo', advantage: { source: 'turn', scale: 'none', gain: {} } }],
+    kl: { beta: 1e-3 },
+  },
   mrt: {
     terms: [
       {

@@ -81,9 +81,24 @@ export const beliefReward = z.strictObject({
 
 export const advantage = z.strictObject({
   source: z
-    .enum(['reward', 'one', 'zero'])
+    .enum(['reward', 'turn', 'one', 'zero'])
     .default('reward')
-    .describe('Advantages from rewards; 1 for every sequence (imitation); 0, so that `loops` alone speaks.'),
+    .describe(
+      'Advantages from rewards; one per turn of an episode, from the rewards of its turns; 1 for every sequence (imitation); 0, so that `loops` alone speaks.',
+    ),
+  discount: share
+    .default(1)
+    .describe(
+      'Source `turn`: γ of G_k = Σ_{m>=k} γ^(m-k) r_m, over the turns from k on. The rest of the reward is that of the last turn.',
+    ),
+  gain: z
+    .strictObject({
+      weight: nonNegative.default(1).describe('Factor of the gain.'),
+      value: z.enum(['probability', 'log']).default('probability').describe('φ(b): b or log b.'),
+      prefix: z.string().default('').describe('What the model would write before the answer.'),
+    })
+    .optional()
+    .describe('IGPO: adds to the reward of a turn what it gains in the belief b in the gold answer, mean over its tokens.'),
   baseline: z.enum(['group', 'none']).default('group').describe('Subtract the mean of the group, or not.'),
   scale: z
     .enum(['group', 'population', 'none'])

@@ -239,6 +239,20 @@ describe('central differences', () => {
     ],
   }
   it.each(Object.entries(cases))('%s', async (_, [objective, more]) => expectDerivative(objective, more))
+
+  const mask = sequences.map((_, i) => Array.from({ length: width(i) }, (_, j) => Number(j % 3 !== 1)))
+  it.each(Object.entries(cases))('%s behind a mask', async (_, [objective, more]) =>
+    expectDerivative(objective, { ...more, mask }),
+  )
+
+  it.each(['reinforce', 'attached weights', 'ppo', 'inner ppo', 'the exit channel'])(
+    '%s with advantages of tokens',
+    async (name) => {
+      const [objective, more] = cases[name]!
+      const tokenAdvantages = sequences.map((_, i) => Array.from({ length: width(i) }, (_, j) => wave(i, j, 2)))
+      await expectDerivative(objective, { ...more, terms: [{ advantages, tokenAdvantages, lengthNormalizers }] })
+    },
+  )
 })
 
 describe('the exit channel', () => {

@@ -6,7 +6,7 @@
 //   {"name": "add", "arguments": {"a": 1, "b": 2}}
 //   </tool_call>
 import { randomUUID } from 'node:crypto'
-import { nestsTooDeep } from './json.js'
+import { nestsTooDeep } from '../validation/json-depth.js'
 
 /** A call as OpenAI's clients read it. */
 export interface ToolCall {

@@ -1,0 +1,288 @@
+// One episode: turns of the model, tools, the environment's replies, in the cache all the while.
+import { setMaxListeners } from 'node:events'
+import { whenAborted } from '../abort.js'
+import type { ChatFormat } from '../data/chat-format.js'
+import type { ChatMessage } from '../data/chat-template.js'
+import type { Tokenizer } from '../data/tokenizer.js'
+import { type ToolCall, ToolCallStream } from '../data/tool-calls.js'
+import { LoopLMError, toLoopLMError } from '../errors.js'
+import type { GenerateRequest, Scheduler } from '../model/scheduler.js'
+import type { GenerateResult, SchedulerRequestOptions } from '../model/types.js'
+import { describe } from '../validation/arguments.js'
+import type { Environment, Episode, EpisodeTurn, StepResult } from './environment.js'
+import type { Problem } from './rollout-record.js'
+import { type Tool, type ToolRunner, toolSchemas } from './tools.js'
+import { type ToolMessage, Transcript } from './transcript.js'
+import { within } from './within.js'
+
+/** What the episodes of a step share. */
+export interface EpisodeSettings {
+  environment: Environment
+  tools: readonly Tool[]
+  tokenizer: Tokenizer
+  chat: ChatFormat
+  scheduler: Scheduler
+  runner: ToolRunner
+  /** `maxNewTokens` is that of a turn. */
+  generation: SchedulerRequestOptions & { maxNewTokens: number }
+  maxTurns: number
+  maxEpisodeTokens: number
+  reencode: boolean
+  /** Seconds that a call of the environment may take; 0: any number. */
+  timeout: number
+  /** Ends all episodes when one of them fails, and when the run is aborted. */
+  signal: AbortSignal
+  nameOf(problem: Problem): string
+}
+
+/** Which episode it is. */
+export interface EpisodePlace {
+  problem: Problem
+  /** Of the environment. */
+  seed: number
+  /** Draws of tokens depend on this number and on the seed of the settings. */
+  sequence: number
+}
+
+/** Everything that an episode has come to. */
+export interface EpisodeRecord {
+  tokens: number[]
+  promptLength: number
+  /** Per token behind the prompt. */
+  mask: number[]
+  logprobs: number[]
+  loops: number[]
+  turns: { begin: number; end: number; reward: number | null }[]
+  /** Sum of the rewards of all turns; null when none had one. */
+  reward: number | null
+  truncated: boolean
+  /** As the model reads it. */
+  prompt: string
+  /** Of the last turn. */
+  text: string
+  messages: ChatMessage[] | undefined
+  calls: number
+  failures: number
+}
+
+/** An episode that is under way. */
+export class EpisodePlayer {
+  readonly #settings: EpisodeSettings
+  readonly #place: EpisodePlace
+  readonly #controller = new AbortController() // of this episode
+  readonly #unwatch: () => void
+  readonly #record: EpisodeRecord
+  #episode: Episode | undefined
+  #tools: readonly Tool[] = []
+  #transcript: Transcript | undefined
+  #request: GenerateRequest | undefined
+  #turn = 0
+
+  constructor(settings: EpisodeSettings, place: EpisodePlace) {
+    this.#settings = settings
+    this.#place = place
+    setMaxListeners(0, this.#controller.signal)
+    this.#unwatch = whenAborted(settings.signal, () => this.#controller.abort(settings.signal.reason))
+    this.#record = {
+      ...{ tokens: [], promptLength: 0, mask: [], logprobs: [], loops: [], turns: [], reward: null },
+      ...{ truncated: false, prompt: '', text: '', messages: undefined, calls: 0, failures: 0 },
+    }
+  }
+
+  /** Makes the environment's episode and encodes its prompt. */
+  async open(): Promise<void> {
+    const { environment, tools, tokenizer, chat, reencode, maxEpisodeTokens } = this.#settings
+    const { problem, seed } = this.#place
+    const context = { seed, signal: this.#controller.signal }
+    const episode = await this.#ask('the environment', async () => environment(problem, context))
+    this.#episode = checkEpisode(episode, (message) => this.#error(message))
+    this.#tools = [...tools, ...(episode.tools ?? [])]
+    const columns = this.#tools.length === 0 ? {} : { tools: toolSchemas(this.#tools) }
+    const render = (messages: readonly ChatMessage[]) => chat.prompt(messages, columns).text
+    this.#transcript = this.#named('prompt', () => new Transcript(tokenizer, episode.prompt, { render, reencode }))
+    this.#record.prompt = this.#transcript.promptText
+    const { promptTokens } = this.#transcript
+    if (promptTokens.length === 0) throw this.#error('the prompt has no tokens; give at least one to go on from')
+    if (promptTokens.length >= maxEpisodeTokens)
+      throw this.#error(
+        `the prompt has ${promptTokens.length} tokens, and an episode has at most ${maxEpisodeTokens} (maxEpisodeTokens)`,
+      )
+    this.#record.tokens.push(...promptTokens)
+    this.#record.promptLength = promptTokens.length
+  }
+
+  /** Enters the prompt into the batch; those of several episodes that enter together run once where they are equal. */
+  enter(): void {
+    this.#request = this.#settings.scheduler.add(this.#record.tokens, this.#options())
+  }
+
+  /** Plays to the end. */
+  async play(): Promise<EpisodeRecord> {
+    for (;;) {
+      const result = await this.#request!.result()
+      const next = await this.#answer(result)
+      if (next === undefined) break
+      this.#turn++
+      if (next.reencoded) {
+        this.#request!.release()
+        this.#restart(next.tokens)
+        this.enter()
+      } else {
+        this.#given(next.tokens)
+        this.#request = this.#settings.scheduler.continue(this.#request!, next.tokens, this.#options())
+      }
+    }
+    this.#record.messages = this.#transcript!.messages
+    return this.#record
+  }
+
+  /** Gives everything back. */
+  async close(): Promise<void> {
+    this.#unwatch()
+    this.#request?.release()
+    const episode = this.#episode
+    this.#episode = undefined
+    try {
+      if (episode?.close !== undefined) await this.#ask('close()', async () => episode.close!(), false)
+    } finally {
+      this.#controller.abort(new LoopLMError('ABORTED', 'the episode is over'))
+    }
+  }
+
+  #options(): SchedulerRequestOptions {
+    const { generation, maxEpisodeTokens, signal } = this.#settings
+    const maxNewTokens = Math.min(generation.maxNewTokens, maxEpisodeTokens - this.#record.tokens.length)
+    return { ...generation, keep: true, sequence: this.#place.sequence, maxNewTokens, signal }
+  }
+
+  /** Adds a turn; what the model reads behind it, or undefined at the end. */
+  async #answer(result: GenerateResult): Promise<{ tokens: number[]; reencoded: boolean } | undefined> {
+    const record = this.#record
+    const { maxTurns, maxEpisodeTokens } = this.#settings
+    const sampled = this.#sampled(result)
+    const begin = record.tokens.length
+    record.tokens.push(...result.tokens)
+    record.mask.push(...result.tokens.map(() => 1))
+    record.logprobs.push(...result.logprobs)
+    record.loops.push(...result.loops)
+    record.text = sampled.text
+    const toolCalls = this.#tools.length === 0 ? [] : callsIn(sampled.text)
+    const results = await Promise.all(toolCalls.map((call) => this.#call(call)))
+    const turn = { text: sampled.text, tokens: result.tokens, toolCalls, index: this.#turn }
+    const step = await this.#step(turn)
+    if (step.reward !== undefined) record.reward = (record.reward ?? 0) + step.reward
+    record.turns.push({ begin, end: record.tokens.length, reward: step.reward ?? null })
+    const goesOn = step.done !== true && (results.length > 0 || step.reply !== undefined)
+    if (!goesOn) {
+      record.truncated = step.done !== true && result.finishReason === 'length'
+      this.#transcript!.end(sampled, results)
+      return undefined
+    }
+    const next = this.#named('reply', () => this.#transcript!.next(sampled, results, step.reply))
+    const length = next.reencoded ? next.tokens.length : record.tokens.length + next.tokens.length
+    if (this.#turn + 1 < maxTurns && length < maxEpisodeTokens) return next
+    record.truncated = true
+    return undefined
+  }
+
+  #sampled({ tokens, finishReason }: GenerateResult): { text: string; end: number | undefined } {
+    const { tokenizer, generation } = this.#settings
+    const last = tokens.at(-1)
+    const ended = finishReason === 'stop' && last !== undefined && (generation.stop ?? []).some((stop) => stop === last)
+    const said = ended ? tokens.slice(0, -1) : tokens
+    const text = tokenizer.decode(said, { skipSpecialTokens: true, skipUnknownTokens: true, cleanUpSpaces: false })
+    return { text, end: ended ? last : undefined }
+  }
+
+  async #call(call: ToolCall): Promise<ToolMessage> {
+    const { content, failed } = await this.#settings.runner.run(this.#tools, call)
+    this.#record.calls++
+    if (failed) this.#record.failures++
+    return { role: 'tool', name: call.function.name, content }
+  }
+
+  async #step(turn: EpisodeTurn): Promise<StepResult> {
+    const episode = this.#episode!
+    if (episode.step === undefined) return {}
+    const step = await this.#ask('step()', async () => episode.step!(turn))
+    return checkStep(step, (message) => this.#error(message))
+  }
+
+  /** Tokens that the environment wrote. */
+  #given(tokens: readonly number[]): void {
+    const record = this.#record
+    record.tokens.push(...tokens)
+    for (const list of [record.mask, record.logprobs, record.loops]) list.push(...tokens.map(() => 0))
+  }
+
+  /** The template has rewritten the conversation: what is sampled from now on is trained. */
+  #restart(tokens: readonly number[]): void {
+    const record = this.#record
+    let same = 0
+    while (same < record.promptLength && record.tokens[same] === tokens[same]) same++
+    record.promptLength = Math.max(1, same)
+    record.tokens = tokens.slice(0, record.promptLength)
+    record.mask = []
+    record.logprobs = []
+    record.loops = []
+    record.turns = []
+    this.#given(tokens.slice(record.promptLength))
+  }
+
+  /** A call of the environment, for a bounded time. */
+  async #ask<T>(what: string, call: () => Promise<T>, cut = true): Promise<T> {
+    const { timeout, signal } = this.#settings
+    const late = () =>
+      new LoopLMError('ABORTED', `no answer within environmentTimeout = ${timeout} s; raise it, or find out what hangs`)
+    try {
+      return await within(call(), timeout, cut ? signal : this.#controller.signal, late)
+    } catch (cause) {
+      if (signal.aborted && cut) throw signal.reason
+      throw this.#error(`${what} failed: ${(cause as Error)?.message ?? String(cause)}`, cause)
+    }
+  }
+
+  #named<T>(what: string, action: () => T): T {
+    try {
+      return action()
+    } catch (cause) {
+      throw this.#error(`${what}: ${(cause as Error).message}`, cause)
+    }
+  }
+
+  #error(message: string, cause?: unknown): LoopLMError {
+    const code = cause === undefined ? 'INVALID_ARGUMENT' : toLoopLMError(cause).code
+    const where = `${this.#settings.nameOf(this.#place.problem)}, turn ${this.#turn + 1}`
+    return new LoopLMError(code, `${where}: ${message}`, { operation: 'environment', cause })
+  }
+}
+
+/** The calls of a turn. */
+function callsIn(text: string): ToolCall[] {
+  const stream = new ToolCallStream()
+  return [...stream.push(text).calls, ...stream.flush().calls]
+}
+
+function checkEpisode(episode: unknown, refuse: (message: string) => LoopLMError): Episode {
+  const { prompt, tools, step, close } = (typeof episode === 'object' && episode !== null ? episode : {}) as Episode
+  if (typeof prompt !== 'string' && !Array.isArray(prompt))
+    throw refuse(`the environment must return an episode with a prompt, a string or messages, got ${describe(episode)}`)
+  if (tools !== undefined && !Array.isArray(tools)) throw refuse(`tools of an episode must be an array, got ${describe(tools)}`)
+  if (step !== undefined && typeof step !== 'function') throw refuse('step of an episode must be a function')
+  if (close !== undefined && typeof close !== 'function') throw refuse('close of an episode must be a function')
+  return episode as Episode
+}
+
+function checkStep(step: unknown, refuse: (message: string) => LoopLMError): StepResult {
+  if (step === undefined) return {}
+  if (typeof step !== 'object' || step === null) throw refuse(`step() must return an object or nothing, got ${describe(step)}`)
+  const { reply, reward, done } = step as StepResult
+  const unknown = Object.keys(step).find((name) => !['reply', 'reward', 'done'].includes(name))
+  if (unknown !== undefined) throw refuse(`step() returned the unknown field "${unknown}"; there are reply, reward and done`)
+  if (reply !== undefined && typeof reply !== 'string' && !Array.isArray(reply))
+    throw refuse(`reply must be a string or messages, got ${describe(reply)}`)
+  if (reward !== undefined && !(typeof reward === 'number' && Number.isFinite(reward)))
+    throw refuse(`reward must be a finite number, got ${describe(reward)}`)
+  if (done !== undefined && typeof done !== 'boolean') throw refuse(`done must be true or false, got ${describe(done)}`)
+  return step as StepResult
+}

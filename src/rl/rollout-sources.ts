@@ -1,0 +1,149 @@
+// The three sources of rollouts: single turns, episodes of an environment, and a caller's own function.
+import { Random } from '../data/random.js'
+import { LoopLMError, toLoopLMError } from '../errors.js'
+import type { LoopLM } from '../model/model.js'
+import type { GenerateOptions } from '../model/types.js'
+import type { WeightedReward } from '../tasks/rewards.js'
+import type { EpisodeRecord } from './episode.js'
+import { type EpisodesSettings, environmentSeeds, playEpisodes } from './episodes.js'
+import type { PolicyConfig } from './options.js'
+import type { ProblemSource } from './problems.js'
+import { type Completion, namedRewards, type ScoredCompletions, scoreCompletions } from './rewards.js'
+import { generation, type RolloutSource, roundStreams, roundStride, seedStream, singleTurn } from './rollout.js'
+import { checkRollouts } from './rollout-function.js'
+import type { Problem, Rollout } from './rollout-record.js'
+
+/**
+ * The source of a trainer's rollouts, as its options say.
+ *
+ * @param rewards those of the options, else of the task; asked for only where they are needed
+ */
+export function rolloutSource(
+  model: LoopLM,
+  source: ProblemSource,
+  rewards: () => readonly WeightedReward[],
+  config: PolicyConfig,
+): RolloutSource {
+  if (config.rollout !== undefined) return functionSource(model, source, config)
+  if (config.environment !== undefined) return episodeSource(model, source, config)
+  return singleTurn(model, source, rewards(), config)
+}
+
+/** A problem of a step with its number there. */
+interface Drawn {
+  problem: Problem
+  group: number
+}
+
+/** The problems of a step that this process samples. */
+async function drawProblems(
+  source: ProblemSource,
+  config: PolicyConfig,
+  { step, round, mine }: { step: number; round: number; mine: (group: number) => boolean },
+): Promise<Drawn[]> {
+  const count = config.promptsPerStep * config.gradientAccumulation
+  const all = await source.take(round * roundStride + step * count, count)
+  return all.map((problem, group) => ({ problem, group })).filter(({ group }) => mine(group))
+}
+
+/** How turns and completions of a trainer are sampled. */
+export function samplingOf(source: ProblemSource, config: PolicyConfig): GenerateOptions & { maxNewTokens: number } {
+  const { temperature, topK, topP, exitThreshold, initialState, stateSeed, loops } = config
+  const options = { ...generation(source, config.maxNewTokens), temperature, topK, topP, initialState, stateSeed }
+  if (loops !== undefined) options.loops = loops
+  if (exitThreshold !== undefined) options.exit = { rule: 'gate', threshold: exitThreshold }
+  return { ...options, maxNewTokens: options.maxNewTokens! }
+}
+
+/** What the options say of episodes. */
+export function episodesSettings(model: LoopLM, source: ProblemSource, config: PolicyConfig): EpisodesSettings {
+  const { environment, tools = [], maxTurns, reencode, toolConcurrency, toolTimeout, environmentTimeout: timeout } = config
+  const { max_position_embeddings: positions } = model.config
+  const sampling = samplingOf(source, config)
+  const { tokenizer, chat } = source
+  const turnEnd = chat.tokenizer.hasChatTemplate ? chat.tokenizer.chatEndToken() : undefined
+  const stop = [...new Set([...(sampling.stop ?? []), ...(turnEnd === undefined ? [] : [turnEnd])])]
+  return {
+    ...{ environment: environment!, tools, tokenizer, chat, maxTurns, reencode, toolConcurrency, toolTimeout, timeout },
+    generation: { ...sampling, stop },
+    maxEpisodeTokens: Math.min(config.maxEpisodeTokens ?? positions, positions),
+    nameOf: (problem) => source.nameOf(problem),
+  }
+}
+
+/** Episodes of an environment. Their rewards are those of their turns and of the option `reward`. */
+function episodeSource(model: LoopLM, source: ProblemSource, config: PolicyConfig): RolloutSource {
+  const { groupSize } = config
+  const settings = episodesSettings(model, source, config)
+  return async (step, round, mine, signal) => {
+    const start = performance.now()
+    const problems = await drawProblems(source, config, { step, round, mine })
+    const seeds = environmentSeeds(config.seed, step, round, config.promptsPerStep * config.gradientAccumulation)
+    const seed = new Random(config.seed, step, seedStream + round * roundStreams).word()
+    const seeded = problems.map(({ problem, group }) => ({ problem, seed: seeds[group]!, sequence: group * groupSize }))
+    const drawn = { ...settings, generation: { ...settings.generation, seed } }
+    const { records, metrics } = await playEpisodes(model, seeded, groupSize, drawn, signal)
+    const seconds = (performance.now() - start) / 1000
+    const rollouts = records.map((record, i) => rolloutOf(record, problems[Math.floor(i / groupSize)]!.problem))
+    await addRewards(rollouts, config, signal)
+    const tokens = rollouts.reduce((sum, { tokens }) => sum + tokens.length, 0)
+    return { rollouts, cost: { completions: rollouts.length, tokens, seconds }, metrics }
+  }
+}
+
+function rolloutOf(record: EpisodeRecord, columns: Problem): Rollout {
+  const { tokens, mask, logprobs, messages, promptLength, loops, turns, reward, truncated, prompt, text } = record
+  return {
+    ...{ promptLength, loops, turns, reward, truncated, prompt, text, columns, scores: {} },
+    tokens: Int32Array.from(tokens),
+    mask: Uint8Array.from(mask),
+    samplingLogprobs: Float64Array.from(logprobs),
+    ...(messages === undefined ? {} : { messages }),
+  }
+}
+
+/** Rollouts of a caller's own function. */
+function functionSource(model: LoopLM, source: ProblemSource, config: PolicyConfig): RolloutSource {
+  const { groupSize } = config
+  return async (step, round, mine, signal = new AbortController().signal) => {
+    const start = performance.now()
+    const problems = (await drawProblems(source, config, { step, round, mine })).map(({ problem }) => problem)
+    const seed = new Random(config.seed, step, seedStream + round * roundStreams).word()
+    const sampling = { ...samplingOf(source, config), seed, signal }
+    const { tokenizer } = source
+    const context = { model, tokenizer, step, seed, groupSize, generation: sampling, signal }
+    let made: unknown
+    try {
+      made = await config.rollout!(problems, context)
+    } catch (cause) {
+      signal.throwIfAborted()
+      const { code, message } = toLoopLMError(cause)
+      throw new LoopLMError(code, `step ${step + 1}: ${message}`, { operation: 'rollout', cause })
+    }
+    const { vocab_size: vocabulary, max_position_embeddings: maxLength } = model.config
+    const rollouts = checkRollouts(made, { count: problems.length * groupSize, vocabulary, maxLength })
+    const seconds = (performance.now() - start) / 1000
+    await addRewards(rollouts, config, signal)
+    const tokens = rollouts.reduce((sum, { tokens }) => sum + tokens.length, 0)
+    return { rollouts, cost: { completions: rollouts.length, tokens, seconds } }
+  }
+}
+
+/** Adds the reward functions of the options to rewards that rollouts have already. */
+async function addRewards(rollouts: Rollout[], config: PolicyConfig, signal: AbortSignal | undefined): Promise<void> {
+  if (config.reward === undefined) return
+  const { rewardConcurrency: concurrency, rewardTimeout: timeout } = config
+  const completions = rollouts.map(
+    ({ text, columns, prompt = String(columns.prompt) }): Completion => ({ prompt, completion: text, columns }),
+  )
+  const scored: ScoredCompletions = await scoreCompletions(namedRewards(config.reward), completions, {
+    concurrency,
+    timeout,
+    signal,
+  })
+  for (const [i, rollout] of rollouts.entries()) {
+    const more = scored.rewards[i]!
+    if (more !== null) rollout.reward = (rollout.reward ?? 0) + more
+    rollout.scores = Object.fromEntries(Object.entries(scored.byName).map(([name, values]) => [name, values[i]!]))
+  }
+}

@@ -1,0 +1,181 @@
+import { setMaxListeners } from 'node:events'
+import { z } from 'zod'
+import type { ToolCall } from '../data/tool-calls.js'
+import { LoopLMError, toLoopLMError } from '../errors.js'
+import { checkOptions } from '../validation/arguments.js'
+import { within } from './within.js'
+
+/** What a tool gets beside its arguments. */
+export interface ToolContext {
+  /** Fires when the call has taken too long, and when the run is aborted. */
+  signal: AbortSignal
+}
+
+/** A function that the model may call; {@link defineTool} makes one. */
+export interface Tool {
+  readonly name: string
+  readonly description: string
+  /** JSON Schema of the arguments, as the chat template shows it. */
+  readonly parameters: Readonly<Record<string, unknown>>
+  /**
+   * Checks the arguments and runs the tool.
+   *
+   * @returns what the model reads: a string as it is, anything else as JSON
+   * @throws LoopLMError INVALID_ARGUMENT when the arguments do not fit `parameters`; whatever `run` throws
+   */
+  call(args: unknown, context: ToolContext): Promise<string>
+}
+
+/** A schema of Zod, as far as tools need it. */
+type ZodSchema<Arguments> = z.ZodType<Arguments>
+
+/** What {@link defineTool} takes. */
+export interface ToolDefinition<Arguments> {
+  /** Letters, digits, `_` and `-`. */
+  name: string
+  description: string
+  /** A schema of Zod, or a JSON Schema of an object. */
+  parameters: ZodSchema<Arguments> | Readonly<Record<string, unknown>>
+  /** What the model reads: a string as it is, anything else as JSON. It may be asynchronous. */
+  run(args: Arguments, context: ToolContext): unknown
+}
+
+const definition = { name: true, description: true, parameters: true, run: true } as const
+
+/**
+ * A tool that models call in episodes. Calls whose arguments do not fit `parameters` are answered with an error message and do not run.
+ *
+ * @throws LoopLMError INVALID_ARGUMENT naming the field
+ *
+ * @example
+ * ```ts
+ * const add = defineTool({
+ *   name: 'add',
+ *   description: 'Adds two numbers.',
+ *   parameters: z.object({ a: z.number(), b: z.number() }),
+ *   run: ({ a, b }) => a + b,
+ * })
+ * ```
+ */
+export function defineTool<Schema extends z.ZodType>(
+  tool: Omit<ToolDefinition<z.output<Schema>>, 'parameters'> & { parameters: Schema },
+): Tool
+export function defineTool(
+  tool: Omit<ToolDefinition<Record<string, unknown>>, 'parameters'> & { parameters: Readonly<Record<string, unknown>> },
+): Tool
+export function defineTool<Arguments>(tool: ToolDefinition<Arguments>): Tool {
+  const operation = 'defineTool'
+  checkOptions(tool, definition, operation, 'tool')
+  const { name, description, parameters, run } = tool
+  const refuse = (field: string, message: string, cause?: unknown) =>
+    new LoopLMError('INVALID_ARGUMENT', `${field} ${message}`, { operation, cause })
+  if (typeof name !== 'string' || !/^[\w-]{1,64}$/.test(name)) throw refuse('name', 'must be 1 to 64 letters, digits, "_" or "-"')
+  if (typeof description !== 'string' || description === '')
+    throw refuse('description', 'must be a text that says what the tool does')
+  if (typeof run !== 'function') throw refuse('run', 'must be a function')
+  if (typeof parameters !== 'object' || parameters === null)
+    throw refuse('parameters', 'must be a schema of Zod or a JSON Schema of an object')
+  const { schema, json } = schemaOf(parameters, refuse)
+  if (json.type !== 'object') throw refuse('parameters', 'must describe an object: arguments have names')
+  return {
+    name,
+    description,
+    parameters: json,
+    async call(args, context) {
+      const parsed = schema.safeParse(args)
+      if (!parsed.success) {
+        const wrong = parsed.error.issues.map(
+          ({ path, message }) => `${path.length === 0 ? 'arguments' : path.join('.')}: ${message}`,
+        )
+        throw new LoopLMError('INVALID_ARGUMENT', `wrong arguments: ${wrong.join('; ')}`, { operation: name })
+      }
+      const result = await run(parsed.data as Arguments, context)
+      return typeof result === 'string' ? result : (JSON.stringify(result) ?? 'null')
+    },
+  }
+}
+
+function schemaOf(
+  parameters: object,
+  refuse: (field: string, message: string, cause?: unknown) => LoopLMError,
+): { schema: z.ZodType; json: Record<string, unknown> } {
+  try {
+    if ('_zod' in parameters) {
+      const schema = parameters as z.ZodType
+      const { $schema: _, ...json } = z.toJSONSchema(schema, { io: 'input' }) as Record<string, unknown>
+      return { schema, json }
+    }
+    return { schema: z.fromJSONSchema(parameters as Parameters<typeof z.fromJSONSchema>[0]), json: { ...parameters } }
+  } catch (cause) {
+    throw refuse('parameters', `cannot be read: ${(cause as Error).message}`, cause)
+  }
+}
+
+/** Tools as chat templates expect them. */
+export function toolSchemas(tools: readonly Tool[]): object[] {
+  return tools.map(({ name, description, parameters }) => ({ type: 'function', function: { name, description, parameters } }))
+}
+
+/** What became of a call. */
+export interface ToolResult {
+  content: string
+  failed: boolean
+}
+
+/** Runs the calls of a step: a number of them at the same time, each for a bounded time. */
+export class ToolRunner {
+  readonly #timeout: number
+  readonly #signal: AbortSignal
+  #free: number
+  readonly #waiting: (() => void)[] = []
+
+  /** @param timeout seconds; 0: no bound */
+  constructor({ concurrency, timeout, signal }: { concurrency: number; timeout: number; signal: AbortSignal }) {
+    this.#free = concurrency
+    this.#timeout = timeout
+    this.#signal = signal
+  }
+
+  /** The answer to a call. What goes wrong is told the model. @throws LoopLMError ABORTED by the run's signal */
+  async run(tools: readonly Tool[], call: ToolCall): Promise<ToolResult> {
+    if (this.#free === 0) await new Promise<void>((resolve) => this.#waiting.push(resolve))
+    else this.#free--
+    try {
+      return { content: await this.#call(tools, call), failed: false }
+    } catch (error) {
+      this.#signal.throwIfAborted()
+      return { content: `Error: ${messageOf(error)}`, failed: true }
+    } finally {
+      const next = this.#waiting.shift()
+      if (next === undefined) this.#free++
+      else next()
+    }
+  }
+
+  async #call(tools: readonly Tool[], { function: { name, arguments: text } }: ToolCall): Promise<string> {
+    this.#signal.throwIfAborted()
+    const tool = tools.find((tool) => tool.name === name)
+    if (tool === undefined)
+      throw new Error(`there is no tool "${name}"; there are: ${tools.map(({ name }) => name).join(', ') || 'none'}`)
+    const controller = new AbortController()
+    setMaxListeners(0, this.#signal)
+    const stop = () => controller.abort(this.#signal.reason)
+    this.#signal.addEventListener('abort', stop)
+    const late = () => {
+      const error = new LoopLMError('ABORTED', `${name} gave no answer within ${this.#timeout} s`)
+      controller.abort(error)
+      return error
+    }
+    try {
+      const answer = tool.call(JSON.parse(text), { signal: controller.signal })
+      return await within(answer, this.#timeout, this.#signal, late)
+    } finally {
+      this.#signal.removeEventListener('abort', stop)
+    }
+  }
+}
+
+function messageOf(error: unknown): string {
+  const { message } = error instanceof Error ? error : toLoopLMError(error)
+  return message.split('\n')[0]!.slice(0, 500)
+}

@@ -1,0 +1,115 @@
+import type { ChatMessage } from '../data/chat-template.js'
+import type { Tokenizer } from '../data/tokenizer.js'
+import { opensThought } from '../data/tool-calls.js'
+import { LoopLMError } from '../errors.js'
+
+/** What a model reads behind its turn. */
+export interface Continuation {
+  /** What comes behind the tokens so far; of a conversation that was encoded again, all of it. */
+  tokens: number[]
+  /** The template writes earlier turns differently, and `tokens` are those of the whole conversation. */
+  reencoded: boolean
+}
+
+/** A turn of the model as it was sampled. */
+interface SampledTurn {
+  /** Without the token that ended it. */
+  text: string
+  /** That token, if one was drawn. */
+  end: number | undefined
+}
+
+/**
+ * A conversation as tokens that grow turn by turn. The tokens of the model's turns stay as they were sampled; what comes between them is
+ * encoded alone.
+ */
+export class Transcript {
+  readonly promptTokens: number[]
+  readonly promptText: string
+  /** The conversation so far; undefined behind a string prompt. */
+  readonly messages: ChatMessage[] | undefined
+  readonly #tokenizer: Tokenizer
+  readonly #render: (messages: readonly ChatMessage[]) => string
+  readonly #reencode: boolean
+  #text = '' // rendered so far
+
+  /** @param render writes a conversation that goes on with a turn of the model */
+  constructor(
+    tokenizer: Tokenizer,
+    prompt: string | readonly ChatMessage[],
+    { render, reencode }: { render: (messages: readonly ChatMessage[]) => string; reencode: boolean },
+  ) {
+    this.#tokenizer = tokenizer
+    this.#render = render
+    this.#reencode = reencode
+    if (typeof prompt === 'string') {
+      this.promptText = prompt
+      this.promptTokens = tokenizer.encode(prompt)
+      return
+    }
+    this.messages = [...prompt]
+    this.#text = render(this.messages)
+    this.promptText = this.#text
+    this.promptTokens = tokenizer.encode(this.#text, { addSpecialTokens: false })
+  }
+
+  /**
+   * What the model reads behind a turn.
+   *
+   * @param results of the tools that it called
+   * @throws LoopLMError INVALID_ARGUMENT when the template writes earlier turns differently, unless `reencode` is set
+   */
+  next(turn: SampledTurn, results: readonly ToolMessage[], reply: string | readonly ChatMessage[] | undefined): Continuation {
+    if (this.messages === undefined) return { tokens: this.#nextText(results, reply), reencoded: false }
+    const lead = opensThought(this.#text) ? this.#text.slice(this.#text.lastIndexOf('<think>')) : ''
+    this.messages.push({ role: 'assistant', content: lead + turn.text })
+    this.messages.push(...results)
+    if (typeof reply === 'string') this.messages.push({ role: 'user', content: reply })
+    else if (reply !== undefined) this.messages.push(...reply)
+    const before = this.#text
+    const whole = this.#render(this.messages)
+    this.#text = whole
+    if (!whole.startsWith(before + turn.text)) return this.#rewritten(before + turn.text, whole)
+    const rest = whole.slice(before.length + turn.text.length)
+    const end = turn.end === undefined ? '' : this.#tokenizer.decode([turn.end], { skipSpecialTokens: false })
+    return { tokens: this.#encode(rest.startsWith(end) ? rest.slice(end.length) : rest), reencoded: false }
+  }
+
+  /** The last turn, behind which nothing comes. */
+  end(turn: SampledTurn, results: readonly ToolMessage[]): void {
+    this.messages?.push({ role: 'assistant', content: turn.text }, ...results)
+  }
+
+  #nextText(results: readonly ToolMessage[], reply: string | readonly ChatMessage[] | undefined): number[] {
+    if (reply !== undefined && typeof reply !== 'string') {
+      const message =
+        'reply: the prompt of the episode is a string, and so must its replies be; give messages as prompt, or text as reply'
+      throw new LoopLMError('INVALID_ARGUMENT', message)
+    }
+    const said = results.map(({ content }) => `<tool_response>\n${content}\n</tool_response>\n`).join('')
+    return this.#encode(said + (reply ?? ''))
+  }
+
+  #rewritten(expected: string, whole: string): Continuation {
+    if (this.#reencode) return { tokens: this.#encode(whole), reencoded: true }
+    let at = 0
+    while (at < expected.length && expected[at] === whole[at]) at++
+    const quote = (text: string) => JSON.stringify(text.slice(Math.max(0, at - 10), at + 30))
+    const message =
+      `the chat template rewrites earlier turns once they are answered: ${quote(expected)} became ${quote(whole)}. What was sampled ` +
+      'would not be what is trained. Use a template that leaves earlier turns as they are, or set reencode: true, which trains ' +
+      'the turns since the last rewriting alone'
+    throw new LoopLMError('INVALID_ARGUMENT', message)
+  }
+
+  #encode(text: string): number[] {
+    return this.#tokenizer.encode(text, { addSpecialTokens: false })
+  }
+}
+
+/** The answer of a tool in a conversation. */
+export interface ToolMessage extends ChatMessage {
+  role: 'tool'
+  name: string
+  content: string
+}

@@ -1,0 +1,275 @@
+// Episodes: turns, tools and environments, what they cost, what fails, and that a repeated step is the same.
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, describe, expect, it } from 'vitest'
+import { z } from 'zod'
+import { fragmentTokenizer } from '../../examples/agents/tokenizer.js'
+import { defineTool, type Environment, LoopLM, type RLTTOptions, RLTTTrainer } from '../../src/index.js'
+import { ToolRunner } from '../../src/rl/tools.js'
+import type { DeviceName } from '../../src/tensor/types.js'
+import { refusal } from '../refusal.js'
+import { timeless } from '../timeless.js'
+import { parametersOf } from '../tiny.js'
+
+const call = (name: string, args: object) => `<tool_call>${JSON.stringify({ name, arguments: args })}</tool_call>`
+const calls = [
+  call('add', { a: 1, b: 2 }),
+  call('add', { a: 'one' }),
+  call('divide', { a: 1 }),
+  call('fail', {}),
+  call('hang', {}),
+]
+const fragments = [...calls, '<|user|>', '<|model|>', '<|tool|>', '<tools>']
+const alphabet = ' \nabcdefghijklmnopqrstuvwxyzEATI0123456789.,:;<>"/_|{}()=^$[]+*-'
+const template =
+  "{% if tools %}<tools>{% endif %}{% for message in messages %}<|{{ 'model' if message.role == 'assistant' else message.role }}|>" +
+  "{{ message.content }}{% if message.role == 'assistant' %};;{% endif %}{% endfor %}{% if add_generation_prompt %}<|model|>{% endif %}"
+const tokenizer = fragmentTokenizer(alphabet, fragments, ';;', template)
+const dataset = [
+  { prompt: 'ab', answer: 'c' },
+  { prompt: 'b', answer: 'a' },
+  { prompt: 'cab', answer: 'b' },
+]
+const sizes = { hidden_size: 16, intermediate_size: 24, num_hidden_layers: 1, num_attention_heads: 2, total_ut_steps: 2 }
+const create = (device: DeviceName = 'cpu') =>
+  LoopLM.create(
+    { vocab_size: tokenizer.vocabSize, ...sizes, initializer_range: 0.2, max_position_embeddings: 256 },
+    { device, seed: 4 },
+  )
+const add = defineTool({
+  name: 'add',
+  description: 'Adds.',
+  parameters: z.object({ a: z.number(), b: z.number() }),
+  run: ({ a, b }) => a + b,
+})
+const fail = defineTool({
+  name: 'fail',
+  description: 'Fails.',
+  parameters: { type: 'object' },
+  run: () => Promise.reject(new Error('no luck')),
+})
+const stopped: string[] = []
+const hang = defineTool({
+  name: 'hang',
+  description: 'Hangs.',
+  parameters: { type: 'object' },
+  run: (_, { signal }) => new Promise(() => signal.addEventListener('abort', () => stopped.push(String(signal.reason.message)))),
+})
+const tools = [add, fail, hang]
+const base = {
+  ...{ dataset, tokenizer, groupSize: 4, promptsPerStep: 3, steps: 2, learningRate: 1e-2, maxNewTokens: 4, maxTurns: 3 },
+  logprobCheckEvery: 1,
+} as const
+
+/** Asks twice more, whatever the model says; rewards letters. */
+const asking: Environment = ({ prompt }) => ({
+  prompt: [{ role: 'user', content: prompt as string }],
+  step: ({ text, index }) =>
+    ({ reward: (text.match(/[a-e]/g) ?? []).length, reply: index < 2 ? 'more' : undefined, done: index === 2 }) as object,
+})
+
+async function run(options: RLTTOptions, model: LoopLM) {
+  using trainer = new RLTTTrainer(model, { ...base, ...options })
+  const metrics = []
+  for await (const event of trainer.run()) if (event.type === 'step') metrics.push(event.metrics)
+  return metrics
+}
+
+describe('an episode', () => {
+  it('of three turns runs no token twice', async () => {
+    using model = await create()
+    const seen: number[] = []
+    const turns: number[] = []
+    const environment: Environment = (problem, context) => {
+      const episode = asking(problem, context) as Awaited<ReturnType<Environment>>
+      return {
+        ...episode,
+        step: (turn) => {
+          turns.push(turn.tokens.length)
+          return episode.step!(turn)
+        },
+      }
+    }
+    const [metrics] = await run(
+      { environment, steps: 1, groupSize: 2, promptsPerStep: 1, onStep: () => void seen.push(1) },
+      model,
+    )
+    const whole = tokenizer.encode(tokenizer.applyChatTemplate([{ role: 'user', content: 'ab' }], { addGenerationPrompt: true }))
+    expect(turns).toHaveLength(6)
+    // the prompt once for both; behind each of four turns its last token, and the reply, whose first token may be the sampled end
+    const least = whole.length + 4 * (1 + tokenizer.encode('<|user|>more<|model|>').length)
+    expect(metrics!['sampling/prefilled_tokens']).toBeGreaterThanOrEqual(least)
+    expect(metrics!['sampling/prefilled_tokens']).toBeLessThanOrEqual(least + 4)
+    expect(metrics!['sampling/evicted_sequences']).toBe(0)
+    expect(metrics!['episodes/turns']).toBe(3)
+  })
+
+  it('with tools has the log-probabilities of training, through all turns', async () => {
+    using model = await create()
+    for (const metrics of await run({ environment: asking, tools, toolTimeout: 0.02, steps: 3 }, model)) {
+      expect(metrics['tools/call_frequency']).toBeGreaterThan(0)
+      expect(metrics['sampling/logprob_difference/max']).toBeLessThan(1e-5)
+    }
+  })
+
+  it('does not depend on how long its environment and its tools think', async () => {
+    const of = async (wait: (k: number) => number) => {
+      using model = await create()
+      let k = 0
+      const later = (value: unknown) => new Promise((resolve) => setTimeout(() => resolve(value), wait(k++)))
+      const slow = defineTool({ name: 'add', description: 'Adds.', parameters: { type: 'object' }, run: () => later('3') })
+      const environment: Environment = async (problem, context) => {
+        const episode = await asking(problem, context)
+        return { ...episode, step: async (turn) => (await later(episode.step!(turn))) as object }
+      }
+      const metrics = (await run({ environment, tools: [slow, fail], toolConcurrency: 2 }, model)).map(timeless)
+      return { metrics, parameters: await parametersOf(model) }
+    }
+    expect(await of((k) => (k % 5) * 2)).toEqual(await of(() => 0))
+  })
+})
+
+describe('a tool', () => {
+  it('that fails, hangs, is unknown or gets wrong arguments answers with an error message', async () => {
+    using model = await create()
+    const environment: Environment = ({ prompt }) => {
+      const messages = [{ role: 'user', content: prompt as string }]
+      return { prompt: messages, step: ({ index }) => ({ done: index === 2 }) }
+    }
+    using trainer = new RLTTTrainer(model, {
+      ...base,
+      environment,
+      tools,
+      toolTimeout: 0.02,
+      groupSize: 32,
+      steps: 1,
+      reward: () => 1,
+    })
+    const metrics = []
+    for await (const event of trainer.run()) if (event.type === 'step') metrics.push(event.metrics)
+    const runner = new ToolRunner({ concurrency: 2, timeout: 0.02, signal: new AbortController().signal })
+    const results = await Promise.all(
+      calls.map((text) => {
+        const { name, arguments: args } = JSON.parse(text.slice(11, -12))
+        return runner.run(tools, { id: '1', type: 'function', function: { name, arguments: JSON.stringify(args) } })
+      }),
+    )
+    expect(results.map(({ failed }) => failed)).toEqual([false, true, true, true, true])
+    expect(results.map(({ content }) => content)).toEqual([
+      '3',
+      expect.stringMatching(/^Error: add: wrong arguments: a: .*number.*; b: /),
+      'Error: there is no tool "divide"; there are: add, fail, hang',
+      'Error: no luck',
+      'Error: hang gave no answer within 0.02 s',
+    ])
+    expect(stopped.at(-1)).toMatch(/no answer/)
+    expect(metrics[0]!['tools/failure_frequency']).toBeGreaterThan(0)
+    expect(metrics[0]!['tools/failure_frequency']).toBeLessThan(1)
+  })
+
+  it('is checked when it is defined', async () => {
+    const define = (more: object) =>
+      refusal(() => defineTool({ name: 'x', description: 'd', parameters: { type: 'object' }, run: () => 1, ...more } as never))
+    expect((await define({ name: 'a b' })).message).toMatch(/name must be 1 to 64 letters/)
+    expect((await define({ parameters: z.string() })).message).toMatch(/parameters must describe an object/)
+    expect((await define({ parameters: 3 })).message).toMatch(/parameters must be a schema of Zod or a JSON Schema/)
+    expect((await define({ run: 3 })).message).toMatch(/run must be a function/)
+    expect((await define({ params: 3 })).message).toMatch(/tool\.params: unknown option; the options are name/)
+  })
+})
+
+describe('an environment', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'looplm-episodes-'))
+  afterAll(() => rmSync(folder, { recursive: true }))
+
+  it.each([
+    [
+      'throws',
+      () => Promise.reject(new Error('the server is down')),
+      /dataset\[\d\], turn 2: step\(\) failed: the server is down/,
+    ],
+    ['hangs', () => new Promise(() => {}), /dataset\[\d\], turn 2: step\(\) failed: no answer within environmentTimeout = 0.1 s/],
+    ['answers late', () => new Promise((resolve) => setTimeout(resolve, 300, {})), /no answer within environmentTimeout/],
+    ['answers nonsense', async () => ({ reward: 'much' }), /turn 2: reward must be a finite number, got/],
+  ] as const)(
+    'that %s costs its step alone: nothing is half done, and resuming gives the same bits',
+    async (name, act, message) => {
+      const runDir = join(folder, name)
+      const closed = new Set<number>()
+      let broken = true
+      const seeds: number[] = []
+      const environment: Environment = async (problem, context) => {
+        const episode = await asking(problem, context)
+        seeds.push(context.seed)
+        const id = seeds.length
+        return {
+          ...episode,
+          step: (turn) =>
+            broken && turn.index === 1 && seeds.length > 12 && id % 5 === 0 ? (act() as never) : episode.step!(turn),
+          close: () => void closed.add(id),
+        }
+      }
+      const options = { environment, runDir, saveEvery: 1, environmentTimeout: 0.1 }
+      using model = await create()
+      const error = await refusal(() => run(options, model))
+      expect(error.message).toMatch(message)
+      expect(closed.size).toBe(seeds.length)
+      broken = false
+      using resumed = await create()
+      const [second] = await run({ ...options, resume: true }, resumed)
+      using undisturbed = await create()
+      const [, same] = await run({ environment: asking }, undisturbed)
+      expect(timeless(second!)).toEqual(timeless(same!))
+      expect(await parametersOf(resumed)).toEqual(await parametersOf(undisturbed))
+      expect(seeds.slice(24)).toEqual(seeds.slice(12, 24)) // the repeated step has the same seeds
+    },
+  )
+
+  it('and a string prompt goes on as text', async () => {
+    using model = await create()
+    const prompts: string[] = []
+    const environment: Environment = ({ prompt }) => ({
+      prompt: prompt as string,
+      step: ({ text, index }) => {
+        prompts.push(text)
+        return index === 0 ? { reply: 'ab' } : { reward: 1, done: true }
+      },
+    })
+    const [metrics] = await run({ environment, steps: 1 }, model)
+    expect(metrics!.reward).toBe(1)
+    expect(prompts).toHaveLength(24)
+  })
+
+  it('without turns or rewards, and options that contradict each other, are refused', async () => {
+    using model = await create()
+    expect((await refusal(() => run({ environment: () => ({}) as never }, model))).message).toMatch(
+      /must return an episode with a prompt/,
+    )
+    expect((await refusal(() => run({ environment: asking, rollout: async () => [] }, model))).message).toMatch(/not both/)
+    expect((await refusal(() => run({ tools }, model))).message).toMatch(/tools: belong to an environment/)
+    expect((await refusal(() => run({ environment: asking, maxEpisodeTokens: 4 }, model))).message).toMatch(/maxEpisodeTokens/)
+  })
+})
+
+describe('a template that rewrites earlier turns', () => {
+  const strips = template.replace('{{ message.content }}', "{{ message.content | replace('a', 'b') }}")
+  const rewriting = fragmentTokenizer(alphabet, fragments, ';;', strips)
+  const environment: Environment = (problem, context) =>
+    ({ ...(asking(problem, context) as object), prompt: [{ role: 'user', content: 'b' }] }) as never
+  const options = { environment, tokenizer: rewriting, groupSize: 16 }
+
+  it('is an error that says so', async () => {
+    using model = await create()
+    const { message } = await refusal(() => run(options, model))
+    expect(message).toMatch(
+      /turn \d: reply: the chat template rewrites earlier turns once they are answered: .* set reencode: true/,
+    )
+  })
+
+  it('is encoded again with reencode, and trains what was sampled since', async () => {
+    using model = await create()
+    for (const metrics of await run({ ...options, reencode: true }, model))
+      expect(metrics['sampling/logprob_difference/max']).toBeLessThan(1e-5)
+  })
+})

@@ -1,0 +1,97 @@
+// Rollouts of a caller's own function: they train as the trainer's own do, and what does not fit is named.
+import { describe, expect, it } from 'vitest'
+import { type Problem, type RLTTOptions, RLTTTrainer, type Rollout, type RolloutFunction } from '../../src/index.js'
+import { refusal } from '../refusal.js'
+import { timeless } from '../timeless.js'
+import { parametersOf, tinyModel, tinyTask, variedReward } from '../tiny.js'
+
+const base = { task: tinyTask, promptsPerStep: 4, groupSize: 4, steps: 2, learningRate: 1e-2, logprobCheckEvery: 1 } as const
+
+async function run(options: RLTTOptions) {
+  using model = await tinyModel()
+  using trainer = new RLTTTrainer(model, { ...base, ...options })
+  const metrics = []
+  for await (const event of trainer.run()) if (event.type === 'step') metrics.push(timeless(event.metrics))
+  return { metrics, parameters: await parametersOf(model) }
+}
+
+/** What the trainer itself does. */
+const plain: RolloutFunction = async (problems, { model, tokenizer, groupSize, generation }) => {
+  const prompts = problems.flatMap(({ prompt }) => Array<number[]>(groupSize).fill(tokenizer.encode(prompt as string)))
+  const results = await model.generate(prompts, generation)
+  return results.map(({ tokens, logprobs, loops, finishReason }, i) => {
+    const columns = problems[Math.floor(i / groupSize)]!
+    const text = tokenizer.decode(finishReason === 'stop' ? tokens.slice(0, -1) : tokens)
+    return {
+      tokens: Int32Array.from([...prompts[i]!, ...tokens]),
+      promptLength: prompts[i]!.length,
+      ...{ samplingLogprobs: logprobs, loops, text, columns },
+      reward: null,
+      truncated: finishReason === 'length',
+    }
+  })
+}
+
+describe('a rollout function', () => {
+  it('that does what the trainer does gives the same bits', async () => {
+    expect(await run({ rollout: plain, reward: variedReward })).toEqual(await run({ reward: variedReward }))
+  })
+
+  it('gives rewards of its own, to which reward functions are added, and a mask', async () => {
+    const rollout: RolloutFunction = async (problems, context) =>
+      (await plain(problems, context)).map((made, i) => ({
+        ...made,
+        reward: i % 3,
+        mask: Uint8Array.from({ length: made.tokens.length - made.promptLength }, (_, j) => Number(j > 0)),
+      }))
+    const { metrics } = await run({ rollout, reward: () => 1 })
+    expect(metrics[0]!.reward).toBeCloseTo(1 + 15 / 16, 12) // 0, 1, 2, 0, 1, … of 16
+    const whole = await run({ rollout: plain, reward: variedReward })
+    expect(metrics[0]!['completions/mean_length']).toBe(whole.metrics[0]!['completions/mean_length']! - 1)
+  })
+
+  it('gets the step, a seed of it and a signal', async () => {
+    const seen: unknown[] = []
+    const rollout: RolloutFunction = (problems: Problem[], context) => {
+      seen.push([context.step, problems.length, context.signal instanceof AbortSignal, context.seed === context.generation.seed])
+      return plain(problems, context)
+    }
+    await run({ rollout, reward: variedReward })
+    expect(seen).toEqual([0, 1].map((step) => [step, 4, true, true]))
+  })
+
+  const changed =
+    (change: (made: Rollout) => object): RolloutFunction =>
+    async (problems, context) => {
+      const made = await plain(problems, context)
+      return made.map((one, i) => (i === 5 ? { ...one, ...change(one) } : one)) as Rollout[]
+    }
+  it.each<[RolloutFunction, RegExp]>([
+    [async () => 'none' as never, /rollout: the function must return an array of rollouts, got 'none'|got "none"/],
+    [
+      async (problems, context) => (await plain(problems, context)).slice(1),
+      /groupSize rollouts for each problem, 16 in all, got 15/,
+    ],
+    [changed(() => ({ masks: [1] })), /\[5\]\.masks: unknown field; did you mean .*mask/],
+    [changed(() => ({ tokens: [99, 1] })), /\[5\]\.tokens\[0\] must be a token id below 12, got 99/],
+    [changed(() => ({ promptLength: 0 })), /\[5\]\.promptLength must be an integer from 1 to/],
+    [changed(() => ({ mask: [2] })), /\[5\]\.mask must have one entry for each of the \d+ tokens behind the prompt/],
+    [
+      changed(({ loops }) => ({ mask: loops!.map(() => 2) })),
+      /\[5\]\.mask\[0\] must be 1 where the model wrote the token, else 0, got 2/,
+    ],
+    [
+      changed(({ loops }) => ({ samplingLogprobs: loops!.map(() => Number.NaN) })),
+      /\[5\]\.samplingLogprobs\[0\] must be finite, got NaN/,
+    ],
+    [
+      changed(() => ({ reward: Number.POSITIVE_INFINITY })),
+      /\[5\]\.reward must be a finite number, or null for none, got Infinity/,
+    ],
+    [changed(() => ({ turns: [{ begin: 0, end: 4, reward: 1 }] })), /\[5\]\.turns\[0\] must lie behind the prompt/],
+    [changed(() => ({ text: undefined })), /\[5\]\.text must be a string, got undefined/],
+    [async () => Promise.reject(new Error('no network')), /rollout: step 1: no network/],
+  ])('what does not fit is named: %#', async (rollout, message) => {
+    expect((await refusal(() => run({ rollout, reward: variedReward }))).message).toMatch(message)
+  })
+})
