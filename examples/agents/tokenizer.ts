@@ -1,6 +1,9 @@
 // A tokenizer for small agents: one token per character, and one per fragment that the model writes again and again.
 import { Tokenizer } from 'looplm'
 
+/** What error messages of tools may be made of. */
+export const printable = Array.from({ length: 95 }, (_, k) => String.fromCharCode(32 + k)).join('')
+
 /**
  * @param alphabet distinct characters
  * @param fragments longer texts that are one token each, for example the beginning of a call of a tool

@@ -7,16 +7,20 @@ import type { GenerateResult } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import { checkNumber, checkOptions, type Keys } from '../validation/arguments.js'
+import { type Answerer, episodeAnswerer, refuseLoneTools } from './answerer.js'
 import type { DatasetSource } from './dataset-rows.js'
+import type { Environment } from './environment.js'
+import { episodesSettings, type SampledTurns } from './episodes-settings.js'
 import type { Metrics } from './events.js'
 import { type EncodedPrompt, encodePrompt, encodePrompts } from './lessons.js'
 import type { Rewards } from './options.js'
 import { openProblems, type ProblemSource, taskProblems } from './problems.js'
-import type { Problem } from './rollout-record.js'
 import { Ranks } from './ranks.js'
 import { namedRewards, scoreCompletions } from './rewards.js'
 import { completionOf, generation } from './rollout.js'
+import type { Problem } from './rollout-record.js'
 import { bootstrapInterval, type Interval, passAtK, wilsonInterval } from './statistics.js'
+import type { Tool } from './tools.js'
 
 /** A sampled answer and what it earned; null where there was no opinion. */
 export interface Answer {
@@ -74,6 +78,12 @@ export interface EvaluateOptions {
   temperature?: number | undefined
   /** Of the draws; default 0. */
   seed?: number | undefined
+  /** Problems are answered by episodes of it, `maxNewTokens` being that of a turn. Without `reward` the rewards of their turns count. */
+  environment?: Environment | undefined
+  /** Tools that every episode offers. */
+  tools?: readonly Tool[] | undefined
+  /** Most turns of an episode; default 8. */
+  maxTurns?: number | undefined
   /** Called after every part that was answered. */
   onProgress?: ((progress: { loops: number; answered: number; of: number }) => void) | undefined
   signal?: AbortSignal | undefined
@@ -91,6 +101,9 @@ const evaluateOptions = {
   samples: true,
   temperature: true,
   seed: true,
+  environment: true,
+  tools: true,
+  maxTurns: true,
   onProgress: true,
   signal: true,
 } satisfies Keys<EvaluateOptions>
@@ -117,8 +130,23 @@ export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise
   const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, chatTemplate, seed: 0 })
   checkOptions(options, evaluateOptions, 'evaluate')
   checkSampling(options, 'evaluate')
+  refuseLoneTools(options, 'evaluate')
+  const ranks = Ranks.found('evaluate')
+  if (options.environment !== undefined) {
+    const maxTurns = checkNumber(options.maxTurns ?? 8, 'maxTurns', { min: 1, max: 2 ** 16, integer: true }, 'evaluate')
+    const { environment, tools, maxNewTokens } = options
+    const sampling = generation(source, maxNewTokens) as SampledTurns
+    const settings = episodesSettings(model, source, { environment, tools, maxTurns }, sampling)
+    const rewards = options.reward === undefined ? [] : namedRewards(options.reward)
+    return answerProblems(model, source, rewards, {
+      ...options,
+      problems,
+      ranks,
+      answer: episodeAnswerer(model, settings, rewards),
+    })
+  }
   const reward = options.reward ?? (task === undefined ? exactMatch : [{ name: task.name, reward: task.reward }])
-  return answerProblems(model, source, namedRewards(reward), { ...options, problems, ranks: Ranks.found('evaluate') })
+  return answerProblems(model, source, namedRewards(reward), { ...options, problems, ranks })
 }
 
 /** @throws LoopLMError INVALID_ARGUMENT */
@@ -139,17 +167,28 @@ export async function answerProblems(
   model: LoopLM,
   source: ProblemSource,
   rewards: readonly WeightedReward[],
-  options: Omit<EvaluateOptions, 'task' | 'dataset' | 'tokenizer' | 'reward'> & { problems: number; ranks: Ranks },
+  options: Omit<EvaluateOptions, 'task' | 'dataset' | 'tokenizer' | 'reward' | 'environment' | 'tools' | 'maxTurns'> & {
+    problems: number
+    ranks: Ranks
+    answer?: Answerer | undefined
+  },
 ): Promise<Evaluation[]> {
-  const { samples = 1, temperature = samples === 1 ? 0 : 1, seed = 0, signal, onProgress, ranks } = options
+  const { samples = 1, temperature = samples === 1 ? 0 : 1, seed = 0, signal, onProgress, ranks, answer } = options
   const problems = await source.heldOut(options.problems)
-  const encoded = await encodePrompts(source, problems)
+  const encoded = answer === undefined ? await encodePrompts(source, problems) : []
+  const count = problems.length * samples
   const prompts = encoded.flatMap((prompt) => Array<EncodedPrompt>(samples).fill(prompt))
   const settings = { ...generation(source, options.maxNewTokens), temperature, signal }
   const fixedLength = source.task !== undefined && source.stop.length === 0
   const evaluations: Evaluation[] = []
   for (const loops of options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)) {
-    const results = await ranks.rows('answers', ranks.strided(prompts.length), async (own) => {
+    const results = await ranks.rows('answers', ranks.strided(count), async (own) => {
+      if (answer !== undefined) {
+        const asked = own.map((row) => ({ problem: problems[Math.floor(row / samples)]!, number: row }))
+        const answered = await answer(asked, { loops, temperature, seed: new Random(seed, 0, loops).word(), signal })
+        onProgress?.({ loops, answered: count, of: count })
+        return answered
+      }
       const generated: GenerateResult[] = []
       for (let start = 0; start < prompts.length; start += promptsPerCall) {
         const rows = own.filter((row) => row >= start && row < start + promptsPerCall)

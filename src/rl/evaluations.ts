@@ -3,6 +3,7 @@ import type { LoopLM } from '../model/model.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { inTurns } from '../turns.js'
 import { checkOptions } from '../validation/arguments.js'
+import type { Answerer } from './answerer.js'
 import type { BestCheckpoints } from './best-checkpoint.js'
 import {
   answerProblems,
@@ -15,8 +16,8 @@ import {
 import type { Metrics } from './events.js'
 import type { TrainerConfig } from './options.js'
 import type { ProblemSource } from './problems.js'
-import type { Problem } from './rollout-record.js'
 import type { Ranks } from './ranks.js'
+import type { Problem } from './rollout-record.js'
 
 /** What a caller of `evaluate` of a trainer may say. */
 export type Asked = Pick<EvaluateOptions, 'problems' | 'loops' | 'samples' | 'temperature' | 'signal'>
@@ -67,7 +68,7 @@ export class Evaluations {
   ): Promise<Metrics> {
     const metrics = await ofData()
     for (const [name, source, reward] of await this.#tasks(tokenizer)) {
-      Object.assign(metrics, evaluationMetrics(await this.answer(source, [reward], { signal }), name))
+      Object.assign(metrics, evaluationMetrics(await this.answer(source, () => [reward], { signal }), name))
     }
     this.#selection.add(step, metrics)
     return metrics
@@ -76,16 +77,19 @@ export class Evaluations {
   /**
    * Answers held-out problems as the options of the run say, where the caller says nothing else.
    *
-   * @param maxNewTokens of the trainer; the option `evalMaxNewTokens` comes first
+   * @param rewards asked for where nothing else judges the answers
+   * @param how.maxNewTokens of the trainer; the option `evalMaxNewTokens` comes first
+   * @param how.answer answers in place of single completions
    */
   answer(
     source: ProblemSource,
-    rewards: readonly WeightedReward[],
+    rewards: () => readonly WeightedReward[],
     asked: Asked,
-    maxNewTokens?: number | undefined,
+    { maxNewTokens, answer }: { maxNewTokens?: number | undefined; answer?: Answerer | undefined } = {},
   ): Promise<Evaluation[]> {
     const { evalProblems, evalLoops, evalSamples, evalTemperature, evalMaxNewTokens, seed } = this.#config
-    return answerProblems(this.#model, source, rewards, {
+    return answerProblems(this.#model, source, answer === undefined ? rewards() : [], {
+      answer,
       problems: asked.problems ?? evalProblems,
       loops: asked.loops ?? evalLoops,
       samples: asked.samples ?? evalSamples,

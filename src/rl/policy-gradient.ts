@@ -2,6 +2,7 @@ import { LoopLMError } from '../errors.js'
 import type { FolderPart } from '../files/replace-folder.js'
 import type { LoopLM } from '../model/model.js'
 import type { WeightedReward } from '../tasks/rewards.js'
+import { type Answerer, episodeAnswerer, functionAnswerer } from './answerer.js'
 import {
   type BeliefCurves,
   beliefsOf,
@@ -16,6 +17,7 @@ import {
 } from './batch.js'
 import { answerKey, forcedExitBeliefs, goldAnswerBeliefs } from './beliefs-of-model.js'
 import { activeRows, addModelsView, checkOldLogprobs, type ModelsView, withLogprobs } from './complete-rollouts.js'
+import { episodesSettings, samplingOf } from './episodes-settings.js'
 import type { Metrics, SampledCompletion } from './events.js'
 import type { Measured } from './loss-metrics.js'
 import { groupAdvantages } from './objective/advantages.js'
@@ -155,6 +157,17 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       completions: rollouts.map(sampledCompletion),
       logged: config.logCompletions,
     }
+  }
+
+  protected override answerer(source: ProblemSource): Answerer | undefined {
+    const { config, model, step } = this
+    if (config.rollout !== undefined) {
+      const maxNewTokens = this.maxNewTokens ?? source.maxNewTokens
+      return functionAnswerer(model, { ...source, maxNewTokens }, config.rollout, step)
+    }
+    if (config.environment === undefined) return undefined
+    const settings = episodesSettings(model, source, config, samplingOf(source, config))
+    return episodeAnswerer(model, settings, this.#rewards ?? [])
   }
 
   protected rewardFunctions(source: ProblemSource): readonly WeightedReward[] {

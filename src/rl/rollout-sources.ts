@@ -2,14 +2,14 @@
 import { Random } from '../data/random.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
-import type { GenerateOptions } from '../model/types.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import type { EpisodeRecord } from './episode.js'
-import { type EpisodesSettings, environmentSeeds, playEpisodes } from './episodes.js'
+import { environmentSeeds, playEpisodes } from './episodes.js'
+import { episodesSettings, samplingOf } from './episodes-settings.js'
 import type { PolicyConfig } from './options.js'
 import type { ProblemSource } from './problems.js'
 import { type Completion, namedRewards, type ScoredCompletions, scoreCompletions } from './rewards.js'
-import { generation, type RolloutSource, roundStreams, roundStride, seedStream, singleTurn } from './rollout.js'
+import { type RolloutSource, roundStreams, roundStride, seedStream, singleTurn } from './rollout.js'
 import { checkRollouts } from './rollout-function.js'
 import type { Problem, Rollout } from './rollout-record.js'
 
@@ -46,35 +46,10 @@ async function drawProblems(
   return all.map((problem, group) => ({ problem, group })).filter(({ group }) => mine(group))
 }
 
-/** How turns and completions of a trainer are sampled. */
-export function samplingOf(source: ProblemSource, config: PolicyConfig): GenerateOptions & { maxNewTokens: number } {
-  const { temperature, topK, topP, exitThreshold, initialState, stateSeed, loops } = config
-  const options = { ...generation(source, config.maxNewTokens), temperature, topK, topP, initialState, stateSeed }
-  if (loops !== undefined) options.loops = loops
-  if (exitThreshold !== undefined) options.exit = { rule: 'gate', threshold: exitThreshold }
-  return { ...options, maxNewTokens: options.maxNewTokens! }
-}
-
-/** What the options say of episodes. */
-export function episodesSettings(model: LoopLM, source: ProblemSource, config: PolicyConfig): EpisodesSettings {
-  const { environment, tools = [], maxTurns, reencode, toolConcurrency, toolTimeout, environmentTimeout: timeout } = config
-  const { max_position_embeddings: positions } = model.config
-  const sampling = samplingOf(source, config)
-  const { tokenizer, chat } = source
-  const turnEnd = chat.tokenizer.hasChatTemplate ? chat.tokenizer.chatEndToken() : undefined
-  const stop = [...new Set([...(sampling.stop ?? []), ...(turnEnd === undefined ? [] : [turnEnd])])]
-  return {
-    ...{ environment: environment!, tools, tokenizer, chat, maxTurns, reencode, toolConcurrency, toolTimeout, timeout },
-    generation: { ...sampling, stop },
-    maxEpisodeTokens: Math.min(config.maxEpisodeTokens ?? positions, positions),
-    nameOf: (problem) => source.nameOf(problem),
-  }
-}
-
 /** Episodes of an environment. Their rewards are those of their turns and of the option `reward`. */
 function episodeSource(model: LoopLM, source: ProblemSource, config: PolicyConfig): RolloutSource {
   const { groupSize } = config
-  const settings = episodesSettings(model, source, config)
+  const settings = episodesSettings(model, source, config, samplingOf(source, config))
   return async (step, round, mine, signal) => {
     const start = performance.now()
     const problems = await drawProblems(source, config, { step, round, mine })

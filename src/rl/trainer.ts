@@ -11,6 +11,7 @@ import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { checkInstance, checkOptions } from '../validation/arguments.js'
 import { Advice } from './advice.js'
+import type { Answerer } from './answerer.js'
 import { BestCheckpoints } from './best-checkpoint.js'
 import { checkpointPath } from './checkpoint.js'
 import { type DataDescription, describeProblems } from './data.js'
@@ -258,7 +259,8 @@ export abstract class Trainer<
   async evaluate(options: Asked = {}): Promise<Evaluation[]> {
     const { questions: source, maxNewTokens } = this
     checkAsked(options, `${this.constructor.name}.evaluate`)
-    return this.#evaluations.answer(source, this.rewardFunctions(source), options, maxNewTokens)
+    const how = { maxNewTokens, answer: this.answerer?.(source) }
+    return this.#evaluations.answer(source, () => this.rewardFunctions(source), options, how)
   }
 
   /** Gives the optimizer's memory back, and the folder of a run that was not ended; the model stays. */
@@ -290,6 +292,8 @@ export abstract class Trainer<
   protected abstract work(signal: AbortSignal | undefined): Promise<StepWork<Loss>>
   /** Scores completions. */
   protected abstract rewardFunctions(source: ProblemSource): readonly WeightedReward[]
+  /** Answers held-out problems in place of single completions; undefined: it does not. */
+  protected answerer?(source: ProblemSource): Answerer | undefined
   /** Opens what the run trains on. */
   protected async openData(signal: AbortSignal | undefined): Promise<DataDescription> {
     const rows = { problemOf: (row: Problem) => this.problemOf(row), read: (row: Problem) => this.readRow(row) }

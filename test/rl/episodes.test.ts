@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { z } from 'zod'
 import { fragmentTokenizer } from '../../examples/agents/tokenizer.js'
-import { defineTool, type Environment, LoopLM, type RLTTOptions, RLTTTrainer } from '../../src/index.js'
+import { defineTool, type Environment, evaluate, LoopLM, type RLTTOptions, RLTTTrainer } from '../../src/index.js'
 import { ToolRunner } from '../../src/rl/tools.js'
 import type { DeviceName } from '../../src/tensor/types.js'
 import { refusal } from '../refusal.js'
@@ -271,5 +271,39 @@ describe('a template that rewrites earlier turns', () => {
     using model = await create()
     for (const metrics of await run({ ...options, reencode: true }, model))
       expect(metrics['sampling/logprob_difference/max']).toBeLessThan(1e-5)
+  })
+})
+
+describe('evaluations', () => {
+  it('of a trainer and of evaluate play episodes, greedily and with several samples', async () => {
+    using model = await create()
+    using trainer = new RLTTTrainer(model, { ...base, environment: asking, evalDataset: dataset })
+    const [, full] = await trainer.evaluate({ problems: 3 })
+    const options = { dataset, tokenizer, environment: asking, maxNewTokens: 4, maxTurns: 3 }
+    const [, same] = await evaluate(model, options)
+    expect(same).toEqual(full)
+    expect(same!.completionLength).toBeGreaterThan(4) // of several turns
+    const judged = await evaluate(model, { ...options, loops: [2], samples: 4, reward: (_, text) => Number(text.includes('a')) })
+    expect(Object.keys(judged[0]!.passAt!)).toEqual(['1', '2', '4'])
+    expect((await refusal(() => evaluate(model, { dataset, tokenizer, tools }))).message).toMatch(
+      /tools: belong to an environment/,
+    )
+  })
+
+  it('of a trainer with a rollout function ask it', async () => {
+    using model = await create()
+    const asked: number[] = []
+    using trainer = new RLTTTrainer(model, {
+      ...{ ...base, evalDataset: dataset },
+      rollout: async (problems, { groupSize, generation }) => {
+        asked.push(generation.temperature!)
+        return problems.map((columns) => ({
+          ...{ tokens: Int32Array.of(1, 2), promptLength: 1, reward: groupSize, truncated: false, text: 'x', columns },
+        }))
+      },
+    })
+    const [first] = await trainer.evaluate({ problems: 2, loops: [1] })
+    expect(first!.rewards).toEqual([1, 1])
+    expect(asked).toEqual([0])
   })
 })

@@ -1,0 +1,81 @@
+// Held-out problems that are answered by episodes or by a caller's own function.
+import { LoopLMError } from '../errors.js'
+import type { LoopLM } from '../model/model.js'
+import type { WeightedReward } from '../tasks/rewards.js'
+import { type EpisodesSettings, playEpisodes } from './episodes.js'
+import type { ProblemSource } from './problems.js'
+import { scoreCompletions } from './rewards.js'
+import { checkRollouts, type RolloutFunction } from './rollout-function.js'
+import type { Problem } from './rollout-record.js'
+
+/** An answer with what is measured of it. */
+export interface Answered {
+  completion: string
+  reward: number | null
+  /** The model's own. */
+  tokens: number
+  cut: boolean
+}
+
+/** How problems are answered. */
+export interface AnswerSettings {
+  loops: number
+  temperature: number
+  seed: number
+  signal: AbortSignal | undefined
+}
+
+/** Answers problems; what comes of one depends on the seed and its number alone. */
+export type Answerer = (
+  problems: readonly { problem: Problem; number: number }[],
+  settings: AnswerSettings,
+) => Promise<Answered[]>
+
+/**
+ * Answers problems by episodes. Their reward is that of their turns or, where there are reward functions, theirs alone.
+ *
+ * @param rewards judge the text of the last turn
+ */
+export function episodeAnswerer(model: LoopLM, settings: EpisodesSettings, rewards: readonly WeightedReward[]): Answerer {
+  return async (problems, { loops, temperature, seed, signal }) => {
+    const seeded = problems.map(({ problem, number }) => ({ problem, seed: number, sequence: number }))
+    const generation = { ...settings.generation, loops, temperature, seed, topK: 0, topP: 1 }
+    const { records } = await playEpisodes(model, seeded, 1, { ...settings, generation }, signal)
+    const completions = records.map(({ prompt, text }, i) => ({ prompt, completion: text, columns: problems[i]!.problem }))
+    const scored = rewards.length === 0 ? undefined : await scoreCompletions(rewards, completions, { signal })
+    return records.map(({ text, reward, mask, truncated }, i) => ({
+      completion: text,
+      reward: scored === undefined ? reward : scored.rewards[i]!,
+      tokens: mask.reduce((sum, own) => sum + own, 0),
+      cut: truncated,
+    }))
+  }
+}
+
+/** Answers problems by a function that makes rollouts. */
+export function functionAnswerer(
+  model: LoopLM,
+  { tokenizer, maxNewTokens, stop }: Pick<ProblemSource, 'tokenizer' | 'maxNewTokens' | 'stop'>,
+  rollout: RolloutFunction,
+  step: number,
+): Answerer {
+  return async (problems, { loops, temperature, seed, signal = new AbortController().signal }) => {
+    const generation = { maxNewTokens, stop, loops, temperature, seed, signal, exit: { rule: 'fixed' } as const }
+    const context = { model, tokenizer, step, seed, groupSize: 1, generation, signal }
+    const { vocab_size: vocabulary, max_position_embeddings: maxLength } = model.config
+    const asked = problems.map(({ problem }) => problem)
+    const made = checkRollouts(await rollout(asked, context), { count: asked.length, vocabulary, maxLength })
+    return made.map(({ text, reward, tokens, promptLength, mask, truncated }) => ({
+      completion: text,
+      reward,
+      tokens: mask === undefined ? tokens.length - promptLength : mask.reduce((sum, own) => sum + own, 0),
+      cut: truncated,
+    }))
+  }
+}
+
+/** @throws LoopLMError INVALID_ARGUMENT for options of episodes without an environment */
+export function refuseLoneTools(options: { environment?: unknown; tools?: unknown }, operation: string): void {
+  if (options.environment !== undefined || options.tools === undefined) return
+  throw new LoopLMError('INVALID_ARGUMENT', 'tools: belong to an environment; give one, or omit tools', { operation })
+}

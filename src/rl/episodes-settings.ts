@@ -1,0 +1,37 @@
+// What the options of a trainer or of an evaluation say of episodes.
+import type { LoopLM } from '../model/model.js'
+import type { GenerateOptions } from '../model/types.js'
+import type { EpisodesSettings } from './episodes.js'
+import type { EpisodeConfig, PolicyConfig } from './options.js'
+import type { ProblemSource } from './problems.js'
+import { generation } from './rollout.js'
+import { samplingOptions } from './sampling.js'
+
+/** How the turns and completions of a trainer are sampled. */
+export function samplingOf(source: ProblemSource, config: PolicyConfig): SampledTurns {
+  return { ...generation(source, config.maxNewTokens), ...samplingOptions(config) } as SampledTurns
+}
+
+/** `maxNewTokens` is that of a turn. */
+export type SampledTurns = GenerateOptions & { maxNewTokens: number }
+
+/** Episodes of an environment; what `config` lacks has the defaults of trainers. */
+export function episodesSettings(
+  model: LoopLM,
+  source: ProblemSource,
+  config: Partial<EpisodeConfig> & Pick<PolicyConfig, 'environment' | 'tools'>,
+  sampling: SampledTurns,
+): EpisodesSettings {
+  const { environment, tools = [], maxTurns = 8, reencode = false } = config
+  const { toolConcurrency = 16, toolTimeout = 30, environmentTimeout: timeout = 300 } = config
+  const { max_position_embeddings: positions } = model.config
+  const { tokenizer, chat } = source
+  const turnEnd = chat.tokenizer.hasChatTemplate ? chat.tokenizer.chatEndToken() : undefined
+  const stop = [...new Set([...(sampling.stop ?? []), ...(turnEnd === undefined ? [] : [turnEnd])])]
+  return {
+    ...{ environment: environment!, tools, tokenizer, chat, maxTurns, reencode, toolConcurrency, toolTimeout, timeout },
+    generation: { ...sampling, stop },
+    maxEpisodeTokens: Math.min(config.maxEpisodeTokens ?? positions, positions),
+    nameOf: (problem) => source.nameOf(problem),
+  }
+}
