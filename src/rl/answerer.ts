@@ -40,7 +40,7 @@ export function episodeAnswerer(model: LoopLM, settings: EpisodesSettings, rewar
   return async (problems, { loops, temperature, seed, signal }) => {
     const seeded = problems.map(({ problem, number }) => ({ problem, seed: number, sequence: number }))
     const generation = { ...settings.generation, loops, temperature, seed, topK: 0, topP: 1 }
-    const { records } = await playEpisodes(model, seeded, 1, { ...settings, generation }, signal)
+    const { records } = await playEpisodes(model, seeded, 1, { ...settings, branch: undefined, generation }, signal)
     const completions = records.map(({ prompt, text }, i) => ({ prompt, completion: text, columns: problems[i]!.problem }))
     const scored = rewards.length === 0 ? undefined : await scoreCompletions(rewards, completions, { signal })
     return records.map(({ text, reward, mask, truncated }, i) => ({

@@ -284,6 +284,12 @@ const episodes = {
   maxTurns: count(2 ** 16)
     .default(8)
     .describe('Most turns of the model in an episode.'),
+  branch: z
+    .strictObject({ entropy: nonNegative, width: count(mostInGroup).min(2) })
+    .optional()
+    .describe(
+      'Episodes branch once where a turn begins uncertainly (ARPO): the mean entropy of its first tokens, in nats, is at least `entropy`. `width` episodes of the group then share what came before. Default: none.',
+    ),
   maxEpisodeTokens: positiveInt
     .optional()
     .describe('Most tokens of an episode, its prompt included; default the `max_position_embeddings` of the model.'),

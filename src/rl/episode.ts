@@ -28,6 +28,8 @@ export interface EpisodeSettings {
   maxTurns: number
   maxEpisodeTokens: number
   reencode: boolean
+  /** Where the model is so uncertain, in nats, an episode goes on several times. */
+  branch?: { entropy: number } | undefined
   /** Seconds that a call of the environment may take; 0: any number. */
   timeout: number
   /** Ends all episodes when one of them fails, and when the run is aborted. */
@@ -42,6 +44,8 @@ export interface EpisodePlace {
   seed: number
   /** Draws of tokens depend on this number and on the seed of the settings. */
   sequence: number
+  /** Such numbers of the episodes that may branch off. */
+  spare?: readonly number[]
 }
 
 /** Everything that an episode has come to. */
@@ -68,7 +72,7 @@ export interface EpisodeRecord {
 /** An episode that is under way. */
 export class EpisodePlayer {
   readonly #settings: EpisodeSettings
-  readonly #place: EpisodePlace
+  readonly place: EpisodePlace
   readonly #controller = new AbortController() // of this episode
   readonly #unwatch: () => void
   readonly #record: EpisodeRecord
@@ -77,10 +81,16 @@ export class EpisodePlayer {
   #transcript: Transcript | undefined
   #request: GenerateRequest | undefined
   #turn = 0
+  #spare: readonly number[]
+  #before: GenerateRequest | undefined // the turn before, while episodes may branch off behind it
+  #given: readonly number[] = [] // what the environment wrote behind it
+  readonly #played: EpisodeTurn[] = []
+  #replays: readonly EpisodeTurn[] = []
 
   constructor(settings: EpisodeSettings, place: EpisodePlace) {
     this.#settings = settings
-    this.#place = place
+    this.place = place
+    this.#spare = place.spare ?? []
     setMaxListeners(0, this.#controller.signal)
     this.#unwatch = whenAborted(settings.signal, () => this.#controller.abort(settings.signal.reason))
     this.#record = {
@@ -91,12 +101,8 @@ export class EpisodePlayer {
 
   /** Makes the environment's episode and encodes its prompt. */
   async open(): Promise<void> {
-    const { environment, tools, tokenizer, chat, reencode, maxEpisodeTokens } = this.#settings
-    const { problem, seed } = this.#place
-    const context = { seed, signal: this.#controller.signal }
-    const episode = await this.#ask('the environment', async () => environment(problem, context))
-    this.#episode = checkEpisode(episode, (message) => this.#error(message))
-    this.#tools = [...tools, ...(episode.tools ?? [])]
+    const { tokenizer, chat, reencode, maxEpisodeTokens } = this.#settings
+    const episode = await this.#makeEpisode()
     const columns = this.#tools.length === 0 ? {} : { tools: toolSchemas(this.#tools) }
     const render = (messages: readonly ChatMessage[]) => chat.prompt(messages, columns).text
     this.#transcript = this.#named('prompt', () => new Transcript(tokenizer, episode.prompt, { render, reencode }))
@@ -111,15 +117,36 @@ export class EpisodePlayer {
     this.#record.promptLength = promptTokens.length
   }
 
+  async #makeEpisode(): Promise<Episode> {
+    const { environment, tools } = this.#settings
+    const { problem, seed } = this.place
+    const context = { seed, signal: this.#controller.signal }
+    const made = await this.#ask('the environment', async () => environment(problem, context))
+    const episode = checkEpisode(made, (message) => this.#error(message))
+    this.#episode = episode
+    this.#tools = [...tools, ...(episode.tools ?? [])]
+    return episode
+  }
+
   /** Enters the prompt into the batch; those of several episodes that enter together run once where they are equal. */
   enter(): void {
     this.#request = this.#settings.scheduler.add(this.#record.tokens, this.#options())
   }
 
-  /** Plays to the end. */
-  async play(): Promise<EpisodeRecord> {
+  /**
+   * Plays to the end.
+   *
+   * @param branched is told of the episodes that branch off, which are then under way
+   * @returns the numbers that no branch has used too
+   */
+  async play(
+    branched: (players: readonly EpisodePlayer[]) => void = () => {},
+  ): Promise<{ record: EpisodeRecord; spare: readonly number[] }> {
+    await this.#catchUp()
     for (;;) {
       const result = await this.#request!.result()
+      const branches = this.#branchOff(result)
+      if (branches.length > 0) branched(branches)
       const next = await this.#answer(result)
       if (next === undefined) break
       this.#turn++
@@ -128,17 +155,56 @@ export class EpisodePlayer {
         this.#restart(next.tokens)
         this.enter()
       } else {
-        this.#given(next.tokens)
-        this.#request = this.#settings.scheduler.continue(this.#request!, next.tokens, this.#options())
+        this.#add(next.tokens)
+        const fork = this.#spare.length > 0
+        if (fork) this.#before = this.#request
+        this.#given = next.tokens
+        this.#request = this.#settings.scheduler.continue(this.#request!, next.tokens, { ...this.#options(), fork })
       }
     }
     this.#record.messages = this.#transcript!.messages
-    return this.#record
+    return { record: this.#record, spare: this.#spare }
+  }
+
+  /** Episodes that begin as this one did, and draw the turn that was just drawn once more; none where the model was certain. */
+  #branchOff({ topLogprobs = [] }: GenerateResult): EpisodePlayer[] {
+    const before = this.#before
+    this.#before = undefined
+    if (before === undefined) return []
+    const { branch, scheduler } = this.#settings
+    if (branch === undefined || uncertainty(topLogprobs) < branch.entropy) {
+      before.release()
+      return []
+    }
+    const sequences = this.#spare
+    this.#spare = []
+    return sequences.map((sequence, i) => {
+      const player = new EpisodePlayer(this.#settings, { problem: this.place.problem, seed: this.place.seed, sequence })
+      Object.assign(player.#record, structuredClone(this.#record))
+      player.#transcript = this.#transcript!.copy()
+      player.#turn = this.#turn
+      player.#replays = [...this.#played]
+      // the last one releases the turn before, once all have begun
+      const options = { ...player.#options(), fork: i + 1 < sequences.length }
+      player.#request = scheduler.continue(before, this.#given, options)
+      return player
+    })
+  }
+
+  /** Brings the environment of an episode that branched off to where it is: it follows from its seed and the turns. */
+  async #catchUp(): Promise<void> {
+    if (this.#replays.length === 0) return
+    await this.#makeEpisode()
+    for (const turn of this.#replays) {
+      await this.#step(turn)
+      this.#played.push(turn)
+    }
   }
 
   /** Gives everything back. */
   async close(): Promise<void> {
     this.#unwatch()
+    this.#before?.release()
     this.#request?.release()
     const episode = this.#episode
     this.#episode = undefined
@@ -152,7 +218,8 @@ export class EpisodePlayer {
   #options(): SchedulerRequestOptions {
     const { generation, maxEpisodeTokens, signal } = this.#settings
     const maxNewTokens = Math.min(generation.maxNewTokens, maxEpisodeTokens - this.#record.tokens.length)
-    return { ...generation, keep: true, sequence: this.#place.sequence, maxNewTokens, signal }
+    const watched = this.#turn > 0 && this.#spare.length > 0 ? { logprobs: likeliest } : {}
+    return { ...generation, ...watched, keep: true, sequence: this.place.sequence, maxNewTokens, signal }
   }
 
   /** Adds a turn; what the model reads behind it, or undefined at the end. */
@@ -170,6 +237,7 @@ export class EpisodePlayer {
     const results = await Promise.all(toolCalls.map((call) => this.#call(call)))
     const turn = { text: sampled.text, tokens: result.tokens, toolCalls, index: this.#turn }
     const step = await this.#step(turn)
+    this.#played.push(turn)
     if (step.reward !== undefined) record.reward = (record.reward ?? 0) + step.reward
     record.turns.push({ begin, end: record.tokens.length, reward: step.reward ?? null })
     const goesOn = step.done !== true && (results.length > 0 || step.reply !== undefined)
@@ -209,7 +277,7 @@ export class EpisodePlayer {
   }
 
   /** Tokens that the environment wrote. */
-  #given(tokens: readonly number[]): void {
+  #add(tokens: readonly number[]): void {
     const record = this.#record
     record.tokens.push(...tokens)
     for (const list of [record.mask, record.logprobs, record.loops]) list.push(...tokens.map(() => 0))
@@ -226,7 +294,8 @@ export class EpisodePlayer {
     record.logprobs = []
     record.loops = []
     record.turns = []
-    this.#given(tokens.slice(record.promptLength))
+    this.#add(tokens.slice(record.promptLength))
+    this.#before = undefined
   }
 
   /** A call of the environment, for a bounded time. */
@@ -252,9 +321,23 @@ export class EpisodePlayer {
 
   #error(message: string, cause?: unknown): LoopLMError {
     const code = cause === undefined ? 'INVALID_ARGUMENT' : toLoopLMError(cause).code
-    const where = `${this.#settings.nameOf(this.#place.problem)}, turn ${this.#turn + 1}`
+    const where = `${this.#settings.nameOf(this.place.problem)}, turn ${this.#turn + 1}`
     return new LoopLMError(code, `${where}: ${message}`, { operation: 'environment', cause })
   }
+}
+
+const likeliest = 10
+const firstTokens = 8
+
+/** Mean entropy, in nats, of the likeliest tokens at the beginning of a turn (ARPO, arXiv 2507.19849). */
+function uncertainty(tops: readonly (readonly { logprob: number }[])[]): number {
+  const first = tops.slice(0, firstTokens)
+  const entropies = first.map((top) => {
+    const weights = top.map(({ logprob }) => Math.exp(logprob))
+    const sum = weights.reduce((a, b) => a + b, 0)
+    return -weights.reduce((total, w) => total + (w === 0 ? 0 : (w / sum) * Math.log(w / sum)), 0)
+  })
+  return entropies.reduce((a, b) => a + b, 0) / Math.max(1, first.length)
 }
 
 /** The calls of a turn. */

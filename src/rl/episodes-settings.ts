@@ -22,14 +22,14 @@ export function episodesSettings(
   config: Partial<EpisodeConfig> & Pick<PolicyConfig, 'environment' | 'tools'>,
   sampling: SampledTurns,
 ): EpisodesSettings {
-  const { environment, tools = [], maxTurns = 8, reencode = false } = config
+  const { environment, tools = [], maxTurns = 8, reencode = false, branch } = config
   const { toolConcurrency = 16, toolTimeout = 30, environmentTimeout: timeout = 300 } = config
   const { max_position_embeddings: positions } = model.config
   const { tokenizer, chat } = source
   const turnEnd = chat.tokenizer.hasChatTemplate ? chat.tokenizer.chatEndToken() : undefined
   const stop = [...new Set([...(sampling.stop ?? []), ...(turnEnd === undefined ? [] : [turnEnd])])]
   return {
-    ...{ environment: environment!, tools, tokenizer, chat, maxTurns, reencode, toolConcurrency, toolTimeout, timeout },
+    ...{ environment: environment!, tools, tokenizer, chat, maxTurns, reencode, branch, toolConcurrency, toolTimeout, timeout },
     generation: { ...sampling, stop },
     maxEpisodeTokens: Math.min(config.maxEpisodeTokens ?? positions, positions),
     nameOf: (problem) => source.nameOf(problem),

@@ -4,7 +4,7 @@ import { Random } from '../data/random.js'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { SchedulerStats } from '../model/types.js'
-import { EpisodePlayer, type EpisodeRecord, type EpisodeSettings } from './episode.js'
+import { type EpisodePlace, EpisodePlayer, type EpisodeRecord, type EpisodeSettings } from './episode.js'
 import type { Metrics } from './events.js'
 import type { Problem } from './rollout-record.js'
 import { ToolRunner } from './tools.js'
@@ -21,9 +21,11 @@ export interface EpisodesSettings
     | 'maxTurns'
     | 'maxEpisodeTokens'
     | 'reencode'
+    | 'branch'
     | 'timeout'
     | 'nameOf'
   > {
+  branch?: { entropy: number; width: number } | undefined
   toolConcurrency: number
   /** Seconds. */
   toolTimeout: number
@@ -58,13 +60,11 @@ export async function playEpisodes(
   const stop = () => controller.abort(new LoopLMError('ABORTED', 'the run was aborted', { cause: signal?.reason }))
   signal?.addEventListener('abort', stop, { once: true })
   if (signal?.aborted === true) stop()
-  const places = problems.flatMap(({ problem, seed, sequence }) =>
-    Array.from({ length: groupSize }, (_, k) => ({ problem, seed, sequence: sequence + k })),
-  )
+  const places = problems.flatMap((problem) => placesOf(problem, groupSize, settings.branch?.width ?? 1))
   const { toolConcurrency: concurrency, toolTimeout: timeout } = settings
   const { loops } = settings.generation
   using scheduler = model.scheduler({
-    maxRows: Math.max(1, Math.min(places.length, mostRows)),
+    maxRows: Math.max(1, Math.min(problems.length * groupSize, mostRows)),
     prefillTokens,
     ...(loops === undefined ? {} : { loops }),
   })
@@ -81,12 +81,43 @@ export async function playEpisodes(
   try {
     await together((player) => player.open())
     for (const player of players) player.enter()
-    const records = await together((player) => player.play())
+    const trees = await together((player) => playTree(player, shared, (more) => players.push(...more)))
+    const records = trees.flat()
     return { records, metrics: metricsOf(records, scheduler.stats()) }
   } finally {
     signal?.removeEventListener('abort', stop)
     await closeAll(players, controller.signal)
   }
+}
+
+/** The episodes of a group that begin at its prompt: each stands for `width` of them, the last one for what is left. */
+function placesOf({ problem, seed, sequence }: SeededProblem, groupSize: number, width: number): EpisodePlace[] {
+  return Array.from({ length: Math.ceil(groupSize / width) }, (_, root) => {
+    const first = root * width
+    const count = Math.min(width, groupSize - first)
+    const spare = Array.from({ length: count - 1 }, (_, k) => sequence + first + 1 + k)
+    return { problem, seed, sequence: sequence + first, spare }
+  })
+}
+
+/** An episode with those that branch off it. Where fewer do than may, others begin at the prompt in their place. */
+async function playTree(
+  root: EpisodePlayer,
+  settings: EpisodeSettings,
+  adopt: (players: readonly EpisodePlayer[]) => void,
+): Promise<EpisodeRecord[]> {
+  const branches: Promise<{ record: EpisodeRecord }>[] = []
+  const { record, spare } = await root.play((players) => {
+    adopt(players)
+    for (const player of players) branches.push(player.play())
+    for (const one of branches) one.catch(() => {}) // awaited below, after the root
+  })
+  const fresh = spare.map((sequence) => new EpisodePlayer(settings, { ...root.place, sequence, spare: [] }))
+  adopt(fresh)
+  await Promise.all(fresh.map((player) => player.open()))
+  for (const player of fresh) player.enter()
+  const others = await Promise.all([...branches, ...fresh.map((player) => player.play())])
+  return [record, ...others.map((other) => other.record)]
 }
 
 /** Closes what is open. What close() throws counts where nothing else has failed. */

@@ -241,6 +241,11 @@ export interface RolloutConfig extends LoopConfig {
 export interface EpisodeConfig {
   /** Most turns of the model in an episode. Default `8`. */
   maxTurns: number
+  /**
+   * Episodes branch once where a turn begins uncertainly (ARPO): the mean entropy of its first tokens, in nats, is at least
+   * `entropy`. `width` episodes of the group then share what came before. Default: none.
+   */
+  branch?: { entropy: number; width: number } | undefined
   /** Most tokens of an episode, its prompt included; default the `max_position_embeddings` of the model. */
   maxEpisodeTokens?: number | undefined
   /** Calls of tools that run at the same time. Default `16`. */

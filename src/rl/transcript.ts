@@ -27,7 +27,7 @@ export class Transcript {
   readonly promptTokens: number[]
   readonly promptText: string
   /** The conversation so far; undefined behind a string prompt. */
-  readonly messages: ChatMessage[] | undefined
+  messages: ChatMessage[] | undefined
   readonly #tokenizer: Tokenizer
   readonly #render: (messages: readonly ChatMessage[]) => string
   readonly #reencode: boolean
@@ -38,19 +38,28 @@ export class Transcript {
     tokenizer: Tokenizer,
     prompt: string | readonly ChatMessage[],
     { render, reencode }: { render: (messages: readonly ChatMessage[]) => string; reencode: boolean },
+    begun?: Pick<Transcript, 'promptText' | 'promptTokens'>,
   ) {
     this.#tokenizer = tokenizer
     this.#render = render
     this.#reencode = reencode
     if (typeof prompt === 'string') {
-      this.promptText = prompt
-      this.promptTokens = tokenizer.encode(prompt)
+      this.promptText = begun?.promptText ?? prompt
+      this.promptTokens = begun?.promptTokens ?? tokenizer.encode(prompt)
       return
     }
     this.messages = [...prompt]
     this.#text = render(this.messages)
     this.promptText = this.#text
     this.promptTokens = tokenizer.encode(this.#text, { addSpecialTokens: false })
+  }
+
+  /** The same conversation, which may go on otherwise. */
+  copy(): Transcript {
+    const copy = new Transcript(this.#tokenizer, '', { render: this.#render, reencode: this.#reencode }, this)
+    if (this.messages !== undefined) copy.messages = [...this.messages]
+    copy.#text = this.#text
+    return copy
   }
 
   /**

@@ -307,3 +307,47 @@ describe('evaluations', () => {
     expect(asked).toEqual([0])
   })
 })
+
+describe('branches', () => {
+  const played = async (entropy: number, options: RLTTOptions = {}) => {
+    using model = await create()
+    const turns: { seed: number; texts: string[] }[] = []
+    const environment: Environment = async (problem, context) => {
+      const episode = await asking(problem, context)
+      const texts: string[] = []
+      turns.push({ seed: context.seed, texts })
+      return {
+        ...episode,
+        step: (turn) => {
+          texts.push(turn.text)
+          return episode.step!(turn)
+        },
+      }
+    }
+    const metrics = await run({ environment, branch: { entropy, width: 2 }, steps: 1, ...options }, model)
+    return { turns, metrics: metrics.map(timeless), parameters: await parametersOf(model) }
+  }
+
+  it('share what came before, and are trained as they were sampled', async () => {
+    const { turns, metrics } = await played(0)
+    expect(turns).toHaveLength(12) // a group of four has two episodes at its prompt, and each branches once
+    const beginnings = new Set(turns.map(({ seed, texts }) => `${seed} ${texts[0]}`))
+    expect(beginnings.size).toBeLessThanOrEqual(6)
+    expect(new Set(turns.map(({ seed, texts }) => `${seed} ${texts.join(' ')}`)).size).toBeGreaterThan(beginnings.size)
+    expect(metrics[0]!['sampling/logprob_difference/max']).toBeLessThan(1e-5)
+    const plain = await played(100)
+    expect(metrics[0]!['sampling/prefilled_tokens']).toBeLessThan(plain.metrics[0]!['sampling/prefilled_tokens']!)
+  })
+
+  it('are as many as the group lacks where the model is certain', async () => {
+    const { turns } = await played(100)
+    expect(turns).toHaveLength(12)
+    expect(turns.every(({ texts }) => texts.length === 3)).toBe(true)
+  })
+
+  it('give the same bits again, whatever runs beside them', async () => {
+    expect(await played(0.5)).toEqual(await played(0.5))
+    const three = await played(0, { branch: { entropy: 0, width: 3 } }) // of a group of four: three and one
+    expect(three.turns).toHaveLength(12)
+  })
+})

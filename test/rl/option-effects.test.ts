@@ -5,10 +5,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { z } from 'zod'
+import { fragmentTokenizer } from '../../examples/agents/tokenizer.js'
 import { LoopLM } from '../../src/model/model.js'
 import { native } from '../../src/native.js'
+import type { Environment } from '../../src/rl/environment.js'
 import { objectiveSchema } from '../../src/rl/objective/schema.js'
 import { type TrainerName, trainerNames, trainers } from '../../src/rl/registry.js'
+import { defineTool } from '../../src/rl/tools.js'
 import { parametersOf, tinyConfig, tinyTask } from '../tiny.js'
 
 type Options = Record<string, unknown>
@@ -141,6 +144,39 @@ const best = (name: TrainerName) => ({
 })
 const worst = (name: TrainerName) => ({ ...best(name), greaterIsBetter: !policies.includes(name) })
 
+/** Three turns, each with a reward. */
+const talk: Environment = ({ prompt }) => ({
+  prompt: prompt as string,
+  step: ({ text, index }) => ({ reward: (text.charCodeAt(0) || 0) % 7, ...(index < 2 ? { reply: '+' } : { done: true }) }),
+})
+const talking = { environment: talk, maxNewTokens: 2 }
+
+/** Every token is a call of a tool that takes its time; what is rewarded is whether two of them ran at once. */
+const call = '<tool_call>{"name":"wait"}</tool_call>'
+const callTokenizer = fragmentTokenizer('0123+=', [call, '<tool_response>\n', '\n</tool_response>\n'], ';')
+const calling = () => {
+  let [running, most] = [0, 0]
+  const run = async () => {
+    most = Math.max(most, ++running)
+    await new Promise((resolve) => setTimeout(resolve, 5))
+    running--
+    return '1'
+  }
+  const tools = [defineTool({ name: 'wait', description: 'Waits.', parameters: { type: 'object' }, run })]
+  const environment: Environment = () => ({ prompt: '1+', tools, step: () => ({ reward: Number(most > 1), done: true }) })
+  const ask = { dataset: [{ prompt: '1' }], task: undefined, tokenizer: callTokenizer, reward: () => 0 }
+  return { ...ask, environment, maxNewTokens: 1, logitBias: { 6: 100 } }
+}
+const rewriting = (): Options => {
+  const template =
+    "{% for m in messages %}{% if loop.last %}{{ m.content }}{% else %}{{ m.content | replace('1', '2') }}{% endif %}{% endfor %}"
+  const environment: Environment = () => ({
+    prompt: [{ role: 'user', content: '1' }],
+    step: ({ index }) => (index === 0 ? { reply: '3' } : { done: true }),
+  })
+  return { rows: true, tokenizer: tinyTask.tokenizer.withChatTemplate(template), environment, maxNewTokens: 2 }
+}
+
 const options: Record<string, Row | ((name: TrainerName) => Row)> = {
   steps: { change: { steps: 2 } },
   epochs: { base: { rows: true }, change: { steps: undefined, epochs: 1.5 } },
@@ -226,6 +262,24 @@ const options: Record<string, Row | ((name: TrainerName) => Row)> = {
     base: { exit: { rule: 'argmax-stable' } },
     change: { exit: { rule: 'argmax-stable', patience: 3 } },
   },
+  maxTurns: { base: talking, change: { maxTurns: 2 } },
+  maxEpisodeTokens: { base: talking, change: { maxEpisodeTokens: 8 } },
+  branch: { base: talking, change: { branch: { entropy: 0, width: 2 } } },
+  'branch.entropy': {
+    base: { ...talking, branch: { entropy: 0, width: 2 } },
+    change: { branch: { entropy: 100, width: 2 } },
+  },
+  'branch.width': { base: { ...talking, branch: { entropy: 0, width: 2 } }, change: { branch: { entropy: 0, width: 4 } } },
+  toolConcurrency: () => ({ base: calling(), change: { ...calling(), toolConcurrency: 1 } }),
+  toolTimeout: () => ({ base: calling(), change: { ...calling(), toolTimeout: 1e-3 } }),
+  environmentTimeout: { base: talking, change: { environment: () => new Promise(() => {}), environmentTimeout: 1e-3 } },
+  reencode: () => ({ base: { ...rewriting(), reencode: true }, change: { reencode: false } }),
+  advantage: { base: talking, change: { advantage: { source: 'turn' } } },
+  'advantage.source': { base: talking, change: { advantage: { source: 'turn' } } },
+  'advantage.discount': {
+    base: { ...talking, advantage: { source: 'turn' } },
+    change: { advantage: { source: 'turn', discount: 0 } },
+  },
   skipFlatGroups: { base: { reward: () => 1 }, change: { skipFlatGroups: false } },
   rewardConcurrency: { change: { rewardConcurrency: 2 }, quiet: true },
   rewardTimeout: { change: { rewardTimeout: 1e-6 } },
@@ -272,7 +326,8 @@ const term = (fields: Options = {}, more: Options = {}) => ({
 })
 const advantage = (fields: Options, more: Options = {}) => term({ advantage: fields }, more)
 const loops = (fields: Options) => advantage({ loops: { belief: 'token', ...fields } })
-const pair = (base: unknown, change: unknown) => [base, change] as const
+const pair = (base: unknown, change: unknown, more: Options = {}) => [base, change, more] as const
+const turns = (fields: Options) => advantage({ source: 'turn', ...fields })
 const cost = (fields: Options) => advantage({ cost: { by: 'length', ...fields } })
 const weights = (value: unknown) => term({ weights: value })
 const clipped = (kind: string, fields: Options = {}) => term({ surrogate: { kind, ...fields } })
@@ -284,7 +339,7 @@ const exits = (fields: Options = {}) => ({ terms: [{ channel: 'exit', ...fields 
 const overlong = { kind: 'overlong', maxLength: 2, cache: 2 }
 
 /** By path: two objectives that differ in the field. */
-const objectives: Record<string, readonly [unknown, unknown]> = {
+const objectives: Record<string, readonly [unknown, unknown, Options]> = {
   rewards: pair(term(), shaped({ kind: 'majority' })),
   'rewards.weight': pair(shaped({ kind: 'length' }), shaped({ kind: 'length', weight: 3 })),
   'rewards.maxLength': pair(shaped(overlong), shaped({ ...overlong, maxLength: 9 })),
@@ -299,6 +354,11 @@ const objectives: Record<string, readonly [unknown, unknown]> = {
   'terms.space': pair(term(), term({ space: 'marginal' })),
   'terms.advantage': pair(term(), advantage({ scale: 'none' })),
   'terms.advantage.source': pair(term(), advantage({ source: 'one' })),
+  'terms.advantage.discount': pair(turns({}), turns({ discount: 0.5 }), talking),
+  'terms.advantage.gain': pair(turns({}), turns({ gain: {} }), talking),
+  'terms.advantage.gain.weight': pair(turns({ gain: {} }), turns({ gain: { weight: 3 } }), talking),
+  'terms.advantage.gain.value': pair(turns({ gain: {} }), turns({ gain: { value: 'log' } }), talking),
+  'terms.advantage.gain.prefix': pair(turns({ gain: {} }), turns({ gain: { prefix: '=' } }), talking),
   'terms.advantage.baseline': pair(advantage({ scale: 'none' }), advantage({ baseline: 'none' })),
   'terms.advantage.scale': pair(term(), advantage({ scale: 'population' })),
   'terms.advantage.strata': pair(term(), advantage({ strata: { by: 'length' } })),
@@ -410,8 +470,8 @@ describe.each(trainerNames)('every option of %s', (name) => {
 describe('every field of an objective', () => {
   it.each([...fieldsOf(objectiveSchema)])('%s', async (field) => {
     expect(Object.keys(objectives)).toContain(field)
-    const [base, change] = objectives[field]!
-    const several = { updatesPerRollout: 4, steps: 2, learningRate: 5e-2 }
+    const [base, change, more] = objectives[field]!
+    const several = { updatesPerRollout: 4, steps: 2, learningRate: 5e-2, ...more }
     const before = await repeated('objective', { ...several, objective: base })
     const after = await outcome('objective', { ...several, objective: change })
     expect(after).not.toMatch(/Error/)
