@@ -111,6 +111,7 @@ export class Scheduler {
    *
    * @example
    * ```ts
+   * using scheduler = model.scheduler()
    * const first = scheduler.add([1, 2, 3], { keep: true, maxNewTokens: 8 })
    * await first.result()
    * const second = scheduler.continue(first, [7, 8], { maxNewTokens: 4 })

@@ -9,6 +9,8 @@ import type { Tool } from './tools.js'
  *
  * @example
  * ```ts
+ * import type { Environment } from 'looplm'
+ *
  * const guess: Environment = ({ prompt, answer }) => ({
  *   prompt,
  *   step: ({ text }) => (text === answer ? { reward: 1, done: true } : { reply: 'No. Again: ', reward: 0 }),

@@ -29,6 +29,8 @@ export interface RolloutContext {
  *
  * @example
  * ```ts
+ * import type { RolloutFunction } from 'looplm'
+ *
  * const rollout: RolloutFunction = async (problems, { model, tokenizer, groupSize, generation }) => {
  *   const prompts = problems.flatMap(({ prompt }) => Array(groupSize).fill(tokenizer.encode(prompt as string)))
  *   const results = await model.generate(prompts, generation)

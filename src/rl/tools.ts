@@ -49,6 +49,8 @@ const definition = { name: true, description: true, parameters: true, run: true 
  *
  * @example
  * ```ts
+ * import { z } from 'zod'
+ *
  * const add = defineTool({
  *   name: 'add',
  *   description: 'Adds two numbers.',
