@@ -28,6 +28,8 @@ export interface Roofs {
   gbps: number
   /** Reading alone: the faster of a sum and a product of one row over such an array. A copy moves bytes both ways at once and is often quicker. */
   readGbps: number
+  /** Products of bytes in registers (VNNI, or maddubs with madd and an addition), in 1e9 operations per second; 0 where a device has none. */
+  int8Gops: number
 }
 
 interface Shape {
@@ -154,15 +156,17 @@ export async function prepareRoofs(
   const read = await prepare(device, dtype, 'read', shape)
   const copy = await prepare(device, dtype, 'copy', shape)
   const row = await prepare(device, dtype, 'gemm_one_row', longRow(device))
+  const bytes = await prepare(device, dtype, 'byte_products', shape)
   return {
     async measure(milliseconds = 400) {
       const gflops = gemm.flops / (await gemm.time(milliseconds)) / 1e9
       const gbps = async (made: KernelCase) => made.bytes / (await made.time(milliseconds)) / 1e9
       const [reading, copying, product] = [await gbps(read), await gbps(copy), await gbps(row)]
-      return { gflops, gbps: Math.max(reading, copying), readGbps: Math.max(reading, product) }
+      const int8Gops = bytes.flops === 0 ? 0 : bytes.flops / (await bytes.time(milliseconds)) / 1e9
+      return { gflops, gbps: Math.max(reading, copying), readGbps: Math.max(reading, product), int8Gops }
     },
     dispose() {
-      for (const made of [gemm, read, copy, row]) made.dispose()
+      for (const made of [gemm, read, copy, row, bytes]) made.dispose()
     },
   }
 }
@@ -179,7 +183,7 @@ export async function measureRoofs(device: string, dtype: ModelDType): Promise<R
 const tableKernels = (): string[] =>
   native()
     .benchKernels()
-    .filter((kernel) => kernel !== 'read' && kernel !== 'copy')
+    .filter((kernel) => !['read', 'copy', 'byte_products'].includes(kernel))
 
 /** The names of all kernel rows of a device. */
 export function kernelNames(device: string): string[] {

@@ -118,7 +118,7 @@ if (given.kernels.some((name) => given.pattern.test(name)))
       ])
     }
     say(
-      `\n${dtype}: roofs of this run are ${roofs.gflops.toFixed(0)} GFLOP/s (product of squares) and ${roofs.gbps.toFixed(1)} GB/s (memory)`,
+      `\n${dtype}: roofs of this run are ${roofs.gflops.toFixed(0)} GFLOP/s (product of squares) and ${roofs.gbps.toFixed(1)} GB/s (memory), ${roofs.int8Gops.toFixed(0)} GOP/s (products of bytes in registers)`,
     )
     if (!given.json) printTable(table)
   }

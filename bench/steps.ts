@@ -241,8 +241,8 @@ async function decode(
   }
 }
 
-async function prefill(step: string, config: Config, length: number): Promise<StepRow> {
-  const model = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1 })
+async function prefill(step: string, config: Config, length: number, quantize?: 'int8' | 'int4'): Promise<StepRow> {
+  const model = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1, ...(quantize ? { quantize } : {}) })
   const prompt = Array.from({ length }, (_, j) => (j * 7919) % config.vocab_size)
   const run = () => model.generate([prompt], { maxNewTokens: 1, temperature: 0, stop: [] })
   await run()
@@ -258,8 +258,9 @@ async function prefill(step: string, config: Config, length: number): Promise<St
     dtype: 'bfloat16',
     seconds: taken,
     tokensPerSecond: length / taken,
-    share: gflops / roofs.gflops,
-    roof: `GEMM ${roofs.gflops.toFixed(0)} GFLOP/s`,
+    ...(quantize === undefined || roofs.int8Gops === 0
+      ? { share: gflops / roofs.gflops, roof: `GEMM ${roofs.gflops.toFixed(0)} GFLOP/s` }
+      : { share: gflops / roofs.int8Gops, roof: `products of bytes ${roofs.int8Gops.toFixed(0)} GOP/s` }),
     peakMiB: peak,
   }
 }
@@ -337,6 +338,7 @@ const cpuSteps: Steps = {
   'decode batch 16, 98 M parameters, bfloat16': (name) => decode(name, { config: d768, rows: 16, tokens: 48 }),
   'decode batch 1, 98 M parameters, int8': (name) => decode(name, { config: d768, quantize: 'int8' }),
   'decode batch 1, 98 M parameters, int4': (name) => decode(name, { config: d768, quantize: 'int4' }),
+  'decode batch 16, 98 M parameters, int4': (name) => decode(name, { config: d768, rows: 16, tokens: 48, quantize: 'int4' }),
   'decode batch 1, 98 M parameters, exits': (name) => decode(name, { config: d768, threshold: 0.6 }),
   'decode batch 1, 98 M parameters, speculation 2 loops × 4': (name) =>
     decode(name, { config: d768, speculate: { loops: 2, tokens: 4 } }),
@@ -344,6 +346,8 @@ const cpuSteps: Steps = {
   'decode batch 1, 500 M parameters, bfloat16': (name) => decode(name, { config: d1536, tokens: 12 }),
   'decode batch 1, 500 M parameters, int4': (name) => decode(name, { config: d1536, tokens: 16, quantize: 'int4' }),
   'prefill of 512 tokens, 98 M parameters, bfloat16': (name) => prefill(name, d768, 512),
+  'prefill of 512 tokens, 98 M parameters, int8': (name) => prefill(name, d768, 512, 'int8'),
+  'prefill of 512 tokens, 98 M parameters, int4': (name) => prefill(name, d768, 512, 'int4'),
   'load 500 M parameters, bfloat16': (name) => load(name, d1536),
   'RLTT on Add(5), 200 steps of 32 × 8': addition5,
 }

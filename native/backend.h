@@ -328,6 +328,11 @@ typedef struct LoopBackend {
   int (*softmax)(void* ctx, LoopDType type, int64_t rows, int64_t n, int logarithm, const void* x, void* out);
   int (*reduce)(void* ctx, LoopDType type, LoopReduceOp op, int64_t outer, int64_t n, int64_t inner, const void* x, void* out);
 
+  // Multiplies bytes in registers alone, on all threads: what products with 8 bits on both sides could reach, for benchmarks.
+  // *host_operations: two for each product of two bytes, of which each thread did some hundred times `rounds`. NULL: there is
+  // none.
+  int (*byte_products)(void* ctx, int64_t rounds, double* host_operations);
+
   // The link: device memory to and from the devices of other processes, without the host's memory between them. Rank 0 makes a
   // key of LOOP_LINK_KEY_BYTES, all ranks open with it, and wait for each other there (NULL: it failed). An exchange is asked for
   // behind everything asked of the context before, and is under way until `link_exchanged` has found it complete, the oldest one

@@ -11,7 +11,7 @@ namespace looplm::cpu {
 struct Context {
   explicit Context(int threads) : pool(threads) {}
   Pool pool;
-  Int8Product int8_product = nullptr;
+  const Int8Kernels* int8 = nullptr;
   char error[256] = "";
   char description[64] = "";
 };

@@ -3,9 +3,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <type_traits>  // defines: remove_pointer_t
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>  // defines: getauxval
 #endif
 
 #include "context.h"
@@ -22,25 +23,30 @@ extern const LoopBackend table [[gnu::weak]];
 }
 namespace avx2 {
 extern const LoopBackend table [[gnu::weak]];
-std::remove_pointer_t<Int8Product> int8_product;
+extern const Int8Kernels int8_kernels;
 }  // namespace avx2
 namespace avx512_vnni {
-std::remove_pointer_t<Int8Product> int8_product;
+extern const Int8Kernels int8_kernels;
 }
 namespace avx2_vnni {
-std::remove_pointer_t<Int8Product> int8_product;
+extern const Int8Kernels int8_kernels;
+}
+#endif
+#if defined(__aarch64__)
+namespace neon_dot {
+extern const Int8Kernels int8_kernels;
 }
 #endif
 namespace baseline {
 extern const LoopBackend table [[gnu::weak]];
-std::remove_pointer_t<Int8Product> int8_product;
+extern const Int8Kernels int8_kernels;
 }  // namespace baseline
 
 namespace {
 struct Isa {
   const char* name;
   const LoopBackend* table;
-  Int8Product int8_product;
+  const Int8Kernels* int8;
   bool runs;
 };
 #if defined(__x86_64__)
@@ -53,6 +59,17 @@ bool has_f16c() {
 bool has_avxvnni() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+#endif
+
+#if defined(__aarch64__)
+// Products of bytes (SDOT): every Mac with this processor has them.
+bool has_neon_dot() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP
+#else
+  return true;
+#endif
 }
 #endif
 
@@ -69,18 +86,25 @@ Isa choose() {
   const bool has_avx512_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
   const bool has_avx2_vnni = has_avx2 && has_avxvnni();
   // Without VNNI, 512 bits multiply no more bytes than 256.
-  const Int8Product wide = has_avx512_vnni ? avx512_vnni::int8_product : avx2::int8_product;
+  const Int8Kernels* wide = has_avx512_vnni ? &avx512_vnni::int8_kernels : &avx2::int8_kernels;
   const Isa best_first[] = {{"avx512_bf16", &avx512_bf16::table, wide, has_avx512 && __builtin_cpu_supports("avx512bf16")},
                             {"avx512_vnni", &avx512::table, wide, has_avx512_vnni},
-                            {"avx512", &avx512::table, avx2::int8_product, has_avx512},
-                            {"avx2_vnni", &avx2::table, avx2_vnni::int8_product, has_avx2_vnni},
-                            {"avx2", &avx2::table, avx2::int8_product, has_avx2},
-                            {"baseline", &baseline::table, baseline::int8_product, true}};
+                            {"avx512", &avx512::table, &avx2::int8_kernels, has_avx512},
+                            {"avx2_vnni", &avx2::table, &avx2_vnni::int8_kernels, has_avx2_vnni},
+                            {"avx2", &avx2::table, &avx2::int8_kernels, has_avx2},
+                            {"baseline", &baseline::table, &baseline::int8_kernels, true}};
 #else
   const Isa best_first[] = {
-      {"avx512_bf16", nullptr, nullptr, false}, {"avx512_vnni", nullptr, nullptr, false},
-      {"avx512", nullptr, nullptr, false},      {"avx2_vnni", nullptr, nullptr, false},
-      {"avx2", nullptr, nullptr, false},        {"baseline", &baseline::table, baseline::int8_product, true}};
+    {"avx512_bf16", nullptr, nullptr, false},
+    {"avx512_vnni", nullptr, nullptr, false},
+    {"avx512", nullptr, nullptr, false},
+    {"avx2_vnni", nullptr, nullptr, false},
+    {"avx2", nullptr, nullptr, false},
+#if defined(__aarch64__)
+    {"neon_dot", &baseline::table, &neon_dot::int8_kernels, has_neon_dot()},
+#endif
+    {"baseline", &baseline::table, &baseline::int8_kernels, true}
+  };
 #endif
   const char* limit = std::getenv("LOOPLM_CPU_ISA");
   bool below = !limit;  // false until the limit's row is reached
@@ -96,7 +120,7 @@ Isa choose() {
 Context* make_context(int threads) {
   const Isa isa = choose();
   auto* ctx = new Context(threads);
-  ctx->int8_product = isa.int8_product;
+  ctx->int8 = isa.int8;
   std::snprintf(ctx->description, sizeof ctx->description, "%s, %d threads", isa.name, ctx->pool.threads());
   return ctx;
 }

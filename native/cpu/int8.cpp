@@ -309,8 +309,6 @@ void product(Context& ctx, LoopDType dt, const Task& t, const void* a, int64_t l
   run<BITS>(ctx, t);
 }
 
-}  // namespace
-
 void int8_product(Context& ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda, const LoopQuantized& b,
                   void* c, int64_t ldc, bool bf16_out) {
   const int64_t groups = m * (k / b.group);
@@ -320,5 +318,35 @@ void int8_product(Context& ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, c
   if (b.bits == 4) product<4>(ctx, dt, t, a, lda);
   else product<8>(ctx, dt, t, a, lda);
 }
+
+// A value that the compiler takes for another one at every round, in the register where it is.
+#if defined(__AVX512F__)
+#define LOOPLM_OPAQUE(x) asm volatile("" : "+v"(x))
+#elif defined(__x86_64__)
+#define LOOPLM_OPAQUE(x) asm volatile("" : "+x"(x))
+#else
+#define LOOPLM_OPAQUE(x) asm volatile("" : "+w"(x))
+#endif
+double int8_roof(Context& ctx, int64_t rounds) {
+  constexpr int sums = 8;  // of a thread, none of which waits for another
+  ctx.pool.run(ctx.pool.threads(), [&](int64_t, int) {
+    vi sum[sums] = {}, x = vi{} + 0x05050505;
+    const vi codes = vi{} + 0x07070707;
+    for (int64_t i = 0; i < rounds; i++)
+#pragma GCC unroll 8
+      for (int j = 0; j < sums; j++) {
+        LOOPLM_OPAQUE(x);
+        sum[j] = dot<4>(sum[j], codes, x);
+      }
+#pragma GCC unroll 8
+    for (int j = 0; j < sums; j++) LOOPLM_OPAQUE(sum[j]);
+  });
+  return 2.0 * 4 * W * sums * double(rounds) * ctx.pool.threads();
+}
+
+}  // namespace
+
+extern const Int8Kernels int8_kernels;
+const Int8Kernels int8_kernels{int8_product, int8_roof};
 
 }  // namespace looplm::cpu::LOOPLM_ISA

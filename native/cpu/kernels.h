@@ -11,7 +11,8 @@ namespace looplm::cpu::LOOPLM_ISA {
 #define LOOPLM_KERNEL(name) std::remove_pointer_t<decltype(LoopBackend::name)> name
 LOOPLM_KERNEL(gemm);            // gemm.cpp
 LOOPLM_KERNEL(gemm_quantized);  // quantized.cpp
-LOOPLM_KERNEL(embed);           // embed.cpp
+LOOPLM_KERNEL(byte_products);
+LOOPLM_KERNEL(embed);  // embed.cpp
 LOOPLM_KERNEL(embed_backward);
 LOOPLM_KERNEL(gather_rows);
 LOOPLM_KERNEL(scatter_add_rows);

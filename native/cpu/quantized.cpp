@@ -187,9 +187,15 @@ int gemm_quantized(void* context, LoopDType dt, int64_t m, int64_t n, int64_t k,
   if (m <= 0 || n <= 0) return 0;
   auto& ctx = *static_cast<Context*>(context);
   const bool rounded = dt == LOOP_BF16 && !(flags & LOOP_GEMM_REAL_OUT);
-  if (b->activation_bits == 8) return ctx.int8_product(ctx, dt, m, n, k, a, lda, *b, c, ldc, rounded), 0;
+  if (b->activation_bits == 8) return ctx.int8->product(ctx, dt, m, n, k, a, lda, *b, c, ldc, rounded), 0;
   return dt == LOOP_BF16 ? typed<bf16>(ctx, m, n, k, a, lda, *b, c, ldc, rounded)
                          : typed<float>(ctx, m, n, k, a, lda, *b, c, ldc, rounded);
+}
+
+int byte_products(void* context, int64_t rounds, double* host_operations) {
+  auto& ctx = *static_cast<Context*>(context);
+  *host_operations = ctx.int8->roof(ctx, rounds);
+  return 0;
 }
 
 }  // namespace looplm::cpu::LOOPLM_ISA

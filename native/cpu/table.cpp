@@ -78,6 +78,7 @@ const LoopBackend table = {
     .copy_strided = guarded<copy_strided>,
     .softmax = guarded<softmax>,
     .reduce = guarded<reduce>,
+    .byte_products = guarded<byte_products>,
 };
 
 }  // namespace looplm::cpu::LOOPLM_ISA

@@ -136,6 +136,19 @@ class BlockCases : public BenchCase {
       next = (next + 1) % weights.size();
     };
   }
+  // A roof, as `read` and `copy`; without operations where the device has none.
+  void byte_products() {
+    constexpr int64_t rounds = 100000;
+    work(0, 0);
+    out_.run = [] {};
+    Device* device = device_.get();
+    if (!device || !device->has(&LoopBackend::byte_products)) return;
+    device->run(&LoopBackend::byte_products, "bench", rounds, &out_.flops);
+    out_.run = [device] {
+      double operations;
+      device->run(&LoopBackend::byte_products, "bench", rounds, &operations);
+    };
+  }
   void gemm_int4_one_row() {
     constexpr int group = 32;
     const int64_t columns = 2 * f(), k = d();
@@ -404,6 +417,7 @@ const std::map<std::string, Make>& table() {
       {"gemm_weight_gradient", made<BlockCases, &BlockCases::gemm_weight_gradient>},
       {"gemm_one_row", made<BlockCases, &BlockCases::gemm_one_row>},
       {"gemm_int4_one_row", made<BlockCases, &BlockCases::gemm_int4_one_row>},
+      {"byte_products", made<BlockCases, &BlockCases::byte_products>},
       {"embed", made<BlockCases, &BlockCases::embed>},
       {"embed_backward", made<BlockCases, &BlockCases::embed_backward>},
       {"residual_norm", made<BlockCases, &BlockCases::residual_norm>},

@@ -102,13 +102,15 @@ Row measure_decode(const std::shared_ptr<Model>& model, int rows, int tokens) {
           double(loop_dtype_size(model->dt)) * (matrices + head + cached)};
 }
 
+bool is_roof(const std::string& name) { return name == "copy" || name == "read" || name == "byte_products"; }
+
 const KernelShape ouro{16384, 2048, 5632, 49152, 4096, 16, 16};
 
 int floors(const std::string& dtype) {
   std::printf("[");
   const char* separator = "";
   for (const std::string& name : kernel_names()) {
-    if (name == "copy" || name == "read") continue;
+    if (is_roof(name)) continue;
     const KernelCase work = make_kernel_case(nullptr, dtype == "f32" ? LOOP_F32 : LOOP_BF16, name, ouro);
     std::printf("%s\n {\"kernel\": \"%s\", \"flops\": %.10g, \"bytes\": %.10g}", separator, name.c_str(), work.flops, work.bytes);
     separator = ",";
@@ -143,8 +145,7 @@ int run(const Options& o) {
     first = false;
   };
   for (const std::string& name : kernel_names())
-    if (name != "copy" && name != "read" && name.find(o.filter) != std::string::npos)
-      print(measure(device, dt, name, shape, o.milliseconds));
+    if (!is_roof(name) && name.find(o.filter) != std::string::npos) print(measure(device, dt, name, shape, o.milliseconds));
   if (std::string("decode rows").find(o.filter) != std::string::npos) {
     const SmallSizes sizes{shape.vocabulary,
                            shape.hidden,
