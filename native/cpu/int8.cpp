@@ -53,6 +53,16 @@ inline __attribute__((always_inline)) vi broadcast(const int8_t* x) {
   return four - vi{};
 }
 
+// A value that the compiler takes for another one, in the register where it is. g++ would otherwise put the additions of a block
+// behind all of its products, which then wait in memory.
+#if defined(__AVX512F__)
+#define LOOPLM_OPAQUE(x) asm volatile("" : "+v"(x))
+#elif defined(__x86_64__)
+#define LOOPLM_OPAQUE(x) asm volatile("" : "+x"(x))
+#else
+#define LOOPLM_OPAQUE(x) asm volatile("" : "+w"(x))
+#endif
+
 // sum + Σ of four codes times four activations, lane by lane.
 #if defined(__AVX512VNNI__)
 template <int BITS>
@@ -115,6 +125,7 @@ inline __attribute__((always_inline)) void add_block(const int32_t* units, const
         for (int v = 0; v < V; v++) {
           const __m256i products = _mm256_maddubs_epi16(codes[v], four);
           pairs[i][v] = p == 0 ? products : _mm256_add_epi16(pairs[i][v], products);
+          LOOPLM_OPAQUE(pairs[i][v]);
         }
       }
     }
@@ -133,7 +144,10 @@ inline __attribute__((always_inline)) void add_block(const int32_t* units, const
 #pragma GCC unroll 8
       for (int i = 0; i < M; i++) {
         const vi a = broadcast(x + (four / 2 * M + i) * 8 + four % 2 * 4);
-        for (int v = 0; v < V; v++) acc[i][v] = dot<BITS>(acc[i][v], codes[v], a);
+        for (int v = 0; v < V; v++) {
+          acc[i][v] = dot<BITS>(acc[i][v], codes[v], a);
+          if constexpr (!unsigned_weights) LOOPLM_OPAQUE(acc[i][v]);
+        }
       }
     }
 }
@@ -319,14 +333,6 @@ void int8_product(Context& ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, c
   else product<8>(ctx, dt, t, a, lda);
 }
 
-// A value that the compiler takes for another one at every round, in the register where it is.
-#if defined(__AVX512F__)
-#define LOOPLM_OPAQUE(x) asm volatile("" : "+v"(x))
-#elif defined(__x86_64__)
-#define LOOPLM_OPAQUE(x) asm volatile("" : "+x"(x))
-#else
-#define LOOPLM_OPAQUE(x) asm volatile("" : "+w"(x))
-#endif
 double int8_roof(Context& ctx, int64_t rounds) {
   constexpr int sums = 8;  // of a thread, none of which waits for another
   ctx.pool.run(ctx.pool.threads(), [&](int64_t, int) {
