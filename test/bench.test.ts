@@ -15,7 +15,7 @@ describe('npm run bench', () => {
     expect(status).toBe(0)
     const { roofs, kernels, steps } = JSON.parse(stdout)
     expect(Object.keys(roofs)).toEqual(['float32'])
-    for (const rate of ['gflops', 'gbps', 'readGbps']) expect(roofs.float32[rate]).toBeGreaterThan(0)
+    for (const rate of ['gflops', 'gbps', 'readGbps', 'int8Gops']) expect(roofs.float32[rate]).toBeGreaterThan(0)
     expect(kernels.map((row: { kernel: string }) => row.kernel)).toEqual(['gate', 'gate', 'policyGradientReduction'])
     for (const { seconds, gbps, share } of kernels) {
       expect(seconds).toBeGreaterThan(0)
