@@ -179,7 +179,7 @@ const rewriting = (): Options => {
 
 const options: Record<string, Row | ((name: TrainerName) => Row)> = {
   steps: { change: { steps: 2 } },
-  epochs: { base: { rows: true }, change: { steps: undefined, epochs: 1.5 } },
+  epochs: { base: { rows: true }, change: { steps: undefined, epochs: 5 } },
   seed: { change: { seed: 1 } },
   evalEvery: { change: { evalEvery: 1 } },
   evalOnStart: { base: { evalEvery: 1 }, change: { evalOnStart: false } },
