@@ -65,9 +65,17 @@ export type {
   TokenLogprob,
   TokenSequence,
 } from './model/types.js'
+export type { LoggedCompletion, LoggedRun, Logger, RunFacts, RunNote, RunOutcome } from './monitor/logger.js'
+export type { LoggerName } from './monitor/loggers/built-in.js'
+export { loadLogger } from './monitor/loggers/load.js'
+export { writeReport } from './monitor/report.js'
+export type { CompletionGroup, Curve, RunData } from './monitor/report-data.js'
+export { RunReader } from './monitor/run-reader.js'
+export { type Watcher, watch } from './monitor/watch.js'
 export type { Architecture, ParameterForm, Residual, Role, RotaryEmbedding, Step } from './native/architecture.js'
 export { type ParallelOptions, parallel, type World } from './parallel.js'
 export type { BatchTurn, RolloutBatch } from './rl/batch.js'
+export type { CallbackContext, RunningTrainer, TrainerCallbacks } from './rl/callbacks.js'
 export type { Environment, EnvironmentContext, Episode, EpisodeTurn, StepResult } from './rl/environment.js'
 export { type Answer, type EvaluateOptions, type Evaluation, evaluate } from './rl/evaluate.js'
 export { evaluateSequences, type SequenceEvaluation } from './rl/evaluate-sequences.js'
@@ -78,13 +86,25 @@ export type { ObjectiveContext, ObjectiveGradient, OwnObjective } from './rl/obj
 export { type Phase, type RecipeName, recipes } from './rl/objective/recipes.js'
 export type { ObjectiveInput } from './rl/objective/schema.js'
 export { ObjectiveTrainer } from './rl/objective-trainer.js'
-export type { GRPOOptions, LoopRPTOptions, ObjectiveTrainerOptions, PretrainOptions, Rewards, RLTTOptions } from './rl/options.js'
+export type {
+  GRPOOptions,
+  LoopRPTOptions,
+  ObjectiveTrainerOptions,
+  PolicyConfig,
+  PretrainOptions,
+  Rewards,
+  RLTTOptions,
+  TrainerConfig,
+} from './rl/options.js'
+export { type ObjectiveSchedule, PolicyGradientTrainer } from './rl/policy-gradient.js'
 export { type PretrainBatch, PretrainTrainer } from './rl/pretrain.js'
 export { RLTTTrainer } from './rl/rltt.js'
 export type { RolloutContext, RolloutFunction } from './rl/rollout-function.js'
 export type { Problem, Rollout, RolloutTurn } from './rl/rollout-record.js'
 export { averageAtK, bootstrapInterval, type Interval, passAtK, wilsonInterval } from './rl/statistics.js'
 export { defineTool, type Tool, type ToolContext, type ToolDefinition } from './rl/tools.js'
+export { type Prepared, Trainer } from './rl/trainer.js'
+export type { StepWork } from './rl/updates.js'
 export type { ServeOptions, ServerSettings, ServeSettings } from './serve/options.js'
 export { createServer, LoopLMServer } from './serve/server.js'
 export { countdownMatch } from './tasks/countdown.js'

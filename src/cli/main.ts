@@ -5,6 +5,7 @@ import { addChat } from './chat.js'
 import { addDownload } from './download.js'
 import { addEstimate } from './estimate.js'
 import { addEval } from './eval.js'
+import { addExport } from './export.js'
 import { addGenerate } from './generate.js'
 import { addInfo } from './info.js'
 import { addOptions } from './options.js'
@@ -32,6 +33,7 @@ for (const add of [
   addQuantize,
   addEval,
   addReport,
+  addExport,
   addOptions,
   addInfo,
 ])

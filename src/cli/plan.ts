@@ -2,17 +2,20 @@ import type { Command } from 'commander'
 import { adaptableModules, adapterParameterCount } from '../model/adapter.js'
 import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.js'
 import { estimateMemory } from '../model/estimate.js'
+import { formatDuration } from '../monitor/progress.js'
 import { trainers } from '../rl/registry.js'
 import { deviceMemory } from '../tensor/devices.js'
 import { parseOptions } from '../validation/schema.js'
-import { collect, positiveInteger } from './arguments.js'
+import { collect, type DeviceFlags, deviceFlags, positiveInteger } from './arguments.js'
 import { fits, printRow, readConfig, trainingBytes, usualMicroBatch } from './estimate.js'
+import { measureRates, stepSeconds } from './measure.js'
 import { print, printJson } from './output.js'
 import { readTrainConfig, type TrainConfig } from './train-config.js'
 
 interface PlanFlags {
   set?: string[]
   promptTokens: number
+  time?: boolean
   json?: boolean
 }
 
@@ -31,18 +34,21 @@ interface PlannedOptions {
 export function addPlan(program: Command): void {
   program
     .command('plan')
-    .description('how much memory a training run will take, and whether it fits; trains nothing')
+    .description('how much memory and time a training run will take, and whether it fits; trains nothing')
     .argument('<config>', 'YAML file as for looplm train')
     .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
     .option('--prompt-tokens <count>', 'tokens of a prompt in the rollouts', positiveInteger, 256)
+    .option('--no-time', 'do not measure how fast this machine computes a slice of the model')
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(showPlan)
 }
 
-async function showPlan(path: string, { set = [], promptTokens, json }: PlanFlags): Promise<void> {
-  const plan = await makePlan(await readTrainConfig(path, set), promptTokens)
+async function showPlan(path: string, { set = [], promptTokens, time, json }: PlanFlags): Promise<void> {
+  const config = await readTrainConfig(path, set)
+  const plan = await makePlan(config, promptTokens)
+  const measured = time === false ? undefined : await measureStep(config, plan)
   if (json) {
-    printJson(plan)
+    printJson({ ...plan, ...(measured && { time: measured }) })
     return
   }
   print(`${plan.parameters} parameters, ${plan.trained} trained, ${plan.dtype}`)
@@ -60,7 +66,26 @@ async function showPlan(path: string, { set = [], promptTokens, json }: PlanFlag
   }
   printRow('to train', plan.train, fits(plan.train, plan.free))
   printRow('free here', plan.free)
+  if (measured !== undefined) {
+    const { sampling, update, steps } = measured
+    const parts = `${formatDuration(sampling)} sampling, ${formatDuration(update)} update`
+    print(
+      `time          ${formatDuration(steps * (sampling + update)).padStart(10)}  ${steps} steps of ${parts}, from the rate of a slice`,
+    )
+  }
   if (plan.remedy !== undefined) print(plan.remedy)
+}
+
+/** Seconds of sampling and of the update of a step, as far as rollouts say how large it is. */
+async function measureStep(config: TrainConfig, plan: Awaited<ReturnType<typeof makePlan>>) {
+  const { rollouts, rolloutTokens, sampledTokens, free } = plan
+  const dtype = plan.dtype as 'float32' | 'bfloat16'
+  if (rollouts === undefined || plan.train > free) return undefined
+  const model = await modelConfig(config.model)
+  const size = { rollouts, tokens: rolloutTokens, sampled: sampledTokens }
+  const rates = await measureRates(model, { ...deviceFlags(config as DeviceFlags), dtype }, size)
+  const steps = Number(config.options.steps ?? 100)
+  return rates && { ...stepSeconds(model, rates, size), steps, rates }
 }
 
 /** The memory of a run, in bytes. Rollouts that do not fit beside the rest wait for others: `waves` says how many rounds that takes. */
@@ -80,7 +105,8 @@ async function makePlan(config: TrainConfig, promptTokens: number) {
   const train = trainingBytes({ ...estimate, weights }, activations)
   const { free } = deviceMemory(config.device as 'cpu' | undefined)
   const rollouts = promptsPerStep === undefined || groupSize === undefined ? undefined : promptsPerStep * groupSize
-  const rolloutTokens = promptTokens + (options.maxNewTokens ?? 256)
+  const sampledTokens = options.maxNewTokens ?? 256
+  const rolloutTokens = promptTokens + sampledTokens
   const each = rolloutTokens * estimate.cachePerToken
   const room = Math.floor((free - train) / each)
   return {
@@ -98,6 +124,7 @@ async function makePlan(config: TrainConfig, promptTokens: number) {
     train,
     rollouts,
     rolloutTokens,
+    sampledTokens,
     cache: (rollouts ?? 0) * each,
     waves: rollouts === undefined || room < 1 ? undefined : Math.ceil(rollouts / room),
     free,

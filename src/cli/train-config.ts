@@ -5,12 +5,14 @@ import { type ReadyColumns, readyColumns } from '../data/columns.js'
 import { formats } from '../data/formats/format.js'
 import { parseYaml, yamlValue } from '../data/yaml.js'
 import { fileError, LoopLMError } from '../errors.js'
+import { loggerNames } from '../monitor/loggers/built-in.js'
 import { trainerNames, trainers } from '../rl/registry.js'
 import { builtInRewards } from '../tasks/rewards.js'
 import { prototypeKey } from '../validation/json-value.js'
-import { parseOptions } from '../validation/schema.js'
+import { parseOptions, problemsOf } from '../validation/schema.js'
 
 const maxConfigBytes = 2 ** 20
+const maxProblems = 20 // that one error lists
 const rewardName = z.string().min(1)
 const builtIn = Object.keys(builtInRewards)
 const paths = z.union(
@@ -103,6 +105,12 @@ export const trainConfigSchema = z.strictObject({
     .describe(
       `${builtIn.map((name) => `\`${name}\``).join(', ')} or the path of a module that exports functions; several as a list of \`{ reward, weight }\`.`,
     ),
+  loggers: z
+    .array(z.string().min(1))
+    .optional()
+    .describe(
+      `What records the run: ${loggerNames.map((name) => `\`${name}\``).join(', ')}, or the path of a module that exports a logger; default these where there is a \`runDir\`.`,
+    ),
   runDir: z.string().min(1).optional().describe('Folder of metrics, completions and checkpoints; without it nothing is saved.'),
   resume: z
     .union([z.boolean(), z.string()])
@@ -140,20 +148,38 @@ export async function readTrainConfig(path: string, changes: readonly string[]):
     setIn(document, where, yamlValue(parseYaml(value, `--set ${key}`), `--set ${key}`))
   }
   const given = yamlValue(document, operation) as Record<string, unknown>
-  const misplaced = Object.keys(given).filter((key) => !Object.hasOwn(trainConfigSchema.shape, key) && isTrainerOption(key))
-  if (misplaced.length > 0) {
-    const message = `${misplaced.join(', ')}: an option of the trainer; write it below "options:"`
-    throw new LoopLMError('INVALID_CONFIG', message, { operation })
+  const problems = configProblems(given)
+  if (problems.length > 0) throw new LoopLMError('INVALID_CONFIG', listed(problems), { operation })
+  return parseOptions(path, trainConfigSchema, given)
+}
+
+function listed(problems: readonly string[]): string {
+  if (problems.length === 1) return problems[0]!
+  const [shown, more] = [problems.slice(0, maxProblems), problems.length > maxProblems]
+  const count = more ? `more than ${maxProblems}` : String(problems.length)
+  return [`${count} things are wrong`, ...shown, ...(more ? ['… and more'] : [])].join('\n  ')
+}
+
+/** Everything that is wrong with a configuration, also with the options of its trainer: before a large model is loaded. */
+function configProblems(given: Record<string, unknown>): string[] {
+  const isMisplaced = (key: PropertyKey | undefined) =>
+    typeof key === 'string' && !Object.hasOwn(trainConfigSchema.shape, key) && isTrainerOption(key)
+  const misplaced = Object.keys(given).filter(isMisplaced)
+  const lines = misplaced.map((key) => `${key}: an option of the trainer; write it below "options:"`)
+  const check = (schema: z.ZodType, value: unknown, prefix: string) => {
+    const { error } = schema.safeParse(value, { reportInput: true })
+    if (error === undefined) return
+    for (const { path, message } of problemsOf(error, schema, 'option'))
+      if (prefix !== '' || !isMisplaced(path[0]))
+        lines.push(`${[...(prefix === '' ? [] : [prefix]), ...path].join('.')}: ${message}`)
   }
-  const config = parseOptions(path, trainConfigSchema, given)
-  parseOptions(`${path}, options`, trainers[config.trainer].schema, config.options) // before a large model is loaded
-  const sources = [config.task, config.dataset, config.corpus].filter((source) => source !== undefined)
-  if (sources.length !== 1) {
-    throw new LoopLMError('INVALID_CONFIG', 'needs a task or a dataset, one of them (pretrain and looprpt also take a corpus)', {
-      operation,
-    })
-  }
-  return config
+  check(trainConfigSchema, given, '')
+  const trainer = trainerNames.find((name) => name === given.trainer)
+  const { options = {} } = given
+  if (trainer !== undefined && typeof options === 'object') check(trainers[trainer].schema, options, 'options')
+  const sources = [given.task, given.dataset, given.corpus].filter((source) => source !== undefined)
+  if (sources.length !== 1) lines.push('needs a task or a dataset, one of them (pretrain and looprpt also take a corpus)')
+  return lines
 }
 
 async function readText(path: string): Promise<string> {

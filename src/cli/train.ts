@@ -4,7 +4,10 @@ import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 import type { LoopLMConfigInput } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
-import { formatNumber, Progress } from '../monitor/progress.js'
+import type { Logger, RunFacts } from '../monitor/logger.js'
+import { type LoggerName, loggerNames } from '../monitor/loggers/built-in.js'
+import { loadLogger } from '../monitor/loggers/load.js'
+import { Progress } from '../monitor/progress.js'
 import { type DatasetSource, openRows } from '../rl/dataset-rows.js'
 import type { TrainerEvent } from '../rl/events.js'
 import { trainers } from '../rl/registry.js'
@@ -14,6 +17,7 @@ import type { Task } from '../tasks/task.js'
 import { didYouMean } from '../validation/names.js'
 import { collect, type DeviceFlags, deviceFlags, deviceOptions } from './arguments.js'
 import { exitCodes, interruptedCode, interruptible, print, printJson } from './output.js'
+import { banner, evaluationText, RunSummary } from './run-summary.js'
 import { readTrainConfig, type TrainConfig } from './train-config.js'
 
 interface TrainFlags extends DeviceFlags {
@@ -54,51 +58,58 @@ async function trainOn(flags: TrainFlags): Promise<number> {
 
 /** Trains, and returns the exit code. */
 async function train(path: string, flags: TrainFlags): Promise<number> {
-  const file = await readTrainConfig(path, flags.set ?? [])
-  const config: TrainConfig = { ...file, ...deviceFlags(flags) }
-  if (flags.runDir !== undefined) config.runDir = flags.runDir
-  if (flags.resume !== undefined) config.resume = flags.resume
-  if (config.resume === true && config.runDir === undefined) {
-    throw new LoopLMError(
-      'INVALID_CONFIG',
-      '--resume needs a run folder: give --run-dir, runDir in the file, or the path of a checkpoint',
-    )
-  }
+  const config = await readConfig(path, flags)
   const resources = await openResources(config)
   using model = await openModel(config, resources.tokenizer ?? resources.task?.tokenizer)
   const progress = new Progress(process.stderr)
+  const { runDir } = config
   const options = {
     ...config.options,
     ...resources,
-    ...(config.runDir === undefined ? {} : { runDir: config.runDir }),
+    ...(runDir === undefined ? {} : { runDir }),
     ...(config.resume === undefined ? {} : { resume: config.resume }),
     onWarning: (message: string) => progress.log(`warning: ${message}`),
   }
-  using trainer = trainers[config.trainer].create(model, options)
-  const { resume: _, ...written } = config // `looplm train RUN/config.yaml --resume` goes on
-  let checkpoint: string | undefined
-  let last: TrainerEvent | undefined
+  using trainer = trainers[config.trainer].create(model, {
+    ...options,
+    callbacks: flags.json ? {} : { onRunBegin: ({ facts }: { facts: RunFacts }) => progress.log(banner(trainer, facts)) },
+  })
+  const { resume: _, ...written } = config // `looplm train --resume RUN` goes on
+  const summary = new RunSummary(trainer)
   let reason: unknown
   await interruptible(async (signal) => {
     signal.addEventListener('abort', () => {
       reason = signal.reason
     })
     for await (const event of trainer.run({ signal, config: written })) {
-      last = event
-      if (event.type === 'checkpoint') checkpoint = event.path
+      summary.add(event)
       if (flags.json) printJson(event)
       else show(event, trainer.config.steps, progress)
     }
   })
   progress.end()
-  if (last?.type !== 'done' || !last.aborted) return exitCodes.ok
-  const saved = checkpoint === undefined ? 'nothing was left to save' : `saved ${checkpoint}`
+  const { last } = summary
+  if (last?.type !== 'done' || !last.aborted) {
+    if (!flags.json) print(summary.text())
+    return exitCodes.ok
+  }
+  const saved = summary.checkpoint === undefined ? 'nothing was left to save' : `saved ${summary.checkpoint}`
   const how =
-    config.runDir === undefined
+    runDir === undefined
       ? 'nothing was saved (no run folder)'
-      : `${saved}; continue with: looplm train --resume ${shellWord(config.runDir)}`
+      : `${saved}; continue with: looplm train --resume ${shellWord(runDir)}`
   process.stderr.write(`stopped after step ${last.step}; ${how}\n`)
   return interruptedCode(reason)
+}
+
+/** The configuration of a run, with what the flags say. @throws LoopLMError as {@link readTrainConfig} */
+async function readConfig(path: string, { runDir, resume, set = [], ...flags }: TrainFlags): Promise<TrainConfig> {
+  const config: TrainConfig = { ...(await readTrainConfig(path, set)), ...deviceFlags(flags) }
+  if (runDir !== undefined) config.runDir = runDir
+  if (resume !== undefined) config.resume = resume
+  if (config.resume !== true || config.runDir !== undefined) return config
+  const message = '--resume needs a run folder: give --run-dir, runDir in the file, or the path of a checkpoint'
+  throw new LoopLMError('INVALID_CONFIG', message)
 }
 
 async function openModel(config: TrainConfig, tokenizer: Tokenizer | undefined): Promise<LoopLM> {
@@ -119,6 +130,7 @@ async function openResources(config: TrainConfig) {
     evalCorpus?: string | string[]
     tokenizer?: Tokenizer
     reward?: WeightedReward[]
+    loggers?: (LoggerName | Logger)[]
   } = {}
   if (config.task !== undefined) resources.task = openTask(config.task)
   if (config.evalTasks !== undefined) {
@@ -136,6 +148,7 @@ async function openResources(config: TrainConfig) {
     resources.tokenizer = config.tokenizer === 'bytes' ? Tokenizer.bytes() : await Tokenizer.fromPretrained(config.tokenizer)
   }
   if (config.reward !== undefined) resources.reward = await openRewards(config.reward)
+  if (config.loggers !== undefined) resources.loggers = await Promise.all(config.loggers.map(openLogger))
   return resources
 }
 
@@ -148,19 +161,24 @@ export async function openRewards(rewards: NonNullable<TrainConfig['reward']>): 
   const list = typeof rewards === 'string' ? [{ reward: rewards }] : rewards
   const opened = list.map(async ({ reward, weight = 1 }): Promise<WeightedReward[]> => {
     const known = Object.hasOwn(builtInRewards, reward) ? { [reward]: builtInRewards[reward]! } : undefined
-    const functions = known ?? (await loadRewards(reward).catch(noReward(reward)))
+    const functions = known ?? (await loadRewards(reward).catch(unknownName(reward, 'reward', Object.keys(builtInRewards))))
     return Object.entries(functions).map(([name, reward]) => ({ name, reward, weight }))
   })
   return (await Promise.all(opened)).flat()
 }
 
-/** A name that is neither a built-in reward nor a file. */
-function noReward(reward: string) {
+/** A built-in logger by name, another from its module. */
+async function openLogger(logger: string): Promise<LoggerName | Logger> {
+  const known = loggerNames.find((name) => name === logger)
+  return known ?? (await loadLogger(logger).catch(unknownName(logger, 'logger', loggerNames)))
+}
+
+/** A name that is neither built in nor a file. */
+function unknownName(name: string, what: 'reward' | 'logger', known: readonly string[]) {
   return (error: LoopLMError): never => {
     if (error.code !== 'NOT_FOUND') throw error
-    const names = Object.keys(builtInRewards)
-    const remedy = didYouMean(reward, names, `the built-in rewards are ${names.join(', ')}`)
-    throw new LoopLMError('NOT_FOUND', `no file ${reward}; ${remedy}`, { operation: 'reward', cause: error })
+    const remedy = didYouMean(name, known, `the built-in ${what}s are ${known.join(', ')}`)
+    throw new LoopLMError('NOT_FOUND', `no file ${name}; ${remedy}`, { operation: what, cause: error })
   }
 }
 
@@ -175,32 +193,7 @@ function show(event: TrainerEvent, steps: number, progress: Progress): void {
     case 'checkpoint':
       progress.log(`saved ${event.path}`)
       break
-    case 'done': {
-      progress.end()
-      const { loss, reward } = event.metrics
-      if (loss === undefined && !event.aborted) {
-        const why = event.stoppedEarly
-          ? 'earlyStoppingPatience ran out'
-          : `the run has made its ${event.step} steps; --set steps=… makes more`
-        print(`nothing was left to do: ${why}`)
-        break
-      }
-      const earned = reward === undefined ? '' : `, reward ${formatNumber(reward)}`
-      const why = event.stoppedEarly ? ' (earlyStoppingPatience ran out)' : ''
-      if (!event.aborted) print(`done after ${event.step} steps${why}: loss ${formatNumber(loss ?? 0)}${earned}`)
-    }
   }
-}
-
-function evaluationText(metrics: Readonly<Record<string, number>>): string {
-  const shown = Object.entries(metrics).flatMap(([name, value]) => {
-    const [, where, what] = /^eval\/(.+)\/(reward|accuracy)$/.exec(name) ?? []
-    if (where === undefined) return []
-    const [low, high] = [metrics[`${name}_low`], metrics[`${name}_high`]]
-    const between = low === undefined || high === undefined ? '' : ` (${formatNumber(low)} to ${formatNumber(high)})`
-    return [`${where} ${what === 'reward' ? '' : 'accuracy '}${formatNumber(value)}${between}`]
-  })
-  return shown.join('  ')
 }
 
 /** A word as shells read it. */

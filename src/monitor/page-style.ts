@@ -11,13 +11,13 @@ export const pageStyle = `
 :root {
   color-scheme: light dark;
   --paper: #ffffff; --panel: #f6f8fa; --ink: #1f2328; --soft: #59636e; --faint: #d8dee4; --accent: #0550ae;
-  --good: #1a7f37; --bad: #b42318;
+  --good: #1a7f37; --bad: #b42318; --warn: #8a5a00;
   ${colours(lightColours)}
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #0d1117; --panel: #161b22; --ink: #e6edf3; --soft: #9aa5b1; --faint: #30363d; --accent: #79b8ff;
-    --good: #4ac26b; --bad: #ff8080;
+    --good: #4ac26b; --bad: #ff8080; --warn: #e3b341;
     ${colours(darkColours)}
   }
 }
@@ -31,7 +31,17 @@ h3 { font-size: 1rem; margin: 0 0 0.25rem; }
 a { color: var(--accent); }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; margin: 0; }
 .skip:not(:focus) { position: absolute; left: -100vw; }
-#runs { list-style: none; margin: 0; padding: 0; overflow-wrap: anywhere; }
+#runs { overflow-wrap: anywhere; }
+#runs .scroll { max-height: none; }
+#runs table { font-size: 0.9rem; }
+#runs th, #runs td { text-align: start; vertical-align: top; padding-right: 1.25rem; }
+#runs tbody th { color: var(--soft); font-weight: 400; white-space: nowrap; }
+.constant { color: var(--soft); font-size: 0.85rem; overflow-wrap: anywhere; }
+.constant b { font-weight: 600; }
+.notes td, .notes th { text-align: start; vertical-align: top; }
+.notes th, .notes td:not(.note) { white-space: nowrap; }
+.note { overflow-wrap: anywhere; min-width: 12rem; }
+.note.warning { color: var(--warn); }
 #status { min-height: 1.5em; margin: 0; color: var(--soft); }
 header { padding-bottom: 0.5rem; }
 #status.lost { color: var(--bad); font-weight: 600; }

@@ -1,4 +1,3 @@
-import { stripVTControlCharacters } from 'node:util'
 import pc from 'picocolors'
 
 /** Where a progress line goes; `process.stderr` fits. */
@@ -15,18 +14,19 @@ export interface ProgressState {
   metrics: Readonly<Record<string, number>>
 }
 
+/** From left to right; on a narrow terminal those with the highest number go first. Those without one always stay. */
 const shown = [
-  ['loss', 'loss'],
-  ['reward', 'reward'],
-  ['entropy', 'entropy'],
-  ['exit_loop/mean', 'exit loop'],
-  ['grad_norm', 'grad norm'],
-  ['tokens_per_second', 'tokens/s'],
+  { name: 'reward', label: 'reward' },
+  { name: 'loss', label: 'loss', goes: 1 },
+  { name: 'entropy', label: 'entropy', goes: 3 },
+  { name: 'exit_loop/mean', label: 'exit loop', goes: 4 },
+  { name: 'grad_norm', label: 'grad norm', goes: 5 },
+  { name: 'tokens_per_second', label: 'tokens/s', goes: 2 },
 ] as const
 
 /**
- * A line that shows how a run goes. On a terminal it is redrawn in place; elsewhere one plain line is written every tenth of the
- * run, so that a log stays short.
+ * A line that shows how a run goes. On a terminal it is redrawn in place: step, time left and reward are never cut, the rest as far as
+ * there is room. Elsewhere one plain line is written every tenth of the run, so that a log stays short.
  *
  * @example
  * ```ts
@@ -39,7 +39,7 @@ export class Progress {
   readonly #stream: ProgressStream
   readonly #start = performance.now()
   #firstStep: number | undefined
-  #drawn = false
+  #drawn = 0 // rows on the terminal
 
   constructor(stream: ProgressStream) {
     this.#stream = stream
@@ -50,34 +50,89 @@ export class Progress {
     const { step, steps } = state
     this.#firstStep ??= step - 1
     if (this.#stream.isTTY === true) {
-      this.#stream.write(`\r\x1b[2K${clip(this.#line(state), this.#stream.columns ?? 80)}`)
-      this.#drawn = true
+      this.show(this.#fields(state))
     } else if (step === steps || step % Math.max(1, Math.round(steps / 10)) === 0) {
-      this.#stream.write(`${this.#line(state)}\n`)
+      this.#stream.write(
+        `${this.#fields(state)
+          .map((field) => write(field))
+          .join('  ')}\n`,
+      )
     }
+  }
+
+  /** Draws fields over those that are there, on a terminal alone. */
+  show(fields: readonly ProgressField[]): void {
+    if (this.#stream.isTTY !== true) return
+    const colors = pc.createColors(pc.isColorSupported)
+    const rows = arrange(fields, (this.#stream.columns ?? 80) - 1)
+    const painted = rows.map((row) => row.map((field) => write(field, colors.dim, colors.bold)).join('  '))
+    this.#stream.write(`${this.#over()}${painted.join('\n')}`)
+    this.#drawn = rows.length
   }
 
   /** Writes a line above the progress line. */
   log(text: string): void {
-    this.#stream.write(`${this.#drawn ? '\r\x1b[2K' : ''}${text}\n`)
-    this.#drawn = false
+    this.#stream.write(`${this.#over()}${text}\n`)
+    this.#drawn = 0
   }
 
   /** Ends the line; what is written next starts on a new one. */
   end(): void {
-    if (this.#drawn) this.#stream.write('\n')
-    this.#drawn = false
+    if (this.#drawn > 0) this.#stream.write('\n')
+    this.#drawn = 0
   }
 
-  #line({ step, steps, metrics }: ProgressState): string {
-    const colors = pc.createColors(this.#stream.isTTY === true && pc.isColorSupported)
+  /** Goes back to where the rows that are drawn begin, and erases them. */
+  #over(): string {
+    if (this.#drawn === 0) return ''
+    return `\r${this.#drawn > 1 ? `\x1b[${this.#drawn - 1}A` : ''}\x1b[J`
+  }
+
+  #fields({ step, steps, metrics }: ProgressState): ProgressField[] {
     const seconds = (performance.now() - this.#start) / 1000
     const remaining = (seconds / Math.max(step - (this.#firstStep ?? 0), 1)) * (steps - step)
-    const parts = shown
-      .filter(([name]) => metrics[name] !== undefined)
-      .map(([name, label]) => `${colors.dim(label)} ${formatNumber(metrics[name]!)}`)
-    return [`${colors.bold(`step ${step}/${steps}`)}`, ...parts, `${colors.dim('left')} ${formatDuration(remaining)}`].join('  ')
+    const measured = shown.flatMap(({ name, label, ...rest }): ProgressField[] => {
+      const value = metrics[name]
+      return value === undefined ? [] : [{ label, value: formatNumber(value), ...rest }]
+    })
+    return [
+      { label: 'step', value: `${step}/${steps}`, bold: true },
+      { label: 'left', value: formatDuration(remaining) },
+      ...measured,
+    ]
   }
+}
+
+/** A label with its value. */
+export interface ProgressField {
+  label: string
+  value: string
+  bold?: boolean
+  /** On a narrow terminal fields with the highest number go first; without a number a field stays. */
+  goes?: number
+}
+
+const plain = (text: string) => text
+const write = ({ label, value, bold }: ProgressField, dim = plain, strong = plain) =>
+  bold ? strong(`${label} ${value}`) : label === '' ? value : `${dim(label)} ${value}`
+const width = (fields: readonly ProgressField[]) => fields.map((field) => write(field)).join('  ').length
+
+/** Rows that are no wider than so many characters: the less important fields go, then labels, then what stays is put below each other. */
+function arrange(fields: readonly ProgressField[], columns: number): ProgressField[][] {
+  let left = [...fields]
+  while (width(left) > columns && left.some(({ goes }) => goes !== undefined)) {
+    const last = Math.max(...left.map(({ goes = 0 }) => goes))
+    left = left.filter(({ goes }) => goes !== last)
+  }
+  if (width(left) <= columns) return [left]
+  const rows: ProgressField[][] = []
+  for (const field of left) {
+    const short = width([field]) <= columns ? field : { ...field, label: '', bold: false }
+    const row = rows.at(-1)
+    if (row !== undefined && width([...row, short]) <= columns) row.push(short)
+    else rows.push([short])
+  }
+  return rows
 }
 
 /** Three significant digits; large numbers whole. */
@@ -95,10 +150,4 @@ export function formatDuration(seconds: number): string {
   const minutes = Math.floor(total / 60)
   if (minutes < 60) return `${minutes}m${String(total % 60).padStart(2, '0')}s`
   return `${Math.floor(minutes / 60)}h${String(minutes % 60).padStart(2, '0')}m`
-}
-
-/** Cuts a line to a width, so that it never wraps; a line that is cut loses its colours. */
-function clip(line: string, columns: number): string {
-  const plain = stripVTControlCharacters(line)
-  return plain.length < columns ? line : plain.slice(0, columns - 1)
 }

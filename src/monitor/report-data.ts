@@ -8,6 +8,16 @@ export interface Curve {
   last: number
   min: number
   max: number
+  /** Ends of the interval of every value, where it was measured. */
+  low?: number[]
+  high?: number[]
+}
+
+/** Something that happened in a run and is no metric. */
+export interface ReportNote {
+  type: 'resume' | 'warning'
+  step: number
+  message: string
 }
 
 /** Completions of one prompt at one step, with their rewards. */
@@ -26,8 +36,13 @@ export interface RunData {
   steps: number | null
   /** config.yaml as it stands. */
   config: string
-  /** Its fields by name, `options.steps` for example. */
+  /** Its fields by name, `options.steps` for example; with all defaults where the run has written run.json. */
   options: Record<string, string>
+  /** What run.json says of the model and the data. */
+  facts: { parameters: number; trained: number; device: string; dtype: string; data: string } | null
+  /** Seconds between the first line and the last, pauses before resumes left out; null: lines without a time. */
+  seconds: number | null
+  notes: ReportNote[]
   curves: Record<string, Curve>
   completions: { step: number; groups: CompletionGroup[] }[]
   /** Steps that are averaged into one point of a curve; 1: none are. */

@@ -126,7 +126,7 @@ export function reportPage(data: ReportData): string {
 <a class="skip" href="#charts">Skip to the charts</a>
 <header>
 <h1>${escapeHtml(heading)}</h1>
-<ul id="runs"></ul>
+<div id="runs"></div>
 ${data.live ? '<p id="status" role="status"></p>\n' : ''}<noscript><p>The charts are drawn by a script of this page, which is switched off. The numbers are in metrics.jsonl.</p></noscript>
 </header>
 <section class="bar" aria-label="View"><div>
@@ -141,6 +141,10 @@ ${data.live ? '<p id="status" role="status"></p>\n' : ''}<noscript><p>The charts
 <h2 id="completions-title">Sample completions</h2>
 <label>Step <input id="completion-step" type="range" min="0" max="0" step="1" value="0"> <output id="completion-step-value" for="completion-step"></output></label>
 <div id="completion-groups"></div>
+</section>
+<section id="notes" aria-labelledby="notes-title">
+<h2 id="notes-title">Resumes and warnings</h2>
+<div id="notes-table"></div>
 </section>
 <section id="summary" aria-labelledby="summary-title">
 <h2 id="summary-title">All metrics</h2>

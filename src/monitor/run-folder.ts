@@ -5,58 +5,38 @@ import { createInterface } from 'node:readline'
 import { stringify } from 'yaml'
 import { fileError, LoopLMError } from '../errors.js'
 import { exists, replaceFile } from '../files/write.js'
-import { eventFileHead, scalarEvent } from './tensorboard.js'
 
-/** A line of metrics.jsonl or completions.jsonl. */
-export interface RunRecord {
-  step: number
-  [field: string]: unknown
-}
+/** The files of a run's folder that grow by lines, each with its `step`. */
+export const files = { metrics: 'metrics.jsonl', completions: 'completions.jsonl', notes: 'notes.jsonl' } as const
 
-/** The files of a run's folder that grow by lines. */
-export const files = { metrics: 'metrics.jsonl', completions: 'completions.jsonl' } as const
-
-/**
- * The record of a run: metrics.jsonl (the truth), the same numbers for TensorBoard, completions.jsonl and config.yaml in one folder.
- * Every line is written at once, so that a crash loses none.
- */
+/** A run's folder: config.yaml, checkpoints, and what loggers write. Where it vanishes, it is made again. */
 export class RunFolder {
   readonly path: string
   readonly #config: string
   readonly #warn: (message: string) => void
-  readonly #firstStep: number
-  /** A new one whenever the run is opened: what a crash cut off stays behind. */
-  readonly #events = `events.out.tfevents.${Math.floor(Date.now() / 1000)}.looplm.${process.pid}`
 
-  private constructor(path: string, config: string, step: number, warn: (message: string) => void) {
+  private constructor(path: string, config: string, warn: (message: string) => void) {
     this.path = path
     this.#config = config
-    this.#firstStep = step + 1
     this.#warn = warn
   }
 
   /**
-   * Opens a run's folder. A resumed run drops the lines of later steps than its checkpoint, and what a crash has damaged.
+   * Opens a run's folder.
    *
    * @param path created when it does not exist
    * @param options.config written to config.yaml unless that exists; with `options.replace` in any case
-   * @param options.step lines up to this step stay; -1 begins a new run
    * @param options.warn receives what the user should know
    * @throws LoopLMError INVALID_FILE when the folder cannot be written, before anything is trained
    */
   static async open(
     path: string,
-    options: { config: Record<string, unknown>; replace?: boolean; step: number; warn?: (message: string) => void },
+    options: { config: Record<string, unknown>; replace?: boolean; warn?: (message: string) => void },
   ): Promise<RunFolder> {
-    const { step, replace = false, warn = () => {} } = options
-    const folder = new RunFolder(path, stringify(options.config), step, warn)
+    const { replace = false, warn = () => {} } = options
+    const folder = new RunFolder(path, stringify(options.config), warn)
     await requireFiles(path)
     await folder.#create(replace)
-    for (const name of Object.values(files)) {
-      const damaged = await truncate(join(path, name), step)
-      if (damaged > 0) warn(`${join(path, name)}: dropped ${damaged} damaged ${damaged === 1 ? 'line' : 'lines'}`)
-    }
-    await folder.#append(files.metrics, '') // a folder that cannot be written is refused before the first step
     return folder
   }
 
@@ -82,28 +62,43 @@ export class RunFolder {
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'run' })
   }
 
-  /** Appends a line with its time of day to metrics.jsonl, and its numbers to the event file. */
-  async metrics(record: RunRecord): Promise<void> {
-    const now = new Date()
-    const { step, type, ...fields } = record
-    await this.#append(files.metrics, `${JSON.stringify({ type, step, time: now.toISOString(), ...fields })}\n`)
-    const numbers = Object.entries(fields).filter((entry): entry is [string, number] => typeof entry[1] === 'number')
-    const seconds = now.getTime() / 1000
-    await this.#append(
-      this.#events,
-      scalarEvent(step, Object.fromEntries(numbers), seconds),
-      eventFileHead(this.#firstStep, seconds),
-    )
+  /** Where a file of the folder lies. */
+  pathOf(name: string): string {
+    return join(this.path, name)
   }
 
-  /** Appends lines to completions.jsonl. */
-  async completions(records: readonly RunRecord[]): Promise<void> {
-    await this.#append(files.completions, records.map((record) => `${JSON.stringify(record)}\n`).join(''))
+  /** Keeps the lines of a file up to a step; returns how many lines were damaged, apart from half a line that a crash left at its end. */
+  keep(name: string, step: number): Promise<number> {
+    return truncate(this.pathOf(name), step)
   }
 
-  /** Waits until what was appended is on the disk, so that no checkpoint is newer than its metrics. */
-  async sync(): Promise<void> {
-    for (const name of Object.values(files)) await syncFile(join(this.path, name))
+  /** Replaces a whole file. */
+  replace(name: string, text: string): Promise<void> {
+    return replaceFile(this.pathOf(name), text, 'run')
+  }
+
+  /** Waits until what was appended to files is on the disk, so that no checkpoint is newer than its metrics. */
+  async sync(names: readonly string[]): Promise<void> {
+    for (const name of names) await syncFile(this.pathOf(name))
+  }
+
+  /**
+   * Appends all of a text or, on a full disk, nothing.
+   *
+   * @param head what an empty file begins with
+   */
+  async append(name: string, text: string | Uint8Array, head?: Uint8Array): Promise<void> {
+    const path = this.pathOf(name)
+    try {
+      await appendWhole(path, text, head).catch(async (error) => {
+        if (error.code !== 'ENOENT') throw error
+        await this.#create(false)
+        this.#warn(`the run folder ${this.path} has vanished and was made again; what it held is lost`)
+        await appendWhole(path, text, head)
+      })
+    } catch (cause) {
+      throw fileError(cause, 'write', path, 'run')
+    }
   }
 
   /** The folder and its config.yaml, where they do not exist or the latter is to be replaced. */
@@ -114,20 +109,6 @@ export class RunFolder {
       if (replace || !(await exists(path))) await replaceFile(path, this.#config, 'run')
     } catch (cause) {
       throw fileError(cause, 'write', this.path, 'run')
-    }
-  }
-
-  async #append(name: string, text: string | Uint8Array, head?: Uint8Array): Promise<void> {
-    const path = join(this.path, name)
-    try {
-      await appendWhole(path, text, head).catch(async (error) => {
-        if (error.code !== 'ENOENT') throw error
-        await this.#create(false)
-        this.#warn(`the run folder ${this.path} has vanished and was made again; what it held is lost`)
-        await appendWhole(path, text, head)
-      })
-    } catch (cause) {
-      throw fileError(cause, 'write', path, 'run')
     }
   }
 }
@@ -160,7 +141,6 @@ async function requireFiles(path: string): Promise<void> {
   }
 }
 
-/** Keeps the lines up to a step; returns how many lines were no record, apart from half a line that a crash left at the end. */
 async function truncate(path: string, step: number): Promise<number> {
   if ((await stat(path).catch(() => undefined)) === undefined) return 0
   let damaged = 0
@@ -185,7 +165,7 @@ async function truncate(path: string, step: number): Promise<number> {
 function stepOf(line: string): number | undefined {
   try {
     const record: unknown = JSON.parse(line)
-    const step = (record as RunRecord | null)?.step
+    const step = (record as { step?: unknown } | null)?.step
     return typeof step === 'number' ? step : undefined
   } catch {
     return undefined

@@ -4,7 +4,7 @@ import { basename, join, resolve } from 'node:path'
 import { parseYaml, yamlValue } from '../data/yaml.js'
 import { LoopLMError } from '../errors.js'
 import { readText } from '../files/read.js'
-import type { CompletionGroup, Curve, RunData } from './report-data.js'
+import type { CompletionGroup, Curve, ReportNote, RunData } from './report-data.js'
 import { files } from './run-folder.js'
 
 const limits = {
@@ -13,6 +13,7 @@ const limits = {
   text: 4000, // characters of a prompt or a completion
   names: 500, // different metrics
   config: 2 ** 18, // bytes
+  notes: 200,
   line: 2 ** 24, // bytes
 }
 
@@ -30,20 +31,26 @@ export class RunReader {
   readonly path: string
   readonly #metrics: LineFile
   readonly #completions: LineFile
+  readonly #noted: LineFile
   #series = new Map<string, { steps: number[]; values: number[] }>()
   #samples = new Map<number, CompletionGroup[]>()
   #step = 0
+  #notes: ReportNote[] = []
+  /** Times of day, in milliseconds, at which the run began or went on, and of its lines. */
+  #begins: number[] = []
+  #times: number[] = []
 
   /** @param path the run's folder; it may be empty still, but must exist when {@link RunReader.read} is called */
   constructor(path: string) {
     this.path = resolve(path)
     this.#metrics = new LineFile(join(this.path, files.metrics))
     this.#completions = new LineFile(join(this.path, files.completions))
+    this.#noted = new LineFile(join(this.path, files.notes))
   }
 
   /** A text that changes when the run's files do. */
   async version(): Promise<string> {
-    const names = [files.metrics, files.completions, 'config.yaml']
+    const names = [...Object.values(files), 'config.yaml', 'run.json']
     const parts = names.map((name) =>
       stat(join(this.path, name)).then(
         ({ ino, size, mtimeMs }) => `${ino}-${size}-${mtimeMs}`,
@@ -63,6 +70,7 @@ export class RunReader {
       () => {
         this.#series = new Map()
         this.#step = 0
+        this.#times = []
       },
       (record) => this.#addMetrics(record),
     )
@@ -72,16 +80,23 @@ export class RunReader {
       },
       (record) => this.#addCompletion(record),
     )
-    const config = await readConfig(join(this.path, 'config.yaml'))
+    await this.#noted.read(
+      () => {
+        this.#notes = []
+        this.#begins = []
+      },
+      (record) => this.#addNote(record),
+    )
+    const config = await readConfig(this.path)
     const strideOf = (steps: readonly number[]) => Math.max(1, Math.ceil(steps.length / limits.points))
     const stepsPerPoint = [...this.#series.values()].reduce((most, { steps }) => Math.max(most, strideOf(steps)), 1)
     return {
       name: basename(this.path),
       step: this.#step,
       ...config,
-      curves: Object.fromEntries(
-        [...this.#series].map(([name, { steps, values }]) => [name, curve(steps, values, strideOf(steps))]),
-      ),
+      curves: withIntervals([...this.#series].map(([name, { steps, values }]) => [name, curve(steps, values, strideOf(steps))])),
+      seconds: elapsed(this.#begins, this.#times),
+      notes: this.#notes,
       completions: spread([...this.#samples.keys()].sort((a, b) => a - b)).map((step) => ({
         step,
         groups: this.#samples.get(step)!,
@@ -94,6 +109,8 @@ export class RunReader {
     const { step } = record
     if (!isStep(step)) return
     this.#step = Math.max(this.#step, step)
+    const time = timeOf(record)
+    if (time !== undefined) this.#times.push(time)
     for (const [name, value] of Object.entries(record)) {
       if (name === 'step' || typeof value !== 'number') continue
       const known = this.#series.get(name)
@@ -104,6 +121,15 @@ export class RunReader {
       series.steps.push(step)
       series.values.push(value)
     }
+  }
+
+  #addNote(record: Record<string, unknown>): void {
+    const { type, step, message = '' } = record
+    if (!isStep(step) || typeof message !== 'string') return
+    const time = timeOf(record)
+    if ((type === 'begin' || type === 'resume') && time !== undefined) this.#begins.push(time)
+    if ((type !== 'resume' && type !== 'warning') || this.#notes.length >= limits.notes) return
+    this.#notes.push({ type, step, message: shorten(message) })
   }
 
   #addCompletion({ step, prompt, completion, answer, reward, rewards }: Record<string, unknown>): void {
@@ -189,16 +215,25 @@ function parseLine(bytes: Buffer): Record<string, unknown> | undefined {
   }
 }
 
-async function readConfig(path: string): Promise<Pick<RunData, 'config' | 'options' | 'trainer' | 'steps'>> {
+async function readConfig(folder: string): Promise<Pick<RunData, 'config' | 'options' | 'trainer' | 'steps' | 'facts'>> {
+  const path = join(folder, 'config.yaml')
   const config = await readText(path, limits.config).catch(() => '')
-  let options: Record<string, string> = {}
-  try {
-    options = Object.fromEntries(flatten('', yamlValue(parseYaml(config, path), path)))
-  } catch {
-    // half written, or no YAML: shown as it is
+  const parsed = (parse: () => unknown): [name: string, text: string][] => {
+    try {
+      return flatten('', parse())
+    } catch {
+      return [] // half written, or none
+    }
   }
-  const steps = Number(options['options.steps'] ?? options.steps)
-  return { config, options, trainer: options.trainer ?? null, steps: Number.isSafeInteger(steps) ? steps : null }
+  const run = await readText(join(folder, 'run.json'), limits.config).catch(() => '')
+  const options = Object.fromEntries(parsed(() => yamlValue(parseYaml(config, path), path)))
+  const described = Object.fromEntries(parsed(() => JSON.parse(run)))
+  const { parameters, trained, device = '', dtype = '', data = '', loops: _, rows: __, ...defaults } = described
+  const facts =
+    parameters === undefined ? null : { parameters: Number(parameters), trained: Number(trained), device, dtype, data }
+  const known = facts === null ? options : defaults
+  const steps = Number(known['options.steps'] ?? known.steps)
+  return { config, options: known, trainer: known.trainer ?? null, steps: Number.isSafeInteger(steps) ? steps : null, facts }
 }
 
 /** The leaves of nested fields by their path; lists are leaves. */
@@ -225,6 +260,36 @@ function curve(steps: readonly number[], values: readonly number[], stride: numb
     drawn.values.push(sum / (end - start))
   }
   return drawn
+}
+
+/** Curves of lower and upper ends go to the curve whose interval they are. */
+function withIntervals(curves: readonly [name: string, curve: Curve][]): Record<string, Curve> {
+  const all = new Map(curves)
+  for (const [name, main] of curves) {
+    const [low, high] = [all.get(`${name}_low`), all.get(`${name}_high`)]
+    if (low?.steps.length !== main.steps.length || high?.steps.length !== main.steps.length) continue
+    all.delete(`${name}_low`)
+    all.delete(`${name}_high`)
+    all.set(name, { ...main, low: low.values, high: high.values })
+  }
+  return Object.fromEntries(all)
+}
+
+/** Seconds from each beginning to the last line before the next one. */
+function elapsed(begins: readonly number[], times: readonly number[]): number | null {
+  const first = times[0]
+  if (first === undefined) return null
+  const starts = begins.length === 0 ? [first] : begins
+  const parts = starts.map((start, i) => {
+    const lines = times.filter((time) => time >= start && time < (starts[i + 1] ?? Number.POSITIVE_INFINITY))
+    return Math.max(0, (lines.at(-1) ?? start) - start)
+  })
+  return parts.reduce((sum, part) => sum + part, 0) / 1000
+}
+
+function timeOf({ time }: Record<string, unknown>): number | undefined {
+  const parsed = typeof time === 'string' ? Date.parse(time) : Number.NaN
+  return Number.isFinite(parsed) ? parsed : undefined
 }
 
 /** The first, the last and evenly spread ones between them. */

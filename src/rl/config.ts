@@ -4,11 +4,15 @@ import type { Tokenizer } from '../data/tokenizer.js'
 import { maxLoops } from '../model/config.js'
 import { type ExitRule, exitRuleNames, readExit } from '../model/exit-rules.js'
 import { LoopLM } from '../model/model.js'
+import type { Logger } from '../monitor/logger.js'
+import { loggerNames } from '../monitor/loggers/built-in.js'
 import type { Task } from '../tasks/task.js'
+import { describe as described } from '../validation/arguments.js'
+import { didYouMean } from '../validation/names.js'
 import { alsoCalled } from '../validation/schema.js'
+import { callbackNames, type TrainerCallbacks } from './callbacks.js'
 import type { DatasetSource } from './dataset-rows.js'
 import type { Environment } from './environment.js'
-import type { TrainerEvent } from './events.js'
 import type { OwnObjective } from './objective/custom-objective.js'
 import { type RecipeName, recipes } from './objective/recipes.js'
 import { normalizer, objectiveSchema } from './objective/schema.js'
@@ -385,8 +389,23 @@ export const resources = {
     .optional()
     .describe('Further tasks whose held-out problems are answered at each evaluation, by the name that their metrics get.'),
   tokenizer: object<Tokenizer>('a Tokenizer', 'encode').describe('Tokenizer of a `dataset`; default the one of the model.'),
-  onStep: callback().describe('Called after every step, awaited.'),
-  onEval: callback().describe('Called after every evaluation, awaited.'),
+  callbacks: z
+    .custom<TrainerCallbacks>(isObject, 'must be an object with functions such as onStep')
+    .superRefine(checkCallbacks)
+    .optional()
+    .describe('Functions that the run calls: `onRunBegin`, `onRollouts`, `onStep`, `onEvaluate`, `onLog`, `onSave`, `onRunEnd`.'),
+  loggers: z
+    .array(
+      z.union(
+        [z.enum(loggerNames), z.custom<Logger>((value) => isObject(value) && typeof (value as Logger).log === 'function')],
+        `must be ${loggerNames.join(', ')}, or a logger: an object with a function log(step, metrics)`,
+      ),
+    )
+    .readonly()
+    .optional()
+    .describe(
+      'What records the run, in this order: built-in loggers by name, and loggers of your own. Default all built-in ones (`jsonl`, `tensorboard`, `report`) where there is a `runDir`; an empty list records nothing.',
+    ),
   onWarning: fn<(message: string) => void>().describe('Receives warnings; default `process.emitWarning`.'),
 }
 
@@ -475,6 +494,8 @@ interface RunOptions {
   saveBest?: unknown
   loadBestModelAtEnd: boolean
   earlyStoppingPatience?: unknown
+  runDir?: unknown
+  loggers?: unknown
   promptsPerStep?: number
   groupSize?: number
   gradientAccumulation?: number
@@ -519,6 +540,10 @@ function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
   if (metric !== undefined && options.evalEvery === 0) {
     refuse('metricForBestModel', 'needs evalEvery, the steps between evaluations; it is 0 (never)')
   }
+  const named = Array.isArray(options.loggers) ? options.loggers.filter((logger) => typeof logger === 'string') : []
+  if (named.length > 0 && options.runDir === undefined)
+    refuse('loggers', `${named.join(', ')} write into a run folder: give runDir`)
+  if (named.includes('report') && !named.includes('jsonl')) refuse('loggers', 'report is made of what jsonl writes: add jsonl')
   const { promptsPerStep = 1, groupSize = 1, gradientAccumulation = 1 } = options
   const completions = promptsPerStep * groupSize * gradientAccumulation
   if (groupSize > mostInGroup) {
@@ -780,6 +805,20 @@ function fn<T>() {
   return z.custom<T>((value) => typeof value === 'function', 'must be a function').optional()
 }
 
-function callback() {
-  return fn<(event: TrainerEvent) => void | Promise<void>>()
+function isObject(value: unknown): boolean {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+/** Refuses a misspelt callback, which would never be called. */
+function checkCallbacks(callbacks: TrainerCallbacks, context: z.RefinementCtx): void {
+  const refuse = (name: string, message: string) => context.addIssue({ code: 'custom', path: [name], message })
+  for (const name of Object.keys(callbacks ?? {})) {
+    const known = callbackNames.find((other) => other === name)
+    if (known === undefined && /^on[A-Z_]/.test(name)) {
+      const remedy = didYouMean(name, callbackNames, `the callbacks are ${callbackNames.join(', ')}`)
+      refuse(name, `unknown callback; ${remedy}`)
+    }
+    const value = known && callbacks[known]
+    if (value !== undefined && typeof value !== 'function') refuse(name, `must be a function, got ${described(value)}`)
+  }
 }

@@ -6,11 +6,13 @@ import type { LoRAModule } from '../model/adapter.js'
 import type { ExitRule } from '../model/exit-rules.js'
 import type { LoopLM } from '../model/model.js'
 import type { BackwardLoops, LoopWeights, Recompute, Surrogate } from '../model/types.js'
+import type { Logger } from '../monitor/logger.js'
+import type { LoggerName } from '../monitor/loggers/built-in.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
+import type { TrainerCallbacks } from './callbacks.js'
 import type { DatasetSource } from './dataset-rows.js'
 import type { Environment } from './environment.js'
-import type { TrainerEvent } from './events.js'
 import type { OwnObjective } from './objective/custom-objective.js'
 import type { RecipeName } from './objective/recipes.js'
 import type { Normalizer, Objective, ObjectiveInput } from './objective/schema.js'
@@ -19,8 +21,6 @@ import type { Tool } from './tools.js'
 
 /** A reward function, several with names and weights, or several by name. */
 export type Rewards = RewardFunction | readonly WeightedReward[] | Readonly<Record<string, RewardFunction>>
-
-type EventCallback = (event: TrainerEvent) => void | Promise<void>
 
 /** The run: how long, which seed, what is saved and evaluated. */
 export interface RunConfig {
@@ -168,10 +168,13 @@ export interface Resources {
   evalTasks?: Record<string, Task> | undefined
   /** Tokenizer of a `dataset`; default the one of the model. */
   tokenizer?: Tokenizer | undefined
-  /** Called after every step, awaited. */
-  onStep?: EventCallback | undefined
-  /** Called after every evaluation, awaited. */
-  onEval?: EventCallback | undefined
+  /** Functions that the run calls: `onRunBegin`, `onRollouts`, `onStep`, `onEvaluate`, `onLog`, `onSave`, `onRunEnd`. */
+  callbacks?: TrainerCallbacks | undefined
+  /**
+   * What records the run, in this order: built-in loggers by name, and loggers of your own. Default all built-in ones
+   * (`jsonl`, `tensorboard`, `report`) where there is a `runDir`; an empty list records nothing.
+   */
+  loggers?: readonly (LoggerName | Logger)[] | undefined
   /** Receives warnings; default `process.emitWarning`. */
   onWarning?: ((message: string) => void) | undefined
 }

@@ -143,6 +143,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     if (several) this.#explainUncorrected(objective)
     const { rounds, ...sampled } = await this.#sample(source, objective, maxNewTokens, signal)
     const { rollouts, cost } = sampled
+    await this.rolloutsMade(rollouts)
     const metrics = rolloutMetrics(sampled)
     if (objective.filter.resample > 0) {
       metrics['sampling/rounds'] = rounds

@@ -88,7 +88,7 @@ export class RunCheckpoints {
   /** @throws LoopLMError INVALID_ARGUMENT where a run begins in the folder of another */
   async checkFolder(found: FoundCheckpoint | undefined): Promise<void> {
     const { runDir, resume } = this.#parts.config
-    if (found !== undefined || runDir === undefined || resume !== false || !this.#begins) return
+    if (found !== undefined || runDir === undefined || resume !== false || !this.begins) return
     await this.#parts.ranks.first('run folder', () => RunFolder.requireNew(runDir))
   }
 
@@ -144,8 +144,7 @@ export class RunCheckpoints {
   async #openFolder(runDir: string, given: Record<string, unknown> | undefined): Promise<RunFolder> {
     const { name, config, position, warn } = this.#parts
     const written = given ?? { trainer: name, ...plainConfig(config) }
-    const step = this.#begins ? -1 : position.step
-    const folder = await RunFolder.open(runDir, { config: written, replace: given !== undefined, step, warn })
+    const folder = await RunFolder.open(runDir, { config: written, replace: given !== undefined, warn })
     const aside = await setAside(runDir, position.step)
     if (aside.length > 0) {
       const names = aside.map((step) => `step-${step}`).join(', ')
@@ -158,8 +157,9 @@ export class RunCheckpoints {
    * Writes the checkpoint of the current step and returns its path: the first process the folder, each its share of the optimizer.
    *
    * @param folder of the first process
+   * @param flush waits there until no metric is lost, so that no checkpoint is newer than its metrics
    */
-  async save(folder: RunFolder | undefined, data: DataDescription): Promise<string> {
+  async save(folder: RunFolder | undefined, data: DataDescription, flush: () => Promise<void>): Promise<string> {
     const { ranks, optimizer } = this.#parts
     const saveOptimizer = async (folder: () => string) => {
       const to = await ranks.first('checkpoint folder', folder)
@@ -172,7 +172,7 @@ export class RunCheckpoints {
         asked = true
         return saveOptimizer(() => to)
       }
-      return this.#save(folder, data, part).catch(async (cause: unknown) => {
+      return this.#save(folder.path, data, part, flush).catch(async (cause: unknown) => {
         const failed = () => {
           throw cause
         }
@@ -183,7 +183,12 @@ export class RunCheckpoints {
     return paths[0] as string
   }
 
-  async #save(folder: RunFolder, { fingerprint, description }: DataDescription, saveOptimizer: FolderPart): Promise<string> {
+  async #save(
+    folder: string,
+    { fingerprint, description }: DataDescription,
+    saveOptimizer: FolderPart,
+    flush: () => Promise<void>,
+  ): Promise<string> {
     const { name, model, config, position, selection, extra } = this.#parts
     const parts: FolderPart[] = [
       (to) => saveTrained(model, to),
@@ -196,10 +201,10 @@ export class RunCheckpoints {
     const data = { fingerprint, description }
     const state = { trainer: name, ...position, data, ...selection.state, config: plainConfig(config) }
     try {
-      await folder.sync()
-      return await saveCheckpoint(folder.path, state, parts, config.keepCheckpoints)
+      await flush()
+      return await saveCheckpoint(folder, state, parts, config.keepCheckpoints)
     } catch (cause) {
-      const newest = await newestCheckpoint(folder.path).catch(() => undefined)
+      const newest = await newestCheckpoint(folder).catch(() => undefined)
       const left = newest === undefined ? 'the run has no checkpoint yet' : `the newest checkpoint is ${newest}`
       const { code, message } = toLoopLMError(cause)
       throw new LoopLMError(code, `${message}; ${left}`, { cause })
@@ -223,7 +228,7 @@ export class RunCheckpoints {
   }
 
   /** Whether nothing of the run was made or evaluated yet. */
-  get #begins(): boolean {
+  get begins(): boolean {
     return this.#parts.position.step === 0 && this.#parts.selection.state.evaluated < 0
   }
 

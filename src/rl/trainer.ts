@@ -14,6 +14,7 @@ import { Advice } from './advice.js'
 import type { Answerer } from './answerer.js'
 import { BestCheckpoints } from './best-checkpoint.js'
 import { checkpointPath } from './checkpoint.js'
+import { plainConfig } from './config.js'
 import { type DataDescription, describeProblems } from './data.js'
 import { type Evaluation, evaluationMetrics } from './evaluate.js'
 import { type Asked, checkAsked, Evaluations } from './evaluations.js'
@@ -27,9 +28,9 @@ import { OngoingRun } from './ongoing-run.js'
 import type { TrainerConfig } from './options.js'
 import { openProblems, type ProblemSource } from './problems.js'
 import { Ranks } from './ranks.js'
-import type { Problem } from './rollout-record.js'
+import type { Problem, Rollout } from './rollout-record.js'
 import { RunCheckpoints } from './run-checkpoints.js'
-import { memoryMetrics, RunLog } from './run-log.js'
+import { memoryMetrics, RunLog, runFacts } from './run-log.js'
 import { countSteps } from './schedule.js'
 import { StepClock } from './step-clock.js'
 import { type LogicalBatch, type Portion, type Position, type StepWork, Updates } from './updates.js'
@@ -57,6 +58,7 @@ interface OpenRun {
   data: DataDescription
   folder: RunFolder | undefined
   log: RunLog
+  begin(): Promise<void>
   /** Step of the newest checkpoint of the folder; -1: none. */
   saved: number
 }
@@ -87,6 +89,7 @@ export abstract class Trainer<
   readonly #checkpoints: RunCheckpoints
   readonly #ongoing = new OngoingRun()
   #problems: ProblemSource | undefined
+  #log: RunLog | undefined // of the run that is under way
 
   constructor(name: string, model: LoopLM, config: Config) {
     checkInstance(model, 'model', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', new.target.name)
@@ -147,7 +150,7 @@ export abstract class Trainer<
   async update(batch: Batch, options: UpdateOptions = {}): Promise<UpdateMetrics> {
     const operation = `${this.constructor.name}.update`
     checkOptions(options, { onInputVectors: true }, operation)
-    const taken = this.#take(batch, operation)
+    const taken = readable(this.take(batch, operation), this.model, operation)
     return exclusively(this.model, operation, async () => {
       const clock = new StepClock(this.ranks)
       await this.#adapt()
@@ -155,7 +158,7 @@ export abstract class Trainer<
       const { portion, metrics } = await this.prepare(taken, operation)
       const work = { portions: [portion], metrics, tokens: portion.tokens, completions: [], logged: 0 }
       const made = await this.#updates.make(work, clock)
-      options.onInputVectors?.(await this.#vectorGradients(taken, portion.loss, operation))
+      options.onInputVectors?.(await vectorGradients(this.model, this.ranks, taken, portion.loss, operation))
       return made
     })
   }
@@ -171,12 +174,12 @@ export abstract class Trainer<
    */
   async gradients(batch: Batch): Promise<{ loss: number; gradients: Map<string, RealArray>; inputVectors: RealArray[] }> {
     const operation = `${this.constructor.name}.gradients`
-    const taken = this.#take(batch, operation)
+    const taken = readable(this.take(batch, operation), this.model, operation)
     return exclusively(this.model, operation, async () => {
       await this.#adapt()
       const { portion } = await this.prepare(taken, operation)
       const found = await this.#updates.gradients(portion, operation)
-      return { ...found, inputVectors: await this.#vectorGradients(taken, portion.loss, operation) }
+      return { ...found, inputVectors: await vectorGradients(this.model, this.ranks, taken, portion.loss, operation) }
     })
   }
 
@@ -202,17 +205,15 @@ export abstract class Trainer<
 
   async *#run({ signal, config }: RunOptions): AsyncGenerator<TrainerEvent, void, undefined> {
     const run = await this.#open(signal, config)
-    const { steps, onStep, onEval } = this.config
+    const { steps } = this.config
     let metrics: Metrics = {}
+    let error: { cause: unknown } | undefined
     let left = true // the caller has left the loop over the events
     try {
+      await run.begin()
       for (;;) {
         const evaluation = this.#evaluations.isDue(this.step) ? await this.#evaluateStep(run, signal) : undefined
-        if (evaluation !== undefined) {
-          const event: TrainerEvent = { type: 'eval', step: this.step, metrics: evaluation }
-          await onEval?.(event)
-          yield event
-        }
+        if (evaluation !== undefined) yield { type: 'eval', step: this.step, metrics: evaluation }
         const aborted = await this.ranks.any('step', signal?.aborted === true)
         const ends = this.step >= steps || aborted || this.#selection.exhausted
         const path = await this.#save(run, ends)
@@ -221,25 +222,23 @@ export abstract class Trainer<
         const made = await this.#runStep(run, signal)
         if (made === undefined) continue
         metrics = made.metrics
-        const event: TrainerEvent = { type: 'step', step: this.step, ...made }
-        await onStep?.(event)
-        yield event
+        yield { type: 'step', step: this.step, ...made }
       }
       left = false
-    } catch (error) {
+      await this.#loadBest()
+    } catch (cause) {
       left = false
-      throw error
+      error = { cause }
+      throw cause
     } finally {
-      if (left) await this.#save(run, true)
-      await run.log.finish((message) => this.warn(message))
+      const fail = async (cause: unknown) => {
+        await this.#end(run, metrics, { cause })
+        throw cause
+      }
+      if (left) await this.#save(run, true).catch(fail)
+      await this.#end(run, metrics, error)
     }
-    const stoppedEarly = this.step < steps && this.#selection.exhausted
-    const aborted = this.step < steps && !stoppedEarly
-    if (!aborted) {
-      const loaded = await this.#exclusively(() => this.#checkpoints.loadBest())
-      this.advice.fallen(this.#selection.falls(), loaded)
-    }
-    yield { type: 'done', step: this.step, metrics, aborted, stoppedEarly }
+    yield { type: 'done', step: this.step, metrics, ...this.#how }
   }
 
   /**
@@ -335,42 +334,27 @@ export abstract class Trainer<
     return this.problems
   }
 
+  /** Tells `onRollouts` what a step is about to be trained on. */
+  protected async rolloutsMade(rollouts: readonly Rollout[]): Promise<void> {
+    await this.#log?.rollouts(rollouts)
+  }
+
   /** Tells the user something that is no error. */
   protected warn(message: string): void {
     if (!this.ranks.leads) return
     const { onWarning } = this.config
+    this.#log?.warned(message)
     if (onWarning === undefined) process.emitWarning(message, { type: 'LoopLMWarning' })
     else onWarning(message)
-  }
-
-  /** By sequence of a batch, those of all processes; what has no gradient has zeros. */
-  async #vectorGradients({ sequences, inputVectors }: Batch, loss: Loss | undefined, operation: string): Promise<RealArray[]> {
-    const Reals = this.model.device === 'reference' ? Float64Array : Float32Array
-    const all: RealArray[] = sequences.map((_, i) => new Reals(inputVectors?.[i]?.values.length ?? 0))
-    for (const [k, gradient] of (loss?.vectorGradients ?? []).entries()) all[loss!.rows?.[k] ?? k] = gradient
-    if (inputVectors === undefined) return all
-    const named = new Map(all.map((gradient, i) => [`inputVectors[${i}]`, gradient]))
-    return [...(await this.ranks.sumOfArrays(operation, named)).values()]
-  }
-
-  /** A copy of a caller's batch whose sequences the model can read. */
-  #take(batch: Batch, operation: string): Batch {
-    const taken = this.take(batch, operation)
-    const most = this.model.config.max_position_embeddings
-    for (const [i, { length }] of taken.sequences.entries()) {
-      const problem = positionProblem(`sequences[${i}]`, length, most)
-      if (problem !== undefined) throw new LoopLMError('INVALID_ARGUMENT', problem, { operation })
-    }
-    return taken
   }
 
   /** Evaluates and records; undefined when it was aborted, in which case a resumed run does it again. */
   async #evaluateStep({ data, log }: OpenRun, signal: AbortSignal | undefined): Promise<Metrics | undefined> {
     const { step } = this
     const evaluate = () => this.#evaluations.evaluate(step, () => this.evaluateData(signal), data.tokenizer, signal)
-    const metrics = await this.#unlessAborted(signal, evaluate)
+    const metrics = await unlessAborted(this.ranks, signal, evaluate)
     if (metrics === undefined) return undefined
-    await this.ranks.first('log', () => log.evaluation(step, metrics))
+    await log.evaluation(metrics)
     this.advice.cutOffEvaluation(step, metrics, this.#problems?.stop ?? this.model.endTokens)
     return metrics
   }
@@ -380,35 +364,63 @@ export abstract class Trainer<
     { log }: OpenRun,
     signal: AbortSignal | undefined,
   ): Promise<{ metrics: Metrics; completions: readonly SampledCompletion[] } | undefined> {
-    return this.#exclusively(async () => {
-      if (await this.ranks.any('begin', signal?.aborted === true)) return undefined // while it waited
-      const clock = new StepClock(this.ranks)
-      const work = await this.#unlessAborted(signal, () => this.work(signal)).catch((cause: unknown) => {
-        const { code, message } = toLoopLMError(cause)
-        if (code !== 'NON_FINITE') throw cause
-        throw new LoopLMError(code, message, { operation: `step ${this.step + 1}`, cause })
-      })
-      if (work === undefined) return undefined
-      const metrics = { ...(await this.#updates.make(work, clock)), ...(await this.ranks.most('memory', memoryMetrics())) }
-      const { completions, logged } = work
-      if (completions.length > 0) {
-        const { problems: source, maxNewTokens = source.maxNewTokens } = this
-        this.advice.cutOff(this.step, metrics['completions/clipped_ratio'], maxNewTokens, source)
-      }
-      await this.ranks.first('log', () => log.step(this.step, metrics, completions.slice(0, logged)))
-      return { metrics, completions }
+    const made = await this.#exclusively(() => this.#makeStep(signal))
+    if (made === undefined) return undefined
+    const { metrics, completions, logged } = made
+    await log.step(metrics, completions, logged)
+    return { metrics, completions }
+  }
+
+  async #makeStep(signal: AbortSignal | undefined) {
+    if (await this.ranks.any('begin', signal?.aborted === true)) return undefined // while it waited
+    const clock = new StepClock(this.ranks)
+    const work = await unlessAborted(this.ranks, signal, () => this.work(signal)).catch((cause: unknown) => {
+      const { code, message } = toLoopLMError(cause)
+      if (code !== 'NON_FINITE') throw cause
+      throw new LoopLMError(code, message, { operation: `step ${this.step + 1}`, cause })
     })
+    if (work === undefined) return undefined
+    const metrics: Metrics = await this.#updates.make(work, clock)
+    Object.assign(metrics, await this.ranks.most('memory', memoryMetrics()))
+    const { completions, logged } = work
+    if (completions.length > 0) {
+      const { problems: source, maxNewTokens = source.maxNewTokens } = this
+      this.advice.cutOff(this.step, metrics['completions/clipped_ratio'], maxNewTokens, source)
+    }
+    return { metrics, completions, logged }
   }
 
   /** Writes a checkpoint where one is due, and returns its path. @param ends the run ends here */
   async #save(run: OpenRun, ends: boolean): Promise<string | undefined> {
     const { step } = this
     const { saveEvery } = this.config
-    const { folder, data } = run
+    const { folder, data, log } = run
     const due = step > 0 && saveEvery > 0 && step % saveEvery === 0
     if (this.config.runDir === undefined || run.saved === step || !(ends || due || this.#selection.holds(step))) return undefined
     run.saved = step
-    return this.#exclusively(() => this.#checkpoints.save(folder, data))
+    const path = await this.#exclusively(() => this.#checkpoints.save(folder, data, () => log.flush()))
+    await log.saved(path)
+    return path
+  }
+
+  /** How a run that has ended came to its end. */
+  get #how(): { aborted: boolean; stoppedEarly: boolean } {
+    const short = this.step < this.config.steps
+    const stoppedEarly = short && this.#selection.exhausted
+    return { aborted: short && !stoppedEarly, stoppedEarly }
+  }
+
+  /** A run that ended by itself may give the model its best parameters. */
+  async #loadBest(): Promise<void> {
+    if (this.#how.aborted) return
+    const loaded = await this.#exclusively(() => this.#checkpoints.loadBest())
+    this.advice.fallen(this.#selection.falls(), loaded)
+  }
+
+  /** Ends what records the run. @param failed what it failed with */
+  async #end({ log }: OpenRun, metrics: Metrics, failed: { cause: unknown } | undefined): Promise<void> {
+    await log.end({ ...this.#how, metrics }, failed, (message) => this.warn(message))
+    this.#log = undefined
   }
 
   /** Gives the model the adapter of the options, unless it has it. */
@@ -420,12 +432,15 @@ export abstract class Trainer<
   /** Resumes and opens the run's folder. */
   async #open(signal: AbortSignal | undefined, config: RunOptions['config']): Promise<OpenRun> {
     const { runDir, evalEvery } = this.config
+    const log = new RunLog(this, this.config, this.ranks)
+    this.#log = log // warnings from here on belong to the run
     const found = await this.#checkpoints.find()
     await this.#exclusively(() => this.ranks.each('adapter', () => this.#adapt()))
     await this.#checkpoints.checkFolder(found)
     const data = await this.ranks.each('data', () => this.openData(signal))
     await this.#checkpoints.agree(data)
-    this.#takeTokenizer(data.tokenizer)
+    takeTokenizer(this.model, data.tokenizer, this.config)
+    this.advice.tokens(this.model, data.tokenizer)
     countSteps(this.config, data.rows, this.rowsPerStep, this.constructor.name)
     if (evalEvery > 0) {
       await this.checkEvaluations()
@@ -434,26 +449,11 @@ export abstract class Trainer<
     await this.#exclusively(() => this.#checkpoints.begin(found, data))
     const folder = await this.#checkpoints.openFolder(config)
     const resumed = found !== undefined && found.path === (runDir && checkpointPath(runDir, this.step))
-    return { data, folder, log: new RunLog(folder), saved: resumed ? this.step : -1 }
-  }
-
-  /** A model without a tokenizer gets that of the data, so that it is saved and generates with what it was trained on. */
-  #takeTokenizer(tokenizer: DataDescription['tokenizer']): void {
-    const { model } = this
-    if (model.tokenizer === undefined || this.config.chatTemplate?.template !== undefined) model.tokenizer = tokenizer
-    else if (!model.namesEndTokens) model.takeSpecialTokens(tokenizer)
-    this.advice.tokens(model, tokenizer)
-  }
-
-  /** What an action returns; undefined when the signal ended it, here or in another process. */
-  async #unlessAborted<Result>(signal: AbortSignal | undefined, action: () => Promise<Result>): Promise<Result | undefined> {
-    try {
-      return await action()
-    } catch (error) {
-      const ended = toLoopLMError(error).code === 'ABORTED' && (await this.ranks.any('abort', signal?.aborted === true))
-      if (ended) return undefined
-      throw error
-    }
+    const written = { trainer: this.name, ...config, options: plainConfig(this.config) }
+    const step = this.#checkpoints.begins ? -1 : this.step
+    const facts = runFacts(this.model, this.trained, data)
+    const begin = () => log.begin(folder, written, { step, facts, warn: (message) => this.warn(message) })
+    return { data, folder, log, begin, saved: resumed ? this.step : -1 }
   }
 
   /** What a run does to the model or reads of it as a whole, not in the middle of another trainer's step. */
@@ -465,4 +465,50 @@ export abstract class Trainer<
 /** Tasks and datasets are asked questions; a dataset without held-out rows only where there is nothing else to ask. */
 function answersProblems({ task, evalDataset, evalTasks }: TrainerConfig): boolean {
   return task !== undefined || evalDataset !== undefined || evalTasks === undefined
+}
+
+/** By sequence of a batch, the gradients of its vectors in all processes; what has no gradient has zeros. */
+async function vectorGradients(
+  model: LoopLM,
+  ranks: Ranks,
+  { sequences, inputVectors }: { sequences: readonly TokenSequence[]; inputVectors?: readonly (InputVectors | undefined)[] },
+  loss: LogicalBatch | undefined,
+  operation: string,
+): Promise<RealArray[]> {
+  const Reals = model.device === 'reference' ? Float64Array : Float32Array
+  const all: RealArray[] = sequences.map((_, i) => new Reals(inputVectors?.[i]?.values.length ?? 0))
+  for (const [k, gradient] of (loss?.vectorGradients ?? []).entries()) all[loss!.rows?.[k] ?? k] = gradient
+  if (inputVectors === undefined) return all
+  const named = new Map(all.map((gradient, i) => [`inputVectors[${i}]`, gradient]))
+  return [...(await ranks.sumOfArrays(operation, named)).values()]
+}
+
+/** A batch whose sequences the model can read. @throws LoopLMError INVALID_ARGUMENT naming the sequence that is too long */
+function readable<Batch extends { sequences: readonly TokenSequence[] }>(batch: Batch, model: LoopLM, operation: string): Batch {
+  for (const [i, { length }] of batch.sequences.entries()) {
+    const problem = positionProblem(`sequences[${i}]`, length, model.config.max_position_embeddings)
+    if (problem !== undefined) throw new LoopLMError('INVALID_ARGUMENT', problem, { operation })
+  }
+  return batch
+}
+
+/** A model without a tokenizer gets that of the data, so that it is saved and generates with what it was trained on. */
+function takeTokenizer(model: LoopLM, tokenizer: DataDescription['tokenizer'], { chatTemplate }: TrainerConfig): void {
+  if (model.tokenizer === undefined || chatTemplate?.template !== undefined) model.tokenizer = tokenizer
+  else if (!model.namesEndTokens) model.takeSpecialTokens(tokenizer)
+}
+
+/** What an action returns; undefined when the signal ended it, here or in another process. */
+async function unlessAborted<Result>(
+  ranks: Ranks,
+  signal: AbortSignal | undefined,
+  action: () => Promise<Result>,
+): Promise<Result | undefined> {
+  try {
+    return await action()
+  } catch (error) {
+    const ended = toLoopLMError(error).code === 'ABORTED' && (await ranks.any('abort', signal?.aborted === true))
+    if (ended) return undefined
+    throw error
+  }
 }

@@ -13,7 +13,7 @@ export { type ManoOptions, mano } from './mano.js'
 export { type ParityOptions, parity } from './parity.js'
 export { type PointerChasingOptions, pointerChasing } from './pointer-chasing.js'
 export { type SortingOptions, sorting } from './sorting.js'
-export type { Problem, Split, Task } from './task.js'
+export { defineTask, type Problem, type Split, type Task, type TaskDefinition } from './task.js'
 
 /** The built-in tasks by name. */
 export const tasks = { addition, mano, sorting, pointerChasing, parity, chain } as const

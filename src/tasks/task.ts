@@ -40,7 +40,7 @@ export interface Task {
   reward(prompt: string, completion: string, columns: Record<string, unknown>): number
 }
 
-/** What a task of this folder consists of; {@link defineTask} adds the rest. */
+/** What a task consists of; {@link defineTask} adds the rest. */
 export interface TaskDefinition {
   name: string
   /** All characters of prompts and answers, in the order of their token ids. */
@@ -64,6 +64,22 @@ const maxDraws = 10_000
 /**
  * Builds a task whose problems are made of single-character tokens and whose answers are matched exactly. A problem belongs
  * to the test split when a hash of its key says so, whatever the seed; `sample` draws until the split is the wanted one.
+ *
+ * @example
+ * ```ts
+ * const doubling = defineTask({
+ *   name: 'doubling',
+ *   alphabet: '0123456789*=',
+ *   maxPromptLength: 5,
+ *   maxCompletionLength: 3,
+ *   problems: 100,
+ *   draw(random) {
+ *     const number = random.integer(100)
+ *     const [text, twice] = [String(number).padStart(2, '0'), String(2 * number).padStart(3, '0')]
+ *     return { problem: { prompt: `2*${text}=`, answer: twice }, key: text }
+ *   },
+ * })
+ * ```
  */
 export function defineTask(definition: TaskDefinition): Task {
   const { name, maxPromptLength, maxCompletionLength, draw, end, answerOf = (completion) => completion } = definition

@@ -294,8 +294,20 @@ describe('looplm', () => {
   it('shows progress on standard error and the outcome on standard output', async () => {
     const { code, stdout, stderr } = await looplm(['train', await writeConfig('plain.yaml')])
     expect(code).toBe(0)
-    expect(stderr).toMatch(/^step 4\/4 {2}loss /m)
-    expect(stdout).toMatch(/^done after 4 steps: loss [\d.]+\n$/)
+    expect(stderr).toMatch(/^step 4\/4 {2}left 0s {2}loss /m)
+    expect(stderr).toMatch(
+      /^pretrain: [\d,]+ parameters, float32 on cpu, 1 thread\nthe task addition: 4 steps of 8 sequences\nno run folder \(--run-dir\): nothing is saved\n/,
+    )
+    expect(stdout).toMatch(/^done after 4 steps in \d+s: loss [\d.]+\n$/)
+  })
+
+  it('sums a run up: the best evaluation, the checkpoint and the report', async () => {
+    const path = await writeConfig('summed.yaml', { options: { ...config.options, evalEvery: 2, evalProblems: 8 } })
+    const { stdout, stderr } = await looplm(['train', path, '--run-dir', 'runs/summed'])
+    expect(stderr).toMatch(/^runs\/summed; watch it with: looplm watch runs\/summed$/m)
+    const best = 'best       eval/loop_2/reward [\\d.]+ at step [024], [\\d.]+ at step 0'
+    const files = 'checkpoint runs/summed/checkpoints/step-4\nreport     runs/summed/report.html'
+    expect(stdout).toMatch(new RegExp(`^done after 4 steps in \\d+s: loss [\\d.]+\n${best}\n${files}\n$`))
   })
 
   it('trains on a dataset with a reward module', async () => {
@@ -604,6 +616,11 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
       { task: 'addition' },
       ['--set', 'task.digits=2'],
       /--set: task: is "addition", .* no field digits; write the task as { name: … }/,
+    ],
+    [
+      { trainer: 'rltt', task: undefined, modle: 'x', steps: 3, options: { groupSize: 1, learning_rate: 1 } },
+      ['--set', 'seed=-1'],
+      /wrong\.yaml: 6 things are wrong\n {2}steps: an option of the trainer; write it below "options:"\n {2}modle: unknown option; did you mean model\?\n {2}options\.seed: .*got -1\n {2}options\.groupSize: .*got 1\n {2}options\.learning_rate: .*did you mean learningRate\?\n {2}needs a task or a dataset/,
     ],
     [{}, ['--set', 'trainer.x=1'], /--set: trainer: is "pretrain", which has no field x/],
     [{}, ['--set', 'steps.x=1'], /--set: options\.steps: is 4, which has no field x/],

@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { LoopLM } from '../../src/model/model.js'
+import type { TrainerCallbacks } from '../../src/rl/callbacks.js'
 import { newestCheckpoint } from '../../src/rl/checkpoint.js'
 import type { TrainerEvent } from '../../src/rl/events.js'
 import { GRPOTrainer } from '../../src/rl/grpo.js'
@@ -44,7 +45,7 @@ interface RunOptions {
   resume?: boolean | string
   saveEvery?: number
   keepCheckpoints?: number
-  onStep?: (event: TrainerEvent) => void
+  callbacks?: TrainerCallbacks
 }
 const trainers = {
   'RLTT with a reference': (model: LoopLM, options: RunOptions) => new RLTTTrainer(model, { ...policy, beta: 0.05, ...options }),
@@ -106,7 +107,7 @@ describe('resuming', () => {
     const onStep = ({ step }: { step: number }) => {
       if (step === 5) throw new Error('power cut')
     }
-    using trainer = trainers['Stage I'](model, { runDir, saveEvery: 2, onStep })
+    using trainer = trainers['Stage I'](model, { runDir, saveEvery: 2, callbacks: { onStep } })
     await expect(finish(trainer.run())).rejects.toThrow('power cut') // no checkpoint is written
     using again = await tinyModel('cpu')
     using resumed = trainers['Stage I'](again, { runDir, resume: true })

@@ -3,9 +3,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { lineChart, ticks } from '../../src/monitor/chart.js'
+import { TensorBoardLogger } from '../../src/monitor/loggers/tensorboard.js'
 import { formatDuration, formatNumber, Progress } from '../../src/monitor/progress.js'
 import { RunFolder } from '../../src/monitor/run-folder.js'
 import { crc32c, scalarEvent } from '../../src/monitor/tensorboard.js'
+import { openJsonLines } from '../json-lines.js'
 
 let root: string
 beforeAll(async () => {
@@ -16,17 +18,31 @@ afterAll(() => rm(root, { recursive: true }))
 describe('run folder', () => {
   it('appends lines and keeps those up to the step it is resumed from', async () => {
     const path = join(root, 'run')
-    const folder = await RunFolder.open(path, { config: { trainer: 'rltt', steps: 3 }, step: 0 })
-    for (const step of [1, 2, 3]) await folder.metrics({ type: 'step', step, loss: step / 10 })
-    await folder.completions([{ step: 3, prompt: '1+1=', completion: '2' }])
+    const first = await openJsonLines(path, -1, { trainer: 'rltt', steps: 3 })
+    for (const step of [1, 2, 3]) await first.log(step, { loss: step / 10 }, 'step')
+    await first.completions(3, [{ prompt: '1+1=', completion: '2', reward: 1, rewards: {} }])
+    await first.note(1, { type: 'warning', message: 'kept' })
+    await first.note(3, { type: 'warning', message: 'of a course that is given up' })
     await writeFile(join(path, 'metrics.jsonl'), '{"step":4,"lo', { flag: 'a' }) // a crash in the middle of a line
 
-    const resumed = await RunFolder.open(path, { config: { trainer: 'grpo' }, step: 2 })
-    await resumed.metrics({ type: 'step', step: 3, loss: 7 })
+    const resumed = await openJsonLines(path, 2, { trainer: 'grpo' })
+    await resumed.log(3, { loss: 7 }, 'step')
+    await resumed.finish({ status: 'finished' })
     const lines = (await readFile(join(path, 'metrics.jsonl'), 'utf8')).trimEnd().split('\n')
     expect(lines.map((line) => JSON.parse(line).loss)).toEqual([0.1, 0.2, 7])
     expect(await readFile(join(path, 'completions.jsonl'), 'utf8')).toBe('')
     expect(await readFile(join(path, 'config.yaml'), 'utf8')).toBe('trainer: rltt\nsteps: 3\n')
+    const notes = (await readFile(join(path, 'notes.jsonl'), 'utf8'))
+      .trimEnd()
+      .split('\n')
+      .map((line) => JSON.parse(line))
+    expect(notes.map(({ time: _, ...note }) => note)).toEqual([
+      { type: 'begin', step: 0 },
+      { type: 'warning', message: 'kept', step: 1 },
+      { type: 'resume', step: 2 },
+      { type: 'end', step: 3, status: 'finished' },
+    ])
+    expect(JSON.parse(await readFile(join(path, 'run.json'), 'utf8'))).toMatchObject({ trainer: 'grpo', parameters: 1 })
   })
 
   it('does not begin a new run over an old one', async () => {
@@ -38,13 +54,57 @@ describe('run folder', () => {
 describe('progress', () => {
   const state = { step: 10, steps: 100, metrics: { loss: 0.12345, reward: 0.5 } }
 
-  it('redraws one line on a terminal, never wider than it', () => {
-    const written: string[] = []
-    const progress = new Progress({ isTTY: true, columns: 20, write: (text) => written.push(text) })
-    progress.update(state)
+  const full = { reward: 0.5, loss: 0.12345, entropy: 1, 'exit_loop/mean': 2.5, grad_norm: 3, tokens_per_second: 12345 }
+  /** What a terminal shows after the writes, row by row. */
+  function terminal(columns: number) {
+    const rows = ['']
+    let at = 0
+    const write = (text: string) => {
+      // biome-ignore lint/suspicious/noControlCharactersInRegex: what terminals obey
+      for (const [part] of text.matchAll(/\x1b\[(\d*)([A-Zm])|[\r\n]|[^\x1b\r\n]+/g)) {
+        if (part === '\n') {
+          at++
+          rows[at] ??= ''
+        } else if (part === '\r' || part.endsWith('m')) continue
+        else if (part.endsWith('A') && part.startsWith('\x1b')) at -= Number(part.slice(2, -1))
+        else if (part === '\x1b[J') rows.splice(at, rows.length, '')
+        else rows[at] += part
+      }
+    }
+    return { rows, stream: { isTTY: true, columns, write } }
+  }
+
+  it.each(Array.from({ length: 100 }, (_, i) => 14 + i))('never cuts step, time left and reward at %i columns', (columns) => {
+    const { rows, stream } = terminal(columns)
+    const progress = new Progress(stream)
+    for (const step of [1, 2, 40_000]) progress.update({ step, steps: 100_000, metrics: full })
+    const text = rows.join(' ')
+    expect(text).toContain('40000/100000')
+    expect(text).toMatch(/(^| )left \d+s/)
+    expect(text).toContain('reward 0.500')
+    for (const row of rows) expect(row.length).toBeLessThan(columns)
+    progress.log('saved')
+    progress.update({ step: 40_001, steps: 100_000, metrics: full })
     progress.end()
-    expect(written[0]).toBe('\r\x1b[2Kstep 10/100  loss 0')
-    expect(written.at(-1)).toBe('\n')
+    expect(rows[0]).toBe('saved')
+    expect(rows.join(' ').match(/reward/g)).toHaveLength(1) // the old line is gone
+  })
+
+  it('drops the less important fields first', () => {
+    const all = ['step', 'left', 'reward', 'loss', 'entropy', 'exit loop', 'grad norm', 'tokens/s']
+    const labels = (columns: number) => {
+      const { rows, stream } = terminal(columns)
+      new Progress(stream).update({ step: 10, steps: 100, metrics: full })
+      return all.filter((label) => rows.join(' ').includes(`${label} `))
+    }
+    expect(labels(120)).toEqual(all)
+    const widths = Array.from({ length: 100 }, (_, i) => labels(30 + i))
+    const order = ['grad norm', 'exit loop', 'entropy', 'tokens/s', 'loss']
+    for (const seen of widths) {
+      const gone = order.filter((label) => !seen.includes(label))
+      expect(gone).toEqual(order.slice(0, gone.length))
+    }
+    expect(widths[0]).toEqual(['step', 'left', 'reward'])
   })
 
   it('writes a plain line every tenth of the run elsewhere', () => {
@@ -52,7 +112,7 @@ describe('progress', () => {
     const progress = new Progress({ write: (text) => written.push(text) })
     for (let step = 1; step <= 100; step++) progress.update({ ...state, step })
     expect(written).toHaveLength(10)
-    expect(written[0]).toMatch(/^step 10\/100 {2}loss 0\.123 {2}reward 0\.500 {2}left /)
+    expect(written[0]).toMatch(/^step 10\/100 {2}left \d+s {2}reward 0\.500 {2}loss 0\.123\n$/)
   })
 
   it('writes numbers and durations briefly', () => {
@@ -196,9 +256,10 @@ describe('events for TensorBoard', () => {
   it('hold the numbers of every step, and where a resumed run begins', async () => {
     const path = join(root, 'events')
     const before = Date.now() / 1000
-    const first = await RunFolder.open(path, { config: {}, step: 0 })
-    await first.metrics({ type: 'step', step: 1, loss: 0.5, 'loop_1/weight': 0.25, note: 'no number' })
-    await first.metrics({ type: 'step', step: 300, loss: -1e-7 })
+    const first = new TensorBoardLogger(await RunFolder.open(path, { config: {} }))
+    first.start({}, { step: 0 })
+    await first.log(1, { loss: 0.5, 'loop_1/weight': 0.25 })
+    await first.log(300, { loss: -1e-7 })
     const [name] = (await readdir(path)).filter((file) => file.includes('tfevents'))
     const events = readEvents(await readFile(join(path, name!)))
     expect(events).toHaveLength(4)

@@ -295,7 +295,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
   ] as const)('is drawn in %s colours at %i pixels without an error or a request', async (colorScheme, width) => {
     for (const file of [single, comparison]) {
       const page = await show(pathToFileURL(file).href, { colorScheme, viewport: { width, height: 900 } })
-      expect(await page.locator('.chart').count()).toBe(9)
+      expect(await page.locator('.chart').count()).toBe(6)
       expect(await drawn(page)).toBeGreaterThan(100)
       expect(await page.evaluate('document.documentElement.scrollWidth')).toBe(width) // nothing sticks out
       const paper = await page.evaluate('getComputedStyle(document.body).backgroundColor')
@@ -384,10 +384,12 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
       'rltt 0.9667',
       'grpo 0.975',
     ])
-    expect(await page.locator('#config-text tbody tr').allTextContents()).toEqual([
-      'options.steps3020',
-      'options.learningRate11.5',
-    ])
+    const rows = await page.locator('#runs tbody tr').allTextContents()
+    expect(rows).toEqual(
+      expect.arrayContaining(['trainerrlttrltt', 'step30 of 3020 of 20', 'reward, 2 loops0.750.75', 'steps3020']),
+    )
+    expect(rows.at(-1)).toBe('learningRate11.5')
+    expect(await page.locator('#config-text summary').allTextContents()).toEqual(['rltt', 'grpo'])
     expect(await page.locator('#completion-groups h3').allTextContents()).toEqual(['rltt, step 30', 'grpo, step 20'])
     expect(await page.locator('#summary-table tbody tr').first().textContent()).toBe('reward0.96670.975')
     await page.close()
@@ -468,12 +470,13 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(labels('Tokens so far (tokens)')).toEqual(expect.arrayContaining(['20T', '40T', '60T']))
     expect(labels('Hard tokens (tokens)')).toEqual(expect.arrayContaining(['1,234,570', '1,234,580']))
     expect(labels('Learning rate')).toEqual(expect.arrayContaining(['1e-4', '2e-4']))
-    // flat curves: a share in the whole of its range, others closely
-    const heights = (title: string) => labels(title).filter((text) => !/M$|step/.test(text))
-    for (const title of ['Completions cut off (share)', 'Groups without a signal (share)', 'KL divergence (nats)'])
-      expect(heights(title).map(Number)).toEqual([0, 0.2, 0.4, 0.6, 0.8, 1])
-    expect(Math.min(...heights('Loss').map(Number))).toBeGreaterThan(2)
-    expect(Math.max(...heights('Loss').map(Number))).toBeLessThan(3)
+    // flat curves are a line of text
+    expect(await page.locator('.constant').allTextContents()).toEqual([
+      'Constant: frac_reward_null 1',
+      'Constant: completions/clipped_ratio 0',
+      'Constant: kl 0, loss 2.5',
+      'Constant: tokens_per_second 46,573, skipped_updates 999,999',
+    ])
     const rows = await page.locator('#summary-table tbody tr').allTextContents()
     expect(rows).toEqual(
       expect.arrayContaining([
@@ -500,12 +503,12 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
       kl: i,
     })
     const names = Array.from({ length: 9 }, (_, i) => `addition-of-five-digits-with-the-exit-weights-${i}`)
-    const runs = Object.fromEntries(names.map((name, i) => [name, [record(i), { ...record(i), step: 2 }]]))
+    const runs = Object.fromEntries(names.map((name, i) => [name, [record(i + 0.5), { ...record(i), step: 2 }]]))
     const { page, context } = await showRuns(runs, { viewport: { width: 390, height: 900 }, bypassCSP: true })
     const strokes = (within: string) =>
       page.evaluate(`[...document.querySelectorAll('${within} .swatch line')].map((line) => [
         getComputedStyle(line).stroke, line.getAttribute('stroke-width'), line.getAttribute('stroke-dasharray')].join(' '))`)
-    const head = (await strokes('#runs')) as string[]
+    const head = (await strokes('#runs thead')) as string[]
     expect(new Set(head).size).toBe(names.length)
     const colours = head.slice(0, 8).map((stroke) => stroke.split(')')[0])
     expect(new Set(colours).size).toBe(8)
@@ -528,6 +531,90 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(problems).toEqual([])
   })
 
+  it('shows what runs reached, with intervals, the level that they began at, and where they were resumed or warned', async () => {
+    const path = join(root, 'whole')
+    await mkdir(path, { recursive: true })
+    const time = (second: number) => new Date(1e12 + 1000 * second).toISOString()
+    const evaluation = (step: number, reward: number) => ({
+      ...{ type: 'eval', step, time: time(step), 'eval/loop_1/reward': reward / 2, 'eval/loop_2/reward': reward },
+      ...{ 'eval/loop_2/reward_low': reward / 2, 'eval/loop_2/reward_high': 2 * reward },
+    })
+    const steps = Array.from({ length: 60 }, (_, i) => ({
+      ...step(i + 1),
+      time: time(i + (i >= 30 ? 1000 : 0)),
+      tokens_per_second: 10 + (i % 2),
+    }))
+    await writeFile(
+      join(path, 'metrics.jsonl'),
+      lines([
+        evaluation(0, 0.2),
+        ...steps.slice(0, 30),
+        evaluation(30, 0.6),
+        ...steps.slice(30),
+        { ...evaluation(60, 0.5), time: time(1060) },
+      ]),
+    )
+    const notes = [
+      { type: 'begin', step: 0, time: time(0) },
+      { type: 'warning', step: 3, time: time(3), message: 'careful <b>here</b>' },
+      { type: 'resume', step: 30, time: time(1029) },
+    ]
+    await writeFile(join(path, 'notes.jsonl'), lines(notes))
+    const facts = { parameters: 1000, trained: 40, device: 'cpu', dtype: 'float32', loops: 2, data: 'a dataset of 7 rows' }
+    await writeFile(join(path, 'run.json'), JSON.stringify({ trainer: 'rltt', options: { steps: 60, beta: 0 }, ...facts }))
+    const run = await new RunReader(path).read()
+    expect(run).toMatchObject({ seconds: 30 + 31, steps: 60, trainer: 'rltt', facts: { trained: 40 } })
+    expect(run.curves['eval/loop_2/reward']).toMatchObject({
+      values: [0.2, 0.6, 0.5],
+      low: [0.1, 0.3, 0.25],
+      high: [0.4, 1.2, 1],
+    })
+    expect(Object.keys(run.curves)).not.toContain('eval/loop_2/reward_low')
+    const file = join(root, 'whole.html')
+    await writeReport([path, join(root, 'rltt')], file)
+    for (const width of [360, 1400]) {
+      const page = await show(pathToFileURL(file).href, { viewport: { width, height: 900 } })
+      expect(await page.evaluate('document.documentElement.scrollWidth')).toBe(width)
+      const box = page.locator('#runs .scroll')
+      expect(await box.evaluate((node) => node.scrollHeight - node.clientHeight)).toBe(0) // nothing is cut below
+      const rows = await page.locator('#runs tbody tr').allTextContents()
+      expect(rows).toEqual([
+        ...['trainerrlttrltt', 'step60 of 6030 of 30', 'reward, 1 loop0.250.25', 'reward, 2 loops0.5 (0.25 to 1)0.75'],
+        ...['— at the start0.2 (0.1 to 0.4)–', '— best0.6 at step 300.75 at step 30', 'time1 min 1 s–', 'tokens/s10.5–'],
+        ...[
+          'parameters1,000, 40 trained–',
+          'devicecpu, float32–',
+          'dataa dataset of 7 rows–',
+          'steps6030',
+          'beta0–',
+          'learningRate–1',
+        ],
+      ])
+      expect(await page.locator('#notes tbody tr').allTextContents()).toEqual(['3wholecareful <b>here</b>', '30wholeresumed'])
+      await page.close()
+    }
+    expect(problems).toEqual([])
+  })
+
+  it('smooths long runs with the values behind, never evaluations, and labels lines at their ends', async () => {
+    const noisy = (i: number) => ({ type: 'step', step: i, reward: i % 2, reward_std: 0.5 + (i % 3), entropy: i })
+    const { page, context, labels, cut } = await showRuns({ noisy: Array.from({ length: 60 }, (_, i) => noisy(i + 1)) })
+    expect(await page.locator('#smoothing-value').textContent()).toBe('0.8')
+    expect(labels('Reward')).toEqual(expect.arrayContaining(['reward', 'reward_std', '0', '60']))
+    expect(cut).toEqual([])
+    const chart = page.getByRole('slider', { name: 'Reward, values by step' })
+    await chart.focus()
+    await page.keyboard.press('Home')
+    await page.keyboard.press('ArrowRight')
+    expect(await chart.getAttribute('aria-valuetext')).toMatch(/^step 2, reward 0\.444/) // (0.8 × 1 + 0) / 1.8
+    await page.locator('#smoothing').fill('0')
+    await chart.focus()
+    await page.keyboard.press('Home')
+    expect(await chart.getAttribute('aria-valuetext')).toMatch(/^step 1, reward 1,/)
+    await context.close()
+    expect(problems).toEqual([])
+  })
+
   it('says which run has no completions, links to none where there are none and knows a metric called constructor', async () => {
     const path = join(root, 'constructor', 'other')
     await mkdir(path, { recursive: true })
@@ -537,7 +624,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     await writeReport([path], alone)
     await writeReport([path, join(root, 'rltt')], both)
     const page = await show(pathToFileURL(alone).href)
-    expect(await page.locator('#runs').textContent()).toBe('other step 1 of 1')
+    expect(await page.locator('#runs tr').allTextContents()).toEqual(['other', 'trainerother', 'step1 of 1'])
     const [head, bar] = [await page.locator('#runs').boundingBox(), await page.locator('.bar').boundingBox()]
     expect(bar!.y - head!.y - head!.height).toBeLessThan(12) // nothing is kept free for a status that never comes
     expect(await page.locator('#sections a').allTextContents()).toEqual(['Reward', 'Others', 'All metrics', 'Configuration'])
@@ -547,7 +634,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(await compared.locator('#completion-groups h3').allTextContents()).toEqual(['other, none', 'rltt, step 30'])
     const rows = (table: string) => compared.locator(`${table} tr`, { hasText: 'constructor' }).allTextContents()
     expect(await rows('#summary-table')).toEqual(['constructor3–'])
-    expect(await rows('#config-text')).toEqual(['constructor1–'])
+    expect(await rows('#runs')).toEqual(['constructor1–'])
     await compared.close()
     expect(problems).toEqual([])
   })

@@ -187,8 +187,8 @@ describe('the evaluation before the first step', () => {
     const stopped = join(root, 'start-stopped')
     using model = await tinyModel('cpu')
     const controller = new AbortController()
-    const onEval = () => controller.abort()
-    const trainer = new Scripted(model, { ...plain, runDir: stopped, onEval }, [0.4, 0, 0.1])
+    const onEvaluate = () => controller.abort()
+    const trainer = new Scripted(model, { ...plain, runDir: stopped, callbacks: { onEvaluate } }, [0.4, 0, 0.1])
     expect(shown(await finish(trainer.run({ signal: controller.signal })))).toEqual(['eval 0', 'checkpoint 0', 'done 0'])
     const resumed = await scripted({ ...plain, runDir: stopped, resume: true }, [0.4, 0, 0.1, 0, 0.3])
     expect(shown(resumed.events).slice(0, 2)).toEqual(['step 1', 'step 2'])
@@ -201,7 +201,7 @@ describe('the evaluation before the first step', () => {
     const onStep = () => {
       throw new Error('power cut')
     }
-    const crashed = new Scripted(model, { ...plain, runDir, onStep }, [0.4, 0, 0.1])
+    const crashed = new Scripted(model, { ...plain, runDir, callbacks: { onStep } }, [0.4, 0, 0.1])
     await expect(finish(crashed.run())).rejects.toThrow('power cut')
     const again = await scripted({ ...plain, runDir, resume: true }, [0.4, 0, 0.1, 0, 0.3])
     expect(shown(again.events)[0]).toBe('eval 0')
@@ -330,7 +330,7 @@ describe('evaluations', () => {
 
   it('that cannot work are refused before the first step', async () => {
     using model = await tinyModel('cpu')
-    const base = { batchSize: 2, steps: 1, evalEvery: 1, onStep: () => expect.unreachable() }
+    const base = { batchSize: 2, steps: 1, evalEvery: 1, callbacks: { onStep: () => expect.unreachable() } }
     const dataset = [{ prompt: '1+1=', answer: '02' }]
     const none = new PretrainTrainer(model, { ...base, dataset, tokenizer: tinyTask.tokenizer })
     expect((await refusal(() => finish(none.run()))).message).toMatch(

@@ -92,7 +92,7 @@ describe('an episode', () => {
       }
     }
     const [metrics] = await run(
-      { environment, steps: 1, groupSize: 2, promptsPerStep: 1, onStep: () => void seen.push(1) },
+      { environment, steps: 1, groupSize: 2, promptsPerStep: 1, callbacks: { onStep: () => seen.push(1) } },
       model,
     )
     const whole = tokenizer.encode(tokenizer.applyChatTemplate([{ role: 'user', content: 'ab' }], { addGenerationPrompt: true }))

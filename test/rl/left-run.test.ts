@@ -122,10 +122,10 @@ describe('a loop that is left', () => {
   it('of a run that failed by itself writes none: its state is what failed', async () => {
     const runDir = join(root, 'failed')
     using model = await tinyModel('cpu')
-    const onStep = ({ step }: TrainerEvent) => {
+    const onStep = ({ step }: { step: number }) => {
       if (step === 2) throw new Error('no network')
     }
-    await expect(finish(train(model, { runDir, onStep }).run())).rejects.toThrow('no network')
+    await expect(finish(train(model, { runDir, callbacks: { onStep } }).run())).rejects.toThrow('no network')
     expect(await newestCheckpoint(runDir)).toBeUndefined()
     await expectFree(runDir)
   })

@@ -6,11 +6,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { replaceFolder } from '../../src/files/replace-folder.js'
-import { RunFolder } from '../../src/monitor/run-folder.js'
 import { newestCheckpoint, setAside, settle } from '../../src/rl/checkpoint.js'
 import type { TrainerEvent } from '../../src/rl/events.js'
 import { PretrainTrainer } from '../../src/rl/pretrain.js'
 import { RLTTTrainer } from '../../src/rl/rltt.js'
+import { openJsonLines } from '../json-lines.js'
 import { configurations, killAndResume, outcomeOf, runProgram, runStraight } from '../kills.js'
 import { refusal } from '../refusal.js'
 import { parametersOf, tinyModel, tinyTask, variedReward } from '../tiny.js'
@@ -110,8 +110,8 @@ describe('a folder that a process left while it was writing', () => {
 describe('metrics.jsonl', () => {
   it('loses what a kill has damaged, and nothing else', async () => {
     const path = join(root, 'damaged')
-    const folder = await RunFolder.open(path, { config: {}, step: 0 })
-    for (const step of [1, 2, 3, 4]) await folder.metrics({ type: 'step', step })
+    const first = await openJsonLines(path, -1)
+    for (const step of [1, 2, 3, 4]) await first.log(step, {}, 'step')
     const file = join(path, 'metrics.jsonl')
     const lines = (await readFile(file, 'utf8')).trimEnd().split('\n')
     await writeFile(
@@ -119,9 +119,9 @@ describe('metrics.jsonl', () => {
       `${lines[0]}\n{"type":"st\n\0\0\0\n${lines[1]}\n17\n${lines[2]}\n${lines[3]}\n{"type":"step","step":2,"loss":0.3`,
     )
     const warn = vi.fn()
-    const again = await RunFolder.open(path, { config: {}, step: 3, warn })
+    const again = await openJsonLines(path, 3, {}, warn)
     expect(warn).toHaveBeenCalledExactlyOnceWith(expect.stringMatching(/metrics\.jsonl: dropped 3 damaged lines/))
-    await again.metrics({ type: 'step', step: 4 })
+    await again.log(4, {}, 'step')
     const steps = (await readFile(file, 'utf8'))
       .trimEnd()
       .split('\n')
@@ -226,7 +226,7 @@ describe('a folder that cannot be written', () => {
       const onStep = ({ step }: { step: number }) => (step === 2 && !resume ? rmSync(runDir, { recursive: true }) : undefined)
       const trainer = new RLTTTrainer(model, {
         ...{ task: tinyTask, reward: variedReward, groupSize: 4, promptsPerStep: 2, beta: 0.05, learningRate: 1e-2 },
-        ...{ runDir, resume, steps, onStep, onWarning },
+        ...{ runDir, resume, steps, callbacks: { onStep }, onWarning },
       })
       return { model, trainer }
     }

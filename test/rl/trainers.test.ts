@@ -362,7 +362,7 @@ describe('run', () => {
     using trainer = new RLTTTrainer(model, {
       ...runBase,
       steps: 50,
-      onStep: ({ step }) => (step === 2 ? controller.abort() : undefined),
+      callbacks: { onStep: ({ step }) => (step === 2 ? controller.abort() : undefined) },
     })
     const events = await collect(trainer.run({ signal: controller.signal }))
     expect(events.at(-1)).toMatchObject({ type: 'done', step: 2, aborted: true })

@@ -6,8 +6,13 @@
 /** @typedef {import('../report-data.js').CompletionGroup} CompletionGroup */
 /** @typedef {import('../report-data.js').RunData} RunData */
 /**
- * A curve of a chart. `short` is its label in the legend, where a long name of a run would take the chart's room.
- * @typedef {{ label: string, short: string, colour: number, dash: number[], width: number, curve: Curve }} Line
+ * A curve of a chart. `short` is its label in the legend, where a long name of a run would take the chart's room; `run` is its run's place.
+ * @typedef {{ metric: string, label: string, short: string, colour: number, dash: number[], width: number, curve: Curve, run: number }} Line
+ */
+
+/**
+ * A step at which a run was resumed or warned, to be marked.
+ * @typedef {{ step: number, type: 'resume' | 'warning', colour: number }} Mark
  */
 
 /** @type {typeof import('uplot')} */
@@ -23,6 +28,8 @@ const units = [
 ]
 const wholeSteps = Array.from({ length: 16 }, (_, i) => [1, 2, 5].map((factor) => factor * 10 ** i)).flat()
 const longestName = 18 // characters of a run's name in a legend
+const fewPoints = 40 // a curve with fewer has dots and is not smoothed
+const usualSmoothing = 0.8 // of runs with more steps
 const pollMilliseconds = 1000
 
 /**
@@ -180,6 +187,38 @@ function own(values, name) {
 }
 
 /**
+ * How much a curve is smoothed: evaluations are measured as they stand, and a few points need no help.
+ *
+ * @param {Line} line
+ * @param {number} smoothing
+ */
+function smoothingOf({ curve, metric }, smoothing) {
+  return metric.startsWith('eval/') || curve.steps.length < fewPoints ? 0 : smoothing
+}
+
+/**
+ * Whether a curve never changes.
+ *
+ * @param {Curve} curve
+ */
+function isConstant({ steps, min, max }) {
+  return steps.length > 1 && min === max
+}
+
+/**
+ * A time for people, from seconds.
+ *
+ * @param {number | null} seconds
+ */
+function duration(seconds) {
+  if (seconds === null) return '–'
+  const total = Math.round(seconds)
+  if (total < 60) return `${total} s`
+  const minutes = Math.floor(total / 60)
+  return minutes < 60 ? `${minutes} min ${total % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`
+}
+
+/**
  * A moving average that forgets by `smoothing` per point, without a bias towards its start.
  *
  * @param {readonly number[]} values
@@ -194,6 +233,18 @@ function smooth(values, smoothing) {
     weight = weight * smoothing + 1
     return sum / weight
   })
+}
+
+/**
+ * A colour that lets through what is behind it.
+ *
+ * @param {string} colour as #rrggbb
+ * @param {number} share of it
+ */
+function translucent(colour, share) {
+  return `${colour}${Math.round(255 * share)
+    .toString(16)
+    .padStart(2, '0')}`
 }
 
 /** @param {string} name */
@@ -211,10 +262,11 @@ function cssColour(name) {
 function align(lines, smoothing) {
   const steps = [...new Set(lines.flatMap(({ curve }) => curve.steps))].sort((a, b) => a - b)
   const place = new Map(steps.map((step, i) => [step, i]))
-  const values = lines.map(({ curve }) => {
+  const values = lines.map((line) => {
+    const { curve } = line
     /** @type {(number | null)[]} */
     const row = Array(steps.length).fill(null)
-    const drawn = smooth(curve.values, smoothing)
+    const drawn = smooth(curve.values, smoothingOf(line, smoothing))
     for (const [i, step] of curve.steps.entries()) row[/** @type {number} */ (place.get(step))] = drawn[i] ?? null
     return row
   })
@@ -264,7 +316,10 @@ class Chart {
     )
     this.holder.addEventListener('keydown', (event) => this.#key(event))
     this.table.addEventListener('toggle', () => this.#fillTable())
-    new ResizeObserver(() => this.plot?.setSize({ width: this.holder.clientWidth, height: plotHeight })).observe(this.holder)
+    new ResizeObserver(() => {
+      if (this.plot === undefined || this.plot.width === this.holder.clientWidth) return
+      this.draw() // other labels fit
+    }).observe(this.holder)
   }
 
   /**
@@ -272,17 +327,22 @@ class Chart {
    *
    * @param {Line[]} lines
    * @param {number} smoothing
+   * @param {Mark[]} marks
    */
-  show(lines, smoothing) {
+  show(lines, smoothing, marks) {
+    this.marks = marks
+    const was = this.lines.some((line) => this.#showsRaw(line))
     const same = lines.length === this.lines.length && lines.every((line, i) => line.label === this.lines[i]?.label)
     this.lines = lines
     this.smoothing = smoothing
     this.data = align(lines, smoothing)
+    this.raw = align(lines, 0)
     this.exponent = this.share ? 0 : exponentOf(lines)
     const { steps } = this.data
     this.holder.setAttribute('aria-valuemin', String(steps[0] ?? 0))
     this.holder.setAttribute('aria-valuemax', String(steps.at(-1) ?? 0))
-    if (same && this.plot !== undefined) {
+    const raw = lines.some((line) => this.#showsRaw(line))
+    if (same && was === raw && this.plot !== undefined) {
       const { min, max } = this.plot.scales.x ?? {}
       const zoomed = min != null && max != null && (min > this.drawnFrom || max < this.drawnTo)
       this.plot.setData(this.#columns(), !zoomed)
@@ -300,6 +360,10 @@ class Chart {
   drawnTo = 0
   /** @type {{ steps: number[], values: (number | null)[][] }} */
   data = { steps: [], values: [] }
+  /** @type {{ steps: number[], values: (number | null)[][] }} */
+  raw = { steps: [], values: [] }
+  /** @type {Mark[]} */
+  marks = []
 
   /** Draws from the beginning: other curves, or other colours. */
   draw() {
@@ -312,15 +376,24 @@ class Chart {
       font: plotFont,
       gap: 4,
     }
-    const few = this.data.steps.length < 40
+    const few = this.data.steps.length < fewPoints
+    const labels = this.#endLabels()
     this.plot = new Plot(
       {
         width: Math.max(this.holder.clientWidth, 100),
         height: plotHeight,
-        // on the right, room for the half of the last label of the steps that may lie beyond the axis
-        padding: [8, (plot) => Math.max(8, Math.ceil(labelWidth(plot, this.lastLabel) / 2)), null, null],
+        // on the right, room for labels at the ends of lines, and the half of the last label of the steps that may lie beyond the axis
+        padding: [
+          8,
+          (plot) => {
+            const room = labels.reduce((most, { label }) => Math.max(most, labelWidth(plot, label) + 10), 0)
+            return Math.max(8, Math.ceil(labelWidth(plot, this.lastLabel) / 2), room)
+          },
+          null,
+          null,
+        ],
         scales: {
-          x: { time: false },
+          x: { time: false, range: (_, low, high) => this.#steps(low, high) },
           y: { range: (_, low, high) => this.#range(low, high) },
         },
         axes: [
@@ -353,6 +426,15 @@ class Chart {
         series: [
           {},
           ...this.lines.map((line) => ({
+            // the values as they were measured, behind smoothed ones
+            label: `${line.label}, raw`,
+            stroke: translucent(cssColour(`--line${line.colour}`), 0.3),
+            width: 1,
+            spanGaps: true,
+            points: { show: false },
+            show: this.#showsRaw(line),
+          })),
+          ...this.lines.map((line) => ({
             label: line.label,
             stroke: cssColour(`--line${line.colour}`),
             width: line.width,
@@ -363,6 +445,8 @@ class Chart {
           })),
         ],
         hooks: {
+          drawAxes: [(plot) => this.#drawBehind(plot)],
+          draw: [(plot) => this.#drawLabels(plot, labels)],
           setCursor: [
             (plot) => {
               this.cursor = plot.cursor.idx ?? -1
@@ -381,7 +465,135 @@ class Chart {
   #columns() {
     const factor = Number(`1e${this.exponent}`) // exact, which 10 ** n is not everywhere
     const scaled = (/** @type {(number | null)[]} */ row) => row.map((value) => (value === null ? null : value / factor))
-    return /** @type {any} */ ([this.data.steps, ...this.data.values.map((row) => (factor === 1 ? row : scaled(row)))])
+    const rows = [...this.raw.values, ...this.data.values]
+    return /** @type {any} */ ([this.data.steps, ...rows.map((row) => (factor === 1 ? row : scaled(row)))])
+  }
+
+  /** @param {Line} line */
+  #showsRaw(line) {
+    return smoothingOf(line, this.smoothing) > 0 && !this.hidden.has(line.label)
+  }
+
+  /**
+   * Labels at the ends of lines, where there are few of them and they leave the chart its room.
+   *
+   * @returns {{ label: string, line: Line }[]}
+   */
+  #endLabels() {
+    const shown = this.lines.filter(({ label }) => !this.hidden.has(label))
+    const longest = shown.reduce((most, { short }) => Math.max(most, short.length), 0)
+    const room = this.holder.clientWidth
+    if (shown.length < 2 || shown.length > 6 || longest * 7 > room / 4) return []
+    return shown.map((line) => ({ label: line.short, line }))
+  }
+
+  /**
+   * A run begins at step 0, also where its first value is later.
+   *
+   * @param {number | null} low
+   * @param {number | null} high
+   * @returns {import('uplot').Range.MinMax}
+   */
+  #steps(low, high) {
+    if (low === null || high === null) return [0, 1]
+    const first = this.data.steps[0] ?? 0
+    const last = this.data.steps.at(-1) ?? 0
+    const from = low <= first && high >= last && first <= last / 10 ? 0 : low
+    return from === high ? [Math.max(0, from - 1), high + 1] : [from, high]
+  }
+
+  /**
+   * Bands of intervals, the level that a run began at, and the steps at which it was resumed or warned.
+   *
+   * @param {import('uplot')} plot
+   */
+  #drawBehind(plot) {
+    const { ctx, bbox } = plot
+    const factor = Number(`1e${this.exponent}`)
+    const ratio = devicePixelRatio
+    const at = (/** @type {number} */ value) => plot.valToPos(value / factor, 'y', true)
+    ctx.save()
+    ctx.beginPath()
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height)
+    ctx.clip()
+    for (const { curve, colour, label } of this.lines) {
+      if (this.hidden.has(label)) continue
+      const stroke = cssColour(`--line${colour}`)
+      const { low, high, steps, values } = curve
+      if (low !== undefined && high !== undefined) {
+        ctx.fillStyle = translucent(stroke, 0.12)
+        ctx.beginPath()
+        for (const [i, step] of steps.entries()) ctx.lineTo(plot.valToPos(step, 'x', true), at(high[i] ?? 0))
+        for (let i = steps.length - 1; i >= 0; i--) ctx.lineTo(plot.valToPos(steps[i] ?? 0, 'x', true), at(low[i] ?? 0))
+        ctx.fill()
+      }
+      if (steps[0] !== 0 || steps.length < 2) continue
+      const level = at(values[0] ?? 0)
+      ctx.strokeStyle = translucent(stroke, 0.6)
+      ctx.lineWidth = ratio
+      ctx.setLineDash([2 * ratio, 4 * ratio])
+      ctx.beginPath()
+      ctx.moveTo(bbox.left, level)
+      ctx.lineTo(bbox.left + bbox.width, level)
+      ctx.stroke()
+    }
+    for (const { step, type, colour } of this.marks) {
+      const x = plot.valToPos(step, 'x', true)
+      ctx.strokeStyle = ctx.fillStyle = type === 'warning' ? cssColour('--warn') : translucent(cssColour(`--line${colour}`), 0.8)
+      ctx.lineWidth = ratio
+      ctx.setLineDash(type === 'warning' ? [] : [6 * ratio, 3 * ratio])
+      ctx.beginPath()
+      if (type === 'resume') {
+        ctx.moveTo(x, bbox.top)
+        ctx.lineTo(x, bbox.top + bbox.height)
+        ctx.stroke()
+      } else {
+        const bottom = bbox.top + bbox.height
+        ctx.moveTo(x, bottom - 8 * ratio)
+        ctx.lineTo(x - 4 * ratio, bottom)
+        ctx.lineTo(x + 4 * ratio, bottom)
+        ctx.fill()
+      }
+    }
+    ctx.restore()
+  }
+
+  /**
+   * The names of lines at their ends, moved apart where they would lie over each other.
+   *
+   * @param {import('uplot')} plot
+   * @param {readonly { label: string, line: Line }[]} labels
+   */
+  #drawLabels(plot, labels) {
+    const { ctx, bbox } = plot
+    const ratio = devicePixelRatio
+    const height = 13 * ratio
+    const factor = Number(`1e${this.exponent}`)
+    const placed = labels.map(({ label, line }) => {
+      const row = this.data.values[this.lines.indexOf(line)] ?? []
+      const value = row.findLast((one) => one !== null) ?? 0
+      const y = plot.valToPos(value / factor, 'y', true)
+      return { label, line, y: Math.min(Math.max(y, bbox.top + height / 2), bbox.top + bbox.height - height / 2) }
+    })
+    placed.sort((a, b) => a.y - b.y)
+    for (let i = 1; i < placed.length; i++) {
+      const [above, own] = [placed[i - 1], placed[i]]
+      if (above !== undefined && own !== undefined) own.y = Math.max(own.y, above.y + height)
+    }
+    let bottom = bbox.top + bbox.height - height / 2
+    for (const own of placed.toReversed()) {
+      own.y = Math.min(own.y, bottom)
+      bottom = own.y - height
+    }
+    ctx.save()
+    ctx.font = `${12 * ratio}px system-ui, sans-serif`
+    ctx.textAlign = 'left'
+    ctx.textBaseline = 'middle'
+    for (const { label, line, y } of placed) {
+      ctx.fillStyle = cssColour(`--line${line.colour}`)
+      ctx.fillText(label, bbox.left + bbox.width + 6 * ratio, y)
+    }
+    ctx.restore()
   }
 
   /**
@@ -407,7 +619,7 @@ class Chart {
 
   #buildLegend() {
     this.legend.replaceChildren(
-      ...this.lines.map((line, i) => {
+      ...this.lines.map((line) => {
         const shortened = line.short !== line.label
         const value = element('span', { class: 'value' })
         const button = element(
@@ -422,7 +634,7 @@ class Chart {
           const show = this.hidden.delete(line.label)
           if (!show) this.hidden.add(line.label)
           button.setAttribute('aria-pressed', String(show))
-          this.plot?.setSeries(i + 1, { show })
+          this.draw()
         })
         return element('li', {}, button)
       }),
@@ -517,6 +729,27 @@ function scrollable(content, label) {
   return element('div', { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': label }, content)
 }
 
+/** @param {readonly number[] | undefined} values */
+function mean(values) {
+  return values === undefined || values.length === 0 ? null : values.reduce((sum, value) => sum + value, 0) / values.length
+}
+
+/** @param {NonNullable<RunData['facts']>} facts */
+function sizeText({ parameters, trained }) {
+  return trained === parameters ? format(parameters) : `${format(parameters)}, ${format(trained)} trained`
+}
+
+/**
+ * A value of a curve, with its interval where there is one.
+ *
+ * @param {Curve} curve
+ * @param {number} place
+ */
+function withInterval({ values, low, high }, place) {
+  const text = format(values[place])
+  return low === undefined || high === undefined ? text : `${text} (${format(low[place])} to ${format(high[place])})`
+}
+
 class Page {
   /** @param {ReportData} data */
   constructor(data) {
@@ -527,10 +760,14 @@ class Page {
     this.links = ''
     /** @type {string[]} names of the runs in legends */
     this.names = []
+    this.choseSmoothing = false
     this.followsCompletions = true
     this.completionStep = 0
     const smoothing = /** @type {HTMLInputElement} */ (byId('smoothing'))
-    smoothing.addEventListener('input', () => this.showCharts())
+    smoothing.addEventListener('input', () => {
+      this.choseSmoothing = true
+      this.showCharts()
+    })
     const chosen = /** @type {HTMLInputElement} */ (byId('completion-step'))
     chosen.addEventListener('input', () => {
       const steps = this.completionSteps()
@@ -548,26 +785,154 @@ class Page {
   show(data) {
     this.data = data
     this.names = shortNames(data.runs.map(({ name }) => name))
-    this.showHead()
-    const shape = JSON.stringify(data.sections)
+    this.showRuns()
+    this.constants = this.constantCharts()
+    const shape = JSON.stringify([data.sections, [...this.constants]])
     if (shape !== this.shape) this.build()
     this.shape = shape
     this.showCharts()
     this.showCompletions()
+    this.showNotes()
     this.showSummary()
     this.showConfig()
     this.showLinks()
   }
 
-  showHead() {
+  /** The runs beside each other: what they reached, what they cost, and in what they differ. */
+  showRuns() {
     const { runs } = this.data
-    const list = runs.map((run, i) => {
-      const steps = run.steps === null ? `step ${run.step}` : `step ${run.step} of ${run.steps}`
-      const about = run.trainer === null || run.trainer === run.name ? steps : `${run.trainer}, ${steps}`
+    const heads = runs.map((run, i) => {
       const stroke = runs.length === 1 ? [] : [swatch({ ...runStyle(i, this.data.colours), dash: [] })]
-      return element('li', {}, ...stroke, element('b', {}, run.name), ` ${about}`)
+      return element('th', { scope: 'col' }, ...stroke, run.name)
     })
-    byId('runs').replaceChildren(...list)
+    /** @type {(name: string, values: readonly (string | Node)[]) => HTMLElement[]} */
+    const row = (name, values) =>
+      values.every((value) => value === '–')
+        ? []
+        : [element('tr', {}, element('th', { scope: 'row' }, name), ...values.map((value) => element('td', {}, value)))]
+    const each = (/** @type {(run: RunData) => string} */ text) => runs.map(text)
+    const rows = [
+      ...row(
+        'trainer',
+        each(({ trainer }) => trainer ?? '–'),
+      ),
+      ...row(
+        'step',
+        each(({ step, steps }) => (steps === null ? String(step) : `${step} of ${steps}`)),
+      ),
+      ...this.evaluationRows(row),
+      ...row(
+        'time',
+        each(({ seconds }) => duration(seconds)),
+      ),
+      ...row(
+        'tokens/s',
+        each(({ curves }) => format(mean(own(curves, 'tokens_per_second')?.values))),
+      ),
+      ...row(
+        'parameters',
+        each(({ facts }) => (facts === null ? '–' : sizeText(facts))),
+      ),
+      ...row(
+        'device',
+        each(({ facts }) => (facts === null ? '–' : `${facts.device}, ${facts.dtype}`)),
+      ),
+      ...row(
+        'data',
+        each(({ facts }) => facts?.data ?? '–'),
+      ),
+      ...this.differentOptions().flatMap((name) =>
+        row(
+          name.replace(/^options\./, ''),
+          each(({ options }) => own(options, name) ?? '–'),
+        ),
+      ),
+    ]
+    const caption = element('caption', { class: 'hidden' }, 'Runs')
+    const head = element('thead', {}, element('tr', {}, element('td', {}), ...heads))
+    byId('runs').replaceChildren(scrollable(element('table', {}, caption, head, element('tbody', {}, ...rows)), 'Runs'))
+  }
+
+  /**
+   * The last evaluation of each loop count with its interval, and where the most loops began and were best.
+   *
+   * @param {(name: string, values: readonly (string | Node)[]) => HTMLElement[]} row
+   */
+  evaluationRows(row) {
+    const { runs } = this.data
+    const names = [...new Set(runs.flatMap(({ curves }) => Object.keys(curves)))].filter((name) =>
+      /^eval\/(.+\/)?loop_\d+\/(reward|accuracy)$/.test(name),
+    )
+    names.sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))
+    const deepest = names.filter((name, i) => !(names[i + 1] ?? '').startsWith(name.replace(/loop_.*/, 'loop_')))
+    return names.flatMap((name) => {
+      const [, task = '', loops, what] = /^eval\/(.+\/)?loop_(\d+)\/(\w+)$/.exec(name) ?? []
+      const title = `${task.replace('/', ' ')}${what}, ${loops} ${loops === '1' ? 'loop' : 'loops'}`
+      const curves = runs.map((run) => own(run.curves, name))
+      const values = curves.map((curve) => (curve === undefined ? '–' : withInterval(curve, curve.steps.length - 1)))
+      if (!deepest.includes(name)) return row(title, values)
+      const starts = curves.map((curve) => (curve === undefined || (curve.steps[0] ?? 0) > 0 ? '–' : withInterval(curve, 0)))
+      const best = curves.map((curve) => {
+        if (curve === undefined) return '–'
+        const place = curve.values.indexOf(curve.values.reduce((most, value) => Math.max(most, value), Number.NEGATIVE_INFINITY))
+        return `${format(curve.values[place])} at step ${curve.steps[place]}`
+      })
+      return [...row(title, values), ...row('— at the start', starts), ...row('— best', best)]
+    })
+  }
+
+  /** Options that are not the same in all runs; those that name a run's own folder aside. */
+  differentOptions() {
+    const { runs } = this.data
+    if (runs.length === 1) return []
+    const names = [...new Set(runs.flatMap(({ options }) => Object.keys(options)))]
+    return names.filter(
+      (name) => name !== 'runDir' && name !== 'trainer' && new Set(runs.map(({ options }) => own(options, name))).size > 1,
+    )
+  }
+
+  /** The metrics of charts that would show nothing but flat lines, with their values. */
+  constantCharts() {
+    /** @type {Map<string, string[]>} */
+    const found = new Map()
+    for (const { charts } of this.data.sections)
+      for (const spec of charts) {
+        const lines = this.lines(spec)
+        if (lines.length === 0 || !lines.every(({ curve }) => isConstant(curve))) continue
+        found.set(
+          JSON.stringify(spec),
+          spec.lines.map(({ metric }) => {
+            const values = new Set(lines.filter((line) => line.metric === metric).map(({ curve }) => format(curve.last)))
+            return `${metric} ${[...values].join(' or ')}`
+          }),
+        )
+      }
+    return found
+  }
+
+  /** @type {Map<string, string[]>} */
+  constants = new Map()
+
+  /** Resumes and warnings, as they are marked in the charts. */
+  showNotes() {
+    const { runs } = this.data
+    const notes = runs.flatMap(({ name, notes }) => notes.map((note) => ({ name, ...note })))
+    byId('notes').hidden = notes.length === 0
+    const rows = notes.map(({ name, step, type, message }) => {
+      const text = type === 'resume' ? 'resumed' : message
+      const cells = [...(runs.length === 1 ? [] : [element('td', {}, name)]), element('td', { class: `note ${type}` }, text)]
+      return element('tr', {}, element('th', { scope: 'row' }, String(step)), ...cells)
+    })
+    const head = ['step', ...(runs.length === 1 ? [] : ['run']), 'what'].map((label) => element('th', { scope: 'col' }, label))
+    const caption = element('caption', {}, 'A dashed line marks a resume, a triangle at the bottom a warning.')
+    const table = element(
+      'table',
+      { class: 'notes' },
+      caption,
+      element('thead', {}, element('tr', {}, ...head)),
+      element('tbody', {}, ...rows),
+    )
+    byId('notes-table').replaceChildren(scrollable(table, 'Resumes and warnings'))
   }
 
   /** The sections and their charts, when there are other ones than before. */
@@ -576,7 +941,9 @@ class Page {
     /** @type {Map<string, Chart>} */
     const charts = new Map()
     const nodes = sections.map(({ title, charts: specs }, i) => {
-      const made = specs.map((spec) => {
+      const drawn = specs.filter((spec) => !this.constants.has(JSON.stringify(spec)))
+      const constant = specs.flatMap((spec) => this.constants.get(JSON.stringify(spec)) ?? [])
+      const made = drawn.map((spec) => {
         const key = JSON.stringify(spec)
         const chart = this.charts.get(key) ?? new Chart(spec)
         charts.set(key, chart)
@@ -587,7 +954,10 @@ class Page {
         'section',
         { id, 'aria-labelledby': `${id}-title` },
         element('h2', { id: `${id}-title` }, title),
-        element('div', { class: 'charts' }, ...made),
+        ...(made.length === 0 ? [] : [element('div', { class: 'charts' }, ...made)]),
+        ...(constant.length === 0
+          ? []
+          : [element('p', { class: 'constant' }, element('b', {}, 'Constant: '), constant.join(', '))]),
       )
     })
     for (const [key, chart] of this.charts) if (!charts.has(key)) chart.plot?.destroy()
@@ -612,10 +982,16 @@ class Page {
   }
 
   showCharts() {
-    const smoothing = Number(/** @type {HTMLInputElement} */ (byId('smoothing')).value)
+    const input = /** @type {HTMLInputElement} */ (byId('smoothing'))
+    const long = this.data.runs.some(({ curves }) => Object.values(curves).some(({ steps }) => steps.length >= fewPoints))
+    if (!this.choseSmoothing) input.value = long ? String(usualSmoothing) : '0'
+    const smoothing = Number(input.value)
     byId('smoothing-value').textContent = smoothing === 0 ? 'off' : String(smoothing)
+    const marks = this.data.runs.flatMap(({ notes }, run) =>
+      notes.map(({ step, type }) => ({ step, type, colour: runStyle(run, this.data.colours).colour })),
+    )
     for (const section of this.data.sections)
-      for (const spec of section.charts) this.charts.get(JSON.stringify(spec))?.show(this.lines(spec), smoothing)
+      for (const spec of section.charts) this.charts.get(JSON.stringify(spec))?.show(this.lines(spec), smoothing, marks)
     const longest = this.data.runs.reduce((most, { stepsPerPoint }) => Math.max(most, stepsPerPoint), 1)
     byId('averaged').textContent =
       longest === 1 ? '' : `A point is the mean of up to ${longest} steps; extremes are those of all steps.`
@@ -635,9 +1011,20 @@ class Page {
         const curve = own(run.curves, metric)
         if (curve === undefined) return []
         if (runs.length === 1)
-          return { label, short: label, colour: m % colours, dash: dashAt(Math.floor(m / colours)), width: 2, curve }
+          return {
+            metric,
+            label,
+            short: label,
+            colour: m % colours,
+            dash: dashAt(Math.floor(m / colours)),
+            width: 2,
+            curve,
+            run: r,
+          }
         const withRun = (/** @type {string} */ name) => (spec.lines.length === 1 ? name : `${label}, ${name}`)
         return {
+          metric,
+          run: r,
           label: withRun(run.name),
           short: withRun(this.names[r] ?? ''),
           ...runStyle(r, colours),
@@ -753,20 +1140,10 @@ class Page {
       box.replaceChildren(scrollable(element('pre', {}, first.config), 'config.yaml'))
       return
     }
-    const names = [...new Set(runs.flatMap(({ options }) => Object.keys(options)))]
-    const different = names.filter((name) => new Set(runs.map(({ options }) => own(options, name))).size > 1)
-    const head = [element('th', { scope: 'col' }, 'option'), ...this.runHeadings()]
-    const rows = different.map((name) =>
-      element(
-        'tr',
-        {},
-        element('th', { scope: 'row' }, name),
-        ...runs.map(({ options }) => element('td', {}, own(options, name) ?? '–')),
-      ),
+    const files = runs.map(({ name, config }) =>
+      element('details', {}, element('summary', {}, name), scrollable(element('pre', {}, config), `config.yaml of ${name}`)),
     )
-    const caption = element('caption', {}, `Options that differ: ${different.length} of ${names.length}`)
-    const table = element('table', {}, caption, element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...rows))
-    box.replaceChildren(scrollable(table, 'Options that differ'))
+    box.replaceChildren(...files)
   }
 
   /** @type {string | undefined} */
