@@ -347,7 +347,9 @@ describe('a new model with a tokenizer', () => {
     })
     const { code, stderr } = await looplm(['train', path, '--run-dir', 'runs/ends'])
     expect(code).toBe(0)
-    expect(stderr).toMatch(/^step 0 {2}loop_1 accuracy [\d.]+ \([\d.]+ to [\d.]+\) {2}loop_2 accuracy [\d.]+ \([\d.]+ to [\d.]+\)$/m)
+    expect(stderr).toMatch(
+      /^step 0 {2}loop_1 accuracy [\d.]+ \([\d.]+ to [\d.]+\) {2}loop_2 accuracy [\d.]+ \([\d.]+ to [\d.]+\)$/m,
+    )
     expect(stderr).not.toContain('warning')
   })
 
