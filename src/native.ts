@@ -117,6 +117,8 @@ export interface NativeAdamWOptions {
   maxGradNorm: number
   /** Names of the parameters that change; empty: all. */
   only: readonly string[]
+  /** This process's gradients could not be made: the step fails in all processes. */
+  failed: boolean
 }
 
 export interface NativeLoopRptOptions {
@@ -445,7 +447,7 @@ export interface NativeBinding {
   ): Promise<{ gradNorm: number; steps: number; exchanging: number; waiting: number; over: string }>
   optimizerExchangeDuringNext(optimizer: NativeOptimizer): Promise<void>
   optimizerSave(optimizer: NativeOptimizer, path: string): Promise<void>
-  optimizerLoad(optimizer: NativeOptimizer, path: string): Promise<number>
+  optimizerLoad(optimizer: NativeOptimizer, paths: readonly string[]): Promise<number>
 
   schedulerCreate(model: NativeModel, options: NativeSchedulerOptions): NativeScheduler
   /** The request's number, at once; it is served by the runs, also by one under way. */

@@ -47,6 +47,14 @@ export function detectLauncher(environment: Environment): Launcher | undefined {
   return undefined
 }
 
+/** This process's number among those of its machine; 0 where no launcher says so. */
+export function localRank(environment: Environment = process.env): number {
+  if (joined !== undefined) return joined.world.localRank
+  const names = ['OMPI_COMM_WORLD_LOCAL_RANK', 'MPI_LOCALRANKID', 'SLURM_LOCALID', 'PMIX_LOCAL_RANK']
+  const found = detectLauncher(environment) && names.map((name) => environment[name]).find((text) => /^\d+$/.test(text ?? ''))
+  return Number(found ?? 0)
+}
+
 /** Options of {@link parallel.init}. */
 export interface ParallelOptions {
   /** `auto` (default): MPI where a launcher started more than one process. `mpi`: fails without it. `off`: this process alone. */
@@ -237,6 +245,11 @@ function enter(options: ParallelOptions, operation: string): World {
   return world
 }
 
+/** The processes that this one has joined; undefined: it is alone. */
+export function joinedWorld(): World | undefined {
+  return joined !== undefined && joined.world.size > 1 ? joined.world : undefined
+}
+
 /**
  * The world of a trainer or an evaluation: what this process has joined, or joins now where a launcher started it.
  *
@@ -249,7 +262,7 @@ export function worldOfLauncher(operation: string): World | undefined {
     if (launcher === undefined || launcher.size === 1) return undefined
     enter({}, operation)
   }
-  return joined!.world.size > 1 ? joined!.world : undefined
+  return joinedWorld()
 }
 
 function join(backend: 'auto' | 'mpi' | 'off', timeout: number, operation: string): World {
@@ -298,6 +311,13 @@ function checkPlace({ name, size }: Launcher, world: World, operation: string): 
   throw new LoopLMError('PARALLEL', `${found}: ${remedy}`, { operation })
 }
 
+let inOrder = false
+
+/** Every process ends now, by an error that all of them know or by an interruption: none has to end the others, whatever the exit code. */
+export function endInOrder(): void {
+  inOrder = true
+}
+
 /** From now on this process ends together with the others. */
 function endTogether(world: NativeWorld): void {
   let failure: string | undefined
@@ -306,7 +326,7 @@ function endTogether(world: NativeWorld): void {
   })
   process.on('exit', (code) => {
     // What is under way would wait for a process that has gone.
-    if (code === 0 && native().parallelIdle(world)) native().parallelClose(world)
+    if ((code === 0 || inOrder) && native().parallelIdle(world)) native().parallelClose(world)
     else native().parallelAbort(world, failure ?? `the process ended with exit code ${code}`, code === 0 ? 1 : code & 255)
   })
 }

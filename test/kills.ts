@@ -2,8 +2,10 @@
 
 import { type ChildProcess, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { stringify } from 'yaml'
 import { Random } from '../src/data/random.js'
 import { timeless } from './timeless.js'
@@ -29,10 +31,12 @@ export function runProgram(
     watch?: (child: ChildProcess, stdout: string) => void
     started?: (child: ChildProcess) => void
     shell?: string
+    /** A launcher with its options, which starts the program as several ranks. */
+    launcher?: readonly string[] | undefined
   },
 ): Promise<Outcome> {
-  const { cwd, watch, started, shell } = options
-  const command = [process.execPath, program, ...args]
+  const { cwd, watch, started, shell, launcher = [] } = options
+  const command = [...launcher, process.execPath, program, ...args]
   return new Promise((resolve, reject) => {
     const child =
       shell === undefined
@@ -89,6 +93,49 @@ export interface KillReport {
   whileStarting: number
   /** Lives, the last and undisturbed one included, in which at least one step was made. */
   lives: number
+  /** Seconds from a kill to the end of the program, or of the launcher and all its ranks; the most. */
+  slowestEnd: number
+}
+
+/** Waits until processes have ended, and returns the seconds since one of them was killed. @throws Error where one outlives the limit */
+async function endOf({ at, pids }: { at: number; pids: readonly number[] }, limit: number): Promise<number> {
+  const alive = (pid: number) => ![undefined, 'Z'].includes(statOf(pid)?.state)
+  for (;;) {
+    const seconds = (performance.now() - at) / 1000
+    const left = pids.filter(alive)
+    if (left.length === 0) return seconds
+    if (seconds > limit) throw new Error(`${left.length} ranks were left ${seconds.toFixed(1)} s after a kill`)
+    await sleep(20)
+  }
+}
+
+function statOf(pid: number): { state: string; parent: number } | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    const [, state, parent] = stat.slice(stat.lastIndexOf(')')).split(' ')
+    return { state: state!, parent: Number(parent) }
+  } catch {
+    return undefined // it has ended
+  }
+}
+
+/** The processes of the program below a launcher. */
+function ranksOf(launcher: number): number[] {
+  const parents = new Map<number, number>()
+  for (const name of readdirSync('/proc')) {
+    const parent = /^\d+$/.test(name) ? statOf(Number(name))?.parent : undefined
+    if (parent !== undefined) parents.set(Number(name), parent)
+  }
+  const below = (pid: number): boolean => pid === launcher || (parents.has(pid) && pid > 1 && below(parents.get(pid)!))
+  return [...parents.keys()].filter((pid) => pid !== launcher && below(pid) && executableOf(pid) === process.execPath)
+}
+
+function executableOf(pid: number): string | undefined {
+  try {
+    return readlinkSync(`/proc/${pid}/exe`)
+  } catch {
+    return undefined
+  }
 }
 
 /**
@@ -96,17 +143,26 @@ export interface KillReport {
  *
  * @param name folder of the run inside `root`
  * @param options.milliseconds longest time between the first step of a life and its end
- * @throws Error when the run does not resume
+ * @param options.launcher starts the program as several ranks, of which a random one is killed
+ * @param options.limit seconds within which all ranks must have ended once one was killed
+ * @throws Error when the run does not resume, or ranks go on
  */
 export async function killAndResume(
   root: string,
   name: string,
   config: object,
-  options: { kills: number; steps: number; seed: number; milliseconds?: number },
+  options: {
+    kills: number
+    steps: number
+    seed: number
+    milliseconds?: number
+    launcher?: readonly string[]
+    limit?: number
+  },
 ): Promise<KillReport> {
-  const { kills, steps, seed, milliseconds: longest = 120 } = options
+  const { kills, steps, seed, milliseconds: longest = 120, launcher, limit = 60 } = options
   const random = new Random(seed)
-  const report = { kills: 0, whileSaving: 0, whileStarting: 0, lives: 0 }
+  const report = { kills: 0, whileSaving: 0, whileStarting: 0, lives: 0, slowestEnd: 0 }
   await writeRun(root, name, config)
   const args = [
     'train',
@@ -125,15 +181,26 @@ export async function killAndResume(
     const early = random.uniform() < 0.15 // while it still starts
     const milliseconds = random.uniform() * (early ? 600 : longest)
     let timer: NodeJS.Timeout | undefined
+    let killed: { at: number; pids: number[] } | undefined
+    const killNow = (child: ChildProcess) => {
+      const pids = launcher === undefined ? [child.pid!] : ranksOf(child.pid!)
+      if (pids.length === 0) {
+        timer = setTimeout(killNow, 20, child) // the launcher has not started them
+        return
+      }
+      killed = { at: performance.now(), pids }
+      process.kill(pids[random.integer(pids.length)]!, 'SIGKILL')
+    }
     const kill = (child: ChildProcess) => {
-      timer ??= setTimeout(() => child.kill('SIGKILL'), milliseconds)
+      timer ??= setTimeout(killNow, milliseconds, child)
     }
     const when = last ? {} : early ? { started: kill } : { watch: kill }
-    const { code, signal, stdout, stderr } = await runProgram(args, { cwd: root, ...when })
+    const { code, stdout, stderr } = await runProgram(args, { cwd: root, launcher, ...when })
     clearTimeout(timer)
     if (stdout !== '') report.lives++
-    if (signal === 'SIGKILL') {
+    if (killed !== undefined && code !== 0) {
       report.kills++
+      report.slowestEnd = Math.max(report.slowestEnd, await endOf(killed, limit))
       if (stdout === '') report.whileStarting++
       const names = await readdir(join(root, name, 'checkpoints')).catch(() => [])
       if (names.some((entry) => entry.startsWith('.'))) report.whileSaving++
@@ -143,10 +210,17 @@ export async function killAndResume(
 }
 
 /** The same run without a disturbance. */
-export async function runStraight(root: string, name: string, config: object, steps: number): Promise<void> {
+export async function runStraight(
+  root: string,
+  name: string,
+  config: object,
+  steps: number,
+  launcher?: readonly string[],
+): Promise<void> {
   await writeRun(root, name, config)
   const { code, stderr } = await runProgram(['train', `${name}.yaml`, '--run-dir', name, '--set', `steps=${steps}`], {
     cwd: root,
+    launcher,
   })
   if (code !== 0) throw new Error(`${name}: ${stderr}`)
 }

@@ -10,6 +10,12 @@ const launchers = {
   },
   mpich: { program: 'mpiexec.mpich', options: ['-n'], debian: 'mpich libmpich-dev' },
 }
+/** The words that start a program as so many ranks; it comes behind them. */
+export function launcherOf(name: MpiName, ranks: number): string[] {
+  const { program, options } = launchers[name]
+  return [program, ...options, String(ranks)]
+}
+
 export type MpiName = keyof typeof launchers
 
 /** The implementations that tests can use; a line says why one is not among them. */

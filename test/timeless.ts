@@ -8,6 +8,7 @@ const timed = new Set([
   'memory/resident',
   'memory/device',
   'parallel/step_time_max',
+  'parallel/bytes',
   'parallel/wait_share',
 ])
 

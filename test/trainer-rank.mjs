@@ -19,7 +19,7 @@ const steps = Number(process.env.LOOPLM_STEPS ?? 10)
 const task = addition({ digits: 1 })
 const config = {
   vocab_size: task.tokenizer.vocabSize,
-  hidden_size: 64,
+  hidden_size: Number(process.env.LOOPLM_WIDTH ?? 64),
   intermediate_size: 160,
   num_hidden_layers: 2,
   num_attention_heads: 4,
@@ -60,11 +60,37 @@ const filtered = {
 const scenarios = {
   pretrain: [PretrainTrainer, { task, batchSize: 10, learningRate: 1e-3 }],
   stage2: [PretrainTrainer, { task, stage: 2, batchSize: 10, learningRate: 1e-3 }],
-  lora: [RLTTTrainer, { ...policy, lora: { rank: 4 }, beta: 0.05, learningRate: 1e-3 }],
+  lora: [
+    RLTTTrainer,
+    { ...policy, lora: { rank: process.env.LOOPLM_WIDTH === undefined ? 4 : 64 }, beta: 0.05, learningRate: 1e-3 },
+  ],
   looprpt: [LoopRPTTrainer, { task, batchSize: 7, rollouts: 4, learningRate: 1e-3, teacherDecay: 0.9 }],
   objective: [ObjectiveTrainer, { ...policy, objective: filtered }],
   updates: [GRPOTrainer, { ...policy, minibatches: 2, updatesPerRollout: 2, gradientAccumulation: 2, promptsPerStep: 2 }],
   own: [ObjectiveTrainer, { ...policy, objective: own }],
+}
+
+/** What one rank does wrong. */
+const mistakes = (rank) => ({
+  reward: [RLTTTrainer, { ...policy, reward: rank === 1 ? () => 'much' : reward }],
+  objective: [ObjectiveTrainer, { ...policy, objective: rank === 1 ? () => ({ loss: NaN }) : own }],
+  options: [PretrainTrainer, { task, seed: rank }],
+  data: [PretrainTrainer, { task: rank === 1 ? addition({ digits: 2 }) : task }],
+  model: [PretrainTrainer, { task }, { seed: rank }],
+  folder: [PretrainTrainer, { task, runDir: '/dev/null/run' }],
+})
+
+/** The error of a run, of which the process goes on. */
+async function fail(world, name) {
+  const [Trainer, options, { seed = 1 } = {}] = mistakes(world.rank)[name]
+  const model = await LoopLM.create(config, { seed, threads: 1 })
+  const trainer = new Trainer(model, { ...options, steps: 2, onWarning: () => {} })
+  try {
+    for await (const _ of trainer.run());
+    return { rank: world.rank }
+  } catch ({ code, message }) {
+    return { rank: world.rank, code, message }
+  }
 }
 
 async function train(world, name) {
@@ -90,5 +116,8 @@ async function train(world, name) {
 
 const world = await parallel.init({ timeout: 60 })
 const found = {}
-for (const name of process.argv[2].split(',')) found[name] = await train(world, name)
+for (const name of process.argv[2].split(',')) {
+  const [, mistake] = name.split(':')
+  found[name] = mistake === undefined ? await train(world, name) : await fail(world, mistake)
+}
 writeFileSync(join(folder, `${world.rank}.json`), JSON.stringify(found))

@@ -43,6 +43,7 @@ Napi::Value step(const Napi::CallbackInfo& info) {
   options.epsilon = in["epsilon"].number();
   options.weight_decay = in["weightDecay"].number();
   options.max_grad_norm = in["maxGradNorm"].number();
+  options.failed = in["failed"].flag();
   const Input only = in["only"];
   for (uint32_t i = 0; i < only.length(); i++) options.only.push_back(only[i].text());
   return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, options]() -> Executor::Finish {
@@ -83,9 +84,11 @@ Napi::Value optimizer_save(const Napi::CallbackInfo& info) {
 
 Napi::Value optimizer_load(const Napi::CallbackInfo& info) {
   const auto slot = read_optimizer(info);
-  const std::string path = Input(info, 1, "path").text();
-  return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, path]() -> Executor::Finish {
-    slot->get().load(path);
+  const Input list(info, 1, "paths");
+  std::vector<std::string> paths;
+  for (uint32_t i = 0; i < list.length(); i++) paths.push_back(list[i].text());
+  return slot.executor->submit(info.Env(), nullptr, [slot = slot.object, paths]() -> Executor::Finish {
+    slot->get().load(paths);
     return [steps = slot->get().steps()](Napi::Env env) {
       report_memory(env);
       return Napi::Number::New(env, double(steps));

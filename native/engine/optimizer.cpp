@@ -2,18 +2,13 @@
 
 #include <algorithm>
 #include <cfloat>
-#include <charconv>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <numeric>
 #include <optional>
 #include <utility>
 
 #include "../numeric/decimal.h"
-#include "../numeric/half.h"
-#include "json.h"  // defines: quote_briefly
-#include "safetensors.h"
 
 namespace looplm {
 
@@ -145,11 +140,12 @@ std::vector<double> AdamW::sums_of_squares(Data data) const {
   return sums;
 }
 
-AdamW::Norm AdamW::measure_gradients(bool& anew) const {
+AdamW::Norm AdamW::measure_gradients(bool failed, bool& anew) const {
   Model& model = *model_;
   std::vector<double> sums = sums_of_squares([&](const Parameter& p, const Piece& piece) -> const void* {
     return element(model.gradient_data(p), model.real(), piece.first);
   });
+  if (failed) sums[0] = std::numeric_limits<double>::quiet_NaN();
   if (parallel_) {
     sums.push_back(anew ? 1 : 0);
     parallel_->sum(sums);
@@ -196,7 +192,7 @@ double AdamW::step(const AdamWOptions& options) {
     parallel_->reduce_gradients();
   }
   bool anew = bounded_ != model.version();
-  const Norm norm = measure_gradients(anew);
+  const Norm norm = measure_gradients(options.failed, anew);
   if (norm.culprit)
     throw Error(
         "NON_FINITE", "step",
@@ -245,114 +241,6 @@ void AdamW::update(const AdamWOptions& options, double gradient_scale) {
     };
     model.device->run(&LoopBackend::adamw, "adamw", model.dt, &update);
   }
-}
-
-void AdamW::refuse_shares(const char* operation) const {
-  if (parallel_)
-    throw Error(
-        "UNSUPPORTED", operation,
-        "each process has a share of the optimizer's state, and a file of shares does not exist yet: save the model alone");
-}
-
-void AdamW::save(const std::string& path) const {
-  check_layout();
-  refuse_shares("save");
-  refresh_masters();
-  const size_t size = loop_dtype_size(model_->real());
-  std::vector<SafetensorsOutput> tensors;
-  for (const auto& state : states(*this))
-    for (const Parameter& p : model_->trained())
-      tensors.push_back(
-          {state.prefix + p.name, safetensors_dtype(model_->real()), p.shape,
-           [buffer = state.buffer, &p, size](uint8_t* out) { buffer->download(out, p.count * size, p.offset * size); }});
-  write_safetensors(path, tensors, {{"step", std::to_string(steps_)}, {"dtype", safetensors_dtype(model_->dt)}});
-}
-
-namespace {
-
-int64_t read_step(const std::string& path, const SafetensorsFile& file) {
-  const auto found = file.metadata().find("step");
-  if (found == file.metadata().end()) refuse_file(path, "__metadata__ has no \"step\"; is this an optimizer's file?");
-  const std::string& text = found->second;
-  int64_t step = -1;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), step);
-  if (error != std::errc() || end != text.data() + text.size() || step < 0)
-    refuse_file(path, "__metadata__: \"step\": " + json::quote_briefly(text) + " is not a count");
-  return step;
-}
-
-bool any_negative(LoopDType type, const void* values, size_t count) {
-  const auto* bytes = static_cast<const uint8_t*>(values);
-  const size_t size = loop_dtype_size(type);
-  for (size_t i = 0; i < count; i++)
-    if (bytes[i * size + size - 1] & 0x80) return true;  // the sign bit
-  return false;
-}
-
-// A bfloat16 parameter is its master, rounded. Below the normal numbers a processor's own rounding may give zero.
-bool rounds_to_parameter(const Model& model, const Parameter& p, const void* master) {
-  std::vector<uint16_t> parameter(p.count);
-  model.read_raw(p, parameter.data());
-  for (size_t i = 0; i < p.count; i++) {
-    float value;
-    std::memcpy(&value, static_cast<const uint8_t*>(master) + i * sizeof value, sizeof value);
-    const bool normal = std::abs(value) >= FLT_MIN;
-    if (normal ? float_to_bf16(value) != parameter[i] : std::abs(bf16_to_float(parameter[i])) > FLT_MIN) return false;
-  }
-  return true;
-}
-
-}  // namespace
-
-void AdamW::load(const std::string& path) {
-  check_layout();
-  refuse_shares("load");
-  const Model& model = *model_;
-  const SafetensorsFile file(path);
-  const int64_t step = read_step(path, file);
-  const auto dtype = file.metadata().find("dtype");
-  if (dtype == file.metadata().end() || dtype->second != safetensors_dtype(model.dt))
-    refuse_file(
-        path, "__metadata__: \"dtype\": " + (dtype == file.metadata().end() ? "is missing" : json::quote_briefly(dtype->second)) +
-                  ", but the model is " + safetensors_dtype(model.dt));
-
-  std::map<std::string, SafetensorsEntry> unknown = file.tensors();
-  for (const auto& state : states(*this))
-    for (const Parameter& p : model.trained()) {
-      const std::string name = state.prefix + p.name;
-      const auto found = file.tensors().find(name);
-      if (found == file.tensors().end()) refuse_tensor(path, name, "is missing");
-      unknown.erase(name);
-      const SafetensorsEntry& entry = found->second;
-      if (entry.dtype != safetensors_dtype(model.real()))
-        refuse_tensor(path, name, "its dtype is not that of the model's gradients");
-      if (entry.shape != p.shape) refuse_tensor(path, name, "its shape is not the parameter's");
-      if (first_not_finite(model.real(), entry.data, p.count) < p.count)
-        refuse_tensor(path, name, "has a value that is not finite");
-      if (state.buffer == &second_ && any_negative(model.real(), entry.data, p.count))
-        refuse_tensor(path, name, "has a negative value");
-      if (state.buffer == &master_ && !rounds_to_parameter(model, p, entry.data))
-        refuse_tensor(path, name,
-                      "does not round to the model's parameter: load the checkpoint's parameters first, and from the same step");
-      check_checksum(path, name, entry);
-    }
-  if (!unknown.empty()) refuse_tensor(path, unknown.begin()->first, "is not this model's");
-
-  struct Copy {
-    void* to;
-    const void* from;
-    size_t bytes;
-  };
-  const size_t size = loop_dtype_size(model.real());
-  std::vector<Copy> copies;  // before the first of them, for a list may find no memory
-  for (const auto& [prefix, buffer] : states(*this))
-    for (const Parameter& p : model.trained())
-      copies.push_back({buffer->at(p.offset * size), file.tensors().at(prefix + p.name).data, p.count * size});
-  const Uninterrupted uninterrupted(*model.device);
-  for (const Copy& c : copies) model.device->run(&LoopBackend::copy_in, "copy_in", c.to, c.from, c.bytes);
-  steps_ = step;
-  version_ = model.version();
-  bounded_ = version_ - 1;
 }
 
 }  // namespace looplm

@@ -13,6 +13,7 @@ struct AdamWOptions {
   double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0;
   std::vector<std::string> only;  // names of the parameters that change; empty: all
   double max_grad_norm = 0;       // 0: no clipping. Factor min(1, max / (norm + 1e-6))
+  bool failed = false;  // this rank's gradients could not be made: the step fails on all ranks, as one that is not finite
 };
 
 // No parameter, first or second moment is larger in magnitude.
@@ -32,9 +33,10 @@ class AdamW {
   int64_t steps() const { return steps_; }
   // NULL when one process trains.
   DataParallel* parallel() { return parallel_.get(); }
-  // Moments, masters and the step count, exactly; `load` refuses a file of another model. Of one rank.
+  // Moments, masters and the step count, exactly: whole tensors where one process trains, else this rank's share. `load` takes
+  // one whole file, or the shares of all ranks of a world of any size; it reads what this rank owns, and refuses another model's.
   void save(const std::string& path) const;
-  void load(const std::string& path);  // after the model's own parameters, which the masters must round to
+  void load(const std::vector<std::string>& paths);  // after the model's own parameters, which the masters must round to
 
  private:
   // A run of elements of one parameter that this rank owns.
@@ -53,7 +55,7 @@ class AdamW {
     const Parameter* culprit;  // where the running sum stopped being finite
   };
   // Of the gradients of all ranks. `anew`: set when a rank does not know its bounds.
-  Norm measure_gradients(bool& anew) const;
+  Norm measure_gradients(bool failed, bool& anew) const;
   void update(const AdamWOptions& options, double gradient_scale);
 
   template <class B>
@@ -70,7 +72,6 @@ class AdamW {
     return out;
   }
   void check_layout() const;
-  void refuse_shares(const char* operation) const;  // files hold whole parameters
   void refresh_masters() const;
 
   AdamWBounds measured() const;

@@ -7,11 +7,14 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <limits>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <unistd.h>
 
 #include "../backends.h"
 #include "../comm/threads.h"
@@ -335,13 +338,75 @@ void out_of_range(int size) {
   });
 }
 
-void no_files() {
-  in_world(kinds[1], 2, 60, [&](Rank& rank) {
-    const std::string name = " (rank " + std::to_string(rank.world->rank()) + ")";
-    std::string said = error_of([&] { rank.optimizer->save("/nowhere/state"); });
-    claim("a share of the state is not saved as if it were all" + name, said.starts_with("UNSUPPORTED"), said);
-    said = error_of([&] { rank.optimizer->load("/nowhere/state"); });
-    claim("nor loaded" + name, said.starts_with("UNSUPPORTED"), said);
+// A folder of its own, which goes with it.
+struct Folder {
+  Folder() { std::filesystem::create_directories(path); }
+  ~Folder() { std::filesystem::remove_all(path); }
+  const std::filesystem::path path = std::filesystem::temp_directory_path() / ("looplm-shares-" + std::to_string(::getpid()));
+  std::string share(int rank) const { return (path / std::to_string(rank)).string(); }
+  std::vector<std::string> shares(int size) const {
+    std::vector<std::string> all;
+    for (int rank = 0; rank < size; rank++) all.push_back(share(rank));
+    return all;
+  }
+};
+
+// The same gradient in a world of any size: all of it on rank 0.
+void step_alike(Rank& rank, int step) {
+  if (rank.world->rank() == 0) write_gradients(*rank.model, 0, 3, step);
+  rank.optimizer->step(options_of(step));
+}
+
+void write_all(Model& model, const Bytes& from) {
+  const uint8_t* next = from.data();
+  for (const Parameter& p : model.trained()) {
+    model.write_raw(p, next);
+    next += p.count * loop_dtype_size(model.dt);
+  }
+}
+
+// The shares of a world of any size are the state of a world of any other.
+void resumed_from_shares(const Kind& kind, int size, const std::vector<int>& others) {
+  const Folder folder;
+  Bytes saved, expected;
+  in_world(kind, size, 60, [&](Rank& rank) {
+    for (int step = 1; step <= 2; step++) step_alike(rank, step);
+    rank.optimizer->save(folder.share(rank.world->rank()));
+    if (rank.world->rank() == 0) saved = raw(*rank.model);
+    step_alike(rank, 3);
+    if (rank.world->rank() == 0) expected = raw(*rank.model);
+  });
+  for (int other : others)
+    in_world(kind, other, 60, [&](Rank& rank) {
+      write_all(*rank.model, saved);
+      rank.optimizer->load(folder.shares(size));
+      step_alike(rank, 3);
+      claim(std::string("shares of ") + std::to_string(size) + " ranks are read by " + std::to_string(other) + " (" + kind.name +
+                ", rank " + std::to_string(rank.world->rank()) + ")",
+            rank.optimizer->steps() == 3 && raw(*rank.model) == expected);
+    });
+}
+
+void refused_shares() {
+  const Folder folder;
+  in_world(kinds[1], 3, 60, [&](Rank& rank) {
+    step_alike(rank, 1);
+    rank.optimizer->save(folder.share(rank.world->rank()));
+    step_alike(rank, 2);
+    rank.world->barrier();
+    if (rank.world->rank() != 1) return;
+    rank.optimizer->save(folder.share(3));
+  });
+  in_world(kinds[1], 1, 60, [&](Rank& rank) {
+    const auto refused = [&](const std::vector<std::string>& paths, const std::string& part, const char* what) {
+      const std::string said = error_of([&] { rank.optimizer->load(paths); });
+      claim(std::string("refused: ") + what, contains(said, "INVALID_FILE") && contains(said, part), said);
+    };
+    refused({folder.share(0), folder.share(2)}, "is missing; is a file of another rank?", "shares without one of them");
+    refused({folder.share(0), folder.share(1)}, "is missing; is a file of another rank?", "shares without the last one");
+    refused({folder.share(0), folder.share(3), folder.share(2)}, "they belong to different checkpoints", "shares of two steps");
+    refused({folder.share(0), folder.share(1), folder.share(1), folder.share(2)}, "is there twice",
+            "a share that is there twice");
   });
 }
 
@@ -403,7 +468,12 @@ void all_tests() {
     bad_gradients(kinds[1], size);
     out_of_range(size);
   }
-  no_files();
+  for (const Kind& kind : kinds) {
+    if (!runs(kind)) continue;
+    resumed_from_shares(kind, 4, kind.architecture == &large ? std::vector{3} : std::vector{1, 2, 3, 4});
+    resumed_from_shares(kind, 1, {3});
+  }
+  refused_shares();
   lost_rank();
 }
 

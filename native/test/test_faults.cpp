@@ -303,7 +303,7 @@ Numbers moments_of(Fixture& f) {
 }
 Numbers moments(Fixture& f, int) {
   if (!f.optimizer) f.optimizer = std::make_shared<AdamW>(f.model);
-  f.optimizer->load(scratch_file("optimizer.safetensors"));
+  f.optimizer->load({scratch_file("optimizer.safetensors")});
   f.done = true;
   return {double(f.optimizer->steps())};
 }

@@ -26,9 +26,10 @@ import {
 } from './arguments.js'
 import { type ChatFlags, chatOptions, chatSettings } from './chat-flags.js'
 import { interruptible, print, printJson } from './output.js'
+import { joinProcesses, leads, type ParallelFlags, parallelOption } from './processes.js'
 import { openRewards } from './train.js'
 
-interface EvalFlags extends ModelFlags, ChatFlags {
+interface EvalFlags extends ModelFlags, ChatFlags, ParallelFlags {
   task?: Task
   dataset?: string
   split?: string
@@ -76,12 +77,14 @@ export function addEval(program: Command): void {
     .option('--temperature <value>', '0 is greedy (default: 0 for one sample, else 1)', nonNegative)
     .option('--seed <number>', 'seed of the samples (default: 0)', natural)
     .option('--save <file>', 'write every answer with its reward to a JSON Lines file')
+    .addOption(parallelOption())
     .option('--json', 'write one JSON object to standard output and nothing else')
   chatOptions(command)
   modelOptions(command).action(evaluateModel)
 }
 
 async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
+  await joinProcesses({ backend: flags.parallel })
   if (flags.text !== undefined) return evaluateText(folder, flags.text, flags)
   const { dataset: path, split, config, columns } = flags
   const dataset = path === undefined ? undefined : { path, split, config, columns }
@@ -105,7 +108,7 @@ async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
       signal,
     }),
   )
-  if (flags.save !== undefined) await saveAnswers(flags.save, results)
+  if (flags.save !== undefined && leads()) await saveAnswers(flags.save, results)
   if (flags.json) {
     printJson({ model: folder, results: results.map(({ answers: _answers, columns: _columns, ...result }) => result) })
     return
@@ -130,7 +133,7 @@ function intervalText({ low, high }: Interval): string {
 /** A line that is redrawn; a log is left alone. */
 function showProgress({ loops, answered, of }: { loops: number; answered: number; of: number }): void {
   const { stderr } = process
-  if (stderr.isTTY === true)
+  if (stderr.isTTY === true && leads())
     stderr.write(`\r\x1b[2K${loops} loops: ${answered} of ${of} answers${answered === of ? '\r\x1b[2K' : ''}`)
 }
 

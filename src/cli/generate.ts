@@ -1,12 +1,17 @@
+import { readFile } from 'node:fs/promises'
+import { extname } from 'node:path'
 import { type Command, Option } from 'commander'
 import type { ChatMessage } from '../data/chat-template.js'
-import { LoopLMError } from '../errors.js'
+import { loadDataset } from '../data/dataset.js'
+import { promptProblem } from '../data/rows.js'
+import { fileError, LoopLMError } from '../errors.js'
 import { type ExitRule, exitRuleNames } from '../model/exit-rules.js'
-import type { GenerateOptions } from '../model/types.js'
+import type { GenerateOptions, Prompt } from '../model/types.js'
 import { stopTokens } from '../rl/problems.js'
 import { collect, finite, type ModelFlags, modelOptions, natural, nonNegative, openModel, positiveInteger } from './arguments.js'
 import { type ChatFlags, chatOptions, chatSettings, conversation, encodeConversations } from './chat-flags.js'
 import { interruptible, print, printJson } from './output.js'
+import { joinProcesses, type ParallelFlags, parallelOption } from './processes.js'
 
 /** What {@link samplingOptions} adds. */
 export interface SamplingFlags {
@@ -28,11 +33,14 @@ export interface SamplingFlags {
   stop?: string[]
 }
 
-interface GenerateFlags extends ModelFlags, SamplingFlags, ChatFlags {
+interface GenerateFlags extends ModelFlags, SamplingFlags, ChatFlags, ParallelFlags {
   prompt?: string[]
   messages?: ChatMessage[][]
+  prompts?: string
   json?: boolean
 }
+
+const promptsPerCall = 1024 // bounds the cache of keys and values
 
 /** Adds `looplm generate`. */
 export function addGenerate(program: Command): void {
@@ -46,6 +54,8 @@ export function addGenerate(program: Command): void {
       'a conversation to answer, such as "[{ role: user, content: Hi }]"; may be repeated',
       conversation,
     )
+    .option('--prompts <file>', 'a prompt per line, or the prompts of a dataset (.jsonl, .json, .csv, .parquet)')
+    .addOption(parallelOption())
     .option('--json', 'write one JSON object per prompt to standard output and nothing else')
   samplingOptions(command, 64)
   chatOptions(command)
@@ -75,24 +85,58 @@ export function samplingOptions(command: Command, longest: number): Command {
 
 async function generate(folder: string, flags: GenerateFlags): Promise<void> {
   const { prompt = [], messages = [], json } = flags
-  const given: (string | ChatMessage[])[] = [...prompt, ...messages]
-  if (given.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'looplm generate: give a --prompt, or --messages to answer')
+  const ranks = await joinProcesses({ backend: flags.parallel })
+  const given: (string | ChatMessage[])[] = [...prompt, ...messages, ...(await promptsOf(flags.prompts))]
+  if (given.length === 0)
+    throw new LoopLMError('INVALID_ARGUMENT', 'looplm generate: give a --prompt, --messages to answer, or --prompts of a file')
   using model = await openModel(folder, flags)
-  const chats = messages.length > 0 || chatSettings(flags) !== undefined
-  const prompts = chats ? await encodeConversations(model.tokenizer, given, flags) : prompt
+  const chats = given.some((one) => typeof one !== 'string') || chatSettings(flags) !== undefined
+  const prompts: readonly Prompt[] = chats ? await encodeConversations(model.tokenizer, given, flags) : (given as string[])
   const ends = chats && flags.stop === undefined ? { stop: stopTokens(model, model.tokenizer!) } : {}
   await interruptible(async (signal) => {
     const options = { ...generationOptions(flags), ...ends, signal }
-    if (!json && prompts.length === 1) {
+    if (!json && prompts.length === 1 && ranks.size === 1) {
       for await (const { text } of model.stream(prompts[0]!, options)) process.stdout.write(text ?? '')
       print('')
       return
     }
-    for (const [i, result] of (await model.generate(prompts, options)).entries()) {
-      if (json) printJson({ prompt: given[i], ...result, logprobs: Array.from(result.logprobs) })
-      else print(chats ? `${result.text}` : `${given[i]}${result.text}`)
+    for (let start = 0; start < prompts.length; start += promptsPerCall) {
+      const part = prompts.slice(start, start + promptsPerCall)
+      const results = await ranks.rows('generate', ranks.strided(part.length), (own) => {
+        const sequenceNumbers = own.map((i) => start + i)
+        return model.generate(
+          own.map((i) => part[i]!),
+          { ...options, sequenceNumbers },
+        )
+      })
+      for (const [i, result] of results.entries()) {
+        const prompt = given[start + i]
+        if (json) printJson({ prompt, ...result, logprobs: Array.from(result.logprobs) })
+        else print(chats ? `${result.text}` : `${prompt}${result.text}`)
+      }
     }
   })
+}
+
+/** The prompts of a file: its lines, or those of the rows of a dataset. */
+async function promptsOf(path: string | undefined): Promise<(string | ChatMessage[])[]> {
+  if (path === undefined) return []
+  const refuse = (problem: string) => new LoopLMError('INVALID_FILE', `${path}: ${problem}`, { operation: 'looplm generate' })
+  if (extname(path) !== '.txt') {
+    return (await loadDataset(path)).map((row, i) => {
+      const problem = promptProblem(row)
+      if (problem !== undefined) throw refuse(`row ${i} ${problem}`)
+      return row.prompt as string | ChatMessage[]
+    })
+  }
+  const text = await readFile(path, 'utf8').catch((cause) => {
+    throw fileError(cause, 'read', path, 'looplm generate')
+  })
+  const lines = text.split(/\r?\n/)
+  if (lines.at(-1) === '') lines.pop()
+  const empty = lines.indexOf('')
+  if (lines.length > 0 && empty === -1) return lines
+  throw refuse(lines.length === 0 ? 'holds no prompt' : `line ${empty + 1} is empty; each line is a prompt`)
 }
 
 /** The options that were given. */

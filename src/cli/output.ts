@@ -1,5 +1,8 @@
 import { constants } from 'node:os'
 import { errorMessage, LoopLMError } from '../errors.js'
+import { endInOrder, joinedWorld } from '../parallel.js'
+import { originOf } from '../rl/ranks.js'
+import { leads } from './processes.js'
 
 /** Exit codes of the command line. */
 export const exitCodes = { ok: 0, failed: 1, usage: 2 } as const
@@ -18,12 +21,17 @@ const usageCodes = new Set(['INVALID_ARGUMENT', 'INVALID_CONFIG', 'INVALID_FILE'
 
 /** Writes one line of JSON to standard output. */
 export function printJson(value: unknown): void {
-  process.stdout.write(`${JSON.stringify(value)}\n`)
+  print(JSON.stringify(value))
 }
 
-/** Writes a line to standard output. */
+/** Writes a line to standard output; of several processes the first one does. */
 export function print(text: string): void {
-  process.stdout.write(`${text}\n`)
+  if (leads()) process.stdout.write(`${text}\n`)
+}
+
+/** Writes to standard error; of several processes the first one does. */
+export function tell(text: string): void {
+  if (leads()) process.stderr.write(text)
 }
 
 /**
@@ -32,15 +40,22 @@ export function print(text: string): void {
  * @returns the exit code: 2 when the user can mend it, 130, 143 or 129 when it was interrupted, else 1
  */
 export function reportError(error: unknown): number {
+  const world = joinedWorld()
+  const origin = originOf(error) // of an error that all processes throw, of which one speaks
+  if (origin !== undefined) endInOrder()
+  const speaks = origin === undefined || origin === world?.rank
+  const write = (message: string) => {
+    if (speaks) process.stderr.write(`${message}${world === undefined ? '' : ` (rank ${world.rank} of ${world.size})`}\n`)
+  }
   if (error instanceof LoopLMError) {
     if (error.code === 'ABORTED') {
-      process.stderr.write('interrupted\n')
+      tell('interrupted\n')
       return interruptedCode(error.cause)
     }
-    process.stderr.write(`error: ${error.message}\n`)
+    write(`error: ${error.message}`)
     return usageCodes.has(error.code) ? exitCodes.usage : exitCodes.failed
   }
-  process.stderr.write(`error: ${(error as Partial<Error> | undefined)?.stack ?? errorMessage(error)}\n`)
+  write(`error: ${(error as Partial<Error> | undefined)?.stack ?? errorMessage(error)}`)
   return exitCodes.failed
 }
 
@@ -54,7 +69,7 @@ export async function interruptible<Result>(action: (signal: AbortSignal) => Pro
   const interrupt = (signal: Interruption): void => {
     if (controller.signal.aborted) process.exit(interruptedCode(signal))
     const again = signal === 'SIGINT' ? 'press Ctrl-C again' : `send ${signal} again`
-    process.stderr.write(`\nstopping; ${again} to end at once\n`)
+    tell(`\nstopping; ${again} to end at once\n`)
     controller.abort(signal)
   }
   for (const signal of interruptions) process.on(signal, interrupt)

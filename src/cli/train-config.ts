@@ -76,6 +76,15 @@ export const trainConfigSchema = z.strictObject({
       'Of parameters and activations; default that of the checkpoint, `float32` for a new model (`float64` on `reference`).',
     ),
   threads: z.int().min(1).optional().describe('Threads of the device; default one per core.'),
+  parallel: z
+    .union(
+      [z.enum(['auto', 'off']), z.strictObject({ timeout: z.number().positive().max(1e6) })],
+      'must be auto, off or { timeout: seconds }',
+    )
+    .optional()
+    .describe(
+      'Whether the processes of a launcher train together (`auto`, the default) or each alone (`off`); `{ timeout: seconds }`: together, and so long a process waits for the others (default 600).',
+    ),
   task: task
     .optional()
     .describe('A task with exact answers: its name, or `{ name, … }` with its options. Either this or a dataset.'),

@@ -8,6 +8,7 @@ import type { Logger, RunFacts } from '../monitor/logger.js'
 import { type LoggerName, loggerNames } from '../monitor/loggers/built-in.js'
 import { loadLogger } from '../monitor/loggers/load.js'
 import { Progress } from '../monitor/progress.js'
+import { endInOrder } from '../parallel.js'
 import { type DatasetSource, openRows } from '../rl/dataset-rows.js'
 import type { TrainerEvent } from '../rl/events.js'
 import { trainers } from '../rl/registry.js'
@@ -17,10 +18,11 @@ import type { Task } from '../tasks/task.js'
 import { didYouMean } from '../validation/names.js'
 import { collect, type DeviceFlags, deviceFlags, deviceOptions } from './arguments.js'
 import { exitCodes, interruptedCode, interruptible, print, printJson } from './output.js'
+import { joinProcesses, leads, type ParallelFlags, parallelOption } from './processes.js'
 import { banner, evaluationText, RunSummary } from './run-summary.js'
 import { readTrainConfig, type TrainConfig } from './train-config.js'
 
-interface TrainFlags extends DeviceFlags {
+interface TrainFlags extends DeviceFlags, ParallelFlags {
   runDir?: string
   resume?: boolean | string
   set?: string[]
@@ -36,6 +38,7 @@ export function addTrain(program: Command): void {
     .option('--run-dir <folder>', 'folder of checkpoints and metrics (runDir of the file)')
     .option('--resume [run]', 'continue from the newest checkpoint of the run folder, of this one, or from this checkpoint')
     .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
+    .addOption(parallelOption())
     .option('--json', 'write one JSON object per event to standard output and nothing else')
   deviceOptions(command).action(async (path: string | undefined, flags: TrainFlags) => {
     process.exitCode = await (path === undefined ? trainOn(flags) : train(path, flags))
@@ -59,9 +62,10 @@ async function trainOn(flags: TrainFlags): Promise<number> {
 /** Trains, and returns the exit code. */
 async function train(path: string, flags: TrainFlags): Promise<number> {
   const config = await readConfig(path, flags)
+  await joinProcesses(parallelOf(config.parallel, flags))
   const resources = await openResources(config)
   using model = await openModel(config, resources.tokenizer ?? resources.task?.tokenizer)
-  const progress = new Progress(process.stderr)
+  const progress = new Progress(leads() ? process.stderr : { write: () => true })
   const { runDir } = config
   const options = {
     ...config.options,
@@ -93,6 +97,8 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
     if (!flags.json) print(summary.text())
     return exitCodes.ok
   }
+  endInOrder()
+  if (!leads()) return interruptedCode(reason)
   const saved = summary.checkpoint === undefined ? 'nothing was left to save' : `saved ${summary.checkpoint}`
   const how =
     runDir === undefined
@@ -110,6 +116,13 @@ async function readConfig(path: string, { runDir, resume, set = [], ...flags }: 
   if (config.resume !== true || config.runDir !== undefined) return config
   const message = '--resume needs a run folder: give --run-dir, runDir in the file, or the path of a checkpoint'
   throw new LoopLMError('INVALID_CONFIG', message)
+}
+
+/** The processes that train together: what the file says, and the flag in its place. */
+function parallelOf(given: TrainConfig['parallel'], { parallel }: ParallelFlags) {
+  const { timeout, backend } =
+    typeof given === 'object' ? { timeout: given.timeout, backend: 'auto' as const } : { backend: given }
+  return { backend: parallel ?? backend, timeout }
 }
 
 async function openModel(config: TrainConfig, tokenizer: Tokenizer | undefined): Promise<LoopLM> {

@@ -5,6 +5,7 @@ import { World } from '../parallel.js'
 import { checkInstance, checkNumber, checkOptions, checkText, describe, type Keys } from '../validation/arguments.js'
 import { didYouMean } from '../validation/names.js'
 import { LoopLM } from './model.js'
+import { removeOtherShares, sharePath, storedShares } from './optimizer-files.js'
 
 /** Options of {@link AdamW}; `step` takes them again to override them for one step. */
 export interface AdamWOptions {
@@ -62,6 +63,7 @@ export class AdamW {
   readonly #handle: NativeOptimizer
   readonly #model: LoopLM
   readonly #options: AdamWOptions
+  readonly #world: World | undefined
   #steps = 0
   #exchanged: ExchangeTimes = { exchanging: 0, waiting: 0, over: '' }
 
@@ -78,6 +80,7 @@ export class AdamW {
     nativeOptions(rest, model, operation)
     if (world !== undefined) checkInstance(world, 'world', World, 'parallel.init resolves to', operation)
     this.#options = rest
+    this.#world = world
     this.#model = model
     this.#handle = native().optimizerCreate(handle, world?.handle)
   }
@@ -120,33 +123,54 @@ export class AdamW {
    *   process of the `world` fails or does not come in time
    */
   async step(overrides: Omit<AdamWOptions, 'world'> = {}): Promise<{ gradNorm: number }> {
+    return this.#step(overrides, false)
+  }
+
+  /**
+   * Takes part in a step that cannot be made because this process has no gradients: it fails in all processes, with nothing changed.
+   * @internal
+   */
+  async fail(): Promise<{ gradNorm: number }> {
+    return this.#step({}, true)
+  }
+
+  async #step(overrides: Omit<AdamWOptions, 'world'>, failed: boolean): Promise<{ gradNorm: number }> {
     const operation = 'AdamW.step'
     const handle = this.#alive(operation)
     checkOptions(overrides, stepOptions, operation)
     const given = Object.fromEntries(Object.entries(overrides).filter(([, value]) => value !== undefined))
-    const options = nativeOptions({ ...this.#options, ...given }, this.#model, operation)
+    const options = { ...nativeOptions({ ...this.#options, ...given }, this.#model, operation), failed }
     const { gradNorm, steps, exchanging, waiting, over } = await call(operation, () => native().optimizerStep(handle, options))
     this.#steps = steps
     this.#exchanged = { exchanging, waiting, over }
     return { gradNorm }
   }
 
-  /** Writes moments, masters and the number of steps to a safetensors file, exactly, in one step. */
+  /**
+   * Writes moments, masters and the number of steps, exactly. One process writes a safetensors file, in one step. Of a `world` of several, all
+   * call it with one path, and each writes its share beside it, for example optimizer-00001-of-00004.safetensors for optimizer.safetensors.
+   */
   async save(path: string): Promise<void> {
-    const handle = this.#alive('AdamW.save')
-    checkText(path, 'path', 'the path of a file', 'AdamW.save')
-    await call('AdamW.save', () => native().optimizerSave(handle, path))
+    const operation = 'AdamW.save'
+    const handle = this.#alive(operation)
+    checkText(path, 'path', 'the path of a file', operation)
+    const { rank, size } = this.#world ?? { rank: 0, size: 1 }
+    await call(operation, () => native().optimizerSave(handle, size === 1 ? path : sharePath(path, rank, size)))
+    if (rank === 0) await removeOtherShares(path, size, operation)
   }
 
   /**
-   * Reads what {@link AdamW.save} wrote, after the model's own parameters have been loaded.
+   * Reads what {@link AdamW.save} wrote, by as many processes or by another number of them, after the model's own parameters have been loaded.
    *
+   * @param path as `save` got it
    * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the field, also for the state of another model
    */
   async load(path: string): Promise<void> {
-    const handle = this.#alive('AdamW.load')
-    checkText(path, 'path', 'the path of a file', 'AdamW.load')
-    this.#steps = await call('AdamW.load', () => native().optimizerLoad(handle, path))
+    const operation = 'AdamW.load'
+    const handle = this.#alive(operation)
+    checkText(path, 'path', 'the path of a file', operation)
+    const paths = await storedShares(path, operation)
+    this.#steps = await call(operation, () => native().optimizerLoad(handle, paths))
   }
 
   /** Gives the memory back once the calls that were made before have ended. Later calls throw DISPOSED. */
@@ -167,7 +191,11 @@ export class AdamW {
 
 const { world: _, ...stepOptions } = adamWOptions
 
-function nativeOptions(options: Omit<AdamWOptions, 'world'>, model: LoopLM, operation: string): NativeAdamWOptions {
+function nativeOptions(
+  options: Omit<AdamWOptions, 'world'>,
+  model: LoopLM,
+  operation: string,
+): Omit<NativeAdamWOptions, 'failed'> {
   const { learningRate = 1e-3, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, maxGradNorm = 0, only } = options
   if (!Array.isArray(betas) || betas.length !== 2) {
     throw new LoopLMError('INVALID_ARGUMENT', `betas must be two numbers, got ${describe(betas)}`, { operation })

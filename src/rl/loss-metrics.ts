@@ -51,11 +51,12 @@ export interface Measured {
 /** The metrics of a batch from those of its shares: sums, and means by the weights of the shares. */
 export function sharedMetrics(shares: readonly Measured[]): Metrics & { loss: number } {
   const [first] = shares
-  if (shares.length === 1) return first!.metrics
+  if (first === undefined) return { loss: 0 }
+  if (shares.length === 1) return first.metrics
   const totals: Metrics & { loss: number } = { loss: 0 }
   for (const name of new Set(shares.flatMap(({ metrics }) => Object.keys(metrics)))) {
     const known = shares.filter(({ metrics }) => metrics[name] !== undefined)
-    const sum = first!.sums.includes(name)
+    const sum = first.sums.includes(name)
     const weight = sum ? 1 : known.reduce((total, share) => total + share.weight, 0)
     totals[name] = known.reduce((total, share) => total + (sum ? 1 : share.weight) * share.metrics[name]!, 0) / (weight || 1)
   }

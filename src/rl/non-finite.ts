@@ -13,6 +13,7 @@ export async function findNonFinite(model: LoopLM, sequences: readonly TokenSequ
     const at = bad(values)
     if (at !== -1) return `the parameter ${name} holds ${values[at]}`
   }
+  if (sequences.length === 0) return 'the parameters of the model are finite, so it comes from the sequences of another process'
   const { loops, gateLogits, logprobs } = await model.score(sequences)
   for (let loop = 0; loop < loops; loop++) {
     for (const [what, arrays, drop] of [

@@ -30,12 +30,12 @@ export class OngoingRun {
    * @param lock called before anything else; what it returns gives the folder back
    * @param warn told when an earlier run is ended
    */
-  begin(lock: () => (() => void) | undefined, run: () => Events, warn: (message: string) => void): Events {
+  begin(lock: () => Promise<(() => void) | undefined>, run: () => Events, warn: (message: string) => void): Events {
     const earlier = this.#newest
     const state: State = { computing: false, unlock: undefined }
     const events = drive(state, async () => {
       if (earlier !== undefined) await end(earlier, warn)
-      state.unlock = lock()
+      state.unlock = await lock()
       return run()
     })
     this.#newest = { events: new WeakRef(events), state }

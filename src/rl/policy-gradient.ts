@@ -101,8 +101,8 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     super.dispose()
   }
 
-  protected accumulate(loss: PolicyLoss): Promise<Measured> {
-    return accumulatePolicyLoss(this.model, loss, this.#objective(), this.config, this.#loops)
+  protected accumulate(loss: PolicyLoss, last: () => Promise<void>): Promise<Measured> {
+    return accumulatePolicyLoss(this.model, loss, this.#objective(), this.config, this.#loops, last)
   }
 
   protected override async afterUpdate(): Promise<void> {

@@ -112,11 +112,15 @@ export async function accumulatePolicyLoss(
   objective: Objective,
   config: PolicyConfig,
   loops: TrainedLoops,
+  last: () => Promise<void>,
 ): Promise<Measured> {
   const { passes, own } = loss
-  if (own !== undefined) return accumulateCustom(model, loss, own, config, loops)
+  if (own !== undefined) return accumulateCustom(model, loss, own, config, loops, last)
   const measured: LossMetrics[] = []
-  for (const { batch, objective: spec } of passes) measured.push(await model.accumulateLoss(batch, spec))
+  for (const [i, { batch, objective: spec }] of passes.entries()) {
+    if (i === passes.length - 1) await last()
+    measured.push(await model.accumulateLoss(batch, spec))
+  }
   const ratio = usesRatio(objective, 'conditional') || usesRatio(objective, 'marginal')
   const metrics = lossMetrics(measured[0]!, { ratio, kl: objective.kl !== undefined })
   for (const more of measured.slice(1)) metrics.loss += more.loss
@@ -132,11 +136,13 @@ async function accumulateCustom(
   { objective, context, ...inputs }: NonNullable<PolicyLoss['own']>,
   { temperature, recompute }: PolicyConfig,
   { scoring, backwardLoops }: TrainedLoops,
+  last: () => Promise<void>,
 ): Promise<Measured> {
   const { sequences, promptLengths } = context
   const scores = await model.score(sequences, { promptLengths, temperature, ...scoring, ...inputs })
   const { loss, coefficients, gateCoefficients } = checkGradient(await objective({ ...context, scores }))
   const gate = gateCoefficients === undefined ? {} : { gateCoefficients }
+  await last()
   batch.vectorGradients = (await scores.backward(coefficients, { recompute, backwardLoops, ...gate })).inputVectors
   return { metrics: { loss }, weight: 1, sums: ['loss'] }
 }

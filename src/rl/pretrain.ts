@@ -93,9 +93,10 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
     return this.config.stage === 2 ? exitGateNames : undefined
   }
 
-  protected async accumulate(batch: PretrainLoss): Promise<Measured> {
+  protected async accumulate(batch: PretrainLoss, last: () => Promise<void>): Promise<Measured> {
     const sums = ['loss']
     if (this.config.stage === 1) {
+      await last()
       const measured = await this.model.accumulateLoss(batch, this.objective)
       batch.vectorGradients = measured.inputVectors
       return { metrics: lossMetrics(measured, { ratio: false, kl: false }), weight: measured.responseTokens, sums }

@@ -12,6 +12,17 @@ interface Outcome {
   failed?: { code: ErrorCode; message: string }
 }
 
+const failures = new WeakMap<object, number>() // errors that every process throws, and the rank that they come from
+
+/** The rank that an error comes from which every process throws; undefined: this process alone does. */
+export function originOf(error: unknown): number | undefined {
+  for (let cause = error; typeof cause === 'object' && cause !== null; cause = (cause as { cause?: unknown }).cause) {
+    const rank = failures.get(cause)
+    if (rank !== undefined) return rank
+  }
+  return undefined
+}
+
 /**
  * This process among those that share a run. All of them call the same methods in the same order; alone, nothing is sent and nothing is
  * copied.
@@ -48,6 +59,11 @@ export class Ranks {
     return this.#waited
   }
 
+  /** Adds seconds that this process has waited elsewhere. */
+  waitedFor(seconds: number): void {
+    this.#waited += seconds
+  }
+
   /**
    * Runs an action in every process.
    *
@@ -79,10 +95,11 @@ export class Ranks {
       throw new LoopLMError('PARALLEL', `${message}: every process must make the same calls in the same order`, { operation })
     }
     const failed = firstFailure(outcomes)
-    if (failed === this.rank) throw error
     if (failed !== undefined) {
       const { code, message } = outcomes[failed]!.failed!
-      throw new LoopLMError(code, `rank ${failed}: ${message}`, { operation })
+      const thrown = failed === this.rank ? error : new LoopLMError(code, `rank ${failed}: ${message}`, { operation })
+      if (typeof thrown === 'object' && thrown !== null) failures.set(thrown, failed)
+      throw thrown
     }
     return outcomes.map((outcome, rank) => (rank === this.rank ? value : outcome.value) as Value)
   }

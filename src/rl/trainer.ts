@@ -107,7 +107,7 @@ export abstract class Trainer<
     this.#updates = new Updates<Loss>(
       {
         ...shared,
-        accumulate: (loss) => this.accumulate(loss),
+        accumulate: (loss, last) => this.accumulate(loss, last),
         trained: () => this.trained,
         afterUpdate: () => this.afterUpdate(),
       },
@@ -199,7 +199,8 @@ export abstract class Trainer<
   run(options: RunOptions = {}): AsyncGenerator<TrainerEvent, void, undefined> {
     const { runDir } = this.config
     const warn = (message: string) => this.warn(message)
-    const lock = () => (runDir === undefined || !this.ranks.leads ? undefined : lockRun(runDir, warn))
+    const locks = runDir !== undefined && this.ranks.leads
+    const lock = () => this.ranks.each('lock', () => (locks ? lockRun(runDir, warn) : undefined))
     return this.#ongoing.begin(lock, () => this.#run(options), warn)
   }
 
@@ -273,8 +274,8 @@ export abstract class Trainer<
     this.dispose()
   }
 
-  /** Adds the gradient of a share of a logical batch to the model's. */
-  protected abstract accumulate(loss: Loss): Promise<Measured>
+  /** Adds the gradient of a share of a logical batch to the model's. @param last to be called before the last backward pass of it */
+  protected abstract accumulate(loss: Loss, last: () => Promise<void>): Promise<Measured>
   /** The parameters that an optimizer step changes; undefined: all. */
   protected get trained(): readonly string[] | undefined {
     return undefined

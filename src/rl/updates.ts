@@ -62,8 +62,8 @@ export interface Learner<Loss> {
   readonly config: TrainerConfig
   readonly advice: Advice
   readonly ranks: Ranks
-  /** Adds the gradient of a share of a logical batch to the model's. */
-  accumulate(loss: Loss): Promise<Measured>
+  /** Adds the gradient of a share of a logical batch to the model's. @param last called before the last backward pass of it, where that is one */
+  accumulate(loss: Loss, last: () => Promise<void>): Promise<Measured>
   /** The parameters that an optimizer step changes; undefined: all. */
   trained(): readonly string[] | undefined
   /** Called after every optimizer step. */
@@ -110,7 +110,8 @@ export class Updates<Loss extends LogicalBatch> {
     const { model, ranks } = this.#learner
     await model.zeroGradients()
     try {
-      const { loss } = await this.#accumulate(portion, operation)
+      const measured = await ranks.all('loss', () => this.#accumulate(portion.loss, undefined, operation))
+      const { loss } = sharedMetrics(measured.filter((one) => one !== undefined))
       const gradients = await ranks.sumOfArrays(operation, await model.gradients())
       const bad = nonFiniteGradient(gradients)
       if (bad !== undefined) throw await this.#nonFinite(bad, portion.loss, operation)
@@ -122,7 +123,7 @@ export class Updates<Loss extends LogicalBatch> {
 
   /** One optimizer step; none when no sequence of the batch has a gradient. */
   async #optimize(portion: Portion<Loss>, work: Metrics, learningRate: number): Promise<UpdateMetrics> {
-    const { model, optimizer, advice } = this.#learner
+    const { model, advice } = this.#learner
     const step = this.#position.step + 1
     await model.zeroGradients()
     if (portion.sequences === 0) {
@@ -131,8 +132,7 @@ export class Updates<Loss extends LogicalBatch> {
       return { loss: 0, grad_norm: 0 }
     }
     try {
-      const metrics = await this.#accumulate(portion)
-      const { gradNorm } = await optimizer.step({ learningRate, only: this.#learner.trained() })
+      const { gradNorm, metrics } = await this.#step(portion, learningRate)
       await this.#learner.afterUpdate()
       if (work.reward !== undefined && Math.abs(metrics.loss) < 1e-6 && gradNorm > 0) advice.zeroLoss(step, gradNorm)
       return { ...metrics, grad_norm: gradNorm }
@@ -143,21 +143,51 @@ export class Updates<Loss extends LogicalBatch> {
     }
   }
 
-  /** Adds the gradient of this process's share to the model's. @returns the metrics of the whole batch */
-  async #accumulate({ loss, sequences }: Portion<Loss>, operation?: string): Promise<Metrics & { loss: number }> {
-    if (sequences === 0) return { loss: 0 }
-    const measured = await this.#learner.ranks.all('loss', async () => {
-      if (loss === undefined) return undefined
-      const own = await this.#learner.accumulate(loss)
-      if (Number.isFinite(own.metrics.loss)) return own
-      throw await this.#nonFinite(`the loss is ${own.metrics.loss}`, loss, operation)
-    })
-    return sharedMetrics(measured.filter((one) => one !== undefined))
+  /**
+   * Gradients and step. Those of several processes travel while the backward pass goes on: a process that fails takes part in the exchange
+   * nevertheless, and all of them throw its error.
+   */
+  async #step({ loss }: Portion<Loss>, learningRate: number): Promise<{ gradNorm: number; metrics: Metrics & { loss: number } }> {
+    const { optimizer, ranks } = this.#learner
+    const options = { learningRate, only: this.#learner.trained() }
+    const together = ranks.size > 1
+    const measured = await outcomeOf(() => this.#accumulate(loss, () => (together ? optimizer.exchangeDuringNext() : undefined)))
+    if (!together) return { metrics: sharedMetrics([measured()!]), ...(await optimizer.step(options)) }
+    const before = optimizer.exchanged.waiting
+    const stepped = await outcomeOf(() => (measured.failed ? optimizer.fail() : optimizer.step(options)))
+    const all = await ranks.all('loss', measured)
+    ranks.waitedFor(optimizer.exchanged.waiting - before)
+    return { metrics: sharedMetrics(all.filter((one) => one !== undefined)), ...stepped() }
+  }
+
+  /** Adds the gradient of this process's share to the model's. */
+  async #accumulate(
+    loss: Loss | undefined,
+    last: () => Promise<void> | undefined = () => undefined,
+    operation?: string,
+  ): Promise<Measured | undefined> {
+    if (loss === undefined) return undefined
+    const own = await this.#learner.accumulate(loss, async () => last())
+    if (Number.isFinite(own.metrics.loss)) return own
+    throw await this.#nonFinite(`the loss is ${own.metrics.loss}`, loss, operation)
   }
 
   async #nonFinite(what: string, batch: Loss | undefined, operation?: string): Promise<LoopLMError> {
     const culprit = await findNonFinite(this.#learner.model, batch?.sequences ?? [])
     const message = `${what}: ${culprit}; nothing was changed. Go back to an earlier checkpoint, lower the learning rate or maxGradNorm`
     return new LoopLMError('NON_FINITE', message, { operation })
+  }
+}
+
+/** What an action has returned, or throws what it has thrown. */
+async function outcomeOf<Value>(action: () => Promise<Value>): Promise<(() => Value) & { failed: boolean }> {
+  try {
+    const value = await action()
+    return Object.assign(() => value, { failed: false })
+  } catch (error) {
+    const thrown = () => {
+      throw error
+    }
+    return Object.assign(thrown, { failed: true })
   }
 }

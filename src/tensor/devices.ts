@@ -1,5 +1,6 @@
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { context, native } from '../native.js'
+import { localRank } from '../parallel.js'
 import { describe } from '../validation/arguments.js'
 import type { DeviceName } from './types.js'
 
@@ -110,12 +111,20 @@ export function resetPeakMemory(): void {
   native().resetPeakMemory()
 }
 
+/** `cuda` of one among several processes of a machine: a GPU of its own, as far as there are enough. */
+export function ownGpu(rank: number, list: () => readonly Pick<DeviceStatus, 'name' | 'available'>[]): DeviceName {
+  if (rank === 0) return 'cuda'
+  const gpus = list().filter(({ name, available }) => available && /^cuda(:\d+)?$/.test(name))
+  return (gpus[rank % Math.max(1, gpus.length)]?.name ?? 'cuda') as DeviceName
+}
+
 /** The device option with `auto` made a real device, or INVALID_ARGUMENT naming the known ones. */
 export function checkDevice(device: unknown, operation: string): DeviceName {
   if (device === 'auto') {
     chosen ??= devices().some(({ name, available }) => name === 'cuda' && available) ? 'cuda' : 'cpu'
-    return chosen
+    return chosen === 'cuda' ? checkDevice('cuda', operation) : chosen
   }
+  if (device === 'cuda') return ownGpu(localRank(), () => devices())
   const name = names.find((known) => known === (device ?? 'cpu'))
   if (name !== undefined) return name
   // cuda-emulated: the CUDA kernels on the CPU, in this project's own tests

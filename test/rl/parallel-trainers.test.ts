@@ -1,43 +1,17 @@
 // Every trainer under a launcher: the run of one process, shared out.
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { installed, launch, type MpiName } from '../mpi.js'
+import { LoopLM } from '../../src/model/model.js'
+import { addition } from '../../src/tasks/addition.js'
+import { installed, launch } from '../mpi.js'
 import { timeless } from '../timeless.js'
+import { distance, type Found, runRanks } from '../trainer-ranks.js'
 
-const program = join(import.meta.dirname, '..', 'trainer-rank.mjs')
+const cli = join(import.meta.dirname, '..', '..', 'dist', 'src', 'cli', 'main.js')
 const scenarios = ['pretrain', 'lora', 'looprpt', 'objective']
-
-interface Found {
-  rank: number
-  /** Checksum of the first rollouts. */
-  first?: string
-  events: { type: string; step: number; metrics: Record<string, number> }[]
-  /** Checksum of the trained parameters. */
-  hash: string
-  values: number[]
-}
-
-/** What each rank found, by scenario. */
-async function run(mpi: MpiName | undefined, ranks: number, names: readonly string[], env: Record<string, string> = {}) {
-  const folder = mkdtempSync(join(tmpdir(), 'looplm-trainers-'))
-  const extra = { LOOPLM_RANK_FOLDER: folder, ...env }
-  const args = [program, names.join()]
-  if (mpi === undefined) execFileSync(process.execPath, args, { env: { ...process.env, ...extra } })
-  else {
-    const { status, stderr } = await launch(mpi, ranks, process.execPath, args, extra)
-    expect(status, stderr).toBe(0)
-  }
-  const found = readdirSync(folder).map((file) => JSON.parse(readFileSync(join(folder, file), 'utf8')) as Record<string, Found>)
-  rmSync(folder, { recursive: true })
-  expect(found.length).toBe(ranks)
-  return (name: string) => found.map((one) => one[name]!).sort((a, b) => a.rank - b.rank)
-}
-
-const distance = (found: readonly number[], expected: readonly number[]) =>
-  Math.hypot(...found.map((value, i) => value - expected[i]!)) / Math.hypot(...expected)
 const metricsOf = ({ events }: Found) => events.map(({ metrics, ...event }) => ({ ...event, metrics: timeless(metrics) }))
 
 describe.runIf(installed.length > 0)('trainers under a launcher', () => {
@@ -46,8 +20,8 @@ describe.runIf(installed.length > 0)('trainers under a launcher', () => {
     ['cpu', 1e-5],
   ] as const)('train on %s as one process does: tokens, metrics, parameters', async (device, bound) => {
     const env = { LOOPLM_DEVICE: device, LOOPLM_STEPS: device === 'cpu' ? '10' : '3' }
-    const alone = await run(undefined, 1, scenarios, env)
-    const together = await run(installed.at(device === 'cpu' ? 0 : -1)!, device === 'cpu' ? 3 : 2, scenarios, env)
+    const alone = await runRanks(undefined, 1, scenarios, env)
+    const together = await runRanks(installed.at(device === 'cpu' ? 0 : -1)!, device === 'cpu' ? 3 : 2, scenarios, env)
     for (const name of scenarios) {
       const [one] = alone(name)
       const ranks = together(name)
@@ -64,5 +38,68 @@ describe.runIf(installed.length > 0)('trainers under a launcher', () => {
           if (!/time|per_second|memory/.test(metric)) expect(other.metrics[metric], `${name} ${metric}`).toBeCloseTo(value, 4)
       }
     }
+  })
+
+  it('throw in every process what is wrong in one of them, and can go on', async () => {
+    const mistakes = {
+      reward: ['INVALID_ARGUMENT', /^(rollouts: rank 1: )?reward reward must return a finite number or null, got 'much'/],
+      objective: ['INVALID_ARGUMENT', /^step 1: (loss: rank 1: )?objective: coefficients must be an array/],
+      options: ['PARALLEL', /seed is '0' on rank 0 and '1' on rank 1/],
+      data: ['PARALLEL', /data is '\w+' on rank 0 and '\w+' on rank 1/],
+      model: ['PARALLEL', /parameters is '\w+' on rank 0 and '\w+' on rank 1/],
+      folder: ['INVALID_FILE', /^(lock: rank 0: )?run: cannot write \/dev\/null\/run/],
+    } as const
+    const names = Object.keys(mistakes).map((name) => `fail:${name}`)
+    const found = await runRanks(installed[0]!, 2, names)
+    for (const [name, [code, message]] of Object.entries(mistakes))
+      for (const rank of found(`fail:${name}`)) {
+        expect(rank.message, name).toMatch(message)
+        expect(rank.code, name).toBe(code)
+      }
+  })
+
+  it('on the command line evaluation and generation over a file of prompts are shared out, and say what one process says', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'looplm-shared-'))
+    const { tokenizer } = addition({ digits: 1 })
+    const sizes = { hidden_size: 16, intermediate_size: 24, num_hidden_layers: 1, num_attention_heads: 2, total_ut_steps: 2 }
+    const model = await LoopLM.create({ ...sizes, vocab_size: tokenizer.vocabSize }, { seed: 1 })
+    model.tokenizer = tokenizer
+    await model.save(join(folder, 'model'))
+    model.dispose()
+    writeFileSync(join(folder, 'prompts.txt'), '1+1=\n2+3=\n4+4=\n')
+    const commands = [
+      [
+        'eval',
+        join(folder, 'model'),
+        '--task',
+        'addition',
+        '--problems',
+        '5',
+        '--samples',
+        '2',
+        '--max-new-tokens',
+        '3',
+        '--json',
+      ],
+      [
+        'generate',
+        join(folder, 'model'),
+        '--prompts',
+        join(folder, 'prompts.txt'),
+        '--max-new-tokens',
+        '4',
+        '--seed',
+        '5',
+        '--json',
+      ],
+    ]
+    for (const words of commands) {
+      const args = [cli, ...words, '--threads', '1']
+      const alone = execFileSync(process.execPath, args, { encoding: 'utf8' })
+      const { status, stdout, stderr } = await launch(installed[0]!, 2, process.execPath, args)
+      expect(status, stderr).toBe(0)
+      expect(stdout).toBe(alone)
+    }
+    rmSync(folder, { recursive: true })
   })
 })

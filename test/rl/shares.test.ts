@@ -1,6 +1,8 @@
 import { describe, expect, it } from 'vitest'
 import { Random } from '../../src/data/random.js'
+import { localRank } from '../../src/parallel.js'
 import { balancedShares, type CostedRow } from '../../src/rl/shares.js'
+import { ownGpu } from '../../src/tensor/devices.js'
 
 const rowsOf = (groups: readonly { prompt: number; responses: readonly number[] }[]): CostedRow[] => {
   let row = 0
@@ -65,4 +67,17 @@ describe('sequences are shared out', () => {
     expect(balancedShares(3, rows)).toEqual({ rows: [[0], [], []], imbalance: 3 })
     expect(balancedShares(2, [])).toEqual({ rows: [[], []], imbalance: 1 })
   })
+})
+
+it('processes of one machine get a GPU each, as far as there are enough', () => {
+  expect(localRank({ OMPI_COMM_WORLD_SIZE: '8', OMPI_COMM_WORLD_LOCAL_RANK: '3' })).toBe(3)
+  expect(localRank({ PMI_SIZE: '8', PMI_RANK: '5', MPI_LOCALRANKID: '1' })).toBe(1)
+  expect(localRank({ SLURM_LOCALID: '2' })).toBe(0) // no step of srun
+  const gpus = (count: number) => () => [
+    { name: 'cpu', available: true },
+    ...Array.from({ length: count }, (_, i) => ({ name: i === 0 ? 'cuda' : `cuda:${i}`, available: true })),
+  ]
+  expect([0, 1, 2, 3, 4].map((rank) => ownGpu(rank, gpus(4)))).toEqual(['cuda', 'cuda:1', 'cuda:2', 'cuda:3', 'cuda'])
+  expect([0, 1].map((rank) => ownGpu(rank, gpus(1)))).toEqual(['cuda', 'cuda']) // Slurm shows each process its own
+  expect(ownGpu(1, gpus(0))).toBe('cuda') // whose error says why there is none
 })

@@ -73,7 +73,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
   const auto resumed = small_model(device, dt, false, 77);
   AdamW resumed_optimizer(resumed);
   load_parameters(*resumed, {parameters});
-  resumed_optimizer.load(state);
+  resumed_optimizer.load({state});
   for (int step = 5; step <= 7; step++)
     for (const auto& [each, its] : {std::pair(model, &optimizer), std::pair(resumed, &resumed_optimizer)}) {
       set_gradients(*each, uint64_t(step), 1);
@@ -148,7 +148,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
   // Files of something else.
   const auto other = small_model(device, dt, true);
   AdamW other_optimizer(other);
-  refuses("a model's file is not an optimizer's" + on, "INVALID_FILE", {"no \"step\""}, [&] { optimizer.load(parameters); });
+  refuses("a model's file is not an optimizer's" + on, "INVALID_FILE", {"no \"step\""}, [&] { optimizer.load({parameters}); });
   refuses("another model's state" + on, "INVALID_FILE", {"lm_head.weight\": is not this model's"}, [&] {
     load_parameters(*resumed, {parameters});
     const auto tied = small_model(device, dt, true);
@@ -180,7 +180,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
     }
     write_safetensors(folder / "shorter", tensors, file.metadata());
     load_parameters(*resumed, {parameters});
-    resumed_optimizer.load(folder / "shorter");
+    resumed_optimizer.load({(folder / "shorter").string()});
   });
 
   const auto load_spoiled = [&](const std::map<std::string, std::string>& changes, const std::string& spoiled, double value) {
@@ -198,7 +198,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
     }
     write_safetensors(folder / "spoiled", tensors, metadata);
     load_parameters(*resumed, {parameters});
-    resumed_optimizer.load(folder / "spoiled");
+    resumed_optimizer.load({(folder / "spoiled").string()});
   };
   for (const char* step : {"", "-1", "1.5", " 1", "1 ", "99999999999999999999", "four"})
     refuses("a step of \"" + std::string(step) + "\"" + on, "INVALID_FILE", {"\"step\"", "not a count"}, [&] {

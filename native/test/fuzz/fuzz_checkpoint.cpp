@@ -201,7 +201,7 @@ struct Subject {
     const int64_t steps = optimizer.steps();
     try {
       if (kind == 0) load_parameters(*model, {path});
-      else if (kind == 1) optimizer.load(path);
+      else if (kind == 1) optimizer.load({path});
       else average.load(path);
       values(*model);
     } catch (const Error& error) {
