@@ -1,26 +1,48 @@
-// npm run study: carries out what is missing, two runs at a time, and writes the report.
-import { execFile } from 'node:child_process'
+// npm run study: carries out what is missing, two runs at a time, and writes the reports.
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { isDeepStrictEqual, parseArgs, promisify } from 'node:util'
-import { dueRuns, dueTimings, type RunSpec } from './plan.js'
-import { type Result, readResults, storeResult } from './results.js'
+import { parseArgs } from 'node:util'
+import { carryOut, runAll, type Study, verify } from './jobs.js'
+import * as one from './one/plan.js'
+import { writeReport as writeReportOne } from './one/report.js'
+import type { Result as ResultOne } from './one/results.js'
+import { readResults, storeResult } from './store.js'
+import * as two from './two/plan.js'
+import type { Result as ResultTwo } from './two/results.js'
 
-const usage = `npm run study -- [--report] [--jobs N] [--only REGEX] [--timing] [--verify ID]
-  (nothing)   carries out every run whose result is missing, then the timings, then writes the report
+const usage = `npm run study -- [--study 1|2] [--report] [--jobs N] [--only REGEX] [--timing] [--verify ID]
+  (nothing)   carries out every run whose result is missing, then the timings, then writes the reports
+  --study N   only Study I or Study II
   --report    only writes the tables and figures of docs/study.md from the stored metrics
   --jobs N    runs at a time, each with one thread; default 2
   --only R    only runs whose id matches; no timings, no report
-  --timing    measures time and memory per step again, one method after the other; wants a quiet machine
+  --timing    measures time and memory per step of Study I again, one method after the other; wants a quiet machine
   --verify ID carries out a stored run again and compares its metrics, all but the seconds`
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
-const results = join(root, 'study', 'results')
-const bases = join(root, 'study', '.bases')
-const program = fileURLToPath(new URL('./run.js', import.meta.url))
+const place = (name: string) => ({
+  results: join(root, 'study', name, 'results'),
+  bases: join(root, 'study', '.bases', name),
+  program: fileURLToPath(new URL(`./${name}/run.js`, import.meta.url)),
+})
+const accuracies = (values: readonly number[]) => values.map((value) => value.toFixed(3)).join(' ')
+const studyOne: Study<one.RunSpec, ResultOne> = {
+  ...place('one'),
+  due: one.dueRuns,
+  summary: (result) =>
+    result.kind === 'timing'
+      ? `${(1000 * result.cpuSeconds).toFixed(1)} ms of CPU time per step`
+      : `accuracy by loop ${accuracies(result.final.accuracy)}`,
+}
+const studyTwo: Study<two.RunSpec, ResultTwo> = {
+  ...place('two'),
+  due: two.dueRuns,
+  summary: ({ final }) => `accuracy by loop ${accuracies(final.accuracy)}`,
+}
 
 const { values: flags } = parseArgs({
   options: {
+    study: { type: 'string' },
     report: { type: 'boolean', default: false },
     timing: { type: 'boolean', default: false },
     jobs: { type: 'string', default: '2' },
@@ -31,83 +53,40 @@ const { values: flags } = parseArgs({
 })
 const start = performance.now()
 const say = (text: string) => console.log(`${((performance.now() - start) / 1000).toFixed(0).padStart(5)} s  ${text}`)
+const wanted = (number: string) => flags.study === undefined || flags.study === number
 
 if (flags.help) console.log(usage)
-else if (flags.verify !== undefined) await verify(flags.verify)
-else if (flags.report) await report()
+else if (flags.verify !== undefined) await repeat(flags.verify)
+else if (flags.report) report()
 else {
-  if (!flags.timing) await runAll(Number(flags.jobs), new RegExp(flags.only ?? ''))
-  if (flags.only === undefined) {
-    await time(flags.timing)
-    await report()
+  if (!flags.timing) {
+    const only = new RegExp(flags.only ?? '')
+    if (wanted('1')) await runAll(studyOne, Number(flags.jobs), only, say)
+    if (wanted('2')) await runAll(studyTwo, Number(flags.jobs), only, say)
   }
-}
-
-/** Starts runs as they become possible, `jobs` at a time, until none is due. */
-async function runAll(jobs: number, wanted: RegExp): Promise<void> {
-  const running = new Map<string, Promise<void>>()
-  const failed = new Set<string>()
-  for (;;) {
-    const due = dueRuns(readResults(results)).filter(({ id }) => wanted.test(id) && !running.has(id) && !failed.has(id))
-    while (running.size < jobs && due.length > 0) {
-      const spec = due.shift()!
-      const finished = carryOut(spec).then(
-        (result) => {
-          storeResult(results, result)
-          say(`${spec.id}  ${summary(result)}  (${due.length} more can start)`)
-        },
-        (error: Error) => {
-          failed.add(spec.id)
-          process.exitCode = 1
-          say(`${spec.id} failed: ${error.message}`)
-        },
-      )
-      running.set(
-        spec.id,
-        finished.finally(() => running.delete(spec.id)),
-      )
-    }
-    if (running.size === 0) return
-    await Promise.race(running.values())
+  if (flags.only === undefined) {
+    if (wanted('1')) await time(flags.timing)
+    report()
   }
 }
 
 /** Times every method's steps, one after the other. */
 async function time(again: boolean): Promise<void> {
-  const known = again ? new Map([...readResults(results)].filter(([, { kind }]) => kind !== 'timing')) : readResults(results)
-  for (const spec of dueTimings(known)) {
-    const result = await carryOut(spec)
-    storeResult(results, result)
-    say(`${spec.id}  ${summary(result)}`)
+  const stored = readResults<ResultOne>(studyOne.results)
+  const known = again ? new Map([...stored].filter(([, { kind }]) => kind !== 'timing')) : stored
+  for (const spec of one.dueTimings(known)) {
+    const result = await carryOut(studyOne, spec)
+    storeResult(studyOne.results, result)
+    say(`${spec.id}  ${studyOne.summary(result)}`)
   }
 }
 
-async function carryOut(spec: RunSpec): Promise<Result> {
-  const { stdout } = await promisify(execFile)(process.execPath, [program, JSON.stringify(spec), bases])
-  return JSON.parse(stdout.trim().split('\n').at(-1)!) as Result
-}
-
-async function verify(id: string): Promise<void> {
-  const stored = readResults(results).get(id)
-  if (stored === undefined) throw new Error(`no stored run ${id}`)
-  const others = new Map([...readResults(results)].filter(([other]) => other !== id))
-  const spec = dueRuns(others).find((due) => due.id === id)
-  if (spec === undefined) throw new Error(`${id} is not a run of the plan that can be repeated`)
-  const same = isDeepStrictEqual(withoutSeconds(await carryOut(spec)), withoutSeconds(stored))
+async function repeat(id: string): Promise<void> {
+  const same = await (readResults(studyOne.results).has(id) ? verify(studyOne, id) : verify(studyTwo, id))
   say(`${id}: ${same ? 'the same metrics' : 'OTHER METRICS'}`)
   if (!same) process.exitCode = 1
 }
 
-function withoutSeconds(result: Result): unknown {
-  return JSON.parse(JSON.stringify(result, (key, value: unknown) => (key === 'seconds' ? undefined : value)))
-}
-
-function summary(result: Result): string {
-  if (result.kind === 'timing') return `${(1000 * result.cpuSeconds).toFixed(1)} ms of CPU time per step`
-  return `accuracy by loop ${result.final.accuracy.map((value) => value.toFixed(3)).join(' ')}`
-}
-
-async function report(): Promise<void> {
-  const { writeReport } = await import('./report.js')
-  for (const path of writeReport(root, readResults(results))) say(`wrote ${path}`)
+function report(): void {
+  for (const path of writeReportOne(root, readResults<ResultOne>(studyOne.results))) say(`wrote ${path}`)
 }

@@ -46,6 +46,18 @@ export function pairedTest(after: readonly number[], before: readonly number[]):
   return { ...estimate, t, p: 2 * (1 - studentCdf(Math.abs(t), differences.length - 1)) }
 }
 
+/**
+ * Are two methods equal within a margin? Two one-sided paired t-tests; p is the larger of theirs.
+ *
+ * @param margin above 0: differences of the mean within ± margin count as equal
+ */
+export function equivalent(after: readonly number[], before: readonly number[], margin: number): { p: number } {
+  const { mean: difference } = pairedTest(after, before)
+  const spread = deviation(after.map((value, i) => value - before[i]!)) / Math.sqrt(after.length)
+  const inside = margin - Math.abs(difference) // of the nearer bound, whose p is the larger
+  return { p: spread === 0 ? Number(inside < 0) : 1 - studentCdf(inside / spread, after.length - 1) }
+}
+
 /** Holm's adjustment of the p-values of one family of tests: adjusted values below .05 keep the family's error rate at 5 %. */
 export function holm(values: readonly number[]): number[] {
   const order = [...values.keys()].sort((a, b) => values[a]! - values[b]!)

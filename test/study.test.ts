@@ -3,20 +3,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { LoopLM } from '../src/index.js'
-import { figures } from '../study/figures.js'
-import { baseId, chosenRate, dueRuns, type Method, methods, settings, trainingId } from '../study/plan.js'
-import { fillTables } from '../study/report.js'
-import {
-  type BaseResult,
-  type Measurement,
-  type Result,
-  readResults,
-  storeResult,
-  type TrainingResult,
-} from '../study/results.js'
-import { train } from '../study/run.js'
+import { fillTables } from '../study/document.js'
+import { figures } from '../study/one/figures.js'
+import { baseId, chosenRate, dueRuns, type Method, methods, settings, trainingId } from '../study/one/plan.js'
+import type { BaseResult, Measurement, Result, TrainingResult } from '../study/one/results.js'
+import { train } from '../study/one/run.js'
+import { tables } from '../study/one/tables.js'
 import { deviation, holm, interval, logGamma, pairedTest, studentCdf, studentQuantile } from '../study/statistics.js'
-import { tables } from '../study/tables.js'
+import { readResults, storeResult } from '../study/store.js'
 
 const root = join(import.meta.dirname, '..')
 const folder = mkdtempSync(join(tmpdir(), 'study-'))
@@ -108,10 +102,11 @@ describe('plan of the study', () => {
   it('keeps results in files that are replaced as a whole', () => {
     const results = [base(1), base(0), training('grpo', 0, 1e-4, 0.25)]
     for (const result of results) storeResult(folder, result)
-    storeResult(folder, { ...base(0), steps: 7 })
+    const again: BaseResult = { ...base(0), steps: 7 }
+    storeResult(folder, again)
     writeFileSync(join(folder, 'base.jsonl.part'), '{"id": "half a li') // what a killed study leaves
     expect(readdirSync(folder).filter((name) => name.endsWith('.jsonl'))).toEqual(['base.jsonl', 'training.jsonl'])
-    expect(readResults(folder)).toEqual(byId([{ ...base(0), steps: 7 }, base(1), training('grpo', 0, 1e-4, 0.25)]))
+    expect(readResults<Result>(folder)).toEqual(byId([{ ...base(0), steps: 7 }, base(1), training('grpo', 0, 1e-4, 0.25)]))
   })
 
   it('gives every reinforcement method the same rollouts and the same grid of learning rates', () => {
@@ -124,7 +119,7 @@ describe('plan of the study', () => {
 })
 
 describe('report of the study', () => {
-  const results = readResults(join(root, 'study', 'results'))
+  const results = readResults<Result>(join(root, 'study', 'one', 'results'))
 
   it('regenerates the tables of docs/study.md from the stored metrics', () => {
     const text = readFileSync(join(root, 'docs', 'study.md'), 'utf8')

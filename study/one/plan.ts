@@ -1,7 +1,7 @@
 // What the study runs: the settings, the methods, and which runs are due given the results so far.
-import type { GRPOOptions, LoopRPTOptions, PretrainOptions, RecipeName, RLTTOptions } from '../src/index.js'
+import type { GRPOOptions, LoopRPTOptions, PretrainOptions, RecipeName, RLTTOptions } from '../../src/index.js'
+import { mean } from '../statistics.js'
 import type { Result, TrainingResult } from './results.js'
-import { mean } from './statistics.js'
 
 export const settings = {
   task: { digits: 4 },

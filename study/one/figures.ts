@@ -1,5 +1,6 @@
 // The figures of docs/study.md.
-import { lineChart, type Panel, type Series } from '../src/monitor/chart.js'
+import { lineChart, type Panel, type Series } from '../../src/monitor/chart.js'
+import { interval, mean, type PairedTest } from '../statistics.js'
 import {
   arms,
   available,
@@ -15,7 +16,6 @@ import {
 } from './comparisons.js'
 import { settings } from './plan.js'
 import type { Tercile, TrainingResult } from './results.js'
-import { interval, mean, type PairedTest } from './statistics.js'
 
 /** All figures by name, as SVG. */
 export function figures(results: Results): Record<string, string> {

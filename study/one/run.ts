@@ -13,10 +13,10 @@ import {
   RLTTTrainer,
   resetPeakMemory,
   type TrainerEvent,
-} from '../src/index.js'
+} from '../../src/index.js'
+import { mean } from '../statistics.js'
 import { type Method, methods, type RunSpec, settings } from './plan.js'
 import type { BaseResult, Measurement, Result, Tercile, TimingResult, TrainingResult } from './results.js'
-import { mean } from './statistics.js'
 
 const { digits } = settings.task
 const task = addition({ digits })

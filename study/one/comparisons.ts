@@ -1,7 +1,8 @@
 // What the stored runs measured, and paired comparisons of methods on the same bases.
+
+import { holm, type PairedTest, pairedTest } from '../statistics.js'
 import { baseId, basesOf, chosenRate, methods, type Part, settings, trainingId } from './plan.js'
 import type { BaseResult, Measurement, Result, Tercile, TrainingResult } from './results.js'
-import { holm, type PairedTest, pairedTest } from './statistics.js'
 
 export type Results = ReadonlyMap<string, Result>
 

@@ -1,4 +1,6 @@
 // The tables and verdicts of docs/study.md.
+import { estimate, percent, pValue, signed, table } from '../cells.js'
+import { mean } from '../statistics.js'
 import {
   arms,
   available,
@@ -17,7 +19,6 @@ import {
 } from './comparisons.js'
 import { baseId, chosenRate, methods, type Part, settings, timingId, trainingId, tuningScore } from './plan.js'
 import type { BaseResult, Measurement, TimingResult, TrainingResult } from './results.js'
-import { interval, mean } from './statistics.js'
 
 /** All tables by name. */
 export function tables(results: Results): Record<string, string> {
@@ -40,21 +41,6 @@ export function tables(results: Results): Record<string, string> {
     'c-grpo': testsTable(results, partMethods('c'), 'grpo', loopCounts.slice(-1)),
     'c-cost': costTable(results, ['rltt-exit-pdf', ...partMethods('c')]),
   }
-}
-
-function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
-  if (rows.length === 0) return 'No runs yet.'
-  return [head, head.map(() => '---'), ...rows].map((row) => `| ${row.join(' | ')} |`).join('\n')
-}
-
-const percent = (value: number) => (100 * value).toFixed(1)
-const signed = (value: number) => `${value < 0 ? '−' : '+'}${Math.abs(100 * value).toFixed(1)}`
-const pValue = (p: number) => (p < 0.0001 ? '<.0001' : p.toFixed(4).replace(/^0/, ''))
-
-/** `68.2 [65.0, 71.4]`, in percent. */
-function estimate(values: readonly number[]): string {
-  const { mean, low, high } = interval(values)
-  return `${percent(mean)} [${percent(low)}, ${percent(high)}]`
 }
 
 function basesTable(results: Results): string {

@@ -1,0 +1,34 @@
+// The stored metrics: one JSON line per run, in a file per kind of run, sorted by id.
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+/** What every stored result has. */
+export interface Stored {
+  id: string
+  kind: string
+}
+
+/** All stored results by id. */
+export function readResults<Result extends Stored>(folder: string): Map<string, Result> {
+  const results = new Map<string, Result>()
+  if (!existsSync(folder)) return results
+  for (const name of readdirSync(folder).filter((file) => file.endsWith('.jsonl'))) {
+    for (const line of readFileSync(join(folder, name), 'utf8').split('\n')) {
+      if (line === '') continue
+      const result = JSON.parse(line) as Result
+      results.set(result.id, result)
+    }
+  }
+  return results
+}
+
+/** Adds a result to its file; the file is replaced in one step, so that a killed study loses nothing that was finished. */
+export function storeResult(folder: string, result: Stored): void {
+  mkdirSync(folder, { recursive: true })
+  const name = `${result.kind}.jsonl`
+  const path = join(folder, name)
+  const others = [...readResults<Stored>(folder).values()].filter(({ kind, id }) => kind === result.kind && id !== result.id)
+  const lines = [...others, result].sort((a, b) => (a.id < b.id ? -1 : 1)).map((entry) => JSON.stringify(entry))
+  writeFileSync(`${path}.part`, `${lines.join('\n')}\n`)
+  renameSync(`${path}.part`, path)
+}

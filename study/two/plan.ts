@@ -1,0 +1,260 @@
+// What Study II runs: docs/study-2.md in numbers. Tasks, arms, and which runs are due given the results so far.
+import type { ObjectiveTrainerOptions, RLTTOptions } from '../../src/index.js'
+import { mean } from '../statistics.js'
+import type { Result, TrainingResult } from './results.js'
+
+export const settings = {
+  loops: 4,
+  /** Bases of the comparisons, and those on which rates are chosen. */
+  bases: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+  tuningBases: [101, 102],
+  policy: {
+    promptsPerStep: 32,
+    groupSize: 8,
+    temperature: 1,
+    schedule: 'constant',
+    warmupSteps: 20,
+    maxGradNorm: 1,
+    logprobCheckEvery: 0,
+  },
+  /** Points of a run, at equal numbers of sampled tokens; the last `finalPoints` make the result. */
+  points: 12,
+  finalPoints: 3,
+  pointProblems: 512,
+  finalProblems: 2000,
+  gateProblems: 1000,
+  passProblems: 200,
+  thresholds: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1],
+  /** Stage II after reinforcement: the gate alone. */
+  gateSteps: 100,
+  rates: [2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3],
+  /** A grid grows by factors of 2 while its best value lies at an edge, but not beyond these. */
+  rateLimits: [2.5e-5, 2.6e-2],
+  /** Points of accuracy within which two methods count as equal (TOST). */
+  margin: 0.015,
+} as const
+
+/** A task with its base models: when a base is good enough to begin with, and how much an arm may sample. */
+export interface StudyTask {
+  label: string
+  name: 'addition' | 'chain' | 'parity'
+  hidden: number
+  training: { batchSize: number; learningRate: number; steps: number }
+  /** The base is done when greedy accuracy with so many loops reaches this. */
+  until: { loops: number; accuracy: number; checkEvery: number; firstCheck: number }
+  /** Sampled tokens of a run, and the steps that take half of them, as far as lengths can be known. */
+  tokens: number
+  halfSteps: number
+  /** Budgets of tokens per answer. */
+  budgets: readonly number[]
+  /** Another task's rates are used, and none are tuned. */
+  ratesOf?: TaskName
+}
+
+const addition: StudyTask = {
+  label: 'A: addition of 4 digits',
+  name: 'addition',
+  hidden: 64,
+  training: { batchSize: 192, learningRate: 2e-3, steps: 1500 },
+  until: { loops: 4, accuracy: 0.25, checkEvery: 10, firstCheck: 100 },
+  tokens: 1_024_000, // 800 steps of 256 answers of 5 tokens
+  halfSteps: 400,
+  budgets: [5],
+}
+export const studyTasks = {
+  addition,
+  chain: {
+    label: 'C: chain modulo 11',
+    name: 'chain',
+    hidden: 64,
+    training: { batchSize: 96, learningRate: 3e-3, steps: 6000 },
+    until: { loops: 4, accuracy: 0.35, checkEvery: 100, firstCheck: 1000 },
+    tokens: 800_000,
+    halfSteps: 200,
+    budgets: [2, 4, 6, 11],
+  },
+  parity: {
+    label: 'P: parity of 16 bits',
+    name: 'parity',
+    hidden: 64,
+    training: { batchSize: 96, learningRate: 2e-3, steps: 1500 },
+    until: { loops: 4, accuracy: 0.45, checkEvery: 50, firstCheck: 600 },
+    tokens: 800_000,
+    halfSteps: 200,
+    budgets: [2, 4, 8, 17],
+  },
+  'addition-loop-2': {
+    ...addition,
+    label: 'A from bases that are right in 25 % at two loops',
+    until: { loops: 2, accuracy: 0.25, checkEvery: 10, firstCheck: 100 },
+    ratesOf: 'addition',
+  },
+  'addition-60': {
+    ...addition,
+    label: 'A from bases that are right in 60 %',
+    until: { loops: 4, accuracy: 0.6, checkEvery: 10, firstCheck: 100 },
+    ratesOf: 'addition',
+  },
+} as const satisfies Record<string, Omit<StudyTask, 'ratesOf'> & { ratesOf?: string }>
+export type TaskName = 'addition' | 'chain' | 'parity' | 'addition-loop-2' | 'addition-60'
+export const taskOf = (name: TaskName): StudyTask => studyTasks[name] as StudyTask
+
+/** One way to train a base further. */
+export interface Arm {
+  label: string
+  trainer: 'grpo' | 'rltt' | 'objective'
+  options: RLTTOptions
+  /** For `objective`; phases change after `halfSteps`. */
+  objective?: 'grpo-released' | ((halfSteps: number) => ObjectiveTrainerOptions['objective'])
+  tasks: readonly TaskName[]
+  /** How many of the bases; default all. */
+  bases?: number
+  /** Another arm's rates are used, and none are tuned. */
+  ratesOf?: string
+  /** Gradients of single loops are compared at the start, in the middle and at the end. */
+  gradients?: true
+}
+
+const main: readonly TaskName[] = ['addition', 'chain', 'parity']
+const grpo = { trainer: 'grpo', options: {} } as const
+const rltt = { trainer: 'rltt', options: { weights: 'exit-pdf' } } as const
+const lastTerm = { weights: 'last', surrogate: 'reinforce' } as const
+const rlttTerm = { weights: 'exit-pdf', surrogate: 'reinforce' } as const
+
+export const arms: Readonly<Record<string, Arm>> = {
+  grpo: { ...grpo, label: 'GRPO', tasks: [...main, 'addition-loop-2', 'addition-60'], gradients: true },
+  rltt: { ...rltt, label: 'RLTT exit-pdf', tasks: [...main, 'addition-loop-2', 'addition-60'], gradients: true },
+  // Why Study I came out as it did
+  'rltt-uniform': { trainer: 'rltt', options: { weights: 'uniform' }, label: 'RLTT uniform', tasks: ['addition'] },
+  ...Object.fromEntries(
+    [1, 2, 4, 8].map((alpha): [string, Arm] => [
+      `rltt-progressive-${alpha}`,
+      {
+        ...{ trainer: 'rltt', options: { weights: 'progressive', alpha }, label: `RLTT t^${alpha}` },
+        ...{ tasks: ['addition'], bases: 8, ratesOf: 'rltt-uniform' },
+      },
+    ]),
+  ),
+  'grpo-released': {
+    ...{ trainer: 'objective', options: { skipFlatGroups: false }, objective: 'grpo-released' },
+    ...{ label: 'GRPO as released', tasks: ['addition', 'chain'] },
+  },
+  'grpo-minibatches': {
+    ...{ trainer: 'grpo', options: { surrogate: 'reinforce', minibatches: 4 }, label: 'GRPO, 4 minibatches without a ratio' },
+    ...{ tasks: ['addition'], bases: 8, ratesOf: 'grpo' },
+  },
+  'rltt-minibatches': {
+    ...{ trainer: 'rltt', options: { weights: 'exit-pdf', minibatches: 4 }, label: 'RLTT, 4 minibatches without a ratio' },
+    ...{ tasks: ['addition'], bases: 8, ratesOf: 'rltt' },
+  },
+  'rltt-attached': {
+    ...{ trainer: 'rltt', options: { weights: 'exit-pdf', detachWeights: false }, label: 'RLTT, gate attached' },
+    ...{ tasks: ['addition'], bases: 8, ratesOf: 'rltt' },
+  },
+  // How responses are averaged
+  ...Object.fromEntries(
+    (['token-mean', 'constant'] as const).flatMap((normalizer) =>
+      (['grpo', 'rltt'] as const).map((name): [string, Arm] => {
+        const { trainer, options } = name === 'grpo' ? grpo : rltt
+        const label = `${name.toUpperCase()}, ${normalizer}`
+        return [
+          `${name}-${normalizer}`,
+          { trainer, options: { ...options, normalizer }, label, tasks: ['chain'], bases: 4, ratesOf: name },
+        ]
+      }),
+    ),
+  ),
+  // New objectives
+  'rltt-then-last': {
+    ...{ trainer: 'objective', options: {}, label: 'RLTT, then the last loop', tasks: ['addition', 'chain'] },
+    objective: (half) => [{ until: half, objective: { terms: [rlttTerm] } }, { objective: { terms: [lastTerm] } }],
+  },
+  'last-then-rltt': {
+    ...{ trainer: 'objective', options: {}, label: 'the last loop, then RLTT', tasks: ['addition', 'chain'] },
+    objective: (half) => [{ until: half, objective: { terms: [lastTerm] } }, { objective: { terms: [rlttTerm] } }],
+  },
+  imitation: {
+    ...{ trainer: 'objective', options: {}, label: 'last loop, early loops imitate', tasks: ['addition', 'chain'] },
+    objective: () => ({
+      terms: [
+        lastTerm,
+        {
+          weights: { kind: 'given', weights: [1, 1, 1, 0] },
+          surrogate: 'reinforce',
+          advantage: { baseline: 'none', scale: 'none' }, // the reward itself: right samples count 1, wrong ones 0
+          weight: 0.1,
+        },
+      ],
+    }),
+  },
+  'backward-2': { ...grpo, options: { backwardLoops: 2 }, label: 'GRPO, gradient through 2 loops', tasks: ['addition', 'chain'] },
+  'backward-1': { ...grpo, options: { backwardLoops: 1 }, label: 'GRPO, gradient through 1 loop', tasks: ['addition', 'chain'] },
+}
+
+/** One run: a base that is made, or a base that an arm trains further. */
+export type RunSpec =
+  | { id: string; kind: 'base'; task: TaskName; base: number }
+  | { id: string; kind: 'training'; task: TaskName; arm: string; base: number; learningRate: number }
+
+export const baseId = (task: TaskName, base: number) => `base/${task}/${base}`
+export const trainingId = (task: TaskName, arm: string, base: number, learningRate: number) =>
+  `${task}/${arm}/${base}@${learningRate}`
+
+/** The bases on which an arm is compared. */
+export const basesOf = (arm: string): readonly number[] => settings.bases.slice(0, arms[arm]!.bases ?? settings.bases.length)
+
+type Results = ReadonlyMap<string, Result>
+
+/** Area under the greedy accuracy at full depth against sampled tokens, as a mean over the points of a run. */
+export const area = ({ course }: TrainingResult): number => mean(course.slice(1).map(({ accuracy }) => accuracy.at(-1)!))
+
+/** The mean area of a rate over the tuning bases; undefined until their runs are there. */
+export function rateScore(results: Results, task: TaskName, arm: string, rate: number): number | undefined {
+  const runs = settings.tuningBases.map((base) => results.get(trainingId(task, arm, base, rate)))
+  if (runs.includes(undefined)) return undefined
+  return mean(runs.map((run) => area(run as TrainingResult)))
+}
+
+/** The rates of an arm that are tried, and the best one once it lies inside of them. */
+export function rateSearch(results: Results, task: TaskName, arm: string): { grid: number[]; chosen: number | undefined } {
+  const grid: number[] = [...settings.rates]
+  const [lowest, highest] = settings.rateLimits
+  for (;;) {
+    const scores = grid.map((rate) => rateScore(results, task, arm, rate))
+    if (scores.includes(undefined)) return { grid, chosen: undefined }
+    const best = scores.indexOf(Math.max(...(scores as number[])))
+    const below = grid[0]! / 2
+    const above = grid.at(-1)! * 2
+    if (best === 0 && below >= lowest) grid.unshift(below)
+    else if (best === grid.length - 1 && above <= highest) grid.push(above)
+    else return { grid, chosen: grid[best]! }
+  }
+}
+
+/** The rate that an arm uses on a task; undefined until it is known. */
+export function rateOf(results: Results, task: TaskName, arm: string): number | undefined {
+  return rateSearch(results, taskOf(task).ratesOf ?? task, arms[arm]!.ratesOf ?? arm).chosen
+}
+
+/** The runs that can start now. A base comes before what is trained on it, and the choice of a rate before its other runs. */
+export function dueRuns(results: Results): RunSpec[] {
+  const all: RunSpec[] = []
+  const training = (task: TaskName, arm: string, base: number, learningRate: number): RunSpec => {
+    return { id: trainingId(task, arm, base, learningRate), kind: 'training', task, arm, base, learningRate }
+  }
+  const names = Object.keys(studyTasks) as TaskName[]
+  for (const task of names) {
+    const tuned = taskOf(task).ratesOf === undefined
+    for (const base of tuned ? [...settings.tuningBases, ...settings.bases] : settings.bases)
+      all.push({ id: baseId(task, base), kind: 'base', task, base })
+    for (const [arm, { tasks, ratesOf }] of Object.entries(arms)) {
+      if (!tasks.includes(task)) continue
+      if (tuned && ratesOf === undefined)
+        for (const base of settings.tuningBases)
+          for (const rate of rateSearch(results, task, arm).grid) all.push(training(task, arm, base, rate))
+      const rate = rateOf(results, task, arm)
+      if (rate !== undefined) for (const base of basesOf(arm)) all.push(training(task, arm, base, rate))
+    }
+  }
+  return all.filter((spec) => !results.has(spec.id) && (spec.kind === 'base' || results.has(baseId(spec.task, spec.base))))
+}
