@@ -10,13 +10,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_COMM_ABI 1
+#define LOOPLM_COMM_ABI 2
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { LOOP_COMM_FAILED = 1, LOOP_COMM_TIMEOUT = 2 };
+// UNDER_WAY: no error; other ranks are awaited.
+enum { LOOP_COMM_FAILED = 1, LOOP_COMM_TIMEOUT = 2, LOOP_COMM_UNDER_WAY = 3 };
 typedef enum LoopCommReduce { LOOP_COMM_SUM = 0, LOOP_COMM_MAX = 1 } LoopCommReduce;
 
 typedef struct LoopCommOptions {
@@ -47,6 +48,12 @@ typedef struct LoopComm {
   // send[q] goes to rank q, receive[q] comes from rank q. Arrays have an entry per rank; that of this rank itself is copied.
   int (*all_to_all_v)(void* ctx, const void* const* send, const int64_t* send_bytes, void* const* receive,
                       const int64_t* receive_bytes);
+  // The same without waiting: under way until `exchanged` says otherwise, which also ends it. NULL: it failed. Exchanges are
+  // matched with each other, in their order, and with nothing else: a rank may make other calls before one that another rank
+  // makes after it. The arrays are the caller's again at once, the buffers at the end.
+  void* (*exchange)(void* ctx, const void* const* send, const int64_t* send_bytes, void* const* receive,
+                    const int64_t* receive_bytes);
+  int (*exchanged)(void* ctx, void* exchange);
   // data: the parts of all ranks back to back, bytes[q] of rank q. Before the call this rank's part is in its place.
   int (*all_gather_v)(void* ctx, void* data, const int64_t* bytes);
   // values[i] becomes the sum over the ranks, added in the order of the ranks, or the largest. A NaN stays a NaN.

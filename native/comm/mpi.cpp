@@ -29,12 +29,13 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct World {
-  MPI_Comm comm = MPI_COMM_NULL;     // a copy of MPI_COMM_WORLD: nobody else's messages
-  MPI_Comm leaving = MPI_COMM_NULL;  // for `close`: a rank that leaves does not take part in what others still wait for
+  MPI_Comm comm = MPI_COMM_NULL;        // a copy of MPI_COMM_WORLD: nobody else's messages
+  MPI_Comm exchanging = MPI_COMM_NULL;  // for exchanges, which no other operation waits for
+  MPI_Comm leaving = MPI_COMM_NULL;     // for `close`: a rank that leaves does not take part in what others still wait for
   int rank = 0, size = 1, local_rank = 0;
   double timeout = 0;
-  int64_t piece = 0;   // bytes of the largest message
-  int operations = 0;  // made so far; messages of different operations never match
+  int64_t piece = 0;                  // bytes of the largest message
+  int operations = 0, exchanges = 0;  // made so far; messages of different ones never match
   std::atomic<int64_t> sent{0};
   std::atomic<bool> aborting{false};
   std::timed_mutex inside;  // held by whoever calls MPI
@@ -67,8 +68,11 @@ struct Message {
 struct Operation {
   World& world;
   const char* name;
-  std::vector<MPI_Request> requests;
-  std::vector<Message> messages;
+  MPI_Comm comm;
+  int tag;
+  std::vector<MPI_Request> requests = {};
+  std::vector<Message> messages = {};
+  Clock::time_point began = Clock::now();
 
   // One call that starts something: MPI_Isend(..., request).
   template <class Call>
@@ -83,6 +87,8 @@ struct Operation {
     return 0;
   }
   int finish();
+  // 0, UNDER_WAY, or an error.
+  int advance();
 
  private:
   int poll(bool& done, std::vector<MPI_Status>& statuses);
@@ -132,17 +138,22 @@ int Operation::late() {
   return fail(world, LOOP_COMM_TIMEOUT, text);
 }
 
-// Waits for all that was started.
-int Operation::finish() {
+int Operation::advance() {
   if (world.status) return world.status;
   if (requests.empty()) return 0;
   std::vector<MPI_Status> statuses(requests.size());
-  const auto began = Clock::now();
-  for (bool done = false;;) {
-    if (const int status = poll(done, statuses)) return status;
-    if (done) return check(statuses);
+  bool done = false;
+  if (const int status = poll(done, statuses)) return status;
+  if (done) return check(statuses);
+  return std::chrono::duration<double>(Clock::now() - began).count() > world.timeout ? late() : int(LOOP_COMM_UNDER_WAY);
+}
+
+// Waits for all that was started.
+int Operation::finish() {
+  for (;;) {
+    const int status = advance();
+    if (status != LOOP_COMM_UNDER_WAY) return status;
     const double waited = std::chrono::duration<double>(Clock::now() - began).count();
-    if (waited > world.timeout) return late();
     // A message that is about to come is taken at once; while other ranks compute, the processor is theirs.
     if (waited < 2e-3) sched_yield();
     else std::this_thread::sleep_for(std::chrono::microseconds(50));
@@ -151,7 +162,7 @@ int Operation::finish() {
 
 Operation begin(World& world, const char* name) {
   world.operations = (world.operations + 1) % 32768;  // the largest tag that every MPI has
-  return {world, name, {}, {}};
+  return {world, name, world.comm, world.operations};
 }
 
 // The pieces of one message, in order.
@@ -159,7 +170,7 @@ int send(Operation& op, int to, const void* data, int64_t bytes) {
   for (int64_t from = 0; from < bytes; from += op.world.piece) {
     const int count = int(std::min(op.world.piece, bytes - from));
     const int status = op.start({to, false, count}, [&](MPI_Request* request) {
-      return MPI_Isend(static_cast<const char*>(data) + from, count, MPI_BYTE, to, op.world.operations, op.world.comm, request);
+      return MPI_Isend(static_cast<const char*>(data) + from, count, MPI_BYTE, to, op.tag, op.comm, request);
     });
     if (status) return status;
   }
@@ -170,7 +181,7 @@ int receive(Operation& op, int from_rank, void* data, int64_t bytes) {
   for (int64_t from = 0; from < bytes; from += op.world.piece) {
     const int count = int(std::min(op.world.piece, bytes - from));
     const int status = op.start({from_rank, true, count}, [&](MPI_Request* request) {
-      return MPI_Irecv(static_cast<char*>(data) + from, count, MPI_BYTE, from_rank, op.world.operations, op.world.comm, request);
+      return MPI_Irecv(static_cast<char*>(data) + from, count, MPI_BYTE, from_rank, op.tag, op.comm, request);
     });
     if (status) return status;
   }
@@ -178,9 +189,9 @@ int receive(Operation& op, int from_rank, void* data, int64_t bytes) {
 }
 
 // Pair by pair, each rank beginning with its neighbour, so that no rank is everybody's first.
-int all_to_all_v(void* ctx, const void* const* data, const int64_t* send_bytes, void* const* into, const int64_t* receive_bytes) {
-  World& world = at(ctx);
-  Operation op = begin(world, "all_to_all_v");
+int start_exchange(Operation& op, const void* const* data, const int64_t* send_bytes, void* const* into,
+                   const int64_t* receive_bytes) {
+  World& world = op.world;
   for (int i = 1; i < world.size; i++) {
     const int from = (world.rank + world.size - i) % world.size;
     if (const int status = receive(op, from, into[from], receive_bytes[from])) return status;
@@ -191,7 +202,27 @@ int all_to_all_v(void* ctx, const void* const* data, const int64_t* send_bytes, 
   }
   if (send_bytes[world.rank] > 0 && data[world.rank] != into[world.rank])
     std::memcpy(into[world.rank], data[world.rank], size_t(send_bytes[world.rank]));
-  return op.finish();
+  return 0;
+}
+int all_to_all_v(void* ctx, const void* const* data, const int64_t* send_bytes, void* const* into, const int64_t* receive_bytes) {
+  Operation op = begin(at(ctx), "all_to_all_v");
+  const int status = start_exchange(op, data, send_bytes, into, receive_bytes);
+  return status ? status : op.finish();
+}
+
+void* exchange(void* ctx, const void* const* data, const int64_t* send_bytes, void* const* into, const int64_t* receive_bytes) {
+  World& world = at(ctx);
+  world.exchanges = (world.exchanges + 1) % 32768;
+  auto* op = new Operation{world, "exchange", world.exchanging, world.exchanges};
+  if (start_exchange(*op, data, send_bytes, into, receive_bytes) == 0) return op;
+  delete op;
+  return nullptr;
+}
+int exchanged(void*, void* exchange) {
+  auto* op = static_cast<Operation*>(exchange);
+  const int status = op->advance();
+  if (status != LOOP_COMM_UNDER_WAY) delete op;
+  return status;
 }
 
 // Each part goes round once: over a network every machine sends it on to one other.
@@ -284,6 +315,7 @@ void* open(const LoopCommOptions* options) {
   world->piece = std::clamp<int64_t>(options->message_bytes, 1, 1 << 30);
   if (options->message_bytes == 0) world->piece = 1 << 30;
   code = MPI_Comm_dup(MPI_COMM_WORLD, &world->comm);
+  if (code == MPI_SUCCESS) code = MPI_Comm_dup(world->comm, &world->exchanging);
   if (code == MPI_SUCCESS) code = MPI_Comm_dup(world->comm, &world->leaving);
   if (code != MPI_SUCCESS) return give_up(world, "MPI_Comm_dup: " + text_of(code));
   MPI_Comm_rank(world->comm, &world->rank);
@@ -308,6 +340,7 @@ void close(void* ctx) {
     while (MPI_Test(&request, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && !done)
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     MPI_Comm_free(&world.leaving);
+    MPI_Comm_free(&world.exchanging);
     MPI_Comm_free(&world.comm);
     MPI_Finalize();
   }
@@ -338,8 +371,8 @@ int32_t local_rank(void* ctx) { return at(ctx).local_rank; }
 int64_t bytes_sent(void* ctx) { return at(ctx).sent; }
 
 const LoopComm table = {
-    LOOPLM_COMM_ABI, LOOPLM_MPI_NAME, open,         close,        abort,      last_error, describe, rank, size,
-    local_rank,      bytes_sent,      all_to_all_v, all_gather_v, all_reduce, broadcast,  barrier};
+    LOOPLM_COMM_ABI, LOOPLM_MPI_NAME, open,         close,    abort,     last_error,   describe,   rank,      size,
+    local_rank,      bytes_sent,      all_to_all_v, exchange, exchanged, all_gather_v, all_reduce, broadcast, barrier};
 
 }  // namespace
 

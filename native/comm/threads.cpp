@@ -6,6 +6,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -25,6 +26,21 @@ struct Call {
   int64_t count = 0;
 };
 
+// An exchange that a rank has begun. Its number, from 0, is that of the others' with which it is matched.
+struct Exchange {
+  size_t number;
+  std::vector<const void*> send;
+  std::vector<int64_t> send_bytes;
+  std::vector<void*> receive;
+  std::vector<int64_t> receive_bytes;
+  std::chrono::steady_clock::time_point began;
+  bool taken = false;
+};
+struct Exchanges {  // of one number: those of all ranks, and how many ranks have taken what they receive
+  std::vector<const Exchange*> of;
+  int taken = 0, ended = 0;
+};
+
 struct World {
   World(int size, double timeout) : size(size), timeout(timeout), calls(size), present(size, false) {}
   const int size;
@@ -35,6 +51,7 @@ struct World {
   std::vector<bool> present;  // in the meeting that has begun
   int arrived = 0;
   uint64_t meetings = 0;
+  std::map<size_t, Exchanges> exchanges;
   std::string failure;  // the first one
   int status = 0;
 };
@@ -43,6 +60,7 @@ struct Rank {
   Rank(std::shared_ptr<World> world, int rank) : world(std::move(world)), rank(rank) {}
   const std::shared_ptr<World> world;
   const int rank;
+  size_t exchanges = 0;  // begun
   std::atomic<int64_t> sent{0};
   std::string error;  // this rank's copy
 };
@@ -157,6 +175,75 @@ int all_to_all_v(void* ctx, const void* const* send, const int64_t* send_bytes, 
   });
 }
 
+void* exchange(void* ctx, const void* const* send, const int64_t* send_bytes, void* const* receive,
+               const int64_t* receive_bytes) {
+  Rank& own = at(ctx);
+  World& world = *own.world;
+  const size_t size = size_t(world.size);
+  std::lock_guard lock(world.mutex);
+  if (!world.failure.empty()) return own.error = world.failure, nullptr;
+  auto* e = new Exchange{own.exchanges++,
+                         std::vector<const void*>(send, send + size),
+                         std::vector<int64_t>(send_bytes, send_bytes + size),
+                         std::vector<void*>(receive, receive + size),
+                         std::vector<int64_t>(receive_bytes, receive_bytes + size),
+                         std::chrono::steady_clock::now()};
+  Exchanges& all = world.exchanges[e->number];
+  all.of.resize(size);
+  all.of[size_t(own.rank)] = e;
+  for (size_t q = 0; q < size; q++)
+    if (int(q) != own.rank) own.sent += send_bytes[q];
+  return e;
+}
+
+// What this rank receives, when all ranks have begun.
+int take(Rank& own, Exchange& e, Exchanges& all) {  // under the lock
+  World& world = *own.world;
+  const size_t rank = size_t(own.rank);
+  std::string missing;
+  for (size_t q = 0; q < all.of.size(); q++)
+    if (!all.of[q]) missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(q);
+  if (!missing.empty()) {
+    if (std::chrono::duration<double>(std::chrono::steady_clock::now() - e.began).count() <= world.timeout)
+      return LOOP_COMM_UNDER_WAY;
+    return fail(world, LOOP_COMM_TIMEOUT,
+                "exchange: rank " + std::to_string(own.rank) + " of " + std::to_string(world.size) + " waited " +
+                    decimal(world.timeout) + " s for " + missing + "; look for the error of that rank, or raise the time limit");
+  }
+  for (size_t q = 0; q < all.of.size(); q++) {
+    const int64_t sent = all.of[q]->send_bytes[rank];
+    if (sent != e.receive_bytes[q])
+      return fail(world, LOOP_COMM_FAILED,
+                  "exchange: rank " + std::to_string(q) + " sends " + std::to_string(sent) + " bytes to rank " +
+                      std::to_string(own.rank) + ", which takes " + std::to_string(e.receive_bytes[q]));
+  }
+  for (size_t q = 0; q < all.of.size(); q++)
+    if (e.receive_bytes[q] > 0 && all.of[q]->send[rank] != e.receive[q])
+      std::memcpy(e.receive[q], all.of[q]->send[rank], size_t(e.receive_bytes[q]));
+  e.taken = true;
+  all.taken++;
+  return 0;
+}
+
+// Until all ranks have taken theirs, its buffers are read.
+int exchanged(void* ctx, void* exchange) {
+  Rank& own = at(ctx);
+  World& world = *own.world;
+  std::unique_ptr<Exchange> e(static_cast<Exchange*>(exchange));
+  std::lock_guard lock(world.mutex);
+  Exchanges& all = world.exchanges[e->number];
+  int status = world.failure.empty() ? 0 : world.status;
+  if (!status && !e->taken) status = take(own, *e, all);
+  if (!status && all.taken < world.size) status = LOOP_COMM_UNDER_WAY;
+  if (status == LOOP_COMM_UNDER_WAY) {
+    e.release();
+    return status;
+  }
+  if (status) own.error = world.failure;
+  else if (++all.ended == world.size) world.exchanges.erase(e->number);
+  return status;
+}
+
 int all_gather_v(void* ctx, void* data, const int64_t* bytes) {
   Call call{"all_gather_v"};
   call.data = data, call.bytes = bytes;
@@ -218,9 +305,9 @@ int32_t rank(void* ctx) { return at(ctx).rank; }
 int32_t size(void* ctx) { return at(ctx).world->size; }
 int64_t bytes_sent(void* ctx) { return at(ctx).sent; }
 
-const LoopComm table = {LOOPLM_COMM_ABI, "threads",  open,      close,  abort,      last_error,
-                        describe,        rank,       size,      rank,   bytes_sent, all_to_all_v,
-                        all_gather_v,    all_reduce, broadcast, barrier};
+const LoopComm table = {LOOPLM_COMM_ABI, "threads", open,         close,      abort,      last_error,
+                        describe,        rank,      size,         rank,       bytes_sent, all_to_all_v,
+                        exchange,        exchanged, all_gather_v, all_reduce, broadcast,  barrier};
 
 }  // namespace
 }  // namespace threads

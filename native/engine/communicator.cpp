@@ -1,7 +1,6 @@
 #include "communicator.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "error.h"
@@ -20,46 +19,77 @@ Communicator::Communicator(const LoopComm* table, void* ctx, double timeout)
 
 Communicator::~Communicator() { close(); }
 
+// A message that is about to come is taken at once; while other ranks compute, the processor is theirs.
 void Communicator::loop() {
+  using namespace std::chrono_literals;
   for (;;) {
     std::list<Task> own;
     {
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-      if (queue_.empty()) return;
-      own.splice(own.begin(), queue_, queue_.begin());
+      const auto called = [this] { return stopping_ || !queue_.empty(); };
+      if (exchanges_.empty()) changed_.wait(lock, called);
+      else if (std::chrono::steady_clock::now() - heard_ > 2ms) changed_.wait_for(lock, 50us, [this] { return !queue_.empty(); });
+      if (queue_.empty() && exchanges_.empty() && stopping_) return;
+      if (!queue_.empty()) own.splice(own.begin(), queue_, queue_.begin());
     }
-    std::exception_ptr error;
-    try {
-      own.front().work();
-    } catch (...) {
-      error = std::current_exception();
+    if (!own.empty()) run(own.front());
+    if (!exchanges_.empty()) poll_exchanges();
+  }
+}
+
+void Communicator::run(Task& task) {
+  std::exception_ptr error;
+  try {
+    task.work();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  task.work = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    unfinished_--;
+  }
+  if (error) task.done.set_exception(error);
+  else task.done.set_value();
+}
+
+void Communicator::poll_exchanges() {
+  bool heard = false;
+  for (auto e = exchanges_.begin(); e != exchanges_.end();) {
+    const int status = table_->exchanged(ctx_, e->handle);
+    if (status == LOOP_COMM_UNDER_WAY) {
+      ++e;
+      continue;
     }
-    own.front().work = nullptr;
+    heard = true;
     {
       std::lock_guard lock(mutex_);
       unfinished_--;
     }
-    if (error) own.front().done.set_exception(error);
-    else own.front().done.set_value();
+    if (status) e->done.set_exception(std::make_exception_ptr(Error("PARALLEL", "exchange", table_->last_error(ctx_))));
+    else e->done.set_value();
+    e = exchanges_.erase(e);
   }
+  const auto now = std::chrono::steady_clock::now();
+  exchange_seconds_ = exchange_seconds_ + std::chrono::duration<double>(now - polled_).count();
+  polled_ = now;
+  if (heard) heard_ = now;
+  else std::this_thread::yield();
 }
 
-std::future<void> Communicator::start(const char* operation, std::function<int()> call, bool exchange) {
+std::future<void> Communicator::enqueue(const char* operation, std::function<void()> work) {
   std::lock_guard lock(mutex_);
-  if (reserved_ && !exchange)
-    throw Error("PARALLEL", operation,
-                std::string(operation) +
-                    ": the exchange of gradients has begun in the backward pass: make the optimizer's step " +
-                    "before any other operation of the processes");
   if (stopping_) throw Error("PARALLEL", operation, std::string(operation) + ": this process has left its world");
-  const auto work = [this, operation, call = std::move(call)] {
-    if (call() != 0) throw Error("PARALLEL", operation, table_->last_error(ctx_));
-  };
-  queue_.push_back({work, {}});
+  queue_.push_back({std::move(work), {}});
   unfinished_++;
   changed_.notify_one();
   return queue_.back().done.get_future();
+}
+
+std::future<void> Communicator::start(const char* operation, std::function<int()> call) {
+  return enqueue(operation, [this, operation, call = std::move(call)] {
+    if (call() != 0) throw Error("PARALLEL", operation, table_->last_error(ctx_));
+  });
 }
 
 std::future<void> Communicator::start_all_to_all_v(std::vector<const void*> send, std::vector<int64_t> send_bytes,
@@ -76,14 +106,24 @@ void Communicator::all_to_all_v(const std::vector<const void*>& send, const std:
 
 std::future<void> Communicator::start_exchange(std::vector<const void*> send, std::vector<int64_t> send_bytes,
                                                std::vector<void*> receive, std::vector<int64_t> receive_bytes) {
-  const auto call = [this, send = std::move(send), send_bytes = std::move(send_bytes), receive = std::move(receive),
-                     receive_bytes = std::move(receive_bytes)] {
-    const auto began = std::chrono::steady_clock::now();
-    const int status = table_->all_to_all_v(ctx_, send.data(), send_bytes.data(), receive.data(), receive_bytes.data());
-    exchange_seconds_ = exchange_seconds_ + std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    return status;
-  };
-  return start("all_to_all_v", call, true);
+  const auto done = std::make_shared<std::promise<void>>();
+  std::future<void> arrived = done->get_future();
+  enqueue("exchange", [this, done, send = std::move(send), send_bytes = std::move(send_bytes), receive = std::move(receive),
+                       receive_bytes = std::move(receive_bytes)] {
+    void* handle = table_->exchange(ctx_, send.data(), send_bytes.data(), receive.data(), receive_bytes.data());
+    if (!handle) {
+      done->set_exception(std::make_exception_ptr(Error("PARALLEL", "exchange", table_->last_error(ctx_))));
+      return;
+    }
+    {
+      std::lock_guard lock(mutex_);
+      unfinished_++;
+    }
+    heard_ = std::chrono::steady_clock::now();
+    if (exchanges_.empty()) polled_ = heard_;
+    exchanges_.push_back({handle, std::move(*done)});
+  });
+  return arrived;
 }
 
 std::future<void> Communicator::start_all_gather_v(void* data, std::vector<int64_t> bytes) {

@@ -2,6 +2,7 @@
 // meanwhile.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -38,12 +39,11 @@ class Communicator {
                     const std::vector<void*>& receive, const std::vector<int64_t>& receive_bytes);
   std::future<void> start_all_to_all_v(std::vector<const void*> send, std::vector<int64_t> send_bytes, std::vector<void*> receive,
                                        std::vector<int64_t> receive_bytes);
-  // While the world is reserved, only exchanges may begin: all ranks make their calls in one order, and not all of them need
-  // begin to exchange as early.
-  void reserve(bool reserved) { reserved_ = reserved; }
+  // Exchanges are matched with each other alone: ranks may begin them before or after other operations, which do not wait for
+  // them.
   std::future<void> start_exchange(std::vector<const void*> send, std::vector<int64_t> send_bytes, std::vector<void*> receive,
                                    std::vector<int64_t> receive_bytes);
-  double exchange_seconds() const { return exchange_seconds_; }  // that the thread has spent in them
+  double exchange_seconds() const { return exchange_seconds_; }  // in which at least one was under way
 
   void all_gather_v(void* data, const std::vector<int64_t>& bytes);
   std::future<void> start_all_gather_v(void* data, std::vector<int64_t> bytes);
@@ -69,8 +69,11 @@ class Communicator {
     std::function<void()> work;
     std::promise<void> done;
   };
-  std::future<void> start(const char* operation, std::function<int()> call, bool exchange = false);
+  std::future<void> start(const char* operation, std::function<int()> call);
+  std::future<void> enqueue(const char* operation, std::function<void()> work);
   void loop();
+  void run(Task& task);
+  void poll_exchanges();
 
   const LoopComm* const table_;
   void* const ctx_;
@@ -82,8 +85,15 @@ class Communicator {
   std::condition_variable changed_;
   std::list<Task> queue_;
   size_t unfinished_ = 0;  // queued or under way
+  // Of the thread alone: exchanges under way, and when it last heard of one and last looked.
+  struct Exchange {
+    void* handle;
+    std::promise<void> done;
+  };
+  std::list<Exchange> exchanges_;
+  std::chrono::steady_clock::time_point heard_{}, polled_{};
   bool stopping_ = false;
-  std::atomic<bool> closed_{false}, reserved_{false};
+  std::atomic<bool> closed_{false};
   std::atomic<double> exchange_seconds_{0};
   std::atomic<int64_t> sent_{0}, linked_{0};
   std::thread thread_;

@@ -65,6 +65,7 @@ void DataParallel::gradients_final_from(size_t begin) {
 
 // As far as possible without waiting.
 void DataParallel::advance() {
+  if (over_.empty()) return;
   for (;;) {
     while (!under_way_.empty() && finish_exchange(false)) {
     }
@@ -75,6 +76,7 @@ void DataParallel::advance() {
 
 void DataParallel::reduce_gradients() {
   model_->next_final = {};  // this rank had nothing to accumulate
+  find_way();
   gradients_final_from(0);
   try {
     while (left_ > 0 || !under_way_.empty()) {
@@ -97,10 +99,9 @@ void DataParallel::forget_exchanges() noexcept {
   under_way_.clear();
   left_ = partition_.buckets();
   final_from_ = SIZE_MAX;
-  world_->reserve(false);
 }
 
-// Found out by the first exchange, which all ranks make.
+// Found out by the first step: all ranks make it in the same order with their other operations, as they do not make exchanges.
 void DataParallel::find_way() {
   if (!over_.empty()) return;
   std::string why_not;
@@ -110,8 +111,6 @@ void DataParallel::find_way() {
 }
 
 void DataParallel::start_exchange(size_t bucket) {
-  find_way();
-  world_->reserve(true);
   Model& model = *model_;
   model.gradients();  // zeros when nothing was accumulated
   const Parameter& first = model.trained().front();

@@ -54,8 +54,7 @@ class DataParallel {
   int rank() const { return world_->rank(); }
 
   // The gradients of all elements from `begin` on are final on this rank: their exchange begins while the backward pass goes on
-  // with those before them. Optional; ranks may differ. From the first call on the world is reserved for the exchange until
-  // reduce_gradients.
+  // with those before them. Optional, and ranks may differ. Before the first step nothing begins.
   void gradients_final_from(size_t begin);
   // The next accumulation of gradients says so by itself. It must be the last one before the step.
   void exchange_during_next();

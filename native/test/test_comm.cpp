@@ -71,6 +71,44 @@ void exchange(const Tested& t, const std::string& what, const std::function<size
   t.holds("all_to_all_v, " + what + ", counts its bytes", status, t.table.bytes_sent(t.ctx) - before == others);
 }
 
+// Two exchanges at once, which ranks begin before, between and after other operations.
+void exchanges(const Tested& t) {
+  constexpr int COUNT = 2;
+  std::vector<Bytes> out[COUNT], into[COUNT];
+  void* handles[COUNT] = {};
+  const auto bytes = [](int i, int from, int to) {
+    return size_t((from + to + i) % 4 == 0 ? 0 : 200'000 * i + 1000 * from + to);
+  };
+  const auto begin = [&](int i) {
+    std::vector<const void*> send;
+    std::vector<void*> receive;
+    std::vector<int64_t> send_bytes, receive_bytes;
+    for (int q = 0; q < t.size; q++) {
+      out[i].push_back(message(t.rank + i, q, bytes(i, t.rank, q)));
+      into[i].push_back(Bytes(bytes(i, q, t.rank), 0xee));
+      send_bytes.push_back(int64_t(out[i].back().size())), receive_bytes.push_back(int64_t(into[i].back().size()));
+    }
+    for (int q = 0; q < t.size; q++) send.push_back(out[i][size_t(q)].data()), receive.push_back(into[i][size_t(q)].data());
+    handles[i] = t.table.exchange(t.ctx, send.data(), send_bytes.data(), receive.data(), receive_bytes.data());
+  };
+  const auto end = [&](int i) {
+    int status = handles[i] ? int(LOOP_COMM_UNDER_WAY) : 1;
+    while (status == LOOP_COMM_UNDER_WAY) status = t.table.exchanged(t.ctx, handles[i]);
+    bool right = true;
+    for (int q = 0; q < t.size; q++) right &= into[i][size_t(q)] == message(q + i, t.rank, bytes(i, q, t.rank));
+    t.holds("exchange " + std::to_string(i), status, right);
+  };
+  double one = 1;
+  if (t.rank % 2 == 0) begin(0);
+  int status = t.table.all_reduce(t.ctx, LOOP_COMM_SUM, 1, &one);
+  t.holds("an operation while other ranks have begun to exchange", status, one == t.size);
+  if (t.rank % 2 == 1) begin(0);
+  begin(1);
+  t.holds("a barrier while all ranks exchange", t.table.barrier(t.ctx), true);
+  end(1);
+  end(0);
+}
+
 void gather(const Tested& t, const std::string& what, const std::function<size_t(int)>& count) {
   std::vector<int64_t> bytes;
   Bytes all, expected;
@@ -127,6 +165,7 @@ void every_operation(const LoopComm& table, void* ctx) {
   gather(t, "nothing at all", [](int) { return 0; });
   gather(t, "megabytes", [](int q) { return size_t(2'000'003 + 10 * q); });
   reduce(t);
+  exchanges(t);
   for (int root = 0; root < t.size; root++)
     for (size_t count : {size_t(0), size_t(1), size_t(1'000'001)}) {
       Bytes data = t.rank == root ? message(root, root, count) : Bytes(count, 0xee);

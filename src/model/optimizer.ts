@@ -97,8 +97,9 @@ export class AdamW {
 
   /**
    * Sends gradients to the other processes of the `world` while the next backward pass (`backward` or `accumulateLoss` of the model) goes on:
-   * those of a layer as soon as nothing more is added to them. It must be the last one before the step, and until then no other operation of the
-   * world begins. The bits are the same as without. A process without sequences for it goes on to the step. In a world of one nothing happens.
+   * those of a layer as soon as nothing more is added to them. It must be the last one before the step; other operations of the world may come
+   * between. The bits are the same as without. The first step does without, and so does a process without sequences. In a world of one
+   * nothing happens.
    *
    * @example
    * ```ts
