@@ -8,6 +8,8 @@ import { regexToEbnf } from './regex.js'
  *
  * @example
  * ```ts
+ * import type { Grammar } from 'looplm'
+ *
  * const person: Grammar = { jsonSchema: { type: 'object', properties: { age: { type: 'integer' } }, required: ['age'] } }
  * const date: Grammar = { regex: '\\d{4}-\\d{2}-\\d{2}' }
  * const sum: Grammar = { ebnf: 'root ::= number ("+" number)*\nnumber ::= [0-9]+' }

@@ -103,6 +103,7 @@ export class AdamW {
    *
    * @example
    * ```ts
+   * const optimizer = new AdamW(model, { world: await parallel.init() })
    * await optimizer.exchangeDuringNext()
    * await model.backward(sequences, coefficients)
    * await optimizer.step()

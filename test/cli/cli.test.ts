@@ -573,7 +573,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [['train'], /give a configuration, or go on with a run: --resume RUN/],
     [['train', '--resume', 'nowhere'], /cannot read the configuration nowhere\/config\.yaml/],
     [['info', '--jsno'], /unknown option '--jsno'[\s\S]*--json/],
-    [['generate', 'nowhere'], /give a --prompt, or --messages to answer/],
+    [['generate', 'nowhere'], /give a --prompt, --messages to answer, or --prompts of a file/],
     [['generate', 'nowhere', '--messages', 'hi'], /--messages <list>.*list of messages such as/],
     [['eval', 'nowhere', '--chat-template', '5'], /--chat-template <settings>.*enable_thinking/],
     [['generate', 'nowhere', '--prompt', 'a', '--top-k', '-3'], /--top-k <count>.*natural number/],

@@ -263,7 +263,9 @@ describe('training on a corpus', () => {
     using student = await model()
     using trainer = new PretrainTrainer(student, { ...base, corpus, steps: 40, evalEvery: 20, evalProblems: 10 })
     const [first, second] = (await finish(trainer.run())).filter(({ type }) => type === 'eval').map(({ metrics }) => metrics)
-    const names = [1, 2, 3].flatMap((loop) => [`eval/loop_${loop}/loss`, `eval/loop_${loop}/accuracy`])
+    const names = [1, 2, 3].flatMap((loop) =>
+      ['loss', 'accuracy', 'accuracy_low', 'accuracy_high'].map((name) => `eval/loop_${loop}/${name}`),
+    )
     expect(Object.keys(first!)).toEqual(names)
     expect(second!['eval/loop_3/loss']).toBeLessThan(first!['eval/loop_3/loss']!)
     expect(second!['eval/loop_3/accuracy']).toBeGreaterThan(0.3)
