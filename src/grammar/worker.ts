@@ -6,6 +6,7 @@ import { createRequire } from 'node:module'
 import { dirname } from 'node:path'
 import { compileFunction, constants } from 'node:vm'
 import { parentPort } from 'node:worker_threads'
+import { errorMessage } from '../errors.js'
 
 /** What the thread is asked; numbers are the caller's. */
 export type GrammarCall =
@@ -79,7 +80,7 @@ async function answerTo(request: GrammarRequest): Promise<GrammarAnswer> {
     return masks === undefined ? { id } : { id, masks }
   } catch (error) {
     const said = lines.map((line) => /\[FATAL\].*?:\d+: (.*)/s.exec(line)?.[1]?.trim()).find((line) => line !== undefined)
-    return { id, problem: said ?? (error instanceof Error ? error.message : String(error)), fatal: true }
+    return { id, problem: said ?? errorMessage(error), fatal: true }
   }
 }
 

@@ -1,3 +1,4 @@
+import { types } from 'node:util'
 import { LoopLMError } from '../errors.js'
 import type { NativeLogitOptions } from '../native.js'
 import { checkNumber, describe } from '../validation/arguments.js'
@@ -28,7 +29,7 @@ function readBiases(given: GenerateOptions['logitBias'], vocabulary: number, ope
   if (given === undefined) return new Map()
   if (typeof given !== 'object' || given === null || Array.isArray(given))
     throw refuse(`logitBias must be an object or a Map from token ids to numbers, got ${describe(given)}`, operation)
-  const entries: [unknown, unknown][] = given instanceof Map ? [...given] : Object.entries(given)
+  const entries: [unknown, unknown][] = types.isMap(given) ? [...given] : Object.entries(given)
   const out = new Map<number, number>()
   for (const [key, bias] of entries) {
     const id = typeof key === 'string' && /^\d+$/.test(key) ? Number(key) : key

@@ -1,7 +1,7 @@
 import { setMaxListeners } from 'node:events'
 import { z } from 'zod'
 import type { ToolCall } from '../data/tool-calls.js'
-import { LoopLMError, toLoopLMError } from '../errors.js'
+import { errorMessage, LoopLMError } from '../errors.js'
 import { checkOptions } from '../validation/arguments.js'
 import { within } from './within.js'
 
@@ -178,6 +178,5 @@ export class ToolRunner {
 }
 
 function messageOf(error: unknown): string {
-  const { message } = error instanceof Error ? error : toLoopLMError(error)
-  return message.split('\n')[0]!.slice(0, 500)
+  return errorMessage(error).split('\n')[0]!.slice(0, 500)
 }

@@ -110,12 +110,12 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
     slow->write(norm, std::vector<double>(norm.count, 2.0).data());
     slow_optimizer.save(folder / "stale");
     AdamW again(slow);
-    again.load(folder / "stale");
+    again.load({folder / "stale"});
     claim("nor do stale masters reach a file" + on, again.steps() == 21);
 
     slow->write(norm, std::vector<double>(norm.count, 4.0).data());
     refuses("masters of other parameters are refused" + on, "INVALID_FILE", {"master.model.norm.weight", "does not round"},
-            [&] { again.load(folder / "stale"); });
+            [&] { again.load({folder / "stale"}); });
   }
 
   // What is not finite.
@@ -167,7 +167,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
       }
     }
     write_safetensors(folder / "longer", tensors, file.metadata());
-    AdamW(tied).load(folder / "longer");
+    AdamW(tied).load({folder / "longer"});
   });
   other_optimizer.save(folder / "short");
   refuses("state that is missing" + on, "INVALID_FILE", {"lm_head.weight\": is missing"}, [&] {
@@ -180,7 +180,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
     }
     write_safetensors(folder / "shorter", tensors, file.metadata());
     load_parameters(*resumed, {parameters});
-    resumed_optimizer.load({(folder / "shorter").string()});
+    resumed_optimizer.load({folder / "shorter"});
   });
 
   const auto load_spoiled = [&](const std::map<std::string, std::string>& changes, const std::string& spoiled, double value) {
@@ -198,7 +198,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
     }
     write_safetensors(folder / "spoiled", tensors, metadata);
     load_parameters(*resumed, {parameters});
-    resumed_optimizer.load({(folder / "spoiled").string()});
+    resumed_optimizer.load({folder / "spoiled"});
   };
   for (const char* step : {"", "-1", "1.5", " 1", "1 ", "99999999999999999999", "four"})
     refuses("a step of \"" + std::string(step) + "\"" + on, "INVALID_FILE", {"\"step\"", "not a count"}, [&] {
