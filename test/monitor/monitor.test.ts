@@ -65,7 +65,7 @@ describe('progress', () => {
         if (part === '\n') {
           at++
           rows[at] ??= ''
-        } else if (part === '\r' || part.endsWith('m')) continue
+        } else if (part === '\r' || (part.startsWith('\x1b') && part.endsWith('m'))) continue
         else if (part.endsWith('A') && part.startsWith('\x1b')) at -= Number(part.slice(2, -1))
         else if (part === '\x1b[J') rows.splice(at, rows.length, '')
         else rows[at] += part
