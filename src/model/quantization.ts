@@ -3,11 +3,13 @@ import type { NativeQuantization, Quantization } from '../native.js'
 import { checkNumber, checkWord } from '../validation/arguments.js'
 import type { LoadOptions } from './types.js'
 
+const unquantized = (option: string) => `${option} needs a quantized model: pass quantize ('int8' or 'int4'), or omit ${option}`
+
 /** What the options `quantize` and `groupSize` ask for; undefined: nothing. */
 export function checkQuantization(options: LoadOptions, operation: string): Quantization | undefined {
   if (options.quantize === undefined) {
     if (options.groupSize === undefined) return undefined
-    throw new LoopLMError('INVALID_ARGUMENT', 'groupSize is for quantized models: say quantize too', { operation })
+    throw new LoopLMError('INVALID_ARGUMENT', unquantized('groupSize'), { operation })
   }
   const bits = checkWord(options.quantize, 'quantize', ['int8', 'int4'], operation) === 'int8' ? 8 : 4
   const range = { min: 32, max: 2 ** 16, integer: true }
@@ -23,5 +25,5 @@ export function engineQuantization(
   if (activations === undefined) return quantization
   checkWord(activations, 'activations', ['float', 'int8'], operation)
   if (quantization !== undefined) return { ...quantization, activations }
-  throw new LoopLMError('INVALID_ARGUMENT', 'activations is for quantized models: say quantize too', { operation })
+  throw new LoopLMError('INVALID_ARGUMENT', unquantized('activations'), { operation })
 }

@@ -556,7 +556,7 @@ describe('looplm quantize', () => {
       [['quantize', 'small', 'x', '--bits', '4'], /quantized already/],
       [['quantize', 'gone', 'x', '--bits', '4'], /no folder gone/],
       [['quantize', 'plain', './plain/', '--bits', '4', '--group-size', '32'], /is the checkpoint itself, which would be lost/],
-      [['generate', 'plain', '--prompt', 'a', '--group-size', '32'], /say quantize too/],
+      [['generate', 'plain', '--prompt', 'a', '--group-size', '32'], /groupSize needs a quantized model: pass quantize/],
     ] as const
     for (const [args, message] of wrong) {
       const { code, stderr } = await looplm(args)

@@ -140,8 +140,12 @@ it('a width that groups do not divide, a wrong word and a device without such pr
   expect(await message({ quantize: 'int3' })).toMatch(/quantize must be one of 'int8', 'int4'/)
   expect(await message({ quantize: 'int8', groupSize: 16 })).toMatch(/groupSize.*at least 32/)
   expect(await message({ quantize: 'int8', groupSize: 48 })).toMatch(/groups of 48 do not fit/)
-  expect(await message({ groupSize: 32 })).toMatch(/groupSize is for quantized models: say quantize too/)
-  expect(await message({ activations: 'int8' })).toMatch(/activations is for quantized models: say quantize too/)
+  expect(await message({ groupSize: 32 })).toMatch(
+    /groupSize needs a quantized model: pass quantize \('int8' or 'int4'\), or omit groupSize/,
+  )
+  expect(await message({ activations: 'int8' })).toMatch(
+    /activations needs a quantized model: pass quantize \('int8' or 'int4'\), or omit activations/,
+  )
   expect(await message({ quantize: 'int8', activations: 'int4' })).toMatch(/activations must be one of 'float', 'int8'/)
 })
 
