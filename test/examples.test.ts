@@ -3,18 +3,33 @@ import { execFileSync, spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
 import { Command } from 'commander'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import * as looplm from '../src/index.js'
+import { writeOuroFolder } from './ouro-folder.js'
 
 const root = join(import.meta.dirname, '..')
 mkdirSync(join(root, 'runs'), { recursive: true })
 const folder = mkdtempSync(join(root, 'runs', 'examples-')) // inside the checkout, where the compiler finds the types of node
 const start = process.cwd()
-beforeAll(() => process.chdir(folder))
+beforeAll(async () => {
+  process.chdir(folder)
+  await writeDownloaded('ByteDance/Ouro-1.4B')
+})
 afterAll(() => {
   process.chdir(start)
+  vi.unstubAllEnvs()
   rmSync(folder, { recursive: true })
 })
+
+/** A tiny model of the published form, where the Hugging Face Hub's cache has the model of that name. */
+async function writeDownloaded(name: string): Promise<void> {
+  vi.stubEnv('HF_HUB_CACHE', join(folder, 'hub'))
+  const repository = join(folder, 'hub', `models--${name.replace('/', '--')}`)
+  const commit = '0'.repeat(40)
+  mkdirSync(join(repository, 'refs'), { recursive: true })
+  writeFileSync(join(repository, 'refs', 'main'), commit)
+  await writeOuroFolder(join(repository, 'snapshots', commit))
+}
 
 /** Paths below `folder` that end so, relative to the checkout. */
 const files = (below: string, end: string) =>
@@ -45,7 +60,7 @@ const moduleName = (document: string, i: number) => `${document.replaceAll(/\W/g
 
 /**
  * Programs that stand in for those of a document: `npx looplm` is the built program, of `npm run` it is checked that there is such a
- * script, what serves or chats is ended, and what installs does nothing.
+ * script, what serves or chats is ended, and what installs or downloads does nothing.
  */
 function writeStandIns(): string {
   const bin = join(folder, 'bin')
@@ -57,12 +72,14 @@ function writeStandIns(): string {
       "looplm watch"|"looplm serve"|"looplm chat")
         shift; said=$(mktemp); "${process.execPath}" "${root}/dist/src/cli/main.js" "$@" > $said 2>&1 &
         while kill -0 $! && [ ! -s $said ]; do sleep 0.1; done; kill -INT $!; wait $! || true; cat $said; rm $said;;
+      "looplm download") ;;
       looplm*) shift; exec "${process.execPath}" "${root}/dist/src/cli/main.js" "$@";;
       vitest*) test -e "${root}/$3";;
       *) echo "npx $1?" >&2; exit 1;;
     esac`,
     npm: `[ "$1" = run ] && shift; case "$1" in ${known}) ;; *) echo "no script $1" >&2; exit 1;; esac`,
     sudo: 'true',
+    'apt-get': 'true',
   }
   for (const [name, body] of Object.entries(programs)) {
     writeFileSync(join(bin, name), `#!/bin/sh\n${body}\n`)
@@ -315,7 +332,7 @@ describe('the documents', () => {
     }
   })
 
-  it('configuration.md and metrics.md are what the schemas say', () => {
+  it('configuration.md, metrics.md and command-line.md are what the program says', () => {
     const { status, stderr } = spawnSync(process.execPath, [join(root, 'tools', 'reference.mjs'), '--check'], {
       encoding: 'utf8',
     })

@@ -298,7 +298,8 @@ describe('the installed package', () => {
     expect(said).toBe('UNSUPPORTED download: needs the package @huggingface/hub; run npm install @huggingface/hub\n')
   })
 
-  const block = /^```ts\n([\s\S]*?)^```/m.exec(readFileSync(join(checkout, 'README.md'), 'utf8'))![1]!
+  const examples = readFileSync(join(checkout, 'README.md'), 'utf8').matchAll(/^```ts\n([\s\S]*?)^```/gm)
+  const block = [...examples].map((match) => match[1]!).find((text) => text.includes('new PretrainTrainer'))!
   const shorter = block.replace(/\bsteps: \d+/g, 'steps: 2').replace(/problems: \d+/g, 'problems: 8')
 
   it.each(['the best', 'avx2', 'baseline'])("trains README's example with %s instruction set", (isa) => {

@@ -1,4 +1,5 @@
-// Writes docs/configuration.md and docs/metrics.md from the schemas and the list of metrics; --check only says whether they are current.
+// Writes docs/configuration.md, docs/metrics.md and docs/command-line.md from the schemas, the list of metrics and the commands.
+// --check only says whether they are current.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -7,6 +8,7 @@ import { metricGroups } from '../dist/src/monitor/metric-catalogue.js'
 import { resources, rlttOptions } from '../dist/src/rl/config.js'
 import { trainerOptions, trainers } from '../dist/src/rl/registry.js'
 import { schemaOptions } from '../dist/src/validation/schema-docs.js'
+import { commandLine } from './command-line.mjs'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const made = '<!-- Made by `npm run docs:reference`; do not edit. -->'
@@ -81,7 +83,11 @@ const metrics = [
   ]),
 ]
 
-const files = { 'docs/configuration.md': configuration, 'docs/metrics.md': metrics }
+const files = {
+  'docs/configuration.md': configuration,
+  'docs/metrics.md': metrics,
+  'docs/command-line.md': await commandLine(new URL('../dist/src/cli/', import.meta.url)),
+}
 const check = process.argv.includes('--check')
 for (const [path, lines] of Object.entries(files)) {
   const text = `${lines.join('\n')}\n`
