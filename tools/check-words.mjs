@@ -48,7 +48,8 @@ export function prose(text) {
     if (line === '' || line.startsWith('#') || line.startsWith('<')) close()
     else if (line.startsWith('|')) {
       close()
-      for (const cell of line.replaceAll('\\|', '/').split('|')) if (cell.trim() !== '') parts.push({ line: index + 1, text: cell.trim() })
+      for (const cell of line.replaceAll('\\|', '/').split('|'))
+        if (cell.trim() !== '') parts.push({ line: index + 1, text: cell.trim() })
     } else {
       if (/^([*+-]|\d+\.)\s/.test(line)) close()
       if (lines.length === 0) first = index + 1
@@ -75,7 +76,8 @@ export function complaints(path, text) {
   const found = []
   if (path.endsWith('.md')) {
     for (const [index, line] of text.split('\n').entries())
-      if ([...line].length > longestLine) found.push([index + 1, `a line of ${[...line].length} characters; at most ${longestLine}`])
+      if ([...line].length > longestLine)
+        found.push([index + 1, `a line of ${[...line].length} characters; at most ${longestLine}`])
     if (path === 'README.md' || path === 'CONTRIBUTING.md' || (path.startsWith('docs/') && !internal.test(path)))
       for (const part of prose(text))
         for (const sentence of sentences(part.text)) {
@@ -95,7 +97,20 @@ export function complaints(path, text) {
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
-  const files = execFileSync('git', ['ls-files', '*.md', '*.ts', '*.mjs', '*.cpp', '*.h', '*.cu', '*.cuh', '*.py', '*.yaml', '*.yml', '*.txt'])
+  const files = execFileSync('git', [
+    'ls-files',
+    '*.md',
+    '*.ts',
+    '*.mjs',
+    '*.cpp',
+    '*.h',
+    '*.cu',
+    '*.cuh',
+    '*.py',
+    '*.yaml',
+    '*.yml',
+    '*.txt',
+  ])
     .toString()
     .split('\n')
     .filter((path) => path !== '' && path !== 'tools/check-words.mjs' && !path.startsWith('test/check-words'))
