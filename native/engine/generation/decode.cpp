@@ -1,7 +1,6 @@
 #include "decode.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace looplm {
 
@@ -20,7 +19,7 @@ struct Decode::Next {
 void Decode::clear() noexcept {
   tokens_.clear();
   deferred_.clear();
-  states_.tokens = 0;
+  states_.clear();
 }
 
 HeadRow Decode::head_row(const Row& row, HeadRow::Ask ask, int loop, int32_t ahead) const {
@@ -54,20 +53,20 @@ void Decode::start_rows() {
 std::vector<Row*> Decode::read_first(const std::vector<Row*>& rows, int loop, std::vector<ActiveToken>& fresh) {
   const size_t R = g_.registers(), bytes = g_.state_bytes;
   const auto& device = g_.model.device;
-  memory_.first.reserve(device, R * rows.size() * bytes);
-  memory_.before.reserve(device, rows.size() * bytes);
+  first_.reserve(device, R * rows.size() * bytes);
+  before_.reserve(device, rows.size() * bytes);
   std::vector<HeadRow> reads;
   for (size_t i = 0; i < rows.size(); i++) {
     const auto copy = [&](void* to, int t, size_t r) {
       device->run(&LoopBackend::copy, "first states", to, rows[i]->prompt->last.at((size_t(t - 1) * R + r) * bytes), bytes);
     };
-    for (size_t r = 0; r < R; r++) copy(memory_.first.at((r * rows.size() + i) * bytes), loop, r);
-    if (loop > 1) copy(memory_.before.at(i * bytes), loop - 1, 0);
+    for (size_t r = 0; r < R; r++) copy(first_.at((r * rows.size() + i) * bytes), loop, r);
+    if (loop > 1) copy(before_.at(i * bytes), loop - 1, 0);
     reads.push_back(head_row(*rows[i], HeadRow::Ask::rule, loop, 0));
   }
   Stack::Registers after;
-  for (size_t r = 0; r < R; r++) after.push_back(memory_.first.at(r * rows.size() * bytes));
-  head_.run(reads, after, memory_.before.as<>());
+  for (size_t r = 0; r < R; r++) after.push_back(first_.at(r * rows.size() * bytes));
+  head_.run(reads, after, before_.as<>());
   std::vector<Row*> staying, done;
   for (size_t i = 0; i < rows.size(); i++) {
     Row& row = *rows[i];
@@ -120,86 +119,27 @@ bool Decode::waits_for_host() const {
          std::all_of(deferred_.begin(), deferred_.end(), [](const Deferred& one) { return one.row->waits_for_host(); });
 }
 
-// ---- One token alone, all loops in one call
-
-// Where the backend has such a call and the row's exit rule needs no head.
-bool Decode::whole_token_allowed(std::vector<LoopDecodeLayer>& layers) const {
-  if (tokens_.size() != 1 || tokens_[0].loop > 0) return false;
-  const Row& row = *tokens_[0].row;
-  const unsigned needs = entry_of(row.request.exit.rule).needs;
-  if (Speculation::drafts(row) || (needs & ~unsigned(exit_needs::gate)) || !g_.architecture().is_plain_sandwich()) return false;
-  const Weights& w = g_.model.weights();
-  if (w.shift_rank > 0) return false;
-  for (int32_t l = 0; l < g_.architecture().layers; l++) {
-    const LayerWeights& of = w.layers[size_t(l)];
-    for (const Linear* linear : {&of.qkv, &of.output, &of.gate_up, &of.down})
-      if (linear->quantized || !linear->adapters.empty()) return false;
-    const auto [keys, values] = g_.cache.planes(l);
-    layers.push_back({of.attention_norm, of.qkv.weight, of.output.weight, of.attention_norm_2, of.mlp_norm, of.gate_up.weight,
-                      of.down.weight, of.mlp_norm_2, keys, values});
-  }
-  return true;
-}
-
-// False when nothing has happened.
-bool Decode::whole_token() {
-  std::vector<LoopDecodeLayer> layers;
-  if (!whole_token_allowed(layers)) return false;
-  Model& model = g_.model;
-  const Row& row = *tokens_[0].row;
-  const Weights& w = model.weights();
-  const Architecture& c = model.config;
-  const ExitOptions& exit = row.request.exit;
-  const int32_t length = int32_t(row.prompt->tokens.size()), position = tokens_[0].position();
-  memory_.token.reserve(model.device, g_.state_bytes + 64);
-  memory_.exit_loop.reserve(model.device, sizeof(int32_t));
-  LoopDecodeToken t{};
-  t.layers = c.layers, t.heads = c.heads, t.kv_heads = c.kv_heads, t.head_dim = c.head_dim;
-  t.hidden = c.hidden, t.intermediate = c.intermediate;
-  t.norm_eps = c.norm_eps, t.scale = 1.0 / std::sqrt(double(c.head_dim));
-  t.host_layers = layers.data();
-  t.norm = w.norms[0], t.gate_weight = w.gate_weight, t.gate_bias = w.gate_bias;
-  t.cos_sin = model.rope_table(position + 1);
-  t.embedded = static_cast<const char*>(w.embedding) + size_t(tokens_[0].token) * g_.state_bytes;
-  t.position = position;
-  t.slot = g_.cache.slot_at(0, row.slot + row.made - 1);
-  t.context = {g_.cache.slot_at(0, row.prompt->slot), length, g_.cache.slot_at(0, row.slot), row.made};
-  t.plane = g_.cache.slot_at(1, 0);
-  t.loops = row.max_loops, t.min_loops = exit.min_loops, t.threshold = exit.threshold;
-  t.with_gate = exit.rule == ExitRule::gate;
-  t.state = memory_.token.as<>();
-  t.left = memory_.exit_loop.as<int32_t>();
-  if (!model.device->attempt(&LoopBackend::decode_token, "decode token", model.dt, static_cast<const LoopDecodeToken*>(&t)))
-    return false;
-  int32_t loops = row.max_loops;
-  if (t.with_gate) memory_.exit_loop.download(&loops, sizeof loops);
-  g_.count([&](SchedulerStats& s) {
-    s.passes += loops;
-    s.pass_rows += loops;
-    s.whole_tokens++;
-  });
-  settle({memory_.token.as<>()}, nullptr, HeadRow::Ask::always, loops);
-  return true;
-}
-
 // ---- Every token one loop further
 
 void Decode::run() {
-  if (tokens_.empty() || whole_token()) return;
+  if (tokens_.empty()) return;
+  if (tokens_.size() == 1)
+    if (const auto loops = whole_token_.run(tokens_[0]))
+      return settle({whole_token_.state()}, nullptr, HeadRow::Ask::always, *loops);
   Model& model = g_.model;
   const size_t n = tokens_.size();
   const size_t fresh = size_t(std::count_if(tokens_.begin(), tokens_.end(), [](auto& token) { return token.loop == 0; }));
   CacheUse use;
   int32_t last_position = 0;
-  const int32_t* ints = upload_rows(use, last_position);
+  const int32_t* ints = inputs_.upload_rows(tokens_, use, last_position);
   DeviceBatch batch{int64_t(n), nullptr, ints, nullptr, 0, 0, 0, last_position};
-  if (model.weights().adapter_loops > 0) batch.loops = loops_of_rows();
+  if (model.weights().adapter_loops > 0) batch.loops = PassInputs::loops(tokens_);
   Stack stack(model, model.weights(), batch, 1, Stack::Keep::nothing, &use);
-  if (fresh > 0) begin(stack, fresh, ints, last_position);
-  load_states(stack, fresh);
+  if (fresh > 0) inputs_.begin(stack, tokens_, fresh, ints, last_position);
+  states_.load(stack, fresh);
   // What differs from pass to pass lies in device memory: the registers, and each row's position, slots and loop.
   std::vector<uint64_t> key{n,
-                            uint64_t(reinterpret_cast<uintptr_t>(memory_.rows.as<>())),
+                            uint64_t(reinterpret_cast<uintptr_t>(inputs_.rows())),
                             model.stack_memory().generation,
                             model.placement(),
                             g_.cache.generation(),
@@ -212,107 +152,6 @@ void Decode::run() {
     s.replayed_passes += replayed;
   });
   settle(stack.outputs(0), stack.input(), HeadRow::Ask::rule, 1);
-}
-
-// Neighbouring rows at the same loop: an adapter of every loop's own is added to them together.
-std::vector<LoopRows> Decode::loops_of_rows() const {
-  std::vector<LoopRows> out;
-  for (size_t i = 0; i < tokens_.size(); i++) {
-    if (out.empty() || out.back().loop != tokens_[i].loop) out.push_back({int64_t(i), 0, tokens_[i].loop});
-    out.back().count++;
-  }
-  return out;
-}
-
-// All that differs between passes, in one copy: contexts, then positions [n], slots [n], those of the tokens before [n], and the
-// token ids of the fresh.
-const int32_t* Decode::upload_rows(CacheUse& use, int32_t& last_position) {
-  Cache& cache = g_.cache;
-  const size_t n = tokens_.size(), context_bytes = n * sizeof(LoopCacheContext);
-  std::vector<LoopCacheContext> contexts;
-  std::vector<int32_t> positions, slots, before, ids;
-  for (const ActiveToken& token : tokens_) {
-    const Row& row = *token.row;
-    if (token.loop == 0) ids.push_back(token.token);
-    positions.push_back(token.position());
-    last_position = std::max(last_position, positions.back());
-    slots.push_back(cache.slot_at(token.loop, row.slot + token.made() - 1));
-    before.push_back(cache.slot_at(token.loop, slot_before(token)));
-    contexts.push_back({cache.slot_at(token.loop, row.prompt->slot), int32_t(row.prompt->tokens.size()),
-                        cache.slot_at(token.loop, row.slot), token.made()});
-  }
-  std::vector<char> bytes(context_bytes + (3 * n + ids.size()) * sizeof(int32_t));
-  char* end = std::copy_n(reinterpret_cast<const char*>(contexts.data()), context_bytes, bytes.data());
-  for (const auto* ints : {&positions, &slots, &before, &ids})
-    end = std::copy_n(reinterpret_cast<const char*>(ints->data()), ints->size() * sizeof(int32_t), end);
-  memory_.rows.reserve(g_.model.device, n * (sizeof(LoopCacheContext) + 4 * sizeof(int32_t)));
-  memory_.rows.upload(bytes.data(), bytes.size());
-  const auto* ints = static_cast<const int32_t*>(memory_.rows.at(context_bytes));
-  use = cache.decoding(ints + n, memory_.rows.as<LoopCacheContext>(), ints + 2 * n);
-  return ints;
-}
-
-// The registers of fresh tokens before their first loop, at the front of the loop's own. ints: as upload_rows made them.
-void Decode::begin(const Stack& loop, size_t fresh, const int32_t* ints, int32_t last_position) {
-  Model& model = g_.model;
-  DeviceBatch batch{int64_t(fresh), ints + 3 * tokens_.size(), ints, nullptr, 0, 0, 0, last_position};
-  batch.states = initial_states(fresh);
-  CacheUse use{};
-  const bool with_blocks = model.config.blocks(model.config.begin) > 0;
-  if (with_blocks) {
-    std::vector<LoopCacheContext> contexts;
-    std::vector<int32_t> slots, before;
-    for (size_t i = 0; i < fresh; i++) {
-      const Row& row = *tokens_[i].row;
-      const int32_t made = tokens_[i].made();
-      slots.push_back(int32_t(row.slot) + made - 1);
-      before.push_back(int32_t(slot_before(tokens_[i])));
-      contexts.push_back({int32_t(row.prompt->slot), int32_t(row.prompt->tokens.size()), int32_t(row.slot), made});
-    }
-    use = g_.cache.decoding(upload(model.device, memory_.begin_slots, slots),
-                            upload(model.device, memory_.begin_contexts, contexts),
-                            upload(model.device, memory_.begin_before, before));
-  }
-  Stack stack(model, model.weights(), batch, 1, Stack::Keep::nothing, with_blocks ? &use : nullptr);
-  stack.forward_begin(loop.inputs());
-}
-
-// As score draws them: of the tokens up to each, drafted ones too.
-const void* Decode::initial_states(size_t fresh) {
-  const Architecture& a = g_.architecture();
-  if (!begins_with_state(a)) return nullptr;
-  const size_t D = size_t(a.hidden);
-  std::vector<double> values(fresh * D);
-  for (size_t i = 0; i < fresh; i++) {
-    const ActiveToken& token = tokens_[i];
-    const InitialStates& states = token.row->request.states;
-    if (!states.given.empty()) {
-      std::copy_n(&states.given[size_t(token.position()) * D], D, &values[i * D]);
-    } else if (!states.zeros) {
-      StateKey key = token.row->state_key;
-      for (int32_t k = 0; k < token.ahead; k++) key.append(token.row->drafts[size_t(k)]);
-      key.draw(a, states.seed, &values[i * D]);
-    }
-  }
-  return upload(g_.model.device, memory_.initial, rounded(g_.model.dt, values));
-}
-
-void Decode::load_states(const Stack& loop, size_t fresh) {
-  const size_t bytes = g_.state_bytes, staying = tokens_.size() - fresh;
-  if (staying == 0) return;
-  for (size_t r = 0; r < g_.registers(); r++)
-    g_.model.device->run(&LoopBackend::copy, "states", static_cast<char*>(loop.inputs()[r]) + fresh * bytes,
-                         states_.values.at(r * states_.tokens * bytes), staying * bytes);
-}
-
-// states_ = rows `index` of `from`
-void Decode::gather_states(const std::vector<int32_t>& index, const Stack::Registers& from) {
-  const size_t bytes = g_.state_bytes;
-  next_states_.values.reserve(g_.model.device, g_.registers() * std::max<size_t>(1, index.size()) * bytes);
-  next_states_.tokens = index.size();
-  for (size_t r = 0; r < g_.registers(); r++)
-    gather_.into(next_states_.values.at(r * index.size() * bytes), g_.model.dt, index, g_.architecture().hidden, from[r]);
-  std::swap(states_, next_states_);
 }
 
 void Decode::drop(const Row& row) {
@@ -328,9 +167,7 @@ void Decode::drop(const Row& row) {
     if (token.loop > 0) carried++;
   }
   if (kept.size() == tokens_.size()) return;
-  Stack::Registers from;
-  for (size_t r = 0; r < g_.registers(); r++) from.push_back(states_.values.at(r * states_.tokens * g_.state_bytes));
-  gather_states(index, from);
+  states_.keep(index);
   tokens_ = std::move(kept);
 }
 
@@ -348,19 +185,18 @@ void Decode::settle(const Stack::Registers& after, const void* before, HeadRow::
     reads.push_back(head_row(*token.row, asked, loop, token.ahead));
   }
   head_.run(reads, after, before);
-  next_states_.values.reserve(g_.model.device, g_.registers() * most * g_.state_bytes);
-  gather_.reserve(most);
+  states_.reserve(most);
   for (ActiveToken& token : tokens_) token.loop += loops;
 
   Next next;
   for (size_t i = 0; i < tokens_.size(); i++)
     if (Speculation::drafts(*tokens_[i].row)) settle_draft(i, reads, after, next);
     else settle_plain(i, reads, next);
-  gather_states(next.index, after);
+  states_.gather(next.index, after);
   for (const auto& [to, row, ahead] : next.from_drafts)
     for (size_t r = 0; r < g_.registers(); r++)
-      g_.model.device->run(&LoopBackend::copy, "drafted states", states_.values.at((r * states_.tokens + to) * g_.state_bytes),
-                           speculation_.kept(*row, ahead, r), g_.state_bytes);
+      g_.model.device->run(&LoopBackend::copy, "drafted states", states_.at(r, to), speculation_.kept(*row, ahead, r),
+                           g_.state_bytes);
   tokens_ = std::move(next.fresh);
   tokens_.insert(tokens_.end(), next.staying.begin(), next.staying.end());
   for (Row* row : next.done) g_.finish(*row);
