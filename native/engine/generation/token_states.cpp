@@ -24,7 +24,7 @@ void TokenStates::keep(const std::vector<int32_t>& index) {
   gather(index, from);
 }
 
-void TokenStates::load(const Stack& loop, size_t fresh) const {
+void TokenStates::load(const Stack& loop, size_t fresh) {
   const size_t bytes = g_.state_bytes;
   if (states_.tokens == 0) return;
   for (size_t r = 0; r < g_.registers(); r++)

@@ -14,8 +14,8 @@ class TokenStates {
   void gather(const std::vector<int32_t>& index, const Stack::Registers& from);
   void keep(const std::vector<int32_t>& index);  // of their own
   // Into a loop's registers, behind those of its `fresh` tokens.
-  void load(const Stack& loop, size_t fresh) const;
-  void* at(size_t r, size_t token) const { return states_.values.at((r * states_.tokens + token) * g_.state_bytes); }
+  void load(const Stack& loop, size_t fresh);
+  void* at(size_t r, size_t token) { return states_.values.at((r * states_.tokens + token) * g_.state_bytes); }
   void clear() noexcept { states_.tokens = 0; }
 
  private:

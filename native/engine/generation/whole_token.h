@@ -13,7 +13,7 @@ class WholeToken {
   // The loops that a fresh token took, behind which `state` holds its register. Nothing when the backend has no such call for it:
   // then nothing has happened.
   std::optional<int> run(const ActiveToken& token);
-  void* state() const { return state_.as<>(); }  // act [D]
+  void* state() { return state_.as<>(); }  // act [D]
 
  private:
   bool allows(const ActiveToken& token, std::vector<LoopDecodeLayer>& layers) const;
