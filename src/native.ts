@@ -243,6 +243,7 @@ export interface NativeSchedulerStats {
   wholeTokens: number
   kept: number
   evicted: number
+  restarted: number
   prefilled: number
   reused: number
   drafted: number

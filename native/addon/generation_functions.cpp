@@ -175,6 +175,7 @@ Napi::Value stats(const Napi::CallbackInfo& info) {
   set("wholeTokens", s.whole_tokens);
   set("kept", s.kept);
   set("evicted", s.evicted);
+  set("restarted", s.restarted);
   set("prefilled", s.prefilled);
   set("reused", s.reused);
   set("drafted", s.drafted);

@@ -96,11 +96,12 @@ struct StackMemory : StackBuffers {
     try {
       buffer.reserve(device, bytes + 64);
     } catch (...) {
-      static_cast<StackBuffers&>(*this) = {};
+      release();
       throw;
     }
     return buffer.as<>();
   }
+  void release() { static_cast<StackBuffers&>(*this) = {}; }
   const std::shared_ptr<Device> device;
   uint64_t generation = 0;  // another number when a buffer has moved
 };

@@ -38,6 +38,9 @@ std::atomic<bool> of_device{false};  // the device's memory and its kernels' own
 std::atomic<long> asked{0}, refused_from{0};
 std::atomic<bool> cancelled{false};
 std::atomic<size_t> largest{size_t(1) << 40};  // that is granted
+std::atomic<size_t> budget{SIZE_MAX};          // of the device's buffers in all
+size_t held();                                 // by them
+std::atomic<size_t> largest_asked{0};          // of the device at once, by a buffer or a kernel
 
 bool refused(bool on_device) {
   const Fault now = fault.load(std::memory_order_relaxed);
@@ -49,6 +52,8 @@ bool refused(bool on_device) {
 void* take(size_t bytes, size_t alignment, bool on_device = false) {
   void* p = nullptr;
   if (refused(on_device) || bytes > largest) return nullptr;
+  if (on_device) largest_asked = std::max(largest_asked.load(), bytes);
+  if (on_device && budget != SIZE_MAX && held() + bytes > budget) return nullptr;
   return posix_memalign(&p, alignment, bytes > 0 ? bytes : 1) == 0 ? p : nullptr;
 }
 }  // namespace
@@ -70,6 +75,10 @@ void operator delete(void* p, size_t) noexcept { std::free(p); }
 void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
 void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
 extern "C" void* aligned_alloc(size_t alignment, size_t bytes) noexcept { return take(bytes, alignment, true); }
+
+namespace {
+size_t held() { return looplm::memory_stats().allocated_bytes; }
+}  // namespace
 
 namespace looplm {
 namespace {
@@ -446,8 +455,7 @@ std::vector<int32_t> tokens_of(const GenerateEvent& event) {
   return out;
 }
 
-// Whatever allocation of the device fails, a request ends with its own tokens or with an error of its own, and a run does not
-// fail.
+// Whatever allocation of the device fails once, every request ends with its own tokens: rows that were in the way begin again.
 void fail_alone(bool shared, const Architecture& architecture = config) {
   const std::string name =
       "generate: the others go on, " + architecture.family + ", " + (shared ? "shared" : "per-loop") + " cache";
@@ -469,7 +477,8 @@ void fail_alone(bool shared, const Architecture& architecture = config) {
     const int64_t id = alone.add(ask(i));
     expected.push_back(tokens_of(run_all(alone)[id]));
   }
-  long failed = 0, at = 1;
+  long at = 1;
+  int64_t restarted = 0;
   std::string problem;
   for (;; at++) {
     Fixture f(LOOP_F32, {}, architecture);
@@ -483,22 +492,92 @@ void fail_alone(bool shared, const Architecture& architecture = config) {
     try {
       const auto events = run_all(scheduler);
       fault = Fault::none;
-      long here = 0;
-      for (size_t i = 0; i < ids.size(); i++) {
-        const GenerateEvent& event = events.at(ids[i]);
-        if (event.finish == Finish::failed) here++;
-        else if (tokens_of(event) != expected[i]) problem = "request " + std::to_string(i) + " has other tokens";
-      }
-      failed += here;
-      if (here > 1) problem = std::to_string(here) + " requests failed";
+      for (size_t i = 0; i < ids.size(); i++)
+        if (tokens_of(events.at(ids[i])) != expected[i]) problem = "request " + std::to_string(i) + " has other tokens";
+      restarted += scheduler.stats().restarted;
     } catch (const std::exception& e) {
       fault = Fault::none;
       problem = std::string("the run failed: ") + e.what();
     }
     if (asked < at || !problem.empty()) break;
   }
-  claim(name + ", " + std::to_string(at) + " places, " + std::to_string(failed) + " failures", problem.empty() && failed > 0,
-        "at allocation " + std::to_string(at) + ": " + problem);
+  claim(name + ", " + std::to_string(at) + " places, " + std::to_string(restarted) + " rows began again",
+        problem.empty() && restarted > 0, "at allocation " + std::to_string(at) + ": " + problem);
+}
+
+// A rollout on a device that has less and less memory: the same tokens in more and more waves, whether passes or the cache find
+// none; and where not even one request fits, each fails with an error that says what helps.
+void waves(bool shared, bool keep, const Architecture& architecture = config) {
+  const std::string name = "generate in waves, " + architecture.family + ", " + (shared ? "shared" : "per-loop") + " cache" +
+                           (keep ? ", rows that are kept" : "");
+  if (name.find(filter) == std::string::npos) return;
+  constexpr int COUNT = 24;
+  SchedulerOptions options;
+  options.shared_cache = shared;
+  options.max_rows = COUNT;
+  const auto ask = [&](int i) {
+    GenerateRequest r = request(i / 4, 9 + i / 4, 6 + i % 5);  // groups of four share a prompt
+    r.sequence = i;
+    r.keep = keep;
+    r.sampling.seed = 3;
+    r.exit.rule = i % 3 ? ExitRule::fixed : ExitRule::kl;
+    r.exit.threshold = 0.4;
+    if (i % 5 == 2 && !shared) r.exit.rule = ExitRule::fixed, r.draft_loops = 1, r.draft_tokens = 3;
+    return r;
+  };
+  size_t alone = 0, before = 0;  // the most that one of them takes
+  std::vector<Numbers> expected;
+  const auto numbers_of = [](const GenerateEvent& event) {
+    Numbers out;
+    for (const GeneratedToken& t : event.tokens) append(out, {double(t.token), t.logprob, double(t.loop)});
+    return out;
+  };
+  const auto run = [&](const std::vector<int>& which, int64_t& restarted) {
+    Fixture f(LOOP_F32, {}, architecture);
+    Scheduler scheduler(f.model, options);
+    std::vector<int64_t> ids;
+    for (int i : which) ids.push_back(scheduler.add(ask(i)));
+    before = held();
+    reset_peak_memory();
+    const auto events = run_all(scheduler);
+    restarted = scheduler.stats().restarted;
+    std::vector<GenerateEvent> out;
+    for (int64_t id : ids) out.push_back(events.at(id));
+    return out;
+  };
+  int64_t restarted = 0;
+  largest_asked = 0;
+  for (int i = 0; i < COUNT; i++) {
+    expected.push_back(numbers_of(run({i}, restarted)[0]));
+    alone = std::max(alone, memory_stats().peak_bytes - before);
+  }
+  alone += largest_asked;  // kernels have working memory beside the buffers
+  std::vector<int> all(COUNT);
+  for (int i = 0; i < COUNT; i++) all[size_t(i)] = i;
+  run(all, restarted);
+  const size_t together = memory_stats().peak_bytes - before;
+  int64_t most = 0;
+  std::string problem;
+  for (int share = 0; share <= 16 && problem.empty(); share++) {
+    budget = before + alone + (together - alone) * size_t(share) / 16;
+    const auto events = run(all, restarted);
+    budget = SIZE_MAX;
+    most = std::max(most, restarted);
+    for (size_t i = 0; i < COUNT; i++)
+      if (!same_bits(numbers_of(events[i]), expected[i]))
+        problem =
+            std::to_string(share) + "/16 of the memory: request " + std::to_string(i) + " has other tokens " + events[i].failure;
+  }
+  claim(name + ": " + std::to_string(together) + " bytes together, " + std::to_string(alone) + " alone, up to " +
+            std::to_string(most) + " rows began again",
+        problem.empty() && most > 0 && together > alone + alone / 2, problem);
+  budget = before + alone / 4;
+  const auto events = run(all, restarted);
+  budget = SIZE_MAX;
+  bool told = true;
+  for (const GenerateEvent& event : events)
+    told &= event.finish == Finish::failed && event.failure.find("lower maxNewTokens") != std::string::npos;
+  claim(name + ": a quarter of what one takes", told, events[0].failure);
 }
 
 // One request for more than there is, beside others: before them, behind them, and while they run.
@@ -681,6 +760,9 @@ void run() {
   hold_in_both("tensors", tensors);
   for (bool shared : {false, true}) fail_alone(shared);
   fail_alone(false, with_prelude);
+  for (bool shared : {false, true}) waves(shared, false);
+  waves(false, true);
+  waves(false, false, with_prelude);
   too_large();
 }
 

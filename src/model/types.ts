@@ -484,6 +484,8 @@ export interface SchedulerStats {
   /** Ended requests that are kept in the cache, and how many have made room for others so far. */
   kept: number
   evicted: number
+  /** Times that a request under way found no memory for its pass, made room for others and began again. Its tokens are the same. */
+  restarted: number
   /** Tokens of prompts that have run so far, and tokens that continued requests found in the cache instead. */
   prefilled: number
   reused: number

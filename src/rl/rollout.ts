@@ -1,4 +1,5 @@
 import { Random } from '../data/random.js'
+import { LoopLMError, toLoopLMError } from '../errors.js'
 import { largest } from '../extremes.js'
 import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions, GenerateResult } from '../model/types.js'
@@ -139,6 +140,16 @@ export async function sampleStep(
   return { rollouts, cost, rounds }
 }
 
+/** Says which options of a trainer help where one rollout alone has found no memory, in place of those of generation. */
+function explainMemory(error: unknown): never {
+  const { code, message, operation } = toLoopLMError(error)
+  if (code !== 'OUT_OF_MEMORY') throw error
+  const found = message.replace(/^[\w.]+: /, '').replace(/: lower maxNewTokens.*$/, '')
+  const remedy = 'lower maxNewTokens, maxEpisodeTokens or loops, shorten the prompts, or load the model in bfloat16'
+  const explained = `one rollout alone does not fit: ${found}: ${remedy}. Rollouts wait for each other, so fewer of them do not help`
+  throw new LoopLMError('OUT_OF_MEMORY', explained, { operation, cause: error })
+}
+
 /** The rollouts of a round, each group sampled and rewarded by one process, in every process. */
 async function sampleTogether(
   ranks: Ranks,
@@ -149,7 +160,7 @@ async function sampleTogether(
   signal: AbortSignal | undefined,
 ): Promise<SampledRollouts> {
   const mine = (group: number) => group % ranks.size === ranks.rank
-  const parts = await ranks.all('rollouts', () => source(step, round, mine, signal))
+  const parts = await ranks.all('rollouts', () => source(step, round, mine, signal).catch(explainMemory))
   if (parts.length === 1) return parts[0]!
   const count = parts.reduce((sum, { rollouts }) => sum + rollouts.length, 0)
   const rollouts = Array.from({ length: count }, (_, i) => {

@@ -71,6 +71,23 @@ describe('a process with little memory', () => {
     expect(together).toEqual(few)
   })
 
+  it('runs rows in waves whose passes do not fit together, to the same tokens', () => {
+    const script = `
+      const wide = { ...config, hidden_size: 16, intermediate_size: 65_536, num_hidden_layers: 1, total_ut_steps: 2 }
+      const model = await LoopLM.create(wide, { seed: 1, threads: 2 })
+      const prompts = Array.from({ length: 1024 }, (_, i) => [i % 20, 3]) // a pass of all of them would need 800 MB
+      const options = { maxNewTokens: 4, stop: [], seed: 7 }
+      const draws = (results) => results.map(({ tokens, logprobs }) => [tokens, [...logprobs]])
+      const together = draws(await model.generate(prompts, options))
+      const parts = []
+      for (let first = 0; first < prompts.length; first += 64) {
+        const sequenceNumbers = Array.from({ length: 64 }, (_, i) => first + i)
+        parts.push(...draws(await model.generate(prompts.slice(first, first + 64), { ...options, sequenceNumbers })))
+      }
+      console.log(JSON.stringify([together.length, JSON.stringify(together) === JSON.stringify(parts)]))`
+    expect(underLimit('-d 700000', script)).toEqual([1024, true])
+  })
+
   it('refuses a request that can never fit, fails one alone that does not fit now, and the others go on', () => {
     const script = `
       const model = await LoopLM.create(config, { seed: 1, threads: 2 })
@@ -92,6 +109,23 @@ describe('a process with little memory', () => {
     expect(now[0]).toBe('OUT_OF_MEMORY')
     expect(now[1]).toMatch(/up to 42000 new ones need 688128000 bytes.*device "cpu" has room for \d{5} tokens/)
     expect(results).toEqual(alone)
+  })
+
+  it('fails a step of which one rollout alone does not fit, and names the options that help', () => {
+    const script = `
+      const { RLTTTrainer, Tokenizer } = await import(${JSON.stringify(index)})
+      const model = await LoopLM.create(config, { seed: 1, threads: 2 })
+      const tokenizer = Tokenizer.characters('abcdefghijklmnopqrst')
+      const dataset = [{ prompt: 'a' }]
+      const options = { dataset, tokenizer, reward: () => 1, maxNewTokens: 42_000, stop: [], promptsPerStep: 1, groupSize: 2 }
+      const trainer = new RLTTTrainer(model, options)
+      console.log(JSON.stringify(await failure(() => trainer.run().next())))`
+    const [code, message] = underLimit('-d 700000', script) as string[]
+    expect(code).toBe('OUT_OF_MEMORY')
+    expect(message).toMatch(
+      /one rollout alone does not fit: .* 688128000 bytes of cache .*: lower maxNewTokens, maxEpisodeTokens or loops, .*fewer of them do not help$/,
+    )
+    expect(message).not.toMatch(/kv/)
   })
 
   it('says what helps the operation that failed, and the next call is that of a new process', () => {

@@ -48,10 +48,40 @@ std::vector<std::pair<Row*, bool>> Admission::receive() {
 }
 
 void Admission::admit() {
-  while (!waiting_.empty() && int64_t(g_.rows.size()) < g_.options.max_rows) {
+  while (!waiting_.empty() && int64_t(g_.rows.size()) < std::min<int64_t>(g_.options.max_rows, limit_)) {
     if (waiting_.front().first == blocked_ && g_.releases == blocked_releases_) return;
     if (!admit_first()) return;
+    returned_ = false;
   }
+}
+
+bool Admission::may_put_back(const Row& row) const {
+  if (row.request.logits.host != LogitOptions::Host::none && row.started) return false;
+  return g_.rows.size() > 1 || g_.cache.slots() > row.prompt->length() + g_.row_slots(row.request);
+}
+
+void Admission::put_back(Row& row) {
+  const bool alone = g_.rows.size() == 1;
+  if (!row.answer.empty()) g_.answer(row.id, std::move(row.answer));
+  row.request.reported = std::max(row.request.reported, row.made);
+  waiting_.emplace_front(row.id, row.request);
+  g_.release(row);
+  g_.trim_indices();
+  limit_ = std::max<int64_t>(1, int64_t(g_.rows.size()));
+  returned_ = true;
+  g_.count([](SchedulerStats& s) { s.restarted++; });
+  if (!alone) return;
+  while (evict(0)) {
+  }
+  g_.cache.clear();
+  g_.cache.thrifty = true;
+}
+
+bool Admission::relax() {
+  if (returned_) return false;
+  limit_ = waiting_.empty() || limit_ > g_.options.max_rows ? INT64_MAX : 2 * limit_;
+  g_.cache.thrifty = false;
+  return true;
 }
 
 // False when the first request has to wait.
@@ -192,7 +222,7 @@ std::string Admission::too_large(const GenerateRequest& request, int64_t room) c
   return "a prompt of " + std::to_string(request.prompt.size()) + " tokens and up to " + std::to_string(request.max_new_tokens) +
          " new ones need " + std::to_string(size_t(slots) * slot_bytes) + " bytes of cache (" + std::to_string(slot_bytes) +
          " a token), and device \"" + g_.model.device->name() + "\" has room for " + std::to_string(room) +
-         " tokens: lower maxNewTokens, shorten the prompt, or use kv 'shared' or bfloat16";
+         " tokens: " + generation_remedy;
 }
 
 void Admission::update_counts() {

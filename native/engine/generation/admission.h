@@ -22,6 +22,13 @@ class Admission {
   // First come, first served: a request that does not fit holds back those behind it, so that none waits for ever. One that does
   // not fit although nothing else is there fails.
   void admit();
+  // A row that found no memory begins again before the others that wait, once a row has ended or, when it is alone, in a cache no
+  // larger than it needs. Its draws are the same again.
+  void put_back(Row& row);
+  // False where that would change nothing, and where the host would have to answer a second time.
+  bool may_put_back(const Row& row) const;
+  // No row is left: more of them may begin at the same time. False while one that was put back has not begun again.
+  bool relax();
   bool waiting() const { return !waiting_.empty(); }
   bool idle() const {  // nothing waits, and nothing has arrived
     std::lock_guard lock(mutex_);
@@ -52,6 +59,8 @@ class Admission {
   std::deque<Entry> waiting_;
   int64_t blocked_ = 0;            // the first request that waits, when it found no room,
   uint64_t blocked_releases_ = 0;  // and how many rows had gone by then
+  int64_t limit_ = INT64_MAX;      // rows that found memory at the same time, since some did not
+  bool returned_ = false;          // nothing has begun since a row was put back
 
   mutable std::mutex mutex_;
   std::deque<Entry> arrived_;

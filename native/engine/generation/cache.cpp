@@ -58,7 +58,7 @@ bool Cache::grow_for(int64_t slots, int64_t preferred) {
   const int64_t tail = free_.empty() || free_.rbegin()->first + free_.rbegin()->second < slots_ ? 0 : free_.rbegin()->second;
   const int64_t least = slots_ - tail + slots, most = room();
   if (least > most) return false;
-  const int64_t roomy = std::min(most, std::max({least, slots_ - tail + preferred, slots_ + slots_ / 2}));
+  const int64_t roomy = thrifty ? least : std::min(most, std::max({least, slots_ - tail + preferred, slots_ + slots_ / 2}));
   return replace(roomy) || (least < roomy && replace(least));
 }
 

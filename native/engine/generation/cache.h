@@ -43,6 +43,8 @@ class Cache {
   int64_t slots() const { return slots_; }
   bool shared() const { return shared_; }
 
+  bool thrifty = false;  // grow by what is asked for and no more
+
   // For a pass whose rows are at loops of their own: `rows` and the contexts hold slots as `slot_at` gives them.
   // before: the slots of the rows' predecessors, in the same way; read where an adapter has shifts.
   CacheUse decoding(const int32_t* rows, const LoopCacheContext* contexts, const int32_t* before);

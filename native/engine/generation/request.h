@@ -60,6 +60,7 @@ struct GenerateRequest {
   int64_t parent = 0;
   int64_t prefix = 0;           // tokens at the prompt's start that see each other, where the family has that; 0: all
   bool release_parent = false;  // once this request has begun
+  int reported = 0;             // of a request that begins again: so many tokens its events have had
 };
 
 // When a run returns: when no request is left, or already when one has ended, or when there is a token.
@@ -88,6 +89,8 @@ struct HostAnswer {
   std::vector<double> logits;    // [V]
   bool empty() const { return allowed.empty() && logits.empty(); }
 };
+
+inline constexpr char generation_remedy[] = "lower maxNewTokens, shorten the prompt, or use kv 'shared' or bfloat16";
 
 // Throws INVALID_ARGUMENT. loops, shared: of the scheduler and its cache.
 void check_request(const Model& model, const GenerateRequest& request, int loops, bool shared);

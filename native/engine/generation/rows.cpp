@@ -40,6 +40,14 @@ int32_t Generation::acquire_index() {
   return index;
 }
 
+void Generation::trim_indices() {
+  const auto is_free = [&](int32_t index) { return std::find(free_indices_.begin(), free_indices_.end(), index); };
+  for (auto last = is_free(row_indices - 1); last != free_indices_.end(); last = is_free(row_indices - 1)) {
+    free_indices_.erase(last);
+    row_indices--;
+  }
+}
+
 void Generation::finish(Row& row) {
   if (!row.request.keep) return release(row);
   releases++;
@@ -102,13 +110,15 @@ GenerateEvent& Generation::event(int64_t request) {
 }
 
 bool Generation::add_token(Row& row, GeneratedToken token) {
-  GenerateEvent& out = event(row.id);
+  const bool known = row.made < row.request.reported;  // it began again
   row.newest = token.token;
   row.state_key.append(token.token);
   row.made++;
   if (row.request.keep) row.generated.push_back(token.token);
   row.edits.add_drawn(token.token);
   row.answer = {};
+  if (known) return true;  // there were more behind it, or the row would have ended
+  GenerateEvent& out = event(row.id);
   const auto& stops = row.request.stop_tokens;
   if (std::find(stops.begin(), stops.end(), token.token) != stops.end()) out.finish = Finish::stop;
   else if (row.made >= row.request.max_new_tokens) out.finish = Finish::length;

@@ -85,6 +85,7 @@ struct Generation {
   const bool reads_with_blocks;
 
   int32_t acquire_index();
+  void trim_indices();     // buffers with a place for every row need no more than for those that are there
   void finish(Row& row);   // releases it, or keeps what is in its cache
   void release(Row& row);  // its cache and its prompt, and itself
   void forget(int64_t kept);

@@ -1,5 +1,7 @@
 #include "scheduler.h"
 
+#include <optional>
+
 #include "../pass.h"
 #include "admission.h"
 #include "decode.h"
@@ -9,7 +11,7 @@ namespace looplm {
 
 struct Scheduler::State {
   State(std::shared_ptr<Model> m, const SchedulerOptions& options)
-      : held(std::move(m)), g(*held, options), admission(g), prefill(g), decode(g) {
+      : held(std::move(m)), g(*held, options), admission(g), prefill(g), decode(std::in_place, g) {
     check_loops(*held, options.loops, "generate");
     const Architecture& a = held->config;
     if (options.shared_cache && !a.shared_planes && !options.force)
@@ -21,23 +23,40 @@ struct Scheduler::State {
       throw Error("INVALID_ARGUMENT", "scheduler", "maxRows and prefillTokens must be at least 1, maxTokens at least 0");
   }
 
-  // Does something that may find no memory, and that has then changed nothing. In that case prompts are run in smaller pieces and
-  // at last the newest request fails, so that the others go on.
+  // Does something that may find no memory, and that has then changed nothing. In that case prompts are run in smaller pieces,
+  // then the newest rows wait for others to end, and a row that is alone fails.
   template <class Step>
   void attempt(Step step) {
-    const Remedy remedy(*g.model.device, "generate fewer sequences at a time, or shorter ones");
+    const Remedy remedy(*g.model.device, generation_remedy);
     try {
       step();
     } catch (const Error& error) {
       if (error.code != "OUT_OF_MEMORY" || g.rows.empty()) throw;
       if (prefill.open() && prefill.shrink()) return;
+      if (put_back_newest()) return;
       Row& newest = g.rows.rbegin()->second;
       g.fail(newest.id, error.what());
       remove(newest, false);
     }
   }
+  // An eighth of the rows at once: a rollout much larger than the memory soon has its size. False when none may begin again.
+  bool put_back_newest() {
+    const size_t most = std::max<size_t>(1, g.rows.size() / 8);
+    std::vector<Row*> newest;
+    for (auto it = g.rows.rbegin(); it != g.rows.rend() && newest.size() < most; ++it)
+      if (admission.may_put_back(it->second)) newest.push_back(&it->second);
+    for (Row* row : newest) {
+      decode->drop(*row);
+      admission.put_back(*row);
+    }
+    if (g.rows.empty()) {  // what passes of more rows have left would be in the way of one
+      decode.emplace(g);
+      g.model.stack_memory().release();
+    }
+    return !newest.empty();
+  }
   void remove(Row& row, bool keep) {
-    decode.drop(row);
+    decode->drop(row);
     if (keep && row.started) g.finish(row);
     else g.release(row);
   }
@@ -45,17 +64,17 @@ struct Scheduler::State {
   std::vector<GenerateEvent> run(Until until) {
     do {
       for (auto [row, keep] : admission.receive()) remove(*row, keep);
-      if (g.rows.empty()) prefill.restore();
+      if (g.rows.empty() && admission.relax()) prefill.restore();
       admission.admit();
       attempt([&] {
-        decode.reserve();
+        decode->reserve();
         prefill.run();
-        decode.start_rows();
+        decode->start_rows();
       });
-      attempt([&] { decode.draw_deferred(); });
-      attempt([&] { decode.run(); });
+      attempt([&] { decode->draw_deferred(); });
+      attempt([&] { decode->run(); });
       admission.update_counts();
-      if (decode.waits_for_host() && !prefill.open()) break;
+      if (decode->waits_for_host() && !prefill.open()) break;
     } while ((!g.rows.empty() || admission.waiting()) && !g.reached(until));
     g.drop_answers_unless([&] { return !g.rows.empty() || !admission.idle(); });
     return g.collect_events();
@@ -63,7 +82,7 @@ struct Scheduler::State {
 
   // After an error nothing of the requests is left, and new ones may come. Takes no memory: there may be none.
   void reset() noexcept {
-    decode.clear();
+    decode->clear();
     admission.clear();
     g.clear();
   }
@@ -72,7 +91,7 @@ struct Scheduler::State {
   Generation g;
   Admission admission;
   Prefill prefill;
-  Decode decode;
+  std::optional<Decode> decode;
 };
 
 Scheduler::Scheduler(std::shared_ptr<Model> model, const SchedulerOptions& options)

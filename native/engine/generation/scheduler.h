@@ -30,6 +30,7 @@ struct SchedulerStats {
   int64_t replayed_passes = 0;           // of them, those that the device replayed from a recording (a CUDA graph)
   int64_t whole_tokens = 0;              // tokens whose loops were one call of the device
   int64_t kept = 0, evicted = 0;         // ended requests in the cache, and those that made room for others so far
+  int64_t restarted = 0;                 // times that a row found no memory and began again once others had ended
   int64_t prefilled = 0, reused = 0;     // tokens of prompts that ran so far, and that the cache had from kept requests
   int64_t drafted = 0, accepted = 0;     // positions drafted ahead, and those of them that were kept
 };
@@ -49,8 +50,8 @@ class Scheduler {
   // loops.
   void answer(int64_t request, HostAnswer answer);
   // Runs until there is something to report of the kind that is asked for, or until all rows wait for answers. Returns what
-  // happened, in the order of the requests. A request that finds no memory waits while others run, and fails alone when none
-  // does. When this throws, all requests are gone.
+  // happened, in the order of the requests. A request that finds no memory waits while others run, begins again when it has
+  // begun, and fails alone when none does. When this throws, all requests are gone.
   std::vector<GenerateEvent> run(Until until);
   SchedulerStats stats() const;
   LoopDType dtype() const;
