@@ -421,7 +421,7 @@ export interface NativeBinding {
     student: NativeModel,
     teacher: NativeModel,
     sequences: NativeSequences,
-    draws: { ids: Int32Array; responses: Int32Array; noise: Float64Array; exits: Int32Array },
+    draws: { ids: Int32Array; responses: Int32Array; mask: Int32Array; noise: Float64Array; exits: Int32Array },
     options: NativeLoopRptOptions,
     cancel: Cancel,
   ): Promise<NativeLoopRptMetrics>
@@ -430,6 +430,7 @@ export interface NativeBinding {
   modelAccumulateStage2(
     model: NativeModel,
     sequences: NativeSequences,
+    mask: Int32Array,
     tokens: number,
     tokensPerMicroBatch: number,
     cancel: Cancel,

@@ -243,6 +243,8 @@ export const k3 = (teacher: readonly number[], student: readonly number[]) =>
 export interface LoopRptCase {
   sequences: readonly (readonly number[])[]
   promptLengths: readonly number[]
+  /** Per prediction; 0: it is never hard. */
+  mask?: readonly (readonly number[])[] | undefined
   rollouts: number
   rho: number
   site: Site
@@ -272,7 +274,8 @@ export function loopRptLoss(
   const detached = of.sequences.flatMap((ids, i) => {
     const taught = c.run(teacher, ids)
     const { clean, noisy } = passes(fixed, i)
-    const positions = Array.from({ length: ids.length - of.promptLengths[i]! }, (_, n) => of.promptLengths[i]! - 1 + n)
+    const responses = Array.from({ length: ids.length - of.promptLengths[i]! }, (_, n) => of.promptLengths[i]! - 1 + n)
+    const positions = responses.filter((j) => of.mask?.[i]?.[j] !== 0)
     const entropy = (j: number) => taught(j).entropy
     const hard = [...positions].sort((a, b) => entropy(b) - entropy(a)).slice(0, Math.ceil(of.rho * positions.length))
     return hard.map((j) => {

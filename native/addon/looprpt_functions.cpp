@@ -47,6 +47,7 @@ Napi::Value accumulate_looprpt_of(const Napi::CallbackInfo& info) {
   const Input draws(info, 3, "draws");
   for (int32_t id : draws["ids"].int32s()) batch->ids.push_back(uint32_t(id));
   batch->responses = draws["responses"].int32s();
+  batch->mask = draws["mask"].int32s();
   batch->noise = draws["noise"].doubles();
   batch->exits = draws["exits"].int32s();
   const LoopRptOptions options = read_options(Input(info, 4, "options"));
@@ -78,11 +79,12 @@ Napi::Value accumulate_looprpt_of(const Napi::CallbackInfo& info) {
 Napi::Value accumulate_stage2_of(const Napi::CallbackInfo& info) {
   const auto model = Input(info, 0, "model").object<Model>(Kind::model);
   auto sequences = std::make_shared<Sequences>(Input(info, 1, "sequences").sequences());
-  const double tokens = double(Input(info, 2, "tokens").integer(1, int64_t(1) << 53));
-  const int64_t budget = Input(info, 3, "tokensPerMicroBatch").integer(0, int64_t(1) << 40);
-  return model.executor->submit(info.Env(), Input(info, 4, "cancel").cancel(),
-                                [model = model.object, sequences, tokens, budget]() -> Executor::Finish {
-                                  const double loss = accumulate_stage2(*model, *sequences, tokens, budget);
+  auto mask = std::make_shared<std::vector<int32_t>>(Input(info, 2, "mask").int32s());
+  const double tokens = double(Input(info, 3, "tokens").integer(1, int64_t(1) << 53));
+  const int64_t budget = Input(info, 4, "tokensPerMicroBatch").integer(0, int64_t(1) << 40);
+  return model.executor->submit(info.Env(), Input(info, 5, "cancel").cancel(),
+                                [model = model.object, sequences, mask, tokens, budget]() -> Executor::Finish {
+                                  const double loss = accumulate_stage2(*model, *sequences, *mask, tokens, budget);
                                   return [loss](Napi::Env env) { return Napi::Number::New(env, loss); };
                                 });
 }

@@ -48,8 +48,10 @@ struct Packer {
     const int64_t two_way = options.two_way ? std::min(s.prompt(i), kept(i)) : 0;
     out.segments.push_back({begin, int32_t(out.ids.size()), prefix_begin, prefix_end, out.group_count, int32_t(two_way)});
     int64_t first = options.responses_only ? s.prompt(i) - 1 : 0;
+    const int32_t* mask = options.mask && !options.mask->empty() ? options.mask->data() + s.offsets[i] - int64_t(i) : nullptr;
     for (int64_t j = std::max(first, from); j < s.length(i) - 1; j++)
-      out.rows.push_back({begin + int32_t(j - from), s.tokens[size_t(s.offsets[i] + j + 1)], int32_t(i), int32_t(j)});
+      if (!mask || mask[j] != 0)
+        out.rows.push_back({begin + int32_t(j - from), s.tokens[size_t(s.offsets[i] + j + 1)], int32_t(i), int32_t(j)});
   }
   void add_group(size_t i, size_t end) {
     if (end - i == 1) {

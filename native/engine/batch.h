@@ -34,6 +34,7 @@ struct PackOptions {
   bool responses_only;   // rows from the prompt length on; otherwise every prediction is a row
   bool keep_last_token;  // the last token of a sequence predicts nothing; its gate may still be wanted
   bool two_way = false;  // prompts see themselves both ways; then none are shared, for a last token would see too little
+  const std::vector<int32_t>* mask = nullptr;  // of all sequences len-1 each; 0: the prediction is no row. NULL or empty: none is
 };
 
 // Packs sequences from `begin` on, at most to `end`; batch.end says where the next batch starts.

@@ -28,6 +28,7 @@ void check(const Model& student, const Model& teacher, const LoopRptBatch& batch
     if (!ok) throw Error("INVALID_ARGUMENT", "looprpt", what);
   };
   check_sequences(student, batch.sequences, "looprpt");
+  check_mask(batch.sequences, batch.mask, "looprpt");
   require(teacher.device == student.device && teacher.dt == student.dt && teacher.config == student.config &&
               teacher.quantization.bits == student.quantization.bits,
           "the teacher must have the student's configuration, device and dtype");
@@ -69,7 +70,7 @@ class LoopRptPass {
         draws_(student, batch, options, loops_) {
     std::vector<int32_t> responses = batch.responses;
     if (responses.empty())
-      for (size_t i = 0; i < s_.count(); i++) responses.push_back(s_.length(i) - s_.prompt(i));
+      for (size_t i = 0; i < s_.count(); i++) responses.push_back(kept_predictions(i));
     for (int32_t tokens : responses) count_ += double(hard_count(o_.rho, tokens));
     if (count_ == 0) throw Error("INVALID_ARGUMENT", "looprpt", "no sequence has a token after its prompt");
   }
@@ -88,11 +89,19 @@ class LoopRptPass {
   }
 
  private:
+  int32_t kept_predictions(size_t i) const {
+    int32_t count = 0;
+    for (int64_t j = s_.prompt(i) - 1; j < s_.length(i) - 1; j++)
+      count += batch_.mask.empty() || batch_.mask[size_t(s_.offsets[i] - int64_t(i) + j)] != 0;
+    return count;
+  }
   int64_t D() const { return student_.config.hidden; }
   size_t real() const { return loop_dtype_size(student_.real()); }
   size_t act() const { return loop_dtype_size(student_.dt); }
   Stack::Keep keep() const { return keep_for(o_.recompute); }
-  PackOptions pack_options(int64_t budget) const { return {budget, false, true, false, student_.config.prefix_sees_itself}; }
+  PackOptions pack_options(int64_t budget) const {
+    return {budget, false, true, false, student_.config.prefix_sees_itself, &batch_.mask};
+  }
   // Whether register 0 behind the first loop is all that the other loops need.
   bool shares_first() const { return student_.config.registers == 1 && student_.config.read.empty(); }
   MicroBatch one_loop(const PackedBatch& packed, Stack::Keep keep) {

@@ -30,6 +30,7 @@ struct LoopRptBatch {
   // Response tokens of every sequence of the logical batch, of which these sequences may be a share: means are over its hard
   // tokens. Empty: those of the sequences.
   std::vector<int32_t> responses;
+  std::vector<int32_t> mask;  // per sequence len-1; 0: the prediction is never a hard token. Empty: all responses may be
   // In place of own draws, per sequence, concatenated: noise G × T × len × D, exits G × (len-1) with 0-based loops. Empty: drawn.
   std::vector<double> noise;
   std::vector<int32_t> exits;
@@ -50,7 +51,8 @@ LoopRptMetrics accumulate_looprpt(Model& student, Model& teacher, const LoopRptB
 
 // Stage II: the label of loop t >= 2 is whether it helped, σ(50 (gain - 0.005)), gain = max(0, CE_{t-1} - CE_t); binary
 // cross-entropy with 1 - λ_t, mean over `tokens` response tokens, those of the logical batch, 1/T. Adds to the gate's gradients
-// alone. Returns the loss.
-double accumulate_stage2(Model& model, const Sequences& sequences, double tokens, int64_t tokens_per_micro_batch);
+// alone. mask: len-1 per sequence, 0: the prediction does not count; empty: all responses do. Returns the loss.
+double accumulate_stage2(Model& model, const Sequences& sequences, const std::vector<int32_t>& mask, double tokens,
+                         int64_t tokens_per_micro_batch);
 
 }  // namespace looplm

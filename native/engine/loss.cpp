@@ -33,11 +33,13 @@ class LossPass {
   LossMetrics run() {
     model_.gradients();
     const int64_t budget = o_.tokens_per_micro_batch;
-    const PackOptions options{budget > 0 ? budget : default_budget(model_, in_.plan.loops), o_.share_prompts, true, false,
-                              model_.config.prefix_sees_itself};
-    for_micro_batches(in_.batch.sequences, options, [&](PackedBatch& packed) {
-      const std::vector<int32_t>& mask = in_.batch.mask;
-      if (!mask.empty()) std::erase_if(packed.rows, [&](const PredictionRow& row) { return mask[in_.at(row)] == 0; });
+    const PackOptions options{budget > 0 ? budget : default_budget(model_, in_.plan.loops),
+                              o_.share_prompts,
+                              true,
+                              false,
+                              model_.config.prefix_sees_itself,
+                              &in_.batch.mask};
+    for_micro_batches(in_.batch.sequences, options, [&](const PackedBatch& packed) {
       if (!packed.rows.empty()) micro_batch(packed);
     });
     LossMetrics metrics = totals_.metrics();

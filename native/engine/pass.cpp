@@ -34,6 +34,13 @@ void check_sequences(const Model& model, const Sequences& s, const char* operati
   }
 }
 
+void check_mask(const Sequences& sequences, const std::vector<int32_t>& mask, const char* operation) {
+  const size_t predictions = sequences.tokens.size() - sequences.count();
+  if (!mask.empty() && mask.size() != predictions)
+    throw Error("INVALID_SHAPE", operation,
+                "mask holds " + std::to_string(mask.size()) + " values, expected " + std::to_string(predictions));
+}
+
 const char* training_remedy(Recompute recompute) {
   return recompute == Recompute::layer
              ? "use shorter sequences, fewer loops, a lower tokensPerMicroBatch (trainers), or an adapter"

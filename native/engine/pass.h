@@ -7,6 +7,8 @@ namespace looplm {
 // vectors: of `tokens` tokens.
 void check_vectors(const InputVectors& vectors, size_t tokens, int64_t hidden, const char* operation);
 void check_sequences(const Model& model, const Sequences& sequences, const char* operation);
+// Throws INVALID_SHAPE unless the mask is empty or has len-1 entries per sequence.
+void check_mask(const Sequences& sequences, const std::vector<int32_t>& mask, const char* operation);
 
 // What helps a pass with a backward that found no memory.
 const char* training_remedy(Recompute recompute);

@@ -23,9 +23,11 @@ Stay stay(double gate, double target) {
 
 }  // namespace
 
-double accumulate_stage2(Model& model, const Sequences& sequences, double tokens, int64_t tokens_per_micro_batch) {
+double accumulate_stage2(Model& model, const Sequences& sequences, const std::vector<int32_t>& mask, double tokens,
+                         int64_t tokens_per_micro_batch) {
   const Remedy remedy(*model.device, training_remedy(Recompute::layer));
   check_sequences(model, sequences, "stage 2");
+  check_mask(sequences, mask, "stage 2");
   const int loops = model.config.loops;
   if (model.adapter()) throw Error("INVALID_ARGUMENT", "stage 2", "Stage II trains the gate, which an adapter leaves frozen");
   require_exit_gate(model, "stage 2", "Stage II");
@@ -33,7 +35,8 @@ double accumulate_stage2(Model& model, const Sequences& sequences, double tokens
   double total = 0;
   model.gradients();
   const int64_t budget = tokens_per_micro_batch > 0 ? tokens_per_micro_batch : default_budget(model, loops);
-  for_micro_batches(sequences, {budget, true, true, false, model.config.prefix_sees_itself}, [&](const PackedBatch& packed) {
+  const PackOptions options{budget, true, true, false, model.config.prefix_sees_itself, &mask};
+  for_micro_batches(sequences, options, [&](const PackedBatch& packed) {
     const size_t R = packed.rows.size(), N = size_t(packed.tokens()), T = size_t(loops);
     if (R == 0) return;
     MicroBatch batch(model, model.weights(), sequences, packed, {loops, Stack::Keep::nothing});

@@ -336,7 +336,7 @@ Numbers average(Fixture& f, int size) {
   of.load(scratch_file("average"));
   Numbers out = parameters_of(*f.teacher);
   f.model->zero_gradients();
-  append(out, {accumulate_stage2(*f.model, sequences(size, 9, 3), 6.0 * size, 30)});
+  append(out, {accumulate_stage2(*f.model, sequences(size, 9, 3), {}, 6.0 * size, 30)});
   append(out, gradients_of(*f.model));
   return out;
 }

@@ -1,4 +1,11 @@
-import { call, type NativeAverage, type NativeLoopRptMetrics, type NativeLoopRptOptions, native } from '../native.js'
+import {
+  call,
+  type NativeAverage,
+  type NativeLoopRptMetrics,
+  type NativeLoopRptOptions,
+  type NativeSequences,
+  native,
+} from '../native.js'
 import { packIntegers, packSequences, packValues, sequenceLimits } from './checks.js'
 import type { LoopLM } from './model.js'
 import type { TokenSequence } from './types.js'
@@ -14,6 +21,8 @@ export interface LoopRptBatch {
   ids: readonly number[]
   /** Response tokens of every sequence of the logical batch, of which these may be a share: means are over its hard tokens. */
   responses: readonly number[]
+  /** Per sequence len-1; 0: the prediction is never a hard token. */
+  mask?: readonly ArrayLike<number>[] | undefined
   /** Per sequence rollouts × loops × len × hidden_size, in place of own draws. */
   noise?: readonly ArrayLike<number>[] | undefined
   /** Per sequence rollouts × (len-1), loops counted from 0, in place of own draws. */
@@ -43,6 +52,7 @@ export async function accumulateLoopRpt(
   const draws = {
     ids: Int32Array.from(batch.ids),
     responses: Int32Array.from(batch.responses),
+    mask: packMask(batch.mask, sequences, operation),
     noise: packValues(batch.noise, 'noise', noise, count, operation),
     exits: packIntegers(batch.exits, 'exits', exits, { min: 0, max: total_ut_steps - 1 }, count, operation),
   }
@@ -53,14 +63,28 @@ export async function accumulateLoopRpt(
 /** Adds the gradient of the Stage II loss, which reaches the gate alone; returns the loss. @param batch.tokens response tokens of the logical batch */
 export async function accumulateStage2(
   model: LoopLM,
-  batch: { sequences: readonly TokenSequence[]; promptLengths: ArrayLike<number>; tokens: number },
+  batch: {
+    sequences: readonly TokenSequence[]
+    promptLengths: ArrayLike<number>
+    mask?: readonly ArrayLike<number>[] | undefined
+    tokens: number
+  },
   tokensPerMicroBatch: number,
 ): Promise<number> {
   const operation = 'Stage II'
   const limits = { ...sequenceLimits(model.config), minLength: 2, promptLengths: batch.promptLengths }
   const sequences = packSequences(batch.sequences, limits, operation)
   const handle = model.handle(operation)
-  return call(operation, (cancel) => native().modelAccumulateStage2(handle, sequences, batch.tokens, tokensPerMicroBatch, cancel))
+  const mask = packMask(batch.mask, sequences, operation)
+  return call(operation, (cancel) =>
+    native().modelAccumulateStage2(handle, sequences, mask, batch.tokens, tokensPerMicroBatch, cancel),
+  )
+}
+
+/** One entry per prediction, 0 where it does not count. */
+function packMask(mask: readonly ArrayLike<number>[] | undefined, sequences: NativeSequences, operation: string): Int32Array {
+  const shape = (i: number) => [{ shape: 'length - 1', length: sequences.lengths[i]! - 1 }]
+  return packIntegers(mask, 'mask', shape, { min: 0, max: 1 }, sequences.lengths.length, operation)
 }
 
 /** A teacher that follows a student: teacher ← decay · teacher + (1 - decay) · student, in float32 even for bfloat16 models. */

@@ -654,10 +654,6 @@ const pretrain = z
     ...depth,
   })
   .superRefine(checkTogether)
-  .refine(({ stage, assistantOnly }) => stage === 1 || !assistantOnly, {
-    path: ['assistantOnly'],
-    message: 'Stage II learns from every token after the prompt; omit assistantOnly',
-  })
   .refine(({ stage, lora }) => stage === 1 || lora === undefined, {
     path: ['lora'],
     message: 'Stage II trains the gate, which an adapter leaves frozen',

@@ -4,7 +4,7 @@ import { accumulateLoopRpt, type LoopRptBatch, MovingAverage } from '../model/lo
 import type { LoopLM } from '../model/model.js'
 import type { TokenSequence } from '../model/types.js'
 import { parseOptions, refuseOptions } from '../validation/schema.js'
-import { checkCount, responseLengths } from './batch.js'
+import { checkCount, maskedLengths } from './batch.js'
 import { looprptOptions } from './config.js'
 import type { Metrics } from './events.js'
 import type { Measured } from './loss-metrics.js'
@@ -15,13 +15,15 @@ import type { Prepared } from './trainer.js'
 import type { Portion } from './updates.js'
 
 /**
- * Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Fields of rollouts are ignored, but a mask is
- * refused, and so are other names; null stands for an absent field.
+ * Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Fields of rollouts are ignored, other names are
+ * refused; null stands for an absent field.
  */
 export interface LoopRPTBatch {
   sequences: readonly TokenSequence[]
   /** Per sequence, how many tokens are given and carry no loss; default 1 each. */
   promptLengths?: ArrayLike<number>
+  /** Per sequence len-1: 0 where a prediction is never learned, for example tokens that a tool wrote. */
+  mask?: readonly ArrayLike<number>[]
   /** Per sequence, rollouts × loops × len × hidden_size, in place of the trainer's own draws (for tests). */
   noise?: readonly ArrayLike<number>[]
   /** Per sequence, rollouts × (len-1), loops counted from 0, in place of the trainer's own draws (for tests). */
@@ -40,7 +42,7 @@ export interface LoopRPTBatch {
  * ```
  */
 export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch, LoopRptBatch> {
-  protected readonly fields = ['sequences', 'promptLengths', 'noise', 'exits'] as const
+  protected readonly fields = ['sequences', 'promptLengths', 'mask', 'noise', 'exits'] as const
   #teacher: LoopLM | undefined
   #average: MovingAverage | undefined
   #ownsTeacher = false
@@ -150,10 +152,10 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
 
   /** Leaves out sequences without a response; draws are numbered from `first`, so that a resumed run repeats them. */
   #portion(batch: LoopRPTBatch, first: number, operation: string): Portion<LoopRptBatch> {
-    const { sequences, noise, exits } = batch
+    const { sequences, mask, noise, exits } = batch
     const promptLengths = batch.promptLengths!
     for (const [field, values] of Object.entries({ noise, exits })) checkCount(operation, field, values, sequences.length)
-    const lengths = responseLengths({ sequences, promptLengths })
+    const lengths = maskedLengths(operation, { sequences, promptLengths, ...(mask === undefined ? {} : { mask }) })
     const kept = [...lengths.keys()].filter((i) => lengths[i]! > 0)
     const { rows, whole } = sharesOf(this.ranks.size, { sequences, promptLengths, groupSize: 1 }, kept)
     const own = rows[this.ranks.rank]!
@@ -162,6 +164,7 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
       promptLengths: own.map((i) => promptLengths[i]!),
       ids: own.map((i) => (first + i) % 2 ** 24),
       responses: kept.map((i) => lengths[i]!),
+      mask: mask && own.map((i) => mask[i]!),
       noise: noise && own.map((i) => noise[i]!),
       exits: exits && own.map((i) => exits[i]!),
     }

@@ -25,7 +25,7 @@ export interface PretrainBatch {
   sequences: readonly TokenSequence[]
   /** Per sequence, how many tokens are given and carry no loss; default 1 each, since the first token has no prediction. */
   promptLengths?: ArrayLike<number>
-  /** Per sequence len-1: 0 where a prediction carries no loss, for example tokens that a tool wrote. Stage I alone has masks. */
+  /** Per sequence len-1: 0 where a prediction carries no loss, for example tokens that a tool wrote. */
   mask?: readonly ArrayLike<number>[]
   /** Per sequence len × D, row-major: the first state of its tokens, for families that begin with one. Default: drawn from `stateSeed`. */
   initialStates?: readonly ArrayLike<number>[]
@@ -101,8 +101,8 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
       batch.vectorGradients = measured.inputVectors
       return { metrics: lossMetrics(measured, { ratio: false, kl: false }), weight: measured.responseTokens, sums }
     }
-    const { sequences, promptLengths, tokens } = batch
-    const asked = { sequences, promptLengths: promptLengths!, tokens }
+    const { sequences, promptLengths, mask, tokens } = batch
+    const asked = { sequences, promptLengths: promptLengths!, mask, tokens }
     return { metrics: { loss: await accumulateStage2(this.model, asked, this.config.tokensPerMicroBatch) }, weight: 1, sums }
   }
 
@@ -111,7 +111,6 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
     const promptLengths = batch.promptLengths!
     if (this.config.stage === 2) {
       const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
-      if (mask !== undefined) throw refuse('mask: Stage II learns from every token after the prompt; omit mask')
       if (inputVectors !== undefined) throw refuse('inputVectors: Stage II trains the exit gate alone; omit inputVectors')
     }
     const lengths = maskedLengths(operation, { sequences, promptLengths, ...(mask === undefined ? {} : { mask }) })

@@ -149,10 +149,31 @@ describe('a mask', () => {
     expect(seen).toEqual([used.map((i) => mask[i]), used.map((i) => 1 / (used.length * counted[i]!))])
   })
 
-  it('is refused where it would be ignored', async () => {
+  it('of Stage II divides its loss into that of its parts, and of LoopRPT a tail is as good as cut off', async () => {
     using model = await tinyModel()
-    for (const trainer of [new LoopRPTTrainer(model), new PretrainTrainer(model, { stage: 2 })])
-      expect((await refusal(() => trainer.update({ ...batch, mask }))).message).toMatch(/mask: /)
+    using gate = new PretrainTrainer(model, { stage: 2 })
+    const { sequences, promptLengths } = batch
+    const rest = mask.map((row) => row.map((kept) => 1 - kept))
+    const part = async (of?: number[][]) => {
+      const { loss, gradients } = await gate.gradients({ sequences, promptLengths, ...(of && { mask: of }) })
+      const kept = (of ?? mask.map((row) => row.map(() => 1))).flatMap((row, i) => row.slice(promptLengths[i]! - 1))
+      const tokens = kept.reduce((sum, one) => sum + one, 0)
+      return [loss, ...[...gradients.values()].flatMap((values) => Array.from(values))].map((x) => x * tokens)
+    }
+    const [whole, one, other] = [await part(), await part(mask), await part(rest)]
+    expect(one[0]).toBeGreaterThan(0)
+    expect(other[0]).toBeGreaterThan(0)
+    for (const [i, x] of whole.entries()) expect(Math.abs(x - one[i]! - other[i]!)).toBeLessThan(1e-12)
+
+    using looprpt = new LoopRPTTrainer(model, { rollouts: 2, rho: 0.7 })
+    const cut = sequences.map((tokens, i) => [...tokens].slice(0, Math.max(promptLengths[i]! + 1, tokens.length - 1)))
+    const tail = sequences.map((tokens, i) => Array.from({ length: tokens.length - 1 }, (_, j) => Number(j < cut[i]!.length - 1)))
+    expect(tail.flat()).toContain(0)
+    const masked = await looprpt.gradients({ sequences, promptLengths, mask: tail })
+    expect(masked).toEqual(await looprpt.gradients({ sequences: cut, promptLengths }))
+    const nothing = { sequences, promptLengths, mask: sequences.map((tokens) => new Array<number>(tokens.length - 1).fill(0)) }
+    expect((await refusal(() => gate.gradients(nothing))).message).toMatch(/no sequence has a token .* that the mask keeps/)
+    expect((await refusal(() => looprpt.gradients({ ...nothing, mask: [[1]] }))).message).toMatch(/mask has 1 entries/)
   })
 })
 
@@ -193,11 +214,10 @@ describe('a batch', () => {
       mask: rows((n) => n - 1, 1),
     })
     for (const trainer of [rltt, grpo, pretrain, looprpt]) {
-      const batchOf = () => (trainer === looprpt ? { ...fresh(), mask: null as never } : fresh())
-      const want = await trainer.gradients(batchOf())
-      const given = batchOf()
+      const want = await trainer.gradients(fresh())
+      const given = fresh()
       const pending = trainer.gradients(given)
-      for (const row of [...given.sequences, ...given.oldLogprobs, ...(given.mask ?? [])]) row.fill(0)
+      for (const row of [...given.sequences, ...given.oldLogprobs, ...given.mask]) row.fill(0)
       given.promptLengths.fill(99)
       given.rewards.fill(Number.NaN)
       given.sequences.length = 0

@@ -181,45 +181,42 @@ describe('a lesson', () => {
     expect((await refusal(() => lessonText(row, options, template))).message).toMatch(message)
   })
 
-  it('trains on what is learned alone: a run makes the update of the masked batch', async () => {
-    const tokenizer = await chatting(plain)
-    using model = await newModel(tokenizer)
-    using twin = await model.clone()
-    const rows = [{ messages: dialogue }, { messages: dialogue.slice(0, 2) }] as unknown as Dataset
-    const options = { learningRate: 1e-2, batchSize: 2, steps: 1 }
-    const trainer = new PretrainTrainer(model, { dataset: rows, tokenizer, assistantOnly: true, ...options })
-    let loss = Number.NaN
-    for await (const event of trainer.run()) if (event.type === 'step') loss = event.metrics.loss!
-    const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })
-    const learned = (tokens: number[], spans: [number, number][]) =>
-      tokens.slice(1).map((_, i) => Number(spans.some(([from, to]) => i + 1 >= from && i + 1 < to)))
-    // '<end>' is a token, every other character a byte
-    const [long, short] = [
-      '<user>hi<end><assistant>ho<end><user>more<end><assistant>no<end>',
-      '<user>hi<end><assistant>ho<end>',
-    ].map(encode)
-    const spans: [number, number][] = [
-      [20, 23],
-      [45, 48],
-    ]
-    expect(tokenizer.decode(long!.slice(20, 23)) + tokenizer.decode(long!.slice(45, 48))).toBe('ho<end>no<end>')
-    const batch = {
-      sequences: [long!, short!],
-      promptLengths: [1, 1],
-      mask: [learned(long!, spans), learned(short!, [[20, 23]])],
-    }
-    const made = await new PretrainTrainer(twin, options).update(batch)
-    expect(loss).toBeCloseTo(made.loss, 6)
-    const [name] = model.parameters().map((parameter) => parameter.name)
-    const [a, b] = [await model.getParameter(name!), await twin.getParameter(name!)]
-    for (const [i, value] of b.entries()) expect(a[i]).toBeCloseTo(value, 5)
-  })
-
-  it('is not for Stage II, which learns from every token', async () => {
-    using model = await newModel(await chatting(plain))
-    const error = await refusal(() => new PretrainTrainer(model, { stage: 2, assistantOnly: true }))
-    expect(error.message).toMatch(/assistantOnly: Stage II learns from every token/)
-  })
+  it.each([1, 2] as const)(
+    'trains on what is learned alone: a run of Stage %i makes the update of the masked batch',
+    async (stage) => {
+      const tokenizer = await chatting(plain)
+      using model = await newModel(tokenizer)
+      using twin = await model.clone()
+      const rows = [{ messages: dialogue }, { messages: dialogue.slice(0, 2) }] as unknown as Dataset
+      const options = { learningRate: 1e-2, batchSize: 2, steps: 1, stage }
+      const trainer = new PretrainTrainer(model, { dataset: rows, tokenizer, assistantOnly: true, ...options })
+      let loss = Number.NaN
+      for await (const event of trainer.run()) if (event.type === 'step') loss = event.metrics.loss!
+      const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false })
+      const learned = (tokens: number[], spans: [number, number][]) =>
+        tokens.slice(1).map((_, i) => Number(spans.some(([from, to]) => i + 1 >= from && i + 1 < to)))
+      // '<end>' is a token, every other character a byte
+      const [long, short] = [
+        '<user>hi<end><assistant>ho<end><user>more<end><assistant>no<end>',
+        '<user>hi<end><assistant>ho<end>',
+      ].map(encode)
+      const spans: [number, number][] = [
+        [20, 23],
+        [45, 48],
+      ]
+      expect(tokenizer.decode(long!.slice(20, 23)) + tokenizer.decode(long!.slice(45, 48))).toBe('ho<end>no<end>')
+      const batch = {
+        sequences: [long!, short!],
+        promptLengths: [1, 1],
+        mask: [learned(long!, spans), learned(short!, [[20, 23]])],
+      }
+      const made = await new PretrainTrainer(twin, options).update(batch)
+      expect(loss).toBeCloseTo(made.loss, 6)
+      const [name] = model.parameters().map((parameter) => parameter.name)
+      const [a, b] = [await model.getParameter(name!), await twin.getParameter(name!)]
+      for (const [i, value] of b.entries()) expect(a[i]).toBeCloseTo(value, 5)
+    },
+  )
 })
 
 describe('conversations', () => {

@@ -41,15 +41,16 @@ const drawn = (i: number, g: number, antithetic: boolean) => {
   )
 }
 
-async function compare(options: LoopRPTOptions) {
+async function compare(options: LoopRPTOptions, mask?: number[][]) {
   const model = await LoopLM.create(tinyConfig, { device: 'reference', seed: 1 })
   const teacher = await LoopLM.create(tinyConfig, { device: 'reference', seed: 2 })
   const trainer = new LoopRPTTrainer(model, { teacher, rho: 0.6, rollouts, sigma, seed, ...defaults, ...options })
   const { config } = trainer
-  const { loss, gradients } = await trainer.gradients({ sequences, promptLengths })
+  const { loss, gradients } = await trainer.gradients({ sequences, promptLengths, ...(mask && { mask }) })
   const of: LoopRptCase = {
     sequences,
     promptLengths,
+    mask,
     rollouts,
     rho: 0.6,
     site: config.noiseSite,
@@ -138,6 +139,10 @@ describe('LoopRPT on `reference` is the derivative of its loss', () => {
     ['recomputed, rollout by rollout', { recompute: 'layer', tokensPerMicroBatch: 1 }],
   ])('%s', async (_, options) => {
     await compare(options)
+    await compare(options, [
+      [1, 1, 0, 1, 0],
+      [0, 1, 1],
+    ])
   })
 
   it('refuses an odd number of antithetic rollouts', async () => {
