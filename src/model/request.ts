@@ -170,6 +170,11 @@ function readRequest(model: GeneratingModel, options: GenerateOptions, operation
   }
 }
 
+/** @throws LoopLMError INVALID_ARGUMENT naming the field of a grammar that is wrong; its rules are read when a text begins */
+export function checkGrammar(grammar: NonNullable<GenerateOptions['grammar']>, operation: string): void {
+  grammarText(grammar, operation)
+}
+
 function readGrammar(model: GeneratingModel, options: GenerateOptions, operation: string): string {
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
   if (model.tokenizer === undefined) throw refuse('grammar: the model has no tokenizer; set model.tokenizer')

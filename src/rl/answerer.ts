@@ -7,6 +7,7 @@ import type { ProblemSource } from './problems.js'
 import { scoreCompletions } from './rewards.js'
 import { checkRollouts, type RolloutFunction } from './rollout-function.js'
 import type { Problem } from './rollout-record.js'
+import { type Constrained, constrained } from './sampling.js'
 
 /** An answer with what is measured of it. */
 export interface Answered {
@@ -55,12 +56,13 @@ export function episodeAnswerer(model: LoopLM, settings: EpisodesSettings, rewar
 /** Answers problems by a function that makes rollouts. */
 export function functionAnswerer(
   model: LoopLM,
-  { tokenizer, maxNewTokens, stop }: Pick<ProblemSource, 'tokenizer' | 'maxNewTokens' | 'stop'>,
+  { tokenizer, maxNewTokens, stop, grammar }: Pick<ProblemSource, 'tokenizer' | 'maxNewTokens' | 'stop'> & Constrained,
   rollout: RolloutFunction,
   step: number,
 ): Answerer {
   return async (problems, { loops, temperature, seed, signal = new AbortController().signal }) => {
-    const generation = { maxNewTokens, stop, loops, temperature, seed, signal, exit: { rule: 'fixed' } as const }
+    const exit = { rule: 'fixed' } as const
+    const generation = { maxNewTokens, stop, ...constrained({ grammar }), loops, temperature, seed, signal, exit }
     const context = { model, tokenizer, step, seed, groupSize: 1, generation, signal }
     const { vocab_size: vocabulary, max_position_embeddings: maxLength } = model.config
     const asked = problems.map(({ problem }) => problem)

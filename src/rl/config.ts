@@ -4,6 +4,8 @@ import type { Tokenizer } from '../data/tokenizer.js'
 import { maxLoops } from '../model/config.js'
 import { type ExitRule, exitRuleNames, readExit } from '../model/exit-rules.js'
 import { LoopLM } from '../model/model.js'
+import { checkGrammar } from '../model/request.js'
+import type { GenerateOptions } from '../model/types.js'
 import type { Logger } from '../monitor/logger.js'
 import { loggerNames } from '../monitor/loggers/built-in.js'
 import type { Task } from '../tasks/task.js'
@@ -220,6 +222,26 @@ const exit = z
     }
   }) as unknown as z.ZodType<ExitRule, ExitRule>
 
+type Grammar = NonNullable<GenerateOptions['grammar']>
+
+/** What completions of rollouts must be. */
+const grammar = z
+  .strictObject({
+    jsonSchema: z
+      .union([z.boolean(), z.record(z.string(), z.unknown())], 'must be a JSON Schema')
+      .optional()
+      .describe('JSON in one line that the schema allows; `true`: any JSON value.'),
+    regex: z.string().optional().describe('The whole text matches.'),
+    ebnf: z.string().optional().describe('Rules in the notation of xgrammar; the first one is `root`.'),
+  })
+  .superRefine((rules, context) => {
+    try {
+      checkGrammar(rules as Grammar, '')
+    } catch (error) {
+      context.addIssue({ code: 'custom', message: (error as Error).message.replace(/^: (grammar:? ?)?/, '') })
+    }
+  }) as unknown as z.ZodType<Grammar, Grammar>
+
 /** Rollouts and advantages. */
 const rollouts = {
   promptsPerStep: positiveInt.default(32).describe('Different prompts per generation call.'),
@@ -259,6 +281,11 @@ const rollouts = {
     .array(z.union([natural, z.string().min(1)], 'must be a token id or a string that is not empty'))
     .optional()
     .describe('Token ids or strings that end a completion, in place of the end tokens of the task or the model.'),
+  grammar: grammar
+    .optional()
+    .describe(
+      'Completions, or the turns of episodes, are texts of a grammar, in evaluations too. Log-probabilities stay those of the full vocabulary.',
+    ),
   exit: exit
     .optional()
     .describe('Exit rule of rollouts. Training and its log-probabilities stay at full depth, which is also the default.'),

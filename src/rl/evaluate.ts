@@ -3,7 +3,7 @@ import { Random } from '../data/random.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
-import type { GenerateResult } from '../model/types.js'
+import type { GenerateOptions, GenerateResult } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import { checkNumber, checkOptions, type Keys } from '../validation/arguments.js'
@@ -19,6 +19,7 @@ import { Ranks } from './ranks.js'
 import { namedRewards, scoreCompletions } from './rewards.js'
 import { completionOf, generation } from './rollout.js'
 import type { Problem } from './rollout-record.js'
+import { checkGrammarTokenizer, constrained } from './sampling.js'
 import { bootstrapInterval, type Interval, passAtK, wilsonInterval } from './statistics.js'
 import type { Tool } from './tools.js'
 
@@ -84,6 +85,8 @@ export interface EvaluateOptions {
   tools?: readonly Tool[] | undefined
   /** Most turns of an episode; default 8. */
   maxTurns?: number | undefined
+  /** Answers, or the turns of episodes, are texts of it. Needs a model whose tokenizer is that of the data. */
+  grammar?: GenerateOptions['grammar'] | undefined
   /** Called after every part that was answered. */
   onProgress?: ((progress: { loops: number; answered: number; of: number }) => void) | undefined
   signal?: AbortSignal | undefined
@@ -104,6 +107,7 @@ const evaluateOptions = {
   environment: true,
   tools: true,
   maxTurns: true,
+  grammar: true,
   onProgress: true,
   signal: true,
 } satisfies Keys<EvaluateOptions>
@@ -131,11 +135,12 @@ export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise
   checkOptions(options, evaluateOptions, 'evaluate')
   checkSampling(options, 'evaluate')
   refuseLoneTools(options, 'evaluate')
+  if (options.grammar !== undefined) checkGrammarTokenizer(model, source.tokenizer, 'evaluate')
   const ranks = Ranks.found('evaluate')
   if (options.environment !== undefined) {
     const maxTurns = checkNumber(options.maxTurns ?? 8, 'maxTurns', { min: 1, max: 2 ** 16, integer: true }, 'evaluate')
     const { environment, tools, maxNewTokens } = options
-    const sampling = generation(source, maxNewTokens) as SampledTurns
+    const sampling = { ...generation(source, maxNewTokens), ...constrained(options) } as SampledTurns
     const settings = episodesSettings(model, source, { environment, tools, maxTurns }, sampling)
     const rewards = options.reward === undefined ? [] : namedRewards(options.reward)
     return answerProblems(model, source, rewards, {
@@ -178,7 +183,7 @@ export async function answerProblems(
   const encoded = answer === undefined ? await encodePrompts(source, problems) : []
   const count = problems.length * samples
   const prompts = encoded.flatMap((prompt) => Array<EncodedPrompt>(samples).fill(prompt))
-  const settings = { ...generation(source, options.maxNewTokens), temperature, signal }
+  const settings = { ...generation(source, options.maxNewTokens), ...constrained(options), temperature, signal }
   const fixedLength = source.task !== undefined && source.stop.length === 0
   const evaluations: Evaluation[] = []
   for (const loops of options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)) {

@@ -18,6 +18,7 @@ import type { TrainerConfig } from './options.js'
 import type { ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
 import type { Problem } from './rollout-record.js'
+import type { Constrained } from './sampling.js'
 
 /** What a caller of `evaluate` of a trainer may say. */
 export type Asked = Pick<EvaluateOptions, 'problems' | 'loops' | 'samples' | 'temperature' | 'signal'>
@@ -85,11 +86,11 @@ export class Evaluations {
     source: ProblemSource,
     rewards: () => readonly WeightedReward[],
     asked: Asked,
-    { maxNewTokens, answer }: { maxNewTokens?: number | undefined; answer?: Answerer | undefined } = {},
+    { maxNewTokens, answer, grammar }: { maxNewTokens?: number | undefined; answer?: Answerer | undefined } & Constrained = {},
   ): Promise<Evaluation[]> {
     const { evalProblems, evalLoops, evalSamples, evalTemperature, evalMaxNewTokens, seed } = this.#config
     return answerProblems(this.#model, source, answer === undefined ? rewards() : [], {
-      answer,
+      ...{ answer, grammar },
       problems: asked.problems ?? evalProblems,
       loops: asked.loops ?? evalLoops,
       samples: asked.samples ?? evalSamples,

@@ -5,7 +5,7 @@ import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoRAModule } from '../model/adapter.js'
 import type { ExitRule } from '../model/exit-rules.js'
 import type { LoopLM } from '../model/model.js'
-import type { BackwardLoops, LoopWeights, Recompute, Surrogate } from '../model/types.js'
+import type { BackwardLoops, GenerateOptions, LoopWeights, Recompute, Surrogate } from '../model/types.js'
 import type { Logger } from '../monitor/logger.js'
 import type { LoggerName } from '../monitor/loggers/built-in.js'
 import type { RewardFunction, WeightedReward } from '../tasks/rewards.js'
@@ -219,6 +219,11 @@ export interface RolloutConfig extends LoopConfig {
   bannedTokens?: number[] | undefined
   /** Token ids or strings that end a completion, in place of the end tokens of the task or the model. */
   stop?: (number | string)[] | undefined
+  /**
+   * Completions, or the turns of episodes, are texts of a grammar, in evaluations too. Log-probabilities stay those of the full
+   * vocabulary.
+   */
+  grammar?: GenerateOptions['grammar'] | undefined
   /** Exit rule of rollouts. Training and its log-probabilities stay at full depth, which is also the default. */
   exit?: ExitRule | undefined
   /** Leave sequences without advantage, those of flat groups first, out of the passes. Never changes the loss. Default `true`. */

@@ -17,6 +17,7 @@ import {
 } from './batch.js'
 import { answerKey, forcedExitBeliefs, goldAnswerBeliefs } from './beliefs-of-model.js'
 import { activeRows, addModelsView, checkOldLogprobs, type ModelsView, withLogprobs } from './complete-rollouts.js'
+import type { DataDescription } from './data.js'
 import { episodesSettings, samplingOf } from './episodes-settings.js'
 import type { Metrics, SampledCompletion } from './events.js'
 import type { Measured } from './loss-metrics.js'
@@ -34,7 +35,7 @@ import { namedRewards } from './rewards.js'
 import { logprobDifference, rolloutMetrics, type SampledRollouts, sampleStep } from './rollout.js'
 import type { Rollout } from './rollout-record.js'
 import { rolloutSource } from './rollout-sources.js'
-import { rolloutExit } from './sampling.js'
+import { checkGrammarTokenizer, rolloutExit } from './sampling.js'
 import { sharesOf } from './shares.js'
 import { trainedLoops } from './trained-loops.js'
 import { type Prepared, Trainer } from './trainer.js'
@@ -135,6 +136,12 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     return { portion: portion!, metrics: rated.metrics }
   }
 
+  protected override async openData(signal: AbortSignal | undefined): Promise<DataDescription> {
+    const data = await super.openData(signal)
+    if (this.config.grammar !== undefined) checkGrammarTokenizer(this.model, data.tokenizer, this.constructor.name)
+    return data
+  }
+
   protected async work(signal: AbortSignal | undefined): Promise<StepWork<PolicyLoss>> {
     const { config, problems: source, step } = this
     const objective = this.#objective()
@@ -164,7 +171,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     const { config, model, step } = this
     if (config.rollout !== undefined) {
       const maxNewTokens = this.maxNewTokens ?? source.maxNewTokens
-      return functionAnswerer(model, { ...source, maxNewTokens }, config.rollout, step)
+      return functionAnswerer(model, { ...source, maxNewTokens, grammar: config.grammar }, config.rollout, step)
     }
     if (config.environment === undefined) return undefined
     const settings = episodesSettings(model, source, config, samplingOf(source, config))

@@ -31,6 +31,7 @@ import { Ranks } from './ranks.js'
 import type { Problem, Rollout } from './rollout-record.js'
 import { RunCheckpoints } from './run-checkpoints.js'
 import { memoryMetrics, RunLog, runFacts } from './run-log.js'
+import type { Constrained } from './sampling.js'
 import { countSteps } from './schedule.js'
 import { StepClock } from './step-clock.js'
 import { type LogicalBatch, type Portion, type Position, type StepWork, Updates } from './updates.js'
@@ -259,7 +260,7 @@ export abstract class Trainer<
   async evaluate(options: Asked = {}): Promise<Evaluation[]> {
     const { questions: source, maxNewTokens } = this
     checkAsked(options, `${this.constructor.name}.evaluate`)
-    const how = { maxNewTokens, answer: this.answerer?.(source) }
+    const how = { maxNewTokens, answer: this.answerer?.(source), grammar: (this.config as Constrained).grammar }
     return this.#evaluations.answer(source, () => this.rewardFunctions(source), options, how)
   }
 

@@ -30,6 +30,7 @@ const trlNames: Readonly<Record<string, readonly string[]>> = {
   steps_per_generation: ['minibatches'],
   num_iterations: ['updatesPerRollout'],
   chat_template_kwargs: ['chatTemplate'],
+  vllm_structured_outputs_regex: ['grammar'],
   chat_template_path: ['chatTemplate'],
   delta: ['dualClip'],
   reward_weights: ['reward'],

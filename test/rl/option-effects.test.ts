@@ -248,6 +248,10 @@ const options: Record<string, Row | ((name: TrainerName) => Row)> = {
   logitBias: { change: { logitBias: { 5: 9 } } },
   bannedTokens: { change: { bannedTokens: [0, 1, 2, 3, 4] } },
   stop: { change: { stop: ['7'] } },
+  grammar: { change: { grammar: { regex: '[45]{2}' } } },
+  'grammar.jsonSchema': { base: { grammar: { jsonSchema: { const: 4 } } }, change: { grammar: { jsonSchema: { const: 5 } } } },
+  'grammar.regex': { base: { grammar: { regex: '4' } }, change: { grammar: { regex: '5' } } },
+  'grammar.ebnf': { base: { grammar: { ebnf: 'root ::= "4"' } }, change: { grammar: { ebnf: 'root ::= "5"' } } },
   exit: { change: { exit: { rule: 'gate', threshold: 0.1 } } },
   'exit.rule': { base: { exit: { rule: 'fixed' } }, change: { exit: { rule: 'argmax-stable' } } },
   'exit.threshold': {
