@@ -9,6 +9,10 @@ const longestSentence = 30
 /** Pages for users. The others are for those who change looplm, or generated. */
 const internal = /^docs\/(architecture|cuda-resources|long-tests|performance|verification|parallel-simulation|study|study-2)\.md$/
 
+/** Words that follow a noun: after "of its own" they show that no noun comes. */
+const joining =
+  'a|after|alone|and|are|as|at|because|before|beside|besides|but|by|can|does|for|from|has|have|if|in|instead|is|it|may|of|on|or|so|than|that|the|then|to|under|when|where|which|while|with|without'
+
 /** What stands in place of each phrase. A phrase is matched whatever its case; a space matches a line break. */
 const phrases = [
   [/\b(leaves?|leaving|left) (\S+ )?away\b/, 'omit'],
@@ -16,7 +20,8 @@ const phrases = [
   [/\bdearer\b/, 'more expensive, slower'],
   [/\blikeliest\b/, 'most likely'],
   [/\bgiven up\b/, 'stopped, cancelled, dropped'],
-  [/\bof (its|their|your|his|our|my|one's) own\b/, 'own, separate'],
+  // "of its own tokens" is plain, "a state of its own" is not
+  [new RegExp(`\\bof (its|their|your|his|our|my|one's) own(?=( )?$|( )?[^\\w\\s/*#]| (${joining})\\b)`), 'own, separate'],
   [/\bwhatever (it|they) (is|are)\b/, 'any'],
   [/\bwhat is left of\b/, 'the rest of'],
   [/\bthat of which\b/, 'whose'],
@@ -68,7 +73,7 @@ export function prose(text) {
 
 /** The sentences of a paragraph. */
 export function sentences(text) {
-  return text.split(/(?<=[.!?][)"*_]*)\s+(?=["(*_]*[A-Z0-9`]|code)/)
+  return text.split(/(?<=[.!?][)"*_]*)\s+(?=["(*_]*[A-Z0-9`]|code|looplm)/)
 }
 
 /** What is wrong with a document, as `line: why`. */

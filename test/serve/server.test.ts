@@ -364,7 +364,7 @@ describe('a refusal', () => {
         [...new RegExp(`\\* \\*\\*${title}\\*\\*([^]*?)\\n(?=[*\\n])`).exec(documentation)![1]!.matchAll(/`(\w+)`/g)].map(
           ([, field]) => field,
         )
-      const [taken, ignored, refused] = [named('Taken'), named('Accepted without effect'), named('Refused')]
+      const [taken, ignored, refused] = [named('Supported'), named('Ignored'), named('Rejected')]
       for (const [, field] of fields) {
         const value = own[field!] ?? telling[field!]
         expect(value, `${field} is new to this test`).toBeDefined()
