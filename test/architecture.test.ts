@@ -9,19 +9,27 @@ interface Row {
   allowed: string[]
 }
 
-/** The table of docs/architecture.md, from top to bottom. */
+/** The table of docs/architecture.md, from top to bottom. A row with an empty cell continues the row before. */
 function readTable(): Row[] {
   const text = readFileSync('docs/architecture.md', 'utf8')
-  const rows = [...text.matchAll(/^\| (`(?:src|native|cuda)[^|]*) \| ([^|]*) \|$/gm)]
+  const table = text.split('\n').slice(text.split('\n').indexOf('| folder | may import |') + 2)
+  const lines = table.slice(0, table.indexOf(''))
+  const rows: [string, string][] = []
+  for (const line of lines) {
+    const [, folders, allowed] = line.split('|').map((cell) => cell.trim())
+    if (folders === '') rows.at(-1)![1] += `, ${allowed}`
+    else if (allowed === '') rows.at(-1)![0] += `, ${folders}`
+    else rows.push([folders!, allowed!])
+  }
   const names = (cell: string) => [...cell.matchAll(/`([^`]+)`/g)].map(([, name]) => name!)
-  const members = rows.map(([, folders]) => names(folders!))
+  const members = rows.map(([folders]) => names(folders))
   const resolve = (name: string) => {
     const candidates = [name, `src/${name}`, `src/${name}.ts`]
     const found = candidates.flatMap((candidate) => members.filter((row) => row.includes(candidate)))[0]
     if (found === undefined) throw new Error(`docs/architecture.md: no row for ${name}`)
     return found[0]!
   }
-  return rows.map(([, , allowed], i) => ({ members: members[i]!, allowed: names(allowed!).map(resolve) }))
+  return rows.map(([, allowed], i) => ({ members: members[i]!, allowed: names(allowed).map(resolve) }))
 }
 
 function filesOf(folder: string, extension: RegExp): string[] {
