@@ -72,7 +72,7 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'eval/loop_<t>/accuracy',
             'share',
-            'Share of the tokens of held-out text, or of held-out answers, that loop t thinks likeliest.',
+            'Share of the tokens of held-out text, or of held-out answers, that loop t ranks first.',
           ),
         ],
       },

@@ -1,31 +1,14 @@
-// A reporter for vitest.long.config.ts: the last result of every file of test/long, as a table in docs/long-tests.md. Files that did not
-// run keep their rows.
+// A reporter for vitest.long.config.ts: the last result of every file of test/long, in docs/long-tests.md. Files that did not run keep their
+// sections.
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { availableParallelism, cpus } from 'node:os'
 import { join, relative } from 'node:path'
 import type { Reporter, TestModule } from 'vitest/node'
+import { longPage } from './page.js'
 
 const root = join(import.meta.dirname, '..', '..')
 const path = join(root, 'docs', 'long-tests.md')
 const folder = join(root, 'test', 'long')
-
-const head = `# Long tests
-
-\`npm run test:long\` runs what takes minutes: soaks, kills, leaks, the emulator's full sweep. It writes this table; a run of single files
-(\`npm run test:long -- test/long/kills.test.ts\`) replaces their rows; a row that names a commit was measured on that state. Everything else is in \`npm test\`.
-
-| file | what it shows | result | duration | when and where |
-| --- | --- | --- | --- | --- |
-`
-
-/** A text in one cell of the table. */
-const cell = (text: string) => text.replaceAll('|', '\\|').replace(/\s*\n\s*/g, '<br>')
-
-/** The rows of the table as it is, by file. */
-function rows(): Map<string, string> {
-  const text = existsSync(path) ? readFileSync(path, 'utf8') : ''
-  return new Map([...text.matchAll(/^\| (test\/long\/\S+) \|.*$/gm)].map(([row, file]) => [file!, row]))
-}
 
 /** What the comment at the beginning of a file says. */
 function purpose(file: string): string {
@@ -61,14 +44,11 @@ export class LongTests implements Reporter {
     const file = relative(root, module.moduleId)
     const { duration: spent } = module.diagnostic()
     const where = `${new Date().toISOString().slice(0, 10)}, Node ${process.version}, ${availableParallelism()} cores, ${cpus()[0]?.model ?? process.arch}`
-    const found = rows()
-    const cells = [file, purpose(file), cell([sum, ...this.#printed].join('\n')), duration(spent), cell(where)]
-    found.set(file, `| ${cells.join(' | ')} |`)
+    const result = { file, purpose: purpose(file), lines: [sum, ...this.#printed], duration: duration(spent), where }
     const files = readdirSync(folder)
       .filter((name) => name.endsWith('.test.ts'))
-      .map((name) => `test/long/${name}`)
       .sort()
-    const table = files.map((name) => found.get(name) ?? `| ${name} | ${cell(purpose(name))} | not run yet | | |`)
-    writeFileSync(path, `${head}${table.join('\n')}\n`)
+      .map((name) => ({ file: `test/long/${name}`, purpose: purpose(`test/long/${name}`) }))
+    writeFileSync(path, longPage(existsSync(path) ? readFileSync(path, 'utf8') : '', files, [result]))
   }
 }

@@ -190,7 +190,7 @@ it(`${seconds} s of load leave the memory flat`, { timeout: (seconds + 600) * 10
     slope: `${slope.toFixed(2)} ± ${error.toFixed(2)}`,
   }
   const units = 'MiB: mean of the second and the last quarter, largest; slope of the last half in MiB per minute'
-  console.log(`soak of ${seconds} s: ${JSON.stringify(figures)} (${units})`)
+  console.log(`soak of ${seconds} s: ${JSON.stringify(figures).replaceAll(',"', ', "')} (${units})`)
   expect(counts.answers + counts.streams).toBeGreaterThan(seconds / 10) // a machine that is busy otherwise serves few
   expect(last).toBeLessThan(1.1 * second + 8)
   // 10 MiB are what warming up still adds in the half of a soak of one minute; of ten minutes the half is five, and this 2 MiB per minute

@@ -1,0 +1,1 @@
+export function wrapText(text: string, options?: { width?: number; indent?: string }): string
