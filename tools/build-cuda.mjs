@@ -54,8 +54,11 @@ ${floorsTable(rows)}
 ${decodeTable(rows)}
 ## What each kernel needs
 
-Written by \`npm run build:cuda -- --report\` from the report of ptxas, nvcc ${/V([\d.]+)/.exec(compiler)?.[1] ?? 'unknown'}. Registers are per
-thread; shared memory is in bytes per block, without what a launch asks for itself; spills are bytes of registers that had to go to memory.
+Written by \`npm run build:cuda -- --report\` from the report of ptxas, nvcc ${/V([\d.]+)/.exec(compiler)?.[1] ?? 'unknown'}.
+
+* Registers are per thread.
+* Shared memory is in bytes per block, without what a launch requests.
+* Spills are bytes of registers that did not fit and went to memory.
 
 | file | kernel | shared | registers, sm_80 | spills | registers, sm_90a | spills |
 |---|---|---:|---:|---:|---:|---:|

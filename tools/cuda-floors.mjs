@@ -4,7 +4,9 @@
 import { execFileSync, spawnSync } from 'node:child_process'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { wrapText } from './wrap-text.mjs'
 
+const item = (text) => wrapText(`* ${text}`, { indent: '  ' })
 const build = join(dirname(fileURLToPath(import.meta.url)), '..', 'build')
 const roofs = { flops: 989e12, bytes: 4.8e12 } // dense bfloat16 and HBM3e, by the datasheet
 
@@ -61,8 +63,7 @@ export function floorsTable(resources) {
   const work = JSON.parse(execFileSync(join(build, 'looplm_kernel_bench'), ['--floors', 'bf16'], { encoding: 'utf8' }))
   const lines = work.map(({ kernel, flops, bytes }) => {
     const [compute, memory] = [flops / roofs.flops, bytes / roofs.bytes]
-    const limit = compute > memory ? 'arithmetic' : 'memory'
-    const floor = `${(1e3 * Math.max(compute, memory)).toPrecision(3)} (${limit})`
+    const floor = `${(1e3 * Math.max(compute, memory)).toPrecision(3)} ${compute > memory ? 'A' : 'M'}`
     const cuda = behind[kernel]
     const found = cuda && resources.find((row) => row.kernel === cuda.kernel && row.arch === 'sm_90a')
     if (cuda && !found) throw new Error(`no kernel ${cuda.kernel} in the report of ptxas`)
@@ -76,25 +77,26 @@ export function floorsTable(resources) {
     `${(bytes / 1e9).toFixed(2)} GB, ${((1e3 * bytes) / roofs.bytes).toFixed(2)} ms, at most ${Math.floor(roofs.bytes / bytes)} tokens/s`
   return `## Floors
 
-By arithmetic, not by measurement: bfloat16 at the training shape of Ouro-1.4B (16,384 tokens in sequences of 4096, D 2048, F 5632, V 49,152, 16
-heads), on a chip with ${roofs.flops / 1e12} TFLOP/s and ${roofs.bytes / 1e12} TB/s, an H200's datasheet. The figures are those of the bench: bytes count each input read
-once and each output written once. Threads: how many of 2048 a multiprocessor of compute capability 9.0 holds of the own kernel that does most
-of the work, by registers and shared memory. \`adamw\` is for 33.6 M parameters, \`decode_attention\` for 64 rows with 4096 keys.
+${wrapText(`This is arithmetic. Nothing was measured. The shape is Ouro-1.4B's training in bfloat16: 16,384 tokens in sequences of 4096, D 2048, F 5632, V 49,152, 16 heads. The chip has ${roofs.flops / 1e12} TFLOP/s and ${roofs.bytes / 1e12} TB/s, an H200's datasheet.`)}
+
+${item('MB and GFLOP are those of the bench. Bytes count each input read once and each output written once.')}
+${item('M: limited by memory. A: limited by arithmetic.')}
+${item('Own kernel: the one that does most of the work. Threads: how many of 2048 a multiprocessor of compute capability 9.0 holds of it, by registers and shared memory.')}
+${item('`adamw` is for 33.6 M parameters, `decode_attention` for 64 rows with 4096 keys.')}
 
 | kernel | MB | GFLOP | floor, ms | own kernel | threads |
 |---|---:|---:|---:|---|---:|
 ${lines.join('\n')}
 
-One decoded token of one sequence, four loops, reads the weights of the blocks four times: ${rate(decoded)}; with \`quantize: 'int4'\`
-(groups of 128): ${rate((decoded / 2) * (0.5 + 4 / 128))}. A trained token, four loops with loss on each and nothing
-recomputed, costs ${(flopsPerToken / 1e9).toFixed(1)} GFLOP without attention: 40 % of ${roofs.flops / 1e12} TFLOP/s are ${Math.round((0.4 * roofs.flops) / flopsPerToken).toLocaleString('en-US')} tokens/s.
+${item(`One decoded token of one sequence with four loops reads the weights of the blocks four times: ${rate(decoded)}.`)}
+${item(`With \`quantize: 'int4'\` (groups of 128) it reads ${rate((decoded / 2) * (0.5 + 4 / 128))}.`)}
+${item(`A trained token, with four loops, a loss on each and nothing recomputed, costs ${(flopsPerToken / 1e9).toFixed(1)} GFLOP without attention. 40 % of ${roofs.flops / 1e12} TFLOP/s are ${Math.round((0.4 * roofs.flops) / flopsPerToken).toLocaleString('en-US')} tokens/s.`)}
 
 ## Shared memory of the products
 
-By the emulator's count (\`node tools/cuda-banks.mjs gemm\`), no access of the bfloat16 products with many rows meets a bank twice. A step of 32 of k
-of a 128 × 256 tile reads 24 KiB from the L2 cache for ${(2 * 128 * 256 * 32) / 1e6} MFLOP, and its eight warps of 64 × 64 read 64 KiB of shared memory: 512 cycles
-at 128 bytes a cycle, for 512 products of 16 × 8 × 16 on four tensor cores (512 cycles too at the datasheet's rate for wgmma). With warps of 64 × 32 the
-same products would read 96 KiB.
+${wrapText('`node tools/cuda-banks.mjs gemm` counts on the emulator: no access of the bfloat16 products with many rows meets a bank twice.')}
+
+${wrapText(`A step of 32 of k of a 128 × 256 tile reads 24 KiB from the L2 cache for ${(2 * 128 * 256 * 32) / 1e6} MFLOP. Its eight warps of 64 × 64 read 64 KiB of shared memory: 512 cycles at 128 bytes a cycle, for 512 products of 16 × 8 × 16 on four tensor cores. These also take 512 cycles at the datasheet's rate for wgmma. With warps of 64 × 32 the same products would read 96 KiB.`)}
 `
 }
 
@@ -132,12 +134,14 @@ export function decodeTable(resources) {
   const both = [Math.max(memory, latency), memory + latency].map((seconds) => (1 / seconds).toFixed(0))
   const ring = 8 * 11 * 8 * 272 // warps, stages, rows, bytes of a piece with its padding
   const shared = ring + 2 * D + 2 * F + 2 * 8 * 130 * 4
+  const inFlight = chip.processors * ring
   return `## The floors of a decoded token
 
-By arithmetic: one row of Ouro-1.4B in bfloat16 (L ${L}, T ${T}), ${context} tokens in the cache, decoded by \`token_kernel<bf16, 11>\`, ${chip.processors} blocks of
-${chip.threadsPerBlock} threads. It has ${kernel.registers} registers a thread and ${(shared / 1024).toFixed(0)} KiB of shared memory, so one block fits a multiprocessor, as it must; ${((chip.processors * ring) / 1e6).toFixed(1)} MB of weights are on
-their way at any time, the memory's work of ${((1e6 * chip.processors * ring) / roofs.bytes).toFixed(1)} µs, through barriers and norms. Assumed: ${assumed.mma} cycles between dependent mma at ${chip.clock / 1e9} GHz,
-${1e6 * assumed.barrier} µs for a barrier of the grid, ${1e6 * assumed.read} µs to read what another multiprocessor wrote.
+${wrapText(`This is arithmetic for one row of Ouro-1.4B in bfloat16 (L ${L}, T ${T}) with ${context} tokens in the cache. It is decoded by \`token_kernel<bf16, 11>\`, ${chip.processors} blocks of ${chip.threadsPerBlock} threads.`)}
+
+${item(`The kernel has ${kernel.registers} registers per thread and ${(shared / 1024).toFixed(0)} KiB of shared memory, so one block fits a multiprocessor, as it must.`)}
+${item(`${(inFlight / 1e6).toFixed(1)} MB of weights are on their way at any time, also during barriers and norms. That is the memory's work of ${((1e6 * inFlight) / roofs.bytes).toFixed(1)} µs.`)}
+${item(`Assumed: ${assumed.mma} cycles between dependent mma at ${chip.clock / 1e9} GHz, ${1e6 * assumed.barrier} µs for a barrier of the grid, ${1e6 * assumed.read} µs to read what another multiprocessor wrote.`)}
 
 | what | of a token | ms |
 |---|---:|---:|
@@ -150,8 +154,8 @@ ${1e6 * assumed.barrier} µs for a barrier of the grid, ${1e6 * assumed.read} µ
 | reads after barriers | ${passes * 5} | ${ms(reading)} |
 | **all that waits in turn** | | ${ms(latency)} |
 
-The two overlap, because weights arrive while warps wait: between ${both[1]} (nothing overlaps) and ${both[0]} (everything does) tokens a second; memory alone
-would allow ${(1 / memory).toFixed(0)}. Several rows take a graph of ${11 * L + 1} kernels for each loop: eleven a block and the first norm. From ${fullChip} rows on
-it is one a block less: then a block of threads has all the keys of a row, and nothing is to be put together.
+${wrapText(`The two overlap, because weights arrive while warps wait. The result is between ${both[1]} (nothing overlaps) and ${both[0]} (everything does) tokens per second. Memory alone would allow ${(1 / memory).toFixed(0)}.`)}
+
+${wrapText(`Several rows take a graph of ${11 * L + 1} kernels per loop: eleven per block and the first norm. From ${fullChip} rows on it is one less per block. A block of threads then has all the keys of a row, and no parts need to be combined.`)}
 `
 }

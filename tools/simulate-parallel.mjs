@@ -68,7 +68,7 @@ function rows(sizes, tokensOf, a) {
     return `| ${[gpus, Math.round(tokens), ...cells, thousands(rate), `${Math.round(100 * efficiency)} %`].join(' | ')} |`
   })
 }
-const head = `| GPUs | tokens per GPU | compute | gradients | of that hidden | parameters | sums, AdamW | step | tokens/s | of ideal |
+const head = `| GPUs | tokens each | compute | gradients | hidden | parameters | AdamW | step | tokens/s | of ideal |
 | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |`
 const sizes = [1, 8, 64, 512]
 const slow = { ...assumed, network: (0.8 * 12.5e9) / 8 }
@@ -77,56 +77,62 @@ export function page() {
   const giga = (bytes) => (bytes / 1e9).toFixed(1)
   return `# What many GPUs would take: a simulation
 
-**Nothing on this page was measured on a GPU.** It is arithmetic: the sizes of Ouro-1.4B (${(parameters / 1e9).toFixed(2)} G parameters), the bytes
-that looplm sends, and rates that are assumed. \`npm run simulate\` makes the page
-([tools/simulate-parallel.mjs](../tools/simulate-parallel.mjs)); change a rate there and run it again.
+\`\`\`text
+npm run simulate
+\`\`\`
+
+**Nothing on this page was measured on a GPU.** It is arithmetic from the sizes of Ouro-1.4B (${(parameters / 1e9).toFixed(2)} G parameters), the
+bytes that looplm sends, and assumed rates. \`npm run simulate\` writes the page. To change a rate, edit
+[tools/simulate-parallel.mjs](../tools/simulate-parallel.mjs) and run it again.
 
 ## Assumptions
 
 | what | value |
 | --- | --- |
-| GPU | 989 TFLOP/s in bfloat16, of which products reach 35 %; 3.35 TB/s of memory, of which kernels reach 80 % |
-| machine | ${assumed.machine} GPUs; 450 GB/s between them in each direction, of which messages reach 70 % |
-| network | 400 Gb/s for each GPU, of which messages reach 80 %; no congestion |
-| a message | ${assumed.message * 1e6} µs of its sender's time, whatever its size |
-| tokens | the busiest GPU has ${Math.round(100 * (assumed.imbalance - 1))} % more than the mean; micro-batches of ${assumed.microBatch} |
-| work | 6 operations per token, weight and loop; attention's own products and recomputation are left out |
-| step | one update. Sampling, evaluation and checkpoints are left out |
-| overlap | gradients travel during the backward pass of the first loop in the last micro-batch; own loops only |
+| GPU | 989 TFLOP/s in bfloat16 (products reach 35 %), 3.35 TB/s of memory (kernels reach 80 %) |
+| machine | ${assumed.machine} GPUs, 450 GB/s between them in each direction (messages reach 70 %) |
+| network | 400 Gb/s per GPU (messages reach 80 %), no congestion |
+| a message | ${assumed.message * 1e6} µs of its sender's time, for any size |
+| tokens | the busiest GPU has ${Math.round(100 * (assumed.imbalance - 1))} % more than the mean; a micro-batch has ${assumed.microBatch} |
+| work | 6 operations per token, weight and loop, without attention's own products and recomputation |
+| step | one update, without sampling, evaluation and checkpoints |
+| overlap | gradients travel during the backward pass of the first loop in the last micro-batch |
 
-A step is compute + gradients − what of them is hidden + parameters + sums and AdamW. On the wire each GPU sends
-(N − 1) / N · ${giga(4 * parameters)} GB of gradients and ${giga(2 * parameters)} GB of parameters. Buckets hold at least 1 Mi elements
-and 64 Ki for each rank, so a step sends ${Math.ceil(parameters / bucket(512))} · 511 messages at 512 GPUs, two times.
+A step takes compute + gradients − hidden gradients + parameters + AdamW, where AdamW includes the sums. Times are in
+seconds. Each GPU sends (N − 1) / N of ${giga(4 * parameters)} GB of gradients and ${giga(2 * parameters)} GB of parameters. Buckets hold at least
+1 Mi elements and 64 Ki per rank. At 512 GPUs a step sends ${Math.ceil(parameters / bucket(512))} · 511 messages, twice.
 
-## The same work for each GPU
+## The same work per GPU
 
-32,768 tokens for each GPU: more GPUs, larger batch. Seconds.
+32,768 tokens per GPU: more GPUs mean a larger batch.
 
 ${head}
 ${rows(sizes, () => 32768, assumed).join('\n')}
 
 ## The same batch for all
 
-262,144 tokens in all: more GPUs, less work for each. Seconds.
+262,144 tokens in all: more GPUs mean less work for each.
 
 ${head}
 ${rows(sizes, (gpus) => 262144 / gpus, assumed).join('\n')}
 
-With little work for each GPU the exchange dominates. Larger batches are the remedy, or adapters: of those alone the
-gradients travel.
+With little work per GPU the exchange dominates. Use larger batches, or adapters: then only the adapter's gradients
+travel.
 
 ## A slow network
 
-As the first table, with 100 Gb/s for a machine, that is 12.5 for each GPU.
+Like the first table, with 100 Gb/s per machine, which is 12.5 per GPU.
 
 ${head}
 ${rows(sizes, () => 32768, slow).join('\n')}
 
 ## What would prove it wrong
 
-Measure the parts on your machines. \`npm run bench -- --device cuda --steps\` gives compute. \`AdamW.exchanged\` gives the
-exchange and how long computation stood still for it. \`npm run bench:parallel\` compares processes with threads on one
-processor.
+Measure the parts on your machines:
+
+* \`npm run bench -- --device cuda --steps\` measures compute.
+* \`AdamW.exchanged\` has the time of the exchange, and how long computation waited for it.
+* \`npm run bench:parallel\` compares processes with threads on one processor.
 `
 }
 
