@@ -160,7 +160,7 @@ function loopsVerdict(results: Results): string {
 
 const significance = 0.05
 
-/** A line per subject: where it is ahead, where behind, and where its table shows neither. */
+/** An item per subject: where it is ahead, where behind, and where its table shows neither, on a line each. */
 function verdicts(comparisons: readonly Comparison[], subject: (comparison: Comparison) => string): string {
   if (comparisons.length === 0) return 'No runs yet.'
   const subjects = [...new Set(comparisons.map(subject))]
@@ -180,7 +180,7 @@ function inWords(comparisons: readonly Comparison[]): string {
     ...(worse.length > 0 ? [`behind at loop ${worse.join(', ')}`] : []),
     ...(open.length > 0 ? [`not decided at loop ${open.join(', ')}`] : []),
   ]
-  return `${parts.join('; ')}.`
+  return `${parts.join(';\n  ')}.`
 }
 
 function tokensVerdict(results: Results): string {
@@ -206,18 +206,20 @@ function tokenTestsTable(results: Results): string {
   return table(['LoopRPT against', 'tokens', 'loop', ...comparisonHead], rows)
 }
 
+/** Mean loops and accuracy of each arm under gate exits. */
 function gatesTable(results: Results): string {
   const names = available(results, arms)
   const rows = settings.thresholds.map((threshold, k) => [
     `${threshold}`,
-    ...names.flatMap((name) => {
+    ...names.map((name) => {
       const points = measurements(results, name)!.map(({ gates }) => gates[k]!)
-      return [mean(points.map(({ loops }) => loops)).toFixed(2), estimate(points.map(({ accuracy }) => accuracy))]
+      return `${mean(points.map(({ loops }) => loops)).toFixed(2)}: ${estimate(points.map(({ accuracy }) => accuracy))}`
     }),
   ])
-  return table(['threshold', ...names.flatMap((name) => [`${label(name)}: loops`, 'accuracy'])], names.length > 0 ? rows : [])
+  return table(['threshold', ...names.map(label)], names.length > 0 ? rows : [])
 }
 
+/** What a step takes; memory is the peak of the engine beyond the weights, and that of the process. */
 function costTable(results: Results, names: readonly string[]): string {
   const rows = names.flatMap((name) => {
     const timing = results.get(timingId(name)) as TimingResult | undefined
@@ -229,14 +231,5 @@ function costTable(results: Results, names: readonly string[]): string {
     const times = [(1000 * wallSeconds).toFixed(1), (1000 * cpuSeconds).toFixed(1)]
     return [[label(name), ...times, mebibytes(engineBytes), mebibytes(residentBytes), `${methods[name]!.steps}`, total]]
   })
-  const head = [
-    '',
-    'ms per step',
-    'CPU ms per step',
-    'engine peak beyond the weights, MiB',
-    'resident peak, MiB',
-    'steps of a run',
-    'CPU s of a run',
-  ]
-  return table(head, rows)
+  return table(['', 'ms per step', 'CPU ms per step', 'engine, MiB', 'resident, MiB', 'steps', 'CPU s of a run'], rows)
 }
