@@ -167,7 +167,7 @@ function commandLines({ name, all }: { name: string; all: Block[] }): { name: st
 
 function checkLooplm(program: Command, words: string[], wrong: (what: string) => void): void {
   const [name, ...rest] = words
-  if (name === undefined || name.startsWith('--')) return
+  if (name === undefined || name.startsWith('--') || name === 'COMMAND') return // COMMAND is any of them
   const command = program.commands.find((one) => one.name() === name)
   if (command === undefined) {
     wrong(`looplm has no command ${name}`)

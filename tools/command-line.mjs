@@ -1,21 +1,7 @@
 // docs/command-line.md: the commands of the program with their options, as `--help` prints them.
 import { readdirSync } from 'node:fs'
 import { Command } from 'commander'
-
-const width = 118
-
-/** A text in lines of at most `width` characters; those after the first begin with `indent`. */
-function wrap(text, indent = '') {
-  const lines = []
-  let line = ''
-  for (const word of text.split(/\s+/)) {
-    if (line !== '' && line.length + 1 + word.length > width) {
-      lines.push(line)
-      line = indent + word
-    } else line += (line === '' || line === indent ? '' : ' ') + word
-  }
-  return [...lines, line]
-}
+import { wrapText } from './wrap-text.mjs'
 
 const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`
 
@@ -28,15 +14,12 @@ async function program(folder) {
   return all
 }
 
-function optionLines({ flags, description, defaultValue, argChoices }) {
+function optionItem({ flags, description, defaultValue, argChoices }) {
   const notes = [
     ...(argChoices ? [`one of ${argChoices.join(', ')}`] : []),
     ...(defaultValue === undefined || typeof defaultValue === 'function' ? [] : [`default ${JSON.stringify(defaultValue)}`]),
   ]
-  return wrap(
-    `* \`${flags.replaceAll(' ', '\u00a0')}\`: ${description}${notes.length > 0 ? ` (${notes.join('; ')})` : ''}`,
-    '  ',
-  ).map((line) => line.replaceAll('\u00a0', ' '))
+  return wrapText(`* \`${flags}\`: ${description}${notes.length > 0 ? ` (${notes.join('; ')})` : ''}`, { indent: '  ' })
 }
 
 /** The lines of the page. */
@@ -54,22 +37,24 @@ export async function commandLine(folder) {
     'npx looplm COMMAND --help',
     '```',
     '',
-    ...wrap(
+    wrapText(
       '`looplm COMMAND --help` prints what this page says of a command. Commands that print results take `--json`: they then write JSON to standard output and nothing else. Messages go to standard error. The exit status is 0 on success, 1 on an error, 2 for a wrong command line, and 130 after Ctrl-C.',
     ),
     ...sorted.flatMap((command) => [
       '',
       `## looplm ${command.name()}`,
       '',
-      ...wrap(sentence(command.description())),
+      wrapText(sentence(command.description())),
       '',
       '```text',
       `looplm ${command.name()} ${command.usage()}`,
       '```',
       ...(command.registeredArguments.length > 0 ? [''] : []),
-      ...command.registeredArguments.flatMap((argument) => wrap(`* \`${argument.name()}\`: ${argument.description}`, '  ')),
+      ...command.registeredArguments.map((argument) =>
+        wrapText(`* \`${argument.name()}\`: ${argument.description}`, { indent: '  ' }),
+      ),
       ...(command.options.length > 0 ? [''] : []),
-      ...command.options.flatMap(optionLines),
+      ...command.options.map(optionItem),
     ]),
   ]
 }
