@@ -1,5 +1,6 @@
 // Holds documents to the rules of style that a program can check: lines of at most 120 characters in every document, sentences
 // of at most 30 words in README and the guide, and none of the phrases that readers stumbled over, anywhere.
+// `node tools/check-words.mjs docs README.md` checks these alone.
 import { execFileSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { pathToFileURL } from 'node:url'
@@ -101,24 +102,14 @@ export function complaints(path, text) {
   return found.sort(([a], [b]) => a - b).map(([line, why]) => `${path}:${line}: ${why}`)
 }
 
+/** Files whose text is checked. */
+const checked = /\.(md|ts|mts|mjs|cpp|h|cu|cuh|py|yaml|yml|txt)$/
+
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
-  const files = execFileSync('git', [
-    'ls-files',
-    '*.md',
-    '*.ts',
-    '*.mjs',
-    '*.cpp',
-    '*.h',
-    '*.cu',
-    '*.cuh',
-    '*.py',
-    '*.yaml',
-    '*.yml',
-    '*.txt',
-  ])
+  const files = execFileSync('git', ['ls-files', '--', ...process.argv.slice(2)])
     .toString()
     .split('\n')
-    .filter((path) => path !== '' && path !== 'tools/check-words.mjs' && !path.startsWith('test/check-words'))
+    .filter((path) => checked.test(path) && path !== 'tools/check-words.mjs' && !path.startsWith('test/check-words'))
   const all = files.flatMap((path) => complaints(path, readFileSync(path, 'utf8')))
   for (const line of all) console.error(line)
   if (all.length > 0) {

@@ -67,7 +67,7 @@ export function floorsTable(resources) {
     const cuda = behind[kernel]
     const found = cuda && resources.find((row) => row.kernel === cuda.kernel && row.arch === 'sm_90a')
     if (cuda && !found) throw new Error(`no kernel ${cuda.kernel} in the report of ptxas`)
-    const threads = found ? [`\`${cuda.kernel}\``, occupancy(found, cuda.threads, cuda.dynamic)] : ['', '']
+    const threads = found ? [`\`${cuda.kernel.replaceAll(', ', ',')}\``, occupancy(found, cuda.threads, cuda.dynamic)] : ['', '']
     return `| ${[kernel, (bytes / 1e6).toFixed(1), (flops / 1e9).toFixed(1), floor, ...threads].join(' | ')} |`
   })
   const loop = 24 * (4 * 2048 ** 2 + 3 * 2048 * 5632) // parameters of the blocks of Ouro-1.4B, used once a loop

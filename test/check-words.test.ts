@@ -1,0 +1,110 @@
+// The rules of style that tools/check-words.mjs holds documents to: each fails on a bad text and passes a good one.
+import { execFileSync, spawnSync } from 'node:child_process'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { complaints, prose, sentences } from '../tools/check-words.mjs'
+
+const words = (count: number) => `${Array.from({ length: count }, (_, i) => `w${i}`).join(' ')}.`
+
+describe('lines', () => {
+  it('of a document have at most 120 characters, also in tables and code', () => {
+    const long = 'é'.repeat(121)
+    for (const text of [long, `| ${long} |`, `\`\`\`ts\n${long}\n\`\`\``])
+      expect(complaints('docs/study.md', text).map((line) => line.replace(/^\S+ /, ''))).toEqual([
+        expect.stringMatching(/^a line of 12[1-5] characters; at most 120$/),
+      ])
+    expect(complaints('docs/study.md', 'é'.repeat(120))).toEqual([])
+  })
+
+  it('of code are not limited', () => {
+    expect(complaints('src/a.ts', 'x'.repeat(300))).toEqual([])
+  })
+})
+
+describe('sentences', () => {
+  it('of README and the guide have at most 30 words', () => {
+    for (const path of ['README.md', 'CONTRIBUTING.md', 'docs/training.md'])
+      expect(complaints(path, `Short.\n\n* ${words(31).replace(/(w1.) /, '$1\n  ')}`)).toEqual([
+        expect.stringMatching(/^\S+:3: a sentence of 31 words; at most 30: "w0 w1/),
+      ])
+    expect(complaints('README.md', words(30).replace('w9 ', 'w9\n'))).toEqual([])
+  })
+
+  it('of a cell of a table are counted alone', () => {
+    expect(complaints('README.md', `| ${words(20)} | ${words(20).slice(0, 40)} |`)).toEqual([])
+    expect(complaints('README.md', `| a |\n| - |\n| ${words(31)} |`.replaceAll('w1', 'v'))).toHaveLength(1)
+  })
+
+  it('of other documents, code and comments have no limit', () => {
+    expect(complaints('docs/study.md', words(31).replace('w9 ', 'w9\n'))).toEqual([])
+    expect(complaints('README.md', `\`\`\`text\n${words(31).replace('w9 ', 'w9\n')}\n\`\`\``)).toEqual([])
+  })
+
+  it('end at a full stop before a capital, a digit, code, or looplm', () => {
+    expect(sentences('One is e.g. this. Two (three.) 4 four! code five? looplm six.')).toEqual([
+      'One is e.g. this.',
+      'Two (three.)',
+      '4 four!',
+      'code five?',
+      'looplm six.',
+    ])
+  })
+
+  it('count code and formulas as one word, and links by their text', () => {
+    expect(prose('Use `a b c` and $x + y$ of [the page](https://a.b/c d).')).toEqual([
+      { line: 1, text: 'Use code and formula of the page.' },
+    ])
+  })
+})
+
+describe('phrases', () => {
+  it.each([
+    ['leave it away', 'omit'],
+    ['say X too', 'set'],
+    ['is dearer', 'more expensive'],
+    ['the likeliest token', 'most likely'],
+    ['a request that was given up', 'stopped'],
+    ['a thread of its own', 'own'],
+    ['whatever it is', 'any'],
+    ['what is left of it', 'the rest of'],
+    ['that of which', 'whose'],
+    ['memory that cannot be had', 'available'],
+  ])('"%s" is found in every kind of file, also across lines of a comment', (phrase, instead) => {
+    const broken = `// A ${phrase.replace(/ (\S+)$/, '\n// $1')}.`
+    for (const [path, text] of [
+      ['docs/study.md', `A ${phrase}.`],
+      ['src/a.ts', broken],
+    ])
+      expect(complaints(path!, text!)).toEqual([expect.stringMatching(new RegExp(`^${path}:[12]: ".*better: .*${instead}`))])
+  })
+
+  it('"of its own" before a noun is plain', () => {
+    expect(complaints('src/a.ts', 'the gradients of its own sequences, of their own 3 loops')).toEqual([])
+    expect(complaints('src/a.ts', 'a state of its own and more')).toHaveLength(1)
+  })
+})
+
+describe('the program', () => {
+  const tool = join(import.meta.dirname, '..', 'tools', 'check-words.mjs')
+
+  it('checks the paths that it is given, or every file of the repository, and fails on a complaint', () => {
+    const folder = mkdtempSync(join(tmpdir(), 'looplm-words-'))
+    try {
+      execFileSync('git', ['init', '-q'], { cwd: folder })
+      writeFileSync(join(folder, 'good.md'), 'Fine.\n')
+      writeFileSync(join(folder, 'bad.md'), 'This is dearer.\n')
+      writeFileSync(join(folder, 'picture.svg'), 'dearer')
+      execFileSync('git', ['add', '.'], { cwd: folder })
+      const run = (...paths: string[]) => spawnSync(process.execPath, [tool, ...paths], { cwd: folder, encoding: 'utf8' })
+      expect(run('good.md')).toMatchObject({ status: 0, stderr: '' })
+      for (const paths of [['bad.md'], []]) {
+        const { status, stderr } = run(...paths)
+        expect([status, stderr]).toEqual([1, expect.stringMatching(/^bad\.md:1: "dearer"; better: .*\n1 complaints\./)])
+      }
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
+  })
+})
