@@ -1,5 +1,19 @@
 import './package-root.js' // first: it fails in a bundle with an error that says so
 
+export type {
+  ChatAnswer,
+  ChatGenerateOptions,
+  ChatMode,
+  ChatPiece,
+  ChatSessionOptions,
+  ChatToolCall,
+  ChatTurnOptions,
+  ChatTurnSettings,
+} from './chat/options.js'
+export { ChatSession } from './chat/session.js'
+export type { ChatSignals, ChatThresholds } from './chat/signals.js'
+export { defineTool, type Tool, type ToolContext, type ToolDefinition } from './chat/tools.js'
+export type { ChatTurn } from './chat/turn.js'
 export type { ChatMessage, ChatTemplateOptions } from './data/chat-template.js'
 export type { ColumnSource, Columns, ReadyColumns } from './data/columns.js'
 export { Corpus, type CorpusOptions } from './data/corpus.js'
@@ -102,7 +116,6 @@ export { RLTTTrainer } from './rl/rltt.js'
 export type { RolloutContext, RolloutFunction } from './rl/rollout-function.js'
 export type { Problem, Rollout, RolloutTurn } from './rl/rollout-record.js'
 export { averageAtK, bootstrapInterval, type Interval, passAtK, wilsonInterval } from './rl/statistics.js'
-export { defineTool, type Tool, type ToolContext, type ToolDefinition } from './rl/tools.js'
 export { type Prepared, Trainer } from './rl/trainer.js'
 export type { StepWork } from './rl/updates.js'
 export type { ServeOptions, ServerSettings, ServeSettings } from './serve/options.js'

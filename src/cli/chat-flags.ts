@@ -12,10 +12,16 @@ export interface ChatFlags {
   chatTemplate?: ChatSettings
 }
 
-/** Adds what says how conversations become text. */
+/** Adds what says how prompts and conversations become text. */
 export function chatOptions(command: Command): Command {
+  return templateOptions(
+    command.option('--chat', 'prompts that are texts become the message of a user, as the chat template writes it'),
+  )
+}
+
+/** Adds what says how conversations become text. */
+export function templateOptions(command: Command): Command {
   return command
-    .option('--chat', 'prompts that are texts become the message of a user, as the chat template writes it')
     .option('--system <text>', 'system message of conversations without one')
     .option(
       '--chat-template <settings>',

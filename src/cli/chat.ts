@@ -1,36 +1,33 @@
-import { createInterface } from 'node:readline'
-import type { Command } from 'commander'
+import { readFile, writeFile } from 'node:fs/promises'
+import { createInterface, type Interface } from 'node:readline'
+import { type Command, Option } from 'commander'
 import pc from 'picocolors'
+import { type ChatMode, type ChatPiece, type ChatTurnSettings, chatModes } from '../chat/options.js'
+import { ChatSession } from '../chat/session.js'
+import type { ChatTurn } from '../chat/turn.js'
 import type { ChatMessage } from '../data/chat-template.js'
-import { type AnswerParts, opensThought, ToolCallStream } from '../data/tool-calls.js'
-import { LoopLMError } from '../errors.js'
-import type { LoopLM } from '../model/model.js'
-import type { GenerateOptions } from '../model/types.js'
-import { endTokens } from '../serve/plan.js'
+import { errorMessage, fileError, LoopLMError } from '../errors.js'
 import { type ModelFlags, modelOptions, openModel } from './arguments.js'
+import { type ChatFlags as TemplateFlags, templateOptions } from './chat-flags.js'
 import { generationOptions, type SamplingFlags, samplingOptions } from './generate.js'
 import { exitCodes, interruptedCode } from './output.js'
 
-interface ChatFlags extends ModelFlags, SamplingFlags {
-  system?: string
-  think?: boolean
+interface ChatFlags extends ModelFlags, SamplingFlags, TemplateFlags {
+  mode?: ChatMode
+  load?: string
   /** commander's form of --no-color */
   color: boolean
 }
 
-/** What the slash commands change. */
-interface Settings {
-  system: string | undefined
-  think: boolean | undefined
-  options: GenerateOptions
-}
+const operation = 'looplm chat'
 
 const help = `/reset           forget the conversation
 /system TEXT     set the system message and forget the conversation; without a text, none
+/mode MODE       think, no-think, auto (from what the model shows at the end of the prompt) or default (the template decides)
 /loops N         loops per token at most
 /threshold P     leave the loops when the exit probability reaches P; 1 is full depth
-/think on|off    set the template's enable_thinking
-/quit            leave; Ctrl-C stops an answer, a second Ctrl-C leaves
+/save FILE       write the conversation, for --load
+/exit            leave; Ctrl-C stops an answer, a second Ctrl-C leaves
 `
 
 /** Adds `looplm chat`. */
@@ -42,10 +39,12 @@ export function addChat(program: Command): void {
       '<model>',
       'Hugging Face checkpoint folder or GGUF file with a tokenizer and a chat template, or the name of a downloaded model',
     )
-    .option('--system <text>', 'system message')
-    .option('--think', "set the template's enable_thinking")
-    .option('--no-think', "clear the template's enable_thinking")
+    .addOption(
+      new Option('--mode <mode>', 'whether answers begin with thoughts; default: the template decides').choices(chatModes),
+    )
+    .option('--load <file>', 'go on with a conversation that /save wrote')
     .option('--no-color', 'plain text')
+  templateOptions(command)
   samplingOptions(command, 1024)
   modelOptions(command)
     .addHelpText('after', `\nIn the chat:\n${help}`)
@@ -56,109 +55,180 @@ export function addChat(program: Command): void {
 
 /** Talks until the input ends, and returns the exit code. */
 async function chat(folder: string, flags: ChatFlags): Promise<number> {
+  const messages = flags.load === undefined ? undefined : await load(flags.load)
   using model = await openModel(folder, flags)
-  const { tokenizer } = model
-  if (!tokenizer?.hasChatTemplate) {
-    const message = `${folder} has no chat template; looplm generate continues a text`
-    throw new LoopLMError('UNSUPPORTED', message, { operation: 'looplm chat' })
+  if (!model.tokenizer?.hasChatTemplate && flags.chatTemplate?.template === undefined) {
+    const message = `${folder} has no chat template. Pass one with --chat-template FILE.jinja; looplm generate continues a text`
+    throw new LoopLMError('UNSUPPORTED', message, { operation })
   }
+  const { system, chatTemplate } = flags
+  const given = { ...(system && { system }), ...(chatTemplate && { chatTemplate }), ...(messages && { messages }) }
+  using session = new ChatSession(model, { ...generationOptions(flags), ...given })
   const { stdin, stdout } = process
   const terminal = stdin.isTTY === true && stdout.isTTY === true
   const paint = painter(flags.color && stdout.isTTY === true && pc.isColorSupported)
-  const settings: Settings = { system: flags.system, think: flags.think, options: generationOptions(flags) }
-  let messages = opening(settings)
-  let answering: AbortController | undefined
-  let pressed = false // Ctrl-C, since the last line
-
   const reader = createInterface({ input: stdin, ...(terminal ? { output: stdout } : {}), terminal, prompt: '> ' })
-  const interrupt = () => {
-    if (pressed) process.exit(interruptedCode('SIGINT'))
-    pressed = true
-    if (answering !== undefined) answering.abort()
-    else stdout.write('\n(Ctrl-C again or /quit leaves)\n')
-    if (terminal && answering === undefined) reader.prompt()
-  }
-  reader.on('SIGINT', interrupt) // a terminal in raw mode
-  process.on('SIGINT', interrupt)
-
   if (terminal) {
     const loops = Array.from({ length: model.config.total_ut_steps }, (_, i) => paint(String(i + 1), i + 1))
     stdout.write(`${folder}: /help lists what is possible; loops ${loops.join(' ')}\n`)
-    reader.prompt()
   }
+  const talk = new Talk(session, reader, terminal, paint, flags.mode === undefined ? {} : { mode: flags.mode })
   try {
-    for await (const line of reader) {
-      pressed = false
-      const text = line.trim()
-      if (text === '/quit') break
-      try {
-        if (text.startsWith('/')) {
-          stdout.write(command(text, settings))
-          if (/^\/(reset|system)\b/.test(text)) messages = opening(settings)
-        } else if (text !== '') {
-          answering = new AbortController()
-          messages.push({ role: 'user', content: text })
-          messages.push(await answer(model, messages, settings, paint, answering.signal))
-        }
-      } catch (error) {
-        if (!(error instanceof LoopLMError)) throw error
-        if (answering !== undefined) messages.pop()
-        stdout.write(`error: ${error.message}\n`)
-      }
-      answering = undefined
-      if (terminal) reader.prompt()
-    }
+    await talk.run()
     if (terminal) stdout.write('\n')
     return exitCodes.ok
   } finally {
     reader.close()
-    process.off('SIGINT', interrupt)
   }
 }
 
-/** Writes an answer as it comes, then what it took; returns it with its thoughts apart, also when it was stopped. */
-async function answer(
-  model: LoopLM,
-  messages: readonly ChatMessage[],
-  { think, options }: Settings,
-  paint: Paint,
-  signal: AbortSignal,
-): Promise<ChatMessage> {
-  const tokenizer = model.tokenizer!
-  const rendered = tokenizer.applyChatTemplate(messages, { addGenerationPrompt: true, enableThinking: think })
-  const prompt = tokenizer.encode(rendered, { addSpecialTokens: false })
-  const context = model.config.max_position_embeddings
-  if (prompt.length >= context) {
-    const message = `the conversation has ${prompt.length} tokens and the model a context of ${context}; /reset forgets it`
-    throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'looplm chat' })
+/** Lines of a reader, the commands among them, and answers. */
+class Talk {
+  readonly #session: ChatSession
+  readonly #reader: Interface
+  readonly #terminal: boolean
+  readonly #paint: Paint
+  #settings: ChatTurnSettings
+  #answering: ChatTurn | undefined
+  #pressed = false // Ctrl-C, since the last line
+
+  constructor(session: ChatSession, reader: Interface, terminal: boolean, paint: Paint, settings: ChatTurnSettings) {
+    this.#session = session
+    this.#reader = reader
+    this.#terminal = terminal
+    this.#paint = paint
+    this.#settings = settings
   }
-  const maxNewTokens = Math.min(options.maxNewTokens ?? 1024, context - prompt.length)
-  const stop = [...endTokens(model, tokenizer, true), ...(options.stop ?? [])]
-  const start = performance.now()
-  const counts: number[] = []
-  const parts = new ToolCallStream(undefined, { calls: 'keep', thinking: opensThought(rendered) })
-  let content = ''
-  let thoughts = ''
-  const take = ({ text, reasoning }: AnswerParts) => {
-    content += text
-    thoughts += reasoning
-  }
-  let end = ''
-  try {
-    for await (const chunk of model.stream(prompt, { ...options, maxNewTokens, stop, signal })) {
-      counts[chunk.loop] = (counts[chunk.loop] ?? 0) + 1
-      take(parts.push(chunk.text!))
-      process.stdout.write(paint(printable(chunk.text!), chunk.loop))
-      if (chunk.finishReason === 'length') end = ', cut at its longest'
+
+  /** Answers every line until one says that it is over. */
+  async run(): Promise<void> {
+    const interrupt = () => this.#interrupt()
+    this.#reader.on('SIGINT', interrupt) // a terminal in raw mode
+    process.on('SIGINT', interrupt)
+    if (this.#terminal) this.#reader.prompt()
+    try {
+      for await (const line of this.#reader) {
+        this.#pressed = false
+        const text = line.trim()
+        if (/^\/(exit|quit)$/.test(text)) return
+        try {
+          if (text.startsWith('/')) process.stdout.write(await this.#command(text))
+          else if (text !== '') await this.#answer(text)
+        } catch (error) {
+          if (!(error instanceof LoopLMError)) throw error
+          process.stdout.write(`error: ${error.message}\n`)
+        }
+        this.#answering = undefined
+        if (this.#terminal) this.#reader.prompt()
+      }
+    } finally {
+      process.off('SIGINT', interrupt)
     }
-  } catch (error) {
-    if (!(error instanceof LoopLMError) || error.code !== 'ABORTED') throw error
-    end = ', stopped'
   }
-  const seconds = (performance.now() - start) / 1000
-  process.stdout.write(`\n${summary(counts, seconds, paint)}${end}\n`)
-  take(parts.flush())
-  return { role: 'assistant', content, ...(thoughts === '' ? {} : { reasoning_content: thoughts }) }
+
+  #interrupt(): void {
+    if (this.#pressed) process.exit(interruptedCode('SIGINT'))
+    this.#pressed = true
+    if (this.#answering !== undefined) this.#answering.stop()
+    else process.stdout.write('\n(Ctrl-C again or /exit leaves)\n')
+    if (this.#terminal && this.#answering === undefined) this.#reader.prompt()
+  }
+
+  /** Writes an answer as it comes, then what it took. */
+  async #answer(text: string): Promise<void> {
+    const start = performance.now()
+    const counts: number[] = []
+    const write = answerWriter(this.#paint)
+    this.#answering = this.#session.stream(text, this.#settings)
+    for await (const piece of this.#answering) {
+      counts[piece.loop] = (counts[piece.loop] ?? 0) + 1
+      write(piece)
+    }
+    const { finishReason, mode, signals } = await this.#answering.result()
+    const seconds = (performance.now() - start) / 1000
+    const end = { length: ', cut at its longest', cancelled: ', stopped', stop: '', 'tool-calls': '' }[finishReason]
+    const shown = Object.entries(signals ?? {}).map(([name, value]) => `${name} ${value.toFixed(2)}`)
+    const chosen = signals === undefined ? '' : `, ${mode} (${shown.join(', ')})`
+    process.stdout.write(`\n${summary(counts, seconds, this.#paint)}${chosen}${end}\n`)
+  }
+
+  /** Carries out a slash command and returns what to say. */
+  async #command(text: string): Promise<string> {
+    const [, name, argument = ''] = /^\/(\S*)\s*(.*)$/s.exec(text)!
+    const set = (settings: ChatTurnSettings) => {
+      this.#settings = { ...this.#settings, ...settings }
+      return ''
+    }
+    switch (name) {
+      case 'help':
+        return help
+      case 'reset': {
+        const [first] = this.#session.messages
+        this.#session.reset(first?.role === 'system' ? [first] : [])
+        return 'forgotten\n'
+      }
+      case 'system':
+        this.#session.reset(argument === '' ? [] : [{ role: 'system', content: argument }])
+        return 'forgotten\n'
+      case 'loops':
+        return set({ loops: numeric(argument, '/loops') })
+      case 'threshold':
+        return set({ exit: { rule: 'gate', threshold: numeric(argument, '/threshold') } })
+      case 'mode':
+        return this.#mode(argument)
+      case 'save':
+        return save(argument, this.#session.messages)
+      default:
+        return `no command /${name}; there are:\n${help}`
+    }
+  }
+
+  #mode(argument: string): string {
+    const chosen = chatModes.find((mode) => mode === argument)
+    if (chosen === undefined && argument !== 'default') return `/mode takes ${chatModes.join(', ')} or default\n`
+    const { mode: _, ...rest } = this.#settings
+    this.#settings = chosen === undefined ? rest : { ...rest, mode: chosen }
+    return ''
+  }
+}
+
+/** Shows thoughts between the marks that the model wrote around them. */
+function answerWriter(paint: Paint): (piece: ChatPiece) => void {
+  let place: 'begin' | 'thought' | 'text' = 'begin'
+  return ({ text, reasoning, loop }) => {
+    let shown = ''
+    if (reasoning !== '') {
+      if (place !== 'thought') shown += `${place === 'text' ? '\n' : ''}<think>\n`
+      place = 'thought'
+      shown += reasoning
+    }
+    if (text !== '') {
+      if (place === 'thought') shown += '\n</think>\n\n'
+      place = 'text'
+      shown += text
+    }
+    process.stdout.write(paint(printable(shown), loop))
+  }
+}
+
+async function load(path: string): Promise<ChatMessage[]> {
+  const text = await readFile(path, 'utf8').catch((cause) => {
+    throw fileError(cause, 'read', path, operation)
+  })
+  try {
+    return JSON.parse(text)
+  } catch (cause) {
+    const message = `--load: ${path} is not JSON (${errorMessage(cause)}). Pass a file that /save wrote.`
+    throw new LoopLMError('INVALID_FILE', message, { operation, cause })
+  }
+}
+
+async function save(path: string, messages: readonly ChatMessage[]): Promise<string> {
+  if (path === '') return '/save takes the name of a file\n'
+  await writeFile(path, `${JSON.stringify(messages, null, 2)}\n`).catch((cause) => {
+    throw fileError(cause, 'write', path, '/save')
+  })
+  return `${messages.length} messages in ${path}\n`
 }
 
 /** `12 tokens, 3.25 loops each (2: 3, 4: 9), 31 tokens/s` */
@@ -169,34 +239,6 @@ function summary(counts: readonly number[], seconds: number, paint: Paint): stri
   const mean = used.reduce((sum, { loop, count }) => sum + loop * count, 0) / tokens
   const each = used.map(({ loop, count }) => `${paint(String(loop), loop)}: ${count}`).join(', ')
   return `${tokens} tokens, ${mean.toFixed(2)} loops each (${each}), ${(tokens / seconds).toFixed(0)} tokens/s`
-}
-
-const opening = ({ system }: Settings): ChatMessage[] => (system === undefined ? [] : [{ role: 'system', content: system }])
-
-/** Carries out a slash command and returns what to say. */
-function command(text: string, settings: Settings): string {
-  const [, name, argument = ''] = /^\/(\S*)\s*(.*)$/s.exec(text)!
-  switch (name) {
-    case 'help':
-      return help
-    case 'reset':
-      return 'forgotten\n'
-    case 'system':
-      settings.system = argument === '' ? undefined : argument
-      return 'forgotten\n'
-    case 'loops':
-      settings.options = { ...settings.options, loops: numeric(argument, '/loops') }
-      return ''
-    case 'threshold':
-      settings.options = { ...settings.options, exit: { rule: 'gate', threshold: numeric(argument, '/threshold') } }
-      return ''
-    case 'think':
-      if (argument !== 'on' && argument !== 'off') return '/think takes on or off\n'
-      settings.think = argument === 'on'
-      return ''
-    default:
-      return `no command /${name}; there are:\n${help}`
-  }
 }
 
 function numeric(text: string, name: string): number {

@@ -132,9 +132,11 @@ export class Scheduler {
     const made = request.ended
     if (made === undefined) throw refuse('request: it has not ended, or it failed; wait for its result')
     const { at = made.length, fork = false, ...changed } = options
-    const stay = checkNumber(at, 'at', { min: 0, max: made.length, integer: true }, operation)
-    const prompt = [...kept.prompt, ...made.slice(0, stay), ...Array.from(tokens)]
-    const parent = { parent: kept.id, prefix: kept.prefix, releaseParent: !checkFlag(fork, 'fork', operation) }
+    const { length } = kept.prompt
+    const stay = checkNumber(at, 'at', { min: -length, max: made.length, integer: true }, operation)
+    const prompt = [...[...kept.prompt, ...made].slice(0, length + stay), ...Array.from(tokens)]
+    const prefix = length + stay < kept.prefix ? prompt.length : kept.prefix // another first prompt
+    const parent = { parent: kept.id, prefix, releaseParent: !checkFlag(fork, 'fork', operation) }
     const next = this.#begin(prompt, { ...kept.options, ...changed }, parent, operation)
     if (parent.releaseParent) this.#kept.delete(request)
     return next
@@ -295,7 +297,8 @@ export class Scheduler {
       const allowed = await constraint.next(token)
       const request = this.#live.get(id)
       if (request === undefined || this.#handle.disposed) return
-      if (allowed === undefined) request.complete()
+      if (allowed === undefined)
+        request.stop() // the grammar has no more to say
       else native().schedulerAnswer(this.#handle, id, allowed, new Float64Array())
     } catch (error) {
       this.#live.get(id)?.fail(error)
@@ -405,6 +408,16 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     this.#remove(false)
   }
 
+  /**
+   * Ends the request where it is, with finish reason `stop`. One that was added with `keep: true` can be continued. Nothing happens where
+   * it has ended.
+   */
+  stop(): void {
+    if (this.#finish !== undefined || this.#error !== undefined) return
+    this.#end('stop')
+    this.#remove(true)
+  }
+
   /** Gives back the cache of a request that was added with `keep: true`; it can be continued no more. */
   release(): void {
     this.cancel()
@@ -481,12 +494,6 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     if (finish === 'failed') this.fail(new LoopLMError('OUT_OF_MEMORY', failure, { operation: this.#operation }))
     else if (finish !== 'none') this.#end(finish)
     else this.#notify()
-  }
-
-  /** Ends where the grammar has no more to say, and no end token says so. @internal */
-  complete(): void {
-    this.#end('stop')
-    this.#remove(true)
   }
 
   /** @internal */

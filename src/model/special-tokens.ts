@@ -10,6 +10,17 @@ export function specialEndTokens(tokenizer: Tokenizer): number[] {
   return [...new Set(ends.filter((id) => id !== undefined))]
 }
 
+/**
+ * Where answers end: at the model's end tokens, at the tokenizer's where the model names none, and where the chat template ends a turn.
+ */
+export function stopTokens(model: { namesEndTokens: boolean; endTokens: readonly number[] }, tokenizer: Tokenizer): number[] {
+  const ends = model.namesEndTokens ? model.endTokens : specialEndTokens(tokenizer)
+  const own = tokenizer.eosTokenId
+  const turn = tokenizer.hasChatTemplate ? tokenizer.chatEndToken() : undefined
+  const all = [...ends, ...(turn === undefined ? [] : [turn])]
+  return [...new Set(own !== undefined && ends.includes(own) ? [own, ...all] : all)]
+}
+
 /** Whether a configuration says where generation ends; an empty list says: nowhere. */
 export function namesEndTokens(config: LoopLMConfig, generation: GenerationConfig): boolean {
   return config.eos_token_id != null || generation.eos_token_id != null

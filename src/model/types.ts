@@ -458,7 +458,7 @@ export interface SchedulerRequestOptions extends GenerateOptions {
 
 /** Options of {@link Scheduler.continue}. */
 export interface ContinueOptions extends SchedulerRequestOptions {
-  /** How many of the new tokens of the continued request stay; default all. */
+  /** How many of the new tokens of the continued request stay; default all. -2 takes the last two tokens of its prompt away too. */
   at?: number
   /** Keep the continued request too, so that it can be continued again. Default false: it is released. */
   fork?: boolean

@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import type { Tool } from '../chat/tools.js'
 import { DatasetStream } from '../data/dataset-stream.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { maxLoops } from '../model/config.js'
@@ -32,7 +33,6 @@ import type {
   RLTTOptions,
 } from './options.js'
 import type { RolloutFunction } from './rollout-function.js'
-import type { Tool } from './tools.js'
 
 /*
  * One schema per trainer. Validation and the documentation of the options (registry.ts) are read from here; options.ts has the types.

@@ -1,7 +1,7 @@
+import type { Tool } from '../chat/tools.js'
 import type { ChatMessage } from '../data/chat-template.js'
 import type { ToolCall } from '../data/tool-calls.js'
 import type { Problem } from './rollout-record.js'
-import type { Tool } from './tools.js'
 
 /**
  * Makes the episode of a problem, once per completion. What it does must follow from the problem and the seed: a step that is repeated

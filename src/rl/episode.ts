@@ -1,6 +1,10 @@
 // One episode: turns of the model, tools, the environment's replies, in the cache all the while.
 import { setMaxListeners } from 'node:events'
 import { whenAborted } from '../abort.js'
+import { sampledTurn } from '../chat/sampled-turn.js'
+import { entropyOf } from '../chat/signals.js'
+import { type Tool, type ToolRunner, toolSchemas } from '../chat/tools.js'
+import { within } from '../chat/within.js'
 import type { ChatFormat } from '../data/chat-format.js'
 import type { ChatMessage } from '../data/chat-template.js'
 import type { Tokenizer } from '../data/tokenizer.js'
@@ -11,9 +15,7 @@ import type { GenerateResult, SchedulerRequestOptions } from '../model/types.js'
 import { describe } from '../validation/arguments.js'
 import type { Environment, Episode, EpisodeTurn, StepResult } from './environment.js'
 import type { Problem } from './rollout-record.js'
-import { type Tool, type ToolRunner, toolSchemas } from './tools.js'
 import { type ToolMessage, Transcript } from './transcript.js'
-import { within } from './within.js'
 
 /** What the episodes of a step share. */
 export interface EpisodeSettings {
@@ -225,8 +227,8 @@ export class EpisodePlayer {
   /** Adds a turn; what the model reads behind it, or undefined at the end. */
   async #answer(result: GenerateResult): Promise<{ tokens: number[]; reencoded: boolean } | undefined> {
     const record = this.#record
-    const { maxTurns, maxEpisodeTokens } = this.#settings
-    const sampled = this.#sampled(result)
+    const { maxTurns, maxEpisodeTokens, tokenizer, generation } = this.#settings
+    const sampled = sampledTurn(tokenizer, result, generation.stop)
     const begin = record.tokens.length
     record.tokens.push(...result.tokens)
     record.mask.push(...result.tokens.map(() => 1))
@@ -251,15 +253,6 @@ export class EpisodePlayer {
     if (this.#turn + 1 < maxTurns && length < maxEpisodeTokens) return next
     record.truncated = true
     return undefined
-  }
-
-  #sampled({ tokens, finishReason }: GenerateResult): { text: string; end: number | undefined } {
-    const { tokenizer, generation } = this.#settings
-    const last = tokens.at(-1)
-    const ended = finishReason === 'stop' && last !== undefined && (generation.stop ?? []).some((stop) => stop === last)
-    const said = ended ? tokens.slice(0, -1) : tokens
-    const text = tokenizer.decode(said, { skipSpecialTokens: true, skipUnknownTokens: true, cleanUpSpaces: false })
-    return { text, end: ended ? last : undefined }
   }
 
   async #call(call: ToolCall): Promise<ToolMessage> {
@@ -332,11 +325,7 @@ const firstTokens = 8
 /** Mean entropy, in nats, of the likeliest tokens at the beginning of a turn (ARPO, arXiv 2507.19849). */
 function uncertainty(tops: readonly (readonly { logprob: number }[])[]): number {
   const first = tops.slice(0, firstTokens)
-  const entropies = first.map((top) => {
-    const weights = top.map(({ logprob }) => Math.exp(logprob))
-    const sum = weights.reduce((a, b) => a + b, 0)
-    return -weights.reduce((total, w) => total + (w === 0 ? 0 : (w / sum) * Math.log(w / sum)), 0)
-  })
+  const entropies = first.map(entropyOf)
   return entropies.reduce((a, b) => a + b, 0) / Math.max(1, first.length)
 }
 

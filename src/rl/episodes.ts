@@ -1,5 +1,6 @@
 // The episodes of a step or of an evaluation: all of them run together.
 import { setMaxListeners } from 'node:events'
+import { ToolRunner } from '../chat/tools.js'
 import { Random } from '../data/random.js'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
@@ -7,7 +8,6 @@ import type { SchedulerStats } from '../model/types.js'
 import { type EpisodePlace, EpisodePlayer, type EpisodeRecord, type EpisodeSettings } from './episode.js'
 import type { Metrics } from './events.js'
 import type { Problem } from './rollout-record.js'
-import { ToolRunner } from './tools.js'
 
 /** What the episodes have in common. */
 export interface EpisodesSettings

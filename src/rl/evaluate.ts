@@ -1,3 +1,4 @@
+import type { Tool } from '../chat/tools.js'
 import type { ChatSettings } from '../data/chat-format.js'
 import { Random } from '../data/random.js'
 import type { Tokenizer } from '../data/tokenizer.js'
@@ -21,7 +22,6 @@ import { completionOf, generation } from './rollout.js'
 import type { Problem } from './rollout-record.js'
 import { checkGrammarTokenizer, constrained } from './sampling.js'
 import { bootstrapInterval, type Interval, passAtK, wilsonInterval } from './statistics.js'
-import type { Tool } from './tools.js'
 
 /** A sampled answer and what it earned; null where there was no opinion. */
 export interface Answer {

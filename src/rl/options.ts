@@ -1,5 +1,7 @@
 // The options of every trainer as types. The schemas in config.ts check them at run time, and the compiler that both agree;
 // test/rl/trainer-config.test.ts holds the comments against the descriptions of the schemas.
+
+import type { Tool } from '../chat/tools.js'
 import type { ChatSettings } from '../data/chat-format.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoRAModule } from '../model/adapter.js'
@@ -17,7 +19,6 @@ import type { OwnObjective } from './objective/custom-objective.js'
 import type { RecipeName } from './objective/recipes.js'
 import type { Normalizer, Objective, ObjectiveInput } from './objective/schema.js'
 import type { RolloutFunction } from './rollout-function.js'
-import type { Tool } from './tools.js'
 
 /** A reward function, several with names and weights, or several by name. */
 export type Rewards = RewardFunction | readonly WeightedReward[] | Readonly<Record<string, RewardFunction>>

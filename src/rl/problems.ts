@@ -3,7 +3,7 @@ import { checkDraw } from '../data/sampler.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
-import { specialEndTokens } from '../model/special-tokens.js'
+import { stopTokens } from '../model/special-tokens.js'
 import type { Task } from '../tasks/task.js'
 import { type DatasetRows, openRows, type RowCheck, type RowsDescription } from './dataset-rows.js'
 import type { RolloutConfig, TrainerConfig } from './options.js'
@@ -88,18 +88,6 @@ function openData(operation: string, model: LoopLM, config: Parameters<typeof op
     describe: (check, signal) => rows.describe(check, signal),
     nameOf: (problem) => rows.nameOf(problem) ?? held?.nameOf(problem) ?? 'a row of the dataset',
   }
-}
-
-/**
- * Where the rows of a dataset end: at the model's end tokens, at the tokenizer's where the model names none, and where the chat template
- * ends a turn.
- */
-export function stopTokens(model: LoopLM, tokenizer: Tokenizer): number[] {
-  const ends = model.namesEndTokens ? model.endTokens : specialEndTokens(tokenizer)
-  const own = tokenizer.eosTokenId
-  const turn = tokenizer.hasChatTemplate ? tokenizer.chatEndToken() : undefined
-  const all = [...ends, ...(turn === undefined ? [] : [turn])]
-  return [...new Set(own !== undefined && ends.includes(own) ? [own, ...all] : all)]
 }
 
 /** The tokenizer of text that a model reads. @throws LoopLMError INVALID_CONFIG when there is none, or it has more tokens than the model */

@@ -1,11 +1,11 @@
 import { setMaxListeners } from 'node:events'
+import { within } from '../chat/within.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { checkScore, type RewardFunction, type WeightedReward } from '../tasks/rewards.js'
 import { checkOptions, type Keys } from '../validation/arguments.js'
 import { prototypeKey } from '../validation/json-value.js'
 import type { Metrics } from './events.js'
 import type { Rewards } from './options.js'
-import { within } from './within.js'
 
 /** A completion and what the reward functions see of it. */
 export interface Completion {

@@ -1,3 +1,4 @@
+import { type SampledTurn, tokensBehind } from '../chat/sampled-turn.js'
 import type { ChatMessage } from '../data/chat-template.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { opensThought } from '../data/tool-calls.js'
@@ -9,14 +10,6 @@ export interface Continuation {
   tokens: number[]
   /** The template writes earlier turns differently, and `tokens` are those of the whole conversation. */
   reencoded: boolean
-}
-
-/** A turn of the model as it was sampled. */
-interface SampledTurn {
-  /** Without the token that ended it. */
-  text: string
-  /** That token, if one was drawn. */
-  end: number | undefined
 }
 
 /**
@@ -78,10 +71,8 @@ export class Transcript {
     const before = this.#text
     const whole = this.#render(this.messages)
     this.#text = whole
-    if (!whole.startsWith(before + turn.text)) return this.#rewritten(before + turn.text, whole)
-    const rest = whole.slice(before.length + turn.text.length)
-    const end = turn.end === undefined ? '' : this.#tokenizer.decode([turn.end], { skipSpecialTokens: false })
-    return { tokens: this.#encode(rest.startsWith(end) ? rest.slice(end.length) : rest), reencoded: false }
+    const tokens = tokensBehind(this.#tokenizer, before + turn.text, turn.end, whole)
+    return tokens === undefined ? this.#rewritten(before + turn.text, whole) : { tokens, reencoded: false }
   }
 
   /** The last turn, behind which nothing comes. */

@@ -433,11 +433,37 @@ describe('looplm chat', () => {
   it('changes loops and system message by slash commands and explains them', async () => {
     const stable = await chat('hello\n', ['--exit', 'argmax-stable', '--min-loops', '3'])
     expect(stable.stdout).toMatch(/ loops each \((3: \d+, )?4: \d+\)/)
-    const { stdout } = await chat('/loops 2\nhello\n/system Be.\nhello\n/nonsense\n/loops x\n/think maybe\n/quit\nhello\n')
+    const { stdout } = await chat('/loops 2\nhello\n/system Be.\nhello\n/nonsense\n/loops x\n/mode maybe\n/exit\nhello\n')
     expect([...stdout.matchAll(/tokens, (.*?) loops each \((.*?)\)/g)].map((match) => match[1])).toEqual(['2.00', '2.00'])
     expect(stdout).toMatch(/no command \/nonsense; there are:\n\/reset/)
     expect(stdout).toMatch(/error: \/loops: needs a number above 0, got "x"/)
-    expect(stdout).toMatch(/\/think takes on or off/)
+    expect(stdout).toMatch(/\/mode takes think, no-think, auto or default/)
+  })
+
+  it('thinks as its mode says, and says why where the mode is auto', async () => {
+    const { stdout, stderr } = await chat('hello\n/mode no-think\nhello\n/mode think\nhello\n', ['--mode', 'auto'])
+    expect(stderr).toBe('')
+    const sums = stdout.match(/^\d+ tokens, .*$/gm)!
+    expect(sums).toHaveLength(3)
+    expect(sums[0]).toMatch(/, (no-think|think) \(entropy \d\.\d\d\)/)
+    expect(sums[1]).not.toContain('entropy')
+    const unknown = await chat('hello\n', ['--mode', 'deep'])
+    expectRefusal(unknown, /think, no-think, auto/)
+  })
+
+  it('writes the conversation and goes on with it', async () => {
+    const whole = await chat('one\n/save talk.json\ntwo\n', ['--system', 'Be.', '--temperature', '0'])
+    expect(whole.stdout).toContain('3 messages in talk.json\n')
+    const saved = JSON.parse(await readFile(join(root, 'talk.json'), 'utf8'))
+    expect(saved.map(({ role }: { role: string }) => role)).toEqual(['system', 'user', 'assistant'])
+    const later = await chat('two\n/save talk.json\n', ['--load', 'talk.json', '--temperature', '0'])
+    expect(later.stdout).toContain('5 messages in talk.json\n')
+    const longer = JSON.parse(await readFile(join(root, 'talk.json'), 'utf8'))
+    expect(longer.slice(0, 3)).toEqual(saved)
+    expect(longer[3]).toEqual({ role: 'user', content: 'two' })
+    const answers = [await chat('two\n', ['--temperature', '0']), later].map(({ stdout }) => stdout.split(/\n12 tokens/)[0])
+    expect(answers[1]).not.toBe(answers[0]) // it follows the conversation
+    expectRefusal(await chat('', ['--load', 'no.json']), /no\.json/)
   })
 
   it('stops an answer at Ctrl-C and leaves at the second one', async () => {

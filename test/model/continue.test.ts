@@ -85,6 +85,29 @@ describe('a kept request', () => {
     expect((await refusal(() => scheduler.continue(trunk, [1]))).message).toContain('it was released')
   })
 
+  it('goes on inside its prompt, and where it was stopped', async () => {
+    using model = await open()
+    using scheduler = model.scheduler()
+    const first = scheduler.add(prompt, options)
+    await first.result()
+    const before = scheduler.stats()
+    const next = scheduler.continue(first, [9, 8], { at: -2 })
+    const fresh = await scheduler.add([1, 2, 9, 8], { ...options, keep: false }).result()
+    expect((await next.result()).logprobs).toEqual(fresh.logprobs) // the tokens of prompts alone are reused
+    expect(scheduler.stats().reused - before.reused).toBe(2)
+    expect((await refusal(() => scheduler.continue(next, [], { at: -5 }))).message).toContain('at must be')
+    const long = scheduler.continue(next, [], { at: 0, maxNewTokens: 5000 })
+    for await (const _ of long) long.stop()
+    const { tokens, finishReason } = await long.result()
+    expect(finishReason).toBe('stop')
+    expect(tokens.length).toBeLessThan(5000)
+    const behind = scheduler.continue(long, [3], { maxNewTokens: 1 })
+    await behind.result()
+    expect(scheduler.stats().reused - before.reused).toBeGreaterThanOrEqual(2 + 4 + tokens.length - 1)
+    behind.stop() // has ended
+    behind.release()
+  })
+
   it('goes on behind a stop text', async () => {
     using model = await open()
     model.tokenizer = tinyTask.tokenizer

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { Corpus, evaluate, exactMatch, LoopLM, PretrainTrainer, RLTTTrainer, Tokenizer } from '../../src/index.js'
-import { stopTokens } from '../../src/rl/problems.js'
+import { stopTokens } from '../../src/model/special-tokens.js'
 import { tinyModel, tinyTask } from '../tiny.js'
 
 let root: string

@@ -6,12 +6,12 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { z } from 'zod'
 import { fragmentTokenizer } from '../../examples/agents/tokenizer.js'
+import { defineTool } from '../../src/chat/tools.js'
 import { LoopLM } from '../../src/model/model.js'
 import { native } from '../../src/native.js'
 import type { Environment } from '../../src/rl/environment.js'
 import { objectiveSchema } from '../../src/rl/objective/schema.js'
 import { type TrainerName, trainerNames, trainers } from '../../src/rl/registry.js'
-import { defineTool } from '../../src/rl/tools.js'
 import { parametersOf, tinyConfig, tinyTask } from '../tiny.js'
 
 type Options = Record<string, unknown>

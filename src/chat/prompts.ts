@@ -1,0 +1,78 @@
+// How a conversation becomes a prompt that thinks or does not.
+import { ChatFormat, type ChatSettings } from '../data/chat-format.js'
+import type { ChatMessage } from '../data/chat-template.js'
+import type { Tokenizer } from '../data/tokenizer.js'
+import { opensThought } from '../data/tool-calls.js'
+import { LoopLMError } from '../errors.js'
+import type { LoopLM } from '../model/model.js'
+import { tokensBehind } from './sampled-turn.js'
+import { type Tool, toolSchemas } from './tools.js'
+
+/** A prompt that the model is to answer. */
+export interface ChatPrompt {
+  text: string
+  tokens: number[]
+}
+
+/** A prompt with its answer, as they were read and sampled. */
+export interface Said {
+  /** Without the token that ended the answer. */
+  text: string
+  end: number | undefined
+  tokens: readonly number[]
+}
+
+/** Writes the prompts of a session. */
+export class ChatPrompts {
+  readonly tokenizer: Tokenizer
+  readonly #format: ChatFormat
+  readonly #tools: object[] | undefined
+  readonly #words: ReadonlySet<string>
+
+  /** @throws LoopLMError UNSUPPORTED without a tokenizer or a chat template, INVALID_CONFIG for settings of the template */
+  constructor(
+    model: LoopLM,
+    given: Tokenizer | undefined,
+    settings: ChatSettings | undefined,
+    tools: readonly Tool[],
+    operation: string,
+  ) {
+    const tokenizer = given ?? model.tokenizer
+    const refuse = (message: string) => new LoopLMError('UNSUPPORTED', message, { operation })
+    if (tokenizer === undefined) throw refuse('tokenizer: the model has none. Pass tokenizer, or set model.tokenizer.')
+    if (!tokenizer.hasChatTemplate && settings?.template === undefined)
+      throw refuse('chatTemplate: the tokenizer has no chat template. Pass chatTemplate: { template: "…" }, in Jinja.')
+    this.#format = new ChatFormat(tokenizer, settings)
+    this.tokenizer = this.#format.tokenizer
+    this.#tools = tools.length === 0 ? undefined : toolSchemas(tools)
+    this.#words = this.tokenizer.chatWords()
+  }
+
+  /** Whether the template writes the field `tool_calls` of a message. */
+  get writesCalls(): boolean {
+    return this.#words.has('tool_calls')
+  }
+
+  /**
+   * A conversation with what begins an answer.
+   *
+   * @param said what the model has read and written so far. Its tokens stay as they are where the conversation begins with its text.
+   */
+  prompt(messages: readonly ChatMessage[], mode: 'think' | 'no-think' | undefined, said: Said | undefined): ChatPrompt {
+    const text = this.#text(messages, mode)
+    const rest = said === undefined ? undefined : tokensBehind(this.tokenizer, said.text, said.end, text)
+    const tokens = rest === undefined ? this.tokenizer.encode(text, { addSpecialTokens: false }) : [...said!.tokens, ...rest]
+    return { text, tokens }
+  }
+
+  #text(messages: readonly ChatMessage[], mode: 'think' | 'no-think' | undefined): string {
+    const written = mode !== undefined && this.#words.has('enable_thinking')
+    const variables = written ? { chat_template_kwargs: { enable_thinking: mode === 'think' } } : {}
+    const tools = this.#tools === undefined ? {} : { tools: this.#tools }
+    const { text } = this.#format.prompt(messages, { ...variables, ...tools })
+    if (mode === undefined || written) return text
+    const opened = opensThought(text)
+    if (mode === 'think') return opened ? text : `${text}<think>\n`
+    return `${opened ? text.trimEnd() : `${text}<think>`}\n\n</think>\n\n`
+  }
+}

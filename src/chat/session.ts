@@ -1,0 +1,341 @@
+import '../dispose.js'
+import type { ChatMessage } from '../data/chat-template.js'
+import { opensThought, type ToolCall, ToolCallStream } from '../data/tool-calls.js'
+import { LoopLMError } from '../errors.js'
+import type { LoopLM } from '../model/model.js'
+import { generateOptions } from '../model/options.js'
+import { stopTokens } from '../model/special-tokens.js'
+import { TextStream } from '../model/text-stream.js'
+import type { FinishReason, GenerateOptions } from '../model/types.js'
+import { checkFlag, checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
+import {
+  type ChatAnswer,
+  type ChatPiece,
+  type ChatSessionOptions,
+  type ChatToolCall,
+  type ChatTurnOptions,
+  chatModes,
+  sessionOptions,
+  turnOptions,
+} from './options.js'
+import { PromptCache } from './prompt-cache.js'
+import { type ChatPrompt, ChatPrompts, type Said } from './prompts.js'
+import { sampledTurn } from './sampled-turn.js'
+import { type ChatThresholds, signalNames, wantsThought } from './signals.js'
+import { type Tool, ToolRunner } from './tools.js'
+import { ChatTurn } from './turn.js'
+
+/** A turn that is being answered. */
+interface Turn {
+  options: ChatTurnOptions
+  answer: ChatAnswer
+  push: (piece: ChatPiece) => void
+  /** Of the caller, or because the turn was stopped. */
+  ending: AbortSignal
+}
+
+/**
+ * A conversation with a model: history, tools that run by themselves, and thoughts that are wanted, unwanted or left to the model. What
+ * the cache has of the conversation is not run again.
+ *
+ * @example
+ * ```ts
+ * using chat = new ChatSession(model, { system: 'Be brief.', temperature: 0.7 })
+ * const { text, loops } = await chat.send('What is a looped model?')
+ * for await (const piece of chat.stream('And why?')) process.stdout.write(piece.text)
+ * const later = new ChatSession(model, { messages: chat.messages })
+ * ```
+ */
+export class ChatSession {
+  readonly #model: LoopLM
+  readonly #options: ChatSessionOptions
+  readonly #tools: readonly Tool[]
+  readonly #maxToolRounds: number
+  readonly #toolTimeout: number
+  readonly #prompts: ChatPrompts
+  readonly #cache: PromptCache
+  readonly #opening: readonly ChatMessage[]
+  #messages: ChatMessage[]
+  #said: Said | undefined // of the last turn in the history
+  #turn: ChatTurn | undefined
+  #disposed = false
+
+  /**
+   * @throws LoopLMError INVALID_ARGUMENT naming the option, UNSUPPORTED without a tokenizer or a chat template, INVALID_CONFIG for
+   *   settings of the template
+   */
+  constructor(model: LoopLM, options: ChatSessionOptions = {}) {
+    const operation = 'ChatSession'
+    checkOptions(options, sessionOptions, operation)
+    checkMode(options, operation)
+    const { tokenizer, chatTemplate, tools = [], messages = [], scheduler, kv } = options
+    const system = options.system ?? chatTemplate?.system
+    this.#model = model
+    this.#options = options
+    this.#tools = tools
+    this.#maxToolRounds = checkNumber(options.maxToolRounds ?? 8, 'maxToolRounds', { min: 0, integer: true }, operation)
+    this.#toolTimeout = checkNumber(options.toolTimeout ?? 30, 'toolTimeout', { min: 0 }, operation)
+    this.#prompts = new ChatPrompts(model, tokenizer, chatTemplate, tools, operation)
+    const exact = checkFlag(options.exact ?? false, 'exact', operation)
+    this.#cache = new PromptCache(model, { scheduler, kv, exact })
+    const given = readMessages(messages, 'messages', operation)
+    const headed = given[0]?.role === 'system' || given[0]?.role === 'developer'
+    this.#opening = system === undefined || headed ? given : [{ role: 'system', content: system }, ...given]
+    this.#messages = [...this.#opening]
+  }
+
+  /** The conversation so far, which JSON keeps whole: `new ChatSession(model, { messages })` goes on with it. */
+  get messages(): ChatMessage[] {
+    return structuredClone(this.#messages)
+  }
+
+  /**
+   * Asks the model. Tools that it calls run, and it answers again.
+   *
+   * @param input the message of a user, or messages of any role
+   * @throws LoopLMError INVALID_ARGUMENT when the conversation leaves no room in the model's context, or another message is being answered;
+   *   as {@link ChatTurn.result}. The conversation is then what it was before.
+   */
+  async send(input: string | readonly ChatMessage[], options: ChatTurnOptions = {}): Promise<ChatAnswer> {
+    return this.#begin(input, options, 'ChatSession.send').result()
+  }
+
+  /** As {@link send}, with the tokens as they come. */
+  stream(input: string | readonly ChatMessage[], options: ChatTurnOptions = {}): ChatTurn {
+    return this.#begin(input, options, 'ChatSession.stream')
+  }
+
+  /**
+   * Begins again, and gives the cache back. Call it too when the parameters of the model have changed.
+   *
+   * @param messages default those that the session began with
+   */
+  reset(messages: readonly ChatMessage[] = this.#opening): void {
+    const operation = 'ChatSession.reset'
+    this.#checkIdle(operation)
+    this.#messages = [...readMessages(messages, 'messages', operation)]
+    this.#said = undefined
+    this.#cache.clear()
+  }
+
+  /** Ends an answer under way and gives the cache back. */
+  dispose(): void {
+    this.#disposed = true
+    this.#turn?.stop()
+    this.#cache.dispose()
+  }
+
+  /** `using chat = …` disposes at the end of the block. */
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+
+  #begin(input: string | readonly ChatMessage[], options: ChatTurnOptions, operation: string): ChatTurn {
+    this.#checkIdle(operation)
+    checkOptions(options, turnOptions, operation)
+    checkMode(options, operation)
+    const asked = typeof input === 'string' ? [{ role: 'user', content: input }] : readMessages(input, 'input', operation)
+    const turn = new ChatTurn((push, stopped) => this.#answer(asked, { ...this.#options, ...options }, push, stopped))
+    this.#turn = turn
+    return turn
+  }
+
+  #checkIdle(operation: string): void {
+    if (this.#disposed) throw new LoopLMError('DISPOSED', 'the session was disposed. Make another one.', { operation })
+    if (this.#turn === undefined) return
+    const message = 'another message is being answered. Wait for its result, or stop it and wait.'
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+
+  async #answer(
+    asked: readonly ChatMessage[],
+    options: ChatTurnOptions,
+    push: (piece: ChatPiece) => void,
+    stopped: AbortSignal,
+  ): Promise<ChatAnswer> {
+    const before = { messages: this.#messages, said: this.#said }
+    const { signal, onToken } = options
+    const answer: ChatAnswer = {
+      ...{ text: '', reasoning: '', tokens: [], logprobs: [], loops: [], calls: [] },
+      ...{ finishReason: 'stop', mode: undefined },
+    }
+    const tell = (piece: ChatPiece) => {
+      push(piece)
+      onToken?.(piece)
+    }
+    const turn = { options, answer, push: tell, ending: AbortSignal.any(signal === undefined ? [stopped] : [stopped, signal]) }
+    try {
+      this.#messages = [...before.messages, ...structuredClone(asked)]
+      await Promise.resolve() // #turn is set
+      await this.#play(turn)
+      if (signal?.aborted) throw aborted(signal)
+      if (stopped.aborted) answer.finishReason = 'cancelled'
+      return answer
+    } catch (error) {
+      this.#messages = before.messages
+      this.#said = before.said
+      throw signal?.aborted ? aborted(signal) : error
+    } finally {
+      this.#turn = undefined
+    }
+  }
+
+  /** The model and its tools in turns, until it calls none. */
+  async #play(turn: Turn): Promise<void> {
+    const { answer, ending } = turn
+    const runner = new ToolRunner({ concurrency: 16, timeout: this.#toolTimeout, signal: ending })
+    let prompt = await this.#firstPrompt(turn)
+    for (let round = 0; ; round++) {
+      const calls = await this.#round(prompt, turn)
+      if (calls.length === 0 || ending.aborted) return
+      if (round === this.#maxToolRounds) {
+        answer.finishReason = 'tool-calls'
+        return
+      }
+      const results = await Promise.all(calls.map((call) => this.#call(runner, call, turn)))
+      this.#messages.push(...results)
+      if (ending.aborted) return
+      prompt = this.#prompts.prompt(this.#messages, answer.mode, this.#said)
+    }
+  }
+
+  /** The prompt of a turn, which begins its answer with thoughts or without. */
+  async #firstPrompt({ options, answer, ending }: Turn): Promise<ChatPrompt> {
+    const write = (mode: 'think' | 'no-think' | undefined) => this.#prompts.prompt(this.#messages, mode, this.#said)
+    const { mode, auto = defaultThresholds, grammar } = options
+    if (mode === 'auto') {
+      const direct = write('no-think')
+      this.#checkRoom(direct)
+      const signals = await this.#cache.measure(direct.tokens, auto, options.loops, ending)
+      answer.mode = signals !== undefined && wantsThought(signals, auto) ? 'think' : 'no-think'
+      if (signals !== undefined) answer.signals = signals
+      return answer.mode === 'think' ? write('think') : direct
+    }
+    answer.mode = mode
+    const prompt = write(mode)
+    if (grammar === undefined || !opensThought(prompt.text)) return prompt
+    answer.mode = 'no-think' // the grammar begins with the answer
+    return write('no-think')
+  }
+
+  /** One answer of the model, which joins the conversation. @returns the calls in it, for which there are tools */
+  async #round(prompt: ChatPrompt, { options, answer, push, ending }: Turn): Promise<ToolCall[]> {
+    this.#checkRoom(prompt)
+    const { tokenizer } = this.#prompts
+    const generation = this.#generation(options)
+    const thinking = opensThought(prompt.text)
+    const takes = this.#tools.length > 0 && options.grammar === undefined
+    const stream = new TextStream(
+      tokenizer,
+      (options.stop ?? []).filter((stop) => typeof stop === 'string'),
+      prompt.tokens,
+    )
+    const parts = new ToolCallStream(undefined, { calls: takes ? 'take' : 'keep', thinking })
+    const tokens: number[] = []
+    const calls: ToolCall[] = []
+    let whole = ''
+    let reasoning = ''
+    const read = (piece: string, last: boolean) => {
+      whole += piece
+      const [some, rest] = [parts.push(piece), last ? parts.flush() : { text: '', reasoning: '', calls: [] }]
+      const said = { text: some.text + rest.text, reasoning: some.reasoning + rest.reasoning }
+      answer.text += said.text
+      answer.reasoning += said.reasoning
+      reasoning += said.reasoning
+      calls.push(...some.calls, ...rest.calls)
+      return said
+    }
+    let finish: FinishReason = 'cancelled'
+    await this.#cache.generate(
+      prompt.tokens,
+      generation,
+      ({ token, logprob, loop, finishReason }) => {
+        tokens.push(token)
+        answer.tokens.push(token)
+        answer.logprobs.push(logprob)
+        answer.loops.push(loop)
+        const ended = finishReason !== undefined
+        if (ended) finish = finishReason
+        push({ ...read(stream.push(token) + (ended ? stream.flush() : ''), ended), token, logprob, loop })
+      },
+      ending,
+    )
+    if (finish === 'cancelled') read(stream.flush(), true)
+    answer.finishReason = finish
+    const sampled = sampledTurn(tokenizer, { tokens, finishReason: finish }, generation.stop)
+    this.#said = { text: prompt.text + sampled.text, end: sampled.end, tokens: [...prompt.tokens, ...tokens] }
+    this.#messages.push(this.#message(whole, reasoning, calls, thinking))
+    return calls
+  }
+
+  /** An answer as the template takes it: thoughts apart, and calls where it writes them. */
+  #message(whole: string, reasoning: string, calls: readonly ToolCall[], thinking: boolean): ChatMessage {
+    const taken = this.#prompts.writesCalls && calls.length > 0
+    const parts = new ToolCallStream(undefined, { calls: taken ? 'take' : 'keep', thinking })
+    const content = parts.push(whole).text + parts.flush().text
+    const earlier = this.#messages.flatMap(({ tool_calls: made }) => (Array.isArray(made) ? made : [])).length
+    for (const [i, call] of calls.entries()) call.id = `call_${earlier + i + 1}`
+    const written = calls.map(({ id, type, function: { name, arguments: text } }) => {
+      return { id, type, function: { name, arguments: JSON.parse(text) } }
+    })
+    return {
+      ...{ role: 'assistant', content },
+      ...(reasoning === '' ? {} : { reasoning_content: reasoning }),
+      ...(taken ? { tool_calls: written } : {}),
+    }
+  }
+
+  /** Runs a call. What goes wrong is its result. */
+  async #call(runner: ToolRunner, call: ToolCall, { options, answer, ending }: Turn): Promise<ChatMessage> {
+    const { name, arguments: given } = call.function
+    const { content, failed } = await runner.run(this.#tools, call).catch((error: unknown) => {
+      if (!ending.aborted) throw error
+      return { content: 'Error: the answer was stopped before the tool ended', failed: true }
+    })
+    const made: ChatToolCall = { name, arguments: JSON.parse(given), content, failed }
+    answer.calls.push(made)
+    options.onTool?.(made)
+    return { role: 'tool', name, tool_call_id: call.id, content }
+  }
+
+  /** The options that generation knows. */
+  #generation(options: ChatTurnOptions): GenerateOptions & { stop: (number | string)[] } {
+    const generation = Object.entries(options).filter(([name]) => name in generateOptions && name !== 'signal')
+    const stop = [...stopTokens(this.#model, this.#prompts.tokenizer), ...(options.stop ?? [])]
+    return { maxNewTokens: 1024, ...Object.fromEntries(generation), stop }
+  }
+
+  #checkRoom({ tokens }: ChatPrompt): void {
+    const context = this.#model.config.max_position_embeddings
+    if (tokens.length < context) return
+    const message =
+      `the conversation has ${tokens.length} tokens, and the model has a context of ${context}. ` +
+      'Call reset(), or begin a session with fewer messages.'
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'ChatSession' })
+  }
+}
+
+const defaultThresholds: ChatThresholds = { entropy: 0.3 }
+
+function aborted(signal: AbortSignal): LoopLMError {
+  const message = 'the answer was aborted by its AbortSignal'
+  return new LoopLMError('ABORTED', message, { operation: 'ChatSession', cause: signal.reason })
+}
+
+function readMessages(messages: readonly ChatMessage[], name: string, operation: string): ChatMessage[] {
+  if (Array.isArray(messages) && messages.every((message) => typeof message?.role === 'string')) return structuredClone(messages)
+  const expected = name === 'input' ? 'a string, or messages such as' : 'a list of messages such as'
+  const message = `${name}: must be ${expected} { role: 'user', content: 'Hi' }, got ${describe(messages)}.`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}
+
+function checkMode({ mode, auto, grammar }: ChatTurnOptions, operation: string): void {
+  if (mode !== undefined) checkWord(mode, 'mode', chatModes, operation)
+  if (grammar !== undefined && (mode === 'think' || mode === 'auto')) {
+    const message = `grammar: a turn of mode '${mode}' has thoughts, which no grammar describes. Pass mode: 'no-think'.`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  if (auto === undefined) return
+  checkOptions(auto, { entropy: true, entropyChange: true, expectedLoops: true }, operation, 'auto')
+  for (const name of signalNames) if (auto[name] !== undefined) checkNumber(auto[name], `auto.${name}`, { min: 0 }, operation)
+}
