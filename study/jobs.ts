@@ -1,6 +1,7 @@
 // Runs of a study as processes: what is missing is carried out, stored, and can be repeated.
 import { execFile } from 'node:child_process'
 import { isDeepStrictEqual, promisify } from 'node:util'
+import { processor } from './processor.js'
 import { readResults, type Stored, storeResult } from './store.js'
 
 /** A study: which runs are due, the program that carries one out, and where its results lie. */
@@ -13,6 +14,8 @@ export interface Study<Spec extends { id: string }, Result extends Stored> {
   program: string
   /** The runs that can start now, given the results so far. */
   due(results: ReadonlyMap<string, Result>): Spec[]
+  /** The processor of a run; undefined where results do not say it. */
+  processor?(result: Result): string
   /** A line for the terminal. */
   summary(result: Result): string
 }
@@ -26,6 +29,7 @@ export async function runAll<Spec extends { id: string }, Result extends Stored>
   wanted: RegExp,
   say: Say,
 ): Promise<void> {
+  checkProcessor(study)
   const running = new Map<string, Promise<void>>()
   const failed = new Set<string>()
   for (;;) {
@@ -53,6 +57,17 @@ export async function runAll<Spec extends { id: string }, Result extends Stored>
   }
 }
 
+/** @throws Error where stored runs had another processor than this machine: their seconds and last digits would not compare */
+function checkProcessor<Spec extends { id: string }, Result extends Stored>({
+  results,
+  processor: of,
+}: Study<Spec, Result>): void {
+  const here = processor()
+  const other = of && [...readResults<Result>(results).values()].map(of).find((name) => name !== here)
+  if (other === undefined) return
+  throw new Error(`${results} has runs of another processor (${other}; here: ${here}). Go on there, or move these results away.`)
+}
+
 /** One run in a process of its own. */
 export async function carryOut<Spec extends { id: string }, Result extends Stored>(
   { program, bases }: Study<Spec, Result>,
@@ -67,7 +82,7 @@ export async function carryOut<Spec extends { id: string }, Result extends Store
 /**
  * Carries out a stored run again.
  *
- * @returns whether its metrics, all but the seconds, are the stored ones
+ * @returns whether its metrics, all but the seconds and the processor's name, are the stored ones
  * @throws Error when there is no such result, or the plan has no such run
  */
 export async function verify<Spec extends { id: string }, Result extends Stored>(
@@ -80,9 +95,10 @@ export async function verify<Spec extends { id: string }, Result extends Stored>
   results.delete(id)
   const spec = study.due(results).find((due) => due.id === id)
   if (spec === undefined) throw new Error(`${id} is not a run of the plan that can be repeated`)
-  return isDeepStrictEqual(withoutSeconds(await carryOut(study, spec)), withoutSeconds(stored))
+  return isDeepStrictEqual(metricsOf(await carryOut(study, spec)), metricsOf(stored))
 }
 
-function withoutSeconds(result: unknown): unknown {
-  return JSON.parse(JSON.stringify(result, (key, value: unknown) => (key === 'seconds' ? undefined : value)))
+function metricsOf(result: unknown): unknown {
+  const machines = ['seconds', 'processor']
+  return JSON.parse(JSON.stringify(result, (key, value: unknown) => (machines.includes(key) ? undefined : value)))
 }

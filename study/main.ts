@@ -37,6 +37,7 @@ const studyOne: Study<one.RunSpec, ResultOne> = {
 const studyTwo: Study<two.RunSpec, ResultTwo> = {
   ...place('two'),
   due: two.dueRuns,
+  processor: (result) => result.processor,
   summary: ({ final }) => `accuracy by loop ${accuracies(final.accuracy)}`,
 }
 
@@ -65,8 +66,10 @@ else {
     if (wanted('2')) await runAll(studyTwo, Number(flags.jobs), only, say)
   }
   if (flags.only === undefined) {
-    if (wanted('1')) await time(flags.timing)
-    report()
+    if (wanted('1')) {
+      await time(flags.timing)
+      report()
+    }
   }
 }
 

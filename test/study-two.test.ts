@@ -5,9 +5,10 @@ import { arms, baseId, dueRuns, rateSearch, settings, type TaskName, taskOf, tra
 import type { BaseResult, Result, TrainingResult } from '../study/two/results.js'
 import { problems, train } from '../study/two/run.js'
 
-const final = { accuracy: [], rightLength: [], budgets: [], gates: [], passAt8: 0 }
+const processor = 'a processor'
+const final = { accuracy: [], rightLength: [], budgets: [], gates: [], deeper: [], passAt8: 0 }
 const base = (task: TaskName, seed: number): BaseResult => {
-  return { id: baseId(task, seed), kind: 'base', task, base: seed, steps: 1, seconds: 1, final }
+  return { id: baseId(task, seed), kind: 'base', processor, task, base: seed, steps: 1, seconds: 1, final }
 }
 const point = {
   step: 0,
@@ -22,7 +23,7 @@ const point = {
   rightLength: [],
 }
 const trained = (arm: string, seed: number, learningRate: number, accuracy: number): TrainingResult => ({
-  ...{ id: trainingId('addition', arm, seed, learningRate), kind: 'training', task: 'addition', arm, base: seed },
+  ...{ id: trainingId('addition', arm, seed, learningRate), kind: 'training', processor, task: 'addition', arm, base: seed },
   ...{ learningRate, course: [0, accuracy].map((value) => ({ ...point, accuracy: [value] })), final, calibrated: [] },
 })
 const byId = (results: Result[]) => new Map(results.map((result) => [result.id, result]))
@@ -33,24 +34,45 @@ const rising = Object.fromEntries(settings.rates.map((rate, i) => [rate, i / 10]
 
 describe('plan of Study II', () => {
   it('extends a grid of rates while its best value lies at an edge', () => {
-    expect(rateSearch(byId(tuned('grpo', { ...rising, [settings.rates[2]]: 0.9 })), 'addition', 'grpo').chosen).toBe(8e-4)
+    expect(rateSearch(byId(tuned('grpo', { ...rising, [settings.rates[1]]: 0.9 })), 'addition', 'grpo').chosen).toBe(8e-4)
     const wider = rateSearch(byId(tuned('grpo', rising)), 'addition', 'grpo')
-    expect(wider).toEqual({ grid: [...settings.rates, 6.4e-3], chosen: undefined })
-    expect(rateSearch(byId(tuned('grpo', { ...rising, 6.4e-3: 0.1 })), 'addition', 'grpo').chosen).toBe(3.2e-3)
+    expect(wider).toEqual({ grid: [...settings.rates, 3.2e-3], chosen: undefined })
+    expect(rateSearch(byId(tuned('grpo', { ...rising, 3.2e-3: 0.1 })), 'addition', 'grpo').chosen).toBe(1.6e-3)
     const falling = Object.fromEntries(settings.rates.map((rate, i) => [rate, 1 - i / 10]))
-    expect(rateSearch(byId(tuned('grpo', falling)), 'addition', 'grpo').grid[0]).toBe(1e-4)
+    expect(rateSearch(byId(tuned('grpo', falling)), 'addition', 'grpo').grid[0]).toBe(2e-4)
   })
 
   it('makes bases first, then chooses rates, then compares; arms that borrow a rate wait for it', () => {
     const due = (...results: Result[]) => dueRuns(byId(results)).map(({ id }) => id)
     expect(due().every((id) => id.startsWith('base/'))).toBe(true)
     const bases = [...settings.tuningBases, 0].map((seed) => base('addition', seed))
-    expect(due(...bases)).toContain(trainingId('addition', 'grpo', 101, 2e-4))
+    expect(due(...bases)).toContain(trainingId('addition', 'grpo', 101, 4e-4))
     expect(due(...bases)).not.toContain(trainingId('addition', 'grpo', 0, 8e-4))
-    const known = tuned('grpo', { ...rising, [settings.rates[2]]: 0.9 })
+    const known = tuned('grpo', { ...rising, [settings.rates[1]]: 0.9 })
     expect(due(...bases, ...known)).toContain(trainingId('addition', 'grpo', 0, 8e-4))
     expect(due(...bases, ...known)).toContain(trainingId('addition', 'grpo-minibatches', 0, 8e-4))
     expect(due(...bases, ...known)).not.toContain(trainingId('addition', 'rltt-minibatches', 0, 8e-4))
+  })
+
+  it('begins with what matters, and compares both arms on a base before it makes the next one', () => {
+    const results = new Map<string, Result>()
+    const order: string[] = []
+    for (let due = dueRuns(results); due.length > 0 && order.length < 40; due = dueRuns(results)) {
+      const run = due[0]!
+      order.push(run.id)
+      if (run.kind === 'base') results.set(run.id, base(run.task, run.base))
+      else results.set(run.id, { ...trained('', run.base, 0, run.learningRate === settings.rates[1] ? 0.9 : 0.1), ...run })
+    }
+    expect(order.slice(0, 2)).toEqual([baseId('chain', 101), baseId('chain', 102)])
+    const tuning = order.slice(2, 2 + 2 * 2 * settings.rates.length)
+    expect(tuning.every((id) => /^chain\/(grpo|rltt)\/10[12]@/.test(id))).toBe(true)
+    const pair = (seed: number) => [
+      baseId('chain', seed),
+      ...['grpo', 'rltt'].map((arm) => trainingId('chain', arm, seed, settings.rates[1])),
+    ]
+    const compared = settings.bases.flatMap(pair)
+    expect(order.slice(2 + tuning.length, 2 + tuning.length + compared.length)).toEqual(compared)
+    expect(order[2 + tuning.length + compared.length]).toBe(baseId('addition', 101))
   })
 
   it('borrows rates from arms and tasks that tune them', () => {
@@ -114,6 +136,7 @@ describe('a run of Study II', () => {
       if (i > 0) expect(logprob).toHaveLength(4)
     }
     expect(result.calibrated).toHaveLength(settings.thresholds.length)
+    expect(result.final.deeper.map(({ loops }) => loops)).toEqual([...settings.deeper])
     if (arm === 'grpo') {
       expect(result.gradients).toHaveLength(3)
       for (const { cosine, norm } of result.gradients!) expect([cosine.at(-1), norm.at(-1)]).toEqual([1, 1])

@@ -6,7 +6,7 @@ import type { Result, TrainingResult } from './results.js'
 export const settings = {
   loops: 4,
   /** Bases of the comparisons, and those on which rates are chosen. */
-  bases: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+  bases: [0, 1, 2, 3, 4, 5],
   tuningBases: [101, 102],
   policy: {
     promptsPerStep: 32,
@@ -24,10 +24,12 @@ export const settings = {
   finalProblems: 2000,
   gateProblems: 1000,
   passProblems: 200,
+  /** Loop counts beyond those of training at which a model is evaluated as well. */
+  deeper: [6, 8],
   thresholds: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1],
   /** Stage II after reinforcement: the gate alone. */
   gateSteps: 100,
-  rates: [2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3],
+  rates: [4e-4, 8e-4, 1.6e-3],
   /** A grid grows by factors of 2 while its best value lies at an edge, but not beyond these. */
   rateLimits: [2.5e-5, 2.6e-2],
   /** Points of accuracy within which two methods count as equal (TOST). */
@@ -57,8 +59,8 @@ const addition: StudyTask = {
   hidden: 64,
   training: { batchSize: 192, learningRate: 2e-3, steps: 1500 },
   until: { loops: 4, accuracy: 0.25, checkEvery: 10, firstCheck: 100 },
-  tokens: 1_024_000, // 800 steps of 256 answers of 5 tokens
-  halfSteps: 400,
+  tokens: 640_000, // 500 steps of 256 answers of 5 tokens
+  halfSteps: 250,
   budgets: [5],
 }
 export const studyTasks = {
@@ -69,8 +71,8 @@ export const studyTasks = {
     hidden: 64,
     training: { batchSize: 96, learningRate: 3e-3, steps: 6000 },
     until: { loops: 4, accuracy: 0.35, checkEvery: 100, firstCheck: 1000 },
-    tokens: 800_000,
-    halfSteps: 200,
+    tokens: 480_000,
+    halfSteps: 120,
     budgets: [2, 4, 6, 11],
   },
   parity: {
@@ -79,8 +81,8 @@ export const studyTasks = {
     hidden: 64,
     training: { batchSize: 96, learningRate: 2e-3, steps: 1500 },
     until: { loops: 4, accuracy: 0.45, checkEvery: 50, firstCheck: 600 },
-    tokens: 800_000,
-    halfSteps: 200,
+    tokens: 480_000,
+    halfSteps: 120,
     budgets: [2, 4, 8, 17],
   },
   'addition-loop-2': {
@@ -131,7 +133,7 @@ export const arms: Readonly<Record<string, Arm>> = {
       `rltt-progressive-${alpha}`,
       {
         ...{ trainer: 'rltt', options: { weights: 'progressive', alpha }, label: `RLTT t^${alpha}` },
-        ...{ tasks: ['addition'], bases: 8, ratesOf: 'rltt-uniform' },
+        ...{ tasks: ['addition'], ratesOf: 'rltt-uniform' },
       },
     ]),
   ),
@@ -141,15 +143,15 @@ export const arms: Readonly<Record<string, Arm>> = {
   },
   'grpo-minibatches': {
     ...{ trainer: 'grpo', options: { surrogate: 'reinforce', minibatches: 4 }, label: 'GRPO, 4 minibatches without a ratio' },
-    ...{ tasks: ['addition'], bases: 8, ratesOf: 'grpo' },
+    ...{ tasks: ['addition'], ratesOf: 'grpo' },
   },
   'rltt-minibatches': {
     ...{ trainer: 'rltt', options: { weights: 'exit-pdf', minibatches: 4 }, label: 'RLTT, 4 minibatches without a ratio' },
-    ...{ tasks: ['addition'], bases: 8, ratesOf: 'rltt' },
+    ...{ tasks: ['addition'], ratesOf: 'rltt' },
   },
   'rltt-attached': {
     ...{ trainer: 'rltt', options: { weights: 'exit-pdf', detachWeights: false }, label: 'RLTT, gate attached' },
-    ...{ tasks: ['addition'], bases: 8, ratesOf: 'rltt' },
+    ...{ tasks: ['addition'], ratesOf: 'rltt' },
   },
   // How responses are averaged
   ...Object.fromEntries(
@@ -166,15 +168,21 @@ export const arms: Readonly<Record<string, Arm>> = {
   ),
   // New objectives
   'rltt-then-last': {
-    ...{ trainer: 'objective', options: {}, label: 'RLTT, then the last loop', tasks: ['addition', 'chain'] },
+    ...{ trainer: 'objective', options: {}, label: 'RLTT, then the last loop', tasks: ['addition', 'chain'], ratesOf: 'rltt' },
     objective: (half) => [{ until: half, objective: { terms: [rlttTerm] } }, { objective: { terms: [lastTerm] } }],
   },
   'last-then-rltt': {
-    ...{ trainer: 'objective', options: {}, label: 'the last loop, then RLTT', tasks: ['addition', 'chain'] },
+    ...{ trainer: 'objective', options: {}, label: 'the last loop, then RLTT', tasks: ['addition', 'chain'], ratesOf: 'grpo' },
     objective: (half) => [{ until: half, objective: { terms: [lastTerm] } }, { objective: { terms: [rlttTerm] } }],
   },
   imitation: {
-    ...{ trainer: 'objective', options: {}, label: 'last loop, early loops imitate', tasks: ['addition', 'chain'] },
+    ...{
+      trainer: 'objective',
+      options: {},
+      label: 'last loop, early loops imitate',
+      tasks: ['addition', 'chain'],
+      ratesOf: 'grpo',
+    },
     objective: () => ({
       terms: [
         lastTerm,
@@ -187,8 +195,14 @@ export const arms: Readonly<Record<string, Arm>> = {
       ],
     }),
   },
-  'backward-2': { ...grpo, options: { backwardLoops: 2 }, label: 'GRPO, gradient through 2 loops', tasks: ['addition', 'chain'] },
-  'backward-1': { ...grpo, options: { backwardLoops: 1 }, label: 'GRPO, gradient through 1 loop', tasks: ['addition', 'chain'] },
+  'backward-2': {
+    ...{ ...grpo, options: { backwardLoops: 2 }, label: 'GRPO, gradient through 2 loops' },
+    ...{ tasks: ['addition', 'chain'], ratesOf: 'grpo' },
+  },
+  'backward-1': {
+    ...{ ...grpo, options: { backwardLoops: 1 }, label: 'GRPO, gradient through 1 loop' },
+    ...{ tasks: ['addition', 'chain'], ratesOf: 'grpo' },
+  },
 }
 
 /** One run: a base that is made, or a base that an arm trains further. */
@@ -236,25 +250,50 @@ export function rateOf(results: Results, task: TaskName, arm: string): number | 
   return rateSearch(results, taskOf(task).ratesOf ?? task, arms[arm]!.ratesOf ?? arm).chosen
 }
 
+/** What runs first, so that a study that is stopped early is a whole one on fewer bases. Everything else follows in the order of `arms`. */
+const first: readonly (readonly [TaskName, readonly string[]])[] = [
+  ['chain', ['grpo', 'rltt']],
+  ['addition', ['grpo', 'rltt']],
+  ['parity', ['grpo', 'rltt']],
+]
+
+/** Tasks with the arms that run on them together, the most important ones first. */
+function stages(): (readonly [TaskName, readonly string[]])[] {
+  const early = new Set(first.flatMap(([task, names]) => names.map((name) => `${task}/${name}`)))
+  const rest = Object.entries(arms).flatMap(([name, { tasks }]) =>
+    tasks.filter((task) => !early.has(`${task}/${name}`)).map((task) => [task, [name]] as const),
+  )
+  return [...first, ...rest]
+}
+
+/** Whether a task chooses rates on bases of its own. */
+const tunes = (task: TaskName) => taskOf(task).ratesOf === undefined
+
+/** The runs of a stage in their order: rates are chosen, then base after base is made and trained by every arm. */
+function stageRuns(results: Results, task: TaskName, names: readonly string[]): RunSpec[] {
+  const base = (seed: number): RunSpec => ({ id: baseId(task, seed), kind: 'base', task, base: seed })
+  const training = (arm: string, seed: number, learningRate: number): RunSpec => {
+    return { id: trainingId(task, arm, seed, learningRate), kind: 'training', task, arm, base: seed, learningRate }
+  }
+  const tuned = tunes(task) ? names.filter((arm) => arms[arm]!.ratesOf === undefined) : []
+  const tuning = settings.tuningBases.flatMap((seed) =>
+    tuned.flatMap((arm) => rateSearch(results, task, arm).grid.map((rate) => training(arm, seed, rate))),
+  )
+  const comparison = settings.bases.flatMap((seed) =>
+    names.flatMap((arm) => {
+      const rate = rateOf(results, task, arm)
+      return rate === undefined || !basesOf(arm).includes(seed) ? [] : [training(arm, seed, rate)]
+    }),
+  )
+  const prepared = tuned.length > 0 ? settings.tuningBases.map(base) : []
+  const compared = settings.bases.flatMap((seed) => [base(seed), ...comparison.filter((run) => run.base === seed)])
+  return [...prepared, ...tuning, ...compared]
+}
+
 /** The runs that can start now. A base comes before what is trained on it, and the choice of a rate before its other runs. */
 export function dueRuns(results: Results): RunSpec[] {
-  const all: RunSpec[] = []
-  const training = (task: TaskName, arm: string, base: number, learningRate: number): RunSpec => {
-    return { id: trainingId(task, arm, base, learningRate), kind: 'training', task, arm, base, learningRate }
-  }
-  const names = Object.keys(studyTasks) as TaskName[]
-  for (const task of names) {
-    const tuned = taskOf(task).ratesOf === undefined
-    for (const base of tuned ? [...settings.tuningBases, ...settings.bases] : settings.bases)
-      all.push({ id: baseId(task, base), kind: 'base', task, base })
-    for (const [arm, { tasks, ratesOf }] of Object.entries(arms)) {
-      if (!tasks.includes(task)) continue
-      if (tuned && ratesOf === undefined)
-        for (const base of settings.tuningBases)
-          for (const rate of rateSearch(results, task, arm).grid) all.push(training(task, arm, base, rate))
-      const rate = rateOf(results, task, arm)
-      if (rate !== undefined) for (const base of basesOf(arm)) all.push(training(task, arm, base, rate))
-    }
-  }
-  return all.filter((spec) => !results.has(spec.id) && (spec.kind === 'base' || results.has(baseId(spec.task, spec.base))))
+  const all = new Map(stages().flatMap(([task, names]) => stageRuns(results, task, names).map((run) => [run.id, run] as const)))
+  return [...all.values()].filter(
+    (spec) => !results.has(spec.id) && (spec.kind === 'base' || results.has(baseId(spec.task, spec.base))),
+  )
 }

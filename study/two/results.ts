@@ -10,6 +10,8 @@ export interface Measurement {
   budgets: { tokens: number; accuracy: number[] }[]
   /** Greedy accuracy and mean loops per token under the gate's exits, by threshold. */
   gates: { threshold: number; accuracy: number; loops: number }[]
+  /** Greedy accuracy at full depth with more loops than in training. */
+  deeper: { loops: number; accuracy: number }[]
   /** Share of the problems that one of 8 samples at full depth answers. */
   passAt8: number
 }
@@ -17,6 +19,7 @@ export interface Measurement {
 export interface BaseResult {
   id: string
   kind: 'base'
+  processor: string
   task: string
   base: number
   /** Steps of Stage I. */
@@ -54,6 +57,7 @@ export interface Point {
 export interface TrainingResult {
   id: string
   kind: 'training'
+  processor: string
   task: string
   arm: string
   base: number

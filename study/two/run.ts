@@ -16,6 +16,7 @@ import {
   type Task,
   type TrainerEvent,
 } from '../../src/index.js'
+import { processor } from '../processor.js'
 import { mean } from '../statistics.js'
 import { type Arm, arms, type RunSpec, type StudyTask, settings, taskOf } from './plan.js'
 import { releasedGrpo } from './released.js'
@@ -88,7 +89,8 @@ async function makeBase(spec: Extract<RunSpec, { kind: 'base' }>, study: StudyTa
   }
   await model.save(path)
   const { id, task: name } = spec
-  return { id, kind: 'base', task: name, base: seed, steps, seconds: short(seconds), final: await measure(model, study, task) }
+  const made = { id, kind: 'base', processor: processor(), task: name, base: seed, steps, seconds: short(seconds) } as const
+  return { ...made, final: await measure(model, study, task) }
 }
 
 function makeTrainer(model: LoopLM, base: LoopLM, arm: Arm, study: StudyTask, seed: number, learningRate: number) {
@@ -144,7 +146,8 @@ export async function train(
   for await (const _ of gate.run());
   const calibrated = await gateExits(model, task, sizes.gateProblems)
   const { task: name, arm: armName } = spec
-  const result = { id, kind: 'training', task: name, arm: armName, base: seed, learningRate, course, final, calibrated } as const
+  const run = { id, kind: 'training', processor: processor(), task: name, arm: armName, base: seed, learningRate } as const
+  const result = { ...run, course, final, calibrated }
   return arm.gradients ? { ...result, gradients: compared } : result
 }
 
@@ -208,8 +211,15 @@ async function measure(model: LoopLM, study: StudyTask, task: Task, sizes: Sizes
     rightLength: perLoop.map(rightLengthOf),
     budgets: study.budgets.map((tokens) => ({ tokens, accuracy: perLoop.map((list) => within(list, tokens)) })),
     gates: await gateExits(model, task, sizes.gateProblems),
+    deeper: await deeperAnswers(model, task, sizes.finalProblems),
     passAt8: short(sampled!.passAt![8]!),
   }
+}
+
+/** Greedy answers with more loops than in training. */
+async function deeperAnswers(model: LoopLM, task: Task, count: number): Promise<Measurement['deeper']> {
+  const perLoop = settings.deeper.map((loops) => answer(model, task, count, { loops, exit: { rule: 'fixed' } }))
+  return (await Promise.all(perLoop)).map((list, i) => ({ loops: settings.deeper[i]!, accuracy: accuracyOf(list) }))
 }
 
 /** Greedy answers whose tokens leave the loops when the gate's exit probabilities add up to the threshold. */
