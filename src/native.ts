@@ -35,6 +35,8 @@ export interface NativeSequences {
   stateSeed?: number
   zeroStates?: boolean
   vectors?: NativeVectors
+  /** Of predictions, len-1 each: the loop, counted from 0, that they were read from; replayed. */
+  exits?: Int32Array
 }
 
 /** Vectors in place of embedded tokens: which of all tokens, ascending, and [tokens, D]. */

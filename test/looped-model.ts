@@ -170,11 +170,51 @@ export function greedy(
       h = rms(h, p.get('model.norm.weight')!)
       return h
     })
-    if (options.shared) continue
-    for (const above of planes.slice(left))
-      for (const [l, plane] of above.entries()) plane[position] = planes[left - 1]![l]![position]!
+    if (!options.shared) lendUpwards(planes, left, position)
   }
   return { tokens, loops }
+}
+
+/** Deeper loops find the keys and values of a token that left after `left` loops. */
+function lendUpwards(planes: readonly Plane[][], left: number, position: number): void {
+  for (const above of planes.slice(left))
+    for (const [l, plane] of above.entries()) plane[position] = planes[left - 1]![l]![position]!
+}
+
+/**
+ * The policy that leaves early (math.md §7): log p of the loop that each token of a completion is read from, and log P of the token there.
+ * The prompt runs at full depth.
+ *
+ * @param exits one per token, counted from 0
+ */
+export function adaptivePolicy(
+  c: Sizes,
+  p: Parameters,
+  prompt: readonly number[],
+  tokens: readonly number[],
+  exits: readonly number[],
+): { exitLogprobs: number[]; tokenLogprobs: number[] } {
+  const planes: Plane[][] = []
+  const { states } = forward(c, p, prompt, undefined, 'state', planes)
+  const loops = Array.from({ length: c.total_ut_steps }, (_, t) => t)
+  let seen = loops.map((t) => states[t]!.at(-1)!)
+  const exitLogprobs: number[] = []
+  const tokenLogprobs: number[] = []
+  for (const [k, token] of tokens.entries()) {
+    const pdf = exitLogPdf(seen.map((state) => gateLogit(p, state)))
+    exitLogprobs.push(pdf[exits[k]!]!)
+    tokenLogprobs.push(Math.log(probabilities(p, seen[exits[k]!]!)[token]!))
+    const position = prompt.length + k
+    let h = embedded(c, p, token)
+    // All loops run, because the exit of the next token is not known here; what they leave behind it is replaced.
+    seen = loops.map((t) => {
+      for (let l = 0; l < c.num_hidden_layers; l++) h = block(c, p, l, h, position, planes[t]![l]!)
+      h = rms(h, p.get('model.norm.weight')!)
+      return h
+    })
+    if (k + 1 < tokens.length) lendUpwards(planes, exits[k + 1]! + 1, position)
+  }
+  return { exitLogprobs, tokenLogprobs }
 }
 
 /** log p_t of the exits from the gate logits of one position (math.md §1). */

@@ -95,6 +95,7 @@ Sequences Input::sequences() const {
   for (size_t i = 0; i < out.prompt_lengths.size(); i++)
     if (out.prompt_lengths[i] < 1 || out.prompt_lengths[i] >= out.length(i))
       (*this)["promptLengths"].fail("must leave at least one token of each sequence");
+  if (const Input exits = (*this)["exits"]; !exits.missing()) out.exits = exits.int32s();
   if (const Input states = (*this)["states"]; !states.missing()) out.states = states.doubles();
   out.vectors = (*this)["vectors"].vectors();
   if (const Input seed = (*this)["stateSeed"]; !seed.missing()) out.state_seed = uint64_t(seed.integer(0, int64_t(1) << 53));

@@ -162,7 +162,8 @@ LossTerm read_term(const Input& in, const Input& values) {
                                                         {"uniform", LoopWeighting::uniform},
                                                         {"progressive", LoopWeighting::progressive},
                                                         {"one-hot", LoopWeighting::one_hot},
-                                                        {"given", LoopWeighting::given}});
+                                                        {"given", LoopWeighting::given},
+                                                        {"exit-loop", LoopWeighting::exit_loop}});
   if (const Input given = weights["weights"]; !given.missing()) t.weights.given = given.doubles();
   t.weights.temperature = weights["temperature"].number();
   t.weights.alpha = weights["alpha"].number();
@@ -256,6 +257,7 @@ Napi::Value accumulate_loss_of(const Napi::CallbackInfo& info) {
   batch->segments = values["segments"].int32s();
   batch->mask = values["mask"].int32s();
   auto objective = std::make_shared<Objective>(read_objective(Input(info, 3, "objective"), values));
+  if (Input(info, 3, "objective")["replayExits"].flag()) batch->sequences.exits = batch->exits;
   return model.executor->submit(
       info.Env(), Input(info, 4, "cancel").cancel(), [model = model.object, batch, objective]() -> Executor::Finish {
         return [metrics = accumulate_loss(*model, *batch, *objective), dtype = model->dt](Napi::Env env) {

@@ -55,6 +55,8 @@ struct VectorRuns {
   void add(const InputVectors& vectors, int64_t token, int64_t row, int64_t hidden);
 };
 
+constexpr int32_t NEVER_LEFT = INT32_MAX;  // of a row that runs all loops, of a prompt for example
+
 // The device copies a stack reads.
 struct DeviceBatch {
   int64_t tokens;
@@ -63,7 +65,10 @@ struct DeviceBatch {
   int32_t segment_count, group_count, max_context, max_position;
   const void* states = nullptr;       // act [N, D]: initial states, for architectures that have some; NULL: zeros
   const int32_t* previous = nullptr;  // [N]: the row of the token before; N: there is none
-  std::vector<LoopRows> loops{};      // of a pass whose rows are at loops of their own; empty: at those that the stack walks
+  // The loop, counted from 0, that each row left at, so that deeper ones have its keys and values (exit_replay.h); empty: none
+  // did.
+  std::vector<int32_t> exits{};
+  std::vector<LoopRows> loops{};  // of a pass whose rows are at loops of their own; empty: at those that the stack walks
   // What embedded tokens are replaced by, behind the embedding's scale: of all runs, one behind the other.
   std::vector<VectorRun> vector_runs{};
   const void* vectors = nullptr;  // act [vectors of all runs, D]

@@ -14,6 +14,7 @@ Block::Block(std::shared_ptr<Device> device, LoopDType dt, const Architecture& a
       cache_(cache),
       memory_(memory),
       attention_(device_, dt, a_, batch_, cache, memory),
+      replay_(device_, dt, a_, batch_, backward, memory),
       linear_(device_, dt, batch.tokens, weights.rank, weights.scale, memory.linear),
       shift_(device_, dt, batch.tokens, architecture.hidden, memory.shift),
       shift_rank_(weights.shift_rank),
@@ -198,6 +199,7 @@ void Block::forward(const LayerWeights& w, const BlockMemory& b, int64_t plane, 
   norm_heads(w, b);
   run(&LoopBackend::rope, "rope", pairs(), N(), a_.heads + a_.kv_heads, a_.head_dim, a_.qkv_width(), batch_.positions, rope_, 0,
       b.qkv);
+  replay_.forward(loop_, block_, b.qkv);
   attention_.forward(b, plane);
   linear_.forward(w.output, gate_heads(b), b.branch_1);
   join(in, b.branch_1, w.attention_norm_2, b.sum_1, b.middle, norms_input(a_.residual) ? w.mlp_norm : nullptr, x_);
@@ -232,6 +234,7 @@ void Block::backward(const LayerWeights& w, const LayerWeights& d, const BlockMe
   a.dout = d_attention_;
   a.dqkv = d_qkv_;
   run(&LoopBackend::attention_backward, "attention backward", static_cast<const LoopAttention*>(&a));
+  replay_.backward(loop_, block_, d_qkv_);
   run(&LoopBackend::rope, "rope", pairs(), N(), a_.heads + a_.kv_heads, a_.head_dim, a_.qkv_width(), batch_.positions, rope_, 1,
       d_qkv_);
   norm_heads_backward(w, d, b);

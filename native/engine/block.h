@@ -2,6 +2,7 @@
 // by side. h, middle and out are the stream before, between and behind the two branches, act [N, D].
 #pragma once
 #include "block_attention.h"
+#include "exit_replay.h"
 #include "linear.h"
 #include "shift.h"
 
@@ -16,10 +17,12 @@ class Block {
   size_t bytes() const;                    // of a BlockMemory
   BlockMemory carve(char*& memory) const;  // the next one of an array of them
 
-  // The loop that the rows are at, unless the batch says it of each.
-  void at_loop(int loop) {
-    if (batch_.loops.empty()) linear_.at_loop(loop);
+  // The loop that the rows are at, unless the batch says it of each, and which of its blocks comes. Loop -1: before the loops.
+  void at(int loop, int64_t block) {
+    if (batch_.loops.empty()) linear_.at_loop(std::max(loop, 0));
+    loop_ = loop, block_ = block;
   }
+  void begin_backward() { replay_.begin_backward(); }
 
   void* x() const { return x_; }      // act [N, D]: N h when the block begins, where the architecture norms it
   void* d_x() const { return d_x_; }  // act [N, D]: ∂L/∂(N h), or ∂L/∂h where it does not, when its backward ends
@@ -64,10 +67,13 @@ class Block {
   const CacheUse* cache_;
   StackMemory& memory_;
   const BlockAttention attention_;
+  const ExitReplay replay_;
   LinearLayers linear_;
   ShiftFfn shift_;
   const int64_t shift_rank_;
   const size_t act_, real_;
+  int loop_ = -1;
+  int64_t block_ = 0;
   void *x_ = nullptr, *activation_ = nullptr;
   void *d_activation_ = nullptr, *d_branch_ = nullptr, *d_x_ = nullptr, *d_attention_ = nullptr, *d_qkv_ = nullptr;
 };

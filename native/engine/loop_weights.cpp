@@ -39,7 +39,8 @@ bool names_loops(const LoopWeights& weights, const ReadLoops& loops) {
   return weights.kind != LoopWeighting::one_hot || one_hot(weights, loops) < loops.count();
 }
 
-std::vector<double> loop_weights(const LoopWeights& weights, const ReadLoops& loops, const ExitTable& exits) {
+std::vector<double> loop_weights(const LoopWeights& weights, const ReadLoops& loops, const ExitTable& exits,
+                                 const std::vector<int32_t>& left) {
   const size_t R = size_t(exits.rows);
   double powers = 0;
   for (int t : loops.read) powers += std::pow(double(t + 1), weights.alpha);
@@ -60,6 +61,9 @@ std::vector<double> loop_weights(const LoopWeights& weights, const ReadLoops& lo
           break;
         case LoopWeighting::given:
           w.push_back(weights.given[size_t(k)]);
+          break;
+        case LoopWeighting::exit_loop:
+          w.push_back(left[r] == k);
           break;
       }
   return w;

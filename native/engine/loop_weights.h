@@ -19,7 +19,9 @@ struct ReadLoops {
 bool weighs(const LoopWeights& weights, const ReadLoops& loops, int k);
 // Whether weights name loops that are read.
 bool names_loops(const LoopWeights& weights, const ReadLoops& loops);
-// [scored, R], loop by loop; what is not scored has no weight.
-std::vector<double> loop_weights(const LoopWeights& weights, const ReadLoops& loops, const ExitTable& exits);
+// [scored, R], loop by loop; what is not scored has no weight. left: [R], of exit_loop: the loop that each row was read from,
+// counted from 0 among those that are read.
+std::vector<double> loop_weights(const LoopWeights& weights, const ReadLoops& loops, const ExitTable& exits,
+                                 const std::vector<int32_t>& left = {});
 
 }  // namespace looplm

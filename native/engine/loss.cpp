@@ -53,7 +53,7 @@ class LossPass {
     batch.stack.forward_tokens();
     const bool gate = model_.config.exit_gate;
     const ExitTable last = gate ? ExitTable{} : last_loop_exits(int64_t(packed.rows.size()), in_.loops.count());
-    LossRows rows{packed, gate ? batch.exits() : last};
+    LossRows rows{packed, gate ? batch.exits() : last, in_.left(packed)};
     std::vector<double> d_pdf(rows.exits.pdf.size(), 0.0);
     if (!in_.loops.scored.empty()) {
       const HeadRows head = batch.rows(in_.hidden_of_scored(), o_.temperature);
@@ -106,7 +106,7 @@ class LossPass {
   }
 
   RowTable weights_of(const LossTerm& term, const LossRows& rows) {
-    RowTable w = loop_weights(term.weights, in_.loops, rows.exits);
+    RowTable w = loop_weights(term.weights, in_.loops, rows.exits, rows.left);
     if (&term == in_.first_token_term()) totals_.add_weights(w, rows.R());
     return w;
   }

@@ -57,6 +57,8 @@ void LossInput::check_term(const LossTerm& term) const {
           "a term needs one advantage per sequence, or one per sequence and loop");
   require(term.token_advantages.empty() || (term.surrogate != Surrogate::gspo && term.surrogate != Surrogate::k15),
           "gspo and k1.5 compare whole sequences: their tokens have no advantages of their own");
+  require(term.weights.kind != LoopWeighting::exit_loop || term.channel != Channel::token || !batch.exits.empty(),
+          "weights of the exit loop need the batch's exits");
   require(!attached(term) || (term.surrogate == Surrogate::reinforce && term.weights.temperature == 1),
           "attached exit-pdf weights (detachWeights: false of a trainer, detach: false of a term) are defined for the reinforce "
           "surrogate at temperature 1: use those, or detached weights");
@@ -139,6 +141,13 @@ LoopPlan LossInput::stack_plan() const {
 }
 std::vector<int> LossInput::hidden_of_scored() const {
   return model.config.exit_gate ? loops.scored : all_loops(int(loops.scored.size()));
+}
+
+std::vector<int32_t> LossInput::left(const PackedBatch& packed) const {
+  std::vector<int32_t> out;
+  for (const PredictionRow& row : packed.rows)
+    if (!batch.exits.empty()) out.push_back(batch.exits[at(row)]);
+  return out;
 }
 
 double LossInput::value(const PredictionValues& of, const PredictionRow& row, int k) const {

@@ -34,6 +34,7 @@ class LossInput {
   std::vector<int> hidden_of_scored() const;
 
   size_t at(const PredictionRow& row) const { return size_t(offsets_[size_t(row.sequence)] + row.position); }
+  std::vector<int32_t> left(const PackedBatch& packed) const;
   double value(const PredictionValues& of, const PredictionRow& row, int k) const;  // at the k-th loop that is read
   double advantage(const LossTerm& term, const PredictionRow& row, int k) const;
   const LossTerm* first_token_term() const;
@@ -59,6 +60,7 @@ inline bool attached(const LossTerm& term) {
 struct LossRows {
   const PackedBatch& packed;
   const ExitTable& exits;
+  std::vector<int32_t> left{};  // [R]: the batch's exits; empty where it has none
   TokenValues values{};
   size_t R() const { return packed.rows.size(); }
   std::vector<int32_t> sequence_of_row() const;  // counted from the batch's first

@@ -84,6 +84,9 @@ struct StackBuffers {
   Buffer d_registers, real;                                // real; the last one scratch
   Buffer projected, heads;                                 // act, of a block: all projections, and heads apart
   Buffer extended, extended_out, extended_lse;             // attention behind cached prefixes
+  Buffer replay_kept, replay_mixed;                        // act: exit_replay.h
+  Buffer replay_gradients, replay_waiting;                 // act
+  Buffer replay_index;                                     // int32
   LinearMemory linear;
   ShiftMemory shift;
 };

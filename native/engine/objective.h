@@ -11,7 +11,7 @@
 
 namespace looplm {
 
-enum class LoopWeighting { exit_pdf, uniform, progressive, one_hot, given };
+enum class LoopWeighting { exit_pdf, uniform, progressive, one_hot, given, exit_loop };  // exit_loop: the batch's exits, one-hot
 
 // How the loops that are read weigh in the loss of a token: w_1..w_T, Σ w = 1.
 struct LoopWeights {

@@ -15,12 +15,33 @@ void check_vectors(const InputVectors& v, size_t tokens, int64_t hidden, const c
       throw Error("INVALID_ARGUMENT", operation, "positions of inputVectors must ascend and lie within their sequence");
 }
 
+namespace {
+
+// What exits cannot be replayed through is refused.
+void check_exits(const Model& model, const Sequences& s, const char* operation) {
+  if (s.exits.empty()) return;
+  if (s.exits.size() != s.tokens.size() - s.count())
+    throw Error("INVALID_SHAPE", operation, "exits hold " + std::to_string(s.exits.size()) + " values: give len-1 per sequence");
+  const Architecture& a = model.config;
+  const std::string family = "exits: this model of family " + a.family;
+  if (a.blocks(a.read) > 0)
+    throw Error(
+        "UNSUPPORTED", operation,
+        family + " has layers behind its loops, which exits cannot be replayed through: train it at full depth, without exits");
+  if (model.weights().shift_rank > 0)
+    throw Error("UNSUPPORTED", operation,
+                family + " has an adapter with shifts, which exits cannot be replayed through: add the adapter without shifts");
+}
+
+}  // namespace
+
 void check_sequences(const Model& model, const Sequences& s, const char* operation) {
   if (s.count() == 0) throw Error("INVALID_ARGUMENT", operation, "the batch holds no sequences");
   if (!s.states.empty() && s.states.size() != s.tokens.size() * size_t(model.config.hidden))
     throw Error("INVALID_SHAPE", operation,
                 "initialStates must hold len × " + std::to_string(model.config.hidden) + " values per sequence");
   check_vectors(s.vectors, s.tokens.size(), model.config.hidden, operation);
+  check_exits(model, s, operation);
   for (size_t i = 0; i < s.count(); i++) {
     if (s.length(i) < 1 || s.prompt(i) < 1 || s.prompt(i) > s.length(i))
       throw Error("INVALID_ARGUMENT", operation,
@@ -114,12 +135,26 @@ void add_vectors(Model& model, const Sequences& s, const PackedBatch& packed, De
   batch.d_vectors = memory.d_vectors.as<>();
 }
 
+// The prompt ran at full depth whatever its last token was read from.
+std::vector<int32_t> exits_of(const Sequences& s, const PackedBatch& packed) {
+  std::vector<int32_t> out;
+  if (s.exits.empty()) return out;
+  for (size_t i = 0; i < packed.ids.size(); i++) {
+    const size_t sequence = size_t(packed.sources[i]);
+    const int64_t position = packed.positions[i], predictions = s.length(sequence) - 1;
+    const bool may_leave = position >= s.prompt(sequence) && position < predictions;
+    out.push_back(may_leave ? s.exits[size_t(s.offsets[sequence] - int64_t(sequence) + position)] : NEVER_LEFT);
+  }
+  return out;
+}
+
 }  // namespace
 
 DeviceBatch device_batch(Model& model, const Sequences& s, const PackedBatch& packed) {
   BatchMemory& memory = model.memory().batch;
   DeviceBatch batch = upload(packed, model.device, memory);
   add_vectors(model, s, packed, batch);
+  batch.exits = exits_of(s, packed);
   const Architecture& a = model.config;
   if (!begins_with_state(a) || s.zero_states) return batch;
   const size_t D = size_t(a.hidden);

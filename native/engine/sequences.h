@@ -27,6 +27,9 @@ struct Sequences {
   uint64_t state_seed = 0;
   bool zero_states = false;
   InputVectors vectors;
+  // The loop, counted from 0, at which each token was read that predicts the next one: len-1 per sequence. Tokens of a response
+  // that left early stay so for deeper loops (exit_replay.h). Empty: all loops run for every token.
+  std::vector<int32_t> exits;
   size_t count() const { return offsets.empty() ? 0 : offsets.size() - 1; }
   int64_t length(size_t i) const { return offsets[i + 1] - offsets[i]; }
   int64_t prompt(size_t i) const { return prompt_lengths.empty() ? 1 : prompt_lengths[i]; }

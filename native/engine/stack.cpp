@@ -142,7 +142,7 @@ void Stack::forward_block(const Run& r, const Run* before, const Run* after) {
   if (norm && !noisy) next = norm_weight(after->step->index);
   else if (norms && after && follows(after, Step::Kind::block, r))
     next = weights_.layers[size_t(after->step->index)].attention_norm;
-  block_.at_loop(std::max(r.loop, 0));
+  block_.at(r.loop, r.plane);
   block_.forward(w, r.block, r.plane, r.in, r.out, next, norm ? after->out : block_.x());
   newest_block_ = &r;
   if (noisy) {

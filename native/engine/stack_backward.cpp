@@ -106,6 +106,7 @@ void StackBackward::announce_final() {
 
 void StackBackward::run(void* d_hidden) {
   if (final_) begin_way_back();
+  block_.begin_backward();
   const size_t R = size_t(a_.registers), bytes = size_t(batch_.tokens * a_.hidden) * real_;
   char* own = static_cast<char*>(s_.memory_.reserve(s_.memory_.d_registers, (s_.reads_.empty() ? 1 : 2) * R * bytes));
   RegisterGradients d{{}, std::vector<void*>(R, nullptr)}, of_read = d;
@@ -204,7 +205,7 @@ void StackBackward::backward_block(const Program& program, size_t i, RegisterGra
   void* dh = d.at[size_t(r.step->to)] ? d.at[size_t(r.step->to)] : zeroed(d, r.step->to);
   if (s_.keep_ == Stack::Keep::per_layer && s_.newest_block_ != &r) s_.forward_block(r, nullptr, after);
   const Pending next = pending_.value_or(Pending{});
-  block_.at_loop(std::max(r.loop, 0));
+  block_.at(r.loop, r.plane);
   block_.backward(w, dw, r.block, r.out, dh, next.weight, next.d_weight);
   const bool norms = norms_input(a_.residual);
   if (norms) s_.normalise(r.in, w.attention_norm, block_.x());

@@ -33,6 +33,7 @@ inline double unit_interval(uint32_t high, uint32_t low) {
 
 // The streams of uniform(), so that no two uses draw the same numbers.
 constexpr uint32_t SAMPLING_STREAM = 0;
+constexpr uint32_t EXIT_SAMPLING_STREAM = 1;   // exits of generated tokens
 constexpr uint32_t REPLAY_EXIT_STREAM = 3;     // exits of LoopRPT's rollouts
 constexpr uint32_t OBJECTIVE_EXIT_STREAM = 4;  // exits of an objective's terms; one more per draw
 constexpr uint32_t ADAPTER_STREAM = 1u << 30;  // first values of LoRA, far above those of draws

@@ -14,6 +14,11 @@ export type ExitRule =
    * exit gate. Default: the configuration's `early_exit_threshold`.
    */
   | { rule: 'gate'; threshold?: number; minLoops?: number }
+  /**
+   * Each token's loop is drawn from its exit distribution by (seed, sequence, position), whatever the temperature. For models with an
+   * exit gate. It is the policy that the recipe `exit-sampled` trains (docs/objectives.md).
+   */
+  | { rule: 'sampled' }
   /** The state has settled: |h_t - h_(t-1)| ≤ threshold · |h_t|, t ≥ 2. Default 0.03. */
   | { rule: 'hidden-delta'; threshold?: number; minLoops?: number }
   /** The state has settled: 1 - cos(h_t, h_(t-1)) ≤ threshold, t ≥ 2. Default 0.001. */
@@ -48,6 +53,7 @@ const settles = (threshold: number): RuleOptions => ({ threshold: { min: 0, defa
 export const exitRules: Readonly<Record<ExitRule['rule'], RuleOptions>> = {
   gate: { threshold: { above: 0 }, minLoops: true },
   fixed: {},
+  sampled: {},
   'hidden-delta': settles(0.03),
   cosine: settles(0.001),
   kl: { threshold: { min: 0 }, minLoops: true },

@@ -84,6 +84,7 @@ export async function accumulateLoss(
     recompute: checkWord(objective.recompute ?? 'none', 'recompute', ['none', 'loop', 'layer'], operation),
     tokensPerMicroBatch: number(objective.tokensPerMicroBatch, 'tokensPerMicroBatch', 0, { min: 0, integer: true }),
     sharePrompts: objective.sharePrompts ?? true,
+    replayExits: objective.replayExits ?? false,
   }
   const run = (cancel: NativeCancel | undefined) => native().modelAccumulateLoss(model, sequences, values, settings, cancel)
   const metrics = await call(operation, run, signal)
@@ -101,7 +102,7 @@ function termSettings(term: LossTerm, loops: number, operation: string) {
   return {
     channel: checkWord(term.channel ?? 'token', 'channel', ['token', 'exit'], operation),
     weights: {
-      kind: checkWord(kind, 'weights', ['exit-pdf', 'uniform', 'progressive', 'one-hot', 'given'], operation),
+      kind: checkWord(kind, 'weights', ['exit-pdf', 'uniform', 'progressive', 'one-hot', 'given', 'exit-loop'], operation),
       temperature: checkNumber(temperature, 'weights.temperature', { above: 0 }, operation),
       alpha: checkNumber(alpha, 'alpha', {}, operation),
       loop: checkNumber(loop, 'weights.loop', { min: 0, integer: true }, operation),

@@ -47,6 +47,7 @@ export const scoreOptions = {
   readLoops: true,
   lastLoop: true,
   promptLengths: true,
+  exits: true,
   predictions: true,
   topLogprobs: true,
   signal: true,

@@ -1,3 +1,4 @@
+import { LoopLMError } from '../errors.js'
 import type { Architecture } from '../native/architecture.js'
 import { call, type NativeModel, type NativeScores, type NativeSequences, native } from '../native.js'
 import { checkFlag, checkNumber, checkOptions, checkWord } from '../validation/arguments.js'
@@ -5,6 +6,7 @@ import type { LoopLMConfig } from './architectures/family.js'
 import {
   checkLoops,
   checkTemperature,
+  packIntegers,
   packSequences,
   packValues,
   sequenceLimits,
@@ -53,9 +55,10 @@ export function scoredForm(
   checkOptions(options, scoreOptions, operation)
   model.handle(operation)
   const limits = { ...sequenceLimits(model.config), minLength: 2, promptLengths: options.promptLengths }
-  checkLoopChoice(options, model.architecture, operation)
+  const { loops } = checkLoopChoice(options, model.architecture, operation).native
+  const packed = withInputs(model, packSequences(sequences, limits, operation), options, operation)
   return {
-    packed: withInputs(model, packSequences(sequences, limits, operation), options, operation),
+    packed: withExits(packed, options, loops === 0 ? model.architecture.loops : loops, operation),
     temperature: checkTemperature(options.temperature, operation),
     choice: { loops: options.loops, readLoops: options.readLoops && [...options.readLoops] },
   }
@@ -70,6 +73,22 @@ function withInputs(
 ): NativeSequences {
   const states = withStates(sequences, options, architecture, operation)
   return withVectors(states, options.inputVectors, architecture.hidden, operation)
+}
+
+/** The sequences with the loops that their tokens left at. */
+function withExits(
+  sequences: NativeSequences,
+  { exits, promptLengths, readLoops }: ScoreOptions,
+  loops: number,
+  operation: string,
+): NativeSequences {
+  if (exits === undefined) return sequences
+  const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  if (promptLengths === undefined) throw refuse('exits: prompts run at full depth. Give promptLengths as well.')
+  if (readLoops !== undefined) throw refuse('exits: tokens may have left at any loop. Omit readLoops.')
+  const once = (i: number) => [{ shape: 'length - 1', length: sequences.lengths[i]! - 1 }]
+  const range = { min: 0, max: loops - 1 }
+  return { ...sequences, exits: packIntegers(exits, 'exits', once, range, sequences.lengths.length, operation) }
 }
 
 /** The body of LoopLM.score. */

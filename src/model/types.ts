@@ -145,6 +145,12 @@ export interface ScoreOptions extends StateOptions, InputOptions {
   lastLoop?: boolean
   /** Per sequence, how many tokens are prompt: rows before the response read as 0 and cost nothing in the head. */
   promptLengths?: ArrayLike<number>
+  /**
+   * Per sequence len-1: the loop that each prediction was read from, counted from 0, as generation with early exits had them. Tokens of
+   * the response then keep the keys and values of that loop at deeper ones, as in generation: the log-probabilities at the exits are
+   * those of the sampler. Needs `promptLengths`, because prompts run at full depth. Default: every token runs all loops.
+   */
+  exits?: readonly ArrayLike<number>[] | undefined
   /** Return the likeliest token of each prediction as well. Default false. */
   predictions?: boolean
   /** This many of the most probable tokens of each prediction of the last loop; default 0. At most `vocab_size`. */
@@ -277,6 +283,8 @@ export interface LossObjective extends Omit<StateOptions, 'initialStates'> {
   tokensPerMicroBatch?: number
   /** Equal prompts of neighbouring sequences run once [true] */
   sharePrompts?: boolean
+  /** Tokens that left early, by the batch's exits, keep the keys and values of their exit loop [false] */
+  replayExits?: boolean
 }
 
 /** A prompt: token ids, or text when the model has a tokenizer. */

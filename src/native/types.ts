@@ -32,7 +32,8 @@ export interface LossTerm {
   channel?: 'token' | 'exit'
   /** [exit-pdf, detached] */
   weights?: {
-    kind: 'exit-pdf' | 'uniform' | 'progressive' | 'one-hot' | 'given'
+    /** `exit-loop`: 1 at the batch's exit of each prediction */
+    kind: 'exit-pdf' | 'uniform' | 'progressive' | 'one-hot' | 'given' | 'exit-loop'
     temperature?: number | undefined
     alpha?: number | undefined
     /** 1-based; 0: the last */

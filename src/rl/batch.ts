@@ -47,7 +47,10 @@ export interface RolloutBatch {
   mask?: readonly ArrayLike<number>[]
   /** Per sequence the model's turns, as ranges of its tokens, with the rewards of their own; read by advantages with source `turn`. */
   turns?: readonly (readonly BatchTurn[])[]
-  /** Per sequence len-1: the loop each prediction was read from, counted from 0; exit terms train these. */
+  /**
+   * Per sequence len-1: the loop each prediction was read from, counted from 0; exit terms train these, and an objective with `exits:
+   * 'sampled'` replays them and needs them.
+   */
   exits?: readonly ArrayLike<number>[]
   /** Per sequence len-1: which action of the response a token belongs to (LLDS with gate `segment`). */
   segments?: readonly ArrayLike<number>[]
@@ -195,7 +198,7 @@ export function usedFields(batch: RolloutBatch, objective: Objective, own: boole
     referenceLogprobs: usesReference(objective),
     mask: true,
     turns: needs(({ source }) => source === 'turn'),
-    exits: terms.some(({ channel }) => channel === 'exit'),
+    exits: objective.exits === 'sampled' || terms.some(({ channel }) => channel === 'exit'),
     segments: lazy?.gate === 'segment',
     strata: needs(({ strata }) => strata?.by === 'given'),
     costs: needs(({ cost }) => cost?.by === 'given'),

@@ -30,12 +30,27 @@ export class ObjectiveTrainer extends PolicyGradientTrainer<ObjectiveTrainerConf
    */
   constructor(model: LoopLM, options: ObjectiveTrainerOptions = {}) {
     const config = parseOptions('ObjectiveTrainer', objectiveTrainerOptions, options)
-    super('objective', model, config, schedule(config.objective))
+    const steps = schedule(config.objective)
+    super('objective', model, withSampledExits(config, steps), steps)
   }
 }
 
-function schedule(option: ObjectiveTrainerConfig['objective']): ObjectiveSchedule {
-  if (typeof option === 'function') return { at: () => option, reference: () => undefined }
+/** The configuration with the exit rule of its rollouts, which an objective with sampled exits decides. */
+function withSampledExits(config: ObjectiveTrainerConfig, steps: Schedule): ObjectiveTrainerConfig {
+  if (!steps.samplesExits) return config
+  const { exit, exitThreshold, readLoops, rollout, environment } = config
+  const given = Object.entries({ exit, exitThreshold, readLoops, rollout, environment }).find(([, value]) => value !== undefined)
+  if (given === undefined) return { ...config, exit: { rule: 'sampled' } }
+  const problem = "the objective's exits 'sampled' draw the exits of single-turn rollouts by themselves. Omit it."
+  throw refuseOptions('ObjectiveTrainer', `${given[0]}: ${problem}`)
+}
+
+interface Schedule extends ObjectiveSchedule {
+  samplesExits: boolean
+}
+
+function schedule(option: ObjectiveTrainerConfig['objective']): Schedule {
+  if (typeof option === 'function') return { at: () => option, reference: () => undefined, samplesExits: false }
   const phases = phasesOf(option as Parameters<typeof phasesOf>[0]).flatMap(({ until, objective }) => {
     const inner = typeof objective === 'string' ? phasesOf(objective) : [{ objective } as Phase]
     return inner.map((phase) => ({ until: phase.until ?? until, objective: objectiveSchema.parse(phase.objective) }))
@@ -50,11 +65,18 @@ function schedule(option: ObjectiveTrainerConfig['objective']): ObjectiveSchedul
   if (new Set(references).size > 1) {
     throw refuseOptions('ObjectiveTrainer', 'objective: kl, lazy and beliefs must share one reference, all frozen or all ema')
   }
-  for (const { objective } of phases) checkCombinations(objective)
+  for (const { objective } of phases) {
+    checkCombinations(objective)
+    checkSampledExits(objective)
+  }
+  const samplesExits = phases[0]!.objective.exits === 'sampled'
+  if (phases.some(({ objective }) => (objective.exits === 'sampled') !== samplesExits))
+    throw refuseOptions('ObjectiveTrainer', "objective: all phases sample exits, or none. Set exits: 'sampled' in each of them.")
   const from = (step: number) => phases.filter(({ until }) => until === undefined || step < until)
   return {
     at: (step) => from(step)[0]!.objective,
     reference: (step) => (from(step).some(({ objective }) => needsReference(objective)) ? references[0] : undefined),
+    samplesExits,
   }
 }
 
@@ -125,4 +147,27 @@ function checkCombinations({ terms, lazy, kl, entropy, filter, rewards }: Object
     const problem = 'looks for groups whose rewards spread, and the rewards majority and novelty are made later; omit resample'
     throw refuseOptions('ObjectiveTrainer', `objective.filter.resample: ${problem}`)
   }
+}
+
+/** What an objective with sampled exits replays: one policy, the one that sampled. */
+function checkSampledExits({ exits, terms, kl, lazy, entropy }: Objective): void {
+  const refuse = (path: string, problem: string) => refuseOptions('ObjectiveTrainer', `objective.${path}: ${problem}`)
+  for (const [i, { channel, weights, surrogate, space, advantage }] of terms.entries()) {
+    const path = `terms.${i}`
+    if (exits !== 'sampled') {
+      if (weights === 'exit-loop')
+        throw refuse(`${path}.weights`, "'exit-loop' needs the exits of rollouts. Set exits: 'sampled'.")
+      continue
+    }
+    if (channel === 'token' && (weights !== 'exit-loop' || surrogate !== 'reinforce'))
+      throw refuse(path, "exits 'sampled' credit the loop of the exit. Use weights 'exit-loop' and the surrogate 'reinforce'.")
+    if (space === 'marginal') throw refuse(`${path}.space`, "without the prompt no exit was sampled. Use 'conditional'.")
+    if (advantage.loops !== undefined)
+      throw refuse(`${path}.advantage.loops`, 'a sampled exit has one loop, whose reward is that of the response. Omit loops.')
+  }
+  if (exits !== 'sampled') return
+  const unread = Object.entries({ kl, lazy }).find(([, value]) => value !== undefined)
+  if (unread !== undefined) throw refuse(unread[0], "exits 'sampled' are not replayed by the reference model. Omit it.")
+  if (entropy.token !== 0)
+    throw refuse('entropy.token', "it is of the loops of a token term, and exits 'sampled' have one each. Omit it.")
 }

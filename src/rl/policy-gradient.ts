@@ -123,6 +123,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       const message = 'inputVectors: terms in the marginal space do not see the prompt; omit inputVectors'
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
+    if (objective.exits === 'sampled') checkReplay(batch, operation)
     if (!this.#custom) checkOldLogprobs(batch, objective, this.#loops, operation)
     const reference = this.#schedule.reference(this.step)
     // a later phase, or an average, begins at the model as it is before this step
@@ -256,7 +257,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     signal: AbortSignal | undefined,
   ): Promise<Gathered> {
     const { config, model } = this
-    const batch = batchOf(rollouts, config.exitThreshold !== undefined)
+    const batch = batchOf(rollouts, config.exitThreshold !== undefined || objective.exits === 'sampled')
     const metrics: Metrics = {}
     if (rolloutExit(config).rule === 'fixed' && config.logprobCheckEvery > 0 && this.step % config.logprobCheckEvery === 0) {
       const { sequences, promptLengths } = batch
@@ -346,6 +347,13 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       return { loss, ...shares[k]!.whole }
     })
   }
+}
+
+/** @throws LoopLMError INVALID_ARGUMENT where the exits of a batch cannot be replayed */
+function checkReplay({ exits, mask }: RolloutBatch, operation: string): void {
+  const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  if (exits === undefined) throw refuse('exits: the objective replays them. Give the exits of the rollouts, len-1 per sequence.')
+  if (mask !== undefined) throw refuse('mask: exits are replayed in responses without foreign tokens. Omit mask.')
 }
 
 /** @param exited the tokens left the loops where the gate said so */

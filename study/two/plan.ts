@@ -167,6 +167,10 @@ export const arms: Readonly<Record<string, Arm>> = {
     ),
   ),
   // New objectives
+  'exit-sampled': {
+    ...{ trainer: 'objective', options: {}, label: 'exit-sampled', tasks: ['addition', 'chain'] },
+    objective: () => 'exit-sampled',
+  },
   'rltt-then-last': {
     ...{ trainer: 'objective', options: {}, label: 'RLTT, then the last loop', tasks: ['addition', 'chain'], ratesOf: 'rltt' },
     objective: (half) => [{ until: half, objective: { terms: [rlttTerm] } }, { objective: { terms: [lastTerm] } }],
@@ -255,6 +259,8 @@ const first: readonly (readonly [TaskName, readonly string[]])[] = [
   ['chain', ['grpo', 'rltt']],
   ['addition', ['grpo', 'rltt']],
   ['parity', ['grpo', 'rltt']],
+  ['chain', ['exit-sampled']],
+  ['addition', ['exit-sampled']],
 ]
 
 /** Tasks with the arms that run on them together, the most important ones first. */

@@ -21,7 +21,7 @@ const config = {
 }
 const prompts = [[1, 2, 3], [4], [1, 2, 3], [5, 6, 7, 8, 9], [10, 11], [3, 3, 3, 3], [7, 1, 7]]
 const open: GenerateOptions = { maxNewTokens: 10, stop: [], seed: 3 }
-const exits: ExitRule[] = [
+const exits: Exclude<ExitRule, { rule: 'sampled' }>[] = [
   { rule: 'fixed' },
   { rule: 'gate', threshold: 0.6 },
   { rule: 'gate', threshold: 0.3, minLoops: 2 },
@@ -282,8 +282,8 @@ describe('an exit rule with the fewest and the most loops, by its formula in pla
   const argmax = (p: readonly number[]) => p.indexOf(Math.max(...p))
   const table = (state: number[]) => probabilities(parameters, state)
   const entropy = (p: number[]) => -p.reduce((sum, v) => sum + v * Math.log(v), 0)
-  /** Whether a token goes after the last of its states, by the rule alone. */
-  const goes: Record<ExitRule['rule'], (h: number[][], threshold: number, patience: number) => boolean> = {
+  /** Whether a token goes after the last of its states, by the rule alone; of `sampled` see exit-sampled.test.ts. */
+  const goes: Record<Exclude<ExitRule['rule'], 'sampled'>, (h: number[][], threshold: number, patience: number) => boolean> = {
     fixed: () => false,
     gate: (h, threshold) => 1 - h.reduce((stay, state) => stay / (1 + Math.exp(gateLogit(parameters, state))), 1) >= threshold,
     'hidden-delta': (h, threshold) =>
@@ -313,7 +313,7 @@ describe('an exit rule with the fewest and the most loops, by its formula in pla
     },
   }
   const leaves =
-    (exit: { rule: ExitRule['rule']; threshold?: number; minLoops?: number; patience?: number }) => (h: number[][]) =>
+    (exit: { rule: keyof typeof goes; threshold?: number; minLoops?: number; patience?: number }) => (h: number[][]) =>
       h.length >= (exit.minLoops ?? 1) && goes[exit.rule](h, exit.threshold ?? 0, exit.patience ?? 1)
 
   it.each([

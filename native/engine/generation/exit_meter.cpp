@@ -59,6 +59,7 @@ void ExitMeter::apply_gates(std::vector<HeadRow>& rows, const std::vector<int32_
     if (!asks(index[k])) continue;
     HeadRow& row = rows[size_t(index[k])];
     row.measures.gate_logit = logits[k];
+    row.measures.draw = exit_draw(*row.row, row.made);
     decide(row);
   }
 }

@@ -12,9 +12,16 @@ namespace {
 using Options = const ExitOptions&;
 using Measures = const ExitMeasures&;
 
+// Σ_(s<=t) p_s
+double exit_probability(Measures m, ExitState& s) {
+  s.survival *= 1 / (1 + std::exp(m.gate_logit));
+  return 1 - s.survival;
+}
+
 // In the order of ExitRule.
 //
 // gate           Σ_(s<=t) p_s >= threshold, p_s = λ_s Π_(r<s) (1 - λ_r)    Ouro, arXiv 2510.25741, §3; math.md §1
+// sampled        Σ_(s<=t) p_s >= u, u uniform for every token: t is drawn from p
 // hidden-delta   |h_t - h_(t-1)| <= threshold · |h_t|                      Raven's latent difference, arXiv 2502.05171
 // cosine         1 - cos(h_t, h_(t-1)) <= threshold
 // entropy        H(P_t) <= threshold
@@ -25,10 +32,9 @@ using Measures = const ExitMeasures&;
 const ExitRuleEntry rules[] = {
     {ExitRule::fixed, "fixed", 0, 1, [](Options, Measures, ExitState&) { return false; }},
     {ExitRule::gate, "gate", exit_needs::gate, 1,
-     [](Options o, Measures m, ExitState& s) {
-       s.survival *= 1 / (1 + std::exp(m.gate_logit));
-       return 1 - s.survival >= o.threshold;
-     }},
+     [](Options o, Measures m, ExitState& s) { return exit_probability(m, s) >= o.threshold; }},
+    {ExitRule::sampled, "sampled", exit_needs::gate, 1,
+     [](Options, Measures m, ExitState& s) { return exit_probability(m, s) >= m.draw; }},
     {ExitRule::hidden_delta, "hidden-delta", exit_needs::states, 2,
      [](Options o, Measures m, ExitState&) { return m.difference <= o.threshold * m.norm; }},
     {ExitRule::cosine, "cosine", exit_needs::states, 2,

@@ -6,7 +6,7 @@
 
 namespace looplm {
 
-enum class ExitRule { fixed, gate, hidden_delta, cosine, entropy, entropy_change, kl, kl_previous, argmax_stable };
+enum class ExitRule { fixed, gate, sampled, hidden_delta, cosine, entropy, entropy_change, kl, kl_previous, argmax_stable };
 
 // A token leaves after the first loop t, min_loops <= t < max_loops, at which the rule holds, and after max_loops in any case.
 struct ExitOptions {
@@ -32,6 +32,7 @@ enum : unsigned {
 }
 struct ExitMeasures {
   double gate_logit = 0;
+  double draw = 0;                                                  // of the token: uniform in [0, 1), the same at every loop
   double difference = 0, norm = 0, product = 0, previous_norm = 0;  // of h_t and h_(t-1): |h_t - h_(t-1)|, |h_t|, h_t · h_(t-1)
   int32_t argmax = -1;
   double entropy = 0, divergence = 0, reverse_divergence = 0;  // nats
@@ -39,7 +40,7 @@ struct ExitMeasures {
 
 // What a rule keeps of a token from loop to loop.
 struct ExitState {
-  double survival = 1;  // gate: Π (1 - λ_s)
+  double survival = 1;  // gate, sampled: Π (1 - λ_s)
   double entropy = -1;  // of P_(t-1); below 0 before the first loop
   int32_t argmax = -1;
   int agreements = 0;  // of the argmax, in a row

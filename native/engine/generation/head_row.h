@@ -1,8 +1,15 @@
 // A row at the end of one of its loops, and rows gathered from others.
 #pragma once
+#include "../../numeric/philox.h"
 #include "rows.h"
 
 namespace looplm {
+
+// Decides the exit of rule `sampled` for the token behind `made` new ones: the same at every loop.
+inline double exit_draw(const Row& row, int32_t made) {
+  const auto position = uint32_t(row.prompt->tokens.size()) + uint32_t(made);
+  return uniform(row.request.sampling.seed, uint32_t(row.request.sequence), position, EXIT_SAMPLING_STREAM);
+}
 
 struct HeadRow {
   enum class Ask { rule, never, always };  // whether it exits: as its rule says, not now, or now

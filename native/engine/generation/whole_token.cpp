@@ -49,7 +49,8 @@ std::optional<int> WholeToken::run(const ActiveToken& token) {
   t.context = {g_.cache.slot_at(0, row.prompt->slot), length, g_.cache.slot_at(0, row.slot), row.made};
   t.plane = g_.cache.slot_at(1, 0);
   t.loops = row.max_loops, t.min_loops = exit.min_loops, t.threshold = exit.threshold;
-  t.with_gate = exit.rule == ExitRule::gate;
+  if (exit.rule == ExitRule::sampled) t.threshold = exit_draw(row, token.made());
+  t.with_gate = exit.rule != ExitRule::fixed;
   t.state = state_.as<>();
   t.left = exit_loop_.as<int32_t>();
   if (!model.device->attempt(&LoopBackend::decode_token, "decode token", model.dt, static_cast<const LoopDecodeToken*>(&t)))

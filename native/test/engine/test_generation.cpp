@@ -46,6 +46,13 @@ ENGINE_TEST(test_exit_rules, "exit rules") {
         exit_loop(rule(ExitRule::gate, 0.5), halves) == 1 && exit_loop(rule(ExitRule::gate, 0.7), halves) == 2 &&
             exit_loop(rule(ExitRule::gate, 0.8), halves) == 3 && exit_loop(rule(ExitRule::gate, 0.9), halves) == 0);
   claim("exit rule gate: not before minLoops", exit_loop(rule(ExitRule::gate, 0.1, 3), halves) == 3);
+  const auto drawn = [&](double u) {
+    auto measures = halves;
+    for (ExitMeasures& each : measures) each.draw = u;
+    return exit_loop(rule(ExitRule::sampled, 0), measures);
+  };
+  claim("exit rule sampled: where the cumulative probability reaches the draw",
+        drawn(0.5) == 1 && drawn(0.51) == 2 && drawn(0.8) == 3 && drawn(0.9) == 0);
   ExitMeasures settled;
   settled.norm = 2, settled.previous_norm = 3, settled.difference = 1, settled.product = 6;
   const std::vector<ExitMeasures> states(3, settled);

@@ -136,6 +136,8 @@ ENGINE_TEST(loop_weights_sum, "loop weights: sum to 1") {
   claim("one_hot", sums({LoopWeighting::one_hot, 1, 1, 8}));
   claim("given", sums({LoopWeighting::given, 1, 1, 0, {0.25, 0.25, 0.5}}));
   claim("progressive grows with the number of the loop", loop_weights({LoopWeighting::progressive}, loops, exits)[2] == 8.0 / 28);
+  const std::vector<double> left = loop_weights({LoopWeighting::exit_loop}, loops, exits, {2, 0});
+  claim("exit_loop: one at the exit of each row", left == std::vector<double>{0, 1, 0, 0, 1, 0});
   claim("a loop that is not read has no weight", !names_loops({LoopWeighting::one_hot, 1, 1, 5}, loops));
 }
 

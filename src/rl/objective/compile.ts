@@ -250,6 +250,7 @@ export function enginePasses(
         tokenEntropy: valueAt(entropy.token, step),
         exitEntropy: valueAt(entropy.exit, step),
         lazy: lazy && { gate: lazy.gate, loops: lazy.loops },
+        replayExits: objective.exits === 'sampled',
       },
     })
   }

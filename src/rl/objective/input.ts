@@ -6,6 +6,8 @@ export interface ObjectiveInput {
   rewards?: readonly RewardShaperInput[] | undefined
   /** Which rollouts are trained on. Default `{}`. */
   filter?: FilterInput | undefined
+  /** Rollouts draw the loop of each token from its exit distribution, and training replays these exits. */
+  exits?: 'sampled' | undefined
   /** The policy gradient, a sum of terms. */
   terms: readonly ObjectiveTermInput[]
   /** k3 estimate of the KL divergence to the starting model or to its moving average. */
@@ -182,6 +184,8 @@ export type LoopWeightsInput =
   | 'uniform'
   | 'progressive'
   | 'exit-pdf'
+  /** All at the loop that the token was read from: for `exits: 'sampled'`. */
+  | 'exit-loop'
   | { kind: 'progressive'; alpha: number }
   | { kind: 'one-hot'; loop: number }
   | { kind: 'given'; weights: readonly number[] }

@@ -47,6 +47,13 @@ export const recipes = {
     terms: [{ weights: 'last', surrogate: 'k15', advantage: meanOnly, normalizer: 'constant' }],
   },
   rltt,
+  'exit-sampled': {
+    exits: 'sampled',
+    terms: [
+      { weights: 'exit-loop', surrogate: 'reinforce', advantage: group },
+      { channel: 'exit', advantage: group },
+    ],
+  },
   looprpt: {
     terms: [
       { channel: 'exit', advantage: { source: 'zero', loops: gainOverTeacher }, draws: 8 },

@@ -134,7 +134,7 @@ export const advantage = z.strictObject({
 })
 
 export const loopWeights = z.union([
-  z.enum(['last', 'uniform', 'progressive', 'exit-pdf']),
+  z.enum(['last', 'uniform', 'progressive', 'exit-pdf', 'exit-loop']),
   z.strictObject({ kind: z.literal('progressive'), alpha: z.number() }),
   z.strictObject({ kind: z.literal('one-hot'), loop: positiveInt }),
   z.strictObject({
@@ -192,6 +192,10 @@ export const term = z.strictObject({
 const objective = z.strictObject({
   rewards: z.array(rewardShaper).readonly().default([]).describe('What the rewards of a group go through, in this order.'),
   filter: filter.prefault({}).describe('Which rollouts are trained on.'),
+  exits: z
+    .literal('sampled')
+    .optional()
+    .describe('Rollouts draw the loop of each token from its exit distribution, and training replays these exits.'),
   terms: z.array(term).min(1).readonly().describe('The policy gradient, a sum of terms.'),
   kl: z
     .strictObject({
