@@ -8,16 +8,17 @@ import { writeReport as writeReportOne } from './one/report.js'
 import type { Result as ResultOne } from './one/results.js'
 import { readResults, storeResult } from './store.js'
 import * as two from './two/plan.js'
+import { writeReport as writeReportTwo } from './two/report.js'
 import type { Result as ResultTwo } from './two/results.js'
 
 const usage = `npm run study -- [--study 1|2] [--report] [--jobs N] [--only REGEX] [--timing] [--verify ID]
   (nothing)   carries out every run whose result is missing, then the timings, then writes the reports
   --study N   only Study I or Study II
-  --report    only writes the tables and figures of docs/study.md from the stored metrics
+  --report    only writes the tables and figures of docs/study.md and docs/study-2.md from the stored metrics
   --jobs N    runs at a time, each with one thread; default 2
   --only R    only runs whose id matches; no timings, no report
   --timing    measures time and memory per step of Study I again, one method after the other; wants a quiet machine
-  --verify ID carries out a stored run again and compares its metrics, all but the seconds`
+  --verify ID carries out a stored run again and compares its metrics, all but the seconds; wants the same kind of processor`
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const place = (name: string) => ({
@@ -66,10 +67,8 @@ else {
     if (wanted('2')) await runAll(studyTwo, Number(flags.jobs), only, say)
   }
   if (flags.only === undefined) {
-    if (wanted('1')) {
-      await time(flags.timing)
-      report()
-    }
+    if (wanted('1')) await time(flags.timing)
+    report()
   }
 }
 
@@ -91,5 +90,9 @@ async function repeat(id: string): Promise<void> {
 }
 
 function report(): void {
-  for (const path of writeReportOne(root, readResults<ResultOne>(studyOne.results))) say(`wrote ${path}`)
+  const written = [
+    ...(wanted('1') ? writeReportOne(root, readResults<ResultOne>(studyOne.results)) : []),
+    ...(wanted('2') ? writeReportTwo(root, readResults<ResultTwo>(studyTwo.results)) : []),
+  ]
+  for (const path of written) say(`wrote ${path}`)
 }

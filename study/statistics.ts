@@ -70,6 +70,23 @@ export function holm(values: readonly number[]): number[] {
   return adjusted
 }
 
+/** A paired test with its p after Holm's correction over the tests of its table. */
+export interface Outcome {
+  test: PairedTest
+  adjusted: number
+  /** Pairs in which the first of the two is ahead. */
+  ahead: number
+}
+
+/** Paired tests with Holm's correction over all of them. */
+export function corrected(pairs: readonly { own: readonly number[]; others: readonly number[] }[]): Outcome[] {
+  const tests = pairs.map(({ own, others }) => pairedTest(own, others))
+  const adjusted = holm(tests.map(({ p }) => p))
+  return pairs.map(({ own, others }, i) => {
+    return { test: tests[i]!, adjusted: adjusted[i]!, ahead: own.filter((value, k) => value > others[k]!).length }
+  })
+}
+
 /** P(X <= t) for Student's t with `freedom` degrees of freedom, by the incomplete beta function. */
 export function studentCdf(t: number, freedom: number): number {
   if (!Number.isFinite(t)) return t > 0 ? 1 : 0

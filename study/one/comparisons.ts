@@ -1,6 +1,6 @@
 // What the stored runs measured, and paired comparisons of methods on the same bases.
 
-import { holm, type PairedTest, pairedTest } from '../statistics.js'
+import { corrected, type Outcome, type PairedTest, pairedTest } from '../statistics.js'
 import { baseId, basesOf, chosenRate, methods, type Part, settings, trainingId } from './plan.js'
 import type { BaseResult, Measurement, Result, Tercile, TrainingResult } from './results.js'
 
@@ -50,17 +50,13 @@ export function paired(results: Results, method: string, reference: string, of: 
   return pairedTest(own.map(of), measurements(results, reference, own.length)!.map(of))
 }
 
-/** One comparison of two methods on the same bases; `adjusted` is its p after Holm's correction over the tests of its table. */
-export interface Comparison {
+/** One comparison of two methods on the same bases. */
+export interface Comparison extends Outcome {
   name: string
   reference: string
   tokens?: Tercile
   loop: number
   of: (measurement: Measurement) => number
-  test: PairedTest
-  adjusted: number
-  /** Bases on which `name` is ahead. */
-  ahead: number
 }
 
 function compare(
@@ -73,17 +69,6 @@ function compare(
   })
   const outcomes = corrected(pairs)
   return questions.map((question, i) => ({ ...question, ...outcomes[i]! }))
-}
-
-/** Paired tests with Holm's correction over all of them. */
-export function corrected(
-  pairs: readonly { own: number[]; others: number[] }[],
-): Pick<Comparison, 'test' | 'adjusted' | 'ahead'>[] {
-  const tests = pairs.map(({ own, others }) => pairedTest(own, others))
-  const adjusted = holm(tests.map(({ p }) => p))
-  return pairs.map(({ own, others }, i) => {
-    return { test: tests[i]!, adjusted: adjusted[i]!, ahead: own.filter((value, k) => value > others[k]!).length }
-  })
 }
 
 /** Greedy accuracy of each method against the reference, by loop count. */

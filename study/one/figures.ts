@@ -1,6 +1,7 @@
 // The figures of docs/study.md.
 import { lineChart, type Panel, type Series } from '../../src/monitor/chart.js'
-import { interval, mean, type PairedTest } from '../statistics.js'
+import { across, differencePanel, figureWidth, loopAxis, means } from '../panels.js'
+import { mean } from '../statistics.js'
 import {
   arms,
   available,
@@ -30,44 +31,6 @@ export function figures(results: Results): Record<string, string> {
   }
 }
 
-const figureWidth = 560
-
-/** A series of mean accuracies with intervals, cut at 0 and 1; neighbours are moved apart by `shift`. */
-function means(name: string, xs: readonly number[], values: readonly (readonly number[])[], shift = 0): Series {
-  const estimates = values.map(interval)
-  return {
-    name,
-    points: estimates.map(({ mean }, i) => [xs[i]! + shift, mean]),
-    intervals: estimates.map(({ low, high }) => [Math.max(low, 0), Math.min(high, 1)]),
-  }
-}
-
-const across = (count: number, i: number, width: number) => (count < 2 ? 0 : (i / (count - 1) - 0.5) * width)
-
-const loopAxis = { xLabel: 'loops', xTicks: loopCounts, xPadding: 0.2 }
-
-/** Paired differences by loop, so that a claim is read off the zero line. */
-function differencePanel(title: string, names: readonly string[], tests: readonly (readonly PairedTest[])[]): Panel {
-  const zero: Series = { name: 'zero', points: [loopCounts[0]!, loopCounts.at(-1)!].map((t) => [t, 0]) }
-  const series = tests.map((list, i): Series => {
-    const shift = across(tests.length, i, 0.24)
-    return {
-      name: names[i]!,
-      points: list.map(({ mean }, t) => [loopCounts[t]! + shift, 100 * mean]),
-      intervals: list.map(({ low, high }) => [100 * low, 100 * high]),
-    }
-  })
-  const ends = tests.flat().flatMap(({ low, high }) => [100 * low, 100 * high])
-  const yRange: [number, number] = [Math.min(-1, ...ends) - 0.5, Math.max(1, ...ends) + 0.5]
-  return {
-    ...loopAxis,
-    title,
-    yLabel: 'points, mean with 95 % interval; above zero is better',
-    yRange,
-    series: [zero, ...series],
-  }
-}
-
 /** Left: accuracy by loop count. Right: the paired differences to the reference. */
 function claimFigure(results: Results, title: string, names: string[], reference: string, base: boolean): string {
   const shown = available(results, [reference, ...names])
@@ -78,13 +41,13 @@ function claimFigure(results: Results, title: string, names: string[], reference
   const tests = others.map((name) => loopCounts.map((_, t) => paired(results, name, reference, (m) => m.accuracy[t]!)))
   const panels: Panel[] = [
     {
-      ...loopAxis,
+      ...loopAxis(loopCounts),
       title: 'Accuracy by loop count',
       yRange: [0, 1],
       yLabel: `greedy accuracy, mean of ${count} bases with 95 % interval`,
       series: left.map((name, i) => means(label(name), loopCounts, byLoop(name), across(left.length, i, 0.2))),
     },
-    differencePanel(`Difference to ${label(reference)}, paired by base`, others.map(label), tests),
+    differencePanel(`Difference to ${label(reference)}, paired by base`, others.map(label), tests, loopCounts),
   ]
   const says = others.map((name, i) => {
     const text = tests[i]!.map((test, t) => `${(100 * test.mean).toFixed(1)} at loop ${t + 1}`).join(', ')
@@ -149,7 +112,7 @@ function gatesFigure(results: Results, title: string, names: readonly string[]):
 /** Next-token accuracy by loop of one tercile. */
 function tercilePanel(results: Results, names: readonly string[], tercile: Tercile): Panel {
   return {
-    ...loopAxis,
+    ...loopAxis(loopCounts),
     title: `${tercile[0]!.toUpperCase()}${tercile.slice(1)} tokens`,
     yLabel: `next-token accuracy, mean of ${settings.partBases.b} bases with 95 % interval`,
     yRange: [0, 1],
@@ -179,6 +142,7 @@ function tokensFigure(results: Results): string {
         'LoopRPT on hard tokens, paired by base',
         references.map((reference) => `minus ${label(reference)}`),
         tests,
+        loopCounts,
       ),
       gatePanel(gateSeries(results, names)),
     ],

@@ -14,6 +14,7 @@ import {
   resetPeakMemory,
   type TrainerEvent,
 } from '../../src/index.js'
+import { cpuSeconds, short, trainBase } from '../runs.js'
 import { mean } from '../statistics.js'
 import { type Method, methods, type RunSpec, settings } from './plan.js'
 import type { BaseResult, Measurement, Result, Tercile, TimingResult, TrainingResult } from './results.js'
@@ -33,31 +34,13 @@ export async function carryOut(spec: RunSpec, bases: string): Promise<Result> {
   return await train(spec, model, methods[spec.method]!) // before `using` disposes the model
 }
 
-/** CPU seconds of this process: the engine's one thread and Node's own. */
-function cpuSeconds(): number {
-  const { user, system } = process.cpuUsage()
-  return (user + system) / 1e6
-}
-
 async function makeBase(id: string, seed: number, path: string): Promise<BaseResult> {
   const { training, accuracy, firstCheck, checkEvery, problems } = settings.base
   using model = await LoopLM.create(settings.model, { seed, threads: 1 })
-  using trainer = new PretrainTrainer(model, { task: mixed, seed, ...training })
-  let seconds = 0
-  let start = cpuSeconds()
-  let steps = 0
-  for await (const { type, step } of trainer.run()) {
-    if (type !== 'step') continue
-    steps = step
-    if (step < firstCheck || step % checkEvery !== 0) continue
-    seconds += cpuSeconds() - start
-    const [full] = await evaluate(model, { task, problems, loops: loopCounts.slice(-1) })
-    start = cpuSeconds()
-    if (full!.reward >= accuracy) break
-    if (step === training.steps) throw new Error(`base ${seed} did not reach accuracy ${accuracy} in ${step} steps`)
-  }
+  const check = { task, problems, loops: loopCounts.length, accuracy, first: firstCheck, every: checkEvery }
+  const made = await trainBase(model, seed, { lessons: mixed, training, check })
   await model.save(path)
-  return { id, kind: 'base', steps, seconds: short(seconds), final: await measure(model, model) }
+  return { id, kind: 'base', ...made, final: await measure(model, model) }
 }
 
 function makeTrainer(model: LoopLM, method: Method, seed: number, learningRate: number, steps: number) {
@@ -213,11 +196,6 @@ function median(values: readonly number[]): number {
 
 function range(count: number): number[] {
   return Array.from({ length: count }, (_, i) => i)
-}
-
-/** Five significant digits: what is stored. */
-function short(value: number): number {
-  return Number(value.toPrecision(5))
 }
 
 if (process.argv[2]?.startsWith('{')) {

@@ -1,12 +1,12 @@
 // The tables and verdicts of docs/study.md.
-import { estimate, percent, pValue, signed, table } from '../cells.js'
-import { mean } from '../statistics.js'
+import { comparisonCells, comparisonHead, estimate, percent, signed, table } from '../cells.js'
+import { atEqualLoops } from '../gates.js'
+import { corrected, mean } from '../statistics.js'
 import {
   arms,
   available,
   type Comparison,
   commonBases,
-  corrected,
   finalRuns,
   label,
   loopComparisons,
@@ -84,14 +84,6 @@ function loopsTable(results: Results, part: Part, reference: string): string {
   return table([`means of ${count} bases`, ...loopCounts.map((t) => `loop ${t}`), 'tokens per answer'], rows)
 }
 
-/** `+1.7 [+0.6, +2.8]`, bases ahead, t, p and p after the correction. */
-function comparisonCells({ test, adjusted, ahead }: Pick<Comparison, 'test' | 'adjusted' | 'ahead'>): string[] {
-  const range = `${signed(test.mean)} [${signed(test.low)}, ${signed(test.high)}]`
-  return [range, `${ahead}/${test.count}`, test.t.toFixed(2), pValue(test.p), pValue(adjusted)]
-}
-
-const comparisonHead = ['difference in points', 'bases ahead', 't', 'p', 'p (Holm)']
-
 function testsTable(
   results: Results,
   names: readonly string[],
@@ -104,29 +96,14 @@ function testsTable(
   return table([`against ${label(reference)}`, 'loop', ...comparisonHead], rows)
 }
 
-/** Accuracy under gate exits as a function of mean loops, between the thresholds that were measured. */
-function accuracyAt({ gates }: Measurement, loops: number): number {
-  const points = gates.toSorted((a, b) => a.loops - b.loops)
-  const above = points.findIndex((point) => point.loops >= loops)
-  const high = points[above]!
-  const low = points[Math.max(above - 1, 0)]!
-  if (high.loops === low.loops) return high.accuracy
-  return low.accuracy + ((high.accuracy - low.accuracy) * (loops - low.loops)) / (high.loops - low.loops)
-}
-
 /** Paired tests of the accuracy under gate exits, averaged over the mean loops that both models of a base reach. */
 function equalLoopsTable(results: Results, names: readonly string[], reference: string): string {
   const references = measurements(results, reference)
   if (references === undefined) return 'No runs yet.'
   const shown = available(results, names)
   const pairs = shown.map((name) => {
-    const means = measurements(results, name)!.map((own, i) => {
-      const both = [own, references[i]!]
-      const fewest = Math.max(...both.map(({ gates }) => Math.min(...gates.map(({ loops }) => loops))))
-      const grid = Array.from({ length: 101 }, (_, k) => fewest + ((loopCounts.length - fewest) * k) / 100)
-      return both.map((measurement) => mean(grid.map((loops) => accuracyAt(measurement, loops))))
-    })
-    return { own: means.map(([own]) => own!), others: means.map(([, other]) => other!) }
+    const means = measurements(results, name)!.map((own, i) => atEqualLoops(own.gates, references[i]!.gates, loopCounts.length))
+    return { own: means.map(([own]) => own), others: means.map(([, other]) => other) }
   })
   const rows = corrected(pairs).map((outcome, i) => [label(shown[i]!), ...comparisonCells(outcome)])
   return table([`against ${label(reference)}, equal mean loops`, ...comparisonHead], rows)

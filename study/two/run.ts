@@ -17,6 +17,7 @@ import {
   type TrainerEvent,
 } from '../../src/index.js'
 import { processor } from '../processor.js'
+import { cpuSeconds, short, trainBase } from '../runs.js'
 import { mean } from '../statistics.js'
 import { type Arm, arms, type RunSpec, type StudyTask, settings, taskOf } from './plan.js'
 import { releasedGrpo } from './released.js'
@@ -51,12 +52,6 @@ export async function carryOut(spec: RunSpec, bases: string): Promise<Result> {
   return await train(spec, model, study, arms[spec.arm]!)
 }
 
-/** CPU seconds of this process: the engine's one thread and Node's own. */
-function cpuSeconds(): number {
-  const { user, system } = process.cpuUsage()
-  return (user + system) / 1e6
-}
-
 async function makeBase(spec: Extract<RunSpec, { kind: 'base' }>, study: StudyTask, path: string): Promise<BaseResult> {
   const { task, lessons } = problems[study.name]()
   const { loops, accuracy, checkEvery, firstCheck } = study.until
@@ -72,24 +67,12 @@ async function makeBase(spec: Extract<RunSpec, { kind: 'base' }>, study: StudyTa
     initializer_range: 1 / Math.sqrt(study.hidden),
   }
   using model = await LoopLM.create(config, { seed, threads: 1 })
-  const options = { ...study.training, entropyCoefficient: initialEntropy, weightDecay: 0 }
-  using trainer = new PretrainTrainer(model, { task: lessons, seed, ...options })
-  let seconds = 0
-  let start = cpuSeconds()
-  let steps = 0
-  for await (const { type, step } of trainer.run()) {
-    if (type !== 'step') continue
-    steps = step
-    if (step < firstCheck || step % checkEvery !== 0) continue
-    seconds += cpuSeconds() - start
-    const [reached] = await evaluate(model, { task, problems: settings.pointProblems, loops: [loops] })
-    start = cpuSeconds()
-    if (reached!.reward >= accuracy) break
-    if (step === study.training.steps) throw new Error(`base ${seed} did not reach accuracy ${accuracy} in ${step} steps`)
-  }
+  const training = { ...study.training, entropyCoefficient: initialEntropy, weightDecay: 0 }
+  const check = { task, problems: settings.pointProblems, loops, accuracy, first: firstCheck, every: checkEvery }
+  const trained = await trainBase(model, seed, { lessons, training, check })
   await model.save(path)
   const { id, task: name } = spec
-  const made = { id, kind: 'base', processor: processor(), task: name, base: seed, steps, seconds: short(seconds) } as const
+  const made = { id, kind: 'base', processor: processor(), task: name, base: seed, ...trained } as const
   return { ...made, final: await measure(model, study, task) }
 }
 
@@ -262,11 +245,6 @@ async function loopGradients(model: LoopLM, task: Task, seed: number): Promise<L
     cosine: perLoop.map((gradient, t) => short(dot(gradient, last) / (norms[t]! * norms.at(-1)!))),
     norm: norms.map((norm) => short(norm / norms.at(-1)!)),
   }
-}
-
-/** Five significant digits: what is stored. */
-function short(value: number): number {
-  return Number(value.toPrecision(5))
 }
 
 if (process.argv[2]?.startsWith('{')) {
