@@ -1,22 +1,48 @@
-/** Every code, with the status of an HTTP answer that reports it: 4xx is the caller's fault, 5xx is not. */
-const statuses = {
-  INVALID_ARGUMENT: 400, // a value passed by the caller is out of range or of the wrong type
-  INVALID_SHAPE: 400, // a tensor's or array's shape does not fit the operation
-  INVALID_CONFIG: 400, // a configuration or its combination of options is refused
-  INVALID_FILE: 500, // a file was read and its content is malformed
-  NOT_FOUND: 404, // a file, folder or name does not exist
-  UNSUPPORTED: 400, // valid, but not available on this device, dtype or build
-  OUT_OF_MEMORY: 503, // host or device memory could not be allocated
-  ABORTED: 499, // an AbortSignal fired
-  DISPOSED: 503, // an object was used after dispose()
-  NON_FINITE: 500, // a NaN or an infinity where a finite number is required
-  NATIVE_LOAD: 500, // the native addon, a device library or an MPI could not be loaded
-  PARALLEL: 500, // another process of a parallel run failed, did not come in time, or runs something else
-  INTERNAL: 500, // a bug in looplm
-} as const
-
 /** Why an operation failed; stable across versions, meant for `switch`. */
-export type ErrorCode = keyof typeof statuses
+export type ErrorCode =
+  /** A value passed by the caller is out of range or of the wrong type. */
+  | 'INVALID_ARGUMENT'
+  /** A tensor's or array's shape does not fit the operation. */
+  | 'INVALID_SHAPE'
+  /** A configuration or its combination of options is refused. */
+  | 'INVALID_CONFIG'
+  /** A file was read and its content is malformed. */
+  | 'INVALID_FILE'
+  /** A file, folder or name does not exist. */
+  | 'NOT_FOUND'
+  /** Valid, but not available on this device, dtype or build. */
+  | 'UNSUPPORTED'
+  /** Host or device memory could not be allocated. */
+  | 'OUT_OF_MEMORY'
+  /** An AbortSignal fired. */
+  | 'ABORTED'
+  /** An object was used after dispose(). */
+  | 'DISPOSED'
+  /** A NaN or an infinity where a finite number is required. */
+  | 'NON_FINITE'
+  /** The native addon, a device library or an MPI could not be loaded. */
+  | 'NATIVE_LOAD'
+  /** Another process of a parallel run failed, did not come in time, or runs something else. */
+  | 'PARALLEL'
+  /** A bug in looplm. */
+  | 'INTERNAL'
+
+/** Every code, with the status of an HTTP answer that reports it: 4xx is the caller's fault, 5xx is not. */
+const statuses: Readonly<Record<ErrorCode, number>> = {
+  INVALID_ARGUMENT: 400,
+  INVALID_SHAPE: 400,
+  INVALID_CONFIG: 400,
+  INVALID_FILE: 500,
+  NOT_FOUND: 404,
+  UNSUPPORTED: 400,
+  OUT_OF_MEMORY: 503,
+  ABORTED: 499,
+  DISPOSED: 503,
+  NON_FINITE: 500,
+  NATIVE_LOAD: 500,
+  PARALLEL: 500,
+  INTERNAL: 500,
+}
 
 /** What is known about a failure beside its message. */
 export interface ErrorDetails {
@@ -41,9 +67,13 @@ export interface ErrorDetails {
  * ```
  */
 export class LoopLMError extends Error {
+  /** For tools that tell errors apart by name. */
   override readonly name = 'LoopLMError'
+  /** Why the operation failed. */
   readonly code: ErrorCode
+  /** The function that refused, for example `Tokenizer.fromFile`. */
   readonly operation: string | undefined
+  /** Shapes of the operands by name, for INVALID_SHAPE. */
   readonly shapes: Readonly<Record<string, readonly number[]>> | undefined
 
   /**

@@ -85,6 +85,7 @@ export interface PolicyGradientInputs<R extends 'float32' | 'float64'> {
   oldLogprobs?: Tensor<R>
   /** `[N]`: the length normaliser n of each token, 0 where a token does not count. */
   mask: Tensor<R>
+  /** The surrogate and its bounds; default `reinforce`. */
   objective?: PolicyGradientObjective
 }
 
@@ -94,8 +95,9 @@ export interface PolicyGradientStatistics {
   rows: number
   /** Mean of exp(ℓ - ℓ_old); 1 without old log-probabilities. */
   ratio: number
-  /** Shares of rows whose gradient was cut below and above. */
+  /** Share of rows whose gradient was cut because the ratio was too low. */
   clipLow: number
+  /** Share of rows whose gradient was cut because the ratio was too high. */
   clipHigh: number
 }
 
@@ -104,14 +106,18 @@ export interface PolicyGradientStatistics {
  *
  * @param hidden [N, D], packed sequences back to back
  * @param blockWeights the blocks, the norm and the gate
- * @returns hidden [T, N, D], the normed state after every loop, and gateLogits [T, N] (float32, or float64 on device `reference`)
  * @throws LoopLMError INVALID_SHAPE naming the weight, UNSUPPORTED, OUT_OF_MEMORY
  */
 async function loopedBlockForward<D extends FloatDType>(
   hidden: Tensor<D>,
   blockWeights: LoopedBlockWeights<NoInfer<D>>,
   options: LoopedBlockOptions,
-): Promise<{ hidden: Tensor<D>; gateLogits: Tensor<RealOf<D>> }> {
+): Promise<{
+  /** `[T, N, D]`: the normed state after every loop. */
+  hidden: Tensor<D>
+  /** `[T, N]`: float32, or float64 on device `reference`. */
+  gateLogits: Tensor<RealOf<D>>
+}> {
   const operation = 'kernels.loopedBlockForward'
   checkTensor(hidden, 'hidden', operation)
   checkOptions(blockWeights, blockFields, operation, 'blockWeights')
@@ -189,7 +195,6 @@ function stackSizes<D extends FloatDType>(
  * @param hidden [T, N, D]
  * @param headWeight [V, D]
  * @param targets int32 [N], the same for every loop
- * @param options.temperature of softmax(logits / temperature); default 1
  * @returns logprobs and entropy (nats), each [T, N], float32 or on device `reference` float64
  * @throws LoopLMError INVALID_SHAPE, INVALID_ARGUMENT naming a target outside the vocabulary
  */
@@ -197,8 +202,16 @@ async function perLoopLogSoftmax<D extends FloatDType>(
   hidden: Tensor<D>,
   headWeight: Tensor<NoInfer<D>>,
   targets: Tensor<'int32'>,
-  options: { temperature?: number } = {},
-): Promise<{ logprobs: Tensor<RealOf<D>>; entropy: Tensor<RealOf<D>> }> {
+  options: {
+    /** Of softmax(logits / temperature); default 1. */
+    temperature?: number
+  } = {},
+): Promise<{
+  /** `[T, N]`: log-probability of each target. */
+  logprobs: Tensor<RealOf<D>>
+  /** `[T, N]`: entropy in nats. */
+  entropy: Tensor<RealOf<D>>
+}> {
   const operation = 'kernels.perLoopLogSoftmax'
   checkTensor(hidden, 'hidden', operation)
   checkOperand(operation, hidden.device, hidden.dtype, headWeight, 'headWeight')
@@ -226,7 +239,14 @@ async function perLoopLogSoftmax<D extends FloatDType>(
 async function policyGradientReduction<R extends 'float32' | 'float64'>(
   logprobs: Tensor<R>,
   inputs: PolicyGradientInputs<NoInfer<R>>,
-): Promise<{ loss: number; coefficients: Tensor<R>; statistics: PolicyGradientStatistics }> {
+): Promise<{
+  /** The loss, summed over loops and tokens. */
+  loss: number
+  /** `[T, N]`: ∂loss/∂ℓ. */
+  coefficients: Tensor<R>
+  /** What the surrogate did. */
+  statistics: PolicyGradientStatistics
+}> {
   const operation = 'kernels.policyGradientReduction'
   checkTensor(logprobs, 'logprobs', operation)
   checkOptions(inputs, inputFields, operation, 'inputs')
@@ -265,6 +285,16 @@ async function policyGradientReduction<R extends 'float32' | 'float64'>(
   }
 }
 
+/** What {@link kernels} holds. */
+export interface Kernels {
+  /** T passes through a stack of transformer blocks, with a norm after each pass. */
+  readonly loopedBlockForward: typeof loopedBlockForward
+  /** Log-probability of each target, and entropy, after every loop, in chunks of rows. */
+  readonly perLoopLogSoftmax: typeof perLoopLogSoftmax
+  /** The policy-gradient loss of T·N log-probabilities and its derivative, in one pass. */
+  readonly policyGradientReduction: typeof policyGradientReduction
+}
+
 /**
  * The kernels that looped language models are trained with, as functions of tensors, on every device.
  *
@@ -274,7 +304,7 @@ async function policyGradientReduction<R extends 'float32' | 'float64'>(
  * const { loss, coefficients } = await kernels.policyGradientReduction(logprobs, { weights, advantages, mask })
  * ```
  */
-export const kernels = { loopedBlockForward, perLoopLogSoftmax, policyGradientReduction } as const
+export const kernels: Kernels = { loopedBlockForward, perLoopLogSoftmax, policyGradientReduction }
 
 /** The dtype of log-probabilities and gate logits. */
 type RealOf<D extends FloatDType> = D extends 'float64' ? 'float64' : 'float32'

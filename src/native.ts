@@ -276,7 +276,9 @@ type Arrays = Float32Array | Float64Array | Int32Array | Uint16Array
 
 /** Weights of few bits, with a scale for every `groupSize` neighbours of a row. */
 export interface Quantization {
+  /** Bits of a weight. */
   readonly bits: 4 | 8
+  /** Neighbours of a row that share a scale. */
   readonly groupSize: number
   /** false: the head keeps its plain values. Default true. */
   readonly head?: boolean

@@ -341,4 +341,7 @@ function endTogether(world: NativeWorld): void {
  * if (world.rank === 0) console.log(`${tokens} tokens on ${world.size} processes`)
  * ```
  */
-export const parallel = { init }
+export const parallel: {
+  /** Joins the processes that a launcher started together with this one. */
+  readonly init: typeof init
+} = { init }

@@ -1,8 +1,9 @@
-// The declarations as a strict project reads them: it checks those of its libraries too.
+// The declarations as a strict project and an editor read them: they type-check, every member has a text to show, and api/looplm.api.md
+// lists them.
 import { spawnSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { afterAll, beforeAll, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 
 const root = join(import.meta.dirname, '..')
 mkdirSync(join(root, 'runs'), { recursive: true })
@@ -56,4 +57,69 @@ it('a strict program type-checks against the package with skipLibCheck false', (
   const { status, stdout } = tsc('-p', '.')
   expect(stdout).toBe('')
   expect(status).toBe(0)
+})
+
+describe('the interface of the package', () => {
+  const check = (declarations: string, ...args: string[]) =>
+    spawnSync(process.execPath, [join(root, 'tools', 'api.mjs'), '--check', '--declarations', declarations, ...args], {
+      encoding: 'utf8',
+    })
+
+  it('has a text for every declaration and every member, and is the one that api/looplm.api.md lists', () => {
+    const { status, stderr } = check(join(folder, 'dist', 'src'))
+    expect(stderr).toBe('')
+    expect(status).toBe(0)
+  })
+
+  it('is told by name where a text is missing, also where a type is mapped or a class inherits', () => {
+    const declarations = `
+      /** Documented. */
+      export interface Config {
+        /** How many. */
+        count: number
+        depth: {
+          /** Of it. */
+          most: number
+          least: number
+        }
+      }
+      /** Its fields are those of the configuration. */
+      export interface Options extends Open<Config> {}
+      /** Every field may be absent. */
+      type Open<T> = { [Key in keyof T]?: T[Key] | undefined }
+      /** A class. */
+      export declare class Base {
+        /** Ends it. */
+        dispose(): void
+        /** @param x a number */
+        run(x: number): void
+        get size(): number
+        /** Elements. */
+        set size(value: number)
+        private hidden: number
+      }
+      /** Another one. */
+      export declare class Derived extends Base {
+        dispose(): void
+        /** @internal */
+        inner(): void
+        own: Indirect
+      }
+      type Indirect = 'a' | 'b'
+      export declare function bare(options: {
+        /** Text. */
+        a: number
+        b: number
+      }): void`
+    const small = join(folder, 'small')
+    mkdirSync(small)
+    writeFileSync(join(small, 'index.d.ts'), declarations)
+    const { status, stderr } = check(small, '--report', join(small, 'report.md'))
+    const named = [...stderr.matchAll(/^(\S+): has no comment/gm)].map(([, name]) => name)
+    expect(named.sort()).toEqual(
+      ['Base.run', 'Config.depth', 'Config.depth.least', 'Derived.own', 'Indirect', 'Options.depth', 'bare', 'bare.b'].sort(),
+    )
+    expect(stderr).toMatch(/report\.md: is not the interface of this build\. Run "npm run api"/)
+    expect(status).toBe(1)
+  })
 })

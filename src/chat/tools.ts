@@ -13,7 +13,9 @@ export interface ToolContext {
 
 /** A function that the model may call; {@link defineTool} makes one. */
 export interface Tool {
+  /** The name that the model calls. */
   readonly name: string
+  /** What the tool does, for the model. */
   readonly description: string
   /** JSON Schema of the arguments, as the chat template shows it. */
   readonly parameters: Readonly<Record<string, unknown>>
@@ -33,6 +35,7 @@ type ZodSchema<Arguments> = z.ZodType<Arguments>
 export interface ToolDefinition<Arguments> {
   /** Letters, digits, `_` and `-`. */
   name: string
+  /** What the tool does, for the model. */
   description: string
   /** A schema of Zod, or a JSON Schema of an object. */
   parameters: ZodSchema<Arguments> | Readonly<Record<string, unknown>>
@@ -60,10 +63,17 @@ const definition = { name: true, description: true, parameters: true, run: true 
  * ```
  */
 export function defineTool<Schema extends z.ZodType>(
-  tool: Omit<ToolDefinition<z.output<Schema>>, 'parameters'> & { parameters: Schema },
+  tool: Omit<ToolDefinition<z.output<Schema>>, 'parameters'> & {
+    /** A schema of Zod, which also gives `run` the type of its arguments. */
+    parameters: Schema
+  },
 ): Tool
+/** A tool whose arguments a JSON Schema describes. */
 export function defineTool(
-  tool: Omit<ToolDefinition<Record<string, unknown>>, 'parameters'> & { parameters: Readonly<Record<string, unknown>> },
+  tool: Omit<ToolDefinition<Record<string, unknown>>, 'parameters'> & {
+    /** A JSON Schema of an object. */
+    parameters: Readonly<Record<string, unknown>>
+  },
 ): Tool
 export function defineTool<Arguments>(tool: ToolDefinition<Arguments>): Tool {
   const operation = 'defineTool'

@@ -6,6 +6,7 @@ import { checkFlag, checkOptions, describe, type Keys } from '../validation/argu
 export interface ChatMessage {
   /** Usually system, user, assistant or tool; which ones there are is up to the template. */
   role: string
+  /** Text, or what else the template takes; absent where a message only calls tools. */
   content?: unknown
   [field: string]: unknown
 }

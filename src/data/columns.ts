@@ -5,10 +5,17 @@ import { typeName } from './rows.js'
  * Where a column comes from: a column of the file by its name (a path such as `reward_model.ground_truth` reaches into objects), a text
  * with such names in braces, a function of the row, or null to leave it out.
  */
-export type ColumnSource = string | null | { template: string } | ((row: Readonly<Record<string, unknown>>) => unknown)
+export type ColumnSource =
+  | string
+  | null
+  | {
+      /** Text with columns in braces, for example `Solve: {question}`. */
+      template: string
+    }
+  | ((row: Readonly<Record<string, unknown>>) => unknown)
 
 /** Ready columns of well-known forms of rows; see docs/data.md. */
-export type ReadyColumns = keyof typeof readyColumns
+export type ReadyColumns = 'gsm8k' | 'math' | 'countdown'
 
 /** Columns that rows get beside those of the file. */
 export type Columns = ReadyColumns | Readonly<Record<string, ColumnSource>>

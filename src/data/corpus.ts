@@ -31,6 +31,7 @@ export interface CorpusOptions {
   cache?: string | undefined
   /** Token that ends each document, null for none; default the tokenizer's end token. */
   endToken?: number | null | undefined
+  /** Ends the preparation with code ABORTED. */
   signal?: AbortSignal | undefined
 }
 

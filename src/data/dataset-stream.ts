@@ -129,7 +129,12 @@ export class DatasetStream {
   }
 
   /** What decides which row comes when. */
-  get order(): { seed: number; shuffleBuffer: number } {
+  get order(): {
+    /** Seed of the order. */
+    seed: number
+    /** Rows that are shuffled at a time. */
+    shuffleBuffer: number
+  } {
     return { seed: this.#seed, shuffleBuffer: this.#buffer }
   }
 

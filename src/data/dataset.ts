@@ -15,7 +15,9 @@ import { rowProblem } from './rows.js'
 
 /** One row of a dataset. Every further column is passed to the reward functions as it is. */
 export interface Example {
+  /** A text, or the messages of a conversation. */
   prompt: string | readonly ChatMessage[]
+  /** What rewards compare with. */
   answer?: string
   [column: string]: unknown
 }
@@ -48,6 +50,7 @@ export interface DatasetOptions {
   revision?: string | undefined
   /** Where downloads are kept; default the cache of Hugging Face's own tools. */
   cacheDir?: string | undefined
+  /** Ends reading and downloading with code ABORTED. */
   signal?: AbortSignal | undefined
 }
 

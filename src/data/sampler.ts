@@ -26,6 +26,7 @@ export function checkDraw(count: number, operation: string): void {
 
 /** Where a {@link DatasetSampler} stands; plain JSON, stored in a checkpoint. */
 export interface SamplerState {
+  /** Seed of the order. */
   seed: number
   /** Rows drawn so far, over all epochs. */
   index: number

@@ -5,8 +5,11 @@ import { isDeeper, maxJsonDepth } from '../validation/json-value.js'
 
 /** Tokens with a role, by their text, for example `{ eos: '<eos>' }`. */
 export interface SpecialTokens {
+  /** Begins a text. */
   bos?: string
+  /** Ends a text. */
   eos?: string
+  /** Fills up a text. */
   pad?: string
 }
 

@@ -35,12 +35,19 @@ import {
 
 /** The fields of tokenizer_config.json that looplm reads; all others are kept and saved again. */
 export interface TokenizerConfig {
+  /** Begins a text: its characters, or an object with `content`. */
   bos_token?: unknown
+  /** Ends a text. */
   eos_token?: unknown
+  /** Fills up a text. */
   pad_token?: unknown
+  /** Stands for what the vocabulary lacks. */
   unk_token?: unknown
+  /** Whether `decode` removes spaces before punctuation, as Python does. */
   clean_up_tokenization_spaces?: unknown
+  /** The same for BPE, as Python names it. */
   clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output?: unknown
+  /** Jinja templates of conversations: one, or several by name. */
   chat_template?: unknown
   [field: string]: unknown
 }
@@ -187,10 +194,15 @@ export class Tokenizer {
    * Python too.
    *
    * @param alphabet distinct characters (Unicode code points)
-   * @param options.special tokens that begin, end or pad a text, for example `{ eos: '<eos>' }`
    * @throws LoopLMError INVALID_ARGUMENT when a character occurs twice or a special token is one of them
    */
-  static characters(alphabet: string, options: { special?: SpecialTokens } = {}): Tokenizer {
+  static characters(
+    alphabet: string,
+    options: {
+      /** Tokens that begin, end or pad a text, for example `{ eos: '<eos>' }`. */
+      special?: SpecialTokens
+    } = {},
+  ): Tokenizer {
     const special = options.special ?? {}
     return new Tokenizer(characterTokenizerJson(alphabet, special), savedConfig(special), 'Tokenizer.characters')
   }
@@ -206,7 +218,12 @@ export class Tokenizer {
    * Tokenizer.bytes().encode('é') // [0xc3, 0xa9]
    * ```
    */
-  static bytes(options: { special?: SpecialTokens } = {}): Tokenizer {
+  static bytes(
+    options: {
+      /** Tokens that begin, end or pad a text, for example `{ eos: '<eos>' }`. */
+      special?: SpecialTokens
+    } = {},
+  ): Tokenizer {
     const special = options.special ?? {}
     return new Tokenizer(byteTokenizerJson(special), savedConfig(special), 'Tokenizer.bytes')
   }

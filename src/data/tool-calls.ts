@@ -10,9 +10,13 @@ import { nestsTooDeep } from '../validation/json-depth.js'
 
 /** A call as OpenAI's clients read it. */
 export interface ToolCall {
+  /** Ties the answer of the tool to the call. */
   id: string
+  /** As in OpenAI's interface. */
   type: 'function'
+  /** What is called. */
   function: {
+    /** The name of the tool. */
     name: string
     /** A JSON object as text. */
     arguments: string

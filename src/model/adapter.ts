@@ -57,8 +57,11 @@ const loraOptions = {
 
 /** A model's adapter: W x + (alpha / rank) · B A x in every target projection (LoRA, arXiv 2106.09685). */
 export interface Adapter {
+  /** Inner dimension of A and B. */
   readonly rank: number
+  /** The adapter is scaled by alpha / rank. */
   readonly alpha: number
+  /** The projections of every layer that have one, by the last part of their names. */
   readonly targetModules: readonly LoRAModule[]
   /** Every loop has matrices of its own. */
   readonly perLoop: boolean

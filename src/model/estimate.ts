@@ -18,6 +18,7 @@ export interface EstimateOptions {
 export interface MemoryEstimate {
   /** Numbers in the weights, not bytes. */
   parameters: number
+  /** The weights in the dtype of the model, or quantized. */
   weights: number
   /** The gradients of a trainer, float32. */
   gradients: number

@@ -74,7 +74,9 @@ import type {
  * ```
  */
 export class LoopLM {
+  /** Where the weights lie and are computed with. */
   readonly device: DeviceName
+  /** The dtype of the weights and of the computation. */
   readonly dtype: ModelDType
   /** Bits and group of a quantized model, see {@link LoadOptions.quantize}. */
   readonly quantization: Quantization | undefined
@@ -558,7 +560,6 @@ export class LoopLM {
    *
    * @param sequences at least one, each of at least two token ids
    * @param options.promptLengths per sequence, how many of its tokens are prompt; default 1 each
-   * @returns per sequence `logprobs`, T means of log P of the response tokens, and `exitLoop`, the mean of Σ t·p_t (1-based)
    * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, ABORTED
    *
    * @example
@@ -570,7 +571,12 @@ export class LoopLM {
   async responseMeans(
     sequences: readonly TokenSequence[],
     options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'inputVectors' | 'signal'> = {},
-  ): Promise<{ logprobs: number[][]; exitLoop: number[] }> {
+  ): Promise<{
+    /** Per sequence T means of log P of the response tokens, one after each loop. */
+    logprobs: number[][]
+    /** Per sequence the mean of Σ t·p_t over the response tokens, loops counted from 1. */
+    exitLoop: number[]
+  }> {
     return responseMeans(this, sequences, options)
   }
 

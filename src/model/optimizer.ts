@@ -119,12 +119,14 @@ export class AdamW {
    * Moves the model's parameters by its accumulated gradients, which are then zero. With a `world`, all its processes call it alike.
    *
    * @param overrides options that differ for this step, for example the learning rate of a schedule
-   * @returns gradNorm: the global norm of the gradients before clipping
    * @throws LoopLMError INVALID_ARGUMENT naming the option; NON_FINITE, with nothing changed, naming a parameter whose gradient is not
    *   finite, or the options with which the update could leave the range of float32 (float64 on device `reference`); PARALLEL when another
    *   process of the `world` fails or does not come in time
    */
-  async step(overrides: Omit<AdamWOptions, 'world'> = {}): Promise<{ gradNorm: number }> {
+  async step(overrides: Omit<AdamWOptions, 'world'> = {}): Promise<{
+    /** Global norm of the gradients before clipping. */
+    gradNorm: number
+  }> {
     return this.#step(overrides, false)
   }
 

@@ -294,7 +294,15 @@ export type Prompt = TokenSequence | string
  * Planes of keys and values: one per loop, which is exact, or one that all loops share, which takes a T-th of the memory. Ouro was published
  * with both. Other families give wrong tokens with shared planes, so `{ planes: 'shared', force: true }` must say that this is wanted.
  */
-export type CachePolicy = 'per-loop' | 'shared' | { planes: 'per-loop' | 'shared'; force?: boolean }
+export type CachePolicy =
+  | 'per-loop'
+  | 'shared'
+  | {
+      /** A plane of keys and values for every loop, or one that all loops share. */
+      planes: 'per-loop' | 'shared'
+      /** Share planes also in families that were not made for it. Default false. */
+      force?: boolean
+    }
 
 /**
  * Options of {@link LoopLM.generate}, {@link LoopLM.stream} and {@link Scheduler.add}. `initialStates` has one entry per prompt,
@@ -357,7 +365,12 @@ export interface GenerateOptions extends StateOptions, InputOptions {
    * Self-speculation: draft `tokens` positions (default 4) with `loops` loops each, then run the remaining loops over all of them at once
    * and keep what full depth would have drawn, so the tokens are those of plain decoding. Needs exit rule `fixed` and kv `per-loop`.
    */
-  speculate?: { loops: number; tokens?: number }
+  speculate?: {
+    /** Loops of a draft, fewer than those of the request. */
+    loops: number
+    /** Positions that are drafted at a time; default 4. */
+    tokens?: number
+  }
   /**
    * Token ids, or texts when the model has a tokenizer; they replace the model's end tokens, `[]` switches them off. The token that
    * stops is part of `tokens`; `text` ends before the text that stops.
@@ -390,6 +403,7 @@ export type LogitsProcessor =
 
 /** One of the most probable tokens at a position. */
 export interface TokenLogprob {
+  /** The id of the token. */
   token: number
   /** As in {@link GenerateResult.logprobs}. */
   logprob: number
@@ -419,17 +433,20 @@ export interface GenerateResult {
   loops: number[]
   /** One list per token, the most probable first, when `logprobs` was given. */
   topLogprobs?: TokenLogprob[][]
+  /** Why generation ended. */
   finishReason: FinishReason
 }
 
 /** One token of {@link LoopLM.stream}. */
 export interface GenerateChunk {
+  /** The id of the new token. */
   token: number
   /**
    * What this token adds to the text, when the model has a tokenizer; '' while a character, a row of byte tokens or a possible stop text is
    * incomplete.
    */
   text?: string
+  /** As in {@link GenerateResult.logprobs}. */
   logprob: number
   /** The loop it was read from, 1-based. */
   loop: number
@@ -482,28 +499,34 @@ export interface SchedulerStats {
   cachedTokens: number
   /** Tokens the cache has memory for. */
   slots: number
-  /** Passes over the weights so far, each one loop of every row, and the rows in all of them. */
+  /** Passes over the weights so far, each one loop of every row. */
   passes: number
+  /** Rows in all passes so far. */
   passRows: number
   /** Of the passes, those that the device replayed from a recording (on CUDA, a graph). */
   replayedPasses: number
   /** Tokens whose loops were all computed by one call of the device (on CUDA, one kernel; each counts as that many passes). */
   wholeTokens: number
-  /** Ended requests that are kept in the cache, and how many have made room for others so far. */
+  /** Ended requests that are kept in the cache. */
   kept: number
+  /** Kept requests that have made room for others so far. */
   evicted: number
   /** Times that a request under way found no memory for its pass, made room for others and began again. Its tokens are the same. */
   restarted: number
-  /** Tokens of prompts that have run so far, and tokens that continued requests found in the cache instead. */
+  /** Tokens of prompts that have run so far. */
   prefilled: number
+  /** Tokens that continued requests found in the cache so far, instead of running them. */
   reused: number
-  /** Positions drafted ahead by self-speculation, and those of them that were kept. */
+  /** Positions drafted ahead by self-speculation so far. */
   drafted: number
+  /** Drafted positions that were kept. */
   accepted: number
 }
 
 /** Name and shape of one parameter, with Hugging Face's tensor name. */
 export interface ParameterInfo {
+  /** The published name, for example `model.norm.weight`. */
   readonly name: string
+  /** Elements per axis. */
   readonly shape: readonly number[]
 }

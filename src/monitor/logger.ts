@@ -16,8 +16,11 @@ export interface LoggedRun {
 export interface RunFacts {
   /** Numbers in the model, and those that are trained. */
   parameters: number
+  /** Numbers that are trained. */
   trained: number
+  /** Where the model lies. */
   device: string
+  /** The dtype of its weights. */
   dtype: string
   /** Loops of the model. */
   loops: number
@@ -29,21 +32,29 @@ export interface RunFacts {
 
 /** A completion as loggers get it. */
 export interface LoggedCompletion {
+  /** A text, or the messages of a conversation. */
   prompt: unknown
+  /** What the model wrote. */
   completion: string
+  /** The column `answer` of the problem. */
   answer?: unknown
+  /** Weighted sum of the rewards; null when all were null. */
   reward: number | null
+  /** Scores by reward, before weighting. */
   rewards: Readonly<Record<string, number | null>>
 }
 
 /** Something that happened to a run and is no metric. */
 export interface RunNote {
+  /** The kind of note. */
   type: 'warning'
+  /** The note in words. */
   message: string
 }
 
 /** How a run ended: by itself, by its signal or a loop that was left, or with an error. */
 export interface RunOutcome {
+  /** How it ended. */
   status: 'finished' | 'aborted' | 'failed'
   /** Only when it failed. */
   error?: unknown

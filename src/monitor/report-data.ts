@@ -2,49 +2,89 @@
 
 /** One metric over the run: the steps at which it was written, and its values. */
 export interface Curve {
+  /** The steps of the points. */
   steps: number[]
+  /** The value of each point. */
   values: number[]
-  /** Over all steps, also where a long run's curve is drawn through averages. */
+  /** The last value, also where the curve of a long run is drawn through averages. */
   last: number
+  /** The smallest value of all steps. */
   min: number
+  /** The largest value of all steps. */
   max: number
-  /** Ends of the interval of every value, where it was measured. */
+  /** Lower ends of the intervals of the values, where they were measured. */
   low?: number[]
+  /** Upper ends of the intervals. */
   high?: number[]
 }
 
 /** Something that happened in a run and is no metric. */
 export interface ReportNote {
+  /** What happened. */
   type: 'resume' | 'warning'
+  /** The last step before it. */
   step: number
+  /** The note in words. */
   message: string
 }
 
 /** Completions of one prompt at one step, with their rewards. */
 export interface CompletionGroup {
+  /** The text of the prompt. */
   prompt: string
+  /** The column `answer`; null: there is none. */
   answer: string | null
-  completions: { text: string; reward: number | null; rewards: Record<string, number> }[]
+  /** What was sampled. */
+  completions: {
+    /** The text of the completion. */
+    text: string
+    /** Weighted sum of the rewards; null when all were null. */
+    reward: number | null
+    /** Scores by reward, before weighting. */
+    rewards: Record<string, number>
+  }[]
 }
 
 /** Everything that a report shows of a run. */
 export interface RunData {
+  /** The name of the folder. */
   name: string
+  /** The trainer as configuration files call it; null: not written yet. */
   trainer: string | null
-  /** The last step that was made, and how many were planned. */
+  /** The last step that was made. */
   step: number
+  /** How many steps were planned; null: not written yet. */
   steps: number | null
   /** config.yaml as it stands. */
   config: string
   /** Its fields by name, `options.steps` for example; with all defaults where the run has written run.json. */
   options: Record<string, string>
   /** What run.json says of the model and the data. */
-  facts: { parameters: number; trained: number; device: string; dtype: string; data: string } | null
+  facts: {
+    /** Numbers in the model. */
+    parameters: number
+    /** Numbers that are trained. */
+    trained: number
+    /** Where the model lies. */
+    device: string
+    /** The dtype of its weights. */
+    dtype: string
+    /** The data in words. */
+    data: string
+  } | null
   /** Seconds between the first line and the last, pauses before resumes left out; null: lines without a time. */
   seconds: number | null
+  /** Warnings and resumes, in order. */
   notes: ReportNote[]
+  /** One curve per metric, by name. */
   curves: Record<string, Curve>
-  completions: { step: number; groups: CompletionGroup[] }[]
+  /** Sampled completions, the oldest first. */
+  completions: {
+    /** The step that sampled them. */
+    step: number
+    /** The completions by prompt. */
+    groups: CompletionGroup[]
+  }[]
   /** Steps that are averaged into one point of a curve; 1: none are. */
   stepsPerPoint: number
 }

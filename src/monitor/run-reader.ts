@@ -28,6 +28,7 @@ const limits = {
  * ```
  */
 export class RunReader {
+  /** The folder of the run. */
   readonly path: string
   readonly #metrics: LineFile
   readonly #completions: LineFile
@@ -61,6 +62,8 @@ export class RunReader {
   }
 
   /**
+   * Reads what was added since the last call, and returns all that is known of the run.
+   *
    * @throws LoopLMError NOT_FOUND when the folder does not exist
    */
   async read(): Promise<RunData> {

@@ -12,6 +12,7 @@ const localNames = new Set(['127.0.0.1', 'localhost', '[::1]'])
 export interface Watcher {
   /** Where a browser finds the page. */
   url: string
+  /** Ends the server. */
   close(): Promise<void>
 }
 

@@ -8,11 +8,21 @@ export type Residual = 'pre' | 'sandwich' | 'normed' | 'post'
 
 /** Rotary positions. */
 export interface RotaryEmbedding {
+  /** Base of the frequencies: pair j of a head turns by position · theta^(-2j / headDim). */
   theta: number
   /** Channels that turn together: (j, j + headDim/2) or (2j, 2j + 1). Default halves. */
   pairs?: 'halves' | 'neighbours'
   /** llama3 scaling of the frequencies. */
-  scaling?: { factor: number; low: number; high: number; original: number }
+  scaling?: {
+    /** By how much the lowest frequencies are divided. */
+    factor: number
+    /** Wavelengths longer than `original / low` are divided by `factor`. */
+    low: number
+    /** Wavelengths shorter than `original / high` stay as they are; between the two the divisor is blended. */
+    high: number
+    /** Positions that the model was first trained with. */
+    original: number
+  }
 }
 
 /** What a parameter is for; the shapes are in native/engine/architecture.h. */
@@ -43,12 +53,15 @@ export type Role =
 export interface ParameterForm {
   /** The published name. */
   name: string
+  /** Elements per axis. */
   shape: readonly number[]
+  /** What the engine uses it for. */
   role: Role
   /** Layer, or which of several norms; default 0. */
   index?: number
   /** The first row of the role's matrix that this tensor holds; the parts of a matrix follow each other. Default 0. */
   firstRow?: number
+  /** How a new model draws it. */
   initial: 'normal' | 'truncatedNormal' | 'ones' | 'zeros'
   /** Of the normals. */
   deviation?: number
@@ -56,14 +69,54 @@ export interface ParameterForm {
   deviations?: readonly number[]
 }
 
+/** A step writes a register. */
+interface Target {
+  /** The register that is written, counted from 0. */
+  to: number
+}
+
+/** A step reads a register besides the one that it writes. */
+interface Source {
+  /** The register that is read, counted from 0. */
+  from: number
+}
+
+/** A step has parameters. */
+interface Indexed {
+  /** Which layer, norm or matrix of its role, counted from 0. */
+  index: number
+}
+
 /** A step of a program. Registers hold a vector of D per token. */
 export type Step =
-  | { kind: 'embed'; to: number; scale?: number }
-  | { kind: 'start' | 'block' | 'norm'; to: number; index: number }
-  | { kind: 'state'; to: number }
-  | { kind: 'add' | 'copy'; to: number; from: number }
-  | { kind: 'inject'; to: number; from: number; index: number }
+  | ({
+      /** Writes the embedded tokens. */
+      kind: 'embed'
+      /** Factor of the embedding; default 1. */
+      scale?: number
+    } & Target)
+  | ({
+      /** Writes the model's first state, runs a block on `to`, or applies an RMS norm to it (index -1: without a weight). */
+      kind: 'start' | 'block' | 'norm'
+    } & Target &
+      Indexed)
+  | ({
+      /** Writes the first state of the sequence: given, drawn from its seed, or zeros. */
+      kind: 'state'
+    } & Target)
+  | ({
+      /** Adds `from` to `to`, or copies it there. */
+      kind: 'add' | 'copy'
+    } & Target &
+      Source)
+  | ({
+      /** to = W [to ; from], with W [D, 2D]. */
+      kind: 'inject'
+    } & Target &
+      Source &
+      Indexed)
 
+/** What a model computes, as data: sizes, steps and parameters. The engine computes any such description. */
 export interface Architecture {
   /** The name of the family. */
   family: string
@@ -75,14 +128,19 @@ export interface Architecture {
   intermediate: number
   /** Of all stacks together. */
   layers: number
+  /** Query heads of a layer. */
   heads: number
+  /** Heads of keys and values of a layer; divides `heads`. */
   kvHeads: number
   /** Even. */
   headDim: number
   /** T */
   loops: number
+  /** Added to the mean square in RMS norms. */
   normEps: number
+  /** How queries and keys are turned by their position. */
   rotary: RotaryEmbedding
+  /** Where a block has its norms and its residual sums. */
   residual: Residual
   /** RMS norms of queries and keys before the rotary embedding; default none. */
   queryKeyNorm?: 'none' | 'head' | 'all'
@@ -94,21 +152,37 @@ export interface Architecture {
   stateDeviation?: number
   /** The head is the embedding. */
   tied: boolean
+  /** Whether the model has an exit gate. */
   exitGate: boolean
   /** The model was trained with `loops` loops alone: generation and trainers refuse more. Default false. */
   fixedLoops?: boolean
   /** Loops may share their planes of keys and values. Default false. */
   sharedPlanes?: boolean
+  /** How many hidden states, each D per token, the steps read and write. */
   registers: number
-  /** Steps before the loops, of every loop, and between a loop and the head, which reads register 0. */
+  /** Steps before the loops. */
   begin: readonly Step[]
+  /** Steps of every loop. */
   loop: readonly Step[]
+  /** Steps between a loop and the head, which reads register 0. */
   read: readonly Step[]
   /**
    * What carries gradient in the family's published training: the last `loops` loops, or of each loop all but its first `constantSteps`
    * steps. Default all.
    */
-  publishedBackward?: { loops: number; constantSteps?: never } | { loops?: never; constantSteps: readonly number[] }
+  publishedBackward?:
+    | {
+        /** How many of the last loops carry gradient. */
+        loops: number
+        /** Not together with `loops`. */
+        constantSteps?: never
+      }
+    | {
+        /** Not together with `constantSteps`. */
+        loops?: never
+        /** Per loop, how many of its first steps carry no gradient. */
+        constantSteps: readonly number[]
+      }
   /** In the order of the arena. */
   parameters: readonly ParameterForm[]
   /** Ends of the names of tensors that files may hold and nobody reads. */

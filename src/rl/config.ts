@@ -12,7 +12,7 @@ import { loggerNames } from '../monitor/loggers/built-in.js'
 import type { Task } from '../tasks/task.js'
 import { describe as described } from '../validation/arguments.js'
 import { didYouMean } from '../validation/names.js'
-import { alsoCalled } from '../validation/schema.js'
+import { alsoCalled, type Same } from '../validation/schema.js'
 import { callbackNames, type TrainerCallbacks } from './callbacks.js'
 import type { DatasetSource } from './dataset-rows.js'
 import type { Environment } from './environment.js'
@@ -791,8 +791,6 @@ export const objectiveTrainerOptions: OptionSchema<ObjectiveTrainerConfig, Objec
 export const pretrainOptions: OptionSchema<PretrainConfig, PretrainOptions> = pretrainWhole
 export const looprptOptions: OptionSchema<LoopRPTConfig, LoopRPTOptions> = looprptWhole
 
-/** `true` where two types have the same fields, of types that fit each other. */
-type Same<A, B> = [A, B, keyof A, keyof B] extends [B, A, keyof B, keyof A] ? true : false
 /** The types of options.ts are what the schemas take and give; a line that does not compile names the trainer that differs. */
 type Agreed<Schema extends z.ZodType, Config, Options> = readonly [Same<z.output<Schema>, Config>, Same<z.input<Schema>, Options>]
 const agreed: readonly [true, true] = [true, true]

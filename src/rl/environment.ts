@@ -21,6 +21,7 @@ export type Environment = (problem: Problem, context: EnvironmentContext) => Epi
 
 /** What an environment gets beside the problem. */
 export interface EnvironmentContext {
+  /** Seed of the episode: the same in a run that is repeated. */
   seed: number
   /** Fires when the episode is over, has taken too long, or the run is aborted. */
   signal: AbortSignal
@@ -44,6 +45,7 @@ export interface Episode {
 export interface EpisodeTurn {
   /** Without the token that ended it. */
   text: string
+  /** The ids of its tokens. */
   tokens: readonly number[]
   /** Calls in the form of Qwen and Hermes: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`. */
   toolCalls: readonly ToolCall[]

@@ -26,13 +26,17 @@ const sequencesPerCall = 32 // bounds the scores that are held at once
  * Predicts each token after the prompt from those before it, once for all loop counts. Under a launcher all processes call it alike, share
  * the sequences out, and get the same results.
  *
- * @param options.loops loop counts; default 1 to the model's
  * @throws LoopLMError ABORTED
  */
 export async function evaluateSequences(
   model: LoopLM,
   sequences: readonly TrainingSequence[],
-  options: { loops?: readonly number[] | undefined; signal?: AbortSignal | undefined } = {},
+  options: {
+    /** Loop counts; default 1 to the number of loops of the model. */
+    loops?: readonly number[] | undefined
+    /** Ends the evaluation with code ABORTED. */
+    signal?: AbortSignal | undefined
+  } = {},
 ): Promise<SequenceEvaluation[]> {
   checkOptions(options, { loops: true, signal: true }, 'evaluateSequences')
   const ranks = Ranks.found('evaluateSequences')

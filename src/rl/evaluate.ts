@@ -25,7 +25,9 @@ import { bootstrapInterval, type Interval, passAtK, wilsonInterval } from './sta
 
 /** A sampled answer and what it earned; null where there was no opinion. */
 export interface Answer {
+  /** What the model wrote. */
   completion: string
+  /** What it earned; null: the reward had no opinion. */
   reward: number | null
 }
 
@@ -88,7 +90,17 @@ export interface EvaluateOptions {
   /** Answers, or the turns of episodes, are texts of it. Needs a model whose tokenizer is that of the data. */
   grammar?: GenerateOptions['grammar'] | undefined
   /** Called after every part that was answered. */
-  onProgress?: ((progress: { loops: number; answered: number; of: number }) => void) | undefined
+  onProgress?:
+    | ((progress: {
+        /** The loop count that is evaluated. */
+        loops: number
+        /** Problems that have been answered with it. */
+        answered: number
+        /** Problems in all. */
+        of: number
+      }) => void)
+    | undefined
+  /** Ends the evaluation with code ABORTED. */
   signal?: AbortSignal | undefined
 }
 

@@ -2,11 +2,18 @@
 export type Metrics = Record<string, number>
 
 /** The metrics of an optimizer step: `grad_norm` is that before clipping. */
-export type UpdateMetrics = Metrics & { loss: number; grad_norm: number }
+export type UpdateMetrics = Metrics & {
+  /** The loss that was minimised. */
+  loss: number
+  /** Global norm of the gradients before clipping. */
+  grad_norm: number
+}
 
 /** A completion that was sampled in a step, with what it earned. */
 export interface SampledCompletion {
+  /** The text of the prompt. */
   prompt: string
+  /** What the model wrote. */
   completion: string
   /** The column `answer` of the problem. */
   answer?: unknown
@@ -16,19 +23,40 @@ export interface SampledCompletion {
   rewards: Record<string, number | null>
 }
 
+/** What every event has. */
+interface Measured {
+  /** Steps made so far. */
+  step: number
+  /** Numbers by name. */
+  metrics: Metrics
+}
+
 /** What `run` of a trainer yields. */
 export type TrainerEvent =
-  /** A step was made. `completions` are all that the step was made of; none where nothing was sampled. */
-  | { type: 'step'; step: number; metrics: Metrics; completions: readonly SampledCompletion[] }
-  /**
-   * Held-out problems were answered greedily: `eval/loop_<t>/reward` for each loop count t, `eval/<name>/loop_<t>/reward` for `evalTasks`.
-   * Step 0 is the model before its first step.
-   */
-  | { type: 'eval'; step: number; metrics: Metrics }
-  /** A checkpoint was written to `path`. */
-  | { type: 'checkpoint'; step: number; metrics: Metrics; path: string }
-  /**
-   * The run is over. `metrics` are those of the last step; `aborted` tells whether the AbortSignal ended it, `stoppedEarly` whether
-   * `earlyStoppingPatience` did.
-   */
-  | { type: 'done'; step: number; metrics: Metrics; aborted: boolean; stoppedEarly: boolean }
+  | ({
+      /** A step was made. */
+      type: 'step'
+      /** All that the step was made of; none where nothing was sampled. */
+      completions: readonly SampledCompletion[]
+    } & Measured)
+  | ({
+      /**
+       * Held-out problems were answered: `eval/loop_<t>/reward` for each loop count t, `eval/<name>/loop_<t>/reward` for `evalTasks`.
+       * Step 0 is the model before its first step.
+       */
+      type: 'eval'
+    } & Measured)
+  | ({
+      /** A checkpoint was written. */
+      type: 'checkpoint'
+      /** The folder of the checkpoint. */
+      path: string
+    } & Measured)
+  | ({
+      /** The run is over. `metrics` are those of the last step. */
+      type: 'done'
+      /** Whether the AbortSignal ended it. */
+      aborted: boolean
+      /** Whether `earlyStoppingPatience` ended it. */
+      stoppedEarly: boolean
+    } & Measured)

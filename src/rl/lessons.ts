@@ -15,6 +15,7 @@ export interface EncodedPrompt {
 
 /** Tokens to learn. */
 export interface TrainingSequence {
+  /** Token ids, at least two. */
   tokens: number[] | Int32Array
   /** How many of them are given. */
   promptLength: number

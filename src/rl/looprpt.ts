@@ -19,6 +19,7 @@ import type { Portion } from './updates.js'
  * refused; null stands for an absent field.
  */
 export interface LoopRPTBatch {
+  /** Token ids, at least two each. */
   sequences: readonly TokenSequence[]
   /** Per sequence, how many tokens are given and carry no loss; default 1 each. */
   promptLengths?: ArrayLike<number>

@@ -254,7 +254,14 @@ export interface EpisodeConfig {
    * Episodes branch once where a turn begins uncertainly (ARPO): the mean entropy of its first tokens, in nats, is at least
    * `entropy`. `width` episodes of the group then share what came before. Default: none.
    */
-  branch?: { entropy: number; width: number } | undefined
+  branch?:
+    | {
+        /** Least mean entropy of the first tokens of a turn, in nats. */
+        entropy: number
+        /** Episodes that go on from the branch. */
+        width: number
+      }
+    | undefined
   /** Most tokens of an episode, its prompt included; default the `max_position_embeddings` of the model. */
   maxEpisodeTokens?: number | undefined
   /** Calls of tools that run at the same time. Default `16`. */
@@ -290,13 +297,21 @@ export interface PolicyConfig extends TrainerConfig, RolloutConfig, EpisodeConfi
   answerOf?: ((completion: string, columns: Record<string, unknown>) => string | null) | undefined
 }
 
+/** Where the advantages of `RLTTTrainer` and `GRPOTrainer` come from. */
+export interface AdvantageConfig {
+  /** One per sequence from its reward, or one per turn from the rewards of the turns. Default `"reward"`. */
+  source: 'reward' | 'turn'
+  /** Of later turns: the reward of the turn k turns later counts discount^k times. Default `1`. */
+  discount: number
+}
+
 /** The objective of math.md §2–§4, as RLTT and GRPO spell it. */
 export interface ClassicObjectiveConfig {
   /**
    * One advantage per sequence, from its reward; or one per turn of an episode, from the rewards of this turn and later ones, each
    * next one times `discount`. Default `{"source":"reward","discount":1}`.
    */
-  advantage: { source: 'reward' | 'turn'; discount: number }
+  advantage: AdvantageConfig
   /** Divide advantages by the standard deviation of the group, or not. Default `"group"`. */
   scaleRewards: 'group' | 'none'
   /** Weight of the k3 estimate of the KL divergence to the frozen starting model, at the last loop. Default `0`. */
@@ -373,7 +388,12 @@ export interface ObjectiveTrainerConfig extends PolicyConfig {
 type ObjectiveOption<Algebra> =
   | RecipeName
   | Algebra
-  | readonly { until?: number | undefined; objective: RecipeName | Algebra }[]
+  | readonly {
+      /** The step, not included, until which it holds; absent: to the end. */
+      until?: number | undefined
+      /** A recipe by name, or an objective of the algebra. */
+      objective: RecipeName | Algebra
+    }[]
   | OwnObjective
 
 /** What the trainers that learn from given tokens have in common. */
@@ -483,7 +503,7 @@ type Options<Config extends TrainerConfig> = {
   [Key in keyof Config]?: Key extends 'lora'
     ? { [Field in keyof LoRAConfig]?: LoRAConfig[Field] | undefined } | undefined
     : Key extends 'advantage'
-      ? { source?: 'reward' | 'turn' | undefined; discount?: number | undefined } | undefined
+      ? { [Field in keyof AdvantageConfig]?: AdvantageConfig[Field] | undefined } | undefined
       : Config[Key] | undefined
 }
 

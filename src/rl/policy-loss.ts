@@ -20,11 +20,17 @@ const drawStream = 2 ** 17
 
 /** One logical batch: calls of the engine's loss core, or a caller's own objective. */
 export interface PolicyLoss extends LogicalBatch {
+  /** What the engine computes, one after the other. */
   passes: EnginePass[]
+  /** An objective that is a function, instead. */
   own?: {
+    /** The function. */
     objective: OwnObjective
+    /** What it gets, without the scores. */
     context: Omit<ObjectiveContext, 'scores'>
+    /** Per sequence len × D: the first state of its tokens, for families that begin with one. */
     initialStates?: readonly ArrayLike<number>[]
+    /** Per sequence its vectors in place of embedded tokens. */
     inputVectors?: readonly (InputVectors | undefined)[]
   }
 }

@@ -22,6 +22,7 @@ import type { LogicalBatch } from './updates.js'
  * refused; null stands for an absent field.
  */
 export interface PretrainBatch {
+  /** Token ids, at least two each. */
   sequences: readonly TokenSequence[]
   /** Per sequence, how many tokens are given and carry no loss; default 1 each, since the first token has no prediction. */
   promptLengths?: ArrayLike<number>
@@ -38,6 +39,7 @@ export interface PretrainBatch {
 
 /** A share of a batch. */
 interface PretrainLoss extends LossBatch, LogicalBatch {
+  /** Token ids, at least two each. */
   sequences: readonly TokenSequence[]
   /** Response tokens of the whole batch. */
   tokens: number

@@ -10,7 +10,9 @@ import type { Problem, Rollout, RolloutTurn } from './rollout-record.js'
 
 /** What a {@link RolloutFunction} gets beside the problems. */
 export interface RolloutContext {
+  /** The model to sample from. */
   model: LoopLM
+  /** Turns prompts into tokens. */
   tokenizer: Tokenizer
   /** Counted from 0. */
   step: number

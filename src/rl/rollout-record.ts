@@ -4,7 +4,9 @@ import type { RealArray } from '../model/types.js'
 
 /** A prompt with the columns that reward functions see. */
 export interface Problem {
+  /** A text, or the messages of a conversation. */
   prompt: PromptContent
+  /** What rewards compare with. */
   answer?: string
   [column: string]: unknown
 }
@@ -13,6 +15,7 @@ export interface Problem {
 export interface Rollout {
   /** Prompt and response. */
   tokens: Int32Array
+  /** How many of `tokens` are prompt. */
   promptLength: number
   /** Per token behind the prompt: 1 where the model wrote it, 0 where the environment did. Absent: all are the model's. */
   mask?: Uint8Array
@@ -40,7 +43,10 @@ export interface Rollout {
 
 /** A turn of the model. */
 export interface RolloutTurn {
+  /** Index of its first token. */
   begin: number
+  /** Index behind its last token. */
   end: number
+  /** The reward of this turn alone; null: none. */
   reward: number | null
 }

@@ -22,7 +22,9 @@ import type { LogicalBatch, StepWork } from './updates.js'
 
 /** What the batches of such trainers have. */
 interface SequenceBatch {
+  /** Token ids, at least two each. */
   sequences: readonly TokenSequence[]
+  /** Per sequence, how many tokens are given and carry no loss; default 1 each. */
   promptLengths?: ArrayLike<number>
 }
 

@@ -5,7 +5,9 @@ import { checkNumber } from '../validation/arguments.js'
 
 /** Where a share or a mean lies with the given confidence. */
 export interface Interval {
+  /** Lower end. */
   low: number
+  /** Upper end. */
   high: number
 }
 
@@ -39,10 +41,6 @@ export function wilsonInterval(successes: number, trials: number, confidence = 0
  * For several samples per problem, give the mean of each problem: problems are what an evaluation draws at random.
  *
  * @param values at least one finite number
- * @param options.confidence between 0 and 1; default 0.95
- * @param options.resamples default 1000
- * @param options.seed of the draws; default 0
- * @param options.weights of the values in each mean, one per value and more than 0; default all alike
  * @throws LoopLMError INVALID_ARGUMENT
  *
  * @example
@@ -52,7 +50,16 @@ export function wilsonInterval(successes: number, trials: number, confidence = 0
  */
 export async function bootstrapInterval(
   values: ArrayLike<number>,
-  options: { confidence?: number; resamples?: number; seed?: number; weights?: ArrayLike<number> } = {},
+  options: {
+    /** How often such an interval holds the mean, between 0 and 1; default 0.95. */
+    confidence?: number
+    /** How often the values are drawn again; default 1000. */
+    resamples?: number
+    /** Seed of the draws; default 0. */
+    seed?: number
+    /** Weights of the values in each mean, one per value and more than 0; default all alike. */
+    weights?: ArrayLike<number>
+  } = {},
 ): Promise<Interval> {
   const operation = 'bootstrapInterval'
   const { confidence = 0.95, resamples = 1000, seed = 0, weights } = options

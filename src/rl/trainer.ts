@@ -13,6 +13,7 @@ import { checkInstance, checkOptions } from '../validation/arguments.js'
 import { Advice } from './advice.js'
 import type { Answerer } from './answerer.js'
 import { BestCheckpoints } from './best-checkpoint.js'
+import type { BestEvaluation } from './callbacks.js'
 import { checkpointPath } from './checkpoint.js'
 import { plainConfig } from './config.js'
 import { type DataDescription, describeProblems } from './data.js'
@@ -42,15 +43,37 @@ export interface UpdateOptions {
   onInputVectors?: (gradients: RealArray[]) => void
 }
 
+/** What the batches of all trainers have. */
+interface GivenBatch {
+  /** Token ids, at least two each. */
+  sequences: readonly TokenSequence[]
+  /** Per sequence its vectors in place of embedded tokens. */
+  inputVectors?: readonly (InputVectors | undefined)[]
+}
+
+/** What `gradients` of a trainer resolves to. */
+export interface BatchGradients {
+  /** The loss of the batch. */
+  loss: number
+  /** Of every trained parameter by its published name, in the shape of the parameter, row-major. */
+  gradients: Map<string, RealArray>
+  /** Of the vectors of the batch, one array per sequence in the form of its values. */
+  inputVectors: RealArray[]
+}
+
 /** What a run is told beside the trainer's options. */
 interface RunOptions {
+  /** Ends the run after the current step. */
   signal?: AbortSignal | undefined
+  /** Written to config.yaml in place of the options. */
   config?: Record<string, unknown> | undefined
 }
 
 /** This process's share of a logical batch as the engine takes it, with what is already known about the whole. */
 export interface Prepared<Loss = LossBatch> {
+  /** The loss of the batch, or of the part that this process computes. */
   portion: Portion<Loss>
+  /** Numbers that were measured meanwhile. */
   metrics: Metrics
 }
 
@@ -68,14 +91,12 @@ interface OpenRun {
  * What all trainers share: the loop of a run over steps, evaluations and checkpoints. A subclass says which loss is minimised and where
  * its batches come from.
  */
-export abstract class Trainer<
-  Config extends TrainerConfig,
-  Batch extends { sequences: readonly TokenSequence[]; inputVectors?: readonly (InputVectors | undefined)[] },
-  Loss extends LogicalBatch = LossBatch,
-> {
+export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenBatch, Loss extends LogicalBatch = LossBatch> {
+  /** The model that is trained. */
   readonly model: LoopLM
   /** The options with all defaults filled in. */
   readonly config: Readonly<Config>
+  /** The optimizer of the model. */
   readonly optimizer: AdamW
   /** The trainer as configuration files and checkpoints call it. */
   readonly name: string
@@ -133,7 +154,7 @@ export abstract class Trainer<
   }
 
   /** The evaluation with the best `metricForBestModel` so far, and its checkpoint where there is a `runDir`. */
-  get best(): { step: number; value: number; path?: string } | undefined {
+  get best(): BestEvaluation | undefined {
     return this.#checkpoints.best
   }
 
@@ -169,11 +190,9 @@ export abstract class Trainer<
    * own gradients are the place of the computation: what `model.backward` had accumulated there is zero afterwards, so read
    * `model.gradients()` before. Calls wait for each other as those of `update` do.
    *
-   * @returns `gradients` has every trained parameter by its Hugging Face name, in the shape of the parameter, row-major;
-   *   `inputVectors` the gradients of the batch's vectors, one array per sequence in the form of its values
    * @throws LoopLMError as `update` does
    */
-  async gradients(batch: Batch): Promise<{ loss: number; gradients: Map<string, RealArray>; inputVectors: RealArray[] }> {
+  async gradients(batch: Batch): Promise<BatchGradients> {
     const operation = `${this.constructor.name}.gradients`
     const taken = readable(this.take(batch, operation), this.model, operation)
     return exclusively(this.model, operation, async () => {

@@ -37,6 +37,7 @@ export interface Portion<Loss = LossBatch> {
 export interface StepWork<Loss = LossBatch> {
   /** One logical batch per optimizer step. */
   portions: Portion<Loss>[]
+  /** Numbers that were measured while the step was prepared. */
   metrics: Metrics
   /** Tokens sampled or read, prompts included. */
   tokens: number
@@ -48,6 +49,7 @@ export interface StepWork<Loss = LossBatch> {
 
 /** A logical batch, whatever its trainer makes of it. */
 export interface LogicalBatch {
+  /** Token ids, prompt and response. */
   sequences: readonly TokenSequence[]
   /** Which sequences of the caller's batch they are; absent: all. */
   rows?: readonly number[]

@@ -79,11 +79,14 @@ export interface ServeOptions {
   log?: (line: string) => void
 }
 
+/** Options that are absent where nobody gave them. */
+type Open = 'apiKey' | 'maxCachedTokens'
+
 /** Options with their defaults. */
-export type ServeSettings = z.output<typeof schema>
+export type ServeSettings = Required<Omit<ServeOptions, Open>> & { [Field in Open]?: ServeOptions[Field] | undefined }
 
 /** What a server runs with: all options but the key, so that it is not printed with them. */
-export type ServerSettings = Omit<ServeSettings, 'apiKey'> & { maxCachedTokens: number }
+export type ServerSettings = Omit<Required<ServeOptions>, 'apiKey'>
 
 /**
  * Checks options.

@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { parseOptions } from '../validation/schema.js'
+import { parseOptions, type Same } from '../validation/schema.js'
 import { defineTask, type Task } from './task.js'
 
 const schema = z
@@ -15,16 +15,20 @@ const schema = z
   .refine(({ digits, width = digits }) => width >= digits, { path: ['width'], message: 'must be at least digits' })
 
 /** Options of {@link addition}. */
-export type AdditionOptions = z.input<typeof schema>
+export interface AdditionOptions {
+  /** Largest number of digits of an operand, 1 to 15; default 5. */
+  digits?: number | undefined
+  /** Smallest number of digits; default `digits`. Each problem draws d from here to `digits`, then both operands from [0, 10^d). Stage I uses 1. */
+  minDigits?: number | undefined
+  /** Digits that operands are padded to; default `digits`. */
+  width?: number | undefined
+}
+true satisfies Same<AdditionOptions, z.input<typeof schema>>
 
 /**
  * `a+b=c`, zero-padded, most significant digit first, answered directly: `00123+04567=` → `004690`. Tokens are the ten digits,
  * `+` and `=`; the answer has `width + 1` digits, so no end token is needed.
  *
- * @param options.digits largest number of digits of an operand; 1 to 15, default 5
- * @param options.minDigits smallest number of digits: each problem first draws d from minDigits to digits, then both operands
- *   from [0, 10^d); default `digits`. Stage I on addition uses 1.
- * @param options.width digits that operands are padded to; default `digits`
  * @throws LoopLMError INVALID_CONFIG naming the option
  *
  * @example

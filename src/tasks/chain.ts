@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import type { Random } from '../data/random.js'
-import { parseOptions } from '../validation/schema.js'
+import { parseOptions, type Same } from '../validation/schema.js'
 import { apply, operators } from './modular.js'
 import { defineTask, type Task } from './task.js'
 
@@ -28,8 +28,30 @@ const schema = z
     message: 'must not exceed operations',
   })
 
+/** How often each way to answer is learned, in proportion to the others. */
+export interface TraceWeights {
+  /** The value asked for alone. Default 1. */
+  direct?: number | undefined
+  /** The value of every second assignment. Default 1. */
+  half?: number | undefined
+  /** The value of every assignment. Default 1. */
+  all?: number | undefined
+  /** The values of all assignments, two times. Default 1. */
+  twice?: number | undefined
+}
+
 /** Options of {@link chain}. */
-export type ChainOptions = z.input<typeof schema>
+export interface ChainOptions {
+  /** 2 to 36; default 11. */
+  modulus?: number | undefined
+  /** Most operations of a problem, 1 to 16; default 8. */
+  operations?: number | undefined
+  /** Fewest operations of a problem; default half of `operations`, rounded up. */
+  minOperations?: number | undefined
+  /** Weights of the ways to answer in what is learned. */
+  traces?: TraceWeights | undefined
+}
+true satisfies Same<ChainOptions, z.input<typeof schema>>
 
 /**
  * A chain of assignments modulo a number: `a=7;b=a*3;c=b+a;?c` asks for c. Every value is one token (0 to 9, then A to Z). An answer
@@ -37,10 +59,6 @@ export type ChainOptions = z.input<typeof schema>
  * them `twice`. The last character is the answer, and `.` ends a completion. Pre-training shows all four ways (column
  * `completion`), so that a policy can choose how much it writes.
  *
- * @param options.modulus 2 to 36, default 11
- * @param options.operations most operations of a problem, 1 to 16, default 8
- * @param options.minOperations fewest; default half of `operations`, rounded up
- * @param options.traces weights of the ways to answer in what is learned; default 1 each
  * @throws LoopLMError INVALID_CONFIG naming the option
  *
  * @example

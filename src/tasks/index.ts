@@ -15,14 +15,35 @@ export { type PointerChasingOptions, pointerChasing } from './pointer-chasing.js
 export { type SortingOptions, sorting } from './sorting.js'
 export { defineTask, type Problem, type Split, type Task, type TaskDefinition } from './task.js'
 
+/** What {@link tasks} holds. */
+export interface Tasks {
+  /** Sums of two numbers. */
+  readonly addition: typeof addition
+  /** Modular arithmetic on prefix expressions. */
+  readonly mano: typeof mano
+  /** Lists to be sorted. */
+  readonly sorting: typeof sorting
+  /** Pointers to be followed. */
+  readonly pointerChasing: typeof pointerChasing
+  /** Whether a string of bits has an odd number of ones. */
+  readonly parity: typeof parity
+  /** Chains of assignments modulo a number. */
+  readonly chain: typeof chain
+}
+
 /** The built-in tasks by name. */
-export const tasks = { addition, mano, sorting, pointerChasing, parity, chain } as const
+export const tasks: Tasks = { addition, mano, sorting, pointerChasing, parity, chain }
 
 /** Name of a built-in task. */
-export type TaskName = keyof typeof tasks
+export type TaskName = keyof Tasks
 
 /** A built-in task by name with its options beside it, as written in a configuration file. */
-export type TaskConfig = { [Name in TaskName]: { name: Name } & Parameters<(typeof tasks)[Name]>[0] }[TaskName]
+export type TaskConfig = {
+  [Name in TaskName]: {
+    /** The task. */
+    name: Name
+  } & Parameters<Tasks[Name]>[0]
+}[TaskName]
 
 /**
  * Builds a built-in task from a configuration, for example from YAML.

@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import type { Random } from '../data/random.js'
-import { parseOptions } from '../validation/schema.js'
+import { parseOptions, type Same } from '../validation/schema.js'
 import { apply, operators } from './modular.js'
 import { defineTask, type Task } from './task.js'
 
@@ -12,14 +12,18 @@ const schema = z.strictObject({
 })
 
 /** Options of {@link mano}. */
-export type ManoOptions = z.input<typeof schema>
+export interface ManoOptions {
+  /** 2 to 36; default 10. */
+  modulus?: number | undefined
+  /** Each problem has 1 to this many of `+`, `-`, `*`; 1 to 64, default 3. */
+  operations?: number | undefined
+}
+true satisfies Same<ManoOptions, z.input<typeof schema>>
 
 /**
  * Mano, mental modular arithmetic on prefix expressions, after Allen-Zhu, "Physics of Language Models: Part 4.1" (2025): with
  * modulus 10, `*+374=` means (3 + 7) * 4 and is answered `0`. A number is one token (0–9, then a–z), and so is the answer.
  *
- * @param options.modulus 2 to 36, default 10
- * @param options.operations each problem has 1 to this many of `+`, `-`, `*`, default 3
  * @throws LoopLMError INVALID_CONFIG naming the option
  *
  * @example

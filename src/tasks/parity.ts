@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { parseOptions } from '../validation/schema.js'
+import { parseOptions, type Same } from '../validation/schema.js'
 import { defineTask, type Task } from './task.js'
 
 const schema = z.strictObject({
@@ -8,15 +8,19 @@ const schema = z.strictObject({
 })
 
 /** Options of {@link parity}. */
-export type ParityOptions = z.input<typeof schema>
+export interface ParityOptions {
+  /** Bits of a problem, 2 to 128; default 16. */
+  bits?: number | undefined
+  /** Share of the completions to learn from that write every parity; 0 to 1, default 0.5. */
+  written?: number | undefined
+}
+true satisfies Same<ParityOptions, z.input<typeof schema>>
 
 /**
  * Whether a string of bits has an odd number of ones, after Tsilivis et al., arXiv 2510.11495. `0110=` is answered `0`, at once or by
  * writing the parity of every prefix: `0100`. The last character is the answer, and `.` ends a completion. Pre-training shows both
  * ways (column `completion`), so that a policy can choose how much it writes.
  *
- * @param options.bits 2 to 128, default 16
- * @param options.written share of the completions to learn from that write every parity; 0 to 1, default 0.5
  * @throws LoopLMError INVALID_CONFIG naming the option
  *
  * @example

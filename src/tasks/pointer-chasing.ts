@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import type { Random } from '../data/random.js'
-import { parseOptions } from '../validation/schema.js'
+import { parseOptions, type Same } from '../validation/schema.js'
 import { defineTask, type Task } from './task.js'
 
 const names = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'
@@ -13,14 +13,18 @@ const schema = z
   .refine(({ nodes, hops }) => hops < nodes, { path: ['hops'], message: 'must be less than nodes' })
 
 /** Options of {@link pointerChasing}. */
-export type PointerChasingOptions = z.input<typeof schema>
+export interface PointerChasingOptions {
+  /** 3 to 62; default 8. */
+  nodes?: number | undefined
+  /** 1 to nodes - 1; default 2. */
+  hops?: number | undefined
+}
+true satisfies Same<PointerChasingOptions, z.input<typeof schema>>
 
 /**
  * Follows pointers: `20 01 12`, written `200112?0=`, says 2 → 0, 0 → 1, 1 → 2 and asks where `hops` steps from 0 lead; for two
  * hops the answer is `2`. The pointers form one random cycle and are listed in random order. A node is one token (0–9, A–Z, a–z).
  *
- * @param options.nodes 3 to 62, default 8
- * @param options.hops 1 to nodes - 1, default 2
  * @throws LoopLMError INVALID_CONFIG naming the option
  *
  * @example

@@ -19,13 +19,19 @@ export type RewardFunction = (
   prompt: string,
   completion: string,
   columns: Record<string, unknown>,
-  context?: { signal?: AbortSignal },
+  context?: {
+    /** Fires when the answer is no longer wanted. */
+    signal?: AbortSignal
+  },
 ) => number | null | Promise<number | null>
 
 /** A reward function with the name that metrics and errors use and its weight, default 1. */
 export interface WeightedReward {
+  /** The name in metrics and errors. */
   name: string
+  /** The function. */
   reward: RewardFunction
+  /** Factor in the sum; default 1. */
   weight?: number
 }
 

@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { parseOptions } from '../validation/schema.js'
+import { parseOptions, type Same } from '../validation/schema.js'
 import { defineTask, type Task } from './task.js'
 
 const symbols = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz' // in the order of their character codes
@@ -10,13 +10,17 @@ const schema = z.strictObject({
 })
 
 /** Options of {@link sorting}. */
-export type SortingOptions = z.input<typeof schema>
+export interface SortingOptions {
+  /** Length of the list, 2 to 1024; default 8. */
+  count?: number | undefined
+  /** How many different values there are, 2 to 62; default 32. */
+  values?: number | undefined
+}
+true satisfies Same<SortingOptions, z.input<typeof schema>>
 
 /**
  * Sorts a list: `3A07=` → `037A`. A value is one token out of 0–9, A–Z, a–z, in that order; values may repeat.
  *
- * @param options.count length of the list, 2 to 1024, default 8
- * @param options.values how many different values there are, 2 to 62, default 32
  * @throws LoopLMError INVALID_CONFIG naming the option
  *
  * @example

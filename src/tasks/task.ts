@@ -7,14 +7,18 @@ export type Split = 'train' | 'test'
 
 /** A question with its answer; further columns are passed to reward functions. */
 export interface Problem {
+  /** The question. */
   prompt: string
+  /** The right answer. */
   answer: string
   [column: string]: unknown
 }
 
 /** A source of problems that a model can be trained and tested on. */
 export interface Task {
+  /** How metrics and configuration files call it. */
   readonly name: string
+  /** Turns prompts and answers into tokens. */
   readonly tokenizer: Tokenizer
   /** Longest prompt, in tokens. */
   readonly maxPromptLength: number
@@ -42,10 +46,13 @@ export interface Task {
 
 /** What a task consists of; {@link defineTask} adds the rest. */
 export interface TaskDefinition {
+  /** How metrics call it. */
   name: string
   /** All characters of prompts and answers, in the order of their token ids. */
   alphabet: string
+  /** Longest prompt, in characters. */
   maxPromptLength: number
+  /** Longest completion, in characters; generation stops there. */
   maxCompletionLength: number
   /** How many different problems there are, for {@link Task.heldOut}. */
   problems: number
@@ -53,8 +60,13 @@ export interface TaskDefinition {
   end?: string
   /** The part of a completion that is compared with the answer; default all of it. */
   answerOf?(completion: string): string
-  /** Draws a problem. Problems with the same key are variants of each other and fall into the same split. */
-  draw(random: Random): { problem: Problem; key: string }
+  /** Draws a problem. */
+  draw(random: Random): {
+    /** The problem. */
+    problem: Problem
+    /** The same for variants of a problem, which stay in one split. */
+    key: string
+  }
 }
 
 const testShare = 8 // one in eight problems is held out

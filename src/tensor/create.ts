@@ -9,6 +9,12 @@ import type { DeviceName, DType, NestedNumbers, TensorOptions } from './types.js
 /** What a tensor is made from. */
 type Source = NestedNumbers | Float32Array | Float64Array | Int32Array | Uint16Array
 
+/** Where a tensor is made. */
+interface Place<Device extends DeviceName = DeviceName> {
+  /** Default `cpu`. */
+  device?: Device
+}
+
 const maxRank = 8 // the engine's
 const tensorOptions = { dtype: true, device: true } satisfies Keys<TensorOptions>
 
@@ -30,15 +36,23 @@ const tensorOptions = { dtype: true, device: true } satisfies Keys<TensorOptions
 export function tensor<D extends DType>(
   data: Source,
   shape: readonly number[] | undefined,
-  options: TensorOptions<D> & { dtype: D },
+  options: TensorOptions<D> & Required<Pick<TensorOptions<D>, 'dtype'>>,
 ): Tensor<D>
-export function tensor(data: Int32Array, shape?: readonly number[], options?: { device?: DeviceName }): Tensor<'int32'>
-export function tensor(data: Uint16Array, shape?: readonly number[], options?: { device?: DeviceName }): Tensor<'bfloat16'>
-export function tensor(data: Source, shape: readonly number[] | undefined, options: { device: 'reference' }): Tensor<'float64'>
+/** A tensor of 32-bit integers, copied before the call returns. */
+export function tensor(data: Int32Array, shape?: readonly number[], options?: Place): Tensor<'int32'>
+/** A tensor of bfloat16 bits, copied before the call returns. */
+export function tensor(data: Uint16Array, shape?: readonly number[], options?: Place): Tensor<'bfloat16'>
+/** A float64 tensor on device `reference`, copied before the call returns. */
+export function tensor(
+  data: Source,
+  shape: readonly number[] | undefined,
+  options: Required<Place<'reference'>>,
+): Tensor<'float64'>
+/** A float32 tensor, copied before the call returns. */
 export function tensor(
   data: NestedNumbers | Float32Array,
   shape?: readonly number[],
-  options?: { device?: Exclude<DeviceName, 'reference'> },
+  options?: Place<Exclude<DeviceName, 'reference'>>,
 ): Tensor<'float32'>
 export function tensor(data: Source, shape?: readonly number[], options: TensorOptions = {}): Tensor {
   const operation = 'tensor'

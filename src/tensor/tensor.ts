@@ -8,7 +8,7 @@ import type { DeviceName, DType, DTypeArrays, FloatDType } from './types.js'
 export const dtypes: readonly DType[] = ['float32', 'bfloat16', 'float64', 'int32']
 
 /** Values of a tensor as JavaScript reads them. */
-type Values<D extends DType> = { float32: Float32Array; bfloat16: Float32Array; float64: Float64Array; int32: Int32Array }[D]
+type Values<D extends DType> = (Omit<DTypeArrays, 'bfloat16'> & Record<'bfloat16', Float32Array>)[D]
 
 /**
  * An immutable dense array on a device. Operations return promises and run in the order in which they were called; mixing dtypes or
@@ -23,7 +23,9 @@ type Values<D extends DType> = { float32: Float32Array; bfloat16: Float32Array; 
  * ```
  */
 export class Tensor<D extends DType = DType> {
+  /** What an element is. */
   readonly dtype: D
+  /** Where the elements lie. */
   readonly device: DeviceName
   /** Elements per axis; [] is a single number. */
   readonly shape: readonly number[]
@@ -47,14 +49,17 @@ export class Tensor<D extends DType = DType> {
    * (float64 for float64).
    *
    * @param other same dtype and device
-   * @param options.transposeA this tensor's last two axes are [k, m]
-   * @param options.transposeB the other's are [n, k], as a linear layer's weight is
    * @throws LoopLMError INVALID_SHAPE with both shapes
    */
   async matmul(
     this: Tensor<D & FloatDType>,
     other: Tensor<NoInfer<D & FloatDType>>,
-    options: { transposeA?: boolean; transposeB?: boolean } = {},
+    options: {
+      /** This tensor's last two axes are [k, m]. Default false. */
+      transposeA?: boolean
+      /** The other's last two axes are [n, k], as a linear layer's weight is. Default false. */
+      transposeB?: boolean
+    } = {},
   ): Promise<Tensor<D>> {
     const operation = 'Tensor.matmul'
     checkOptions(options, { transposeA: true, transposeB: true }, operation)
@@ -77,12 +82,14 @@ export class Tensor<D extends DType = DType> {
    * x · rsqrt(mean x² + eps) · weight over the last axis, computed in float32 (Zhang and Sennrich, arXiv 1910.07467).
    *
    * @param weight [n], where n is the last axis
-   * @param options.eps default 1e-6
    */
   async rmsNorm(
     this: Tensor<D & FloatDType>,
     weight: Tensor<NoInfer<D & FloatDType>>,
-    options: { eps?: number } = {},
+    options: {
+      /** Added to the mean square; default 1e-6. */
+      eps?: number
+    } = {},
   ): Promise<Tensor<D>> {
     const operation = 'Tensor.rmsNorm'
     checkOptions(options, { eps: true }, operation)

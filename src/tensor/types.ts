@@ -13,9 +13,13 @@ export type FloatDType = Exclude<DType, 'int32'>
 
 /** The typed array that holds a dtype's elements as they are: bfloat16 as its 16 bits. */
 export interface DTypeArrays {
+  /** 32-bit floats. */
   float32: Float32Array
+  /** The upper 16 bits of 32-bit floats. */
   bfloat16: Uint16Array
+  /** 64-bit floats. */
   float64: Float64Array
+  /** 32-bit integers. */
   int32: Int32Array
 }
 

@@ -4,6 +4,9 @@ import { describe } from './arguments.js'
 import { didYouMean } from './names.js'
 import { optionOfTrl } from './trl-names.js'
 
+/** `true` where two types have the same fields, of types that fit each other. */
+export type Same<A, B> = [A, B, keyof A, keyof B] extends [B, A, keyof B, keyof A] ? true : false
+
 /** Problems that one error lists. */
 const maxProblems = 20
 

@@ -32,6 +32,7 @@ export interface LoopLMConfig {
   intermediate_size: number
   /** L, blocks per loop. */
   num_hidden_layers: number
+  /** Query heads of a block. */
   num_attention_heads: number
   /** Fewer than num_attention_heads: grouped-query attention. */
   num_key_value_heads: number
@@ -39,7 +40,9 @@ export interface LoopLMConfig {
   head_dim: number
   /** T, how often the same blocks run. */
   total_ut_steps: number
+  /** Added to the mean square in RMS norms. */
   rms_norm_eps: number
+  /** Base of the rotary embedding. */
   rope_theta: number
   /** true: the LM head is the embedding. */
   tie_word_embeddings: boolean
@@ -47,8 +50,11 @@ export interface LoopLMConfig {
   early_exit_threshold: number
   /** true: an exit gate was added. false, of Ouro: there is none, as in llama.cpp's files. Absent: as the family is published. */
   looplm_exit_gate?: boolean | undefined
+  /** The token that begins a text; null: none. */
   bos_token_id: number | null
+  /** The tokens that end a text; null: none. */
   eos_token_id: number | number[] | null
+  /** Longest sequence in tokens, prompt and answer together. */
   max_position_embeddings: number
   /** Standard deviation of the initial matrices. */
   initializer_range: number

@@ -4,15 +4,15 @@ import { JsonLinesLogger } from './json-lines.js'
 import { ReportLogger } from './report.js'
 import { TensorBoardLogger } from './tensorboard.js'
 
-/** The loggers of a run folder by the names that options and configuration files use, in the order in which they finish. */
-export const builtInLoggers = {
-  jsonl: (folder: RunFolder): Logger => new JsonLinesLogger(folder),
-  tensorboard: (folder: RunFolder): Logger => new TensorBoardLogger(folder),
-  report: (folder: RunFolder): Logger => new ReportLogger(folder),
-} as const
+/** Name of a built-in logger. */
+export type LoggerName = 'jsonl' | 'tensorboard' | 'report'
 
-/** Name of a logger of looplm's own. */
-export type LoggerName = keyof typeof builtInLoggers
+/** The loggers of a run folder by the names that options and configuration files use, in the order in which they finish. */
+export const builtInLoggers: Readonly<Record<LoggerName, (folder: RunFolder) => Logger>> = {
+  jsonl: (folder) => new JsonLinesLogger(folder),
+  tensorboard: (folder) => new TensorBoardLogger(folder),
+  report: (folder) => new ReportLogger(folder),
+}
 
 /** The names of all built-in loggers. */
 export const loggerNames = Object.keys(builtInLoggers) as [LoggerName, ...LoggerName[]]

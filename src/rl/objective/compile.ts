@@ -6,7 +6,9 @@ import { valueAt } from './schema.js'
 
 /** What one call of the engine's loss core gets. */
 export interface EnginePass {
+  /** The sequences of the pass. */
   batch: LossBatch
+  /** Its loss. */
   objective: LossObjective
 }
 

@@ -6,8 +6,11 @@ import { checkNames, describe } from '../../validation/arguments.js'
 export interface ObjectiveContext {
   /** Counted from 0. */
   step: number
+  /** Token ids, prompt and response. */
   sequences: readonly TokenSequence[]
+  /** Per sequence, how many of its tokens are prompt. */
   promptLengths: readonly number[]
+  /** One per sequence. */
   rewards: readonly number[]
   /** z-scores of the groups. */
   advantages: readonly number[]

@@ -22,22 +22,51 @@ export interface ObjectiveInput {
 
 /** What the rewards of a group go through. */
 export type RewardShaperInput =
-  /** TTRL: 1 for the most frequent answer of the group, else 0. */
-  | { kind: 'majority' }
-  /** EVOL-RL: the majority earns .5 to 1, the others -1 to -.5, more the less a response resembles the rest. */
-  | { kind: 'novelty' }
-  /** Kimi k1.5: adds .5 - (length - min) / (max - min) to right answers, and its negative part to wrong ones. */
-  | { kind: 'length'; weight?: AnnealedInput | undefined }
-  /** DAPO: subtracts up to 1 over the last `cache` tokens before `maxLength`, and 1 beyond. */
-  | { kind: 'overlong'; maxLength: number; cache: number; weight?: AnnealedInput | undefined }
-  /**
-   * IKEA: adds .6, .4, .2 or 0 to a right answer that took 1, 2, 3 or more loops (mean exit, rounded); .05 to wrong ones
-   * beyond 1.
-   */
-  | { kind: 'frugal'; weight?: AnnealedInput | undefined }
+  | {
+      /** TTRL: 1 for the most frequent answer of the group, else 0. */
+      kind: 'majority'
+    }
+  | {
+      /** EVOL-RL: the majority earns .5 to 1, the others -1 to -.5, more the less a response resembles the rest. */
+      kind: 'novelty'
+    }
+  | {
+      /** Kimi k1.5: adds .5 - (length - min) / (max - min) to right answers, and its negative part to wrong ones. */
+      kind: 'length'
+      /** Factor of what is added. Default `1`. */
+      weight?: AnnealedInput | undefined
+    }
+  | {
+      /** DAPO: subtracts up to 1 over the last `cache` tokens before `maxLength`, and 1 beyond. */
+      kind: 'overlong'
+      /** Length in tokens from which on 1 is subtracted. */
+      maxLength: number
+      /** Tokens before `maxLength` over which the penalty grows. */
+      cache: number
+      /** Factor of the penalty. Default `1`. */
+      weight?: AnnealedInput | undefined
+    }
+  | {
+      /**
+       * IKEA: adds .6, .4, .2 or 0 to a right answer that took 1, 2, 3 or more loops (mean exit, rounded); .05 to wrong ones
+       * beyond 1.
+       */
+      kind: 'frugal'
+      /** Factor of what is added. Default `1`. */
+      weight?: AnnealedInput | undefined
+    }
 
 /** A number, or one that moves in a straight line from `from` to `to` over the first `steps` steps and then stays. */
-export type AnnealedInput = number | { from: number; to: number; steps: number }
+export type AnnealedInput =
+  | number
+  | {
+      /** The value at step 0. */
+      from: number
+      /** The value from step `steps` on. */
+      to: number
+      /** How many steps the change takes. */
+      steps: number
+    }
 
 /** Which rollouts are trained on. */
 export interface FilterInput {
@@ -50,6 +79,9 @@ export interface FilterInput {
   /** DAPO dynamic sampling: so many more rounds of prompts at most, until a step has its groups with spread. Default `0`. */
   resample?: number | undefined
 }
+
+/** How the tokens of responses are averaged. */
+export type Normalizer = 'response-mean' | 'token-mean' | 'constant'
 
 /** One term of the policy gradient. */
 export interface ObjectiveTermInput {
@@ -66,7 +98,7 @@ export interface ObjectiveTermInput {
   /** Weighted sum of the surrogates of the loops, or the surrogate of their weighted log ratio. Default `"outer"`. */
   combine?: 'outer' | 'inner' | undefined
   /** How token terms are averaged. Default `"response-mean"`. */
-  normalizer?: 'response-mean' | 'token-mean' | 'constant' | undefined
+  normalizer?: Normalizer | undefined
   /** Exit channel: exits drawn per token where the rollouts have none; default 8. */
   draws?: number | undefined
   /** Factor of the term. Default `1`. */
@@ -186,10 +218,32 @@ export type LoopWeightsInput =
   | 'exit-pdf'
   /** All at the loop that the token was read from: for `exits: 'sampled'`. */
   | 'exit-loop'
-  | { kind: 'progressive'; alpha: number }
-  | { kind: 'one-hot'; loop: number }
-  | { kind: 'given'; weights: readonly number[] }
-  | { kind: 'exit-pdf'; detach?: boolean | undefined; temperature?: number | undefined }
+  | {
+      /** In proportion to t^alpha at loop t. */
+      kind: 'progressive'
+      /** The exponent. */
+      alpha: number
+    }
+  | {
+      /** One loop alone. */
+      kind: 'one-hot'
+      /** Which loop, counted from 1. */
+      loop: number
+    }
+  | {
+      /** In proportion to given numbers. */
+      kind: 'given'
+      /** One number per loop that is read, at least 0, not all 0. */
+      weights: readonly number[]
+    }
+  | {
+      /** The probability of leaving at the loop. */
+      kind: 'exit-pdf'
+      /** No gradient through the weights. Default `true`. */
+      detach?: boolean | undefined
+      /** Temperature of the exit distribution. Default `1`. */
+      temperature?: number | undefined
+    }
 
 /** What is made of log-probability, ratio and advantage. */
 export type SurrogateInput =
@@ -198,38 +252,119 @@ export type SurrogateInput =
   | 'cispo'
   | 'gspo'
   | 'k15'
-  | { kind: 'ppo'; epsilonLow?: number | undefined; epsilonHigh?: number | undefined; dualClip?: number | undefined }
-  | { kind: 'cispo'; cap?: number | undefined }
-  | { kind: 'gspo'; epsilonLow?: number | undefined; epsilonHigh?: number | undefined }
-  | { kind: 'k15'; tau?: number | undefined }
+  | {
+      /** The clipped ratio of each token. */
+      kind: 'ppo'
+      /** Ratios below 1 - epsilonLow are clipped. Default `0.2`. */
+      epsilonLow?: number | undefined
+      /** Ratios above 1 + epsilonHigh are clipped. Default `0.2`. */
+      epsilonHigh?: number | undefined
+      /** Bound of the ratio where the advantage is negative, more than 1; default none. */
+      dualClip?: number | undefined
+    }
+  | {
+      /** The ratio, capped and without a gradient, as a weight. */
+      kind: 'cispo'
+      /** Cap of the ratio. Default `5`. */
+      cap?: number | undefined
+    }
+  | {
+      /** One clipped ratio per response. */
+      kind: 'gspo'
+      /** Ratios below 1 - epsilonLow are clipped. Default `0.2`. */
+      epsilonLow?: number | undefined
+      /** Ratios above 1 + epsilonHigh are clipped. Default `0.2`. */
+      epsilonHigh?: number | undefined
+    }
+  | {
+      /** Squared regression on the log ratio of a response (Kimi k1.5). */
+      kind: 'k15'
+      /** Weight of the log ratio. Default `0.1`. */
+      tau?: number | undefined
+    }
 
 /** k3 estimate of a KL divergence. */
 export interface KLInput {
+  /** Weight of the estimate. */
   beta: number
-  /** Default `"last"`. */
+  /** Over which loops it is taken: the last, all alike, or by the weights of the loops. Default `"last"`. */
   loops?: 'last' | 'uniform' | 'weights' | undefined
-  /** Default `"frozen"`. */
+  /** What is compared with: the starting model, or its moving average. Default `"frozen"`. */
   reference?: 'frozen' | 'ema' | undefined
 }
 
 /** LLDS: holds responses whose likelihood fell. */
 export interface LazyInput {
-  /** Default `0.2`. */
+  /** Weight of the penalty. Default `0.2`. */
   weight?: number | undefined
-  /** Default `"response"`. */
+  /** Of what the likelihood must have fallen: a token, a segment, the response, or the response at each loop. Default `"response"`. */
   gate?: 'token' | 'segment' | 'response' | 'loop' | undefined
-  /** Default `"weights"`. */
+  /** Over which loops it is taken: the last, all alike, or by the weights of the loops. Default `"weights"`. */
   loops?: 'last' | 'uniform' | 'weights' | undefined
-  /** Default `"all"`. */
+  /** Divides by all response tokens, or by those of responses that are held. Default `"all"`. */
   normalizer?: 'all' | 'preserving' | undefined
-  /** Default `"rollout"`. */
+  /** What is compared with: the rollout, or the moving average. Default `"rollout"`. */
   old?: 'rollout' | 'ema' | undefined
 }
 
 /** Weights of entropies. */
 export interface EntropyInput {
-  /** Default `0`. */
+  /** Weight of the entropy of the tokens. Default `0`. */
   token?: AnnealedInput | undefined
-  /** Default `0`. */
+  /** Weight of the entropy of the exit distribution. Default `0`. */
   exit?: AnnealedInput | undefined
+}
+
+/** `Input` with its defaults filled in. The fields of `Open` have no default and may be absent. */
+type Filled<Input, Open extends PropertyKey = never> = Input extends string
+  ? Input
+  : {
+      [Field in keyof Input as Field extends Open ? never : Field]-?: Exclude<Input[Field], undefined>
+    } & { [Field in keyof Input as Field extends Open ? Field : never]: Input[Field] }
+
+/** A number, or one that moves in a straight line. */
+export type Annealed = AnnealedInput
+
+/** A {@link RewardShaperInput} with its defaults. */
+export type RewardShaper = Filled<RewardShaperInput>
+
+/** Rewards of single loops with their defaults. */
+export type BeliefSpec = Filled<LoopRewardsInput, 'clip'>
+
+/** An {@link AdvantageInput} with its defaults. */
+export interface AdvantageSpec extends Filled<Omit<AdvantageInput, 'gain' | 'strata' | 'cost' | 'loops'>, 'scale'> {
+  /** IGPO: what a turn gains in the belief in the gold answer; absent: nothing. */
+  gain?: Filled<GainInput> | undefined
+  /** SAN: z-scores inside strata of the group; absent: none. */
+  strata?: Filled<StrataInput> | undefined
+  /** CAPO: what a response costs; absent: nothing. */
+  cost?: Filled<CostInput> | undefined
+  /** Rewards of single loops that are added; absent: none. */
+  loops?: BeliefSpec | undefined
+}
+
+/** An {@link ObjectiveTermInput} with its defaults. */
+export interface ObjectiveTerm extends Filled<Omit<ObjectiveTermInput, 'advantage' | 'weights' | 'surrogate'>, 'draws'> {
+  /** How rewards become advantages. */
+  advantage: AdvantageSpec
+  /** How the loops weigh in the loss of a token. */
+  weights: Filled<LoopWeightsInput>
+  /** What is made of log-probability, ratio and advantage. */
+  surrogate: Filled<SurrogateInput, 'dualClip'>
+}
+
+/** An objective with every default filled in. */
+export interface Objective extends Pick<Filled<ObjectiveInput>, 'emaDecay'> {
+  /** What the rewards of a group go through, in this order. */
+  rewards: readonly RewardShaper[]
+  /** Which rollouts are trained on. */
+  filter: Filled<FilterInput, 'keepPerGroup'>
+  /** The policy gradient, a sum of terms. */
+  terms: readonly ObjectiveTerm[]
+  /** KL divergence to the starting model or to its moving average; absent: none. */
+  kl?: Filled<KLInput> | undefined
+  /** LLDS; absent: none. */
+  lazy?: Filled<LazyInput> | undefined
+  /** Weights of entropies. */
+  entropy: Filled<EntropyInput>
 }

@@ -2,9 +2,66 @@ import type { ObjectiveInput } from './schema.js'
 
 /** An objective for some steps: until step `until` (not included); the last phase stays. */
 export interface Phase {
+  /** The step, not included, until which it holds; absent: to the end. */
   until?: number | undefined
+  /** The objective of these steps. */
   objective: ObjectiveInput
 }
+
+/** Published methods by name. */
+export interface Recipes {
+  /** The last loop, with clipped ratios and advantages inside the group (arXiv 2402.03300). */
+  readonly grpo: ObjectiveInput
+  /** GRPO without the standard deviation, and with a constant length (arXiv 2503.20783). */
+  readonly 'dr-grpo': ObjectiveInput
+  /** GRPO with a higher upper clip, a mean over tokens, and dynamic sampling (arXiv 2503.14476). */
+  readonly dapo: ObjectiveInput
+  /** Capped ratios as weights (arXiv 2506.13585). */
+  readonly cispo: ObjectiveInput
+  /** One ratio per response (arXiv 2507.18071). */
+  readonly gspo: ObjectiveInput
+  /** GSPO with advantages that are z-scores over the batch. */
+  readonly 'bn-gspo': ObjectiveInput
+  /** Kimi k1.5: squared regression on log ratios, with a reward for short answers (arXiv 2501.12599). */
+  readonly 'k1.5': ObjectiveInput
+  /** Reward over the latent trajectory, by exit probabilities (arXiv 2602.10520). */
+  readonly rltt: ObjectiveInput
+  /** The terms of LoopRPT on sampled responses; the whole method is `LoopRPTTrainer` (arXiv 2603.19714). */
+  readonly looprpt: ObjectiveInput
+  /** RLTT on negative advantages alone (arXiv 2604.14142). */
+  readonly nsr: ObjectiveInput
+  /** Negative advantages of responses without their prompt (arXiv 2604.14142). */
+  readonly prerl: ObjectiveInput
+  /** 20 steps of `prerl`, then `grpo` (arXiv 2604.14142). */
+  readonly dsrl: readonly Phase[]
+  /** 20 steps on loop 2, then `rltt` (after arXiv 2512.19673). */
+  readonly 'bupo-loop': readonly Phase[]
+  /** RLTT that holds good answers at every loop (after arXiv 2512.04220). */
+  readonly llds: ObjectiveInput
+  /** RLTT with strata of the mean exit loop (after arXiv 2510.06214). */
+  readonly san: ObjectiveInput
+  /** RLTT, and an exit term that prices loops; use it with `exitThreshold` (after arXiv 2603.28610). */
+  readonly 'capo-loop': ObjectiveInput
+  /** Rewards of loops: what each gains in the probability of the gold answer (after arXiv 2510.14967). */
+  readonly 'igpo-loop': ObjectiveInput
+  /** Advantages of turns, z-scores inside the group. */
+  readonly 'turn-grpo': ObjectiveInput
+  /** Advantages of turns, with the gain in the probability of the gold answer (arXiv 2510.14967). */
+  readonly igpo: ObjectiveInput
+  /** Rewards of loops: what each gains in the reward of a forced answer (after arXiv 2503.07572). */
+  readonly mrt: ObjectiveInput
+  /** Rewards of loops: what each gains in the best of four forced answers (after arXiv 2410.08146). */
+  readonly pav: ObjectiveInput
+  /** Rewards of loops from the probability of the token, clipped, as differences (after arXiv 2410.15115). */
+  readonly 'clip-delta': ObjectiveInput
+  /** Label-free: the most frequent answer of a group counts as right. */
+  readonly ttrl: ObjectiveInput
+  /** Label-free: the majority is right, and novelty earns more (arXiv 2509.15194). */
+  readonly 'evol-rl': ObjectiveInput
+}
+
+/** A published method by name. */
+export type RecipeName = keyof Recipes
 
 const group = { baseline: 'group', scale: 'group' } as const
 const meanOnly = { baseline: 'group', scale: 'none' } as const
@@ -27,7 +84,7 @@ const prerl: ObjectiveInput = {
 const gainOverTeacher = { belief: 'token', value: 'log', base: 'teacher', cost: 0.02, costScale: 0.5 } as const
 
 /** Published methods as values of the algebra. Their papers and settings: docs/objectives.md. */
-export const recipes = {
+export const recipes: Recipes = {
   grpo,
   'dr-grpo': { terms: [{ weights: 'last', surrogate: 'ppo', advantage: meanOnly, normalizer: 'constant' }] },
   dapo: {
@@ -123,10 +180,7 @@ export const recipes = {
     entropy: { token: 0.003 },
     kl: { beta: 1e-3 },
   },
-} as const satisfies Record<string, ObjectiveInput | readonly Phase[]>
-
-/** A published method by name. */
-export type RecipeName = keyof typeof recipes
+}
 
 /** The phases of an objective option: a name, an objective, or a list of phases. */
 export function phasesOf(option: RecipeName | ObjectiveInput | readonly Phase[]): readonly Phase[] {

@@ -1,8 +1,17 @@
 import { z } from 'zod'
 import { alsoCalled } from '../../validation/schema.js'
-import type { ObjectiveInput } from './input.js'
+import type { Annealed, Normalizer, Objective, ObjectiveInput } from './input.js'
 
-export type { ObjectiveInput }
+export type {
+  AdvantageSpec,
+  Annealed,
+  BeliefSpec,
+  Normalizer,
+  Objective,
+  ObjectiveInput,
+  ObjectiveTerm,
+  RewardShaper,
+} from './input.js'
 
 /*
  * The objective algebra: rewards → filter → advantage → loop weights → space → channel → surrogate → normalizer → regularisers. Each
@@ -161,9 +170,7 @@ export const surrogate = z.union([
   z.strictObject({ kind: z.literal('k15'), tau: nonNegative.default(0.1) }),
 ])
 
-export const normalizer = z.enum(['response-mean', 'token-mean', 'constant'])
-/** How the tokens of responses are averaged. */
-export type Normalizer = z.output<typeof normalizer>
+export const normalizer: z.ZodType<Normalizer, Normalizer> = z.enum(['response-mean', 'token-mean', 'constant'])
 
 export const term = z.strictObject({
   channel: z
@@ -222,19 +229,11 @@ const objective = z.strictObject({
   emaDecay: share.default(0.995).describe('Decay of the moving average, where one is used.'),
 })
 
-/** An objective with every default filled in. */
-export type Objective = z.output<typeof objective>
-
 /** Checks an {@link ObjectiveInput} and fills in its defaults. */
 export const objectiveSchema: z.ZodType<Objective, ObjectiveInput> = objective
-// the line above says that ObjectiveInput takes all that the schema takes, this one that the schema takes all of ObjectiveInput
+// the line above says that the types of input.ts take all that the schema takes and gives, these two that the schema does so for them
 true satisfies [ObjectiveInput] extends [z.input<typeof objective>] ? true : false
-
-export type ObjectiveTerm = z.output<typeof term>
-export type AdvantageSpec = z.output<typeof advantage>
-export type BeliefSpec = z.output<typeof beliefReward>
-export type RewardShaper = z.output<typeof rewardShaper>
-export type Annealed = z.output<typeof annealed>
+true satisfies [Objective] extends [z.output<typeof objective>] ? true : false
 
 /** The value of an annealed number at a step, counted from 0. */
 export function valueAt(value: Annealed, step: number): number {

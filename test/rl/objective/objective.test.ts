@@ -498,7 +498,12 @@ describe('LoopRPT without noise', () => {
     const scores = await teacher.score(sequences)
     const [, tokenTerm] = recipes.looprpt.terms
     const objective = {
-      terms: [{ weights: { kind: 'exit-pdf' } as const, belief: beliefOf(tokenTerm.advantage.loops) }],
+      terms: [
+        {
+          weights: { kind: 'exit-pdf' } as const,
+          belief: beliefOf(tokenTerm!.advantage!.loops as { cost: number; costScale: number }),
+        },
+      ],
       beta: 0.2,
       betaLoops: 'uniform',
       exitEntropy: 0.01,
