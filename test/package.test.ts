@@ -105,15 +105,15 @@ describe('the tarball', () => {
       .filter((entry) => entry.isFile())
       .map((entry) => join(entry.parentPath, entry.name).slice(checkout.length + 1))
 
-  it('holds what was compiled from src, the prebuilt addon and the documents, nothing else', () => {
+  it('holds src, what was compiled from it, the prebuilt addon and the documents, nothing else', () => {
     const sources = below('src').filter((name) => /\.[jt]s$/.test(name))
-    const compiled = sources.flatMap((name) => ['.js', '.d.ts'].map((end) => `dist/${name.replace(/\.[jt]s$/, end)}`))
+    const compiled = sources.flatMap((name) => ['.js', '.d.ts', '.d.ts.map'].map((end) => `dist/${name.replace(/\.[jt]s$/, end)}`))
     const files = succeed('tar', ['-tzf', tarball]).trimEnd().split('\n')
     const documents = readdirSync(join(checkout, 'docs')).filter((name) => /\.(md|svg)$/.test(name))
     const expected = [
       ...['package.json', 'README.md', 'CHANGELOG.md', 'LICENSE', 'examples/addition.yaml'],
       ...documents.map((name) => `docs/${name}`),
-      ...[...below('docs/study'), ...compiled, ...below('prebuilds')],
+      ...[...below('docs/study'), ...sources, ...compiled, ...below('prebuilds')],
     ]
     expect(files.map((name) => name.replace(/^package\//, '')).sort()).toEqual(expected.sort())
     const libraries = ['looplm_cuda.so', 'looplm_openmpi.so', 'looplm_mpich.so']
@@ -124,6 +124,17 @@ describe('the tarball', () => {
         .map((name) => name.replace(/\.(glibc|musl)/, ''))
         .sort(),
     ).toEqual(own.sort())
+  })
+
+  it('leads an editor from every declaration to its source', () => {
+    const maps = readdirSync(join(installed, 'dist'), { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.map'))
+    expect(maps.length).toBeGreaterThan(200)
+    const lost = maps.filter((name) => {
+      const path = join(installed, 'dist', name)
+      const { sources } = JSON.parse(readFileSync(path, 'utf8')) as { sources: string[] }
+      return sources.length === 0 || !sources.every((source) => existsSync(join(path, '..', source)))
+    })
+    expect(lost).toEqual([])
   })
 
   it('asks for versions of Node that can require it, and README names them', () => {

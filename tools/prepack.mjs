@@ -14,7 +14,7 @@ function run(tool, ...args) {
 run('ensure-built.mjs')
 const compiled = join(root, 'dist', 'src')
 for (const name of readdirSync(compiled, { recursive: true })) {
-  const sources = ['.ts', '.js'].map((end) => join(root, 'src', name.replace(/(\.d\.ts|\.js)$/, end))) // a folder keeps its name
+  const sources = ['.ts', '.js'].map((end) => join(root, 'src', name.replace(/(\.d\.ts(\.map)?|\.js)$/, end))) // a folder keeps its name
   if (!sources.some(existsSync)) rmSync(join(compiled, name), { recursive: true, force: true })
 }
 // What is published runs on the systems that README names; `npm pack` may be for this one alone.
