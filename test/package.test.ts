@@ -107,7 +107,9 @@ describe('the tarball', () => {
 
   it('holds src, what was compiled from it, the prebuilt addon and the documents, nothing else', () => {
     const sources = below('src').filter((name) => /\.[jt]s$/.test(name))
-    const compiled = sources.flatMap((name) => ['.js', '.d.ts', '.d.ts.map'].map((end) => `dist/${name.replace(/\.[jt]s$/, end)}`))
+    const compiled = sources.flatMap((name) =>
+      ['.js', '.d.ts', '.d.ts.map'].map((end) => `dist/${name.replace(/\.[jt]s$/, end)}`),
+    )
     const files = succeed('tar', ['-tzf', tarball]).trimEnd().split('\n')
     const documents = readdirSync(join(checkout, 'docs')).filter((name) => /\.(md|svg)$/.test(name))
     const expected = [
@@ -127,7 +129,9 @@ describe('the tarball', () => {
   })
 
   it('leads an editor from every declaration to its source', () => {
-    const maps = readdirSync(join(installed, 'dist'), { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.map'))
+    const maps = readdirSync(join(installed, 'dist'), { recursive: true, encoding: 'utf8' }).filter((name) =>
+      name.endsWith('.map'),
+    )
     expect(maps.length).toBeGreaterThan(200)
     const lost = maps.filter((name) => {
       const path = join(installed, 'dist', name)
