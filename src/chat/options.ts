@@ -79,7 +79,9 @@ export interface ChatPiece {
   text: string
   /** What it makes certain of the thoughts. */
   reasoning: string
+  /** The id of the new token. */
   token: number
+  /** As in {@link GenerateResult.logprobs}. */
   logprob: number
   /** The loop it was read from, 1-based. */
   loop: number
@@ -87,10 +89,13 @@ export interface ChatPiece {
 
 /** A call of a tool and what came of it. */
 export interface ChatToolCall {
+  /** The tool that was called. */
   name: string
+  /** What the model passed. */
   arguments: Record<string, unknown>
   /** What the model reads: the result, or `Error: …`. */
   content: string
+  /** Whether the call ended with an error. */
   failed: boolean
 }
 

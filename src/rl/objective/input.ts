@@ -367,4 +367,6 @@ export interface Objective extends Pick<Filled<ObjectiveInput>, 'emaDecay'> {
   lazy?: Filled<LazyInput> | undefined
   /** Weights of entropies. */
   entropy: Filled<EntropyInput>
+  /** Rollouts draw the loop of each token from its exit distribution; absent: they do not. */
+  exits?: 'sampled' | undefined
 }

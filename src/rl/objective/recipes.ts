@@ -26,6 +26,8 @@ export interface Recipes {
   readonly 'k1.5': ObjectiveInput
   /** Reward over the latent trajectory, by exit probabilities (arXiv 2602.10520). */
   readonly rltt: ObjectiveInput
+  /** The policy that exits early: loops are drawn by the gate and replayed in training. */
+  readonly 'exit-sampled': ObjectiveInput
   /** The terms of LoopRPT on sampled responses; the whole method is `LoopRPTTrainer` (arXiv 2603.19714). */
   readonly looprpt: ObjectiveInput
   /** RLTT on negative advantages alone (arXiv 2604.14142). */
