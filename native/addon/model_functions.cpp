@@ -1,4 +1,5 @@
 // Models: creation, files, parameters and gradients.
+#include "../engine/merge.h"
 #include "../engine/safetensors.h"  // defines: load_model, save_parameters
 #include "../engine/xxh64.h"
 #include "architecture_input.h"
@@ -167,7 +168,7 @@ Napi::Value load_adapter_of(const Napi::CallbackInfo& info) {
 }
 Napi::Value merge(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
-  return model_promise(info, model.executor, [model = model.object] { return std::shared_ptr<Model>(model->merged()); });
+  return model_promise(info, model.executor, [model = model.object] { return std::shared_ptr<Model>(merged(*model)); });
 }
 
 Napi::Value clone(const Napi::CallbackInfo& info) {

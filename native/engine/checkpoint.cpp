@@ -318,8 +318,8 @@ void load_codes(Model& model, const Parameter& p, const std::string& name, const
           refuse_tensor(*source.path, name, "the scale of block " + std::to_string(first * groups + at) + " is not finite");
       }
     }
-    model.write_codes(p, int64_t(first), int64_t(rows), codes.data());
-    model.write_scales(p, int64_t(first), int64_t(rows), scales.data());
+    model.quantized().write_codes(p, int64_t(first), int64_t(rows), codes.data());
+    model.quantized().write_scales(p, int64_t(first), int64_t(rows), scales.data());
     MappedFile::forget(begin, rows * row_bytes);
   }
 }
@@ -327,15 +327,15 @@ void load_codes(Model& model, const Parameter& p, const std::string& name, const
 void load_values(Model& model, const WantedTensor& t, const Source& source, Block& block) {
   const Parameter& p = *t.parameter;
   const Encoding from = encoding_of(source, t.name);
-  const Parameter* head = p.role == Role::embedding && !p.adapter ? model.tied_head() : nullptr;
+  const Parameter* head = p.role == Role::embedding && !p.adapter ? model.quantized().tied_head() : nullptr;
   const bool keep = same_codes(model.quantization, from);
   if (keep && p.matrix >= 0) return load_codes(model, p, t.name, source, from);
   if (keep && head) load_codes(model, *head, t.name, source, from);
   const size_t row = p.matrix >= 0 || head || from.blocks ? size_t(p.shape.back()) : 1;
   visit_blocks(block, source, from, t.name, model.dt, row, [&](size_t first, const void* values, size_t count) {
     require_finite(source, t.name, from, model.dt, first, values, count);
-    if (p.matrix >= 0) return model.quantize_rows(p, int64_t(first / row), int64_t(count / row), values);
-    if (head && !keep) model.quantize_rows(*head, int64_t(first / row), int64_t(count / row), values);
+    if (p.matrix >= 0) return model.quantized().quantize_rows(p, int64_t(first / row), int64_t(count / row), values);
+    if (head && !keep) model.quantized().quantize_rows(*head, int64_t(first / row), int64_t(count / row), values);
     const size_t size = loop_dtype_size(model.dt);
     void* to = static_cast<char*>(model.writable_data(p)) + first * size;
     model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);
@@ -351,14 +351,14 @@ void load_tensor(Model& model, const WantedTensor& t, const Source& source, Bloc
       return load_values(model, t, source, block);
     case WantedTensor::Part::codes:
       check_checksum(*source.path, t.name, *source.entry);
-      model.write_codes(p, 0, rows, source.entry->data);
+      model.quantized().write_codes(p, 0, rows, source.entry->data);
       break;
     case WantedTensor::Part::scales: {
       std::vector<float> scales(source.entry->bytes / 4);
       std::memcpy(scales.data(), source.entry->data, source.entry->bytes);  // a file's tensors need not be aligned
       require_finite(source, t.name, {LOOP_F32}, LOOP_F32, 0, scales.data(), scales.size());
       check_checksum(*source.path, t.name, *source.entry);
-      model.write_scales(p, 0, rows, scales.data());
+      model.quantized().write_scales(p, 0, rows, scales.data());
       break;
     }
   }
@@ -388,10 +388,10 @@ void save_tensors(const Model& model, const Wanted& wanted, const std::string& p
     const Parameter& p = *t.parameter;
     const auto copy = [](const auto& values, uint8_t* out) { std::memcpy(out, values.data(), values.size() * sizeof values[0]); };
     if (t.part == WantedTensor::Part::codes)
-      tensors.push_back(
-          {t.name, codes_dtype(model.quantization.bits), t.shape, [&, copy](uint8_t* out) { copy(model.read_codes(p), out); }});
+      tensors.push_back({t.name, codes_dtype(model.quantization.bits), t.shape,
+                         [&, copy](uint8_t* out) { copy(model.quantized().read_codes(p), out); }});
     else if (t.part == WantedTensor::Part::scales)
-      tensors.push_back({t.name, "F32", t.shape, [&, copy](uint8_t* out) { copy(model.read_scales(p), out); }});
+      tensors.push_back({t.name, "F32", t.shape, [&, copy](uint8_t* out) { copy(model.quantized().read_scales(p), out); }});
     else
       tensors.push_back({t.name, dtype, t.shape, [&model, &p, to](uint8_t* out) {
                            if (model.dt == to) return model.read_raw(p, out);
