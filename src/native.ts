@@ -355,12 +355,12 @@ export interface NativeBinding {
     quantized: boolean,
     added: readonly string[],
   ): Promise<NativeModel>
-  /** The same from a file of another format. Without a dtype: bfloat16 where all of its matrices are that, else float32. */
+  /** The same from files of another format. Without a dtype: bfloat16 where all of its matrices are that, else float32. */
   modelLoadTensors(
     context: NativeContext,
     architecture: Architecture,
     dtype: DType | undefined,
-    file: NativeTensorFile,
+    files: readonly NativeTensorFile[],
     quantization: NativeQuantization | undefined,
     added: readonly string[],
   ): Promise<NativeModel>

@@ -5,7 +5,7 @@ import type { Stored } from './stored-tensors.js'
 
 /** A value with its type. */
 export type Value =
-  | ['u8' | 'u32' | 'i32' | 'f32' | 'u64' | 'f64', number]
+  | ['u8' | 'u16' | 'u32' | 'i32' | 'f32' | 'u64' | 'f64', number]
   | ['bool', boolean]
   | ['text', string]
   | ['texts', readonly string[]]
@@ -54,6 +54,11 @@ function valueBytes([type, value]: Value): Buffer {
   switch (type) {
     case 'u8':
       return Buffer.concat([u32(0), Buffer.of(value)])
+    case 'u16': {
+      const out = Buffer.alloc(2)
+      out.writeUInt16LE(value)
+      return Buffer.concat([u32(2), out])
+    }
     case 'u32':
       return Buffer.concat([u32(4), u32(value)])
     case 'i32':
@@ -294,6 +299,41 @@ export function ggufTensors(family: 'ouro' | 'nanbeige', tensors: readonly Store
     const bytes = data.length / shape[0]!
     const rows = Array.from({ length: shape[0]! }, (_, i) => data.subarray(i * bytes, (i + 1) * bytes))
     return [{ name: own, type: dtype, shape, data: Buffer.concat(turned(rows, headDim)) }]
+  })
+}
+
+/** A model in parts as llama-gguf-split writes it: paths of files that lie beside each other, the first one first. */
+export async function writeGgufParts(
+  model: string,
+  metadata: Metadata,
+  tensors: readonly Entry[],
+  { perPart, emptyFirst = false }: { perPart: number; emptyFirst?: boolean },
+): Promise<string[]> {
+  const parts: Entry[][] = emptyFirst ? [[]] : []
+  for (let i = 0; i < tensors.length; i += perPart) parts.push(tensors.slice(i, i + perPart))
+  const five = (n: number) => String(n).padStart(5, '0')
+  return Promise.all(
+    parts.map((own, i) => {
+      const split: Metadata = {
+        'split.no': ['u16', i],
+        'split.count': ['u16', parts.length],
+        'split.tensors.count': ['i32', tensors.length],
+      }
+      return writeGguf(`${model}-${five(i + 1)}-of-${five(parts.length)}.gguf`, i === 0 ? { ...metadata, ...split } : split, own)
+    }),
+  )
+}
+
+/** Queries, keys and values of every layer in one tensor: its rows are theirs, as they are. */
+export function fuseQkv(tensors: readonly Entry[]): Entry[] {
+  return tensors.flatMap((tensor) => {
+    const [, layer, part, suffix] = /^(blk\.\d+)\.attn_([qkv])\.(\w+)$/.exec(tensor.name) ?? []
+    if (part === undefined) return [tensor]
+    if (part !== 'q') return []
+    const three = ['q', 'k', 'v'].map((p) => tensors.find(({ name }) => name === `${layer}.attn_${p}.${suffix}`)!)
+    const rows = three.reduce((sum, { shape }) => sum + shape[0]!, 0)
+    const data = Buffer.concat(three.map(({ data }) => data))
+    return [{ ...tensor, name: `${layer}.attn_qkv.${suffix}`, shape: [rows, ...tensor.shape.slice(1)], data }]
   })
 }
 

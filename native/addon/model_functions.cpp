@@ -97,11 +97,13 @@ Napi::Value model_load_tensors(const Napi::CallbackInfo& info) {
   const Architecture config = read_architecture(Input(info, 1, "architecture"));
   const Input named(info, 2, "dtype");
   const auto dtype = named.missing() ? std::nullopt : std::optional(named.dtype());
-  const TensorFile file = read_tensor_file(Input(info, 3, "file"));
+  const Input list(info, 3, "files");
+  std::vector<TensorFile> files;
+  for (uint32_t i = 0; i < list.length(); i++) files.push_back(read_tensor_file(list[i]));
   const Quantization quantization = read_quantization(Input(info, 4, "quantization"));
   const std::vector<std::string> added = read_texts(Input(info, 5, "added"));
-  return model_promise(info, context.object, [device = context->device(), config, dtype, file, quantization, added] {
-    return load_model(device, dtype, config, quantization, file, added);
+  return model_promise(info, context.object, [device = context->device(), config, dtype, files, quantization, added] {
+    return load_model(device, dtype, config, quantization, files, added);
   });
 }
 Napi::Value dtype_of(const Napi::CallbackInfo& info) {

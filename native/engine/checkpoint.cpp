@@ -478,19 +478,31 @@ std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<
   return model;
 }
 std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<LoopDType> dt, const Architecture& config,
-                                  Quantization quantization, const TensorFile& file, const std::vector<std::string>& added) {
-  const MappedFile mapping(file.path);
-  const std::vector<SafetensorsEntry> entries = entries_of(file, mapping);
-  const bool half = std::any_of(entries.begin(), entries.end(), [](const auto& e) { return e.dtype == "BF16"; });
-  const bool other =
-      std::any_of(entries.begin(), entries.end(), [](const auto& e) { return e.dtype != "BF16" && e.shape.size() > 1; });
-  const std::vector<std::string> paths{file.path};
+                                  Quantization quantization, const std::vector<TensorFile>& files,
+                                  const std::vector<std::string>& added) {
+  if (files.empty()) throw Error("INVALID_ARGUMENT", "load", "no file to load parameters from");
+  std::vector<std::unique_ptr<MappedFile>> mappings;
+  std::vector<std::vector<SafetensorsEntry>> entries;
+  std::vector<std::string> paths;
+  bool half = false, other = false;
+  for (const TensorFile& file : files) {
+    mappings.push_back(std::make_unique<MappedFile>(file.path));
+    entries.push_back(entries_of(file, *mappings.back()));
+    paths.push_back(file.path);
+    for (const SafetensorsEntry& e : entries.back()) {
+      if (e.dtype == "BF16") half = true;
+      else if (e.shape.size() > 1) other = true;
+    }
+  }
   auto model =
       std::make_shared<Model>(std::move(device), dt.value_or(half && !other ? LOOP_BF16 : LOOP_F32), config, quantization);
   Sources sources;
-  for (size_t i = 0; i < entries.size(); i++)
-    if (!sources.emplace(file.tensors[i].name, Source{&paths[0], &entries[i], file.tensors[i].head_rows}).second)
-      refuse_tensor(file.path, file.tensors[i].name, "is there twice");
+  for (size_t f = 0; f < files.size(); f++)
+    for (size_t i = 0; i < entries[f].size(); i++) {
+      const StoredTensor& t = files[f].tensors[i];
+      if (!sources.emplace(t.name, Source{&paths[f], &entries[f][i], t.head_rows}).second)
+        refuse_tensor(paths[f], t.name, "is there twice");
+    }
   load_tensors(*model, without(all_of(*model, false), added), sources, paths, true);
   for (const std::string& name : added) model->initialize(model->parameter(name), 0);
   return model;

@@ -110,10 +110,11 @@ struct TensorFile {
   std::string path;
   std::vector<StoredTensor> tensors;
 };
-// The same from such a file. Blocks keep their codes and scales where the model has the same (8 bits Q8_0, 4 bits Q4_0, in groups
-// of 32). Without dt it is bfloat16 where all matrices of the file are, else float32.
+// The same from such files, which together hold each parameter once. Blocks keep their codes and scales where the model has the
+// same (8 bits Q8_0, 4 bits Q4_0, in groups of 32). Without dt it is bfloat16 where all their matrices are, else float32.
 std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<LoopDType> dt, const Architecture& config,
-                                  Quantization quantization, const TensorFile& file, const std::vector<std::string>& added = {});
+                                  Quantization quantization, const std::vector<TensorFile>& files,
+                                  const std::vector<std::string>& added = {});
 // Fills every parameter from the files (together they must hold each exactly once and nothing unknown). F32, BF16, F16 and F64
 // convert. A tied model's files may repeat the embedding as lm_head.weight. Everything, NaN and infinity included, is checked
 // before the first parameter changes; only an abort leaves the model with some parameters of each. A quantized model quantizes

@@ -22,6 +22,8 @@ export interface GgufTensor {
   type: string
   /** Row-major: the innermost dimension last. */
   shape: number[]
+  /** The file that it lies in. */
+  path: string
   /** In bytes of the file. */
   offset: number
 }
@@ -48,6 +50,12 @@ const types: Readonly<Record<number, [name: string, elements: number, bytes: num
   30: ['BF16', 1, 2],
 }
 
+/** Bytes of `values` neighbours of a type; no whole number where they are no whole blocks. */
+export function ggufBytes(type: string, values: number): number {
+  const [, elements, bytes] = Object.values(types).find(([name]) => name === type)!
+  return (values / elements) * bytes
+}
+
 /** Names of the others, for errors. */
 const otherTypes: Readonly<Record<number, string>> = {
   ...{ 9: 'Q8_1', 10: 'Q2_K', 11: 'Q3_K', 15: 'Q8_K', 16: 'IQ2_XXS', 17: 'IQ2_XS', 18: 'IQ3_XXS', 19: 'IQ1_S', 20: 'IQ4_NL' },
@@ -61,10 +69,10 @@ const firstRead = 2 ** 22
 const maxDimensions = 4
 
 /**
- * Reads the header of a GGUF file.
+ * Reads the header of one GGUF file.
  *
  * @throws LoopLMError NOT_FOUND; INVALID_FILE naming the file and the key or tensor at fault; UNSUPPORTED naming a tensor whose type looplm
- *   does not read, or a file that is one of several parts
+ *   does not read
  */
 export async function readGguf(path: string, operation: string): Promise<GgufFile> {
   const file = await open(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0)).catch((cause) => {
@@ -100,6 +108,8 @@ class TooShort extends Error {
   }
 }
 
+type PlacedTensor = GgufTensor & { bytes: number }
+
 const scalarBytes = [1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8]
 const textType = 8
 const arrayType = 9
@@ -127,11 +137,6 @@ class Header {
     const tensorCount = this.#count(33)
     const keyCount = this.#count(13)
     const metadata = this.#metadata(keyCount)
-    const split = metadata.get('split.count')
-    if (typeof split === 'number' && split > 1) {
-      const message = `${this.path} is one of ${split} parts: join them with llama-gguf-split --merge`
-      throw new LoopLMError('UNSUPPORTED', message, { operation: this.operation })
-    }
     return { path: this.path, metadata, tensors: this.#tensors(tensorCount, metadata.get('general.alignment') ?? 32) }
   }
 
@@ -150,7 +155,7 @@ class Header {
   #tensors(count: number, alignment: GgufValue): GgufTensor[] {
     if (typeof alignment !== 'number' || !(alignment >= 1 && alignment <= 2 ** 30) || Math.log2(alignment) % 1 !== 0)
       throw this.#invalid(`key "general.alignment" must be a power of two, got ${alignment}`)
-    const tensors: (GgufTensor & { bytes: number })[] = []
+    const tensors: PlacedTensor[] = []
     const names = new Set<string>()
     for (let i = 0; i < count; i++) {
       this.#where = `tensor ${i} of ${count}`
@@ -175,7 +180,7 @@ class Header {
     return placed.map(({ bytes, ...tensor }) => tensor)
   }
 
-  #tensor(name: string, alignment: number): GgufTensor & { bytes: number } {
+  #tensor(name: string, alignment: number): PlacedTensor {
     const dimensions = this.#integer(4)
     if (dimensions < 1 || dimensions > maxDimensions)
       throw this.#invalid(`${this.#where} has ${dimensions} dimensions; 1 to ${maxDimensions} are allowed`)
@@ -204,7 +209,7 @@ class Header {
       throw this.#invalid(
         `${this.#where} ends at byte ${offset + bytes} of the data; the file has ${this.size} (is it cut short?)`,
       )
-    return { name, type: typeName, shape, offset, bytes }
+    return { name, type: typeName, shape, path: this.path, offset, bytes }
   }
 
   #value(type: number): GgufValue {

@@ -1,6 +1,7 @@
 import { readdir, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
-import { type GgufFile, type GgufValue, readGguf } from '../data/gguf.js'
+import { type GgufFile, type GgufTensor, type GgufValue, ggufBytes } from '../data/gguf.js'
+import { partName, readGgufParts } from '../data/gguf-parts.js'
 import { ggufTokenIds, ggufTokenizer } from '../data/gguf-tokenizer.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
@@ -15,7 +16,7 @@ import type { LoadOptions, ModelDType } from './types.js'
 /** A model as a GGUF file of llama.cpp describes it. */
 export interface GgufModel {
   config: LoopLMConfig
-  weights: NativeTensorFile
+  weights: readonly NativeTensorFile[]
   /** What keeps the file's codes and scales as they are; undefined where its blocks are of other kinds, or of several. */
   quantization: Quantization | undefined
   generation: Record<string, unknown>
@@ -25,7 +26,7 @@ export interface GgufModel {
 }
 
 /**
- * The GGUF file that a path names: itself, or the one in a folder that has no safetensors.
+ * The GGUF file that a path names: itself, or the one in a folder that has no safetensors. Of a model in parts: any part.
  *
  * @returns undefined for other folders
  * @throws LoopLMError INVALID_ARGUMENT where a folder has several, INVALID_FILE for other files
@@ -40,9 +41,17 @@ export async function findGguf(path: string, operation: string): Promise<string 
   const names = await readdir(path).catch(() => []) // of a folder that cannot be listed, reading its files says why
   if (names.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return undefined
   const files = names.filter((name) => name.endsWith('.gguf')).sort()
-  if (files.length < 2) return files[0] === undefined ? undefined : join(path, files[0])
+  if (files.length === 0) return undefined
+  const models = new Set(files.map(modelOf))
+  if (models.size === 1) return join(path, files[0]!)
   const message = `${path} has ${files.length} GGUF files: name one of ${files.slice(0, 10).join(', ')}`
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}
+
+/** The same for all parts of a model. */
+function modelOf(file: string): string {
+  const part = partName(file)
+  return part === undefined ? file : `${part.model}-of-${part.count}`
 }
 
 /** Where a model is loaded. */
@@ -90,7 +99,7 @@ export async function loadGguf(
 
 /** Reads everything but the weights. @throws LoopLMError naming the file and the key or tensor at fault */
 export async function readGgufModel(path: string, operation: string): Promise<GgufModel> {
-  const file = await readGguf(path, operation)
+  const file = await readGgufParts(path, operation)
   const keys = new Keys(file, operation)
   const tokenizer = await findTokenizer(file, operation)
   const config = readConfig(keys)
@@ -101,7 +110,7 @@ export async function readGgufModel(path: string, operation: string): Promise<Gg
   const matrices = file.tensors.filter(({ shape }) => shape.length > 1)
   const types = new Map<string, number>()
   for (const { type } of matrices) types.set(type, (types.get(type) ?? 0) + 1)
-  const weights = { path, tensors: nameTensors(keys, config) }
+  const weights = byFile(nameTensors(keys, config))
   return { config, weights, quantization: keptQuantization(file), generation: ends(file, tokenizer, operation), tokenizer, types }
 }
 
@@ -232,7 +241,7 @@ function readConfig(keys: Keys): LoopLMConfig {
   }
   const own = {
     ...{ model_type: 'nanbeige', architectures: ['NanbeigeForCausalLM'], num_loops: loops, skip_loop_final_norm: skips },
-    attention_bias: shapes.has('blk.0.attn_q.bias'),
+    attention_bias: shapes.has('blk.0.attn_q.bias') || shapes.has(`blk.0.${fusedQkv}.bias`),
     mlp_bias: shapes.has('blk.0.ffn_gate.bias'),
   }
   return parseConfig({ ...common, ...own }, file.path, true)
@@ -280,13 +289,45 @@ function publishedName(family: string, name: string): string | undefined {
   return part !== undefined && Object.hasOwn(own, part) ? `model.layers.${Number(layer)}.${own[part]}.${suffix}` : undefined
 }
 
+/** The queries, keys and values of a layer in one tensor, as llama.cpp reads them too. */
+const fusedQkv = 'attn_qkv'
+const fused = /^blk\.\d{1,4}\.attn_qkv\.(weight|bias)$/
+
+/** A tensor of rows of queries, of keys and of values as the three that they are: every row is whole blocks. */
+function unfuse(tensor: GgufTensor, config: LoopLMConfig, operation: string): GgufTensor[] {
+  if (!fused.test(tensor.name)) return [tensor]
+  const { name, type, shape } = tensor
+  const keyRows = config.num_key_value_heads * config.head_dim
+  const parts: [string, number][] = [
+    ['attn_q', config.num_attention_heads * config.head_dim],
+    ['attn_k', keyRows],
+    ['attn_v', keyRows],
+  ]
+  const rows = parts.reduce((sum, [, count]) => sum + count, 0)
+  const rowBytes = ggufBytes(type, shape.length === 1 ? 1 : shape.at(-1)!)
+  if (shape[0] !== rows || !Number.isInteger(rowBytes)) {
+    const problem = `tensor ${JSON.stringify(name)} has the shape [${shape.join(', ')}] and the type ${type}`
+    const message = `${tensor.path}: ${problem}; queries, keys and values have ${rows} rows of whole blocks`
+    throw new LoopLMError('INVALID_FILE', message, { operation })
+  }
+  let { offset } = tensor
+  return parts.map(([part, count]) => {
+    const own = { ...tensor, name: name.replace(fusedQkv, part), shape: [count, ...shape.slice(1)], offset }
+    offset += count * rowBytes
+    return own
+  })
+}
+
+type NamedTensor = NativeTensorFile['tensors'][number] & { path: string }
+
 /** The tensors under their published names. llama.cpp turns neighbours of queries and keys, so their rows are in turns. */
-function nameTensors({ file, family, operation }: Keys, config: LoopLMConfig): NativeTensorFile['tensors'] {
+function nameTensors({ file, family, operation }: Keys, config: LoopLMConfig): NamedTensor[] {
   let elements = 0
-  const tensors = file.tensors.map(({ name, ...tensor }) => {
+  const stored = file.tensors.flatMap((tensor) => unfuse(tensor, config, operation))
+  const tensors = stored.map(({ name, ...tensor }) => {
     const published = publishedName(family, name)
     if (published === undefined) {
-      const message = `${file.path}: tensor ${JSON.stringify(name)} is none that looplm knows of family ${family}`
+      const message = `${tensor.path}: tensor ${JSON.stringify(name)} is none that looplm knows of family ${family}`
       throw new LoopLMError('UNSUPPORTED', message, { operation })
     }
     elements += tensor.shape.reduce((product, n) => product * n, 1)
@@ -296,6 +337,12 @@ function nameTensors({ file, family, operation }: Keys, config: LoopLMConfig): N
   if (elements >= parameters) return tensors // a small file cannot make us allocate a large model
   const message = `${file.path}: ${elements} values cannot be the ${parameters} parameters that its keys describe (is it cut short?)`
   throw new LoopLMError('INVALID_FILE', message, { operation })
+}
+
+function byFile(tensors: readonly NamedTensor[]): NativeTensorFile[] {
+  const files = new Map<string, NamedTensor[]>()
+  for (const tensor of tensors) files.set(tensor.path, [...(files.get(tensor.path) ?? []), tensor])
+  return [...files].map(([path, own]) => ({ path, tensors: own }))
 }
 
 /** The engine's own form that holds the blocks of all layers exactly: 8 bits for Q8_0, 4 bits for Q4_0, in groups of 32. */

@@ -129,7 +129,21 @@ const cases: [what: string, bytes: () => Buffer, message: RegExp][] = [
     () => ggufBytes({ ...metadata, 'ouro.block_count': ['u32', 1000] }, entries),
     /cannot be the \d+ parameters/,
   ],
-  ['is a part of several', () => ggufBytes({ ...metadata, 'split.count': ['u32', 2] }, entries), /one of 2 parts: join them/],
+  [
+    'is a part of several by another name',
+    () => ggufBytes({ ...metadata, 'split.count': ['u16', 2] }, entries),
+    /part 1 of 2\. Give it a name of the form NAME-00001-of-00002\.gguf/,
+  ],
+  [
+    'is no whole part',
+    () => ggufBytes({ ...metadata, 'split.count': ['f32', 1.5] }, entries),
+    /key "split\.count" must be a whole number, got 1\.5/,
+  ],
+  [
+    'has queries, keys and values of other sizes in one',
+    () => ggufBytes(metadata, [...entries, { ...entries[0]!, name: 'blk.0.attn_qkv.weight' }]),
+    /"blk\.0\.attn_qkv\.weight" has the shape \[\d+, \d+\].*have \d+ rows/,
+  ],
   [
     'has a type that looplm does not read',
     () => withTensor(q, { type: 'Q2_K' }),
