@@ -234,21 +234,37 @@ export interface NativeGenerateEvent {
   failure: string
 }
 
-export interface NativeSchedulerStats {
+/** What a `Scheduler` is doing. */
+export interface SchedulerStats {
+  /** Requests that have their place in the batch. */
   rows: number
+  /** Requests that wait for one. */
   waiting: number
+  /** Tokens of the cache in use: prompts, and room for the answers. */
   cachedTokens: number
+  /** Tokens the cache has memory for. */
   slots: number
+  /** Passes over the weights so far, each one loop of every row. */
   passes: number
+  /** Rows in all passes so far. */
   passRows: number
+  /** Of the passes, those that the device replayed from a recording (on CUDA, a graph). */
   replayedPasses: number
+  /** Tokens whose loops were all computed by one call of the device (on CUDA, one kernel; each counts as that many passes). */
   wholeTokens: number
+  /** Ended requests that are kept in the cache. */
   kept: number
+  /** Kept requests that have made room for others so far. */
   evicted: number
+  /** Times that a request under way found no memory for its pass, made room for others and began again. Its tokens are the same. */
   restarted: number
+  /** Tokens of prompts that have run so far. */
   prefilled: number
+  /** Tokens that continued requests found in the cache so far, instead of running them. */
   reused: number
+  /** Positions drafted ahead by self-speculation so far. */
   drafted: number
+  /** Drafted positions that were kept. */
   accepted: number
 }
 
@@ -467,7 +483,7 @@ export interface NativeBinding {
   schedulerCancel(scheduler: NativeScheduler, request: number, keep: boolean): void
   /** Until no request is left, or one has ended, or there is a token, or until all wait for answers. */
   schedulerRun(scheduler: NativeScheduler, until: 'idle' | 'finish' | 'token', cancel: Cancel): Promise<NativeGenerateEvent[]>
-  schedulerStats(scheduler: NativeScheduler): NativeSchedulerStats
+  schedulerStats(scheduler: NativeScheduler): SchedulerStats
 
   kernelLoopedBlockForward(
     hidden: NativeTensor,

@@ -26,6 +26,14 @@ LoopOptions read_loops(const Input& in) {
   return o;
 }
 
+// What every reading of a score shares.
+ScoreOptions read_score_options(const Input& in) {
+  ScoreOptions options;
+  options.temperature = in["temperature"].number();
+  options.loops = read_loops(in);
+  return options;
+}
+
 void check_vocabulary(const Sequences& sequences, const Model& model, int64_t shortest = 2) {
   for (int32_t token : sequences.tokens)
     if (token < 0 || token >= model.config.vocabulary)
@@ -37,6 +45,13 @@ void check_vocabulary(const Sequences& sequences, const Model& model, int64_t sh
       throw Error("INVALID_ARGUMENT", "looplm",
                   "sequence " + std::to_string(i) + " has fewer tokens than " + std::to_string(shortest));
   if (sequences.count() == 0) throw Error("INVALID_ARGUMENT", "looplm", "there are no sequences");
+}
+
+// The second argument of a call, for the model that is its first.
+std::shared_ptr<Sequences> read_sequences(const Napi::CallbackInfo& info, const Model& model, int64_t shortest = 2) {
+  auto sequences = std::make_shared<Sequences>(Input(info, 1, "sequences").sequences());
+  check_vocabulary(*sequences, model, shortest);
+  return sequences;
 }
 
 // One typed array per sequence, of rows × (length - drop) numbers.
@@ -53,12 +68,9 @@ Napi::Value split(Napi::Env env, const Reals& values, const std::vector<int64_t>
 
 Napi::Value score_of(const Napi::CallbackInfo& info) {
   const auto model = Input(info, 0, "model").object<Model>(Kind::model);
-  auto sequences = std::make_shared<Sequences>(Input(info, 1, "sequences").sequences());
-  check_vocabulary(*sequences, *model);
+  const auto sequences = read_sequences(info, *model);
   const Input in(info, 2, "options");
-  ScoreOptions options;
-  options.temperature = in["temperature"].number();
-  options.loops = read_loops(in);
+  ScoreOptions options = read_score_options(in);
   options.last_loop = in["lastLoop"].flag();
   options.responses_only = in["responsesOnly"].flag();
   options.predictions = in["predictions"].flag();
@@ -110,14 +122,11 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
 
 Napi::Value backward_of(const Napi::CallbackInfo& info) {
   const auto model = Input(info, 0, "model").object<Model>(Kind::model);
-  auto sequences = std::make_shared<Sequences>(Input(info, 1, "sequences").sequences());
-  check_vocabulary(*sequences, *model);
+  const auto sequences = read_sequences(info, *model);
   auto coefficients = std::make_shared<std::vector<double>>(Input(info, 2, "coefficients").doubles());
   auto gates = std::make_shared<std::vector<double>>(Input(info, 3, "gateCoefficients").doubles());
   const Input in(info, 4, "options");
-  ScoreOptions options;
-  options.temperature = in["temperature"].number();
-  options.loops = read_loops(in);
+  const ScoreOptions options = read_score_options(in);
   const Recompute recompute = read_recompute(in["recompute"]);
   const size_t run = size_t(options.loops.run ? options.loops.run : model->config.loops), tokens = sequences->tokens.size();
   const size_t loops = options.loops.read.empty() ? run : options.loops.read.size();
@@ -269,12 +278,8 @@ Napi::Value accumulate_loss_of(const Napi::CallbackInfo& info) {
 
 Napi::Value response_means_of(const Napi::CallbackInfo& info) {
   const auto model = Input(info, 0, "model").object<Model>(Kind::model);
-  auto sequences = std::make_shared<Sequences>(Input(info, 1, "sequences").sequences());
-  check_vocabulary(*sequences, *model);
-  const Input in(info, 2, "options");
-  ScoreOptions options;
-  options.temperature = in["temperature"].number();
-  options.loops = read_loops(in);
+  const auto sequences = read_sequences(info, *model);
+  const ScoreOptions options = read_score_options(Input(info, 2, "options"));
   return model.executor->submit(info.Env(), Input(info, 3, "cancel").cancel(),
                                 [model = model.object, sequences, options]() -> Executor::Finish {
                                   return [means = response_means(*model, *sequences, options)](Napi::Env env) {
@@ -290,8 +295,7 @@ Napi::Value response_means_of(const Napi::CallbackInfo& info) {
 
 Napi::Value embed_of(const Napi::CallbackInfo& info) {
   const auto model = Input(info, 0, "model").object<Model>(Kind::model);
-  auto sequences = std::make_shared<Sequences>(Input(info, 1, "sequences").sequences());
-  check_vocabulary(*sequences, *model, 1);
+  const auto sequences = read_sequences(info, *model, 1);
   const int loops = int(Input(info, 2, "loops").integer(0, MAX_LOOPS));
   return model.executor->submit(info.Env(), Input(info, 3, "cancel").cancel(),
                                 [model = model.object, sequences, loops]() -> Executor::Finish {
