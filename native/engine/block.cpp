@@ -77,7 +77,7 @@ const void* Block::edit(const Shift& w, const BlockMemory& b, int64_t plane, con
     for (int32_t i = 0; i < earlier; i++)
       for (void* half : {cache_->shift_p, cache_->shift_a})
         source.earlier.push_back(at(half, cache_->prefixes[i].slot + cache_->prefixes[i].length - 1));
-    if (cache_->contexts) source.slots = cache_->before, source.cached_p = p, source.cached_a = a;
+    if (cache_->contexts) source.slots = cache_->before, source.cached_p = p, source.cached_a = a, source.first = cache_->first;
   }
   return shift_.forward(w, x, source, b.shift);
 }

@@ -31,6 +31,7 @@ struct CacheUse {
   // the slots of the rows' predecessors, counted as `rows`.
   void *shift_p = nullptr, *shift_a = nullptr;
   const int32_t* before = nullptr;
+  const std::vector<int32_t>* first = nullptr;  // rows without a predecessor; NULL: none
 };
 
 // What one block leaves for its backward.

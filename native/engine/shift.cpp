@@ -51,6 +51,9 @@ const void* ShiftFfn::forward(const Shift& w, const void* x, const ShiftSource& 
       device_->run(&LoopBackend::gather_rows, "shift", dt_, N, r, source.slots, cached, row);
       copy(dt_, dt_, r, row, r, act_at(gate_up, column), 2 * r);
     }
+    if (source.first)
+      for (const int32_t i : *source.first)
+        device_->run(&LoopBackend::zero, "shift", act_at(gate_up, 2 * r * i), size_t(2 * r) * act);
   } else {
     void* y = memory_.states.as<>();
     for (size_t i = 0; i < source.earlier.size(); i++)

@@ -28,6 +28,7 @@ struct ShiftSource {
   // Or when decoding: device [N], slots of the predecessors, counted as those of the rows, in the halves of the block's plane.
   const int32_t* slots = nullptr;
   const void *cached_p = nullptr, *cached_a = nullptr;  // act [slots, rank]
+  const std::vector<int32_t>* first = nullptr;          // rows without a predecessor, whose slots say nothing; NULL: none
 };
 
 class ShiftFfn {

@@ -1,5 +1,5 @@
 // Shift-FFN: the MLP of every layer also sees the token before, in scores, gradients and decoding with a cache.
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -9,6 +9,7 @@ import { adapterOf, fillAdapter, mergedBy } from '../adapters.js'
 import { expectDerivative } from '../central-differences.js'
 import { describedConfig as described, describedLogSoftmax, describedStates } from '../described-model.js'
 import { buildEmulated } from '../emulated.js'
+import { familiesFolder } from '../family-fixtures.js'
 import { twoRegisters } from '../fixtures/two-registers.js'
 import { relativeError } from '../golden-files.js'
 import type { Parameters } from '../looped-model.js'
@@ -33,6 +34,10 @@ const scale = 0.75
 async function shifted(config: LoopLMConfigInput, device: DeviceName = 'reference', more = {}): Promise<LoopLM> {
   const model = await LoopLM.create(config, { device, seed: 1 })
   await model.addAdapter({ rank: 2, alpha: 2 * scale, seed: 5, shiftRank: 3, ...more })
+  await openShift(model)
+  return model
+}
+async function openShift(model: LoopLM): Promise<void> {
   await fillAdapter(model)
   for (const [i, { name, shape }] of model.adapter!.parameters.entries())
     if (name.endsWith('shift_ffn.c.weight'))
@@ -40,7 +45,6 @@ async function shifted(config: LoopLMConfigInput, device: DeviceName = 'referenc
         name,
         Float64Array.from({ length: shape[0]! * shape[1]! }, (_, j) => 0.5 * Math.cos(i + 2 * j)),
       )
-  return model
 }
 const modules = (config: LoopLMConfigInput) => ({ targetModules: [config === described ? 'down' : 'down_proj'] })
 
@@ -160,6 +164,46 @@ describe('decoding with a cache', () => {
     const together = await model.generate(prompts, options)
     expect(new Set(together.flatMap(({ loops }) => loops)).size).toBeGreaterThan(1)
     for (const [i, prompt] of prompts.entries()) expect((await model.generate([prompt], options))[0]).toEqual(together[i])
+  })
+})
+
+describe.each([...readdirSync(familiesFolder), 'two_registers'])('prompts of one token, %s', (name) => {
+  const load = async (device: DeviceName) => {
+    const model =
+      name === 'two_registers'
+        ? await LoopLM.create(described, { device, seed: 1 })
+        : await LoopLM.fromPretrained(join(familiesFolder, name), { device })
+    await model.addAdapter({ rank: 2, alpha: 2 * scale, seed: 5, shiftRank: 3 })
+    await openShift(model)
+    return model
+  }
+
+  it.each(['reference', 'cpu', emulated] as const)(
+    'sample with the log-probabilities that they are scored with, on %s',
+    async (device) => {
+      using model = await load(device)
+      const prompts = [[3], [1, 5, 2], [7], [4, 6]]
+      const options = { maxNewTokens: 5, seed: 3, stop: [], exit: { rule: 'fixed' } } as const
+      const together = await model.generate(prompts, options)
+      for (const [i, prompt] of prompts.entries()) {
+        const { tokens, logprobs } = together[i]!
+        const scores = await model.score([[...prompt, ...tokens]], { lastLoop: true, promptLengths: [prompt.length] })
+        expect(relativeError(logprobs, scores.logprobs[0]!.slice(-tokens.length))).toBeLessThan(
+          device === 'reference' ? 1e-9 : 1e-4,
+        )
+      }
+    },
+  )
+
+  it('do not depend on the batch with early exits, and drafts change nothing', async () => {
+    using model = await load('cpu')
+    const prompts = [[3], [1, 5, 2], [7]]
+    const options = { maxNewTokens: 6, temperature: 0, stop: [], exit: { rule: 'entropy', threshold: 3.5 } } as const
+    const together = await model.generate(prompts, options)
+    for (const [i, prompt] of prompts.entries()) expect((await model.generate([prompt], options))[0]).toEqual(together[i])
+    const fixed = { ...options, exit: { rule: 'fixed' } } as const
+    const tokens = async (more: object) => (await model.generate(prompts, { ...fixed, ...more })).map((r) => r.tokens)
+    expect(await tokens({ speculate: { loops: 1, tokens: 3 } })).toEqual(await tokens({}))
   })
 })
 

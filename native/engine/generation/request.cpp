@@ -75,8 +75,6 @@ void check_request(const Model& model, const GenerateRequest& r, int loops, bool
   const int adapted = model.weights().adapter_loops;
   require_argument(adapted == 0 || most <= adapted,
                    "the adapter has matrices for " + std::to_string(adapted) + " loops, not for " + std::to_string(most));
-  if (model.weights().shift_rank > 0 && model.config.blocks(model.config.read) > 0)
-    require_argument(r.prompt.size() > 1, "an adapter with shifts reads the token before: give a prompt of at least 2 tokens");
   if (r.draft_loops == 0) return;
   require_argument(
       r.draft_loops >= 1 && r.draft_loops < most && r.draft_tokens >= 2,

@@ -52,7 +52,7 @@ const void* TokenHead::read(const std::vector<HeadRow>& rows, const std::vector<
     registers.push_back(memory_.registers.at(r * bytes));
     gather_.into(registers[r], model.dt, index, D, after[r]);
   }
-  std::vector<int32_t> slots, before, positions;
+  std::vector<int32_t> slots, before, positions, first;
   std::vector<LoopCacheContext> contexts;
   int32_t last_position = 0;
   for (int32_t i : index) {
@@ -61,15 +61,16 @@ const void* TokenHead::read(const std::vector<HeadRow>& rows, const std::vector<
     slots.push_back(int32_t(row.row->slot) + row.made);
     before.push_back(row.made > 0 ? slots.back() - 1 : int32_t(row.row->prompt->slot) + std::max(0, shared - 1));
     positions.push_back(row.position() - 1);
+    if (positions.back() == 0) first.push_back(int32_t(positions.size()) - 1);
     contexts.push_back({int32_t(row.row->prompt->slot), shared, int32_t(row.row->slot), row.made + 1});
     last_position = std::max(last_position, positions.back());
   }
   DeviceBatch batch{n, nullptr, upload(model.device, memory_.positions, positions), nullptr, 0, 0, 0, last_position};
   if (model.weights().adapter_loops > 0)
     for (size_t i = 0; i < index.size(); i++) batch.loops.push_back({int64_t(i), 1, rows[size_t(index[i])].loop - 1});
-  const CacheUse use =
-      g_.cache.decoding(upload(model.device, memory_.slots, slots), upload(model.device, memory_.contexts, contexts),
-                        upload(model.device, memory_.before, before));
+  CacheUse use = g_.cache.decoding(upload(model.device, memory_.slots, slots), upload(model.device, memory_.contexts, contexts),
+                                   upload(model.device, memory_.before, before));
+  use.first = &first;
   Stack stack(model, model.weights(), batch, 1, Stack::Keep::nothing, &use);
   stack.forward_read(registers);
   return stack.hidden();
