@@ -21,7 +21,7 @@ const gate = { exit: { rule: 'gate', threshold: 0.6 } }
  * cache and tables have to grow. */
 const sweeps = {
   short: {
-    models: ['base', 'gqa', shape(24, 3, 1, 10, 40)],
+    models: ['base', 'gqa', shape(24, 3, 1, 10, 40), { ...shape(16, 2, 1, 8, 24), looplm_exit_gate: false }],
     requests: [
       [1, {}],
       [1, { ...gate, kv: 'shared' }],
@@ -62,6 +62,7 @@ for (const from of sweeps[sweep].models) {
   const tokens = typeof from === 'string' ? 12 : 6
   for (const [rows, { kv, again, ...rest }] of sweeps[sweep].requests) {
     if (again !== undefined && from !== 'base') continue
+    if (from.looplm_exit_gate === false && rest.exit?.rule === 'gate') continue
     if (Math.max(rest.loops ?? 1, rest.exit?.minLoops ?? 1) > model.config.total_ut_steps) continue
     const scheduler = model.scheduler({ kv, maxRows: 4 })
     const run = async (most) => {

@@ -73,7 +73,7 @@ bool Architecture::is_plain_sandwich() const {
     return p.role == Role::attention_bias || p.role == Role::attention_output_bias || p.role == Role::gate_up_bias ||
            p.role == Role::down_bias;
   });
-  return residual == Residual::sandwich && closed && plain && exit_gate && registers == 1 && begin.size() == 1 && read.empty() &&
+  return residual == Residual::sandwich && closed && plain && registers == 1 && begin.size() == 1 && read.empty() &&
          begin[0].scale == 1 && !attention_gate && query_key_norm == QueryKeyNorm::none && !rotary.neighbours;
 }
 

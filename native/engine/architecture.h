@@ -120,8 +120,8 @@ struct Architecture {
   int64_t rows(Role role) const;
   int64_t columns(Role role) const;  // of a matrix; 1 of a vector
 
-  // One stack with sandwich norms and a norm that closes every loop, an exit gate, and nothing more: what whole-token kernels
-  // know.
+  // One stack with sandwich norms and a norm that closes every loop, with or without an exit gate, and nothing more: what
+  // whole-token kernels know.
   bool is_plain_sandwich() const;
 
   // Throws INVALID_CONFIG: sizes that do not fit, steps that name what is not there, parameters that leave a gap.

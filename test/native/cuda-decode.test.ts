@@ -23,7 +23,7 @@ describe.each(['float32', 'bfloat16'])('a decoded token in %s', (dtype) => {
     expect(total(graph, 'replayedPasses')).toBeGreaterThan(0.7 * total(graph, 'passes'))
     for (const { from, rows, options, wholeTokens, made } of token) {
       if ('again' in options) continue
-      const fits = typeof from === 'string' // the other model has heads of 10
+      const fits = typeof from === 'string' || (from as { head_dim: number }).head_dim % 8 === 0 // one model has heads of 10
       if (rows === 1) expect(wholeTokens).toBe(fits ? made.tokens[0]!.length - 1 : 0)
       else if (rows === 2 && fits) expect(wholeTokens).toBeGreaterThan(0) // when the other has ended
     }
