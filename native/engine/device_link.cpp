@@ -2,8 +2,8 @@
 
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstring>
-#include <fstream>
 
 #include "error.h"
 
@@ -20,7 +20,10 @@ struct Place {
 
 Place own_place(Device& device) {
   Place place;
-  std::ifstream("/proc/sys/kernel/random/boot_id").read(place.machine, sizeof place.machine - 1);
+  if (std::FILE* file = std::fopen("/proc/sys/kernel/random/boot_id", "r")) {
+    place.machine[std::fread(place.machine, 1, sizeof place.machine - 1, file)] = 0;
+    std::fclose(file);
+  }
   gethostname(place.host, sizeof place.host - 1);
   if (device.has(&LoopBackend::link_info)) device.run(&LoopBackend::link_info, "link_info", &place.link);
   else std::strcpy(place.link.library, "its device has no way of its own");
@@ -92,7 +95,7 @@ std::unique_ptr<DeviceLink> DeviceLink::open(std::shared_ptr<Device> device, Com
   std::string error;
   uint8_t key[LOOP_LINK_KEY_BYTES] = {};
   try {
-    if (world.rank() == 0) device->run(&LoopBackend::link_key, "link_key", static_cast<void*>(key));
+    if (world.rank() == 0) device->run(&LoopBackend::link_key, "link_key", key);
   } catch (const Error& e) {
     error = e.what();
   }
