@@ -57,7 +57,8 @@ void Adapter::add_parameters(const Architecture& config, const std::vector<Param
     if (is_layer_matrix(p.role)) known.push_back(module_name(p));
   for (const std::string& module : options.modules)
     refuse_unless(contains(known, module), "no module is called \"" + module + "\"");
-  const auto add = [&](const std::string& name, int64_t rows, int64_t columns) {
+  const auto add = [&](const std::string& name, int64_t rows, int64_t columns, bool zeros) {
+    begins_as_zeros_.push_back(zeros);
     Parameter p{name, {rows, columns}, 0, parameter_elements(name, {rows, columns})};
     p.adapter = true;
     layout.add(std::move(p));
@@ -67,8 +68,8 @@ void Adapter::add_parameters(const Architecture& config, const std::vector<Param
     const int32_t loops = adapter_loops(config, options, p);
     for (int32_t t = 1; t <= loops; t++) {
       const std::string of = loops > 1 ? ".loop_" + std::to_string(t) : "";
-      add(module_path(p) + ".lora_A" + of + ".weight", options.rank, p.shape[1]);
-      add(module_path(p) + ".lora_B" + of + ".weight", p.shape[0], options.rank);
+      add(module_path(p) + ".lora_A" + of + ".weight", options.rank, p.shape[1], false);
+      add(module_path(p) + ".lora_B" + of + ".weight", p.shape[0], options.rank, true);
     }
   }
   if (const int64_t r = options.shift_rank; r > 0) {
@@ -77,15 +78,15 @@ void Adapter::add_parameters(const Architecture& config, const std::vector<Param
     for (const Parameter& p : base)
       if (p.role == Role::down) of_layer[size_t(p.index)] = module_path(p).substr(0, module_path(p).rfind('.')) + ".shift_ffn.";
     for (const std::string& path : of_layer)
-      add(path + "a.weight", r, D), add(path + "b.weight", r, 2 * D), add(path + "c.weight", D, r);
+      add(path + "a.weight", r, D, false), add(path + "b.weight", r, 2 * D, false), add(path + "c.weight", D, r, true);
   }
   elements = layout.aligned();
 }
 
 void Adapter::initialize(LoopDType dt, uint64_t seed) {
   for (size_t i = 0; i < parameters.size(); i++) {
+    if (begins_as_zeros_[i]) continue;
     const Parameter& p = parameters[i];
-    if (p.name.find(".lora_B.") != std::string::npos || p.name.ends_with(".shift_ffn.c.weight")) continue;  // stays zero
     const double bound = 1 / std::sqrt(double(p.shape[1]));
     std::vector<double> drawn(p.count);
     for (size_t j = 0; j < p.count; j++) drawn[j] = bound * (2 * uniform(seed, uint32_t(i), uint32_t(j), ADAPTER_STREAM) - 1);

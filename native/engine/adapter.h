@@ -35,6 +35,7 @@ struct Adapter {
  private:
   void add_parameters(const Architecture& config, const std::vector<Parameter>& base);
   void initialize(LoopDType dt, uint64_t seed);
+  std::vector<bool> begins_as_zeros_;  // of the parameters
 };
 
 }  // namespace looplm

@@ -99,7 +99,7 @@ int64_t checked_size(const Shape& shape, const char* operation) {
 
 void check_dtype(const Device& device, LoopDType dtype, const char* operation) {
   if (dtype == LOOP_I32 || device.supports(dtype)) return;
-  const std::string known = device.name() == "reference" ? "float64 and int32" : "float32, bfloat16 and int32";
+  const std::string known = device.supports(LOOP_F64) ? "float64 and int32" : "float32, bfloat16 and int32";
   throw Error("UNSUPPORTED", operation,
               std::string(loop_dtype_name(dtype)) + " is not available on device \"" + device.name() + "\", which has " + known);
 }

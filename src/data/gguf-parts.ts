@@ -74,7 +74,10 @@ async function readPart(at: string, asked: string, number: number, count: number
 }
 
 /** What the keys say. `number` counts from 1; `tensors`: of all parts. */
-function splitOf({ path, metadata }: GgufFile, operation: string): { number: number; count: number; tensors: number | undefined } {
+function splitOf(
+  { path, metadata }: GgufFile,
+  operation: string,
+): { number: number; count: number; tensors: number | undefined } {
   const read = (key: string): number | undefined => {
     const value = metadata.get(key)
     if (value === undefined || (typeof value === 'number' && Number.isSafeInteger(value) && value >= 0)) return value

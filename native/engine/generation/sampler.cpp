@@ -154,7 +154,7 @@ void Sampler::draw_alike(std::vector<HeadRow>& rows, const Index& chunk, const I
   if (edits)  // the sampler saw other logits than the model's
     device->run(&LoopBackend::head_rows, "log-probabilities", model_.dt, int64_t(n), V,
                 options.temperature == 0 ? 1.0 : options.temperature, const_cast<void*>(own), memory_.tokens.as<const int32_t>(),
-                static_cast<const LoopLoss*>(nullptr), memory_.logprobs.as<>(), static_cast<void*>(nullptr));
+                static_cast<const LoopLoss*>(nullptr), memory_.logprobs.as<>(), nullptr);
   std::vector<int32_t> tokens(n);
   memory_.tokens.download(tokens.data(), n * 4);
   const std::vector<double> logprobs = download_reals(memory_.logprobs, model_.dt, n);
