@@ -67,7 +67,7 @@ export function samplingOptions(command: Command, longest: number): Command {
   return command
     .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, longest)
     .option('--temperature <number>', '0 is greedy', nonNegative, 1)
-    .option('--top-k <count>', 'sample from the k likeliest tokens', natural)
+    .option('--top-k <count>', 'sample from the k most likely tokens', natural)
     .option('--top-p <share>', 'sample from the smallest set of tokens with this probability', nonNegative)
     .option('--min-p <share>', 'sample from tokens with this share of the largest probability', nonNegative)
     .option('--repetition-penalty <number>', 'divides the logits of tokens that the text has; 1 is off', nonNegative)

@@ -88,10 +88,7 @@ export const trainConfigSchema = z.strictObject({
   task: task
     .optional()
     .describe('A task with exact answers: its name, or `{ name, … }` with its options. Either this or a dataset.'),
-  evalTasks: z
-    .record(z.string(), task)
-    .optional()
-    .describe('Tasks to evaluate beside the one that is trained, by a name of their own.'),
+  evalTasks: z.record(z.string(), task).optional().describe('More tasks to evaluate, each by its own name.'),
   dataset: dataset
     .optional()
     .describe(

@@ -66,7 +66,7 @@ const chatTemplate = z
   .catchall(z.unknown())
   .optional()
   .describe(
-    "How conversations become text: `template` (Jinja, or a .jinja file) in place of the tokenizer's, `tools` that are shown, a `system` message for those without one, `wrapPrompts: true` for prompts that are texts and become the message of a user. Every other field is a variable of the template, for example `enable_thinking: false`.",
+    "How to render conversations: `template` (Jinja, or a .jinja file) instead of the tokenizer's, `tools` to show, a `system` message for conversations without one. With `wrapPrompts: true` a string prompt becomes a user message. Every other field is a variable of the template, for example `enable_thinking: false`.",
   )
 
 /** The run: how long, which seed, what is saved and evaluated. */
@@ -259,7 +259,7 @@ const rollouts = {
   temperature: positive.default(1).describe('Sampling temperature, also of all log-probabilities.'),
   topK: natural
     .default(0)
-    .describe('Sample from the k likeliest tokens; 0: all. Log-probabilities stay those of the full vocabulary.'),
+    .describe('Sample from the k most likely tokens; 0: all. Log-probabilities stay those of the full vocabulary.'),
   topP: positive.max(1).default(1).describe('Sample from the smallest set of tokens with this probability.'),
   minP: nonNegative.lt(1).default(0).describe('Sample from tokens with at least this share of the largest probability; 0: all.'),
   repetitionPenalty: positive
@@ -431,7 +431,7 @@ export const resources = {
     .readonly()
     .optional()
     .describe(
-      'What records the run, in this order: built-in loggers by name, and loggers of your own. Default all built-in ones (`jsonl`, `tensorboard`, `report`) where there is a `runDir`; an empty list records nothing.',
+      'What records the run, in this order: built-in loggers by name, and your own loggers. Default all built-in ones (`jsonl`, `tensorboard`, `report`) where there is a `runDir`; an empty list records nothing.',
     ),
   onWarning: fn<(message: string) => void>().describe('Receives warnings; default `process.emitWarning`.'),
 }
@@ -586,7 +586,7 @@ const rltt = z
     weights: loopWeights
       .default('exit-pdf')
       .describe(
-        'How the log-probabilities of the loops are weighted: by the probability of leaving at the loop, equally, by t^alpha, the last alone, or by numbers, one per loop that is read.',
+        'Weights of the loops in the loss: by the probability of exiting at the loop, equal, by t^alpha, only the last, or one number per loop that is read.',
       ),
     alpha: nonNegative.default(1).describe('Exponent of `progressive`.'),
     detachWeights: z
@@ -632,7 +632,9 @@ const objectiveTrainer = {
     )
     .default('rltt')
     .describe(
-      `A recipe (${Object.keys(recipes).join(', ')}), an objective of the algebra, or a list of { until, objective } by step.`,
+      `A recipe by name, an objective of the algebra, or a list of { until, objective } by step. Recipes: ${Object.keys(recipes)
+        .map((name) => `\`${name}\``)
+        .join(', ')}.`,
     ),
   exitThreshold: share
     .optional()
@@ -696,7 +698,7 @@ const looprpt = z
       .default(0.5)
       .describe('The reference step of a token is the first loop where the exit CDF of the teacher reaches this.'),
     lambdaBase: nonNegative.default(0.02).describe('Price of a loop, in nats.'),
-    lambdaScale: nonNegative.default(0.5).describe('How much dearer a loop is where the teacher is certain.'),
+    lambdaScale: nonNegative.default(0.5).describe('How much more a loop costs where the teacher is certain.'),
     rollouts: z.int().min(2).max(1024).default(8).describe('Noisy passes per sequence.'),
     sigma: nonNegative.default(0.1).describe('Standard deviation of the noise on the latent states.'),
     noiseSite: z

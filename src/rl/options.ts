@@ -68,9 +68,9 @@ export interface RunConfig {
   /** By how much an evaluation must beat the best one before to count as better for `earlyStoppingPatience`. Default `0`. */
   earlyStoppingThreshold: number
   /**
-   * How conversations become text: `template` (Jinja, or a .jinja file) in place of the tokenizer's, `tools` that are shown,
-   * a `system` message for those without one, `wrapPrompts: true` for prompts that are texts and become the message of a
-   * user. Every other field is a variable of the template, for example `enable_thinking: false`.
+   * How to render conversations: `template` (Jinja, or a .jinja file) instead of the tokenizer's, `tools` to show, a `system`
+   * message for conversations without one. With `wrapPrompts: true` a string prompt becomes a user message. Every other field
+   * is a variable of the template, for example `enable_thinking: false`.
    */
   chatTemplate?: ChatSettings | undefined
 }
@@ -172,7 +172,7 @@ export interface Resources {
   /** Functions that the run calls: `onRunBegin`, `onRollouts`, `onStep`, `onEvaluate`, `onLog`, `onSave`, `onRunEnd`. */
   callbacks?: TrainerCallbacks | undefined
   /**
-   * What records the run, in this order: built-in loggers by name, and loggers of your own. Default all built-in ones
+   * What records the run, in this order: built-in loggers by name, and your own loggers. Default all built-in ones
    * (`jsonl`, `tensorboard`, `report`) where there is a `runDir`; an empty list records nothing.
    */
   loggers?: readonly (LoggerName | Logger)[] | undefined
@@ -199,7 +199,7 @@ export interface RolloutConfig extends LoopConfig {
   maxNewTokens?: number | undefined
   /** Sampling temperature, also of all log-probabilities. Default `1`. */
   temperature: number
-  /** Sample from the k likeliest tokens; 0: all. Log-probabilities stay those of the full vocabulary. Default `0`. */
+  /** Sample from the k most likely tokens; 0: all. Log-probabilities stay those of the full vocabulary. Default `0`. */
   topK: number
   /** Sample from the smallest set of tokens with this probability. Default `1`. */
   topP: number
@@ -334,8 +334,8 @@ export interface ClassicObjectiveConfig {
 /** Checked options of `RLTTTrainer`. */
 export interface RLTTConfig extends TrainerConfig, RolloutConfig, EpisodeConfig, RolloutResources, ClassicObjectiveConfig {
   /**
-   * How the log-probabilities of the loops are weighted: by the probability of leaving at the loop, equally, by t^alpha, the
-   * last alone, or by numbers, one per loop that is read. Default `"exit-pdf"`.
+   * Weights of the loops in the loss: by the probability of exiting at the loop, equal, by t^alpha, only the last, or
+   * one number per loop that is read. Default `"exit-pdf"`.
    */
   weights: LoopWeights | number[]
   /** Exponent of `progressive`. Default `1`. */
@@ -455,7 +455,7 @@ export interface LoopRPTConfig extends SequenceConfig {
   tau: number
   /** Price of a loop, in nats. Default `0.02`. */
   lambdaBase: number
-  /** How much dearer a loop is where the teacher is certain. Default `0.5`. */
+  /** How much more a loop costs where the teacher is certain. Default `0.5`. */
   lambdaScale: number
   /** Noisy passes per sequence. Default `8`. */
   rollouts: number

@@ -30,7 +30,7 @@ function entry<Trainer>(
 export const trainers = {
   rltt: entry('RLTT', rlttSchema, RLTTTrainer),
   grpo: entry('GRPO', grpoSchema, GRPOTrainer),
-  objective: entry('Objectives of your own', objectiveTrainerSchema, ObjectiveTrainer),
+  objective: entry('Your own objectives', objectiveTrainerSchema, ObjectiveTrainer),
   looprpt: entry('LoopRPT', looprptSchema, LoopRPTTrainer),
   pretrain: entry('Pre-training and fine-tuning', pretrainSchema, PretrainTrainer),
 } as const

@@ -79,7 +79,7 @@ export const beliefReward = z.strictObject({
   cost: nonNegative
     .default(0)
     .describe('Price of a loop: r_t falls by cost · (t - 1), with base `teacher` by cost · (t - its reference loop).'),
-  costScale: nonNegative.default(0).describe('How much dearer a loop is where the reference is certain (base `teacher`).'),
+  costScale: nonNegative.default(0).describe('How much more a loop costs where the reference is certain (base `teacher`).'),
   threshold: share.default(0.5).describe('Base `teacher`: its reference loop is the first whose exit CDF reaches this.'),
   normalize: z
     .enum(['none', 'loops', 'gain', 'group'])
