@@ -607,7 +607,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],
     [
       ['generate', 'ouro', '--prompt', 'a', '--exit', 'never'],
-      /--exit <rule>.*gate, fixed, hidden-delta, cosine, kl, kl-previous, entropy, entropy-change, argmax-stable/,
+      /--exit <rule>.*gate, fixed, sampled, hidden-delta, cosine, kl, kl-previous, entropy, entropy-change, argmax-stable/,
     ],
     [['generate', 'ouro', '--prompt', 'a', '--exit', 'kl'], /exit\.threshold must be .*got undefined/],
     [['serve', 'nowhere'], /nowhere/],

@@ -197,7 +197,7 @@ export interface LoopRewardsInput {
   discount?: number | undefined
   /** Price of a loop: r_t falls by cost · (t - 1), with base `teacher` by cost · (t - its reference loop). Default `0`. */
   cost?: number | undefined
-  /** How much dearer a loop is where the reference is certain (base `teacher`). Default `0`. */
+  /** How much more a loop costs where the reference is certain (base `teacher`). Default `0`. */
   costScale?: number | undefined
   /** Base `teacher`: its reference loop is the first whose exit CDF reaches this. Default `0.5`. */
   threshold?: number | undefined
