@@ -2,21 +2,21 @@ import { readFile, stat } from 'node:fs/promises'
 import { type Command, Option } from 'commander'
 import { fileError, LoopLMError } from '../errors.js'
 import { findFolder, readCheckpoint } from '../model/checkpoint.js'
-import { type LoopLMConfig, parseConfig } from '../model/config.js'
+import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.js'
 import { type EstimateOptions, estimateMemory, type MemoryEstimate } from '../model/estimate.js'
+import { usualMicroBatch } from '../rl/planned-step.js'
 import { deviceMemory } from '../tensor/devices.js'
 import { positiveInteger } from './arguments.js'
+import { measureRates, tokensPerSecond } from './measure.js'
 import { print, printJson } from './output.js'
 
 interface EstimateFlags extends Pick<EstimateOptions, 'dtype' | 'loops' | 'recompute'> {
   context: number
   sequences: number
   tokensPerMicroBatch: number
+  time?: boolean
   json?: boolean
 }
-
-/** Tokens of a micro-batch where the options leave the choice to the engine. */
-export const usualMicroBatch = 4096
 
 /** Adds `looplm estimate`. */
 export function addEstimate(program: Command): void {
@@ -32,20 +32,23 @@ export function addEstimate(program: Command): void {
     .option('--sequences <count>', 'sequences in the cache', positiveInteger, 1)
     .option('--tokens-per-micro-batch <count>', 'tokens of a pass in training', positiveInteger, usualMicroBatch)
     .addOption(new Option('--recompute <what>', 'in training').choices(['none', 'loop', 'layer']).default('none'))
+    .option('--time', 'measure how fast this machine computes matrices of the sizes of the model, and say tokens per second')
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(showEstimate)
 }
 
 async function showEstimate(model: string, flags: EstimateFlags): Promise<void> {
-  const { dtype, loops, recompute, context, sequences, tokensPerMicroBatch, json } = flags
-  const estimate = estimateMemory(await readConfig(model), { dtype, loops, recompute })
+  const { dtype, loops, recompute, context, sequences, tokensPerMicroBatch, time, json } = flags
+  const config = await readConfig(model)
+  const estimate = estimateMemory(config, { dtype, loops, recompute })
   const cache = context * sequences * estimate.cachePerToken
   const activations = tokensPerMicroBatch * (estimate.activationsPerToken + estimate.headPerToken)
   const generate = estimate.weights + cache
   const train = trainingBytes(estimate, activations)
   const { free } = deviceMemory()
+  const speed = time ? await measureSpeed(config, flags) : undefined
   if (json) {
-    printJson({ model, ...estimate, cache, activations, generate, train, free })
+    printJson({ model, ...estimate, cache, activations, generate, train, free, ...(speed && { tokensPerSecond: speed }) })
     return
   }
   print(`${estimate.parameters} parameters, ${dtype}`)
@@ -57,6 +60,16 @@ async function showEstimate(model: string, flags: EstimateFlags): Promise<void> 
   printRow('activations', activations, `at most, for ${tokensPerMicroBatch} tokens at a time, recompute ${recompute}`)
   printRow('to train', train, fits(train, free))
   printRow('free here', free)
+  if (speed === undefined) return
+  const whole = (rate: number) => Number(rate.toPrecision(2)).toLocaleString('en')
+  print(
+    `tokens/s      ${whole(speed.generate).padStart(10)}  to generate ${sequences} at a time, ${whole(speed.train)} to train, half or twice that is possible`,
+  )
+}
+
+async function measureSpeed(config: LoopLMConfig, { dtype = 'bfloat16', context, sequences }: EstimateFlags) {
+  const rates = await measureRates(architectureOf(config), { dtype }, { rows: sequences, tokens: context })
+  return tokensPerSecond(config, rates, context)
 }
 
 /** What a trainer holds while it computes gradients. */

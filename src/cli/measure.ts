@@ -1,78 +1,145 @@
 import { architectureOf, type LoopLMConfig, type LoopLMConfigInput } from '../model/config.js'
 import { LoopLM } from '../model/model.js'
 import type { LoadOptions } from '../model/types.js'
-import { parameterCount } from '../native/architecture.js'
+import type { PlannedPass, PlannedStep } from '../rl/planned-step.js'
 
-/** Operations per second of a device, as a slice of the model reached them. */
+type Architecture = LoopLM['architecture']
+
+/** Operations per second of a device, as a stand-in for the model reached them. */
 export interface Rates {
   /** Forward and backward of a training step. */
   train: number
+  /** Forward alone, of whole sequences. */
+  forward: number
   /** Decoding with so many rows at a time. */
   decode: number
   rows: number
 }
 
-/** How much a step computes: rollouts of so many tokens, of which so many are sampled. */
-export interface StepSize {
-  rollouts: number
-  tokens: number
-  sampled: number
-}
-
-const slice = { layers: 2, loops: 2 }
-const trainedTokens = 512
+const standIn = { num_hidden_layers: 2, total_ut_steps: 2 }
+const measuredTokens = 512
 const decoded = [4, 20] as const // tokens; the difference has no prompt in it
 
-/** Operations of one token's forward pass: products with the blocks' matrices in every loop, and the head where it is read. */
-export function forwardOperations(config: LoopLMConfig, readLoops: number): number {
-  const { vocabulary, hidden, loops, tied, exitGate } = architectureOf(config)
-  const embedding = vocabulary * hidden * (tied ? 1 : 2) + (exitGate ? hidden + 1 : 0)
-  const blocks = parameterCount(architectureOf(config)) - embedding
-  return 2 * (blocks * loops + readLoops * vocabulary * hidden)
+/**
+ * Operations of a token's forward pass: two per weight that the steps of the model use, the head where it is read, and the products of
+ * attention with a context of so many tokens.
+ */
+export function forwardOperations(
+  architecture: Architecture,
+  { loops, reads, context = 0 }: { loops: number; reads: number; context?: number },
+): number {
+  const { parameters, begin, loop, read, vocabulary, hidden, heads, headDim } = architecture
+  const apart = new Set(['embedding', 'head', 'exitGate', 'exitGateBias', 'start'])
+  const numbers = (kind: string, index: number) =>
+    parameters
+      .filter(({ role, index: own = 0 }) => own === index && !apart.has(role) && kind === kindOf(role))
+      .reduce((sum, { shape }) => sum + shape.reduce((product, n) => product * n, 1), 0)
+  const attention = 4 * heads * headDim * context
+  const program = (steps: Architecture['loop']) =>
+    steps.reduce(
+      (sum, step) => sum + ('index' in step ? 2 * numbers(step.kind, step.index) + (step.kind === 'block' ? attention : 0) : 0),
+      0,
+    )
+  return program(begin) + loops * program(loop) + reads * (program(read) + 2 * vocabulary * hidden)
+}
+
+/** The kind of step that a parameter belongs to. */
+function kindOf(role: string): string {
+  return role === 'norm' || role === 'inject' ? role : 'block'
+}
+
+/** What changes the cost of a backward pass. */
+export interface Backward {
+  /** Tokens that a token attends to, on average. */
+  context: number
+  /** The weights get no gradient. */
+  adapter?: boolean
+  /** Its forward pass runs twice. */
+  recompute?: boolean
+}
+
+/** Operations of a pass. A backward pass takes two forward passes, one where the weights get no gradient. */
+export function passOperations(
+  architecture: Architecture,
+  { tokens, loops, reads, backward }: PlannedPass,
+  { context, adapter = false, recompute = false }: Backward,
+): number {
+  const forward = forwardOperations(architecture, { loops, reads, context })
+  const returned = backward === 0 ? 0 : forwardOperations(architecture, { loops: backward, reads, context })
+  const again = backward > 0 && recompute ? forward : 0
+  return tokens * (forward + again + (adapter ? 1 : 2) * returned)
 }
 
 /**
- * Runs a slice of the model, with as many rows and tokens as a step has or fewer, for a second or so: two layers, two loops, drawn
- * parameters.
- *
- * @returns undefined for families that are not cut into layers this way
+ * Runs a model of two layers and two loops whose matrices have the sizes of the given one, whatever its family, with as many rows and
+ * tokens as a step has or fewer, for a second or so.
  */
-export async function measureRates(config: LoopLMConfig, place: LoadOptions, step: StepSize): Promise<Rates | undefined> {
-  if (architectureOf(config).family !== 'ouro') return undefined
-  const small = {
-    ...config,
-    num_hidden_layers: Math.min(config.num_hidden_layers, slice.layers),
-    total_ut_steps: Math.min(config.total_ut_steps, slice.loops),
-  }
-  using model = await LoopLM.create(small as unknown as LoopLMConfigInput, { ...place, seed: 0 })
-  const token = (i: number) => i % config.vocab_size
-  const length = Math.min(step.tokens, trainedTokens)
-  const count = Math.max(1, Math.min(step.rollouts, Math.floor(trainedTokens / length)))
+export async function measureRates(
+  architecture: Architecture,
+  place: LoadOptions,
+  step: { rows: number; tokens: number },
+): Promise<Rates> {
+  const { vocabulary, hidden, intermediate, heads, kvHeads, headDim } = architecture
+  const sizes = { vocab_size: vocabulary, hidden_size: hidden, intermediate_size: intermediate, head_dim: headDim }
+  const form = { ...standIn, ...sizes, num_attention_heads: heads, num_key_value_heads: kvHeads }
+  using model = await LoopLM.create(form as LoopLMConfigInput, { ...place, seed: 0 })
+  const token = (i: number) => i % vocabulary
+  const length = Math.max(2, Math.min(step.tokens, measuredTokens))
+  const count = Math.max(1, Math.min(step.rows, Math.floor(measuredTokens / length)))
   const sequences = Array.from({ length: count }, (_, row) => Array.from({ length }, (_, i) => token(31 * row + 7 * i)))
+  const score = () => model.score(sequences)
   const train = async () => {
-    const scored = await model.score(sequences)
+    const scored = await score()
     await scored.backward(scored.logprobs.map((rows) => rows.map(() => -1 / rows.length)))
     await model.zeroGradients()
   }
-  const trained = 3 * count * length * forwardOperations(small, small.total_ut_steps)
-  const rows = Math.min(step.rollouts, 64)
+  const loops = standIn.total_ut_steps
+  const whole = { tokens: count * length, loops, reads: loops, backward: loops }
+  const context = length / 2
+  const of = (pass: PlannedPass) => passOperations(model.architecture, pass, { context })
+  const rows = Math.min(step.rows, 64)
   const prompts = Array.from({ length: rows }, (_, row) => Array.from({ length: 8 }, (_, i) => token(row + i)))
   const decode = (maxNewTokens: number) => model.generate(prompts, { maxNewTokens, stop: [], seed: 0 })
   await train() // the first time reserves memory
   await decode(decoded[0])
-  const trainSeconds = await seconds(train)
+  const [trainSeconds, forwardSeconds] = [await seconds(train), await seconds(score)]
   const [few, many] = [await seconds(() => decode(decoded[0])), await seconds(() => decode(decoded[1]))]
-  const steps = (decoded[1] - decoded[0]) * rows * forwardOperations(small, 1)
-  return { train: trained / trainSeconds, decode: steps / Math.max(many - few, 1e-6), rows }
+  const steps = (decoded[1] - decoded[0]) * rows * forwardOperations(model.architecture, { loops, reads: 1, context: 16 })
+  return {
+    train: (of(whole) + of({ ...whole, backward: 0 })) / trainSeconds, // backward runs the forward pass again
+    forward: of({ ...whole, backward: 0 }) / forwardSeconds,
+    decode: steps / Math.max(many - few, 1e-6),
+    rows,
+  }
 }
 
-/** Seconds of a step: sampling and one update. Rewards, evaluations and the optimizer are not in it. */
-export function stepSeconds(config: LoopLMConfig, { train, decode }: Rates, { rollouts, tokens, sampled }: StepSize) {
-  const { total_ut_steps: loops } = config
-  const prompts = (rollouts * (tokens - sampled) * forwardOperations(config, 1)) / train
+/** Seconds of a step: sampling, and what is computed on the rollouts or rows. Rewards, evaluations and the optimizer are not in it. */
+export function stepSeconds(
+  architecture: Architecture,
+  { train, forward, decode }: Rates,
+  { rollouts, passes, rowTokens }: PlannedStep,
+  how: Omit<Backward, 'context'> = {},
+): { sampling: number; update: number } {
+  const context = rowTokens / 2
+  const update = passes.reduce((sum, pass) => {
+    const operations = passOperations(architecture, pass, { ...how, context })
+    return sum + operations / (pass.backward > 0 ? train : forward)
+  }, 0)
+  if (rollouts === undefined) return { sampling: 0, update }
+  const { prompts, completions, promptTokens, newTokens, loops } = rollouts
+  const prompt = forwardOperations(architecture, { loops, reads: 0, context: promptTokens / 2 })
+  const token = forwardOperations(architecture, { loops, reads: 1, context: promptTokens + newTokens / 2 })
+  return { sampling: (prompts * promptTokens * prompt) / forward + (completions * newTokens * token) / decode, update }
+}
+
+/** Tokens per second: learned with every loop read, and generated with so many rows. */
+export function tokensPerSecond(config: LoopLMConfig, rates: Rates, context: number): { train: number; generate: number } {
+  const architecture = architectureOf(config)
+  const { loops } = architecture
+  const pass = { tokens: 1, loops, reads: loops, backward: loops }
   return {
-    sampling: prompts + (rollouts * sampled * forwardOperations(config, 1)) / decode,
-    update: (3 * rollouts * tokens * forwardOperations(config, loops)) / train,
+    train: rates.train / passOperations(architecture, pass, { context: context / 2 }),
+    generate: rates.decode / forwardOperations(architecture, { loops, reads: 1, context: context / 2 }),
   }
 }
 

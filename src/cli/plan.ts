@@ -3,18 +3,20 @@ import { adaptableModules, adapterParameterCount } from '../model/adapter.js'
 import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.js'
 import { estimateMemory } from '../model/estimate.js'
 import { formatDuration } from '../monitor/progress.js'
+import { type PlannedStep, plannedStep, usualMicroBatch } from '../rl/planned-step.js'
 import { trainers } from '../rl/registry.js'
 import { deviceMemory } from '../tensor/devices.js'
 import { parseOptions } from '../validation/schema.js'
 import { collect, type DeviceFlags, deviceFlags, positiveInteger } from './arguments.js'
-import { fits, printRow, readConfig, trainingBytes, usualMicroBatch } from './estimate.js'
-import { measureRates, stepSeconds } from './measure.js'
+import { fits, printRow, readConfig, trainingBytes } from './estimate.js'
+import { measureRates, type Rates, stepSeconds } from './measure.js'
 import { print, printJson } from './output.js'
 import { readTrainConfig, type TrainConfig } from './train-config.js'
 
 interface PlanFlags {
   set?: string[]
   promptTokens: number
+  answerTokens: number
   time?: boolean
   json?: boolean
 }
@@ -23,11 +25,11 @@ interface PlanFlags {
 interface PlannedOptions {
   recompute: 'none' | 'loop' | 'layer'
   tokensPerMicroBatch: number
+  steps: number
   lora?: { rank: number; targetModules?: string[] | undefined; perLoop: boolean; shiftRank: number } | undefined
-  beta?: number
-  promptsPerStep?: number
-  groupSize?: number
-  maxNewTokens?: number | undefined
+  rollouts?: number
+  loops?: number | undefined
+  readLoops?: number[] | undefined
 }
 
 /** Adds `looplm plan`. */
@@ -37,22 +39,24 @@ export function addPlan(program: Command): void {
     .description('how much memory and time a training run will take, and whether it fits; trains nothing')
     .argument('<config>', 'YAML file as for looplm train')
     .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
-    .option('--prompt-tokens <count>', 'tokens of a prompt in the rollouts', positiveInteger, 256)
-    .option('--no-time', 'do not measure how fast this machine computes a slice of the model')
+    .option('--prompt-tokens <count>', 'tokens of a prompt', positiveInteger, 256)
+    .option('--answer-tokens <count>', 'tokens of an answer, where maxNewTokens does not say it', positiveInteger, 256)
+    .option('--no-time', 'do not measure how fast this machine computes matrices of the sizes of the model')
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(showPlan)
 }
 
-async function showPlan(path: string, { set = [], promptTokens, time, json }: PlanFlags): Promise<void> {
+async function showPlan(path: string, { set = [], promptTokens, answerTokens, time, json }: PlanFlags): Promise<void> {
   const config = await readTrainConfig(path, set)
-  const plan = await makePlan(config, promptTokens)
-  const measured = time === false ? undefined : await measureStep(config, plan)
+  const model = await modelConfig(config.model)
+  const { step, ...plan } = makePlan(config, model, { promptTokens, newTokens: answerTokens })
+  const measured = time === false || plan.train > plan.free ? undefined : await measureStep(config, model, step)
   if (json) {
     printJson({ ...plan, ...(measured && { time: measured }) })
     return
   }
   print(`${plan.parameters} parameters, ${plan.trained} trained, ${plan.dtype}`)
-  printRow('weights', plan.weights, plan.copies > 1 ? 'with the frozen starting model of beta' : '')
+  printRow('weights', plan.weights, plan.copies > 1 ? `of ${plan.copies} models: ${copyNote(config)}` : '')
   printRow('gradients', plan.gradients)
   printRow('optimizer', plan.optimizer)
   printRow(
@@ -65,51 +69,69 @@ async function showPlan(path: string, { set = [], promptTokens, time, json }: Pl
     printRow('rollouts', plan.cache, `${plan.rollouts} × ${plan.rolloutTokens} tokens of keys and values, ${waves}`)
   }
   printRow('to train', plan.train, fits(plan.train, plan.free))
+  if (plan.waves !== undefined) printRow('peak', plan.peak, 'with the rollouts of a wave')
   printRow('free here', plan.free)
   if (measured !== undefined) {
     const { sampling, update, steps } = measured
     const parts = `${formatDuration(sampling)} sampling, ${formatDuration(update)} update`
-    print(
-      `time          ${formatDuration(steps * (sampling + update)).padStart(10)}  ${steps} steps of ${parts}, from the rate of a slice`,
-    )
+    const time = formatDuration(steps * (sampling + update)).padStart(10)
+    print(`time          ${time}  ${steps} steps of ${parts}, half or twice that is possible`)
   }
   if (plan.remedy !== undefined) print(plan.remedy)
 }
 
-/** Seconds of sampling and of the update of a step, as far as rollouts say how large it is. */
-async function measureStep(config: TrainConfig, plan: Awaited<ReturnType<typeof makePlan>>) {
-  const { rollouts, rolloutTokens, sampledTokens, free } = plan
-  const dtype = plan.dtype as 'float32' | 'bfloat16'
-  if (rollouts === undefined || plan.train > free) return undefined
-  const model = await modelConfig(config.model)
-  const size = { rollouts, tokens: rolloutTokens, sampled: sampledTokens }
-  const rates = await measureRates(model, { ...deviceFlags(config as DeviceFlags), dtype }, size)
-  const steps = Number(config.options.steps ?? 100)
-  return rates && { ...stepSeconds(model, rates, size), steps, rates }
+function copyNote({ trainer }: TrainConfig): string {
+  return trainer === 'looprpt' ? 'with the teacher' : 'with the one that the objective compares with'
 }
 
-/** The memory of a run, in bytes. Rollouts that do not fit beside the rest wait for others: `waves` says how many rounds that takes. */
-async function makePlan(config: TrainConfig, promptTokens: number) {
-  const options = parseOptions('options', trainers[config.trainer].schema, config.options) as unknown as PlannedOptions
-  const { recompute, tokensPerMicroBatch: given, lora, beta = 0, promptsPerStep, groupSize } = options
-  const model = await modelConfig(config.model)
-  const dtype = config.dtype === 'bfloat16' ? 'bfloat16' : 'float32'
+/** Seconds of sampling and of the rest of a step. */
+async function measureStep(config: TrainConfig, model: LoopLMConfig, step: PlannedStep) {
+  const options = planned(config)
   const architecture = architectureOf(model)
+  const place = { ...deviceFlags(config as DeviceFlags), dtype: dtypeOf(config) }
+  const rows = step.rollouts?.completions ?? Math.ceil(step.passes[0]!.tokens / step.rowTokens)
+  const rates: Rates = await measureRates(architecture, place, { rows, tokens: step.rowTokens })
+  const how = { adapter: options.lora !== undefined, recompute: options.recompute !== 'none' }
+  return { ...stepSeconds(architecture, rates, step, how), steps: options.steps, rates }
+}
+
+function planned(config: TrainConfig): PlannedOptions {
+  return parseOptions('options', trainers[config.trainer].schema, config.options) as unknown as PlannedOptions
+}
+
+function dtypeOf({ dtype }: TrainConfig): 'float32' | 'bfloat16' {
+  return dtype === 'bfloat16' ? 'bfloat16' : 'float32'
+}
+
+/**
+ * The memory of a run, in bytes, and what its step computes. Rollouts that do not fit beside the rest wait for others: `waves` says how
+ * many rounds that takes.
+ */
+export function makePlan(
+  config: TrainConfig,
+  model: LoopLMConfig,
+  lengths: { promptTokens: number; newTokens: number },
+  free: number = deviceMemory(config.device as 'cpu' | undefined).free,
+) {
+  const options = planned(config)
+  const { recompute, tokensPerMicroBatch: given, lora, loops, readLoops } = options
+  const dtype = dtypeOf(config)
+  const architecture = architectureOf(model)
+  const corpus = { ...options, ...(config.corpus === undefined ? {} : { corpus: config.corpus }) }
+  const step = plannedStep(config.trainer, corpus, architecture, lengths)
   const trained =
     lora && adapterParameterCount(architecture, { ...lora, modules: lora.targetModules ?? adaptableModules(architecture) })
-  const estimate = estimateMemory(model, { dtype, recompute, trained })
-  const tokensPerMicroBatch = given === 0 ? usualMicroBatch : given
+  const run = { dtype, recompute, trained, loops: readLoops?.at(-1) ?? loops } as const
+  const estimate = estimateMemory(model, run)
+  const usual = given === 0 ? usualMicroBatch : given
+  const largest = Math.max(...step.passes.filter(({ backward }) => backward > 0).map(({ tokens }) => tokens), step.rowTokens)
+  const tokensPerMicroBatch = Math.min(usual, Math.ceil(largest)) // a small step is one micro-batch
   const activations = tokensPerMicroBatch * (estimate.activationsPerToken + estimate.headPerToken)
-  const copies = beta > 0 && lora === undefined ? 2 : 1
+  const copies = 1 + step.copies
   const weights = copies * estimate.weights
   const train = trainingBytes({ ...estimate, weights }, activations)
-  const { free } = deviceMemory(config.device as 'cpu' | undefined)
-  const rollouts = promptsPerStep === undefined || groupSize === undefined ? undefined : promptsPerStep * groupSize
-  const sampledTokens = options.maxNewTokens ?? 256
-  const rolloutTokens = promptTokens + sampledTokens
-  const each = rolloutTokens * estimate.cachePerToken
-  const room = Math.floor((free - train) / each)
   return {
+    step,
     trainer: config.trainer,
     parameters: estimate.parameters,
     trained: trained ?? estimate.parameters,
@@ -122,13 +144,28 @@ async function makePlan(config: TrainConfig, promptTokens: number) {
     tokensPerMicroBatch,
     recompute,
     train,
-    rollouts,
-    rolloutTokens,
-    sampledTokens,
-    cache: (rollouts ?? 0) * each,
-    waves: rollouts === undefined || room < 1 ? undefined : Math.ceil(rollouts / room),
+    ...planRollouts(step, estimate.cachePerToken, { free, train }),
     free,
     remedy: train <= free ? undefined : remedyFor(options, dtype),
+  }
+}
+
+const usable = 0.9 // of the free memory; the engine leaves the rest to the passes
+
+function planRollouts({ rollouts }: PlannedStep, cachePerToken: number, { free, train }: { free: number; train: number }) {
+  if (rollouts === undefined) return { cache: 0, peak: train }
+  const { prompts, completions, promptTokens, newTokens } = rollouts
+  const each = (promptTokens * prompts) / completions + newTokens // a group shares its prompt
+  const room = Math.floor((usable * (free - train)) / (each * cachePerToken))
+  const cache = completions * each * cachePerToken
+  const waves = room < 1 ? undefined : Math.ceil(completions / room)
+  return {
+    rollouts: completions,
+    rolloutTokens: promptTokens + newTokens,
+    sampledTokens: newTokens,
+    cache,
+    waves,
+    peak: train + cache / (waves ?? completions),
   }
 }
 

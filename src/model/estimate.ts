@@ -1,4 +1,4 @@
-import { type Architecture, parameterCount, type Step } from '../native/architecture.js'
+import { type Architecture, cachePlanes, parameterCount, type Step } from '../native/architecture.js'
 import { checkNumber, checkOptions, checkWord, type Keys } from '../validation/arguments.js'
 import { architectureOf, type LoopLMConfig } from './config.js'
 
@@ -61,13 +61,13 @@ export function estimateMemory(config: LoopLMConfig, options: EstimateOptions = 
   const act = dtype === 'float32' ? 4 : 2
   const parameters = parameterCount(architecture)
   const trained = checkNumber(options.trained ?? parameters, 'trained', { min: 1, integer: true }, operation)
-  const { layers, kvHeads, headDim, vocabulary, hidden } = architecture
+  const { kvHeads, headDim, vocabulary, hidden } = architecture
   return {
     parameters,
     weights: parameters * act,
     gradients: trained * real,
     optimizer: trained * real * (dtype === 'float32' ? 2 : 3),
-    cachePerToken: 2 * layers * loops * kvHeads * headDim * act,
+    cachePerToken: 2 * cachePlanes(architecture, loops) * kvHeads * headDim * act,
     activationsPerToken: activations(architecture, loops, recompute, act),
     headPerToken: loops * (vocabulary * real + hidden * (act + real)),
   }

@@ -30,7 +30,7 @@ export class ObjectiveTrainer extends PolicyGradientTrainer<ObjectiveTrainerConf
    */
   constructor(model: LoopLM, options: ObjectiveTrainerOptions = {}) {
     const config = parseOptions('ObjectiveTrainer', objectiveTrainerOptions, options)
-    const steps = schedule(config.objective)
+    const steps = objectiveSchedule(config.objective)
     super('objective', model, withSampledExits(config, steps), steps)
   }
 }
@@ -49,7 +49,8 @@ interface Schedule extends ObjectiveSchedule {
   samplesExits: boolean
 }
 
-function schedule(option: ObjectiveTrainerConfig['objective']): Schedule {
+/** The objective of each step, with what it compares with. @throws LoopLMError INVALID_CONFIG naming what contradicts itself */
+export function objectiveSchedule(option: ObjectiveTrainerConfig['objective']): Schedule {
   if (typeof option === 'function') return { at: () => option, reference: () => undefined, samplesExits: false }
   const phases = phasesOf(option as Parameters<typeof phasesOf>[0]).flatMap(({ until, objective }) => {
     const inner = typeof objective === 'string' ? phasesOf(objective) : [{ objective } as Phase]

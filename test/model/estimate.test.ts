@@ -137,14 +137,15 @@ describe('on the command line', () => {
     using model = await LoopLM.create(sizes)
     const { cachePerToken, gradients, weights } = estimateMemory(model.config, { dtype: 'bfloat16' })
     expect(parsed).toMatchObject({ copies: 2, weights: 2 * weights, gradients, rollouts: 32, rolloutTokens: 150, waves: 1 })
-    expect(parsed.cache).toBe(32 * 150 * cachePerToken)
+    expect(parsed.cache).toBe((4 * 50 + 32 * 100) * cachePerToken) // the completions of a prompt share it
     const adapted = await plan('lora.yaml')
     await model.addAdapter({ rank: 4 })
     expect(adapted.trained).toBe(model.adapter!.parameters.reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0))
     expect(adapted).toMatchObject({ copies: 1, gradients: 4 * adapted.trained })
     const many = await plan('grpo.yaml', '--set', 'promptsPerStep=2000', '--set', 'maxNewTokens=200000')
     expect(many.waves).toBeGreaterThan(1)
-    const text = await looplm('plan', 'grpo.yaml', '--set', 'tokensPerMicroBatch=1000000000')
+    const large = ['--set', 'tokensPerMicroBatch=1000000000', '--set', 'promptsPerStep=100000']
+    const text = await looplm('plan', 'grpo.yaml', ...large)
     expect(text.stdout).toMatch(/to train .* does not fit in the free memory/)
     expect(text.stdout).toMatch(/What helps: lora, recompute: 'layer', a lower tokensPerMicroBatch/)
   })

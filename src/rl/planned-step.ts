@@ -1,0 +1,138 @@
+// What a step of a run will compute, as its options say; `looplm plan` makes bytes and seconds of it.
+import type { LoopLM } from '../model/model.js'
+import { classicSchedule } from './classic-objective.js'
+import { needsReference, onlyLastLoop, usesRatio, usesTeacher } from './objective/compile.js'
+import type { Objective } from './objective/schema.js'
+import { objectiveSchedule } from './objective-trainer.js'
+import type { ClassicConfig, LoopRPTConfig, ObjectiveTrainerConfig, PolicyConfig, PretrainConfig } from './options.js'
+import type { TrainerName } from './registry.js'
+
+/** Tokens that go through the model. */
+export interface PlannedPass {
+  tokens: number
+  /** Loops that run. */
+  loops: number
+  /** Loops that the head reads for each token; a part where it reads some of the tokens. */
+  reads: number
+  /** Loops that carry gradient; 0: forward alone. */
+  backward: number
+}
+
+/** Completions that a step samples. */
+export interface PlannedRollouts {
+  prompts: number
+  completions: number
+  promptTokens: number
+  /** Of a completion; the turns of an episode together. */
+  newTokens: number
+  loops: number
+}
+
+/** What one step computes. Evaluations, rewards and the optimizer are not in it. */
+export interface PlannedStep {
+  rollouts: PlannedRollouts | undefined
+  passes: PlannedPass[]
+  /** Frozen or moving models beside the one that is trained, of its size. */
+  copies: number
+  /** Tokens of a row of data, or of a rollout, with its prompt. */
+  rowTokens: number
+}
+
+/** Tokens that the data says nothing of before it is read. */
+export interface PlannedLengths {
+  promptTokens: number
+  /** Where the options do not say it: of a completion. */
+  newTokens: number
+}
+
+/**
+ * @param options checked options of the trainer
+ * @param lengths of the data; a row that is learned has both together
+ */
+export function plannedStep(
+  trainer: TrainerName,
+  options: object,
+  { loops }: LoopLM['architecture'],
+  lengths: PlannedLengths,
+): PlannedStep {
+  if (trainer === 'pretrain') return pretraining(options as PretrainConfig, loops, lengths)
+  if (trainer === 'looprpt') return latentSteps(options as LoopRPTConfig, loops, lengths)
+  const schedule =
+    trainer === 'objective'
+      ? objectiveSchedule((options as ObjectiveTrainerConfig).objective)
+      : classicSchedule(options as ClassicConfig)
+  const first = schedule.at(0)
+  if (typeof first === 'function') throw new TypeError('a file has no functions')
+  return policyStep(options as PolicyConfig, first, schedule.reference(0) !== undefined, loops, lengths)
+}
+
+type Loops = Pick<PolicyConfig, 'loops' | 'readLoops' | 'backwardLoops'>
+
+function loopsOf({ loops, readLoops, backwardLoops }: Loops, own: number): { run: number; reads: number; backward: number } {
+  const run = readLoops?.at(-1) ?? loops ?? own
+  const backward = typeof backwardLoops === 'number' ? Math.min(backwardLoops, run) : run
+  return { run, reads: readLoops?.length ?? run, backward }
+}
+
+function policyStep(
+  config: PolicyConfig,
+  objective: Objective,
+  reference: boolean,
+  own: number,
+  { promptTokens, newTokens: usual }: PlannedLengths,
+): PlannedStep {
+  const { run, reads: all, backward } = loopsOf(config, own)
+  const { promptsPerStep, gradientAccumulation, groupSize, updatesPerRollout, minibatches, logprobCheckEvery, lora } = config
+  const turns = config.environment === undefined ? 1 : config.maxTurns
+  const newTokens = Math.min((config.maxNewTokens ?? usual) * turns, (config.maxEpisodeTokens ?? Infinity) - promptTokens)
+  const prompts = promptsPerStep * gradientAccumulation
+  const completions = prompts * groupSize
+  const tokens = prompts * promptTokens + completions * newTokens // training runs a shared prompt once
+  const apart = completions * (promptTokens + newTokens) // scoring does not
+  const last = onlyLastLoop(objective, 'conditional', run)
+  const reads = last ? 1 : all
+  const forward = (amount: number, read: number): PlannedPass => ({ tokens: amount, loops: run, reads: read, backward: 0 })
+  const passes: PlannedPass[] = [{ tokens: tokens * updatesPerRollout, loops: run, reads, backward }]
+  if (logprobCheckEvery > 0) passes.push(forward(apart / logprobCheckEvery, 1))
+  if (updatesPerRollout * minibatches > 1 && usesRatio(objective, 'conditional')) passes.push(forward(apart, reads))
+  if (needsReference(objective)) passes.push(forward(apart, usesTeacher(objective) || objective.kl?.loops !== 'last' ? all : 1))
+  return {
+    rollouts: { prompts, completions, promptTokens, newTokens, loops: run },
+    passes,
+    copies: reference && lora === undefined ? 1 : 0, // an adapter's reference shares the weights
+    rowTokens: promptTokens + newTokens,
+  }
+}
+
+function rowTokens(config: { corpus?: unknown; contextLength: number }, { promptTokens, newTokens }: PlannedLengths): number {
+  return config.corpus === undefined ? promptTokens + newTokens : config.contextLength
+}
+
+function pretraining(config: PretrainConfig, own: number, lengths: PlannedLengths): PlannedStep {
+  const { run, reads, backward } = loopsOf(config, own)
+  const row = rowTokens(config, lengths)
+  const tokens = config.batchSize * row
+  const read = config.weights === 'last' ? 1 : reads
+  const pass = { tokens, loops: run, reads: read, backward: config.stage === 2 ? 0 : backward }
+  return { rollouts: undefined, passes: [pass], copies: 0, rowTokens: row }
+}
+
+/** As native/engine/looprpt.cpp counts: the first loop once, the clean pass, and the rollouts behind the first loop. */
+function latentSteps(config: LoopRPTConfig, loops: number, lengths: PlannedLengths): PlannedStep {
+  const { batchSize, rollouts, rho, tokensPerMicroBatch } = config
+  const row = rowTokens(config, lengths)
+  const tokens = batchSize * row
+  const noisy = config.noiseSite === 'state' ? loops - 1 : loops
+  const read = rho * loops // of hard tokens alone
+  const passes: PlannedPass[] = [
+    { tokens, loops, reads: 1 + read, backward: 0 }, // the teacher
+    { tokens, loops, reads: read, backward: loops },
+    { tokens: tokens * rollouts, loops: noisy, reads: 2 * rho, backward: noisy },
+  ]
+  const again = rollouts * row > (tokensPerMicroBatch === 0 ? usualMicroBatch : tokensPerMicroBatch)
+  if (again) passes.push({ tokens: tokens * (rollouts - 1), loops: noisy, reads: rho, backward: 0 })
+  return { rollouts: undefined, passes, copies: 1, rowTokens: row }
+}
+
+/** Tokens of a micro-batch, at most, where the options leave the choice to the engine. */
+export const usualMicroBatch = 4096
