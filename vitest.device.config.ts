@@ -9,6 +9,7 @@ const threads = process.env.LOOPLM_TEST_THREADS !== undefined
 const names = [...numerical, ...(threads ? onProcessor : ['cuda-decode'])]
 const device = mergeConfig(base, {
   test: {
+    maxWorkers: 1, // they share the device
     setupFiles: ['test/device.ts'],
     ...(threads ? { testNamePattern: /^(?!kernels on cuda-emulated|products use|'cuda-emulated'|the programme for a GPU)/ } : {}),
   },

@@ -123,6 +123,13 @@ describe.each([
   })
 })
 
+it('test/ has the folders of src/', () => {
+  const folders = (below: string) =>
+    readdirSync(below, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? entry.name : []))
+  const known = [...folders('src'), 'fixtures', 'long', 'realms']
+  expect(folders('test').filter((name) => !known.includes(name))).toEqual([])
+})
+
 describe('the table of docs/architecture.md', () => {
   const rows = readTable()
 

@@ -1,25 +1,10 @@
 // The CUDA backend as g++ compiles it, and the native kernel tests on it.
-import { execFileSync } from 'node:child_process'
 import { join } from 'node:path'
-import { build, type Outcome, runTests } from './native-tests.js'
+import { build, buildTargets, type Outcome, runTests } from './native-tests.js'
 
 /** Builds device `cuda-emulated` and the program of the kernel tests. */
 export function buildEmulated(): void {
-  execFileSync(
-    'cmake',
-    [
-      '--build',
-      build,
-      '--target',
-      'looplm_cuda_emulated',
-      'looplm_kernel_tests',
-      'looplm_kernel_bench',
-      'looplm_cublaslt_double',
-    ],
-    {
-      stdio: 'pipe',
-    },
-  )
+  buildTargets('looplm_cuda_emulated', 'looplm_kernel_tests', 'looplm_kernel_bench', 'looplm_cublaslt_double')
 }
 
 /** The library's file: as LOOPLM_CUDA_LIBRARY it makes device `cuda` of the emulator. */

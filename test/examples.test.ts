@@ -4,6 +4,7 @@ import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSyn
 import { join, relative } from 'node:path'
 import { Command } from 'commander'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import { parse } from 'yaml'
 import * as looplm from '../src/index.js'
 import { writeOuroFolder } from './ouro-folder.js'
 
@@ -55,6 +56,12 @@ const guides = files('docs', '.md').filter((name) => !name.includes('node_module
 const documents = ['README.md', 'CONTRIBUTING.md', ...guides].map((name) => {
   const all = blocks(readFileSync(join(root, name), 'utf8'))
   return { name, all, code: all.filter(({ language }) => language === 'ts').map(({ text }) => text) }
+})
+/** The commands of the workflows, as blocks of a document. */
+const workflows = files('.github/workflows', '.yml').map((name) => {
+  const { jobs } = parse(readFileSync(join(root, name), 'utf8')) as { jobs: Record<string, { steps: { run?: string }[] }> }
+  const runs = Object.values(jobs).flatMap(({ steps }) => steps.flatMap(({ run }) => run ?? []))
+  return { name, all: runs.map((text) => ({ language: 'sh', file: undefined, text })) }
 })
 const moduleName = (document: string, i: number) => `${document.replaceAll(/\W/g, '-')}-${i}.ts`
 
@@ -283,7 +290,7 @@ describe('examples', () => {
     const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
     const problems: string[] = []
     let checked = 0
-    for (const { name, words } of documents.flatMap(commandLines)) {
+    for (const { name, words } of [...documents, ...workflows].flatMap(commandLines)) {
       const wrong = (what: string) => problems.push(`${name}: ${words.join(' ')}: ${what}`)
       checked++
       const [first, second, ...rest] = words

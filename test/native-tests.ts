@@ -1,8 +1,17 @@
 // Programs of native tests: lines "ok …" and "not ok …". They are run beside this process, so that tests of `describe.concurrent` share the cores.
-import { execFile } from 'node:child_process'
+import { execFile, execFileSync, spawnSync } from 'node:child_process'
 import { resolve } from 'node:path'
 
 export const build = resolve(import.meta.dirname, '..', 'build')
+
+// Two test files at once must not build in one folder (vitest.config.ts runs one at a time where there is no flock).
+const lock = spawnSync('flock', ['--version'], { stdio: 'ignore' }).status === 0 ? ['flock', resolve(build, 'tests.lock')] : []
+
+/** Builds programs and libraries of the tests, if they are missing or older than their sources. */
+export function buildTargets(...targets: string[]): void {
+  const [program, ...args] = [...lock, 'cmake', '--build', build, '--target', ...targets]
+  execFileSync(program!, args, { stdio: 'pipe' })
+}
 
 export interface Outcome {
   stdout: string

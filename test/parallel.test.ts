@@ -9,7 +9,7 @@ import { beforeAll, describe, expect, it } from 'vitest'
 import { AdamW } from '../src/model/optimizer.js'
 import { chooseLibrary, detectLauncher, parallel, parallelLibraries } from '../src/parallel.js'
 import { installed, launch, type MpiName } from './mpi.js'
-import { build, runTests } from './native-tests.js'
+import { build, buildTargets, runTests } from './native-tests.js'
 import { refusal } from './refusal.js'
 import { tinyModel } from './tiny.js'
 
@@ -23,7 +23,7 @@ const root = join(import.meta.dirname, '..')
 const fixture = join(import.meta.dirname, 'parallel-rank.mjs')
 
 beforeAll(() => {
-  execFileSync('cmake', ['--build', build, '--target', 'looplm_comm_tests', 'looplm_data_parallel_tests'], { stdio: 'pipe' })
+  buildTargets('looplm_comm_tests', 'looplm_data_parallel_tests')
 })
 
 describe('ranks as threads', () => {

@@ -11,7 +11,7 @@ import { API, SymbolFlags } from 'typescript/unstable/sync'
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const { SyntaxKind } = ast
 
-/** Opens the declarations below a folder as a project of its own. */
+/** Opens the declarations below a folder as a project. */
 function openProject(folder) {
   const config = join(folder, 'tsconfig.json')
   const compilerOptions = {

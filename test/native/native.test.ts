@@ -4,7 +4,7 @@ import { execFileSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { build, runTests } from '../native-tests.js'
+import { build, buildTargets, runTests } from '../native-tests.js'
 
 const isas = ['avx512_bf16', 'avx512_vnni', 'avx512', 'avx2_vnni', 'avx2', 'baseline']
 const programs = [
@@ -16,7 +16,7 @@ const programs = [
 ]
 
 beforeAll(() => {
-  execFileSync('cmake', ['--build', build, '--target', ...programs], { stdio: 'pipe' })
+  buildTargets(...programs)
 })
 
 // A processor, or the machine that emulates one, may lack a single feature of a set: a table that uses it would end the process.

@@ -1,13 +1,12 @@
 // The link between GPUs: NCCL by a stand-in over files (native/test/nccl_double.cpp), which ends the process where a rule of NCCL's manual is
 // broken, and on a machine with a GPU and NCCL the library itself.
-import { execFileSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { buildEmulated, emulatedKernelTests, emulatedLibrary } from '../emulated.js'
 import { installed, launch } from '../mpi.js'
-import { build, runTests } from '../native-tests.js'
+import { build, buildTargets, runTests } from '../native-tests.js'
 
 const double = join(build, 'Release', 'looplm_nccl_double.so')
 const tests = 'Release/looplm_data_parallel_tests'
@@ -16,7 +15,7 @@ const through = { LOOPLM_NCCL: double, LOOPLM_NCCL_DOUBLE: folder }
 
 beforeAll(() => {
   buildEmulated()
-  execFileSync('cmake', ['--build', build, '--target', 'looplm_data_parallel_tests', 'looplm_nccl_double'], { stdio: 'pipe' })
+  buildTargets('looplm_data_parallel_tests', 'looplm_nccl_double')
 })
 afterAll(() => rmSync(folder, { recursive: true }))
 

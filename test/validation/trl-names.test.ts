@@ -2,10 +2,10 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import type { z } from 'zod'
-import { grpoOptions, looprptOptions, objectiveTrainerOptions, pretrainOptions, rlttOptions } from '../src/rl/config.js'
-import { parseOptions } from '../src/validation/schema.js'
-import { namesOfTrl } from '../src/validation/trl-names.js'
-import { refusal } from './refusal.js'
+import { grpoOptions, looprptOptions, objectiveTrainerOptions, pretrainOptions, rlttOptions } from '../../src/rl/config.js'
+import { parseOptions } from '../../src/validation/schema.js'
+import { namesOfTrl } from '../../src/validation/trl-names.js'
+import { refusal } from '../refusal.js'
 
 const lists = JSON.parse(readFileSync('test/fixtures/trl-names.json', 'utf8')) as Record<string, string | string[]>
 const text = readFileSync('docs/coming-from-trl.md', 'utf8')
