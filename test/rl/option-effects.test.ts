@@ -59,7 +59,7 @@ async function outcome(name: TrainerName, options: Options, quiet = false): Prom
   const log: unknown[] = []
   const onWarning = (message: string) => log.push(message)
   const policy = policies.includes(name)
-  const shared = { steps: 3, learningRate: 1e-2, onWarning, ...(runDir === undefined ? {} : { runDir }) }
+  const shared = { steps: 3, evalProblems: 8, learningRate: 1e-2, onWarning, ...(runDir === undefined ? {} : { runDir }) }
   const sizes = policy
     ? { reward, promptsPerStep: 2, groupSize: 4, logprobCheckEvery: 0 }
     : { batchSize: 4, ...(name === 'looprpt' ? { rollouts: 4 } : {}) }
