@@ -61,7 +61,7 @@ const documents = ['README.md', 'CONTRIBUTING.md', ...guides].map((name) => {
 const workflows = files('.github/workflows', '.yml').map((name) => {
   const { jobs } = parse(readFileSync(join(root, name), 'utf8')) as { jobs: Record<string, { steps: { run?: string }[] }> }
   const runs = Object.values(jobs).flatMap(({ steps }) => steps.flatMap(({ run }) => run ?? []))
-  return { name, all: runs.map((text) => ({ language: 'sh', file: undefined, text })) }
+  return { name, all: runs.map((text) => ({ language: 'sh', file: undefined, text: text.replaceAll('../checkout/', '') })) }
 })
 const moduleName = (document: string, i: number) => `${document.replaceAll(/\W/g, '-')}-${i}.ts`
 
