@@ -1,5 +1,5 @@
 // What Study II runs: docs/study-2.md in numbers. Tasks, arms, and which runs are due given the results so far.
-import type { ObjectiveTrainerOptions, RLTTOptions } from '../../src/index.js'
+import { type ObjectiveTrainerOptions, type RLTTOptions, recipes } from '../../src/index.js'
 import { mean } from '../statistics.js'
 import type { Result, TrainingResult } from './results.js'
 
@@ -120,8 +120,9 @@ export interface Arm {
 const main: readonly TaskName[] = ['addition', 'chain', 'parity']
 const grpo = { trainer: 'grpo', options: {} } as const
 const rltt = { trainer: 'rltt', options: { weights: 'exit-pdf' } } as const
-const lastTerm = { weights: 'last', surrogate: 'reinforce' } as const
-const rlttTerm = { weights: 'exit-pdf', surrogate: 'reinforce' } as const
+/** A recipe of two phases that change after so many steps. */
+const halved = (name: 'anneal-to-last' | 'anneal-to-rltt', steps: number) =>
+  recipes[name].map((phase) => ('until' in phase ? { ...phase, until: steps } : phase))
 
 export const arms: Readonly<Record<string, Arm>> = {
   grpo: { ...grpo, label: 'GRPO', tasks: [...main, 'addition-loop-2', 'addition-60'], gradients: true },
@@ -173,31 +174,21 @@ export const arms: Readonly<Record<string, Arm>> = {
   },
   'rltt-then-last': {
     ...{ trainer: 'objective', options: {}, label: 'RLTT, then the last loop', tasks: ['addition', 'chain'], ratesOf: 'rltt' },
-    objective: (half) => [{ until: half, objective: { terms: [rlttTerm] } }, { objective: { terms: [lastTerm] } }],
+    objective: (half) => halved('anneal-to-last', half),
   },
   'last-then-rltt': {
     ...{ trainer: 'objective', options: {}, label: 'the last loop, then RLTT', tasks: ['addition', 'chain'], ratesOf: 'grpo' },
-    objective: (half) => [{ until: half, objective: { terms: [lastTerm] } }, { objective: { terms: [rlttTerm] } }],
+    objective: (half) => halved('anneal-to-rltt', half),
   },
   imitation: {
     ...{
       trainer: 'objective',
       options: {},
-      label: 'last loop, early loops imitate',
+      label: 'last loop, all loops imitate',
       tasks: ['addition', 'chain'],
       ratesOf: 'grpo',
     },
-    objective: () => ({
-      terms: [
-        lastTerm,
-        {
-          weights: { kind: 'given', weights: [1, 1, 1, 0] },
-          surrogate: 'reinforce',
-          advantage: { baseline: 'none', scale: 'none' }, // the reward itself: right samples count 1, wrong ones 0
-          weight: 0.1,
-        },
-      ],
-    }),
+    objective: () => 'imitation',
   },
   'backward-2': {
     ...{ ...grpo, options: { backwardLoops: 2 }, label: 'GRPO, gradient through 2 loops' },

@@ -28,6 +28,12 @@ export interface Recipes {
   readonly rltt: ObjectiveInput
   /** The policy that exits early: loops are drawn by the gate and replayed in training. */
   readonly 'exit-sampled': ObjectiveInput
+  /** 100 steps of RLTT, then the last loop. */
+  readonly 'anneal-to-last': readonly [Phase, Phase]
+  /** 100 steps of the last loop, then RLTT. */
+  readonly 'anneal-to-rltt': readonly [Phase, Phase]
+  /** The last loop, and every loop imitates right samples: rewards are the weights of the imitation. */
+  readonly imitation: ObjectiveInput
   /** The terms of LoopRPT on sampled responses; the whole method is `LoopRPTTrainer` (arXiv 2603.19714). */
   readonly looprpt: ObjectiveInput
   /** RLTT on negative advantages alone (arXiv 2604.14142). */
@@ -72,6 +78,8 @@ const clipHigher = { kind: 'ppo', epsilonLow: 0.2, epsilonHigh: 0.28 } as const
 const grpo: ObjectiveInput = { terms: [{ weights: 'last', surrogate: 'ppo', advantage: group }] }
 const rlttTerm = { weights: 'exit-pdf', surrogate: 'reinforce', advantage: group } as const
 const rltt: ObjectiveInput = { terms: [rlttTerm] }
+const lastTerm = { weights: 'last', surrogate: 'reinforce', advantage: group } as const
+const lastLoop: ObjectiveInput = { terms: [lastTerm] }
 const prerl: ObjectiveInput = {
   terms: [
     {
@@ -111,6 +119,15 @@ export const recipes: Recipes = {
     terms: [
       { weights: 'exit-loop', surrogate: 'reinforce', advantage: group },
       { channel: 'exit', advantage: group },
+    ],
+  },
+  'anneal-to-last': [{ until: 100, objective: rltt }, { objective: lastLoop }],
+  'anneal-to-rltt': [{ until: 100, objective: lastLoop }, { objective: rltt }],
+  imitation: {
+    terms: [
+      lastTerm,
+      // The reward itself is the advantage: right samples count 1, wrong ones 0.
+      { weights: 'uniform', surrogate: 'reinforce', advantage: { baseline: 'none' }, weight: 0.1 },
     ],
   },
   looprpt: {
