@@ -28,13 +28,17 @@ export function comparisonCells({ test, adjusted, ahead }: Outcome): string[] {
 
 const longestLine = 119
 
-/** An entry of a list, wrapped as the documents are. */
-export function entry(text: string): string {
-  const lines = ['*']
+/** Lines as the documents have them. @param first how the text begins, and `rest` every line after the first */
+export function wrapped(text: string, first = '', rest = ''): string {
+  const lines = [first]
   for (const word of text.split(' ')) {
-    const longer = `${lines.at(-1)} ${word}`
+    const line = lines.at(-1)!
+    const longer = line === '' || line === rest ? line + word : `${line} ${word}`
     if ([...longer].length <= longestLine) lines[lines.length - 1] = longer
-    else lines.push(`  ${word}`)
+    else lines.push(rest + word)
   }
   return lines.join('\n')
 }
+
+/** An entry of a list. */
+export const entry = (text: string): string => wrapped(text, '*', '  ')

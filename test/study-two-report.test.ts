@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { fillTables } from '../study/document.js'
+import { readResults } from '../study/store.js'
 import { type Question, sentence, verdictsOf } from '../study/two/comparisons.js'
 import { figures } from '../study/two/figures.js'
 import { baseId, settings, type TaskName, taskOf, trainingId } from '../study/two/plan.js'
@@ -87,7 +88,7 @@ describe('report of Study II', () => {
     ...compared('parity', 2, () => -0.2),
   ])
   const made = tables(whole)
-  const lines = (text: string) => text.replaceAll('\n  ', ' ') // as they are before they are wrapped
+  const lines = (text: string) => text.replaceAll(/\n {2}|(?<=[^\n])\n(?=[^\n*])/g, ' ') // as they are before they are wrapped
 
   it('says what is ahead, what is equal and what is missing, each with its test', () => {
     expect(lines(made.verdicts!)).toMatch(
@@ -102,7 +103,7 @@ describe('report of Study II', () => {
     expect(lines(made.verdicts!)).not.toMatch(/P, /) // two bases have no test
     expect(lines(made.status!)).toMatch(/C: chain modulo 11: GRPO and RLTT compared on 6 of 6 bases\./)
     expect(lines(made.status!)).toMatch(/P: parity of 16 bits: GRPO and RLTT compared on 2 of 6 bases, 4 missing\./)
-    expect(lines(made.status!)).toMatch(/Not complete: .*exit-sampled/)
+    expect(lines(made.status!)).toMatch(/Without all of their runs: .*exit-sampled \(A, C\)/)
     expect(lines(made.status!)).toMatch(/Processor: a processor\./)
   })
 
@@ -133,6 +134,13 @@ describe('report of Study II', () => {
     expect(family[0]!.kind).toBe('open')
     expect(sentence(family[0]!)).toMatch(/is not decided/)
     expect(family[0]!.adjusted).toBeCloseTo(Math.min(1, 21 * alone!.test.p), 10)
+  })
+
+  it('regenerates the tables of docs/study-2.md from the stored results', () => {
+    const stored = readResults<Result>(join(import.meta.dirname, '../study/two/results'))
+    expect(fillTables(page, tables(stored))).toBe(page)
+    const folder = join(import.meta.dirname, '../docs/study')
+    for (const [name, svg] of Object.entries(figures(stored))) expect(readFileSync(join(folder, `${name}.svg`), 'utf8')).toBe(svg)
   })
 
   it('fills the page whatever has run: nothing, tuning alone, a part, all', () => {

@@ -72,7 +72,7 @@ export const studyTasks = {
     training: { batchSize: 96, learningRate: 3e-3, steps: 6000 },
     until: { loops: 4, accuracy: 0.35, checkEvery: 100, firstCheck: 1000 },
     tokens: 480_000,
-    halfSteps: 120,
+    halfSteps: 145, // answers of the tuning bases have 6.5 tokens
     budgets: [2, 4, 6, 11],
   },
   parity: {
@@ -87,13 +87,13 @@ export const studyTasks = {
   },
   'addition-loop-2': {
     ...addition,
-    label: 'A from bases that are right in 25 % at two loops',
+    label: 'A2: addition, from bases that are right in 25 % at two loops',
     until: { loops: 2, accuracy: 0.25, checkEvery: 10, firstCheck: 100 },
     ratesOf: 'addition',
   },
   'addition-60': {
     ...addition,
-    label: 'A from bases that are right in 60 %',
+    label: 'A60: addition, from bases that are right in 60 %',
     until: { loops: 4, accuracy: 0.6, checkEvery: 10, firstCheck: 100 },
     ratesOf: 'addition',
   },

@@ -1,5 +1,5 @@
 // The tables and verdicts of docs/study-2.md.
-import { comparisonCells, comparisonHead, entry, estimate, percent, pValue, signedRange, table } from '../cells.js'
+import { comparisonCells, comparisonHead, entry, estimate, percent, pValue, signedRange, table, wrapped } from '../cells.js'
 import { atEqualLoops } from '../gates.js'
 import { corrected, mean } from '../statistics.js'
 import {
@@ -87,19 +87,16 @@ function status(results: Results): string {
       `${taskOf(task).label}: GRPO and RLTT compared on ${pairs} of ${wanted} bases${missing}${tuned ? '' : '; rates not chosen yet'}.`,
     )
   })
-  const planned = Object.entries(arms).flatMap(([arm, { tasks }]) => tasks.map((task) => [task, arm] as const))
-  const open = planned.filter(([task, arm]) => runsOf(results, task, arm).size < basesOf(arm).length)
-  const due = dueRuns(results).length
+  const open = Object.entries(arms).flatMap(([arm, { tasks }]) => {
+    const unfinished = tasks.filter((task) => runsOf(results, task, arm).size < basesOf(arm).length)
+    return unfinished.length === 0 ? [] : [`${label(arm)} (${unfinished.map(short).join(', ')})`]
+  })
+  const missing = `Without all of their runs: ${open.join('; ')}. ${counted(dueRuns(results).length, 'run')} can start now.`
   return [
     `${counted(all, 'training run')} on ${counted(results.size - all, 'base')}. Processor: ${processors.join('; ')}.`,
     '',
     ...lines,
-    ...(open.length > 0
-      ? [
-          '',
-          `Not complete: ${open.map(([task, arm]) => `${label(arm)} (${short(task)})`).join(', ')}. ${due} runs can start now.`,
-        ]
-      : []),
+    ...(open.length > 0 ? ['', wrapped(missing)] : []),
   ].join('\n')
 }
 
