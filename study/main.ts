@@ -7,13 +7,15 @@ import * as one from './one/plan.js'
 import { writeReport as writeReportOne } from './one/report.js'
 import type { Result as ResultOne } from './one/results.js'
 import { readResults, storeResult } from './store.js'
+import * as text from './text/plan.js'
+import type { Result as ResultText } from './text/results.js'
 import * as two from './two/plan.js'
 import { writeReport as writeReportTwo } from './two/report.js'
 import type { Result as ResultTwo } from './two/results.js'
 
-const usage = `npm run study -- [--study 1|2] [--report] [--jobs N] [--only REGEX] [--timing] [--verify ID]
+const usage = `npm run study -- [--study 1|2|text] [--report] [--jobs N] [--only REGEX] [--timing] [--verify ID]
   (nothing)   carries out every run whose result is missing, then the timings, then writes the reports
-  --study N   only Study I or Study II
+  --study N   only Study I or Study II, or of Study II only LoopRPT on text
   --report    only writes the tables and figures of docs/study.md and docs/study-2.md from the stored metrics
   --jobs N    runs at a time, each with one thread; default 2
   --only R    only runs whose id matches; no timings, no report
@@ -42,6 +44,13 @@ const studyTwo: Study<two.RunSpec, ResultTwo> = {
   summary: ({ final }) => `accuracy by loop ${accuracies(final.accuracy)}`,
 }
 
+const studyText: Study<text.RunSpec, ResultText> = {
+  ...place('text'),
+  due: text.dueRuns,
+  processor: (result) => result.processor,
+  summary: ({ final }) => `accuracy by loop ${accuracies(final.accuracy)}`,
+}
+
 const { values: flags } = parseArgs({
   options: {
     study: { type: 'string' },
@@ -65,6 +74,7 @@ else {
     const only = new RegExp(flags.only ?? '')
     if (wanted('1')) await runAll(studyOne, Number(flags.jobs), only, say)
     if (wanted('2')) await runAll(studyTwo, Number(flags.jobs), only, say)
+    if (wanted('2') || wanted('text')) await runAll(studyText, Number(flags.jobs), only, say)
   }
   if (flags.only === undefined) {
     if (wanted('1')) await time(flags.timing)
@@ -84,7 +94,8 @@ async function time(again: boolean): Promise<void> {
 }
 
 async function repeat(id: string): Promise<void> {
-  const same = await (readResults(studyOne.results).has(id) ? verify(studyOne, id) : verify(studyTwo, id))
+  const own = (study: { results: string }) => readResults(study.results).has(id)
+  const same = await (own(studyOne) ? verify(studyOne, id) : own(studyText) ? verify(studyText, id) : verify(studyTwo, id))
   say(`${id}: ${same ? 'the same metrics' : 'OTHER METRICS'}`)
   if (!same) process.exitCode = 1
 }
@@ -92,7 +103,9 @@ async function repeat(id: string): Promise<void> {
 function report(): void {
   const written = [
     ...(wanted('1') ? writeReportOne(root, readResults<ResultOne>(studyOne.results)) : []),
-    ...(wanted('2') ? writeReportTwo(root, readResults<ResultTwo>(studyTwo.results)) : []),
+    ...(wanted('2') || wanted('text')
+      ? writeReportTwo(root, readResults<ResultTwo>(studyTwo.results), readResults<ResultText>(studyText.results))
+      : []),
   ]
   for (const path of written) say(`wrote ${path}`)
 }

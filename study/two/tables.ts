@@ -2,6 +2,7 @@
 import { comparisonCells, comparisonHead, entry, estimate, percent, pValue, signedRange, table, wrapped } from '../cells.js'
 import { atEqualLoops } from '../gates.js'
 import { corrected, mean } from '../statistics.js'
+import * as text from '../text/tables.js'
 import {
   endAccuracy,
   fewestBases,
@@ -26,12 +27,13 @@ import { area, arms, baseId, basesOf, dueRuns, rateOf, rateScore, rateSearch, se
 import type { BaseResult, Point, TrainingResult } from './results.js'
 
 /** All tables by name. */
-export function tables(results: Results): Record<string, string> {
+export function tables(results: Results, ofText: text.Results = new Map()): Record<string, string> {
   return {
+    ...text.tables(ofText),
     status: status(results),
     users: usersTable(results),
     verdicts: verdicts(results),
-    claims: claimsTable(results),
+    claims: claimsTable(results, ofText),
     bases: basesTable(results),
     rates: ratesTable(results),
     primary: primaryTable(results),
@@ -169,7 +171,7 @@ const range = (verdict: Verdict) =>
     ? signedRange(verdict.test)
     : `${verdict.test.mean.toFixed(2)} [${verdict.test.low.toFixed(2)}, ${verdict.test.high.toFixed(2)}] tokens`
 
-function claimsTable(results: Results): string {
+function claimsTable(results: Results, ofText: text.Results): string {
   const atLoops = loopVerdicts(results, 'rltt', 'grpo')
   const lengths = verdictsOf(
     mainTasks
@@ -183,11 +185,7 @@ function claimsTable(results: Results): string {
       ['RLTT beats GRPO at full depth', '+14.4 points on MATH-500 (2602.10520)', holds(deepest, 'ahead')],
       ['RLTT beats GRPO at every loop count', '+5.0, +15.0, +14.4, +14.4 points at 1 to 4 loops', everyLoop(atLoops)],
       ['RLTT gives shorter answers', 'stated (2602.10520)', holds(lengths, 'behind')],
-      [
-        'LoopRPT dominates in accuracy per loop',
-        'stated (2603.19714)',
-        'cannot be tested here: LoopRPT on text was not run; [Study I](study.md) has it on sums',
-      ],
+      ['LoopRPT dominates in accuracy per loop', 'stated (2603.19714)', text.claim(ofText)],
     ],
   )
 }

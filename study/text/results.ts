@@ -1,0 +1,26 @@
+// What a run of LoopRPT on text stores.
+import type { GatePoint } from '../gates.js'
+
+/** Next bytes of held-out blocks. */
+export interface Measurement {
+  /** By loop count: accuracy, and loss in nats. */
+  accuracy: number[]
+  loss: number[]
+  /** Exits by the gate and by entropy, a point per threshold. */
+  gate: GatePoint[]
+  entropy: GatePoint[]
+}
+
+export interface Result {
+  id: string
+  kind: 'base' | 'training'
+  processor: string
+  arm: string
+  base: number
+  /** Of the text; runs of other texts are not compared. */
+  text: string
+  steps: number
+  /** CPU seconds of training. */
+  seconds: number
+  final: Measurement
+}

@@ -1,0 +1,75 @@
+// LoopRPT on text in docs/study-2.md.
+import { comparisonCells, comparisonHead, estimate, signedRange, table } from '../cells.js'
+import { atEqualLoops } from '../gates.js'
+import { corrected, type Outcome } from '../statistics.js'
+import { arms, runId, settings } from './plan.js'
+import type { Measurement, Result } from './results.js'
+
+export type Results = ReadonlyMap<string, Result>
+
+const fewestBases = 3 // a paired test on two has no use
+const significance = 0.05
+const label = (arm: string) => (arm === 'base' ? 'base' : arms[arm]!.label)
+const all = ['base', ...Object.keys(arms)]
+
+function runsOf(results: Results, arm: string): Result[] {
+  return settings.bases.flatMap((base) => results.get(runId(arm, base)) ?? [])
+}
+
+interface Comparison extends Outcome {
+  reference: string
+  exits: 'gate' | 'entropy'
+}
+
+/** LoopRPT against every other arm at equal mean loops, on the bases that both have been trained from. */
+function comparisons(results: Results): Comparison[] {
+  const [least, most] = settings.range
+  const asked = all
+    .filter((arm) => arm !== 'looprpt')
+    .flatMap((reference) =>
+      (['gate', 'entropy'] as const).map((exits) => {
+        const pairs = runsOf(results, 'looprpt').flatMap((own) => {
+          const other = results.get(runId(reference, own.base))
+          if (other === undefined || other.text !== own.text) return []
+          return [atEqualLoops(own.final[exits], other.final[exits], most, least)]
+        })
+        return { reference, exits, own: pairs.map(([own]) => own), others: pairs.map(([, other]) => other) }
+      }),
+    )
+    .filter(({ own }) => own.length >= fewestBases)
+  const outcomes = corrected(asked)
+  return asked.map(({ reference, exits }, i) => ({ reference, exits, ...outcomes[i]! }))
+}
+
+/** The tables by name. */
+export function tables(results: Results): Record<string, string> {
+  const rows = all.flatMap((arm) => {
+    const runs = runsOf(results, arm)
+    const of = (value: (m: Measurement) => number) => estimate(runs.map(({ final }) => value(final)))
+    const perLoop = Array.from({ length: settings.model.total_ut_steps }, (_, t) => of(({ accuracy }) => accuracy[t]!))
+    return runs.length === 0 ? [] : [[label(arm), `${runs.length}`, ...perLoop]]
+  })
+  const loops = Array.from({ length: settings.model.total_ut_steps }, (_, t) => `loop ${t + 1}`)
+  const tests = comparisons(results).map((each) => [label(each.reference), each.exits, ...comparisonCells(each)])
+  return {
+    text: table(['next bytes', 'bases', ...loops], rows),
+    'text-tests': table(['LoopRPT at equal mean loops against', 'exits by', ...comparisonHead], tests),
+  }
+}
+
+/** Whether LoopRPT is better per loop: against its base and against as much Stage I, by the gate. */
+export function claim(results: Results): string {
+  const asked = comparisons(results).filter(({ reference, exits }) => exits === 'gate' && /^base$|^stage1/.test(reference))
+  if (asked.length === 0) return 'on text not tested yet: runs are missing; [Study I](study.md) has it on sums'
+  const list = (wanted: (each: Comparison) => boolean) =>
+    asked
+      .filter(wanted)
+      .map((each) => `${label(each.reference)} (${signedRange(each.test)})`)
+      .join(', ')
+  const ahead = list(({ adjusted, test }) => adjusted < significance && test.mean > 0)
+  const behind = list(({ adjusted, test }) => adjusted < significance && test.mean < 0)
+  const open = list(({ adjusted }) => adjusted >= significance)
+  const parts = [ahead && `ahead of ${ahead}`, behind && `behind ${behind}`, open && `not decided against ${open}`]
+  const verdict = behind ? 'does not hold' : open ? 'not decided' : 'holds'
+  return `${verdict}: ${parts.filter(Boolean).join('; ')}`
+}

@@ -1,0 +1,70 @@
+// LoopRPT on text: what a run stores, and what the report makes of it.
+import { describe, expect, it } from 'vitest'
+import { LoopLM } from '../src/index.js'
+import { arms, dueRuns, runId, settings } from '../study/text/plan.js'
+import type { Measurement, Result } from '../study/text/results.js'
+import { measure, train } from '../study/text/run.js'
+import { claim, tables } from '../study/text/tables.js'
+
+const { thresholds } = settings
+const block = (seed: number) => Array.from({ length: 12 }, (_, i) => 97 + ((i + seed) % 7))
+const text = {
+  training: Array.from({ length: 20 }, (_, i) => block(i)),
+  heldOut: [block(3), block(5)],
+  fingerprint: 'a text',
+}
+
+describe('a run on text', () => {
+  it.each(['looprpt', 'stage1', 'policy', 'stage2'])('of %s repeats its metrics', async (arm) => {
+    const run = async () => {
+      using model = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
+      const { seconds, ...rest } = await train({ id: runId(arm, 0), kind: 'training', arm, base: 0 }, model, text, 2)
+      expect(seconds).toBeGreaterThan(0)
+      return rest
+    }
+    const result = await run()
+    expect(await run()).toEqual(result)
+    expect(result.final.gate).toHaveLength(thresholds.gate.length)
+  })
+
+  it('measures loops and accuracy of exits as the loops alone have them at the ends', async () => {
+    using model = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
+    const { accuracy, gate, entropy } = await measure(model, text)
+    expect(gate.at(-1)).toEqual({ accuracy: accuracy.at(-1), loops: 4 }) // threshold 1
+    expect(entropy[0]).toEqual({ accuracy: accuracy.at(-1), loops: 4 }) // no prediction is certain
+    expect(entropy.at(-1)).toEqual({ accuracy: accuracy[0], loops: 1 }) // 6 nats are more than ln 256
+  })
+})
+
+describe('report of LoopRPT on text', () => {
+  const measurement = (accuracy: number): Measurement => {
+    const points = [1, 2, 3, 4].map((loops) => ({ loops, accuracy: accuracy - 0.1 / loops }))
+    return { accuracy: points.map((point) => point.accuracy), loss: [2, 2, 2, 2], gate: points, entropy: points }
+  }
+  const result = (arm: string, base: number, accuracy: number): Result => ({
+    ...{ id: runId(arm, base), kind: arm === 'base' ? 'base' : 'training', processor: 'a processor', arm, base },
+    ...{ text: 'a text', steps: 1, seconds: 1, final: measurement(accuracy + 0.001 * Math.sin(base + arm.length)) },
+  })
+  const gains: Record<string, number> = { base: 0, looprpt: 0.05, stage1: 0.1, 'stage1-equal-data': 0.02 }
+  const results = (count: number) =>
+    new Map(
+      settings.bases
+        .slice(0, count)
+        .flatMap((base) =>
+          Object.entries(gains).map(([arm, gain]) => [runId(arm, base), result(arm, base, 0.4 + gain)] as const),
+        ),
+    )
+
+  it('answers the claim by its corrected tests, and says what is missing', () => {
+    expect(claim(results(4))).toMatch(/^does not hold: ahead of base .*Stage I \(data\).*; behind Stage I \(compute\)/)
+    expect(claim(results(2))).toMatch(/not tested yet/)
+    expect(tables(results(4))['text-tests']).toMatch(/\| base \| gate \| \+5\.\d/)
+    expect(tables(new Map()).text).toBe('No runs yet.')
+  })
+
+  it('runs base after base', () => {
+    expect(dueRuns(new Map())).toHaveLength(settings.bases.length)
+    expect(dueRuns(results(1)).map(({ id }) => id)).toContain(runId('policy', 0))
+    expect(Object.keys(arms)).not.toContain('base')
+  })
+})
