@@ -1,8 +1,11 @@
 // A model's positions end at max_position_embeddings: what is longer is refused by name, and generation ends there.
+import { readdirSync } from 'node:fs'
+import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { GRPOTrainer, LoopLM, PretrainTrainer } from '../../src/index.js'
 import { refusal } from '../refusal.js'
 
+const families = join(import.meta.dirname, '../fixtures', 'families')
 const positions = 24
 const config = {
   vocab_size: 20,
@@ -25,6 +28,7 @@ describe('the last position of a model', () => {
 
   it.each([
     ['score', (m: LoopLM, s: number[][]) => m.score(s)],
+    ['embed', (m: LoopLM, s: number[][]) => m.embed(s)],
     ['responseMeans', (m: LoopLM, s: number[][]) => m.responseMeans(s)],
     [
       'backward',
@@ -83,10 +87,33 @@ describe('the last position of a model', () => {
       () => model.generate([[1], prompt], open),
       () => model.stream(prompt, open).next(),
       () => scheduler.add(prompt, open),
+      async () => {
+        const first = scheduler.add(sequence(4), { ...open, keep: true, maxNewTokens: 2 })
+        await first.result()
+        scheduler.continue(first, sequence(positions - 6))
+      },
     ]) {
       const { code, message } = await refusal(run)
       expect(code).toBe('INVALID_ARGUMENT')
       expect(message).toMatch(/prompts?\[[01]\] has 24 tokens and room for 1 more; the model has 24 positions/)
     }
   })
+})
+
+// Their loops may exceed the configuration's; their positions may not.
+it.each(readdirSync(families))('%s has a last position too', async (name) => {
+  using model = await LoopLM.fromPretrained(join(families, name), { device: 'cpu', dtype: 'float32' })
+  const long = Array.from({ length: model.config.max_position_embeddings + 1 }, () => 1)
+  using scheduler = model.scheduler()
+  for (const run of [
+    () => model.score([long]),
+    () => model.embed([long]),
+    () => model.generate([long], open),
+    () => scheduler.add(long, open),
+    () => model.backward([long], [new Float32Array(model.config.total_ut_steps * (long.length - 1))]),
+  ]) {
+    const { code, message } = await refusal(run)
+    expect(code).toBe('INVALID_ARGUMENT')
+    expect(message).toContain('max_position_embeddings of its configuration')
+  }
 })
