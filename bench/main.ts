@@ -6,7 +6,7 @@ import { parseArgs } from 'node:util'
 import { devices, type LoopLMError } from '../src/index.js'
 import { context } from '../src/native.js'
 import { emulated, type KernelRow, kernelNames, kernelRows, measureRoofs, onGpu, type Roofs } from './kernels.js'
-import { type ServeRow, serveRows } from './serve.js'
+import { type ConversationRow, conversation, type ServeRow, serveRows } from './serve.js'
 import { type StepRow, stepsOn } from './steps.js'
 import { type TorchTimes, torchTimes } from './torch.js'
 
@@ -14,7 +14,7 @@ const usage = `npm run bench -- [--json] [--device cpu] [--dtype float32,bfloat1
   --json     one JSON document on standard output, nothing else
   --filter   only rows whose name matches
   --kernels  only kernels; --steps: only whole steps
-  --serve    only the server's latencies under 1, 8 and 32 clients; --seconds N for each (default 20)`
+  --serve    only the server's latencies under 1, 8 and 32 clients, --seconds N for each (default 20), and a conversation's`
 
 function options() {
   try {
@@ -78,6 +78,7 @@ const report = {
   steps: [] as StepRow[],
   torch: undefined as TorchTimes | string | undefined,
   serve: [] as ServeRow[],
+  conversation: [] as ConversationRow[],
 }
 say(`${report.cpu}, Node ${report.node}; ${report.devices.map((d) => `${d.name}: ${d.description}`).join('; ')}`)
 
@@ -156,5 +157,11 @@ if (given.serve) {
   }
   say('\nserver: 98 M parameters in bfloat16, full depth, 64 tokens in and 32 out')
   if (!given.json) printTable(table)
+  const row = await conversation(2000)
+  report.conversation.push(row)
+  const { firstTokenMs, withoutCacheMs } = row
+  const share = (firstTokenMs / withoutCacheMs).toFixed(2)
+  say(`second turn of a conversation of ${row.promptTokens} tokens: ${ms(firstTokenMs)} to the first token,`)
+  say(`${ms(withoutCacheMs)} without the cache of prompts (${share} of it)`)
 }
 if (given.json) console.log(JSON.stringify(report, null, 2))

@@ -1,5 +1,5 @@
-// npm run bench -- --serve: the server under 1, 8 and 32 clients that stream, each asking again as soon as it is answered. The server runs
-// in a process of its own: node dist/bench/serve.js prints its address.
+// npm run bench -- --serve: the server under 1, 8 and 32 clients that stream, each asking again as soon as it is answered, and the second
+// turn of a long conversation. The server runs in a process of its own: node dist/bench/serve.js prints its address.
 import { spawn } from 'node:child_process'
 import { type IncomingMessage, request } from 'node:http'
 import { fileURLToPath } from 'node:url'
@@ -32,21 +32,56 @@ async function serve(): Promise<void> {
   const model = await LoopLM.create(sizes, { dtype: 'bfloat16', seed: 1 })
   // one character per token, so that every token is a piece of the stream
   model.tokenizer = Tokenizer.characters(String.fromCodePoint(...Array.from({ length: vocabulary }, (_, i) => 0x4e00 + i)))
-  const server = createServer(model, { name: 'bench', port: 0 })
+  const server = createServer(model, { name: 'bench', port: 0, promptCache: !process.argv.includes('--no-prompt-cache') })
   console.log(await server.listen())
   process.stdin.resume().on('end', () => server.close().then(() => process.exit()))
 }
 
 /** One row per number of clients. */
 export async function* serveRows(clientCounts: readonly number[], seconds: number): AsyncGenerator<ServeRow> {
-  const child = spawn(process.execPath, [fileURLToPath(import.meta.url)], { stdio: ['pipe', 'pipe', 'inherit'] })
+  const { url, close } = await start()
+  await stream(url, 0) // the first request makes the scheduler and its cache
+  for (const clients of clientCounts) yield await measure(url, clients, seconds)
+  close()
+}
+
+/** Milliseconds to the first token of the second turn of a conversation. */
+export interface ConversationRow {
+  promptTokens: number
+  firstTokenMs: number
+  withoutCacheMs: number
+}
+
+/** The second turn has `tokens` tokens: the first prompt, its answer, and a twentieth of new ones. */
+export async function conversation(tokens: number): Promise<ConversationRow> {
+  const prompt = promptOf(1, tokens)
+  const first = prompt.slice(0, tokens - Math.floor(tokens / 20) - newTokens)
+  const turn = async (url: string, ids: number[]) => {
+    const { begun, times } = await stream(url, 1, ids)
+    return times[0]! - begun
+  }
+  const cached = await start()
+  await turn(cached.url, first)
+  const firstTokenMs = await turn(cached.url, prompt)
+  cached.close()
+  const plain = await start('--no-prompt-cache')
+  await stream(plain.url, 0)
+  const withoutCacheMs = await turn(plain.url, prompt)
+  plain.close()
+  return { promptTokens: tokens, firstTokenMs, withoutCacheMs }
+}
+
+async function start(...flags: string[]): Promise<{ url: string; close(): void }> {
+  const child = spawn(process.execPath, [fileURLToPath(import.meta.url), ...flags], { stdio: ['pipe', 'pipe', 'inherit'] })
   const url = await new Promise<string>((resolve, reject) => {
     child.stdout.once('data', (text) => resolve(String(text).trim()))
     child.once('close', (code) => reject(new Error(`the server ended with ${code}`)))
   })
-  await stream(url, 0) // the first request makes the scheduler and its cache
-  for (const clients of clientCounts) yield await measure(url, clients, seconds)
-  child.stdin.end()
+  return { url, close: () => child.stdin.end() }
+}
+
+function promptOf(seed: number, length: number): number[] {
+  return Array.from({ length }, (_, j) => (seed * 7919 + j * 104_729 + ((seed * j) % 31)) % vocabulary)
 }
 
 async function measure(url: string, clients: number, seconds: number): Promise<ServeRow> {
@@ -69,8 +104,11 @@ async function measure(url: string, clients: number, seconds: number): Promise<S
 }
 
 /** Streams one completion of a prompt of its own; when each token came. */
-async function stream(url: string, seed: number): Promise<{ begun: number; times: number[]; whole: boolean }> {
-  const prompt = Array.from({ length: promptTokens }, (_, j) => (seed * 7919 + j * 104_729 + ((seed * j) % 31)) % vocabulary)
+async function stream(
+  url: string,
+  seed: number,
+  prompt = promptOf(seed, promptTokens),
+): Promise<{ begun: number; times: number[]; whole: boolean }> {
   const body = JSON.stringify({ model: 'bench', prompt, max_tokens: newTokens, seed, stream: true, exit: { rule: 'fixed' } })
   const begun = performance.now()
   const times: number[] = []

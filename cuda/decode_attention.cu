@@ -12,8 +12,8 @@ __global__ void __launch_bounds__(decode_threads, R < 4 ? 3 : 2)
     decode_kernel(const Decode<T> a, const LoopCacheContext* contexts) {
   const int head_blocks = a.heads / R, row = int(blockIdx.x) / head_blocks, head = int(blockIdx.x) % head_blocks * R;
   const Shared<float> sums = dynamic_shared<float>(0, size_t(decode_threads / a.lanes) * R * (a.head_dim + 2));
-  const LoopCacheContext context = contexts[row];
-  const int count = parts_of(context.prefix_length + context.length).count;
+  const LoopCacheContext& context = contexts[row];
+  const int count = parts_of(length_of(context)).count;
   Running running[decode_elements<W, R>];
   decode_parts<W, R, wide>(
       a, context, row, head, int(blockIdx.y), int(gridDim.y), int(threadIdx.x), sums, [] { __syncthreads(); },
@@ -28,8 +28,8 @@ __global__ void __launch_bounds__(decode_threads, R < 4 ? 3 : 2)
 // The parts of a row in order, a block per row and head.
 template <class T>
 __global__ void __launch_bounds__(decode_threads) combine_kernel(const Decode<T> a, const LoopCacheContext* contexts) {
-  const LoopCacheContext context = contexts[int(blockIdx.x) / a.heads];
-  const int parts = parts_of(context.prefix_length + context.length).count;
+  const LoopCacheContext& context = contexts[int(blockIdx.x) / a.heads];
+  const int parts = parts_of(length_of(context)).count;
   for (int e = int(threadIdx.x); e < a.head_dim; e += decode_threads)
     a.out[int64_t(blockIdx.x) * a.head_dim + e] = combined(a, blockIdx.x, parts, e);
 }

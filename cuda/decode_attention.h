@@ -76,7 +76,18 @@ __device__ __forceinline__ void read_head(float (&x)[W], const T* head, int from
 
 // The slot of a row's key.
 __device__ __forceinline__ int64_t slot_of(const LoopCacheContext& context, int key) {
-  return key < context.prefix_length ? context.prefix_begin + key : context.begin + key - context.prefix_length;
+#pragma unroll 1
+  for (int r = 0; r + 1 < LOOP_CACHE_RUNS; ++r) {
+    const LoopCacheRun run = context.runs[r];
+    if (key < run.length) return run.begin + key;
+    key -= run.length;
+  }
+  return context.runs[LOOP_CACHE_RUNS - 1].begin + key;
+}
+__device__ __forceinline__ int length_of(const LoopCacheContext& context) {
+  int length = 0;
+  for (const LoopCacheRun& run : context.runs) length += run.length;
+  return length;
 }
 
 // The keys and values of a part to the L2 cache.
@@ -84,7 +95,7 @@ template <class T>
 __device__ __forceinline__ void prefetch_part(const Decode<T>& a, const LoopCacheContext& context, const Parts& parts, int head,
                                               int part, int thread) {
   constexpr int line = 128 / int(sizeof(T));
-  const int begin = part * parts.keys, end = min(begin + parts.keys, context.prefix_length + context.length);
+  const int begin = part * parts.keys, end = min(begin + parts.keys, length_of(context));
   const int lines = (a.head_dim + line - 1) / line;
   for (int i = thread; i < (end - begin) * lines; i += decode_threads) {
     const int64_t at = (slot_of(context, begin + i / lines) * a.kv_heads + head / a.ratio) * a.head_dim + i % lines * line;
@@ -100,7 +111,7 @@ template <int W, int R, bool wide, class T, class Meet, class Put>
 __device__ __forceinline__ void decode_parts(const Decode<T>& a, const LoopCacheContext& context, int row, int head,
                                              int first_part, int part_step, int thread, Shared<float> sums, Meet meet, Put put) {
   const int teams = decode_threads / a.lanes, team = thread / a.lanes, from = thread % a.lanes * W, stride = a.head_dim + 2;
-  const int length = context.prefix_length + context.length;
+  const int length = length_of(context);
   const Parts parts = parts_of(length);
   const int64_t kv_width = int64_t(a.kv_heads) * a.head_dim, row_width = int64_t(a.heads + 2 * a.kv_heads) * a.head_dim;
   const int kv_column = head / a.ratio * a.head_dim;

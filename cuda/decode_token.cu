@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
       T *keys = static_cast<T*>(layer.keys) + behind * kv_width, *values = static_cast<T*>(layer.values) + behind * kv_width;
       Decode<T> decode = a.decode;
       decode.keys = keys, decode.values = values;
-      const Parts parts = parts_of(a.context.prefix_length + a.context.length);
+      const Parts parts = parts_of(length_of(a.context));
       const int units = a.heads * parts.count, first_unit = int(blockIdx.x) + group * int(gridDim.x);
       if (first_unit < units) prefetch_part(decode, a.context, parts, first_unit % a.heads, first_unit / a.heads, of_group);
 

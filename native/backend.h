@@ -80,10 +80,15 @@ typedef struct LoopAttention {
   void* dqkv;           // act, shape of qkv, fully written  (backward only)
 } LoopAttention;
 
-// Where the keys of one decoded row lie in a cache plane: `prefix_length` slots from `prefix_begin`, then `length` slots from
-// `begin`.
+// Neighbouring slots of a cache plane.
+typedef struct LoopCacheRun {
+  int32_t begin, length;
+} LoopCacheRun;
+
+// Where the keys of one decoded row lie in a cache plane: run after run. A run may be empty.
+#define LOOP_CACHE_RUNS 8
 typedef struct LoopCacheContext {
-  int32_t prefix_begin, prefix_length, begin, length;
+  LoopCacheRun runs[LOOP_CACHE_RUNS];
 } LoopCacheContext;
 
 typedef struct LoopDecodeAttention {

@@ -65,6 +65,7 @@ export type {
   ParameterInfo,
   PretrainedOptions,
   Prompt,
+  PromptCache,
   RealArray,
   Recompute,
   SaveOptions,

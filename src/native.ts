@@ -169,6 +169,8 @@ export interface NativeSchedulerOptions {
   sharedCache: boolean
   /** Shared planes for a family that was not made for them. */
   force: boolean
+  /** Tokens of ended prompts that stay; 0: none, -1: as the memory allows. */
+  promptCache: number
   prefillTokens: number
 }
 
@@ -232,6 +234,8 @@ export interface NativeGenerateEvent {
   logits?: RealArray
   /** Why there was no memory for a request that failed; else empty. */
   failure: string
+  /** Where there are tokens: those of the prompt that did not run for it. */
+  reused: number
 }
 
 /** What a `Scheduler` is doing. */
@@ -260,8 +264,12 @@ export interface SchedulerStats {
   restarted: number
   /** Tokens of prompts that have run so far. */
   prefilled: number
-  /** Tokens that continued requests found in the cache so far, instead of running them. */
+  /** Tokens that requests found in the cache so far, instead of running them. */
   reused: number
+  /** Prompts that found their beginning in the cache so far. */
+  hits: number
+  /** Tokens of ended prompts that the cache keeps for later ones, see `promptCache`; part of `cachedTokens`. */
+  retained: number
   /** Positions drafted ahead by self-speculation so far. */
   drafted: number
   /** Drafted positions that were kept. */

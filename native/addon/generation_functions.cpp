@@ -91,6 +91,7 @@ Napi::Value scheduler_create(const Napi::CallbackInfo& info) {
   o.loops = int(in["loops"].integer(0, 1024));
   o.shared_cache = in["sharedCache"].flag();
   o.force = in["force"].flag();
+  o.prompt_cache = in["promptCache"].integer(-1, MOST);
   o.prefill_tokens = in["prefillTokens"].integer(1, MOST);
   return make_handle(info.Env(), {Kind::scheduler, model.executor, std::make_shared<Scheduler>(model.object, o)});
 }
@@ -140,6 +141,7 @@ Napi::Object event_object(Napi::Env env, const GenerateEvent& event, LoopDType d
   out.Set("alternatives", alternatives);
   out.Set("finish", finish_name(event.finish));
   out.Set("failure", event.failure);
+  out.Set("reused", double(event.reused));
   if (!event.logits.empty()) out.Set("logits", Reals(std::vector<double>(event.logits), dtype).array(env));
   return out;
 }
@@ -178,6 +180,8 @@ Napi::Value stats(const Napi::CallbackInfo& info) {
   set("restarted", s.restarted);
   set("prefilled", s.prefilled);
   set("reused", s.reused);
+  set("hits", s.hits);
+  set("retained", s.retained);
   set("drafted", s.drafted);
   set("accepted", s.accepted);
   return out;

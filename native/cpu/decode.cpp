@@ -199,8 +199,13 @@ void attend(const LoopDecodeAttention& a, int64_t row, int32_t first, int32_t co
 
 // Where the slots of a row's context begin in a plane of `width` elements per slot.
 void slot_offsets(const LoopCacheContext& c, int64_t width, int64_t* offsets) {
-  for (int64_t j = 0; j < c.prefix_length; j++) offsets[j] = (c.prefix_begin + j) * width;
-  for (int64_t j = 0; j < c.length; j++) offsets[c.prefix_length + j] = (c.begin + j) * width;
+  for (const LoopCacheRun& run : c.runs)
+    for (int64_t j = 0; j < run.length; j++) *offsets++ = (run.begin + j) * width;
+}
+int64_t length_of(const LoopCacheContext& c) {
+  int64_t length = 0;
+  for (const LoopCacheRun& run : c.runs) length += run.length;
+  return length;
 }
 
 template <class E>
@@ -208,7 +213,7 @@ void decode_rows(Context& ctx, const LoopDecodeAttention& a) {
   const int64_t group = a.heads / a.kv_heads;
   int64_t keys = 0, longest = 0;
   for (int64_t i = 0; i < a.rows; i++) {
-    const int64_t context = int64_t(a.contexts[i].prefix_length) + a.contexts[i].length;
+    const int64_t context = length_of(a.contexts[i]);
     keys += context;
     if (context > longest) longest = context;
   }
@@ -226,7 +231,7 @@ void decode_rows(Context& ctx, const LoopDecodeAttention& a) {
       next = (row + 1) * a.kv_heads < end ? (row + 1) * a.kv_heads : end;
       const LoopCacheContext& c = a.contexts[row];
       slot_offsets(c, int64_t(a.kv_heads) * a.head_dim, offsets);
-      attend<E>(a, row, int32_t(u % a.kv_heads), int32_t(next - u), int64_t(c.prefix_length) + c.length, offsets, rest);
+      attend<E>(a, row, int32_t(u % a.kv_heads), int32_t(next - u), length_of(c), offsets, rest);
     }
   });
 }

@@ -66,17 +66,19 @@ size_t Block::bytes() const {
 // What the MLP reads where it sees the token before: x̃ (shift.h). With a cache, y is kept there for the tokens to come.
 const void* Block::edit(const Shift& w, const BlockMemory& b, int64_t plane, const void* x) {
   ShiftSource source{batch_.previous, {}, nullptr, nullptr, nullptr};
-  const int32_t earlier = cache_ && !cache_->contexts ? cache_->prefix_count : 0;
-  const void* y = shift_.states(w, x, earlier);
+  std::vector<int64_t> earlier;  // slots of the tokens before the batch's first rows
+  if (cache_ && !cache_->contexts)
+    for (int32_t i = 0; i < cache_->prefix_count; i++)
+      if (const CachedPrefix& p = cache_->prefixes[i]; p.last) earlier.push_back(p.slot + p.length - 1);
+  const void* y = shift_.states(w, x, int64_t(earlier.size()));
   if (cache_) {
     const auto at = [&](void* base, int64_t slot) {
       return static_cast<char*>(base) + size_t((plane * cache_->slots + slot) * w.rank) * act_;
     };
     void *p = at(cache_->shift_p, 0), *a = at(cache_->shift_a, 0);
     run(&LoopBackend::cache_write, "shift", N(), 0, 1, int32_t(w.rank), cache_->rows, y, p, a);
-    for (int32_t i = 0; i < earlier; i++)
-      for (void* half : {cache_->shift_p, cache_->shift_a})
-        source.earlier.push_back(at(half, cache_->prefixes[i].slot + cache_->prefixes[i].length - 1));
+    for (int64_t slot : earlier)
+      for (void* half : {cache_->shift_p, cache_->shift_a}) source.earlier.push_back(at(half, slot));
     if (cache_->contexts) source.slots = cache_->before, source.cached_p = p, source.cached_a = a, source.first = cache_->first;
   }
   return shift_.forward(w, x, source, b.shift);

@@ -7,12 +7,13 @@
 
 namespace looplm {
 
-// Earlier tokens of a prompt that a forward continues: their keys and values are in the cache, and attention finds them in front
-// of the batch's own rows.
+// A run of earlier tokens of a prompt that a forward continues: their keys and values are in the cache, and attention finds them
+// in front of the batch's own rows.
 struct CachedPrefix {
   int64_t row;   // of the extended batch, whose first rows are all prefixes and whose last are the batch
   int64_t slot;  // of its first token
   int64_t length;
+  bool last;  // the prompt's own rows follow, not another run of its prefix
 };
 
 // Where a forward puts its keys and values, and, when decoding, reads those of earlier tokens. Planes, in this order: of every

@@ -361,7 +361,7 @@ class HeadCases : public BenchCase {
   void decode_attention() {
     const int64_t rows = 64, kv = int64_t(s_.kv_heads) * head_dim();
     std::vector<LoopCacheContext> contexts;
-    for (int64_t i = 0; i < rows; i++) contexts.push_back({0, 0, int32_t(i * s_.length), int32_t(s_.length)});
+    for (int64_t i = 0; i < rows; i++) contexts.push_back({{{int32_t(i * s_.length), int32_t(s_.length)}}});
     auto a = std::make_shared<LoopDecodeAttention>();
     a->rows = rows;
     a->heads = s_.heads;

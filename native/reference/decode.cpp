@@ -25,8 +25,8 @@ int decode_attention(void* ctx, LoopDType dt, const LoopDecodeAttention* a) {
   for (int64_t i = 0; i < a->rows; ++i) {
     const LoopCacheContext& context = a->contexts[i];
     std::vector<int64_t> slots;
-    for (int32_t j = 0; j < context.prefix_length; ++j) slots.push_back(context.prefix_begin + j);
-    for (int32_t j = 0; j < context.length; ++j) slots.push_back(context.begin + j);
+    for (const LoopCacheRun& run : context.runs)
+      for (int32_t j = 0; j < run.length; ++j) slots.push_back(run.begin + j);
     for (int32_t head = 0; head < a->heads; ++head) {
       const double* q = static_cast<const double*>(a->qkv) + (i * (a->heads + 2 * a->kv_heads) + head) * a->head_dim;
       const int64_t kv = int64_t(head / (a->heads / a->kv_heads)) * a->head_dim;

@@ -331,7 +331,17 @@ Decode decode_inputs(Test& t, const Heads& h, const std::vector<std::pair<int32_
     return begin;
   };
   const int32_t shared = reserve(70);
-  for (const auto& [prefix, own] : lengths) d.contexts.push_back({prefix ? shared : 0, prefix, reserve(own), own});
+  for (const auto& [prefix, own] : lengths) {
+    LoopCacheContext context{{{prefix ? shared : 0, prefix}}};
+    // its own keys in runs of unequal length, with slots between them
+    int32_t rest = own;
+    for (int32_t r = 1; r < LOOP_CACHE_RUNS && rest > 0; ++r) {
+      const int32_t length = r + 1 == LOOP_CACHE_RUNS || rest <= 4 * r ? rest : 4 * r;
+      context.runs[r] = {reserve(length), length};
+      rest -= length;
+    }
+    d.contexts.push_back(context);
+  }
   d.slots += 3;
   const size_t width = size_t(h.kv_heads * h.head_dim);
   d.qkv = t.act_normal(lengths.size() * size_t(h.width()), peak);
@@ -344,7 +354,8 @@ Decode decode_inputs(Test& t, const Heads& h, const std::vector<std::pair<int32_
     }
   };
   write(shared, 70);
-  for (const LoopCacheContext& context : d.contexts) write(context.begin, context.length);
+  for (const LoopCacheContext& context : d.contexts)
+    for (int32_t r = 1; r < LOOP_CACHE_RUNS; ++r) write(context.runs[r].begin, context.runs[r].length);
   return d;
 }
 
@@ -374,7 +385,8 @@ Values plain_decode(const Plain& p, const Decode& in) {
       std::vector<const double*> keys;
       Ints slots;
       for (int32_t slot = 0; slot < in.slots; ++slot)
-        if ((slot >= c.prefix_begin && slot < c.prefix_begin + c.prefix_length) || (slot >= c.begin && slot < c.begin + c.length))
+        if (std::any_of(std::begin(c.runs), std::end(c.runs),
+                        [&](const LoopCacheRun& run) { return slot >= run.begin && slot < run.begin + run.length; }))
           slots.push_back((slot * h.kv_heads + head / (h.heads / h.kv_heads)) * h.head_dim);
       for (int32_t slot : slots) keys.push_back(&in.keys[size_t(slot)]);
       Values probabilities;
@@ -424,13 +436,30 @@ KERNEL_TEST(decode_row_invariance, "decode_attention: a row does not depend on t
   }
 }
 
+// A row's keys in one run and in many, wherever they lie: the same bits.
+KERNEL_TEST(decode_runs, "decode_attention: a row does not depend on how its keys are cut into runs") {
+  for (const Heads& h : {Heads{4, 2, 64}, Heads{3, 1, 96}, Heads{2, 2, 10}}) {
+    Decode in = decode_inputs(t, h, {{70, 300}}, 2), one = in;
+    const size_t width = size_t(h.kv_heads * h.head_dim);
+    one.keys.clear(), one.values.clear();
+    for (const LoopCacheRun& run : in.contexts[0].runs)
+      for (const auto& [from, to] : {std::pair{&in.keys, &one.keys}, std::pair{&in.values, &one.values}}) {
+        const auto first = from->begin() + ptrdiff_t(size_t(run.begin) * width);
+        to->insert(to->end(), first, first + ptrdiff_t(size_t(run.length) * width));
+      }
+    one.contexts = {LoopCacheContext{{{0, 370}}}};
+    one.slots = 370;
+    t.same_bits(h.name(), run(t.device, in), run(t.device, one));
+  }
+}
+
 // The last row of a sequence, decoded from a cache, is that row of the packed attention.
 KERNEL_TEST(decode_is_attention, "decode_attention: equals attention over the whole sequence") {
   for (const Heads& h : {Heads{4, 2, 64}, Heads{6, 2, 32}}) {
     const Layout l = layout({{77, {}}});
     const Values qkv = inputs(t, h, l);
     const size_t width = size_t(h.width()), kv = size_t(h.kv_heads * h.head_dim), last = 76 * width;
-    Decode in{h, {{0, 40, 40, 37}}, 77, slice(qkv, last, width), {}, {}};
+    Decode in{h, {{{{0, 40}, {40, 37}}}}, 77, slice(qkv, last, width), {}, {}};
     for (size_t i = 0; i < 77; ++i)
       for (size_t e = 0; e < kv; ++e) {
         in.keys.push_back(qkv[i * width + size_t(h.out_width()) + e]);

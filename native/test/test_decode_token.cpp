@@ -43,6 +43,13 @@ struct Numbers {
   LoopCacheContext context{};
 };
 
+int32_t last_slot(const LoopCacheContext& context) {
+  int32_t last = 0;
+  for (const LoopCacheRun& run : context.runs)
+    if (run.length > 0) last = run.begin + run.length - 1;
+  return last;
+}
+
 Numbers numbers(Test& t, const Shape& s) {
   Numbers n;
   const auto matrix = [&](int64_t out, int64_t in) { return t.act_normal(size_t(out * in), 1.5 / std::sqrt(double(in))); };
@@ -52,7 +59,7 @@ Numbers numbers(Test& t, const Shape& s) {
     return w;
   };
   n.slots = s.prefix + s.own + 9;
-  n.context = {2, s.prefix, s.prefix + 5, s.own};
+  n.context = {{{2, s.prefix}, {s.prefix + 5, s.own}}};
   const size_t planes = s.shared ? 1 : size_t(s.loops), cached = planes * size_t(n.slots) * size_t(s.kv_width());
   for (int32_t l = 0; l < s.layers; ++l) {
     n.weights.push_back({weight(), matrix(s.qkv_width(), s.hidden), matrix(s.hidden, s.width()), weight(), weight(),
@@ -119,9 +126,9 @@ Result step_by_step(const Device& d, const Shape& s, const Numbers& n, const Exi
   double stay = 1;
   for (int32_t t = 0; t < s.loops && r.left == 0; ++t) {
     const int32_t behind = s.shared ? 0 : t * n.slots;
-    const Buffer slots(d, Ints{behind + n.context.begin + n.context.length - 1});
+    const Buffer slots(d, Ints{behind + last_slot(n.context)});
     LoopCacheContext context = n.context;
-    context.begin += behind, context.prefix_begin += behind;
+    for (LoopCacheRun& run : context.runs) run.begin += behind;
     const Buffer contexts = structs(d, std::vector<LoopCacheContext>{context});
     norm(h, nullptr, nullptr, m.layers[0].weights[0], nullptr, x);
     for (int32_t l = 0; l < s.layers; ++l) {
@@ -192,7 +199,7 @@ int at_once(const Device& d, const Shape& s, const Numbers& n, const ExitAt* exi
                           m.cos_sin,
                           m.embedded,
                           s.prefix + s.own - 1,
-                          n.context.begin + n.context.length - 1,
+                          last_slot(n.context),
                           n.context,
                           s.shared ? 0 : n.slots,
                           s.loops,

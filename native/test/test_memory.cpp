@@ -103,7 +103,7 @@ KERNEL_TEST(scratch_out, "memory: a kernel without memory of its own says that i
   if (!emulated(t)) return;
   const Device d(&t.device.table, t.device.dt);  // that has no scratch memory yet
   const Small small(d, 8);
-  const LoopCacheContext context{0, 0, 0, 1};
+  const LoopCacheContext context{{{0, 1}}};
   const Buffer contexts(d, &context, sizeof context);
   const LoopDecodeAttention decode{1, 1, 1, 8, 1, small.in, small.in, small.in, contexts.as<LoopCacheContext>(), small.out};
   const With little("LOOPLM_EMULATOR_MEMORY", "1");

@@ -32,6 +32,7 @@ export function addServe(program: Command): void {
       positiveInteger,
     )
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
+    .option('--no-prompt-cache', 'run every prompt whole, also where the cache could have its beginning')
     .option('--prefill-tokens <count>', 'tokens of prompts run between two tokens of the answers (default: 256)', positiveInteger)
     .option('--max-context <count>', "tokens of prompt and answer; default the model's", positiveInteger)
     .option('--max-new-tokens <count>', 'tokens of an answer (default: 4096)', positiveInteger)
@@ -46,11 +47,12 @@ export function addServe(program: Command): void {
 }
 
 async function serve(folder: string, flags: ServeFlags): Promise<void> {
-  const { device, dtype, threads, adapter, quantize, groupSize, activations, corsOrigin, ...rest } = flags
+  const { device, dtype, threads, adapter, quantize, groupSize, activations, corsOrigin, promptCache, ...rest } = flags
   const apiKey = flags.apiKey ?? process.env.LOOPLM_API_KEY
   const options: ServeOptions = {
     name: existsSync(folder) ? basename(resolve(folder)) : folder,
     ...rest,
+    ...(promptCache === false ? { promptCache } : {}), // without the flag it is true, also where kv does not allow it
     ...(apiKey === undefined ? {} : { apiKey }),
     ...(corsOrigin === undefined ? {} : { corsOrigins: corsOrigin }),
     log: (line) => process.stderr.write(`error: ${line}\n`),

@@ -43,5 +43,5 @@ export async function* stream(
 }
 
 function own(rows: number, options: GenerateOptions) {
-  return { maxRows: rows, loops: options.loops, kv: options.kv, prefillTokens }
+  return { maxRows: rows, loops: options.loops, kv: options.kv, promptCache: options.promptCache, prefillTokens }
 }

@@ -8,6 +8,7 @@ import type {
   InputOptions,
   LoadOptions,
   PretrainedOptions,
+  PromptCache,
   SaveOptions,
   SchedulerOptions,
   SchedulerRequestOptions,
@@ -89,6 +90,7 @@ export const generateOptions = {
   loops: true,
   exit: true,
   kv: true,
+  promptCache: true,
   logprobs: true,
   speculate: true,
   stop: true,
@@ -103,6 +105,8 @@ export const continueOptions = { ...requestOptions, at: true, fork: true } satis
 
 export const cachePolicyFields = { planes: true, force: true } as const
 
+export const promptCacheFields = { maxTokens: true } satisfies Keys<Exclude<PromptCache, boolean>>
+
 export const speculateFields = { loops: true, tokens: true } satisfies Keys<NonNullable<GenerateOptions['speculate']>>
 
 export const schedulerOptions = {
@@ -110,5 +114,6 @@ export const schedulerOptions = {
   maxTokens: true,
   loops: true,
   kv: true,
+  promptCache: true,
   prefillTokens: true,
 } satisfies Keys<SchedulerOptions>

@@ -17,8 +17,8 @@ import {
 import type { LoopLMConfig } from './config.js'
 import { readExit } from './exit-rules.js'
 import { readLogitOptions } from './logit-options.js'
-import { cachePolicyFields, generateOptions, speculateFields } from './options.js'
-import type { CachePolicy, GenerateOptions, LogitsProcessor, ModelDType, Prompt, TokenSequence } from './types.js'
+import { cachePolicyFields, generateOptions, promptCacheFields, speculateFields } from './options.js'
+import type { CachePolicy, GenerateOptions, LogitsProcessor, ModelDType, Prompt, PromptCache, TokenSequence } from './types.js'
 
 /** A prompt and its options as the engine takes them. */
 export interface Request {
@@ -193,6 +193,18 @@ export function readCachePolicy(
     planes: checkWord(kv.planes, 'kv.planes', words, operation),
     force: checkFlag(kv.force ?? false, 'kv.force', operation),
   }
+}
+
+/** Tokens of ended prompts that stay; 0: none, -1: as the memory allows. */
+export function readPromptCache(promptCache: PromptCache | undefined, operation: string): number {
+  if (promptCache === undefined || typeof promptCache === 'boolean') return promptCache === true ? -1 : 0
+  if (typeof promptCache !== 'object' || promptCache === null) {
+    const message = `promptCache must be true, false or { maxTokens }, got ${describe(promptCache)}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  checkOptions(promptCache, promptCacheFields, operation, 'promptCache')
+  if (promptCache.maxTokens === undefined) return -1
+  return checkNumber(promptCache.maxTokens, 'promptCache.maxTokens', { min: 1, max: 2 ** 31 - 1, integer: true }, operation)
 }
 
 function readTemperature(temperature: number | undefined, operation: string): number {

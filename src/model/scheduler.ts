@@ -7,7 +7,7 @@ import { checkLoops } from './checks.js'
 import { Constraint } from './constraint.js'
 import { checkedLogits } from './logit-options.js'
 import { continueOptions, requestOptions } from './options.js'
-import { type GeneratingModel, type Request, readCachePolicy, readRequests } from './request.js'
+import { type GeneratingModel, type Request, readCachePolicy, readPromptCache, readRequests } from './request.js'
 import { contextOf, decodeGenerated, TextStream } from './text-stream.js'
 import type {
   ContinueOptions,
@@ -78,6 +78,7 @@ export class Scheduler {
         loops: checkLoops(options.loops, operation),
         sharedCache: planes === 'shared',
         force,
+        promptCache: readPromptCache(options.promptCache, operation),
         prefillTokens: count('prefillTokens', 512, 1),
       })
     } catch (error) {
@@ -152,6 +153,11 @@ export class Scheduler {
     checkOptions(options, requestOptions, operation)
     const { keep = false, sequence = 0, ...generation } = options
     const [request] = readRequests(this.#model, [prompt], 'prompt', generation, operation)
+    if (options.promptCache !== undefined) {
+      const message =
+        'promptCache: all requests of a scheduler share its cache of prompts. Give it to the scheduler, not to a request'
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
     const { planes } = readCachePolicy(options.kv ?? this.#kv, operation)
     if (planes !== this.#kv) {
       const message = `kv is '${planes}', but all requests of this scheduler share a cache that is '${this.#kv}'`
@@ -351,6 +357,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   readonly #loops: number[] = []
   readonly #topLogprobs: TokenLogprob[][] = []
   readonly #pieces: string[] = []
+  #reused = 0
   #finish: FinishReason | undefined
   #error: unknown
   #wake: (() => void) | undefined
@@ -424,6 +431,11 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     this.#remove(false)
   }
 
+  /** Tokens of its prompt that did not run for it, since the cache had them; 0 before its first token. */
+  get reused(): number {
+    return this.#reused
+  }
+
   /**
    * Its tokens, if it has ended and can be continued.
    * @internal
@@ -473,7 +485,8 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   }
 
   /** @internal */
-  receive({ tokens, logprobs, loops, alternatives, finish, failure }: NativeGenerateEvent): void {
+  receive({ tokens, logprobs, loops, alternatives, finish, failure, reused }: NativeGenerateEvent): void {
+    if (tokens.length > 0) this.#reused = reused
     for (let i = 0; i < tokens.length; i++) {
       if (!Number.isFinite(logprobs[i])) {
         this.fail(this.#nonFinite(logprobs[i]!, loops[i]!))

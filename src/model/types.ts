@@ -359,6 +359,8 @@ export interface GenerateOptions extends StateOptions, InputOptions {
   exit?: ExitRule
   /** See {@link CachePolicy}; default per-loop. In a scheduler it is the scheduler's. */
   kv?: CachePolicy
+  /** See {@link PromptCache}; default false: prompts of one call share what they begin with. Requests of a scheduler have the scheduler's. */
+  promptCache?: PromptCache
   /** Report so many of the most probable tokens with every token, as `topLogprobs`. Default 0. */
   logprobs?: number
   /**
@@ -456,6 +458,19 @@ export interface GenerateChunk {
   finishReason?: Exclude<FinishReason, 'cancelled'>
 }
 
+/**
+ * Keys and values of prompts stay in the cache when their requests have ended. A later prompt that begins alike, by at least 16 tokens, runs
+ * the rest alone, with the same bits. `true` keeps as many tokens as a quarter of the device's free memory has room for, `maxTokens` that
+ * many; the least recently used go first. Prompts under way share their beginnings too. Input vectors and given initial states share
+ * nothing. Needs kv `per-loop`.
+ */
+export type PromptCache =
+  | boolean
+  | {
+      /** Tokens of ended prompts that stay at most. */
+      maxTokens?: number | undefined
+    }
+
 /** Options of {@link LoopLM.scheduler}. */
 export interface SchedulerOptions {
   /** Sequences that generate at the same time; the others wait in the order in which they came. Default 16. */
@@ -469,6 +484,8 @@ export interface SchedulerOptions {
   loops?: number
   /** As in {@link GenerateOptions.kv}, for all requests. */
   kv?: CachePolicy
+  /** See {@link PromptCache}; default false. */
+  promptCache?: PromptCache
   /** Prompt tokens that are run between two tokens of the others: fewer keep them flowing, more are faster. Default 512. */
   prefillTokens?: number
 }

@@ -167,7 +167,11 @@ export const metricGroups: readonly MetricGroup[] = [
         title: 'Cache between turns',
         metrics: [
           metric('sampling/prefilled_tokens', 'tokens', 'Prompts and replies that ran in this step, each token once.'),
-          metric('sampling/reused_tokens', 'tokens', 'Tokens of earlier turns whose keys and values were still in the cache.'),
+          metric(
+            'sampling/reused_tokens',
+            'tokens',
+            'Tokens of earlier turns and of other prompts whose keys and values the cache had.',
+          ),
           metric(
             'sampling/evicted_sequences',
             '',

@@ -66,6 +66,7 @@ export async function playEpisodes(
   using scheduler = model.scheduler({
     maxRows: Math.max(1, Math.min(problems.length * groupSize, mostRows)),
     prefillTokens,
+    promptCache: true, // openings have their instructions in common
     ...(loops === undefined ? {} : { loops }),
   })
   const runner = new ToolRunner({ concurrency, timeout, signal: controller.signal })

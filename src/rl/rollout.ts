@@ -74,7 +74,14 @@ export function singleTurn(
       const encoded = (await encodePrompts(source, drawn)).flatMap((prompt) => Array<EncodedPrompt>(groupSize).fill(prompt))
       const sequenceNumbers = groups.flatMap((group) => Array.from({ length: groupSize }, (_, k) => group * groupSize + k))
       const seed = new Random(config.seed, step, seedStream + call + round * roundStreams).word()
-      const options = { ...generation(source, config.maxNewTokens), ...samplingOptions(config), seed, sequenceNumbers, signal }
+      const options = {
+        ...generation(source, config.maxNewTokens),
+        ...samplingOptions(config),
+        promptCache: true,
+        seed,
+        sequenceNumbers,
+        signal,
+      }
       for (const problem of drawn) for (let k = 0; k < groupSize; k++) problems.push(problem)
       for (const prompt of encoded) prompts.push(prompt)
       const tokens = encoded.map((prompt) => prompt.tokens)

@@ -1,7 +1,7 @@
 import type { ServerResponse } from 'node:http'
 import { LoopLMError } from '../errors.js'
-import type { Scheduler } from '../model/scheduler.js'
-import type { GenerateChunk, GenerateOptions, RealArray, TokenSequence } from '../model/types.js'
+import type { GenerateRequest, Scheduler } from '../model/scheduler.js'
+import type { GenerateOptions, RealArray, TokenSequence } from '../model/types.js'
 import type { Admission } from './admission.js'
 import { Batches } from './batches.js'
 import { ChoiceReader } from './choice-reader.js'
@@ -10,7 +10,7 @@ import type { ServerSettings } from './options.js'
 import { type Plan, planEmbedding, type ScoreSettings, type Served } from './plan.js'
 import type { Metrics } from './prometheus.js'
 import type { EmbeddingRequest } from './request.js'
-import { embeddingAnswer, type TokenReport, usageOf } from './responses.js'
+import { embeddingAnswer, type TokenReport, type Usage, usageOf } from './responses.js'
 
 /** Computes answers: the sequences of all requests in the model's own batch, those that are scored or embedded in batches of their own. */
 export class Answers {
@@ -48,8 +48,7 @@ export class Answers {
     await this.#run(plan, readers, controller, (index) => {
       if (readers[index]!.complete) choices[index] = plan.format.choice(readers[index]!.take())
     })
-    const loops = readers.flatMap((reader) => reader.loops)
-    return plan.format.whole(choices, usageOf(plan.promptTokens, loops))
+    return plan.format.whole(choices, usage(plan, readers))
   }
 
   /** Answers with events. */
@@ -64,8 +63,7 @@ export class Answers {
       if (opening !== undefined) send(opening)
       if (readers[index]!.ready) send(format.delta(readers[index]!.take()))
     })
-    const loops = readers.flatMap((reader) => reader.loops)
-    if (includeUsage) send(format.usage(usageOf(plan.promptTokens, loops)))
+    if (includeUsage) send(format.usage(usage(plan, readers)))
     sendEvent(response, '[DONE]')
     response.end()
   }
@@ -101,11 +99,13 @@ export class Answers {
         return
       }
       let before: number | undefined
-      for await (const chunk of this.#tokens(prompt, { ...options, signal })) {
+      const tokens = this.#tokens(prompt, { ...options, signal })
+      for await (const chunk of tokens) {
         const now = performance.now()
         if (before === undefined) this.#metrics.firstToken.observe((now - start) / 1000)
         else this.#metrics.interToken.observe((now - before) / 1000)
         before = now
+        reader.cachedTokens = tokens.reused
         this.#metrics.newTokens.add()
         this.#metrics.loops.observe(chunk.loop)
         reader.add(chunk)
@@ -128,9 +128,9 @@ export class Answers {
     if (failed !== undefined) throw failed.reason
   }
 
-  #tokens(prompt: TokenSequence, options: GenerateOptions): AsyncIterable<GenerateChunk> {
-    const { maxRunning: maxRows, maxCachedTokens: maxTokens, kv, prefillTokens } = this.#settings
-    this.#scheduler ??= this.#served.model.scheduler({ maxRows, maxTokens, kv, prefillTokens })
+  #tokens(prompt: TokenSequence, options: GenerateOptions): GenerateRequest {
+    const { maxRunning: maxRows, maxCachedTokens: maxTokens, kv, promptCache, prefillTokens } = this.#settings
+    this.#scheduler ??= this.#served.model.scheduler({ maxRows, maxTokens, kv, promptCache, prefillTokens })
     return this.#scheduler.add(prompt, options)
   }
 
@@ -174,4 +174,16 @@ export class Answers {
       place!.release()
     }
   }
+}
+
+function usage({ choices, promptTokens }: Plan, readers: readonly ChoiceReader[]): Usage {
+  const cached = new Map<TokenSequence, number>() // choices of one prompt share it: it counts once, as the first one found it
+  for (const [i, { prompt }] of choices.entries()) {
+    cached.set(prompt, Math.min(cached.get(prompt) ?? Infinity, readers[i]!.cachedTokens))
+  }
+  const cachedTokens = [...cached.values()].reduce((sum, count) => sum + count, 0)
+  return usageOf(
+    { promptTokens, cachedTokens },
+    readers.flatMap((reader) => reader.loops),
+  )
 }

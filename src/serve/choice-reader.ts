@@ -6,6 +6,8 @@ import type { Echo, Piece } from './responses.js'
 export class ChoiceReader {
   /** Of every token so far. */
   readonly loops: number[] = []
+  /** Tokens of the prompt that the cache had. */
+  cachedTokens = 0
   readonly #index: number
   readonly #parts: ToolCallStream | undefined
   #piece: Piece

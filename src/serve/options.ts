@@ -2,6 +2,7 @@ import { isIP } from 'node:net'
 import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
+import type { PromptCache } from '../model/types.js'
 import { cachePlanes } from '../native/architecture.js'
 import { deviceMemory } from '../tensor/devices.js'
 import { parseOptions } from '../validation/schema.js'
@@ -22,6 +23,7 @@ const schema = z.strictObject({
   maxWaiting: z.int().min(0).max(1_000_000).default(128),
   maxCachedTokens: z.int().min(1).max(maxCachedTokens).optional(),
   kv: z.enum(['per-loop', 'shared']).default('per-loop'),
+  promptCache: z.union([z.boolean(), z.strictObject({ maxTokens: z.int().min(1).max(maxCachedTokens).optional() })]).optional(),
   prefillTokens: count(256),
   maxConnections: count(1024),
   maxBodyBytes: count(1_000_000),
@@ -55,6 +57,11 @@ export interface ServeOptions {
   maxCachedTokens?: number
   /** Cache planes per loop (exact, default) or one that all loops share (a T-th of the memory). */
   kv?: 'per-loop' | 'shared'
+  /**
+   * Prompts stay in the cache, and later ones that begin alike run the rest alone, see {@link PromptCache}. Default true with kv `per-loop`;
+   * kv `shared` cannot.
+   */
+  promptCache?: PromptCache
   /** Tokens of prompts that run between two tokens of the answers under way: fewer keep those flowing, more are faster. Default 256. */
   prefillTokens?: number
   /** Connections at once; default 1024. */
@@ -99,7 +106,14 @@ export function checkServeOptions(options: ServeOptions): ServeSettings {
     const message = `apiKey: is needed because host ${settings.host} can be reached from other machines; looplm serve reads LOOPLM_API_KEY`
     throw new LoopLMError('INVALID_CONFIG', message, { operation: 'createServer' })
   }
-  return settings
+  const promptCache = settings.promptCache ?? settings.kv === 'per-loop'
+  if (promptCache !== false && settings.kv === 'shared') {
+    const message =
+      "promptCache: a prompt goes on from the keys and values of every loop, and kv 'shared' has those of the last alone. " +
+      "Use kv 'per-loop', or omit promptCache"
+    throw new LoopLMError('INVALID_CONFIG', message, { operation: 'createServer' })
+  }
+  return { ...settings, promptCache }
 }
 
 /** True for names and addresses that only this machine reaches. */

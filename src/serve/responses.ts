@@ -43,6 +43,8 @@ export interface Piece {
 /** Tokens of a request and what they cost. */
 export interface Usage {
   prompt_tokens: number
+  /** Tokens of the prompt that the cache of prompts had, so that they did not run. */
+  prompt_tokens_details: { cached_tokens: number }
   completion_tokens: number
   total_tokens: number
   /** Loops per generated token. */
@@ -61,9 +63,11 @@ export interface Format {
 }
 
 /** Usage of a request. @param loops of all tokens that were generated for it */
-export function usageOf(promptTokens: number, loops: readonly number[]): Usage {
+export function usageOf(prompt: { promptTokens: number; cachedTokens: number }, loops: readonly number[]): Usage {
+  const { promptTokens, cachedTokens } = prompt
   return {
     prompt_tokens: promptTokens,
+    prompt_tokens_details: { cached_tokens: cachedTokens },
     completion_tokens: loops.length,
     total_tokens: promptTokens + loops.length,
     mean_loops: loops.length === 0 ? null : loops.reduce((sum, loop) => sum + loop, 0) / loops.length,

@@ -106,6 +106,33 @@ describe("OpenAI's client", () => {
     expect(plain!.tokens).not.toEqual(expected!.tokens)
   })
 
+  it('gets the same answer in a conversation, whose earlier turns do not run again', async () => {
+    const { client } = await serve()
+    const { client: without } = await serve({ promptCache: false })
+    const ask = async (one: OpenAI, content: string) => {
+      const messages = [
+        { role: 'system' as const, content: 'You answer in few words and never say more than you know.' },
+        { role: 'user' as const, content },
+      ]
+      const { choices, usage } = await one.chat.completions.create({ model: 'tiny', messages, max_completion_tokens: 6, seed: 4 })
+      return { answer: choices[0]!.message.content, cached: usage!.prompt_tokens_details?.cached_tokens, usage }
+    }
+    for (const content of ['Who?', 'Where?', 'Where? When?']) {
+      const [found, plain] = [await ask(client, content), await ask(without, content)]
+      expect(found.answer).toBe(plain.answer)
+      expect(plain.cached).toBe(0)
+      if (content === 'Who?') expect(found.cached).toBe(0)
+      else expect(found.cached).toBeGreaterThan(16)
+      expect(found.cached).toBeLessThan(found.usage!.prompt_tokens)
+    }
+    const twice = { model: 'tiny', prompt: 'in the beginning was the word and the word was', n: 2, max_tokens: 2, seed: 1 }
+    const streamed = { ...twice, stream: true as const, stream_options: { include_usage: true } }
+    const { usage } = await client.completions.create(twice)
+    let last: typeof usage | null
+    for await (const chunk of await client.completions.create(streamed)) last = chunk.usage
+    expect(last!.prompt_tokens_details!.cached_tokens).toBe(usage!.prompt_tokens - 1)
+  })
+
   it('gets a chat answer for the rendered template, ended at the end of the turn', async () => {
     const { client } = await serve()
     const messages = [{ role: 'user' as const, content: 'Hi é😀' }]

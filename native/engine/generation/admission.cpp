@@ -71,7 +71,7 @@ void Admission::put_back(Row& row) {
   returned_ = true;
   g_.count([](SchedulerStats& s) { s.restarted++; });
   if (!alone) return;
-  while (evict(0)) {
+  while (g_.tree.evict() || evict(0)) {
   }
   g_.cache.clear();
   g_.cache.thrifty = true;
@@ -87,49 +87,51 @@ bool Admission::relax() {
 // False when the first request has to wait.
 bool Admission::admit_first() {
   auto& [id, request] = waiting_.front();
-  const int64_t length = int64_t(request.prompt.size()), own = g_.row_slots(request);
+  const int64_t own = g_.row_slots(request);
   Prompt* prompt = nullptr;
-  std::unique_ptr<Prompt> made;
+  Prompts::Beginning made;
   int64_t prompt_slot = -1, slot = -1;
-  for (bool grown = false;;) {
-    prompt = find_prompt(request, loops_of(request));
-    made = prompt ? nullptr : make_prompt(request, loops_of(request));
+  for (bool grown = false, with_tree = true;;) {
+    prompt = prompts_.find(request);
+    made = prompt ? Prompts::Beginning{} : prompts_.begin(request, with_tree);
+    const int64_t length = prompt ? 0 : made.prompt->own();
     prompt_slot = prompt ? prompt->slot : g_.cache.allocate(length);
     slot = prompt_slot < 0 ? -1 : g_.cache.allocate(own);
     if (slot >= 0) break;
     if (!prompt && prompt_slot >= 0) g_.cache.release(prompt_slot, length);
-    const int64_t preferred = g_.cache.used() == 0 ? slots_of_waiting() : 0;
-    if (!grown && g_.cache.grow_for(prompt ? own : length + own, preferred)) {
-      grown = true;
-      continue;
-    }
-    if (evict(request.parent)) {
-      grown = false;
-      continue;
-    }
+    const bool more = make_room(length + own, request.parent, grown);
+    g_.tree.drop(made.found);
+    if (more) continue;
     if (!g_.rows.empty()) {
       blocked_ = id;
       blocked_releases_ = g_.releases;
       return false;
     }
+    if (made.found) {  // what it would have shared lies in the way
+      with_tree = false;
+      continue;
+    }
     g_.fail(id, too_large(request, g_.cache.room()));
     waiting_.pop_front();
     return true;
   }
-  if (made) {
-    made->slot = prompt_slot;
-    prompt = made.get();
-    reuse(*prompt, request);
-    g_.prompts.push_back(std::move(made));
-  }
+  if (!prompt) prompt = prompts_.enter(std::move(made), request, prompt_slot);
   prompt->users++;
   if (request.release_parent && g_.kept.count(request.parent)) g_.forget(request.parent);
-  const int max_loops = loops_of(request);
+  const int max_loops = g_.loops_of(request);
   Row& row = g_.rows.emplace(id, Row{id, std::move(request), max_loops, prompt, slot, g_.acquire_index()}).first->second;
   for (int32_t token : prompt->tokens) row.state_key.append(token);
   row.edits = LogitEdits(row.request.logits, prompt->tokens);
   waiting_.pop_front();
   return true;
+}
+
+// The cache grows, unless it just has, or something in it goes. False: neither is possible at present.
+bool Admission::make_room(int64_t slots, int64_t parent, bool& grown) {
+  const int64_t preferred = g_.cache.used() == 0 ? slots_of_waiting() : 0;
+  if (!grown && g_.cache.grow_for(slots, preferred)) return grown = true;
+  grown = false;
+  return g_.tree.evict() || evict(parent);
 }
 
 // The request that was kept first makes room, the one that is continued last of all.
@@ -140,66 +142,6 @@ bool Admission::evict(int64_t parent) {
   g_.forget(first->first);
   g_.count([](SchedulerStats& s) { s.evicted++; });
   return true;
-}
-
-// Copies what the cache has of the prompt's beginning: attention reads a prompt from neighbouring slots.
-void Admission::reuse(Prompt& prompt, const GenerateRequest& request) {
-  const auto found = g_.kept.find(request.parent);
-  if (found == g_.kept.end()) return;
-  const Row& row = found->second;
-  const Prompt& from = *row.prompt;
-  const auto token = [&](int64_t j) {
-    return j < from.length() ? from.tokens[size_t(j)] : row.generated[size_t(j - from.length())];
-  };
-  int64_t common = 0;
-  const int64_t most = std::min({row.cached(), prompt.length() - 1, from.vectors.common(prompt.vectors)});
-  while (common < most && token(common) == prompt.tokens[size_t(common)]) common++;
-  if (from.loops != prompt.loops || !same_states(from.initial, prompt.initial, common)) return;
-  if (g_.architecture().prefix_sees_itself && (from.prefix != prompt.prefix || common < prompt.prefix)) return;
-  const int64_t shared = std::min(common, from.length());
-  g_.cache.copy_slots(Cache::Planes::states, from.slot, prompt.slot, shared);
-  g_.cache.copy_slots(Cache::Planes::states, row.slot, prompt.slot + shared, common - shared);
-  // the readout of the prompt's last token is the row's own, in its first slot
-  const int64_t read = std::min(common, from.length() - 1);
-  g_.cache.copy_slots(Cache::Planes::readout, from.slot, prompt.slot, read);
-  g_.cache.copy_slots(Cache::Planes::readout, row.slot, prompt.slot + read, common - read);
-  prompt.done = common;
-  g_.count([&](SchedulerStats& s) { s.reused += common; });
-}
-
-bool Admission::same_states(const InitialStates& a, const InitialStates& b, int64_t tokens) const {
-  if (!begins_with_state(g_.architecture())) return true;
-  if (a.given.empty() != b.given.empty()) return false;
-  const ptrdiff_t values = ptrdiff_t(tokens) * g_.architecture().hidden;
-  if (!a.given.empty()) return std::equal(a.given.begin(), a.given.begin() + values, b.given.begin());
-  return a.zeros == b.zeros && (a.zeros || a.seed == b.seed);
-}
-
-// Prompts are shared where their tokens, input vectors, loops and initial states are the same.
-Prompt* Admission::find_prompt(const GenerateRequest& request, int loops) const {
-  const int64_t length = int64_t(request.prompt.size());
-  for (auto& p : g_.prompts)
-    if (p->loops == loops && p->tokens == request.prompt && p->vectors == request.vectors && p->prefix == prefix_of(request) &&
-        same_states(p->initial, request.states, length))
-      return p.get();
-  return nullptr;
-}
-
-std::unique_ptr<Prompt> Admission::make_prompt(const GenerateRequest& request, int loops) const {
-  auto prompt = std::make_unique<Prompt>();
-  prompt->tokens = request.prompt;
-  prompt->vectors = request.vectors;
-  prompt->loops = loops;
-  prompt->prefix = prefix_of(request);
-  if (!begins_with_state(g_.architecture())) return prompt;
-  prompt->initial = request.states;
-  if (request.states.zeros || !request.states.given.empty()) return prompt;
-  StateKey key;
-  for (int32_t token : request.prompt) {
-    key.append(token);
-    prompt->state_keys.push_back(key);
-  }
-  return prompt;
 }
 
 // For all that can begin at once: a call of `generate` knows all it needs.
@@ -233,6 +175,7 @@ void Admission::update_counts() {
     s.waiting = int64_t(waiting_.size() + arrived_.size());
     s.cached_tokens = g_.cache.used();
     s.slots = g_.cache.slots();
+    s.retained = g_.tree.retained();
   });
 }
 

@@ -4,13 +4,14 @@
 #include <deque>
 #include <utility>
 
-#include "rows.h"
+#include "prompts.h"
 
 namespace looplm {
 
 class Admission {
  public:
-  explicit Admission(Generation& generation) : g_(generation), device_bytes_(generation.model.device->memory().total) {}
+  explicit Admission(Generation& generation)
+      : g_(generation), prompts_(generation), device_bytes_(generation.model.device->memory().total) {}
 
   // From any thread. Throws when the request can never run.
   int64_t add(GenerateRequest request);
@@ -40,21 +41,13 @@ class Admission {
  private:
   using Entry = std::pair<int64_t, GenerateRequest>;
   bool admit_first();
+  bool make_room(int64_t slots, int64_t parent, bool& grown);
   bool evict(int64_t parent);
-  void reuse(Prompt& prompt, const GenerateRequest& request);
-  bool same_states(const InitialStates& a, const InitialStates& b, int64_t tokens) const;
-  Prompt* find_prompt(const GenerateRequest& request, int loops) const;
-  std::unique_ptr<Prompt> make_prompt(const GenerateRequest& request, int loops) const;
   int64_t slots_of_waiting() const;
   std::string too_large(const GenerateRequest& request, int64_t room) const;
-  // Of families without a two-way prefix all prompts are alike.
-  int64_t prefix_of(const GenerateRequest& request) const {
-    if (!g_.architecture().prefix_sees_itself) return 0;
-    return request.prefix > 0 ? request.prefix : int64_t(request.prompt.size());
-  }
-  int loops_of(const GenerateRequest& request) const { return request.exit.max_loops > 0 ? request.exit.max_loops : g_.loops; }
 
   Generation& g_;
+  Prompts prompts_;
   const size_t device_bytes_;
   std::deque<Entry> waiting_;
   int64_t blocked_ = 0;            // the first request that waits, when it found no room,

@@ -9,7 +9,7 @@ namespace {
 // Of the token before, in a plane.
 int64_t slot_before(const ActiveToken& token) {
   const Row& row = *token.row;
-  return token.made() > 1 ? row.slot + token.made() - 2 : row.prompt->slot + row.prompt->length() - 1;
+  return token.made() > 1 ? row.slot + token.made() - 2 : row.prompt->slot_of(row.prompt->length() - 1);
 }
 
 }  // namespace
@@ -35,8 +35,7 @@ const int32_t* PassInputs::upload_rows(const std::vector<ActiveToken>& tokens, C
     last_position = std::max(last_position, positions.back());
     slots.push_back(cache.slot_at(token.loop, row.slot + token.made() - 1));
     before.push_back(cache.slot_at(token.loop, slot_before(token)));
-    contexts.push_back({cache.slot_at(token.loop, row.prompt->slot), int32_t(row.prompt->tokens.size()),
-                        cache.slot_at(token.loop, row.slot), token.made()});
+    contexts.push_back(row.context(row.prompt->length(), token.made(), cache.slot_at(token.loop, 0)));
   }
   std::vector<char> bytes(context_bytes + (3 * n + ids.size()) * sizeof(int32_t));
   char* end = std::copy_n(reinterpret_cast<const char*>(contexts.data()), context_bytes, bytes.data());
@@ -64,7 +63,7 @@ void PassInputs::begin(const Stack& loop, const std::vector<ActiveToken>& tokens
       const int32_t made = tokens[i].made();
       slots.push_back(int32_t(row.slot) + made - 1);
       before.push_back(int32_t(slot_before(tokens[i])));
-      contexts.push_back({int32_t(row.prompt->slot), int32_t(row.prompt->tokens.size()), int32_t(row.slot), made});
+      contexts.push_back(row.context(row.prompt->length(), made, 0));
     }
     use = g_.cache.decoding(upload(model.device, memory_.begin_slots, slots),
                             upload(model.device, memory_.begin_contexts, contexts),

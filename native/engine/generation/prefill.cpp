@@ -19,6 +19,7 @@ bool Prefill::shrink() {
 // one overwrite it, and a piece needs the keys that the earlier ones have at its own loop: there all pieces run a loop, then all
 // of them the next. A turn does as much either way.
 void Prefill::run() {
+  release_sources();
   int64_t room = tokens_ * (g_.cache.shared() ? g_.loops : 1);
   while (room > 0 && open()) {
     const std::vector<Piece> pieces = next_pieces(std::min(room, tokens_));
@@ -28,12 +29,21 @@ void Prefill::run() {
   }
 }
 
+// What prompts borrow from others under way has run.
+void Prefill::release_sources() {
+  std::vector<Prompt*> sources;
+  for (auto& p : g_.prompts)
+    if (p->source && p->source->done >= p->shared) sources.push_back(std::exchange(p->source, nullptr));
+  for (Prompt* source : sources) g_.release_prompt(*source);
+}
+
 // At most one piece of each prompt, all of them at the same loops. A prompt that sees itself both ways runs whole.
 std::vector<Prefill::Piece> Prefill::next_pieces(int64_t room) const {
   std::vector<Piece> pieces;
   for (auto& p : g_.prompts) {
     if (room <= 0) break;
-    if (p->ready || (!pieces.empty() && (p->loops != pieces[0].prompt->loops || p->loop != pieces[0].prompt->loop))) continue;
+    if (p->ready || p->source || (!pieces.empty() && (p->loops != pieces[0].prompt->loops || p->loop != pieces[0].prompt->loop)))
+      continue;
     const int64_t rest = p->length() - p->done, count = std::max(p->done == 0 ? p->prefix : 0, std::min(rest, room));
     if (count > room && !pieces.empty()) continue;
     pieces.push_back({p.get(), p->done, p->done + count});
@@ -54,8 +64,11 @@ struct Prefill::Packed {
 Prefill::Packed Prefill::pack(const std::vector<Piece>& pieces) const {
   Packed out;
   for (const Piece& piece : pieces) {
-    if (piece.from > 0) out.prefixes.push_back({out.prefix_rows, piece.prompt->slot, piece.from});
-    out.prefix_rows += piece.from;
+    piece.prompt->for_runs(0, piece.from, [&](int64_t slot, int64_t count) {
+      out.prefixes.push_back({out.prefix_rows, slot, count, false});
+      out.prefix_rows += count;
+    });
+    if (piece.from > 0) out.prefixes.back().last = true;
   }
   int32_t prefix = 0;
   for (const Piece& piece : pieces) {
@@ -67,7 +80,7 @@ Prefill::Packed Prefill::pack(const std::vector<Piece>& pieces) const {
     for (int64_t j = piece.from; j < piece.to; j++) {
       out.ids.push_back(piece.prompt->tokens[size_t(j)]);
       out.positions.push_back(int32_t(j));
-      out.slots.push_back(int32_t(piece.prompt->slot + j));
+      out.slots.push_back(int32_t(piece.prompt->slot + j - piece.prompt->shared));
     }
   }
   return out;

@@ -29,6 +29,7 @@ class Prefill {
     Buffer states;                           // act [N, D], initial
     Buffer vectors;                          // act [input vectors, D]
   };
+  void release_sources();
   std::vector<Piece> next_pieces(int64_t room) const;
   static std::vector<int32_t> rows_before(const std::vector<Piece>& pieces, int64_t tokens);
   Packed pack(const std::vector<Piece>& pieces) const;

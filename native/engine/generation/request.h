@@ -81,6 +81,7 @@ struct GenerateEvent {  // what became of a request since the last time
   Finish finish = Finish::none;
   std::string failure;         // of a request that failed: there was no memory for it
   std::vector<double> logits;  // [V], of a request with Host::logits: its next draw waits for the answer
+  int64_t reused = 0;          // where there are tokens: those of the prompt that did not run for it
 };
 
 // The host's answer for a request's next draw: what its LogitOptions ask for.

@@ -8,6 +8,15 @@ namespace {
 
 bool has_blocks(const Architecture& a, const std::vector<Step>& steps) { return a.blocks(steps) > 0; }
 
+// Tokens of ended prompts that stay: by default what a quarter of the memory that is free now has room for.
+int64_t most_retained(const SchedulerOptions& options, const Model& model, const Cache& cache) {
+  if (options.prompt_cache == 0) return 0;
+  const int64_t all = options.max_tokens > 0 ? options.max_tokens : INT32_MAX;
+  const int64_t most =
+      options.prompt_cache > 0 ? options.prompt_cache : int64_t(model.device->memory().free / 4 / cache.slot_bytes());
+  return std::clamp<int64_t>(most, 1, all);
+}
+
 }  // namespace
 
 Generation::Generation(Model& model, const SchedulerOptions& options)
@@ -16,13 +25,14 @@ Generation::Generation(Model& model, const SchedulerOptions& options)
       loops(options.loops > 0 ? options.loops : model.config.loops),
       state_bytes(size_t(model.config.hidden) * loop_dtype_size(model.dt)),
       cache(model, loops, options.shared_cache, options.max_tokens, [this] { return written(); }),
+      tree(cache, most_retained(options, model, cache)),
       reads_with_blocks(has_blocks(model.config, model.config.read)) {}
 
 // The slots that hold keys and values; a draft's lie behind the tokens that are made.
 Cache::Runs Generation::written() const {
-  Cache::Runs runs;
+  Cache::Runs runs = tree.written();
   for (auto& p : prompts)
-    if (p->written() > 0) runs.emplace_back(p->slot, p->written());
+    if (!p->node && p->written() > 0) runs.emplace_back(p->slot, p->written());
   for (auto& [id, row] : rows)
     if (const int64_t count =
             std::min<int64_t>(row_slots(row.request), row.made + row.request.draft_tokens + (reads_with_blocks ? 1 : 0));
@@ -73,22 +83,28 @@ void Generation::forget(int64_t id) {
 void Generation::release_cache(Row& row) {
   releases++;
   cache.release(row.slot, row_slots(row.request));
-  if (--row.prompt->users == 0) {
-    cache.release(row.prompt->slot, row.prompt->length());
-    prompts.erase(std::find_if(prompts.begin(), prompts.end(), [&](auto& p) { return p.get() == row.prompt; }));
-  }
+  release_prompt(*row.prompt);
+}
+
+void Generation::release_prompt(Prompt& prompt) {
+  if (--prompt.users > 0) return;
+  if (prompt.source) release_prompt(*prompt.source);
+  if (prompt.node) tree.leave(prompt.node);
+  else cache.release(prompt.slot, prompt.own());
+  prompts.erase(std::find_if(prompts.begin(), prompts.end(), [&](auto& p) { return p.get() == &prompt; }));
 }
 
 void Generation::clear() noexcept {
   rows.clear();
   kept.clear();
   prompts.clear();
+  tree.clear();
   events.clear();
   cache.clear();
   free_indices_.clear();
   row_indices = 0;
   releases++;
-  count([](SchedulerStats& s) { s.rows = s.kept = s.waiting = s.cached_tokens = 0; });
+  count([](SchedulerStats& s) { s.rows = s.kept = s.waiting = s.cached_tokens = s.retained = 0; });
 }
 
 void Generation::answer(int64_t request, HostAnswer answer) {
@@ -106,7 +122,7 @@ void Generation::collect_answers() {
 }
 
 GenerateEvent& Generation::event(int64_t request) {
-  return events.try_emplace(request, GenerateEvent{request, {}, Finish::none, {}, {}}).first->second;
+  return events.try_emplace(request, GenerateEvent{request, {}, Finish::none, {}, {}, 0}).first->second;
 }
 
 bool Generation::add_token(Row& row, GeneratedToken token) {
@@ -119,6 +135,7 @@ bool Generation::add_token(Row& row, GeneratedToken token) {
   row.answer = {};
   if (known) return true;  // there were more behind it, or the row would have ended
   GenerateEvent& out = event(row.id);
+  out.reused = row.prompt->reused;
   const auto& stops = row.request.stop_tokens;
   if (std::find(stops.begin(), stops.end(), token.token) != stops.end()) out.finish = Finish::stop;
   else if (row.made >= row.request.max_new_tokens) out.finish = Finish::length;

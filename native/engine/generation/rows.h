@@ -7,27 +7,51 @@
 #include "../initial_state.h"
 #include "cache.h"
 #include "logit_edits.h"
+#include "prompt_tree.h"
 #include "scheduler.h"
 
 namespace looplm {
 
-// A prompt that some rows share. Its keys lie in [slot, slot + tokens.size()).
+// A prompt that some rows share. The keys of its first tokens may be others'; those of its own lie in [slot, slot + own()).
 struct Prompt {
   std::vector<int32_t> tokens;
   InputVectors vectors;
   InitialStates initial;
-  std::vector<StateKey> state_keys;  // of its positions, where they are drawn
-  int64_t prefix = 0;                // tokens at its start that see each other, where the family has that
-  int loops = 0;                     // it ran, or will run, this many
+  std::vector<StateKey> state_keys;    // of its positions, where they are drawn
+  int64_t prefix = 0;                  // tokens at its start that see each other, where the family has that
+  int loops = 0;                       // it ran, or will run, this many
+  std::vector<LoopCacheRun> borrowed;  // where the keys of its first `shared` tokens lie
+  int64_t shared = 0;
   int64_t slot = 0;
-  int64_t done = 0;  // tokens whose keys are in the cache; of a shared cache those of the loop under way
+  PromptNode* node = nullptr;  // in the tree of prompts; NULL: its slots go with it
+  Prompt* source = nullptr;    // which has yet to run what is borrowed; it is held
+  int64_t reused = 0;          // tokens that did not run for this prompt
+  int64_t done = 0;            // tokens whose keys are in the cache; of a shared cache those of the loop under way
   int users = 0;
   Buffer last;         // act [loops, R, D]: the registers behind every loop at its last token, once all of it has run
   int loop = 0;        // of a shared cache: loops that all tokens have completed,
   Buffer states;       // act [R, tokens, D]: and the registers that the next loop starts from
   bool ready = false;  // every token has run at full depth
   int64_t length() const { return int64_t(tokens.size()); }
-  int64_t written() const { return ready || loop > 0 ? length() : done; }
+  int64_t own() const { return length() - shared; }
+  int64_t written() const { return (ready || loop > 0 ? length() : done) - shared; }  // of its own tokens
+  // Where tokens [from, to) lie, run by run: f(first slot, how many).
+  template <class F>
+  void for_runs(int64_t from, int64_t to, F f) const {
+    int64_t at = 0;  // tokens before a run
+    const auto part = [&](int64_t first, int64_t length) {
+      const int64_t begin = std::max(from, at), end = std::min(to, at + length);
+      if (begin < end) f(first + begin - at, end - begin);
+      at += length;
+    };
+    for (const LoopCacheRun& run : borrowed) part(run.begin, run.length);
+    part(slot, own());
+  }
+  int64_t slot_of(int64_t token) const {
+    int64_t found = slot;
+    for_runs(token, token + 1, [&](int64_t at, int64_t) { found = at; });
+    return found;
+  }
 };
 
 // A request that generates.
@@ -48,6 +72,16 @@ struct Row {
   std::vector<int32_t> drafts = {};  // tokens drafted behind the newest one
   bool verifying = false;
   std::vector<int32_t> generated = {};  // all new tokens, where the row is kept
+  // The keys of the first tokens of its prompt, and of the first slots of its own. plane: slots before them.
+  LoopCacheContext context(int64_t of_prompt, int32_t of_own, int32_t plane) const {
+    LoopCacheContext out{};
+    size_t r = 0;
+    prompt->for_runs(0, of_prompt, [&](int64_t first, int64_t count) {
+      out.runs[r++] = {plane + int32_t(first), int32_t(count)};
+    });
+    out.runs[r] = {plane + int32_t(slot), of_own};
+    return out;
+  }
   // Keys and values of so many tokens are there: those of the newest come when it is continued.
   int64_t cached() const { return prompt->length() + made - 1; }
   bool waits_for_host() const { return request.logits.host != LogitOptions::Host::none && answer.empty(); }
@@ -71,6 +105,7 @@ struct Generation {
   const int loops;
   const size_t state_bytes;  // of one register of one token
   Cache cache;
+  PromptTree tree;
   std::map<int64_t, Row> rows;  // by request: older first
   std::map<int64_t, Row> kept;  // that have ended, and whose keys and values are still there
   std::vector<std::unique_ptr<Prompt>> prompts;
@@ -83,11 +118,13 @@ struct Generation {
   // Slots of a row: its last token's keys are never read; the readout of the prompt's last token is the row's own.
   int64_t row_slots(const GenerateRequest& request) const { return request.max_new_tokens - 1 + (reads_with_blocks ? 1 : 0); }
   const bool reads_with_blocks;
+  int loops_of(const GenerateRequest& request) const { return request.exit.max_loops > 0 ? request.exit.max_loops : loops; }
 
   int32_t acquire_index();
-  void trim_indices();     // buffers with a place for every row need no more than for those that are there
-  void finish(Row& row);   // releases it, or keeps what is in its cache
-  void release(Row& row);  // its cache and its prompt, and itself
+  void trim_indices();                  // buffers with a place for every row need no more than for those that are there
+  void finish(Row& row);                // releases it, or keeps what is in its cache
+  void release(Row& row);               // its cache and its prompt, and itself
+  void release_prompt(Prompt& prompt);  // for one of those that hold it
   void forget(int64_t kept);
   void clear() noexcept;
 

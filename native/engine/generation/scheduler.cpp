@@ -19,6 +19,11 @@ struct Scheduler::State {
                   "kv 'shared': models of family " + a.family +
                       " need keys and values of every loop, and give wrong tokens without them: use kv 'per-loop', or say kv { "
                       "planes: 'shared', force: true }");
+    if (options.shared_cache && options.prompt_cache != 0)
+      throw Error(
+          "INVALID_ARGUMENT", "scheduler",
+          "promptCache: a prompt goes on from the keys and values of every loop, and kv 'shared' has those of the last alone: "
+          "use kv 'per-loop', or omit promptCache");
     if (options.max_rows < 1 || options.max_tokens < 0 || options.prefill_tokens < 1)
       throw Error("INVALID_ARGUMENT", "scheduler", "maxRows and prefillTokens must be at least 1, maxTokens at least 0");
   }

@@ -4,6 +4,7 @@
 //
 // request     what is asked and answered          admission    who begins, and room in the cache for it
 // prefill     prompts, into the cache             decode       rows under way, one loop a pass
+// prompts     what they have in common        prompt_tree  beginnings in the cache
 // token_head  exit rules, head and sampling       speculation  drafts
 // exit_rule   the rules, one entry each           cache        keys and values of all rows
 #pragma once
@@ -15,11 +16,14 @@
 namespace looplm {
 
 struct SchedulerOptions {
-  int max_rows = 16;             // sequences that generate at the same time; the others wait in the order in which they came
-  int64_t max_tokens = 0;        // cached tokens at the same time, 0: as many as fit in memory
-  int loops = 0;                 // the most any request may use; 0: the model's
-  bool shared_cache = false;     // one plane per layer instead of one per (layer, loop)
-  bool force = false;            // shared_cache for a family that was not made for it
+  int max_rows = 16;          // sequences that generate at the same time; the others wait in the order in which they came
+  int64_t max_tokens = 0;     // cached tokens at the same time, 0: as many as fit in memory
+  int loops = 0;              // the most any request may use; 0: the model's
+  bool shared_cache = false;  // one plane per layer instead of one per (layer, loop)
+  bool force = false;         // shared_cache for a family that was not made for it
+  // Tokens of ended prompts that stay in the cache for others that begin alike, the least recently used go first. 0: none, -1: as
+  // many as a quarter of the free memory has room for.
+  int64_t prompt_cache = 0;
   int64_t prefill_tokens = 512;  // prompt tokens run between two passes of the rows under way
 };
 
@@ -31,7 +35,8 @@ struct SchedulerStats {
   int64_t whole_tokens = 0;              // tokens whose loops were one call of the device
   int64_t kept = 0, evicted = 0;         // ended requests in the cache, and those that made room for others so far
   int64_t restarted = 0;                 // times that a row found no memory and began again once others had ended
-  int64_t prefilled = 0, reused = 0;     // tokens of prompts that ran so far, and that the cache had from kept requests
+  int64_t prefilled = 0, reused = 0;     // tokens of prompts that ran so far, and that the cache had
+  int64_t hits = 0, retained = 0;        // prompts that found their beginning so far; tokens of ended prompts in the cache
   int64_t drafted = 0, accepted = 0;     // positions drafted ahead, and those of them that were kept
 };
 

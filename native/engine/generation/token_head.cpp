@@ -59,10 +59,10 @@ const void* TokenHead::read(const std::vector<HeadRow>& rows, const std::vector<
     const HeadRow& row = rows[size_t(i)];
     const int32_t shared = int32_t(row.row->prompt->length()) - 1;
     slots.push_back(int32_t(row.row->slot) + row.made);
-    before.push_back(row.made > 0 ? slots.back() - 1 : int32_t(row.row->prompt->slot) + std::max(0, shared - 1));
+    before.push_back(row.made > 0 ? slots.back() - 1 : int32_t(row.row->prompt->slot_of(std::max(0, shared - 1))));
     positions.push_back(row.position() - 1);
     if (positions.back() == 0) first.push_back(int32_t(positions.size()) - 1);
-    contexts.push_back({int32_t(row.row->prompt->slot), shared, int32_t(row.row->slot), row.made + 1});
+    contexts.push_back(row.row->context(shared, row.made + 1, 0));
     last_position = std::max(last_position, positions.back());
   }
   DeviceBatch batch{n, nullptr, upload(model.device, memory_.positions, positions), nullptr, 0, 0, 0, last_position};

@@ -33,7 +33,7 @@ std::optional<int> WholeToken::run(const ActiveToken& token) {
   const Weights& w = model.weights();
   const Architecture& c = model.config;
   const ExitOptions& exit = row.request.exit;
-  const int32_t length = int32_t(row.prompt->tokens.size()), position = token.position();
+  const int32_t position = token.position();
   state_.reserve(model.device, g_.state_bytes + 64);
   exit_loop_.reserve(model.device, sizeof(int32_t));
   LoopDecodeToken t{};
@@ -46,7 +46,7 @@ std::optional<int> WholeToken::run(const ActiveToken& token) {
   t.embedded = static_cast<const char*>(w.embedding) + size_t(token.token) * g_.state_bytes;
   t.position = position;
   t.slot = g_.cache.slot_at(0, row.slot + row.made - 1);
-  t.context = {g_.cache.slot_at(0, row.prompt->slot), length, g_.cache.slot_at(0, row.slot), row.made};
+  t.context = row.context(row.prompt->length(), row.made, g_.cache.slot_at(0, 0));
   t.plane = g_.cache.slot_at(1, 0);
   t.loops = row.max_loops, t.min_loops = exit.min_loops, t.threshold = exit.threshold;
   if (exit.rule == ExitRule::sampled) t.threshold = exit_draw(row, token.made());

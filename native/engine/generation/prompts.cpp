@@ -1,0 +1,139 @@
+#include "prompts.h"
+
+#include <algorithm>
+
+namespace looplm {
+
+// What a prompt has of others: of its parent, which is copied, or of those in the tree.
+Prompts::Beginning Prompts::begin(const GenerateRequest& request, bool with_tree) {
+  Beginning out{make(request)};
+  Prompt& p = *out.prompt;
+  if (!with_tree || !may_share(request)) return out;
+  const int64_t most = p.length() - 1;  // the first new token is read from the last, which has to run
+  out.found = g_.tree.find(family_of(p), p.tokens, std::max(p.prefix, common_with_parent(p, request)), most);
+  if (!out.found) return out;
+  g_.tree.hold(out.found);
+  // A row has its own run and its prompt's beside those that are borrowed. What lies in more of them is copied, if it is there.
+  constexpr size_t MOST_RUNS = LOOP_CACHE_RUNS - 2;
+  out.shared = out.found;
+  for (p.borrowed = PromptTree::runs(out.shared); p.borrowed.size() > MOST_RUNS; p.borrowed = PromptTree::runs(out.shared))
+    out.shared = out.shared->parent;
+  p.shared = out.shared->end();
+  return out;
+}
+
+// The prompt has its place, and gets what it shares with others.
+Prompt* Prompts::enter(Beginning beginning, const GenerateRequest& request, int64_t slot) {
+  Prompt& p = *beginning.prompt;
+  p.slot = slot;
+  g_.prompts.push_back(std::move(beginning.prompt));
+  bool private_keys = !may_share(request);
+  if (PromptNode* const found = beginning.found) {
+    p.reused = p.shared;
+    if (found->written() == found->length()) {
+      for (const LoopCacheRun& run : PromptTree::runs(found, p.shared)) {
+        for (const auto planes : {Cache::Planes::states, Cache::Planes::readout})
+          g_.cache.copy_slots(planes, run.begin, slot + p.reused - p.shared, run.length);
+        p.reused += run.length;
+      }
+    }
+    if (beginning.shared->written() < beginning.shared->length()) {
+      p.source = beginning.shared->writer;
+      p.source->users++;
+    }
+    g_.tree.hold(beginning.shared);
+    g_.tree.drop(found);
+  } else if (const int64_t common = common_with_parent(p, request); common > 0) {
+    copy_from_parent(p, request, common);
+    p.reused = common;
+    private_keys = true;  // of new tokens, which other arithmetic made than a prompt's
+  }
+  p.done = p.reused;
+  if (!private_keys) p.node = g_.tree.add(family_of(p), beginning.shared, p, p.shared, slot);
+  g_.count([&](SchedulerStats& s) {
+    s.reused += p.reused;
+    s.hits += p.reused > 0;
+  });
+  return &p;
+}
+
+PromptFamily Prompts::family_of(const Prompt& p) const {
+  PromptFamily out{g_.model.version(), g_.model.layout(), g_.model.placement(), p.loops};
+  if (begins_with_state(g_.architecture())) {
+    out.zero_states = p.initial.zeros;
+    out.state_seed = p.initial.zeros ? 0 : p.initial.seed;
+  }
+  out.prefix = p.prefix;
+  return out;
+}
+
+// Tokens at the start that the request that is continued has in the cache.
+int64_t Prompts::common_with_parent(const Prompt& prompt, const GenerateRequest& request) const {
+  const auto found = g_.kept.find(request.parent);
+  if (found == g_.kept.end()) return 0;
+  const Row& row = found->second;
+  const Prompt& from = *row.prompt;
+  const auto token = [&](int64_t j) {
+    return j < from.length() ? from.tokens[size_t(j)] : row.generated[size_t(j - from.length())];
+  };
+  int64_t common = 0;
+  const int64_t most = std::min({row.cached(), prompt.length() - 1, from.vectors.common(prompt.vectors)});
+  while (common < most && token(common) == prompt.tokens[size_t(common)]) common++;
+  if (from.loops != prompt.loops || !same_states(from.initial, prompt.initial, common)) return 0;
+  if (g_.architecture().prefix_sees_itself && (from.prefix != prompt.prefix || common < prompt.prefix)) return 0;
+  return common;
+}
+
+// Attention reads new tokens from neighbouring slots, and those of the parent are its own.
+void Prompts::copy_from_parent(Prompt& prompt, const GenerateRequest& request, int64_t common) {
+  const Row& row = g_.kept.at(request.parent);
+  const Prompt& from = *row.prompt;
+  const auto copy = [&](Cache::Planes planes, int64_t of_prompt) {
+    int64_t to = prompt.slot;
+    from.for_runs(0, of_prompt, [&](int64_t slot, int64_t count) {
+      g_.cache.copy_slots(planes, slot, to, count);
+      to += count;
+    });
+    g_.cache.copy_slots(planes, row.slot, to, common - of_prompt);
+  };
+  copy(Cache::Planes::states, std::min(common, from.length()));
+  // the readout of the prompt's last token is the row's own, in its first slot
+  copy(Cache::Planes::readout, std::min(common, from.length() - 1));
+}
+
+bool Prompts::same_states(const InitialStates& a, const InitialStates& b, int64_t tokens) const {
+  if (!begins_with_state(g_.architecture())) return true;
+  if (a.given.empty() != b.given.empty()) return false;
+  const ptrdiff_t values = ptrdiff_t(tokens) * g_.architecture().hidden;
+  if (!a.given.empty()) return std::equal(a.given.begin(), a.given.begin() + values, b.given.begin());
+  return a.zeros == b.zeros && (a.zeros || a.seed == b.seed);
+}
+
+// Prompts are shared where their tokens, input vectors, loops and initial states are the same.
+Prompt* Prompts::find(const GenerateRequest& request) const {
+  const int64_t length = int64_t(request.prompt.size());
+  for (auto& p : g_.prompts)
+    if (p->loops == g_.loops_of(request) && p->tokens == request.prompt && p->vectors == request.vectors &&
+        p->prefix == prefix_of(request) && same_states(p->initial, request.states, length))
+      return p.get();
+  return nullptr;
+}
+
+std::unique_ptr<Prompt> Prompts::make(const GenerateRequest& request) const {
+  auto prompt = std::make_unique<Prompt>();
+  prompt->tokens = request.prompt;
+  prompt->vectors = request.vectors;
+  prompt->loops = g_.loops_of(request);
+  prompt->prefix = prefix_of(request);
+  if (!begins_with_state(g_.architecture())) return prompt;
+  prompt->initial = request.states;
+  if (request.states.zeros || !request.states.given.empty()) return prompt;
+  StateKey key;
+  for (int32_t token : request.prompt) {
+    key.append(token);
+    prompt->state_keys.push_back(key);
+  }
+  return prompt;
+}
+
+}  // namespace looplm
