@@ -72,7 +72,7 @@ export class ChatSession {
     const system = options.system ?? chatTemplate?.system
     this.#model = model
     this.#options = options
-    this.#tools = tools
+    this.#tools = readTools(tools, operation)
     this.#maxToolRounds = checkNumber(options.maxToolRounds ?? 8, 'maxToolRounds', { min: 0, integer: true }, operation)
     this.#toolTimeout = checkNumber(options.toolTimeout ?? 30, 'toolTimeout', { min: 0 }, operation)
     this.#prompts = new ChatPrompts(model, tokenizer, chatTemplate, tools, operation)
@@ -326,6 +326,13 @@ function readMessages(messages: readonly ChatMessage[], name: string, operation:
   if (Array.isArray(messages) && messages.every((message) => typeof message?.role === 'string')) return structuredClone(messages)
   const expected = name === 'input' ? 'a string, or messages such as' : 'a list of messages such as'
   const message = `${name}: must be ${expected} { role: 'user', content: 'Hi' }, got ${describe(messages)}.`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}
+
+function readTools(tools: readonly Tool[], operation: string): readonly Tool[] {
+  const bad = Array.isArray(tools) ? tools.findIndex((tool) => typeof tool?.call !== 'function') : 0
+  if (bad === -1) return tools
+  const message = `tools: must be tools that defineTool made, got ${describe(Array.isArray(tools) ? tools[bad] : tools)}.`
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 

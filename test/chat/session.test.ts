@@ -235,6 +235,7 @@ describe('a session', () => {
     expect(await message(() => chat.send([{ content: 'x' }] as never))).toMatch(/input: must be a string, or messages/)
     expect(chat.messages).toHaveLength(2)
     expect(await message(() => new ChatSession(model, { auto: { doubt: 1 } as object }))).toMatch(/auto\.doubt/)
+    expect(await message(() => new ChatSession(model, { tools: [{ name: 'x' }] as never }))).toMatch(/tools that defineTool made/)
     model.tokenizer = Tokenizer.characters(alphabet, { special: { eos: '<end>' } })
     expect(await message(() => new ChatSession(model))).toMatch(/no chat template\. Pass chatTemplate/)
     chat.dispose()
