@@ -250,6 +250,7 @@ describe('examples', () => {
       /^whole prompts: 3\d\.\d tokens, right .*\nvectors and kept tokens: 11\.0 positions, right .*\nkept tokens alone: 9\.0 tokens, right .*\n$/,
       ['20', '4', '60'],
     ],
+    ['chat-modes', /^\| mode \|.*\n\| --- .*\n\| `no-think` \| [\s\S]*\| `auto`, default \| .* %.* \|\n$/, ['0.01']],
     ['vectors', /^states 4 × 7 × 64; .*: true\nagrees with score\(\): true\n$/],
   ] as [string, RegExp, string[]?][])('examples/%s.ts runs', (name, said, words = []) => {
     const program = join(root, 'dist', 'examples', `${name}.js`)
