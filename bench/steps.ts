@@ -241,6 +241,50 @@ async function decode(
   }
 }
 
+/**
+ * Wavefront decoding beside plain decoding of one sequence, by turns. share: of what the blocks add to a state, so that loops after the first
+ * change it little: 1 is a random model, whose readouts hold by chance alone. The roof is plain decoding, the share how many times as fast.
+ */
+async function wavefront(step: string, config: Config, share: number, tokens = 96): Promise<StepRow> {
+  const model = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1 })
+  for (const { name, shape } of model.parameters())
+    if (name.endsWith('layernorm_2.weight')) await model.setParameter(name, new Float64Array(shape[0]!).fill(share))
+  const run = async (speculate: 'wavefront' | 'off') => {
+    using scheduler = model.scheduler({ maxRows: 1 })
+    const options = { maxNewTokens: tokens, temperature: 0, stop: [], exit: { rule: 'fixed' }, speculate } as const
+    let [begin, end] = [0, 0]
+    for await (const _ of scheduler.add([1, 2, 3, 4, 5, 6, 7, 8], options)) {
+      end = performance.now()
+      if (begin === 0) begin = end
+    }
+    return { rate: (tokens - 1) / ((end - begin) / 1000), stats: scheduler.stats() }
+  }
+  await run('off')
+  const peak = peakMiB()
+  const plain: number[] = []
+  const ahead: number[] = []
+  const times: number[] = []
+  let { stats } = await run('wavefront')
+  for (let i = 0; i < 7; i++) {
+    plain.push((await run('off')).rate)
+    const measured = await run('wavefront')
+    stats = measured.stats
+    ahead.push(measured.rate)
+    times.push(measured.rate / plain.at(-1)!)
+  }
+  const { drafted, accepted, passes, passRows } = stats
+  const kept = `${accepted} of ${drafted} drafts kept, ${(passRows / passes).toFixed(2)} rows a pass`
+  return {
+    step,
+    dtype: 'bfloat16',
+    seconds: 1 / middle(ahead),
+    tokensPerSecond: middle(ahead),
+    share: middle(times),
+    roof: `plain decoding ${middle(plain).toFixed(1)} tokens/s; ${kept}`,
+    peakMiB: peak,
+  }
+}
+
 async function prefill(step: string, config: Config, length: number, quantize?: 'int8' | 'int4'): Promise<StepRow> {
   const model = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1, ...(quantize ? { quantize } : {}) })
   const prompt = Array.from({ length }, (_, j) => (j * 7919) % config.vocab_size)
@@ -342,6 +386,8 @@ const cpuSteps: Steps = {
   'decode batch 1, 98 M parameters, exits': (name) => decode(name, { config: d768, threshold: 0.6 }),
   'decode batch 1, 98 M parameters, speculation 2 loops × 4': (name) =>
     decode(name, { config: d768, speculate: { loops: 2, tokens: 4 } }),
+  'wavefront batch 1, 98 M parameters, readouts that settle early': (name) => wavefront(name, d768, 0.002),
+  'wavefront batch 1, 98 M parameters, readouts that do not': (name) => wavefront(name, d768, 1),
   'decode batch 16, 98 M parameters, exits': (name) => decode(name, { config: d768, rows: 16, tokens: 48, threshold: 0.6 }),
   'decode batch 1, 500 M parameters, bfloat16': (name) => decode(name, { config: d1536, tokens: 12 }),
   'decode batch 1, 500 M parameters, int4': (name) => decode(name, { config: d1536, tokens: 16, quantize: 'int4' }),
@@ -364,6 +410,7 @@ function gpuSteps(tiny: boolean): Steps {
     [`decode batch 16, ${model}, bfloat16`]: (name) => decode(name, { config, rows: tiny ? 2 : 16, tokens }),
     [`decode batch 1, ${model}, exits`]: (name) => decode(name, { config, tokens, threshold: 0.6 }),
     [`decode batch 1, ${model}, int4`]: (name) => decode(name, { config, tokens, quantize: 'int4' }),
+    [`wavefront batch 1, ${model}, readouts that settle early`]: (name) => wavefront(name, config, 0.002, tokens),
     [`prefill of ${length / 2} tokens, ${model}, bfloat16`]: (name) => prefill(name, config, length / 2),
   }
 }

@@ -214,6 +214,7 @@ export interface NativeGenerateRequest extends NativeLogitOptions {
   /** 0: no speculation. */
   draftLoops: number
   draftTokens: number
+  wavefront: boolean
   /** Initial states, (prompt + maxNewTokens) × D; empty: as the seed says. */
   states: Float64Array
   stateSeed: number
@@ -270,7 +271,7 @@ export interface SchedulerStats {
   hits: number
   /** Tokens of ended prompts that the cache keeps for later ones, see `promptCache`; part of `cachedTokens`. */
   retained: number
-  /** Positions drafted ahead by self-speculation so far. */
+  /** Positions drafted ahead with `speculate` so far. `passRows / passes` are the rows of a pass. */
   drafted: number
   /** Drafted positions that were kept. */
   accepted: number

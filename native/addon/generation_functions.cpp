@@ -71,6 +71,7 @@ GenerateRequest read_request(const Input& in) {
   r.alternatives = int(in["alternatives"].integer(0, MOST));
   r.draft_loops = int(in["draftLoops"].integer(0, 1024));
   r.draft_tokens = int(in["draftTokens"].integer(0, MOST));
+  r.wavefront = in["wavefront"].flag();
   r.keep = in["keep"].flag();
   r.parent = in["parent"].integer(0, int64_t(1) << 53);
   r.prefix = in["prefix"].integer(0, MOST);

@@ -213,6 +213,7 @@ Numbers generation(Fixture& f, int size, bool shared) {
     r.exit.threshold = r.exit.rule == ExitRule::entropy ? 3.5 : 0.4;
     r.alternatives = i % 2;
     if (i % 7 == 0 && !shared) r.draft_loops = 1, r.draft_tokens = 3;
+    else r.wavefront = i % 2 == 0;
     ids.push_back(f.scheduler->add(r));
   }
   std::map<int64_t, Numbers> made;
@@ -468,6 +469,7 @@ void fail_alone(bool shared, const Architecture& architecture = config) {
     r.exit.rule = i % 2 ? ExitRule::kl : architecture.exit_gate ? ExitRule::gate : ExitRule::cosine;
     r.exit.threshold = 0.4;
     if (i == 2 && !shared) r.exit.rule = ExitRule::fixed, r.draft_loops = 1, r.draft_tokens = 3;
+    else r.wavefront = i > 2;
     return r;
   };
   std::vector<std::vector<int32_t>> expected;

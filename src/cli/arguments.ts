@@ -110,6 +110,13 @@ export function modelOptions(command: Command): Command {
   )
 }
 
+/** --speculate. */
+export const speculateOption = () =>
+  new Option('--speculate <way>', 'several tokens of a sequence at once; the text stays the same (default: off)').choices([
+    'wavefront',
+    'off',
+  ])
+
 /** Loads a checkpoint, with the adapter that was asked for merged into it. */
 export async function openModel(folder: string, flags: ModelFlags): Promise<LoopLM> {
   const { adapter, quantize, groupSize, activations } = flags

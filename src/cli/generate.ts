@@ -8,7 +8,17 @@ import { fileError, LoopLMError } from '../errors.js'
 import { type ExitRule, exitRuleNames } from '../model/exit-rules.js'
 import { stopTokens } from '../model/special-tokens.js'
 import type { GenerateOptions, Prompt } from '../model/types.js'
-import { collect, finite, type ModelFlags, modelOptions, natural, nonNegative, openModel, positiveInteger } from './arguments.js'
+import {
+  collect,
+  finite,
+  type ModelFlags,
+  modelOptions,
+  natural,
+  nonNegative,
+  openModel,
+  positiveInteger,
+  speculateOption,
+} from './arguments.js'
 import { type ChatFlags, chatOptions, chatSettings, conversation, encodeConversations } from './chat-flags.js'
 import { interruptible, print, printJson } from './output.js'
 import { joinProcesses, type ParallelFlags, parallelOption } from './processes.js'
@@ -30,6 +40,7 @@ export interface SamplingFlags {
   patience?: number
   minLoops?: number
   kv?: 'per-loop' | 'shared'
+  speculate?: 'wavefront' | 'off'
   stop?: string[]
 }
 
@@ -80,6 +91,7 @@ export function samplingOptions(command: Command, longest: number): Command {
     .option('--min-loops <count>', 'loops before the rule is asked', positiveInteger)
     .option('--patience <count>', 'agreements in a row that rule argmax-stable asks for', positiveInteger)
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
+    .addOption(speculateOption())
     .option('--stop <text>', 'text that ends a continuation; may be repeated; replaces the end tokens of the model', collect)
 }
 
@@ -141,12 +153,12 @@ async function promptsOf(path: string | undefined): Promise<(string | ChatMessag
 
 /** The options that were given. */
 export function generationOptions(flags: SamplingFlags): GenerateOptions {
-  const { maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, stop, minLoops, patience } = flags
+  const { maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, speculate, stop, minLoops, patience } = flags
   const { repetitionPenalty, frequencyPenalty, presencePenalty, exitThreshold: threshold } = flags
   const chosen = flags.exit !== undefined || [threshold, minLoops, patience].some((value) => value !== undefined)
   const exit = chosen ? definedOnly({ rule: flags.exit ?? 'gate', threshold, minLoops, patience }) : undefined
   const sampling = { temperature, topK, topP, minP, repetitionPenalty, frequencyPenalty, presencePenalty, seed }
-  return definedOnly({ maxNewTokens, ...sampling, loops, kv, stop, exit }) as GenerateOptions
+  return definedOnly({ maxNewTokens, ...sampling, loops, kv, speculate, stop, exit }) as GenerateOptions
 }
 
 function definedOnly(fields: object): object {

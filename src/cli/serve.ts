@@ -3,7 +3,16 @@ import { basename, resolve } from 'node:path'
 import { type Command, Option } from 'commander'
 import { checkServeOptions, type ServeOptions } from '../serve/options.js'
 import { createServer } from '../serve/server.js'
-import { collect, type ModelFlags, modelOptions, natural, nonNegative, openModel, positiveInteger } from './arguments.js'
+import {
+  collect,
+  type ModelFlags,
+  modelOptions,
+  natural,
+  nonNegative,
+  openModel,
+  positiveInteger,
+  speculateOption,
+} from './arguments.js'
 import { interruptible, print } from './output.js'
 
 interface ServeFlags extends ModelFlags, Omit<ServeOptions, 'corsOrigins' | 'log'> {
@@ -33,6 +42,7 @@ export function addServe(program: Command): void {
     )
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
     .option('--no-prompt-cache', 'run every prompt whole, also where the cache could have its beginning')
+    .addOption(speculateOption())
     .option('--prefill-tokens <count>', 'tokens of prompts run between two tokens of the answers (default: 256)', positiveInteger)
     .option('--max-context <count>', "tokens of prompt and answer; default the model's", positiveInteger)
     .option('--max-new-tokens <count>', 'tokens of an answer (default: 4096)', positiveInteger)

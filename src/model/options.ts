@@ -107,7 +107,7 @@ export const cachePolicyFields = { planes: true, force: true } as const
 
 export const promptCacheFields = { maxTokens: true } satisfies Keys<Exclude<PromptCache, boolean>>
 
-export const speculateFields = { loops: true, tokens: true } satisfies Keys<NonNullable<GenerateOptions['speculate']>>
+export const speculateFields = { loops: true, tokens: true } satisfies Keys<Extract<GenerateOptions['speculate'], object>>
 
 export const schedulerOptions = {
   maxRows: true,

@@ -215,11 +215,15 @@ function readTemperature(temperature: number | undefined, operation: string): nu
 }
 
 function readDraft(speculate: GenerateOptions['speculate'], operation: string) {
-  if (speculate === undefined) return { draftLoops: 0, draftTokens: 0 }
+  if (speculate === undefined || typeof speculate === 'string') {
+    const wavefront = checkWord(speculate ?? 'off', 'speculate', ['wavefront', 'off'], operation) === 'wavefront'
+    return { draftLoops: 0, draftTokens: 0, wavefront }
+  }
   checkOptions(speculate, speculateFields, operation, 'speculate')
   return {
     draftLoops: checkNumber(speculate.loops, 'speculate.loops', { min: 1, max: 64, integer: true }, operation),
     draftTokens: checkNumber(speculate.tokens ?? 4, 'speculate.tokens', { min: 2, max: 64, integer: true }, operation),
+    wavefront: false,
   }
 }
 

@@ -337,12 +337,12 @@ export interface GenerateOptions extends StateOptions, InputOptions {
   presencePenalty?: number
   /**
    * A function of your own that sees the logits before every draw, after biases and penalties: change them in place, or return others.
-   * Slow: logits are copied to JavaScript and back for every token, and the sequence waits meanwhile. Not together with `speculate`.
+   * Slow: logits are copied to JavaScript and back for every token, and the sequence waits meanwhile. Not together with drafts.
    */
   logitsProcessor?: LogitsProcessor
   /**
    * The text that is generated must be JSON of a schema, match a regular expression, or follow rules: other tokens are not drawn, and
-   * the sequence ends where the text is complete. One that `maxNewTokens` cuts is not. Needs a tokenizer. Not together with `speculate` or
+   * the sequence ends where the text is complete. One that `maxNewTokens` cuts is not. Needs a tokenizer. Not together with drafts or
    * `logitsProcessor`.
    */
   grammar?: Grammar
@@ -364,15 +364,22 @@ export interface GenerateOptions extends StateOptions, InputOptions {
   /** Report so many of the most probable tokens with every token, as `topLogprobs`. Default 0. */
   logprobs?: number
   /**
-   * Self-speculation: draft `tokens` positions (default 4) with `loops` loops each, then run the remaining loops over all of them at once
-   * and keep what full depth would have drawn, so the tokens are those of plain decoding. Needs exit rule `fixed` and kv `per-loop`.
+   * Several positions of a sequence at once, with the tokens of plain decoding. Default `off`.
+   *
+   * - `wavefront`: while a token is in one loop, the token that a readout of it draws is in the loop before. Goes with every option; what it
+   *   cannot hasten is decoded plainly.
+   * - `{ loops, tokens }`: draft `tokens` positions (default 4) with `loops` loops each, then run the remaining loops over all of them at
+   *   once. Needs exit rule `fixed` and kv `per-loop`.
    */
-  speculate?: {
-    /** Loops of a draft, fewer than those of the request. */
-    loops: number
-    /** Positions that are drafted at a time; default 4. */
-    tokens?: number
-  }
+  speculate?:
+    | 'wavefront'
+    | 'off'
+    | {
+        /** Loops of a draft, fewer than those of the request. */
+        loops: number
+        /** Positions that are drafted at a time; default 4. */
+        tokens?: number
+      }
   /**
    * Token ids, or texts when the model has a tokenizer; they replace the model's end tokens, `[]` switches them off. The token that
    * stops is part of `tokens`; `text` ends before the text that stops.

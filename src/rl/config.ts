@@ -289,6 +289,10 @@ const rollouts = {
   exit: exit
     .optional()
     .describe('Exit rule of rollouts. Training and its log-probabilities stay at full depth, which is also the default.'),
+  speculate: z
+    .enum(['wavefront', 'off'])
+    .default('off')
+    .describe('`wavefront`: several positions of a rollout at once, where that pays. Never changes the rollouts.'),
   skipFlatGroups: z
     .boolean()
     .default(true)

@@ -8,14 +8,14 @@ import type { PolicyConfig } from './options.js'
 /** How a trainer's options draw the tokens of rollouts; a seed, a signal and lengths are the caller's. */
 export function samplingOptions(config: PolicyConfig): GenerateOptions {
   const { temperature, topK, topP, minP, repetitionPenalty, frequencyPenalty, presencePenalty, initialState, stateSeed } = config
-  const { logitBias, bannedTokens, grammar, loops } = config
+  const { logitBias, bannedTokens, grammar, loops, speculate } = config
   return {
     ...{ temperature, topK, topP, minP, repetitionPenalty, frequencyPenalty, presencePenalty, initialState, stateSeed },
     ...(logitBias === undefined ? {} : { logitBias }),
     ...(bannedTokens === undefined ? {} : { bannedTokens }),
     ...constrained({ grammar }),
     ...(loops === undefined ? {} : { loops }),
-    exit: rolloutExit(config),
+    ...{ exit: rolloutExit(config), speculate },
   }
 }
 

@@ -32,9 +32,9 @@ export class Answers {
     this.#vectors = new Batches(settings.prefillTokens, (sequences, options) => model.embed(sequences, options))
   }
 
-  /** Tokens of the cache in use. */
-  get cachedTokens(): number {
-    return this.#scheduler?.stats().cachedTokens ?? 0
+  /** What the scheduler counts; 0 before the first request. */
+  count(name: 'cachedTokens' | 'passes' | 'passRows' | 'drafted' | 'accepted'): number {
+    return this.#scheduler?.stats()[name] ?? 0
   }
 
   dispose(): void {
@@ -129,9 +129,9 @@ export class Answers {
   }
 
   #tokens(prompt: TokenSequence, options: GenerateOptions): GenerateRequest {
-    const { maxRunning: maxRows, maxCachedTokens: maxTokens, kv, promptCache, prefillTokens } = this.#settings
+    const { maxRunning: maxRows, maxCachedTokens: maxTokens, kv, promptCache, speculate, prefillTokens } = this.#settings
     this.#scheduler ??= this.#served.model.scheduler({ maxRows, maxTokens, kv, promptCache, prefillTokens })
-    return this.#scheduler.add(prompt, options)
+    return this.#scheduler.add(prompt, { ...options, speculate })
   }
 
   /** What the model says of the tokens of a prompt, each given those before it. */

@@ -24,6 +24,7 @@ const schema = z.strictObject({
   maxCachedTokens: z.int().min(1).max(maxCachedTokens).optional(),
   kv: z.enum(['per-loop', 'shared']).default('per-loop'),
   promptCache: z.union([z.boolean(), z.strictObject({ maxTokens: z.int().min(1).max(maxCachedTokens).optional() })]).optional(),
+  speculate: z.enum(['wavefront', 'off']).default('off'),
   prefillTokens: count(256),
   maxConnections: count(1024),
   maxBodyBytes: count(1_000_000),
@@ -62,6 +63,8 @@ export interface ServeOptions {
    * kv `shared` cannot.
    */
   promptCache?: PromptCache
+  /** `wavefront`: several positions of a sequence at once, the same answers ({@link GenerateOptions.speculate}). Default `off`. */
+  speculate?: 'wavefront' | 'off'
   /** Tokens of prompts that run between two tokens of the answers under way: fewer keep those flowing, more are faster. Default 256. */
   prefillTokens?: number
   /** Connections at once; default 1024. */

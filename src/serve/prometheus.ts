@@ -30,13 +30,13 @@ class Counter implements Metric {
   }
 }
 
-class Gauge implements Metric {
-  readonly type = 'gauge'
-
+/** Read when the metrics are. */
+class Reading implements Metric {
   constructor(
     readonly name: string,
     readonly help: string,
     private readonly value: () => number,
+    readonly type: 'gauge' | 'counter' = 'gauge',
   ) {}
 
   lines(): string[] {
@@ -75,6 +75,18 @@ class Histogram implements Metric {
 
 const seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
 
+/** What a server says when it is asked. */
+type Readable =
+  | 'running'
+  | 'waiting'
+  | 'requests'
+  | 'cachedTokens'
+  | 'cachedTokensLimit'
+  | 'passes'
+  | 'passRows'
+  | 'drafted'
+  | 'accepted'
+
 /** What the server counts, in Prometheus' text form. */
 export class Metrics {
   readonly requests = new Counter('looplm_requests_total', 'Requests by path and status.', true)
@@ -96,25 +108,26 @@ export class Metrics {
     'From the first byte of a request to the end of the answer.',
     seconds,
   )
-  readonly #gauges: Gauge[]
+  readonly #readings: Reading[]
 
   /**
    * @param loops the model's loops, the buckets of the histogram of loops per token
    * @param state what is read when the metrics are
    */
-  constructor(
-    loops: number,
-    state: Readonly<Record<'running' | 'waiting' | 'requests' | 'cachedTokens' | 'cachedTokensLimit', () => number>>,
-  ) {
+  constructor(loops: number, state: Readonly<Record<Readable, () => number>>) {
     const counts = Array.from({ length: loops }, (_, i) => i + 1)
     this.loops = new Histogram('looplm_token_loops', 'Loops after which a token was read.', counts)
-    this.#gauges = [
-      new Gauge('looplm_sequences_running', 'Sequences being generated.', state.running),
-      new Gauge('looplm_sequences_waiting', 'Sequences in the queue.', state.waiting),
-      new Gauge('looplm_requests_open', 'Requests being answered.', state.requests),
-      new Gauge('looplm_cached_tokens', 'Tokens of the cache in use: prompts, and room for the answers.', state.cachedTokens),
-      new Gauge('looplm_cached_tokens_limit', 'Tokens that the cache may hold.', state.cachedTokensLimit),
-      new Gauge('process_resident_memory_bytes', 'Resident memory of the process.', () => process.memoryUsage.rss()),
+    this.#readings = [
+      new Reading('looplm_sequences_running', 'Sequences being generated.', state.running),
+      new Reading('looplm_sequences_waiting', 'Sequences in the queue.', state.waiting),
+      new Reading('looplm_requests_open', 'Requests being answered.', state.requests),
+      new Reading('looplm_cached_tokens', 'Tokens of the cache in use: prompts, and room for the answers.', state.cachedTokens),
+      new Reading('looplm_cached_tokens_limit', 'Tokens that the cache may hold.', state.cachedTokensLimit),
+      new Reading('looplm_passes_total', 'Passes over the weights of the loop.', state.passes, 'counter'),
+      new Reading('looplm_pass_rows_total', 'Tokens in all passes.', state.passRows, 'counter'),
+      new Reading('looplm_drafted_tokens_total', 'Tokens drafted ahead.', state.drafted, 'counter'),
+      new Reading('looplm_accepted_tokens_total', 'Tokens drafted ahead that were kept.', state.accepted, 'counter'),
+      new Reading('process_resident_memory_bytes', 'Resident memory of the process.', () => process.memoryUsage.rss()),
     ]
   }
 
@@ -130,7 +143,7 @@ export class Metrics {
       firstToken,
       interToken,
       duration,
-      ...this.#gauges,
+      ...this.#readings,
     ]
     return all
       .flatMap(({ name, help, type, lines }, i) => [`# HELP ${name} ${help}`, `# TYPE ${name} ${type}`, ...lines.call(all[i])])

@@ -62,7 +62,11 @@ export class LoopLMServer {
       running: () => this.#admission.running,
       waiting: () => this.#admission.waiting,
       requests: () => this.#open.size,
-      cachedTokens: () => this.#answers.cachedTokens,
+      cachedTokens: () => this.#answers.count('cachedTokens'),
+      passes: () => this.#answers.count('passes'),
+      passRows: () => this.#answers.count('passRows'),
+      drafted: () => this.#answers.count('drafted'),
+      accepted: () => this.#answers.count('accepted'),
       cachedTokensLimit: () => settings.maxCachedTokens,
     })
     this.#answers = new Answers(this.#served, settings, this.#admission, this.#metrics)

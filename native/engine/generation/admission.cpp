@@ -4,6 +4,8 @@
 #include <set>
 #include <tuple>
 
+#include "wavefront.h"
+
 namespace looplm {
 
 int64_t Admission::add(GenerateRequest request) {
@@ -122,6 +124,7 @@ bool Admission::admit_first() {
   Row& row = g_.rows.emplace(id, Row{id, std::move(request), max_loops, prompt, slot, g_.acquire_index()}).first->second;
   for (int32_t token : prompt->tokens) row.state_key.append(token);
   row.edits = LogitEdits(row.request.logits, prompt->tokens);
+  row.wave = Wavefront::begin(g_, row.request, max_loops);
   waiting_.pop_front();
   return true;
 }

@@ -4,17 +4,15 @@
 
 namespace looplm {
 
-struct Decode::Next {
-  std::vector<ActiveToken> fresh, staying;
-  std::vector<int32_t> index;  // of the staying, in `after`
-  struct Kept {                // of a draft: its registers lie with Speculation
-    size_t to;
-    const Row* row;
-    int32_t ahead;
-  };
-  std::vector<Kept> from_drafts;
-  std::vector<Row*> done;
-};
+namespace {
+
+HeadRow head_row(const ActiveToken& token, HeadRow::Ask ask, int loop) {
+  HeadRow r{ask, loop, token.row, token.made()};
+  r.exit = token.exit;
+  return r;
+}
+
+}  // namespace
 
 void Decode::clear() noexcept {
   tokens_.clear();
@@ -22,58 +20,58 @@ void Decode::clear() noexcept {
   states_.clear();
 }
 
-HeadRow Decode::head_row(const Row& row, HeadRow::Ask ask, int loop, int32_t ahead) const {
-  HeadRow r{ask, loop, &row, row.made + ahead};
-  r.exit = row.exit;
-  return r;
-}
-
 // ---- First tokens
 
 void Decode::start_rows() {
-  std::vector<Row*> open;
+  std::vector<ActiveToken> open;  // the prompts' last tokens
   for (auto& [id, row] : g_.rows)
-    if (!row.started && row.prompt->ready) open.push_back(&row);
-  for (Row* row : open) row->exit = {};  // an attempt before may have found no memory
-  for (int loop = 1; !open.empty(); loop++) {
-    std::vector<Row*> staying, here;
-    for (Row* row : open) {
-      const bool passes = row->request.exit.rule == ExitRule::fixed && loop < row->max_loops;
-      (passes ? staying : here).push_back(row);
+    if (!row.started && row.prompt->ready) open.push_back({&row, 0, 1, row.prompt->tokens.back()});
+  while (!open.empty()) {
+    std::vector<ActiveToken> staying, here;
+    for (const ActiveToken& token : open) {
+      const bool passes = token.row->request.exit.rule == ExitRule::fixed && token.loop < token.row->max_loops;
+      (passes ? staying : here).push_back(token);
     }
     std::vector<ActiveToken> fresh;
     if (!here.empty())
-      for (Row* row : read_first(here, loop, fresh)) staying.push_back(row);
+      for (const ActiveToken& token : read_first(here, fresh)) staying.push_back(token);
     tokens_.insert(tokens_.begin(), fresh.begin(), fresh.end());
+    for (ActiveToken& token : staying) token.loop++;
     open = std::move(staying);
   }
 }
 
-// The rows that did not exit after this loop.
-std::vector<Row*> Decode::read_first(const std::vector<Row*>& rows, int loop, std::vector<ActiveToken>& fresh) {
-  const size_t R = g_.registers(), bytes = g_.state_bytes;
+// tokens: all behind the same loop. Returns those that did not exit after it.
+std::vector<ActiveToken> Decode::read_first(const std::vector<ActiveToken>& tokens, std::vector<ActiveToken>& fresh) {
+  const size_t R = g_.registers(), bytes = g_.state_bytes, n = tokens.size();
   const auto& device = g_.model.device;
-  first_.reserve(device, R * rows.size() * bytes);
-  before_.reserve(device, rows.size() * bytes);
+  first_.reserve(device, R * n * bytes);
+  before_.reserve(device, n * bytes);
   std::vector<HeadRow> reads;
-  for (size_t i = 0; i < rows.size(); i++) {
+  for (size_t i = 0; i < n; i++) {
+    const auto& [row, ahead, loop, last, exit, readouts] = tokens[i];
+    const Buffer& states = row->prompt->last;
     const auto copy = [&](void* to, int t, size_t r) {
-      device->run(&LoopBackend::copy, "first states", to, rows[i]->prompt->last.at((size_t(t - 1) * R + r) * bytes), bytes);
+      device->run(&LoopBackend::copy, "first states", to, states.at((size_t(t - 1) * R + r) * bytes), bytes);
     };
-    for (size_t r = 0; r < R; r++) copy(first_.at((r * rows.size() + i) * bytes), loop, r);
+    for (size_t r = 0; r < R; r++) copy(first_.at((r * n + i) * bytes), loop, r);
     if (loop > 1) copy(before_.at(i * bytes), loop - 1, 0);
-    reads.push_back(head_row(*rows[i], HeadRow::Ask::rule, loop, 0));
+    reads.push_back(head_row(tokens[i], HeadRow::Ask::rule, loop));
   }
   Stack::Registers after;
-  for (size_t r = 0; r < R; r++) after.push_back(first_.at(r * rows.size() * bytes));
+  for (size_t r = 0; r < R; r++) after.push_back(first_.at(r * n * bytes));
   head_.run(reads, after, before_.as<>());
-  std::vector<Row*> staying, done;
-  for (size_t i = 0; i < rows.size(); i++) {
-    Row& row = *rows[i];
-    row.exit = reads[i].exits ? ExitState{} : reads[i].exit;
+  std::vector<ActiveToken> staying;
+  std::vector<Row*> done;
+  for (size_t i = 0; i < n; i++) {
+    Row& row = *tokens[i].row;
     row.started = reads[i].exits;
-    if (!reads[i].exits) staying.push_back(&row);
-    else if (accept(row, reads[i], done)) fresh.push_back({&row, 0, 0, row.newest});
+    if (!reads[i].exits) {
+      staying.push_back(tokens[i]);
+      staying.back().exit = reads[i].exit;
+    } else if (accept(row, reads[i], done)) {
+      fresh.push_back(fresh_token(row, 0, row.newest));
+    }
   }
   for (Row* row : done) g_.finish(*row);
   return staying;
@@ -100,7 +98,7 @@ void Decode::draw_deferred() {
   for (const Deferred& one : deferred_) {
     (one.row->waits_for_host() ? waiting : ready).push_back(one);
     if (one.row->waits_for_host()) continue;
-    reads.push_back(head_row(*one.row, HeadRow::Ask::always, one.loop, 0));
+    reads.push_back(head_row({one.row, 0, one.loop, one.row->newest}, HeadRow::Ask::always, one.loop));
     reads.back().exits = true;
   }
   if (reads.empty()) return;
@@ -109,7 +107,7 @@ void Decode::draw_deferred() {
   std::vector<ActiveToken> fresh;
   std::vector<Row*> done;
   for (size_t i = 0; i < reads.size(); i++)
-    if (accept(*ready[i].row, reads[i], done)) fresh.push_back({ready[i].row, 0, 0, ready[i].row->newest});
+    if (accept(*ready[i].row, reads[i], done)) fresh.push_back(fresh_token(*ready[i].row, 0, ready[i].row->newest));
   tokens_.insert(tokens_.begin(), fresh.begin(), fresh.end());
   for (Row* row : done) g_.finish(*row);
 }
@@ -182,16 +180,18 @@ void Decode::settle(const Stack::Registers& after, const void* before, HeadRow::
     const int loop = token.loop + loops;
     most += size_t(token.ahead) + 1;
     const auto asked = Speculation::drafts(*token.row) ? Speculation::ask(token, loop) : ask;
-    reads.push_back(head_row(*token.row, asked, loop, token.ahead));
+    reads.push_back(head_row(token, asked, loop));
+    reads.back().drafts = Wavefront::reads(token, loop);
   }
   head_.run(reads, after, before);
   states_.reserve(most);
   for (ActiveToken& token : tokens_) token.loop += loops;
 
-  Next next;
+  NextPass next;
   for (size_t i = 0; i < tokens_.size(); i++)
     if (Speculation::drafts(*tokens_[i].row)) settle_draft(i, reads, after, next);
-    else settle_plain(i, reads, next);
+    else if (!Wavefront::ahead(*tokens_[i].row)) settle_plain(i, reads, next);
+  settle_waves(reads, next);
   states_.gather(next.index, after);
   for (const auto& [to, row, ahead] : next.from_drafts)
     for (size_t r = 0; r < g_.registers(); r++)
@@ -202,45 +202,55 @@ void Decode::settle(const Stack::Registers& after, const void* before, HeadRow::
   for (Row* row : next.done) g_.finish(*row);
 }
 
-void Decode::settle_plain(size_t i, std::vector<HeadRow>& reads, Next& next) {
-  const ActiveToken& token = tokens_[i];
+void Decode::settle_plain(size_t i, std::vector<HeadRow>& reads, NextPass& next) {
+  ActiveToken& token = tokens_[i];
   Row& row = *token.row;
   HeadRow& read = reads[i];
-  row.exit = read.exits ? ExitState{} : read.exit;
-  if (!read.exits) {
-    next.index.push_back(int32_t(i));
-    next.staying.push_back(token);
-    return;
-  }
+  token.exit = read.exit;
+  if (!read.exits) return next.stay(token, i);
   g_.cache.copy_up(row.slot + row.made - 1, token.loop - 1, row.max_loops);
-  if (accept(row, read, next.done)) next.fresh.push_back({&row, 0, 0, row.newest});
+  if (accept(row, read, next.done)) next.fresh.push_back(fresh_token(row, 0, row.newest));
 }
 
-void Decode::settle_draft(size_t i, std::vector<HeadRow>& reads, const Stack::Registers& after, Next& next) {
+void Decode::settle_waves(std::vector<HeadRow>& reads, NextPass& next) {
+  std::vector<Row*> rows;  // in the order of the pass
+  std::map<Row*, std::vector<size_t>> members;
+  for (size_t i = 0; i < tokens_.size(); i++) {
+    Row* row = tokens_[i].row;
+    if (!Wavefront::ahead(*row)) continue;
+    if (members[row].empty()) rows.push_back(row);
+    members[row].push_back(i);
+  }
+  for (Row* row : rows) {
+    auto& own = members[row];
+    std::sort(own.begin(), own.end(), [&](size_t a, size_t b) { return tokens_[a].ahead < tokens_[b].ahead; });
+    wavefront_.settle(own, tokens_, reads, next);
+  }
+}
+
+void Decode::settle_draft(size_t i, std::vector<HeadRow>& reads, const Stack::Registers& after, NextPass& next) {
   const ActiveToken& token = tokens_[i];
   Row& row = *token.row;
   if (token.loop == row.max_loops) {
     if (token.ahead > 0) return;  // verified with the first
     size_t count = 1;
     while (i + count < tokens_.size() && tokens_[i + count].row == &row) count++;
-    if (speculation_.verify(row, &reads[i], count)) next.fresh.push_back({&row, 0, 0, row.newest});
+    if (speculation_.verify(row, &reads[i], count)) next.fresh.push_back(fresh_token(row, 0, row.newest));
     else next.done.push_back(&row);
   } else if (!row.verifying && token.loop == row.request.draft_loops) {
     speculation_.keep(token, after, i);
     if (reads[i].exits) {
       row.drafts.push_back(reads[i].drawn.token);
-      next.fresh.push_back({&row, token.ahead + 1, 0, reads[i].drawn.token});
+      next.fresh.push_back(fresh_token(row, token.ahead + 1, reads[i].drawn.token));
       return;
     }
     row.verifying = true;
     for (int32_t k = 0; k <= token.ahead; k++) {
       next.from_drafts.push_back({next.index.size(), &row, k});
-      next.index.push_back(int32_t(i));  // replaced by the kept ones
-      next.staying.push_back({&row, k, token.loop, -1});
+      next.stay({&row, k, token.loop, -1}, i);  // its registers are replaced by the kept ones
     }
   } else {
-    next.index.push_back(int32_t(i));
-    next.staying.push_back(token);
+    next.stay(token, i);
   }
 }
 

@@ -5,6 +5,7 @@
 #include "speculation.h"
 #include "token_head.h"
 #include "token_states.h"
+#include "wavefront.h"
 #include "whole_token.h"
 
 namespace looplm {
@@ -15,6 +16,7 @@ class Decode {
       : g_(generation),
         head_(generation),
         speculation_(generation),
+        wavefront_(generation),
         inputs_(generation),
         states_(generation),
         whole_token_(generation),
@@ -34,19 +36,18 @@ class Decode {
   void clear() noexcept;
 
  private:
-  struct Next;  // tokens of the next pass, and where their registers are
-
   void settle(const Stack::Registers& after, const void* before, HeadRow::Ask ask, int loops);
-  void settle_draft(size_t i, std::vector<HeadRow>& reads, const Stack::Registers& after, Next& next);
+  void settle_draft(size_t i, std::vector<HeadRow>& reads, const Stack::Registers& after, NextPass& next);
   // What became of a row that left the loops; false when it needs no pass now.
   bool accept(Row& row, HeadRow& read, std::vector<Row*>& done);
-  void settle_plain(size_t i, std::vector<HeadRow>& reads, Next& next);
-  std::vector<Row*> read_first(const std::vector<Row*>& rows, int loop, std::vector<ActiveToken>& fresh);
-  HeadRow head_row(const Row& row, HeadRow::Ask ask, int loop, int32_t ahead) const;
+  void settle_plain(size_t i, std::vector<HeadRow>& reads, NextPass& next);
+  void settle_waves(std::vector<HeadRow>& reads, NextPass& next);
+  std::vector<ActiveToken> read_first(const std::vector<ActiveToken>& tokens, std::vector<ActiveToken>& fresh);
 
   Generation& g_;
   TokenHead head_;
   Speculation speculation_;
+  Wavefront wavefront_;
   PassInputs inputs_;
   TokenStates states_;  // of the tokens behind the fresh ones, in their order
   WholeToken whole_token_;

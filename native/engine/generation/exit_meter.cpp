@@ -128,7 +128,7 @@ void ExitMeter::measure_divergences(const std::vector<HeadRow*>& asking, const s
   const LoopDType real = g_.model.real();
   const size_t row_bytes = size_t(V) * loop_dtype_size(real), bytes = asking.size() * row_bytes;
   std::vector<int32_t> before;  // rows of `kept`; this loop's log-probabilities lie beside them
-  for (const HeadRow* row : asking) before.push_back(2 * row->row->index + (row->loop - 1) % 2);
+  for (const HeadRow* row : asking) before.push_back(2 * row->place() + (row->loop - 1) % 2);
   memory_.kept.extend(device, 2 * size_t(g_.row_indices) * row_bytes);
   memory_.previous.reserve(device, bytes);
   gather_.into(memory_.previous.as<>(), real, before, V, memory_.kept.as<>());

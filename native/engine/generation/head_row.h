@@ -18,13 +18,21 @@ struct HeadRow {
   const Row* row;
   int32_t made;         // new tokens up to its own, itself included; 0: the prompt's last token
   ExitState exit = {};  // from loop to loop
+  bool drafts = false;  // `drawn` is wanted although it stays
   ExitMeasures measures = {};
   // Results
-  bool exits = false;     // it left the loops, and `drawn` is its token
+  bool exits = false;     // it left the loops, and `drawn` is the token behind it
   bool deferred = false;  // it left the loops, and its draw waits for the host: its logits are kept
   GeneratedToken drawn = {};
   std::vector<double> logits = {};  // [V], of a row that is deferred and whose host asks for them
 
+  bool draws() const { return exits || drafts; }
+  // In buffers with a place for every row: tokens of one row that are under way have different ones.
+  int32_t place() const {
+    const auto& more = row->wave.places;
+    const size_t k = size_t(made) % (more.size() + 1);
+    return k == 0 ? row->index : more[k - 1];
+  }
   const ExitOptions& exit_options() const { return row->request.exit; }
   int32_t position() const { return int32_t(row->prompt->tokens.size()) + made; }  // of the token that is drawn
   // Its rule decides, and needs one of these measured.

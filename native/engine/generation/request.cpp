@@ -75,6 +75,7 @@ void check_request(const Model& model, const GenerateRequest& r, int loops, bool
   const int adapted = model.weights().adapter_loops;
   require_argument(adapted == 0 || most <= adapted,
                    "the adapter has matrices for " + std::to_string(adapted) + " loops, not for " + std::to_string(most));
+  require_argument(!r.wavefront || r.draft_loops == 0, "a request decodes by wavefront or with drafts, not both");
   if (r.draft_loops == 0) return;
   require_argument(
       r.draft_loops >= 1 && r.draft_loops < most && r.draft_tokens >= 2,

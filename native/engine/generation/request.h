@@ -53,6 +53,8 @@ struct GenerateRequest {
   // Self-speculation: `draft_tokens` positions are drafted with `draft_loops` loops each, then the remaining loops run over all
   // of them at once and keep what full depth would have drawn. 0: off.
   int draft_loops = 0, draft_tokens = 0;
+  // Wavefront decoding, where the request and the model allow it (wavefront.h).
+  bool wavefront = false;
   // Keys and values stay in the cache when the request has ended, until it is cancelled or others need the room.
   bool keep = false;
   // An ended request that was kept, 0: none. The longest beginning that the prompt shares with its tokens is taken from the

@@ -34,8 +34,9 @@ Cache::Runs Generation::written() const {
   for (auto& p : prompts)
     if (!p->node && p->written() > 0) runs.emplace_back(p->slot, p->written());
   for (auto& [id, row] : rows)
-    if (const int64_t count =
-            std::min<int64_t>(row_slots(row.request), row.made + row.request.draft_tokens + (reads_with_blocks ? 1 : 0));
+    if (const int64_t count = std::min<int64_t>(
+            row_slots(row.request),
+            row.made + std::max<int64_t>(row.request.draft_tokens, int64_t(row.drafts.size())) + (reads_with_blocks ? 1 : 0));
         count > 0 && row.made > 0)
       runs.emplace_back(row.slot, count);
   for (auto& [id, row] : kept)
@@ -58,6 +59,11 @@ void Generation::trim_indices() {
   }
 }
 
+void Generation::release_indices(const Row& row) {
+  free_indices_.push_back(row.index);
+  free_indices_.insert(free_indices_.end(), row.wave.places.begin(), row.wave.places.end());
+}
+
 void Generation::finish(Row& row) {
   if (!row.request.keep) return release(row);
   releases++;
@@ -65,13 +71,13 @@ void Generation::finish(Row& row) {
   row.request.max_new_tokens = row.made;  // the slots behind those of its tokens are free
   const int64_t used = row_slots(row.request);
   cache.release(row.slot + used, reserved - used);
-  free_indices_.push_back(row.index);
+  release_indices(row);
   kept.insert(rows.extract(row.id));
 }
 
 void Generation::release(Row& row) {
   release_cache(row);
-  free_indices_.push_back(row.index);
+  release_indices(row);
   rows.erase(row.id);
 }
 

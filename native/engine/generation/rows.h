@@ -9,6 +9,7 @@
 #include "logit_edits.h"
 #include "prompt_tree.h"
 #include "scheduler.h"
+#include "wave.h"
 
 namespace looplm {
 
@@ -66,10 +67,10 @@ struct Row {
   bool started = false;              // its first token was drawn
   int made = 0;                      // new tokens
   int32_t newest = -1;               // of them
-  ExitState exit = {};               // of the token under way
   LogitEdits edits = {};             // of its next draw
   HostAnswer answer = {};            // for its next draw; empty: not there yet
   std::vector<int32_t> drafts = {};  // tokens drafted behind the newest one
+  Wave wave = {};
   bool verifying = false;
   std::vector<int32_t> generated = {};  // all new tokens, where the row is kept
   // The keys of the first tokens of its prompt, and of the first slots of its own. plane: slots before them.
@@ -93,9 +94,15 @@ struct ActiveToken {
   int32_t ahead;  // drafted tokens before it, behind the newest real one
   int loop;       // loops completed
   int32_t token;
+  ExitState exit = {};
+  Readouts readouts = {};
   int32_t made() const { return row->made + ahead; }  // new tokens up to it, itself included
   int32_t position() const { return int32_t(row->prompt->tokens.size()) + made() - 1; }
 };
+
+inline ActiveToken fresh_token(Row& row, int32_t ahead, int32_t token) {
+  return {&row, ahead, 0, token, {}, {row.wave.pace.reads()}};
+}
 
 struct Generation {
   Generation(Model& model, const SchedulerOptions& options);
@@ -158,6 +165,7 @@ struct Generation {
  private:
   Cache::Runs written() const;
   void release_cache(Row& row);
+  void release_indices(const Row& row);
   std::vector<int32_t> free_indices_;
   mutable std::mutex mutex_;
   SchedulerStats stats_;

@@ -29,12 +29,12 @@ bool drawn_alike(const Row& a, const Row& b) { return a.request.sampling == b.re
 // Rows with the same sampling options are drawn together.
 void Sampler::draw(std::vector<HeadRow>& rows, const Index& chunk, Buffer& logits) {
   const auto row = [&](int32_t k) -> HeadRow& { return rows[size_t(chunk[size_t(k)])]; };
-  const auto exits = [&](int32_t i) { return rows[size_t(i)].exits; };
-  if (std::any_of(chunk.begin(), chunk.end(), exits)) g_.collect_answers();
+  const auto draws = [&](int32_t i) { return rows[size_t(i)].draws(); };
+  if (std::any_of(chunk.begin(), chunk.end(), draws)) g_.collect_answers();
   Index open;  // rows of the chunk
   for (size_t k = 0; k < chunk.size(); k++) {
     HeadRow& r = row(int32_t(k));
-    if (!r.exits) continue;
+    if (!r.draws()) continue;
     if (r.row->waits_for_host()) defer(r, int64_t(k), logits);
     else open.push_back(int32_t(k));
   }
@@ -123,7 +123,7 @@ void Sampler::draw_alike(std::vector<HeadRow>& rows, const Index& chunk, const I
     members.push_back(&row(k));
     sequences.push_back(row(k).row->request.sequence);
     positions.push_back(row(k).position());
-    if (row(k).row->request.alternatives > 0)
+    if (row(k).exits && row(k).row->request.alternatives > 0)
       seen[k] = download_reals(logits, model_.dt, size_t(V), size_t(group[k]) * size_t(V));
   }
   const bool edits = edited(*row(0).row);
@@ -160,7 +160,7 @@ void Sampler::draw_alike(std::vector<HeadRow>& rows, const Index& chunk, const I
   const std::vector<double> logprobs = download_reals(memory_.logprobs, model_.dt, n);
   for (size_t k = 0; k < n; k++) {
     row(k).drawn = {tokens[k], logprobs[k], row(k).loop, {}};
-    if (row(k).row->request.alternatives > 0) add_alternatives(row(k), seen[k]);
+    if (row(k).exits && row(k).row->request.alternatives > 0) add_alternatives(row(k), seen[k]);
   }
 }
 

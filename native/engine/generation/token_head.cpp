@@ -8,13 +8,13 @@ void TokenHead::run(std::vector<HeadRow>& rows, const Stack::Registers& after, c
   for (HeadRow& row : rows)
     row.exits = row.ask == HeadRow::Ask::always || (row.ask == HeadRow::Ask::rule && row.loop >= row.row->max_loops);
   meter_.apply_states(rows, after[0], before);
-  const auto at_head = [](const HeadRow& row) { return row.exits || row.needs(exit_needs::distribution); };
+  const auto at_head = [](const HeadRow& row) { return row.draws() || row.needs(exit_needs::distribution); };
   const void* hidden = after[0];
   std::vector<int32_t> readable;  // rows of `hidden`
   if (g_.architecture().read.empty()) {
     for (size_t i = 0; i < rows.size(); i++) readable.push_back(int32_t(i));
   } else {
-    readable = rows_where(rows, [&](const HeadRow& row) { return row.exits || row.needs(exit_needs::hidden); });
+    readable = rows_where(rows, [&](const HeadRow& row) { return row.draws() || row.needs(exit_needs::hidden); });
     hidden = read(rows, readable, after);
   }
   meter_.apply_gates(rows, readable, hidden);

@@ -8,7 +8,7 @@ namespace looplm {
 
 // Where the backend has such a call and the row's exit rule needs no head.
 bool WholeToken::allows(const ActiveToken& token, std::vector<LoopDecodeLayer>& layers) const {
-  if (token.loop > 0) return false;
+  if (token.loop > 0 || token.readouts.wanted) return false;
   const Row& row = *token.row;
   const unsigned needs = entry_of(row.request.exit.rule).needs;
   if (Speculation::drafts(row) || (needs & ~unsigned(exit_needs::gate)) || !g_.architecture().is_plain_sandwich()) return false;

@@ -4,9 +4,11 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <set>
 
 #include "../../engine/generation/cache.h"
 #include "../../engine/generation/scheduler.h"
+#include "../../engine/generation/wave.h"
 #include "claims.h"
 #include "models.h"
 
@@ -211,6 +213,87 @@ void batches(const std::string& name, const Architecture& architecture) {
     else ended &= made[ids[size_t(i)]].size() <= alone[size_t(i)].size();
   }
   claim(name + ": the others go on when some are cancelled", same && ended && scheduler.stats().cached_tokens == 0);
+}
+
+// Requests without drafts, decoded by wavefront: alone and together they have the bits of plain decoding. A share of what the
+// blocks add: with little of it readouts settle early.
+void ahead(const std::string& name, const Architecture& architecture, double share) {
+  const auto model = model_of(architecture);
+  const std::set<Role> scaled{Role::attention_output, Role::down, Role::attention_norm_2, Role::mlp_norm_2, Role::inject};
+  for (const Parameter& p : model->parameters())
+    if (scaled.count(p.role) > 0) {
+      std::vector<double> values = model->read(p);
+      for (double& value : values) value *= share;
+      model->write(p, values.data());
+    }
+  constexpr int COUNT = 24;
+  const auto ask = [&](int i, bool wavefront) {
+    GenerateRequest r = request(*model, i);
+    r.draft_loops = r.draft_tokens = 0;
+    r.max_new_tokens = 12 + i % 5;
+    r.sampling.temperature = i % 3 ? 0.8 : 0;
+    if (i % 2) r.exit.rule = ExitRule::fixed;
+    r.exit.threshold = r.exit.rule == ExitRule::entropy ? 3.5 : 0.1;
+    r.logits.repetition = i % 4 ? 1 : 1.3;
+    r.wavefront = wavefront;
+    return r;
+  };
+  Scheduler alone(model, {1}), together(model, {5, 0, 0, false, false, 2});
+  std::vector<int64_t> plain, single, beside;
+  for (int i = 0; i < COUNT; i++) {
+    plain.push_back(alone.add(ask(i, false)));
+    single.push_back(alone.add(ask(i, true)));
+    beside.push_back(together.add(ask(i, i % 5 != 0)));
+  }
+  const auto one = run_all(alone), many = run_all(together);
+  bool same = true;
+  for (size_t i = 0; i < COUNT; i++) same &= one.at(single[i]) == one.at(plain[i]) && many.at(beside[i]) == one.at(plain[i]);
+  claim(name + ": wavefront decoding has the bits of plain decoding", same);
+  for (const Scheduler* scheduler : {&alone, &together}) {
+    const SchedulerStats s = scheduler->stats();
+    claim(name + ": drafts hold and fail", s.accepted > 0 && s.drafted > s.accepted && s.cached_tokens == 0,
+          std::to_string(s.accepted) + " of " + std::to_string(s.drafted));
+  }
+}
+
+ENGINE_TEST(test_wavefront, "wavefront decoding") {
+  for (double share : {0.1, 1.0}) {
+    ahead("one register", small_architecture(generation_sizes), share);
+    ahead("two registers, blocks before and behind", small_prelude_architecture(generation_sizes), share);
+  }
+}
+
+ENGINE_TEST(test_wavefront_pace, "wavefront pace") {
+  TokenCosts costs;
+  costs.blocks = 10, costs.head = 2, costs.reading = 8;
+  claim("wavefront: costs of a token alone", costs.plain(4, 1) == 10 * 4 * 9 + 2 * 9 && costs.wave(4, 1, 1) == 12 * 12);
+  claim("wavefront: sequences share the reading", costs.plain(4, 8) == 10 * 4 * 2 + 2 * 5 && costs.wave(4, 2, 8) == 12 * 2 * 5);
+  const Readouts early{true, 5, 1}, late{true, 5, 4}, none{};
+  WavefrontPace pace(costs, 4, 1, 1);
+  bool drafts = true;
+  for (int i = 0; i < 10; i++) {
+    drafts &= pace.drafts();
+    pace.add(early, 4, 1);
+  }
+  claim("wavefront: goes on while readouts settle early", drafts);
+  int tokens = 0;
+  while (pace.drafts() && tokens < 100) pace.add(late, 4, 1), tokens++;
+  claim("wavefront: stops where they do not", tokens > 1 && tokens < 20, std::to_string(tokens));
+  for (int pause : {8, 16, 32, 64, 64}) {
+    int plain = 0;
+    while (!pace.reads() && plain < 1000) pace.add(none, 4, 1), plain++;
+    for (int i = 0; i < 4; i++) pace.add(late, 4, 1);
+    claim("wavefront: tries again, later every time", plain == pause && !pace.drafts(), std::to_string(plain));
+  }
+  while (!pace.reads()) pace.add(none, 4, 1);
+  for (int i = 0; i < 4; i++) pace.add(early, 4, 1);
+  claim("wavefront: begins again where readouts have begun to settle", pace.drafts());
+  WavefrontPace crowded(costs, 4, 1, 10000);
+  for (int i = 0; i < 1000; i++) {
+    drafts &= !crowded.reads();
+    crowded.add(none, 4, 10000);
+  }
+  claim("wavefront: not where reading the weights costs nothing", drafts);
 }
 
 ENGINE_TEST(test_refused_requests, "refused requests") {
