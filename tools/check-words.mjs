@@ -7,8 +7,9 @@ import { pathToFileURL } from 'node:url'
 
 const longestLine = 120
 const longestSentence = 30
-/** Pages for users. The others are for those who change looplm, or generated. */
-const internal = /^docs\/(architecture|cuda-resources|long-tests|performance|verification|parallel-simulation|study|study-2)\.md$/
+/** The guide: README and the pages that the package carries. The others are for those who change looplm. */
+const { files: packed } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
+const isGuide = (path) => path === 'README.md' || (path.startsWith('docs/') && !packed.includes(`!${path}`))
 
 /** Words that follow a noun: after "of its own" they show that no noun comes. */
 const joining =
@@ -84,7 +85,7 @@ export function complaints(path, text) {
     for (const [index, line] of text.split('\n').entries())
       if ([...line].length > longestLine)
         found.push([index + 1, `a line of ${[...line].length} characters; at most ${longestLine}`])
-    if (path === 'README.md' || path === 'CONTRIBUTING.md' || (path.startsWith('docs/') && !internal.test(path)))
+    if (path === 'CONTRIBUTING.md' || isGuide(path))
       for (const part of prose(text))
         for (const sentence of sentences(part.text)) {
           const words = sentence.split(/\s+/).filter((word) => /[\p{L}\p{N}]/u.test(word)).length
