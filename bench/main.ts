@@ -92,7 +92,7 @@ try {
 } catch (error) {
   stop((error as LoopLMError).message)
 }
-/** PyTorch's columns: its times of the row that begins with a name of its own. */
+/** PyTorch's columns: its times of the row whose name begins with PyTorch's name. */
 function torchCells(row: string, dtype: string): string[] {
   if (report.torch === undefined || typeof report.torch === 'string') return []
   const found = Object.entries(report.torch.seconds).find(([name]) => row === name || row.startsWith(`${name} `))?.[1]

@@ -161,7 +161,7 @@ async function compare(): Promise<void> {
   1 process, ${ranks} threads:  ${s(one.step)} a step, ${s(one.cpu)} of CPU
   ${ranks} processes, 1 thread: ${s(many.step)} a step, ${s(many.cpu)} of CPU
   ratio ${report.timeRatio.toFixed(3)} of time, ${report.cpuRatio.toFixed(3)} of CPU; ${report.megabytesPerStep.toFixed(1)} MB sent by a process
-A loop of your own: ${s(report.own.plain)} a step, ${s(report.own.overlapped)} with exchangeDuringNext;
+Your own loop: ${s(report.own.plain)} a step, ${s(report.own.overlapped)} with exchangeDuringNext;
   the exchange took ${s(exchanging)}, computation stood still for ${s(waiting)}: ${(100 * (report.exchange.hidden ?? 0)).toFixed(0)} % hidden`)
 }
 

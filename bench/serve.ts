@@ -1,5 +1,5 @@
 // npm run bench -- --serve: the server under 1, 8 and 32 clients that stream, each asking again as soon as it is answered, and the second
-// turn of a long conversation. The server runs in a process of its own: node dist/bench/serve.js prints its address.
+// turn of a long conversation. The server runs in a separate process: node dist/bench/serve.js prints its address.
 import { spawn } from 'node:child_process'
 import { type IncomingMessage, request } from 'node:http'
 import { fileURLToPath } from 'node:url'
@@ -103,7 +103,7 @@ async function measure(url: string, clients: number, seconds: number): Promise<S
   return { clients, requests, lost, firstTokenMs: summary(first), interTokenMs: summary(gaps), tokensPerSecond: tokens / taken }
 }
 
-/** Streams one completion of a prompt of its own; when each token came. */
+/** Streams one completion of a separate prompt; when each token came. */
 async function stream(
   url: string,
   seed: number,

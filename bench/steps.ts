@@ -1,4 +1,4 @@
-// Whole steps, each in a process of its own so that its peak of memory is its own: node dist/bench/steps.js NAME [DEVICE] prints one JSON line.
+// Whole steps, each in a separate process so that its peak of memory is its own: node dist/bench/steps.js NAME [DEVICE] prints one JSON line.
 import { execFileSync } from 'node:child_process'
 import { closeSync, mkdtempSync, openSync, readSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -73,7 +73,7 @@ async function stage1(step: string, config: Config, count: number, length: numbe
 
 /**
  * LoopRPT with 8 rollouts beside a Stage I step on the same sequences. The roof is the time of the 28 forwards it stands for (teacher 1, clean
- * pass 3, rollouts 3 each) with the head's rows that it needs, at the rate of that step; its peak memory is that of a process of its own.
+ * pass 3, rollouts 3 each) with the head's rows that it needs, at the rate of that step; its peak memory is that of a separate process.
  */
 async function looprpt(step: string, config: Config, count: number, length: number): Promise<StepRow> {
   // First, since Linux counts the peak of the parent for a child as well.

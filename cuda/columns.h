@@ -4,8 +4,8 @@
 
 namespace looplm::cuda {
 
-// Blocks that a multiprocessor has of a kernel that sums columns: enough to keep memory busy, and each more writes sums of its
-// own. Their number, and so the order of the sums, is the chip's.
+// Blocks that a multiprocessor has of a kernel that sums columns: enough to keep memory busy, and each more writes another row of
+// sums. Their number, and so the order of the sums, is the chip's.
 constexpr int column_blocks = 4;
 
 // out[j] += Σ_b partial[b · stride + j] for j < count

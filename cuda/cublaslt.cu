@@ -37,7 +37,7 @@ constexpr size_t workspace_bytes = 32 << 20;
 constexpr int64_t library_rows = 1024;
 
 // Rows for which the algorithm of a product of activations and a weight is chosen, whatever their number: so all calls with the
-// same weight use the same tiles and the same order of sums. A number of rows that this algorithm refuses gets one of its own.
+// same weight use the same tiles and the same order of sums. A number of rows that this algorithm refuses gets another one.
 constexpr int64_t canonical_rows = 4096;
 
 struct Functions {

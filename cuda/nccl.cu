@@ -1,7 +1,7 @@
 // NVIDIA's library for messages between GPUs, opened at run time where the machine has it; its headers are not needed to build.
 // It carries bytes and adds nothing: sums are made by kernels of ours, in the order of the ranks.
 //
-// Exchanges go on a stream of their own, behind what the context had been asked before, so that kernels run meanwhile. The host
+// Exchanges go on their own stream, behind what the context had been asked before, so that kernels run meanwhile. The host
 // waits for them by polling, because a rank that has gone would leave the stream waiting for ever.
 #include <dlfcn.h>
 

@@ -68,7 +68,7 @@ __device__ __forceinline__ void read_words(Shared<uint32_t> p, uint32_t (&words)
   words[0] = both.x, words[1] = both.y;
 }
 
-// ---- few rows: a block has 8 NT columns; its 8 warps take chunks of k in turn, each through a ring of its own ----
+// ---- few rows: a block has 8 NT columns; its 8 warps take chunks of k in turn, each through its own ring ----
 
 template <int BITS_, int NT_, int STAGES_>
 struct Few {

@@ -9,7 +9,7 @@
 // How to write a kernel
 //   * Shared memory is reached through Shared<T> alone: a plain T* with nvcc, a checked pointer in the emulator. Declare it with
 //     SHARED_ARRAY(float, tile, 64 * 65) or take a part of the dynamic memory with dynamic_shared<bf16>(byte_offset, count): each
-//     array has bounds of its own, so give every tile its own. Read an element into a variable of its type, never into `auto`;
+//     array has its own bounds, so give every tile its own. Read an element into a variable of its type, never into `auto`;
 //     shared_cast<float4>(tile + i)[0] reads a vector (the address must be a multiple of its size).
 //   * Vectors of global memory: load<float4>(pointer), store(pointer, vector): aligned to their size.
 //   * Blocks are one-dimensional, a multiple of 32 threads wide where a warp function is used: lane_id(), warp_id().

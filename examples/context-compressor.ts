@@ -37,7 +37,7 @@ function problem(fewest: number): Problem {
 }
 const problems = (count: number, fewest = 25) => Array.from({ length: count }, () => problem(fewest))
 
-/** What the model reads: the context or what is left of it, the question, and the answer that it should give. */
+/** What the model reads: the context or the rest of it, the question, and the answer that it should give. */
 interface Reading {
   tokens: TokenSequence
   vectors?: InputVectors | undefined
@@ -62,7 +62,7 @@ async function answers(model: LoopLM, readings: readonly Reading[]) {
   return { loss, right, backward: () => scored.backward(coefficients) }
 }
 
-/** Adam for a few numbers of our own. */
+/** Adam for a few numbers. */
 class Parameters {
   readonly values: Float64Array
   readonly #mean: Float64Array

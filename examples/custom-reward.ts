@@ -1,4 +1,4 @@
-// Training with rewards of your own: any function of prompt, completion and the row's columns, or several with weights.
+// Training with your own rewards: any function of prompt, completion and the row's columns, or several with weights.
 import { type Dataset, LoopLM, RLTTTrainer, Tokenizer } from 'looplm'
 
 const rows: Dataset = Array.from({ length: 64 }, (_, i) => ({ prompt: `${i % 8}:`, answer: String(i % 8).repeat(3) }))

@@ -1,4 +1,4 @@
-// The server inside your own program, called with OpenAI's client. `looplm serve FOLDER` is the same server as a program of its own.
+// The server inside your own program, called with OpenAI's client. `looplm serve FOLDER` is the same server as a separate program.
 import { createServer } from 'looplm'
 import OpenAI from 'openai'
 import { openModel } from './model.js'

@@ -35,7 +35,7 @@ typedef struct LoopComm {
   void* (*open)(const LoopCommOptions* options);
   // Leaves the world, once all ranks do so. Waits for them without a limit: they may still be at work that needs nobody.
   void (*close)(void* ctx);
-  // Ends the processes of all ranks with that status. Returns in worlds that have no processes of their own.
+  // Ends the processes of all ranks with that status. Returns in worlds that have no processes to end.
   void (*abort)(void* ctx, const char* message, int32_t status);
   const char* (*last_error)(void* ctx);
   const char* (*describe)(void* ctx);  // "Open MPI v4.1.4"

@@ -1,4 +1,4 @@
-// The CUDA backend is a shared library of its own, opened at run time from the folder of this addon and never closed.
+// The CUDA backend is its own shared library, opened at run time from the folder of this addon and never closed.
 #pragma once
 #include <string>
 #include <vector>

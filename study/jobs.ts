@@ -68,7 +68,7 @@ function checkProcessor<Spec extends { id: string }, Result extends Stored>({
   throw new Error(`${results} has runs of another processor (${other}; here: ${here}). Go on there, or move these results away.`)
 }
 
-/** One run in a process of its own. */
+/** One run in a separate process. */
 export async function carryOut<Spec extends { id: string }, Result extends Stored>(
   { program, bases }: Study<Spec, Result>,
   spec: Spec,

@@ -21,7 +21,7 @@ export async function adapterOf(model: LoopLM): Promise<Map<string, ArrayLike<nu
 /**
  * W + scale · B A of every adapted matrix, the other parameters as they are.
  *
- * @param loop counted from 0, where loops have adapters of their own; -1: of steps outside the loops
+ * @param loop counted from 0, where loops have their own adapters; -1: of steps outside the loops
  */
 export function mergedBy(base: Parameters, adapter: Parameters, scale: number, loop = -1): Map<string, ArrayLike<number>> {
   const out = new Map(base)

@@ -24,7 +24,7 @@ describe('npm run bench', () => {
     expect(steps).toEqual([])
   })
 
-  it('measures whole steps, each in a process of its own', () => {
+  it('measures whole steps, each in a separate process', () => {
     const { stdout, status } = bench('--steps', '--filter', '^sampling 64')
     expect(status).toBe(0)
     expect(stdout).toMatch(/^sampling 64 prompts × 8, 16 \+ 24 tokens +\d+\.\d+ s +\d+ +\d+ *$/m)

@@ -15,7 +15,7 @@ export interface Generated {
   wholeTokens: number
 }
 
-/** test/decode-ways.mjs in a process of its own. */
+/** test/decode-ways.mjs in a separate process. */
 export function generateBy(way: Way, device: string, dtype: string, sweep: 'short' | 'long'): Generated[] {
   const { stdout, stderr, status } = spawnSync(
     process.execPath,

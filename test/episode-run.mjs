@@ -1,4 +1,4 @@
-// A run whose rollouts are episodes: node test/episode-run.mjs FOLDER [resume]. Its environment keeps a state of its own, asks a tool, and
+// A run whose rollouts are episodes: node test/episode-run.mjs FOLDER [resume]. Its environment keeps its own state, asks a tool, and
 // says on standard output where it is; LOOPLM_HANG=N lets the N-th call of step() and every later one hang.
 import { defineTool, LoopLM, RLTTTrainer, Tokenizer } from '../dist/src/index.js'
 

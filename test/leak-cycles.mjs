@@ -1,4 +1,4 @@
-// Update, generate and dispose, again and again, in a process of its own: node --expose-gc leak-cycles.mjs CYCLES.
+// Update, generate and dispose, again and again, in a separate process: node --expose-gc leak-cycles.mjs CYCLES.
 // Prints what the process and the engine hold as JSON: [cycle, resident bytes, engine's bytes, engine's buffers], ….
 import { addition, GRPOTrainer, LoopLM, LoopRPTTrainer, memory, PretrainTrainer, RLTTTrainer, tensor } from '../dist/src/index.js'
 

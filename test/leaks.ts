@@ -13,7 +13,7 @@ export interface LeakReport {
 }
 
 /**
- * Runs update/generate/dispose cycles in a process of its own.
+ * Runs update/generate/dispose cycles in a separate process.
  *
  * @param cycles how many
  * @param warmUp share of them that is not measured

@@ -136,7 +136,7 @@ export function logSoftmax(p: Parameters, state: number[], temperature = 1, r = 
 
 /**
  * Greedy decoding by math.md §7: the prompt at full depth, then token by token over its keys. `leaves` sees the states of a token after each
- * of its loops so far. Where loops have planes of their own, a token that leaves early lends its last keys and values to the deeper loops;
+ * of its loops so far. Where loops have their own planes, a token that leaves early lends its last keys and values to the deeper loops;
  * where they share one, it has those of the prompt's last loop, and every later loop of a token overwrites its own.
  */
 export function greedy(

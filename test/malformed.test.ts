@@ -148,7 +148,7 @@ const safetensors = (file: string, tensor: string): Case[] => [
   ['has three offsets', entry(file, tensor, { data_offsets: [0, 1, 2] }), /more than 2 entries/],
   ['has tensors that overlap', entry(file, tensor, { data_offsets: [0, 64] }), /overlap/],
   ['has offsets that are texts', entry(file, tensor, { data_offsets: ['0', '64'] }), /"data_offsets"/],
-  ['has a field of its own', entry(file, tensor, { stride: 1 }), /unknown field/],
+  ['has an unknown field', entry(file, tensor, { stride: 1 }), /unknown field/],
   ['has metadata that is no text', header(file, (h) => ({ ...h, __metadata__: { format: 1 } })), /__metadata__/],
   [
     'lacks a tensor',

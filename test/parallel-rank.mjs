@@ -14,7 +14,7 @@ const config = {
   num_attention_heads: 4,
   total_ut_steps: 2,
 }
-// What a rank says lies in a file of its own: launchers mix long lines of several ranks.
+// What a rank says lies in its own file: launchers mix long lines of several ranks.
 const say = (value) =>
   typeof value === 'string'
     ? writeSync(1, `${value}\n`)

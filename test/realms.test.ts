@@ -28,7 +28,7 @@ describe('a context of node:vm', () => {
   const context = createContext({ looplm, console })
   const run = (code: string): unknown => runInContext(`(async () => { ${code} })()`, context)
 
-  it('has arrays and errors of its own', async () => {
+  it('has other arrays and errors', async () => {
     expect(await run('return [new Float32Array(1), [], new Error("x"), Promise.resolve()]')).not.toBeInstanceOf(Array)
   })
 
@@ -43,7 +43,7 @@ describe('a context of node:vm', () => {
     expect([...found.sum]).toEqual([2, 3, 4, 5])
   })
 
-  it('passes token ids and prompt lengths, trains on rows and rewards of its own, and disposes', async () => {
+  it('passes token ids and prompt lengths, trains on rows and rewards of that realm, and disposes', async () => {
     const found = (await run(`
       const { LoopLM, RLTTTrainer, Tokenizer } = looplm
       const tokenizer = Tokenizer.characters('0123:', { special: { eos: '<eos>' } })
@@ -78,7 +78,7 @@ describe('a context of node:vm', () => {
     expect(errorMessage(null)).toBe('null')
   })
 
-  it('is told to await a promise of its own', async () => {
+  it('is told to await its promise', async () => {
     const error = await run('try { new looplm.AdamW(Promise.resolve()) } catch (error) { return error }')
     expect((error as Error).message).toMatch(/model must be a LoopLM.*await it/)
   })

@@ -78,7 +78,7 @@ describe('plan of the study', () => {
   })
   const byId = (list: Result[]) => new Map(list.map((result) => [result.id, result]))
 
-  it('makes bases first, then tunes every method on a base of its own', () => {
+  it('makes bases first, then tunes every method on its own base', () => {
     expect(dueRuns(new Map()).every(({ kind }) => kind === 'base')).toBe(true)
     const [first] = settings.tuningBases
     const due = dueRuns(byId([base(first), base(0)]))

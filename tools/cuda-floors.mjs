@@ -130,7 +130,7 @@ export function decodeTable(resources) {
   const meeting = barriers * assumed.barrier
   const reading = passes * 5 * assumed.read // two norms, two inputs of products, the keys' first
   const latency = chains + meeting + reading
-  const fullChip = 4096 / (2 * heads) + 1 // decode_attention.cu: parts of a row in blocks of their own while two of them fit 4096 blocks
+  const fullChip = 4096 / (2 * heads) + 1 // decode_attention.cu: parts of a row in separate blocks while two of them fit 4096 blocks
   const both = [Math.max(memory, latency), memory + latency].map((seconds) => (1 / seconds).toFixed(0))
   const ring = 8 * 11 * 8 * 272 // warps, stages, rows, bytes of a piece with its padding
   const shared = ring + 2 * D + 2 * F + 2 * 8 * 130 * 4

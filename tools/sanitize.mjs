@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 import { cmakeBuild } from './cmake.mjs'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
-// Memory that cannot be had is asked for on purpose: the answer must be an error of ours.
+// Memory that cannot be allocated is asked for on purpose: the answer must be an error of ours.
 const builds = {
   address: {
     flags: '-fsanitize=address,undefined -fsanitize-recover=address', // go on after a finding: one run shows them all

@@ -37,7 +37,7 @@ pool = [c for text in texts for c in text] + list("  abcdeABC012..,'!?-\n") * 40
 draw = random.Random(14)
 texts += ["".join(draw.choice(pool) for _ in range(draw.randint(1, 24))) for _ in range(60)]
 
-# A character map with rules of its own: a to b, a cluster, an expansion, a removal
+# A character map with its own rules: a to b, a cluster, an expansion, a removal
 charsmap = None
 
 

@@ -28,7 +28,7 @@ function sums() {
 }
 
 /**
- * A step of self-play: some groups propose sums, and every proposal is solved by a group of its own. A right answer earns 1. A proposal earns
+ * A step of self-play: some groups propose sums, and every proposal is solved by its own group. A right answer earns 1. A proposal earns
  * most when half of its answers are right, and nothing when it is no sum.
  */
 const selfPlay: RolloutFunction = async (problems, { model, generation }) => {

@@ -38,7 +38,7 @@ class Handle : public Napi::ObjectWrap<Handle> {
 
 Napi::Value make_handle(Napi::Env env, Content content);
 
-// What an environment (the main thread, a worker) has of its own.
+// What an environment (the main thread, a worker) has for itself.
 struct Environment {
   Napi::FunctionReference handle;
   int64_t reported_bytes = 0;

@@ -97,7 +97,7 @@ struct Pool::State {
 
 Pool::Pool(int threads) {
   if (threads <= 0) threads = available_cores();
-  auto made = std::make_unique<State>();  // ends the threads that have begun when another cannot be had
+  auto made = std::make_unique<State>();  // ends the threads that have begun when another cannot be created
   made->scratch.resize(size_t(threads) + 1);
   made->workers.reserve(size_t(threads));
   for (int i = 1; i < threads; i++) made->workers.emplace_back([s = made.get(), i] { s->loop(i); });

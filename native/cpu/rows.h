@@ -64,7 +64,7 @@ struct Sums {
   float total() const { return sum((chain[0] + chain[1]) + (chain[2] + chain[3])); }
 };
 
-// Gradients of weights are sums over rows. Rows are cut into fixed blocks; each task adds its block up in a part of its own, and
+// Gradients of weights are sums over rows. Rows are cut into fixed blocks; each task adds its block up in its own part, and
 // the parts are added in the order of the blocks.
 struct BlockSums {
   Context& ctx;

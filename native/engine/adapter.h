@@ -1,4 +1,4 @@
-// Low-rank adapters of a model's matrices, and shifts (shift.h): parameters of their own, beside a frozen base.
+// Low-rank adapters of a model's matrices, and shifts (shift.h): their own parameters, beside a frozen base.
 #pragma once
 #include <memory>
 #include <string>
@@ -12,7 +12,7 @@ struct AdapterOptions {
   int64_t rank = 16;
   double alpha = 32;                 // scale = alpha / rank
   std::vector<std::string> modules;  // by the last part of their names, q_proj for example: of every layer
-  bool per_loop = false;             // matrices of its own for every loop, in the layers that the loops run
+  bool per_loop = false;             // its own matrices for every loop, in the layers that the loops run
   int64_t shift_rank = 0;            // the MLP of every layer sees the token before (shift.h), which all loops share; 0: not
 };
 

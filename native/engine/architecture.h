@@ -7,7 +7,7 @@
 
 namespace looplm {
 
-// How a branch f (attention or MLP) joins the residual stream h. N and N' are norms with weights of their own.
+// How a branch f (attention or MLP) joins the residual stream h. N and N' are norms with their own weights.
 enum class Residual {
   pre,       // h + f(N h)
   sandwich,  // h + N' f(N h)       Ouro
@@ -114,7 +114,7 @@ struct Architecture {
   int64_t attention_width() const { return int64_t(heads) * head_dim; }
   int64_t kv_width() const { return int64_t(kv_heads) * head_dim; }
   int64_t attention_rows() const { return qkv_width() + (attention_gate ? attention_width() : 0); }
-  // Blocks that the steps run: every one has keys and values of its own in each loop.
+  // Blocks that the steps run: every one has separate keys and values in each loop.
   int32_t blocks(const std::vector<Step>& steps) const;
   // The rows of a role's matrix, or the elements of its vector; 0 where the architecture has none.
   int64_t rows(Role role) const;

@@ -69,7 +69,7 @@ struct Packer {
     }
     out.group_count++;
   }
-  // Where a group ends whose responses do not fit: the rest is a group of its own, and its prompt runs again. Prompts are not
+  // Where a group ends whose responses do not fit: the rest is another group, and its prompt runs again. Prompts are not
   // counted, or long ones would leave a batch one response each.
   size_t part_end(size_t i, size_t end) const {
     int64_t responses = 0;

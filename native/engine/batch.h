@@ -68,7 +68,7 @@ struct DeviceBatch {
   // The loop, counted from 0, that each row left at, so that deeper ones have its keys and values (exit_replay.h); empty: none
   // did.
   std::vector<int32_t> exits{};
-  std::vector<LoopRows> loops{};  // of a pass whose rows are at loops of their own; empty: at those that the stack walks
+  std::vector<LoopRows> loops{};  // of a pass whose rows are at their own loops; empty: at those that the stack walks
   // What embedded tokens are replaced by, behind the embedding's scale: of all runs, one behind the other.
   std::vector<VectorRun> vector_runs{};
   const void* vectors = nullptr;  // act [vectors of all runs, D]

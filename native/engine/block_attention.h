@@ -23,7 +23,7 @@ struct CacheUse {
   int64_t slots;        // of a plane
   int planes;           // of a block of the loop
   const int32_t* rows;  // device [N]: the slot of each row; when decoding counted from the block's first plane, so that rows may
-                        // be at loops of their own, otherwise from the plane of the loop
+                        // be at their own loops, otherwise from the plane of the loop
   const LoopCacheContext* contexts;  // device [N] when decoding; NULL for prompts, whose tokens attend within the batch
   const CachedPrefix* prefixes;      // of prompts; the batch's segments then count rows of the extended batch
   int32_t prefix_count;

@@ -22,7 +22,7 @@ int high(uint8_t byte) { return byte >> 4; }
 int bit(uint32_t bits, int i) { return int(bits >> i & 1); }
 
 // Blocks of 32. Four bits of an element lie in the lower halves of 16 bytes for the first 16 elements, in the upper ones for the
-// others; a fifth bit lies in a word of its own.
+// others; a fifth bit lies in its own word.
 void expand_q8_0(const uint8_t* block, float* out) {
   const float scale = half_at(block);
   for (int i = 0; i < 32; i++) out[i] = product(scale, float(int8_t(block[2 + i])));

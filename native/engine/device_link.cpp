@@ -11,7 +11,7 @@ namespace looplm {
 
 namespace {
 
-// What every rank tells the others of its device, and the machine that it is in: containers of one have names of their own, and
+// What every rank tells the others of its device, and the machine that it is in: containers of one have their own names, and
 // machines may share one.
 struct Place {
   LoopLinkInfo link{};
@@ -26,7 +26,7 @@ Place own_place(Device& device) {
   }
   gethostname(place.host, sizeof place.host - 1);
   if (device.has(&LoopBackend::link_info)) device.run(&LoopBackend::link_info, "link_info", &place.link);
-  else std::strcpy(place.link.library, "its device has no way of its own");
+  else std::strcpy(place.link.library, "its device has no way to link devices");
   return place;
 }
 

@@ -22,7 +22,8 @@ struct HeadTop {
   std::vector<double> margins;          // likewise: log P of the token less log P of the row's target
 };
 
-// logprobs, entropies: real [rows], either may be NULL. predicted: the likeliest token of each row, the lowest id of equal ones.
+// logprobs, entropies: real [rows], either may be NULL. predicted: the most probable token of each row, the lowest id of equal
+// ones.
 void head_forward(Model& model, const HeadRows& in, void* logprobs, void* entropies, int32_t* predicted = nullptr,
                   HeadTop* top = nullptr);
 

@@ -69,7 +69,7 @@ size_t read_field(const std::string& path, const std::string& name, size_t missi
   return missing;
 }
 
-// A control group of version 2 or 1. Pages of files that were read count as used, and are given up when memory is wanted.
+// A control group of version 2 or 1. Pages of files that were read count as used, and are dropped when memory is wanted.
 void narrow_by_group(MemoryRoom& room, const std::string& folder, const char* limit, const char* usage,
                      const std::string& prefix) {
   const size_t most = read_number(folder + limit), used = read_number(folder + usage);

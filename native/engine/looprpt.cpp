@@ -55,7 +55,7 @@ struct Earnings {
 // advantage needs the rewards of all G rollouts of its token. Where they do not fit into one micro-batch their states are not
 // kept: all rollouts run forward for the rewards alone, and run again, with the same noise, for the backward. With T loops the
 // whole costs about 1 + 3 + 3 G (T-1)/T forwards, and at most G (T-1)/T more when rollouts are run again: for T = 4 and G = 8
-// that is 22 and 28, where G + 1 whole passes would need 28. Models with further registers, or with a readout of their own, run
+// that is 22 and 28, where G + 1 whole passes would need 28. Models with further registers, or with their own readout, run
 // all passes whole.
 class LoopRptPass {
  public:

@@ -56,7 +56,7 @@ void LossInput::check_term(const LossTerm& term) const {
   require(term.advantages.size() == count || term.advantages.size() == count * size_t(loops.count()),
           "a term needs one advantage per sequence, or one per sequence and loop");
   require(term.token_advantages.empty() || (term.surrogate != Surrogate::gspo && term.surrogate != Surrogate::k15),
-          "gspo and k1.5 compare whole sequences: their tokens have no advantages of their own");
+          "gspo and k1.5 compare whole sequences: their tokens have no separate advantages");
   require(term.weights.kind != LoopWeighting::exit_loop || term.channel != Channel::token || !batch.exits.empty(),
           "weights of the exit loop need the batch's exits");
   require(!attached(term) || (term.surrogate == Surrogate::reinforce && term.weights.temperature == 1),
@@ -65,7 +65,7 @@ void LossInput::check_term(const LossTerm& term) const {
   require(term.channel == Channel::token || term.surrogate == Surrogate::reinforce,
           "the exit channel knows the reinforce surrogate alone");
   require(term.channel == Channel::token || term.draws > 0 || !batch.exits.empty(),
-          "an exit term needs the batch's exits, or draws of its own");
+          "an exit term needs the batch's exits, or its own draws");
   require(!term.belief || term.belief->base != BeliefBase::teacher ||
               (!batch.reference_logprobs.empty() && !batch.reference_exit_pdf.empty() && !batch.reference_entropy.empty()),
           "a belief with base teacher needs the reference's logprobs, entropy and exit distribution");

@@ -18,7 +18,7 @@ std::unique_ptr<Model> merged(const Model& model) {
                 "beside the model, with saveAdapter and loadAdapter");
   if (adapter->per_loop)
     throw Error("UNSUPPORTED", "merge",
-                "every loop has an adapter of its own (perLoop), and the loops share the matrices that they would be added to: "
+                "every loop has its own adapter (perLoop), and the loops share the matrices that they would be added to: "
                 "keep the adapter beside the model, with saveAdapter and loadAdapter");
   const int64_t r = adapter->rank, stride = 1;
   LinearMemory memory;

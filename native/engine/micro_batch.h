@@ -43,7 +43,7 @@ class MicroBatch {
   TokenExits token_exits();
   // The head's rows for some of the loops that are read, loop by loop, the batch's rows in order.
   HeadRows rows(const std::vector<int>& reads, double temperature) const;
-  // The batch's rows, each after a loop of its own.
+  // The batch's rows, each after its own loop.
   HeadRows rows_at(const std::vector<int>& reads, double temperature) const;
   // The head forward. Values stay on the device, in the model's memory.
   TokenValues values(const HeadRows& rows, bool logprobs = true, bool entropies = true);

@@ -202,7 +202,7 @@ void require_exit_gate(const Model& model, const char* operation, const char* wh
   if (model.config.exit_gate) return;
   throw Error("UNSUPPORTED", operation,
               std::string(what) + " needs an exit gate, and this model of family " + model.config.family +
-                  " has none of its own: create or load the model with exitGate: true");
+                  " has none: create or load the model with exitGate: true");
 }
 
 std::vector<int32_t> row_index(const PackedBatch& batch, const std::vector<int>& loops) {

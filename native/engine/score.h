@@ -10,7 +10,7 @@ struct ScoreOptions {
   LoopOptions loops;
   bool last_loop = false;       // logprobs and entropy of the last loop alone: 1 × (len-1) per sequence
   bool responses_only = false;  // rows before a response read as 0 and cost nothing in the head
-  bool predictions = false;     // also the likeliest token of each row
+  bool predictions = false;     // also the most probable token of each row
   int top = 0;                  // also this many of the most probable tokens of each row of the last loop
 };
 struct Scores {  // per sequence, concatenated; logprobs and entropy reads × (len-1), gates and pdf reads × len, row-major by loop

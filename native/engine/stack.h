@@ -40,7 +40,7 @@ class Stack : private StackLayout {
   void forward_after_first(const void* first, int copies);
   const Weights& weights() const { return weights_; }
   void* input() const { return inputs_[0]; }  // act [N, D]: register 0 before the first loop
-  // Parts, for generation (Keep::nothing), where each has rows of its own. Registers are act [N, D] each.
+  // Parts, for generation (Keep::nothing), where each has separate rows. Registers are act [N, D] each.
   const Registers& inputs() const { return inputs_; }                    // before the first loop
   const Registers& outputs(int t) const { return outputs_[size_t(t)]; }  // behind loop t, until two loops later
   void forward_begin(const Registers& to);                               // what the loops begin with, for these rows

@@ -41,7 +41,7 @@ bool written_again(const std::vector<Step>& steps, size_t i, size_t end) {
 }
 
 // Where the value of step i lies, when the first `constant` steps carry no gradient: with what the program leaves behind, in
-// memory of its own that a backward reads, or where the next values pass as well.
+// separate memory that a backward reads, or where the next values pass as well.
 enum class Place { result, kept, passing };
 Place place_of(const std::vector<Step>& steps, size_t i, bool reading, size_t constant) {
   if (!written_again(steps, i, steps.size()) && (!reading || steps[i].to == 0)) return Place::result;
@@ -81,7 +81,7 @@ bool StackLayout::keeps_boundary(int loop) const {
 }
 
 // Registers live in `registers` before the loops, and behind every loop in `hidden` (register 0, when the head reads it as it is)
-// or `boundaries`: each of its own where a backward reads it, else the loops take two in turns.
+// or `boundaries`: a separate one each where a backward reads it, else the loops take two in turns.
 void StackLayout::lay_out_boundaries() {
   const size_t R = size_t(a_.registers);
   std::vector<int64_t> index(size_t(loops_) * R, -1);

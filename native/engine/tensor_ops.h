@@ -1,5 +1,5 @@
 // Immutable dense tensors on a device and the operations on them. Every function checks dtypes and shapes and throws
-// INVALID_SHAPE or INVALID_ARGUMENT with the shapes at fault; a result is a tensor of its own, except a reshape, which shares its
+// INVALID_SHAPE or INVALID_ARGUMENT with the shapes at fault; a result is a new tensor, except a reshape, which shares its
 // elements.
 #pragma once
 #include <cstdint>

@@ -27,7 +27,7 @@ struct Weights {
   std::vector<LayerWeights> layers;
   int64_t rank = 0;                                                        // of the adapters
   int64_t shift_rank = 0;                                                  // of the layers' shifts; 0: there are none
-  int32_t adapter_loops = 0;                                               // that have adapters of their own; 0: they share one
+  int32_t adapter_loops = 0;                                               // that have their own adapters; 0: they share one
   const void* scale = nullptr;                                             // and alpha / rank: real, on the device
   const void *embedding_scale = nullptr, *embedding_scale_real = nullptr;  // one number each; NULL: 1
   const LoopQuantized* quantized_head = nullptr;

@@ -338,7 +338,7 @@ void out_of_range(int size) {
   });
 }
 
-// A folder of its own, which goes with it.
+// A folder of the test, which goes with it.
 struct Folder {
   Folder() { std::filesystem::create_directories(path); }
   ~Folder() { std::filesystem::remove_all(path); }

@@ -1,5 +1,5 @@
-// Memory that cannot be had, at every place where the engine asks for it: a call fails with OUT_OF_MEMORY, nothing is left half
-// changed, and the same call afterwards gives the bits of a fresh process. The same for calls that are aborted. One line per
+// Memory that cannot be allocated, at every place where the engine asks for it: a call fails with OUT_OF_MEMORY, nothing is left
+// half changed, and the same call afterwards gives the bits of a fresh process. The same for calls that are aborted. One line per
 // claim; the exit status is 1 when one does not hold.
 //
 //   looplm_fault_tests [--every] [filter]     --every: at each allocation; otherwise at the first ones and at some of the later

@@ -30,7 +30,7 @@ export interface LoRAOptions {
   /** Which projections of every layer; default all. */
   targetModules?: readonly LoRAModule[] | undefined
   /**
-   * Every loop has an adapter of its own, in the layers that the loops run: as many times the parameters as the model has loops. Such an
+   * Every loop has its own adapter, in the layers that the loops run: as many times the parameters as the model has loops. Such an
    * adapter runs at most that many loops and cannot be merged. Default false: the loops share one.
    */
   perLoop?: boolean | undefined
@@ -63,7 +63,7 @@ export interface Adapter {
   readonly alpha: number
   /** The projections of every layer that have one, by the last part of their names. */
   readonly targetModules: readonly LoRAModule[]
-  /** Every loop has matrices of its own. */
+  /** Every loop has its own matrices. */
   readonly perLoop: boolean
   /** The inner dimension of Shift-FFN; 0: none. */
   readonly shiftRank: number
@@ -104,7 +104,7 @@ export function checkAdapter(options: LoRAOptions, operation: string, known: rea
   }
 }
 
-/** The peft_type of an adapter that PEFT cannot compute, for loops of their own or Shift-FFN: PEFT refuses such a folder. */
+/** The peft_type of an adapter that PEFT cannot compute, for separate loops or Shift-FFN: PEFT refuses such a folder. */
 const ownType = 'LOOPLM_LORA'
 
 /** adapter_config.json as PEFT reads it. */

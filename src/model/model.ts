@@ -490,7 +490,7 @@ export class LoopLM {
    * A model of its own whose matrices are W + (alpha / rank) · B A: without adapter, as fast as the base. This model does not change.
    *
    * @returns without an adapter, a copy of the model
-   * @throws LoopLMError UNSUPPORTED when every loop has an adapter of its own (`perLoop`), or with `shiftRank`: no matrix could hold them
+   * @throws LoopLMError UNSUPPORTED when every loop has its own adapter (`perLoop`), or with `shiftRank`: no matrix could hold them
    */
   async mergeAdapter(): Promise<LoopLM> {
     const handle = this.handle('LoopLM.mergeAdapter')
@@ -539,7 +539,7 @@ export class LoopLM {
     await call('LoopLM.zeroGradients', () => native().modelZeroGradients(handle))
   }
 
-  /** A model of its own with the same parameters, adapter, tokenizer and device: a frozen reference, a teacher. */
+  /** Another model with the same parameters, adapter, tokenizer and device: a frozen reference, a teacher. */
   async clone(): Promise<LoopLM> {
     const handle = this.handle('LoopLM.clone')
     return this.#copy(await call('LoopLM.clone', () => native().modelClone(handle)), this.#adapter)

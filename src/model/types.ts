@@ -151,7 +151,7 @@ export interface ScoreOptions extends StateOptions, InputOptions {
    * those of the sampler. Needs `promptLengths`, because prompts run at full depth. Default: every token runs all loops.
    */
   exits?: readonly ArrayLike<number>[] | undefined
-  /** Return the likeliest token of each prediction as well. Default false. */
+  /** Return the most probable token of each prediction as well. Default false. */
   predictions?: boolean
   /** This many of the most probable tokens of each prediction of the last loop; default 0. At most `vocab_size`. */
   topLogprobs?: number
@@ -336,7 +336,7 @@ export interface GenerateOptions extends StateOptions, InputOptions {
   /** As in OpenAI's interface: subtracted once from the logit of each token that was drawn. 0 (default) is off. */
   presencePenalty?: number
   /**
-   * A function of your own that sees the logits before every draw, after biases and penalties: change them in place, or return others.
+   * Your own function that sees the logits before every draw, after biases and penalties: change them in place, or return others.
    * Slow: logits are copied to JavaScript and back for every token, and the sequence waits meanwhile. Not together with drafts.
    */
   logitsProcessor?: LogitsProcessor

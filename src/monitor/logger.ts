@@ -4,7 +4,7 @@ export interface LoggedRun {
   name: string
   /** The run folder; undefined without `runDir`. */
   folder: string | undefined
-  /** Steps made before; -1: the run begins. Whatever a logger holds of later steps belongs to a course that was given up. */
+  /** Steps made before; -1: the run begins. Whatever a logger holds of later steps belongs to a course that was abandoned. */
   step: number
   /** What is trained, where and on what. */
   facts: RunFacts

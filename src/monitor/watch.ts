@@ -87,7 +87,7 @@ async function answer(feed: Feed, request: IncomingMessage, response: ServerResp
     response.writeHead(status, { 'Content-Type': 'text/plain; charset=utf-8' })
     response.end(`${text}\n`)
   }
-  // a page elsewhere must not read a run through a name of its own that it points at this machine
+  // a page elsewhere must not read a run through a host name that it points at this machine
   if (!localNames.has((request.headers.host ?? '').replace(/:\d+$/, ''))) return refuse(403, 'Ask for localhost.')
   if (request.method !== 'GET' && request.method !== 'HEAD') return refuse(405, 'There is nothing to change here.')
   const path = (request.url ?? '').replace(/\?.*$/, '')

@@ -230,7 +230,7 @@ export function range(count: number): number[] {
 }
 
 /**
- * A description with an exit gate of its own, where the family has none: D → 1 on what the head reads. It starts with zeros, so that at
+ * A description with its own exit gate, where the family has none: D → 1 on what the head reads. It starts with zeros, so that at
  * first half of what is left leaves after every loop.
  */
 export function withExitGate(architecture: Architecture): Architecture {

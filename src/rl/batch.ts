@@ -45,7 +45,7 @@ export interface RolloutBatch {
   referenceLogprobs?: readonly ArrayLike<number>[]
   /** Per sequence len-1: 0 where a prediction does not count, for example tokens that a tool wrote. */
   mask?: readonly ArrayLike<number>[]
-  /** Per sequence the model's turns, as ranges of its tokens, with the rewards of their own; read by advantages with source `turn`. */
+  /** Per sequence the model's turns, as ranges of its tokens, with their rewards; read by advantages with source `turn`. */
   turns?: readonly (readonly BatchTurn[])[]
   /**
    * Per sequence len-1: the loop each prediction was read from, counted from 0; exit terms train these, and an objective with `exits:

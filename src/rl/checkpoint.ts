@@ -149,7 +149,7 @@ export function changesSince(
 }
 
 /**
- * Takes the checkpoints after a step out of a run that goes on from that step: they belong to a course that was given up. They keep
+ * Takes the checkpoints after a step out of a run that goes on from that step: they belong to a course that was abandoned. They keep
  * their content as given-up-step-<n>.
  *
  * @returns the steps

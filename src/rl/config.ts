@@ -159,7 +159,7 @@ const optimizer = {
       perLoop: z
         .boolean()
         .default(false)
-        .describe('An adapter of its own for every loop: as many times the parameters. It cannot be merged into the model.'),
+        .describe('A separate adapter for every loop: as many times the parameters. It cannot be merged into the model.'),
       shiftRank: natural
         .default(0)
         .describe(

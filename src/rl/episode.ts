@@ -220,7 +220,7 @@ export class EpisodePlayer {
   #options(): SchedulerRequestOptions {
     const { generation, maxEpisodeTokens, signal } = this.#settings
     const maxNewTokens = Math.min(generation.maxNewTokens, maxEpisodeTokens - this.#record.tokens.length)
-    const watched = this.#turn > 0 && this.#spare.length > 0 ? { logprobs: likeliest } : {}
+    const watched = this.#turn > 0 && this.#spare.length > 0 ? { logprobs: alternatives } : {}
     return { ...generation, ...watched, keep: true, sequence: this.place.sequence, maxNewTokens, signal }
   }
 
@@ -319,10 +319,10 @@ export class EpisodePlayer {
   }
 }
 
-const likeliest = 10
+const alternatives = 10
 const firstTokens = 8
 
-/** Mean entropy, in nats, of the likeliest tokens at the beginning of a turn (ARPO, arXiv 2507.19849). */
+/** Mean entropy, in nats, of the most probable tokens at the beginning of a turn (ARPO, arXiv 2507.19849). */
 function uncertainty(tops: readonly (readonly { logprob: number }[])[]): number {
   const first = tops.slice(0, firstTokens)
   const entropies = first.map(entropyOf)

@@ -12,7 +12,7 @@ export interface SequenceEvaluation {
   loops: number
   /** Mean negative log-probability of a token, in nats. */
   loss: number
-  /** Share of the tokens that are the likeliest ones. */
+  /** Share of the tokens that are the most probable ones. */
   accuracy: number
   /** Where that share lies with 95 % confidence, by {@link bootstrapInterval} over the sequences. */
   interval: Interval

@@ -114,7 +114,7 @@ function checkCombinations({ terms, lazy, kl, entropy, filter, rewards }: Object
     if (source === 'turn' && (kind === 'gspo' || kind === 'k15' || space === 'marginal'))
       throw refuse(
         i,
-        `advantage.source: turns have advantages of their own, and ${space === 'marginal' ? 'the marginal space' : kind} has one per sequence`,
+        `advantage.source: turns have separate advantages, and ${space === 'marginal' ? 'the marginal space' : kind} has one per sequence`,
       )
     if (source !== 'turn' && gain !== undefined) throw refuse(i, "advantage.gain: belongs to the source 'turn'")
     if (source !== 'reward' && source !== 'turn' && unread !== undefined)

@@ -66,7 +66,7 @@ async function* drive(state: State, begin: () => Promise<Events>): Events {
 
 async function end({ events, state }: { events: WeakRef<Events>; state: State }, warn: (message: string) => void) {
   if (state.computing) {
-    const message = 'an earlier run of this trainer is computing; wait for its next event, or make a trainer of its own'
+    const message = 'an earlier run of this trainer is computing; wait for its next event, or make another trainer'
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'run' })
   }
   const earlier = events.deref()

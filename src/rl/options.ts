@@ -85,7 +85,7 @@ export interface LoRAConfig {
   dropout: 0
   /** Projections of every layer that get one, by the last part of their names; default all of them. */
   targetModules?: LoRAModule[] | undefined
-  /** An adapter of its own for every loop: as many times the parameters. It cannot be merged into the model. Default `false`. */
+  /** A separate adapter for every loop: as many times the parameters. It cannot be merged into the model. Default `false`. */
   perLoop: boolean
   /** The MLP also sees the token before (Shift-FFN, arXiv 2505.17153), by matrices of this inner dimension; 0: not. Default `0`. */
   shiftRank: number

@@ -23,7 +23,7 @@ export interface Rollout {
   samplingLogprobs?: RealArray
   /** The loop each of these tokens was read from, 1-based; those of masked tokens are not read. */
   loops?: number[]
-  /** The model's turns as ranges of `tokens`, `end` not included, with the rewards of their own. */
+  /** The model's turns as ranges of `tokens`, `end` not included, with their rewards. */
   turns?: RolloutTurn[]
   /** Weighted sum of the rewards, of all turns too; null when all were null. */
   reward: number | null

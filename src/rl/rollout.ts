@@ -32,7 +32,7 @@ export interface SamplingCost {
 
 /**
  * Where the rollouts of a step come from. Trainers ask for them and know nothing of how text comes about. Several processes sample a round
- * together: each is asked for groups of its own, and what comes of a group depends on (seed, step, round, number of the group) alone.
+ * together: each is asked for different groups, and what comes of a group depends on (seed, step, round, number of the group) alone.
  *
  * @param step 0-based
  * @param round counted from 0; later rounds of a step bring other problems

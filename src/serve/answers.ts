@@ -12,7 +12,7 @@ import type { Metrics } from './prometheus.js'
 import type { EmbeddingRequest } from './request.js'
 import { embeddingAnswer, type TokenReport, type Usage, usageOf } from './responses.js'
 
-/** Computes answers: the sequences of all requests in the model's own batch, those that are scored or embedded in batches of their own. */
+/** Computes answers: the sequences of all requests in the model's own batch, those that are scored or embedded in separate batches. */
 export class Answers {
   readonly #served: Served
   readonly #settings: ServerSettings

@@ -9,7 +9,7 @@ export interface ErrorBody {
   code: string | null
 }
 
-/** A request that is answered with a status of its own. */
+/** A request that is answered with a fitting status. */
 export class HttpError extends Error {
   readonly status: number
   readonly param: string | null

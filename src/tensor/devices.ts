@@ -111,7 +111,7 @@ export function resetPeakMemory(): void {
   native().resetPeakMemory()
 }
 
-/** `cuda` of one among several processes of a machine: a GPU of its own, as far as there are enough. */
+/** `cuda` of one among several processes of a machine: a separate GPU, as far as there are enough. */
 export function ownGpu(rank: number, list: () => readonly Pick<DeviceStatus, 'name' | 'available'>[]): DeviceName {
   if (rank === 0) return 'cuda'
   const gpus = list().filter(({ name, available }) => available && /^cuda(:\d+)?$/.test(name))

@@ -50,7 +50,7 @@ const slice = 2 ** 13
  * Merges symbols until no pair has a merge: always the pair of the lowest rank, the leftmost first. A queue makes that
  * n log n in their number; it pauses now and then.
  *
- * @returns what is left of the symbols
+ * @returns the rest of the symbols
  */
 export function* merged(symbols: readonly number[], table: MergeTable): Generator<void, number[]> {
   const count = symbols.length

@@ -6,7 +6,7 @@ export type Match = readonly [start: number, end: number]
 /** Finds the matches in a text, in order; they do not overlap, and may be empty. */
 export type Finder = (text: string) => Iterable<Match>
 
-/** Every character of a kind is a match of its own. */
+/** Every character of a kind is a separate match. */
 export function characterFinder(isMatch: (character: string) => boolean): Finder {
   return function* find(text) {
     let start = 0

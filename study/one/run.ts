@@ -1,4 +1,4 @@
-// One run in a process of its own with one engine thread: node dist/study/run.js '<spec as JSON>' FOLDER-OF-BASES prints the result.
+// One run in a separate process with one engine thread: node dist/study/run.js '<spec as JSON>' FOLDER-OF-BASES prints the result.
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import {
@@ -128,7 +128,7 @@ async function gateExits(model: LoopLM, count: number): Promise<Measurement['gat
   return gates
 }
 
-/** Whether the likeliest next token is the right one, for every token of held-out answers after the right ones before it. */
+/** Whether the most probable next token is the right one, for every token of held-out answers after the right ones before it. */
 async function tokenAccuracy(model: LoopLM, base: LoopLM, count: number): Promise<Measurement['tokens']> {
   const sequences: number[][] = []
   const promptLengths: number[] = []

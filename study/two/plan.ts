@@ -263,7 +263,7 @@ function stages(): (readonly [TaskName, readonly string[]])[] {
   return [...first, ...rest]
 }
 
-/** Whether a task chooses rates on bases of its own. */
+/** Whether a task chooses rates on separate bases. */
 const tunes = (task: TaskName) => taskOf(task).ratesOf === undefined
 
 /** The runs of a stage in their order: rates are chosen, then base after base is made and trained by every arm. */

@@ -1,4 +1,4 @@
-// One run in a process of its own with one engine thread: node dist/study/two/run.js '<spec as JSON>' FOLDER-OF-BASES prints the result.
+// One run in a separate process with one engine thread: node dist/study/two/run.js '<spec as JSON>' FOLDER-OF-BASES prints the result.
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import {

@@ -1,4 +1,4 @@
-// The command line as a user meets it: the built program in a process of its own.
+// The command line as a user meets it: the built program in a separate process.
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'

@@ -335,7 +335,7 @@ describe('training on a corpus', () => {
     expect(onWarning).toHaveBeenCalledExactlyOnceWith(expect.stringMatching(/then a dataset of 1 rows, now a dataset of 1 rows/))
   })
 
-  it('evaluates text of its own when it is given', async () => {
+  it('evaluates another text when it is given', async () => {
     const corpus = await files('two', { 'train.txt': sentences(40) })
     const evalCorpus = await files('two-held', { 'held.txt': 'zzzz zzzz zzzz' })
     using student = await model()

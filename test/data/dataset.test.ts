@@ -193,7 +193,7 @@ describe('a dataset', () => {
     expect(error.message).toMatch(/(line|row) 2.*(is|makes it) longer than maxRowBytes = 100000/)
   })
 
-  it('of a Parquet file that was damaged anywhere gives rows or an error of its own', async () => {
+  it('of a Parquet file that was damaged anywhere gives rows or its own error', async () => {
     const rows = awkward(30, 3)
     const bytes = parquet(rows)
     const random = new Random(5)

@@ -197,7 +197,7 @@ describe('a download', () => {
   })
 })
 
-/** Runs `looplm download` in a process of its own. */
+/** Runs `looplm download` in a separate process. */
 async function runDownload(options: Partial<Parameters<typeof runProgram>[1]> = {}) {
   process.env.HF_ENDPOINT = hub.url
   const outcome = runProgram(['download', 'org/tiny', '--cache-dir', cacheDir], { cwd: root, ...options })

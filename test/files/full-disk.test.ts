@@ -1,4 +1,4 @@
-// A disk that is really full: a file system of two megabytes in a mount namespace of its own, which ends with the process that holds it.
+// A disk that is really full: a file system of two megabytes in its own mount namespace, which ends with the process that holds it.
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdir, mkdtemp, readdir, readFile, rm, statfs, writeFile } from 'node:fs/promises'

@@ -72,7 +72,7 @@ const training = `
     trainer.dispose()`
 
 /**
- * Works on a set in a process of its own, and measures from the moment at which a model is there. What a turn of the event loop takes is the
+ * Works on a set in a separate process, and measures from the moment at which a model is there. What a turn of the event loop takes is the
  * processor time of its thread, which other programs do not change; the delay by the clock is measured too.
  */
 function measure(path: string, work: string) {

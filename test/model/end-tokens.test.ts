@@ -138,7 +138,7 @@ describe('what is learned ends where generation stops', () => {
     })
   })
 
-  it('in an evaluation of a model without a tokenizer of its own', async () => {
+  it('in an evaluation of a model without its own tokenizer', async () => {
     using model = await newModel()
     using trainer = new PretrainTrainer(model, { ...lesson, tokenizer: named() })
     await finish(trainer)

@@ -90,7 +90,7 @@ describe.each([
     for (const path of [paths[0]!, paths.at(-1)!]) expect(await facts(path)).toEqual(whole)
   })
 
-  it('is the same with a first part without tensors, and in a folder of its own', async () => {
+  it('is the same with a first part without tensors, and in its own folder', async () => {
     const folder = join(root, `${name}-folder`)
     await mkdir(folder)
     await writeGgufParts(join(folder, 'model'), made.metadata, made.entries, { perPart: 9, emptyFirst: true })

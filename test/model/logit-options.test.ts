@@ -67,7 +67,7 @@ describe.each([
 
   const tolerance = dtype === 'float64' ? 1e-13 : 2e-6
 
-  /** The model's own logits before each of some tokens, which are drawn whatever they are. */
+  /** The model's own logits before each of some tokens, which are drawn in any case. */
   async function own(prompt: number[], tokens: readonly number[], options: GenerateOptions): Promise<number[][]> {
     const seen: number[][] = []
     const logitsProcessor: GenerateOptions['logitsProcessor'] = (logits, { tokens: { length } }) => {

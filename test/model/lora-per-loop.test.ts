@@ -1,4 +1,4 @@
-// An adapter of its own for every loop: scores, gradients, decoding, files.
+// A separate adapter for every loop: scores, gradients, decoding, files.
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -178,7 +178,7 @@ describe('is refused by name where it is not defined', () => {
     using model = await adapted(ouro)
     expect(await refusal(() => model.mergeAdapter())).toMatchObject({
       code: 'UNSUPPORTED',
-      message: expect.stringContaining('every loop has an adapter of its own'),
+      message: expect.stringContaining('every loop has its own adapter'),
     })
   })
   it('a file of the other kind, in PEFT and here', async () => {

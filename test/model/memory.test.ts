@@ -1,5 +1,5 @@
 // Memory as the device, the container and the process have it: what it says, what waits for it, and what fails without it. Each claim on
-// limits runs in a process of its own under `ulimit`.
+// limits runs in a separate process under `ulimit`.
 import { spawnSync } from 'node:child_process'
 import { totalmem } from 'node:os'
 import { join } from 'node:path'

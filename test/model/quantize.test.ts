@@ -20,7 +20,7 @@ beforeAll(async () => {
 })
 afterAll(() => rm(folder, { recursive: true }))
 
-/** The quantized model of a tied one whose head is a matrix of its own with the same values. */
+/** The quantized model of a tied one whose head is a separate matrix with the same values. */
 async function withOwnHead(tied: LoopLM, options: LoadOptions): Promise<LoopLM> {
   using plain = await LoopLM.create(config, { dtype: tied.dtype })
   for (const { name } of tied.parameters()) await plain.setParameter(name, await tied.getParameter(name))
@@ -99,7 +99,7 @@ describe.each([
     expect(difference(await logprobs(float), await logprobs(exactly))).toBeLessThan(1e-5)
   })
 
-  it('has of a tied head the rows that a head of its own with the same values would have', async () => {
+  it('has of a tied head the rows that a separate head with the same values would have', async () => {
     const options = { dtype, quantize, groupSize: 32 } as const
     using tied = await LoopLM.create({ ...config, tie_word_embeddings: true }, { ...options, seed: 3 })
     using source = await LoopLM.create({ ...config, tie_word_embeddings: true }, { dtype, seed: 3 })

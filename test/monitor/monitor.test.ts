@@ -22,7 +22,7 @@ describe('run folder', () => {
     for (const step of [1, 2, 3]) await first.log(step, { loss: step / 10 }, 'step')
     await first.completions(3, [{ prompt: '1+1=', completion: '2', reward: 1, rewards: {} }])
     await first.note(1, { type: 'warning', message: 'kept' })
-    await first.note(3, { type: 'warning', message: 'of a course that is given up' })
+    await first.note(3, { type: 'warning', message: 'of a course that is abandoned' })
     await writeFile(join(path, 'metrics.jsonl'), '{"step":4,"lo', { flag: 'a' }) // a crash in the middle of a line
 
     const resumed = await openJsonLines(path, 2, { trainer: 'grpo' })

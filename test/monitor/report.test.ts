@@ -493,7 +493,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(problems).toEqual([])
   })
 
-  it('gives every run a stroke of its own, the same in the head and in every legend, which is no taller than the plot', async () => {
+  it('gives every run a different stroke, the same in the head and in every legend, which is no taller than the plot', async () => {
     const record = (i: number) => ({
       step: 1,
       reward: i,

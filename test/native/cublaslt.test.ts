@@ -51,7 +51,7 @@ describe.concurrent('products by cuBLASLt', () => {
     expect(products().filter((line) => line.startsWith('24 3 40')).length).toBeGreaterThan(4)
   })
 
-  it("have an algorithm of their own where the weight's refuses their number of rows", async () => {
+  it("have their own algorithm where the weight's refuses their number of rows", async () => {
     const { env, products } = through('rows', { LOOPLM_CUDA_GEMM: 'library', LOOPLM_CUBLASLT_DOUBLE: 'rows' })
     const { failures, status, description } = await emulatedKernelTests(['--dtype', 'bf16', 'gemm'], env)
     expect(failures).toEqual([])

@@ -85,7 +85,7 @@ describe.concurrent('native tests', () => {
     expect(status).toBe(0)
   })
 
-  it('memory that cannot be had and calls that are aborted, wherever the engine is', { timeout: 600_000 }, async () => {
+  it('memory that cannot be allocated and calls that are aborted, wherever the engine is', { timeout: 600_000 }, async () => {
     const { failures, passed, status } = await runTests(programs[3]!, [])
     expect(failures).toEqual([])
     expect(passed).toBeGreaterThan(60)

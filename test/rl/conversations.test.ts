@@ -74,7 +74,7 @@ describe('a prompt', () => {
     expect(await promptText({ prompt: [user('hi')] }, settings)).toBe(text)
   })
 
-  it('has tools and variables of its own in the columns of its row', async () => {
+  it('has tools and its own variables in the columns of its row', async () => {
     const row = { prompt: [user('hi')], tools: [{ name: 'a' }], chat_template_kwargs: { enable_thinking: true } }
     expect(await promptText(row, { enable_thinking: false, tools: [{}, {}] })).toBe(
       '[think true][1 tools]<user>hi<end><assistant>',

@@ -1,4 +1,4 @@
-// Episodes in batches: what the environment wrote carries nothing, and turns have advantages of their own.
+// Episodes in batches: what the environment wrote carries nothing, and turns have their own advantages.
 import { describe, expect, it } from 'vitest'
 import { type ObjectiveInput, ObjectiveTrainer, PretrainTrainer, RLTTTrainer, type RolloutBatch } from '../../src/index.js'
 import { turnAdvantages } from '../../src/rl/objective/turns.js'

@@ -313,7 +313,7 @@ describe('a folder in which a run trains', () => {
     expect(await readdir(join(root, 'freed'))).not.toContain('run.lock')
   })
 
-  it('is free again when the run was refused or given up half-way', async () => {
+  it('is free again when the run was refused or stopped half-way', async () => {
     const runDir = join(root, 'given-up')
     using model = await tinyModel('cpu')
     for await (const _ of new PretrainTrainer(model, { ...options, runDir, steps: 3 }).run()) break

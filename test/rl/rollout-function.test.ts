@@ -37,7 +37,7 @@ describe('a rollout function', () => {
     expect(await run({ rollout: plain, reward: variedReward })).toEqual(await run({ reward: variedReward }))
   })
 
-  it('gives rewards of its own, to which reward functions are added, and a mask', async () => {
+  it('gives rewards, to which reward functions are added, and a mask', async () => {
     const rollout: RolloutFunction = async (problems, context) =>
       (await plain(problems, context)).map((made, i) => ({
         ...made,

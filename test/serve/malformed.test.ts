@@ -1,4 +1,4 @@
-// What a broken or hostile client may send: it is refused with a status of its own, and the next client is served.
+// What a broken or hostile client may send: it is refused with a fitting status, and the next client is served.
 import { mkdtemp, rm } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'

@@ -664,7 +664,7 @@ describe('an error', () => {
     (code) => expect(Math.floor(new LoopLMError(code, 'x').status / 100)).toBe(5),
   )
 
-  it("of an empty prompt is the caller's in a server of one's own", async () => {
+  it("of an empty prompt is the caller's in one's own server", async () => {
     const { default: Fastify } = await import('fastify')
     const app = Fastify()
     app.post<{ Body: { prompt: string } }>('/generate', async ({ body }) => {

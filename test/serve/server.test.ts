@@ -224,7 +224,7 @@ describe("OpenAI's client", () => {
     expect(text).toBe(chat.choices[0]!.message.content)
   })
 
-  it('reads the likeliest tokens beside the one that was drawn', async () => {
+  it('reads the most probable tokens beside the one that was drawn', async () => {
     const { client } = await serve()
     const body = { model: 'tiny', prompt: 'the', max_tokens: 6, seed: 5 }
     const [expected] = await model.generate(['the'], { maxNewTokens: 6, seed: 5, logprobs: 3 })

@@ -45,7 +45,7 @@ class Cache {
 
   bool thrifty = false;  // grow by what is asked for and no more
 
-  // For a pass whose rows are at loops of their own: `rows` and the contexts hold slots as `slot_at` gives them.
+  // For a pass whose rows are at their own loops: `rows` and the contexts hold slots as `slot_at` gives them.
   // before: the slots of the rows' predecessors, in the same way; read where an adapter has shifts.
   CacheUse decoding(const int32_t* rows, const LoopCacheContext* contexts, const int32_t* before);
   // For prompts: every loop of the stack writes its own plane (of a shared cache, over the one before).

@@ -39,7 +39,7 @@ void check_logits(const Model& model, const GenerateRequest& r) {
 void check_exit(const Model& model, const ExitOptions& exit, int loops, int most) {
   require_argument(!(entry_of(exit.rule).needs & exit_needs::gate) || model.config.exit_gate,
                    std::string("exit rule ") + entry_of(exit.rule).name + " needs an exit gate, and this model of family " +
-                       model.config.family + " has none of its own: create or load the model with exitGate: true, and train it");
+                       model.config.family + " has none: create or load the model with exitGate: true, and train it");
   require_argument(exit.max_loops <= loops,
                    "loops " + std::to_string(exit.max_loops) + " are more than the scheduler's " + std::to_string(loops));
   require_argument(exit.min_loops >= 1 && exit.min_loops <= most,

@@ -150,7 +150,7 @@ ENGINE_TEST(test_parameters, "parameters") {
   claim("a tied model's file may repeat the embedding", all_raw(*tied_copy) == all_raw(*tied));
   repeated.back() = output("lm_head.weight", "F32", {11, 6}, encode_f32(std::vector<double>(66, 1.0)));
   write_safetensors(path, repeated, {});
-  refuses("a tied model's file with a head of its own", "INVALID_FILE", {"lm_head.weight", "tie_word_embeddings"},
+  refuses("a tied model's file with a separate head", "INVALID_FILE", {"lm_head.weight", "tie_word_embeddings"},
           [&] { load_parameters(*tied_copy, {path}); });
 
   refuses("no files", "INVALID_ARGUMENT", {"no file"}, [&] { load_parameters(*model, {}); });

@@ -1,5 +1,5 @@
-// The stack: which loops are read, which carry gradient, and what it keeps for that. Two registers, an injection, and a readout
-// of its own, in float64 against central differences.
+// The stack: which loops are read, which carry gradient, and what it keeps for that. Two registers, an injection, and a separate
+// readout, in float64 against central differences.
 #include <cmath>
 #include <numeric>
 

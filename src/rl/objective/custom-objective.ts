@@ -37,7 +37,7 @@ export interface ObjectiveGradient {
 }
 
 /**
- * An objective of your own: from scores and advantages to coefficients, once per optimizer step.
+ * Your own objective: from scores and advantages to coefficients, once per optimizer step.
  *
  * @example
  * ```ts
