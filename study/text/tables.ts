@@ -60,7 +60,7 @@ export function tables(results: Results): Record<string, string> {
 /** Whether LoopRPT is better per loop: against its base and against as much Stage I, by the gate. */
 export function claim(results: Results): string {
   const asked = comparisons(results).filter(({ reference, exits }) => exits === 'gate' && /^base$|^stage1/.test(reference))
-  if (asked.length === 0) return 'on text not tested yet: runs are missing; [Study I](study.md) has it on sums'
+  if (asked.length === 0) return 'no run on text yet; [Study I](study.md) has sums'
   const list = (wanted: (each: Comparison) => boolean) =>
     asked
       .filter(wanted)

@@ -183,7 +183,7 @@ function claimsTable(results: Results, ofText: text.Results): string {
     ['published claim', 'published', 'here'],
     [
       ['RLTT beats GRPO at full depth', '+14.4 points on MATH-500 (2602.10520)', holds(deepest, 'ahead')],
-      ['RLTT beats GRPO at every loop count', '+5.0, +15.0, +14.4, +14.4 points at 1 to 4 loops', everyLoop(atLoops)],
+      ['RLTT beats GRPO at every loop count', '+5 to +15 points (2602.10520)', everyLoop(atLoops)],
       ['RLTT gives shorter answers', 'stated (2602.10520)', holds(lengths, 'behind')],
       ['LoopRPT dominates in accuracy per loop', 'stated (2603.19714)', text.claim(ofText)],
     ],

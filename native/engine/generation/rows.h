@@ -73,7 +73,7 @@ struct Row {
   Wave wave = {};
   bool verifying = false;
   std::vector<int32_t> generated = {};  // all new tokens, where the row is kept
-  // The keys of the first tokens of its prompt, and of the first slots of its own. plane: slots before them.
+  // The keys of the first tokens of its prompt, and of the first slots of it alone. plane: slots before them.
   LoopCacheContext context(int64_t of_prompt, int32_t of_own, int32_t plane) const {
     LoopCacheContext out{};
     size_t r = 0;
