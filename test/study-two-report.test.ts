@@ -120,7 +120,7 @@ describe('report of Study II', () => {
     expect(use('A', '4 loops')).toBe('either')
     expect(made.claims).toMatch(/at full depth \|.*\| does not hold: equal on A .*; ahead on C/)
     expect(made.claims).toMatch(/shorter answers \|.*\| holds: C/)
-    expect(made.claims).toMatch(/LoopRPT .*\| on text not tested yet/)
+    expect(made.claims).toMatch(/LoopRPT .*\| no run on text yet/)
   })
 
   it('corrects over the family: what one test alone shows, many do not', () => {
