@@ -87,6 +87,7 @@ async function outcome(name: TrainerName, options: Options, quiet = false): Prom
       log.push(spy.mock.calls.map((given) => given.slice(1).map((value) => plain(value))))
       spy.mockRestore()
     }
+    if (quiet) log.push(generate.mock.calls.map(([, given]) => given?.speculate ?? 'off'))
   }
   if (runDir !== undefined) log.push(readdirSync(join(runDir, 'checkpoints')).sort(), completions(runDir))
   const adapter = await Promise.all(
@@ -266,6 +267,7 @@ const options: Record<string, Row | ((name: TrainerName) => Row)> = {
     base: { exit: { rule: 'argmax-stable' } },
     change: { exit: { rule: 'argmax-stable', patience: 3 } },
   },
+  speculate: { change: { speculate: 'wavefront' }, quiet: true }, // the tokens are the same
   maxTurns: { base: talking, change: { maxTurns: 2 } },
   maxEpisodeTokens: { base: talking, change: { maxEpisodeTokens: 8 } },
   branch: { base: talking, change: { branch: { entropy: 0, width: 2 } } },
