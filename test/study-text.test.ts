@@ -57,7 +57,7 @@ describe('report of LoopRPT on text', () => {
 
   it('answers the claim by its corrected tests, and says what is missing', () => {
     expect(claim(results(4))).toMatch(/^does not hold: ahead of base .*Stage I \(data\).*; behind Stage I \(compute\)/)
-    expect(claim(results(2))).toMatch(/not tested yet/)
+    expect(claim(results(2))).toMatch(/no run on text yet/)
     expect(tables(results(4))['text-tests']).toMatch(/\| base \| gate \| \+5\.\d/)
     expect(tables(new Map()).text).toBe('No runs yet.')
   })

@@ -227,7 +227,7 @@ export interface RolloutConfig extends LoopConfig {
   grammar?: GenerateOptions['grammar'] | undefined
   /** Exit rule of rollouts. Training and its log-probabilities stay at full depth, which is also the default. */
   exit?: ExitRule | undefined
-  /** `wavefront`: several positions of a rollout at once, where that pays. Never changes the rollouts. Default `off`. */
+  /** `wavefront`: several positions of a rollout at once, where that pays. Never changes the rollouts. Default `"off"`. */
   speculate: 'wavefront' | 'off'
   /** Leave sequences without advantage, those of flat groups first, out of the passes. Never changes the loss. Default `true`. */
   skipFlatGroups: boolean

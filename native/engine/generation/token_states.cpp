@@ -19,9 +19,16 @@ void TokenStates::gather(const std::vector<int32_t>& index, const Stack::Registe
 }
 
 void TokenStates::keep(const std::vector<int32_t>& index) {
-  Stack::Registers from;
-  for (size_t r = 0; r < g_.registers(); r++) from.push_back(at(r, 0));
-  gather(index, from);
+  size_t to = 0;  // never behind the row that is copied, for `index` grows
+  for (size_t r = 0; r < g_.registers(); r++)
+    for (const int32_t token : index) {
+      const size_t from = r * states_.tokens + size_t(token);
+      if (from != to)
+        g_.model.device->run(&LoopBackend::copy, "kept states", states_.values.at(to * g_.state_bytes),
+                             states_.values.at(from * g_.state_bytes), g_.state_bytes);
+      to++;
+    }
+  states_.tokens = index.size();
 }
 
 void TokenStates::load(const Stack& loop, size_t fresh) {

@@ -12,7 +12,8 @@ class TokenStates {
   void reserve(size_t most);
   // These states = rows `index` of `from`.
   void gather(const std::vector<int32_t>& index, const Stack::Registers& from);
-  void keep(const std::vector<int32_t>& index);  // of their own
+  // Only these of its tokens stay; `index` grows. Takes no memory: rows are dropped where there is none.
+  void keep(const std::vector<int32_t>& index);
   // Into a loop's registers, behind those of its `fresh` tokens.
   void load(const Stack& loop, size_t fresh);
   void* at(size_t r, size_t token) { return states_.values.at((r * states_.tokens + token) * g_.state_bytes); }
