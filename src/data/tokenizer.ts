@@ -211,8 +211,6 @@ export class Tokenizer {
    * A tokenizer with one token per byte of UTF-8: the token's id is the byte, special tokens follow from 256. Its
    * tokenizer.json is a byte-level BPE model without merges.
    *
-   * @param options.special tokens that begin, end or pad a text, for example `{ eos: '<eos>' }`
-   *
    * @example
    * ```ts
    * Tokenizer.bytes().encode('é') // [0xc3, 0xa9]
