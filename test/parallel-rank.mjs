@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto'
 import { writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { AdamW, LoopLM, parallel } from '../dist/src/index.js'
+import { AdamW, addition, LoopLM, PretrainTrainer, parallel } from '../dist/src/index.js'
 
 const scenario = process.argv[2]
 const config = {
@@ -77,6 +77,19 @@ const scenarios = {
     }))
       if (!only || only.includes(name)) trained[name] = await train(world, options)
     say({ rank: world.rank, trained, over })
+  },
+  /** What a trainer tells its user. */
+  async advice() {
+    const world = await parallel.init({ timeout: 60 })
+    const model = await LoopLM.create(
+      { ...config, vocab_size: 12 },
+      { seed: 1, threads: 1, device: process.env.LOOPLM_RANK_DEVICE },
+    )
+    const warnings = []
+    const onWarning = (message) => warnings.push(message)
+    const trainer = new PretrainTrainer(model, { task: addition({ digits: 1 }), steps: 2, batchSize: 4, onWarning })
+    for await (const { type } of trainer.run()) if (type === 'error') throw new Error('the run failed')
+    say({ rank: world.rank, warnings })
   },
   async disagree() {
     const world = await parallel.init({ timeout: 60 })

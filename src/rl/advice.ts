@@ -106,6 +106,15 @@ export class Advice {
     )
   }
 
+  /** What carries the gradients of several processes with GPUs, as `AdamW.exchanged.over` says it. */
+  carriedBy(over: string): void {
+    if (!over.includes("through the host's memory")) return
+    this.#once(
+      'through the host',
+      `gradients go over ${over}, which is slower than NCCL. Install NCCL 2.7 or later on every machine, or name its file in LOOPLM_NCCL.`,
+    )
+  }
+
   /** Held-out results that a run made worse. */
   fallen(falls: readonly Fall[], loaded: number | undefined): void {
     if (falls.length === 0) return

@@ -136,6 +136,7 @@ export class Updates<Loss extends LogicalBatch> {
     try {
       const { gradNorm, metrics } = await this.#step(portion, learningRate)
       await this.#learner.afterUpdate()
+      advice.carriedBy(this.#learner.optimizer.exchanged.over)
       if (work.reward !== undefined && Math.abs(metrics.loss) < 1e-6 && gradNorm > 0) advice.zeroLoss(step, gradNorm)
       return { ...metrics, grad_norm: gradNorm }
     } catch (cause) {

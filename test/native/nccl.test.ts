@@ -111,6 +111,26 @@ describe.each(installed)('processes under %s, each with an emulated device', (mp
   })
 })
 
+describe.each(installed.slice(0, 1))('a trainer under %s', (mpi) => {
+  it.each([
+    [
+      'warns that gradients go through the host',
+      {},
+      [/^gradients go over .*through the host's memory \(rank 0: .*LOOPLM_NCCL\.$/],
+    ],
+    ['says nothing of NCCL', through, []],
+  ])('%s', async (_, env, expected) => {
+    const written = mkdtempSync(join(folder, 'advice-'))
+    const fixture = join(import.meta.dirname, '..', 'parallel-rank.mjs')
+    const variables = { LOOPLM_RANK_FOLDER: written, LOOPLM_RANK_DEVICE: 'cuda-emulated', ...env }
+    const { status, stderr } = await launch(mpi, 2, process.execPath, [fixture, 'advice'], variables)
+    expect(status, stderr).toBe(0)
+    const [leader, other] = ['0', '1'].map((rank) => JSON.parse(readFileSync(join(written, `${rank}.json`), 'utf8')).warnings)
+    expect(leader).toEqual(expected.map((pattern) => expect.stringMatching(pattern)))
+    expect(other).toEqual([])
+  })
+})
+
 const real = join(build, 'Release', 'looplm_cuda.so')
 it.runIf(process.env.LOOPLM_TEST_DEVICE === 'cuda' && existsSync(real))('the library itself, in a world of one', async () => {
   const { failures, status, stdout } = await runTests('looplm_kernel_tests', ['--backend', real, 'link:'])
