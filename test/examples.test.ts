@@ -52,7 +52,7 @@ const blocks = (text: string): Block[] =>
     file: match[2],
     text: match[3]!,
   }))
-const guides = files('docs', '.md').filter((name) => !name.includes('node_modules'))
+const guides = files('docs', '.md').filter((name) => !/node_modules|docs.site/.test(name)) // without what is installed or built
 const documents = ['README.md', 'CONTRIBUTING.md', ...guides].map((name) => {
   const all = blocks(readFileSync(join(root, name), 'utf8'))
   return { name, all, code: all.filter(({ language }) => language === 'ts').map(({ text }) => text) }
