@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_BACKEND_ABI 10
+#define LOOPLM_BACKEND_ABI 11
 
 #ifdef __cplusplus
 extern "C" {
@@ -35,9 +35,11 @@ typedef struct LoopDeviceProperties {
   int64_t micro_batch_tokens;        // so many rows, and products run at their full rate
   int32_t quantized_rows;            // LoopQuantized's R; more than 1 only where device memory is the host's
   int32_t int8_activations;          // of products with quantized weights. 0: there are none. 1: when asked for. 2: unless not
+  int32_t asymmetric_weights;        // products take LoopQuantized's `asymmetric`
 } LoopDeviceProperties;
 
-// A weight [n, k] in few bits: element (i, l) is code(i, l) · scale(i, l / group). k is a multiple of `group`, `group` of 32.
+// A weight [n, k] in few bits: element (i, l) is code(i, l) · scale(i, l / group) + middle(i, l / group). The middle is 0 unless
+// the weight is asymmetric. k is a multiple of `group`, `group` of 32.
 // A row's codes are k · bits / 32 units of 32 bits. R rows lie side by side, unit by unit, and those that are missing in the last
 // R are 0: unit u of row i is codes[(i / R · units + u) · R + i % R], and its scale of group g scales[(i / R · groups + g) · R +
 // i % R]. With R = 1, codes are [n, k] and scales, which is its own exception, [groups, n].
@@ -49,8 +51,11 @@ typedef struct LoopQuantized {
   const float* scales;
   // 0: products take activations as they are. 8: of every row and group g of k they take q = round(x · (127 / max |x|)), ties to
   // even, and the scale max |x| / 127, both computed in float32; where max |x| is not above 1e-30, q = 0. The result is
-  // Σ_g scale(x, g) · scale(i, g) · Σ_l q(l) · code(i, l), NaN where an x is not finite.
+  // Σ_g scale(x, g) · (scale(i, g) · Σ_l q(l) · code(i, l) + middle(i, g) · Σ_l q(l)), NaN where an x is not finite.
   int32_t activation_bits;
+  // Not 0 (4 bits alone): an element of `scales` is two bfloat16 in 32 bits, the scale in the upper half, the middle in the
+  // lower.
+  int32_t asymmetric;
 } LoopQuantized;
 
 // A run of packed tokens [begin, end) that attends causally to itself and to all of the prefix run [prefix_begin, prefix_end),

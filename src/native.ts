@@ -305,6 +305,8 @@ export interface Quantization {
   readonly bits: 4 | 8
   /** Neighbours of a row that share a scale. */
   readonly groupSize: number
+  /** true: a group has a middle beside its scale, see {@link LoadOptions.quantize}. Default false. */
+  readonly asymmetric?: boolean
   /** false: the head keeps its plain values. Default true. */
   readonly head?: boolean
 }

@@ -23,7 +23,8 @@ Quantization read_quantization(const Input& in) {
   return {int(in["bits"].integer(4, 8)), int(in["groupSize"].integer(1, 1 << 20)), in["head"].missing() || in["head"].flag(),
           activations.missing()          ? Activations::by_device
           : activations.text() == "int8" ? Activations::int8
-                                         : Activations::as_they_are};
+                                         : Activations::as_they_are,
+          !in["asymmetric"].missing() && in["asymmetric"].flag()};
 }
 
 std::vector<std::string> read_texts(const Input& list) {

@@ -1,6 +1,7 @@
 // Products with both sides in whole numbers. Each row of A is rounded to 8 bits once, group by group of k (LoopQuantized); a
 // group's sum is exact in 32 bits, whatever the order and the instruction, and only the groups' sums are added up in float32, one
-// after the other. So a row's bits depend neither on the other rows nor on how they are cut.
+// after the other. So a row's bits depend neither on the other rows nor on how they are cut. The middle of an asymmetric weight
+// is multiplied by the sum of a group's activations.
 //
 // The processor multiplies bytes without a sign by bytes with one, four neighbours of k at a time: the weight's go without, as
 // code + OFFSET, and OFFSET times the sum of the activations is where a group's sum begins. A vector holds a unit (32 bits of
@@ -157,6 +158,7 @@ struct Rows {
   int8_t* codes;    // of each strip [k / 8][rows][8]
   float* scales;    // of each strip [k / group][rows]
   int32_t* begins;  // the same: - OFFSET Σ codes
+  float* sums;      // the same: scale Σ codes
 };
 
 struct Task {
@@ -182,13 +184,14 @@ struct Task {
 };
 
 // M rows of C from row `first` on, columns [block R, block R + R).
-template <int BITS, int M>
+template <int BITS, bool ASYMMETRIC, int M>
 void tile(const Task& t, int64_t first, int64_t block) {
   constexpr int chains = M * V >= 4 ? 1 : 4 / (M * V);  // additions to one sum wait for each other, those to several do not
   const int64_t groups = t.groups(), group_blocks = t.b.group / BLOCK;
   const int32_t* units = static_cast<const int32_t*>(t.b.codes) + block * t.k * BITS / 32 * R;
   const float *scales = t.b.scales + block * groups * R, *x_scales = t.a.scales + first * groups;
   const int32_t* begins = t.a.begins + first * groups;
+  [[maybe_unused]] const float* x_sums = t.a.sums + first * groups;
   const int8_t* x = t.a.codes + first * t.k;
   vf total[M][V] = {};
   for (int64_t g = 0; g < groups; g++) {
@@ -205,11 +208,12 @@ void tile(const Task& t, int64_t first, int64_t block) {
         x += BLOCK * M;
       }
     for (int v = 0; v < V; v++) {
-      const vf scale = load(scales + g * R + v * W);
+      const vf loaded = load(scales + g * R + v * W), scale = ASYMMETRIC ? upper_halves(loaded) : loaded;
       for (int i = 0; i < M; i++) {
         vi sum = acc[0][i][v];
         for (int chain = 1; chain < chains; chain++) sum += acc[chain][i][v];
         total[i][v] += __builtin_convertvector(sum, vf) * (scale * x_scales[g * M + i]);
+        if constexpr (ASYMMETRIC) total[i][v] += lower_halves(loaded) * x_sums[g * M + i];
       }
     }
   }
@@ -219,23 +223,23 @@ void tile(const Task& t, int64_t first, int64_t block) {
 
 inline int64_t strip_rows(int64_t left) { return left >= STRIP ? STRIP : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
-template <int BITS>
+template <int BITS, bool ASYMMETRIC>
 void strips(const Task& t, int64_t first, int64_t end, int64_t block) {
   for (int64_t rows; first < end; first += rows) {
     rows = strip_rows(end - first);
-    if (rows == STRIP) tile<BITS, STRIP>(t, first, block);
-    else if (STRIP > 4 && rows == 4) tile<BITS, 4>(t, first, block);
-    else if (STRIP > 2 && rows == 2) tile<BITS, 2>(t, first, block);
-    else tile<BITS, 1>(t, first, block);
+    if (rows == STRIP) tile<BITS, ASYMMETRIC, STRIP>(t, first, block);
+    else if (STRIP > 4 && rows == 4) tile<BITS, ASYMMETRIC, 4>(t, first, block);
+    else if (STRIP > 2 && rows == 2) tile<BITS, ASYMMETRIC, 2>(t, first, block);
+    else tile<BITS, ASYMMETRIC, 1>(t, first, block);
   }
 }
 
-template <int BITS>
+template <int BITS, bool ASYMMETRIC>
 void run(Context& ctx, const Task& t) {
   const int64_t blocks = (t.n + R - 1) / R, runs = (t.m * t.k + CACHED - 1) / CACHED,
                 length = ((t.m + runs - 1) / runs + STRIP - 1) / STRIP * STRIP;
   const auto go = [&](int64_t first, int64_t block, int64_t end) {
-    for (; block < end; block++) strips<BITS>(t, first, least(t.m, first + length), block);
+    for (; block < end; block++) strips<BITS, ASYMMETRIC>(t, first, least(t.m, first + length), block);
   };
   if (length >= t.m) {
     const Shares shares{blocks, ctx.pool.threads()};
@@ -275,7 +279,7 @@ inline void store_eight(int8_t* to, const int8_t* from) {
 
 // One group of one row; `stride` bytes between its eights.
 template <class E, int BITS>
-void round_group(const E* x, int group, int8_t* codes, int64_t stride, float* scale, int32_t* begin) {
+void round_group(const E* x, int group, int8_t* codes, int64_t stride, float* scale, int32_t* begin, float* x_sum) {
   vf largest = {}, broken = {};
   for (int l = 0; l < group; l += W) {
     const vf value = load(x + l), size = (vf)((vu)value & 0x7fffffffu);
@@ -298,6 +302,7 @@ void round_group(const E* x, int group, int8_t* codes, int64_t stride, float* sc
   for (int i = 0; i < W; i++) all += codes_sum[i];
   *scale = most / 127 + sum(broken);
   *begin = -OFFSET<BITS> * all;
+  *x_sum = *scale * float(all);
 }
 
 template <class E, int BITS>
@@ -309,9 +314,11 @@ void round_rows(Context& ctx, const Task& t, const E* a, int64_t lda) {
     for (int64_t first = task * STRIP, rows; first < end; first += rows) {
       rows = strip_rows(end - first);
       for (int64_t i = 0; i < rows; i++)
-        for (int64_t g = 0; g < groups; g++)
+        for (int64_t g = 0; g < groups; g++) {
+          const int64_t at = first * groups + g * rows + i;
           round_group<E, BITS>(a + (first + i) * lda + g * group, group, t.a.codes + first * t.k + (g * group / 8 * rows + i) * 8,
-                               rows * 8, t.a.scales + first * groups + g * rows + i, t.a.begins + first * groups + g * rows + i);
+                               rows * 8, t.a.scales + at, t.a.begins + at, t.a.sums + at);
+        }
     }
   });
 }
@@ -320,15 +327,17 @@ template <int BITS>
 void product(Context& ctx, LoopDType dt, const Task& t, const void* a, int64_t lda) {
   if (dt == LOOP_BF16) round_rows<bf16, BITS>(ctx, t, static_cast<const bf16*>(a), lda);
   else round_rows<float, BITS>(ctx, t, static_cast<const float*>(a), lda);
-  run<BITS>(ctx, t);
+  if (BITS == 4 && t.b.asymmetric) run<BITS, BITS == 4>(ctx, t);
+  else run<BITS, false>(ctx, t);
 }
 
 void int8_product(Context& ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda, const LoopQuantized& b,
                   void* c, int64_t ldc, bool bf16_out) {
   const int64_t groups = m * (k / b.group);
-  auto* scales = static_cast<float*>(ctx.pool.scratch(ctx.pool.threads(), size_t(groups * 8 + m * k)));
-  auto* begins = reinterpret_cast<int32_t*>(scales + groups);
-  const Task t{b, m, n, k, {reinterpret_cast<int8_t*>(begins + groups), scales, begins}, c, ldc, bf16_out};
+  auto* scales = static_cast<float*>(ctx.pool.scratch(ctx.pool.threads(), size_t(groups * 12 + m * k)));
+  float* sums = scales + groups;
+  auto* begins = reinterpret_cast<int32_t*>(sums + groups);
+  const Task t{b, m, n, k, {reinterpret_cast<int8_t*>(begins + groups), scales, begins, sums}, c, ldc, bf16_out};
   if (b.bits == 4) product<4>(ctx, dt, t, a, lda);
   else product<8>(ctx, dt, t, a, lda);
 }

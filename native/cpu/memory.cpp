@@ -45,7 +45,7 @@ void close_context(void* ctx) { delete static_cast<Context*>(ctx); }
 const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error : open_error; }
 const char* describe(void* ctx) { return static_cast<Context*>(ctx)->description; }
 int properties(void*, LoopDeviceProperties* out) {
-  *out = {1u << LOOP_F32 | 1u << LOOP_BF16, 1, 0, 0, int64_t(24) << 20, int64_t(64) << 20, 2048, QUANTIZED_ROWS, 2};
+  *out = {1u << LOOP_F32 | 1u << LOOP_BF16, 1, 0, 0, int64_t(24) << 20, int64_t(64) << 20, 2048, QUANTIZED_ROWS, 2, 1};
   return 0;
 }
 void* allocate(void*, size_t bytes) { return allocate_aligned(bytes); }

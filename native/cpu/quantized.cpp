@@ -1,6 +1,7 @@
 // Products with a weight of 8 or 4 bits per element and activations as they are. The weight lies so that a vector of 32-bit units
 // holds W rows of it; the codes become small whole numbers, exact in bfloat16, and are multiplied with the activations; a group's
-// sum is multiplied with its scale and added up in float32. Every row goes the same way whatever m is.
+// sum is multiplied with its scale and added up in float32; an asymmetric weight's middle is multiplied by the group's sum of
+// activations. Every row goes the same way whatever m is.
 #include <type_traits>  // defines: integral_constant
 
 #include "gemm.h"
@@ -56,7 +57,8 @@ struct Task {
   const Packed<E>* a;  // packed: for each strip of rows, [k / KS][rows][KS]
   void* c;
   int64_t m, ldc;
-  bool rounded;  // C is act, not real
+  bool rounded;       // C is act, not real
+  const float* sums;  // [m, groups], of activations; NULL: the weight is symmetric
 
   void put(int64_t row, int64_t column, vf value) const {
     const int64_t left = n - column, at = row * ldc + column;
@@ -102,9 +104,10 @@ void columns(const Task<E>& t, const Packed<E>* a, int64_t first, int64_t column
     }
 #pragma GCC unroll 4
     for (int v = 0; v < S; v++) {
-      const vf scale = load(scales[v] + g * R);
+      const vf loaded = load(scales[v] + g * R), scale = t.sums ? upper_halves(loaded) : loaded;
       for (int i = 0; i < M; i++) {
         total[v][i] += scale * acc[v][i];
+        if (t.sums) total[v][i] += lower_halves(loaded) * t.sums[(first + i) * groups + g];
         acc[v][i] = vf{};
       }
     }
@@ -149,8 +152,8 @@ void run(Context& ctx, const Task<E>& t) {
 
 // Strips of rows of A side by side for every step, in the order of `place`.
 template <class E, int BITS>
-const Packed<E>* pack(Context& ctx, int64_t m, int64_t k, const E* a, int64_t lda) {
-  auto* packed = static_cast<Packed<E>*>(ctx.pool.scratch(ctx.pool.threads(), size_t(m * k) * sizeof(Packed<E>)));
+const Packed<E>* pack(Context& ctx, int64_t m, int64_t k, const E* a, int64_t lda, char* room) {
+  auto* packed = reinterpret_cast<Packed<E>*>(room);
   ctx.pool.run((m + STREAMED - 1) / STREAMED, [&](int64_t task, int) {
     const int64_t end = least(m, (task + 1) * STREAMED);
     for (int64_t first = task * STREAMED, rows; first < end; first += rows) {
@@ -168,12 +171,31 @@ const Packed<E>* pack(Context& ctx, int64_t m, int64_t k, const E* a, int64_t ld
   return packed;
 }
 
+// Sums of groups of activations: out [m, k / group].
+template <class E>
+void sum_groups(Context& ctx, int64_t m, int64_t k, int group, const E* a, int64_t lda, float* out) {
+  const int64_t groups = k / group;
+  for_rows(ctx, m, k, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i++)
+      for (int64_t g = 0; g < groups; g++) {
+        vf all = {};
+        for (int l = 0; l < group; l += W) all += load(a + i * lda + g * group + l);
+        out[i * groups + g] = sum(all);
+      }
+  });
+}
+
 template <class E>
 int typed(Context& ctx, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda, const LoopQuantized& b, void* c, int64_t ldc,
           bool rounded) {
   const auto product = [&](auto bits) {
     constexpr int BITS = decltype(bits)::value;
-    run<E, BITS>(ctx, {b, n, k, pack<E, BITS>(ctx, m, k, static_cast<const E*>(a), lda), c, m, ldc, rounded});
+    const auto* rows = static_cast<const E*>(a);
+    const size_t packed = size_t(m * k) * sizeof(Packed<E>);
+    char* room = static_cast<char*>(ctx.pool.scratch(ctx.pool.threads(), packed + size_t(m * (k / b.group)) * 4));
+    float* sums = b.asymmetric ? reinterpret_cast<float*>(room + packed) : nullptr;
+    if (sums) sum_groups(ctx, m, k, b.group, rows, lda, sums);
+    run<E, BITS>(ctx, {b, n, k, pack<E, BITS>(ctx, m, k, rows, lda, room), c, m, ldc, rounded, sums});
   };
   if (b.bits == 4) product(std::integral_constant<int, 4>());
   else product(std::integral_constant<int, 8>());

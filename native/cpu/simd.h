@@ -52,6 +52,9 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline vf splat(float x) { return x - vf{}; }
 static inline vf load(const float* p) { return *(const vf_any*)p; }
 static inline void store(float* p, vf x) { *(vf_any*)p = x; }
+// W pairs of bfloat16 in 32 bits, as floats.
+static inline vf upper_halves(vf pairs) { return (vf)((vu)pairs & 0xffff0000u); }
+static inline vf lower_halves(vf pairs) { return (vf)((vu)pairs << 16); }
 #if defined(__AVX512F__)
 // One permutation puts each word into the upper half of its lane: an operation fewer than widening and shifting.
 typedef uint16_t vwords __attribute__((vector_size(64)));

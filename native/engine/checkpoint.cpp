@@ -135,7 +135,8 @@ void drop_tied_head(Sources& sources, const std::string& name) {
 
 // A tensor of a file, and what it is of a parameter. Quantized parameters lie in files as two tensors, in shapes that no reader
 // of plain weights takes for one: codes `name`, I8 [out, in / group, group] or two to a byte U8 [out, in / group, group / 2], the
-// lower half the even one, each code + 8; and `name_scale`, F32 [out, in / group].
+// lower half the even one, each code + 8; and `name_scale`, F32 [out, in / group] or, asymmetric, BF16 [out, in / group, 2]: the
+// middle, then the scale.
 struct WantedTensor {
   enum class Part { values, codes, scales };
   std::string name;
@@ -172,7 +173,9 @@ Wanted all_of(const Model& model, bool quantized) {
     }
     const int64_t rows = p->shape[0], groups = p->shape[1] / group;
     tensors.push_back({t.name, p, WantedTensor::Part::codes, {rows, groups, int64_t(group) * bits / 8}});
-    tensors.push_back({t.name + "_scale", p, WantedTensor::Part::scales, {rows, groups}});
+    std::vector<int64_t> scales{rows, groups};
+    if (model.quantization.asymmetric) scales.push_back(2);
+    tensors.push_back({t.name + "_scale", p, WantedTensor::Part::scales, std::move(scales)});
   }
   out.tensors = std::move(tensors);
   return out;
@@ -203,6 +206,7 @@ void check_names(const Wanted& wanted, const Sources& sources, const std::vector
 }
 
 const char* codes_dtype(int bits) { return bits == 8 ? "I8" : "U8"; }
+LoopDType scales_dtype(const Quantization& q) { return q.asymmetric ? LOOP_BF16 : LOOP_F32; }
 
 // How the elements of a tensor lie in a file.
 struct Encoding {
@@ -279,7 +283,8 @@ void check_form(const Model& model, const WantedTensor& t, const Source& source)
     refuse_tensor(*source.path, t.name,
                   "shape " + shape_text(source.entry->shape) + ", but the configuration asks for " + shape_text(t.shape));
   const std::string& dtype = source.entry->dtype;
-  const std::string asked = t.part == WantedTensor::Part::codes ? codes_dtype(model.quantization.bits) : "F32";
+  const std::string asked = t.part == WantedTensor::Part::codes ? codes_dtype(model.quantization.bits)
+                                                                : safetensors_dtype(scales_dtype(model.quantization));
   if (t.part == WantedTensor::Part::values) encoding_of(source, t.name);
   else if (dtype != asked)
     refuse_tensor(*source.path, t.name, "dtype " + dtype + ", but quantization_config of config.json asks for " + asked);
@@ -287,7 +292,7 @@ void check_form(const Model& model, const WantedTensor& t, const Source& source)
 
 void check_values(const Model& model, const WantedTensor& t, const Source& source, Block& block) {
   if (t.part == WantedTensor::Part::codes) return check_checksum(*source.path, t.name, *source.entry);  // every code is a weight
-  const LoopDType to = t.part == WantedTensor::Part::scales ? LOOP_F32 : model.dt;
+  const LoopDType to = t.part == WantedTensor::Part::scales ? scales_dtype(model.quantization) : model.dt;
   const Encoding from = encoding_of(source, t.name);
   visit_blocks(block, source, from, t.name, to, 1, [&](size_t first, const void* values, size_t count) {
     require_finite(source, t.name, from, to, first, values, count);
@@ -296,7 +301,7 @@ void check_values(const Model& model, const WantedTensor& t, const Source& sourc
 
 // Whether a quantized model has codes as a file's blocks have them.
 bool same_codes(const Quantization& q, const Encoding& from) {
-  return from.blocks && q.group == 32 && from.blocks->name == (q.bits == 8 ? "Q8_0" : "Q4_0");
+  return from.blocks && q.group == 32 && !q.asymmetric && from.blocks->name == (q.bits == 8 ? "Q8_0" : "Q4_0");
 }
 // Those codes and their scales, as they are.
 void load_codes(Model& model, const Parameter& p, const std::string& name, const Source& source, const Encoding& from) {
@@ -356,7 +361,8 @@ void load_tensor(Model& model, const WantedTensor& t, const Source& source, Bloc
     case WantedTensor::Part::scales: {
       std::vector<float> scales(source.entry->bytes / 4);
       std::memcpy(scales.data(), source.entry->data, source.entry->bytes);  // a file's tensors need not be aligned
-      require_finite(source, t.name, {LOOP_F32}, LOOP_F32, 0, scales.data(), scales.size());
+      const LoopDType of = scales_dtype(model.quantization);
+      require_finite(source, t.name, {of}, of, 0, scales.data(), source.entry->bytes / loop_dtype_size(of));
       check_checksum(*source.path, t.name, *source.entry);
       model.quantized().write_scales(p, 0, rows, scales.data());
       break;
@@ -391,7 +397,8 @@ void save_tensors(const Model& model, const Wanted& wanted, const std::string& p
       tensors.push_back({t.name, codes_dtype(model.quantization.bits), t.shape,
                          [&, copy](uint8_t* out) { copy(model.quantized().read_codes(p), out); }});
     else if (t.part == WantedTensor::Part::scales)
-      tensors.push_back({t.name, "F32", t.shape, [&, copy](uint8_t* out) { copy(model.quantized().read_scales(p), out); }});
+      tensors.push_back({t.name, safetensors_dtype(scales_dtype(model.quantization)), t.shape,
+                         [&, copy](uint8_t* out) { copy(model.quantized().read_scales(p), out); }});
     else
       tensors.push_back({t.name, dtype, t.shape, [&model, &p, to](uint8_t* out) {
                            if (model.dt == to) return model.read_raw(p, out);

@@ -37,6 +37,7 @@ class Device {
   int64_t micro_batch_tokens() const { return properties_.micro_batch_tokens; }
   int64_t quantized_rows() const { return properties_.quantized_rows; }
   int int8_activations() const { return properties_.int8_activations; }
+  bool asymmetric_weights() const { return properties_.asymmetric_weights != 0; }
   // What the device has and what can still be allocated; the host's for devices that compute in its memory. Any thread.
   MemoryRoom memory() const;
   bool supports(LoopDType dt) const { return properties_.model_dtypes >> dt & 1; }

@@ -29,7 +29,7 @@ void QuantizedMatrices::add(Parameter& p, bool continues) {
 
 void QuantizedMatrices::allocate() {
   for (auto& matrix : matrices_) {
-    matrix->view = {quantization_.bits, quantization_.group, nullptr, nullptr, activation_bits()};
+    matrix->view = {quantization_.bits, quantization_.group, nullptr, nullptr, activation_bits(), quantization_.asymmetric};
     const int64_t side = device_->quantized_rows(), rows = (matrix->out + side - 1) / side * side;
     matrix->codes = Buffer(device_, size_t(rows) * matrix->row_bytes() + 64);
     matrix->codes.zero(matrix->codes.bytes());
@@ -52,6 +52,11 @@ void QuantizedMatrices::check(const Architecture& config) const {
     throw Error("UNSUPPORTED", "quantize",
                 "device \"" + device_->name() + "\" has no products with quantized weights; cpu and cuda have");
   if (quantization_.bits != 4 && quantization_.bits != 8) throw Error("INVALID_ARGUMENT", "quantize", "bits must be 4 or 8");
+  if (quantization_.asymmetric && quantization_.bits != 4)
+    throw Error("INVALID_ARGUMENT", "quantize", "asymmetric weights have 4 bits, not " + std::to_string(quantization_.bits));
+  if (quantization_.asymmetric && !device_->asymmetric_weights())
+    throw Error("UNSUPPORTED", "quantize",
+                "device \"" + device_->name() + "\" has no products with asymmetric weights; cpu and reference have. Use 'int4'");
   const int group = quantization_.group;
   for (int64_t width : {config.hidden, config.attention_width(), config.intermediate})
     if (group < 32 || group % 32 != 0 || width % group != 0)
@@ -72,13 +77,13 @@ int QuantizedMatrices::activation_bits() const {
 }
 
 void QuantizedMatrices::quantize_rows(const Parameter& p, int64_t first, int64_t rows, const void* values) {
-  const int bits = quantization_.bits, group = quantization_.group;
-  const size_t in = size_t(p.shape[1]), row_codes = in * size_t(bits) / 8, groups = in / size_t(group);
+  const CodeFormat format{quantization_.bits, quantization_.group, quantization_.asymmetric};
+  const size_t in = size_t(p.shape[1]), row_codes = in * size_t(format.bits) / 8, groups = in / size_t(format.group);
   std::vector<float> row(in), scales(size_t(rows) * groups);
   std::vector<uint8_t> codes(size_t(rows) * row_codes);
   for (size_t i = 0; i < size_t(rows); i++) {
     to_floats(dt_, static_cast<const char*>(values) + i * in * loop_dtype_size(dt_), in, row.data());
-    quantize_row(bits, group, row.data(), int64_t(in), &codes[i * row_codes], &scales[i * groups]);
+    quantize_row(format, row.data(), int64_t(in), &codes[i * row_codes], &scales[i * groups]);
   }
   write_codes(p, first, rows, codes.data());
   write_scales(p, first, rows, scales.data());
@@ -141,8 +146,8 @@ std::vector<float> QuantizedMatrices::read_scales(const Parameter& p) const {
 }
 
 std::vector<double> QuantizedMatrices::read(const Parameter& p) const {
-  return dequantize_rows(quantization_.bits, quantization_.group, p.shape[0], p.shape[1], read_codes(p).data(),
-                         read_scales(p).data());
+  return dequantize_rows({quantization_.bits, quantization_.group, quantization_.asymmetric}, p.shape[0], p.shape[1],
+                         read_codes(p).data(), read_scales(p).data());
 }
 
 }  // namespace looplm

@@ -11,10 +11,12 @@ namespace looplm {
 enum class Activations { by_device, as_they_are, int8 };
 
 // Weights in 8 or 4 bits with a scale for every `group` neighbours of a row (quantize.h); bits 0: none. head: the head's too.
+// asymmetric: each scale comes with a middle.
 struct Quantization {
   int bits = 0, group = 0;
   bool head = true;
   Activations activations = Activations::by_device;
+  bool asymmetric = false;
   explicit operator bool() const { return bits != 0; }
 };
 

@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <optional>
 #include <vector>
 
+#include "../numeric/half.h"  // defines: bf16_to_float
 #include "context.h"
 
 namespace looplm::reference {
@@ -30,6 +32,17 @@ int code_of(const LoopQuantized& b, int64_t k, int64_t j, int64_t l) {
   return (l % 2 ? pair >> 4 : pair & 15) - 8;
 }
 
+// What code · scale + middle is made of.
+struct Grid {
+  double scale, middle = 0;
+  Grid(const LoopQuantized& b, int64_t at) : scale(b.scales[at]) {
+    if (!b.asymmetric) return;
+    uint32_t pair;
+    std::memcpy(&pair, &b.scales[at], 4);
+    scale = bf16_to_float(uint16_t(pair >> 16)), middle = bf16_to_float(uint16_t(pair));
+  }
+};
+
 // A row in 8 bits, rounded in float32 as LoopQuantized says: codes [k], scales [k / group].
 struct RoundedRow {
   std::vector<int> codes;
@@ -49,7 +62,7 @@ struct RoundedRow {
   }
 };
 
-// C[m,n] = Σ_k A[m,k] · (code · scale)[n,k], or the same of rounded rows of A
+// C[m,n] = Σ_k A[m,k] · (code · scale + middle)[n,k], or the same of rounded rows of A
 int gemm_quantized(void* ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, const void* a_, int64_t lda, const LoopQuantized* b,
                    void* c_, int64_t ldc, int) {
   if (int status = require_float64(ctx, dt, "gemm_quantized")) return status;
@@ -63,7 +76,8 @@ int gemm_quantized(void* ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, con
       for (int64_t l = 0; l < k; ++l) {
         const int64_t g = l / b->group;
         const double x = row ? row->codes[size_t(l)] * row->scales[size_t(g)] : a[i * lda + l];
-        sum += x * code_of(*b, k, j, l) * double(b->scales[g * n + j]);
+        const Grid grid(*b, g * n + j);
+        sum += x * (code_of(*b, k, j, l) * grid.scale + grid.middle);
       }
       c[i * ldc + j] = sum;
     }

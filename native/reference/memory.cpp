@@ -15,7 +15,7 @@ void close(void* ctx) { delete static_cast<Context*>(ctx); }
 const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error.c_str() : "no context"; }
 const char* describe(void*) { return "float64 loops, 1 thread"; }
 int properties(void*, LoopDeviceProperties* out) {
-  *out = {1u << LOOP_F64, 1, 0, 0, int64_t(24) << 20, int64_t(64) << 20, 2048, 1, 1};
+  *out = {1u << LOOP_F64, 1, 0, 0, int64_t(24) << 20, int64_t(64) << 20, 2048, 1, 1, 1};
   return 0;
 }
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -13,11 +14,12 @@ struct Quantized {
   int64_t m, n, k;
   int flags;
   int64_t pad = 0;  // elements between the rows of A and of C
-  int32_t activation_bits = 0;
+  int32_t activation_bits = 0, asymmetric = 0;
   std::string name() const {
-    return (activation_bits == 8 ? "int8 activations, " : "") + std::to_string(bits) + " bits, groups of " +
-           std::to_string(group) + ", " + std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k) + " flags " +
-           std::to_string(flags) + " pad " + std::to_string(pad);
+    return (activation_bits == 8 ? "int8 activations, " : "") + std::to_string(bits) +
+           (asymmetric ? " bits, asymmetric, groups of " : " bits, groups of ") + std::to_string(group) + ", " +
+           std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k) + " flags " + std::to_string(flags) + " pad " +
+           std::to_string(pad);
   }
 };
 
@@ -39,7 +41,21 @@ Operands operands(Test& t, const Quantized& q) {
   for (double x : draws) o.codes.push_back(uint8_t(int64_t(std::floor(x * 1e6)) & 255));
   o.codes.resize(o.codes.size() + 64);
   for (double x : scales) o.scales.push_back(float(x / std::sqrt(double(q.k)) / (q.bits == 8 ? 64 : 4)));
+  if (!q.asymmetric) return o;
+  const Values middles = t.real_normal(o.scales.size());
+  for (size_t i = 0; i < o.scales.size(); ++i) {
+    const float middle = float(middles[i] / std::sqrt(double(q.k)));
+    o.scales[i] =
+        std::bit_cast<float>((std::bit_cast<uint32_t>(o.scales[i]) & 0xffff0000u) | std::bit_cast<uint32_t>(middle) >> 16);
+  }
   return o;
+}
+
+// Scale and middle of a group.
+std::pair<double, double> grid(const Quantized& q, float packed) {
+  if (!q.asymmetric) return {packed, 0};
+  const auto bits = std::bit_cast<uint32_t>(packed);
+  return {std::bit_cast<float>(bits & 0xffff0000u), std::bit_cast<float>(bits << 16)};
 }
 
 // Rows of n side by side, as LoopQuantized has them: unit u of row i of [n, units] from `unit(i, u)`.
@@ -71,6 +87,12 @@ bool has_int8_activations(const Device& d) {
   return properties.int8_activations > 0;
 }
 
+bool takes_asymmetric(const Device& d) {
+  LoopDeviceProperties properties{};
+  d.expect(d.table.properties(d.ctx, &properties), "properties");
+  return properties.asymmetric_weights != 0;
+}
+
 Values run(const Device& d, const Quantized& q, const Operands& plain) {
   const Operands o = arranged(d, q, plain);
   const int64_t lda = q.k + q.pad, ldc = q.n + q.pad;
@@ -80,7 +102,7 @@ Values run(const Device& d, const Quantized& q, const Operands& plain) {
   void *codes = d.table.allocate(d.ctx, o.codes.size()), *scales = d.table.allocate(d.ctx, o.scales.size() * 4);
   d.expect(d.table.copy_in(d.ctx, codes, o.codes.data(), o.codes.size()), "copy_in");
   d.expect(d.table.copy_in(d.ctx, scales, o.scales.data(), o.scales.size() * 4), "copy_in");
-  const LoopQuantized b{q.bits, q.group, codes, static_cast<const float*>(scales), q.activation_bits};
+  const LoopQuantized b{q.bits, q.group, codes, static_cast<const float*>(scales), q.activation_bits, q.asymmetric};
   d.expect(d.table.gemm_quantized(d.ctx, d.dt, q.m, q.n, q.k, a, lda, &b, c, ldc, q.flags), "gemm_quantized");
   const Values rows = c.values();
   Values out;
@@ -109,8 +131,10 @@ Values plain_product(const Plain& p, const Quantized& q, const Operands& given) 
   for (int64_t i = 0; i < q.m; ++i)
     for (int64_t j = 0; j < q.n; ++j) {
       double sum = 0;
-      for (int64_t l = 0; l < q.k; ++l)
-        sum = p.real(sum + o.a[size_t(i * q.k + l)] * code(q, o, j, l) * double(o.scales[size_t(l / q.group * q.n + j)]));
+      for (int64_t l = 0; l < q.k; ++l) {
+        const auto [scale, middle] = grid(q, o.scales[size_t(l / q.group * q.n + j)]);
+        sum = p.real(sum + o.a[size_t(i * q.k + l)] * (code(q, o, j, l) * scale + middle));
+      }
       c.push_back(q.flags ? sum : p.act(sum));
     }
   return c;
@@ -144,6 +168,17 @@ KERNEL_TEST(gemm_int8, "product of int8 activations with a quantized weight") {
   compare(t, {4, 32, 600, 40, 640, 1, 0, 8});  // more rows than are gone through at a time
 }
 
+KERNEL_TEST(gemm_asymmetric, "product with an asymmetric weight") {
+  if (!takes_asymmetric(t.device)) return;
+  for (Quantized q : shapes) {
+    if (q.bits != 4) continue;
+    q.asymmetric = 1;
+    compare(t, q);
+    q.activation_bits = 8;
+    compare(t, q);
+  }
+}
+
 KERNEL_TEST(gemm_int8_extremes, "product of int8 activations: the largest codes, zeros and what is not finite") {
   if (!has_int8_activations(t.device)) return;
   for (const int bits : {8, 4}) {
@@ -173,8 +208,11 @@ KERNEL_TEST(gemm_quantized_rows, "product with a quantized weight: a row does no
                              {4, 64, 67, 20, 1216, 1},
                              {4, 32, 40, 67, 160, 1, 0, 8},
                              {8, 96, 600, 67, 480, 1, 0, 8},
-                             {4, 64, 300, 20, 1216, 1, 0, 8}}) {
+                             {4, 64, 300, 20, 1216, 1, 0, 8},
+                             {4, 64, 40, 20, 1216, 1, 0, 0, 1},
+                             {4, 64, 300, 20, 1216, 1, 0, 8, 1}}) {
     if (q.activation_bits == 8 && !has_int8_activations(t.device)) continue;
+    if (q.asymmetric && !takes_asymmetric(t.device)) continue;
     const Operands o = operands(t, q);
     const Values batch = run(t.device, q, o);
     const size_t n = size_t(q.n), k = size_t(q.k);

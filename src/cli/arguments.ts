@@ -99,7 +99,7 @@ export function modelOptions(command: Command): Command {
   return deviceOptions(
     command
       .option('--adapter <folder>', 'LoRA adapter of the model (adapter_config.json, adapter_model.safetensors)')
-      .addOption(new Option('--quantize <type>', 'keep the matrices in 8 or 4 bits').choices(['int8', 'int4']))
+      .addOption(new Option('--quantize <type>', 'keep the matrices in 8 or 4 bits').choices(['int8', 'int4', 'int4-asymmetric']))
       .option('--group-size <count>', 'neighbours that share a scale, a multiple of 32 (default: 64)', positiveInteger)
       .addOption(
         new Option('--activations <type>', 'what products of a quantized model take: 8 bits, or as they are').choices([

@@ -4,6 +4,7 @@ import pc from 'picocolors'
 import { findFolder, readCheckpoint } from '../model/checkpoint.js'
 import { architectureOf } from '../model/config.js'
 import { findGguf, readGgufModel } from '../model/gguf.js'
+import { quantizationText } from '../model/quantization.js'
 import { parameterCount } from '../native/architecture.js'
 import { libc } from '../native.js'
 import { packageVersion } from '../package-root.js'
@@ -118,5 +119,5 @@ function printModel(model: Awaited<ReturnType<typeof modelFacts>>): void {
     )
   if (quantization === null) return
   const head = quantization.head === false ? '; the head keeps its plain values' : ''
-  print(`     loads quantized: ${quantization.bits} bits, groups of ${quantization.groupSize}${head}`)
+  print(`     loads quantized: ${quantizationText(quantization)}${head}`)
 }

@@ -177,8 +177,9 @@ export function configJson(
   return sorted(fields)
 }
 
-const savedQuantization = ({ bits, groupSize, head }: Quantization) => ({
+const savedQuantization = ({ bits, groupSize, asymmetric, head }: Quantization) => ({
   ...{ bits, group_size: groupSize },
+  ...(asymmetric ? { asymmetric } : {}),
   ...(head === false ? { modules_to_not_convert: ['lm_head'] } : {}),
 })
 

@@ -61,17 +61,20 @@ const accepted = {
 const schema = z.looseObject({ ...fields, ...accepted })
 
 const quantizationSchema = z.object({
-  quantization_config: z.strictObject({
-    quant_method: z.literal('looplm', { error: 'must be "looplm"; what other tools quantized is not supported' }),
-    bits: z.union([z.literal(4), z.literal(8)], { error: 'must be 4 or 8' }),
-    group_size: z
-      .int()
-      .min(32)
-      .max(2 ** 16),
-    modules_to_not_convert: z
-      .tuple([z.literal('lm_head')], { error: 'must be ["lm_head"]; looplm quantizes all other matrices' })
-      .optional(),
-  }),
+  quantization_config: z
+    .strictObject({
+      quant_method: z.literal('looplm', { error: 'must be "looplm"; what other tools quantized is not supported' }),
+      bits: z.union([z.literal(4), z.literal(8)], { error: 'must be 4 or 8' }),
+      group_size: z
+        .int()
+        .min(32)
+        .max(2 ** 16),
+      asymmetric: z.boolean().optional(),
+      modules_to_not_convert: z
+        .tuple([z.literal('lm_head')], { error: 'must be ["lm_head"]; looplm quantizes all other matrices' })
+        .optional(),
+    })
+    .refine(({ bits, asymmetric }) => !asymmetric || bits === 4, { path: ['asymmetric'], error: 'must be false with 8 bits' }),
 })
 
 /**
@@ -87,13 +90,13 @@ export function parseQuantization(
 ): Quantization | undefined {
   if (value.quantization_config == null) return undefined
   const read = checkSchema(source, quantizationSchema, value).quantization_config
-  const { bits, group_size: groupSize, modules_to_not_convert: plain } = read
+  const { bits, group_size: groupSize, asymmetric, modules_to_not_convert: plain } = read
   const widths = [config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size]
   if (groupSize % 32 !== 0 || widths.some((width) => width % groupSize !== 0)) {
     const message = `quantization_config.group_size: must be a multiple of 32 that divides the widths ${widths.join(', ')}, got ${groupSize}`
     throw new LoopLMError('INVALID_CONFIG', message, { operation: source })
   }
-  return { bits, groupSize, ...(plain === undefined ? {} : { head: false }) }
+  return { bits, groupSize, ...(asymmetric ? { asymmetric } : {}), ...(plain === undefined ? {} : { head: false }) }
 }
 
 /**

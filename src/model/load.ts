@@ -4,7 +4,7 @@ import { call, context, type NativeModel, native } from '../native.js'
 import { type Checkpoint, readCheckpoint } from './checkpoint.js'
 import { architectureOf, withExitGateIf } from './config.js'
 import { findGguf, type LoadPlace, type LoadSettings, loadGguf } from './gguf.js'
-import { engineQuantization } from './quantization.js'
+import { engineQuantization, quantizationText } from './quantization.js'
 import type { ModelDType } from './types.js'
 
 /** What loading makes of files. */
@@ -18,7 +18,7 @@ export async function loadPretrained(path: string, place: LoadPlace, settings: L
   const { weights, quantization: saved, config: own, ...parts } = await readCheckpoint(path, operation)
   const { config, added } = withExitGateIf(settings.exitGate, own, operation)
   if (saved !== undefined && settings.quantization !== undefined) {
-    const message = `${path} is quantized already (${saved.bits} bits, groups of ${saved.groupSize}): omit quantize`
+    const message = `${path} is quantized already (${quantizationText(saved)}): omit quantize`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
   if (saved !== undefined && settings.dequantize) {

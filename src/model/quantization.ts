@@ -3,7 +3,8 @@ import type { NativeQuantization, Quantization } from '../native.js'
 import { checkNumber, checkWord } from '../validation/arguments.js'
 import type { LoadOptions } from './types.js'
 
-const unquantized = (option: string) => `${option} needs a quantized model: pass quantize ('int8' or 'int4'), or omit ${option}`
+const unquantized = (option: string) =>
+  `${option} needs a quantized model: pass quantize ('int8', 'int4' or 'int4-asymmetric'), or omit ${option}`
 
 /** What the options `quantize` and `groupSize` ask for; undefined: nothing. */
 export function checkQuantization(options: LoadOptions, operation: string): Quantization | undefined {
@@ -11,10 +12,15 @@ export function checkQuantization(options: LoadOptions, operation: string): Quan
     if (options.groupSize === undefined) return undefined
     throw new LoopLMError('INVALID_ARGUMENT', unquantized('groupSize'), { operation })
   }
-  const bits = checkWord(options.quantize, 'quantize', ['int8', 'int4'], operation) === 'int8' ? 8 : 4
+  const format = checkWord(options.quantize, 'quantize', ['int8', 'int4', 'int4-asymmetric'], operation)
   const range = { min: 32, max: 2 ** 16, integer: true }
-  return { bits, groupSize: checkNumber(options.groupSize ?? 64, 'groupSize', range, operation) }
+  const groupSize = checkNumber(options.groupSize ?? 64, 'groupSize', range, operation)
+  return { bits: format === 'int8' ? 8 : 4, groupSize, ...(format === 'int4-asymmetric' ? { asymmetric: true } : {}) }
 }
+
+/** How messages name a form: `4 bits, asymmetric, groups of 64`. */
+export const quantizationText = ({ bits, groupSize, asymmetric }: Quantization): string =>
+  `${bits} bits${asymmetric ? ', asymmetric' : ''}, groups of ${groupSize}`
 
 /** With what the option `activations` asks for, which files know nothing of. */
 export function engineQuantization(

@@ -41,8 +41,11 @@ export interface LoadOptions {
    * Keep the matrices of the blocks and the head (of a tied one a copy beside the embedding) in 8 or 4 bits with a float32 scale for every
    * `groupSize` neighbours of a row. Such a model takes less memory and decodes faster, by as much as less is read; it scores and generates, and refuses to train.
    * Files are quantized as they are read, row by row. A folder that was saved quantized says so itself. Devices `cpu`, `cuda` and `reference`.
+   *
+   * `int4-asymmetric` takes as much memory as `int4` and has less error: a group has a scale and a middle, both bfloat16, which are fitted to
+   * its weights. Loading takes longer. Devices `cpu` and `reference`.
    */
-  quantize?: 'int8' | 'int4' | undefined
+  quantize?: 'int8' | 'int4' | 'int4-asymmetric' | undefined
   /** A multiple of 32 that divides the widths of the matrices; default 64. */
   groupSize?: number | undefined
   /**

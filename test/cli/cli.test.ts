@@ -578,6 +578,7 @@ describe('looplm quantize', () => {
     const wrong = [
       [['quantize', 'plain', 'x'], /--bits/],
       [['quantize', 'plain', 'x', '--bits', '3'], /Allowed choices are 4, 8/],
+      [['quantize', 'plain', 'x', '--bits', '8', '--asymmetric'], /--asymmetric goes with --bits 4/],
       [['quantize', 'plain', 'x', '--bits', '4'], /groups of 64 do not fit/],
       [['quantize', 'small', 'x', '--bits', '4'], /quantized already/],
       [['quantize', 'gone', 'x', '--bits', '4'], /no folder gone/],

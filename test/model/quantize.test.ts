@@ -35,6 +35,7 @@ describe.each([
   { quantize: 'int4', dtype: 'float32', steps: 8 },
   { quantize: 'int8', dtype: 'bfloat16', steps: 127 },
   { quantize: 'int4', dtype: 'bfloat16', steps: 8 },
+  { quantize: 'int4-asymmetric', dtype: 'float32', steps: 2.5 }, // its ends may be cut off where that has less error on the whole
 ] as const)('$quantize in $dtype', ({ quantize, dtype, steps }) => {
   const load = (options: LoadOptions = {}) =>
     LoopLM.fromPretrained(join(folder, 'model'), { dtype, quantize, groupSize: 32, ...options })
@@ -133,18 +134,51 @@ describe.each([
   })
 })
 
+it('int4-asymmetric has less error than int4 in as many bytes, also where weights are not around 0', async () => {
+  /** Σ (w - quantized w)² over the matrices of the blocks, and the bytes of the model. */
+  const errors = async (quantize: 'int4' | 'int4-asymmetric', path: string) => {
+    const before = memory().bytes
+    using model = await LoopLM.fromPretrained(path, { quantize, groupSize: 32 })
+    const { bytes } = memory()
+    using original = await LoopLM.fromPretrained(path)
+    let sum = 0
+    for (const { name, shape } of original.parameters())
+      if (shape.length > 1 && /_proj/.test(name)) {
+        const [values, want] = [await model.getParameter(name), await original.getParameter(name)]
+        for (const [i, value] of values.entries()) sum += (value - want[i]!) ** 2
+      }
+    return { sum, bytes: bytes - before }
+  }
+  const normal = join(folder, 'model')
+  const [symmetric, asymmetric] = [await errors('int4', normal), await errors('int4-asymmetric', normal)]
+  expect(asymmetric.sum).toBeLessThan(0.75 * symmetric.sum)
+  expect(asymmetric.bytes).toBe(symmetric.bytes)
+  const shifted = join(folder, 'shifted')
+  using model = await LoopLM.fromPretrained(normal)
+  for (const { name, shape } of model.parameters())
+    if (shape.length > 1 && /_proj/.test(name)) {
+      const values = await model.getParameter(name)
+      await model.setParameter(
+        name,
+        values.map((w) => w + 1),
+      )
+    }
+  await model.save(shifted)
+  expect((await errors('int4-asymmetric', shifted)).sum).toBeLessThan(0.25 * (await errors('int4', shifted)).sum)
+})
+
 it('a width that groups do not divide, a wrong word and a device without such products are refused by name', async () => {
   const message = async (options: object, sizes: object = {}) =>
     (await refusal(() => LoopLM.create({ ...config, ...sizes }, options))).message
   expect(await message({ quantize: 'int4', groupSize: 64 })).toMatch(/groups of 64 do not fit.*64, 64 and 96/)
-  expect(await message({ quantize: 'int3' })).toMatch(/quantize must be one of 'int8', 'int4'/)
+  expect(await message({ quantize: 'int3' })).toMatch(/quantize must be one of 'int8', 'int4', 'int4-asymmetric'/)
   expect(await message({ quantize: 'int8', groupSize: 16 })).toMatch(/groupSize.*at least 32/)
   expect(await message({ quantize: 'int8', groupSize: 48 })).toMatch(/groups of 48 do not fit/)
   expect(await message({ groupSize: 32 })).toMatch(
-    /groupSize needs a quantized model: pass quantize \('int8' or 'int4'\), or omit groupSize/,
+    /groupSize needs a quantized model: pass quantize \('int8', 'int4' or 'int4-asymmetric'\), or omit groupSize/,
   )
   expect(await message({ activations: 'int8' })).toMatch(
-    /activations needs a quantized model: pass quantize \('int8' or 'int4'\), or omit activations/,
+    /activations needs a quantized model: pass quantize \('int8', 'int4' or 'int4-asymmetric'\), or omit activations/,
   )
   expect(await message({ quantize: 'int8', activations: 'int4' })).toMatch(/activations must be one of 'float', 'int8'/)
 })
@@ -162,8 +196,10 @@ describe.each([
   { quantize: 'int8', dtype: 'float32', tied: false },
   { quantize: 'int4', dtype: 'bfloat16', tied: false },
   { quantize: 'int4', dtype: 'float32', tied: true },
+  { quantize: 'int4-asymmetric', dtype: 'bfloat16', tied: true },
 ] as const)('a folder saved with $quantize, $dtype, tied $tied', ({ quantize, dtype, tied }) => {
   const bits = quantize === 'int8' ? 8 : 4
+  const asymmetric = quantize === 'int4-asymmetric' ? { asymmetric: true } : {}
   const name = () => join(folder, `${quantize}-${dtype}-${tied}`)
   const make = () => LoopLM.create({ ...config, tie_word_embeddings: tied }, { dtype, quantize, groupSize: 32, seed: 3 })
   beforeAll(async () => {
@@ -174,7 +210,7 @@ describe.each([
   it('gives the model that was saved, to the last bit, and as often as it is saved again', async () => {
     using model = await make()
     using loaded = await LoopLM.fromPretrained(name(), { dtype })
-    expect(loaded.quantization).toEqual({ bits, groupSize: 32 })
+    expect(loaded.quantization).toEqual({ bits, groupSize: 32, ...asymmetric })
     expect(await loaded.score(sequences)).toEqual(await model.score(sequences))
     const options = { maxNewTokens: 8, seed: 4, stop: [] }
     expect(await loaded.generate(prompts, options)).toEqual(await model.generate(prompts, options))
@@ -187,7 +223,7 @@ describe.each([
 
   it('says so in config.json, and has no tensor that a reader of plain weights takes for one', async () => {
     const { quantization_config } = JSON.parse(await readFile(join(name(), 'config.json'), 'utf8'))
-    expect(quantization_config).toEqual({ quant_method: 'looplm', bits, group_size: 32 })
+    expect(quantization_config).toEqual({ quant_method: 'looplm', bits, group_size: 32, ...asymmetric })
     const tensors = await tensorsOf(join(name(), 'model.safetensors'))
     const plain = dtype === 'float32' ? 'F32' : 'BF16'
     using model = await make()
@@ -199,7 +235,7 @@ describe.each([
       }
       const [out, width] = shape as [number, number]
       expect(tensor, name).toEqual(bits === 8 ? ['I8', [out, width / 32, 32]] : ['U8', [out, width / 32, 16]])
-      expect(scale, name).toEqual(['F32', [out, width / 32]])
+      expect(scale, name).toEqual('asymmetric' in asymmetric ? ['BF16', [out, width / 32, 2]] : ['F32', [out, width / 32]])
     }
     expect('lm_head.weight' in tensors).toBe(!tied) // a tied head is made from the embedding, which keeps its dtype
   })
@@ -222,7 +258,9 @@ describe.each([
 
   it('is not quantized again, and means in float64 what it means here', async () => {
     const attempt = (options: object) => refusal(() => LoopLM.fromPretrained(name(), options))
-    expect((await attempt({ quantize: 'int4' })).message).toMatch(/is quantized already \(\d bits, groups of 32\): omit quantize/)
+    expect((await attempt({ quantize: 'int4' })).message).toMatch(
+      /is quantized already \(\d bits(, asymmetric)?, groups of 32\): omit quantize/,
+    )
     using model = await LoopLM.fromPretrained(name(), { dtype, activations: 'float' })
     using exact = await LoopLM.fromPretrained(name(), { device: 'reference' })
     for (const { name } of model.parameters()) // the same codes: values differ by the roundings of dtype alone

@@ -191,6 +191,14 @@ describe('a model with weights of few bits', () => {
       expect.stringMatching(/as they are: omit activations, or say 'float'/),
     ])
   })
+
+  it('refuses asymmetric weights by name', async () => {
+    const error = await refusal(() => LoopLM.create(config, { device, quantize: 'int4-asymmetric', groupSize: 32 }))
+    expect([error.code, error.message]).toEqual([
+      'UNSUPPORTED',
+      expect.stringMatching(/has no products with asymmetric weights; cpu and reference have. Use 'int4'/),
+    ])
+  })
 })
 
 describe('the programme for a GPU, with the emulator in its place', () => {
