@@ -1,7 +1,6 @@
 // Runs of a study as processes: what is missing is carried out, stored, and can be repeated.
 import { execFile } from 'node:child_process'
 import { isDeepStrictEqual, promisify } from 'node:util'
-import { processor } from './processor.js'
 import { readResults, type Stored, storeResult } from './store.js'
 
 /** A study: which runs are due, the program that carries one out, and where its results lie. */
@@ -14,8 +13,8 @@ export interface Study<Spec extends { id: string }, Result extends Stored> {
   program: string
   /** The runs that can start now, given the results so far. */
   due(results: ReadonlyMap<string, Result>): Spec[]
-  /** The processor of a run; undefined where results do not say it. */
-  processor?(result: Result): string
+  /** The instruction set of the kernels; default the processor's best. */
+  instructionSet?: string
   /** A line for the terminal. */
   summary(result: Result): string
 }
@@ -29,7 +28,6 @@ export async function runAll<Spec extends { id: string }, Result extends Stored>
   wanted: RegExp,
   say: Say,
 ): Promise<void> {
-  checkProcessor(study)
   const running = new Map<string, Promise<void>>()
   const failed = new Set<string>()
   for (;;) {
@@ -57,24 +55,18 @@ export async function runAll<Spec extends { id: string }, Result extends Stored>
   }
 }
 
-/** @throws Error where stored runs had another processor than this machine: their seconds and last digits would not compare */
-function checkProcessor<Spec extends { id: string }, Result extends Stored>({
-  results,
-  processor: of,
-}: Study<Spec, Result>): void {
-  const here = processor()
-  const other = of && [...readResults<Result>(results).values()].map(of).find((name) => name !== here)
-  if (other === undefined) return
-  throw new Error(`${results} has runs of another processor (${other}; here: ${here}). Go on there, or move these results away.`)
-}
-
-/** One run in a separate process. */
+/**
+ * One run in a separate process.
+ *
+ * @throws Error when the run fails, for example on a processor without the study's instruction set
+ */
 export async function carryOut<Spec extends { id: string }, Result extends Stored>(
-  { program, bases }: Study<Spec, Result>,
+  { program, bases, instructionSet }: Study<Spec, Result>,
   spec: Spec,
 ): Promise<Result> {
   const { stdout } = await promisify(execFile)(process.execPath, [program, JSON.stringify(spec), bases], {
-    maxBuffer: 2 ** 26,
+    ...{ maxBuffer: 2 ** 26 },
+    env: { ...process.env, ...(instructionSet !== undefined && { LOOPLM_CPU_ISA: instructionSet }) },
   })
   return JSON.parse(stdout.trim().split('\n').at(-1)!) as Result
 }

@@ -1,4 +1,4 @@
-// Which processor a run has. Runs repeat to the last digit on one kind of processor alone.
+// Which processor a run has: its seconds are that processor's.
 import { existsSync, readFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 

@@ -70,7 +70,7 @@ export const studyTasks = {
     name: 'chain',
     hidden: 64,
     training: { batchSize: 96, learningRate: 3e-3, steps: 6000 },
-    until: { loops: 4, accuracy: 0.35, checkEvery: 100, firstCheck: 1000 },
+    until: { loops: 4, accuracy: 0.3, checkEvery: 100, firstCheck: 300 },
     tokens: 480_000,
     halfSteps: 145, // answers of the tuning bases have 6.5 tokens
     budgets: [2, 4, 6, 11],

@@ -75,10 +75,16 @@ function ran(results: Results): [TaskName, string][] {
 const seeds = (runs: ReadonlyMap<number, TrainingResult>) => [...runs.values()]
 const counted = (count: number, what: string) => `${count} ${what}${count === 1 ? '' : 's'}`
 
+/** Whose seconds the page has. */
+function processorsOf(results: Results): string {
+  const names = [...new Set([...results.values()].map(({ processor }) => processor))].sort()
+  if (names.length === 1) return `Processor: ${names[0]}.`
+  return `Processors, whose seconds do not compare: ${names.join('; ')}.`
+}
+
 /** On which processor, on how many bases, and what is missing. */
 function status(results: Results): string {
   if (results.size === 0) return 'No run has been made yet.'
-  const processors = [...new Set([...results.values()].map(({ processor }) => processor))]
   const all = [...results.values()].filter(({ kind }) => kind === 'training').length
   const lines = mainTasks.map((task) => {
     const pairs = pairsOf(results, task, 'rltt', 'grpo').length
@@ -95,7 +101,7 @@ function status(results: Results): string {
   })
   const missing = `Without all of their runs: ${open.join('; ')}. ${counted(dueRuns(results).length, 'run')} can start now.`
   return [
-    `${counted(all, 'training run')} on ${counted(results.size - all, 'base')}. Processor: ${processors.join('; ')}.`,
+    `${counted(all, 'training run')} on ${counted(results.size - all, 'base')}. ${processorsOf(results)}`,
     '',
     ...lines,
     ...(open.length > 0 ? ['', wrapped(missing)] : []),
@@ -324,9 +330,10 @@ function objectivesTable(results: Results): string {
     ),
   )
   const rows = verdictsOf(asked).map((verdict) => {
-    const seconds = (arm: string) => mean(seeds(runsOf(results, verdict.task, arm)).map(({ course }) => course.at(-1)!.seconds))
-    const cost = (seconds(verdict.arm) / seconds(verdict.reference)).toFixed(2)
     const { task, arm, reference, what } = verdict
+    const pairs = pairsOf(results, task, arm, reference).filter(([own, other]) => own.processor === other.processor)
+    const seconds = (side: 0 | 1) => mean(pairs.map((pair) => pair[side].course.at(-1)!.seconds))
+    const cost = pairs.length === 0 ? '–' : (seconds(0) / seconds(1)).toFixed(2)
     return [short(task), label(arm), label(reference), what, ...comparisonCells(verdict), cost]
   })
   return table(['task', 'arm', 'against', 'at', ...comparisonHead, 'CPU time of a run, ratio'], rows)
