@@ -7,7 +7,7 @@ import { readResults, type Stored, storeResult } from './store.js'
 export interface Study<Spec extends { id: string }, Result extends Stored> {
   /** Folder of the stored results. */
   results: string
-  /** Folder of trained bases, which are made again when it is gone. */
+  /** Folder of trained bases. */
   bases: string
   /** Gets a spec as JSON and the folder of the bases, and prints the result as JSON. */
   program: string

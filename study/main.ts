@@ -40,6 +40,7 @@ const studyOne: Study<one.RunSpec, ResultOne> = {
 }
 const studyTwo: Study<two.RunSpec, ResultTwo> = {
   ...place('two'),
+  bases: join(root, 'study', 'two', 'bases'),
   due: two.dueRuns,
   instructionSet: 'avx2',
   summary: ({ final }) => `accuracy by loop ${accuracies(final.accuracy)}`,

@@ -1,5 +1,4 @@
 // One run in a separate process with one engine thread: node dist/study/two/run.js '<spec as JSON>' FOLDER-OF-BASES prints the result.
-import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import {
   addition,
@@ -47,8 +46,7 @@ export async function carryOut(spec: RunSpec, bases: string): Promise<Result> {
   const study = taskOf(spec.task)
   const path = join(bases, spec.task, String(spec.base))
   if (spec.kind === 'base') return makeBase(spec, study, path)
-  if (!existsSync(path)) await makeBase({ ...spec, kind: 'base' }, study, path) // its metrics are stored, its weights are gone
-  using model = await LoopLM.fromPretrained(path, { threads: 1 })
+  using model = await loadBase(path)
   return await train(spec, model, study, arms[spec.arm]!)
 }
 
@@ -70,11 +68,14 @@ async function makeBase(spec: Extract<RunSpec, { kind: 'base' }>, study: StudyTa
   const training = { ...study.training, entropyCoefficient: initialEntropy, weightDecay: 0 }
   const check = { task, problems: settings.pointProblems, loops, accuracy, first: firstCheck, every: checkEvery }
   const trained = await trainBase(model, seed, { lessons, training, check })
-  await model.save(path)
+  await model.save(path, { dtype: 'bfloat16' }) // half the bytes, and what everything begins with
+  using saved = await loadBase(path)
   const { id, task: name } = spec
   const made = { id, kind: 'base', processor: processor(), task: name, base: seed, ...trained } as const
-  return { ...made, final: await measure(model, study, task) }
+  return { ...made, final: await measure(saved, study, task) }
 }
+
+const loadBase = (path: string) => LoopLM.fromPretrained(path, { dtype: 'float32', threads: 1 })
 
 function makeTrainer(model: LoopLM, base: LoopLM, arm: Arm, study: StudyTask, seed: number, learningRate: number) {
   const { task } = problems[study.name]()
