@@ -102,7 +102,7 @@ describe('report of Study II', () => {
       /C, length of right answers at matched accuracy: RLTT exit-pdf is shorter than GRPO \(−/,
     )
     expect(lines(made.verdicts!)).not.toMatch(/P, /) // two bases have no test
-    expect(lines(made.status!)).toMatch(/C: chain modulo 11: GRPO and RLTT compared on 6 of 6 bases\./)
+    expect(lines(made.status!)).toMatch(/C: chain modulo 5: GRPO and RLTT compared on 6 of 6 bases\./)
     expect(lines(made.status!)).toMatch(/P: parity of 16 bits: GRPO and RLTT compared on 2 of 6 bases, 4 missing\./)
     expect(lines(made.status!)).toMatch(/Without all of their runs: .*exit-sampled \(A, C\)/)
     expect(lines(made.status!)).toMatch(/Processor: a processor\./)

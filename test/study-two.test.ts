@@ -63,16 +63,16 @@ describe('plan of Study II', () => {
       if (run.kind === 'base') results.set(run.id, base(run.task, run.base))
       else results.set(run.id, { ...trained('', run.base, 0, run.learningRate === settings.rates[1] ? 0.9 : 0.1), ...run })
     }
-    expect(order.slice(0, 2)).toEqual([baseId('chain', 101), baseId('chain', 102)])
+    expect(order.slice(0, 2)).toEqual([baseId('addition', 101), baseId('addition', 102)])
     const tuning = order.slice(2, 2 + 2 * 2 * settings.rates.length)
-    expect(tuning.every((id) => /^chain\/(grpo|rltt)\/10[12]@/.test(id))).toBe(true)
+    expect(tuning.every((id) => /^addition\/(grpo|rltt)\/10[12]@/.test(id))).toBe(true)
     const pair = (seed: number) => [
-      baseId('chain', seed),
-      ...['grpo', 'rltt'].map((arm) => trainingId('chain', arm, seed, settings.rates[1])),
+      baseId('addition', seed),
+      ...['grpo', 'rltt'].map((arm) => trainingId('addition', arm, seed, settings.rates[1])),
     ]
     const compared = settings.bases.flatMap(pair)
     expect(order.slice(2 + tuning.length, 2 + tuning.length + compared.length)).toEqual(compared)
-    expect(order[2 + tuning.length + compared.length]).toBe(baseId('addition', 101))
+    expect(order[2 + tuning.length + compared.length]).toBe(baseId('parity', 101))
   })
 
   it('borrows rates from arms and tasks that tune them', () => {

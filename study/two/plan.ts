@@ -29,7 +29,7 @@ export const settings = {
   thresholds: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1],
   /** Stage II after reinforcement: the gate alone. */
   gateSteps: 100,
-  rates: [4e-4, 8e-4, 1.6e-3],
+  rates: [2e-4, 4e-4, 8e-4],
   /** A grid grows by factors of 2 while its best value lies at an edge, but not beyond these. */
   rateLimits: [2.5e-5, 2.6e-2],
   /** Points of accuracy within which two methods count as equal (TOST). */
@@ -66,13 +66,13 @@ const addition: StudyTask = {
 export const studyTasks = {
   addition,
   chain: {
-    label: 'C: chain modulo 11',
+    label: 'C: chain modulo 5',
     name: 'chain',
     hidden: 64,
     training: { batchSize: 96, learningRate: 3e-3, steps: 6000 },
-    until: { loops: 4, accuracy: 0.3, checkEvery: 100, firstCheck: 300 },
+    until: { loops: 4, accuracy: 0.4, checkEvery: 100, firstCheck: 300 },
     tokens: 480_000,
-    halfSteps: 145, // answers of the tuning bases have 6.5 tokens
+    halfSteps: 145, // answers have 6.5 tokens at the end of a pilot
     budgets: [2, 4, 6, 11],
   },
   parity: {
@@ -247,11 +247,11 @@ export function rateOf(results: Results, task: TaskName, arm: string): number | 
 
 /** What runs first, so that a study that is stopped early is a whole one on fewer bases. Everything else follows in the order of `arms`. */
 const first: readonly (readonly [TaskName, readonly string[]])[] = [
-  ['chain', ['grpo', 'rltt']],
   ['addition', ['grpo', 'rltt']],
   ['parity', ['grpo', 'rltt']],
-  ['chain', ['exit-sampled']],
+  ['chain', ['grpo', 'rltt']],
   ['addition', ['exit-sampled']],
+  ['chain', ['exit-sampled']],
 ]
 
 /** Tasks with the arms that run on them together, the most important ones first. */

@@ -29,7 +29,7 @@ const initialEntropy = 0.2 // weight of the exit entropy in Stage I, as in Study
 export const problems: Record<StudyTask['name'], () => { task: Task; lessons: Task }> = {
   addition: () => ({ task: addition({ digits: 4 }), lessons: addition({ digits: 4, minDigits: 1 }) }),
   chain: () => {
-    const task = chain({ modulus: 11, operations: 4, minOperations: 2 })
+    const task = chain({ modulus: 5, operations: 4, minOperations: 2 })
     return { task, lessons: task }
   },
   parity: () => {
