@@ -1,5 +1,5 @@
 // The report of Study II on made-up results, whose verdicts are known, whole and in part.
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { fillTables } from '../study/document.js'
@@ -143,6 +143,12 @@ describe('report of Study II', () => {
     expect(fillTables(page, tables(stored, ofText))).toBe(page)
     const folder = join(import.meta.dirname, '../docs/study')
     for (const [name, svg] of Object.entries(figures(stored))) expect(readFileSync(join(folder, `${name}.svg`), 'utf8')).toBe(svg)
+  })
+
+  it('has the weights of every base on which a run is stored', () => {
+    const folder = join(import.meta.dirname, '../study/two')
+    for (const { id, task, base } of readResults<Result>(join(folder, 'results')).values())
+      expect(existsSync(join(folder, 'bases', task, `${base}`, 'model.safetensors')), id).toBe(true)
   })
 
   it('fills the page whatever has run: nothing, tuning alone, a part, all', () => {

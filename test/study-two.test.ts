@@ -34,12 +34,12 @@ const rising = Object.fromEntries(settings.rates.map((rate, i) => [rate, i / 10]
 
 describe('plan of Study II', () => {
   it('extends a grid of rates while its best value lies at an edge', () => {
-    expect(rateSearch(byId(tuned('grpo', { ...rising, [settings.rates[1]]: 0.9 })), 'addition', 'grpo').chosen).toBe(8e-4)
+    expect(rateSearch(byId(tuned('grpo', { ...rising, [settings.rates[1]]: 0.9 })), 'addition', 'grpo').chosen).toBe(4e-4)
     const wider = rateSearch(byId(tuned('grpo', rising)), 'addition', 'grpo')
-    expect(wider).toEqual({ grid: [...settings.rates, 3.2e-3], chosen: undefined })
-    expect(rateSearch(byId(tuned('grpo', { ...rising, 3.2e-3: 0.1 })), 'addition', 'grpo').chosen).toBe(1.6e-3)
+    expect(wider).toEqual({ grid: [...settings.rates, 1.6e-3], chosen: undefined })
+    expect(rateSearch(byId(tuned('grpo', { ...rising, 1.6e-3: 0.1 })), 'addition', 'grpo').chosen).toBe(8e-4)
     const falling = Object.fromEntries(settings.rates.map((rate, i) => [rate, 1 - i / 10]))
-    expect(rateSearch(byId(tuned('grpo', falling)), 'addition', 'grpo').grid[0]).toBe(2e-4)
+    expect(rateSearch(byId(tuned('grpo', falling)), 'addition', 'grpo').grid[0]).toBe(1e-4)
   })
 
   it('makes bases first, then chooses rates, then compares; arms that borrow a rate wait for it', () => {
@@ -47,11 +47,11 @@ describe('plan of Study II', () => {
     expect(due().every((id) => id.startsWith('base/'))).toBe(true)
     const bases = [...settings.tuningBases, 0].map((seed) => base('addition', seed))
     expect(due(...bases)).toContain(trainingId('addition', 'grpo', 101, 4e-4))
-    expect(due(...bases)).not.toContain(trainingId('addition', 'grpo', 0, 8e-4))
+    expect(due(...bases)).not.toContain(trainingId('addition', 'grpo', 0, 4e-4))
     const known = tuned('grpo', { ...rising, [settings.rates[1]]: 0.9 })
-    expect(due(...bases, ...known)).toContain(trainingId('addition', 'grpo', 0, 8e-4))
-    expect(due(...bases, ...known)).toContain(trainingId('addition', 'grpo-minibatches', 0, 8e-4))
-    expect(due(...bases, ...known)).not.toContain(trainingId('addition', 'rltt-minibatches', 0, 8e-4))
+    expect(due(...bases, ...known)).toContain(trainingId('addition', 'grpo', 0, 4e-4))
+    expect(due(...bases, ...known)).toContain(trainingId('addition', 'grpo-minibatches', 0, 4e-4))
+    expect(due(...bases, ...known)).not.toContain(trainingId('addition', 'rltt-minibatches', 0, 4e-4))
   })
 
   it('begins with what matters, and compares both arms on a base before it makes the next one', () => {
