@@ -32,13 +32,12 @@ const LoopBackend* find_backend(const std::string& name) {
   if (name == "cpu") {
     if (const LoopBackend* table = looplm_cpu_backend()) return table;
     const char* asked = std::getenv("LOOPLM_CPU_ISA");
-    throw Error(
-        "UNSUPPORTED", "device",
-        (asked ? "LOOPLM_CPU_ISA in the environment is \"" + std::string(asked) +
-                     "\"; it takes avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2, neon_dot or baseline, and this build may "
-                     "have some of them only"
-               : "this build has no kernels for the processor") +
-            " (npm run build makes all)");
+    throw Error("UNSUPPORTED", "device",
+                (asked ? "LOOPLM_CPU_ISA in the environment is \"" + std::string(asked) +
+                             "\"; it takes avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2, neon_bf16, neon_i8mm, neon_dot or "
+                             "baseline, and this build may have some of them only"
+                       : "this build has no kernels for the processor") +
+                    " (npm run build makes all)");
   }
   if (name == "reference") return looplm_reference_backend();
   if (is_cuda(name) || name == emulated_name) {

@@ -18,12 +18,18 @@
 #include <type_traits>  // defines: conditional_t
 
 #include "gemm.h"  // defines: KS, the elements in a unit
+#include "neon.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
 
-constexpr int M = W == 16 ? 8 : 4;  // rows of the register tile of M x 2 vectors
+#if defined(__aarch64__)
+constexpr int M = 8;  // rows of the register tile of M x 2 vectors
+#else
+constexpr int M = W == 16 ? 8 : 4;
+#endif
+constexpr int WHOLE = W > M ? W : M;  // what rows are padded to: whole vectors, and whole strips where they are columns
 constexpr int VECTORS = 4;
 constexpr int LANES = VECTORS * W;  // queries in a block
 constexpr int KEYS = 64;            // keys in a block: a tile of scores is 16 KiB and stays in L1
@@ -68,6 +74,10 @@ inline vf unite(vf first, [[maybe_unused]] vf second) {
 template <bool Columns, class U, int V>
 inline __attribute__((always_inline)) void multiply(int64_t steps, const U* a, int64_t a_stride, const U* b, int64_t b_stride,
                                                     vf (&acc)[M][V]) {
+#if defined(__aarch64__)
+  if constexpr (Columns) add_columns<M>(steps, a, a_stride, b, b_stride, acc);
+  else add_rows(steps, a, a_stride, b, b_stride, acc);
+#else
   constexpr int groups = (M + 2) / 3;
   const U* p[groups];  // a base per three rows: x86 addresses reach base, base + stride and base + 2·stride
   for (int g = 0; g < groups; g++) p[g] = a + 3 * g * a_stride;
@@ -85,6 +95,7 @@ inline __attribute__((always_inline)) void multiply(int64_t steps, const U* a, i
     else
       for (int g = 0; g < groups; g++) p[g]++;
   }
+#endif
 }
 
 // out += A B as in multiply. What was there counts as 0 when `fresh`, and first shrinks by `factor` per column if given.
@@ -108,6 +119,7 @@ inline void accumulate(int64_t steps, const U* a, int64_t a_stride, const U* b, 
 // W elements of a row from `at` on; those past the end read as 0.
 template <class E>
 inline vf elements(const E* row, int64_t at, int64_t size) {
+  if (M > W && at >= size) return vf{};
   return size - at >= W ? load(row + at) : load_part(row + at, int(size - at));
 }
 // The same in units along the row.
@@ -123,8 +135,8 @@ struct Shape {
   const LoopAttention& a;
   int64_t head_dim = a.head_dim, ratio = a.heads / a.kv_heads;  // ratio: query heads per key/value head
   int64_t units = head_dim / KS<E>;                             // of a row of head_dim elements
-  int64_t row = round_up(units, W);                             // units of a row in whole vectors, zeros at the end
-  int64_t wide = round_up(head_dim, W);                         // elements of a row in whole vectors
+  int64_t row = round_up(units, WHOLE);                         // units of a row, zeros at the end
+  int64_t wide = round_up(head_dim, WHOLE);                     // elements of a row, zeros at the end
   int64_t stride = (a.heads + 2 * a.kv_heads) * head_dim;       // elements between tokens of qkv
   int64_t out_stride = a.heads * head_dim;                      // elements between tokens of out
   int64_t context = round_up(a.max_context, M);                 // keys, in whole strips

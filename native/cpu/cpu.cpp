@@ -7,6 +7,8 @@
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>  // defines: getauxval
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>  // defines: sysctlbyname
 #endif
 
 #include "context.h"
@@ -33,6 +35,12 @@ extern const Int8Kernels int8_kernels;
 }
 #endif
 #if defined(__aarch64__)
+namespace neon_bf16 {
+extern const LoopBackend table [[gnu::weak]];
+}
+namespace neon_i8mm {
+extern const Int8Kernels int8_kernels;
+}
 namespace neon_dot {
 extern const Int8Kernels int8_kernels;
 }
@@ -63,14 +71,28 @@ bool has_avxvnni() {
 #endif
 
 #if defined(__aarch64__)
-// Products of bytes (SDOT): every Mac with this processor has them.
-bool has_neon_dot() {
+// A feature by its bit in one of Linux's words and its name in macOS's.
+bool has_feature([[maybe_unused]] unsigned long word, [[maybe_unused]] int bit, [[maybe_unused]] const char* name) {
 #if defined(__linux__)
-  return getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP
+  return getauxval(word) >> bit & 1;
+#elif defined(__APPLE__)
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
 #else
-  return true;
+  return false;
 #endif
 }
+// Every Mac with this processor has SDOT, and the first macOS for it does not know this name.
+bool has_neon_dot() {
+#if defined(__APPLE__)
+  return true;
+#else
+  return has_feature(16, 20, "hw.optional.arm.FEAT_DotProd");  // AT_HWCAP, HWCAP_ASIMDDP
+#endif
+}
+bool has_neon_i8mm() { return has_neon_dot() && has_feature(26, 13, "hw.optional.arm.FEAT_I8MM"); }  // AT_HWCAP2, HWCAP2_I8MM
+bool has_neon_bf16() { return has_feature(26, 14, "hw.optional.arm.FEAT_BF16"); }                    // AT_HWCAP2, HWCAP2_BF16
 #endif
 
 // What the environment and the processor leave of the instruction sets, the best one; its table null when there is none.
@@ -94,6 +116,11 @@ Isa choose() {
                             {"avx2", &avx2::table, &avx2::int8_kernels, has_avx2},
                             {"baseline", &baseline::table, &baseline::int8_kernels, true}};
 #else
+#if defined(__aarch64__)
+  const Int8Kernels* bytes = has_neon_i8mm()  ? &neon_i8mm::int8_kernels
+                             : has_neon_dot() ? &neon_dot::int8_kernels
+                                              : &baseline::int8_kernels;
+#endif
   const Isa best_first[] = {
     {"avx512_bf16", nullptr, nullptr, false},
     {"avx512_vnni", nullptr, nullptr, false},
@@ -101,6 +128,8 @@ Isa choose() {
     {"avx2_vnni", nullptr, nullptr, false},
     {"avx2", nullptr, nullptr, false},
 #if defined(__aarch64__)
+    {"neon_bf16", &neon_bf16::table, bytes, has_neon_bf16()},
+    {"neon_i8mm", &baseline::table, &neon_i8mm::int8_kernels, has_neon_i8mm()},
     {"neon_dot", &baseline::table, &neon_dot::int8_kernels, has_neon_dot()},
 #endif
     {"baseline", &baseline::table, &baseline::int8_kernels, true}

@@ -2,6 +2,6 @@
 #pragma once
 #include "../backend.h"
 
-// LOOPLM_CPU_ISA in the environment (baseline, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16; neon_dot) asks for a lesser
-// instruction set than the processor has. Null when this build has no table for it, and for any other name.
+// LOOPLM_CPU_ISA in the environment (baseline, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16; neon_dot, neon_i8mm, neon_bf16)
+// asks for a lesser instruction set than the processor has. Null when this build has no table for it, and for any other name.
 extern "C" const LoopBackend* looplm_cpu_backend(void);

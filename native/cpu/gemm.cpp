@@ -8,6 +8,9 @@
 // a time. bfloat16 that the processor does not multiply is widened on the way: B in its panels, A in a block of each task.
 #include "gemm.h"
 
+#include "bfmmla.h"
+#include "neon.h"
+
 namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
@@ -24,7 +27,16 @@ constexpr int64_t KC = sizeof(Packed<E>) == 2 ? 768 : 256;
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
+constexpr int VECTORS = NR / W;
+
 // One register tile over k steps. A element (i, step) lies at a[i·row + step·KS] (PackedA: at a[(step·MR + i)·KS]).
+#if defined(__aarch64__)
+template <class E, int M, bool PackedA>
+inline __attribute__((always_inline)) void tile(int64_t k, const float* a, int64_t row, const float* b, vf (&acc)[M][VECTORS]) {
+  if constexpr (PackedA) add_columns<MR>(k, a, MR, b, NR, acc);
+  else add_rows(k, a, row, b, NR, acc);
+}
+#else
 template <class E, int M, bool PackedA>
 inline __attribute__((always_inline)) void tile(int64_t k, const Packed<E>* a, int64_t row, const Packed<E>* b, vf acc[M][2]) {
   constexpr int ks = KS<E>, groups = (M + 2) / 3;
@@ -57,19 +69,19 @@ inline __attribute__((always_inline)) void tile(int64_t k, const Packed<E>* a, i
     }
 #endif
 }
+#endif
 
 template <class E, class Out, int M, bool PackedA>
 void micro(int64_t n, int64_t k, const Packed<E>* a, int64_t lda, const Packed<E>* b, Out* c, int64_t ldc, bool accumulate) {
-  vf acc[M][2];
-  for (int i = 0; i < M; i++) acc[i][0] = acc[i][1] = vf{};
+  vf acc[M][VECTORS] = {};
   tile<E, M, PackedA>(k, a, lda, b, acc);
   for (int i = 0; i < M; i++) {
     Out* row = c + i * ldc;
-    for (int half = 0; half < 2; half++) {
-      int64_t columns = n - half * W;
+    for (int v = 0; v < VECTORS; v++) {
+      int64_t columns = n - v * W;
       if (columns <= 0) break;
-      Out* out = row + half * W;
-      vf value = acc[i][half];
+      Out* out = row + v * W;
+      vf value = acc[i][v];
       if (columns >= W) store(out, accumulate ? load(out) + value : value);
       else store_part(out, accumulate ? load_part(out, int(columns)) + value : value, int(columns));
     }
@@ -189,7 +201,7 @@ void pack(bool transposed, int64_t n, [[maybe_unused]] int64_t k, const E* b, in
   const int64_t squares = columns == NR ? kb / SQUARE<E> * SQUARE<E> : 0;
   const E* from = b + column * ldb + k0;
   for (int64_t s = 0; s < squares; s += SQUARE<E>)
-    for (int half = 0; half < 2; half++) pack_square<E>(from + half * W * ldb + s, ldb, out + s * NR + half * W * ks);
+    for (int v = 0; v < VECTORS; v++) pack_square<E>(from + v * W * ldb + s, ldb, out + s * NR + v * W * ks);
   for (int64_t j = 0; j < columns; j++)
     for (int64_t s = squares; s < kb; s += ks)
       for (int u = 0; u < ks; u++) out[s * NR + j * ks + u] = s + u < kb ? as_packed(from[j * ldb + s + u]) : Packed<E>{};
@@ -227,6 +239,52 @@ inline __attribute__((always_inline)) void load_units(const E* from, int64_t ldb
 // M rows by W columns of C when k is a whole number of squares: B, transposed, goes through the registers alone. The sums run in
 // the order of `micro`, block by block of k. A is packed by pack_units. next: where B goes on after these columns; it is fetched
 // meanwhile, line after line in the order of memory (right where rows of B touch).
+#if defined(__aarch64__)
+// Here NR columns: with few rows several vectors of them side by side, because additions to one sum wait for each other.
+template <class E, class Out, int M>
+void stream(int64_t k, const float* a, const E* b, int64_t ldb, const E* next, Out* c, int64_t ldc, bool accumulate) {
+  constexpr int S = M <= 2 ? VECTORS : VECTORS / 2, HALVES = 4 / sizeof(E);
+  for (int v = 0; v < VECTORS; v += S) {
+    const E *from = b + v * W * ldb, *ahead = next + v * W * ldb;
+    vf total[M][S] = {};
+    for (int64_t k0 = 0; k0 < k; k0 += KC<E>) {
+      vf acc[M][S] = {};
+      const int64_t end = min64(k, k0 + KC<E>);
+      for (int64_t s = k0; s < end; s += SQUARE<E>) {
+        vf squares[S][W];
+#pragma GCC unroll 4
+        for (int j = 0; j < S; j++) {
+          __builtin_prefetch(ahead + (s + j * k) * W, 0, 2);
+          load_square(from + j * W * ldb + s, ldb, squares[j]);
+        }
+#pragma GCC unroll 2
+        for (int half = 0; half < HALVES; half++) {
+          vf x[M];  // of four steps
+#pragma GCC unroll 8
+          for (int i = 0; i < M; i++) x[i] = load(a + (s + half * W) * M + i * W);
+#pragma GCC unroll 4
+          for (int step = 0; step < W; step++)
+#pragma GCC unroll 4
+            for (int j = 0; j < S; j++) {
+              const vf unit = squares[j][(half * W + step) / HALVES], y = HALVES == 1     ? unit
+                                                                          : step % 2 == 0 ? (vf)((vu)unit << 16)
+                                                                                          : (vf)((vu)unit & 0xffff0000u);
+#pragma GCC unroll 8
+              for (int i = 0; i < M; i++) acc[i][j] = fma_lane(acc[i][j], y, x[(step * M + i) / W], (step * M + i) % W);
+            }
+        }
+      }
+      for (int i = 0; i < M; i++)
+        for (int j = 0; j < S; j++) {
+          const Out* old = c + i * ldc + (v + j) * W;
+          total[i][j] = k0 > 0 ? total[i][j] + acc[i][j] : accumulate ? load(old) + acc[i][j] : acc[i][j];
+        }
+    }
+    for (int i = 0; i < M; i++)
+      for (int j = 0; j < S; j++) store(c + i * ldc + (v + j) * W, total[i][j]);
+  }
+}
+#else
 template <class E, class Out, int M>
 void stream(int64_t k, const Packed<E>* a, const E* b, int64_t ldb, const E* next, Out* c, int64_t ldc, bool accumulate) {
   constexpr int64_t STEP = UNITS * 4 / int64_t(sizeof(E)), LINES = W * UNITS * 4 / 64;
@@ -257,6 +315,7 @@ void stream(int64_t k, const Packed<E>* a, const E* b, int64_t ldb, const E* nex
   }
   for (int i = 0; i < M; i++) store(c + i * ldc, total[i]);
 }
+#endif
 
 template <class E, class Out>
 void stream_strip(int64_t m, int64_t k, const Packed<E>* a, const E* b, int64_t ldb, const E* next, Out* c, int64_t ldc,
@@ -444,10 +503,15 @@ struct Product {
   }
   template <class Out>
   void stream_halves(const Packed<E>* units, int64_t column, Out* out) const {
+#if defined(__aarch64__)
+    const E* panel = b + column * ldb;
+    stream_strip<E, Out>(m, k, units, panel, ldb, column + 2 * NR <= n ? panel + NR * ldb : panel, out, ldc, accumulate);
+#else
     const E *first = b + column * ldb, *second = first + W * ldb;
     const E* next = column + 2 * NR <= n ? second + W * ldb : first;
     stream_strip<E, Out>(m, k, units, first, ldb, second, out, ldc, accumulate);
     stream_strip<E, Out>(m, k, units, second, ldb, next, out + W, ldc, accumulate);
+#endif
   }
   template <class Out>
   void block_of_panel(const Left& left, int64_t column, int64_t columns, int64_t k0, Packed<E>* packed, Out* out, int64_t stride,
@@ -492,6 +556,14 @@ int gemm(void* context, LoopDType dt, int ta, int tb, int64_t m, int64_t n, int6
          int64_t ldb, void* c, int64_t ldc, int flags) {
   if (m <= 0 || n <= 0) return 0;
   auto& ctx = *static_cast<Context*>(context);
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  if (dt == LOOP_BF16) {
+    const bool add = flags & LOOP_GEMM_ACCUMULATE;
+    bfmmla::product({ctx, ta != 0, tb != 0, m, n, k, static_cast<const bf16*>(a), lda, static_cast<const bf16*>(b), ldb, c, ldc,
+                     add || (flags & LOOP_GEMM_REAL_OUT), add});
+    return 0;
+  }
+#endif
   return dt == LOOP_BF16 ? gemm_typed<bf16>(ctx, ta, tb, m, n, k, a, lda, b, ldb, c, ldc, flags)
                          : gemm_typed<float>(ctx, ta, tb, m, n, k, a, lda, b, ldb, c, ldc, flags);
 }

@@ -10,7 +10,11 @@ constexpr int MR = 12;
 #else
 constexpr int MR = 6;
 #endif
+#if defined(__aarch64__)
+constexpr int NR = 4 * W;  // 24 of 32 registers are sums
+#else
 constexpr int NR = 2 * W;
+#endif
 
 // What a product reads of one element: bfloat16 stays bfloat16 only where the processor multiplies it. Elsewhere both sides are
 // widened to float32 once, on the way to where they are read many times.

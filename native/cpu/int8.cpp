@@ -9,11 +9,10 @@
 #include "int8.h"
 
 #include "gemm.h"
+#include "int8_neon.h"
 #include "kernels.h"
-#if defined(__ARM_NEON)
-#include <arm_neon.h>  // defines: products of bytes
-#elif defined(__SSE2__)
-#include <immintrin.h>  // defines: the same
+#if defined(__SSE2__)
+#include <immintrin.h>  // defines: products of bytes
 #endif
 
 namespace looplm::cpu::LOOPLM_ISA {
@@ -21,9 +20,13 @@ namespace looplm::cpu::LOOPLM_ISA {
 namespace {
 
 constexpr int64_t R = QUANTIZED_ROWS;
-constexpr int V = R / W;               // vectors side by side
-constexpr int BLOCK = 32;              // of k, which a group is whole numbers of
-constexpr int STRIP = W / 2;           // rows of A at a time: as many as there are registers for
+constexpr int V = R / W;   // vectors side by side
+constexpr int BLOCK = 32;  // of k, which a group is whole numbers of
+#if defined(__aarch64__)
+constexpr int STRIP = NEON_STRIP;
+#else
+constexpr int STRIP = W / 2;  // rows of A at a time: as many as there are registers for
+#endif
 constexpr int64_t CACHED = 256 << 10;  // bytes of A that are gone through before more of the weight is read
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -31,11 +34,13 @@ constexpr bool unsigned_weights = true;
 #else
 constexpr bool unsigned_weights = false;
 #endif
-typedef vi vi_any __attribute__((aligned(2), may_alias));
 template <int BITS>
 constexpr int OFFSET = BITS == 4          ? 8
                        : unsigned_weights ? 128
                                           : 0;
+
+#if !defined(__aarch64__)
+typedef vi vi_any __attribute__((aligned(2), may_alias));
 template <int BITS>
 constexpr int PARTS = BITS == 4 ? 2 : 1;  // of a unit, four elements of k each
 
@@ -58,10 +63,8 @@ inline __attribute__((always_inline)) vi broadcast(const int8_t* x) {
 // behind all of its products, which then wait in memory.
 #if defined(__AVX512F__)
 #define LOOPLM_OPAQUE(x) asm volatile("" : "+v"(x))
-#elif defined(__x86_64__)
-#define LOOPLM_OPAQUE(x) asm volatile("" : "+x"(x))
 #else
-#define LOOPLM_OPAQUE(x) asm volatile("" : "+w"(x))
+#define LOOPLM_OPAQUE(x) asm volatile("" : "+x"(x))
 #endif
 
 // sum + Σ of four codes times four activations, lane by lane.
@@ -83,18 +86,6 @@ inline __attribute__((always_inline)) vi dot(vi sum, vi codes, vi x) {
                             ? _mm256_maddubs_epi16((__m256i)codes, (__m256i)x)
                             : _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)codes), _mm256_sign_epi8((__m256i)x, (__m256i)codes));
   return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
-#elif defined(__ARM_FEATURE_DOTPROD)
-template <int BITS>
-inline vi dot(vi sum, vi codes, vi x) {
-  return (vi)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)x);
-}
-#elif defined(__ARM_NEON)
-template <int BITS>
-inline vi dot(vi sum, vi codes, vi x) {
-  const int8x16_t w = (int8x16_t)codes, a = (int8x16_t)x;
-  const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(a))), high = vpaddlq_s16(vmull_high_s8(w, a));
-  return sum + (vi)vpaddq_s32(low, high);
 }
 #else
 // Even and odd bytes as numbers of 16 bits.
@@ -152,6 +143,7 @@ inline __attribute__((always_inline)) void add_block(const int32_t* units, const
       }
     }
 }
+#endif
 
 // Rows of A in 8 bits: strips of rows side by side for every eight elements of k.
 struct Rows {
@@ -184,6 +176,46 @@ struct Task {
 };
 
 // M rows of C from row `first` on, columns [block R, block R + R).
+#if defined(__aarch64__)
+// expanded: the block's codes as `expand` wrote them, or null.
+template <int BITS, bool ASYMMETRIC, int M>
+void tile(const Task& t, int64_t first, int64_t block, [[maybe_unused]] const int8_t* expanded) {
+  static_assert(COLUMN_VECTORS == V);
+  const int64_t groups = t.groups(), eights = t.b.group / 8;
+  const int32_t* units = static_cast<const int32_t*>(t.b.codes) + block * t.k * BITS / 32 * R;
+  const float *scales = t.b.scales + block * groups * R, *x_scales = t.a.scales + first * groups;
+  const float* x_sums = t.a.sums + first * groups;
+  const int32_t* begins = t.a.begins + first * groups;
+  const int8_t* x = t.a.codes + first * t.k;
+  vf total[M][V] = {};
+  for (int64_t g = 0; g < groups; g++) {
+    vi sums[M][V];
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    if constexpr (M % 2 == 0) {
+      if (expanded) pair_group<BITS, M, true>(expanded + g * t.b.group * R, x, eights, begins, sums);
+      else pair_group<BITS, M, false>(units, x, eights, begins, sums);
+    } else {
+      dot_group<BITS, M>(units, x, eights, begins, sums);  // SMMLA would do a second row for nothing
+    }
+#else
+    dot_group<BITS, M>(units, x, eights, begins, sums);
+#endif
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const vf loaded = load(scales + g * R + v * W), scale = ASYMMETRIC ? upper_halves(loaded) : loaded;
+#pragma GCC unroll 8
+      for (int i = 0; i < M; i++) {
+        total[i][v] += __builtin_convertvector(sums[i][v], vf) * (scale * x_scales[i]);
+        if constexpr (ASYMMETRIC) total[i][v] += lower_halves(loaded) * x_sums[i];
+      }
+    }
+    units += t.b.group / BLOCK * BITS * R, x += t.b.group * M;
+    begins += M, x_scales += M, x_sums += M;
+  }
+  for (int i = 0; i < M; i++)
+    for (int v = 0; v < V; v++) t.put(first + i, block * R + v * W, total[i][v]);
+}
+#else
 template <int BITS, bool ASYMMETRIC, int M>
 void tile(const Task& t, int64_t first, int64_t block) {
   constexpr int chains = M * V >= 4 ? 1 : 4 / (M * V);  // additions to one sum wait for each other, those to several do not
@@ -220,37 +252,61 @@ void tile(const Task& t, int64_t first, int64_t block) {
   for (int i = 0; i < M; i++)
     for (int v = 0; v < V; v++) t.put(first + i, block * R + v * W, total[i][v]);
 }
+#endif
 
+constexpr int FOUR = STRIP > 4 ? 4 : STRIP;  // no code for more rows than a strip has
 inline int64_t strip_rows(int64_t left) { return left >= STRIP ? STRIP : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
-template <int BITS, bool ASYMMETRIC>
-void strips(const Task& t, int64_t first, int64_t end, int64_t block) {
+template <int BITS, bool ASYMMETRIC, class... Expanded>
+void strips(const Task& t, int64_t first, int64_t end, int64_t block, Expanded... expanded) {
   for (int64_t rows; first < end; first += rows) {
     rows = strip_rows(end - first);
-    if (rows == STRIP) tile<BITS, ASYMMETRIC, STRIP>(t, first, block);
-    else if (STRIP > 4 && rows == 4) tile<BITS, ASYMMETRIC, 4>(t, first, block);
-    else if (STRIP > 2 && rows == 2) tile<BITS, ASYMMETRIC, 2>(t, first, block);
-    else tile<BITS, ASYMMETRIC, 1>(t, first, block);
+    if (rows == STRIP) tile<BITS, ASYMMETRIC, STRIP>(t, first, block, expanded...);
+    else if (STRIP > 4 && rows == 4) tile<BITS, ASYMMETRIC, FOUR>(t, first, block, expanded...);
+    else if (STRIP > 2 && rows == 2) tile<BITS, ASYMMETRIC, 2>(t, first, block, expanded...);
+    else tile<BITS, ASYMMETRIC, 1>(t, first, block, expanded...);
   }
 }
+#if defined(__aarch64__)
+// What several strips read is arranged for SMMLA once.
+template <int BITS>
+const int8_t* expanded_block([[maybe_unused]] Context& ctx, [[maybe_unused]] const Task& t, [[maybe_unused]] int64_t rows,
+                             [[maybe_unused]] int64_t block, [[maybe_unused]] int thread) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  if (rows >= 3 * STRIP) {
+    auto* out = static_cast<int8_t*>(ctx.pool.scratch(thread, size_t(t.k * R)));
+    expand<BITS>(static_cast<const int32_t*>(t.b.codes) + block * t.k * BITS / 32 * R, t.k / 8, out);
+    return out;
+  }
+#endif
+  return nullptr;
+}
+#endif
 
 template <int BITS, bool ASYMMETRIC>
 void run(Context& ctx, const Task& t) {
   const int64_t blocks = (t.n + R - 1) / R, runs = (t.m * t.k + CACHED - 1) / CACHED,
                 length = ((t.m + runs - 1) / runs + STRIP - 1) / STRIP * STRIP;
-  const auto go = [&](int64_t first, int64_t block, int64_t end) {
-    for (; block < end; block++) strips<BITS, ASYMMETRIC>(t, first, least(t.m, first + length), block);
+  const auto go = [&](int64_t first, int64_t block, int64_t end, [[maybe_unused]] int thread) {
+    const int64_t last = least(t.m, first + length);
+    for (; block < end; block++) {
+#if defined(__aarch64__)
+      strips<BITS, ASYMMETRIC>(t, first, last, block, expanded_block<BITS>(ctx, t, last - first, block, thread));
+#else
+      strips<BITS, ASYMMETRIC>(t, first, last, block);
+#endif
+    }
   };
   if (length >= t.m) {
     const Shares shares{blocks, ctx.pool.threads()};
-    ctx.pool.run(shares.count(), [&](int64_t task, int) { go(0, shares.begin(task), shares.begin(task + 1)); });
+    ctx.pool.run(shares.count(), [&](int64_t task, int thread) { go(0, shares.begin(task), shares.begin(task + 1), thread); });
     return;
   }
   constexpr int64_t wide = 8;
   const int64_t panels = (blocks + wide - 1) / wide;
-  ctx.pool.run((t.m + length - 1) / length * panels, [&](int64_t task, int) {
+  ctx.pool.run((t.m + length - 1) / length * panels, [&](int64_t task, int thread) {
     const int64_t block = task % panels * wide;
-    go(task / panels * length, block, least(blocks, block + wide));
+    go(task / panels * length, block, least(blocks, block + wide), thread);
   });
 }
 
@@ -344,6 +400,10 @@ void int8_product(Context& ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, c
 
 double int8_roof(Context& ctx, int64_t rounds) {
   constexpr int sums = 8;  // of a thread, none of which waits for another
+#if defined(__aarch64__)
+  ctx.pool.run(ctx.pool.threads(), [&](int64_t, int) { product_rounds<sums>(rounds); });
+  return 2.0 * ROUND_PRODUCTS * sums * double(rounds) * ctx.pool.threads();
+#else
   ctx.pool.run(ctx.pool.threads(), [&](int64_t, int) {
     vi sum[sums] = {}, x = vi{} + 0x05050505;
     const vi codes = vi{} + 0x07070707;
@@ -357,6 +417,7 @@ double int8_roof(Context& ctx, int64_t rounds) {
     for (int j = 0; j < sums; j++) LOOPLM_OPAQUE(sum[j]);
   });
   return 2.0 * 4 * W * sums * double(rounds) * ctx.pool.threads();
+#endif
 }
 
 }  // namespace

@@ -119,7 +119,11 @@ void columns(const Task<E>& t, const Packed<E>* a, int64_t first, int64_t column
 // Rows are taken by as many as there is code for.
 inline int64_t strip_rows(int64_t left) { return left >= STREAMED ? STREAMED : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 // Few rows go through several vectors of columns at a time: additions to one sum wait for each other, those to several do not.
-constexpr int side_by_side(int64_t m) { return W < 8 || m > 4 ? 1 : m == 1 ? 4 : 2; }
+#if defined(__SSE2__) && !defined(__AVX2__)
+constexpr int side_by_side(int64_t) { return 1; }  // half the registers
+#else
+constexpr int side_by_side(int64_t m) { return m > 4 ? 1 : m == 1 ? 4 : 2; }
+#endif
 constexpr int64_t PANEL = 4 * R;  // columns that a thread takes at a time
 
 template <class E, int BITS>

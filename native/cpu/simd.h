@@ -7,6 +7,8 @@
 #include <utility>  // defines: index_sequence
 #if defined(__AVX512BF16__) || defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>  // defines: the bfloat16 dot product, conversions and horizontal sums
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>  // defines: conversions, products with a lane, sums of pairs
 #endif
 
 #ifndef LOOPLM_ISA
@@ -69,6 +71,8 @@ static inline vf widened(vh bits) {
   return widened(bits, std::make_index_sequence<32>());
 #elif defined(__AVX2__)
   return (vf)((vu)_mm256_cvtepu16_epi32((__m128i)bits) << 16);
+#elif defined(__ARM_NEON)
+  return (vf)vshll_n_u16((uint16x4_t)bits, 16);
 #else
   return (vf)(__builtin_convertvector(bits, vu) << 16);
 #endif
@@ -85,6 +89,9 @@ static inline void store(bf16* p, vf x) {
 #if defined(__AVX512BF16__)
   __m256bh h = _mm512_cvtneps_pbh((__m512)x);
   memcpy(p, &h, 32);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  const bfloat16x4_t h = vcvt_bf16_f32((float32x4_t)x);  // subnormal numbers stay: no kernel sets FPCR.FZ
+  memcpy((void*)p, &h, 8);
 #else
   store_exact(p, x);
 #endif

@@ -51,7 +51,7 @@ describe('LOOPLM_CPU_ISA', () => {
   it('takes no other name', () => {
     const { status, stderr } = runNode(open, { LOOPLM_CPU_ISA: 'sse2' })
     expect(stderr).toMatch(
-      /LOOPLM_CPU_ISA in the environment is "sse2"; it takes avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2, neon_dot or baseline/,
+      /LOOPLM_CPU_ISA in the environment is "sse2"; it takes avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2, neon_bf16, neon_i8mm, neon_dot or baseline/,
     )
     expect(status).toBe(1)
   })
