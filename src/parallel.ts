@@ -234,7 +234,7 @@ function enter(options: ParallelOptions, operation: string): World {
   if (joined !== undefined) {
     if (joined.backend === backend && joined.timeout === timeout) return joined.world
     const before = `backend '${joined.backend}' and timeout ${joined.timeout}`
-    throw new LoopLMError('INVALID_ARGUMENT', `this process has joined its world before, with ${before}; keep to these`, {
+    throw new LoopLMError('INVALID_ARGUMENT', `this process already joined its world with ${before}; pass the same values`, {
       operation,
     })
   }

@@ -1,4 +1,4 @@
-// Holds documents to the rules of style that a program can check: lines of at most 120 characters in every document, sentences
+// Holds documents to the rules of style that a program can check: lines of at most 120 bytes in every document, sentences
 // of at most 30 words in README and the guide, and none of the phrases that readers stumbled over, anywhere.
 // `node tools/check-words.mjs docs README.md` checks these alone.
 import { execFileSync } from 'node:child_process'
@@ -83,8 +83,8 @@ export function complaints(path, text) {
   const found = []
   if (path.endsWith('.md')) {
     for (const [index, line] of text.split('\n').entries())
-      if ([...line].length > longestLine)
-        found.push([index + 1, `a line of ${[...line].length} characters; at most ${longestLine}`])
+      if (Buffer.byteLength(line) > longestLine)
+        found.push([index + 1, `a line of ${Buffer.byteLength(line)} bytes; at most ${longestLine}`])
     if (path === 'CONTRIBUTING.md' || isGuide(path))
       for (const part of prose(text))
         for (const sentence of sentences(part.text)) {

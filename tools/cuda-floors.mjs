@@ -96,7 +96,7 @@ ${item(`A trained token, with four loops, a loss on each and nothing recomputed,
 
 ${wrapText('`node tools/cuda-banks.mjs gemm` counts on the emulator: no access of the bfloat16 products with many rows meets a bank twice.')}
 
-${wrapText(`A step of 32 of k of a 128 × 256 tile reads 24 KiB from the L2 cache for ${(2 * 128 * 256 * 32) / 1e6} MFLOP. Its eight warps of 64 × 64 read 64 KiB of shared memory: 512 cycles at 128 bytes a cycle, for 512 products of 16 × 8 × 16 on four tensor cores. These also take 512 cycles at the datasheet's rate for wgmma. With warps of 64 × 32 the same products would read 96 KiB.`)}
+${wrapText(`A step of 32 of k of a 128 × 256 tile reads 24 KiB from the L2 cache for ${((2 * 128 * 256 * 32) / 1e6).toFixed(1)} MFLOP. Its eight warps of 64 × 64 read 64 KiB of shared memory: 512 cycles at 128 bytes a cycle, for 512 products of 16 × 8 × 16 on four tensor cores. These also take 512 cycles at the datasheet's rate for wgmma. With warps of 64 × 32 the same products would read 96 KiB.`)}
 `
 }
 

@@ -339,7 +339,7 @@ function readTools(tools: readonly Tool[], operation: string): readonly Tool[] {
 function checkMode({ mode, auto, grammar }: ChatTurnOptions, operation: string): void {
   if (mode !== undefined) checkWord(mode, 'mode', chatModes, operation)
   if (grammar !== undefined && (mode === 'think' || mode === 'auto')) {
-    const message = `grammar: a turn of mode '${mode}' has thoughts, which no grammar describes. Pass mode: 'no-think'.`
+    const message = `grammar: cannot describe the thoughts of mode '${mode}'. Pass mode: 'no-think', or omit grammar.`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
   if (auto === undefined) return

@@ -83,7 +83,7 @@ export function defineTool<Arguments>(tool: ToolDefinition<Arguments>): Tool {
     new LoopLMError('INVALID_ARGUMENT', `${field} ${message}`, { operation, cause })
   if (typeof name !== 'string' || !/^[\w-]{1,64}$/.test(name)) throw refuse('name', 'must be 1 to 64 letters, digits, "_" or "-"')
   if (typeof description !== 'string' || description === '')
-    throw refuse('description', 'must be a text that says what the tool does')
+    throw refuse('description', 'must be a string that says what the tool does')
   if (typeof run !== 'function') throw refuse('run', 'must be a function')
   if (typeof parameters !== 'object' || parameters === null)
     throw refuse('parameters', 'must be a schema of Zod or a JSON Schema of an object')

@@ -29,7 +29,7 @@ export function problemCount(text: string): number {
   throw new InvalidArgumentError(`must be at most ${maxProblems}.`)
 }
 
-/** Reads a port; 0 is any free one. */
+/** Reads a port; 0 chooses a free one. */
 export function portNumber(text: string): number {
   const value = natural(text)
   if (value <= maxPort) return value
@@ -100,7 +100,7 @@ export function modelOptions(command: Command): Command {
     command
       .option('--adapter <folder>', 'LoRA adapter of the model (adapter_config.json, adapter_model.safetensors)')
       .addOption(new Option('--quantize <type>', 'keep the matrices in 8 or 4 bits').choices(['int8', 'int4', 'int4-asymmetric']))
-      .option('--group-size <count>', 'neighbours that share a scale, a multiple of 32 (default: 64)', positiveInteger)
+      .option('--group-size <count>', 'weights that share a scale, a multiple of 32 (default: 64)', positiveInteger)
       .addOption(
         new Option('--activations <type>', 'what products of a quantized model take: 8 bits, or as they are').choices([
           'float',
@@ -112,16 +112,16 @@ export function modelOptions(command: Command): Command {
 
 /** --speculate. */
 export const speculateOption = () =>
-  new Option('--speculate <way>', 'several tokens of a sequence at once; the text stays the same (default: off)').choices([
-    'wavefront',
-    'off',
-  ])
+  new Option(
+    '--speculate <way>',
+    'wavefront computes several tokens of a sequence at once; the text is the same (default: off)',
+  ).choices(['wavefront', 'off'])
 
 /** Loads a checkpoint, with the adapter that was asked for merged into it. */
 export async function openModel(folder: string, flags: ModelFlags): Promise<LoopLM> {
   const { adapter, quantize, groupSize, activations } = flags
   if (adapter !== undefined && quantize !== undefined) {
-    const message = '--adapter cannot be merged into quantized weights: save the merged model, then quantize that'
+    const message = '--adapter cannot be merged into quantized weights: save the merged model first, then quantize it'
     throw new LoopLMError('INVALID_ARGUMENT', message)
   }
   const model = await LoopLM.fromPretrained(folder, {

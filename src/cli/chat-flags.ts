@@ -14,18 +14,16 @@ export interface ChatFlags {
 
 /** Adds what says how prompts and conversations become text. */
 export function chatOptions(command: Command): Command {
-  return templateOptions(
-    command.option('--chat', 'prompts that are texts become the message of a user, as the chat template writes it'),
-  )
+  return templateOptions(command.option('--chat', 'send a prompt that is a string as a user message, through the chat template'))
 }
 
 /** Adds what says how conversations become text. */
 export function templateOptions(command: Command): Command {
   return command
-    .option('--system <text>', 'system message of conversations without one')
+    .option('--system <text>', 'system message for conversations that have none')
     .option(
       '--chat-template <settings>',
-      'variables of the template such as "{ enable_thinking: false }", or a .jinja file in its place',
+      'variables of the chat template such as "{ enable_thinking: false }", or a .jinja file that replaces it',
       settings,
     )
 }
@@ -67,7 +65,11 @@ export async function encodeConversations(
   prompts: readonly (string | readonly ChatMessage[])[],
   flags: ChatFlags,
 ): Promise<number[][]> {
-  if (tokenizer === undefined) throw new LoopLMError('UNSUPPORTED', 'the model has no tokenizer, which a conversation needs')
+  if (tokenizer === undefined)
+    throw new LoopLMError(
+      'UNSUPPORTED',
+      'the model has no tokenizer, and a conversation needs one: use a folder with tokenizer.json',
+    )
   const format = new ChatFormat(tokenizer, { ...chatSettings(flags), wrapPrompts: true })
   const encoded: number[][] = []
   for (const prompt of prompts) {

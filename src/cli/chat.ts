@@ -34,15 +34,15 @@ const help = `/reset           forget the conversation
 export function addChat(program: Command): void {
   const command = program
     .command('chat')
-    .description('talk to a checkpoint in the terminal; every token is coloured by the loop it was read from')
+    .description('chat with a checkpoint in the terminal; the colour of a token shows the loop that it was read from')
     .argument(
       '<model>',
       'Hugging Face checkpoint folder or GGUF file with a tokenizer and a chat template, or the name of a downloaded model',
     )
     .addOption(
-      new Option('--mode <mode>', 'whether answers begin with thoughts; default: the template decides').choices(chatModes),
+      new Option('--mode <mode>', 'whether answers begin with thoughts (default: the template decides)').choices(chatModes),
     )
-    .option('--load <file>', 'go on with a conversation that /save wrote')
+    .option('--load <file>', 'continue a conversation that /save wrote')
     .option('--no-color', 'plain text')
   templateOptions(command)
   samplingOptions(command, 1024)
@@ -58,7 +58,7 @@ async function chat(folder: string, flags: ChatFlags): Promise<number> {
   const messages = flags.load === undefined ? undefined : await load(flags.load)
   using model = await openModel(folder, flags)
   if (!model.tokenizer?.hasChatTemplate && flags.chatTemplate?.template === undefined) {
-    const message = `${folder} has no chat template. Pass one with --chat-template FILE.jinja; looplm generate continues a text`
+    const message = `${folder} has no chat template. Pass one with --chat-template FILE.jinja, or use looplm generate, which needs none`
     throw new LoopLMError('UNSUPPORTED', message, { operation })
   }
   const { system, chatTemplate } = flags
@@ -70,7 +70,7 @@ async function chat(folder: string, flags: ChatFlags): Promise<number> {
   const reader = createInterface({ input: stdin, ...(terminal ? { output: stdout } : {}), terminal, prompt: '> ' })
   if (terminal) {
     const loops = Array.from({ length: model.config.total_ut_steps }, (_, i) => paint(String(i + 1), i + 1))
-    stdout.write(`${folder}: /help lists what is possible; loops ${loops.join(' ')}\n`)
+    stdout.write(`${folder}: /help lists the commands; loops ${loops.join(' ')}\n`)
   }
   const talk = new Talk(session, reader, terminal, paint, flags.mode === undefined ? {} : { mode: flags.mode })
   try {
@@ -130,7 +130,7 @@ class Talk {
     if (this.#pressed) process.exit(interruptedCode('SIGINT'))
     this.#pressed = true
     if (this.#answering !== undefined) this.#answering.stop()
-    else process.stdout.write('\n(Ctrl-C again or /exit leaves)\n')
+    else process.stdout.write('\n(press Ctrl-C again or type /exit to leave)\n')
     if (this.#terminal && this.#answering === undefined) this.#reader.prompt()
   }
 
@@ -146,7 +146,7 @@ class Talk {
     }
     const { finishReason, mode, signals } = await this.#answering.result()
     const seconds = (performance.now() - start) / 1000
-    const end = { length: ', cut at its longest', cancelled: ', stopped', stop: '', 'tool-calls': '' }[finishReason]
+    const end = { length: ', cut off at the longest answer', cancelled: ', stopped', stop: '', 'tool-calls': '' }[finishReason]
     const shown = Object.entries(signals ?? {}).map(([name, value]) => `${name} ${value.toFixed(2)}`)
     const chosen = signals === undefined ? '' : `, ${mode} (${shown.join(', ')})`
     process.stdout.write(`\n${summary(counts, seconds, this.#paint)}${chosen}${end}\n`)
@@ -179,7 +179,7 @@ class Talk {
       case 'save':
         return save(argument, this.#session.messages)
       default:
-        return `no command /${name}; there are:\n${help}`
+        return `unknown command /${name}; the commands are:\n${help}`
     }
   }
 
@@ -224,7 +224,7 @@ async function load(path: string): Promise<ChatMessage[]> {
 }
 
 async function save(path: string, messages: readonly ChatMessage[]): Promise<string> {
-  if (path === '') return '/save takes the name of a file\n'
+  if (path === '') return '/save needs a file name, for example /save chat.json\n'
   await writeFile(path, `${JSON.stringify(messages, null, 2)}\n`).catch((cause) => {
     throw fileError(cause, 'write', path, '/save')
   })

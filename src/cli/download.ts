@@ -21,7 +21,7 @@ export function addDownload(program: Command): void {
     )
     .argument('<name>', 'repository, such as ByteDance/Ouro-1.4B')
     .option('--revision <name>', 'branch, tag or commit (default: main)')
-    .option('--cache-dir <folder>', "cache; default that of Hugging Face's own tools")
+    .option('--cache-dir <folder>', "cache folder (default: that of Hugging Face's own tools)")
     .option('--dataset', 'the repository is a dataset')
     .option('--split <name>', 'split of the dataset (default: train where it has several)')
     .option('--config <name>', 'configuration of the dataset')
@@ -30,7 +30,10 @@ export function addDownload(program: Command): void {
 
 async function download(name: string, { revision, cacheDir, dataset, split, config }: DownloadFlags): Promise<void> {
   if (dataset !== true && (split ?? config) !== undefined) {
-    throw new LoopLMError('INVALID_ARGUMENT', 'looplm download: --split and --config are those of a dataset; add --dataset')
+    throw new LoopLMError(
+      'INVALID_ARGUMENT',
+      'looplm download: --split and --config belong to datasets; add --dataset, or omit them',
+    )
   }
   const { stderr } = process
   const drawn = stderr.isTTY === true

@@ -22,17 +22,24 @@ interface EstimateFlags extends Pick<EstimateOptions, 'dtype' | 'loops' | 'recom
 export function addEstimate(program: Command): void {
   program
     .command('estimate')
-    .description('how much memory a model takes to generate and to train, by its config.json alone')
-    .argument('<model>', 'checkpoint folder, a model that was downloaded, or a config.json')
+    .description('estimate how much memory a model needs to generate and to train; reads only its config.json')
+    .argument('<model>', 'checkpoint folder, name of a downloaded model, or a config.json')
     .addOption(
-      new Option('--dtype <name>', 'of weights, activations and cache').choices(['float32', 'bfloat16']).default('bfloat16'),
+      new Option('--dtype <name>', 'dtype of weights, activations and cache')
+        .choices(['float32', 'bfloat16'])
+        .default('bfloat16'),
     )
-    .option('--loops <count>', "loops that are run (default: the model's)", positiveInteger)
-    .option('--context <tokens>', 'tokens of a sequence in the cache', positiveInteger, 4096)
-    .option('--sequences <count>', 'sequences in the cache', positiveInteger, 1)
-    .option('--tokens-per-micro-batch <count>', 'tokens of a pass in training', positiveInteger, usualMicroBatch)
+    .option('--loops <count>', "loops per token (default: the model's)", positiveInteger)
+    .option('--context <tokens>', 'tokens per sequence in the KV cache', positiveInteger, 4096)
+    .option('--sequences <count>', 'sequences in the KV cache', positiveInteger, 1)
+    .option(
+      '--tokens-per-micro-batch <count>',
+      'tokens per forward and backward pass in training',
+      positiveInteger,
+      usualMicroBatch,
+    )
     .addOption(new Option('--recompute <what>', 'in training').choices(['none', 'loop', 'layer']).default('none'))
-    .option('--time', 'measure how fast this machine computes matrices of the sizes of the model, and say tokens per second')
+    .option('--time', "measure matrix products of the model's sizes on this machine, and estimate tokens per second")
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(showEstimate)
 }
@@ -63,7 +70,7 @@ async function showEstimate(model: string, flags: EstimateFlags): Promise<void> 
   if (speed === undefined) return
   const whole = (rate: number) => Number(rate.toPrecision(2)).toLocaleString('en')
   print(
-    `tokens/s      ${whole(speed.generate).padStart(10)}  to generate ${sequences} at a time, ${whole(speed.train)} to train, half or twice that is possible`,
+    `tokens/s      ${whole(speed.generate).padStart(10)}  to generate ${sequences} at a time, ${whole(speed.train)} to train (rough: half or twice that is possible)`,
   )
 }
 

@@ -52,29 +52,34 @@ interface EvalFlags extends ModelFlags, ChatFlags, ParallelFlags {
 export function addEval(program: Command): void {
   const command = program
     .command('eval')
-    .description('answer held-out problems, or predict text, with several loop counts')
+    .description('evaluate a checkpoint on held-out problems or on text, with several loop counts')
     .argument('<model>', 'Hugging Face checkpoint folder')
     .option('--task <task>', 'name of a task, or YAML such as "{ name: addition, digits: 3 }"', task)
     .option('--dataset <path>', 'file or folder of rows with prompt and answer, or hub:org/name, instead of a task')
     .option('--split <name>', 'split of the dataset (default: train)')
     .option('--config <name>', 'configuration of the dataset')
-    .addOption(new Option('--columns <form>', 'the form of its rows').choices(Object.keys(readyColumns)))
+    .addOption(new Option('--columns <form>', 'ready-made columns for its rows').choices(Object.keys(readyColumns)))
     .option(
       '--text <path>',
       'files or folders of text, instead of a task: loss, perplexity and accuracy; may be repeated',
       collect,
     )
-    .option('--context-length <count>', 'tokens of a block of text', positiveInteger, 512)
+    .option('--context-length <count>', 'tokens per block of text', positiveInteger, 512)
     .option(
       '--reward <reward>',
-      `${Object.keys(builtInRewards).join(', ')} or a module; may be repeated (default: what the task says, exactMatch)`,
+      `${Object.keys(builtInRewards).join(', ')} or a module; may be repeated (default: that of the task, else exactMatch)`,
       collect,
     )
-    .option('--problems <count>', 'problems to answer, or blocks of text, spread over all of it', problemCount, 256)
-    .option('--loops <counts>', "loop counts such as 1,2,4; default 1 to the model's", loopCounts)
+    .option(
+      '--problems <count>',
+      'how many problems to answer, or blocks of text to read, spread over the whole text',
+      problemCount,
+      256,
+    )
+    .option('--loops <counts>', "loop counts such as 1,2,4 (default: 1 to the model's)", loopCounts)
     .option('--max-new-tokens <count>', 'longest answer', positiveInteger)
-    .option('--samples <count>', 'answers to each problem, for pass@k (default: 1)', positiveInteger)
-    .option('--temperature <value>', '0 is greedy (default: 0 for one sample, else 1)', nonNegative)
+    .option('--samples <count>', 'answers per problem, for pass@k (default: 1)', positiveInteger)
+    .option('--temperature <value>', 'sampling temperature; 0 is greedy (default: 0 for one sample, else 1)', nonNegative)
     .option('--seed <number>', 'seed of the samples (default: 0)', natural)
     .option('--save <file>', 'write every answer with its reward to a JSON Lines file')
     .addOption(parallelOption())
@@ -154,7 +159,7 @@ async function evaluateText(folder: string, paths: readonly string[], flags: Eva
   if (flags.task !== undefined || flags.dataset !== undefined || flags.reward !== undefined) {
     throw new LoopLMError(
       'INVALID_ARGUMENT',
-      'looplm eval: --text is predicted, not answered; leave --task, --dataset and --reward away',
+      'looplm eval: --text cannot be combined with --task, --dataset or --reward; omit them',
     )
   }
   using model = await openModel(folder, flags)

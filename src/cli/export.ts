@@ -27,7 +27,7 @@ export function addExport(program: Command): void {
     .command('push')
     .description('upload a folder to the Hugging Face Hub; needs the package @huggingface/hub and a token in HF_TOKEN')
     .argument('<folder>', 'what looplm export or model.save wrote')
-    .argument('<name>', 'repository, such as org/name; made where there is none')
+    .argument('<name>', 'repository, such as org/name; created if it does not exist')
     .option('--revision <branch>', 'branch (default: main)')
     .option('--private', 'make a new repository private')
     .option('--message <text>', 'title of the commit')
@@ -78,7 +78,7 @@ async function findCheckpoint(source: string): Promise<string> {
     .sort((a, b) => b - a)
   const [newest] = steps
   if (newest === undefined)
-    throw new LoopLMError('NOT_FOUND', `${source} is no run with a checkpoint, and no checkpoint`, { operation })
+    throw new LoopLMError('NOT_FOUND', `${source} is neither a run with a checkpoint nor a checkpoint folder`, { operation })
   const path = join(folder, `step-${newest}`)
   const state = JSON.parse(await readFile(join(path, 'trainer_state.json'), 'utf8')) as { best?: { step: number }[] }
   const best = state.best?.[0]?.step

@@ -57,7 +57,7 @@ const promptsPerCall = 1024 // bounds the cache of keys and values
 export function addGenerate(program: Command): void {
   const command = program
     .command('generate')
-    .description('continue prompts with a checkpoint')
+    .description('generate text from prompts with a checkpoint')
     .argument('<model>', 'Hugging Face checkpoint folder or GGUF file with a tokenizer')
     .option('--prompt <text>', 'prompt; may be repeated', collect)
     .option(
@@ -65,7 +65,7 @@ export function addGenerate(program: Command): void {
       'a conversation to answer, such as "[{ role: user, content: Hi }]"; may be repeated',
       conversation,
     )
-    .option('--prompts <file>', 'a prompt per line, or the prompts of a dataset (.jsonl, .json, .csv, .parquet)')
+    .option('--prompts <file>', 'file with one prompt per line, or a dataset with prompts (.jsonl, .json, .csv, .parquet)')
     .addOption(parallelOption())
     .option('--json', 'write one JSON object per prompt to standard output and nothing else')
   samplingOptions(command, 64)
@@ -79,20 +79,34 @@ export function samplingOptions(command: Command, longest: number): Command {
     .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, longest)
     .option('--temperature <number>', '0 is greedy', nonNegative, 1)
     .option('--top-k <count>', 'sample from the k most likely tokens', natural)
-    .option('--top-p <share>', 'sample from the smallest set of tokens with this probability', nonNegative)
-    .option('--min-p <share>', 'sample from tokens with this share of the largest probability', nonNegative)
-    .option('--repetition-penalty <number>', 'divides the logits of tokens that the text has; 1 is off', nonNegative)
-    .option('--frequency-penalty <number>', 'lowers logits by the times that a token was drawn; 0 is off', finite)
-    .option('--presence-penalty <number>', 'lowers logits of tokens that were drawn; 0 is off', finite)
+    .option('--top-p <share>', 'sample from the smallest set of most likely tokens with this probability', nonNegative)
+    .option('--min-p <share>', 'sample from tokens with at least this share of the largest probability', nonNegative)
+    .option(
+      '--repetition-penalty <number>',
+      'divides the logits of tokens that the text already has; 1 turns it off',
+      nonNegative,
+    )
+    .option(
+      '--frequency-penalty <number>',
+      'lowers the logit of a token for each time that it was sampled; 0 turns it off',
+      finite,
+    )
+    .option('--presence-penalty <number>', 'lowers the logits of tokens that were sampled; 0 turns it off', finite)
     .option('--seed <number>', 'seed of the draws', natural)
-    .option('--loops <count>', "loops per token; default the model's", positiveInteger)
-    .addOption(new Option('--exit <rule>', 'when a token leaves the loops (default: gate)').choices(exitRuleNames))
-    .option('--exit-threshold <number>', 'of the rule; for gate the exit probability, 1 is full depth', nonNegative)
-    .option('--min-loops <count>', 'loops before the rule is asked', positiveInteger)
-    .option('--patience <count>', 'agreements in a row that rule argmax-stable asks for', positiveInteger)
+    .option('--loops <count>', "loops per token (default: the model's)", positiveInteger)
+    .addOption(
+      new Option('--exit <rule>', 'rule that decides after which loop a token exits (default: gate)').choices(exitRuleNames),
+    )
+    .option('--exit-threshold <number>', 'threshold of the exit rule; for gate an exit probability, 1 is full depth', nonNegative)
+    .option('--min-loops <count>', 'fewest loops of a token', positiveInteger)
+    .option(
+      '--patience <count>',
+      'rule argmax-stable: how often in a row the most likely token must stay the same',
+      positiveInteger,
+    )
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
     .addOption(speculateOption())
-    .option('--stop <text>', 'text that ends a continuation; may be repeated; replaces the end tokens of the model', collect)
+    .option('--stop <text>', "string that ends an answer, instead of the model's end tokens; may be repeated", collect)
 }
 
 async function generate(folder: string, flags: GenerateFlags): Promise<void> {
@@ -148,7 +162,7 @@ async function promptsOf(path: string | undefined): Promise<(string | ChatMessag
   if (lines.at(-1) === '') lines.pop()
   const empty = lines.indexOf('')
   if (lines.length > 0 && empty === -1) return lines
-  throw refuse(lines.length === 0 ? 'holds no prompt' : `line ${empty + 1} is empty; each line is a prompt`)
+  throw refuse(lines.length === 0 ? 'holds no prompt' : `line ${empty + 1} is empty; write one prompt per line`)
 }
 
 /** The options that were given. */

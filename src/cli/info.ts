@@ -16,8 +16,10 @@ import { print, printJson } from './output.js'
 export function addInfo(program: Command): void {
   program
     .command('info')
-    .description('what works on this machine: devices, instruction sets, threads, versions, MPI, and why CUDA is or is not used')
-    .argument('[model]', 'also describe this model, without loading it: a checkpoint folder or a GGUF file')
+    .description(
+      'show what works on this machine: devices, instruction sets, threads, versions, MPI, and why CUDA is or is not used',
+    )
+    .argument('[model]', 'also describe a model without loading it: a checkpoint folder or a GGUF file')
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(async (path: string | undefined, { json }: { json?: boolean }) => {
       const model = path === undefined ? undefined : await modelFacts(path)

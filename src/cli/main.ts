@@ -19,7 +19,7 @@ import { addTrain } from './train.js'
 const program = new Command('looplm')
   .description('Train and run looped language models.')
   .version(packageVersion())
-  .showHelpAfterError('(--help lists what is possible)')
+  .showHelpAfterError('(see --help)')
   .exitOverride()
 
 for (const add of [

@@ -36,12 +36,12 @@ interface PlannedOptions {
 export function addPlan(program: Command): void {
   program
     .command('plan')
-    .description('how much memory and time a training run will take, and whether it fits; trains nothing')
-    .argument('<config>', 'YAML file as for looplm train')
+    .description('estimate the memory and time of a training run, and whether it fits, without training')
+    .argument('<config>', 'YAML file, as for looplm train')
     .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
-    .option('--prompt-tokens <count>', 'tokens of a prompt', positiveInteger, 256)
-    .option('--answer-tokens <count>', 'tokens of an answer, where maxNewTokens does not say it', positiveInteger, 256)
-    .option('--no-time', 'do not measure how fast this machine computes matrices of the sizes of the model')
+    .option('--prompt-tokens <count>', 'tokens per prompt', positiveInteger, 256)
+    .option('--answer-tokens <count>', 'tokens per answer (default: maxNewTokens)', positiveInteger, 256)
+    .option('--no-time', "do not measure matrix products of the model's sizes on this machine")
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(showPlan)
 }
@@ -75,13 +75,13 @@ async function showPlan(path: string, { set = [], promptTokens, answerTokens, ti
     const { sampling, update, steps } = measured
     const parts = `${formatDuration(sampling)} sampling, ${formatDuration(update)} update`
     const time = formatDuration(steps * (sampling + update)).padStart(10)
-    print(`time          ${time}  ${steps} steps of ${parts}, half or twice that is possible`)
+    print(`time          ${time}  ${steps} steps of ${parts} (rough: half or twice that is possible)`)
   }
   if (plan.remedy !== undefined) print(plan.remedy)
 }
 
 function copyNote({ trainer }: TrainConfig): string {
-  return trainer === 'looprpt' ? 'with the teacher' : 'with the one that the objective compares with'
+  return trainer === 'looprpt' ? 'with the teacher' : 'with the reference model of the objective'
 }
 
 /** Seconds of sampling and of the rest of a step. */

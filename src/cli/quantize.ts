@@ -17,12 +17,12 @@ interface QuantizeFlags {
 export function addQuantize(program: Command): void {
   program
     .command('quantize')
-    .description('write a copy of a checkpoint with its matrices in 8 or 4 bits, which looplm alone loads')
+    .description('write a copy of a checkpoint with matrices of 8 or 4 bits; only looplm loads it')
     .argument('<model>', 'Hugging Face checkpoint folder, or a GGUF file')
-    .argument('<folder>', 'where the copy goes')
+    .argument('<folder>', 'folder of the copy')
     .addOption(new Option('--bits <count>', 'bits per weight').choices(['4', '8']).makeOptionMandatory())
-    .option('--asymmetric', 'with 4 bits: a middle beside each scale, less error in as much memory')
-    .option('--group-size <count>', 'neighbours that share a scale, a multiple of 32 (default: 64)', positiveInteger)
+    .option('--asymmetric', 'with 4 bits: also store a middle value with each scale: less error in the same memory')
+    .option('--group-size <count>', 'weights that share a scale, a multiple of 32 (default: 64)', positiveInteger)
     .option('--threads <count>', 'threads of the device', positiveInteger)
     .action(quantize)
 }
@@ -33,7 +33,7 @@ async function quantize(from: string, to: string, { bits, asymmetric, groupSize,
   if (source !== undefined && source === (await place(to))) {
     throw new LoopLMError(
       'INVALID_ARGUMENT',
-      `looplm quantize: ${to} is the checkpoint itself, which would be lost; name another folder`,
+      `looplm quantize: ${to} is the checkpoint itself and would be overwritten; choose another folder`,
     )
   }
   if (asymmetric && bits === '8')

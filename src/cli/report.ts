@@ -12,12 +12,12 @@ import { interruptible, print } from './output.js'
 export function addReport(program: Command): void {
   program
     .command('report')
-    .description('write an HTML report of a run, or one that compares several; it needs no network to be read')
+    .description('write an HTML report of a run, or one that compares several; the file works offline')
     .argument('<runs...>', 'run folders')
-    .option('--out <file>', 'the file; default report.html in the folder of a single run')
+    .option('--out <file>', 'output file (default for a single run: report.html in its folder)')
     .action(async (runs: string[], { out }: { out?: string }) => {
       if (out === undefined && runs.length > 1) {
-        throw new LoopLMError('INVALID_ARGUMENT', 'say where the comparison goes, for example --out comparison.html', {
+        throw new LoopLMError('INVALID_ARGUMENT', 'a comparison needs an output file, for example --out comparison.html', {
           operation: 'report',
         })
       }
@@ -30,7 +30,7 @@ export function addReport(program: Command): void {
     .command('watch')
     .description('serve the report of runs on this machine and update it while they train; Ctrl-C ends it')
     .argument('<runs...>', 'run folders')
-    .option('--port <number>', 'port; 0 is any free one', portNumber, 0)
+    .option('--port <number>', 'port; 0 chooses a free one', portNumber, 0)
     .action(async (runs: string[], { port }: { port: number }) => {
       const watcher = await watch(runs, port)
       print(watcher.url)

@@ -67,7 +67,7 @@ export class RunSummary {
       const { step } = last
       const why = last.stoppedEarly
         ? 'earlyStoppingPatience ran out'
-        : `the run has made its ${step} steps; --set steps=… makes more`
+        : `the run has made its ${step} steps; continue it with --set steps=…`
       return `nothing was left to do: ${why}`
     }
     const earned = reward === undefined ? '' : `, reward ${formatNumber(reward)}`

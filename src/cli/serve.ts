@@ -26,33 +26,38 @@ export function addServe(program: Command): void {
     .description("serve a checkpoint over OpenAI's HTTP interface; Ctrl-C lets running answers end first")
     .argument('<model>', 'Hugging Face checkpoint folder or GGUF file with a tokenizer, or the name of a downloaded model')
     .option('--host <address>', 'address to listen on; one that other machines reach needs an API key (default: 127.0.0.1)')
-    .option('--port <number>', 'port; 0 is any free one (default: 8000)', natural)
-    .option(
-      '--name <name>',
-      "the model's name in requests; default that of the folder, or the name under which it was downloaded",
-    )
-    .option('--api-key <key>', 'key that clients must send; better in the environment as LOOPLM_API_KEY')
-    .option('--cors-origin <origin>', 'origin of web pages that may call; may be repeated', collect)
-    .option('--max-running <count>', 'sequences generated at once (default: 32)', positiveInteger)
-    .option('--max-waiting <count>', 'sequences in the queue; more are refused (default: 128)', natural)
+    .option('--port <number>', 'port; 0 chooses a free one (default: 8000)', natural)
+    .option('--name <name>', "the model's name in requests (default: that of the folder, or of the downloaded model)")
+    .option('--api-key <key>', 'key that clients must send; safer in the environment variable LOOPLM_API_KEY')
+    .option('--cors-origin <origin>', 'origin of web pages that may call the server; may be repeated', collect)
+    .option('--max-running <count>', 'most sequences generated at once (default: 32)', positiveInteger)
+    .option('--max-waiting <count>', 'most sequences in the queue; further requests are refused (default: 128)', natural)
     .option(
       '--max-cached-tokens <count>',
-      'tokens in the cache, prompts and room for answers; default half of the free memory of the device',
+      'tokens in the KV cache, of prompts and answers (default: half of the free memory of the device)',
       positiveInteger,
     )
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
-    .option('--no-prompt-cache', 'run every prompt whole, also where the cache could have its beginning')
+    .option('--no-prompt-cache', 'compute every prompt from its first token instead of reusing cached beginnings')
     .addOption(speculateOption())
-    .option('--prefill-tokens <count>', 'tokens of prompts run between two tokens of the answers (default: 256)', positiveInteger)
-    .option('--max-context <count>', "tokens of prompt and answer; default the model's", positiveInteger)
-    .option('--max-new-tokens <count>', 'tokens of an answer (default: 4096)', positiveInteger)
-    .option('--max-body-bytes <count>', 'size of a request (default: 1000000)', positiveInteger)
-    .option('--max-connections <count>', 'connections at once (default: 1024)', positiveInteger)
-    .option('--header-timeout <seconds>', 'for the headers of a request to arrive (default: 10)', nonNegative)
-    .option('--body-timeout <seconds>', 'for the body of a request to arrive (default: 30)', nonNegative)
-    .option('--request-timeout <seconds>', 'for an answer, waiting and reading included (default: 600)', nonNegative)
-    .option('--write-timeout <seconds>', 'for a client to read on when an answer waits for it (default: 30)', nonNegative)
-    .option('--stop-timeout <seconds>', 'for running answers to end at Ctrl-C (default: 20)', nonNegative)
+    .option(
+      '--prefill-tokens <count>',
+      'prompt tokens computed between two tokens of running answers (default: 256)',
+      positiveInteger,
+    )
+    .option('--max-context <count>', "most tokens of prompt and answer together (default: the model's)", positiveInteger)
+    .option('--max-new-tokens <count>', 'most tokens of an answer (default: 4096)', positiveInteger)
+    .option('--max-body-bytes <count>', 'largest request body (default: 1000000)', positiveInteger)
+    .option('--max-connections <count>', 'most connections at once (default: 1024)', positiveInteger)
+    .option('--header-timeout <seconds>', 'time limit for the headers of a request to arrive (default: 10)', nonNegative)
+    .option('--body-timeout <seconds>', 'time limit for the body of a request to arrive (default: 30)', nonNegative)
+    .option(
+      '--request-timeout <seconds>',
+      'time limit for an answer, from the request to its last token (default: 600)',
+      nonNegative,
+    )
+    .option('--write-timeout <seconds>', 'time limit for a client that stops reading its answer (default: 30)', nonNegative)
+    .option('--stop-timeout <seconds>', 'time that running answers get to end after Ctrl-C (default: 20)', nonNegative)
   modelOptions(command).action(serve)
 }
 

@@ -60,7 +60,7 @@ export const trainConfigSchema = z.strictObject({
       'must be the path of a checkpoint folder, or the fields of a config.json for a new model',
     )
     .describe(
-      'The path of a checkpoint folder, or the fields of a config.json for a new model (`vocab_size` is that of the tokenizer when absent).',
+      'The path of a checkpoint folder, or the fields of a config.json for a new model (`vocab_size` defaults to that of the tokenizer).',
     ),
   device: z
     .union(
@@ -68,14 +68,14 @@ export const trainConfigSchema = z.strictObject({
       'must be cpu, cuda, cuda:1, auto or reference',
     )
     .optional()
-    .describe('Where the model runs; default `cpu`.'),
+    .describe('Device of the model. Default: `cpu`.'),
   dtype: z
     .enum(['float32', 'bfloat16', 'float64'])
     .optional()
     .describe(
-      'Of parameters and activations; default that of the checkpoint, `float32` for a new model (`float64` on `reference`).',
+      'Dtype of parameters and activations. Default: that of the checkpoint, or `float32` for a new model (`float64` on device `reference`).',
     ),
-  threads: z.int().min(1).optional().describe('Threads of the device; default one per core.'),
+  threads: z.int().min(1).optional().describe('Threads of the device. Default: one per core.'),
   parallel: z
     .union(
       [z.enum(['auto', 'off']), z.strictObject({ timeout: z.number().positive().max(1e6) })],
@@ -83,16 +83,16 @@ export const trainConfigSchema = z.strictObject({
     )
     .optional()
     .describe(
-      'Whether the processes of a launcher train together (`auto`, the default) or each alone (`off`); `{ timeout: seconds }`: together, and so long a process waits for the others (default 600).',
+      'Whether the processes of a launcher (mpirun, mpiexec, srun) train together (`auto`, the default) or each alone (`off`). `{ timeout: seconds }` is `auto` with a time limit for waiting for the others (default 600).',
     ),
   task: task
     .optional()
-    .describe('A task with exact answers: its name, or `{ name, … }` with its options. Either this or a dataset.'),
-  evalTasks: z.record(z.string(), task).optional().describe('More tasks to evaluate, each by its own name.'),
+    .describe('A task with exact answers: its name, or `{ name, … }` with its options. Set a task or a dataset, not both.'),
+  evalTasks: z.record(z.string(), task).optional().describe('More tasks to evaluate. The keys name their metrics.'),
   dataset: dataset
     .optional()
     .describe(
-      'Rows with a `prompt` (a text or messages), and an `answer` where rewards want one: a file or folder of JSON Lines, JSON, CSV or Parquet, `hub:org/name`, or `{ path, split, config, columns, format, delimiter, download, revision, cacheDir, shuffleBuffer }`.',
+      'Rows with a `prompt` (a string or messages) and, if the reward needs one, an `answer`: a file or folder of JSON Lines, JSON, CSV or Parquet, `hub:org/name`, or `{ path, split, config, columns, format, delimiter, download, revision, cacheDir, shuffleBuffer }`.',
     ),
   evalDataset: dataset.optional().describe('Held-out rows for the evaluations of a dataset.'),
   corpus: paths.optional().describe('Text to learn: a file, a folder or a list of them, instead of a task or a dataset.'),
@@ -101,7 +101,7 @@ export const trainConfigSchema = z.strictObject({
     .string()
     .min(1)
     .optional()
-    .describe('Folder with a tokenizer.json, or `bytes`; default the tokenizer of the model or the task.'),
+    .describe('Folder with a tokenizer.json, or `bytes`. Default: the tokenizer of the model or the task.'),
   reward: z
     .union(
       [rewardName, z.array(z.strictObject({ reward: rewardName, weight: z.number().optional() })).min(1)],
@@ -117,7 +117,7 @@ export const trainConfigSchema = z.strictObject({
     .describe(
       `What records the run: ${loggerNames.map((name) => `\`${name}\``).join(', ')}, or the path of a module that exports a logger; default these where there is a \`runDir\`.`,
     ),
-  runDir: z.string().min(1).optional().describe('Folder of metrics, completions and checkpoints; without it nothing is saved.'),
+  runDir: z.string().min(1).optional().describe('Folder for metrics, completions and checkpoints. Nothing is saved without it.'),
   resume: z
     .union([z.boolean(), z.string()])
     .optional()

@@ -33,10 +33,10 @@ interface TrainFlags extends DeviceFlags, ParallelFlags {
 export function addTrain(program: Command): void {
   const command = program
     .command('train')
-    .description('train a model as a YAML file says; Ctrl-C saves a checkpoint when there is a run folder')
-    .argument('[config]', 'YAML file with trainer, model, task or dataset, and options; may be left out with --resume <run>')
+    .description('train a model as described in a YAML file; Ctrl-C saves a checkpoint if there is a run folder')
+    .argument('[config]', 'YAML file with trainer, model, task or dataset, and options; optional with --resume <run>')
     .option('--run-dir <folder>', 'folder of checkpoints and metrics (runDir of the file)')
-    .option('--resume [run]', 'continue from the newest checkpoint of the run folder, of this one, or from this checkpoint')
+    .option('--resume [run]', 'continue from the newest checkpoint of --run-dir or of this run folder, or from this checkpoint')
     .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
     .addOption(parallelOption())
     .option('--json', 'write one JSON object per event to standard output and nothing else')
@@ -49,7 +49,7 @@ export function addTrain(program: Command): void {
 async function trainOn(flags: TrainFlags): Promise<number> {
   const { resume: place } = flags
   if (typeof place !== 'string') {
-    const message = 'looplm train: give a configuration, or go on with a run: --resume RUN'
+    const message = 'looplm train: pass a configuration file, or continue a run with --resume RUN'
     throw new LoopLMError('INVALID_ARGUMENT', message)
   }
   const above = dirname(resolve(place))

@@ -49,7 +49,7 @@ export class ChatFormat {
     this.#settings = settings
     this.#variables = variables
     if (Object.keys(settings).length > 0 && !this.tokenizer.hasChatTemplate) {
-      const message = 'the tokenizer has no chat template; give one as chatTemplate.template'
+      const message = 'the tokenizer has no chat template; pass one as chatTemplate.template'
       throw new LoopLMError('UNSUPPORTED', message, { operation: 'chatTemplate' })
     }
     this.#checkVariables(variables)
@@ -97,7 +97,7 @@ export class ChatFormat {
       ]
     }
     throw refuse(
-      'the chat template writes the conversation differently once it is answered, so its last message cannot be told apart',
+      'the chat template renders the conversation differently when the answer follows, so the text of the answer cannot be found: use a template that leaves earlier messages as they are',
     )
   }
 
@@ -120,8 +120,8 @@ export class ChatFormat {
       const after = i === messages.length - 1 ? whole : this.#render(messages.slice(0, i + 1), columns, false)
       if (!after.startsWith(before) || !whole.startsWith(after) || before.length < done) {
         const remedy =
-          'so answers cannot be told apart by what they add: put {% generation %} and {% endgeneration %} around them in the template'
-        throw refuse(`the chat template writes messages[${i}] differently once the conversation goes on, ${remedy}`)
+          'so the text of the answers cannot be found: put {% generation %} and {% endgeneration %} around answers in the template'
+        throw refuse(`the chat template renders messages[${i}] differently when more messages follow, ${remedy}`)
       }
       parts.push({ text: whole.slice(done, before.length), learned: false })
       parts.push({ text: whole.slice(before.length, after.length), learned: true })

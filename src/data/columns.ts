@@ -2,8 +2,8 @@ import { lastBoxed } from './boxed.js'
 import { typeName } from './rows.js'
 
 /**
- * Where a column comes from: a column of the file by its name (a path such as `reward_model.ground_truth` reaches into objects), a text
- * with such names in braces, a function of the row, or null to leave it out.
+ * Where a column comes from: a column of the file by its name (a path such as `reward_model.ground_truth` reaches into objects),
+ * a text with such names in braces, a function of the row, or null to omit it.
  */
 export type ColumnSource =
   | string
@@ -110,7 +110,7 @@ function find(row: Row, path: string, name: string): unknown {
   }
   if (value !== undefined) return value
   const fields = Object.keys(row).slice(0, 8).join(', ')
-  throw new RowProblem(`has no field "${path}", of which columns.${name} is made; it has the fields ${fields}`)
+  throw new RowProblem(`has no field "${path}", which columns.${name} names; it has the fields ${fields}`)
 }
 
 function fill(row: Row, template: string, name: string): string {

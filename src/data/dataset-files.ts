@@ -47,7 +47,7 @@ export async function findDataFiles(source: string, choice: FileChoice, operatio
   if (!found.isDirectory()) {
     const given = (['split', 'config'] as const).find((name) => choice[name] !== undefined)
     if (given !== undefined) {
-      const message = `${given}: ${source} is a single file, which has none; omit ${given}, or give the folder`
+      const message = `${given}: ${source} is a single file, and only folders have a ${given}; omit it, or pass the folder`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
     return { paths: [source], format: choice.format ?? checkFormat(source, operation) }
@@ -64,7 +64,7 @@ export async function findDataFiles(source: string, choice: FileChoice, operatio
 function checkFormat(path: string, operation: string): Format {
   const format = formatOf(path)
   if (format !== undefined) return format
-  const message = `${path}: the name ends in none of ${extensions.join(', ')}; give format`
+  const message = `${path}: the extension is none of ${extensions.join(', ')}; pass format`
   throw new LoopLMError('INVALID_FILE', message, { operation })
 }
 

@@ -185,7 +185,7 @@ function checkColumns(columns: object): void {
   const wrong = Object.entries(columns).find(([, source]) => !isSource(source))
   if (wrong === undefined && typeof columns === 'object' && !Array.isArray(columns)) return
   const name = wrong === undefined ? 'columns' : `columns.${wrong[0]}`
-  const allowed = 'a column of the file, { template }, a function of the row, or null to leave it out'
+  const allowed = 'a column of the file, { template }, a function of the row, or null to omit it'
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be ${allowed}`, { operation })
 }
 

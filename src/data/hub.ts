@@ -370,7 +370,7 @@ const warned = new Set<string>()
 function warn(message: string): void {
   if (warned.has(message)) return
   warned.add(message)
-  process.emitWarning(`${message}: see to it that no other process downloads there`, { type: 'LoopLMWarning' })
+  process.emitWarning(`${message}: make sure that no other process downloads there`, { type: 'LoopLMWarning' })
 }
 
 /** The JSON of a list of files; undefined where there is none. */

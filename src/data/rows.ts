@@ -10,7 +10,7 @@ export function typeName(value: unknown): string {
   return Array.isArray(value) ? 'an array' : `a value of type ${typeof value}`
 }
 
-const answering = 'to have it answered, give what comes before the answer as prompt'
+const answering = 'to let the model answer, pass the messages before the answer as prompt'
 
 /**
  * What is wrong with the fields of a row that looplm reads, or undefined. A row has a `prompt` (a string or chat messages), chat `messages`
@@ -35,7 +35,7 @@ export function rowProblem(row: unknown): string | undefined {
     return `field "answer" must be a string when present, got ${typeName(answer)}`
   }
   if (completion !== undefined && typeof completion !== 'string' && !(Array.isArray(prompt) && Array.isArray(completion))) {
-    const also = Array.isArray(completion) ? ', or messages behind a prompt of messages' : ''
+    const also = Array.isArray(completion) ? ', or messages after a prompt of messages' : ''
     return `field "completion" must be a string when present${also}, got ${typeName(completion)}`
   }
   return isConversation(row) ? conversationProblem(row) : undefined
@@ -49,11 +49,11 @@ export function promptProblem(row: unknown): string | undefined {
   if (Array.isArray(prompt)) {
     const { role } = prompt.at(-1) as { role: string }
     return role === 'assistant'
-      ? 'field "prompt" ends with a message of the assistant; leave out what is to be answered'
+      ? 'field "prompt" ends with a message of the assistant; remove it, because the model answers the prompt'
       : undefined
   }
   if (typeof prompt === 'string' && prompt !== '') return undefined
-  const answered = 'prompts are answered here, and the row has'
+  const answered = 'the model answers prompts here, but the row has'
   if (messages !== undefined) return `field "prompt" is missing: ${answered} messages; ${answering}`
   if (text !== undefined) return `field "prompt" is missing: ${answered} text, which pretrain learns from`
   return undefined
@@ -66,7 +66,7 @@ export function lessonProblem(row: unknown): string | undefined {
   const { prompt, messages, completion, answer } = row as Record<string, unknown>
   if (messages === undefined) {
     if (!Array.isArray(prompt) || completion !== undefined || answer !== undefined) return undefined
-    return 'has messages as "prompt" and nothing to learn behind them; give a completion or an answer, or name the column messages'
+    return 'has messages as "prompt" and no text to learn; add a completion or an answer, or rename the column to messages'
   }
   if (prompt !== undefined && prompt !== '') return 'has the fields "prompt" and "messages"; give one of them'
   return completion === undefined ? undefined : 'has the fields "messages" and "completion"; the last message is the completion'

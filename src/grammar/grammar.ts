@@ -18,7 +18,7 @@ import { regexToEbnf } from './regex.js'
 export interface Grammar {
   /** JSON that a schema allows, in one line. `true` is any JSON value. */
   jsonSchema?: object | boolean
-  /** The whole text matches. */
+  /** Regular expression that the whole text must match. */
   regex?: string
   /** Rules in EBNF as xgrammar reads it; the first one that counts is called root. */
   ebnf?: string

@@ -169,7 +169,8 @@ class SchemaWriter {
     const own = Object.keys(schema).filter((name) => !annotations.includes(name))
     const alone = (keyword: string) => {
       const other = own.find((name) => name !== keyword && name !== 'type')
-      if (other !== undefined) this.#refuse(`${at}/${other}`, `does not go with ${keyword} in grammars; put it into its schemas`)
+      if (other !== undefined)
+        this.#refuse(`${at}/${other}`, `cannot be combined with ${keyword} in grammars; move it into the schemas of ${keyword}`)
     }
     const decisive = (['$ref', 'const', 'enum', 'anyOf', 'oneOf', 'allOf'] as const).find((name) => schema[name] !== undefined)
     if (decisive !== undefined) alone(decisive)
@@ -229,12 +230,13 @@ class SchemaWriter {
     const branches = schema[keyword]
     if (!Array.isArray(branches) || branches.length === 0)
       this.#refuse(`${at}/${keyword}`, 'must be a list with at least one schema')
-    if (schema.type !== undefined) this.#refuse(`${at}/type`, `does not go with ${keyword} in grammars; put it into its schemas`)
+    if (schema.type !== undefined)
+      this.#refuse(`${at}/type`, `cannot be combined with ${keyword} in grammars; move it into the schemas of ${keyword}`)
     if (keyword === 'allOf' && branches.length > 1) {
       this.#refuse(`${at}/allOf`, 'of more than one schema is not supported in grammars; write them as one schema')
     }
     if (keyword === 'oneOf' && !this.#apart(branches)) {
-      this.#refuse(`${at}/oneOf`, 'its schemas could allow the same value, of which oneOf wants none; use anyOf')
+      this.#refuse(`${at}/oneOf`, 'two of its schemas may allow the same value, which oneOf forbids; use anyOf')
     }
     return this.#rule(branches.map((branch, i) => this.#schema(branch, `${at}/${keyword}/${i}`)).join(' | '))
   }
@@ -307,7 +309,7 @@ class SchemaWriter {
     if (most !== undefined && least !== undefined && most < least) this.#refuse(`${at}/maxLength`, 'is less than minLength')
     const sized = least !== undefined || most !== undefined
     const several = [pattern, format, sized || undefined].filter((one) => one !== undefined).length > 1
-    if (several) this.#refuse(at, 'pattern, format and lengths of a string do not go together in grammars; keep one of them')
+    if (several) this.#refuse(at, 'pattern, format and lengths of a string cannot be combined in grammars; keep one of them')
     if (pattern !== undefined) {
       if (typeof pattern !== 'string') this.#refuse(`${at}/pattern`, 'must be a string')
       return `"\\"" (${regexToEbnf(pattern, writeJson, true)}) "\\""`
@@ -381,7 +383,7 @@ class SchemaWriter {
       ['maxProperties', most !== undefined && most < names.length],
       ['propertyNames', schema.propertyNames !== undefined],
     ] as const)
-      if (wrong) this.#refuse(`${at}/${name}`, 'does not go with properties in grammars; remove it')
+      if (wrong) this.#refuse(`${at}/${name}`, 'cannot be combined with properties in grammars; remove it')
     const unnamed = schema.additionalProperties ?? true
     const members = names.map((name) => {
       const own = Object.hasOwn(properties, name) ? properties[name] : unnamed

@@ -165,7 +165,7 @@ class RegexReader {
 
   #refuse(what: string): never {
     const message = `the regular expression ${JSON.stringify(this.#pattern)} has ${what} at character ${this.#at + 1}`
-    throw new LoopLMError('INVALID_ARGUMENT', `${message}, which grammars do not take`, { operation: 'grammar' })
+    throw new LoopLMError('INVALID_ARGUMENT', `${message}, which grammars do not support`, { operation: 'grammar' })
   }
 
   /** outer: of the whole pattern, where ^ and $ may stand. */
@@ -217,7 +217,7 @@ class RegexReader {
     if (this.#take('[')) return this.#write(this.#class())
     if (this.#take('.')) return this.#write(complement(lineEnds))
     if (this.#take('\\')) return this.#write(this.#escape(false))
-    if ('*+?{'.includes(character)) this.#refuse(`a "${character}" without what it repeats`)
+    if ('*+?{'.includes(character)) this.#refuse(`a "${character}" with nothing to repeat before it`)
     if (character === '^' || character === '$') this.#refuse(`a "${character}" inside`)
     this.#at++
     return this.#write([[character.codePointAt(0)!, character.codePointAt(0)!]])
@@ -247,11 +247,11 @@ class RegexReader {
       this.#at++
       const to = this.#classPart()
       const single = (part: readonly Range[]) => part.length === 1 && part[0]![0] === part[0]![1]
-      if (!single(from) || !single(to) || to[0]![0] < from[0]![0]) this.#refuse('a range that is none')
+      if (!single(from) || !single(to) || to[0]![0] < from[0]![0]) this.#refuse('an invalid range')
       ranges.push([from[0]![0], to[0]![0]])
     }
     const found = negated ? complement(ranges) : intersection(ranges, everything)
-    if (found.length === 0) this.#refuse('a class without characters')
+    if (found.length === 0) this.#refuse('a class that matches no character')
     return found
   }
 

@@ -86,7 +86,9 @@ export function checkAdapter(options: LoRAOptions, operation: string, known: rea
   checkOptions(options, loraOptions, operation)
   const { rank = 16, alpha = 32, targetModules = known, perLoop = false, shiftRank = 0, dropout = 0, seed = 0 } = options
   if (dropout !== 0) {
-    throw new LoopLMError('INVALID_ARGUMENT', `dropout must be 0; there is none, got ${describe(dropout)}`, { operation })
+    throw new LoopLMError('INVALID_ARGUMENT', `dropout must be 0, because dropout is not supported; got ${describe(dropout)}`, {
+      operation,
+    })
   }
   if (!Array.isArray(targetModules) || targetModules.length === 0) {
     throw new LoopLMError('INVALID_ARGUMENT', `targetModules must name projections, got ${describe(targetModules)}`, {
@@ -238,6 +240,6 @@ export function sameAdapter(a: Omit<Adapter, 'parameters'>, b: Omit<Adapter, 'pa
 /** Refuses to load an adapter of `folder` where the model has one of another shape. */
 export function requireSameAdapter(own: Adapter, wanted: Omit<Adapter, 'parameters'>, folder: string, operation: string): void {
   if (sameAdapter(own, wanted)) return
-  const message = `the model has an adapter of another rank, alpha, perLoop, shiftRank or other modules than ${folder}: remove it first`
+  const message = `the model already has an adapter whose rank, alpha, perLoop, shiftRank or modules differ from those of ${folder}: remove it first`
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }

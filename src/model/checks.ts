@@ -62,7 +62,7 @@ export function readStates(options: StateOptions, { begin, family }: Architectur
   const seed = checkNumber(stateSeed, 'stateSeed', { min: 0, integer: true }, operation)
   const stateless = !begin.some(({ kind }) => kind === 'state')
   if (stateless && initialStates !== undefined) {
-    const message = `initialStates are for families that begin with a state; models of family ${family} begin with the tokens`
+    const message = `initialStates: models of family ${family} start from the tokens, not from a state; omit initialStates`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
   return { stateless, stateSeed: seed, zeroStates: word === 'zeros' }

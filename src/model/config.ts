@@ -130,7 +130,7 @@ function parseOuro(value: unknown, source: string, fromFile: boolean): LoopLMCon
   const refuse = (field: string, problem: string) =>
     new LoopLMError('INVALID_CONFIG', `${field}: ${problem}`, { operation: source })
   if (quantization_config != null && !fromFile)
-    throw refuse('quantization_config', 'is a field of files; use the option quantize')
+    throw refuse('quantization_config', 'describes saved files; pass the option quantize instead')
 
   const heads = config.num_attention_heads
   if (config.head_dim == null && config.hidden_size % heads !== 0) {

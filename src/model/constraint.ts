@@ -33,8 +33,8 @@ export class Constraint {
     if (allowed.some((word) => word !== 0)) return allowed
     if (mayEnd) return undefined
     const message =
-      `grammar: behind ${this.#made} tokens no token of the vocabulary continues the text: the tokenizer lacks the characters that come ` +
-      'next, or bannedTokens or stop has them'
+      `grammar: no allowed token can follow after ${this.#made} tokens: the tokenizer lacks the characters that come ` +
+      'next, or bannedTokens or stop excludes them'
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation: this.#operation })
   }
 

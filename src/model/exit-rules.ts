@@ -3,7 +3,7 @@ import { checkNumber, checkOptions, checkWord, type Keys } from '../validation/a
 
 /** From which loop on a token may leave. */
 interface MinLoops {
-  /** Loops before which no token leaves; default 1. */
+  /** Fewest loops of a token. Default: 1. */
   minLoops?: number
 }
 

@@ -90,8 +90,8 @@ export async function loadGguf(
   const handle = await call(operation, load)
   if (config.looplm_exit_gate === false) {
     const lacks = 'exit rule "gate", exit-pdf weights, Stage I, Stage II and LoopRPT do not work'
-    const remedy = 'The original checkpoint has one; exitGate: true adds one that must be trained'
-    const message = `${path} has no exit gate, as llama.cpp writes Ouro: ${lacks}. ${remedy}`
+    const remedy = 'Load the original checkpoint, or pass exitGate: true to add a gate that you train'
+    const message = `${path} has no exit gate, because llama.cpp drops it: ${lacks}. ${remedy}`
     process.emitWarning(`${operation}: ${message}`, { type: 'LoopLMWarning' })
   }
   return { ...model, config, handle, quantization, dtype: native().modelDType(handle) }
@@ -327,7 +327,7 @@ function nameTensors({ file, family, operation }: Keys, config: LoopLMConfig): N
   const tensors = stored.map(({ name, ...tensor }) => {
     const published = publishedName(family, name)
     if (published === undefined) {
-      const message = `${tensor.path}: tensor ${JSON.stringify(name)} is none that looplm knows of family ${family}`
+      const message = `${tensor.path}: tensor ${JSON.stringify(name)} is unknown in models of family ${family}`
       throw new LoopLMError('UNSUPPORTED', message, { operation })
     }
     elements += tensor.shape.reduce((product, n) => product * n, 1)

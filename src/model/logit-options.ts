@@ -54,7 +54,7 @@ export function checkedLogits(given: ArrayLike<number>, vocabulary: number, oper
   const logits = Float64Array.from(given)
   const bad = logits.findIndex((logit) => Number.isNaN(logit) || logit === Infinity)
   if (bad !== -1)
-    throw refuse(`logitsProcessor made ${logits[bad]} of the logit of token ${bad}: use finite numbers or -Infinity`, operation)
+    throw refuse(`logitsProcessor set the logit of token ${bad} to ${logits[bad]}: use finite numbers or -Infinity`, operation)
   if (logits.every((logit) => logit === -Infinity))
     throw refuse('logitsProcessor ruled out every token: leave at least one logit finite', operation)
   return logits

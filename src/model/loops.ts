@@ -37,13 +37,17 @@ function checkReadLoops(read: readonly number[] | undefined, loops: number, oper
   if (read === undefined) return undefined
   const range = { min: 1, max: loops, integer: true }
   const refuse = (problem: string) =>
-    new LoopLMError('INVALID_ARGUMENT', `readLoops must be a list of growing loop numbers from 1 to ${loops}, ${problem}`, {
-      operation,
-    })
+    new LoopLMError(
+      'INVALID_ARGUMENT',
+      `readLoops must be a list of loop numbers from 1 to ${loops} in ascending order, ${problem}`,
+      {
+        operation,
+      },
+    )
   if (!Array.isArray(read) || read.length === 0) throw refuse(`got ${describe(read)}`)
   for (const [k, loop] of read.entries()) {
     checkNumber(loop, `readLoops[${k}]`, range, operation)
-    if (k > 0 && loop <= read[k - 1]!) throw refuse(`and readLoops[${k}] is ${loop} behind ${read[k - 1]}`)
+    if (k > 0 && loop <= read[k - 1]!) throw refuse(`but readLoops[${k}] is ${loop}, after ${read[k - 1]}`)
   }
   return read
 }

@@ -127,5 +127,7 @@ function shares(weights: readonly number[] | undefined, loops: number, operation
   const given = packPerSequence(weights ?? [], 'weights', loops, operation)
   const total = given.reduce((sum, weight) => sum + weight, 0)
   if (given.every((weight) => weight >= 0) && total > 0) return given.map((weight) => weight / total)
-  throw new LoopLMError('INVALID_ARGUMENT', 'weights of loops must be at least 0, and one of them more', { operation })
+  throw new LoopLMError('INVALID_ARGUMENT', 'weights of loops must be at least 0, and at least one must be above 0', {
+    operation,
+  })
 }

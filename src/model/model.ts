@@ -258,7 +258,8 @@ export class LoopLM {
     checkOptions(options, saveOptions, operation)
     const handle = this.handle(operation)
     if (this.#adapter !== undefined) {
-      const message = 'the model has an adapter: saveAdapter(folder) writes it alone, (await mergeAdapter()).save(folder) the sum'
+      const message =
+        'the model has an adapter: save the adapter with saveAdapter(folder), or the merged model with (await mergeAdapter()).save(folder)'
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
     const dtype = this.#fileDType(options, operation)
@@ -341,12 +342,12 @@ export class LoopLM {
     const given = second === undefined ? {} : (second as BackwardOptions)
     checkOptions(given, backwardOptions, operation)
     if (this.#scored === undefined) {
-      const message = 'call score first, or give the sequences: backward(sequences, coefficients)'
+      const message = 'call score first, or pass the sequences: backward(sequences, coefficients)'
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
     if (this.#scored.ambiguous) {
       const message =
-        'several calls of score ran at the same time, so it is not clear whose coefficients these are: call backward of what score ' +
+        'several calls of score overlapped, so it is unclear which one these coefficients belong to: call backward on what score ' +
         'returned, const scored = await model.score(sequences); await scored.backward(coefficients)'
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }

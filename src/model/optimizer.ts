@@ -220,7 +220,8 @@ function nativeOptions(
 function checkNames(only: readonly string[], model: LoopLM, operation: string): readonly string[] {
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
   if (!Array.isArray(only)) throw refuse(`only must be an array of names of parameters, got ${describe(only)}`)
-  if (only.length === 0) throw refuse('only names no parameter, so that a step would change nothing; without it all are trained')
+  if (only.length === 0)
+    throw refuse('only is an empty list, so a step would change nothing; name parameters, or omit only to train all')
   const names = [...model.parameters(), ...(model.adapter?.parameters ?? [])].map(({ name }) => name)
   const known = new Set(names)
   const at = only.findIndex((name) => !known.has(name))

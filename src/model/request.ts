@@ -97,7 +97,7 @@ function encode(model: GeneratingModel, prompts: readonly Prompt[], name: string
   const tokens = prompts.map((prompt: Prompt, i): TokenSequence => {
     if (typeof prompt !== 'string') return prompt
     if (model.tokenizer !== undefined) return model.tokenizer.encode(prompt)
-    const message = `${name}[${i}] is a text, and the model has no tokenizer; give token ids or set model.tokenizer`
+    const message = `${name}[${i}] is a string, and the model has no tokenizer; pass token ids or set model.tokenizer`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   })
   return packSequences(tokens, { ...sequenceLimits(model.config), room: 1, minLength: 1, name }, operation)
@@ -178,7 +178,7 @@ export function checkGrammar(grammar: NonNullable<GenerateOptions['grammar']>, o
 function readGrammar(model: GeneratingModel, options: GenerateOptions, operation: string): string {
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
   if (model.tokenizer === undefined) throw refuse('grammar: the model has no tokenizer; set model.tokenizer')
-  if (options.logitsProcessor !== undefined) throw refuse('grammar does not go with logitsProcessor; omit one of them')
+  if (options.logitsProcessor !== undefined) throw refuse('grammar cannot be combined with logitsProcessor; omit one of them')
   return grammarText(options.grammar!, operation)
 }
 
@@ -244,8 +244,8 @@ function readStop(
       continue
     }
     if (tokenizer === undefined)
-      throw refuse(`stop[${i}] is a text, and the model has no tokenizer; give token ids or set model.tokenizer`)
-    if (entry === '') throw refuse(`stop[${i}] is an empty text`)
+      throw refuse(`stop[${i}] is a string, and the model has no tokenizer; pass token ids or set model.tokenizer`)
+    if (entry === '') throw refuse(`stop[${i}] is an empty string`)
     stopTexts.push(entry)
     const id = tokenizer.tokenId(entry) // special tokens are not part of the text
     if (id !== undefined && tokenizer.decode([id]) === entry) stopTokens.push(id)

@@ -44,7 +44,7 @@ export async function saveModel(
     await writeFiles(temporary, files)
   })
   if (tokenizer !== undefined || !stale.includes('tokenizer.json')) return
-  const message = `the model has no tokenizer, so that of the model that ${folder} held was removed`
+  const message = `the model has no tokenizer, so the tokenizer files of the model that was in ${folder} were removed`
   process.emitWarning(`${operation}: ${message}; set model.tokenizer, or pass tokenizer`, { type: 'LoopLMWarning' })
 }
 

@@ -126,7 +126,9 @@ export class Scheduler {
     const kept = this.#kept.get(request)
     if (kept === undefined) {
       const why =
-        request instanceof GenerateRequest ? 'it was not added with keep: true, or it was released' : 'it is none of its requests'
+        request instanceof GenerateRequest
+          ? 'it was not added with keep: true, or it was released'
+          : 'it is not one of its requests'
       throw refuse(`request: this scheduler cannot continue it: ${why}`)
     }
     checkOptions(options, continueOptions, operation)

@@ -84,8 +84,10 @@ function withExits(
 ): NativeSequences {
   if (exits === undefined) return sequences
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
-  if (promptLengths === undefined) throw refuse('exits: prompts run at full depth. Give promptLengths as well.')
-  if (readLoops !== undefined) throw refuse('exits: tokens may have left at any loop. Omit readLoops.')
+  if (promptLengths === undefined)
+    throw refuse('exits: needs promptLengths, because prompts run at full depth. Pass promptLengths as well.')
+  if (readLoops !== undefined)
+    throw refuse('exits: cannot be combined with readLoops, because tokens may exit at any loop. Omit readLoops.')
   const once = (i: number) => [{ shape: 'length - 1', length: sequences.lengths[i]! - 1 }]
   const range = { min: 0, max: loops - 1 }
   return { ...sequences, exits: packIntegers(exits, 'exits', once, range, sequences.lengths.length, operation) }

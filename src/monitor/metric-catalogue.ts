@@ -61,7 +61,7 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'eval/loop_<t>/pass_at_<k>',
             'share',
-            'With `evalSamples`: how often one of k answers is right (pass@k, without bias), when rewards are 0 and 1.',
+            'With `evalSamples`: how often at least one of k answers is right (unbiased pass@k), when rewards are 0 and 1.',
           ),
           metric('eval/<name>/loop_<t>/pass_at_<k>', 'share', 'The same for one of `evalTasks`.'),
         ],
@@ -175,7 +175,7 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'sampling/evicted_sequences',
             '',
-            'Sequences that left the cache between two turns for want of memory, and ran again.',
+            'Sequences that were dropped from the cache between two turns because memory was short, and computed again.',
           ),
         ],
       },
@@ -206,7 +206,7 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'loss',
             '',
-            'The loss whose gradient was followed. Of a policy gradient it is near 0 and its course says little.',
+            'The loss whose gradient was followed. In a policy gradient it stays near 0 and says little: follow the reward.',
           ),
           metric('policy_loss', '', 'The part of the loss that is the policy gradient.'),
           metric('representation_loss', '', 'LoopRPT: the part that is the cross-entropy of the loops.'),
@@ -273,12 +273,12 @@ export const metricGroups: readonly MetricGroup[] = [
       },
       {
         title: 'Exit distribution',
-        metrics: [metric('loop_<t>/exit_prob', 'share', 'Mean probability of leaving after loop t.')],
+        metrics: [metric('loop_<t>/exit_prob', 'share', 'Mean probability of an exit after loop t.')],
       },
       {
         title: 'Mean exit loop',
         metrics: [
-          metric('exit_loop/mean', 'loops', 'Expected loop at which a token leaves.'),
+          metric('exit_loop/mean', 'loops', 'Expected loop at which a token exits.'),
           metric('sampled_exit_loop/mean', 'loops', 'LoopRPT: mean of the exits that were drawn.'),
           metric(
             'reference_loop/mean',
@@ -348,7 +348,7 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'skipped_updates',
             'steps',
-            'Updates since the beginning of the run that had no group with a gradient, and were not made.',
+            'Updates since the beginning of the run that were skipped because no group had a gradient.',
           ),
         ],
       },

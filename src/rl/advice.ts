@@ -26,21 +26,21 @@ export class Advice {
       const ends = endTokens.length === 0 ? 'at no token' : `at ${endTokens.map(name).join(', ')}`
       this.#once(
         'eos_token_id',
-        `eos_token_id: the tokenizer ends texts with ${name(eos)}, the configuration of the model ends generation ${ends}. The ` +
-          "model's is used, in training too; change eos_token_id of config.json and generation_config.json if it is wrong.",
+        `eos_token_id: the tokenizer ends texts with ${name(eos)}, but the configuration of the model ends generation ${ends}. The ` +
+          "model's is used, also in training. If it is wrong, change eos_token_id in config.json and generation_config.json.",
       )
     }
     const modelBos = model.config.bos_token_id
     if (bos !== undefined && modelBos !== null && modelBos !== bos) {
-      const message = `bos_token_id: the tokenizer begins texts with ${name(bos)}, the configuration of the model names ${modelBos}`
+      const message = `bos_token_id: the tokenizer begins texts with ${name(bos)}, but the configuration of the model names ${modelBos}`
       this.#once('bos_token_id', `${message}. Prompts begin as the tokenizer writes them.`)
     }
     const own = model.tokenizer
     if (own !== undefined && own !== tokenizer && own.fingerprint !== tokenizer.fingerprint) {
       this.#once(
         'tokenizer',
-        'the data is read with another tokenizer than the one of the model, which is the one that is saved with the model; set ' +
-          'model.tokenizer to the one of the data if it is to go on with that.',
+        "the data uses another tokenizer than the model, and the model's is saved with it. To save the tokenizer of the data, set " +
+          'model.tokenizer to it.',
       )
     }
   }
@@ -51,7 +51,7 @@ export class Advice {
     if (turnEnd !== undefined && model.namesEndTokens && !model.endTokens.includes(turnEnd)) {
       this.#once(
         'turn end',
-        `the chat template ends an answer with token ${turnEnd}, at which generation does not stop; add it to eos_token_id of ` +
+        `the chat template ends an answer with token ${turnEnd}, but generation does not stop there. Add it to eos_token_id in ` +
           'generation_config.json. The server and looplm chat stop there in any case.',
       )
     }
@@ -121,7 +121,7 @@ export class Advice {
     const { from, to } = falls[0]!
     const start = from === 0 ? 'at the start' : `at step ${from}`
     if (loaded !== undefined) {
-      const message = `no evaluation was better than that ${start}: the model has the parameters of step ${from} again`
+      const message = `no evaluation was better than the one ${start}, so the model has the parameters of step ${from} again`
       if (loaded === from) this.#once('fallen', message)
       return
     }

@@ -226,7 +226,7 @@ export function rateBatch(operation: string, batch: RolloutBatch, objective: Obj
   for (const field of perSequence) checkCount(operation, field, batch[field], count)
   if (objective.lazy?.gate === 'segment' && batch.segments === undefined) {
     const message =
-      "segments: the gate 'segment' of objective.lazy needs them, len-1 per sequence, and the batch has none; rollouts of run() never do"
+      "segments: missing. The gate 'segment' of objective.lazy needs them, length - 1 per sequence. Pass them to update(), because rollouts of run() have none"
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
   const lengths = maskedLengths(operation, batch)
@@ -449,7 +449,9 @@ function beliefCurves(
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', `beliefs: ${message}`, { operation })
   if (curves === undefined) throw refuse(`the belief "${belief}" needs b_0..b_T per sequence, and the batch has none`)
   if (curves === batch.beliefs && kinds.length > 1)
-    throw refuse(`the objective has the beliefs ${kinds.join(' and ')}, and a batch has curves of one; only run() measures both`)
+    throw refuse(
+      `the objective has the beliefs ${kinds.join(' and ')}, but a batch has the curves of only one; use run(), which measures both`,
+    )
   // packed for the checks of its rows alone
   packValues(curves, 'beliefs', () => [{ shape: 'loops + 1', length: loops + 1 }], batch.sequences.length, operation)
   return curves

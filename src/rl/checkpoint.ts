@@ -139,11 +139,12 @@ export function changesSince(
     (field) => JSON.stringify(state.config[field]) !== JSON.stringify(config[field]),
   )
   const said: string[] = []
-  if (changed.length > 0)
-    said.push(`resumed from ${checkpoint} with other values of ${changed.join(', ')} than it was written with`)
+  if (changed.length > 0) said.push(`resumed from ${checkpoint}, which was written with other values of ${changed.join(', ')}`)
   if (state.data !== undefined && data !== undefined && state.data.fingerprint !== data.fingerprint) {
-    const message = `the data has changed since ${checkpoint} was written: then ${state.data.description}, now ${data.description}`
-    said.push(`${message}; the run goes on at the same position, but will not equal one that was never interrupted`)
+    const message = `the data has changed since ${checkpoint} was written: it was ${state.data.description}, and is now ${data.description}`
+    said.push(
+      `${message}; the run continues at the same position, but its results will differ from those of an uninterrupted run`,
+    )
   }
   return said
 }

@@ -108,9 +108,9 @@ export function checkOldLogprobs(
   if (i === -1) return
   const width = sequences[i]!.length - 1
   const message =
-    `oldLogprobs[${i}] has length - 1 = ${width} entries, those of one loop, but the objective has ratios at several: give loops × ` +
-    `(length - 1) = ${loops * width}, as score returned them before the update, or weights of one loop alone ('last'), or leave ` +
-    'oldLogprobs out where the rollouts are fresh, so that every ratio is 1'
+    `oldLogprobs[${i}] has length - 1 = ${width} entries, those of one loop, but the objective has ratios at several loops. Pass loops × ` +
+    `(length - 1) = ${loops * width} entries, as score returned them before the update; or use the weights 'last'; or omit ` +
+    'oldLogprobs if the rollouts are fresh, so that every ratio is 1'
   throw new LoopLMError('INVALID_SHAPE', message, { operation })
 }
 

@@ -73,102 +73,115 @@ const chatTemplate = z
 const run = {
   steps: count(mostSteps)
     .default(defaultSteps)
-    .describe('Steps of `run`. A step is one rollout (or one pre-training batch) with its optimizer steps.'),
+    .describe(
+      'Number of steps of `run`. A step samples rollouts, or takes a batch of sequences, and makes its optimizer updates.',
+    ),
   epochs: positive
     .optional()
     .describe(
-      'Passes over the rows of a dataset or the packed sequences of a corpus, in place of `steps`; a part of one is possible.',
+      'Passes over the rows of a dataset or the packed sequences of a corpus, instead of `steps`. Fractions are allowed.',
     ),
-  seed: natural.default(0).describe('Seed of prompts, sampling and shuffling. Same seed and threads: same bits.'),
-  evalEvery: natural.default(0).describe('Steps between evaluations during `run`; 0: none.'),
+  seed: natural
+    .default(0)
+    .describe('Seed of prompts, sampling and shuffling. The same seed and number of threads give the same bits.'),
+  evalEvery: natural.default(0).describe('Steps between evaluations during `run`; 0 turns them off.'),
   evalOnStart: z
     .boolean()
     .default(true)
-    .describe('With `evalEvery`, also evaluate before the first step (step 0). It counts for `metricForBestModel` too.'),
+    .describe('With `evalEvery`, also evaluate before the first step (step 0). This evaluation counts for `metricForBestModel`.'),
   evalProblems: count(mostSequences).default(256).describe('Held-out problems, or packed sequences of text, per evaluation.'),
   evalLoops: z
     .array(count(maxLoops))
     .min(1)
     .max(maxLoops)
     .optional()
-    .describe('Loop counts that are evaluated; default 1 to the number of loops of the model.'),
+    .describe('Loop counts to evaluate. Default: 1 to the loops of the model.'),
   evalSamples: count(mostInGroup)
     .default(1)
-    .describe('Answers to each problem of an evaluation: more than 1 measure pass@k and the mean over them (avg@k).'),
+    .describe(
+      'Answers per problem of an evaluation. More than 1 also measures pass@k, and rewards are means over the answers (avg@k).',
+    ),
   evalTemperature: nonNegative
     .optional()
-    .describe('Temperature of the answers of an evaluation; 0: greedy. Default 0 for one answer to each problem, 1 for several.'),
+    .describe('Sampling temperature of evaluations; 0 is greedy. Default: 0 with one answer per problem, 1 with several.'),
   evalMaxNewTokens: positiveInt
     .optional()
-    .describe('Longest answer of an evaluation in tokens; default `maxNewTokens`, else what the task says, 256 for a dataset.'),
-  saveEvery: natural.default(0).describe('Steps between checkpoints; 0: only when the run ends. Needs `runDir`.'),
-  keepCheckpoints: positiveInt.default(3).describe('How many of the newest checkpoints are kept.'),
+    .describe(
+      'Most tokens of an answer in an evaluation. Default: `maxNewTokens`, else the limit of the task, or 256 for a dataset.',
+    ),
+  saveEvery: natural.default(0).describe('Steps between checkpoints; 0 saves only when the run ends. Needs `runDir`.'),
+  keepCheckpoints: positiveInt.default(3).describe('How many of the newest checkpoints to keep.'),
   metricForBestModel: z
     .string()
     .min(1)
     .optional()
-    .describe('Metric of the evaluations that says which checkpoint is best, for example `eval/loop_4/reward`.'),
+    .describe('Evaluation metric that decides which checkpoint is best, for example `eval/loop_4/reward`.'),
   greaterIsBetter: z
     .boolean()
     .optional()
-    .describe('Whether more of `metricForBestModel` is better; default yes, unless its name ends in `loss`.'),
+    .describe('Whether a larger `metricForBestModel` is better. Default: true, unless its name ends in `loss`.'),
   saveBest: positiveInt
     .optional()
-    .describe('How many of the best checkpoints are written and kept beside the newest; default 1 with `metricForBestModel`.'),
+    .describe('How many of the best checkpoints to keep, in addition to the newest ones. Default: 1 with `metricForBestModel`.'),
   loadBestModelAtEnd: z
     .boolean()
     .default(false)
-    .describe('When the run ends by itself, the model gets the parameters of the best checkpoint. Needs `runDir`.'),
+    .describe('Load the parameters of the best checkpoint when the run is complete. Needs `runDir`.'),
   earlyStoppingPatience: positiveInt
     .optional()
-    .describe('The run ends after this many evaluations in a row in which `metricForBestModel` was no better than before.'),
+    .describe('Stop the run after this many evaluations in a row without a better `metricForBestModel`.'),
   earlyStoppingThreshold: nonNegative
     .default(0)
-    .describe('By how much an evaluation must beat the best one before to count as better for `earlyStoppingPatience`.'),
+    .describe('Smallest improvement of `metricForBestModel` that counts as better for `earlyStoppingPatience`.'),
   chatTemplate,
 }
 
 /** The optimizer: AdamW, its schedule and its memory. */
 const optimizer = {
-  schedule: z
-    .enum(['constant', 'linear', 'cosine'])
-    .default('constant')
-    .describe('Course of the learning rate after the warm-up.'),
+  schedule: z.enum(['constant', 'linear', 'cosine']).default('constant').describe('Learning rate schedule after the warm-up.'),
   warmupSteps: natural.optional().describe('Steps of linear warm-up.'),
-  warmupRatio: share.optional().describe('Warm-up as a share of `steps`; not together with `warmupSteps`.'),
-  minLearningRate: nonNegative.default(0).describe('Where `linear` and `cosine` end.'),
-  adamEps: positive.default(1e-8).describe('Added to the square root in AdamW.'),
-  maxGradNorm: nonNegative.default(1).describe('Gradients are scaled down to this global norm; 0: never.'),
+  warmupRatio: share.optional().describe('Warm-up as a share of `steps`. Cannot be combined with `warmupSteps`.'),
+  minLearningRate: nonNegative.default(0).describe('Learning rate at the end of `linear` and `cosine`.'),
+  adamEps: positive.default(1e-8).describe('Epsilon of AdamW, added to the square root of the second moment.'),
+  maxGradNorm: nonNegative
+    .default(1)
+    .describe('Gradients with a larger global norm are scaled down to this norm; 0 turns clipping off.'),
   recompute: z
     .enum(['none', 'loop', 'layer'])
     .default('none')
-    .describe('Activations that the backward pass computes again instead of keeping them. Less memory, same numbers.'),
+    .describe(
+      'Recompute activations in the backward pass, by `loop` or by `layer`, instead of storing them. Needs less memory and more time; the numbers are the same.',
+    ),
   tokensPerMicroBatch: natural
     .default(0)
-    .describe('Tokens per pass through the engine; 0: chosen from the size of the model. Never changes the loss.'),
+    .describe('Tokens per forward and backward pass; 0 chooses it from the size of the model. Does not change the loss.'),
   lora: z
     .strictObject({
-      rank: positiveInt.default(16).describe('Inner dimension of the adapter.'),
-      alpha: positive.default(32).describe('The adapter counts alpha / rank times.'),
-      dropout: z.literal(0).default(0).describe('There is none.'),
+      rank: positiveInt.default(16).describe("Rank of the adapter's matrices."),
+      alpha: positive.default(32).describe('The adapter is scaled by alpha / rank.'),
+      dropout: z.literal(0).default(0).describe('Must be 0: dropout is not supported.'),
       targetModules: z
         .array(z.string().min(1))
         .min(1)
         .optional()
-        .describe('Projections of every layer that get one, by the last part of their names; default all of them.'),
+        .describe(
+          'Projections of every layer that get an adapter, by the last part of their names, for example `q_proj`. Default: all.',
+        ),
       perLoop: z
         .boolean()
         .default(false)
-        .describe('A separate adapter for every loop: as many times the parameters. It cannot be merged into the model.'),
+        .describe(
+          'Train a separate adapter for every loop. The adapter has that many times the parameters and cannot be merged into the model.',
+        ),
       shiftRank: natural
         .default(0)
         .describe(
-          'The MLP also sees the token before (Shift-FFN, arXiv 2505.17153), by matrices of this inner dimension; 0: not.',
+          'Rank of matrices through which the MLP also sees the previous token (Shift-FFN, arXiv 2505.17153); 0 turns it off.',
         ),
     })
     .optional()
     .describe(
-      'Trains a low-rank adapter in place of the model, which stays as it is; checkpoints are those of the adapter, in the format of PEFT.',
+      'Train a low-rank adapter (LoRA) and leave the model unchanged. Checkpoints then hold the adapter, in the format of PEFT.',
     ),
 }
 
@@ -176,28 +189,28 @@ const optimizer = {
 const depth = {
   loops: count(maxLoops)
     .optional()
-    .describe(
-      'Loops of rollouts and of training; default those of the model. Nanbeige and HRM-Text refuse more than the model has.',
-    ),
+    .describe('Loops per token, in rollouts and in training. Default: those of the model. Nanbeige and HRM-Text allow no more.'),
   readLoops: z
     .array(count(maxLoops))
     .min(1)
     .max(maxLoops)
     .optional()
-    .describe('Loops, in growing order, that are read and weighted; nothing runs behind the last one. Default all.'),
+    .describe(
+      'Loops whose predictions enter the loss, in ascending order. Loops after the last of them do not run. Default: all.',
+    ),
   backwardLoops: z
     .union([count(maxLoops), z.literal('published')], "must be a number of loops, at least 1, or 'published'")
     .optional()
     .describe(
-      'Only the last so many loops carry gradient, and the others keep nothing for it; `published`: as the family was trained. Default all.',
+      'Backpropagate through this many of the last loops; earlier loops store no activations. `published`: as the model family was trained. Default: all.',
     ),
   initialState: z
     .enum(['drawn', 'zeros'])
     .default('drawn')
     .describe(
-      'First state of the loops of families that begin with a random one: drawn from `stateSeed` and the tokens, or zeros.',
+      'Initial state of families whose loops start from a random one: `drawn` from `stateSeed` and the tokens, or `zeros`.',
     ),
-  stateSeed: natural.default(0).describe('Seed of first states.'),
+  stateSeed: natural.default(0).describe('Seed of drawn initial states.'),
 }
 
 const betas = (beta2: number) =>
@@ -209,10 +222,12 @@ const betas = (beta2: number) =>
 /** The exit rule of rollouts; which rule has which field is in one list of the model. */
 const exit = z
   .strictObject({
-    rule: z.enum(exitRuleNames).describe('When a token leaves the loops.'),
-    threshold: z.number().optional().describe('At which value the rule holds; default that of the rule.'),
-    minLoops: count(maxLoops).optional().describe('Loops before which no token leaves; default 1.'),
-    patience: count(maxLoops).optional().describe('`argmax-stable`: agreements in a row; default 1.'),
+    rule: z.enum(exitRuleNames).describe('Rule that decides after which loop a token exits.'),
+    threshold: z.number().optional().describe('Value at which the rule lets a token exit. Every rule has its own default.'),
+    minLoops: count(maxLoops).optional().describe('Fewest loops of a token. Default: 1.'),
+    patience: count(maxLoops)
+      .optional()
+      .describe('`argmax-stable`: how often in a row the most likely token must stay the same. Default: 1.'),
   })
   .superRefine((rule, context) => {
     try {
@@ -230,9 +245,9 @@ const grammar = z
     jsonSchema: z
       .union([z.boolean(), z.record(z.string(), z.unknown())], 'must be a JSON Schema')
       .optional()
-      .describe('JSON in one line that the schema allows; `true`: any JSON value.'),
-    regex: z.string().optional().describe('The whole text matches.'),
-    ebnf: z.string().optional().describe('Rules in the notation of xgrammar; the first one is `root`.'),
+      .describe('JSON Schema that the text must satisfy, as JSON in one line; `true` allows any JSON value.'),
+    regex: z.string().optional().describe('Regular expression that the whole text must match.'),
+    ebnf: z.string().optional().describe('Rules in the EBNF notation of xgrammar. The rule `root` comes first.'),
   })
   .superRefine((rules, context) => {
     try {
@@ -248,30 +263,41 @@ const rollouts = {
   groupSize: z.int().min(2).default(8).describe('Completions per prompt; advantages are relative to this group.'),
   gradientAccumulation: count(1024)
     .default(1)
-    .describe('Generation calls whose rollouts make one logical batch: prompts per step are `promptsPerStep` times this.'),
+    .describe('Generation calls per step. Their rollouts form one batch of `promptsPerStep` × `gradientAccumulation` prompts.'),
   updatesPerRollout: count(1024)
     .default(1)
-    .describe('Passes over the rollouts of a step. More than 1 wants the surrogate `ppo` or `cispo`.'),
+    .describe('Passes over the rollouts of a step. More than 1 needs the surrogate `ppo` or `cispo`.'),
   minibatches: count(2 ** 16)
     .default(1)
-    .describe('Parts, in whole groups, that each pass is cut into; every part is one optimizer step.'),
-  maxNewTokens: positiveInt.optional().describe('Longest completion in tokens; default what the task says, 256 for a dataset.'),
-  temperature: positive.default(1).describe('Sampling temperature, also of all log-probabilities.'),
+    .describe('Parts that each pass is split into, without splitting groups. Every part is one optimizer step.'),
+  maxNewTokens: positiveInt
+    .optional()
+    .describe('Most tokens of a completion. Default: the limit of the task, or 256 for a dataset.'),
+  temperature: positive.default(1).describe('Sampling temperature. All log-probabilities use it as well.'),
   topK: natural
     .default(0)
-    .describe('Sample from the k most likely tokens; 0: all. Log-probabilities stay those of the full vocabulary.'),
-  topP: positive.max(1).default(1).describe('Sample from the smallest set of tokens with this probability.'),
-  minP: nonNegative.lt(1).default(0).describe('Sample from tokens with at least this share of the largest probability; 0: all.'),
+    .describe('Sample from the k most likely tokens; 0 allows all. Log-probabilities are still those of the full vocabulary.'),
+  topP: positive
+    .max(1)
+    .default(1)
+    .describe('Sample from the smallest set of most likely tokens that together have this probability (nucleus sampling).'),
+  minP: nonNegative
+    .lt(1)
+    .default(0)
+    .describe('Sample from tokens with at least this share of the largest probability; 0 allows all.'),
   repetitionPenalty: positive
     .default(1)
     .describe(
-      'Logits of tokens in the prompt or drawn before: positive ones are divided by it, negative ones multiplied; 1: off.',
+      'Penalty of tokens that occurred before, in prompt or completion: positive logits are divided by it, negative ones multiplied. 1 turns it off.',
     ),
   frequencyPenalty: z
     .number()
     .default(0)
-    .describe('Subtracted from the logit of a token once for each time that it was drawn before; 0: off.'),
-  presencePenalty: z.number().default(0).describe('Subtracted once from the logit of each token that was drawn before; 0: off.'),
+    .describe('Subtracted from the logit of a token for each time that it was sampled before; 0 turns it off.'),
+  presencePenalty: z
+    .number()
+    .default(0)
+    .describe('Subtracted once from the logit of each token that was sampled before; 0 turns it off.'),
   logitBias: z
     .record(z.string().regex(/^\d+$/, 'must be a token id'), z.number())
     .optional()
@@ -284,34 +310,34 @@ const rollouts = {
   grammar: grammar
     .optional()
     .describe(
-      'Completions, or the turns of episodes, are texts of a grammar, in evaluations too. Log-probabilities stay those of the full vocabulary.',
+      'Grammar that completions, or turns of episodes, must follow, also in evaluations. Log-probabilities are still those of the full vocabulary.',
     ),
   exit: exit
     .optional()
-    .describe('Exit rule of rollouts. Training and its log-probabilities stay at full depth, which is also the default.'),
+    .describe('Early-exit rule of rollouts. Training and its log-probabilities always use full depth. Default: no early exit.'),
   speculate: z
     .enum(['wavefront', 'off'])
     .default('off')
-    .describe('`wavefront`: several positions of a rollout at once, where that pays. Never changes the rollouts.'),
+    .describe('`wavefront` computes several positions of a rollout at once where that saves time. Does not change the rollouts.'),
   skipFlatGroups: z
     .boolean()
     .default(true)
-    .describe('Leave sequences without advantage, those of flat groups first, out of the passes. Never changes the loss.'),
-  rewardConcurrency: positiveInt.default(64).describe('Calls of one reward function that wait for an answer at the same time.'),
+    .describe('Skip sequences whose advantage is 0, such as groups with equal rewards. Does not change the loss.'),
+  rewardConcurrency: positiveInt.default(64).describe('Most calls of one reward function that run at the same time.'),
   rewardTimeout: nonNegative
     .max(maxTimeout)
     .default(0)
-    .describe('Seconds after which a reward that has not answered is an error; 0: never.'),
+    .describe('Seconds that a reward may take before the run fails; 0 sets no limit.'),
   constantNormalizerLength: positiveInt
     .optional()
     .describe(
-      'Tokens that the normalizer `constant` divides by; default `maxNewTokens`, for `update` else the longest response of its batch.',
+      'Tokens that the normalizer `constant` divides by. Default: `maxNewTokens`; where that is not set, `update` uses the longest response of its batch.',
     )
     .meta(alsoCalled('maxCompletionLength')),
-  logCompletions: natural.default(4).describe('Completions per step that are written to completions.jsonl of `runDir`.'),
+  logCompletions: natural.default(4).describe('Completions per step to write to completions.jsonl in `runDir`.'),
   logprobCheckEvery: natural
     .default(10)
-    .describe('Steps between comparisons of the log-probabilities of sampling and of training; 0: never.'),
+    .describe('Steps between checks that sampling and training give the same log-probabilities; 0 turns them off.'),
 }
 
 /** Episodes of an environment. */
@@ -323,33 +349,35 @@ const episodes = {
     .strictObject({ entropy: nonNegative, width: count(mostInGroup).min(2) })
     .optional()
     .describe(
-      'Episodes branch once where a turn begins uncertainly (ARPO): the mean entropy of its first tokens, in nats, is at least `entropy`. `width` episodes of the group then share what came before. Default: none.',
+      'Branch an episode once, at a turn whose first tokens have a mean entropy of at least `entropy` nats (ARPO). `width` episodes of the group then share the turns before it. Default: no branches.',
     ),
   maxEpisodeTokens: positiveInt
     .optional()
-    .describe('Most tokens of an episode, its prompt included; default the `max_position_embeddings` of the model.'),
-  toolConcurrency: positiveInt.default(16).describe('Calls of tools that run at the same time.'),
+    .describe('Most tokens of an episode, prompt included. Default: `max_position_embeddings` of the model.'),
+  toolConcurrency: positiveInt.default(16).describe('Most tool calls that run at the same time.'),
   toolTimeout: nonNegative
     .max(maxTimeout)
     .default(30)
-    .describe('Seconds after which a call of a tool is answered with an error message; 0: never.'),
+    .describe('Seconds that a tool call may take before the model gets an error message instead; 0 sets no limit.'),
   environmentTimeout: nonNegative
     .max(maxTimeout)
     .default(300)
-    .describe('Seconds after which an environment that has not answered is an error; 0: never.'),
+    .describe('Seconds that an environment may take before the run fails; 0 sets no limit.'),
   reencode: z
     .boolean()
     .default(false)
     .describe(
-      'Where the chat template rewrites earlier turns: encode the conversation again, and train the turns since then alone.',
+      'For chat templates that rewrite earlier turns: encode the conversation again, and train only the turns after the last rewrite.',
     ),
 }
 
 /** What makes rollouts other than single turns. */
 const rolloutResources = {
-  rollout: fn<RolloutFunction>().describe('Makes the rollouts of a step; default completions of the prompts.'),
+  rollout: fn<RolloutFunction>().describe(
+    'Function that makes the rollouts of a step. Default: the model completes the prompts.',
+  ),
   environment: fn<Environment>().describe(
-    'Makes the episode of a problem, with turns, tools and rewards; rollouts are episodes then.',
+    'Function that makes an episode for a problem, with turns, tools and rewards. Rollouts are then episodes.',
   ),
   tools: z
     .custom<readonly Tool[]>(
@@ -366,28 +394,28 @@ const objective = {
     .strictObject({ source: z.enum(['reward', 'turn']).default('reward'), discount: share.default(1) })
     .default({ source: 'reward', discount: 1 })
     .describe(
-      'One advantage per sequence, from its reward; or one per turn of an episode, from the rewards of this turn and later ones, each next one times `discount`.',
+      '`reward`: one advantage per sequence, from its reward. `turn`: one per turn of an episode, from its reward and those of later turns, discounted by `discount` per turn.',
     ),
   scaleRewards: z
     .enum(['group', 'none'])
     .default('group')
-    .describe('Divide advantages by the standard deviation of the group, or not.'),
+    .describe('Whether advantages are divided by the standard deviation of the `group`.'),
   beta: nonNegative
     .default(0)
-    .describe('Weight of the k3 estimate of the KL divergence to the frozen starting model, at the last loop.'),
+    .describe('Weight of the KL divergence to the frozen starting model, estimated by k3 at the last loop.'),
   normalizer: normalizer
     .default('response-mean')
     .describe(
-      'Mean over tokens of each response and then over responses; mean over all tokens; or division by `constantNormalizerLength`.',
+      'How the losses of tokens are averaged. `response-mean`: over the tokens of each response, then over responses. `token-mean`: over all tokens. `constant`: divided by `constantNormalizerLength`.',
     ),
   epsilon: nonNegative.default(0.2).describe('`ppo`: ratios below 1 - epsilon are clipped.'),
-  epsilonHigh: nonNegative.optional().describe('`ppo`: ratios above 1 + epsilonHigh are clipped; default `epsilon`.'),
+  epsilonHigh: nonNegative.optional().describe('`ppo`: ratios above 1 + epsilonHigh are clipped. Default: `epsilon`.'),
   dualClip: z
     .number()
     .gt(1)
     .optional()
-    .describe('`ppo`: bound of the ratio of sequences with a negative advantage; default none.'),
-  cap: positive.optional().describe('`cispo`: cap of the ratio; default 5.'),
+    .describe('`ppo`: upper bound of the ratio where the advantage is negative. Default: none.'),
+  cap: positive.optional().describe('`cispo`: largest ratio. Default: 5.'),
 }
 
 const surrogates = ['reinforce', 'ppo', 'cispo'] as const
@@ -403,23 +431,27 @@ const rows = z
 
 /** What is not plain data, and therefore not part of a configuration file. */
 export const resources = {
-  runDir: z.string().min(1).optional().describe('Folder of checkpoints, metrics and completions; without it nothing is written.'),
+  runDir: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('Folder for checkpoints, metrics and completions. Nothing is written without it.'),
   resume: z
     .union([z.boolean(), z.string().min(1)], 'must be true, false or the path of a checkpoint')
     .default(false)
     .describe(
-      'Continue from the newest checkpoint of `runDir` (from the start where there is none), or from the checkpoint at this path.',
+      '`true` continues from the newest checkpoint of `runDir`, or starts anew if there is none. A string continues from the checkpoint at this path.',
     ),
   task: task.optional().describe('Source of prompts, tokenizer, reward and held-out problems.'),
   dataset: rows.describe(
-    'Rows with a `prompt`, a text or messages, instead of a task; `pretrain` and `looprpt` also learn rows of `messages` or `text`. An array, a `DatasetStream`, a path, `hub:org/name`, or `{ path, … }` with the options of `loadDataset` and `shuffleBuffer`.',
+    'Rows with a `prompt` (a string or messages), instead of a task. `pretrain` and `looprpt` also learn rows of `messages` or `text`. An array, a `DatasetStream`, a path, `hub:org/name`, or `{ path, … }` with the options of `loadDataset` and `shuffleBuffer`.',
   ),
   evalDataset: rows.describe('Held-out rows for evaluations of a `dataset`.'),
   evalTasks: z
     .record(z.string().regex(/^[\w.-]+$/, 'a name has letters, digits, "_", "-" and "." only'), task)
     .optional()
-    .describe('Further tasks whose held-out problems are answered at each evaluation, by the name that their metrics get.'),
-  tokenizer: object<Tokenizer>('a Tokenizer', 'encode').describe('Tokenizer of a `dataset`; default the one of the model.'),
+    .describe('More tasks whose held-out problems are answered at each evaluation. The keys name their metrics.'),
+  tokenizer: object<Tokenizer>('a Tokenizer', 'encode').describe('Tokenizer of a `dataset`. Default: that of the model.'),
   callbacks: z
     .custom<TrainerCallbacks>(isObject, 'must be an object with functions such as onStep')
     .superRefine(checkCallbacks)
@@ -435,9 +467,9 @@ export const resources = {
     .readonly()
     .optional()
     .describe(
-      'What records the run, in this order: built-in loggers by name, and your own loggers. Default all built-in ones (`jsonl`, `tensorboard`, `report`) where there is a `runDir`; an empty list records nothing.',
+      'Loggers that record the run, called in this order: built-in ones by name, and your own. Default: `jsonl`, `tensorboard` and `report` if `runDir` is set. An empty list records nothing.',
     ),
-  onWarning: fn<(message: string) => void>().describe('Receives warnings; default `process.emitWarning`.'),
+  onWarning: fn<(message: string) => void>().describe('Function that receives warnings. Default: `process.emitWarning`.'),
 }
 
 /** Packed text, for the trainers that learn from given tokens. */
@@ -446,7 +478,7 @@ const text = {
   heldOutShare: share
     .lt(1)
     .default(0.05)
-    .describe('Share of a `corpus` that is kept back for evaluations; not with `evalCorpus`.'),
+    .describe('Share of a `corpus` that is held out for evaluations. Not used with `evalCorpus`.'),
 }
 const paths = z.union(
   [z.string().min(1), z.array(z.string().min(1)).min(1)],
@@ -467,14 +499,14 @@ const rewards = {
     )
     .optional()
     .describe(
-      'Replaces the reward of the task: a function, a list of { name, reward, weight } or functions by name. Several are added.',
+      'Replaces the reward of the task: a function, a list of { name, reward, weight }, or functions by name. Several rewards are added.',
     ),
 }
 
 /** What the trainers that learn from given tokens measure beside their losses. */
 const answered = {
   reward: rewards.reward.describe(
-    'Evaluations also answer held-out problems and score the answers with this: a function, a list of { name, reward, weight } or functions by name. Default the reward of the task.',
+    'Reward for the answers to held-out problems in evaluations: a function, a list of { name, reward, weight }, or functions by name. Default: the reward of the task.',
   ),
 }
 
@@ -484,7 +516,7 @@ const loopShares = z
   .min(1)
   .max(maxLoops)
   .refine((weights) => weights.some((weight) => weight > 0), {
-    message: 'one of the weights must be more than 0',
+    message: 'at least one weight must be above 0',
   })
 const loopWeights = z.union(
   [z.enum(['exit-pdf', 'uniform', 'progressive', 'last']), loopShares],
@@ -504,11 +536,11 @@ function checkPolicy(
 ): void {
   checkTogether(options, context)
   if (options.exitThreshold !== undefined && options.exit !== undefined) {
-    const message = 'exitThreshold is the exit rule gate, whose exits are trained; omit one of them'
+    const message = 'exitThreshold already sets an exit rule, gate, whose exits are trained; omit exit or exitThreshold'
     context.addIssue({ code: 'custom', path: ['exit'], message })
   }
   if (options.exitThreshold !== undefined && options.readLoops !== undefined) {
-    const message = 'rollouts that leave early may leave at any loop; omit readLoops or exitThreshold'
+    const message = 'rollouts with exitThreshold may exit at any loop; omit readLoops or exitThreshold'
     context.addIssue({ code: 'custom', path: ['readLoops'], message })
   }
 }
@@ -566,15 +598,19 @@ function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
   if (metric === undefined && loadBestModelAtEnd) refuse('loadBestModelAtEnd', needed)
   if (metric === undefined && earlyStoppingPatience !== undefined) refuse('earlyStoppingPatience', needed)
   if (options.evalSamples > 1 && options.evalTemperature === 0) {
-    refuse('evalTemperature', `${options.evalSamples} greedy answers are all the same; give more than 0, or omit evalSamples`)
+    refuse(
+      'evalTemperature',
+      `${options.evalSamples} greedy answers are all the same; set a temperature above 0, or omit evalSamples`,
+    )
   }
   if (metric !== undefined && options.evalEvery === 0) {
     refuse('metricForBestModel', 'needs evalEvery, the steps between evaluations; it is 0 (never)')
   }
   const named = Array.isArray(options.loggers) ? options.loggers.filter((logger) => typeof logger === 'string') : []
   if (named.length > 0 && options.runDir === undefined)
-    refuse('loggers', `${named.join(', ')} write into a run folder: give runDir`)
-  if (named.includes('report') && !named.includes('jsonl')) refuse('loggers', 'report is made of what jsonl writes: add jsonl')
+    refuse('loggers', `${named.join(', ')} write into a run folder: set runDir`)
+  if (named.includes('report') && !named.includes('jsonl'))
+    refuse('loggers', 'the logger report reads what jsonl writes: add jsonl')
   const { promptsPerStep = 1, groupSize = 1, gradientAccumulation = 1 } = options
   const completions = promptsPerStep * groupSize * gradientAccumulation
   if (groupSize > mostInGroup) {
@@ -590,17 +626,17 @@ const rltt = z
     weights: loopWeights
       .default('exit-pdf')
       .describe(
-        'Weights of the loops in the loss: by the probability of exiting at the loop, equal, by t^alpha, only the last, or one number per loop that is read.',
+        'Weights of the loops in the loss: `exit-pdf` (their exit probabilities), `uniform`, `progressive` (t^alpha for loop t), `last`, or one number per loop that is read.',
       ),
     alpha: nonNegative.default(1).describe('Exponent of `progressive`.'),
     detachWeights: z
       .boolean()
       .default(true)
-      .describe('No gradient through `exit-pdf` weights; false trains the gate as well and wants the surrogate `reinforce`.'),
+      .describe('Stop the gradient at `exit-pdf` weights. `false` also trains the gate, and needs the surrogate `reinforce`.'),
     surrogate: z
       .enum(surrogates)
       .default('reinforce')
-      .describe('`reinforce` has no ratio and wants one optimizer step per rollout.'),
+      .describe('Loss of a token. `reinforce` has no importance ratio: make one optimizer step per rollout with it.'),
     learningRate: learningRate(1e-6),
     weightDecay: weightDecay(0),
     adamBetas: betas(0.999),
@@ -610,13 +646,16 @@ const rltt = z
   .superRefine(checkClassic)
   .refine((options) => options.weights !== 'exit-pdf' || options.detachWeights || options.surrogate === 'reinforce', {
     path: ['detachWeights'],
-    message: "false (a trained gate) is defined for surrogate 'reinforce' alone: use that one, or leave detachWeights out",
+    message: "false (a trained gate) needs the surrogate 'reinforce': set it, or omit detachWeights",
   })
 
 const grpo = z
   .strictObject({
     weights: z.literal('last').default('last').describe('GRPO trains the last loop.'),
-    surrogate: z.enum(surrogates).default('ppo').describe('`ppo` clips the ratio to the policy that made the rollout.'),
+    surrogate: z
+      .enum(surrogates)
+      .default('ppo')
+      .describe('Loss of a token. `ppo` clips the ratio to the policy that sampled the rollout.'),
     learningRate: learningRate(1e-6),
     weightDecay: weightDecay(0),
     adamBetas: betas(0.999),
@@ -642,11 +681,13 @@ const objectiveTrainer = {
     ),
   exitThreshold: share
     .optional()
-    .describe('Rollouts leave the loops where the exit CDF reaches this, and exit terms train those exits; default full depth.'),
+    .describe(
+      'Rollout tokens exit at the first loop where the exit CDF reaches this, and exit terms train these exits. Default: full depth.',
+    ),
   marginalToken: natural
     .optional()
     .describe(
-      'Start token in place of the prompt for terms in the marginal space; default the `bos_token_id` of the model, else 0.',
+      'Start token that replaces the prompt in terms of the marginal space. Default: `bos_token_id` of the model, else 0.',
     ),
   learningRate: learningRate(1e-6),
   weightDecay: weightDecay(0),
@@ -659,24 +700,26 @@ const pretrain = z
     stage: z
       .union([z.literal(1), z.literal(2)], 'must be 1 or 2')
       .default(1)
-      .describe('Stage I trains everything on the expected cross-entropy; Stage II the gate alone, to go on while a loop helps.'),
+      .describe(
+        '`1` (Stage I) trains all parameters on the expected cross-entropy over the exits. `2` (Stage II) trains only the exit gate, to continue while another loop helps.',
+      ),
     weights: loopWeights
       .optional()
       .describe(
-        'Stage I: weights of the cross-entropies of the loops. `exit-pdf` trains the gate as well, and is the default of models that have one; without one the default is `last`.',
+        'Stage I: weights of the loops in the loss. `exit-pdf` also trains the gate. Default: `exit-pdf` for models with an exit gate, else `last`.',
       ),
     alpha: nonNegative.default(1).describe('Exponent of `progressive`.'),
     entropyCoefficient: nonNegative
       .default(0.1)
       .describe(
-        'Weight of the entropy of the exit distribution; keeps the gate from collapsing. Read with `exit-pdf` weights alone.',
+        'Weight of the entropy of the exit distribution, which keeps the gate from collapsing. Used only with `exit-pdf` weights.',
       ),
     batchSize: positiveInt.default(32).describe('Sequences per step.'),
     assistantOnly: z
       .boolean()
       .default(false)
       .describe(
-        'Of a conversation, learn every message of the assistant: what the template has in `{% generation %}`, else what each adds. Default the last message alone.',
+        'Learn every assistant message of a conversation, not only the last one. The template marks them with `{% generation %}`; without marks, each message is the text that it adds.',
       ),
     ...text,
     learningRate: learningRate(3e-4),
@@ -689,7 +732,7 @@ const pretrain = z
   .superRefine(checkTogether)
   .refine(({ stage, lora }) => stage === 1 || lora === undefined, {
     path: ['lora'],
-    message: 'Stage II trains the gate, which an adapter leaves frozen',
+    message: 'stage 2 trains the exit gate, but an adapter keeps it frozen: omit lora',
   })
 
 const looprpt = z
@@ -697,11 +740,11 @@ const looprpt = z
     rho: positive
       .max(1)
       .default(0.2)
-      .describe('Share of the predictions of each sequence that count: those of highest teacher entropy.'),
+      .describe('Share of the predictions of each sequence that are trained: those with the highest teacher entropy.'),
     tau: share
       .default(0.5)
       .describe('The reference step of a token is the first loop where the exit CDF of the teacher reaches this.'),
-    lambdaBase: nonNegative.default(0.02).describe('Price of a loop, in nats.'),
+    lambdaBase: nonNegative.default(0.02).describe('Cost of a loop, in nats.'),
     lambdaScale: nonNegative.default(0.5).describe('How much more a loop costs where the teacher is certain.'),
     rollouts: z.int().min(2).max(1024).default(8).describe('Noisy passes per sequence.'),
     sigma: nonNegative.default(0.1).describe('Standard deviation of the noise on the latent states.'),
@@ -709,18 +752,20 @@ const looprpt = z
       .enum(['state', 'residual', 'embedding'])
       .default('state')
       .describe(
-        'Where the noise is added: the normed state of every loop, the residual stream before that norm, or the embedded tokens once. Behind `state` the passes share their first loop, which saves time.',
+        'Where the noise is added. `state`: to the normed state of every loop; the passes then share their first loop, which saves time. `residual`: to the residual stream before that norm. `embedding`: once to the embedded tokens.',
       ),
     antithetic: z
       .boolean()
       .default(false)
       .describe(
-        'Rollouts come in pairs with opposite noise, which halves the draws and cancels odd errors. Wants even `rollouts`.',
+        'Rollouts come in pairs with opposite noise, which halves the draws and cancels odd errors. Needs an even number of `rollouts`.',
       ),
     rewardFrom: z
       .enum(['rollout', 'clean'])
       .default('rollout')
-      .describe('Whose log-probability a rollout earns at its exit: its own, or that of the pass without noise.'),
+      .describe(
+        'Log-probability that rewards an exit: that of the noisy `rollout` itself, or of the `clean` pass without noise.',
+      ),
     policyCoefficient: nonNegative.default(1).describe('Weight of the policy gradient of the exits.'),
     representationCoefficient: nonNegative
       .default(1)
@@ -730,10 +775,14 @@ const looprpt = z
     klReduction: z
       .enum(['mean', 'weighted', 'last'])
       .default('mean')
-      .describe('Over which loops that estimate is taken: their mean, by the (detached) exit distribution, or the last alone.'),
+      .describe(
+        'How the KL estimates of the loops are combined: their `mean`, `weighted` by the (detached) exit distribution, or the `last` loop only.',
+      ),
     teacherDecay: share
       .default(0.995)
-      .describe('The teacher becomes this share of itself and the rest of the model after every step; 1: frozen.'),
+      .describe(
+        'Decay of the teacher, a moving average of the model: after every step it is decay × teacher + (1 - decay) × model. 1 freezes it.',
+      ),
     batchSize: positiveInt.default(32).describe('Sequences per step.'),
     ...text,
     learningRate: learningRate(5e-6),
@@ -762,9 +811,11 @@ const objectiveWhole = z
         'must be the name of a recipe, an objective of the algebra, a list of { until, objective }, or a function',
       )
       .default('rltt')
-      .describe('As in the configuration, or a function that returns coefficients.'),
+      .describe(
+        'A recipe by name, an objective, a list of { until, objective } by step, or a function that returns coefficients.',
+      ),
     answerOf: fn<(completion: string, columns: Record<string, unknown>) => string | null>().describe(
-      'Label-free rewards compare these; default the content of the last box, or the whole completion.',
+      'Function that extracts the answer that label-free rewards compare. Default: the content of the last box, or the whole completion.',
     ),
   })
   .superRefine(checkPolicy)
@@ -777,7 +828,7 @@ const looprptWhole = looprpt.safeExtend({
   teacher: z
     .custom<LoopLM>((value) => value instanceof LoopLM, 'must be a LoopLM')
     .optional()
-    .describe('The model that is followed and compared with, of the same configuration; default a copy of the model.'),
+    .describe('Teacher, a model of the same configuration. Default: a copy of the model.'),
 })
 
 /** A schema by what it gives and takes. */

@@ -46,6 +46,6 @@ export async function addTrainedAdapter(
   const { modules: targetModules } = checkAdapter(lora, operation, adaptableModules(model.architecture))
   if (sameAdapter(own, { ...lora, targetModules })) return
   const message =
-    'lora: the model has an adapter of another rank, alpha or other modules; remove it, or leave lora out to train it'
+    'lora: the model already has an adapter with another rank, alpha or other modules; remove it, or omit lora to train it'
   throw new LoopLMError('INVALID_CONFIG', message, { operation })
 }

@@ -22,8 +22,8 @@ export async function exclusively<Result>(model: LoopLM, operation: string, acti
   const outer = (around.getStore() ?? []).filter(({ over }) => !over)
   if (outer.some((holder) => holder.model === model)) {
     const message =
-      'it was called from inside a step of the same model, for example by a reward or an objective, and would wait for that step ' +
-      'while the step waits for it; call it between steps, or train a clone of the model'
+      'it was called inside a step of the same model, for example by a reward or an objective, so each would wait for the ' +
+      'other. Call it between steps, or train a clone of the model'
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
   const holder = { model, over: false }

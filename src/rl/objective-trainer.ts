@@ -41,7 +41,8 @@ function withSampledExits(config: ObjectiveTrainerConfig, steps: Schedule): Obje
   const { exit, exitThreshold, readLoops, rollout, environment } = config
   const given = Object.entries({ exit, exitThreshold, readLoops, rollout, environment }).find(([, value]) => value !== undefined)
   if (given === undefined) return { ...config, exit: { rule: 'sampled' } }
-  const problem = "the objective's exits 'sampled' draw the exits of single-turn rollouts by themselves. Omit it."
+  const problem =
+    "cannot be set, because the objective's exits 'sampled' already decide the exits of single-turn rollouts. Omit it."
   throw refuseOptions('ObjectiveTrainer', `${given[0]}: ${problem}`)
 }
 
@@ -59,7 +60,10 @@ export function objectiveSchedule(option: ObjectiveTrainerConfig['objective']): 
   for (const [i, { until }] of phases.entries()) {
     const last = i === phases.length - 1
     if (last ? until !== undefined : until === undefined || until <= (phases[i - 1]?.until ?? 0)) {
-      throw refuseOptions('ObjectiveTrainer', 'objective: phases need a growing `until`, and the last one none')
+      throw refuseOptions(
+        'ObjectiveTrainer',
+        'objective: phases need increasing values of `until`, and the last phase must have none',
+      )
     }
   }
   const references = phases.flatMap(({ objective }) => referencesOf(objective))
@@ -114,38 +118,43 @@ function checkCombinations({ terms, lazy, kl, entropy, filter, rewards }: Object
     if (source === 'turn' && (kind === 'gspo' || kind === 'k15' || space === 'marginal'))
       throw refuse(
         i,
-        `advantage.source: turns have separate advantages, and ${space === 'marginal' ? 'the marginal space' : kind} has one per sequence`,
+        `advantage.source: 'turn' gives every turn an advantage, but ${space === 'marginal' ? 'the marginal space' : kind} has one per sequence`,
       )
-    if (source !== 'turn' && gain !== undefined) throw refuse(i, "advantage.gain: belongs to the source 'turn'")
+    if (source !== 'turn' && gain !== undefined) throw refuse(i, "advantage.gain: needs the source 'turn'")
     if (source !== 'reward' && source !== 'turn' && unread !== undefined)
       throw refuse(i, `advantage.${unread[0]} is for advantages from rewards, and the source is ${source}; omit one of them`)
     if (baseline === 'none' && scale !== undefined && scale !== 'none')
       throw refuse(i, `advantage.scale: ${scale} needs the baseline 'group'; without a baseline rewards are taken as they are`)
     const attached = typeof weights === 'object' && weights.kind === 'exit-pdf' && !weights.detach
-    if (channel === 'exit' && kind !== 'reinforce') throw refuse(i, 'the exit channel knows the surrogate reinforce alone')
+    if (channel === 'exit' && kind !== 'reinforce') throw refuse(i, "surrogate: the exit channel supports only 'reinforce'")
     if (space === 'marginal' && (channel === 'exit' || advantage.loops?.belief === 'token'))
-      throw refuse(i, 'the marginal space has tokens alone, without exits or beliefs in them')
-    if (channel === 'exit' && combine === 'inner') throw refuse(i, 'combine: the exit channel has one log-probability per token')
+      throw refuse(i, "space: 'marginal' supports only the token channel, without the belief 'token'")
+    if (channel === 'exit' && combine === 'inner')
+      throw refuse(i, 'combine: the exit channel has only one log-probability per token; omit combine')
     if (channel === 'exit' && weights !== 'exit-pdf')
-      throw refuse(i, 'weights: the exit channel trains the loop that was left alone; omit weights')
+      throw refuse(i, 'weights: the exit channel trains only the loop of the exit; omit weights')
     if (channel === 'exit' && loops?.belief === 'token' && loops.normalize !== 'none')
       throw refuse(i, 'advantage.loops.normalize: the exit channel compares the draws of a token; omit normalize')
     if (channel === 'token' && draws !== undefined) throw refuse(i, 'draws: only the exit channel draws exits')
     if (attached && (kind !== 'reinforce' || combine === 'inner' || weights.temperature !== 1))
-      throw refuse(i, 'attached weights (detach: false) want the surrogate reinforce and temperature 1')
+      throw refuse(i, "weights: detach: false needs the surrogate 'reinforce', combine 'outer' and temperature 1")
     if (kind === 'k15' && advantage.loops !== undefined)
-      throw refuse(i, 'k15 compares whole responses and takes no rewards of loops')
+      throw refuse(i, "surrogate: 'k15' compares whole responses; omit advantage.loops")
     if (advantage.loops?.belief === 'token' && (advantage.loops.base === 'group' || advantage.loops.normalize === 'group'))
-      throw refuse(i, 'beliefs in tokens have no group: responses differ from token to token')
+      throw refuse(
+        i,
+        "advantage.loops: the belief 'token' has no group, because the tokens of responses differ; choose another base or normalize",
+      )
     if (advantage.loops !== undefined && advantage.loops.belief !== 'token' && advantage.loops.base === 'teacher')
-      throw refuse(i, 'base teacher belongs to the belief "token"')
+      throw refuse(i, "advantage.loops: the base 'teacher' needs the belief 'token'")
   }
   const needsConditional = { lazy, kl: kl?.beta || undefined, 'entropy.token': entropy.token || undefined }
   for (const [name, value] of Object.entries({ ...needsConditional, 'entropy.exit': entropy.exit || undefined }))
     if (value !== undefined && terms.every(({ space }) => space === 'marginal'))
       throw refuseOptions('ObjectiveTrainer', `objective.${name}: needs a term in the conditional space`)
   if (filter.resample > 0 && isLabelFree(rewards)) {
-    const problem = 'looks for groups whose rewards spread, and the rewards majority and novelty are made later; omit resample'
+    const problem =
+      'needs rewards that differ within a group, but the rewards majority and novelty are computed later; omit resample'
     throw refuseOptions('ObjectiveTrainer', `objective.filter.resample: ${problem}`)
   }
 }
@@ -161,7 +170,7 @@ function checkSampledExits({ exits, terms, kl, lazy, entropy }: Objective): void
       continue
     }
     if (channel === 'token' && (weights !== 'exit-loop' || surrogate !== 'reinforce'))
-      throw refuse(path, "exits 'sampled' credit the loop of the exit. Use weights 'exit-loop' and the surrogate 'reinforce'.")
+      throw refuse(path, "exits 'sampled' need the weights 'exit-loop' and the surrogate 'reinforce'.")
     if (space === 'marginal') throw refuse(`${path}.space`, "without the prompt no exit was sampled. Use 'conditional'.")
     if (advantage.loops !== undefined)
       throw refuse(`${path}.advantage.loops`, 'a sampled exit has one loop, whose reward is that of the response. Omit loops.')
@@ -170,5 +179,5 @@ function checkSampledExits({ exits, terms, kl, lazy, entropy }: Objective): void
   const unread = Object.entries({ kl, lazy }).find(([, value]) => value !== undefined)
   if (unread !== undefined) throw refuse(unread[0], "exits 'sampled' are not replayed by the reference model. Omit it.")
   if (entropy.token !== 0)
-    throw refuse('entropy.token', "it is of the loops of a token term, and exits 'sampled' have one each. Omit it.")
+    throw refuse('entropy.token', "must be 0, because with exits 'sampled' every token has only one loop. Omit it.")
 }

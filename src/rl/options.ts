@@ -25,47 +25,50 @@ export type Rewards = RewardFunction | readonly WeightedReward[] | Readonly<Reco
 
 /** The run: how long, which seed, what is saved and evaluated. */
 export interface RunConfig {
-  /** Steps of `run`. A step is one rollout (or one pre-training batch) with its optimizer steps. Default `100`. */
-  steps: number
   /**
-   * Passes over the rows of a dataset or the packed sequences of a corpus, in place of `steps`; a part of one is possible.
+   * Number of steps of `run`. A step samples rollouts, or takes a batch of sequences, and makes its optimizer updates. Default
+   * `100`.
    */
+  steps: number
+  /** Passes over the rows of a dataset or the packed sequences of a corpus, instead of `steps`. Fractions are allowed. */
   epochs?: number | undefined
-  /** Seed of prompts, sampling and shuffling. Same seed and threads: same bits. Default `0`. */
+  /** Seed of prompts, sampling and shuffling. The same seed and number of threads give the same bits. Default `0`. */
   seed: number
-  /** Steps between evaluations during `run`; 0: none. Default `0`. */
+  /** Steps between evaluations during `run`; 0 turns them off. Default `0`. */
   evalEvery: number
-  /** With `evalEvery`, also evaluate before the first step (step 0). It counts for `metricForBestModel` too. Default `true`. */
+  /**
+   * With `evalEvery`, also evaluate before the first step (step 0). This evaluation counts for `metricForBestModel`. Default
+   * `true`.
+   */
   evalOnStart: boolean
   /** Held-out problems, or packed sequences of text, per evaluation. Default `256`. */
   evalProblems: number
-  /** Loop counts that are evaluated; default 1 to the number of loops of the model. */
+  /** Loop counts to evaluate. Default: 1 to the loops of the model. */
   evalLoops?: number[] | undefined
-  /** Answers to each problem of an evaluation: more than 1 measure pass@k and the mean over them (avg@k). Default `1`. */
+  /**
+   * Answers per problem of an evaluation. More than 1 also measures pass@k, and rewards are means over the answers (avg@k).
+   * Default `1`.
+   */
   evalSamples: number
-  /**
-   * Temperature of the answers of an evaluation; 0: greedy. Default 0 for one answer to each problem, 1 for several.
-   */
+  /** Sampling temperature of evaluations; 0 is greedy. Default: 0 with one answer per problem, 1 with several. */
   evalTemperature?: number | undefined
-  /**
-   * Longest answer of an evaluation in tokens; default `maxNewTokens`, else what the task says, 256 for a dataset.
-   */
+  /** Most tokens of an answer in an evaluation. Default: `maxNewTokens`, else the limit of the task, or 256 for a dataset. */
   evalMaxNewTokens?: number | undefined
-  /** Steps between checkpoints; 0: only when the run ends. Needs `runDir`. Default `0`. */
+  /** Steps between checkpoints; 0 saves only when the run ends. Needs `runDir`. Default `0`. */
   saveEvery: number
-  /** How many of the newest checkpoints are kept. Default `3`. */
+  /** How many of the newest checkpoints to keep. Default `3`. */
   keepCheckpoints: number
-  /** Metric of the evaluations that says which checkpoint is best, for example `eval/loop_4/reward`. */
+  /** Evaluation metric that decides which checkpoint is best, for example `eval/loop_4/reward`. */
   metricForBestModel?: string | undefined
-  /** Whether more of `metricForBestModel` is better; default yes, unless its name ends in `loss`. */
+  /** Whether a larger `metricForBestModel` is better. Default: true, unless its name ends in `loss`. */
   greaterIsBetter?: boolean | undefined
-  /** How many of the best checkpoints are written and kept beside the newest; default 1 with `metricForBestModel`. */
+  /** How many of the best checkpoints to keep, in addition to the newest ones. Default: 1 with `metricForBestModel`. */
   saveBest?: number | undefined
-  /** When the run ends by itself, the model gets the parameters of the best checkpoint. Needs `runDir`. Default `false`. */
+  /** Load the parameters of the best checkpoint when the run is complete. Needs `runDir`. Default `false`. */
   loadBestModelAtEnd: boolean
-  /** The run ends after this many evaluations in a row in which `metricForBestModel` was no better than before. */
+  /** Stop the run after this many evaluations in a row without a better `metricForBestModel`. */
   earlyStoppingPatience?: number | undefined
-  /** By how much an evaluation must beat the best one before to count as better for `earlyStoppingPatience`. Default `0`. */
+  /** Smallest improvement of `metricForBestModel` that counts as better for `earlyStoppingPatience`. Default `0`. */
   earlyStoppingThreshold: number
   /**
    * How to render conversations: `template` (Jinja, or a .jinja file) instead of the tokenizer's, `tools` to show, a `system`
@@ -77,42 +80,48 @@ export interface RunConfig {
 
 /** A low-rank adapter that is trained in place of the model. */
 export interface LoRAConfig {
-  /** Inner dimension of the adapter. Default `16`. */
+  /** Rank of the adapter's matrices. Default `16`. */
   rank: number
-  /** The adapter counts alpha / rank times. Default `32`. */
+  /** The adapter is scaled by alpha / rank. Default `32`. */
   alpha: number
-  /** There is none. Default `0`. */
+  /** Must be 0: dropout is not supported. Default `0`. */
   dropout: 0
-  /** Projections of every layer that get one, by the last part of their names; default all of them. */
+  /** Projections of every layer that get an adapter, by the last part of their names, for example `q_proj`. Default: all. */
   targetModules?: LoRAModule[] | undefined
-  /** A separate adapter for every loop: as many times the parameters. It cannot be merged into the model. Default `false`. */
+  /**
+   * Train a separate adapter for every loop. The adapter has that many times the parameters and cannot be merged into the model.
+   * Default `false`.
+   */
   perLoop: boolean
-  /** The MLP also sees the token before (Shift-FFN, arXiv 2505.17153), by matrices of this inner dimension; 0: not. Default `0`. */
+  /**
+   * Rank of matrices through which the MLP also sees the previous token (Shift-FFN, arXiv 2505.17153); 0 turns it off. Default
+   * `0`.
+   */
   shiftRank: number
 }
 
 /** The optimizer: AdamW, its schedule and its memory. */
 export interface OptimizerConfig {
-  /** Course of the learning rate after the warm-up. Default `"constant"`. */
+  /** Learning rate schedule after the warm-up. Default `"constant"`. */
   schedule: 'constant' | 'linear' | 'cosine'
   /** Steps of linear warm-up. */
   warmupSteps?: number | undefined
-  /** Warm-up as a share of `steps`; not together with `warmupSteps`. */
+  /** Warm-up as a share of `steps`. Cannot be combined with `warmupSteps`. */
   warmupRatio?: number | undefined
-  /** Where `linear` and `cosine` end. Default `0`. */
+  /** Learning rate at the end of `linear` and `cosine`. Default `0`. */
   minLearningRate: number
-  /** Added to the square root in AdamW. Default `1e-8`. */
+  /** Epsilon of AdamW, added to the square root of the second moment. Default `1e-8`. */
   adamEps: number
-  /** Gradients are scaled down to this global norm; 0: never. Default `1`. */
+  /** Gradients with a larger global norm are scaled down to this norm; 0 turns clipping off. Default `1`. */
   maxGradNorm: number
-  /** Activations that the backward pass computes again instead of keeping them. Less memory, same numbers. Default `"none"`. */
-  recompute: Recompute
-  /** Tokens per pass through the engine; 0: chosen from the size of the model. Never changes the loss. Default `0`. */
-  tokensPerMicroBatch: number
   /**
-   * Trains a low-rank adapter in place of the model, which stays as it is; checkpoints are those of the adapter, in the
-   * format of PEFT.
+   * Recompute activations in the backward pass, by `loop` or by `layer`, instead of storing them. Needs less memory and more
+   * time; the numbers are the same. Default `"none"`.
    */
+  recompute: Recompute
+  /** Tokens per forward and backward pass; 0 chooses it from the size of the model. Does not change the loss. Default `0`. */
+  tokensPerMicroBatch: number
+  /** Train a low-rank adapter (LoRA) and leave the model unchanged. Checkpoints then hold the adapter, in the format of PEFT. */
   lora?: LoRAConfig | undefined
   /** Peak learning rate. */
   learningRate: number
@@ -124,59 +133,55 @@ export interface OptimizerConfig {
 
 /** Which loops are trained, and how they begin. */
 export interface LoopConfig {
-  /**
-   * Loops of rollouts and of training; default those of the model. Nanbeige and HRM-Text refuse more than the model has.
-   */
+  /** Loops per token, in rollouts and in training. Default: those of the model. Nanbeige and HRM-Text allow no more. */
   loops?: number | undefined
-  /**
-   * Loops, in growing order, that are read and weighted; nothing runs behind the last one. Default all.
-   */
+  /** Loops whose predictions enter the loss, in ascending order. Loops after the last of them do not run. Default: all. */
   readLoops?: number[] | undefined
   /**
-   * Only the last so many loops carry gradient, and the others keep nothing for it; `published`: as the family was trained.
-   * Default all.
+   * Backpropagate through this many of the last loops; earlier loops store no activations. `published`: as the model family was
+   * trained. Default: all.
    */
   backwardLoops?: BackwardLoops | undefined
   /**
-   * First state of the loops of families that begin with a random one: drawn from `stateSeed` and the tokens, or zeros.
-   * Default `"drawn"`.
+   * Initial state of families whose loops start from a random one: `drawn` from `stateSeed` and the tokens, or `zeros`. Default
+   * `"drawn"`.
    */
   initialState: 'drawn' | 'zeros'
-  /** Seed of first states. Default `0`. */
+  /** Seed of drawn initial states. Default `0`. */
   stateSeed: number
 }
 
 /** What is not plain data, and therefore not part of a configuration file. */
 export interface Resources {
-  /** Folder of checkpoints, metrics and completions; without it nothing is written. */
+  /** Folder for checkpoints, metrics and completions. Nothing is written without it. */
   runDir?: string | undefined
   /**
-   * Continue from the newest checkpoint of `runDir` (from the start where there is none), or from the checkpoint at this
-   * path. Default `false`.
+   * `true` continues from the newest checkpoint of `runDir`, or starts anew if there is none. A string continues from the
+   * checkpoint at this path. Default `false`.
    */
   resume: boolean | string
   /** Source of prompts, tokenizer, reward and held-out problems. */
   task?: Task | undefined
   /**
-   * Rows with a `prompt`, a text or messages, instead of a task; `pretrain` and `looprpt` also learn rows of `messages` or
+   * Rows with a `prompt` (a string or messages), instead of a task. `pretrain` and `looprpt` also learn rows of `messages` or
    * `text`. An array, a `DatasetStream`, a path, `hub:org/name`, or `{ path, … }` with the options of `loadDataset` and
    * `shuffleBuffer`.
    */
   dataset?: DatasetSource | undefined
   /** Held-out rows for evaluations of a `dataset`. */
   evalDataset?: DatasetSource | undefined
-  /** Further tasks whose held-out problems are answered at each evaluation, by the name that their metrics get. */
+  /** More tasks whose held-out problems are answered at each evaluation. The keys name their metrics. */
   evalTasks?: Record<string, Task> | undefined
-  /** Tokenizer of a `dataset`; default the one of the model. */
+  /** Tokenizer of a `dataset`. Default: that of the model. */
   tokenizer?: Tokenizer | undefined
   /** Functions that the run calls: `onRunBegin`, `onRollouts`, `onStep`, `onEvaluate`, `onLog`, `onSave`, `onRunEnd`. */
   callbacks?: TrainerCallbacks | undefined
   /**
-   * What records the run, in this order: built-in loggers by name, and your own loggers. Default all built-in ones
-   * (`jsonl`, `tensorboard`, `report`) where there is a `runDir`; an empty list records nothing.
+   * Loggers that record the run, called in this order: built-in ones by name, and your own. Default: `jsonl`, `tensorboard` and
+   * `report` if `runDir` is set. An empty list records nothing.
    */
   loggers?: readonly (LoggerName | Logger)[] | undefined
-  /** Receives warnings; default `process.emitWarning`. */
+  /** Function that receives warnings. Default: `process.emitWarning`. */
   onWarning?: ((message: string) => void) | undefined
 }
 
@@ -189,30 +194,34 @@ export interface RolloutConfig extends LoopConfig {
   promptsPerStep: number
   /** Completions per prompt; advantages are relative to this group. Default `8`. */
   groupSize: number
-  /** Generation calls whose rollouts make one logical batch: prompts per step are `promptsPerStep` times this. Default `1`. */
+  /**
+   * Generation calls per step. Their rollouts form one batch of `promptsPerStep` × `gradientAccumulation` prompts. Default `1`.
+   */
   gradientAccumulation: number
-  /** Passes over the rollouts of a step. More than 1 wants the surrogate `ppo` or `cispo`. Default `1`. */
+  /** Passes over the rollouts of a step. More than 1 needs the surrogate `ppo` or `cispo`. Default `1`. */
   updatesPerRollout: number
-  /** Parts, in whole groups, that each pass is cut into; every part is one optimizer step. Default `1`. */
+  /** Parts that each pass is split into, without splitting groups. Every part is one optimizer step. Default `1`. */
   minibatches: number
-  /** Longest completion in tokens; default what the task says, 256 for a dataset. */
+  /** Most tokens of a completion. Default: the limit of the task, or 256 for a dataset. */
   maxNewTokens?: number | undefined
-  /** Sampling temperature, also of all log-probabilities. Default `1`. */
+  /** Sampling temperature. All log-probabilities use it as well. Default `1`. */
   temperature: number
-  /** Sample from the k most likely tokens; 0: all. Log-probabilities stay those of the full vocabulary. Default `0`. */
+  /**
+   * Sample from the k most likely tokens; 0 allows all. Log-probabilities are still those of the full vocabulary. Default `0`.
+   */
   topK: number
-  /** Sample from the smallest set of tokens with this probability. Default `1`. */
+  /** Sample from the smallest set of most likely tokens that together have this probability (nucleus sampling). Default `1`. */
   topP: number
-  /** Sample from tokens with at least this share of the largest probability; 0: all. Default `0`. */
+  /** Sample from tokens with at least this share of the largest probability; 0 allows all. Default `0`. */
   minP: number
   /**
-   * Logits of tokens in the prompt or drawn before: positive ones are divided by it, negative ones multiplied; 1: off.
-   * Default `1`.
+   * Penalty of tokens that occurred before, in prompt or completion: positive logits are divided by it, negative ones
+   * multiplied. 1 turns it off. Default `1`.
    */
   repetitionPenalty: number
-  /** Subtracted from the logit of a token once for each time that it was drawn before; 0: off. Default `0`. */
+  /** Subtracted from the logit of a token for each time that it was sampled before; 0 turns it off. Default `0`. */
   frequencyPenalty: number
-  /** Subtracted once from the logit of each token that was drawn before; 0: off. Default `0`. */
+  /** Subtracted once from the logit of each token that was sampled before; 0 turns it off. Default `0`. */
   presencePenalty: number
   /** Added to the logits of these token ids, for example `{ 13: -2 }`. */
   logitBias?: Record<string, number> | undefined
@@ -221,30 +230,36 @@ export interface RolloutConfig extends LoopConfig {
   /** Token ids or strings that end a completion, in place of the end tokens of the task or the model. */
   stop?: (number | string)[] | undefined
   /**
-   * Completions, or the turns of episodes, are texts of a grammar, in evaluations too. Log-probabilities stay those of the full
-   * vocabulary.
+   * Grammar that completions, or turns of episodes, must follow, also in evaluations. Log-probabilities are still those of the
+   * full vocabulary.
    */
   grammar?: GenerateOptions['grammar'] | undefined
-  /** Exit rule of rollouts. Training and its log-probabilities stay at full depth, which is also the default. */
+  /** Early-exit rule of rollouts. Training and its log-probabilities always use full depth. Default: no early exit. */
   exit?: ExitRule | undefined
-  /** `wavefront`: several positions of a rollout at once, where that pays. Never changes the rollouts. Default `"off"`. */
+  /**
+   * `wavefront` computes several positions of a rollout at once where that saves time. Does not change the rollouts. Default
+   * `"off"`.
+   */
   speculate: 'wavefront' | 'off'
-  /** Leave sequences without advantage, those of flat groups first, out of the passes. Never changes the loss. Default `true`. */
+  /** Skip sequences whose advantage is 0, such as groups with equal rewards. Does not change the loss. Default `true`. */
   skipFlatGroups: boolean
-  /** Calls of one reward function that wait for an answer at the same time. Default `64`. */
+  /** Most calls of one reward function that run at the same time. Default `64`. */
   rewardConcurrency: number
-  /** Seconds after which a reward that has not answered is an error; 0: never. Default `0`. */
+  /** Seconds that a reward may take before the run fails; 0 sets no limit. Default `0`. */
   rewardTimeout: number
   /**
-   * Tokens that the normalizer `constant` divides by; default `maxNewTokens`, for `update` else the longest response of its
-   * batch.
+   * Tokens that the normalizer `constant` divides by. Default: `maxNewTokens`; where that is not set, `update` uses the longest
+   * response of its batch.
    */
   constantNormalizerLength?: number | undefined
-  /** Completions per step that are written to completions.jsonl of `runDir`. Default `4`. */
+  /** Completions per step to write to completions.jsonl in `runDir`. Default `4`. */
   logCompletions: number
-  /** Steps between comparisons of the log-probabilities of sampling and of training; 0: never. Default `10`. */
+  /** Steps between checks that sampling and training give the same log-probabilities; 0 turns them off. Default `10`. */
   logprobCheckEvery: number
-  /** Replaces the reward of the task: a function, a list of { name, reward, weight } or functions by name. Several are added. */
+  /**
+   * Replaces the reward of the task: a function, a list of { name, reward, weight }, or functions by name. Several rewards are
+   * added.
+   */
   reward?: Rewards | undefined
 }
 
@@ -253,8 +268,8 @@ export interface EpisodeConfig {
   /** Most turns of the model in an episode. Default `8`. */
   maxTurns: number
   /**
-   * Episodes branch once where a turn begins uncertainly (ARPO): the mean entropy of its first tokens, in nats, is at least
-   * `entropy`. `width` episodes of the group then share what came before. Default: none.
+   * Branch an episode once, at a turn whose first tokens have a mean entropy of at least `entropy` nats (ARPO). `width` episodes
+   * of the group then share the turns before it. Default: no branches.
    */
   branch?:
     | {
@@ -264,26 +279,26 @@ export interface EpisodeConfig {
         width: number
       }
     | undefined
-  /** Most tokens of an episode, its prompt included; default the `max_position_embeddings` of the model. */
+  /** Most tokens of an episode, prompt included. Default: `max_position_embeddings` of the model. */
   maxEpisodeTokens?: number | undefined
-  /** Calls of tools that run at the same time. Default `16`. */
+  /** Most tool calls that run at the same time. Default `16`. */
   toolConcurrency: number
-  /** Seconds after which a call of a tool is answered with an error message; 0: never. Default `30`. */
+  /** Seconds that a tool call may take before the model gets an error message instead; 0 sets no limit. Default `30`. */
   toolTimeout: number
-  /** Seconds after which an environment that has not answered is an error; 0: never. Default `300`. */
+  /** Seconds that an environment may take before the run fails; 0 sets no limit. Default `300`. */
   environmentTimeout: number
   /**
-   * Where the chat template rewrites earlier turns: encode the conversation again, and train the turns since then alone.
-   * Default `false`.
+   * For chat templates that rewrite earlier turns: encode the conversation again, and train only the turns after the last
+   * rewrite. Default `false`.
    */
   reencode: boolean
 }
 
 /** What makes rollouts other than single turns; none of it is data. */
 export interface RolloutResources {
-  /** Makes the rollouts of a step; default completions of the prompts. */
+  /** Function that makes the rollouts of a step. Default: the model completes the prompts. */
   rollout?: RolloutFunction | undefined
-  /** Makes the episode of a problem, with turns, tools and rewards; rollouts are episodes then. */
+  /** Function that makes an episode for a problem, with turns, tools and rewards. Rollouts are then episodes. */
   environment?: Environment | undefined
   /** Tools that every episode offers. */
   tools?: readonly Tool[] | undefined
@@ -291,63 +306,68 @@ export interface RolloutResources {
 
 /** What all policy-gradient trainers have in common. Those whose options lack the last three leave them undefined. */
 export interface PolicyConfig extends TrainerConfig, RolloutConfig, EpisodeConfig, RolloutResources {
-  /** Rollouts leave the loops where the exit CDF reaches this, and exit terms train those exits; default full depth. */
+  /**
+   * Rollout tokens exit at the first loop where the exit CDF reaches this, and exit terms train these exits. Default: full
+   * depth.
+   */
   exitThreshold?: number | undefined
-  /** Start token in place of the prompt for terms in the marginal space; default the `bos_token_id` of the model, else 0. */
+  /** Start token that replaces the prompt in terms of the marginal space. Default: `bos_token_id` of the model, else 0. */
   marginalToken?: number | undefined
-  /** Label-free rewards compare these; default the content of the last box, or the whole completion. */
+  /**
+   * Function that extracts the answer that label-free rewards compare. Default: the content of the last box, or the whole
+   * completion.
+   */
   answerOf?: ((completion: string, columns: Record<string, unknown>) => string | null) | undefined
 }
 
 /** Where the advantages of `RLTTTrainer` and `GRPOTrainer` come from. */
 export interface AdvantageConfig {
-  /** One per sequence from its reward, or one per turn from the rewards of the turns. Default `"reward"`. */
+  /** `reward`: one per sequence, from its reward. `turn`: one per turn, from the rewards of the turns. Default `"reward"`. */
   source: 'reward' | 'turn'
-  /** Of later turns: the reward of the turn k turns later counts discount^k times. Default `1`. */
+  /** Factor per turn: the reward of the turn k turns later is multiplied by discount^k. Default `1`. */
   discount: number
 }
 
 /** The objective of math.md §2–§4, as RLTT and GRPO spell it. */
 export interface ClassicObjectiveConfig {
   /**
-   * One advantage per sequence, from its reward; or one per turn of an episode, from the rewards of this turn and later ones, each
-   * next one times `discount`. Default `{"source":"reward","discount":1}`.
+   * `reward`: one advantage per sequence, from its reward. `turn`: one per turn of an episode, from its reward and those of
+   * later turns, discounted by `discount` per turn. Default `{"source":"reward","discount":1}`.
    */
   advantage: AdvantageConfig
-  /** Divide advantages by the standard deviation of the group, or not. Default `"group"`. */
+  /** Whether advantages are divided by the standard deviation of the `group`. Default `"group"`. */
   scaleRewards: 'group' | 'none'
-  /** Weight of the k3 estimate of the KL divergence to the frozen starting model, at the last loop. Default `0`. */
+  /** Weight of the KL divergence to the frozen starting model, estimated by k3 at the last loop. Default `0`. */
   beta: number
   /**
-   * Mean over tokens of each response and then over responses; mean over all tokens; or division by `constantNormalizerLength`.
-   * Default `"response-mean"`.
+   * How the losses of tokens are averaged. `response-mean`: over the tokens of each response, then over responses. `token-mean`:
+   * over all tokens. `constant`: divided by `constantNormalizerLength`. Default `"response-mean"`.
    */
   normalizer: Normalizer
   /** `ppo`: ratios below 1 - epsilon are clipped. Default `0.2`. */
   epsilon: number
-  /** `ppo`: ratios above 1 + epsilonHigh are clipped; default `epsilon`. */
+  /** `ppo`: ratios above 1 + epsilonHigh are clipped. Default: `epsilon`. */
   epsilonHigh?: number | undefined
-  /** `ppo`: bound of the ratio of sequences with a negative advantage; default none. */
+  /** `ppo`: upper bound of the ratio where the advantage is negative. Default: none. */
   dualClip?: number | undefined
-  /** `cispo`: cap of the ratio; default 5. */
+  /** `cispo`: largest ratio. Default: 5. */
   cap?: number | undefined
 }
 
 /** Checked options of `RLTTTrainer`. */
 export interface RLTTConfig extends TrainerConfig, RolloutConfig, EpisodeConfig, RolloutResources, ClassicObjectiveConfig {
   /**
-   * Weights of the loops in the loss: by the probability of exiting at the loop, equal, by t^alpha, only the last, or
-   * one number per loop that is read. Default `"exit-pdf"`.
+   * Weights of the loops in the loss: `exit-pdf` (their exit probabilities), `uniform`, `progressive` (t^alpha for loop t),
+   * `last`, or one number per loop that is read. Default `"exit-pdf"`.
    */
   weights: LoopWeights | number[]
   /** Exponent of `progressive`. Default `1`. */
   alpha: number
   /**
-   * No gradient through `exit-pdf` weights; false trains the gate as well and wants the surrogate `reinforce`. Default
-   * `true`.
+   * Stop the gradient at `exit-pdf` weights. `false` also trains the gate, and needs the surrogate `reinforce`. Default `true`.
    */
   detachWeights: boolean
-  /** `reinforce` has no ratio and wants one optimizer step per rollout. Default `"reinforce"`. */
+  /** Loss of a token. `reinforce` has no importance ratio: make one optimizer step per rollout with it. Default `"reinforce"`. */
   surrogate: Surrogate
   /** Peak learning rate. Default `0.000001`. */
   learningRate: number
@@ -361,7 +381,7 @@ export interface RLTTConfig extends TrainerConfig, RolloutConfig, EpisodeConfig,
 export interface GRPOConfig extends TrainerConfig, RolloutConfig, EpisodeConfig, RolloutResources, ClassicObjectiveConfig {
   /** GRPO trains the last loop. Default `"last"`. */
   weights: 'last'
-  /** `ppo` clips the ratio to the policy that made the rollout. Default `"ppo"`. */
+  /** Loss of a token. `ppo` clips the ratio to the policy that sampled the rollout. Default `"ppo"`. */
   surrogate: Surrogate
   /** Peak learning rate. Default `0.000001`. */
   learningRate: number
@@ -376,7 +396,10 @@ export type ClassicConfig = RLTTConfig | GRPOConfig
 
 /** Checked options of `ObjectiveTrainer`. */
 export interface ObjectiveTrainerConfig extends PolicyConfig {
-  /** As in the configuration, or a function that returns coefficients. Default `"rltt"`. */
+  /**
+   * A recipe by name, an objective, a list of { until, objective } by step, or a function that returns coefficients. Default
+   * `"rltt"`.
+   */
   objective: ObjectiveOption<Objective>
   /** Peak learning rate. Default `0.000001`. */
   learningRate: number
@@ -404,15 +427,15 @@ export interface SequenceConfig extends TrainerConfig {
   batchSize: number
   /** Tokens per packed sequence of a `corpus`. Default `1024`. */
   contextLength: number
-  /** Share of a `corpus` that is kept back for evaluations; not with `evalCorpus`. Default `0.05`. */
+  /** Share of a `corpus` that is held out for evaluations. Not used with `evalCorpus`. Default `0.05`. */
   heldOutShare: number
   /** Files or folders of .txt, .md and .jsonl (`text` of each line), instead of a task or dataset. */
   corpus?: string | string[] | undefined
   /** Held-out text for evaluations of a `corpus`. */
   evalCorpus?: string | string[] | undefined
   /**
-   * Evaluations also answer held-out problems and score the answers with this: a function, a list of { name, reward, weight }
-   * or functions by name. Default the reward of the task.
+   * Reward for the answers to held-out problems in evaluations: a function, a list of { name, reward, weight }, or functions by
+   * name. Default: the reward of the task.
    */
   reward?: Rewards | undefined
 }
@@ -420,24 +443,24 @@ export interface SequenceConfig extends TrainerConfig {
 /** Checked options of `PretrainTrainer`. */
 export interface PretrainConfig extends SequenceConfig, LoopConfig {
   /**
-   * Of a conversation, learn every message of the assistant: what the template has in `{% generation %}`, else what each
-   * adds. Default the last message alone. Default `false`.
+   * Learn every assistant message of a conversation, not only the last one. The template marks them with `{% generation %}`;
+   * without marks, each message is the text that it adds. Default `false`.
    */
   assistantOnly: boolean
   /**
-   * Stage I trains everything on the expected cross-entropy; Stage II the gate alone, to go on while a loop helps. Default
-   * `1`.
+   * `1` (Stage I) trains all parameters on the expected cross-entropy over the exits. `2` (Stage II) trains only the exit gate,
+   * to continue while another loop helps. Default `1`.
    */
   stage: 1 | 2
   /**
-   * Stage I: weights of the cross-entropies of the loops. `exit-pdf` trains the gate as well, and is the default of models
-   * that have one; without one the default is `last`.
+   * Stage I: weights of the loops in the loss. `exit-pdf` also trains the gate. Default: `exit-pdf` for models with an exit
+   * gate, else `last`.
    */
   weights?: LoopWeights | number[] | undefined
   /** Exponent of `progressive`. Default `1`. */
   alpha: number
   /**
-   * Weight of the entropy of the exit distribution; keeps the gate from collapsing. Read with `exit-pdf` weights alone.
+   * Weight of the entropy of the exit distribution, which keeps the gate from collapsing. Used only with `exit-pdf` weights.
    * Default `0.1`.
    */
   entropyCoefficient: number
@@ -451,11 +474,11 @@ export interface PretrainConfig extends SequenceConfig, LoopConfig {
 
 /** Checked options of `LoopRPTTrainer`. */
 export interface LoopRPTConfig extends SequenceConfig {
-  /** Share of the predictions of each sequence that count: those of highest teacher entropy. Default `0.2`. */
+  /** Share of the predictions of each sequence that are trained: those with the highest teacher entropy. Default `0.2`. */
   rho: number
   /** The reference step of a token is the first loop where the exit CDF of the teacher reaches this. Default `0.5`. */
   tau: number
-  /** Price of a loop, in nats. Default `0.02`. */
+  /** Cost of a loop, in nats. Default `0.02`. */
   lambdaBase: number
   /** How much more a loop costs where the teacher is certain. Default `0.5`. */
   lambdaScale: number
@@ -464,16 +487,19 @@ export interface LoopRPTConfig extends SequenceConfig {
   /** Standard deviation of the noise on the latent states. Default `0.1`. */
   sigma: number
   /**
-   * Where the noise is added: the normed state of every loop, the residual stream before that norm, or the embedded tokens
-   * once. Behind `state` the passes share their first loop, which saves time. Default `"state"`.
+   * Where the noise is added. `state`: to the normed state of every loop; the passes then share their first loop, which saves
+   * time. `residual`: to the residual stream before that norm. `embedding`: once to the embedded tokens. Default `"state"`.
    */
   noiseSite: 'state' | 'residual' | 'embedding'
   /**
-   * Rollouts come in pairs with opposite noise, which halves the draws and cancels odd errors. Wants even `rollouts`.
-   * Default `false`.
+   * Rollouts come in pairs with opposite noise, which halves the draws and cancels odd errors. Needs an even number of
+   * `rollouts`. Default `false`.
    */
   antithetic: boolean
-  /** Whose log-probability a rollout earns at its exit: its own, or that of the pass without noise. Default `"rollout"`. */
+  /**
+   * Log-probability that rewards an exit: that of the noisy `rollout` itself, or of the `clean` pass without noise. Default
+   * `"rollout"`.
+   */
   rewardFrom: 'rollout' | 'clean'
   /** Weight of the policy gradient of the exits. Default `1`. */
   policyCoefficient: number
@@ -484,13 +510,16 @@ export interface LoopRPTConfig extends SequenceConfig {
   /** Weight of the k3 estimate of the KL divergence to the teacher. Default `0.0001`. */
   klCoefficient: number
   /**
-   * Over which loops that estimate is taken: their mean, by the (detached) exit distribution, or the last alone. Default
-   * `"mean"`.
+   * How the KL estimates of the loops are combined: their `mean`, `weighted` by the (detached) exit distribution, or the `last`
+   * loop only. Default `"mean"`.
    */
   klReduction: 'mean' | 'weighted' | 'last'
-  /** The teacher becomes this share of itself and the rest of the model after every step; 1: frozen. Default `0.995`. */
+  /**
+   * Decay of the teacher, a moving average of the model: after every step it is decay × teacher + (1 - decay) × model. 1 freezes
+   * it. Default `0.995`.
+   */
   teacherDecay: number
-  /** The model that is followed and compared with, of the same configuration; default a copy of the model. */
+  /** Teacher, a model of the same configuration. Default: a copy of the model. */
   teacher?: LoopLM | undefined
   /** Peak learning rate. Default `0.000005`. */
   learningRate: number
@@ -515,7 +544,10 @@ export interface RLTTOptions extends Options<RLTTConfig> {}
 export interface GRPOOptions extends Options<GRPOConfig> {}
 /** Options of `ObjectiveTrainer`; `looplm options objective` lists them with their defaults. */
 export interface ObjectiveTrainerOptions extends Options<Omit<ObjectiveTrainerConfig, 'objective'>> {
-  /** As in the configuration, or a function that returns coefficients. Default `"rltt"`. */
+  /**
+   * A recipe by name, an objective, a list of { until, objective } by step, or a function that returns coefficients. Default
+   * `"rltt"`.
+   */
   objective?: ObjectiveOption<ObjectiveInput> | undefined
 }
 /** Options of `PretrainTrainer`; `looplm options pretrain` lists them with their defaults. */

@@ -352,8 +352,12 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
 /** @throws LoopLMError INVALID_ARGUMENT where the exits of a batch cannot be replayed */
 function checkReplay({ exits, mask }: RolloutBatch, operation: string): void {
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
-  if (exits === undefined) throw refuse('exits: the objective replays them. Give the exits of the rollouts, len-1 per sequence.')
-  if (mask !== undefined) throw refuse('mask: exits are replayed in responses without foreign tokens. Omit mask.')
+  if (exits === undefined)
+    throw refuse('exits: missing, and the objective replays them. Pass the exits of the rollouts, length - 1 per sequence.')
+  if (mask !== undefined)
+    throw refuse(
+      'mask: cannot be combined with exits, which are replayed only where the model wrote the whole response. Omit mask.',
+    )
 }
 
 /** @param exited the tokens left the loops where the gate said so */

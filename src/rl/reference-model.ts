@@ -41,7 +41,8 @@ export class ReferenceModel {
    */
   async get(updates: number): Promise<LoopLM> {
     if (this.#reference === undefined && updates > 0) {
-      const message = 'referenceLogprobs: earlier batches brought their own, so no reference was kept; bring them here too'
+      const message =
+        'referenceLogprobs: missing. Earlier batches had their own, so no reference model was kept. Pass them in every batch'
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation: this.#operation })
     }
     this.#reference ??= await this.#model.clone()

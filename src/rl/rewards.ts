@@ -117,7 +117,7 @@ async function scoreWith(
   const scores: (number | null)[] = Array(completions.length)
   let next = 0
   const late = () => {
-    const message = `no answer within rewardTimeout = ${timeout} s; raise it, or return null where no answer is to be had`
+    const message = `no answer within rewardTimeout = ${timeout} s; raise it, or return null if there is no score`
     return new LoopLMError('ABORTED', message, { operation })
   }
   const abort = () => controller.abort(new LoopLMError('ABORTED', 'the run was aborted', { operation, cause: signal?.reason }))

@@ -121,7 +121,7 @@ export class RunCheckpoints {
       selection.state = ranked
       if (!replaced) throw cause
       const { code, message } = toLoopLMError(cause)
-      const remedy = 'the trainer has taken over parts of the checkpoint: make a new one'
+      const remedy = 'the trainer has loaded parts of the checkpoint and cannot be used: make a new trainer'
       this.#refused = new LoopLMError(code, `${message}; ${remedy}`, { cause })
       throw this.#refused
     }

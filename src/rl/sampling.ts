@@ -39,8 +39,8 @@ export function checkGrammarTokenizer(model: LoopLM, tokenizer: Tokenizer, opera
   const own = model.tokenizer
   if (own === undefined || own.fingerprint === tokenizer.fingerprint) return
   const message =
-    'grammar: the data is read with another tokenizer than the one of the model, and a grammar needs one that knows the tokens; set ' +
-    'model.tokenizer to the one of the data'
+    'grammar: the data uses another tokenizer than the model, and a grammar needs the one that encoded the data; set ' +
+    'model.tokenizer to the tokenizer of the data'
   throw new LoopLMError('INVALID_CONFIG', message, { operation })
 }
 

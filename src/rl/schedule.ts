@@ -5,7 +5,7 @@ export interface Schedule {
   schedule: 'constant' | 'linear' | 'cosine'
   /** Peak, reached after the warm-up. */
   learningRate: number
-  /** Where `linear` and `cosine` end. */
+  /** Learning rate at the end of `linear` and `cosine`. */
   minLearningRate: number
   /** Steps of the whole run. */
   steps: number
@@ -53,7 +53,9 @@ export function countSteps(
 ): void {
   if (config.epochs === undefined) return
   if (rows === undefined) {
-    throw new LoopLMError('INVALID_CONFIG', 'epochs: a task has no end, and so no passes; give steps', { operation })
+    throw new LoopLMError('INVALID_CONFIG', 'epochs: a task makes problems without end, so it has no epochs; set steps instead', {
+      operation,
+    })
   }
   config.steps = Math.max(1, Math.ceil((config.epochs * rows) / rowsPerStep))
 }

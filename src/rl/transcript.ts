@@ -83,7 +83,7 @@ export class Transcript {
   #nextText(results: readonly ToolMessage[], reply: string | readonly ChatMessage[] | undefined): number[] {
     if (reply !== undefined && typeof reply !== 'string') {
       const message =
-        'reply: the prompt of the episode is a string, and so must its replies be; give messages as prompt, or text as reply'
+        'reply: must be a string, because the prompt of the episode is one; reply with a string, or pass messages as prompt'
       throw new LoopLMError('INVALID_ARGUMENT', message)
     }
     const said = results.map(({ content }) => `<tool_response>\n${content}\n</tool_response>\n`).join('')

@@ -128,7 +128,7 @@ export async function planEmbedding(served: Served, request: EmbeddingRequest): 
   checkLoops(served, request.loops)
   const { hidden_size: size } = served.model.config
   if (request.dimensions != null && request.dimensions !== size) {
-    const message = `dimensions: must be the ${size} of the model, got ${request.dimensions}: vectors are not shortened`
+    const message = `dimensions: must be ${size}, the size of the model's vectors, got ${request.dimensions}: vectors cannot be shortened`
     throw new HttpError(400, message, { param: 'dimensions', code: 'invalid_value' })
   }
   const context = contextOf(served)

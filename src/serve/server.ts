@@ -196,7 +196,7 @@ export class LoopLMServer {
       throw new HttpError(404, message, { code: 'not_found' })
     }
     if (!methods.includes(request.method ?? '')) {
-      throw new HttpError(405, `${path} answers ${methods.join(', ')}`, { headers: { allow: methods.join(', ') } })
+      throw new HttpError(405, `${path} accepts ${methods.join(', ')}`, { headers: { allow: methods.join(', ') } })
     }
     if (request.method === 'OPTIONS') {
       response.writeHead(204, { allow: methods.join(', ') }).end()

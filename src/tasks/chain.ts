@@ -20,7 +20,7 @@ const schema = z
         all: weight.default(1),
         twice: weight.default(1),
       })
-      .refine((weights) => Object.values(weights).some((each) => each > 0), { message: 'one of the weights must be more than 0' })
+      .refine((weights) => Object.values(weights).some((each) => each > 0), { message: 'at least one weight must be above 0' })
       .prefault({}),
   })
   .refine(({ operations, minOperations = 1 }) => minOperations <= operations, {

@@ -38,7 +38,7 @@ export function checkOptions<Options extends object>(
   const path = (field: string) => (name === 'options' ? field : `${name}.${field}`)
   checkNames(given, names, 'option', operation, path)
   for (const [field, value] of Object.entries(given)) {
-    if (value === null) throw refuse(`${path(field)} must not be null; leave it out for its default`)
+    if (value === null) throw refuse(`${path(field)} must not be null; omit it for its default`)
     if (field === 'signal' && value !== undefined) checkSignal(value, operation)
   }
 }
@@ -101,7 +101,7 @@ export function checkFlag(value: unknown, name: string, operation: string): bool
 /** A text that is not empty, such as a path: an empty one would be resolved to the current folder. */
 export function checkText(value: unknown, name: string, what: string, operation: string): string {
   if (typeof value === 'string' && value !== '') return value
-  const got = value === '' ? 'an empty text' : describe(value)
+  const got = value === '' ? 'an empty string' : describe(value)
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be ${what}, got ${got}`, { operation })
 }
 

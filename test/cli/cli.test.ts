@@ -248,7 +248,7 @@ describe('looplm', () => {
     const path = await writeConfig('finished.yaml')
     await looplm(['train', path, '--run-dir', 'runs/finished'])
     const { code, stdout } = await looplm(['train', path, '--run-dir', 'runs/finished', '--resume'])
-    expect(stdout).toBe('nothing was left to do: the run has made its 4 steps; --set steps=… makes more\n')
+    expect(stdout).toBe('nothing was left to do: the run has made its 4 steps; continue it with --set steps=…\n')
     expect(code).toBe(0)
   })
 
@@ -387,7 +387,10 @@ describe('a new model with a tokenizer', () => {
     const messages = [{ role: 'user', content: 'hi' }]
     await writeFile(join(root, 'chat.jsonl'), `${JSON.stringify({ messages, answer: 'ho' })}\n`)
     const refused = await looplm(['eval', checkpoint, '--dataset', 'chat.jsonl'])
-    expectRefusal(refused, /chat\.jsonl line 1 field "prompt" is missing: prompts are answered here, and the row has messages/)
+    expectRefusal(
+      refused,
+      /chat\.jsonl line 1 field "prompt" is missing: the model answers prompts here, but the row has messages/,
+    )
     const training = {
       trainer: 'rltt',
       task: undefined,
@@ -435,7 +438,7 @@ describe('looplm chat', () => {
     expect(stable.stdout).toMatch(/ loops each \((3: \d+, )?4: \d+\)/)
     const { stdout } = await chat('/loops 2\nhello\n/system Be.\nhello\n/nonsense\n/loops x\n/mode maybe\n/exit\nhello\n')
     expect([...stdout.matchAll(/tokens, (.*?) loops each \((.*?)\)/g)].map((match) => match[1])).toEqual(['2.00', '2.00'])
-    expect(stdout).toMatch(/no command \/nonsense; there are:\n\/reset/)
+    expect(stdout).toMatch(/unknown command \/nonsense; the commands are:\n\/reset/)
     expect(stdout).toMatch(/error: \/loops: needs a number above 0, got "x"/)
     expect(stdout).toMatch(/\/mode takes think, no-think, auto or default/)
   })
@@ -582,7 +585,10 @@ describe('looplm quantize', () => {
       [['quantize', 'plain', 'x', '--bits', '4'], /groups of 64 do not fit/],
       [['quantize', 'small', 'x', '--bits', '4'], /quantized already/],
       [['quantize', 'gone', 'x', '--bits', '4'], /no folder gone/],
-      [['quantize', 'plain', './plain/', '--bits', '4', '--group-size', '32'], /is the checkpoint itself, which would be lost/],
+      [
+        ['quantize', 'plain', './plain/', '--bits', '4', '--group-size', '32'],
+        /is the checkpoint itself and would be overwritten/,
+      ],
       [['generate', 'plain', '--prompt', 'a', '--group-size', '32'], /groupSize needs a quantized model: pass quantize/],
     ] as const
     for (const [args, message] of wrong) {
@@ -597,7 +603,7 @@ describe('looplm quantize', () => {
 describe('looplm refuses, with exit code 2 and no stack trace,', () => {
   it.each([
     [['trian'], /unknown command 'trian'[\s\S]*train/],
-    [['train'], /give a configuration, or go on with a run: --resume RUN/],
+    [['train'], /pass a configuration file, or continue a run with --resume RUN/],
     [['train', '--resume', 'nowhere'], /cannot read the configuration nowhere\/config\.yaml/],
     [['info', '--jsno'], /unknown option '--jsno'[\s\S]*--json/],
     [['generate', 'nowhere'], /give a --prompt, --messages to answer, or --prompts of a file/],
@@ -620,7 +626,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [['generate', 'runs/a', '--prompt', 'a'], /runs\/a is not a checkpoint folder; those of a run are in runs\/a\/checkpoints/],
     [['options', 'ppo'], /Allowed choices are rltt, grpo, objective, looprpt, pretrain/],
     [['report', 'nowhere'], /report: no run folder .*nowhere/],
-    [['report', 'a', 'b'], /say where the comparison goes.*--out/],
+    [['report', 'a', 'b'], /a comparison needs an output file.*--out/],
     [['watch', 'nowhere'], /report: no run folder .*nowhere/],
     [['watch', 'runs/a', '--port', '99999'], /--port <number>.*must be at most 65535/],
     [['report', 'ouro'], /report: ouro holds no run: it has neither metrics\.jsonl nor/],

@@ -66,7 +66,7 @@ describe('looplm export', () => {
     expect(card).toMatch(/\| `groupSize` \| `4` \|/)
     expect((await refusal(() => exportRun(runDir, folder))).message).toMatch(/exported is not empty; choose a new folder/)
     expect((await refusal(() => exportRun(root, join(root, 'x')))).message).toMatch(
-      /is no run with a checkpoint, and no checkpoint/,
+      /is neither a run with a checkpoint nor a checkpoint folder/,
     )
   })
 

@@ -319,7 +319,7 @@ describe('training on a corpus', () => {
     await finish(new PretrainTrainer(student, { ...base, corpus, steps: 1, runDir, resume: true, onWarning }).run())
     expect(onWarning).toHaveBeenCalledExactlyOnceWith(
       expect.stringMatching(
-        /the data has changed since .*step-1 was written: then a corpus of 1 file and \d+ tokens, now a corpus of/,
+        /the data has changed since .*step-1 was written: it was a corpus of 1 file and \d+ tokens, and is now a corpus of/,
       ),
     )
   })
@@ -332,7 +332,9 @@ describe('training on a corpus', () => {
     const onWarning = vi.fn()
     const other = [{ prompt: 'a', answer: 'c' }]
     await finish(new PretrainTrainer(student, { ...base, dataset: other, steps: 1, runDir, resume: true, onWarning }).run())
-    expect(onWarning).toHaveBeenCalledExactlyOnceWith(expect.stringMatching(/then a dataset of 1 rows, now a dataset of 1 rows/))
+    expect(onWarning).toHaveBeenCalledExactlyOnceWith(
+      expect.stringMatching(/it was a dataset of 1 rows, and is now a dataset of 1 rows/),
+    )
   })
 
   it('evaluates another text when it is given', async () => {

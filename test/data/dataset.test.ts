@@ -290,10 +290,7 @@ describe('columns', () => {
   })
 
   it.each<[DatasetOptions['columns'], RegExp]>([
-    [
-      { prompt: 'problem' },
-      /line 1 has no field "problem", of which columns\.prompt is made; it has the fields question, meta, id/,
-    ],
+    [{ prompt: 'problem' }, /line 1 has no field "problem", which columns\.prompt names; it has the fields question, meta, id/],
     [{ prompt: 'meta.none' }, /line 1 has no field "meta\.none"/],
     [
       { prompt: { template: '{meta}' } },
@@ -434,7 +431,7 @@ configs:
 
   it('may have any name when the format is given', async () => {
     const path = await write('rows.data', one('a'))
-    expect((await refusal(() => loadDataset(path))).message).toMatch(/the name ends in none of .*; give format/)
+    expect((await refusal(() => loadDataset(path))).message).toMatch(/the extension is none of .*; pass format/)
     expect(await prompts(path, { format: 'jsonl' })).toEqual(['a'])
     expect((await refusal(() => loadDataset(path, { format: 'jsonl', split: 'test' }))).message).toMatch(
       /split: .* is a single file/,

@@ -128,6 +128,6 @@ describe('a dataset of the hub', () => {
     expect([code, stdout]).toEqual([0, `${join(cacheDir, 'datasets--org--tiny', 'snapshots', commit)}\n`])
     expect(await prompts({ split: 'test' })).toEqual(['d'])
     const refused = await runProgram([...args, '--split', 'test'], { cwd: root })
-    expect([refused.code, refused.stderr]).toEqual([2, expect.stringMatching(/--split and --config are those of a dataset/)])
+    expect([refused.code, refused.stderr]).toEqual([2, expect.stringMatching(/--split and --config belong to dataset/)])
   })
 })

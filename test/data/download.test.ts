@@ -304,7 +304,7 @@ describe('downloads of the same files at once', () => {
       await download('org/tiny', { cacheDir, hubUrl: hub.url })
       expect(warning.mock.calls.map(([text]) => text)).toEqual([
         expect.stringMatching(
-          /models--org--tiny cannot be locked \(no locks available\): see to it that no other process downloads there/,
+          /models--org--tiny cannot be locked \(no locks available\): make sure that no other process downloads there/,
         ),
       ])
     } finally {

@@ -76,7 +76,7 @@ const malformed: [what: string, row: unknown, message: RegExp][] = [
   [
     'messages as completion',
     { prompt: 'a', completion: [assistant] },
-    /field "completion" must be a string when present, or messages behind a prompt of messages, got an array/,
+    /field "completion" must be a string when present, or messages after a prompt of messages, got an array/,
   ],
   ['a number as text', { text: 5 }, /dataset\[1\] field "text" must be a string, got a value of type number/],
 ]
@@ -94,7 +94,7 @@ const unanswered: [what: string, row: unknown, message: RegExp][] = [
   [
     'messages',
     { messages },
-    /dataset\[1\] field "prompt" is missing: .*has messages; .*give what comes before the answer as prompt/,
+    /dataset\[1\] field "prompt" is missing: .*has messages; .*pass the messages before the answer as prompt/,
   ],
   ['messages beside the empty prompt of a file', { prompt: '', messages }, /field "prompt" is missing/],
   ['text', { text: 'once' }, /dataset\[1\] field "prompt" is missing: .*has text/],

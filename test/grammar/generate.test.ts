@@ -71,7 +71,7 @@ describe('an answer', () => {
     for (let seed = 0; seed < 8; seed++)
       expect((await one({ seed, stop: ends, grammar: { regex: '[wxyz]{3}x?' } })).text).toMatch(/^[wyz]{3}x?$/)
     const needed = model.generate(['a'], { stop: ends, grammar: { regex: 'axb' } })
-    expect((await refusal(() => needed)).message).toMatch(/behind 1 tokens no token .* or bannedTokens or stop has them/)
+    expect((await refusal(() => needed)).message).toMatch(/after 1 tokens: .* or bannedTokens or stop excludes them/)
   })
 
   it('is the same alone and beside others, in a scheduler, with early exits, and streamed', async () => {
@@ -113,7 +113,7 @@ describe('what is refused', () => {
     [{ jsonSchema: { not: {} } }, /jsonSchema: #\/not: this keyword is not supported in grammars/],
     [{ jsonSchema: { type: 'array', items: { multipleOf: 3 } } }, /#\/items\/multipleOf/],
     [{ jsonSchema: { $ref: '#/$defs/no' } }, /#\/\$ref: #\/\$defs\/no is not there/],
-    [{ jsonSchema: { oneOf: [{ type: 'integer' }, { type: 'number' }] } }, /could allow the same value.*use anyOf/],
+    [{ jsonSchema: { oneOf: [{ type: 'integer' }, { type: 'number' }] } }, /may allow the same value.*use anyOf/],
     [{ jsonSchema: { type: 'number', minimum: 2, maximum: 1 } }, /no number .* lies between its bounds/],
     [{ jsonSchema: { type: 'text' } }, /#\/type: must be of null, boolean.*got "text"/],
     [{ jsonSchema: false }, /allows no value/],
@@ -123,7 +123,7 @@ describe('what is refused', () => {
 
   it('what does not go together', async () => {
     const grammar = { regex: 'a' }
-    expect(await message({ grammar, logitsProcessor: () => {} })).toMatch(/grammar does not go with logitsProcessor/)
+    expect(await message({ grammar, logitsProcessor: () => {} })).toMatch(/grammar cannot be combined with logitsProcessor/)
     expect(await message({ grammar, speculate: { loops: 1 }, exit: { rule: 'fixed' } })).toMatch(
       /speculate does not work with grammar/,
     )
@@ -138,7 +138,7 @@ describe('what is refused', () => {
     using scheduler = letters.scheduler()
     const fine = scheduler.add('a', { stop: [], grammar: { regex: 'abc' } })
     const stuck = scheduler.add('a', { stop: [], grammar: { regex: 'ab[0-9]' } })
-    expect((await refusal(() => stuck.result())).message).toMatch(/behind 2 tokens no token of the vocabulary continues the text/)
+    expect((await refusal(() => stuck.result())).message).toMatch(/no allowed token can follow after 2 tokens/)
     expect((await fine.result()).text).toBe('abc')
     const banned = scheduler.add('a', { stop: [], bannedTokens: [1], grammar: { regex: 'a[bc]d' } })
     expect((await banned.result()).text).toBe('acd')

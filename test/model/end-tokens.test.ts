@@ -250,7 +250,7 @@ describe('a run says', () => {
       { eos_token_id: 257 },
       () => named({ chat_template: turns('<pad>') }),
       conversation,
-      /^the chat template ends an answer with token 258, at which generation does not stop; add it to eos_token_id/,
+      /^the chat template ends an answer with token 258, but generation does not stop there. Add it to eos_token_id/,
     ],
   ])('%s', async (_what, fields, tokenizer, options, message) => {
     const said = await warnings(fields, tokenizer(), options)
@@ -271,9 +271,7 @@ describe('a run says', () => {
     const tokenizer = Tokenizer.characters('0123:yes')
     using trainer = new PretrainTrainer(model, { ...lesson, dataset: rows.slice(0, 4), steps: 1, tokenizer, onWarning })
     await finish(trainer)
-    expect(onWarning).toHaveBeenCalledWith(
-      expect.stringMatching(/^the data is read with another tokenizer than the one of the model/),
-    )
+    expect(onWarning).toHaveBeenCalledWith(expect.stringMatching(/^the data uses another tokenizer than the model/))
   })
 })
 

@@ -240,7 +240,7 @@ describe('what a family does not allow is refused by name', () => {
     const error = await refusal(() => huginn.generate([[1, 2]], { maxNewTokens: 3, initialStates: [new Float32Array(7)] }))
     expect(error.message).toMatch(/initialStates\[0\].*\(prompt \+ maxNewTokens\) × 16 = 80/)
     using nanbeige = await load('nanbeige')
-    expect((await refusal(() => nanbeige.generate([[1]], { initialStates: [[1]] }))).message).toMatch(/begin with the tokens/)
+    expect((await refusal(() => nanbeige.generate([[1]], { initialStates: [[1]] }))).message).toMatch(/start from the tokens/)
   })
 })
 

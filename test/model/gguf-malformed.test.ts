@@ -122,7 +122,7 @@ const cases: [what: string, bytes: () => Buffer, message: RegExp][] = [
   [
     'has an unknown tensor',
     () => ggufBytes(metadata, [...entries, { ...entries[0]!, name: 'rope_freqs.weight' }]),
-    /tensor "rope_freqs\.weight" is none that looplm knows/,
+    /tensor "rope_freqs\.weight" is unknown in models of/,
   ],
   [
     'describes more than it holds',

@@ -217,7 +217,7 @@ describe('what is refused', () => {
     const failing: [GenerateOptions['logitsProcessor'], RegExp][] = [
       [() => [1, 2], /must return 20 logits, or nothing, got Array of length 2/],
       [(logits) => void logits.fill(-Infinity), /ruled out every token/],
-      [(logits) => void logits.fill(Number.NaN, 4, 5), /made NaN of the logit of token 4/],
+      [(logits) => void logits.fill(Number.NaN, 4, 5), /set the logit of token 4 to NaN/],
       [
         () => {
           throw new Error('the lamp went out')

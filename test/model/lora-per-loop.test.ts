@@ -193,7 +193,7 @@ describe('is refused by name where it is not defined', () => {
     expect((await refusal(() => other.loadAdapter(folder))).message).toMatch(/missing/)
     await other.addAdapter({ rank: 2, alpha: 2 * scale })
     writeFileSync(path, JSON.stringify(config))
-    expect((await refusal(() => other.loadAdapter(folder))).message).toMatch(/another rank, alpha, perLoop, shiftRank/)
+    expect((await refusal(() => other.loadAdapter(folder))).message).toMatch(/whose rank, alpha, perLoop, shiftRank/)
     expect((await refusal(() => other.addAdapter({ perLoop: 1 as never }))).message).toMatch(/perLoop/)
   })
 })

@@ -426,7 +426,7 @@ describe('arguments', () => {
       [() => model.score(sequences, { signal: object }), 'LoopLM.score: signal must be an AbortSignal, got an object'],
       [() => model.score(sequences, { topLogprobs: 30 }), /topLogprobs must be an integer at least 0 and at most 29, got 30/],
       [() => model.score(sequences, { promptLengths: 2 as never }), /promptLengths must have one entry.*got 2/],
-      [() => model.score(sequences, { temperature: nothing }), /temperature must not be null; leave it out/],
+      [() => model.score(sequences, { temperature: nothing }), /temperature must not be null; omit it/],
       [() => model.score(sequences, { lastLoop: 1 as never }), /lastLoop must be true or false, got 1/],
       [() => model.backward(sequences, rows, nothing), /LoopLM\.backward: options must be.*got null/],
       [() => model.backward(sequences, [new BigInt64Array(18), ...rows.slice(1)] as never), /coefficients must hold numbers/],
@@ -442,7 +442,7 @@ describe('arguments', () => {
       [() => LoopLM.fromPretrained(folder, { download: 'yes' as never }), /download must be true or false, got 'yes'/],
       [() => model.save(undefined as never), 'LoopLM.save: folder must be the path of a folder, got undefined'],
       [() => model.save(3 as never), /folder must be the path of a folder, got 3/],
-      [() => model.save(''), /folder must be the path of a folder, got an empty text/],
+      [() => model.save(''), /folder must be the path of a folder, got an empty string/],
       [() => model.saveAdapter(''), /LoopLM\.saveAdapter: folder.*empty/],
       [() => model.loadAdapter(undefined as never), /LoopLM\.loadAdapter: folder.*undefined/],
       [
@@ -450,7 +450,7 @@ describe('arguments', () => {
         'AdamW: model must be a LoopLM, as LoopLM.create and LoopLM.fromPretrained resolve to, got an object',
       ],
       [() => new AdamW(model, nothing), /AdamW: options must be.*got null/],
-      [() => new AdamW(model).save(''), /AdamW\.save: path must be the path of a file, got an empty text/],
+      [() => new AdamW(model).save(''), /AdamW\.save: path must be the path of a file, got an empty string/],
       [() => new AdamW(model, { only: 'lm_head.weight' as never }), /only must be an array of names of parameters/],
     ] as const) {
       const error = await refusal(run)
@@ -487,7 +487,7 @@ describe('arguments', () => {
         () => new AdamW(model, { only: ['lm_head.wieght'] }),
         /only\[0\]: .*no parameter 'lm_head\.wieght'; did you mean 'lm_head\.weight'/,
       ],
-      [() => optimizer.step({ only: [] }), /only names no parameter.*without it all are trained/],
+      [() => optimizer.step({ only: [] }), /only is an empty list.*omit only to train all/],
       [
         () => optimizer.step({ only: ['model.norm.weight', 'gate'] }),
         /only\[1\]: .*no parameter 'gate'; model\.parameters\(\) lists/,

@@ -147,7 +147,9 @@ describe('a model saved over another', () => {
       await model.save(folder)
       expect(await namesIn(folder)).toEqual(bare)
       expect(warnings).toHaveBeenCalledExactlyOnceWith(
-        expect.stringMatching(/LoopLM\.save: the model has no tokenizer, so that of .*lost held was removed; .*pass tokenizer/),
+        expect.stringMatching(
+          /LoopLM\.save: the model has no tokenizer, so the tokenizer files of the model that was in .*lost were removed; .*pass tokenizer/,
+        ),
         { type: 'LoopLMWarning' },
       )
     } finally {

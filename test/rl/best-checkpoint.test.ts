@@ -217,7 +217,7 @@ describe('the evaluation before the first step', () => {
     expect(trainer.best).toEqual({ step: 0, value: 0.9, path: join(runDir, 'checkpoints', 'step-0') })
     expect(await parametersOf(model)).toEqual(await parametersOf(untrained))
     expect(onWarning).toHaveBeenCalledExactlyOnceWith(
-      'no evaluation was better than that at the start: the model has the parameters of step 0 again',
+      'no evaluation was better than the one at the start, so the model has the parameters of step 0 again',
     )
   })
 

@@ -148,9 +148,7 @@ describe('callbacks', () => {
       await other.update({ sequences: [[1, 2, 3]] })
     }
     using trainer = new RLTTTrainer(model, { ...options, callbacks })
-    expect((await refusal(() => finish(trainer.run()))).message).toMatch(
-      /^callbacks\.onRollouts, step 1: .*called from inside a step/,
-    )
+    expect((await refusal(() => finish(trainer.run()))).message).toMatch(/^callbacks\.onRollouts, step 1: .*called inside a step/)
   })
 
   it('are methods of an object as well, and misspelt ones are refused with the nearest name', async () => {
@@ -274,8 +272,8 @@ describe('loggers', () => {
     using model = await tinyModel('cpu')
     const wrong = async (loggers: unknown, runDir?: string) =>
       (await refusal(() => pretrain(model, { loggers: loggers as Logger[], ...(runDir && { runDir }) }))).message
-    expect(await wrong(['tensorboard'])).toMatch(/loggers: tensorboard write into a run folder: give runDir/)
-    expect(await wrong(['report'], join(root, 'x'))).toMatch(/loggers: report is made of what jsonl writes: add jsonl/)
+    expect(await wrong(['tensorboard'])).toMatch(/loggers: tensorboard write into a run folder: set runDir/)
+    expect(await wrong(['report'], join(root, 'x'))).toMatch(/loggers: the logger report reads what jsonl writes: add jsonl/)
     expect(await wrong(['tensorbord'], join(root, 'x'))).toMatch(/loggers\.0: .*did you mean tensorboard\?/)
     expect(await wrong([{ start() {} }])).toMatch(/loggers\.0: must be jsonl, tensorboard, report, or a logger/)
   })

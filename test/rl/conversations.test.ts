@@ -168,7 +168,7 @@ describe('a lesson', () => {
       { messages: dialogue },
       { assistantOnly: true },
       '{% for m in messages %}<{{ m.role }}>{% if loop.last %}!{% endif %}{{ m.content }}{% endfor %}',
-      /writes messages\[1\] differently once the conversation goes on, .*put \{% generation %\}/,
+      /renders messages\[1\] differently when more messages follow, .*put \{% generation %\}/,
     ],
     [
       { messages: dialogue },
@@ -176,7 +176,7 @@ describe('a lesson', () => {
       '{% for m in messages %}{% generation %}{{ m.content }}{% generation %}{% endfor %}',
       /must come in pairs/,
     ],
-    [{ prompt: [user('hi')] }, {}, plain, /has messages as "prompt" and nothing to learn behind them/],
+    [{ prompt: [user('hi')] }, {}, plain, /has messages as "prompt" and no text to learn/],
   ])('of %j with %j is refused', async (row, options, template, message) => {
     expect((await refusal(() => lessonText(row, options, template))).message).toMatch(message)
   })

@@ -81,7 +81,7 @@ describe('loops that are read', () => {
 
   it.each([
     [[], /readLoops must be a list/],
-    [[2, 2], /readLoops\[1\] is 2 behind 2/],
+    [[2, 2], /readLoops\[1\] is 2, after 2/],
     [[4], /readLoops\[0\]/],
     [3, /readLoops must be a list/],
   ])('are growing numbers: %j', async (readLoops, message) => {

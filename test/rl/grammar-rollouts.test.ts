@@ -119,8 +119,8 @@ describe('a grammar is refused', () => {
     const run = async () => {
       for await (const _ of trainer.run());
     }
-    expect((await refusal(run)).message).toMatch(/grammar: the data is read with another tokenizer.*set model\.tokenizer/)
+    expect((await refusal(run)).message).toMatch(/grammar: the data uses another tokenizer.*set model\.tokenizer/)
     const { message } = await refusal(() => evaluate(model, { dataset, tokenizer, grammar }))
-    expect(message).toMatch(/evaluate: grammar: the data is read with another tokenizer/)
+    expect(message).toMatch(/evaluate: grammar: the data uses another tokenizer/)
   })
 })

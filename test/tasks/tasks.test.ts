@@ -267,7 +267,7 @@ describe('chain', () => {
   })
 
   it('refuses traces without a weight, by name', () => {
-    expect(() => chain({ traces: { direct: 0, half: 0, all: 0, twice: 0 } })).toThrow(/traces: one of the weights/)
+    expect(() => chain({ traces: { direct: 0, half: 0, all: 0, twice: 0 } })).toThrow(/traces: at least one weight/)
     expect(() => chain({ operations: 2, minOperations: 3 })).toThrow(/minOperations: must not exceed operations/)
   })
 })

@@ -2,21 +2,21 @@
 
 /** An objective of the algebra as it is written; an absent field has its default (docs/objectives.md). */
 export interface ObjectiveInput {
-  /** What the rewards of a group go through, in this order. Default `[]`. */
+  /** Changes to the rewards of a group, in this order. Default `[]`. */
   rewards?: readonly RewardShaperInput[] | undefined
-  /** Which rollouts are trained on. Default `{}`. */
+  /** Which rollouts to train on. Default `{}`. */
   filter?: FilterInput | undefined
   /** Rollouts draw the loop of each token from its exit distribution, and training replays these exits. */
   exits?: 'sampled' | undefined
   /** The policy gradient, a sum of terms. */
   terms: readonly ObjectiveTermInput[]
-  /** k3 estimate of the KL divergence to the starting model or to its moving average. */
+  /** KL divergence (k3 estimate) to the starting model or to the moving average. */
   kl?: KLInput | undefined
-  /** LLDS: holds responses with A >= 0 whose likelihood fell since the rollout, or below the moving average. */
+  /** LLDS: penalty on responses with A >= 0 whose likelihood fell since the rollout, or is below that of the moving average. */
   lazy?: LazyInput | undefined
-  /** Weights of the entropy of the tokens and of the exit distribution. Default `{}`. */
+  /** Weights of two entropies: of the tokens, and of the exit distribution. Default `{}`. */
   entropy?: EntropyInput | undefined
-  /** Decay of the moving average, where one is used. Default `0.995`. */
+  /** Decay of the moving average, if one is used. Default `0.995`. */
   emaDecay?: number | undefined
 }
 
@@ -68,15 +68,18 @@ export type AnnealedInput =
       steps: number
     }
 
-/** Which rollouts are trained on. */
+/** Which rollouts to train on. */
 export interface FilterInput {
-  /** Groups whose rewards spread less are left out. Default `0`. */
+  /** Drop groups whose rewards have a smaller standard deviation. Default `0`. */
   minGroupStd?: number | undefined
-  /** Completions cut at the length limit are left out of their group. Default `false`. */
+  /** Drop completions that were cut off at the length limit from their group. Default `false`. */
   dropTruncated?: boolean | undefined
-  /** Train on the first so many of each group; all of them vote and count for rewards. */
+  /** Train only this many completions of each group, the first ones. All of them count for votes and baselines. */
   keepPerGroup?: number | undefined
-  /** DAPO dynamic sampling: so many more rounds of prompts at most, until a step has its groups with spread. Default `0`. */
+  /**
+   * DAPO dynamic sampling: sample at most this many more rounds of prompts, until a step has enough groups whose rewards differ.
+   * Default `0`.
+   */
   resample?: number | undefined
 }
 
@@ -85,73 +88,87 @@ export type Normalizer = 'response-mean' | 'token-mean' | 'constant'
 
 /** One term of the policy gradient. */
 export interface ObjectiveTermInput {
-  /** Log-probability of the token at every loop, or of the loop that was left. Default `"token"`. */
+  /** `token`: the log-probability of the token at every loop. `exit`: that of the loop at which it exited. Default `"token"`. */
   channel?: 'token' | 'exit' | undefined
-  /** Given the prompt, or without it: one start token in its place (PreRL). Default `"conditional"`. */
+  /**
+   * `conditional`: given the prompt. `marginal`: given only a start token in place of the prompt (PreRL). Default
+   * `"conditional"`.
+   */
   space?: 'conditional' | 'marginal' | undefined
-  /** A. Default `{}`. */
+  /** Advantages A. Default `{}`. */
   advantage?: AdvantageInput | undefined
-  /** How the loops weigh in the loss of a token; Σ over loops is 1. Default `"exit-pdf"`. */
+  /** Weights of the loops in the loss of a token; they sum to 1. Default `"exit-pdf"`. */
   weights?: LoopWeightsInput | undefined
-  /** What is made of log-probability, ratio and advantage. Default `"reinforce"`. */
+  /** Loss made of log-probability, ratio and advantage. Default `"reinforce"`. */
   surrogate?: SurrogateInput | undefined
-  /** Weighted sum of the surrogates of the loops, or the surrogate of their weighted log ratio. Default `"outer"`. */
+  /**
+   * `outer`: weighted sum of the surrogates of the loops. `inner`: surrogate of the weighted sum of their log ratios. Default
+   * `"outer"`.
+   */
   combine?: 'outer' | 'inner' | undefined
   /** How token terms are averaged. Default `"response-mean"`. */
   normalizer?: Normalizer | undefined
-  /** Exit channel: exits drawn per token where the rollouts have none; default 8. */
+  /** Exit channel: exits to draw per token if the rollouts have none. Default: 8. */
   draws?: number | undefined
-  /** Factor of the term. Default `1`. */
+  /** Weight of the term. Default `1`. */
   weight?: AnnealedInput | undefined
 }
 
 /** How rewards become advantages. */
 export interface AdvantageInput {
   /**
-   * Advantages from rewards; one per turn of an episode, from the rewards of its turns; 1 for every sequence (imitation); 0,
-   * so that `loops` alone speaks. Default `"reward"`.
+   * `reward`: from the rewards. `turn`: one per turn of an episode, from the rewards of its turns. `one`: 1 for every sequence
+   * (imitation). `zero`: 0, so that only `loops` counts. Default `"reward"`.
    */
   source?: 'reward' | 'turn' | 'one' | 'zero' | undefined
   /**
-   * Source `turn`: γ of G_k = Σ_{m>=k} γ^(m-k) r_m, over the turns from k on. The rest of the reward is that of the last
-   * turn. Default `1`.
+   * Source `turn`: γ of G_k = Σ_{m>=k} γ^(m-k) r_m over turn k and later ones. The last turn gets the rest of the reward.
+   * Default `1`.
    */
   discount?: number | undefined
-  /** IGPO: adds to the reward of a turn what it gains in the belief b in the gold answer, mean over its tokens. */
+  /**
+   * IGPO: adds to the reward of a turn by how much the turn raises b, the probability of the gold answer (mean over its tokens).
+   */
   gain?: GainInput | undefined
-  /** Subtract the mean of the group, or not. Default `"group"`. */
+  /** Whether the mean of the `group` is subtracted. Default `"group"`. */
   baseline?: 'group' | 'none' | undefined
-  /** Divide by the standard deviation of the group (default with baseline `group`): unbiased, of the population, or not. */
+  /**
+   * Divide by the standard deviation of the group: `group` is the unbiased one (default with baseline `group`), `population`
+   * that of the population, `none` does not divide.
+   */
   scale?: 'group' | 'population' | 'none' | undefined
   /** SAN: z-scores inside strata of the group. */
   strata?: StrataInput | undefined
-  /** CAPO: cheap right answers gain, dear ones lose, and a right answer keeps at least .001. */
+  /** CAPO: cheap right answers gain and expensive ones lose, but a right answer keeps at least .001. */
   cost?: CostInput | undefined
-  /** BN-GSPO: z-score once more over the batch. Default `false`. */
+  /** BN-GSPO: take the z-score over the batch as well. Default `false`. */
   batch?: boolean | undefined
-  /** Keep all advantages, or those of one sign. Default `"all"`. */
+  /** Keep `all` advantages, or only those of one sign. Default `"all"`. */
   sign?: 'all' | 'negative' | 'positive' | undefined
   /** Factor of positive advantages (weighted NSR). Default `1`. */
   positiveWeight?: number | undefined
-  /** Rewards of single loops that are added. */
+  /** Rewards of single loops, which are added to the advantage. */
   loops?: LoopRewardsInput | undefined
 }
 
 /** IGPO: the gain of a turn. */
 export interface GainInput {
-  /** Factor of the gain. Default `1`. */
+  /** Weight of the gain. Default `1`. */
   weight?: number | undefined
   /** φ(b): b or log b. Default `"probability"`. */
   value?: 'probability' | 'log' | undefined
-  /** What the model would write before the answer. Default `""`. */
+  /** Text before the gold answer when its probability is measured. Default `""`. */
   prefix?: string | undefined
 }
 
 /** SAN: z-scores inside strata of the group. */
 export interface StrataInput {
-  /** `strata` of the batch; cut or finished; length in eighths of the longest; mean exit loop, rounded. */
+  /**
+   * `given`: `strata` of the batch. `truncated`: cut off or finished. `length`: in eighths of the longest response. `exit-loop`:
+   * mean exit loop, rounded.
+   */
   by: 'given' | 'truncated' | 'length' | 'exit-loop'
-  /** Share of the z-score inside the stratum; the rest is that of the group. Default `0.5`. */
+  /** Share of the z-score of the stratum; the rest comes from the z-score of the group. Default `0.5`. */
   blend?: number | undefined
 }
 
@@ -159,11 +176,11 @@ export interface StrataInput {
 export interface CostInput {
   /** Cost of a response in [0, 1]. Default `"exit-loop"`. */
   by?: 'given' | 'exit-loop' | 'length' | undefined
-  /** λ_e: weight of the shaped saving. Default `0.25`. */
+  /** λ_e: weight of the saving after the sigmoid. Default `0.25`. */
   shape?: number | undefined
-  /** λ_g: weight of the cost itself. Default `0.05`. */
+  /** λ_g: weight of the plain cost. Default `0.05`. */
   price?: number | undefined
-  /** c0: the cost that is thought normal. Default `0.4`. */
+  /** c0: the expected cost. Default `0.4`. */
   pivot?: number | undefined
   /** α: share of the mean cost of the group in the pivot. Default `0.5`. */
   pivotShare?: number | undefined
@@ -176,37 +193,37 @@ export interface CostInput {
 /** Rewards of single loops from a belief curve b_0..b_T, the probability of being right when stopping at loop t. */
 export interface LoopRewardsInput {
   /**
-   * Source of b_t: the probability of the token itself; of the gold answer, mean over its tokens; the reward of a greedy
-   * answer with t loops.
+   * Source of b_t. `token`: the probability of the token. `gold-answer`: that of the gold answer, mean over its tokens.
+   * `forced-exit`: the reward of a greedy answer with t loops.
    */
   belief: 'token' | 'gold-answer' | 'forced-exit'
-  /** φ(b): b, log b or 1 - (1 - b)^attempts. Default `"log"`. */
+  /** φ(b): `probability` is b, `log` is log b, `best-of` is 1 - (1 - b)^attempts. Default `"log"`. */
   value?: 'probability' | 'log' | 'best-of' | undefined
-  /** `best-of`: attempts. Default `4`. */
+  /** `best-of`: number of attempts. Default `4`. */
   attempts?: number | undefined
   /**
-   * What φ(b_t) is compared with: the loop before, the reference model at its reference loop (`token` only), the mean of
-   * the group at the same loop, nothing. Default `"previous"`.
+   * What is subtracted from φ(b_t). `previous`: that of the loop before. `teacher`: that of the reference model at its reference
+   * loop (belief `token` only). `group`: the mean of the group at the same loop. Default `"previous"`.
    */
   base?: 'previous' | 'teacher' | 'group' | 'none' | undefined
   /** η: r_t becomes min(r_t - η, 0). */
   clip?: number | undefined
-  /** r_t becomes r_t - r_{t+1}; the last two loops keep theirs and 0. Default `false`. */
+  /** r_t becomes r_t - r_{t+1}. The last loop but one keeps its r_t, and the last loop gets 0. Default `false`. */
   delta?: boolean | undefined
   /** γ of G_t = Σ_{k>=t} γ^(k-t) r_k. Default `0`. */
   discount?: number | undefined
-  /** Price of a loop: r_t falls by cost · (t - 1), with base `teacher` by cost · (t - its reference loop). Default `0`. */
+  /** Cost of a loop: r_t falls by cost · (t - 1), or with base `teacher` by cost · (t - its reference loop). Default `0`. */
   cost?: number | undefined
   /** How much more a loop costs where the reference is certain (base `teacher`). Default `0`. */
   costScale?: number | undefined
-  /** Base `teacher`: its reference loop is the first whose exit CDF reaches this. Default `0.5`. */
+  /** Base `teacher`: the reference loop is the first one where the exit CDF reaches this. Default `0.5`. */
   threshold?: number | undefined
   /**
-   * G as it is; z-score over the loops; its positive part; z-score over the group at each loop (not `token`). Default
-   * `"none"`.
+   * `none`: G itself. `loops`: its z-score over the loops. `gain`: its positive part. `group`: its z-score over the group at
+   * each loop (not with belief `token`). Default `"none"`.
    */
   normalize?: 'none' | 'loops' | 'gain' | 'group' | undefined
-  /** α: what is added to the advantage is α times that. Default `1`. */
+  /** α: the advantage of loop t gets α times the normalized G_t added. Default `1`. */
   scale?: number | undefined
 }
 
@@ -245,7 +262,7 @@ export type LoopWeightsInput =
       temperature?: number | undefined
     }
 
-/** What is made of log-probability, ratio and advantage. */
+/** Loss made of log-probability, ratio and advantage. */
 export type SurrogateInput =
   | 'reinforce'
   | 'ppo'
@@ -349,15 +366,15 @@ export interface ObjectiveTerm extends Filled<Omit<ObjectiveTermInput, 'advantag
   advantage: AdvantageSpec
   /** How the loops weigh in the loss of a token. */
   weights: Filled<LoopWeightsInput>
-  /** What is made of log-probability, ratio and advantage. */
+  /** Loss made of log-probability, ratio and advantage. */
   surrogate: Filled<SurrogateInput, 'dualClip'>
 }
 
 /** An objective with every default filled in. */
 export interface Objective extends Pick<Filled<ObjectiveInput>, 'emaDecay'> {
-  /** What the rewards of a group go through, in this order. */
+  /** Changes to the rewards of a group, in this order. */
   rewards: readonly RewardShaper[]
-  /** Which rollouts are trained on. */
+  /** Which rollouts to train on. */
   filter: Filled<FilterInput, 'keepPerGroup'>
   /** The policy gradient, a sum of terms. */
   terms: readonly ObjectiveTerm[]

@@ -46,16 +46,18 @@ export const rewardShaper = z.discriminatedUnion('kind', [
 ])
 
 export const filter = z.strictObject({
-  minGroupStd: nonNegative.default(0).describe('Groups whose rewards spread less are left out.'),
-  dropTruncated: z.boolean().default(false).describe('Completions cut at the length limit are left out of their group.'),
+  minGroupStd: nonNegative.default(0).describe('Drop groups whose rewards have a smaller standard deviation.'),
+  dropTruncated: z.boolean().default(false).describe('Drop completions that were cut off at the length limit from their group.'),
   keepPerGroup: positiveInt
     .optional()
-    .describe('Train on the first so many of each group; all of them vote and count for rewards.'),
+    .describe('Train only this many completions of each group, the first ones. All of them count for votes and baselines.'),
   resample: z
     .int()
     .min(0)
     .default(0)
-    .describe('DAPO dynamic sampling: so many more rounds of prompts at most, until a step has its groups with spread.'),
+    .describe(
+      'DAPO dynamic sampling: sample at most this many more rounds of prompts, until a step has enough groups whose rewards differ.',
+    ),
 })
 
 /** Rewards of single loops from a belief curve b_0..b_T, the probability of being right when stopping at loop t. */
@@ -63,29 +65,37 @@ export const beliefReward = z.strictObject({
   belief: z
     .enum(['token', 'gold-answer', 'forced-exit'])
     .describe(
-      'Source of b_t: the probability of the token itself; of the gold answer, mean over its tokens; the reward of a greedy answer with t loops.',
+      'Source of b_t. `token`: the probability of the token. `gold-answer`: that of the gold answer, mean over its tokens. `forced-exit`: the reward of a greedy answer with t loops.',
     ),
-  value: z.enum(['probability', 'log', 'best-of']).default('log').describe('φ(b): b, log b or 1 - (1 - b)^attempts.'),
-  attempts: positiveInt.default(4).describe('`best-of`: attempts.'),
+  value: z
+    .enum(['probability', 'log', 'best-of'])
+    .default('log')
+    .describe('φ(b): `probability` is b, `log` is log b, `best-of` is 1 - (1 - b)^attempts.'),
+  attempts: positiveInt.default(4).describe('`best-of`: number of attempts.'),
   base: z
     .enum(['previous', 'teacher', 'group', 'none'])
     .default('previous')
     .describe(
-      'What φ(b_t) is compared with: the loop before, the reference model at its reference loop (`token` only), the mean of the group at the same loop, nothing.',
+      'What is subtracted from φ(b_t). `previous`: that of the loop before. `teacher`: that of the reference model at its reference loop (belief `token` only). `group`: the mean of the group at the same loop.',
     ),
   clip: z.number().optional().describe('η: r_t becomes min(r_t - η, 0).'),
-  delta: z.boolean().default(false).describe('r_t becomes r_t - r_{t+1}; the last two loops keep theirs and 0.'),
+  delta: z
+    .boolean()
+    .default(false)
+    .describe('r_t becomes r_t - r_{t+1}. The last loop but one keeps its r_t, and the last loop gets 0.'),
   discount: share.default(0).describe('γ of G_t = Σ_{k>=t} γ^(k-t) r_k.'),
   cost: nonNegative
     .default(0)
-    .describe('Price of a loop: r_t falls by cost · (t - 1), with base `teacher` by cost · (t - its reference loop).'),
+    .describe('Cost of a loop: r_t falls by cost · (t - 1), or with base `teacher` by cost · (t - its reference loop).'),
   costScale: nonNegative.default(0).describe('How much more a loop costs where the reference is certain (base `teacher`).'),
-  threshold: share.default(0.5).describe('Base `teacher`: its reference loop is the first whose exit CDF reaches this.'),
+  threshold: share.default(0.5).describe('Base `teacher`: the reference loop is the first one where the exit CDF reaches this.'),
   normalize: z
     .enum(['none', 'loops', 'gain', 'group'])
     .default('none')
-    .describe('G as it is; z-score over the loops; its positive part; z-score over the group at each loop (not `token`).'),
-  scale: z.number().default(1).describe('α: what is added to the advantage is α times that.'),
+    .describe(
+      '`none`: G itself. `loops`: its z-score over the loops. `gain`: its positive part. `group`: its z-score over the group at each loop (not with belief `token`).',
+    ),
+  scale: z.number().default(1).describe('α: the advantage of loop t gets α times the normalized G_t added.'),
 })
 
 export const advantage = z.strictObject({
@@ -93,53 +103,57 @@ export const advantage = z.strictObject({
     .enum(['reward', 'turn', 'one', 'zero'])
     .default('reward')
     .describe(
-      'Advantages from rewards; one per turn of an episode, from the rewards of its turns; 1 for every sequence (imitation); 0, so that `loops` alone speaks.',
+      '`reward`: from the rewards. `turn`: one per turn of an episode, from the rewards of its turns. `one`: 1 for every sequence (imitation). `zero`: 0, so that only `loops` counts.',
     ),
   discount: share
     .default(1)
     .describe(
-      'Source `turn`: γ of G_k = Σ_{m>=k} γ^(m-k) r_m, over the turns from k on. The rest of the reward is that of the last turn.',
+      'Source `turn`: γ of G_k = Σ_{m>=k} γ^(m-k) r_m over turn k and later ones. The last turn gets the rest of the reward.',
     ),
   gain: z
     .strictObject({
-      weight: nonNegative.default(1).describe('Factor of the gain.'),
+      weight: nonNegative.default(1).describe('Weight of the gain.'),
       value: z.enum(['probability', 'log']).default('probability').describe('φ(b): b or log b.'),
-      prefix: z.string().default('').describe('What the model would write before the answer.'),
+      prefix: z.string().default('').describe('Text before the gold answer when its probability is measured.'),
     })
     .optional()
-    .describe('IGPO: adds to the reward of a turn what it gains in the belief b in the gold answer, mean over its tokens.'),
-  baseline: z.enum(['group', 'none']).default('group').describe('Subtract the mean of the group, or not.'),
+    .describe(
+      'IGPO: adds to the reward of a turn by how much the turn raises b, the probability of the gold answer (mean over its tokens).',
+    ),
+  baseline: z.enum(['group', 'none']).default('group').describe('Whether the mean of the `group` is subtracted.'),
   scale: z
     .enum(['group', 'population', 'none'])
     .optional()
     .describe(
-      'Divide by the standard deviation of the group (default with baseline `group`): unbiased, of the population, or not.',
+      'Divide by the standard deviation of the group: `group` is the unbiased one (default with baseline `group`), `population` that of the population, `none` does not divide.',
     ),
   strata: z
     .strictObject({
       by: z
         .enum(['given', 'truncated', 'length', 'exit-loop'])
-        .describe('`strata` of the batch; cut or finished; length in eighths of the longest; mean exit loop, rounded.'),
-      blend: share.default(0.5).describe('Share of the z-score inside the stratum; the rest is that of the group.'),
+        .describe(
+          '`given`: `strata` of the batch. `truncated`: cut off or finished. `length`: in eighths of the longest response. `exit-loop`: mean exit loop, rounded.',
+        ),
+      blend: share.default(0.5).describe('Share of the z-score of the stratum; the rest comes from the z-score of the group.'),
     })
     .optional()
     .describe('SAN: z-scores inside strata of the group.'),
   cost: z
     .strictObject({
       by: z.enum(['given', 'exit-loop', 'length']).default('exit-loop').describe('Cost of a response in [0, 1].'),
-      shape: nonNegative.default(0.25).describe('λ_e: weight of the shaped saving.'),
-      price: nonNegative.default(0.05).describe('λ_g: weight of the cost itself.'),
-      pivot: share.default(0.4).describe('c0: the cost that is thought normal.'),
+      shape: nonNegative.default(0.25).describe('λ_e: weight of the saving after the sigmoid.'),
+      price: nonNegative.default(0.05).describe('λ_g: weight of the plain cost.'),
+      pivot: share.default(0.4).describe('c0: the expected cost.'),
       pivotShare: share.default(0.5).describe('α: share of the mean cost of the group in the pivot.'),
       temperature: positive.default(0.15).describe('τ of the sigmoid.'),
       rightAbove: share.default(0.35).describe('A reward above this counts as right.'),
     })
     .optional()
-    .describe('CAPO: cheap right answers gain, dear ones lose, and a right answer keeps at least .001.'),
-  batch: z.boolean().default(false).describe('BN-GSPO: z-score once more over the batch.'),
-  sign: z.enum(['all', 'negative', 'positive']).default('all').describe('Keep all advantages, or those of one sign.'),
+    .describe('CAPO: cheap right answers gain and expensive ones lose, but a right answer keeps at least .001.'),
+  batch: z.boolean().default(false).describe('BN-GSPO: take the z-score over the batch as well.'),
+  sign: z.enum(['all', 'negative', 'positive']).default('all').describe('Keep `all` advantages, or only those of one sign.'),
   positiveWeight: nonNegative.default(1).describe('Factor of positive advantages (weighted NSR).'),
-  loops: beliefReward.optional().describe('Rewards of single loops that are added.'),
+  loops: beliefReward.optional().describe('Rewards of single loops, which are added to the advantage.'),
 })
 
 export const loopWeights = z.union([
@@ -152,7 +166,7 @@ export const loopWeights = z.union([
       .array(nonNegative)
       .min(1)
       .readonly()
-      .refine((weights) => weights.some((weight) => weight > 0), { message: 'one of the weights must be more than 0' }),
+      .refine((weights) => weights.some((weight) => weight > 0), { message: 'at least one weight must be above 0' }),
   }),
   z.strictObject({ kind: z.literal('exit-pdf'), detach: z.boolean().default(true), temperature: positive.default(1) }),
 ])
@@ -176,29 +190,31 @@ export const term = z.strictObject({
   channel: z
     .enum(['token', 'exit'])
     .default('token')
-    .describe('Log-probability of the token at every loop, or of the loop that was left.'),
+    .describe('`token`: the log-probability of the token at every loop. `exit`: that of the loop at which it exited.'),
   space: z
     .enum(['conditional', 'marginal'])
     .default('conditional')
-    .describe('Given the prompt, or without it: one start token in its place (PreRL).'),
-  advantage: advantage.prefault({}).describe('A.'),
+    .describe('`conditional`: given the prompt. `marginal`: given only a start token in place of the prompt (PreRL).'),
+  advantage: advantage.prefault({}).describe('Advantages A.'),
   weights: loopWeights
     .default('exit-pdf')
-    .describe('How the loops weigh in the loss of a token; Σ over loops is 1.')
+    .describe('Weights of the loops in the loss of a token; they sum to 1.')
     .meta(alsoCalled('credit')),
-  surrogate: surrogate.default('reinforce').describe('What is made of log-probability, ratio and advantage.'),
+  surrogate: surrogate.default('reinforce').describe('Loss made of log-probability, ratio and advantage.'),
   combine: z
     .enum(['outer', 'inner'])
     .default('outer')
-    .describe('Weighted sum of the surrogates of the loops, or the surrogate of their weighted log ratio.'),
+    .describe(
+      '`outer`: weighted sum of the surrogates of the loops. `inner`: surrogate of the weighted sum of their log ratios.',
+    ),
   normalizer: normalizer.default('response-mean').describe('How token terms are averaged.').meta(alsoCalled('aggregate')),
-  draws: positiveInt.optional().describe('Exit channel: exits drawn per token where the rollouts have none; default 8.'),
-  weight: annealed.default(1).describe('Factor of the term.'),
+  draws: positiveInt.optional().describe('Exit channel: exits to draw per token if the rollouts have none. Default: 8.'),
+  weight: annealed.default(1).describe('Weight of the term.'),
 })
 
 const objective = z.strictObject({
-  rewards: z.array(rewardShaper).readonly().default([]).describe('What the rewards of a group go through, in this order.'),
-  filter: filter.prefault({}).describe('Which rollouts are trained on.'),
+  rewards: z.array(rewardShaper).readonly().default([]).describe('Changes to the rewards of a group, in this order.'),
+  filter: filter.prefault({}).describe('Which rollouts to train on.'),
   exits: z
     .literal('sampled')
     .optional()
@@ -211,7 +227,7 @@ const objective = z.strictObject({
       reference: z.enum(['frozen', 'ema']).default('frozen'),
     })
     .optional()
-    .describe('k3 estimate of the KL divergence to the starting model or to its moving average.'),
+    .describe('KL divergence (k3 estimate) to the starting model or to the moving average.'),
   lazy: z
     .strictObject({
       weight: nonNegative.default(0.2),
@@ -221,12 +237,14 @@ const objective = z.strictObject({
       old: z.enum(['rollout', 'ema']).default('rollout'),
     })
     .optional()
-    .describe('LLDS: holds responses with A >= 0 whose likelihood fell since the rollout, or below the moving average.'),
+    .describe(
+      'LLDS: penalty on responses with A >= 0 whose likelihood fell since the rollout, or is below that of the moving average.',
+    ),
   entropy: z
     .strictObject({ token: annealed.default(0), exit: annealed.default(0) })
     .prefault({})
-    .describe('Weights of the entropy of the tokens and of the exit distribution.'),
-  emaDecay: share.default(0.995).describe('Decay of the moving average, where one is used.'),
+    .describe('Weights of two entropies: of the tokens, and of the exit distribution.'),
+  emaDecay: share.default(0.995).describe('Decay of the moving average, if one is used.'),
 })
 
 /** Checks an {@link ObjectiveInput} and fills in its defaults. */

@@ -194,7 +194,7 @@ describe('recipe exit-sampled', () => {
     expect((await trainer({}, phases)).message).toMatch(/all phases/)
     using own = new ObjectiveTrainer(model, { objective: 'exit-sampled' })
     const batch = { sequences: [[1, 2, 3]], promptLengths: [1], advantages: [1] }
-    expect((await refusal(() => own.update(batch))).message).toMatch(/^.*exits: the objective replays them/)
+    expect((await refusal(() => own.update(batch))).message).toMatch(/^.*exits: missing, and the objective replays them/)
     const masked = { ...batch, exits: [[0, 1]], mask: [[1, 0]] }
     expect((await refusal(() => own.update(masked))).message).toMatch(/mask: /)
     expect((await refusal(() => model.score([[1, 2, 3]], { exits: [[0, 1]] }))).message).toMatch(/promptLengths/)

@@ -621,12 +621,15 @@ describe('what does not go together is refused by name', () => {
   const cases: [ObjectiveTrainerOptions['objective'], RegExp][] = [
     [{ terms: [] }, /objective/],
     ['nonsense' as 'rltt', /objective/],
-    [{ terms: [{ channel: 'exit', surrogate: 'ppo' }] }, /terms\.0: the exit channel/],
-    [{ terms: [{ weights: { kind: 'exit-pdf', detach: false }, surrogate: 'ppo' }] }, /terms\.0: attached/],
-    [{ terms: [{ advantage: { loops: { belief: 'token', base: 'group' } } }] }, /terms\.0: beliefs in tokens/],
+    [{ terms: [{ channel: 'exit', surrogate: 'ppo' }] }, /terms\.0: surrogate: the exit channel/],
+    [{ terms: [{ weights: { kind: 'exit-pdf', detach: false }, surrogate: 'ppo' }] }, /terms\.0: weights: detach: false needs/],
+    [
+      { terms: [{ advantage: { loops: { belief: 'token', base: 'group' } } }] },
+      /terms\.0: advantage\.loops: the belief 'token' has no group/,
+    ],
     [{ terms: [{}], kl: { beta: 1, reference: 'frozen' }, lazy: { old: 'ema' } }, /share one reference/],
-    [[{ objective: 'rltt' }, { objective: 'grpo' }], /growing `until`/],
-    [[{ until: 5, objective: 'rltt' }], /growing `until`/],
+    [[{ objective: 'rltt' }, { objective: 'grpo' }], /increasing values of `until`/],
+    [[{ until: 5, objective: 'rltt' }], /increasing values of `until`/],
     [{ terms: [{ space: 'marginal' }], lazy: {} }, /objective\.lazy/],
   ]
   it.each(cases)('%j', async (objective, message) => {
