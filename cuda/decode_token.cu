@@ -366,7 +366,7 @@ struct Layout {
 
 template <class T, int stages>
 int run(Context& c, const LoopDecodeToken& t, Token<T>& a, int blocks, size_t shared) {
-  if (resident_blocks(token_kernel<T, stages>, token_threads, shared) < 1) return LOOP_DECLINED;
+  if (resident_blocks(c.device, token_kernel<T, stages>, token_threads, shared) < 1) return LOOP_DECLINED;
   const size_t size = sizeof(T), layer_bytes = size_t(t.layers) * sizeof(LoopDecodeLayer);
   Layout layout;
   const size_t layers = layout.take(layer_bytes), qkv = layout.take(size_t(t.heads) * t.head_dim * size),

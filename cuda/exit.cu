@@ -37,14 +37,17 @@ __global__ void gate_backward_kernel(int64_t n, int64_t d, const float* da, cons
   for (int j = begin, own = int(threadIdx.x); j < d; j += step, own += step)
 #pragma unroll
     for (int k = 0; k < W; k++) dw[own + k * threads] = 0;
-  const auto fetch = [&](int64_t row) {  // to the L2 cache
-    if (row < n && threadIdx.x == 0) prefetch(da + row);
-    for (int j = begin; row < n && j < d; j += step) prefetch(h + row * d + j), prefetch(dh + row * d + j);
+  // Rows without a gradient (prompts, tokens without a loss) are not read.
+  const auto fetch = [&](int64_t row) {  // what the row needs goes to the L2 cache
+    const float a = row < n ? da[row] : 0;
+    for (int j = begin; a != 0 && j < d; j += step) prefetch(h + row * d + j), prefetch(dh + row * d + j);
+    return a;
   };
-  fetch(blockIdx.x);
+  float next = fetch(blockIdx.x);
   for (int64_t row = blockIdx.x; row < n; row += gridDim.x) {
-    fetch(row + gridDim.x);
-    const float a = da[row];
+    const float a = next;
+    next = fetch(row + gridDim.x);
+    if (a == 0) continue;
     db += a;
     for (int j = begin, own = int(threadIdx.x); j < d; j += step, own += step) {
       read<W>(h + row * d + j, x);

@@ -215,6 +215,38 @@ int scatter_add_rows(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_
   });
 }
 
+// out [n, 4]: |x - y|², |x|², x·y, |y|². A block per row.
+template <class T>
+__global__ void compare_rows_kernel(int64_t d, const T* x, const T* y, double* out) {
+  SHARED_ARRAY(double, scratch, 8);
+  double sums[4] = {};
+  for (int64_t j = threadIdx.x; j < d; j += blockDim.x) {
+    const double a = to_float(x[blockIdx.x * d + j]), b = to_float(y[blockIdx.x * d + j]), difference = a - b;
+    sums[0] = fma(difference, difference, sums[0]);
+    sums[1] = fma(a, a, sums[1]);
+    sums[2] = fma(a, b, sums[2]);
+    sums[3] = fma(b, b, sums[3]);
+  }
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    const double sum = block_sum(sums[k], scratch);
+    if (threadIdx.x == 0) out[4 * blockIdx.x + k] = sum;
+  }
+}
+
+int compare_rows(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* x, const void* y, double* host_out) {
+  return with_dtype(ctx, "compare_rows", dt, [&]<class T>(Context& c, T) {
+    if (n == 0) return 0;
+    auto* sums = static_cast<double*>(scratch(c, size_t(n) * 4 * sizeof(double)));
+    if (!sums) return int(LOOP_OUT_OF_MEMORY);
+    const int status = check(c,
+                             launch(compare_rows_kernel<T>, dim3(unsigned(n)), dim3(256), 0, c.stream, d,
+                                    static_cast<const T*>(x), static_cast<const T*>(y), sums),
+                             "compare_rows");
+    return status ? status : read_back(c, host_out, sums, size_t(n) * 4 * sizeof(double));
+  });
+}
+
 }  // namespace
 
 void add_rows(LoopBackend& table) {
@@ -223,6 +255,7 @@ void add_rows(LoopBackend& table) {
   table.gather_rows = gather_rows;
   table.scatter_add_rows = scatter_add_rows;
   table.cache_write = cache_write;
+  table.compare_rows = compare_rows;
 }
 
 }  // namespace looplm::cuda

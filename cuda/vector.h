@@ -31,7 +31,7 @@ int64_t row_blocks(int device, Kernel kernel, int64_t rows, int threads, size_t 
   int processors = 1;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (rows <= processors) return rows;
-  return std::min(rows, processors * int64_t(std::clamp(resident_blocks(kernel, threads, shared_bytes), 1, most)));
+  return std::min(rows, processors * int64_t(std::clamp(resident_blocks(device, kernel, threads, shared_bytes), 1, most)));
 }
 
 // Bytes of dynamic shared memory that a block may have beside what its kernel declares, 2 KiB at most.

@@ -288,6 +288,8 @@ typedef struct LoopBackend {
   // dst[i] = src[index[i]], rows of d elements of `type`;   dst[index[i]] += src[i] (both real), every index at most once.
   int (*gather_rows)(void* ctx, LoopDType type, int64_t n, int64_t d, const int32_t* index, const void* src, void* dst);
   int (*scatter_add_rows)(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_t* index, const void* src, void* dst);
+  // host_out [n, 4], in double, of rows x, y [n, d] in act: |x - y|², |x|², x·y, |y|². All of them with one wait.
+  int (*compare_rows)(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* x, const void* y, double* host_out);
 
   // The head's row kernel over real logits [rows, vocabulary] (a row per stride `vocabulary`), P = softmax(logits / temperature):
   // logprob[i] = log P[target[i]], entropy[i] = -Σ P log P (each may be NULL). With a loss, the row becomes
@@ -311,6 +313,11 @@ typedef struct LoopBackend {
   // latent_noise.
   int (*add_noise)(void* ctx, LoopDType dt, int64_t n, int64_t d, double sigma, uint64_t seed, uint32_t loop,
                    const int32_t* streams, const int32_t* positions, void* x);
+
+  // host_out[i] = deviation · normal (truncated: redrawn outside of ±3) of element first + i of `parameter`, act, rounded once:
+  // the bits of native/numeric/philox.h in double on every processor. NULL: the backend has none.
+  int (*draw_normals)(void* ctx, LoopDType dt, int truncated, uint64_t seed, uint32_t parameter, uint32_t first, int64_t count,
+                      double deviation, void* host_out);
 
   // Decoding. cache_write stores the k and v parts of qkv rows at slots of a plane.
   int (*cache_write)(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,

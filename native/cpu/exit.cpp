@@ -36,6 +36,7 @@ int gate_rows_backward(Context& ctx, int64_t n, int64_t d, const float* da, cons
   const BlockSums blocks(ctx, n, d, d + 1);  // ∂w, ∂b
   blocks.run([=](int64_t begin, int64_t end, float* sums) {
     for (int64_t i = begin; i < end; i++) {
+      if (da[i] == 0) continue;  // prompts, and tokens without a loss
       gate_row_backward(d, da[i], h + i * d, w, dh + i * d, sums);
       sums[d] += da[i];
     }

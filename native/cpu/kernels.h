@@ -15,6 +15,7 @@ LOOPLM_KERNEL(byte_products);
 LOOPLM_KERNEL(embed);  // embed.cpp
 LOOPLM_KERNEL(embed_backward);
 LOOPLM_KERNEL(gather_rows);
+LOOPLM_KERNEL(compare_rows);
 LOOPLM_KERNEL(scatter_add_rows);
 LOOPLM_KERNEL(residual_norm);  // norm.cpp
 LOOPLM_KERNEL(residual_norm_backward);
@@ -32,8 +33,9 @@ LOOPLM_KERNEL(policy_gradient);
 LOOPLM_KERNEL(sum_squares);  // optimizer.cpp
 LOOPLM_KERNEL(adamw);
 LOOPLM_KERNEL(moving_average);
-LOOPLM_KERNEL(add_noise);    // noise.cpp
-LOOPLM_KERNEL(cache_write);  // decode.cpp
+LOOPLM_KERNEL(add_noise);     // noise.cpp
+LOOPLM_KERNEL(draw_normals);  // normals.cpp
+LOOPLM_KERNEL(cache_write);   // decode.cpp
 LOOPLM_KERNEL(decode_attention);
 LOOPLM_KERNEL(sample);  // sample.cpp
 LOOPLM_KERNEL(binary);  // tensor.cpp

@@ -1,4 +1,4 @@
-// Rows chosen by an index: the embedding and its gradient, gather and scatter.
+// Rows chosen by an index: the embedding and its gradient, gather and scatter. Rows compared with rows.
 #include <stdio.h>
 
 #include "rows.h"
@@ -20,6 +20,39 @@ int copy_rows(Context& ctx, int64_t n, int64_t bytes, const int32_t* index, cons
 inline void add_row(int64_t d, const float* src, float* dst) {
   for_vectors(
       d, LOOPLM_VECTORS(j, part, chain) { store(dst + j, load(dst + j, part) + load(src + j, part), part); });
+}
+
+typedef double doubles __attribute__((vector_size(W * 4)));  // W / 2 of them
+typedef float half_vector __attribute__((vector_size(W * 2)));
+
+template <class E>
+inline doubles load_doubles(const E* p) {
+  float part[W / 2];
+  for (int i = 0; i < W / 2; i++) part[i] = to_float(p[i]);
+  half_vector x;
+  memcpy(&x, part, sizeof x);
+  return __builtin_convertvector(x, doubles);
+}
+inline double sum_of(doubles x) {
+  double total = 0;
+  for (int i = 0; i < W / 2; i++) total += x[i];
+  return total;
+}
+
+// out [4]: |x - y|², |x|², x·y, |y|²
+template <class E>
+void compare_row(int64_t d, const E* x, const E* y, double* out) {
+  doubles sums[4] = {};
+  int64_t j = 0;
+  for (; j + W / 2 <= d; j += W / 2) {
+    const doubles a = load_doubles(x + j), b = load_doubles(y + j);
+    sums[0] += (a - b) * (a - b), sums[1] += a * a, sums[2] += a * b, sums[3] += b * b;
+  }
+  for (int k = 0; k < 4; k++) out[k] = sum_of(sums[k]);
+  for (; j < d; j++) {
+    const double a = to_float(x[j]), b = to_float(y[j]);
+    out[0] += (a - b) * (a - b), out[1] += a * a, out[2] += a * b, out[3] += b * b;
+  }
 }
 
 }  // namespace
@@ -59,6 +92,17 @@ int scatter_add_rows(void* context, LoopDType, int64_t n, int64_t d, const int32
   for_rows(*static_cast<Context*>(context), n, d, [=](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) add_row(d, src + i * d, dst + index[i] * d);
   });
+  return 0;
+}
+
+int compare_rows(void* context, LoopDType dt, int64_t n, int64_t d, const void* x, const void* y, double* host_out) {
+  const auto compare = [=, &ctx = *static_cast<Context*>(context)]<class E>(const E*) {
+    for_rows(ctx, n, d, [=](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; i++)
+        compare_row(d, static_cast<const E*>(x) + i * d, static_cast<const E*>(y) + i * d, host_out + 4 * i);
+    });
+  };
+  dt == LOOP_BF16 ? compare(static_cast<const bf16*>(x)) : compare(static_cast<const float*>(x));
   return 0;
 }
 

@@ -71,11 +71,14 @@ void Model::initialize(uint64_t seed) {
 }
 void Model::initialize(const Parameter& p, uint64_t seed) {
   const size_t i = size_t(&p - parameters_.data());
-  const std::vector<uint8_t> raw = rounded(dt, initial_values(config.parameters[i], uint32_t(i), p.count, seed));
-  if (p.matrix >= 0) return quantized_->quantize_rows(p, 0, p.shape[0], raw.data());
+  const bool in_place = p.matrix < 0 && device->host_visible();
+  std::vector<uint8_t> raw(in_place ? 0 : p.count * loop_dtype_size(dt));
+  void* const values = in_place ? writable_data(p) : raw.data();
+  draw_initial(*device, dt, config.parameters[i], uint32_t(i), p.count, seed, values);
+  if (p.matrix >= 0) return quantized_->quantize_rows(p, 0, p.shape[0], values);
   if (const Parameter* head = quantized_->tied_head(); head && p.role == Role::embedding)
-    quantized_->quantize_rows(*head, 0, p.shape[0], raw.data());
-  writable_arena(p).upload(raw.data(), raw.size(), p.offset * loop_dtype_size(dt));
+    quantized_->quantize_rows(*head, 0, p.shape[0], values);
+  if (!in_place) writable_arena(p).upload(values, raw.size(), p.offset * loop_dtype_size(dt));
   touch(p);
 }
 

@@ -1,6 +1,7 @@
 #include "parameters.h"
 
 #include <algorithm>
+#include <array>
 
 #include "../numeric/half.h"
 #include "../numeric/philox.h"
@@ -8,8 +9,6 @@
 namespace looplm {
 
 namespace {
-
-constexpr size_t ALIGN = 32;  // elements: every matrix starts on a 64-byte line
 
 // Elements of all parameters: so few that their bytes can be counted.
 constexpr size_t MOST = size_t(1) << 58;
@@ -33,7 +32,7 @@ void ParameterLayout::add(Parameter p, bool continues) {
   reserve(p.offset + p.count);
   out_.push_back(std::move(p));
 }
-size_t ParameterLayout::aligned() const { return (end_ + ALIGN - 1) / ALIGN * ALIGN; }
+size_t ParameterLayout::aligned() const { return (end_ + PARAMETER_ALIGN - 1) / PARAMETER_ALIGN * PARAMETER_ALIGN; }
 
 void clear_gaps(Buffer& arena, const std::vector<Parameter>& parameters, size_t elements, LoopDType dt) {
   const size_t size = loop_dtype_size(dt);
@@ -49,14 +48,47 @@ void clear_gaps(Buffer& arena, const std::vector<Parameter>& parameters, size_t 
   clear_to(elements);
 }
 
-std::vector<double> initial_values(const ParameterForm& form, uint32_t index, size_t count, uint64_t seed) {
-  std::vector<double> values(count, form.initial == Initial::ones ? 1.0 : 0.0);
+namespace {
+
+// What a device without draw_normals does: `count` values from element `first` on.
+void draw_plainly(LoopDType dt, bool truncated, uint64_t seed, uint32_t index, size_t first, size_t count, double deviation,
+                  uint8_t* out) {
+  constexpr size_t longest = 4096;
+  std::array<double, 2> pair{};
+  std::vector<double> block;
+  for (size_t j = first, end = first + count; j < end;) {
+    block.clear();
+    for (; j < end && block.size() < longest; j++) {
+      if (truncated) {
+        block.push_back(deviation * truncated_normal(seed, index, 0, uint32_t(j)));
+        continue;
+      }
+      if (j == first || j % 2 == 0) pair = normal_pair(seed, index, 0, uint32_t(j) / 2);
+      block.push_back(deviation * pair[j % 2]);
+    }
+    const std::vector<uint8_t> raw = rounded(dt, block);
+    out = std::copy(raw.begin(), raw.end(), out);
+  }
+}
+
+}  // namespace
+
+void draw_initial(Device& device, LoopDType dt, const ParameterForm& form, uint32_t index, size_t count, uint64_t seed,
+                  void* host_out) {
+  auto* out = static_cast<uint8_t*>(host_out);
+  if (form.initial == Initial::ones || form.initial == Initial::zeros) {
+    const std::vector<uint8_t> raw = rounded(dt, std::vector<double>(count, form.initial == Initial::ones ? 1.0 : 0.0));
+    std::copy(raw.begin(), raw.end(), out);
+    return;
+  }
   const bool truncated = form.initial == Initial::truncated_normal;
   const size_t part = count / form.deviations.size();
-  if (truncated || form.initial == Initial::normal)
-    for (size_t j = 0; j < count; j++)
-      values[j] = form.deviations[j / part] * (truncated ? truncated_normal : normal)(seed, index, 0, uint32_t(j));
-  return values;
+  for (size_t i = 0; i < form.deviations.size(); i++, out += part * loop_dtype_size(dt)) {
+    const double deviation = form.deviations[i];
+    if (!device.attempt(&LoopBackend::draw_normals, "first values", dt, int(truncated), seed, index, uint32_t(i * part),
+                        int64_t(part), deviation, static_cast<void*>(out)))
+      draw_plainly(dt, truncated, seed, index, i * part, part, deviation, out);
+  }
 }
 
 std::vector<uint8_t> rounded(LoopDType dt, const std::vector<double>& values) {

@@ -9,6 +9,8 @@
 
 namespace looplm {
 
+constexpr size_t PARAMETER_ALIGN = 32;  // elements of an arena: every matrix starts on a 64-byte line, with zeros before it
+
 struct Parameter {
   std::string name;  // of the published tensor
   std::vector<int64_t> shape;
@@ -42,8 +44,10 @@ class ParameterLayout {
 // the model.
 void clear_gaps(Buffer& arena, const std::vector<Parameter>& parameters, size_t elements, LoopDType dt);
 
-// As the description says; a pure function of (seed, index of the parameter, element).
-std::vector<double> initial_values(const ParameterForm& form, uint32_t index, size_t count, uint64_t seed);
+// First values as the description says, in `dt`, into the host's memory: a pure function of (seed, index of the parameter,
+// element), the same bits on every device and number of threads.
+void draw_initial(Device& device, LoopDType dt, const ParameterForm& form, uint32_t index, size_t count, uint64_t seed,
+                  void* host_out);
 
 // Host values as `dt`.
 std::vector<uint8_t> rounded(LoopDType dt, const std::vector<double>& values);

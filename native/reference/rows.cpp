@@ -1,4 +1,5 @@
-// Rows chosen by an index: the embedding and its gradient, gather and scatter.
+// Rows chosen by an index: the embedding and its gradient, gather and scatter. Rows compared with rows.
+#include <algorithm>
 #include <cstring>
 
 #include "context.h"
@@ -45,6 +46,18 @@ int scatter_add_rows(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_
   return 0;
 }
 
+int compare_rows(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* x_, const void* y_, double* out) {
+  if (int status = require_float64(ctx, dt, "compare_rows")) return status;
+  const auto *x = static_cast<const double*>(x_), *y = static_cast<const double*>(y_);
+  std::fill(out, out + 4 * n, 0.0);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < d; ++k) {
+      const double a = x[i * d + k], b = y[i * d + k];
+      out[4 * i] += (a - b) * (a - b), out[4 * i + 1] += a * a, out[4 * i + 2] += a * b, out[4 * i + 3] += b * b;
+    }
+  return 0;
+}
+
 }  // namespace
 
 void add_rows(LoopBackend& table) {
@@ -52,6 +65,7 @@ void add_rows(LoopBackend& table) {
   table.embed_backward = embed_backward;
   table.gather_rows = gather_rows;
   table.scatter_add_rows = scatter_add_rows;
+  table.compare_rows = compare_rows;
 }
 
 }  // namespace looplm::reference

@@ -1,5 +1,7 @@
-// Latent noise and the teacher's moving average.
+// Latent noise, first values of parameters, and the teacher's moving average.
+#include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "../numeric/philox.h"
 #include "harness.h"
@@ -48,6 +50,54 @@ REFERENCE_TEST(moments, "latent noise is standard normal") {
   t.claim("mean 0", std::abs(mean) < 0.01, std::to_string(mean));
   t.claim("variance 1", std::abs(square - 1) < 0.02, std::to_string(square));
   t.claim("fourth moment 3", std::abs(fourth - 3) < 0.1, std::to_string(fourth));
+}
+
+// `count` values that the device draws, read as act, with 64 more behind them that stay as they were.
+Values drawn(const Device& d, bool truncated, uint32_t first, size_t count, double deviation) {
+  Values before(count + 64, 7.0);
+  const size_t size = loop_dtype_size(d.dt);
+  std::vector<uint8_t> raw(before.size() * size);
+  for (size_t i = 0; i < before.size(); ++i) {
+    const float seven = 7;
+    std::memcpy(&raw[i * size], reinterpret_cast<const uint8_t*>(&seven) + (size == 2 ? 2 : 0), size);
+  }
+  d.expect(d.table.draw_normals(d.ctx, d.dt, truncated, 77, 5, first, int64_t(count), deviation, raw.data()), "draw_normals");
+  for (size_t i = 0; i < before.size(); ++i) {
+    uint32_t bits = 0;
+    std::memcpy(reinterpret_cast<uint8_t*>(&bits) + (size == 2 ? 2 : 0), &raw[i * size], size);
+    before[i] = double(std::bit_cast<float>(bits));
+  }
+  return before;
+}
+
+KERNEL_TEST(first_values, "draw_normals") {
+  if (!t.device.table.draw_normals) return;
+  struct Case {
+    uint32_t first;
+    size_t count;
+    double deviation;
+  };
+  for (const bool truncated : {false, true})
+    for (const Case& c : {Case{0, 1, 1},
+                          {1, 1, 0.02},
+                          {3, 2, 1},
+                          {0, 15, 1},
+                          {1, 70, -0.5},
+                          {16382, 16390, 0.02},
+                          {7, 40000, 1e-3},
+                          {0xfffffff1u, 40, 1},
+                          {0, 33, 0},
+                          {2, 100000, 0.0173}}) {
+      Values want;
+      for (size_t i = 0; i < c.count; ++i) {
+        const uint32_t index = c.first + uint32_t(i);
+        const double x = truncated ? truncated_normal(77, 5, 0, index) : normal(77, 5, 0, index);
+        want.push_back(rounded(t.device.dt, double(float(c.deviation * x))));
+      }
+      want.resize(c.count + 64, 7.0);
+      t.same_bits(std::string(truncated ? "truncated, " : "") + std::to_string(c.count) + " from " + std::to_string(c.first),
+                  drawn(t.device, truncated, c.first, c.count, c.deviation), want);
+    }
 }
 
 struct Averaged {

@@ -36,6 +36,32 @@ Values plain_scatter(const Plain& p, const Size& s, const Ints& index, const Val
   return dst;
 }
 
+Values compared(const Device& d, const Size& s, const Values& x, const Values& y) {
+  Buffer a = act(d, x), b = act(d, y);
+  Values out(size_t(4 * s.n), NAN);
+  d.expect(d.table.compare_rows(d.ctx, d.dt, s.n, s.d, a, b, out.data()), "compare_rows");
+  return out;
+}
+
+KERNEL_TEST(compare, "compare_rows") {
+  for (const Size& s : sizes) {
+    const Values x = t.act_normal(size_t(s.n * s.d)), y = t.act_normal(size_t(s.n * s.d));
+    Values want;
+    for (size_t i = 0; i < size_t(s.n); ++i) {
+      double difference = 0, first = 0, product = 0, second = 0;
+      for (size_t j = i * size_t(s.d); j < (i + 1) * size_t(s.d); ++j) {
+        difference += (x[j] - y[j]) * (x[j] - y[j]), first += x[j] * x[j], product += x[j] * y[j], second += y[j] * y[j];
+      }
+      want.insert(want.end(), {difference, first, product, second});
+    }
+    const Values got = compared(t.device, s, x, y);
+    t.within(s.name(), got, want, 1e-12);
+    const Size one = {1, s.d};
+    const auto last = [&](const Values& v, size_t count) { return slice(v, v.size() - count, count); };
+    t.same_bits(s.name() + ", a row alone", compared(t.device, one, last(x, size_t(s.d)), last(y, size_t(s.d))), last(got, 4));
+  }
+}
+
 KERNEL_TEST(embed_rows, "embed") {
   for (const Size& s : sizes) {
     const Ints ids = t.integers(size_t(s.n), vocabulary);

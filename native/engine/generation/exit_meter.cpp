@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../../numeric/half.h"
-
 namespace looplm {
 
 namespace {
@@ -15,35 +13,20 @@ void decide(HeadRow& row) { row.exits = exits(row.exit_options(), row.loop, row.
 
 // ---- States and gates
 
-std::vector<double> ExitMeter::download_state(const void* states, int64_t row) const {
-  const size_t D = size_t(g_.architecture().hidden);
-  std::vector<char> raw(g_.state_bytes);
-  g_.model.device->run(&LoopBackend::copy_out, "copy_out", raw.data(),
-                       static_cast<const char*>(states) + size_t(row) * g_.state_bytes, g_.state_bytes);
-  std::vector<double> out(D);
-  for (size_t j = 0; j < D; j++) {
-    if (g_.model.dt == LOOP_F64) out[j] = reinterpret_cast<const double*>(raw.data())[j];
-    else if (g_.model.dt == LOOP_F32) out[j] = double(reinterpret_cast<const float*>(raw.data())[j]);
-    else out[j] = double(bf16_to_float(reinterpret_cast<const uint16_t*>(raw.data())[j]));
-  }
-  return out;
-}
-
 void ExitMeter::apply_states(std::vector<HeadRow>& rows, const void* after, const void* before) {
+  const auto asks = [](const HeadRow& row) {
+    return row.needs(exit_needs::states) && row.loop >= first_exit(row.exit_options());
+  };
+  if (std::none_of(rows.begin(), rows.end(), asks)) return;
+  std::vector<double> compared(4 * rows.size());
+  g_.model.device->run(&LoopBackend::compare_rows, "compare states", g_.model.dt, int64_t(rows.size()), g_.architecture().hidden,
+                       after, before, compared.data());
   for (size_t i = 0; i < rows.size(); i++) {
-    HeadRow& row = rows[i];
-    if (!row.needs(exit_needs::states) || row.loop < first_exit(row.exit_options())) continue;
-    const std::vector<double> now = download_state(after, int64_t(i)), then = download_state(before, int64_t(i));
-    double difference = 0, norm = 0, product = 0, previous = 0;
-    for (size_t j = 0; j < now.size(); j++) {
-      difference += (now[j] - then[j]) * (now[j] - then[j]);
-      norm += now[j] * now[j];
-      product += now[j] * then[j];
-      previous += then[j] * then[j];
-    }
-    row.measures.difference = std::sqrt(difference), row.measures.norm = std::sqrt(norm);
-    row.measures.product = product, row.measures.previous_norm = std::sqrt(previous);
-    decide(row);
+    if (!asks(rows[i])) continue;
+    ExitMeasures& m = rows[i].measures;
+    m.difference = std::sqrt(compared[4 * i]), m.norm = std::sqrt(compared[4 * i + 1]);
+    m.product = compared[4 * i + 2], m.previous_norm = std::sqrt(compared[4 * i + 3]);
+    decide(rows[i]);
   }
 }
 

@@ -30,7 +30,6 @@ class ExitMeter {
   void measure_entropies(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, const Buffer& logits);
   void measure_divergences(const std::vector<HeadRow*>& asking, const std::vector<double>& negative_entropy);
   std::vector<double> expectation(int64_t n, const void* p, const void* x);
-  std::vector<double> download_state(const void* states, int64_t row) const;
 
   Generation& g_;
   RowGather& gather_;
