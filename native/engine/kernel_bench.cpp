@@ -391,7 +391,7 @@ class HeadCases : public BenchCase {
     s->top_p = top_p;
     s->sequences = integers(m, m);
     s->positions = integers(m, 100);
-    s->tokens = const_cast<int32_t*>(integers(m, 100));
+    s->tokens = static_cast<int32_t*>(reals(m));  // as wide or wider
     s->logprobs = reals(m);
     work(6.0 * double(m * vocabulary), double(m * vocabulary) * real_);
     Device* device = device_.get();

@@ -66,7 +66,7 @@ class LoopRptPass {
         s_(batch.sequences),
         o_(options),
         loops_(options.loops > 0 ? options.loops : student.config.loops),
-        budget_(options.tokens_per_micro_batch > 0 ? options.tokens_per_micro_batch : default_budget(student, loops_)),
+        budget_(options.tokens_per_micro_batch > 0 ? options.tokens_per_micro_batch : default_budget(student, loops_, keep())),
         draws_(student, batch, options, loops_) {
     std::vector<int32_t> responses = batch.responses;
     if (responses.empty())

@@ -33,7 +33,7 @@ class LossPass {
   LossMetrics run() {
     model_.gradients();
     const int64_t budget = o_.tokens_per_micro_batch;
-    const PackOptions options{budget > 0 ? budget : default_budget(model_, in_.plan.loops),
+    const PackOptions options{budget > 0 ? budget : default_budget(model_, in_.plan.loops, keep_for(o_.recompute)),
                               o_.share_prompts,
                               true,
                               false,
@@ -74,9 +74,8 @@ class LossPass {
     RowLoss loss = given_coefficients(RowTable(term ? 0 : size_t(head.rows), 0.0));
     if (term) loss = row_loss(in_, rows, *term, weights_of(*term, rows));
     add_regularisers(in_, rows, loss);
-    LoopLossSums sums{};
-    batch.backward_head(head, loss, &rows.values, &sums);
-    totals_.add(sums);
+    batch.backward_head(head, loss, &rows.values);
+    totals_.add(sums_of(loss, rows.values.logprobs, model_.real()));
     if (term && attached(*term)) add_weight_gradient(in_, rows, *term, loss.advantage, d_pdf);
     add_entropy_bonus(rows, loss);
   }
@@ -84,7 +83,7 @@ class LossPass {
   void from_all_values(MicroBatch& batch, const HeadRows& head, LossRows& rows, std::vector<double>& d_pdf) {
     rows.values = batch.values(head);
     const size_t count = size_t(head.rows);
-    const void* logprobs = model_.memory().head.logprobs.as<>();
+    const void* logprobs = model_.memory().head.values.as<>();
     RowTable total(count, 0.0);
     for (const LossTerm& term : o_.terms) {
       if (term.channel != Channel::token) continue;
@@ -99,7 +98,7 @@ class LossPass {
     if (o_.lazy) totals_.add_lazy_loss(add_lazy_likelihood(in_, rows, total));
     RowLoss regularisers = given_coefficients(RowTable(count, 0.0));
     add_regularisers(in_, rows, regularisers);
-    totals_.add(sums_of(model_, upload(model_, regularisers), logprobs, count));
+    totals_.add(sums_of(regularisers, rows.values.logprobs, model_.real()));
     regularisers.scale = std::move(total);
     batch.backward_head(head, regularisers);
     add_entropy_bonus(rows, regularisers);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <tuple>
 
 #include "pass.h"
 
@@ -30,6 +31,13 @@ ExitTable last_loop_exits(int64_t rows, int loops) {
   return out;
 }
 
+// Two arrays that lie one behind the other, with one wait.
+static std::pair<std::vector<double>, std::vector<double>> download_two(const Buffer& both, LoopDType dt, size_t count) {
+  const std::vector<double> values = download_reals(both, dt, 2 * count);
+  const auto middle = values.begin() + ptrdiff_t(count);
+  return {{values.begin(), middle}, {middle, values.end()}};
+}
+
 void MicroBatch::run_gates(Buffer& logits) { stack.gate_logits(reserved(logits, size_t(gates())).as<>()); }
 
 const ExitTable& MicroBatch::exits() {
@@ -39,15 +47,13 @@ const ExitTable& MicroBatch::exits() {
   if (!model_.config.exit_gate) return exits_.emplace(last_loop_exits(out.rows, reads_));
   ExitMemory& memory = model_.memory().exits;
   const int32_t* index = upload_ints(model_.device, memory.index, row_index(packed_, all_loops(reads_)));
-  Buffer &rows = reserved(memory.gates, size_t(count)), &pdf = reserved(memory.pdf, size_t(count)),
-         &log_pdf = reserved(memory.log_pdf, size_t(count));
+  Buffer &rows = reserved(memory.gates, size_t(count)), &both = reserved(memory.pdf, size_t(2 * count));
   run_gates(memory.token_gates);
   model_.device->run(&LoopBackend::gather_rows, "gather gates", model_.real(), count, int64_t(1), index,
                      memory.token_gates.as<>(), rows.as<>());
-  model_.device->run(&LoopBackend::exit_pdf, "exit_pdf", model_.dt, int64_t(reads_), out.rows, rows.as<>(), log_pdf.as<>(),
-                     pdf.as<>());
-  out.pdf = download_reals(pdf, model_.dt, size_t(count));
-  out.log_pdf = download_reals(log_pdf, model_.dt, size_t(count));
+  model_.device->run(&LoopBackend::exit_pdf, "exit_pdf", model_.dt, int64_t(reads_), out.rows, rows.as<>(),
+                     both.at(size_t(count) * real()), both.as<>());
+  std::tie(out.pdf, out.log_pdf) = download_two(both, model_.dt, size_t(count));
   return exits_.emplace(std::move(out));
 }
 
@@ -89,14 +95,14 @@ HeadRows MicroBatch::rows_at(const std::vector<int>& reads, double temperature) 
 }
 
 TokenValues MicroBatch::values(const HeadRows& rows, bool logprobs, bool entropies) {
-  HeadMemory& memory = model_.memory().head;
   const size_t count = size_t(rows.rows);
-  Buffer *l = logprobs ? &reserved(memory.logprobs, count) : nullptr,
-         *h = entropies ? &reserved(memory.entropies, count) : nullptr;
-  head_forward(model_, rows, l ? l->as<>() : nullptr, h ? h->as<>() : nullptr);
+  Buffer& both = reserved(model_.memory().head.values, 2 * count);
+  void* of_entropies = both.at(count * real());
+  head_forward(model_, rows, logprobs ? both.as<>() : nullptr, entropies ? of_entropies : nullptr);
   TokenValues out;
-  if (l) out.logprobs = download_reals(*l, model_.dt, count);
-  if (h) out.entropies = download_reals(*h, model_.dt, count);
+  if (logprobs && entropies) std::tie(out.logprobs, out.entropies) = download_two(both, model_.dt, count);
+  else if (logprobs) out.logprobs = download_reals(both, model_.dt, count);
+  else if (entropies) out.entropies = download_reals(both, model_.dt, count, count);
   return out;
 }
 
@@ -110,15 +116,13 @@ void* MicroBatch::d_hidden() {
   return buffer.as<>();
 }
 
-void MicroBatch::backward_head(const HeadRows& rows, const RowLoss& loss, TokenValues* values, LoopLossSums* sums) {
-  HeadMemory& memory = model_.memory().head;
+void MicroBatch::backward_head(const HeadRows& rows, const RowLoss& loss, TokenValues* values) {
   const LoopLoss on_device = upload(model_, loss);
   const size_t count = size_t(rows.rows);
   if (!values) return head_backward(model_, rows, on_device, nullptr, nullptr, d_hidden());
-  Buffer &l = reserved(memory.logprobs, count), &h = reserved(memory.entropies, count);
-  head_backward(model_, rows, on_device, l.as<>(), h.as<>(), d_hidden());
-  *values = {download_reals(l, model_.dt, count), download_reals(h, model_.dt, count)};
-  if (sums) *sums = sums_of(model_, on_device, l.as<>(), count);
+  Buffer& both = reserved(model_.memory().head.values, 2 * count);
+  head_backward(model_, rows, on_device, both.as<>(), both.at(count * real()), d_hidden());
+  std::tie(values->logprobs, values->entropies) = download_two(both, model_.dt, count);
 }
 
 void MicroBatch::backward_exits(const std::vector<double>& d_pdf) {

@@ -1,6 +1,8 @@
 // One packed batch on its way through a model: forward, what its tokens are worth, and the way back from coefficients. Every
 // operation on sequences goes through it: scores, gradients of given coefficients, losses, LoopRPT.
 #pragma once
+#include <optional>
+
 #include "head.h"
 #include "row_loss.h"
 #include "stack.h"
@@ -50,7 +52,7 @@ class MicroBatch {
 
   // Add to ∂L/∂hidden and to the gradients of head and gate. The head runs, and its rows get their coefficients from `loss`:
   // `values`, when they are not known yet, come from the same pass.
-  void backward_head(const HeadRows& rows, const RowLoss& loss, TokenValues* values = nullptr, LoopLossSums* sums = nullptr);
+  void backward_head(const HeadRows& rows, const RowLoss& loss, TokenValues* values = nullptr);
   void backward_exits(const std::vector<double>& d_pdf);          // ∂L/∂p, [K, R]
   void backward_gates(const std::vector<double>& d_gate_logits);  // [K, N]
   // ... and from there to the parameters. `final` hears when gradients are final, if this batch is the last of its sequences.

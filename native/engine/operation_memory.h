@@ -17,7 +17,7 @@ struct BatchMemory {      // a packed batch of N tokens
 struct HeadMemory {
   Buffer index, targets;            // int32 [rows]
   Buffer hidden, logits, d_hidden;  // of a chunk of m rows: act [m, D], real [m, V], real [m, D]
-  Buffer logprobs, entropies;       // real [rows]
+  Buffer values;                    // real [2, rows]: log-probabilities, then entropies, so that one wait brings both
   Buffer predicted;                 // int32 [rows]
 };
 
@@ -28,7 +28,8 @@ struct RowLossMemory {  // real [rows]
 struct ExitMemory {
   Buffer token_gates, d_token_gates;  // real [K, N]
   Buffer index;                       // int32 [K, R]: of the rows in them
-  Buffer gates, pdf, log_pdf;         // real [K, R], or [K, N] of all tokens
+  Buffer gates;                       // real [K, R]
+  Buffer pdf;                         // real [K, R] and behind it its logarithm, or [K, N] of all tokens
   Buffer d_pdf, d_gates;              // real [K, R]
 };
 

@@ -69,12 +69,31 @@ const char* training_remedy(Recompute recompute) {
                "(trainers), or an adapter";
 }
 
-int64_t default_budget(const Model& model, int loops) {
+namespace {
+
+// About what a token of a micro-batch holds between its forward and its backward.
+int64_t kept_bytes(const Model& model, int loops, Stack::Keep keep) {
   const Architecture& c = model.config;
-  const int64_t per_token = loops * c.layers * (c.qkv_width() + c.attention_width() + 4 * c.hidden + 2 * c.intermediate) *
-                            int64_t(loop_dtype_size(model.dt));
+  const int64_t state = c.hidden, block = c.qkv_width() + c.attention_width() + 4 * state + 2 * c.intermediate;
+  const int64_t values = keep == Stack::Keep::all         ? loops * c.layers * block
+                         : keep == Stack::Keep::per_loop  ? loops * state + c.layers * block
+                         : keep == Stack::Keep::per_layer ? loops * c.layers * state + block
+                                                          : block;
+  return values * int64_t(loop_dtype_size(model.dt));
+}
+
+// The most that activations of a micro-batch may take. On a host a constant, not a share of its memory: the same batch is cut
+// alike, and gives the same bits, on every machine.
+int64_t most_kept(const Device& device) { return device.host_visible() ? int64_t(2) << 30 : int64_t(device.memory().total / 8); }
+constexpr int64_t FEWEST_TOKENS = 256;  // below, products of large models lose their rate
+
+}  // namespace
+
+int64_t default_budget(const Model& model, int loops, Stack::Keep keep) {
   const int64_t least = model.device->micro_batch_tokens();
-  return std::clamp<int64_t>(model.device->micro_batch_bytes() / per_token, least, 4 * least);
+  const int64_t near_cache =
+      std::clamp<int64_t>(model.device->micro_batch_bytes() / kept_bytes(model, loops, Stack::Keep::all), least, 4 * least);
+  return std::min(near_cache, std::max(FEWEST_TOKENS, most_kept(*model.device) / kept_bytes(model, loops, keep)));
 }
 
 Stack::Keep keep_for(Recompute r) {

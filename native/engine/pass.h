@@ -13,8 +13,9 @@ void check_mask(const Sequences& sequences, const std::vector<int32_t>& mask, co
 // What helps a pass with a backward that found no memory.
 const char* training_remedy(Recompute recompute);
 
-// So many tokens that the activations of a micro-batch stay in or near the device's cache, and the products run at full rate.
-int64_t default_budget(const Model& model, int loops);
+// So many tokens that the activations of a micro-batch stay in or near the device's cache and the products run at full rate; of a
+// large model fewer, so that what `keep` holds takes a bounded part of memory.
+int64_t default_budget(const Model& model, int loops, Stack::Keep keep);
 Stack::Keep keep_for(Recompute recompute);
 
 // Loops beyond the model's are for families that were trained with any number.

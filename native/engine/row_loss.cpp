@@ -1,5 +1,7 @@
 #include "row_loss.h"
 
+#include "../token_loss.h"
+
 namespace looplm {
 
 LoopLoss upload(Model& model, const RowLoss& loss) {
@@ -20,28 +22,29 @@ LoopLoss upload(Model& model, const RowLoss& loss) {
   return out;
 }
 
-namespace {
-
-LoopLossSums reduce(Model& model, const LoopLoss& loss, const void* logprobs, size_t rows, void* coefficients) {
-  LoopLossSums sums{};
-  model.device->run(&LoopBackend::policy_gradient, "policy gradient", model.dt, int64_t(rows), logprobs,
-                    static_cast<const LoopLoss*>(&loss), coefficients, &sums);
-  return sums;
-}
-
-}  // namespace
-
 Coefficients coefficients_of(Model& model, const LoopLoss& loss, const void* logprobs, size_t rows) {
   Buffer& buffer = model.memory().loss.coefficients;
   buffer.reserve(model.device, rows * loop_dtype_size(model.real()));
   Coefficients out;
-  out.sums = reduce(model, loss, logprobs, rows, buffer.as<>());
+  model.device->run(&LoopBackend::policy_gradient, "policy gradient", model.dt, int64_t(rows), logprobs,
+                    static_cast<const LoopLoss*>(&loss), buffer.as<>(), &out.sums);
   out.values = download_reals(buffer, model.dt, rows);
   return out;
 }
 
-LoopLossSums sums_of(Model& model, const LoopLoss& loss, const void* logprobs, size_t rows) {
-  return reduce(model, loss, logprobs, rows, nullptr);
+LoopLossSums sums_of(const RowLoss& loss, const std::vector<double>& logprobs, LoopDType real) {
+  const auto at = [real](const std::vector<double>& values, size_t i) {
+    return values.empty() ? 0.0 : real == LOOP_F64 ? values[i] : double(float(values[i]));
+  };
+  TokenLossForm form = token_loss_form(loss.form);
+  form.has_old = !loss.old_logprob.empty();
+  LoopLossSums sums{};
+  for (size_t i = 0; i < logprobs.size(); i++)
+    token_loss(
+        form,
+        {at(loss.scale, i), at(loss.advantage, i), at(loss.old_logprob, i), at(loss.reference_logprob, i), at(loss.kl_scale, i)},
+        logprobs[i], sums);
+  return sums;
 }
 
 }  // namespace looplm

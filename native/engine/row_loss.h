@@ -25,6 +25,8 @@ struct Coefficients {
   LoopLossSums sums{};
 };
 Coefficients coefficients_of(Model& model, const LoopLoss& loss, const void* logprobs, size_t rows);
-LoopLossSums sums_of(Model& model, const LoopLoss& loss, const void* logprobs, size_t rows);
+// The sums alone, on the host, where the log-probabilities have come for other reasons: the device made the coefficients within
+// the head and needs no second pass over the rows. `real`: what the device rounds the loss's arrays to.
+LoopLossSums sums_of(const RowLoss& loss, const std::vector<double>& logprobs, LoopDType real);
 
 }  // namespace looplm

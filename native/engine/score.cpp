@@ -84,7 +84,8 @@ Pass pass_of(const Model& model, const ScoreOptions& options, const char* operat
   p.reads = p.plan.reads();
   if (options.last_loop && !model.config.exit_gate) p.plan.read = {p.plan.read.back()};
   for (int k = options.last_loop ? p.plan.reads() - 1 : 0; k < p.plan.reads(); k++) p.scored.push_back(k);
-  p.pack = {default_budget(model, p.plan.loops), false, options.responses_only, true, model.config.prefix_sees_itself};
+  p.pack = {default_budget(model, p.plan.loops, Stack::Keep::nothing), false, options.responses_only, true,
+            model.config.prefix_sees_itself};
   return p;
 }
 }  // namespace
@@ -107,18 +108,17 @@ void add_values(Model& model, MicroBatch& batch, const Sequences& sequences, con
   const HeadRows head = batch.rows(pass.scored, options.temperature);
   const size_t count = size_t(head.rows), bytes = count * loop_dtype_size(model.real());
   HeadMemory& memory = model.memory().head;
-  memory.logprobs.reserve(model.device, bytes);
-  memory.entropies.reserve(model.device, bytes);
+  memory.values.reserve(model.device, 2 * bytes);
   if (options.predictions) memory.predicted.reserve(model.device, count * sizeof(int32_t));
   std::vector<int32_t> targets;
   for (const PredictionRow& row : packed.rows) targets.push_back(row.target);
   HeadTop top{head.rows - int64_t(packed.rows.size()), options.top, targets, {}, {}};
-  head_forward(model, head, memory.logprobs.as<>(), memory.entropies.as<>(),
+  head_forward(model, head, memory.values.as<>(), memory.values.at(bytes),
                options.predictions ? memory.predicted.as<int32_t>() : nullptr, options.top > 0 ? &top : nullptr);
-  const std::vector<double> values = download_reals(memory.logprobs, model.dt, count);
+  const std::vector<double> values = download_reals(memory.values, model.dt, count);
   place_scores(sequences, packed, at, K, values, out.logprobs);
   place_top(packed, last, top, values, out);
-  place_scores(sequences, packed, at, K, download_reals(memory.entropies, model.dt, count), out.entropy);
+  place_scores(sequences, packed, at, K, download_reals(memory.values, model.dt, count, count), out.entropy);
   if (!options.predictions) return;
   std::vector<int32_t> tokens(count);
   memory.predicted.download(tokens.data(), tokens.size() * sizeof(int32_t));

@@ -64,9 +64,11 @@ class Stack : private StackLayout {
   void normalise(const void* h, const void* weight, void* x);
   void add_noise(int t, void* x);
   const void* norm_weight(int32_t index) const { return index < 0 ? weights_.ones : weights_.norms[size_t(index)]; }
-  const void* right_half(const void* matrix, size_t size) const {  // of the columns [x ; e]
+  // Of the columns [x ; e].
+  const void* right_half(const void* matrix, size_t size) const {
     return static_cast<const char*>(matrix) + size_t(a_.hidden) * size;
   }
+  void* right_half(void* matrix, size_t size) const { return static_cast<char*>(matrix) + size_t(a_.hidden) * size; }
   bool noise_at(NoiseSite site) const { return noise_ && noise_->site == site; }
   bool closes(const Run* run) const { return run && run->loop >= 0 && run->step == &a_.loop.back(); }
   static bool follows(const Run* run, Step::Kind kind, const Run& of) {

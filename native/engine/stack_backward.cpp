@@ -43,8 +43,8 @@ void StackBackward::inject_backward(const Run& r, RegisterGradients& d) {
   cast_gradient(d.at[size_t(s.to)], dy);
   if (dw) {
     s_.run(&LoopBackend::gemm, "inject gradient", 1, 0, D, D, N, dy, D, r.in, D, dw, 2 * D, int(LOOP_GEMM_ACCUMULATE));
-    s_.run(&LoopBackend::gemm, "inject gradient", 1, 0, D, D, N, dy, D, r.from, D, const_cast<void*>(s_.right_half(dw, real_)),
-           2 * D, int(LOOP_GEMM_ACCUMULATE));
+    s_.run(&LoopBackend::gemm, "inject gradient", 1, 0, D, D, N, dy, D, r.from, D, s_.right_half(dw, real_), 2 * D,
+           int(LOOP_GEMM_ACCUMULATE));
   }
   void* d_from = d.at[size_t(s.from)] ? d.at[size_t(s.from)] : zeroed(d, s.from);
   s_.run(&LoopBackend::gemm, "inject backward", 0, 0, N, D, D, dy, D, s_.right_half(w.weight, act_), 2 * D, d_from, D,

@@ -34,7 +34,7 @@ double accumulate_stage2(Model& model, const Sequences& sequences, const std::ve
   if (loops < 2) throw Error("INVALID_ARGUMENT", "stage 2", "the gate chooses between loops: the model needs at least two");
   double total = 0;
   model.gradients();
-  const int64_t budget = tokens_per_micro_batch > 0 ? tokens_per_micro_batch : default_budget(model, loops);
+  const int64_t budget = tokens_per_micro_batch > 0 ? tokens_per_micro_batch : default_budget(model, loops, Stack::Keep::nothing);
   const PackOptions options{budget, true, true, false, model.config.prefix_sees_itself, &mask};
   for_micro_batches(sequences, options, [&](const PackedBatch& packed) {
     const size_t R = packed.rows.size(), N = size_t(packed.tokens()), T = size_t(loops);

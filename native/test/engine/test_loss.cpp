@@ -5,6 +5,7 @@
 #include "../../engine/loop_weights.h"
 #include "../../engine/loss.h"
 #include "../../engine/micro_batch.h"
+#include "../../engine/pass.h"
 #include "claims.h"
 #include "models.h"
 
@@ -119,6 +120,17 @@ ENGINE_TEST(loss_differences, "loss: gradient by central differences") {
     first += p.count;
   }
   claim("of every parameter", largest < 1e-8, std::to_string(largest * 1e9) + "e-9");
+}
+
+ENGINE_TEST(budgets, "loss: micro-batches of large models have fewer tokens") {
+  const auto model = model_of_three_loops();
+  const auto tokens = [&](int loops, Stack::Keep keep) { return default_budget(*model, loops, keep); };
+  const int64_t usual = model->device->micro_batch_tokens();
+  claim("activations that fit take the device's number", tokens(1000, Stack::Keep::all) >= usual);
+  claim("those that do not take fewer", tokens(20'000, Stack::Keep::all) < usual);
+  claim("what is not kept does not count", tokens(20'000, Stack::Keep::per_loop) > tokens(20'000, Stack::Keep::all) &&
+                                               tokens(20'000, Stack::Keep::nothing) == usual);
+  claim("never so few that products are slow", tokens(1'000'000, Stack::Keep::all) == 256);
 }
 
 ENGINE_TEST(loop_weights_sum, "loop weights: sum to 1") {

@@ -1,7 +1,9 @@
 // AdamW, and its state on the way between optimizers and files.
 #include <cmath>
 #include <random>
+#include <utility>
 
+#include "../../cpu/cpu.h"
 #include "../../engine/optimizer.h"
 #include "claims.h"
 #include "models.h"
@@ -26,6 +28,41 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
   double largest = 0;
   for (size_t i = 0; i < a.size(); i++) largest = std::max(largest, std::abs(a[i] - b[i]));
   return largest;
+}
+
+int updates = 0;
+int (*update)(void*, LoopDType, const LoopAdamW*) = nullptr;
+
+// Neighbours in the arena go through one call, the zeros between them as well: a device is asked a few times, not once per
+// parameter.
+void test_calls() {
+  LoopBackend table = *looplm_cpu_backend();
+  update = std::exchange(table.adamw, [](void* context, LoopDType dt, const LoopAdamW* a) {
+    updates++;
+    return update(context, dt, a);
+  });
+  const auto device = std::make_shared<Device>("cpu", &table, table.open(0, 1));
+  const auto model = std::make_shared<Model>(device, LOOP_F32, small_architecture(small_config(false)));
+  model->initialize(1);
+  AdamW optimizer(model);
+  const auto calls_of = [&](std::vector<std::string> only) {
+    set_gradients(*model, 1, 1);
+    updates = 0;
+    optimizer.step({.weight_decay = 0.1, .only = std::move(only)});
+    return size_t(updates);
+  };
+  size_t changes = 1;  // of weight decay, from one parameter to the next
+  const std::vector<Parameter>& trained = model->trained();
+  for (size_t i = 1; i < trained.size(); i++) changes += trained[i].decays() != trained[i - 1].decays();
+  const size_t all = calls_of({});
+  claim("AdamW: neighbours share a call", all <= changes && all < trained.size() / 2);
+  claim("AdamW: alone, a parameter takes one call", calls_of({trained[1].name}) == 1);
+  bool zeros = true;
+  for (size_t i = 1; i < trained.size(); i++) {
+    const auto* end = static_cast<const float*>(model->parameter_data(trained[i - 1])) + trained[i - 1].count;
+    for (const auto* next = static_cast<const float*>(model->parameter_data(trained[i])); end < next; end++) zeros &= *end == 0;
+  }
+  claim("AdamW: what lies between parameters stays zero", zeros);
 }
 
 void test_optimizer_on(const std::string& device, LoopDType dt) {
@@ -217,6 +254,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
 ENGINE_TEST(test_optimizer, "optimizer") {
   for (const auto& [device, dt] : {std::pair("reference", LOOP_F64), std::pair("cpu", LOOP_F32), std::pair("cpu", LOOP_BF16)})
     test_optimizer_on(device, dt);
+  test_calls();
 }
 
 }  // namespace
