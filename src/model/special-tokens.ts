@@ -11,12 +11,17 @@ export function specialEndTokens(tokenizer: Tokenizer): number[] {
 }
 
 /**
- * Where answers end: at the model's end tokens, at the tokenizer's where the model names none, and where the chat template ends a turn.
+ * Where answers end: at the model's end tokens, at the tokenizer's where the model names none, and in a chat where the chat template ends
+ * a turn.
  */
-export function stopTokens(model: { namesEndTokens: boolean; endTokens: readonly number[] }, tokenizer: Tokenizer): number[] {
+export function stopTokens(
+  model: { namesEndTokens: boolean; endTokens: readonly number[] },
+  tokenizer: Tokenizer,
+  chat = tokenizer.hasChatTemplate,
+): number[] {
   const ends = model.namesEndTokens ? model.endTokens : specialEndTokens(tokenizer)
   const own = tokenizer.eosTokenId
-  const turn = tokenizer.hasChatTemplate ? tokenizer.chatEndToken() : undefined
+  const turn = chat ? tokenizer.chatEndToken() : undefined
   const all = [...ends, ...(turn === undefined ? [] : [turn])]
   return [...new Set(own !== undefined && ends.includes(own) ? [own, ...all] : all)]
 }

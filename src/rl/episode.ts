@@ -15,7 +15,7 @@ import type { GenerateResult, SchedulerRequestOptions } from '../model/types.js'
 import { describe } from '../validation/arguments.js'
 import type { Environment, Episode, EpisodeTurn, StepResult } from './environment.js'
 import type { Problem } from './rollout-record.js'
-import { type ToolMessage, Transcript } from './transcript.js'
+import { type EncodedPrompts, type ToolMessage, Transcript } from './transcript.js'
 
 /** What the episodes of a step share. */
 export interface EpisodeSettings {
@@ -30,6 +30,8 @@ export interface EpisodeSettings {
   maxTurns: number
   maxEpisodeTokens: number
   reencode: boolean
+  /** Prompts that one of them has encoded. */
+  encoded: EncodedPrompts
   /** Where the model is so uncertain, in nats, an episode goes on several times. */
   branch?: { entropy: number } | undefined
   /** Seconds that a call of the environment may take; 0: any number. */
@@ -103,11 +105,11 @@ export class EpisodePlayer {
 
   /** Makes the environment's episode and encodes its prompt. */
   async open(): Promise<void> {
-    const { tokenizer, chat, reencode, maxEpisodeTokens } = this.#settings
+    const { tokenizer, chat, reencode, maxEpisodeTokens, encoded } = this.#settings
     const episode = await this.#makeEpisode()
     const columns = this.#tools.length === 0 ? {} : { tools: toolSchemas(this.#tools) }
     const render = (messages: readonly ChatMessage[]) => chat.prompt(messages, columns).text
-    this.#transcript = this.#named('prompt', () => new Transcript(tokenizer, episode.prompt, { render, reencode }))
+    this.#transcript = this.#named('prompt', () => new Transcript(tokenizer, episode.prompt, { render, reencode }, encoded))
     this.#record.prompt = this.#transcript.promptText
     const { promptTokens } = this.#transcript
     if (promptTokens.length === 0) throw this.#error('the prompt has no tokens; give at least one to go on from')

@@ -70,7 +70,7 @@ export async function playEpisodes(
     ...(loops === undefined ? {} : { loops }),
   })
   const runner = new ToolRunner({ concurrency, timeout, signal: controller.signal })
-  const shared = { ...settings, scheduler, runner, signal: controller.signal }
+  const shared = { ...settings, scheduler, runner, encoded: new Map<string, number[]>(), signal: controller.signal }
   const players = places.map((place) => new EpisodePlayer(shared, place))
   const together = async <T>(action: (player: EpisodePlayer) => Promise<T>): Promise<T[]> => {
     const all = players.map((player) => action(player))

@@ -12,6 +12,9 @@ export interface Continuation {
   reencoded: boolean
 }
 
+/** The tokens of prompts by their text: the episodes of a group begin at the same one, which is encoded once. */
+export type EncodedPrompts = Map<string, number[]>
+
 /**
  * A conversation as tokens that grow turn by turn. The tokens of the model's turns stay as they were sampled; what comes between them is
  * encoded alone.
@@ -31,6 +34,7 @@ export class Transcript {
     tokenizer: Tokenizer,
     prompt: string | readonly ChatMessage[],
     { render, reencode }: { render: (messages: readonly ChatMessage[]) => string; reencode: boolean },
+    encoded: EncodedPrompts = new Map(),
     begun?: Pick<Transcript, 'promptText' | 'promptTokens'>,
   ) {
     this.#tokenizer = tokenizer
@@ -38,18 +42,19 @@ export class Transcript {
     this.#reencode = reencode
     if (typeof prompt === 'string') {
       this.promptText = begun?.promptText ?? prompt
-      this.promptTokens = begun?.promptTokens ?? tokenizer.encode(prompt)
+      this.promptTokens = begun?.promptTokens ?? once(encoded, prompt, () => tokenizer.encode(prompt))
       return
     }
     this.messages = [...prompt]
     this.#text = render(this.messages)
     this.promptText = this.#text
-    this.promptTokens = tokenizer.encode(this.#text, { addSpecialTokens: false })
+    const key = `messages ${this.#text}` // a text alone gets the special tokens as well
+    this.promptTokens = once(encoded, key, () => this.#encode(this.#text))
   }
 
   /** The same conversation, which may go on otherwise. */
   copy(): Transcript {
-    const copy = new Transcript(this.#tokenizer, '', { render: this.#render, reencode: this.#reencode }, this)
+    const copy = new Transcript(this.#tokenizer, '', { render: this.#render, reencode: this.#reencode }, undefined, this)
     if (this.messages !== undefined) copy.messages = [...this.messages]
     copy.#text = this.#text
     return copy
@@ -105,6 +110,12 @@ export class Transcript {
   #encode(text: string): number[] {
     return this.#tokenizer.encode(text, { addSpecialTokens: false })
   }
+}
+
+function once(encoded: EncodedPrompts, key: string, encode: () => number[]): number[] {
+  const known = encoded.get(key) ?? encode()
+  encoded.set(key, known)
+  return known
 }
 
 /** The answer of a tool in a conversation. */

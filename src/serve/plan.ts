@@ -7,6 +7,7 @@ import { opensThought, ToolCallStream } from '../data/tool-calls.js'
 import { LoopLMError } from '../errors.js'
 import type { ExitRule } from '../model/exit-rules.js'
 import type { LoopLM } from '../model/model.js'
+import { stopTokens } from '../model/special-tokens.js'
 import type { GenerateOptions } from '../model/types.js'
 import { constraintOf } from './constraints.js'
 import { HttpError } from './http-error.js'
@@ -233,7 +234,7 @@ function plan(
     loops: request.loops,
     exit: request.exit == null ? undefined : exitRule(request.exit),
     logprobs: alternatives === 0 ? undefined : alternatives,
-    stop: [...(request.ignore_eos ? [] : endTokens(model, tokenizer, param === 'messages')), ...ends, ...texts],
+    stop: [...(request.ignore_eos ? [] : stopTokens(model, tokenizer, param === 'messages')), ...ends, ...texts],
   })
   const context = contextOf(served)
   const n = request.n ?? 1
@@ -276,12 +277,6 @@ function checkModel({ settings }: Served, name: string): void {
 /** Tokens that a prompt and its answer may have together. */
 export function contextOf({ model, settings }: Served): number {
   return Math.min(settings.maxContext, model.config.max_position_embeddings, settings.maxCachedTokens)
-}
-
-/** Where a sequence ends beside its stop texts. A turn of a chat ends where the template ends it. */
-export function endTokens(model: LoopLM, tokenizer: Tokenizer, chat: boolean): number[] {
-  const turn = chat ? tokenizer.chatEndToken() : undefined
-  return [...new Set([...model.endTokens, ...(turn === undefined ? [] : [turn])])]
 }
 
 /** 2^64 / φ: its multiples are far apart. */

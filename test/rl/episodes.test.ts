@@ -105,6 +105,26 @@ describe('an episode', () => {
     expect(metrics!['episodes/turns']).toBe(3)
   })
 
+  it('of a group begins at a prompt that is encoded once', async () => {
+    using model = await create()
+    const encoded: string[] = []
+    const counting = new Proxy(tokenizer, {
+      get(target, name) {
+        const value = Reflect.get(target, name, target)
+        if (typeof value !== 'function') return value
+        return (...args: unknown[]) => {
+          if (name === 'encode') encoded.push(String(args[0]))
+          return value.apply(target, args)
+        }
+      },
+    })
+    await run({ environment: asking, tokenizer: counting, steps: 1, groupSize: 4, promptsPerStep: 3 }, model)
+    const prompts = encoded.filter((text) => text.startsWith('<|user|>') && !text.includes(';;') && text.endsWith('<|model|>'))
+    expect(prompts.filter((text) => !text.includes('more')).sort()).toEqual(
+      dataset.map(({ prompt }) => `<|user|>${prompt}<|model|>`).sort(),
+    )
+  })
+
   it('with tools has the log-probabilities of training, through all turns', async () => {
     using model = await create()
     for (const metrics of await run({ environment: asking, tools, toolTimeout: 0.02, steps: 3 }, model)) {
