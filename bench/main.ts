@@ -7,12 +7,12 @@ import { devices, type LoopLMError } from '../src/index.js'
 import { context } from '../src/native.js'
 import { emulated, type KernelRow, kernelNames, kernelRows, measureRoofs, onGpu, type Roofs } from './kernels.js'
 import { type ConversationRow, conversation, type ServeRow, serveRows } from './serve.js'
-import { type StepRow, stepsOn } from './steps.js'
+import { large, type StepRow, stepsOn } from './steps.js'
 import { type TorchTimes, torchTimes } from './torch.js'
 
 const usage = `npm run bench -- [--json] [--device cpu] [--dtype float32,bfloat16] [--filter REGEX] [--kernels | --steps | --serve]
   --json     one JSON document on standard output, nothing else
-  --filter   only rows whose name matches
+  --filter   only rows whose name matches; those of 1.4 B parameters run only when the filter says "1.4 B"
   --kernels  only kernels; --steps: only whole steps
   --serve    only the server's latencies under 1, 8 and 32 clients, --seconds N for each (default 20), and a conversation's`
 
@@ -44,7 +44,14 @@ function options() {
     const names = [...kernels, ...steps]
     if (names.length > 0 && !names.some((name) => pattern.test(name)))
       throw new Error(`no row matches --filter ${values.filter}; the rows are:\n  ${names.join('\n  ')}`)
-    return { ...values, dtypes, seconds, pattern, kernels, steps: steps.filter((name) => pattern.test(name)) }
+    return {
+      ...values,
+      dtypes,
+      seconds,
+      pattern,
+      kernels,
+      steps: steps.filter((name) => pattern.test(name) && (!name.includes(large) || values.filter.includes(large))),
+    }
   } catch (error) {
     stop(`${(error as Error).message}\n${usage}`)
   }

@@ -41,6 +41,12 @@ async function seconds(run: () => Promise<unknown>): Promise<number> {
   return (performance.now() - start) / 1000
 }
 
+/** Five runs and `least` seconds at least, but no further one behind half a minute. */
+function goesOn(times: readonly number[], least: number): boolean {
+  const total = times.reduce((a, b) => a + b, 0)
+  return times.length < 5 ? total < 30 : total < least
+}
+
 /** Some text: `count` sequences of `length` tokens. */
 const texts = (config: Config, count: number, length: number) =>
   Array.from({ length: count }, (_, i) =>
@@ -111,6 +117,7 @@ async function looprpt(step: string, config: Config, count: number, length: numb
   }
 }
 
+/** adapter: its rank, where the model's own parameters are frozen. */
 async function rltt(
   step: string,
   config: Config,
@@ -118,8 +125,10 @@ async function rltt(
   length: number,
   dtype: ModelDType,
   recompute: Recompute = 'none',
+  adapter?: number,
 ): Promise<StepRow> {
   const model = await LoopLM.create(config, { device, dtype, seed: 1 })
+  if (adapter !== undefined) await model.addAdapter({ rank: adapter })
   const trainer = new RLTTTrainer(model, { weights: 'exit-pdf', learningRate: 1e-5, recompute })
   const sequences = texts(config, count, length)
   const batch = { sequences, promptLengths: sequences.map(() => 1), advantages: sequences.map((_, i) => (i % 2 ? 1 : -1)) }
@@ -127,13 +136,14 @@ async function rltt(
   const delay = monitorEventLoopDelay({ resolution: 5 })
   delay.enable()
   const times: number[] = []
-  for (let i = 0; i < 5 || times.reduce((a, b) => a + b) < 3; i++) times.push(await seconds(() => trainer.update(batch)))
+  while (goesOn(times, 3)) times.push(await seconds(() => trainer.update(batch)))
   delay.disable()
   const peak = peakMiB()
   const taken = middle(times)
   const tokens = count * length
   const { blocks, head } = weights(config)
-  const gflops = (6 * (blocks + head) * config.total_ut_steps * tokens) / taken / 1e9
+  const operations = adapter === undefined ? 6 : 4 // per weight and token; frozen weights have no gradient
+  const gflops = (operations * (blocks + head) * config.total_ut_steps * tokens) / taken / 1e9
   const roofs = await measureRoofs(device, dtype)
   return {
     step,
@@ -291,7 +301,7 @@ async function prefill(step: string, config: Config, length: number, quantize?: 
   const run = () => model.generate([prompt], { maxNewTokens: 1, temperature: 0, stop: [] })
   await run()
   const times: number[] = []
-  for (let i = 0; i < 5; i++) times.push(await seconds(run))
+  while (goesOn(times, 0)) times.push(await seconds(run))
   const taken = middle(times)
   const peak = peakMiB()
   const roofs = await measureRoofs(device, 'bfloat16')
@@ -338,6 +348,14 @@ async function load(step: string, config: Config): Promise<StepRow> {
   } finally {
     rmSync(folder, { recursive: true })
   }
+}
+
+/** Drawing all parameters. */
+async function create(step: string, config: Config): Promise<StepRow> {
+  const taken = await seconds(async () => (await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1 })).dispose())
+  const { blocks, head } = weights(config)
+  const roof = `${((blocks + 2 * head) / taken / 1e6).toFixed(0)} million numbers a second`
+  return { step, dtype: 'bfloat16', seconds: taken, tokensPerSecond: 0, roof, peakMiB: peakMiB() }
 }
 
 async function addition5(step: string): Promise<StepRow> {
@@ -396,6 +414,14 @@ const cpuSteps: Steps = {
   'prefill of 512 tokens, 98 M parameters, int4': (name) => prefill(name, d768, 512, 'int4'),
   'load 500 M parameters, bfloat16': (name) => load(name, d1536),
   'RLTT on Add(5), 200 steps of 32 × 8': addition5,
+  'create 1.4 B parameters, bfloat16': (name) => create(name, ouro),
+  'load 1.4 B parameters, bfloat16': (name) => load(name, ouro),
+  'decode batch 1, 1.4 B parameters, bfloat16': (name) => decode(name, { config: ouro, tokens: 6 }),
+  'decode batch 1, 1.4 B parameters, int4': (name) => decode(name, { config: ouro, tokens: 10, quantize: 'int4' }),
+  'prefill of 128 tokens, 1.4 B parameters, bfloat16': (name) => prefill(name, ouro, 128),
+  'prefill of 128 tokens, 1.4 B parameters, int4': (name) => prefill(name, ouro, 128, 'int4'),
+  'RLTT update of an adapter, 1.4 B parameters, 2 × 128, bfloat16, recompute layer': (name) =>
+    rltt(name, ouro, 2, 128, 'bfloat16', 'layer', 16),
 }
 
 /** On a GPU: Ouro-1.4B; on the emulator, to see that it runs, a model of a few thousand parameters. */
@@ -414,6 +440,9 @@ function gpuSteps(tiny: boolean): Steps {
     [`prefill of ${length / 2} tokens, ${model}, bfloat16`]: (name) => prefill(name, config, length / 2),
   }
 }
+
+/** Rows that take minutes and up to 6 GB: they run where --filter names them. */
+export const large = '1.4 B'
 
 /** Every row of a device by name. */
 export const stepsOn = (device: string): Steps => (onGpu(device) ? gpuSteps(emulated(device)) : cpuSteps)
