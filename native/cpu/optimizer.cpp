@@ -11,7 +11,6 @@ namespace {
 constexpr int64_t BLOCK = 16384;  // elements of a task
 
 typedef float half_vector __attribute__((vector_size(W * 2), aligned(4), may_alias));
-typedef double doubles __attribute__((vector_size(W * 4)));  // W / 2 of them
 
 double block_sum_squares(const float* x, int64_t count) {
   constexpr int64_t H = W / 2;

@@ -22,14 +22,13 @@ inline void add_row(int64_t d, const float* src, float* dst) {
       d, LOOPLM_VECTORS(j, part, chain) { store(dst + j, load(dst + j, part) + load(src + j, part), part); });
 }
 
-typedef double doubles __attribute__((vector_size(W * 4)));  // W / 2 of them
-typedef float half_vector __attribute__((vector_size(W * 2)));
+typedef float half_floats __attribute__((vector_size(W * 2)));  // W / 2 of them
 
 template <class E>
 inline doubles load_doubles(const E* p) {
   float part[W / 2];
   for (int i = 0; i < W / 2; i++) part[i] = to_float(p[i]);
-  half_vector x;
+  half_floats x;
   memcpy(&x, part, sizeof x);
   return __builtin_convertvector(x, doubles);
 }

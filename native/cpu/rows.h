@@ -4,6 +4,8 @@
 
 namespace looplm::cpu::LOOPLM_ISA {
 
+typedef double doubles __attribute__((vector_size(W * 4)));  // W / 2 of them
+
 // How much of a vector a row has at some place: all of it, or its first `count` lanes at the row's end.
 struct Whole {};
 struct Part {
