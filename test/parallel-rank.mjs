@@ -1,11 +1,10 @@
-// One rank of a test: node test/parallel-rank.mjs SCENARIO. What it finds is a file of LOOPLM_RANK_FOLDER.
+// One rank of a test: node test/parallel-rank.mjs SCENARIO…. What it finds is a file of LOOPLM_RANK_FOLDER.
 import { createHash } from 'node:crypto'
 import { writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { AdamW, addition, LoopLM, PretrainTrainer, parallel } from '../dist/src/index.js'
 
-const scenario = process.argv[2]
 const config = {
   vocab_size: 300,
   hidden_size: 64,
@@ -14,11 +13,12 @@ const config = {
   num_attention_heads: 4,
   total_ut_steps: 2,
 }
+const told = {}
 // What a rank says lies in its own file: launchers mix long lines of several ranks.
 const say = (value) =>
   typeof value === 'string'
     ? writeSync(1, `${value}\n`)
-    : writeFileSync(join(process.env.LOOPLM_RANK_FOLDER, `${value.rank}.json`), JSON.stringify(value))
+    : writeFileSync(join(process.env.LOOPLM_RANK_FOLDER, `${value.rank}.json`), JSON.stringify(Object.assign(told, value)))
 
 /** What carried the gradients. */
 let over
@@ -50,8 +50,8 @@ async function train(world, { dtype = 'float32', adapter = false, overlap = fals
 
 const scenarios = {
   async place() {
-    const { rank, size, localRank, backend, library } = await parallel.init()
-    say({ rank, size, localRank, backend, library })
+    const { rank, size, localRank, backend, library } = await parallel.init({ timeout: 60 })
+    say({ rank, place: { size, localRank, backend, library } })
   },
   async operations() {
     const world = await parallel.init({ timeout: 60 })
@@ -63,7 +63,7 @@ const scenarios = {
     const parts = Array.from({ length: world.size }, (_, q) => Uint8Array.of(...Array(q).fill(10 * world.rank + q)))
     const exchanged = (await world.exchange(parts)).map((part) => Array.from(part))
     await world.barrier()
-    say({ rank: world.rank, same: again === world, sum, max, gathered, told, exchanged })
+    say({ rank: world.rank, operations: { same: again === world, sum, max, gathered, told, exchanged } })
   },
   async train() {
     const world = await parallel.init({ timeout: 60 })
@@ -141,4 +141,4 @@ const scenarios = {
   },
 }
 
-await scenarios[scenario]()
+for (const scenario of process.argv.slice(2)) await scenarios[scenario]()

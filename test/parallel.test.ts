@@ -187,120 +187,161 @@ it.runIf(installed.length > 0)('a worker thread joins no world', async () => {
   expect(answer).toMatch(/UNSUPPORTED parallel.init: call parallel.init in the main thread/)
 })
 
-describe.each(installed)('processes under %s', (mpi) => {
-  const folder = () => mkdtempSync(join(tmpdir(), 'looplm-ranks-'))
-  /** What the ranks wrote into a folder, which is removed. */
-  const ranksOf = (written: string) => {
-    const said = readdirSync(written).map((name) => JSON.parse(readFileSync(join(written, name), 'utf8')))
-    rmSync(written, { recursive: true })
-    return said.sort((a, b) => a.rank - b.rank)
-  }
-  const succeed = async (ranks: number, scenario: string) => {
-    const written = folder()
-    const extra = { LOOPLM_RANK_FOLDER: written }
-    const { status, stderr } = await launch(mpi, ranks, process.execPath, [fixture, scenario], extra)
-    expect(status, stderr).toBe(0)
-    const said = ranksOf(written)
-    expect(said.map(({ rank }) => rank)).toEqual(Array.from({ length: ranks }, (_, i) => i))
-    return said
-  }
-  const fail = async (ranks: number, scenario: string) => {
-    const began = performance.now()
-    const written = folder()
-    const ended = await launch(mpi, ranks, process.execPath, [fixture, scenario], { LOOPLM_RANK_FOLDER: written })
-    ranksOf(written)
-    expect(ended.status, ended.stdout).not.toBe(0)
-    return { ...ended, seconds: (performance.now() - began) / 1000 }
-  }
+const folder = () => mkdtempSync(join(tmpdir(), 'looplm-ranks-'))
+/** What the ranks wrote into a folder, which is removed. */
+const ranksOf = (written: string) => {
+  const said = readdirSync(written).map((name) => JSON.parse(readFileSync(join(written, name), 'utf8')))
+  rmSync(written, { recursive: true })
+  return said.sort((a, b) => a.rank - b.rank)
+}
+const run = async (mpi: MpiName, ranks: number, ...scenarios: string[]) => {
+  const began = performance.now()
+  const written = folder()
+  const ended = await launch(mpi, ranks, process.execPath, [fixture, ...scenarios], { LOOPLM_RANK_FOLDER: written })
+  return { ...ended, said: ranksOf(written), seconds: (performance.now() - began) / 1000 }
+}
 
-  it.each([2, 3])('every operation of the communication table, %i ranks', async (ranks) => {
-    for (const args of [[mpi], [mpi, '9973']]) {
-      // messages in one piece and in many
-      const { status, stdout, stderr } = await launch(mpi, ranks, join(build, programs[0]!), args)
-      const lines = stdout.split('\n')
-      expect(lines.filter((line) => line.startsWith('not ok'))).toEqual([])
-      expect(lines.filter((line) => line.startsWith('ok')).length).toBeGreaterThan(30 * ranks)
+/** Ranks that wait for others until the time limit: they do so beside the other tests. */
+const waits = { hang: 2, leave: 2, absent: 2, late: 2 }
+let waited: Record<MpiName, Record<keyof typeof waits, ReturnType<typeof run>>>
+const inTurn = (mpi: MpiName) => {
+  let last: Promise<unknown> = Promise.resolve()
+  const begin = (scenario: string, ranks: number) => {
+    const ended = last.then(() => run(mpi, ranks, scenario))
+    last = ended.catch(() => {}) // its own test says so
+    return ended
+  }
+  return Object.fromEntries(Object.entries(waits).map(([scenario, ranks]) => [scenario, begin(scenario, ranks)]))
+}
+
+describe('processes', () => {
+  let alone: { trained: Record<string, { values: number[] }> }
+  beforeAll(() => {
+    waited = Object.fromEntries(installed.map((mpi) => [mpi, inTurn(mpi)])) as typeof waited
+    const written = folder()
+    execFileSync(process.execPath, [fixture, 'train'], { env: { ...process.env, LOOPLM_RANK_FOLDER: written } })
+    ;[alone] = ranksOf(written)
+  })
+
+  describe.each(installed)('under %s', (mpi) => {
+    const succeed = async (ranks: number, ...scenarios: string[]) => {
+      const { status, stderr, said } = await run(mpi, ranks, ...scenarios)
       expect(status, stderr).toBe(0)
+      expect(said.map(({ rank }) => rank)).toEqual(Array.from({ length: ranks }, (_, i) => i))
+      return said
     }
-  })
-
-  it.each([2, 3])('each rank knows its place, %i ranks', async (ranks) => {
-    for (const [i, { rank, size, localRank, backend, library }] of (await succeed(ranks, 'place')).entries()) {
-      expect({ rank, size, localRank, backend }).toEqual({ rank: i, size: ranks, localRank: i, backend: 'mpi' })
-      expect(library).toMatch({ openmpi: /^Open MPI v[\d.]+$/, mpich: /^MPICH [\d.]+$/ }[mpi])
+    const fail = async (ranks: number, scenario: string) => {
+      const ended = await run(mpi, ranks, scenario)
+      expect(ended.status, ended.stdout).not.toBe(0)
+      return ended
     }
-  })
 
-  it.each([2, 3])('values are summed in the order of the ranks, gathered, broadcast and exchanged, %i ranks', async (ranks) => {
-    const all = Array.from({ length: ranks }, (_, rank) => rank)
-    for (const [i, said] of (await succeed(ranks, 'operations')).entries())
-      expect(said).toEqual({
-        rank: i,
-        same: true,
-        sum: [ranks === 2 ? 1e17 : 0, ranks],
-        max: [ranks - 1, 0],
-        gathered: all.map((rank) => ({ rank, text: 'ä'.repeat(rank) })),
-        told: { from: ranks - 1 },
-        exchanged: all.map((rank) => Array(i).fill(10 * rank + i)),
-      })
-  })
-
-  it.each([2, 3])('a model trained together is that of one process, %i ranks', async (ranks) => {
-    const alone = folder()
-    execFileSync(process.execPath, [fixture, 'train'], { env: { ...process.env, LOOPLM_RANK_FOLDER: alone } })
-    const [one] = ranksOf(alone)
-    const [first, second] = [await succeed(ranks, 'train'), await succeed(ranks, 'train')]
-    expect(second).toEqual(first) // the same bits in every run
-    for (const { trained } of first) {
-      expect(trained).toEqual(first[0].trained) // and on every rank
-      expect(trained.overlap).toEqual(trained.float32) // and when gradients travel during the backward pass
-      for (const [kind, bound] of [
-        ['float32', 1e-5],
-        ['adapter', 1e-5],
-        ['bfloat16', 1e-2],
-      ] as const) {
-        const [found, expected] = [trained[kind].values as number[], one.trained[kind].values as number[]]
-        const distance = Math.hypot(...found.map((value, i) => value - expected[i]!)) / Math.hypot(...expected)
-        expect(distance, kind).toBeLessThan(bound)
+    it.each([2, 3])('every operation of the communication table, %i ranks', async (ranks) => {
+      for (const args of [[mpi], [mpi, '9973']]) {
+        // messages in one piece and in many
+        const { status, stdout, stderr } = await launch(mpi, ranks, join(build, programs[0]!), args)
+        const lines = stdout.split('\n')
+        expect(lines.filter((line) => line.startsWith('not ok'))).toEqual([])
+        expect(lines.filter((line) => line.startsWith('ok')).length).toBeGreaterThan(30 * ranks)
+        expect(status, stderr).toBe(0)
       }
-    }
-  })
+    })
 
-  it('a rank that throws ends all ranks with its error', async () => {
-    const { stdout, stderr } = await fail(3, 'fail')
-    expect(stderr).toMatch('looplm: rank 1 of 3 ends all ranks: Error: the disk is on fire')
-    expect(stdout).not.toMatch('nobody came this far')
-  })
+    describe.each([2, 3])('%i ranks', (ranks) => {
+      let found: { place: object; operations: object; trained: Record<string, { values: number[] }> }[]
+      beforeAll(async () => {
+        found = await succeed(ranks, 'place', 'operations', 'train')
+      })
 
-  it('a rank that exits ends all ranks with its exit code', async () => {
-    const { status, stderr } = await fail(2, 'exit')
-    expect(stderr).toMatch('looplm: rank 1 of 2 ends all ranks: the process ended with exit code 7')
-    expect(status).toBe(7)
-  })
+      it('each rank knows its place', () => {
+        for (const [i, { place }] of found.entries())
+          expect(place).toEqual({
+            ...{ size: ranks, localRank: i, backend: 'mpi' },
+            library: expect.stringMatching({ openmpi: /^Open MPI v[\d.]+$/, mpich: /^MPICH [\d.]+$/ }[mpi]),
+          })
+      })
 
-  it('a rank that is killed ends all ranks', async () => {
-    const { stdout, seconds } = await fail(3, 'kill')
-    expect(stdout).not.toMatch('nobody came this far')
-    expect(seconds).toBeLessThan(300) // the limit of the operation that the others wait in is 600
-  })
+      it('values are summed in the order of the ranks, gathered, broadcast and exchanged', () => {
+        const all = Array.from({ length: ranks }, (_, rank) => rank)
+        for (const [i, { operations }] of found.entries())
+          expect(operations).toEqual({
+            same: true,
+            sum: [ranks === 2 ? 1e17 : 0, ranks],
+            max: [ranks - 1, 0],
+            gathered: all.map((rank) => ({ rank, text: 'ä'.repeat(rank) })),
+            told: { from: ranks - 1 },
+            exchanged: all.map((rank) => Array(i).fill(10 * rank + i)),
+          })
+      })
 
-  it('a rank that hangs, one that has left, and one that never comes are errors of the others, with operation, rank and limit', async () => {
-    const who = String.raw`looplm: rank \d of 3 ends all ranks: LoopLMError: `
-    expect((await fail(3, 'hang')).stderr).toMatch(
-      new RegExp(`${who}World.sum: all_gather_v: rank \\d of 3 waited 10 s for other ranks; .* raise the time limit`),
-    )
-    expect((await fail(3, 'leave')).stderr).toMatch(new RegExp(`${who}World.barrier: barrier: rank \\d of 3 waited 10 s`))
-    expect((await fail(2, 'absent')).stderr).toMatch(
-      /looplm: parallel.init: rank 0 of 2 waited 2 s for the other processes of mpi/,
-    )
-  })
+      it('a model trained together is that of one process', () => {
+        for (const { trained } of found) {
+          expect(trained).toEqual(found[0]!.trained) // the same bits on every rank
+          expect(trained.overlap).toEqual(trained.float32) // and when gradients travel during the backward pass
+          for (const [kind, bound] of [
+            ['float32', 1e-5],
+            ['adapter', 1e-5],
+            ['bfloat16', 1e-2],
+          ] as const) {
+            const [values, expected] = [trained[kind]!.values, alone.trained[kind]!.values]
+            const distance = Math.hypot(...values.map((value, i) => value - expected[i]!)) / Math.hypot(...expected)
+            expect(distance, kind).toBeLessThan(bound)
+          }
+        }
+      })
 
-  it('ranks that run different things are told which', async () => {
-    const { stderr } = await fail(3, 'disagree')
-    expect(stderr).toMatch("test: seed is 'false' on rank 0 and 'true' on rank 2: start every process with the same program")
-  })
+      it.runIf(ranks === 3)('the same bits in every run', async () => {
+        expect((await succeed(ranks, 'train')).map(({ trained }) => trained)).toEqual(found.map(({ trained }) => trained))
+      })
+    })
 
-  it('ranks that have ended wait for one that is still at work, longer than the limit', async () => {
-    expect(await succeed(2, 'late')).toEqual([{ rank: 0 }, { rank: 1 }])
+    it('a rank that throws ends all ranks with its error', async () => {
+      const { stdout, stderr } = await fail(3, 'fail')
+      expect(stderr).toMatch('looplm: rank 1 of 3 ends all ranks: Error: the disk is on fire')
+      expect(stdout).not.toMatch('nobody came this far')
+    })
+
+    it('a rank that exits ends all ranks with its exit code', async () => {
+      const { status, stderr } = await fail(2, 'exit')
+      expect(stderr).toMatch('looplm: rank 1 of 2 ends all ranks: the process ended with exit code 7')
+      expect(status).toBe(7)
+    })
+
+    it('a rank that is killed ends all ranks', async () => {
+      const { stdout, seconds } = await fail(3, 'kill')
+      expect(stdout).not.toMatch('nobody came this far')
+      expect(seconds).toBeLessThan(300) // the limit of the operation that the others wait in is 600
+    })
+
+    it('a rank that hangs is an error of the others, with operation, rank and limit', async () => {
+      const { status, stderr } = await waited[mpi].hang
+      expect(stderr).toMatch(
+        /looplm: rank 0 of 2 ends all ranks: LoopLMError: World.sum: all_gather_v: rank 0 of 2 waited 10 s for other ranks; .* raise the time limit/,
+      )
+      expect(status).not.toBe(0)
+    })
+
+    it('and so is one that has left', async () => {
+      const { status, stderr } = await waited[mpi].leave
+      expect(stderr).toMatch(/looplm: rank 0 of 2 ends all ranks: LoopLMError: World.barrier: barrier: rank 0 of 2 waited 10 s/)
+      expect(status).not.toBe(0)
+    })
+
+    it('and one that never comes', async () => {
+      const { status, stderr } = await waited[mpi].absent
+      expect(stderr).toMatch(/looplm: parallel.init: rank 0 of 2 waited 2 s for the other processes of mpi/)
+      expect(status).not.toBe(0)
+    })
+
+    it('ranks that run different things are told which', async () => {
+      const { stderr } = await fail(2, 'disagree')
+      expect(stderr).toMatch("test: seed is 'false' on rank 0 and 'true' on rank 1: start every process with the same program")
+    })
+
+    it('ranks that have ended wait for one that is still at work, longer than the limit', async () => {
+      const { status, stderr, said } = await waited[mpi].late
+      expect(status, stderr).toBe(0)
+      expect(said).toEqual([{ rank: 0 }, { rank: 1 }])
+    })
   })
 })
