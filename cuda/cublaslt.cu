@@ -238,7 +238,7 @@ bool multiply_lt(Context& c, LoopDType dt, const Gemm& g) {
   };
 
   const char* step = "its descriptors";
-  // By the algorithm that was or is chosen for so many rows.
+  // By the algorithm chosen for this number of rows, now or in an earlier call.
   const auto multiply = [&](int64_t rows) -> int {
     const Key key = key_of(rows);
     if (!lt.algorithms.count(key)) {

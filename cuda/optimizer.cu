@@ -7,7 +7,7 @@
 namespace looplm::cuda {
 namespace {
 
-constexpr int square_blocks = 512;  // whatever the chip, so that the sum is the same
+constexpr int square_blocks = 512;  // the same on every chip, so that the sum has the same bits
 
 // Every thread adds its elements in double: float32 squares overflow at 1.8e19.
 template <int W>

@@ -21,7 +21,7 @@ extern "C" {
 typedef enum LoopDType { LOOP_F32 = 0, LOOP_BF16 = 1, LOOP_F64 = 2, LOOP_I32 = 3, LOOP_F16 = 4 } LoopDType;
 
 // DECLINED: an optional function does not do this case. Nothing has happened, and the caller takes the ordinary way.
-// UNSUPPORTED: this device cannot do what was asked, whatever the memory; last_error says what it can.
+// UNSUPPORTED: this device cannot do what was asked, even with more memory; last_error says what it can do.
 enum { LOOP_OUT_OF_MEMORY = 2, LOOP_DECLINED = 3, LOOP_UNSUPPORTED = 4 };
 enum { LOOP_GEMM_REAL_OUT = 1, LOOP_GEMM_ACCUMULATE = 2 };  // C is real instead of act; C += (implies REAL_OUT)
 
@@ -32,7 +32,7 @@ typedef struct LoopDeviceProperties {
   size_t memory_free, memory_total;  // bytes that can still be allocated, and all of them
   int64_t logits_bytes;              // of logits that the head makes at a time
   int64_t micro_batch_bytes;         // of activations of a micro-batch, so that they stay in or near a cache
-  int64_t micro_batch_tokens;        // so many rows, and products run at their full rate
+  int64_t micro_batch_tokens;        // rows from which on products run at their full rate
   int32_t quantized_rows;            // LoopQuantized's R; more than 1 only where device memory is the host's
   int32_t int8_activations;          // of products with quantized weights. 0: there are none. 1: when asked for. 2: unless not
   int32_t asymmetric_weights;        // products take LoopQuantized's `asymmetric`

@@ -82,7 +82,7 @@ Chip chip() {
   return found;
 }
 
-// The runtime ends with its own exit handler; what comes later meets a driver that is gone.
+// The runtime ends in its own exit handler. Later calls fail, because the driver is gone.
 std::atomic<bool> ended{false};
 void end_with_process() {
   static const int registered = std::atexit([] {

@@ -270,7 +270,7 @@ __global__ void votes(unsigned* out) {
   out[96 + lane] = unsigned(__any_sync(full_warp, lane == 3)) * 2 + unsigned(__all_sync(full_warp, lane < 31));
 }
 
-// What keeps a product and a sum apart, and what joins them, whatever the compiler likes.
+// A product and a sum stay separate, or are fused, as the code says; the compiler does not decide.
 __global__ void rounding(float x, float y, float z, double w, float* out) {
   out[0] = __fmul_rn(x, y) - z;
   out[1] = __fadd_rn(x * y, -z);

@@ -107,7 +107,7 @@ int meet(Rank& own, const char* operation) {
   return world.meetings == meeting ? world.status : 0;
 }
 
-// Waits until no rank reads this one's buffers any more. All who met come here, whatever has failed meanwhile.
+// Waits until no rank reads this one's buffers any more. All ranks of the operation call this, even if it has failed.
 void leave(Rank& own) {
   World& world = *own.world;
   std::unique_lock lock(world.mutex);

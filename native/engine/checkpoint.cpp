@@ -96,8 +96,8 @@ std::string list_names(const std::vector<std::string>& names) {
   return names.size() > most ? out + " and " + std::to_string(names.size() - most) + " more" : out;
 }
 
-// One tensor and the file it lies in. head_rows: the tensor's rows are those of heads of so many rows, in which a row of the
-// first half stands in front of its partner of the second; 0: rows are in the model's order.
+// One tensor and the file it lies in. head_rows: rows per attention head if its two halves are interleaved
+// (a row of the first half, then its partner of the second); 0: rows are in the model's order.
 struct Source {
   const std::string* path;
   const SafetensorsEntry* entry;

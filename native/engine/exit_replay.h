@@ -39,7 +39,7 @@ class ExitReplay {
   StackMemory& memory_;
   const int64_t width_;  // of a row's keys and values
   const size_t act_;
-  int loops_ = 0;  // from the last of which on nothing changes; 0: no row leaves
+  int loops_ = 0;  // loops until the last row exits; 0: no row exits early
   const int32_t* tables_ = nullptr;
 };
 

@@ -15,7 +15,7 @@ namespace {
 
 constexpr size_t UNLIMITED = SIZE_MAX;
 
-// The room under one limit of which some is used; a limit larger than the machine changes nothing.
+// The free part of one limit. A limit larger than the machine changes nothing.
 void narrow(MemoryRoom& room, size_t limit, size_t used) {
   room.total = std::min(room.total, limit);
   room.free = std::min(room.free, limit - std::min(limit, used));

@@ -200,7 +200,7 @@ class LoopRptPass {
     Earnings earned;
     for (int i = 0; i < parts; i++) {
       const Rollouts of = part(i);
-      const bool last = i + 1 == parts;  // whatever is run last is still there for its backward
+      const bool last = i + 1 == parts;  // the states of the last part are still in memory for its backward pass
       with_rollouts(of, last ? keep() : Stack::Keep::nothing, first, [&](MicroBatch& batch) {
         add_rewards(of, hard, batch, earned);
         if (!last) return;

@@ -22,7 +22,7 @@ struct LossMetrics {
   std::vector<double> d_vectors;  // ∂L/∂ the batch's input vectors, [vectors, D]
 };
 
-// Adds ∂L/∂θ to the model's gradients. L is Σ over all sequences of the batch, whatever the micro-batches.
+// Adds ∂L/∂θ to the model's gradients. L sums over all sequences of the batch and does not depend on the micro-batches.
 LossMetrics accumulate_loss(Model& model, const LossBatch& batch, const Objective& objective);
 
 }  // namespace looplm

@@ -7,7 +7,7 @@
 
 namespace looplm {
 
-// teacher <- decay · teacher + (1 - decay) · student, kept in real whatever the dtype.
+// teacher <- decay · teacher + (1 - decay) · student, kept in dtype `real`, also for models of another dtype.
 class MovingAverage {
  public:
   MovingAverage(std::shared_ptr<Model> teacher, std::shared_ptr<Model> student);

@@ -154,7 +154,7 @@ void add_vectors(Model& model, const Sequences& s, const PackedBatch& packed, De
   batch.d_vectors = memory.d_vectors.as<>();
 }
 
-// The prompt ran at full depth whatever its last token was read from.
+// The prompt ran at full depth, even if its last token was read from an earlier loop.
 std::vector<int32_t> exits_of(const Sequences& s, const PackedBatch& packed) {
   std::vector<int32_t> out;
   if (s.exits.empty()) return out;

@@ -104,7 +104,7 @@ struct StoredTensor {
   std::string type;  // F32, BF16, F16, F64, or of block_formats.h
   std::vector<int64_t> shape;
   uint64_t offset;        // in bytes of the file
-  int64_t head_rows = 0;  // its rows are those of heads of so many rows, with the two halves of a head in turns; 0: in order
+  int64_t head_rows = 0;  // rows per head whose two halves are interleaved; 0: the rows are in order
 };
 struct TensorFile {
   std::string path;

@@ -39,8 +39,8 @@ struct Sequences {
 struct LoopOptions {
   int run = 0;                          // 0: the model's
   std::vector<int32_t> read;            // ascending; empty: every loop. Nothing runs behind the last of them
-  int backward = 0;                     // the last so many carry gradient; 0: all
-  std::vector<int32_t> constant_steps;  // of each loop that runs: so many of its first steps carry none; empty: none
+  int backward = 0;                     // how many of the last loops carry a gradient; 0: all
+  std::vector<int32_t> constant_steps;  // per loop that runs: how many of its first steps carry no gradient; empty: 0
 };
 
 // What a training pass keeps of its forward pass: everything, the state after each loop, or the state before each layer.

@@ -12,8 +12,8 @@ struct LoopPlan {
   LoopPlan(int loops) : loops(loops), read(size_t(loops)) { std::iota(read.begin(), read.end(), 0); }
   int loops;
   std::vector<int> read;            // ascending: only these have hidden states; at first all
-  int backward = 0;                 // the last so many carry gradient, what the others compute is constant; 0: all carry it
-  std::vector<int> constant_steps;  // of each loop: so many of its first steps are constants too; empty: none
+  int backward = 0;                 // how many of the last loops carry a gradient; the others are constants; 0: all
+  std::vector<int> constant_steps;  // per loop: how many of its first steps are constants as well; empty: 0
   int reads() const { return int(read.size()); }
 };
 

@@ -41,7 +41,7 @@ export function tell(text: string): void {
  */
 export function reportError(error: unknown): number {
   const world = joinedWorld()
-  const origin = originOf(error) // of an error that all processes throw, of which one speaks
+  const origin = originOf(error) // when all processes throw the same error, only this one prints it
   if (origin !== undefined) endInOrder()
   const speaks = origin === undefined || origin === world?.rank
   const write = (message: string) => {

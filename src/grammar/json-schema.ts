@@ -394,10 +394,10 @@ class SchemaWriter {
     return `"{" ${this.#members(members, isRequired)} "}"`
   }
 
-  /** Members in order, of which some may be left out: a rule for what may follow with a comma, and one for what may come first. */
+  /** Members in order, some of them optional: one rule for members after a comma, one for the first member. */
   #members(members: readonly string[], required: readonly boolean[]): string {
     let after = '""' // what follows once a member was written
-    let first = '""' // what comes while none was
+    let first = '""' // what follows while no member was written
     for (let i = members.length - 1; i >= 0; i--) {
       const [own, later] = [members[i]!, after]
       const start = required[i] ? `${own} ${later}` : `(${own} ${later} | ${first})`

@@ -38,7 +38,7 @@ export async function removeOtherShares(path: string, size: number, operation: s
 async function sharesBeside(path: string, operation: string): Promise<{ file: string; size: number }[]> {
   const folder = dirname(path)
   const names = await readdir(folder).catch((cause: NodeJS.ErrnoException) => {
-    if (cause.code === 'ENOENT' || cause.code === 'ENOTDIR') return [] // the file itself says so
+    if (cause.code === 'ENOENT' || cause.code === 'ENOTDIR') return [] // reading the file itself reports the error
     throw fileError(cause, 'read', folder, operation)
   })
   const stem = basename(stemOf(path))

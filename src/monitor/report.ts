@@ -63,7 +63,7 @@ function layOut(names: readonly string[]): ReportData['sections'] {
 /** A curve's name in a legend: short where the chart's title says the rest. */
 function labelOf(documented: string, metric: string, { loop, name }: { loop?: number; name?: string }): string {
   if (loop === undefined) return metric
-  if (documented.startsWith('loop_')) return `loop ${loop}` // a quantity of one loop, not of a run with so many
+  if (documented.startsWith('loop_')) return `loop ${loop}` // a metric of one loop, not of a run with this number of loops
   const [, what, k] = /_(low|high|at_(\d+))$/.exec(metric) ?? []
   const end = k === undefined ? { low: 'from', high: 'to' }[what ?? ''] : `pass@${k}`
   return [name, loop === 1 ? '1 loop' : `${loop} loops`, end].filter((part) => part !== undefined).join(', ')

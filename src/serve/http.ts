@@ -101,7 +101,7 @@ export function sendError(request: IncomingMessage, response: ServerResponse, er
 
 /** Cuts the connection of a client that has left an answer unread for so long. */
 export function limitWriting(response: ServerResponse, milliseconds: number): void {
-  // the timer of a socket starts again with whatever moves on it, and a part of a long write counts
+  // any traffic on a socket restarts its timer, also a part of a long write
   response.setTimeout(milliseconds, () => {
     if ((response.socket?.writableLength ?? 0) > 0) response.destroy()
   })

@@ -1,4 +1,4 @@
-// JSON that comes from outside: a value that is nested deeply would overflow the stack of whatever walks it next.
+// JSON from outside: a deeply nested value would overflow the stack of the next recursive function.
 
 /** Deepest nesting of arrays and objects that is accepted. */
 export const maxJsonDepth = 128

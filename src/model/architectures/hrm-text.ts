@@ -126,7 +126,7 @@ function parse(value: unknown, source: ConfigSource): LoopLMConfig {
   const scale = config.embedding_scale ?? 1 / config.initializer_range
   if (!Number.isFinite(scale)) throw refuse('initializer_range', 'must be above 0 where embedding_scale is null', source)
   return {
-    ...completed({ ...config, num_key_value_heads: config.num_attention_heads }, source), // whatever the file says of them
+    ...completed({ ...config, num_key_value_heads: config.num_attention_heads }, source), // the value in the file is ignored
     model_type: 'hrm_text',
     rope_theta: rotaryBase(config, source) ?? 10000,
     embedding_scale: scale,
