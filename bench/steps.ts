@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { fileURLToPath } from 'node:url'
 import { addition, type DeviceName, LoopLM, LoopRPTTrainer, memory, PretrainTrainer, RLTTTrainer } from '../src/index.js'
-import type { ModelDType, Recompute } from '../src/model/types.js'
+import type { CacheType, ModelDType, Recompute } from '../src/model/types.js'
 import { emulated, measureRoofs, onGpu, prepareRoofs, type Roofs } from './kernels.js'
 import { type Config, d96, d128, d512, d768, d1536, ouro } from './models.js'
 
@@ -295,6 +295,51 @@ async function wavefront(step: string, config: Config, share: number, tokens = 9
   }
 }
 
+/**
+ * Decoding behind a long prompt with a cache in few bits beside one in bfloat16, by turns. The prompt runs once for each; later requests find
+ * it in the cache. The roof is the cache in bfloat16, the share how many times as fast.
+ */
+async function cached(step: string, config: Config, context: number, cacheType: 'int8' | 'int4', tokens = 16): Promise<StepRow> {
+  const model = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1 })
+  const prompt = Array.from({ length: context - tokens }, (_, j) => (j * 7919) % config.vocab_size)
+  const prepare = async (type: CacheType) => {
+    const before = memory().bytes
+    const scheduler = model.scheduler({ maxRows: 1, maxTokens: context, cacheType: type, promptCache: true })
+    const run = async () => {
+      let [begin, end] = [0, 0]
+      const options = { maxNewTokens: tokens, temperature: 0, stop: [], exit: { rule: 'fixed' } } as const
+      for await (const _ of scheduler.add(prompt, options)) {
+        end = performance.now()
+        if (begin === 0) begin = end
+      }
+      return (tokens - 1) / ((end - begin) / 1000)
+    }
+    await run()
+    return { run, mib: (memory().bytes - before) / 2 ** 20 }
+  }
+  const plain = await prepare('model')
+  const coded = await prepare(cacheType)
+  const peak = peakMiB()
+  const rates: number[] = []
+  const plainRates: number[] = []
+  const times: number[] = []
+  for (let i = 0; i < 7; i++) {
+    plainRates.push(await plain.run())
+    rates.push(await coded.run())
+    times.push(rates.at(-1)! / plainRates.at(-1)!)
+  }
+  const sizes = `${coded.mib.toFixed(0)} of ${plain.mib.toFixed(0)} MiB`
+  return {
+    step,
+    dtype: 'bfloat16',
+    seconds: 1 / middle(rates),
+    tokensPerSecond: middle(rates),
+    share: middle(times),
+    roof: `cache in bfloat16 ${middle(plainRates).toFixed(1)} tokens/s; ${sizes}`,
+    peakMiB: peak,
+  }
+}
+
 async function prefill(step: string, config: Config, length: number, quantize?: 'int8' | 'int4'): Promise<StepRow> {
   const model = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1, ...(quantize ? { quantize } : {}) })
   const prompt = Array.from({ length }, (_, j) => (j * 7919) % config.vocab_size)
@@ -406,6 +451,8 @@ const cpuSteps: Steps = {
     decode(name, { config: d768, speculate: { loops: 2, tokens: 4 } }),
   'wavefront batch 1, 98 M parameters, readouts that settle early': (name) => wavefront(name, d768, 0.002),
   'wavefront batch 1, 98 M parameters, readouts that do not': (name) => wavefront(name, d768, 1),
+  'cache in int8, 4096 tokens, 98 M parameters': (name) => cached(name, d768, 4096, 'int8'),
+  'cache in int4, 4096 tokens, 98 M parameters': (name) => cached(name, d768, 4096, 'int4'),
   'decode batch 16, 98 M parameters, exits': (name) => decode(name, { config: d768, rows: 16, tokens: 48, threshold: 0.6 }),
   'decode batch 1, 500 M parameters, bfloat16': (name) => decode(name, { config: d1536, tokens: 12 }),
   'decode batch 1, 500 M parameters, int4': (name) => decode(name, { config: d1536, tokens: 16, quantize: 'int4' }),

@@ -106,6 +106,25 @@ typedef struct LoopDecodeAttention {
   void* out;                         // act [rows, heads * head_dim]
 } LoopDecodeAttention;
 
+// A cache in few bits. Instead of a row in act, a slot has a record: of the row's kv_heads · head_dim numbers each group of
+// `group` neighbours, which lie in one head, in words = ceil(group · bits / 32) words of 32 bits; behind those of all groups each
+// group's scale and minimum, bfloat16. Number i of a group is minimum + scale · code(i), and its code lies in word i % words from
+// bit (i / words) · bits on. A group is rounded in float32: the minimum is the largest bfloat16 not above any of its numbers, the
+// scale the smallest one not below (largest - minimum) / (2^bits - 1), and code = min(round((x - minimum) · (1 / scale)),
+// 2^bits - 1), ties to even, 0 where the scale is 0. When a number is not finite, the minimum is NaN.
+typedef struct LoopCacheCodes {
+  int32_t bits;   // 4 or 8
+  int32_t group;  // a divisor of head_dim
+} LoopCacheCodes;
+
+typedef struct LoopCodedAttention {
+  LoopDecodeAttention rows;  // keys, values: records; a row's own need not be among them
+  LoopCacheCodes codes;
+  // Behind those of the records come the recent keys and values, as they were: act [slots, kv_heads * head_dim].
+  const void *recent_keys, *recent_values;
+  const LoopCacheContext* recent;  // [rows]
+} LoopCodedAttention;
+
 typedef struct LoopDecodeLayer {  // of a block: norms [D], matrices [out, in], and the first of the layer's cache planes
   const void *attention_norm, *qkv, *output, *attention_norm_2, *mlp_norm, *gate_up, *down, *mlp_norm_2;
   void *keys, *values;
@@ -323,6 +342,13 @@ typedef struct LoopBackend {
   int (*cache_write)(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,
                      const int32_t* slots, const void* qkv, void* keys, void* values);
   int (*decode_attention)(void* ctx, LoopDType dt, const LoopDecodeAttention* a);
+  // A cache in few bits; NULL: the backend has none. cache_encode is cache_write into records. cache_decode: out act [rows,
+  // width], a row every `stride` elements, from `rows` records of `width` numbers.
+  int (*cache_encode)(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads,
+                      int32_t head_dim, const int32_t* slots, const void* qkv, void* keys, void* values);
+  int (*cache_decode)(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int64_t width, const void* records,
+                      int64_t stride, void* out);
+  int (*coded_attention)(void* ctx, LoopDType dt, const LoopCodedAttention* a);
   int (*sample)(void* ctx, LoopDType dt, const LoopSample* s);
   int (*edit_logits)(void* ctx, LoopDType dt, const LoopLogitEdits* e);
 
@@ -383,5 +409,8 @@ inline const char* loop_dtype_name(LoopDType type) {
   }
   return "an unknown dtype";
 }
+// Of a LoopCacheCodes: words of a group, and bytes of a record of `width` numbers.
+inline int64_t loop_code_words(LoopCacheCodes c) { return (int64_t(c.group) * c.bits + 31) / 32; }
+inline int64_t loop_record_bytes(LoopCacheCodes c, int64_t width) { return width / c.group * (loop_code_words(c) + 1) * 4; }
 inline LoopDType loop_real(LoopDType dt) { return dt == LOOP_F64 ? LOOP_F64 : LOOP_F32; }
 #endif

@@ -49,6 +49,7 @@ export type {
   BackwardOptions,
   BackwardResult,
   CachePolicy,
+  CacheType,
   ContinueOptions,
   CreateOptions,
   FinishReason,

@@ -169,6 +169,8 @@ export interface NativeSchedulerOptions {
   sharedCache: boolean
   /** Shared planes for a family that was not made for them. */
   force: boolean
+  /** Of keys and values: 4 or 8; 0: the model's dtype. */
+  cacheBits: number
   /** Tokens of ended prompts that stay; 0: none, -1: as the memory allows. */
   promptCache: number
   prefillTokens: number

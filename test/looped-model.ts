@@ -17,6 +17,8 @@ export interface Sizes {
   num_attention_heads: number
   num_key_value_heads?: number
   total_ut_steps: number
+  /** What a row of keys or values has become for tokens of later blocks of 64 positions. */
+  coded?: (row: readonly number[]) => number[]
 }
 export type Parameters = ReadonlyMap<string, ArrayLike<number>>
 export type Site = 'state' | 'residual' | 'embedding'
@@ -64,6 +66,8 @@ function block(c: Sizes, p: Parameters, l: number, row: number[], position: numb
   const [q, k, v] = ['q', 'k', 'v'].map((name) => matrix(x, layer(`self_attn.${name}_proj`), r)) as [number[], number[], number[]]
   const part = (x: number[], head: number) => x.slice(head * size, (head + 1) * size)
   const rotated = (x: number[]) => Array.from({ length: x.length / size }, (_, head) => rotate(part(x, head), position, r)).flat()
+  if (c.coded !== undefined && position % 64 === 0 && position > 0)
+    for (let j = position - 64; j < position; j++) plane[j] = { keys: c.coded(plane[j]!.keys), values: c.coded(plane[j]!.values) }
   plane[position] = { keys: rotated(k), values: v }
   const seen = plane.slice(0, position + 1)
   const queries = rotated(q)

@@ -92,6 +92,7 @@ Napi::Value scheduler_create(const Napi::CallbackInfo& info) {
   o.loops = int(in["loops"].integer(0, 1024));
   o.shared_cache = in["sharedCache"].flag();
   o.force = in["force"].flag();
+  o.cache_bits = int(in["cacheBits"].integer(0, 8));
   o.prompt_cache = in["promptCache"].integer(-1, MOST);
   o.prefill_tokens = in["prefillTokens"].integer(1, MOST);
   return make_handle(info.Env(), {Kind::scheduler, model.executor, std::make_shared<Scheduler>(model.object, o)});

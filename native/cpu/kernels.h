@@ -37,6 +37,9 @@ LOOPLM_KERNEL(add_noise);     // noise.cpp
 LOOPLM_KERNEL(draw_normals);  // normals.cpp
 LOOPLM_KERNEL(cache_write);   // decode.cpp
 LOOPLM_KERNEL(decode_attention);
+LOOPLM_KERNEL(cache_encode);  // coded_cache.cpp
+LOOPLM_KERNEL(cache_decode);
+LOOPLM_KERNEL(coded_attention);
 LOOPLM_KERNEL(sample);  // sample.cpp
 LOOPLM_KERNEL(binary);  // tensor.cpp
 LOOPLM_KERNEL(copy_strided);

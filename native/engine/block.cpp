@@ -69,7 +69,7 @@ const void* Block::edit(const Shift& w, const BlockMemory& b, int64_t plane, con
   std::vector<int64_t> earlier;  // slots of the tokens before the batch's first rows
   if (cache_ && !cache_->contexts)
     for (int32_t i = 0; i < cache_->prefix_count; i++)
-      if (const CachedPrefix& p = cache_->prefixes[i]; p.last) earlier.push_back(p.slot + p.length - 1);
+      if (const int64_t before = cache_->prefixes[i].before; before >= 0) earlier.push_back(before);
   const void* y = shift_.states(w, x, int64_t(earlier.size()));
   if (cache_) {
     const auto at = [&](void* base, int64_t slot) {

@@ -22,25 +22,74 @@ LoopAttention BlockAttention::arguments(const BlockMemory& b) const {
 }
 
 void BlockAttention::forward(const BlockMemory& b, int64_t plane) const {
-  LoopAttention a = arguments(b);
   if (cache_) {
-    const size_t at = size_t(plane) * size_t(cache_->slots) * size_t(a_.kv_width()) * act_;
-    void *keys = static_cast<char*>(cache_->keys) + at, *values = static_cast<char*>(cache_->values) + at;
-    device_->run(&LoopBackend::cache_write, "cache write", dt_, batch_.tokens, a_.heads, a_.kv_heads, a_.head_dim, cache_->rows,
-                 b.qkv, keys, values);
-    if (cache_->contexts) {
-      LoopDecodeAttention d{batch_.tokens, a.heads, a.kv_heads, a.head_dim,       a.scale,
-                            b.qkv,         keys,    values,     cache_->contexts, b.attention};
-      device_->run(&LoopBackend::decode_attention, "decode attention", dt_, static_cast<const LoopDecodeAttention*>(&d));
-      return;
-    }
-    if (cache_->prefix_rows > 0) return behind_prefixes(b, keys, values);
+    const Planes p = planes(plane);
+    write(b, p);
+    if (cache_->contexts) return decode(b, p);
+    if (cache_->prefix_rows > 0) return behind_prefixes(b, p);
   }
+  const LoopAttention a = arguments(b);
   device_->run(&LoopBackend::attention, "attention", dt_, static_cast<const LoopAttention*>(&a));
 }
 
+size_t BlockAttention::slot_bytes() const {
+  const LoopCacheCodes& codes = cache_->coded.codes;
+  return codes.bits > 0 ? size_t(loop_record_bytes(codes, a_.kv_width())) : size_t(a_.kv_width()) * act_;
+}
+
+BlockAttention::Planes BlockAttention::planes(int64_t plane) const {
+  const CodedUse& coded = cache_->coded;
+  const size_t at = size_t(plane * cache_->slots) * slot_bytes(), recent = size_t(plane * coded.slots * a_.kv_width()) * act_;
+  const auto behind = [](void* base, size_t bytes) { return base ? static_cast<char*>(base) + bytes : nullptr; };
+  return {behind(cache_->keys, at), behind(cache_->values, at), behind(coded.keys, recent), behind(coded.values, recent)};
+}
+
+void BlockAttention::write(const BlockMemory& b, const Planes& p) const {
+  const CodedUse& coded = cache_->coded;
+  const void* qkv = b.qkv;
+  void *keys = p.keys, *values = p.values, *recent_keys = p.recent_keys, *recent_values = p.recent_values;
+  if (coded.codes.bits == 0) {
+    device_->run(&LoopBackend::cache_write, "cache write", dt_, batch_.tokens, a_.heads, a_.kv_heads, a_.head_dim, cache_->rows,
+                 qkv, keys, values);
+    return;
+  }
+  device_->run(&LoopBackend::cache_encode, "cache encode", dt_, coded.codes, batch_.tokens, a_.heads, a_.kv_heads, a_.head_dim,
+               cache_->rows, qkv, keys, values);
+  for (const auto& [first, count] : coded.runs) {
+    const void* rows = static_cast<const char*>(qkv) + size_t(first * a_.qkv_width()) * act_;
+    device_->run(&LoopBackend::cache_write, "cache write", dt_, count, a_.heads, a_.kv_heads, a_.head_dim, coded.rows + first,
+                 rows, recent_keys, recent_values);
+  }
+}
+
+void BlockAttention::decode(const BlockMemory& b, const Planes& p) const {
+  const LoopAttention a = arguments(b);
+  const LoopDecodeAttention d{batch_.tokens, a.heads, a.kv_heads, a.head_dim,       a.scale,
+                              b.qkv,         p.keys,  p.values,   cache_->contexts, b.attention};
+  const CodedUse& coded = cache_->coded;
+  if (coded.codes.bits == 0) {
+    device_->run(&LoopBackend::decode_attention, "decode attention", dt_, &d);
+    return;
+  }
+  const LoopCodedAttention c{d, coded.codes, p.recent_keys, p.recent_values, coded.contexts};
+  device_->run(&LoopBackend::coded_attention, "coded attention", dt_, &c);
+}
+
+// Keys or values of earlier tokens, into rows of qkv.
+void BlockAttention::read_prefix(const CachedPrefix& prefix, const char* plane, char* to) const {
+  const int64_t qkv = a_.qkv_width(), kv = a_.kv_width();
+  const void* from = plane + size_t(prefix.slot) * slot_bytes();
+  void* out = to;
+  if (const LoopCacheCodes codes = cache_->coded.codes; codes.bits > 0) {
+    device_->run(&LoopBackend::cache_decode, "cached prefix", dt_, codes, prefix.length, kv, from, qkv, out);
+    return;
+  }
+  const int64_t shape[] = {prefix.length, kv}, own[] = {kv, 1}, rows[] = {qkv, 1};
+  device_->run(&LoopBackend::copy_strided, "cached prefix", dt_, dt_, 2, shape, from, own, out, rows);
+}
+
 // The attention kernel reads packed rows, so the cached keys and values are laid in front of the batch's own.
-void BlockAttention::behind_prefixes(const BlockMemory& b, const void* keys, const void* values) const {
+void BlockAttention::behind_prefixes(const BlockMemory& b, const Planes& p) const {
   const int64_t qkv = a_.qkv_width(), kv = a_.kv_width(), width = a_.attention_width();
   const int64_t rows = cache_->prefix_rows + batch_.tokens, own = cache_->prefix_rows;
   char* extended = static_cast<char*>(memory_.reserve(memory_.extended, size_t(rows * qkv) * act_));
@@ -50,14 +99,10 @@ void BlockAttention::behind_prefixes(const BlockMemory& b, const void* keys, con
   };
   copy(extended + size_t(own * qkv) * act_, b.qkv, batch_.tokens * qkv);
   for (int32_t i = 0; i < cache_->prefix_count; i++) {
-    const CachedPrefix& p = cache_->prefixes[i];
-    const int64_t shape[] = {p.length, kv}, from[] = {kv, 1}, to[] = {qkv, 1};
-    char* row = extended + size_t(p.row * qkv + width) * act_;
-    for (const void* plane : {keys, values}) {
-      device_->run(&LoopBackend::copy_strided, "cached prefix", dt_, dt_, 2, shape,
-                   static_cast<const char*>(plane) + size_t(p.slot * kv) * act_, from, row, to);
-      row += size_t(kv) * act_;
-    }
+    const CachedPrefix& prefix = cache_->prefixes[i];
+    char* row = extended + size_t(prefix.row * qkv + width) * act_;
+    read_prefix(prefix, p.keys, row);
+    read_prefix(prefix, p.values, row + size_t(kv) * act_);
   }
   LoopAttention a = arguments(b);
   a.tokens = rows;

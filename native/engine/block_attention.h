@@ -1,6 +1,8 @@
 // The attention of a block, over a batch and over what a cache has of earlier tokens.
 #pragma once
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "batch.h"
 #include "model.h"
@@ -13,13 +15,23 @@ struct CachedPrefix {
   int64_t row;   // of the extended batch, whose first rows are all prefixes and whose last are the batch
   int64_t slot;  // of its first token
   int64_t length;
-  bool last;  // the prompt's own rows follow, not another run of its prefix
+  int64_t before = -1;  // of the last run of a prompt that goes on: the slot of the token before its own rows
+};
+
+// Of a cache in few bits, beside the rest: the recent keys and values (generation/cache.h).
+struct CodedUse {
+  LoopCacheCodes codes{0, 1};                     // bits 0: keys and values are in act
+  int64_t slots = 0;                              // of a plane
+  void *keys = nullptr, *values = nullptr;        // act [planes, slots, kv_heads · head_dim]
+  const int32_t* rows = nullptr;                  // device [N]: recent slots, counted as CacheUse::rows
+  std::vector<std::pair<int64_t, int64_t>> runs;  // first rows and numbers of those that have one
+  const LoopCacheContext* contexts = nullptr;     // device [N] when decoding
 };
 
 // Where a forward puts its keys and values, and, when decoding, reads those of earlier tokens. Planes, in this order: of every
 // block of the loop `planes`, one per loop or one that the loops share; then one of every block that runs once.
 struct CacheUse {
-  void *keys, *values;  // act [planes, slots, kv_heads · head_dim]
+  void *keys, *values;  // act [planes, slots, kv_heads · head_dim], or records
   int64_t slots;        // of a plane
   int planes;           // of a block of the loop
   const int32_t* rows;  // device [N]: the slot of each row; when decoding counted from the block's first plane, so that rows may
@@ -33,6 +45,7 @@ struct CacheUse {
   void *shift_p = nullptr, *shift_a = nullptr;
   const int32_t* before = nullptr;
   const std::vector<int32_t>* first = nullptr;  // rows without a predecessor; NULL: none
+  CodedUse coded = {};
 };
 
 // What one block leaves for its backward.
@@ -63,7 +76,15 @@ class BlockAttention {
   void forward(const BlockMemory& b, int64_t plane) const;
 
  private:
-  void behind_prefixes(const BlockMemory& b, const void* keys, const void* values) const;
+  struct Planes {
+    char *keys, *values, *recent_keys, *recent_values;
+  };
+  Planes planes(int64_t plane) const;
+  size_t slot_bytes() const;  // of keys
+  void write(const BlockMemory& b, const Planes& p) const;
+  void decode(const BlockMemory& b, const Planes& p) const;
+  void behind_prefixes(const BlockMemory& b, const Planes& p) const;
+  void read_prefix(const CachedPrefix& prefix, const char* plane, char* to) const;
 
   const std::shared_ptr<Device> device_;
   const LoopDType dt_;

@@ -30,6 +30,7 @@ void add_norm(LoopBackend& table);
 void add_rope(LoopBackend& table);
 void add_attention(LoopBackend& table);
 void add_decode(LoopBackend& table);
+void add_coded_cache(LoopBackend& table);
 void add_swiglu(LoopBackend& table);
 void add_exit(LoopBackend& table);
 void add_head(LoopBackend& table);

@@ -17,6 +17,7 @@ LoopBackend make_table() {
   add_rope(table);
   add_attention(table);
   add_decode(table);
+  add_coded_cache(table);
   add_swiglu(table);
   add_exit(table);
   add_head(table);

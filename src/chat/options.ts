@@ -17,7 +17,7 @@ export const chatModes = ['think', 'no-think', 'auto'] as const
 /** Options of generation that a turn takes. */
 export type ChatGenerateOptions = Omit<
   GenerateOptions,
-  'initialStates' | 'inputVectors' | 'sequenceNumbers' | 'logprobs' | 'kv' | 'stop' | 'maxNewTokens' | 'signal'
+  'initialStates' | 'inputVectors' | 'sequenceNumbers' | 'logprobs' | 'kv' | 'cacheType' | 'stop' | 'maxNewTokens' | 'signal'
 > & {
   /** Most tokens of an answer; with tools, of each of its parts. Default 1024. */
   maxNewTokens?: number
@@ -54,6 +54,8 @@ export interface ChatSessionOptions extends ChatTurnSettings {
   chatTemplate?: ChatSettings
   /** The planes of the cache. With `shared`, every turn runs the whole conversation. Default per-loop. */
   kv?: GenerateOptions['kv']
+  /** What the cache keeps of keys and values, see {@link CacheType}. Default `model`. */
+  cacheType?: GenerateOptions['cacheType']
   /**
    * Answers have the bits of a run of the whole conversation, also where tokens left the loops early: the tokens of an answer run once more,
    * as a part of the next prompt. Default false: they do not, and log-probabilities differ by rounding.
@@ -127,7 +129,7 @@ const { initialStates, inputVectors, sequenceNumbers, logprobs, ...generation } 
 const { signal: _, ...sampled } = generation
 const turnSettings = { ...sampled, mode: true, auto: true } as const
 
-const { kv: __, ...ofTurns } = turnSettings
+const { kv: _kv, cacheType: _cacheType, ...ofTurns } = turnSettings
 
 /** Names of the options of a session. */
 export const sessionOptions: Keys<ChatSessionOptions> = {

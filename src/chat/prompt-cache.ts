@@ -3,7 +3,14 @@ import { whenAborted } from '../abort.js'
 import type { LoopLM } from '../model/model.js'
 import { continueOptions } from '../model/options.js'
 import type { GenerateRequest, Scheduler } from '../model/scheduler.js'
-import type { CachePolicy, GenerateChunk, GenerateOptions, SchedulerRequestOptions } from '../model/types.js'
+import type {
+  CachePolicy,
+  CacheType,
+  GenerateChunk,
+  GenerateOptions,
+  SchedulerOptions,
+  SchedulerRequestOptions,
+} from '../model/types.js'
 import { type ChatSignals, type ChatThresholds, mostProbable, probesOf, signalsOf } from './signals.js'
 
 interface Kept {
@@ -22,7 +29,7 @@ const probe = { maxNewTokens: 1, temperature: 0, stop: [], exit: { rule: 'fixed'
 /** Generates behind prompts that begin alike, each token of which runs once. */
 export class PromptCache {
   readonly #model: LoopLM
-  readonly #kv: CachePolicy | undefined
+  readonly #settings: Pick<SchedulerOptions, 'kv' | 'cacheType'>
   readonly #keeps: boolean
   readonly #exact: boolean
   #given: Scheduler | undefined
@@ -36,12 +43,13 @@ export class PromptCache {
    */
   constructor(
     model: LoopLM,
-    { scheduler, kv, exact }: { scheduler: Scheduler | undefined; kv: CachePolicy | undefined; exact: boolean },
+    given: { scheduler: Scheduler | undefined; kv: CachePolicy | undefined; cacheType: CacheType | undefined; exact: boolean },
   ) {
+    const { scheduler, kv, cacheType, exact } = given
     this.#exact = exact
     this.#model = model
     this.#given = scheduler
-    this.#kv = kv
+    this.#settings = { ...(kv !== undefined && { kv }), ...(cacheType !== undefined && { cacheType }) }
     // A prompt that sees itself both ways is another one whenever it grows. One plane has the keys of the last loop only.
     this.#keeps = model.architecture.prefixSeesItself !== true && (typeof kv === 'object' ? kv.planes : kv) !== 'shared'
   }
@@ -149,8 +157,7 @@ export class PromptCache {
     if (this.#own !== undefined && this.#own.loops >= loops) return this.#own.scheduler
     this.#own?.scheduler.dispose()
     this.#kept = undefined
-    const kv = this.#kv === undefined ? {} : { kv: this.#kv }
-    this.#own = { scheduler: this.#model.scheduler({ loops, ...kv }), loops }
+    this.#own = { scheduler: this.#model.scheduler({ loops, ...this.#settings }), loops }
     return this.#own.scheduler
   }
 }

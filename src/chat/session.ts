@@ -68,7 +68,7 @@ export class ChatSession {
     const operation = 'ChatSession'
     checkOptions(options, sessionOptions, operation)
     checkMode(options, operation)
-    const { tokenizer, chatTemplate, tools = [], messages = [], scheduler, kv } = options
+    const { tokenizer, chatTemplate, tools = [], messages = [], scheduler, kv, cacheType } = options
     const system = options.system ?? chatTemplate?.system
     this.#model = model
     this.#options = options
@@ -77,7 +77,7 @@ export class ChatSession {
     this.#toolTimeout = checkNumber(options.toolTimeout ?? 30, 'toolTimeout', { min: 0 }, operation)
     this.#prompts = new ChatPrompts(model, tokenizer, chatTemplate, tools, operation)
     const exact = checkFlag(options.exact ?? false, 'exact', operation)
-    this.#cache = new PromptCache(model, { scheduler, kv, exact })
+    this.#cache = new PromptCache(model, { scheduler, kv, cacheType, exact })
     const given = readMessages(messages, 'messages', operation)
     const headed = given[0]?.role === 'system' || given[0]?.role === 'developer'
     this.#opening = system === undefined || headed ? given : [{ role: 'system', content: system }, ...given]

@@ -1,6 +1,7 @@
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { parseYaml, yamlValue } from '../data/yaml.js'
 import { errorMessage, LoopLMError } from '../errors.js'
+import { cacheTypes } from '../model/cache-type.js'
 import { LoopLM } from '../model/model.js'
 import type { LoadOptions } from '../model/types.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
@@ -111,6 +112,11 @@ export function modelOptions(command: Command): Command {
 }
 
 /** --speculate. */
+export const cacheTypeOption = () =>
+  new Option('--cache-type <type>', 'keys and values in the cache: int8 and int4 take less memory (default: model)').choices(
+    cacheTypes,
+  )
+
 export const speculateOption = () =>
   new Option(
     '--speculate <way>',

@@ -6,11 +6,11 @@ import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.
 import { type EstimateOptions, estimateMemory, type MemoryEstimate } from '../model/estimate.js'
 import { usualMicroBatch } from '../rl/planned-step.js'
 import { deviceMemory } from '../tensor/devices.js'
-import { positiveInteger } from './arguments.js'
+import { cacheTypeOption, positiveInteger } from './arguments.js'
 import { measureRates, tokensPerSecond } from './measure.js'
 import { print, printJson } from './output.js'
 
-interface EstimateFlags extends Pick<EstimateOptions, 'dtype' | 'loops' | 'recompute'> {
+interface EstimateFlags extends Pick<EstimateOptions, 'dtype' | 'loops' | 'recompute' | 'cacheType'> {
   context: number
   sequences: number
   tokensPerMicroBatch: number
@@ -32,6 +32,7 @@ export function addEstimate(program: Command): void {
     .option('--loops <count>', "loops per token (default: the model's)", positiveInteger)
     .option('--context <tokens>', 'tokens per sequence in the KV cache', positiveInteger, 4096)
     .option('--sequences <count>', 'sequences in the KV cache', positiveInteger, 1)
+    .addOption(cacheTypeOption())
     .option(
       '--tokens-per-micro-batch <count>',
       'tokens per forward and backward pass in training',
@@ -45,9 +46,9 @@ export function addEstimate(program: Command): void {
 }
 
 async function showEstimate(model: string, flags: EstimateFlags): Promise<void> {
-  const { dtype, loops, recompute, context, sequences, tokensPerMicroBatch, time, json } = flags
+  const { dtype, loops, recompute, cacheType, context, sequences, tokensPerMicroBatch, time, json } = flags
   const config = await readConfig(model)
-  const estimate = estimateMemory(config, { dtype, loops, recompute })
+  const estimate = estimateMemory(config, { dtype, loops, recompute, cacheType })
   const cache = context * sequences * estimate.cachePerToken
   const activations = tokensPerMicroBatch * (estimate.activationsPerToken + estimate.headPerToken)
   const generate = estimate.weights + cache

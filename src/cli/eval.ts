@@ -3,8 +3,10 @@ import { type Command, Option } from 'commander'
 import { type ReadyColumns, readyColumns } from '../data/columns.js'
 import { Corpus } from '../data/corpus.js'
 import { fileError, LoopLMError } from '../errors.js'
+import { cacheTypes } from '../model/cache-type.js'
 import type { LoopLM } from '../model/model.js'
 import { stopTokens } from '../model/special-tokens.js'
+import type { CacheType } from '../model/types.js'
 import { formatNumber } from '../monitor/progress.js'
 import { openRows } from '../rl/dataset-rows.js'
 import { type Evaluation, evaluate } from '../rl/evaluate.js'
@@ -37,6 +39,7 @@ interface EvalFlags extends ModelFlags, ChatFlags, ParallelFlags {
   columns?: ReadyColumns
   text?: string[]
   contextLength: number
+  cacheType?: CacheType
   reward?: string[]
   problems: number
   loops?: number[]
@@ -63,6 +66,12 @@ export function addEval(program: Command): void {
       '--text <path>',
       'files or folders of text, instead of a task: loss, perplexity and accuracy; may be repeated',
       collect,
+    )
+    .addOption(
+      new Option(
+        '--cache-type <type>',
+        'decode the tokens of --text one by one through such a cache, as generation does (default: whole blocks without one)',
+      ).choices(cacheTypes),
     )
     .option('--context-length <count>', 'tokens per block of text', positiveInteger, 512)
     .option(
@@ -91,6 +100,8 @@ export function addEval(program: Command): void {
 async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
   await joinProcesses({ backend: flags.parallel })
   if (flags.text !== undefined) return evaluateText(folder, flags.text, flags)
+  if (flags.cacheType !== undefined)
+    throw new LoopLMError('INVALID_ARGUMENT', 'looplm eval: --cache-type goes with --text alone; omit it')
   const { dataset: path, split, config, columns } = flags
   const dataset = path === undefined ? undefined : { path, split, config, columns }
   if (dataset !== undefined) await openRows(dataset, 'dataset', 0, 'looplm eval').head(1) // before a large model is loaded
@@ -180,7 +191,7 @@ async function evaluateText(folder: string, paths: readonly string[], flags: Eva
 }
 
 async function predictText(model: LoopLM, paths: readonly string[], flags: EvalFlags, signal: AbortSignal) {
-  const { contextLength, problems, loops } = flags
+  const { contextLength, problems, loops, cacheType } = flags
   const tokenizer = model.tokenizer!
   const [endToken = null] = stopTokens(model, tokenizer)
   const corpus = await Corpus.open(paths, tokenizer, { contextLength, heldOutShare: 1, endToken, signal })
@@ -189,7 +200,7 @@ async function predictText(model: LoopLM, paths: readonly string[], flags: EvalF
     return await evaluateSequences(
       model,
       blocks.map((tokens) => ({ tokens, promptLength: 1 })),
-      { loops, signal },
+      { loops, cacheType, signal },
     )
   } finally {
     corpus.close()

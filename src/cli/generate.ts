@@ -7,8 +7,9 @@ import { promptProblem } from '../data/rows.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { type ExitRule, exitRuleNames } from '../model/exit-rules.js'
 import { stopTokens } from '../model/special-tokens.js'
-import type { GenerateOptions, Prompt } from '../model/types.js'
+import type { CacheType, GenerateOptions, Prompt } from '../model/types.js'
 import {
+  cacheTypeOption,
   collect,
   finite,
   type ModelFlags,
@@ -40,6 +41,7 @@ export interface SamplingFlags {
   patience?: number
   minLoops?: number
   kv?: 'per-loop' | 'shared'
+  cacheType?: CacheType
   speculate?: 'wavefront' | 'off'
   stop?: string[]
 }
@@ -105,6 +107,7 @@ export function samplingOptions(command: Command, longest: number): Command {
       positiveInteger,
     )
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
+    .addOption(cacheTypeOption())
     .addOption(speculateOption())
     .option('--stop <text>', "string that ends an answer, instead of the model's end tokens; may be repeated", collect)
 }
@@ -167,12 +170,12 @@ async function promptsOf(path: string | undefined): Promise<(string | ChatMessag
 
 /** The options that were given. */
 export function generationOptions(flags: SamplingFlags): GenerateOptions {
-  const { maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, speculate, stop, minLoops, patience } = flags
-  const { repetitionPenalty, frequencyPenalty, presencePenalty, exitThreshold: threshold } = flags
+  const { maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, cacheType, speculate, stop, minLoops } = flags
+  const { repetitionPenalty, frequencyPenalty, presencePenalty, exitThreshold: threshold, patience } = flags
   const chosen = flags.exit !== undefined || [threshold, minLoops, patience].some((value) => value !== undefined)
   const exit = chosen ? definedOnly({ rule: flags.exit ?? 'gate', threshold, minLoops, patience }) : undefined
   const sampling = { temperature, topK, topP, minP, repetitionPenalty, frequencyPenalty, presencePenalty, seed }
-  return definedOnly({ maxNewTokens, ...sampling, loops, kv, speculate, stop, exit }) as GenerateOptions
+  return definedOnly({ maxNewTokens, ...sampling, loops, kv, cacheType, speculate, stop, exit }) as GenerateOptions
 }
 
 function definedOnly(fields: object): object {

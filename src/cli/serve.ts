@@ -4,6 +4,7 @@ import { type Command, Option } from 'commander'
 import { checkServeOptions, type ServeOptions } from '../serve/options.js'
 import { createServer } from '../serve/server.js'
 import {
+  cacheTypeOption,
   collect,
   type ModelFlags,
   modelOptions,
@@ -38,6 +39,7 @@ export function addServe(program: Command): void {
       positiveInteger,
     )
     .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
+    .addOption(cacheTypeOption())
     .option('--no-prompt-cache', 'compute every prompt from its first token instead of reusing cached beginnings')
     .addOption(speculateOption())
     .option(

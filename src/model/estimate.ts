@@ -1,6 +1,8 @@
-import { type Architecture, cachePlanes, parameterCount, type Step } from '../native/architecture.js'
+import { type Architecture, parameterCount, type Step } from '../native/architecture.js'
 import { checkNumber, checkOptions, checkWord, type Keys } from '../validation/arguments.js'
+import { cachePerToken, cacheTypes } from './cache-type.js'
 import { architectureOf, type LoopLMConfig } from './config.js'
+import type { CacheType } from './types.js'
 
 /** What {@link estimateMemory} is asked. */
 export interface EstimateOptions {
@@ -12,6 +14,8 @@ export interface EstimateOptions {
   recompute?: 'none' | 'loop' | 'layer' | undefined
   /** Numbers that are trained, where that is not all: of an adapter. */
   trained?: number | undefined
+  /** What the cache keeps of keys and values; default `model`. */
+  cacheType?: CacheType | undefined
 }
 
 /** Bytes. */
@@ -24,7 +28,10 @@ export interface MemoryEstimate {
   gradients: number
   /** Moments of AdamW, float32, and float32 masters of bfloat16 weights. */
   optimizer: number
-  /** Keys and values of one token in all loops. */
+  /**
+   * Keys and values of one token in all loops. With a `cacheType` of fewer bits, the newest tokens of each sequence, up to 64, take room in
+   * the model's dtype too.
+   */
   cachePerToken: number
   /**
    * Of one token of a micro-batch in training, all that is kept and worked on between the embedding and the head, when every loop is read
@@ -35,7 +42,13 @@ export interface MemoryEstimate {
   headPerToken: number
 }
 
-const estimateOptions = { dtype: true, loops: true, recompute: true, trained: true } satisfies Keys<EstimateOptions>
+const estimateOptions = {
+  dtype: true,
+  loops: true,
+  recompute: true,
+  trained: true,
+  cacheType: true,
+} satisfies Keys<EstimateOptions>
 const operation = 'estimateMemory'
 const real = 4 // bytes of a float32
 
@@ -56,18 +69,19 @@ export function estimateMemory(config: LoopLMConfig, options: EstimateOptions = 
   const { dtype = 'float32', recompute = 'none' } = options
   checkWord(dtype, 'dtype', ['float32', 'bfloat16'], operation)
   checkWord(recompute, 'recompute', ['none', 'loop', 'layer'], operation)
+  const cacheType = checkWord(options.cacheType ?? 'model', 'cacheType', cacheTypes, operation)
   const architecture = architectureOf(config)
   const loops = checkNumber(options.loops ?? architecture.loops, 'loops', { min: 1, integer: true }, operation)
   const act = dtype === 'float32' ? 4 : 2
   const parameters = parameterCount(architecture)
   const trained = checkNumber(options.trained ?? parameters, 'trained', { min: 1, integer: true }, operation)
-  const { kvHeads, headDim, vocabulary, hidden } = architecture
+  const { vocabulary, hidden } = architecture
   return {
     parameters,
     weights: parameters * act,
     gradients: trained * real,
     optimizer: trained * real * (dtype === 'float32' ? 2 : 3),
-    cachePerToken: 2 * cachePlanes(architecture, loops) * kvHeads * headDim * act,
+    cachePerToken: cachePerToken(architecture, loops, dtype, cacheType),
     activationsPerToken: activations(architecture, loops, recompute, act),
     headPerToken: loops * (vocabulary * real + hidden * (act + real)),
   }

@@ -43,5 +43,6 @@ export async function* stream(
 }
 
 function own(rows: number, options: GenerateOptions) {
-  return { maxRows: rows, loops: options.loops, kv: options.kv, promptCache: options.promptCache, prefillTokens }
+  const { loops, kv, cacheType, promptCache } = options
+  return { maxRows: rows, loops, kv, cacheType, promptCache, prefillTokens }
 }

@@ -90,6 +90,7 @@ export const generateOptions = {
   loops: true,
   exit: true,
   kv: true,
+  cacheType: true,
   promptCache: true,
   logprobs: true,
   speculate: true,
@@ -114,6 +115,7 @@ export const schedulerOptions = {
   maxTokens: true,
   loops: true,
   kv: true,
+  cacheType: true,
   promptCache: true,
   prefillTokens: true,
 } satisfies Keys<SchedulerOptions>

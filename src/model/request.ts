@@ -4,6 +4,7 @@ import { grammarText } from '../grammar/grammar.js'
 import type { Architecture } from '../native/architecture.js'
 import type { NativeGenerateRequest, NativeSequences, NativeVectors } from '../native.js'
 import { checkFlag, checkNumber, checkOptions, checkWord, describe } from '../validation/arguments.js'
+import { cacheTypes } from './cache-type.js'
 import {
   checkLoops,
   lowestTemperature,
@@ -18,7 +19,16 @@ import type { LoopLMConfig } from './config.js'
 import { readExit } from './exit-rules.js'
 import { readLogitOptions } from './logit-options.js'
 import { cachePolicyFields, generateOptions, promptCacheFields, speculateFields } from './options.js'
-import type { CachePolicy, GenerateOptions, LogitsProcessor, ModelDType, Prompt, PromptCache, TokenSequence } from './types.js'
+import type {
+  CachePolicy,
+  CacheType,
+  GenerateOptions,
+  LogitsProcessor,
+  ModelDType,
+  Prompt,
+  PromptCache,
+  TokenSequence,
+} from './types.js'
 
 /** A prompt and its options as the engine takes them. */
 export interface Request {
@@ -193,6 +203,10 @@ export function readCachePolicy(
     planes: checkWord(kv.planes, 'kv.planes', words, operation),
     force: checkFlag(kv.force ?? false, 'kv.force', operation),
   }
+}
+
+export function readCacheType(cacheType: CacheType | undefined, operation: string): CacheType {
+  return checkWord(cacheType ?? 'model', 'cacheType', cacheTypes, operation)
 }
 
 /** Tokens of ended prompts that stay; 0: none, -1: as the memory allows. */

@@ -3,13 +3,15 @@ import { whenAborted } from '../abort.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import { call, type NativeGenerateEvent, type NativeModel, type NativeScheduler, native } from '../native.js'
 import { checkFlag, checkNumber, checkOptions } from '../validation/arguments.js'
+import { cacheBits } from './cache-type.js'
 import { checkLoops } from './checks.js'
 import { Constraint } from './constraint.js'
 import { checkedLogits } from './logit-options.js'
 import { continueOptions, requestOptions } from './options.js'
-import { type GeneratingModel, type Request, readCachePolicy, readPromptCache, readRequests } from './request.js'
+import { type GeneratingModel, type Request, readCachePolicy, readCacheType, readPromptCache, readRequests } from './request.js'
 import { contextOf, decodeGenerated, TextStream } from './text-stream.js'
 import type {
+  CacheType,
   ContinueOptions,
   FinishReason,
   GenerateChunk,
@@ -45,6 +47,7 @@ export class Scheduler {
   readonly #operation: string
   readonly #signal: AbortSignal | undefined
   readonly #kv: 'per-loop' | 'shared'
+  readonly #cacheType: CacheType
   readonly #live = new Map<number, GenerateRequest>()
   readonly #kept = new Map<GenerateRequest, Kept>() // requests that asked for it, from their start to their release
   #newest = 0 // request
@@ -71,6 +74,7 @@ export class Scheduler {
     this.#signal = signal
     const { planes, force } = readCachePolicy(options.kv, operation)
     this.#kv = planes
+    this.#cacheType = readCacheType(options.cacheType, operation)
     try {
       this.#handle = native().schedulerCreate(handle, {
         maxRows: count('maxRows', 16, 1),
@@ -78,6 +82,7 @@ export class Scheduler {
         loops: checkLoops(options.loops, operation),
         sharedCache: planes === 'shared',
         force,
+        cacheBits: cacheBits[this.#cacheType],
         promptCache: readPromptCache(options.promptCache, operation),
         prefillTokens: count('prefillTokens', 512, 1),
       })
@@ -91,7 +96,7 @@ export class Scheduler {
    * end, or fails alone: the others go on.
    *
    * @param prompt token ids, or a text when the model has a tokenizer
-   * @param options as for {@link LoopLM.generate}, with `keep` for {@link continue}; `kv` must be the scheduler's and `loops` at most the
+   * @param options as for {@link LoopLM.generate}, with `keep` for {@link continue}; `kv` and `cacheType` must be the scheduler's and `loops` at most the
    * scheduler's. A `signal` that fires ends this request alone.
    * @throws LoopLMError INVALID_ARGUMENT naming the argument, also when the request can never fit in `maxTokens`; OUT_OF_MEMORY when the
    *   device can never hold it; DISPOSED
@@ -163,6 +168,11 @@ export class Scheduler {
     const { planes } = readCachePolicy(options.kv ?? this.#kv, operation)
     if (planes !== this.#kv) {
       const message = `kv is '${planes}', but all requests of this scheduler share a cache that is '${this.#kv}'`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
+    const cacheType = readCacheType(options.cacheType ?? this.#cacheType, operation)
+    if (cacheType !== this.#cacheType) {
+      const message = `cacheType is '${cacheType}', but all requests of this scheduler share a cache of type '${this.#cacheType}'`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
     const added = {

@@ -308,6 +308,14 @@ export type CachePolicy =
     }
 
 /**
+ * What the cache keeps of keys and values. `model`: numbers in the dtype of the model. `int8`, `int4`: codes of so many bits in groups
+ * of up to 64 channels with a scale and a minimum each, 0.53 or 0.28 of the bytes of bfloat16. There a token sees the earlier
+ * tokens of its block of 64 positions exactly, and codes of those before, in prompts too: log-probabilities differ from those of
+ * {@link LoopLM.score}. A prompt shares whole blocks with others. Devices `cpu` and `reference`.
+ */
+export type CacheType = 'model' | 'int8' | 'int4'
+
+/**
  * Options of {@link LoopLM.generate}, {@link LoopLM.stream} and {@link Scheduler.add}. `initialStates` has one entry per prompt,
  * (prompt + `maxNewTokens`) × D.
  */
@@ -362,6 +370,8 @@ export interface GenerateOptions extends StateOptions, InputOptions {
   exit?: ExitRule
   /** See {@link CachePolicy}; default per-loop. In a scheduler it is the scheduler's. */
   kv?: CachePolicy
+  /** See {@link CacheType}; default `model`. In a scheduler it is the scheduler's. */
+  cacheType?: CacheType
   /** See {@link PromptCache}; default false: prompts of one call share what they begin with. Requests of a scheduler have the scheduler's. */
   promptCache?: PromptCache
   /** Report so many of the most probable tokens with every token, as `topLogprobs`. Default 0. */
@@ -494,6 +504,8 @@ export interface SchedulerOptions {
   loops?: number
   /** As in {@link GenerateOptions.kv}, for all requests. */
   kv?: CachePolicy
+  /** See {@link CacheType}; default `model`. */
+  cacheType?: CacheType
   /** See {@link PromptCache}; default false. */
   promptCache?: PromptCache
   /** Prompt tokens that are run between two tokens of the others: fewer keep them flowing, more are faster. Default 512. */

@@ -1,8 +1,10 @@
 import { largest } from '../extremes.js'
 import type { LoopLM } from '../model/model.js'
+import type { CacheType } from '../model/types.js'
 import { checkOptions } from '../validation/arguments.js'
 import type { Metrics } from './events.js'
 import type { TrainingSequence } from './lessons.js'
+import { type PredictionSum, predictCached } from './predict-cached.js'
 import { Ranks } from './ranks.js'
 import { bootstrapInterval, type Interval } from './statistics.js'
 
@@ -34,11 +36,16 @@ export async function evaluateSequences(
   options: {
     /** Loop counts; default 1 to the number of loops of the model. */
     loops?: readonly number[] | undefined
+    /**
+     * Decode the tokens one after the other through a cache of this type, as generation does, once for each loop count: slow. Default: whole
+     * sequences at once, without a cache.
+     */
+    cacheType?: CacheType | undefined
     /** Ends the evaluation with code ABORTED. */
     signal?: AbortSignal | undefined
   } = {},
 ): Promise<SequenceEvaluation[]> {
-  checkOptions(options, { loops: true, signal: true }, 'evaluateSequences')
+  checkOptions(options, { loops: true, cacheType: true, signal: true }, 'evaluateSequences')
   const ranks = Ranks.found('evaluateSequences')
   const wanted = options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)
   const known = sequences.filter((sequence) => learnedTokens(sequence) > 0)
@@ -46,7 +53,7 @@ export async function evaluateSequences(
     const sums: PredictionSum[][] = []
     for (let begin = 0; begin < own.length; begin += sequencesPerCall) {
       const part = own.slice(begin, begin + sequencesPerCall).map((i) => known[i]!)
-      for (const one of await predict(model, part, wanted, options.signal)) sums.push(one)
+      for (const one of await predict(model, part, wanted, options)) sums.push(one)
     }
     return sums
   })
@@ -66,19 +73,18 @@ export async function evaluateSequences(
   return evaluations
 }
 
-/** Of one sequence after one loop. */
-interface PredictionSum {
-  logprob: number
-  correct: number
-}
-
 /** Of each sequence the sums over its tokens, for each loop count. */
 async function predict(
   model: LoopLM,
   part: readonly TrainingSequence[],
   wanted: readonly number[],
-  signal: AbortSignal | undefined,
+  { cacheType, signal }: { cacheType?: CacheType | undefined; signal?: AbortSignal | undefined },
 ): Promise<PredictionSum[][]> {
+  if (cacheType !== undefined) {
+    const byLoops: PredictionSum[][] = []
+    for (const loops of wanted) byLoops.push(await predictCached(model, part, { loops, cacheType, signal }))
+    return part.map((_, i) => byLoops.map((sums) => sums[i]!))
+  }
   const { logprobs, predicted } = await model.score(
     part.map(({ tokens }) => tokens),
     { loops: largest(wanted), promptLengths: part.map(({ promptLength }) => promptLength), predictions: true, signal },

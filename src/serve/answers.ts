@@ -129,8 +129,16 @@ export class Answers {
   }
 
   #tokens(prompt: TokenSequence, options: GenerateOptions): GenerateRequest {
-    const { maxRunning: maxRows, maxCachedTokens: maxTokens, kv, promptCache, speculate, prefillTokens } = this.#settings
-    this.#scheduler ??= this.#served.model.scheduler({ maxRows, maxTokens, kv, promptCache, prefillTokens })
+    const {
+      maxRunning: maxRows,
+      maxCachedTokens: maxTokens,
+      kv,
+      cacheType,
+      promptCache,
+      speculate,
+      prefillTokens,
+    } = this.#settings
+    this.#scheduler ??= this.#served.model.scheduler({ maxRows, maxTokens, kv, cacheType, promptCache, prefillTokens })
     return this.#scheduler.add(prompt, { ...options, speculate })
   }
 

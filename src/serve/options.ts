@@ -1,9 +1,9 @@
 import { isIP } from 'node:net'
 import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
+import { cachePerToken, cacheTypes } from '../model/cache-type.js'
 import type { LoopLM } from '../model/model.js'
-import type { PromptCache } from '../model/types.js'
-import { cachePlanes } from '../native/architecture.js'
+import type { CacheType, PromptCache } from '../model/types.js'
 import { deviceMemory } from '../tensor/devices.js'
 import { parseOptions } from '../validation/schema.js'
 
@@ -23,6 +23,7 @@ const schema = z.strictObject({
   maxWaiting: z.int().min(0).max(1_000_000).default(128),
   maxCachedTokens: z.int().min(1).max(maxCachedTokens).optional(),
   kv: z.enum(['per-loop', 'shared']).default('per-loop'),
+  cacheType: z.enum(cacheTypes).default('model'),
   promptCache: z.union([z.boolean(), z.strictObject({ maxTokens: z.int().min(1).max(maxCachedTokens).optional() })]).optional(),
   speculate: z.enum(['wavefront', 'off']).default('off'),
   prefillTokens: count(256),
@@ -58,6 +59,8 @@ export interface ServeOptions {
   maxCachedTokens?: number
   /** Cache planes per loop (exact, default) or one that all loops share (a T-th of the memory). */
   kv?: 'per-loop' | 'shared'
+  /** What the cache keeps of keys and values, see {@link CacheType}. Default `model`. */
+  cacheType?: CacheType
   /**
    * Prompts stay in the cache, and later ones that begin alike run the rest alone, see {@link PromptCache}. Default true with kv `per-loop`;
    * kv `shared` cannot.
@@ -129,10 +132,9 @@ export function isLoopback(host: string): boolean {
 /** As many tokens as half of the device's free memory holds keys and values of, but no more than all places can use. */
 export function roomForTokens(
   { architecture, config, device, dtype }: LoopLM,
-  { kv, maxRunning }: Pick<ServeSettings, 'kv' | 'maxRunning'>,
+  { kv, cacheType, maxRunning }: Pick<ServeSettings, 'kv' | 'cacheType' | 'maxRunning'>,
 ): number {
-  const planes = cachePlanes(architecture, kv === 'shared' ? 1 : architecture.loops)
-  const bytes = 2 * planes * architecture.kvHeads * architecture.headDim * { bfloat16: 2, float32: 4, float64: 8 }[dtype]
+  const bytes = cachePerToken(architecture, kv === 'shared' ? 1 : architecture.loops, dtype, cacheType)
   const useful = maxRunning * config.max_position_embeddings
   return Math.max(1, Math.min(useful, Math.floor(deviceMemory(device).free / 2 / bytes), maxCachedTokens))
 }

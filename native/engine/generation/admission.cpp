@@ -92,15 +92,13 @@ bool Admission::admit_first() {
   const int64_t own = g_.row_slots(request);
   Prompt* prompt = nullptr;
   Prompts::Beginning made;
-  int64_t prompt_slot = -1, slot = -1;
+  Place place;
   for (bool grown = false, with_tree = true;;) {
     prompt = prompts_.find(request);
     made = prompt ? Prompts::Beginning{} : prompts_.begin(request, with_tree);
     const int64_t length = prompt ? 0 : made.prompt->own();
-    prompt_slot = prompt ? prompt->slot : g_.cache.allocate(length);
-    slot = prompt_slot < 0 ? -1 : g_.cache.allocate(own);
-    if (slot >= 0) break;
-    if (!prompt && prompt_slot >= 0) g_.cache.release(prompt_slot, length);
+    place = find_place(made.prompt.get(), request);
+    if (place.found) break;
     const bool more = make_room(length + own, request.parent, grown);
     g_.tree.drop(made.found);
     if (more) continue;
@@ -117,16 +115,41 @@ bool Admission::admit_first() {
     waiting_.pop_front();
     return true;
   }
-  if (!prompt) prompt = prompts_.enter(std::move(made), request, prompt_slot);
+  if (made.prompt) made.prompt->recent = place.prompt_recent;
+  if (!prompt) prompt = prompts_.enter(std::move(made), request, place.prompt);
   prompt->users++;
   if (request.release_parent && g_.kept.count(request.parent)) g_.forget(request.parent);
   const int max_loops = g_.loops_of(request);
-  Row& row = g_.rows.emplace(id, Row{id, std::move(request), max_loops, prompt, slot, g_.acquire_index()}).first->second;
+  Row& row = g_.rows.emplace(id, Row{id, std::move(request), max_loops, prompt, place.row, g_.acquire_index()}).first->second;
+  row.recent = place.row_recent;
+  row.recent_slots = g_.recent_slots(row.request);
   for (int32_t token : prompt->tokens) row.state_key.append(token);
   row.edits = LogitEdits(row.request.logits, prompt->tokens);
   row.wave = Wavefront::begin(g_, row.request, max_loops);
   waiting_.pop_front();
   return true;
+}
+
+// Slots for a row and, unless it is under way, for its prompt; all that it needs or none.
+Admission::Place Admission::find_place(const Prompt* prompt, const GenerateRequest& request) {
+  Cache& cache = g_.cache;
+  const int64_t of_prompt = prompt ? prompt->own() : 0, own = g_.row_slots(request);
+  const int64_t prompt_recent = prompt && cache.coded() ? prompt->length() - prompt->recent_from() : 0;
+  Place out;
+  if ((out.prompt = cache.allocate(of_prompt)) >= 0) {
+    if ((out.row = cache.allocate(own)) >= 0) {
+      if ((out.prompt_recent = cache.allocate_recent(prompt_recent)) >= 0) {
+        if ((out.row_recent = cache.allocate_recent(g_.recent_slots(request))) >= 0) {
+          out.found = true;
+          return out;
+        }
+        cache.release_recent(out.prompt_recent, prompt_recent);
+      }
+      cache.release(out.row, own);
+    }
+    cache.release(out.prompt, of_prompt);
+  }
+  return out;
 }
 
 // The cache grows, unless it just has, or something in it goes. False: neither is possible at present.

@@ -40,7 +40,12 @@ class Admission {
 
  private:
   using Entry = std::pair<int64_t, GenerateRequest>;
+  struct Place {  // first slots, of a prompt and of a row
+    int64_t prompt = -1, row = -1, prompt_recent = -1, row_recent = -1;
+    bool found = false;
+  };
   bool admit_first();
+  Place find_place(const Prompt* prompt, const GenerateRequest& request);
   bool make_room(int64_t slots, int64_t parent, bool& grown);
   bool evict(int64_t parent);
   int64_t slots_of_waiting() const;

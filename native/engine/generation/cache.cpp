@@ -4,131 +4,149 @@
 
 namespace looplm {
 
-int64_t Cache::allocate(int64_t slots) {
-  if (slots == 0) return 0;
-  if (used_ == 0 && shift_p_.width != shift_width()) clear();  // an adapter has come or gone
-  const auto hole = std::find_if(free_.begin(), free_.end(), [&](const auto& one) { return one.second >= slots; });
-  if (hole == free_.end()) return -1;
-  const int64_t first = hole->first, rest = hole->second - slots;
-  free_.erase(hole);
-  if (rest > 0) free_[first + slots] = rest;
-  used_ += slots;
-  return first;
+// Neighbours that share a scale: 64 or 32 where a head has a multiple of them, else its largest divisor from 16 to 64, else all.
+int32_t Cache::group_of(int32_t head_dim) {
+  for (int32_t group : {64, 32})
+    if (head_dim % group == 0) return group;
+  for (int32_t group = 63; group >= 16; group--)
+    if (head_dim % group == 0) return group;
+  return head_dim;
 }
 
-void Cache::release(int64_t first, int64_t slots) {
-  if (slots == 0) return;
-  used_ -= slots;
-  auto after = free_.lower_bound(first);
-  if (after != free_.end() && first + slots == after->first) {
-    slots += after->second;
-    after = free_.erase(after);
+int64_t Cache::allocate(int64_t slots) {
+  if (used() == 0 && parts_.size() != parts().size()) clear();  // an adapter has come or gone
+  return slots_.allocate(slots);
+}
+
+int64_t Cache::allocate_recent(int64_t slots) {
+  if (!coded()) return 0;
+  const int64_t first = recent_slots_.allocate(slots);
+  if (first >= 0) return first;
+  const int64_t before = recent_slots_.count(), missing = slots - recent_slots_.free_at_end();
+  for (int64_t count : {std::max(before + missing, 2 * before), before + missing}) {
+    if (count > INT32_MAX / planes_ || !replace(recent_, recent_parts(), before, count, {{0, before}})) continue;
+    recent_slots_.add(count - before);
+    return recent_slots_.allocate(slots);
   }
-  if (after != free_.begin()) {
-    const auto before = std::prev(after);
-    if (before->first + before->second == first) {
-      before->second += slots;
-      return;
-    }
-  }
-  free_[first] = slots;
+  return -1;
 }
 
 void Cache::clear() noexcept {
-  for (Part* part : {&keys_, &values_, &shift_p_, &shift_a_}) *part = {};
-  free_.clear();
-  slots_ = used_ = 0;
+  parts_.clear();
+  recent_.clear();
+  slots_.clear();
+  recent_slots_.clear();
   generation_++;
 }
 
 int64_t Cache::room() const {
   const size_t free = model_.device->memory().free, usable = free - free / 10;  // a tenth is for activations
   int64_t held = 0;  // of the host's memory what was written, of a device's all
-  if (!model_.device->host_visible()) held = slots_;
+  if (!model_.device->host_visible()) held = slots();
   else
     for (const auto& run : written_()) held += run.second;
   const int64_t more = int64_t(usable / slot_bytes()), addressed = INT32_MAX / planes_;
-  const int64_t fitting = held <= more ? held + more : slots_;  // a larger cache begins with a copy of this one
+  const int64_t fitting = held <= more ? held + more : slots();  // a larger cache begins with a copy of this one
   return std::min({fitting, addressed, limit_ > 0 ? limit_ : addressed});
 }
 
 bool Cache::grow_for(int64_t slots, int64_t preferred) {
-  if (used_ == 0) clear();  // nothing to copy: the two need not be there at once
+  if (used() == 0) clear();  // nothing to copy: the two need not be there at once
   // What lies free at the end grows with the cache.
-  const int64_t tail = free_.empty() || free_.rbegin()->first + free_.rbegin()->second < slots_ ? 0 : free_.rbegin()->second;
-  const int64_t least = slots_ - tail + slots, most = room();
+  const int64_t before = this->slots(), tail = slots_.free_at_end(), least = before - tail + slots, most = room();
   if (least > most) return false;
-  const int64_t roomy = thrifty ? least : std::min(most, std::max({least, slots_ - tail + preferred, slots_ + slots_ / 2}));
+  const int64_t roomy = thrifty ? least : std::min(most, std::max({least, before - tail + preferred, before + before / 2}));
   return replace(roomy) || (least < roomy && replace(least));
+}
+
+std::vector<Cache::Part> Cache::parts() const {
+  const LoopDType type = coded() ? LOOP_I32 : model_.dt;
+  const int64_t row = int64_t(row_bytes() / loop_dtype_size(type)), shift = int64_t(shift_width());
+  std::vector<Part> out;
+  for (int half = 0; half < 2; half++) out.push_back({{}, type, row});
+  for (int half = 0; half < 2 && shift > 0; half++) out.push_back({{}, model_.dt, shift});
+  return out;
+}
+
+std::vector<Cache::Part> Cache::recent_parts() const {
+  std::vector<Part> out;
+  for (int half = 0; half < 2; half++) out.push_back({{}, model_.dt, int64_t(width())});
+  return out;
 }
 
 // A cache of another size with the same contents. False when there is no memory for it.
 bool Cache::replace(int64_t slots) {
-  const Cache::Runs runs = written_();
-  const size_t size = loop_dtype_size(model_.dt);
-  const int64_t planes = all_planes_;
-  Part larger[] = {{{}, width()}, {{}, width()}, {{}, shift_width()}, {{}, shift_width()}};
+  const int64_t before = this->slots();
+  if (!replace(parts_, parts(), before, slots, written_())) return false;
+  slots_.add(slots - before);
+  return true;
+}
+
+bool Cache::replace(std::vector<Part>& parts, std::vector<Part> larger, int64_t from, int64_t to, const Runs& runs) {
   try {
-    for (Part& part : larger)
-      if (part.width > 0) part.buffer = Buffer(model_.device, size_t(planes * slots) * part.width * size + 64);
+    for (Part& part : larger) part.buffer = Buffer(model_.device, part.bytes(all_planes_ * to) + 64);
   } catch (const Error& error) {
     if (error.code != "OUT_OF_MEMORY") throw;
     return false;
   }
-  Part* const parts[] = {&keys_, &values_, &shift_p_, &shift_a_};
-  for (size_t i = 0; i < 4; i++)
+  for (size_t i = 0; i < parts.size(); i++)
     for (const auto& [first, count] : runs) {
-      const int64_t row = int64_t(larger[i].width);
-      if (row == 0) continue;
-      const int64_t shape[] = {planes, count * row}, from[] = {slots_ * row, 1}, to[] = {slots * row, 1};
-      const size_t at = size_t(first * row) * size;
-      model_.device->run(&LoopBackend::copy_strided, "grow the cache", model_.dt, model_.dt, 2, shape, parts[i]->buffer.at(at),
-                         from, larger[i].buffer.at(at), to);
+      if (count == 0) continue;
+      const int64_t row = larger[i].row, shape[] = {all_planes_, count * row}, was[] = {from * row, 1}, is[] = {to * row, 1};
+      const size_t at = larger[i].bytes(first);
+      model_.device->run(&LoopBackend::copy_strided, "grow the cache", larger[i].type, larger[i].type, 2, shape,
+                         parts[i].buffer.at(at), was, larger[i].buffer.at(at), is);
     }
-  const int64_t added = slots - slots_, first = slots_;
-  used_ += added;  // as if the new slots had been allocated
-  slots_ = slots;
+  parts = std::move(larger);
   generation_++;
-  for (size_t i = 0; i < 4; i++) *parts[i] = std::move(larger[i]);
-  release(first, added);
   return true;
 }
 
+CacheUse Cache::use(const int32_t* rows) {
+  CacheUse out{at(0), at(1), slots(), planes_, rows, nullptr, nullptr, 0, 0, at(2), at(3), nullptr};
+  if (!coded()) return out;
+  out.coded.codes = codes_;
+  out.coded.slots = recent_slots_.count();
+  if (!recent_.empty()) out.coded.keys = recent_[0].buffer.as<>(), out.coded.values = recent_[1].buffer.as<>();
+  return out;
+}
 CacheUse Cache::decoding(const int32_t* rows, const LoopCacheContext* contexts, const int32_t* before) {
-  return {keys_.buffer.as<>(),    values_.buffer.as<>(),  slots_, planes_, rows, contexts, nullptr, 0, 0,
-          shift_p_.buffer.as<>(), shift_a_.buffer.as<>(), before};
+  CacheUse out = use(rows);
+  out.contexts = contexts;
+  out.before = before;
+  return out;
 }
 CacheUse Cache::prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows) {
-  return {keys_.buffer.as<>(),    values_.buffer.as<>(),  slots_, planes_, rows, nullptr, prefixes, prefix_count, prefix_rows,
-          shift_p_.buffer.as<>(), shift_a_.buffer.as<>(), nullptr};
+  CacheUse out = use(rows);
+  out.prefixes = prefixes;
+  out.prefix_count = prefix_count;
+  out.prefix_rows = prefix_rows;
+  return out;
 }
 
 void Cache::copy_slots(Planes which, int64_t from, int64_t to, int64_t count) {
   const int64_t readout = model_.config.blocks(model_.config.read), states = all_planes_ - readout;
   const int64_t first = which == Planes::states ? 0 : states, planes = which == Planes::states ? states : readout;
   if (count == 0 || planes == 0) return;
-  const size_t size = loop_dtype_size(model_.dt);
-  for (Part* part : {&keys_, &values_, &shift_p_, &shift_a_}) {
-    const int64_t row = int64_t(part->width);
-    if (row == 0) continue;
-    const int64_t shape[] = {planes, count * row}, strides[] = {slots_ * row, 1};
-    model_.device->run(&LoopBackend::copy_strided, "copy slots", model_.dt, model_.dt, 2, shape,
-                       part->buffer.at(size_t((first * slots_ + from) * row) * size), strides,
-                       part->buffer.at(size_t((first * slots_ + to) * row) * size), strides);
+  for (Part& part : parts_) {
+    const int64_t shape[] = {planes, count * part.row}, strides[] = {slots() * part.row, 1};
+    model_.device->run(&LoopBackend::copy_strided, "copy slots", part.type, part.type, 2, shape,
+                       part.buffer.at(part.bytes(first * slots() + from)), strides,
+                       part.buffer.at(part.bytes(first * slots() + to)), strides);
   }
 }
 
-void Cache::copy_up(int64_t slot, int t, int loops) {
+void Cache::copy_up(Part& part, int64_t slots, int64_t slot, int t, int loops) {
+  const int64_t plane = slots * part.row, block = planes_ * plane;
+  const int64_t shape[] = {loop_blocks_, loops - t - 1, part.row}, from[] = {block, 0, 1}, to[] = {block, plane, 1};
+  model_.device->run(&LoopBackend::copy_strided, "copy up", part.type, part.type, 3, shape,
+                     part.buffer.at(part.bytes(t * slots + slot)), from, part.buffer.at(part.bytes((t + 1) * slots + slot)), to);
+}
+
+void Cache::copy_up(int64_t slot, int64_t recent, int t, int loops) {
   if (shared() || t + 1 >= loops) return;
-  const size_t size = loop_dtype_size(model_.dt);
-  for (Part* part : {&keys_, &values_, &shift_p_, &shift_a_}) {
-    const int64_t row = int64_t(part->width), plane = slots_ * row, block = planes_ * plane;
-    if (row == 0) continue;
-    const int64_t shape[] = {loop_blocks_, loops - t - 1, row}, from[] = {block, 0, 1}, to[] = {block, plane, 1};
-    model_.device->run(&LoopBackend::copy_strided, "copy up", model_.dt, model_.dt, 3, shape,
-                       part->buffer.at(size_t(t * plane + slot * row) * size), from,
-                       part->buffer.at(size_t((t + 1) * plane + slot * row) * size), to);
-  }
+  for (Part& part : parts_) copy_up(part, slots(), slot, t, loops);
+  for (Part& part : recent_) copy_up(part, recent_slots_.count(), recent, t, loops);
 }
 
 }  // namespace looplm

@@ -1,12 +1,16 @@
 // The keys and values of all sequences under way. Planes (block.h): one per loop of every block of the loop, or one that the
 // loops share, then one of every block that runs once; all of the same slots. A sequence holds runs of neighbouring slots.
+//
+// In few bits, slots hold records (backend.h, LoopCacheCodes), and a sequence is cut into blocks of BLOCK tokens: a token sees
+// the earlier ones of its block as they were, and those of the blocks before by their records. So what it sees depends on
+// positions alone, whatever ran when and beside what. The newest block of a sequence lies in separate slots, the recent ones.
 #pragma once
 #include <functional>
-#include <map>
 #include <utility>
 #include <vector>
 
 #include "../stack.h"
+#include "slots.h"
 
 namespace looplm {
 
@@ -17,8 +21,10 @@ class Cache {
   // loops: planes of a block of the loop unless they share one. limit: the most slots a plane may have, 0: as many as fit in
   // memory. written: the slots that hold something; the others are not copied when the cache grows, and in the host's memory cost
   // nothing until they are written.
-  Cache(Model& model, int loops, bool shared, int64_t limit, std::function<Runs()> written)
+  // bits: 0: rows in act; 4 or 8: records.
+  Cache(Model& model, int loops, bool shared, int64_t limit, std::function<Runs()> written, int bits = 0)
       : model_(model),
+        codes_{bits, bits > 0 ? group_of(model.config.head_dim) : 1},
         planes_(shared ? 1 : loops),
         loop_blocks_(model.config.blocks(model.config.loop)),
         all_planes_(loop_blocks_ * planes_ + model.config.blocks(model.config.begin) + model.config.blocks(model.config.read)),
@@ -26,9 +32,8 @@ class Cache {
         limit_(limit),
         written_(std::move(written)) {}
 
-  // The first of `slots` neighbouring free slots, or -1 when there are none at present.
-  int64_t allocate(int64_t slots);
-  void release(int64_t first, int64_t slots);
+  int64_t allocate(int64_t slots);  // Slots::allocate
+  void release(int64_t first, int64_t slots) { slots_.release(first, slots); }
   // Makes room for `slots` neighbouring ones and, where that is possible, for `preferred`: of the limit, of what a slot's number
   // can address, and of the device's memory. False when there is no such room at present; what is held has not changed then.
   bool grow_for(int64_t slots, int64_t preferred);
@@ -36,11 +41,25 @@ class Cache {
   int64_t room() const;
   void clear() noexcept;  // gives the memory back
 
-  size_t slot_bytes() const { return size_t(2 * all_planes_) * (width() + shift_width()) * loop_dtype_size(model_.dt); }
+  size_t slot_bytes() const { return size_t(2 * all_planes_) * (row_bytes() + shift_width() * loop_dtype_size(model_.dt)); }
+
+  // ---- Records and recent slots; of a cache in act there are none, and 0 are allocated.
+  static constexpr int64_t BLOCK = 64;
+  bool coded() const { return codes_.bits > 0; }
+  // Where a beginning may end that another sequence goes on from: at multiples of so many tokens.
+  int64_t unit() const { return coded() ? BLOCK : 1; }
+  // The first token of the block of a position; two_way: tokens at the start that see each other, which are in one block.
+  static int64_t block_start(int64_t position, int64_t two_way) {
+    return position < (two_way + BLOCK - 1) / BLOCK * BLOCK ? 0 : position / BLOCK * BLOCK;
+  }
+  int64_t allocate_recent(int64_t slots);  // or -1: there is no memory
+  void release_recent(int64_t first, int64_t slots) { recent_slots_.release(first, slots); }
+  size_t recent_bytes() const { return size_t(2 * all_planes_) * width() * loop_dtype_size(model_.dt); }  // of a slot
+  int32_t recent_at(int t, int64_t slot) const { return int32_t((planes_ == 1 ? 0 : t) * recent_slots_.count() + slot); }
 
   uint64_t generation() const { return generation_; }  // another number when the planes have moved
-  int64_t used() const { return used_; }
-  int64_t slots() const { return slots_; }
+  int64_t used() const { return slots_.used(); }
+  int64_t slots() const { return slots_.count(); }
   bool shared() const { return shared_; }
 
   bool thrifty = false;  // grow by what is asked for and no more
@@ -52,39 +71,53 @@ class Cache {
   CacheUse prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows);
   // The keys and values of the first plane of a block of the loop.
   std::pair<void*, void*> planes(int block) {
-    const size_t at = size_t(block * planes_) * size_t(slots_) * width() * loop_dtype_size(model_.dt);
-    return {keys_.buffer.at(at), values_.buffer.at(at)};
+    const size_t at = size_t(block * planes_) * size_t(slots()) * row_bytes();
+    return {parts_[0].buffer.at(at), parts_[1].buffer.at(at)};
   }
   // A slot of loop t's plane, counted from the block's first plane.
-  int32_t slot_at(int t, int64_t slot) const { return int32_t((planes_ == 1 ? 0 : t) * slots_ + slot); }
+  int32_t slot_at(int t, int64_t slot) const { return int32_t((planes_ == 1 ? 0 : t) * slots() + slot); }
 
   // Copies `count` slots, of the planes of `begin` and of the loop or of those of the readout.
   enum class Planes { states, readout };
   void copy_slots(Planes planes, int64_t from, int64_t to, int64_t count);
   // A token that left after loop t (0-based): its keys and values are copied to the planes of the loops [t + 1, loops), where
-  // later, deeper tokens look for them.
-  void copy_up(int64_t slot, int t, int loops);
+  // later, deeper tokens look for them. recent: its recent slot, where it has one.
+  void copy_up(int64_t slot, int64_t recent, int t, int loops);
 
  private:
+  struct Part {  // [all planes, slots, row]
+    Buffer buffer = {};
+    LoopDType type = LOOP_F32;
+    int64_t row = 0;  // numbers of a slot; 0: the part is not there
+    size_t bytes(int64_t slots) const { return size_t(slots * row) * loop_dtype_size(type); }
+  };
+  static int32_t group_of(int32_t head_dim);
   bool replace(int64_t slots);
+  std::vector<Part> parts() const;  // empty ones
+  std::vector<Part> recent_parts() const;
+  bool replace(std::vector<Part>& parts, std::vector<Part> larger, int64_t from, int64_t to, const Runs& runs);
+  CacheUse use(const int32_t* rows);
+  void copy_up(Part& part, int64_t slots, int64_t slot, int t, int loops);
+  void* at(size_t part) { return part < parts_.size() ? parts_[part].buffer.as<>() : nullptr; }
   size_t shift_width() const { return size_t(model_.weights().shift_rank); }
   size_t width() const { return size_t(model_.config.kv_heads) * size_t(model_.config.head_dim); }
+  size_t row_bytes() const {
+    return coded() ? size_t(loop_record_bytes(codes_, int64_t(width()))) : width() * loop_dtype_size(model_.dt);
+  }
 
   Model& model_;
+  const LoopCacheCodes codes_;
   const int planes_;  // of a block of the loop
   const int64_t loop_blocks_, all_planes_;
   const bool shared_;
   const int64_t limit_;
   const std::function<Runs()> written_;
-  int64_t slots_ = 0, used_ = 0;
+  Slots slots_, recent_slots_;
   uint64_t generation_ = 0;
-  std::map<int64_t, int64_t> free_;  // first slot -> how many
-  // act [all planes, slots, width]: keys and values, width kv_heads · head_dim; the two halves of shift.h's y, width rank
-  struct Part {
-    Buffer buffer;
-    size_t width = 0;
-  };
-  Part keys_, values_, shift_p_, shift_a_;
+  // Keys and values: act of kv_heads · head_dim, or records as int32. Where layers have shifts, the two halves of shift.h's y,
+  // act of their rank.
+  std::vector<Part> parts_;
+  std::vector<Part> recent_;  // keys and values, act, of the recent slots
 };
 
 }  // namespace looplm

@@ -208,7 +208,7 @@ void Decode::settle_plain(size_t i, std::vector<HeadRow>& reads, NextPass& next)
   HeadRow& read = reads[i];
   token.exit = read.exit;
   if (!read.exits) return next.stay(token, i);
-  g_.cache.copy_up(row.slot + row.made - 1, token.loop - 1, row.max_loops);
+  g_.copy_up(row, token);
   if (accept(row, read, next.done)) next.fresh.push_back(fresh_token(row, 0, row.newest));
 }
 

@@ -35,7 +35,7 @@ const int32_t* PassInputs::upload_rows(const std::vector<ActiveToken>& tokens, C
     last_position = std::max(last_position, positions.back());
     slots.push_back(cache.slot_at(token.loop, row.slot + token.made() - 1));
     before.push_back(cache.slot_at(token.loop, slot_before(token)));
-    contexts.push_back(row.context(row.prompt->length(), token.made(), cache.slot_at(token.loop, 0)));
+    contexts.push_back(recent_.add(row, row.prompt->length(), token.made(), token.loop));
   }
   std::vector<char> bytes(context_bytes + (3 * n + ids.size()) * sizeof(int32_t));
   char* end = std::copy_n(reinterpret_cast<const char*>(contexts.data()), context_bytes, bytes.data());
@@ -45,6 +45,7 @@ const int32_t* PassInputs::upload_rows(const std::vector<ActiveToken>& tokens, C
   memory_.rows.upload(bytes.data(), bytes.size());
   const auto* ints = static_cast<const int32_t*>(memory_.rows.at(context_bytes));
   use = cache.decoding(ints + n, memory_.rows.as<LoopCacheContext>(), ints + 2 * n);
+  recent_.upload_to(use);
   return ints;
 }
 
@@ -63,11 +64,12 @@ void PassInputs::begin(const Stack& loop, const std::vector<ActiveToken>& tokens
       const int32_t made = tokens[i].made();
       slots.push_back(int32_t(row.slot) + made - 1);
       before.push_back(int32_t(slot_before(tokens[i])));
-      contexts.push_back(row.context(row.prompt->length(), made, 0));
+      contexts.push_back(begin_recent_.add(row, row.prompt->length(), made, 0));
     }
     use = g_.cache.decoding(upload(model.device, memory_.begin_slots, slots),
                             upload(model.device, memory_.begin_contexts, contexts),
                             upload(model.device, memory_.begin_before, before));
+    begin_recent_.upload_to(use);
   }
   Stack stack(model, model.weights(), batch, 1, Stack::Keep::nothing, with_blocks ? &use : nullptr);
   stack.forward_begin(loop.inputs());

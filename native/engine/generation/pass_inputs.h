@@ -1,12 +1,12 @@
 // What a pass needs of its tokens on the device: where their keys and values lie, and the registers of fresh ones.
 #pragma once
-#include "rows.h"
+#include "recent_inputs.h"
 
 namespace looplm {
 
 class PassInputs {
  public:
-  explicit PassInputs(Generation& generation) : g_(generation) {}
+  explicit PassInputs(Generation& generation) : g_(generation), recent_(generation), begin_recent_(generation) {}
 
   // Neighbouring rows at the same loop: an adapter of every loop's own is added to them together.
   static std::vector<LoopRows> loops(const std::vector<ActiveToken>& tokens);
@@ -27,6 +27,7 @@ class PassInputs {
 
   Generation& g_;
   Memory memory_;
+  RecentInputs recent_, begin_recent_;
 };
 
 }  // namespace looplm

@@ -44,39 +44,56 @@ std::vector<Prefill::Piece> Prefill::next_pieces(int64_t room) const {
     if (room <= 0) break;
     if (p->ready || p->source || (!pieces.empty() && (p->loops != pieces[0].prompt->loops || p->loop != pieces[0].prompt->loop)))
       continue;
-    const int64_t rest = p->length() - p->done, count = std::max(p->done == 0 ? p->prefix : 0, std::min(rest, room));
+    const int64_t end = end_of_piece(*p, room), count = end - p->done;
     if (count > room && !pieces.empty()) continue;
-    pieces.push_back({p.get(), p->done, p->done + count});
+    pieces.push_back({p.get(), p->done, end});
     room -= count;
   }
   return pieces;
+}
+
+// In few bits, a piece is whole blocks.
+int64_t Prefill::end_of_piece(const Prompt& prompt, int64_t room) const {
+  const int64_t most = std::min(prompt.length(), prompt.done + room), end = std::max(most, prompt.done == 0 ? prompt.prefix : 0);
+  if (!g_.cache.coded() || end == prompt.length()) return end;
+  const int64_t start = Cache::block_start(end, prompt.prefix);
+  if (start > prompt.done) return start;
+  const int64_t two_way = prompt.done == 0 ? prompt.prefix : 0, next = std::max(prompt.done + 1, two_way);
+  return std::min(prompt.length(), (next + Cache::BLOCK - 1) / Cache::BLOCK * Cache::BLOCK);
 }
 
 struct Prefill::Packed {
   std::vector<int32_t> ids, positions, slots;
   std::vector<LoopSegment> segments;
   std::vector<CachedPrefix> prefixes;
+  std::vector<int32_t> recent;                           // slots, of the rows in recent_runs
+  std::vector<std::pair<int64_t, int64_t>> recent_runs;  // CodedUse::runs
   int64_t prefix_rows = 0;
   int32_t max_context = 0;
 };
 
-// Rows of segments count from the cached prefixes, which attention lays in front.
+// Rows of segments count from the cached prefixes, which attention lays in front. In few bits, the prefix of a piece goes up to
+// its last block, and each block is a segment behind the part of it that comes before.
 Prefill::Packed Prefill::pack(const std::vector<Piece>& pieces) const {
   Packed out;
   for (const Piece& piece : pieces) {
-    piece.prompt->for_runs(0, piece.from, [&](int64_t slot, int64_t count) {
-      out.prefixes.push_back({out.prefix_rows, slot, count, false});
+    piece.prompt->for_runs(0, prefix_of(piece), [&](int64_t slot, int64_t count) {
+      out.prefixes.push_back({out.prefix_rows, slot, count});
       out.prefix_rows += count;
     });
-    if (piece.from > 0) out.prefixes.back().last = true;
+    if (piece.from > 0) out.prefixes.back().before = piece.prompt->slot_of(piece.from - 1);
   }
   int32_t prefix = 0;
   for (const Piece& piece : pieces) {
-    const int32_t begin = int32_t(out.prefix_rows + int64_t(out.ids.size())), count = int32_t(piece.count());
-    const int32_t two_way = piece.from == 0 ? int32_t(piece.prompt->prefix) : 0;
-    out.segments.push_back({begin, begin + count, prefix, prefix + int32_t(piece.from), int32_t(out.segments.size()), two_way});
-    prefix += int32_t(piece.from);
+    add_segments(piece, int32_t(out.prefix_rows + int64_t(out.ids.size())), prefix, out);
+    prefix += int32_t(prefix_of(piece));
     out.max_context = std::max(out.max_context, int32_t(piece.to));
+    if (g_.cache.coded() && piece.completes()) {
+      const int64_t first = piece.prompt->recent_from(), count = piece.to - first;
+      out.recent_runs.emplace_back(int64_t(out.ids.size()) + first - piece.from, count);
+      out.recent.resize(out.ids.size() + size_t(piece.count()));
+      for (int64_t i = 0; i < count; i++) out.recent[out.recent.size() - size_t(count - i)] = int32_t(piece.prompt->recent + i);
+    }
     for (int64_t j = piece.from; j < piece.to; j++) {
       out.ids.push_back(piece.prompt->tokens[size_t(j)]);
       out.positions.push_back(int32_t(j));
@@ -84,6 +101,22 @@ Prefill::Packed Prefill::pack(const std::vector<Piece>& pieces) const {
     }
   }
   return out;
+}
+
+int64_t Prefill::prefix_of(const Piece& piece) const {
+  return g_.cache.coded() ? Cache::block_start(piece.to - 1, piece.prompt->prefix) : piece.from;
+}
+
+// row: of the piece's first token. prefix: the first of its prefix.
+void Prefill::add_segments(const Piece& piece, int32_t row, int32_t prefix, Packed& to) const {
+  const int64_t last = prefix_of(piece), whole = piece.prompt->prefix;
+  for (int64_t from = piece.from, end; from < piece.to; from = end) {
+    end = from < last ? Cache::block_start(from + Cache::BLOCK, whole) : piece.to;
+    if (end == 0) end = (whole + Cache::BLOCK - 1) / Cache::BLOCK * Cache::BLOCK;
+    const int32_t begin = row + int32_t(from - piece.from), two_way = from == 0 ? int32_t(whole) : 0;
+    to.segments.push_back(
+        {begin, begin + int32_t(end - from), prefix, prefix + int32_t(from), int32_t(to.segments.size()), two_way});
+  }
 }
 
 // DeviceBatch::previous: the first row of a piece that continues a prompt finds what the cache has of its predecessor behind the
@@ -119,8 +152,10 @@ void Prefill::run_pieces(const std::vector<Piece>& pieces) {
     batch.states = initial_states(pieces, N);
     add_vectors(pieces, batch);
   }
-  const CacheUse use = g_.cache.prompts(upload(device, memory_.slots, packed.slots), packed.prefixes.data(),
-                                        int32_t(packed.prefixes.size()), packed.prefix_rows);
+  CacheUse use = g_.cache.prompts(upload(device, memory_.slots, packed.slots), packed.prefixes.data(),
+                                  int32_t(packed.prefixes.size()), packed.prefix_rows);
+  use.coded.rows = upload(device, memory_.recent, packed.recent);
+  use.coded.runs = packed.recent_runs;
   reserve(pieces);
   Stack stack(model, model.weights(), batch, loops, Stack::Keep::nothing, &use);
   if (first == 0) stack.forward_begin(Stack::Registers(stack.inputs()));

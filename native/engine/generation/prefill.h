@@ -24,13 +24,16 @@ class Prefill {
   };
   struct Packed;  // pieces back to back
   struct Memory {
-    Buffer ids, positions, slots, previous;  // int32 [N]
-    Buffer segments;                         // LoopSegment [pieces]
-    Buffer states;                           // act [N, D], initial
-    Buffer vectors;                          // act [input vectors, D]
+    Buffer ids, positions, slots, previous, recent;  // int32 [N]
+    Buffer segments;                                 // LoopSegment [pieces]
+    Buffer states;                                   // act [N, D], initial
+    Buffer vectors;                                  // act [input vectors, D]
   };
   void release_sources();
   std::vector<Piece> next_pieces(int64_t room) const;
+  int64_t prefix_of(const Piece& piece) const;  // tokens of it that attention has in front of the batch
+  int64_t end_of_piece(const Prompt& prompt, int64_t room) const;
+  void add_segments(const Piece& piece, int32_t row, int32_t prefix, Packed& to) const;
   static std::vector<int32_t> rows_before(const std::vector<Piece>& pieces, int64_t tokens);
   Packed pack(const std::vector<Piece>& pieces) const;
   void run_pieces(const std::vector<Piece>& pieces);

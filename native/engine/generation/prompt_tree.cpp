@@ -43,9 +43,11 @@ PromptNode* PromptTree::find(const PromptFamily& family, const std::vector<int32
     whole = most_common == node->length();
     rest = whole ? 0 : most_common;
   }
-  const int64_t shared = rest > 0 ? node->begin + rest : node->end();
+  int64_t shared = rest > 0 ? node->begin + rest : node->end();
+  shared -= shared % cache_.unit();
   if (shared < std::max(LEAST, least)) return nullptr;
-  return rest > 0 ? split(node, rest) : node;
+  while (node->begin >= shared) node = node->parent;
+  return shared < node->end() ? split(node, shared - node->begin) : node;
 }
 
 void PromptTree::hold(PromptNode* node) {

@@ -79,6 +79,7 @@ int64_t Prompts::common_with_parent(const Prompt& prompt, const GenerateRequest&
   int64_t common = 0;
   const int64_t most = std::min({row.cached(), prompt.length() - 1, from.vectors.common(prompt.vectors)});
   while (common < most && token(common) == prompt.tokens[size_t(common)]) common++;
+  common -= common % g_.cache.unit();
   if (from.loops != prompt.loops || !same_states(from.initial, prompt.initial, common)) return 0;
   if (g_.architecture().prefix_sees_itself && (from.prefix != prompt.prefix || common < prompt.prefix)) return 0;
   return common;

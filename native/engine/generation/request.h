@@ -93,7 +93,8 @@ struct HostAnswer {
   bool empty() const { return allowed.empty() && logits.empty(); }
 };
 
-inline constexpr char generation_remedy[] = "lower maxNewTokens, shorten the prompt, or use kv 'shared' or bfloat16";
+inline constexpr char generation_remedy[] =
+    "lower maxNewTokens, shorten the prompt, or use cacheType 'int4', kv 'shared' or bfloat16";
 
 // Throws INVALID_ARGUMENT. loops, shared: of the scheduler and its cache.
 void check_request(const Model& model, const GenerateRequest& request, int loops, bool shared);

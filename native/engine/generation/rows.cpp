@@ -1,6 +1,7 @@
 #include "rows.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace looplm {
 
@@ -24,9 +25,36 @@ Generation::Generation(Model& model, const SchedulerOptions& options)
       options(options),
       loops(options.loops > 0 ? options.loops : model.config.loops),
       state_bytes(size_t(model.config.hidden) * loop_dtype_size(model.dt)),
-      cache(model, loops, options.shared_cache, options.max_tokens, [this] { return written(); }),
+      cache(
+          model, loops, options.shared_cache, options.max_tokens, [this] { return written(); }, options.cache_bits),
       tree(cache, most_retained(options, model, cache)),
       reads_with_blocks(has_blocks(model.config, model.config.read)) {}
+
+Row::Contexts Row::contexts(int64_t of_prompt, int32_t of_own, int32_t plane, int32_t recent_plane) const {
+  const int64_t position = of_prompt + of_own - 1, block = Cache::block_start(position, prompt->prefix);
+  Contexts out{context(std::min(block, of_prompt), int32_t(std::max<int64_t>(0, block - of_prompt)), plane), {}};
+  size_t r = 0;
+  const auto add = [&](int64_t slot, int64_t count) {
+    if (count > 0) out.recent.runs[r++] = {recent_plane + int32_t(slot), int32_t(count)};
+  };
+  add(prompt->recent + block - prompt->recent_from(), of_prompt - block);
+  const int64_t from = std::max(block, of_prompt), count = position - from + 1, begin = from % recent_slots;
+  const int64_t to_end = std::min(count, recent_slots - begin);
+  add(recent + begin, to_end);
+  add(recent, count - to_end);
+  return out;
+}
+
+// A row's newest block, and the tokens that may be under way ahead of it.
+int64_t Generation::recent_slots(const GenerateRequest& request) const {
+  if (!cache.coded()) return 0;
+  const int64_t ahead = std::max<int64_t>(request.draft_tokens, request.wavefront ? Wave::MOST_ROWS : 0);
+  return std::min(row_slots(request), Cache::BLOCK + ahead);
+}
+
+void Generation::copy_up(const Row& row, const ActiveToken& token) {
+  cache.copy_up(row.slot + token.made() - 1, row.recent_slot(token.position()), token.loop - 1, row.max_loops);
+}
 
 // The slots that hold keys and values; a draft's lie behind the tokens that are made.
 Cache::Runs Generation::written() const {
@@ -67,6 +95,7 @@ void Generation::release_indices(const Row& row) {
 void Generation::finish(Row& row) {
   if (!row.request.keep) return release(row);
   releases++;
+  cache.release_recent(row.recent, std::exchange(row.recent_slots, 0));
   const int64_t reserved = row_slots(row.request);
   row.request.max_new_tokens = row.made;  // the slots behind those of its tokens are free
   const int64_t used = row_slots(row.request);
@@ -88,6 +117,7 @@ void Generation::forget(int64_t id) {
 
 void Generation::release_cache(Row& row) {
   releases++;
+  cache.release_recent(row.recent, row.recent_slots);
   cache.release(row.slot, row_slots(row.request));
   release_prompt(*row.prompt);
 }
@@ -97,6 +127,7 @@ void Generation::release_prompt(Prompt& prompt) {
   if (prompt.source) release_prompt(*prompt.source);
   if (prompt.node) tree.leave(prompt.node);
   else cache.release(prompt.slot, prompt.own());
+  if (cache.coded()) cache.release_recent(prompt.recent, prompt.length() - prompt.recent_from());
   prompts.erase(std::find_if(prompts.begin(), prompts.end(), [&](auto& p) { return p.get() == &prompt; }));
 }
 

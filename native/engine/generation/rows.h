@@ -33,8 +33,10 @@ struct Prompt {
   int loop = 0;        // of a shared cache: loops that all tokens have completed,
   Buffer states;       // act [R, tokens, D]: and the registers that the next loop starts from
   bool ready = false;  // every token has run at full depth
+  int64_t recent = 0;  // of a cache in few bits: the recent slot of token recent_from(), behind which lie those of the others
   int64_t length() const { return int64_t(tokens.size()); }
   int64_t own() const { return length() - shared; }
+  int64_t recent_from() const { return Cache::block_start(length() - 1, prefix); }
   int64_t written() const { return (ready || loop > 0 ? length() : done) - shared; }  // of its own tokens
   // Where tokens [from, to) lie, run by run: f(first slot, how many).
   template <class F>
@@ -73,6 +75,8 @@ struct Row {
   Wave wave = {};
   bool verifying = false;
   std::vector<int32_t> generated = {};  // all new tokens, where the row is kept
+  // Of a cache in few bits: so many recent slots, of the token at a position the one at its remainder.
+  int64_t recent = 0, recent_slots = 0;
   // The keys of the first tokens of its prompt, and of the first slots of it alone. plane: slots before them.
   LoopCacheContext context(int64_t of_prompt, int32_t of_own, int32_t plane) const {
     LoopCacheContext out{};
@@ -83,6 +87,12 @@ struct Row {
     out.runs[r] = {plane + int32_t(slot), of_own};
     return out;
   }
+  // The same of a cache in few bits, up to the last of these tokens: the slots of the records, and the recent ones.
+  struct Contexts {
+    LoopCacheContext records, recent;
+  };
+  Contexts contexts(int64_t of_prompt, int32_t of_own, int32_t plane, int32_t recent_plane) const;
+  int64_t recent_slot(int64_t position) const { return recent_slots > 0 ? recent + position % recent_slots : 0; }
   // Keys and values of so many tokens are there: those of the newest come when it is continued.
   int64_t cached() const { return prompt->length() + made - 1; }
   bool waits_for_host() const { return request.logits.host != LogitOptions::Host::none && answer.empty(); }
@@ -125,6 +135,8 @@ struct Generation {
   // Slots of a row: its last token's keys are never read; the readout of the prompt's last token is the row's own.
   int64_t row_slots(const GenerateRequest& request) const { return request.max_new_tokens - 1 + (reads_with_blocks ? 1 : 0); }
   const bool reads_with_blocks;
+  int64_t recent_slots(const GenerateRequest& request) const;  // of a row
+  void copy_up(const Row& row, const ActiveToken& token);      // a token that left behind its loop
   int loops_of(const GenerateRequest& request) const { return request.exit.max_loops > 0 ? request.exit.max_loops : loops; }
 
   int32_t acquire_index();

@@ -62,7 +62,7 @@ const void* TokenHead::read(const std::vector<HeadRow>& rows, const std::vector<
     before.push_back(row.made > 0 ? slots.back() - 1 : int32_t(row.row->prompt->slot_of(std::max(0, shared - 1))));
     positions.push_back(row.position() - 1);
     if (positions.back() == 0) first.push_back(int32_t(positions.size()) - 1);
-    contexts.push_back(row.row->context(shared, row.made + 1, 0));
+    contexts.push_back(recent_.add(*row.row, shared, row.made + 1, 0));
     last_position = std::max(last_position, positions.back());
   }
   DeviceBatch batch{n, nullptr, upload(model.device, memory_.positions, positions), nullptr, 0, 0, 0, last_position};
@@ -70,6 +70,7 @@ const void* TokenHead::read(const std::vector<HeadRow>& rows, const std::vector<
     for (size_t i = 0; i < index.size(); i++) batch.loops.push_back({int64_t(i), 1, rows[size_t(index[i])].loop - 1});
   CacheUse use = g_.cache.decoding(upload(model.device, memory_.slots, slots), upload(model.device, memory_.contexts, contexts),
                                    upload(model.device, memory_.before, before));
+  recent_.upload_to(use);
   use.first = &first;
   Stack stack(model, model.weights(), batch, 1, Stack::Keep::nothing, &use);
   stack.forward_read(registers);

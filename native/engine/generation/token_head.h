@@ -1,6 +1,7 @@
 // What happens to rows after a loop: exit rules, the steps between the loops and the head, the head, and sampling.
 #pragma once
 #include "exit_meter.h"
+#include "recent_inputs.h"
 #include "sampler.h"
 
 namespace looplm {
@@ -8,7 +9,11 @@ namespace looplm {
 class TokenHead {
  public:
   explicit TokenHead(Generation& generation)
-      : g_(generation), gather_(generation.model), meter_(generation, gather_), sampler_(generation, gather_) {}
+      : g_(generation),
+        recent_(generation),
+        gather_(generation.model),
+        meter_(generation, gather_),
+        sampler_(generation, gather_) {}
 
   // after: the registers behind a loop, act [rows, D] each. before: register 0 before it, for rules that compare states. Rows
   // that exit have drawn their token.
@@ -27,6 +32,7 @@ class TokenHead {
   const void* read(const std::vector<HeadRow>& rows, const std::vector<int32_t>& index, const Stack::Registers& after);
 
   Generation& g_;
+  RecentInputs recent_;
   RowGather gather_;
   ExitMeter meter_;
   Sampler sampler_;

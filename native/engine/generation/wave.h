@@ -63,9 +63,10 @@ class WavefrontPace {
 };
 
 struct Wave {
-  int stride = 0;                    // loops between readouts; 0: the sequence is decoded plainly
-  int32_t width = 1;                 // tokens that may be under way
-  std::vector<int32_t> places = {};  // in buffers with a place for every row, beside the row's own
+  static constexpr int MOST_ROWS = 8;  // of a sequence in one pass
+  int stride = 0;                      // loops between readouts; 0: the sequence is decoded plainly
+  int32_t width = 1;                   // tokens that may be under way
+  std::vector<int32_t> places = {};    // in buffers with a place for every row, beside the row's own
   WavefrontPace pace = {};
   struct Drawn {  // a token that left its loops before one ahead of it did
     GeneratedToken token;

@@ -4,12 +4,6 @@
 
 namespace looplm {
 
-namespace {
-
-constexpr int MOST_ROWS = 8;  // of a sequence in one pass
-
-}  // namespace
-
 struct Wavefront::Moved {
   std::vector<std::pair<ActiveToken, size_t>> staying;
   std::vector<ActiveToken> fresh;
@@ -24,7 +18,7 @@ Wave Wavefront::begin(Generation& g, const GenerateRequest& request, int max_loo
                         request.logits.host == LogitOptions::Host::none &&
                         (!g.reads_with_blocks || request.exit.rule == ExitRule::fixed);
   if (!possible) return wave;
-  wave.stride = (max_loops + MOST_ROWS - 1) / MOST_ROWS;
+  wave.stride = (max_loops + Wave::MOST_ROWS - 1) / Wave::MOST_ROWS;
   wave.width = (max_loops + wave.stride - 1) / wave.stride;
   const bool keeps = entry_of(request.exit.rule).needs & (exit_needs::divergence | exit_needs::reverse_divergence);
   while (keeps && int32_t(wave.places.size()) + 1 < wave.width) wave.places.push_back(g.acquire_index());
@@ -49,7 +43,7 @@ void Wavefront::settle(const std::vector<size_t>& members, const std::vector<Act
     token.exit = read.exit;
     if (read.draws()) token.readouts.add(read.drawn.token, token.loop);
     if (read.exits) {
-      g_.cache.copy_up(row.slot + token.made() - 1, token.loop - 1, row.max_loops);
+      g_.copy_up(row, token);
       row.wave.drawn[token.made()] = {std::move(read.drawn), token.readouts};
     } else {
       moved.staying.emplace_back(token, i);

@@ -13,7 +13,7 @@ bool WholeToken::allows(const ActiveToken& token, std::vector<LoopDecodeLayer>& 
   const unsigned needs = entry_of(row.request.exit.rule).needs;
   if (Speculation::drafts(row) || (needs & ~unsigned(exit_needs::gate)) || !g_.architecture().is_plain_sandwich()) return false;
   const Weights& w = g_.model.weights();
-  if (w.shift_rank > 0) return false;
+  if (w.shift_rank > 0 || g_.cache.coded()) return false;
   for (int32_t l = 0; l < g_.architecture().layers; l++) {
     const LayerWeights& of = w.layers[size_t(l)];
     for (const Linear* linear : {&of.qkv, &of.output, &of.gate_up, &of.down})

@@ -1,0 +1,375 @@
+// A cache in few bits (backend.h, LoopCacheCodes): rows become records, and attention reads the records as they lie.
+//
+// A vector of words holds the codes of as many lanes at each place of a word. Masked where it stands, the code at place n is
+// code · 2^(bits n) as an integer and, exactly, as a float: the query and the sums take the power of two, and a code costs an
+// `and`, a conversion and a multiply-add.
+#include <math.h>
+
+#include "decoded_row.h"
+
+namespace looplm::cpu::LOOPLM_ISA {
+
+namespace {
+
+constexpr int LANES = W < 8 ? W : 8;  // of a group of 64 numbers in 4 bits the words are one vector
+
+template <int L>
+struct Lane {
+  typedef float real __attribute__((vector_size(L * 4)));
+  typedef int32_t word __attribute__((vector_size(L * 4)));
+};
+// Wherever they lie.
+template <class V>
+inline V load_lanes(const void* p) {
+  V x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+
+struct Format {
+  LoopCacheCodes codes;
+  int64_t words, width;  // of a group; numbers of a record
+  Format(LoopCacheCodes of, int64_t numbers) : codes(of), words(loop_code_words(of)), width(numbers) {}
+  int64_t groups() const { return width / codes.group; }
+  int64_t record() const { return groups() * (words + 1); }  // in words
+};
+
+// Scale and minimum of a group.
+inline float scale_of(uint32_t pair) { return bf16_to_float(uint16_t(pair)); }
+inline float minimum_of(uint32_t pair) { return bf16_to_float(uint16_t(pair >> 16)); }
+
+inline uint32_t bits_of(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  return u;
+}
+// x >= 0, rounded up to bfloat16.
+inline uint16_t up(float x) {
+  const uint32_t u = bits_of(x);
+  return uint16_t((u >> 16) + ((u & 0xffff) != 0));
+}
+inline uint16_t down(float x) {
+  const uint32_t u = bits_of(x);
+  return u >> 31 ? up(x) : uint16_t(u >> 16);  // a negative number's magnitude grows
+}
+
+// ---- Records
+
+template <class E>
+void encode(const Format& f, const E* x, uint32_t* record) {
+  const int64_t group = f.codes.group;
+  const float most = float((1 << f.codes.bits) - 1);
+  uint32_t* pairs = record + f.groups() * f.words;
+  for (int64_t g = 0; g < f.groups(); g++, x += group, record += f.words) {
+    vf low = splat(__builtin_inff()), high = -low, zero = {};  // zero: NaN where a number is not finite
+    for_vectors(
+        group, LOOPLM_VECTORS(j, part, chain) {
+          const vf y = load(x + j, part);
+          low = vmin(low, keep(y, low, part));
+          high = vmax(high, keep(y, high, part));
+          zero += y * 0.0f;
+        });
+    const bool finite = sum(zero) == 0;
+    const uint16_t minimum = finite ? down(-maximum(-low)) : 0x7fc0;
+    const float from = bf16_to_float(minimum);
+    const uint16_t scale = finite ? up((maximum(high) - from) / most) : 0;
+    const float inverse = scale ? 1 / bf16_to_float(scale) : 0;
+    pairs[g] = uint32_t(minimum) << 16 | scale;
+    memset(record, 0, size_t(f.words) * 4);
+    if (!scale) continue;
+    for (int64_t i = 0, shift = 0; i < group; i += f.words, shift += f.codes.bits)
+      for (int64_t w = 0; w < least(f.words, group - i); w++) {
+        const float code = rintf((to_float(x[i + w]) - from) * inverse);
+        record[w] |= uint32_t(int32_t(code < most ? code : most)) << shift;
+      }
+  }
+}
+
+template <class E>
+void decode(const Format& f, const uint32_t* record, E* out) {
+  const int64_t group = f.codes.group;
+  const uint32_t mask = (1u << f.codes.bits) - 1;
+  const uint32_t* pairs = record + f.groups() * f.words;
+  for (int64_t g = 0; g < f.groups(); g++, record += f.words, out += group) {
+    const float from = minimum_of(pairs[g]), scale = scale_of(pairs[g]);
+    for (int64_t i = 0, shift = 0; i < group; i += f.words, shift += f.codes.bits)
+      for (int64_t w = 0; w < least(f.words, group - i); w++)
+        set(out[i + w], from + scale * float(int32_t(record[w] >> shift & mask)));
+  }
+}
+
+// ---- Attention
+
+// The records of one row's context for some key heads; see DecodedRow, which does the same for rows in act. Codes of B bits in
+// vectors of L lanes.
+template <int B, int L>
+struct CodedRow {
+  using real = typename Lane<L>::real;
+  using word = typename Lane<L>::word;
+  static constexpr int PLACES = 32 / B;
+
+  const Format& format;
+  int64_t head_dim, context;
+  int32_t first, kv_heads, group;
+  const int64_t* offsets;  // [context] words before a slot's record
+  const uint32_t *keys, *values;
+  float scale;
+  float*
+      query;  // [kv_heads, group, query_size]: of each group [vectors, PLACES, L] channels in the order of the codes; their sums
+  float* scores;
+  int64_t stride;
+  float* sums;
+
+  int64_t vectors() const { return format.words / L; }
+  int64_t groups() const { return head_dim / format.codes.group; }  // of a head
+  int64_t first_group(int32_t head) const { return (first + head) * groups(); }
+  int64_t query_size() const { return groups() * (format.words * PLACES + 1); }
+  static constexpr float power(int place) { return place == PLACES - 1 ? 1.0f : 1.0f / float(1u << (B * place)); }
+  template <int place>
+  static inline real codes(word w) {
+    typedef uint32_t bits __attribute__((vector_size(L * 4)));
+    if constexpr (place == PLACES - 1) return __builtin_convertvector((word)((bits)w >> (B * place)), real);
+    else return __builtin_convertvector(w & int32_t(((1u << B) - 1) << (B * place)), real);
+  }
+  template <class F, size_t... I>
+  static inline __attribute__((always_inline)) void for_places(F f, std::index_sequence<I...>) {
+    (f(std::integral_constant<int, int(I)>()), ...);
+  }
+  template <class F>
+  static inline __attribute__((always_inline)) void for_places(F f) {
+    for_places(f, std::make_index_sequence<PLACES>());
+  }
+
+  template <class E>
+  void take_query(const E* q, float* to) const {
+    const int64_t size = format.codes.group, words = format.words;
+    float* totals = to + groups() * words * PLACES;
+    memset(to, 0, size_t(groups() * words * PLACES) * sizeof(float));
+    for (int64_t g = 0; g < groups(); g++, q += size, to += words * PLACES) {
+      totals[g] = 0;
+      for (int64_t i = 0; i < size; i++) {
+        const int64_t w = i % words, place = i / words;
+        to[(w / L * PLACES + place) * L + w % L] = to_float(q[i]) * power(int(place));
+        totals[g] += to_float(q[i]);
+      }
+    }
+  }
+
+  // Scores of query head `head`, of the key head h, for keys [j, j + count).
+  void score(int32_t h, int32_t head, int64_t j, int64_t count) const {
+    const int64_t G = groups(), V = vectors(), codes_at = first_group(h) * format.words,
+                  pairs_at = format.groups() * format.words + first_group(h);
+    const float *channels = query + head * query_size(), *totals = channels + G * format.words * PLACES;
+    real part[L], low = {};
+    for (int64_t k = 0; k < L; k++) {
+      const uint32_t* record = keys + offsets[j + (k < count ? k : 0)];
+      const uint32_t *code = record + codes_at, *pairs = record + pairs_at;
+      const float* q = channels;
+      real total = {};
+      float minimums = 0;
+      for (int64_t g = 0; g < G; g++) {
+        real even = {}, odd = {};
+        for (int64_t v = 0; v < V; v++, code += L, q += PLACES * L) {
+          const word w = load_lanes<word>(code);
+          for_places([&](auto place) __attribute__((always_inline)) {
+            const real x = load_lanes<real>(q + place * L);
+            if constexpr (place % 2) odd += x * codes<place>(w);
+            else even += x * codes<place>(w);
+          });
+        }
+        total += (even + odd) * scale_of(pairs[g]);
+        minimums += totals[g] * minimum_of(pairs[g]);
+      }
+      part[k] = total;
+      low[k] = minimums;
+    }
+    const real s = (sums_of<L>(part) + low) * scale;
+    memcpy(scores + head * stride + j, &s, size_t(count) * sizeof(float));
+  }
+
+  // sums += Σ weight · value, of keys [begin, begin + count). Codes of eight places at a time, so that as many sums run at once.
+  void add(int32_t h, int32_t head, int64_t begin, int64_t count) const {
+    constexpr int CHAINS = 8 / PLACES;
+    const int64_t size = format.codes.group, words = format.words;
+    const float* weight = scores + head * stride + begin;
+    for (int64_t g = 0; g < groups(); g++) {
+      const int64_t code_at = (first_group(h) + g) * words, pair_at = format.groups() * words + first_group(h) + g;
+      float scaled[VALUES];
+      float low = 0;
+      for (int64_t k = 0; k < count; k++) {
+        const uint32_t pair = values[offsets[begin + k] + pair_at];
+        scaled[k] = weight[k] * scale_of(pair);
+        low += weight[k] * minimum_of(pair);
+      }
+      for (int64_t v = 0; v < vectors(); v++) {
+        const uint32_t* code = values + code_at + v * L;
+        real total[CHAINS][PLACES] = {};
+        const auto one = [&](int64_t k, int chain) __attribute__((always_inline)) {
+          const word w = load_lanes<word>(code + offsets[begin + k]);
+          const float x = scaled[k];
+          for_places([&](auto place) __attribute__((always_inline)) { total[chain][place] += x * codes<place>(w); });
+        };
+        int64_t k = 0;
+        for (; k + CHAINS <= count; k += CHAINS)
+#pragma GCC unroll 2
+          for (int c = 0; c < CHAINS; c++) one(k + c, c);
+        for (; k < count; k++) one(k, 0);
+        for_places([&](auto place) {
+          const int64_t at = place * words + v * L;  // in the group; a last word may be partly empty, and L is 1 then
+          if (at >= size) return;
+          real of = total[0][place];
+          if constexpr (CHAINS > 1) of += total[1][place];
+          float* to = sums + head * head_dim + g * size + at;
+          of = load_lanes<real>(to) + (of * power(place) + low);
+          memcpy(to, &of, sizeof of);
+        });
+      }
+    }
+  }
+
+  template <class E>
+  void score(const E* q) const {
+    for (int32_t head = 0; head < kv_heads * group; head++) take_query(q + head * head_dim, query + head * query_size());
+    for (int64_t j = 0; j < context; j += L)
+      for (int32_t h = 0; h < kv_heads; h++)
+        for (int32_t head = h * group; head < (h + 1) * group; head++) score(h, head, j, context - j < L ? context - j : L);
+  }
+  void add() const {
+    for (int64_t j = 0; j < context; j += VALUES)
+      for (int32_t h = 0; h < kv_heads; h++)
+        for (int32_t head = h * group; head < (h + 1) * group; head++)
+          add(h, head, j, context - j < VALUES ? context - j : VALUES);
+  }
+};
+
+template <class F>
+void with_lanes(const Format& f, F run) {
+  using std::integral_constant;
+  const bool whole = f.codes.group * f.codes.bits % 32 == 0;
+  const auto lanes = [&](auto bits) {
+    if (whole && f.words % LANES == 0) run(bits, integral_constant<int, LANES>());
+    else if (whole && f.words % 4 == 0) run(bits, integral_constant<int, 4>());
+    else run(bits, integral_constant<int, 1>());
+  };
+  if (f.codes.bits == 4) lanes(integral_constant<int, 4>());
+  else lanes(integral_constant<int, 8>());
+}
+
+template <class E>
+void attend(const LoopCodedAttention& in, const Format& f, int64_t row, int32_t first, int32_t count, int64_t longest,
+            char* scratch) {
+  const LoopDecodeAttention& a = in.rows;
+  const int64_t head_dim = a.head_dim, group = a.heads / a.kv_heads, begin = first * group;
+  const int64_t coded = length_of(a.contexts[row]), recent = length_of(in.recent[row]), context = coded + recent;
+  const int32_t heads = int32_t(count * group);
+  auto* offsets = reinterpret_cast<int64_t*>(scratch);
+  auto* sums = reinterpret_cast<float*>(offsets + longest);
+  float *totals = sums + heads * head_dim, *scores = totals + heads, *query = scores + heads * context;
+  slot_offsets(a.contexts[row], f.record(), offsets);
+  slot_offsets(in.recent[row], f.width, offsets + coded);
+  const E* q = static_cast<const E*>(a.qkv) + (row * (a.heads + 2 * a.kv_heads) + begin) * head_dim;
+  memset(sums, 0, size_t(heads * head_dim) * sizeof(float));
+  with_lanes(f, [&](auto bits, auto lanes) {
+    using Row = CodedRow<decltype(bits)::value, decltype(lanes)::value>;
+    const Row of{f,
+                 head_dim,
+                 coded,
+                 first,
+                 count,
+                 int32_t(group),
+                 offsets,
+                 static_cast<const uint32_t*>(a.keys),
+                 static_cast<const uint32_t*>(a.values),
+                 float(a.scale),
+                 query,
+                 scores,
+                 context,
+                 sums};
+    of.score(q);
+    with_vectors(head_dim, [&](auto c) {
+      const DecodedRow<E, decltype(c)::value> exact{head_dim,
+                                                    recent,
+                                                    count,
+                                                    int32_t(group),
+                                                    offsets + coded,
+                                                    static_cast<const E*>(in.recent_keys) + first * head_dim,
+                                                    static_cast<const E*>(in.recent_values) + first * head_dim,
+                                                    q,
+                                                    float(a.scale),
+                                                    scores + coded,
+                                                    context,
+                                                    sums};
+      exact.score();
+      weigh(heads, context, scores, totals);
+      of.add();
+      exact.add();
+    });
+  });
+  divide(heads, head_dim, sums, totals, static_cast<E*>(a.out) + (row * a.heads + begin) * head_dim);
+}
+
+template <class E>
+void coded_rows(Context& ctx, const LoopCodedAttention& in) {
+  const LoopDecodeAttention& a = in.rows;
+  const Format f(in.codes, int64_t(a.kv_heads) * a.head_dim);
+  const int64_t group = a.heads / a.kv_heads, query = a.head_dim / in.codes.group * (f.words * (32 / in.codes.bits) + 1);
+  int64_t keys = 0, longest = 0;
+  for (int64_t i = 0; i < a.rows; i++) {
+    const int64_t context = length_of(a.contexts[i]) + length_of(in.recent[i]);
+    keys += context;
+    if (context > longest) longest = context;
+  }
+  for_key_heads(
+      ctx, a, keys, size_t(longest) * 8, size_t(group * (a.head_dim + 1 + longest + query)) * 4,
+      [&](int64_t row, int32_t first, int32_t count, char* scratch) { attend<E>(in, f, row, first, count, longest, scratch); });
+}
+
+template <class E>
+void encode_rows(Context& ctx, const Format& f, int64_t rows, int64_t heads, const int32_t* slots, const E* qkv, uint32_t* keys,
+                 uint32_t* values) {
+  const int64_t width = f.width, before = heads;
+  for_rows(ctx, rows, 16 * width, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i++) {
+      const E* row = qkv + i * (before + 2 * width) + before;
+      encode(f, row, keys + slots[i] * f.record());
+      encode(f, row + width, values + slots[i] * f.record());
+    }
+  });
+}
+
+template <class E>
+void decode_records(Context& ctx, const Format& f, int64_t rows, const uint32_t* records, int64_t stride, E* out) {
+  for_rows(ctx, rows, 2 * f.width, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; i++) decode(f, records + i * f.record(), out + i * stride);
+  });
+}
+
+}  // namespace
+
+int cache_encode(void* context, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads,
+                 int32_t head_dim, const int32_t* slots, const void* qkv, void* keys, void* values) {
+  auto& ctx = *static_cast<Context*>(context);
+  const Format f(codes, int64_t(kv_heads) * head_dim);
+  const int64_t before = int64_t(heads) * head_dim;
+  auto *k = static_cast<uint32_t*>(keys), *v = static_cast<uint32_t*>(values);
+  if (dt == LOOP_BF16) encode_rows(ctx, f, rows, before, slots, static_cast<const bf16*>(qkv), k, v);
+  else encode_rows(ctx, f, rows, before, slots, static_cast<const float*>(qkv), k, v);
+  return 0;
+}
+
+int cache_decode(void* context, LoopDType dt, LoopCacheCodes codes, int64_t rows, int64_t width, const void* records,
+                 int64_t stride, void* out) {
+  auto& ctx = *static_cast<Context*>(context);
+  const Format f(codes, width);
+  const auto* from = static_cast<const uint32_t*>(records);
+  if (dt == LOOP_BF16) decode_records(ctx, f, rows, from, stride, static_cast<bf16*>(out));
+  else decode_records(ctx, f, rows, from, stride, static_cast<float*>(out));
+  return 0;
+}
+
+int coded_attention(void* context, LoopDType dt, const LoopCodedAttention* a) {
+  if (a->rows.rows > 0) (dt == LOOP_BF16 ? coded_rows<bf16> : coded_rows<float>)(*static_cast<Context*>(context), *a);
+  return 0;
+}
+
+}  // namespace looplm::cpu::LOOPLM_ISA

@@ -1,0 +1,122 @@
+// A cache in few bits (backend.h, LoopCacheCodes). Rounding is in float32, as everywhere; what codes stand for is a double.
+#include <cstdint>
+#include <cstring>
+
+#include "context.h"
+#include "scores.h"
+
+namespace looplm::reference {
+namespace {
+
+float from_bfloat16(uint32_t bits) {
+  bits <<= 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+// The bfloat16 nearest to x among those not above it, or not below.
+uint32_t rounded(float x, bool upwards) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  uint32_t cut = bits >> 16;
+  if (from_bfloat16(cut) != x && (x > 0) == upwards) cut++;
+  return cut;
+}
+
+// A record of `width` numbers.
+struct Record {
+  LoopCacheCodes codes;
+  int64_t width;
+  const uint32_t* words;
+  int64_t groups() const { return width / codes.group; }
+  double number(int64_t i) const {
+    const int64_t n = loop_code_words(codes), g = i / codes.group, k = i % codes.group;
+    const uint32_t code = words[g * n + k % n] >> (k / n * codes.bits) & ((1u << codes.bits) - 1), pair = words[groups() * n + g];
+    return double(from_bfloat16(pair >> 16)) + double(from_bfloat16(pair & 0xffff)) * code;
+  }
+};
+
+void encode(LoopCacheCodes codes, int64_t width, const double* x, uint32_t* words) {
+  const int64_t n = loop_code_words(codes), groups = width / codes.group;
+  for (int64_t g = 0; g < groups; ++g) {
+    std::vector<float> y(x + g * codes.group, x + (g + 1) * codes.group);
+    const float low = *std::min_element(y.begin(), y.end()), high = *std::max_element(y.begin(), y.end());
+    const bool finite = std::all_of(y.begin(), y.end(), [](float v) { return std::isfinite(v); });
+    const float most = float((1 << codes.bits) - 1);
+    const uint32_t minimum = finite ? rounded(low, false) : 0x7fc0;
+    const uint32_t scale = finite ? rounded((high - from_bfloat16(minimum)) / most, true) : 0;
+    words[groups * n + g] = minimum << 16 | scale;
+    std::fill(words + g * n, words + (g + 1) * n, 0u);
+    for (int64_t i = 0; i < codes.group && scale; ++i) {
+      const float inverse = 1 / from_bfloat16(scale), code = std::nearbyint((y[size_t(i)] - from_bfloat16(minimum)) * inverse);
+      words[g * n + i % n] |= uint32_t(std::min(code, most)) << (i / n * codes.bits);
+    }
+  }
+}
+
+int cache_encode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,
+                 const int32_t* slots, const void* qkv, void* keys, void* values) {
+  if (int status = require_float64(ctx, dt, "cache_encode")) return status;
+  const int64_t width = int64_t(kv_heads) * head_dim, words = loop_record_bytes(codes, width) / 4;
+  for (int64_t i = 0; i < rows; ++i) {
+    const double* k = static_cast<const double*>(qkv) + i * (heads + 2 * kv_heads) * head_dim + int64_t(heads) * head_dim;
+    encode(codes, width, k, static_cast<uint32_t*>(keys) + slots[i] * words);
+    encode(codes, width, k + width, static_cast<uint32_t*>(values) + slots[i] * words);
+  }
+  return 0;
+}
+
+int cache_decode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int64_t width, const void* records, int64_t stride,
+                 void* out) {
+  if (int status = require_float64(ctx, dt, "cache_decode")) return status;
+  const int64_t words = loop_record_bytes(codes, width) / 4;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t e = 0; e < width; ++e)
+      static_cast<double*>(out)[i * stride + e] =
+          Record{codes, width, static_cast<const uint32_t*>(records) + i * words}.number(e);
+  return 0;
+}
+
+// out[i] = Σ_j softmax_j(scale q_i·k_j) v_j over the row's records, then over its recent keys and values
+int coded_attention(void* ctx, LoopDType dt, const LoopCodedAttention* c) {
+  if (int status = require_float64(ctx, dt, "coded_attention")) return status;
+  const LoopDecodeAttention& a = c->rows;
+  const int64_t width = int64_t(a.kv_heads) * a.head_dim, words = loop_record_bytes(c->codes, width) / 4;
+  for (int64_t i = 0; i < a.rows; ++i) {
+    std::vector<double> keys, values;  // [context, width]
+    for (const LoopCacheRun& run : a.contexts[i].runs)
+      for (int64_t slot = run.begin; slot < run.begin + run.length; ++slot)
+        for (int64_t e = 0; e < width; ++e) {
+          keys.push_back(Record{c->codes, width, static_cast<const uint32_t*>(a.keys) + slot * words}.number(e));
+          values.push_back(Record{c->codes, width, static_cast<const uint32_t*>(a.values) + slot * words}.number(e));
+        }
+    for (const LoopCacheRun& run : c->recent[i].runs)
+      for (int64_t e = run.begin * width; e < (run.begin + run.length) * width; ++e) {
+        keys.push_back(static_cast<const double*>(c->recent_keys)[e]);
+        values.push_back(static_cast<const double*>(c->recent_values)[e]);
+      }
+    for (int32_t head = 0; head < a.heads; ++head) {
+      const double* q = static_cast<const double*>(a.qkv) + (i * (a.heads + 2 * a.kv_heads) + head) * a.head_dim;
+      const int64_t kv = int64_t(head / (a.heads / a.kv_heads)) * a.head_dim;
+      double* out = static_cast<double*>(a.out) + (i * a.heads + head) * a.head_dim;
+      std::vector<double> scores;
+      for (size_t j = 0; j < keys.size(); j += size_t(width))
+        scores.push_back(a.scale * dot(q, &keys[j + size_t(kv)], a.head_dim));
+      const double lse = log_sum_exp(scores);
+      std::fill(out, out + a.head_dim, 0.0);
+      for (size_t j = 0; j < scores.size(); ++j)
+        for (int32_t e = 0; e < a.head_dim; ++e) out[e] += std::exp(scores[j] - lse) * values[j * size_t(width) + size_t(kv + e)];
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_coded_cache(LoopBackend& table) {
+  table.cache_encode = cache_encode;
+  table.cache_decode = cache_decode;
+  table.coded_attention = coded_attention;
+}
+
+}  // namespace looplm::reference

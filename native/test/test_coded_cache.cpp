@@ -1,0 +1,201 @@
+// A cache in few bits: what records hold, and attention over them.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "harness.h"
+
+namespace looplm::test {
+namespace {
+
+struct Shape {
+  int32_t heads, kv_heads, head_dim;
+  LoopCacheCodes codes;
+  std::string name() const {
+    return std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " + std::to_string(head_dim) + ", int" +
+           std::to_string(codes.bits) + " in groups of " + std::to_string(codes.group);
+  }
+  int64_t width() const { return int64_t(heads + 2 * kv_heads) * head_dim; }
+  int64_t kv() const { return int64_t(kv_heads) * head_dim; }
+  int64_t words() const { return loop_record_bytes(codes, kv()) / 4; }
+};
+
+const std::vector<Shape> shapes = {{4, 4, 64, {4, 64}},  {4, 2, 64, {8, 64}}, {2, 1, 128, {4, 64}}, {2, 1, 128, {8, 64}},
+                                   {6, 2, 32, {4, 32}},  {6, 2, 32, {8, 32}}, {3, 3, 8, {4, 8}},    {3, 1, 8, {8, 8}},
+                                   {2, 2, 96, {4, 32}},  {3, 1, 10, {4, 10}}, {2, 2, 130, {8, 26}}, {2, 1, 4, {4, 4}},
+                                   {16, 16, 64, {4, 64}}};
+
+// Records of slots [0, slots), from rows of keys and values [slots, kv].
+struct Records {
+  Buffer keys, values;
+};
+Records records(const Device& d, const Shape& s, const Values& keys, const Values& values) {
+  const size_t rows = keys.size() / size_t(s.kv()), kv = size_t(s.kv());
+  Values qkv;
+  Ints slots;
+  for (size_t i = 0; i < rows; ++i) {
+    qkv.insert(qkv.end(), size_t(s.width()) - 2 * kv, 0.0);
+    for (const Values* from : {&keys, &values})
+      qkv.insert(qkv.end(), from->begin() + ptrdiff_t(i * kv), from->begin() + ptrdiff_t((i + 1) * kv));
+    slots.push_back(int32_t(rows - 1 - i));  // from the last to the first
+  }
+  const size_t words = rows * size_t(s.words());
+  Records out{{d, LOOP_I32, words}, {d, LOOP_I32, words}};
+  Buffer at(d, slots), in = act(d, qkv);
+  d.expect(d.table.cache_encode(d.ctx, d.dt, s.codes, int64_t(rows), s.heads, s.kv_heads, s.head_dim, at.as<int32_t>(), in,
+                                out.keys, out.values),
+           "cache_encode");
+  return out;
+}
+
+Values decoded(const Device& d, const Shape& s, const Buffer& from, int64_t rows) {
+  Buffer out = act(d, size_t(rows * s.kv()));
+  d.expect(d.table.cache_decode(d.ctx, d.dt, s.codes, rows, s.kv(), from, s.kv(), out), "cache_decode");
+  return out.values();
+}
+
+Values reversed_rows(const Values& v, int64_t width) {
+  Values out;
+  for (int64_t i = int64_t(v.size()) / width - 1; i >= 0; --i)
+    out.insert(out.end(), v.begin() + ptrdiff_t(i * width), v.begin() + ptrdiff_t((i + 1) * width));
+  return out;
+}
+
+KERNEL_TEST(encode, "cache_encode") {
+  if (!t.device.table.cache_encode) return;
+  for (const Shape& s : shapes) {
+    constexpr int64_t rows = 9;
+    Values keys = t.act_normal(size_t(rows * s.kv()), 3), values = t.act_normal(size_t(rows * s.kv()));
+    for (double& x : keys) x = rounded(t.device.dt, x + 2);
+    std::fill_n(values.begin(), s.codes.group, rounded(t.device.dt, -0.7));  // a group of equal numbers
+    const Records own = records(t.device, s, keys, values), truth = records(t.reference, s, keys, values);
+    t.same_bits(s.name() + " keys", own.keys.values(), truth.keys.values());
+    t.same_bits(s.name() + " values", own.values.values(), truth.values.values());
+    // What a code stands for is at most half a scale away. The scale is that of the range, rounded up.
+    const Values back = reversed_rows(decoded(t.reference, s, truth.keys, rows), s.kv());
+    bool near = true;
+    for (size_t g = 0; g < keys.size(); g += size_t(s.codes.group)) {
+      const Values group = slice(keys, g, size_t(s.codes.group));
+      const auto [low, high] = std::minmax_element(group.begin(), group.end());
+      const double range = (*high - *low) + std::abs(*low) / 128,
+                   scale = range / double((1 << s.codes.bits) - 1) * (1 + 1.0 / 128);
+      for (size_t i = 0; i < group.size(); ++i) near &= std::abs(back[g + i] - group[i]) <= 0.5001 * scale + 1e-6;
+    }
+    t.claim(s.name() + ": codes stand for the nearest", near);
+    const Values exact = slice(reversed_rows(decoded(t.reference, s, truth.values, rows), s.kv()), 0, size_t(s.codes.group));
+    t.within(s.name() + ": equal numbers", exact, slice(values, 0, exact.size()), 1.0 / 128);
+    t.close(s.name() + " decoded", decoded(t.device, s, own.keys, rows), decoded(t.reference, s, truth.keys, rows),
+            rounded(t.device.dt, decoded(t.reference, s, truth.keys, rows)));
+  }
+}
+
+KERNEL_TEST(encode_not_finite, "cache_encode: a number that is not finite stays one") {
+  if (!t.device.table.cache_encode) return;
+  for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY)}) {
+    const Shape& s = shapes[0];
+    Values keys = t.act_normal(size_t(s.kv())), values = t.act_normal(size_t(s.kv()));
+    keys[70] = bad;
+    const Values back = decoded(t.device, s, records(t.device, s, keys, values).keys, 1);
+    bool in_group = true, elsewhere = false;
+    for (int64_t i = 0; i < s.kv(); ++i)
+      (i / 64 == 1 ? in_group : elsewhere) =
+          i / 64 == 1 ? in_group && std::isnan(back[size_t(i)]) : elsewhere || std::isnan(back[size_t(i)]);
+    t.claim(std::to_string(bad), in_group && !elsewhere);
+  }
+}
+
+struct Decode {
+  Shape shape;
+  std::vector<LoopCacheContext> contexts, recent;
+  Values qkv, keys, values, recent_keys, recent_values;
+};
+
+Decode inputs(Test& t, const Shape& s, const std::vector<std::pair<int32_t, int32_t>>& lengths, double peak) {
+  Decode in{s, {}, {}, {}, {}, {}, {}, {}};
+  int32_t slots = 0, recent = 0;
+  for (const auto& [coded, own] : lengths) {
+    const int32_t first = coded / 3;  // in two runs, with a hole between them
+    in.contexts.push_back({{{slots, first}, {slots + first + 2, coded - first}}});
+    slots += coded + 2;
+    in.recent.push_back({{{recent, own}}});
+    recent += own;
+  }
+  in.qkv = t.act_normal(lengths.size() * size_t(s.width()), peak);
+  in.keys = t.act_normal(size_t(slots * s.kv())), in.values = t.act_normal(size_t(slots * s.kv()));
+  in.recent_keys = t.act_normal(size_t(recent * s.kv())), in.recent_values = t.act_normal(size_t(recent * s.kv()));
+  return in;
+}
+
+Values run(const Device& d, const Decode& in) {
+  const Shape& s = in.shape;
+  const Records r = records(d, s, reversed_rows(in.keys, s.kv()), reversed_rows(in.values, s.kv()));
+  const Buffer qkv = act(d, in.qkv), keys = act(d, in.recent_keys), values = act(d, in.recent_values);
+  const Buffer contexts = structs(d, in.contexts), recent = structs(d, in.recent);
+  Buffer out = act(d, in.contexts.size() * size_t(s.heads * s.head_dim));
+  const LoopCodedAttention a{{int64_t(in.contexts.size()), s.heads, s.kv_heads, s.head_dim, 1 / std::sqrt(double(s.head_dim)),
+                              qkv, r.keys, r.values, contexts.as<LoopCacheContext>(), out},
+                             s.codes,
+                             keys,
+                             values,
+                             recent.as<LoopCacheContext>()};
+  d.expect(d.table.coded_attention(d.ctx, d.dt, &a), "coded_attention");
+  return out.values();
+}
+
+// Attention in act over what the records stand for.
+Values plain(const Device& d, const Decode& in) {
+  const Shape& s = in.shape;
+  const Records r = records(d, s, reversed_rows(in.keys, s.kv()), reversed_rows(in.values, s.kv()));
+  const int64_t slots = int64_t(in.keys.size()) / s.kv();
+  const auto joined = [&](const Buffer& from, const Values& recent) {
+    Values all = decoded(d, s, from, slots);
+    all.insert(all.end(), recent.begin(), recent.end());
+    return act(d, all);
+  };
+  std::vector<LoopCacheContext> contexts = in.contexts;
+  for (size_t i = 0; i < contexts.size(); ++i)
+    contexts[i].runs[2] = {in.recent[i].runs[0].begin + int32_t(slots), in.recent[i].runs[0].length};
+  const Buffer qkv = act(d, in.qkv), keys = joined(r.keys, in.recent_keys), values = joined(r.values, in.recent_values);
+  const Buffer at = structs(d, contexts);
+  Buffer out = act(d, contexts.size() * size_t(s.heads * s.head_dim));
+  const LoopDecodeAttention a{int64_t(contexts.size()),          s.heads, s.kv_heads, s.head_dim,
+                              1 / std::sqrt(double(s.head_dim)), qkv,     keys,       values,
+                              at.as<LoopCacheContext>(),         out};
+  d.expect(d.table.decode_attention(d.ctx, d.dt, &a), "decode_attention");
+  return out.values();
+}
+
+const std::vector<std::pair<int32_t, int32_t>> lengths = {{0, 1}, {64, 13}, {320, 64}, {1, 7}, {192, 1}, {0, 64}};
+
+KERNEL_TEST(coded, "coded_attention") {
+  if (!t.device.table.coded_attention) return;
+  for (const Shape& s : shapes)
+    for (double peak : {1.0, 6.0}) {
+      const Decode in = inputs(t, s, lengths, peak);
+      const Values truth = run(t.reference, in);
+      if (t.is_reference()) t.within(s.name(), truth, plain(t.reference, in), 1e-12);
+      else t.close(s.name(), run(t.device, in), truth, plain(t.device, in));
+    }
+}
+
+KERNEL_TEST(coded_row_invariance, "coded_attention: a row does not depend on the others") {
+  if (!t.device.table.coded_attention) return;
+  for (const Shape& s : {shapes[0], shapes[3], shapes[7]}) {
+    std::vector<std::pair<int32_t, int32_t>> many;
+    for (int i = 0; i < 2; ++i) many.insert(many.end(), lengths.begin(), lengths.end());
+    const Decode in = inputs(t, s, many, 2);
+    const Values batch = run(t.device, in);
+    Values alone;
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      Decode one = in;
+      one.contexts = {in.contexts[i]}, one.recent = {in.recent[i]};
+      one.qkv = slice(in.qkv, i * size_t(s.width()), size_t(s.width()));
+      const Values row = run(t.device, one);
+      alone.insert(alone.end(), row.begin(), row.end());
+    }
+    t.same_bits(s.name(), alone, slice(batch, 0, alone.size()));
+  }
+}
+
+}  // namespace
+}  // namespace looplm::test

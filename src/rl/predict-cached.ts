@@ -1,0 +1,57 @@
+import type { LoopLM } from '../model/model.js'
+import type { CacheType, LogitsContext, RealArray } from '../model/types.js'
+import type { TrainingSequence } from './lessons.js'
+
+/** Of one sequence, summed over the tokens that count. */
+export interface PredictionSum {
+  /** Log-probabilities of the tokens. */
+  logprob: number
+  /** Tokens that were the most probable ones. */
+  correct: number
+}
+
+/**
+ * Sums of the predictions of given tokens, decoded one after the other through a cache: what generation would have said of each. Slow beside
+ * {@link LoopLM.score}, which runs whole sequences without a cache.
+ */
+export async function predictCached(
+  model: LoopLM,
+  sequences: readonly TrainingSequence[],
+  { loops, cacheType, signal }: { loops: number; cacheType: CacheType; signal: AbortSignal | undefined },
+): Promise<PredictionSum[]> {
+  const counts = ({ mask }: TrainingSequence, position: number) => mask?.[position - 1] !== 0
+  const sums = sequences.map(() => ({ logprob: 0, correct: 0 }))
+  const force = (logits: RealArray, { prompt, tokens, index }: LogitsContext) => {
+    const sequence = sequences[index]!
+    const position = prompt.length + tokens.length
+    const token = sequence.tokens[position]
+    if (token === undefined) return // a longer sequence is not at its end yet
+    if (counts(sequence, position)) sums[index]!.correct += Number(firstLargest(logits) === token)
+    const own = logits[token]!
+    logits.fill(-Infinity)
+    logits[token] = own
+  }
+  const results = await model.generate(
+    sequences.map(({ tokens, promptLength }) => Array.from(tokens.slice(0, promptLength))),
+    {
+      maxNewTokens: Math.max(...sequences.map(({ tokens, promptLength }) => tokens.length - promptLength)),
+      temperature: 0,
+      stop: [],
+      exit: { rule: 'fixed' },
+      logitsProcessor: force,
+      ...{ loops, cacheType, signal },
+    },
+  )
+  for (const [i, { logprobs }] of results.entries()) {
+    const { tokens, promptLength } = sequences[i]!
+    for (let j = promptLength; j < tokens.length; j++)
+      if (counts(sequences[i]!, j)) sums[i]!.logprob += logprobs[j - promptLength]!
+  }
+  return sums
+}
+
+function firstLargest(values: RealArray): number {
+  let best = 0
+  for (let i = 1; i < values.length; i++) if (values[i]! > values[best]!) best = i
+  return best
+}

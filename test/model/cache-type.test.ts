@@ -1,0 +1,180 @@
+// Keys and values in 8 and 4 bits: what a token sees depends on positions alone, and the bits on nothing but the request.
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, it } from 'vitest'
+import {
+  type CacheType,
+  type DeviceName,
+  estimateMemory,
+  type GenerateOptions,
+  LoopLM,
+  memory,
+  type SchedulerOptions,
+} from '../../src/index.js'
+import { codedRow } from '../coded-rows.js'
+import { buildEmulated } from '../emulated.js'
+import { forward, greedy, logSoftmax, type Parameters } from '../looped-model.js'
+import { refusal } from '../refusal.js'
+import { parametersOf, smallConfig, tinyConfig } from '../tiny.js'
+
+const families = join(import.meta.dirname, '../fixtures', 'families')
+const config = { ...tinyConfig, num_hidden_layers: 2 }
+const types = ['int8', 'int4'] as const
+const bits = { int8: 8, int4: 4 } as const
+const prompt = (length: number, first = 1, vocabulary = 12) =>
+  Array.from({ length }, (_, i) => (i === 0 ? first : (7 * i + i * i * 3 + (i >> 5)) % vocabulary))
+const lengths = [1, 40, 63, 64, 65, 150]
+const open: GenerateOptions = { maxNewTokens: 70, stop: [], seed: 3 }
+
+const farthest = (a: ArrayLike<number>, b: ArrayLike<number>) => Math.max(...Array.from(a, (value, i) => Math.abs(value - b[i]!)))
+
+/** The formulas in plain TypeScript, with codes in place of the rows of earlier blocks. */
+const described = (cacheType: (typeof types)[number]) => ({
+  ...config,
+  coded: (row: readonly number[]) => codedRow(row, bits[cacheType], 8),
+})
+
+describe.each(types)('keys and values in %s', (cacheType) => {
+  it.each([
+    ['reference', 'float64', 1e-9],
+    ['cpu', 'float32', 2e-3],
+  ] as const)('on %s are what the formulas say, in prompts and behind them', async (device, dtype, tolerance) => {
+    using model = await LoopLM.create(config, { device, dtype, seed: 1 })
+    const parameters: Parameters = await parametersOf(model)
+    for (const length of [60, 150]) {
+      const [made] = await model.generate([prompt(length)], { ...open, cacheType })
+      const ids = [...prompt(length), ...made!.tokens]
+      const last = forward(described(cacheType), parameters, ids).states.at(-1)!
+      const expected = made!.tokens.map((token, i) => logSoftmax(parameters, last[length + i - 1]!)[token]!)
+      expect(farthest(made!.logprobs, expected)).toBeLessThan(tolerance)
+    }
+    const plain = await model.generate([prompt(150)], open)
+    expect((await model.generate([prompt(150)], { ...open, cacheType }))[0]!.logprobs).not.toEqual(plain[0]!.logprobs)
+  })
+
+  it('are those of the last loop where loops share a plane, and of the exit in deeper loops', async () => {
+    using model = await LoopLM.create(config, { device: 'reference', seed: 1 })
+    const parameters: Parameters = await parametersOf(model)
+    const leaves = (states: number[][]) => states.length === 2
+    for (const shared of [false, true]) {
+      const expected = greedy(described(cacheType), parameters, prompt(90), { tokens: 50, shared, leaves })
+      const kv = shared ? 'shared' : 'per-loop'
+      const exit = { rule: 'gate', threshold: 1e-9, minLoops: 2 } as const
+      const [made] = await model.generate([prompt(90)], { ...open, temperature: 0, maxNewTokens: 50, kv, cacheType, exit })
+      expect({ tokens: made!.tokens, loops: Array.from(made!.loops) }).toEqual(expected)
+    }
+  })
+
+  it.each([
+    ['cpu', 'float32'],
+    ['cpu', 'bfloat16'],
+    ['reference', 'float64'],
+  ] as const)(
+    'on %s in %s give a request the same bits alone, together, in pieces and behind other prompts',
+    async (device, dtype) => {
+      using model = await LoopLM.create({ ...smallConfig, total_ut_steps: 2 }, { device, dtype, seed: 2 })
+      const prompts = [...lengths.map((length) => prompt(length, 1, 50)), [...prompt(140, 1, 50), 9, 9]]
+      const options = { ...open, maxNewTokens: device === 'reference' ? 6 : 70, cacheType }
+      const alone = []
+      for (const [i, one] of prompts.entries()) alone.push((await model.generate([one], { ...options, sequenceNumbers: [i] }))[0])
+      expect(await model.generate(prompts, options)).toEqual(alone)
+      for (const more of [{ prefillTokens: 5 }, { prefillTokens: 100, promptCache: true }] satisfies SchedulerOptions[]) {
+        using scheduler = model.scheduler({ cacheType, maxRows: 3, ...more })
+        const requests = prompts.map((one, sequence) => scheduler.add(one, { ...options, sequence }))
+        expect(await Promise.all(requests.map((request) => request.result()))).toEqual(alone)
+        const again = scheduler.add(prompts.at(-1)!, { ...options, sequence: prompts.length - 1 })
+        expect(await again.result()).toEqual(alone.at(-1))
+        expect(again.reused).toBe(more.promptCache === true ? 128 : 0) // whole blocks
+      }
+    },
+  )
+
+  it('give drafts and wavefronts the tokens of plain decoding, with every exit, across blocks', async () => {
+    using model = await LoopLM.create({ ...smallConfig, total_ut_steps: 4 }, { device: 'cpu', seed: 5, threads: 1 })
+    const requests: GenerateOptions[] = [
+      { temperature: 0 },
+      { temperature: 0.9 },
+      { exit: { rule: 'gate', threshold: 0.5 } },
+      { exit: { rule: 'kl-previous', threshold: 0.05 } },
+    ]
+    for (const [i, request] of requests.entries()) {
+      const options = { ...open, maxNewTokens: 140, cacheType, ...request, sequenceNumbers: [i] }
+      const expected = await model.generate([prompt(30, 1, 50)], options)
+      expect(await model.generate([prompt(30, 1, 50)], { ...options, speculate: 'wavefront' })).toEqual(expected)
+      if (request.exit) continue
+      const drafted = await model.generate([prompt(30, 1, 50)], {
+        ...options,
+        exit: { rule: 'fixed' },
+        speculate: { loops: 2, tokens: 5 },
+      })
+      expect(drafted[0]!.tokens).toEqual(expected[0]!.tokens)
+    }
+  })
+
+  it('go on behind kept requests from whole blocks', async () => {
+    using model = await LoopLM.create(config, { device: 'cpu', seed: 1 })
+    using scheduler = model.scheduler({ cacheType })
+    const first = scheduler.add(prompt(100), { ...open, keep: true })
+    const { tokens } = await first.result()
+    const second = scheduler.continue(first, [3, 4], { ...open, keep: true })
+    const made = await second.result()
+    expect(second.reused).toBe(128) // of 170 tokens
+    const [whole] = await model.generate([[...prompt(100), ...tokens, 3, 4]], { ...open, cacheType })
+    expect(made.tokens).toEqual(whole!.tokens)
+    expect(farthest(made.logprobs, whole!.logprobs)).toBeLessThan(2e-2)
+    second.release()
+    await scheduler.add([1], { maxNewTokens: 1 }).result()
+    expect(scheduler.stats().cachedTokens).toBe(0)
+  })
+
+  it.each(readdirSync(families))('family %s: near those of the whole rows, whatever the pieces', async (name) => {
+    const published = JSON.parse(readFileSync(join(families, name, 'config.json'), 'utf8'))
+    using model = await LoopLM.create({ ...published, max_position_embeddings: 256 }, { device: 'cpu', seed: 1 })
+    const options = { maxNewTokens: 12, stop: [], temperature: 0, exit: { rule: 'fixed' } } as const
+    const prompts = [58, 120].map((length) => prompt(length, 1, model.config.vocab_size))
+    const expected = await model.generate(prompts, options)
+    const made = await model.generate(prompts, { ...options, cacheType })
+    const first = (results: typeof made) => results.map(({ logprobs }) => logprobs[0]!)
+    expect(farthest(first(made), first(expected))).toBeLessThan(0.15)
+    using scheduler = model.scheduler({ cacheType, prefillTokens: 3 })
+    const requests = prompts.map((one, sequence) => scheduler.add(one, { ...options, sequence }))
+    expect(await Promise.all(requests.map((request) => request.result()))).toEqual(made)
+  })
+
+  it('take the memory that the estimate says', async () => {
+    using model = await LoopLM.create({ ...smallConfig, hidden_size: 256 }, { device: 'cpu', dtype: 'bfloat16' })
+    const held = async (type: CacheType) => {
+      const before = memory().bytes
+      using scheduler = model.scheduler({ cacheType: type, maxTokens: 1025 })
+      await scheduler.add(prompt(1023, 1, 50), { maxNewTokens: 2, keep: true }).result()
+      const { cachePerToken } = estimateMemory(model.config, { dtype: 'bfloat16', cacheType: type })
+      return { measured: memory().bytes - before, estimate: cachePerToken }
+    }
+    const plain = await held('model')
+    const coded = await held(cacheType)
+    expect(coded.estimate / plain.estimate).toBe(cacheType === 'int4' ? 0.28125 : 0.53125)
+    const saved = 1024 * (plain.estimate - coded.estimate)
+    expect(plain.measured - coded.measured).toBeGreaterThan(saved - 66 * plain.estimate) // recent tokens
+    expect(plain.measured - coded.measured).toBeLessThan(saved)
+  })
+})
+
+describe('what is refused', () => {
+  beforeAll(buildEmulated, 900_000)
+
+  it('another type than the scheduler has, and one that there is not', async () => {
+    using model = await LoopLM.create(config, { device: 'cpu' })
+    using scheduler = model.scheduler({ cacheType: 'int4' })
+    expect((await refusal(() => scheduler.add([1], { cacheType: 'int8' }))).message).toMatch(
+      /cacheType is 'int8', but all requests of this scheduler share a cache of type 'int4'/,
+    )
+    expect((await refusal(() => model.generate([[1]], { cacheType: 'q4_0' as 'int4' }))).message).toMatch(/cacheType must be/)
+  })
+
+  it('a device without it', async () => {
+    using model = await LoopLM.create(config, { device: 'cuda-emulated' as DeviceName })
+    expect((await refusal(() => model.generate([[1]], { cacheType: 'int8' }))).message).toMatch(
+      /cacheType: device "cuda-emulated" has no cache of int8: omit cacheType, or use device "cpu"/,
+    )
+  })
+})
