@@ -52,6 +52,22 @@ AdamWBounds after_step(AdamWBounds b, const AdamWOptions& options, double gradie
   return b;
 }
 
+// Elements from the piece `i` on that one call can do: pieces whose elements and state follow each other alike, but for the zeros
+// that fill the arena up between parameters, which AdamW and conversions leave zero. Moves `i` behind them. together(first,
+// next): whether two parameters may be in one call.
+template <class Piece, class Together>
+size_t take_run(const std::vector<Piece>& pieces, const std::vector<Parameter>& trained, size_t& i, Together together) {
+  const Piece& first = pieces[i];
+  const auto place = [&](const Piece& p) { return trained[p.parameter].offset + p.first; };
+  for (i++; i < pieces.size(); i++) {
+    const Piece &last = pieces[i - 1], &next = pieces[i];
+    const size_t zeros = place(next) - place(last) - last.count;
+    if (zeros >= PARAMETER_ALIGN || next.state != last.state + last.count + zeros) break;
+    if (!together(trained[first.parameter], trained[next.parameter])) break;
+  }
+  return pieces[i - 1].state + pieces[i - 1].count - first.state;
+}
+
 }  // namespace
 
 double gradient_norm(Model& model) {
@@ -102,23 +118,6 @@ void AdamW::find_pieces() {
   }
 }
 
-// Elements from the piece `i` on that one call can do: pieces whose elements and state follow each other alike, but for the zeros
-// that fill the arena up between parameters, which AdamW and conversions leave zero. Moves `i` behind them. together(first,
-// next): whether two parameters may be in one call.
-template <class Together>
-size_t AdamW::take_run(size_t& i, Together together) const {
-  const std::vector<Parameter>& trained = model_->trained();
-  const Piece& first = pieces_[i];
-  const auto place = [&](const Piece& p) { return trained[p.parameter].offset + p.first; };
-  for (i++; i < pieces_.size(); i++) {
-    const Piece &last = pieces_[i - 1], &next = pieces_[i];
-    const size_t zeros = place(next) - place(last) - last.count;
-    if (zeros >= PARAMETER_ALIGN || next.state != last.state + last.count + zeros) break;
-    if (!together(trained[first.parameter], trained[next.parameter])) break;
-  }
-  return pieces_[i - 1].state + pieces_[i - 1].count - first.state;
-}
-
 size_t AdamW::state_elements() const {
   if (!parallel_) return model_->trained_elements();
   size_t count = 0;
@@ -137,7 +136,9 @@ void AdamW::refresh_masters() const {
   if (!master_ || version_ == model_->version()) return;
   for (size_t i = 0; i < pieces_.size();) {
     const Piece& piece = pieces_[i];
-    const int64_t count = int64_t(take_run(i, [](const Parameter&, const Parameter&) { return true; })), stride = 1;
+    const int64_t count =
+                      int64_t(take_run(pieces_, model_->trained(), i, [](const Parameter&, const Parameter&) { return true; })),
+                  stride = 1;
     const void* parameter = model_->parameter_data(model_->trained()[piece.parameter]);
     model_->device->run(&LoopBackend::copy_strided, "copy_strided", LOOP_BF16, LOOP_F32, 1, &count,
                         element(parameter, LOOP_BF16, piece.first), &stride, master_.at(piece.state * sizeof(float)), &stride);
@@ -252,7 +253,7 @@ void AdamW::update(const AdamWOptions& options, double gradient_scale) {
       continue;
     }
     const LoopAdamW update{
-        .count = int64_t(take_run(i, alike)),
+        .count = int64_t(take_run(pieces_, model.trained(), i, alike)),
         .parameter = element(model.writable_data(p), model.dt, piece.first),
         .master = master_ ? element(master_.at(0), real, piece.state) : nullptr,
         .gradient = element(model.gradient_data(p), real, piece.first),

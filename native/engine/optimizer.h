@@ -46,8 +46,6 @@ class AdamW {
     size_t state;         // where the first one's state is, in elements
   };
   void find_pieces();
-  template <class Together>
-  size_t take_run(size_t& i, Together together) const;
   size_t state_elements() const;
   // Σ x² over what this rank owns of each trained parameter; data(parameter, piece) points to the reals.
   template <class Data>

@@ -150,11 +150,12 @@ describe.each(types)('keys and values in %s', (cacheType) => {
       const { cachePerToken } = estimateMemory(model.config, { dtype: 'bfloat16', cacheType: type })
       return { measured: memory().bytes - before, estimate: cachePerToken }
     }
+    for (const type of ['model', cacheType] as const) await held(type) // scratch memory that the next runs find
     const plain = await held('model')
     const coded = await held(cacheType)
     expect(coded.estimate / plain.estimate).toBe(cacheType === 'int4' ? 0.28125 : 0.53125)
     const saved = 1024 * (plain.estimate - coded.estimate)
-    expect(plain.measured - coded.measured).toBeGreaterThan(saved - 66 * plain.estimate) // recent tokens
+    expect(plain.measured - coded.measured).toBeGreaterThan(saved - 130 * plain.estimate) // recent tokens: a block of the prompt, one of the answer
     expect(plain.measured - coded.measured).toBeLessThan(saved)
   })
 })
