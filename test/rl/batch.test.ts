@@ -354,7 +354,7 @@ describe('oldLogprobs', () => {
     const { code, message } = await refusal(() => trainer.update({ ...batch, oldLogprobs: rows((n) => n - 1, -1) }))
     expect(code).toBe('INVALID_SHAPE')
     expect(message).toMatch(
-      /oldLogprobs\[0\] has length - 1 = 5 entries.*give loops × \(length - 1\) = 15.*leave oldLogprobs out/,
+      /oldLogprobs\[0\] has length - 1 = 5 entries.*Pass loops × \(length - 1\) = 15 entries.*omit oldLogprobs/,
     )
     const oldLogprobs = (await model.score(sequences)).logprobs
     const fresh = await trainer.gradients(batch)
@@ -381,7 +381,7 @@ describe('options', () => {
     const options = { ...base, detachWeights: false, surrogate }
     const { code, message } = await refusal(() => new RLTTTrainer(model, options))
     expect(code).toBe('INVALID_CONFIG')
-    expect(message).toMatch(/detachWeights: false.*surrogate 'reinforce'.*leave detachWeights out/)
+    expect(message).toMatch(/detachWeights: false.*surrogate 'reinforce'.*omit detachWeights/)
     new RLTTTrainer(model, { ...options, weights: 'uniform' }).dispose() // there the option is not read
   })
 
@@ -397,7 +397,7 @@ describe('options', () => {
     using model = await tinyModel()
     const weights = { kind: 'exit-pdf', detach: false, temperature: 2 } as const
     const { message } = await refusal(() => new ObjectiveTrainer(model, { objective: { terms: [{ weights }] } }))
-    expect(message).toMatch(/terms\.0: attached weights.*temperature 1/)
+    expect(message).toMatch(/terms\.0: weights: detach: false needs.*temperature 1/)
   })
 
   const kinds = { RLTTTrainer, GRPOTrainer, ObjectiveTrainer, PretrainTrainer, LoopRPTTrainer }

@@ -526,7 +526,7 @@ describe('what an objective would not read is refused by name', () => {
 
   it.each([
     [{ terms: [{}], filter: { dropTruncated: true } }, /truncated: the filter dropTruncated needs one per sequence/],
-    [{ terms: [{ weights: 'uniform' }], lazy: { gate: 'segment' } }, /segments: the gate 'segment'/],
+    [{ terms: [{ weights: 'uniform' }], lazy: { gate: 'segment' } }, /segments: missing. The gate 'segment'/],
   ] as [ObjectiveInput, RegExp][])('in a batch that lacks the field: %j', async (objective, message) => {
     using model = await tinyModel()
     using trainer = new ObjectiveTrainer(model, { groupSize: 4, objective })
