@@ -141,7 +141,7 @@ describe('epochs', () => {
     const error = await refusal(async () => {
       for await (const _ of endless.run()) expect.unreachable()
     })
-    expect(error.message).toMatch(/epochs: a task has no end/)
+    expect(error.message).toMatch(/epochs: a task makes problems without end/)
   })
 })
 

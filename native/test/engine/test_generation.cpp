@@ -139,7 +139,7 @@ ENGINE_TEST(test_cache, "cache") {
     for (int64_t slot = 0; slot < 5; slot++)
       for (bool keys : {true, false}) kept &= value_at(cache, *model, plane, slot, keys) == float(100 * slot + plane);
   claim("cache: keeps what is written when it grows", kept);
-  cache.copy_up(3, 0, 3);
+  cache.copy_up(3, 0, 0, 3);
   const float planes[] = {300, 300, 300, 303, 304};
   bool copied = true;
   for (int64_t plane = 0; plane < 5; plane++) copied &= value_at(cache, *model, plane, 3, true) == planes[plane];
