@@ -12,6 +12,7 @@ export const pValue = (p: number) => (p < 0.0001 ? '<.0001' : p.toFixed(4).repla
 
 /** `68.2 [65.0, 71.4]`, in percent. */
 export function estimate(values: readonly number[]): string {
+  if (values.length === 1) return percent(values[0]!)
   const { mean, low, high } = interval(values)
   return `${percent(mean)} [${percent(low)}, ${percent(high)}]`
 }
