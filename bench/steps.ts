@@ -47,6 +47,17 @@ function goesOn(times: readonly number[], least: number): boolean {
   return times.length < 5 ? total < 30 : total < least
 }
 
+/** Rates of two ways by turns, seven of each: their medians, and how many times as fast `other` is. */
+async function byTurns(plain: () => Promise<number>, other: () => Promise<number>) {
+  const [first, second, times]: number[][] = [[], [], []]
+  for (let i = 0; i < 7; i++) {
+    first!.push(await plain())
+    second!.push(await other())
+    times!.push(second!.at(-1)! / first!.at(-1)!)
+  }
+  return { plain: middle(first!), other: middle(second!), times: middle(times!) }
+}
+
 /** Some text: `count` sequences of `length` tokens. */
 const texts = (config: Config, count: number, length: number) =>
   Array.from({ length: count }, (_, i) =>
@@ -271,26 +282,24 @@ async function wavefront(step: string, config: Config, share: number, tokens = 9
   }
   await run('off')
   const peak = peakMiB()
-  const plain: number[] = []
-  const ahead: number[] = []
-  const times: number[] = []
   let { stats } = await run('wavefront')
-  for (let i = 0; i < 7; i++) {
-    plain.push((await run('off')).rate)
-    const measured = await run('wavefront')
-    stats = measured.stats
-    ahead.push(measured.rate)
-    times.push(measured.rate / plain.at(-1)!)
-  }
+  const rates = await byTurns(
+    async () => (await run('off')).rate,
+    async () => {
+      const measured = await run('wavefront')
+      stats = measured.stats
+      return measured.rate
+    },
+  )
   const { drafted, accepted, passes, passRows } = stats
   const kept = `${accepted} of ${drafted} drafts kept, ${(passRows / passes).toFixed(2)} rows a pass`
   return {
     step,
     dtype: 'bfloat16',
-    seconds: 1 / middle(ahead),
-    tokensPerSecond: middle(ahead),
-    share: middle(times),
-    roof: `plain decoding ${middle(plain).toFixed(1)} tokens/s; ${kept}`,
+    seconds: 1 / rates.other,
+    tokensPerSecond: rates.other,
+    share: rates.times,
+    roof: `plain decoding ${rates.plain.toFixed(1)} tokens/s; ${kept}`,
     peakMiB: peak,
   }
 }
@@ -320,22 +329,15 @@ async function cached(step: string, config: Config, context: number, cacheType: 
   const plain = await prepare('model')
   const coded = await prepare(cacheType)
   const peak = peakMiB()
-  const rates: number[] = []
-  const plainRates: number[] = []
-  const times: number[] = []
-  for (let i = 0; i < 7; i++) {
-    plainRates.push(await plain.run())
-    rates.push(await coded.run())
-    times.push(rates.at(-1)! / plainRates.at(-1)!)
-  }
+  const rates = await byTurns(plain.run, coded.run)
   const sizes = `${coded.mib.toFixed(0)} of ${plain.mib.toFixed(0)} MiB`
   return {
     step,
     dtype: 'bfloat16',
-    seconds: 1 / middle(rates),
-    tokensPerSecond: middle(rates),
-    share: middle(times),
-    roof: `cache in bfloat16 ${middle(plainRates).toFixed(1)} tokens/s; ${sizes}`,
+    seconds: 1 / rates.other,
+    tokensPerSecond: rates.other,
+    share: rates.times,
+    roof: `cache in bfloat16 ${rates.plain.toFixed(1)} tokens/s; ${sizes}`,
     peakMiB: peak,
   }
 }

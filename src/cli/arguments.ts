@@ -3,7 +3,7 @@ import { parseYaml, yamlValue } from '../data/yaml.js'
 import { errorMessage, LoopLMError } from '../errors.js'
 import { cacheTypes } from '../model/cache-type.js'
 import { LoopLM } from '../model/model.js'
-import type { LoadOptions } from '../model/types.js'
+import type { GenerateOptions, LoadOptions } from '../model/types.js'
 import { createTask, type TaskConfig } from '../tasks/index.js'
 import type { Task } from '../tasks/task.js'
 
@@ -111,17 +111,31 @@ export function modelOptions(command: Command): Command {
   )
 }
 
-/** --speculate. */
+/** --cache-type. */
 export const cacheTypeOption = () =>
   new Option('--cache-type <type>', 'keys and values in the cache: int8 and int4 take less memory (default: model)').choices(
     cacheTypes,
   )
 
-export const speculateOption = () =>
-  new Option(
-    '--speculate <way>',
-    'wavefront computes several tokens of a sequence at once; the text is the same (default: off)',
-  ).choices(['wavefront', 'off'])
+/** What {@link cacheOptions} adds. */
+export type CacheFlags = Pick<GenerateOptions, 'kv' | 'cacheType'> & { speculate?: 'wavefront' | 'off' }
+
+/** Adds --kv, --cache-type and --speculate. */
+export function cacheOptions(command: Command): Command {
+  return command
+    .addOption(
+      new Option('--kv <policy>', 'keys and values of every loop, or one plane that all loops share (default: per-loop)').choices(
+        ['per-loop', 'shared'],
+      ),
+    )
+    .addOption(cacheTypeOption())
+    .addOption(
+      new Option(
+        '--speculate <way>',
+        'wavefront computes several tokens of a sequence at once; the text is the same (default: off)',
+      ).choices(['wavefront', 'off']),
+    )
+}
 
 /** Loads a checkpoint, with the adapter that was asked for merged into it. */
 export async function openModel(folder: string, flags: ModelFlags): Promise<LoopLM> {

@@ -7,9 +7,10 @@ import { promptProblem } from '../data/rows.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { type ExitRule, exitRuleNames } from '../model/exit-rules.js'
 import { stopTokens } from '../model/special-tokens.js'
-import type { CacheType, GenerateOptions, Prompt } from '../model/types.js'
+import type { GenerateOptions, Prompt } from '../model/types.js'
 import {
-  cacheTypeOption,
+  type CacheFlags,
+  cacheOptions,
   collect,
   finite,
   type ModelFlags,
@@ -18,14 +19,13 @@ import {
   nonNegative,
   openModel,
   positiveInteger,
-  speculateOption,
 } from './arguments.js'
 import { type ChatFlags, chatOptions, chatSettings, conversation, encodeConversations } from './chat-flags.js'
 import { interruptible, print, printJson } from './output.js'
 import { joinProcesses, type ParallelFlags, parallelOption } from './processes.js'
 
 /** What {@link samplingOptions} adds. */
-export interface SamplingFlags {
+export interface SamplingFlags extends CacheFlags {
   maxNewTokens: number
   temperature: number
   topK?: number
@@ -40,9 +40,6 @@ export interface SamplingFlags {
   exitThreshold?: number
   patience?: number
   minLoops?: number
-  kv?: 'per-loop' | 'shared'
-  cacheType?: CacheType
-  speculate?: 'wavefront' | 'off'
   stop?: string[]
 }
 
@@ -77,7 +74,7 @@ export function addGenerate(program: Command): void {
 
 /** Adds the options of a continuation. */
 export function samplingOptions(command: Command, longest: number): Command {
-  return command
+  return cacheOptions(command)
     .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, longest)
     .option('--temperature <number>', '0 is greedy', nonNegative, 1)
     .option('--top-k <count>', 'sample from the k most likely tokens', natural)
@@ -106,9 +103,6 @@ export function samplingOptions(command: Command, longest: number): Command {
       'rule argmax-stable: how often in a row the most likely token must stay the same',
       positiveInteger,
     )
-    .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
-    .addOption(cacheTypeOption())
-    .addOption(speculateOption())
     .option('--stop <text>', "string that ends an answer, instead of the model's end tokens; may be repeated", collect)
 }
 

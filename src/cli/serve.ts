@@ -1,10 +1,10 @@
 import { existsSync } from 'node:fs'
 import { basename, resolve } from 'node:path'
-import { type Command, Option } from 'commander'
+import type { Command } from 'commander'
 import { checkServeOptions, type ServeOptions } from '../serve/options.js'
 import { createServer } from '../serve/server.js'
 import {
-  cacheTypeOption,
+  cacheOptions,
   collect,
   type ModelFlags,
   modelOptions,
@@ -12,7 +12,6 @@ import {
   nonNegative,
   openModel,
   positiveInteger,
-  speculateOption,
 } from './arguments.js'
 import { interruptible, print } from './output.js'
 
@@ -38,10 +37,7 @@ export function addServe(program: Command): void {
       'tokens in the KV cache, of prompts and answers (default: half of the free memory of the device)',
       positiveInteger,
     )
-    .addOption(new Option('--kv <policy>', 'cache planes').choices(['per-loop', 'shared']))
-    .addOption(cacheTypeOption())
     .option('--no-prompt-cache', 'compute every prompt from its first token instead of reusing cached beginnings')
-    .addOption(speculateOption())
     .option(
       '--prefill-tokens <count>',
       'prompt tokens computed between two tokens of running answers (default: 256)',
@@ -60,7 +56,7 @@ export function addServe(program: Command): void {
     )
     .option('--write-timeout <seconds>', 'time limit for a client that stops reading its answer (default: 30)', nonNegative)
     .option('--stop-timeout <seconds>', 'time that running answers get to end after Ctrl-C (default: 20)', nonNegative)
-  modelOptions(command).action(serve)
+  modelOptions(cacheOptions(command)).action(serve)
 }
 
 async function serve(folder: string, flags: ServeFlags): Promise<void> {
