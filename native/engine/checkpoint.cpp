@@ -181,7 +181,7 @@ Wanted all_of(const Model& model, bool quantized) {
   return out;
 }
 Wanted adapter_of(const Model& model) {
-  if (!model.adapter()) throw Error("INVALID_ARGUMENT", "adapter", "the model has no adapter");
+  if (!model.adapter()) throw Error("INVALID_ARGUMENT", "adapter", "the model has no adapter: add one with addAdapter");
   return wanted(model.trained(), "base_model.model.", "adapter",
                 "does adapter_config.json belong to this file, and to this model?");
 }

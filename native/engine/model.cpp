@@ -59,7 +59,7 @@ const Parameter& Model::parameter(const std::string& name) const {
   if (adapter_)
     for (auto& p : adapter_->parameters)
       if (p.name == name) return p;
-  throw Error("NOT_FOUND", "parameter", "the model has no parameter \"" + name + "\"");
+  throw Error("NOT_FOUND", "parameter", "the model has no parameter \"" + name + "\": model.parameters() lists them");
 }
 
 const Parameter& Model::embedding() const {
@@ -115,7 +115,7 @@ Buffer& Model::writable_arena(const Parameter& p) {
 void Model::add_adapter(const AdapterOptions& options, uint64_t seed) {
   refuse_quantized("adapter");
   if (adapter_)
-    throw Error("INVALID_ARGUMENT", "adapter", "the model has an adapter already; merge it into a copy or remove it first");
+    throw Error("INVALID_ARGUMENT", "adapter", "the model already has an adapter: merge it into a copy, or remove it");
   replace(adapter_, std::make_unique<Adapter>(device, dt, config, parameters_, options, seed));
   gradients_ = {};
   layout_ = ++adapters_made_;
@@ -131,7 +131,7 @@ void Model::remove_adapter() {
 void Model::refuse_quantized(const char* operation) const {
   if (quantization)
     throw Error("UNSUPPORTED", operation,
-                "the model is quantized, which is for inference: use its checkpoint as it was before, without `quantize`");
+                "a quantized model is for inference alone: load the original checkpoint without quantize");
 }
 void Model::head(int64_t rows, const void* hidden, void* logits) {
   const int64_t D = config.hidden, V = config.vocabulary;

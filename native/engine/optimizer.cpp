@@ -129,7 +129,7 @@ size_t AdamW::state_elements() const {
 void AdamW::check_layout() const {
   if (layout_ != model_->layout())
     throw Error("INVALID_ARGUMENT", "AdamW",
-                "the model has got or lost an adapter since this optimizer began: make a new one for what is trained now");
+                "an adapter was added to the model or removed from it after this optimizer was created: create a new optimizer");
 }
 
 void AdamW::refresh_masters() const {
