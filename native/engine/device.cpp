@@ -56,8 +56,8 @@ Buffer::Buffer(std::shared_ptr<Device> device, size_t bytes) : device_(std::move
     const std::string free = device_->host_visible() ? std::to_string(host_memory().free) + " bytes are free"
                                                      : device_->table_->last_error(device_->context_);
     throw Error("OUT_OF_MEMORY", "allocate",
-                std::to_string(bytes) + " bytes could not be allocated on device \"" + device_->name() + "\" while looplm holds " +
-                    std::to_string(allocated.load()) + " bytes (" + free + ")" + device_->advice());
+                std::to_string(bytes) + " bytes could not be allocated on device \"" + device_->name() +
+                    "\" while looplm holds " + std::to_string(allocated.load()) + " bytes (" + free + ")" + device_->advice());
   }
   count_allocation(bytes_);
 }

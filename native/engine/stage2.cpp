@@ -29,9 +29,12 @@ double accumulate_stage2(Model& model, const Sequences& sequences, const std::ve
   check_sequences(model, sequences, "stage 2");
   check_mask(sequences, mask, "stage 2");
   const int loops = model.config.loops;
-  if (model.adapter()) throw Error("INVALID_ARGUMENT", "stage 2", "Stage II trains the exit gate, which is frozen while the model has an adapter: merge or remove the adapter");
+  if (model.adapter())
+    throw Error("INVALID_ARGUMENT", "stage 2",
+                "Stage II trains the exit gate, which is frozen while the model has an adapter: merge or remove the adapter");
   require_exit_gate(model, "stage 2", "Stage II");
-  if (loops < 2) throw Error("INVALID_ARGUMENT", "stage 2", "Stage II needs at least 2 loops: the exit gate chooses between them");
+  if (loops < 2)
+    throw Error("INVALID_ARGUMENT", "stage 2", "Stage II needs at least 2 loops: the exit gate chooses between them");
   double total = 0;
   model.gradients();
   const int64_t budget = tokens_per_micro_batch > 0 ? tokens_per_micro_batch : default_budget(model, loops, Stack::Keep::nothing);

@@ -74,7 +74,7 @@ export function addGenerate(program: Command): void {
 
 /** Adds the options of a continuation. */
 export function samplingOptions(command: Command, longest: number): Command {
-  return cacheOptions(command)
+  command
     .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, longest)
     .option('--temperature <number>', '0 is greedy', nonNegative, 1)
     .option('--top-k <count>', 'sample from the k most likely tokens', natural)
@@ -104,6 +104,7 @@ export function samplingOptions(command: Command, longest: number): Command {
       positiveInteger,
     )
     .option('--stop <text>', "string that ends an answer, instead of the model's end tokens; may be repeated", collect)
+  return cacheOptions(command)
 }
 
 async function generate(folder: string, flags: GenerateFlags): Promise<void> {
