@@ -218,7 +218,7 @@ describe('an adapter', () => {
     expect((await model.score(sequences)).logprobs).toEqual(logprobs)
     await step()
     await model.addAdapter(options)
-    expect(await refusal(step)).toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('new one') })
+    expect(await refusal(step)).toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('new optimizer') })
     expect(await refusal(() => model.addAdapter())).toMatchObject({ message: expect.stringContaining('already') })
     expect(await refusal(() => model.gradient('lm_head.weight'))).toMatchObject({ message: expect.stringContaining('frozen') })
     expect(await refusal(() => model.save(join(scratch, 'no')))).toMatchObject({
