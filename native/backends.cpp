@@ -60,7 +60,7 @@ std::shared_ptr<Device> open_device(const std::string& name, int threads) {
   const LoopBackend* table = find_backend(name);
   void* context = table->open(device_index(name), threads);
   if (!context) throw could_not_be_opened(name, table);
-  return std::make_shared<Device>(name, table, context);
+  return std::make_shared<Device>(name, table, context, threads);
 }
 
 std::vector<DeviceInfo> list_devices(bool opened) {

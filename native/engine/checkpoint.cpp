@@ -7,6 +7,7 @@
 
 #include "../numeric/half.h"
 #include "block_formats.h"
+#include "in_threads.h"
 #include "json.h"  // defines: quote_briefly
 #include "model.h"
 #include "safetensors.h"
@@ -345,7 +346,6 @@ void load_values(Model& model, const WantedTensor& t, const Source& source, Bloc
     void* to = static_cast<char*>(model.writable_data(p)) + first * size;
     model.device->run(&LoopBackend::copy_in, "copy_in", to, values, count * size);
   });
-  model.touch(p);
 }
 
 void load_tensor(Model& model, const WantedTensor& t, const Source& source, Block& block) {
@@ -371,15 +371,22 @@ void load_tensor(Model& model, const WantedTensor& t, const Source& source, Bloc
   MappedFile::forget(source.entry->data, source.entry->bytes);
 }
 
-// `fresh`: after an error nobody reads the model, and values are checked as they are copied. Otherwise all is checked first,
-// which also takes the memory that copying needs: an error leaves the model as it was.
+// `fresh`: after an error nobody reads the model, and values are checked as they are copied. Otherwise all is checked first: a
+// file that is refused leaves the model as it was.
 void load_tensors(Model& model, const Wanted& wanted, const Sources& sources, const std::vector<std::string>& paths, bool fresh) {
   check_names(wanted, sources, paths);
   for (const WantedTensor& t : wanted.tensors) check_form(model, t, sources.at(t.name));
-  Block block;
-  if (!fresh)
-    for (const WantedTensor& t : wanted.tensors) check_values(model, t, sources.at(t.name), block);
-  for (const WantedTensor& t : wanted.tensors) load_tensor(model, t, sources.at(t.name), block);
+  std::vector<Block> blocks(model.device->threads());
+  const auto each = [&](auto f) {
+    in_threads(blocks.size(), wanted.tensors.size(), [&](size_t i, size_t thread) {
+      const WantedTensor& t = wanted.tensors[i];
+      f(model, t, sources.at(t.name), blocks[thread]);
+    });
+  };
+  if (!fresh) each(check_values);
+  if (!wanted.tensors.empty()) model.unshare(*wanted.tensors.front().parameter);
+  each(load_tensor);
+  for (const WantedTensor& t : wanted.tensors) model.touch(*t.parameter);
 }
 
 void save_tensors(const Model& model, const Wanted& wanted, const std::string& path, const std::string& dtype,

@@ -1,6 +1,7 @@
 #include "device.h"
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 namespace looplm {
@@ -19,8 +20,8 @@ void count_allocation(size_t bytes) {
 MemoryStats memory_stats() { return {allocated.load(), peak.load(), buffers.load()}; }
 void reset_peak_memory() { peak = allocated.load(); }
 
-Device::Device(std::string name, const LoopBackend* table, void* context)
-    : name_(std::move(name)), table_(table), context_(context) {
+Device::Device(std::string name, const LoopBackend* table, void* context, int threads)
+    : name_(std::move(name)), table_(table), context_(context), threads_(threads) {
   try {
     properties_ = properties();
   } catch (...) {
@@ -29,6 +30,10 @@ Device::Device(std::string name, const LoopBackend* table, void* context)
   }
 }
 Device::~Device() { table_->close(context_); }
+size_t Device::threads() const {
+  if (!host_visible()) return 1;
+  return threads_ > 0 ? size_t(threads_) : std::max(1u, std::thread::hardware_concurrency());
+}
 
 LoopDeviceProperties Device::properties() const {
   LoopDeviceProperties p{};

@@ -23,14 +23,17 @@ void reset_peak_memory();
 
 class Device {
  public:
-  // context: of the table, closed with the device. Devices by their names: native/backends.h.
-  Device(std::string name, const LoopBackend* table, void* context);
+  // context: of the table, closed with the device. threads: as asked for, 0 for all cores. Devices by their names:
+  // native/backends.h.
+  Device(std::string name, const LoopBackend* table, void* context, int threads = 0);
   ~Device();
   Device(const Device&) = delete;
 
   std::string name() const { return name_; }
   std::string last_error() const { return table_->last_error(context_); }
   std::string description() const { return table_->describe(context_); }
+  // That may write into its memory at a time: 1 where that is not the host's.
+  size_t threads() const;
   bool host_visible() const { return properties_.host_visible != 0; }
   int64_t logits_bytes() const { return properties_.logits_bytes; }
   int64_t micro_batch_bytes() const { return properties_.micro_batch_bytes; }
@@ -92,6 +95,7 @@ class Device {
   std::string name_;
   const LoopBackend* table_;
   void* const context_;
+  const int threads_;
   LoopDeviceProperties properties_;  // but for the free memory, which changes
 };
 

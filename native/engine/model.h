@@ -83,6 +83,8 @@ class Model {
   GradientsFinal next_final;
   const void* parameter_data(const Parameter& p) const { return arena_of(p).at(p.offset * loop_dtype_size(dt)); }
   void* writable_data(const Parameter& p) { return writable_arena(p).at(p.offset * loop_dtype_size(dt)); }
+  // Takes the arena of p from clones that read it, as any write does: then several threads may write.
+  void unshare(const Parameter& p) { writable_arena(p); }
   void* gradient_data(const Parameter& p) { return gradients_.arena.at(p.offset * loop_dtype_size(real())); }  // p trained
   const void* gradient_data(const Parameter& p) const { return gradients_.arena.at(p.offset * loop_dtype_size(real())); }
 

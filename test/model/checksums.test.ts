@@ -148,6 +148,23 @@ describe('a flipped bit', { timeout: 240_000 }, () => {
       expect(error.message).toContain('the file is damaged. Restore it from a copy')
     }
   })
+
+  it('in several tensors names the first of them, whatever the number of threads', async () => {
+    const bytes = await readFile(join(saved, 'model.safetensors'))
+    const begin = 8 + Number(bytes.readBigUInt64LE(0))
+    using model = await LoopLM.create(tinyConfig, { threads: 1 })
+    const names = model.parameters().map(({ name }) => name)
+    const header = JSON.parse(bytes.toString('utf8', 8, begin))
+    const damaged = names.slice(2, 9)
+    const all = damaged.reduce<Buffer>((file, name) => flip(8 * (begin + header[name].data_offsets[0]))(file), Buffer.from(bytes))
+    const folder = join(root, 'several')
+    await cp(saved, folder, { recursive: true })
+    await writeFile(join(folder, 'model.safetensors'), all)
+    for (const threads of [1, 2, 5, 5, 5]) {
+      const error = await refusal(() => LoopLM.fromPretrained(folder, { threads }))
+      expect(error.message).toContain(`tensor "${damaged[0]}"`)
+    }
+  })
 })
 
 describe('files of different checkpoints', () => {
