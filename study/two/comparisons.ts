@@ -20,7 +20,7 @@ export function runsOf(results: Results, task: TaskName, arm: string): Map<numbe
   const rate = arms[arm]!.tasks.includes(task) ? rateOf(results, task, arm) : undefined
   const runs = new Map<number, TrainingResult>()
   if (rate === undefined) return runs
-  for (const base of basesOf(arm)) {
+  for (const base of basesOf(task, arm)) {
     const run = results.get(trainingId(task, arm, base, rate)) as TrainingResult | undefined
     if (run !== undefined) runs.set(base, run)
   }

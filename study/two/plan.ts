@@ -7,6 +7,8 @@ export const settings = {
   loops: 4,
   /** Bases of the comparisons, and those on which rates are chosen. */
   bases: [0, 1, 2, 3, 4, 5],
+  /** How many of them have the arms beside GRPO, RLTT and the exit-sampled gradient. */
+  secondaryBases: 4,
   tuningBases: [101, 102],
   policy: {
     promptsPerStep: 32,
@@ -49,7 +51,7 @@ export interface StudyTask {
   halfSteps: number
   /** Budgets of tokens per answer. */
   budgets: readonly number[]
-  /** Another task's rates are used, and none are tuned. */
+  /** Another task's rates are used, none are tuned, and `secondaryBases` are made. */
   ratesOf?: TaskName
 }
 
@@ -109,8 +111,6 @@ export interface Arm {
   /** For `objective`; phases change after `halfSteps`. */
   objective?: 'grpo-released' | ((halfSteps: number) => ObjectiveTrainerOptions['objective'])
   tasks: readonly TaskName[]
-  /** How many of the bases; default all. */
-  bases?: number
   /** Another arm's rates are used, and none are tuned. */
   ratesOf?: string
   /** Gradients of single loops are compared at the start, in the middle and at the end. */
@@ -160,10 +160,7 @@ export const arms: Readonly<Record<string, Arm>> = {
       (['grpo', 'rltt'] as const).map((name): [string, Arm] => {
         const { trainer, options } = name === 'grpo' ? grpo : rltt
         const label = `${name.toUpperCase()}, ${normalizer}`
-        return [
-          `${name}-${normalizer}`,
-          { trainer, options: { ...options, normalizer }, label, tasks: ['chain'], bases: 4, ratesOf: name },
-        ]
+        return [`${name}-${normalizer}`, { trainer, options: { ...options, normalizer }, label, tasks: ['chain'], ratesOf: name }]
       }),
     ),
   ),
@@ -210,7 +207,10 @@ export const trainingId = (task: TaskName, arm: string, base: number, learningRa
   `${task}/${arm}/${base}@${learningRate}`
 
 /** The bases on which an arm is compared. */
-export const basesOf = (arm: string): readonly number[] => settings.bases.slice(0, arms[arm]!.bases ?? settings.bases.length)
+export function basesOf(task: TaskName, arm: string): readonly number[] {
+  const primary = tunes(task) && first.some(([, names]) => names.includes(arm))
+  return primary ? settings.bases : settings.bases.slice(0, settings.secondaryBases)
+}
 
 type Results = ReadonlyMap<string, Result>
 
@@ -279,11 +279,12 @@ function stageRuns(results: Results, task: TaskName, names: readonly string[]): 
   const comparison = settings.bases.flatMap((seed) =>
     names.flatMap((arm) => {
       const rate = rateOf(results, task, arm)
-      return rate === undefined || !basesOf(arm).includes(seed) ? [] : [training(arm, seed, rate)]
+      return rate === undefined || !basesOf(task, arm).includes(seed) ? [] : [training(arm, seed, rate)]
     }),
   )
   const prepared = tuned.length > 0 ? settings.tuningBases.map(base) : []
-  const compared = settings.bases.flatMap((seed) => [base(seed), ...comparison.filter((run) => run.base === seed)])
+  const bases = settings.bases.filter((seed) => names.some((arm) => basesOf(task, arm).includes(seed)))
+  const compared = bases.flatMap((seed) => [base(seed), ...comparison.filter((run) => run.base === seed)])
   return [...prepared, ...tuning, ...compared]
 }
 

@@ -96,7 +96,7 @@ function status(results: Results): string {
     )
   })
   const open = Object.entries(arms).flatMap(([arm, { tasks }]) => {
-    const unfinished = tasks.filter((task) => runsOf(results, task, arm).size < basesOf(arm).length)
+    const unfinished = tasks.filter((task) => runsOf(results, task, arm).size < basesOf(task, arm).length)
     return unfinished.length === 0 ? [] : [`${label(arm)} (${unfinished.map(short).join(', ')})`]
   })
   const missing = `Without all of their runs: ${open.join('; ')}. ${counted(dueRuns(results).length, 'run')} can start now.`
