@@ -147,13 +147,17 @@ export function loopVerdicts(results: Results, arm: string, reference: string, l
   )
 }
 
+/** A verdict's difference, in points or tokens. */
+export function difference({ share, test }: Verdict): string {
+  if (share) return `${signedRange(test)} points`
+  return `${test.mean < 0 ? '−' : '+'}${Math.abs(test.mean).toFixed(2)} ± ${(test.high - test.mean).toFixed(2)} tokens`
+}
+
 /** What a verdict says, with its test. */
 export function sentence(verdict: Verdict): string {
   const { task, arm, reference, what, share, test, adjusted, equal, kind } = verdict
-  const { mean: difference, low, high, count } = test
-  const tokens = (value: number) => `${value < 0 ? '−' : '+'}${Math.abs(value).toFixed(2)}`
-  const range = share ? `${signedRange(test)} points` : `${tokens(difference)} [${tokens(low)}, ${tokens(high)}] tokens`
-  const paired = `paired t-test on ${count} bases, p (Holm) ${pValue(adjusted)}`
+  const range = difference(verdict)
+  const paired = `paired t-test on ${test.count} bases, p (Holm) ${pValue(adjusted)}`
   const subject = `${short(task)}, ${what}: ${label(arm)}`
   if (kind === 'equal')
     return `${subject} and ${label(reference)} are equal within ${100 * settings.margin} points (${range}; TOST, p (Holm) ${pValue(equal!)}).`

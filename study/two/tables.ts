@@ -4,6 +4,7 @@ import { atEqualLoops } from '../gates.js'
 import { corrected, mean } from '../statistics.js'
 import * as text from '../text/tables.js'
 import {
+  difference,
   endAccuracy,
   fewestBases,
   label,
@@ -33,7 +34,7 @@ export function tables(results: Results, ofText: text.Results = new Map()): Reco
     status: status(results),
     users: usersTable(results),
     verdicts: verdicts(results),
-    claims: claimsTable(results, ofText),
+    claims: claims(results, ofText),
     bases: basesTable(results),
     rates: ratesTable(results),
     primary: primaryTable(results),
@@ -101,7 +102,7 @@ function status(results: Results): string {
   })
   const missing = `Without all of their runs: ${open.join('; ')}. ${counted(dueRuns(results).length, 'run')} can start now.`
   return [
-    `${counted(all, 'training run')} on ${counted(results.size - all, 'base')}. ${processorsOf(results)}`,
+    wrapped(`${counted(all, 'training run')} on ${counted(results.size - all, 'base')}. ${processorsOf(results)}`),
     '',
     ...lines,
     ...(open.length > 0 ? ['', wrapped(missing)] : []),
@@ -164,20 +165,17 @@ function equalLoopQuestion(results: Results, task: TaskName, arm: string, refere
 function holds(asked: readonly Verdict[], wanted: Verdict['kind']): string {
   if (asked.length === 0) return 'cannot be tested here yet: runs are missing'
   const list = (kind: Verdict['kind']) =>
-    asked.filter((verdict) => verdict.kind === kind).map((verdict) => `${short(verdict.task)} (${range(verdict)})`)
+    asked.filter((verdict) => verdict.kind === kind).map((verdict) => `${short(verdict.task)} (${difference(verdict)})`)
   const others = (['ahead', 'behind', 'equal', 'open'] as const).filter((kind) => kind !== wanted && list(kind).length > 0)
   if (others.length === 0) return `holds: ${list(wanted).join(', ')}`
-  const words = { ahead: 'ahead', behind: 'behind', equal: 'equal', open: 'not decided' }
-  const against = others.map((kind) => `${words[kind]} on ${list(kind).join(', ')}`).join('; ')
   const open = others.every((kind) => kind === 'open')
+  const words = { ahead: 'ahead', behind: 'behind', equal: 'equal', open: open ? 'open' : 'not decided' }
+  const against = others.map((kind) => `${words[kind]} on ${list(kind).join(', ')}`).join('; ')
   return `${open ? 'not decided' : 'does not hold'}: ${against}${list(wanted).length > 0 ? `; ${words[wanted]} on ${list(wanted).join(', ')}` : ''}`
 }
-const range = (verdict: Verdict) =>
-  verdict.share
-    ? signedRange(verdict.test)
-    : `${verdict.test.mean.toFixed(2)} [${verdict.test.low.toFixed(2)}, ${verdict.test.high.toFixed(2)}] tokens`
 
-function claimsTable(results: Results, ofText: text.Results): string {
+/** What the papers claim, and what came out here. */
+function claims(results: Results, ofText: text.Results): string {
   const atLoops = loopVerdicts(results, 'rltt', 'grpo')
   const lengths = verdictsOf(
     mainTasks
@@ -185,15 +183,14 @@ function claimsTable(results: Results, ofText: text.Results): string {
       .map((task) => question(results, { task, arm: 'rltt', reference: 'grpo', what: 'length', share: false }, matchedLengths)),
   )
   const deepest = loopVerdicts(results, 'rltt', 'grpo', [settings.loops])
-  return table(
-    ['published claim', 'published', 'here'],
-    [
-      ['RLTT beats GRPO at full depth', '+14.4 points on MATH-500 (2602.10520)', holds(deepest, 'ahead')],
-      ['RLTT beats GRPO at every loop count', '+5 to +15 points (2602.10520)', everyLoop(atLoops)],
-      ['RLTT gives shorter answers', 'stated (2602.10520)', holds(lengths, 'behind')],
-      ['LoopRPT dominates in accuracy per loop', 'stated (2603.19714)', text.claim(ofText)],
-    ],
-  )
+  return [
+    ['RLTT beats GRPO at full depth', '+14.4 points on MATH-500, 2602.10520', holds(deepest, 'ahead')],
+    ['RLTT beats GRPO at every loop count', '+5 to +15 points, 2602.10520', everyLoop(atLoops)],
+    ['RLTT gives shorter answers', 'stated, 2602.10520', holds(lengths, 'behind')],
+    ['LoopRPT dominates in accuracy per loop', 'stated, 2603.19714', text.claim(ofText)],
+  ]
+    .map(([claim, published, here]) => entry(`**${claim}** (${published}): ${here}.`))
+    .join('\n')
 }
 
 function everyLoop(asked: readonly Verdict[]): string {
@@ -201,6 +198,7 @@ function everyLoop(asked: readonly Verdict[]): string {
   const ahead = asked.filter(({ kind }) => kind === 'ahead')
   if (ahead.length === asked.length) return `holds: ahead in all ${asked.length} tests`
   const failed = asked.filter(({ kind }) => kind === 'behind' || kind === 'equal')
+  if (ahead.length + failed.length === 0) return `not decided: open in all ${asked.length} tests`
   const where = (list: readonly Verdict[]) => list.map(({ task, what }) => `${short(task)} ${what.slice(18)}`).join(', ')
   const parts = [
     ...(ahead.length > 0 ? [`ahead on ${where(ahead)}`] : []),
@@ -246,7 +244,7 @@ function primaryTable(results: Results): string {
     const { task, what, share, test, ahead, adjusted, equal } = verdict
     const shown = share
       ? comparisonCells(verdict)
-      : [range(verdict), `${ahead}/${test.count}`, test.t.toFixed(2), pValue(test.p), pValue(adjusted)]
+      : [difference(verdict), `${ahead}/${test.count}`, test.t.toFixed(2), pValue(test.p), pValue(adjusted)]
     return [short(task), what, ...shown, equal === undefined ? '–' : pValue(equal)]
   })
   return table(['task', 'RLTT against GRPO', ...comparisonHead, 'TOST p (Holm)'], rows)
