@@ -604,7 +604,7 @@ describe('looplm quantize', () => {
 })
 
 describe('looplm refuses, with exit code 2 and no stack trace,', () => {
-  it.each([
+  const commands: [string[], RegExp][] = [
     [['trian'], /unknown command 'trian'[\s\S]*train/],
     [['train'], /pass a configuration file, or continue a run with --resume RUN/],
     [['train', '--resume', 'nowhere'], /cannot read the configuration nowhere\/config\.yaml/],
@@ -635,11 +635,8 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [['report', 'ouro'], /report: ouro holds no run: it has neither metrics\.jsonl nor/],
     [['eval', 'ouro', '--task', 'addition', '--problems', '9007199254740991'], /--problems <count>.*must be at most 16777216/],
     [['train', 'nowhere.yaml'], /nowhere\.yaml: cannot read the configuration/],
-  ])('%j', async (args, message) => {
-    expectRefusal(await looplm(args), message)
-  })
-
-  it.each([
+  ]
+  const wrong: [change: object, args: string[], RegExp][] = [
     [{ trainer: 'dpo' }, [], /trainer: .*"rltt"\|"grpo"\|"objective"\|"looprpt"\|"pretrain".*got "dpo"/],
     [{ modle: 'x' }, [], /modle: unknown option; did you mean model\?/],
     [{ options: { learning_rate: 1 } }, [], /learning_rate: unknown option; did you mean learningRate\?/],
@@ -664,8 +661,32 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [{}, ['--set', 'steps.x=1'], /--set: options\.steps: is 4, which has no field x/],
     [{ corpus: ['a'] }, ['--set', 'corpus.x=1'], /--set: corpus\.x: /],
     [{}, ['--set', 'batchSize=1000000000000'], /at most 16777216 rows or problems are read at a time, not 1000000000000; lower/],
-  ])('a configuration with %j %j', async (change, args, message) => {
-    expectRefusal(await looplm(['train', await writeConfig('wrong.yaml', change), ...args]), message)
+  ]
+  let refused: Outcome[]
+  beforeAll(async () => {
+    const paths = await Promise.all(wrong.map(([change], i) => writeConfig(`${i}-wrong.yaml`, change)))
+    const all = [...commands.map(([args]) => args), ...wrong.map(([, args], i) => ['train', paths[i]!, ...args])]
+    const { stdout, stderr } = spawnSync(process.execPath, [join(import.meta.dirname, 'one-process.mjs')], {
+      ...{ cwd: root, input: JSON.stringify(all), encoding: 'utf8' },
+    })
+    if (stdout === '') throw new Error(stderr)
+    refused = JSON.parse(stdout)
+  })
+
+  it.each(commands.map(([args, message], i) => [args, message, i] as const))('%j', (_, message, i) => {
+    expectRefusal(refused[i]!, message)
+  })
+
+  it.each(wrong.map(([change, args, message], i) => [change, args, message, i] as const))(
+    'a configuration with %j %j',
+    (_, __, message, i) => {
+      expectRefusal(refused[commands.length + i]!, message)
+    },
+  )
+
+  it('in a process of its own', async () => {
+    expectRefusal(await looplm(commands[0]![0]), commands[0]![1])
+    expectRefusal(await looplm(['train', await writeConfig('wrong.yaml', wrong[0]![0])]), wrong[0]![2])
   })
 
   it('a run whose checkpoints are a file', async () => {
