@@ -1,5 +1,17 @@
 import { fileURLToPath } from 'node:url'
 import { configDefaults, defineConfig } from 'vitest/config'
+import { BaseSequencer, type TestSpecification } from 'vitest/node'
+
+/** Files that take long beside their size, which vitest goes by where it knows no times: one that started last would end the run alone. */
+const long =
+  /native\/(native|cuda|cublaslt|cuda-decode|nccl)|package|examples|parallel|cli\/cli|recovery|option-effects|wavefront-cuda|golden|bench|leaks/
+
+class LongFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const sorted = await super.sort(files)
+    return [...sorted.filter(({ moduleId }) => long.test(moduleId)), ...sorted.filter(({ moduleId }) => !long.test(moduleId))]
+  }
+}
 
 export default defineConfig({
   resolve: { alias: { looplm: fileURLToPath(new URL('./src/index.ts', import.meta.url)) } }, // examples import the package by name
@@ -12,6 +24,7 @@ export default defineConfig({
     include: ['test/**/*.test.ts'],
     exclude: [...configDefaults.exclude, 'test/long/**'], // npm run test:long
     // These catch what hangs, nothing else: a busy or an emulated machine takes minutes for what others do in a second.
+    sequence: { sequencer: LongFirst },
     testTimeout: 600_000,
     hookTimeout: 900_000,
     expect: { poll: { timeout: 300_000 } },
