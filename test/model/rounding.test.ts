@@ -4,7 +4,7 @@ import { LoopLM } from '../../src/index.js'
 import { expectScores, yardstick } from '../rounding.js'
 import { smallConfig as config, parametersOf } from '../tiny.js'
 
-const sequences = [Array.from({ length: 20 }, (_, i) => (7 * i) % 50)]
+const sequences = [Array.from({ length: 10 }, (_, i) => (7 * i) % 50)]
 
 /** Faults in one place of one matrix, of the kinds that a kernel may have. */
 const faults: [string, string, (values: Float64Array) => void][] = [
