@@ -10,6 +10,15 @@ export function buildEmulated(): void {
 /** The library's file: as LOOPLM_CUDA_LIBRARY it makes device `cuda` of the emulator. */
 export const emulatedLibrary = join(build, 'Release', 'looplm_cuda_emulated.so')
 
+/**
+ * The checkpoints that a device is tried with. The kernels are the same for all: the emulator, which takes seconds for each, has one of
+ * every kind, and all of them in test/long/emulated.test.ts.
+ */
+export function triedOn(device: string, checkpoints: readonly string[]): string[] {
+  const all = device !== 'cuda-emulated' || process.env.LOOPLM_EMULATED === 'all'
+  return checkpoints.filter((path) => all || /\b(gqa|huginn|hrm_text|nanbeige|two_registers)$/.test(path))
+}
+
 /** What stands in for cuBLASLt, to be named by LOOPLM_CUBLASLT. */
 export const cublasLtDouble = join(build, 'Release', 'looplm_cublaslt_double.so')
 

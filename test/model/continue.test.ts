@@ -3,7 +3,7 @@ import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { type DeviceName, LoopLM, type Scheduler } from '../../src/index.js'
-import { buildEmulated } from '../emulated.js'
+import { buildEmulated, triedOn } from '../emulated.js'
 import { refusal } from '../refusal.js'
 import { tinyConfig, tinyTask } from '../tiny.js'
 
@@ -36,20 +36,23 @@ async function episode(scheduler: Scheduler) {
 }
 
 describe.each(targets)('on $device in $dtype', ({ device, dtype, bound }) => {
-  it.each(readdirSync(root))('%s: turns have the log-probabilities of the whole, and no token runs twice', async (name) => {
-    using model = await LoopLM.fromPretrained(join(root, name), { device, dtype })
-    using scheduler = model.scheduler({ prefillTokens: 3 })
-    const { tokens, sampled, request } = await episode(scheduler)
-    const { logprobs } = await model.score([tokens], { promptLengths: [prompt.length], lastLoop: true })
-    for (const { at, logprob } of sampled) expect(Math.abs(logprob - logprobs[0]![at]!)).toBeLessThan(bound)
-    const { prefilled, reused, kept, evicted } = scheduler.stats()
-    // behind the prompt, a turn runs the last token of the turn before, which no loop has seen, and the reply
-    expect(prefilled).toBe(prompt.length + replies.reduce((sum, reply) => sum + 1 + reply.length, 0))
-    expect({ reused, kept, evicted }).toEqual({ reused: 7 + 13 + 17, kept: 1, evicted: 0 })
-    request.release()
-    await expect.poll(() => scheduler.stats().cachedTokens).toBe(0)
-    expect(scheduler.stats().kept).toBe(0)
-  })
+  it.each(triedOn(device, readdirSync(root)))(
+    '%s: turns have the log-probabilities of the whole, and no token runs twice',
+    async (name) => {
+      using model = await LoopLM.fromPretrained(join(root, name), { device, dtype })
+      using scheduler = model.scheduler({ prefillTokens: 3 })
+      const { tokens, sampled, request } = await episode(scheduler)
+      const { logprobs } = await model.score([tokens], { promptLengths: [prompt.length], lastLoop: true })
+      for (const { at, logprob } of sampled) expect(Math.abs(logprob - logprobs[0]![at]!)).toBeLessThan(bound)
+      const { prefilled, reused, kept, evicted } = scheduler.stats()
+      // behind the prompt, a turn runs the last token of the turn before, which no loop has seen, and the reply
+      expect(prefilled).toBe(prompt.length + replies.reduce((sum, reply) => sum + 1 + reply.length, 0))
+      expect({ reused, kept, evicted }).toEqual({ reused: 7 + 13 + 17, kept: 1, evicted: 0 })
+      request.release()
+      await expect.poll(() => scheduler.stats().cachedTokens).toBe(0)
+      expect(scheduler.stats().kept).toBe(0)
+    },
+  )
 })
 
 describe('a kept request', () => {

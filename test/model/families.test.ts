@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type DeviceName, LoopLM, RLTTTrainer } from '../../src/index.js'
-import { buildEmulated } from '../emulated.js'
+import { buildEmulated, triedOn } from '../emulated.js'
 import { batchOf, behind, type Notes, familiesFolder as root } from '../family-fixtures.js'
 import { norm, readGolden, relativeError } from '../golden-files.js'
 import { refusal } from '../refusal.js'
@@ -20,7 +20,7 @@ afterAll(() => rmSync(work, { recursive: true }))
 beforeAll(buildEmulated, 900_000)
 
 describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
-  describe.each(readdirSync(root))('%s', (name) => {
+  describe.each(triedOn(device, readdirSync(root)))('%s', (name) => {
     const folder = join(root, name)
     const gold = readGolden(folder)
     const notes: Notes = JSON.parse(readFileSync(join(folder, 'golden.json'), 'utf8'))

@@ -3,7 +3,7 @@ import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type DeviceName, GRPOTrainer, LoopLM, LoopRPTTrainer, PretrainTrainer, RLTTTrainer } from '../../src/index.js'
-import { buildEmulated } from '../emulated.js'
+import { buildEmulated, triedOn } from '../emulated.js'
 import { type GoldenTensor, norm, readGolden, relativeError } from '../golden-files.js'
 
 const root = process.env.LOOPLM_FIXTURES ?? join(import.meta.dirname, '..', 'fixtures')
@@ -47,7 +47,7 @@ function goldenBatch(gold: Map<string, GoldenTensor>) {
 }
 
 describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
-  describe.each(cases)('fixture %s', (name) => {
+  describe.each(triedOn(device, cases))('fixture %s', (name) => {
     const folder = join(root, name)
     const gold = readGolden(folder)
     const make = (n: number): Reals => (dtype === 'float64' ? new Float64Array(n) : new Float32Array(n))

@@ -3,7 +3,7 @@ import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { type DeviceName, LoopLM, type Scheduler, type SchedulerOptions } from '../../src/index.js'
-import { buildEmulated } from '../emulated.js'
+import { buildEmulated, triedOn } from '../emulated.js'
 import { refusal } from '../refusal.js'
 import { tinyConfig } from '../tiny.js'
 
@@ -39,7 +39,7 @@ async function inTurn(scheduler: Scheduler, own: readonly number[][] = prompts, 
 }
 
 describe.each(targets)('on $device in $dtype', ({ device, dtype }) => {
-  it.each(readdirSync(root))('%s: the same bits with what others have run', async (name) => {
+  it.each(triedOn(device, readdirSync(root)))('%s: the same bits with what others have run', async (name) => {
     using model = await LoopLM.fromPretrained(join(root, name), { device, dtype })
     using plain = model.scheduler({ prefillTokens: 7 })
     using caching = model.scheduler({ prefillTokens: 7, promptCache: true })

@@ -1,4 +1,4 @@
-// Wavefront decoding with the CUDA kernels, without a GPU.
+// Wavefront decoding with the CUDA kernels, without a GPU. More requests, and the other readouts: test/long/emulated.test.ts.
 import { beforeAll, describe } from 'vitest'
 import type { DeviceName } from '../../src/index.js'
 import { buildEmulated } from '../emulated.js'
@@ -6,4 +6,5 @@ import { decodesAlike } from '../wavefront-cases.js'
 
 beforeAll(buildEmulated, 900_000)
 
-describe('on cuda-emulated', () => decodesAlike({ device: 'cuda-emulated' as DeviceName, dtype: 'float32' }, 14))
+describe('on cuda-emulated', () =>
+  decodesAlike({ device: 'cuda-emulated' as DeviceName, dtype: 'float32' }, 14, 'settle in the middle'))
