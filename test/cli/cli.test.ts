@@ -45,6 +45,15 @@ function looplm(
   })
 }
 
+/** What `looplm` says to each of several commands. */
+function inOneProcess(commands: readonly (readonly string[])[]): Outcome[] {
+  const { stdout, stderr } = spawnSync(process.execPath, [join(import.meta.dirname, 'one-process.mjs')], {
+    ...{ cwd: root, input: JSON.stringify(commands), encoding: 'utf8' },
+  })
+  if (stdout === '') throw new Error(stderr)
+  return JSON.parse(stdout)
+}
+
 const jsonLines = (text: string) =>
   text
     .trimEnd()
@@ -594,9 +603,8 @@ describe('looplm quantize', () => {
       ],
       [['generate', 'plain', '--prompt', 'a', '--group-size', '32'], /groupSize needs a quantized model: pass quantize/],
     ] as const
-    for (const [args, message] of wrong) {
-      const { code, stderr } = await looplm(args)
-      expect(stderr).toMatch(message)
+    for (const [i, { code, stderr }] of inOneProcess(wrong.map(([args]) => args)).entries()) {
+      expect(stderr).toMatch(wrong[i]![1])
       expect(code).toBe(2)
     }
     expect(existsSync(join(root, 'x'))).toBe(false)
@@ -666,11 +674,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
   beforeAll(async () => {
     const paths = await Promise.all(wrong.map(([change], i) => writeConfig(`${i}-wrong.yaml`, change)))
     const all = [...commands.map(([args]) => args), ...wrong.map(([, args], i) => ['train', paths[i]!, ...args])]
-    const { stdout, stderr } = spawnSync(process.execPath, [join(import.meta.dirname, 'one-process.mjs')], {
-      ...{ cwd: root, input: JSON.stringify(all), encoding: 'utf8' },
-    })
-    if (stdout === '') throw new Error(stderr)
-    refused = JSON.parse(stdout)
+    refused = inOneProcess(all)
   })
 
   it.each(commands.map(([args, message], i) => [args, message, i] as const))('%j', (_, message, i) => {
@@ -684,7 +688,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     },
   )
 
-  it('in a process of its own', async () => {
+  it('in a separate process', async () => {
     expectRefusal(await looplm(commands[0]![0]), commands[0]![1])
     expectRefusal(await looplm(['train', await writeConfig('wrong.yaml', wrong[0]![0])]), wrong[0]![2])
   })

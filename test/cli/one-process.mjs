@@ -1,25 +1,26 @@
-// node test/cli/one-process.mjs: runs command lines one after the other, each as the program does when a process of its own starts it. Reads
-// them as JSON, and prints what each wrote and its exit code. To start Node and to load the package takes most of a short command.
+// node test/cli/one-process.mjs: runs command lines one after the other, each as a separate process runs it: a command has ended when nothing
+// is left to do. Reads them as JSON, and prints what each wrote and its exit code. Starting Node and loading the package takes most of a
+// short command.
 import { text } from 'node:stream/consumers'
-import { setImmediate } from 'node:timers/promises'
 
 const commands = JSON.parse(await text(process.stdin))
 process.stdout.setMaxListeners(0)
 process.stderr.setMaxListeners(0)
 const write = process.stdout.write.bind(process.stdout)
 const outcomes = []
-for (const [i, args] of commands.entries()) {
-  const outcome = { code: null, stdout: '', stderr: '' }
-  for (const stream of ['stdout', 'stderr'])
-    process[stream].write = (piece) => {
-      outcome[stream] += piece
-      return true
-    }
+for (const stream of ['stdout', 'stderr'])
+  process[stream].write = (piece) => {
+    outcomes.at(-1)[stream] += piece
+    return true
+  }
+function next() {
+  if (outcomes.length > 0) outcomes.at(-1).code = process.exitCode ?? 0
+  process.exitCode = 0
+  const args = commands[outcomes.length]
+  if (args === undefined) return write(JSON.stringify(outcomes))
+  outcomes.push({ stdout: '', stderr: '' })
   process.argv.splice(2, Infinity, ...args)
-  process.exitCode = undefined
-  await import(`../../dist/src/cli/main.js?${i}`)
-  while (process.exitCode === undefined) await setImmediate()
-  outcomes.push({ ...outcome, code: process.exitCode })
+  process.once('beforeExit', next)
+  import(`../../dist/src/cli/main.js?${outcomes.length}`)
 }
-process.exitCode = 0
-write(JSON.stringify(outcomes))
+next()
