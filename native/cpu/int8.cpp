@@ -28,6 +28,7 @@ constexpr int STRIP = NEON_STRIP;
 constexpr int STRIP = W / 2;  // rows of A at a time: as many as there are registers for
 #endif
 constexpr int64_t CACHED = 256 << 10;  // bytes of A that are gone through before more of the weight is read
+constexpr int64_t AHEAD = 6 << 10;     // bytes of the weight that are fetched ahead of their use; 2 to 12 KiB were tried
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr bool unsigned_weights = true;
@@ -38,6 +39,12 @@ template <int BITS>
 constexpr int OFFSET = BITS == 4          ? 8
                        : unsigned_weights ? 128
                                           : 0;
+
+// AVX2 alone: every product of bytes is followed by additions of 16 and 32 bits. What several strips of rows need of a block of
+// the weight is arranged for them once (`expand`).
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)
+#define LOOPLM_EXPANDS
+#endif
 
 #if !defined(__aarch64__)
 typedef vi vi_any __attribute__((aligned(2), may_alias));
@@ -100,17 +107,20 @@ inline vi dot(vi sum, vi codes, vi x) {
 #endif
 
 // acc[i][v] += M rows times the R columns of a block of k. x: [BLOCK / 8][M][8], the order of eight elements is that of
-// `store_eight`.
-template <int BITS, int M>
+// `store_eight`. EXPANDED: units are as `expand` writes them.
+template <int BITS, int M, bool EXPANDED>
 inline __attribute__((always_inline)) void add_block(const int32_t* units, const int8_t* x, vi (&acc)[M][V]) {
   constexpr int all = BLOCK * BITS / 32;
-#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)
+#if defined(LOOPLM_EXPANDS)
   if constexpr (BITS == 4) {  // eight pairs of products of at most 15 · 127 fit in 16 bits
     __m256i pairs[M][V];
 #pragma GCC unroll 8
     for (int p = 0; p < 2 * all; p++) {
       __m256i codes[V];
-      for (int v = 0; v < V; v++) codes[v] = (__m256i)part_of<4>(*(const vi_any*)(units + p / 2 * R + v * W), p % 2);
+      for (int v = 0; v < V; v++) {
+        if constexpr (EXPANDED) codes[v] = (__m256i)(*(const vi_any*)(units + p * R + v * W));
+        else codes[v] = (__m256i)part_of<4>(*(const vi_any*)(units + p / 2 * R + v * W), p % 2);
+      }
 #pragma GCC unroll 4
       for (int i = 0; i < M; i++) {
         const __m256i four = (__m256i)broadcast(x + (p / 2 * M + i) * 8 + p % 2 * 4);
@@ -123,6 +133,25 @@ inline __attribute__((always_inline)) void add_block(const int32_t* units, const
     }
     for (int i = 0; i < M; i++)
       for (int v = 0; v < V; v++) acc[i][v] += (vi)_mm256_madd_epi16(pairs[i][v], _mm256_set1_epi16(1));
+    return;
+  } else if constexpr (EXPANDED) {  // a code below 0 has its activation inverted, which is - x - 1
+#pragma GCC unroll 8
+    for (int u = 0; u < all; u++) {
+      __m256i sizes[V], negative[V];
+      for (int v = 0; v < V; v++) {
+        sizes[v] = (__m256i)(*(const vi_any*)(units + 2 * u * R + v * W));
+        negative[v] = (__m256i)(*(const vi_any*)(units + (2 * u + 1) * R + v * W));
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < M; i++) {
+        const __m256i four = (__m256i)broadcast(x + (u / 2 * M + i) * 8 + u % 2 * 4);
+        for (int v = 0; v < V; v++) {
+          const __m256i products = _mm256_maddubs_epi16(sizes[v], _mm256_xor_si256(four, negative[v]));
+          acc[i][v] += (vi)_mm256_madd_epi16(products, _mm256_set1_epi16(1));
+          LOOPLM_OPAQUE(acc[i][v]);
+        }
+      }
+    }
     return;
   }
 #endif
@@ -143,6 +172,42 @@ inline __attribute__((always_inline)) void add_block(const int32_t* units, const
       }
     }
 }
+
+#if defined(LOOPLM_EXPANDS)
+// Units of a block of R columns as add_block<EXPANDED> reads them. 4 bits: [k / 4][R], a byte per code. 8 bits: [k / 4][2][R],
+// the codes' absolute values and a mask of those below 0; behind them, for each group [R], what inverting instead of negating
+// leaves out: the sum of the absolute values of codes below 0.
+template <int BITS>
+constexpr int64_t EXPANDED_UNITS = BITS == 4 ? 1 : 2;  // of four elements of k and one column
+template <int BITS>
+int64_t expanded_size(int64_t k, int group) {
+  return k / 4 * R * EXPANDED_UNITS<BITS> + (BITS == 8 ? k / group * R : 0);
+}
+template <int BITS>
+void expand(const int32_t* units, int64_t k, int group, int32_t* out) {
+  [[maybe_unused]] int32_t* missing = out + k / 4 * R * EXPANDED_UNITS<BITS>;
+  for (int64_t begin = 0; begin < k; begin += group) {
+    [[maybe_unused]] vi below[V] = {};
+    for (int u = 0; u < group * BITS / 32; u++, units += R)
+      for (int v = 0; v < V; v++) {
+        const vi codes = *(const vi_any*)(units + v * W);
+        if constexpr (BITS == 4) {
+          for (int part = 0; part < 2; part++) *(vi_any*)(out + part * R + v * W) = part_of<4>(codes, part);
+        } else {
+          const __m256i negative = _mm256_cmpgt_epi8(_mm256_setzero_si256(), (__m256i)codes),
+                        sizes = _mm256_abs_epi8((__m256i)codes);
+          *(vi_any*)(out + v * W) = (vi)sizes;
+          *(vi_any*)(out + R + v * W) = (vi)negative;
+          const __m256i pairs = _mm256_maddubs_epi16(_mm256_and_si256(sizes, negative), _mm256_set1_epi8(1));
+          below[v] += (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        }
+        if (v + 1 == V) out += 2 * R;
+      }
+    if constexpr (BITS == 8)
+      for (int v = 0; v < V; v++, missing += W) *(vi_any*)missing = below[v];
+  }
+}
+#endif
 #endif
 
 // Rows of A in 8 bits: strips of rows side by side for every eight elements of k.
@@ -216,11 +281,18 @@ void tile(const Task& t, int64_t first, int64_t block, [[maybe_unused]] const in
     for (int v = 0; v < V; v++) t.put(first + i, block * R + v * W, total[i][v]);
 }
 #else
-template <int BITS, bool ASYMMETRIC, int M>
-void tile(const Task& t, int64_t first, int64_t block) {
+// expanded: the block's codes as `expand` wrote them; without EXPANDED not read.
+template <int BITS, bool ASYMMETRIC, int M, bool EXPANDED>
+void tile_of(const Task& t, int64_t first, int64_t block, [[maybe_unused]] const int32_t* expanded) {
   constexpr int chains = M * V >= 4 ? 1 : 4 / (M * V);  // additions to one sum wait for each other, those to several do not
   const int64_t groups = t.groups(), group_blocks = t.b.group / BLOCK;
-  const int32_t* units = static_cast<const int32_t*>(t.b.codes) + block * t.k * BITS / 32 * R;
+  const int32_t* units = EXPANDED ? expanded : static_cast<const int32_t*>(t.b.codes) + block * t.k * BITS / 32 * R;
+#if defined(LOOPLM_EXPANDS)
+  constexpr int64_t block_units = EXPANDED ? BLOCK / 4 * EXPANDED_UNITS<BITS> : BITS;
+  [[maybe_unused]] const int32_t* missing = expanded + t.k / 4 * EXPANDED_UNITS<BITS> * R;
+#else
+  constexpr int64_t block_units = BITS;
+#endif
   const float *scales = t.b.scales + block * groups * R, *x_scales = t.a.scales + first * groups;
   const int32_t* begins = t.a.begins + first * groups;
   [[maybe_unused]] const float* x_sums = t.a.sums + first * groups;
@@ -229,14 +301,20 @@ void tile(const Task& t, int64_t first, int64_t block) {
   for (int64_t g = 0; g < groups; g++) {
     vi acc[chains][M][V] = {};
     for (int i = 0; i < M; i++)
-      for (int v = 0; v < V; v++) acc[0][i][v] = begins[g * M + i] - vi{};
+      for (int v = 0; v < V; v++) {
+        acc[0][i][v] = begins[g * M + i] - vi{};
+#if defined(LOOPLM_EXPANDS)
+        if constexpr (EXPANDED && BITS == 8) acc[0][i][v] += *(const vi_any*)(missing + g * R + v * W);
+#endif
+      }
     for (int64_t b = 0; b < group_blocks; b += chains)
 #pragma GCC unroll 4
       for (int chain = 0; chain < chains; chain++) {
         if (chain > 0 && b + chain >= group_blocks) break;
-        for (int line = 0; line < BITS; line++) __builtin_prefetch(units + line * R + 32 * R);
-        add_block<BITS, M>(units, x, acc[chain]);
-        units += BITS * R;
+        if constexpr (!EXPANDED)
+          for (int line = 0; line < BITS; line++) __builtin_prefetch(units + line * R + AHEAD / 4);
+        add_block<BITS, M, EXPANDED>(units, x, acc[chain]);
+        units += block_units * R;
         x += BLOCK * M;
       }
     for (int v = 0; v < V; v++) {
@@ -252,50 +330,58 @@ void tile(const Task& t, int64_t first, int64_t block) {
   for (int i = 0; i < M; i++)
     for (int v = 0; v < V; v++) t.put(first + i, block * R + v * W, total[i][v]);
 }
+template <int BITS, bool ASYMMETRIC, int M>
+void tile(const Task& t, int64_t first, int64_t block, [[maybe_unused]] const int8_t* expanded) {
+#if defined(LOOPLM_EXPANDS)
+  if (M == STRIP && expanded)
+    return tile_of<BITS, ASYMMETRIC, M, M == STRIP>(t, first, block, reinterpret_cast<const int32_t*>(expanded));
+#endif
+  tile_of<BITS, ASYMMETRIC, M, false>(t, first, block, nullptr);
+}
 #endif
 
 constexpr int FOUR = STRIP > 4 ? 4 : STRIP;  // no code for more rows than a strip has
 inline int64_t strip_rows(int64_t left) { return left >= STRIP ? STRIP : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
-template <int BITS, bool ASYMMETRIC, class... Expanded>
-void strips(const Task& t, int64_t first, int64_t end, int64_t block, Expanded... expanded) {
+template <int BITS, bool ASYMMETRIC>
+void strips(const Task& t, int64_t first, int64_t end, int64_t block, const int8_t* expanded) {
   for (int64_t rows; first < end; first += rows) {
     rows = strip_rows(end - first);
-    if (rows == STRIP) tile<BITS, ASYMMETRIC, STRIP>(t, first, block, expanded...);
-    else if (STRIP > 4 && rows == 4) tile<BITS, ASYMMETRIC, FOUR>(t, first, block, expanded...);
-    else if (STRIP > 2 && rows == 2) tile<BITS, ASYMMETRIC, 2>(t, first, block, expanded...);
-    else tile<BITS, ASYMMETRIC, 1>(t, first, block, expanded...);
+    if (rows == STRIP) tile<BITS, ASYMMETRIC, STRIP>(t, first, block, expanded);
+    else if (STRIP > 4 && rows == 4) tile<BITS, ASYMMETRIC, FOUR>(t, first, block, expanded);
+    else if (STRIP > 2 && rows == 2) tile<BITS, ASYMMETRIC, 2>(t, first, block, expanded);
+    else tile<BITS, ASYMMETRIC, 1>(t, first, block, expanded);
   }
 }
-#if defined(__aarch64__)
-// What several strips read is arranged for SMMLA once.
+// What several strips read is arranged for them once, or null.
 template <int BITS>
 const int8_t* expanded_block([[maybe_unused]] Context& ctx, [[maybe_unused]] const Task& t, [[maybe_unused]] int64_t rows,
                              [[maybe_unused]] int64_t block, [[maybe_unused]] int thread) {
+  [[maybe_unused]] const int32_t* units = static_cast<const int32_t*>(t.b.codes) + block * t.k * BITS / 32 * R;
 #if defined(__ARM_FEATURE_MATMUL_INT8)
   if (rows >= 3 * STRIP) {
     auto* out = static_cast<int8_t*>(ctx.pool.scratch(thread, size_t(t.k * R)));
-    expand<BITS>(static_cast<const int32_t*>(t.b.codes) + block * t.k * BITS / 32 * R, t.k / 8, out);
+    expand<BITS>(units, t.k / 8, out);
     return out;
+  }
+#elif defined(LOOPLM_EXPANDS)
+  if (rows >= (BITS == 4 ? 8 : 16) * STRIP) {
+    auto* out = static_cast<int32_t*>(ctx.pool.scratch(thread, size_t(expanded_size<BITS>(t.k, t.b.group)) * 4));
+    expand<BITS>(units, t.k, t.b.group, out);
+    return reinterpret_cast<const int8_t*>(out);
   }
 #endif
   return nullptr;
 }
-#endif
 
 template <int BITS, bool ASYMMETRIC>
 void run(Context& ctx, const Task& t) {
   const int64_t blocks = (t.n + R - 1) / R, runs = (t.m * t.k + CACHED - 1) / CACHED,
                 length = ((t.m + runs - 1) / runs + STRIP - 1) / STRIP * STRIP;
-  const auto go = [&](int64_t first, int64_t block, int64_t end, [[maybe_unused]] int thread) {
+  const auto go = [&](int64_t first, int64_t block, int64_t end, int thread) {
     const int64_t last = least(t.m, first + length);
-    for (; block < end; block++) {
-#if defined(__aarch64__)
+    for (; block < end; block++)
       strips<BITS, ASYMMETRIC>(t, first, last, block, expanded_block<BITS>(ctx, t, last - first, block, thread));
-#else
-      strips<BITS, ASYMMETRIC>(t, first, last, block);
-#endif
-    }
   };
   if (length >= t.m) {
     const Shares shares{blocks, ctx.pool.threads()};

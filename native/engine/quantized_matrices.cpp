@@ -28,15 +28,25 @@ void QuantizedMatrices::add(Parameter& p, bool continues) {
 }
 
 void QuantizedMatrices::allocate() {
+  size_t bytes = 0;
+  const auto take = [&bytes](size_t size) {  // each begins at a cache line
+    const size_t begin = bytes;
+    bytes += (size + 127) / 128 * 128;
+    return begin;
+  };
+  const int64_t side = device_->quantized_rows();
   for (auto& matrix : matrices_) {
     matrix->view = {quantization_.bits, quantization_.group, nullptr, nullptr, activation_bits(), quantization_.asymmetric};
-    const int64_t side = device_->quantized_rows(), rows = (matrix->out + side - 1) / side * side;
-    matrix->codes = Buffer(device_, size_t(rows) * matrix->row_bytes() + 64);
-    matrix->codes.zero(matrix->codes.bytes());
-    matrix->scales = Buffer(device_, size_t(matrix->groups() * rows) * 4);
-    matrix->scales.zero(matrix->scales.bytes());
-    matrix->view.codes = matrix->codes.as<>();
-    matrix->view.scales = matrix->scales.as<float>();
+    const int64_t rows = (matrix->out + side - 1) / side * side;
+    matrix->codes = take(size_t(rows) * matrix->row_bytes() + 64);
+    matrix->scales = take(size_t(matrix->groups() * rows) * 4);
+  }
+  if (bytes == 0) return;
+  memory_ = Buffer(device_, bytes);
+  memory_.zero(bytes);
+  for (auto& matrix : matrices_) {
+    matrix->view.codes = memory_.at(matrix->codes);
+    matrix->view.scales = static_cast<const float*>(memory_.at(matrix->scales));
   }
 }
 
@@ -101,20 +111,21 @@ void QuantizedMatrices::write_codes(const Parameter& p, int64_t first, int64_t r
   Matrix& m = *matrices_[size_t(p.matrix)];
   const size_t row = m.row_bytes();
   const int64_t side = device_->quantized_rows();
-  if (side == 1) return m.codes.upload(codes, size_t(rows) * row, size_t(p.first_row + first) * row);
+  if (side == 1) return memory_.upload(codes, size_t(rows) * row, m.codes + size_t(p.first_row + first) * row);
+  auto* units = static_cast<char*>(memory_.at(m.codes));
   side_by_side(side, p.first_row + first, rows, int64_t(row / 4),
-               [&](size_t place, size_t i) { std::memcpy(m.codes.at(4 * place), static_cast<const char*>(codes) + 4 * i, 4); });
+               [&](size_t place, size_t i) { std::memcpy(units + 4 * place, static_cast<const char*>(codes) + 4 * i, 4); });
 }
 void QuantizedMatrices::write_scales(const Parameter& p, int64_t first, int64_t rows, const float* scales) {
   Matrix& m = *matrices_[size_t(p.matrix)];
   const int64_t groups = m.groups(), side = device_->quantized_rows();
+  auto* to = static_cast<float*>(memory_.at(m.scales));
   if (side > 1)
-    return side_by_side(side, p.first_row + first, rows, groups,
-                        [&](size_t place, size_t i) { m.scales.as<float>()[place] = scales[i]; });
+    return side_by_side(side, p.first_row + first, rows, groups, [&](size_t place, size_t i) { to[place] = scales[i]; });
   std::vector<float> column(static_cast<size_t>(rows));  // the scales of a group lie side by side
   for (int64_t g = 0; g < groups; g++) {
     for (int64_t i = 0; i < rows; i++) column[size_t(i)] = scales[i * groups + g];
-    m.scales.upload(column.data(), size_t(rows) * 4, size_t(g * m.out + p.first_row + first) * 4);
+    memory_.upload(column.data(), size_t(rows) * 4, m.scales + size_t(g * m.out + p.first_row + first) * 4);
   }
 }
 std::vector<uint8_t> QuantizedMatrices::read_codes(const Parameter& p) const {
@@ -122,10 +133,13 @@ std::vector<uint8_t> QuantizedMatrices::read_codes(const Parameter& p) const {
   const size_t row = m.row_bytes();
   const int64_t side = device_->quantized_rows();
   std::vector<uint8_t> codes(size_t(p.shape[0]) * row);
-  if (side == 1) m.codes.download(codes.data(), codes.size(), size_t(p.first_row) * row);
-  else
-    side_by_side(side, p.first_row, p.shape[0], int64_t(row / 4),
-                 [&](size_t place, size_t i) { std::memcpy(&codes[4 * i], m.codes.at(4 * place), 4); });
+  if (side == 1) {
+    memory_.download(codes.data(), codes.size(), m.codes + size_t(p.first_row) * row);
+    return codes;
+  }
+  const auto* units = static_cast<const char*>(memory_.at(m.codes));
+  side_by_side(side, p.first_row, p.shape[0], int64_t(row / 4),
+               [&](size_t place, size_t i) { std::memcpy(&codes[4 * i], units + 4 * place, 4); });
   return codes;
 }
 std::vector<float> QuantizedMatrices::read_scales(const Parameter& p) const {
@@ -134,12 +148,12 @@ std::vector<float> QuantizedMatrices::read_scales(const Parameter& p) const {
   const int64_t side = device_->quantized_rows();
   std::vector<float> column(rows), scales(rows * groups);
   if (side > 1) {
-    side_by_side(side, p.first_row, p.shape[0], m.groups(),
-                 [&](size_t place, size_t i) { scales[i] = m.scales.as<float>()[place]; });
+    const auto* from = static_cast<const float*>(memory_.at(m.scales));
+    side_by_side(side, p.first_row, p.shape[0], m.groups(), [&](size_t place, size_t i) { scales[i] = from[place]; });
     return scales;
   }
   for (size_t g = 0; g < groups; g++) {
-    m.scales.download(column.data(), rows * 4, (g * size_t(m.out) + size_t(p.first_row)) * 4);
+    memory_.download(column.data(), rows * 4, m.scales + (g * size_t(m.out) + size_t(p.first_row)) * 4);
     for (size_t i = 0; i < rows; i++) scales[i * groups + g] = column[i];
   }
   return scales;

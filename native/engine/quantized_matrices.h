@@ -47,7 +47,7 @@ class QuantizedMatrices {
     Matrix(Role role, int32_t index) : role(role), index(index) {}
     Role role;
     int32_t index;
-    Buffer codes, scales;
+    size_t codes = 0, scales = 0;  // where they begin in memory_, in bytes
     int64_t out = 0, in = 0;
     LoopQuantized view{};
     int64_t groups() const { return in / view.group; }
@@ -60,6 +60,7 @@ class QuantizedMatrices {
   const LoopDType dt_;
   const Quantization quantization_;
   std::vector<std::unique_ptr<Matrix>> matrices_;
+  Buffer memory_;        // of all matrices: one array is large enough for large pages, which most matrices are not
   Parameter tied_head_;  // in no file
 };
 

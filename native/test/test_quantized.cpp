@@ -166,6 +166,7 @@ KERNEL_TEST(gemm_int8, "product of int8 activations with a quantized weight") {
     compare(t, q);
   }
   compare(t, {4, 32, 600, 40, 640, 1, 0, 8});  // more rows than are gone through at a time
+  compare(t, {8, 64, 71, 40, 192, 1, 0, 8});   // rows enough to arrange the codes for them
 }
 
 KERNEL_TEST(gemm_asymmetric, "product with an asymmetric weight") {
@@ -181,23 +182,24 @@ KERNEL_TEST(gemm_asymmetric, "product with an asymmetric weight") {
 
 KERNEL_TEST(gemm_int8_extremes, "product of int8 activations: the largest codes, zeros and what is not finite") {
   if (!has_int8_activations(t.device)) return;
-  for (const int bits : {8, 4}) {
-    const Quantized q{bits, 64, 5, 20, 128, 1, 0, 8};
+  for (const auto [bits, rows] : {std::pair{8, 5}, {4, 5}, {8, 70}, {4, 70}}) {
+    const Quantized q{bits, 64, rows, 20, 128, 1, 0, 8};
+    const std::string name = std::to_string(bits) + " bits, " + std::to_string(rows) + " rows";
     Operands o = operands(t, q);
     // the codes that are farthest from 0, of both signs: sums in 16 bits must not overflow
     for (size_t i = 0; i < o.codes.size(); ++i)
       o.codes[i] = bits == 4 ? (i / 64 % 2 ? 0xff : 0x00) : (i / 128 % 3 == 0 ? 0x81 : i / 128 % 3 == 1 ? 0x80 : 0x7f);
     for (size_t i = 0; i < o.a.size(); ++i) o.a[i] = i / 128 == 0 ? 1 : i / 128 == 1 ? -1 : i / 128 == 2 ? 0 : o.a[i];
-    t.within(std::to_string(bits) + " bits, largest", run(t.device, q, o), run(t.reference, q, o), 1e-5);
+    t.within(name + ", largest", run(t.device, q, o), run(t.reference, q, o), 1e-5);
     const size_t n = size_t(q.n), k = size_t(q.k);
     const Values before = run(t.device, q, o);
     o.a[3 * k + 70] = std::nan("");
     o.a[4 * k] = INFINITY;
     const Values after = run(t.device, q, o);
-    t.same_bits(std::to_string(bits) + " bits, the other rows", slice(after, 0, 3 * n), slice(before, 0, 3 * n));
+    t.same_bits(name + ", the other rows", slice(after, 0, 3 * n), slice(before, 0, 3 * n));
     bool all = true;
     for (double x : slice(after, 3 * n, 2 * n)) all = all && std::isnan(x);
-    t.claim(std::to_string(bits) + " bits: a row with a number that is not finite is not a number", all);
+    t.claim(name + ": a row with a number that is not finite is not a number", all);
   }
 }
 
