@@ -338,6 +338,14 @@ export interface NativeBinding {
   devices(opened: boolean): { name: string; description: string; available: boolean }[]
   memory(): { bytes: number; peak: number; buffers: number }
   /** Bytes of a context's device, without one of the host: all of them, and those that can still be allocated. */
+  /** Tokens of a micro-batch in training where tokensPerMicroBatch is 0. */
+  microBatchTokens(
+    context: NativeContext,
+    architecture: Architecture,
+    dtype: DType,
+    loops: number,
+    recompute: 'none' | 'loop' | 'layer',
+  ): number
   deviceMemory(context: NativeContext | undefined): { free: number; total: number }
   resetPeakMemory(): void
   createCancel(): NativeCancel

@@ -1,8 +1,10 @@
 // Scores, gradients of given coefficients, and the trainers' loss core.
 #include "../engine/loss.h"
+#include "../engine/pass.h"  // defines: default_budget
 #include "../engine/score.h"
 #include "../engine/segments.h"
 
+#include "architecture_input.h"
 #include "functions.h"
 #include "input.h"
 #include "output.h"
@@ -328,9 +330,20 @@ Napi::Value belief_returns_of(const Napi::CallbackInfo& info) {
                                      int(Input(info, 3, "referenceLoop").integer(1, MAX_LOOPS))));
 }
 
+// Tokens of a micro-batch in training, where the options leave them to the engine.
+Napi::Value micro_batch_tokens(const Napi::CallbackInfo& info) {
+  const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
+  const Architecture architecture = read_architecture(Input(info, 1, "architecture"));
+  const LoopDType dtype = Input(info, 2, "dtype").dtype();
+  const int loops = int(Input(info, 3, "loops").integer(1, MAX_LOOPS));
+  const Stack::Keep keep = keep_for(read_recompute(Input(info, 4, "recompute")));
+  return Napi::Number::New(info.Env(), double(default_budget(*context.object->device(), architecture, dtype, loops, keep)));
+}
+
 }  // namespace
 
 void add_loss_functions(Napi::Env env, Napi::Object exports) {
+  add<micro_batch_tokens>(env, exports, "microBatchTokens");
   add<score_of>(env, exports, "modelScore");
   add<backward_of>(env, exports, "modelBackward");
   add<accumulate_loss_of>(env, exports, "modelAccumulateLoss");

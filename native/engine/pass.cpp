@@ -72,14 +72,13 @@ const char* training_remedy(Recompute recompute) {
 namespace {
 
 // About what a token of a micro-batch holds between its forward and its backward.
-int64_t kept_bytes(const Model& model, int loops, Stack::Keep keep) {
-  const Architecture& c = model.config;
+int64_t kept_bytes(const Architecture& c, LoopDType dt, int loops, Stack::Keep keep) {
   const int64_t state = c.hidden, block = c.qkv_width() + c.attention_width() + 4 * state + 2 * c.intermediate;
   const int64_t values = keep == Stack::Keep::all         ? loops * c.layers * block
                          : keep == Stack::Keep::per_loop  ? loops * state + c.layers * block
                          : keep == Stack::Keep::per_layer ? loops * c.layers * state + block
                                                           : block;
-  return values * int64_t(loop_dtype_size(model.dt));
+  return values * int64_t(loop_dtype_size(dt));
 }
 
 // The most that activations of a micro-batch may take. On a host a constant, not a share of its memory: the same batch is cut
@@ -89,11 +88,11 @@ constexpr int64_t FEWEST_TOKENS = 256;  // below, products of large models lose 
 
 }  // namespace
 
-int64_t default_budget(const Model& model, int loops, Stack::Keep keep) {
-  const int64_t least = model.device->micro_batch_tokens();
+int64_t default_budget(const Device& device, const Architecture& a, LoopDType dt, int loops, Stack::Keep keep) {
+  const int64_t least = device.micro_batch_tokens();
   const int64_t near_cache =
-      std::clamp<int64_t>(model.device->micro_batch_bytes() / kept_bytes(model, loops, Stack::Keep::all), least, 4 * least);
-  return std::min(near_cache, std::max(FEWEST_TOKENS, most_kept(*model.device) / kept_bytes(model, loops, keep)));
+      std::clamp<int64_t>(device.micro_batch_bytes() / kept_bytes(a, dt, loops, Stack::Keep::all), least, 4 * least);
+  return std::min(near_cache, std::max(FEWEST_TOKENS, most_kept(device) / kept_bytes(a, dt, loops, keep)));
 }
 
 Stack::Keep keep_for(Recompute r) {

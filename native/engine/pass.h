@@ -15,7 +15,10 @@ const char* training_remedy(Recompute recompute);
 
 // So many tokens that the activations of a micro-batch stay in or near the device's cache and the products run at full rate; of a
 // large model fewer, so that what `keep` holds takes a bounded part of memory.
-int64_t default_budget(const Model& model, int loops, Stack::Keep keep);
+int64_t default_budget(const Device& device, const Architecture& architecture, LoopDType dt, int loops, Stack::Keep keep);
+inline int64_t default_budget(const Model& model, int loops, Stack::Keep keep) {
+  return default_budget(*model.device, model.config, model.dt, loops, keep);
+}
 Stack::Keep keep_for(Recompute recompute);
 
 // Loops beyond the model's are for families that were trained with any number.

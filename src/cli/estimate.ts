@@ -3,8 +3,7 @@ import { type Command, Option } from 'commander'
 import { fileError, LoopLMError } from '../errors.js'
 import { findFolder, readCheckpoint } from '../model/checkpoint.js'
 import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.js'
-import { type EstimateOptions, estimateMemory, type MemoryEstimate } from '../model/estimate.js'
-import { usualMicroBatch } from '../rl/planned-step.js'
+import { type EstimateOptions, estimateMemory, type MemoryEstimate, microBatchTokens } from '../model/estimate.js'
 import { deviceMemory } from '../tensor/devices.js'
 import { cacheTypeOption, positiveInteger } from './arguments.js'
 import { measureRates, tokensPerSecond } from './measure.js'
@@ -13,7 +12,7 @@ import { print, printJson } from './output.js'
 interface EstimateFlags extends Pick<EstimateOptions, 'dtype' | 'loops' | 'recompute' | 'cacheType'> {
   context: number
   sequences: number
-  tokensPerMicroBatch: number
+  tokensPerMicroBatch?: number
   time?: boolean
   json?: boolean
 }
@@ -35,9 +34,8 @@ export function addEstimate(program: Command): void {
     .addOption(cacheTypeOption())
     .option(
       '--tokens-per-micro-batch <count>',
-      'tokens per forward and backward pass in training',
+      'tokens per forward and backward pass in training (default: what trainers choose on cpu)',
       positiveInteger,
-      usualMicroBatch,
     )
     .addOption(new Option('--recompute <what>', 'in training').choices(['none', 'loop', 'layer']).default('none'))
     .option('--time', "measure matrix products of the model's sizes on this machine, and estimate tokens per second")
@@ -46,8 +44,9 @@ export function addEstimate(program: Command): void {
 }
 
 async function showEstimate(model: string, flags: EstimateFlags): Promise<void> {
-  const { dtype, loops, recompute, cacheType, context, sequences, tokensPerMicroBatch, time, json } = flags
+  const { dtype, loops, recompute, cacheType, context, sequences, time, json } = flags
   const config = await readConfig(model)
+  const tokensPerMicroBatch = flags.tokensPerMicroBatch ?? microBatchTokens(config, { dtype, loops, recompute })
   const estimate = estimateMemory(config, { dtype, loops, recompute, cacheType })
   const cache = context * sequences * estimate.cachePerToken
   const activations = tokensPerMicroBatch * (estimate.activationsPerToken + estimate.headPerToken)

@@ -1,9 +1,9 @@
 import type { Command } from 'commander'
 import { adaptableModules, adapterParameterCount } from '../model/adapter.js'
 import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.js'
-import { estimateMemory } from '../model/estimate.js'
+import { estimateMemory, microBatchTokens } from '../model/estimate.js'
 import { formatDuration } from '../monitor/progress.js'
-import { type PlannedStep, plannedStep, usualMicroBatch } from '../rl/planned-step.js'
+import { type PlannedStep, plannedStep } from '../rl/planned-step.js'
 import { trainers } from '../rl/registry.js'
 import { deviceMemory } from '../tensor/devices.js'
 import { parseOptions } from '../validation/schema.js'
@@ -117,13 +117,13 @@ export function makePlan(
   const { recompute, tokensPerMicroBatch: given, lora, loops, readLoops } = options
   const dtype = dtypeOf(config)
   const architecture = architectureOf(model)
-  const corpus = { ...options, ...(config.corpus === undefined ? {} : { corpus: config.corpus }) }
-  const step = plannedStep(config.trainer, corpus, architecture, lengths)
   const trained =
     lora && adapterParameterCount(architecture, { ...lora, modules: lora.targetModules ?? adaptableModules(architecture) })
   const run = { dtype, recompute, trained, loops: readLoops?.at(-1) ?? loops } as const
   const estimate = estimateMemory(model, run)
-  const usual = given === 0 ? usualMicroBatch : given
+  const usual = given === 0 ? microBatchTokens(model, run, config.device as 'cpu' | undefined) : given
+  const corpus = config.corpus === undefined ? {} : { corpus: config.corpus }
+  const step = plannedStep(config.trainer, { ...options, ...corpus, tokensPerMicroBatch: usual }, architecture, lengths)
   const largest = Math.max(...step.passes.filter(({ backward }) => backward > 0).map(({ tokens }) => tokens), step.rowTokens)
   const tokensPerMicroBatch = Math.min(usual, Math.ceil(largest)) // a small step is one micro-batch
   const activations = tokensPerMicroBatch * (estimate.activationsPerToken + estimate.headPerToken)

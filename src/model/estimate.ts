@@ -1,4 +1,6 @@
 import { type Architecture, parameterCount, type Step } from '../native/architecture.js'
+import { context, native } from '../native.js'
+import type { DeviceName } from '../tensor/types.js'
 import { checkNumber, checkOptions, checkWord, type Keys } from '../validation/arguments.js'
 import { cachePerToken, cacheTypes } from './cache-type.js'
 import { architectureOf, type LoopLMConfig } from './config.js'
@@ -85,6 +87,17 @@ export function estimateMemory(config: LoopLMConfig, options: EstimateOptions = 
     activationsPerToken: activations(architecture, loops, recompute, act),
     headPerToken: loops * (vocabulary * real + hidden * (act + real)),
   }
+}
+
+/** Tokens of a micro-batch in training, where `tokensPerMicroBatch` leaves them to the engine. */
+export function microBatchTokens(
+  config: LoopLMConfig,
+  { dtype = 'float32', recompute = 'none', loops }: EstimateOptions,
+  device: DeviceName = 'cpu',
+): number {
+  const architecture = architectureOf(config)
+  const on = context(device, 0, 'microBatchTokens')
+  return native().microBatchTokens(on, architecture, dtype, loops ?? architecture.loops, recompute)
 }
 
 /** As native/engine/stack.cpp lays a stack out for a backward pass. */

@@ -46,7 +46,7 @@ export interface PlannedLengths {
 }
 
 /**
- * @param options checked options of the trainer
+ * @param options checked options of the trainer, with the `tokensPerMicroBatch` that is used
  * @param lengths of the data; a row that is learned has both together
  */
 export function plannedStep(
@@ -129,10 +129,7 @@ function latentSteps(config: LoopRPTConfig, loops: number, lengths: PlannedLengt
     { tokens, loops, reads: read, backward: loops },
     { tokens: tokens * rollouts, loops: noisy, reads: 2 * rho, backward: noisy },
   ]
-  const again = rollouts * row > (tokensPerMicroBatch === 0 ? usualMicroBatch : tokensPerMicroBatch)
+  const again = rollouts * row > tokensPerMicroBatch
   if (again) passes.push({ tokens: tokens * (rollouts - 1), loops: noisy, reads: rho, backward: 0 })
   return { rollouts: undefined, passes, copies: 1, rowTokens: row }
 }
-
-/** Tokens of a micro-batch, at most, where the options leave the choice to the engine. */
-export const usualMicroBatch = 4096

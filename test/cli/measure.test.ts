@@ -20,7 +20,7 @@ const norms = 5 * 16
 const head = 12 * 16
 const lengths = { promptTokens: 4, newTokens: 6 }
 const planned = (trainer: TrainerName, options: object) =>
-  plannedStep(trainer, trainers[trainer].schema.parse(options), architecture, lengths)
+  plannedStep(trainer, trainers[trainer].schema.parse({ tokensPerMicroBatch: 4096, ...options }), architecture, lengths)
 
 describe('the operations of a token', () => {
   it('are two per weight and loop, the head where it is read, and attention', () => {

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { stringify } from 'yaml'
+import { ouro } from '../../bench/models.js'
 import { estimateMemory, LoopLM, memory, PretrainTrainer } from '../../src/index.js'
 import { runProgram } from '../kills.js'
 import { refusal } from '../refusal.js'
@@ -125,6 +126,18 @@ describe('on the command line', () => {
     expect(text.stdout).toMatch(/to generate .* does not fit in the free memory/)
     expect(text.stdout).toMatch(/to train .* fits in the free memory/)
     expect((await looplm('estimate', 'nowhere')).stderr).toMatch(/no folder nowhere/)
+  })
+
+  it('large models have the micro-batches that a trainer takes, whose activations are bounded', async () => {
+    await writeFile(join(root, 'large.json'), JSON.stringify({ model_type: 'ouro', rope_theta: 1e6, ...ouro }))
+    await writeFile(join(root, 'large.yaml'), stringify({ trainer: 'rltt', model: ouro, task: 'addition', dtype: 'bfloat16' }))
+    const most = 3 * 2 ** 30 // an update keeps 2 GiB, the rest is worked on
+    for (const recompute of ['none', 'layer']) {
+      const said = JSON.parse((await looplm('estimate', 'large.json', '--recompute', recompute, '--json')).stdout)
+      expect(said.activations).toBeLessThan(most)
+      const plan = await looplm('plan', 'large.yaml', '--no-time', '--json', '--set', `recompute=${recompute}`)
+      expect(JSON.parse(plan.stdout).activations).toBeLessThan(most)
+    }
   })
 
   it('a plan counts the reference model, the rollouts and an adapter, without reading the data', async () => {
