@@ -7,6 +7,7 @@
 //             outputs in real that are made from act inputs by float32 arithmetic alone: ≤ 1e-5
 // The relative error of an array is ‖x - truth‖ / ‖truth‖. Every output starts as NaN.
 #pragma once
+#include <bit>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -20,8 +21,17 @@ namespace looplm::test {
 using Values = std::vector<double>;
 using Ints = std::vector<int32_t>;
 
-// The value that remains when x is stored as a dtype: round to nearest, ties to even.
-double rounded(LoopDType type, double x);
+double rounded_seldom(LoopDType type, double x);  // to float16 and int32
+
+// The value that remains when x is stored as a dtype: round to nearest, ties to even. Most of what a test does is this.
+inline double rounded(LoopDType type, double x) {
+  if (type == LOOP_F64) return x;
+  if (type == LOOP_F32) return float(x);
+  if (type != LOOP_BF16) return rounded_seldom(type, x);
+  const uint32_t bits =
+      std::bit_cast<uint32_t>(float(x));  // bfloat16 is its upper half; the carry of a mantissa is the exponent's
+  return x == x ? std::bit_cast<float>((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000u) : x;
+}
 Values rounded(LoopDType type, Values x);
 
 // An open backend and the dtype it is tested in.
@@ -89,12 +99,14 @@ class Test {
       : device(device), reference(reference), name_(std::move(name)) {}
 
   // Inputs. Each call draws new numbers; the order of the calls in a test decides them.
-  Values act_normal(size_t count, double scale = 1);   // rounded to act
-  Values real_normal(size_t count, double scale = 1);  // rounded to real
+  Values act_normal(size_t count, double scale = 1) { return normals(device.dt, count, scale); }       // rounded to act
+  Values real_normal(size_t count, double scale = 1) { return normals(device.real(), count, scale); }  // rounded to real
   Ints integers(size_t count, int32_t below);
   double uniform();
   bool is_reference() const { return device.dt == LOOP_F64; }
   Plain plain() const { return {device.dt}; }
+  // Whether `close` compares with the plain evaluation, which takes most of a test's time; close_real does in float64 alone.
+  bool reads_plain() const { return device.dt != LOOP_F32; }
 
   // One line of output each.
   void close(const std::string& what, const Values& got, const Values& truth, const Values& plain) {
@@ -116,6 +128,7 @@ class Test {
   int failures = 0, cases = 0;
 
  private:
+  Values normals(LoopDType type, size_t count, double scale);
   void line(const std::string& what, bool ok, const std::string& detail);
   std::string name_;
   uint32_t draws_ = 0;
