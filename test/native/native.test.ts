@@ -7,6 +7,13 @@ import { beforeAll, describe, expect, it } from 'vitest'
 import { build, buildTargets, runTests } from '../native-tests.js'
 
 const isas = ['avx512_bf16', 'avx512_vnni', 'avx512', 'avx2_vnni', 'avx2', 'baseline']
+/** A table's kernels, and its products of bytes, which other tables have too (native/cpu/cpu.cpp). */
+const partsOf: Record<string, [table: string, bytes: string]> = {
+  avx512_bf16: ['avx512_bf16', 'avx512_vnni'],
+  avx512_vnni: ['avx512', 'avx512_vnni'],
+  avx512: ['avx512', 'avx2'],
+  avx2_vnni: ['avx2', 'avx2_vnni'],
+}
 const programs = [
   'looplm_kernel_tests',
   'looplm_engine_tests',
@@ -75,12 +82,16 @@ describe.concurrent('native tests', () => {
     const env = { LOOPLM_CPU_ISA: isa }
     // A processor without these instructions takes a lower table: each is tested once.
     const { stdout } = await runTests(programs[0]!, ['--backend', 'cpu', '--dtype', 'f32', 'swiglu'], env)
-    const table = /^# cpu f32: (\w+), /m.exec(stdout)![1]!
-    if (tested.has(table)) return
-    tested.add(table)
-    const { failures, passed, status } = await runTests(programs[0]!, ['--backend', 'cpu'], env)
+    const found = /^# cpu f32: (\w+), /m.exec(stdout)![1]!
+    const [table, bytes] = partsOf[found] ?? [found, found]
+    const untested = (part: string) => !tested.has(part) && tested.add(part)
+    const [newTable, newBytes] = [untested(table), untested(`products of bytes: ${bytes}`)]
+    if (!newTable && !newBytes) return
+    // Of one source with instructions for bfloat16 or without: npm run test:long has the rest.
+    const args = !newTable ? ['int8'] : table === 'avx512' && tested.has('avx512_bf16') ? ['--dtype', 'bf16'] : []
+    const { failures, passed, status } = await runTests(programs[0]!, ['--backend', 'cpu', ...args], env)
     expect(failures).toEqual([])
-    expect(passed).toBeGreaterThan(50)
+    expect(passed).toBeGreaterThan(20)
     expect(status).toBe(0)
   })
 
