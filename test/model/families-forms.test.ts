@@ -35,7 +35,7 @@ describe.each(readdirSync(familiesFolder))('%s', (name) => {
   const notes: Notes & { ignored_tensors?: string[] } = json(folder, 'golden.json')
   const batch = batchOf(readGolden(folder), folder)
   const { sequences, options } = batch
-  const some = 2 // sequences of the slow tests
+  const some = 1 // sequences of the slow tests
   const promptLengths = notes.prefix_mask ? batch.promptLengths : sequences.map(() => 1)
   const { initialStates } = options as { initialStates?: Float32Array[] }
   const given = { promptLengths, ...options }
