@@ -308,7 +308,7 @@ async function wavefront(step: string, config: Config, share: number, tokens = 9
  * Decoding behind a long prompt with a cache in few bits beside one in bfloat16, by turns. The prompt runs once for each; later requests find
  * it in the cache. The roof is the cache in bfloat16, the share how many times as fast.
  */
-async function cached(step: string, config: Config, context: number, cacheType: 'int8' | 'int4', tokens = 16): Promise<StepRow> {
+async function cached(step: string, config: Config, context: number, cacheType: CacheType, tokens = 16): Promise<StepRow> {
   const model = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1 })
   const prompt = Array.from({ length: context - tokens }, (_, j) => (j * 7919) % config.vocab_size)
   const prepare = async (type: CacheType) => {
@@ -455,6 +455,7 @@ const cpuSteps: Steps = {
   'wavefront batch 1, 98 M parameters, readouts that do not': (name) => wavefront(name, d768, 1),
   'cache in int8, 4096 tokens, 98 M parameters': (name) => cached(name, d768, 4096, 'int8'),
   'cache in int4, 4096 tokens, 98 M parameters': (name) => cached(name, d768, 4096, 'int4'),
+  'cache of residuals, 4096 tokens, 98 M parameters': (name) => cached(name, d768, 4096, 'residual'),
   'decode batch 16, 98 M parameters, exits': (name) => decode(name, { config: d768, rows: 16, tokens: 48, threshold: 0.6 }),
   'decode batch 1, 500 M parameters, bfloat16': (name) => decode(name, { config: d1536, tokens: 12 }),
   'decode batch 1, 500 M parameters, int4': (name) => decode(name, { config: d1536, tokens: 16, quantize: 'int4' }),

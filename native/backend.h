@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_BACKEND_ABI 11
+#define LOOPLM_BACKEND_ABI 12
 
 #ifdef __cplusplus
 extern "C" {
@@ -113,9 +113,27 @@ typedef struct LoopDecodeAttention {
 // scale the smallest one not below (largest - minimum) / (2^bits - 1), and code = min(round((x - minimum) · (1 / scale)),
 // 2^bits - 1), ties to even, 0 where the scale is 0. When a number is not finite, the minimum is NaN.
 typedef struct LoopCacheCodes {
-  int32_t bits;   // 4 or 8
+  int32_t bits;   // 2, 4 or 8
   int32_t group;  // a divisor of head_dim
 } LoopCacheCodes;
+
+// Of a cache with residuals. A slot has one record of the numbers in its last loop, the anchor. Each earlier loop has a record of
+// the difference, rounded to float32, between its numbers and those that the anchor's codes stand for. A row of an earlier loop
+// reads the sum of both.
+typedef struct LoopResidualToken {
+  int32_t exact, slot;  // where its numbers lie in act, and where its records go
+  int32_t loops;        // that it has
+} LoopResidualToken;
+
+typedef struct LoopResidualEncode {
+  int64_t count, width;  // tokens; numbers of a record
+  LoopCacheCodes anchor, residual;
+  const LoopResidualToken* tokens;        // [count]
+  int64_t exact_slots, slots;             // of a plane
+  const void *keys, *values;              // act [loops, exact_slots, width]
+  void *anchor_keys, *anchor_values;      // records [slots]
+  void *residual_keys, *residual_values;  // records [loops - 1, slots]
+} LoopResidualEncode;
 
 typedef struct LoopCodedAttention {
   LoopDecodeAttention rows;  // keys, values: records; a row's own need not be among them
@@ -123,6 +141,11 @@ typedef struct LoopCodedAttention {
   // Behind those of the records come the recent keys and values, as they were: act [slots, kv_heads * head_dim].
   const void *recent_keys, *recent_values;
   const LoopCacheContext* recent;  // [rows]
+  // With residuals, else bits 0: a row's record of a slot in `rows` and that of the slot residual_at[row] behind it in these are
+  // added. residual_at -1: the row reads the anchor alone.
+  LoopCacheCodes residual;
+  const void *residual_keys, *residual_values;
+  const int32_t* residual_at;  // [rows]
 } LoopCodedAttention;
 
 typedef struct LoopDecodeLayer {  // of a block: norms [D], matrices [out, in], and the first of the layer's cache planes
@@ -343,11 +366,13 @@ typedef struct LoopBackend {
                      const int32_t* slots, const void* qkv, void* keys, void* values);
   int (*decode_attention)(void* ctx, LoopDType dt, const LoopDecodeAttention* a);
   // A cache in few bits; NULL: the backend has none. cache_encode is cache_write into records. cache_decode: out act [rows,
-  // width], a row every `stride` elements, from `rows` records of `width` numbers.
+  // width], a row every `stride` elements, from `rows` records of `width` numbers, to which those of `residuals` are added unless
+  // that is NULL. cache_encode_residuals writes the records of tokens whose last loop is there.
   int (*cache_encode)(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads,
                       int32_t head_dim, const int32_t* slots, const void* qkv, void* keys, void* values);
   int (*cache_decode)(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int64_t width, const void* records,
-                      int64_t stride, void* out);
+                      LoopCacheCodes residual, const void* residuals, int64_t stride, void* out);
+  int (*cache_encode_residuals)(void* ctx, LoopDType dt, const LoopResidualEncode* e);
   int (*coded_attention)(void* ctx, LoopDType dt, const LoopCodedAttention* a);
   int (*sample)(void* ctx, LoopDType dt, const LoopSample* s);
   int (*edit_logits)(void* ctx, LoopDType dt, const LoopLogitEdits* e);

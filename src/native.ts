@@ -171,6 +171,7 @@ export interface NativeSchedulerOptions {
   force: boolean
   /** Of keys and values: 4 or 8; 0: the model's dtype. */
   cacheBits: number
+  residualBits: number
   /** Tokens of ended prompts that stay; 0: none, -1: as the memory allows. */
   promptCache: number
   prefillTokens: number

@@ -16,7 +16,7 @@ function roundEven(x: number): number {
 }
 
 /** What a row's codes stand for, in groups of neighbours. */
-export function codedRow(row: readonly number[], bits: 4 | 8, group: number): number[] {
+export function codedRow(row: readonly number[], bits: 2 | 4 | 8, group: number): number[] {
   const most = 2 ** bits - 1
   return Array.from({ length: row.length / group }, (_, g) => {
     const numbers = row.slice(g * group, (g + 1) * group).map(Math.fround)

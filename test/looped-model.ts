@@ -19,6 +19,8 @@ export interface Sizes {
   total_ut_steps: number
   /** What a row of keys or values has become for tokens of later blocks of 64 positions. */
   coded?: (row: readonly number[]) => number[]
+  /** The same of a row of an earlier loop, beside what the last loop's has become. */
+  residual?: (row: readonly number[], anchor: readonly number[]) => number[]
 }
 export type Parameters = ReadonlyMap<string, ArrayLike<number>>
 export type Site = 'state' | 'residual' | 'embedding'
@@ -66,7 +68,7 @@ function block(c: Sizes, p: Parameters, l: number, row: number[], position: numb
   const [q, k, v] = ['q', 'k', 'v'].map((name) => matrix(x, layer(`self_attn.${name}_proj`), r)) as [number[], number[], number[]]
   const part = (x: number[], head: number) => x.slice(head * size, (head + 1) * size)
   const rotated = (x: number[]) => Array.from({ length: x.length / size }, (_, head) => rotate(part(x, head), position, r)).flat()
-  if (c.coded !== undefined && position % 64 === 0 && position > 0)
+  if (c.coded !== undefined && c.residual === undefined && position % 64 === 0 && position > 0)
     for (let j = position - 64; j < position; j++) plane[j] = { keys: c.coded(plane[j]!.keys), values: c.coded(plane[j]!.values) }
   plane[position] = { keys: rotated(k), values: v }
   const seen = plane.slice(0, position + 1)
@@ -86,6 +88,19 @@ function block(c: Sizes, p: Parameters, l: number, row: number[], position: numb
   return plus(h, rms(matrix(active, layer('mlp.down_proj'), r), layer('post_attention_layernorm_2'), r), r)
 }
 
+/** With residuals: position `position` begins, and the block of 64 before it has left the last loop. */
+function codeBlock({ coded, residual }: Sizes, planes: readonly Plane[][], position: number): void {
+  if (coded === undefined || residual === undefined || position % 64 !== 0 || position === 0) return
+  for (const [l, anchor] of planes.at(-1)!.entries())
+    for (let j = position - 64; j < position; j++) {
+      anchor[j] = { keys: coded(anchor[j]!.keys), values: coded(anchor[j]!.values) }
+      for (const plane of planes.slice(0, -1)) {
+        const { keys, values } = plane[l]![j]!
+        plane[l]![j] = { keys: residual(keys, anchor[j]!.keys), values: residual(values, anchor[j]!.values) }
+      }
+    }
+}
+
 const embedded = (c: Sizes, p: Parameters, id: number) =>
   Array.from({ length: c.hidden_size }, (_, i) => p.get('model.embed_tokens.weight')![id * c.hidden_size + i]!)
 
@@ -101,22 +116,25 @@ export function forward(
 ) {
   const disturbed = (rows: number[][], where: Site, t: number) =>
     noise === undefined || site !== where ? rows : rows.map((row, j) => plus(row, noise[t]![j]!))
-  let h = disturbed(
+  const embeddings = disturbed(
     ids.map((id) => embedded(c, p, id)),
     'embedding',
     0,
   )
-  const states: number[][][] = []
-  for (let t = 0; t < c.total_ut_steps; t++) {
-    planes[t] = []
-    for (let l = 0; l < c.num_hidden_layers; l++) {
-      const plane: Plane = []
-      planes[t]!.push(plane)
-      h = h.map((row, j) => block(c, p, l, row, j, plane, r))
+  const loops = Array.from({ length: c.total_ut_steps }, (_, t) => t)
+  const states: number[][][] = loops.map(() => [])
+  for (const t of loops) planes[t] = Array.from({ length: c.num_hidden_layers }, (): Plane => [])
+  const together = c.residual === undefined ? ids.length : 64 // positions that run a loop before any runs the next
+  for (let first = 0; first < ids.length; first += together) {
+    codeBlock(c, planes, first)
+    let h = embeddings.slice(first, first + together)
+    const moved = (site: Site, t: number) => disturbed([...states[t]!, ...h], site, t).slice(first)
+    for (const t of loops) {
+      for (const [l, plane] of planes[t]!.entries()) h = h.map((row, j) => block(c, p, l, row, first + j, plane, r))
+      h = moved('residual', t).map((row) => rms(row, p.get('model.norm.weight')!, r))
+      h = moved('state', t)
+      states[t]!.push(...h)
     }
-    h = disturbed(h, 'residual', t).map((row) => rms(row, p.get('model.norm.weight')!, r))
-    h = disturbed(h, 'state', t)
-    states.push(h)
   }
   const gates = states.map((rows) => rows.map((row) => gateLogit(p, row, r)))
   return { states, gates }
@@ -168,6 +186,7 @@ export function greedy(
   read((t) => states[t]!.at(-1)!)
   while (tokens.length < options.tokens) {
     const position = prompt.length + tokens.length - 1
+    if (!options.shared) codeBlock(c, planes, position)
     let h = embedded(c, p, tokens.at(-1)!)
     const left = read((t) => {
       for (let l = 0; l < c.num_hidden_layers; l++) h = block(c, p, l, h, position, planesOf(t)[l]!)

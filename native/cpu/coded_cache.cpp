@@ -5,6 +5,8 @@
 // `and`, a conversion and a multiply-add.
 #include <math.h>
 
+#include <tuple>
+
 #include "decoded_row.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
@@ -85,16 +87,33 @@ void encode(const Format& f, const E* x, uint32_t* record) {
   }
 }
 
-template <class E>
-void decode(const Format& f, const uint32_t* record, E* out) {
+// f(i, x): number i is x.
+template <class F>
+void for_numbers(const Format& f, const uint32_t* record, F number) {
   const int64_t group = f.codes.group;
   const uint32_t mask = (1u << f.codes.bits) - 1;
   const uint32_t* pairs = record + f.groups() * f.words;
-  for (int64_t g = 0; g < f.groups(); g++, record += f.words, out += group) {
+  for (int64_t g = 0; g < f.groups(); g++, record += f.words) {
     const float from = minimum_of(pairs[g]), scale = scale_of(pairs[g]);
     for (int64_t i = 0, shift = 0; i < group; i += f.words, shift += f.codes.bits)
       for (int64_t w = 0; w < least(f.words, group - i); w++)
-        set(out[i + w], from + scale * float(int32_t(record[w] >> shift & mask)));
+        number(g * group + i + w, from + scale * float(int32_t(record[w] >> shift & mask)));
+  }
+}
+
+// The records of a token in all its loops; scratch: 2 · width numbers.
+template <class E>
+void encode_residuals(const LoopResidualEncode& e, const LoopResidualToken& token, const E* exact, uint32_t* anchors,
+                      uint32_t* residuals, float* scratch) {
+  const Format anchor(e.anchor, e.width), residual(e.residual, e.width);
+  float *numbers = scratch, *differences = scratch + e.width;
+  const auto row = [&](int64_t loop) { return exact + (loop * e.exact_slots + token.exact) * e.width; };
+  uint32_t* const record = anchors + token.slot * anchor.record();
+  encode(anchor, row(token.loops - 1), record);
+  for_numbers(anchor, record, [&](int64_t i, float x) { numbers[i] = x; });
+  for (int64_t t = 0; t + 1 < token.loops; t++) {
+    for (int64_t i = 0; i < e.width; i++) differences[i] = to_float(row(t)[i]) - numbers[i];
+    encode(residual, differences, residuals + (t * e.slots + token.slot) * residual.record());
   }
 }
 
@@ -119,6 +138,7 @@ struct CodedRow {
   float* scores;
   int64_t stride;
   float* sums;
+  bool adds = false;  // to the scores, instead of writing them
 
   int64_t vectors() const { return format.words / L; }
   int64_t groups() const { return head_dim / format.codes.group; }  // of a head
@@ -183,13 +203,19 @@ struct CodedRow {
       part[k] = total;
       low[k] = minimums;
     }
-    const real s = (sums_of<L>(part) + low) * scale;
-    memcpy(scores + head * stride + j, &s, size_t(count) * sizeof(float));
+    real s = (sums_of<L>(part) + low) * scale;
+    float* to = scores + head * stride + j;
+    if (adds) {
+      real before = {};
+      memcpy(&before, to, size_t(count) * sizeof(float));
+      s += before;
+    }
+    memcpy(to, &s, size_t(count) * sizeof(float));
   }
 
   // sums += Σ weight · value, of keys [begin, begin + count). Codes of eight places at a time, so that as many sums run at once.
   void add(int32_t h, int32_t head, int64_t begin, int64_t count) const {
-    constexpr int CHAINS = 8 / PLACES;
+    constexpr int CHAINS = PLACES < 8 ? 8 / PLACES : 1;
     const int64_t size = format.codes.group, words = format.words;
     const float* weight = scores + head * stride + begin;
     for (int64_t g = 0; g < groups(); g++) {
@@ -251,59 +277,73 @@ void with_lanes(const Format& f, F run) {
     else if (whole && f.words % 4 == 0) run(bits, integral_constant<int, 4>());
     else run(bits, integral_constant<int, 1>());
   };
-  if (f.codes.bits == 4) lanes(integral_constant<int, 4>());
+  if (f.codes.bits == 2) lanes(integral_constant<int, 2>());
+  else if (f.codes.bits == 4) lanes(integral_constant<int, 4>());
   else lanes(integral_constant<int, 8>());
 }
 
+struct Formats {
+  Format records, residuals;
+  Formats(const LoopCodedAttention& in)
+      : records(in.codes, width(in)), residuals(in.residual.bits > 0 ? in.residual : in.codes, width(in)) {}
+  static int64_t width(const LoopCodedAttention& in) { return int64_t(in.rows.kv_heads) * in.rows.head_dim; }
+  int64_t query(int64_t head_dim) const {  // numbers of the larger CodedRow::query of a head
+    const auto of = [=](const Format& f) { return head_dim / f.codes.group * (f.words * (32 / f.codes.bits) + 1); };
+    return of(records) > of(residuals) ? of(records) : of(residuals);
+  }
+};
+
 template <class E>
-void attend(const LoopCodedAttention& in, const Format& f, int64_t row, int32_t first, int32_t count, int64_t longest,
+void attend(const LoopCodedAttention& in, const Formats& formats, int64_t row, int32_t first, int32_t count, int64_t longest,
             char* scratch) {
   const LoopDecodeAttention& a = in.rows;
   const int64_t head_dim = a.head_dim, group = a.heads / a.kv_heads, begin = first * group;
   const int64_t coded = length_of(a.contexts[row]), recent = length_of(in.recent[row]), context = coded + recent;
   const int32_t heads = int32_t(count * group);
+  const bool with_residuals = in.residual.bits > 0 && in.residual_at[row] >= 0;
   auto* offsets = reinterpret_cast<int64_t*>(scratch);
-  auto* sums = reinterpret_cast<float*>(offsets + longest);
+  auto* residual_offsets = offsets + longest;
+  auto* sums = reinterpret_cast<float*>(residual_offsets + longest);
   float *totals = sums + heads * head_dim, *scores = totals + heads, *query = scores + heads * context;
-  slot_offsets(a.contexts[row], f.record(), offsets);
-  slot_offsets(in.recent[row], f.width, offsets + coded);
+  slot_offsets(a.contexts[row], formats.records.record(), offsets);
+  slot_offsets(in.recent[row], formats.records.width, offsets + coded);
+  if (with_residuals) {
+    const int64_t record = formats.residuals.record();
+    slot_offsets(a.contexts[row], record, residual_offsets);
+    for (int64_t j = 0; j < coded; j++) residual_offsets[j] += in.residual_at[row] * record;
+  }
   const E* q = static_cast<const E*>(a.qkv) + (row * (a.heads + 2 * a.kv_heads) + begin) * head_dim;
   memset(sums, 0, size_t(heads * head_dim) * sizeof(float));
-  with_lanes(f, [&](auto bits, auto lanes) {
-    using Row = CodedRow<decltype(bits)::value, decltype(lanes)::value>;
-    const Row of{f,
-                 head_dim,
-                 coded,
-                 first,
-                 count,
-                 int32_t(group),
-                 offsets,
-                 static_cast<const uint32_t*>(a.keys),
-                 static_cast<const uint32_t*>(a.values),
-                 float(a.scale),
-                 query,
-                 scores,
-                 context,
-                 sums};
-    of.score(q);
-    with_vectors(head_dim, [&](auto c) {
-      const DecodedRow<E, decltype(c)::value> exact{head_dim,
-                                                    recent,
-                                                    count,
-                                                    int32_t(group),
-                                                    offsets + coded,
-                                                    static_cast<const E*>(in.recent_keys) + first * head_dim,
-                                                    static_cast<const E*>(in.recent_values) + first * head_dim,
-                                                    q,
-                                                    float(a.scale),
-                                                    scores + coded,
-                                                    context,
-                                                    sums};
-      exact.score();
-      weigh(heads, context, scores, totals);
-      of.add();
-      exact.add();
-    });
+  // f(records): those of the slots, then those that are added to them.
+  const auto for_records = [&](auto f) {
+    const auto of = [&](const Format& format, const int64_t* at, const void* keys, const void* values, bool adds) {
+      with_lanes(format, [&](auto bits, auto lanes) {
+        f(CodedRow<decltype(bits)::value, decltype(lanes)::value>{
+            format, head_dim, coded, first, count, int32_t(group), at, static_cast<const uint32_t*>(keys),
+            static_cast<const uint32_t*>(values), float(a.scale), query, scores, context, sums, adds});
+      });
+    };
+    of(formats.records, offsets, a.keys, a.values, false);
+    if (with_residuals) of(formats.residuals, residual_offsets, in.residual_keys, in.residual_values, true);
+  };
+  with_vectors(head_dim, [&](auto c) {
+    const DecodedRow<E, decltype(c)::value> exact{head_dim,
+                                                  recent,
+                                                  count,
+                                                  int32_t(group),
+                                                  offsets + coded,
+                                                  static_cast<const E*>(in.recent_keys) + first * head_dim,
+                                                  static_cast<const E*>(in.recent_values) + first * head_dim,
+                                                  q,
+                                                  float(a.scale),
+                                                  scores + coded,
+                                                  context,
+                                                  sums};
+    for_records([&](const auto& records) { records.score(q); });
+    exact.score();
+    weigh(heads, context, scores, totals);
+    for_records([](const auto& records) { records.add(); });
+    exact.add();
   });
   divide(heads, head_dim, sums, totals, static_cast<E*>(a.out) + (row * a.heads + begin) * head_dim);
 }
@@ -311,17 +351,30 @@ void attend(const LoopCodedAttention& in, const Format& f, int64_t row, int32_t 
 template <class E>
 void coded_rows(Context& ctx, const LoopCodedAttention& in) {
   const LoopDecodeAttention& a = in.rows;
-  const Format f(in.codes, int64_t(a.kv_heads) * a.head_dim);
-  const int64_t group = a.heads / a.kv_heads, query = a.head_dim / in.codes.group * (f.words * (32 / in.codes.bits) + 1);
+  const Formats formats(in);
+  const int64_t group = a.heads / a.kv_heads, query = formats.query(a.head_dim);
   int64_t keys = 0, longest = 0;
   for (int64_t i = 0; i < a.rows; i++) {
     const int64_t context = length_of(a.contexts[i]) + length_of(in.recent[i]);
     keys += context;
     if (context > longest) longest = context;
   }
-  for_key_heads(
-      ctx, a, keys, size_t(longest) * 8, size_t(group * (a.head_dim + 1 + longest + query)) * 4,
-      [&](int64_t row, int32_t first, int32_t count, char* scratch) { attend<E>(in, f, row, first, count, longest, scratch); });
+  for_key_heads(ctx, a, keys, size_t(longest) * 16, size_t(group * (a.head_dim + 1 + longest + query)) * 4,
+                [&](int64_t row, int32_t first, int32_t count, char* scratch) {
+                  attend<E>(in, formats, row, first, count, longest, scratch);
+                });
+}
+
+template <class E>
+void encode_tokens(Context& ctx, const LoopResidualEncode& e) {
+  for_rows(ctx, e.count, 64 * e.width, [&](int64_t begin, int64_t end, int thread) {
+    auto* scratch = static_cast<float*>(ctx.pool.scratch(thread, size_t(2 * e.width) * sizeof(float)));
+    for (int64_t i = begin; i < end; i++)
+      for (const auto& [exact, anchors, residuals] :
+           {std::tuple(e.keys, e.anchor_keys, e.residual_keys), std::tuple(e.values, e.anchor_values, e.residual_values)})
+        encode_residuals(e, e.tokens[i], static_cast<const E*>(exact), static_cast<uint32_t*>(anchors),
+                         static_cast<uint32_t*>(residuals), scratch);
+  });
 }
 
 template <class E>
@@ -338,9 +391,15 @@ void encode_rows(Context& ctx, const Format& f, int64_t rows, int64_t heads, con
 }
 
 template <class E>
-void decode_records(Context& ctx, const Format& f, int64_t rows, const uint32_t* records, int64_t stride, E* out) {
-  for_rows(ctx, rows, 2 * f.width, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; i++) decode(f, records + i * f.record(), out + i * stride);
+void decode_records(Context& ctx, const Format& f, int64_t rows, const uint32_t* records, const Format& residual,
+                    const uint32_t* residuals, int64_t stride, E* out) {
+  for_rows(ctx, rows, 2 * f.width, [&](int64_t begin, int64_t end, int thread) {
+    auto* sums = static_cast<float*>(ctx.pool.scratch(thread, size_t(f.width) * sizeof(float)));
+    for (int64_t i = begin; i < end; i++) {
+      for_numbers(f, records + i * f.record(), [&](int64_t e, float x) { sums[e] = x; });
+      if (residuals) for_numbers(residual, residuals + i * residual.record(), [&](int64_t e, float x) { sums[e] += x; });
+      for (int64_t e = 0; e < f.width; e++) set(out[i * stride + e], sums[e]);
+    }
   });
 }
 
@@ -358,12 +417,17 @@ int cache_encode(void* context, LoopDType dt, LoopCacheCodes codes, int64_t rows
 }
 
 int cache_decode(void* context, LoopDType dt, LoopCacheCodes codes, int64_t rows, int64_t width, const void* records,
-                 int64_t stride, void* out) {
+                 LoopCacheCodes residual, const void* residuals, int64_t stride, void* out) {
   auto& ctx = *static_cast<Context*>(context);
-  const Format f(codes, width);
-  const auto* from = static_cast<const uint32_t*>(records);
-  if (dt == LOOP_BF16) decode_records(ctx, f, rows, from, stride, static_cast<bf16*>(out));
-  else decode_records(ctx, f, rows, from, stride, static_cast<float*>(out));
+  const Format f(codes, width), added(residuals ? residual : codes, width);
+  const auto *from = static_cast<const uint32_t*>(records), *more = static_cast<const uint32_t*>(residuals);
+  if (dt == LOOP_BF16) decode_records(ctx, f, rows, from, added, more, stride, static_cast<bf16*>(out));
+  else decode_records(ctx, f, rows, from, added, more, stride, static_cast<float*>(out));
+  return 0;
+}
+
+int cache_encode_residuals(void* context, LoopDType dt, const LoopResidualEncode* e) {
+  if (e->count > 0) (dt == LOOP_BF16 ? encode_tokens<bf16> : encode_tokens<float>)(*static_cast<Context*>(context), *e);
   return 0;
 }
 

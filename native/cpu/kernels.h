@@ -39,6 +39,7 @@ LOOPLM_KERNEL(cache_write);   // decode.cpp
 LOOPLM_KERNEL(decode_attention);
 LOOPLM_KERNEL(cache_encode);  // coded_cache.cpp
 LOOPLM_KERNEL(cache_decode);
+LOOPLM_KERNEL(cache_encode_residuals);
 LOOPLM_KERNEL(coded_attention);
 LOOPLM_KERNEL(sample);  // sample.cpp
 LOOPLM_KERNEL(binary);  // tensor.cpp

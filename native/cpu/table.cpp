@@ -71,6 +71,7 @@ const LoopBackend table = {
     .decode_attention = guarded<decode_attention>,
     .cache_encode = guarded<cache_encode>,
     .cache_decode = guarded<cache_decode>,
+    .cache_encode_residuals = guarded<cache_encode_residuals>,
     .coded_attention = guarded<coded_attention>,
     .sample = guarded<sample>,
     .edit_logits = edit_logits,

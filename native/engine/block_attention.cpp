@@ -37,11 +37,33 @@ size_t BlockAttention::slot_bytes() const {
   return codes.bits > 0 ? size_t(loop_record_bytes(codes, a_.kv_width())) : size_t(a_.kv_width()) * act_;
 }
 
+size_t BlockAttention::residual_bytes() const { return size_t(loop_record_bytes(cache_->coded.residual, a_.kv_width())); }
+
 BlockAttention::Planes BlockAttention::planes(int64_t plane) const {
   const CodedUse& coded = cache_->coded;
-  const size_t at = size_t(plane * cache_->slots) * slot_bytes(), recent = size_t(plane * coded.slots * a_.kv_width()) * act_;
   const auto behind = [](void* base, size_t bytes) { return base ? static_cast<char*>(base) + bytes : nullptr; };
-  return {behind(cache_->keys, at), behind(cache_->values, at), behind(coded.keys, recent), behind(coded.values, recent)};
+  const size_t recent = size_t(plane * coded.slots * a_.kv_width()) * act_;
+  Planes out{nullptr,
+             nullptr,
+             behind(coded.keys, recent),
+             behind(coded.values, recent),
+             nullptr,
+             nullptr,
+             coded.residual.bits > 0 && plane < coded.loop_blocks * cache_->planes};
+  int64_t records = plane;
+  if (out.of_loop) {
+    const int64_t block = plane / cache_->planes, loop = plane % cache_->planes;
+    records = block;
+    if (cache_->contexts || loop + 1 < coded.loops) {
+      const size_t at = size_t((block * (cache_->planes - 1) + loop) * cache_->slots) * residual_bytes();
+      out.residual_keys = behind(coded.residual_keys, at), out.residual_values = behind(coded.residual_values, at);
+    }
+  } else if (coded.residual.bits > 0) {
+    records = plane - coded.loop_blocks * (cache_->planes - 1);
+  }
+  const size_t at = size_t(records * cache_->slots) * slot_bytes();
+  out.keys = behind(cache_->keys, at), out.values = behind(cache_->values, at);
+  return out;
 }
 
 void BlockAttention::write(const BlockMemory& b, const Planes& p) const {
@@ -53,8 +75,9 @@ void BlockAttention::write(const BlockMemory& b, const Planes& p) const {
                  qkv, keys, values);
     return;
   }
-  device_->run(&LoopBackend::cache_encode, "cache encode", dt_, coded.codes, batch_.tokens, a_.heads, a_.kv_heads, a_.head_dim,
-               cache_->rows, qkv, keys, values);
+  if (!p.of_loop)
+    device_->run(&LoopBackend::cache_encode, "cache encode", dt_, coded.codes, batch_.tokens, a_.heads, a_.kv_heads, a_.head_dim,
+                 cache_->rows, qkv, keys, values);
   for (const auto& [first, count] : coded.runs) {
     const void* rows = static_cast<const char*>(qkv) + size_t(first * a_.qkv_width()) * act_;
     device_->run(&LoopBackend::cache_write, "cache write", dt_, count, a_.heads, a_.kv_heads, a_.head_dim, coded.rows + first,
@@ -71,17 +94,23 @@ void BlockAttention::decode(const BlockMemory& b, const Planes& p) const {
     device_->run(&LoopBackend::decode_attention, "decode attention", dt_, &d);
     return;
   }
-  const LoopCodedAttention c{d, coded.codes, p.recent_keys, p.recent_values, coded.contexts};
-  device_->run(&LoopBackend::coded_attention, "coded attention", dt_, &c);
+  LoopCodedAttention c{d, coded.codes, p.recent_keys, p.recent_values, coded.contexts, {}, nullptr, nullptr, nullptr};
+  if (p.of_loop) {
+    c.residual = coded.residual;
+    c.residual_keys = p.residual_keys, c.residual_values = p.residual_values, c.residual_at = coded.residual_at;
+  }
+  device_->run(&LoopBackend::coded_attention, "coded attention", dt_, static_cast<const LoopCodedAttention*>(&c));
 }
 
 // Keys or values of earlier tokens, into rows of qkv.
-void BlockAttention::read_prefix(const CachedPrefix& prefix, const char* plane, char* to) const {
+void BlockAttention::read_prefix(const CachedPrefix& prefix, const char* plane, const char* residuals, char* to) const {
   const int64_t qkv = a_.qkv_width(), kv = a_.kv_width();
   const void* from = plane + size_t(prefix.slot) * slot_bytes();
   void* out = to;
   if (const LoopCacheCodes codes = cache_->coded.codes; codes.bits > 0) {
-    device_->run(&LoopBackend::cache_decode, "cached prefix", dt_, codes, prefix.length, kv, from, qkv, out);
+    const void* added = residuals ? residuals + size_t(prefix.slot) * residual_bytes() : nullptr;
+    device_->run(&LoopBackend::cache_decode, "cached prefix", dt_, codes, prefix.length, kv, from, cache_->coded.residual, added,
+                 qkv, out);
     return;
   }
   const int64_t shape[] = {prefix.length, kv}, own[] = {kv, 1}, rows[] = {qkv, 1};
@@ -101,8 +130,8 @@ void BlockAttention::behind_prefixes(const BlockMemory& b, const Planes& p) cons
   for (int32_t i = 0; i < cache_->prefix_count; i++) {
     const CachedPrefix& prefix = cache_->prefixes[i];
     char* row = extended + size_t(prefix.row * qkv + width) * act_;
-    read_prefix(prefix, p.keys, row);
-    read_prefix(prefix, p.values, row + size_t(kv) * act_);
+    read_prefix(prefix, p.keys, p.residual_keys, row);
+    read_prefix(prefix, p.values, p.residual_values, row + size_t(kv) * act_);
   }
   LoopAttention a = arguments(b);
   a.tokens = rows;

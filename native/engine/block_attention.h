@@ -26,6 +26,13 @@ struct CodedUse {
   const int32_t* rows = nullptr;                  // device [N]: recent slots, counted as CacheUse::rows
   std::vector<std::pair<int64_t, int64_t>> runs;  // first rows and numbers of those that have one
   const LoopCacheContext* contexts = nullptr;     // device [N] when decoding
+  // With residuals, else bits 0: CacheUse's keys and values are then records of the anchors, [blocks, slots], and a pass writes
+  // none of the blocks of the loop. Those of the loops before the last are here.
+  LoopCacheCodes residual{0, 1};
+  void *residual_keys = nullptr, *residual_values = nullptr;  // records [loop_blocks, planes - 1, slots]
+  int64_t loop_blocks = 0;
+  int loops = 0;                         // of prompts: how many they have; the last reads the anchor alone
+  const int32_t* residual_at = nullptr;  // device [N] when decoding: LoopCodedAttention
 };
 
 // Where a forward puts its keys and values, and, when decoding, reads those of earlier tokens. Planes, in this order: of every
@@ -78,13 +85,16 @@ class BlockAttention {
  private:
   struct Planes {
     char *keys, *values, *recent_keys, *recent_values;
+    char *residual_keys, *residual_values;  // NULL: there are none
+    bool of_loop;                           // with residuals: of a block of the loop
   };
   Planes planes(int64_t plane) const;
-  size_t slot_bytes() const;  // of keys
+  size_t slot_bytes() const;      // of keys
+  size_t residual_bytes() const;  // of a slot
   void write(const BlockMemory& b, const Planes& p) const;
   void decode(const BlockMemory& b, const Planes& p) const;
   void behind_prefixes(const BlockMemory& b, const Planes& p) const;
-  void read_prefix(const CachedPrefix& prefix, const char* plane, char* to) const;
+  void read_prefix(const CachedPrefix& prefix, const char* plane, const char* residuals, char* to) const;
 
   const std::shared_ptr<Device> device_;
   const LoopDType dt_;

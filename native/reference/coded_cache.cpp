@@ -1,6 +1,7 @@
 // A cache in few bits (backend.h, LoopCacheCodes). Rounding is in float32, as everywhere; what codes stand for is a double.
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "context.h"
 #include "scores.h"
@@ -36,6 +37,13 @@ struct Record {
   }
 };
 
+// The record of a slot.
+template <class Void>
+auto record(Void* records, LoopCacheCodes codes, int64_t width, int64_t slot) {
+  using Words = std::conditional_t<std::is_const_v<Void>, const uint32_t, uint32_t>;
+  return static_cast<Words*>(records) + slot * (loop_record_bytes(codes, width) / 4);
+}
+
 void encode(LoopCacheCodes codes, int64_t width, const double* x, uint32_t* words) {
   const int64_t n = loop_code_words(codes), groups = width / codes.group;
   for (int64_t g = 0; g < groups; ++g) {
@@ -57,23 +65,47 @@ void encode(LoopCacheCodes codes, int64_t width, const double* x, uint32_t* word
 int cache_encode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,
                  const int32_t* slots, const void* qkv, void* keys, void* values) {
   if (int status = require_float64(ctx, dt, "cache_encode")) return status;
-  const int64_t width = int64_t(kv_heads) * head_dim, words = loop_record_bytes(codes, width) / 4;
+  const int64_t width = int64_t(kv_heads) * head_dim;
   for (int64_t i = 0; i < rows; ++i) {
     const double* k = static_cast<const double*>(qkv) + i * (heads + 2 * kv_heads) * head_dim + int64_t(heads) * head_dim;
-    encode(codes, width, k, static_cast<uint32_t*>(keys) + slots[i] * words);
-    encode(codes, width, k + width, static_cast<uint32_t*>(values) + slots[i] * words);
+    encode(codes, width, k, record(keys, codes, width, slots[i]));
+    encode(codes, width, k + width, record(values, codes, width, slots[i]));
   }
   return 0;
 }
 
-int cache_decode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int64_t width, const void* records, int64_t stride,
-                 void* out) {
+int cache_encode_residuals(void* ctx, LoopDType dt, const LoopResidualEncode* e) {
+  if (int status = require_float64(ctx, dt, "cache_encode_residuals")) return status;
+  const auto half = [&](const void* exact, void* anchors, void* residuals) {
+    for (int64_t i = 0; i < e->count; ++i) {
+      const LoopResidualToken& token = e->tokens[i];
+      const auto row = [&](int64_t loop) {
+        return static_cast<const double*>(exact) + (loop * e->exact_slots + token.exact) * e->width;
+      };
+      uint32_t* anchor = record(anchors, e->anchor, e->width, token.slot);
+      encode(e->anchor, e->width, row(token.loops - 1), anchor);
+      for (int64_t t = 0; t + 1 < token.loops; ++t) {
+        std::vector<double> difference;
+        for (int64_t j = 0; j < e->width; ++j)
+          difference.push_back(float(row(t)[j]) - float(Record{e->anchor, e->width, anchor}.number(j)));
+        encode(e->residual, e->width, difference.data(), record(residuals, e->residual, e->width, t * e->slots + token.slot));
+      }
+    }
+  };
+  half(e->keys, e->anchor_keys, e->residual_keys);
+  half(e->values, e->anchor_values, e->residual_values);
+  return 0;
+}
+
+int cache_decode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int64_t width, const void* records,
+                 LoopCacheCodes residual, const void* residuals, int64_t stride, void* out) {
   if (int status = require_float64(ctx, dt, "cache_decode")) return status;
-  const int64_t words = loop_record_bytes(codes, width) / 4;
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t e = 0; e < width; ++e)
-      static_cast<double*>(out)[i * stride + e] =
-          Record{codes, width, static_cast<const uint32_t*>(records) + i * words}.number(e);
+    for (int64_t e = 0; e < width; ++e) {
+      double x = Record{codes, width, record(records, codes, width, i)}.number(e);
+      if (residuals) x += Record{residual, width, record(residuals, residual, width, i)}.number(e);
+      static_cast<double*>(out)[i * stride + e] = x;
+    }
   return 0;
 }
 
@@ -81,15 +113,22 @@ int cache_decode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, in
 int coded_attention(void* ctx, LoopDType dt, const LoopCodedAttention* c) {
   if (int status = require_float64(ctx, dt, "coded_attention")) return status;
   const LoopDecodeAttention& a = c->rows;
-  const int64_t width = int64_t(a.kv_heads) * a.head_dim, words = loop_record_bytes(c->codes, width) / 4;
+  const int64_t width = int64_t(a.kv_heads) * a.head_dim;
   for (int64_t i = 0; i < a.rows; ++i) {
     std::vector<double> keys, values;  // [context, width]
+    const auto append = [&](std::vector<double>& to, const void* records, const void* residuals, int64_t slot) {
+      const int64_t at = c->residual.bits > 0 ? c->residual_at[i] : -1;
+      for (int64_t e = 0; e < width; ++e) {
+        double x = Record{c->codes, width, record(records, c->codes, width, slot)}.number(e);
+        if (at >= 0) x += Record{c->residual, width, record(residuals, c->residual, width, at + slot)}.number(e);
+        to.push_back(x);
+      }
+    };
     for (const LoopCacheRun& run : a.contexts[i].runs)
-      for (int64_t slot = run.begin; slot < run.begin + run.length; ++slot)
-        for (int64_t e = 0; e < width; ++e) {
-          keys.push_back(Record{c->codes, width, static_cast<const uint32_t*>(a.keys) + slot * words}.number(e));
-          values.push_back(Record{c->codes, width, static_cast<const uint32_t*>(a.values) + slot * words}.number(e));
-        }
+      for (int64_t slot = run.begin; slot < run.begin + run.length; ++slot) {
+        append(keys, a.keys, c->residual_keys, slot);
+        append(values, a.values, c->residual_values, slot);
+      }
     for (const LoopCacheRun& run : c->recent[i].runs)
       for (int64_t e = run.begin * width; e < (run.begin + run.length) * width; ++e) {
         keys.push_back(static_cast<const double*>(c->recent_keys)[e]);
@@ -116,6 +155,7 @@ int coded_attention(void* ctx, LoopDType dt, const LoopCodedAttention* c) {
 void add_coded_cache(LoopBackend& table) {
   table.cache_encode = cache_encode;
   table.cache_decode = cache_decode;
+  table.cache_encode_residuals = cache_encode_residuals;
   table.coded_attention = coded_attention;
 }
 

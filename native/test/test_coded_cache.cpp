@@ -20,10 +20,10 @@ struct Shape {
   int64_t words() const { return loop_record_bytes(codes, kv()) / 4; }
 };
 
-const std::vector<Shape> shapes = {{4, 4, 64, {4, 64}},  {4, 2, 64, {8, 64}}, {2, 1, 128, {4, 64}}, {2, 1, 128, {8, 64}},
-                                   {6, 2, 32, {4, 32}},  {6, 2, 32, {8, 32}}, {3, 3, 8, {4, 8}},    {3, 1, 8, {8, 8}},
-                                   {2, 2, 96, {4, 32}},  {3, 1, 10, {4, 10}}, {2, 2, 130, {8, 26}}, {2, 1, 4, {4, 4}},
-                                   {16, 16, 64, {4, 64}}};
+const std::vector<Shape> shapes = {{4, 4, 64, {4, 64}},   {4, 2, 64, {8, 64}}, {2, 1, 128, {4, 64}}, {2, 1, 128, {8, 64}},
+                                   {6, 2, 32, {4, 32}},   {6, 2, 32, {8, 32}}, {3, 3, 8, {4, 8}},    {3, 1, 8, {8, 8}},
+                                   {2, 2, 96, {4, 32}},   {3, 1, 10, {4, 10}}, {2, 2, 130, {8, 26}}, {2, 1, 4, {4, 4}},
+                                   {16, 16, 64, {4, 64}}, {4, 2, 64, {2, 32}}, {2, 1, 128, {2, 64}}, {2, 1, 12, {2, 12}}};
 
 // Records of slots [0, slots), from rows of keys and values [slots, kv].
 struct Records {
@@ -50,7 +50,7 @@ Records records(const Device& d, const Shape& s, const Values& keys, const Value
 
 Values decoded(const Device& d, const Shape& s, const Buffer& from, int64_t rows) {
   Buffer out = act(d, size_t(rows * s.kv()));
-  d.expect(d.table.cache_decode(d.ctx, d.dt, s.codes, rows, s.kv(), from, s.kv(), out), "cache_decode");
+  d.expect(d.table.cache_decode(d.ctx, d.dt, s.codes, rows, s.kv(), from, s.codes, nullptr, s.kv(), out), "cache_decode");
   return out.values();
 }
 
@@ -137,7 +137,11 @@ Values run(const Device& d, const Decode& in) {
                              s.codes,
                              keys,
                              values,
-                             recent.as<LoopCacheContext>()};
+                             recent.as<LoopCacheContext>(),
+                             {},
+                             nullptr,
+                             nullptr,
+                             nullptr};
   d.expect(d.table.coded_attention(d.ctx, d.dt, &a), "coded_attention");
   return out.values();
 }
@@ -195,6 +199,185 @@ KERNEL_TEST(coded_row_invariance, "coded_attention: a row does not depend on the
     }
     t.same_bits(s.name(), alone, slice(batch, 0, alone.size()));
   }
+}
+
+// ---- Residuals
+
+struct Residuals {
+  Shape shape;  // codes: of the anchor
+  LoopCacheCodes residual;
+  std::string name() const {
+    return shape.name() + ", residuals of int" + std::to_string(residual.bits) + " in groups of " +
+           std::to_string(residual.group);
+  }
+  size_t words() const { return size_t(loop_record_bytes(residual, shape.kv()) / 4); }
+};
+const std::vector<Residuals> residuals = {{{4, 2, 64, {4, 64}}, {2, 64}}, {{2, 1, 128, {4, 64}}, {2, 32}},
+                                          {{6, 2, 32, {4, 32}}, {2, 32}}, {{3, 1, 10, {4, 10}}, {2, 10}},
+                                          {{2, 2, 96, {8, 32}}, {2, 32}}, {{16, 16, 64, {4, 64}}, {2, 64}}};
+constexpr int LOOPS = 3;
+
+// Numbers of all loops [LOOPS, slots, kv]: the last, and near them those of the earlier ones.
+Values loops_of(Test& t, const Shape& s, size_t slots) {
+  const Values last = t.act_normal(slots * size_t(s.kv()), 2);
+  Values out;
+  for (int loop = 0; loop < LOOPS; ++loop) {
+    const Values noise = t.act_normal(last.size(), 0.2 * (LOOPS - 1 - loop));
+    for (size_t i = 0; i < last.size(); ++i) out.push_back(rounded(t.device.dt, last[i] + (loop + 1 < LOOPS ? noise[i] : 0)));
+  }
+  return out;
+}
+
+struct ResidualRecords {
+  Records anchor, residual;
+};
+// Slot i has the numbers of row `slots - 1 - i`, of fewer loops where that is a multiple of 5.
+int32_t loops_at(int64_t slot) { return slot % 5 ? LOOPS : LOOPS - 1; }
+ResidualRecords encoded(const Device& d, const Residuals& r, const Values& keys, const Values& values) {
+  const Shape& s = r.shape;
+  const int64_t slots = int64_t(keys.size()) / s.kv() / LOOPS;
+  std::vector<LoopResidualToken> tokens;
+  for (int32_t i = 0; i < slots; ++i) tokens.push_back({int32_t(slots) - 1 - i, i, loops_at(i)});
+  const auto records = [&](size_t words) { return Records{{d, Ints(words, 0)}, {d, Ints(words, 0)}}; };
+  ResidualRecords out{records(size_t(slots * s.words())), records(size_t((LOOPS - 1) * slots) * r.words())};
+  const Buffer k = act(d, keys), v = act(d, values), at = structs(d, tokens);
+  const LoopResidualEncode e{
+      slots, s.kv(),          s.codes,           r.residual,        at.as<LoopResidualToken>(), slots, slots, k,
+      v,     out.anchor.keys, out.anchor.values, out.residual.keys, out.residual.values};
+  d.expect(d.table.cache_encode_residuals(d.ctx, d.dt, &e), "cache_encode_residuals");
+  return out;
+}
+
+// What the records of a loop stand for, [slots, kv]; the last loop is that of the anchor.
+Values decoded(const Device& d, const Residuals& r, const Buffer& anchor, const Buffer& residual, int loop, int64_t slots) {
+  const Shape& s = r.shape;
+  Buffer out = act(d, size_t(slots * s.kv()));
+  const int32_t* added = loop + 1 < LOOPS ? residual.as<int32_t>() + size_t(loop * slots) * r.words() : nullptr;
+  d.expect(d.table.cache_decode(d.ctx, d.dt, s.codes, slots, s.kv(), anchor, r.residual, added, s.kv(), out), "cache_decode");
+  return out.values();
+}
+
+KERNEL_TEST(residual_encode, "cache_encode_residuals") {
+  if (!t.device.table.cache_encode_residuals) return;
+  for (const Residuals& r : residuals) {
+    constexpr int64_t slots = 9;
+    const Shape& s = r.shape;
+    const Values keys = loops_of(t, s, slots), values = loops_of(t, s, slots);
+    const ResidualRecords own = encoded(t.device, r, keys, values), truth = encoded(t.reference, r, keys, values);
+    t.same_bits(r.name() + ": anchor keys", own.anchor.keys.values(), truth.anchor.keys.values());
+    t.same_bits(r.name() + ": anchor values", own.anchor.values.values(), truth.anchor.values.values());
+    t.same_bits(r.name() + ": keys", own.residual.keys.values(), truth.residual.keys.values());
+    t.same_bits(r.name() + ": values", own.residual.values.values(), truth.residual.values.values());
+    for (int loop = 0; loop < LOOPS; ++loop) {
+      const Values back = decoded(t.reference, r, truth.anchor.keys, truth.residual.keys, loop, slots);
+      const std::string name = r.name() + ", loop " + std::to_string(loop);
+      t.close(name + " decoded", decoded(t.device, r, own.anchor.keys, own.residual.keys, loop, slots), back,
+              rounded(t.device.dt, back));
+      double error = 0, changes = 0;  // squared, of the codes and of the anchor's numbers
+      for (int64_t i = 0; i < slots; ++i) {
+        if (loop + 1 >= loops_at(i)) continue;
+        for (int64_t j = 0; j < s.kv(); ++j) {
+          const double x = keys[size_t((loop * slots + slots - 1 - i) * s.kv() + j)];
+          error += std::pow(back[size_t(i * s.kv() + j)] - x, 2);
+          changes += std::pow(keys[size_t(((loops_at(i) - 1) * slots + slots - 1 - i) * s.kv() + j)] - x, 2);
+        }
+      }
+      t.claim(name + ": nearer than the anchor", loop + 1 == LOOPS || error < 0.5 * changes);
+    }
+  }
+}
+
+struct ResidualDecode {
+  Residuals of;
+  Decode rows;
+  Ints loops;  // of the rows
+};
+
+Values run(const Device& d, const ResidualDecode& in) {
+  const Shape& s = in.of.shape;
+  const int32_t slots = int32_t(in.rows.keys.size()) / int32_t(s.kv()) / LOOPS;
+  const ResidualRecords r = encoded(d, in.of, in.rows.keys, in.rows.values);
+  const Buffer qkv = act(d, in.rows.qkv), keys = act(d, in.rows.recent_keys), values = act(d, in.rows.recent_values);
+  const Buffer contexts = structs(d, in.rows.contexts), recent = structs(d, in.rows.recent);
+  Ints at;
+  for (int32_t loop : in.loops) at.push_back(loop + 1 < LOOPS ? loop * slots : -1);
+  const Buffer residual_at(d, at);
+  Buffer out = act(d, in.loops.size() * size_t(s.heads * s.head_dim));
+  const LoopCodedAttention a{{int64_t(in.loops.size()), s.heads, s.kv_heads, s.head_dim, 1 / std::sqrt(double(s.head_dim)), qkv,
+                              r.anchor.keys, r.anchor.values, contexts.as<LoopCacheContext>(), out},
+                             s.codes,
+                             keys,
+                             values,
+                             recent.as<LoopCacheContext>(),
+                             in.of.residual,
+                             r.residual.keys,
+                             r.residual.values,
+                             residual_at.as<int32_t>()};
+  d.expect(d.table.coded_attention(d.ctx, d.dt, &a), "coded_attention");
+  return out.values();
+}
+
+// Attention in act over what the records stand for: planes of all loops, and the recent rows behind them.
+Values plain(const Device& d, const ResidualDecode& in) {
+  const Shape& s = in.of.shape;
+  const int32_t slots = int32_t(in.rows.keys.size()) / int32_t(s.kv()) / LOOPS;
+  const ResidualRecords r = encoded(d, in.of, in.rows.keys, in.rows.values);
+  const auto joined = [&](const Buffer& anchor, const Buffer& residual, const Values& recent) {
+    Values all;
+    for (int loop = 0; loop < LOOPS; ++loop) {
+      const Values one = decoded(d, in.of, anchor, residual, loop, slots);
+      all.insert(all.end(), one.begin(), one.end());
+    }
+    all.insert(all.end(), recent.begin(), recent.end());
+    return act(d, all);
+  };
+  std::vector<LoopCacheContext> contexts = in.rows.contexts;
+  for (size_t i = 0; i < contexts.size(); ++i) {
+    for (int run : {0, 1}) contexts[i].runs[run].begin += in.loops[i] * slots;
+    contexts[i].runs[2] = {in.rows.recent[i].runs[0].begin + LOOPS * slots, in.rows.recent[i].runs[0].length};
+  }
+  const Buffer qkv = act(d, in.rows.qkv), keys = joined(r.anchor.keys, r.residual.keys, in.rows.recent_keys),
+               values = joined(r.anchor.values, r.residual.values, in.rows.recent_values), at = structs(d, contexts);
+  Buffer out = act(d, contexts.size() * size_t(s.heads * s.head_dim));
+  const LoopDecodeAttention a{int64_t(contexts.size()),          s.heads, s.kv_heads, s.head_dim,
+                              1 / std::sqrt(double(s.head_dim)), qkv,     keys,       values,
+                              at.as<LoopCacheContext>(),         out};
+  d.expect(d.table.decode_attention(d.ctx, d.dt, &a), "decode_attention");
+  return out.values();
+}
+
+ResidualDecode residual_inputs(Test& t, const Residuals& r, double peak) {
+  ResidualDecode in{r, inputs(t, r.shape, lengths, peak), {}};
+  const size_t slots = in.rows.keys.size() / size_t(r.shape.kv());
+  in.rows.keys = loops_of(t, r.shape, slots), in.rows.values = loops_of(t, r.shape, slots);
+  for (size_t i = 0; i < lengths.size(); ++i) in.loops.push_back(int32_t(i * 2 % LOOPS));
+  return in;
+}
+
+KERNEL_TEST(residual, "coded_attention with residuals") {
+  if (!t.device.table.cache_encode_residuals) return;
+  for (const Residuals& r : residuals)
+    for (double peak : {1.0, 6.0}) {
+      const ResidualDecode in = residual_inputs(t, r, peak);
+      const Values truth = run(t.reference, in);
+      if (t.is_reference()) t.within(r.name(), truth, plain(t.reference, in), 1e-12);
+      else t.close(r.name(), run(t.device, in), truth, plain(t.device, in));
+    }
+}
+
+KERNEL_TEST(residual_row_invariance, "coded_attention with residuals: a row does not depend on the others") {
+  if (!t.device.table.cache_encode_residuals) return;
+  const ResidualDecode in = residual_inputs(t, residuals[0], 2);
+  const Values batch = run(t.device, in);
+  Values alone;
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    ResidualDecode one = in;
+    one.rows.contexts = {in.rows.contexts[i]}, one.rows.recent = {in.rows.recent[i]}, one.loops = {in.loops[i]};
+    one.rows.qkv = slice(in.rows.qkv, i * size_t(in.of.shape.width()), size_t(in.of.shape.width()));
+    const Values row = run(t.device, one);
+    alone.insert(alone.end(), row.begin(), row.end());
+  }
+  t.same_bits(in.of.name(), alone, batch);
 }
 
 }  // namespace

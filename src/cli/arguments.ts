@@ -113,9 +113,10 @@ export function modelOptions(command: Command): Command {
 
 /** --cache-type. */
 export const cacheTypeOption = () =>
-  new Option('--cache-type <type>', 'keys and values in the cache: int8 and int4 take less memory (default: model)').choices(
-    cacheTypes,
-  )
+  new Option(
+    '--cache-type <type>',
+    'keys and values in the cache: int8, int4 and residual take less memory (default: model)',
+  ).choices(cacheTypes)
 
 /** What {@link cacheOptions} adds. */
 export type CacheFlags = Pick<GenerateOptions, 'kv' | 'cacheType'> & { speculate?: 'wavefront' | 'off' }

@@ -4,19 +4,26 @@ import type { ModelDType } from '../native/types.js'
 import type { CacheType } from './types.js'
 
 /** Words of {@link CacheType}. */
-export const cacheTypes = ['model', 'int8', 'int4'] as const satisfies readonly CacheType[]
+export const cacheTypes = ['model', 'int8', 'int4', 'residual'] as const satisfies readonly CacheType[]
 
-/** Bits of a code; 0: there are none. */
-export const cacheBits: Readonly<Record<CacheType, 0 | 4 | 8>> = { model: 0, int8: 8, int4: 4 }
+/** Bits of a code, and of the residuals of earlier loops; 0: there are none. */
+export const cacheBits: Readonly<Record<CacheType, { cacheBits: 0 | 4 | 8; residualBits: 0 | 2 }>> = {
+  model: { cacheBits: 0, residualBits: 0 },
+  int8: { cacheBits: 8, residualBits: 0 },
+  int4: { cacheBits: 4, residualBits: 0 },
+  residual: { cacheBits: 4, residualBits: 2 },
+}
 
 /** Bytes of one token's keys and values, as native/engine/generation/cache.cpp lays them out. */
 export function cachePerToken(architecture: Architecture, loops: number, dtype: ModelDType, cacheType: CacheType): number {
   const { kvHeads, headDim } = architecture
-  const bits = cacheBits[cacheType]
-  const plain = headDim * { bfloat16: 2, float32: 4, float64: 8 }[dtype]
+  const { cacheBits: bits, residualBits } = cacheBits[cacheType]
+  const planes = cachePlanes(architecture, loops)
   const group = groupOf(headDim)
-  const coded = (headDim / group) * (Math.ceil((group * bits) / 32) + 1) * 4 // with a scale and a minimum
-  return 2 * cachePlanes(architecture, loops) * kvHeads * (bits === 0 ? plain : coded)
+  const record = (codeBits: number) => (headDim / group) * (Math.ceil((group * codeBits) / 32) + 1) * 4 // with a scale and a minimum
+  if (bits === 0) return 2 * planes * kvHeads * headDim * { bfloat16: 2, float32: 4, float64: 8 }[dtype]
+  const residuals = residualBits > 0 && loops > 1 ? planes - cachePlanes(architecture, 1) : 0
+  return 2 * kvHeads * ((planes - residuals) * record(bits) + residuals * record(residualBits))
 }
 
 function groupOf(headDim: number): number {

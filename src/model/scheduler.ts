@@ -82,7 +82,7 @@ export class Scheduler {
         loops: checkLoops(options.loops, operation),
         sharedCache: planes === 'shared',
         force,
-        cacheBits: cacheBits[this.#cacheType],
+        ...cacheBits[this.#cacheType],
         promptCache: readPromptCache(options.promptCache, operation),
         prefillTokens: count('prefillTokens', 512, 1),
       })

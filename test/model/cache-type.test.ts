@@ -19,8 +19,9 @@ import { parametersOf, smallConfig, tinyConfig } from '../tiny.js'
 
 const families = join(import.meta.dirname, '../fixtures', 'families')
 const config = { ...tinyConfig, num_hidden_layers: 2 }
-const types = ['int8', 'int4'] as const
-const bits = { int8: 8, int4: 4 } as const
+const types = ['int8', 'int4', 'residual'] as const
+const bits = { int8: 8, int4: 4, residual: 4 } as const
+const ofBfloat16 = { int8: 0.53125, int4: 0.28125, residual: (0.28125 + 2 * 0.15625) / 3 } // of three loops
 const prompt = (length: number, first = 1, vocabulary = 12) =>
   Array.from({ length }, (_, i) => (i === 0 ? first : (7 * i + i * i * 3 + (i >> 5)) % vocabulary))
 const lengths = [1, 40, 63, 64, 65, 150]
@@ -29,10 +30,15 @@ const open: GenerateOptions = { maxNewTokens: 70, stop: [], seed: 3 }
 const farthest = (a: ArrayLike<number>, b: ArrayLike<number>) => Math.max(...Array.from(a, (value, i) => Math.abs(value - b[i]!)))
 
 /** The formulas in plain TypeScript, with codes in place of the rows of earlier blocks. */
-const described = (cacheType: (typeof types)[number]) => ({
+const described = (cacheType: (typeof types)[number], shared = false) => ({
   ...config,
   coded: (row: readonly number[]) => codedRow(row, bits[cacheType], 8),
+  ...(cacheType === 'residual' && !shared && { residual: residualRow }),
 })
+function residualRow(row: readonly number[], anchor: readonly number[]): number[] {
+  const difference = row.map((x, i) => Math.fround(Math.fround(x) - Math.fround(anchor[i]!)))
+  return codedRow(difference, 2, 8).map((x, i) => x + anchor[i]!)
+}
 
 describe.each(types)('keys and values in %s', (cacheType) => {
   it.each([
@@ -57,7 +63,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
     const parameters: Parameters = await parametersOf(model)
     const leaves = (states: number[][]) => states.length === 2
     for (const shared of [false, true]) {
-      const expected = greedy(described(cacheType), parameters, prompt(90), { tokens: 50, shared, leaves })
+      const expected = greedy(described(cacheType, shared), parameters, prompt(90), { tokens: 50, shared, leaves })
       const kv = shared ? 'shared' : 'per-loop'
       const exit = { rule: 'gate', threshold: 1e-9, minLoops: 2 } as const
       const [made] = await model.generate([prompt(90)], { ...open, temperature: 0, maxNewTokens: 50, kv, cacheType, exit })
@@ -140,7 +146,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
       const same = parting < 0 ? tokens.length : parting // behind another token there is nothing to compare
       return farthest(logprobs.slice(0, same), exact)
     })
-    expect(Math.max(...apart)).toBeLessThan({ int8: 2e-3, int4: 3e-2 }[cacheType])
+    expect(Math.max(...apart)).toBeLessThan({ int8: 2e-3, int4: 3e-2, residual: 6e-2 }[cacheType])
     expect(Math.max(...apart)).toBeGreaterThan(1e-5) // codes were read
     using scheduler = model.scheduler({ cacheType, prefillTokens: 3 })
     const requests = prompts.map((one, sequence) => scheduler.add(one, { ...options, sequence }))
@@ -159,10 +165,36 @@ describe.each(types)('keys and values in %s', (cacheType) => {
     for (const type of ['model', cacheType] as const) await held(type) // scratch memory that the next runs find
     const plain = await held('model')
     const coded = await held(cacheType)
-    expect(coded.estimate / plain.estimate).toBe(cacheType === 'int4' ? 0.28125 : 0.53125)
+    expect(coded.estimate / plain.estimate).toBe(ofBfloat16[cacheType])
     const saved = 1024 * (plain.estimate - coded.estimate)
     expect(plain.measured - coded.measured).toBeGreaterThan(saved - 130 * plain.estimate) // recent tokens: a block of the prompt, one of the answer
     expect(plain.measured - coded.measured).toBeLessThan(saved)
+  })
+})
+
+describe('residuals', () => {
+  it('are those of int4 where there is one loop, or one plane', async () => {
+    using model = await LoopLM.create({ ...smallConfig, total_ut_steps: 3 }, { device: 'cpu', seed: 4 })
+    for (const more of [{ loops: 1 }, { kv: 'shared' }] satisfies GenerateOptions[]) {
+      const options = { ...open, ...more, temperature: 0 }
+      const [made] = await model.generate([prompt(90, 1, 50)], { ...options, cacheType: 'residual' })
+      expect(made).toEqual((await model.generate([prompt(90, 1, 50)], { ...options, cacheType: 'int4' }))[0])
+    }
+    expect(estimateMemory(model.config, { loops: 1, cacheType: 'residual' })).toEqual(
+      estimateMemory(model.config, { loops: 1, cacheType: 'int4' }),
+    )
+  })
+
+  it('serve requests of fewer loops beside others', async () => {
+    using model = await LoopLM.create({ ...smallConfig, total_ut_steps: 4 }, { device: 'cpu', seed: 4 })
+    using scheduler = model.scheduler({ cacheType: 'residual', promptCache: true, prefillTokens: 90 })
+    const all = [1, 4, 3, 2, 4].map((loops, sequence) => ({ ...open, loops, sequence }))
+    const requests = all.map((options) => scheduler.add(prompt(140, 1, 50), options))
+    const made = await Promise.all(requests.map((request) => request.result()))
+    for (const [i, { sequence, ...options }] of all.entries()) {
+      const alone = await model.generate([prompt(140, 1, 50)], { ...options, cacheType: 'residual', sequenceNumbers: [sequence] })
+      expect(made[i]).toEqual(alone[0])
+    }
   })
 })
 
@@ -180,8 +212,9 @@ describe('what is refused', () => {
 
   it('a device without it', async () => {
     using model = await LoopLM.create(config, { device: 'cuda-emulated' as DeviceName })
-    expect((await refusal(() => model.generate([[1]], { cacheType: 'int8' }))).message).toMatch(
-      /cacheType: device "cuda-emulated" has no cache of int8: omit cacheType, or use device "cpu"/,
-    )
+    for (const [cacheType, what] of Object.entries({ int8: 'int8', residual: 'residuals' }))
+      expect((await refusal(() => model.generate([[1]], { cacheType: cacheType as CacheType }))).message).toMatch(
+        `cacheType: device "cuda-emulated" has no cache of ${what}: omit cacheType, or use device "cpu"`,
+      )
   })
 })

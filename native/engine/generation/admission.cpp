@@ -134,7 +134,7 @@ bool Admission::admit_first() {
 Admission::Place Admission::find_place(const Prompt* prompt, const GenerateRequest& request) {
   Cache& cache = g_.cache;
   const int64_t of_prompt = prompt ? prompt->own() : 0, own = g_.row_slots(request);
-  const int64_t prompt_recent = prompt && cache.coded() ? prompt->length() - prompt->recent_from() : 0;
+  const int64_t prompt_recent = prompt ? g_.recent_slots(*prompt) : 0;
   Place out;
   if ((out.prompt = cache.allocate(of_prompt)) >= 0) {
     if ((out.row = cache.allocate(own)) >= 0) {

@@ -60,18 +60,27 @@ bool Cache::grow_for(int64_t slots, int64_t preferred) {
 }
 
 std::vector<Cache::Part> Cache::parts() const {
-  const LoopDType type = coded() ? LOOP_I32 : model_.dt;
-  const int64_t row = int64_t(row_bytes() / loop_dtype_size(type)), shift = int64_t(shift_width());
   std::vector<Part> out;
-  for (int half = 0; half < 2; half++) out.push_back({{}, type, row});
-  for (int half = 0; half < 2 && shift > 0; half++) out.push_back({{}, model_.dt, shift});
+  const auto halves = [&](LoopDType type, int64_t row, int64_t of_block, int64_t of_others) {
+    for (int half = 0; half < 2; half++) out.push_back({type, row, of_block, of_others});
+  };
+  if (!coded()) halves(model_.dt, int64_t(width()), planes_, others());
+  else halves(LOOP_I32, words(codes_), with_residuals() ? 1 : planes_, others());
+  if (with_residuals()) halves(LOOP_I32, words(residual_codes_), planes_ - 1, 0);
+  if (shift_width() > 0) halves(model_.dt, int64_t(shift_width()), planes_, others());
   return out;
 }
 
 std::vector<Cache::Part> Cache::recent_parts() const {
   std::vector<Part> out;
-  for (int half = 0; half < 2; half++) out.push_back({{}, model_.dt, int64_t(width())});
+  for (int half = 0; half < 2; half++) out.push_back({model_.dt, int64_t(width()), planes_, others()});
   return out;
+}
+
+size_t Cache::slot_bytes() const {
+  size_t bytes = 0;
+  for (const Part& part : parts()) bytes += part.bytes(planes(part));
+  return bytes;
 }
 
 // A cache of another size with the same contents. False when there is no memory for it.
@@ -84,7 +93,7 @@ bool Cache::replace(int64_t slots) {
 
 bool Cache::replace(std::vector<Part>& parts, std::vector<Part> larger, int64_t from, int64_t to, const Runs& runs) {
   try {
-    for (Part& part : larger) part.buffer = Buffer(model_.device, part.bytes(all_planes_ * to) + 64);
+    for (Part& part : larger) part.buffer = Buffer(model_.device, part.bytes(planes(part) * to) + 64);
   } catch (const Error& error) {
     if (error.code != "OUT_OF_MEMORY") throw;
     return false;
@@ -92,7 +101,8 @@ bool Cache::replace(std::vector<Part>& parts, std::vector<Part> larger, int64_t 
   for (size_t i = 0; i < parts.size(); i++)
     for (const auto& [first, count] : runs) {
       if (count == 0) continue;
-      const int64_t row = larger[i].row, shape[] = {all_planes_, count * row}, was[] = {from * row, 1}, is[] = {to * row, 1};
+      const int64_t row = larger[i].row, shape[] = {planes(larger[i]), count * row}, was[] = {from * row, 1},
+                    is[] = {to * row, 1};
       const size_t at = larger[i].bytes(first);
       model_.device->run(&LoopBackend::copy_strided, "grow the cache", larger[i].type, larger[i].type, 2, shape,
                          parts[i].buffer.at(at), was, larger[i].buffer.at(at), is);
@@ -103,11 +113,16 @@ bool Cache::replace(std::vector<Part>& parts, std::vector<Part> larger, int64_t 
 }
 
 CacheUse Cache::use(const int32_t* rows) {
-  CacheUse out{at(0), at(1), slots(), planes_, rows, nullptr, nullptr, 0, 0, at(2), at(3), nullptr};
+  CacheUse out{at(0), at(1), slots(), planes_, rows, nullptr, nullptr, 0, 0, at(shift_at()), at(shift_at() + 1), nullptr};
   if (!coded()) return out;
   out.coded.codes = codes_;
   out.coded.slots = recent_slots_.count();
   if (!recent_.empty()) out.coded.keys = recent_[0].buffer.as<>(), out.coded.values = recent_[1].buffer.as<>();
+  if (with_residuals()) {
+    out.coded.residual = residual_codes_;
+    out.coded.residual_keys = at(2), out.coded.residual_values = at(3);
+    out.coded.loop_blocks = loop_blocks_;
+  }
   return out;
 }
 CacheUse Cache::decoding(const int32_t* rows, const LoopCacheContext* contexts, const int32_t* before) {
@@ -125,11 +140,12 @@ CacheUse Cache::prompts(const int32_t* rows, const CachedPrefix* prefixes, int32
 }
 
 void Cache::copy_slots(Planes which, int64_t from, int64_t to, int64_t count) {
-  const int64_t readout = model_.config.blocks(model_.config.read), states = all_planes_ - readout;
-  const int64_t first = which == Planes::states ? 0 : states, planes = which == Planes::states ? states : readout;
-  if (count == 0 || planes == 0) return;
+  const int64_t readout = model_.config.blocks(model_.config.read);
   for (Part& part : parts_) {
-    const int64_t shape[] = {planes, count * part.row}, strides[] = {slots() * part.row, 1};
+    const int64_t of_readout = part.of_others > 0 ? readout : 0, states = planes(part) - of_readout;
+    const int64_t first = which == Planes::states ? 0 : states, some = which == Planes::states ? states : of_readout;
+    if (count == 0 || some == 0) continue;
+    const int64_t shape[] = {some, count * part.row}, strides[] = {slots() * part.row, 1};
     model_.device->run(&LoopBackend::copy_strided, "copy slots", part.type, part.type, 2, shape,
                        part.buffer.at(part.bytes(first * slots() + from)), strides,
                        part.buffer.at(part.bytes(first * slots() + to)), strides);
@@ -143,10 +159,34 @@ void Cache::copy_up(Part& part, int64_t slots, int64_t slot, int t, int loops) {
                      part.buffer.at(part.bytes(t * slots + slot)), from, part.buffer.at(part.bytes((t + 1) * slots + slot)), to);
 }
 
+// Records that come when a token has left the loops are made of its recent slot.
 void Cache::copy_up(int64_t slot, int64_t recent, int t, int loops) {
   if (shared() || t + 1 >= loops) return;
-  for (Part& part : parts_) copy_up(part, slots(), slot, t, loops);
+  for (Part& part : parts_)
+    if (part.of_block == planes_) copy_up(part, slots(), slot, t, loops);
   for (Part& part : recent_) copy_up(part, recent_slots_.count(), recent, t, loops);
+}
+
+void Cache::reserve_tokens(size_t count) {
+  if (with_residuals()) tokens_.reserve(model_.device, count * sizeof(LoopResidualToken));
+}
+
+void Cache::encode(const std::vector<LoopResidualToken>& tokens) {
+  if (tokens.empty()) return;
+  tokens_.upload(tokens.data(), tokens.size() * sizeof(LoopResidualToken));
+  LoopResidualEncode e{};
+  e.count = int64_t(tokens.size()), e.width = int64_t(width());
+  e.anchor = codes_, e.residual = residual_codes_;
+  e.tokens = tokens_.as<LoopResidualToken>();
+  e.exact_slots = recent_slots_.count(), e.slots = slots();
+  for (int64_t block = 0; block < loop_blocks_; block++) {
+    const auto at = [&](Part& part, int64_t slots) -> void* { return part.buffer.at(part.bytes(block * part.of_block * slots)); };
+    e.keys = at(recent_[0], e.exact_slots), e.values = at(recent_[1], e.exact_slots);
+    e.anchor_keys = at(parts_[0], e.slots), e.anchor_values = at(parts_[1], e.slots);
+    e.residual_keys = at(parts_[2], e.slots), e.residual_values = at(parts_[3], e.slots);
+    model_.device->run(&LoopBackend::cache_encode_residuals, "cache encode", model_.dt,
+                       static_cast<const LoopResidualEncode*>(&e));
+  }
 }
 
 }  // namespace looplm

@@ -4,7 +4,11 @@
 // In few bits, slots hold records (backend.h, LoopCacheCodes), and a sequence is cut into blocks of BLOCK tokens: a token sees
 // the earlier ones of its block as they were, and those of the blocks before by their records. So what it sees depends on
 // positions alone, whatever ran when and beside what. The newest block of a sequence lies in separate slots, the recent ones.
+//
+// With residuals a token gets its records when it has left the loops: one of its last loop's numbers, one of each earlier loop's
+// difference to them. The tokens of a block have left the loops before one of the next enters them.
 #pragma once
+#include <algorithm>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -21,10 +25,11 @@ class Cache {
   // loops: planes of a block of the loop unless they share one. limit: the most slots a plane may have, 0: as many as fit in
   // memory. written: the slots that hold something; the others are not copied when the cache grows, and in the host's memory cost
   // nothing until they are written.
-  // bits: 0: rows in act; 4 or 8: records.
-  Cache(Model& model, int loops, bool shared, int64_t limit, std::function<Runs()> written, int bits = 0)
+  // bits: 0: rows in act; 4 or 8: records. residual_bits: of the differences between loops, 0: every loop has its records.
+  Cache(Model& model, int loops, bool shared, int64_t limit, std::function<Runs()> written, int bits = 0, int residual_bits = 0)
       : model_(model),
         codes_{bits, bits > 0 ? group_of(model.config.head_dim) : 1},
+        residual_codes_{shared || loops == 1 ? 0 : residual_bits, group_of(model.config.head_dim)},
         planes_(shared ? 1 : loops),
         loop_blocks_(model.config.blocks(model.config.loop)),
         all_planes_(loop_blocks_ * planes_ + model.config.blocks(model.config.begin) + model.config.blocks(model.config.read)),
@@ -41,16 +46,21 @@ class Cache {
   int64_t room() const;
   void clear() noexcept;  // gives the memory back
 
-  size_t slot_bytes() const { return size_t(2 * all_planes_) * (row_bytes() + shift_width() * loop_dtype_size(model_.dt)); }
+  size_t slot_bytes() const;
 
   // ---- Records and recent slots; of a cache in act there are none, and 0 are allocated.
   static constexpr int64_t BLOCK = 64;
   bool coded() const { return codes_.bits > 0; }
+  bool with_residuals() const { return residual_codes_.bits > 0; }
   // Where a beginning may end that another sequence goes on from: at multiples of so many tokens.
   int64_t unit() const { return coded() ? BLOCK : 1; }
   // The first token of the block of a position; two_way: tokens at the start that see each other, which are in one block.
   static int64_t block_start(int64_t position, int64_t two_way) {
     return position < (two_way + BLOCK - 1) / BLOCK * BLOCK ? 0 : position / BLOCK * BLOCK;
+  }
+  // Of the next block.
+  static int64_t block_end(int64_t position, int64_t two_way) {
+    return (std::max(position + 1, two_way) + BLOCK - 1) / BLOCK * BLOCK;
   }
   int64_t allocate_recent(int64_t slots);  // or -1: there is no memory
   void release_recent(int64_t first, int64_t slots) { recent_slots_.release(first, slots); }
@@ -71,8 +81,8 @@ class Cache {
   CacheUse prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows);
   // The keys and values of the first plane of a block of the loop.
   std::pair<void*, void*> planes(int block) {
-    const size_t at = size_t(block * planes_) * size_t(slots()) * row_bytes();
-    return {parts_[0].buffer.at(at), parts_[1].buffer.at(at)};
+    const auto at = [&](Part& part) { return part.buffer.at(part.bytes(block * part.of_block * slots())); };
+    return {at(parts_[0]), at(parts_[1])};
   }
   // A slot of loop t's plane, counted from the block's first plane.
   int32_t slot_at(int t, int64_t slot) const { return int32_t((planes_ == 1 ? 0 : t) * slots() + slot); }
@@ -83,12 +93,16 @@ class Cache {
   // A token that left after loop t (0-based): its keys and values are copied to the planes of the loops [t + 1, loops), where
   // later, deeper tokens look for them. recent: its recent slot, where it has one.
   void copy_up(int64_t slot, int64_t recent, int t, int loops);
+  // With residuals: the records of tokens that have left the loops, from their recent slots. Room for as many is reserved before.
+  void reserve_tokens(size_t count);
+  void encode(const std::vector<LoopResidualToken>& tokens);
 
  private:
-  struct Part {  // [all planes, slots, row]
-    Buffer buffer = {};
+  struct Part {  // [loop blocks · of_block + of_others, slots, row]
     LoopDType type = LOOP_F32;
-    int64_t row = 0;  // numbers of a slot; 0: the part is not there
+    int64_t row = 0;                      // numbers of a slot
+    int64_t of_block = 0, of_others = 0;  // planes: of each block of the loop, and of all others
+    Buffer buffer = {};
     size_t bytes(int64_t slots) const { return size_t(slots * row) * loop_dtype_size(type); }
   };
   static int32_t group_of(int32_t head_dim);
@@ -96,17 +110,18 @@ class Cache {
   std::vector<Part> parts() const;  // empty ones
   std::vector<Part> recent_parts() const;
   bool replace(std::vector<Part>& parts, std::vector<Part> larger, int64_t from, int64_t to, const Runs& runs);
+  int64_t planes(const Part& part) const { return loop_blocks_ * part.of_block + part.of_others; }
+  int64_t others() const { return all_planes_ - loop_blocks_ * planes_; }
   CacheUse use(const int32_t* rows);
   void copy_up(Part& part, int64_t slots, int64_t slot, int t, int loops);
   void* at(size_t part) { return part < parts_.size() ? parts_[part].buffer.as<>() : nullptr; }
   size_t shift_width() const { return size_t(model_.weights().shift_rank); }
   size_t width() const { return size_t(model_.config.kv_heads) * size_t(model_.config.head_dim); }
-  size_t row_bytes() const {
-    return coded() ? size_t(loop_record_bytes(codes_, int64_t(width()))) : width() * loop_dtype_size(model_.dt);
-  }
+  int64_t words(LoopCacheCodes codes) const { return loop_record_bytes(codes, int64_t(width())) / 4; }
+  size_t shift_at() const { return with_residuals() ? 4 : 2; }
 
   Model& model_;
-  const LoopCacheCodes codes_;
+  const LoopCacheCodes codes_, residual_codes_;
   const int planes_;  // of a block of the loop
   const int64_t loop_blocks_, all_planes_;
   const bool shared_;
@@ -114,10 +129,11 @@ class Cache {
   const std::function<Runs()> written_;
   Slots slots_, recent_slots_;
   uint64_t generation_ = 0;
-  // Keys and values: act of kv_heads · head_dim, or records as int32. Where layers have shifts, the two halves of shift.h's y,
-  // act of their rank.
+  // Keys and values: act of kv_heads · head_dim, or records as int32; with residuals, their records. Where layers have shifts,
+  // the two halves of shift.h's y, act of their rank.
   std::vector<Part> parts_;
   std::vector<Part> recent_;  // keys and values, act, of the recent slots
+  Buffer tokens_;             // of encode
 };
 
 }  // namespace looplm

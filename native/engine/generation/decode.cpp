@@ -179,12 +179,13 @@ void Decode::settle(const Stack::Registers& after, const void* before, HeadRow::
   for (const ActiveToken& token : tokens_) {
     const int loop = token.loop + loops;
     most += size_t(token.ahead) + 1;
-    const auto asked = Speculation::drafts(*token.row) ? Speculation::ask(token, loop) : ask;
+    const auto asked = Speculation::drafts(*token.row) ? speculation_.ask(token, loop) : ask;
     reads.push_back(head_row(token, asked, loop));
     reads.back().drafts = Wavefront::reads(token, loop);
   }
   head_.run(reads, after, before);
   states_.reserve(most);
+  g_.cache.reserve_tokens(tokens_.size());
   for (ActiveToken& token : tokens_) token.loop += loops;
 
   NextPass next;
@@ -192,6 +193,7 @@ void Decode::settle(const Stack::Registers& after, const void* before, HeadRow::
     if (Speculation::drafts(*tokens_[i].row)) settle_draft(i, reads, after, next);
     else if (!Wavefront::ahead(*tokens_[i].row)) settle_plain(i, reads, next);
   settle_waves(reads, next);
+  g_.encode_left();
   states_.gather(next.index, after);
   for (const auto& [to, row, ahead] : next.from_drafts)
     for (size_t r = 0; r < g_.registers(); r++)
@@ -208,7 +210,7 @@ void Decode::settle_plain(size_t i, std::vector<HeadRow>& reads, NextPass& next)
   HeadRow& read = reads[i];
   token.exit = read.exit;
   if (!read.exits) return next.stay(token, i);
-  g_.copy_up(row, token);
+  g_.leave_loops(row, token);
   if (accept(row, read, next.done)) next.fresh.push_back(fresh_token(row, 0, row.newest));
 }
 
@@ -235,6 +237,7 @@ void Decode::settle_draft(size_t i, std::vector<HeadRow>& reads, const Stack::Re
     if (token.ahead > 0) return;  // verified with the first
     size_t count = 1;
     while (i + count < tokens_.size() && tokens_[i + count].row == &row) count++;
+    for (size_t k = 0; k < count; k++) g_.leave_loops(row, tokens_[i + k]);
     if (speculation_.verify(row, &reads[i], count)) next.fresh.push_back(fresh_token(row, 0, row.newest));
     else next.done.push_back(&row);
   } else if (!row.verifying && token.loop == row.request.draft_loops) {

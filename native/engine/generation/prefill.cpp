@@ -25,7 +25,8 @@ void Prefill::run() {
     const std::vector<Piece> pieces = next_pieces(std::min(room, tokens_));
     for (const Piece& piece : pieces) room -= piece.count();
     run_pieces(pieces);
-    if (!g_.cache.shared()) break;
+    if (g_.cache.with_residuals()) release_sources();
+    else if (!g_.cache.shared()) break;
   }
 }
 
@@ -52,14 +53,13 @@ std::vector<Prefill::Piece> Prefill::next_pieces(int64_t room) const {
   return pieces;
 }
 
-// In few bits, a piece is whole blocks.
+// In few bits, a piece is whole blocks; with residuals one, whose records the next one reads.
 int64_t Prefill::end_of_piece(const Prompt& prompt, int64_t room) const {
+  if (g_.cache.with_residuals()) return std::min(prompt.length(), Cache::block_end(prompt.done, prompt.prefix));
   const int64_t most = std::min(prompt.length(), prompt.done + room), end = std::max(most, prompt.done == 0 ? prompt.prefix : 0);
   if (!g_.cache.coded() || end == prompt.length()) return end;
   const int64_t start = Cache::block_start(end, prompt.prefix);
-  if (start > prompt.done) return start;
-  const int64_t two_way = prompt.done == 0 ? prompt.prefix : 0, next = std::max(prompt.done + 1, two_way);
-  return std::min(prompt.length(), (next + Cache::BLOCK - 1) / Cache::BLOCK * Cache::BLOCK);
+  return start > prompt.done ? start : std::min(prompt.length(), Cache::block_end(prompt.done, prompt.prefix));
 }
 
 struct Prefill::Packed {
@@ -88,8 +88,8 @@ Prefill::Packed Prefill::pack(const std::vector<Piece>& pieces) const {
     add_segments(piece, int32_t(out.prefix_rows + int64_t(out.ids.size())), prefix, out);
     prefix += int32_t(prefix_of(piece));
     out.max_context = std::max(out.max_context, int32_t(piece.to));
-    if (g_.cache.coded() && piece.completes()) {
-      const int64_t first = piece.prompt->recent_from(), count = piece.to - first;
+    if (g_.cache.with_residuals() || (g_.cache.coded() && piece.completes())) {
+      const int64_t first = g_.cache.with_residuals() ? piece.from : piece.prompt->recent_from(), count = piece.to - first;
       out.recent_runs.emplace_back(int64_t(out.ids.size()) + first - piece.from, count);
       out.recent.resize(out.ids.size() + size_t(piece.count()));
       for (int64_t i = 0; i < count; i++) out.recent[out.recent.size() - size_t(count - i)] = int32_t(piece.prompt->recent + i);
@@ -156,6 +156,7 @@ void Prefill::run_pieces(const std::vector<Piece>& pieces) {
                                   int32_t(packed.prefixes.size()), packed.prefix_rows);
   use.coded.rows = upload(device, memory_.recent, packed.recent);
   use.coded.runs = packed.recent_runs;
+  use.coded.loops = loops;
   reserve(pieces);
   Stack stack(model, model.weights(), batch, loops, Stack::Keep::nothing, &use);
   if (first == 0) stack.forward_begin(Stack::Registers(stack.inputs()));
@@ -163,6 +164,7 @@ void Prefill::run_pieces(const std::vector<Piece>& pieces) {
   stack.forward_loops([&](int t) { keep_last(pieces, stack.outputs(t), first + t); });
   if (g_.reads_with_blocks && first + loops == pieces[0].prompt->loops) stack.forward_last_read();
   if (g_.cache.shared()) keep_states(pieces, stack.outputs(0));
+  if (g_.cache.with_residuals()) encode(pieces);
   advance(pieces);
   g_.count([&](SchedulerStats& s) {
     if (first == 0) s.prefilled += N;
@@ -171,6 +173,9 @@ void Prefill::run_pieces(const std::vector<Piece>& pieces) {
 
 // Memory that outlives the pieces, before anything changes.
 void Prefill::reserve(const std::vector<Piece>& pieces) {
+  size_t tokens = 0;
+  for (const Piece& piece : pieces) tokens += size_t(piece.count());
+  g_.cache.reserve_tokens(tokens);
   for (const Piece& piece : pieces) {
     Prompt& p = *piece.prompt;
     const size_t bytes = g_.registers() * g_.state_bytes;
@@ -242,6 +247,14 @@ void Prefill::keep_last(const std::vector<Piece>& pieces, const Stack::Registers
       copy(piece.prompt->last.at((size_t(loop) * R + r) * g_.state_bytes),
            static_cast<const char*>(outputs[r]) + (end - 1) * g_.state_bytes, 1);
   }
+}
+
+void Prefill::encode(const std::vector<Piece>& pieces) {
+  std::vector<LoopResidualToken> tokens;
+  for (const auto& [prompt, from, to] : pieces)
+    for (int64_t i = 0; i < to - from; i++)
+      tokens.push_back({int32_t(prompt->recent + i), int32_t(prompt->slot + from - prompt->shared + i), prompt->loops});
+  g_.cache.encode(tokens);
 }
 
 void Prefill::advance(const std::vector<Piece>& pieces) {

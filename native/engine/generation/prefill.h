@@ -43,6 +43,7 @@ class Prefill {
   void load_states(const std::vector<Piece>& pieces, const Stack::Registers& inputs);
   void keep_states(const std::vector<Piece>& pieces, const Stack::Registers& outputs);
   void keep_last(const std::vector<Piece>& pieces, const Stack::Registers& outputs, int loop);
+  void encode(const std::vector<Piece>& pieces);  // with residuals
   void advance(const std::vector<Piece>& pieces);
   void copy(void* to, const void* from, int64_t states);
 

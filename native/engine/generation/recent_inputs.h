@@ -16,9 +16,9 @@ class RecentInputs {
 
  private:
   Generation& g_;
-  std::vector<int32_t> slots_;
+  std::vector<int32_t> slots_, residual_at_;
   std::vector<LoopCacheContext> contexts_;
-  Buffer slot_memory_, context_memory_;
+  Buffer slot_memory_, context_memory_, residual_memory_;
 };
 
 }  // namespace looplm

@@ -26,7 +26,8 @@ Generation::Generation(Model& model, const SchedulerOptions& options)
       loops(options.loops > 0 ? options.loops : model.config.loops),
       state_bytes(size_t(model.config.hidden) * loop_dtype_size(model.dt)),
       cache(
-          model, loops, options.shared_cache, options.max_tokens, [this] { return written(); }, options.cache_bits),
+          model, loops, options.shared_cache, options.max_tokens, [this] { return written(); }, options.cache_bits,
+          options.residual_bits),
       tree(cache, most_retained(options, model, cache)),
       reads_with_blocks(has_blocks(model.config, model.config.read)) {}
 
@@ -52,8 +53,29 @@ int64_t Generation::recent_slots(const GenerateRequest& request) const {
   return std::min(row_slots(request), Cache::BLOCK + ahead);
 }
 
-void Generation::copy_up(const Row& row, const ActiveToken& token) {
-  cache.copy_up(row.slot + token.made() - 1, row.recent_slot(token.position()), token.loop - 1, row.max_loops);
+int64_t Generation::recent_slots(const Prompt& prompt) const {
+  if (!cache.coded()) return 0;
+  const int64_t last = prompt.length() - prompt.recent_from();
+  if (!cache.with_residuals()) return last;
+  const int64_t first = std::min(prompt.length(), Cache::block_end(prompt.shared, prompt.prefix)) - prompt.shared;
+  return std::max(first, last);  // those between them are no larger
+}
+
+void Generation::leave_loops(const Row& row, const ActiveToken& token) {
+  const int64_t slot = row.slot + token.made() - 1, recent = row.recent_slot(token.position());
+  cache.copy_up(slot, recent, token.loop - 1, row.max_loops);
+  if (cache.with_residuals()) left_.push_back({int32_t(recent), int32_t(slot), row.max_loops});
+}
+
+void Generation::encode_left() {
+  cache.encode(left_);
+  left_.clear();
+}
+
+int64_t Generation::most_ahead(const Row& row) const {
+  if (!cache.with_residuals()) return INT32_MAX;
+  const int64_t position = row.prompt->length() + row.made - 1;
+  return Cache::block_end(position, row.prompt->prefix) - 1 - position;
 }
 
 // The slots that hold keys and values; a draft's lie behind the tokens that are made.
@@ -127,7 +149,7 @@ void Generation::release_prompt(Prompt& prompt) {
   if (prompt.source) release_prompt(*prompt.source);
   if (prompt.node) tree.leave(prompt.node);
   else cache.release(prompt.slot, prompt.own());
-  if (cache.coded()) cache.release_recent(prompt.recent, prompt.length() - prompt.recent_from());
+  cache.release_recent(prompt.recent, recent_slots(prompt));
   prompts.erase(std::find_if(prompts.begin(), prompts.end(), [&](auto& p) { return p.get() == &prompt; }));
 }
 
@@ -137,6 +159,7 @@ void Generation::clear() noexcept {
   prompts.clear();
   tree.clear();
   events.clear();
+  left_.clear();
   cache.clear();
   free_indices_.clear();
   row_indices = 0;

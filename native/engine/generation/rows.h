@@ -33,7 +33,8 @@ struct Prompt {
   int loop = 0;        // of a shared cache: loops that all tokens have completed,
   Buffer states;       // act [R, tokens, D]: and the registers that the next loop starts from
   bool ready = false;  // every token has run at full depth
-  int64_t recent = 0;  // of a cache in few bits: the recent slot of token recent_from(), behind which lie those of the others
+  int64_t recent = 0;  // of a cache in few bits: the recent slot of token recent_from(), behind which lie those of the others.
+                       // With residuals each block lies here while it runs.
   int64_t length() const { return int64_t(tokens.size()); }
   int64_t own() const { return length() - shared; }
   int64_t recent_from() const { return Cache::block_start(length() - 1, prefix); }
@@ -136,7 +137,14 @@ struct Generation {
   int64_t row_slots(const GenerateRequest& request) const { return request.max_new_tokens - 1 + (reads_with_blocks ? 1 : 0); }
   const bool reads_with_blocks;
   int64_t recent_slots(const GenerateRequest& request) const;  // of a row
-  void copy_up(const Row& row, const ActiveToken& token);      // a token that left behind its loop
+  int64_t recent_slots(const Prompt& prompt) const;
+  // A token that left behind its loop: deeper loops get its keys, and with residuals it gets its records when encode_left is
+  // called, before its successor runs.
+  void leave_loops(const Row& row, const ActiveToken& token);
+  void encode_left();
+  // With residuals, tokens of a block run when those of the blocks before have their records: the most tokens behind the newest
+  // one that may run beside it.
+  int64_t most_ahead(const Row& row) const;
   int loops_of(const GenerateRequest& request) const { return request.exit.max_loops > 0 ? request.exit.max_loops : loops; }
 
   int32_t acquire_index();
@@ -179,6 +187,7 @@ struct Generation {
   void release_cache(Row& row);
   void release_indices(const Row& row);
   std::vector<int32_t> free_indices_;
+  std::vector<LoopResidualToken> left_;  // that have left the loops and have no records yet
   mutable std::mutex mutex_;
   SchedulerStats stats_;
   std::mutex answers_mutex_;

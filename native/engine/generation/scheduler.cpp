@@ -26,7 +26,8 @@ struct Scheduler::State {
           "use kv 'per-loop', or omit promptCache");
     if (options.cache_bits > 0 && !held->device->has(&LoopBackend::coded_attention))
       throw Error("UNSUPPORTED", "scheduler",
-                  "cacheType: device \"" + held->device->name() + "\" has no cache of int" + std::to_string(options.cache_bits) +
+                  "cacheType: device \"" + held->device->name() + "\" has no cache of " +
+                      (options.residual_bits > 0 ? "residuals" : "int" + std::to_string(options.cache_bits)) +
                       ": omit cacheType, or use device \"cpu\"");
     if (options.max_rows < 1 || options.max_tokens < 0 || options.prefill_tokens < 1)
       throw Error("INVALID_ARGUMENT", "scheduler", "maxRows and prefillTokens must be at least 1, maxTokens at least 0");

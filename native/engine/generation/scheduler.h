@@ -22,6 +22,7 @@ struct SchedulerOptions {
   bool shared_cache = false;  // one plane per layer instead of one per (layer, loop)
   bool force = false;         // shared_cache for a family that was not made for it
   int cache_bits = 0;         // of keys and values: 4 or 8; 0: the model's dtype
+  int residual_bits = 0;      // of the differences of earlier loops to the last: 2; 0: all loops have cache_bits
   // Tokens of ended prompts that stay in the cache for others that begin alike, the least recently used go first. 0: none, -1: as
   // many as a quarter of the free memory has room for.
   int64_t prompt_cache = 0;

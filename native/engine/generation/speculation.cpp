@@ -4,7 +4,7 @@
 
 namespace looplm {
 
-HeadRow::Ask Speculation::ask(const ActiveToken& token, int loop) {
+HeadRow::Ask Speculation::ask(const ActiveToken& token, int loop) const {
   const Row& row = *token.row;
   if (row.verifying) return HeadRow::Ask::rule;
   return loop == row.request.draft_loops && token.ahead + 1 < length(row) ? HeadRow::Ask::always : HeadRow::Ask::never;

@@ -11,10 +11,13 @@ class Speculation {
 
   static bool drafts(const Row& row) { return row.request.draft_loops > 0; }
   // How many positions a row drafts from its newest token on: the last drafted ones would be beyond its length.
-  static int32_t length(const Row& row) { return std::min(row.request.draft_tokens, row.request.max_new_tokens - row.made); }
+  int32_t length(const Row& row) const {
+    const int64_t most = std::min(row.request.draft_tokens, row.request.max_new_tokens - row.made);
+    return int32_t(std::min(most, g_.most_ahead(row) + 1));
+  }
   // What the head does with a drafting row's token after `loop` loops. The last position drafted has no successor to draw: it
   // waits to be verified.
-  static HeadRow::Ask ask(const ActiveToken& token, int loop);
+  HeadRow::Ask ask(const ActiveToken& token, int loop) const;
 
   // Room for the drafts of all rows, before their first pass. Rows under way lose nothing.
   void reserve();

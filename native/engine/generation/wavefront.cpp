@@ -43,7 +43,7 @@ void Wavefront::settle(const std::vector<size_t>& members, const std::vector<Act
     token.exit = read.exit;
     if (read.draws()) token.readouts.add(read.drawn.token, token.loop);
     if (read.exits) {
-      g_.copy_up(row, token);
+      g_.leave_loops(row, token);
       row.wave.drawn[token.made()] = {std::move(read.drawn), token.readouts};
     } else {
       moved.staying.emplace_back(token, i);
@@ -94,8 +94,8 @@ void Wavefront::grow(Row& row, Moved& moved) {
   if (left != row.wave.drawn.end()) drawn = left->second.token.token;
   else if (!moved.staying.empty() && moved.staying.back().first.ahead == end) drawn = moved.staying.back().first.readouts.token;
   const auto& stops = row.request.stop_tokens;
-  if (drawn < 0 || !row.wave.pace.drafts() || end + 1 >= row.wave.width || row.made + end + 1 >= row.request.max_new_tokens ||
-      std::find(stops.begin(), stops.end(), drawn) != stops.end())
+  if (drawn < 0 || !row.wave.pace.drafts() || end + 1 >= row.wave.width || end + 1 > g_.most_ahead(row) ||
+      row.made + end + 1 >= row.request.max_new_tokens || std::find(stops.begin(), stops.end(), drawn) != stops.end())
     return;
   row.drafts.push_back(drawn);
   moved.fresh.push_back(fresh_token(row, end + 1, drawn));
