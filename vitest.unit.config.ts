@@ -4,12 +4,13 @@ import { mergeConfig } from 'vitest/config'
 import base from './vitest.config.js'
 
 // npm run test:unit: what says within 90 seconds on two cores that a change is wrong. A file that starts programs, or imports what does,
-// is left to npm test, and so are those that compute for more than five seconds.
+// is left to npm test, and so are those that compute for four seconds or more.
 const programs = /from '(?:node:child_process|(?:\.\.?\/)+(?:native-tests|mpi|emulated|leaks|kills|browser|trainer-ranks)\.js)'/
 const long = [
-  ...['checksums', 'exit-gate', 'families-forms', 'scheduler'].map((name) => `model/${name}`),
+  ...['checksums', 'exit-gate', 'families-forms', 'rounding', 'scheduler', 'wavefront'].map((name) => `model/${name}`),
   ...['agents', 'bounds-of-options', 'families-training', 'looprpt-gradients', 'option-effects'].map((name) => `rl/${name}`),
-  ...['data/tool-calls', 'rl/objective/objective-run', 'serve/server', 'tokenizer/tokenizer-golden', 'cli/train-config'],
+  ...['exit-sampled', 'field-effects', 'objective-run'].map((name) => `rl/objective/${name}`),
+  ...['data/tool-calls', 'serve/server', 'tokenizer/tokenizer-golden', 'cli/train-config'],
   ...['examples-loggers', 'kernels', 'study', 'study-two'],
 ].map((name) => `test/${name}.test.ts`)
 const files = readdirSync('test', { recursive: true, encoding: 'utf8' }).map((name) => join('test', name))
