@@ -56,7 +56,10 @@ export interface TaskDefinition {
   maxCompletionLength: number
   /** How many different problems there are, for {@link Task.heldOut}. */
   problems: number
-  /** The character of the alphabet that ends a completion; omit it where every answer has `maxCompletionLength` characters. */
+  /**
+   * The character of the alphabet that ends a completion; omit it where every answer has `maxCompletionLength` characters. A
+   * completion that reaches `maxCompletionLength` without it earns 0.
+   */
   end?: string
   /** The part of a completion that is compared with the answer; default all of it. */
   answerOf?(completion: string): string
@@ -111,6 +114,9 @@ export function defineTask(definition: TaskDefinition): Task {
     throw new LoopLMError('INTERNAL', `no ${split} problem in ${maxDraws} draws`, { operation: `${name}.sample` })
   }
 
+  /** Whether a completion came to its end, which is not in its text: one that was cut off is as long as text and end together. */
+  const ended = (completion: string) => end === undefined || completion.length < maxCompletionLength
+
   return {
     name,
     tokenizer,
@@ -119,7 +125,7 @@ export function defineTask(definition: TaskDefinition): Task {
     stop: end === undefined ? [] : tokenizer.encode(end),
     heldOut,
     sample,
-    reward: (_prompt, completion, columns) => (answerOf(completion) === columns.answer ? 1 : 0),
+    reward: (_prompt, completion, columns) => (ended(completion) && answerOf(completion) === columns.answer ? 1 : 0),
   }
 }
 

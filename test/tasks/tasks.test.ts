@@ -66,6 +66,14 @@ describe.each(Object.entries(variants))('%s', (_name, task) => {
     for (const { prompt, answer, completion = answer } of problems)
       expect(task.reward(prompt, completion as string, { answer })).toBe(1)
   })
+
+  it('rewards no answer that was cut off', () => {
+    const { prompt, answer } = problems[0]!
+    const cut = answer.at(-1)!.repeat(task.maxCompletionLength - answer.length) + answer
+    expect(cut).toHaveLength(task.maxCompletionLength)
+    if (task.stop.length > 0) expect(task.reward(prompt, cut, { answer })).toBe(0)
+    else expect(cut).toBe(answer) // every answer has this length
+  })
 })
 
 describe('addition', () => {
