@@ -17,16 +17,17 @@ function accuracyAt(gates: readonly GatePoint[], loops: number): number {
   return low.accuracy + ((high.accuracy - low.accuracy) * (loops - low.loops)) / (high.loops - low.loops)
 }
 
-/** Mean accuracy of two models over the mean loops, from `least` to `most`, that both of them reach. */
+/** Mean accuracy of two models over the mean loops, from `least` to `most`, that both of them reach; undefined where there are none. */
 export function atEqualLoops(
   own: readonly GatePoint[],
   other: readonly GatePoint[],
   most: number,
   least = 1,
-): readonly [number, number] {
+): readonly [number, number] | undefined {
   const reached = (gates: readonly GatePoint[], of: typeof Math.min) => of(...gates.map(({ loops }) => loops))
   const fewest = Math.max(least, reached(own, Math.min), reached(other, Math.min))
   const deepest = Math.min(most, reached(own, Math.max), reached(other, Math.max))
-  const grid = Array.from({ length: 101 }, (_, k) => fewest + ((deepest - fewest) * k) / 100)
+  if (deepest < fewest) return undefined
+  const grid = Array.from({ length: 101 }, (_, k) => Math.min(deepest, fewest + ((deepest - fewest) * k) / 100))
   return [mean(grid.map((loops) => accuracyAt(own, loops))), mean(grid.map((loops) => accuracyAt(other, loops)))]
 }

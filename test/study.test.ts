@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
 import { LoopLM } from '../src/index.js'
 import { fillTables } from '../study/document.js'
+import { atEqualLoops } from '../study/gates.js'
 import { figures } from '../study/one/figures.js'
 import { baseId, chosenRate, dueRuns, type Method, methods, settings, trainingId } from '../study/one/plan.js'
 import type { BaseResult, Measurement, Result, TrainingResult } from '../study/one/results.js'
@@ -53,6 +54,27 @@ describe('statistics of the study', () => {
   it("adjust p-values by Holm's steps", () => {
     expect(holm([0.01, 0.04, 0.03, 0.005])).toEqual([0.03, 0.06, 0.06, 0.02].map((p) => expect.closeTo(p, 12)))
     expect(holm([0.9, 0.8])).toEqual([1, 1])
+  })
+})
+
+describe('curves of accuracy against mean loops', () => {
+  const curve = (...points: [number, number][]) => points.map(([loops, accuracy]) => ({ loops, accuracy }))
+
+  it('compare over what both reach', () => {
+    expect(atEqualLoops(curve([1, 0], [3, 1]), curve([2, 0.5], [4, 0.5]), 4)!.map((value) => value.toFixed(6))).toEqual([
+      '0.750000', // the mean of 0.5 to 1 over 2 to 3
+      '0.500000',
+    ])
+    expect(atEqualLoops(curve([1, 0.2], [1.5, 0.3]), curve([2, 0.5], [4, 0.5]), 4)).toBeUndefined()
+  })
+
+  it('end where rounding says, not behind it', () => {
+    for (let i = 0; i < 1000; i++) {
+      const [from, to] = [1 + Math.abs(Math.sin(i)), 3 + Math.abs(Math.cos(i))]
+      const [own, other] = atEqualLoops(curve([from, 0.5], [to, 0.5]), curve([1, 0.25], [to, 0.25]), 4)!
+      expect(own).toBeCloseTo(0.5, 12)
+      expect(other).toBeCloseTo(0.25, 12)
+    }
   })
 })
 

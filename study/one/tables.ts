@@ -102,7 +102,10 @@ function equalLoopsTable(results: Results, names: readonly string[], reference: 
   if (references === undefined) return 'No runs yet.'
   const shown = available(results, names)
   const pairs = shown.map((name) => {
-    const means = measurements(results, name)!.map((own, i) => atEqualLoops(own.gates, references[i]!.gates, loopCounts.length))
+    const means = measurements(results, name)!.flatMap((own, i) => {
+      const both = atEqualLoops(own.gates, references[i]!.gates, loopCounts.length)
+      return both === undefined ? [] : [both]
+    })
     return { own: means.map(([own]) => own), others: means.map(([, other]) => other) }
   })
   const rows = corrected(pairs).map((outcome, i) => [label(shown[i]!), ...comparisonCells(outcome)])

@@ -31,7 +31,8 @@ function comparisons(results: Results): Comparison[] {
         const pairs = runsOf(results, 'looprpt').flatMap((own) => {
           const other = results.get(runId(reference, own.base))
           if (other === undefined || other.text !== own.text) return []
-          return [atEqualLoops(own.final[exits], other.final[exits], most, least)]
+          const both = atEqualLoops(own.final[exits], other.final[exits], most, least)
+          return both === undefined ? [] : [both]
         })
         return { reference, exits, own: pairs.map(([own]) => own), others: pairs.map(([, other]) => other) }
       }),
