@@ -2,12 +2,17 @@
 //
 // A vector of words holds the codes of as many lanes at each place of a word. Masked where it stands, the code at place n is
 // code · 2^(bits n) as an integer and, exactly, as a float: the query and the sums take the power of two, and a code costs an
-// `and`, a conversion and a multiply-add.
+// `and`, a conversion and a multiply-add. Scores of queries in bfloat16 are sums of whole numbers where the processor multiplies
+// bytes (ByteScores): a code costs a quarter of that.
 #include <math.h>
 
 #include <tuple>
+#include <type_traits>
 
 #include "decoded_row.h"
+#if defined(__AVX2__)
+#include <immintrin.h>  // defines: products of bytes
+#endif
 
 namespace looplm::cpu::LOOPLM_ISA {
 
@@ -119,6 +124,96 @@ void encode_residuals(const LoopResidualEncode& e, const LoopResidualToken& toke
 
 // ---- Attention
 
+#if defined(__AVX2__)
+// Products of a query and the codes of a group of 32 or 64 numbers in whole numbers. The query is rounded to 15 bits with its
+// sign, of the group's largest number: unit · (128 · high + low). Codes are bytes without a sign, and a vector has 32 of them.
+template <int B, int WORDS>
+struct ByteScores {
+  static constexpr int KEYS = 8, VECTORS = WORDS / B, COPIES = 8 / WORDS;  // COPIES: of a group's words in a vector
+  using real = typename Lane<8>::real;
+  using word = typename Lane<8>::word;
+  struct Query {  // of a group
+    int8_t high[VECTORS][32], low[VECTORS][32];
+    float unit, total;
+  };
+
+  // Of byte `at` of vector v.
+  static constexpr int64_t channel(int v, int at) {
+    const int part = at / (4 * WORDS) + COPIES * v, word = at % (4 * WORDS) / 4, byte = at % 4;
+    return WORDS * (byte * (8 / B) + part) + word;
+  }
+  template <class E>
+  static Query round(const E* q) {
+    constexpr float most = 127 * 128;
+    Query out;
+    float top = 0;
+    out.total = 0;
+    for (int64_t i = 0; i < 32 * VECTORS; i++) {
+      const float x = to_float(q[i]), size = x < 0 ? -x : x;
+      top = size > top ? size : top;
+      out.total += x;
+    }
+    out.unit = top / most;
+    const float inverse = out.unit > 0 ? 1 / out.unit : 0;
+    for (int v = 0; v < VECTORS; v++)
+      for (int at = 0; at < 32; at++) {
+        const float x = rintf(to_float(q[channel(v, at)]) * inverse);
+        const int32_t code = x >= -most && x <= most ? int32_t(x) : 0,
+                      high = (code + 64) >> 7;  // else not finite, as is the total
+        out.high[v][at] = int8_t(high), out.low[v][at] = int8_t(code - 128 * high);
+      }
+    return out;
+  }
+
+  static inline __attribute__((always_inline)) void unpack(const uint32_t* code, __m256i (&out)[VECTORS]) {
+    const __m256i mask = _mm256_set1_epi8((1 << B) - 1);
+    __m256i x;
+    if constexpr (WORDS == 8) {
+      x = load_lanes<__m256i>(code);
+    } else if constexpr (WORDS == 4) {
+      x = _mm256_srlv_epi32(_mm256_broadcastsi128_si256(load_lanes<__m128i>(code)), _mm256_setr_epi32(0, 0, 0, 0, B, B, B, B));
+    } else {
+      x = _mm256_srlv_epi64(_mm256_set1_epi64x(load_lanes<int64_t>(code)), _mm256_setr_epi64x(0, B, 2 * B, 3 * B));
+    }
+    for (int v = 0; v < VECTORS; v++) out[v] = _mm256_and_si256(v ? _mm256_srli_epi16(x, B * COPIES * v) : x, mask);
+  }
+  // Lanes whose sum is Σ code · (128 · high + low).
+  static inline __attribute__((always_inline)) word products(const uint32_t* code, const Query& q) {
+    __m256i x[VECTORS], high = {}, low = {};
+    unpack(code, x);
+    for (int v = 0; v < VECTORS; v++) {
+      const __m256i a = load_lanes<__m256i>(q.high[v]), b = load_lanes<__m256i>(q.low[v]);
+#if defined(__AVX512VNNI__)
+      high = _mm256_dpbusd_epi32(high, x[v], a), low = _mm256_dpbusd_epi32(low, x[v], b);
+#elif defined(__AVXVNNI__)
+      high = _mm256_dpbusd_avx_epi32(high, x[v], a), low = _mm256_dpbusd_avx_epi32(low, x[v], b);
+#else  // four products of 15 · 127 fit in 16 bits
+      high = _mm256_add_epi16(high, _mm256_maddubs_epi16(x[v], a)), low = _mm256_add_epi16(low, _mm256_maddubs_epi16(x[v], b));
+#endif
+    }
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+    return ((word)high << 7) + (word)low;
+#else
+    return (word)_mm256_madd_epi16(high, _mm256_set1_epi16(128)) + (word)_mm256_madd_epi16(low, _mm256_set1_epi16(1));
+#endif
+  }
+  // query · key of KEYS keys. record: each key's; next: of later ones; codes, pairs: where those of the head begin in it.
+  static inline real score(const uint32_t* const* record, const uint32_t* const* next, int64_t codes, int64_t pairs,
+                           const Query* q, int64_t groups) {
+    real total = {};
+    for (int k = 0; k < KEYS; k++) __builtin_prefetch(next[k] + codes);
+    for (int64_t g = 0; g < groups; g++, codes += WORDS, pairs++, q++) {
+      word sums[KEYS], pair;
+#pragma GCC unroll 8
+      for (int k = 0; k < KEYS; k++) sums[k] = products(record[k] + codes, *q), pair[k] = int32_t(record[k][pairs]);
+      const real sum = __builtin_convertvector(sums_of<KEYS>(sums), real);
+      total += (real)(pair << 16) * (sum * q->unit) + (real)(pair & int32_t(0xffff0000)) * q->total;
+    }
+    return total;
+  }
+};
+#endif
+
 // The records of one row's context for some key heads; see DecodedRow, which does the same for rows in act. Codes of B bits in
 // vectors of L lanes.
 template <int B, int L>
@@ -175,6 +270,11 @@ struct CodedRow {
     }
   }
 
+  // Records are read in pieces, with so much work between two of a row that the processor does not look ahead to the next. The
+  // offset of the record `keys` further on, whose same piece comes into the cache meanwhile; near the end that of j itself.
+  int64_t ahead(int64_t j, int64_t keys) const { return offsets[j + keys < context ? j + keys : j]; }
+  static constexpr int64_t SCORED = 16;  // keys
+
   // Scores of query head `head`, of the key head h, for keys [j, j + count).
   void score(int32_t h, int32_t head, int64_t j, int64_t count) const {
     const int64_t G = groups(), V = vectors(), codes_at = first_group(h) * format.words,
@@ -184,6 +284,7 @@ struct CodedRow {
     for (int64_t k = 0; k < L; k++) {
       const uint32_t* record = keys + offsets[j + (k < count ? k : 0)];
       const uint32_t *code = record + codes_at, *pairs = record + pairs_at;
+      __builtin_prefetch(keys + ahead(j + (k < count ? k : 0), SCORED) + codes_at);
       const float* q = channels;
       real total = {};
       float minimums = 0;
@@ -203,13 +304,14 @@ struct CodedRow {
       part[k] = total;
       low[k] = minimums;
     }
-    real s = (sums_of<L>(part) + low) * scale;
+    put_scores(head, j, count, sums_of<L>(part) + low);
+  }
+  template <class V>
+  void put_scores(int32_t head, int64_t j, int64_t count, V products) const {
+    V s = products * scale, before = {};
     float* to = scores + head * stride + j;
-    if (adds) {
-      real before = {};
-      memcpy(&before, to, size_t(count) * sizeof(float));
-      s += before;
-    }
+    if (adds) memcpy(&before, to, size_t(count) * sizeof(float));
+    s += before;
     memcpy(to, &s, size_t(count) * sizeof(float));
   }
 
@@ -233,6 +335,7 @@ struct CodedRow {
         const auto one = [&](int64_t k, int chain) __attribute__((always_inline)) {
           const word w = load_lanes<word>(code + offsets[begin + k]);
           const float x = scaled[k];
+          __builtin_prefetch(code + ahead(begin + k, VALUES));
           for_places([&](auto place) __attribute__((always_inline)) { total[chain][place] += x * codes<place>(w); });
         };
         int64_t k = 0;
@@ -253,8 +356,42 @@ struct CodedRow {
     }
   }
 
+#if defined(__AVX2__)
+  template <int WORDS>
+  void score_bytes(const bf16* q) const {
+    using Bytes = ByteScores<B, WORDS>;
+    const int64_t G = groups(), pairs = format.groups() * format.words;
+    auto* rounded = reinterpret_cast<typename Bytes::Query*>(query);  // [kv_heads, group, G], smaller than what `query` is for
+    for (int64_t i = 0; i < kv_heads * group * G; i++) rounded[i] = Bytes::round(q + i * format.codes.group);
+    for (int64_t j = 0; j < context; j += Bytes::KEYS) {
+      const int64_t count = context - j < Bytes::KEYS ? context - j : Bytes::KEYS;
+      const uint32_t *record[Bytes::KEYS], *next[Bytes::KEYS];
+      for (int64_t k = 0; k < Bytes::KEYS; k++) {
+        const int64_t key = j + (k < count ? k : 0);
+        record[k] = keys + offsets[key], next[k] = keys + ahead(key, SCORED);
+      }
+      for (int32_t h = 0; h < kv_heads; h++)
+        for (int32_t head = h * group; head < (h + 1) * group; head++) {
+          const int64_t at = first_group(h);
+          put_scores(head, j, count, Bytes::score(record, next, at * WORDS, pairs + at, rounded + head * G, G));
+        }
+    }
+  }
+#endif
+  bool scores_bytes([[maybe_unused]] const bf16* q) const {
+#if defined(__AVX2__)
+    if constexpr (B < 8) {
+      if (format.words == 2 * B && format.codes.group == 64) return score_bytes<2 * B>(q), true;
+      if (format.words == B && format.codes.group == 32) return score_bytes<B>(q), true;
+    }
+#endif
+    return false;
+  }
+  bool scores_bytes(const float*) const { return false; }
+
   template <class E>
   void score(const E* q) const {
+    if (scores_bytes(q)) return;
     for (int32_t head = 0; head < kv_heads * group; head++) take_query(q + head * head_dim, query + head * query_size());
     for (int64_t j = 0; j < context; j += L)
       for (int32_t h = 0; h < kv_heads; h++)
