@@ -48,6 +48,7 @@ const studyTwo: Study<two.RunSpec, ResultTwo> = {
 
 const studyText: Study<text.RunSpec, ResultText> = {
   ...place('text'),
+  bases: join(root, 'study', 'text', 'bases'),
   due: text.dueRuns,
   instructionSet: 'avx2',
   summary: ({ final }) => `accuracy by loop ${accuracies(final.accuracy)}`,
