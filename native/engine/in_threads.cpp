@@ -29,9 +29,11 @@ void in_threads(size_t threads, size_t items, const std::function<void(size_t it
       }
     }
   };
+  const size_t running = std::min(threads, items);
   std::vector<std::thread> others;
+  others.reserve(running);  // nothing but a thread may fail below: those that run must be joined
   try {
-    for (size_t i = 1; i < std::min(threads, items); i++) others.emplace_back(work, i);
+    for (size_t i = 1; i < running; i++) others.emplace_back(work, i);
   } catch (const std::system_error&) {  // those that there are do the work
   }
   work(0);

@@ -146,6 +146,18 @@ Values run(const Device& d, const Decode& in) {
   return out.values();
 }
 
+// Attention over keys and values in act.
+Values attention(const Device& d, const Shape& s, const std::vector<LoopCacheContext>& contexts, const Buffer& qkv,
+                 const Buffer& keys, const Buffer& values) {
+  const Buffer at = structs(d, contexts);
+  Buffer out = act(d, contexts.size() * size_t(s.heads * s.head_dim));
+  const LoopDecodeAttention a{int64_t(contexts.size()),          s.heads, s.kv_heads, s.head_dim,
+                              1 / std::sqrt(double(s.head_dim)), qkv,     keys,       values,
+                              at.as<LoopCacheContext>(),         out};
+  d.expect(d.table.decode_attention(d.ctx, d.dt, &a), "decode_attention");
+  return out.values();
+}
+
 // Attention in act over what the records stand for.
 Values plain(const Device& d, const Decode& in) {
   const Shape& s = in.shape;
@@ -160,13 +172,7 @@ Values plain(const Device& d, const Decode& in) {
   for (size_t i = 0; i < contexts.size(); ++i)
     contexts[i].runs[2] = {in.recent[i].runs[0].begin + int32_t(slots), in.recent[i].runs[0].length};
   const Buffer qkv = act(d, in.qkv), keys = joined(r.keys, in.recent_keys), values = joined(r.values, in.recent_values);
-  const Buffer at = structs(d, contexts);
-  Buffer out = act(d, contexts.size() * size_t(s.heads * s.head_dim));
-  const LoopDecodeAttention a{int64_t(contexts.size()),          s.heads, s.kv_heads, s.head_dim,
-                              1 / std::sqrt(double(s.head_dim)), qkv,     keys,       values,
-                              at.as<LoopCacheContext>(),         out};
-  d.expect(d.table.decode_attention(d.ctx, d.dt, &a), "decode_attention");
-  return out.values();
+  return attention(d, s, contexts, qkv, keys, values);
 }
 
 const std::vector<std::pair<int32_t, int32_t>> lengths = {{0, 1}, {64, 13}, {320, 64}, {1, 7}, {192, 1}, {0, 64}};
@@ -337,13 +343,8 @@ Values plain(const Device& d, const ResidualDecode& in) {
     contexts[i].runs[2] = {in.rows.recent[i].runs[0].begin + LOOPS * slots, in.rows.recent[i].runs[0].length};
   }
   const Buffer qkv = act(d, in.rows.qkv), keys = joined(r.anchor.keys, r.residual.keys, in.rows.recent_keys),
-               values = joined(r.anchor.values, r.residual.values, in.rows.recent_values), at = structs(d, contexts);
-  Buffer out = act(d, contexts.size() * size_t(s.heads * s.head_dim));
-  const LoopDecodeAttention a{int64_t(contexts.size()),          s.heads, s.kv_heads, s.head_dim,
-                              1 / std::sqrt(double(s.head_dim)), qkv,     keys,       values,
-                              at.as<LoopCacheContext>(),         out};
-  d.expect(d.table.decode_attention(d.ctx, d.dt, &a), "decode_attention");
-  return out.values();
+               values = joined(r.anchor.values, r.residual.values, in.rows.recent_values);
+  return attention(d, s, contexts, qkv, keys, values);
 }
 
 ResidualDecode residual_inputs(Test& t, const Residuals& r, double peak) {
