@@ -10,7 +10,8 @@ namespace looplm {
 namespace {
 
 constexpr char WEIGHT[] = ".weight";
-// What adapters are named after: the tensor without ".weight", and the last part of that.
+// An adapter is named after its matrix: the tensor's path without ".weight". Users select modules by the last part of that
+// path, such as "q_proj".
 std::string module_path(const Parameter& p) {
   return p.name.ends_with(WEIGHT) ? p.name.substr(0, p.name.size() - sizeof WEIGHT + 1) : p.name;
 }
@@ -27,7 +28,7 @@ void refuse_unless(bool ok, const std::string& what) {
   if (!ok) throw Error("INVALID_ARGUMENT", "adapter", what);
 }
 
-// How many pairs of matrices an adapter has for a parameter.
+// The number of (A, B) pairs for a parameter: one per loop if `per_loop` is set and the loop steps run its layer, else one.
 int32_t adapter_loops(const Architecture& config, const AdapterOptions& options, const Parameter& p) {
   const auto runs = [&](const Step& step) { return step.kind == Step::Kind::block && step.index == p.index; };
   const bool looped = std::any_of(config.loop.begin(), config.loop.end(), runs);
@@ -74,7 +75,8 @@ void Adapter::add_parameters(const Architecture& config, const std::vector<Param
   }
   if (const int64_t r = options.shift_rank; r > 0) {
     const int64_t D = config.hidden;
-    std::vector<std::string> of_layer(size_t(config.layers));  // beside the last matrix of its MLP
+    std::vector<std::string> of_layer(size_t(config.layers));  // per layer: the prefix of its shift's names, next to the
+                                                               // MLP's down projection
     for (const Parameter& p : base)
       if (p.role == Role::down) of_layer[size_t(p.index)] = module_path(p).substr(0, module_path(p).rfind('.')) + ".shift_ffn.";
     for (const std::string& path : of_layer)

@@ -83,7 +83,8 @@ void require(bool ok, const std::string& what) {
   if (!ok) throw Error("INVALID_CONFIG", "model", what);
 }
 
-// Every parameter that the steps and the form of the layers need, once and whole; none that they do not.
+// Checks the list of parameters: everything that the steps and layers need is there, complete and only once, and nothing else
+// is.
 class ParameterCheck {
  public:
   explicit ParameterCheck(const Architecture& a) : a_(a) {
@@ -184,7 +185,7 @@ void Architecture::check() const {
   for (int32_t l = 0; l < layers; l++) {
     for (Role role : {Role::attention, Role::attention_output, Role::gate_up, Role::down}) of.need(role, l);
     for (Role role : {Role::attention_bias, Role::attention_output_bias, Role::gate_up_bias, Role::down_bias}) of.may(role, l);
-    // Norms of layers may be without a weight.
+    // The norms of a layer may have no weight.
     if (norms_input(residual)) of.may(Role::attention_norm, l), of.may(Role::mlp_norm, l);
     if (norms_output(residual)) of.may(Role::attention_norm_2, l), of.may(Role::mlp_norm_2, l);
     if (query_key_norm != QueryKeyNorm::none) of.need(Role::query_norm, l), of.need(Role::key_norm, l);

@@ -6,7 +6,7 @@ namespace looplm {
 
 namespace {
 
-// Given states may differ where tokens do not.
+// Equal tokens are not enough: the initial states that a caller passes may differ as well.
 bool same_prompt(const Sequences& s, size_t a, size_t b) {
   if (s.prompt(a) != s.prompt(b)) return false;
   const int64_t length = s.prompt(a), width = int64_t(s.states.size() / std::max<size_t>(1, s.tokens.size()));
@@ -22,8 +22,8 @@ struct Packer {
 
   int64_t kept(size_t i) const { return s.length(i) - (options.keep_last_token ? 0 : 1); }
 
-  // Sequences [i, end) share a prompt of more than one token; one segment holds all but its last token. Prompts with input
-  // vectors are not shared: equal ids do not make them equal.
+  // Sequences [i, end) share a prompt of more than one token. One segment holds all of it except the last token. Prompts with
+  // input vectors are never shared, because equal ids do not mean equal vectors.
   size_t group_end(size_t i) const {
     size_t end = i + 1;
     if (!options.share_prompts || options.two_way || s.prompt(i) < 2 || s.vectors.count() > 0) return end;
@@ -41,7 +41,7 @@ struct Packer {
     out.max_position = std::max(out.max_position, int32_t(to - 1));
     out.max_context = std::max(out.max_context, int32_t(to));
   }
-  // Tokens [from, kept) of sequence i as a segment after a prefix, with the rows they predict.
+  // Adds tokens [from, kept) of sequence i as a segment that attends to a prefix, and the prediction rows of these tokens.
   void add_segment(size_t i, int64_t from, int32_t prefix_begin, int32_t prefix_end) {
     int32_t begin = int32_t(out.ids.size());
     add_tokens(i, from, kept(i));
@@ -69,8 +69,9 @@ struct Packer {
     }
     out.group_count++;
   }
-  // Where a group ends whose responses do not fit: the rest is another group, and its prompt runs again. Prompts are not
-  // counted, or long ones would leave a batch one response each.
+  // Splits a group of sequences with the same prompt when their responses exceed the token budget. The rest becomes another
+  // group, and the prompt runs again for it. Prompt tokens do not count here, otherwise a long prompt would leave only one
+  // response per batch.
   size_t part_end(size_t i, size_t end) const {
     int64_t responses = 0;
     for (size_t k = i; k < end; k++) {

@@ -32,7 +32,7 @@ Block::Block(std::shared_ptr<Device> device, LoopDType dt, const Architecture& a
   d_qkv_ = memory.reserve(memory.d_qkv, rows * size_t(a_.qkv_width()) * act_);
 }
 
-// Every array begins on a line of 64 bytes.
+// Every array starts at a multiple of 64 bytes.
 BlockMemory Block::carve(char*& memory) const {
   const size_t rows = size_t(batch_.tokens), D = size_t(a_.hidden);
   auto next = [&](size_t bytes) {
@@ -63,10 +63,11 @@ size_t Block::bytes() const {
   return size_t(end - static_cast<char*>(nullptr));
 }
 
-// What the MLP reads where it sees the token before: x̃ (shift.h). With a cache, y is kept there for the tokens to come.
+// The input of an MLP that also sees the previous token: x̃ (shift.h). With a KV cache, y is stored for the tokens that
+// follow.
 const void* Block::edit(const Shift& w, const BlockMemory& b, int64_t plane, const void* x) {
   ShiftSource source{batch_.previous, {}, nullptr, nullptr, nullptr};
-  std::vector<int64_t> earlier;  // slots of the tokens before the batch's first rows
+  std::vector<int64_t> earlier;  // cache slots of the tokens before the batch's first rows
   if (cache_ && !cache_->contexts)
     for (int32_t i = 0; i < cache_->prefix_count; i++)
       if (const int64_t before = cache_->prefixes[i].before; before >= 0) earlier.push_back(before);
@@ -86,7 +87,7 @@ const void* Block::edit(const Shift& w, const BlockMemory& b, int64_t plane, con
 
 // ---- The residual stream ----
 
-// out = h and the branch, as the architecture joins them, and next_out = RMS(out; next).
+// out = h joined with the branch, according to the residual type, and next_out = RMS(out; next).
 void Block::join(const void* h, const void* branch, const void* w_out, void* sum, void* out, const void* next, void* next_out) {
   const auto norm = [&](const void* from, const void* added, const void* w_branch, const void* w_next, void* to, void* x) {
     run(&LoopBackend::residual_norm, "norm", N(), a_.hidden, a_.norm_eps, from, added, w_branch, w_next, to, x);
@@ -96,7 +97,8 @@ void Block::join(const void* h, const void* branch, const void* w_out, void* sum
   if (next) norm(out, nullptr, nullptr, next, nullptr, next_out);
 }
 
-// dh: ∂L/∂out but for what comes through `next` (in d_x) on entry, ∂L/∂h on exit; ∂L/∂branch to d_branch_.
+// On entry, dh is ∂L/∂out without the part that comes through the norm `next`; that part is in d_x. On exit, dh is ∂L/∂h, and
+// d_branch_ is ∂L/∂branch.
 void Block::join_backward(const void* branch, const void* w_out, void* dw_out, const void* sum, const void* out, void* dh,
                           const void* next, void* d_next) {
   const auto norm = [&](const void* at, const void* added, const void* w_branch, const void* w_next, void* dw_branch,
@@ -173,7 +175,7 @@ void Block::norm_heads_backward(const LayerWeights& w, const LayerWeights& gradi
   norm(a_.attention_width(), a_.kv_width(), w.key_norm, gradient.key_norm, b.keys);
 }
 
-// What the output projection reads: the heads, or σ(gate) · heads.
+// The input of the output projection: the attention heads, or σ(gate) · heads.
 const void* Block::gate_heads(const BlockMemory& b) {
   if (!a_.attention_gate) return b.attention;
   const int64_t width = a_.attention_width();
@@ -182,7 +184,7 @@ const void* Block::gate_heads(const BlockMemory& b) {
   run(&LoopBackend::swiglu, "output gate", LOOP_SIGMOID, N(), width, b.gated, out);
   return out;
 }
-// From d_branch_ to d_attention_; the gate's gradient takes the place of the gate.
+// From d_branch_ to d_attention_. The gradient of the gate overwrites the gate.
 void Block::output_backward(const LayerWeights& w, const LayerWeights& d, const BlockMemory& b) {
   linear_.backward_input(w.output, d_branch_, d_attention_);
   if (!a_.attention_gate) return linear_.backward_weight(w.output, d.output, d_branch_, b.attention);

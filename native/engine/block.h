@@ -1,5 +1,5 @@
-// One block: attention and MLP, each joined to the residual stream as the architecture says (Residual), forward and backward side
-// by side. h, middle and out are the stream before, between and behind the two branches, act [N, D].
+// One transformer block: attention and MLP, each joined to the residual stream according to Residual. Forward and backward
+// are side by side. `h`, `middle` and `out` are the residual stream before, between and after the two branches, act [N, D].
 #pragma once
 #include "block_attention.h"
 #include "exit_replay.h"
@@ -10,31 +10,33 @@ namespace looplm {
 
 class Block {
  public:
-  // backward: scratch for it too. cache: NULL when training.
+  // backward: also allocate scratch memory for the backward pass. cache: NULL for training.
   Block(std::shared_ptr<Device> device, LoopDType dt, const Architecture& architecture, const Weights& weights,
         const DeviceBatch& batch, const void* rope, const CacheUse* cache, bool backward, StackMemory& memory);
 
-  size_t bytes() const;                    // of a BlockMemory
-  BlockMemory carve(char*& memory) const;  // the next one of an array of them
+  size_t bytes() const;                    // size of one BlockMemory
+  BlockMemory carve(char*& memory) const;  // the next BlockMemory at `memory`, which is advanced past it
 
-  // The loop that the rows are at, unless the batch says it of each, and which of its blocks comes. Loop -1: before the loops.
+  // Sets the current loop, unless the batch gives the loop of each row, and the number of the block within it. Loop -1: steps
+  // before the loops.
   void at(int loop, int64_t block) {
     if (batch_.loops.empty()) linear_.at_loop(std::max(loop, 0));
     loop_ = loop, block_ = block;
   }
   void begin_backward() { replay_.begin_backward(); }
 
-  void* x() const { return x_; }      // act [N, D]: N h when the block begins, where the architecture norms it
-  void* d_x() const { return d_x_; }  // act [N, D]: ∂L/∂(N h), or ∂L/∂h where it does not, when its backward ends
+  void* x() const { return x_; }      // act [N, D]: input of the block after its norm N (if the residual type has one)
+  void* d_x() const { return d_x_; }  // act [N, D]: after backward, ∂L/∂(N h), or ∂L/∂h if there is no input norm
 
-  // next: weight of the norm that follows `out`, whose output goes to `next_out`; NULL: none. plane: of `cache`.
+  // next: weight of the norm that is applied to `out`, with its result in `next_out`; NULL: none. plane: index in the KV
+  // cache.
   void forward(const LayerWeights& w, const BlockMemory& b, int64_t plane, const void* in, void* out, const void* next,
                void* next_out);
-  // dh: real [N, D], ∂L/∂out on entry, ∂L/∂in on exit but for what goes through d_x. next: the norm that follows, whose
-  // ∂L/∂output is in d_x.
+  // dh: real [N, D]. On entry ∂L/∂out; on exit ∂L/∂in without the part that goes through d_x. next: weight of the norm that
+  // follows, whose ∂L/∂output is in d_x.
   void backward(const LayerWeights& w, const LayerWeights& d, const BlockMemory& b, const void* out, void* dh, const void* next,
                 void* d_next);
-  // Its end: the first matrix, for which N h must be in x again.
+  // The last part of backward: the QKV projection. x() must hold N h again.
   void backward_input(const LayerWeights& w, const LayerWeights& d, const BlockMemory& b, const void* in);
   void add_d_x(void* dh);  // dh += d_x
 
@@ -54,7 +56,7 @@ class Block {
   void norm_heads_backward(const LayerWeights& w, const LayerWeights& d, const BlockMemory& b);
   const void* gate_heads(const BlockMemory& b);
   void output_backward(const LayerWeights& w, const LayerWeights& d, const BlockMemory& b);
-  // Columns of a matrix of `width` to or from columns of another: act [N, columns].
+  // Copies columns between two matrices of different widths: act [N, columns].
   void copy_columns(const void* from, int64_t from_width, void* to, int64_t to_width, int64_t columns);
   void* column(void* matrix, int64_t at) const { return static_cast<char*>(matrix) + size_t(at) * act_; }
   const void* edit(const Shift& w, const BlockMemory& b, int64_t plane, const void* x);

@@ -14,15 +14,15 @@ float half_at(const uint8_t* bytes) {
   return f16_to_float(bits);
 }
 
-// a · b rounded to float32: through float64, so that no compiler makes one operation of it and the addition behind it.
+// a · b rounded to float32. Computed in float64, so that no compiler fuses it with a following addition (FMA).
 float product(float a, float b) { return float(double(a) * double(b)); }
 
 int low(uint8_t byte) { return byte & 15; }
 int high(uint8_t byte) { return byte >> 4; }
 int bit(uint32_t bits, int i) { return int(bits >> i & 1); }
 
-// Blocks of 32. Four bits of an element lie in the lower halves of 16 bytes for the first 16 elements, in the upper ones for the
-// others; a fifth bit lies in its own word.
+// Blocks of 32 elements. Of 4-bit codes, the low nibbles of the 16 bytes hold the first 16 elements and the high nibbles the
+// others. A fifth bit is in a separate 32-bit word.
 void expand_q8_0(const uint8_t* block, float* out) {
   const float scale = half_at(block);
   for (int i = 0; i < 32; i++) out[i] = product(scale, float(int8_t(block[2 + i])));
@@ -60,8 +60,9 @@ void expand_q5_1(const uint8_t* block, float* out) {
   }
 }
 
-// Blocks of 256 in eight groups of 32, each with a scale and a least value of six bits, in twelve bytes: of the first four groups
-// whole, of the others four bits each, the two above them on top of the first ones.
+// Blocks of 256 elements in 8 groups of 32. Each group has a 6-bit scale and a 6-bit minimum, all packed into 12 bytes.
+// Groups 0-3: the low 6 bits of bytes 0-3 (scales) and 4-7 (minimums). Groups 4-7: low 4 bits in bytes 8-11, high 2 bits in
+// the top bits of bytes 0-7.
 struct GroupScale {
   int scale, least;
 };
@@ -70,7 +71,7 @@ GroupScale group_scale(const uint8_t* packed, int group) {
   const uint8_t both = packed[group + 4];
   return {low(both) | (packed[group - 4] >> 6) << 4, high(both) | (packed[group] >> 6) << 4};
 }
-// fifths: the fifth bits of element i of every group in byte i; NULL: none.
+// fifths: bit `group` of byte i is the fifth bit of element i of that group; NULL: codes have 4 bits.
 void expand_groups(const uint8_t* block, const uint8_t* fifths, const uint8_t* codes, float* out) {
   const float scale = half_at(block), least = half_at(block + 2);
   for (int group = 0; group < 8; group++) {
@@ -86,7 +87,7 @@ void expand_groups(const uint8_t* block, const uint8_t* fifths, const uint8_t* c
 void expand_q4_k(const uint8_t* block, float* out) { expand_groups(block, nullptr, block + 16, out); }
 void expand_q5_k(const uint8_t* block, float* out) { expand_groups(block, block + 16, block + 48, out); }
 
-// 256 codes of six bits: two halves of 128, four quarters of 32 in each; a scale of eight bits for every 16.
+// 256 codes of 6 bits: two halves of 128, each with four quarters of 32. An 8-bit scale for every 16 elements.
 void expand_q6_k(const uint8_t* block, float* out) {
   const uint8_t *fours = block, *twos = block + 128, *scales = block + 192;
   const float scale = half_at(block + 208);

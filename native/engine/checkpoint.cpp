@@ -1,4 +1,4 @@
-// The model's parameters from and to safetensors files, and from GGUF files.
+// Reads and writes the model's parameters as safetensors files, and reads them from GGUF files.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -35,7 +35,7 @@ template <>
 struct Element<LOOP_BF16> {
   using Bits = uint16_t;
   static float value(Bits bits) { return bf16_to_float(bits); }
-  static Bits bits(double value) { return float_to_bf16(float(value)); }  // through float32, as PyTorch does it
+  static Bits bits(double value) { return float_to_bf16(float(value)); }  // rounds through float32, as PyTorch does
 };
 template <>
 struct Element<LOOP_F16> {
@@ -48,7 +48,7 @@ template <class From, class To>
 void convert_elements(const uint8_t* src, uint8_t* dst, size_t count) {
   for (size_t i = 0; i < count; i++) {
     typename From::Bits in;
-    std::memcpy(&in, src + i * sizeof in, sizeof in);  // a file's tensors need not be aligned
+    std::memcpy(&in, src + i * sizeof in, sizeof in);  // tensors in a file may be unaligned
     const typename To::Bits out = To::bits(From::value(in));
     std::memcpy(dst + i * sizeof out, &out, sizeof out);
   }
@@ -89,7 +89,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return out + "]";
 }
 
-// The first few names, and how many more there are.
+// The first five names, and the number of the others.
 std::string list_names(const std::vector<std::string>& names) {
   constexpr size_t most = 5;
   std::string out;
@@ -97,13 +97,13 @@ std::string list_names(const std::vector<std::string>& names) {
   return names.size() > most ? out + " and " + std::to_string(names.size() - most) + " more" : out;
 }
 
-// One tensor and the file it lies in. head_rows: rows per attention head if its two halves are interleaved
-// (a row of the first half, then its partner of the second); 0: rows are in the model's order.
+// One tensor and the file that holds it. head_rows: rows per attention head if the file interleaves the two halves of a head
+// (row 0 of the first half, row 0 of the second, row 1 of the first, …); 0: rows are in the model's order.
 struct Source {
   const std::string* path;
   const SafetensorsEntry* entry;
   int64_t head_rows = 0;
-  // Where the file has row `row` of the model.
+  // The row of the file that holds row `row` of the model.
   size_t row_in_file(size_t row) const {
     const size_t rows = size_t(head_rows);
     if (rows == 0) return row;
@@ -123,7 +123,8 @@ Sources collect(const std::vector<std::string>& paths, const std::vector<std::un
   return sources;
 }
 
-// Some writers repeat the embedding under the head's name. It is the model's tensor only if it is the same tensor.
+// Some writers store the embedding a second time as lm_head.weight. Accept that for a tied model only if both tensors are
+// equal.
 void drop_tied_head(Sources& sources, const std::string& name) {
   const auto head = sources.find("lm_head.weight"), embedding = sources.find(name);
   if (head == sources.end() || embedding == sources.end()) return;
@@ -134,10 +135,10 @@ void drop_tied_head(Sources& sources, const std::string& name) {
   sources.erase(head);
 }
 
-// A tensor of a file, and what it is of a parameter. Quantized parameters lie in files as two tensors, in shapes that no reader
-// of plain weights takes for one: codes `name`, I8 [out, in / group, group] or two to a byte U8 [out, in / group, group / 2], the
-// lower half the even one, each code + 8; and `name_scale`, F32 [out, in / group] or, asymmetric, BF16 [out, in / group, 2]: the
-// middle, then the scale.
+// A tensor in a file, and which part of a parameter it holds. A quantized parameter is stored as two tensors, whose shapes no
+// reader of plain weights mistakes for weights. Codes, `name`: 8 bits as I8 [out, in / group, group], or 4 bits as U8 [out,
+// in / group, group / 2], where the low nibble holds the even element and each nibble is code + 8. Scales, `name_scale`: F32
+// [out, in / group], or if asymmetric BF16 [out, in / group, 2] with (middle, scale).
 struct WantedTensor {
   enum class Part { values, codes, scales };
   std::string name;
@@ -148,7 +149,7 @@ struct WantedTensor {
 struct Wanted {
   std::vector<WantedTensor> tensors;
   std::string owner, hint;
-  std::vector<std::string> ignored;  // ends of names
+  std::vector<std::string> ignored;  // name endings of tensors that are skipped
   bool ignores(const std::string& name) const {
     return std::any_of(ignored.begin(), ignored.end(), [&](const std::string& end) { return name.ends_with(end); });
   }
@@ -159,7 +160,7 @@ Wanted wanted(const std::vector<Parameter>& parameters, const std::string& prefi
   for (const Parameter& p : parameters) out.tensors.push_back({prefix + p.name, &p, WantedTensor::Part::values, p.shape});
   return out;
 }
-// Quantized: as codes and scales.
+// All parameters of a model. quantized: its matrices are stored as codes and scales.
 Wanted all_of(const Model& model, bool quantized) {
   Wanted out = wanted(model.parameters(), "", "model", "does config.json belong to this checkpoint?");
   out.ignored = model.config.ignored;
@@ -209,10 +210,10 @@ void check_names(const Wanted& wanted, const Sources& sources, const std::vector
 const char* codes_dtype(int bits) { return bits == 8 ? "I8" : "U8"; }
 LoopDType scales_dtype(const Quantization& q) { return q.asymmetric ? LOOP_BF16 : LOOP_F32; }
 
-// How the elements of a tensor lie in a file.
+// How the elements of a tensor are encoded in a file.
 struct Encoding {
-  LoopDType dtype = LOOP_F32;           // of one element, or of what a block expands to
-  const BlockFormat* blocks = nullptr;  // NULL: one by one
+  LoopDType dtype = LOOP_F32;           // of one element, or of the values that a block expands to
+  const BlockFormat* blocks = nullptr;  // NULL: single values, not blocks
   size_t bytes(size_t elements) const {
     return blocks ? elements / blocks->elements * blocks->bytes : elements * loop_dtype_size(dtype);
   }
@@ -236,10 +237,10 @@ Encoding encoding_of(const Source& source, const std::string& name) {
   refuse_tensor(*source.path, name, "dtype " + source.entry->dtype + " cannot be a parameter; F32, BF16, F16 and F64 can");
 }
 
-// Calls visit(first, values, count) with the elements [first, first + count) as `to`, block by block of whole rows of `row`
-// elements. What needs no conversion comes uncopied. The pages of a block leave memory after it, so that a file never lies there
-// beside the model. The checksum is taken block by block too, so that each value is read from the disk once. block: memory that
-// is kept from tensor to tensor.
+// Calls visit(first, values, count) with the elements [first, first + count) converted to `to`, in pieces of whole rows of
+// `row` elements. Values that need no conversion are passed without a copy. The pages of each piece are released after its
+// visit, so that the file is never in memory as a whole next to the model. The checksum is computed in the same pass, so
+// every value is read from disk once. block: scratch memory, reused from tensor to tensor.
 using Block = std::vector<uint8_t>;
 template <class Visit>
 void visit_blocks(Block& block, const Source& tensor, const Encoding& from, const std::string& name, LoopDType to, size_t row,
@@ -268,7 +269,7 @@ void visit_blocks(Block& block, const Source& tensor, const Encoding& from, cons
   check_checksum(*tensor.path, name, entry, checksum.digest());
 }
 
-// `values`, elements [first, first + count) of a tensor that was `from` in the file, as `to`.
+// Refuses NaN and infinity. values: elements [first, first + count) of a tensor, converted from encoding `from` to `to`.
 void require_finite(const Source& source, const std::string& name, const Encoding& from, LoopDType to, size_t first,
                     const void* values, size_t count) {
   const size_t bad = first_not_finite(to, values, count);
@@ -278,7 +279,7 @@ void require_finite(const Source& source, const std::string& name, const Encodin
                       (from.is(to) ? "" : std::string(" as ") + safetensors_dtype(to)));
 }
 
-// Shape and dtype.
+// Refuses a tensor of the wrong shape or dtype.
 void check_form(const Model& model, const WantedTensor& t, const Source& source) {
   if (source.entry->shape != t.shape)
     refuse_tensor(*source.path, t.name,
@@ -292,7 +293,8 @@ void check_form(const Model& model, const WantedTensor& t, const Source& source)
 }
 
 void check_values(const Model& model, const WantedTensor& t, const Source& source, Block& block) {
-  if (t.part == WantedTensor::Part::codes) return check_checksum(*source.path, t.name, *source.entry);  // every code is a weight
+  // every code is a valid weight
+  if (t.part == WantedTensor::Part::codes) return check_checksum(*source.path, t.name, *source.entry);
   const LoopDType to = t.part == WantedTensor::Part::scales ? scales_dtype(model.quantization) : model.dt;
   const Encoding from = encoding_of(source, t.name);
   visit_blocks(block, source, from, t.name, to, 1, [&](size_t first, const void* values, size_t count) {
@@ -300,11 +302,11 @@ void check_values(const Model& model, const WantedTensor& t, const Source& sourc
   });
 }
 
-// Whether a quantized model has codes as a file's blocks have them.
+// Whether a quantized model can take the codes of a file's blocks unchanged: same bits, groups of 32, symmetric.
 bool same_codes(const Quantization& q, const Encoding& from) {
   return from.blocks && q.group == 32 && !q.asymmetric && from.blocks->name == (q.bits == 8 ? "Q8_0" : "Q4_0");
 }
-// Those codes and their scales, as they are.
+// Loads such codes and scales without requantizing.
 void load_codes(Model& model, const Parameter& p, const std::string& name, const Source& source, const Encoding& from) {
   const size_t columns = size_t(p.shape[1]), groups = columns / 32, row_bytes = from.bytes(columns);
   const size_t code_bytes = size_t(4 * model.quantization.bits), unit = source.head_rows > 0 ? size_t(source.head_rows) : 1;
@@ -360,7 +362,7 @@ void load_tensor(Model& model, const WantedTensor& t, const Source& source, Bloc
       break;
     case WantedTensor::Part::scales: {
       std::vector<float> scales(source.entry->bytes / 4);
-      std::memcpy(scales.data(), source.entry->data, source.entry->bytes);  // a file's tensors need not be aligned
+      std::memcpy(scales.data(), source.entry->data, source.entry->bytes);  // tensors in a file may be unaligned
       const LoopDType of = scales_dtype(model.quantization);
       require_finite(source, t.name, {of}, of, 0, scales.data(), source.entry->bytes / loop_dtype_size(of));
       check_checksum(*source.path, t.name, *source.entry);
@@ -371,8 +373,8 @@ void load_tensor(Model& model, const WantedTensor& t, const Source& source, Bloc
   MappedFile::forget(source.entry->data, source.entry->bytes);
 }
 
-// `fresh`: after an error nobody reads the model, and values are checked as they are copied. Otherwise all is checked first: a
-// file that is refused leaves the model as it was.
+// fresh: the model was just created and is dropped after an error, so values are checked while they are copied. Otherwise
+// everything is checked first, and a refused file leaves the model unchanged.
 void load_tensors(Model& model, const Wanted& wanted, const Sources& sources, const std::vector<std::string>& paths, bool fresh) {
   check_names(wanted, sources, paths);
   for (const WantedTensor& t : wanted.tensors) check_form(model, t, sources.at(t.name));
@@ -414,7 +416,7 @@ void save_tensors(const Model& model, const Wanted& wanted, const std::string& p
                            convert(model.dt, to, raw.data(), out, p.count);
                          }});
   }
-  metadata["format"] = "pt";  // transformers refuses a file without it
+  metadata["format"] = "pt";  // transformers refuses a file without this
   write_safetensors(path, tensors, metadata);
 }
 
@@ -444,7 +446,7 @@ void load_files(Model& model, const std::vector<std::string>& paths, const Files
   load_tensors(model, without(all_of(model, quantized), added), sources, paths, fresh);
 }
 
-// What a file of another form says of its tensors, once every one lies within it.
+// The tensors of a file whose header another reader parsed (GGUF), after checking that each of them lies within the file.
 std::vector<SafetensorsEntry> entries_of(const TensorFile& file, const MappedFile& mapping) {
   std::vector<SafetensorsEntry> entries;
   for (const StoredTensor& t : file.tensors) {
@@ -468,7 +470,8 @@ std::vector<SafetensorsEntry> entries_of(const TensorFile& file, const MappedFil
   return entries;
 }
 
-// bfloat16 where all values are that, or codes and their scales; else float32, which holds every value of F16 and most of F64.
+// The dtype for a model from files: bfloat16 if all values are bfloat16 (codes and scales do not count), else float32, which
+// holds every F16 value exactly.
 LoopDType stored_dtype(const Files& files) {
   bool some = false;
   for (const auto& file : files)

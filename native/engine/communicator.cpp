@@ -19,7 +19,8 @@ Communicator::Communicator(const LoopComm* table, void* ctx, double timeout)
 
 Communicator::~Communicator() { close(); }
 
-// A message that is about to come is taken at once; while other ranks compute, the processor is theirs.
+// While an exchange is under way, polls for a message. If the last one came less than 2 ms ago, polls without a pause; else
+// every 50 µs, so that other ranks on this machine get the processor.
 void Communicator::loop() {
   using namespace std::chrono_literals;
   for (;;) {

@@ -1,5 +1,5 @@
-// A rank's place in its world, and the thread that makes all calls of the communication table: work on the device goes on
-// meanwhile.
+// One rank of a parallel run, and the thread that makes all of its calls to the communication table. The device keeps
+// computing in the meantime.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -20,9 +20,9 @@ namespace looplm {
 
 class Communicator {
  public:
-  // An open context, which now belongs to the communicator, and the seconds that its operations wait.
+  // ctx: an open context; the communicator takes ownership. timeout: seconds that an operation waits for the other ranks.
   Communicator(const LoopComm* table, void* ctx, double timeout = 600);
-  ~Communicator();  // leaves the world unless `close` did
+  ~Communicator();  // leaves the world unless close() was called
   Communicator(const Communicator&) = delete;
 
   int rank() const { return rank_; }
@@ -30,20 +30,22 @@ class Communicator {
   int local_rank() const { return local_rank_; }
   const std::string& description() const { return description_; }
   double timeout() const { return timeout_; }
-  int64_t bytes_sent() const { return linked_ + (closed_ ? sent_.load() : table_->bytes_sent(ctx_)); }  // to other ranks
-  void count_sent(int64_t bytes) { linked_ += bytes; }                                                  // by another way
+  // to other ranks, including bytes that the device link sent
+  int64_t bytes_sent() const { return linked_ + (closed_ ? sent_.load() : table_->bytes_sent(ctx_)); }
+  void count_sent(int64_t bytes) { linked_ += bytes; }  // adds bytes sent over the device link (NCCL)
 
-  // Operations of all ranks, as comm.h describes them. They are made in the order of the calls; `start_…` does not wait: buffers
-  // stay as they are until `get` of what it returns. Error PARALLEL names operation, rank, cause and remedy.
+  // Collective operations, as comm.h describes them. They run in the order of the calls. `start_…` returns at once; the
+  // buffers must stay unchanged until `get` on the returned future. On failure they throw PARALLEL with the operation, the
+  // rank, the cause and what to do.
   void all_to_all_v(const std::vector<const void*>& send, const std::vector<int64_t>& send_bytes,
                     const std::vector<void*>& receive, const std::vector<int64_t>& receive_bytes);
   std::future<void> start_all_to_all_v(std::vector<const void*> send, std::vector<int64_t> send_bytes, std::vector<void*> receive,
                                        std::vector<int64_t> receive_bytes);
-  // Exchanges are matched with each other alone: ranks may begin them before or after other operations, which do not wait for
-  // them.
+  // Exchanges are matched only with exchanges: a rank may start one before or after other operations, and those do not wait
+  // for it.
   std::future<void> start_exchange(std::vector<const void*> send, std::vector<int64_t> send_bytes, std::vector<void*> receive,
                                    std::vector<int64_t> receive_bytes);
-  double exchange_seconds() const { return exchange_seconds_; }  // in which at least one was under way
+  double exchange_seconds() const { return exchange_seconds_; }  // total time in which at least one exchange was under way
 
   void all_gather_v(void* data, const std::vector<int64_t>& bytes);
   std::future<void> start_all_gather_v(void* data, std::vector<int64_t> bytes);
@@ -51,17 +53,19 @@ class Communicator {
   void broadcast(int root, void* data, int64_t bytes);
   void barrier();
 
-  // The same for what has a size that only its sender knows.
+  // The same for byte strings whose length only the sender knows.
   using Bytes = std::vector<uint8_t>;
-  std::vector<Bytes> gather(const Bytes& own);                   // of every rank
-  std::vector<Bytes> exchange(const std::vector<Bytes>& parts);  // parts[q] for rank q; what each rank had for this one
+  std::vector<Bytes> gather(const Bytes& own);                   // the strings of all ranks, in rank order
+  std::vector<Bytes> exchange(const std::vector<Bytes>& parts);  // parts[q] goes to rank q; returns what each rank sent to
+                                                                 // this one
   void broadcast(int root, Bytes& data);
 
-  // Whether no operation is waiting or under way.
+  // Whether no operation is queued or under way.
   bool idle() const;
-  // Leaves the world once all ranks do so, after what is under way. Later calls fail. By the thread that opened the context.
+  // Leaves the world together with all other ranks, after the operations under way. Later calls fail. Call it on the thread
+  // that opened the context.
   void close();
-  // Any thread. Ends the processes of all ranks, or in a world of threads makes all calls fail.
+  // Callable from any thread. Ends the processes of all ranks. In a world of threads it makes all calls fail instead.
   void abort(const std::string& message, int status);
 
  private:
@@ -85,7 +89,7 @@ class Communicator {
   std::condition_variable changed_;
   std::list<Task> queue_;
   size_t unfinished_ = 0;  // queued or under way
-  // Of the thread alone: exchanges under way, and when it last heard of one and last looked.
+  // Used only by the communication thread: exchanges under way, when it last heard of one and last polled.
   struct Exchange {
     void* handle;
     std::promise<void> done;

@@ -8,8 +8,8 @@ namespace looplm {
 
 namespace {
 
-// A bucket is large enough that its messages are worth their latency, 256 KiB to each rank, and small enough that several are on
-// their way at once.
+// A bucket must be large enough that messages are worth their latency (256 KiB to each rank in float32), and small enough
+// that several are under way at once.
 constexpr size_t BUCKET = size_t(1) << 20, MESSAGE = size_t(1) << 16;  // elements
 constexpr size_t UNDER_WAY = 3;                                        // exchanges at once
 
@@ -53,7 +53,7 @@ void DataParallel::exchange_during_next() {
 }
 
 void DataParallel::gradients_final_from(size_t begin) {
-  const Uninterrupted whole(*model_->device);  // half an exchange would keep the others waiting
+  const Uninterrupted whole(*model_->device);  // a half-made exchange would block the other ranks
   final_from_ = std::min(final_from_, begin);
   try {
     advance();
@@ -63,7 +63,7 @@ void DataParallel::gradients_final_from(size_t begin) {
   }
 }
 
-// As far as possible without waiting.
+// Starts and finishes exchanges as far as possible without waiting.
 void DataParallel::advance() {
   if (over_.empty()) return;
   for (;;) {
@@ -75,7 +75,7 @@ void DataParallel::advance() {
 }
 
 void DataParallel::reduce_gradients() {
-  model_->next_final = {};  // this rank had nothing to accumulate
+  model_->next_final = {};  // cleared in case this rank accumulated nothing
   find_way();
   gradients_final_from(0);
   try {
@@ -90,7 +90,7 @@ void DataParallel::reduce_gradients() {
   forget_exchanges();
 }
 
-// What is under way still writes to its memory.
+// Waits for the exchanges under way, because they still write to their buffers, then drops them.
 void DataParallel::forget_exchanges() noexcept {
   for (Exchange& e : under_way_) {
     if (e.done.valid()) e.done.wait();
@@ -101,7 +101,8 @@ void DataParallel::forget_exchanges() noexcept {
   final_from_ = SIZE_MAX;
 }
 
-// Found out by the first step: all ranks make it in the same order with their other operations, as they do not make exchanges.
+// Chooses the link on the first step: it needs collective calls, which all ranks make in the same order there. Exchanges may
+// start in a different order on each rank.
 void DataParallel::find_way() {
   if (!over_.empty()) return;
   std::string why_not;
@@ -112,7 +113,7 @@ void DataParallel::find_way() {
 
 void DataParallel::start_exchange(size_t bucket) {
   Model& model = *model_;
-  model.gradients();  // zeros when nothing was accumulated
+  model.gradients();  // allocates zeros if nothing was accumulated
   const Parameter& first = model.trained().front();
   const size_t size = loop_dtype_size(model.real());
   gradients_ = static_cast<char*>(model.gradient_data(first)) - first.offset * size;
@@ -140,14 +141,14 @@ void DataParallel::start_exchange(size_t bucket) {
     receive.push_back((in_place ? e.slots.as<uint8_t>() : e.into.data()) + part * size_t(q));
   }
   std::vector<int64_t> send_bytes = share_bytes(bucket, size), receive_bytes(ranks, int64_t(part));
-  send_bytes[size_t(rank())] = receive_bytes[size_t(rank())] = 0;  // this rank's own part is where it is
+  send_bytes[size_t(rank())] = receive_bytes[size_t(rank())] = 0;  // this rank's own part is already in place
   e.began = Clock::now();
   if (link_) link_->exchange(send, send_bytes, receive, receive_bytes);
   else e.done = world_->start_exchange(std::move(send), std::move(send_bytes), std::move(receive), std::move(receive_bytes));
   under_way_.push_back(std::move(e));
 }
 
-// The oldest one. Without `wait`: whether it has arrived.
+// Finishes the oldest exchange. Without `wait`, returns false if it has not arrived.
 bool DataParallel::finish_exchange(bool wait) {
   std::future<void>& done = under_way_.front().done;
   const auto began = Clock::now();
@@ -177,7 +178,7 @@ void DataParallel::add_in_rank_order(Exchange& e) {
   void* const gradients = gradient(own.begin);
   const auto of = [&](int q) { return q == rank() ? gradients : e.slots.at(part * size_t(q)); };
   const int64_t count = int64_t(own.count()), stride = 1;
-  void* const sum = e.slots.at(0);  // rank 0's slot, which is free once it is added
+  void* const sum = e.slots.at(0);  // rank 0's slot: free once it has been added
   for (int q = 1; q < world_->size(); q++) {
     const void* before = q == 1 ? of(0) : sum;
     void* out = q + 1 == world_->size() ? gradients : sum;
@@ -199,7 +200,9 @@ void DataParallel::gather_in_place(char* parameters) {
   std::vector<std::future<void>> gathered;
   for (size_t b = 0; b < partition_.buckets(); b++)
     gathered.push_back(world_->start_all_gather_v(parameters + partition_.bucket(b).begin * size, share_bytes(b, size)));
-  for (std::future<void>& one : gathered) one.wait();  // all, also when one fails: they write to the parameters
+  for (std::future<void>& one : gathered)
+    one.wait();  // wait for all, even if one fails, because they write to the
+                 // parameters
   for (std::future<void>& one : gathered) one.get();
 }
 

@@ -1,12 +1,13 @@
-// Data-parallel training: every rank has all parameters and the gradient of its own sequences; each owns a share of the elements,
-// for which it alone keeps the optimizer's state (ZeRO stage 1, Rajbhandari et al., arXiv 1910.02054).
+// Data-parallel training (ZeRO stage 1, Rajbhandari et al., arXiv 1910.02054). Every rank has all parameters and computes the
+// gradient of its own sequences. Each rank owns a share of the elements and keeps the optimizer state for that share only.
 //
-// The arena of what is trained is cut into buckets, and each bucket into one share per rank. A step
-//   1. exchanges gradients: of every bucket, rank q gets the parts of all ranks for its share and adds them in the order of the
-//      ranks, in float32. The order is fixed, so the same world gives the same bits in every run;
-//   2. lets AdamW change the elements of its own shares (optimizer.h);
+// The arena of trained parameters is split into buckets, and each bucket into one share per rank. A step
+//   1. exchanges gradients: for every bucket, rank q receives all ranks' gradients of its share and adds them in rank order,
+// in
+//      float32. The order is fixed, so reruns with the same number of ranks give the same bits;
+//   2. applies AdamW to the elements that this rank owns (optimizer.h);
 //   3. gathers the parameters, in their own dtype.
-// On the wire per rank: (size - 1) / size · (gradients + parameters).
+// Each rank sends (size - 1) / size · (gradients + parameters) bytes.
 #pragma once
 #include <chrono>
 #include <deque>
@@ -21,26 +22,27 @@
 
 namespace looplm {
 
-// Elements [begin, end) of the arena.
+// Elements [begin, end) of the parameter arena.
 struct ElementRange {
   size_t begin, end;
   size_t count() const { return end - begin; }
 };
 
-// Who owns which elements.
+// Which rank owns which elements.
 class Partition {
  public:
-  // One bucket when there is one rank.
+  // With one rank there is a single bucket.
   Partition(size_t elements, int size);
   size_t buckets() const;
   ElementRange bucket(size_t index) const;
-  // Starts at a multiple of ALIGNMENT elements, as buckets do. Empty where a bucket has fewer elements than ranks.
+  // The elements of a bucket that `rank` owns. Starts at a multiple of ALIGNMENT elements, as buckets do. May be empty in a
+  // small bucket.
   ElementRange share(size_t bucket, int rank) const;
 
   static constexpr size_t ALIGNMENT = 64;
 
  private:
-  size_t elements_, length_;  // length_: of a bucket
+  size_t elements_, length_;  // length_: elements of a bucket
   int size_;
 };
 
@@ -53,36 +55,36 @@ class DataParallel {
   const Partition& partition() const { return partition_; }
   int rank() const { return world_->rank(); }
 
-  // The gradients of all elements from `begin` on are final on this rank: their exchange begins while the backward pass goes on
-  // with those before them. Optional, and ranks may differ. Before the first step nothing begins.
+  // Call when the gradients of all elements from `begin` on are final on this rank. Their exchange then overlaps the rest of
+  // the backward pass. Optional, and ranks may call it at different points. Before the first step it exchanges nothing.
   void gradients_final_from(size_t begin);
-  // The next accumulation of gradients says so by itself. It must be the last one before the step.
+  // Makes the next gradient accumulation call gradients_final_from. That accumulation must be the last one before the step.
   void exchange_during_next();
-  size_t begun() const { return partition_.buckets() - left_; }  // buckets whose exchange has begun
-  // Exchanges what is left. Then the gradients of this rank's shares are the sums over all ranks; the others are this rank's own.
+  size_t begun() const { return partition_.buckets() - left_; }  // number of buckets whose exchange has started
+  // Exchanges the remaining buckets. Afterwards the gradients of this rank's shares are sums over all ranks. All other
+  // gradients are still those of this rank alone.
   void reduce_gradients();
-  // Gives every rank the parameters of all shares.
+  // Sends this rank's shares of the parameters to all ranks, and receives theirs.
   void gather_parameters();
-  // Sums over the ranks, added in their order.
+  // Sums over the ranks, added in rank order.
   void sum(std::vector<double>& values) { world_->all_reduce(LOOP_COMM_SUM, values); }
 
-  // Of the exchanges of gradients so far, in seconds: how long they were under way on the communication thread, and how long this
-  // rank's computation stood still for them.
+  // Time spent on gradient exchanges so far, in seconds: under way in the background, and blocking this rank's computation.
   struct Times {
     double exchanging = 0, waiting = 0;
   };
   Times times() const { return {world_->exchange_seconds() + linked_seconds_, waiting_}; }
-  // What carries them: "NCCL 2.23.4", or an MPI; empty before the first exchange.
+  // What carries the exchanges, such as "NCCL 2.23.4" or the name of an MPI; empty before the first exchange.
   const std::string& over() const { return over_; }
 
  private:
   using Clock = std::chrono::steady_clock;
-  // The exchange of one bucket. Other ranks' parts of this rank's share arrive at `slots`, one after the other.
+  // The exchange of one bucket. The other ranks' parts of this rank's share arrive at `slots`, in rank order.
   struct Exchange {
     size_t bucket = 0;
     Buffer slots;                    // device memory
-    std::vector<uint8_t> out, into;  // host copies, on devices with memory of their own
-    std::future<void> done;          // of a world's exchange; the link knows of its own
+    std::vector<uint8_t> out, into;  // host copies, for devices with separate memory
+    std::future<void> done;          // of an exchange over the world; the link keeps track of its own
     Clock::time_point began;
   };
   void find_way();
@@ -100,15 +102,15 @@ class DataParallel {
   const std::shared_ptr<Communicator> world_;
   const std::shared_ptr<Model> model_;
   const Partition partition_;
-  char* gradients_ = nullptr;  // of the arena's first element
-  size_t left_;                // buckets whose exchange has not begun; they begin from the last one down
+  char* gradients_ = nullptr;  // gradient of the arena's first element
+  size_t left_;                // buckets whose exchange has not started; they start from the last one down
   size_t final_from_ = SIZE_MAX;
   double waiting_ = 0, linked_seconds_ = 0;
   Clock::time_point last_arrival_{};  // over the link
-  std::unique_ptr<DeviceLink> link_;  // NULL: the world carries
+  std::unique_ptr<DeviceLink> link_;  // NULL: exchanges go through the world
   std::string over_;
   std::deque<Exchange> under_way_;
-  std::vector<Exchange> spare_;  // whose memory is used again
+  std::vector<Exchange> spare_;  // finished exchanges whose buffers are reused
 };
 
 }  // namespace looplm

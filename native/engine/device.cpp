@@ -49,7 +49,8 @@ MemoryRoom Device::memory() const {
 std::string Device::advice() const { return std::string(": ") + (remedy ? remedy : "dispose of models that are not needed"); }
 
 namespace {
-// Linux grants more memory than there is, and kills the process that uses it, so large pieces are compared with what there is.
+// Linux overcommits: it grants more memory than exists and later kills the process that uses it. Compare large allocations
+// with the memory that is really free.
 bool exceeds_host(const MemoryRoom& room, size_t bytes) { return bytes > room.free && bytes - room.free > room.swap; }
 constexpr size_t LARGE = size_t(64) << 20;
 }  // namespace
@@ -81,7 +82,7 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 }
 void Buffer::reserve(const std::shared_ptr<Device>& device, size_t bytes) {
   if (bytes <= bytes_) return;
-  *this = Buffer();  // first give back, then take: the two are never held together
+  *this = Buffer();  // free the old buffer first, so that both are never allocated together
   *this = Buffer(device, bytes);
 }
 void Buffer::extend(const std::shared_ptr<Device>& device, size_t bytes) {

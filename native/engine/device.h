@@ -1,4 +1,4 @@
-// A device context and its memory: the engine's only way to a backend.
+// A device context and its memory. The engine reaches a backend only through this class.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -14,7 +14,7 @@
 namespace looplm {
 
 struct MemoryStats {
-  size_t allocated_bytes = 0;  // in buffers now, over all devices of the process
+  size_t allocated_bytes = 0;  // allocated now, over all devices of the process
   size_t peak_bytes = 0;
   size_t buffers = 0;
 };
@@ -23,8 +23,8 @@ void reset_peak_memory();
 
 class Device {
  public:
-  // context: of the table, closed with the device. threads: as asked for, 0 for all cores. Devices by their names:
-  // native/backends.h.
+  // context: an open context of `table`; the device closes it. threads: as the caller asked, 0 for all cores. To open a
+  // device by name, see native/backends.h.
   Device(std::string name, const LoopBackend* table, void* context, int threads = 0);
   ~Device();
   Device(const Device&) = delete;
@@ -32,7 +32,7 @@ class Device {
   std::string name() const { return name_; }
   std::string last_error() const { return table_->last_error(context_); }
   std::string description() const { return table_->describe(context_); }
-  // That may write into its memory at a time: 1 where that is not the host's.
+  // Number of threads that may write to device memory at once: 1 if it is not host memory.
   size_t threads() const;
   bool host_visible() const { return properties_.host_visible != 0; }
   int64_t logits_bytes() const { return properties_.logits_bytes; }
@@ -41,17 +41,17 @@ class Device {
   int64_t quantized_rows() const { return properties_.quantized_rows; }
   int int8_activations() const { return properties_.int8_activations; }
   bool asymmetric_weights() const { return properties_.asymmetric_weights != 0; }
-  // What the device has and what can still be allocated; the host's for devices that compute in its memory. Any thread.
+  // Total and free device memory; for devices that compute in host memory, that of the host. Callable from any thread.
   MemoryRoom memory() const;
   bool supports(LoopDType dt) const { return properties_.model_dtypes >> dt & 1; }
 
-  // Calls one function of the table: device.run(&LoopBackend::rope, "rope", dt, n, ...). Throws ABORTED when a cancel flag is
-  // raised, so that a long call ends between two kernels.
+  // Calls one function of the table: device.run(&LoopBackend::rope, "rope", dt, n, ...). Throws ABORTED if the cancel flag is
+  // set, so a long operation stops between two kernels.
   template <class Function, class... Arguments>
   void run(Function LoopBackend::*function, const char* operation, Arguments... arguments) {
     if (const int status = call(function, operation, arguments...)) fail(status, operation);
   }
-  // The same for a function that the backend may leave out or decline: whether it was done.
+  // Like run, for a function that a backend may lack or decline. Returns whether it ran.
   template <class Function, class... Arguments>
   bool attempt(Function LoopBackend::*function, const char* operation, Arguments... arguments) {
     if (!has(function)) return false;
@@ -59,24 +59,24 @@ class Device {
     if (status && status != LOOP_DECLINED) fail(status, operation);
     return status == 0;
   }
-  // Whether the backend has a function that it may leave out.
+  // Whether the backend has this optional function.
   template <class Function>
   bool has(Function LoopBackend::*function) const {
     return table_->*function != nullptr;
   }
 
-  // The link to other devices (device_link.h). NULL when it cannot be opened; last_error says why.
+  // Opens the link to the other devices (device_link.h). NULL if that fails; last_error() then says why.
   void* open_link(const void* key, int rank, int size, double timeout) {
     return table_->link_open(context_, key, rank, size, timeout);
   }
   void close_link(void* link) noexcept { table_->link_close(context_, link); }
 
-  // The end of a recording, which comes even when the calls in it were aborted: false when it failed.
+  // Ends a recording, even if the calls in it were aborted. Returns false if the recording failed.
   bool end_recording(void** recording) noexcept { return table_->recorded(context_, recording) == 0; }
   void forget(void* recording) noexcept { table_->forget(context_, recording); }
 
-  const std::atomic<bool>* cancel = nullptr;  // set by the caller for the length of one engine call
-  const char* remedy = nullptr;               // what helps when memory runs out; see Remedy
+  const std::atomic<bool>* cancel = nullptr;  // set by the caller for the duration of one engine call
+  const char* remedy = nullptr;               // advice added to out-of-memory errors; see Remedy
 
  private:
   friend class Buffer;
@@ -96,10 +96,10 @@ class Device {
   const LoopBackend* table_;
   void* const context_;
   const int threads_;
-  LoopDeviceProperties properties_;  // but for the free memory, which changes
+  LoopDeviceProperties properties_;  // without the free memory, which changes
 };
 
-// Holds back the cancel flag where half of the work would be neither the old state nor the new one.
+// Disables the cancel flag while stopping halfway would leave neither the old nor the new state.
 class Uninterrupted {
  public:
   explicit Uninterrupted(Device& device) : device_(device), cancel_(std::exchange(device.cancel, nullptr)) {}
@@ -111,7 +111,7 @@ class Uninterrupted {
   const std::atomic<bool>* const cancel_;
 };
 
-// Says what helps when memory runs out, for the length of one operation: an error that advises what cannot help costs a day.
+// Sets the advice for out-of-memory errors during one operation. Each operation knows which options really help.
 class Remedy {
  public:
   Remedy(Device& device, const char* text) : device_(device), before_(std::exchange(device.remedy, text)) {}
@@ -123,7 +123,7 @@ class Remedy {
   const char* const before_;
 };
 
-// Device memory, owned. An empty buffer has data() == nullptr.
+// Owned device memory. data() of an empty buffer is nullptr.
 class Buffer {
  public:
   Buffer() = default;
@@ -144,8 +144,9 @@ class Buffer {
   const void* at(size_t byte_offset) const { return as<char>() + byte_offset; }
   size_t bytes() const { return bytes_; }
   explicit operator bool() const { return data_ != nullptr; }
-  void reserve(const std::shared_ptr<Device>& device, size_t bytes);  // grows; contents are lost when it does
-  void extend(const std::shared_ptr<Device>& device, size_t bytes);   // grows; contents stay, and stay when there is no memory
+  void reserve(const std::shared_ptr<Device>& device, size_t bytes);  // grows; the contents are lost if it does
+  void extend(const std::shared_ptr<Device>& device, size_t bytes);   // grows and keeps the contents, also when the allocation
+                                                                      // fails
   void upload(const void* host, size_t bytes, size_t byte_offset = 0);
   void download(void* host, size_t bytes, size_t byte_offset = 0) const;
   void zero(size_t bytes, size_t byte_offset = 0);
@@ -156,7 +157,7 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-// Real numbers on their way between host and device: float32 everywhere, float64 on `reference`.
+// Real numbers copied between host and device: float32, or float64 on the device `reference`.
 void upload_reals(Buffer& buffer, LoopDType dt, const double* values, size_t count, size_t element_offset = 0);
 std::vector<double> download_reals(const Buffer& buffer, LoopDType dt, size_t count, size_t element_offset = 0);
 

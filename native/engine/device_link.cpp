@@ -11,8 +11,8 @@ namespace looplm {
 
 namespace {
 
-// What every rank tells the others of its device, and the machine that it is in: containers of one have their own names, and
-// machines may share one.
+// What every rank tells the others about its device and its machine. Both the boot id and the host name are compared:
+// containers on one machine have different host names, and different machines may share a host name.
 struct Place {
   LoopLinkInfo link{};
   char machine[64] = {}, host[128] = {};
@@ -44,7 +44,7 @@ std::vector<Place> gather(Communicator& world, const Place& own) {
 
 std::string rank_text(size_t rank) { return "rank " + std::to_string(rank); }
 
-// Why the ranks cannot be linked; empty: they can.
+// Why the ranks cannot be linked; empty if they can.
 std::string missing(const std::vector<Place>& all) {
   for (size_t q = 0; q < all.size(); q++) {
     if (all[q].link.usable) continue;
@@ -73,7 +73,7 @@ void check(const std::vector<Place>& all) {
   }
 }
 
-// The first rank's error becomes that of all: nobody waits for one that has left.
+// If any rank failed, all ranks throw the error of the first one, so that no rank waits for one that has left.
 void agree(Communicator& world, const std::string& error) {
   const std::vector<Communicator::Bytes> all = world.gather({error.begin(), error.end()});
   for (size_t q = 0; q < all.size(); q++)
@@ -111,7 +111,7 @@ const int64_t DeviceLink::INTRODUCTION = int64_t(sizeof(int64_t) + sizeof(Place)
 void DeviceLink::forget_oldest() noexcept {
   try {
     arrived(true);
-  } catch (const Error&) {  // lost: nothing writes to the buffers any more
+  } catch (const Error&) {  // the link is lost: nothing writes to the buffers any more
   }
 }
 

@@ -1,5 +1,5 @@
-// The direct way between the devices of the ranks, where their backend has one (NCCL): buffers stay on the devices. Without it
-// what travels goes through the host's memory (data_parallel.cpp).
+// The direct link between the devices of the ranks (NCCL), if their backend has one: buffers stay on the devices. Without it,
+// exchanges go through host memory (data_parallel.cpp).
 #pragma once
 #include <memory>
 #include <string>
@@ -12,22 +12,24 @@ namespace looplm {
 
 class DeviceLink {
  public:
-  // All ranks together, each with its device. NULL on all of them when a device has no such way; `why_not` then says so. Throws
-  // PARALLEL on all of them when versions differ, two ranks have one device, or the way that was asked for cannot be opened.
+  // Called by all ranks together, each with its device. Returns NULL on all of them if a device has no link; `why_not` then
+  // gives the reason. Throws PARALLEL on all of them if library versions differ, two ranks use one device, or the requested
+  // library cannot be opened.
   static std::unique_ptr<DeviceLink> open(std::shared_ptr<Device> device, Communicator& world, std::string& why_not);
   ~DeviceLink();
   DeviceLink(const DeviceLink&) = delete;
 
-  // Device memory, an entry for each rank, as in comm.h; begins behind what the device had been asked before and does not wait.
+  // Buffers are device memory, one entry per rank, as in comm.h. The exchange starts after the work already queued on the
+  // device. Does not wait.
   void exchange(const std::vector<const void*>& send, const std::vector<int64_t>& send_bytes, const std::vector<void*>& receive,
                 const std::vector<int64_t>& receive_bytes);
-  // Whether the oldest exchange that was not yet found to be complete is so. `wait`: until it is. Error PARALLEL names operation,
-  // rank, cause and remedy.
+  // Whether the oldest exchange not yet reported as complete has finished. `wait`: blocks until it has. On failure throws
+  // PARALLEL with the operation, the rank, the cause and what to do.
   bool arrived(bool wait);
-  // Waits for it, and for no more than it takes to be lost.
+  // Waits until the oldest exchange has finished or the link is lost. Ignores errors.
   void forget_oldest() noexcept;
   const std::string& description() const { return description_; }
-  static const int64_t INTRODUCTION;  // bytes with which a rank tells another one of its device
+  static const int64_t INTRODUCTION;  // bytes of the description that a rank sends to each other rank
 
  private:
   DeviceLink(std::shared_ptr<Device> device, Communicator& world, void* link, std::string description)

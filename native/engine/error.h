@@ -1,4 +1,5 @@
-// Errors cross the engine as one class: a code that programs read, the operation, and a message that names cause and remedy.
+// The one exception class of the engine: a code for programs, the operation, and a message that gives the cause and what to
+// do.
 #pragma once
 #include <stdexcept>
 #include <string>

@@ -29,7 +29,7 @@ ExitReplay::ExitReplay(std::shared_ptr<Device> device, LoopDType dt, const Archi
   memory.replay_index.upload(index.data(), index.size() * sizeof(int32_t));
 }
 
-// [tables, loops, N]
+// For each table, loop and row: the index that a gather reads from; [tables, loops, N].
 std::vector<int32_t> ExitReplay::places() const {
   const int32_t N = int32_t(batch_.tokens), own = 0, second = N, zero = 2 * N;
   std::vector<int32_t> out;
@@ -55,7 +55,7 @@ void ExitReplay::copy(const void* from, int64_t from_width, void* to, int64_t to
 }
 void* ExitReplay::columns(void* qkv) const { return static_cast<char*>(qkv) + size_t(a_.attention_width()) * act_; }
 
-// Of every block: this loop's rows, then those that are kept.
+// Each block keeps two matrices: the rows of this loop, then the rows as attention saw them last (exited tokens keep theirs).
 void ExitReplay::forward(int loop, int64_t block, void* qkv) const {
   if (!acts(loop)) return;
   const int64_t N = batch_.tokens;
@@ -73,7 +73,7 @@ void ExitReplay::begin_backward() const {
   device_->run(&LoopBackend::zero, "exit replay", row(memory_.replay_gradients.as<>(), 2 * batch_.tokens), size_t(width_) * act_);
 }
 
-// This loop's gradient, then its sum with what waits, then a row of zeros.
+// `own` holds three parts: this loop's gradient, its sum with the gradient waiting from deeper loops, and a row of zeros.
 void ExitReplay::backward(int loop, int64_t block, void* d_qkv) const {
   if (!acts(loop)) return;
   const int64_t N = batch_.tokens, elements = N * width_, stride = 1;

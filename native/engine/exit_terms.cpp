@@ -28,7 +28,7 @@ std::vector<int> exits_of(const LossInput& in, const LossRows& rows, const LossT
   return exits;
 }
 
-// What the belief adds to the advantages of a token's exits: z-scores over them.
+// The part of the advantage that comes from the belief, for each exit of a token: z-scores over the exits, scaled.
 std::vector<double> added_advantages(const LossInput& in, const LossRows& rows, const LossTerm& term, size_t r,
                                      const std::vector<int>& exits) {
   std::vector<double> added(exits.size(), 0.0);

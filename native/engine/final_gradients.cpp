@@ -39,7 +39,7 @@ bool touches(const Step& step, const Parameter& p) {
 }  // namespace
 
 FinalGradients::FinalGradients(const Model& model, const std::vector<const Step*>& order) : from_(order.size() + 1, 0) {
-  // Behind the end of the parameter that comes last in the arena among those whose last step is this one.
+  // ends[s]: end of the last parameter in the arena (in elements) whose last step in the backward order is step s.
   std::vector<size_t> ends(order.size() + 1, 0);
   for (const Parameter& p : model.trained()) {
     size_t steps = order.size();

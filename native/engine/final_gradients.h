@@ -1,5 +1,5 @@
-// When gradients are final on the way back: the parameters of a loop take part in every loop, so a layer's gradient is final when
-// the first loop that carries gradient has passed it. From then on other ranks may have it (data_parallel.h).
+// When gradients become final during the backward pass. The parameters of a loop take part in every loop, so a layer's
+// gradient is final after the first loop that carries gradient. From then on it may be sent to other ranks (data_parallel.h).
 #pragma once
 #include <cstddef>
 #include <vector>
@@ -10,9 +10,10 @@ namespace looplm {
 
 class FinalGradients {
  public:
-  // order: the steps in the order of the way back. What no step touches (the head, the exit gate) is final before it.
+  // order: the steps in the order of the backward pass. Parameters that no step uses (the head, the exit gate) are final
+  // before it starts.
   FinalGradients(const Model& model, const std::vector<const Step*>& order);
-  // When the first `done` of the steps are behind us; all elements of a model without parameters in the others.
+  // The gradients of elements from this index on are final once the first `done` steps of the order have finished.
   size_t from(size_t done) const { return from_[done]; }
 
  private:

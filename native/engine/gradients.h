@@ -1,4 +1,4 @@
-// The gradients of what a model trains: zeros at first, in one arena.
+// The gradients of all trained parameters, in one arena that starts as zeros.
 #pragma once
 #include <memory>
 
@@ -8,11 +8,11 @@ namespace looplm {
 
 struct Gradients {
   Buffer arena;      // real
-  Buffer exit_gate;  // of a model with an adapter: of the frozen gate, which nobody reads
-  Weights weights;   // places in them
+  Buffer exit_gate;  // only with an adapter: gradient of the frozen exit gate, which is computed but never used
+  Weights weights;   // pointers into the two buffers
 };
 
-// adapter: NULL when the parameters themselves are trained. weights: of the model.
+// adapter: NULL if the model's own parameters are trained. weights: those of the model.
 Gradients allocate_gradients(const std::shared_ptr<Device>& device, LoopDType real, const Architecture& config,
                              const std::vector<Parameter>& parameters, size_t elements, const Adapter* adapter,
                              const Weights& weights);

@@ -24,7 +24,7 @@ HardTokens::HardTokens(Model& student, const Model& teacher, const Sequences& se
 
   const ExitTable& exits = batch.exits();
   const std::vector<double> logprobs = batch.values(batch.rows(all_loops(loops), 1), true, false).logprobs;
-  const size_t R = packed.rows.size();  // row r is tokens_[r]
+  const size_t R = packed.rows.size();  // row r belongs to tokens_[r]
   for (size_t r = 0; r < R; r++) {
     HardToken& h = tokens_[r];
     double cdf = 0;
@@ -37,7 +37,8 @@ HardTokens::HardTokens(Model& student, const Model& teacher, const Sequences& se
   }
 }
 
-// Of each sequence the ceil(rho·n) predictions of highest entropy at the last loop, the earlier one of equals.
+// For each sequence, selects the ceil(rho·n) predictions of highest entropy at the last loop. Ties go to the earlier
+// prediction.
 void HardTokens::choose(const PackedBatch& packed, const std::vector<double>& entropy) {
   const size_t all = packed.rows.size();
   for (size_t r = 0; r < all;) {

@@ -9,7 +9,7 @@ namespace looplm {
 
 namespace {
 
-// Real arrays of a LoopLoss from row `first` on.
+// The LoopLoss for the rows from `first` on: its arrays of reals, moved ahead by `first`.
 LoopLoss from_row(const LoopLoss& loss, int64_t first, size_t real_bytes) {
   auto at = [&](const void* p) -> const void* { return p ? static_cast<const char*>(p) + size_t(first) * real_bytes : nullptr; };
   LoopLoss out = loss;
@@ -22,7 +22,7 @@ LoopLoss from_row(const LoopLoss& loss, int64_t first, size_t real_bytes) {
   return out;
 }
 
-// Adds the rows of `logits`, real [m, V] from row `first` of all, that `top` asks for.
+// Adds the most probable tokens of the rows of `logits`. logits: real [m, V], where row 0 is row `first` of all rows.
 void add_top(HeadTop& top, const Buffer& logits, LoopDType dt, double temperature, int64_t first, int64_t m, int64_t V) {
   std::vector<int32_t> order(static_cast<size_t>(V));
   for (int64_t r = std::max(first, top.first_row); r < first + m; r++) {
@@ -46,7 +46,7 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
   const LoopDType dt = model.dt;
   const int64_t D = model.config.hidden, V = model.config.vocabulary;
   const size_t act = loop_dtype_size(dt), real = loop_dtype_size(model.real());
-  // A chunk of logits, their gradient in place, bounds the memory at any T and N.
+  // A chunk of rows bounds the memory for logits for any T and N. Their gradient overwrites them.
   const int64_t chunk = std::clamp<int64_t>(device.logits_bytes() / (V * int64_t(real)), 16, std::max<int64_t>(in.rows, 16));
   memory.hidden.reserve(model.device, size_t(chunk * D) * act);
   memory.logits.reserve(model.device, size_t(chunk * V) * real);
@@ -54,7 +54,8 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
   void *hidden = memory.hidden.as<>(), *logits = memory.logits.as<>(), *d_rows = memory.d_hidden.as<>();
   const void* weight = in.weight;
   void* d_weight = loss ? model.gradients().head : nullptr;
-  const int64_t row_stride = V * int64_t(real / act);  // of the gradient, which lies over the logits
+  const int64_t row_stride = V * int64_t(real / act);  // the gradient overwrites the logits in act, so its rows are real/act
+                                                       // times as far apart
 
   for (int64_t first = 0; first < in.rows; first += chunk) {
     const int64_t m = std::min(chunk, in.rows - first);
@@ -62,7 +63,7 @@ void run_head(Model& model, const HeadRows& in, const LoopLoss* loss, void* logp
     device.run(&LoopBackend::gather_rows, "gather rows", dt, m, D, in.index + first, in.hidden, hidden);
     if (weight)
       device.run(&LoopBackend::gemm, "head", dt, 0, 1, m, V, D, hidden, D, weight, D, logits, V, int(LOOP_GEMM_REAL_OUT));
-    else model.head(m, hidden, logits);  // quantized
+    else model.head(m, hidden, logits);  // quantized head
     if (predicted)
       device.run(&LoopBackend::reduce, "argmax", model.real(), LOOP_ARGMAX, m, V, int64_t(1), logits, predicted + first);
     if (top) add_top(*top, memory.logits, dt, in.temperature, first, m, V);

@@ -15,13 +15,13 @@ namespace {
 
 constexpr size_t UNLIMITED = SIZE_MAX;
 
-// The free part of one limit. A limit larger than the machine changes nothing.
+// Applies one memory limit. A limit above the machine's memory changes nothing.
 void narrow(MemoryRoom& room, size_t limit, size_t used) {
   room.total = std::min(room.total, limit);
   room.free = std::min(room.free, limit - std::min(limit, used));
 }
 
-// Streams of the standard library would add half a megabyte to the addon. No lines when the file is missing.
+// Lines of a file; empty if the file is missing. Avoids std::ifstream, which would add half a megabyte to the addon.
 std::vector<std::string> lines_of(const std::string& path) {
   std::vector<std::string> lines;
   FILE* file = std::fopen(path.c_str(), "re");
@@ -37,7 +37,7 @@ std::vector<std::string> lines_of(const std::string& path) {
   return lines;
 }
 
-// The words of a line, which spaces and tabs part.
+// Splits a line at spaces and tabs.
 std::vector<std::string> words_of(const std::string& line) {
   std::vector<std::string> words;
   for (size_t at = 0; (at = line.find_first_not_of(" \t", at)) != std::string::npos;) {
@@ -48,18 +48,19 @@ std::vector<std::string> words_of(const std::string& line) {
   return words;
 }
 
-// UNLIMITED for what is no number: "max".
+// UNLIMITED for anything that is not a number, such as "max".
 size_t number_of(const std::string& word) {
   return word.empty() || word[0] < '0' || word[0] > '9' ? UNLIMITED : size_t(std::strtoull(word.c_str(), nullptr, 10));
 }
 
-// A file with one number, or UNLIMITED when it is missing or says "max".
+// Reads a file that holds one number. UNLIMITED if the file is missing or says "max".
 size_t read_number(const std::string& path) {
   const std::vector<std::string> lines = lines_of(path);
   return lines.empty() ? UNLIMITED : number_of(lines[0]);
 }
 
-// The number behind a name in a file of lines "name: value kB" or "name value"; `missing` without such a line.
+// The number that follows `name` in a file with lines "name: value kB" or "name value". Returns `missing` if there is no such
+// line.
 size_t read_field(const std::string& path, const std::string& name, size_t missing) {
   for (const std::string& line : lines_of(path)) {
     const std::vector<std::string> words = words_of(line);
@@ -69,7 +70,8 @@ size_t read_field(const std::string& path, const std::string& name, size_t missi
   return missing;
 }
 
-// A control group of version 2 or 1. Pages of files that were read count as used, and are dropped when memory is wanted.
+// Applies the limit of one control group (version 2 or 1). The page cache counts as used there, but the kernel drops it when
+// memory is needed, so it is subtracted.
 void narrow_by_group(MemoryRoom& room, const std::string& folder, const char* limit, const char* usage,
                      const std::string& prefix) {
   const size_t most = read_number(folder + limit), used = read_number(folder + usage);
@@ -79,8 +81,8 @@ void narrow_by_group(MemoryRoom& room, const std::string& folder, const char* li
   narrow(room, most, used - std::min(used, reclaimable));
 }
 
-// /proc/self/cgroup has lines "0::/path" (version 2) and "4:memory:/path" (version 1). A container may see its own group as the
-// root, whatever the path says, so every folder from the path up to the root is asked.
+// /proc/self/cgroup has lines "0::/path" (version 2) and "4:memory:/path" (version 1). A container may see its own group as
+// the root, whatever the path says. So this applies the limit of every folder from the path up to the root.
 void narrow_by_groups(MemoryRoom& room, const std::string& root) {
   for (const std::string& line : lines_of(root + "/proc/self/cgroup")) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
@@ -113,7 +115,7 @@ MemoryRoom host_memory(const std::string& root) {
   room.total = read_field(meminfo, "MemTotal:", all);
   room.free = read_field(meminfo, "MemAvailable:", room.total);
   room.swap = read_field(meminfo, "SwapFree:", 0);
-  if (read_number(root + "/proc/sys/vm/overcommit_memory") == 2)  // the system promises no more than it has
+  if (read_number(root + "/proc/sys/vm/overcommit_memory") == 2)  // mode 2: the kernel promises no more memory than it has
     narrow(room, read_field(meminfo, "CommitLimit:", UNLIMITED), read_field(meminfo, "Committed_AS:", 0));
   narrow_by_groups(room, root);
   // Pages: size, resident, shared, text, library, data and stack, ...

@@ -31,10 +31,10 @@ void in_threads(size_t threads, size_t items, const std::function<void(size_t it
   };
   const size_t running = std::min(threads, items);
   std::vector<std::thread> others;
-  others.reserve(running);  // nothing but a thread may fail below: those that run must be joined
+  others.reserve(running);  // from here on only starting a thread may fail, because running threads must be joined
   try {
     for (size_t i = 1; i < running; i++) others.emplace_back(work, i);
-  } catch (const std::system_error&) {  // those that there are do the work
+  } catch (const std::system_error&) {  // the threads that did start do the work
   }
   work(0);
   for (std::thread& thread : others) thread.join();

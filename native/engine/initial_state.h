@@ -1,5 +1,5 @@
-// Initial states of architectures whose program has `state` steps (families.md §8): of every position a function of the seed, the
-// tokens up to it and the channel, never of the batch. Scores, training and generation draw them by this one rule.
+// Initial states of architectures whose program has `state` steps (families.md §8). A state depends on the seed, the tokens
+// up to its position, and the channel, but never on the batch. Scoring, training and generation all draw them here.
 #pragma once
 #include <cstdint>
 
@@ -9,11 +9,11 @@ namespace looplm {
 
 bool begins_with_state(const Architecture& architecture);
 
-// Stands for the tokens of a sequence up to a position.
+// A hash of the tokens of a sequence up to a position.
 class StateKey {
  public:
   void append(int32_t token);
-  // The state of the position of the last token, [hidden].
+  // The state at the position of the last appended token, [hidden].
   void draw(const Architecture& architecture, uint64_t seed, double* out) const;
 
  private:

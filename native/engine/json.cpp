@@ -64,7 +64,7 @@ uint32_t Reader::hex4() {
   return value;
 }
 
-// Behind a backslash.
+// Decodes an escape sequence; the backslash has been read.
 void Reader::escape(std::string& out) {
   const char c = peek();
   next_++;
@@ -107,7 +107,7 @@ void Reader::escape(std::string& out) {
   append_utf8(out, code);
 }
 
-// One character of more than one byte: no overlong form, no surrogate, nothing above U+10FFFF.
+// Reads one character of more than one byte. Refuses overlong forms, surrogates and code points above U+10FFFF.
 void Reader::utf8(std::string& out) {
   const auto byte = [&](size_t i) { return next_ + i < text_.size() ? uint8_t(text_[next_ + i]) : 0; };
   const uint8_t lead = byte(0);
@@ -191,7 +191,7 @@ std::string quote_briefly(std::string_view text) {
   constexpr size_t longest = 120;
   if (text.size() <= longest) return quote(text);
   size_t cut = longest;
-  while (cut > 0 && (text[cut] & 0xC0) == 0x80) cut--;  // not inside a character
+  while (cut > 0 && (text[cut] & 0xC0) == 0x80) cut--;  // do not cut inside a character
   return quote(text.substr(0, cut)) + "...";
 }
 

@@ -1,6 +1,6 @@
-// A strict reader of JSON from untrusted bytes (RFC 8259), driven by whoever knows what should come: the caller asks for a
-// string, an integer, an object or an array, and anything else is an error. So nothing is built that was not asked for, nesting
-// is no deeper than the caller's questions, and memory stays in proportion to the text.
+// A strict JSON reader for untrusted bytes (RFC 8259). The caller asks for the value that must come next: a string, an
+// integer, an object or an array. Anything else is an error. So nothing unexpected is ever built, nesting is no deeper than
+// the caller's own calls, and memory stays proportional to the text.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -14,17 +14,16 @@ struct SyntaxError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Every function reads one value and the white space before it, or throws SyntaxError with the byte position.
+// Every function reads one value and the white space before it. On a mismatch it throws SyntaxError with the byte position.
 class Reader {
  public:
   explicit Reader(std::string_view text) : text_(text) {}
 
-  std::string string();      // valid UTF-8, escapes decoded
-  int64_t natural_number();  // digits alone, at most 2^63 - 1
-  void object(
-      const std::function<void(const std::string& key)>& member);  // `member` reads the value; a key that comes twice is refused
-  void array(const std::function<void()>& element);                // `element` reads one element
-  void end();                                                      // nothing but white space may follow
+  std::string string();                                                    // valid UTF-8, escapes decoded
+  int64_t natural_number();                                                // digits alone, at most 2^63 - 1
+  void object(const std::function<void(const std::string& key)>& member);  // `member` reads the value; no key twice
+  void array(const std::function<void()>& element);                        // `element` reads one element
+  void end();                                                              // only white space may follow
 
  private:
   [[noreturn]] void fail(const std::string& what) const;
@@ -42,7 +41,7 @@ class Reader {
 
 // A JSON string literal of UTF-8 text.
 std::string quote(std::string_view text);
-// The same for error messages: what is long is cut.
+// The same for error messages: long text is cut.
 std::string quote_briefly(std::string_view text);
 
 }  // namespace looplm::json

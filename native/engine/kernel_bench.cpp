@@ -12,8 +12,8 @@ namespace looplm {
 
 namespace {
 
-// What a case is made of: inputs on the device, and its work. Without a device nothing is allocated and nothing may be run: what
-// remains is the work.
+// One benchmark case: its inputs on the device and the amount of work. Without a device it allocates nothing and cannot run,
+// but still reports the work.
 class BenchCase {
  public:
   BenchCase(std::shared_ptr<Device> device, LoopDType dt, const KernelShape& shape)
@@ -25,7 +25,7 @@ class BenchCase {
   KernelCase take() { return std::move(out_); }
 
  protected:
-  // Device memory of `count` elements of `type`, normal times `scale`, the same values every time.
+  // Device memory with `count` elements of `type`: normal values times `scale`, the same in every run.
   void* random(LoopDType type, int64_t count, double scale = 0.5) {
     if (!device_) return nullptr;
     std::vector<double> block(4096);
@@ -79,12 +79,12 @@ class BenchCase {
   KernelCase out_;
 };
 
-// Memory, products, and the parts of a block and of the exits.
+// Memory bandwidth, matrix products, and the parts of a block and of the exit gate.
 class BlockCases : public BenchCase {
  public:
   using BenchCase::BenchCase;
 
-  void read() {  // the gate over an array far larger than the caches: the memory's read rate
+  void read() {  // The exit gate over an array far larger than the caches, to measure the memory's read rate.
     const int64_t rows = int64_t(1) << 15, width = 2048;
     work(2.0 * double(rows * width), double(rows * width) * real_);
     const LoopDType real = loop_real(dt_);
@@ -116,8 +116,8 @@ class BlockCases : public BenchCase {
   void gemm() { product(0, 1, n(), d(), f(), 0); }
   void gemm_input_gradient() { product(0, 0, n(), d(), f(), 0); }
   void gemm_weight_gradient() { product(1, 0, f(), d(), n(), LOOP_GEMM_ACCUMULATE); }
-  // A decoded token goes through all weights of a model, so it finds none of them in a GPU's L2 cache (50 MB and more): there,
-  // runs take turns with so many weights of `bytes` that they are four times as large. A CPU keeps to one.
+  // Decoding a token reads all weights of a model, so they are not in a GPU's L2 cache (50 MB and more). On a GPU the runs
+  // therefore rotate through several weight matrices of `bytes` bytes, 256 MB in total. A CPU uses one matrix.
   int64_t weights_in_turn(double bytes) const {
     constexpr double beyond_cache = 256 << 20;
     return device_ && !device_->host_visible() ? std::clamp<int64_t>(int64_t(std::ceil(beyond_cache / bytes)), 1, 32) : 1;
@@ -136,7 +136,8 @@ class BlockCases : public BenchCase {
       next = (next + 1) % weights.size();
     };
   }
-  // A roof, as `read` and `copy`; without operations where the device has none.
+  // Measures the peak rate of int8 products, as `read` and `copy` measure bandwidth. Reports no operations if the device has
+  // none.
   void byte_products() {
     constexpr int64_t rounds = 100000;
     work(0, 0);
@@ -263,7 +264,7 @@ class BlockCases : public BenchCase {
   }
 };
 
-// The head, the optimizer, and what a decoded token needs.
+// The output head, the optimizer, and the kernels of decoding.
 class HeadCases : public BenchCase {
  public:
   using BenchCase::BenchCase;
@@ -287,9 +288,9 @@ class HeadCases : public BenchCase {
                   gradient ? static_cast<const LoopLoss*>(loss.get()) : nullptr, logprobs, entropies);
     };
   }
-  // What is only counted, without a device, counts the most that one takes.
+  // Without a device, assume the largest value of any device.
   int64_t logits_bytes() const { return device_ ? device_->logits_bytes() : int64_t(384) << 20; }
-  // The head with its backward as the engine runs it, chunk by chunk: logits, row kernel, ∂hidden, ∂weight.
+  // Head forward and backward as the engine runs them, chunk by chunk: logits, row kernel, ∂hidden, ∂weight.
   void whole_head() {
     const int64_t m = std::min<int64_t>(n(), logits_bytes() / (v() * int64_t(real_)));
     const int64_t chunks = std::max<int64_t>(1, n() / m);
@@ -391,7 +392,7 @@ class HeadCases : public BenchCase {
     s->top_p = top_p;
     s->sequences = integers(m, m);
     s->positions = integers(m, 100);
-    s->tokens = static_cast<int32_t*>(reals(m));  // as wide or wider
+    s->tokens = static_cast<int32_t*>(reals(m));  // a real is at least as large as an int32
     s->logprobs = reals(m);
     work(6.0 * double(m * vocabulary), double(m * vocabulary) * real_);
     Device* device = device_.get();

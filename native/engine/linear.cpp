@@ -34,7 +34,7 @@ const void* LinearLayers::rank_gradient(const LowRank& part, const Linear& w, co
   return scaled(device_, memory_, dt_, du, of.count * rank_, scale_);
 }
 
-// With an adapter the sum of the products is real and rounded once.
+// With an adapter, base and adapter products are summed in real and rounded once.
 void LinearLayers::forward(const Linear& w, const void* x, void* y) {
   const int64_t N = rows_, r = rank_;
   if (w.quantized) {
@@ -83,7 +83,7 @@ void LinearLayers::backward_weight(const Linear& w, const Linear& d, const void*
     }
 }
 
-// Where the sum for act [N, width] is made: there, or where a real sum is needed in scratch, from which round_sum takes it.
+// Where the sum for act [N, width] is computed: in `out` itself, or in real scratch memory that round_sum converts to `out`.
 void* LinearLayers::sum_of(const Linear& w, void* out, int64_t width) {
   if (w.adapters.empty() || act() == real()) return out;
   memory_.sum.reserve(device_, size_t(rows_ * width) * real());

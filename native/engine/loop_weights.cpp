@@ -10,13 +10,13 @@ namespace looplm {
 
 namespace {
 
-// Position of the loop of one-hot weights; count() where it is not read.
+// Index of the one-hot loop among the loops that are read; count() if it is not read.
 int one_hot(const LoopWeights& weights, const ReadLoops& loops) {
   if (weights.loop == 0) return loops.count() - 1;
   return int(std::find(loops.read.begin(), loops.read.end(), weights.loop - 1) - loops.read.begin());
 }
 
-// w ∝ p^(1/temperature)
+// w ∝ p^(1/temperature), computed from log p to avoid underflow.
 double tempered(const ExitTable& exits, double temperature, int k, size_t r) {
   const size_t R = size_t(exits.rows);
   if (temperature == 1) return exits.pdf[size_t(k) * R + r];

@@ -13,7 +13,7 @@ namespace looplm {
 namespace {
 
 struct Statistics {
-  double mean = 0, deviation = 0;  // unbiased
+  double mean = 0, deviation = 0;  // unbiased standard deviation
 };
 Statistics statistics(const std::vector<double>& x) {
   Statistics s;
@@ -43,20 +43,21 @@ void check(const Model& student, const Model& teacher, const LoopRptBatch& batch
   require(batch.ids.size() == batch.sequences.count(), "a batch needs one id per sequence");
 }
 
-// What the rollouts of the rows of a part earned, rollout by rollout: [G, R].
+// Sampled exits, rewards and advantages of the rollouts, [G, R]: rollout by rollout, one value for each row of a part.
 struct Earnings {
   std::vector<int> exits;  // 0-based
   std::vector<double> rewards, advantages;
 };
 
-// The batch goes through in chunks of whole sequences, as many tokens as a micro-batch holds. Noise begins behind the first loop,
-// so that this loop is the same in the clean pass and in all rollouts of a chunk: it runs once, the loops behind it run for each
-// of the G + 1 passes from its states, and the sum of the gradients that they leave there goes back through it once. An
-// advantage needs the rewards of all G rollouts of its token. Where they do not fit into one micro-batch their states are not
-// kept: all rollouts run forward for the rewards alone, and run again, with the same noise, for the backward. With T loops the
-// whole costs about 1 + 3 + 3 G (T-1)/T forwards, and at most G (T-1)/T more when rollouts are run again: for T = 4 and G = 8
-// that is 22 and 28, where G + 1 whole passes would need 28. Models with further registers, or with their own readout, run
-// all passes whole.
+// The batch is processed in chunks of whole sequences, as many tokens as a micro-batch holds.
+// Noise starts after the first loop, so the first loop is the same in the clean pass and in all rollouts of a chunk. It runs
+// once. The G + 1 passes run the other loops from its states, and the sum of their gradients goes back through the first loop
+// once.
+// An advantage needs the rewards of all G rollouts of its token. If the rollouts do not fit into one micro-batch, their
+// states are not kept: all of them run forward for the rewards, then run again with the same noise for the backward pass.
+// Cost for T loops, in forward passes: 1 + 3 + 3 G (T-1)/T, plus at most G (T-1)/T if rollouts run twice. For T = 4 and G = 8
+// that is 22 or 28; G + 1 whole passes without any rerun would need 28.
+// Models with more than one register, or with a separate readout, run every pass whole.
 class LoopRptPass {
  public:
   LoopRptPass(Model& student, Model& teacher, const LoopRptBatch& batch, const LoopRptOptions& options)
@@ -102,7 +103,7 @@ class LoopRptPass {
   PackOptions pack_options(int64_t budget) const {
     return {budget, false, true, false, student_.config.prefix_sees_itself, &batch_.mask};
   }
-  // Whether register 0 behind the first loop is all that the other loops need.
+  // Whether the other loops need nothing but register 0 after the first loop.
   bool shares_first() const { return student_.config.registers == 1 && student_.config.read.empty(); }
   MicroBatch one_loop(const PackedBatch& packed, Stack::Keep keep) {
     return {student_, student_.weights(), s_, packed, {1, keep}};
@@ -127,7 +128,7 @@ class LoopRptPass {
     }
     memory.d_first.zero(elements * real());
     clean_pass(packed, hard);
-    // Rollouts of as many sequences as fit G times over, at least of one.
+    // Each part holds as many sequences as fit G times into the budget, but at least one.
     for (size_t begin = packed.begin; begin < packed.end;) {
       PackedBatch part = pack(s_, begin, pack_options(budget_ / o_.rollouts), packed.end);
       hard.keep_rows(part);
@@ -141,7 +142,7 @@ class LoopRptPass {
     one.stack.backward(student_.gradients(), memory.d_first.as<>());
   }
 
-  // L_rep = -Σ_k w_k ℓ_k with w_k = p_k (1 + ReLU(z_k R(k))) detached, and L_ent = -H(p).
+  // L_rep = -Σ_k w_k ℓ_k with w_k = p_k (1 + ReLU(z_k)), z_k the z-score of R(k) over the loops, detached; and L_ent = -H(p).
   void clean_pass(const PackedBatch& packed, HardTokens& hard) {
     LoopRptMemory& memory = student_.memory().looprpt;
     MicroBatch batch(student_, student_.weights(), s_, packed, {loops_, keep(), nullptr, shares_first()});
@@ -181,7 +182,7 @@ class LoopRptPass {
   }
 
   bool from_first() const { return shares_first() && o_.noise_site == NoiseSite::state; }
-  // Runs some rollouts; then(batch).
+  // Runs some rollouts forward, then calls then(batch).
   template <class F>
   void with_rollouts(const Rollouts& of, Stack::Keep keep, const void* first, F then) {
     const LatentNoise noise = draws_.noise(of);
@@ -191,8 +192,8 @@ class LoopRptPass {
     then(batch);
   }
 
-  // L_PG = -mean_g A_g log p(t_g) and L_KL = mean (e^δ - δ - 1).  first, d_first: the states after the first loop and their
-  // gradient, [tokens of `one`, D].
+  // L_PG = -mean_g A_g log p(t_g) and L_KL = mean (e^δ - δ - 1). first, d_first: [tokens of `one`, D], the states after the
+  // first loop, and their gradient.
   void rollouts(const PackedBatch& one, const HardTokens& hard, const void* first, void* d_first) {
     const int G = o_.rollouts, fitting = int(std::clamp<int64_t>(budget_ / one.tokens(), 1, G)),
               parts = (G + fitting - 1) / fitting;
@@ -214,7 +215,7 @@ class LoopRptPass {
     }
   }
 
-  // Draws the exits of the next rollouts, and finds their rewards.
+  // Draws the exit of every token in these rollouts, and computes the rewards.
   void add_rewards(const Rollouts& of, const HardTokens& hard, MicroBatch& batch, Earnings& earned) {
     const size_t rows = of.packed.rows.size(), from = earned.exits.size();
     const ExitTable& exits = batch.exits();
@@ -248,7 +249,7 @@ class LoopRptPass {
     }
   }
 
-  // The backward pass of some rollouts that were just run.
+  // The backward pass of the rollouts that have just run.
   void backward(const Rollouts& of, const HardTokens& hard, MicroBatch& batch, const Earnings& earned, void* d_first) {
     const size_t rows = of.packed.rows.size(), from = size_t(of.begin) * of.one.rows.size();
     const double share = 1 / (double(o_.rollouts) * count_);
@@ -268,7 +269,7 @@ class LoopRptPass {
       add(d_first, static_cast<char*>(batch.d_hidden()) + size_t(i * elements) * real(), elements);
   }
 
-  // Every row's share of the KL is known before the head runs, so one pass gives log-probabilities and gradient.
+  // The KL term. Each row's weight is known before the head runs, so one pass computes log-probabilities and gradient.
   void stay_near_teacher(const Rollouts& of, const HardTokens& hard, MicroBatch& batch, double share) {
     const bool last = o_.kl_reduction == KlReduction::last;
     const std::vector<int> loops = last ? std::vector<int>{loops_ - 1} : all_loops(loops_);
@@ -298,7 +299,7 @@ class LoopRptPass {
   const int loops_;
   const int64_t budget_;
   const LoopRptDraws draws_;
-  double count_ = 0;  // hard tokens of the logical batch
+  double count_ = 0;  // hard tokens in the whole logical batch
   LoopRptMetrics totals_;
 };
 

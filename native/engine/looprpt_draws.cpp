@@ -27,7 +27,7 @@ LoopRptDraws::LoopRptDraws(Model& student, const LoopRptBatch& batch, const Loop
           "exits are loops counted from 0");
 }
 
-// The stream of a rollout in the counter-based generator.
+// The stream number of a rollout in the counter-based generator.
 int32_t LoopRptDraws::stream_of(size_t sequence, int rollout) const {
   return int32_t(batch_.ids[sequence] * uint32_t(o_.rollouts) + uint32_t(rollout));
 }
@@ -35,7 +35,7 @@ int32_t LoopRptDraws::stream_of(size_t sequence, int rollout) const {
 LatentNoise LoopRptDraws::noise(const Rollouts& of) const {
   if (!batch_.noise.empty()) return given_noise(of);
   const int64_t n = of.one.tokens();
-  // A pair shares its stream and differs in the sign.
+  // The two rollouts of an antithetic pair use the same stream with opposite signs.
   std::vector<int32_t> streams(size_t(of.packed.tokens()), 0);
   std::vector<double> sigma(o_.antithetic ? size_t(of.copies()) : 1, o_.sigma);
   for (int c = 0; c < of.copies(); c++) {
@@ -53,7 +53,7 @@ LatentNoise LoopRptDraws::given_noise(const Rollouts& of) const {
   std::vector<double> noise(size_t(loops_ * N * D), 0.0);
   for (int g = of.begin; g < of.end; g++)
     for (size_t i = of.one.begin; i < of.one.end; i++)
-      for (int t = 0; t < loops_; t++) {  // the last token predicts nothing and is not run
+      for (int t = 0; t < loops_; t++) {  // the last token predicts nothing, so it does not run
         const int64_t from = noise_at_[i] + (g * loops_ + t) * s_.length(i) * D,
                       to = t * N + (g - of.begin) * n + of.one.first_token[i - of.one.begin];
         std::copy_n(batch_.noise.begin() + from, (s_.length(i) - 1) * D, noise.begin() + to * D);

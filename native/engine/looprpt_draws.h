@@ -1,13 +1,12 @@
-// The random draws of LoopRPT: the noise of each rollout and the exits of its tokens, the batch's or a pure function of (seed,
-// sequence id, rollout, position).
+// The random draws of LoopRPT: the noise of each rollout and the exits of its tokens. Either the batch gives them, or they
+// are a pure function of (seed, sequence id, rollout, position).
 #pragma once
 #include "looprpt.h"
 #include "micro_batch.h"
 
 namespace looplm {
 
-// Some rollouts of some sequences side by side: `one` holds the sequences once, `packed` copy after copy. Row r of the copies is
-// row hard(r) of `one`, in rollout(r).
+// Rollouts [begin, end) of some sequences in one batch. `one` holds the sequences once; `packed` holds one copy per rollout.
 struct Rollouts {
   Rollouts(const PackedBatch& one, int begin, int end) : one(one), begin(begin), end(end), packed(repeat(one, end - begin)) {}
   const PackedBatch& one;
@@ -19,7 +18,7 @@ struct Rollouts {
 
 class LoopRptDraws {
  public:
-  // Throws INVALID_ARGUMENT for given draws of another shape.
+  // Throws INVALID_ARGUMENT if given draws have the wrong size.
   LoopRptDraws(Model& student, const LoopRptBatch& batch, const LoopRptOptions& options, int loops);
   LatentNoise noise(const Rollouts& of) const;
   int exit(const PredictionRow& row, int rollout, const ExitTable& exits, size_t r) const;  // 0-based
@@ -32,7 +31,7 @@ class LoopRptDraws {
   const Sequences& s_;
   const LoopRptOptions& o_;
   const int loops_;
-  std::vector<int64_t> noise_at_, exits_at_;  // per sequence: where its given draws begin
+  std::vector<int64_t> noise_at_, exits_at_;  // per sequence: index of its first given draw
 };
 
 }  // namespace looplm

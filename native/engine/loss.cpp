@@ -12,9 +12,9 @@ namespace looplm {
 
 namespace {
 
-// Every micro-batch goes one way: the values of its tokens, coefficients ∂L/∂ℓ and ∂L/∂p from these, the backward pass from the
-// coefficients. Where each row's coefficient follows from the row's own log-probability, the head's pass for the values and that
-// for the gradient are one: the same RowLoss then makes the coefficients inside of it.
+// Computes a loss, one micro-batch after the other: the values of its tokens, from these the coefficients ∂L/∂ℓ and ∂L/∂p,
+// then the backward pass. If each row's coefficient depends only on the row's own log-probability, the head runs once: the
+// same RowLoss makes the coefficients inside the head's backward pass.
 class LossPass {
  public:
   LossPass(Model& model, const LossInput& in)
@@ -109,7 +109,8 @@ class LossPass {
     if (&term == in_.first_token_term()) totals_.add_weights(w, rows.R());
     return w;
   }
-  // The head descends on it, and the sums of rows know nothing of it.
+  // The head's backward pass includes the entropy gradient, but the sums of the rows do not include the entropy's loss: add
+  // it here.
   void add_entropy_bonus(const LossRows& rows, const RowLoss& loss) {
     for (size_t i = 0; i < loss.entropy_scale.size(); i++) totals_.add_loss(-loss.entropy_scale[i] * rows.values.entropies[i]);
   }

@@ -122,7 +122,7 @@ bool LossInput::in_set(LoopSet set, int k) const {
   return set == LoopSet::uniform || !term || weighs(term->weights, loops, k);
 }
 
-// Whether the head must run at a loop.
+// Whether any part of the objective needs log-probabilities or entropies at the k-th loop that is read.
 bool LossInput::scores(int k) const {
   if (objective.beta != 0 && in_set(objective.beta_loops, k)) return true;
   if (objective.lazy && in_set(objective.lazy->loops, k)) return true;

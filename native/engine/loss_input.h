@@ -1,5 +1,5 @@
-// A batch and an objective, checked against the model, and what follows from them for every micro-batch: which loops are scored,
-// and where the values of a prediction lie.
+// A batch and an objective, checked against the model. Derives what every micro-batch needs: the loops to score, and where
+// each prediction's values are stored.
 #pragma once
 #include "loop_weights.h"
 #include "loss.h"
@@ -7,10 +7,10 @@
 
 namespace looplm {
 
-// Values of the scored loops' rows, [scored, R] loop by loop.
+// Values for the rows of the scored loops, [scored, R], loop by loop.
 using RowTable = std::vector<double>;
 
-// Per-prediction values of a batch, of one loop or of all that are read.
+// One value per prediction of the batch, or with by_loop one per prediction and loop that is read.
 struct PredictionValues {
   const std::vector<double>* values = nullptr;
   bool by_loop = false;
@@ -19,7 +19,7 @@ struct PredictionValues {
 
 class LossInput {
  public:
-  // Throws INVALID_ARGUMENT, INVALID_SHAPE or UNSUPPORTED.
+  // Throws INVALID_ARGUMENT, INVALID_SHAPE or UNSUPPORTED for a batch or objective that does not fit the model.
   LossInput(const Model& model, const LossBatch& batch, const Objective& objective);
 
   const Model& model;
@@ -29,13 +29,14 @@ class LossInput {
   ReadLoops loops;
   PredictionValues old_logprobs, lazy_logprobs, reference_logprobs, reference_exit_pdf;
 
-  // What the stack reads: without an exit gate nothing but the scored loops; and where those lie among what it reads.
+  // The loops that the stack reads; without an exit gate these are only the scored ones. And the indices of the scored loops
+  // among them.
   LoopPlan stack_plan() const;
   std::vector<int> hidden_of_scored() const;
 
   size_t at(const PredictionRow& row) const { return size_t(offsets_[size_t(row.sequence)] + row.position); }
   std::vector<int32_t> left(const PackedBatch& packed) const;
-  double value(const PredictionValues& of, const PredictionRow& row, int k) const;  // at the k-th loop that is read
+  double value(const PredictionValues& of, const PredictionRow& row, int k) const;  // k: index among the loops that are read
   double advantage(const LossTerm& term, const PredictionRow& row, int k) const;
   const LossTerm* first_token_term() const;
   LoopWeights weights_of(LoopSet set) const;
@@ -47,7 +48,7 @@ class LossInput {
   bool in_set(LoopSet set, int k) const;
   bool scores(int k) const;
   PredictionValues by_loop(const std::vector<double>& values, const char* name, bool every_scored_loop) const;
-  std::vector<int64_t> offsets_;  // per sequence
+  std::vector<int64_t> offsets_;  // per sequence: index of its first prediction
   int64_t predictions_ = 0;
 };
 
@@ -56,14 +57,14 @@ inline bool attached(const LossTerm& term) {
   return term.channel == Channel::token && term.weights.kind == LoopWeighting::exit_pdf && !term.weights.detach;
 }
 
-// One micro-batch of a loss: its rows, their exits, and, once they are known, their values.
+// One micro-batch of a loss: its rows, their exit distributions, and their values once they are computed.
 struct LossRows {
   const PackedBatch& packed;
   const ExitTable& exits;
-  std::vector<int32_t> left{};  // [R]: the batch's exits; empty where it has none
+  std::vector<int32_t> left{};  // [R]: exit loops given by the batch; empty if it gives none
   TokenValues values{};
   size_t R() const { return packed.rows.size(); }
-  std::vector<int32_t> sequence_of_row() const;  // counted from the batch's first
+  std::vector<int32_t> sequence_of_row() const;  // relative to the micro-batch's first sequence
   size_t sequences() const { return packed.end - packed.begin; }
 };
 

@@ -1,4 +1,4 @@
-// Sums over the micro-batches of a loss, and the metrics that they make.
+// Sums over the micro-batches of a loss, and the metrics computed from them.
 #pragma once
 #include "loss_input.h"
 
@@ -11,7 +11,7 @@ class LossTotals {
   void add_loss(double loss) { m_.loss += loss; }
   void add_policy_loss(double loss) { m_.loss += loss, m_.policy_loss += loss; }
   void add_lazy_loss(double loss) { m_.loss += loss, m_.lazy_loss += loss; }
-  void add_weights(const RowTable& w, size_t R);  // of the scored loops
+  void add_weights(const RowTable& w, size_t R);  // weights of the scored loops
   void add_rows(const LossRows& rows);
   LossMetrics metrics() const;
 

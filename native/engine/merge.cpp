@@ -29,7 +29,7 @@ std::unique_ptr<Model> merged(const Model& model) {
       if (part.first != p.first_row) continue;
       const int64_t count = int64_t(p.count), out = p.shape[0], in = p.shape[1];
       void* target = copy->writable_data(p);
-      // The sum is real and rounded once.
+      // W and s B A are summed in real and rounded once.
       Buffer sum(device, size_t(std::max(count, out * r)) * loop_dtype_size(real));
       auto cast = [&](LoopDType from, LoopDType to, const void* source, void* result, int64_t n) {
         device->run(&LoopBackend::copy_strided, "merge", from, to, 1, &n, source, &stride, result, &stride);

@@ -1,4 +1,4 @@
-// A model without its adapter.
+// Merging an adapter into its base model.
 #pragma once
 #include <memory>
 
@@ -6,7 +6,8 @@
 
 namespace looplm {
 
-// A fresh model without adapter whose matrices are W + scale·B A. Throws UNSUPPORTED when loops have their own adapters.
+// Returns a new model without an adapter whose matrices are W + scale · B A. Throws UNSUPPORTED if loops have separate
+// adapters.
 std::unique_ptr<Model> merged(const Model& model);
 
 }  // namespace looplm

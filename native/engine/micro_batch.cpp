@@ -31,7 +31,7 @@ ExitTable last_loop_exits(int64_t rows, int loops) {
   return out;
 }
 
-// Two arrays that lie one behind the other, with one wait.
+// Downloads two arrays that are stored one after the other. One transfer, so the host waits once.
 static std::pair<std::vector<double>, std::vector<double>> download_two(const Buffer& both, LoopDType dt, size_t count) {
   const std::vector<double> values = download_reals(both, dt, 2 * count);
   const auto middle = values.begin() + ptrdiff_t(count);

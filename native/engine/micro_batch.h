@@ -1,5 +1,5 @@
-// One packed batch on its way through a model: forward, what its tokens are worth, and the way back from coefficients. Every
-// operation on sequences goes through it: scores, gradients of given coefficients, losses, LoopRPT.
+// One packed batch on its way through a model: the forward pass, the values of its tokens, and the backward pass from given
+// coefficients. Scores, gradients of given coefficients, losses and LoopRPT all use it.
 #pragma once
 #include <optional>
 
@@ -9,33 +9,34 @@
 
 namespace looplm {
 
-// The exit distribution over the K loops that are read, at the R predicting rows: [K, R], loop by loop.
+// The exit distribution over the K loops that are read, at the R prediction rows: [K, R], loop by loop.
 struct ExitTable {
   int64_t rows;
   int loops;
   std::vector<double> pdf, log_pdf;
 };
-ExitTable last_loop_exits(int64_t rows, int loops);  // without an exit gate every token takes all loops
+ExitTable last_loop_exits(int64_t rows, int loops);  // for models without an exit gate: every token takes all loops
 
-// The same of a model with a gate at all N tokens, with the gate's logits: [K, N].
+// Gate logits and exit distribution at all N tokens, for models with an exit gate: [K, N].
 struct TokenExits {
   std::vector<double> gate_logits, pdf;
 };
-struct TokenValues {  // of the head's rows
+struct TokenValues {  // one value per row of the head
   std::vector<double> logprobs, entropies;
 };
 
-struct Passage {  // how a batch goes through
+struct Passage {  // which loops a batch runs, and what is kept for the backward pass
   LoopPlan plan;
   Stack::Keep keep;
   const LatentNoise* noise = nullptr;
-  bool first_given = false;  // the first loop was run elsewhere
+  bool first_given = false;  // the first loop has already run, see Stack::forward_after_first
 };
 
 class MicroBatch {
  public:
-  // weights: the model's, or those of another one of the same architecture that runs in the memory of this one. The batch stays
-  // the caller's; its rows may change between calls. Nothing has run yet: `stack` runs forward.
+  // weights: the model's own, or those of another model of the same architecture, which then uses this model's memory.
+  // `packed` must outlive this object; its rows may change between calls. The constructor runs nothing: call a forward
+  // function of `stack` first.
   MicroBatch(Model& model, const Weights& weights, const Sequences& sequences, const PackedBatch& packed, Passage passage);
   MicroBatch(const MicroBatch&) = delete;
 
@@ -43,19 +44,22 @@ class MicroBatch {
 
   const ExitTable& exits();
   TokenExits token_exits();
-  // The head's rows for some of the loops that are read, loop by loop, the batch's rows in order.
+  // The head's input rows for the loops `reads` (indices among those that are read), loop by loop, with the batch's rows in
+  // order.
   HeadRows rows(const std::vector<int>& reads, double temperature) const;
-  // The batch's rows, each after its own loop.
+  // One head row per row of the batch: row r is read after loop reads[r].
   HeadRows rows_at(const std::vector<int>& reads, double temperature) const;
-  // The head forward. Values stay on the device, in the model's memory.
+  // Runs the head forward. The values also stay on the device, in the model's memory.
   TokenValues values(const HeadRows& rows, bool logprobs = true, bool entropies = true);
 
-  // Add to ∂L/∂hidden and to the gradients of head and gate. The head runs, and its rows get their coefficients from `loss`:
-  // `values`, when they are not known yet, come from the same pass.
+  // The backward functions add to ∂L/∂hidden and to the gradients of the head and the gate. backward_head runs the head, and
+  // `loss` turns the log-probability of each row into its coefficient. If `values` is not NULL, it gets the values from the
+  // same pass.
   void backward_head(const HeadRows& rows, const RowLoss& loss, TokenValues* values = nullptr);
   void backward_exits(const std::vector<double>& d_pdf);          // ∂L/∂p, [K, R]
   void backward_gates(const std::vector<double>& d_gate_logits);  // [K, N]
-  // ... and from there to the parameters. `final` hears when gradients are final, if this batch is the last of its sequences.
+  // Continues the backward pass from ∂L/∂hidden to the parameters. If this is the last batch of its sequences, calls `final`
+  // when gradients become final.
   void backward(const GradientsFinal& final = {});
   void* d_hidden();  // real [K, N, D]: ∂L/∂hidden so far
 
@@ -70,12 +74,12 @@ class MicroBatch {
   Model& model_;
   const PackedBatch& packed_;
   const int reads_;
-  const bool last_;  // of the sequences
+  const bool last_;  // whether this is the last batch of its sequences
   std::optional<ExitTable> exits_;
   bool has_d_hidden_ = false;
 };
 
-// Packs the sequences and hands over one batch after the other.
+// Packs the sequences and calls run(packed) for one batch after the other.
 template <class F>
 void for_micro_batches(const Sequences& sequences, const PackOptions& options, F run) {
   for (size_t begin = 0; begin < sequences.count();) {

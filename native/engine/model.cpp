@@ -45,7 +45,7 @@ void Model::lay_out() {
       continue;
     }
     layout.add(std::move(p), continues);
-    // What a vector leaves out is zero.
+    // Vectors are padded with zeros to the full length of their role.
     if (!is_matrix(form.role)) layout.reserve(parameters_.back().offset + size_t(config.rows(form.role) - form.first_row));
   }
   std::copy_if(parameters_.begin(), parameters_.end(), std::back_inserter(trained_),
@@ -90,7 +90,7 @@ void Model::point() {
   if (adapter_) adapter_->attach(weights, adapter_->values, dt, config, parameters_);
   weights_ = std::move(weights);
 }
-// Another arena or adapter, or the one before when there is no memory to point at it.
+// Installs another arena or adapter. If updating the pointers fails for lack of memory, restores the previous one.
 template <class Owner>
 void Model::replace(Owner& owner, Owner other) {
   std::swap(owner, other);

@@ -1,4 +1,4 @@
-// The looped model: its configuration, its parameters in one arena, and their gradients.
+// The looped model: its architecture, its parameters in one arena, and their gradients.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -15,14 +15,14 @@ namespace looplm {
 
 struct OperationMemory;
 
-// Hears that the gradients of what is trained are final from element `begin` of their arena on: nothing more is added to them.
+// Called when the gradients of all trained elements from `begin` on (in their arena) are final.
 using GradientsFinal = std::function<void(size_t begin)>;
 
 class Model {
  public:
-  // Quantized, the matrices of the blocks and the head are codes with scales from the start: no copy of them in `dt` ever exists,
-  // but of a tied head the embedding, which stays as it is. Such a model only infers; what would train or change its parameters
-  // is refused.
+  // A quantized model stores the matrices of the blocks and the head as codes with scales from the start; they never exist in
+  // `dt`. Only the embedding of a tied head is also kept in `dt`. A quantized model supports inference only, and refuses to
+  // be trained or to have its parameters changed.
   Model(std::shared_ptr<Device> device, LoopDType dt, const Architecture& config, Quantization quantization = {})
       : Model(std::move(device), dt, config, quantization, nullptr) {}
   ~Model();
@@ -34,66 +34,67 @@ class Model {
   const Quantization quantization;
   LoopDType real() const { return loop_real(dt); }
 
-  const std::vector<Parameter>& parameters() const { return parameters_; }  // without the adapter's
-  const Parameter& parameter(const std::string& name) const;                // of either; throws NOT_FOUND
+  const std::vector<Parameter>& parameters() const { return parameters_; }  // without the adapter's parameters
+  const Parameter& parameter(const std::string& name) const;                // of the model or its adapter; throws NOT_FOUND
   const Parameter& embedding() const;
   size_t arena_elements() const { return arena_elements_; }
 
-  // With an adapter the model's own parameters are frozen: gradients, optimizers and averages are those of the adapter alone.
-  // At first nothing changes (adapter.h).
+  // With an adapter, the model's own parameters are frozen: gradients, optimizers and averages cover only the adapter. A new
+  // adapter does not change the model's output (adapter.h).
   void add_adapter(const AdapterOptions& options, uint64_t seed);
   void remove_adapter();
   const AdapterOptions* adapter() const { return adapter_ ? &adapter_->options : nullptr; }
-  // What is trained: the adapter's parameters (model.layers.0.self_attn.q_proj.lora_A.weight, ...) where there is one, else all
-  // but frozen vectors.
+  // The trained parameters: those of the adapter (model.layers.0.self_attn.q_proj.lora_A.weight, ...) if there is one, else
+  // all except constant vectors.
   const std::vector<Parameter>& trained() const { return adapter_ ? adapter_->parameters : trained_; }
   size_t trained_elements() const { return adapter_ ? adapter_->elements : arena_elements_; }
-  uint64_t layout() const { return layout_; }  // another number when what is trained has changed
+  uint64_t layout() const { return layout_; }  // changes whenever the set of trained parameters changes
 
-  // The codes and scales behind parameters whose `matrix` is not negative.
+  // Codes and scales of the parameters whose `matrix` is not negative.
   QuantizedMatrices& quantized() { return *quantized_; }
   const QuantizedMatrices& quantized() const { return *quantized_; }
-  void refuse_quantized(const char* operation) const;  // throws UNSUPPORTED where the model is
+  void refuse_quantized(const char* operation) const;  // throws UNSUPPORTED if the model is quantized
   // logits, real [rows, vocabulary] = hidden W_headᵀ
   void head(int64_t rows, const void* hidden, void* logits);
 
-  // As the description says of each parameter; a pure function of (seed, parameter, element).
+  // Sets initial values as the architecture describes them: a pure function of (seed, parameter, element).
   void initialize(uint64_t seed);
   void initialize(const Parameter& p, uint64_t seed);
-  // A fresh model of the same configuration with the same parameters and adapter (a frozen reference, a teacher). With an adapter
-  // the model's own parameters are shared until somebody writes to them.
+  // A new model with the same configuration, parameters and adapter, for example a frozen reference or a teacher. With an
+  // adapter, both models share the base parameters until one of them is written to.
   std::unique_ptr<Model> clone() const;
   void copy_parameters_from(const Model& other);
-  void copy_base_from(const Model& other);  // the model's own parameters alone
+  void copy_base_from(const Model& other);  // copies the base parameters without the adapter
   bool same_adapter(const Model& other) const;
 
-  // One parameter or gradient as float64 host values (every dtype converts exactly or by rounding to nearest).
+  // One parameter or gradient as float64 on the host. Reading is exact; writing rounds to nearest.
   std::vector<double> read(const Parameter& p) const;
   void write(const Parameter& p, const double* values);
-  std::vector<double> read_gradient(const Parameter& p) const;  // zeros when nothing was accumulated
-  // Raw values in the arena's own dtype, for safetensors.
+  std::vector<double> read_gradient(const Parameter& p) const;  // zeros if nothing was accumulated
+  // Values in the model's dtype, for safetensors.
   void read_raw(const Parameter& p, void* host) const;
   void write_raw(const Parameter& p, const void* host);
 
   const Weights& weights() const { return weights_; }
-  const Weights& gradients();  // allocated, and zeroed, on first use
+  const Weights& gradients();  // allocated and zeroed on first use
   bool has_gradients() const { return bool(gradients_.arena); }
   void zero_gradients();
-  // Who hears of the next accumulation of gradients, and of no later one, when they are final (final_gradients.h).
+  // Called during the next gradient accumulation when gradients become final (final_gradients.h), and cleared by it.
   GradientsFinal next_final;
   const void* parameter_data(const Parameter& p) const { return arena_of(p).at(p.offset * loop_dtype_size(dt)); }
   void* writable_data(const Parameter& p) { return writable_arena(p).at(p.offset * loop_dtype_size(dt)); }
-  // Takes the arena of p from clones that read it, as any write does: then several threads may write.
+  // Gives p's arena its own copy if clones share it, as the first write would. After that several threads may write.
   void unshare(const Parameter& p) { writable_arena(p); }
-  void* gradient_data(const Parameter& p) { return gradients_.arena.at(p.offset * loop_dtype_size(real())); }  // p trained
+  // p must be a trained parameter
+  void* gradient_data(const Parameter& p) { return gradients_.arena.at(p.offset * loop_dtype_size(real())); }
   const void* gradient_data(const Parameter& p) const { return gradients_.arena.at(p.offset * loop_dtype_size(real())); }
 
-  // Of what is trained. Raised by whoever changes parameters: one, or all that are trained.
+  // Version of the trained parameters. Code that changes parameters must call touch().
   uint64_t version() const { return adapter_ ? adapter_->version : version_; }
   void touch(const Parameter& p) { (p.adapter ? adapter_->version : version_)++; }
   void touch() { touch(trained().front()); }
 
-  uint64_t placement() const { return placement_; }  // another number when weights() point elsewhere
+  uint64_t placement() const { return placement_; }  // changes whenever weights() points elsewhere
 
   const void* rope_table(int64_t positions) { return constants_->rope_table(positions); }
   StackMemory& stack_memory() { return *stack_memory_; }
@@ -103,7 +104,7 @@ class Model {
   Model(std::shared_ptr<Device> device, LoopDType dt, const Architecture& config, Quantization quantization,
         std::shared_ptr<Buffer> arena);
   void lay_out();
-  void point();  // weights_ at what there is
+  void point();  // updates weights_ to the current arenas
   template <class Owner>
   void replace(Owner& owner, Owner other);
   const Buffer& arena_of(const Parameter& p) const { return p.adapter ? adapter_->values : *arena_; }
@@ -111,7 +112,7 @@ class Model {
 
   std::vector<Parameter> parameters_, trained_;
   size_t arena_elements_ = 0;
-  std::shared_ptr<Buffer> arena_;  // shared among the clones of a model with an adapter
+  std::shared_ptr<Buffer> arena_;  // shared by clones while the model has an adapter
   Weights weights_;
   Gradients gradients_;
   std::unique_ptr<OperationMemory> memory_;

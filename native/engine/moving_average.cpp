@@ -61,7 +61,7 @@ void MovingAverage::load(const std::string& path) {
       refuse_tensor(path, "average." + p.name, "has another dtype or shape than the model's");
     const auto* values = static_cast<const uint8_t*>(found->second.data);
     bool finite = first_not_finite(teacher_->real(), values, p.count) == p.count;
-    for (size_t i = 0; average_ && i < p.count; i++) {  // the largest float32 numbers are infinite in bfloat16
+    for (size_t i = 0; average_ && i < p.count; i++) {  // the largest float32 values overflow to infinity in bfloat16
       float value;
       std::memcpy(&value, values + i * sizeof value, sizeof value);
       finite &= std::isfinite(bf16_to_float(float_to_bf16(value)));

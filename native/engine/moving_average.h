@@ -1,4 +1,4 @@
-// A teacher that follows a student.
+// An exponential moving average (EMA) of a student's parameters, used as a teacher.
 #pragma once
 #include <memory>
 #include <string>
@@ -7,17 +7,17 @@
 
 namespace looplm {
 
-// teacher <- decay · teacher + (1 - decay) · student, kept in dtype `real`, also for models of another dtype.
+// teacher <- decay · teacher + (1 - decay) · student. The average is kept in real (float32) even if the model is bfloat16.
 class MovingAverage {
  public:
   MovingAverage(std::shared_ptr<Model> teacher, std::shared_ptr<Model> student);
   void update(double decay);
-  void save(const std::string& path) const;  // the exact average, "average.<name>"
+  void save(const std::string& path) const;  // saves the average in full precision, as tensors "average.<name>"
   void load(const std::string& path);
 
  private:
   std::shared_ptr<Model> teacher_, student_;
-  Buffer average_;  // real; empty in float32 and float64, where the teacher's own parameters are it
+  Buffer average_;  // real; empty for float32 and float64 models, where the teacher's parameters are the average
   void check() const;
   void* average(const Parameter& p);
   const void* average(const Parameter& p) const;

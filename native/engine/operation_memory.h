@@ -1,5 +1,5 @@
-// Device buffers that operations keep from call to call. Each belongs to one operation, or to one step that several share; they
-// grow, and are the model's.
+// Device buffers that operations reuse from call to call. Each belongs to one operation, or to one step that several
+// operations share. They only grow, and belong to the model.
 #pragma once
 #include "device.h"
 
@@ -16,8 +16,8 @@ struct BatchMemory {      // a packed batch of N tokens
 
 struct HeadMemory {
   Buffer index, targets;            // int32 [rows]
-  Buffer hidden, logits, d_hidden;  // of a chunk of m rows: act [m, D], real [m, V], real [m, D]
-  Buffer values;                    // real [2, rows]: log-probabilities, then entropies, so that one wait brings both
+  Buffer hidden, logits, d_hidden;  // for a chunk of m rows: act [m, D], real [m, V], real [m, D]
+  Buffer values;                    // real [2, rows]: log-probabilities, then entropies, so that one download gets both
   Buffer predicted;                 // int32 [rows]
 };
 
@@ -27,9 +27,9 @@ struct RowLossMemory {  // real [rows]
 
 struct ExitMemory {
   Buffer token_gates, d_token_gates;  // real [K, N]
-  Buffer index;                       // int32 [K, R]: of the rows in them
+  Buffer index;                       // int32 [K, R]: positions of the rows in them
   Buffer gates;                       // real [K, R]
-  Buffer pdf;                         // real [K, R] and behind it its logarithm, or [K, N] of all tokens
+  Buffer pdf;                         // real [K, R] followed by its logarithm, or [K, N] for all tokens
   Buffer d_pdf, d_gates;              // real [K, R]
 };
 

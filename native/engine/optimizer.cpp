@@ -30,18 +30,19 @@ Error out_of_range(LoopDType real, const AdamWOptions& options, double gradient,
                    "); nothing was changed. Lower learningRate or weightDecay, raise eps, or set maxGradNorm");
 }
 
-// Bounds behind a step whose gradients are at most `gradient` each: the arithmetic of the kernels on the largest values that can
-// occur. Infinite where a number on the way could leave the range. The quotient of the moments is at most the first over epsilon,
-// which is far above what occurs and far within the range for options that train.
+// Bounds on parameters and moments after a step whose gradients are at most `gradient` in magnitude. Applies the kernel's
+// arithmetic to the largest values that can occur. The parameter bound is infinite if any intermediate value could overflow.
+// The quotient of the moments is bounded by first / epsilon: far more than ever occurs, but well within range for options
+// that train.
 AdamWBounds after_step(AdamWBounds b, const AdamWOptions& options, double gradient, bool wide, double steps) {
   const auto rounded = [wide](double x) { return wide ? x : double(float(x)); };
-  constexpr double slack = 1 + 1e-6;  // the roundings of one element: about ten of at most 2^-24 each
+  constexpr double slack = 1 + 1e-6;  // about ten roundings per element, each at most 2^-24
   const double rate = options.learning_rate, decay = options.weight_decay;
   const double bias1 = 1 / (1 - std::pow(options.beta1, steps)), bias2 = 1 / (1 - std::pow(options.beta2, steps));
   const double smallest = wide ? DBL_MIN : double(FLT_MIN), largest = wide ? DBL_MAX : double(FLT_MAX);
   b.first = slack * (rounded(options.beta1) * b.first + rounded(1 - options.beta1) * gradient);
   b.second = slack * (rounded(options.beta2) * b.second + rounded(1 - options.beta2) * gradient * gradient);
-  // a processor may take an epsilon below the normal numbers for 0
+  // a processor may flush an epsilon below the normal numbers to 0
   const double quotient =
       options.epsilon < smallest ? std::numeric_limits<double>::infinity() : slack * b.first * bias1 / options.epsilon;
   const double before = b.parameter;
@@ -52,9 +53,10 @@ AdamWBounds after_step(AdamWBounds b, const AdamWOptions& options, double gradie
   return b;
 }
 
-// Elements from the piece `i` on that one call can do: pieces whose elements and state follow each other alike, but for the zeros
-// that fill the arena up between parameters, which AdamW and conversions leave zero. Moves `i` behind them. together(first,
-// next): whether two parameters may be in one call.
+// Merges pieces starting at `i` into one run for a single kernel call, and advances `i` past them. Pieces can be merged if
+// elements and state are contiguous in the same way. The zeros that pad the arena between parameters may be included: AdamW
+// and conversions keep them zero. together(first, next): whether two parameters may share a call. Returns the number of
+// elements.
 template <class Piece, class Together>
 size_t take_run(const std::vector<Piece>& pieces, const std::vector<Parameter>& trained, size_t& i, Together together) {
   const Piece& first = pieces[i];
@@ -98,7 +100,7 @@ AdamW::AdamW(std::shared_ptr<Model> model, std::shared_ptr<Communicator> world)
   refresh_masters();
 }
 
-// Of one rank: the parameters as they are, with their state in the places of the arena.
+// With one rank, every parameter is one piece, and its state has the same offset as in the arena.
 void AdamW::find_pieces() {
   const std::vector<Parameter>& trained = model_->trained();
   if (!parallel_) {
@@ -106,7 +108,7 @@ void AdamW::find_pieces() {
     return;
   }
   const Partition& partition = parallel_->partition();
-  size_t next = 0, state = 0;  // the first parameter that ends behind the share
+  size_t next = 0, state = 0;  // next: the first parameter that ends after the start of the share
   for (size_t b = 0; b < partition.buckets(); b++) {
     const ElementRange own = partition.share(b, parallel_->rank());
     while (next < trained.size() && trained[next].offset + trained[next].count <= own.begin) next++;
@@ -183,7 +185,7 @@ AdamW::Norm AdamW::measure_gradients(bool failed, bool& anew) const {
   return norm;
 }
 
-// The 2-norm of each kind, which no element exceeds.
+// Tight bounds from the current values: the 2-norm of each array, which is at least its largest magnitude.
 AdamWBounds AdamW::measured() const {
   const LoopDType real = model_->real();
   const auto total = [&](auto data) {
@@ -206,8 +208,8 @@ AdamWBounds AdamW::measured() const {
 double AdamW::step(const AdamWOptions& options) {
   check_layout();
   Model& model = *model_;
-  model.gradients();                      // zeros when nothing was accumulated
-  std::optional<Uninterrupted> together;  // a rank that leaves alone would keep the others waiting
+  model.gradients();                      // allocates zeros if nothing was accumulated
+  std::optional<Uninterrupted> together;  // no cancel between collective operations: the other ranks would wait forever
   if (parallel_) {
     together.emplace(*model.device);
     parallel_->reduce_gradients();

@@ -1,5 +1,5 @@
 // The optimizer's state on disk: safetensors files with the tensors first.NAME, second.NAME and master.NAME of every trained
-// parameter. A rank of a world writes runs of elements, first.NAME[begin:end], each with one dimension.
+// parameter. A rank of a parallel run writes ranges of elements as one-dimensional tensors first.NAME[begin:end].
 #include <algorithm>
 #include <cfloat>
 #include <charconv>
@@ -52,7 +52,7 @@ bool any_negative(LoopDType type, const void* values, size_t count) {
   return false;
 }
 
-// A bfloat16 parameter is its master, rounded. Below the normal numbers a processor's own rounding may give zero.
+// Whether the masters, rounded to bfloat16, are the parameters. For subnormal values the processor may have flushed to zero.
 bool rounds_to(const uint16_t* parameter, const void* master, size_t count) {
   for (size_t i = 0; i < count; i++) {
     float value;
@@ -63,7 +63,7 @@ bool rounds_to(const uint16_t* parameter, const void* master, size_t count) {
   return true;
 }
 
-// A tensor of a file: the elements [begin, end) of a parameter's state.
+// A tensor of a file that holds elements [begin, end) of a parameter's state.
 struct Run {
   const std::string* path;
   std::string tensor;  // its name in the file
@@ -71,7 +71,7 @@ struct Run {
   const SafetensorsEntry* entry;
 };
 
-// The files of one optimizer, and which tensor holds what.
+// All files of one optimizer, and which tensor holds which elements.
 class OptimizerFiles {
  public:
   OptimizerFiles(const Model& model, const std::vector<std::string>& paths) : model_(model), paths_(paths) {
@@ -88,7 +88,8 @@ class OptimizerFiles {
   }
 
   int64_t step() const { return *step_; }
-  // The runs that make up a state of a parameter, in their order. Throws INVALID_FILE where one is missing or there twice.
+  // The tensors that together hold one state of a parameter, in element order. Throws INVALID_FILE if a part is missing or
+  // stored twice.
   std::vector<Run> take(const std::string& name, const Parameter& p) {
     const auto found = runs_.find(name);
     if (found == runs_.end()) refuse_tensor(paths_[0], name, "is missing");
@@ -170,13 +171,13 @@ void AdamW::load(const std::vector<std::string>& paths) {
     const void* from;
     size_t bytes;
   };
-  std::vector<Copy> copies;  // before the first of them, for everything is checked first, and a list may find no memory
+  std::vector<Copy> copies;  // reserved before any data is copied: nothing may fail after the first copy
   for (const auto& [prefix, buffer] : states(*this)) {
-    size_t next = 0;  // piece, in the order of the arena as the parameters are
+    size_t next = 0;  // index of the next piece; pieces are in arena order, like the parameters
     for (size_t i = 0; i < model.trained().size(); i++) {
       const Parameter& p = model.trained()[i];
       const std::vector<Run> runs = files.take(prefix + p.name, p);
-      std::vector<uint16_t> parameter;  // as it is stored, for masters
+      std::vector<uint16_t> parameter;  // stored values, to check masters against
       std::vector<const Run*> checked;
       for (; next < pieces_.size() && pieces_[next].parameter == i; next++)
         for (const Run& run : runs) {

@@ -10,7 +10,7 @@ namespace looplm {
 
 namespace {
 
-// Elements of all parameters: so few that their bytes can be counted.
+// Upper bound on the number of elements, so that byte counts cannot overflow.
 constexpr size_t MOST = size_t(1) << 58;
 [[noreturn]] void too_many(const std::string& name) {
   throw Error("OUT_OF_MEMORY", "model",
@@ -50,7 +50,7 @@ void clear_gaps(Buffer& arena, const std::vector<Parameter>& parameters, size_t 
 
 namespace {
 
-// What a device without draw_normals does: `count` values from element `first` on.
+// The fallback for devices without draw_normals: draws `count` values from element `first` on.
 void draw_plainly(LoopDType dt, bool truncated, uint64_t seed, uint32_t index, size_t first, size_t count, double deviation,
                   uint8_t* out) {
   constexpr size_t longest = 4096;

@@ -17,7 +17,7 @@ void check_vectors(const InputVectors& v, size_t tokens, int64_t hidden, const c
 
 namespace {
 
-// What exits cannot be replayed through is refused.
+// Refuses exits that training cannot replay.
 void check_exits(const Model& model, const Sequences& s, const char* operation) {
   if (s.exits.empty()) return;
   if (s.exits.size() != s.tokens.size() - s.count())
@@ -71,7 +71,7 @@ const char* training_remedy(Recompute recompute) {
 
 namespace {
 
-// About what a token of a micro-batch holds between its forward and its backward.
+// Approximate bytes that each token of a micro-batch holds between its forward and its backward pass.
 int64_t kept_bytes(const Architecture& c, LoopDType dt, int loops, Stack::Keep keep) {
   const int64_t state = c.hidden, block = c.qkv_width() + c.attention_width() + 4 * state + 2 * c.intermediate;
   const int64_t values = keep == Stack::Keep::all         ? loops * c.layers * block
@@ -81,10 +81,10 @@ int64_t kept_bytes(const Architecture& c, LoopDType dt, int loops, Stack::Keep k
   return values * int64_t(loop_dtype_size(dt));
 }
 
-// The most that activations of a micro-batch may take. On a host a constant, not a share of its memory: the same batch is cut
-// alike, and gives the same bits, on every machine.
+// Upper bound on the activations of a micro-batch. On a host it is a constant, not a share of its memory: then every machine
+// splits a batch in the same way and gets the same bits.
 int64_t most_kept(const Device& device) { return device.host_visible() ? int64_t(2) << 30 : int64_t(device.memory().total / 8); }
-constexpr int64_t FEWEST_TOKENS = 256;  // below, products of large models lose their rate
+constexpr int64_t FEWEST_TOKENS = 256;  // with fewer rows, the matrix products of large models are slow
 
 }  // namespace
 
@@ -153,7 +153,8 @@ void add_vectors(Model& model, const Sequences& s, const PackedBatch& packed, De
   batch.d_vectors = memory.d_vectors.as<>();
 }
 
-// The prompt ran at full depth, even if its last token was read from an earlier loop.
+// Only response tokens can exit early. The prompt always runs all loops, even if its last token was read from an earlier
+// loop.
 std::vector<int32_t> exits_of(const Sequences& s, const PackedBatch& packed) {
   std::vector<int32_t> out;
   if (s.exits.empty()) return out;
@@ -178,7 +179,7 @@ DeviceBatch device_batch(Model& model, const Sequences& s, const PackedBatch& pa
   const size_t D = size_t(a.hidden);
   std::vector<double> values(packed.ids.size() * D);
   for (size_t i = 0; i < packed.ids.size();) {
-    size_t end = i + 1;  // neighbours in a sequence
+    size_t end = i + 1;  // [i, end): consecutive tokens of one sequence
     while (end < packed.ids.size() && packed.sources[end] == packed.sources[i] &&
            packed.positions[end] == packed.positions[end - 1] + 1)
       end++;

@@ -30,7 +30,7 @@ void to_floats(LoopDType dt, const void* values, size_t count, float* out) {
 
 namespace {
 
-constexpr int LOWEST = -8, HIGHEST = 7;  // codes of 4 bits
+constexpr int LOWEST = -8, HIGHEST = 7;  // range of 4-bit codes
 
 void put_code(int bits, uint8_t* codes, int64_t l, int code) {
   if (bits == 8) codes[l] = uint8_t(int8_t(code));
@@ -38,7 +38,7 @@ void put_code(int bits, uint8_t* codes, int64_t l, int code) {
   else codes[l / 2] = uint8_t(codes[l / 2] | (code + 8) << 4);
 }
 
-// scale · code + middle.
+// An asymmetric grid: value = scale · code + middle.
 struct Grid {
   float scale, middle;
   int code(float w) const {
@@ -57,7 +57,7 @@ double square_error(const Grid& grid, const float* w, int group) {
   return sum;
 }
 
-// The grid that is nearest to w with the codes that w has on `grid`: a line through (code, w).
+// The least-squares grid for the codes that w has on `grid`: a line fitted through the points (code, w).
 Grid fitted(const Grid& grid, const float* w, int group) {
   double codes = 0, squares = 0, sum = 0, products = 0;
   for (int l = 0; l < group; l++) {
@@ -70,7 +70,7 @@ Grid fitted(const Grid& grid, const float* w, int group) {
   return {float(scale), float((sum - scale * codes) / group)};
 }
 
-// From several widths around that of the values, each fitted until it gets no better.
+// Tries several starting widths around the range of the values, and refits each while the error decreases.
 Grid best_grid(const float* w, int group) {
   const auto [low, high] = std::minmax_element(w, w + group);
   const float width = *high - *low, centre = *low + width / 2;

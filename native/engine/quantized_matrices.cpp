@@ -29,7 +29,7 @@ void QuantizedMatrices::add(Parameter& p, bool continues) {
 
 void QuantizedMatrices::allocate() {
   size_t bytes = 0;
-  const auto take = [&bytes](size_t size) {  // each begins at a cache line
+  const auto take = [&bytes](size_t size) {  // each array starts at a multiple of 128 bytes
     const size_t begin = bytes;
     bytes += (size + 127) / 128 * 128;
     return begin;
@@ -98,8 +98,8 @@ void QuantizedMatrices::quantize_rows(const Parameter& p, int64_t first, int64_t
   write_codes(p, first, rows, codes.data());
   write_scales(p, first, rows, scales.data());
 }
-// Where R > 1 rows lie side by side in the host's memory: calls f with the place of a unit (of 32 bits) or of a scale, and with
-// its place among `rows` rows of `units` each.
+// On a CPU the units of `side` > 1 consecutive rows are interleaved. Calls f(place, i) for each 32-bit unit, or each scale:
+// `place` is its index in device memory, `i` its index in a plain [rows, units] array.
 template <class F>
 static void side_by_side(int64_t side, int64_t first, int64_t rows, int64_t units, F f) {
   for (int64_t i = 0; i < rows; i++) {
@@ -122,7 +122,8 @@ void QuantizedMatrices::write_scales(const Parameter& p, int64_t first, int64_t 
   auto* to = static_cast<float*>(memory_.at(m.scales));
   if (side > 1)
     return side_by_side(side, p.first_row + first, rows, groups, [&](size_t place, size_t i) { to[place] = scales[i]; });
-  std::vector<float> column(static_cast<size_t>(rows));  // the scales of a group lie side by side
+  std::vector<float> column(static_cast<size_t>(rows));  // on the device, the scales of one group are contiguous over the
+                                                         // rows
   for (int64_t g = 0; g < groups; g++) {
     for (int64_t i = 0; i < rows; i++) column[size_t(i)] = scales[i * groups + g];
     memory_.upload(column.data(), size_t(rows) * 4, m.scales + size_t(g * m.out + p.first_row + first) * 4);

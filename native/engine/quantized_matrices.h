@@ -1,4 +1,4 @@
-// The matrices of a quantized model: codes and scales on the device, as kernels read them.
+// The matrices of a quantized model: codes and scales on the device, in the layout that its kernels read.
 #pragma once
 #include <memory>
 #include <vector>
@@ -7,11 +7,11 @@
 
 namespace looplm {
 
-// What products with quantized weights take of activations: as they are, or 8 bits. by_device: what its properties prefer.
+// How products with quantized weights treat activations: unchanged, or quantized to 8 bits. by_device: as the device prefers.
 enum class Activations { by_device, as_they_are, int8 };
 
-// Weights in 8 or 4 bits with a scale for every `group` neighbours of a row (quantize.h); bits 0: none. head: the head's too.
-// asymmetric: each scale comes with a middle.
+// Weights in 8 or 4 bits with one scale for every `group` consecutive elements of a row (quantize.h); bits 0: not quantized.
+// head: whether the output head is quantized too. asymmetric: every scale comes with a middle.
 struct Quantization {
   int bits = 0, group = 0;
   bool head = true;
@@ -22,19 +22,19 @@ struct Quantization {
 
 class QuantizedMatrices {
  public:
-  // Throws UNSUPPORTED, or INVALID_ARGUMENT, where the device or the sizes do not allow it.
+  // Throws UNSUPPORTED or INVALID_ARGUMENT if the device or the sizes do not allow it.
   QuantizedMatrices(std::shared_ptr<Device> device, LoopDType dt, const Architecture& config, const Quantization& quantization);
 
-  bool take(Role role) const;  // parameters of this role are quantized
-  // A parameter that is the next matrix, or that continues the one before.
+  bool take(Role role) const;  // whether parameters of this role are quantized
+  // Adds a parameter. continues: it is the next part of the matrix before; otherwise it starts a new matrix.
   void add(Parameter& p, bool continues);
-  void allocate();  // zeros, when all are added
+  void allocate();  // allocates zeros; call after all parameters were added
   void point(Weights& weights) const;
 
-  // The rows of a tied head, which are quantized from those of the embedding; NULL when there are none.
+  // The rows of a quantized tied head, which are quantized from the embedding; NULL if there is none.
   const Parameter* tied_head() const { return tied_head_.matrix >= 0 ? &tied_head_ : nullptr; }
-  // Rows [first, first + rows) of a quantized parameter (p.matrix >= 0): from values of the model's dtype, or as they lie in
-  // files, codes [rows, in · bits / 8] and scales [rows, in / group].
+  // Set rows [first, first + rows) of a quantized parameter (p.matrix >= 0): from values in the model's dtype, or from codes
+  // [rows, in · bits / 8] and scales [rows, in / group] as files store them.
   void quantize_rows(const Parameter& p, int64_t first, int64_t rows, const void* values);
   void write_codes(const Parameter& p, int64_t first, int64_t rows, const void* codes);
   void write_scales(const Parameter& p, int64_t first, int64_t rows, const float* scales);
@@ -47,7 +47,7 @@ class QuantizedMatrices {
     Matrix(Role role, int32_t index) : role(role), index(index) {}
     Role role;
     int32_t index;
-    size_t codes = 0, scales = 0;  // where they begin in memory_, in bytes
+    size_t codes = 0, scales = 0;  // byte offsets in memory_
     int64_t out = 0, in = 0;
     LoopQuantized view{};
     int64_t groups() const { return in / view.group; }
@@ -60,8 +60,8 @@ class QuantizedMatrices {
   const LoopDType dt_;
   const Quantization quantization_;
   std::vector<std::unique_ptr<Matrix>> matrices_;
-  Buffer memory_;        // of all matrices: one array is large enough for large pages, which most matrices are not
-  Parameter tied_head_;  // in no file
+  Buffer memory_;        // all matrices in one array, which is large enough for huge pages; most single matrices are not
+  Parameter tied_head_;  // not stored in files
 };
 
 }  // namespace looplm

@@ -37,7 +37,7 @@ size_t dtype_size(std::string_view dtype) {  // 0 when unknown
   return 0;
 }
 
-// The product of a shape and an element's size; false when it does not fit.
+// Bytes of a tensor: the product of its shape and the element size; false if that overflows.
 bool tensor_bytes(const std::vector<int64_t>& shape, size_t element, size_t* bytes) {
   *bytes = element;
   for (const int64_t n : shape)
@@ -77,7 +77,7 @@ class HeaderParser {
     throw Error("INVALID_FILE", "safetensors", path_ + ": " + where_ + what);
   }
 
-  // The header's text, once its length is known to lie within the file.
+  // The text of the header, after checking that it lies within the file.
   std::string_view header() {
     if (size_ < length_bytes) fail("the file has " + std::to_string(size_) + " bytes, not even the 8 of the header's length");
     uint64_t length = 0;
@@ -156,7 +156,7 @@ class HeaderParser {
     spans_.push_back({begin, end, &place->first});
   }
 
-  // The tensors fill the data section: each begins where the one before it ended.
+  // Checks that the tensors fill the data section without gaps or overlaps.
   void check_coverage() {
     std::sort(spans_.begin(), spans_.end(),
               [](const Span& a, const Span& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
@@ -173,7 +173,7 @@ class HeaderParser {
     if (end != data_bytes_) fail("no tensor covers the last " + std::to_string(data_bytes_ - end) + " bytes of the file");
   }
 
-  // Checks the header, and gives every tensor the checksum that its bytes must have.
+  // Verifies the header's checksum, and stores in every entry the checksum that its bytes should have.
   void take_checksums() {
     if (const auto header = contents_.metadata.extract(header_key)) {
       where_ = std::string("__metadata__: \"") + header_key + "\": ";
@@ -207,14 +207,14 @@ class HeaderParser {
   size_t size_;
   const uint8_t* data_ = nullptr;
   size_t data_bytes_ = 0;
-  std::string where_;  // in front of every message: the tensor and the field
+  std::string where_;  // prefix of every error message: the tensor and the field
   std::string_view text_;
   json::Reader reader_;
   SafetensorsContents contents_;
   std::vector<Span> spans_;
 };
 
-// Why the system refused, in the words of src/errors.ts where a user can do something about it.
+// The reason of a failed system call. Uses the words of src/errors.ts where a user can do something about it.
 std::string explain(int reason) {
   switch (reason) {
     case ENOSPC:
@@ -245,7 +245,7 @@ std::string explain(int reason) {
   throw Error(reason == ENOENT ? "NOT_FOUND" : "INVALID_FILE", operation, path + ": " + what + ": " + explain(reason));
 }
 
-// An open file descriptor, closed on the way out.
+// Owns a file descriptor.
 class Descriptor {
  public:
   explicit Descriptor(int fd) : fd_(fd) {}
@@ -260,7 +260,7 @@ class Descriptor {
   int fd_;
 };
 
-// A file beside `path` that takes its place on `commit`, and is removed when that does not happen.
+// A temporary file next to `path`. commit() renames it to `path`; without commit() it is deleted.
 class TemporaryFile {
  public:
   explicit TemporaryFile(const std::string& path) : path_(path), fd_(create()) {}
@@ -303,7 +303,7 @@ class TemporaryFile {
       temporary_ = path_ + ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(counter++);
       const int fd = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
       if (fd >= 0) return fd;
-      if (errno != EEXIST) fail("cannot be created");  // EEXIST: left by a process that was killed
+      if (errno != EEXIST) fail("cannot be created");  // EEXIST: left behind by a process that was killed
     }
   }
 
@@ -320,7 +320,8 @@ size_t first_with_exponent(Bits mask, const void* values, size_t count) {
   const auto special = [&](size_t i) {
     Bits bits;
     std::memcpy(&bits, bytes + i * sizeof(Bits), sizeof(Bits));
-    return Bits((bits & mask) == mask ? ~Bits{0} : Bits{0});  // of the value's own width: vectors of them need no unpacking
+    return Bits((bits & mask) == mask ? ~Bits{0} : Bits{0});  // a mask as wide as the value, so that the compiler vectorizes
+                                                              // the loop
   };
   for (size_t begin = 0; begin < count; begin += block) {
     const size_t end = std::min(count, begin + block);
@@ -347,7 +348,7 @@ void append_integers(std::string& out, const std::vector<int64_t>& values) {
   out += ']';
 }
 
-// Checksums: those of the tensors, or zeros of their length.
+// The header's JSON text. checksums: one per tensor (or zeros, for a header of the same length).
 std::string header_text(const std::vector<SafetensorsOutput>& tensors, const std::vector<size_t>& sizes,
                         const std::map<std::string, std::string>& metadata, const std::vector<uint64_t>& checksums) {
   std::string out = "{\"__metadata__\":{", list;
@@ -373,7 +374,7 @@ std::string header_text(const std::vector<SafetensorsOutput>& tensors, const std
     begin += sizes[i];
   }
   out += '}';
-  return out.append((8 - out.size() % 8) % 8, ' ');  // the data begins aligned
+  return out.append((8 - out.size() % 8) % 8, ' ');  // pads with spaces, so that the data starts at a multiple of 8 bytes
 }
 
 }  // namespace
@@ -398,13 +399,14 @@ SafetensorsContents parse_safetensors(const std::string& path, const void* file,
 }
 
 MappedFile::MappedFile(const std::string& path) {
-  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));  // a pipe must not make us wait
+  // O_NONBLOCK: opening a named pipe must not block
+  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (fd < 0) fail_system("load", path, "cannot be opened");
   struct stat status;
   if (::fstat(fd, &status) != 0) fail_system("load", path, "cannot be examined");
   if (!S_ISREG(status.st_mode)) refuse_file(path, "is not a regular file");
   size_ = size_t(status.st_size);
-  if (size_ == 0) return;  // nothing to map
+  if (size_ == 0) return;  // an empty file cannot be mapped
   void* mapping = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
   if (mapping == MAP_FAILED) fail_system("load", path, "cannot be mapped");
   data_ = mapping;
@@ -447,7 +449,8 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsOut
   }
   header = header_text(tensors, sizes, metadata, checksums);
   const std::string own = checksum_text(xxh64(header.data(), header.size()));
-  header.replace(header.find(header_key) + sizeof header_key + 2, checksum_digits, own);  // behind the key's quote, colon, quote
+  // skips the key's closing quote, the colon and the opening quote
+  header.replace(header.find(header_key) + sizeof header_key + 2, checksum_digits, own);
   file.go_back_to(length_bytes);
   file.write(header.data(), header.size());
   file.commit();

@@ -10,10 +10,10 @@ namespace looplm {
 constexpr const char* REMEDY =
     "sequences run a few at a time, so shorter sequences or fewer loops need less memory, fewer sequences do not";
 
-// One micro-batch of score or backward: its stack, and where its rows go in the concatenated results.
+// Where the rows of a micro-batch go in the concatenated results.
 namespace {
 
-struct Rectangle {  // per sequence: offsets of its loops × (len-1) and loops × len blocks
+struct Rectangle {  // per sequence: start of its loops × (len-1) block and of its loops × len block
   std::vector<int64_t> predictions, tokens;
   int64_t prediction_count = 0, token_count = 0;
   Rectangle(const Sequences& s, int prediction_loops, int token_loops) {
@@ -46,7 +46,7 @@ void place_gates(const Sequences& s, const PackedBatch& packed, const Rectangle&
             from[size_t(t * packed.tokens() + packed.first_token[i - packed.begin] + j)];
 }
 
-// The other way: [reads, N].
+// From the layout of the results to that of the micro-batch, [reads, N].
 std::vector<double> packed_gates(const Sequences& s, const PackedBatch& packed, const Rectangle& at, int loops,
                                  const std::vector<double>& from) {
   std::vector<double> to(size_t(loops * packed.tokens()), 0.0);
@@ -58,7 +58,8 @@ std::vector<double> packed_gates(const Sequences& s, const PackedBatch& packed, 
   return to;
 }
 
-// A token's log P is the target's and the margin, so that the target among them has the very number of `logprobs`.
+// A token's log P is the target's log P plus the margin. So if the target is among the top tokens, it has exactly its
+// `logprobs` value.
 void place_top(const PackedBatch& packed, const Rectangle& last, const HeadTop& top, const std::vector<double>& logprobs,
                Scores& out) {
   const size_t n = size_t(top.count);
@@ -72,11 +73,11 @@ void place_top(const PackedBatch& packed, const Rectangle& last, const HeadTop& 
   }
 }
 
-// Which loops are read, by the caller and by the stack: without an exit gate no other loop than the scored ones matters.
+// Which loops the results have, and which the stack reads. Without an exit gate the stack reads only the scored loops.
 struct Pass {
   LoopPlan plan;
-  int reads;                // that the results have rows of
-  std::vector<int> scored;  // of those that the stack reads
+  int reads;                // number of loops in the results
+  std::vector<int> scored;  // indices among the loops that the stack reads
   PackOptions pack;
 };
 Pass pass_of(const Model& model, const ScoreOptions& options, const char* operation) {
@@ -93,7 +94,7 @@ Pass pass_of(const Model& model, const ScoreOptions& options, const char* operat
 namespace {
 
 void add_exits(MicroBatch& batch, const Sequences& sequences, const PackedBatch& packed, const Rectangle& at, Scores& out) {
-  if (out.gate_logits.empty()) {  // no gate
+  if (out.gate_logits.empty()) {  // the model has no exit gate
     place_gates(sequences, packed, at, out.reads, last_loop_exits(packed.tokens(), out.reads).pdf, out.exit_pdf);
     return;
   }

@@ -15,7 +15,7 @@ void ShiftFfn::multiply(int64_t count, const void* a, const void* b, void* out) 
   device_->run(&LoopBackend::binary, "shift", real_, LOOP_MULTIPLY, 1, &count, a, &stride, b, &stride, out);
 }
 
-// The sums of D columns lie in the same place: nobody needs both at a time.
+// The sums with D columns (edited()) use the same memory, because the two are never needed at once.
 ShiftFfn::Reals ShiftFfn::reals(int64_t rank) {
   const int64_t R = rows_ * rank;
   memory_.real.reserve(device_, size_t(std::max(rows_ * hidden_, 10 * R + 2 * rank)) * loop_dtype_size(real_) + 64);
@@ -60,7 +60,7 @@ const void* ShiftFfn::forward(const Shift& w, const void* x, const ShiftSource& 
       device_->run(&LoopBackend::copy, "shift", act_at(y, (2 * (N + 1) + int64_t(i)) * r), source.earlier[i], size_t(r) * act);
     device_->run(&LoopBackend::embed, "shift", dt_, N, 2 * r, source.previous, y, gate_up);
   }
-  // P x_(i-1) + Q x_i: the sum is real and rounded once.
+  // P x_(i-1) + Q x_i is summed in real and rounded once.
   void* gate = reals(r).gate;
   copy(dt_, real_, r, gate_up, 2 * r, gate, r);
   gemm(0, 1, N, r, D, x, D, act_at(w.b, D), 2 * D, gate, r, LOOP_GEMM_ACCUMULATE);
@@ -104,7 +104,7 @@ void ShiftFfn::backward(const Shift& w, const Shift& d, const void* x, const int
   }
   memory_.largest.reserve(device_, size_t(R) * sizeof(int32_t) + 64);
   device_->run(&LoopBackend::reduce, "relu", real_, LOOP_ARGMAX, int64_t(1), int64_t(2), R, of.zero,
-               memory_.largest.as<>());  // the first of equals: slope 0 at 0
+               memory_.largest.as<>());  // argmax takes the first of equals, so the slope of relu at 0 is 0
   device_->run(&LoopBackend::gather_rows, "relu", real_, R, int64_t(1),
                static_cast<const int32_t*>(memory_.largest.as<int32_t>()), memory_.steps.as<>(), of.slope);
   gemm(0, 0, N, r, D, dx, D, w.c, r, of.dm, r, LOOP_GEMM_REAL_OUT);
@@ -114,7 +114,8 @@ void ShiftFfn::backward(const Shift& w, const Shift& d, const void* x, const int
   copy(real_, real_, r, of.up, r, of.d_rows, 2 * r);
   copy(real_, real_, r, of.relu, r, real_at(of.d_rows, r), 2 * r);
 
-  // What the predecessors get, some of them from several successors. The last row is for those who have none.
+  // Gradient of y: a token may have several successors (shared prompts), so their rows are added. Row N collects those
+  // without a predecessor.
   device_->run(&LoopBackend::zero, "shift backward", of.d_states, size_t((N + 1) * 2 * r) * loop_dtype_size(real_));
   device_->run(&LoopBackend::embed_backward, "shift backward", dt_, N, 2 * r, N + 1, previous, of.d_rows, of.d_states);
   memory_.states.reserve(device_, size_t((N + 1) * 2 * r) * act + 64);

@@ -121,7 +121,7 @@ void Stack::embed(const Run& r) {
   }
   if (noise_at(NoiseSite::embedding)) add_noise(0, r.out);
 }
-// out = W [in ; from]: two products, whose sum is real and rounded once.
+// out = W [in ; from], as two products that are summed in real and rounded once.
 void Stack::inject(const Run& r) {
   const int64_t N = batch_.tokens, D = a_.hidden, elements = N * D, stride = 1;
   const Linear& w = weights_.injections[size_t(r.step->index)];
@@ -132,7 +132,7 @@ void Stack::inject(const Run& r) {
   if (sum != r.out)
     device_->run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, sum, &stride, r.out, &stride);
 }
-// With the norm that follows the block, when one does, and with the noise of the place.
+// Also applies the norm that follows the block, if there is one, and adds noise at this site.
 void Stack::forward_block(const Run& r, const Run* before, const Run* after) {
   const LayerWeights& w = weights_.layers[size_t(r.step->index)];
   const bool norms = norms_input(a_.residual);
@@ -153,7 +153,7 @@ void Stack::forward_block(const Run& r, const Run* before, const Run* after) {
   if (closes(&last) && last.step->to == 0 && noise_at(NoiseSite::state)) add_noise(r.loop, last.out);
 }
 
-// x [N, D] += the noise of loop t
+// x [N, D] += the noise of loop t.
 void Stack::add_noise(int t, void* x) {
   const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
   if (noise_->given) {

@@ -18,7 +18,8 @@ StackBackward::StackBackward(Stack& stack, const Weights& gradients, GradientsFi
       block_(stack.block_),
       final_(std::move(final)) {}
 
-// d_embedded, real [N, D]: the rows of given vectors go to their gradient; no token has a part in them.
+// d_embedded: real [N, D]. Moves the gradient of given vectors to d_vectors and zeros these rows, so that no token's
+// embedding gets it.
 void StackBackward::take_vector_gradients(void* d_embedded) {
   const size_t row = size_t(a_.hidden) * real_;
   char* to = static_cast<char*>(batch_.d_vectors);
@@ -58,7 +59,7 @@ void* StackBackward::zeroed(RegisterGradients& d, int32_t to) {
   device_.run(&LoopBackend::zero, "zero", own, size_t(batch_.tokens * a_.hidden) * real_);
   return d.at[size_t(to)] = own;
 }
-// at[to] += from, which may be where the sum stays
+// at[to] += from; the sum may stay in the buffer of `from`.
 void StackBackward::add_to(RegisterGradients& d, int32_t to, void* from) {
   void*& at = d.at[size_t(to)];
   if (at) {
@@ -68,7 +69,7 @@ void StackBackward::add_to(RegisterGradients& d, int32_t to, void* from) {
   at = from;
 }
 
-// at[to] += from, which stays as it is
+// at[to] += from, without changing `from`.
 void StackBackward::copy_to(RegisterGradients& d, int32_t to, const void* from) {
   void*& at = d.at[size_t(to)];
   const int64_t elements = batch_.tokens * a_.hidden, stride = 1;
@@ -84,7 +85,7 @@ void StackBackward::cast_gradient(const void* from, void* to) {
   device_.run(&LoopBackend::copy_strided, "cast", loop_real(dt_), dt_, 1, &elements, from, &stride, to, &stride);
 }
 
-// The steps whose gradients will be added, in their order.
+// Lists the steps in the order in which their gradients are added.
 void StackBackward::begin_way_back() {
   std::vector<const Step*> order;
   const auto back = [&](const Program& program) {
@@ -98,7 +99,8 @@ void StackBackward::begin_way_back() {
   final_gradients_.emplace(s_.model_, order);
   steps_back_ = 0;
 }
-// At the beginning of a step. That before may wait at its norm.
+// Called at the beginning of a step. The norm of the step before may still be pending, so only the steps before that are
+// final.
 void StackBackward::announce_final() {
   if (final_ && steps_back_ > 0) final_(final_gradients_->from(steps_back_ - 1));
   steps_back_++;
@@ -117,7 +119,7 @@ void StackBackward::run(void* d_hidden) {
     if (!s_.carries(t)) continue;
     if (s_.keep_ == Stack::Keep::per_loop && s_.newest_loop_ != &s_.programs_[size_t(t)]) s_.forward(s_.programs_[size_t(t)]);
     backward(s_.programs_[size_t(t)], d);
-    if (t > s_.first_ && !s_.carries(t - 1))  // what loops wrote before is constant
+    if (t > s_.first_ && !s_.carries(t - 1))  // the values that earlier loops wrote are constants
       for (size_t r = 0; r < R; r++)
         if (s_.writes(int32_t(r))) d.at[r] = nullptr;
   }
@@ -125,7 +127,7 @@ void StackBackward::run(void* d_hidden) {
   if (final_) final_(0);
 }
 
-// d_read: ∂L/∂hidden of the loop. It reaches the registers that loops write only where the loop carries gradient.
+// d_read: ∂L/∂hidden of the loop. If the loop carries no gradient, d_read does not reach the registers that loops write.
 void StackBackward::backward_read(int t, void* d_read, RegisterGradients& d, RegisterGradients& of_read) {
   if (s_.reads_.empty()) {
     if (t < s_.first_ || s_.carries(t)) add_to(d, 0, d_read);
@@ -213,7 +215,7 @@ void StackBackward::backward_block(const Program& program, size_t i, RegisterGra
   pending_ = {r.step->to, r.in, norms ? w.attention_norm : nullptr, dw.attention_norm};
 }
 
-// What waits at a norm goes through it; what has none is added.
+// Applies the pending norm, or adds the pending gradient if it has no norm.
 void StackBackward::flush(RegisterGradients& d) {
   if (!pending_) return;
   if (!pending_->weight) {

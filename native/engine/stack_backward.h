@@ -1,4 +1,4 @@
-// The way back through a stack: from ∂L/∂hidden to the gradients of the weights and of the vectors that stood in place of tokens.
+// The backward pass of a stack: from ∂L/∂hidden to the gradients of the weights and of the input vectors.
 #pragma once
 #include <optional>
 
@@ -14,11 +14,13 @@ class StackBackward {
  private:
   using Run = Stack::Run;
   using Program = Stack::Program;
-  // ∂L/∂registers on the way back. at[r]: real [N, D] where it lies, NULL while it is zero; own[r]: a buffer for it.
+  // ∂L/∂registers during the backward pass. at[r]: where it is stored, real [N, D]; NULL while it is zero. own[r]: a buffer
+  // for it.
   struct RegisterGradients {
     std::vector<void*> own, at;
   };
-  // ∂L/∂x in block_.d_x(), x = RMS(value; weight) or without a weight x = value, not yet part of the gradient of register `to`.
+  // The gradient in block_.d_x() that is not yet added to register `to`: ∂L/∂x with x = RMS(value; weight), or x = value if
+  // weight is NULL. It is kept back because a preceding block applies the norm's backward itself.
   struct Pending {
     int32_t to;
     const void *value, *weight;
@@ -48,7 +50,8 @@ class StackBackward {
   const size_t real_, act_;  // bytes of an element
   Block& block_;
   std::optional<Pending> pending_;
-  const GradientsFinal final_;  // who hears of them, when, and how many steps of the way back have begun
+  const GradientsFinal final_;  // callback for final gradients, the table of when they are, and the number of steps that have
+                                // begun
   std::optional<FinalGradients> final_gradients_;
   size_t steps_back_ = 0;
 };

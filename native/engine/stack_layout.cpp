@@ -40,15 +40,15 @@ bool written_again(const std::vector<Step>& steps, size_t i, size_t end) {
   return false;
 }
 
-// Where the value of step i lies, when the first `constant` steps carry no gradient: with what the program leaves behind, in
-// separate memory that a backward reads, or where the next values pass as well.
+// Where the value of step i is stored, if the first `constant` steps carry no gradient. result: it is the program's result
+// for this register. kept: separate memory, because the backward pass reads it. passing: memory that later values overwrite.
 enum class Place { result, kept, passing };
 Place place_of(const std::vector<Step>& steps, size_t i, bool reading, size_t constant) {
   if (!written_again(steps, i, steps.size()) && (!reading || steps[i].to == 0)) return Place::result;
   return i < constant && (reading || written_again(steps, i, constant)) ? Place::passing : Place::kept;
 }
 
-// Memory that a program keeps, in values and blocks.
+// Memory that a program keeps, as a number of values and blocks.
 struct Extent {
   size_t values = 0, blocks = 0;
 };
@@ -60,7 +60,7 @@ Extent extent_of(const std::vector<Step>& steps, bool reading, size_t constant) 
   }
   return e;
 }
-// Of programs that follow each other, or that lie over each other.
+// over: the programs share memory (maximum); otherwise each has its own (sum).
 void grow(Extent& all, const Extent& one, bool over) {
   all.values = over ? std::max(all.values, one.values) : all.values + one.values;
   all.blocks = over ? std::max(all.blocks, one.blocks) : all.blocks + one.blocks;
@@ -75,13 +75,14 @@ size_t StackLayout::constant_steps(int loop) const {
 bool StackLayout::writes(int32_t to) const {
   return std::any_of(a_.loop.begin(), a_.loop.end(), [&](const Step& s) { return s.to == to; });
 }
-// The next loop's backward reads it, its own, or that of the readout behind it.
+// Whether registers after a loop need separate memory: the backward pass of the next loop or of this loop's readout reads
+// them.
 bool StackLayout::keeps_boundary(int loop) const {
   return keep_ != Keep::nothing && (carries(loop + 1) || (slot(loop) >= 0 && !a_.read.empty()));
 }
 
-// Registers live in `registers` before the loops, and behind every loop in `hidden` (register 0, when the head reads it as it is)
-// or `boundaries`: a separate one each where a backward reads it, else the loops take two in turns.
+// Assigns memory for the registers after every loop. Register 0 is in `hidden` if the head reads it directly. All others are
+// in `boundaries`: separate memory if the backward pass reads them, else two buffers that the loops use alternately.
 void StackLayout::lay_out_boundaries() {
   const size_t R = size_t(a_.registers);
   std::vector<int64_t> index(size_t(loops_) * R, -1);
@@ -105,8 +106,8 @@ void StackLayout::lay_out_boundaries() {
   }
 }
 
-// Between the boundaries steps without a backward need two buffers for each register and the memory of one block. Every value
-// that a backward reads has its own, which with per_loop all loops share, and so do all readouts.
+// Steps without a backward pass need two buffers for each register and the memory of one block. Values that the backward pass
+// reads are kept in separate memory; with per_loop, all loops share that memory, and so do all readouts.
 void StackLayout::lay_out() {
   const size_t R = size_t(a_.registers);
   const bool forward_only = keep_ == Keep::nothing, over = keep_ == Keep::per_loop, one_block = keep_ == Keep::per_layer;
@@ -158,7 +159,7 @@ void StackLayout::lay_out() {
 StackLayout::Program StackLayout::place(const std::vector<Step>& steps, int loop, bool reading, size_t constant,
                                         Registers& registers, Room& room) {
   const size_t R = size_t(a_.registers), loop_planes = cache_ ? size_t(a_.blocks(a_.loop)) * size_t(cache_->planes) : 0;
-  size_t block = 0;  // of this program, so far
+  size_t block = 0;  // number of blocks of this program so far
   Program program;
   for (size_t i = 0; i < steps.size(); i++) {
     const Step& s = steps[i];

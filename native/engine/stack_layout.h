@@ -1,4 +1,4 @@
-// Where the steps of a stack lie: which buffers each reads and writes, and what a backward keeps of them.
+// The memory of a stack's steps: which buffers each step reads and writes, and what is kept for the backward pass.
 #pragma once
 #include <numeric>
 #include <vector>
@@ -7,17 +7,17 @@
 
 namespace looplm {
 
-// Which loops run, which of them are read, and what of them a backward goes through. Loops count from 0.
+// Which loops run, which are read, and which carry gradient. Loops count from 0.
 struct LoopPlan {
   LoopPlan(int loops) : loops(loops), read(size_t(loops)) { std::iota(read.begin(), read.end(), 0); }
   int loops;
-  std::vector<int> read;            // ascending: only these have hidden states; at first all
-  int backward = 0;                 // how many of the last loops carry a gradient; the others are constants; 0: all
+  std::vector<int> read;            // ascending; only these have hidden states. Default: all
+  int backward = 0;                 // how many of the last loops carry gradient; the others are constants. 0: all
   std::vector<int> constant_steps;  // per loop: how many of its first steps are constants as well; empty: 0
   int reads() const { return int(read.size()); }
 };
 
-// For the backward: nothing is forward only.
+// What is kept for the backward pass; `nothing`: forward only.
 enum class StackKeep { nothing, all, per_loop, per_layer };
 
 class StackLayout {
@@ -26,32 +26,32 @@ class StackLayout {
   using Registers = std::vector<void*>;  // act [N, D] each
 
  protected:
-  // A step where it stands: the buffers that it reads and writes, act [N, D].
+  // One step of a program with its buffers, act [N, D].
   struct Run {
     const Step* step;
     int loop;  // -1: before the loops
     void *in, *from, *out;
-    BlockMemory block;  // of a block, with its first plane in the cache
+    BlockMemory block;  // of a block step; plane: its first plane in the KV cache
     int64_t plane;
-    bool constant;  // no gradient goes through it
+    bool constant;  // carries no gradient
   };
   using Program = std::vector<Run>;
-  struct Room {  // where the next value and the next block lie
+  struct Room {  // where the next kept value and the next kept block are stored
     char *values, *blocks;
   };
 
   StackLayout(Model& model, const Weights& weights, const DeviceBatch& batch, const LoopPlan& plan, Keep keep,
               const CacheUse* cache, bool first_given);
 
-  // The steps of a program that follow on `registers`, which then are those behind it. Values and blocks that are kept come from
-  // `room`.
+  // Assigns buffers to the steps of a program. registers: the buffers of its input; on return, those of its output. Kept
+  // values and blocks are taken from `room`.
   Program place(const std::vector<Step>& steps, int loop, bool reading, size_t constant, Registers& registers, Room& room);
-  // Programs that nothing is kept of, on registers that the caller has.
+  // Programs that keep nothing, on registers that the caller owns.
   Program place_begin(const Registers& to);
   Program place_read(const Registers& from);
   bool carries(int loop) const { return loop >= first_backward_; }
-  bool writes(int32_t to) const;                             // whether a loop does
-  int slot(int loop) const { return slots_[size_t(loop)]; }  // of a loop in `hidden`; -1: not read
+  bool writes(int32_t to) const;                             // whether any loop step writes register `to`
+  int slot(int loop) const { return slots_[size_t(loop)]; }  // index of a loop in `hidden`; -1: not read
   void* hidden_at(int loop) const { return static_cast<char*>(hidden_) + size_t(slot(loop)) * state_bytes_; }
 
   const Architecture& a_;
@@ -62,15 +62,15 @@ class StackLayout {
   const int loops_;
   const Keep keep_;
   const CacheUse* cache_;
-  const int first_;           // loop that is run first
-  const int first_backward_;  // loop that carries gradient first
+  const int first_;           // first loop to run
+  const int first_backward_;  // first loop that carries gradient
   const size_t act_, real_;   // bytes of an element
   const size_t state_bytes_;
   Block block_;
   Program begin_;
-  std::vector<Program> programs_, reads_;  // of each loop, and of the readout behind each loop that is read
-  Registers inputs_;                       // the registers before the first loop
-  std::vector<Registers> outputs_;         // and behind every one
+  std::vector<Program> programs_, reads_;  // one program per loop, and one readout per loop that is read
+  Registers inputs_;                       // before the first loop
+  std::vector<Registers> outputs_;         // after each loop
   void* hidden_ = nullptr;                 // act [K, N, D]
 
  private:
@@ -80,8 +80,8 @@ class StackLayout {
   bool keeps_boundary(int loop) const;
 
   std::vector<int> slots_;
-  std::vector<void*> boundaries_;                              // where the registers behind each loop lie: [T, R]
-  char *passing_values_ = nullptr, *passing_block_ = nullptr;  // of steps that no backward goes through
+  std::vector<void*> boundaries_;                              // registers after each loop: [T, R]
+  char *passing_values_ = nullptr, *passing_block_ = nullptr;  // memory of steps without a backward pass
 };
 
 }  // namespace looplm

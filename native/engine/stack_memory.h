@@ -1,4 +1,4 @@
-// What a stack works in, kept from call to call (stack.h, block.h).
+// The working memory of a stack, reused from call to call (stack.h, block.h).
 #pragma once
 #include <memory>
 
@@ -11,19 +11,19 @@ struct StackBuffers {
   Buffer registers, hidden, boundaries, values, blocks;    // act
   Buffer x, activation;                                    // act
   Buffer d_activation, d_branch, d_x, d_attention, d_qkv;  // act
-  Buffer d_registers, real;                                // real; the last one scratch
-  Buffer projected, heads;                                 // act, of a block: all projections, and heads apart
-  Buffer extended, extended_out, extended_lse;             // attention behind cached prefixes
-  Buffer replay_kept, replay_mixed;                        // act: exit_replay.h
-  Buffer replay_gradients, replay_waiting;                 // act
-  Buffer replay_index;                                     // int32
+  Buffer d_registers, real;                                // real; `real` is scratch
+  Buffer projected, heads;                      // act, in a block with output gate: QKV and gate together, and gathered heads
+  Buffer extended, extended_out, extended_lse;  // attention over cached prefixes and the batch
+  Buffer replay_kept, replay_mixed;             // act: exit_replay.h
+  Buffer replay_gradients, replay_waiting;      // act
+  Buffer replay_index;                          // int32
   LinearMemory linear;
   ShiftMemory shift;
 };
 struct StackMemory : StackBuffers {
   explicit StackMemory(std::shared_ptr<Device> device) : device(std::move(device)) {}
-  // At least that many bytes, and some that vectors may read behind them. When there is no memory for them, all of it is given
-  // back: the call has failed, and the next one is likely to need less.
+  // Grows the buffer to at least `bytes`, plus 64 bytes that vector loads may read past the end. If there is no memory, frees
+  // all buffers: this call fails, and the next one probably needs less.
   void* reserve(Buffer& buffer, size_t bytes) {
     if (bytes + 64 > buffer.bytes()) generation++;
     try {
@@ -36,7 +36,7 @@ struct StackMemory : StackBuffers {
   }
   void release() { static_cast<StackBuffers&>(*this) = {}; }
   const std::shared_ptr<Device> device;
-  uint64_t generation = 0;  // another number when a buffer has moved
+  uint64_t generation = 0;  // changes whenever a buffer moves
 };
 
 }  // namespace looplm

@@ -11,7 +11,7 @@ namespace {
 
 constexpr double SLOPE = 50, MARGIN = 0.005;
 
-// Binary cross-entropy of staying, 1 - λ, against the target, and its derivative by the gate's logit.
+// Binary cross-entropy of 1 - λ (the probability to continue) against the target, and its derivative by the gate's logit.
 struct Stay {
   double loss, slope;
 };
@@ -56,7 +56,7 @@ double accumulate_stage2(Model& model, const Sequences& sequences, const std::ve
         total += share * s.loss;
         d_gates[at] += share * s.slope;
       }
-    batch.backward_gates(d_gates);  // and no further: the trunk is frozen
+    batch.backward_gates(d_gates);  // no further than the gate: the rest of the model is frozen
   });
   return total;
 }

@@ -26,7 +26,7 @@ Shape dense_strides(const Shape& shape) {
   return strides;
 }
 
-// Strides with which a tensor of `shape` is read as one of `wide`: 0 where an axis is stretched.
+// Strides that read a tensor of `shape` as one of the broadcast shape `wide`: 0 for broadcast axes.
 Shape broadcast_strides(const Shape& shape, const Shape& wide) {
   const Shape own = dense_strides(shape);
   Shape strides(wide.size(), 0);
@@ -37,7 +37,7 @@ Shape broadcast_strides(const Shape& shape, const Shape& wide) {
   return strides;
 }
 
-// The shape that both broadcast to, or nothing.
+// The shape to which both broadcast, or nothing if they do not fit.
 std::optional<Shape> common_shape(const Shape& a, const Shape& b) {
   Shape out(std::max(a.size(), b.size()));
   for (size_t i = 0; i < out.size(); i++) {  // from the last axis

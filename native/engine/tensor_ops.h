@@ -1,6 +1,6 @@
-// Immutable dense tensors on a device and the operations on them. Every function checks dtypes and shapes and throws
-// INVALID_SHAPE or INVALID_ARGUMENT with the shapes at fault; a result is a new tensor, except a reshape, which shares its
-// elements.
+// Immutable dense tensors on a device, and operations on them. Every function checks dtypes and shapes. It throws
+// INVALID_SHAPE or INVALID_ARGUMENT with the wrong shapes. The result is always a new tensor, but reshape shares the elements
+// of its input.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -25,13 +25,13 @@ struct Tensor {
 };
 
 std::string to_string(const Shape& shape);  // "[2, 3]"
-// The number of elements. Refuses more than LOOP_MAX_RANK axes, axes below 1 and sizes that overflow.
+// The number of elements. Throws for more than LOOP_MAX_RANK axes, axes below 1 and sizes that overflow.
 int64_t checked_size(const Shape& shape, const char* operation);
-// Refuses dtypes that the device does not compute with; int32 is everywhere.
+// Throws for dtypes that the device does not compute with; every device has int32.
 void check_dtype(const Device& device, LoopDType dtype, const char* operation);
 
 Tensor allocate(const std::shared_ptr<Device>& device, LoopDType dtype, const Shape& shape, const char* operation);
-// `elements`: of the tensor's own dtype, or float32 for a bfloat16 tensor (`rounded`).
+// elements: of the tensor's dtype, or with `rounded` float32 values for a bfloat16 tensor.
 Tensor from_host(const std::shared_ptr<Device>& device, LoopDType dtype, const Shape& shape, const void* elements, bool rounded);
 Tensor filled(const std::shared_ptr<Device>& device, LoopDType dtype, const Shape& shape, double value);
 
@@ -47,9 +47,9 @@ Tensor concat(const std::vector<Tensor>& tensors, int64_t axis);
 Tensor cast(const Tensor& x, LoopDType dtype);
 Tensor transpose(const Tensor& x, const Shape& axes);
 
-// Stretched to a shape that it broadcasts to, as numpy does.
+// Broadcasts to a shape, like numpy.
 Tensor broadcast(const Tensor& x, const Shape& shape, const char* operation);
-// Host copy of an int32 tensor whose entries must lie in [0, limit).
+// Host copy of an int32 tensor. Throws unless all entries are in [0, limit).
 std::vector<int32_t> read_indices(const Tensor& x, int64_t limit, const char* operation);
 
 }  // namespace looplm

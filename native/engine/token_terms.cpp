@@ -18,7 +18,7 @@ LoopSurrogate of_row(const LossTerm& term) {
   return term.surrogate == Surrogate::ppo || term.surrogate == Surrogate::gspo ? LOOP_PPO : LOOP_REINFORCE;
 }
 
-// One ratio for several rows: the log-ratio of each token, over its loops (inner) or its sequence.
+// One log-ratio that several rows share: over all loops of a token (inner), or over all tokens of a sequence. [R].
 std::vector<double> shared_log_ratios(const LossInput& in, const LossRows& rows, const LossTerm& term, const RowTable& w) {
   std::vector<double> shared = weighted_sum(rows, w, log_ratios(in, rows, in.old_logprobs));
   if (term.inner) return shared;
@@ -29,7 +29,8 @@ std::vector<double> shared_log_ratios(const LossInput& in, const LossRows& rows,
   return shared;
 }
 
-// "Old" values that give every row its ratio.
+// Adds the old log-probabilities. If rows share a ratio, each gets the value that results in it; k15 has no ratio and
+// lowers the advantage instead.
 void add_old(const LossInput& in, const LossRows& rows, const LossTerm& term, const RowTable& w, RowLoss& out) {
   const size_t R = rows.R();
   if (!needs_values(term)) {
@@ -119,7 +120,7 @@ std::vector<double> token_returns(const LossInput& in, const LossRows& rows, con
   const double largest_entropy = std::log(double(in.model.config.vocabulary));
   const int K = in.loops.count();
   BeliefRewards rewards = *term.belief;
-  std::vector<double> log_belief{-largest_entropy};  // before any loop: no token is likelier
+  std::vector<double> log_belief{-largest_entropy};  // belief before any loop: log of the uniform probability
   for (size_t t = 0; t < size_t(K); t++) log_belief.push_back(rows.values.logprobs[t * rows.R() + r]);
   double reference_log = 0;
   int reference_loop = K;
@@ -156,7 +157,7 @@ void add_weight_gradient(const LossInput& in, const LossRows& rows, const LossTe
 
 namespace {
 
-// Segments of rows: the sequence, or a run of equal action ids in it.
+// Segment id of each row: its sequence, or with Gate::segment a run of equal action ids in it.
 std::vector<int32_t> lazy_segments(const LossInput& in, const LossRows& rows) {
   std::vector<int32_t> ids = rows.sequence_of_row();
   if (in.objective.lazy->gate != LazyLikelihood::Gate::segment || in.batch.segments.empty()) return ids;

@@ -11,7 +11,7 @@ namespace {
 constexpr size_t stripe_bytes = 32;
 
 template <class Word>
-uint64_t read_word(const uint8_t* bytes) {  // little-endian, as every processor that looplm runs on
+uint64_t read_word(const uint8_t* bytes) {  // little-endian, like every processor that looplm supports
   Word word;
   std::memcpy(&word, bytes, sizeof word);
   return word;

@@ -1,5 +1,5 @@
-// XXH64 with seed 0 (Yann Collet's xxHash, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md): 64 bits that tell
-// damaged bytes, some 10 GB a second on one core without special instructions. Not for files that somebody forges.
+// XXH64 with seed 0 (Yann Collet's xxHash, https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md). 64 bits that
+// detect damage, at about 10 GB/s on one core without special instructions. It is no protection against forgery.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -25,7 +25,7 @@ class Xxh64 {
 
 uint64_t xxh64(const void* bytes, size_t count);
 
-// 16 digits, lower case, the highest first: as xxhsum prints it.
+// 16 lower-case hexadecimal digits, the most significant first, like the output of xxhsum.
 std::string checksum_text(uint64_t checksum);
 
 }  // namespace looplm

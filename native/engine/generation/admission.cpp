@@ -86,7 +86,7 @@ bool Admission::relax() {
   return true;
 }
 
-// False when the first request has to wait.
+// Admits or fails the first waiting request. Returns false if it has to wait.
 bool Admission::admit_first() {
   auto& [id, request] = waiting_.front();
   const int64_t own = g_.row_slots(request);
@@ -107,7 +107,8 @@ bool Admission::admit_first() {
       blocked_releases_ = g_.releases;
       return false;
     }
-    if (made.found) {  // what it would have shared lies in the way
+    if (made.found) {  // even an empty cache has no room next to the shared prompt: retry without sharing, so that the prompt
+                       // can be evicted
       with_tree = false;
       continue;
     }
@@ -130,7 +131,8 @@ bool Admission::admit_first() {
   return true;
 }
 
-// Slots for a row and, unless it is under way, for its prompt; all that it needs or none.
+// Allocates the cache slots that a new row needs, and those of its prompt (`prompt` is NULL if an active row shares it). All
+// or nothing: Place::found says which.
 Admission::Place Admission::find_place(const Prompt* prompt, const GenerateRequest& request) {
   Cache& cache = g_.cache;
   const int64_t of_prompt = prompt ? prompt->own() : 0, own = g_.row_slots(request);
@@ -152,7 +154,7 @@ Admission::Place Admission::find_place(const Prompt* prompt, const GenerateReque
   return out;
 }
 
-// The cache grows, unless it just has, or something in it goes. False: neither is possible at present.
+// Grows the cache, or evicts something if it has just grown. Returns false if neither is possible at present.
 bool Admission::make_room(int64_t slots, int64_t parent, bool& grown) {
   const int64_t preferred = g_.cache.used() == 0 ? slots_of_waiting() : 0;
   if (!grown && g_.cache.grow_for(slots, preferred)) return grown = true;
@@ -160,7 +162,7 @@ bool Admission::make_room(int64_t slots, int64_t parent, bool& grown) {
   return g_.tree.evict() || evict(parent);
 }
 
-// The request that was kept first makes room, the one that is continued last of all.
+// Evicts the kept request that ended first, but `parent`, which the new request continues, last.
 bool Admission::evict(int64_t parent) {
   if (g_.kept.empty()) return false;
   auto first = g_.kept.begin();
@@ -170,7 +172,7 @@ bool Admission::evict(int64_t parent) {
   return true;
 }
 
-// For all that can begin at once: a call of `generate` knows all it needs.
+// Slots for all waiting requests that can start at once, so that the cache grows once for a whole call of `generate`.
 int64_t Admission::slots_of_waiting() const {
   int64_t slots = 0;
   std::set<std::tuple<int, std::vector<int32_t>, std::vector<double>>> seen;

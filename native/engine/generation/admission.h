@@ -1,5 +1,5 @@
-// Requests on their way in: added and cancelled from any thread, and given a row and room in the cache in the order in which they
-// came.
+// The queue of requests. Any thread adds and cancels requests; they get a row and cache slots in the order in which they
+// arrived.
 #pragma once
 #include <deque>
 #include <utility>
@@ -13,25 +13,26 @@ class Admission {
   explicit Admission(Generation& generation)
       : g_(generation), prompts_(generation), device_bytes_(generation.model.device->memory().total) {}
 
-  // From any thread. Throws when the request can never run.
+  // Callable from any thread. Throws if the request can never run.
   int64_t add(GenerateRequest request);
   void cancel(int64_t request, bool keep);
 
-  // Takes over what other threads have added; returns the rows that were cancelled, which are still there, and whether what
-  // they have is kept.
+  // Takes over the requests that other threads added. Returns the rows that were cancelled but still exist, each with its
+  // `keep` flag.
   std::vector<std::pair<Row*, bool>> receive();
-  // First come, first served: a request that does not fit holds back those behind it, so that none waits for ever. One that does
-  // not fit although nothing else is there fails.
+  // First come, first served: a request that does not fit blocks those after it, so that none waits forever. It fails only if
+  // it does not fit although nothing else is running.
   void admit();
-  // A row that found no memory begins again before the others that wait, once a row has ended or, when it is alone, in a cache no
-  // larger than it needs. Its draws are the same again.
+  // Restarts a row that ran out of memory: it goes to the front of the queue and starts again after another row has ended. If
+  // it is the only row, it starts again with a cache of exactly the size that it needs. It draws the same tokens again.
   void put_back(Row& row);
-  // False where that would change nothing, and where the host would have to answer a second time.
+  // False if a restart would not help, or if the host (the caller's program) would have to answer twice for the same draw.
   bool may_put_back(const Row& row) const;
-  // No row is left: more of them may begin at the same time. False while one that was put back has not begun again.
+  // Called when no row is left: allows more rows to run at the same time again. Returns false while a restarted row has not
+  // begun.
   bool relax();
   bool waiting() const { return !waiting_.empty(); }
-  bool idle() const {  // nothing waits, and nothing has arrived
+  bool idle() const {  // no request is waiting or has just arrived
     std::lock_guard lock(mutex_);
     return waiting_.empty() && arrived_.empty();
   }
@@ -40,7 +41,7 @@ class Admission {
 
  private:
   using Entry = std::pair<int64_t, GenerateRequest>;
-  struct Place {  // first slots, of a prompt and of a row
+  struct Place {  // first cache slots of a prompt and of a row
     int64_t prompt = -1, row = -1, prompt_recent = -1, row_recent = -1;
     bool found = false;
   };
@@ -55,10 +56,10 @@ class Admission {
   Prompts prompts_;
   const size_t device_bytes_;
   std::deque<Entry> waiting_;
-  int64_t blocked_ = 0;            // the first request that waits, when it found no room,
-  uint64_t blocked_releases_ = 0;  // and how many rows had gone by then
-  int64_t limit_ = INT64_MAX;      // rows that found memory at the same time, since some did not
-  bool returned_ = false;          // nothing has begun since a row was put back
+  int64_t blocked_ = 0;            // the first waiting request, if it found no room,
+  uint64_t blocked_releases_ = 0;  // and the number of rows that had ended by then
+  int64_t limit_ = INT64_MAX;      // how many rows may run at once, after more than that ran out of memory
+  bool returned_ = false;          // a row was put back, and no row has begun since
 
   mutable std::mutex mutex_;
   std::deque<Entry> arrived_;

@@ -20,10 +20,10 @@ void Decode::clear() noexcept {
   states_.clear();
 }
 
-// ---- First tokens
+// ---- The first token of each row
 
 void Decode::start_rows() {
-  std::vector<ActiveToken> open;  // the prompts' last tokens
+  std::vector<ActiveToken> open;  // the last token of each prompt
   for (auto& [id, row] : g_.rows)
     if (!row.started && row.prompt->ready) open.push_back({&row, 0, 1, row.prompt->tokens.back()});
   while (!open.empty()) {
@@ -41,7 +41,8 @@ void Decode::start_rows() {
   }
 }
 
-// tokens: all behind the same loop. Returns those that did not exit after it.
+// tokens: all after the same loop. Returns those that do not exit there. For each row whose token exits, adds its first new
+// token to `fresh`.
 std::vector<ActiveToken> Decode::read_first(const std::vector<ActiveToken>& tokens, std::vector<ActiveToken>& fresh) {
   const size_t R = g_.registers(), bytes = g_.state_bytes, n = tokens.size();
   const auto& device = g_.model.device;
@@ -88,7 +89,7 @@ bool Decode::accept(Row& row, HeadRow& read, std::vector<Row*>& done) {
   return false;
 }
 
-// ---- Rows whose draw waited for the host
+// ---- Rows that wait for the host's answer before their draw
 
 void Decode::draw_deferred() {
   if (deferred_.empty()) return;
@@ -117,7 +118,7 @@ bool Decode::waits_for_host() const {
          std::all_of(deferred_.begin(), deferred_.end(), [](const Deferred& one) { return one.row->waits_for_host(); });
 }
 
-// ---- Every token one loop further
+// ---- One pass: every token runs one more loop
 
 void Decode::run() {
   if (tokens_.empty()) return;
@@ -135,7 +136,8 @@ void Decode::run() {
   Stack stack(model, model.weights(), batch, 1, Stack::Keep::nothing, &use);
   if (fresh > 0) inputs_.begin(stack, tokens_, fresh, ints, last_position);
   states_.load(stack, fresh);
-  // What differs from pass to pass lies in device memory: the registers, and each row's position, slots and loop.
+  // The key of a recording holds all sizes and addresses. Everything else that differs between passes is in device memory:
+  // registers, and the position, slots and loop of each row.
   std::vector<uint64_t> key{n,
                             uint64_t(reinterpret_cast<uintptr_t>(inputs_.rows())),
                             model.stack_memory().generation,
@@ -171,11 +173,12 @@ void Decode::drop(const Row& row) {
 
 // ---- After the loops
 
-// Who goes to the head, and the tokens of the next pass. after: registers behind the loop, act [tokens, D] each; before: register
-// 0 before it. ask: of rows that do not draft. Memory is reserved before anything changes.
+// Runs the head for the tokens that need it, and builds the next pass. after: registers after the loop, act [tokens, D] each.
+// before: register 0 before it. ask: exit decision for rows that do not draft. All memory is reserved before anything
+// changes.
 void Decode::settle(const Stack::Registers& after, const void* before, HeadRow::Ask ask, int loops) {
   std::vector<HeadRow> reads;
-  size_t most = 0;  // tokens of the next pass; a draft that begins to be verified brings those before it
+  size_t most = 0;  // tokens of the next pass, at most; a draft whose verification starts brings all drafted tokens before it
   for (const ActiveToken& token : tokens_) {
     const int loop = token.loop + loops;
     most += size_t(token.ahead) + 1;
@@ -234,7 +237,7 @@ void Decode::settle_draft(size_t i, std::vector<HeadRow>& reads, const Stack::Re
   const ActiveToken& token = tokens_[i];
   Row& row = *token.row;
   if (token.loop == row.max_loops) {
-    if (token.ahead > 0) return;  // verified with the first
+    if (token.ahead > 0) return;  // verified together with the first token of the draft
     size_t count = 1;
     while (i + count < tokens_.size() && tokens_[i + count].row == &row) count++;
     for (size_t k = 0; k < count; k++) g_.leave_loops(row, tokens_[i + k]);
@@ -250,7 +253,7 @@ void Decode::settle_draft(size_t i, std::vector<HeadRow>& reads, const Stack::Re
     row.verifying = true;
     for (int32_t k = 0; k <= token.ahead; k++) {
       next.from_drafts.push_back({next.index.size(), &row, k});
-      next.stay({&row, k, token.loop, -1}, i);  // its registers are replaced by the kept ones
+      next.stay({&row, k, token.loop, -1}, i);  // its registers are replaced by those that were kept for the draft
     }
   } else {
     next.stay(token, i);

@@ -1,4 +1,4 @@
-// The rows under way: every pass takes each of their tokens one loop further.
+// The decoding rows. Every pass runs one more loop for each of their tokens.
 #pragma once
 #include "graph_capture.h"
 #include "pass_inputs.h"
@@ -22,23 +22,23 @@ class Decode {
         whole_token_(generation),
         graphs_(generation.model.device) {}
 
-  void reserve() { speculation_.reserve(); }  // what rows need before their first pass
-  // Rows whose prompt has run, now or for an earlier row, draw their first token: the registers behind every loop are there, and
-  // the exit rule chooses among them.
+  void reserve() { speculation_.reserve(); }  // memory that rows need before their first pass
+  // Draws the first token of rows whose prompt has run (perhaps for an earlier row). The prompt's registers after every loop
+  // are stored, and the exit rule chooses among them.
   void start_rows();
   void run();
-  // Rows whose draw waited for the host's answer, which has come.
+  // Draws for the rows whose answer from the host has arrived.
   void draw_deferred();
-  // Nothing is left to do before the host answers.
+  // Whether nothing is left to do before the host answers.
   bool waits_for_host() const;
-  // Takes a row's tokens out of the pass; the registers of the others close up.
+  // Removes a row's tokens from the next pass, and closes the gap in the stored registers.
   void drop(const Row& row);
   void clear() noexcept;
 
  private:
   void settle(const Stack::Registers& after, const void* before, HeadRow::Ask ask, int loops);
   void settle_draft(size_t i, std::vector<HeadRow>& reads, const Stack::Registers& after, NextPass& next);
-  // What became of a row that left the loops; false when it needs no pass now.
+  // Handles a row whose token exited. Returns false if the row needs no pass now.
   bool accept(Row& row, HeadRow& read, std::vector<Row*>& done);
   void settle_plain(size_t i, std::vector<HeadRow>& reads, NextPass& next);
   void settle_waves(std::vector<HeadRow>& reads, NextPass& next);
@@ -49,16 +49,16 @@ class Decode {
   Speculation speculation_;
   Wavefront wavefront_;
   PassInputs inputs_;
-  TokenStates states_;  // of the tokens behind the fresh ones, in their order
+  TokenStates states_;  // of the tokens after the fresh ones, in the same order
   WholeToken whole_token_;
-  GraphCapture graphs_;  // of passes
-  struct Deferred {      // a row between the head and its draw
+  GraphCapture graphs_;  // recordings of passes
+  struct Deferred {      // a row that exited but waits for the host's answer before its draw
     Row* row;
     int loop;
   };
   std::vector<Deferred> deferred_;
-  std::vector<ActiveToken> tokens_;  // fresh ones (loop 0) first
-  Buffer first_, before_;            // act [R, rows, D], act [rows, D]: of first tokens
+  std::vector<ActiveToken> tokens_;  // fresh tokens (loop 0) first
+  Buffer first_, before_;            // act [R, rows, D], act [rows, D]: for the first token of each row
 };
 
 }  // namespace looplm

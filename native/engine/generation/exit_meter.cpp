@@ -57,7 +57,7 @@ void ExitMeter::apply_distributions(std::vector<HeadRow>& rows, const std::vecto
 }
 
 void ExitMeter::measure_argmax(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, const Buffer& logits) {
-  std::vector<int32_t> asking;  // rows of the chunk
+  std::vector<int32_t> asking;  // indices within the chunk
   for (size_t k = 0; k < chunk.size(); k++)
     if (rows[size_t(chunk[k])].needs(exit_needs::argmax)) asking.push_back(int32_t(k));
   if (asking.empty()) return;
@@ -71,7 +71,7 @@ void ExitMeter::measure_argmax(std::vector<HeadRow>& rows, const std::vector<int
   for (size_t k = 0; k < asking.size(); k++) rows[size_t(chunk[size_t(asking[k])])].measures.argmax = argmax[k];
 }
 
-// Σ p·x over the vocabulary, one number per row. p, x: real [n, V].
+// Σ p·x over the vocabulary, one value per row. p, x: real [n, V].
 std::vector<double> ExitMeter::expectation(int64_t n, const void* p, const void* x) {
   const LoopDType real = g_.model.real();
   const int64_t V = g_.architecture().vocabulary, count = n * V, one = 1;
@@ -85,7 +85,7 @@ std::vector<double> ExitMeter::expectation(int64_t n, const void* p, const void*
 
 void ExitMeter::measure_entropies(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, const Buffer& logits) {
   constexpr unsigned divergence = exit_needs::divergence | exit_needs::reverse_divergence;
-  std::vector<int32_t> index;  // rows of the chunk
+  std::vector<int32_t> index;  // indices within the chunk
   std::vector<HeadRow*> asking;
   for (size_t k = 0; k < chunk.size(); k++)
     if (HeadRow& row = rows[size_t(chunk[k])]; row.needs(exit_needs::entropy | divergence))
@@ -110,7 +110,8 @@ void ExitMeter::measure_divergences(const std::vector<HeadRow*>& asking, const s
   const int64_t V = g_.architecture().vocabulary, n = int64_t(asking.size());
   const LoopDType real = g_.model.real();
   const size_t row_bytes = size_t(V) * loop_dtype_size(real), bytes = asking.size() * row_bytes;
-  std::vector<int32_t> before;  // rows of `kept`; this loop's log-probabilities lie beside them
+  std::vector<int32_t> before;  // rows of `kept` with the log-probabilities of the loop before; those of this loop are in the
+                                // neighbouring row
   for (const HeadRow* row : asking) before.push_back(2 * row->place() + (row->loop - 1) % 2);
   memory_.kept.extend(device, 2 * size_t(g_.row_indices) * row_bytes);
   memory_.previous.reserve(device, bytes);

@@ -1,4 +1,4 @@
-// Measures what exit rules look at, for the rows that ask, and lets the rules decide.
+// Computes the values that exit rules need, for the rows that need them, and applies the rules.
 #pragma once
 #include "head_row.h"
 
@@ -9,7 +9,7 @@ class ExitMeter {
   ExitMeter(Generation& generation, RowGather& gather) : g_(generation), gather_(gather) {}
 
   void apply_states(std::vector<HeadRow>& rows, const void* after, const void* before);
-  // hidden: act [index, D], of rows `index`.
+  // hidden: act [index, D], the head's input for the rows `index`.
   void apply_gates(std::vector<HeadRow>& rows, const std::vector<int32_t>& index, const void* hidden);
   // logits: real [chunk, V].
   void apply_distributions(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, const Buffer& logits);
@@ -22,8 +22,8 @@ class ExitMeter {
     Buffer log_p, p, previous, product;  // real [asking, V]
     Buffer sums;                         // real [asking]
     Buffer index;                        // int32 [asking]
-    // real [row indices, 2, V]: log-probabilities after the loop before and after this one. Two, so that a loop that found no
-    // memory can be read again.
+    // real [row indices, 2, V]: log-probabilities after the loop before and after this one. Two per row, so that the loop can
+    // be read again if it ran out of memory.
     Buffer kept;
   };
   void measure_argmax(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, const Buffer& logits);

@@ -12,13 +12,13 @@ namespace {
 using Options = const ExitOptions&;
 using Measures = const ExitMeasures&;
 
-// Σ_(s<=t) p_s
+// The probability Σ_(s<=t) p_s to have exited by loop t.
 double exit_probability(Measures m, ExitState& s) {
   s.survival *= 1 / (1 + std::exp(m.gate_logit));
   return 1 - s.survival;
 }
 
-// In the order of ExitRule.
+// The rules, in the order of ExitRule.
 //
 // gate           Σ_(s<=t) p_s >= threshold, p_s = λ_s Π_(r<s) (1 - λ_r)    Ouro, arXiv 2510.25741, §3; math.md §1
 // sampled        Σ_(s<=t) p_s >= u, u uniform for every token: t is drawn from p
@@ -28,7 +28,7 @@ double exit_probability(Measures m, ExitState& s) {
 // entropy-change |H(P_t) - H(P_(t-1))| <= threshold
 // kl             KL(P_t || P_(t-1)) <= threshold
 // kl-previous    KL(P_(t-1) || P_t) <= threshold, P_0 uniform              Raven, arXiv 2502.05171, §6.1
-// argmax-stable  argmax P_t is that of the loop before, `patience` times in a row
+// argmax-stable  argmax P_t is the same as in the loop before, `patience` times in a row
 const ExitRuleEntry rules[] = {
     {ExitRule::fixed, "fixed", 0, 1, [](Options, Measures, ExitState&) { return false; }},
     {ExitRule::gate, "gate", exit_needs::gate, 1,

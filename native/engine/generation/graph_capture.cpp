@@ -7,7 +7,7 @@ bool GraphCapture::run(const std::vector<uint64_t>& key, const std::function<voi
   if (found == recordings_.end()) {
     calls();
     if (!device_->has(&LoopBackend::record)) return false;
-    if (recordings_.size() == most) clear();  // what is still in use comes back
+    if (recordings_.size() == most) clear();  // recordings that are still used will be recorded again
     recordings_.emplace(key, nullptr);
     return false;
   }

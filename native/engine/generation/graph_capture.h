@@ -1,5 +1,5 @@
-// Series of calls that are made again and again with the same addresses and sizes: recorded by the backend once, then replayed by
-// one call. Backends without recordings make the calls.
+// Sequences of backend calls that are repeated with the same addresses and sizes. The backend records them once (as a CUDA
+// graph) and replays them in one call. Backends without recordings make the calls every time.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -18,15 +18,16 @@ class GraphCapture {
   ~GraphCapture() { clear(); }
   GraphCapture(const GraphCapture&) = delete;
 
-  // key: everything that decides addresses and numbers in `calls`. The first time they are made, which gives them the memory they
-  // need; the second time recorded. True when they were replayed.
+  // key: everything that determines the addresses and sizes in `calls`. The first run with a key makes the calls, which
+  // allocates the memory that they need. The second run records and replays them, later runs only replay. Returns true after
+  // a replay.
   bool run(const std::vector<uint64_t>& key, const std::function<void()>& calls);
   void clear();
 
  private:
   static constexpr size_t most = 64;
   std::shared_ptr<Device> device_;
-  std::map<std::vector<uint64_t>, void*> recordings_;  // NULL: made once
+  std::map<std::vector<uint64_t>, void*> recordings_;  // NULL: run once, not recorded yet
 };
 
 }  // namespace looplm

@@ -2,7 +2,8 @@
 
 namespace looplm {
 
-// repetition counts the prompt, as in transformers; frequency and presence count what was drawn, as in OpenAI's interface.
+// The repetition penalty counts the prompt, as in transformers. Frequency and presence penalties count only drawn tokens, as
+// in OpenAI's API.
 LogitEdits::LogitEdits(const LogitOptions& o, const std::vector<int32_t>& prompt)
     : penalise_(o.penalise()), repetition_(o.repetition), frequency_(o.frequency), presence_(o.presence) {
   for (auto [token, bias] : o.biases) tokens_[token].bias += bias;

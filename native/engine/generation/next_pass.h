@@ -1,4 +1,4 @@
-// Tokens of the next pass, and where their registers are.
+// The tokens of the next pass, and where their registers are.
 #pragma once
 #include "rows.h"
 
@@ -6,8 +6,8 @@ namespace looplm {
 
 struct NextPass {
   std::vector<ActiveToken> fresh, staying;
-  std::vector<int32_t> index;  // of the staying, among the rows of the pass that has run
-  struct Kept {                // of a draft: its registers lie with Speculation
+  std::vector<int32_t> index;  // of the staying tokens, in the pass that has just run
+  struct Kept {                // a drafted token, whose registers Speculation has kept
     size_t to;
     const Row* row;
     int32_t ahead;

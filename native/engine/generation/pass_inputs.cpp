@@ -6,7 +6,7 @@ namespace looplm {
 
 namespace {
 
-// Of the token before, in a plane.
+// The cache slot of the previous token, within a plane.
 int64_t slot_before(const ActiveToken& token) {
   const Row& row = *token.row;
   return token.made() > 1 ? row.slot + token.made() - 2 : row.prompt->slot_of(row.prompt->length() - 1);
@@ -75,7 +75,7 @@ void PassInputs::begin(const Stack& loop, const std::vector<ActiveToken>& tokens
   stack.forward_begin(loop.inputs());
 }
 
-// As score draws them: of the tokens up to each, drafted ones too.
+// Drawn as in scoring: from the tokens up to each position, drafted ones included.
 const void* PassInputs::initial_states(const std::vector<ActiveToken>& tokens, size_t fresh) {
   const Architecture& a = g_.architecture();
   if (!begins_with_state(a)) return nullptr;

@@ -1,4 +1,5 @@
-// What a pass needs of its tokens on the device: where their keys and values lie, and the registers of fresh ones.
+// The device inputs of a pass: where the keys and values of its tokens are, and the registers of tokens that start their
+// loops.
 #pragma once
 #include "recent_inputs.h"
 
@@ -8,19 +9,20 @@ class PassInputs {
  public:
   explicit PassInputs(Generation& generation) : g_(generation), recent_(generation), begin_recent_(generation) {}
 
-  // Neighbouring rows at the same loop: an adapter of every loop's own is added to them together.
+  // Runs of consecutive tokens at the same loop, to which a per-loop adapter can be applied at once.
   static std::vector<LoopRows> loops(const std::vector<ActiveToken>& tokens);
-  // All that differs between passes, in one copy: contexts, then positions [n], slots [n], those of the tokens before [n], and
-  // the token ids of the fresh. Returns where the positions are.
+  // Uploads everything that differs between passes in one copy: contexts, then positions [n], slots [n], slots of the
+  // previous tokens [n], and the ids of the fresh tokens. Returns the device address of the positions.
   const int32_t* upload_rows(const std::vector<ActiveToken>& tokens, CacheUse& use, int32_t& last_position);
-  // The registers of fresh tokens before their first loop, at the front of the loop's own. ints: as upload_rows made them.
+  // Computes the registers of the fresh tokens before their first loop. They come first in the input of `loop`. ints: as
+  // returned by upload_rows.
   void begin(const Stack& loop, const std::vector<ActiveToken>& tokens, size_t fresh, const int32_t* ints, int32_t last_position);
-  const void* rows() const { return memory_.rows.as<>(); }  // as upload_rows left them
+  const void* rows() const { return memory_.rows.as<>(); }  // device address of the data of upload_rows
 
  private:
   struct Memory {
-    Buffer rows;                                       // of a pass: contexts, positions, slots, token ids
-    Buffer begin_slots, begin_before, begin_contexts;  // of fresh tokens in the planes of `begin`
+    Buffer rows;                                       // for one pass: contexts, positions, slots, token ids
+    Buffer begin_slots, begin_before, begin_contexts;  // for fresh tokens in the cache planes of the `begin` steps
     Buffer initial;                                    // act [fresh, D]
   };
   const void* initial_states(const std::vector<ActiveToken>& tokens, size_t fresh);

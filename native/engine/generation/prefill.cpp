@@ -15,9 +15,10 @@ bool Prefill::shrink() {
   return true;
 }
 
-// A piece of a prompt reads the earlier ones from the cache. It runs at full depth where every loop has a plane. Loops that share
-// one overwrite it, and a piece needs the keys that the earlier ones have at its own loop: there all pieces run a loop, then all
-// of them the next. A turn does as much either way.
+// A piece of a prompt reads the keys and values of the earlier pieces from the cache. If every loop has its own plane, each
+// piece runs all loops at once. If all loops share one plane, each loop overwrites it, but a piece needs the earlier keys of
+// its own loop. So there all pieces run one loop, then all of them the next. One call does the same amount of work either
+// way.
 void Prefill::run() {
   release_sources();
   int64_t room = tokens_ * (g_.cache.shared() ? g_.loops : 1);
@@ -30,7 +31,7 @@ void Prefill::run() {
   }
 }
 
-// What prompts borrow from others under way has run.
+// Releases the prompts whose keys others share, as soon as the shared tokens have run.
 void Prefill::release_sources() {
   std::vector<Prompt*> sources;
   for (auto& p : g_.prompts)
@@ -38,7 +39,7 @@ void Prefill::release_sources() {
   for (Prompt* source : sources) g_.release_prompt(*source);
 }
 
-// At most one piece of each prompt, all of them at the same loops. A prompt that sees itself both ways runs whole.
+// At most one piece of each prompt, all of them at the same loops. A prompt with bidirectional attention runs as a whole.
 std::vector<Prefill::Piece> Prefill::next_pieces(int64_t room) const {
   std::vector<Piece> pieces;
   for (auto& p : g_.prompts) {
@@ -53,7 +54,8 @@ std::vector<Prefill::Piece> Prefill::next_pieces(int64_t room) const {
   return pieces;
 }
 
-// In few bits, a piece is whole blocks; with residuals one, whose records the next one reads.
+// In a quantized cache, a piece consists of whole blocks; with residuals of one block, because the next piece reads its
+// records.
 int64_t Prefill::end_of_piece(const Prompt& prompt, int64_t room) const {
   if (g_.cache.with_residuals()) return std::min(prompt.length(), Cache::block_end(prompt.done, prompt.prefix));
   const int64_t most = std::min(prompt.length(), prompt.done + room), end = std::max(most, prompt.done == 0 ? prompt.prefix : 0);
@@ -66,14 +68,15 @@ struct Prefill::Packed {
   std::vector<int32_t> ids, positions, slots;
   std::vector<LoopSegment> segments;
   std::vector<CachedPrefix> prefixes;
-  std::vector<int32_t> recent;                           // slots, of the rows in recent_runs
+  std::vector<int32_t> recent;                           // recent slots of the rows in recent_runs
   std::vector<std::pair<int64_t, int64_t>> recent_runs;  // CodedUse::runs
   int64_t prefix_rows = 0;
   int32_t max_context = 0;
 };
 
-// Rows of segments count from the cached prefixes, which attention lays in front. In few bits, the prefix of a piece goes up to
-// its last block, and each block is a segment behind the part of it that comes before.
+// Row numbers of segments include the cached prefixes, which attention puts in front of the batch. In a quantized cache, the
+// cached prefix of a piece extends to the start of its last block: every block is a segment that reads all earlier blocks
+// from the cache.
 Prefill::Packed Prefill::pack(const std::vector<Piece>& pieces) const {
   Packed out;
   for (const Piece& piece : pieces) {
@@ -107,7 +110,7 @@ int64_t Prefill::prefix_of(const Piece& piece) const {
   return g_.cache.coded() ? Cache::block_start(piece.to - 1, piece.prompt->prefix) : piece.from;
 }
 
-// row: of the piece's first token. prefix: the first of its prefix.
+// row: of the piece's first token. prefix: first row of its prefix.
 void Prefill::add_segments(const Piece& piece, int32_t row, int32_t prefix, Packed& to) const {
   const int64_t last = prefix_of(piece), whole = piece.prompt->prefix;
   for (int64_t from = piece.from, end; from < piece.to; from = end) {
@@ -119,8 +122,8 @@ void Prefill::add_segments(const Piece& piece, int32_t row, int32_t prefix, Pack
   }
 }
 
-// DeviceBatch::previous: the first row of a piece that continues a prompt finds what the cache has of its predecessor behind the
-// row of those that have none.
+// DeviceBatch::previous. The first row of a piece that continues a prompt reads the cached values of its previous token;
+// their row comes after the row for tokens without a previous one.
 std::vector<int32_t> Prefill::rows_before(const std::vector<Piece>& pieces, int64_t tokens) {
   std::vector<int32_t> out;
   int32_t cached = int32_t(tokens) + 1;
@@ -171,7 +174,7 @@ void Prefill::run_pieces(const std::vector<Piece>& pieces) {
   });
 }
 
-// Memory that outlives the pieces, before anything changes.
+// Allocates all memory that outlives the pieces before anything changes.
 void Prefill::reserve(const std::vector<Piece>& pieces) {
   size_t tokens = 0;
   for (const Piece& piece : pieces) tokens += size_t(piece.count());
@@ -236,7 +239,7 @@ void Prefill::keep_states(const std::vector<Piece>& pieces, const Stack::Registe
   }
 }
 
-// The registers of a prompt's last token behind loop `loop`: its first new token is read from them.
+// Keeps the registers of each prompt's last token after loop `loop`. The first new token is read from them.
 void Prefill::keep_last(const std::vector<Piece>& pieces, const Stack::Registers& outputs, int loop) {
   const size_t R = g_.registers();
   size_t end = 0;

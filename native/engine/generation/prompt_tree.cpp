@@ -8,7 +8,7 @@ namespace looplm {
 
 namespace {
 
-// Tokens that `node` has in common with `tokens` [node.begin, most).
+// How many of `tokens` [node.begin, most) are the first tokens of `node`.
 int64_t common(const PromptNode& node, const std::vector<int32_t>& tokens, int64_t most) {
   const int64_t length = std::min(node.length(), most - node.begin);
   int64_t count = 0;
@@ -32,7 +32,7 @@ PromptNode* PromptTree::find(const PromptFamily& family, const std::vector<int32
   const auto root = roots_.find(family);
   if (root == roots_.end()) return nullptr;
   PromptNode* node = root->second.get();
-  int64_t rest = 0;  // tokens of `node` that are common, where that is not all of them
+  int64_t rest = 0;  // if the last node matches only in part: the number of tokens that match
   for (bool whole = true; whole;) {
     PromptNode* next = nullptr;
     int64_t most_common = 0;
@@ -59,7 +59,7 @@ void PromptTree::drop(PromptNode* node) {
     if (--n->users == 0) retained_ += n->length();
 }
 
-// The first `count` tokens of a node become its parent, which is returned.
+// Moves the first `count` tokens of a node into a new parent, which is returned.
 PromptNode* PromptTree::split(PromptNode* node, int64_t count) {
   auto& siblings = node->parent->children;
   auto& place = *std::find_if(siblings.begin(), siblings.end(), [&](auto& one) { return one.get() == node; });
@@ -104,7 +104,8 @@ void PromptTree::leave(PromptNode* leaf) {
     ;
 }
 
-// The writer of these nodes has gone: those that it has not filled end where it did. False when nothing of the leaf is left.
+// Called when the writer of these nodes has ended: cuts off the tokens that it did not run. Returns false if nothing of the
+// leaf is left.
 bool PromptTree::settle_writer(PromptNode* leaf) {
   const Prompt* const writer = leaf->writer;
   const bool stays = leaf->written() > 0 || !leaf->children.empty();
@@ -124,7 +125,8 @@ bool PromptTree::settle_writer(PromptNode* leaf) {
   return stays;
 }
 
-// Whether a node beside an unused leaf has its tokens. Of two that nobody uses, the longer stays.
+// Whether a sibling makes an unused leaf redundant, because it starts with the same token and is used or longer. A shorter
+// unused sibling is removed instead.
 bool PromptTree::superseded(PromptNode* leaf) {
   const auto& siblings = leaf->parent->children;
   for (size_t i = 0; i < siblings.size(); i++) {
@@ -137,7 +139,7 @@ bool PromptTree::superseded(PromptNode* leaf) {
   return false;
 }
 
-// A leaf that nobody holds.
+// Removes a leaf that no prompt holds.
 void PromptTree::remove(PromptNode* leaf) {
   cache_.release(leaf->slot, leaf->length());
   retained_ -= leaf->length();
@@ -171,7 +173,7 @@ Cache::Runs PromptTree::written() const {
 }
 
 std::vector<LoopCacheRun> PromptTree::runs(const PromptNode* node, int64_t from) {
-  std::vector<LoopCacheRun> out;  // from the last to the first
+  std::vector<LoopCacheRun> out;  // from the last run to the first
   for (; node && node->parent && node->begin >= from; node = node->parent) {
     if (!out.empty() && node->slot + node->length() == out.back().begin) {
       out.back().begin = int32_t(node->slot);

@@ -4,16 +4,17 @@
 
 namespace looplm {
 
-// What a prompt has of others: of its parent, which is copied, or of those in the tree.
+// Creates a prompt, and finds what it can share: with its parent, whose slots are copied, or with a prompt in the tree.
 Prompts::Beginning Prompts::begin(const GenerateRequest& request, bool with_tree) {
   Beginning out{make(request)};
   Prompt& p = *out.prompt;
   if (!with_tree || !may_share(request)) return out;
-  const int64_t most = p.length() - 1;  // the first new token is read from the last, which has to run
+  const int64_t most = p.length() - 1;  // the last token must run, because the first new token is read from it
   out.found = g_.tree.find(family_of(p), p.tokens, std::max(p.prefix, common_with_parent(p, request)), most);
   if (!out.found) return out;
   g_.tree.hold(out.found);
-  // A row has its own run and its prompt's beside those that are borrowed. What lies in more of them is copied, if it is there.
+  // A row attends to at most LOOP_CACHE_RUNS runs of slots, two of which are the row's own and its prompt's own. If the
+  // shared tokens are in more runs than that, only the first part is borrowed; the rest is copied if it has been written.
   constexpr size_t MOST_RUNS = LOOP_CACHE_RUNS - 2;
   out.shared = out.found;
   for (p.borrowed = PromptTree::runs(out.shared); p.borrowed.size() > MOST_RUNS; p.borrowed = PromptTree::runs(out.shared))
@@ -22,7 +23,7 @@ Prompts::Beginning Prompts::begin(const GenerateRequest& request, bool with_tree
   return out;
 }
 
-// The prompt has its place, and gets what it shares with others.
+// Puts the prompt in its slots, and gives it what it shares with others.
 Prompt* Prompts::enter(Beginning beginning, const GenerateRequest& request, int64_t slot) {
   Prompt& p = *beginning.prompt;
   p.slot = slot;
@@ -46,7 +47,8 @@ Prompt* Prompts::enter(Beginning beginning, const GenerateRequest& request, int6
   } else if (const int64_t common = common_with_parent(p, request); common > 0) {
     copy_from_parent(p, request, common);
     p.reused = common;
-    private_keys = true;  // of new tokens, which other arithmetic made than a prompt's
+    private_keys = true;  // new tokens were decoded, with other kernels than prompts, so their keys may differ in rounding:
+                          // do not share them
   }
   p.done = p.reused;
   if (!private_keys) p.node = g_.tree.add(family_of(p), beginning.shared, p, p.shared, slot);
@@ -67,7 +69,7 @@ PromptFamily Prompts::family_of(const Prompt& p) const {
   return out;
 }
 
-// Tokens at the start that the request that is continued has in the cache.
+// The number of leading tokens that the request's parent has in the cache.
 int64_t Prompts::common_with_parent(const Prompt& prompt, const GenerateRequest& request) const {
   const auto found = g_.kept.find(request.parent);
   if (found == g_.kept.end()) return 0;
@@ -85,7 +87,8 @@ int64_t Prompts::common_with_parent(const Prompt& prompt, const GenerateRequest&
   return common;
 }
 
-// Attention reads new tokens from neighbouring slots, and those of the parent are its own.
+// Copies from the parent, because attention reads new tokens from consecutive slots, and the parent's slots belong to the
+// parent.
 void Prompts::copy_from_parent(Prompt& prompt, const GenerateRequest& request, int64_t common) {
   const Row& row = g_.kept.at(request.parent);
   const Prompt& from = *row.prompt;
@@ -98,7 +101,7 @@ void Prompts::copy_from_parent(Prompt& prompt, const GenerateRequest& request, i
     g_.cache.copy_slots(planes, row.slot, to, common - of_prompt);
   };
   copy(Cache::Planes::states, std::min(common, from.length()));
-  // the readout of the prompt's last token is the row's own, in its first slot
+  // the readout of the prompt's last token belongs to the row, in its first slot
   copy(Cache::Planes::readout, std::min(common, from.length() - 1));
 }
 
@@ -110,7 +113,7 @@ bool Prompts::same_states(const InitialStates& a, const InitialStates& b, int64_
   return a.zeros == b.zeros && (a.zeros || a.seed == b.seed);
 }
 
-// Prompts are shared where their tokens, input vectors, loops and initial states are the same.
+// Requests share a prompt if its tokens, input vectors, loops and initial states are equal.
 Prompt* Prompts::find(const GenerateRequest& request) const {
   const int64_t length = int64_t(request.prompt.size());
   for (auto& p : g_.prompts)

@@ -1,4 +1,5 @@
-// The prompts of requests: equal ones under way are one, and what a new one has in common with others does not run again.
+// The prompts of requests. Equal active prompts run only once. The part that a new prompt shares with a cached one does not
+// run again.
 #pragma once
 #include "rows.h"
 
@@ -8,13 +9,14 @@ class Prompts {
  public:
   explicit Prompts(Generation& generation) : g_(generation) {}
 
-  // A prompt that is to run, and what it finds in the tree of prompts.
+  // A new prompt, and what it found in the prompt tree.
   struct Beginning {
     std::unique_ptr<Prompt> prompt;
-    PromptNode* found = nullptr;   // held until the prompt has its place
-    PromptNode* shared = nullptr;  // it or one above it: its tokens and those before are borrowed, the others copied
+    PromptNode* found = nullptr;   // held until the prompt has its slots
+    PromptNode* shared = nullptr;  // `found` or one of its ancestors: its tokens and those before it are borrowed, the rest
+                                   // is copied
   };
-  // One under way that the request shares; NULL: there is none.
+  // The active prompt that the request shares; NULL if there is none.
   Prompt* find(const GenerateRequest& request) const;
   Beginning begin(const GenerateRequest& request, bool with_tree);
   Prompt* enter(Beginning beginning, const GenerateRequest& request, int64_t slot);
@@ -28,7 +30,7 @@ class Prompts {
   void copy_from_parent(Prompt& prompt, const GenerateRequest& request, int64_t common);
   bool same_states(const InitialStates& a, const InitialStates& b, int64_t tokens) const;
   std::unique_ptr<Prompt> make(const GenerateRequest& request) const;
-  // Of families without a two-way prefix all prompts are alike.
+  // For families without bidirectional prompts the prefix is 0.
   int64_t prefix_of(const GenerateRequest& request) const {
     if (!g_.architecture().prefix_sees_itself) return 0;
     return request.prefix > 0 ? request.prefix : int64_t(request.prompt.size());

@@ -1,4 +1,4 @@
-// Where the rows of a pass find their keys: in the slots of the cache, and, where it is in few bits, in the recent ones too.
+// Where the rows of a pass find their keys: in the cache slots, and for a quantized cache also in the recent slots.
 #pragma once
 #include "rows.h"
 
@@ -8,10 +8,10 @@ class RecentInputs {
  public:
   explicit RecentInputs(Generation& generation) : g_(generation) {}
 
-  // Of the next row, whose last key is its own: the keys of the first tokens of its prompt and of the first slots of it. Returns
-  // where they lie in loop `loop`'s plane, and keeps what is among the recent ones.
+  // Adds the next row. It attends to the first `of_prompt` tokens of its prompt and to its own first `of_own` slots; the last
+  // one is the row's token. Returns the runs in the plane of loop `loop`, and remembers those among the recent slots.
   LoopCacheContext add(const Row& row, int64_t of_prompt, int32_t of_own, int loop);
-  // Of all rows since the last time.
+  // Uploads what was added for all rows since the last call.
   void upload_to(CacheUse& use);
 
  private:

@@ -1,4 +1,4 @@
-// What a caller asks of generation, and what it hears back.
+// Generation requests and the events that answer them.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -20,21 +20,23 @@ struct Sampling {
   bool operator==(const Sampling&) const = default;
 };
 
-// Of architectures whose program has `state` steps: given for every position, [prompt + max_new_tokens, D], or drawn from (seed,
-// the tokens up to the position, channel), as score draws them.
+// Initial states, for architectures whose program has `state` steps: given for every position as [prompt + max_new_tokens,
+// D], or drawn from (seed, the tokens up to the position, channel), as in scoring.
 struct InitialStates {
   std::vector<double> given;
   uint64_t seed = 0;
   bool zeros = false;
 };
 
-// What changes the logits before the filters, in this order: biases, the penalties, what the host answers. Exit rules and the
-// log-probabilities that are reported know nothing of it.
+// Changes to the logits before top-k, top-p and min-p, in this order: biases, penalties, the host's answer. Exit rules and
+// reported log-probabilities use the unchanged logits.
 struct LogitOptions {
-  std::vector<std::pair<int32_t, double>> biases;  // -infinity: the token is never drawn
-  double repetition = 1;                           // of tokens of the prompt and new ones: positive logits / it, others · it
-  double frequency = 0, presence = 0;              // per time that a token was drawn; once when it was
-  // Asked of the host before every draw. mask: which tokens may be drawn. logits: the logits that take the place of these.
+  std::vector<std::pair<int32_t, double>> biases;  // -infinity bans a token
+  double repetition = 1;  // penalty of tokens in the prompt or drawn: positive logits are divided by it, negative ones
+                          // multiplied
+  double frequency = 0, presence = 0;  // subtracted per occurrence among drawn tokens; subtracted once if drawn
+  // What to ask the host (the caller's program) for before every draw. mask: the tokens that may be drawn. logits:
+  // replacement logits.
   enum class Host { none, mask, logits } host = Host::none;
   bool penalise() const { return repetition != 1 || frequency != 0 || presence != 0; }
 };
@@ -46,49 +48,49 @@ struct GenerateRequest {
   LogitOptions logits;
   ExitOptions exit;
   InitialStates states;
-  InputVectors vectors;  // of tokens of the prompt
+  InputVectors vectors;  // for tokens of the prompt
   std::vector<int32_t> stop_tokens;
-  int32_t sequence = 0;  // a draw depends on (seed, sequence, position) alone
-  int alternatives = 0;  // so many of the most probable tokens are reported with each token
-  // Self-speculation: `draft_tokens` positions are drafted with `draft_loops` loops each, then the remaining loops run over all
-  // of them at once and keep what full depth would have drawn. 0: off.
+  int32_t sequence = 0;  // a draw depends only on (seed, sequence, position)
+  int alternatives = 0;  // how many of the most probable tokens to report with each new token
+  // Self-speculation: drafts `draft_tokens` positions with `draft_loops` loops each. Then the remaining loops run over all of
+  // them at once, and those tokens are kept that full depth would have drawn. 0: off.
   int draft_loops = 0, draft_tokens = 0;
-  // Wavefront decoding, where the request and the model allow it (wavefront.h).
+  // Wavefront decoding, if request and model allow it (wavefront.h).
   bool wavefront = false;
-  // Keys and values stay in the cache when the request has ended, until it is cancelled or others need the room.
+  // Keeps keys and values in the cache after the request has ended, until it is cancelled or others need the slots.
   bool keep = false;
-  // An ended request that was kept, 0: none. The longest beginning that the prompt shares with its tokens is taken from the
-  // cache.
+  // An ended request that was kept; 0: none. Its longest common prefix with this prompt is taken from the cache.
   int64_t parent = 0;
-  int64_t prefix = 0;           // tokens at the prompt's start that see each other, where the family has that; 0: all
-  bool release_parent = false;  // once this request has begun
-  int reported = 0;             // of a request that begins again: so many tokens its events have had
+  int64_t prefix = 0;  // tokens at the prompt's start that attend to each other in both directions, if the family has that;
+                       // 0: all
+  bool release_parent = false;  // release the parent as soon as this request has begun
+  int reported = 0;             // for a restarted request: how many of its tokens have already been reported
 };
 
-// When a run returns: when no request is left, or already when one has ended, or when there is a token.
+// When Scheduler::run returns: when no request is left, when one has ended, or when there is a new token.
 enum class Until { idle, finish, token };
 
 enum class Finish { none, length, stop, failed };
 
 struct GeneratedToken {
   int32_t token;
-  // Full vocabulary, at the sampling temperature (1 when greedy), before LogitOptions: what training computes.
+  // Over the full vocabulary, at the sampling temperature (1 if greedy), before LogitOptions: the same value as in training.
   double logprob;
-  int32_t loop;                                          // 1-based, the loop it was read from
+  int32_t loop;                                          // 1-based: the loop after which it was drawn
   std::vector<std::pair<int32_t, double>> alternatives;  // most probable first
 };
-struct GenerateEvent {  // what became of a request since the last time
+struct GenerateEvent {  // what happened to a request since the last event
   int64_t request;
   std::vector<GeneratedToken> tokens;
   Finish finish = Finish::none;
-  std::string failure;         // of a request that failed: there was no memory for it
-  std::vector<double> logits;  // [V], of a request with Host::logits: its next draw waits for the answer
-  int64_t reused = 0;          // where there are tokens: those of the prompt that did not run for it
+  std::string failure;         // error message of a failed request: it ran out of memory
+  std::vector<double> logits;  // [V], for a request with Host::logits: its next draw waits for the answer
+  int64_t reused = 0;          // set with the tokens: how many prompt tokens came from the cache
 };
 
-// The host's answer for a request's next draw: what its LogitOptions ask for.
+// The host's answer for a request's next draw, as its LogitOptions ask.
 struct HostAnswer {
-  std::vector<int32_t> allowed;  // bit v % 32 of word v / 32
+  std::vector<int32_t> allowed;  // bit mask: bit v % 32 of word v / 32 allows token v
   std::vector<double> logits;    // [V]
   bool empty() const { return allowed.empty() && logits.empty(); }
 };
@@ -96,7 +98,7 @@ struct HostAnswer {
 inline constexpr char generation_remedy[] =
     "lower maxNewTokens, shorten the prompt, or use cacheType 'int4', kv 'shared' or bfloat16";
 
-// Throws INVALID_ARGUMENT. loops, shared: of the scheduler and its cache.
+// Throws INVALID_ARGUMENT. loops, shared: options of the scheduler and its cache.
 void check_request(const Model& model, const GenerateRequest& request, int loops, bool shared);
 
 }  // namespace looplm

@@ -9,7 +9,8 @@ namespace {
 
 bool has_blocks(const Architecture& a, const std::vector<Step>& steps) { return a.blocks(steps) > 0; }
 
-// Tokens of ended prompts that stay: by default what a quarter of the memory that is free now has room for.
+// How many tokens of ended prompts stay in the cache. The default is as many as fit into a quarter of the memory that is free
+// now.
 int64_t most_retained(const SchedulerOptions& options, const Model& model, const Cache& cache) {
   if (options.prompt_cache == 0) return 0;
   const int64_t all = options.max_tokens > 0 ? options.max_tokens : INT32_MAX;
@@ -46,7 +47,7 @@ Row::Contexts Row::contexts(int64_t of_prompt, int32_t of_own, int32_t plane, in
   return out;
 }
 
-// A row's newest block, and the tokens that may be under way ahead of it.
+// Recent slots of a row: for its newest block, and for the tokens that may be drafted ahead of it.
 int64_t Generation::recent_slots(const GenerateRequest& request) const {
   if (!cache.coded()) return 0;
   const int64_t ahead = std::max<int64_t>(request.draft_tokens, request.wavefront ? Wave::MOST_ROWS : 0);
@@ -58,7 +59,7 @@ int64_t Generation::recent_slots(const Prompt& prompt) const {
   const int64_t last = prompt.length() - prompt.recent_from();
   if (!cache.with_residuals()) return last;
   const int64_t first = std::min(prompt.length(), Cache::block_end(prompt.shared, prompt.prefix)) - prompt.shared;
-  return std::max(first, last);  // those between them are no larger
+  return std::max(first, last);  // blocks in between are no larger
 }
 
 void Generation::leave_loops(const Row& row, const ActiveToken& token) {
@@ -78,7 +79,7 @@ int64_t Generation::most_ahead(const Row& row) const {
   return Cache::block_end(position, row.prompt->prefix) - 1 - position;
 }
 
-// The slots that hold keys and values; a draft's lie behind the tokens that are made.
+// The slots that hold keys and values. Those of drafted tokens come after those of the new tokens.
 Cache::Runs Generation::written() const {
   Cache::Runs runs = tree.written();
   for (auto& p : prompts)
@@ -119,7 +120,7 @@ void Generation::finish(Row& row) {
   releases++;
   cache.release_recent(row.recent, std::exchange(row.recent_slots, 0));
   const int64_t reserved = row_slots(row.request);
-  row.request.max_new_tokens = row.made;  // the slots behind those of its tokens are free
+  row.request.max_new_tokens = row.made;  // frees the slots after those of its tokens
   const int64_t used = row_slots(row.request);
   cache.release(row.slot + used, reserved - used);
   release_indices(row);
@@ -186,14 +187,14 @@ GenerateEvent& Generation::event(int64_t request) {
 }
 
 bool Generation::add_token(Row& row, GeneratedToken token) {
-  const bool known = row.made < row.request.reported;  // it began again
+  const bool known = row.made < row.request.reported;  // it is a restarted request that has reported this token before
   row.newest = token.token;
   row.state_key.append(token.token);
   row.made++;
   if (row.request.keep) row.generated.push_back(token.token);
   row.edits.add_drawn(token.token);
   row.answer = {};
-  if (known) return true;  // there were more behind it, or the row would have ended
+  if (known) return true;  // the row had ended at this token otherwise, so it goes on
   GenerateEvent& out = event(row.id);
   out.reused = row.prompt->reused;
   const auto& stops = row.request.stop_tokens;

@@ -1,4 +1,5 @@
-// The prompts and rows that requests hold, and what the parts of a scheduler share.
+// The prompts and rows of the active requests, and the state that the parts of a scheduler share. A row is a request that
+// generates: one sequence of the decoding batch.
 #pragma once
 #include <map>
 #include <memory>
@@ -13,36 +14,37 @@
 
 namespace looplm {
 
-// A prompt that some rows share. The keys of its first tokens may be others'; those of its own lie in [slot, slot + own()).
+// A prompt that one or more rows share. The keys of its first `shared` tokens may belong to other prompts; its own keys are
+// in the slots [slot, slot + own()).
 struct Prompt {
   std::vector<int32_t> tokens;
   InputVectors vectors;
   InitialStates initial;
-  std::vector<StateKey> state_keys;    // of its positions, where they are drawn
-  int64_t prefix = 0;                  // tokens at its start that see each other, where the family has that
-  int loops = 0;                       // it ran, or will run, this many
-  std::vector<LoopCacheRun> borrowed;  // where the keys of its first `shared` tokens lie
+  std::vector<StateKey> state_keys;    // one per position, if initial states are drawn
+  int64_t prefix = 0;                  // tokens at its start with bidirectional attention, if the family has that
+  int loops = 0;                       // how many loops it runs
+  std::vector<LoopCacheRun> borrowed;  // slots of its first `shared` tokens
   int64_t shared = 0;
   int64_t slot = 0;
-  PromptNode* node = nullptr;  // in the tree of prompts; NULL: its slots go with it
-  Prompt* source = nullptr;    // which has yet to run what is borrowed; it is held
-  int64_t reused = 0;          // tokens that did not run for this prompt
-  int64_t done = 0;            // tokens whose keys are in the cache; of a shared cache those of the loop under way
+  PromptNode* node = nullptr;  // in the prompt tree; NULL: its slots are freed with it
+  Prompt* source = nullptr;    // active prompt that still has to run the shared tokens; held
+  int64_t reused = 0;          // number of its tokens that came from the cache
+  int64_t done = 0;            // tokens whose keys are in the cache; if loops share a plane, those of the current loop
   int users = 0;
-  Buffer last;         // act [loops, R, D]: the registers behind every loop at its last token, once all of it has run
-  int loop = 0;        // of a shared cache: loops that all tokens have completed,
-  Buffer states;       // act [R, tokens, D]: and the registers that the next loop starts from
-  bool ready = false;  // every token has run at full depth
-  int64_t recent = 0;  // of a cache in few bits: the recent slot of token recent_from(), behind which lie those of the others.
-                       // With residuals each block lies here while it runs.
+  Buffer last;    // act [loops, R, D]: the registers of its last token after every loop; complete when the whole prompt has run
+  int loop = 0;   // only if loops share a plane: loops that all tokens have finished,
+  Buffer states;  // act [R, tokens, D]: and the input registers of the next loop
+  bool ready = false;  // all tokens have run all loops
+  int64_t recent = 0;  // Quantized cache: the recent slot of token recent_from(); the following tokens have the following
+                       // slots. With residuals each block uses these slots while it runs.
   int64_t length() const { return int64_t(tokens.size()); }
   int64_t own() const { return length() - shared; }
   int64_t recent_from() const { return Cache::block_start(length() - 1, prefix); }
   int64_t written() const { return (ready || loop > 0 ? length() : done) - shared; }  // of its own tokens
-  // Where tokens [from, to) lie, run by run: f(first slot, how many).
+  // Calls f(first slot, count) for every run of slots that holds tokens of [from, to).
   template <class F>
   void for_runs(int64_t from, int64_t to, F f) const {
-    int64_t at = 0;  // tokens before a run
+    int64_t at = 0;  // number of tokens before a run
     const auto part = [&](int64_t first, int64_t length) {
       const int64_t begin = std::max(from, at), end = std::min(to, at + length);
       if (begin < end) f(first + begin - at, end - begin);
@@ -64,21 +66,22 @@ struct Row {
   GenerateRequest request;
   int max_loops;
   Prompt* prompt;
-  int64_t slot;                      // keys of its new tokens lie from here on
-  int32_t index;                     // in buffers with a place for every row
-  StateKey state_key = {};           // of its newest token
+  int64_t slot;                      // first slot of its new tokens
+  int32_t index;                     // index in buffers that have a place for every row
+  StateKey state_key = {};           // for its newest token
   bool started = false;              // its first token was drawn
-  int made = 0;                      // new tokens
-  int32_t newest = -1;               // of them
-  LogitEdits edits = {};             // of its next draw
-  HostAnswer answer = {};            // for its next draw; empty: not there yet
-  std::vector<int32_t> drafts = {};  // tokens drafted behind the newest one
+  int made = 0;                      // number of new tokens
+  int32_t newest = -1;               // the newest token; -1: none
+  LogitEdits edits = {};             // for its next draw
+  HostAnswer answer = {};            // for its next draw; empty: not arrived yet
+  std::vector<int32_t> drafts = {};  // tokens drafted after the newest one
   Wave wave = {};
   bool verifying = false;
-  std::vector<int32_t> generated = {};  // all new tokens, where the row is kept
-  // Of a cache in few bits: so many recent slots, of the token at a position the one at its remainder.
+  std::vector<int32_t> generated = {};  // all new tokens, if the row will be kept
+  // Quantized cache: a ring of `recent_slots` recent slots from `recent` on; a token uses the one at position % recent_slots.
   int64_t recent = 0, recent_slots = 0;
-  // The keys of the first tokens of its prompt, and of the first slots of it alone. plane: slots before them.
+  // The slots of the first `of_prompt` tokens of its prompt and of its own first `of_own` tokens. plane: added to each slot
+  // number.
   LoopCacheContext context(int64_t of_prompt, int32_t of_own, int32_t plane) const {
     LoopCacheContext out{};
     size_t r = 0;
@@ -88,26 +91,26 @@ struct Row {
     out.runs[r] = {plane + int32_t(slot), of_own};
     return out;
   }
-  // The same of a cache in few bits, up to the last of these tokens: the slots of the records, and the recent ones.
+  // The same for a quantized cache: the slots of the records of earlier blocks, and the recent slots of the newest block.
   struct Contexts {
     LoopCacheContext records, recent;
   };
   Contexts contexts(int64_t of_prompt, int32_t of_own, int32_t plane, int32_t recent_plane) const;
   int64_t recent_slot(int64_t position) const { return recent_slots > 0 ? recent + position % recent_slots : 0; }
-  // Keys and values of so many tokens are there: those of the newest come when it is continued.
+  // Number of tokens whose keys and values are cached. The newest token is only added when the row continues.
   int64_t cached() const { return prompt->length() + made - 1; }
   bool waits_for_host() const { return request.logits.host != LogitOptions::Host::none && answer.empty(); }
 };
 
-// One token of a row on its way through the loops.
+// A token of a row on its way through the loops.
 struct ActiveToken {
   Row* row;
-  int32_t ahead;  // drafted tokens before it, behind the newest real one
-  int loop;       // loops completed
+  int32_t ahead;  // number of drafted tokens between it and the row's newest token
+  int loop;       // number of finished loops
   int32_t token;
   ExitState exit = {};
   Readouts readouts = {};
-  int32_t made() const { return row->made + ahead; }  // new tokens up to it, itself included
+  int32_t made() const { return row->made + ahead; }  // number of the row's new tokens up to and including this one
   int32_t position() const { return int32_t(row->prompt->tokens.size()) + made() - 1; }
 };
 
@@ -121,43 +124,44 @@ struct Generation {
   Model& model;
   const SchedulerOptions options;
   const int loops;
-  const size_t state_bytes;  // of one register of one token
+  const size_t state_bytes;  // bytes of one register of one token
   Cache cache;
   PromptTree tree;
-  std::map<int64_t, Row> rows;  // by request: older first
-  std::map<int64_t, Row> kept;  // that have ended, and whose keys and values are still there
+  std::map<int64_t, Row> rows;  // by request id: older first
+  std::map<int64_t, Row> kept;  // ended requests whose keys and values are still cached
   std::vector<std::unique_ptr<Prompt>> prompts;
-  int32_t row_indices = 0;  // that rows have had so far
-  uint64_t releases = 0;    // rows that have gone
+  int32_t row_indices = 0;  // how many indices are in use or free
+  uint64_t releases = 0;    // number of rows that have ended
   std::map<int64_t, GenerateEvent> events;
 
   const Architecture& architecture() const { return model.config; }
   size_t registers() const { return size_t(model.config.registers); }
-  // Slots of a row: its last token's keys are never read; the readout of the prompt's last token is the row's own.
+  // Slots of a row. Its last token is never attended to, so it has no slot. If readouts have blocks, one more slot holds the
+  // readout of the prompt's last token, because rows may share the prompt.
   int64_t row_slots(const GenerateRequest& request) const { return request.max_new_tokens - 1 + (reads_with_blocks ? 1 : 0); }
   const bool reads_with_blocks;
   int64_t recent_slots(const GenerateRequest& request) const;  // of a row
   int64_t recent_slots(const Prompt& prompt) const;
-  // A token that left behind its loop: deeper loops get its keys, and with residuals it gets its records when encode_left is
-  // called, before its successor runs.
+  // Called when a token exits. Copies its keys and values to the deeper loops. With residuals, encode_left() makes its
+  // records later, before the next token runs.
   void leave_loops(const Row& row, const ActiveToken& token);
   void encode_left();
-  // With residuals, tokens of a block run when those of the blocks before have their records: the most tokens behind the newest
-  // one that may run beside it.
+  // The largest number of tokens after the newest one that may run at the same time. With residuals the tokens of a block can
+  // run only when all earlier blocks have their records.
   int64_t most_ahead(const Row& row) const;
   int loops_of(const GenerateRequest& request) const { return request.exit.max_loops > 0 ? request.exit.max_loops : loops; }
 
   int32_t acquire_index();
-  void trim_indices();                  // buffers with a place for every row need no more than for those that are there
-  void finish(Row& row);                // releases it, or keeps what is in its cache
-  void release(Row& row);               // its cache and its prompt, and itself
-  void release_prompt(Prompt& prompt);  // for one of those that hold it
+  void trim_indices();     // shrinks the range of indices to those in use, so that buffers with a place per row can be smaller
+  void finish(Row& row);   // releases the row, or keeps its slots in the cache if its request asks for that
+  void release(Row& row);  // frees its slots, its share of the prompt, and the row itself
+  void release_prompt(Prompt& prompt);  // releases it for one of its holders
   void forget(int64_t kept);
   void clear() noexcept;
 
-  void answer(int64_t request, HostAnswer answer);  // from any thread
-  void collect_answers();                           // to the rows that are there
-  // Those left are of requests that are gone.
+  void answer(int64_t request, HostAnswer answer);  // callable from any thread
+  void collect_answers();                           // moves arrived answers to their rows
+  // Drops answers that still have no row, unless busy(): then their requests have ended.
   template <class Busy>
   void drop_answers_unless(Busy busy) {
     std::lock_guard lock(answers_mutex_);
@@ -165,13 +169,13 @@ struct Generation {
   }
 
   GenerateEvent& event(int64_t request);
-  // A new token of a row; false when it is the last.
+  // Adds a new token to a row. Returns false if it is the last one.
   bool add_token(Row& row, GeneratedToken token);
   void fail(int64_t request, const std::string& why);
   bool reached(Until until) const;
   std::vector<GenerateEvent> collect_events();
 
-  // Counters, read from any thread.
+  // Counters; any thread may read them.
   template <class Change>
   void count(Change change) {
     std::lock_guard lock(mutex_);
@@ -187,16 +191,16 @@ struct Generation {
   void release_cache(Row& row);
   void release_indices(const Row& row);
   std::vector<int32_t> free_indices_;
-  std::vector<LoopResidualToken> left_;  // that have left the loops and have no records yet
+  std::vector<LoopResidualToken> left_;  // tokens that have exited but have no records yet
   mutable std::mutex mutex_;
   SchedulerStats stats_;
   std::mutex answers_mutex_;
-  std::map<int64_t, HostAnswer> answers_;  // that have come and are not with their rows yet
+  std::map<int64_t, HostAnswer> answers_;  // answers that have arrived but are not with their rows yet
 };
 
-// ---- Buffers of the parts
+// ---- Buffers
 
-// Values on the device until the next call with the same buffer.
+// Uploads values. They stay valid until the next call with the same buffer.
 template <class T>
 const T* upload(const std::shared_ptr<Device>& device, Buffer& buffer, const std::vector<T>& values) {
   buffer.reserve(device, values.size() * sizeof(T) + sizeof(T));

@@ -6,7 +6,7 @@ namespace looplm {
 
 namespace {
 
-// log P(v) = logits[v] / temperature - log Σ, and the drawn token's log P says what log Σ is.
+// log P(v) = logits[v] / temperature - log Σ. The drawn token's known log P gives log Σ.
 void add_alternatives(HeadRow& row, const std::vector<double>& logits) {
   const GenerateRequest& request = row.row->request;
   const double temperature = request.sampling.temperature == 0 ? 1 : request.sampling.temperature;
@@ -26,12 +26,12 @@ bool drawn_alike(const Row& a, const Row& b) { return a.request.sampling == b.re
 
 }  // namespace
 
-// Rows with the same sampling options are drawn together.
+// Rows with the same sampling options are drawn in one kernel call.
 void Sampler::draw(std::vector<HeadRow>& rows, const Index& chunk, Buffer& logits) {
   const auto row = [&](int32_t k) -> HeadRow& { return rows[size_t(chunk[size_t(k)])]; };
   const auto draws = [&](int32_t i) { return rows[size_t(i)].draws(); };
   if (std::any_of(chunk.begin(), chunk.end(), draws)) g_.collect_answers();
-  Index open;  // rows of the chunk
+  Index open;  // indices within the chunk
   for (size_t k = 0; k < chunk.size(); k++) {
     HeadRow& r = row(int32_t(k));
     if (!r.draws()) continue;
@@ -58,7 +58,8 @@ void Sampler::draw_deferred(std::vector<HeadRow>& rows) {
   draw(rows, chunk, memory_.again);
 }
 
-// place: of the row in `logits`. The host is shown logits that are biased and penalised.
+// Keeps the logits of a row that waits for the host. place: index of the row in `logits`. With Host::logits, the host gets
+// logits to which biases and penalties are already applied.
 void Sampler::defer(HeadRow& row, int64_t place, Buffer& logits) {
   const size_t V = size_t(model_.config.vocabulary), bytes = V * loop_dtype_size(model_.real());
   const auto copy = [&](Buffer& to, size_t offset) {
@@ -74,7 +75,7 @@ void Sampler::defer(HeadRow& row, int64_t place, Buffer& logits) {
   row.logits = download_reals(memory_.asked, model_.dt, V);
 }
 
-// logits real [rows, V], in place
+// Applies biases, penalties and masks to logits, real [rows, V], in place.
 void Sampler::edit(const std::vector<const HeadRow*>& rows, void* logits) {
   const int64_t V = model_.config.vocabulary;
   const size_t words = size_t(V + 31) / 32;
@@ -91,7 +92,7 @@ void Sampler::edit(const std::vector<const HeadRow*>& rows, void* logits) {
       drafted.append_to(edits, int64_t(k) * V);
     }
     if (row.answer.allowed.empty()) continue;
-    allowed.resize(rows.size() * words, -1);  // every token
+    allowed.resize(rows.size() * words, -1);  // -1: all tokens allowed
     std::copy(row.answer.allowed.begin(), row.answer.allowed.end(), allowed.begin() + ptrdiff_t(k * words));
   }
   const auto* mask = reinterpret_cast<const uint32_t*>(upload(model_.device, memory_.allowed, allowed));
@@ -104,7 +105,7 @@ void Sampler::edit(const std::vector<const HeadRow*>& rows, void* logits) {
   model_.device->run(&LoopBackend::edit_logits, "edit logits", model_.dt, static_cast<const LoopLogitEdits*>(&e));
 }
 
-// Logits that the host gave, biased and penalised before.
+// Replaces logits by those from the host, which biases and penalties were applied to before.
 void Sampler::replace(const std::vector<const HeadRow*>& rows, Buffer& logits) {
   const size_t V = size_t(model_.config.vocabulary);
   for (size_t k = 0; k < rows.size(); k++)
@@ -118,7 +119,7 @@ void Sampler::draw_alike(std::vector<HeadRow>& rows, const Index& chunk, const I
   const auto row = [&](size_t k) -> HeadRow& { return rows[size_t(chunk[size_t(group[k])])]; };
   std::vector<int32_t> sequences, positions;
   std::vector<const HeadRow*> members;
-  std::vector<std::vector<double>> seen(n);  // before the sampler may overwrite them
+  std::vector<std::vector<double>> seen(n);  // saved before the sampler may overwrite them
   for (size_t k = 0; k < n; k++) {
     members.push_back(&row(k));
     sequences.push_back(row(k).row->request.sequence);
@@ -151,7 +152,7 @@ void Sampler::draw_alike(std::vector<HeadRow>& rows, const Index& chunk, const I
                      memory_.tokens.as<int32_t>(),
                      memory_.logprobs.as<>()};
   device->run(&LoopBackend::sample, "sample", model_.dt, static_cast<const LoopSample*>(&s));
-  if (edits)  // the sampler saw other logits than the model's
+  if (edits)  // the sampler got edited logits, but log-probabilities must be the model's
     device->run(&LoopBackend::head_rows, "log-probabilities", model_.dt, int64_t(n), V,
                 options.temperature == 0 ? 1.0 : options.temperature, const_cast<void*>(own), memory_.tokens.as<const int32_t>(),
                 static_cast<const LoopLoss*>(nullptr), memory_.logprobs.as<>(), nullptr);

@@ -1,4 +1,4 @@
-// Draws the tokens of rows that exit.
+// Draws the next token of rows that exit.
 #pragma once
 #include "head_row.h"
 
@@ -8,9 +8,10 @@ class Sampler {
  public:
   Sampler(Generation& generation, RowGather& gather) : g_(generation), model_(generation.model), gather_(gather) {}
 
-  // For the rows of a chunk that exit, from logits real [chunk, V]. Those whose answer from the host is not there are deferred.
+  // Draws for the rows of a chunk that exit, from logits real [chunk, V]. Rows that still wait for the host's answer are
+  // deferred.
   void draw(std::vector<HeadRow>& rows, const std::vector<int32_t>& chunk, Buffer& logits);
-  // Deferred rows whose answer has come. Their indices do not change.
+  // Draws for deferred rows whose answer has arrived. They must still have the same index.
   void draw_deferred(std::vector<HeadRow>& rows);
 
  private:
@@ -19,7 +20,7 @@ class Sampler {
     Buffer sequences, positions, tokens;  // int32 [rows]
     Buffer logprobs;                      // real [rows]
     Buffer edits, allowed;
-    Buffer deferred;      // real [row indices, V]: logits as the head made them
+    Buffer deferred;      // real [row indices, V]: unchanged logits from the head
     Buffer asked, again;  // real [V], real [rows, V]
   };
   using Index = std::vector<int32_t>;

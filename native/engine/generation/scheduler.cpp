@@ -33,8 +33,8 @@ struct Scheduler::State {
       throw Error("INVALID_ARGUMENT", "scheduler", "maxRows and prefillTokens must be at least 1, maxTokens at least 0");
   }
 
-  // Does something that may find no memory, and that has then changed nothing. In that case prompts are run in smaller pieces,
-  // then the newest rows wait for others to end, and a row that is alone fails.
+  // Runs a step that may run out of memory, in which case it has changed nothing. Then prompts run in smaller pieces; if that
+  // is not possible, the newest rows go back to the queue; a row that is alone fails.
   template <class Step>
   void attempt(Step step) {
     const Remedy remedy(*g.model.device, generation_remedy);
@@ -49,7 +49,8 @@ struct Scheduler::State {
       remove(newest, false);
     }
   }
-  // An eighth of the rows at once: a rollout much larger than the memory soon has its size. False when none may begin again.
+  // Restarts an eighth of the rows at once, so that a batch that is much too large for the memory shrinks quickly. Returns
+  // false if no row may restart.
   bool put_back_newest() {
     const size_t most = std::max<size_t>(1, g.rows.size() / 8);
     std::vector<Row*> newest;
@@ -59,7 +60,7 @@ struct Scheduler::State {
       decode->drop(*row);
       admission.put_back(*row);
     }
-    if (g.rows.empty()) {  // what passes of more rows have left would be in the way of one
+    if (g.rows.empty()) {  // frees scratch memory sized for more rows, so that one row has as much as possible
       decode.emplace(g);
       g.model.stack_memory().release();
     }
@@ -90,7 +91,7 @@ struct Scheduler::State {
     return g.collect_events();
   }
 
-  // After an error nothing of the requests is left, and new ones may come. Takes no memory: there may be none.
+  // After an error: drops all requests, so that new ones can be added. Must not allocate, because memory may have run out.
   void reset() noexcept {
     decode->clear();
     admission.clear();

@@ -36,7 +36,7 @@ void Slots::release(int64_t first, int64_t slots) {
 void Slots::add(int64_t slots) {
   const int64_t first = count_;
   count_ += slots;
-  used_ += slots;  // as if they had been allocated
+  used_ += slots;  // as if they were allocated, so that release() can free them
   release(first, slots);
 }
 

@@ -10,7 +10,7 @@ void TokenHead::run(std::vector<HeadRow>& rows, const Stack::Registers& after, c
   meter_.apply_states(rows, after[0], before);
   const auto at_head = [](const HeadRow& row) { return row.draws() || row.needs(exit_needs::distribution); };
   const void* hidden = after[0];
-  std::vector<int32_t> readable;  // rows of `hidden`
+  std::vector<int32_t> readable;  // rows that `hidden` contains
   if (g_.architecture().read.empty()) {
     for (size_t i = 0; i < rows.size(); i++) readable.push_back(int32_t(i));
   } else {
@@ -39,8 +39,9 @@ void TokenHead::run(std::vector<HeadRow>& rows, const Stack::Registers& after, c
   }
 }
 
-// Blocks of the readout have one plane for all loops: the cache keeps those of the loop that a token exits from. The first new
-// token is read from the prompt's last one, whose readout is the row's own, in its first slot: prompts are shared.
+// The blocks of a readout have one cache plane for all loops, which keeps the keys of the loop at which a token exits. The
+// first new token is read from the prompt's last token. Prompts may be shared, so that readout is stored in the row's first
+// own slot.
 const void* TokenHead::read(const std::vector<HeadRow>& rows, const std::vector<int32_t>& index, const Stack::Registers& after) {
   if (index.empty()) return nullptr;
   Model& model = g_.model;

@@ -1,4 +1,4 @@
-// What happens to rows after a loop: exit rules, the steps between the loops and the head, the head, and sampling.
+// Everything between a loop and the next token: exit rules, the readout, the head, and sampling.
 #pragma once
 #include "exit_meter.h"
 #include "recent_inputs.h"
@@ -15,20 +15,20 @@ class TokenHead {
         meter_(generation, gather_),
         sampler_(generation, gather_) {}
 
-  // after: the registers behind a loop, act [rows, D] each. before: register 0 before it, for rules that compare states. Rows
-  // that exit have drawn their token.
+  // after: registers after a loop, act [rows, D] each. before: register 0 before that loop, for rules that compare states.
+  // Sets `drawn` in the rows that exit.
   void run(std::vector<HeadRow>& rows, const Stack::Registers& after, const void* before);
-  // Rows that `run` deferred, and whose answer from the host has come, draw their token.
+  // Draws for deferred rows whose answer from the host has arrived.
   void draw_deferred(std::vector<HeadRow>& rows) { sampler_.draw_deferred(rows); }
 
  private:
   struct Memory {
     Buffer registers;                // act [R, rows, D]
-    Buffer slots, before, contexts;  // of the readout's own planes
+    Buffer slots, before, contexts;  // in the cache planes of the readout
     Buffer positions;                // int32 [rows]
-    Buffer hidden, logits;           // act [rows, D], real [rows, V] of a chunk
+    Buffer hidden, logits;           // act [rows, D], and real [rows, V] for one chunk
   };
-  // act [index, D]: what the head reads of some rows.
+  // act [index, D]: the head's input for the rows `index`.
   const void* read(const std::vector<HeadRow>& rows, const std::vector<int32_t>& index, const Stack::Registers& after);
 
   Generation& g_;

@@ -19,7 +19,7 @@ void TokenStates::gather(const std::vector<int32_t>& index, const Stack::Registe
 }
 
 void TokenStates::keep(const std::vector<int32_t>& index) {
-  size_t to = 0;  // never behind the row that is copied, for `index` grows
+  size_t to = 0;  // never overtakes the row that is copied, because `index` is ascending
   for (size_t r = 0; r < g_.registers(); r++)
     for (const int32_t token : index) {
       const size_t from = r * states_.tokens + size_t(token);

@@ -1,4 +1,4 @@
-// Registers of tokens between two passes.
+// Stores the registers of tokens between two passes.
 #pragma once
 #include "head_row.h"
 
@@ -8,13 +8,13 @@ class TokenStates {
  public:
   explicit TokenStates(Generation& generation) : g_(generation), gather_(generation.model) {}
 
-  // Room for `most` tokens, so that `gather` cannot fail.
+  // Allocates memory for `most` tokens, so that `gather` cannot fail.
   void reserve(size_t most);
-  // These states = rows `index` of `from`.
+  // Replaces the stored states by rows `index` of `from`.
   void gather(const std::vector<int32_t>& index, const Stack::Registers& from);
-  // Only these of its tokens stay; `index` grows. Takes no memory: rows are dropped where there is none.
+  // Keeps only these tokens; `index` must be ascending. Allocates nothing, because rows are dropped when memory has run out.
   void keep(const std::vector<int32_t>& index);
-  // Into a loop's registers, behind those of its `fresh` tokens.
+  // Copies the states into the input registers of a loop, after its `fresh` tokens.
   void load(const Stack& loop, size_t fresh);
   void* at(size_t r, size_t token) { return states_.values.at((r * states_.tokens + token) * g_.state_bytes); }
   void clear() noexcept { states_.tokens = 0; }

@@ -36,7 +36,7 @@ void WavefrontPace::add(const Readouts& readouts, int loops, int64_t sequences) 
     if (pause_ > 0 && --pause_ == 0 && !pays(loops, stride_, sequences)) pause();
     return;
   }
-  if (!drafts_ && tried_++ == 0) loops_ = passes_ = tokens_ = 0;  // what was known before the pause is old
+  if (!drafts_ && tried_++ == 0) loops_ = passes_ = tokens_ = 0;  // values from before the pause are outdated
   loops_ = FADE * loops_ + loops;
   passes_ = FADE * passes_ + readouts.since;
   tokens_ = FADE * tokens_ + 1;

@@ -9,9 +9,9 @@ struct Wavefront::Moved {
   std::vector<ActiveToken> fresh;
 };
 
-// Shared planes hold the keys of the last loop alone, which a token ahead does not have yet. Blocks behind the loops have keys of
-// the loop that a token leaves after: only where every token takes all loops are those of the tokens before it there by then. An
-// answer of the host is made for one token at a time.
+// When a wave is not possible: if loops share a plane, it holds only the keys of the last loop, which a token ahead does not
+// have yet. If readouts have blocks, their keys come from the loop at which a token exits; they are there in time only if
+// every token takes all loops. If the host answers, it answers for one token at a time.
 Wave Wavefront::begin(Generation& g, const GenerateRequest& request, int max_loops) {
   Wave wave;
   const bool possible = request.wavefront && max_loops > 1 && !g.cache.shared() &&
@@ -59,7 +59,8 @@ void Wavefront::settle(const std::vector<size_t>& members, const std::vector<Act
   next.fresh.insert(next.fresh.end(), moved.fresh.begin(), moved.fresh.end());
 }
 
-// Whether the token under way behind this one is the one that its readout drew; else that one and those behind it are gone.
+// Whether the drafted token after this one is the one that this token's readout drew. If not, it and all later ones are
+// dropped.
 bool Wavefront::holds(Row& row, const ActiveToken& token) {
   const size_t ahead = size_t(token.ahead);
   if (ahead >= row.drafts.size() || row.drafts[ahead] == token.readouts.token) return true;
@@ -68,7 +69,7 @@ bool Wavefront::holds(Row& row, const ActiveToken& token) {
   return false;
 }
 
-// Tokens at the front that have left their loops are the sequence's; false when it has ended.
+// Adds the tokens at the front that have exited to the sequence. Returns false if the sequence has ended.
 bool Wavefront::confirm(Row& row, Moved& moved) {
   for (auto front = row.wave.drawn.find(row.made); front != row.wave.drawn.end(); front = row.wave.drawn.find(row.made)) {
     Wave::Drawn drawn = std::move(front->second);
@@ -86,7 +87,7 @@ bool Wavefront::confirm(Row& row, Moved& moved) {
   return true;
 }
 
-// One token more, behind the last: what the latest readout of that one drew.
+// Starts one more token after the last one: the one that the latest readout of the last one drew.
 void Wavefront::grow(Row& row, Moved& moved) {
   const int32_t end = int32_t(row.drafts.size());
   const auto left = row.wave.drawn.find(row.made + end);

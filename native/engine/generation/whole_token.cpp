@@ -6,7 +6,7 @@
 
 namespace looplm {
 
-// Where the backend has such a call and the row's exit rule needs no head.
+// Whether the backend has such a call, and the row's exit rule works without the head.
 bool WholeToken::allows(const ActiveToken& token, std::vector<LoopDecodeLayer>& layers) const {
   if (token.loop > 0 || token.readouts.wanted) return false;
   const Row& row = *token.row;

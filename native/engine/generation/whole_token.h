@@ -1,4 +1,4 @@
-// One token alone: all its loops in one call of the backend.
+// Decoding a single token with all its loops in one call of the backend.
 #pragma once
 #include <optional>
 
@@ -10,8 +10,8 @@ class WholeToken {
  public:
   explicit WholeToken(Generation& generation) : g_(generation) {}
 
-  // The loops that a fresh token took, behind which `state` holds its register. Nothing when the backend has no such call for it:
-  // then nothing has happened.
+  // Returns the number of loops that the token took; state() then holds its register. Returns nothing, and changes nothing,
+  // if the backend cannot do it for this token.
   std::optional<int> run(const ActiveToken& token);
   void* state() { return state_.as<>(); }  // act [D]
 
