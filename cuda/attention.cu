@@ -1,6 +1,6 @@
-// softmax(scale q·k) v over packed causal segments, bf16 through the tensor cores (math.md §1; Dao, FlashAttention-2,
-// 2307.08691): scores never leave the registers. A block has 64 · row_tiles query rows of one head, a warp 16 · row_tiles of
-// them.
+// softmax(scale q·k) v over packed causal segments in bf16 on the tensor cores (math.md §1; Dao, FlashAttention-2,
+// 2307.08691). Scores never leave the registers. A block handles 64 · row_tiles query rows of one head, and each of its 4
+// warps 16 · row_tiles of them.
 #include "attention_tile.h"
 
 namespace looplm::cuda {
@@ -19,13 +19,13 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(const Atte
   const Shared<bf16> q_tile = dynamic_shared<bf16>(0, F::rows * F::pitch),
                      k_tile = dynamic_shared<bf16>(F::k_at, keys * F::pitch),
                      v_tile = dynamic_shared<bf16>(F::v_at, keys * F::pitch);
-  // The longest rows first: they are at the end of a segment.
+  // longest rows first: those at the end of a segment see the most keys
   const int head = int(blockIdx.x) % a.heads, slot = slots - 1 - int(blockIdx.x) / a.heads, kv_head = head / a.ratio;
   const int index = segment_of_slot(a.segments, a.segment_count, F::rows, slot);
   const KeyRun run = key_run(a.segments[index]), own{run.begin, run.length, 0, 0};
-  const int first = (slot - index - run.begin / F::rows) * F::rows;  // query of the segment
+  const int first = (slot - index - run.begin / F::rows) * F::rows;  // index within the segment
   if (first >= run.length) return;
-  // In shared memory: no thread keeps it in a register.
+  // In shared memory, so that it takes no register.
   SHARED_ARRAY(int, two_way, 1);
   if (threadIdx.x == 0) two_way[0] = a.segments[index].two_way;
   const int tiles = (run.visible(first, F::rows, a.segments[index].two_way) + keys - 1) / keys;
@@ -38,12 +38,12 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(const Atte
   float out[m][D / 8][4] = {}, largest[m][2], sum[m][2] = {};
 #pragma unroll
   for (int i = 0; i < m; ++i) largest[i][0] = largest[i][1] = -INFINITY;
-  const float scale = a.scale * log2_e;  // exponentials are powers of 2
+  const float scale = a.scale * log2_e;  // exponentials are computed as powers of 2
 
 #pragma unroll 1
   for (int tile = 0; tile < tiles; ++tile) {
     copy_async_wait<0>();
-    __syncthreads();  // the keys are there, and nobody reads the values of the last tile any more
+    __syncthreads();  // the keys have arrived, and no thread still reads the values of the last tile
     load_tile<D, keys>(v_tile, a.qkv + a.v_column(kv_head), a.width, a.head_dim, run, tile * keys, run.keys());
     copy_async_commit();
 
@@ -51,11 +51,11 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(const Atte
     multiply_transposed<D, m, keys>(s, q_tile, row, k_tile);
 
     copy_async_wait<0>();
-    __syncthreads();  // the values are there, and nobody reads the keys any more
+    __syncthreads();  // the values have arrived, and no thread still reads the keys
 
-    if ((tile + 1) * keys > run.prefix + first + 1) {  // some key is behind some row
+    if ((tile + 1) * keys > run.prefix + first + 1) {  // some key is beyond the diagonal of some row
       const int last = run.prefix + first + row + g - tile * keys - p;
-      const int both_ways = run.prefix + two_way[0] - tile * keys - p;  // keys before this one are seen by all rows
+      const int both_ways = run.prefix + two_way[0] - tile * keys - p;  // all rows see the keys before this one
 #pragma unroll
       for (int i = 0; i < m; ++i)
 #pragma unroll
@@ -71,9 +71,9 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(const Atte
         float most = largest[i][half];
 #pragma unroll
         for (int j = 0; j < keys / 8; ++j) most = fmaxf(most, fmaxf(s[i][j][2 * half], s[i][j][2 * half + 1]));
-        most = warp_max<4>(most);  // a row's keys lie in four lanes
-        // Exactly 1 where the maximum stays, so that tiles in which a row sees nothing leave its sums as they are. Before the
-        // first tile the maximum is -inf; behind it, it never is, because every row sees its first key.
+        most = warp_max<4>(most);  // the keys of a row are spread over four lanes
+        // shrink is exactly 1 if the maximum does not change, so tiles in which a row sees no key leave its sums unchanged.
+        // The maximum is -inf only before the first tile, because every row sees its first key.
         const float shrink = fast_exp2((largest[i][half] - most) * scale), shift = __fmul_rn(most, scale);
         largest[i][half] = most;
         float here = 0;
@@ -147,7 +147,7 @@ int attention(void* ctx, LoopDType dt, const LoopAttention* a) {
   });
 }
 
-// delta[head, token] = Σ dout · out, a warp each.
+// delta[head, token] = Σ dout · out; one warp per sum.
 template <class T>
 __global__ void delta_kernel(int64_t rows, int heads, int64_t tokens, int head_dim, const T* dout, const T* out, float* delta) {
   const int64_t row = int64_t(blockIdx.x) * (blockDim.x / 32) + warp_id();  // token · heads + head
@@ -185,8 +185,8 @@ bool tensor_cores_fit(const LoopAttention& a) {
   return aligned;
 }
 
-// Two row tiles a warp halve what is read from shared memory for each product; with 64 keys the registers suffice up to head size
-// 128.
+// Two row tiles per warp halve the shared-memory reads per product. With 64 keys per tile, the registers suffice up to head
+// size 128.
 int attention_bf16(Context& c, const Attention<bf16>& a) {
   if (a.head_dim <= 32) return forward<32, 2, 64>(c, a);
   if (a.head_dim <= 64) return forward<64, 2, 64>(c, a);

@@ -1,9 +1,8 @@
-// What the attention kernels share: their arguments, which rows a block has, and which token a key is.
+// Shared by the attention kernels: their arguments, which rows a block handles, and which token a key belongs to.
 //
-// A segment's own tokens and those of its prefix are one run of keys: key j is token prefix_begin + j while j < prefix, then
-// token begin + j - prefix. Query i of the segment (token begin + i) sees the keys 0 … prefix + i. While i < two_way it sees
-// all keys before prefix + two_way. Blocks are cut within a segment, so a row's arithmetic depends on its own place in the
-// segment alone.
+// The keys of a segment are those of its prefix, then its own. Key j is token prefix_begin + j for j < prefix, else token
+// begin + j - prefix. Query i of the segment (token begin + i) sees the keys 0 … prefix + i. Queries i < two_way see all keys
+// before prefix + two_way. Blocks never cross segments, so a row's arithmetic depends only on its position in its segment.
 #pragma once
 #include "context.h"
 
@@ -19,24 +18,24 @@ struct Attention {
   const T* qkv;
   T* out;
   float* lse;          // [heads, tokens]
-  const T* dout;       // backward
-  const float* delta;  // [heads, tokens]: Σ dout · out of the row
+  const T* dout;       // backward only
+  const float* delta;  // [heads, tokens]: Σ dout · out per row
   T* dqkv;
 
-  int ratio;                 // query heads of a key head
-  int64_t width, out_width;  // of a row of qkv, of a row of out
+  int ratio;                 // query heads per key head
+  int64_t width, out_width;  // row widths of qkv and of out
 
-  // Column of a row of qkv where a head begins.
+  // The column of a row of qkv at which a head starts.
   __device__ int q_column(int head) const { return head * head_dim; }
   __device__ int k_column(int kv_head) const { return (heads + kv_head) * head_dim; }
   __device__ int v_column(int kv_head) const { return (heads + kv_heads + kv_head) * head_dim; }
 };
 
-// The keys of a segment.
+// The keys that the queries of a segment see.
 struct KeyRun {
   int begin, length, prefix_begin, prefix;
   __device__ int keys() const { return prefix + length; }
-  // Keys that some query of [first, first + rows) sees.
+  // Number of keys that some query of [first, first + rows) sees.
   __device__ int visible(int first, int rows, int two_way) const { return prefix + max(min(first + rows, length), two_way); }
   __device__ int64_t token(int key) const { return key < prefix ? prefix_begin + key : begin + key - prefix; }
 };
@@ -45,11 +44,11 @@ __device__ __forceinline__ KeyRun key_run(const LoopSegment& s) {
   return {s.begin, s.end - s.begin, s.prefix_begin, s.prefix_end - s.prefix_begin};
 }
 
-// Blocks of `rows` tokens. Segment s has the slots begin / rows + s and following: never fewer than it needs, so no table of
-// blocks is made, and a slot may be empty.
+// Blocks of `rows` tokens each. Segment s gets the slots from begin / rows + s on. That is never too few, so no table of
+// blocks is needed, but some slots stay empty.
 inline int64_t tile_slots(int64_t tokens, int segment_count, int rows) { return tokens / rows + segment_count; }
 
-// The segment of a slot, by a search of the whole warp, 32 segments at a time. Segments lie in order of their tokens.
+// Finds the segment of a slot. The whole warp searches, 32 segments at a time; segments are sorted by their tokens.
 __device__ __forceinline__ int segment_of_slot(const LoopSegment* segments, int segment_count, int rows, int slot) {
   int low = 0, count = segment_count;
   while (count > 1) {
@@ -64,11 +63,11 @@ __device__ __forceinline__ int segment_of_slot(const LoopSegment* segments, int 
 
 constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
 
-// bf16 through the tensor cores, for head sizes that are multiples of 8, at most 128, and 16-byte aligned rows.
+// bf16 on the tensor cores. Head size: a multiple of 8, at most 128; rows must be 16-byte aligned.
 bool tensor_cores_fit(const LoopAttention& a);
 int attention_bf16(Context& c, const Attention<bf16>& a);
 int attention_backward_bf16(Context& c, const Attention<bf16>& a);
-// Any head size up to 512, float32 arithmetic.
+// Any head size up to 512; computes in float32.
 template <class T>
 int attention_plain(Context& c, const Attention<T>& a);
 template <class T>

@@ -1,14 +1,16 @@
-// The gradient of attention.cu in two kernels, each of which owns what it writes, so that no sum depends on the order of blocks:
-//   keys:     a block has 64 keys and goes through the queries that see them, ∂v = Σ p ∂out, ∂k = scale Σ ∂s q
-//   queries:  a block has query rows and goes through their keys, ∂q = scale Σ ∂s k
-// with p = exp(scale q·k - lse) and ∂s = p (∂out·v - delta) made anew in both: two products more than one kernel with atomic
-// sums.
+// The backward pass of attention.cu in two kernels. Each kernel exclusively owns its outputs, so no sum depends on the order
+// of blocks:
+//   keys:     a block has 64 keys and loops over the queries that see them: ∂v = Σ p ∂out, ∂k = scale Σ ∂s q
+//   queries:  a block has some query rows and loops over their keys: ∂q = scale Σ ∂s k
+// Both recompute p = exp(scale q·k - lse) and ∂s = p (∂out·v - delta). That is two more products than in one kernel with
+// atomic sums.
 #include "attention_tile.h"
 
 namespace looplm::cuda {
 namespace {
 
-// ---- keys and values: a warp has 16 keys, scores are transposed [keys, queries], so that they are the A operand of both sums.
+// ---- Keys and values. A warp has 16 keys. Scores are transposed, [keys, queries], so that they are the A operand of both
+// sums.
 
 template <int D, int queries>
 struct KeysBackward {
@@ -18,10 +20,11 @@ struct KeysBackward {
                           bytes = statistics_at + 4 * queries * 4;
 };
 
-// The queries that see a run of keys: those of the keys' own segment from the first key on, or all of it when the keys begin in
-// its two-way part, then those of every segment that has it for its prefix; of each, all heads of the group, tile by tile.
+// The tiles of queries that see the keys of a block. First those of the keys' own segment, from the first key on (or from the
+// start of the segment, if the keys begin in its bidirectional part). Then all queries of every segment whose prefix is this
+// segment. For each segment, all query heads of the group, tile by tile.
 struct QueryTile {
-  int segment, begin, length, head, first;  // first: query of the segment. segment -1: none
+  int segment, begin, length, head, first;  // first: index in the segment. segment -1: no more tiles
 };
 
 template <int D, int queries>
@@ -38,7 +41,7 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
   const int own_index = segment_of_slot(a.segments, a.segment_count, keys, slot);
   const LoopSegment own_segment = a.segments[own_index];
   const KeyRun own{own_segment.begin, own_segment.end - own_segment.begin, 0, 0};
-  const int first_key = (slot - own_index - own.begin / keys) * keys;  // of the segment
+  const int first_key = (slot - own_index - own.begin / keys) * keys;  // index in the segment
   if (first_key >= own.length) return;
   const int first_query = first_key < own_segment.two_way ? 0 : first_key;
   const int row = warp_id() * 16, g = lane_id() / 4, p = lane_id() % 4 * 2;
@@ -87,12 +90,12 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
   float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {};
   const float scale = a.scale * log2_e;
   bool more = true, masked = true;
-  int query = first_query;  // the first of the tile, in its segment
+  int query = first_query;  // first query of the tile, as an index in its segment
 #pragma unroll 1
   for (int buffer = 0; more; buffer ^= 1) {
     copy_async_wait<0>();
-    __syncthreads();  // these queries are there, and nobody reads those before them any more
-    // The plan of the next tile is made a tile ahead and lies in shared memory: no thread keeps it in registers.
+    __syncthreads();  // these queries have arrived, and no thread still reads the ones before
+    // The plan of the next tile is computed one tile ahead, in shared memory, so that it takes no registers.
     {
       const QueryTile next = plan[buffer ^ 1];
       if (next.segment >= 0) load_queries(next, buffer ^ 1);
@@ -103,7 +106,7 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
     const Shared<float> lse = statistics + buffer * 2 * queries, delta = lse + queries;
     float s[1][queries / 8][4] = {};
     multiply_transposed<D, 1, queries>(s, k_tile, row, q_tile);
-    // Scores to probabilities. Rows behind the segment's end are 0 in ∂out and delta, so they add nothing.
+    // From scores to probabilities. Rows after the end of the segment have zeros in dout and delta, so they add nothing.
 #pragma unroll
     for (int j = 0; j < queries / 8; ++j) {
       const float2 shift = shared_cast<float2>(lse + 8 * j + p)[0];
@@ -126,7 +129,7 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
       ds[0][j][1] = ds[0][j][3] = -shift.y;
     }
     multiply_transposed<D, 1, queries>(ds, v_tile, row, dout_tile);
-    // The rounded probabilities serve again: there are no registers to keep both.
+    // Uses the rounded probabilities again, because there are not enough registers to keep both.
 #pragma unroll
     for (int j = 0; j < queries / 8; ++j)
 #pragma unroll
@@ -150,7 +153,7 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
   store_rows<D, 1>(dv, v_factor, v_tile, row, a.head_dim, [&](int r) { return to(a.v_column(kv_head), r); });
 }
 
-// ---- queries: as forward, with 32 keys at a time in two buffers.
+// ---- Queries. Like the forward kernel, with 32 keys at a time in two buffers.
 
 template <int D, int m, int keys>
 struct QueriesBackward {
@@ -200,7 +203,7 @@ __global__ void __launch_bounds__(attention_threads) queries_backward_kernel(con
   for (int tile = 0; tile < tiles; ++tile) {
     const int buffer = tile % 2 * keys * pitch;
     copy_async_wait<0>();
-    __syncthreads();  // the keys and values are there, and nobody reads those before them any more
+    __syncthreads();  // the keys and values have arrived, and no thread still reads the ones before
     if (tile + 1 < tiles) {
       load_tile<D, keys>(k_tiles + (keys * pitch - buffer), k, a.width, a.head_dim, run, (tile + 1) * keys, visible);
       load_tile<D, keys>(v_tiles + (keys * pitch - buffer), v, a.width, a.head_dim, run, (tile + 1) * keys, visible);
@@ -209,9 +212,9 @@ __global__ void __launch_bounds__(attention_threads) queries_backward_kernel(con
 
     float s[m][keys / 8][4] = {}, ds[m][keys / 8][4];
     multiply_transposed<D, m, keys>(s, q_tile, row, k_tiles + buffer);
-    if ((tile + 1) * keys > run.prefix + first + 1) {  // some key is behind some row
+    if ((tile + 1) * keys > run.prefix + first + 1) {  // some key is beyond the diagonal of some row
       const int last = run.prefix + first + row + g - tile * keys - p;
-      const int both_ways = run.prefix + two_way[0] - tile * keys - p;  // keys before this one are seen by all rows
+      const int both_ways = run.prefix + two_way[0] - tile * keys - p;  // all rows see the keys before this one
 #pragma unroll
       for (int i = 0; i < m; ++i)
 #pragma unroll
@@ -272,7 +275,7 @@ int backward(Context& c, const Attention<bf16>& a) {
 }  // namespace
 
 int attention_backward_bf16(Context& c, const Attention<bf16>& a) {
-  // Chips with 99 KiB of shared memory for a block (8.6, 8.9, 12.0) are 4 KiB short at head size 128.
+  // chips with 99 KiB of shared memory per block (8.6, 8.9, 12.0) lack 4 KiB at head size 128
   int limit = 0;
   cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, c.device);
   if (a.head_dim > 96 && int(QueriesBackward<128, 2, 32>::bytes) > limit) return attention_backward_plain(c, a);

@@ -1,6 +1,5 @@
-// Attention in float32 for any head size up to 512: the same tiles as the tensor-core kernels, with float32 products. A block has
-// 128 threads as 8 × 16; a thread has `a` rows and the columns t, t + 16, … of every tile, so the 16 threads of a row are half a
-// warp.
+// Attention in float32 for any head size up to 512, with the same tiles as the tensor-core kernels. A block has 128 threads,
+// as 8 × 16. A thread has `a` rows, and the columns t, t + 16, … of every tile. So the 16 threads of a row are half a warp.
 #include "attention.h"
 
 namespace looplm::cuda {
@@ -8,7 +7,7 @@ namespace {
 
 constexpr int plain_threads = 128;
 
-// D columns, at least the head's; a rows a thread; tiles of 8 a rows and columns.
+// D: number of columns, at least the head size; a: rows per thread; tiles have 8 · a rows and columns.
 template <int D, int a>
 struct Tile {
   static constexpr int rows = 8 * a, across = rows / 16, columns = D / 16, pitch = D + 4, weights_pitch = rows + 4;
@@ -19,7 +18,7 @@ struct Tile {
 __device__ __forceinline__ int row_group() { return int(threadIdx.x) / 16; }
 __device__ __forceinline__ int column_group() { return int(threadIdx.x) % 16; }
 
-// Rows [first, first + rows) of a run of keys; from `end` on, and behind the head's columns, 0.
+// Loads rows [first, first + rows) of a run of keys. Rows from `end` on and columns beyond the head become 0.
 template <class L, class T, int D>
 __device__ __forceinline__ void load_tile(Shared<float> tile, const T* base, int64_t row_width, int head_dim, const KeyRun& run,
                                           int first, int end) {
@@ -31,7 +30,7 @@ __device__ __forceinline__ void load_tile(Shared<float> tile, const T* base, int
   }
 }
 
-// s[i][j] = Σ over columns of A[row a·group + i] · B[row column_group + 16 j]
+// s[i][j] = Σ over columns of A[row a·group + i] · B[row column_group + 16 j].
 template <class L, int a>
 __device__ __forceinline__ void scores(float (&s)[a][L::across], Shared<float> a_tile, Shared<float> b_tile, int head_dim) {
 #pragma unroll
@@ -52,8 +51,8 @@ __device__ __forceinline__ void scores(float (&s)[a][L::across], Shared<float> a
   }
 }
 
-// sums[i][c] += Σ over the tile's rows r of weights[i][r] · B[r][column_group + 16 c]. The weights of a row are known to its 16
-// threads alone: they go through this half warp's part of `exchange`.
+// sums[i][c] += Σ over the tile's rows r of weights[i][r] · B[r][column_group + 16 c]. Only the 16 threads of a row have its
+// weights, so they pass them to each other through this half warp's part of `exchange`.
 template <class L, int a>
 __device__ __forceinline__ void accumulate(float (&sums)[a][L::columns], const float (&weights)[a][L::across],
                                            Shared<float> exchange, Shared<float> b_tile) {
@@ -134,7 +133,7 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_forward_kernel(const A
   }
 }
 
-// ∂k and ∂v of a tile of keys, which are the rows: all queries that see them, in the order of attention_backward.cu.
+// ∂k and ∂v of a tile of keys, from all queries that see them, in the order of attention_backward.cu.
 template <class T, int D, int a>
 __global__ void __launch_bounds__(plain_threads, 1) plain_keys_backward_kernel(const Attention<T> arg) {
   using L = Tile<D, a>;
@@ -253,8 +252,8 @@ int forward(Context& c, const Attention<T>& arg) {
                "attention");
 }
 
-// Head sizes above 256 take more shared memory for the gradient than a block of some chips may have (99 KiB on 8.6, 8.9
-// and 12.0).
+// The backward pass of head sizes above 256 needs more shared memory than some chips allow per block (99 KiB on 8.6, 8.9 and
+// 12.0).
 int shared_memory_for(Context& c, size_t bytes, int head_dim) {
   int limit = 0, major = 0, minor = 0;
   cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, c.device);

@@ -1,5 +1,5 @@
-// Tiles of the tensor-core attention kernels: a block of four warps, tiles of bf16 rows in shared memory, padded by 16 bytes so
-// that the eight rows of a matrix meet different banks.
+// Tiles of the tensor-core attention kernels, for blocks of four warps. A tile has bf16 rows in shared memory, padded by 16
+// bytes, so that the eight rows of a matrix are on different banks.
 #pragma once
 #include "attention.h"
 
@@ -10,12 +10,12 @@ constexpr int attention_threads = 128;
 template <int head_dim>
 constexpr int tile_pitch = head_dim + 8;
 
-// The rows [first, first + rows) of a run of keys, columns [column, column + head_dim) of qkv or of anything with that row width.
-// Rows from `end` on, and columns behind the head, become 0. Asynchronous.
+// Asynchronously loads the rows [first, first + rows) of a run of keys. base: the first column wanted, in qkv or any matrix
+// with that row width. Rows from `end` on and columns beyond the head become 0.
 template <int D, int rows>
 __device__ __forceinline__ void load_tile(Shared<bf16> tile, const bf16* base, int64_t row_width, int head_dim, const KeyRun& run,
                                           int first, int end) {
-  constexpr int lanes = D % 64 == 0 ? 8 : 4, pass = attention_threads / lanes;  // lanes that read a row, rows at a time
+  constexpr int lanes = D % 64 == 0 ? 8 : 4, pass = attention_threads / lanes;  // lanes per row; rows at a time
   const int lane = int(threadIdx.x) % lanes;
 #pragma unroll
   for (int row = int(threadIdx.x) / lanes; row < rows; row += pass) {
@@ -29,17 +29,17 @@ __device__ __forceinline__ void load_tile(Shared<bf16> tile, const bf16* base, i
   }
 }
 
-// A operands: 16 rows from `row`, columns [16 k, 16 k + 16).
+// Loads an A operand: 16 rows from `row` on, columns [16 k, 16 k + 16).
 template <int D>
 __device__ __forceinline__ void load_rows(uint32_t (&a)[4], Shared<bf16> tile, int row, int k) {
   load_matrix(a, tile + (row + lane_id() % 16) * tile_pitch<D> + 16 * k + lane_id() / 16 * 8);
 }
 
-// c [16 · m × n] += A [16 · m rows from `row`] · B [n rows]ᵀ over D columns: scores of queries and keys.
+// c [16 · m × n] += A [16 · m rows from `row` on] · B [n rows]ᵀ over D columns: the scores of queries and keys.
 template <int D, int m, int n>
 __device__ __forceinline__ void multiply_transposed(float (&c)[m][n / 8][4], Shared<bf16> a_tile, int row, Shared<bf16> b_tile) {
   const int b_row = lane_id() % 8 + lane_id() / 16 * 8, b_column = lane_id() / 8 % 2 * 8;
-#pragma unroll 4  // all eight of head size 128 at once would need more registers than there are
+#pragma unroll 4  // all eight steps of head size 128 at once would need too many registers
   for (int k = 0; k < D / 16; ++k) {
     uint32_t a[m][4];
 #pragma unroll
@@ -57,7 +57,7 @@ __device__ __forceinline__ void multiply_transposed(float (&c)[m][n / 8][4], Sha
   }
 }
 
-// The accumulators of one product are, rounded, the A operand of the next.
+// Rounds the accumulators of one product into the A operand of the next.
 template <int m, int n>
 __device__ __forceinline__ void round_weights(uint32_t (&packed)[m][n / 16][4], const float (&weights)[m][n / 8][4]) {
 #pragma unroll
@@ -71,7 +71,7 @@ __device__ __forceinline__ void round_weights(uint32_t (&packed)[m][n / 16][4], 
     }
 }
 
-// c [16 · m × D] += weights [16 · m × n] · B [n rows × D]
+// c [16 · m × D] += weights [16 · m × n] · B [n rows × D].
 template <int D, int m, int n>
 __device__ __forceinline__ void multiply(float (&c)[m][D / 8][4], const uint32_t (&weights)[m][n / 16][4], Shared<bf16> b_tile) {
 #pragma unroll
@@ -88,8 +88,8 @@ __device__ __forceinline__ void multiply(float (&c)[m][D / 8][4], const uint32_t
     }
 }
 
-// Accumulators times factor[row] to bf16 rows of memory, by way of this warp's 16 · m rows of a tile that no other warp uses any
-// more: row r goes to to(r), or nowhere when that is NULL.
+// Stores the accumulators times factor[row] as bf16 rows. They pass through this warp's 16 · m rows of `tile`, which no other
+// warp may still use. Row r is written to to(r); NULL: not written.
 template <int D, int m, class To>
 __device__ __forceinline__ void store_rows(const float (&c)[m][D / 8][4], const float (&factor)[m][2], Shared<bf16> tile, int row,
                                            int head_dim, To to) {

@@ -3,7 +3,8 @@
 namespace looplm::cuda {
 namespace {
 
-// out[j] += Σ_b partial[b · stride + j] for j < count. A warp sums every eighth block for 32 columns.
+// out[j] += Σ_b partial[b · stride + j] for j < count. A block handles 32 columns; each of its 8 warps sums every eighth
+// partial row.
 constexpr int warps = 8;
 __global__ void __launch_bounds__(32 * warps)
     add_partials_kernel(int blocks, int64_t stride, int64_t count, const float* partial, float* out) {

@@ -1,7 +1,7 @@
-// What the host side of every CUDA file shares: the context, its errors, scratch memory and the way into a call.
+// Shared by the host code of all CUDA files: the context, its errors, scratch memory and the entry of a call.
 //
-// A context is one device, one stream and one thread at a time. Everything is ordered by the stream; only copies to the host,
-// `synchronize` and the sums that the host reads wait for it.
+// A context belongs to one device and one stream, and is used by one thread at a time. The stream orders everything. Only
+// copies to the host, `synchronize`, and sums that the host reads wait for it.
 #pragma once
 #include <string>
 #include <vector>
@@ -11,15 +11,15 @@
 
 namespace looplm::cuda {
 
-struct Lt;  // cuBLASLt, when the machine has it (cublaslt.h)
+struct Lt;  // cuBLASLt, if it is installed (cublaslt.h)
 
-// What a kernel found wrong with its arguments: written to pinned memory by the device, reported by the next call that waits.
+// An error in a kernel's arguments. The device writes it to pinned memory; the next call that waits reports it.
 struct KernelFault {
   int32_t raised;
   int32_t value, limit;
 };
 
-// Two halves of pinned memory on the way between host and device. A half is reused once the copies from it have been made.
+// Two halves of pinned memory for copies between host and device. A half is reused when its copies have finished.
 struct Staging {
   char* half[2] = {};
   cudaEvent_t copied[2] = {};
@@ -27,8 +27,8 @@ struct Staging {
   int active = 0;
 };
 
-// How decoded tokens are computed, by LOOPLM_CUDA_DECODE: one kernel for a token of one row and recordings for more rows;
-// recordings alone; each kernel launched on its own. The results are the same bits.
+// How tokens are decoded, set by LOOPLM_CUDA_DECODE. token: one kernel per token for a single row, recordings for more rows.
+// graph: recordings only. launches: every kernel is launched separately. All give the same bits.
 enum class DecodeBy { token, graph, launches };
 
 struct Context {
@@ -39,33 +39,33 @@ struct Context {
   Staging staging;
   void* scratch = nullptr;
   size_t scratch_bytes = 0;
-  KernelFault* kernel_fault = nullptr;  // pinned, visible to the device
+  KernelFault* kernel_fault = nullptr;  // pinned memory, visible to the device
   Lt* lt = nullptr;
   DecodeBy decode = DecodeBy::token;
-  bool recording = false;      // the stream is being captured: nothing may wait, and no memory may be taken
-  int recordings = 0;          // that may be replayed
-  std::vector<void*> retired;  // scratch memory that recordings may still use
+  bool recording = false;      // the stream is being captured: no waiting and no allocation
+  int recordings = 0;          // number of recordings that exist
+  std::vector<void*> retired;  // old scratch memory that recordings may still use
 };
 
 int fail(Context& c, const std::string& message);
-// 0, or fail with what the runtime says about `operation`.
+// Returns 0, or fails with the runtime's message about `operation`.
 int check(Context& c, cudaError_t status, const char* operation);
-// Waits for the stream; fails when a kernel complained.
+// Waits for the stream. Fails if a kernel reported a fault.
 int wait(Context& c, const char* operation);
-// Memory that the next call may overwrite. NULL when there is none, after fail.
+// Scratch memory, which the next call may overwrite. NULL after fail() if there is none.
 void* scratch(Context& c, size_t bytes);
-// Host copy of device memory, after everything before it.
+// Copies device memory to the host, after all earlier work.
 int read_back(Context& c, void* host, const void* device, size_t bytes);
-// And the other way. The host's memory is free when it returns.
+// Copies host memory to the device. The host memory may be reused when it returns.
 int send(Context& c, void* device, const void* host, size_t bytes);
 
 inline Context& enter(void* ctx) {
   auto& c = *static_cast<Context*>(ctx);
-  cudaSetDevice(c.device);  // a thread may have used another one since
+  cudaSetDevice(c.device);  // the thread may have used another device since
   return c;
 }
 
-// f(c, float{} or bf16{}) for dt, and whether its launches were accepted.
+// Calls f(c, float{} or bf16{}) for dt, and checks its launches.
 template <class F>
 int with_dtype(void* ctx, const char* operation, LoopDType dt, F&& f) {
   Context& c = enter(ctx);

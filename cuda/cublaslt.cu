@@ -11,7 +11,7 @@
 
 namespace looplm::cuda {
 
-// The C interface of the library, as its manual documents it: opaque handles, enumerations as int.
+// The library's C interface as its manual documents it, with opaque handles and enumerations as int.
 namespace {
 using Handle = void*;
 using Desc = void*;
@@ -29,15 +29,17 @@ struct Heuristic {
 };
 constexpr int compute_32f = 68, real_32f = 0, real_16bf = 14, no_transpose = 0, transpose = 1;
 constexpr int desc_transpose_a = 3, desc_transpose_b = 4;
-constexpr int preference_workspace = 1, preference_reductions = 3, preference_alignments[] = {5, 6, 7, 8};  // of A, B, C and D
+// of A, B, C and D
+constexpr int preference_workspace = 1, preference_reductions = 3, preference_alignments[] = {5, 6, 7, 8};
 constexpr size_t workspace_bytes = 32 << 20;
 
-// From this number of rows on the library is worth its launch; below, and for everything that a decoded token needs, rows stay
-// bit for bit what they are alone.
+// From this number of rows on, the library is worth its launch overhead. Smaller products, and everything that decoding
+// needs, use our kernels: there the bits of a row do not depend on the number of rows.
 constexpr int64_t library_rows = 1024;
 
-// Rows for which the algorithm of a product of activations and a weight is chosen, whatever their number: so all calls with the
-// same weight use the same tiles and the same order of sums. A number of rows that this algorithm refuses gets another one.
+// The algorithm for activations times a weight is always chosen for this number of rows, whatever the actual number. So all
+// calls with the same weight use the same tiles and the same order of sums. If that algorithm does not support a number of
+// rows, another one is chosen for it.
 constexpr int64_t canonical_rows = 4096;
 
 struct Functions {
@@ -68,7 +70,7 @@ const std::vector<std::string> places = {"libcublasLt.so.13",
                                          "/usr/local/cuda/targets/sbsa-linux/lib/libcublasLt.so",
                                          "/opt/cuda/lib64/libcublasLt.so"};
 #else
-const std::vector<std::string> places = {};  // the emulator's memory is nothing to NVIDIA's library
+const std::vector<std::string> places = {};  // NVIDIA's library cannot use the emulator's memory
 #endif
 }  // namespace
 
@@ -76,17 +78,17 @@ struct Lt {
   Functions f{};
   Handle handle = nullptr;
   void* workspace = nullptr;
-  std::map<Key, Heuristic> algorithms;  // by the rows that they were chosen for
-  std::set<Key> refused;                // products that it has no algorithm for, or whose algorithms failed
-  std::string refusal;                  // of the first of them, why
-  bool wanted = false;                  // LOOPLM_CUDA_GEMM=library: for every product, not for large ones alone
+  std::map<Key, Heuristic> algorithms;  // the key holds the number of rows that the algorithm was chosen for
+  std::set<Key> refused;                // products without an algorithm, or whose algorithm failed
+  std::string refusal;                  // the reason for the first refused product
+  bool wanted = false;                  // LOOPLM_CUDA_GEMM=library: use it for every product, not only for large ones
 };
 
 namespace {
 
-// The library's functions, or why there are none.
+// Loads the library's functions; returns an error message, or "".
 std::string load(Lt& lt, std::string& from) {
-  const char* path = std::getenv("LOOPLM_CUBLASLT");  // this file and no other
+  const char* path = std::getenv("LOOPLM_CUBLASLT");  // a file chosen by the user; no other is tried
   void* library = nullptr;
   std::string tried;
   for (const std::string& place : path ? std::vector<std::string>{path} : places) {
@@ -123,8 +125,8 @@ std::string load(Lt& lt, std::string& from) {
   return "";
 }
 
-// Whether a product comes out right: the library may be for another chip, or of a version whose interface is another. It has the
-// rows that algorithms are chosen for, so that none is asked for another number of them.
+// Whether a test product gives the right result: the library may be for another chip, or of a version with another interface.
+// Uses canonical_rows, so that no other algorithm has to be chosen.
 bool trial(Context& c) {
   constexpr int m = canonical_rows, n = 64, k = 32;
   std::vector<bf16> a, b;
@@ -135,7 +137,7 @@ bool trial(Context& c) {
     for (int j = 0; j < n; j++)
       for (int l = 0; l < k; l++) expected[i * n + j] -= float((1 + 0.125 * ((i * k + l) % 7)) * (1 + 0.25 * ((j * k + l) % 5)));
   char* memory = nullptr;
-  const size_t bytes_a = a.size() * 2, bytes_b = b.size() * 2, bytes_c = got.size() * 4;  // each a multiple of 256
+  const size_t bytes_a = a.size() * 2, bytes_b = b.size() * 2, bytes_c = got.size() * 4;  // each is a multiple of 256
   if (cudaMalloc(reinterpret_cast<void**>(&memory), bytes_a + bytes_b + bytes_c) != cudaSuccess) return false;
   char *at_b = memory + bytes_a, *at_c = at_b + bytes_b;
   const Gemm g{false, true, m, n, k, memory, k, at_b, k, at_c, n, true, false};
@@ -183,13 +185,14 @@ bool prefers_lt(const Context& c, const Gemm& g) {
   return c.lt && g.k > 0 && (c.lt->wanted || g.m >= library_rows || g.transpose_a);
 }
 
-// Its matrices are column-major, so it computes Cᵀ [n, m] = op(B)ᵀ op(A)ᵀ from the same memory. What is recorded has been done
-// before, so its algorithm is known, and with its own workspace the product goes into the recording as the kernels do.
+// The library's matrices are column-major, so it computes Cᵀ [n, m] = op(B)ᵀ op(A)ᵀ on the same memory. In a recording, the
+// product has already run once, so its algorithm is known. It uses a separate workspace, so it can be recorded like our
+// kernels.
 bool multiply_lt(Context& c, LoopDType dt, const Gemm& g) {
   Lt& lt = *c.lt;
   const int type = dt == LOOP_BF16 ? real_16bf : real_32f, out_type = g.real_out ? real_32f : type;
   const int first = g.transpose_b ? transpose : no_transpose, second = g.transpose_a ? transpose : no_transpose;
-  // Alignment is a part of what an algorithm asks for: 16 bytes or that of an element.
+  // an algorithm requires an alignment: 16 bytes, or that of an element
   const bool aligned =
       (reinterpret_cast<uintptr_t>(g.a) | reinterpret_cast<uintptr_t>(g.b) | reinterpret_cast<uintptr_t>(g.c)) % 16 == 0;
   const auto key_of = [&](int64_t rows) {
@@ -238,7 +241,7 @@ bool multiply_lt(Context& c, LoopDType dt, const Gemm& g) {
   };
 
   const char* step = "its descriptors";
-  // By the algorithm chosen for this number of rows, now or in an earlier call.
+  // Runs the algorithm that is chosen for `rows` rows, now or in an earlier call.
   const auto multiply = [&](int64_t rows) -> int {
     const Key key = key_of(rows);
     if (!lt.algorithms.count(key)) {

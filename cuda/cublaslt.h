@@ -1,4 +1,4 @@
-// NVIDIA's GEMM library, opened at run time where the machine has it. Its headers are not needed to build: the few functions and
+// NVIDIA's GEMM library, opened at run time if it is installed. Building needs no headers of it: the few functions and
 // constants used are declared in cublaslt.cu.
 #pragma once
 #include <string>
@@ -19,13 +19,13 @@ struct Gemm {
   bool real_out, accumulate;
 };
 
-// Opens the library unless LOOPLM_CUDA_GEMM=own, tries it on a small product, and adds to the context's description what came of
-// it.
+// Opens the library unless LOOPLM_CUDA_GEMM=own, tests it with a product, and adds the outcome to the context's description.
 void open_lt(Context& c);
 void close_lt(Context& c);
-// Whether it is there and this product is one for it: many rows, or a weight's gradient; with LOOPLM_CUDA_GEMM=library every one.
+// Whether the library is available and faster for this product: one with many rows, or a weight's gradient. With
+// LOOPLM_CUDA_GEMM=library, every product.
 bool prefers_lt(const Context& c, const Gemm& g);
-// Whether it did the product. It does not when it has no algorithm for it, and then says so in the description.
+// Returns whether it computed the product. It does not if it has no algorithm for it; the description then says so.
 bool multiply_lt(Context& c, LoopDType dt, const Gemm& g);
 
 }  // namespace looplm::cuda

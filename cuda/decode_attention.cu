@@ -1,4 +1,4 @@
-// Attention of one new token per row over a cache plane (math.md §7); the arithmetic is in decode_attention.h.
+// Attention of one new token per row over a cache plane (math.md §7). The arithmetic is in decode_attention.h.
 #include <algorithm>
 
 #include "decode_attention.h"
@@ -6,7 +6,7 @@
 namespace looplm::cuda {
 namespace {
 
-// Block (row, R of the heads that share a key head, z) does the parts z, z + gridDim.y, … of its row.
+// Block (row, R heads that share a key head, z) handles the parts z, z + gridDim.y, … of its row.
 template <class T, int W, int R, bool wide>
 __global__ void __launch_bounds__(decode_threads, R < 4 ? 3 : 2)
     decode_kernel(const Decode<T> a, const LoopCacheContext* contexts) {
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(decode_threads, R < 4 ? 3 : 2)
       });
 }
 
-// The parts of a row in order, a block per row and head.
+// Combines the parts of a row in order; one block per row and head.
 template <class T>
 __global__ void __launch_bounds__(decode_threads) combine_kernel(const Decode<T> a, const LoopCacheContext* contexts) {
   const LoopCacheContext& context = contexts[int(blockIdx.x) / a.heads];
@@ -38,7 +38,7 @@ template <class T, int W, int R, bool wide>
 int run(Context& c, Decode<T> a, const LoopCacheContext* contexts, int64_t rows) {
   const int64_t blocks = rows * (a.heads / R);
   if (blocks == 0) return 0;
-  // With few rows, a block for each part; with many, a block goes through all parts of its row.
+  // With few rows, one block per part. With many rows, one block handles all parts of its row.
   const int64_t parallel = std::clamp<int64_t>(4096 / blocks, 1, most_parts);
   if (parallel > 1) {
     a.partial = static_cast<float*>(scratch(c, size_t(rows) * size_t(a.heads) * most_parts * size_t(a.head_dim + 2) * 4));

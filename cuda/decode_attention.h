@@ -1,9 +1,9 @@
-// Attention of one new token over a cache plane (math.md §7), by a group of threads. A row's keys are cut into parts by their
-// number alone, so a row's arithmetic does not depend on the batch; the parts of a row may run in one group of threads or in
-// many, and are put together in order.
+// Attention of one new token over a cache plane (math.md §7), by a group of threads. A row's keys are split into parts, whose
+// size depends only on the number of keys. So a row's arithmetic does not depend on the batch. One group or several may run
+// the parts of a row; they are combined in order.
 //
-// Within a group the keys of a part are dealt to teams of lanes in turn. A team holds the whole head, eight elements a lane, and
-// goes through its keys with a running softmax; at the end the teams are put together in order.
+// Within a group, the keys of a part are distributed over teams of lanes in turn. A team holds a whole head, eight elements
+// per lane, and processes its keys with a running softmax. At the end, the teams are combined in order.
 #pragma once
 #include "context.h"
 
@@ -11,7 +11,7 @@ namespace looplm::cuda {
 
 constexpr int decode_threads = 128 /* of a group */, part_keys = 64, most_parts = 64;
 
-// Lanes that hold a head between them, `width` elements each.
+// Number of lanes that hold a head together, with `width` elements each.
 inline int lanes_of(int head_dim, int width) {
   int lanes = 1;
   while (lanes * width < head_dim) lanes *= 2;
@@ -22,18 +22,18 @@ template <class T>
 struct Decode {
   int heads, kv_heads, head_dim, ratio;
   float scale;
-  int lanes;  // of a team
+  int lanes;  // per team
   const T *qkv, *keys, *values;
   T* out;
-  float* partial;  // [rows, heads, most_parts, head_dim + 2]: Σ exp(s - m) v, then m and Σ exp(s - m). NULL where one group does
+  float* partial;  // [rows, heads, most_parts, head_dim + 2]: Σ exp(s - m) v, then m and Σ exp(s - m). NULL if one group does
                    // all parts of a row
 };
 
-// Elements of the result for one thread.
+// Elements of the result per thread.
 template <int W, int R>
 constexpr int decode_elements = (R * W * 32 + decode_threads - 1) / decode_threads;
 
-// One element of the result, part by part.
+// One element of the result, accumulated over the parts.
 struct Running {
   float largest = -INFINITY, sum = 0, value = 0;
   __device__ void add(float part_largest, float part_sum, float part_value) {
@@ -45,7 +45,7 @@ struct Running {
 };
 
 struct Parts {
-  int count, keys;  // keys of a part; the last may have fewer
+  int count, keys;  // keys per part; the last part may have fewer
 };
 __device__ __forceinline__ Parts parts_of(int keys) {
   const int wanted = min((keys + part_keys - 1) / part_keys, most_parts);
@@ -53,7 +53,7 @@ __device__ __forceinline__ Parts parts_of(int keys) {
   return {each > 0 ? (keys + each - 1) / each : 0, each};
 }
 
-// W elements of a head from `from`, as float32; what lies behind the head is 0. `wide`: 16 bytes at a time.
+// Reads W elements of a head from `from` on as float32; elements beyond the head are 0. wide: 16 bytes at a time.
 template <int W, bool wide, class T>
 __device__ __forceinline__ void read_head(float (&x)[W], const T* head, int from, int head_dim) {
   constexpr int each = 16 / int(sizeof(T));
@@ -74,7 +74,7 @@ __device__ __forceinline__ void read_head(float (&x)[W], const T* head, int from
   }
 }
 
-// The slot of a row's key.
+// The cache slot of a row's key.
 __device__ __forceinline__ int64_t slot_of(const LoopCacheContext& context, int key) {
 #pragma unroll 1
   for (int r = 0; r + 1 < LOOP_CACHE_RUNS; ++r) {
@@ -90,7 +90,7 @@ __device__ __forceinline__ int length_of(const LoopCacheContext& context) {
   return length;
 }
 
-// The keys and values of a part to the L2 cache.
+// Prefetches the keys and values of a part into the L2 cache.
 template <class T>
 __device__ __forceinline__ void prefetch_part(const Decode<T>& a, const LoopCacheContext& context, const Parts& parts, int head,
                                               int part, int thread) {
@@ -104,9 +104,10 @@ __device__ __forceinline__ void prefetch_part(const Decode<T>& a, const LoopCach
   }
 }
 
-// Parts first_part, first_part + part_step, … of `row`, for R heads that share a key head, by the decode_threads threads of a
-// group; `thread` counts within it, meet() is its barrier. sums: for every team R × (head_dim + 2) floats. put(n, r, e, part,
-// largest, sum, value) gets element e of head + r, the n-th of this thread, with the part's largest score and Σ exp(s - largest).
+// Computes the parts first_part, first_part + part_step, … of `row`, for R heads that share a key head, with the
+// decode_threads threads of a group. thread: index in the group; meet(): its barrier. sums: R × (head_dim + 2) floats per
+// team. put(n, r, e, part, largest, sum, value) receives element e of head + r, which is this thread's n-th, and the part's
+// largest score and Σ exp(s - largest).
 template <int W, int R, bool wide, class T, class Meet, class Put>
 __device__ __forceinline__ void decode_parts(const Decode<T>& a, const LoopCacheContext& context, int row, int head,
                                              int first_part, int part_step, int thread, Shared<float> sums, Meet meet, Put put) {
@@ -130,7 +131,8 @@ __device__ __forceinline__ void decode_parts(const Decode<T>& a, const LoopCache
 #pragma unroll
       for (int i = 0; i < W; ++i) out[r][i] = 0;
     }
-    // Two keys of a team at a time: their loads are under way together. All lanes of a warp make the same number of turns.
+    // Each team handles two keys at a time, so that their loads overlap. All lanes of a warp make the same number of
+    // iterations.
     for (int first = begin; first < end; first += 2 * teams) {
       float k[2][W], v[2][W];
       bool inside[2];
@@ -151,7 +153,7 @@ __device__ __forceinline__ void decode_parts(const Decode<T>& a, const LoopCache
           for (int i = 0; i < W; ++i) s = fmaf(q[r][i], k[two][i], s);
           for (int distance = a.lanes / 2; distance > 0; distance /= 2) s += __shfl_xor_sync(full_warp, s, distance);
           if (!inside[two]) continue;
-          s = __fmul_rn(s, a.scale);  // also the largest score of a part, so it is rounded before it is shifted
+          s = __fmul_rn(s, a.scale);  // rounded separately, because this value is also used as the part's largest score
           const float most = fmaxf(largest[r], s), shrink = expf(largest[r] - most), p = expf(s - most);
           largest[r] = most;
           sum[r] = fmaf(sum[r], shrink, p);
@@ -171,7 +173,7 @@ __device__ __forceinline__ void decode_parts(const Decode<T>& a, const LoopCache
       }
     }
     meet();
-    // The teams in order; one without keys has the sum 0.
+    // Combines the teams in order; a team without keys has the sum 0.
 #pragma unroll
     for (int n = 0; n < decode_elements<W, R>; ++n) {
       const int i = n * decode_threads + thread, r = i / a.head_dim, e = i % a.head_dim;
@@ -190,7 +192,7 @@ __device__ __forceinline__ void decode_parts(const Decode<T>& a, const LoopCache
   }
 }
 
-// Parts that are put together later, of one row and head, counted over all rows.
+// Stores a part of one row and head to be combined later. row_head: row · heads + head.
 template <class T>
 __device__ __forceinline__ void keep_part(const Decode<T>& a, int64_t row_head, int part, int e, float most, float total,
                                           float value) {

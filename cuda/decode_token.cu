@@ -1,15 +1,15 @@
-// All blocks and loops of one token by one cooperative kernel (math.md §7): a block of threads on every multiprocessor, barriers
-// of the grid between the products. Batch 1 reads 10 GB of weights for a token of Ouro-1.4B and computes next to nothing, so the
-// weights set the pace: every warp keeps a ring of them on its way through cp.async, and fetches on through barriers and norms,
-// over the ends of products, layers and loops.
+// All blocks and loops of one token in one cooperative kernel (math.md §7): one thread block per multiprocessor, with grid
+// barriers between the products. At batch size 1, a token of Ouro-1.4B reads 10 GB of weights and needs almost no arithmetic,
+// so loading weights sets the speed. Every warp keeps a ring of weights that cp.async is loading. It keeps loading during
+// barriers and norms, and across the ends of products, layers and loops.
 //
-// A product is cut into tiles of 8 rows of its matrix, which a warp sums up by itself: with mma, the activations as the one row
-// of A that counts, or with fmaf in float32. The rows come in pairs (p, p + group), so that the thread that ends up with both can
-// rotate a head's pair or multiply gate and up. Norms are computed by every block for itself; the residual stream never leaves
+// A product is split into tiles of 8 rows of its matrix. One warp sums up a tile: with mma, where the activations are the
+// only used row of A, or with fmaf in float32. Rows come in pairs (p, p + group), so that the thread that gets both sums can
+// rotate a pair of a head, or multiply gate and up. Every block computes the norms itself, and the residual stream stays in
 // shared memory.
 //
-// Every sum runs in the order of the kernels that do the same for many rows (gemm.cu, norm.cu, decode_attention.cu), whose lines
-// are shared where they can be: the token is bit for bit what they make of it.
+// Every sum runs in the same order as in the kernels for many rows (gemm.cu, norm.cu, decode_attention.cu), and shares their
+// code where possible. So the token has exactly the same bits.
 #include "context.h"
 #include "cublaslt.h"
 #include "decode_attention.h"
@@ -20,21 +20,22 @@ namespace looplm::cuda {
 namespace {
 
 constexpr int token_threads = 256, token_warps = token_threads / 32;
-constexpr int tile_rows = 8, piece_bytes = 256;  // a stage of the ring is a piece of each row of a tile
-constexpr int stages_choices[] = {11, 8};        // the first that fits: 227 KiB of compute capability 9.0, 163 of 8.0
+constexpr int tile_rows = 8, piece_bytes = 256;  // one stage of the ring is a piece of every row of a tile
+constexpr int stages_choices[] = {11, 8};        // the first that fits: 227 KiB on compute capability 9.0, 163 KiB on 8.0
 constexpr int attention_groups = token_threads / decode_threads;
 
 template <class T>
-constexpr int piece = piece_bytes / int(sizeof(T));  // elements
+constexpr int piece = piece_bytes / int(sizeof(T));  // elements per piece
 template <class T>
-constexpr int piece_stride = piece<T> + 16 / int(sizeof(T));  // the 16 bytes put the 8 rows of an ldmatrix on different banks
+constexpr int piece_stride = piece<T> + 16 / int(sizeof(T));  // 16 bytes of padding put the 8 rows of an ldmatrix on
+                                                              // different banks
 template <class T>
 constexpr int stage_elements = tile_rows* piece_stride<T>;
 
 enum { qkv_product, output_product, gate_up_product, down_product, products };
 
-// y = W x. Tile i is the pairs 4i … 4i + 3; pair p is the rows p / group · 2 group + p % group and that + group. Tiles are dealt
-// to the blocks in turn, and a block's to its warps, from warp `first` on.
+// y = W x. Tile i has the pairs 4i … 4i + 3. Pair p has the rows p / group · 2 group + p % group, and that plus group. Tiles
+// are distributed over the blocks in turn, and those of a block over its warps, starting with warp `first`.
 struct Product {
   int32_t columns, tiles, group, pieces, first;
 };
@@ -48,32 +49,32 @@ struct Token {
   double threshold;
   const LoopDecodeLayer* layer;
   const T *norm, *gate_weight, *gate_bias, *embedded;
-  const float* angle;  // of the position: cosines, then sines
+  const float* angle;  // rotary table of the position: cosines, then sines
   LoopCacheContext context;
-  Decode<T> decode;              // of every layer and loop, without the plane
-  T *qkv, *branch, *activation;  // the outputs of products, in memory that all blocks see; attention's is decode.out
+  Decode<T> decode;              // for every layer and loop; the plane is added later
+  T *qkv, *branch, *activation;  // outputs of products, in memory that all blocks see; the output of attention is decode.out
   T* state;
   int32_t* left;
-  int32_t x_elements;  // of the input of a product in shared memory, whole pieces
+  int32_t x_elements;  // size of a product's input in shared memory, rounded up to whole pieces
 };
 
-// The first tile of a product that this warp does; the others follow at a distance of the warps of the grid.
+// This warp's first tile of a product; its other tiles follow in steps of tile_step().
 __device__ __forceinline__ int first_tile(const Product& p) {
   return int(blockIdx.x) + int(gridDim.x) * ((warp_id() - p.first) & (token_warps - 1));
 }
 __device__ __forceinline__ int tile_step() { return int(gridDim.x) * token_warps; }
 
-// A warp's weights on their way: its pieces of all products, layers and loops in the order in which they are needed.
+// The weights that a warp is loading: the pieces of all its products, layers and loops, in the order of their use.
 template <class T, int stages>
 struct Ring {
   static constexpr int per_lane = 16 / int(sizeof(T));
   Shared<T> memory;
   Shared<const T*> matrices;             // [layers, products]
-  int layer, product, tile, next_piece;  // to be fetched
-  const T* from;                         // this lane's 16 bytes of it, in the tile's first or second row
-  int64_t pair_stride;                   // from a pair's row to the next one's
-  int left;                              // pieces not yet fetched
-  int put, taken;                        // stages: where the next piece goes, where the next one is read
+  int layer, product, tile, next_piece;  // the next piece to load
+  const T* from;                         // source of this lane's 16 bytes, in the first or second row of the tile
+  int64_t pair_stride;                   // elements from a row of one pair to that of the next pair
+  int left;                              // pieces that remain to be loaded
+  int put, taken;                        // stages of the ring: where the next piece is loaded, and where the next one is read
 
   __device__ void open(const Token<T>& a, Shared<const T*> of_layers) {
     matrices = of_layers;
@@ -86,12 +87,13 @@ struct Ring {
     if (left > 0) start(a);
     for (int i = 0; i < stages - 1; ++i) fetch(a);
   }
-  // At the first piece of `tile`, or where the product has no more for this warp, of the next tile that it has.
+  // Starts at the first piece of `tile`. If this warp has no more tiles of the product, continues with its first tile of the
+  // next product that has one.
   __device__ void start(const Token<T>& a) {
     while (tile >= a.product[product].tiles) {
       if (++product == products) {
         product = 0;
-        if (++layer == a.layers) layer = 0;  // of the next loop
+        if (++layer == a.layers) layer = 0;  // continue with the next loop
       }
       tile = first_tile(a.product[product]);
     }
@@ -103,7 +105,7 @@ struct Ring {
     pair_stride = int64_t(p.group == 1 ? 2 : 1) * p.columns;
     next_piece = 0;
   }
-  // One piece, and a group of copies in any case.
+  // Loads one piece if any remains. Always commits a group of copies.
   __device__ void fetch(const Token<T>& a) {
     if (left > 0) {
       const Product& p = a.product[product];
@@ -124,7 +126,7 @@ struct Ring {
     }
     copy_async_commit();
   }
-  // The next piece, when it is there. The place of the one before it may then be fetched to.
+  // Waits for the next piece and returns it. After that, the stage of the piece before it may be overwritten.
   __device__ Shared<T> take() {
     copy_async_wait<stages - 2>();
     __syncwarp();
@@ -134,8 +136,8 @@ struct Ring {
   }
 };
 
-// put(pair, first row's sum, second row's sum) for every pair of this warp's tiles; x: `columns` values in shared memory, then
-// zeros.
+// Calls put(pair, first row's sum, second row's sum) for every pair of this warp's tiles. x: `columns` values in shared
+// memory, then zeros.
 template <class T, int stages, class Put>
 __device__ __forceinline__ void multiply(const Token<T>& a, Ring<T, stages>& ring, int product, Shared<T> x, Put put) {
   const Product& p = a.product[product];
@@ -146,14 +148,14 @@ __device__ __forceinline__ void multiply(const Token<T>& a, Ring<T, stages>& rin
       float sum[4] = {};
       for (int i = 0; i < p.pieces; ++i) {
         const Shared<T> rows = ring.take() + lane % 8 * piece_stride<T> + lane / 8 * 8, columns = x + i * piece<T> + lane / 8 * 8;
-        constexpr int steps = piece<T> / 32;  // of two products each
-        uint32_t w[steps][4], v[steps][4];    // four 8 × 8 matrices along k; of v all rows are the activations
+        constexpr int steps = piece<T> / 32;  // with two products each
+        uint32_t w[steps][4], v[steps][4];    // four 8 × 8 matrices along k; in v all rows are the activations
 #pragma unroll
         for (int k = 0; k < steps; ++k) {
           load_matrix(w[k], rows + 32 * k);
           load_matrix(v[k], columns + 32 * k);
         }
-        ring.fetch(a);  // while those are read
+        ring.fetch(a);  // overlaps with these reads
 #pragma unroll
         for (int k = 0; k < steps; ++k) {
           const uint32_t low[4] = {v[k][0], v[k][0], v[k][1], v[k][1]}, high[4] = {v[k][2], v[k][2], v[k][3], v[k][3]};
@@ -180,7 +182,7 @@ __device__ __forceinline__ void multiply(const Token<T>& a, Ring<T, stages>& rin
   }
 }
 
-// What all blocks wrote, as the input of a product.
+// Loads the output of all blocks as the input of a product.
 template <class T>
 __device__ __forceinline__ void gather_input(int columns, int elements, const T* from, Shared<T> x) {
   constexpr int each = 16 / int(sizeof(T));
@@ -189,7 +191,7 @@ __device__ __forceinline__ void gather_input(int columns, int elements, const T*
   __syncthreads();
 }
 
-// A row of 16-byte pieces, by the threads of a block.
+// Prefetches a row with all threads of a block.
 template <class T>
 __device__ __forceinline__ void prefetch_row(const T* row, int count) {
   constexpr int line = 128 / int(sizeof(T));
@@ -227,7 +229,7 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
   const auto to_h = [&](int j, const float(&v)[W]) { write_shared(h + j, v); };
   const auto to_x = [&](int j, const float(&v)[W]) { write_shared(x + j, v); };
   const int half = a.head_dim / 2, kv_width = a.kv_heads * a.head_dim, width = a.heads * a.head_dim, d = a.hidden;
-  // What the norms leave in x, as the input of a product.
+  // Pads x, which a norm has written, with zeros for the next product.
   const auto input_of_norm = [&] {
     for (int i = d + int(threadIdx.x); i < a.product[qkv_product].pieces * piece<T>; i += token_threads)
       x[i] = from_float<T>(0.0f);
@@ -242,17 +244,17 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
   double stay = 1;
   int loop = 0;
   for (bool more = true; more; ++loop) {
-    const int64_t behind = loop * a.plane;  // slots
+    const int64_t behind = loop * a.plane;  // in slots
     put_normed<W>(d, a.eps, sum_of_squares<W>(d, from_h), static_cast<const T*>(a.layer[0].attention_norm), scratch, from_h,
                   to_x);
     input_of_norm();
     for (int l = 0; l < a.layers; ++l) {
-      // Read here, because behind a barrier the addresses would be waited for before the data.
+      // Read now: after a barrier, the addresses would have to arrive before the data.
       const LoopDecodeLayer layer = a.layer[l];
       const T *norm_2 = static_cast<const T*>(layer.attention_norm_2), *mlp_norm = static_cast<const T*>(layer.mlp_norm),
               *mlp_norm_2 = static_cast<const T*>(layer.mlp_norm_2),
               *next_norm = l + 1 < a.layers ? static_cast<const T*>(a.layer[l + 1].attention_norm) : a.norm;
-      if (blockIdx.x == 0) {  // what waits for memory later, on its way to the L2 cache
+      if (blockIdx.x == 0) {  // prefetch into the L2 cache what is needed after barriers
         prefetch_row(norm_2, d);
         prefetch_row(mlp_norm, d);
         prefetch_row(mlp_norm_2, d);
@@ -336,14 +338,14 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
     if (more && a.with_gate) {
       if (warp_id() == 0) {
         const float gate = warp_dot<W>(d, a.gate_weight, from_h) + to_float(a.gate_bias[0]);
-        stay = __dmul_rn(stay, 1 / __dadd_rn(1, exp(double(gate))));  // as the host has it
+        stay = __dmul_rn(stay, 1 / __dadd_rn(1, exp(double(gate))));  // same rounding as on the host
         if (lane_id() == 0) leaves[0] = loop + 1 >= a.min_loops && 1 - stay >= a.threshold;
       }
       __syncthreads();
       more = leaves[0] == 0;
     }
   }
-  copy_async_wait<0>();  // what was fetched for a loop that did not come
+  copy_async_wait<0>();  // pieces that were loaded for a loop that does not run
   if (blockIdx.x == 0) {
     for (int j = int(threadIdx.x) * W; j < d; j += token_threads * W) {
       float v[W];
@@ -354,7 +356,7 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
   }
 }
 
-// Scratch memory in order, each piece at a multiple of 256 bytes.
+// Lays out scratch memory; each piece starts at a multiple of 256 bytes.
 struct Layout {
   size_t bytes = 0;
   size_t take(size_t count) {
@@ -384,7 +386,7 @@ int run(Context& c, const LoopDecodeToken& t, Token<T>& a, int blocks, size_t sh
                "decode_token");
 }
 
-// Rows of 16 bytes, everywhere.
+// Whether all rows are multiples of 16 bytes and aligned.
 bool fits(const LoopDecodeToken& t) {
   bool aligned = t.hidden % 8 == 0 && t.intermediate % 8 == 0 && t.head_dim % 8 == 0 && t.head_dim <= 256;
   const auto require = [&](std::initializer_list<const void*> pointers) {
@@ -403,7 +405,7 @@ int decode_token(void* ctx, LoopDType dt, const LoopDecodeToken* given) {
   const LoopDecodeToken& t = *given;
   if (static_cast<Context*>(ctx)->decode != DecodeBy::token || !fits(t)) return LOOP_DECLINED;
   return with_dtype(ctx, "decode_token", dt, [&]<class T>(Context& c, T) {
-    Gemm one{};  // row: the library sums in another order
+    Gemm one{};  // a product with one row: decline if the library would compute it, because it sums in another order
     one.m = 1, one.n = one.k = t.hidden, one.transpose_b = true;
     if (prefers_lt(c, one)) return int(LOOP_DECLINED);
     int blocks = 0, shared_limit = 0, cooperative = 0;
@@ -416,7 +418,8 @@ int decode_token(void* ctx, LoopDType dt, const LoopDecodeToken* given) {
     int first = 0;
     const auto product = [&](int64_t columns, int64_t pairs, int64_t group) {
       const Product p{int32_t(columns), int32_t(pairs / 4), int32_t(group), int32_t(ceil_div(columns, piece<T>)), first};
-      first = int((first + ceil_div(p.tiles, blocks)) % token_warps);  // the next one begins with the warps that have less to do
+      first = int((first + ceil_div(p.tiles, blocks)) % token_warps);  // the next product starts with the warps that have
+                                                                       // fewer tiles of this one
       a.x_elements = std::max(a.x_elements, p.pieces * piece<T>);
       return p;
     };

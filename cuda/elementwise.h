@@ -1,11 +1,11 @@
-// The elementwise formulas of a block that more than one kernel computes, each operation's rounding spelled out (simt.h): they
-// are the same bits in all of them.
+// Elementwise formulas that several kernels compute. The rounding of every operation is explicit (simt.h), so all kernels get
+// the same bits.
 #pragma once
 #include "simt.h"
 
 namespace looplm::cuda {
 
-// A pair of a head by its position's angle (math.md §1).
+// Rotates a pair of a head by the angle of its position (math.md §1).
 __device__ __forceinline__ void rotate(float& u, float& v, float cosine, float sine) {
   const float a = u, b = v;
   u = fmaf(a, cosine, -__fmul_rn(b, sine));

@@ -1,4 +1,4 @@
-// The exit gate and the distribution over loops that it makes (math.md §1).
+// The exit gate, and the exit distribution over the loops (math.md §1).
 #include "columns.h"
 #include "context.h"
 #include "vector.h"
@@ -6,7 +6,7 @@
 namespace looplm::cuda {
 namespace {
 
-// a[i] = w·h[i] + b. A warp per row, 8 rows per block.
+// a[i] = w·h[i] + b. One warp per row, 8 rows per block.
 template <class T, int W>
 __global__ void gate_kernel(int64_t n, int64_t d, const T* h, const T* w, const T* b, float* a) {
   const int64_t row = int64_t(blockIdx.x) * 8 + warp_id();
@@ -27,8 +27,8 @@ int gate(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* h, const voi
   });
 }
 
-// dh[i] += da[i] w,  dw += Σ da[i] h[i],  db += Σ da[i]. Blocks do every gridDim.x-th row; their sums lie in partial[block][d +
-// 1].
+// dh[i] += da[i] w,  dw += Σ da[i] h[i],  db += Σ da[i]. A block handles every gridDim.x-th row; its sums are in
+// partial[block][d + 1].
 template <class T, int W>
 __global__ void gate_backward_kernel(int64_t n, int64_t d, const float* da, const T* h, const T* w, float* dh, float* partial) {
   const int begin = int(threadIdx.x) * W, step = int(blockDim.x) * W, threads = int(blockDim.x);
@@ -38,7 +38,7 @@ __global__ void gate_backward_kernel(int64_t n, int64_t d, const float* da, cons
 #pragma unroll
     for (int k = 0; k < W; k++) dw[own + k * threads] = 0;
   // Rows without a gradient (prompts, tokens without a loss) are not read.
-  const auto fetch = [&](int64_t row) {  // what the row needs goes to the L2 cache
+  const auto fetch = [&](int64_t row) {  // prefetch the row into the L2 cache
     const float a = row < n ? da[row] : 0;
     for (int j = begin; a != 0 && j < d; j += step) prefetch(h + row * d + j), prefetch(dh + row * d + j);
     return a;
@@ -93,7 +93,8 @@ int gate_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* da,
 
 __device__ __forceinline__ float log_sigmoid(float x) { return fminf(x, 0.0f) - log1pf(expf(-fabsf(x))); }
 
-// log p_t = logσ(a_t) + Σ_{s<t} logσ(-a_s); the last loop takes what remains.         A thread per position, [loops, n]
+// log p_t = logσ(a_t) + Σ_{s<t} logσ(-a_s). The last loop takes the remaining probability. One thread per position, [loops,
+// n].
 __global__ void exit_pdf_kernel(int64_t loops, int64_t n, const float* gates, float* log_pdf, float* pdf) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= n) return;
@@ -106,7 +107,7 @@ __global__ void exit_pdf_kernel(int64_t loops, int64_t n, const float* gates, fl
   }
 }
 
-// ∂L/∂a_j = f_j (1 - λ_j) - λ_j Σ_{t>j} f_t,  f_t = p_t ∂L/∂p_t,  ∂L/∂a_T = 0. The flows f wait in dgates.
+// ∂L/∂a_j = f_j (1 - λ_j) - λ_j Σ_{t>j} f_t,  f_t = p_t ∂L/∂p_t,  ∂L/∂a_T = 0. The first loop stores f in dgates.
 __global__ void exit_pdf_backward_kernel(int64_t loops, int64_t n, const float* gates, const float* dpdf, float* dgates) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= n) return;

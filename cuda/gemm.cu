@@ -1,7 +1,6 @@
-// C[m,n] (+)= op(A) op(B). Large products go to cuBLASLt where the machine has it; the kernels here do everything else, and all
-// of it without the library. Every element is summed over k in ascending order by one thread (float32) or in steps of 16 by the
-// tensor core (bfloat16), whatever the tile: the result of a row does not depend on the number of rows or on which kernel was
-// chosen.
+// C[m,n] (+)= op(A) op(B). Large products use cuBLASLt if it is installed. The kernels here do everything else, or everything
+// without the library. One thread sums every element over k in ascending order (float32), or a tensor core in steps of 16
+// (bfloat16), with any tile. So the result of a row depends neither on the number of rows nor on the kernel that is chosen.
 #include <algorithm>
 
 #include "context.h"
@@ -20,13 +19,13 @@ __device__ __forceinline__ void read_shared(Shared<float> p, float* x) {
   }
 }
 
-// ---- float32: BM × BN tiles, 16 × 16 threads with (BM/16) × (BN/16) elements each, VEC neighbours at a time; the next tile of A
-// and B on its way in registers ----
+// ---- float32: BM × BN tiles, 16 × 16 threads with (BM/16) × (BN/16) elements each, VEC neighbours at a time; the next tiles
+// of A and B are loaded into registers meanwhile ----
 
 template <bool TA, bool TB, int BM, int BN, int VEC>
 __global__ void __launch_bounds__(256, 2) float_kernel(Gemm g, int64_t tiles_m, int64_t tiles_n) {
   constexpr int BK = BM == 128 ? 8 : 16, TM = BM / 16, TN = BN / 16, LA = BM * BK / 256, LB = BN * BK / 256;
-  // Rows of a multiple of VEC; the elements more keep a warp's stores on different banks.
+  // Row strides are multiples of VEC; the padding puts a warp's stores on different banks.
   constexpr int PAD = VEC, SA = BM + PAD, SB = BN + PAD;
   SHARED_ARRAY(float, tile_a, BK* SA);  // [k][m]
   SHARED_ARRAY(float, tile_b, BK* SB);  // [k][n]
@@ -37,7 +36,7 @@ __global__ void __launch_bounds__(256, 2) float_kernel(Gemm g, int64_t tiles_m, 
   const int t = int(threadIdx.x), ty = t / 16, tx = t % 16;
   float next_a[LA], next_b[LB], sum[TM][TN] = {};
 
-  // The i-th element that this thread moves; neighbours in memory go to neighbouring threads.
+  // The position of the i-th element that this thread loads. Neighbouring threads load neighbouring addresses.
   const auto at_a = [&](int i, int& m, int& k) {
     const int e = i * 256 + t;
     m = TA ? e % BM : e / BK, k = TA ? e / BM : e % BK;
@@ -62,7 +61,7 @@ __global__ void __launch_bounds__(256, 2) float_kernel(Gemm g, int64_t tiles_m, 
       next_b[i] = column < g.n && l < g.k ? b[TB ? column * g.ldb + l : l * g.ldb + column] : 0.0f;
     }
   };
-  // Element i of a thread in a tile: VEC neighbours, then those one tile of 16 VEC further.
+  // The position of a thread's element i in a tile: VEC neighbours, then the next ones 16 · VEC further on.
   const auto place = [](int i, int thread) { return i / VEC * 16 * VEC + thread * VEC + i % VEC; };
 
   fetch(0);
@@ -107,14 +106,13 @@ __global__ void __launch_bounds__(256, 2) float_kernel(Gemm g, int64_t tiles_m, 
     }
 }
 
-// ---- bfloat16: BM × BN tiles, WM × WN warps, BK of k at a time in a ring of STAGES that cp.async fills
-// -------------------------------
+// ---- bfloat16: BM × BN tiles, WM × WN warps, BK of k at a time in a ring of STAGES stages that cp.async fills ----
 
 template <bool TA_, bool TB_, bool ALIGNED, int BM_, int BN_, int BK_, int WM_, int WN_, int STAGES_>
 struct Shape {
   static constexpr bool TA = TA_, TB = TB_, aligned = ALIGNED;
   static constexpr int BM = BM_, BN = BN_, BK = BK_, WM = WM_, WN = WN_, STAGES = STAGES_, threads = 32 * WM * WN;
-  static constexpr int blocks = BM * BN <= 128 * 128 ? 2 : 1;  // at least, on a multiprocessor
+  static constexpr int blocks = BM * BN <= 128 * 128 ? 2 : 1;  // at least this many per multiprocessor
   using TileA = Tile<TA ? BK : BM, TA ? BM : BK>;
   using TileB = Tile<TB ? BN : BK, TB ? BK : BN>;
   static constexpr size_t stage = TileA::count + TileB::count, shared_bytes = STAGES * stage * sizeof(bf16);
@@ -122,7 +120,7 @@ struct Shape {
 
 template <class S>
 __global__ void __launch_bounds__(S::threads, S::blocks) tensor_kernel(Gemm g, int64_t tiles_m, int64_t tiles_n) {
-  constexpr int MT = S::BM / S::WM / 16, NT = S::BN / S::WN / 8;  // 16 × 8 products of a warp
+  constexpr int MT = S::BM / S::WM / 16, NT = S::BN / S::WN / 8;  // 16 × 8 products per warp
   using TileA = typename S::TileA;
   using TileB = typename S::TileB;
   int64_t tile_m, tile_n;
@@ -148,10 +146,10 @@ __global__ void __launch_bounds__(S::threads, S::blocks) tensor_kernel(Gemm g, i
     if (t < steps) fetch(t);
     copy_async_commit();
   }
-  const int i = lane / 8, r = lane % 8;  // this lane's row address is that of row r of matrix i
+  const int i = lane / 8, r = lane % 8;  // this lane gives the address of row r of matrix i
   for (int64_t t = 0; t < steps; t++) {
     copy_async_wait<S::STAGES - 2>();
-    __syncthreads();  // step t is there for all, and nobody reads the stage of step t - 1 any more
+    __syncthreads();  // step t has arrived for all threads, and none still reads the stage of step t - 1
     if (t + S::STAGES - 1 < steps) fetch(t + S::STAGES - 1);
     copy_async_commit();
     if (!inside) continue;
@@ -189,8 +187,7 @@ __global__ void __launch_bounds__(S::threads, S::blocks) tensor_kernel(Gemm g, i
                    sum[m][n][2 * h + 1]);
 }
 
-// ---- choosing
-// ------------------------------------------------------------------------------------------------------------------------
+// ---- choice of the kernel ----
 
 template <bool TA, bool TB>
 int float_gemm(Context& c, const Gemm& g) {
@@ -214,9 +211,10 @@ int tensor_gemm(Context& c, const Gemm& g) {
   const bool aligned =
       (reinterpret_cast<uintptr_t>(g.a) | reinterpret_cast<uintptr_t>(g.b)) % 16 == 0 && g.lda % 8 == 0 && g.ldb % 8 == 0;
   if (!aligned) return go(Shape<TA, TB, false, 64, 64, 64, 2, 2, 3>{});
-  // Few rows: a weight streamed once by as many blocks as there can be, with much of it under way.
+  // Few rows: the weight is read once, by as many blocks as possible, with many loads in flight.
   if (g.m <= 16) return go(Shape<TA, TB, true, 16, 32, 128, 1, 2, 6>{});
-  // Warps of 64 × 64 read as many bytes of shared memory for twice the products of 64 × 32. They need a chip's worth of tiles.
+  // Warps with 64 × 64 tiles do twice the products of 64 × 32 tiles per byte of shared memory. They need enough tiles to fill
+  // the chip.
   int processors = 0;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, c.device);
   if (ceil_div(g.m, 128) * ceil_div(g.n, 256) >= processors) return go(Shape<TA, TB, true, 128, 256, 32, 2, 4, 4>{});

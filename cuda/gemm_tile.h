@@ -1,12 +1,12 @@
-// What the kernels of matrix products share: the order of the blocks, tiles of activations in shared memory, the way out.
+// Shared by the matrix product kernels: the order of blocks, tiles of activations in shared memory, and the output.
 #pragma once
 #include "cublaslt.h"
 #include "vector.h"
 
 namespace looplm::cuda {
 
-// Blocks in groups of 16 tile rows, column after column: what runs together shares its operands in the L2 cache, and a weight is
-// read from memory once for 2048 rows of activations.
+// Orders blocks in groups of 16 tile rows, column by column. Blocks that run at the same time share operands in the L2 cache,
+// and a weight is read from memory once per 2048 rows of activations.
 __device__ __forceinline__ void tile_of(int64_t block, int64_t tiles_m, int64_t tiles_n, int64_t& tile_m, int64_t& tile_n) {
   constexpr int64_t most = 16;
   const int64_t per_group = most * tiles_n, group = block / per_group, first = group * most;
@@ -15,20 +15,20 @@ __device__ __forceinline__ void tile_of(int64_t block, int64_t tiles_m, int64_t 
   tile_n = within / height;
 }
 
-// Tiles lie in shared memory as they do in global memory, but for the places of the 16-byte chunks of a row, which change with
-// the row: so the 8 rows of a column of chunks (ldmatrix) as well as the chunks of a row (cp.async) lie on different banks,
-// without padding.
+// Tiles in shared memory have the layout of global memory, except that the 16-byte chunks of each row are permuted depending
+// on the row. Then the 8 rows of a column of chunks (ldmatrix) are on different banks, and so are the chunks of a row
+// (cp.async), without padding.
 template <int ROWS, int COLUMNS>
 struct Tile {
   static constexpr int count = ROWS * COLUMNS, chunks = COLUMNS / 8;
   static_assert(chunks == 2 || chunks == 4 || chunks % 8 == 0);
 
-  // Row `row` + `r` with `row` a multiple of 8 and r < 8, column a multiple of 8.
+  // Element offset of row `row` + `r` with `row` a multiple of 8 and r < 8; column: a multiple of 8.
   static __device__ __forceinline__ int at(int row, int r, int column) {
     return (row + r) * COLUMNS + (column / 8 ^ (chunks < 8 ? r / (8 / chunks) : r)) * 8;
   }
 
-  // `Aligned`: rows begin at multiples of 16 bytes. Outside `rows` × `columns` the tile is 0.
+  // Aligned: rows start at multiples of 16 bytes. Elements outside `rows` × `columns` become 0.
   template <bool Aligned, int THREADS>
   static __device__ __forceinline__ void fetch(Shared<bf16> tile, const bf16* from, int64_t ld, int64_t row0, int64_t rows,
                                                int64_t column0, int64_t columns) {
@@ -51,7 +51,7 @@ struct Tile {
   }
 };
 
-// Columns `column` (even) and `column` + 1 of a row of C, where they are inside.
+// Stores columns `column` (even) and `column` + 1 of a row of C, if they are inside.
 __device__ __forceinline__ void store_pair(const Gemm& g, int64_t row, int64_t column, float x, float y) {
   if (row >= g.m || column >= g.n) return;
   const bool both = column + 1 < g.n, together = both && g.ldc % 2 == 0 && reinterpret_cast<uintptr_t>(g.c) % 8 == 0;

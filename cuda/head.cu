@@ -1,4 +1,4 @@
-// From logits to log-probabilities, and from a log-probability to its coefficient c = ∂L/∂ℓ (math.md §2).
+// From logits to log-probabilities, and from each log-probability to its coefficient c = ∂L/∂ℓ (math.md §2).
 #include <cmath>
 
 #include "../native/token_loss.h"
@@ -8,7 +8,7 @@
 namespace looplm::cuda {
 namespace {
 
-// LoopLoss with its arrays in float32, as kernels take it.
+// LoopLoss with float32 arrays, as a kernel argument.
 struct Loss {
   int surrogate;
   double epsilon_low, epsilon_high, dual_clip, cap;
@@ -30,10 +30,10 @@ Loss device_loss(const LoopLoss& l) {
           reals(l.entropy_scale)};
 }
 
-constexpr int sum_count = 8;  // of LoopLossSums
+constexpr int sum_count = 8;  // number of doubles in LoopLossSums
 static_assert(sizeof(LoopLossSums) == sum_count * sizeof(double));
 
-// A row's own numbers, 0 where the loss has no such array. Read together, so that one wait on memory is for all of them.
+// The values of one row; 0 if the loss has no such array. All are read together, so that the kernel waits for memory once.
 struct RowTerms {
   float scale, advantage, old_logprob, reference_logprob, kl_scale, entropy_scale;
 };
@@ -47,13 +47,13 @@ __device__ __forceinline__ double row_loss(const Loss& l, const RowTerms& row, d
   return token_loss(form, {row.scale, row.advantage, row.old_logprob, row.reference_logprob, row.kl_scale}, logprob, sums);
 }
 
-// e^x for x <= 0 in three instructions; below about -87, and for -∞ - (-∞), it is 0. x becomes finite, so that 0 · x is 0.
+// e^x for x <= 0 in three instructions; 0 below about -87 and for x = -∞ or NaN. Also makes x finite, so that 0 · x is 0.
 __device__ __forceinline__ float exp_below(float& x) {
   x = fmaxf(x, -1e30f);
   return fast_exp2(x * 1.44269504f);
 }
 
-// Waits for all of this thread's copies but the last `groups`, or a few more of them.
+// Waits for all of this thread's copies except at most the last `groups`.
 __device__ __forceinline__ void wait_for_all_but(int groups) {
   if (groups >= 24) copy_async_wait<24>();
   else if (groups >= 16) copy_async_wait<16>();
@@ -62,19 +62,21 @@ __device__ __forceinline__ void wait_for_all_but(int groups) {
   else copy_async_wait<0>();
 }
 
-// The logits of a block's rows pass through a ring of `slots` steps in shared memory, blockDim.x · W logits each. A thread copies
-// W of each step there and alone reads them, so that the ring needs no barrier; whenever it has done with a slot, the step that
-// comes `slots` later takes its place, of the next row if need be, so that memory never waits for the arithmetic.
+// The logits of a block's rows pass through a ring in shared memory, of `slots` steps with blockDim.x · W logits each. Each
+// thread copies W logits of a step and is the only one to read them, so the ring needs no barrier. When a thread has finished
+// with a slot, it starts the copy of the step that comes `slots` later, possibly of the next row. So memory never waits for
+// arithmetic.
 struct Ring {
   int slots;
-  bool keeps;  // a row's steps stay until its gradient is made of them; else the row is read a second time for it
+  bool keeps;  // a row's steps stay in the ring until its gradient is written; otherwise the row is read a second time for it
 };
 
-// A row of logits at a time, online: m the largest y = x/τ so far, s = Σ e^(y-m), t = Σ e^(y-m) (y-m) of a thread's own elements.
-// A thread adds few terms in float32; the block adds the threads in double, so that a peaked row keeps its many small terms.
-// With a loss the row becomes ∂L/∂logits. Its elements are of act, packed from the row's beginning, and may lie on logits that
-// were not read yet where the ring does not keep the row: a step then writes only after all threads have read it, and what it
-// writes lies at or before what it read.
+// One row of logits at a time, online. For its own elements, a thread keeps m = the largest y = x/τ so far, s = Σ e^(y-m),
+// and t = Σ e^(y-m) (y-m). A thread adds few terms in float32, and the block adds the threads in double, so that a peaked row
+// keeps its many small terms.
+// With a loss, the row is replaced by ∂L/∂logits in act, packed from the start of the row. If the ring does not keep the row,
+// this could overwrite logits that are still to be read. So a step is only written after all threads have read it, and a
+// write never goes beyond what has been read.
 template <class T, int W>
 __global__ void __launch_bounds__(512)
     head_rows_kernel(int64_t rows, int vocabulary, Ring ring, float inverse_temperature, float* logits, const int32_t* targets,
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(512)
   const int begin = int(threadIdx.x) * W, step = int(blockDim.x) * W;
   const Shared<float> own = dynamic_shared<float>(0, size_t(ring.slots) * size_t(step)) + begin;
 
-  const int sweeps = with_loss && !ring.keeps ? 2 : 1;  // through a row
+  const int sweeps = with_loss && !ring.keeps ? 2 : 1;  // passes over a row
   int64_t next_row = blockIdx.x;
   int next_base = 0, next_sweep = 0, next_slot = 0, slot = 0;
   const auto after = [&](int s) { return s + 1 < ring.slots ? s + 1 : 0; };
@@ -111,7 +113,7 @@ __global__ void __launch_bounds__(512)
     const RowTerms terms = with_loss ? row_terms(loss, row) : RowTerms{};
     float m = -INFINITY, s = 0, t = 0, y[W];
     const bool stays = with_loss && ring.keeps;
-    int at = slot, newer = ring.slots - 1;  // newer: copies that may be under way when a step is read
+    int at = slot, newer = ring.slots - 1;  // newer: copies that may still be under way when a step is read
     for (int base = 0; base < vocabulary; base += step) {
       const bool inside = base + begin < vocabulary;
       wait_for_all_but(newer);
@@ -124,7 +126,7 @@ __global__ void __launch_bounds__(512)
 #pragma unroll
       for (int k = 0; k < W; k++) largest = fmaxf(largest, y[k] *= inverse_temperature);
       if (largest > m) {
-        const float shift = m - largest, shrink = expf(shift);  // 0 at first, when s and t are 0 as well
+        const float shift = m - largest, shrink = expf(shift);  // 0 for the first elements, when s and t are 0 as well
         t = s > 0 ? shrink * (t + shift * s) : 0;
         s *= shrink;
         m = largest;
@@ -164,7 +166,7 @@ __global__ void __launch_bounds__(512)
       }
     }
     if (!with_loss) continue;
-    __syncthreads();  // the result is there
+    __syncthreads();  // the result is ready
     const float log_sum = result[0], entropy = result[1], rest = result[3];
     const float c = float(result[2]) * inverse_temperature, bonus = float(result[4]) * inverse_temperature;
     auto* out = reinterpret_cast<T*>(x);
@@ -208,7 +210,7 @@ int head_rows(void* ctx, LoopDType dt, int64_t rows, int64_t vocabulary, double 
   });
 }
 
-// A row per thread; each block leaves its eight sums in partial[block][8].
+// One thread per row. Each block writes its eight sums to partial[block][8].
 __global__ void __launch_bounds__(256)
     policy_gradient_kernel(int64_t rows, const float* logprobs, Loss loss, float* coefficients, double* partial) {
   SHARED_ARRAY(double, scratch, 8);
@@ -227,7 +229,7 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// One block: warp s adds the s-th sum of all blocks, over partial[0].
+// One block: warp s adds the s-th sum of all blocks.
 __global__ void policy_gradient_sums_kernel(int64_t blocks, const double* partial, double* sums) {
   double sum = 0;
   for (int64_t b = lane_id(); b < blocks; b += 32) sum += partial[b * sum_count + warp_id()];

@@ -1,5 +1,5 @@
-// Contexts and memory: the stream-ordered pool of the driver, pinned staging for copies, errors that name what was asked and
-// free.
+// Contexts and memory: the driver's stream-ordered pool, pinned staging memory for copies, and errors that say what was
+// requested and what is free.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -18,12 +18,12 @@ int fail(Context& c, const std::string& message) {
 
 int check(Context& c, cudaError_t status, const char* operation) {
   if (status == cudaSuccess) return 0;
-  cudaGetLastError();  // an error that is not sticky is over once it is reported
+  cudaGetLastError();  // clears an error that is not sticky
   fail(c, std::string(operation) + ": " + cudaGetErrorString(status));
   return status == cudaErrorMemoryAllocation ? int(LOOP_OUT_OF_MEMORY) : 1;
 }
 
-// While calls are recorded, those that would wait or take memory are refused before CUDA makes an invalid recording of it all.
+// While calls are recorded, refuses those that would wait or allocate, because CUDA would invalidate the whole recording.
 int refuse_recorded(Context& c, const char* operation) {
   return c.recording ? fail(c, std::string(operation) + " while calls are recorded") : 0;
 }
@@ -49,9 +49,10 @@ std::string gib(size_t bytes) {
   return text;
 }
 
-constexpr int least_capability = 8;  // what the library has code for (cuda/build.sh)
+constexpr int least_capability = 8;  // major compute capability that the library has code for (cuda/build.sh)
 
-// What a device is, by its properties alone: no context is made for it. An empty text after open_error when it cannot be used.
+// Describes a device by its properties, without creating a context on it. Returns an empty string and sets open_error if the
+// device cannot be used.
 std::string describe_device(int device) {
   int count = 0, driver = 0, runtime = 0;
   cudaDriverGetVersion(&driver);
@@ -63,7 +64,7 @@ std::string describe_device(int device) {
     return std::string();
   };
   if (driver == 0) return refuse("no NVIDIA driver is installed");
-  if (driver / 1000 < runtime / 1000)  // within a major version, a driver runs what a newer toolkit made
+  if (driver / 1000 < runtime / 1000)  // within a major version, older drivers run code of newer toolkits
     return refuse("the NVIDIA driver is for CUDA " + version(driver) + ", this library needs one for CUDA " +
                   std::to_string(runtime / 1000) + ".0 or later");
   if (cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) return refuse(cudaGetErrorString(status));
@@ -84,7 +85,7 @@ std::string describe_device(int device) {
          std::to_string(properties.multiProcessorCount) + " multiprocessors, " + gib(properties.totalGlobalMem);
 }
 
-// Everything that open takes, in the order in which it may fail.
+// Acquires everything that `open` needs; returns the first error.
 cudaError_t acquire(Context& c) {
   const auto first_error = [](std::initializer_list<cudaError_t> statuses) {
     for (cudaError_t s : statuses)
@@ -94,7 +95,7 @@ cudaError_t acquire(Context& c) {
   if (cudaError_t s = first_error({cudaSetDevice(c.device), cudaStreamCreateWithFlags(&c.stream, cudaStreamNonBlocking),
                                    cudaDeviceGetDefaultMemPool(&c.pool, c.device)}))
     return s;
-  uint64_t keep = UINT64_MAX;  // freed memory stays with the process, so that the next step's allocations cost nothing
+  uint64_t keep = UINT64_MAX;  // keeps freed memory in the process, so that later allocations cost nothing
   c.staging.size = staging_bytes;
   return first_error({cudaMemPoolSetAttribute(c.pool, cudaMemPoolAttrReleaseThreshold, &keep),
                       cudaMallocHost(reinterpret_cast<void**>(&c.staging.half[0]), staging_bytes),
@@ -151,7 +152,7 @@ const char* inspect(int32_t device) {
 const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error.c_str() : open_error.c_str(); }
 const char* describe(void* ctx) { return static_cast<Context*>(ctx)->description.c_str(); }
 
-// A second attempt gives what the pool keeps back to the device first.
+// If the allocation fails, returns the pool's unused memory to the device and tries once more.
 void* take(Context& c, size_t bytes) {
   void* p = nullptr;
   if (refuse_recorded(c, "an allocation")) return nullptr;
@@ -175,7 +176,7 @@ void release(void* ctx, void* p) {
   cudaFreeAsync(p, c.stream);
 }
 
-// A piece of pinned memory of at most `bytes`; `taken` says how much of it there is.
+// Takes a piece of at most `bytes` of pinned memory. taken: the size of the piece.
 cudaError_t stage(Context& c, size_t bytes, char** p, size_t* taken) {
   Staging& s = c.staging;
   if (s.used == s.size) {
@@ -204,8 +205,7 @@ int zero(void* ctx, void* dst, size_t bytes) {
   return bytes == 0 ? 0 : check(c, cudaMemsetAsync(dst, 0, bytes, c.stream), "zero");
 }
 
-// What the pool keeps for later allocations is free too. It may be called while another thread uses the context, so errors are
-// not kept there.
+// Unused memory of the pool counts as free. Another thread may be using the context, so errors are not stored in it.
 int properties(void* ctx, LoopDeviceProperties* out) {
   Context& c = enter(ctx);
   *out = {1u << LOOP_F32 | 1u << LOOP_BF16, 0, 0, 0, int64_t(384) << 20, int64_t(64) << 20, 2048, 1, 0};
@@ -236,10 +236,10 @@ int send(Context& c, void* device, const void* host, size_t bytes) {
   return 0;
 }
 
-// Piece by piece through the two halves: one is copied to the host's array while the device fills the other.
+// Copies piece by piece through the two halves: one is copied to the host array while the device fills the other.
 int read_back(Context& c, void* host, const void* device, size_t bytes) {
   Staging& s = c.staging;
-  if (int status = wait(c, "copy_out")) return status;  // also: both halves are free
+  if (int status = wait(c, "copy_out")) return status;  // waiting also frees both halves
   s.used = 0;
   auto* to = static_cast<char*>(host);
   const auto* from = static_cast<const char*>(device);

@@ -1,8 +1,8 @@
-// NVIDIA's library for messages between GPUs, opened at run time where the machine has it; its headers are not needed to build.
-// It carries bytes and adds nothing: sums are made by kernels of ours, in the order of the ranks.
+// NVIDIA's library for communication between GPUs, opened at run time if it is installed; building needs no headers of it. It
+// only moves bytes. Sums are computed by our kernels, in rank order.
 //
-// Exchanges go on their own stream, behind what the context had been asked before, so that kernels run meanwhile. The host
-// waits for them by polling, because a rank that has gone would leave the stream waiting for ever.
+// Exchanges run on a separate stream, after all earlier work of the context, so kernels run at the same time. The host polls
+// for their completion, because a rank that has gone away would block the stream forever.
 #include <dlfcn.h>
 
 #include <chrono>
@@ -18,13 +18,13 @@
 namespace looplm::cuda {
 namespace {
 
-// The C interface of the library, as its manual documents it: opaque handles, enumerations as int.
+// The library's C interface as its manual documents it, with opaque handles and enumerations as int.
 using Comm = void*;
 struct Key {
   char bytes[LOOP_LINK_KEY_BYTES];
 };
 constexpr int bytes_type = 0;  // ncclInt8
-constexpr int oldest = 2700;   // 2.7, the first with ncclSend and ncclRecv
+constexpr int oldest = 2700;   // 2.7, the first version with ncclSend and ncclRecv
 
 struct Functions {
   int (*version)(int*);
@@ -43,17 +43,17 @@ struct Functions {
 
 struct Library {
   Functions f{};
-  std::string description;  // or why there is none
+  std::string description;  // or the reason why it cannot be used
   bool usable = false, chosen = false;
 };
 
-std::string version_text(int v) {  // 2708 is 2.7.8, and since 2.9 21805 is 2.18.5
+std::string version_text(int v) {  // 2708 is 2.7.8; since 2.9, 21805 is 2.18.5
   const int major = v < 10000 ? v / 1000 : v / 10000, minor = (v < 10000 ? v % 1000 : v % 10000) / 100;
   return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(v % 100);
 }
 
 std::string load(Library& lib) {
-  const char* path = std::getenv("LOOPLM_NCCL");  // this file and no other, or "off"
+  const char* path = std::getenv("LOOPLM_NCCL");  // a file chosen by the user (no other is tried), or "off"
   lib.chosen = path != nullptr;
   if (path && std::string(path) == "off") return "LOOPLM_NCCL=off";
 #ifdef __CUDACC__
@@ -105,10 +105,10 @@ struct Link {
   int rank = 0, size = 1;
   double timeout = 0;
   cudaStream_t stream = nullptr;
-  cudaEvent_t ready = nullptr;  // what the context was asked before an exchange
+  cudaEvent_t ready = nullptr;  // marks the work of the context that an exchange must wait for
   std::deque<cudaEvent_t> under_way;
   std::vector<cudaEvent_t> spare;
-  std::string lost;  // why there are no more exchanges
+  std::string lost;  // the reason why no more exchanges are possible
 };
 
 std::string who(const Link& link, const char* operation) {
@@ -116,7 +116,7 @@ std::string who(const Link& link, const char* operation) {
 }
 int fail_link(Context& c, Link& link, const std::string& message) {
   if (link.lost.empty()) link.lost = message;
-  if (link.comm) library().f.abort(link.comm);  // what is on the stream ends
+  if (link.comm) library().f.abort(link.comm);  // ends what is on the stream
   link.comm = nullptr;
   return fail(c, link.lost);
 }
@@ -184,7 +184,7 @@ int exchange(void* ctx, void* p, const void* const* send, const int64_t* send_by
   if (int s = check(c, cudaEventRecord(link.ready, c.stream), "exchange")) return s;
   if (int s = check(c, cudaStreamWaitEvent(link.stream, link.ready, 0), "exchange")) return s;
   int status = f.group_begin();
-  // Each begins with its neighbour, so that no rank is everybody's first.
+  // Every rank starts with the next one, so that not all ranks send to the same rank first.
   for (int i = 0; i < link.size && !status; i++) {
     const int from = (link.rank + link.size - i) % link.size, to = (link.rank + i) % link.size;
     if (receive_bytes[from] > 0)
@@ -215,7 +215,7 @@ int exchanged(void* ctx, void* p, int wait) {
     const cudaError_t status = cudaEventQuery(link.under_way.front());
     if (status == cudaSuccess) break;
     if (status != cudaErrorNotReady) return check(c, status, "exchange");
-    cudaGetLastError();  // not ready
+    cudaGetLastError();  // clears cudaErrorNotReady
     int error = 0;
     if (library().f.async_error(link.comm, &error) == 0 && error != 0)
       return fail_link(c, link,

@@ -1,11 +1,11 @@
-// Latent noise of a student (math.md §5).
+// Latent noise for LoopRPT (math.md §5).
 #include "context.h"
 #include "philox.h"
 
 namespace looplm::cuda {
 namespace {
 
-// x[i][k] += sigma · N(0, 1). A thread does four neighbours of a row: one block of the generator.
+// x[i][k] += sigma · N(0, 1). A thread handles four consecutive elements: one block of the random generator.
 template <class T>
 __global__ void add_noise_kernel(int64_t n, int64_t d, float sigma, uint64_t seed, uint32_t loop, const int32_t* streams,
                                  const int32_t* positions, T* x) {

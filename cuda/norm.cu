@@ -1,6 +1,6 @@
-// RMS(v; w) = v · rsqrt(mean v² + eps) · w with the residual connection around it (math.md §1). One row per block; a thread owns
-// the same columns in every pass over the row, so what it wrote in one it may read in the next. Rows are read from memory once
-// and from the L1 cache after that.
+// RMS(v; w) = v · rsqrt(mean v² + eps) · w with the residual connection around it (math.md §1). One block per row. A thread
+// handles the same columns in every pass, so it can read what it wrote in an earlier pass. A row is read from memory once;
+// later passes read it from the L1 cache.
 #include "columns.h"
 #include "context.h"
 #include "norm_row.h"
@@ -8,14 +8,14 @@
 namespace looplm::cuda {
 namespace {
 
-// h_out = h + RMS(branch; w_branch), or h + branch;  x = RMS(h_out; w_next); without a branch x = RMS(h; w_next). x sees h_out as
-// it is stored.
+// h_out = h + RMS(branch; w_branch), or h + branch;  x = RMS(h_out; w_next). Without a branch, x = RMS(h; w_next). x is
+// computed from h_out as it is stored.
 template <class T, int W>
 __global__ void residual_norm_kernel(int64_t d, float eps, const T* h, const T* branch, const T* w_branch, const T* w_next,
                                      T* h_out, T* x) {
   SHARED_ARRAY(float, scratch, 32);
   const int64_t row = int64_t(blockIdx.x) * d;
-  if (branch)  // which is read first; h comes meanwhile
+  if (branch)  // the branch is read first; prefetch h meanwhile
     for (int j = int(threadIdx.x) * W; j < d; j += int(blockDim.x) * W) prefetch(h + row + j);
   const auto of_h = [&](int j, float(&v)[W]) { read<W>(h + row + j, v); };
   const auto of_out = [&](int j, float(&v)[W]) { read<W>(h_out + row + j, v); };
@@ -45,9 +45,10 @@ int residual_norm(void* ctx, LoopDType dt, int64_t n, int64_t d, double eps, con
   });
 }
 
-// y = v s w, s = rsqrt(mean v² + eps):  ∂v = s w ∂y - v s³ mean(∂y w v),  ∂w += ∂y v s.  Every block does every gridDim.x-th row
-// and keeps its own ∂w of both weights in shared memory (column_floats each), at the end in partial[block][next, branch][d].
-// While it works on a row, the next one comes to the L2 cache, so that none of the waits within a row is one on memory.
+// y = v s w, s = rsqrt(mean v² + eps):  ∂v = s w ∂y - v s³ mean(∂y w v),  ∂w += ∂y v s. A block handles every gridDim.x-th
+// row. It sums ∂w of both weights in shared memory (column_floats each), and finally writes them to partial[block][next,
+// branch][d]. While it works on a row, it prefetches the next one into the L2 cache, so it never waits for memory within a
+// row.
 template <class T, int W>
 __global__ void __launch_bounds__(256)
     norm_backward_kernel(int64_t n, int64_t d, float eps, const T* h_out, const T* branch, const T* w_branch, const T* w_next,

@@ -1,6 +1,6 @@
-// RMSNorm of one row by a block, and what surrounds it (math.md §1). Rows come from and go to wherever the caller keeps them,
-// through functions of (first column, W values); a thread owns the same columns in every pass. The kernels that share these lines
-// give the same bits: every product that a sum takes is an fma by name.
+// RMSNorm of one row by a block, with the residual connection (math.md §1). Rows are read and written through functions of
+// (first column, W values), so a row may be in registers, shared or global memory. A thread handles the same columns in every
+// pass. All kernels that use this code get the same bits, because every product in a sum is an explicit fma.
 #pragma once
 #include "vector.h"
 
@@ -18,7 +18,7 @@ __device__ __forceinline__ float sum_of_squares(int64_t d, Row row) {
   return square;
 }
 
-// 1 / RMS of the row whose squares the threads have summed. scratch: a float for each warp.
+// 1 / RMS of a row. square: this thread's part of the sum of squares. scratch: one float per warp.
 __device__ __forceinline__ float inverse_rms(int64_t d, float eps, float square, Shared<float> scratch) {
   return 1 / sqrtf(block_sum(square, scratch) / float(d) + eps);
 }
@@ -38,7 +38,7 @@ __device__ __forceinline__ void put_normed(int64_t d, float eps, float square, c
   }
 }
 
-// h + RMS(branch; w), rounded as T stores it, to `put`; returns this thread's part of the sum of its squares.
+// Writes h + RMS(branch; w) to `put`, rounded to T. Returns this thread's part of its sum of squares.
 template <int W, class T, class Row, class Put>
 __device__ __forceinline__ float add_normed(int64_t d, float eps, const T* branch, const T* weight, Shared<float> scratch, Row h,
                                             Put put) {
@@ -59,7 +59,7 @@ __device__ __forceinline__ float add_normed(int64_t d, float eps, const T* branc
   return square;
 }
 
-// h + branch to `put`, as add_normed does it.
+// Writes h + branch to `put`, in the same way as add_normed.
 template <int W, class T, class Row, class Put>
 __device__ __forceinline__ float add_plain(int64_t d, const T* branch, Row h, Put put) {
   float r[W], b[W], square = 0;

@@ -1,4 +1,4 @@
-// AdamW (math.md §6) and the norm for clipping; the moving average of a teacher (§5).
+// AdamW (math.md §6), the gradient norm for clipping, and the moving average of a teacher (§5).
 #include <cmath>
 
 #include "context.h"
@@ -7,9 +7,9 @@
 namespace looplm::cuda {
 namespace {
 
-constexpr int square_blocks = 512;  // the same on every chip, so that the sum has the same bits
+constexpr int square_blocks = 512;  // the same on every chip, so that the sum has the same bits everywhere
 
-// Every thread adds its elements in double: float32 squares overflow at 1.8e19.
+// Sums in double, because the square of a float32 above 1.8e19 overflows.
 template <int W>
 __global__ void sum_squares_kernel(int64_t count, const float* x, double* partial) {
   SHARED_ARRAY(double, scratch, 8);
@@ -31,13 +31,14 @@ __global__ void sum_kernel(int count, const double* partial, double* out) {
   if (threadIdx.x == 0) *out = sum;
 }
 
-// The sums of all arrays lie side by side until one wait brings them to the host.
+// The sums of all arrays are computed first; then one wait brings them to the host.
 int sum_squares(void* ctx, LoopDType dt, int64_t arrays, const int64_t* host_counts, const void* const* host_x,
                 double* host_out) {
   return with_dtype(ctx, "sum_squares", dt, [&](Context& c, auto) {
     if (arrays == 0) return 0;
     auto* sums =
-        static_cast<double*>(scratch(c, (size_t(arrays) + square_blocks) * 8));  // [arrays], then an array's partial sums
+        // [arrays], then the partial sums of one array
+        static_cast<double*>(scratch(c, (size_t(arrays) + square_blocks) * 8));
     if (!sums) return int(LOOP_OUT_OF_MEMORY);
     double* const partial = sums + arrays;
     for (int64_t a = 0; a < arrays; a++) {
@@ -58,8 +59,8 @@ int sum_squares(void* ctx, LoopDType dt, int64_t arrays, const int64_t* host_cou
   });
 }
 
-// m = β1 m + (1-β1) g,  v = β2 v + (1-β2) g²,  p -= lr (m̂ / (√v̂ + ε) + wd p). T is the dtype of the parameter; with a master that
-// is the truth and the parameter its rounding.
+// m = β1 m + (1-β1) g,  v = β2 v + (1-β2) g²,  p -= lr (m̂ / (√v̂ + ε) + wd p). T: dtype of the parameter. If there is a
+// master, it is updated, and the parameter is its rounded copy.
 struct AdamW {
   int64_t count;
   void* parameter;
@@ -120,7 +121,7 @@ int adamw(void* ctx, LoopDType dt, const LoopAdamW* o) {
   });
 }
 
-// parameter = average = average + weight (x - average)
+// parameter = average = average + weight (x - average).
 template <class T, int W>
 __global__ void moving_average_kernel(int64_t count, float weight, const T* x, float* average, T* parameter) {
   const int64_t at = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * W;

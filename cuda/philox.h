@@ -1,4 +1,4 @@
-// native/numeric/philox.h for kernels: the same counters, the same bits, the same numbers up to float32 rounding.
+// native/numeric/philox.h for kernels: the same counters and bits, and the same numbers up to float32 rounding.
 #pragma once
 #include "simt.h"
 
@@ -27,15 +27,15 @@ __device__ __forceinline__ PhiloxBits philox4x32(PhiloxBits c, uint64_t key) {
   return c;
 }
 
-// uniform(seed, sequence, position) of philox.h, in double
+// uniform(seed, sequence, position) of philox.h, in double.
 __device__ __forceinline__ double philox_uniform(uint64_t seed, uint32_t sequence, uint32_t position) {
   const PhiloxBits b = philox4x32({{position, sequence, 0, 0}}, seed);
   const uint64_t bits = (uint64_t(b.w[0]) << 32 | b.w[1]) >> 11;
   return bits ? double(bits) * 0x1p-53 : 0x1p-54;
 }
 
-// latent_noise of philox.h: elements 4·block to 4·block + 3. Near 1 the uniform number is taken from its distance to 1, and the
-// angle from a signed turn, so that float32 loses nothing.
+// latent_noise of philox.h: elements 4·block to 4·block + 3. Near 1, the uniform number is computed from its distance to 1,
+// and the angle from a signed turn. So float32 keeps its precision.
 __device__ __forceinline__ void latent_noise(uint64_t seed, uint32_t stream, uint32_t position, uint32_t loop, uint32_t block,
                                              float (&out)[4]) {
   const PhiloxBits b = philox4x32({{block, position, stream, 2 + 4 * loop}}, seed);

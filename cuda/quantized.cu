@@ -1,8 +1,8 @@
-// C[m,n] = A Bᵀ with a weight of 8 or 4 bits per element. Its codes are small whole numbers, which bfloat16 holds exactly: the
-// tensor core multiplies them with the activations as they are, and the sum of a unit of k, which lies inside one group, is
-// multiplied with the group's scale and added up in float32, unit after unit. Both bfloat16 kernels do just that in the same
-// order, so that a row's bits depend neither on the other rows nor on the kernel: few rows cut k between the warps of a block and
-// read the weight once, many rows cut m and n. float32 has a plain kernel.
+// C[m,n] = A Bᵀ with a weight of 8 or 4 bits per element. The codes are small integers, which are exact in bfloat16. The
+// tensor core multiplies them with unquantized activations. The sum over a unit of k, which lies in one group, is multiplied
+// with the group's scale and added in float32, unit by unit. Both bfloat16 kernels do this in the same order, so a row's bits
+// depend neither on the other rows nor on the kernel. With few rows, the warps of a block share k and read the weight once;
+// with many rows, blocks split m and n. float32 has a plain kernel.
 #include <algorithm>
 #include <numeric>
 
@@ -14,26 +14,29 @@ namespace {
 struct Weight {
   const uint8_t* codes;  // 16-byte aligned
   const float* scales;
-  int unit, units_per_group;  // codes in a unit: 32, 64 or 128
+  int unit, units_per_group;  // codes per unit: 32, 64 or 128
 };
 
-constexpr int slice = 32;  // codes of k that a warp multiplies at once: lane l has 8 of them, of row l / 4 from 8 (l % 4) on
+constexpr int slice = 32;  // elements of k that a warp multiplies at once: lane l has 8 codes of row l / 4, starting at 8 (l
+                           // % 4)
 
-// Eight neighbouring codes as four pairs in bfloat16, in the order that takes the fewest instructions: 4 bits give (i, i + 4), 8
-// bits (0, 2), (1, 3), (4, 6), (5, 7). 0x4300 is 128, whose last bit is worth 1: a code in the low bits is added to it as it is.
+// Converts eight consecutive codes to four bfloat16 pairs, in the order that needs the fewest instructions. 4 bits: (i, i +
+// 4); 8 bits: (0, 2), (1, 3), (4, 6), (5, 7). 0x4300 is 128 in bfloat16, whose last mantissa bit is worth 1. So a code in the
+// low bits is added to it exactly.
 __device__ __forceinline__ void expand(const uint32_t (&words)[1], uint32_t (&pairs)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; i++)
-    pairs[i] = fma_bf16x2((words[0] >> 4 * i & 0x000F000Fu) | 0x43004300u, 0x3F803F80u, 0xC308C308u);  // · 1 - 136
+    pairs[i] = fma_bf16x2((words[0] >> 4 * i & 0x000F000Fu) | 0x43004300u, 0x3F803F80u, 0xC308C308u);  // times 1, minus 136
 }
 __device__ __forceinline__ void expand(const uint32_t (&words)[2], uint32_t (&pairs)[4]) {
 #pragma unroll
-  for (int i = 0; i < 4; i++) {  // seven bits, less 128 and for the sign 128 more: 0xC300 is -128 and 0xC380 is -256
+  for (int i = 0; i < 4; i++) {  // the low seven bits, minus 128, and for negative codes minus 128 more: 0xC300 is -128,
+                                 // 0xC380 is -256
     const uint32_t two = words[i / 2] >> 8 * (i % 2);
     pairs[i] = fma_bf16x2((two & 0x007F007Fu) | 0x43004300u, 0x3F803F80u, (two & 0x00800080u) | 0xC300C300u);
   }
 }
-// Eight neighbouring activations in the same order.
+// Eight consecutive activations in the same order.
 template <int BITS>
 __device__ __forceinline__ void pair_up(uint4 v, uint32_t (&pairs)[4]) {
   const uint32_t first = v.x, second = BITS == 4 ? v.z : v.y, third = BITS == 4 ? v.y : v.z, fourth = v.w;
@@ -43,7 +46,8 @@ __device__ __forceinline__ void pair_up(uint4 v, uint32_t (&pairs)[4]) {
   pairs[3] = __byte_perm(third, fourth, 0x7632);
 }
 
-// sum[i][j] += rows 16 i … of A times columns 8 j … of Bᵀ over one slice. x: rows l / 4 and l / 4 + 8 of this lane, paired up.
+// sum[i][j] += rows from 16 i on of A times columns from 8 j on of Bᵀ over one slice. x: this lane's rows l / 4 and l / 4 +
+// 8, paired.
 template <int BITS, int MT, int NT>
 __device__ __forceinline__ void multiply_slice(float (&sum)[MT][NT][4], const uint32_t (&x)[MT][2][4],
                                                const uint32_t (&words)[NT][BITS / 4]) {
@@ -68,14 +72,16 @@ __device__ __forceinline__ void read_words(Shared<uint32_t> p, uint32_t (&words)
   words[0] = both.x, words[1] = both.y;
 }
 
-// ---- few rows: a block has 8 NT columns; its 8 warps take chunks of k in turn, each through its own ring ----
+// ---- few rows: a block has 8 · NT columns; its 8 warps take chunks of k in turn, each with its own ring ----
 
 template <int BITS_, int NT_, int STAGES_>
 struct Few {
   static constexpr int BITS = BITS_, NT = NT_, STAGES = STAGES_, BN = 8 * NT, rows = 16, warps = 8, threads = 32 * warps;
-  static constexpr int slices = 4, chunk = slices * slice;  // of k, that a warp reads in one go: 64 or 128 bytes of each column
+  static constexpr int slices = 4, chunk = slices * slice;  // elements of k that a warp loads at once: 64 or 128 bytes per
+                                                            // column
   static constexpr int slice_bytes = slice * BITS / 8, pieces = slices * slice_bytes / 16;
-  // [slice][column][slice_bytes]: lanes read neighbouring words; 32 bytes more put the writes of one column on different banks.
+  // [slice][column][slice_bytes], so that lanes read neighbouring words. 32 bytes of padding put the writes of one column on
+  // different banks.
   static constexpr int slice_stride = BN * slice_bytes + 32;
   static constexpr size_t stage = size_t(slices) * slice_stride, ring = warps * STAGES * stage;
   static size_t bytes(int64_t m, int unit) { return ring + sizeof(float) * size_t(warps * (chunk / unit) * BN * m); }
@@ -84,7 +90,7 @@ struct Few {
 template <class S>
 __global__ void __launch_bounds__(S::threads, 2) few_rows_kernel(Gemm g, Weight b, bool aligned) {
   const int lane = lane_id(), warp = warp_id(), m = int(g.m);
-  const int per_unit = b.unit / slice, units = S::chunk / b.unit;  // units of a chunk
+  const int per_unit = b.unit / slice, units = S::chunk / b.unit;  // units per chunk
   const int64_t n0 = int64_t(blockIdx.x) * S::BN, rounds = (g.k + S::warps * S::chunk - 1) / (S::warps * S::chunk);
   const auto* a = static_cast<const bf16*>(g.a);
   const auto ring = [&](int64_t round) {
@@ -120,7 +126,7 @@ __global__ void __launch_bounds__(S::threads, 2) few_rows_kernel(Gemm g, Weight 
     if (round < rounds) fetch(round);
     copy_async_commit();
   }
-  float total[S::rows * S::BN / S::threads] = {};  // of elements threadIdx.x, threadIdx.x + 256, … of C
+  float total[S::rows * S::BN / S::threads] = {};  // elements threadIdx.x, threadIdx.x + 256, … of C
   for (int64_t round = 0; round < rounds; round++) {
     const int64_t k0 = (round * S::warps + warp) * S::chunk;
     uint32_t x[S::slices][1][2][4];
@@ -129,7 +135,7 @@ __global__ void __launch_bounds__(S::threads, 2) few_rows_kernel(Gemm g, Weight 
 #pragma unroll
       for (int h = 0; h < 2; h++) pair_up<S::BITS>(activations(lane / 4 + 8 * h, k0 + s * slice + lane % 4 * 8), x[s][0][h]);
     copy_async_wait<S::STAGES - 2>();
-    __syncwarp();  // this round's codes are there for the warp, and nobody reads those of the last one any more
+    __syncwarp();  // this round's codes have arrived for the warp, and no lane still reads those of the last round
     if (round + S::STAGES - 1 < rounds) fetch(round + S::STAGES - 1);
     copy_async_commit();
     const Shared<uint32_t> codes = ring(round);
@@ -154,7 +160,7 @@ __global__ void __launch_bounds__(S::threads, 2) few_rows_kernel(Gemm g, Weight 
           sum[0][n][2 * h] = sum[0][n][2 * h + 1] = 0;
         }
     }
-    __syncthreads();  // the sums of this round are there
+    __syncthreads();  // the sums of this round are complete
     const int first = int(round) * S::warps * units, count = min(S::warps * units, int(g.k / b.unit) - first);
 #pragma unroll
     for (int i = 0; i < S::rows * S::BN / S::threads; i++) {
@@ -166,7 +172,7 @@ __global__ void __launch_bounds__(S::threads, 2) few_rows_kernel(Gemm g, Weight 
         total[i] = fmaf(scale, sums[(u * m + row) * S::BN + column], total[i]);
       }
     }
-    __syncthreads();  // and read
+    __syncthreads();  // and have been read
   }
   copy_async_wait<0>();
 #pragma unroll
@@ -179,7 +185,7 @@ __global__ void __launch_bounds__(S::threads, 2) few_rows_kernel(Gemm g, Weight 
   }
 }
 
-// ---- many rows: blocks of 64 × 128; each of 4 warps has all 64 rows and 32 columns, so that a code is expanded once ----
+// ---- many rows: blocks of 64 × 128; each of the 4 warps has all 64 rows and 32 columns, so every code is expanded once ----
 
 template <int BITS_>
 struct Many {
@@ -221,7 +227,7 @@ __global__ void __launch_bounds__(S::threads) many_rows_kernel(Gemm g, Weight b,
   int left = per_unit, unit = 0;
   for (int64_t t = 0; t < steps; t++) {
     copy_async_wait<S::STAGES - 2>();
-    __syncthreads();  // step t is there for all, and nobody reads the stage of step t - 1 any more
+    __syncthreads();  // step t has arrived for all threads, and none still reads the stage of step t - 1
     if (t + S::STAGES - 1 < steps) fetch(t + S::STAGES - 1);
     copy_async_commit();
     const Shared<bf16> from_a = tile_a(t);
@@ -264,13 +270,14 @@ __global__ void __launch_bounds__(S::threads) many_rows_kernel(Gemm g, Weight b,
                    total[m][n][2 * h + 1]);
 }
 
-// ---- float32: BM × 64 tiles, a slice of k at a time, BM / 4 rows of one column to a thread ----
+// ---- float32: BM × 64 tiles, one slice of k at a time, BM / 4 rows of one column per thread ----
 
 template <int BITS, int BM>
 __global__ void __launch_bounds__(256) float_rows_kernel(Gemm g, Weight b, int64_t tiles_m, int64_t tiles_n) {
   constexpr int BN = 64, TM = BM / 4;
   SHARED_ARRAY(float, tile_a, BM* slice);
-  SHARED_ARRAY(float, tile_b, slice*(BN + 1));  // [k][column], unscaled; one more keeps a warp's stores on different banks
+  SHARED_ARRAY(float, tile_b, slice*(BN + 1));  // [k][column], unscaled; padding by one puts a warp's stores on different
+                                                // banks
   int64_t tile_m, tile_n;
   tile_of(blockIdx.x, tiles_m, tiles_n, tile_m, tile_n);
   const int64_t m0 = tile_m * BM, n0 = tile_n * BN;
@@ -284,7 +291,7 @@ __global__ void __launch_bounds__(256) float_rows_kernel(Gemm g, Weight b, int64
       const int64_t row = m0 + e / slice;
       tile_a[e] = row < g.m ? a[row * g.lda + k0 + e % slice] : 0.0f;
     }
-    const int64_t column = n0 + t / 4;  // eight codes of it
+    const int64_t column = n0 + t / 4;  // this thread expands eight codes of this column
     const uint8_t* from = b.codes + (column * g.k + k0 + t % 4 * 8) * BITS / 8;
     uint32_t words[BITS / 4] = {};
     if (column < g.n)
@@ -313,7 +320,7 @@ __global__ void __launch_bounds__(256) float_rows_kernel(Gemm g, Weight b, int64
   }
 }
 
-// ---- choosing ----
+// ---- choice of the kernel ----
 
 template <int BITS>
 int float_product(Context& c, const Gemm& g, const Weight& b) {
@@ -335,7 +342,8 @@ int tensor_product(Context& c, const Gemm& g, const Weight& b) {
                  "gemm_quantized");
   };
   if (g.m <= 16) {
-    // Every block reads all of A: wider ones where there are enough of them for the chip and it has the shared memory.
+    // Every block reads all of A. Use wider blocks if there are still enough of them to fill the chip, and it has enough
+    // shared memory.
     using Wide = Few<BITS, 4, BITS == 4 ? 4 : 2>;
     int processors = 0, limit = 0;
     cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, c.device);

@@ -1,5 +1,5 @@
-// Calls kept for later: a captured stream, instantiated as a graph. One launch then does a whole pass of the decoding schedule,
-// and what changes from pass to pass (positions, slots, cache contexts, states) is read from device memory.
+// Recorded calls: a captured stream, instantiated as a CUDA graph. One launch then runs a whole decoding pass. What changes
+// from pass to pass (positions, slots, cache contexts, states) is read from device memory.
 #include "context.h"
 
 namespace looplm::cuda {
@@ -35,7 +35,7 @@ int replay(void* ctx, void* recording) {
 
 void forget(void* ctx, void* recording) {
   Context& c = enter(ctx);
-  cudaStreamSynchronize(c.stream);  // it may be under way
+  cudaStreamSynchronize(c.stream);  // it may still be running
   cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording));
   c.recordings--;
 }

@@ -1,6 +1,5 @@
-// Rotary positions in place on a row of q, k and v heads (math.md §1): (u, v) = (x[j], x[j + head_dim/2]) or (x[2j], x[2j + 1])
-// turn by the position's angle. The layout of the row is the split into q, k and v, so nothing else is moved. A thread turns W
-// pairs.
+// Rotates a row of q, k and v heads in place (math.md §1): the pairs (u, v) = (x[j], x[j + head_dim/2]) or (x[2j], x[2j + 1])
+// turn by the angle of the position. A thread rotates W pairs.
 #include "context.h"
 #include "elementwise.h"
 #include "vector.h"
@@ -17,7 +16,7 @@ __global__ void rope_kernel(int64_t count, int heads, int head_dim, int64_t row_
   const int64_t row = i / per_row;
   const int rest = int(i - row * per_row), head = rest / per_head, j = (rest - head * per_head) * W;
   const float* angle = cos_sin + int64_t(positions[row]) * head_dim + j;
-  constexpr bool neighbours = Pairs == LOOP_NEIGHBOURS;  // W is 1
+  constexpr bool neighbours = Pairs == LOOP_NEIGHBOURS;  // then W is 1
   T* x = qkv + row * row_stride + int64_t(head) * head_dim + (neighbours ? 2 * j : j);
   T* y = neighbours ? x + 1 : x + half;
   float u[W], v[W], cosine[W], sine[W];

@@ -1,11 +1,11 @@
-// Rows chosen by an index: the embedding and its gradient, gather, scatter, and the cache's planes.
+// Rows selected by an index: the embedding and its gradient, gather, scatter, and writes to the cache.
 #include "context.h"
 #include "vector.h"
 
 namespace looplm::cuda {
 namespace {
 
-// Rows of `units` Units from one place to another; an index that is given says which row. One row per block.
+// Copies rows of `units` Units. An index, if given, selects the rows of the source or the destination. One row per block.
 struct RowCopy {
   int64_t units;
   const void* from;
@@ -17,7 +17,7 @@ struct RowCopy {
   KernelFault* fault;
 };
 
-// How many rows there are is not among the arguments: a negative index is all that can be told from a good one.
+// The number of rows in the table is not known here, so only negative indices can be detected.
 __device__ __forceinline__ bool accept(int32_t index, KernelFault* fault) {
   if (index >= 0) return true;
   if (threadIdx.x == 0) *fault = {1, index, INT32_MAX};
@@ -35,7 +35,7 @@ __global__ void copy_rows_kernel(RowCopy r) {
     dst[u] = src[u];
 }
 
-// Lengths and strides of r in bytes.
+// In r, lengths and strides are in bytes.
 int copy_rows(Context& c, const char* operation, int64_t rows, size_t element, RowCopy r) {
   r.fault = c.kernel_fault;
   const auto go = [&]<class Unit>(Unit) {
@@ -56,12 +56,12 @@ int gather_rows(void* ctx, LoopDType type, int64_t n, int64_t d, const int32_t* 
   return copy_rows(enter(ctx), "gather_rows", n, loop_dtype_size(type), {bytes, src, bytes, index, dst, bytes, nullptr, nullptr});
 }
 
-// out[i] = table[ids[i]]                 table [*, d], out [n, d]
+// out[i] = table[ids[i]]. table [*, d], out [n, d].
 int embed(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_t* ids, const void* table, void* out) {
   return with_dtype(ctx, "embed", dt, [&](Context&, auto) { return gather_rows(ctx, dt, n, d, ids, table, out); });
 }
 
-// keys[slots[i]] = k part of qkv[i],  values[slots[i]] = v part              planes [slots, kv_heads * head_dim]
+// keys[slots[i]] = k part of qkv[i],  values[slots[i]] = v part. Planes are [slots, kv_heads * head_dim].
 int cache_write(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim, const int32_t* slots,
                 const void* qkv, void* keys, void* values) {
   return with_dtype(ctx, "cache_write", dt, [&](Context& c, auto) {
@@ -75,11 +75,12 @@ int cache_write(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv
   });
 }
 
-// The gradient of the embedding: (id, i) is sorted as one number, so that the rows of an id lie side by side in their order.
-// Blocks sort `tile` keys each; then groups of `fan` runs are merged until one is left, each key finding its place by itself: a
-// lane for each run counts what is smaller there. Keys differ, so that any order of work gives the same places.
+// The gradient of the embedding. Pairs (id, i) are sorted as 64-bit keys, so that the rows of one id are consecutive and in
+// order. Blocks sort `tile` keys each. Then groups of `fan` sorted runs are merged until one run is left. Each key finds its
+// place independently: one lane per run counts the smaller keys in it. All keys are different, so the result does not depend
+// on the order of work.
 constexpr int tile = 2048, fan = 16;
-constexpr uint64_t no_key = UINT64_MAX;  // of an id that is not in the table; sorted behind all others
+constexpr uint64_t no_key = UINT64_MAX;  // for an id that is not in the table; sorted after all others
 __device__ __forceinline__ int32_t id_of(uint64_t key) { return int32_t(key >> 32); }
 
 __global__ void __launch_bounds__(tile / 2)
@@ -93,7 +94,8 @@ __global__ void __launch_bounds__(tile / 2)
     if (!valid) *fault = {1, id, int32_t(vocabulary)};
     key[k] = i < n && valid ? uint64_t(uint32_t(id)) << 32 | uint64_t(i) : no_key;
   }
-  for (int length = 2; length <= tile; length *= 2)  // bitonic: runs of `length` in order, falling and rising in turn
+  for (int length = 2; length <= tile; length *= 2)  // bitonic sort: runs of `length` are alternately ascending and
+                                                     // descending
     for (int distance = length / 2; distance > 0; distance /= 2) {
       __syncthreads();
       const int low = 2 * int(threadIdx.x) - (int(threadIdx.x) & (distance - 1)), high = low + distance;
@@ -104,13 +106,13 @@ __global__ void __launch_bounds__(tile / 2)
   for (int k = int(threadIdx.x); k < tile && first + k < n; k += tile / 2) keys[first + k] = key[k];
 }
 
-// Runs of `run` sorted keys become runs of fan · run. `fan` lanes for a key.
+// Merges sorted runs of `run` keys into runs of fan · run, with `fan` lanes per key.
 __global__ void __launch_bounds__(256) merge_runs_kernel(int64_t n, int64_t run, const uint64_t* keys, uint64_t* merged) {
   const int64_t at = (int64_t(blockIdx.x) * 256 + threadIdx.x) / fan, group = at / (run * fan) * (run * fan);
   const uint64_t key = at < n ? keys[at] : no_key;
   const int64_t begin = group + run * (threadIdx.x % fan);
   int64_t low = begin, high = begin + run < n ? begin + run : n;
-  // Keys of bad ids are all alike: among them the place decides.
+  // keys of invalid ids are equal; their position breaks the tie
   const auto before = [&](int64_t other) { return keys[other] < key || (key == no_key && keys[other] == key && other < at); };
   while (low < high) {
     const int64_t middle = low + (high - low) / 2;
@@ -121,8 +123,8 @@ __global__ void __launch_bounds__(256) merge_runs_kernel(int64_t n, int64_t run,
   if (at < n && threadIdx.x % fan == 0) merged[group + smaller] = key;
 }
 
-// dtable[id] += Σ dout[i] over the rows i of that id, in their order. A block does the ids whose first key is one of its
-// `keys_per_block`, for part blockIdx.y of the columns, with `batch` rows on their way at a time.
+// dtable[id] += Σ dout[i] over the rows i of that id, in order. A block handles the ids whose first key is one of its
+// `keys_per_block`, for part blockIdx.y of the columns. `batch` rows are loaded at a time.
 constexpr int keys_per_block = 8, batch = 8;
 template <int W>
 __global__ void __launch_bounds__(256)
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(256)
     bool more = true;
     for (int64_t at = first; more; at += batch) {
       float x[batch][W];
-      int count = 0;  // of these rows; the others belong to later ids
+      int count = 0;  // how many rows of the batch have this id
 #pragma unroll
       for (int k = 0; k < batch; k++) {
         const uint64_t key = at + k < n ? keys[at + k] : no_key;
@@ -188,7 +190,7 @@ int embed_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, int64_t vocabu
   });
 }
 
-// dst[index[i]] += src[i], every index at most once
+// dst[index[i]] += src[i]; every index occurs at most once.
 template <int W>
 __global__ void scatter_add_kernel(int64_t d, const int32_t* index, const float* src, float* dst, KernelFault* fault) {
   const int64_t column = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * W;
@@ -215,7 +217,7 @@ int scatter_add_rows(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_
   });
 }
 
-// out [n, 4]: |x - y|², |x|², x·y, |y|². A block per row.
+// out [n, 4]: |x - y|², |x|², x·y, |y|². One block per row.
 template <class T>
 __global__ void compare_rows_kernel(int64_t d, const T* x, const T* y, double* out) {
   SHARED_ARRAY(double, scratch, 8);

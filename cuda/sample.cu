@@ -1,7 +1,7 @@
-// Draws one token per row as native/numeric/sampling.h describes it, without sorting: the filters' thresholds are searched for by
-// halving the range of bit patterns, the draw by going down from warps to lanes to elements. A block per row, which lies in
-// shared memory where it fits. A warp has neighbouring elements, and a thread reads and writes the same of them throughout, so
-// that only sums need barriers. Counts and sums have a fixed order: a draw does not depend on the batch.
+// Draws one token per row as native/numeric/sampling.h describes it, without sorting. The filters find their thresholds by
+// bisecting the range of bit patterns. The draw descends from warps to lanes to elements. One block per row, in shared memory
+// if the row fits. A warp has consecutive elements, and a thread always accesses the same ones, so only sums need barriers.
+// Counts and sums have a fixed order, so a draw does not depend on the batch.
 #include "context.h"
 #include "philox.h"
 #include "vector.h"
@@ -11,7 +11,7 @@ namespace {
 
 struct Sample {
   int vocabulary;
-  int chunk;     // elements of a warp, a multiple of 128
+  int chunk;     // elements per warp, a multiple of 128
   bool aligned;  // rows can be read 16 bytes at a time
   float* logits;
   float temperature;
@@ -23,7 +23,7 @@ struct Sample {
   float* logprobs;
 };
 
-// A row, four elements at a time. Behind its end it goes on with `outside` up to the last warp's end.
+// A row, read four elements at a time. After its end it is padded with `outside` up to the end of the last warp.
 template <bool in_shared>
 struct Row;
 template <>
@@ -52,7 +52,7 @@ struct Row<false> {
   __device__ float at(int j) const { return x[j]; }
 };
 
-// f(j, v) for this thread's elements v of j to j + 3.
+// Calls f(j, v) with this thread's elements v = [j, j + 4).
 template <class R, class F>
 __device__ __forceinline__ void for_own(const R& row, int chunk, F f) {
   const int begin = warp_id() * chunk, end = begin + chunk;
@@ -63,17 +63,17 @@ __device__ __forceinline__ void for_own(const R& row, int chunk, F f) {
   }
 }
 
-// What the warps of a block tell each other: an entry for each.
+// Shared memory for values that the warps of a block exchange: one entry per warp.
 struct Exchange {
   Shared<double> sums, totals;
   Shared<unsigned> counts;
   Shared<int> chosen;  // [1]
 };
 
-// Each warp's sum of `own` in `sums`, seen by all.
+// Writes each warp's sum of `own` to `sums`, visible to all threads.
 __device__ __forceinline__ void share_sums(double own, Shared<double> sums) {
   own = warp_sum(own);
-  __syncthreads();  // what was there has been read
+  __syncthreads();  // the old values have been read
   if (lane_id() == 0) sums[warp_id()] = own;
   __syncthreads();
 }
@@ -84,21 +84,21 @@ __device__ __forceinline__ T sum_of(Shared<T> entries) {
   return warp_sum(entry);
 }
 
-// Floats as integers of the same order; both zeros are one number.
+// Maps floats to integers in the same order; both zeros map to the same number.
 __device__ __forceinline__ uint32_t order_of(float x) {
   const uint32_t bits = __float_as_uint(x + 0.0f);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// The elements from the largest down, until their weights reach `least`: the order of the last one, what those above it weigh,
-// and how many have its order.
+// Descending from the largest element, where the sum of weights reaches `least`: the order of that element, the sum of the
+// weights above it, and the number of elements with its order.
 struct Edge {
   uint32_t order;
   double above;
   unsigned count;
 };
-// No order reaches `end`. Halves the range in which the edge lies until one element is left in it, or one order: of tens of
-// thousands of elements, after less than twenty passes.
+// All orders are below `end`. Bisects the range that contains the edge until one element or one order is left. For tens of
+// thousands of elements that takes less than twenty passes.
 template <class R, class Order, class Weight>
 __device__ __forceinline__ Edge edge_of(const R& row, int chunk, uint32_t end, double least, const Exchange& e, Order order,
                                         Weight weight) {
@@ -115,7 +115,7 @@ __device__ __forceinline__ Edge edge_of(const R& row, int chunk, uint32_t end, d
         if (order(v[k]) - middle < width) sum += weight(v[k]), count++;
     });
     sum = warp_sum(sum), count = warp_sum(count);
-    __syncthreads();  // the last pass's have been read
+    __syncthreads();  // the values of the last pass have been read
     if (lane_id() == 0) e.sums[warp_id()] = sum, e.counts[warp_id()] = count;
     __syncthreads();
     sum = sum_of(e.sums);
@@ -142,8 +142,8 @@ __device__ __forceinline__ Edge edge_of(const R& row, int chunk, uint32_t end, d
   return {low, above, inside};
 }
 
-// The first index at which the running sum of f exceeds `least`, which is not negative; where rounding keeps it below, the last
-// one whose f is positive; 0 where there is none. f is not negative, and each warp's sum of it lies in `sums`.
+// The first index at which the running sum of f exceeds `least` >= 0. If rounding keeps the sum below, the last index with a
+// positive f; 0 if there is none. f must not be negative, and `sums` must hold its sum for each warp.
 template <class R, class F>
 __device__ __forceinline__ int first_above(const R& row, int chunk, double least, const Exchange& e, F f) {
   const int warps = int(blockDim.x / 32), lane = lane_id();
@@ -155,7 +155,7 @@ __device__ __forceinline__ int first_above(const R& row, int chunk, double least
     running += sum;
   }
   if (warp_id() == warp) {
-    const int part = chunk / 32, begin = warp * chunk + lane * part;  // neighbours for a lane
+    const int part = chunk / 32, begin = warp * chunk + lane * part;  // consecutive elements per lane
     float v[4];
     double own = 0;
     for (int j = 0; j < part; j += 4) {
@@ -163,7 +163,7 @@ __device__ __forceinline__ int first_above(const R& row, int chunk, double least
 #pragma unroll
       for (int k = 0; k < 4; k++) own += f(v[k]);
     }
-    double through = own;  // this lane
+    double through = own;  // sum up to and including this lane
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       const double other = __shfl_up_sync(full_warp, through, unsigned(distance));
@@ -187,7 +187,7 @@ __device__ __forceinline__ int first_above(const R& row, int chunk, double least
   return e.chosen[0];
 }
 
-// The largest of a row and the first index that has it; `vocabulary` where all are NaN or -∞.
+// The largest value of a row, and its first index in `first`; `vocabulary` if all values are NaN or -∞.
 template <class R>
 __device__ __forceinline__ float first_largest(const R& row, const Sample& s, Shared<float> largest_of, Shared<int> first_of,
                                                int& first) {
@@ -290,13 +290,13 @@ __global__ void __launch_bounds__(1024) sample_kernel(Sample s) {
   const auto weight_of = [](float weight) { return double(weight); };
   if (s.top_p < 1 || s.min_p > 0) {
     uint32_t edge = 0;
-    int last = s.vocabulary;  // index of a weight at the edge that is kept
-    if (s.top_p < 1) {        // weights are not negative: their bits have their order
+    int last = s.vocabulary;  // the last index of a weight at the edge that is kept
+    if (s.top_p < 1) {        // weights are not negative, so their bits have the same order
       const auto bits_of = [](float weight) { return __float_as_uint(weight); };
       const double reach = s.top_p * sum_of(e.sums), least = reach > 0 ? reach : 1e-300;
       const Edge found = edge_of(row, chunk, __float_as_uint(1.0f) + 1, least, e, bits_of, weight_of);
       edge = found.order;
-      // Of the weights at the edge, only as many as are needed, the lower indices first.
+      // Of the weights equal to the edge, keep only as many as needed, the lower indices first.
       const double missing = (least - found.above) / double(__uint_as_float(edge));
       const unsigned needed = missing > 1 ? unsigned(ceil(missing < double(found.count) ? missing : double(found.count))) : 1;
       if (needed < found.count) {
@@ -308,7 +308,7 @@ __global__ void __launch_bounds__(1024) sample_kernel(Sample s) {
         last = first_above(row, chunk, double(needed - 1), e, is_edge);
       }
     }
-    const double least = s.min_p < 1 ? s.min_p : 1;  // of the largest weight, which is 1
+    const double least = s.min_p < 1 ? s.min_p : 1;  // relative to the largest weight, which is 1
     kept_part = 0;
     for_own(row, chunk, [&](int j, float(&v)[4]) {
 #pragma unroll
@@ -364,7 +364,7 @@ __global__ void edit_logits_kernel(int64_t count, const LoopLogitEdit* edits, fl
   logits[edit.place] = float((biased > 0 ? biased / edit.repetition : biased * edit.repetition) - edit.penalty);
 }
 
-// A row per blockIdx.x.
+// One row per blockIdx.x.
 __global__ void mask_logits_kernel(int64_t vocabulary, int64_t words, const uint32_t* allowed, float* logits) {
   const int64_t row = blockIdx.x, v = int64_t(blockIdx.y) * blockDim.x + threadIdx.x;
   if (v < vocabulary && !(allowed[row * words + v / 32] >> (v % 32) & 1)) logits[row * vocabulary + v] = -INFINITY;

@@ -1,30 +1,31 @@
-// What every .cu file is written against. nvcc compiles it to the GPU's instructions; g++ compiles the same files against
-// cuda/emulator, which runs a block as one fiber per thread and checks what a GPU would not tell. Kernels are ordinary CUDA:
+// Everything that .cu files need. nvcc compiles them to GPU code. g++ compiles the same files against cuda/emulator, which
+// runs a block as one fiber per thread and detects errors that a GPU would not report. Kernels are ordinary CUDA:
 //
-//   threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, __shfl_*_sync, __any_sync …, atomicAdd …, __ldg, float4 …
-//   and the host's cudaMalloc, cudaMemcpyAsync, streams, graphs … keep CUDA's names (emulator/device.h and emulator/runtime.h
-//   list those that are there; add what you need). What follows here is the rest: shared memory, launches, bf16, cp.async,
-//   ldmatrix, mma.
+//   threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, __shfl_*_sync, __any_sync …, atomicAdd …, __ldg,
+//   float4 … and the host's cudaMalloc, cudaMemcpyAsync, streams, graphs … keep CUDA's names. emulator/device.h and
+//   emulator/runtime.h list those that exist; add what you need. This file has the rest: shared memory, launches, bf16,
+//   cp.async, ldmatrix, mma.
 //
 // How to write a kernel
-//   * Shared memory is reached through Shared<T> alone: a plain T* with nvcc, a checked pointer in the emulator. Declare it with
-//     SHARED_ARRAY(float, tile, 64 * 65) or take a part of the dynamic memory with dynamic_shared<bf16>(byte_offset, count): each
-//     array has its own bounds, so give every tile its own. Read an element into a variable of its type, never into `auto`;
-//     shared_cast<float4>(tile + i)[0] reads a vector (the address must be a multiple of its size).
-//   * Vectors of global memory: load<float4>(pointer), store(pointer, vector): aligned to their size.
-//   * Blocks are one-dimensional, a multiple of 32 threads wide where a warp function is used: lane_id(), warp_id().
-//   * Every thread of the block reaches every __syncthreads (return early only where no barrier follows), every lane of the mask
-//     every shuffle, and all 32 lanes load_matrix and mma.
-//   * Sums have a fixed order: warp_sum and block_sum do; there are no float atomics.
-//   * Two kernels round alike only where the code says how: the compiler joins products and sums into fma as it likes, anew in
-//     every kernel and in every copy of an unrolled loop. What must be the same bits elsewhere, or in another tile, is written
-//     with fmaf, __fmul_rn and __fadd_rn (__dmul_rn and __dadd_rn in double), which it leaves as they are. A product that only
-//     multiplies, and a sum without products, need none. test/long/cuda-build.test.ts holds the kernels to it.
-//   * An empty grid launches nothing. launch raises the limit of dynamic shared memory by itself.
+//   * Access shared memory only through Shared<T>: a plain T* with nvcc, a checked pointer in the emulator. Declare it with
+//     SHARED_ARRAY(float, tile, 64 * 65), or take a part of the dynamic memory with dynamic_shared<bf16>(byte_offset, count).
+//     Each array has its own bounds, so give every tile a separate one. Read an element into a variable of its type, never
+//     into `auto`. shared_cast<float4>(tile + i)[0] reads a vector; the address must be a multiple of its size.
+//   * Vectors in global memory: load<float4>(pointer), store(pointer, vector). They must be aligned to their size.
+//   * Blocks are one-dimensional. If a warp function is used, their size is a multiple of 32: lane_id(), warp_id().
+//   * Every thread of a block must reach every __syncthreads (return early only if no barrier follows). Every lane of the
+//     mask must reach every shuffle, and all 32 lanes every load_matrix and mma.
+//   * Sums have a fixed order: use warp_sum and block_sum; there are no float atomics.
+//   * Two kernels round alike only if the code says how. The compiler fuses products and sums into fma as it likes,
+//     differently in every kernel and in every copy of an unrolled loop. Code whose bits must match other code, or another
+//     tile, uses fmaf, __fmul_rn and __fadd_rn (in double __dmul_rn and __dadd_rn), which the compiler never changes. Products
+//     without sums, and sums without products, do not need them. test/long/cuda-build.test.ts checks the kernels for this.
+//   * Launching an empty grid does nothing. launch raises the limit of dynamic shared memory if necessary.
 //
-// One file with g++:   g++ -std=c++20 -O2 -Wall -Wextra -Wno-unknown-pragmas -x c++ -c cuda/norm.cu      (link
-// cuda/emulator/emulator.cpp) One file with nvcc:  nvcc -std=c++20 -O3 -gencode arch=compute_80,code=sm_80 -Xptxas -v -c
-// cuda/norm.cu
+// One file with g++ (link cuda/emulator/emulator.cpp):
+//   g++ -std=c++20 -O2 -Wall -Wextra -Wno-unknown-pragmas -x c++ -c cuda/norm.cu
+// One file with nvcc:
+//   nvcc -std=c++20 -O3 -gencode arch=compute_80,code=sm_80 -Xptxas -v -c cuda/norm.cu
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -75,7 +76,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                    Arguments&&... arguments) {
   return detail::launch(kernel, grid, block, shared_bytes, stream, false, arguments...);
 }
-// All blocks at once, so that they may meet at grid_barrier(); the grid must fit the device.
+// Runs all blocks at the same time, so that they can use grid_barrier(). The grid must fit on the device.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                                Arguments&&... arguments) {
@@ -116,24 +117,24 @@ __device__ __forceinline__ void store(T* pointer, V value) {
   *reinterpret_cast<V*>(pointer) = value;
 }
 
-// The line of memory around it on its way to the L2 cache.
+// Prefetches the cache line of `pointer` into the L2 cache.
 __device__ __forceinline__ void prefetch(const void* pointer) { asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer)); }
 
 // ---- barriers ----
 
-// `threads` threads of the block meet at barrier `id` (1 to 15; 0 is __syncthreads); whole warps take part.
+// Waits until `threads` threads of the block have reached barrier `id` (1 to 15; 0 is __syncthreads). Whole warps take part.
 __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-// Counts as arrived there and goes on.
+// Arrives at the barrier without waiting.
 __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // ---- cp.async ----
 
-// 16, 8 or 4 bytes from global to shared memory, without registers. The first `valid` bytes are read, the others become 0; with 0
-// nothing is read. Seen by the issuing thread after copy_async_wait, by others after a barrier that follows it.
+// Copies 16, 8 or 4 bytes from global to shared memory without registers. Reads only the first `valid` bytes; the others
+// become 0. The issuing thread sees the data after copy_async_wait, other threads after a barrier that follows it.
 template <int bytes = 16, class T, class U>
 __device__ __forceinline__ void copy_async(T* to, const U* from, int valid = bytes) {
   static_assert(bytes == 16 || bytes == 8 || bytes == 4);
@@ -156,26 +157,26 @@ struct __align__(2) bf16 {
   uint16_t bits;
 };
 __device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
-__device__ __forceinline__ bf16 to_bf16(float x) {  // to nearest, ties to even; a NaN stays a NaN
+__device__ __forceinline__ bf16 to_bf16(float x) {  // to nearest, ties to even; NaN stays NaN
   bf16 y;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
   return y;
 }
-// Two in one register, the first in the lower half.
+// Two bf16 in one register, the first in the lower half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
 }
 
-// a · b + c in both halves, rounded once.
+// a · b + c in both halves, each rounded once.
 __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
 
-// 2^x to two or three units in the last place, results below 2^-126 as 0.
+// 2^x with an error of two or three units in the last place; results below 2^-126 become 0.
 __device__ __forceinline__ float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -184,9 +185,9 @@ __device__ __forceinline__ float fast_exp2(float x) {
 
 // ---- tensor cores ----
 
-// 8 × 8 matrices of 16-bit elements: lanes 8i to 8i + 7 give the addresses of the rows (16 bytes, aligned) of matrix i. Register
-// i of lane l then holds elements 2(l % 4) and 2(l % 4) + 1 of row l / 4 of matrix i, or with _transposed those rows of column l
-// / 4.
+// Loads 8 × 8 matrices of 16-bit elements. Lanes 8i to 8i + 7 give the addresses of the rows of matrix i (16 bytes, aligned).
+// Register i of lane l then holds elements 2(l % 4) and 2(l % 4) + 1 of row l / 4 of matrix i; with _transposed, those rows
+// of column l / 4.
 template <class T>
 __device__ __forceinline__ void load_matrix(uint32_t (&r)[4], const T* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -216,7 +217,7 @@ __device__ __forceinline__ void load_matrix_transposed(uint32_t (&r)[2], const T
                : "memory");
 }
 
-// c [16 × 8] += a [16 × 16] · b [16 × 8], bf16 products summed in float32. With g = lane / 4, p = 2 (lane % 4), lane holds
+// c [16 × 8] += a [16 × 16] · b [16 × 8], bf16 products summed in float32. With g = lane / 4, p = 2 (lane % 4), a lane holds
 //   a[0] = A[g][p, p+1]   a[1] = A[g+8][p, p+1]   a[2] = A[g][p+8, p+9]   a[3] = A[g+8][p+8, p+9]
 //   b0 = B[p, p+1][g]     b1 = B[p+8, p+9][g]     c[0, 1] = C[g][p, p+1]  c[2, 3] = C[g+8][p, p+1]
 __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -227,14 +228,14 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], 
 
 #endif  // __CUDACC__
 
-// ---- the same in both worlds ----
+// ---- for nvcc and g++ ----
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float bf16_low(uint32_t packed) { return __uint_as_float(packed << 16); }
 __device__ __forceinline__ float bf16_high(uint32_t packed) { return __uint_as_float(packed & 0xFFFF0000u); }
 
-// Blocks of a kernel that a multiprocessor of the current device can hold at once, with the registers that it has in truth. The
-// runtime is asked once for a device, kernel and shape: it takes microseconds, as long as some of the kernels.
+// Blocks of a kernel that fit on a multiprocessor of the current device at once, given the registers that it really uses. The
+// answer is cached per device, kernel and shape, because asking the runtime takes microseconds, as long as some kernels run.
 template <class... Parameters>
 int resident_blocks(int device, void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
   struct Answer {
@@ -268,7 +269,8 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) {
   return to_bf16(x);
 }
 
-// Over groups of `width` neighbouring lanes, in a fixed order; every lane of the warp takes part and gets its group's result.
+// Sums over groups of `width` neighbouring lanes, in a fixed order. Every lane of the warp takes part and gets its group's
+// sum.
 template <int width = 32, class T>
 __device__ __forceinline__ T warp_sum(T x) {
 #pragma unroll
@@ -285,7 +287,7 @@ __device__ __forceinline__ T warp_max(T x) {
   return x;
 }
 
-// Over the block, in a fixed order; every thread takes part and gets the result. scratch: one element for each warp, free again
+// Sums over the block, in a fixed order. Every thread takes part and gets the sum. scratch: one element per warp, free again
 // when the function returns.
 template <class T>
 __device__ __forceinline__ T block_sum(T x, Shared<T> scratch) {
@@ -313,7 +315,7 @@ __device__ __forceinline__ T block_max(T x, Shared<T> scratch) {
 
 }  // namespace looplm::cuda
 
-// Blocks of a cooperative launch meet here: writes before it are seen by every block after it.
+// A barrier for all blocks of a cooperative launch. Every block then sees the writes of all blocks before it.
 #ifdef __CUDACC__
 #include <cooperative_groups.h>
 namespace looplm::cuda {

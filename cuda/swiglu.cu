@@ -1,4 +1,4 @@
-// out = gate(g)·u, gate(g) = g σ(g) or σ(g) (math.md §1). gate_up [n, 2f]: g then u. A thread does W columns of a row.
+// out = gate(g)·u, gate(g) = g σ(g) or σ(g) (math.md §1). gate_up [n, 2f]: g then u. A thread handles W columns of a row.
 #include "context.h"
 #include "elementwise.h"
 #include "vector.h"
@@ -19,7 +19,7 @@ __global__ void swiglu_kernel(int64_t count, int64_t f, const T* gate_up, T* out
   write<W>(out + at, g);
 }
 
-// ∂g = ∂out u σ(g) (1 + g (1 - σ(g))) or ∂out u σ(g) (1 - σ(g)),   ∂u = ∂out gate(g); dgate_up may be gate_up
+// ∂g = ∂out u σ(g) (1 + g (1 - σ(g))) or ∂out u σ(g) (1 - σ(g)),   ∂u = ∂out gate(g). dgate_up may alias gate_up.
 template <class T, int W, LoopGate Gate>
 __global__ void swiglu_backward_kernel(int64_t count, int64_t f, const T* gate_up, const T* dout, T* dgate_up, T* out) {
   const int64_t at = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * W;

@@ -1,4 +1,5 @@
-// The one symbol of the library: the kernel table on CUDA. Loading the library needs no driver; `open` says what is missing.
+// The only exported symbol of the library: the kernel table for CUDA. Loading the library needs no driver; `open` reports
+// what is missing.
 #include "context.h"
 
 namespace looplm::cuda {
@@ -7,7 +8,7 @@ namespace {
 LoopBackend make_table() {
   LoopBackend table{};
   table.abi = LOOPLM_BACKEND_ABI;
-  table.name = LOOPLM_CUDA_NAME;  // "cuda", or "cuda-emulated" where g++ compiled the same files
+  table.name = LOOPLM_CUDA_NAME;  // "cuda", or "cuda-emulated" if compiled by g++
   add_memory(table);
   add_gemm(table);
   add_quantized(table);

@@ -1,5 +1,5 @@
-// Tensor operations. Arithmetic is there for float32, bfloat16 and int32; copy_strided converts between all dtypes, so that
-// checkpoints of any of them can be read.
+// Tensor operations. Arithmetic supports float32, bfloat16 and int32. copy_strided converts between all dtypes, so that
+// checkpoints of any dtype can be read.
 #include <type_traits>
 
 #include "context.h"
@@ -24,13 +24,13 @@ __device__ float half_value(uint32_t bits) {
 __device__ uint32_t half_bits(float x) {  // to nearest, ties to even
   const uint32_t bits = __float_as_uint(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
   if (magnitude > 0x7F800000u) return sign | 0x7E00u;
-  if (magnitude >= 0x477FF000u) return sign | 0x7C00u;  // 65520 and more
-  if (magnitude < 0x38800000u)                          // below 2^-14: beside 1/2 the last bit is 2^-24
+  if (magnitude >= 0x477FF000u) return sign | 0x7C00u;  // 65520 and above
+  if (magnitude < 0x38800000u)                          // below 2^-14: next to 1/2, the last bit is worth 2^-24
     return sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3F000000u);
   return sign | (magnitude + 0xFFFu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;
 }
 
-// An element as a number of type N, float or double, and back.
+// Converts an element to a number of type N (float or double), and back.
 template <class N, class E>
 __device__ __forceinline__ N number(E x) {
   if constexpr (std::is_same_v<E, bf16>) return N(to_float(x));
@@ -41,12 +41,12 @@ template <class E, class N>
 __device__ __forceinline__ E element(N x) {
   if constexpr (std::is_same_v<E, bf16>) return to_bf16(float(x));
   else if constexpr (std::is_same_v<E, f16>) return {uint16_t(half_bits(float(x)))};
-  else if constexpr (std::is_same_v<E, int32_t>)  // towards zero, held to the range, NaN gives 0
+  else if constexpr (std::is_same_v<E, int32_t>)  // truncates and saturates; NaN becomes 0
     return x != x ? 0 : x >= N(0x1p31) ? INT32_MAX : x <= N(-0x1p31) ? INT32_MIN : int32_t(x);
   else return E(x);
 }
 
-// The shape and strides of two operands, neighbouring dimensions that are contiguous in both made one.
+// The shape and strides of two operands, after merging neighbouring dimensions that are contiguous in both.
 struct Walk {
   int rank = 0;
   int64_t count = 1, shape[LOOP_MAX_RANK] = {}, a[LOOP_MAX_RANK] = {}, b[LOOP_MAX_RANK] = {};
@@ -93,7 +93,7 @@ __global__ void binary_kernel(Walk walk, bool multiply, const E* a, const E* b, 
   }
 }
 
-// f(E{}) for the element types with arithmetic.
+// Calls f(E{}) with the element types that support arithmetic.
 template <class F>
 int with_element(void* ctx, const char* operation, LoopDType type, F&& f) {
   if (type == LOOP_I32) return f(enter(ctx), int32_t{});
@@ -122,7 +122,7 @@ __global__ void copy_kernel(Walk walk, const From* src, To* dst) {
   dst[to] = element<To>(number<N>(src[from]));
 }
 
-// The same for elements of one dtype that lie side by side in both operands: 16 bytes a thread.
+// Copies elements of one dtype that are contiguous in both operands, 16 bytes per thread.
 __global__ void copy_wide_kernel(Walk walk, const uint4* src, uint4* dst) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= walk.count) return;
@@ -131,7 +131,7 @@ __global__ void copy_wide_kernel(Walk walk, const uint4* src, uint4* dst) {
   dst[to] = src[from];
 }
 
-// Makes `elements` neighbours of the last dimension one, where every run of them begins at a multiple of that in both operands.
+// Combines `elements` neighbours of the last dimension into one, if all such runs are aligned in both operands.
 bool widen(Walk& walk, int64_t elements) {
   const int last = walk.rank - 1;
   if (walk.rank == 0 || walk.a[last] != 1 || walk.b[last] != 1 || walk.shape[last] % elements) return false;
@@ -186,7 +186,7 @@ int copy_strided(void* ctx, LoopDType from, LoopDType to, int32_t rank, const in
   });
 }
 
-// A row per block: the largest, the sum of exponentials as in head_rows, the results.
+// One block per row: the maximum, the sum of exponentials as in head_rows, then the results.
 template <class T>
 __global__ void softmax_kernel(int64_t n, bool logarithm, const T* x, T* out) {
   SHARED_ARRAY(float, largest_of, 32);
@@ -216,7 +216,7 @@ int softmax(void* ctx, LoopDType type, int64_t rows, int64_t n, int logarithm, c
   });
 }
 
-// What a reduction remembers of some of its elements. Index n: none yet; the first of the largest counts.
+// The state of a reduction over some of the elements. index n: none yet; on ties the lowest index wins.
 struct Partial {
   double sum;
   double largest;
@@ -227,7 +227,7 @@ __device__ __forceinline__ void merge(Partial& p, double value, int64_t index, b
   if (value > p.largest || (value == p.largest && index < p.index)) p.largest = value, p.index = index;
 }
 
-// x [outer, n, inner] → out [outer, inner]. A warp per output when the elements lie side by side (inner 1), else a thread.
+// x [outer, n, inner] → out [outer, inner]. One warp per output if its elements are contiguous (inner 1), else one thread.
 template <class E, int lanes>
 __global__ void reduce_kernel(LoopReduceOp op, int64_t outputs, int64_t n, int64_t inner, const E* x, void* out) {
   const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / lanes, lane = threadIdx.x % lanes;

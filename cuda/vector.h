@@ -1,4 +1,4 @@
-// Rows of activations and reals as float32 in registers, 16 bytes to a load where the addresses allow it.
+// Reads and writes rows as float32 registers, with 16-byte accesses where the addresses allow it.
 #pragma once
 #include <algorithm>
 #include <initializer_list>
@@ -7,25 +7,25 @@
 
 namespace looplm::cuda {
 
-// Elements of T in 16 bytes: what one thread handles at a time.
+// Elements of T in 16 bytes: how many one thread handles at a time.
 template <class T>
 constexpr int wide = 16 / int(sizeof(T));
 
-// Whether rows of `d` elements can be read `width` at a time: all of it multiples of 16 bytes for every dtype.
+// Whether rows of `d` elements can be read `width` at a time, that is whether everything is a multiple of 16 bytes.
 inline bool vectorizable(int64_t d, int width, std::initializer_list<const void*> pointers) {
   bool aligned = d % width == 0;
   for (const void* p : pointers) aligned = aligned && reinterpret_cast<uintptr_t>(p) % 16 == 0;
   return aligned;
 }
 
-// Threads of a block that walks a row of `d` elements, `width` at a time: one warp at least, `most` at most.
+// Threads of a block that processes a row of `d` elements, `width` at a time: at least one warp, at most `most`.
 inline int row_threads(int64_t d, int width, int most = 256) {
   const int64_t needed = (d + 32 * width - 1) / (32 * width) * 32;
   return needed < 32 ? 32 : needed < most ? int(needed) : most;
 }
 
-// Blocks of a kernel whose blocks go from row to row: as many as the device holds at once, at most `most` on a multiprocessor and
-// one for each row.
+// Number of blocks for kernels whose blocks loop over rows: as many as the device holds at once, but at most `most` per
+// multiprocessor and one per row.
 template <class Kernel>
 int64_t row_blocks(int device, Kernel kernel, int64_t rows, int threads, size_t shared_bytes, int most = 32) {
   int processors = 1;
@@ -34,7 +34,7 @@ int64_t row_blocks(int device, Kernel kernel, int64_t rows, int threads, size_t 
   return std::min(rows, processors * int64_t(std::clamp(resident_blocks(device, kernel, threads, shared_bytes), 1, most)));
 }
 
-// Bytes of dynamic shared memory that a block may have beside what its kernel declares, 2 KiB at most.
+// Dynamic shared memory that a block may use, in bytes, if its kernel declares at most 2 KiB of static shared memory.
 inline size_t dynamic_limit(int device) {
   int limit = 48 * 1024;
   cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -89,7 +89,7 @@ __device__ __forceinline__ void write(bf16* p, const float (&x)[W]) {
   }
 }
 
-// The same in shared memory, 16 bytes: all W = wide<T> of a thread.
+// The same for 16 bytes of shared memory, that is W = wide<T> elements.
 template <class T>
 __device__ __forceinline__ void read_shared(Shared<T> p, float (&x)[wide<T>]) {
   const uint4 v = shared_cast<uint4>(p)[0];
@@ -111,7 +111,7 @@ __device__ __forceinline__ void write_shared(Shared<T> p, const float (&x)[wide<
   shared_cast<uint4>(p)[0] = uint4{words[0], words[1], words[2], words[3]};
 }
 
-// Sums of two numbers over the block, in a fixed order. scratch: 64 elements.
+// Sums two numbers over the block, in a fixed order. scratch: 64 elements.
 template <class T>
 __device__ __forceinline__ void block_sums(T& a, T& b, Shared<T> scratch) {
   a = warp_sum(a), b = warp_sum(b);
@@ -122,7 +122,7 @@ __device__ __forceinline__ void block_sums(T& a, T& b, Shared<T> scratch) {
   __syncthreads();
 }
 
-// Σ w·row by one warp, in every lane. row: a function of (first column, W values).
+// Σ w·row computed by one warp; all lanes get it. row: a function of (first column, W values).
 template <int W, class T, class Row>
 __device__ __forceinline__ float warp_dot(int64_t d, const T* w, Row row) {
   float sum = 0, x[W], y[W];

@@ -75,7 +75,7 @@ std::vector<DeviceInfo> list_devices(bool opened) {
       out.push_back(not_used(name, error));
     }
   }
-  // The first CUDA device or why there is none, then those after it.
+  // the first CUDA device, or the reason why there is none; then all others
   const CudaLibrary& library = cuda_library(false);
   for (int i = 0;; i++) {
     const std::string name = i == 0 ? "cuda" : "cuda:" + std::to_string(i);

@@ -1,4 +1,4 @@
-// The devices that this build knows: which kernel table a name stands for.
+// The devices that this build supports, by name.
 #pragma once
 #include <memory>
 #include <string>
@@ -8,12 +8,12 @@
 
 namespace looplm {
 
-// name: "cpu", "reference", "cuda", "cuda:1", "cuda-emulated". threads 0: one per available core. Throws UNSUPPORTED when the
-// device is not there, INVALID_ARGUMENT for a name that no device has.
+// name: "cpu", "reference", "cuda", "cuda:1", "cuda-emulated". threads 0: one per available core. Throws UNSUPPORTED if the
+// device is not available, INVALID_ARGUMENT for an unknown name.
 std::shared_ptr<Device> open_device(const std::string& name, int threads);
 
-// Name, whether it is usable here, and why not. CUDA devices are described by their properties; `opened`: by a context made for
-// each, which takes memory and time, and knows more (cuBLASLt).
+// A device's name, whether it is usable here, and if not why. CUDA devices are described by their properties. With `opened`,
+// a context is created for each one: that takes memory and time, but gives more details (cuBLASLt).
 struct DeviceInfo {
   std::string name, description;
   bool available;

@@ -14,14 +14,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The folder of the file that this code was loaded from.
+// The folder of the file that contains this code.
 fs::path addon_folder() {
   Dl_info info;
   if (dladdr(reinterpret_cast<const void*>(&comm_library), &info) == 0 || !info.dli_fname) return {};
   return fs::path(info.dli_fname).parent_path();
 }
 
-// An implementation: the names of its library, which say its ABI, and how it begins the text of its version.
+// An MPI implementation: the names of its library, which identify the ABI, and the first words of its version text.
 struct Implementation {
   const char* name;
   std::vector<const char*> libraries;
@@ -29,7 +29,7 @@ struct Implementation {
   const char* packages;
 };
 const std::vector<Implementation>& implementations() {
-  // Never libmpi.so: it is whichever implementation was installed last.
+  // never libmpi.so: that is whichever implementation was installed last
   static const std::vector<Implementation> known = {
       {"openmpi", {"libmpi.so.40"}, {"Open MPI"}, "libopenmpi3 or openmpi-bin"},
       {"mpich", {"libmpi.so.12", "libmpich.so.12"}, {"MPICH", "Intel", "MVAPICH", "CRAY MPICH"}, "libmpich12 or mpich"},
@@ -44,17 +44,17 @@ std::string file_of(const void* symbol) {
 
 struct Opened {
   void* library = nullptr;
-  std::string description;  // or why it is not open
+  std::string description;  // or why it could not be opened
 };
 
-// UCX, under both MPIs, tries its hooks when it is loaded: it moves the end of the heap a page up and a page down. Where the
-// first fails, because V8's code lies right above Node's heap, the second takes a page away from malloc, and the process crashes.
-// Without hooks UCX registers memory with the network for each transfer anew. Whoever sets the variable decides.
+// Works around a crash. Both MPIs use UCX, which tests its memory hooks when it is loaded: it moves the end of the heap up
+// and down by a page. If V8's code is directly above Node's heap, the first move fails, and the second takes a page away from
+// malloc. Without hooks, UCX registers memory with the network anew for each transfer. A value set by the user is kept.
 void spare_the_heap() { setenv("UCX_MEM_MMAP_HOOK_MODE", "none", 0); }
 
-// The first library of the implementation that there is.
+// Opens the first library of the implementation that exists.
 Opened open_mpi(const Implementation& mpi, int flags) {
-  const char* chosen = std::getenv("LOOPLM_MPI_LIBRARY");  // this file and no other
+  const char* chosen = std::getenv("LOOPLM_MPI_LIBRARY");  // a file chosen by the user; no other is tried
   std::vector<std::string> names(mpi.libraries.begin(), mpi.libraries.end());
   if (chosen) names = {chosen};
   std::string tried;
@@ -66,7 +66,7 @@ Opened open_mpi(const Implementation& mpi, int flags) {
       continue;
     }
     const auto version = reinterpret_cast<int (*)(char*, int*)>(dlsym(library, "MPI_Get_library_version"));
-    std::vector<char> text(1 << 16);  // more than MPI_MAX_LIBRARY_VERSION_STRING of any
+    std::vector<char> text(1 << 16);  // more than MPI_MAX_LIBRARY_VERSION_STRING of any MPI
     int length = 0;
     if (version && version(text.data(), &length) == 0) {
       const std::string found = mpi_version_text(std::string(text.data(), size_t(length)));
@@ -91,7 +91,7 @@ const Implementation& mpi_named(const std::string& name) {
 
 const LoopComm* open_mpi_table(const Implementation& mpi) {
   const auto refuse = [](const std::string& why) { throw Error("NATIVE_LOAD", "parallel", why); };
-  const Opened opened = open_mpi(mpi, RTLD_NOW | RTLD_GLOBAL);  // the small library finds its symbols
+  const Opened opened = open_mpi(mpi, RTLD_NOW | RTLD_GLOBAL);  // RTLD_GLOBAL, so that the shim library finds MPI's symbols
   if (!opened.library)
     refuse(std::string(mpi.name) + ": " + opened.description + ". Install it (Debian: " + mpi.packages +
            "), load its module, or add its folder to LD_LIBRARY_PATH");
@@ -107,7 +107,7 @@ const LoopComm* open_mpi_table(const Implementation& mpi) {
   return table;
 }
 
-// What cuda/nccl.cu would open. Its version: 2708 is 2.7.8, and since 2.9 21805 is 2.18.5.
+// The NCCL that cuda/nccl.cu would open. Version numbers: 2708 is 2.7.8; since 2.9, 21805 is 2.18.5.
 CommLibrary nccl() {
   const char* chosen = std::getenv("LOOPLM_NCCL");
   if (chosen && std::string(chosen) == "off") return {"nccl", false, "LOOPLM_NCCL=off"};
@@ -147,7 +147,7 @@ std::vector<CommLibrary> comm_libraries() {
 }
 
 const LoopComm* comm_library(const std::string& name) {
-  static const LoopComm* opened = nullptr;  // MPI starts once in a process
+  static const LoopComm* opened = nullptr;  // MPI can start only once in a process
   if (opened && name != opened->name)
     throw Error("INVALID_ARGUMENT", "parallel", std::string("this process uses ") + opened->name + " already");
   if (!opened) opened = open_mpi_table(mpi_named(name));

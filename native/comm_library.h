@@ -1,5 +1,5 @@
-// MPI is opened at run time: libmpi, where this machine has one, and beside the addon the small library that native/comm/mpi.cpp
-// becomes with the headers of that implementation. The addon itself links neither.
+// Opens MPI at run time: libmpi, if this machine has one, and the shim library next to the addon that native/comm/mpi.cpp is
+// compiled to for that implementation. The addon itself links neither.
 #pragma once
 #include <string>
 #include <vector>
@@ -14,10 +14,10 @@ struct CommLibrary {
   std::string description;  // version and file, or what is missing
 };
 
-// Every implementation that this version knows and what became of it. libmpi is opened for its version, and closed again.
+// All known implementations and whether they can be used. Opens each libmpi for its version, and closes it again.
 std::vector<CommLibrary> comm_libraries();
 
-// The table of an implementation; its libraries stay open. Throws NATIVE_LOAD with what was tried and what helps.
+// The table of an implementation; its libraries stay open. Throws NATIVE_LOAD with what was tried and what to do.
 const LoopComm* comm_library(const std::string& name);
 
 }  // namespace looplm

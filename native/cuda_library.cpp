@@ -8,14 +8,14 @@
 namespace looplm {
 
 namespace {
-// The folder of the file that this code was loaded from.
+// The folder of the file that contains this code.
 std::filesystem::path own_folder() {
   Dl_info info;
   if (dladdr(reinterpret_cast<const void*>(&cuda_library), &info) == 0 || !info.dli_fname) return {};
   return std::filesystem::path(info.dli_fname).parent_path();
 }
 
-// The library's table, or why it has none.
+// Opens the library's table; on failure `outcome` says why.
 const LoopBackend* open_table(const std::filesystem::path& path, std::string& outcome) {
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored)) {
@@ -44,7 +44,7 @@ const LoopBackend* open_table(const std::filesystem::path& path, std::string& ou
 
 CudaLibrary find(bool emulated) {
   CudaLibrary found;
-  const char* chosen = std::getenv("LOOPLM_CUDA_LIBRARY");  // this file and no other
+  const char* chosen = std::getenv("LOOPLM_CUDA_LIBRARY");  // a file chosen by the user; no other is tried
   const std::filesystem::path path = emulated ? own_folder() / "looplm_cuda_emulated.so"
                                      : chosen ? std::filesystem::path(chosen)
                                               : own_folder() / "looplm_cuda.so";

@@ -1,4 +1,4 @@
-// The CUDA backend is its own shared library, opened at run time from the folder of this addon and never closed.
+// The CUDA backend is a separate shared library. It is opened at run time from the addon's folder and never closed.
 #pragma once
 #include <string>
 #include <vector>
@@ -9,10 +9,11 @@ namespace looplm {
 
 struct CudaLibrary {
   const LoopBackend* table = nullptr;  // NULL: no candidate could be used
-  std::vector<std::string> tried;      // each with what became of it
+  std::vector<std::string> tried;      // every candidate with its outcome
 };
 
-// The first usable candidate, looked for once. `emulated`: the same kernels as g++ compiled them, which only the tests build.
+// The first usable candidate; searched for only once. emulated: the same kernels compiled by g++ for the CPU, which only
+// tests build.
 const CudaLibrary& cuda_library(bool emulated);
 
 }  // namespace looplm

@@ -1,7 +1,7 @@
-// How a row's log-probability ℓ becomes its coefficient c = ∂L/∂ℓ, and what it adds to the sums (math.md §2; LoopLoss of
-// backend.h): one function per surrogate, for the kernels of every table. In double: there is one of these for a whole row of
-// logits. Kernels call it where they make the log-probability, so that one pass over the logits gives values and gradient; with
-// coefficients from outside, every row would pass through memory, or the head's product be made, a second time.
+// How a row's log-probability ℓ becomes its coefficient c = ∂L/∂ℓ, and its contribution to the sums (math.md §2; LoopLoss of
+// backend.h). One function per surrogate, used by the kernels of all backends. Computed in double, because it runs only once
+// per row of logits. Kernels call it where they compute the log-probability, so that one pass over the logits gives values
+// and gradient. Otherwise every row would go through memory, or through the head's product, a second time.
 #pragma once
 #include <math.h>
 
@@ -15,7 +15,7 @@
 
 namespace looplm {
 
-// A row's own numbers; 0 where the loss has no such array.
+// The values of one row; 0 if the loss has no such array.
 struct TokenLossRow {
   double scale, advantage, old_logprob, reference_logprob, kl_scale;
 };
@@ -23,7 +23,7 @@ struct TokenLossRow {
 struct TokenLossForm {
   int surrogate;
   double epsilon_low, epsilon_high, dual_clip, cap;
-  bool has_old;  // else every ratio is 1
+  bool has_old;  // false: every ratio is 1
 };
 template <class Real>
 LOOPLM_TOKEN_LOSS TokenLossRow token_loss_row(const LoopLoss& l, int64_t row) {
@@ -34,30 +34,30 @@ LOOPLM_TOKEN_LOSS TokenLossForm token_loss_form(const LoopLoss& l) {
   return {l.surrogate, l.epsilon_low, l.epsilon_high, l.dual_clip, l.cap, l.old_logprob != nullptr};
 }
 
-// Of a surrogate at ℓ and the ratio r: its slope by ℓ and its value, both before the weight of the row.
+// A surrogate at ℓ and ratio r: its derivative by ℓ and its value, both before the weight of the row.
 struct SurrogateValue {
   double slope, value;
-  bool cut_low, cut_high;  // no gradient beyond the bounds, or none that grows
+  bool cut_low, cut_high;  // the ratio was cut at a bound: no gradient (PPO), or a constant weight (CISPO)
 };
 
-// Coefficients that are known, and REINFORCE: the log-probability itself.
+// GIVEN and REINFORCE: the log-probability itself.
 LOOPLM_TOKEN_LOSS SurrogateValue log_likelihood(double logprob) { return {1, logprob, false, false}; }
 
-// PPO (1707.06347) with clip-higher and dual clip: the ratio within its bounds.
+// PPO (1707.06347) with clip-higher and dual clip: the ratio, kept within its bounds.
 LOOPLM_TOKEN_LOSS SurrogateValue clipped_ratio(double ratio, bool gain, const TokenLossForm& form) {
   const double low = 1 - form.epsilon_low, high = gain ? 1 + form.epsilon_high : form.dual_clip;
   const bool cut_low = !gain && ratio <= low, cut_high = (gain || form.dual_clip > 0) && ratio >= high;
   return {cut_low || cut_high ? 0 : ratio, cut_low ? low : cut_high ? high : ratio, cut_low, cut_high};
 }
 
-// CISPO (2506.13585): the log-probability, weighted by the capped ratio, which carries no gradient.
+// CISPO (2506.13585): the log-probability times the capped ratio, which carries no gradient.
 LOOPLM_TOKEN_LOSS SurrogateValue capped_weight(double ratio, double logprob, const TokenLossForm& form) {
   const bool cut = ratio > form.cap;
   const double weight = cut ? form.cap : ratio;
   return {weight, weight * logprob, false, cut};
 }
 
-// Adds what the row adds to the sums, and returns its coefficient.
+// Adds the row's contribution to the sums, and returns its coefficient.
 LOOPLM_TOKEN_LOSS double token_loss(const TokenLossForm& form, const TokenLossRow& row, double logprob, LoopLossSums& sums) {
   double coefficient = 0;
   if (row.scale != 0) {

@@ -22,7 +22,7 @@ struct Totals {
   uint64_t phases = 0, cycles = 0;
 };
 
-// Of all launches of this process; written when it ends.
+// Totals over all launches of this process; written when it ends.
 struct Report {
   const char* path = std::getenv("LOOPLM_EMULATOR_BANKS");
   std::mutex mutex;
@@ -44,7 +44,7 @@ Report& report() {
   return instance;
 }
 
-// One instruction of a warp: the byte offset that each lane touched, or none.
+// One instruction of a warp: the byte offset that each lane accessed; -1: none.
 struct Instruction {
   size_t bytes;
   std::array<int64_t, warp_size> at;

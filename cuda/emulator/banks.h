@@ -1,10 +1,10 @@
-// How many cycles a warp's accesses to shared memory take, by the rule of the hardware: 32 banks of 4 bytes; 8 bytes a lane go
-// half a warp at a time, 16 bytes a quarter; different words of one bank go one after the other. Counted when
-// LOOPLM_EMULATOR_BANKS names a file, which gets a line for each kernel at the end: its offset in the library, phases, cycles.
-// tools/cuda-banks.mjs reads it.
+// Counts the cycles of a warp's shared memory accesses by the hardware's rules. There are 32 banks of 4 bytes. Accesses of 8
+// bytes per lane are served one half warp at a time, those of 16 bytes a quarter warp. Different words of one bank are served
+// one after the other. Enabled if LOOPLM_EMULATOR_BANKS names a file. At the end it gets one line per kernel: offset in the
+// library, phases, cycles. tools/cuda-banks.mjs reads it.
 //
-// The lanes of a warp run one after the other here. Their accesses since the last barrier or warp function are matched by number:
-// the n-th of every lane is one instruction. Where lanes branch apart the count is off.
+// The emulator runs the lanes of a warp one after the other. It matches their accesses since the last barrier or warp
+// function by number: the n-th access of every lane is one instruction. If lanes branch differently, the count is wrong.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,7 +15,7 @@ struct Thread;
 
 extern const bool counting_banks;
 void note_access(Thread& thread, const unsigned char* at, size_t bytes);
-// The lanes of a warp have met: what they did before is done.
+// Call when the lanes of a warp have met: their earlier accesses are complete.
 void settle_accesses(Thread& any, const void* kernel);
 
 }  // namespace looplm::emulator

@@ -1,4 +1,4 @@
-// CUDA's device language for g++, and the emulated half of simt.h.
+// CUDA's device language for g++, and the emulator's half of simt.h.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -70,7 +70,7 @@ inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
-// Keeps a product and a sum apart, which the compiler may else join into an fma as a GPU's does.
+// Prevents the compiler from fusing a product and a sum into an fma, as it may do on a GPU.
 template <class T>
 __forceinline__ T looplm_apart(T x) {
 #ifdef __aarch64__
@@ -84,7 +84,7 @@ inline float __fadd_rn(float a, float b) { return looplm_apart(a) + looplm_apart
 inline float __fmul_rn(float a, float b) { return looplm_apart(a * b); }
 inline double __dadd_rn(double a, double b) { return looplm_apart(a) + looplm_apart(b); }
 inline double __dmul_rn(double a, double b) { return looplm_apart(a * b); }
-// Rounded once. Without the instruction the library's function would be slow; the product is exact in double.
+// Rounded once. If the processor has no fma instruction, the library function would be slow; the product is exact in double.
 inline float __fmaf_rn(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__)
   return __builtin_fmaf(a, b, c);
@@ -93,7 +93,7 @@ inline float __fmaf_rn(float a, float b, float c) {
 #endif
 }
 #define fmaf __fmaf_rn
-// CUDA's min and max take mixed integers; here both have one type, as std's.
+// CUDA's min and max accept mixed integer types; std's need one type, which the kernels use.
 using std::max;
 using std::min;
 
@@ -166,7 +166,7 @@ namespace looplm::emulator {
 template <class T>
 struct ShuffleLane {
   T value;
-  int source;  // the lane that is read, or one outside [0, 32) for the lane's own value
+  int source;  // the lane to read; outside [0, 32): the lane's own value
 };
 
 template <class T>
@@ -244,7 +244,7 @@ namespace looplm::cuda {
 
 // ---- shared memory ----
 
-// One element: converts to its value, takes an assignment.
+// One element of shared memory: converts to its value and can be assigned.
 template <class T>
 class SharedElement {
  public:

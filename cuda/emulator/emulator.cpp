@@ -25,8 +25,8 @@ __thread Thread* self = nullptr;
 
 namespace {
 
-// ---- fibers: a saved stack pointer. The System V ABI has a function preserve six registers and the stack pointer, so that is
-// what a switch costs; swapcontext would add two system calls.
+// ---- Fibers: a saved stack pointer. In the System V ABI, a function preserves six registers and the stack pointer, so a
+// switch costs no more than that. swapcontext would add two system calls.
 
 #if defined(__x86_64__) && !defined(LOOPLM_EMULATOR_UCONTEXT)
 struct Context {
@@ -60,7 +60,7 @@ looplm_emulator_switch:
 void switch_to(Context& from, const Context& to) { looplm_emulator_switch(&from, &to); }
 void prepare(Context& context, unsigned char* stack, size_t bytes, void (*entry)()) {
   void** top =
-      reinterpret_cast<void**>(stack + bytes) - 2;  // entry finds the stack as after a call: 8 bytes off a multiple of 16
+      reinterpret_cast<void**>(stack + bytes) - 2;  // entry expects the stack as after a call: 8 bytes off a multiple of 16
   top[1] = nullptr;
   top[0] = reinterpret_cast<void*>(entry);
   std::fill(top - 6, top, nullptr);
@@ -80,7 +80,7 @@ void prepare(Context& context, unsigned char* stack, size_t bytes, void (*entry)
 }
 #endif
 
-// ---- a block and its threads
+// ---- Blocks and their threads
 
 enum class State : uint8_t { ready, at_barrier, at_grid_barrier, in_collective, finished };
 
@@ -88,19 +88,19 @@ struct Fiber : Thread {
   Context context;
   unsigned char* stack = nullptr;
   State state = State::ready;
-  Where where;  // of what it waits for
+  Where where;  // where it waits
   const char* waits_for = "";
 };
 
 struct FiberWarp : Warp {
-  uint32_t ready;  // lanes
+  uint32_t ready;  // bit mask of lanes
   std::vector<Collective> collectives;
 };
 
 struct Barrier {
   int arrived = 0, expected = 0;
   Where where;
-  uint32_t seen[max_warps] = {};  // what the arrived threads have seen and done
+  uint32_t seen[max_warps] = {};  // what the arrived threads have seen and done: one clock per warp
   std::vector<Fiber*> waiting;
 };
 constexpr int barriers = 16;
@@ -124,13 +124,13 @@ struct RunningBlock : Block {
 
 constexpr size_t stack_bytes = 128 * 1024, page = 4096;
 
-// What one operating-system thread keeps from launch to launch.
+// The state that an operating-system thread keeps between launches.
 struct Worker {
   Context scheduler;
-  std::vector<std::unique_ptr<RunningBlock>> blocks;  // all those of a cooperative launch, else one
+  std::vector<std::unique_ptr<RunningBlock>> blocks;  // all blocks of a cooperative launch, else one
   size_t resident = 0, current = 0;
   int at_grid_barrier = 0;
-  Where grid_barrier_where;  // of the first that came
+  Where grid_barrier_where;  // position of the first thread that arrived
   const Launch* launch = nullptr;
   std::string fault;
   bool faulted = false;
@@ -156,7 +156,7 @@ void fail(const char* format, ...) {
   worker->faulted = true;
 }
 
-// The next thread that can go on: first in this warp, then in this block, then in the other resident blocks.
+// The next thread that can run: in this warp, else in this block, else in the other resident blocks.
 Fiber* next_ready() {
   for (size_t n = 0; n < worker->resident; ++n) {
     const size_t b = (worker->current + n) % worker->resident;
@@ -186,9 +186,9 @@ void set_waiting(Fiber& f, State state) {
   if (warp.ready == 0) block.ready_warps &= ~(1u << f.number / warp_size);
 }
 
-// Nothing can go on, and not everything has ended: says who waits where.
+// Called when no thread can run, but not all have finished: reports which thread waits where.
 void report_deadlock() {
-  if (worker->at_grid_barrier > 0)  // a block that ended, or whose threads wait for each other elsewhere, holds all of them up
+  if (worker->at_grid_barrier > 0)  // a block that has finished, or whose threads wait elsewhere, blocks all others
     for (size_t b = 0; b < worker->resident; ++b) {
       const RunningBlock& block = *worker->blocks[b];
       const auto is_there = [](const Fiber& f) { return f.state == State::at_grid_barrier; };
@@ -230,7 +230,7 @@ void report_deadlock() {
   }
 }
 
-// Leaves the current fiber, to which somebody may come back.
+// Switches from the current fiber to another one; the current one may be resumed later.
 void give_way() {
   Fiber& from = fiber();
   Fiber* to = next_ready();
@@ -272,7 +272,7 @@ void start_block(RunningBlock& block, const Launch& launch, size_t linear) {
   block.current_warp = 0;
   block.shared = block.memory.data() + (128 - reinterpret_cast<uintptr_t>(block.memory.data()) % 128) % 128;
   block.granules = block.granule_memory.data();
-  std::fill_n(block.granules, block.shared_bytes / 2, Granule{0, 0});  // what the previous block used
+  std::fill_n(block.granules, block.shared_bytes / 2, Granule{0, 0});  // the part that the previous block used
   block.dynamic_bytes = launch.dynamic_bytes;
   block.shared_bytes = (launch.dynamic_bytes + 127) / 128 * 128;
   block.arrays.clear();
@@ -295,20 +295,20 @@ void start_block(RunningBlock& block, const Launch& launch, size_t linear) {
     f.block = &block;
     f.warp = &block.warp[size_t(i / warp_size)];
     f.copies.clear();
-    if (!f.stack) {  // below it a page that ends a stack that grows too deep
+    if (!f.stack) {  // a guard page below the stack catches overflows
       void* mapped =
           mmap(nullptr, stack_bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (mapped == MAP_FAILED) std::abort();
       mprotect(mapped, page, PROT_NONE);
       f.stack = static_cast<unsigned char*>(mapped) + page;
     }
-    // The tops of the stacks must not all fall into the same cache sets.
+    // offsets the stack tops, so that they do not all map to the same cache sets
     prepare(f.context, f.stack, stack_bytes - size_t(i) % 64 * 320 / 64 * 64, fiber_main);
     set_ready(f);
   }
 }
 
-// Runs `count` blocks from `first`, resident together.
+// Runs the `count` blocks from `first` on, all resident at the same time.
 bool run_blocks(Worker& w, const Launch& launch, size_t first, size_t count) {
   worker = &w;
   w.launch = &launch;
@@ -325,7 +325,7 @@ bool run_blocks(Worker& w, const Launch& launch, size_t first, size_t count) {
   return !w.faulted;
 }
 
-// ---- operating-system threads
+// ---- Operating-system threads
 
 class Pool {
  public:
@@ -419,7 +419,8 @@ bool run(const Launch& launch, std::string& error) {
             " bytes of dynamic shared memory: at most " + std::to_string(max_threads) + " and " + std::to_string(shared_limit());
     return false;
   }
-  static Pool& pool = *new Pool;  // never destroyed: a process that exits may stop its devices after static objects
+  static Pool& pool = *new Pool;  // never destroyed: an exiting process may stop its devices after static objects are
+                                  // destroyed
   return pool.run(launch, error);
 }
 
@@ -434,7 +435,7 @@ void fault(const char* format, ...) {
   std::abort();
 }
 
-// ---- shared memory
+// ---- Shared memory
 
 void bad_shared_access(const unsigned char* at, size_t bytes, size_t alignment, const unsigned char* begin,
                        const unsigned char* end, bool write) {
@@ -475,7 +476,7 @@ Span dynamic_shared(size_t byte_offset, size_t bytes) {
   return {begin, begin, begin + bytes};
 }
 
-// The copy happens when the thread waits for it, as late as it may on a GPU.
+// The copy is made when the thread waits for it: as late as a GPU may make it.
 void copy_async(const Span& to, const void* from, uint32_t bytes, int valid) {
   to.require(bytes, bytes, true);
   if (valid < 0 || uint32_t(valid) > bytes) fault("cp.async of %d valid bytes of %u", valid, bytes);
@@ -506,7 +507,7 @@ void copy_async_wait(int groups) {
   copies.erase(copies.begin(), copies.begin() + ptrdiff_t(done));
 }
 
-// ---- barriers and collectives
+// ---- Barriers and collectives
 
 void barrier(int id, int threads, bool wait, Where where) {
   RunningBlock& block = running();
@@ -530,7 +531,7 @@ void barrier(int id, int threads, bool wait, Where where) {
   for (int w = 0; w < block.warps; ++w) b.seen[w] = std::max(b.seen[w], f.warp->clock[w] + (uint32_t(w) == own));
   ++b.arrived;
   if (wait) b.waiting.push_back(&f);
-  else f.warp->clock[own] += f.lane() == warp_size - 1;  // what the warp does from now on, the barrier has not seen
+  else f.warp->clock[own] += f.lane() == warp_size - 1;  // the barrier does not cover what the warp does from now on
   if (b.arrived < b.expected) {
     if (!wait) return;
     f.where = where;
@@ -596,7 +597,8 @@ void collective(Kind kind, uint32_t mask, const void* in, void* out, void (*comp
   const uint32_t bit = 1u << f.lane();
   if (!(mask & bit))
     fault("%s with the mask %08x, which leaves out its own lane, %s:%u", name(kind), mask, where.file_name(), where.line());
-  // A lane that other lanes wait for must come to them. Lanes that wait elsewhere, without this one, come later.
+  // If other lanes wait for this one, it must join them. Lanes that wait in another mask, without this lane, are not
+  // affected.
   size_t i = 0;
   while (i < warp.collectives.size() && !(warp.collectives[i].mask & bit)) ++i;
   if (i == warp.collectives.size()) {

@@ -1,15 +1,16 @@
-// The machine behind simt.h when g++ compiles the kernels. A launch runs its blocks on a few operating-system threads; a block
-// runs as one fiber per CUDA thread, and a fiber gives way to another only where it waits for others: a barrier, or a collective
-// of its warp.
+// The machine behind simt.h when g++ compiles the kernels. A launch runs its blocks on a few operating-system threads. A
+// block runs as one fiber per CUDA thread. A fiber switches to another only where it must wait: at a barrier, or in a
+// collective of its warp.
 //
-// What it refuses, with the block and the thread that did it:
-//   a barrier or a warp function that not all of its threads reach, or that they reach at different places in the source;
-//   a barrier of the grid that a block does not reach, or that blocks reach at different places;
+// It reports these errors, with the block and the thread:
+//   a barrier or warp function that not all of its threads reach, or that they reach at different places in the source;
+//   a grid barrier that a block does not reach, or that blocks reach at different places;
 //   different masks in one shuffle, a lane outside its own mask, a shuffle from a lane outside the mask;
-//   shared memory out of an array's bounds, misaligned, read before anything was written to it or while a cp.async to it is under
-//   way; two threads that use the same shared memory, one of them writing, without a barrier in between.
-// The last is decided by vector clocks, one entry per warp: a barrier tells the warps it releases what each of them has done
-// before. Work of a warp's other lanes counts as seen after __syncwarp alone, as the CUDA manual has it.
+//   shared memory accesses that are out of an array's bounds or misaligned, or that read before anything was written or while
+//   a cp.async to it is under way;
+//   two threads that access the same shared memory without a barrier in between, if one of them writes.
+// Races are detected with vector clocks, one entry per warp: a barrier tells the warps it releases what each of them has done
+// before. Work of the other lanes of a warp counts as visible only after __syncwarp, as in the CUDA manual.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -31,20 +32,20 @@ struct dim3 {
 namespace looplm::emulator {
 
 constexpr int warp_size = 32, max_threads = 1024, max_warps = max_threads / warp_size;
-constexpr size_t max_shared_bytes = 227 * 1024;  // of a block on sm_90
+constexpr size_t max_shared_bytes = 227 * 1024;  // per block on sm_90
 using Where = std::source_location;
 
-// Who touched two bytes of shared memory last. A stamp is the thread's number and the clock of its warp; 0 is nobody.
+// Who last accessed two bytes of shared memory. A stamp is the number of a thread and the clock of its warp; 0: nobody.
 struct Granule {
   uint32_t writer, reader;
 };
-constexpr uint32_t thread_bits = 10, under_way = 0xFFFFFFFF;  // the writer while a cp.async is under way
+constexpr uint32_t thread_bits = 10, under_way = 0xFFFFFFFF;  // under_way: the writer while a cp.async is under way
 
 struct Warp {
-  uint32_t clock[max_warps];  // what this warp has seen of each warp; its own work is at its own entry + 1
+  uint32_t clock[max_warps];  // what this warp has seen of each warp; its own current work has its own entry + 1
 };
 
-struct AsyncCopy {  // without a destination: the end of a committed group
+struct AsyncCopy {  // without a destination: marks the end of a committed group
   unsigned char* to;
   const unsigned char* from;
   uint32_t bytes, valid;
@@ -55,13 +56,13 @@ struct Block {
   dim3 block_size, grid_size;
   unsigned char* shared;  // [max_shared_bytes]
   Granule* granules;      // [max_shared_bytes / 2]
-  size_t shared_bytes;    // handed out so far
+  size_t shared_bytes;    // allocated so far
   size_t dynamic_bytes;
 };
 
 struct Thread {
   uint3 index;
-  uint32_t number;  // in the block
+  uint32_t number;  // index in the block
   Block* block;
   Warp* warp;
   std::vector<AsyncCopy> copies;
@@ -75,10 +76,10 @@ struct Thread {
   }
 };
 
-// The thread that runs now. One operating-system thread runs a block from its beginning to its end.
+// The running thread. One operating-system thread runs a block from start to end.
 extern __thread Thread* self __attribute__((tls_model("initial-exec")));
 
-// Ends the launch with an error; the fibers of the block are abandoned where they stand.
+// Ends the launch with an error. The fibers of the block are abandoned.
 [[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
 [[noreturn]] void bad_shared_access(const unsigned char* at, size_t bytes, size_t alignment, const unsigned char* begin,
                                     const unsigned char* end, bool write);
@@ -118,7 +119,7 @@ inline bool check_write(const unsigned char* at, size_t bytes, uint32_t writer) 
   return true;
 }
 
-// A checked view of a part of shared memory.
+// A bounds-checked view of shared memory.
 struct Span {
   unsigned char *at, *begin, *end;
   void read(size_t bytes, size_t alignment) const {
@@ -136,7 +137,7 @@ struct Span {
       bad_shared_access(at, bytes, alignment, begin, end, write);
   }
 };
-// Atomics do not race with each other; a plain access by another thread does with them, so each leaves its stamp.
+// Atomics do not race with each other, but they race with plain accesses of other threads. So each atomic leaves its stamp.
 template <class T, class Change>
 T shared_atomic(const Span& span, Change change) {
   span.require(sizeof(T), alignof(T), true);
@@ -165,8 +166,8 @@ void grid_barrier(Where where);
 
 enum class Kind : uint8_t { syncwarp, shuffle, vote, load_matrix, mma };
 
-// What the lanes of a mask bring to one warp function. The last to arrive computes for all: the others sleep, so that what `in`
-// and `out` point to on their stacks stays.
+// The arguments of all lanes of a mask for one warp function. The last lane to arrive computes for all of them. The others
+// are suspended, so what `in` and `out` point to on their stacks stays valid.
 struct Collective {
   uint32_t mask = 0, arrived = 0;
   Kind kind = Kind::syncwarp;

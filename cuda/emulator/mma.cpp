@@ -2,7 +2,7 @@
 
 namespace looplm::cuda {
 
-// The layout of the operands is at mma_bf16 in simt.h. Sums run over k in order, in float32.
+// mma_bf16 in simt.h shows the layout of the operands. Sums run over k in order, in float32.
 void mma_bf16_warp(emulator::Collective& warp) {
   float a[16][16], b[16][8], c[16][8];
   for (int lane = 0; lane < 32; ++lane) {

@@ -24,13 +24,13 @@ struct CUgraph_st {
 struct CUgraphExec_st {
   std::vector<Work> work;
 };
-// A copy between pinned memory and the device that the host has not waited for, or other work that ends later.
+// A copy between pinned memory and the device that the host has not waited for, or work of another library that ends later.
 struct Transfer {
   bool to_host = false;
   void* host = nullptr;
-  std::vector<char> bytes;  // what the device gave, or what the host's memory held
+  std::vector<char> bytes;  // the data from the device, or what the host memory contained at the start
   uint64_t number = 0;
-  std::function<int()> poll;  // of other work
+  std::function<int()> poll;  // only for work of another library
 };
 int submit_for_others(void* stream, const std::function<int()>& work);
 void end_later(void* stream, const std::function<int()>& poll);
@@ -38,14 +38,14 @@ struct CUstream_st {
   LooplmSubmit submit = submit_for_others;
   LooplmLater later = end_later;
   CUgraph_st* capture = nullptr;
-  bool invalid = false;  // something was asked that a capture may not contain
+  bool invalid = false;  // an operation was requested that a capture must not contain
   std::vector<Transfer> transfers;
   uint64_t last = 0;  // number of the last transfer
 };
 struct CUevent_st {
   std::chrono::steady_clock::time_point time;
   cudaStream_t stream = nullptr;
-  uint64_t number = 0;  // the stream's last transfer when it was recorded
+  uint64_t number = 0;  // the last transfer of the stream when the event was recorded
 };
 
 namespace {
@@ -58,9 +58,9 @@ cudaError_t result(cudaError_t error) {
   return error;
 }
 
-thread_local cudaStream_t captured = nullptr;  // the stream that this thread captures
+thread_local cudaStream_t captured = nullptr;  // the stream that this thread is capturing
 
-// What a capture refuses, and what it makes of it.
+// For operations that a capture must not contain: invalidates a capture under way, and returns whether there is one.
 bool refused() {
   if (captured) captured->invalid = true;
   return captured != nullptr;
@@ -82,12 +82,12 @@ Chip chip() {
   return found;
 }
 
-// The runtime ends in its own exit handler. Later calls fail, because the driver is gone.
+// Like CUDA's runtime, ends in an exit handler. Later calls fail, because the driver is gone.
 std::atomic<bool> ended{false};
 void end_with_process() {
   static const int registered = std::atexit([] {
     ended = true;
-    usleep(50'000);  // it takes its time, so that whoever still works is seen
+    usleep(50'000);  // takes some time, so that a thread that still works is noticed
   });
   (void)registered;
 }
@@ -113,7 +113,7 @@ struct Memory {
   size_t used = 0;
 };
 Memory& memory() {
-  static Memory& instance = *new Memory;  // outlives the destructors of whoever still holds memory
+  static Memory& instance = *new Memory;  // never destroyed, because others may still hold memory
   return instance;
 }
 
@@ -144,7 +144,7 @@ cudaError_t settle(cudaStream_t stream, uint64_t number) {
   return status;
 }
 
-// What is asked of a stream is done behind the work of others.
+// Work on a stream starts after earlier work of other libraries on it.
 cudaError_t after_others(cudaStream_t stream) {
   const auto other = [](const Transfer& t) { return bool(t.poll); };
   if (!stream || std::none_of(stream->transfers.begin(), stream->transfers.end(), other)) return cudaSuccess;
@@ -162,7 +162,8 @@ void end_later(void* stream, const std::function<int()>& poll) {
 }
 cudaError_t looplm::emulator::submit(cudaStream_t stream, Work work) {
   require_alive();
-  if (!stream && refused()) return result(cudaErrorStreamCaptureUnsupported);  // the default stream waits for the others
+  // the default stream waits for all other streams
+  if (!stream && refused()) return result(cudaErrorStreamCaptureUnsupported);
   if (!stream || !stream->capture) {
     if (const cudaError_t status = after_others(stream)) return result(status);
     return result(work());
@@ -185,7 +186,7 @@ size_t looplm::emulator::shared_limit() {
   return size_t(c.major == 8 && (c.minor == 0 || c.minor == 7) ? 163 : c.major == 7 ? 64 : 99) * 1024;
 }
 int looplm::emulator::resident_blocks(size_t threads, size_t shared_bytes) {
-  const size_t by_shared = (shared_limit() + 1024) / (shared_bytes + 1024);  // 1 KiB of every block is the system's
+  const size_t by_shared = (shared_limit() + 1024) / (shared_bytes + 1024);  // 1 KiB of every block is reserved by the system
   return threads == 0 ? 0 : int(std::min({size_t(2048) / threads, by_shared, size_t(32)}));
 }
 bool looplm::emulator::fits_together(dim3 grid, dim3 block, size_t shared_bytes) {
@@ -282,7 +283,7 @@ cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int* version) {
-  *version = 13020;  // of one major version with the driver, and newer
+  *version = 13020;  // newer than the driver, with the same major version
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
@@ -327,7 +328,7 @@ cudaError_t cudaFree(void* pointer) {
 cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t) { return cudaMalloc(pointer, bytes); }
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) { return cudaFree(pointer); }
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
-  *pool = nullptr;  // memory is given back at once: there is nothing to keep
+  *pool = nullptr;  // memory is freed at once, so the pool keeps nothing
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }

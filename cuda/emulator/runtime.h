@@ -1,10 +1,11 @@
-// The part of CUDA's runtime library that the backend's host code uses, for g++. Device memory is ordinary memory that begins as
-// NaN and ends at a page that nobody may touch; everything asked of a stream is done at once, or recorded while the stream is
-// captured. What may not be asked of a stream that is captured (to wait for it, or for memory) is an error, and ends the capture
-// without a graph, as CUDA has it; memory ordered by the stream, which CUDA would put into the graph, is refused too. Copies
-// between pinned memory and the device are under way until the host waits for them: until then what was asked of the device is
-// not there (every byte is 0xFF), and pinned memory that changes before its copy is known to be made is an error of the wait.
-// What is asked of a stream after CUDA's own exit handler, which the first stream registers, ends the process with a message.
+// The part of CUDA's runtime library that the backend's host code uses, for g++. Device memory is ordinary memory that starts
+// as NaN and ends at a guard page. Work on a stream runs at once, or is recorded while the stream is captured.
+// Operations that are not allowed during a capture (waiting, allocating) are errors and end the capture without a graph, as
+// in CUDA. Stream-ordered allocations, which CUDA would put into the graph, are refused too.
+// Copies between pinned memory and the device stay under way until the host waits for them. Until then, data requested from
+// the device is not there (every byte is 0xFF). If pinned memory changes before its copy is known to be finished, the next
+// wait fails.
+// Using a stream after CUDA's exit handler, which the first stream registers, ends the process with a message.
 #pragma once
 #include <cstddef>
 #include <functional>
@@ -25,7 +26,7 @@ enum cudaError_t {
   cudaErrorStreamCaptureInvalidated = 901,
   cudaErrorLaunchFailure = 719,
 };
-const char* cudaGetErrorString(cudaError_t error);  // with what the emulator found, after cudaErrorLaunchFailure
+const char* cudaGetErrorString(cudaError_t error);  // includes the emulator's report after cudaErrorLaunchFailure
 const char* cudaGetErrorName(cudaError_t error);
 cudaError_t cudaGetLastError();
 cudaError_t cudaPeekAtLastError();
@@ -34,20 +35,21 @@ struct CUgraph_st;
 struct CUgraphExec_st;
 struct CUstream_st;
 struct CUevent_st;
-// How others than kernels (the stand-in for cuBLASLt) put work on a stream: the first member of a stream.
+// How code other than kernels (the stand-in for cuBLASLt) submits work to a stream. It is the first member of a stream.
 using LooplmSubmit = int (*)(void* stream, const std::function<int()>& work);
-// The second one: work that ends by itself later (the stand-in for NCCL). poll: negative while it is under way, then its status.
+// The second member: for work that ends later (the stand-in for NCCL). poll() is negative while it is under way, then its
+// status.
 using LooplmLater = void (*)(void* stream, const std::function<int()>& poll);
 using cudaStream_t = CUstream_st*;
 using cudaEvent_t = CUevent_st*;
 using cudaGraph_t = CUgraph_st*;
 using cudaGraphExec_t = CUgraphExec_st*;
 
-// ---- devices: one, of 4 multiprocessors
-//   LOOPLM_EMULATOR_MEMORY   bytes that it has (16 GiB)
-//   LOOPLM_EMULATOR_CHIP     its compute capability (9.0), which decides the shared memory of a block
-//   LOOPLM_EMULATOR_PLACE    where it is in the machine; without it, everybody who asks has a device of its own
-//   LOOPLM_EMULATOR_DRIVER   the version of CUDA that the driver is for (13000); 0: there is no driver
+// ---- Devices: there is one, with 4 multiprocessors
+//   LOOPLM_EMULATOR_MEMORY   its memory in bytes (16 GiB)
+//   LOOPLM_EMULATOR_CHIP     its compute capability (9.0), which determines the shared memory per block
+//   LOOPLM_EMULATOR_PLACE    its place in the machine; if unset, every context has its own device
+//   LOOPLM_EMULATOR_DRIVER   the CUDA version of the driver (13000); 0: there is no driver
 
 enum cudaDeviceAttr {
   cudaDevAttrMaxThreadsPerBlock = 1,
@@ -144,7 +146,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 // ---- kernels
 
 namespace looplm::emulator {
-// Of a kernel on one multiprocessor, by threads and shared memory.
+// Blocks of a kernel per multiprocessor, given its threads and shared memory.
 int resident_blocks(size_t threads, size_t shared_bytes);
 }  // namespace looplm::emulator
 
@@ -160,11 +162,11 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
 }
 
 namespace looplm::emulator {
-// Whether the blocks of a cooperative launch can all be on the device at once.
+// Whether all blocks of a cooperative launch fit on the device at once.
 bool fits_together(dim3 grid, dim3 block, size_t shared_bytes);
-// The most dynamic shared memory of a block of this chip.
+// The most dynamic shared memory that a block of this chip can have.
 size_t shared_limit();
-// Does the work now, or adds it to the graph that the stream captures.
+// Runs the work now, or adds it to the graph that the stream is capturing.
 cudaError_t submit(cudaStream_t stream, std::function<cudaError_t()> work);
 cudaError_t report_fault(const std::string& message);
 }  // namespace looplm::emulator

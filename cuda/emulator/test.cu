@@ -1,4 +1,5 @@
-// The emulator itself: what it computes, and that each kind of fault is found. A kernel here is right, or wrong in one place.
+// Tests of the emulator: correct results, and that each kind of fault is detected. Each kernel here is correct, or wrong in
+// one place.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -17,7 +18,7 @@ void claim(const std::string& what, bool holds, const std::string& detail) {
   std::printf(holds ? "ok %s (%s)\n" : "not ok %s: %s\n", what.c_str(), detail.c_str());
 }
 
-// A launch that must end with an error that says `part`, and after which the next launch works.
+// Claims that a launch ended with an error that contains `part`. The next launch must work again.
 void found(const std::string& what, cudaError_t status, const std::string& part) {
   const std::string message = status == cudaSuccess ? "no fault was found" : cudaGetErrorString(status);
   claim(what, status != cudaSuccess && message.find(part) != std::string::npos, message);
@@ -51,7 +52,7 @@ enum class Fault {
 
 constexpr int tile = 32, pitch = tile + 1;
 
-// out [n, m] = the transpose of in [m, n], times the sum of the input's row: a tile through shared memory, a warp a row.
+// out [n, m] = the transpose of in [m, n] times the sum of the input's row. Tiles go through shared memory; one warp per row.
 template <Fault fault>
 __global__ void transpose(int m, int n, const float* in, float* out) {
   SHARED_ARRAY(float, part, tile* pitch);
@@ -73,10 +74,11 @@ __global__ void transpose(int m, int n, const float* in, float* out) {
         __syncthreads();
       }
     }
-    for (int r = tile - 1 - first_row; r >= 0; r -= rows) {  // a row that another warp has brought
+    for (int r = tile - 1 - first_row; r >= 0; r -= rows) {  // reads a row that another warp has loaded
       float sum = part[r * pitch + x];
       if (fault == Fault::wrong_lane) {
-        for (int d = 16; d > 0; d /= 2) sum += __shfl_down_sync(full_warp, sum, unsigned(d));  // only lane 0 has it all
+        // only lane 0 gets the whole sum
+        for (int d = 16; d > 0; d /= 2) sum += __shfl_down_sync(full_warp, sum, unsigned(d));
       } else if (fault == Fault::lane_outside_mask) {
         if (x < 16) sum = __shfl_sync(0xFFFFu, sum, 20);
       } else if (fault == Fault::other_masks) {
@@ -107,7 +109,7 @@ __global__ void transpose(int m, int n, const float* in, float* out) {
   }
 }
 
-// out[i] = in[i] from the other end of each run of 256, by cp.async
+// out[i] = in[i] with each run of 256 reversed, through cp.async.
 template <Fault fault>
 __global__ void reverse(const float* in, float* out) {
   SHARED_ARRAY(float, part, 256);
@@ -155,7 +157,7 @@ void transpose_finds(const std::string& what, const std::string& part) {
   std::vector<float> out;
   found(what, run_transpose<fault>(out), part);
 }
-// Faults that only a comparison of the results sees.
+// Faults that only a comparison of the results can detect.
 template <Fault fault>
 void transpose_differs(const std::string& what) {
   std::vector<float> out;
@@ -173,7 +175,7 @@ cudaError_t run_reverse(bool* right) {
   return status;
 }
 
-// c [16, 8] = a [16, 16] · b [16, 8] by one warp, b stored [n][k] or [k][n]
+// c [16, 8] = a [16, 16] · b [16, 8] by one warp; b is stored as [n][k] or [k][n].
 template <bool k_major>
 __global__ void product(const bf16* a, const bf16* b, float* c) {
   SHARED_ARRAY(bf16, a_tile, 16 * 16);
@@ -212,7 +214,7 @@ void product_is_right() {
   claim(std::string("load_matrix and mma") + (k_major ? "" : ", transposed"), right, cudaGetErrorString(status));
 }
 
-// Every block adds its number to a sum, meets the others, and reads the sum; three times.
+// Every block adds its number to a sum, waits for the others, and reads the sum; three times.
 template <Fault fault>
 __global__ void meet(unsigned* sums, unsigned* out) {
   if (fault == Fault::block_ends_early && blockIdx.x == 2) return;
@@ -234,7 +236,7 @@ cudaError_t run_meet(bool* right, unsigned blocks = 6) {
   return status;
 }
 
-// Warps 1 … hand numbers to warp 0 through two named barriers.
+// Warps 1 and up pass numbers to warp 0 through two named barriers.
 __global__ void hand_over(int* out) {
   SHARED_ARRAY(int, slot, 96);
   for (int round = 0; round < 3; ++round) {
@@ -270,7 +272,7 @@ __global__ void votes(unsigned* out) {
   out[96 + lane] = unsigned(__any_sync(full_warp, lane == 3)) * 2 + unsigned(__all_sync(full_warp, lane < 31));
 }
 
-// A product and a sum stay separate, or are fused, as the code says; the compiler does not decide.
+// Products and sums stay separate or are fused exactly as the code says; the compiler does not decide.
 __global__ void rounding(float x, float y, float z, double w, float* out) {
   out[0] = __fmul_rn(x, y) - z;
   out[1] = __fadd_rn(x * y, -z);
@@ -333,7 +335,7 @@ void results() {
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
 
-  // Arguments are those of the launch that was recorded, not those of the replay.
+  // A replay uses the arguments of the recorded launch.
   std::vector<int> counted_twice(4, 0);
   int* argument = counted_twice.data();
   cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
@@ -363,7 +365,7 @@ void results() {
   cudaStreamDestroy(stream);
 }
 
-// Two copies from one piece of pinned memory, which is filled again after waiting for the first, or at once.
+// Two copies from the same pinned memory, which is refilled after waiting for the first copy, or at once.
 cudaError_t stage_twice(bool waits, char (&out)[2]) {
   cudaStream_t stream = nullptr;
   cudaEvent_t copied = nullptr;

@@ -1,4 +1,4 @@
-// The addon's entry: devices, memory, contexts and cancel flags.
+// The addon's entry point: devices, memory, contexts and cancel flags.
 #include <napi.h>
 #include <sys/file.h>
 
@@ -55,7 +55,8 @@ Napi::Value open_context(const Napi::CallbackInfo& info) {
   const std::string name = Input(info, 0, "device").text();
   const int threads = int(Input(info, 1, "threads").integer(0, 1024));
   auto executor = std::make_shared<Executor>(env, open_device(name, threads));
-  // Added after the executor's threadsafe function, so that this hook runs before that one's: no thread calls it once it is gone.
+  // Registered after the executor's threadsafe function, so that this hook runs before the function is destroyed: no thread
+  // may call it after that.
   const auto stop = [](void* kept) {
     const std::unique_ptr<std::shared_ptr<Executor>> owner(static_cast<std::shared_ptr<Executor>*>(kept));
     (*owner)->stop();
@@ -68,7 +69,8 @@ Napi::Value create_cancel(const Napi::CallbackInfo& info) {
   return make_handle(info.Env(), {Kind::cancel, nullptr, std::make_shared<std::atomic<bool>>(false)});
 }
 
-// Locks an open file for this process alone, until it is closed or the process ends; false when another one has it.
+// Takes an exclusive lock on an open file, until it is closed or the process ends. Returns false if another process has the
+// lock.
 Napi::Value lock_file(const Napi::CallbackInfo& info) {
   const int file = int(Input(info, 0, "file").integer(0, INT32_MAX));
   int status;

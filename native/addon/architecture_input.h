@@ -1,4 +1,4 @@
-// The description of a model as JavaScript gives it (NativeArchitecture of src/native.ts).
+// Reads the description of a model that JavaScript passes (NativeArchitecture of src/native.ts).
 #pragma once
 #include "../engine/architecture.h"
 #include "input.h"

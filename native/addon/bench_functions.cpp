@@ -1,4 +1,4 @@
-// Kernels of the table, timed where they run (bench/kernels.ts).
+// Times kernels of the backend table on their device (bench/kernels.ts).
 #include <chrono>
 
 #include "../engine/kernel_bench.h"
@@ -36,7 +36,7 @@ Napi::Value bench_create(const Napi::CallbackInfo& info) {
   });
 }
 
-// A promise of the seconds that all runs together took.
+// Returns a promise of the total seconds of all runs.
 Napi::Value bench_run(const Napi::CallbackInfo& info) {
   const auto kernel = Input(info, 0, "kernel").object<KernelCase>(Kind::bench);
   const int64_t repeats = Input(info, 1, "repeats").integer(1, 1 << 30);

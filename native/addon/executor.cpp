@@ -10,22 +10,23 @@ namespace looplm::addon {
 
 namespace {
 
-// Every executor of the process: process.exit() ends without tearing environments down, and no thread may run kernels while the
-// static objects that these use are destroyed.
+// All executors of the process. process.exit() ends without tearing environments down. No thread may then run kernels while
+// the static objects that they use are being destroyed.
 struct Living {
   std::mutex mutex;
   std::set<Executor*> executors;
 };
 Living& living() {
-  static Living* instance = new Living;  // never destroyed: executors may outlive static objects
+  static Living* instance = new Living;  // never destroyed, because executors may outlive static objects
   return *instance;
 }
 void stop_all() {
   std::lock_guard lock(living().mutex);
   for (Executor* executor : living().executors) executor->stop();
 }
-// Exit handlers run in the reverse of their order: this one must come after those of every library whose devices it stops, and
-// CUDA's runtime adds its own when its first device is opened, perhaps long after the first executor.
+// Exit handlers run in reverse order of registration. This one must run before those of the libraries whose devices it stops.
+// CUDA's runtime registers its own when its first device is opened, perhaps long after the first executor, so it is
+// registered again then.
 void stop_at_exit(bool cuda) {
   static const int first = std::atexit(stop_all);
   if (!cuda) return;
@@ -65,7 +66,9 @@ Napi::Promise Executor::submit(Napi::Env env, CancelFlag cancel, Work work) {
   auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
   if (!cancel) cancel = std::make_shared<std::atomic<bool>>(false);
   push({std::move(cancel), std::move(work), deferred, nullptr, nullptr});
-  if (waiting_++ == 0) napi_ref_threadsafe_function(env, wake_);  // last: nothing waits for a call that found no memory
+  if (waiting_++ == 0)
+    napi_ref_threadsafe_function(env, wake_);  // last, so that nothing waits for a call whose allocation
+                                               // failed
   return deferred->Promise();
 }
 
@@ -77,15 +80,17 @@ void Executor::post(std::function<void()> work) {
 void Executor::release(std::shared_ptr<void> object) {
   {
     std::lock_guard lock(mutex_);
-    if (unfinished_ == 0) return;  // only this thread submits: nothing can begin before `object` goes
-    if (object.use_count() > 1) {  // a call under way holds it too, and drops it under the lock before its promise is settled
+    if (unfinished_ == 0)
+      return;                      // nothing is running, and only this thread submits: nothing can start before `object` is
+                                   // destroyed
+    if (object.use_count() > 1) {  // a running call also holds it, and drops it under the lock before its promise is settled
       object.reset();
       return;
     }
   }
   try {
     post([object = std::move(object)] {});
-  } catch (const std::bad_alloc&) {  // a finalizer must not throw: the object has gone here instead
+  } catch (const std::bad_alloc&) {  // a finalizer must not throw; the object was destroyed on this thread instead
   }
 }
 
@@ -106,7 +111,7 @@ void Executor::stop() {
     changed_.notify_one();
   }
   if (thread_.joinable()) thread_.join();
-  std::list<Task> queued, finished;  // results that nobody took may hold the executor itself
+  std::list<Task> queued, finished;  // results that nobody collected may hold the executor itself
   std::lock_guard lock(mutex_);
   queued.swap(queue_);
   finished.swap(finished_);
@@ -114,7 +119,8 @@ void Executor::stop() {
 
 void Executor::loop() {
   for (;;) {
-    std::list<Task> own;  // the task moves from list to list, which takes no memory: nobody could report that there is none
+    std::list<Task> own;  // the task is moved between lists, which allocates nothing: running out of memory here could not be
+                          // reported
     {
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
@@ -125,7 +131,7 @@ void Executor::loop() {
     Task& task = own.front();
     run(task);
     std::lock_guard lock(mutex_);
-    task.work = nullptr;  // objects that the call kept alive go before it counts as finished
+    task.work = nullptr;  // releases the objects that the call kept alive before it counts as finished
     running_ = nullptr;
     unfinished_--;
     if (stopping_) return;
@@ -147,7 +153,7 @@ void Executor::run(Task& task) {
 }
 
 void Executor::settle(napi_env env, napi_value, void* self, void*) {
-  if (env == nullptr) return;  // the environment is going away
+  if (env == nullptr) return;  // the environment is being torn down
   static_cast<Executor*>(self)->settle_all(env);
 }
 
@@ -166,7 +172,7 @@ void Executor::settle_all(Napi::Env env) {
         if (!task.error) value = task.finish(env);
       } catch (const Napi::Error&) {
         throw;
-      } catch (...) {  // out of memory while the result was made
+      } catch (...) {  // out of memory while creating the result
         task.error = std::current_exception();
       }
       if (task.error) task.deferred->Reject(to_js_error(env, task.error));
@@ -204,7 +210,7 @@ Napi::Value to_js_error(Napi::Env env, std::exception_ptr error) {
     return make_error(env, e.code, e.operation, e.what());
   } catch (const std::bad_alloc&) {
     return make_error(env, "OUT_OF_MEMORY", "host", host_memory_error);
-  } catch (const std::length_error&) {  // a list longer than there are addresses
+  } catch (const std::length_error&) {  // a vector longer than the address space
     return make_error(env, "OUT_OF_MEMORY", "host", host_memory_error);
   } catch (const std::system_error& e) {
     return make_error(env, "OUT_OF_MEMORY", "host", std::string("the system gives no further thread: ") + e.what());

@@ -1,5 +1,5 @@
-// One thread per device context: native work runs there, in the order of the calls, and its promises are settled on the
-// JavaScript thread.
+// One thread per device context. Native work runs on it in the order of the calls; promises are settled on the JavaScript
+// thread.
 #pragma once
 #include <napi.h>
 
@@ -21,32 +21,33 @@ using CancelFlag = std::shared_ptr<std::atomic<bool>>;
 
 class Executor {
  public:
-  // Makes the JavaScript value of a finished call; runs on the JavaScript thread.
+  // Creates the JavaScript result of a finished call; runs on the JavaScript thread.
   using Finish = std::function<Napi::Value(Napi::Env)>;
   // Runs on the executor's thread.
   using Work = std::function<Finish()>;
 
-  Executor(Napi::Env env, std::shared_ptr<Device> device);  // NULL: for work that no device does
+  Executor(Napi::Env env, std::shared_ptr<Device> device);  // device NULL: for work that uses no device
   ~Executor();
   Executor(const Executor&) = delete;
 
   const std::shared_ptr<Device>& device() const { return device_; }
 
-  // JavaScript thread. `cancel` may be empty.
+  // Call on the JavaScript thread. `cancel` may be empty.
   Napi::Promise submit(Napi::Env env, CancelFlag cancel, Work work);
-  // JavaScript thread. Work whose outcome nobody waits for; it must not throw.
+  // Call on the JavaScript thread. For work without a promise; it must not throw.
   void post(std::function<void()> work);
-  // JavaScript thread. Gives an object up on the executor's thread, after the work that was submitted before; at once when idle.
+  // Call on the JavaScript thread. Releases an object on the executor's thread, after the work submitted so far; at once if
+  // idle.
   void release(std::shared_ptr<void> object);
 
-  // Any thread. Cancels everything, and waits for the thread to end. Promises stay pending.
+  // Callable from any thread. Cancels everything and waits for the thread to end. Promises stay pending.
   void stop();
 
  private:
   struct Task {
     CancelFlag cancel;
     Work work;
-    std::shared_ptr<Napi::Promise::Deferred> deferred;  // empty: posted
+    std::shared_ptr<Napi::Promise::Deferred> deferred;  // empty for posted work
     Finish finish;
     std::exception_ptr error;
   };
@@ -58,7 +59,7 @@ class Executor {
 
   std::shared_ptr<Device> device_;
   napi_threadsafe_function wake_ = nullptr;
-  int waiting_ = 0;  // promises under way; JavaScript thread only. They keep the process alive
+  int waiting_ = 0;  // number of pending promises, which keep the process alive; JavaScript thread only
 
   std::mutex mutex_;
   std::condition_variable changed_;

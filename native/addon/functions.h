@@ -1,4 +1,4 @@
-// The functions of the addon by subject; src/native.ts has their signatures.
+// The functions of the addon, by subject; src/native.ts has their signatures.
 #pragma once
 #include <napi.h>
 
@@ -16,7 +16,7 @@ void add_kernel_functions(Napi::Env env, Napi::Object exports);
 void add_bench_functions(Napi::Env env, Napi::Object exports);
 void add_parallel_functions(Napi::Env env, Napi::Object exports);
 
-// A function whose C++ exceptions become JavaScript errors.
+// Wraps a function so that its C++ exceptions become JavaScript errors.
 template <Napi::Value (*function)(const Napi::CallbackInfo&)>
 Napi::Value guarded(const Napi::CallbackInfo& info) {
   try {

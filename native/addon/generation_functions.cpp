@@ -1,4 +1,4 @@
-// Generation: requests that come and go, and the runs that serve them.
+// Generation: requests, and the runs that serve them.
 #include "../engine/generation/scheduler.h"
 
 #include <cmath>
@@ -110,7 +110,7 @@ Napi::Value scheduler_cancel(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// Words of a mask, or the logits themselves.
+// The host's answer: the words of a token mask, or replacement logits.
 Napi::Value scheduler_answer(const Napi::CallbackInfo& info) {
   const HeldScheduler scheduler = read_scheduler(info);
   scheduler->answer(Input(info, 1, "request").integer(1, int64_t(1) << 53),

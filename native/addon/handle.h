@@ -1,5 +1,5 @@
-// Objects of the engine as JavaScript holds them. A handle shares its object with the calls under way; dispose, or as a fallback
-// the garbage collector, gives it up on the executor's thread.
+// Engine objects as JavaScript holds them. A handle shares its object with the running calls. dispose(), or the garbage
+// collector as a fallback, releases it on the executor's thread.
 #pragma once
 #include <napi.h>
 
@@ -38,12 +38,12 @@ class Handle : public Napi::ObjectWrap<Handle> {
 
 Napi::Value make_handle(Napi::Env env, Content content);
 
-// What an environment (the main thread, a worker) has for itself.
+// State of one environment (the main thread or a worker).
 struct Environment {
   Napi::FunctionReference handle;
   int64_t reported_bytes = 0;
 };
-// Tells the garbage collector how much memory the engine holds.
+// Reports the engine's memory to the garbage collector.
 void report_memory(Napi::Env env);
 
 }  // namespace looplm::addon

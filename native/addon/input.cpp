@@ -61,7 +61,7 @@ Napi::TypedArray Input::typed_array() const {
   return value_.As<Napi::TypedArray>();
 }
 
-// node-addon-api asks for an ArrayBuffer, which a SharedArrayBuffer is not.
+// Uses the C API, because node-addon-api accepts only an ArrayBuffer, not a SharedArrayBuffer.
 const void* Input::bytes() const {
   void* data = nullptr;
   if (napi_get_typedarray_info(env_, value_, nullptr, nullptr, &data, nullptr, nullptr) != napi_ok) fail("cannot be read");

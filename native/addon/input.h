@@ -1,4 +1,4 @@
-// Arguments of the addon's functions: every value is checked and copied before the call returns to JavaScript.
+// The arguments of the addon's functions. Every value is checked and copied before the call returns to JavaScript.
 #pragma once
 #include <napi.h>
 
@@ -13,7 +13,7 @@
 
 namespace looplm::addon {
 
-// An object of the engine and the thread it belongs to.
+// An engine object and the executor of its device.
 template <class T>
 struct Held {
   std::shared_ptr<T> object;
@@ -22,7 +22,7 @@ struct Held {
   T& operator*() const { return *object; }
 };
 
-// One argument, or a field or element of one; throws INVALID_ARGUMENT with its path, for example "options.temperature".
+// One argument, or a field or element of one. Throws INVALID_ARGUMENT with its path, such as "options.temperature".
 class Input {
  public:
   Input(const Napi::CallbackInfo& info, size_t index, const char* name) : env_(info.Env()), value_(info[index]), name_(name) {}
@@ -36,7 +36,7 @@ class Input {
   int64_t integer(int64_t low, int64_t high) const;
   bool flag() const;
   std::string text() const;
-  // The index of the text in a list.
+  // The value that belongs to a string in a list.
   template <class Word>
   Word word(std::initializer_list<std::pair<const char*, Word>> words) const {
     const std::string given = text();
@@ -54,7 +54,7 @@ class Input {
   Napi::TypedArray typed_array() const;
   const void* bytes() const;     // of a typed array, which may be a view of a SharedArrayBuffer
   Sequences sequences() const;   // NativeSequences of src/native.ts
-  InputVectors vectors() const;  // NativeVectors; none where missing
+  InputVectors vectors() const;  // NativeVectors; empty if missing
   CancelFlag cancel() const;     // empty when missing
 
   template <class T>

@@ -1,4 +1,4 @@
-// The kernels on tensors (src/kernels.ts).
+// The training kernels on tensors (src/kernels.ts).
 #include "../engine/tensor_kernels.h"
 
 #include "architecture_input.h"

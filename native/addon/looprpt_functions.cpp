@@ -1,4 +1,4 @@
-// LoopRPT, Stage II and the teacher's moving average.
+// LoopRPT, Stage II, and the teacher's moving average.
 #include "../engine/looprpt.h"
 #include "../engine/moving_average.h"
 
@@ -89,7 +89,7 @@ Napi::Value accumulate_stage2_of(const Napi::CallbackInfo& info) {
                                 });
 }
 
-// The average takes its memory on the executor's thread, at the first call.
+// Created on the executor's thread at the first call, because it allocates device memory.
 struct AverageSlot {
   std::shared_ptr<Model> teacher, student;
   std::optional<MovingAverage> average;
@@ -111,7 +111,7 @@ Napi::Value average_create(const Napi::CallbackInfo& info) {
   return make_handle(info.Env(), {Kind::average, student.executor, slot});
 }
 
-// A promise of nothing, once `work` has run on the average.
+// Runs `work` on the average; returns a promise without a value.
 template <class Work>
 Napi::Value run_on_average(const Napi::CallbackInfo& info, Work work) {
   const auto slot = read_average(info);

@@ -1,4 +1,4 @@
-// Scores, gradients of given coefficients, and the trainers' loss core.
+// Scores, gradients of given coefficients, and the losses of the trainers.
 #include "../engine/loss.h"
 #include "../engine/pass.h"  // defines: default_budget
 #include "../engine/score.h"
@@ -28,7 +28,7 @@ LoopOptions read_loops(const Input& in) {
   return o;
 }
 
-// What every reading of a score shares.
+// The options that all scoring functions share.
 ScoreOptions read_score_options(const Input& in) {
   ScoreOptions options;
   options.temperature = in["temperature"].number();
@@ -49,14 +49,14 @@ void check_vocabulary(const Sequences& sequences, const Model& model, int64_t sh
   if (sequences.count() == 0) throw Error("INVALID_ARGUMENT", "looplm", "there are no sequences");
 }
 
-// The second argument of a call, for the model that is its first.
+// Reads the second argument of a call as sequences for the model in the first one.
 std::shared_ptr<Sequences> read_sequences(const Napi::CallbackInfo& info, const Model& model, int64_t shortest = 2) {
   auto sequences = std::make_shared<Sequences>(Input(info, 1, "sequences").sequences());
   check_vocabulary(*sequences, model, shortest);
   return sequences;
 }
 
-// One typed array per sequence, of rows × (length - drop) numbers.
+// Splits values into one typed array per sequence with rows × (length - drop) elements.
 Napi::Value split(Napi::Env env, const Reals& values, const std::vector<int64_t>& lengths, int64_t rows, int64_t drop) {
   Napi::Array array = Napi::Array::New(env, lengths.size());
   size_t begin = 0;
@@ -99,7 +99,8 @@ Napi::Value score_of(const Napi::CallbackInfo& info) {
                                   r->exit_pdf = Reals(std::move(scores.exit_pdf), model->dt);
                                   r->top_tokens = std::move(scores.top_tokens);
                                   r->top_logprobs = std::move(scores.top_logprobs);
-                                  r->predicted = Reals(std::move(scores.predicted), LOOP_F64);  // token ids, exactly
+                                  // float64, so that token ids are exact
+                                  r->predicted = Reals(std::move(scores.predicted), LOOP_F64);
                                   return [r](Napi::Env env) {
                                     const int64_t scored = r->last_loop ? 1 : r->reads;
                                     Napi::Object out = Napi::Object::New(env);
@@ -310,7 +311,7 @@ Napi::Value embed_of(const Napi::CallbackInfo& info) {
                                 });
 }
 
-// Sums over groups, strata and loops' beliefs for the trainers: host arithmetic, no model.
+// Reductions over groups, strata and segments for the trainers, on the host without a model.
 Napi::Value segment_reduce_of(const Napi::CallbackInfo& info) {
   const Reduce op =
       Input(info, 0, "op")
@@ -330,7 +331,7 @@ Napi::Value belief_returns_of(const Napi::CallbackInfo& info) {
                                      int(Input(info, 3, "referenceLoop").integer(1, MAX_LOOPS))));
 }
 
-// Tokens of a micro-batch in training, where the options leave them to the engine.
+// The default number of tokens per micro-batch in training.
 Napi::Value micro_batch_tokens(const Napi::CallbackInfo& info) {
   const auto context = Input(info, 0, "context").object<Executor>(Kind::context);
   const Architecture architecture = read_architecture(Input(info, 1, "architecture"));

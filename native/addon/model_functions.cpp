@@ -33,7 +33,7 @@ std::vector<std::string> read_texts(const Input& list) {
   return out;
 }
 
-// NativeTensorFile of src/native.ts.
+// Reads a NativeTensorFile of src/native.ts.
 TensorFile read_tensor_file(const Input& in) {
   TensorFile file{in["path"].text(), {}};
   const Input list = in["tensors"];
@@ -46,7 +46,7 @@ TensorFile read_tensor_file(const Input& in) {
   return file;
 }
 
-// A promise of the model that `make` returns on the executor's thread.
+// Returns a promise of the model that `make` returns on the executor's thread.
 template <class Make>
 Napi::Value model_promise(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>& executor, Make make) {
   return executor->submit(info.Env(), nullptr, [executor, make = std::move(make)]() -> Executor::Finish {
@@ -54,7 +54,7 @@ Napi::Value model_promise(const Napi::CallbackInfo& info, const std::shared_ptr<
   });
 }
 
-// A promise of nothing.
+// Runs `work` on the executor's thread; returns a promise without a value.
 template <class Work>
 Napi::Value run(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>& executor, Work work) {
   return executor->submit(info.Env(), nullptr, [work = std::move(work)]() -> Executor::Finish {
@@ -111,7 +111,7 @@ Napi::Value dtype_of(const Napi::CallbackInfo& info) {
   return Napi::String::New(info.Env(), loop_dtype_name(read_model(info).object->dt));
 }
 
-// The checksums of the other files of the folder, as src/files/folder-files.ts writes and reads them.
+// The checksums of the other files in the folder; src/files/folder-files.ts writes and reads them.
 std::map<std::string, std::string> read_files(const Input& files) { return {{"looplm.sha256", files.text()}}; }
 
 Napi::Value model_save(const Napi::CallbackInfo& info) {
@@ -129,7 +129,7 @@ Napi::Value save_adapter_of(const Napi::CallbackInfo& info) {
   return run(info, model.executor, [model = model.object, path, dtype, files] { save_adapter(*model, path, dtype, files); });
 }
 
-// Names and shapes of a list of parameters, made while the model does not change.
+// Names and shapes of parameters, copied now, because the model may change before `Finish` runs.
 Executor::Finish parameter_list(const std::vector<Parameter>& parameters) {
   return [parameters](Napi::Env env) {
     Napi::Array array = Napi::Array::New(env, parameters.size());
@@ -185,7 +185,7 @@ Napi::Value copy_parameters(const Napi::CallbackInfo& info) {
   return run(info, to.executor, [to = to.object, from = from.object] { to->copy_parameters_from(*from); });
 }
 
-// Of all parameters and those of the adapter: equal bits have equal checksums.
+// A checksum of all parameters, including the adapter's; equal for equal bits.
 Napi::Value checksum(const Napi::CallbackInfo& info) {
   const HeldModel model = read_model(info);
   return model.executor->submit(info.Env(), nullptr, [model = model.object]() -> Executor::Finish {

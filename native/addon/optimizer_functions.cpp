@@ -10,7 +10,7 @@ namespace looplm::addon {
 
 namespace {
 
-// The optimizer takes its memory on the executor's thread, at the first call.
+// Created on the executor's thread at the first call, because it allocates device memory.
 struct OptimizerSlot {
   std::shared_ptr<Model> model;
   std::shared_ptr<Communicator> world;  // NULL: this process trains alone
@@ -64,7 +64,7 @@ Napi::Value step(const Napi::CallbackInfo& info) {
   });
 }
 
-// A world of one has nothing to exchange.
+// Does nothing if there is only one rank.
 Napi::Value exchange_during_next(const Napi::CallbackInfo& info) {
   const auto slot = read_optimizer(info);
   return slot.executor->submit(info.Env(), nullptr, [slot = slot.object]() -> Executor::Finish {

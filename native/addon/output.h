@@ -1,4 +1,4 @@
-// Results on their way to JavaScript: converted on the executor's thread, made into typed arrays on the JavaScript thread.
+// Results for JavaScript: converted on the executor's thread, made into typed arrays on the JavaScript thread.
 #pragma once
 #include <napi.h>
 
@@ -17,7 +17,7 @@ Array typed_array(Napi::Env env, const Element* elements, size_t count) {
   return array;
 }
 
-// Real numbers: a Float64Array for a float64 model, else a Float32Array.
+// Real numbers: a Float64Array for float64 models, else a Float32Array.
 class Reals {
  public:
   Reals() = default;
@@ -38,7 +38,7 @@ class Reals {
   std::vector<float> floats_;
 };
 
-// An array of numbers or of objects.
+// A JavaScript array of numbers.
 template <class Values>
 Napi::Array number_array(Napi::Env env, const Values& values) {
   Napi::Array array = Napi::Array::New(env, values.size());

@@ -1,4 +1,4 @@
-// The world of processes that train together.
+// The group of processes that train together ("world").
 #include <unistd.h>
 
 #include <chrono>
@@ -48,7 +48,8 @@ Napi::Value parallel_libraries(const Napi::CallbackInfo& info) {
   return array;
 }
 
-// Ends the process when `open` takes longer than the limit: the thread that could throw is in MPI_Init.
+// Ends the process if `open` takes longer than the time limit. It cannot throw, because the thread that could is inside
+// MPI_Init.
 class Watchdog {
  public:
   Watchdog(double seconds, std::string message)
@@ -75,8 +76,8 @@ class Watchdog {
   std::thread thread_;
 };
 
-// The world, at once: JavaScript stands still until all processes have come (comm.h says why). Its operations wait for other
-// ranks on a thread that no device computes on.
+// Opens the world synchronously: JavaScript blocks until all processes have joined (comm.h says why). Later operations wait
+// for other ranks on a separate thread that computes nothing.
 Napi::Value parallel_open(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const std::string library = Input(info, 0, "library").text();
@@ -161,13 +162,13 @@ Napi::Value parallel_bytes(const Napi::CallbackInfo& info) {
 }
 Napi::Value parallel_idle(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), read_world(info)->idle()); }
 
-// Waits until all ranks leave the world.
+// Blocks until all ranks leave the world.
 Napi::Value parallel_close(const Napi::CallbackInfo& info) {
   read_world(info)->close();
   return info.Env().Undefined();
 }
 
-// Ends all ranks. Without a world this process alone: its launcher ends the others.
+// Ends all ranks. Without a world it ends only this process; its launcher then ends the others.
 Napi::Value parallel_abort(const Napi::CallbackInfo& info) {
   const Input world(info, 0, "world");
   const std::string message = Input(info, 1, "message").text();

@@ -24,7 +24,7 @@ Napi::Value make_tensor(Napi::Env env, const std::shared_ptr<Executor>& executor
 
 namespace {
 
-// A promise of the tensor that `compute` returns on the executor's thread.
+// Returns a promise of the tensor that `compute` returns on the executor's thread.
 template <class Compute>
 Napi::Value tensor_promise(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>& executor, Compute compute) {
   return executor->submit(info.Env(), nullptr, [executor, compute = std::move(compute)]() -> Executor::Finish {
@@ -32,7 +32,7 @@ Napi::Value tensor_promise(const Napi::CallbackInfo& info, const std::shared_ptr
   });
 }
 
-// A tensor at once, whose elements `compute` makes on the executor's thread.
+// Returns a tensor at once; `compute` makes its elements later on the executor's thread.
 template <class Compute>
 Napi::Value deferred(const Napi::CallbackInfo& info, const std::shared_ptr<Executor>& executor, const Shape& shape,
                      Compute compute) {

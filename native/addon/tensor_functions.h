@@ -4,7 +4,7 @@
 
 namespace looplm::addon {
 
-// A tensor whose elements may still be on their way: its shape is known at once, the rest on the executor's thread.
+// A tensor whose elements may not be computed yet. The shape is known at once; use the rest only on the executor's thread.
 struct TensorSlot {
   Shape shape;
   Tensor tensor;
@@ -16,7 +16,7 @@ struct TensorSlot {
 };
 using HeldTensor = Held<TensorSlot>;
 
-// Refuses a tensor of another device.
+// The first overload throws for a tensor of another device.
 HeldTensor read_tensor(const Input& input, const std::shared_ptr<Executor>& executor);
 HeldTensor read_tensor(const Input& input);
 Napi::Value make_tensor(Napi::Env env, const std::shared_ptr<Executor>& executor, Tensor tensor);

@@ -1,8 +1,8 @@
-// The communication table on MPI. Compiled once against the headers of each implementation, for their ABIs differ, into a library
-// that links neither: native/comm_library.cpp opens libmpi first and this library after it.
+// The communication table on MPI. The ABIs of MPI implementations differ, so this file is compiled once against the headers
+// of each, into a library that links neither. native/comm_library.cpp opens libmpi first, then this library.
 //
-// Every operation is made of calls that do not block and is polled, for two reasons: a rank that waits in vain ends with an error
-// that says for whom, and `abort` from another thread finds a moment in which no MPI call is under way.
+// Every operation consists of non-blocking calls that are polled, for two reasons. A rank that waits too long can fail with
+// an error that names the missing ranks. And `abort` from another thread finds a moment in which no MPI call is running.
 #define OMPI_SKIP_MPICXX 1
 #define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
@@ -29,16 +29,16 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct World {
-  MPI_Comm comm = MPI_COMM_NULL;        // a copy of MPI_COMM_WORLD: nobody else's messages
-  MPI_Comm exchanging = MPI_COMM_NULL;  // for exchanges, which no other operation waits for
-  MPI_Comm leaving = MPI_COMM_NULL;     // for `close`: a rank that leaves does not take part in what others still wait for
+  MPI_Comm comm = MPI_COMM_NULL;        // a copy of MPI_COMM_WORLD, so that no other library's messages arrive here
+  MPI_Comm exchanging = MPI_COMM_NULL;  // for exchanges, which are independent of other operations
+  MPI_Comm leaving = MPI_COMM_NULL;     // for `close`, so that a leaving rank cannot match operations that others wait for
   int rank = 0, size = 1, local_rank = 0;
   double timeout = 0;
-  int64_t piece = 0;                  // bytes of the largest message
-  int operations = 0, exchanges = 0;  // made so far; messages of different ones never match
+  int64_t piece = 0;                  // size of the largest message in bytes
+  int operations = 0, exchanges = 0;  // counters that make message tags, so that messages of different operations never match
   std::atomic<int64_t> sent{0};
   std::atomic<bool> aborting{false};
-  std::timed_mutex inside;  // held by whoever calls MPI
+  std::timed_mutex inside;  // held during every MPI call
   int status = 0;
   std::string error, description;
 };
@@ -59,7 +59,7 @@ std::string text_of(int code) {
                                                               : "error " + std::to_string(code);
 }
 
-// A message under way, with the rank that it comes from or goes to; -1: all ranks.
+// A message under way. other: the rank at the other end; -1: all ranks.
 struct Message {
   int other;
   bool receives;
@@ -74,7 +74,7 @@ struct Operation {
   std::vector<Message> messages = {};
   Clock::time_point began = Clock::now();
 
-  // One call that starts something: MPI_Isend(..., request).
+  // Makes one call that starts a message, such as MPI_Isend(..., request).
   template <class Call>
   int start(Message message, Call call) {
     if (world.status) return world.status;
@@ -87,7 +87,7 @@ struct Operation {
     return 0;
   }
   int finish();
-  // 0, UNDER_WAY, or an error.
+  // Returns 0, LOOP_COMM_UNDER_WAY or an error.
   int advance();
 
  private:
@@ -111,7 +111,7 @@ int Operation::poll(bool& done, std::vector<MPI_Status>& statuses) {
   return fail(world, LOOP_COMM_FAILED, who(world, name) + ": " + text);
 }
 
-// MPI accepts a message that is shorter than what is waited for.
+// Checks received sizes, because MPI accepts a message shorter than expected.
 int Operation::check(std::vector<MPI_Status>& statuses) {
   for (size_t i = 0; i < messages.size(); i++) {
     int count = 0;
@@ -127,7 +127,7 @@ int Operation::check(std::vector<MPI_Status>& statuses) {
 int Operation::late() {
   std::string missing;
   int last = -1;
-  for (size_t i = 0; i < messages.size(); i++) {  // those that have come are null by now
+  for (size_t i = 0; i < messages.size(); i++) {  // requests of finished messages are MPI_REQUEST_NULL
     if (requests[i] == MPI_REQUEST_NULL || messages[i].other < 0 || messages[i].other == last) continue;
     last = messages[i].other;
     missing += (missing.empty() ? "rank " : ", rank ") + std::to_string(last);
@@ -148,24 +148,24 @@ int Operation::advance() {
   return std::chrono::duration<double>(Clock::now() - began).count() > world.timeout ? late() : int(LOOP_COMM_UNDER_WAY);
 }
 
-// Waits for all that was started.
+// Waits for all messages of the operation.
 int Operation::finish() {
   for (;;) {
     const int status = advance();
     if (status != LOOP_COMM_UNDER_WAY) return status;
     const double waited = std::chrono::duration<double>(Clock::now() - began).count();
-    // A message that is about to come is taken at once; while other ranks compute, the processor is theirs.
+    // first polls without a pause for short waits; then sleeps, so that other ranks on this machine get the processor
     if (waited < 2e-3) sched_yield();
     else std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
 }
 
 Operation begin(World& world, const char* name) {
-  world.operations = (world.operations + 1) % 32768;  // the largest tag that every MPI has
+  world.operations = (world.operations + 1) % 32768;  // every MPI supports tags up to 32767
   return {world, name, world.comm, world.operations};
 }
 
-// The pieces of one message, in order.
+// Sends one message as pieces, in order.
 int send(Operation& op, int to, const void* data, int64_t bytes) {
   for (int64_t from = 0; from < bytes; from += op.world.piece) {
     const int count = int(std::min(op.world.piece, bytes - from));
@@ -188,7 +188,7 @@ int receive(Operation& op, int from_rank, void* data, int64_t bytes) {
   return 0;
 }
 
-// Pair by pair, each rank beginning with its neighbour, so that no rank is everybody's first.
+// Sends to every other rank, starting with the next one, so that not all ranks send to the same rank first.
 int start_exchange(Operation& op, const void* const* data, const int64_t* send_bytes, void* const* into,
                    const int64_t* receive_bytes) {
   World& world = op.world;
@@ -225,7 +225,7 @@ int exchanged(void*, void* exchange) {
   return status;
 }
 
-// Each part goes round once: over a network every machine sends it on to one other.
+// A ring: every rank passes each part on to its neighbour, so over a network each machine sends to only one other.
 int ring(World& world, char* data, const std::vector<int64_t>& offsets) {
   const int next = (world.rank + 1) % world.size, before = (world.rank + world.size - 1) % world.size;
   const auto bytes = [&](int q) { return offsets[size_t(q) + 1] - offsets[size_t(q)]; };
@@ -245,7 +245,7 @@ int all_gather_v(void* ctx, void* data, const int64_t* bytes) {
   std::vector<int64_t> offsets = {0};
   for (int q = 0; q < world.size; q++) offsets.push_back(offsets.back() + bytes[q]);
   if (offsets.back() > world.piece) return ring(world, static_cast<char*>(data), offsets);
-  // The library knows better ways, of logarithmic length for small parts.
+  // for small parts, MPI has algorithms with logarithmic depth
   const std::vector<int> counts(bytes, bytes + world.size), places(offsets.begin(), offsets.end() - 1);
   Operation op = begin(world, "all_gather_v");
   const int status = op.start({-1, false, 0}, [&](MPI_Request* request) {
@@ -255,7 +255,7 @@ int all_gather_v(void* ctx, void* data, const int64_t* bytes) {
   return status ? status : op.finish();
 }
 
-// Gathered and added here: the library might add in another order.
+// Gathers all values and adds them here in rank order, because MPI may add in any order.
 int all_reduce(void* ctx, LoopCommReduce reduce, int64_t count, double* values) {
   World& world = at(ctx);
   const size_t n = size_t(count);
@@ -352,13 +352,13 @@ void abort(void* ctx, const char* message, int32_t status) {
   world.aborting = true;
   std::fprintf(stderr, "looplm: rank %d of %d ends all ranks: %s\n", world.rank, world.size, message);
   std::fflush(stderr);
-  // MPICH's launcher drops what it has not yet read when it hears of the abort.
+  // MPICH's launcher discards output that it has not read when it hears of the abort
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
-  // MPI_Abort may end this process by exit(), whose handlers wait for threads that wait for other ranks.
+  // MPI_Abort may end this process through exit(), whose handlers wait for threads that wait for other ranks
   static int exit_status;
   exit_status = status;
   std::atexit([] { _exit(exit_status); });
-  // A call that does not come back keeps the lock. The launcher ends all ranks when one of them ends so.
+  // a blocked MPI call keeps the lock; then end only this process, and the launcher ends the others
   if (world.inside.try_lock_for(std::chrono::seconds(2))) MPI_Abort(MPI_COMM_WORLD, status);
   _exit(status);
 }

@@ -7,7 +7,7 @@ namespace looplm {
 namespace solo {
 namespace {
 
-char alone;  // the context; there is nothing to keep
+char alone;  // the context; it has no state
 
 void* open(const LoopCommOptions*) { return &alone; }
 void close(void*) {}

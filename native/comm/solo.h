@@ -1,4 +1,4 @@
-// A world of one rank: what runs when no launcher started the process.
+// A world of one rank, used if no launcher started the process.
 #pragma once
 #include "../comm.h"
 

@@ -16,17 +16,17 @@ namespace looplm {
 namespace threads {
 namespace {
 
-// What a rank has come with. The other ranks read it between the two meetings of an operation.
+// A rank's arguments of an operation. The other ranks read them between the two meetings of the operation.
 struct Call {
   const char* operation = "";
-  int32_t detail = 0;  // root or op: the same for all ranks
+  int32_t detail = 0;  // root or op; must be the same on all ranks
   const void* const* send = nullptr;
-  const int64_t* bytes = nullptr;  // sent to each rank, or of each rank's part
+  const int64_t* bytes = nullptr;  // bytes for each rank, or of each rank's part
   void* data = nullptr;
   int64_t count = 0;
 };
 
-// An exchange that a rank has begun. Its number, from 0, is that of the others' with which it is matched.
+// An exchange that a rank has started. Exchanges of different ranks match if they have the same number, counted from 0.
 struct Exchange {
   size_t number;
   std::vector<const void*> send;
@@ -36,7 +36,7 @@ struct Exchange {
   std::chrono::steady_clock::time_point began;
   bool taken = false;
 };
-struct Exchanges {  // of one number: those of all ranks, and how many ranks have taken what they receive
+struct Exchanges {  // all ranks' exchanges of one number, and how many ranks have received their data
   std::vector<const Exchange*> of;
   int taken = 0, ended = 0;
 };
@@ -48,11 +48,11 @@ struct World {
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<Call> calls;
-  std::vector<bool> present;  // in the meeting that has begun
+  std::vector<bool> present;  // in the current meeting
   int arrived = 0;
   uint64_t meetings = 0;
   std::map<size_t, Exchanges> exchanges;
-  std::string failure;  // the first one
+  std::string failure;  // the first failure
   int status = 0;
 };
 
@@ -60,9 +60,9 @@ struct Rank {
   Rank(std::shared_ptr<World> world, int rank) : world(std::move(world)), rank(rank) {}
   const std::shared_ptr<World> world;
   const int rank;
-  size_t exchanges = 0;  // begun
+  size_t exchanges = 0;  // number started
   std::atomic<int64_t> sent{0};
-  std::string error;  // this rank's copy
+  std::string error;  // this rank's copy of the error
 };
 Rank& at(void* ctx) { return *static_cast<Rank*>(ctx); }
 
@@ -79,7 +79,7 @@ std::string absent(const World& world) {
   return text;
 }
 
-// Whether this rank is the last one: then the meeting has taken place.
+// Whether this rank is the last to arrive, which completes the meeting.
 bool last_of(World& world, int rank) {  // under the lock
   world.present[rank] = true;
   if (++world.arrived < world.size) return false;
@@ -90,7 +90,7 @@ bool last_of(World& world, int rank) {  // under the lock
   return true;
 }
 
-// Waits until every rank is here. Either all ranks get 0 or none.
+// Waits until every rank has arrived. Returns 0 on all ranks or on none.
 int meet(Rank& own, const char* operation) {
   World& world = *own.world;
   std::unique_lock lock(world.mutex);
@@ -107,7 +107,7 @@ int meet(Rank& own, const char* operation) {
   return world.meetings == meeting ? world.status : 0;
 }
 
-// Waits until no rank reads this one's buffers any more. All ranks of the operation call this, even if it has failed.
+// Waits until no rank reads this one's buffers any more. All ranks of the operation call this, even after a failure.
 void leave(Rank& own) {
   World& world = *own.world;
   std::unique_lock lock(world.mutex);
@@ -115,7 +115,7 @@ void leave(Rank& own) {
   if (!last_of(world, own.rank)) world.changed.wait(lock, [&] { return world.meetings != meeting; });
 }
 
-// Whether all ranks have come with the same operation.
+// Checks that all ranks called the same operation.
 int compare(Rank& own) {
   World& world = *own.world;
   std::lock_guard lock(world.mutex);
@@ -141,7 +141,7 @@ int sizes_differ(Rank& own, const char* operation, int from, int to, int64_t sen
                   std::to_string(to) + ", which takes " + std::to_string(received));
 }
 
-// One operation: all ranks come, each takes what it receives from the calls of the others, all leave.
+// Runs one operation: all ranks meet, each copies what it receives from the others' arguments, then all leave.
 template <class Take>
 int together(void* ctx, const Call& call, Take take) {
   Rank& own = at(ctx);
@@ -153,7 +153,7 @@ int together(void* ctx, const Call& call, Take take) {
     leave(own);
   }
   std::lock_guard lock(own.world->mutex);
-  if (!status) status = own.world->status;  // what another rank has found is every rank's error
+  if (!status) status = own.world->status;  // an error found by one rank is the error of all
   if (status) own.error = own.world->failure;
   return status;
 }
@@ -196,7 +196,7 @@ void* exchange(void* ctx, const void* const* send, const int64_t* send_bytes, vo
   return e;
 }
 
-// What this rank receives, when all ranks have begun.
+// Copies what this rank receives, once all ranks have started the exchange.
 int take(Rank& own, Exchange& e, Exchanges& all) {  // under the lock
   World& world = *own.world;
   const size_t rank = size_t(own.rank);
@@ -225,7 +225,7 @@ int take(Rank& own, Exchange& e, Exchanges& all) {  // under the lock
   return 0;
 }
 
-// Until all ranks have taken theirs, its buffers are read.
+// Complete only when all ranks have received their data, because they read this rank's buffers until then.
 int exchanged(void* ctx, void* exchange) {
   Rank& own = at(ctx);
   World& world = *own.world;
@@ -264,7 +264,7 @@ int all_gather_v(void* ctx, void* data, const int64_t* bytes) {
 double larger(double a, double b) { return std::isnan(a) || a > b ? a : b; }
 
 int all_reduce(void* ctx, LoopCommReduce op, int64_t count, double* values) {
-  const std::vector<double> mine(values, values + count);  // the others read it while `values` is written
+  const std::vector<double> mine(values, values + count);  // a copy, because other ranks read it while `values` is written
   Call call{"all_reduce"};
   call.detail = op, call.count = count, call.data = const_cast<double*>(mine.data());
   return together(ctx, call, [&](Rank& own) {

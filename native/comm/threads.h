@@ -1,5 +1,5 @@
-// Ranks as threads of one process: the reference that the native tests hold other code against. It notices what MPI does not:
-// ranks that call different operations, or whose sizes do not fit together.
+// Ranks as threads of one process, for the native tests. It detects errors that MPI does not: ranks that call different
+// operations, or pass sizes that do not match.
 #pragma once
 #include <vector>
 
@@ -8,7 +8,7 @@
 namespace looplm {
 
 const LoopComm* threads_comm();
-// The contexts of a new world, one for the thread of each rank. The table's `open` makes none.
+// Creates a world: one context for the thread of each rank. The table's `open` creates none.
 std::vector<void*> open_threads(int size, double timeout);
 
 }  // namespace looplm

@@ -1,4 +1,4 @@
-// The first line of what MPI_Get_library_version says, in one form: "Open MPI v4.1.4", "MPICH 4.0.2".
+// The first line of MPI_Get_library_version in a uniform form, such as "Open MPI v4.1.4" or "MPICH 4.0.2".
 #pragma once
 #include <string>
 

@@ -1,9 +1,9 @@
-// Products of bfloat16 with BFMMLA, which adds two rows of A times two columns of B over four elements of k to a square of four
-// sums. An element's products come in fours from the beginning of a block of k, filled up with zeros, whatever m is and whatever
-// is packed: so a row's result does not depend on the batch it is in.
+// Products of bfloat16 matrices with Arm's BFMMLA instruction. It multiplies two rows of A with two columns of B over four
+// elements of k, and adds the products to a 2 x 2 square of sums. Steps of four always start at the beginning of a block of k
+// and are padded with zeros, whatever m is and however A and B are packed. So a row's result does not depend on the batch.
 //
-// BFMMLA rounds a pair's sum and each addition to odd (the last bit is set when something is lost) and takes subnormal numbers
-// for 0, so its errors are up to twice those of fused multiply-adds, without a bias.
+// BFMMLA rounds the sum of a pair and each addition to odd: the last bit is set if anything is lost. It also treats subnormal
+// numbers as 0. So its errors are up to twice those of fused multiply-adds, but have no bias.
 #pragma once
 #include "gemm.h"
 
@@ -12,11 +12,11 @@ namespace looplm::cpu::LOOPLM_ISA {
 
 namespace bfmmla {
 
-constexpr int FOUR = 4;                    // elements of k in a step
-constexpr int64_t KC = 512;                // a block of k: a strip of A stays in L1, a block of B in L2
-constexpr int64_t NC = 16 * NR;            // columns of a task, which packs its rows of A once for all of them
-constexpr int64_t MC = 8 * MR;             // rows of a task
-constexpr int64_t PACKED_BYTES = 8 << 20;  // of B at a time
+constexpr int FOUR = 4;                    // elements of k per instruction
+constexpr int64_t KC = 512;                // length of a block of k: a strip of A stays in L1, a block of B in L2
+constexpr int64_t NC = 16 * NR;            // columns per task, for which it packs its rows of A only once
+constexpr int64_t MC = 8 * MR;             // rows per task
+constexpr int64_t PACKED_BYTES = 8 << 20;  // how much of B is packed at once
 typedef uint16_t vw __attribute__((vector_size(16)));
 typedef vw vw_any __attribute__((aligned(2), may_alias));
 typedef uint64_t vpair __attribute__((vector_size(16)));
@@ -27,7 +27,7 @@ inline int64_t padded(int64_t k) { return blocks(k, FOUR) * FOUR; }
 
 inline vw load8(const bf16* p) { return *(const vw_any*)p; }
 inline void store8(bf16* p, vw x) { *(vw_any*)p = x; }
-// The lower, or upper, halves of both.
+// The lower (or upper) 64 bits of a and of b.
 inline vw lower(vw a, vw b) { return (vw)__builtin_shufflevector((vpair)a, (vpair)b, 0, 2); }
 inline vw upper(vw a, vw b) { return (vw)__builtin_shufflevector((vpair)a, (vpair)b, 1, 3); }
 
@@ -36,7 +36,7 @@ inline __attribute__((always_inline)) vf multiply(vf acc, vw rows, vw columns) {
   return acc;
 }
 
-// Rows of a matrix, [rows, k] in memory, as [k / 4][SIDE][4]; what is missing is 0.
+// Packs SIDE rows of a [rows, k] matrix as [k / 4][SIDE][4]. Missing rows and elements become 0.
 template <int SIDE>
 void pack_rows(int64_t rows, int64_t k, const bf16* from, int64_t ld, bf16* out) {
   const int64_t whole = k / 8 * 8;
@@ -54,7 +54,7 @@ void pack_rows(int64_t rows, int64_t k, const bf16* from, int64_t ld, bf16* out)
         for (int64_t u = 0; u < FOUR; u++) to[r * FOUR + u] = i + r < rows && s + u < k ? first[r * ld + s + u] : bf16{};
   }
 }
-// The same of a matrix that is [k, rows] in memory.
+// The same for a matrix that is stored as [k, rows].
 template <int SIDE>
 void pack_columns(int64_t rows, int64_t k, const bf16* from, int64_t ld, bf16* out) {
   typedef uint16_t vw4 __attribute__((vector_size(8)));
@@ -75,7 +75,7 @@ void pack_columns(int64_t rows, int64_t k, const bf16* from, int64_t ld, bf16* o
   }
 }
 
-// acc += P pairs of rows times NR columns over k, both packed.
+// acc += P pairs of rows times NR columns over k, with both operands packed.
 template <int P>
 inline __attribute__((always_inline)) void tile(int64_t k, const bf16* a, const bf16* b, vf (&acc)[P][NR / 2]) {
   for (int64_t s = 0; s < k; s += FOUR, a += MR * FOUR, b += NR * FOUR) {
@@ -90,8 +90,8 @@ inline __attribute__((always_inline)) void tile(int64_t k, const bf16* a, const 
     }
   }
 }
-// The same with B, [NR, k], where it lies in memory, half the columns at a time; k is whole eights. next: where B goes on after
-// these columns, which is fetched meanwhile, line after line (right where rows of B touch).
+// The same with B unpacked, [NR, k] in memory; half of the columns at a time; k must be a multiple of 8. next: the part of B
+// that is needed after these columns; it is prefetched line by line (exactly right if the rows of B are contiguous).
 template <int P>
 inline __attribute__((always_inline)) void tile_in_place(int64_t k, const bf16* a, const bf16* b, int64_t ldb, const bf16* next,
                                                          vf (&acc)[P][NR / 2]) {
@@ -120,20 +120,21 @@ inline __attribute__((always_inline)) void tile_in_place(int64_t k, const bf16* 
   }
 }
 
-// Where a strip's columns of B come from: packed, or in place (packed null).
+// The columns of B for a strip: packed, or in place if `packed` is null.
 struct Right {
   const bf16 *packed, *place = nullptr;
   int64_t ld = 0;
   const bf16* next = nullptr;
 };
 
-// 2P rows, of which `rows` count, by n ≤ NR columns of C over a block of k.
+// 2P rows, of which only `rows` are stored, by n ≤ NR columns of C, over one block of k.
 template <class Out, int P>
 void micro(int64_t rows, int64_t n, int64_t k, const bf16* a, const Right& b, Out* c, int64_t ldc, bool accumulate) {
   vf acc[P][NR / 2] = {};
   if (b.packed) tile<P>(k, a, b.packed, acc);
   else tile_in_place<P>(k, a, b.place, b.ld, b.next, acc);
-  vf sums[P][NR / 2];  // apart, because they are read by a variable: clang would otherwise keep them in memory above
+  vf sums[P][NR / 2];  // a copy, because it is indexed by a variable: clang would otherwise keep acc in memory during the
+                       // loop above
 #pragma GCC unroll 3
   for (int p = 0; p < P; p++)
 #pragma GCC unroll 8
@@ -167,7 +168,7 @@ struct Product {
   int64_t ldc;
   bool real_out, accumulate;
 
-  // Strips of rows [row, row + rows) of A over a block of k.
+  // Packs rows [row, row + rows) of A over a block of k, as strips of MR rows.
   void pack_left(int64_t row, int64_t rows, int64_t k0, int64_t kb, bf16* out) const {
     for (int64_t i = 0; i < rows; i += MR, out += MR * padded(kb)) {
       if (transpose_a) pack_columns<MR>(rows - i, kb, a + k0 * lda + row + i, lda, out);
@@ -179,8 +180,8 @@ struct Product {
     else pack_columns<NR>(n - column, kb, b + k0 * ldb + column, ldb, out);
   }
 
-  // f(out, its stride, k0, length, whether what is there counts) for each block of k of a rectangle of C. bfloat16 results of
-  // several blocks are summed up in `sums` first.
+  // Calls f(out, stride, k0, length, whether to add to out) for each block of k of a rectangle of C. If C is bfloat16 and has
+  // several blocks, the sums are collected in `sums` (float32) and rounded once.
   template <class F>
   void over_blocks(int64_t row, int64_t rows, int64_t column, int64_t columns, float* sums, F f) const {
     const int64_t at = row * ldc + column;
@@ -198,7 +199,7 @@ struct Product {
       }
   }
 
-  // Many rows: columns of B by the bufferful, packed by all threads and then used by all.
+  // Many rows: all threads pack B together, as many columns at a time as fit the buffer, then all use it.
   void run_packed() const {
     const int64_t pk = padded(k), whole = blocks(PACKED_BYTES, NC * (pk + 1) * 2) * NC;
     for (int64_t first = 0; first < n; first += whole) {
@@ -221,8 +222,8 @@ struct Product {
     }
   }
 
-  // Few rows: reading B is the work. A task packs a block of one panel after the other into its L1 cache and uses it at once;
-  // with a strip of rows B goes from where it lies through the registers.
+  // Few rows: the time goes into reading B. A task packs one block of one panel at a time into L1 and uses it at once. If A
+  // is a single strip of rows, B is not packed but read in place.
   void run_streamed() const {
     const int64_t strips = blocks(m, MR), pk = padded(k);
     auto* left = static_cast<bf16*>(ctx.pool.scratch(ctx.pool.threads(), size_t(strips * MR * pk) * 2));

@@ -1,4 +1,4 @@
-// The CPU backend's context: its threads and its error text. Kernels see nothing else of the process.
+// The CPU backend's context: its threads and its error text. Kernels use no other state.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>  // defines: free
@@ -16,13 +16,13 @@ struct Context {
   char description[64] = "";
 };
 
-// A context of the instruction set that cpu.cpp chooses. Throws std::bad_alloc, std::system_error.
+// A context for the instruction set that cpu.cpp chooses. Throws std::bad_alloc or std::system_error.
 Context* make_context(int threads);
 
-// 64-byte aligned memory as the table's `allocate` gives; NULL when there is none. Freed with free.
+// 64-byte aligned memory, as for the table's `allocate`; NULL if there is none. Free it with free().
 void* allocate_aligned(size_t bytes);
 
-// Such memory for the length of a call; 0 bytes: none. Throws OutOfScratch.
+// Such memory for the duration of a call; 0 bytes: NULL. Throws OutOfScratch.
 struct Aligned {
   explicit Aligned(size_t bytes) : data(bytes > 0 ? allocate_aligned(bytes) : nullptr) {
     if (bytes > 0 && !data) throw OutOfScratch(bytes);
@@ -32,14 +32,14 @@ struct Aligned {
   void* const data;
 };
 
-// How many rows of d elements a task takes: enough that a task is some microseconds, few enough that threads share the work.
+// How many rows of d elements one task handles: enough for some microseconds of work, few enough to share among threads.
 inline int64_t rows_per_task(int64_t rows, int64_t d) {
   int64_t n = 16384 / (d > 0 ? d : 1);
   if (n < 1) n = 1;
   return n < rows ? n : (rows > 0 ? rows : 1);
 }
 
-// Runs f(begin, end, thread) over [0, rows) in fixed blocks.
+// Runs f(begin, end, thread) over [0, rows) in blocks whose size does not depend on the threads.
 template <class F>
 void for_rows(Context& ctx, int64_t rows, int64_t d, F&& f) {
   if (rows <= 0) return;

@@ -15,7 +15,7 @@
 
 namespace looplm::cpu {
 
-// Weak: a developer's build leaves out what this machine does not use (CMakeLists.txt), and the address is then null.
+// Weak symbols: a developer's build contains only the instruction sets of its machine (CMakeLists.txt); the others are null.
 #if defined(__x86_64__)
 namespace avx512_bf16 {
 extern const LoopBackend table [[gnu::weak]];
@@ -58,12 +58,13 @@ struct Isa {
   bool runs;
 };
 #if defined(__x86_64__)
-// g++ before 11 and clang before 19 do not know the name "f16c". The check of avx2 includes that the system keeps the registers.
+// g++ before 11 and clang before 19 do not know the name "f16c". The check for avx2 includes that the system saves the
+// registers.
 bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
-// In the same way, as old compilers do not know this name either: leaf 7, subleaf 1, bit 4 of eax.
+// Old compilers do not know this name either: leaf 7, subleaf 1, bit 4 of eax.
 bool has_avxvnni() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
@@ -71,7 +72,7 @@ bool has_avxvnni() {
 #endif
 
 #if defined(__aarch64__)
-// A feature by its bit in one of Linux's words and its name in macOS's.
+// Whether the processor has a feature: by its bit in an auxiliary vector entry on Linux, by its name on macOS.
 bool has_feature([[maybe_unused]] unsigned long word, [[maybe_unused]] int bit, [[maybe_unused]] const char* name) {
 #if defined(__linux__)
   return getauxval(word) >> bit & 1;
@@ -83,7 +84,7 @@ bool has_feature([[maybe_unused]] unsigned long word, [[maybe_unused]] int bit, 
   return false;
 #endif
 }
-// Every Mac with this processor has SDOT, and the first macOS for it does not know this name.
+// Every Mac with an Arm processor has SDOT, but the first macOS for it does not know this name.
 bool has_neon_dot() {
 #if defined(__APPLE__)
   return true;
@@ -95,11 +96,12 @@ bool has_neon_i8mm() { return has_neon_dot() && has_feature(26, 13, "hw.optional
 bool has_neon_bf16() { return has_feature(26, 14, "hw.optional.arm.FEAT_BF16"); }                    // AT_HWCAP2, HWCAP2_BF16
 #endif
 
-// What the environment and the processor leave of the instruction sets, the best one; its table null when there is none.
+// The best instruction set that the processor, the build and LOOPLM_CPU_ISA allow; its table is null if there is none.
 Isa choose() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  // Every feature that the flags in CMakeLists.txt let the compiler use; test/native/native.test.ts compares the two.
+  // All features that the compiler may use with the flags in CMakeLists.txt; test/native/native.test.ts compares the two
+  // lists.
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx") && __builtin_cpu_supports("fma") &&
                         has_f16c() && __builtin_cpu_supports("sse3") && __builtin_cpu_supports("ssse3") &&
                         __builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
@@ -107,7 +109,7 @@ Isa choose() {
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const bool has_avx512_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
   const bool has_avx2_vnni = has_avx2 && has_avxvnni();
-  // Without VNNI, 512 bits multiply no more bytes than 256.
+  // without VNNI, 512-bit vectors multiply bytes no faster than 256-bit ones
   const Int8Kernels* wide = has_avx512_vnni ? &avx512_vnni::int8_kernels : &avx2::int8_kernels;
   const Isa best_first[] = {{"avx512_bf16", &avx512_bf16::table, wide, has_avx512 && __builtin_cpu_supports("avx512bf16")},
                             {"avx512_vnni", &avx512::table, wide, has_avx512_vnni},
@@ -136,7 +138,7 @@ Isa choose() {
   };
 #endif
   const char* limit = std::getenv("LOOPLM_CPU_ISA");
-  bool below = !limit;  // false until the limit's row is reached
+  bool below = !limit;  // true from the row of the limit on
   for (auto& isa : best_first) {
     if (limit && std::strcmp(isa.name, limit) == 0) below = true;
     if (below && isa.runs && isa.table) return isa;

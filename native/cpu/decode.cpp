@@ -1,11 +1,12 @@
-// One new token per row: its key and value into the cache, and attention over the cache (math.md §7).
+// Decoding one new token per row: stores its key and value in the cache, and computes attention over the cache (math.md §7).
 #include "decoded_row.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
 
-// Key heads [first, first + count) of a row. scratch: for each of their query heads head_dim + 1 + context numbers.
+// Attention of one row for the key heads [first, first + count). scratch: head_dim + 1 + context floats for each of their
+// query heads.
 template <class E>
 void attend(const LoopDecodeAttention& a, int64_t row, int32_t first, int32_t count, int64_t context, const int64_t* offsets,
             float* scratch) {

@@ -1,4 +1,4 @@
-// The exit gate and the distribution over loops that it makes (math.md §1).
+// The exit gate, and the exit distribution over the loops (math.md §1).
 #include "rows.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
@@ -36,7 +36,7 @@ int gate_rows_backward(Context& ctx, int64_t n, int64_t d, const float* da, cons
   const BlockSums blocks(ctx, n, d, d + 1);  // ∂w, ∂b
   blocks.run([=](int64_t begin, int64_t end, float* sums) {
     for (int64_t i = begin; i < end; i++) {
-      if (da[i] == 0) continue;  // prompts, and tokens without a loss
+      if (da[i] == 0) continue;  // prompt tokens, and tokens without a loss
       gate_row_backward(d, da[i], h + i * d, w, dh + i * d, sums);
       sums[d] += da[i];
     }
@@ -46,7 +46,7 @@ int gate_rows_backward(Context& ctx, int64_t n, int64_t d, const float* da, cons
   return 0;
 }
 
-// log(1 + y) for y in [0, 1]; the last term gives back what rounding 1 + y took.
+// log(1 + y) for y in [0, 1]. The last term corrects for the rounding of 1 + y.
 inline vf log_one_plus(vf y) {
   const vf u = 1.0f + y;
   return vlog(u) + (y - (u - 1.0f)) * vreciprocal(u);
@@ -54,7 +54,7 @@ inline vf log_one_plus(vf y) {
 // log σ(x) = min(x, 0) - log(1 + e^-|x|)
 inline vf log_sigmoid(vf x) { return vmin(x, vf{}) - log_one_plus(vexp(-vmax(x, -x))); }
 
-constexpr int64_t COST = 32;  // an element here is worth so many of a kernel that only adds, for the size of a task
+constexpr int64_t COST = 32;  // cost of one element relative to a kernel that only adds; determines the size of a task
 
 }  // namespace
 
@@ -76,8 +76,8 @@ int gate_backward(void* context, LoopDType dt, int64_t n, int64_t d, const void*
              : gate_rows_backward(ctx, n, d, g, static_cast<const float*>(h), static_cast<const float*>(w), dx, weight, bias);
 }
 
-// log p_t = log σ(a_t) + Σ_{s<t} log σ(-a_s); the last loop takes what remains and its gate is unused.  gates, log_pdf, pdf
-// [loops, n]
+// log p_t = log σ(a_t) + Σ_{s<t} log σ(-a_s). The last loop takes the remaining probability; its gate is unused. gates,
+// log_pdf, pdf: [loops, n].
 int exit_pdf(void* context, LoopDType, int64_t loops, int64_t n, const void* gates_, void* log_pdf_, void* pdf_) {
   const auto* gates = static_cast<const float*>(gates_);
   auto *log_pdf = static_cast<float*>(log_pdf_), *pdf = static_cast<float*>(pdf_);
@@ -101,9 +101,10 @@ int exit_pdf(void* context, LoopDType, int64_t loops, int64_t n, const void* gat
   return 0;
 }
 
-// With d_t = ∂L/∂p_t, S_t = Π_{s<=t} (1 - λ_s) and V_t what the rest of the loops is worth once t is reached:
+// Let d_t = ∂L/∂p_t, S_t = Π_{s<=t} (1 - λ_s), and V_t the expected d over the exits from loop t on:
 //   ∂L/∂a_t = S_{t-1} λ_t (1 - λ_t) (d_t - V_{t+1}),   V_t = λ_t d_t + (1 - λ_t) V_{t+1},   V_T = d_T,   ∂L/∂a_T = 0
-// which is math.md §1's sum with the differences taken before the products. The first loop below goes down and leaves S out.
+// This is the sum of math.md §1, with the differences taken before the products. The first loop below runs from T down and
+// omits S.
 int exit_pdf_backward(void* context, LoopDType, int64_t loops, int64_t n, const void* gates_, const void* dpdf_, void* dgates_) {
   const auto *gates = static_cast<const float*>(gates_), *dpdf = static_cast<const float*>(dpdf_);
   auto* dgates = static_cast<float*>(dgates_);

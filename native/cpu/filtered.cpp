@@ -11,8 +11,8 @@ namespace looplm::cpu {
 
 namespace {
 
-// x [32]: what the bits of a word do not allow becomes -infinity. Four lanes of bits at once are compared and selected by without
-// a branch, on every instruction set.
+// x [32]: elements whose bit in `word` is 0 become -infinity. Without branches, four lanes at a time, on every instruction
+// set.
 void apply_word(uint32_t word, float* x) {
   typedef uint32_t bits __attribute__((vector_size(16)));
   const bits lanes = {1, 2, 4, 8}, banned = {0xff800000u, 0xff800000u, 0xff800000u, 0xff800000u};
@@ -25,7 +25,7 @@ void apply_word(uint32_t word, float* x) {
   }
 }
 
-// x [n]: what the bits do not allow becomes -infinity.
+// x [n]: elements whose bit is 0 become -infinity.
 void apply_mask(const uint32_t* allowed, int64_t n, float* x) {
   const float banned = -__builtin_inff();
   for (int64_t v = 0; v < n; v += 32) {

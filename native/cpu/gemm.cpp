@@ -1,11 +1,12 @@
-// Matrix products. B is packed into panels of NR columns ([k][NR], bfloat16 in pairs of k), A is read in place or, when
-// transposed, packed into strips of MR rows; a register tile of MR x NR accumulates over a block of k. Every element of C is
-// summed over k in the same order whatever m is, so a row's result does not depend on the batch it is in.
+// Matrix products. B is packed into panels of NR columns ([k][NR]; bfloat16 in pairs of k). A is read in place or, if
+// transposed, packed into strips of MR rows. A register tile of MR x NR sums accumulates over a block of k. Every element of
+// C is summed over k in the same order for every m, so a row's result does not depend on the batch.
 //
-// With few rows, as in decoding, reading B is the work. A task then packs one block of one panel after the other into its L1
-// cache and uses it at once, so B streams from memory once, as it lies there: a transposed B (a weight, [n, k]) is turned by
-// squares of W x W registers, which costs less than the memory takes. With many rows B is packed for all of them, some columns at
-// a time. bfloat16 that the processor does not multiply is widened on the way: B in its panels, A in a block of each task.
+// With few rows, as in decoding, the time goes into reading B. Then a task packs one block of one panel at a time into L1 and
+// uses it at once, so B is read from memory once, in its own order. A transposed B (a weight, [n, k]) is transposed in
+// squares of W x W in registers, which costs less than the memory access. With many rows, B is packed once for all of them,
+// some columns at a time. If the processor cannot multiply bfloat16, it is widened to float32 on the way: B in its panels, A
+// in a block of each task.
 #include "gemm.h"
 
 #include "bfmmla.h"
@@ -15,12 +16,12 @@ namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
 
-constexpr int64_t NC = 8 * NR;              // columns of a task
-constexpr int64_t NC_TRANSPOSED = 16 * NR;  // wider where each task packs its own A
-constexpr int64_t MC = 8 * MR;              // rows of a task
-constexpr int64_t PACKED_BYTES = 8 << 20;   // of B at a time
+constexpr int64_t NC = 8 * NR;              // columns per task
+constexpr int64_t NC_TRANSPOSED = 16 * NR;  // more columns, because each task packs its own A
+constexpr int64_t MC = 8 * MR;              // rows per task
+constexpr int64_t PACKED_BYTES = 8 << 20;   // how much of B is packed at once
 
-// A block of k: a strip of A stays in L1, a block of B in L2.
+// Length of a block of k: a strip of A stays in L1, a block of B in L2.
 template <class E>
 constexpr int64_t KC = sizeof(Packed<E>) == 2 ? 768 : 256;
 
@@ -29,7 +30,7 @@ inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 constexpr int VECTORS = NR / W;
 
-// One register tile over k steps. A element (i, step) lies at a[i·row + step·KS] (PackedA: at a[(step·MR + i)·KS]).
+// One register tile over k steps. Element (i, step) of A is at a[i·row + step·KS], or with PackedA at a[(step·MR + i)·KS].
 #if defined(__aarch64__)
 template <class E, int M, bool PackedA>
 inline __attribute__((always_inline)) void tile(int64_t k, const float* a, int64_t row, const float* b, vf (&acc)[M][VECTORS]) {
@@ -41,7 +42,7 @@ template <class E, int M, bool PackedA>
 inline __attribute__((always_inline)) void tile(int64_t k, const Packed<E>* a, int64_t row, const Packed<E>* b, vf acc[M][2]) {
   constexpr int ks = KS<E>, groups = (M + 2) / 3;
   const int64_t steps = k / ks;
-  const Packed<E>* p[groups];  // a base per three rows: x86 addresses reach base, base + row and base + 2·row
+  const Packed<E>* p[groups];  // one base pointer per three rows: an x86 address can be base, base + row or base + 2·row
   for (int g = 0; g < groups; g++) p[g] = a + (PackedA ? 0 : 3 * g * row);
   for (int64_t s = 0; s < steps; s++) {
     auto b0 = Step<E>::load_b(b), b1 = Step<E>::load_b(b + W * ks);
@@ -111,8 +112,8 @@ void strip(int64_t m, int64_t n, int64_t k, const Packed<E>* a, int64_t lda, con
   table[m - 1](n, k, a, lda, b, c, ldc, accumulate);
 }
 
-// Rows [0, m) by columns [0, n) of C over one block [k0, k0 + kb) of k. packed_k: the padded length of k in B.
-// A is row-major from column k0, or strips of MR rows packed for this block alone.
+// Rows [0, m) by columns [0, n) of C over one block [k0, k0 + kb) of k. packed_k: padded length of k in the panels of B. a:
+// row-major, starting at column k0, or strips of MR rows packed for this block.
 template <class E, class Out, bool PackedA>
 void k_block(int64_t m, int64_t n, int64_t k0, int64_t kb, int64_t packed_k, const Packed<E>* a, int64_t lda, const Packed<E>* b,
              Out* c, int64_t ldc, bool accumulate) {
@@ -131,8 +132,8 @@ int64_t padded(int64_t k) {
   return (k + KS<E> - 1) / KS<E> * KS<E>;
 }
 
-// Strips of MR columns of a transposed A ([k, m] in memory), so that a step of k finds its MR values side by side. Goes along the
-// rows of A, which lie far apart: one run through memory for all strips.
+// Packs a transposed A ([k, m] in memory) into strips of MR columns, so that the MR values of a step of k are contiguous.
+// Loops over the rows of A outermost, because they are far apart: memory is read once for all strips.
 template <class E>
 void pack_strips(int64_t m, int64_t k, const E* a, int64_t lda, Packed<E>* out) {
   constexpr int ks = KS<E>;
@@ -159,7 +160,8 @@ void pack_strips(int64_t m, int64_t k, const E* a, int64_t lda, Packed<E>* out) 
   }
 }
 
-// W x W units (a float, or a pair of bfloat16) of a transposed B, turned: a vector holds W columns of a unit of k.
+// Loads W x W units (a float, or a pair of bfloat16) of a transposed B and transposes them: each vector then holds W columns
+// of one unit of k.
 template <class E>
 inline __attribute__((always_inline)) void load_square(const E* from, int64_t ldb, vf (&square)[W]) {
 #pragma GCC unroll 16
@@ -183,8 +185,8 @@ inline void pack_square(const E* from, int64_t ldb, Packed<E>* out) {
   }
 }
 
-// Columns [column, column + NR) of B over [k0, k0 + kb), as [kb][NR] with kb padded to whole steps; what B does not have is 0.
-// transposed: B is stored [n, k].
+// Packs columns [column, column + NR) of B over [k0, k0 + kb) as [kb][NR], with kb padded to whole steps. Missing elements
+// become 0. transposed: B is stored as [n, k].
 template <class E>
 void pack(bool transposed, int64_t n, [[maybe_unused]] int64_t k, const E* b, int64_t ldb, int64_t column, int64_t k0, int64_t kb,
           Packed<E>* out) {
@@ -207,8 +209,8 @@ void pack(bool transposed, int64_t n, [[maybe_unused]] int64_t k, const E* b, in
       for (int u = 0; u < ks; u++) out[s * NR + j * ks + u] = s + u < kb ? as_packed(from[j * ldb + s + u]) : Packed<E>{};
 }
 
-// UNITS units of W rows of a transposed B, turned: a vector holds W columns of a unit of k. Half a square leaves registers free
-// for the sums of 16 rows; its first exchange comes with the loads.
+// Loads UNITS units of W rows of a transposed B and transposes them: each vector holds W columns of one unit of k. Half a
+// square leaves enough registers for the sums of 16 rows. The first exchange of the transposition is part of the loads.
 #if LOOPLM_WIDTH == 16
 constexpr int UNITS = 8;
 template <class E>
@@ -236,11 +238,11 @@ inline __attribute__((always_inline)) void load_units(const E* from, int64_t ldb
 }
 #endif
 
-// M rows by W columns of C when k is a whole number of squares: B, transposed, goes through the registers alone. The sums run in
-// the order of `micro`, block by block of k. A is packed by pack_units. next: where B goes on after these columns; it is fetched
-// meanwhile, line after line in the order of memory (right where rows of B touch).
+// M rows by W columns of C, for k a multiple of SQUARE. B is transposed in registers and never packed. Sums run in the same
+// order as in `micro`, block by block of k. A is packed by pack_units. next: the part of B that is needed after these
+// columns; it is prefetched line by line (exactly right if the rows of B are contiguous).
 #if defined(__aarch64__)
-// Here NR columns: with few rows several vectors of them side by side, because additions to one sum wait for each other.
+// Here NR columns. With few rows, several vectors of columns at once, because additions to one sum must wait for each other.
 template <class E, class Out, int M>
 void stream(int64_t k, const float* a, const E* b, int64_t ldb, const E* next, Out* c, int64_t ldc, bool accumulate) {
   constexpr int S = M <= 2 ? VECTORS : VECTORS / 2, HALVES = 4 / sizeof(E);
@@ -259,7 +261,7 @@ void stream(int64_t k, const float* a, const E* b, int64_t ldb, const E* next, O
         }
 #pragma GCC unroll 2
         for (int half = 0; half < HALVES; half++) {
-          vf x[M];  // of four steps
+          vf x[M];  // for four steps
 #pragma GCC unroll 8
           for (int i = 0; i < M; i++) x[i] = load(a + (s + half * W) * M + i * W);
 #pragma GCC unroll 4
@@ -357,7 +359,7 @@ struct Product {
   int64_t ldc;
   bool real_out, accumulate;
 
-  // panels: B's from column `column` on
+  // panels: B's panels from column `column` on.
   void task(int64_t row, int64_t column, const Packed<E>* panels, int thread) const {
     const int64_t rows = min64(MC, m - row), columns = min64(task_columns(), n - column);
     if (real_out || sizeof(E) == 4) {
@@ -370,7 +372,7 @@ struct Product {
       k_block<E, E, false>(rows, columns, 0, k, padded<E>(k), left.a, left.stride, panels, out, ldc, false);
       return;
     }
-    // A bfloat16 result of more than one block of k: the sums stay in float32 until the end.
+    // A bfloat16 result over several blocks of k is summed in float32 and rounded at the end.
     const size_t bytes = size_t(MC * task_columns()) * sizeof(float);
     float* sums = static_cast<float*>(ctx.pool.scratch(thread, bytes + left_bytes()));
     sum_blocks(row, rows, columns, panels, sums, task_columns(), false, thread, bytes);
@@ -381,7 +383,7 @@ struct Product {
         else store_part(out + i * ldc + j, load_part(from, int(columns - j)), int(columns - j));
       }
   }
-  // Rows of A, which is not transposed, over a block of k as the kernel reads them: where they are, or widened.
+  // Rows of A (not transposed) over a block of k, as the kernel reads them: in place, or widened to float32.
   struct Left {
     const Packed<E>* a;
     int64_t stride;
@@ -399,7 +401,8 @@ struct Product {
   Packed<E>* left_memory(int thread, size_t used) const {
     return reinterpret_cast<Packed<E>*>(static_cast<char*>(ctx.pool.scratch(thread, used + left_bytes())) + used);
   }
-  // The task's sums over all blocks of k. What it packs of A lies in the thread's scratch behind `used` bytes, a block at a time.
+  // Sums a task's part of C over all blocks of k. Packed parts of A, one block at a time, are stored in the thread's scratch
+  // after `used` bytes.
   void sum_blocks(int64_t row, int64_t rows, int64_t columns, const Packed<E>* panels, float* out, int64_t stride, bool add,
                   int thread, size_t used) const {
     const int64_t pk = padded<E>(k);
@@ -418,7 +421,7 @@ struct Product {
   size_t left_bytes() const { return transpose_a || widened_left<E> ? size_t(MC * KC<E>) * sizeof(Packed<E>) : 0; }
   int64_t task_columns() const { return transpose_a ? NC_TRANSPOSED : NC; }
 
-  // Many rows: columns of B by the bufferful, packed by all threads and then used by all.
+  // Many rows: all threads pack B together, as many columns at a time as fit the buffer, then all use it.
   void run_packed() const {
     const int64_t pk = padded<E>(k),
                   whole = blocks(PACKED_BYTES, task_columns() * pk * int64_t(sizeof(Packed<E>))) * task_columns();
@@ -436,10 +439,11 @@ struct Product {
     }
   }
 
-  // The rows of A side by side for every step of k, so that one pointer reaches them: [k / KS][m][KS], k whole squares.
+  // Packs the rows of A so that their values for one step of k are contiguous: [k / KS][m][KS], for k a multiple of the
+  // square.
   void pack_units(const Left& left, Packed<E>* units) const {
     if constexpr (STREAMED <= W) {
-      for (int64_t s = 0; s < k; s += W * KS<E>) {  // in squares
+      for (int64_t s = 0; s < k; s += W * KS<E>) {  // one square per iteration
         vf square[W];
         for (int64_t i = 0; i < W; i++) square[i] = *(const vf_any*)(left.a + (i < m ? i : 0) * left.stride + s);
         transpose(square);
@@ -455,7 +459,7 @@ struct Product {
           memcpy((void*)(units + s * m + i * KS<E>), left.a + i * left.stride + s, KS<E> * sizeof(Packed<E>));
     }
   }
-  // Few rows: a task takes some panels, block of k by block of k.
+  // Few rows: each task handles some panels, one block of k after the other.
   void run_streamed() const {
     auto* room = static_cast<Packed<E>*>(ctx.pool.scratch(ctx.pool.threads(), size_t(2 * m * k) * sizeof(Packed<E>)));
     Left left{};
@@ -465,7 +469,7 @@ struct Product {
     } else {
       left = {a, lda};
     }
-    const Packed<E>* units = nullptr;  // for `stream`, where it applies
+    const Packed<E>* units = nullptr;  // A for `stream`, if it applies
     if (transpose_b && m <= STREAMED && k % SQUARE<E> == 0) {
       units = m == 1 ? left.a : room + m * k;
       if (m > 1) pack_units(left, room + m * k);

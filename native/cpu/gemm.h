@@ -1,4 +1,4 @@
-// What the products share: how wide a register tile is, how many elements of k a bfloat16 product takes, and its step.
+// Shared by the matrix products: the size of the register tile, the number of elements of k per step, and one step.
 #pragma once
 #include "kernels.h"
 
@@ -16,8 +16,8 @@ constexpr int NR = 4 * W;  // 24 of 32 registers are sums
 constexpr int NR = 2 * W;
 #endif
 
-// What a product reads of one element: bfloat16 stays bfloat16 only where the processor multiplies it. Elsewhere both sides are
-// widened to float32 once, on the way to where they are read many times.
+// How a product reads an element. bfloat16 stays bfloat16 only if the processor can multiply it. Otherwise both operands are
+// widened to float32 once, when they are packed, because they are read many times afterwards.
 #if defined(__AVX512BF16__)
 template <class E>
 using Packed = E;
@@ -27,11 +27,11 @@ template <class E>
 using Packed = float;
 constexpr bool bf16_dot = false;
 #endif
-// Elements of k in one packed step (bfloat16 dot products take two).
+// Elements of k per packed step (2 for bfloat16 dot products).
 template <class E>
 constexpr int KS = (sizeof(E) == 2 && bf16_dot) ? 2 : 1;
 
-// One step of k: A is broadcast, B is a vector, acc += a·b.
+// One step of k: acc += a·b with a broadcast and b a vector.
 template <class E>
 struct Step;
 template <>
@@ -49,7 +49,8 @@ struct Step<bf16> {
     memcpy(&pair, a, 4);
     return _mm512_set1_epi32(pair);
   }
-  static __m512i broadcast_last(const bf16* a) { return _mm512_set1_epi32(a->bits); }  // the odd element of k, paired with zero
+  // the last element of an odd k, paired with zero
+  static __m512i broadcast_last(const bf16* a) { return _mm512_set1_epi32(a->bits); }
   static __m512i load_b(const bf16* b) { return _mm512_loadu_si512(b); }
   static vf fma(__m512i a, __m512i b, vf acc) { return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b); }
 };
@@ -65,7 +66,7 @@ inline Packed<E> as_packed(E x) {
   if constexpr (widened_left<E>) return to_float(x);
   else return x;
 }
-// `count` elements as a product reads them; `out` may have room for no more.
+// Copies `count` elements in the form that products read. `out` need not have space for more.
 template <class E>
 inline void copy_packed(const E* from, int64_t count, Packed<E>* out) {
   if constexpr (!widened_left<E>) {
@@ -77,8 +78,8 @@ inline void copy_packed(const E* from, int64_t count, Packed<E>* out) {
   }
 }
 
-// A run of parts cut into tasks: rounds of one task per thread, each round half of what is left, so that memory is read in long
-// runs and yet all threads end together.
+// Splits a range of parts into tasks. Each round has one task per thread, and each round's tasks are half as long as the
+// last. So memory is read in long runs, but all threads finish at about the same time.
 struct Shares {
   int64_t parts, threads;
   int64_t size(int round) const { return ((parts >> (round + 1)) + threads - 1) / threads; }
@@ -98,7 +99,7 @@ struct Shares {
   }
 };
 
-// Rows whose sums fit in registers beside vectors of B.
+// Number of rows whose sums fit in registers together with vectors of B.
 constexpr int STREAMED = W == 16 ? 16 : 6;
 
 }  // namespace looplm::cpu::LOOPLM_ISA

@@ -1,4 +1,4 @@
-// From logits to log-probabilities, and from a log-probability to its coefficient c = ∂L/∂ℓ (math.md §2).
+// From logits to log-probabilities, and from each log-probability to its coefficient c = ∂L/∂ℓ (math.md §2).
 #include <math.h>
 #include <stdio.h>
 
@@ -25,15 +25,16 @@ struct Head {
   int64_t vocabulary;
   double temperature;
   float* logits;           // [rows, vocabulary]
-  const int32_t* targets;  // [rows], NULL when only entropies are asked for
+  const int32_t* targets;  // [rows]; NULL if only entropies are needed
   const LoopLoss* loss;
   float *logprobs, *entropies;
 };
 
-constexpr int GROUP = 16;  // rows that go through each pass together: the short dependent steps between the passes overlap
+constexpr int GROUP = 16;  // rows that run through each pass together, so that the short dependent steps between passes
+                           // overlap
 
-// The row e (exponentials with sum `total`) becomes c (onehot - e / total) / temperature as E, in place: a store never reaches a
-// float that is still to be read.
+// Replaces the exponentials e of a row (with sum `total`) by c (onehot - e / total) / temperature, stored as E in place. This
+// is safe because an E is no larger than a float, so no store overwrites a float that is read later.
 template <class E>
 void write_gradient(const Head& head, float* e, int32_t target, float total, double coefficient) {
   E* out = reinterpret_cast<E*>(e);
@@ -48,7 +49,7 @@ void write_gradient(const Head& head, float* e, int32_t target, float total, dou
   set(out[target], at_target);
 }
 
-// The same from the logits x, with the entropy bonus: (c (onehot - P) + bonus P (log P + H)) / temperature.
+// The same from the logits x, and with the entropy bonus: (c (onehot - P) + bonus P (log P + H)) / temperature.
 template <class E>
 void write_entropy_gradient(const Head& head, float* x, int32_t target, float largest, float total, double coefficient,
                             double bonus, double entropy) {
@@ -112,7 +113,7 @@ void head_group(const Head& head, int64_t begin, int64_t end) {
 
 template <class E>
 void run_head(Context& ctx, int64_t rows, const Head& head) {
-  const int64_t fit = 4096 / head.vocabulary, group = fit < 1 ? 1 : fit < GROUP ? fit : GROUP;  // a group stays in L1
+  const int64_t fit = 4096 / head.vocabulary, group = fit < 1 ? 1 : fit < GROUP ? fit : GROUP;  // a group must fit in L1
   for_rows(ctx, rows, head.vocabulary, [=](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i += group)
       (head.entropies ? head_group<E, true> : head_group<E, false>)(head, i, i + group < end ? i + group : end);
@@ -154,7 +155,7 @@ int head_rows(void* context, LoopDType dt, int64_t rows, int64_t vocabulary, dou
   return 0;
 }
 
-// Rows are summed in fixed blocks, and the blocks in order.
+// Sums rows in fixed blocks, then adds the blocks in order.
 int policy_gradient(void* context, LoopDType, int64_t rows, const void* logprobs_, const LoopLoss* loss, void* coefficients_,
                     LoopLossSums* host_sums) {
   auto& ctx = *static_cast<Context*>(context);

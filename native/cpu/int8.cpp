@@ -1,11 +1,11 @@
-// Products with both sides in whole numbers. Each row of A is rounded to 8 bits once, group by group of k (LoopQuantized); a
-// group's sum is exact in 32 bits, whatever the order and the instruction, and only the groups' sums are added up in float32, one
-// after the other. So a row's bits depend neither on the other rows nor on how they are cut. The middle of an asymmetric weight
-// is multiplied by the sum of a group's activations.
+// Products with 8-bit activations. Each row of A is rounded to 8 bits once, one group of k at a time (LoopQuantized). The sum
+// within a group is exact in 32-bit integers, for any order and instruction. Only the sums of the groups are added in
+// float32, one after the other. So a row's bits depend neither on the other rows nor on how the work is split. For asymmetric
+// weights, the middle is multiplied with the sum of the group's activations.
 //
-// The processor multiplies bytes without a sign by bytes with one, four neighbours of k at a time: the weight's go without, as
-// code + OFFSET, and OFFSET times the sum of the activations is where a group's sum begins. A vector holds a unit (32 bits of
-// codes) of several rows of the weight, and a row's activations are broadcast to it.
+// The processor multiplies unsigned by signed bytes, four neighbours of k at a time. Weights are made unsigned as code +
+// OFFSET. To correct for that, a group's sum starts at -OFFSET times the sum of its activations. A vector holds one unit (32
+// bits of codes) of several rows of the weight. The activations of a row are broadcast.
 #include "int8.h"
 
 #include "gemm.h"
@@ -20,15 +20,15 @@ namespace looplm::cpu::LOOPLM_ISA {
 namespace {
 
 constexpr int64_t R = QUANTIZED_ROWS;
-constexpr int V = R / W;   // vectors side by side
-constexpr int BLOCK = 32;  // of k, which a group is whole numbers of
+constexpr int V = R / W;   // vectors per block of columns
+constexpr int BLOCK = 32;  // elements of k; groups are multiples of it
 #if defined(__aarch64__)
 constexpr int STRIP = NEON_STRIP;
 #else
-constexpr int STRIP = W / 2;  // rows of A at a time: as many as there are registers for
+constexpr int STRIP = W / 2;  // rows of A at a time: as many as the registers allow
 #endif
-constexpr int64_t CACHED = 256 << 10;  // bytes of A that are gone through before more of the weight is read
-constexpr int64_t AHEAD = 6 << 10;     // bytes of the weight that are fetched ahead of their use; 2 to 12 KiB were tried
+constexpr int64_t CACHED = 256 << 10;  // bytes of A to go through before more of the weight is read
+constexpr int64_t AHEAD = 6 << 10;     // prefetch distance in bytes of the weight; 2 to 12 KiB were tried
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr bool unsigned_weights = true;
@@ -40,8 +40,8 @@ constexpr int OFFSET = BITS == 4          ? 8
                        : unsigned_weights ? 128
                                           : 0;
 
-// AVX2 alone: every product of bytes is followed by additions of 16 and 32 bits. What several strips of rows need of a block of
-// the weight is arranged for them once (`expand`).
+// AVX2 without VNNI needs 16-bit and 32-bit additions after every product of bytes. If several strips of rows use a block of
+// the weight, `expand` prepares its codes for them once.
 #if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)
 #define LOOPLM_EXPANDS
 #endif
@@ -49,9 +49,9 @@ constexpr int OFFSET = BITS == 4          ? 8
 #if !defined(__aarch64__)
 typedef vi vi_any __attribute__((aligned(2), may_alias));
 template <int BITS>
-constexpr int PARTS = BITS == 4 ? 2 : 1;  // of a unit, four elements of k each
+constexpr int PARTS = BITS == 4 ? 2 : 1;  // per unit, with four elements of k each
 
-// The four codes of part `part` of each lane's unit, as `dot` takes them.
+// The four codes of part `part` of each lane's unit, in the form that `dot` takes.
 template <int BITS>
 inline __attribute__((always_inline)) vi part_of(vi units, int part) {
   if constexpr (BITS == 4) return (vi)((vu)units >> (4 * part)) & 0x0f0f0f0f;
@@ -59,22 +59,22 @@ inline __attribute__((always_inline)) vi part_of(vi units, int part) {
   else return units;
 }
 
-// Where four activations of a row are.
+// Four activations of a row, broadcast to all lanes.
 inline __attribute__((always_inline)) vi broadcast(const int8_t* x) {
   int32_t four;
   memcpy(&four, x, 4);
   return four - vi{};
 }
 
-// A value that the compiler takes for another one, in the register where it is. g++ would otherwise put the additions of a block
-// behind all of its products, which then wait in memory.
+// Hides a value from the optimizer without moving it. Otherwise g++ moves all additions of a block after all of its products,
+// which then wait in memory.
 #if defined(__AVX512F__)
 #define LOOPLM_OPAQUE(x) asm volatile("" : "+v"(x))
 #else
 #define LOOPLM_OPAQUE(x) asm volatile("" : "+x"(x))
 #endif
 
-// sum + Σ of four codes times four activations, lane by lane.
+// sum + Σ of four codes times four activations, per lane.
 #if defined(__AVX512VNNI__)
 template <int BITS>
 inline vi dot(vi sum, vi codes, vi x) {
@@ -86,7 +86,8 @@ inline vi dot(vi sum, vi codes, vi x) {
   return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)x);
 }
 #elif defined(__AVX2__)
-// Of 8 bits: the codes' signs move to the activations. Two products of 127 · 128 fit in the 16 bits that they are added in.
+// For 8 bits, the signs of the codes move to the activations. Two products of at most 127 · 128 fit in the 16 bits of
+// maddubs.
 template <int BITS>
 inline __attribute__((always_inline)) vi dot(vi sum, vi codes, vi x) {
   const __m256i pairs = BITS == 4
@@ -95,7 +96,7 @@ inline __attribute__((always_inline)) vi dot(vi sum, vi codes, vi x) {
   return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 #else
-// Even and odd bytes as numbers of 16 bits.
+// The even and odd bytes as 16-bit integers.
 typedef int16_t vshort __attribute__((vector_size(W * 4)));
 inline vi even_bytes(vi x) { return (vi)(((vshort)x << 8) >> 8); }
 inline vi odd_bytes(vi x) { return (vi)((vshort)x >> 8); }
@@ -106,13 +107,13 @@ inline vi dot(vi sum, vi codes, vi x) {
 }
 #endif
 
-// acc[i][v] += M rows times the R columns of a block of k. x: [BLOCK / 8][M][8], the order of eight elements is that of
-// `store_eight`. EXPANDED: units are as `expand` writes them.
+// acc[i][v] += M rows times R columns over a block of k. x: [BLOCK / 8][M][8], where store_eight defines the order of eight
+// elements. EXPANDED: units have the layout that `expand` writes.
 template <int BITS, int M, bool EXPANDED>
 inline __attribute__((always_inline)) void add_block(const int32_t* units, const int8_t* x, vi (&acc)[M][V]) {
   constexpr int all = BLOCK * BITS / 32;
 #if defined(LOOPLM_EXPANDS)
-  if constexpr (BITS == 4) {  // eight pairs of products of at most 15 · 127 fit in 16 bits
+  if constexpr (BITS == 4) {  // the sums of eight pairs of products of at most 15 · 127 fit in 16 bits
     __m256i pairs[M][V];
 #pragma GCC unroll 8
     for (int p = 0; p < 2 * all; p++) {
@@ -134,7 +135,7 @@ inline __attribute__((always_inline)) void add_block(const int32_t* units, const
     for (int i = 0; i < M; i++)
       for (int v = 0; v < V; v++) acc[i][v] += (vi)_mm256_madd_epi16(pairs[i][v], _mm256_set1_epi16(1));
     return;
-  } else if constexpr (EXPANDED) {  // a code below 0 has its activation inverted, which is - x - 1
+  } else if constexpr (EXPANDED) {  // for negative codes the activation is inverted bitwise, which gives -x - 1
 #pragma GCC unroll 8
     for (int u = 0; u < all; u++) {
       __m256i sizes[V], negative[V];
@@ -174,11 +175,11 @@ inline __attribute__((always_inline)) void add_block(const int32_t* units, const
 }
 
 #if defined(LOOPLM_EXPANDS)
-// Units of a block of R columns as add_block<EXPANDED> reads them. 4 bits: [k / 4][R], a byte per code. 8 bits: [k / 4][2][R],
-// the codes' absolute values and a mask of those below 0; behind them, for each group [R], what inverting instead of negating
-// leaves out: the sum of the absolute values of codes below 0.
+// The units of a block of R columns in the layout for add_block<EXPANDED>. 4 bits: [k / 4][R], one byte per code. 8 bits: [k
+// / 4][2][R], absolute values of the codes, then a mask of the negative ones; followed by [R] corrections for each group: the
+// sum of the absolute values of negative codes, because -x - 1 was used in place of -x.
 template <int BITS>
-constexpr int64_t EXPANDED_UNITS = BITS == 4 ? 1 : 2;  // of four elements of k and one column
+constexpr int64_t EXPANDED_UNITS = BITS == 4 ? 1 : 2;  // for four elements of k and one column
 template <int BITS>
 int64_t expanded_size(int64_t k, int group) {
   return k / 4 * R * EXPANDED_UNITS<BITS> + (BITS == 8 ? k / group * R : 0);
@@ -210,12 +211,12 @@ void expand(const int32_t* units, int64_t k, int group, int32_t* out) {
 #endif
 #endif
 
-// Rows of A in 8 bits: strips of rows side by side for every eight elements of k.
+// The rows of A in 8 bits, in strips: the rows of a strip are interleaved for every eight elements of k.
 struct Rows {
-  int8_t* codes;    // of each strip [k / 8][rows][8]
-  float* scales;    // of each strip [k / group][rows]
-  int32_t* begins;  // the same: - OFFSET Σ codes
-  float* sums;      // the same: scale Σ codes
+  int8_t* codes;    // per strip [k / 8][rows][8]
+  float* scales;    // per strip [k / group][rows]
+  int32_t* begins;  // same layout: -OFFSET Σ codes
+  float* sums;      // same layout: scale · Σ codes
 };
 
 struct Task {
@@ -240,9 +241,9 @@ struct Task {
   }
 };
 
-// M rows of C from row `first` on, columns [block R, block R + R).
+// M rows of C from row `first` on, columns [block · R, block · R + R).
 #if defined(__aarch64__)
-// expanded: the block's codes as `expand` wrote them, or null.
+// expanded: the block's codes as written by `expand`, or null.
 template <int BITS, bool ASYMMETRIC, int M>
 void tile(const Task& t, int64_t first, int64_t block, [[maybe_unused]] const int8_t* expanded) {
   static_assert(COLUMN_VECTORS == V);
@@ -260,7 +261,7 @@ void tile(const Task& t, int64_t first, int64_t block, [[maybe_unused]] const in
       if (expanded) pair_group<BITS, M, true>(expanded + g * t.b.group * R, x, eights, begins, sums);
       else pair_group<BITS, M, false>(units, x, eights, begins, sums);
     } else {
-      dot_group<BITS, M>(units, x, eights, begins, sums);  // SMMLA would do a second row for nothing
+      dot_group<BITS, M>(units, x, eights, begins, sums);  // SMMLA would compute a second row for nothing
     }
 #else
     dot_group<BITS, M>(units, x, eights, begins, sums);
@@ -281,10 +282,11 @@ void tile(const Task& t, int64_t first, int64_t block, [[maybe_unused]] const in
     for (int v = 0; v < V; v++) t.put(first + i, block * R + v * W, total[i][v]);
 }
 #else
-// expanded: the block's codes as `expand` wrote them; without EXPANDED not read.
+// expanded: the block's codes as written by `expand`; not read without EXPANDED.
 template <int BITS, bool ASYMMETRIC, int M, bool EXPANDED>
 void tile_of(const Task& t, int64_t first, int64_t block, [[maybe_unused]] const int32_t* expanded) {
-  constexpr int chains = M * V >= 4 ? 1 : 4 / (M * V);  // additions to one sum wait for each other, those to several do not
+  constexpr int chains = M * V >= 4 ? 1 : 4 / (M * V);  // independent sums, because additions to the same sum must wait for
+                                                        // each other
   const int64_t groups = t.groups(), group_blocks = t.b.group / BLOCK;
   const int32_t* units = EXPANDED ? expanded : static_cast<const int32_t*>(t.b.codes) + block * t.k * BITS / 32 * R;
 #if defined(LOOPLM_EXPANDS)
@@ -340,7 +342,7 @@ void tile(const Task& t, int64_t first, int64_t block, [[maybe_unused]] const in
 }
 #endif
 
-constexpr int FOUR = STRIP > 4 ? 4 : STRIP;  // no code for more rows than a strip has
+constexpr int FOUR = STRIP > 4 ? 4 : STRIP;  // avoids instantiating kernels for more rows than a strip has
 inline int64_t strip_rows(int64_t left) { return left >= STRIP ? STRIP : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
 template <int BITS, bool ASYMMETRIC>
@@ -353,7 +355,7 @@ void strips(const Task& t, int64_t first, int64_t end, int64_t block, const int8
     else tile<BITS, ASYMMETRIC, 1>(t, first, block, expanded);
   }
 }
-// What several strips read is arranged for them once, or null.
+// The block's codes in expanded form if enough strips use them, else null.
 template <int BITS>
 const int8_t* expanded_block([[maybe_unused]] Context& ctx, [[maybe_unused]] const Task& t, [[maybe_unused]] int64_t rows,
                              [[maybe_unused]] int64_t block, [[maybe_unused]] int thread) {
@@ -410,7 +412,7 @@ inline vi to_nearest(vf x) {
 typedef int8_t vb __attribute__((vector_size(W)));
 typedef int8_t eight __attribute__((vector_size(8)));
 
-// 4 bits: a unit's lower halves are the even elements.
+// For 4 bits, even elements come first: a unit's low nibbles hold the even elements.
 template <int BITS>
 inline void store_eight(int8_t* to, const int8_t* from) {
   eight x;
@@ -419,14 +421,14 @@ inline void store_eight(int8_t* to, const int8_t* from) {
   memcpy(to, &x, 8);
 }
 
-// One group of one row; `stride` bytes between its eights.
+// Rounds one group of one row. stride: bytes between its runs of eight codes.
 template <class E, int BITS>
 void round_group(const E* x, int group, int8_t* codes, int64_t stride, float* scale, int32_t* begin, float* x_sum) {
   vf largest = {}, broken = {};
   for (int l = 0; l < group; l += W) {
     const vf value = load(x + l), size = (vf)((vu)value & 0x7fffffffu);
     largest = vmax(size, largest);
-    broken += value * 0.0f;  // not a number when one of them is not finite
+    broken += value * 0.0f;  // NaN if any value is not finite
   }
   const float most = maximum(largest), inverse = most > 1e-30f ? 127 / most : 0;
   vi codes_sum = {};
@@ -485,7 +487,7 @@ void int8_product(Context& ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, c
 }
 
 double int8_roof(Context& ctx, int64_t rounds) {
-  constexpr int sums = 8;  // of a thread, none of which waits for another
+  constexpr int sums = 8;  // independent sums per thread
 #if defined(__aarch64__)
   ctx.pool.run(ctx.pool.threads(), [&](int64_t, int) { product_rounds<sums>(rounds); });
   return 2.0 * ROUND_PRODUCTS * sums * double(rounds) * ctx.pool.threads();

@@ -1,6 +1,7 @@
-// Sums of products of bytes over a group of k, M rows by 16 columns, for each of NEON's ways: SMMLA (two rows times two columns
-// over eight elements of k), SDOT (four neighbours of k, the activations a lane of a register), and without either products in 16
-// bits. The sums are exact, so all have the same bits. As in neon.h the products are written as instructions.
+// Sums of products of bytes over a group of k, for M rows by 16 columns, in three ways. SMMLA multiplies two rows with two
+// columns over eight elements of k. SDOT takes four neighbours of k, with the activations in a lane of a register. Without
+// both, products are 16 bits. The sums are exact, so all three give the same bits. Instructions are inline assembly for the
+// reason given in neon.h.
 #pragma once
 #include "int8.h"
 #include "simd.h"
@@ -15,11 +16,11 @@ inline vi load_bytes(const void* p) { return *(const vi_any*)p; }
 inline vi lower(vi a, vi b) { return (vi)__builtin_shufflevector((vhalves)a, (vhalves)b, 0, 2); }
 inline vi upper(vi a, vi b) { return (vi)__builtin_shufflevector((vhalves)a, (vhalves)b, 1, 3); }
 
-constexpr int COLUMN_VECTORS = 4;  // of a group's sums, QUANTIZED_ROWS columns
-constexpr int BLOCK_EIGHTS = 4;    // eights of k in a block
+constexpr int COLUMN_VECTORS = 4;  // vectors that hold QUANTIZED_ROWS columns
+constexpr int BLOCK_EIGHTS = 4;    // runs of eight elements of k per block
 
-// Eights of k of four columns: the first and the second four elements, as the activations have them (store_eight). units: of the
-// eight, at those columns.
+// Eight elements of k of four columns, split into two halves in the order of the activations (store_eight). units: of these
+// eight elements, at these columns.
 template <int BITS>
 inline __attribute__((always_inline)) void codes_of(const int32_t* units, vi (&fours)[2]) {
   const vi unit = load_bytes(units);
@@ -36,7 +37,7 @@ inline __attribute__((always_inline)) void codes_of(const int32_t* units, vi (&f
 #if !defined(__ARM_FEATURE_MATMUL_INT8)
 constexpr int ROUND_PRODUCTS = 16;
 #endif
-constexpr int NEON_STRIP = 6;  // rows at a time: 24 of 32 registers are sums
+constexpr int NEON_STRIP = 6;  // rows at a time: 24 of 32 registers hold sums
 
 inline __attribute__((always_inline)) vi dot_lane(vi acc, vi codes, vi x, int lane) {
   if (lane == 0) asm volatile("sdot %0.4s, %1.16b, %2.4b[0]" : "+w"(acc) : "w"(codes), "w"(x));
@@ -81,13 +82,13 @@ inline __attribute__((always_inline)) void dot_group(const int32_t* units, const
 constexpr int ROUND_PRODUCTS = 8;
 constexpr int NEON_STRIP = 2;
 
-// Products of two bytes fit in 16 bits beside a second one, those of 4-bit codes beside fifteen others.
+// In 16 bits, two products of 8-bit codes can be added, or sixteen products of 4-bit codes.
 template <int BITS, int M>
 inline __attribute__((always_inline)) void dot_group(const int32_t* units, const int8_t* x, int64_t eights, const int32_t* begins,
                                                      vi (&sums)[M][COLUMN_VECTORS]) {
   static_assert(M <= NEON_STRIP);
-  constexpr int together = BITS == 4 ? BLOCK_EIGHTS : 1;  // eights
-  int32x4_t acc[M][COLUMN_VECTORS][2] = {};               // of two columns each
+  constexpr int together = BITS == 4 ? BLOCK_EIGHTS : 1;  // runs of eight elements summed in 16 bits
+  int32x4_t acc[M][COLUMN_VECTORS][2] = {};               // for two columns each
   for (int64_t e = 0; e < eights; e += together, x += 8 * M * together, units += 2 * QUANTIZED_ROWS * BITS / 8 * together) {
 #pragma GCC unroll 4
     for (int v = 0; v < COLUMN_VECTORS; v++) {
@@ -125,7 +126,7 @@ inline __attribute__((always_inline)) vi multiply_bytes(vi acc, vi rows, vi colu
   asm volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(acc) : "w"(rows), "w"(columns));
   return acc;
 }
-// Eights of k of two columns each.
+// Eight elements of k of two columns each.
 template <int BITS>
 inline __attribute__((always_inline)) void column_pairs(const int32_t* units, vi (&pairs)[2]) {
   vi fours[2];
@@ -134,7 +135,7 @@ inline __attribute__((always_inline)) void column_pairs(const int32_t* units, vi
   pairs[1] = __builtin_shufflevector(fours[0], fours[1], 2, 6, 3, 7);
 }
 
-// The codes of a block of QUANTIZED_ROWS columns as SMMLA takes them, [eights][8][16] bytes.
+// Arranges the codes of a block of QUANTIZED_ROWS columns for SMMLA: [eights][8][16] bytes.
 template <int BITS>
 void expand(const int32_t* units, int64_t eights, int8_t* out) {
   for (int64_t e = 0; e < eights; e++, units += 2 * QUANTIZED_ROWS * BITS / 8, out += 8 * QUANTIZED_ROWS)
@@ -147,7 +148,7 @@ void expand(const int32_t* units, int64_t eights, int8_t* out) {
     }
 }
 
-// As dot_group for an even number of rows. Expanded: codes are what `expand` wrote.
+// Like dot_group, for an even number of rows. Expanded: `codes` have the layout that `expand` writes.
 template <int BITS, int M, bool Expanded>
 inline __attribute__((always_inline)) void pair_group(const void* codes, const int8_t* x, int64_t eights, const int32_t* begins,
                                                       vi (&sums)[M][COLUMN_VECTORS]) {
@@ -189,7 +190,7 @@ inline __attribute__((always_inline)) void pair_group(const void* codes, const i
 }
 #endif
 
-// Products in registers alone: `N` sums, to each ROUND_PRODUCTS products in a round.
+// Products in registers only: N independent sums, with ROUND_PRODUCTS products each per round.
 template <int N>
 inline void product_rounds(int64_t rounds) {
   vi sum[N] = {}, codes = vi{} + 0x07070707, x = vi{} + 0x05050505;

@@ -1,4 +1,4 @@
-// What the kernel files of one instruction set share: the context, and the functions of the table that they define between them.
+// Shared by the kernel files of one instruction set: the context, and the declarations of the functions in the kernel table.
 #pragma once
 #include <type_traits>  // defines: remove_pointer_t
 
@@ -12,7 +12,7 @@ namespace looplm::cpu::LOOPLM_ISA {
 LOOPLM_KERNEL(gemm);            // gemm.cpp
 LOOPLM_KERNEL(gemm_quantized);  // quantized.cpp
 LOOPLM_KERNEL(byte_products);
-LOOPLM_KERNEL(embed);  // embed.cpp
+LOOPLM_KERNEL(embed);  // rows.cpp
 LOOPLM_KERNEL(embed_backward);
 LOOPLM_KERNEL(gather_rows);
 LOOPLM_KERNEL(compare_rows);
@@ -24,7 +24,7 @@ LOOPLM_KERNEL(attention);  // attention.cpp
 LOOPLM_KERNEL(attention_backward);
 LOOPLM_KERNEL(swiglu);  // swiglu.cpp
 LOOPLM_KERNEL(swiglu_backward);
-LOOPLM_KERNEL(gate);  // gate.cpp
+LOOPLM_KERNEL(gate);  // exit.cpp
 LOOPLM_KERNEL(gate_backward);
 LOOPLM_KERNEL(exit_pdf);
 LOOPLM_KERNEL(exit_pdf_backward);

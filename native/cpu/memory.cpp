@@ -12,15 +12,16 @@
 
 namespace looplm::cpu {
 
-// Large arrays lie in large pages where Linux grants them: walks through the page tables would cost a part of the memory's rate,
-// of attention over a cache most of it. Untouched parts of a large page count as used, which small arrays do not pay for.
+// Large arrays should be in huge pages, if Linux grants them. Page table walks would otherwise cost part of the memory
+// bandwidth, and most of it for attention over a cache. Small arrays do without, because untouched parts of a huge page count
+// as used.
 constexpr size_t LARGE = size_t(4) << 20;
 
 static void prefer_large_pages([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   const uintptr_t page = 4096, begin = (reinterpret_cast<uintptr_t>(p) + page - 1) / page * page,
                   end = (reinterpret_cast<uintptr_t>(p) + bytes) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: it may be refused
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint that the system may ignore
 #endif
 }
 
@@ -36,7 +37,7 @@ static thread_local char open_error[256] = "no context";
 void* open_context(int32_t, int32_t threads) {
   try {
     return make_context(threads);
-  } catch (const std::exception& e) {  // no memory, or no thread
+  } catch (const std::exception& e) {  // out of memory, or the system refused a thread
     std::snprintf(open_error, sizeof open_error, "%d threads: %s; use fewer threads", int(threads), e.what());
     return nullptr;
   }

@@ -1,4 +1,4 @@
-// The part of the table that no instruction set changes: contexts, memory, errors.
+// The part of the kernel table that is the same for all instruction sets: contexts, memory, errors.
 #pragma once
 #include "../backend.h"
 

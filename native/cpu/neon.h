@@ -1,13 +1,13 @@
-// NEON multiplies with a lane of a register, so broadcasting a value costs no instruction. The products are
-// written as instructions: from their intrinsics g++ makes copies of the lanes, and keeps sums in memory. volatile: they stay in
-// the order of the code, which has as many values alive as there are registers.
+// NEON multiplies with a lane of a register, so broadcasting a value costs no instruction. The products are inline assembly,
+// because for the intrinsics g++ copies the lanes and keeps sums in memory. `volatile` keeps them in the order of the code,
+// which uses exactly as many live values as there are registers.
 #pragma once
 #include "simd.h"
 
 #if defined(__aarch64__)
 namespace looplm::cpu::LOOPLM_ISA {
 
-// acc + b · a[lane]. lane is a constant once the loops around are unrolled.
+// acc + b · a[lane]. `lane` must be a constant after unrolling.
 inline __attribute__((always_inline)) vf fma_lane(vf acc, vf b, vf a, int lane) {
   if (lane == 0) asm volatile("fmla %0.4s, %1.4s, %2.s[0]" : "+w"(acc) : "w"(b), "w"(a));
   else if (lane == 1) asm volatile("fmla %0.4s, %1.4s, %2.s[1]" : "+w"(acc) : "w"(b), "w"(a));
@@ -16,7 +16,8 @@ inline __attribute__((always_inline)) vf fma_lane(vf acc, vf b, vf a, int lane) 
   return acc;
 }
 
-// acc += A B over k, M rows by V vectors. A(i, s) lies at a[i·row + s], B(s, ·) at b[s·b_row]: four steps of A are a register.
+// acc += A B over k, M rows by V vectors. A(i, s) is at a[i·row + s], B(s, ·) at b[s·b_row]. A register holds four steps of
+// A.
 template <int M, int V>
 inline __attribute__((always_inline)) void add_rows(int64_t k, const float* a, int64_t row, const float* b, int64_t b_row,
                                                     vf (&acc)[M][V]) {
@@ -47,7 +48,7 @@ inline __attribute__((always_inline)) void add_rows(int64_t k, const float* a, i
   }
 }
 
-// The same with A(i, s) at a[s·a_row + i], of which SIDE are there: the rows of a step are lanes side by side.
+// The same with A(i, s) at a[s·a_row + i] for i < SIDE: the rows of a step are neighbouring lanes.
 template <int SIDE, int M, int V>
 inline __attribute__((always_inline)) void add_columns(int64_t k, const float* a, int64_t a_row, const float* b, int64_t b_row,
                                                        vf (&acc)[M][V]) {

@@ -1,5 +1,5 @@
-// Latent noise: W blocks of four numbers at a time. Philox4x32-10 and Box-Muller as native/numeric/philox.h defines them, in
-// float32.
+// Latent noise, W Philox blocks of four numbers at a time: Philox4x32-10 and Box-Muller as native/numeric/philox.h defines
+// them, in float32.
 #include "kernels.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
@@ -24,12 +24,12 @@ inline Words philox(Words c, uint64_t seed) {
   return c;
 }
 
-// log of (u + 1/2) / 2³² to float32's relative precision: near 1 the number is 1 - v/2³² with v small, which the conversion
-// keeps.
+// log of (u + 1/2) / 2³² to the relative precision of float32. Near 1 it is computed as log(1 - v/2³²) with a small v, which
+// the conversion to float keeps exact enough.
 inline vf log_uniform(vu u) {
   const vu rest = ~u;  // 2³² - 1 - u
   const vf near_one = (__builtin_convertvector(rest, vf) + 0.5f) * 0x1p-32f;
-  // log(1 - x) by its series where x < 2^-7: beyond, the plain conversion is precise enough
+  // log(1 - x) by its series for x < 2^-7; for larger x the plain conversion is precise enough
   const vf series = -near_one * (1.0f + near_one * (0.5f + near_one * (0.33333333f + near_one * 0.25f)));
   const vf plain = vlog((__builtin_convertvector(u, vf) + 0.5f) * 0x1p-32f);
   return near_one < splat(0x1p-7f) ? series : plain;
@@ -41,7 +41,7 @@ inline vf root(vf x) {
   return out;
 }
 
-// cos and sin of 2π u / 2³²: the nearest quarter turn, and polynomials on what is left (at most an eighth of a turn).
+// cos and sin of 2π u / 2³²: the nearest quarter turn, plus polynomials in the rest (at most an eighth of a turn).
 inline void turn(vu u, vf& cosine, vf& sine) {
   const vu quarter = (u + 0x20000000u) >> 30;
   const vf t = __builtin_convertvector((vi)(u - (quarter << 30)), vf) * (6.283185307179586f * 0x1p-32f), t2 = t * t;
@@ -53,7 +53,7 @@ inline void turn(vu u, vf& cosine, vf& sine) {
   sine = (vf)((((vi)c & odd) | ((vi)s & ~odd)) ^ minus_sin);
 }
 
-// The noise of elements [4·block, 4·block + 4·W) of one position, in order of k.
+// The noise of elements [4·block, 4·block + 4·W) at one position.
 inline void noise(uint64_t seed, uint32_t stream, uint32_t position, uint32_t loop, uint32_t block, float out[4 * W]) {
   vu blocks = {};
   for (int i = 0; i < W; i++) blocks[i] = block + uint32_t(i);

@@ -1,5 +1,5 @@
-// RMS(v; w) = v · s · w with s = rsqrt(mean v² + eps), and the residual connection around it (math.md §1). A row stays in L1 from
-// its first pass to its last; sums over a row are float32.
+// RMS(v; w) = v · s · w with s = rsqrt(mean v² + eps), and the residual connection around it (math.md §1). A row stays in L1
+// from its first pass to its last. Sums over a row are float32.
 #include <math.h>
 
 #include "rows.h"
@@ -34,10 +34,10 @@ inline void norm_row(int64_t d, double eps, const E* h, const E* branch, const E
     for_vectors(
         d, LOOPLM_VECTORS(j, part, chain) {
           store(h_out + j, load(h + j, part) + load(branch + j, part) * s * load(w_branch + j, part), part);
-          const vf v = load(h_out + j, part);  // as stored: the backward and a recomputation see the same number
+          const vf v = load(h_out + j, part);  // as stored, so that the backward pass and a recomputation see the same value
           squares.chain[chain] += v * v;
         });
-    h = h_out;  // the residual stream that the second norm reads
+    h = h_out;  // the input of the second norm
   } else {
     for_vectors(
         d, LOOPLM_VECTORS(j, part, chain) {
@@ -51,7 +51,7 @@ inline void norm_row(int64_t d, double eps, const E* h, const E* branch, const E
       d, LOOPLM_VECTORS(j, part, chain) { store(x + j, load(h + j, part) * s * load(w_next + j, part), part); });
 }
 
-// y = v·s·w:  ∂v = s w ∂y - v s³ mean(∂y w v),  ∂w += ∂y v s.  A row holds s and s³ mean(∂y w v).
+// y = v·s·w:  ∂v = s w ∂y - v s³ mean(∂y w v),  ∂w += ∂y v s.  RowScale holds s and shrink = s³ mean(∂y w v) of one row.
 struct RowScale {
   float s, shrink;
   RowScale(const Sums& squares, const Sums& products, int64_t d, double eps) {
@@ -62,7 +62,7 @@ struct RowScale {
 
 enum class Branch { none, plain, normed };
 
-// dw: this block's sums, [d] of w_next, then [d] of w_branch
+// dw: sums of this block of rows, [d] for w_next, then [d] for w_branch
 template <class E, bool Next, Branch branch_kind>
 inline void norm_row_backward(int64_t d, double eps, const E* h_out, const E* branch, const E* w_branch, const E* w_next,
                               const E* dx, float* dh, E* dbranch, float* dw) {

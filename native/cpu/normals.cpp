@@ -1,6 +1,6 @@
-// First values of parameters: normals in vectors of double, with the bits of exact_normal after rounding to float32. A vector's
-// value is known to ±MARGIN deviations. Where rounding both ends of that range gives the same float32, it is the float32 of
-// exact_normal as well; the few others (about one in a million) are asked of exact_normal itself.
+// Initial values of parameters: normal values in vectors of double, which match exact_normal bit for bit after rounding to
+// float32. A vector's values are known to ±MARGIN · radius. If both ends of that range round to the same float32, that is
+// exact_normal's value as well. The few others (about one in a million) are computed by exact_normal.
 #include "exact_normals.h"
 #include "kernels.h"
 #if defined(__SSE2__)
@@ -11,20 +11,20 @@ namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
 
-constexpr int H = W / 2;  // lanes of a register of doubles
+constexpr int H = W / 2;  // doubles in a vector
 typedef double vd __attribute__((vector_size(H * 8)));
 typedef uint64_t vq __attribute__((vector_size(H * 8)));
 typedef float vd_floats __attribute__((vector_size(H * 4)));
 
-// Times the radius of Box-Muller. What is computed here is off by less than 2^-48; exact_normal's own roundings, of which the
-// angle's counts most, by less than 2^-50.
+// Relative to the radius of Box-Muller. The error here is below 2^-48. That of exact_normal, mostly from rounding the angle,
+// is below 2^-50.
 constexpr double MARGIN = 0x1p-44;
 
 struct Counters {
-  vq word[4];  // each below 2^32
+  vq word[4];  // each below 2^32, in 64 bits
 };
 
-// The full product of words below 2^32.
+// The full 64-bit product of numbers below 2^32.
 inline vq product(vq a, uint32_t b) {
 #if defined(__AVX512F__)
   return (vq)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
@@ -49,10 +49,10 @@ inline Counters philox_words(Counters c, uint64_t seed) {
   return c;
 }
 
-// Integers below 2^52 as doubles, without an instruction that AVX2 lacks.
+// Integers below 2^52 as doubles, using only instructions that AVX2 has.
 inline vd to_doubles(vq x) { return (vd)(x | 0x4330000000000000u) - 0x1p52; }
 
-// unit_interval of philox.h.
+// unit_interval of philox.h: a 53-bit uniform number in (0, 1).
 inline vd unit(vq high, vq low) {
   const vd x = (to_doubles(high) * 0x1p21 + to_doubles(low >> 11)) * 0x1p-53, smallest = vd{} + 0x1p-54;
   return x > smallest ? x : smallest;
@@ -61,18 +61,18 @@ inline vd unit(vq high, vq low) {
 // log x of normal numbers below 1: x = 2^k m with m in [sqrt(1/2), sqrt 2), log m = 2 artanh(s), s = (m - 1) / (m + 1).
 inline vd log_of(vd x) {
   constexpr uint64_t root_half = 0x3fe6a09e667f3bcdu, offset = 2048;
-  const vq k = ((vq)x - root_half + (offset << 52)) >> 52;  // + offset, which keeps it positive
+  const vq k = ((vq)x - root_half + (offset << 52)) >> 52;  // the offset keeps it positive
   const vd m = (vd)((vq)x - ((k - offset) << 52)), s = (m - 1.0) / (m + 1.0), z = s * s;
   vd p = z * (1.0 / 21) + 1.0 / 19;
   for (const double c : {1.0 / 17, 1.0 / 15, 1.0 / 13, 1.0 / 11, 1.0 / 9, 1.0 / 7, 1.0 / 5, 1.0 / 3}) p = p * z + c;
   return (to_doubles(k) - double(offset)) * 0.69314718055994530942 + 2.0 * (s + s * z * p);
 }
 
-// cos and sin of 2π u: the nearest quarter turn, and their series on what is left (at most an eighth of a turn).
+// cos and sin of 2π u: the nearest quarter turn, plus series in the rest (at most an eighth of a turn).
 inline void turn(vd u, vd& cosine, vd& sine) {
   constexpr double round = 0x1.8p52;
   const vd nearest = u * 4.0 + round;
-  const vq quarter = (vq)nearest;  // its lowest bits
+  const vq quarter = (vq)nearest;  // only its lowest bits matter
   const vd x = (u * 4.0 - (nearest - round)) * 1.57079632679489661923, z = x * x;
   vd s = z * (-1.0 / 1307674368000) + 1.0 / 6227020800, c = z * (1.0 / 20922789888000) - 1.0 / 87178291200;
   for (const double k : {-1.0 / 39916800, 1.0 / 362880, -1.0 / 5040, 1.0 / 120, -1.0 / 6}) s = s * z + k;
@@ -95,7 +95,7 @@ inline vd root(vd x) {
 #endif
 }
 
-// A normal as both ends of its range, times the deviation, in float32. They differ where exact_normal must be asked.
+// Both ends of the range of normal · deviation, in float32. If they differ, exact_normal must decide.
 struct Ends {
   vd_floats low, high;
 };
@@ -129,7 +129,7 @@ inline vq following(uint64_t first, uint64_t mask) {
   return x & mask;
 }
 
-// Elements [index, index + W), index even: H blocks of the generator, of which each makes a pair.
+// Elements [index, index + W) for an even index: H Philox blocks, each of which gives a pair of values.
 inline Drawn draw_pairs(const Stream& s, uint32_t index) {
   const vq zero = {};
   const Counters bits = philox_words({{following(index / 2, 0x7fffffffu), zero, zero + s.parameter, zero + 1}}, s.seed);
@@ -140,7 +140,7 @@ inline Drawn draw_pairs(const Stream& s, uint32_t index) {
   return {interleaved(even.low, odd.low, Lanes()), interleaved(even.high, odd.high, Lanes())};
 }
 
-// H elements, each of a block; those near or beyond the bound get ends that differ.
+// H elements, each from its own Philox block. For values near or beyond the bound the ends are made to differ.
 inline Ends draw_truncated_half(const Stream& s, uint32_t index) {
   const vq zero = {};
   const Counters bits = philox_words({{following(index, 0xffffffffu), zero, zero + s.parameter, zero + 3}}, s.seed);
@@ -170,14 +170,14 @@ inline bool differ(vf a, vf b) {
 inline void store_rounded(float* p, vf x) { store(p, x); }
 inline void store_rounded(bf16* p, vf x) { store_exact(p, x); }
 
-// count elements from `index` on.
+// Draws `count` elements from `index` on.
 template <bool truncated, class E>
 void draw(const Stream& s, uint32_t index, int64_t count, E* out) {
   const auto exact = [&](int64_t i) {
     set(out[i], float(s.deviation * exact_normal(truncated, s.seed, s.parameter, index + uint32_t(i))));
   };
   int64_t i = 0;
-  if (!truncated && index % 2 == 1 && count > 0) exact(i++);  // the second of a pair
+  if (!truncated && index % 2 == 1 && count > 0) exact(i++);  // the second value of a pair
   for (; i + W <= count; i += W) {
     const uint32_t at = index + uint32_t(i);
     const Drawn drawn = truncated ? draw_truncated(s, at) : draw_pairs(s, at);
@@ -191,7 +191,7 @@ void draw(const Stream& s, uint32_t index, int64_t count, E* out) {
 
 template <class E>
 int draw_all(Context& ctx, bool truncated, const Stream& s, uint32_t first, int64_t count, E* out) {
-  constexpr int64_t BLOCK = 16384;  // elements of a task
+  constexpr int64_t BLOCK = 16384;  // elements per task
   for_rows(ctx, (count + BLOCK - 1) / BLOCK, BLOCK, [=](int64_t begin, int64_t end, int) {
     const int64_t at = begin * BLOCK, length = (end * BLOCK < count ? end * BLOCK : count) - at;
     (truncated ? draw<true, E> : draw<false, E>)(s, first + uint32_t(at), length, out + at);

@@ -1,4 +1,4 @@
-// AdamW with decoupled weight decay (math.md §6), and the norm for clipping.
+// AdamW with decoupled weight decay (math.md §6), and the gradient norm for clipping.
 #include <math.h>
 #include <stdio.h>
 
@@ -8,7 +8,7 @@ namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
 
-constexpr int64_t BLOCK = 16384;  // elements of a task
+constexpr int64_t BLOCK = 16384;  // elements per task
 
 typedef float half_vector __attribute__((vector_size(W * 2), aligned(4), may_alias));
 

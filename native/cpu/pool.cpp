@@ -52,9 +52,9 @@ struct Pool::State {
   std::vector<Scratch> scratch;
   std::mutex mutex;
   std::condition_variable wake;
-  // A job is published by `open` and announced by raising `epoch`. A worker counts itself into `active` before it looks at
-  // `open`, so a worker that comes late finds the job closed and nobody waits for it; the job's fields change only while it is
-  // closed and active is 0.
+  // A job is published by setting `open` and announced by incrementing `epoch`. A worker increments `active` before it checks
+  // `open`. So a worker that comes late finds the job closed, and nobody waits for it. The job's fields change only while
+  // `open` is false and `active` is 0.
   std::atomic<uint64_t> epoch{0};
   std::atomic<bool> open{false};
   std::atomic<int> active{0};
@@ -64,7 +64,7 @@ struct Pool::State {
   int64_t tasks = 0;
   Task task = nullptr;
   void* context = nullptr;
-  std::exception_ptr error;  // the first of the job; guarded by mutex
+  std::exception_ptr error;  // the first exception of the job; guarded by mutex
 
   void work(int thread) {
     try {
@@ -78,7 +78,7 @@ struct Pool::State {
   void loop(int thread) {
     uint64_t seen = 0;
     for (;;) {
-      // Spin for some tens of microseconds, the gap between two kernels, then sleep so that an idle engine costs nothing.
+      // spin for some tens of microseconds, the gap between two kernels; then sleep, so that an idle engine costs nothing
       for (int spin = 0; spin < 4000 && epoch.load(std::memory_order_acquire) == seen && !stop; spin++) pause();
       if (epoch.load(std::memory_order_acquire) == seen && !stop) {
         std::unique_lock lock(mutex);
@@ -97,7 +97,8 @@ struct Pool::State {
 
 Pool::Pool(int threads) {
   if (threads <= 0) threads = available_cores();
-  auto made = std::make_unique<State>();  // ends the threads that have begun when another cannot be created
+  auto made = std::make_unique<State>();  // its destructor ends the threads that have started if another one cannot be
+                                          // created
   made->scratch.resize(size_t(threads) + 1);
   made->workers.reserve(size_t(threads));
   for (int i = 1; i < threads; i++) made->workers.emplace_back([s = made.get(), i] { s->loop(i); });

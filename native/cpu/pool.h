@@ -1,4 +1,5 @@
-// The engine's own threads. One Pool per device context; parallel work is a numbered list of tasks that threads take in turn.
+// The engine's thread pool, one per device context. Parallel work is a numbered list of tasks; each thread takes the next
+// one.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -7,7 +8,7 @@
 
 namespace looplm::cpu {
 
-// A kernel's own memory could not be had. The table (table.cpp) reports it as LOOP_OUT_OF_MEMORY.
+// A kernel could not allocate its scratch memory. The table (table.cpp) reports it as LOOP_OUT_OF_MEMORY.
 struct OutOfScratch : std::bad_alloc {
   explicit OutOfScratch(size_t wanted) : bytes(wanted) {}
   size_t bytes;
@@ -15,15 +16,16 @@ struct OutOfScratch : std::bad_alloc {
 
 class Pool {
  public:
-  // threads <= 0: one per available core, the caller's thread counted. Throws std::system_error when the system refuses a thread.
+  // threads <= 0: one per available core. The calling thread counts as one. Throws std::system_error if the system refuses a
+  // thread.
   explicit Pool(int threads);
   ~Pool();
   Pool(const Pool&) = delete;
   int threads() const;
 
-  // Calls f(task, thread) for every task in [0, tasks), 0 <= thread < threads(). Which thread runs a task is not fixed, so a
-  // result must depend on the task alone. Returns when all are done. When a task throws, on whatever thread, tasks that have not
-  // begun are skipped and the exception comes out here. Not re-entrant.
+  // Calls f(task, thread) for every task in [0, tasks), with 0 <= thread < threads(). Which thread runs a task is not fixed,
+  // so results must depend only on the task. Returns when all tasks are done. If a task throws on any thread, tasks that have
+  // not started are skipped, and the exception is rethrown here. Not re-entrant.
   template <class F>
   void run(int64_t tasks, F&& f) {
     if (tasks == 1 || threads() == 1) {
@@ -33,8 +35,8 @@ class Pool {
     dispatch(
         tasks, [](void* context, int64_t task, int thread) { (*static_cast<F*>(context))(task, thread); }, &f);
   }
-  // Memory of one thread (or, with thread = threads(), of the caller) that grows and is kept; 64-byte aligned, contents
-  // undefined. Throws OutOfScratch.
+  // Scratch memory of one thread, or with thread = threads() of the caller. 64-byte aligned, only grows, contents undefined.
+  // Throws OutOfScratch.
   void* scratch(int thread, size_t bytes);
 
  private:

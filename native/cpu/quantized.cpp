@@ -1,7 +1,7 @@
-// Products with a weight of 8 or 4 bits per element and activations as they are. The weight lies so that a vector of 32-bit units
-// holds W rows of it; the codes become small whole numbers, exact in bfloat16, and are multiplied with the activations; a group's
-// sum is multiplied with its scale and added up in float32; an asymmetric weight's middle is multiplied by the group's sum of
-// activations. Every row goes the same way whatever m is.
+// Products of weights in 8 or 4 bits with unquantized activations. In the weight's layout, a vector of 32-bit units holds W
+// rows. Codes become small integers, which are exact in bfloat16, and are multiplied with the activations. The sum of a group
+// is multiplied with its scale and added in float32. For asymmetric weights, the middle is multiplied with the sum of the
+// group's activations. A row is computed in the same way for every m.
 #include <type_traits>  // defines: integral_constant
 
 #include "gemm.h"
@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t R = QUANTIZED_ROWS;
 
-// The elements of k in a unit, in the order in which `expand` brings them up: 4-bit codes are looked up in all 16-bit halves of a
-// lane at once, which pairs element i with element i + 4.
+// Which element of k of a unit `expand` returns in step `step`. The 4-bit table lookup works on all 16-bit halves of a lane
+// at once, so it pairs element i with element i + 4.
 template <class E, int BITS>
 constexpr int place(int step, [[maybe_unused]] int half) {
   if constexpr (KS<E> == 1) return step;
@@ -24,13 +24,13 @@ constexpr int place(int step, [[maybe_unused]] int half) {
 template <int BITS>
 constexpr int UNIT = 32 / BITS;  // elements of k
 
-// Step `step` of a unit's vector of W columns as the right operand of Step<E>::fma.
+// Step `step` of a vector of units (W columns), as the right operand of Step<E>::fma.
 template <class E, int BITS>
 inline __attribute__((always_inline)) auto expand(vf units, int step) {
 #if defined(__AVX512BF16__)
   if constexpr (KS<E> == 2) {
     if constexpr (BITS == 4) {
-      // bfloat16 of -8 … 7, twice: a lookup reads five bits, of which the fifth belongs to the next code
+      // the bfloat16 values of -8 … 7, twice, because a lookup reads five bits and the fifth belongs to the next code
       const __m512i table = _mm512_set_epi16(
           0x40e0, 0x40c0, 0x40a0, 0x4080, 0x4040, 0x4000, 0x3f80, 0, short(0xbf80), short(0xc000), short(0xc040), short(0xc080),
           short(0xc0a0), short(0xc0c0), short(0xc0e0), short(0xc100), 0x40e0, 0x40c0, 0x40a0, 0x4080, 0x4040, 0x4000, 0x3f80, 0,
@@ -39,7 +39,7 @@ inline __attribute__((always_inline)) auto expand(vf units, int step) {
     } else {
       const vi low = ((vi)units << (24 - 16 * step)) >> 24, high = ((vi)units << (16 - 16 * step)) >> 24;
       const vu first = (vu) __builtin_convertvector(low, vf), second = (vu) __builtin_convertvector(high, vf);
-      return (__m512i)((first >> 16) | (second & 0xffff0000u));  // whole numbers of 8 bits lose nothing
+      return (__m512i)((first >> 16) | (second & 0xffff0000u));  // 8-bit integers are exact in bfloat16
     }
   } else
 #endif
@@ -49,16 +49,16 @@ inline __attribute__((always_inline)) auto expand(vf units, int step) {
   }
 }
 
-// What all tasks of a product share.
+// The arguments that all tasks of a product share.
 template <class E>
 struct Task {
   const LoopQuantized& b;
   int64_t n, k;
-  const Packed<E>* a;  // packed: for each strip of rows, [k / KS][rows][KS]
+  const Packed<E>* a;  // packed: per strip of rows, [k / KS][rows][KS]
   void* c;
   int64_t m, ldc;
-  bool rounded;       // C is act, not real
-  const float* sums;  // [m, groups], of activations; NULL: the weight is symmetric
+  bool rounded;       // C is act; otherwise real
+  const float* sums;  // [m, groups], of the activations; NULL for symmetric weights
 
   void put(int64_t row, int64_t column, vf value) const {
     const int64_t left = n - column, at = row * ldc + column;
@@ -72,7 +72,7 @@ struct Task {
   }
 };
 
-// M rows by S vectors of columns of C. a: those rows. The sums are M by S, from C's row `first` and column `column` on.
+// M rows by S vectors of columns of C, from row `first` and column `column` on. a: those rows, packed.
 template <class E, int BITS, int M, int S>
 void columns(const Task<E>& t, const Packed<E>* a, int64_t first, int64_t column) {
   constexpr int steps = UNIT<BITS> / KS<E>;
@@ -116,15 +116,15 @@ void columns(const Task<E>& t, const Packed<E>* a, int64_t first, int64_t column
     for (int i = 0; i < M; i++) t.put(first + i, column + v * W, total[v][i]);
 }
 
-// Rows are taken by as many as there is code for.
+// The largest number of rows, at most `left`, for which a kernel exists.
 inline int64_t strip_rows(int64_t left) { return left >= STREAMED ? STREAMED : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
-// Few rows go through several vectors of columns at a time: additions to one sum wait for each other, those to several do not.
+// With few rows, several vectors of columns are computed at once, because additions to the same sum must wait for each other.
 #if defined(__SSE2__) && !defined(__AVX2__)
-constexpr int side_by_side(int64_t) { return 1; }  // half the registers
+constexpr int side_by_side(int64_t) { return 1; }  // it has only half the registers
 #else
 constexpr int side_by_side(int64_t m) { return m > 4 ? 1 : m == 1 ? 4 : 2; }
 #endif
-constexpr int64_t PANEL = 4 * R;  // columns that a thread takes at a time
+constexpr int64_t PANEL = 4 * R;  // columns per task
 
 template <class E, int BITS>
 void strip(const Task<E>& t, int64_t first, int64_t m, int64_t column, int64_t end) {
@@ -154,7 +154,7 @@ void run(Context& ctx, const Task<E>& t) {
   });
 }
 
-// Strips of rows of A side by side for every step, in the order of `place`.
+// Packs A in strips of rows, interleaved for every step, in the order of `place`.
 template <class E, int BITS>
 const Packed<E>* pack(Context& ctx, int64_t m, int64_t k, const E* a, int64_t lda, char* room) {
   auto* packed = reinterpret_cast<Packed<E>*>(room);
@@ -175,7 +175,7 @@ const Packed<E>* pack(Context& ctx, int64_t m, int64_t k, const E* a, int64_t ld
   return packed;
 }
 
-// Sums of groups of activations: out [m, k / group].
+// Sums of the activations of each group: out [m, k / group].
 template <class E>
 void sum_groups(Context& ctx, int64_t m, int64_t k, int group, const E* a, int64_t lda, float* out) {
   const int64_t groups = k / group;

@@ -1,12 +1,12 @@
-// Rotary positions (math.md §1): (u, v) = (x[j], x[j + head_dim/2]) or (x[2j], x[2j + 1]) → (u cos - v sin, v cos + u sin); the
-// inverse turns the other way.
+// Rotary positions (math.md §1): (u, v) = (x[j], x[j + head_dim/2]) or (x[2j], x[2j + 1]) → (u cos - v sin, v cos + u sin).
+// The inverse rotates in the other direction.
 #include "rows.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
 
-// One row of heads; cosine and sine [half].
+// Rotates one row of heads. cosine and sine: [half].
 template <class E>
 inline void rotate_row(E* row, int32_t heads, int32_t half, const float* cosine, const float* sine, float direction) {
   for_vectors(
@@ -21,7 +21,7 @@ inline void rotate_row(E* row, int32_t heads, int32_t half, const float* cosine,
       });
 }
 
-// The same where a whole head is one vector: the pair of lane j lies half a vector away.
+// The same for heads of exactly one vector: the partner of lane j is half a vector away.
 template <class E>
 inline void rotate_row_of_vectors(E* row, int32_t heads, const float* cosine, const float* sine, float direction) {
   float c[W], s[W];
@@ -37,7 +37,7 @@ inline void rotate_row_of_vectors(E* row, int32_t heads, const float* cosine, co
   }
 }
 
-// Neighbours: plain code, for the pairs of a vector lie side by side in it.
+// Pairs (2j, 2j + 1): scalar code, because both elements of a pair are in the same vector.
 template <class E>
 inline void rotate_neighbours(E* row, int32_t heads, int32_t half, const float* cosine, const float* sine, float direction) {
   for (int32_t head = 0; head < heads; head++, row += 2 * half)

@@ -1,4 +1,4 @@
-// Rows chosen by an index: the embedding and its gradient, gather and scatter. Rows compared with rows.
+// Rows selected by an index: the embedding and its gradient, gather and scatter. Also the comparison of rows.
 #include <stdio.h>
 
 #include "rows.h"
@@ -22,7 +22,7 @@ inline void add_row(int64_t d, const float* src, float* dst) {
       d, LOOPLM_VECTORS(j, part, chain) { store(dst + j, load(dst + j, part) + load(src + j, part), part); });
 }
 
-typedef float half_floats __attribute__((vector_size(W * 2)));  // W / 2 of them
+typedef float half_floats __attribute__((vector_size(W * 2)));  // W / 2 floats
 
 template <class E>
 inline doubles load_doubles(const E* p) {
@@ -60,8 +60,8 @@ int embed(void* ctx, LoopDType dt, int64_t n, int64_t d, const int32_t* ids, con
   return gather_rows(ctx, dt, n, d, ids, table, out);
 }
 
-// dtable[ids[i]] += dout[i]. A task owns some columns of all rows, so that the rows of one id are added in the order of i whoever
-// adds them.
+// dtable[ids[i]] += dout[i]. A task handles some columns of all rows, so the rows of one id are always added in the order of
+// i.
 int embed_backward(void* context, LoopDType, int64_t n, int64_t d, int64_t vocabulary, const int32_t* ids, const void* dout_,
                    void* dtable_) {
   auto& ctx = *static_cast<Context*>(context);
@@ -73,7 +73,8 @@ int embed_backward(void* context, LoopDType, int64_t n, int64_t d, int64_t vocab
     }
   const auto* dout = static_cast<const float*>(dout_);
   auto* dtable = static_cast<float*>(dtable_);
-  const int64_t sixteenth = (d + 15) / 16, columns = (sixteenth + 31) / 32 * 32;  // at most 16 tasks, each of whole cache lines
+  // at most 16 tasks, each of whole cache lines
+  const int64_t sixteenth = (d + 15) / 16, columns = (sixteenth + 31) / 32 * 32;
   ctx.pool.run((d + columns - 1) / columns, [=](int64_t task, int) {
     const int64_t begin = task * columns, width = begin + columns < d ? columns : d - begin;
     for (int64_t i = 0; i < n; i++) add_row(width, dout + i * d + begin, dtable + ids[i] * d + begin);

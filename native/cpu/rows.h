@@ -1,12 +1,12 @@
-// Loops over the vectors of a row, and sums over rows whose bits do not depend on the threads.
+// Loops over the vectors of a row, and sums over rows that do not depend on the number of threads.
 #pragma once
 #include "kernels.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
 
-typedef double doubles __attribute__((vector_size(W * 4)));  // W / 2 of them
+typedef double doubles __attribute__((vector_size(W * 4)));  // W / 2 doubles
 
-// How much of a vector a row has at some place: all of it, or its first `count` lanes at the row's end.
+// A full vector, or at the end of a row its first `count` lanes.
 struct Whole {};
 struct Part {
   int count;
@@ -27,15 +27,15 @@ template <class E>
 static inline void store(E* p, vf x, Part part) {
   store_part(p, x, part.count);
 }
-// x in the lanes that the row has, `other` in the rest.
+// x in the lanes that belong to the row, `other` in the rest.
 static inline vf keep(vf x, vf, Whole) { return x; }
 static inline vf keep(vf x, vf other, Part part) {
   const vi there = lane_numbers(Lanes()) < part.count;
   return there ? x : other;
 }
 
-// Calls f(j, Whole or Part, chain) for the vectors of a row of d elements, j the first element. `chain` is a constant 0..3 that
-// changes from one vector to the next, so that a sum over the row can run in four independent chains.
+// Calls f(j, Whole or Part, chain) for every vector of a row of d elements; j is its first element. `chain` cycles through
+// 0..3, so that a sum over the row can use four independent accumulators.
 template <class F>
 static inline __attribute__((always_inline)) void for_vectors(int64_t d, F&& f) {
   int64_t j = 0;
@@ -50,8 +50,8 @@ static inline __attribute__((always_inline)) void for_vectors(int64_t d, F&& f) 
 }
 #define LOOPLM_VECTORS(j, part, chain) [&](int64_t j, auto part, [[maybe_unused]] int chain) __attribute__((always_inline))
 
-// The same for work that takes several vectors in step, as vexp does: calls f(j, Whole or Part, N) with N a constant, 4 or 1, the
-// vectors that begin at element j.
+// The same for work on several vectors at once, such as vexp. Calls f(j, Whole or Part, N), where the constant N is 4 or 1:
+// the number of vectors that start at element j.
 template <class F>
 static inline __attribute__((always_inline)) void for_batches(int64_t d, F&& f) {
   int64_t j = 0;
@@ -66,8 +66,8 @@ struct Sums {
   float total() const { return sum((chain[0] + chain[1]) + (chain[2] + chain[3])); }
 };
 
-// Gradients of weights are sums over rows. Rows are cut into fixed blocks; each task adds its block up in its own part, and
-// the parts are added in the order of the blocks.
+// Gradients of weights are sums over rows. Rows are split into fixed blocks. Each task sums its block separately, and the
+// sums are added in the order of the blocks.
 struct BlockSums {
   Context& ctx;
   int64_t rows, width;  // `width` sums per block
@@ -81,7 +81,7 @@ struct BlockSums {
     stride = (width + 15) / 16 * 16;
     parts = static_cast<float*>(ctx.pool.scratch(ctx.pool.threads(), size_t(blocks * stride) * sizeof(float)));
   }
-  // f(begin, end, sums of the block, zero at first)
+  // Calls f(begin, end, sums) for every block; the sums start at zero.
   template <class F>
   void run(F&& f) const {
     ctx.pool.run(blocks, [&](int64_t task, int) {
@@ -91,7 +91,7 @@ struct BlockSums {
       f(begin, end, part);
     });
   }
-  // out[j] += sum first + j, for j in [0, count)
+  // out[j] += sum number first + j, for j in [0, count).
   void add_to(float* out, int64_t first, int64_t count) const {
     constexpr int64_t COLUMNS = 64;
     ctx.pool.run((count + COLUMNS - 1) / COLUMNS, [&](int64_t task, int) {

@@ -1,5 +1,5 @@
-// Draws one token from each row of logits (the rules: numeric/sampling.h). The filters search for the threshold that keeps what
-// they must: a pass over a row, which lies in the caches, costs less than sorting a small part of it.
+// Draws one token from each row of logits (rules: numeric/sampling.h). The filters search for the threshold that keeps the
+// right tokens. A pass over a row, which is in cache, costs less than sorting even a small part of it.
 #include <math.h>
 
 #include "filtered.h"
@@ -9,7 +9,7 @@ namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
 
-// The first token whose cumulative weight exceeds number · total, by spans and then within one. weights [n]
+// The first token at which the cumulative weight exceeds number · total. Searches by spans, then within one. weights [n].
 int32_t draw(const float* weights, int64_t n, double total, double number) {
   constexpr int64_t SPAN = 4 * W;
   const double threshold = number * total;
@@ -27,11 +27,13 @@ int32_t draw(const float* weights, int64_t n, double total, double number) {
       }
     below = through;
   }
-  while (n > 1 && !(weights[n - 1] > 0)) n--;  // rounding left the threshold above the sum
+  while (n > 1 && !(weights[n - 1] > 0))
+    n--;  // the sum was rounded below the threshold: take the last token with a positive
+          // weight
   return int32_t(n - 1);
 }
 
-// The lowest index of `value`, which is in x.
+// The lowest index of `value`, which must occur in x.
 int32_t find_first(const float* x, int64_t n, float value) {
   int64_t i = 0;
   for (; i + W <= n; i += W)
@@ -40,7 +42,7 @@ int32_t find_first(const float* x, int64_t n, float value) {
   return int32_t(i);
 }
 
-// Whole numbers in the order of the floats: bisecting them finds a threshold in at most 32 steps.
+// Maps floats to integers in the same order. Bisecting these finds any threshold in at most 32 steps.
 inline int32_t order_of(float x) {
   int32_t bits;
   memcpy(&bits, &x, 4);
@@ -57,7 +59,7 @@ struct Above {
   float mass;
   int64_t count;
 };
-// Sum and number of the elements that are at least `least`; the sum is a rough one.
+// Sum and number of the elements >= least. The sum is in float32, so it is approximate.
 template <bool Mass>
 Above above(const float* x, int64_t n, float least) {
   const vf bound = splat(least), lowest = splat(-__builtin_inff());
@@ -76,7 +78,7 @@ Above above(const float* x, int64_t n, float least) {
   return {Mass ? mass.total() : 0, count};
 }
 
-// Σ of the weights that are at least `least`, exact but for the rounding of double
+// Σ of the weights >= least, with double precision.
 double mass_above(const float* weights, int64_t n, float least) {
   constexpr int HALF = W / 2, CHAINS = 4;
   typedef float halves __attribute__((vector_size(HALF * 4)));
@@ -98,9 +100,10 @@ double mass_above(const float* weights, int64_t n, float least) {
   return total;
 }
 
-// Some number that the k largest elements reach, with what ties with the k-th, and no others.
+// A threshold that exactly the k largest elements reach, plus those that tie with the k-th.
 float least_of_top_k(const float* x, int64_t n, int64_t k, float largest) {
-  int64_t low = order_of(-__builtin_inff()), high = int64_t(order_of(largest)) + 1;  // k reach low, fewer reach high
+  // at least k elements reach `low`, fewer reach `high`
+  int64_t low = order_of(-__builtin_inff()), high = int64_t(order_of(largest)) + 1;
   while (high - low > 1) {
     const int64_t middle = low + (high - low) / 2, count = above<false>(x, n, float_at(int32_t(middle))).count;
     (count >= k ? low : high) = middle;
@@ -109,12 +112,12 @@ float least_of_top_k(const float* x, int64_t n, int64_t k, float largest) {
   return float_at(int32_t(low));
 }
 
-// weights in (0, 1] or 0, one of them 1
+// weights: in (0, 1] or 0; one of them is 1.
 NucleusEnd nucleus(const float* weights, int64_t n, double p, int32_t* candidates) {
   constexpr int64_t FEW = 256;
   const int32_t lowest = 1, highest = order_of(1.0f) + 1;
   const double wanted = p * mass_above(weights, n, 0);
-  int32_t low = lowest, high = highest;  // what reaches low has the mass, what reaches high has not
+  int32_t low = lowest, high = highest;  // weights >= low have enough mass, weights >= high do not
   int64_t reach_low = n, reach_high = 0;
   while (high - low > 1 && reach_low - reach_high > FEW) {
     const int32_t middle = low + (high - low) / 2;
@@ -123,7 +126,7 @@ NucleusEnd nucleus(const float* weights, int64_t n, double p, int32_t* candidate
     (enough ? low : high) = middle;
     (enough ? reach_low : reach_high) = all.count;
   }
-  // The sums that led here were rough; these are not.
+  // The bisection used approximate sums; check its result with precise ones.
   double certain = mass_above(weights, n, float_at(high));
   if (!(certain < wanted)) high = highest, certain = 0;
   if (mass_above(weights, n, float_at(low)) < wanted) low = lowest;
@@ -144,7 +147,7 @@ NucleusEnd nucleus(const float* weights, int64_t n, double p, int32_t* candidate
   return end_of_nucleus(weights, candidates, count, certain, wanted);
 }
 
-// What is dropped becomes 0.
+// Sets the weights of dropped tokens to 0.
 void filter(const LoopSample& s, const float* logits, float largest, float* weights, int32_t* candidates) {
   const int64_t n = s.vocabulary;
   if (s.top_k > 0 && s.top_k < n) {

@@ -1,5 +1,5 @@
-// Vectors of float at the width of the instruction set this file is compiled for. Every kernel file is compiled once per
-// instruction set (CMakeLists.txt), inside namespace looplm::cpu::LOOPLM_ISA, and cpu.cpp picks one table at run time.
+// Vectors of floats at the width of the current instruction set. Every kernel file is compiled once per instruction set
+// (CMakeLists.txt), in namespace looplm::cpu::LOOPLM_ISA, and cpu.cpp selects one table at run time.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -42,7 +42,7 @@ static inline float bf16_to_float(uint16_t bits) {
   memcpy(&f, &u, 4);
   return f;
 }
-static inline uint16_t float_to_bf16(float f) {  // to nearest, ties to even; a NaN stays one
+static inline uint16_t float_to_bf16(float f) {  // to nearest, ties to even; NaN stays NaN
   uint32_t u;
   memcpy(&u, &f, 4);
   if ((u & 0x7fffffffu) > 0x7f800000u) return uint16_t((u >> 16) | 0x40);
@@ -54,11 +54,11 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline vf splat(float x) { return x - vf{}; }
 static inline vf load(const float* p) { return *(const vf_any*)p; }
 static inline void store(float* p, vf x) { *(vf_any*)p = x; }
-// W pairs of bfloat16 in 32 bits, as floats.
+// Each of the W 32-bit lanes holds a pair of bfloat16: the upper or lower one of each pair, as floats.
 static inline vf upper_halves(vf pairs) { return (vf)((vu)pairs & 0xffff0000u); }
 static inline vf lower_halves(vf pairs) { return (vf)((vu)pairs << 16); }
 #if defined(__AVX512F__)
-// One permutation puts each word into the upper half of its lane: an operation fewer than widening and shifting.
+// One permutation moves each word to the upper half of its lane: one instruction fewer than widening and shifting.
 typedef uint16_t vwords __attribute__((vector_size(64)));
 template <size_t... I>
 static inline vf widened(vh bits, std::index_sequence<I...>) {
@@ -78,7 +78,7 @@ static inline vf widened(vh bits) {
 #endif
 }
 static inline vf load(const bf16* p) { return widened(*(const vh_any*)p); }
-// Rounds every number as float_to_bf16 does; the instruction that `store` prefers takes subnormal numbers for 0.
+// Rounds like float_to_bf16, including subnormal numbers, which the conversion instruction in `store` flushes to 0.
 static inline void store_exact(bf16* p, vf x) {
   vu u = (vu)x;
   vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -90,13 +90,13 @@ static inline void store(bf16* p, vf x) {
   __m256bh h = _mm512_cvtneps_pbh((__m512)x);
   memcpy(p, &h, 32);
 #elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-  const bfloat16x4_t h = vcvt_bf16_f32((float32x4_t)x);  // subnormal numbers stay: no kernel sets FPCR.FZ
+  const bfloat16x4_t h = vcvt_bf16_f32((float32x4_t)x);  // keeps subnormal numbers, because no kernel sets FPCR.FZ
   memcpy((void*)p, &h, 8);
 #else
   store_exact(p, x);
 #endif
 }
-// The first `count` lanes (count < W); the others read as 0.
+// Loads the first `count` lanes (count < W); the others are 0.
 template <class E>
 static inline vf load_part(const E* p, int count) {
   E part[W] = {};
@@ -131,13 +131,13 @@ template <size_t... I>
 static constexpr vi lane_numbers(std::index_sequence<I...>) {
   return vi{int(I)...};
 }
-// The lanes turned by `step`: lane i of the result is lane i + step of x.
+// Rotates the lanes by `step`: lane i of the result is lane i + step of x.
 template <int step, size_t... I>
 static inline vf rotate(vf x, std::index_sequence<I...>) {
   return __builtin_shufflevector(x, x, int((I + step) % W)...);
 }
 
-// The result is b when one of them is not a number.
+// If one of the operands is NaN, the result is b.
 #if defined(__AVX512F__)
 static inline vf vmax(vf a, vf b) { return (vf)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b); }
 static inline vf vmin(vf a, vf b) { return (vf)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
@@ -148,7 +148,7 @@ static inline vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)
 static inline vf vmax(vf a, vf b) { return a > b ? a : b; }
 static inline vf vmin(vf a, vf b) { return a < b ? a : b; }
 #endif
-// Sums in one fixed tree.
+// Sums the lanes in a fixed tree, so the order is always the same.
 static inline float sum(vf x) {
   if constexpr (W >= 16) x += rotate<8>(x, Lanes());
   if constexpr (W >= 8) x += rotate<4>(x, Lanes());
@@ -162,9 +162,9 @@ static inline float maximum(vf x) {
   return x[0] > x[1] ? x[0] : x[1];
 }
 
-// e^x to about one unit in the last place, of N vectors in step so that their chains of dependent operations overlap: x log2 e =
-// n + f with |f| <= 1/2, 2^f by a minimax polynomial that is exact at 0. x below -87 gives 0 (also -inf), x above 88 gives e^88,
-// so that the result is always finite; a NaN stays one.
+// e^x to about one unit in the last place. Works on N vectors at once, so that their chains of dependent operations overlap.
+// x log2 e = n + f with |f| <= 1/2; 2^f by a minimax polynomial that is exact at 0. x below -87 (also -inf) gives 0; x above
+// 88 gives e^88, so the result is always finite. NaN stays NaN.
 template <int N>
 static inline __attribute__((always_inline)) void vexp(vf (&x)[N]) {
   constexpr float coefficients[] = {
@@ -201,13 +201,13 @@ static inline vf vexp(vf x) {
   return one[0];
 }
 
-// 2^x for x <= 0 (or a little above) to 2e-7; 0 below the float range. 2^0 is exactly 1.
+// 2^x for x <= 0 (or slightly above), accurate to 2e-7; 0 below the float range. 2^0 is exactly 1.
 static inline vf vexp2_negative(vf x) {
 #if defined(__AVX512F__)
   vf n = (vf)_mm512_maskz_roundscale_ps(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   const vi under = x < splat(-126.0f);
-  x = vmax(splat(-126.0f), x);             // in this order a NaN stays one
+  x = vmax(splat(-126.0f), x);             // this argument order keeps NaN
   vf n = (x + 12582912.0f) - 12582912.0f;  // to the nearest integer
 #endif
   vf r = x - n;
@@ -243,7 +243,7 @@ static inline vf vlog(vf x) {
 
 static inline vf vreciprocal(vf x) {
 #if defined(__AVX512F__)
-  const vf r = (vf)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);  // 14 bits, doubled by a Newton step
+  const vf r = (vf)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);  // 14 correct bits; a Newton step doubles them
   return r * (2.0f - x * r);
 #else
   return 1.0f / x;
@@ -258,7 +258,7 @@ static inline __attribute__((always_inline)) void vsigmoid(vf (&x)[N]) {
 }
 static inline vf vsigmoid(vf x) { return vreciprocal(1.0f + vexp(-x)); }
 
-// Transposes a square of W x W by exchanging ever smaller off-diagonal squares.
+// Transposes a W x W square by exchanging off-diagonal squares of decreasing size.
 template <int H, int... L>
 static inline void exchange(vf& a, vf& b, std::integer_sequence<int, L...>) {
   const vf low = __builtin_shufflevector(a, b, ((L & H) ? W + L - H : L)...);
@@ -266,7 +266,8 @@ static inline void exchange(vf& a, vf& b, std::integer_sequence<int, L...>) {
   a = low;
 }
 #if defined(__AVX512F__)
-// The squares of 4 x 4 within the quarters of four vectors: unpacking needs no register for its pattern.
+// Transposes the 4 x 4 squares within the quarters of four vectors. unpack instructions need no register for an index
+// pattern.
 static inline __attribute__((always_inline)) void transpose_quarters(vf* t) {
   const auto low = [](vf a, vf b) { return _mm512_castps_pd(_mm512_unpacklo_ps((__m512)a, (__m512)b)); };
   const auto high = [](vf a, vf b) { return _mm512_castps_pd(_mm512_unpackhi_ps((__m512)a, (__m512)b)); };

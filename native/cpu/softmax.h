@@ -1,5 +1,5 @@
-// The two passes of a softmax over a row of floats. The head, the sampler and the tensor operation share them, so that the
-// log-probability of a sampled token has the bits that training computes for the same logits.
+// The two passes of a softmax over a row of floats. The head, the sampler and the tensor operation share them. So the
+// log-probability of a sampled token has exactly the bits that training computes from the same logits.
 #pragma once
 #include "rows.h"
 
@@ -18,8 +18,8 @@ struct ExpSums {
   float weighted;  // Σ y e^y; 0 unless Entropy
 };
 
-// With Store, weights[i] = e^y, the sums' terms; weights may be x. Blocks are added in double: beside a term of 1, a long float
-// sum would lose the many small ones of a peaked row.
+// With Store, writes weights[i] = e^y; weights may alias x. Blocks are added in double: next to a term of 1, a long float sum
+// would lose the many small terms of a peaked row.
 template <bool Store, bool Entropy>
 static inline ExpSums exp_sums(const float* x, int64_t n, float largest, float inverse_temperature, float* weights) {
   constexpr int64_t BLOCK = 1024;

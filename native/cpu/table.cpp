@@ -7,8 +7,8 @@
 
 namespace looplm::cpu::LOOPLM_ISA {
 
-// A kernel of the table: no exception leaves it. Memory that it could not have is LOOP_OUT_OF_MEMORY, and the kernel can be
-// called again.
+// Wraps a kernel for the table, so that no exception leaves it. If scratch memory could not be allocated, returns
+// LOOP_OUT_OF_MEMORY; the kernel can be called again.
 template <auto kernel>
 struct Guarded;
 template <class... Arguments, int (*kernel)(void*, Arguments...)>

@@ -1,4 +1,5 @@
-// Tensor operations on any dtype. Halves and float32 compute in float32, float64 and int32 in their own type; sums run in double.
+// Tensor operations on all dtypes. float16, bfloat16 and float32 compute in float32, float64 and int32 in their own type.
+// Sums are double.
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -7,14 +8,14 @@
 
 namespace looplm::cpu::LOOPLM_ISA {
 
-// IEEE half precision. Without F16C it goes lane by lane through the two functions.
+// IEEE half precision. Without F16C it is converted lane by lane with the two functions below.
 struct f16 {
   uint16_t bits;
 };
 
 static inline float to_float(f16 x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
-  if (magnitude < 0x400) {  // a multiple of 2^-24
+  if (magnitude < 0x400) {  // subnormal: a multiple of 2^-24
     const float tiny = float(magnitude) * 0x1p-24f;
     return sign ? -tiny : tiny;
   }
@@ -29,7 +30,7 @@ static inline void set(f16& out, float x) {  // to nearest, ties to even
   const uint32_t sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
   uint32_t half;
   if (magnitude > 0x7f800000) half = 0x7e00;
-  else if (magnitude >= 0x477ff000)  // 65520 and more
+  else if (magnitude >= 0x477ff000)  // 65520 and above
     half = 0x7c00;
   else if (magnitude < 0x38800000) {  // below 2^-14: adding 1/2 leaves the rounded multiple of 2^-24 in the low bits
     float f;
@@ -63,7 +64,7 @@ static inline void store(f16* p, vf x) {
 
 namespace {
 
-// An element as a number, and back: int32 holds to its range, NaN gives 0.
+// An element as a number, and back. Conversion to int32 saturates, and NaN becomes 0.
 template <class E>
 inline float number(E x) {
   return to_float(x);
@@ -85,7 +86,7 @@ int fail(Context& ctx, const char* message) {
   return 1;
 }
 
-// f(E{}) for the element type of a dtype
+// Calls f(E{}) with the element type of a dtype.
 template <class F>
 int with_type(LoopDType type, F&& f) {
   switch (type) {
@@ -105,7 +106,7 @@ int with_type(LoopDType type, F&& f) {
 
 constexpr int64_t TASK = 16384;  // elements
 
-// Two strided operands walked together in row-major order, after neighbouring dimensions that are contiguous in both became one.
+// Walks two strided operands in row-major order. First merges neighbouring dimensions that are contiguous in both.
 struct Walk {
   int32_t rank = 0;
   int64_t shape[LOOP_MAX_RANK], a[LOOP_MAX_RANK], b[LOOP_MAX_RANK], count = 1;
@@ -126,7 +127,8 @@ struct Walk {
     if (rank == 0) rank = 1, shape[0] = 1, a[0] = b[0] = 0;
   }
 
-  // f(index, a offset, b offset, n): n elements along the last dimension, the first being the index-th of all.
+  // Calls f(index, a offset, b offset, n) for runs of n elements along the last dimension. index: number of the first one
+  // among all.
   template <class F>
   void run(Context& ctx, F&& f) const {
     if (count <= 0) return;
@@ -182,7 +184,7 @@ void combine_run(int64_t n, const E* a, int64_t a_stride, const E* b, int64_t b_
   }
 }
 
-// To bfloat16, subnormal numbers included: what a checkpoint holds survives.
+// Rounds to bfloat16 and keeps subnormal numbers, so that values from a checkpoint survive.
 template <class From>
 void round_run(int64_t n, const From* src, bf16* dst) {
   int64_t j = 0;
@@ -217,7 +219,7 @@ void softmax_row(int64_t n, bool logarithm, const double* x, double* out) {
   for (int64_t j = 0; j < n; j++) out[j] = logarithm ? x[j] - lse : exp(x[j] - lse);
 }
 
-// row: n floats of memory
+// row: scratch memory of n floats
 template <class E>
 void softmax_row(int64_t n, bool logarithm, const E* x, E* out, float* row) {
   for_vectors(
@@ -234,9 +236,9 @@ void softmax_row(int64_t n, bool logarithm, const E* x, E* out, float* row) {
   }
 }
 
-constexpr int64_t COLUMNS = 64;  // inner positions reduced side by side
+constexpr int64_t COLUMNS = 64;  // columns reduced at the same time
 
-// out[0, columns) over n rows of x at a stride of `stride`. out: E, or int32 of ARGMAX.
+// Reduces n rows of x (`stride` apart) to out[0, columns). out: E, or int32 for ARGMAX.
 template <class E>
 void reduce_columns(LoopReduceOp op, int64_t n, int64_t columns, int64_t stride, const E* x, void* out) {
   double value[COLUMNS] = {};
@@ -260,7 +262,7 @@ void reduce_columns(LoopReduceOp op, int64_t n, int64_t columns, int64_t stride,
     for (int64_t c = 0; c < columns; c++) put(static_cast<E*>(out)[c], value[c]);
 }
 
-// One contiguous row. The sum runs in eight chains.
+// Reduces one contiguous row; the sum uses eight accumulators.
 template <class E>
 void reduce_row(LoopReduceOp op, int64_t n, const E* x, void* out) {
   if (op == LOOP_MAX || op == LOOP_ARGMAX) return reduce_columns(op, n, 1, 1, x, out);

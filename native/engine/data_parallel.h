@@ -2,9 +2,8 @@
 // gradient of its own sequences. Each rank owns a share of the elements and keeps the optimizer state for that share only.
 //
 // The arena of trained parameters is split into buckets, and each bucket into one share per rank. A step
-//   1. exchanges gradients: for every bucket, rank q receives all ranks' gradients of its share and adds them in rank order,
-// in
-//      float32. The order is fixed, so reruns with the same number of ranks give the same bits;
+//   1. exchanges gradients: for every bucket, rank q receives all ranks' gradients of its share and adds them in rank
+//      order, in float32. The order is fixed, so reruns with the same number of ranks give the same bits;
 //   2. applies AdamW to the elements that this rank owns (optimizer.h);
 //   3. gathers the parameters, in their own dtype.
 // Each rank sends (size - 1) / size · (gradients + parameters) bytes.

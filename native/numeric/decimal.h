@@ -1,4 +1,4 @@
-// A number in a message, with six digits at most. Streams of the standard library would add half a megabyte to the addon.
+// Formats a number for a message, with at most six digits. Standard library streams would add half a megabyte to the addon.
 #pragma once
 #include <cstdio>
 #include <string>

@@ -1,9 +1,12 @@
 // Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC
-// 2011). A number depends on its key and counter alone, so a draw never depends on what else is in the batch or on how many
-// threads run.
+// 2011). A number depends only on its key and counter. So a draw never depends on the rest of the batch or on the number of
+// threads.
 //
-// counter words  {position, sequence, stream, 0} for uniform,  {index / 2, b, a, 1} for normal,  {k / 4, position, stream, 2 +
-// 4·loop} for latent noise,  {index, b, a, 3 + 4·draw} for truncated normals: they never meet.
+// The four counter words, which are different for every use:
+//   {position, sequence, stream, 0}              uniform
+//   {index / 2, b, a, 1}                         normal
+//   {k / 4, position, stream, 2 + 4·loop}        latent noise
+//   {index, b, a, 3 + 4·draw}                    truncated normal
 #pragma once
 #include <algorithm>
 #include <array>
@@ -25,25 +28,25 @@ inline PhiloxBlock philox4x32(PhiloxBlock counter, uint64_t key) {
   return counter;
 }
 
-// A number in (0, 1) from 53 random bits; the one pattern that would give 0 becomes half the smallest step.
+// A number in (0, 1) from 53 random bits. The one pattern that would give 0 becomes half of the smallest step.
 inline double unit_interval(uint32_t high, uint32_t low) {
   const uint64_t bits = (uint64_t(high) << 32 | low) >> 11;
   return std::max(double(bits) * 0x1p-53, 0x1p-54);
 }
 
-// The streams of uniform(), so that no two uses draw the same numbers.
+// Values for `stream` of uniform(): one for each use, so that no two uses draw the same numbers.
 constexpr uint32_t SAMPLING_STREAM = 0;
 constexpr uint32_t EXIT_SAMPLING_STREAM = 1;   // exits of generated tokens
 constexpr uint32_t REPLAY_EXIT_STREAM = 3;     // exits of LoopRPT's rollouts
-constexpr uint32_t OBJECTIVE_EXIT_STREAM = 4;  // exits of an objective's terms; one more per draw
-constexpr uint32_t ADAPTER_STREAM = 1u << 30;  // first values of LoRA, far above those of draws
+constexpr uint32_t OBJECTIVE_EXIT_STREAM = 4;  // exits of an objective's terms; plus the number of the draw
+constexpr uint32_t ADAPTER_STREAM = 1u << 30;  // initial values of LoRA; far above the streams of draws
 
 inline double uniform(uint64_t seed, uint32_t sequence, uint32_t position, uint32_t stream = SAMPLING_STREAM) {
   const PhiloxBlock block = philox4x32({position, sequence, stream, 0}, seed);
   return unit_interval(block[0], block[1]);
 }
 
-// Two independent standard normals by Box-Muller, elements 2·pair and 2·pair + 1 of the sequence (seed, a, b).
+// Two independent standard normal values by Box-Muller: elements 2·pair and 2·pair + 1 of the sequence (seed, a, b).
 inline std::array<double, 2> normal_pair(uint64_t seed, uint32_t a, uint32_t b, uint32_t pair) {
   const PhiloxBlock block = philox4x32({pair, b, a, 1}, seed);
   const double radius = std::sqrt(-2 * std::log(unit_interval(block[0], block[1])));
@@ -55,7 +58,7 @@ inline double normal(uint64_t seed, uint32_t a, uint32_t b, uint32_t index) {
   return normal_pair(seed, a, b, index / 2)[index % 2];
 }
 
-// Drawn again until it is within 3 deviations.
+// Redrawn until it is within 3 standard deviations.
 inline double truncated_normal(uint64_t seed, uint32_t a, uint32_t b, uint32_t index) {
   for (uint32_t draw = 0;; draw++) {
     const PhiloxBlock block = philox4x32({index, b, a, 3 + 4 * draw}, seed);
@@ -65,7 +68,8 @@ inline double truncated_normal(uint64_t seed, uint32_t a, uint32_t b, uint32_t i
   }
 }
 
-// Elements 4·block to 4·block + 3 of the noise of one position: Box-Muller on 32-bit uniforms, so that float32 follows closely.
+// Elements 4·block to 4·block + 3 of the noise at one position. Box-Muller on 32-bit uniform numbers, which float32 kernels
+// can follow closely.
 inline std::array<double, 4> latent_noise(uint64_t seed, uint32_t stream, uint32_t position, uint32_t loop, uint32_t block) {
   const PhiloxBlock bits = philox4x32({block, position, stream, 2 + 4 * loop}, seed);
   std::array<double, 4> out;

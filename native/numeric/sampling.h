@@ -1,11 +1,12 @@
-// Draws one token from a row of logits. Shared by the backends that run on the host.
+// Draws one token from a row of logits. Used by all backends that sample on the host.
 //
 // Filters apply in the order of Hugging Face transformers: temperature, top-k, top-p, min-p.
-//   top-k  keeps the k largest logits, and what ties with the k-th
-//   top-p  keeps the smallest set of the most probable survivors whose share of them reaches p (the lower index first in a tie),
-//   at least one min-p  keeps probabilities of at least min_p times the largest
-// The draw is by inverse CDF over the kept tokens in index order. The log-probability is that of the whole vocabulary at the
-// temperature (at temperature 1 when greedy), so that it can be compared with what training computes.
+//   top-k  keeps the k largest logits, and any that tie with the k-th
+//   top-p  keeps the smallest set of most probable remaining tokens with at least p of their total probability; at least one
+//          token, and the lower index first in a tie
+//   min-p  keeps tokens with at least min_p times the largest probability
+// The draw is by inverse CDF over the kept tokens in index order. The log-probability is over the full vocabulary at the
+// temperature (at temperature 1 if greedy), so it can be compared with the one in training.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -15,7 +16,7 @@
 
 namespace looplm {
 
-// As LoopLogitEdit of backend.h says.
+// The edit of LoopLogitEdit in backend.h.
 template <class Real>
 Real edited_logit(Real logit, double bias, double repetition, double penalty) {
   const double biased = double(logit) + bias;
@@ -23,7 +24,7 @@ Real edited_logit(Real logit, double bias, double repetition, double penalty) {
 }
 
 struct SampleOptions {
-  double temperature = 1;  // 0: greedy, the lowest index wins a tie
+  double temperature = 1;  // 0: greedy, where the lowest index wins a tie
   int64_t top_k = 0;       // 0: off
   double top_p = 1;        // 1: off
   double min_p = 0;        // 0: off
@@ -35,13 +36,13 @@ struct SampledToken {
   Real logprob;
 };
 
-// Memory that is reused from row to row.
+// Scratch memory, reused from row to row.
 template <class Real>
 struct SampleScratch {
-  std::vector<Real> weights;   // exp((logit - largest) / temperature), 0 when filtered out
-  std::vector<Real> selected;  // top-k's copy of the logits
-  std::vector<int32_t> heap;   // top-p's candidates
-  std::vector<int32_t> kept;   // in index order, what top-p kept; empty: every weight that is not 0
+  std::vector<Real> weights;   // exp((logit - largest) / temperature); 0 if filtered out
+  std::vector<Real> selected;  // copy of the logits for top-k
+  std::vector<int32_t> heap;   // candidates of top-p
+  std::vector<int32_t> kept;   // tokens that top-p kept, in index order; empty: all with a positive weight
 };
 
 template <class Real>
@@ -58,7 +59,7 @@ void keep_top_k(const Real* logits, int64_t k, SampleScratch<Real>& scratch) {
 
 template <class Real>
 double sum_of(const std::vector<Real>& values) {
-  double part[8] = {};  // side by side, so that no addition waits for the one before
+  double part[8] = {};  // independent sums, so that no addition waits for the one before
   size_t v = 0;
   for (; v + 8 <= values.size(); v += 8)
     for (size_t i = 0; i < 8; ++i) part[i] += values[v + i];
@@ -66,14 +67,15 @@ double sum_of(const std::vector<Real>& values) {
   return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
-// The nucleus is usually small: the tokens above some weight are put into a heap once they are sure to hold it.
+// The nucleus is usually small. Collects the tokens above some weight in a heap, and lowers that weight until the heap
+// certainly contains the nucleus.
 template <class Real>
 void keep_top_p(double p, SampleScratch<Real>& scratch) {
   if (p >= 1) return;
   auto& weights = scratch.weights;
   auto& heap = scratch.heap;
   const double wanted = p * sum_of(weights);
-  for (const double least : {0x1p-6, 0x1p-12, 0x1p-20, 0.0}) {  // of the largest weight, which is 1
+  for (const double least : {0x1p-6, 0x1p-12, 0x1p-20, 0.0}) {  // relative to the largest weight, which is 1
     heap.clear();
     double mass = 0;
     for (size_t v = 0; v < weights.size(); ++v)
@@ -81,7 +83,7 @@ void keep_top_p(double p, SampleScratch<Real>& scratch) {
         heap.push_back(int32_t(v));
         mass += weights[v];
       }
-    if (mass > wanted * (1 + 1e-9)) break;  // not by rounding alone
+    if (mass > wanted * (1 + 1e-9)) break;  // with a margin above rounding errors
   }
   const auto less_likely = [&](int32_t a, int32_t b) {
     return weights[size_t(a)] < weights[size_t(b)] || (weights[size_t(a)] == weights[size_t(b)] && a > b);
@@ -100,11 +102,11 @@ void keep_top_p(double p, SampleScratch<Real>& scratch) {
 template <class Real>
 void keep_min_p(double min_p, SampleScratch<Real>& scratch) {
   if (min_p <= 0) return;
-  for (Real& weight : scratch.weights)  // the largest weight is exp(0) = 1 and always survives
+  for (Real& weight : scratch.weights)  // the largest weight is exp(0) = 1, so it always survives
     if (weight < std::min(min_p, 1.0)) weight = 0;
 }
 
-// The first kept token whose cumulative weight exceeds uniform · Σ kept weights.
+// The first kept token at which the cumulative weight exceeds uniform · Σ kept weights.
 template <class Real>
 int32_t draw(const SampleScratch<Real>& scratch, double uniform) {
   const std::vector<Real>& weights = scratch.weights;
@@ -125,7 +127,7 @@ int32_t draw(const SampleScratch<Real>& scratch, double uniform) {
   return last;
 }
 
-// A draw under the filters, with scratch.weights filled in.
+// Applies the filters and draws; scratch.weights must be filled in.
 template <class Real>
 int32_t draw_kept(const Real* logits, const SampleOptions& options, double uniform, SampleScratch<Real>& scratch) {
   scratch.kept.clear();

@@ -1,7 +1,7 @@
 // Causal attention over packed segments (math.md §1).
 //   s_ij = scale q_i·k_j,   lse_i = log Σ_j exp s_ij,   p_ij = exp(s_ij - lse_i),   out_i = Σ_j p_ij v_j
-//   ∂p_ij = ∂out_i·v_j,   ∂s_ij = p_ij (∂p_ij - Σ_l p_il ∂p_il),   ∂q_i = scale Σ_j ∂s_ij k_j,   ∂k_j = scale Σ_i ∂s_ij q_i, ∂v_j
-//   = Σ_i p_ij ∂out_i
+//   ∂p_ij = ∂out_i·v_j,   ∂s_ij = p_ij (∂p_ij - Σ_l p_il ∂p_il)
+//   ∂q_i = scale Σ_j ∂s_ij k_j,   ∂k_j = scale Σ_i ∂s_ij q_i,   ∂v_j = Σ_i p_ij ∂out_i
 #include "context.h"
 #include "scores.h"
 
@@ -19,8 +19,8 @@ struct Packed {
   Number* v(int64_t token, int32_t head) const { return k(token, head) + a.kv_heads * a.head_dim; }
 };
 
-// The tokens that token i of a segment attends to: the prefix, then the segment up to and with i, or to the end of its two-way
-// part.
+// The tokens that token i of a segment attends to: the prefix, then the segment up to and including i, or to the end of its
+// bidirectional part if i is in it.
 std::vector<int32_t> visible(const LoopSegment& segment, int32_t i) {
   std::vector<int32_t> tokens;
   for (int32_t j = segment.prefix_begin; j < segment.prefix_end; ++j) tokens.push_back(j);

@@ -1,4 +1,5 @@
-// A cache in few bits (backend.h, LoopCacheCodes). Rounding is in float32, as everywhere; what codes stand for is a double.
+// A quantized KV cache (backend.h, LoopCacheCodes). Values are rounded in float32, as on every backend; decoded values are
+// double.
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -15,7 +16,7 @@ float from_bfloat16(uint32_t bits) {
   std::memcpy(&x, &bits, 4);
   return x;
 }
-// The bfloat16 nearest to x among those not above it, or not below.
+// The nearest bfloat16 that is not above x, or with `upwards` not below x.
 uint32_t rounded(float x, bool upwards) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -24,7 +25,7 @@ uint32_t rounded(float x, bool upwards) {
   return cut;
 }
 
-// A record of `width` numbers.
+// A record of `width` quantized numbers.
 struct Record {
   LoopCacheCodes codes;
   int64_t width;
@@ -109,7 +110,7 @@ int cache_decode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, in
   return 0;
 }
 
-// out[i] = Σ_j softmax_j(scale q_i·k_j) v_j over the row's records, then over its recent keys and values
+// out[i] = Σ_j softmax_j(scale q_i·k_j) v_j over the row's records, followed by its recent keys and values.
 int coded_attention(void* ctx, LoopDType dt, const LoopCodedAttention* c) {
   if (int status = require_float64(ctx, dt, "coded_attention")) return status;
   const LoopDecodeAttention& a = c->rows;

@@ -1,4 +1,4 @@
-// What the files of the reference backend share: the context, its errors, and the parts that fill the table.
+// Shared by the files of the reference backend: the context, its errors, and the functions that fill the table.
 #pragma once
 #include <string>
 
@@ -10,13 +10,13 @@ struct Context {
   std::string error;
 };
 
-// Sets last_error; the result is the status that a kernel returns.
+// Sets last_error and returns the status for the kernel to return.
 inline int fail(void* ctx, const std::string& message) {
   static_cast<Context*>(ctx)->error = message;
   return 1;
 }
 
-// The functions of the model are there in float64 alone.
+// Kernels of the model support only float64.
 inline int require_float64(void* ctx, LoopDType dt, const char* operation) {
   if (dt == LOOP_F64) return 0;
   return fail(ctx, std::string(operation) + ": the reference backend computes in float64, not in " + loop_dtype_name(dt));

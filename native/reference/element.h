@@ -1,5 +1,5 @@
-// One element of any dtype, read and written as a double. Rounding is to nearest, ties to even; halves are reached through
-// float32, as PyTorch does it. To int32: towards zero, held to the range, NaN gives 0.
+// One element of any dtype, read and written as a double. Rounds to nearest, ties to even. 16-bit types are rounded through
+// float32, as PyTorch does. Conversion to int32 truncates and saturates; NaN becomes 0.
 #pragma once
 #include <bit>
 #include <cmath>

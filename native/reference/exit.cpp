@@ -1,4 +1,4 @@
-// The exit gate and the distribution over loops that it makes (math.md §1).
+// The exit gate, and the exit distribution over the loops (math.md §1).
 #include "context.h"
 #include "logistic.h"
 
@@ -31,7 +31,7 @@ int gate_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* da_
   return 0;
 }
 
-// log p_t = logσ(a_t) + Σ_{s<t} logσ(-a_s); the last loop takes what remains and its gate is unused.          [loops, n]
+// log p_t = logσ(a_t) + Σ_{s<t} logσ(-a_s). The last loop takes the remaining probability; its gate is unused. [loops, n].
 int exit_pdf(void* ctx, LoopDType dt, int64_t loops, int64_t n, const void* gates, void* log_pdf, void* pdf) {
   if (int status = require_float64(ctx, dt, "exit_pdf")) return status;
   for (int64_t i = 0; i < n; ++i) {

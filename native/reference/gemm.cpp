@@ -32,7 +32,7 @@ int code_of(const LoopQuantized& b, int64_t k, int64_t j, int64_t l) {
   return (l % 2 ? pair >> 4 : pair & 15) - 8;
 }
 
-// What code · scale + middle is made of.
+// Scale and middle of one group: value = code · scale + middle.
 struct Grid {
   double scale, middle = 0;
   Grid(const LoopQuantized& b, int64_t at) : scale(b.scales[at]) {
@@ -43,7 +43,7 @@ struct Grid {
   }
 };
 
-// A row in 8 bits, rounded in float32 as LoopQuantized says: codes [k], scales [k / group].
+// A row rounded to 8 bits in float32, as LoopQuantized defines: codes [k], scales [k / group].
 struct RoundedRow {
   std::vector<int> codes;
   std::vector<double> scales;
@@ -62,7 +62,7 @@ struct RoundedRow {
   }
 };
 
-// C[m,n] = Σ_k A[m,k] · (code · scale + middle)[n,k], or the same of rounded rows of A
+// C[m,n] = Σ_k A[m,k] · (code · scale + middle)[n,k]; with activation_bits 8, for rows of A that are rounded to 8 bits.
 int gemm_quantized(void* ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, const void* a_, int64_t lda, const LoopQuantized* b,
                    void* c_, int64_t ldc, int) {
   if (int status = require_float64(ctx, dt, "gemm_quantized")) return status;

@@ -1,4 +1,4 @@
-// From logits to log-probabilities, and from a log-probability to its coefficient c = ∂L/∂ℓ (math.md §2).
+// From logits to log-probabilities, and from each log-probability to its coefficient c = ∂L/∂ℓ (math.md §2).
 #include "../token_loss.h"
 #include "context.h"
 #include "scores.h"

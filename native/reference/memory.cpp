@@ -1,4 +1,4 @@
-// Contexts and memory: device memory is ordinary memory.
+// Contexts and memory; device memory is ordinary host memory.
 #include <cstdlib>
 #include <cstring>
 #include <new>

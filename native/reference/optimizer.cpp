@@ -1,4 +1,4 @@
-// AdamW with decoupled weight decay (math.md §6), and the norm for clipping.
+// AdamW with decoupled weight decay (math.md §6), and the gradient norm for clipping.
 #include <cmath>
 
 #include "context.h"

@@ -1,5 +1,4 @@
-// The kernel table in naive float64 loops that read like the formulas of math.md: the truth that every other backend is tested
-// against.
+// The kernel table in naive float64 loops that read like the formulas of math.md. Every other backend is tested against it.
 #pragma once
 #include "../backend.h"
 

@@ -3,8 +3,8 @@
 namespace looplm::reference {
 namespace {
 
-// (u, v) = (x[j], x[j + head_dim/2]) or (x[2j], x[2j + 1])  →  (u cos - v sin, v cos + u sin); the inverse turns by the opposite
-// angle.   (math.md §1)
+// (u, v) = (x[j], x[j + head_dim/2]) or (x[2j], x[2j + 1])  →  (u cos - v sin, v cos + u sin). The inverse rotates by the
+// opposite angle. (math.md §1)
 int rope(void* ctx, LoopDType dt, LoopRotaryPairs pairs, int64_t n, int32_t heads, int32_t head_dim, int64_t row_stride,
          const int32_t* positions, const void* cos_sin, int inverse, void* qkv) {
   if (int status = require_float64(ctx, dt, "rope")) return status;

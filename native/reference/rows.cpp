@@ -1,4 +1,4 @@
-// Rows chosen by an index: the embedding and its gradient, gather and scatter. Rows compared with rows.
+// Rows selected by an index: the embedding and its gradient, gather and scatter. Also the comparison of rows.
 #include <algorithm>
 #include <cstring>
 

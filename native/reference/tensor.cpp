@@ -8,7 +8,7 @@
 namespace looplm::reference {
 namespace {
 
-// Calls visit(i, offset_a, offset_b) for the i-th index of a shape in row-major order.
+// Calls visit(i, offset_a, offset_b) for every index of a shape in row-major order.
 template <class Visit>
 void for_each_index(int32_t rank, const int64_t* shape, const int64_t* a_strides, const int64_t* b_strides, Visit visit) {
   int64_t count = 1;
@@ -35,7 +35,7 @@ int binary(void* ctx, LoopDType type, LoopBinaryOp op, int32_t rank, const int64
   if (int status = check_rank(ctx, "binary", rank)) return status;
   for_each_index(rank, shape, a_strides, b_strides, [&](int64_t i, int64_t ia, int64_t ib) {
     const double x = load(type, a, ia), y = load(type, b, ib);
-    if (type == LOOP_I32)  // wraps around
+    if (type == LOOP_I32)  // int32 addition and multiplication wrap around
       static_cast<int32_t*>(out)[i] = int32_t(op == LOOP_ADD ? int64_t(x) + int64_t(y) : int64_t(x) * int64_t(y));
     else store(type, out, i, op == LOOP_ADD ? x + y : x * y);
   });
