@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(attention_threads) attention_kernel(const Atte
   const int head = int(blockIdx.x) % a.heads, slot = slots - 1 - int(blockIdx.x) / a.heads, kv_head = head / a.ratio;
   const int index = segment_of_slot(a.segments, a.segment_count, F::rows, slot);
   const KeyRun run = key_run(a.segments[index]), own{run.begin, run.length, 0, 0};
-  const int first = (slot - index - run.begin / F::rows) * F::rows;  // index within the segment
+  const int first = first_of_slot(slot, index, run.begin, F::rows);  // index within the segment
   if (first >= run.length) return;
   // In shared memory, so that it takes no register.
   SHARED_ARRAY(int, two_way, 1);

@@ -4,6 +4,8 @@
 // begin + j - prefix. Query i of the segment (token begin + i) sees the keys 0 … prefix + i. Queries i < two_way see all keys
 // before prefix + two_way. Blocks never cross segments, so a row's arithmetic depends only on its position in its segment.
 #pragma once
+#include <climits>
+
 #include "context.h"
 
 namespace looplm::cuda {
@@ -48,17 +50,24 @@ __device__ __forceinline__ KeyRun key_run(const LoopSegment& s) {
 // blocks is needed, but some slots stay empty.
 inline int64_t tile_slots(int64_t tokens, int segment_count, int rows) { return tokens / rows + segment_count; }
 
-// Finds the segment of a slot. The whole warp searches, 32 segments at a time; segments are sorted by their tokens.
+// Finds the segment of a slot. The whole warp searches, 32 segments at a time; segments are sorted by their tokens. Slots
+// of tokens before the first segment, which are a cached prefix, get the first segment.
 __device__ __forceinline__ int segment_of_slot(const LoopSegment* segments, int segment_count, int rows, int slot) {
   int low = 0, count = segment_count;
   while (count > 1) {
     const int stride = (count + 31) / 32, offset = lane_id() * stride;
     const bool before = offset < count && segments[low + (offset < count ? offset : 0)].begin / rows + low + offset <= slot;
-    const int found = (__popc(__ballot_sync(full_warp, before)) - 1) * stride;
+    const int found = max(__popc(__ballot_sync(full_warp, before)) - 1, 0) * stride;
     low += found;
     count = min(stride, count - found);
   }
   return low;
+}
+
+// The first token of a slot's block, counted from the segment's begin; INT_MAX where the slot lies before the segment.
+__device__ __forceinline__ int first_of_slot(int slot, int index, int begin, int rows) {
+  const int block = slot - index - begin / rows;
+  return block < 0 ? INT_MAX : block * rows;
 }
 
 constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;

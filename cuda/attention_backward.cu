@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(attention_threads) keys_backward_kernel(const 
   const int own_index = segment_of_slot(a.segments, a.segment_count, keys, slot);
   const LoopSegment own_segment = a.segments[own_index];
   const KeyRun own{own_segment.begin, own_segment.end - own_segment.begin, 0, 0};
-  const int first_key = (slot - own_index - own.begin / keys) * keys;  // index in the segment
+  const int first_key = first_of_slot(slot, own_index, own.begin, keys);  // of the segment
   if (first_key >= own.length) return;
   const int first_query = first_key < own_segment.two_way ? 0 : first_key;
   const int row = warp_id() * 16, g = lane_id() / 4, p = lane_id() % 4 * 2;
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(attention_threads) queries_backward_kernel(con
   const int head = int(blockIdx.x) % a.heads, slot = slots - 1 - int(blockIdx.x) / a.heads, kv_head = head / a.ratio;
   const int index = segment_of_slot(a.segments, a.segment_count, B::rows, slot);
   const KeyRun run = key_run(a.segments[index]), own{run.begin, run.length, 0, 0};
-  const int first = (slot - index - run.begin / B::rows) * B::rows;
+  const int first = first_of_slot(slot, index, run.begin, B::rows);
   if (first >= run.length) return;
   const bf16 *k = a.qkv + a.k_column(kv_head), *v = a.qkv + a.v_column(kv_head);
   SHARED_ARRAY(int, two_way, 1);

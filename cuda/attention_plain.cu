@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_forward_kernel(const A
   const int head = int(blockIdx.x) % arg.heads, slot = slots - 1 - int(blockIdx.x) / arg.heads, kv_head = head / arg.ratio;
   const int index = segment_of_slot(arg.segments, arg.segment_count, L::rows, slot);
   const KeyRun run = key_run(arg.segments[index]), own{run.begin, run.length, 0, 0};
-  const int first = (slot - index - run.begin / L::rows) * L::rows;
+  const int first = first_of_slot(slot, index, run.begin, L::rows);
   if (first >= run.length) return;
   const int two_way = arg.segments[index].two_way, visible = run.visible(first, L::rows, two_way);
   load_tile<L, T, D>(q_tile, arg.qkv + arg.q_column(head), arg.width, arg.head_dim, own, first, run.length);
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_keys_backward_kernel(c
   const int own_index = segment_of_slot(arg.segments, arg.segment_count, L::rows, slot);
   const LoopSegment own_segment = arg.segments[own_index];
   const KeyRun own{own_segment.begin, own_segment.end - own_segment.begin, 0, 0};
-  const int first_key = (slot - own_index - own.begin / L::rows) * L::rows;
+  const int first_key = first_of_slot(slot, own_index, own.begin, L::rows);
   if (first_key >= own.length) return;
   load_tile<L, T, D>(k_tile, arg.qkv + arg.k_column(kv_head), arg.width, arg.head_dim, own, first_key, own.length);
   load_tile<L, T, D>(v_tile, arg.qkv + arg.v_column(kv_head), arg.width, arg.head_dim, own, first_key, own.length);
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(plain_threads, 1) plain_queries_backward_kerne
   const int head = int(blockIdx.x) % arg.heads, slot = slots - 1 - int(blockIdx.x) / arg.heads, kv_head = head / arg.ratio;
   const int index = segment_of_slot(arg.segments, arg.segment_count, L::rows, slot);
   const KeyRun run = key_run(arg.segments[index]), own{run.begin, run.length, 0, 0};
-  const int first = (slot - index - run.begin / L::rows) * L::rows;
+  const int first = first_of_slot(slot, index, run.begin, L::rows);
   if (first >= run.length) return;
   const int two_way = arg.segments[index].two_way, visible = run.visible(first, L::rows, two_way);
   load_tile<L, T, D>(q_tile, arg.qkv + arg.q_column(head), arg.width, arg.head_dim, own, first, run.length);

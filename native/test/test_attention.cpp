@@ -296,6 +296,21 @@ KERNEL_TEST(attention_row_invariance, "attention: a row does not depend on other
   }
 }
 
+// As prompts go on in pieces: cached rows lie before the first segment and are only read.
+KERNEL_TEST(attention_cached_prefix, "attention: prefixes that are no segments") {
+  for (const Heads& h : {Heads{4, 2, 64}, Heads{2, 1, 20}}) {
+    Layout whole = layout({{150, {70}}, {40, {5}}});
+    Layout pieces = whole;  // both prefixes, then both suffixes
+    pieces.segments = {{190, 260, 0, 150, 0}, {260, 265, 150, 190, 1}};
+    const Values qkv = inputs(t, h, whole);
+    const std::vector<LoopSegment>& w = whole.segments;
+    const Values moved = take(qkv, size_t(h.width()), {w[0], w[2], w[1], w[3]});
+    const size_t out_width = size_t(h.out_width());
+    t.same_bits(h.name() + " out", take(run(t.device, h, pieces, moved).out, out_width, pieces.segments),
+                take(run(t.device, h, whole, qkv).out, out_width, {w[1], w[3]}));
+  }
+}
+
 KERNEL_TEST(attention_determinism, "attention: twice the same bits") {
   const Heads h{6, 2, 64};
   const Layout l = layout({{64, {65, 2, 130}}, {200, {}}});
