@@ -86,6 +86,7 @@ void add_norm(LoopBackend& table);
 void add_rope(LoopBackend& table);
 void add_attention(LoopBackend& table);
 void add_decode_attention(LoopBackend& table);
+void add_coded_cache(LoopBackend& table);
 void add_decode_token(LoopBackend& table);
 void add_recording(LoopBackend& table);
 void add_swiglu(LoopBackend& table);

@@ -22,8 +22,8 @@ template <class T>
 struct Decode {
   int heads, kv_heads, head_dim, ratio;
   float scale;
-  int lanes;  // per team
-  const T *qkv, *keys, *values;
+  int lanes;                     // per team
+  const T *qkv, *keys, *values;  // keys and values: of the slots that hold rows in act
   T* out;
   float* partial;  // [rows, heads, most_parts, head_dim + 2]: Σ exp(s - m) v, then m and Σ exp(s - m). NULL if one group does
                    // all parts of a row
@@ -90,6 +90,21 @@ __device__ __forceinline__ int length_of(const LoopCacheContext& context) {
   return length;
 }
 
+// The keys and values of a row, as decode_parts reads them: how many there are, and W elements of a key and its value from
+// element `from` of the key head `kv_head`. `inside` false: nothing is read, and the elements are 0.
+template <class T>
+struct PlainKeys {
+  const Decode<T>& a;
+  const LoopCacheContext& context;
+  __device__ __forceinline__ int length() const { return length_of(context); }
+  template <bool wide, int W>
+  __device__ __forceinline__ void read(float (&k)[W], float (&v)[W], int key, bool inside, int kv_head, int from) const {
+    const int64_t at = inside ? (slot_of(context, key) * a.kv_heads + kv_head) * a.head_dim : 0;
+    read_head<W, wide>(k, a.keys + at, from, inside ? a.head_dim : 0);
+    read_head<W, wide>(v, a.values + at, from, inside ? a.head_dim : 0);
+  }
+};
+
 // Prefetches the keys and values of a part into the L2 cache.
 template <class T>
 __device__ __forceinline__ void prefetch_part(const Decode<T>& a, const LoopCacheContext& context, const Parts& parts, int head,
@@ -105,17 +120,16 @@ __device__ __forceinline__ void prefetch_part(const Decode<T>& a, const LoopCach
 }
 
 // Computes the parts first_part, first_part + part_step, … of `row`, for R heads that share a key head, with the
-// decode_threads threads of a group. thread: index in the group; meet(): its barrier. sums: R × (head_dim + 2) floats per
-// team. put(n, r, e, part, largest, sum, value) receives element e of head + r, which is this thread's n-th, and the part's
-// largest score and Σ exp(s - largest).
-template <int W, int R, bool wide, class T, class Meet, class Put>
-__device__ __forceinline__ void decode_parts(const Decode<T>& a, const LoopCacheContext& context, int row, int head,
-                                             int first_part, int part_step, int thread, Shared<float> sums, Meet meet, Put put) {
+// decode_threads threads of a group. keys: as PlainKeys. thread: index in the group; meet(): its barrier. sums: R × (head_dim +
+// 2) floats per team. put(n, r, e, part, largest, sum, value) receives element e of head + r, which is this thread's n-th, and
+// the part's largest score and Σ exp(s - largest).
+template <int W, int R, bool wide, class T, class Keys, class Meet, class Put>
+__device__ __forceinline__ void decode_parts(const Decode<T>& a, const Keys& keys, int row, int head, int first_part,
+                                             int part_step, int thread, Shared<float> sums, Meet meet, Put put) {
   const int teams = decode_threads / a.lanes, team = thread / a.lanes, from = thread % a.lanes * W, stride = a.head_dim + 2;
-  const int length = length_of(context);
+  const int length = keys.length();
   const Parts parts = parts_of(length);
-  const int64_t kv_width = int64_t(a.kv_heads) * a.head_dim, row_width = int64_t(a.heads + 2 * a.kv_heads) * a.head_dim;
-  const int kv_column = head / a.ratio * a.head_dim;
+  const int64_t row_width = int64_t(a.heads + 2 * a.kv_heads) * a.head_dim;
 
   float q[R][W];
 #pragma unroll
@@ -140,9 +154,7 @@ __device__ __forceinline__ void decode_parts(const Decode<T>& a, const LoopCache
       for (int two = 0; two < 2; ++two) {
         const int key = first + two * teams + team;
         inside[two] = key < end;
-        const int64_t at = inside[two] ? slot_of(context, key) * kv_width + kv_column : 0;
-        read_head<W, wide>(k[two], a.keys + at, from, inside[two] ? a.head_dim : 0);
-        read_head<W, wide>(v[two], a.values + at, from, inside[two] ? a.head_dim : 0);
+        keys.template read<wide>(k[two], v[two], key, inside[two], head / a.ratio, from);
       }
 #pragma unroll
       for (int r = 0; r < R; ++r)

@@ -286,7 +286,8 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
       for (int unit = first_unit; unit < units; unit += attention_groups * int(gridDim.x)) {
         const int head = unit % a.heads, part = unit / a.heads;
         decode_parts<8, 1, true>(
-            decode, a.context, 0, head, part, parts.count, of_group, sums, [&] { named_barrier(1 + group, decode_threads); },
+            decode, PlainKeys<T>{decode, a.context}, 0, head, part, parts.count, of_group, sums,
+            [&] { named_barrier(1 + group, decode_threads); },
             [&](int, int r, int e, int, float most, float total, float value) {
               if (parts.count == 1) {
                 Running only;

@@ -17,6 +17,7 @@ LoopBackend make_table() {
   add_rope(table);
   add_attention(table);
   add_decode_attention(table);
+  add_coded_cache(table);
   add_decode_token(table);
   add_recording(table);
   add_swiglu(table);

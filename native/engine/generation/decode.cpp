@@ -144,6 +144,9 @@ void Decode::run() {
                             model.placement(),
                             g_.cache.generation(),
                             uint64_t(reinterpret_cast<uintptr_t>(model.rope_table(last_position + 1)))};
+  for (const void* recent : {static_cast<const void*>(use.coded.rows), static_cast<const void*>(use.coded.contexts),
+                             static_cast<const void*>(use.coded.residual_at)})
+    key.push_back(uint64_t(reinterpret_cast<uintptr_t>(recent)));
   for (const LoopRows& of : batch.loops) key.push_back(uint64_t(of.count) << 32 | uint64_t(of.loop));
   const bool replayed = graphs_.run(key, [&] { stack.forward_loops(nullptr); });
   g_.count([&](SchedulerStats& s) {

@@ -1,0 +1,152 @@
+// A cache in few bits: rows become records and rows again (backend.h, LoopCacheCodes). Attention over records is in
+// decode_attention.cu.
+#include "coded_cache.h"
+
+namespace looplm::cuda {
+namespace {
+
+constexpr int coder_warps = 4, coder_threads = 32 * coder_warps;
+
+// The bfloat16 next to x that is not below its magnitude.
+__device__ __forceinline__ uint32_t away_from_zero(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return (bits >> 16) + ((bits & 0xFFFF) != 0);
+}
+// The largest bfloat16 that is not above x.
+__device__ __forceinline__ uint32_t not_above(float x) {
+  return __float_as_uint(x) >> 31 ? away_from_zero(x) : __float_as_uint(x) >> 16;
+}
+
+// One warp encodes group g of a record. x(i) is number i of the group.
+template <class Numbers>
+__device__ __forceinline__ void encode_group(const Records& r, int g, uint32_t* record, Numbers x) {
+  const int lane = lane_id();
+  float high = -INFINITY, negated_low = -INFINITY, not_finite = 0;
+  for (int i = lane; i < r.group; i += 32) {
+    const float y = x(i);
+    high = y > high ? y : high;
+    negated_low = -y > negated_low ? -y : negated_low;
+    if (!(y - y == 0)) not_finite = 1;
+  }
+  high = warp_max(high), negated_low = warp_max(negated_low);
+  const bool finite = warp_max(not_finite) == 0;
+  const float most = float((1 << r.bits) - 1);
+  const uint32_t minimum = finite ? not_above(-negated_low) : 0x7FC0;
+  const float from = bf16_low(minimum);
+  const uint32_t scale = finite ? away_from_zero((high - from) / most) : 0;
+  const float inverse = scale ? 1.0f / bf16_low(scale) : 0;
+  if (lane == 0) record[r.groups * r.words + g] = minimum << 16 | scale;
+  for (int w = lane; w < r.words; w += 32) {
+    uint32_t codes = 0;
+    if (scale)
+      for (int i = w, shift = 0; i < r.group; i += r.words, shift += r.bits) {
+        const float code = rintf(__fmul_rn(x(i) - from, inverse));
+        codes |= uint32_t(code < most ? code : most) << shift;
+      }
+    record[g * r.words + w] = codes;
+  }
+}
+
+// Block (row, keys or values): the row's record.
+template <class T>
+__global__ void __launch_bounds__(coder_threads)
+    encode_kernel(const Records r, int64_t row_width, int64_t first, const int32_t* slots, const T* qkv, uint32_t* keys,
+                  uint32_t* values, KernelFault* fault) {
+  const int32_t slot = slots[blockIdx.x];
+  if (slot < 0) {
+    if (threadIdx.x == 0) *fault = {1, slot, INT32_MAX};
+    return;
+  }
+  const T* row = qkv + int64_t(blockIdx.x) * row_width + first + int64_t(blockIdx.y) * r.groups * r.group;
+  uint32_t* record = (blockIdx.y ? values : keys) + int64_t(slot) * r.size;
+  for (int g = warp_id(); g < r.groups; g += coder_warps)
+    encode_group(r, g, record, [&](int i) { return to_float(row[g * r.group + i]); });
+}
+
+template <class T>
+struct Halves {  // of keys or of values
+  const T* exact;
+  uint32_t *anchors, *residuals;
+};
+
+// Block (token, keys or values): the anchor, then each earlier loop's difference to the numbers that the anchor stands for.
+template <class T>
+__global__ void __launch_bounds__(coder_threads)
+    encode_residuals_kernel(const Records anchor, const Records residual, int64_t width, int64_t exact_slots, int64_t slots,
+                            const LoopResidualToken* tokens, Halves<T> keys, Halves<T> values) {
+  const Halves<T>& of = blockIdx.y ? values : keys;
+  const LoopResidualToken token = tokens[blockIdx.x];
+  uint32_t* const record = of.anchors + int64_t(token.slot) * anchor.size;
+  const T* last = of.exact + ((token.loops - 1) * exact_slots + token.exact) * width;
+  for (int g = warp_id(); g < anchor.groups; g += coder_warps)
+    encode_group(anchor, g, record, [&](int i) { return to_float(last[g * anchor.group + i]); });
+  __syncthreads();
+  for (int unit = warp_id(); unit < (token.loops - 1) * residual.groups; unit += coder_warps) {
+    const int loop = unit / residual.groups, g = unit % residual.groups;
+    const T* row = of.exact + (loop * exact_slots + token.exact) * width;
+    encode_group(residual, g, of.residuals + (loop * slots + token.slot) * residual.size, [&](int i) {
+      const int at = g * residual.group + i;
+      return __fadd_rn(to_float(row[at]), -anchor.number(record, at));
+    });
+  }
+}
+
+// Block per record: its numbers, plus those of a second record where there is one.
+template <class T>
+__global__ void __launch_bounds__(coder_threads)
+    decode_records_kernel(const Records r, const uint32_t* records, const Records residual, const uint32_t* residuals,
+                          int64_t stride, T* out) {
+  const uint32_t* record = records + int64_t(blockIdx.x) * r.size;
+  const uint32_t* added = residuals ? residuals + int64_t(blockIdx.x) * residual.size : nullptr;
+  for (int i = int(threadIdx.x); i < r.groups * r.group; i += coder_threads) {
+    const float x = r.number(record, i);
+    out[int64_t(blockIdx.x) * stride + i] = from_float<T>(added ? __fadd_rn(x, residual.number(added, i)) : x);
+  }
+}
+
+int cache_encode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,
+                 const int32_t* slots, const void* qkv, void* keys, void* values) {
+  return with_dtype(ctx, "cache_encode", dt, [&]<class T>(Context& c, T) {
+    const int64_t row_width = int64_t(heads + 2 * kv_heads) * head_dim, first = int64_t(heads) * head_dim;
+    return check(c,
+                 launch(encode_kernel<T>, dim3(unsigned(rows), 2), dim3(coder_threads), 0, c.stream,
+                        Records(codes, int64_t(kv_heads) * head_dim), row_width, first, slots, static_cast<const T*>(qkv),
+                        static_cast<uint32_t*>(keys), static_cast<uint32_t*>(values), c.kernel_fault),
+                 "cache_encode");
+  });
+}
+
+int cache_encode_residuals(void* ctx, LoopDType dt, const LoopResidualEncode* e) {
+  return with_dtype(ctx, "cache_encode_residuals", dt, [&]<class T>(Context& c, T) {
+    const auto half = [](const void* exact, void* anchors, void* residuals) {
+      return Halves<T>{static_cast<const T*>(exact), static_cast<uint32_t*>(anchors), static_cast<uint32_t*>(residuals)};
+    };
+    return check(
+        c,
+        launch(encode_residuals_kernel<T>, dim3(unsigned(e->count), 2), dim3(coder_threads), 0, c.stream,
+               Records(e->anchor, e->width), Records(e->residual, e->width), e->width, e->exact_slots, e->slots, e->tokens,
+               half(e->keys, e->anchor_keys, e->residual_keys), half(e->values, e->anchor_values, e->residual_values)),
+        "cache_encode_residuals");
+  });
+}
+
+int cache_decode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int64_t width, const void* records,
+                 LoopCacheCodes residual, const void* residuals, int64_t stride, void* out) {
+  return with_dtype(ctx, "cache_decode", dt, [&]<class T>(Context& c, T) {
+    return check(c,
+                 launch(decode_records_kernel<T>, dim3(unsigned(rows)), dim3(coder_threads), 0, c.stream, Records(codes, width),
+                        static_cast<const uint32_t*>(records), Records(residuals ? residual : codes, width),
+                        static_cast<const uint32_t*>(residuals), stride, static_cast<T*>(out)),
+                 "cache_decode");
+  });
+}
+
+}  // namespace
+
+void add_coded_cache(LoopBackend& table) {
+  table.cache_encode = cache_encode;
+  table.cache_encode_residuals = cache_encode_residuals;
+  table.cache_decode = cache_decode;
+}
+
+}  // namespace looplm::cuda
