@@ -1,8 +1,9 @@
 // looplm_kernel_bench [--device cuda] [--dtype bf16|f32] [--filter TEXT] [--milliseconds 300] [--size ouro|tiny]
-// looplm_kernel_bench --floors bf16|f32: the work of the kernels alone, as JSON, for docs/cuda-resources.md; nothing is run.
-// Every kernel of a device at the training shape of Ouro-1.4B, and decoding with a model of that shape, beside the roofs measured
-// in the same run: a JSON document on standard output, a table on standard error. Needs neither Node nor a network; `npm run
-// bench` does the same from JavaScript, and whole steps.
+// looplm_kernel_bench --floors bf16|f32: only the kernels' amounts of work, as JSON, for docs/cuda-resources.md; runs
+// nothing.
+// Times every kernel of a device at the training shape of Ouro-1.4B, and decoding with a model of that shape, next to the
+// peak rates measured in the same run. Prints JSON to standard output and a table to standard error. Needs neither Node nor a
+// network. `npm run bench` does the same from JavaScript, and also times whole steps.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -21,7 +22,7 @@ namespace looplm {
 namespace {
 
 struct Options {
-  std::string device = "cuda", dtype = "bf16", filter, size = "ouro";  // tiny: to see that it runs
+  std::string device = "cuda", dtype = "bf16", filter, size = "ouro";  // size tiny: only to check that everything runs
   double milliseconds = 300;
 };
 
@@ -32,7 +33,7 @@ struct Row {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// The median of batches that take a few milliseconds each, the device waited for at the end of each.
+// The median time of batches of runs that take a few milliseconds each. Waits for the device at the end of each batch.
 Row measure(const std::shared_ptr<Device>& device, LoopDType dt, const std::string& name, const KernelShape& shape,
             double milliseconds) {
   const KernelCase made = make_kernel_case(device, dt, name, shape);
@@ -46,13 +47,13 @@ Row measure(const std::shared_ptr<Device>& device, LoopDType dt, const std::stri
   const double once = seconds_of(1);
   const int repeats = int(std::clamp(0.005 / once, 1.0, 1000.0));
   std::vector<double> all;
-  const size_t least = milliseconds < 10 ? 1 : 5;  // a run that only shows that it runs
+  const size_t least = milliseconds < 10 ? 1 : 5;  // one batch is enough if the run only checks that everything runs
   for (const double end = now() + milliseconds / 1000; now() < end || all.size() < least;) all.push_back(seconds_of(repeats));
   std::nth_element(all.begin(), all.begin() + ptrdiff_t(all.size() / 2), all.end());
   return {name, all[all.size() / 2], made.flops, made.bytes};
 }
 
-// A model whose matrices are a block of random numbers over and over, which is soon made; its norms are 1.
+// A model that is quick to create: its matrices repeat one block of random numbers, and its norms are 1.
 std::shared_ptr<Model> make_model(const std::shared_ptr<Device>& device, LoopDType dt, const Architecture& config) {
   auto model = std::make_shared<Model>(device, dt, config);
   const size_t block = 1 << 16, size = loop_dtype_size(dt);
@@ -74,8 +75,8 @@ std::shared_ptr<Model> make_model(const std::shared_ptr<Device>& device, LoopDTy
   return model;
 }
 
-// Greedy decoding of so many rows at full depth, after prompts of so many tokens: the time from token to token. Bytes: the
-// weights once for every loop, the head, and the keys and values that are read; half of the new tokens on average.
+// Greedy decoding of `rows` rows at full depth, after prompts of `prompt` tokens: the time from token to token. Bytes: the
+// weights once per loop, the head, and the keys and values that are read (with half of the new tokens, on average).
 Row measure_decode(const std::shared_ptr<Model>& model, int rows, int prompt, int tokens) {
   const Architecture& c = model->config;
   const auto run_once = [&] {
@@ -87,7 +88,7 @@ Row measure_decode(const std::shared_ptr<Model>& model, int rows, int prompt, in
       request.sampling.temperature = 0;
       scheduler.add(std::move(request));
     }
-    scheduler.run(Until::token);  // the prompts, and a token of each row
+    scheduler.run(Until::token);  // runs the prompts and one token of each row
     const double begin = now();
     scheduler.run(Until::idle);
     return (now() - begin) / (tokens - 1);

@@ -1,5 +1,5 @@
-// A plugin of qemu that prints how many instructions a program executed (tools/count-arm64.mjs). It declares what it uses of
-// qemu's interface for plugins, version 1, so that no header is needed.
+// A qemu plugin that prints how many instructions a program executed (tools/count-arm64.mjs). It declares the parts of qemu's
+// plugin interface (version 1) that it uses, so no header is needed.
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>

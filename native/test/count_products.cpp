@@ -1,6 +1,6 @@
 // looplm_count_products float32|bfloat16|int8|int4 M N K TIMES
-// Runs a product with a weight [N, K] on one thread of the CPU backend, TIMES times, for tools/count-arm64.mjs, which counts the
-// instructions: those of twice less those of once are the product's. Prints what the device says it is.
+// Multiplies with a weight [N, K] on one thread of the CPU backend, TIMES times. tools/count-arm64.mjs counts the
+// instructions; the difference between running twice and once belongs to the product. Prints the device's description.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -17,7 +17,7 @@ int main(int argc, char** argv) {
   if (!ctx) return 1;
   const LoopDType dt = type == "bfloat16" ? LOOP_BF16 : LOOP_F32;
   const int bits = type == "int8" ? 8 : type == "int4" ? 4 : 0, group = 64;
-  // Zeros serve: no instruction depends on a value.
+  // zeros are enough: no instruction depends on a value
   const auto zeros = [&](size_t bytes) {
     void* p = table->allocate(ctx, bytes);
     if (p) table->zero(ctx, p, bytes);

@@ -1,12 +1,11 @@
-// A stand-in for NVIDIA's cuBLASLt in the tests of device cuda-emulated: the functions that cuda/cublaslt.cu uses, with the
-// values and the rules of the manual (docs.nvidia.com/cuda/cublas, "Using the cuBLASLt API"). It computes products by plain loops
-// over double. Whatever breaks a rule ends the process with a message, because an error status alone would only send the engine
-// to its own kernels.
+// A stand-in for NVIDIA's cuBLASLt in the tests of device cuda-emulated. It has the functions that cuda/cublaslt.cu uses,
+// with the values and the rules of the manual (docs.nvidia.com/cuda/cublas, "Using the cuBLASLt API"). It computes products
+// by plain loops in double. A violation of the rules ends the process with a message, because an error status would only make
+// the engine use its own kernels.
 //
-//   LOOPLM_CUBLASLT_DOUBLE       what is to fail: create (no handle), heuristic (a status), none (no algorithm), matmul, later
-//   (the
-//                                same for every product but the one by which the engine tries the library), rows (an algorithm
-//                                for another number of rows than it was chosen for), wrong (a product with one wrong element)
+//   LOOPLM_CUBLASLT_DOUBLE       what should fail: create (no handle), heuristic (a status), none (no algorithm), matmul,
+//                                later (like matmul, except for the product with which the engine tests the library),
+//                                rows (an algorithm for another number of rows than it was chosen for), wrong (one element)
 //   LOOPLM_CUBLASLT_DOUBLE_LOG   a file that gets a line for every product: m n k, the types of A and C, the transpositions
 #include <cstdint>
 #include <cstdio>
@@ -32,7 +31,7 @@ enum PreferenceAttribute {
   alignment_d = 8
 };
 
-// The first member of a stream of the emulator: work to be done in its order.
+// The first member of the emulator's streams: runs work in stream order.
 using LooplmSubmit = int (*)(void* stream, const std::function<int()>& work);
 
 [[noreturn]] void refuse(const char* function, const std::string& why) {
@@ -50,14 +49,14 @@ struct Desc {
 struct Layout {
   int type;
   uint64_t rows, columns;
-  int64_t ld;  // column-major: from one column to the next
+  int64_t ld;  // column-major: elements from one column to the next
 };
 struct Preference {
   uint64_t workspace = 0;
   uint32_t reductions = 3 /* all */, alignment[4] = {256, 256, 256, 256};
 };
 
-// Objects that are alive, so that one that is not, or leaked, is seen.
+// Objects that are alive, to detect leaks and uses after destruction.
 template <class T>
 struct Objects {
   const char* kind;
@@ -102,8 +101,8 @@ struct Heuristic {
 };
 static_assert(sizeof(Algorithm) == 64 && sizeof(Heuristic) == 96);
 
-// What an algorithm was chosen for. The number of columns of B and D may be another one when it is used, as the manual has it:
-// the configuration is checked against the call.
+// What an algorithm was chosen for. The number of columns of B and D may be different when it is used, as the manual allows;
+// everything else is checked against the call.
 constexpr uint64_t chosen_magic = 0x6c6f6f706c6d4c74;
 struct Chosen {
   uint64_t magic;
@@ -282,10 +281,11 @@ int cublasLtMatmul(void* handle, void* desc, const void* alpha, const void* a, v
   require(workspace && workspace_bytes >= chosen.workspace, f, "less workspace than the algorithm needs");
   require(reinterpret_cast<uintptr_t>(workspace) % 256 == 0, f, "the workspace is not aligned to 256 bytes");
 
-  const bool trial = p.m == 64 && p.n == 4096 && p.k == 32;  // what cuda/cublaslt.cu asks for when a device is opened
+  const bool trial = p.m == 64 && p.n == 4096 && p.k == 32;  // the product with which cuda/cublaslt.cu tests the library when
+                                                             // it opens a device
   if (fails("matmul") || (fails("later") && !trial)) return execution_failed;
   const bool ta = operation.transpose_a == transpose, tb = operation.transpose_b == transpose;
-  // Done in the order of the stream, which may be recording; the descriptors are gone by then.
+  // Runs in stream order. The stream may be recording, so the descriptors may be destroyed before it runs.
   const int status = (*static_cast<LooplmSubmit*>(stream))(stream, [=, la = la, lb = lb, lc = lc, ld = ld] {
     std::memset(workspace, 0xAB, chosen.workspace);
     for (uint64_t j = 0; j < p.n; j++)

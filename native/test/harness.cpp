@@ -15,7 +15,7 @@ namespace {
 constexpr size_t canary_bytes = 64;
 constexpr unsigned char canary = 0xA5;
 
-// Rounds to `digits` significant bits, or to the multiple of the smallest subnormal 2^(least - digits + 1).
+// Rounds to `digits` significant bits, but at least to the smallest subnormal 2^(least - digits + 1).
 double to_digits(double x, int digits, int least, double largest) {
   if (x == 0 || !std::isfinite(x)) return x;
   const int exponent = std::max(std::ilogb(x), least) - (digits - 1);
@@ -23,13 +23,13 @@ double to_digits(double x, int digits, int least, double largest) {
   return std::abs(y) > largest ? std::copysign(INFINITY, x) : y;
 }
 
-uint16_t half_bits(double x) {  // x is a float16 value
+uint16_t half_bits(double x) {  // x must be a float16 value
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
   x = std::abs(x);
   if (std::isnan(x)) return 0x7E00;
   if (std::isinf(x)) return sign | 0x7C00;
   int exponent = 0;
-  const double fraction = std::frexp(x, &exponent);  // x = fraction 2^exponent, 0.5 <= fraction < 1
+  const double fraction = std::frexp(x, &exponent);  // x = fraction · 2^exponent, 0.5 <= fraction < 1
   if (x < 0x1p-14) return sign | uint16_t(std::ldexp(x, 24));
   return sign | uint16_t((exponent + 14) << 10) | uint16_t(std::ldexp(fraction - 0.5, 11));
 }
@@ -154,7 +154,7 @@ Values Buffer::values_as(LoopDType type) const {
   return values;
 }
 
-// NaN and infinities that both have are equal; those that only one has make the error infinite.
+// NaN and infinities are equal if both arrays have them at the same place; otherwise the error is infinite.
 double relative_error(const Values& got, const Values& truth) {
   if (got.size() != truth.size()) return INFINITY;
   double difference = 0, norm = 0;

@@ -1,10 +1,10 @@
-// What every kernel test is made of: a registry, device buffers with a canary, random inputs, and the comparisons.
+// The parts of every kernel test: a registry, device buffers with a canary, random inputs, and comparisons.
 //
-// A test calls one function of the table on the backend under test and on `reference` with the same inputs.
-//   float64   (the reference itself) against the test's own plain evaluation: relative error ≤ 1e-12
+// A test calls one function of the table on the backend under test and on `reference`, with the same inputs.
+//   float64   (the reference itself) against the test's plain evaluation: relative error ≤ 1e-12
 //   float32   against reference: ≤ 1e-5
-//   bfloat16  against reference: ≤ 2 × the error of the plain evaluation, which rounds after every pass as eager PyTorch does;
-//             outputs in real that are made from act inputs by float32 arithmetic alone: ≤ 1e-5
+//   bfloat16  against reference: ≤ 2 × the error of the plain evaluation, which rounds after every pass like eager PyTorch;
+//             real outputs that are computed from act inputs in float32 arithmetic only: ≤ 1e-5
 // The relative error of an array is ‖x - truth‖ / ‖truth‖. Every output starts as NaN.
 #pragma once
 #include <bit>
@@ -23,13 +23,13 @@ using Ints = std::vector<int32_t>;
 
 double rounded_seldom(LoopDType type, double x);  // to float16 and int32
 
-// The value that remains when x is stored as a dtype: round to nearest, ties to even. Most of what a test does is this.
+// x as stored in a dtype: rounded to nearest, ties to even. Tests spend most of their time here.
 inline double rounded(LoopDType type, double x) {
   if (type == LOOP_F64) return x;
   if (type == LOOP_F32) return float(x);
   if (type != LOOP_BF16) return rounded_seldom(type, x);
-  const uint32_t bits =
-      std::bit_cast<uint32_t>(float(x));  // bfloat16 is its upper half; the carry of a mantissa is the exponent's
+  const uint32_t bits = std::bit_cast<uint32_t>(float(x));  // bfloat16 is the upper half; a carry out of the mantissa correctly
+                                                            // increments the exponent
   return x == x ? std::bit_cast<float>((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000u) : x;
 }
 Values rounded(LoopDType type, Values x);
@@ -37,7 +37,7 @@ Values rounded(LoopDType type, Values x);
 // An open backend and the dtype it is tested in.
 class Device {
  public:
-  Device(const LoopBackend* table, LoopDType dt, int threads = 0);  // 0: one per core
+  Device(const LoopBackend* table, LoopDType dt, int threads = 0);  // threads 0: one per core
   ~Device();
   Device(const Device&) = delete;
   void expect(int status, const char* operation) const;  // throws with last_error
@@ -48,10 +48,10 @@ class Device {
   LoopDType real() const { return loop_real(dt); }
 };
 
-// Device memory. `values` checks that nothing was written behind the end.
+// Device memory. `values` checks that nothing was written past the end.
 class Buffer {
  public:
-  Buffer(const Device& device, LoopDType type, size_t count);          // NaN
+  Buffer(const Device& device, LoopDType type, size_t count);          // filled with NaN
   Buffer(const Device& device, LoopDType type, const Values& values);  // rounded to the type
   Buffer(const Device& device, const Ints& values);
   Buffer(const Device& device, const void* host, size_t bytes);
@@ -59,7 +59,7 @@ class Buffer {
       : device_(other.device_), type_(other.type_), bytes_(other.bytes_), data_(std::exchange(other.data_, nullptr)) {}
   ~Buffer();
   Values values() const { return values_as(type_); }
-  Values values_as(LoopDType type) const;  // the same bytes read as another dtype
+  Values values_as(LoopDType type) const;  // the same bytes, read as another dtype
   operator void*() const { return data_; }
   void* when(bool given) const { return given ? data_ : nullptr; }  // an argument that may be NULL
   template <class T>
@@ -84,7 +84,8 @@ Buffer structs(const Device& d, const std::vector<T>& v) {
   return {d, v.data(), v.size() * sizeof(T)};
 }
 
-// The plain evaluation's arithmetic in the dtype under test: act() rounds as an activation is stored, real() as an accumulator.
+// Arithmetic of the plain evaluation in the dtype under test. act() rounds like a stored activation, real() like an
+// accumulator.
 struct Plain {
   LoopDType dt;
   double act(double x) const { return rounded(dt, x); }
@@ -98,28 +99,28 @@ class Test {
   Test(std::string name, const Device& device, const Device& reference)
       : device(device), reference(reference), name_(std::move(name)) {}
 
-  // Inputs. Each call draws new numbers; the order of the calls in a test decides them.
+  // Random inputs. Each call draws new numbers, so they depend on the order of the calls in a test.
   Values act_normal(size_t count, double scale = 1) { return normals(device.dt, count, scale); }       // rounded to act
   Values real_normal(size_t count, double scale = 1) { return normals(device.real(), count, scale); }  // rounded to real
   Ints integers(size_t count, int32_t below);
   double uniform();
   bool is_reference() const { return device.dt == LOOP_F64; }
   Plain plain() const { return {device.dt}; }
-  // Whether `close` compares with the plain evaluation, which takes most of a test's time; close_real does in float64 alone.
+  // Whether `close` uses the plain evaluation, which takes most of a test's time. close_real uses it only in float64.
   bool reads_plain() const { return device.dt != LOOP_F32; }
 
-  // One line of output each.
+  // Each prints one line.
   void close(const std::string& what, const Values& got, const Values& truth, const Values& plain) {
     close_as(device.dt, what, got, truth, plain);
   }
   void close_as(LoopDType type, const std::string& what, const Values& got, const Values& truth,
-                const Values& plain);  // the rule above
+                const Values& plain);  // the rule at the top of this file
   void close_real(const std::string& what, const Values& got, const Values& truth, const Values& plain, double tolerance = 1e-5);
   void within(const std::string& what, const Values& got, const Values& truth, double tolerance);
   void same_bits(const std::string& what, const Values& a, const Values& b);
   void claim(const std::string& what, bool holds) { claim(what, holds, holds ? "holds" : "does not hold"); }
   void claim(const std::string& what, bool holds, const std::string& detail);
-  // analytic = ∂loss/∂x by central differences; relative error ≤ 1e-6. loss reads x.
+  // Checks analytic = ∂loss/∂x by central differences, with a relative error ≤ 1e-6. loss must read x.
   void gradient(const std::string& what, const Values& analytic, Values& x, const std::function<double()>& loss,
                 double step = 1e-5);
 
@@ -134,7 +135,7 @@ class Test {
   uint32_t draws_ = 0;
 };
 
-enum class On { every_backend, reference_alone };  // gradient checks need float64 and are made of the truth itself
+enum class On { every_backend, reference_alone };  // gradient checks need float64 and test the reference itself
 
 struct Registration {
   const char* name;

@@ -1,5 +1,5 @@
 // looplm_kernel_tests [--backend reference|cpu|LIBRARY] [--dtype f32|bf16|f64] [--threads N] [--list] [--skip TEXT]… [filter]
-// Without --dtype: every dtype that the backend supports. The filter is a part of a test's name.
+// Without --dtype, tests every dtype that the backend supports. The filter selects tests whose name contains it.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -17,8 +17,8 @@ namespace looplm::test {
 namespace {
 
 struct Options {
-  std::string backend = "reference", dtype, filter;  // a backend with a slash in it is the path of a shared library
-  std::vector<std::string> skipped;                  // parts of names
+  std::string backend = "reference", dtype, filter;  // a backend with a slash is the path of a shared library
+  std::vector<std::string> skipped;                  // tests whose name contains one of these
   int threads = 0;
   bool list = false;
   bool takes(const std::string& name) const {
@@ -74,7 +74,7 @@ std::vector<LoopDType> find_dtypes(const LoopBackend* table, const std::string& 
   return found;
 }
 
-// Runs one test; an error of the backend is a failed case.
+// Runs one test. An exception from the backend counts as a failed case.
 bool run(const Registration& registration, const Device& device, const Device& reference, int& cases) {
   Test test(std::string(registration.name) + " " + dtype_name(device.dt), device, reference);
   try {

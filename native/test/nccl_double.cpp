@@ -1,13 +1,13 @@
-// A stand-in for NVIDIA's NCCL in the tests of device cuda-emulated: the functions that cuda/nccl.cu uses, with the rules of the
-// manual (docs.nvidia.com/deeplearning/nccl, "Point-to-point communication"). Ranks are processes or threads of one machine, and
-// a message is a file of a folder. Like on a GPU, a group of messages is under way until its stream is found to be done: what is
-// received is not there before (every byte is 0xFF), and what is sent must not change. Whatever breaks a rule ends the process
-// with a message.
+// A stand-in for NVIDIA's NCCL in the tests of device cuda-emulated. It has the functions that cuda/nccl.cu uses, with the
+// rules of the manual (docs.nvidia.com/deeplearning/nccl, "Point-to-point communication"). Ranks are processes or threads of
+// one machine, and a message is a file in a folder. As on a GPU, a group of messages is under way until its stream is found
+// to be done. Until then, received data is not there (every byte is 0xFF), and data being sent must not change. A violation
+// of the rules ends the process with a message.
 //
-//   LOOPLM_NCCL_DOUBLE        the folder for messages, which must be there
-//   LOOPLM_NCCL_DOUBLE_FAULT  what is to fail, of every rank or with @RANK of one: version (a library of 2.4), init, duplicate
-//                             (two ranks on one GPU), send (the end of a group), remote (a rank that has gone, found by
-//                             ncclCommGetAsyncError), lost (nothing arrives and no error is known)
+//   LOOPLM_NCCL_DOUBLE        the folder for messages; it must exist
+//   LOOPLM_NCCL_DOUBLE_FAULT  what should fail, on every rank or with @RANK on one: version (the library is 2.4), init,
+//                             duplicate (two ranks on one GPU), send (the end of a group), remote (a rank has gone, which
+//                             ncclCommGetAsyncError reports), lost (nothing arrives, and there is no error)
 //   LOOPLM_NCCL_DOUBLE_LOG    a file that gets a line for every message: rank, peer, bytes
 #include <atomic>
 #include <chrono>
@@ -31,7 +31,7 @@ namespace {
 enum Status { success = 0, cuda_error = 1, system_error = 2, invalid_usage = 5, remote_error = 6 };
 enum Type { type_int8 = 0 };
 
-// The members with which a stream of the emulator begins: work in its order, and work that ends later.
+// The first members of the emulator's streams: run work in stream order, and add work that ends later.
 struct Stream {
   int (*submit)(void* stream, const std::function<int()>& work);
   void (*later)(void* stream, const std::function<int()>& poll);
@@ -60,8 +60,8 @@ struct Key {
 
 struct Comm {
   int rank, size;
-  std::string files;                  // what the names of this world's files begin with
-  std::map<int, int> sent, received;  // messages to and from each rank
+  std::string files;                  // prefix of this world's file names
+  std::map<int, int> sent, received;  // number of messages to and from each rank
   std::shared_ptr<std::atomic<bool>> ended = std::make_shared<std::atomic<bool>>(false);
 };
 
@@ -84,7 +84,7 @@ void write_whole(const std::string& path, const void* data, size_t bytes) {
   std::ofstream(unfinished, std::ios::binary).write(static_cast<const char*>(data), std::streamsize(bytes));
   fs::rename(unfinished, path);
 }
-// Whether it was there. It is taken away.
+// Returns whether the file existed, and deletes it.
 bool read_whole(const std::string& path, Bytes& out) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return false;
@@ -93,12 +93,12 @@ bool read_whole(const std::string& path, Bytes& out) {
   return true;
 }
 
-// What one group asks of one communicator, until it is complete.
+// The messages of one group on one communicator, until they are complete.
 struct Pending {
-  Comm comm;  // as it was: the communicator may be gone by then
+  Comm comm;  // a copy: the communicator may be destroyed by then
   std::vector<Message> sends, receives;
-  std::vector<Bytes> snapshots;      // of what is sent
-  std::vector<std::string> awaited;  // the files of what is received; empty when it has come
+  std::vector<Bytes> snapshots;      // copies of the data being sent
+  std::vector<std::string> awaited;  // files of the expected messages; empty once received
   size_t missing = 0;
 
   int poll() {
@@ -197,7 +197,7 @@ int ncclGetUniqueId(Key* key) {
   static std::atomic<int> made{0};
   const char* folder = std::getenv("LOOPLM_NCCL_DOUBLE");
   require(folder, "ncclGetUniqueId", "LOOPLM_NCCL_DOUBLE names no folder");
-  std::memset(key, 0xA5, sizeof *key);  // all of it must travel
+  std::memset(key, 0xA5, sizeof *key);  // all bytes of the key must be transferred
   const int length = std::snprintf(key->bytes, 127, "%s/%d-%d", folder, int(getpid()), made++);
   require(length < 127, "ncclGetUniqueId", "the folder's name is too long");
   key->bytes[127] = char(0x5A);

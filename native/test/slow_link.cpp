@@ -1,10 +1,10 @@
-// A slow and lossy cable between two network namespaces, for kernels without netem: packets go from a TUN device in one to a TUN
-// device in the other, each some time later, and some are lost.
+// Simulates a slow and lossy link between two network namespaces, for kernels without netem. Packets go from a TUN device in
+// one namespace to a TUN device in the other, with a delay, and some are lost.
 //
 //   looplm_slow_link NAMESPACE NAMESPACE MILLISECONDS LOSSES
 //
-// Makes device slow0 in both, says "ready", and counts packets until its standard input ends: "N packets, M lost". LOSSES: of
-// each packet, a probability. Which ones are lost is the same in every run with the same packets.
+// Creates the device slow0 in both, prints "ready", and counts packets until its standard input ends: "N packets, M lost".
+// LOSSES is the probability that a packet is lost. The same packets are lost in every run.
 #include <fcntl.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
@@ -73,7 +73,7 @@ int main(int argc, char** argv) {
     for (Way& way : ways) {
       for (; !way.under_way.empty() && way.under_way.front().due <= Clock::now(); way.under_way.pop_front()) {
         const Packet& p = way.under_way.front();
-        if (write(way.to, p.bytes.data(), p.bytes.size()) < 0) lost++;  // its device is down
+        if (write(way.to, p.bytes.data(), p.bytes.size()) < 0) lost++;  // the device is down
       }
       if (!way.under_way.empty()) next = std::min(next, way.under_way.front().due);
     }

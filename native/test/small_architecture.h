@@ -1,4 +1,4 @@
-// A description for native tests: one stack of blocks in Ouro's form, with Ouro's names.
+// An architecture for native tests: one stack of blocks of Ouro's form, with Ouro's names.
 #pragma once
 #include "../engine/architecture.h"
 
@@ -8,7 +8,7 @@ struct SmallSizes {
   int64_t vocabulary, hidden, intermediate;
   int32_t layers, heads, kv_heads, head_dim, loops;
   bool tied = false;
-  double deviation = 0.02;  // of the initial matrices
+  double deviation = 0.02;  // standard deviation of the initial matrices
 };
 
 inline Architecture small_architecture(const SmallSizes& s) {
@@ -49,8 +49,8 @@ inline Architecture small_architecture(const SmallSizes& s) {
   return a;
 }
 
-// A model of several registers: a prelude makes e, the loop runs on W [x ; e] from an initial state x, and a coda reads x. One
-// layer each, in Llama's form.
+// A model with two registers. A prelude computes e, the loop runs on W [x ; e] from an initial state x, and a coda reads x.
+// Each has one layer of Llama's form.
 inline Architecture small_prelude_architecture(const SmallSizes& s) {
   Architecture a = small_architecture(
       {s.vocabulary, s.hidden, s.intermediate, 3, s.heads, s.kv_heads, s.head_dim, s.loops, false, s.deviation});

@@ -17,7 +17,8 @@ struct Heads {
   }
 };
 
-// A prefix and the suffixes that read it; without suffixes it is a sequence alone. Its first tokens see each other both ways.
+// A prefix and the suffixes that attend to it; without suffixes, a single sequence. The first `two_way` tokens attend to each
+// other in both directions.
 struct Group {
   int32_t prefix;
   std::vector<int32_t> suffixes;
@@ -100,7 +101,7 @@ double plain_dot(const Plain& p, const double* a, const double* b, int32_t n) {
   return p.act(sum);
 }
 
-// softmax(scale q·k) over a list of keys, each pass rounded. Returns the log-sum-exp.
+// softmax(scale q·k) over a list of keys, rounded after each pass. Returns the log-sum-exp.
 double plain_softmax(const Plain& p, double scale, const double* q, const std::vector<const double*>& keys, int32_t head_dim,
                      Values& probabilities) {
   probabilities.clear();
@@ -126,7 +127,7 @@ struct PlainAttention {
   Values dqkv;
 };
 
-// Eager attention with a mask, forward and backward; dout may be empty.
+// Eager attention with a mask, forward and backward. dout may be empty.
 PlainAttention plain_attention(const Plain& p, const Heads& h, const Layout& l, const Values& qkv, const Values& dout) {
   PlainAttention r{{Values(size_t(l.tokens * h.out_width())), Values(size_t(l.tokens * h.heads))}, Values(qkv.size(), 0.0)};
   const int32_t hd = h.head_dim, ratio = h.heads / h.kv_heads;
@@ -177,7 +178,7 @@ PlainAttention plain_attention(const Plain& p, const Heads& h, const Layout& l, 
 struct Case {
   Heads heads;
   std::vector<Group> groups;
-  double peak = 1;  // multiplies the queries
+  double peak = 1;  // factor for the queries
 };
 const std::vector<Case> cases = {
     {{4, 4, 8}, {{1, {}}}},
@@ -206,7 +207,7 @@ Values inputs(Test& t, const Heads& h, const Layout& l, double peak = 1) {
   return qkv;
 }
 
-// What both devices are given for the backward: the truth, rounded as the backend would have stored it.
+// The forward results that both devices get for the backward pass: the reference's, rounded as the backend would store them.
 Forward stored(const Device& d, const Forward& forward) { return {rounded(d.dt, forward.out), rounded(d.real(), forward.lse)}; }
 
 KERNEL_TEST(attention_both_ways, "attention") {
@@ -232,7 +233,8 @@ Values take(const Values& v, size_t width, const std::vector<LoopSegment>& order
   return out;
 }
 
-// Each suffix as a whole sequence: its prefix, then itself. The gradient of a prefix is the sum over the suffixes, and its own.
+// Compares each suffix with a whole sequence: its prefix, then the suffix. The gradient of a prefix is the sum over the
+// suffixes, plus its own.
 KERNEL_TEST(attention_shared, "attention: a shared prefix equals every sequence alone") {
   for (const Case& c : cases) {
     const Layout l = layout(c.groups);
@@ -331,7 +333,7 @@ REFERENCE_TEST(attention_differences, "attention gradient by differences") {
   }
 }
 
-// Decoding: a cache of slots, most of them NaN because no row may read them.
+// Decoding from a cache of slots. Most of them are NaN, because no row may read them.
 struct Decode {
   Heads heads;
   std::vector<LoopCacheContext> contexts;
@@ -342,14 +344,14 @@ struct Decode {
 Decode decode_inputs(Test& t, const Heads& h, const std::vector<std::pair<int32_t, int32_t>>& lengths, double peak) {
   Decode d{h, {}, 0, {}, {}, {}};
   const auto reserve = [&](int32_t length) {
-    const int32_t begin = d.slots + 3;  // slots that nobody reads lie between the runs
+    const int32_t begin = d.slots + 3;  // unused slots between the runs
     d.slots = begin + length;
     return begin;
   };
   const int32_t shared = reserve(70);
   for (const auto& [prefix, own] : lengths) {
     LoopCacheContext context{{{prefix ? shared : 0, prefix}}};
-    // its own keys in runs of unequal length, with slots between them
+    // the row's own keys, in runs of different lengths with unused slots in between
     int32_t rest = own;
     for (int32_t r = 1; r < LOOP_CACHE_RUNS && rest > 0; ++r) {
       const int32_t length = r + 1 == LOOP_CACHE_RUNS || rest <= 4 * r ? rest : 4 * r;
@@ -452,7 +454,7 @@ KERNEL_TEST(decode_row_invariance, "decode_attention: a row does not depend on t
   }
 }
 
-// A row's keys in one run and in many, wherever they lie: the same bits.
+// Keys in one run or in many, at any slots, give the same bits.
 KERNEL_TEST(decode_runs, "decode_attention: a row does not depend on how its keys are cut into runs") {
   for (const Heads& h : {Heads{4, 2, 64}, Heads{3, 1, 96}, Heads{2, 2, 10}}) {
     Decode in = decode_inputs(t, h, {{70, 300}}, 2), one = in;
@@ -469,7 +471,7 @@ KERNEL_TEST(decode_runs, "decode_attention: a row does not depend on how its key
   }
 }
 
-// The last row of a sequence, decoded from a cache, is that row of the packed attention.
+// Decoding the last row of a sequence from a cache gives the same row as packed attention.
 KERNEL_TEST(decode_is_attention, "decode_attention: equals attention over the whole sequence") {
   for (const Heads& h : {Heads{4, 2, 64}, Heads{6, 2, 32}}) {
     const Layout l = layout({{77, {}}});

@@ -1,6 +1,6 @@
-// The communication table: every operation against what it must give, which each rank computes by itself.
+// The communication table: compares every operation with its expected result, which each rank computes itself.
 //
-//   looplm_comm_tests                         solo, and threads as ranks, in worlds of 1 to 5
+//   looplm_comm_tests                         solo, and threads as ranks, in worlds of 1 to 5 ranks
 //   looplm_comm_tests LIBRARY [bytes]         this process as one rank of LIBRARY (openmpi, mpich), under its launcher;
 //                                             `bytes` is the largest message
 #include <chrono>
@@ -26,7 +26,7 @@ namespace {
 using test::claim;
 using Bytes = std::vector<uint8_t>;
 
-// What rank `from` sends to rank `to`: bytes that only they exchange.
+// The bytes that rank `from` sends to rank `to`; different for every pair.
 Bytes message(int from, int to, size_t count) {
   Bytes bytes(count);
   for (size_t i = 0; i < count; i++) bytes[i] = uint8_t(17 * from + 5 * to + 3 * i + i / 251);
@@ -71,7 +71,7 @@ void exchange(const Tested& t, const std::string& what, const std::function<size
   t.holds("all_to_all_v, " + what + ", counts its bytes", status, t.table.bytes_sent(t.ctx) - before == others);
 }
 
-// Two exchanges at once, which ranks begin before, between and after other operations.
+// Two exchanges at the same time. Ranks start them before, between and after other operations.
 void exchanges(const Tested& t) {
   constexpr int COUNT = 2;
   std::vector<Bytes> out[COUNT], into[COUNT];
@@ -124,7 +124,7 @@ void gather(const Tested& t, const std::string& what, const std::function<size_t
 }
 
 void reduce(const Tested& t) {
-  // In any other order the sum is another: 1e17 swallows what is added to it before it is taken away again.
+  // Any other order gives another sum: 1e17 absorbs what is added to it before it is subtracted again.
   const auto value = [](int q, size_t i) { return q == 0 ? 1e17 : q == 2 ? -1e17 : double(q) + double(i) / 8; };
   for (size_t count : {size_t(0), size_t(1), size_t(3), size_t(1000)}) {
     std::vector<double> values(count), sums(count), largest(count);
@@ -178,7 +178,7 @@ void every_operation(const LoopComm& table, void* ctx) {
         t.rank >= 0 && t.rank < t.size && table.local_rank(ctx) >= 0 && table.local_rank(ctx) <= t.rank);
 }
 
-// One thread per rank, which closes its context.
+// One thread per rank, each of which closes its context.
 void as_owners(int size, double timeout, const std::function<void(int, void*)>& work) {
   const std::vector<void*> ranks = open_threads(size, timeout);
   std::vector<std::thread> threads;
@@ -266,7 +266,7 @@ void communicators() {
     std::vector<double> values = {double(rank)};
     world.all_reduce(LOOP_COMM_SUM, values);
     claim("its operations are those of the table" + name, values[0] == 3);
-    // Started one after the other, finished in any order.
+    // Started one after the other, completed in any order.
     Bytes all(3, uint8_t(rank)), more(3, uint8_t(10 + rank));
     auto first = world.start_all_gather_v(all.data(), {1, 1, 1}), second = world.start_all_gather_v(more.data(), {1, 1, 1});
     second.get(), first.get();
@@ -295,7 +295,7 @@ void communicators() {
   });
 }
 
-// This process is one rank that a launcher started.
+// This process is one rank, started by a launcher.
 int run_rank(const std::string& library, int64_t message_bytes) {
   const LoopComm* table = comm_library(library);
   const LoopCommOptions options{60, message_bytes};

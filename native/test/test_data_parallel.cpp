@@ -1,9 +1,9 @@
-// The sharded optimizer on ranks that are threads, against the optimizer of one rank on the sum of all gradients.
+// The sharded optimizer with threads as ranks, compared with the optimizer of one rank on the sum of all gradients.
 //
 //   looplm_data_parallel_tests [DEVICE [some | fault]]
 //
-// DEVICE: instead of the processor and the reference, such as cuda-emulated. some: what is quick there. fault: what
-// LOOPLM_NCCL_DOUBLE_FAULT spoils is every rank's error.
+// DEVICE: tests this device, such as cuda-emulated, instead of cpu and reference. some: only the quick tests. fault: checks
+// that the fault set in LOOPLM_NCCL_DOUBLE_FAULT is an error on every rank.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -31,7 +31,7 @@ using test::claim;
 using Bytes = std::vector<uint8_t>;
 using Numbers = std::vector<double>;
 
-// Of one bucket, and of three.
+// One bucket, and three buckets.
 const Architecture small = small_architecture({50, 32, 64, 2, 4, 2, 8, 3, false, 0.2});
 const Architecture large = small_architecture({12000, 96, 200, 2, 4, 2, 24, 2, false, 0.2});
 
@@ -50,7 +50,7 @@ const std::vector<Kind> kinds = {
     {"float32 in three buckets", LOOP_F32, &large},
 };
 
-std::string device_name;  // given; empty: by the kind
+std::string device_name;  // from the command line; empty: depends on the kind
 bool runs(const Kind& kind) { return device_name.empty() || kind.dt != LOOP_F64; }
 
 std::shared_ptr<Model> make_model(const Kind& kind) {
@@ -61,13 +61,13 @@ std::shared_ptr<Model> make_model(const Kind& kind) {
   return model;
 }
 
-// The parts of rank `rank` of `size`, of step `step`: numbers whose sum depends on the order in which they are added.
+// The gradient of element i from rank `rank` in step `step`. The sum over the ranks depends on the order of addition.
 double part(int rank, int step, size_t i) {
   const uint64_t mixed = (uint64_t(rank) * 1000003 + uint64_t(step) * 7919 + i) * 0x9e3779b97f4a7c15ull;
   return (double(mixed >> 40) / double(1 << 24) - 0.5) * std::pow(10.0, double(mixed % 5) - 2);
 }
 
-// The gradient of every trained parameter becomes the sum of the parts of ranks [first, end), added in that order.
+// Sets the gradient of every trained parameter to the sum of the parts of ranks [first, end), added in this order.
 template <class Real>
 void write_gradients(Model& model, int first, int end, int step) {
   for (const Parameter& p : model.trained()) {
@@ -122,7 +122,7 @@ struct Rank {
   std::shared_ptr<Model> model;
   std::unique_ptr<AdamW> optimizer;
 };
-// The work of every rank, each on a thread, with a model and an optimizer made there.
+// Runs `work` for every rank, each on a thread that creates its own model and optimizer.
 void in_world(const Kind& kind, int size, double timeout, const std::function<void(Rank&)>& work) {
   const std::vector<void*> contexts = open_threads(size, timeout);
   std::vector<std::thread> threads;
@@ -170,7 +170,7 @@ void equals_one_rank(const Kind& kind, int size, double max_grad_norm) {
       same_norms &= std::abs(norm - norms[size_t(step) - 1]) <= 1e-12 * norm;
     }
     claim("the norm is that of the summed gradients" + name, same_norms);
-    // Clipping scales by the norm, whose squares are added in another order.
+    // Clipping scales by the norm, whose squares are added in another order, so the bits may differ.
     if (max_grad_norm == 0) claim("parameters have the bits of one rank" + name, raw(*rank.model) == expected);
     else {
       const double distance = difference(values(*rank.model), expected_values);
@@ -179,7 +179,7 @@ void equals_one_rank(const Kind& kind, int size, double max_grad_norm) {
   });
 }
 
-// In any order of readiness the exchange gives the same bits.
+// The exchange gives the same bits, in whatever order the gradients become final.
 void early_exchange(const Kind& kind, int size) {
   std::vector<Bytes> plain(static_cast<size_t>(size));
   const auto train = [&](bool early, const std::function<void(Rank&)>& end) {
@@ -187,7 +187,7 @@ void early_exchange(const Kind& kind, int size) {
       const auto& trained = rank.model->trained();
       for (int step = 1; step <= STEPS; step++) {
         write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, step);
-        // Ranks that differ in when they know, one of them not at all.
+        // Ranks announce final gradients at different points, and one rank never does.
         if (early && size_t(rank.world->rank()) + 1 < size_t(size))
           for (size_t i = trained.size(); i > 0; i -= std::min(i, size_t(rank.world->rank()) + 1))
             rank.optimizer->parallel()->gradients_final_from(trained[i - 1].offset);
@@ -204,7 +204,8 @@ void early_exchange(const Kind& kind, int size) {
   });
 }
 
-// Exchanged while the first loop's way back is under way: the same bits. The last rank has no sequences and goes on to the step.
+// Exchanging gradients during the first loop's backward pass gives the same bits. The last rank has no sequences and goes
+// straight to the step.
 void overlapped(const Kind& kind, int size) {
   std::vector<Bytes> plain(static_cast<size_t>(size));
   const auto train = [&](bool overlap, const std::function<void(Rank&)>& end) {
@@ -225,7 +226,7 @@ void overlapped(const Kind& kind, int size) {
           claim("an exchange begins in the last accumulation before a later step, where it was asked for",
                 (parallel.begun() > 0) == (overlap && part == 1 && step > 1));
         }
-        Numbers ranks = {1.0 * own, 1};  // other operations do not wait for exchanges that only some ranks have begun
+        Numbers ranks = {1.0 * own, 1};  // other operations do not wait for exchanges that only some ranks have started
         rank.world->all_reduce(LOOP_COMM_SUM, ranks);
         claim("operations between backward pass and step", ranks == Numbers{size * (size - 1) / 2.0, 1.0 * size});
         rank.world->barrier();
@@ -294,7 +295,8 @@ void state_and_bytes(const Kind& kind, int size) {
   int64_t sent = 0;
   for (const Rank& rank : ranks) sent += rank.world->bytes_sent();
   const int64_t others = size - 1, moved = int64_t(elements * (real + loop_dtype_size(one->dt)));
-  // Squares of each parameter's gradient and whether bounds are known; at the first step the bounds, and what device each has.
+  // Numbers sent besides: squares of each parameter's gradient, and whether bounds are known; in the first step also the
+  // bounds, and a description of each device.
   const int64_t numbers = 8 * (int64_t(one->trained().size()) + 1 + 3) + (size == 1 ? 0 : DeviceLink::INTRODUCTION);
   claim("a step sends gradients and parameters once, to each rank that needs them" + name,
         sent == others * moved + size * others * numbers, std::to_string(sent));
@@ -338,7 +340,7 @@ void out_of_range(int size) {
   });
 }
 
-// A folder of the test, which goes with it.
+// A temporary folder, deleted at the end.
 struct Folder {
   Folder() { std::filesystem::create_directories(path); }
   ~Folder() { std::filesystem::remove_all(path); }
@@ -351,7 +353,7 @@ struct Folder {
   }
 };
 
-// The same gradient in a world of any size: all of it on rank 0.
+// The same gradient for any number of ranks: rank 0 has all of it.
 void step_alike(Rank& rank, int step) {
   if (rank.world->rank() == 0) write_gradients(*rank.model, 0, 3, step);
   rank.optimizer->step(options_of(step));
@@ -365,7 +367,7 @@ void write_all(Model& model, const Bytes& from) {
   }
 }
 
-// The shares of a world of any size are the state of a world of any other.
+// The shares saved by a world of any size can be loaded by a world of any other size.
 void resumed_from_shares(const Kind& kind, int size, const std::vector<int>& others) {
   const Folder folder;
   Bytes saved, expected;
@@ -412,7 +414,7 @@ void refused_shares() {
 
 void lost_rank() {
   in_world(kinds[5], 3, 0.5, [&](Rank& rank) {
-    if (rank.world->rank() == 1) return;  // never comes
+    if (rank.world->rank() == 1) return;  // never arrives
     write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
     const std::string said = error_of([&] { rank.optimizer->step(options_of(1)); });
     claim("a rank that never comes: the step of rank " + std::to_string(rank.world->rank()) + " ends with an error",
@@ -442,7 +444,7 @@ void partitions() {
     }
 }
 
-// On the emulated device, where the stand-in for NCCL is told to fail on one rank or on all.
+// On the emulated device, with a stand-in for NCCL that fails on one rank or on all.
 void link_fault(int size) {
   in_world(kinds[1], size, 4, [&](Rank& rank) {
     write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
@@ -477,7 +479,7 @@ void all_tests() {
   lost_rank();
 }
 
-// Of a device that takes its time: every way once.
+// For slow devices: each code path once.
 void some_tests() {
   for (int size = 1; size <= 4; size++) equals_one_rank(kinds[size % 2 == 0 ? 2 : 1], size, 0);
   equals_one_rank(kinds[4], 3, 1);

@@ -1,5 +1,5 @@
-// One token through all blocks and loops in one call: bit for bit what the table's other functions make of it, one after the
-// other.
+// One token through all blocks and loops in one call must be bit for bit the same as with the table's other functions, called
+// one after the other.
 #include <cmath>
 #include <limits>
 
@@ -11,7 +11,7 @@ namespace {
 struct Shape {
   int32_t layers, loops, heads, kv_heads, head_dim;
   int64_t hidden, intermediate;
-  int32_t prefix, own;  // tokens in the cache, the one that is decoded among the own
+  int32_t prefix, own;  // tokens in the cache; own includes the one that is decoded
   bool shared;
   std::string name() const {
     return std::to_string(layers) + " layers, " + std::to_string(loops) + " loops, " + std::to_string(heads) + "/" +
@@ -24,7 +24,7 @@ struct Shape {
   int64_t kv_width() const { return int64_t(kv_heads) * head_dim; }
 };
 
-// Weights, cache and input of a token on one device.
+// The weights, cache and input of a token on one device.
 struct Model {
   struct Layer {
     std::vector<Buffer> weights;  // in the order of LoopDecodeLayer
@@ -92,7 +92,7 @@ Model on(const Device& d, const Shape& s, const Numbers& n) {
 
 struct Result {
   Values state, keys, values;  // the cache of all layers
-  Values gates;                // of the loops that were read, where they were
+  Values gates;                // of the loops at which the gate was read; may be empty
   int32_t left;
 };
 void add_cache(Result& r, const Model& m) {
@@ -108,7 +108,7 @@ struct ExitAt {
   int32_t min_loops;
 };
 
-// Function by function.
+// Computes the token function by function.
 Result step_by_step(const Device& d, const Shape& s, const Numbers& n, const ExitAt* exit) {
   const Model m = on(d, s, n);
   const LoopBackend& table = d.table;
@@ -174,7 +174,7 @@ Result step_by_step(const Device& d, const Shape& s, const Numbers& n, const Exi
   return r;
 }
 
-// The status of the one call.
+// Computes the token in one call, and returns its status.
 int at_once(const Device& d, const Shape& s, const Numbers& n, const ExitAt* exit, Result& r) {
   const Model m = on(d, s, n);
   Buffer state = act(d, size_t(s.hidden));
@@ -237,11 +237,11 @@ KERNEL_TEST(token, "decode_token") {
   if (!t.device.table.decode_token) return;
   for (const Shape& s : {Shape{1, 1, 1, 1, 8, 8, 8, 0, 1, false},      // fewer tiles than warps
                          Shape{2, 2, 4, 4, 8, 40, 72, 3, 2, false},    // pieces with a remainder
-                         Shape{2, 3, 4, 2, 16, 64, 136, 0, 65, true},  // two parts, the second of one key
+                         Shape{2, 3, 4, 2, 16, 64, 136, 0, 65, true},  // two parts, the second with one key
                          Shape{1, 2, 8, 1, 32, 136, 264, 70, 130, false}, Shape{3, 1, 6, 2, 24, 48, 40, 5, 1, false},
                          Shape{1, 2, 2, 1, 96, 264, 16, 64, 64, true}, Shape{1, 1, 3, 3, 128, 24, 520, 1, 63, false},
                          Shape{1, 1, 1, 1, 256, 136, 24, 0, 3, false},
-                         Shape{1, 1, 1, 1, 8, 8, 16384, 0, 1, false}})  // so wide that a ring of fewer stages is left
+                         Shape{1, 1, 1, 1, 8, 8, 16384, 0, 1, false}})  // so wide that only the ring with fewer stages fits
     compare(t, s, nullptr, s.name());
 }
 

@@ -1,9 +1,9 @@
-// Memory that cannot be allocated, at every place where the engine asks for it: a call fails with OUT_OF_MEMORY, nothing is left
-// half changed, and the same call afterwards gives the bits of a fresh process. The same for calls that are aborted. One line per
-// claim; the exit status is 1 when one does not hold.
+// Makes memory allocations fail, at every place where the engine allocates. The call must fail with OUT_OF_MEMORY and leave
+// nothing half changed, and the same call afterwards must give the bits of a fresh process. The same for aborted calls.
+// Prints one line per claim; the exit status is 1 if one does not hold.
 //
-//   looplm_fault_tests [--every] [filter]     --every: at each allocation and in every dtype; otherwise at the first ones and at
-//   some of the later ones, in one dtype where others ask for the same memory
+//   looplm_fault_tests [--every] [filter]     --every: at every allocation and in every dtype. Otherwise at the first
+//                                             ones and some of the later ones, and in one dtype if the others allocate alike
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -29,18 +29,18 @@
 #include "engine/claims.h"
 #include "small_architecture.h"
 
-// ---- allocations of this program, host and device memory alike, may be refused
+// ---- Replaces the allocation functions of this program, for host and device memory, so that they can fail
 
 namespace {
 enum class Fault { none, once, lasting, cancel };
 std::atomic<Fault> fault{Fault::none};
-std::atomic<bool> of_device{false};  // the device's memory and its kernels' own, or all that is the host's
+std::atomic<bool> of_device{false};  // true: device memory and the kernels' scratch memory fail; false: all host memory
 std::atomic<long> asked{0}, refused_from{0};
 std::atomic<bool> cancelled{false};
-std::atomic<size_t> largest{size_t(1) << 40};  // that is granted
-std::atomic<size_t> budget{SIZE_MAX};          // of the device's buffers in all
-size_t held();                                 // by them
-std::atomic<size_t> largest_asked{0};          // of the device at once, by a buffer or a kernel
+std::atomic<size_t> largest{size_t(1) << 40};  // largest allocation that succeeds
+std::atomic<size_t> budget{SIZE_MAX};          // limit on the total size of the device's buffers
+size_t held();                                 // the current total
+std::atomic<size_t> largest_asked{0};          // the largest single device allocation, by a buffer or a kernel
 
 bool refused(bool on_device) {
   const Fault now = fault.load(std::memory_order_relaxed);
@@ -68,7 +68,7 @@ void* operator new(size_t bytes, std::align_val_t alignment) {
 }
 void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return take(bytes, 16); }
 void* operator new(size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  return take(bytes, size_t(alignment), true);  // of device reference
+  return take(bytes, size_t(alignment), true);  // used by device `reference`
 }
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete(void* p, size_t) noexcept { std::free(p); }
@@ -93,7 +93,7 @@ bool same_bits(const Numbers& a, const Numbers& b) {
 const Architecture config = small_architecture({50, 32, 64, 2, 4, 2, 8, 3, false, 0.2});
 const Architecture with_prelude = small_prelude_architecture({50, 32, 64, 2, 4, 2, 8, 3, false, 0.2});
 
-// A device that has no memory of its own yet, and a model on it.
+// A new device that has not allocated any scratch memory, and a model on it.
 struct Fixture {
   explicit Fixture(LoopDType dt, Quantization quantization = {}, const Architecture& architecture = config) {
     device = open_device(dt == LOOP_F64 ? "reference" : "cpu", 2);
@@ -104,7 +104,7 @@ struct Fixture {
   std::shared_ptr<Model> model, teacher;
   std::shared_ptr<AdamW> optimizer;
   std::unique_ptr<Scheduler> scheduler;
-  bool done = false;  // what changes all or nothing has changed
+  bool done = false;  // set when the all-or-nothing part has completed
 };
 
 Sequences sequences(int count, int length, int prompt) {
@@ -118,7 +118,7 @@ Sequences sequences(int count, int length, int prompt) {
   return s;
 }
 
-// What a scenario does with so many sequences, and what comes of it. It may be run again.
+// What a scenario does with `size` sequences, and its results. It can run repeatedly.
 using Scenario = std::function<Numbers(Fixture&, int size)>;
 
 Numbers scores(Fixture& f, int size) {
@@ -142,7 +142,7 @@ Numbers parameters_of(Model& model) {
 }
 
 Numbers gradients(Fixture& f, int size, Recompute recompute) {
-  f.model->zero_gradients();  // a call that failed leaves what it had added so far
+  f.model->zero_gradients();  // a failed call leaves what it has added so far
   const Sequences s = sequences(size, 9, 3);
   const Scores scored = score(*f.model, s, {});
   backward(*f.model, s, Numbers(scored.logprobs.size(), -0.01), Numbers(scored.gate_logits.size(), 0.02), {}, recompute);
@@ -178,7 +178,7 @@ Numbers losses(Fixture& f, int size, bool several_passes, bool exits) {
   return out;
 }
 
-// Parameters before and after a step: an optimizer that failed half-way would show in the step after it.
+// Parameters before and after a step. An optimizer that failed halfway would give a different step afterwards.
 Numbers training(Fixture& f, int size) {
   if (!f.optimizer) f.optimizer = std::make_shared<AdamW>(f.model);
   if (f.optimizer->steps() == 0) gradients(f, size, Recompute::layer);
@@ -189,7 +189,7 @@ Numbers training(Fixture& f, int size) {
   return parameters_of(*f.model);
 }
 
-// Requests of every kind: shared prompts, pieces of a prompt, exits that read the head, drafts.
+// Requests of every kind: shared prompts, prompts in pieces, exit rules that read the head, drafts.
 Numbers generation(Fixture& f, int size, bool shared) {
   if (!f.scheduler) {
     SchedulerOptions options;
@@ -261,7 +261,7 @@ Numbers reinforced_pretraining(Fixture& f, int size) {
   return gradients_of(*f.model);
 }
 
-// An adapter comes and goes; a clone shares the base until that is trained.
+// An adapter is added and removed. A clone shares the base parameters until they are trained.
 Numbers adapters(Fixture& f, int size) {
   f.teacher = nullptr;
   f.optimizer = nullptr;
@@ -280,7 +280,7 @@ Numbers adapters(Fixture& f, int size) {
   return out;
 }
 
-// A model without gradients, whose clone shares its arena: writing makes the copy.
+// A model without gradients, whose clone shares its arena: a write makes the copy.
 Numbers copies(Fixture& f, int size) {
   if (!f.model->adapter()) f.model->add_adapter({4, 8, {"v_proj"}}, 3);
   const Parameter& norm = f.model->parameter("model.norm.weight");
@@ -305,7 +305,7 @@ Numbers bytes_of(const std::string& path) {
   const std::string bytes((std::istreambuf_iterator<char>(file)), {});
   return Numbers(bytes.begin(), bytes.end());
 }
-// An optimizer's state as its file has it.
+// An optimizer's state as bytes of its file.
 Numbers moments_of(Fixture& f) {
   if (!f.optimizer) f.optimizer = std::make_shared<AdamW>(f.model);
   f.optimizer->save(scratch_file("optimizer.copy"));
@@ -346,7 +346,7 @@ const char* name_of(Fault kind) {
   return kind == Fault::once ? "one allocation fails" : kind == Fault::lasting ? "memory stays exhausted" : "it is aborted";
 }
 
-// Runs the scenario with a fault at allocation `at`. False when it ended before that. failed: with an exception.
+// Runs the scenario with a fault at allocation `at`. Returns false if it finished with fewer allocations. failed: it threw.
 bool strike(Fixture& f, const Scenario& scenario, Fault kind, bool device, long at, std::string& problem, bool& failed) {
   failed = true;
   cancelled = false;
@@ -376,13 +376,13 @@ bool strike(Fixture& f, const Scenario& scenario, Fault kind, bool device, long 
 bool every = false;
 std::string filter;
 
-// The first allocations, of the device and of the host, and later ones at growing distances.
+// The next allocation to test: first every one, later with growing distances.
 long next(long at, bool device) {
   if (every || at < (device ? 40 : 24)) return at + 1;
   return at + at / (device ? 12 : 6);
 }
 
-// unchanged: what a scenario that fails leaves as it was.
+// unchanged: returns the state that a failed scenario must leave as it was.
 void hold(const std::string& name, const std::function<Fixture()>& make, const Scenario& scenario,
           const std::function<Numbers(Fixture&)>& unchanged = nullptr) {
   if (name.find(filter) == std::string::npos) return;
@@ -419,7 +419,7 @@ void hold(const std::string& name, const std::function<Fixture()>& make, const S
           problem = "something has changed";
           break;
         }
-        // The smaller call first: it finds what the larger one left. A step of an optimizer cannot be made twice.
+        // The smaller call first: it runs with the memory that the larger one left. An optimizer step cannot be repeated.
         if (name.find("step") == std::string::npos && !same_bits(scenario(f, 2), small)) problem = "other bits after it";
         if (problem.empty() && !same_bits(scenario(f, 5), large)) problem = "other bits in the same call again";
       } catch (const std::exception& e) {
@@ -432,7 +432,7 @@ void hold(const std::string& name, const std::function<Fixture()>& make, const S
   }
 }
 
-// Those of a scenario that asks for the same memory in both but for its sizes.
+// Both dtypes if `every`; otherwise one, for scenarios that allocate alike in both.
 std::vector<LoopDType> both() { return every ? std::vector{LOOP_F32, LOOP_BF16} : std::vector{LOOP_BF16}; }
 
 void hold_in_both(const std::string& name, const Scenario& scenario) {
@@ -441,9 +441,9 @@ void hold_in_both(const std::string& name, const Scenario& scenario) {
         name + " in " + loop_dtype_name(dt), [dt] { return Fixture(dt); }, scenario);
 }
 
-// ---- requests that do not fit beside others
+// ---- Requests that do not fit at the same time
 
-// Tokens of a request that is alone, or of several.
+// Runs all requests to their end. Returns their events by request id.
 std::map<int64_t, GenerateEvent> run_all(Scheduler& scheduler) {
   std::map<int64_t, GenerateEvent> out;
   for (const GenerateEvent& event : scheduler.run(Until::idle)) out[event.request] = event;
@@ -462,7 +462,7 @@ std::vector<int32_t> tokens_of(const GenerateEvent& event) {
   return out;
 }
 
-// Whatever allocation of the device fails once, every request ends with its own tokens: rows that were in the way begin again.
+// If any single device allocation fails, every request still ends with its own tokens: rows that ran out of memory restart.
 void fail_alone(bool shared, const Architecture& architecture = config) {
   const std::string name =
       "generate: the others go on, " + architecture.family + ", " + (shared ? "shared" : "per-loop") + " cache";
@@ -513,8 +513,8 @@ void fail_alone(bool shared, const Architecture& architecture = config) {
         problem.empty() && restarted > 0, "at allocation " + std::to_string(at) + ": " + problem);
 }
 
-// A rollout on a device that has less and less memory: the same tokens in more and more waves, whether passes or the cache find
-// none; and where not even one request fits, each fails with an error that says what helps.
+// A batch on a device with less and less memory gives the same tokens in more and more waves, whether passes or the cache run
+// out of memory. If not even one request fits, each fails with an error that says what to do.
 void waves(bool shared, bool keep, const Architecture& architecture = config) {
   const std::string name = "generate in waves, " + architecture.family + ", " + (shared ? "shared" : "per-loop") + " cache" +
                            (keep ? ", rows that are kept" : "");
@@ -533,7 +533,7 @@ void waves(bool shared, bool keep, const Architecture& architecture = config) {
     if (i % 5 == 2 && !shared) r.exit.rule = ExitRule::fixed, r.draft_loops = 1, r.draft_tokens = 3;
     return r;
   };
-  size_t alone = 0, before = 0;  // the most that one of them takes
+  size_t alone = 0, before = 0;  // the most that any single request needs
   std::vector<Numbers> expected;
   const auto numbers_of = [](const GenerateEvent& event) {
     Numbers out;
@@ -559,7 +559,7 @@ void waves(bool shared, bool keep, const Architecture& architecture = config) {
     expected.push_back(numbers_of(run({i}, restarted)[0]));
     alone = std::max(alone, memory_stats().peak_bytes - before);
   }
-  alone += largest_asked;  // kernels have working memory beside the buffers
+  alone += largest_asked;  // kernels need scratch memory besides the buffers
   std::vector<int> all(COUNT);
   for (int i = 0; i < COUNT; i++) all[size_t(i)] = i;
   run(all, restarted);
@@ -588,7 +588,7 @@ void waves(bool shared, bool keep, const Architecture& architecture = config) {
   claim(name + ": a quarter of what one takes", told, events[0].failure);
 }
 
-// One request for more than there is, beside others: before them, behind them, and while they run.
+// A request that needs more memory than there is, next to others: added before them, after them, and between them.
 void too_large() {
   const std::string name = "generate: a request that does not fit";
   if (name.find(filter) == std::string::npos) return;
@@ -620,9 +620,9 @@ void too_large() {
   }
 }
 
-// ---- what the host says it has
+// ---- What the host reports about its memory
 
-// A folder in the place of /, with files by path.
+// A folder that replaces / and contains the given files.
 MemoryRoom room_of(const std::map<std::string, std::string>& files) {
   static int number = 0;
   const std::string root = scratch_file("root" + std::to_string(number++));
@@ -680,7 +680,7 @@ void host() {
        1000);
   says("of a system that promises no more than it has", {{"/proc/sys/vm/overcommit_memory", "2\n"}}, 1000 * KIB, 4000 * KIB);
 
-  // The system would grant it, and kill whoever fills it.
+  // The system would grant this, and then kill the process that uses it.
   const MemoryRoom now = host_memory();
   try {
     const Buffer buffer(open_device("cpu", 1), (now.free + now.swap + now.total) / 2 + (size_t(1) << 28));

@@ -26,7 +26,7 @@ struct Operands {
   Values a, b, c;
 };
 
-// Columns of padding are NaN: they must be neither used nor written.
+// Padding columns are NaN: they must be neither used nor written.
 void poison_padding(Values& v, int64_t ld, int64_t padding) {
   for (size_t i = 0; i < v.size(); ++i)
     if (int64_t(i) % ld >= ld - padding) v[i] = nan;
@@ -114,8 +114,8 @@ KERNEL_TEST(gemm_few_rows, "gemm with few rows, padded") {
                 {0, transpose_b, m, 131, 77, flags, 3});
 }
 
-// Enough tiles that a kernel for large products is chosen, with an edge on every side. Fewer rows than what a GPU's
-// library takes.
+// Enough tiles that the kernel for large products is chosen, with a partial tile on every side, but fewer rows than a GPU's
+// library needs.
 KERNEL_TEST(gemm_large, "gemm with many tiles") {
   for (int ta : {0, 1})
     for (int tb : {0, 1}) compare(t, "A " + std::to_string(ta) + ", B " + std::to_string(tb), {ta, tb, 1016, 1032, 40});

@@ -38,7 +38,7 @@ struct Rows {
   Ints targets;
 };
 
-// Every second row is peaked: at its target, or at another token.
+// Every second row has a peak: at its target, or at another token.
 Rows rows(Test& t, const Size& s, double temperature) {
   Rows r{s, temperature, t.real_normal(size_t(s.rows * s.vocabulary), 2), t.integers(size_t(s.rows), int32_t(s.vocabulary))};
   const Ints peaks = t.integers(size_t(s.rows), int32_t(s.vocabulary));
@@ -50,7 +50,7 @@ Rows rows(Test& t, const Size& s, double temperature) {
   return r;
 }
 
-// What a row needs beside its logits. Every fifth row has scale 0, every third no KL, every fourth no entropy bonus.
+// The other inputs of a row. Every fifth row has scale 0, every third no KL, every fourth no entropy bonus.
 struct Arrays {
   Values scale, advantage, old_logprob, reference_logprob, kl_scale, entropy_scale;
 };
@@ -69,7 +69,7 @@ Arrays arrays(Test& t, const Values& logprobs) {
   return a;
 }
 
-// The arrays on a device, and the struct that points at them.
+// The arrays on a device, and the struct that points to them.
 struct LossBuffers {
   LossBuffers(const Device& d, const Loss& l, const Arrays& a)
       : scale(real(d, a.scale)),
@@ -99,7 +99,7 @@ struct HeadResult {
   Values logprobs, entropies, dlogits;
 };
 
-// loss NULL: the logits stay; dlogits is then empty.
+// loss NULL: the logits do not change, and dlogits is empty.
 HeadResult run(const Device& d, const Rows& r, const Loss* loss, const Arrays& a, bool with_logprobs = true,
                bool with_entropies = true) {
   Buffer logits = real(d, r.logits), targets(d, r.targets), logprobs = real(d, size_t(r.size.rows)),
@@ -110,7 +110,7 @@ HeadResult run(const Device& d, const Rows& r, const Loss* loss, const Arrays& a
            "head_rows");
   HeadResult out{logprobs.values(), entropies.values(), {}};
   if (!loss) return out;
-  const Values written = logits.values_as(d.dt);  // rows of act elements at a stride of `vocabulary` real elements
+  const Values written = logits.values_as(d.dt);  // rows of act elements at a stride of `vocabulary` reals
   const size_t v = size_t(r.size.vocabulary), stride = v * loop_dtype_size(d.real()) / loop_dtype_size(d.dt);
   for (size_t i = 0; i < size_t(r.size.rows); ++i)
     out.dlogits.insert(out.dlogits.end(), written.begin() + ptrdiff_t(i * stride), written.begin() + ptrdiff_t(i * stride + v));
@@ -122,7 +122,7 @@ Values no_loss_logprobs(const Device& d, const Rows& r) {
   return run(d, r, nullptr, {zero, zero, zero, zero, zero, zero}).logprobs;
 }
 
-// The loss and the coefficient of a row as trainers write them: minimum of two products, clamp, stop-gradient.
+// The loss and the coefficient of a row as trainers usually write them: minimum of two products, clamp, stop-gradient.
 struct PlainLoss {
   double policy = 0, kl = 0, coefficient = 0, ratio = 0, low = 0, high = 0;
 };
@@ -150,7 +150,7 @@ PlainLoss plain_loss(const Loss& l, const Arrays& a, size_t i, double logprob) {
   return out;
 }
 
-// log-softmax, exp, onehot - P, times c, over τ: a pass each.
+// log-softmax, exp, onehot - P, times c, over τ; one pass each.
 HeadResult plain_head(const Plain& p, const Rows& r, const Loss* loss, const Arrays& a) {
   HeadResult out;
   const size_t v = size_t(r.size.vocabulary);
@@ -207,7 +207,7 @@ KERNEL_TEST(head_backward, "head_rows: gradient of the logits") {
     }
 }
 
-// Longer than the shared memory of a CUDA block, so that its kernel reads them a second time for the gradient.
+// Rows longer than the shared memory of a CUDA block, so that the kernel reads them a second time for the gradient.
 KERNEL_TEST(head_long_rows, "head_rows: long rows") {
   const Loss loss{LOOP_PPO, "ppo", 1.5, true, true};
   for (const Size& s : {Size{2, 60000}, Size{1, 58001}, Size{9, 58001}}) {
@@ -303,7 +303,7 @@ KERNEL_TEST(policy, "policy_gradient") {
     }
 }
 
-// Rows that do not count must not even be looked at: their ratio would overflow.
+// Rows of scale 0 must not even be evaluated: their ratio would overflow.
 KERNEL_TEST(policy_masked, "policy_gradient: rows of scale 0 add nothing") {
   for (const Loss& loss : losses) {
     const Arrays a{{0, 0.5}, {1, 1}, {-1e4, -1}, {1e4, -1}, {0, 0.25}, {0, 0}};
@@ -331,10 +331,11 @@ KERNEL_TEST(policy_is_head, "policy_gradient: the coefficients of head_rows") {
 REFERENCE_TEST(head_differences, "head_rows gradient by differences") {
   for (const Loss& loss : losses) {
     Rows r = rows(t, {6, 9}, 0.7);
-    for (double& x : r.logits) x = x > 8 ? x - 12 : x;  // peaks so sharp leave differences nothing to measure
+    for (double& x : r.logits) x = x > 8 ? x - 12 : x;  // sharper peaks would leave differences too small to measure
     const Arrays a = arrays(t, no_loss_logprobs(t.device, r));
     const Values analytic = run(t.device, r, &loss, a).dlogits;
-    // CISPO's weight is behind a stop-gradient: the loss to differentiate is GIVEN with that weight held fixed, and the KL.
+    // CISPO's weight is behind a stop-gradient. So the loss to differentiate is GIVEN with this weight held fixed, plus the
+    // KL.
     Loss differentiable = loss;
     Arrays held = a;
     if (loss.surrogate == LOOP_CISPO) {

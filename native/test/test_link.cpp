@@ -1,4 +1,4 @@
-// The link to devices of other processes, in a world of one: what a rank sends to itself goes the same way.
+// The link to devices of other processes, in a world of one rank: messages to itself use the same code.
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -28,7 +28,8 @@ KERNEL_TEST(link_alone, "link: a world of one sends to itself") {
     std::vector<uint8_t> in(size_t(bytes), 0), out(size_t(bytes), 0);
     for (size_t i = 0; i < in.size(); ++i) in[i] = uint8_t(i * 2654435761u >> 13);
     void *from = table.allocate(d.ctx, size_t(bytes)), *to = table.allocate(d.ctx, size_t(bytes));
-    d.expect(table.copy_in(d.ctx, from, in.data(), size_t(bytes)), "copy_in");  // the exchange comes behind it
+    // the exchange comes after this copy in the stream
+    d.expect(table.copy_in(d.ctx, from, in.data(), size_t(bytes)), "copy_in");
     const void* send = from;
     d.expect(table.link_exchange(d.ctx, link, &send, &bytes, &to, &bytes), "link_exchange");
     d.expect(table.link_exchanged(d.ctx, link, 1), "link_exchanged");

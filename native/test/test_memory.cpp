@@ -9,7 +9,7 @@ namespace {
 
 uint8_t pattern(size_t i) { return uint8_t(i * 2654435761u >> 13); }
 
-// Around the sizes of a device's staging memory (4 MiB on CUDA, two halves of it).
+// Sizes around a device's staging memory (4 MiB on CUDA, in two halves).
 KERNEL_TEST(memory_copies, "memory: copies of every size arrive, many in a row too") {
   const Device& d = t.device;
   constexpr size_t mib = size_t(1) << 20;
@@ -19,12 +19,12 @@ KERNEL_TEST(memory_copies, "memory: copies of every size arrive, many in a row t
     void* p = d.table.allocate(d.ctx, bytes);
     d.expect(d.table.copy_in(d.ctx, p, in.data(), bytes), "copy_in");
     const std::vector<uint8_t> sent = in;
-    std::fill(in.begin(), in.end(), uint8_t(0));  // the caller's again when copy_in returns
+    std::fill(in.begin(), in.end(), uint8_t(0));  // the caller may overwrite it when copy_in returns
     d.expect(d.table.copy_out(d.ctx, out.data(), p, bytes), "copy_out");
     t.claim(std::to_string(bytes) + " bytes", out == sent);
     d.table.release(d.ctx, p);
   }
-  constexpr size_t pieces = 700, piece = 30011;  // 20 MiB in all, without a wait in between
+  constexpr size_t pieces = 700, piece = 30011;  // 20 MiB in total, without waiting in between
   std::vector<uint8_t> in(piece), out(pieces * piece), expected(pieces * piece);
   auto* p = static_cast<char*>(d.table.allocate(d.ctx, pieces * piece));
   for (size_t k = 0; k < pieces; ++k) {
@@ -46,7 +46,7 @@ KERNEL_TEST(memory_out, "memory: too much is refused, and what was held before i
   t.same_bits("taken afterwards", after.values(), held);
 }
 
-// A variable of the emulator for the length of a test.
+// Sets an environment variable of the emulator for the duration of a test.
 class With {
  public:
   With(const char* variable, const char* value) : variable_(variable) { setenv(variable, value, 1); }
@@ -79,7 +79,7 @@ KERNEL_TEST(open_refused, "open: what this library cannot use is refused with a 
   t.claim("a device that is not there", table.inspect(1) == nullptr, table.last_error(nullptr));
 }
 
-// Of one query row of one head: so little that nothing but the named limit is in the way.
+// Attention of one query row and one head: so small that only the limit under test can be exceeded.
 struct Small {
   LoopSegment segment{0, 1, 0, 0, 0};
   Buffer segments, in, out, lse, dout, dqkv;
@@ -101,7 +101,7 @@ struct Small {
 
 KERNEL_TEST(scratch_out, "memory: a kernel without memory of its own says that it is out of memory") {
   if (!emulated(t)) return;
-  const Device d(&t.device.table, t.device.dt);  // that has no scratch memory yet
+  const Device d(&t.device.table, t.device.dt);  // a new device, without scratch memory
   const Small small(d, 8);
   const LoopCacheContext context{{{0, 1}}};
   const Buffer contexts(d, &context, sizeof context);

@@ -1,4 +1,4 @@
-// Latent noise, first values of parameters, and the teacher's moving average.
+// Latent noise, initial values of parameters, and the teacher's moving average.
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -9,7 +9,7 @@
 namespace looplm::test {
 namespace {
 
-// One row's draw as philox.h defines it.
+// The noise of one element as philox.h defines it.
 double noise_of(int32_t stream, int32_t position, size_t k) {
   return latent_noise(99, uint32_t(stream), uint32_t(position), 2, uint32_t(k / 4))[k % 4];
 }
@@ -52,7 +52,7 @@ REFERENCE_TEST(moments, "latent noise is standard normal") {
   t.claim("fourth moment 3", std::abs(fourth - 3) < 0.1, std::to_string(fourth));
 }
 
-// `count` values that the device draws, read as act, with 64 more behind them that stay as they were.
+// `count` values that the device draws, read as act, followed by 64 values that must not change.
 Values drawn(const Device& d, bool truncated, uint32_t first, size_t count, double deviation) {
   Values before(count + 64, 7.0);
   const size_t size = loop_dtype_size(d.dt);

@@ -49,7 +49,7 @@ ForwardResult run(const Device& d, const Size& s, const Forward& in, Mode mode, 
   return {has_branch ? h_out.values() : Values(), next ? x.values() : Values()};
 }
 
-// v rsqrt(mean v² + eps) in float32, rounded; then times w: as the Hugging Face model does it.
+// v rsqrt(mean v² + eps) in float32, rounded, then times w: as in the Hugging Face model.
 Values plain_rms(const Plain& p, const Size& s, const Values& v, const Values& w) {
   Values out(v.size());
   for (int64_t i = 0; i < s.n; ++i) {
@@ -206,7 +206,7 @@ KERNEL_TEST(norm_unwanted, "residual_norm_backward: weight gradients that nobody
   t.same_bits("dbranch", dbranch.values(), all.dbranch);
 }
 
-// L = Σ α x + Σ β h_out, so that ∂x = α and the ∂h_out from elsewhere is β.
+// L = Σ α x + Σ β h_out, so ∂x = α, and β is the ∂h_out from elsewhere.
 REFERENCE_TEST(norm_differences, "residual_norm gradient by differences") {
   for (const auto& [mode, name] : modes) {
     const Size s{3, 7};

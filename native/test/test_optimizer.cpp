@@ -6,7 +6,7 @@ namespace looplm::test {
 namespace {
 
 struct State {
-  Values truth, gradient, first, second;  // truth: the master in bfloat16, else the parameter
+  Values truth, gradient, first, second;  // truth: the master for bfloat16, else the parameter
 };
 struct Settings {
   double learning_rate, beta1, beta2, weight_decay, gradient_scale;
@@ -42,7 +42,7 @@ Values difference(const Values& a, const Values& b) {
   return out;
 }
 
-// The oracle's adamw (oracle/ouro_torch.py).
+// The adamw of the oracle (oracle/ouro_torch.py).
 Stepped plain_adamw(const State& s, const Settings& o) {
   Stepped out;
   for (size_t i = 0; i < s.truth.size(); ++i) {

@@ -58,7 +58,7 @@ std::pair<double, double> grid(const Quantized& q, float packed) {
   return {std::bit_cast<float>(bits & 0xffff0000u), std::bit_cast<float>(bits << 16)};
 }
 
-// Rows of n side by side, as LoopQuantized has them: unit u of row i of [n, units] from `unit(i, u)`.
+// Interleaves rows as LoopQuantized defines: unit u of row i of [n, units] comes from `unit(i, u)`.
 template <class T, class F>
 std::vector<T> side_by_side(int64_t side, int64_t n, int64_t units, F unit) {
   std::vector<T> out(size_t((n + side - 1) / side * side * units));
@@ -113,7 +113,7 @@ Values run(const Device& d, const Quantized& q, const Operands& plain) {
   return out;
 }
 
-// A row of activations in 8 bits, as numbers again.
+// A row of activations after rounding to 8 bits, as numbers.
 Values eight_bits(const Quantized& q, const Values& a) {
   Values out;
   for (size_t first = 0; first < a.size(); first += size_t(q.group)) {
@@ -166,8 +166,8 @@ KERNEL_TEST(gemm_int8, "product of int8 activations with a quantized weight") {
     q.activation_bits = 8;
     compare(t, q);
   }
-  compare(t, {4, 32, 600, 40, 640, 1, 0, 8});  // more rows than are gone through at a time
-  compare(t, {8, 64, 71, 40, 192, 1, 0, 8});   // rows enough to arrange the codes for them
+  compare(t, {4, 32, 600, 40, 640, 1, 0, 8});  // more rows than the kernel processes at a time
+  compare(t, {8, 64, 71, 40, 192, 1, 0, 8});   // enough rows that the kernel expands the codes
 }
 
 KERNEL_TEST(gemm_asymmetric, "product with an asymmetric weight") {
@@ -187,7 +187,7 @@ KERNEL_TEST(gemm_int8_extremes, "product of int8 activations: the largest codes,
     const Quantized q{bits, 64, rows, 20, 128, 1, 0, 8};
     const std::string name = std::to_string(bits) + " bits, " + std::to_string(rows) + " rows";
     Operands o = operands(t, q);
-    // the codes that are farthest from 0, of both signs: sums in 16 bits must not overflow
+    // the largest codes of both signs: 16-bit sums must not overflow
     for (size_t i = 0; i < o.codes.size(); ++i)
       o.codes[i] = bits == 4 ? (i / 64 % 2 ? 0xff : 0x00) : (i / 128 % 3 == 0 ? 0x81 : i / 128 % 3 == 1 ? 0x80 : 0x7f);
     for (size_t i = 0; i < o.a.size(); ++i) o.a[i] = i / 128 == 0 ? 1 : i / 128 == 1 ? -1 : i / 128 == 2 ? 0 : o.a[i];
@@ -219,7 +219,7 @@ KERNEL_TEST(gemm_quantized_rows, "product with a quantized weight: a row does no
     const Operands o = operands(t, q);
     const Values batch = run(t.device, q, o);
     const size_t n = size_t(q.n), k = size_t(q.k);
-    for (int64_t m : {1, 6, 16}) {  // few rows at a time, as decoding has them
+    for (int64_t m : {1, 6, 16}) {  // few rows at a time, as in decoding
       Values alone, expected;
       for (size_t i : {0, 15, 16, 24}) {
         Quantized part = q;

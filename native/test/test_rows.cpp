@@ -74,7 +74,7 @@ KERNEL_TEST(embed_rows, "embed") {
 
 KERNEL_TEST(embed_gradient, "embed_backward") {
   std::vector<Size> all = sizes;
-  all.insert(all.end(), {{2049, 8}, {5000, 4}, {33000, 1}});  // CUDA sorts 2048 ids at a time and merges 16 of these
+  all.insert(all.end(), {{2049, 8}, {5000, 4}, {33000, 1}});  // CUDA sorts 2048 ids at a time and merges 16 such runs
   for (const Size& s : all) {
     const Ints ids = t.integers(size_t(s.n), s.n < 5000 ? vocabulary / 3 : vocabulary);
     const Values dout = t.real_normal(size_t(s.n * s.d)), dtable = t.real_normal(size_t(vocabulary * s.d));
@@ -93,7 +93,7 @@ REFERENCE_TEST(embed_differences, "embed gradient by differences") {
   t.gradient("", analytic, table, [&] { return dot(dout, embed(t.device, s, ids, table)); });
 }
 
-// What CUDA can tell of an index without the number of rows. Other devices are not asked.
+// What CUDA can detect about an index without knowing the number of rows. Other devices are not tested.
 KERNEL_TEST(bad_indices, "rows: CUDA reports an index that cannot be one") {
   const Device& d = t.device;
   if (std::string(d.table.name).find("cuda") != 0) return;
@@ -120,7 +120,7 @@ KERNEL_TEST(bad_indices, "rows: CUDA reports an index that cannot be one") {
           d.table.embed_backward(d.ctx, d.dt, 3, 8, vocabulary, behind, reals, table));
 }
 
-// `count` different indices below `below`, in random order.
+// `count` distinct indices below `below`, in random order.
 Ints distinct(Test& t, size_t count, int32_t below) {
   Ints all(static_cast<size_t>(below));
   std::iota(all.begin(), all.end(), 0);
@@ -199,7 +199,7 @@ REFERENCE_TEST(distributions, "philox uniform and normal moments") {
   }
   t.claim("uniform in (0, 1)", least > 0 && largest < 1);
   t.claim("uniform never reaches the ends", unit_interval(0, 0) > 0 && unit_interval(~0u, ~0u) < 1);
-  const double sigma = 5 / std::sqrt(double(count));  // five standard errors of a variance of one
+  const double sigma = 5 / std::sqrt(double(count));  // five standard errors for a variance of 1
   t.claim("uniform mean and variance", std::abs(mean - 0.5) < 0.29 * sigma && std::abs(square - 1.0 / 3) < 0.3 * sigma);
   t.claim("normal mean and variance", std::abs(normal_mean) < sigma && std::abs(normal_square - 1) < 1.42 * sigma);
   t.claim("neighbouring normals are uncorrelated", std::abs(lag) < sigma);

@@ -69,7 +69,7 @@ Sampled run(const Device& d, const Draws& in, const Options& o, uint64_t seed = 
 
 Draws draws(Test& t, size_t rows, int64_t vocabulary) {
   Draws in{vocabulary, t.real_normal(rows * size_t(vocabulary), 2), t.integers(rows, 1000), t.integers(rows, 5000)};
-  for (size_t i = 0; i < rows; i += 2)  // peaked
+  for (size_t i = 0; i < rows; i += 2)  // these rows have peaks
     for (int64_t v = 0; v < 3; ++v) {
       double& logit = in.logits[i * size_t(vocabulary) + size_t((v * 7 + 3) % vocabulary)];
       logit = rounded(t.device.real(), logit + 9);
@@ -77,7 +77,7 @@ Draws draws(Test& t, size_t rows, int64_t vocabulary) {
   return in;
 }
 
-// The distribution after the warpers of Hugging Face transformers, each by sorting and renormalising.
+// The distribution after the logits warpers of Hugging Face transformers; each sorts and renormalizes.
 Values warped(Values x, const Options& o) {
   const size_t n = x.size();
   for (double& logit : x) logit /= o.temperature;
@@ -169,7 +169,7 @@ KERNEL_TEST(edit_logits, "edit_logits") {
         edits.push_back({int64_t(i) * vocabulary + v, v % 4 == 0 ? 0.75 : 0.0, v % 3 == 0 ? 1.3 : 1.0, v % 2 == 0 ? 0.4 : 0.0});
     edits.back().bias = -INFINITY;
     Ints allowed;
-    for (size_t w = 0; w < rows * words; ++w)  // none, all, and some of a word
+    for (size_t w = 0; w < rows * words; ++w)  // no, all, and some tokens of a word allowed
       allowed.push_back(w % 3 == 0 ? 0 : w % 3 == 1 ? -1 : int32_t(0x9e3779b9u * uint32_t(w)));
     for (const bool masked : {false, true}) {
       Values expected = logits;
@@ -239,7 +239,7 @@ KERNEL_TEST(sample_independence, "sample: a draw does not depend on the batch") 
   t.claim("another seed, other tokens", run(t.device, in, {1}, 1).tokens != run(t.device, in, {1}, 2).tokens);
 }
 
-// Frequencies of many draws against the warped distribution: χ² far below what a wrong filter would give.
+// Compares the frequencies of many draws with the warped distribution: χ² must be far below what a wrong filter would give.
 KERNEL_TEST(sample_frequencies, "sample: frequencies") {
   constexpr int32_t count = 20000;
   const Values logits = {0.3, -1, 2, 1.1, 0, -3, 1.4, 0.9};

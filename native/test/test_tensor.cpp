@@ -1,4 +1,4 @@
-// Tensor operations on the dtypes that belong to the one under test; copy_strided between all of them.
+// Tensor operations on the dtypes that belong to the dtype under test; copy_strided between all dtypes.
 #include <algorithm>
 #include <cmath>
 
@@ -93,7 +93,7 @@ KERNEL_TEST(binary, "binary") {
 
 const std::vector<LoopDType> all_types = {LOOP_F32, LOOP_BF16, LOOP_F64, LOOP_I32, LOOP_F16};
 
-// Copies with source strides s.a into a destination that is dense but for a gap of one element after each.
+// Copies with source strides s.a into a destination that is dense except for a gap of one element after each element.
 KERNEL_TEST(copy_strides, "copy_strided: strides") {
   for (LoopDType type : types(t))
     for (const Strided& s : strided) {
@@ -111,7 +111,7 @@ KERNEL_TEST(copy_strides, "copy_strided: strides") {
     }
 }
 
-// Parts of rows, which CUDA copies 16 bytes at a time where rows and parts are multiples of that.
+// Parts of rows. CUDA copies 16 bytes at a time if rows and parts are multiples of that.
 KERNEL_TEST(copy_parts, "copy_strided: parts of rows") {
   const std::vector<Strided> parts = {
       {{5, 64}, {96, 1}, {80, 1}},           {{5, 64}, {97, 1}, {80, 1}}, {{5, 64}, {96, 1}, {81, 1}},
@@ -136,8 +136,8 @@ KERNEL_TEST(copy_types, "copy_strided: conversions") {
   for (LoopDType from : all_types)
     for (LoopDType to : all_types) {
       Values src = t.act_normal(301, 50);
-      // Halfway cases of bfloat16 and float16, the ends of their ranges, float16 subnormals, signed zeros. No float32 subnormals:
-      // processors that convert to bfloat16 in hardware flush them.
+      // Halfway cases of bfloat16 and float16, the ends of their ranges, float16 subnormals, signed zeros. No float32
+      // subnormals: processors that convert to bfloat16 in hardware flush them to 0.
       for (double x : {1 + 0x1p-8, 1 + 0x3p-8, 1 + 0x1p-8 + 0x1p-20, 1 + 0x1p-11, 1 + 0x3p-11, -1 - 0x1p-11, 2048.5, 65504.0,
                        65519.0, 3.0e-5, 5.9604644775390625e-8, 2.9802322387695312e-8, 8.9e-8, 0.0, -0.0, 123456.0, -7.9, 7.9})
         src.push_back(x);
@@ -221,7 +221,7 @@ KERNEL_TEST(reductions, "reduce") {
         if (type == LOOP_I32 && op == LOOP_MEAN) continue;
         Values x = numbers(t, type, size_t(s.outer * s.n * s.inner));
         if (op == LOOP_SUM || op == LOOP_MEAN)
-          for (double& v : x) v = rounded(type, v + 1);  // a sum that is not lost in cancellation
+          for (double& v : x) v = rounded(type, v + 1);  // avoids cancellation in the sum
         if (op == LOOP_ARGMAX && s.n > 2)
           for (int64_t i = 0; i < s.inner; ++i)
             x[size_t((s.n - 1) * s.inner + i)] = x[size_t(s.inner + i)] = rounded(type, 9000.0);  // a tie

@@ -1,4 +1,4 @@
-// The claims of the engine's tests: one line each; the program fails when one does not hold.
+// Claims of the engine's tests, one line each. The program fails if one does not hold.
 #pragma once
 #include <cstdio>
 #include <functional>
@@ -11,7 +11,7 @@
 namespace looplm::test {
 
 inline int failures = 0;
-inline std::mutex claiming;  // ranks that are threads claim too
+inline std::mutex claiming;  // threads that act as ranks make claims too
 
 inline void claim(const std::string& name, bool holds, const std::string& detail = "") {
   std::lock_guard lock(claiming);
@@ -21,12 +21,12 @@ inline void claim(const std::string& name, bool holds, const std::string& detail
   std::fflush(stdout);
 }
 
-// By central differences of fourth order.
+// Central differences of fourth order.
 inline double derivative(const std::function<double(double)>& of, double step = 1e-5) {
   return (8 * (of(step) - of(-step)) - (of(2 * step) - of(-2 * step))) / (12 * step);
 }
 
-// The action throws an Error of this code whose message has every one of the parts.
+// Claims that the action throws an Error with this code, whose message contains all of the parts.
 inline void refuses(const std::string& name, const std::string& code, const std::vector<std::string>& parts,
                     const std::function<void()>& action) {
   try {
@@ -39,7 +39,7 @@ inline void refuses(const std::string& name, const std::string& code, const std:
   claim(name, false, "nothing was refused");
 }
 
-// A test of the program looplm_engine_tests, by the name that its first argument may choose.
+// A test of the program looplm_engine_tests. Its first argument may select tests by name.
 struct EngineTest {
   const char* name;
   void (*run)();

@@ -1,4 +1,4 @@
-// Folders and files of a test.
+// Temporary folders and files for tests.
 #pragma once
 #include <dirent.h>
 #include <unistd.h>
@@ -14,7 +14,7 @@
 
 namespace looplm::test {
 
-// Gone with what is in it when the test ends.
+// Deleted with its files at the end of the test.
 struct Folder {
   Folder() {
     char name[] = "/tmp/looplm-test-XXXXXX";
@@ -55,7 +55,7 @@ std::vector<uint8_t> bytes_of(const std::vector<T>& values) {
   return out;
 }
 
-// A safetensors file in memory: `header`, and data_bytes of zeros.
+// A safetensors file in memory: `header`, followed by data_bytes zeros.
 inline std::string image(const std::string& header, size_t data_bytes) {
   std::string out(8, '\0');
   for (int i = 0; i < 8; i++) out[size_t(i)] = char(uint64_t(header.size()) >> 8 * i);
@@ -63,7 +63,7 @@ inline std::string image(const std::string& header, size_t data_bytes) {
 }
 
 inline SafetensorsContents parse(const std::string& file) {
-  const std::vector<char> exact(file.begin(), file.end());  // no byte behind the end, so that a sanitizer sees an overrun
+  const std::vector<char> exact(file.begin(), file.end());  // no byte after the end, so that a sanitizer detects overruns
   return parse_safetensors("the.file", exact.data(), exact.size());
 }
 

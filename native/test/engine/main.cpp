@@ -1,4 +1,4 @@
-// The tests of the engine. An argument runs those whose name has it as a part.
+// Runs the engine's tests, or with an argument those whose name contains it.
 #include "claims.h"
 
 int main(int count, char** arguments) {

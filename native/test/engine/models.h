@@ -31,7 +31,7 @@ inline std::vector<uint8_t> all_raw(const Model& model) {
   return out;
 }
 
-// Every parameter as float64, rounded on the way by `round`.
+// Every parameter as float64, after applying `round`.
 inline std::vector<double> all_values(
     const Model& model, const std::function<double(double)>& round = [](double x) { return x; }) {
   std::vector<double> out;
@@ -43,7 +43,7 @@ inline std::vector<double> all_values(
 inline double to_bf16(double x) { return double(bf16_to_float(float_to_bf16(float(x)))); }
 inline double to_f32(double x) { return double(float(x)); }
 
-// A model's parameters as outputs, which a test can then spoil.
+// A model's parameters as tensors of a file, which a test can then corrupt.
 inline std::vector<SafetensorsOutput> outputs(const Model& model, const std::string& dtype,
                                               const std::function<std::vector<uint8_t>(const std::vector<double>&)>& encode) {
   std::vector<SafetensorsOutput> out;

@@ -1,4 +1,5 @@
-// Packed batches: what each token sees, which predictions are rows, where a batch ends, and what equal prompts share.
+// Packed batches: which tokens each token attends to, which predictions get rows, where a batch ends, and what equal prompts
+// share.
 #include <algorithm>
 #include <map>
 #include <numeric>
@@ -21,7 +22,7 @@ Sequences sequences_of(const std::vector<std::vector<int32_t>>& tokens, const st
   return s;
 }
 
-// The tokens that a packed token attends to, itself the last.
+// The tokens that a packed token attends to; the token itself is last.
 std::vector<int32_t> seen_by(const PackedBatch& batch, int32_t token) {
   for (const LoopSegment& s : batch.segments) {
     if (token < s.begin || token >= s.end) continue;
@@ -32,7 +33,7 @@ std::vector<int32_t> seen_by(const PackedBatch& batch, int32_t token) {
   return {};
 }
 
-// Every row predicts the next token of its sequence from the tokens before it.
+// Whether every row predicts the next token of its sequence from exactly the tokens before it.
 bool rows_are_right(const Sequences& s, const PackedBatch& batch) {
   for (const PredictionRow& row : batch.rows) {
     const auto first = s.tokens.begin() + s.offsets[size_t(row.sequence)];
@@ -43,7 +44,8 @@ bool rows_are_right(const Sequences& s, const PackedBatch& batch) {
   return true;
 }
 
-// Segments lie one behind the other and cover all tokens; those of a group are neighbours. A group without tokens has no segment.
+// Whether segments are contiguous and cover all tokens, and those of a group are neighbours. A group without tokens has no
+// segment.
 bool segments_are_right(const PackedBatch& batch) {
   int32_t at = 0, group = 0;
   for (const LoopSegment& s : batch.segments) {
@@ -55,7 +57,7 @@ bool segments_are_right(const PackedBatch& batch) {
   return at == int32_t(batch.tokens());
 }
 
-// Sequences of a few groups with equal prompts. A number is drawn by its place.
+// Sequences in a few groups with equal prompts. Every random number depends on its place in the sequence of draws.
 Sequences drawn_sequences(uint32_t seed) {
   uint32_t place = 0;
   const auto draw = [&](uint32_t below) { return int32_t(philox4x32({place++, 0, 0, 0}, seed)[0] % below); };
@@ -73,7 +75,7 @@ Sequences drawn_sequences(uint32_t seed) {
   return sequences_of(tokens, prompts);
 }
 
-// Packs all sequences into batches and counts how often each prediction is a row.
+// Packs all sequences into batches and counts how often each prediction gets a row.
 std::map<std::pair<int32_t, int32_t>, int> predictions(const Sequences& s, const PackOptions& options, bool& right) {
   std::map<std::pair<int32_t, int32_t>, int> counts;
   for (size_t begin = 0; begin < s.count();) {
@@ -94,7 +96,7 @@ ENGINE_TEST(batch_rows, "batch: rows") {
       for (const bool share : {false, true})
         for (const bool responses : {false, true})
           for (const bool last : {false, true}) {
-            if (share && !responses) continue;  // a shared prompt's own predictions are no rows
+            if (share && !responses) continue;  // predictions within a shared prompt get no rows
             const auto counts = predictions(s, {budget, share, responses, last}, right);
             size_t expected = 0;
             for (size_t i = 0; i < s.count(); i++) {

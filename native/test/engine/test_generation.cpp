@@ -1,5 +1,5 @@
-// The parts of a scheduler: exit rules, the cache, prompts and rows in a batch, on a model of one register and on one of two with
-// blocks before and behind the loops.
+// The parts of the scheduler: exit rules, the cache, prompts and rows in a batch. Uses a model with one register, and one
+// with two registers and with blocks before and after the loops.
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -24,7 +24,7 @@ std::shared_ptr<Model> model_of(const Architecture& architecture) {
 
 // ---- Exit rules
 
-// The loop that a token of `loops` loops exits from, whose measures are given; 0: none before the last.
+// The loop at which a token exits, given its measures after every loop; 0: not before the last loop.
 int exit_loop(const ExitOptions& options, const std::vector<ExitMeasures>& measures) {
   ExitState state;
   for (int t = 1; t <= int(measures.size()); t++)
@@ -148,7 +148,7 @@ ENGINE_TEST(test_cache, "cache") {
   claim("cache: not beyond its limit", !cache.grow_for(96, 0));
 }
 
-// ---- Requests beside others
+// ---- Requests together with others
 
 GenerateRequest request(const Model& model, int i) {
   const ExitRule rules[] = {ExitRule::cosine,         ExitRule::hidden_delta, ExitRule::kl,
@@ -215,8 +215,8 @@ void batches(const std::string& name, const Architecture& architecture) {
   claim(name + ": the others go on when some are cancelled", same && ended && scheduler.stats().cached_tokens == 0);
 }
 
-// Requests without drafts, decoded by wavefront: alone and together they have the bits of plain decoding. A share of what the
-// blocks add: with little of it readouts settle early.
+// Requests without drafts, decoded by wavefront. Alone and together, they must have the bits of plain decoding. share: scales
+// what the blocks add to the residual stream; with a small share, readouts settle early.
 void ahead(const std::string& name, const Architecture& architecture, double share) {
   const auto model = model_of(architecture);
   const std::set<Role> scaled{Role::attention_output, Role::down, Role::attention_norm_2, Role::mlp_norm_2, Role::inject};

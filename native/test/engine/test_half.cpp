@@ -11,11 +11,12 @@
 namespace looplm::test {
 namespace {
 
-// The neighbour of x among the values of `table` (ascending), ties to the one whose bits are even.
+// The bits of the value nearest to x; ties go to even bits. value(b): the positive value of bits b, ascending; largest: bits
+// of the largest finite value.
 uint16_t nearest(const std::function<double(uint16_t)>& value, uint16_t largest, double x) {
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
   const double magnitude = std::abs(x);
-  uint16_t low = 0, high = uint16_t(largest + 1);  // value(high): the power of two behind the largest, standing for infinity
+  uint16_t low = 0, high = uint16_t(largest + 1);  // value(high): the power of two after the largest value, for infinity
   while (high - low > 1) {
     const uint16_t middle = uint16_t((low + high) / 2);
     (value(middle) <= magnitude ? low : high) = middle;
@@ -26,7 +27,7 @@ uint16_t nearest(const std::function<double(uint16_t)>& value, uint16_t largest,
 }
 
 ENGINE_TEST(test_halves, "half: conversions") {
-  // By the definition of the formats: sign, exponent, fraction.
+  // From the definition of the formats: sign, exponent, fraction.
   const auto f16 = [](uint16_t b) {
     const int exponent = b >> 10 & 31, fraction = b & 1023;
     return exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
@@ -54,7 +55,7 @@ ENGINE_TEST(test_halves, "half: conversions") {
   claim("BF16: every bit pattern has its value", bf16_values);
   claim("BF16: every bit pattern survives float32", bf16_trip);
 
-  // Float32 values that are hard to round: on, and one step beside, the middle of every two neighbours; and any bits at all.
+  // Float32 values that are hard to round (the middle of every two neighbours, and one step to each side), and random bits.
   bool f16_nearest = true, bf16_nearest = true;
   const auto check = [&](float x) {
     f16_nearest &= float_to_f16(x) == nearest(f16, 0x7BFF, double(x));
@@ -76,7 +77,7 @@ ENGINE_TEST(test_halves, "half: conversions") {
   check(65520.0f);
   claim("F16: float32 rounds to the nearest, ties to even", f16_nearest);
   claim("BF16: float32 rounds to the nearest, ties to even", bf16_nearest);
-  const float nan = std::bit_cast<float>(0x7F800001u);  // its payload lies in the bits that are cut off
+  const float nan = std::bit_cast<float>(0x7F800001u);  // its payload is in the bits that are cut off
   claim("a NaN stays a NaN", float_to_bf16(nan) == 0x7FC0 && float_to_f16(nan) == 0x7E00 && float_to_f16(-INFINITY) == 0xFC00);
 }
 

@@ -1,5 +1,5 @@
-// The loss: one description of a term, whether its coefficients are made inside of the head's pass or outside, in one micro-batch
-// or in several; and how the loops that are read are weighted.
+// The loss. The same term gives the same result whether its coefficients are computed inside the head's pass or outside, and
+// in one micro-batch or several. Also how the loops that are read are weighted.
 #include <cmath>
 
 #include "../../engine/loop_weights.h"
@@ -63,7 +63,7 @@ ENGINE_TEST(loss_one_path, "loss: one pass and two passes of the head") {
   for (Surrogate s : {Surrogate::reinforce, Surrogate::ppo, Surrogate::cispo}) {
     Objective one;
     one.terms = {term_of(batch, s)};
-    Objective two = one;  // a second term, of no weight, takes the values out of the head's pass
+    Objective two = one;  // a second term with weight 0 moves the computation out of the head's pass
     two.terms.push_back(one.terms[0]);
     two.terms[1].length_normalizers.assign(3, 0.0);
     LossBatch wide = batch;
@@ -95,7 +95,7 @@ ENGINE_TEST(loss_differences, "loss: gradient by central differences") {
   const LossBatch batch = small_batch();
   Objective objective;
   objective.terms = {term_of(batch, Surrogate::reinforce)};
-  objective.terms[0].weights = {LoopWeighting::exit_pdf, 1, 1, 0, {}, false};  // attached: the gate learns too
+  objective.terms[0].weights = {LoopWeighting::exit_pdf, 1, 1, 0, {}, false};  // attached: the gate is trained too
   objective.loops.read = {1, 3};
   objective.exit_entropy = 0.05;
   LossBatch fresh = batch;

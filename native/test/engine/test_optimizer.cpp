@@ -1,4 +1,4 @@
-// AdamW, and its state on the way between optimizers and files.
+// AdamW, and copying its state between optimizers and files.
 #include <cmath>
 #include <random>
 #include <utility>
@@ -33,8 +33,8 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
 int updates = 0;
 int (*update)(void*, LoopDType, const LoopAdamW*) = nullptr;
 
-// Neighbours in the arena go through one call, the zeros between them as well: a device is asked a few times, not once per
-// parameter.
+// Neighbouring parameters in the arena, and the zeros between them, share one call. So the device gets a few calls, not one
+// per parameter.
 void test_calls() {
   LoopBackend table = *looplm_cpu_backend();
   update = std::exchange(table.adamw, [](void* context, LoopDType dt, const LoopAdamW* a) {
@@ -51,7 +51,7 @@ void test_calls() {
     optimizer.step({.weight_decay = 0.1, .only = std::move(only)});
     return size_t(updates);
   };
-  size_t changes = 1;  // of weight decay, from one parameter to the next
+  size_t changes = 1;  // number of changes of weight decay from one parameter to the next
   const std::vector<Parameter>& trained = model->trained();
   for (size_t i = 1; i < trained.size(); i++) changes += trained[i].decays() != trained[i - 1].decays();
   const size_t all = calls_of({});
@@ -73,13 +73,13 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
   const auto model = small_model(device, dt);
   AdamW optimizer(model);
 
-  // math.md §6 in float64, written out.
+  // The formulas of math.md §6 in float64.
   std::vector<double> truth = all_values(*model), m(truth.size()), v(truth.size());
   std::vector<bool> decays;
   for (const Parameter& p : model->parameters()) decays.insert(decays.end(), p.count, p.shape.size() > 1);
   bool norms = true;
   for (int step = 1; step <= 4; step++) {
-    set_gradients(*model, uint64_t(step), step == 2 ? 1e-4 : 1);  // the second is not clipped
+    set_gradients(*model, uint64_t(step), step == 2 ? 1e-4 : 1);  // step 2 is not clipped
     std::vector<double> g;
     for (const Parameter& p : model->parameters())
       for (const double x : model->read_gradient(p)) g.push_back(x);
@@ -121,7 +121,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
   resumed_optimizer.save(folder / "b");
   claim("and so has its optimizer's file" + on, contents(folder / "a") == contents(folder / "b"));
 
-  if (dt == LOOP_BF16) {  // small steps are kept in the masters, which bfloat16 alone would lose
+  if (dt == LOOP_BF16) {  // the masters keep small steps that bfloat16 would lose
     const auto slow = small_model(device, dt);
     AdamW slow_optimizer(slow);
     const double before = slow->read(slow->parameter("model.norm.weight"))[0];
@@ -155,7 +155,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
             [&] { again.load({folder / "stale"}); });
   }
 
-  // What is not finite.
+  // Gradients and values that are not finite.
   const std::vector<uint8_t> before = all_raw(*model);
   const auto culprit = [&](const std::string& name, double bad) {
     set_gradients(*model, 8, 1);
@@ -172,7 +172,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
   claim("which changes nothing" + on,
         all_raw(*model) == before && contents(folder / "c") == contents(folder / "a") && optimizer.steps() == 7);
 
-  // An abort does not fall between two parameters.
+  // An abort cannot happen between two parameters.
   std::atomic<bool> cancel{true};
   model->zero_gradients();
   set_gradients(*model, 9, 1);
@@ -182,7 +182,7 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
   model->device->cancel = nullptr;
   claim("an aborted step changes nothing" + on, all_raw(*model) == before && optimizer.steps() == 7 && gradient_norm(*model) > 0);
 
-  // Files of something else.
+  // Files of another kind or another model.
   const auto other = small_model(device, dt, true);
   AdamW other_optimizer(other);
   refuses("a model's file is not an optimizer's" + on, "INVALID_FILE", {"no \"step\""}, [&] { optimizer.load({parameters}); });

@@ -1,4 +1,4 @@
-// Parameters on their way between models and files.
+// Loading and saving parameters.
 #include <cmath>
 #include <cstring>
 
@@ -48,10 +48,10 @@ ENGINE_TEST(test_parameters, "parameters") {
   claim("an F16 file into F32",
         all_values(*half) == all_values(*model, [](double x) { return double(f16_to_float(float_to_f16(float(x)))); }));
 
-  {  // a header whose length is odd, so that nothing in the data is aligned
+  {  // a header of odd length, so that nothing in the data is aligned
     save_parameters(*model, path, "F32");
     std::string file = contents(path);
-    file.replace(file.find("looplm.xxh64\""), 6, "others");  // a header that was changed has no checksum
+    file.replace(file.find("looplm.xxh64\""), 6, "others");  // a changed header must have no checksum
     uint64_t header = 0;
     std::memcpy(&header, file.data(), sizeof header);
     file.insert(8 + header, " ");
@@ -66,7 +66,7 @@ ENGINE_TEST(test_parameters, "parameters") {
     }
   }
 
-  {  // a tensor of more elements than are converted at a time
+  {  // a tensor with more elements than one conversion step handles
     SmallSizes config = small_config(true);
     config.vocabulary = 150'000, config.hidden = 2;
     const auto device = open_device("cpu", 2);

@@ -1,5 +1,5 @@
-// What safetensors files promise: malformed ones are refused with the field's name, values survive the way to disk and back, and
-// a failed write leaves nothing behind.
+// safetensors files: malformed ones are refused with the field's name, values survive writing and reading, and a failed write
+// leaves nothing behind.
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -17,7 +17,7 @@ namespace {
 struct Header {
   const char *name, *text;
   size_t data_bytes;
-  const char* says;  // a part of the message
+  const char* says;  // part of the error message
 };
 
 const Header malformed[] = {
@@ -179,7 +179,7 @@ ENGINE_TEST(test_malformed_headers, "safetensors: malformed headers") {
     parse(image(R"({"a":{"dtype":"U8","shape":[)" + shape + R"(],"data_offsets":[0,1]}})", 1));
   });
 
-  // A header that is cut short at any byte is refused.
+  // A header that is cut off at any byte is refused.
   const std::string good = R"({"__metadata__":{"k":"v\u00e9"},"a":{"dtype":"U8","shape":[1,2],"data_offsets":[0,2]}})";
   size_t refused = 0;
   for (size_t n = 0; n < good.size(); n++) try {
@@ -223,7 +223,7 @@ ENGINE_TEST(test_good_headers, "safetensors: good headers") {
   claim("accepted: escapes and UTF-8 in metadata", text.metadata.at("\"\\/\b\f\n\r\t") == "Aé€😀é€😀");
 }
 
-// ---- files
+// ---- Files
 
 ENGINE_TEST(test_files, "safetensors: files") {
   const Folder folder;
@@ -260,7 +260,7 @@ ENGINE_TEST(test_files, "safetensors: files") {
   });
   claim("a failing tensor leaves the old file and no other", contents(path) == first && folder.names().size() == 1);
 
-  // A full disk, by a limit on the size of files.
+  // Simulates a full disk by a limit on file sizes.
   ::signal(SIGXFSZ, SIG_IGN);
   rlimit limit;
   ::getrlimit(RLIMIT_FSIZE, &limit);
@@ -276,7 +276,7 @@ ENGINE_TEST(test_files, "safetensors: files") {
           [&] { write_safetensors(folder / "no/a.safetensors", {}, {}); });
   refuses("a file for a folder", "INVALID_FILE", {"cannot be created: a part of the path is a file"},
           [&] { write_safetensors(path + "/b", {}, {}); });
-  if (::geteuid() != 0) {  // root may write everywhere
+  if (::geteuid() != 0) {  // root can write everywhere
     ::chmod(folder.path.c_str(), 0500);
     refuses("a read-only folder", "INVALID_FILE", {"cannot be created: permission denied"},
             [&] { write_safetensors(path, {}, {}); });
@@ -295,10 +295,10 @@ ENGINE_TEST(test_files, "safetensors: files") {
           [&] { write_safetensors(path, {output("a", "F31", {1}, {1})}, {}); });
 }
 
-// ---- checksums
+// ---- Checksums
 
 ENGINE_TEST(test_xxh64, "safetensors: xxh64") {
-  // What the reference implementation (xxhash 4.0.1 for Python) says of bytes i * 37 + 11 mod 256.
+  // Values of the reference implementation (xxhash 4.0.1 for Python) for the bytes i * 37 + 11 mod 256.
   const std::pair<size_t, uint64_t> known[] = {{0, 0xef46db3751d8e999},   {1, 0xf592c0c7639c4cb6},   {3, 0x22c08528601d4f27},
                                                {4, 0xfb1e5cf2f1ae4d95},   {7, 0x5613ac510496c04e},   {8, 0x57cb2b7521f3e21a},
                                                {14, 0x393648aa0a97d46f},  {31, 0xe4a0e629e519a4ae},  {32, 0xcc6b8aaada790b2d},
@@ -327,7 +327,7 @@ ENGINE_TEST(test_checksums, "safetensors: checksums") {
   write_safetensors(path, {output("a", "U8", {3}, {1, 2, 3}), output("none", "U8", {0}, {}), output("b", "U8", {2}, {4, 5})},
                     {{"step", "12"}});
   const std::string good = contents(path);
-  // What a reader takes from the file, checked, in a form to compare.
+  // What a reader gets from the file after all checks, in a form that can be compared.
   const auto read = [](const std::string& file) {
     const std::vector<char> exact(file.begin(), file.end());
     const SafetensorsContents found = parse_safetensors("the.file", exact.data(), exact.size());

@@ -1,5 +1,5 @@
-// The stack: which loops are read, which carry gradient, and what it keeps for that. Two registers, an injection, and a separate
-// readout, in float64 against central differences.
+// The stack: which loops are read, which carry gradient, and what it keeps for that. Uses two registers, an injection and a
+// separate readout, in float64 against central differences.
 #include <cmath>
 #include <numeric>
 
@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t D = 6, F = 5, V = 11;
 constexpr int LOOPS = 4;
 
-// e = block(E[ids]); x = state; loop: x = W [x ; e], block; read: block, norm, when `coda`.
+// e = block(E[ids]); x = state; loop: x = W [x ; e], block. With `coda`, read: block, norm.
 Architecture two_registers(bool coda) {
   Architecture a;
   a.family = "two registers";
@@ -57,7 +57,7 @@ Sequences two_sequences() {
   return s;
 }
 
-// Some loops of a stack over the two sequences.
+// Runs some loops of a stack over the two sequences.
 struct Run {
   Model& model;
   Sequences sequences;
@@ -81,7 +81,7 @@ struct Run {
     const std::vector<double> h = hidden(), c = weights();
     return std::inner_product(h.begin(), h.end(), c.begin(), 0.0);
   }
-  // Its gradient, parameter after parameter.
+  // The gradient of the loss, parameter after parameter.
   std::vector<double> gradient(Stack::Keep keep) {
     model.gradients();
     model.zero_gradients();
@@ -98,7 +98,7 @@ struct Run {
   }
 };
 
-// Of every fourth element.
+// The largest error of the gradient, over every fourth element.
 double largest_error(Model& model, const std::vector<double>& gradient, const std::function<double()>& loss) {
   double largest = 0;
   size_t at = 0;
@@ -135,7 +135,7 @@ ENGINE_TEST(stack_differences, "stack: gradients by central differences") {
   }
 }
 
-// Without a coda the head reads the register itself, which another stack can begin with.
+// Without a coda the head reads the register itself, so another stack can start from it.
 ENGINE_TEST(stack_truncated, "stack: loops before the last k are constants") {
   const auto model = make(false);
   for (int k = 1; k <= 3; k++) {
@@ -194,7 +194,8 @@ ENGINE_TEST(stack_constant_steps, "stack: the first steps of a loop are constant
   for (Stack::Keep keep : KEEPS) claim("the same bits, whatever is kept", run.gradient(keep) == part);
 }
 
-// What the way back says to be final stays as it is. Returns how many elements are final before the last step of it.
+// Checks that gradients do not change after the backward pass has announced them as final. Returns how many elements are
+// final before its last step.
 size_t check_announcements(const std::string& name, Model& model, const LoopPlan& plan, Stack::Keep keep) {
   Run run{model, two_sequences(), plan};
   if (model.config.family != "two registers") run.sequences.states.clear();

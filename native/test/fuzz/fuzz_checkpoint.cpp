@@ -1,6 +1,6 @@
-// A complete file of a tiny model, which the input edits before it is loaded: fields of the header are changed, tensors go or
-// come twice, bytes of values flip. The loader either refuses it with INVALID_FILE and has changed nothing, or every parameter is
-// finite.
+// The input modifies a complete file of a tiny model before it is loaded: it changes header fields, drops or duplicates
+// tensors, and flips bytes of values. Either the loader refuses the file with INVALID_FILE and has changed nothing, or every
+// parameter is finite.
 #include <unistd.h>
 
 #include <cmath>
@@ -24,7 +24,7 @@ namespace looplm::fuzz {
 
 namespace {
 
-// Bytes of the input, one after the other; zeros behind its end.
+// The bytes of the input, one after the other; zeros after its end.
 struct Input {
   const uint8_t* data;
   size_t size, next = 0;
@@ -36,7 +36,7 @@ struct Input {
   bool done() const { return next >= size; }
 };
 
-// The file that is loaded.
+// The file to load.
 struct TemporaryFile {
   ~TemporaryFile() { ::unlink(path.c_str()); }
   void write(const std::string& bytes) { std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes; }
@@ -53,7 +53,7 @@ struct Tensor {
 struct Image {
   std::vector<Tensor> tensors;
   std::vector<std::pair<std::string, std::string>> metadata;
-  std::string extra;  // behind the last tensor
+  std::string extra;  // bytes after the last tensor
 };
 
 Image read(const std::string& path) {
@@ -120,7 +120,7 @@ void edit(Image& image, Input& input) {
     case 7:
       t.bytes.resize(input.byte(), '\x7F');
       return;
-    case 8:  // the same values in another dtype of the same size, or half and double sizes that the shape may fit
+    case 8:  // twice the bytes in another dtype, which may or may not fit the shape
       t.bytes += t.bytes;
       t.dtype = dtypes[input.byte() % 9];
       return;
@@ -148,7 +148,7 @@ std::vector<std::string> values(const Model& model) {
   return all;
 }
 
-// A model in few bits and the file of its codes and scales.
+// A quantized model, and the file of its codes and scales.
 struct QuantizedSubject {
   std::shared_ptr<Model> model;
   Image image;
@@ -172,7 +172,7 @@ struct QuantizedSubject {
   }
 };
 
-// One kind of model with its optimizer, its moving average and the files they write.
+// One kind of model with its optimizer, its moving average and the files that they write.
 struct Subject {
   std::shared_ptr<Model> model, student;
   AdamW optimizer;

@@ -1,5 +1,5 @@
-// The reader gets questions in the order of the first bytes, and the rest as its text. It either answers them or throws
-// SyntaxError; a string that it returns is read back the same from its own quotation.
+// The first bytes choose what to ask the reader, in order; the rest is its text. The reader either answers or throws
+// SyntaxError. A string that it returns must be the same after quoting and reading it again.
 #include <cstdlib>
 #include <string>
 

@@ -1,4 +1,5 @@
-// Whatever the bytes are, the parser either refuses them with INVALID_FILE or returns tensors that lie within them, side by side.
+// For any bytes, the parser either refuses them with INVALID_FILE, or returns tensors that lie within them, one after the
+// other.
 #include <cstdlib>
 
 #include "../../engine/error.h"

@@ -1,5 +1,5 @@
-// Runs a target on every file of a folder, in the order of their names: looplm_fuzz_replay TARGET FOLDER. A broken promise
-// aborts; the last line names the input.
+// Runs a target on every file of a folder, in order of their names: looplm_fuzz_replay TARGET FOLDER. A broken promise
+// aborts; the last printed line names the input.
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
