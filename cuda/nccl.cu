@@ -59,7 +59,7 @@ std::string load(Library& lib) {
 #ifdef __CUDACC__
   const std::string name = path ? path : "libnccl.so.2";
 #else
-  if (!path) return "the emulator's memory is nothing to NCCL";
+  if (!path) return "NCCL cannot use the emulator's memory";
   const std::string name = path;
 #endif
   void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);

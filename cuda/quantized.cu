@@ -363,8 +363,8 @@ int tensor_product(Context& c, const Gemm& g, const Weight& b) {
 
 int gemm_quantized(void* ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda, const LoopQuantized* q,
                    void* c_, int64_t ldc, int flags) {
-  if (q->activation_bits) return fail(enter(ctx), "gemm_quantized: device cuda multiplies activations as they are");
-  if (q->asymmetric) return fail(enter(ctx), "gemm_quantized: device cuda takes symmetric weights alone");
+  if (q->activation_bits) return fail(enter(ctx), "gemm_quantized: device cuda does not support 8-bit activations");
+  if (q->asymmetric) return fail(enter(ctx), "gemm_quantized: device cuda supports only symmetric weights");
   const Gemm g{false, true, m, n, k, a, lda, nullptr, 0, c_, ldc, (flags & LOOP_GEMM_REAL_OUT) || dt == LOOP_F32, false};
   const int unit = std::gcd(q->group, 128);
   const Weight b{static_cast<const uint8_t*>(q->codes), q->scales, unit, q->group / unit};

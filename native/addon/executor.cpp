@@ -213,7 +213,7 @@ Napi::Value to_js_error(Napi::Env env, std::exception_ptr error) {
   } catch (const std::length_error&) {  // a vector longer than the address space
     return make_error(env, "OUT_OF_MEMORY", "host", host_memory_error);
   } catch (const std::system_error& e) {
-    return make_error(env, "OUT_OF_MEMORY", "host", std::string("the system gives no further thread: ") + e.what());
+    return make_error(env, "OUT_OF_MEMORY", "host", std::string("the system could not create another thread: ") + e.what());
   } catch (const std::exception& e) {
     return make_error(env, "INTERNAL", "engine", e.what());
   } catch (...) {

@@ -41,7 +41,7 @@ Napi::Function Handle::define(Napi::Env env) {
 }
 
 Handle::Handle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Handle>(info) {
-  if (info.Length() != 1 || !info[0].IsExternal()) throw Napi::TypeError::New(info.Env(), "looplm makes native handles itself");
+  if (info.Length() != 1 || !info[0].IsExternal()) throw Napi::TypeError::New(info.Env(), "only looplm creates native handles");
   content_ = std::move(*info[0].As<Napi::External<Content>>().Data());
   if (napi_type_tag_object(info.Env(), info.This(), &HANDLE_TAG) != napi_ok) throw Napi::Error::New(info.Env());
 }

@@ -299,7 +299,7 @@ void abort(void* ctx, const char* message, int32_t) {
   std::lock_guard lock(own.world->mutex);
   fail(*own.world, LOOP_COMM_FAILED, "rank " + std::to_string(own.rank) + " failed: " + message);
 }
-const char* last_error(void* ctx) { return ctx ? at(ctx).error.c_str() : "ranks that are threads are made by open_threads"; }
+const char* last_error(void* ctx) { return ctx ? at(ctx).error.c_str() : "create ranks that are threads with open_threads"; }
 const char* describe(void*) { return "threads of one process"; }
 int32_t rank(void* ctx) { return at(ctx).rank; }
 int32_t size(void* ctx) { return at(ctx).world->size; }

@@ -18,7 +18,7 @@ struct Guarded<kernel> {
       return kernel(ctx, arguments...);
     } catch (const OutOfScratch& e) {
       auto& error = static_cast<Context*>(ctx)->error;
-      std::snprintf(error, sizeof error, "a kernel could not have %zu bytes of working memory", e.bytes);
+      std::snprintf(error, sizeof error, "a kernel could not allocate %zu bytes of scratch memory", e.bytes);
       return LOOP_OUT_OF_MEMORY;
     }
   }

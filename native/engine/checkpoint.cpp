@@ -458,12 +458,12 @@ std::vector<SafetensorsEntry> entries_of(const TensorFile& file, const MappedFil
         refuse_tensor(file.path, t.name, "shape " + shape_text(t.shape) + " is more than the file holds");
     const int64_t rows = t.shape.empty() ? 0 : t.shape[0];
     if (encoding.blocks && (t.shape.size() != 2 || size_t(t.shape[1]) % encoding.blocks->elements != 0))
-      refuse_tensor(file.path, t.name, "rows of shape " + shape_text(t.shape) + " are no whole blocks of " + t.type);
+      refuse_tensor(file.path, t.name, "rows of shape " + shape_text(t.shape) + " are not multiples of a block of " + t.type);
     if (t.head_rows < 0 || (t.head_rows > 0 && (t.head_rows % 2 != 0 || rows % t.head_rows != 0)))
-      refuse_tensor(file.path, t.name, "its rows are no whole heads of " + std::to_string(t.head_rows));
+      refuse_tensor(file.path, t.name, "its rows are not a multiple of the head size " + std::to_string(t.head_rows));
     entry.bytes = encoding.bytes(elements);
     if (t.offset > mapping.size() || entry.bytes > mapping.size() - t.offset)
-      refuse_tensor(file.path, t.name, "ends behind the end of the file (is it cut short?)");
+      refuse_tensor(file.path, t.name, "ends past the end of the file (is it truncated?)");
     entry.data = static_cast<const uint8_t*>(mapping.data()) + t.offset;
     entries.push_back(std::move(entry));
   }

@@ -26,7 +26,7 @@ Place own_place(Device& device) {
   }
   gethostname(place.host, sizeof place.host - 1);
   if (device.has(&LoopBackend::link_info)) device.run(&LoopBackend::link_info, "link_info", &place.link);
-  else std::strcpy(place.link.library, "its device has no way to link devices");
+  else std::strcpy(place.link.library, "its device cannot be linked to others");
   return place;
 }
 
@@ -51,7 +51,7 @@ std::string missing(const std::vector<Place>& all) {
     if (all[q].link.chosen && std::string(all[q].link.library) != "LOOPLM_NCCL=off")
       throw Error("PARALLEL", "step",
                   rank_text(q) + ": LOOPLM_NCCL names a library that cannot be used: " + all[q].link.library +
-                      ". Name another one, or leave the variable out");
+                      ". Name another one, or unset the variable");
     return rank_text(q) + ": " + all[q].link.library;
   }
   return "";
@@ -62,14 +62,14 @@ void check(const std::vector<Place>& all) {
     if (std::string(all[q].link.library) != all[0].link.library)
       throw Error("PARALLEL", "step",
                   "rank 0 has " + std::string(all[0].link.library) + ", " + rank_text(q) + " has " + all[q].link.library +
-                      ": install one version everywhere, name its file by LOOPLM_NCCL, or set LOOPLM_NCCL=off, with which "
-                      "gradients go through the host's memory");
+                      ": install one version everywhere, name its file in LOOPLM_NCCL, or set LOOPLM_NCCL=off to send "
+                      "gradients through the host's memory");
     for (size_t p = 0; p < q; p++)
       if (std::string(all[p].machine) == all[q].machine && std::string(all[p].link.device) == all[q].link.device)
         throw Error("PARALLEL", "step",
-                    rank_text(p) + " and " + rank_text(q) + " have one GPU, " + all[q].link.device + " of " + all[q].host +
-                        ": start as many processes on a machine as it has GPUs, with device 'cuda' for each its own, or set "
-                        "LOOPLM_NCCL=off, with which gradients go through the host's memory");
+                    rank_text(p) + " and " + rank_text(q) + " use the same GPU, " + all[q].link.device + " of " + all[q].host +
+                        ": start as many processes on a machine as it has GPUs, and give each a different device, or set "
+                        "LOOPLM_NCCL=off to send gradients through the host's memory");
   }
 }
 

@@ -20,7 +20,7 @@ class Reader {
   explicit Reader(std::string_view text) : text_(text) {}
 
   std::string string();                                                    // valid UTF-8, escapes decoded
-  int64_t natural_number();                                                // digits alone, at most 2^63 - 1
+  int64_t natural_number();                                                // only digits, at most 2^63 - 1
   void object(const std::function<void(const std::string& key)>& member);  // `member` reads the value; no key twice
   void array(const std::function<void()>& element);                        // `element` reads one element
   void end();                                                              // only white space may follow

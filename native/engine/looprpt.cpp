@@ -37,7 +37,7 @@ void check(const Model& student, const Model& teacher, const LoopRptBatch& batch
           "noiseSite residual is before the norm that closes a loop, and this model's loops have none: use noiseSite state");
   require((o.loops > 0 ? o.loops : student.config.loops) >= 2, "LoopRPT compares loops: the model needs at least two");
   require(o.rollouts >= 2 && o.rollouts <= 1 << 16,
-          "rollouts must be at least 2, for advantages compare the rollouts of a token, and at most 65536");
+          "rollouts must be from 2 to 65536: advantages compare the rollouts of a token");
   require(!o.antithetic || o.rollouts % 2 == 0, "antithetic noise comes in pairs: rollouts must be even");
   require(o.rho > 0 && o.rho <= 1, "rho must be in (0, 1]");
   require(batch.ids.size() == batch.sequences.count(), "a batch needs one id per sequence");

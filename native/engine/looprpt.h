@@ -19,12 +19,12 @@ struct LoopRptOptions {
   double lambda_base = 0.02, lambda_scale = 0.5;                     // price of a loop
   double policy = 1, representation = 1, entropy = 0.01, kl = 1e-4;  // weights of the four terms (α, β, γ, δ)
   int rollouts = 8;                                                  // G
-  double sigma = 0.1;                                                // of the latent noise
+  double sigma = 0.1;                                                // standard deviation of the latent noise
   NoiseSite noise_site = NoiseSite::state;
   bool antithetic = false;     // rollouts 2m and 2m + 1 use opposite noise (not with given noise)
   bool clean_rewards = false;  // rewards use ℓ of the clean pass instead of the rollout's own
   KlReduction kl_reduction = KlReduction::mean;
-  uint64_t seed = 0;  // of noise and exits; a draw depends on (seed, sequence id, rollout, position) alone
+  uint64_t seed = 0;  // of noise and exits; a draw depends only on (seed, sequence id, rollout, position)
   int loops = 0;      // 0: as in the model's configuration
   Recompute recompute = Recompute::none;
   int64_t tokens_per_micro_batch = 0;  // 0: chosen from the model's size

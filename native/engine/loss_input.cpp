@@ -63,9 +63,9 @@ void LossInput::check_term(const LossTerm& term) const {
           "attached exit-pdf weights (detachWeights: false of a trainer, detach: false of a term) are defined for the reinforce "
           "surrogate at temperature 1: use those, or detached weights");
   require(term.channel == Channel::token || term.surrogate == Surrogate::reinforce,
-          "the exit channel knows the reinforce surrogate alone");
+          "the exit channel supports only the reinforce surrogate");
   require(term.channel == Channel::token || term.draws > 0 || !batch.exits.empty(),
-          "an exit term needs the batch's exits, or its own draws");
+          "an exit term needs exits in the batch, or draws of at least 1");
   require(!term.belief || term.belief->base != BeliefBase::teacher ||
               (!batch.reference_logprobs.empty() && !batch.reference_exit_pdf.empty() && !batch.reference_entropy.empty()),
           "a belief with base teacher needs the reference's logprobs, entropy and exit distribution");

@@ -13,13 +13,14 @@ std::unique_ptr<Model> merged(const Model& model) {
   const AdapterOptions* adapter = model.adapter();
   if (!adapter) return copy;
   if (adapter->shift_rank > 0)
-    throw Error("UNSUPPORTED", "merge",
-                "the adapter lets the MLP see the token before (shiftRank), which no matrix of the model can: keep the adapter "
-                "beside the model, with saveAdapter and loadAdapter");
+    throw Error(
+        "UNSUPPORTED", "merge",
+        "the adapter lets the MLP see the previous token (shiftRank), which no matrix of the model can do: keep the adapter "
+        "separate, with saveAdapter and loadAdapter");
   if (adapter->per_loop)
     throw Error("UNSUPPORTED", "merge",
-                "every loop has its own adapter (perLoop), and the loops share the matrices that they would be added to: "
-                "keep the adapter beside the model, with saveAdapter and loadAdapter");
+                "every loop has its own adapter (perLoop), but the loops share the matrices to which they would be added: "
+                "keep the adapter separate, with saveAdapter and loadAdapter");
   const int64_t r = adapter->rank, stride = 1;
   LinearMemory memory;
   for (const Parameter& p : model.parameters()) {

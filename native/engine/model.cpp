@@ -38,7 +38,7 @@ void Model::lay_out() {
     Parameter p{form.name, form.shape, 0, parameter_elements(form.name, form.shape), form.role, form.index, form.first_row};
     const bool continues = form.first_row > 0;
     if (continues && (parameters_.empty() || parameters_.back().role != p.role || parameters_.back().index != p.index))
-      throw Error("INVALID_CONFIG", "model", p.name + " must come right behind the rows before its own");
+      throw Error("INVALID_CONFIG", "model", p.name + " must directly follow the parameter with the rows before its own");
     if (quantized_->take(p.role)) {
       quantized_->add(p, continues);
       parameters_.push_back(std::move(p));
@@ -131,7 +131,7 @@ void Model::remove_adapter() {
 void Model::refuse_quantized(const char* operation) const {
   if (quantization)
     throw Error("UNSUPPORTED", operation,
-                "a quantized model is for inference alone: load the original checkpoint without quantize");
+                "a quantized model supports inference only: load the original checkpoint without quantize");
 }
 void Model::head(int64_t rows, const void* hidden, void* logits) {
   const int64_t D = config.hidden, V = config.vocabulary;

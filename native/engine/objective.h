@@ -60,7 +60,7 @@ enum class LoopSet { last, uniform, weights };
 
 // LLDS (2512.04220): λ Σ max(0, -ρ) over segments whose likelihood fell, only for sequences that should stay likely.
 struct LazyLikelihood {
-  enum class Gate { token, segment, response, loop };  // size of a segment; `loop`: the response, each loop separately
+  enum class Gate { token, segment, response, loop };  // what is judged as one segment; loop: the response, per loop
   Gate gate = Gate::response;
   LoopSet loops = LoopSet::last;
   std::vector<double> length_normalizers;  // one per sequence: λ / number of tokens; 0: the term skips this sequence

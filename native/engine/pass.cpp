@@ -25,12 +25,12 @@ void check_exits(const Model& model, const Sequences& s, const char* operation) 
   const Architecture& a = model.config;
   const std::string family = "exits: this model of family " + a.family;
   if (a.blocks(a.read) > 0)
+    throw Error("UNSUPPORTED", operation,
+                family + " has layers after its loops, and exits cannot be replayed through them: train it without exits");
+  if (model.weights().shift_rank > 0)
     throw Error(
         "UNSUPPORTED", operation,
-        family + " has layers behind its loops, which exits cannot be replayed through: train it at full depth, without exits");
-  if (model.weights().shift_rank > 0)
-    throw Error("UNSUPPORTED", operation,
-                family + " has an adapter with shifts, which exits cannot be replayed through: add the adapter without shifts");
+        family + " has an adapter with shifts, and exits cannot be replayed through them: add the adapter without shifts");
 }
 
 }  // namespace
@@ -104,7 +104,7 @@ void check_loops(const Model& model, int loops, const char* operation) {
   if (!a.fixed_loops || loops <= a.loops) return;
   throw Error("INVALID_ARGUMENT", operation,
               "loops: models of family " + a.family + " have " + std::to_string(a.loops) + ", got " + std::to_string(loops) +
-                  ": they were trained with this number alone, give at most " + std::to_string(a.loops));
+                  ": they were trained with this number only, pass at most " + std::to_string(a.loops));
 }
 
 LoopPlan plan_of(const Model& model, const LoopOptions& o, const char* operation) {

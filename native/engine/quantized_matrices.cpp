@@ -81,7 +81,7 @@ int QuantizedMatrices::activation_bits() const {
   if (quantization_.activations == Activations::int8 && has == 0)
     throw Error("UNSUPPORTED", "quantize",
                 "device \"" + device_->name() +
-                    "\" multiplies activations as they are: omit activations, or say 'float'; cpu and reference have 'int8'");
+                    "\" does not quantize activations: omit activations, or set 'float'; cpu and reference support 'int8'");
   return quantization_.activations == Activations::int8 || (quantization_.activations == Activations::by_device && has == 2) ? 8
                                                                                                                              : 0;
 }

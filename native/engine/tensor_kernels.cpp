@@ -40,7 +40,7 @@ LoopedStates looped_block_forward(const Tensor& hidden, const Architecture& arch
   Model model(hidden.device, hidden.dtype, architecture);
   const std::vector<Parameter>& parameters = model.parameters();
   if (weights.size() + 1 != parameters.size() || names.size() != weights.size())
-    throw Error("INVALID_ARGUMENT", operation, "there must be a weight for every parameter behind the embedding");
+    throw Error("INVALID_ARGUMENT", operation, "there must be a weight for every parameter except the embedding");
   for (size_t i = 0; i < weights.size(); i++) {
     const Parameter& p = parameters[i + 1];
     const Tensor& x = weights[i];

@@ -193,8 +193,8 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   check_float(x, operation);
   if (!(eps >= 0) || std::isinf(eps)) bad_argument(operation, "eps must be a finite number of at least 0");
   if (x.shape.empty() || weight.shape != Shape{x.shape.back()})
-    bad_shape(operation,
-              "the weight must have the last axis of the tensor, got " + to_string(x.shape) + " and " + to_string(weight.shape));
+    bad_shape(operation, "the weight must have the size of the tensor's last axis, got " + to_string(x.shape) + " and " +
+                             to_string(weight.shape));
   Tensor out = allocate(x.device, x.dtype, x.shape, operation);
   const int64_t d = x.shape.back();
   const void* none = nullptr;

@@ -115,7 +115,7 @@ export function checkServeOptions(options: ServeOptions): ServeSettings {
   const promptCache = settings.promptCache ?? settings.kv === 'per-loop'
   if (promptCache !== false && settings.kv === 'shared') {
     const message =
-      "promptCache: a prompt goes on from the keys and values of every loop, and kv 'shared' has those of the last alone. " +
+      "promptCache: continuing a prompt needs the keys and values of every loop, and kv 'shared' has only the last. " +
       "Use kv 'per-loop', or omit promptCache"
     throw new LoopLMError('INVALID_CONFIG', message, { operation: 'createServer' })
   }

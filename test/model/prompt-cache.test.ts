@@ -179,7 +179,7 @@ describe('a cache of prompts', () => {
   it('says what it cannot do', async () => {
     using model = await open()
     const create = (more: SchedulerOptions) => () => model.scheduler({ promptCache: true, ...more })
-    expect((await refusal(create({ kv: 'shared' }))).message).toContain('promptCache: a prompt goes on from the keys')
+    expect((await refusal(create({ kv: 'shared' }))).message).toContain('promptCache: continuing a prompt needs the keys')
     expect((await refusal(create({ promptCache: { maxTokens: 0 } }))).message).toContain('promptCache.maxTokens')
     expect((await refusal(create({ promptCache: 3 as never }))).message).toContain('promptCache must be true, false')
     using scheduler = model.scheduler()

@@ -479,7 +479,7 @@ describe('leaving', () => {
     expect(await add({ kv: 'shared' })).toMatch(/kv is 'shared'.*'per-loop'/)
     expect(await add({ exit: { rule: 'entropy' } as never })).toMatch(/exit\.threshold/)
     expect(await add({ exit: { rule: 'kl', threshold: 1, minLoops: 3 } })).toMatch(/minLoops must be between 1 and the 2/)
-    expect(await add({ speculate: { loops: 2 } })).toMatch(/a draft takes at least 1 loop, fewer than the 2/)
+    expect(await add({ speculate: { loops: 2 } })).toMatch(/a draft needs at least 1 loop, fewer than the 2/)
     expect(await add({ speculate: { loops: 1 }, exit: { rule: 'argmax-stable' } })).toMatch(/needs exit rule fixed/)
     expect(await add({ logprobs: 21 })).toMatch(/logprobs.*at most 20/)
     expect((await refusal(async () => model.scheduler({ maxRows: 0 }))).message).toMatch(/maxRows.*at least 1/)

@@ -59,7 +59,7 @@ describe('gradients and parameters on emulated devices', () => {
     const env = { ...through, LOOPLM_EMULATOR_PLACE: '0000:1b:00.0' }
     const { stdout } = await runTests(tests, ['cuda-emulated', 'fault'], env)
     expect(stdout).toMatch(
-      /rank 0 and rank 1 have one GPU, 0000:1b:00\.0 of .*: start as many processes on a machine as it has GPUs/,
+      /rank 0 and rank 1 use the same GPU, 0000:1b:00\.0 of .*: start as many processes on a machine as it has GPUs/,
     )
   })
 

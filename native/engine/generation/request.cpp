@@ -63,8 +63,8 @@ void check_request(const Model& model, const GenerateRequest& r, int loops, bool
                 "initialStates must hold (prompt + maxNewTokens) × " + std::to_string(model.config.hidden) + " values a prompt");
   require_argument(
       !r.keep || !shared,
-      "keep: a kept sequence is continued from the keys and values of every loop, and kv 'shared' has those of the last "
-      "alone: use kv 'per-loop'");
+      "keep: continuing a sequence needs the keys and values of every loop, and kv 'shared' keeps only those of the last: "
+      "use kv 'per-loop'");
   require_argument(r.prefix >= 0 && r.prefix <= int64_t(r.prompt.size()), "prefix must be at most the prompt's tokens");
   check_vectors(r.vectors, r.prompt.size(), model.config.hidden, "generate");
   check_sampling(r.sampling);
@@ -75,11 +75,11 @@ void check_request(const Model& model, const GenerateRequest& r, int loops, bool
   const int adapted = model.weights().adapter_loops;
   require_argument(adapted == 0 || most <= adapted,
                    "the adapter has matrices for " + std::to_string(adapted) + " loops, not for " + std::to_string(most));
-  require_argument(!r.wavefront || r.draft_loops == 0, "a request decodes by wavefront or with drafts, not both");
+  require_argument(!r.wavefront || r.draft_loops == 0, "a request can use wavefront or drafts, not both");
   if (r.draft_loops == 0) return;
   require_argument(
       r.draft_loops >= 1 && r.draft_loops < most && r.draft_tokens >= 2,
-      "a draft takes at least 1 loop, fewer than the " + std::to_string(most) + " of full depth, and at least 2 tokens");
+      "a draft needs at least 1 loop, fewer than the " + std::to_string(most) + " loops of full depth, and at least 2 tokens");
   require_argument(r.exit.rule == ExitRule::fixed && !shared,
                    "speculation needs exit rule fixed and kv per-loop: it gives full depth's tokens");
 }

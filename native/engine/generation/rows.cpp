@@ -194,7 +194,7 @@ bool Generation::add_token(Row& row, GeneratedToken token) {
   if (row.request.keep) row.generated.push_back(token.token);
   row.edits.add_drawn(token.token);
   row.answer = {};
-  if (known) return true;  // the row had ended at this token otherwise, so it goes on
+  if (known) return true;  // the row went on after this token before its restart
   GenerateEvent& out = event(row.id);
   out.reused = row.prompt->reused;
   const auto& stops = row.request.stop_tokens;

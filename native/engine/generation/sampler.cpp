@@ -105,7 +105,7 @@ void Sampler::edit(const std::vector<const HeadRow*>& rows, void* logits) {
   model_.device->run(&LoopBackend::edit_logits, "edit logits", model_.dt, static_cast<const LoopLogitEdits*>(&e));
 }
 
-// Replaces logits by those from the host, which biases and penalties were applied to before.
+// Replaces logits by those from the host, which already include biases and penalties.
 void Sampler::replace(const std::vector<const HeadRow*>& rows, Buffer& logits) {
   const size_t V = size_t(model_.config.vocabulary);
   for (size_t k = 0; k < rows.size(); k++)

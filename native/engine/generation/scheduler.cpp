@@ -17,13 +17,12 @@ struct Scheduler::State {
     if (options.shared_cache && !a.shared_planes && !options.force)
       throw Error("UNSUPPORTED", "generate",
                   "kv 'shared': models of family " + a.family +
-                      " need keys and values of every loop, and give wrong tokens without them: use kv 'per-loop', or say kv { "
-                      "planes: 'shared', force: true }");
+                      " need keys and values of every loop, and give wrong tokens without them: use kv 'per-loop', or set "
+                      "kv: { planes: 'shared', force: true }");
     if (options.shared_cache && options.prompt_cache != 0)
-      throw Error(
-          "INVALID_ARGUMENT", "scheduler",
-          "promptCache: a prompt goes on from the keys and values of every loop, and kv 'shared' has those of the last alone: "
-          "use kv 'per-loop', or omit promptCache");
+      throw Error("INVALID_ARGUMENT", "scheduler",
+                  "promptCache: continuing a prompt needs the keys and values of every loop, and kv 'shared' keeps only "
+                  "those of the last: use kv 'per-loop', or omit promptCache");
     if (options.cache_bits > 0 && !held->device->has(&LoopBackend::coded_attention))
       throw Error("UNSUPPORTED", "scheduler",
                   "cacheType: device \"" + held->device->name() + "\" has no cache of " +

@@ -205,6 +205,6 @@ describe('recipe exit-sampled', () => {
     using model = await LoopLM.create(config, { exitGate: true, seed: 1 })
     using trainer = new ObjectiveTrainer(model, { objective: 'exit-sampled' })
     const batch = { sequences: [[1, 2, 3]], promptLengths: [1], advantages: [1], exits: [[0, 1]] }
-    expect((await refusal(() => trainer.update(batch))).message).toMatch(/layers behind its loops/)
+    expect((await refusal(() => trainer.update(batch))).message).toMatch(/layers after its loops/)
   })
 })
