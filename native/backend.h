@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LOOPLM_BACKEND_ABI 12
+#define LOOPLM_BACKEND_ABI 13
 
 #ifdef __cplusplus
 extern "C" {
@@ -112,9 +112,19 @@ typedef struct LoopDecodeAttention {
 // bit (i / words) · bits on. A group is rounded in float32: the minimum is the largest bfloat16 not above any of its numbers, the
 // scale the smallest one not below (largest - minimum) / (2^bits - 1), and code = min(round((x - minimum) · (1 / scale)),
 // 2^bits - 1), ties to even, 0 where the scale is 0. When a number is not finite, the minimum is NaN.
+//
+// With `kept`, and then 4 bits, a record of keys has codes of so many numbers of a group, and one more code that stands for the
+// others, the pruned ones. Those are the group - kept numbers that lie in the shortest interval: with the numbers in their order,
+// equal ones by place, the first run of so many with the least last - first in float32. Their code is the nearest to the middle
+// first / 2 + last / 2. The scale is of 1 / 14 of the range, and a kept number's code is even, 2 · min(round((x - minimum) ·
+// (1 / scale) / 2), 7). Eight places belong to each of the words that a group without `kept` has: number i is at place i / words
+// of word i % words. The record holds, each for all groups: ceil(3 kept / 32) words of kept codes, halved, in 3 bits each in the
+// order of words and places; ceil(words / 4) words with a byte of each word, bit p set where the number at place p is kept; scale
+// and minimum; a byte, the code of the pruned ones. Where the scale is 0, codes and masks are 0.
 typedef struct LoopCacheCodes {
   int32_t bits;   // 2, 4 or 8
   int32_t group;  // a divisor of head_dim
+  int32_t kept;   // less than group; 0: all
 } LoopCacheCodes;
 
 // Of a cache with residuals. A slot has one record of the numbers in its last loop, the anchor. Each earlier loop has a record of
@@ -137,7 +147,7 @@ typedef struct LoopResidualEncode {
 
 typedef struct LoopCodedAttention {
   LoopDecodeAttention rows;  // keys, values: records; a row's own need not be among them
-  LoopCacheCodes codes;
+  LoopCacheCodes codes;      // of keys; values keep all
   // Behind those of the records come the recent keys and values, as they were: act [slots, kv_heads * head_dim].
   const void *recent_keys, *recent_values;
   const LoopCacheContext* recent;  // [rows]
@@ -365,11 +375,14 @@ typedef struct LoopBackend {
   int (*cache_write)(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,
                      const int32_t* slots, const void* qkv, void* keys, void* values);
   int (*decode_attention)(void* ctx, LoopDType dt, const LoopDecodeAttention* a);
-  // A cache in few bits; NULL: the backend has none. cache_encode is cache_write into records. cache_decode: out act [rows,
-  // width], a row every `stride` elements, from `rows` records of `width` numbers, to which those of `residuals` are added unless
-  // that is NULL. cache_encode_residuals writes the records of tokens whose last loop is there.
+  // A cache in few bits; NULL: the backend has none. cache_encode is cache_write into records. So is
+  // cache_encode_pruned, whose keys have `kept`; NULL: the backend has no such records.
+  // cache_decode: out act [rows, width], a row every `stride` elements, from `rows` records of `width` numbers, to which those of
+  // `residuals` are added unless that is NULL. cache_encode_residuals writes the records of tokens whose last loop is there.
   int (*cache_encode)(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads,
                       int32_t head_dim, const int32_t* slots, const void* qkv, void* keys, void* values);
+  int (*cache_encode_pruned)(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads,
+                             int32_t head_dim, const int32_t* slots, const void* qkv, void* keys, void* values);
   int (*cache_decode)(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int64_t width, const void* records,
                       LoopCacheCodes residual, const void* residuals, int64_t stride, void* out);
   int (*cache_encode_residuals)(void* ctx, LoopDType dt, const LoopResidualEncode* e);
@@ -434,8 +447,15 @@ inline const char* loop_dtype_name(LoopDType type) {
   }
   return "an unknown dtype";
 }
-// Of a LoopCacheCodes: words of a group, and bytes of a record of `width` numbers.
+// Of a LoopCacheCodes: words of a group whose codes are all there, those with `kept`, and bytes of a record of `width` numbers.
 inline int64_t loop_code_words(LoopCacheCodes c) { return (int64_t(c.group) * c.bits + 31) / 32; }
-inline int64_t loop_record_bytes(LoopCacheCodes c, int64_t width) { return width / c.group * (loop_code_words(c) + 1) * 4; }
+inline int64_t loop_kept_words(LoopCacheCodes c) { return (int64_t(c.kept) * 3 + 31) / 32; }
+inline int64_t loop_mask_words(LoopCacheCodes c) { return (loop_code_words(c) + 3) / 4; }
+inline int64_t loop_record_bytes(LoopCacheCodes c, int64_t width) {
+  const int64_t groups = width / c.group;
+  if (c.kept == 0) return groups * (loop_code_words(c) + 1) * 4;
+  return (groups * (loop_kept_words(c) + loop_mask_words(c) + 1) + (groups + 3) / 4) * 4;
+}
+inline LoopCacheCodes loop_whole_codes(LoopCacheCodes c) { return {c.bits, c.group, 0}; }  // without `kept`
 inline LoopDType loop_real(LoopDType dt) { return dt == LOOP_F64 ? LOOP_F64 : LOOP_F32; }
 #endif

@@ -172,6 +172,8 @@ export interface NativeSchedulerOptions {
   /** Of keys and values: 4 or 8; 0: the model's dtype. */
   cacheBits: number
   residualBits: number
+  /** Half of the numbers of a group of keys have codes. */
+  prunedKeys: boolean
   /** Tokens of ended prompts that stay; 0: none, -1: as the memory allows. */
   promptCache: number
   prefillTokens: number

@@ -19,6 +19,8 @@ export interface Sizes {
   total_ut_steps: number
   /** What a row of keys or values has become for tokens of later blocks of 64 positions. */
   coded?: (row: readonly number[]) => number[]
+  /** The same of keys alone. */
+  codedKeys?: (row: readonly number[]) => number[]
   /** The same of a row of an earlier loop, beside what the last loop's has become. */
   residual?: (row: readonly number[], anchor: readonly number[]) => number[]
 }
@@ -69,7 +71,8 @@ function block(c: Sizes, p: Parameters, l: number, row: number[], position: numb
   const part = (x: number[], head: number) => x.slice(head * size, (head + 1) * size)
   const rotated = (x: number[]) => Array.from({ length: x.length / size }, (_, head) => rotate(part(x, head), position, r)).flat()
   if (c.coded !== undefined && c.residual === undefined && position % 64 === 0 && position > 0)
-    for (let j = position - 64; j < position; j++) plane[j] = { keys: c.coded(plane[j]!.keys), values: c.coded(plane[j]!.values) }
+    for (let j = position - 64; j < position; j++)
+      plane[j] = { keys: (c.codedKeys ?? c.coded)(plane[j]!.keys), values: c.coded(plane[j]!.values) }
   plane[position] = { keys: rotated(k), values: v }
   const seen = plane.slice(0, position + 1)
   const queries = rotated(q)

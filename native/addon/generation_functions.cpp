@@ -94,6 +94,7 @@ Napi::Value scheduler_create(const Napi::CallbackInfo& info) {
   o.force = in["force"].flag();
   o.cache_bits = int(in["cacheBits"].integer(0, 8));
   o.residual_bits = int(in["residualBits"].integer(0, 2));
+  o.pruned_keys = in["prunedKeys"].flag();
   o.prompt_cache = in["promptCache"].integer(-1, MOST);
   o.prefill_tokens = in["prefillTokens"].integer(1, MOST);
   return make_handle(info.Env(), {Kind::scheduler, model.executor, std::make_shared<Scheduler>(model.object, o)});

@@ -3,7 +3,8 @@
 // A vector of words holds the codes of as many lanes at each place of a word. Masked where it stands, the code at place n is
 // code · 2^(bits n) as an integer and, exactly, as a float: the query and the sums take the power of two, and a code costs an
 // `and`, a conversion and a multiply-add. Scores of queries in bfloat16 are sums of whole numbers where the processor multiplies
-// bytes (ByteScores): a code costs a quarter of that.
+// bytes (ByteScores): a code costs a quarter of that. Records of pruned keys are expanded, some at a time, to records of all
+// codes.
 #include <math.h>
 
 #include <tuple>
@@ -11,7 +12,7 @@
 
 #include "decoded_row.h"
 #if defined(__AVX2__)
-#include <immintrin.h>  // defines: products of bytes
+#include <immintrin.h>  // defines: products of bytes, _pdep_u64
 #endif
 
 namespace looplm::cpu::LOOPLM_ISA {
@@ -35,10 +36,15 @@ inline V load_lanes(const void* p) {
 
 struct Format {
   LoopCacheCodes codes;
-  int64_t words, width;  // of a group; numbers of a record
+  int64_t words, width;  // of a group with all codes; numbers of a record
   Format(LoopCacheCodes of, int64_t numbers) : codes(of), words(loop_code_words(of)), width(numbers) {}
   int64_t groups() const { return width / codes.group; }
-  int64_t record() const { return groups() * (words + 1); }  // in words
+  int64_t record() const { return loop_record_bytes(codes, width) / 4; }  // in words
+  bool pruned() const { return codes.kept > 0; }
+  // Where a pruned record's masks, its scales and minimums, and the codes of the pruned numbers begin, in words.
+  int64_t masks() const { return groups() * loop_kept_words(codes); }
+  int64_t pairs() const { return masks() + groups() * loop_mask_words(codes); }
+  int64_t restored() const { return pairs() + groups(); }
 };
 
 // Scale and minimum of a group.
@@ -90,6 +96,117 @@ void encode(const Format& f, const E* x, uint32_t* record) {
         record[w] |= uint32_t(int32_t(code < most ? code : most)) << shift;
       }
   }
+}
+
+// The first of the `count` neighbours among `size` ascending numbers that are the least apart.
+inline int64_t shortest_interval(const float* ascending, int64_t size, int64_t count) {
+  int64_t first = 0;
+  for (int64_t i = 1; i + count <= size; i++)
+    if (ascending[i + count - 1] - ascending[i] < ascending[first + count - 1] - ascending[first]) first = i;
+  return first;
+}
+
+// scratch: 3 numbers for each of a group.
+template <class E>
+void encode_pruned(const Format& f, const E* x, uint32_t* record, float* scratch) {
+  const int64_t group = f.codes.group, pruned = group - f.codes.kept, words = f.words;
+  float *y = scratch, *ascending = y + group;
+  auto* rank = reinterpret_cast<int32_t*>(ascending + group);
+  memset(record, 0, size_t(f.record()) * 4);
+  uint32_t* pairs = record + f.pairs();
+  auto* restored = reinterpret_cast<uint8_t*>(record + f.restored());
+  for (int64_t g = 0; g < f.groups(); g++, x += group) {
+    float zero = 0;  // NaN where a number is not finite
+    for (int64_t i = 0; i < group; i++) y[i] = to_float(x[i]), zero += y[i] * 0.0f;
+    pairs[g] = 0x7fc00000;
+    if (zero != 0) continue;
+    for (int64_t i = 0; i < group; i++) {
+      int32_t below = 0;
+      for (int64_t j = 0; j < i; j++) below += y[j] <= y[i];
+      for (int64_t j = i + 1; j < group; j++) below += y[j] < y[i];
+      rank[i] = below, ascending[below] = y[i];
+    }
+    const uint16_t minimum = down(ascending[0]);
+    const float from = bf16_to_float(minimum);
+    const uint16_t scale = up((ascending[group - 1] - from) / 14);
+    pairs[g] = uint32_t(minimum) << 16 | scale;
+    if (!scale) continue;
+    const float inverse = 1 / bf16_to_float(scale);
+    const auto code = [](float x, float most) { return uint32_t(int32_t(rintf(x) < most ? rintf(x) : most)); };
+    const int64_t first = shortest_interval(ascending, group, pruned);
+    const float middle = ascending[first] / 2 + ascending[first + pruned - 1] / 2;
+    restored[g] = uint8_t(code((middle - from) * inverse, 14));
+    uint32_t* kept = record + g * loop_kept_words(f.codes);
+    auto* mask = reinterpret_cast<uint8_t*>(record + f.masks() + g * loop_mask_words(f.codes));
+    uint64_t open = 0;  // codes of which the word is not there yet, and their bits
+    int bits = 0;
+    for (int64_t w = 0; w < words; w++)
+      for (int64_t i = w, place = 0; i < group; i += words, place++) {
+        if (rank[i] >= first && rank[i] < first + pruned) continue;
+        mask[w] |= uint8_t(1 << place);
+        open |= uint64_t(code((y[i] - from) * inverse / 2, 7)) << bits;
+        bits += 3;
+        if (bits >= 32) *kept++ = uint32_t(open), open >>= 32, bits -= 32;
+      }
+    if (bits > 0) *kept = uint32_t(open);
+  }
+}
+
+// Groups [begin, end) of a pruned record, into a record of all codes. L words at a time, a lane each.
+template <int L>
+void expand_groups(const Format& f, const uint32_t* record, int64_t begin, int64_t end, uint32_t* to) {
+  typedef uint32_t word __attribute__((vector_size(L * 4)));
+  const auto* restored = reinterpret_cast<const uint8_t*>(record + f.restored());
+  for (int64_t g = begin; g < end; g++) {
+    const auto* kept = reinterpret_cast<const char*>(record + g * loop_kept_words(f.codes));
+    const auto* mask = reinterpret_cast<const uint8_t*>(record + f.masks() + g * loop_mask_words(f.codes));
+    for (int64_t w = 0, at = 0; w < f.words; w += L) {  // at: the bit where the next codes begin
+      uint32_t masks[L], codes[L];
+      for (int k = 0; k < L; k++) {
+        masks[k] = mask[w + k];
+        codes[k] = load_lanes<uint32_t>(kept + at / 8) >> at % 8;  // 24 bits at most; masks and scales follow the last codes
+        at += 3 * __builtin_popcount(masks[k]);
+      }
+      const word places = load_lanes<word>(masks);
+      word code = load_lanes<word>(codes), out = {};
+      for (int place = 0; place < 8; place++) {
+        const word is_kept = 0 - (places >> place & 1);
+        out |= ((code << 1 & 14 & is_kept) | (restored[g] & ~is_kept)) << (4 * place);
+        code >>= 3 & is_kept;
+      }
+      memcpy(to + g * f.words + w, &out, sizeof out);
+    }
+  }
+}
+
+#if defined(__AVX2__)
+// The same of two words at a time, with an instruction that scatters bits. On family 17h (Zen, Zen 2) it takes hundreds of
+// cycles.
+inline bool scatters_bits() { return __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("amdfam17h"); }
+__attribute__((target("bmi2,popcnt"))) void expand_pairs(const Format& f, const uint32_t* record, int64_t begin, int64_t end,
+                                                         uint32_t* to) {
+  constexpr uint64_t ones = 0x1111111111111111;
+  const auto* restored = reinterpret_cast<const uint8_t*>(record + f.restored());
+  const auto *kept = reinterpret_cast<const char*>(record), *masks = reinterpret_cast<const char*>(record + f.masks());
+  const int64_t kept_bytes = 4 * loop_kept_words(f.codes), mask_bytes = 4 * loop_mask_words(f.codes);
+  for (int64_t g = begin; g < end; g++)
+    for (int64_t w = 0, at = g * kept_bytes * 8; w < f.words; w += 2) {
+      const uint64_t places = load_lanes<uint16_t>(masks + g * mask_bytes + w), is_kept = _pdep_u64(places, ones),
+                     codes = load_lanes<uint64_t>(kept + at / 8) >> at % 8,  // 48 bits at most
+          out = _pdep_u64(codes, is_kept * 7) << 1 | (restored[g] * ones & ~(is_kept * 15));
+      memcpy(to + g * f.words + w, &out, sizeof out);
+      at += 3 * __builtin_popcountll(places);
+    }
+}
+#endif
+
+template <int L>
+void expand(const Format& f, const uint32_t* record, int64_t begin, int64_t end, uint32_t* to) {
+  memcpy(to + f.groups() * f.words + begin, record + f.pairs() + begin, size_t(end - begin) * 4);
+#if defined(__AVX2__)
+  if (scatters_bits() && f.words % 2 == 0) return expand_pairs(f, record, begin, end, to);
+#endif
+  expand_groups<L>(f, record, begin, end, to);
 }
 
 // f(i, x): number i is x.
@@ -225,7 +342,7 @@ struct CodedRow {
   const Format& format;
   int64_t head_dim, context;
   int32_t first, kv_heads, group;
-  const int64_t* offsets;  // [context] words before a slot's record
+  const int64_t *key_offsets, *offsets;  // [context] words before a slot's record of keys, and of values
   const uint32_t *keys, *values;
   float scale;
   float*
@@ -272,7 +389,7 @@ struct CodedRow {
 
   // Records are read in pieces, with so much work between two of a row that the processor does not look ahead to the next. The
   // offset of the record `keys` further on, whose same piece comes into the cache meanwhile; near the end that of j itself.
-  int64_t ahead(int64_t j, int64_t keys) const { return offsets[j + keys < context ? j + keys : j]; }
+  int64_t ahead(const int64_t* at, int64_t j, int64_t keys) const { return at[j + keys < context ? j + keys : j]; }
   static constexpr int64_t SCORED = 16;  // keys
 
   // Scores of query head `head`, of the key head h, for keys [j, j + count).
@@ -282,9 +399,9 @@ struct CodedRow {
     const float *channels = query + head * query_size(), *totals = channels + G * format.words * PLACES;
     real part[L], low = {};
     for (int64_t k = 0; k < L; k++) {
-      const uint32_t* record = keys + offsets[j + (k < count ? k : 0)];
+      const uint32_t* record = keys + key_offsets[j + (k < count ? k : 0)];
       const uint32_t *code = record + codes_at, *pairs = record + pairs_at;
-      __builtin_prefetch(keys + ahead(j + (k < count ? k : 0), SCORED) + codes_at);
+      __builtin_prefetch(keys + ahead(key_offsets, j + (k < count ? k : 0), SCORED) + codes_at);
       const float* q = channels;
       real total = {};
       float minimums = 0;
@@ -335,7 +452,7 @@ struct CodedRow {
         const auto one = [&](int64_t k, int chain) __attribute__((always_inline)) {
           const word w = load_lanes<word>(code + offsets[begin + k]);
           const float x = scaled[k];
-          __builtin_prefetch(code + ahead(begin + k, VALUES));
+          __builtin_prefetch(code + ahead(offsets, begin + k, VALUES));
           for_places([&](auto place) __attribute__((always_inline)) { total[chain][place] += x * codes<place>(w); });
         };
         int64_t k = 0;
@@ -362,13 +479,13 @@ struct CodedRow {
     using Bytes = ByteScores<B, WORDS>;
     const int64_t G = groups(), pairs = format.groups() * format.words;
     auto* rounded = reinterpret_cast<typename Bytes::Query*>(query);  // [kv_heads, group, G], smaller than what `query` is for
-    for (int64_t i = 0; i < kv_heads * group * G; i++) rounded[i] = Bytes::round(q + i * format.codes.group);
+    for (int64_t i = 0; q && i < kv_heads * group * G; i++) rounded[i] = Bytes::round(q + i * format.codes.group);
     for (int64_t j = 0; j < context; j += Bytes::KEYS) {
       const int64_t count = context - j < Bytes::KEYS ? context - j : Bytes::KEYS;
       const uint32_t *record[Bytes::KEYS], *next[Bytes::KEYS];
       for (int64_t k = 0; k < Bytes::KEYS; k++) {
         const int64_t key = j + (k < count ? k : 0);
-        record[k] = keys + offsets[key], next[k] = keys + ahead(key, SCORED);
+        record[k] = keys + key_offsets[key], next[k] = keys + ahead(key_offsets, key, SCORED);
       }
       for (int32_t h = 0; h < kv_heads; h++)
         for (int32_t head = h * group; head < (h + 1) * group; head++) {
@@ -389,13 +506,28 @@ struct CodedRow {
   }
   bool scores_bytes(const float*) const { return false; }
 
+  // q: NULL where `query` has it already.
   template <class E>
   void score(const E* q) const {
     if (scores_bytes(q)) return;
-    for (int32_t head = 0; head < kv_heads * group; head++) take_query(q + head * head_dim, query + head * query_size());
+    for (int32_t head = 0; q && head < kv_heads * group; head++) take_query(q + head * head_dim, query + head * query_size());
     for (int64_t j = 0; j < context; j += L)
       for (int32_t h = 0; h < kv_heads; h++)
         for (int32_t head = h * group; head < (h + 1) * group; head++) score(h, head, j, context - j < L ? context - j : L);
+  }
+  // Of pruned keys. expanded: room for SCORED records of all codes.
+  template <class E>
+  void score(const E* q, const Format& pruned, uint32_t* expanded) const {
+    int64_t at[SCORED];
+    for (int64_t k = 0; k < SCORED; k++) at[k] = k * format.record();
+    CodedRow some = *this;
+    some.keys = expanded, some.key_offsets = at;
+    for (int64_t j = 0; j < context; j += SCORED, some.scores += SCORED, q = nullptr) {
+      some.context = context - j < SCORED ? context - j : SCORED;
+      for (int64_t k = 0; k < some.context; k++)
+        expand<L>(pruned, keys + key_offsets[j + k], first_group(0), first_group(kv_heads), expanded + at[k]);
+      some.score(q);
+    }
   }
   void add() const {
     for (int64_t j = 0; j < context; j += VALUES)
@@ -420,9 +552,12 @@ void with_lanes(const Format& f, F run) {
 }
 
 struct Formats {
-  Format records, residuals;
+  Format keys, records, residuals;  // records: of all codes
   Formats(const LoopCodedAttention& in)
-      : records(in.codes, width(in)), residuals(in.residual.bits > 0 ? in.residual : in.codes, width(in)) {}
+      : keys(in.codes, width(in)),
+        records(loop_whole_codes(in.codes), width(in)),
+        residuals(in.residual.bits > 0 ? in.residual : in.codes, width(in)) {}
+  int64_t expanded() const { return keys.pruned() ? CodedRow<4, 1>::SCORED * records.record() : 0; }  // words
   static int64_t width(const LoopCodedAttention& in) { return int64_t(in.rows.kv_heads) * in.rows.head_dim; }
   int64_t query(int64_t head_dim) const {  // numbers of the larger CodedRow::query of a head
     const auto of = [=](const Format& f) { return head_dim / f.codes.group * (f.words * (32 / f.codes.bits) + 1); };
@@ -439,10 +574,13 @@ void attend(const LoopCodedAttention& in, const Formats& formats, int64_t row, i
   const int32_t heads = int32_t(count * group);
   const bool with_residuals = in.residual.bits > 0 && in.residual_at[row] >= 0;
   auto* offsets = reinterpret_cast<int64_t*>(scratch);
-  auto* residual_offsets = offsets + longest;
-  auto* sums = reinterpret_cast<float*>(residual_offsets + longest);
+  auto* residual_offsets = offsets + longest;  // with pruned keys, theirs
+  auto* expanded = reinterpret_cast<uint32_t*>(residual_offsets + longest);
+  auto* sums = reinterpret_cast<float*>(expanded + formats.expanded());
   float *totals = sums + heads * head_dim, *scores = totals + heads, *query = scores + heads * context;
   slot_offsets(a.contexts[row], formats.records.record(), offsets);
+  const bool pruned = formats.keys.pruned();
+  if (pruned) slot_offsets(a.contexts[row], formats.keys.record(), residual_offsets);
   slot_offsets(in.recent[row], formats.records.width, offsets + coded);
   if (with_residuals) {
     const int64_t record = formats.residuals.record();
@@ -456,8 +594,9 @@ void attend(const LoopCodedAttention& in, const Formats& formats, int64_t row, i
     const auto of = [&](const Format& format, const int64_t* at, const void* keys, const void* values, bool adds) {
       with_lanes(format, [&](auto bits, auto lanes) {
         f(CodedRow<decltype(bits)::value, decltype(lanes)::value>{
-            format, head_dim, coded, first, count, int32_t(group), at, static_cast<const uint32_t*>(keys),
-            static_cast<const uint32_t*>(values), float(a.scale), query, scores, context, sums, adds});
+            format, head_dim, coded, first, count, int32_t(group), pruned ? residual_offsets : at, at,
+            static_cast<const uint32_t*>(keys), static_cast<const uint32_t*>(values), float(a.scale), query, scores, context,
+            sums, adds});
       });
     };
     of(formats.records, offsets, a.keys, a.values, false);
@@ -476,7 +615,10 @@ void attend(const LoopCodedAttention& in, const Formats& formats, int64_t row, i
                                                   scores + coded,
                                                   context,
                                                   sums};
-    for_records([&](const auto& records) { records.score(q); });
+    for_records([&](const auto& records) {
+      if (pruned) records.score(q, formats.keys, expanded);
+      else records.score(q);
+    });
     exact.score();
     weigh(heads, context, scores, totals);
     for_records([](const auto& records) { records.add(); });
@@ -496,7 +638,8 @@ void coded_rows(Context& ctx, const LoopCodedAttention& in) {
     keys += context;
     if (context > longest) longest = context;
   }
-  for_key_heads(ctx, a, keys, size_t(longest) * 16, size_t(group * (a.head_dim + 1 + longest + query)) * 4,
+  for_key_heads(ctx, a, keys, size_t(longest) * 16 + size_t(formats.expanded()) * 4,
+                size_t(group * (a.head_dim + 1 + longest + query)) * 4,
                 [&](int64_t row, int32_t first, int32_t count, char* scratch) {
                   attend<E>(in, formats, row, first, count, longest, scratch);
                 });
@@ -518,11 +661,14 @@ template <class E>
 void encode_rows(Context& ctx, const Format& f, int64_t rows, int64_t heads, const int32_t* slots, const E* qkv, uint32_t* keys,
                  uint32_t* values) {
   const int64_t width = f.width, before = heads;
-  for_rows(ctx, rows, 16 * width, [&](int64_t begin, int64_t end, int) {
+  const Format whole(loop_whole_codes(f.codes), width);
+  for_rows(ctx, rows, (f.pruned() ? f.codes.group : 16) * width, [&](int64_t begin, int64_t end, int thread) {
+    auto* scratch = static_cast<float*>(ctx.pool.scratch(thread, size_t(3 * f.codes.group) * sizeof(float)));
     for (int64_t i = begin; i < end; i++) {
       const E* row = qkv + i * (before + 2 * width) + before;
-      encode(f, row, keys + slots[i] * f.record());
-      encode(f, row + width, values + slots[i] * f.record());
+      if (f.pruned()) encode_pruned(f, row, keys + slots[i] * f.record(), scratch);
+      else encode(f, row, keys + slots[i] * f.record());
+      encode(whole, row + width, values + slots[i] * whole.record());
     }
   });
 }
@@ -530,10 +676,14 @@ void encode_rows(Context& ctx, const Format& f, int64_t rows, int64_t heads, con
 template <class E>
 void decode_records(Context& ctx, const Format& f, int64_t rows, const uint32_t* records, const Format& residual,
                     const uint32_t* residuals, int64_t stride, E* out) {
+  const Format whole(loop_whole_codes(f.codes), f.width);
   for_rows(ctx, rows, 2 * f.width, [&](int64_t begin, int64_t end, int thread) {
-    auto* sums = static_cast<float*>(ctx.pool.scratch(thread, size_t(f.width) * sizeof(float)));
+    auto* sums = static_cast<float*>(ctx.pool.scratch(thread, size_t(f.width + whole.record()) * sizeof(float)));
+    auto* expanded = reinterpret_cast<uint32_t*>(sums + f.width);
     for (int64_t i = begin; i < end; i++) {
-      for_numbers(f, records + i * f.record(), [&](int64_t e, float x) { sums[e] = x; });
+      const uint32_t* record = records + i * f.record();
+      if (f.pruned()) expand<1>(f, record, 0, f.groups(), expanded), record = expanded;
+      for_numbers(whole, record, [&](int64_t e, float x) { sums[e] = x; });
       if (residuals) for_numbers(residual, residuals + i * residual.record(), [&](int64_t e, float x) { sums[e] += x; });
       for (int64_t e = 0; e < f.width; e++) set(out[i * stride + e], sums[e]);
     }

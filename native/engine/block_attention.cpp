@@ -32,8 +32,7 @@ void BlockAttention::forward(const BlockMemory& b, int64_t plane) const {
   device_->run(&LoopBackend::attention, "attention", dt_, static_cast<const LoopAttention*>(&a));
 }
 
-size_t BlockAttention::slot_bytes() const {
-  const LoopCacheCodes& codes = cache_->coded.codes;
+size_t BlockAttention::slot_bytes(LoopCacheCodes codes) const {
   return codes.bits > 0 ? size_t(loop_record_bytes(codes, a_.kv_width())) : size_t(a_.kv_width()) * act_;
 }
 
@@ -61,8 +60,9 @@ BlockAttention::Planes BlockAttention::planes(int64_t plane) const {
   } else if (coded.residual.bits > 0) {
     records = plane - coded.loop_blocks * (cache_->planes - 1);
   }
-  const size_t at = size_t(records * cache_->slots) * slot_bytes();
-  out.keys = behind(cache_->keys, at), out.values = behind(cache_->values, at);
+  const size_t slots = size_t(records * cache_->slots);
+  out.keys = behind(cache_->keys, slots * slot_bytes(coded.codes));
+  out.values = behind(cache_->values, slots * slot_bytes(loop_whole_codes(coded.codes)));
   return out;
 }
 
@@ -76,8 +76,8 @@ void BlockAttention::write(const BlockMemory& b, const Planes& p) const {
     return;
   }
   if (!p.of_loop)
-    device_->run(&LoopBackend::cache_encode, "cache encode", dt_, coded.codes, batch_.tokens, a_.heads, a_.kv_heads, a_.head_dim,
-                 cache_->rows, qkv, keys, values);
+    device_->run(coded.codes.kept > 0 ? &LoopBackend::cache_encode_pruned : &LoopBackend::cache_encode, "cache encode", dt_,
+                 coded.codes, batch_.tokens, a_.heads, a_.kv_heads, a_.head_dim, cache_->rows, qkv, keys, values);
   for (const auto& [first, count] : coded.runs) {
     const void* rows = static_cast<const char*>(qkv) + size_t(first * a_.qkv_width()) * act_;
     device_->run(&LoopBackend::cache_write, "cache write", dt_, count, a_.heads, a_.kv_heads, a_.head_dim, coded.rows + first,
@@ -103,11 +103,12 @@ void BlockAttention::decode(const BlockMemory& b, const Planes& p) const {
 }
 
 // Keys or values of earlier tokens, into rows of qkv.
-void BlockAttention::read_prefix(const CachedPrefix& prefix, const char* plane, const char* residuals, char* to) const {
+void BlockAttention::read_prefix(const CachedPrefix& prefix, LoopCacheCodes codes, const char* plane, const char* residuals,
+                                 char* to) const {
   const int64_t qkv = a_.qkv_width(), kv = a_.kv_width();
-  const void* from = plane + size_t(prefix.slot) * slot_bytes();
+  const void* from = plane + size_t(prefix.slot) * slot_bytes(codes);
   void* out = to;
-  if (const LoopCacheCodes codes = cache_->coded.codes; codes.bits > 0) {
+  if (codes.bits > 0) {
     const void* added = residuals ? residuals + size_t(prefix.slot) * residual_bytes() : nullptr;
     device_->run(&LoopBackend::cache_decode, "cached prefix", dt_, codes, prefix.length, kv, from, cache_->coded.residual, added,
                  qkv, out);
@@ -130,8 +131,9 @@ void BlockAttention::behind_prefixes(const BlockMemory& b, const Planes& p) cons
   for (int32_t i = 0; i < cache_->prefix_count; i++) {
     const CachedPrefix& prefix = cache_->prefixes[i];
     char* row = extended + size_t(prefix.row * qkv + width) * act_;
-    read_prefix(prefix, p.keys, p.residual_keys, row);
-    read_prefix(prefix, p.values, p.residual_values, row + size_t(kv) * act_);
+    const LoopCacheCodes codes = cache_->coded.codes;
+    read_prefix(prefix, codes, p.keys, p.residual_keys, row);
+    read_prefix(prefix, loop_whole_codes(codes), p.values, p.residual_values, row + size_t(kv) * act_);
   }
   LoopAttention a = arguments(b);
   a.tokens = rows;

@@ -20,7 +20,7 @@ struct CachedPrefix {
 
 // Of a cache in few bits, beside the rest: the recent keys and values (generation/cache.h).
 struct CodedUse {
-  LoopCacheCodes codes{0, 1};                     // bits 0: keys and values are in act
+  LoopCacheCodes codes{0, 1, 0};                  // of keys; values keep all. bits 0: they are in act
   int64_t slots = 0;                              // of a plane
   void *keys = nullptr, *values = nullptr;        // act [planes, slots, kv_heads · head_dim]
   const int32_t* rows = nullptr;                  // device [N]: recent slots, counted as CacheUse::rows
@@ -28,7 +28,7 @@ struct CodedUse {
   const LoopCacheContext* contexts = nullptr;     // device [N] when decoding
   // With residuals, else bits 0: CacheUse's keys and values are then records of the anchors, [blocks, slots], and a pass writes
   // none of the blocks of the loop. Those of the loops before the last are here.
-  LoopCacheCodes residual{0, 1};
+  LoopCacheCodes residual{0, 1, 0};
   void *residual_keys = nullptr, *residual_values = nullptr;  // records [loop_blocks, planes - 1, slots]
   int64_t loop_blocks = 0;
   int loops = 0;                         // of prompts: how many they have; the last reads the anchor alone
@@ -89,12 +89,12 @@ class BlockAttention {
     bool of_loop;                           // with residuals: of a block of the loop
   };
   Planes planes(int64_t plane) const;
-  size_t slot_bytes() const;      // of keys
+  size_t slot_bytes(LoopCacheCodes codes) const;
   size_t residual_bytes() const;  // of a slot
   void write(const BlockMemory& b, const Planes& p) const;
   void decode(const BlockMemory& b, const Planes& p) const;
   void behind_prefixes(const BlockMemory& b, const Planes& p) const;
-  void read_prefix(const CachedPrefix& prefix, const char* plane, const char* residuals, char* to) const;
+  void read_prefix(const CachedPrefix& prefix, LoopCacheCodes codes, const char* plane, const char* residuals, char* to) const;
 
   const std::shared_ptr<Device> device_;
   const LoopDType dt_;

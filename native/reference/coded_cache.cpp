@@ -33,8 +33,26 @@ struct Record {
   int64_t groups() const { return width / codes.group; }
   double number(int64_t i) const {
     const int64_t n = loop_code_words(codes), g = i / codes.group, k = i % codes.group;
-    const uint32_t code = words[g * n + k % n] >> (k / n * codes.bits) & ((1u << codes.bits) - 1), pair = words[groups() * n + g];
+    if (codes.kept > 0) return value(pruned_code(g, k), words[groups() * (loop_kept_words(codes) + loop_mask_words(codes)) + g]);
+    return value(words[g * n + k % n] >> (k / n * codes.bits) & ((1u << codes.bits) - 1), words[groups() * n + g]);
+  }
+  static double value(uint32_t code, uint32_t pair) {
     return double(from_bfloat16(pair >> 16)) + double(from_bfloat16(pair & 0xffff)) * code;
+  }
+  // With `kept`: of number k of group g.
+  uint32_t pruned_code(int64_t g, int64_t k) const {
+    const int64_t n = loop_code_words(codes), at = k % n * 8 + k / n;
+    const uint32_t *codes_at = words + g * loop_kept_words(codes),
+                   *mask = words + groups() * loop_kept_words(codes) + g * loop_mask_words(codes),
+                   *restored = words + groups() * (loop_kept_words(codes) + loop_mask_words(codes) + 1);
+    const auto kept = [=](int64_t place) { return mask[place / 32] >> place % 32 & 1; };
+    if (!kept(at)) return restored[g / 4] >> g % 4 * 8 & 0xff;
+    int64_t before = 0;
+    for (int64_t place = 0; place < at; ++place) before += kept(place);
+    uint32_t code = 0;
+    for (int64_t bit = 3 * before; bit < 3 * before + 3; ++bit)
+      code |= (codes_at[bit / 32] >> bit % 32 & 1) << (bit - 3 * before);
+    return 2 * code;
   }
 };
 
@@ -63,14 +81,55 @@ void encode(LoopCacheCodes codes, int64_t width, const double* x, uint32_t* word
   }
 }
 
+// With `kept`.
+void encode_pruned(LoopCacheCodes codes, int64_t width, const double* x, uint32_t* words) {
+  const int64_t n = loop_code_words(codes), groups = width / codes.group, pruned = codes.group - codes.kept;
+  std::fill(words, words + loop_record_bytes(codes, width) / 4, 0u);
+  uint32_t *mask = words + groups * loop_kept_words(codes), *pairs = mask + groups * loop_mask_words(codes),
+           *restored = pairs + groups;
+  for (int64_t g = 0; g < groups; ++g, words += loop_kept_words(codes), mask += loop_mask_words(codes)) {
+    const std::vector<float> y(x + g * codes.group, x + (g + 1) * codes.group);
+    if (!std::all_of(y.begin(), y.end(), [](float v) { return std::isfinite(v); })) {
+      pairs[g] = 0x7fc00000;
+      continue;
+    }
+    std::vector<size_t> order;
+    for (size_t i = 0; i < y.size(); ++i) order.push_back(i);
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return y[a] < y[b]; });
+    const auto length = [&](int64_t first) { return y[order[size_t(first + pruned - 1)]] - y[order[size_t(first)]]; };
+    int64_t first = 0;
+    for (int64_t i = 1; i <= codes.kept; ++i)
+      if (length(i) < length(first)) first = i;
+    std::vector<bool> kept(y.size(), true);
+    for (int64_t i = first; i < first + pruned; ++i) kept[order[size_t(i)]] = false;
+
+    const float minimum = from_bfloat16(rounded(y[order.front()], false));
+    const uint32_t scale = rounded((y[order.back()] - minimum) / 14, true);
+    pairs[g] = rounded(y[order.front()], false) << 16 | scale;
+    if (!scale) continue;
+    const float inverse = 1 / from_bfloat16(scale);
+    const float middle = y[order[size_t(first)]] / 2 + y[order[size_t(first + pruned - 1)]] / 2;
+    restored[g / 4] |= uint32_t(std::min(std::nearbyint((middle - minimum) * inverse), 14.0f)) << g % 4 * 8;
+    int64_t bit = 0;
+    for (int64_t place = 0; place < 8 * n; ++place) {
+      const int64_t k = place / 8 + place % 8 * n;
+      if (k >= codes.group || !kept[size_t(k)]) continue;
+      mask[place / 32] |= 1u << place % 32;
+      const uint32_t code = uint32_t(std::min(std::nearbyint((y[size_t(k)] - minimum) * inverse / 2), 7.0f));
+      for (int64_t b = 0; b < 3; ++b, ++bit) words[bit / 32] |= (code >> b & 1) << bit % 32;
+    }
+  }
+}
+
 int cache_encode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,
                  const int32_t* slots, const void* qkv, void* keys, void* values) {
   if (int status = require_float64(ctx, dt, "cache_encode")) return status;
   const int64_t width = int64_t(kv_heads) * head_dim;
   for (int64_t i = 0; i < rows; ++i) {
     const double* k = static_cast<const double*>(qkv) + i * (heads + 2 * kv_heads) * head_dim + int64_t(heads) * head_dim;
-    encode(codes, width, k, record(keys, codes, width, slots[i]));
-    encode(codes, width, k + width, record(values, codes, width, slots[i]));
+    (codes.kept > 0 ? encode_pruned : encode)(codes, width, k, record(keys, codes, width, slots[i]));
+    const LoopCacheCodes whole = loop_whole_codes(codes);
+    encode(whole, width, k + width, record(values, whole, width, slots[i]));
   }
   return 0;
 }
@@ -117,18 +176,19 @@ int coded_attention(void* ctx, LoopDType dt, const LoopCodedAttention* c) {
   const int64_t width = int64_t(a.kv_heads) * a.head_dim;
   for (int64_t i = 0; i < a.rows; ++i) {
     std::vector<double> keys, values;  // [context, width]
-    const auto append = [&](std::vector<double>& to, const void* records, const void* residuals, int64_t slot) {
+    const auto append = [&](std::vector<double>& to, LoopCacheCodes codes, const void* records, const void* residuals,
+                            int64_t slot) {
       const int64_t at = c->residual.bits > 0 ? c->residual_at[i] : -1;
       for (int64_t e = 0; e < width; ++e) {
-        double x = Record{c->codes, width, record(records, c->codes, width, slot)}.number(e);
+        double x = Record{codes, width, record(records, codes, width, slot)}.number(e);
         if (at >= 0) x += Record{c->residual, width, record(residuals, c->residual, width, at + slot)}.number(e);
         to.push_back(x);
       }
     };
     for (const LoopCacheRun& run : a.contexts[i].runs)
       for (int64_t slot = run.begin; slot < run.begin + run.length; ++slot) {
-        append(keys, a.keys, c->residual_keys, slot);
-        append(values, a.values, c->residual_values, slot);
+        append(keys, c->codes, a.keys, c->residual_keys, slot);
+        append(values, loop_whole_codes(c->codes), a.values, c->residual_values, slot);
       }
     for (const LoopCacheRun& run : c->recent[i].runs)
       for (int64_t e = run.begin * width; e < (run.begin + run.length) * width; ++e) {
@@ -154,7 +214,7 @@ int coded_attention(void* ctx, LoopDType dt, const LoopCodedAttention* c) {
 }  // namespace
 
 void add_coded_cache(LoopBackend& table) {
-  table.cache_encode = cache_encode;
+  table.cache_encode = table.cache_encode_pruned = cache_encode;
   table.cache_decode = cache_decode;
   table.cache_encode_residuals = cache_encode_residuals;
   table.coded_attention = coded_attention;

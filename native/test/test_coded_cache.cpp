@@ -13,17 +13,28 @@ struct Shape {
   LoopCacheCodes codes;
   std::string name() const {
     return std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " + std::to_string(head_dim) + ", int" +
-           std::to_string(codes.bits) + " in groups of " + std::to_string(codes.group);
+           std::to_string(codes.bits) + " in groups of " + std::to_string(codes.group) +
+           (codes.kept ? ", " + std::to_string(codes.kept) + " kept" : "");
   }
   int64_t width() const { return int64_t(heads + 2 * kv_heads) * head_dim; }
   int64_t kv() const { return int64_t(kv_heads) * head_dim; }
-  int64_t words() const { return loop_record_bytes(codes, kv()) / 4; }
+  int64_t words() const { return loop_record_bytes(codes, kv()) / 4; }                  // of keys
+  Shape whole() const { return {heads, kv_heads, head_dim, loop_whole_codes(codes)}; }  // as values are
 };
 
 const std::vector<Shape> shapes = {{4, 4, 64, {4, 64}},   {4, 2, 64, {8, 64}}, {2, 1, 128, {4, 64}}, {2, 1, 128, {8, 64}},
                                    {6, 2, 32, {4, 32}},   {6, 2, 32, {8, 32}}, {3, 3, 8, {4, 8}},    {3, 1, 8, {8, 8}},
                                    {2, 2, 96, {4, 32}},   {3, 1, 10, {4, 10}}, {2, 2, 130, {8, 26}}, {2, 1, 4, {4, 4}},
                                    {16, 16, 64, {4, 64}}, {4, 2, 64, {2, 32}}, {2, 1, 128, {2, 64}}, {2, 1, 12, {2, 12}}};
+const std::vector<Shape> pruned = {{4, 4, 64, {4, 64, 32}},  {4, 2, 64, {4, 64, 16}},  {2, 1, 128, {4, 64, 32}},
+                                   {6, 2, 32, {4, 32, 16}},  {2, 2, 96, {4, 32, 16}},  {3, 1, 10, {4, 10, 5}},
+                                   {2, 2, 130, {4, 26, 13}}, {2, 1, 4, {4, 4, 2}},     {8, 2, 48, {4, 48, 47}},
+                                   {2, 1, 67, {4, 67, 33}},  {16, 16, 64, {4, 64, 32}}};
+// Those that the device has records of.
+std::vector<Shape> shapes_of(const Device& d, std::vector<Shape> all = shapes, const std::vector<Shape>& of_pruned = pruned) {
+  if (d.table.cache_encode_pruned) all.insert(all.end(), of_pruned.begin(), of_pruned.end());
+  return all;
+}
 
 // Records of slots [0, slots), from rows of keys and values [slots, kv].
 struct Records {
@@ -39,12 +50,12 @@ Records records(const Device& d, const Shape& s, const Values& keys, const Value
       qkv.insert(qkv.end(), from->begin() + ptrdiff_t(i * kv), from->begin() + ptrdiff_t((i + 1) * kv));
     slots.push_back(int32_t(rows - 1 - i));  // from the last to the first
   }
-  const size_t words = rows * size_t(s.words());
-  Records out{{d, LOOP_I32, words}, {d, LOOP_I32, words}};
+  Records out{{d, LOOP_I32, rows * size_t(s.words())}, {d, LOOP_I32, rows * size_t(s.whole().words())}};
   Buffer at(d, slots), in = act(d, qkv);
-  d.expect(d.table.cache_encode(d.ctx, d.dt, s.codes, int64_t(rows), s.heads, s.kv_heads, s.head_dim, at.as<int32_t>(), in,
-                                out.keys, out.values),
-           "cache_encode");
+  const auto encode = s.codes.kept ? d.table.cache_encode_pruned : d.table.cache_encode;
+  d.expect(
+      encode(d.ctx, d.dt, s.codes, int64_t(rows), s.heads, s.kv_heads, s.head_dim, at.as<int32_t>(), in, out.keys, out.values),
+      "cache_encode");
   return out;
 }
 
@@ -63,14 +74,23 @@ Values reversed_rows(const Values& v, int64_t width) {
 
 KERNEL_TEST(encode, "cache_encode") {
   if (!t.device.table.cache_encode) return;
-  for (const Shape& s : shapes) {
+  for (const Shape& s : shapes_of(t.device)) {
     constexpr int64_t rows = 9;
     Values keys = t.act_normal(size_t(rows * s.kv()), 3), values = t.act_normal(size_t(rows * s.kv()));
     for (double& x : keys) x = rounded(t.device.dt, x + 2);
     std::fill_n(values.begin(), s.codes.group, rounded(t.device.dt, -0.7));  // a group of equal numbers
+    std::fill_n(keys.begin() + s.kv(), s.codes.group, rounded(t.device.dt, 0.3));
+    for (int64_t i = 0; i < s.codes.group; ++i)  // with equal ones side by side and apart
+      if (i % 4 != 3) keys[size_t(s.kv() + i)] = rounded(t.device.dt, double(i / 2 % 3) - 1);
     const Records own = records(t.device, s, keys, values), truth = records(t.reference, s, keys, values);
     t.same_bits(s.name() + " keys", own.keys.values(), truth.keys.values());
     t.same_bits(s.name() + " values", own.values.values(), truth.values.values());
+    const Shape whole = s.whole();
+    const Values exact = slice(reversed_rows(decoded(t.reference, whole, truth.values, rows), s.kv()), 0, size_t(s.codes.group));
+    t.within(s.name() + ": equal numbers", exact, slice(values, 0, exact.size()), 1.0 / 128);
+    t.close(s.name() + " decoded", decoded(t.device, s, own.keys, rows), decoded(t.reference, s, truth.keys, rows),
+            rounded(t.device.dt, decoded(t.reference, s, truth.keys, rows)));
+    if (s.codes.kept) continue;
     // What a code stands for is at most half a scale away. The scale is that of the range, rounded up.
     const Values back = reversed_rows(decoded(t.reference, s, truth.keys, rows), s.kv());
     bool near = true;
@@ -82,26 +102,33 @@ KERNEL_TEST(encode, "cache_encode") {
       for (size_t i = 0; i < group.size(); ++i) near &= std::abs(back[g + i] - group[i]) <= 0.5001 * scale + 1e-6;
     }
     t.claim(s.name() + ": codes stand for the nearest", near);
-    const Values exact = slice(reversed_rows(decoded(t.reference, s, truth.values, rows), s.kv()), 0, size_t(s.codes.group));
-    t.within(s.name() + ": equal numbers", exact, slice(values, 0, exact.size()), 1.0 / 128);
-    t.close(s.name() + " decoded", decoded(t.device, s, own.keys, rows), decoded(t.reference, s, truth.keys, rows),
-            rounded(t.device.dt, decoded(t.reference, s, truth.keys, rows)));
   }
+}
+
+// Of ascending numbers, all different and in one group, the first and the last that are pruned.
+KERNEL_TEST(encode_pruned, "cache_encode_pruned: pruned keys are the nearest ones, and stand for their middle") {
+  if (!t.device.table.cache_encode_pruned) return;
+  const Shape s{1, 1, 16, {4, 16, 8}};
+  Values keys = {-7, 0.5, 7, 0.25, -6, 1, 3, 0.75, -4, 0.5, 5, 1, -2, 0.5, 6, 0.5};  // eight of them from 0.25 to 1
+  const Values back = decoded(t.device, s, records(t.device, s, keys, keys).keys, 1);
+  Values expected;  // the scale is 1
+  for (double x : keys) expected.push_back(x >= 0.25 && x <= 1 ? 1 : -7 + 2 * std::nearbyint((x + 7) / 2));
+  t.within(s.name(), back, expected, 0);
 }
 
 KERNEL_TEST(encode_not_finite, "cache_encode: a number that is not finite stays one") {
   if (!t.device.table.cache_encode) return;
-  for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY)}) {
-    const Shape& s = shapes[0];
-    Values keys = t.act_normal(size_t(s.kv())), values = t.act_normal(size_t(s.kv()));
-    keys[70] = bad;
-    const Values back = decoded(t.device, s, records(t.device, s, keys, values).keys, 1);
-    bool in_group = true, elsewhere = false;
-    for (int64_t i = 0; i < s.kv(); ++i)
-      (i / 64 == 1 ? in_group : elsewhere) =
-          i / 64 == 1 ? in_group && std::isnan(back[size_t(i)]) : elsewhere || std::isnan(back[size_t(i)]);
-    t.claim(std::to_string(bad), in_group && !elsewhere);
-  }
+  for (const Shape& s : shapes_of(t.device, {shapes[0]}, {pruned[0]}))
+    for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY)}) {
+      Values keys = t.act_normal(size_t(s.kv())), values = t.act_normal(size_t(s.kv()));
+      keys[70] = bad;
+      const Values back = decoded(t.device, s, records(t.device, s, keys, values).keys, 1);
+      bool in_group = true, elsewhere = false;
+      for (int64_t i = 0; i < s.kv(); ++i)
+        (i / 64 == 1 ? in_group : elsewhere) =
+            i / 64 == 1 ? in_group && std::isnan(back[size_t(i)]) : elsewhere || std::isnan(back[size_t(i)]);
+      t.claim(s.name() + ": " + std::to_string(bad), in_group && !elsewhere);
+    }
 }
 
 struct Decode {
@@ -163,7 +190,7 @@ Values plain(const Device& d, const Decode& in) {
   const Shape& s = in.shape;
   const Records r = records(d, s, reversed_rows(in.keys, s.kv()), reversed_rows(in.values, s.kv()));
   const int64_t slots = int64_t(in.keys.size()) / s.kv();
-  const auto joined = [&](const Buffer& from, const Values& recent) {
+  const auto joined = [&](const Shape& s, const Buffer& from, const Values& recent) {
     Values all = decoded(d, s, from, slots);
     all.insert(all.end(), recent.begin(), recent.end());
     return act(d, all);
@@ -171,7 +198,8 @@ Values plain(const Device& d, const Decode& in) {
   std::vector<LoopCacheContext> contexts = in.contexts;
   for (size_t i = 0; i < contexts.size(); ++i)
     contexts[i].runs[2] = {in.recent[i].runs[0].begin + int32_t(slots), in.recent[i].runs[0].length};
-  const Buffer qkv = act(d, in.qkv), keys = joined(r.keys, in.recent_keys), values = joined(r.values, in.recent_values);
+  const Buffer qkv = act(d, in.qkv), keys = joined(s, r.keys, in.recent_keys),
+               values = joined(s.whole(), r.values, in.recent_values);
   return attention(d, s, contexts, qkv, keys, values);
 }
 
@@ -179,7 +207,7 @@ const std::vector<std::pair<int32_t, int32_t>> lengths = {{0, 1}, {64, 13}, {320
 
 KERNEL_TEST(coded, "coded_attention") {
   if (!t.device.table.coded_attention) return;
-  for (const Shape& s : shapes)
+  for (const Shape& s : shapes_of(t.device))
     for (double peak : {1.0, 6.0}) {
       const Decode in = inputs(t, s, lengths, peak);
       const Values truth = run(t.reference, in);
@@ -190,7 +218,7 @@ KERNEL_TEST(coded, "coded_attention") {
 
 KERNEL_TEST(coded_row_invariance, "coded_attention: a row does not depend on the others") {
   if (!t.device.table.coded_attention) return;
-  for (const Shape& s : {shapes[0], shapes[3], shapes[7]}) {
+  for (const Shape& s : shapes_of(t.device, {shapes[0], shapes[3], shapes[7]}, {pruned[0], pruned[2]})) {
     std::vector<std::pair<int32_t, int32_t>> many;
     for (int i = 0; i < 2; ++i) many.insert(many.end(), lengths.begin(), lengths.end());
     const Decode in = inputs(t, s, many, 2);

@@ -115,7 +115,7 @@ export function modelOptions(command: Command): Command {
 export const cacheTypeOption = () =>
   new Option(
     '--cache-type <type>',
-    'keys and values in the cache: int8, int4 and residual take less memory (default: model)',
+    'keys and values in the cache: all but model take less memory (default: model)',
   ).choices(cacheTypes)
 
 /** What {@link cacheOptions} adds. */

@@ -11,7 +11,7 @@ import {
   memory,
   type SchedulerOptions,
 } from '../../src/index.js'
-import { codedRow } from '../coded-rows.js'
+import { codedRow, prunedRow } from '../coded-rows.js'
 import { buildEmulated } from '../emulated.js'
 import { forward, greedy, logSoftmax, type Parameters } from '../looped-model.js'
 import { refusal } from '../refusal.js'
@@ -19,9 +19,9 @@ import { parametersOf, smallConfig, tinyConfig } from '../tiny.js'
 
 const families = join(import.meta.dirname, '../fixtures', 'families')
 const config = { ...tinyConfig, num_hidden_layers: 2 }
-const types = ['int8', 'int4', 'residual'] as const
-const bits = { int8: 8, int4: 4, residual: 4 } as const
-const ofBfloat16 = { int8: 0.53125, int4: 0.28125, residual: (0.28125 + 2 * 0.15625) / 3 } // of three loops
+const types = ['int8', 'int4', 'residual', 'spark'] as const
+const bits = { int8: 8, int4: 4, residual: 4, spark: 4 } as const
+const ofBfloat16 = { int8: 0.53125, int4: 0.28125, residual: (0.28125 + 2 * 0.15625) / 3, spark: (13 + 18) / 128 } // of three loops
 const prompt = (length: number, first = 1, vocabulary = 12) =>
   Array.from({ length }, (_, i) => (i === 0 ? first : (7 * i + i * i * 3 + (i >> 5)) % vocabulary))
 const lengths = [1, 40, 63, 64, 65, 150]
@@ -34,6 +34,7 @@ const described = (cacheType: (typeof types)[number], shared = false) => ({
   ...config,
   coded: (row: readonly number[]) => codedRow(row, bits[cacheType], 8),
   ...(cacheType === 'residual' && !shared && { residual: residualRow }),
+  ...(cacheType === 'spark' && { codedKeys: (row: readonly number[]) => prunedRow(row, 8) }),
 })
 function residualRow(row: readonly number[], anchor: readonly number[]): number[] {
   const difference = row.map((x, i) => Math.fround(Math.fround(x) - Math.fround(anchor[i]!)))
@@ -44,10 +45,11 @@ beforeAll(buildEmulated, 900_000)
 const emulated = 'cuda-emulated' as DeviceName
 
 describe.each(types)('keys and values in %s', (cacheType) => {
+  const onCuda = cacheType === 'spark' ? [] : [emulated]
   it.each([
     ['reference', 'float64', 1e-9],
     ['cpu', 'float32', 2e-3],
-    [emulated, 'float32', 2e-3],
+    ...onCuda.map((device) => [device, 'float32', 2e-3] as const),
   ] as const)('on %s are what the formulas say, in prompts and behind them', async (device, dtype, tolerance) => {
     using model = await LoopLM.create(config, { device, dtype, seed: 1 })
     const parameters: Parameters = await parametersOf(model)
@@ -79,7 +81,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
     ['cpu', 'float32'],
     ['cpu', 'bfloat16'],
     ['reference', 'float64'],
-    [emulated, 'bfloat16'],
+    ...onCuda.map((device) => [device, 'bfloat16'] as const),
   ] as const)(
     'on %s in %s give a request the same bits alone, together, in pieces and behind other prompts',
     async (device, dtype) => {
@@ -151,7 +153,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
       const same = parting < 0 ? tokens.length : parting // behind another token there is nothing to compare
       return farthest(logprobs.slice(0, same), exact)
     })
-    expect(Math.max(...apart)).toBeLessThan({ int8: 2e-3, int4: 3e-2, residual: 6e-2 }[cacheType])
+    expect(Math.max(...apart)).toBeLessThan({ int8: 2e-3, int4: 3e-2, residual: 6e-2, spark: 6e-2 }[cacheType])
     expect(Math.max(...apart)).toBeGreaterThan(1e-5) // codes were read
     using scheduler = model.scheduler({ cacheType, prefillTokens: 3 })
     const requests = prompts.map((one, sequence) => scheduler.add(one, { ...options, sequence }))
@@ -211,5 +213,12 @@ describe('what is refused', () => {
       /cacheType is 'int8', but all requests of this scheduler share a cache of type 'int4'/,
     )
     expect((await refusal(() => model.generate([[1]], { cacheType: 'q4_0' as 'int4' }))).message).toMatch(/cacheType must be/)
+  })
+
+  it('a device without it', async () => {
+    using model = await LoopLM.create(config, { device: emulated })
+    expect((await refusal(() => model.generate([[1]], { cacheType: 'spark' }))).message).toMatch(
+      'cacheType: device "cuda-emulated" has no cache of pruned keys: use cacheType \'int4\', or use device "cpu"',
+    )
   })
 })

@@ -65,7 +65,9 @@ std::vector<Cache::Part> Cache::parts() const {
     for (int half = 0; half < 2; half++) out.push_back({type, row, of_block, of_others});
   };
   if (!coded()) halves(model_.dt, int64_t(width()), planes_, others());
-  else halves(LOOP_I32, words(codes_), with_residuals() ? 1 : planes_, others());
+  else
+    for (const LoopCacheCodes& codes : {codes_, loop_whole_codes(codes_)})
+      out.push_back({LOOP_I32, words(codes), with_residuals() ? 1 : planes_, others()});
   if (with_residuals()) halves(LOOP_I32, words(residual_codes_), planes_ - 1, 0);
   if (shift_width() > 0) halves(model_.dt, int64_t(shift_width()), planes_, others());
   return out;

@@ -26,10 +26,12 @@ class Cache {
   // memory. written: the slots that hold something; the others are not copied when the cache grows, and in the host's memory cost
   // nothing until they are written.
   // bits: 0: rows in act; 4 or 8: records. residual_bits: of the differences between loops, 0: every loop has its records.
-  Cache(Model& model, int loops, bool shared, int64_t limit, std::function<Runs()> written, int bits = 0, int residual_bits = 0)
+  // pruned: records of keys have codes of half of a group.
+  Cache(Model& model, int loops, bool shared, int64_t limit, std::function<Runs()> written, int bits = 0, int residual_bits = 0,
+        bool pruned = false)
       : model_(model),
-        codes_{bits, bits > 0 ? group_of(model.config.head_dim) : 1},
-        residual_codes_{shared || loops == 1 ? 0 : residual_bits, group_of(model.config.head_dim)},
+        codes_{bits, bits > 0 ? group_of(model.config.head_dim) : 1, pruned ? group_of(model.config.head_dim) / 2 : 0},
+        residual_codes_{shared || loops == 1 ? 0 : residual_bits, group_of(model.config.head_dim), 0},
         planes_(shared ? 1 : loops),
         loop_blocks_(model.config.blocks(model.config.loop)),
         all_planes_(loop_blocks_ * planes_ + model.config.blocks(model.config.begin) + model.config.blocks(model.config.read)),
@@ -121,8 +123,8 @@ class Cache {
   size_t shift_at() const { return with_residuals() ? 4 : 2; }
 
   Model& model_;
-  const LoopCacheCodes codes_, residual_codes_;
-  const int planes_;  // of a block of the loop
+  const LoopCacheCodes codes_, residual_codes_;  // codes_: of keys; values keep all
+  const int planes_;                             // of a block of the loop
   const int64_t loop_blocks_, all_planes_;
   const bool shared_;
   const int64_t limit_;

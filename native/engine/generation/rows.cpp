@@ -28,7 +28,7 @@ Generation::Generation(Model& model, const SchedulerOptions& options)
       state_bytes(size_t(model.config.hidden) * loop_dtype_size(model.dt)),
       cache(
           model, loops, options.shared_cache, options.max_tokens, [this] { return written(); }, options.cache_bits,
-          options.residual_bits),
+          options.residual_bits, options.pruned_keys),
       tree(cache, most_retained(options, model, cache)),
       reads_with_blocks(has_blocks(model.config, model.config.read)) {}
 

@@ -23,6 +23,7 @@ struct SchedulerOptions {
   bool force = false;         // allow shared_cache for a family that was not trained for it
   int cache_bits = 0;         // bits of keys and values: 4 or 8; 0: the model's dtype
   int residual_bits = 0;      // 2: bits of the differences between earlier loops and the last; 0: all loops use cache_bits
+  bool pruned_keys = false;   // with 4 bits: keep the codes of half the numbers of each group of keys
   // Tokens of ended prompts that stay in the cache for prompts with the same prefix; the least recently used go first. 0:
   // none, -1: as many as fit into a quarter of the free memory.
   int64_t prompt_cache = 0;
