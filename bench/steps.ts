@@ -456,6 +456,7 @@ const cpuSteps: Steps = {
   'cache in int8, 4096 tokens, 98 M parameters': (name) => cached(name, d768, 4096, 'int8'),
   'cache in int4, 4096 tokens, 98 M parameters': (name) => cached(name, d768, 4096, 'int4'),
   'cache of residuals, 4096 tokens, 98 M parameters': (name) => cached(name, d768, 4096, 'residual'),
+  'cache with pruned keys, 4096 tokens, 98 M parameters': (name) => cached(name, d768, 4096, 'spark'),
   'decode batch 16, 98 M parameters, exits': (name) => decode(name, { config: d768, rows: 16, tokens: 48, threshold: 0.6 }),
   'decode batch 1, 500 M parameters, bfloat16': (name) => decode(name, { config: d1536, tokens: 12 }),
   'decode batch 1, 500 M parameters, int4': (name) => decode(name, { config: d1536, tokens: 16, quantize: 'int4' }),

@@ -113,10 +113,9 @@ export function modelOptions(command: Command): Command {
 
 /** --cache-type. */
 export const cacheTypeOption = () =>
-  new Option(
-    '--cache-type <type>',
-    'keys and values in the cache: all but model take less memory (default: model)',
-  ).choices(cacheTypes)
+  new Option('--cache-type <type>', 'keys and values in the cache: all but model take less memory (default: model)').choices(
+    cacheTypes,
+  )
 
 /** What {@link cacheOptions} adds. */
 export type CacheFlags = Pick<GenerateOptions, 'kv' | 'cacheType'> & { speculate?: 'wavefront' | 'off' }

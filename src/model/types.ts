@@ -313,7 +313,7 @@ export type CachePolicy =
  * and what the earlier loops differ from it in 2 bits, 0.19 of the bytes with four loops; prompts then run a block at a time. `spark`:
  * `int4` where half of the channels of keys are pruned, each token's own, and read as one value, 0.24 of the bytes. In all of them a
  * token sees the earlier tokens of its block of 64 positions exactly, and codes of those before, in prompts too: log-probabilities
- * differ from those of {@link LoopLM.score}. A prompt shares whole blocks with others. Devices `cpu` and `reference`.
+ * differ from those of {@link LoopLM.score}. A prompt shares whole blocks with others. `spark` has no CUDA kernels.
  */
 export type CacheType = 'model' | 'int8' | 'int4' | 'residual' | 'spark'
 
